@@ -1,0 +1,13 @@
+"""xlstm: the LSTM family with every gradient written by hand, on NumPy and CuPy.
+
+>>> import xlstm
+>>> lstm = xlstm.LSTM(input_size=1, hidden_size=50)
+"""
+
+from xlstm.backend import Backend, BackendError, backend
+from xlstm.gradcheck import gradcheck
+from xlstm.layers.linear import Linear
+from xlstm.layers.recurrent import LSTM
+
+__version__ = "0.1.0"
+__all__ = ["LSTM", "Backend", "BackendError", "Linear", "__version__", "backend", "gradcheck"]

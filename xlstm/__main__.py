@@ -1,0 +1,5 @@
+"""python -m xlstm: the command line."""
+
+from xlstm.cli import main
+
+main()

@@ -1,0 +1,378 @@
+"""Which array library runs the maths, and on which device.
+
+Arrays decide: every function takes its namespace from the arrays it is given (`namespace`).
+Only where there is no array yet is a backend named (`backend`). CuPy and PyTorch are imported
+here and nowhere else in the core, and only when asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+Array = Any  # an array of whichever library is in use
+Namespace = Any  # the array API namespace of that library
+
+NAMES = ("numpy", "cupy", "torch")
+DTYPES = ("float32", "float64", "float16")
+VARIABLE = "XLSTM_BACKEND"
+
+
+class BackendError(RuntimeError):
+    """A backend that was asked for by name cannot run here; says what failed and what to install."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An array library, a device of it and the dtype that new arrays get.
+
+    Attributes
+    ----------
+    name : str
+        "numpy", "cupy" or "torch".
+    xp : namespace
+        Its array API namespace.
+    device : object
+        The device in that library's own terms.
+    dtype : str
+        dtype of arrays made from floating-point values, "float32" unless told otherwise.
+    reason : str
+        Why this backend was chosen, in words.
+    """
+
+    name: str
+    xp: Namespace
+    device: Any
+    dtype: str = "float32"
+    reason: str = "asked for"
+
+    def asarray(self, values: Any, dtype: str | None = None) -> Array:
+        """Put host values (or an array of this backend) on the device.
+
+        Floating-point values get `dtype` (default: the backend's); integers and booleans keep
+        theirs unless `dtype` is given.
+        """
+        if not array_api_compat.is_array_api_obj(values):
+            values = np.asarray(values)
+        if dtype is None:
+            floating = array_api_compat.array_namespace(values).isdtype(values.dtype, "real floating")
+            dtype = self.dtype if floating else None
+        target = None if dtype is None else getattr(self.xp, dtype)
+        with _on(self.name, self.device):
+            if isinstance(values, np.ndarray) and self.name == "torch" and not values.flags.writeable:
+                values = values.copy()  # PyTorch warns about memory it could write to but must not
+            return self.xp.asarray(values, dtype=target, device=self.device)
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished everything asked of it."""
+        if self.name == "cupy":
+            with _on(self.name, self.device):
+                _cupy().cuda.get_current_stream().synchronize()
+        elif self.name == "torch" and self.device.type == "cuda":
+            _torch().cuda.synchronize(self.device)
+
+    def __str__(self) -> str:
+        return f"{self.name} on {device_name(self)}"
+
+
+def backend(name: str = "auto", device: Any = None, dtype: str = "float32") -> Backend:
+    """Choose the array library for arrays that do not exist yet.
+
+    Parameters
+    ----------
+    name : {"auto", "numpy", "cupy", "torch"}
+        "auto" takes CuPy if a small kernel and a matrix product ran on the GPU, else NumPy; the
+        environment variable XLSTM_BACKEND, where set, decides instead of "auto". An explicit name
+        is used or refused, never replaced by another.
+    device : optional
+        CuPy: the device number. PyTorch: a device such as "cpu" (the default) or "cuda:0".
+    dtype : {"float32", "float64", "float16"}
+        dtype of the arrays it makes. float16 needs a GPU.
+
+    Raises
+    ------
+    ValueError
+        Unknown name, device or dtype.
+    TypeError
+        float16 on a CPU.
+    BackendError
+        The named library is missing or does not work here.
+    """
+    reason = "asked for"
+    if name == "auto" and os.environ.get(VARIABLE, "auto") != "auto":
+        name = os.environ[VARIABLE]
+        reason = f"{VARIABLE}={name}"
+        if name not in NAMES:
+            raise ValueError(f"{VARIABLE}: {name!r} is not a backend, expected auto, {', '.join(NAMES)}")
+    _known_dtype(dtype)
+    if name == "auto":
+        failure = cupy_failure(device or 0)
+        if failure is None:
+            name, reason = "cupy", "a kernel and a matrix product ran on the GPU"
+        else:
+            name, reason = "numpy", f"no usable GPU: {failure}"
+    if name == "numpy":
+        chosen = _numpy_backend(device, dtype, reason)
+    elif name == "cupy":
+        chosen = _cupy_backend(device, dtype, reason)
+    elif name == "torch":
+        chosen = _torch_backend(device, dtype, reason)
+    else:
+        raise ValueError(f"backend: {name!r} is not a backend, expected auto, {', '.join(NAMES)}")
+    if dtype == "float16" and _on_cpu(chosen.name, chosen.device):
+        raise TypeError("backend: float16 on a CPU is slow and inexact; use float32, or a GPU")
+    return chosen
+
+
+def backend_of(chosen: str | Backend | None, dtype: str | None = None) -> Backend:
+    """The backend meant by an argument that may be a name, a backend, or None for "auto"."""
+    if isinstance(chosen, Backend):
+        return chosen if dtype is None else replace(chosen, dtype=_known_dtype(dtype))
+    return backend("auto" if chosen is None else chosen, dtype=dtype or "float32")
+
+
+def backend_like(array: Array) -> Backend:
+    """The backend that an array belongs to, with its device and dtype."""
+    xp = array_api_compat.array_namespace(array)
+    library = xp.__name__.removeprefix("array_api_compat.")
+    return Backend(library, xp, device_of(array), str(array.dtype).rpartition(".")[2], "that of the arrays given")
+
+
+def _known_dtype(dtype: str) -> str:
+    if dtype not in DTYPES:
+        raise ValueError(f"backend: dtype {dtype!r} is not supported, expected one of {', '.join(DTYPES)}")
+    return dtype
+
+
+def _numpy_backend(device: Any, dtype: str, reason: str) -> Backend:
+    if device not in (None, "cpu"):
+        raise ValueError(f"backend: numpy has only the device 'cpu', got {device!r}")
+    import array_api_compat.numpy as xp
+
+    return Backend("numpy", xp, "cpu", dtype, reason)
+
+
+def _cupy_backend(device: Any, dtype: str, reason: str) -> Backend:
+    number = getattr(device, "id", 0 if device is None else device)
+    if not isinstance(number, int) or number < 0:
+        raise ValueError(f"backend: a cupy device is a number from 0 up, got {device!r}")
+    failure = cupy_failure(number)
+    if failure is not None:
+        raise BackendError(f"cupy: {failure}")
+    import array_api_compat.cupy as xp
+
+    return Backend("cupy", xp, _cupy().cuda.Device(number), dtype, reason)
+
+
+def _torch_backend(device: Any, dtype: str, reason: str) -> Backend:
+    try:
+        torch = _torch()
+    except ImportError as error:
+        raise BackendError("torch: PyTorch is not installed; pip install torch") from error
+    import array_api_compat.torch as xp
+
+    try:
+        chosen = torch.device("cpu" if device is None else device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise BackendError(f"torch: device {device!r} is not usable: {_first_line(error)}") from error
+    return Backend("torch", xp, chosen, dtype, reason)
+
+
+def _cupy() -> Any:
+    import cupy
+
+    return cupy
+
+
+def _torch() -> Any:
+    import torch
+
+    return torch
+
+
+@functools.cache
+def cupy_failure(number: int = 0) -> str | None:
+    """Try CuPy on device `number`, once per process: None if it works, else what failed and the mend.
+
+    Counting devices is not enough: NVRTC and cuBLAS are loaded only when a kernel is compiled and a
+    product is taken, so both are done here.
+    """
+    try:
+        cupy = _cupy()
+    except Exception as error:  # a broken installation raises more than ImportError
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            return "CuPy is not installed; for an NVIDIA GPU: pip install 'xlstm-xp[cuda12]' (or cuda13)"
+        return f"CuPy does not import ({_first_line(error)}); reinstall it: pip install 'xlstm-xp[cuda12]' (or cuda13)"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:
+        return f"no NVIDIA driver or device answers ({_first_line(error)}); install or update the NVIDIA driver"
+    if number >= count:
+        return f"CUDA device {number} does not exist, {count} found"
+    try:
+        with cupy.cuda.Device(number):
+            ones = cupy.ones((32, 32), dtype="float32")
+            twice = cupy.ElementwiseKernel("float32 a", "float32 b", "b = a + a", "xlstm_probe")(ones)
+            if float(twice.sum()) != 2048.0:
+                return "a test kernel gave a wrong result; check the driver and the GPU"
+    except Exception as error:
+        return (
+            f"a test kernel did not compile or run (NVRTC: {_first_line(error)}); "
+            "install the CUDA toolkit wheels: pip install 'xlstm-xp[cuda12]' (or cuda13)"
+        )
+    try:
+        with cupy.cuda.Device(number):
+            if float((ones @ twice).sum()) != 65536.0:
+                return "a test matrix product gave a wrong result; check the driver and the GPU"
+    except Exception as error:
+        return (
+            f"a test matrix product did not run (cuBLAS: {_first_line(error)}); "
+            "install the CUDA toolkit wheels: pip install 'xlstm-xp[cuda12]' (or cuda13)"
+        )
+    return None
+
+
+def usable() -> dict[str, Backend | str]:
+    """Every backend by name: a `Backend` where it runs, else the reason why it does not."""
+    found: dict[str, Backend | str] = {}
+    for name in NAMES:
+        try:
+            found[name] = backend(name)
+        except BackendError as error:
+            found[name] = str(error).removeprefix(f"{name}: ")
+    return found
+
+
+def device_name(chosen: Backend) -> str:
+    """The device in words, with the card's name where it is a GPU."""
+    if chosen.name == "cupy":
+        properties = _cupy().cuda.runtime.getDeviceProperties(chosen.device.id)
+        return f"GPU {chosen.device.id} ({properties['name'].decode()})"
+    if chosen.name == "torch" and chosen.device.type == "cuda":
+        return f"GPU {chosen.device.index or 0} ({_torch().cuda.get_device_name(chosen.device)})"
+    return "CPU"
+
+
+def generator(seed: int) -> np.random.Generator:
+    """The seeded generator on the host from which every random number of the library comes.
+
+    It is the same on every backend, so equal seeds give equal weights everywhere.
+    """
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed: expected a whole number from 0 up, got {seed!r}")
+    return np.random.Generator(np.random.PCG64(int(seed)))
+
+
+def to_numpy(array: Array) -> np.ndarray[Any, Any]:
+    """A NumPy array with the values of `array`, copied to the host where they are not there already."""
+    if isinstance(array, np.ndarray):
+        return array
+    if array_api_compat.is_cupy_array(array):
+        return np.asarray(array.get())
+    if array_api_compat.is_torch_array(array):
+        return np.asarray(array.detach().cpu().numpy())
+    if array_api_compat.is_array_api_obj(array):
+        return np.from_dlpack(array, device="cpu", copy=True)
+    return np.asarray(array)
+
+
+def device_of(array: Array) -> Any:
+    """The device of an array, in its library's own terms."""
+    return array_api_compat.device(array)
+
+
+def like(values: Any, array: Array) -> Array:
+    """Host values as an array of the library, device and dtype of `array`."""
+    xp = array_api_compat.array_namespace(array)
+    return xp.asarray(np.asarray(values), dtype=array.dtype, device=device_of(array))
+
+
+def namespace(where: str, arrays: Mapping[str, Array]) -> Namespace:
+    """The one namespace that all `arrays` share.
+
+    Parameters
+    ----------
+    where : str
+        Who asks, the first word of an error.
+    arrays : dict of str to array
+        Arrays under the names an error should use.
+
+    Raises
+    ------
+    TypeError
+        Something is no array, the arrays are of different libraries, devices or dtypes, are not
+        floating-point, are float16 on a CPU, or would record an autograd graph.
+    """
+    first_name, first = next(iter(arrays.items()))
+    try:
+        xp = array_api_compat.array_namespace(first)
+    except TypeError:
+        raise TypeError(f"{where}: {first_name} is {_kind(first)}, expected an array") from None
+    if not xp.isdtype(first.dtype, "real floating"):
+        raise TypeError(f"{where}: {first_name} has dtype {first.dtype}, expected float32 or float64")
+    home = array_api_compat.device(first)
+    for name, array in arrays.items():
+        if type(array) is not type(first):
+            check_library(where, name, xp, array)
+        if array.dtype != first.dtype:
+            raise TypeError(
+                f"{where}: {name} has dtype {array.dtype} but {first_name} has {first.dtype}, expected the same"
+            )
+        if device_of(array) != home:
+            raise TypeError(
+                f"{where}: {name} is on {device_of(array)} but {first_name} on {home}, "
+                "expected one device"
+            )
+        if getattr(array, "requires_grad", False):
+            raise TypeError(f"{where}: {name} requires grad; gradients are computed by hand here, pass {name}.detach()")
+    if str(first.dtype).endswith("float16") and _on_cpu_array(first):
+        raise TypeError(f"{where}: {first_name} is {first.dtype} on a CPU, expected float32 or float64")
+    return xp
+
+
+def check_library(where: str, name: str, xp: Namespace, array: Array) -> None:
+    """Raise TypeError unless `array` is an array of the library of `xp`."""
+    try:
+        if array_api_compat.array_namespace(array) is xp:
+            return
+    except TypeError:
+        pass
+    library = xp.__name__.removeprefix("array_api_compat.")
+    raise TypeError(
+        f"{where}: {name} is {_kind(array)}, expected a {library} array like the others; "
+        "xlstm.backend(...).asarray moves arrays"
+    )
+
+
+def _kind(value: Any) -> str:
+    module = type(value).__module__.split(".")[0]
+    if array_api_compat.is_array_api_obj(value):
+        return f"a {module} array"
+    return f"a {type(value).__name__}"
+
+
+def _on(name: str, device: Any) -> Any:
+    return device if name == "cupy" else contextlib.nullcontext()
+
+
+def _on_cpu(name: str, device: Any) -> bool:
+    return name == "numpy" or (name == "torch" and device.type == "cpu")
+
+
+def _on_cpu_array(array: Array) -> bool:
+    if array_api_compat.is_torch_array(array):
+        return bool(array.device.type == "cpu")
+    return not array_api_compat.is_cupy_array(array)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

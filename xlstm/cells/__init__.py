@@ -1,0 +1,1 @@
+"""The maths of one cell a file, forward beside backward."""

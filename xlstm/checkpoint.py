@@ -1,0 +1,89 @@
+"""Parameters and what describes them in one safetensors file, written whole or not at all.
+
+The file holds the arrays under their names; its metadata holds the format, its version, the kind of
+model and a JSON configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xlstm.backend import Array, to_numpy
+
+FORMAT = "xlstm"
+VERSION = 1
+
+
+def save(path: str | os.PathLike[str], params: dict[str, Array], kind: str, config: dict[str, Any]) -> None:
+    """Write a model file.
+
+    The bytes go to a temporary file in the same folder, which then takes the place of `path` in one
+    step: killed at any moment, `path` is the old file or the new one.
+
+    Parameters
+    ----------
+    path : path
+    params : dict of str to array
+        Arrays of any backend.
+    kind : str
+        Kind of model, checked by `load`.
+    config : dict
+        Anything JSON can hold.
+
+    Raises
+    ------
+    OSError
+        The folder cannot be written to.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    path = Path(path)
+    metadata = {"format": FORMAT, "version": str(VERSION), "kind": kind, "config": json.dumps(config)}
+    arrays = {name: np.ascontiguousarray(to_numpy(array)) for name, array in params.items()}
+    blob = to_bytes(arrays, metadata=metadata)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(blob)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
+    """Read a model file: its arrays, on the host, and its configuration.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        It is no safetensors file, is damaged, or is of another format, version or kind.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such model file")
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+    for key, expected in {"format": FORMAT, "version": str(VERSION), "kind": kind}.items():
+        if metadata.get(key) != expected:
+            raise ValueError(f"{path}: {key} is {metadata.get(key, 'missing')}, expected {expected}")
+    try:
+        config = json.loads(metadata["config"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: its configuration is not readable ({error})") from error
+    return arrays, config

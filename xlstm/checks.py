@@ -1,0 +1,53 @@
+"""Shape checks at the door, worded the same everywhere: who, which array, what came, what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from xlstm.backend import Array
+
+# A dimension that can be anything is None; otherwise the number it must be, under its symbol.
+Dims = Mapping[str, int | None]
+
+
+def shape(where: str, name: str, array: Array, expected: Dims) -> None:
+    """Raise ValueError unless `array` has the shape `expected`, a dict of symbol to size."""
+    found = tuple(array.shape)
+    if len(found) == len(expected) and all(
+        n is None or n == m for n, m in zip(expected.values(), found, strict=True)
+    ):
+        return
+    symbols = _tuple(expected)
+    sizes = _tuple([s if n is None else str(n) for s, n in expected.items()])
+    equals = "" if symbols == sizes else f" = {sizes}"
+    raise ValueError(f"{where}: {name} has shape {found}, expected {symbols}{equals}")
+
+
+def params(where: str, given: Any, expected: Mapping[str, Dims]) -> None:
+    """Raise ValueError unless `given` has exactly the names and shapes of `expected`."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{where}: parameters are a {type(given).__name__}, expected a dict of name to array")
+    for name, dims in expected.items():
+        if name not in given:
+            raise ValueError(f"{where}: parameter {name} is missing, expected {', '.join(expected)}")
+        if not hasattr(given[name], "shape"):
+            raise TypeError(f"{where}: {name} is a {type(given[name]).__name__}, expected an array")
+        shape(where, name, given[name], dims)
+    if len(given) > len(expected):
+        surplus = next(name for name in given if name not in expected)
+        raise ValueError(f"{where}: parameter {surplus} is unknown, expected {', '.join(expected)}")
+
+
+def positive(where: str, **sizes: Any) -> None:
+    """Raise unless every size is a whole number from 1 up."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise TypeError(f"{where}: {name} is {size!r}, expected a whole number")
+        if size < 1:
+            raise ValueError(f"{where}: {name} is {size}, expected 1 or more")
+
+
+def _tuple(parts: Any) -> str:
+    parts = list(parts)
+    return f"({', '.join(parts)},)" if len(parts) == 1 else f"({', '.join(parts)})"

@@ -1,0 +1,281 @@
+"""Estimators: fit and predict. `Forecaster` is the main job, a series and its future."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from xlstm import checkpoint, checks, optim, training
+from xlstm.backend import Backend, backend_of, to_numpy
+from xlstm.data import Scaler, Split, Values, Windows, carry_forward, split, windows
+from xlstm.layers.recurrent import LSTM
+from xlstm.models import SequenceModel
+
+KIND = "forecaster"
+AR_ORDER = 24  # months of the linear autoregression it is compared with
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a `Forecaster` is built and trained.
+
+    Attributes
+    ----------
+    window : int
+        Steps it looks back.
+    horizon : int
+        Steps ahead that are predicted at once.
+    hidden_size : int
+        Units of the LSTM.
+    epochs : int
+        At most so many passes over the training part.
+    patience : int
+        Epochs without a better validation loss before training stops.
+    learning_rate, weight_decay : float
+        Of AdamW.
+    batch_size : int
+    clip : float
+        Limit of the global gradient norm.
+    seed : int
+        Decides initial weights and the order of batches.
+    """
+
+    window: int = 48
+    horizon: int = 1
+    hidden_size: int = 50
+    epochs: int = 60
+    patience: int = 10
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    batch_size: int = 64
+    clip: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        whole = {f.name: getattr(self, f.name) for f in fields(self) if f.type == "int" and f.name != "seed"}
+        checks.positive("Forecaster", **whole)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Root mean square errors on the test part, by steps ahead: arrays (horizon,) in the series' own units."""
+
+    model: Values
+    persistence: Values
+    autoregression: Values
+    order: int  # coefficients of the autoregression
+    points: int  # forecasts compared
+
+
+class Forecaster:
+    """Forecast a series with an LSTM and a linear head.
+
+    The model sees the last `window` values in standard units and predicts by how much each of the
+    next `horizon` values differs from the last one. It is fitted on the first part of the series
+    and stops early by the part after it; the last part is only used by `score`.
+
+    Parameters
+    ----------
+    settings : Settings, optional
+    backend : str or Backend, optional
+        As for `xlstm.backend`, by default "auto".
+    dtype : {"float32", "float64"}, optional
+
+    Attributes
+    ----------
+    trained : Trained or None
+        How training went, after `fit`.
+
+    Examples
+    --------
+    >>> forecaster = Forecaster(Settings(epochs=5)).fit(values)
+    >>> forecaster.predict(values, steps=12)
+    """
+
+    def __init__(
+        self, settings: Settings | None = None, backend: str | Backend | None = None, dtype: str | None = None
+    ) -> None:
+        self.settings = settings or Settings()
+        self.backend = backend_of(backend, dtype)
+        self.model = SequenceModel(LSTM(1, self.settings.hidden_size), self.settings.horizon, last=True)
+        self.params: dict[str, Any] | None = None
+        self.scaler: Scaler | None = None
+        self.trained: training.Trained | None = None
+
+    def fit(self, values: Any, progress: Callable[[training.Progress], None] | None = None) -> Forecaster:
+        """Train on a series; NaN is a gap, which is bridged by the value before it and never a target.
+
+        Raises
+        ------
+        ValueError
+            The series is too short for the window, constant, or not finite.
+        FloatingPointError
+            Training diverged.
+        """
+        s = self.settings
+        values = _series(values)
+        parts = self._parts(values)
+        self.scaler = Scaler.fit(values[parts.train])
+        x, target, mask = self._examples(values)
+        data = {}
+        for name, part in parts._asdict().items():
+            rows = self._rows(part)
+            if not np.any(mask[rows]):
+                raise ValueError(f"Forecaster: the {name} part of the series has no values to predict")
+            data[name] = Windows(x[rows], np.nan_to_num(target[rows]), mask[rows], s.batch_size)
+        self.trained = training.train(
+            self.model,
+            self.model.init(s.seed, self.backend),
+            data["train"],
+            optim.adamw(s.learning_rate, weight_decay=s.weight_decay),
+            epochs=s.epochs,
+            validation=data["validation"],
+            patience=s.patience,
+            clip=s.clip,
+            seed=s.seed,
+            progress=progress,
+        )
+        self.params = self.trained.params
+        return self
+
+    def predict(self, values: Any, steps: int | None = None) -> Values:
+        """The `steps` values after the end of a series, by default as many as the horizon.
+
+        Beyond the horizon the predictions are fed back as if they had been observed.
+        """
+        steps = self.settings.horizon if steps is None else steps
+        checks.positive("Forecaster", steps=steps)
+        known = carry_forward(_series(values))
+        if len(known) < self.settings.window:
+            raise ValueError(
+                f"Forecaster: a forecast needs {self.settings.window} values to look back on, "
+                f"the series has {len(known)}"
+            )
+        start = len(known)
+        while len(known) < start + steps:
+            known = np.concatenate((known, self._predict(known[None, -self.settings.window :])[0]))
+        return known[start : start + steps]
+
+    def forecasts(self, values: Any) -> tuple[np.ndarray[Any, Any], Values]:
+        """Every forecast over the test part of a series: positions (N,) of the first value forecast, and (N, horizon)."""
+        values = _series(values)
+        rows = self._rows(self._parts(values).test)
+        x, _ = windows(carry_forward(values), self.settings.window, self.settings.horizon)
+        return np.arange(rows.start, rows.stop) + self.settings.window, self._predict(x[rows])
+
+    def score(self, values: Any) -> Score:
+        """Errors on the test part, beside those of repeating the last value and of a linear autoregression.
+
+        The autoregression has `AR_ORDER` coefficients (fewer in a short series) and a constant for each
+        step ahead, by least squares (`numpy.linalg.lstsq`) on all that comes before the test part.
+        """
+        values = _series(values)
+        at, model = self.forecasts(values)
+        horizon = self.settings.horizon
+        known = carry_forward(values)
+        ahead = at[:, None] + np.arange(horizon)  # (N, horizon)
+        truth = values[ahead]
+        persistence = np.repeat(known[at - 1, None], horizon, axis=1)
+        order = min(AR_ORDER, int(at[0]) // 3)
+        regression = _autoregression(known, values, order, horizon, at)
+        return Score(*(_rmse(forecast, truth) for forecast in (model, persistence, regression)), order, len(at))
+
+    def save(self, path: str | os.PathLike[str], series: str = "") -> None:
+        """Write weights, scaling and settings to a safetensors file, whole or not at all."""
+        params, scaler = self._fitted()
+        config = {"settings": asdict(self.settings), "scaler": asdict(scaler), "series": series}
+        checkpoint.save(path, params, KIND, {**config, "dtype": self.backend.dtype})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], backend: str | Backend | None = None) -> Forecaster:
+        """Read a file that `save` wrote.
+
+        Raises
+        ------
+        OSError, ValueError
+            There is no such file, or it is not a forecaster's.
+        """
+        arrays, config = checkpoint.load(path, KIND)
+        try:
+            forecaster = cls(Settings(**config["settings"]), backend, config["dtype"])
+            forecaster.scaler = Scaler(**config["scaler"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path}: its configuration does not describe a forecaster ({error})") from error
+        expected = {name: tuple(p.shape) for name, p in forecaster.model.init(backend="numpy").items()}
+        found = {name: array.shape for name, array in arrays.items()}
+        if found != expected:
+            odd = next(name for name in {**expected, **found} if found.get(name) != expected.get(name))
+            raise ValueError(f"{path}: {odd} has shape {found.get(odd)}, expected {expected.get(odd)}")
+        forecaster.params = {name: forecaster.backend.asarray(array) for name, array in arrays.items()}
+        return forecaster
+
+    def _fitted(self) -> tuple[dict[str, Any], Scaler]:
+        if self.params is None or self.scaler is None:
+            raise ValueError("Forecaster: not fitted yet, call fit first")
+        return self.params, self.scaler
+
+    def _parts(self, values: Values) -> Split:
+        """The parts of a series, none too short for the window."""
+        parts = split(len(values))
+        need = self.settings.window + self.settings.horizon
+        if parts.train.stop < need or parts.test.stop - parts.test.start < self.settings.horizon:
+            raise ValueError(
+                f"Forecaster: a window of {self.settings.window} and a horizon of {self.settings.horizon} need "
+                f"{need} rows in the first 60 % of the series, which has {len(values)} rows in all"
+            )
+        return parts
+
+    def _rows(self, part: slice) -> slice:
+        """Windows whose targets all lie in a part."""
+        return slice(
+            max(0, part.start - self.settings.window), part.stop - self.settings.window - self.settings.horizon + 1
+        )
+
+    def _examples(self, values: Values) -> tuple[Values, Values, np.ndarray[Any, Any]]:
+        """Inputs (N, window, 1), targets (N, horizon) as differences from the last input, and which are observed."""
+        assert self.scaler is not None
+        x, target = windows(self.scaler.apply(carry_forward(values)), self.settings.window, self.settings.horizon)
+        _, observed = windows(values, self.settings.window, self.settings.horizon)
+        return x[:, :, None], target - x[:, -1:], ~np.isnan(observed)
+
+    def _predict(self, known: Values) -> Values:
+        """Forecasts (N, horizon) after windows (N, window)."""
+        params, scaler = self._fitted()
+        z = scaler.apply(known)
+        x = self.backend.asarray(np.ascontiguousarray(z.T[:, :, None]))  # (window, N, 1)
+        change, _, _ = self.model.forward(params, x, train=False)
+        return scaler.invert(z[:, -1:] + to_numpy(change).astype(np.float64))
+
+
+def _series(values: Any) -> Values:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1:
+        raise ValueError(f"Forecaster: the series has shape {array.shape}, expected (N,)")
+    if array.size and np.isnan(array[0]):
+        raise ValueError("Forecaster: the series begins with a gap, expected a value")
+    if np.any(np.isinf(array)):
+        raise ValueError(f"Forecaster: value {int(np.argmax(np.isinf(array)))} of the series is infinite")
+    return array
+
+
+def _autoregression(known: Values, values: Values, order: int, horizon: int, at: np.ndarray[Any, Any]) -> Values:
+    """Least-squares forecasts at positions `at` from the `order` values before, fitted on all before the first."""
+    x, _ = windows(known, order, horizon)
+    _, target = windows(values, order, horizon)
+    design = np.concatenate((x, np.ones((len(x), 1))), axis=1)
+    forecast = np.empty((len(at), horizon))
+    past = slice(0, int(at[0]) - order - horizon + 1)
+    for h in range(horizon):
+        there = ~np.isnan(target[past, h])
+        coefficients, *_ = np.linalg.lstsq(design[past][there], target[past][there, h], rcond=None)
+        forecast[:, h] = design[at - order] @ coefficients
+    return forecast
+
+
+def _rmse(forecast: Values, truth: Values) -> Values:
+    """Over the values that are there, by steps ahead."""
+    return np.sqrt(np.nanmean((forecast - truth) ** 2, axis=0))

@@ -1,0 +1,144 @@
+"""Is this backward pass the gradient of this forward pass? Public, for any pair of functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from xlstm.backend import Array, generator, like, to_numpy
+
+# Fourth-order central difference: weights of f(x + k step v) over step.
+STENCIL = {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}
+
+
+class GradientError(AssertionError):
+    """A backward pass disagrees with finite differences; names the input and the output."""
+
+
+def gradcheck(
+    forward: Callable[..., tuple[Any, Any]],
+    backward: Callable[[Any, Any], Any],
+    inputs: tuple[Any, ...],
+    *,
+    directions: int = 2,
+    step: float = 1e-3,
+    tolerance: float = 1e-7,
+    seed: int = 0,
+) -> float:
+    """Compare a backward pass with finite differences in random directions.
+
+    For outputs y = f(x), a random cotangent w and a random direction v, the derivative of <w, f(x)>
+    along v must equal <dx, v>. This is done with one output at a time and with all outputs
+    together, and for each input by itself, so no error can hide behind a larger gradient.
+
+    Parameters
+    ----------
+    forward : callable
+        `forward(*inputs) -> (outputs, saved)`. `outputs` is an array or a nesting of tuples, lists
+        and dicts of arrays.
+    backward : callable
+        `backward(saved, doutputs) -> dinputs`: the gradients of <outputs, doutputs>, nested like
+        `inputs`.
+    inputs : tuple
+        Arguments of `forward`: float64 arrays of any backend, or nestings of them. None has no
+        gradient.
+    directions : int
+        Random directions for each pair of input and output.
+    step : float
+        Step of the fourth-order central difference.
+    tolerance : float
+        Largest relative error allowed. Errors are relative to the larger of the two derivatives
+        and of |dx| |v| / sqrt(n), the size a derivative in a random direction has.
+    seed : int
+        Seed of the cotangents and directions.
+
+    Returns
+    -------
+    float
+        The largest relative error found.
+
+    Raises
+    ------
+    GradientError
+        An error above `tolerance`, or a gradient that is not finite or whose shape or nesting is
+        not that of its input.
+    TypeError
+        An input is not float64.
+    """
+    rng = generator(seed)
+    leaves = _leaves(inputs)
+    for name, leaf in leaves.items():
+        if not str(leaf.dtype).endswith("float64"):
+            raise TypeError(f"gradcheck: input {name} has dtype {leaf.dtype}, expected float64")
+    outputs, saved = forward(*inputs)
+    shapes = {name: tuple(leaf.shape) for name, leaf in _leaves(outputs).items()}
+    worst = 0.0
+    for chosen in [*([name] for name in shapes if len(shapes) > 1), list(shapes)]:
+        for _ in range(directions):
+            cotangent = {n: rng.standard_normal(s) * (n in chosen) for n, s in shapes.items()}
+            dinputs = _gradients(
+                backward(saved, _replace(outputs, lambda n, y, w=cotangent: like(w[n], y))), leaves
+            )
+            for name, leaf in leaves.items():
+                v = rng.standard_normal(tuple(leaf.shape))
+                exact = float(np.sum(dinputs[name] * v))
+                numeric = 0.0
+                for k, weight in STENCIL.items():
+                    moved = _replace(inputs, lambda n, x, at=name, d=k * step * v: x + like(d, x) if n == at else x)
+                    y = _leaves(forward(*moved)[0])
+                    numeric += weight / step * sum(float(np.sum(cotangent[n] * to_numpy(y[n]))) for n in chosen)
+                usual = float(np.linalg.norm(dinputs[name]) * np.linalg.norm(v)) / max(1.0, v.size**0.5)
+                scale = max(abs(exact), abs(numeric), usual)
+                error = abs(exact - numeric) / scale if scale > 1e-12 else 0.0
+                if not error <= tolerance:
+                    raise GradientError(
+                        f"gradient of output {', '.join(chosen)} by input {name}: backward gives {exact:.12g}, "
+                        f"finite differences {numeric:.12g}, relative error {error:.2g} > {tolerance:.2g}"
+                    )
+                worst = max(worst, error)
+    return worst
+
+
+def _gradients(dinputs: Any, leaves: dict[str, Array]) -> dict[str, np.ndarray[Any, Any]]:
+    found = {name: to_numpy(leaf) for name, leaf in _leaves(dinputs).items()}
+    if set(found) != set(leaves):
+        raise GradientError(f"backward returns gradients {sorted(found)}, expected {sorted(leaves)}")
+    for name, leaf in leaves.items():
+        if found[name].shape != tuple(leaf.shape):
+            raise GradientError(f"gradient of {name} has shape {found[name].shape}, expected {tuple(leaf.shape)}")
+        if not np.all(np.isfinite(found[name])):
+            raise GradientError(f"gradient of {name} is not finite")
+    return found
+
+
+def _leaves(tree: Any, path: str = "") -> dict[str, Array]:
+    """Arrays of a nesting of tuples, lists and dicts, by their path such as "0.Wx" or "1.0"."""
+    if tree is None:
+        return {}
+    if isinstance(tree, Mapping):
+        items = list(tree.items())
+    elif isinstance(tree, tuple | list):
+        items = list(enumerate(tree))
+    else:
+        return {path or "0": tree}
+    found: dict[str, Array] = {}
+    for key, value in items:
+        found |= _leaves(value, f"{path}.{key}" if path else str(key))
+    return found
+
+
+def _replace(tree: Any, new: Callable[[str, Array], Array], path: str = "") -> Any:
+    """The same nesting with each array replaced by `new(path, array)`."""
+    if tree is None:
+        return None
+
+    def below(key: Any, value: Any) -> Any:
+        return _replace(value, new, f"{path}.{key}" if path else str(key))
+
+    if isinstance(tree, Mapping):
+        return {key: below(key, value) for key, value in tree.items()}
+    if isinstance(tree, tuple | list):
+        return tuple(below(key, value) for key, value in enumerate(tree))
+    return new(path or "0", tree)

@@ -1,0 +1,1 @@
+"""Layers: frozen descriptions that hold no arrays. Each can `init`, run `forward` and run `backward`."""

@@ -1,0 +1,79 @@
+"""Models: a sequence in, a prediction out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from xlstm.backend import Array, Backend, backend_of
+from xlstm.layers.linear import Linear, Params
+from xlstm.layers.recurrent import LSTM, State
+
+
+class SavedModel(NamedTuple):
+    """What `SequenceModel.forward` keeps: the recurrent layer's `Saved`, and the head's."""
+
+    recurrent: Any
+    head: Any
+
+
+@dataclass(frozen=True)
+class SequenceModel:
+    """A recurrent layer with a linear head.
+
+    Parameters are those of the layer under `recurrent.` and of the head under `head.`.
+
+    Parameters
+    ----------
+    recurrent : LSTM
+        The layer.
+    output_size : int
+        Width O of the prediction.
+    last : bool
+        Predict once, from the hidden state after the last step, instead of at every step.
+    """
+
+    recurrent: LSTM
+    output_size: int
+    last: bool = False
+
+    @property
+    def head(self) -> Linear:
+        """The linear layer from hidden state to prediction."""
+        return Linear(self.recurrent.hidden_size, self.output_size)
+
+    def init(self, seed: int = 0, backend: str | Backend | None = None, dtype: str | None = None) -> Params:
+        """Draw initial parameters; see `LSTM.init`. The head is drawn from the seed after."""
+        chosen = backend_of(backend, dtype)
+        return {
+            **_prefixed("recurrent", self.recurrent.init(seed, chosen)),
+            **_prefixed("head", self.head.init(seed + 1, chosen)),
+        }
+
+    def forward(
+        self, params: Params, x: Array, state: State | None = None, train: bool = True
+    ) -> tuple[Array, State, SavedModel | None]:
+        """Predict from x (T, B, D): (T, B, O), or (B, O) with `last`; arguments as `LSTM.forward`."""
+        y, state, saved = self.recurrent.forward(_below("recurrent", params), x, state, train)
+        # The hidden state after the last step is the final state: its gradient goes in there.
+        prediction, head = self.head.forward(_below("head", params), state[0][0, ...] if self.last else y)
+        return prediction, state, SavedModel(saved, head) if train else None
+
+    def backward(
+        self, params: Params, saved: SavedModel, dy: Array, dstate: State | None = None
+    ) -> tuple[Params, Array, State]:
+        """Gradients of params, x and the initial state from those of the prediction and final state."""
+        grads, dh = self.head.backward(_below("head", params), saved.head, dy)
+        if self.last:
+            dh, *others = (dh[None, ...] if dstate is None else dstate[0] + dh[None, ...], *(dstate or (None, None))[1:])
+            dstate, dh = (dh, *others), None
+        below, dx, dstate = self.recurrent.backward(_below("recurrent", params), saved.recurrent, dh, dstate)
+        return {**_prefixed("recurrent", below), **_prefixed("head", grads)}, dx, dstate
+
+
+def _below(prefix: str, params: Params) -> Params:
+    return {name.removeprefix(f"{prefix}."): p for name, p in params.items() if name.startswith(f"{prefix}.")}
+
+
+def _prefixed(prefix: str, params: Params) -> Params:
+    return {f"{prefix}.{name}": p for name, p in params.items()}

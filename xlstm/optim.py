@@ -1,0 +1,227 @@
+"""Optimisers as pairs of pure functions over a state, gradient clipping, and learning-rate schedules.
+
+>>> optimizer = adam(1e-3)
+>>> state = optimizer.init(params)
+>>> params, state = optimizer.update(params, grads, state)
+
+Parameters and gradients are flat dicts of name to array, and nothing is changed in place. The
+equations are those of `torch.optim`, which the tests follow step by step. A learning rate is a
+number or a schedule, a function of the number of updates done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from xlstm.backend import Array, Namespace, namespace
+
+Params = dict[str, Array]
+Schedule = Callable[[int], float]
+
+
+class OptimState(NamedTuple):
+    """Updates done, and moments: slot name -> parameter name -> array."""
+
+    step: int
+    slots: dict[str, Params]
+
+
+class Optimizer(NamedTuple):
+    """`init(params) -> state` and `update(params, grads, state) -> (params, state)`."""
+
+    init: Callable[[Params], OptimState]
+    update: Callable[[Params, Params, OptimState], tuple[Params, OptimState]]
+
+
+# One parameter: (xp, p, g, moments, learning rate, updates done including this one) -> p, moments.
+Rule = Callable[[Namespace, Array, Array, list[Array], float, int], tuple[Array, list[Array]]]
+
+
+def sgd(
+    lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
+) -> Optimizer:
+    """Gradient descent, p -= lr g, with heavy-ball or Nesterov momentum (Sutskever et al. 2013).
+
+    Raises
+    ------
+    ValueError
+        A setting out of range, or `nesterov` without momentum.
+    """
+    _within("sgd", "momentum", momentum, 0, 1)
+    if nesterov and momentum == 0:
+        raise ValueError("sgd: nesterov needs a momentum above 0")
+
+    def rule(
+        xp: Namespace, p: Array, g: Array, moments: list[Array], rate: float, step: int
+    ) -> tuple[Array, list[Array]]:
+        if weight_decay:
+            g = g + weight_decay * p
+        if not momentum:
+            return p - rate * g, []
+        v = momentum * moments[0] + g
+        return p - rate * (g + momentum * v if nesterov else v), [v]
+
+    return _optimizer("sgd", lr, ("v",) if momentum else (), rule, weight_decay)
+
+
+def rmsprop(
+    lr: float | Schedule, alpha: float = 0.99, eps: float = 1e-8, momentum: float = 0.0, weight_decay: float = 0.0
+) -> Optimizer:
+    """g divided by the root of its running mean square (Tieleman & Hinton 2012); eps is added to the root."""
+    _within("rmsprop", "alpha", alpha, 0, 1)
+    _within("rmsprop", "momentum", momentum, 0, 1)
+
+    def rule(
+        xp: Namespace, p: Array, g: Array, moments: list[Array], rate: float, step: int
+    ) -> tuple[Array, list[Array]]:
+        if weight_decay:
+            g = g + weight_decay * p
+        s = alpha * moments[0] + (1 - alpha) * (g * g)
+        d = g / (xp.sqrt(s) + eps)
+        if not momentum:
+            return p - rate * d, [s]
+        v = momentum * moments[1] + d
+        return p - rate * v, [s, v]
+
+    return _optimizer("rmsprop", lr, ("s", "v") if momentum else ("s",), rule, weight_decay)
+
+
+def adam(
+    lr: float | Schedule,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> Optimizer:
+    """Adam (Kingma & Ba 2015); weight decay is added to the gradient."""
+    return _adam("adam", lr, betas, eps, weight_decay, decoupled=False)
+
+
+def adamw(
+    lr: float | Schedule,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+) -> Optimizer:
+    """Adam with decoupled weight decay, p *= 1 - lr weight_decay (Loshchilov & Hutter 2019)."""
+    return _adam("adamw", lr, betas, eps, weight_decay, decoupled=True)
+
+
+def _adam(
+    where: str, lr: float | Schedule, betas: tuple[float, float], eps: float, weight_decay: float, decoupled: bool
+) -> Optimizer:
+    b1, b2 = betas
+    _within(where, "betas[0]", b1, 0, 1)
+    _within(where, "betas[1]", b2, 0, 1)
+
+    def rule(
+        xp: Namespace, p: Array, g: Array, moments: list[Array], rate: float, step: int
+    ) -> tuple[Array, list[Array]]:
+        if weight_decay and decoupled:
+            p = (1 - rate * weight_decay) * p
+        elif weight_decay:
+            g = g + weight_decay * p
+        m = b1 * moments[0] + (1 - b1) * g
+        v = b2 * moments[1] + (1 - b2) * (g * g)
+        root = xp.sqrt(v)
+        root *= 1 / math.sqrt(1 - b2**step)
+        root += eps
+        return p - (rate / (1 - b1**step)) * (m / root), [m, v]
+
+    return _optimizer(where, lr, ("m", "v"), rule, weight_decay)
+
+
+def _optimizer(
+    where: str, lr: float | Schedule, slots: tuple[str, ...], rule: Rule, weight_decay: float
+) -> Optimizer:
+    rate = lr if callable(lr) else constant(lr)
+    if not weight_decay >= 0:
+        raise ValueError(f"{where}: weight_decay is {weight_decay}, expected 0 or more")
+
+    def init(params: Params) -> OptimState:
+        xp = namespace(where, params)
+        return OptimState(0, {slot: {name: xp.zeros_like(p) for name, p in params.items()} for slot in slots})
+
+    def update(params: Params, grads: Params, state: OptimState) -> tuple[Params, OptimState]:
+        if grads.keys() != params.keys():
+            odd = sorted(grads.keys() ^ params.keys())[0]
+            raise ValueError(f"{where}: {odd} is in only one of params and grads")
+        xp = namespace(where, params)
+        new: Params = {}
+        moments: dict[str, Params] = {slot: {} for slot in slots}
+        for name, p in params.items():
+            old = [state.slots[slot][name] for slot in slots]
+            new[name], now = rule(xp, p, grads[name], old, rate(state.step), state.step + 1)
+            for slot, value in zip(slots, now, strict=True):
+                moments[slot][name] = value
+        return new, OptimState(state.step + 1, moments)
+
+    return Optimizer(init, update)
+
+
+def global_norm(grads: Params) -> Array:
+    """Euclidean norm of all gradients together, a 0-d array."""
+    xp = namespace("global_norm", grads)
+    squares = [xp.sum(g * g) for g in grads.values()]
+    return xp.sqrt(sum(squares[1:], squares[0]))
+
+
+def clip_global_norm(grads: Params, limit: float, norm: Array | None = None) -> Params:
+    """Scale all gradients together so that their global norm is at most `limit` (Pascanu et al. 2013).
+
+    `norm` is the global norm where it is known already.
+    """
+    _positive("clip_global_norm", "limit", limit)
+    xp = namespace("clip_global_norm", grads)
+    norm = global_norm(grads) if norm is None else norm
+    scale = limit / xp.maximum(norm, xp.full_like(norm, limit))
+    return {name: g * scale for name, g in grads.items()}
+
+
+def clip_value(grads: Params, limit: float) -> Params:
+    """Clip every element of every gradient to [-limit, limit]."""
+    _positive("clip_value", "limit", limit)
+    xp = namespace("clip_value", grads)
+    return {name: xp.clip(g, -limit, limit) for name, g in grads.items()}
+
+
+def constant(lr: float) -> Schedule:
+    """The same learning rate for ever."""
+    _positive("constant", "lr", lr)
+    return lambda step: lr
+
+
+def step_decay(lr: float, every: int, factor: float = 0.1) -> Schedule:
+    """lr times `factor` after each `every` updates."""
+    _positive("step_decay", "lr", lr)
+    _count("step_decay", "every", every)
+    return lambda step: lr * factor ** (step // every)
+
+
+def cosine(lr: float, steps: int, floor: float = 0.0) -> Schedule:
+    """Half a cosine from lr down to `floor` in `steps` updates, then `floor` (Loshchilov & Hutter 2017)."""
+    _positive("cosine", "lr", lr)
+    _count("cosine", "steps", steps)
+    return lambda step: floor + (lr - floor) * 0.5 * (1 + math.cos(math.pi * min(step, steps) / steps))
+
+
+def warmup(steps: int, then: Schedule) -> Schedule:
+    """A straight rise to `then(0)` over `steps` updates, then `then` from its beginning."""
+    _count("warmup", "steps", steps)
+    return lambda step: then(0) * (step + 1) / (steps + 1) if step < steps else then(step - steps)
+
+
+def _positive(where: str, name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{where}: {name} is {value!r}, expected a number above 0")
+
+
+def _within(where: str, name: str, value: float, low: float, high: float) -> None:
+    if not low <= value < high:
+        raise ValueError(f"{where}: {name} is {value}, expected {low} <= {name} < {high}")
+
+
+def _count(where: str, name: str, value: int) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{where}: {name} is {value!r}, expected a whole number from 1 up")

@@ -1,0 +1,47 @@
+"""Pictures, where matplotlib is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any
+
+import numpy as np
+
+from xlstm.data import Values
+from xlstm.series import Series
+
+
+def available() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def forecast(path: str | os.PathLike[str], series: Series, at: np.ndarray[Any, Any], forecasts: Values) -> None:
+    """Draw one-step forecasts over the test part against the truth.
+
+    Parameters
+    ----------
+    path : path
+        Where the picture goes; the ending decides the format.
+    series : Series
+    at : integer array (N,)
+        Positions of the values forecast.
+    forecasts : array (N,)
+        The forecasts, in the series' own units.
+    """
+    from matplotlib.figure import Figure  # no pyplot: no screen, no global state
+
+    time = at if series.unit is None else np.array([series.labels[k] for k in at], dtype="datetime64")
+    truth = series.values[at]
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    whole, late = figure.subplots(2, 1)
+    zoom = slice(max(0, len(at) - max(24, len(at) // 5)), None)
+    for axes, part, title in ((whole, slice(None), "test part"), (late, zoom, "its last fifth")):
+        axes.plot(time[part], truth[part], color="0.45", linewidth=1.2, label="truth")
+        axes.plot(time[part], forecasts[part], color="tab:red", linewidth=1.0, label="forecast, one step ahead")
+        axes.set_title(f"{series.name}: {title}", loc="left", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_ylabel(series.name)
+    whole.legend(frameon=False, ncols=2, fontsize=9)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,163 @@
+"""The time loop and backpropagation through time, once, for every gated cell.
+
+What needs no recurrence happens outside the loop: the input products of all steps are one matrix
+product, and so is each weight gradient. Inside the loop arrays have features before batch, (H, B).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from xlstm.backend import Array, Namespace, device_of
+
+# `slopes` takes as many steps at once as make about this many elements: few large calls where a
+# step is small and calls cost most, one step at a time where a step by itself fills the cache.
+BLOCK = 32768
+
+
+class Cell(Protocol):
+    """What a file in `cells/` provides. States are h and the carried ones, such as c."""
+
+    GATES: tuple[str, ...]
+    STATES: tuple[str, ...]
+
+    def gates(self, xp: Namespace, z: Array, *carry: Array) -> tuple[Any, ...]:
+        """Pre-activations (G, H, B) and carried states -> h, new carried states ..., saved."""
+
+    def slopes(self, xp: Namespace, *carry_and_saved: Any) -> tuple[Array, ...]:
+        """The part of the derivative that needs no recurrence, for one step or for many."""
+
+    def gates_bwd(self, xp: Namespace, dh: Array, *dcarry_and_slopes: Any) -> tuple[Array, ...]:
+        """Gradients of h and of the new carried states -> dz, gradients of the old carried states."""
+
+    def activated(self, xp: Namespace, saved: Any) -> Array:
+        """Gate values in the order of GATES."""
+
+
+class Weights(NamedTuple):
+    """Weights of one layer and direction, or their gradients."""
+
+    Wx: Array  # (G*H, D)
+    Wh: Array  # (G*H, H)
+    b: Array  # (G*H,)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a forward pass keeps for the backward pass, readable by name.
+
+    It refers to the arrays `x` and `y` of the call: do not change those in place before `backward`.
+    """
+
+    xp: Namespace
+    cell: Any
+    x: Array  # (T, B, D)
+    y: Array  # (T, B, H)
+    h0: Array  # (H, B)
+    carry: list[tuple[Array, ...]]  # T + 1 times the carried states (H, B), initial ones first
+    steps: list[tuple[Array, ...]]  # T times what `cell.gates` saved
+
+    @property
+    def h(self) -> Array:
+        """Hidden state after every step, (T, B, H)."""
+        return self.y
+
+    @property
+    def c(self) -> Array:
+        """Cell state after every step, (T, B, H)."""
+        if "c" not in self.cell.STATES:
+            raise AttributeError(f"this cell has no cell state, only {', '.join(self.cell.STATES)}")
+        c = self.cell.STATES.index("c") - 1
+        return self.xp.stack([self.xp.matrix_transpose(states[c]) for states in self.carry[1:]])
+
+    @property
+    def gates(self) -> Array:
+        """Value of every gate at every step in the order of the cell's GATES, (T, G, B, H)."""
+        xp = self.xp
+        return xp.stack([xp.matrix_transpose(self.cell.activated(xp, saved)) for saved in self.steps])
+
+
+def forward(
+    xp: Namespace, cell: Any, weights: Weights, x: Array, state: Sequence[Array], keep: bool
+) -> tuple[Array, tuple[Array, ...], Saved | None]:
+    """Run a cell over x (T, B, D) from `state`, each (H, B): y (T, B, H), the final state, and Saved if `keep`."""
+    T, B, _ = x.shape
+    G, H = len(cell.GATES), weights.Wh.shape[1]
+    inputs = _project(xp, weights, x)  # (T, G*H, B)
+    y = xp.empty((T, B, H), dtype=x.dtype, device=device_of(x))
+    h, carry = state[0], tuple(state[1:])
+    carries, steps = [carry], []
+    for t in range(T):
+        z = weights.Wh @ h
+        z += inputs[t, ...]
+        h, *carried, saved = cell.gates(xp, xp.reshape(z, (G, H, B)), *carry)
+        carry = tuple(carried)
+        y[t, ...] = xp.matrix_transpose(h)
+        if keep:
+            carries.append(carry)
+            steps.append(saved)
+    return y, (h, *carry), Saved(xp, cell, x, y, state[0], carries, steps) if keep else None
+
+
+def backward(
+    xp: Namespace, weights: Weights, saved: Saved, dy: Array | None, dstate: Sequence[Array]
+) -> tuple[Weights, Array, tuple[Array, ...]]:
+    """Gradients of weights, x and initial state from dy (T, B, H) and from those of the final state, each (H, B)."""
+    cell, x = saved.cell, saved.x
+    T, B, D = x.shape
+    R, H = weights.Wh.shape  # R = G*H
+    WhT = xp.matrix_transpose(weights.Wh)
+    dh, dcarry = dstate[0], tuple(dstate[1:])
+    dz: list[Array] = [None] * T
+    n = max(1, BLOCK // max(1, R * B))
+    for end in range(T, 0, -n):
+        start = max(0, end - n)
+        carry = _steps(xp, saved.carry[start:end])
+        slopes = cell.slopes(xp, *carry, _steps(xp, saved.steps[start:end]))
+        for t in range(end - 1, start - 1, -1):
+            if dy is not None:
+                dh = dh + xp.matrix_transpose(dy[t, ...])
+            here = slopes if end - start == 1 else tuple(a[..., t - start, :, :] for a in slopes)
+            da, *dcarried = cell.gates_bwd(xp, dh, *dcarry, here)
+            dcarry = tuple(dcarried)
+            dz[t] = xp.reshape(da, (R, B))
+            dh = WhT @ dz[t]
+    dZ = _columns(xp, dz)  # (G*H, T*B)
+    before = xp.concat((xp.matrix_transpose(saved.h0)[None, ...], saved.y[:-1, ...]))  # h0 of every step, (T, B, H)
+    gradients = Weights(
+        dZ @ xp.reshape(x, (T * B, D)),
+        dZ @ xp.reshape(before, (T * B, H)),
+        xp.sum(dZ, axis=1),
+    )
+    dx = xp.reshape(xp.matrix_transpose(dZ) @ weights.Wx, (T, B, D))
+    return gradients, dx, (dh, *dcarry)
+
+
+def _project(xp: Namespace, weights: Weights, x: Array) -> Array:
+    """Wx x + b of all steps in one product, seen as (T, G*H, B)."""
+    T, B, D = x.shape
+    rows = xp.reshape(x, (T * B, D))
+    if B == 1:  # one column a step: the product itself has the order (T, G*H)
+        inputs = rows @ xp.matrix_transpose(weights.Wx)
+        inputs += weights.b
+        return inputs[..., None]
+    inputs = weights.Wx @ xp.matrix_transpose(rows)
+    inputs += weights.b[:, None]
+    return xp.permute_dims(xp.reshape(inputs, (weights.Wx.shape[0], T, B)), (1, 0, 2))
+
+
+def _columns(xp: Namespace, steps: list[Array]) -> Array:
+    """T arrays (R, B) side by side as one matrix (R, T*B)."""
+    R, B = steps[0].shape
+    if B == 1:
+        return xp.matrix_transpose(xp.reshape(xp.stack(steps), (len(steps), R)))
+    return xp.reshape(xp.stack(steps, axis=1), (R, len(steps) * B))
+
+
+def _steps(xp: Namespace, steps: list[tuple[Array, ...]]) -> tuple[Array, ...]:
+    """Arrays of several steps stacked on a new axis before (H, B); those of one step as they are."""
+    if len(steps) == 1:
+        return steps[0]
+    return tuple(xp.stack(arrays, axis=-3) for arrays in zip(*steps, strict=True))

@@ -1,0 +1,178 @@
+"""One readable training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from xlstm import optim
+from xlstm.backend import Array, backend_like, generator, to_numpy
+from xlstm.data import Batch
+from xlstm.losses import mse
+
+Params = dict[str, Array]
+Loss = Callable[..., tuple[Array, Array]]
+
+
+class Batches(Protocol):
+    """`Windows`, `Streams`, or anything else that yields batches."""
+
+    def __len__(self) -> int: ...
+    def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands, after every step. Epochs and steps count from 1."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    validation: float | None  # of the epoch before
+    best: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training gives: the best weights and how it went."""
+
+    params: Params
+    losses: list[float] = field(repr=False)  # of every step
+    validations: list[float]  # of every epoch
+    best_epoch: int
+    stopped_early: bool
+    seconds: float
+
+
+def train(
+    model: Any,
+    params: Params,
+    data: Batches,
+    optimizer: optim.Optimizer,
+    *,
+    epochs: int,
+    validation: Batches | None = None,
+    patience: int | None = None,
+    loss: Loss = mse,
+    clip: float | None = None,
+    seed: int = 0,
+    progress: Callable[[Progress], None] | None = None,
+) -> Trained:
+    """Fit a model.
+
+    Within an epoch the state is carried from batch to batch unless a batch is `fresh`, and gradients
+    stop at the border of a batch: truncated backpropagation through time. The same seed, data and
+    starting weights give the same result.
+
+    Parameters
+    ----------
+    model : object
+        Has `forward(params, x, state, train) -> (y, state, saved)` and
+        `backward(params, saved, dy) -> (grads, dx, dstate)`.
+    params : dict of str to array
+        Starting weights; not changed. Their library and device are used.
+    data, validation : Batches
+        What to fit, and what to judge by.
+    optimizer : Optimizer
+    epochs : int
+        At most so many passes over `data`.
+    patience : int, optional
+        Stop when the validation loss has not improved for so many epochs.
+    loss : callable
+        `loss(y, target, mask) -> (loss, dy)`.
+    clip : float, optional
+        Limit of the global gradient norm.
+    seed : int
+        Order of the batches.
+    progress : callable, optional
+        Called after every step.
+
+    Returns
+    -------
+    Trained
+        With the weights of the epoch with the lowest validation loss, or the last ones without
+        `validation`.
+
+    Raises
+    ------
+    FloatingPointError
+        The loss, a parameter or a gradient is not finite; names the step and the parameter.
+    """
+    if epochs < 1:
+        raise ValueError(f"train: epochs is {epochs}, expected 1 or more")
+    if patience is not None and (patience < 1 or validation is None):
+        raise ValueError("train: patience must be 1 or more and needs validation data")
+    backend = backend_like(next(iter(params.values())))
+    rng = generator(seed)
+    optim_state = optimizer.init(params)
+    losses: list[float] = []
+    validations: list[float] = []
+    best_params, best_epoch = params, 0
+    start = time.perf_counter()
+
+    for epoch in range(1, epochs + 1):
+        state = None
+        for step, batch in enumerate(data.batches(rng), 1):
+            x, target, mask = _to_device(backend, batch)
+            with np.errstate(over="ignore", invalid="ignore"):  # found below, with a better message
+                y, state, saved = model.forward(params, x, None if batch.fresh else state, train=True)
+                value, dy = loss(y, target, mask)
+                grads, _, _ = model.backward(params, saved, dy)
+                norm = optim.global_norm(grads)
+            losses.append(float(value))
+            if not math.isfinite(losses[-1] + float(norm)):
+                raise FloatingPointError(_diagnosis(epoch, step, losses[-1], params, grads))
+            if clip is not None:
+                grads = optim.clip_global_norm(grads, clip, norm)
+            params, optim_state = optimizer.update(params, grads, optim_state)
+            if progress is not None:
+                now = time.perf_counter() - start
+                last = validations[-1] if validations else None
+                best = min(validations, default=None)
+                progress(Progress(epoch, epochs, step, len(data), losses[-1], last, best, now))
+        if validation is None:
+            best_params, best_epoch = params, epoch
+            continue
+        validations.append(evaluate(model, params, validation, loss))
+        if validations[-1] < min(validations[:-1], default=math.inf):
+            best_params, best_epoch = params, epoch
+        if patience is not None and epoch - best_epoch >= patience:
+            break
+
+    seconds = time.perf_counter() - start
+    return Trained(best_params, losses, validations, best_epoch, epoch < epochs, seconds)
+
+
+def evaluate(model: Any, params: Params, data: Batches, loss: Loss = mse) -> float:
+    """Mean loss over all of `data`, with the state carried as in training."""
+    backend = backend_like(next(iter(params.values())))
+    total, count, state = 0.0, 0.0, None
+    for batch in data.batches():
+        x, target, mask = _to_device(backend, batch)
+        y, state, _ = model.forward(params, x, None if batch.fresh else state, train=False)
+        weight = float(batch.target.size if batch.mask is None else np.count_nonzero(batch.mask))
+        total += weight * float(loss(y, target, mask)[0])
+        count += weight
+    return total / max(count, 1.0)
+
+
+def _to_device(backend: Any, batch: Batch) -> tuple[Array, Array, Array | None]:
+    mask = None if batch.mask is None else backend.asarray(batch.mask)
+    return backend.asarray(batch.x), backend.asarray(batch.target), mask
+
+
+def _diagnosis(epoch: int, step: int, loss: float, params: Params, grads: Params) -> str:
+    where = f"training: epoch {epoch}, step {step}: loss is {loss:g}"
+    for what, arrays in {"parameter": params, "gradient of": grads}.items():
+        for name, array in arrays.items():
+            if not np.all(np.isfinite(to_numpy(array))):
+                return f"{where}, {what} {name} is not finite; a smaller learning rate or clipping may help"
+    return f"{where}; the gradient norm overflows"
