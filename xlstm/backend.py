@@ -273,8 +273,8 @@ def generator(seed: int) -> np.random.Generator:
 
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     """A NumPy array with the values of `array`, copied to the host where they are not there already."""
-    if isinstance(array, np.ndarray):
-        return array
+    if isinstance(array, np.ndarray | np.generic):
+        return np.asarray(array)
     if array_api_compat.is_cupy_array(array):
         return np.asarray(array.get())
     if array_api_compat.is_torch_array(array):

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 import xlstm
 from xlstm import backend as choose_backend
@@ -119,10 +120,10 @@ def info() -> None:
     for package in ("numpy", "array-api-compat", "safetensors", "matplotlib"):
         table.add_row(package, _version(package))
     for name, found in usable().items():
-        table.add_row(f"backend {name}", str(found) if isinstance(found, Backend) else f"not usable: {found}")
+        table.add_row(f"backend {name}", Text(str(found) if isinstance(found, Backend) else f"not usable: {found}"))
     chosen = choose_backend("auto")
-    table.add_row("auto chooses", f"{chosen} ({chosen.reason})")
-    out.print(table, soft_wrap=True)
+    table.add_row("auto chooses", Text(f"{chosen} ({chosen.reason})"))
+    out.print(table)
 
 
 def main() -> None:

@@ -59,30 +59,33 @@ def split(length: int, validation: float = 0.2, test: float = 0.2) -> Split:
 
 @dataclass(frozen=True)
 class Scaler:
-    """Standardisation, (value - mean) / std."""
+    """Affine scaling to units of one, (value - mean) / std."""
 
     mean: float
     std: float
 
     @classmethod
-    def fit(cls, values: Values) -> Scaler:
+    def fit(cls, values: Values, center: bool = True) -> Scaler:
         """Mean and standard deviation of the values that are there; give it the training part only.
+
+        With `center=False` the mean is taken as 0, and `std` is the root mean square.
 
         Raises
         ------
         ValueError
-            There are no values, or they are all the same.
+            There are no values, or nothing to scale: all are the same (or 0 without centring).
         """
         there = values[~np.isnan(values)]
         if there.size == 0:
-            raise ValueError("series: the training part has no values")
-        std = float(np.std(there))
-        if not std > 1e-12 * max(1.0, float(np.max(np.abs(there)))):
-            raise ValueError(f"series: the training part is constant at {there[0]:g}, there is nothing to learn")
-        return cls(float(np.mean(there)), std)
+            raise ValueError("Scaler: the training part has no values")
+        mean = float(np.mean(there)) if center else 0.0
+        std = float(np.sqrt(np.mean((there - mean) ** 2)))
+        if not std > 1e-12 * float(np.max(np.abs(there))):
+            raise ValueError(f"Scaler: the training part is constant at {there[0]:g}")
+        return cls(mean, std)
 
     def apply(self, values: Values) -> Values:
-        """To standard units."""
+        """To units of one."""
         return (values - self.mean) / self.std
 
     def invert(self, values: Values) -> Values:

@@ -40,6 +40,8 @@ class Settings:
     batch_size : int
     clip : float
         Limit of the global gradient norm.
+    averaging : float
+        Decay of the moving average of the weights that is kept.
     seed : int
         Decides initial weights and the order of batches.
     """
@@ -47,17 +49,26 @@ class Settings:
     window: int = 48
     horizon: int = 1
     hidden_size: int = 50
-    epochs: int = 60
+    epochs: int = 100
     patience: int = 10
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     batch_size: int = 64
     clip: float = 1.0
+    averaging: float = 0.99
     seed: int = 0
 
     def __post_init__(self) -> None:
         whole = {f.name: getattr(self, f.name) for f in fields(self) if f.type == "int" and f.name != "seed"}
         checks.positive("Forecaster", **whole)
+
+
+@dataclass(frozen=True)
+class Scalers:
+    """Scaling of what the model sees, `past`, and of what it predicts, `future`."""
+
+    past: Scaler
+    future: Scaler
 
 
 @dataclass(frozen=True)
@@ -74,9 +85,10 @@ class Score:
 class Forecaster:
     """Forecast a series with an LSTM and a linear head.
 
-    The model sees the last `window` values in standard units and predicts by how much each of the
-    next `horizon` values differs from the last one. It is fitted on the first part of the series
-    and stops early by the part after it; the last part is only used by `score`.
+    The model sees by how much each of the last `window` values differs from the latest one, and
+    predicts by how much each of the next `horizon` values will, so the level of the series may
+    drift. Both are scaled to a root mean square of one. It is fitted on the first 60 % of the
+    series and stops early by the next 20 %; the last 20 % are only used by `score`.
 
     Parameters
     ----------
@@ -103,7 +115,7 @@ class Forecaster:
         self.backend = backend_of(backend, dtype)
         self.model = SequenceModel(LSTM(1, self.settings.hidden_size), self.settings.horizon, last=True)
         self.params: dict[str, Any] | None = None
-        self.scaler: Scaler | None = None
+        self.scalers: Scalers | None = None
         self.trained: training.Trained | None = None
 
     def fit(self, values: Any, progress: Callable[[training.Progress], None] | None = None) -> Forecaster:
@@ -119,14 +131,22 @@ class Forecaster:
         s = self.settings
         values = _series(values)
         parts = self._parts(values)
-        self.scaler = Scaler.fit(values[parts.train])
-        x, target, mask = self._examples(values)
+        if np.nanmin(values[parts.train]) == np.nanmax(values[parts.train]):
+            raise ValueError(
+                f"Forecaster: the training part of the series is constant at {values[0]:g}, there is nothing to learn"
+            )
+        known, target = windows(carry_forward(values), s.window, s.horizon)
+        observed = ~np.isnan(windows(values, s.window, s.horizon)[1])
+        past, future = known - known[:, -1:], target - known[:, -1:]
+        train = self._rows(parts.train)
+        self.scalers = Scalers(Scaler.fit(past[train], center=False), Scaler.fit(future[train], center=False))
+        x, target = self.scalers.past.apply(past)[:, :, None], self.scalers.future.apply(future)
         data = {}
         for name, part in parts._asdict().items():
             rows = self._rows(part)
-            if not np.any(mask[rows]):
+            if not np.any(observed[rows]):
                 raise ValueError(f"Forecaster: the {name} part of the series has no values to predict")
-            data[name] = Windows(x[rows], np.nan_to_num(target[rows]), mask[rows], s.batch_size)
+            data[name] = Windows(x[rows], target[rows], observed[rows], s.batch_size)
         self.trained = training.train(
             self.model,
             self.model.init(s.seed, self.backend),
@@ -136,6 +156,7 @@ class Forecaster:
             validation=data["validation"],
             patience=s.patience,
             clip=s.clip,
+            averaging=s.averaging,
             seed=s.seed,
             progress=progress,
         )
@@ -186,8 +207,8 @@ class Forecaster:
 
     def save(self, path: str | os.PathLike[str], series: str = "") -> None:
         """Write weights, scaling and settings to a safetensors file, whole or not at all."""
-        params, scaler = self._fitted()
-        config = {"settings": asdict(self.settings), "scaler": asdict(scaler), "series": series}
+        params, scalers = self._fitted()
+        config = {"settings": asdict(self.settings), "scalers": asdict(scalers), "series": series}
         checkpoint.save(path, params, KIND, {**config, "dtype": self.backend.dtype})
 
     @classmethod
@@ -202,7 +223,7 @@ class Forecaster:
         arrays, config = checkpoint.load(path, KIND)
         try:
             forecaster = cls(Settings(**config["settings"]), backend, config["dtype"])
-            forecaster.scaler = Scaler(**config["scaler"])
+            forecaster.scalers = Scalers(*(Scaler(**config["scalers"][name]) for name in ("past", "future")))
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path}: its configuration does not describe a forecaster ({error})") from error
         expected = {name: tuple(p.shape) for name, p in forecaster.model.init(backend="numpy").items()}
@@ -213,10 +234,10 @@ class Forecaster:
         forecaster.params = {name: forecaster.backend.asarray(array) for name, array in arrays.items()}
         return forecaster
 
-    def _fitted(self) -> tuple[dict[str, Any], Scaler]:
-        if self.params is None or self.scaler is None:
+    def _fitted(self) -> tuple[dict[str, Any], Scalers]:
+        if self.params is None or self.scalers is None:
             raise ValueError("Forecaster: not fitted yet, call fit first")
-        return self.params, self.scaler
+        return self.params, self.scalers
 
     def _parts(self, values: Values) -> Split:
         """The parts of a series, none too short for the window."""
@@ -235,20 +256,13 @@ class Forecaster:
             max(0, part.start - self.settings.window), part.stop - self.settings.window - self.settings.horizon + 1
         )
 
-    def _examples(self, values: Values) -> tuple[Values, Values, np.ndarray[Any, Any]]:
-        """Inputs (N, window, 1), targets (N, horizon) as differences from the last input, and which are observed."""
-        assert self.scaler is not None
-        x, target = windows(self.scaler.apply(carry_forward(values)), self.settings.window, self.settings.horizon)
-        _, observed = windows(values, self.settings.window, self.settings.horizon)
-        return x[:, :, None], target - x[:, -1:], ~np.isnan(observed)
-
     def _predict(self, known: Values) -> Values:
         """Forecasts (N, horizon) after windows (N, window)."""
-        params, scaler = self._fitted()
-        z = scaler.apply(known)
-        x = self.backend.asarray(np.ascontiguousarray(z.T[:, :, None]))  # (window, N, 1)
+        params, scalers = self._fitted()
+        past = scalers.past.apply(known - known[:, -1:])
+        x = self.backend.asarray(np.ascontiguousarray(past.T[:, :, None]))  # (window, N, 1)
         change, _, _ = self.model.forward(params, x, train=False)
-        return scaler.invert(z[:, -1:] + to_numpy(change).astype(np.float64))
+        return known[:, -1:] + scalers.future.invert(to_numpy(change).astype(np.float64))
 
 
 def _series(values: Any) -> Values:

@@ -186,6 +186,11 @@ def clip_value(grads: Params, limit: float) -> Params:
     return {name: xp.clip(g, -limit, limit) for name, g in grads.items()}
 
 
+def running_mean(mean: Params, params: Params, decay: float) -> Params:
+    """Exponential moving average of weights, decay mean + (1 - decay) params (Polyak & Juditsky 1992)."""
+    return {name: decay * mean[name] + (1 - decay) * p for name, p in params.items()}
+
+
 def constant(lr: float) -> Schedule:
     """The same learning rate for ever."""
     _positive("constant", "lr", lr)

@@ -63,6 +63,7 @@ def train(
     patience: int | None = None,
     loss: Loss = mse,
     clip: float | None = None,
+    averaging: float = 0.0,
     seed: int = 0,
     progress: Callable[[Progress], None] | None = None,
 ) -> Trained:
@@ -90,6 +91,9 @@ def train(
         `loss(y, target, mask) -> (loss, dy)`.
     clip : float, optional
         Limit of the global gradient norm.
+    averaging : float
+        Judge and return an exponential moving average of the weights with this decay, which is less
+        noisy than the weights of any one step; 0 means the weights themselves.
     seed : int
         Order of the batches.
     progress : callable, optional
@@ -108,6 +112,8 @@ def train(
     """
     if epochs < 1:
         raise ValueError(f"train: epochs is {epochs}, expected 1 or more")
+    if not 0 <= averaging < 1:
+        raise ValueError(f"train: averaging is {averaging}, expected 0 <= averaging < 1")
     if patience is not None and (patience < 1 or validation is None):
         raise ValueError("train: patience must be 1 or more and needs validation data")
     backend = backend_like(next(iter(params.values())))
@@ -116,6 +122,7 @@ def train(
     losses: list[float] = []
     validations: list[float] = []
     best_params, best_epoch = params, 0
+    mean = params
     start = time.perf_counter()
 
     for epoch in range(1, epochs + 1):
@@ -133,17 +140,18 @@ def train(
             if clip is not None:
                 grads = optim.clip_global_norm(grads, clip, norm)
             params, optim_state = optimizer.update(params, grads, optim_state)
+            mean = optim.running_mean(mean, params, averaging) if averaging else params
             if progress is not None:
                 now = time.perf_counter() - start
                 last = validations[-1] if validations else None
                 best = min(validations, default=None)
                 progress(Progress(epoch, epochs, step, len(data), losses[-1], last, best, now))
         if validation is None:
-            best_params, best_epoch = params, epoch
+            best_params, best_epoch = mean, epoch
             continue
-        validations.append(evaluate(model, params, validation, loss))
+        validations.append(evaluate(model, mean, validation, loss))
         if validations[-1] < min(validations[:-1], default=math.inf):
-            best_params, best_epoch = params, epoch
+            best_params, best_epoch = mean, epoch
         if patience is not None and epoch - best_epoch >= patience:
             break
 

@@ -1,0 +1,55 @@
+"""The backends that tests run on.
+
+A test that takes `be` runs once on each: NumPy with read-only inputs, which exposes in-place
+writes; array-api-strict on its second device, which exposes whatever only a GPU would; PyTorch on
+the CPU; CuPy where a GPU is usable. One that cannot run is skipped with the reason. With
+XLSTM_TEST_REQUIRE=cupy in the environment, a missing CuPy is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import xlstm
+from xlstm.backend import Backend, BackendError
+
+DATA = Path(__file__).parent / "data"
+
+
+class ReadOnly(Backend):
+    """NumPy whose arrays cannot be written to."""
+
+    def asarray(self, values, dtype=None):
+        array = np.array(super().asarray(values, dtype))
+        array.flags.writeable = False
+        return array
+
+
+def make_backend(name: str, dtype: str = "float64") -> Backend:
+    if name == "numpy":
+        numpy = xlstm.backend("numpy", dtype=dtype)
+        return ReadOnly(numpy.name, numpy.xp, numpy.device, dtype)
+    if name == "strict":
+        strict = pytest.importorskip("array_api_strict")
+        return Backend("array_api_strict", strict, strict.Device("device1"), dtype)
+    try:
+        return xlstm.backend(name, dtype=dtype)
+    except BackendError as error:
+        if os.environ.get("XLSTM_TEST_REQUIRE") == name:
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=["numpy", "strict", "torch", "cupy"])
+def be(request: pytest.FixtureRequest) -> Backend:
+    """A backend that makes float64 arrays."""
+    return make_backend(request.param)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(7))

@@ -1,0 +1,74 @@
+"""The checker itself: it passes what is right and catches what is wrong."""
+
+import numpy as np
+import pytest
+
+from xlstm import gradcheck
+from xlstm.gradcheck import GradientError
+
+
+def forward(x, w):
+    return {"sum": x * w, "sine": np.sin(x)}, (x, w)
+
+
+def right(saved, d):
+    x, w = saved
+    return d["sum"] * w + d["sine"] * np.cos(x), d["sum"] * x
+
+
+@pytest.fixture
+def inputs(rng):
+    return rng.standard_normal((3, 4)), rng.standard_normal((3, 4))
+
+
+def test_passes_the_right_gradient(inputs):
+    assert gradcheck(forward, right, inputs) < 1e-9
+
+
+def wrong_everywhere(saved, d):
+    dx, dw = right(saved, d)
+    return dx * (1 + 1e-5), dw
+
+
+def wrong_in_one_element(saved, d):
+    dx, dw = right(saved, d)
+    dw = dw.copy()
+    dw[1, 2] *= 1.0001
+    return dx, dw
+
+
+def blind_to_one_output(saved, d):
+    return right(saved, {**d, "sine": 0 * d["sine"]})
+
+
+@pytest.mark.parametrize(
+    ("backward", "named"),
+    [
+        (wrong_everywhere, "input 0"),
+        (wrong_in_one_element, "output sum by input 1"),
+        (blind_to_one_output, "output sine by input 0"),
+        (lambda saved, d: right(saved, d)[:1], "expected"),
+        (lambda saved, d: (right(saved, d)[0].T, right(saved, d)[1]), "shape"),
+        (lambda saved, d: (right(saved, d)[0] * np.nan, right(saved, d)[1]), "not finite"),
+    ],
+)
+def test_catches_wrong_gradients(inputs, backward, named):
+    with pytest.raises(GradientError, match=named):
+        gradcheck(forward, backward, inputs)
+
+
+def test_none_inputs_and_nestings(be, rng):
+    x = be.asarray(rng.standard_normal(3))
+
+    def forward(tree, nothing):
+        return (tree["a"][0] * tree["a"][0],), tree
+
+    def backward(tree, d):
+        return {"a": (2 * tree["a"][0] * d[0],)}, None
+
+    assert gradcheck(forward, backward, ({"a": (x,)}, None)) < 1e-9
+
+
+def test_refuses_float32(rng):
+    with pytest.raises(TypeError, match="float64"):
+        gradcheck(forward, right, (np.ones(2, "float32"), np.ones(2, "float32")))

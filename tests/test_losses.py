@@ -1,0 +1,96 @@
+"""Losses: gradients, PyTorch's values, masks and errors."""
+
+import numpy as np
+import pytest
+
+from xlstm import gradcheck, losses
+from xlstm.backend import to_numpy
+
+REGRESSIONS = ["mse", "mae", "huber"]
+
+
+def masks(rng):
+    return {"none": None, "steps": rng.random((4, 3)) < 0.6, "elements": rng.random((4, 3, 2)) < 0.6}
+
+
+@pytest.mark.parametrize("name", REGRESSIONS)
+@pytest.mark.parametrize("mask", ["none", "steps", "elements"])
+def test_regression_gradient(be, rng, name, mask):
+    loss = losses.LOSSES[name]
+    target = be.asarray(rng.standard_normal((4, 3, 2)))
+    chosen = masks(rng)[mask]
+    chosen = None if chosen is None else be.asarray(chosen)
+    # |e| stays clear of 0 and of delta, where mae and huber have no second derivative
+    sizes = rng.choice([0.3, 0.7, 1.5, 2.5], (4, 3, 2)) * rng.choice([-1.0, 1.0], (4, 3, 2))
+    y = target + be.asarray(sizes)
+    gradcheck(lambda y: loss(y, target, chosen), lambda dy, d: (d * dy,), (y,))
+
+
+def test_cross_entropy_gradient(be, rng):
+    labels = be.asarray(rng.integers(0, 5, (4, 3)))
+    mask = be.asarray(rng.random((4, 3)) < 0.6)
+    logits = be.asarray(3 * rng.standard_normal((4, 3, 5)))
+    for chosen in (None, mask):
+        gradcheck(
+            lambda z, m=chosen: losses.cross_entropy(z, labels, m), lambda dz, d: (d * dz,), (logits,)
+        )
+
+
+def test_values_follow_torch(rng):
+    torch = pytest.importorskip("torch")
+    f = torch.nn.functional
+    y, target = rng.standard_normal((2, 6, 5))
+    ty, tt = torch.tensor(y), torch.tensor(target)
+    assert losses.mse(y, target)[0] == pytest.approx(f.mse_loss(ty, tt).item(), rel=1e-12)
+    assert losses.mae(y, target)[0] == pytest.approx(f.l1_loss(ty, tt).item(), rel=1e-12)
+    for delta in (0.5, 1.0, 2.0):
+        assert losses.huber(y, target, delta=delta)[0] == pytest.approx(
+            f.huber_loss(ty, tt, delta=delta).item(), rel=1e-12
+        )
+    labels = rng.integers(0, 5, 6)
+    assert losses.cross_entropy(y, labels)[0] == pytest.approx(
+        f.cross_entropy(ty, torch.tensor(labels)).item(), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("name", [*REGRESSIONS, "cross_entropy"])
+def test_masked_elements_do_not_matter(be, rng, name):
+    loss = losses.LOSSES[name]
+    mask = np.array([[True, False], [False, True], [True, True]])
+    y = rng.standard_normal((3, 2, 4))
+    target = rng.integers(0, 4, (3, 2)) if name == "cross_entropy" else rng.standard_normal((3, 2, 4))
+    value, dy = loss(be.asarray(y), be.asarray(target), be.asarray(mask))
+    alone, _ = loss(be.asarray(y[mask]), be.asarray(target[mask]))
+    assert float(value) == pytest.approx(float(alone), rel=1e-12)
+    assert np.all(to_numpy(dy)[~mask] == 0)
+
+
+def test_a_mask_of_nothing_gives_zero(be):
+    y, target = be.asarray(np.ones((2, 3))), be.asarray(np.zeros((2, 3)))
+    value, dy = losses.mse(y, target, be.asarray(np.zeros((2, 3), bool)))
+    assert float(value) == 0
+    assert np.all(to_numpy(dy) == 0)
+
+
+def test_cross_entropy_of_huge_logits_is_finite(be):
+    logits = be.asarray([[1e4, -1e4, 0.0]])
+    value, dz = losses.cross_entropy(logits, be.asarray(np.array([1])))
+    assert float(value) == pytest.approx(2e4)
+    np.testing.assert_allclose(to_numpy(dz), [[1.0, -1.0, 0.0]], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: losses.mse(np.zeros(3), np.zeros(4)), ValueError, r"target has shape \(4,\), expected that of y"),
+        (lambda: losses.mse(np.zeros(3), np.zeros(3, "float32")), TypeError, "target has dtype float32"),
+        (lambda: losses.mse(np.zeros(3), np.zeros(3), np.ones(3)), TypeError, "mask has dtype float64, expected bool"),
+        (lambda: losses.mse(np.zeros(3), np.zeros(3), np.ones(2, bool)), ValueError, "mask has shape"),
+        (lambda: losses.huber(np.zeros(3), np.zeros(3), delta=0), ValueError, "delta is 0"),
+        (lambda: losses.cross_entropy(np.zeros((3, 2)), np.zeros(3)), TypeError, "labels has dtype float64"),
+        (lambda: losses.cross_entropy(np.zeros((3, 2)), np.zeros((3, 2), int)), ValueError, "labels have shape"),
+    ],
+)
+def test_bad_input_is_named(call, error, words):
+    with pytest.raises(error, match=words):
+        call()

@@ -1,0 +1,307 @@
+"""The LSTM layer: gradients, other people's numbers, extremes, and errors."""
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import xlstm
+from tests.conftest import make_backend
+from xlstm import recurrence
+from xlstm.backend import to_numpy
+from xlstm.cells import lstm as cell
+
+
+def inputs_of(layer, be, rng, T, B):
+    """Parameters, x and an initial state."""
+    outer = (B, T) if layer.batch_first else (T, B)
+    params = {name: be.asarray(rng.standard_normal(to_numpy(p).shape)) for name, p in layer.init(0, be).items()}
+    x = be.asarray(rng.standard_normal((*outer, layer.input_size)))
+    state = tuple(be.asarray(rng.standard_normal((1, B, layer.hidden_size))) for _ in range(2))
+    return params, x, state
+
+
+def check(layer, params, x, state):
+    def forward(params, x, state):
+        y, end, saved = layer.forward(params, x, state)
+        return (y, end), (params, saved)
+
+    return xlstm.gradcheck(forward, lambda saved, d: layer.backward(*saved, *d), (params, x, state))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4), (4, 3, 4)], ids=["one step", "four steps"])
+def test_cell_gradient(be, rng, shape):
+    """`gates` and `gates_bwd`, for one step and for several side by side."""
+    n, H, B = shape
+    z = be.asarray(rng.standard_normal((4, n, H, B)))
+    c0 = be.asarray(rng.standard_normal((n, H, B)))
+
+    def forward(z, c0):
+        h, c, saved = cell.gates(be.xp, z, c0)
+        return (h, c), (c0, saved)
+
+    def backward(saved, d):
+        return cell.gates_bwd(be.xp, *d, cell.slopes(be.xp, *saved))
+
+    xlstm.gradcheck(forward, backward, (z, c0))
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("sizes", [(6, 3, 2, 4), (5, 1, 3, 2), (1, 2, 1, 3), (1, 1, 1, 1)])
+def test_gradient(be, rng, sizes, batch_first):
+    T, B, D, H = sizes
+    layer = xlstm.LSTM(D, H, batch_first=batch_first)
+    check(layer, *inputs_of(layer, be, rng, T, B))
+
+
+@settings(max_examples=30, deadline=None)
+@given(T=st.integers(1, 7), B=st.integers(1, 4), D=st.integers(1, 4), H=st.integers(1, 5), seed=st.integers(0, 99))
+def test_gradient_of_any_shape(T, B, D, H, seed):
+    layer = xlstm.LSTM(D, H)
+    check(layer, *inputs_of(layer, make_backend("numpy"), np.random.default_rng(seed), T, B))
+
+
+@pytest.mark.parametrize("block", [1, 40, 10**6], ids=["step by step", "blocks", "all at once"])
+def test_block_size_changes_nothing(monkeypatch, rng, block):
+    """The backward pass handles steps one by one, in blocks with a ragged first one, or all together."""
+    layer = xlstm.LSTM(2, 3)
+    params, x, state = inputs_of(layer, make_backend("numpy"), rng, 7, 1)
+    dy = rng.standard_normal((7, 1, 3))
+    y, _, saved = layer.forward(params, x, state)
+    expected = layer.backward(params, saved, dy)
+    monkeypatch.setattr(recurrence, "BLOCK", block)
+    found = layer.backward(params, saved, dy)
+    for name, grad in expected[0].items():
+        np.testing.assert_array_equal(found[0][name], grad)
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_empty_batch(be):
+    layer = xlstm.LSTM(2, 3)
+    params = layer.init(0, be)
+    y, state, saved = layer.forward(params, be.asarray(np.zeros((4, 0, 2))))
+    grads, dx, dstate = layer.backward(params, saved, y)
+    assert tuple(y.shape) == (4, 0, 3)
+    assert tuple(dx.shape) == (4, 0, 2)
+    assert tuple(dstate[0].shape) == tuple(state[1].shape) == (1, 0, 3)
+    assert all(np.all(to_numpy(g) == 0) and g.shape == params[n].shape for n, g in grads.items())
+
+
+def test_missing_gradients_are_zero(be, rng):
+    layer = xlstm.LSTM(2, 3)
+    params, x, state = inputs_of(layer, be, rng, 4, 2)
+    y, _, saved = layer.forward(params, x, state)
+    dh = be.asarray(rng.standard_normal((1, 2, 3)))
+    zero = be.xp.zeros_like(dh)
+    expected = layer.backward(params, saved, be.xp.zeros_like(y), (dh, zero))
+    found = layer.backward(params, saved, None, (dh, None))
+    np.testing.assert_array_equal(to_numpy(found[1]), to_numpy(expected[1]))
+    grads, _, _ = layer.backward(params, saved, None)
+    assert all(np.all(to_numpy(g) == 0) for g in grads.values())
+
+
+def test_follows_torch(rng):
+    """Output, states and every gradient of `torch.nn.LSTM`, initial and final states included."""
+    torch = pytest.importorskip("torch")
+    T, B, D, H = 9, 4, 3, 5
+    layer = xlstm.LSTM(D, H)
+    params, x, (h0, c0) = inputs_of(layer, make_backend("numpy"), rng, T, B)
+    order = np.r_[0:H, 2 * H : 3 * H, 3 * H : 4 * H, H : 2 * H]  # rows i o f g -> i f g o
+    peer = torch.nn.LSTM(D, H, dtype=torch.float64)
+    with torch.no_grad():
+        peer.weight_ih_l0.copy_(torch.tensor(params["0.Wx"][order]))
+        peer.weight_hh_l0.copy_(torch.tensor(params["0.Wh"][order]))
+        peer.bias_ih_l0.copy_(torch.tensor(params["0.b"][order]))
+        peer.bias_hh_l0.zero_()
+    tx, th, tc = (torch.tensor(a, requires_grad=True) for a in (x, h0, c0))
+    ty, (thn, tcn) = peer(tx, (th, tc))
+    dy, dh, dc = (rng.standard_normal(tuple(a.shape)) for a in (ty, thn, tcn))
+    torch.autograd.backward((ty, thn, tcn), tuple(map(torch.tensor, (dy, dh, dc))))
+
+    y, (hn, cn), saved = layer.forward(params, x, (h0, c0))
+    grads, dx, (dh0, dc0) = layer.backward(params, saved, dy, (dh, dc))
+    pairs = {
+        "y": (y, ty.detach()),
+        "hn": (hn, thn.detach()),
+        "cn": (cn, tcn.detach()),
+        "dx": (dx, tx.grad),
+        "dh0": (dh0, th.grad),
+        "dc0": (dc0, tc.grad),
+        "dWx": (grads["0.Wx"][order], peer.weight_ih_l0.grad),
+        "dWh": (grads["0.Wh"][order], peer.weight_hh_l0.grad),
+        "db": (grads["0.b"][order], peer.bias_ih_l0.grad),
+    }
+    for name, (ours, theirs) in pairs.items():
+        np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-10, atol=1e-12, err_msg=name)
+
+
+def test_float32_within_1e5_of_float64(be, rng):
+    layer = xlstm.LSTM(3, 8)
+    params, x, state = inputs_of(layer, make_backend("numpy"), rng, 20, 4)
+    params = {name: 0.3 * p for name, p in params.items()}
+    dy = rng.standard_normal((20, 4, 8))
+
+    def run(backend, dtype):
+        p = {name: backend.asarray(a, dtype) for name, a in params.items()}
+        y, end, saved = layer.forward(p, backend.asarray(x, dtype), tuple(backend.asarray(s, dtype) for s in state))
+        grads, dx, dstate = layer.backward(p, saved, backend.asarray(dy, dtype))
+        return [to_numpy(a) for a in (y, *end, dx, *dstate, *grads.values())]
+
+    for narrow, wide in zip(run(be, "float32"), run(make_backend("numpy"), "float64"), strict=True):
+        assert narrow.dtype == np.float32
+        assert np.max(np.abs(narrow - wide)) <= 1e-5 * max(1.0, np.max(np.abs(wide)))
+
+
+def test_saved_shows_every_gate_and_state(be, rng):
+    """saved.gates, saved.c and saved.h satisfy the cell's equations with each other."""
+    layer = xlstm.LSTM(2, 3)
+    params, x, state = inputs_of(layer, be, rng, 5, 2)
+    y, (h, c), saved = layer.forward(params, x, state)
+    i, o, f, g = np.moveaxis(to_numpy(saved.gates), 1, 0)
+    before = np.concatenate((to_numpy(state[1]), to_numpy(saved.c)[:-1]))
+    np.testing.assert_allclose(to_numpy(saved.c), f * before + i * g, rtol=1e-13)
+    np.testing.assert_allclose(to_numpy(saved.h), o * np.tanh(to_numpy(saved.c)), rtol=1e-13)
+    np.testing.assert_array_equal(to_numpy(saved.h), to_numpy(y))
+    np.testing.assert_array_equal(to_numpy(saved.c)[-1], to_numpy(c)[0])
+    np.testing.assert_array_equal(to_numpy(saved.h)[-1], to_numpy(h)[0])
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_streaming_equals_the_whole_sequence(be, rng, batch_first):
+    layer = xlstm.LSTM(2, 3, batch_first=batch_first)
+    params, x, state = inputs_of(layer, be, rng, 5, 2)
+    y, end, _ = layer.forward(params, x, state)
+    for t in range(5):
+        here = (slice(None), t) if batch_first else (t,)
+        y1, state = layer.step(params, x[(*here, ...)], state)
+        np.testing.assert_allclose(to_numpy(y1), to_numpy(y[(*here, ...)]), rtol=1e-12)
+    np.testing.assert_allclose(to_numpy(state[1]), to_numpy(end[1]), rtol=1e-12)
+
+
+def test_inference_keeps_nothing(be, rng):
+    layer = xlstm.LSTM(2, 3)
+    params, x, state = inputs_of(layer, be, rng, 5, 2)
+    y, end, saved = layer.forward(params, x, state, train=False)
+    assert saved is None
+    expected, _, _ = layer.forward(params, x, state)
+    np.testing.assert_array_equal(to_numpy(y), to_numpy(expected))
+    with pytest.raises(TypeError, match="train=False"):
+        layer.backward(params, saved, y)
+
+
+@pytest.mark.parametrize("scale", [1e4, -1e4])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_huge_preactivations_stay_finite_without_a_warning(be, dtype, scale):
+    layer = xlstm.LSTM(1, 4)
+    params = {name: scale * be.xp.ones_like(p) for name, p in layer.init(0, be, dtype).items()}
+    x = be.asarray(np.ones((6, 2, 1)), dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        y, _, saved = layer.forward(params, x)
+        grads, dx, _ = layer.backward(params, saved, be.xp.ones_like(y))
+    assert all(np.all(np.isfinite(to_numpy(a))) for a in (y, dx, *grads.values()))
+
+
+def test_a_hundred_thousand_steps_stay_finite(rng):
+    layer = xlstm.LSTM(1, 2)
+    params = layer.init(0, "numpy")
+    x = 100 * rng.standard_normal((100_000, 1, 1)).astype("float32")
+    y, _, saved = layer.forward(params, x)
+    grads, _, _ = layer.backward(params, saved, np.ones_like(y))
+    assert all(np.all(np.isfinite(a)) for a in (y, *grads.values()))
+
+
+def test_same_seed_same_weights_on_every_backend(be):
+    layer = xlstm.LSTM(3, 4)
+    for dtype in ("float32", "float64"):
+        here = layer.init(5, be, dtype)
+        numpy = layer.init(5, "numpy", dtype)
+        assert list(here) == ["0.Wx", "0.Wh", "0.b"]
+        for name in numpy:
+            assert to_numpy(here[name]).dtype == dtype
+            assert to_numpy(here[name]).tobytes() == numpy[name].tobytes()
+    assert not np.array_equal(layer.init(6, "numpy")["0.Wx"], layer.init(5, "numpy")["0.Wx"])
+
+
+def test_runs_are_bit_identical(rng):
+    layer = xlstm.LSTM(3, 16)
+    params, x, state = inputs_of(layer, make_backend("numpy"), rng, 10, 8)
+
+    def run():
+        y, _, saved = layer.forward(params, x, state)
+        return [y, *layer.backward(params, saved, y)[0].values()]
+
+    assert [a.tobytes() for a in run()] == [a.tobytes() for a in run()]
+
+
+def with_(params, **changes):
+    return {**params, **{name.replace("_", "."): value for name, value in changes.items()}}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda p, x, s: (with_(p, **{"0_Wh": np.zeros((16, 8))}), x, s), ValueError,
+         r"LSTM: 0\.Wh has shape \(16, 8\), expected \(4H, H\) = \(12, 3\)"),
+        (lambda p, x, s: ({"0.Wx": p["0.Wx"]}, x, s), ValueError, r"0\.Wh is missing"),
+        (lambda p, x, s: ({**p, "0.Wq": p["0.b"]}, x, s), ValueError, r"0\.Wq is unknown"),
+        (lambda p, x, s: (p, x[0], s), ValueError, r"x has shape \(2, 2\), expected \(T, B, D\)"),
+        (lambda p, x, s: (p, x[..., :1], s), ValueError, r"expected \(T, B, D\) = \(T, B, 2\)"),
+        (lambda p, x, s: (p, x[:0], s), ValueError, "no time steps"),
+        (lambda p, x, s: (p, x.astype("int64"), s), TypeError, "x has dtype int64"),
+        (lambda p, x, s: (p, x.astype("float32"), s), TypeError, "float64 but x has float32"),
+        (lambda p, x, s: (p, x.astype("float16"), s), TypeError, "float16"),
+        (lambda p, x, s: (p, [[[1.0]]], s), TypeError, "x is a list, expected an array"),
+        (lambda p, x, s: (p, x, s[:1]), ValueError, r"state has 1 arrays, expected \(h, c\)"),
+        (lambda p, x, s: (p, x, s[0]), TypeError, "state is a ndarray, expected a tuple"),
+        (lambda p, x, s: (p, x, (s[0], s[1][:, :1])), ValueError, r"state c has shape \(1, 1, 3\)"),
+        (lambda p, x, s: ([p], x, s), TypeError, "parameters are a list"),
+        (lambda p, x, s: (with_(p, **{"0_b": 1.0}), x, s), TypeError, r"0\.b is a float"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(rng, change, error, words):
+    layer = xlstm.LSTM(2, 3)
+    args = change(*inputs_of(layer, make_backend("numpy"), rng, 4, 2))
+    with pytest.raises(error, match=words):
+        layer.forward(*args)
+
+
+def test_mixed_libraries_are_refused(rng):
+    torch = pytest.importorskip("torch")
+    layer = xlstm.LSTM(2, 3)
+    params, x, state = inputs_of(layer, make_backend("numpy"), rng, 4, 2)
+    with pytest.raises(TypeError, match="0.Wx is a numpy array, expected a torch array"):
+        layer.forward(params, torch.tensor(x), state)
+    ours = layer.init(0, "torch", "float64")
+    ours["0.b"].requires_grad_()
+    with pytest.raises(TypeError, match=r"0\.b requires grad"):
+        layer.forward(ours, torch.tensor(x))
+
+
+def test_mixed_devices_are_refused(rng):
+    strict = pytest.importorskip("array_api_strict")
+    layer = xlstm.LSTM(2, 3)
+    params, x, _ = inputs_of(layer, make_backend("strict"), rng, 4, 2)
+    with pytest.raises(TypeError, match="expected one device"):
+        layer.forward(params, strict.asarray(to_numpy(x)))
+
+
+@pytest.mark.parametrize("sizes", [(0, 3), (2, -1), (2.0, 3), (True, 3)])
+def test_bad_sizes_are_refused(sizes):
+    with pytest.raises((ValueError, TypeError), match="LSTM: .*_size is"):
+        xlstm.LSTM(*sizes)
+
+
+def test_bad_gradient_shape_is_named(rng):
+    layer = xlstm.LSTM(2, 3)
+    params, x, state = inputs_of(layer, make_backend("numpy"), rng, 4, 2)
+    _, _, saved = layer.forward(params, x, state)
+    with pytest.raises(ValueError, match=r"dy has shape \(4, 2, 1\), expected \(T, B, H\) = \(4, 2, 3\)"):
+        layer.backward(params, saved, np.zeros((4, 2, 1)))
+
+
+def test_unknown_initializer_is_named():
+    with pytest.raises(ValueError, match="initializer: 'zeros' is unknown"):
+        xlstm.LSTM(2, 3, initializer="zeros")

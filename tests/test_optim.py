@@ -1,0 +1,133 @@
+"""Optimisers and schedules against PyTorch's, and clipping."""
+
+import math
+
+import numpy as np
+import pytest
+
+from xlstm import optim
+from xlstm.backend import to_numpy
+
+CASES = {
+    "sgd": (lambda: optim.sgd(0.1), "SGD", {"lr": 0.1}),
+    "momentum": (lambda: optim.sgd(0.1, momentum=0.9), "SGD", {"lr": 0.1, "momentum": 0.9}),
+    "nesterov": (
+        lambda: optim.sgd(0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
+        "SGD",
+        {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+    ),
+    "rmsprop": (lambda: optim.rmsprop(0.01), "RMSprop", {"lr": 0.01}),
+    "rmsprop momentum": (
+        lambda: optim.rmsprop(0.01, alpha=0.9, momentum=0.5, weight_decay=0.1),
+        "RMSprop",
+        {"lr": 0.01, "alpha": 0.9, "momentum": 0.5, "weight_decay": 0.1},
+    ),
+    "adam": (lambda: optim.adam(0.01), "Adam", {"lr": 0.01}),
+    "adam decay": (
+        lambda: optim.adam(0.01, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1),
+        "Adam",
+        {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1},
+    ),
+    "adamw": (lambda: optim.adamw(0.01, weight_decay=0.1), "AdamW", {"lr": 0.01, "weight_decay": 0.1}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_follows_torch(be, rng, name):
+    torch = pytest.importorskip("torch")
+    make, peer_name, settings = CASES[name]
+    start = {"a": rng.standard_normal((3, 4)), "b": rng.standard_normal(5)}
+    params = {n: be.asarray(p) for n, p in start.items()}
+    peers = {n: torch.tensor(p, requires_grad=True) for n, p in start.items()}
+    optimizer, peer = make(), getattr(torch.optim, peer_name)(list(peers.values()), **settings)
+    state = optimizer.init(params)
+    for _ in range(20):
+        grads = {n: rng.standard_normal(p.shape) for n, p in start.items()}
+        for n, p in peers.items():
+            p.grad = torch.tensor(grads[n])
+        peer.step()
+        params, state = optimizer.update(params, {n: be.asarray(g) for n, g in grads.items()}, state)
+        for n, p in params.items():
+            np.testing.assert_allclose(to_numpy(p), peers[n].detach().numpy(), rtol=1e-11, atol=1e-13)
+    assert state.step == 20
+
+
+def test_update_changes_nothing_in_place(be):
+    """Arguments stay as they were; with the NumPy of these tests a write would raise."""
+    params, grads = {"a": be.asarray([1.0, 2.0])}, {"a": be.asarray([0.5, 0.5])}
+    optimizer = optim.adam(0.1)
+    state = optimizer.init(params)
+    new, after = optimizer.update(params, grads, state)
+    optimizer.update(new, grads, after)
+    np.testing.assert_array_equal(to_numpy(params["a"]), [1.0, 2.0])
+    np.testing.assert_array_equal(to_numpy(state.slots["m"]["a"]), [0.0, 0.0])
+    assert state.step == 0
+
+
+def test_clipping_follows_torch(be, rng):
+    torch = pytest.importorskip("torch")
+    grads = {"a": rng.standard_normal((3, 4)), "b": rng.standard_normal(5)}
+    ours = {n: be.asarray(g) for n, g in grads.items()}
+    norm = math.sqrt(sum(np.sum(g * g) for g in grads.values()))
+    assert float(optim.global_norm(ours)) == pytest.approx(norm, rel=1e-12)
+    for limit in (0.5, 100.0):
+        peers = [torch.zeros(g.shape, dtype=torch.float64, requires_grad=True) for g in grads.values()]
+        for p, g in zip(peers, grads.values(), strict=True):
+            p.grad = torch.tensor(g)
+        torch.nn.utils.clip_grad_norm_(peers, limit)
+        clipped = optim.clip_global_norm(ours, limit)
+        for c, p in zip(clipped.values(), peers, strict=True):
+            np.testing.assert_allclose(to_numpy(c), p.grad.numpy(), rtol=1e-5)  # PyTorch adds 1e-6 to the norm
+    np.testing.assert_array_equal(to_numpy(optim.clip_value(ours, 0.3)["a"]), np.clip(grads["a"], -0.3, 0.3))
+    zero = {"a": be.asarray(np.zeros(3))}
+    np.testing.assert_array_equal(to_numpy(optim.clip_global_norm(zero, 1.0)["a"]), np.zeros(3))
+
+
+def test_schedules():
+    assert [optim.constant(0.1)(k) for k in (0, 9)] == [0.1, 0.1]
+    steps = optim.step_decay(1.0, every=2, factor=0.5)
+    assert [steps(k) for k in range(5)] == [1.0, 1.0, 0.5, 0.5, 0.25]
+    cosine = optim.cosine(1.0, steps=10, floor=0.1)
+    assert [cosine(k) for k in (0, 5, 10, 20)] == pytest.approx([1.0, 0.55, 0.1, 0.1])
+    warm = optim.warmup(3, optim.step_decay(1.0, every=1, factor=0.5))
+    assert [warm(k) for k in range(5)] == pytest.approx([0.25, 0.5, 0.75, 1.0, 0.5])
+
+
+def test_schedule_is_followed():
+    params, grads = {"a": np.zeros(1)}, {"a": np.ones(1)}
+    optimizer = optim.sgd(optim.step_decay(1.0, every=1, factor=0.5))
+    state = optimizer.init(params)
+    for _ in range(3):
+        params, state = optimizer.update(params, grads, state)
+    assert params["a"][0] == -1.75
+
+
+def test_cosine_and_step_follow_torch():
+    torch = pytest.importorskip("torch")
+    peer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(peer, T_max=7, eta_min=0.01)
+    ours = optim.cosine(0.3, 7, floor=0.01)
+    for k in range(8):
+        assert ours(k) == pytest.approx(peer.param_groups[0]["lr"], rel=1e-10)
+        peer.step()
+        schedule.step()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: optim.sgd(0.0), "lr is 0.0"),
+        (lambda: optim.adam(math.nan), "lr is nan"),
+        (lambda: optim.adam("fast"), "lr is 'fast'"),
+        (lambda: optim.sgd(0.1, momentum=1.0), "momentum is 1.0"),
+        (lambda: optim.sgd(0.1, nesterov=True), "nesterov needs a momentum"),
+        (lambda: optim.adam(0.1, betas=(0.9, 1.0)), r"betas\[1\] is 1.0"),
+        (lambda: optim.adamw(0.1, weight_decay=-1), "weight_decay is -1"),
+        (lambda: optim.cosine(0.1, 0), "steps is 0"),
+        (lambda: optim.clip_global_norm({"a": np.ones(1)}, 0), "limit is 0"),
+        (lambda: optim.sgd(0.1).update({"a": np.ones(1)}, {"b": np.ones(1)}, optim.OptimState(0, {})), "a is in only"),
+    ],
+)
+def test_bad_settings_are_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

@@ -1,0 +1,214 @@
+"""The loop: PyTorch's losses step by step, early stopping, streams, and what it refuses."""
+
+import math
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests.conftest import make_backend
+from xlstm import losses, optim, training
+from xlstm.backend import to_numpy
+from xlstm.data import Streams, Windows
+from xlstm.models import SequenceModel
+
+OPTIMIZERS = {
+    "SGD": (lambda: optim.sgd(0.1, momentum=0.9), {"lr": 0.1, "momentum": 0.9}),
+    "Adam": (lambda: optim.adam(0.01), {"lr": 0.01}),
+    "AdamW": (lambda: optim.adamw(0.01), {"lr": 0.01}),
+    "RMSprop": (lambda: optim.rmsprop(0.01), {"lr": 0.01}),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_fifty_steps_follow_torch(rng, name):
+    """Same weights, same data: losses of `torch.nn.LSTM` + `torch.nn.Linear` + `torch.optim` within 1e-10."""
+    torch = pytest.importorskip("torch")
+    T, B, D, H, O = 8, 5, 2, 6, 3  # noqa: E741
+    make, settings = OPTIMIZERS[name]
+    model = SequenceModel(xlstm.LSTM(D, H), O)
+    params = model.init(3, "numpy", "float64")
+    order = np.r_[0:H, 2 * H : 3 * H, 3 * H : 4 * H, H : 2 * H]
+    lstm, head = torch.nn.LSTM(D, H, dtype=torch.float64), torch.nn.Linear(H, O, dtype=torch.float64)
+    with torch.no_grad():
+        lstm.weight_ih_l0.copy_(torch.tensor(params["recurrent.0.Wx"][order]))
+        lstm.weight_hh_l0.copy_(torch.tensor(params["recurrent.0.Wh"][order]))
+        lstm.bias_ih_l0.copy_(torch.tensor(params["recurrent.0.b"][order]))
+        lstm.bias_hh_l0.zero_()
+        head.weight.copy_(torch.tensor(params["head.W"]))
+        head.bias.copy_(torch.tensor(params["head.b"]))
+    # PyTorch has two biases that are added; ours is one, so only one of theirs is trained.
+    trained = [p for n, p in lstm.named_parameters() if n != "bias_hh_l0"] + list(head.parameters())
+    peer = getattr(torch.optim, name)(trained, **settings)
+    x, target = rng.standard_normal((50 * B, T, D)), rng.standard_normal((50 * B, T, O))
+    data = Windows(x, np.swapaxes(target.reshape(50, B, T, O), 1, 2).reshape(50 * T, B, O)[: 50 * B], batch_size=B)
+    del data  # windows predict once a window; here every step counts, so batches are made by hand
+
+    class Hand:
+        def __len__(self):
+            return 50
+
+        def batches(self, rng=None):
+            for k in range(50):
+                rows = slice(k * B, (k + 1) * B)
+                yield training.Batch(x[rows].swapaxes(0, 1), target[rows].swapaxes(0, 1), None, True)
+
+    ours = training.train(model, params, Hand(), make(), epochs=1).losses
+    for k, batch in enumerate(Hand().batches()):
+        loss = torch.nn.functional.mse_loss(
+            head(lstm(torch.tensor(batch.x.copy()))[0]), torch.tensor(batch.target.copy())
+        )
+        assert ours[k] == pytest.approx(loss.item(), abs=1e-10), f"step {k}"
+        peer.zero_grad()
+        loss.backward()
+        peer.step()
+
+
+def wave(n=400):
+    return np.sin(np.arange(n) / 5.0)
+
+
+def stream_data(batch_size=4, length=20):
+    v = wave()
+    return Streams(v[:-1, None], v[1:, None], batch_size, length)
+
+
+def test_model_gradient(be, rng):
+    for last in (False, True):
+        model = SequenceModel(xlstm.LSTM(2, 3), 2, last=last)
+        params = model.init(0, be)
+        x = be.asarray(rng.standard_normal((4, 2, 2)))
+        state = tuple(be.asarray(rng.standard_normal((1, 2, 3))) for _ in range(2))
+
+        def forward(params, x, state, model=model):
+            y, end, saved = model.forward(params, x, state)
+            return (y, end), (params, saved)
+
+        xlstm.gradcheck(forward, lambda s, d, model=model: model.backward(*s, *d), (params, x, state))
+
+
+def test_learns_a_wave_on_every_backend(be):
+    model = SequenceModel(xlstm.LSTM(1, 8), 1)
+    trained = training.train(model, model.init(0, be), stream_data(), optim.adam(0.02), epochs=30, clip=1.0)
+    assert trained.losses[-1] < 0.02 * trained.losses[0]
+    assert be.xp is make_like(trained.params).xp
+
+
+def make_like(params):
+    from xlstm.backend import backend_like
+
+    return backend_like(next(iter(params.values())))
+
+
+def test_streams_carry_the_state(monkeypatch):
+    """The state is fresh at the beginning of an epoch and carried, detached, from batch to batch."""
+    model = SequenceModel(xlstm.LSTM(1, 4), 1)
+    seen = []
+    forward = SequenceModel.forward
+
+    def spy(self, params, x, state=None, train=True):
+        y, end, saved = forward(self, params, x, state, train)
+        seen.append((state, end))
+        return y, end, saved
+
+    monkeypatch.setattr(SequenceModel, "forward", spy)
+    data = stream_data()
+    training.train(model, model.init(0, "numpy"), data, optim.sgd(0.1), epochs=2)
+    assert len(data) == 4
+    for k, (start, _) in enumerate(seen):
+        assert start is None if k % len(data) == 0 else start is seen[k - 1][1]
+
+
+def test_streams_of_any_cut_see_the_same_sequence():
+    v = wave(101)
+    whole = next(Streams(v[:-1, None], v[1:], 2, 50).batches())
+    parts = list(Streams(v[:-1, None], v[1:], 2, 10).batches())
+    np.testing.assert_array_equal(np.concatenate([b.x for b in parts]), whole.x)
+    np.testing.assert_array_equal(np.concatenate([b.target for b in parts]), whole.target)
+    assert [b.fresh for b in parts] == [True, False, False, False, False]
+
+
+def test_early_stopping_keeps_the_best_weights():
+    rng = np.random.default_rng(0)
+    x, target = rng.standard_normal((40, 6, 1)), rng.standard_normal((40, 1))
+    data = Windows(x[:20], target[:20])
+    validation = Windows(x[20:], target[20:])
+    model = SequenceModel(xlstm.LSTM(1, 16), 1, last=True)
+    seen = []
+    trained = training.train(
+        model, model.init(0, "numpy"), data, optim.adam(0.05), epochs=200, validation=validation, patience=5,
+        progress=seen.append,
+    )  # fmt: skip
+    assert trained.stopped_early
+    assert len(trained.validations) == trained.best_epoch + 5
+    assert trained.validations[trained.best_epoch - 1] == min(trained.validations)
+    assert training.evaluate(model, trained.params, validation) == min(trained.validations)
+    assert [p.epoch for p in seen] == list(range(1, len(trained.validations) + 1))
+    assert seen[-1].best == min(trained.validations[:-1])
+
+
+def test_same_seed_same_result():
+    rng = np.random.default_rng(0)
+    data = Windows(rng.standard_normal((50, 6, 1)), rng.standard_normal((50, 1)), batch_size=8)
+    model = SequenceModel(xlstm.LSTM(1, 8), 1, last=True)
+
+    def run(seed):
+        return training.train(model, model.init(0, "numpy"), data, optim.adam(0.01), epochs=3, seed=seed)
+
+    one, two, other = run(1), run(1), run(2)
+    assert one.losses == two.losses
+    assert all(one.params[n].tobytes() == two.params[n].tobytes() for n in one.params)
+    assert one.losses != other.losses
+
+
+def test_averaging_follows_its_definition():
+    data = stream_data()
+    model = SequenceModel(xlstm.LSTM(1, 4), 1)
+    start = model.init(0, "numpy", "float64")
+    every = [start]
+    optimizer = optim.sgd(0.1)
+    spy = optimizer._replace(update=lambda *a: every.append((new := optimizer.update(*a))[0]) or new)
+    mean = training.train(model, start, data, spy, epochs=1, averaging=0.9).params
+    expected = start
+    for params in every[1:]:
+        expected = {n: 0.9 * expected[n] + 0.1 * params[n] for n in expected}
+    for n in expected:
+        np.testing.assert_allclose(mean[n], expected[n], rtol=1e-12)
+
+
+def test_divergence_names_step_and_parameter():
+    model = SequenceModel(xlstm.LSTM(1, 4), 1)
+    params = model.init(0, "numpy")
+    params["head.W"] = params["head.W"] * np.float32(np.inf)
+    with pytest.raises(FloatingPointError, match=r"epoch 1, step 1: loss is nan, parameter head\.W is not finite"):
+        training.train(model, params, stream_data(), optim.sgd(0.1), epochs=1)
+    with pytest.raises(FloatingPointError, match=r"epoch \d+, step \d+: loss is .*(parameter|gradient)"):
+        training.train(model, model.init(0, "numpy"), stream_data(), optim.sgd(1e30), epochs=5)
+
+
+def test_evaluate_weighs_batches_by_what_counts():
+    rng = np.random.default_rng(0)
+    x, target, mask = rng.standard_normal((10, 3, 1)), rng.standard_normal((10, 2)), rng.random((10, 2)) < 0.7
+    model = SequenceModel(xlstm.LSTM(1, 3), 2, last=True)
+    params = model.init(0, "numpy", "float64")
+    ragged = training.evaluate(model, params, Windows(x, target, mask, batch_size=4))
+    y, _, _ = model.forward(params, np.swapaxes(x, 0, 1), train=False)
+    assert ragged == pytest.approx(float(losses.mse(y, target, mask)[0]), rel=1e-12)
+    assert math.isfinite(ragged)
+    assert to_numpy(y).shape == (10, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"epochs": 0}, "epochs is 0"),
+        ({"patience": 3}, "needs validation"),
+        ({"averaging": 1.0}, "averaging is 1.0"),
+    ],
+)
+def test_bad_settings_are_named(change, words):
+    model = SequenceModel(xlstm.LSTM(1, 3), 1)
+    with pytest.raises(ValueError, match=words):
+        training.train(
+            model, model.init(0, make_backend("numpy")), stream_data(), optim.sgd(0.1), **{"epochs": 1, **change}
+        )
