@@ -8,8 +8,8 @@ import pytest
 import xlstm
 from tests.conftest import make_backend
 from xlstm import losses, optim, training
-from xlstm.backend import to_numpy
-from xlstm.data import Streams, Windows
+from xlstm.backend import backend_like, to_numpy
+from xlstm.data import Batch, Streams, Windows
 from xlstm.models import SequenceModel
 
 OPTIMIZERS = {
@@ -18,6 +18,19 @@ OPTIMIZERS = {
     "AdamW": (lambda: optim.adamw(0.01), {"lr": 0.01}),
     "RMSprop": (lambda: optim.rmsprop(0.01), {"lr": 0.01}),
 }
+
+
+class Listed:
+    """Given batches (N, T, B, ...), in order, each from a zero state."""
+
+    def __init__(self, x, target):
+        self.x, self.target = x, target
+
+    def __len__(self):
+        return len(self.x)
+
+    def batches(self, rng=None):
+        return (Batch(x, target, None, True) for x, target in zip(self.x, self.target, strict=True))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -40,24 +53,10 @@ def test_fifty_steps_follow_torch(rng, name):
     # PyTorch has two biases that are added; ours is one, so only one of theirs is trained.
     trained = [p for n, p in lstm.named_parameters() if n != "bias_hh_l0"] + list(head.parameters())
     peer = getattr(torch.optim, name)(trained, **settings)
-    x, target = rng.standard_normal((50 * B, T, D)), rng.standard_normal((50 * B, T, O))
-    data = Windows(x, np.swapaxes(target.reshape(50, B, T, O), 1, 2).reshape(50 * T, B, O)[: 50 * B], batch_size=B)
-    del data  # windows predict once a window; here every step counts, so batches are made by hand
-
-    class Hand:
-        def __len__(self):
-            return 50
-
-        def batches(self, rng=None):
-            for k in range(50):
-                rows = slice(k * B, (k + 1) * B)
-                yield training.Batch(x[rows].swapaxes(0, 1), target[rows].swapaxes(0, 1), None, True)
-
-    ours = training.train(model, params, Hand(), make(), epochs=1).losses
-    for k, batch in enumerate(Hand().batches()):
-        loss = torch.nn.functional.mse_loss(
-            head(lstm(torch.tensor(batch.x.copy()))[0]), torch.tensor(batch.target.copy())
-        )
+    x, target = rng.standard_normal((50, T, B, D)), rng.standard_normal((50, T, B, O))
+    ours = training.train(model, params, Listed(x, target), make(), epochs=1).losses
+    for k in range(50):
+        loss = torch.nn.functional.mse_loss(head(lstm(torch.tensor(x[k]))[0]), torch.tensor(target[k]))
         assert ours[k] == pytest.approx(loss.item(), abs=1e-10), f"step {k}"
         peer.zero_grad()
         loss.backward()
@@ -91,13 +90,7 @@ def test_learns_a_wave_on_every_backend(be):
     model = SequenceModel(xlstm.LSTM(1, 8), 1)
     trained = training.train(model, model.init(0, be), stream_data(), optim.adam(0.02), epochs=30, clip=1.0)
     assert trained.losses[-1] < 0.02 * trained.losses[0]
-    assert be.xp is make_like(trained.params).xp
-
-
-def make_like(params):
-    from xlstm.backend import backend_like
-
-    return backend_like(next(iter(params.values())))
+    assert all(backend_like(p).xp is be.xp for p in trained.params.values())
 
 
 def test_streams_carry_the_state(monkeypatch):

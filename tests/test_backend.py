@@ -1,0 +1,167 @@
+"""Choice of backend, moving arrays, and the words of refusals. CuPy's failures are staged with a fake."""
+
+import contextlib
+import importlib
+import sys
+import types
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests.conftest import make_backend
+from xlstm import BackendError
+from xlstm.backend import backend_like, generator, namespace, to_numpy, usable
+
+module = importlib.import_module("xlstm.backend")  # xlstm.backend is the function
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    monkeypatch.delenv("XLSTM_BACKEND", raising=False)
+    module.cupy_failure.cache_clear()
+    yield
+    module.cupy_failure.cache_clear()
+
+
+class FakeArray:
+    def __init__(self, total, product_fails=None):
+        self.total, self.product_fails = total, product_fails
+
+    def sum(self):
+        return self.total
+
+    def __matmul__(self, other):
+        if self.product_fails:
+            raise RuntimeError(self.product_fails)
+        return FakeArray(65536.0)
+
+
+def fake_cupy(devices=1, driver=None, kernel=None, product=None):
+    """Just enough of CuPy for the probe, failing at the stage that is given a message."""
+
+    def count():
+        if driver:
+            raise RuntimeError(driver)
+        return devices
+
+    def compiled(*args):
+        if kernel:
+            raise RuntimeError(kernel)
+        return lambda ones: FakeArray(2048.0)
+
+    return types.SimpleNamespace(
+        cuda=types.SimpleNamespace(
+            runtime=types.SimpleNamespace(getDeviceCount=count), Device=lambda n: contextlib.nullcontext()
+        ),
+        ones=lambda *a, **k: FakeArray(1024.0, product),
+        ElementwiseKernel=compiled,
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ({"driver": "cudaErrorInsufficientDriver"}, "no NVIDIA driver or device answers .*cudaErrorInsufficientDriver"),
+        ({"devices": 0}, "device 0 does not exist, 0 found"),
+        ({"kernel": "libnvrtc.so.12 not found"}, r"NVRTC: RuntimeError: libnvrtc.so.12 not found.*pip install"),
+        ({"product": "libcublas.so.12 not found"}, r"cuBLAS: RuntimeError: libcublas.so.12 not found.*pip install"),
+    ],
+)
+def test_cupy_that_does_not_work_says_what_failed(monkeypatch, stage, words):
+    monkeypatch.setattr(module, "_cupy", lambda: fake_cupy(**stage))
+    with pytest.raises(BackendError, match=f"cupy: .*{words}"):
+        xlstm.backend("cupy")
+    auto = xlstm.backend("auto")
+    assert auto.name == "numpy"
+    assert auto.reason.startswith("no usable GPU: ")
+
+
+def test_cupy_that_works_passes_the_probe(monkeypatch):
+    monkeypatch.setattr(module, "_cupy", fake_cupy)
+    assert module.cupy_failure() is None
+
+
+def test_missing_cupy_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(BackendError, match=r"CuPy .*pip install 'xlstm-xp\[cuda12\]'"):
+        xlstm.backend("cupy")
+
+
+def test_environment_decides_auto(monkeypatch):
+    monkeypatch.setenv("XLSTM_BACKEND", "numpy")
+    assert xlstm.backend().reason == "XLSTM_BACKEND=numpy"
+    monkeypatch.setenv("XLSTM_BACKEND", "torch")
+    assert xlstm.backend("numpy").name == "numpy"
+    monkeypatch.setenv("XLSTM_BACKEND", "abacus")
+    with pytest.raises(ValueError, match="XLSTM_BACKEND: 'abacus' is not a backend"):
+        xlstm.backend()
+    monkeypatch.setenv("XLSTM_BACKEND", "cupy")
+    monkeypatch.setattr(module, "_cupy", lambda: fake_cupy(devices=0))
+    with pytest.raises(BackendError, match="cupy"):
+        xlstm.backend()
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "words"),
+    [
+        (("jax",), ValueError, "'jax' is not a backend"),
+        (("numpy", "cuda:0"), ValueError, "numpy has only the device 'cpu'"),
+        (("numpy", None, "float16"), TypeError, "float16 on a CPU"),
+        (("numpy", None, "int32"), ValueError, "dtype 'int32'"),
+        (("cupy", "gpu"), ValueError, "a cupy device is a number"),
+        (("torch", "cuda:77"), BackendError, "torch: device 'cuda:77' is not usable"),
+    ],
+)
+def test_bad_choices_are_named(args, error, words):
+    if args[0] == "torch":
+        pytest.importorskip("torch")
+    with pytest.raises(error, match=words):
+        xlstm.backend(*args)
+
+
+def test_arrays_move_there_and_back(be):
+    x = be.asarray([[1.0, 2.0], [3.0, 4.0]])
+    assert backend_like(x).xp is be.xp
+    assert str(backend_like(x).dtype) == "float64"
+    np.testing.assert_array_equal(to_numpy(x), [[1.0, 2.0], [3.0, 4.0]])
+    assert to_numpy(be.asarray(np.arange(3))).dtype == np.int64
+    assert to_numpy(be.asarray(np.array([True]))).dtype == np.bool_
+    assert to_numpy(be.asarray([1.5], "float32")).dtype == np.float32
+    be.synchronize()
+
+
+def test_usable_lists_every_backend():
+    found = usable()
+    assert list(found) == ["numpy", "cupy", "torch"]
+    assert found["numpy"].name == "numpy"
+    assert str(found["numpy"]) == "numpy on CPU"
+
+
+def test_generator_is_seeded_and_checked():
+    assert generator(3).random() == generator(np.int64(3)).random()
+    assert generator(0).random() == 0.6369616873214543  # PCG64(0), whatever NumPy's default becomes
+    for seed in (-1, 1.5, True, "x"):
+        with pytest.raises(ValueError, match="seed"):
+            generator(seed)
+
+
+def test_namespace_of_arrays(be, rng):
+    a, b = (be.asarray(rng.standard_normal(3)) for _ in range(2))
+    assert namespace("f", {"a": a, "b": b}) is be.xp
+    with pytest.raises(TypeError, match="f: b is a list"):
+        namespace("f", {"a": a, "b": [1.0]})
+    if be.name != "numpy":
+        with pytest.raises(TypeError, match="f: b is a numpy array, expected a .* array"):
+            namespace("f", {"a": a, "b": np.zeros(3)})
+
+
+def test_init_takes_a_name_or_a_backend():
+    layer = xlstm.LSTM(1, 2)
+    numpy64 = xlstm.backend("numpy", dtype="float64")
+    assert layer.init(backend="numpy")["0.b"].dtype == np.float32
+    assert layer.init(backend=numpy64)["0.b"].dtype == np.float64
+    assert layer.init(backend=numpy64, dtype="float32")["0.b"].dtype == np.float32
+    assert layer.init(seed=0, backend=None, dtype="float32").keys() == {"0.Wx", "0.Wh", "0.b"}
+    with pytest.raises(ValueError, match="dtype 'float'"):
+        layer.init(backend=make_backend("numpy"), dtype="float")

@@ -1,0 +1,111 @@
+"""Model files: bytes, atomicity, and what is refused."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import save as to_bytes
+
+from xlstm import checkpoint
+from xlstm.backend import to_numpy
+
+ARRAYS = {"a": np.arange(3.0), "b": np.ones((2, 2), "float32")}
+
+
+def test_round_trip(be, tmp_path):
+    params = {n: be.asarray(a, str(a.dtype)) for n, a in ARRAYS.items()}
+    checkpoint.save(tmp_path / "m", params, "test", {"x": [1, 2.5]})
+    arrays, config = checkpoint.load(tmp_path / "m", "test")
+    assert config == {"x": [1, 2.5]}
+    for name, array in arrays.items():
+        assert array.dtype == to_numpy(params[name]).dtype
+        np.testing.assert_array_equal(array, ARRAYS[name])
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def test_a_transposed_array_is_stored_as_it_reads(tmp_path):
+    checkpoint.save(tmp_path / "m", {"a": np.arange(6.0).reshape(2, 3).T}, "test", {})
+    np.testing.assert_array_equal(checkpoint.load(tmp_path / "m", "test")[0]["a"], np.arange(6.0).reshape(2, 3).T)
+
+
+def test_literal_bytes(tmp_path):
+    """The format itself: eight bytes of length, a JSON header, the data."""
+    checkpoint.save(tmp_path / "m", {"a": np.array([1.0, 2.0])}, "test", {"k": 1})
+    blob = (tmp_path / "m").read_bytes()
+    length = int.from_bytes(blob[:8], "little")
+    header = json.loads(blob[8 : 8 + length])
+    assert header["a"] == {"dtype": "F64", "shape": [2], "data_offsets": [0, 16]}
+    assert header["__metadata__"] == {"format": "xlstm", "version": "1", "kind": "test", "config": '{"k": 1}'}
+    assert blob[8 + length :] == np.array([1.0, 2.0]).tobytes()
+
+
+def good(**changes):
+    metadata = {"format": "xlstm", "version": "1", "kind": "test", "config": "{}", **changes}
+    return to_bytes({"a": np.ones(100)}, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    ("blob", "words"),
+    [
+        (b"", "not a readable safetensors file"),
+        (b"garbage" * 100, "not a readable safetensors file"),
+        (good()[:-5], "not a readable safetensors file"),
+        (good()[:20], "not a readable safetensors file"),
+        (to_bytes({"a": np.ones(1)}), "format is missing, expected xlstm"),
+        (good(version="9"), "version is 9, expected 1"),
+        (good(kind="language model"), "kind is language model, expected test"),
+        (good(config="{"), "configuration is not readable"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, blob, words):
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(blob)
+    with pytest.raises(ValueError, match=words) as caught:
+        checkpoint.load(path, "test")
+    assert str(path) in str(caught.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent"):
+        checkpoint.load(tmp_path / "absent", "test")
+
+
+def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "m"
+    checkpoint.save(path, ARRAYS, "test", {"old": True})
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.save(path, ARRAYS, "test", {"old": False})
+    assert checkpoint.load(path, "test")[1] == {"old": True}
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def save_for_ever(path, started):
+    k = 1
+    while True:
+        checkpoint.save(path, {"a": np.full(200_000, float(k))}, "test", {"k": k})
+        started.set()
+        k += 1
+
+
+def test_killed_at_any_moment_the_file_is_whole(tmp_path):
+    path = tmp_path / "m"
+    context = multiprocessing.get_context("spawn")
+    for delay in (0.0, 0.003, 0.007, 0.011):
+        started = context.Event()
+        process = context.Process(target=save_for_ever, args=(path, started))
+        process.start()
+        assert started.wait(60)
+        time.sleep(delay)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        arrays, config = checkpoint.load(path, "test")
+        assert np.all(arrays["a"] == config["k"])

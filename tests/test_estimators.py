@@ -1,0 +1,138 @@
+"""The forecaster from Python."""
+
+import numpy as np
+import pytest
+
+from xlstm.backend import to_numpy
+from xlstm.estimators import Forecaster, Settings
+from xlstm.series import bundled, read_csv
+
+QUICK = {"window": 12, "hidden_size": 8, "epochs": 40, "learning_rate": 0.02, "batch_size": 16, "averaging": 0.9}
+
+
+def wave(n=300, gaps=()):
+    v = 10 + np.sin(np.arange(n) / 3.0) + 0.01 * np.arange(n)
+    v[list(gaps)] = np.nan
+    return v
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return Forecaster(Settings(**QUICK, horizon=3), "numpy").fit(wave())
+
+
+def test_the_main_job_on_real_data():
+    """Monthly sunspots: within the goal of 19.0, with persistence and autoregression as published."""
+    values = read_csv(bundled("sunspots")).values
+    score = Forecaster(backend="numpy").fit(values).score(values)
+    assert score.points == 564
+    assert score.model[0] <= 19.0
+    assert score.persistence[0] == pytest.approx(20.1, abs=0.05)
+    assert score.autoregression[0] == pytest.approx(18.2, abs=0.05)
+
+
+def test_learns_what_persistence_cannot(fitted):
+    score = fitted.score(wave())
+    assert np.all(score.model < score.persistence)
+    assert len(score.model) == 3
+    truth = wave(306)[300:303]
+    assert np.sqrt(np.mean((fitted.predict(wave()) - truth) ** 2)) < 0.3
+
+
+def test_feeding_back_extends_the_horizon(fitted):
+    first = fitted.predict(wave(), 3)
+    longer = fitted.predict(wave(), 7)
+    np.testing.assert_array_equal(longer[:3], first)
+    np.testing.assert_allclose(longer[3:6], fitted.predict(np.concatenate((wave(), first)), 3), rtol=1e-12)
+    assert len(longer) == 7
+
+
+def test_forecasts_do_not_see_the_future(fitted):
+    """Values from a forecast on cannot change it."""
+    v = wave()
+    at, forecasts = fitted.forecasts(v)
+    assert (at[0], at[-1]) == (240, 297)
+    changed = v.copy()
+    changed[270:] = 99.0
+    _, other = fitted.forecasts(changed)
+    np.testing.assert_array_equal(other[at <= 270], forecasts[at <= 270])
+    assert np.all(other[at > 270] != forecasts[at > 270])
+
+
+def test_fit_does_not_see_the_test_part(fitted):
+    changed = wave()
+    changed[240:] *= -5.0
+    again = Forecaster(fitted.settings, "numpy").fit(changed)
+    for name, p in again.params.items():
+        np.testing.assert_array_equal(p, fitted.params[name])
+
+
+def test_level_does_not_matter(fitted):
+    np.testing.assert_allclose(fitted.predict(wave() + 1000.0), fitted.predict(wave()) + 1000.0, atol=1e-4)
+
+
+def test_gaps_are_bridged_and_never_scored():
+    gaps = (20, 21, 100, 200, 250, 299)
+    forecaster = Forecaster(Settings(**QUICK), "numpy").fit(wave(gaps=gaps))
+    score = forecaster.score(wave(gaps=gaps))
+    assert np.isfinite(score.model[0])
+    assert np.isfinite(score.autoregression[0])
+    assert np.all(np.isfinite(forecaster.predict(wave(gaps=gaps), 5)))
+
+
+def test_same_seed_same_model():
+    one, two = (Forecaster(Settings(**QUICK, seed=3), "numpy").fit(wave()) for _ in range(2))
+    assert all(one.params[n].tobytes() == two.params[n].tobytes() for n in one.params)
+
+
+def test_every_backend_gives_the_same_model(be, fitted):
+    other = Forecaster(fitted.settings, be, "float64").fit(wave())
+    reference = Forecaster(fitted.settings, "numpy", "float64").fit(wave())
+    for name, p in reference.params.items():
+        np.testing.assert_allclose(to_numpy(other.params[name]), p, rtol=1e-6, atol=1e-9)
+
+
+def test_save_and_load(fitted, tmp_path):
+    path = tmp_path / "model.safetensors"
+    fitted.save(path, "wave")
+    loaded = Forecaster.load(path, "numpy")
+    assert loaded.settings == fitted.settings
+    np.testing.assert_array_equal(loaded.predict(wave(), 5), fitted.predict(wave(), 5))
+
+
+def test_load_refuses_other_shapes(fitted, tmp_path):
+    path = tmp_path / "model.safetensors"
+    broken = Forecaster(fitted.settings, "numpy")
+    broken.params, broken.scalers = {**fitted.params, "head.b": np.zeros(7, "float32")}, fitted.scalers
+    broken.save(path)
+    with pytest.raises(ValueError, match=r"head\.b has shape \(7,\), expected \(3,\)"):
+        Forecaster.load(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "settings", "words"),
+    [
+        (np.full(300, 3.0), {}, "constant at 3"),
+        (wave(30), {"window": 100}, "a window of 100 and a horizon of 1 need 101 rows"),
+        (wave(2), {}, "too few"),
+        (np.ones((5, 2)), {}, r"shape \(5, 2\), expected \(N,\)"),
+        (np.where(np.arange(300) == 5, np.inf, wave()), {}, "value 5 of the series is infinite"),
+        (wave(gaps=(0,)), {}, "begins with a gap"),
+        (wave(gaps=range(170, 245)), {}, "validation part of the series has no values"),
+        (wave(gaps=range(235, 300)), {}, "test part of the series has no values"),
+    ],
+)
+def test_bad_series_are_named(values, settings, words):
+    with pytest.raises(ValueError, match=words):
+        Forecaster(Settings(**{**QUICK, **settings}), "numpy").fit(values)
+
+
+def test_bad_use_is_named(fitted):
+    with pytest.raises(ValueError, match="not fitted yet"):
+        Forecaster(backend="numpy").predict(wave())
+    with pytest.raises(ValueError, match="needs 12 values to look back on, the series has 5"):
+        fitted.predict(wave(5))
+    with pytest.raises(ValueError, match="steps is 0"):
+        fitted.predict(wave(), 0)
+    with pytest.raises(ValueError, match="window is 0"):
+        Settings(window=0)

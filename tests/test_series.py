@@ -1,0 +1,164 @@
+"""CSV files of every kind that people have."""
+
+import numpy as np
+import pytest
+
+from xlstm.data import Scaler, Split, Windows, carry_forward, split, windows
+from xlstm.series import bundled, read_csv
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, encoding="utf-8"):
+        path = tmp_path / "data.csv"
+        path.write_bytes(text.encode(encoding))
+        return path
+
+    return write
+
+
+def test_bundled_sunspots():
+    s = read_csv(bundled("sunspots"))
+    assert (s.name, len(s.values), s.gaps, s.unit, s.every) == ("sunspots", 2820, 0, "M", 1)
+    assert (s.values[0], s.values[-1], s.labels[0], s.labels[-1]) == (58.0, 33.4, "1749-01", "1983-12")
+    assert s.after(2) == ["1984-01", "1984-02"]
+
+
+def test_bundled_co2():
+    s = read_csv(bundled("co2"))
+    assert (s.name, len(s.values), s.gaps, s.unit, s.every) == ("co2_ppm", 2284, 59, "D", 7)
+    assert s.after(1) == ["2002-01-05"]
+
+
+def test_unknown_dataset():
+    with pytest.raises(ValueError, match="'moon' is unknown, expected one of sunspots, co2"):
+        bundled("moon")
+
+
+@pytest.mark.parametrize(
+    ("dates", "unit", "every", "after"),
+    [
+        (["2001", "2002", "2003"], "Y", 1, "2004"),
+        (["2001-11", "2001-12", "2002-01"], "M", 1, "2002-02"),
+        (["2001-01-01", "2001-02-01", "2001-03-01"], "M", 1, "2001-04"),
+        (["2001-01-01", "2002-01-01", "2003-01-01"], "Y", 1, "2004"),
+        (["2001-03-29", "2001-03-30", "2001-03-31"], "D", 1, "2001-04-01"),
+        (["2001-03-29T06:00", "2001-03-29T12:00", "2001-03-29T18:00"], "m", 360, "2001-03-30T00:00"),
+    ],
+)
+def test_calendars(write, dates, unit, every, after):
+    s = read_csv(write("date,v\n" + "".join(f"{d},{k}\n" for k, d in enumerate(dates))))
+    assert (s.unit, s.every, s.after(1)) == (unit, every, [after])
+
+
+def test_missing_rows_and_empty_cells_are_gaps(write):
+    s = read_csv(write("day,v\n2001-01-01,\n2001-01-02,1\n2001-01-03,\n2001-01-04,3\n2001-01-07,4\n2001-01-08,\n"))
+    np.testing.assert_array_equal(s.values, [1, np.nan, 3, np.nan, np.nan, 4])
+    assert s.labels == [f"2001-01-0{k}" for k in range(2, 8)]
+    assert s.note == "2 missing rows taken as gaps"
+    assert s.after(1) == ["2001-01-08"]
+
+
+def test_dates_without_a_rhythm_are_equal_steps(write):
+    s = read_csv(write("date,v\n2001-01-01,1\n2001-01-02,2\n2001-03-17,3\n2001-09-30,4\n"))
+    np.testing.assert_array_equal(s.values, [1, 2, 3, 4])
+    assert "no common rhythm" in s.note
+    assert s.after(2) == ["+1", "+2"]
+
+
+def test_several_columns(write):
+    path = write('when,name,"a, b",c\nx1,p,1,5\nx2,q,2,6\nx3,r,3,7\n')
+    np.testing.assert_array_equal(read_csv(path, "c").values, [5, 6, 7])
+    np.testing.assert_array_equal(read_csv(path, "a, b").values, [1, 2, 3])
+    assert read_csv(path, "c").labels == ["x1", "x2", "x3"]
+    with pytest.raises(ValueError, match="several columns hold numbers, choose one of a, b, c with --column"):
+        read_csv(path)
+
+
+def test_no_dates_other_delimiters_and_a_byte_order_mark(write):
+    np.testing.assert_array_equal(read_csv(write("v\n1\n2\n3\n")).values, [1, 2, 3])
+    assert read_csv(write("v\n1\n2\n3\n")).labels == ["1", "2", "3"]
+    np.testing.assert_array_equal(read_csv(write("\ufeffdate;v\r\n2001;1.5\r\n2002;2.5\r\n")).values, [1.5, 2.5])
+    np.testing.assert_array_equal(read_csv(write("date\tv\n2001\t1\n2002\t2\n")).values, [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "the file is empty"),
+        ("date,v\n", "0 rows under the header"),
+        ("date,v\n2001,1\n", "1 rows under the header"),
+        ("date,v\n2001,1\n2002\n", "line 3 has 1 cells, expected 2"),
+        ("date,v\n2001,1\n2002,nan\n", "line 3, column v holds 'nan'"),
+        ("date,v\n2001,1\n2002,inf\n", "line 3, column v holds 'inf'"),
+        ("date,v\n2001,1\n2002,high\n", "line 3, column v holds 'high'"),
+        ("date,v\n2001,\n2002,\n", "no column holds numbers"),
+        ("date,v\n2001-02,1\n2001-01,2\n", "line 3: date 2001-01 does not come after 2001-02"),
+        ("date,v\n2001-02,1\n2001-02,2\n", "line 3: date 2001-02 does not come after"),
+        ('date,v\n2001,"1\n', "not a CSV file"),
+    ],
+)
+def test_bad_files_are_named(write, text, words):
+    path = write(text)
+    with pytest.raises(ValueError, match=words) as caught:
+        read_csv(path)
+    assert str(path) in str(caught.value)
+
+
+def test_bad_column_and_encoding(write, tmp_path):
+    path = write("date,v,v\n2001,1,2\n2002,2,3\n")
+    with pytest.raises(ValueError, match="column 'w' is not in the header, which has date, v, v"):
+        read_csv(path, "w")
+    with pytest.raises(ValueError, match="column 'v' is more than once in the header"):
+        read_csv(path, "v")
+    with pytest.raises(ValueError, match="not UTF-8 text"):
+        read_csv(write("date,größe\n2001,1\n", "latin-1"))
+    with pytest.raises(FileNotFoundError, match="absent.csv"):
+        read_csv(tmp_path / "absent.csv")
+
+
+def test_carry_forward_uses_only_the_past():
+    v = np.array([np.nan, 1.0, np.nan, np.nan, 2.0, np.nan])
+    np.testing.assert_array_equal(carry_forward(v), [np.nan, 1, 1, 1, 2, 2])
+    assert np.isnan(v[2])
+
+
+def test_split_is_by_time():
+    assert split(100, 0.1, 0.2) == Split(slice(0, 70), slice(70, 80), slice(80, 100))
+    for bad in ((2, 0.2, 0.2), (100, 0.5, 0.5), (100, 0.0, 0.2)):
+        with pytest.raises(ValueError, match="split"):
+            split(*bad)
+
+
+def test_scaler():
+    s = Scaler.fit(np.array([1.0, np.nan, 3.0]))
+    assert (s.mean, s.std) == (2.0, 1.0)
+    np.testing.assert_allclose(s.invert(s.apply(np.array([5.0]))), [5.0])
+    assert Scaler.fit(np.array([3.0, -4.0]), center=False).std == pytest.approx(12.5**0.5)
+    with pytest.raises(ValueError, match="constant at 7"):
+        Scaler.fit(np.full(5, 7.0))
+    with pytest.raises(ValueError, match="no values"):
+        Scaler.fit(np.full(5, np.nan))
+
+
+def test_windows():
+    x, target = windows(np.arange(6.0), 3, 2)
+    np.testing.assert_array_equal(x, [[0, 1, 2], [1, 2, 3]])
+    np.testing.assert_array_equal(target, [[3, 4], [4, 5]])
+    with pytest.raises(ValueError, match="a window of 5 and a horizon of 2 need 7 rows, the series has 6"):
+        windows(np.arange(6.0), 5, 2)
+
+
+def test_batches_cover_everything_once():
+    data = Windows(np.arange(10.0).reshape(10, 1, 1), np.arange(10.0)[:, None], batch_size=4)
+    rows = [b.target[:, 0] for b in data.batches(np.random.default_rng(0))]
+    assert len(data) == len(rows) == 3
+    assert sorted(np.concatenate(rows)) == list(range(10))
+    assert list(np.concatenate(rows)) != list(range(10))
+
+
+def test_nan_in_data_is_named():
+    x = np.zeros((3, 2, 1))
+    x[1, 0, 0] = np.nan
+    with pytest.raises(ValueError, match=r"Windows: x\[1, 0, 0\] is nan"):
+        Windows(x, np.zeros((3, 1)))
