@@ -4,10 +4,10 @@
 >>> lstm = xlstm.LSTM(input_size=1, hidden_size=50)
 """
 
-from xlstm.backend import Backend, BackendError, backend
+from xlstm.backend import Backend, BackendError, backend, usable
 from xlstm.gradcheck import gradcheck
 from xlstm.layers.linear import Linear
 from xlstm.layers.recurrent import LSTM
 
 __version__ = "0.1.0"
-__all__ = ["LSTM", "Backend", "BackendError", "Linear", "__version__", "backend", "gradcheck"]
+__all__ = ["LSTM", "Backend", "BackendError", "Linear", "__version__", "backend", "gradcheck", "usable"]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import array_api_compat
+import array_api_compat.numpy as _NUMPY
 import numpy as np
 
 Array = Any  # an array of whichever library is in use
@@ -154,9 +155,7 @@ def _known_dtype(dtype: str) -> str:
 def _numpy_backend(device: Any, dtype: str, reason: str) -> Backend:
     if device not in (None, "cpu"):
         raise ValueError(f"backend: numpy has only the device 'cpu', got {device!r}")
-    import array_api_compat.numpy as xp
-
-    return Backend("numpy", xp, "cpu", dtype, reason)
+    return Backend("numpy", _NUMPY, "cpu", dtype, reason)
 
 
 def _cupy_backend(device: Any, dtype: str, reason: str) -> Backend:
@@ -286,7 +285,7 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
 
 def device_of(array: Array) -> Any:
     """The device of an array, in its library's own terms."""
-    return array_api_compat.device(array)
+    return "cpu" if type(array) is np.ndarray else array_api_compat.device(array)
 
 
 def like(values: Any, array: Array) -> Array:
@@ -312,13 +311,17 @@ def namespace(where: str, arrays: Mapping[str, Array]) -> Namespace:
         floating-point, are float16 on a CPU, or would record an autograd graph.
     """
     first_name, first = next(iter(arrays.items()))
+    if type(first) is np.ndarray and first.dtype in (np.float32, np.float64):
+        kind = first.dtype
+        if all(type(array) is np.ndarray and array.dtype is kind for array in arrays.values()):
+            return _NUMPY  # what most calls are, without the price of asking
     try:
         xp = array_api_compat.array_namespace(first)
     except TypeError:
         raise TypeError(f"{where}: {first_name} is {_kind(first)}, expected an array") from None
     if not xp.isdtype(first.dtype, "real floating"):
         raise TypeError(f"{where}: {first_name} has dtype {first.dtype}, expected float32 or float64")
-    home = array_api_compat.device(first)
+    home = device_of(first)
     for name, array in arrays.items():
         if type(array) is not type(first):
             check_library(where, name, xp, array)
@@ -327,10 +330,7 @@ def namespace(where: str, arrays: Mapping[str, Array]) -> Namespace:
                 f"{where}: {name} has dtype {array.dtype} but {first_name} has {first.dtype}, expected the same"
             )
         if device_of(array) != home:
-            raise TypeError(
-                f"{where}: {name} is on {device_of(array)} but {first_name} on {home}, "
-                "expected one device"
-            )
+            raise TypeError(f"{where}: {name} is on {device_of(array)} but {first_name} on {home}, expected one device")
         if getattr(array, "requires_grad", False):
             raise TypeError(f"{where}: {name} requires grad; gradients are computed by hand here, pass {name}.detach()")
     if str(first.dtype).endswith("float16") and _on_cpu_array(first):

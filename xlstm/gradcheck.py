@@ -11,7 +11,7 @@ from xlstm.backend import Array, generator, like, to_numpy
 
 # Fourth-order central difference: weights of f(x + k step v) over step.
 STENCIL = {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}
-EPS = float(np.finfo(np.float64).eps)
+NOISE = 10 * float(np.finfo(np.float64).eps)  # a few roundings on the way to an output
 
 
 class GradientError(AssertionError):
@@ -51,8 +51,8 @@ def gradcheck(
         Step of the fourth-order central difference.
     tolerance : float
         Largest relative error allowed. Errors are relative to the larger of the two derivatives
-        and of |dx| |v| / sqrt(n), the size a derivative in a random direction has. What one
-        rounding of each output does to the finite difference is not counted as an error.
+        and of |dx| |v| / sqrt(n), the size a derivative in a random direction has. What ten
+        roundings of each output do to the finite difference are not counted as an error.
     seed : int
         Seed of the cotangents and directions.
 
@@ -92,7 +92,7 @@ def gradcheck(
                     y = _leaves(forward(*moved)[0])
                     terms = [cotangent[n] * to_numpy(y[n]) for n in chosen]
                     numeric += weight / step * sum(float(np.sum(term)) for term in terms)
-                    rounding += EPS * abs(weight) / step * sum(float(np.sum(np.abs(term))) for term in terms)
+                    rounding += NOISE * abs(weight) / step * sum(float(np.sum(np.abs(term))) for term in terms)
                 usual = float(np.linalg.norm(dinputs[name]) * np.linalg.norm(v)) / max(1.0, v.size**0.5)
                 scale = max(abs(exact), abs(numeric), usual, np.finfo(np.float64).tiny)
                 error = max(0.0, abs(exact - numeric) - rounding) / scale

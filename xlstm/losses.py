@@ -6,6 +6,8 @@ axes of the target: (T, B) masks whole time steps, the target's own shape single
 
 from __future__ import annotations
 
+import math
+
 from xlstm.activations import log_softmax
 from xlstm.backend import Array, Namespace, check_library, device_of, namespace
 
@@ -33,7 +35,8 @@ def mse(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Arra
     """
     xp, weight = _regression("mse", y, target, mask)
     e = y - target
-    return xp.sum(weight * (e * e)), weight * (2 * e)
+    de = weight * e
+    return xp.sum(de * e), 2 * de
 
 
 def mae(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Array]:
@@ -49,8 +52,8 @@ def huber(y: Array, target: Array, mask: Array | None = None, delta: float = 1.0
         raise ValueError(f"huber: delta is {delta}, expected more than 0")
     xp, weight = _regression("huber", y, target, mask)
     e = y - target
-    de = xp.clip(e, -delta, delta)
-    return xp.sum(weight * de * (e - 0.5 * de)), weight * de
+    de = weight * xp.clip(e, -delta, delta)
+    return xp.sum(de * (e - 0.5 * xp.clip(e, -delta, delta))), de
 
 
 def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tuple[Array, Array]:
@@ -72,7 +75,8 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
             f"cross_entropy: labels have shape {tuple(labels.shape)}, "
             f"expected that of the logits without the last axis, {tuple(logits.shape[:-1])}"
         )
-    weight = _weight("cross_entropy", xp, labels, mask, logits)[..., None]
+    weight = _weight("cross_entropy", xp, labels, mask, logits)
+    weight = weight if mask is None else weight[..., None]
     log_p = log_softmax(xp, logits)
     classes = xp.arange(logits.shape[-1], dtype=labels.dtype, device=device_of(logits))
     true = xp.astype(labels[..., None] == classes, logits.dtype)  # one-hot, (..., V)
@@ -90,12 +94,9 @@ def _regression(where: str, y: Array, target: Array, mask: Array | None) -> tupl
 
 
 def _weight(where: str, xp: Namespace, target: Array, mask: Array | None, like: Array) -> Array:
-    """Weight of every element of target in the mean: 1/count where it counts, else 0."""
+    """Weight of every element of target in the mean, 1/count where it counts and else 0; one number without a mask."""
     if mask is None:
-        count = 1
-        for n in target.shape:
-            count *= n
-        return xp.full((1,) * target.ndim, 1 / max(1, count), dtype=like.dtype, device=device_of(like))
+        return 1 / max(1, math.prod(target.shape))
     _belongs(where, "mask", xp, mask, "bool")
     if tuple(mask.shape) != tuple(target.shape[: mask.ndim]):
         raise ValueError(

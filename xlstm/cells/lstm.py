@@ -22,7 +22,8 @@ def gates(xp: Namespace, z: Array, c0: Array) -> tuple[Array, Array, tuple[Array
     s = sigmoid(xp, z[:3, ...])  # (1) i, o, f
     g = xp.tanh(z[3, ...])  # (2)
     i, o, f = s[0, ...], s[1, ...], s[2, ...]
-    c = f * c0 + i * g  # (3)
+    c = f * c0  # (3) c = f c0 + i g
+    c += i * g
     u = xp.tanh(c)  # (4)
     return o * u, c, (s, g, u)  # (5) h = o * u
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from xlstm import checks, initializers
@@ -26,7 +27,7 @@ class Linear:
     def __post_init__(self) -> None:
         checks.positive("Linear", input_size=self.input_size, output_size=self.output_size)
 
-    @property
+    @functools.cached_property
     def shapes(self) -> dict[str, checks.Dims]:
         """Names and shapes of the parameters."""
         return {"W": {"O": self.output_size, "I": self.input_size}, "b": {"O": self.output_size}}
@@ -48,7 +49,7 @@ class Linear:
         xp = self._check(params, x=x)
         if x.ndim == 0 or x.shape[-1] != self.input_size:
             raise ValueError(f"Linear: x has shape {tuple(x.shape)}, expected (..., I) = (..., {self.input_size})")
-        y = xp.reshape(x, (-1, self.input_size)) @ xp.matrix_transpose(params["W"])
+        y = xp.reshape(x, (-1, self.input_size)) @ params["W"].T
         y += params["b"]
         return xp.reshape(y, (*x.shape[:-1], self.output_size)), x
 
@@ -60,7 +61,7 @@ class Linear:
             raise ValueError(f"Linear: dy has shape {tuple(dy.shape)}, expected that of y, {expected}")
         rows = xp.reshape(dy, (-1, self.output_size))
         grads = {
-            "W": xp.matrix_transpose(rows) @ xp.reshape(saved, (-1, self.input_size)),
+            "W": rows.T @ xp.reshape(saved, (-1, self.input_size)),
             "b": xp.sum(rows, axis=0),
         }
         return grads, xp.reshape(rows @ params["W"], saved.shape)

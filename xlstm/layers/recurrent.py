@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,7 +53,7 @@ class LSTM:
         checks.positive("LSTM", input_size=self.input_size, hidden_size=self.hidden_size)
         initializers.recurrent(self.initializer)
 
-    @property
+    @functools.cached_property
     def shapes(self) -> dict[str, checks.Dims]:
         """Names and shapes of the parameters."""
         D, H = self.input_size, self.hidden_size
@@ -181,18 +182,15 @@ class LSTM:
     ) -> list[Array]:
         """States (1, B, H), missing ones zero, as the recurrence has them: (H, B)."""
         H = self.hidden_size
+        zero = xp.zeros((H, B), dtype=like.dtype, device=device_of(like))
         if state is None:
-            state = [None] * len(lstm.STATES)
+            return [zero] * len(lstm.STATES)
         if len(state) != len(lstm.STATES):
             raise ValueError(f"LSTM: {name} has {len(state)} arrays, expected ({', '.join(lstm.STATES)})")
-        columns = []
         for key, array in zip(lstm.STATES, state, strict=True):
-            if array is None:
-                columns.append(xp.zeros((H, B), dtype=like.dtype, device=device_of(like)))
-            else:
+            if array is not None:
                 checks.shape("LSTM", f"{name} {key}", array, {"1": 1, "B": B, "H": H})
-                columns.append(xp.matrix_transpose(array[0, ...]))
-        return columns
+        return [zero if array is None else array[0, ...].T for array in state]
 
 
 def _named(state: Sequence[Array | None] | None, prefix: str = "") -> dict[str, Array]:
@@ -205,7 +203,7 @@ def _named(state: Sequence[Array | None] | None, prefix: str = "") -> dict[str, 
 
 
 def _rows(xp: Namespace, columns: Sequence[Array]) -> State:
-    return tuple(xp.matrix_transpose(array)[None, ...] for array in columns)
+    return tuple(array.T[None, ...] for array in columns)
 
 
 def _weights(params: Params) -> Weights:

@@ -1,0 +1,1 @@
+"""Benchmarks. Nothing imports this package; times are ratios measured side by side in one run."""
