@@ -1,6 +1,6 @@
 """One training step of the notebook's size: T=32, B=1, D=1, H=50, float64, mean squared error, SGD.
 
-    python -m bench.training_step [--json FILE]
+python -m bench.training_step [--json FILE]
 """
 
 from __future__ import annotations

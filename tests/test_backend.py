@@ -152,7 +152,7 @@ def test_namespace_of_arrays(be, rng):
     with pytest.raises(TypeError, match="f: b is a list"):
         namespace("f", {"a": a, "b": [1.0]})
     if be.name != "numpy":
-        with pytest.raises(TypeError, match="f: b is a numpy array, expected a .* array"):
+        with pytest.raises(TypeError, match=r"f: b is a numpy array, expected a .* array"):
             namespace("f", {"a": a, "b": np.zeros(3)})
 
 

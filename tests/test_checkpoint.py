@@ -39,13 +39,13 @@ def test_literal_bytes(tmp_path):
     length = int.from_bytes(blob[:8], "little")
     header = json.loads(blob[8 : 8 + length])
     assert header["a"] == {"dtype": "F64", "shape": [2], "data_offsets": [0, 16]}
-    assert header["__metadata__"] == {"format": "xlstm", "version": "1", "kind": "test", "config": '{"k": 1}'}
+    assert header["__metadata__"] == {"xlstm": '{"version": 1, "kind": "test", "config": {"k": 1}}'}
     assert blob[8 + length :] == np.array([1.0, 2.0]).tobytes()
 
 
 def good(**changes):
-    metadata = {"format": "xlstm", "version": "1", "kind": "test", "config": "{}", **changes}
-    return to_bytes({"a": np.ones(100)}, metadata=metadata)
+    about = {"version": 1, "kind": "test", "config": {}, **changes}
+    return to_bytes({"a": np.ones(100)}, metadata={"xlstm": json.dumps(about)})
 
 
 @pytest.mark.parametrize(
@@ -55,10 +55,11 @@ def good(**changes):
         (b"garbage" * 100, "not a readable safetensors file"),
         (good()[:-5], "not a readable safetensors file"),
         (good()[:20], "not a readable safetensors file"),
-        (to_bytes({"a": np.ones(1)}), "format is missing, expected xlstm"),
-        (good(version="9"), "version is 9, expected 1"),
+        (to_bytes({"a": np.ones(1)}), "not an xlstm model file, its metadata has no entry 'xlstm'"),
+        (to_bytes({"a": np.ones(1)}, metadata={"xlstm": "{"}), "description is not readable"),
+        (to_bytes({"a": np.ones(1)}, metadata={"xlstm": "{}"}), "description is not readable"),
+        (good(version=9), "version is 9, expected 1"),
         (good(kind="language model"), "kind is language model, expected test"),
-        (good(config="{"), "configuration is not readable"),
     ],
 )
 def test_bad_files_are_named(tmp_path, blob, words):

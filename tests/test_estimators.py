@@ -18,7 +18,7 @@ def wave(n=300, gaps=()):
 
 @pytest.fixture(scope="module")
 def fitted():
-    return Forecaster(Settings(**QUICK, horizon=3), "numpy").fit(wave())
+    return Forecaster(Settings(**QUICK, horizon=3), "numpy", name="wave").fit(wave())
 
 
 def test_the_main_job_on_real_data():
@@ -94,9 +94,9 @@ def test_every_backend_gives_the_same_model(be, fitted):
 
 def test_save_and_load(fitted, tmp_path):
     path = tmp_path / "model.safetensors"
-    fitted.save(path, "wave")
+    fitted.save(path)
     loaded = Forecaster.load(path, "numpy")
-    assert loaded.settings == fitted.settings
+    assert (loaded.settings, loaded.name) == (fitted.settings, "wave")
     np.testing.assert_array_equal(loaded.predict(wave(), 5), fitted.predict(wave(), 5))
 
 

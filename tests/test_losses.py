@@ -31,9 +31,7 @@ def test_cross_entropy_gradient(be, rng):
     mask = be.asarray(rng.random((4, 3)) < 0.6)
     logits = be.asarray(3 * rng.standard_normal((4, 3, 5)))
     for chosen in (None, mask):
-        gradcheck(
-            lambda z, m=chosen: losses.cross_entropy(z, labels, m), lambda dz, d: (d * dz,), (logits,)
-        )
+        gradcheck(lambda z, m=chosen: losses.cross_entropy(z, labels, m), lambda dz, d: (d * dz,), (logits,))
 
 
 def test_values_follow_torch(rng):

@@ -69,7 +69,7 @@ def test_block_size_changes_nothing(monkeypatch, rng, block):
     layer = xlstm.LSTM(2, 3)
     params, x, state = inputs_of(layer, make_backend("numpy"), rng, 7, 1)
     dy = rng.standard_normal((7, 1, 3))
-    y, _, saved = layer.forward(params, x, state)
+    _, _, saved = layer.forward(params, x, state)
     expected = layer.backward(params, saved, dy)
     monkeypatch.setattr(recurrence, "BLOCK", block)
     found = layer.backward(params, saved, dy)
@@ -183,7 +183,7 @@ def test_streaming_equals_the_whole_sequence(be, rng, batch_first):
 def test_inference_keeps_nothing(be, rng):
     layer = xlstm.LSTM(2, 3)
     params, x, state = inputs_of(layer, be, rng, 5, 2)
-    y, end, saved = layer.forward(params, x, state, train=False)
+    y, _, saved = layer.forward(params, x, state, train=False)
     assert saved is None
     expected, _, _ = layer.forward(params, x, state)
     np.testing.assert_array_equal(to_numpy(y), to_numpy(expected))
@@ -272,7 +272,7 @@ def test_mixed_libraries_are_refused(rng):
     torch = pytest.importorskip("torch")
     layer = xlstm.LSTM(2, 3)
     params, x, state = inputs_of(layer, make_backend("numpy"), rng, 4, 2)
-    with pytest.raises(TypeError, match="0.Wx is a numpy array, expected a torch array"):
+    with pytest.raises(TypeError, match=r"0\.Wx is a numpy array, expected a torch array"):
         layer.forward(params, torch.tensor(x), state)
     ours = layer.init(0, "torch", "float64")
     ours["0.b"].requires_grad_()
@@ -290,7 +290,7 @@ def test_mixed_devices_are_refused(rng):
 
 @pytest.mark.parametrize("sizes", [(0, 3), (2, -1), (2.0, 3), (True, 3)])
 def test_bad_sizes_are_refused(sizes):
-    with pytest.raises((ValueError, TypeError), match="LSTM: .*_size is"):
+    with pytest.raises((ValueError, TypeError), match=r"LSTM: .*_size is"):
         xlstm.LSTM(*sizes)
 
 

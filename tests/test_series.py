@@ -113,7 +113,7 @@ def test_bad_column_and_encoding(write, tmp_path):
         read_csv(path, "v")
     with pytest.raises(ValueError, match="not UTF-8 text"):
         read_csv(write("date,größe\n2001,1\n", "latin-1"))
-    with pytest.raises(FileNotFoundError, match="absent.csv"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.csv"):
         read_csv(tmp_path / "absent.csv")
 
 

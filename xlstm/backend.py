@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import array_api_compat
-import array_api_compat.numpy as _NUMPY
+import array_api_compat.numpy as numpy_namespace
 import numpy as np
 
 Array = Any  # an array of whichever library is in use
@@ -155,7 +155,7 @@ def _known_dtype(dtype: str) -> str:
 def _numpy_backend(device: Any, dtype: str, reason: str) -> Backend:
     if device not in (None, "cpu"):
         raise ValueError(f"backend: numpy has only the device 'cpu', got {device!r}")
-    return Backend("numpy", _NUMPY, "cpu", dtype, reason)
+    return Backend("numpy", numpy_namespace, "cpu", dtype, reason)
 
 
 def _cupy_backend(device: Any, dtype: str, reason: str) -> Backend:
@@ -257,7 +257,7 @@ def device_name(chosen: Backend) -> str:
         return f"GPU {chosen.device.id} ({properties['name'].decode()})"
     if chosen.name == "torch" and chosen.device.type == "cuda":
         return f"GPU {chosen.device.index or 0} ({_torch().cuda.get_device_name(chosen.device)})"
-    return "CPU"
+    return "CPU" if str(chosen.device) == "cpu" else str(chosen.device)
 
 
 def generator(seed: int) -> np.random.Generator:
@@ -314,7 +314,7 @@ def namespace(where: str, arrays: Mapping[str, Array]) -> Namespace:
     if type(first) is np.ndarray and first.dtype in (np.float32, np.float64):
         kind = first.dtype
         if all(type(array) is np.ndarray and array.dtype is kind for array in arrays.values()):
-            return _NUMPY  # what most calls are, without the price of asking
+            return numpy_namespace  # what most calls are, without the price of asking
     try:
         xp = array_api_compat.array_namespace(first)
     except TypeError:

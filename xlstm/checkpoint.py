@@ -1,7 +1,8 @@
 """Parameters and what describes them in one safetensors file, written whole or not at all.
 
-The file holds the arrays under their names; its metadata holds the format, its version, the kind of
-model and a JSON configuration.
+The file holds the arrays under their names. Its metadata has one entry, "xlstm", a JSON object with
+the version of the format, the kind of model and its configuration; one entry, because safetensors
+writes several in no fixed order, and equal models are to give equal bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from xlstm.backend import Array, to_numpy
 
-FORMAT = "xlstm"
+KEY = "xlstm"
 VERSION = 1
 
 
@@ -43,9 +44,9 @@ def save(path: str | os.PathLike[str], params: dict[str, Array], kind: str, conf
     from safetensors.numpy import save as to_bytes
 
     path = Path(path)
-    metadata = {"format": FORMAT, "version": str(VERSION), "kind": kind, "config": json.dumps(config)}
+    about = json.dumps({"version": VERSION, "kind": kind, "config": config})
     arrays = {name: np.ascontiguousarray(to_numpy(array)) for name, array in params.items()}
-    blob = to_bytes(arrays, metadata=metadata)
+    blob = to_bytes(arrays, metadata={KEY: about})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -79,11 +80,15 @@ def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.ndarray[
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except SafetensorError as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
-    for key, expected in {"format": FORMAT, "version": str(VERSION), "kind": kind}.items():
-        if metadata.get(key) != expected:
-            raise ValueError(f"{path}: {key} is {metadata.get(key, 'missing')}, expected {expected}")
+    if KEY not in metadata:
+        raise ValueError(f"{path}: not an xlstm model file, its metadata has no entry {KEY!r}")
     try:
-        config = json.loads(metadata["config"])
-    except (KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: its configuration is not readable ({error})") from error
+        about = json.loads(metadata[KEY])
+        found = {"version": about["version"], "kind": about["kind"]}
+        config: dict[str, Any] = about["config"]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: its description is not readable ({type(error).__name__}: {error})") from error
+    for key, expected in {"version": VERSION, "kind": kind}.items():
+        if found[key] != expected:
+            raise ValueError(f"{path}: {key} is {found[key]}, expected {expected}")
     return arrays, config

@@ -14,9 +14,7 @@ Dims = Mapping[str, int | None]
 def shape(where: str, name: str, array: Array, expected: Dims) -> None:
     """Raise ValueError unless `array` has the shape `expected`, a dict of symbol to size."""
     found = tuple(array.shape)
-    if len(found) == len(expected) and all(
-        n is None or n == m for n, m in zip(expected.values(), found, strict=True)
-    ):
+    if len(found) == len(expected) and all(n is None or n == m for n, m in zip(expected.values(), found, strict=True)):
         return
     symbols = _tuple(expected)
     sizes = _tuple([s if n is None else str(n) for s, n in expected.items()])

@@ -58,16 +58,18 @@ def train(
     horizon: Annotated[int, typer.Option(help="Steps ahead it forecasts at once.")] = Settings.horizon,
     hidden_size: Annotated[int, typer.Option("--hidden-size", help="LSTM units.")] = Settings.hidden_size,
     epochs: Annotated[int, typer.Option(help="Passes over the training part, at most.")] = Settings.epochs,
-    learning_rate: Annotated[float, typer.Option(help="Of AdamW.")] = Settings.learning_rate,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr", help="Of AdamW.")] = Settings.learning_rate,
     seed: Annotated[int, typer.Option(help="Initial weights and order of batches.")] = Settings.seed,
     backend: BackendOption = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
-    output: Annotated[Path, typer.Option(help="Folder for the model and the picture.")] = Path("xlstm-output"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the model and the picture.")] = Path(
+        "xlstm-output"
+    ),
 ) -> None:
     """Train an LSTM to forecast a series, and compare it with persistence and a linear autoregression."""
     settings = Settings(window, horizon, hidden_size, epochs, learning_rate=learning_rate, seed=seed)
     series = read_csv(csv or bundled("sunspots"), column)
-    forecaster = Forecaster(settings, backend, dtype)
+    forecaster = Forecaster(settings, backend, dtype, series.name)
     _writable(output)
     out.print(f"backend: {forecaster.backend}, {dtype} ({forecaster.backend.reason})", markup=False, soft_wrap=True)
     out.print(f"series:  {series.name}, {_extent(series)}{series.note and f', {series.note}'}", soft_wrap=True)
@@ -81,8 +83,8 @@ def train(
         f"{', stopped early' if trained.stopped_early else ''}"
     )
     model = output / "model.safetensors"
-    forecaster.save(model, series.name)
-    _print_score(forecaster.score(series.values), series.name)
+    forecaster.save(model)
+    _print_score(forecaster.score(series.values), series.step)
     out.print(f"model:   {model}", markup=False, soft_wrap=True)
     if plots.available():
         at, forecasts = forecaster.forecasts(series.values)
@@ -103,7 +105,7 @@ def predict(
 ) -> None:
     """Forecast what comes after the end of a series; prints CSV."""
     forecaster = Forecaster.load(model, backend)
-    series = read_csv(csv, column)
+    series = read_csv(csv, column, usual=forecaster.name)
     values = forecaster.predict(series.values, steps)
     typer.echo(f"time,{series.name}")
     for label, value in zip(series.after(len(values)), values, strict=True):
@@ -117,7 +119,7 @@ def info() -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_row("xlstm", xlstm.__version__)
     table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
-    for package in ("numpy", "array-api-compat", "safetensors", "matplotlib"):
+    for package in ("numpy", "array-api-compat", "safetensors", "cupy-cuda12x", "cupy-cuda13x", "torch", "matplotlib"):
         table.add_row(package, _version(package))
     for name, found in usable().items():
         table.add_row(f"backend {name}", Text(str(found) if isinstance(found, Backend) else f"not usable: {found}"))
@@ -181,18 +183,18 @@ def _bar(epochs: int) -> tuple[Progress, Callable[[training.Progress], None]]:
     return bar, show
 
 
-def _print_score(score: Score, name: str) -> None:
+def _print_score(score: Score, step: str) -> None:
     """RMSE on the test part, a row a method and a column for each of some steps ahead."""
     horizon = len(score.model)
-    ahead = sorted({1, 2, 3, horizon // 2, horizon} & set(range(1, horizon + 1)))
-    table = Table(title=f"test RMSE of {name}, last 20 % ({score.points} points)", title_justify="left")
+    table = Table(title=f"test RMSE on the last 20 %, {score.points} forecasts", title_justify="left")
     table.add_column("method")
+    ahead = sorted({1, 2, 3, horizon // 2, horizon} & set(range(1, horizon + 1)))
     for h in ahead:
-        table.add_column(f"{h} ahead", justify="right")
+        table.add_column(f"{h} {step}{'s' if h > 1 else ''} ahead", justify="right")
     rows = {
         "LSTM": score.model,
         "persistence": score.persistence,
-        f"linear autoregression of {score.order}": score.autoregression,
+        f"linear autoregression of {score.order} {step}s": score.autoregression,
     }
     for method, errors in rows.items():
         table.add_row(method, *(f"{errors[h - 1]:.4g}" for h in ahead))

@@ -48,7 +48,7 @@ def split(length: int, validation: float = 0.2, test: float = 0.2) -> Split:
     ValueError
         The shares are not sensible or leave a part empty.
     """
-    if not (0 < validation and 0 < test and validation + test < 1):
+    if not (validation > 0 and test > 0 and validation + test < 1):
         raise ValueError(f"split: validation {validation} and test {test} must be above 0 and sum to less than 1")
     last = length - round(length * test)
     first = last - round(length * validation)

@@ -96,6 +96,8 @@ class Forecaster:
     backend : str or Backend, optional
         As for `xlstm.backend`, by default "auto".
     dtype : {"float32", "float64"}, optional
+    name : str
+        What is forecast, kept in the model file.
 
     Attributes
     ----------
@@ -109,8 +111,13 @@ class Forecaster:
     """
 
     def __init__(
-        self, settings: Settings | None = None, backend: str | Backend | None = None, dtype: str | None = None
+        self,
+        settings: Settings | None = None,
+        backend: str | Backend | None = None,
+        dtype: str | None = None,
+        name: str = "",
     ) -> None:
+        self.name = name
         self.settings = settings or Settings()
         self.backend = backend_of(backend, dtype)
         self.model = SequenceModel(LSTM(1, self.settings.hidden_size), self.settings.horizon, last=True)
@@ -182,7 +189,7 @@ class Forecaster:
         return known[start : start + steps]
 
     def forecasts(self, values: Any) -> tuple[np.ndarray[Any, Any], Values]:
-        """Every forecast over the test part of a series: positions (N,) of the first value forecast, and (N, horizon)."""
+        """All forecasts over the test part of a series: positions (N,) of their first values, and (N, horizon)."""
         values = _series(values)
         rows = self._rows(self._parts(values).test)
         x, _ = windows(carry_forward(values), self.settings.window, self.settings.horizon)
@@ -203,13 +210,18 @@ class Forecaster:
         persistence = np.repeat(known[at - 1, None], horizon, axis=1)
         order = min(AR_ORDER, int(at[0]) // 3)
         regression = _autoregression(known, values, order, horizon, at)
-        return Score(*(_rmse(forecast, truth) for forecast in (model, persistence, regression)), order, len(at))
+        return Score(_rmse(model, truth), _rmse(persistence, truth), _rmse(regression, truth), order, len(at))
 
-    def save(self, path: str | os.PathLike[str], series: str = "") -> None:
-        """Write weights, scaling and settings to a safetensors file, whole or not at all."""
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write weights, scaling, settings and name to a safetensors file, whole or not at all."""
         params, scalers = self._fitted()
-        config = {"settings": asdict(self.settings), "scalers": asdict(scalers), "series": series}
-        checkpoint.save(path, params, KIND, {**config, "dtype": self.backend.dtype})
+        config = {
+            "name": self.name,
+            "settings": asdict(self.settings),
+            "scalers": asdict(scalers),
+            "dtype": self.backend.dtype,
+        }
+        checkpoint.save(path, params, KIND, config)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], backend: str | Backend | None = None) -> Forecaster:
@@ -222,7 +234,7 @@ class Forecaster:
         """
         arrays, config = checkpoint.load(path, KIND)
         try:
-            forecaster = cls(Settings(**config["settings"]), backend, config["dtype"])
+            forecaster = cls(Settings(**config["settings"]), backend, config["dtype"], config["name"])
             forecaster.scalers = Scalers(*(Scaler(**config["scalers"][name]) for name in ("past", "future")))
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path}: its configuration does not describe a forecaster ({error})") from error
@@ -292,4 +304,4 @@ def _autoregression(known: Values, values: Values, order: int, horizon: int, at:
 
 def _rmse(forecast: Values, truth: Values) -> Values:
     """Over the values that are there, by steps ahead."""
-    return np.sqrt(np.nanmean((forecast - truth) ** 2, axis=0))
+    return np.asarray(np.sqrt(np.nanmean((forecast - truth) ** 2, axis=0)))

@@ -79,18 +79,16 @@ def gradcheck(
     worst = 0.0
     for chosen in [*([name] for name in shapes if len(shapes) > 1), list(shapes)]:
         for _ in range(directions):
-            cotangent = {n: rng.standard_normal(s) * (n in chosen) for n, s in shapes.items()}
-            dinputs = _gradients(
-                backward(saved, _replace(outputs, lambda n, y, w=cotangent: like(w[n], y))), leaves
-            )
-            for name, leaf in leaves.items():
-                v = rng.standard_normal(tuple(leaf.shape))
+            w = {name: rng.standard_normal(shape) * (name in chosen) for name, shape in shapes.items()}
+            cotangent = _replace(outputs, {name: like(w[name], y) for name, y in _leaves(outputs).items()})
+            dinputs = _gradients(backward(saved, cotangent), leaves)
+            for name, x in leaves.items():
+                v = rng.standard_normal(tuple(x.shape))
                 exact = float(np.sum(dinputs[name] * v))
                 numeric, rounding = 0.0, 0.0
                 for k, weight in STENCIL.items():
-                    moved = _replace(inputs, lambda n, x, at=name, d=k * step * v: x + like(d, x) if n == at else x)
-                    y = _leaves(forward(*moved)[0])
-                    terms = [cotangent[n] * to_numpy(y[n]) for n in chosen]
+                    y = _leaves(forward(*_replace(inputs, {name: x + like(k * step * v, x)}))[0])
+                    terms = [w[n] * to_numpy(y[n]) for n in chosen]
                     numeric += weight / step * sum(float(np.sum(term)) for term in terms)
                     rounding += NOISE * abs(weight) / step * sum(float(np.sum(np.abs(term))) for term in terms)
                 usual = float(np.linalg.norm(dinputs[name]) * np.linalg.norm(v)) / max(1.0, v.size**0.5)
@@ -129,20 +127,20 @@ def _leaves(tree: Any, path: str = "") -> dict[str, Array]:
         return {path or "0": tree}
     found: dict[str, Array] = {}
     for key, value in items:
-        found |= _leaves(value, f"{path}.{key}" if path else str(key))
+        found |= _leaves(value, _join(path, key))
     return found
 
 
-def _replace(tree: Any, new: Callable[[str, Array], Array], path: str = "") -> Any:
-    """The same nesting with each array replaced by `new(path, array)`."""
+def _replace(tree: Any, new: Mapping[str, Array], path: str = "") -> Any:
+    """The same nesting with the arrays at the paths in `new` replaced."""
     if tree is None:
         return None
-
-    def below(key: Any, value: Any) -> Any:
-        return _replace(value, new, f"{path}.{key}" if path else str(key))
-
     if isinstance(tree, Mapping):
-        return {key: below(key, value) for key, value in tree.items()}
+        return {key: _replace(value, new, _join(path, key)) for key, value in tree.items()}
     if isinstance(tree, tuple | list):
-        return tuple(below(key, value) for key, value in enumerate(tree))
-    return new(path or "0", tree)
+        return tuple(_replace(value, new, _join(path, key)) for key, value in enumerate(tree))
+    return new.get(path or "0", tree)
+
+
+def _join(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)

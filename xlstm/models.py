@@ -65,8 +65,10 @@ class SequenceModel:
         """Gradients of params, x and the initial state from those of the prediction and final state."""
         grads, dh = self.head.backward(_below("head", params), saved.head, dy)
         if self.last:
-            dh, *others = (dh[None, ...] if dstate is None else dstate[0] + dh[None, ...], *(dstate or (None, None))[1:])
-            dstate, dh = (dh, *others), None
+            dh = dh[None, ...]  # (1, B, H), the gradient of the final hidden state
+            others = dstate[1:] if dstate is not None else (None,) * (len(saved.recurrent.cell.STATES) - 1)
+            dstate = (dh if dstate is None or dstate[0] is None else dstate[0] + dh, *others)
+            dh = None
         below, dx, dstate = self.recurrent.backward(_below("recurrent", params), saved.recurrent, dh, dstate)
         return {**_prefixed("recurrent", below), **_prefixed("head", grads)}, dx, dstate
 

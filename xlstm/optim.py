@@ -39,9 +39,7 @@ class Optimizer(NamedTuple):
 Rule = Callable[[Namespace, Array, Array, list[Array], float, int], tuple[Array, list[Array]]]
 
 
-def sgd(
-    lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
-) -> Optimizer:
+def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> Optimizer:
     """Gradient descent, p -= lr g, with heavy-ball or Nesterov momentum (Sutskever et al. 2013).
 
     Raises
@@ -132,9 +130,7 @@ def _adam(
     return _optimizer(where, lr, ("m", "v"), rule, weight_decay)
 
 
-def _optimizer(
-    where: str, lr: float | Schedule, slots: tuple[str, ...], rule: Rule, weight_decay: float
-) -> Optimizer:
+def _optimizer(where: str, lr: float | Schedule, slots: tuple[str, ...], rule: Rule, weight_decay: float) -> Optimizer:
     rate = lr if callable(lr) else constant(lr)
     if not weight_decay >= 0:
         raise ValueError(f"{where}: weight_decay is {weight_decay}, expected 0 or more")

@@ -6,7 +6,7 @@ product, and so is each weight gradient. Inside the loop arrays have features be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -18,22 +18,28 @@ BLOCK = 32768
 
 
 class Cell(Protocol):
-    """What a file in `cells/` provides. States are h and the carried ones, such as c."""
+    """What a file in `cells/` provides; the states are h and the carried ones, such as c.
 
-    GATES: tuple[str, ...]
-    STATES: tuple[str, ...]
+    - `gates(xp, z, *carry) -> h, *carry, saved`: one step from pre-activations z (G, H, B).
+    - `slopes(xp, *carry, saved) -> arrays`: the part of the derivative that needs no recurrence, for one
+      step (..., H, B) or for n steps (..., n, H, B).
+    - `gates_bwd(xp, dh, *dcarry, slopes) -> dz, *dcarry`: gradients of the step's inputs from those of
+      its outputs.
+    - `activated(xp, saved) -> array (G, H, B)`: gate values in the order of GATES.
+    """
 
-    def gates(self, xp: Namespace, z: Array, *carry: Array) -> tuple[Any, ...]:
-        """Pre-activations (G, H, B) and carried states -> h, new carried states ..., saved."""
-
-    def slopes(self, xp: Namespace, *carry_and_saved: Any) -> tuple[Array, ...]:
-        """The part of the derivative that needs no recurrence, for one step or for many."""
-
-    def gates_bwd(self, xp: Namespace, dh: Array, *dcarry_and_slopes: Any) -> tuple[Array, ...]:
-        """Gradients of h and of the new carried states -> dz, gradients of the old carried states."""
-
-    def activated(self, xp: Namespace, saved: Any) -> Array:
-        """Gate values in the order of GATES."""
+    @property
+    def GATES(self) -> tuple[str, ...]: ...  # noqa: N802
+    @property
+    def STATES(self) -> tuple[str, ...]: ...  # noqa: N802
+    @property
+    def gates(self) -> Callable[..., tuple[Any, ...]]: ...
+    @property
+    def slopes(self) -> Callable[..., tuple[Array, ...]]: ...
+    @property
+    def gates_bwd(self) -> Callable[..., tuple[Array, ...]]: ...
+    @property
+    def activated(self) -> Callable[..., Array]: ...
 
 
 class Weights(NamedTuple):
@@ -52,7 +58,7 @@ class Saved:
     """
 
     xp: Namespace
-    cell: Any
+    cell: Cell
     x: Array  # (T, B, D)
     y: Array  # (T, B, H)
     h0: Array  # (H, B)
@@ -80,7 +86,7 @@ class Saved:
 
 
 def forward(
-    xp: Namespace, cell: Any, weights: Weights, x: Array, state: Sequence[Array], keep: bool
+    xp: Namespace, cell: Cell, weights: Weights, x: Array, state: Sequence[Array], keep: bool
 ) -> tuple[Array, tuple[Array, ...], Saved | None]:
     """Run a cell over x (T, B, D) from `state`, each (H, B): y (T, B, H), the final state, and Saved if `keep`."""
     T, B, _ = x.shape
@@ -153,16 +159,15 @@ def _columns(xp: Namespace, steps: list[Array]) -> Array:
     return xp.concat(steps, axis=1)
 
 
-def _together(xp: Namespace, steps: list[Sequence[Array]]) -> Sequence[Array]:
+def _together(xp: Namespace, steps: Sequence[Sequence[Array]]) -> Sequence[Array]:
     """Arrays (..., H, B) of n steps as arrays (..., n, H, B); those of one step as they are."""
     n = len(steps)
     if n == 1:
         return steps[0]
     H, B = steps[0][0].shape[-2:]
-    joined = []
-    for arrays in zip(*steps, strict=True):  # concat is cheaper than stack
-        joined.append(xp.reshape(xp.concat(arrays, axis=-2), (*arrays[0].shape[:-2], n, H, B)))
-    return joined
+    return [  # concat is cheaper than stack
+        xp.reshape(xp.concat(arrays, axis=-2), (*arrays[0].shape[:-2], n, H, B)) for arrays in zip(*steps, strict=True)
+    ]
 
 
 def _apart(xp: Namespace, arrays: Sequence[Array], n: int) -> list[Sequence[Array]]:

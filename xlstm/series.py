@@ -14,6 +14,7 @@ import numpy as np
 from xlstm.data import Values
 
 DATASETS = ("sunspots", "co2")
+STEP_NAMES = {("Y", 1): "year", ("M", 1): "month", ("D", 7): "week", ("D", 1): "day", ("h", 1): "hour"}
 DATE_HEADERS = {"", "date", "datetime", "time", "timestamp", "year", "month", "week", "day", "hour", "ds", "index"}
 
 
@@ -45,6 +46,11 @@ class Series:
     note: str = ""
 
     @property
+    def step(self) -> str:
+        """What one row is in time, "month" for example; "step" where that has no name."""
+        return STEP_NAMES.get((self.unit or "", self.every), "step")
+
+    @property
     def gaps(self) -> int:
         """Rows without a value."""
         return int(np.count_nonzero(np.isnan(self.values)))
@@ -53,8 +59,8 @@ class Series:
         """Labels of the `steps` rows that would come after the last one."""
         if self.unit is None:
             return [f"+{k}" for k in range(1, steps + 1)]
-        last = np.datetime64(self.labels[-1], self.unit)
-        return [str(last + np.timedelta64(k * self.every, self.unit)) for k in range(1, steps + 1)]
+        last = np.array(self.labels[-1], dtype=f"datetime64[{self.unit}]")
+        return [str(date) for date in last + self.every * np.arange(1, steps + 1)]
 
 
 def bundled(name: str) -> Path:
@@ -64,7 +70,7 @@ def bundled(name: str) -> Path:
     return Path(str(resources.files("xlstm") / "datasets" / f"{name}.csv"))
 
 
-def read_csv(path: str | os.PathLike[str], column: str | None = None) -> Series:
+def read_csv(path: str | os.PathLike[str], column: str | None = None, usual: str | None = None) -> Series:
     """Read one column of a CSV file as a series.
 
     The file has a header line. If its first column holds dates (ISO 8601: 1958, 1958-03, 1958-03-29,
@@ -76,6 +82,8 @@ def read_csv(path: str | os.PathLike[str], column: str | None = None) -> Series:
     path : path
     column : str, optional
         Name of the column; not needed if only one holds numbers.
+    usual : str, optional
+        Taken if no column is named, several hold numbers, and this is one of them.
 
     Raises
     ------
@@ -88,7 +96,7 @@ def read_csv(path: str | os.PathLike[str], column: str | None = None) -> Series:
     path = Path(path)
     header, rows = _read(path)
     dated = _has_dates(header, rows)
-    index = _column(path, header, rows, column, dated)
+    index = _column(path, header, rows, column, usual, dated)
     values = np.array([_number(path, line, header[index], row[index]) for line, row in rows], dtype=np.float64)
     there = np.flatnonzero(~np.isnan(values))
     if there.size == 0:
@@ -131,7 +139,12 @@ def _has_dates(header: list[str], rows: list[tuple[int, list[str]]]) -> bool:
 
 
 def _column(
-    path: Path, header: list[str], rows: list[tuple[int, list[str]]], column: str | None, dated: bool
+    path: Path,
+    header: list[str],
+    rows: list[tuple[int, list[str]]],
+    column: str | None,
+    usual: str | None,
+    dated: bool,
 ) -> int:
     if column is not None:
         if header.count(column) != 1:
@@ -142,8 +155,10 @@ def _column(
     if not numeric:
         raise ValueError(f"{path}: no column holds numbers; the header has {', '.join(header)}")
     if len(numeric) > 1:
-        names = ", ".join(header[k] for k in numeric)
-        raise ValueError(f"{path}: several columns hold numbers, choose one of {names} with --column")
+        names = [header[k] for k in numeric]
+        if usual is not None and names.count(usual) == 1:
+            return header.index(usual)
+        raise ValueError(f"{path}: several columns hold numbers, choose one of {', '.join(names)} with --column")
     return numeric[0]
 
 
@@ -192,9 +207,10 @@ def _on_calendar(name: str, values: Values, dates: np.ndarray[Any, Any], unit: s
     every = int(np.gcd.reduce(steps))
     place = (ticks - ticks[0]) // every
     if place[-1] + 1 > 2 * len(values):
-        return Series(name, values, [str(d) for d in dates], note="dates have no common rhythm: rows taken as equal steps")
+        note = "dates have no common rhythm: rows taken as equal steps"
+        return Series(name, values, [str(d) for d in dates], note=note)
     full = np.full(place[-1] + 1, np.nan)
     full[place] = values
-    labels = [str(d) for d in dates[0] + np.arange(len(full)) * np.timedelta64(every, unit)]
+    labels = [str(date) for date in dates[0] + every * np.arange(len(full))]
     missing = len(full) - len(values)
     return Series(name, full, labels, unit, every, f"{missing} missing rows taken as gaps" if missing else "")

@@ -1,0 +1,47 @@
+"""The GPU check: tests on CuPy, parity against the other backends, and times beside cuDNN's, in one command.
+
+    python -m bench.gpu [--output FOLDER]
+
+Needs a CUDA machine with CuPy, PyTorch and pytest. Prints a short table and writes parity.json and
+layers.jsonl to FOLDER (bench/results by default), each naming card and versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import xlstm
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("bench/results"))
+    folder = parser.parse_args().output
+    backend = xlstm.backend("cupy")  # refuses, with the reason, where there is no usable GPU
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"GPU check on {backend}")
+    layers = ["-m", "bench.layers", "--backend", "cupy", "--json", str(folder / "layers.jsonl")]
+    steps = {
+        "tests": ["-m", "pytest", "-q", "-k", "cupy or parity or backend"],
+        "parity": ["-m", "tests.parity", "--json", str(folder / "parity.json")],
+        "layers float32": [*layers, "--dtype", "float32"],
+        "layers float64": [*layers, "--dtype", "float64"],
+    }
+    results = {}
+    for name, arguments in steps.items():
+        start = time.perf_counter()
+        code = subprocess.call([sys.executable, *arguments], env={**os.environ, "XLSTM_TEST_REQUIRE": "cupy"})
+        results[name] = (code, time.perf_counter() - start)
+    print(f"\n{'check':16s} {'result':>8s} {'seconds':>8s}")
+    for name, (code, seconds) in results.items():
+        print(f"{name:16s} {'ok' if code == 0 else f'exit {code}':>8s} {seconds:8.1f}")
+    return max(code for code, _ in results.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

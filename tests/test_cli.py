@@ -1,0 +1,148 @@
+"""The command line, as a user meets it: output, files, exit codes and one-line errors."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import xlstm
+from xlstm.cli import app
+from xlstm.estimators import Forecaster
+from xlstm.series import bundled
+
+QUICK = ["--epochs", "2", "--window", "12", "--hidden-size", "4", "--backend", "numpy"]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*args):
+        return CliRunner().invoke(app, [str(a) for a in args])
+
+    return run
+
+
+def test_train_then_predict(run, tmp_path):
+    result = run("train", *QUICK)
+    assert result.exit_code == 0, result.output
+    assert "backend: numpy on CPU, float32 (asked for)" in result.output
+    assert "sunspots, 2820 rows from 1749-01 to 1983-12" in result.output
+    for words in ("1 month ahead", "LSTM", "persistence", "20.09", "linear autoregression of 24 months", "18.21"):
+        assert words in result.output
+    assert sorted(os.listdir(tmp_path / "xlstm-output")) == ["forecast.png", "model.safetensors"]
+    assert (tmp_path / "xlstm-output" / "forecast.png").read_bytes().startswith(b"\x89PNG")
+
+    result = run("predict", "xlstm-output/model.safetensors", bundled("sunspots"), "--steps", 3)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["time", "1984-01", "1984-02", "1984-03"]
+    loaded = Forecaster.load("xlstm-output/model.safetensors", "numpy")
+    values = loaded.predict(np.loadtxt(bundled("sunspots"), delimiter=",", skiprows=1, usecols=1), 3)
+    np.testing.assert_allclose([float(line.split(",")[1]) for line in lines[1:]], values, rtol=1e-5)
+
+
+def test_a_csv_with_gaps_and_a_horizon(run):
+    result = run("train", bundled("co2"), *QUICK, "--horizon", 8, "-o", "deep/er")
+    assert result.exit_code == 0, result.output
+    assert "2284 rows from 1958-03-29 to 2001-12-29, 59 of them gaps" in result.output
+    assert "8 weeks ahead" in result.output
+    result = run("predict", "deep/er/model.safetensors", bundled("co2"))
+    assert len(result.stdout.splitlines()) == 9
+
+
+def test_several_columns(run, tmp_path):
+    rows = "".join(f"2001-{1 + k // 28:02}-{1 + k % 28:02},{k % 7},{k * 0.1 + k % 3}\n" for k in range(300))
+    (tmp_path / "two.csv").write_text("day,a,b\n" + rows)
+    result = run("train", "two.csv", *QUICK)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "several columns hold numbers, choose one of a, b with --column" in result.stderr
+    assert run("train", "two.csv", *QUICK, "--column", "b").exit_code == 0
+    result = run("predict", "xlstm-output/model.safetensors", "two.csv")  # b, as it was trained on
+    assert result.stdout.startswith("time,b\n")
+    assert run("predict", "xlstm-output/model.safetensors", "two.csv", "--column", "a").stdout.startswith("time,a\n")
+
+
+def test_info(run):
+    result = run("info")
+    assert result.exit_code == 0
+    for words in (xlstm.__version__, np.__version__, "backend numpy", "backend cupy", "auto chooses"):
+        assert words in result.output
+
+
+def test_same_seed_same_file(run, tmp_path):
+    for folder in "ab":
+        assert run("train", *QUICK, "--seed", 4, "-o", folder).exit_code == 0
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["train", "absent.csv"], "absent.csv"),
+        (["train", "empty.csv"], "empty.csv: the file is empty"),
+        (["train", "one.csv"], "one.csv: 1 rows under the header"),
+        (["train", "nan.csv"], "nan.csv: line 3, column v holds 'nan'"),
+        (["train", "constant.csv"], "constant at 5"),
+        (["train", "folder"], "folder"),
+        (["train", "--column", "moon"], "column 'moon' is not in the header"),
+        (["train", "--window", "3000"], "a window of 3000"),
+        (["train", "--window", "0"], "window is 0"),
+        (["train", "--hidden-size", "-3"], "hidden_size is -3"),
+        (["train", "--epochs", "0"], "epochs is 0"),
+        (["train", "--learning-rate", "0"], "lr is 0.0"),
+        (["train", "--learning-rate", "1e30"], "is not finite"),
+        (["train", "--seed", "-1"], "seed: expected a whole number from 0 up, got -1"),
+        (["train", "--backend", "abacus"], "'abacus' is not a backend"),
+        (["train", "--backend", "numpy", "--dtype", "float16"], "float16 on a CPU"),
+        (["train", "--dtype", "int8"], "dtype 'int8'"),
+        (["train", "-o", "one.csv"], "one.csv"),
+        (["train", "-o", "/proc/xlstm"], "/proc/xlstm"),
+        (["predict", "absent", "one.csv"], "absent: no such model file"),
+        (["predict", "garbage", "one.csv"], "garbage: not a readable safetensors file"),
+        (["predict", "other", "one.csv"], "other: not an xlstm model file"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, args, words):
+    from safetensors.numpy import save_file
+
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "one.csv").write_text("date,v\n2001,1\n")
+    (tmp_path / "nan.csv").write_text("date,v\n2001,1\n2002,nan\n2003,3\n")
+    (tmp_path / "constant.csv").write_text("v\n" + "5\n" * 500)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "garbage").write_bytes(b"garbage")
+    save_file({"a": np.ones(1)}, tmp_path / "other")
+    (tmp_path / "xlstm-output").mkdir()
+    (tmp_path / "xlstm-output/model.safetensors").write_text("precious")
+    if "--backend" not in args:
+        args = [*args, "--backend", "numpy"]
+    result = run(*args)
+    assert result.exit_code == 2, result.output
+    assert words in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "Traceback" not in result.output
+    assert (tmp_path / "xlstm-output/model.safetensors").read_text() == "precious"
+
+
+@pytest.mark.parametrize("delay", [0.5, 1.5, 2.5])
+def test_killed_training_leaves_the_old_model(tmp_path, delay):
+    model = tmp_path / "model.safetensors"
+    command = [sys.executable, "-m", "xlstm", "train", *QUICK[2:], "-o", str(tmp_path)]
+    subprocess.run([*command, "--epochs", "1"], check=True, capture_output=True)
+    before = model.read_bytes()
+    process = subprocess.Popen(
+        [*command, "--epochs", "3", "--seed", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    after = Forecaster.load(model, "numpy")  # whole, whether old or new
+    assert model.read_bytes() == before or after.settings.seed == 1

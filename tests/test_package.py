@@ -1,0 +1,84 @@
+"""What the package is to its users: what it needs, how fast it imports, and that its words are true."""
+
+import doctest
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import xlstm
+from xlstm.layers import recurrent
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+BLOCK = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked}:
+            raise ModuleNotFoundError(f"blocked {{name}}", name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+TRAIN = """
+import numpy as np, xlstm
+from xlstm import optim, training, estimators
+from xlstm.series import bundled, read_csv
+settings = estimators.Settings(epochs=1, hidden_size=4, window=12)
+values = read_csv(bundled("sunspots")).values
+forecaster = estimators.Forecaster(settings, "numpy").fit(values)
+forecaster.save("model.safetensors")
+print(estimators.Forecaster.load("model.safetensors", "numpy").predict(values, 2))
+"""
+
+
+def python(code, cwd):
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_training_needs_only_three_packages(tmp_path):
+    blocked = {"typer", "rich", "click", "matplotlib", "cupy", "torch", "scipy", "pandas", "jax"}
+    result = python(BLOCK.format(blocked=blocked) + TRAIN, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("[")
+
+
+def test_import_loads_nothing_heavy(tmp_path):
+    code = "import sys, numpy, array_api_compat; before = set(sys.modules); import xlstm; print(*sys.modules)"
+    loaded = {name.split(".")[0] for name in python(code, tmp_path).stdout.split()}
+    assert "xlstm" in loaded
+    assert not loaded & {"typer", "rich", "click", "matplotlib", "cupy", "torch", "safetensors", "jax"}
+
+
+def test_examples_in_docstrings():
+    result = doctest.testmod(recurrent)
+    assert result.attempted > 3
+    assert result.failed == 0
+
+
+def test_readme_example_runs(tmp_path):
+    example = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert example is not None
+    assert len([line for line in example[1].splitlines() if line.strip()]) <= 12
+    result = python("import os; os.environ['XLSTM_BACKEND'] = 'numpy'\n" + example[1], tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_ci_runs_the_readme_test_command():
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    commands = re.findall(r"```sh\n(.*?)\n```", README, re.DOTALL)
+    test = [c for c in commands if c.endswith("nox")]
+    assert len(test) == 1
+    assert test[0] in ci.splitlines()
+
+
+def test_version_is_in_the_changelog():
+    assert f"## {xlstm.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", xlstm.__all__)
+def test_public_names_have_docstrings(name):
+    value = getattr(xlstm, name)
+    assert name == "__version__" or len(value.__doc__) > 30
