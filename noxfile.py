@@ -6,6 +6,7 @@ Versions of tools live in the dependency groups of pyproject.toml.
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import nox
@@ -73,15 +74,16 @@ def gpu(session: nox.Session) -> None:
 def build(session: nox.Session) -> None:
     """Build sdist and wheel; in clean environments the wheel runs the main job, and trains without typer and rich."""
     session.install(*group("build"))
-    dist = Path(session.create_tmp()) / "dist"
+    room = Path(session.create_tmp()).resolve()
+    dist, clean = room / "dist", room / "clean"
+    shutil.rmtree(dist, ignore_errors=True)
     session.run("python", "-m", "build", "--outdir", str(dist))
-    (wheel,) = sorted(dist.glob("*.whl"))[-1:]
-    clean = Path(session.create_tmp()) / "clean"
+    (wheel,) = dist.glob("*.whl")
     python = str(clean / "bin" / "python")
     session.run("python", "-m", "venv", "--clear", str(clean))
     session.run(python, "-m", "pip", "install", "--quiet", str(wheel), external=True)
-    with session.chdir(session.create_tmp()):
-        session.run(str(clean.resolve() / "bin" / "xlstm"), "train", external=True)
+    with session.chdir(room):
+        session.run(str(clean / "bin" / "xlstm"), "train", external=True)
         session.run("python", "-m", "venv", "--clear", str(clean))
         bare = ["numpy", "array-api-compat", "safetensors"]
         session.run(python, "-m", "pip", "install", "--quiet", *bare, external=True)
