@@ -84,7 +84,7 @@ def test_cupy_that_works_passes_the_probe(monkeypatch):
 
 def test_missing_cupy_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(BackendError, match=r"CuPy .*pip install 'xlstm-xp\[cuda12\]'"):
+    with pytest.raises(BackendError, match=r"CuPy .*pip install 'cupy-cuda12x\[ctk\]'"):
         xlstm.backend("cupy")
 
 

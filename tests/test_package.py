@@ -49,6 +49,7 @@ def test_import_loads_nothing_heavy(tmp_path):
     code = "import sys, numpy, array_api_compat; before = set(sys.modules); import xlstm; print(*sys.modules)"
     loaded = {name.split(".")[0] for name in python(code, tmp_path).stdout.split()}
     assert "xlstm" in loaded
+    assert "numpy.f2py" not in python(code, tmp_path).stdout.split()  # as `from numpy import *` would
     assert not loaded & {"typer", "rich", "click", "matplotlib", "cupy", "torch", "safetensors", "jax"}
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import array_api_compat
-import array_api_compat.numpy as numpy_namespace
 import numpy as np
 
 Array = Any  # an array of whichever library is in use
@@ -23,6 +22,7 @@ Namespace = Any  # the array API namespace of that library
 
 NAMES = ("numpy", "cupy", "torch")
 DTYPES = ("float32", "float64", "float16")
+CUPY = "pip install 'cupy-cuda12x[ctk]' (CUDA 13: 'cupy-cuda13x[ctk]')"
 VARIABLE = "XLSTM_BACKEND"
 
 
@@ -63,7 +63,7 @@ class Backend:
         if not array_api_compat.is_array_api_obj(values):
             values = np.asarray(values)
         if dtype is None:
-            floating = array_api_compat.array_namespace(values).isdtype(values.dtype, "real floating")
+            floating = _namespace_of(values).isdtype(values.dtype, "real floating")
             dtype = self.dtype if floating else None
         target = None if dtype is None else getattr(self.xp, dtype)
         with _on(self.name, self.device):
@@ -141,7 +141,7 @@ def backend_of(chosen: str | Backend | None, dtype: str | None = None) -> Backen
 
 def backend_like(array: Array) -> Backend:
     """The backend that an array belongs to, with its device and dtype."""
-    xp = array_api_compat.array_namespace(array)
+    xp = _namespace_of(array)
     library = xp.__name__.removeprefix("array_api_compat.")
     return Backend(library, xp, device_of(array), str(array.dtype).rpartition(".")[2], "that of the arrays given")
 
@@ -155,7 +155,7 @@ def _known_dtype(dtype: str) -> str:
 def _numpy_backend(device: Any, dtype: str, reason: str) -> Backend:
     if device not in (None, "cpu"):
         raise ValueError(f"backend: numpy has only the device 'cpu', got {device!r}")
-    return Backend("numpy", numpy_namespace, "cpu", dtype, reason)
+    return Backend("numpy", np, "cpu", dtype, reason)
 
 
 def _cupy_backend(device: Any, dtype: str, reason: str) -> Backend:
@@ -208,8 +208,8 @@ def cupy_failure(number: int = 0) -> str | None:
         cupy = _cupy()
     except Exception as error:  # a broken installation raises more than ImportError
         if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
-            return "CuPy is not installed; for an NVIDIA GPU: pip install 'xlstm-xp[cuda12]' (or cuda13)"
-        return f"CuPy does not import ({_first_line(error)}); reinstall it: pip install 'xlstm-xp[cuda12]' (or cuda13)"
+            return f"CuPy is not installed; for an NVIDIA GPU: {CUPY}"
+        return f"CuPy does not import ({_first_line(error)}); reinstall it: {CUPY}"
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except Exception as error:
@@ -225,7 +225,7 @@ def cupy_failure(number: int = 0) -> str | None:
     except Exception as error:
         return (
             f"a test kernel did not compile or run (NVRTC: {_first_line(error)}); "
-            "install the CUDA toolkit wheels: pip install 'xlstm-xp[cuda12]' (or cuda13)"
+            f"install CuPy with the CUDA libraries: {CUPY}"
         )
     try:
         with cupy.cuda.Device(number):
@@ -234,7 +234,7 @@ def cupy_failure(number: int = 0) -> str | None:
     except Exception as error:
         return (
             f"a test matrix product did not run (cuBLAS: {_first_line(error)}); "
-            "install the CUDA toolkit wheels: pip install 'xlstm-xp[cuda12]' (or cuda13)"
+            f"install CuPy with the CUDA libraries: {CUPY}"
         )
     return None
 
@@ -290,7 +290,7 @@ def device_of(array: Array) -> Any:
 
 def like(values: Any, array: Array) -> Array:
     """Host values as an array of the library, device and dtype of `array`."""
-    xp = array_api_compat.array_namespace(array)
+    xp = _namespace_of(array)
     return xp.asarray(np.asarray(values), dtype=array.dtype, device=device_of(array))
 
 
@@ -314,9 +314,9 @@ def namespace(where: str, arrays: Mapping[str, Array]) -> Namespace:
     if type(first) is np.ndarray and first.dtype in (np.float32, np.float64):
         kind = first.dtype
         if all(type(array) is np.ndarray and array.dtype is kind for array in arrays.values()):
-            return numpy_namespace  # what most calls are, without the price of asking
+            return np  # what most calls are, without the price of asking
     try:
-        xp = array_api_compat.array_namespace(first)
+        xp = _namespace_of(first)
     except TypeError:
         raise TypeError(f"{where}: {first_name} is {_kind(first)}, expected an array") from None
     if not xp.isdtype(first.dtype, "real floating"):
@@ -341,7 +341,7 @@ def namespace(where: str, arrays: Mapping[str, Array]) -> Namespace:
 def check_library(where: str, name: str, xp: Namespace, array: Array) -> None:
     """Raise TypeError unless `array` is an array of the library of `xp`."""
     try:
-        if array_api_compat.array_namespace(array) is xp:
+        if _namespace_of(array) is xp:
             return
     except TypeError:
         pass
@@ -350,6 +350,11 @@ def check_library(where: str, name: str, xp: Namespace, array: Array) -> None:
         f"{where}: {name} is {_kind(array)}, expected a {library} array like the others; "
         "xlstm.backend(...).asarray moves arrays"
     )
+
+
+def _namespace_of(array: Array) -> Namespace:
+    """NumPy 2 is its own namespace; array_api_compat.numpy would import all of NumPy for it, 0.1 s."""
+    return np if isinstance(array, np.ndarray | np.generic) else array_api_compat.array_namespace(array)
 
 
 def _kind(value: Any) -> str:

@@ -91,7 +91,7 @@ def train(
         plots.forecast(output / "forecast.png", series, at, forecasts[:, 0])
         out.print(f"picture: {output / 'forecast.png'}", markup=False, soft_wrap=True)
     else:
-        out.print("picture: none, matplotlib is not installed (pip install 'xlstm-xp[plot]')", markup=False)
+        out.print("picture: none, matplotlib is not installed (pip install matplotlib)", markup=False)
 
 
 @app.command()

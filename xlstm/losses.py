@@ -79,7 +79,7 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
     weight = weight if mask is None else weight[..., None]
     log_p = log_softmax(xp, logits)
     classes = xp.arange(logits.shape[-1], dtype=labels.dtype, device=device_of(logits))
-    true = xp.astype(labels[..., None] == classes, logits.dtype)  # one-hot, (..., V)
+    true = xp.asarray(labels[..., None] == classes, dtype=logits.dtype)  # one-hot, (..., V)
     return -xp.sum(weight * true * log_p), weight * (xp.exp(log_p) - true)
 
 
@@ -103,7 +103,7 @@ def _weight(where: str, xp: Namespace, target: Array, mask: Array | None, like: 
             f"{where}: mask has shape {tuple(mask.shape)}, expected the leading axes of {tuple(target.shape)}"
         )
     ones = xp.ones(target.shape, dtype=like.dtype, device=device_of(like))
-    chosen = ones * xp.astype(xp.reshape(mask, (*mask.shape, *(1,) * (target.ndim - mask.ndim))), like.dtype)
+    chosen = ones * xp.asarray(xp.reshape(mask, (*mask.shape, *(1,) * (target.ndim - mask.ndim))), dtype=like.dtype)
     return chosen / xp.maximum(xp.sum(chosen), xp.ones_like(xp.sum(chosen)))
 
 
