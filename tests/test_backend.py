@@ -1,7 +1,6 @@
 """Choice of backend, moving arrays, and the words of refusals. CuPy's failures are staged with a fake."""
 
 import contextlib
-import importlib
 import sys
 import types
 
@@ -10,18 +9,16 @@ import pytest
 
 import xlstm
 from tests.conftest import make_backend
-from xlstm import BackendError
+from xlstm import BackendError, probe
 from xlstm.backend import backend_like, generator, namespace, to_numpy, usable
-
-module = importlib.import_module("xlstm.backend")  # xlstm.backend is the function
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     monkeypatch.delenv("XLSTM_BACKEND", raising=False)
-    module.cupy_failure.cache_clear()
+    probe.cupy_failure.cache_clear()
     yield
-    module.cupy_failure.cache_clear()
+    probe.cupy_failure.cache_clear()
 
 
 class FakeArray:
@@ -69,7 +66,7 @@ def fake_cupy(devices=1, driver=None, kernel=None, product=None):
     ],
 )
 def test_cupy_that_does_not_work_says_what_failed(monkeypatch, stage, words):
-    monkeypatch.setattr(module, "_cupy", lambda: fake_cupy(**stage))
+    monkeypatch.setattr(probe, "cupy", lambda: fake_cupy(**stage))
     with pytest.raises(BackendError, match=f"cupy: .*{words}"):
         xlstm.backend("cupy")
     auto = xlstm.backend("auto")
@@ -78,8 +75,8 @@ def test_cupy_that_does_not_work_says_what_failed(monkeypatch, stage, words):
 
 
 def test_cupy_that_works_passes_the_probe(monkeypatch):
-    monkeypatch.setattr(module, "_cupy", fake_cupy)
-    assert module.cupy_failure() is None
+    monkeypatch.setattr(probe, "cupy", fake_cupy)
+    assert probe.cupy_failure() is None
 
 
 def test_missing_cupy_says_what_to_install(monkeypatch):
@@ -97,7 +94,7 @@ def test_environment_decides_auto(monkeypatch):
     with pytest.raises(ValueError, match="XLSTM_BACKEND: 'abacus' is not a backend"):
         xlstm.backend()
     monkeypatch.setenv("XLSTM_BACKEND", "cupy")
-    monkeypatch.setattr(module, "_cupy", lambda: fake_cupy(devices=0))
+    monkeypatch.setattr(probe, "cupy", lambda: fake_cupy(devices=0))
     with pytest.raises(BackendError, match="cupy"):
         xlstm.backend()
 
@@ -106,6 +103,7 @@ def test_environment_decides_auto(monkeypatch):
     ("args", "error", "words"),
     [
         (("jax",), ValueError, "'jax' is not a backend"),
+        (("auto", 1), ValueError, "device 1 goes with a named backend"),
         (("numpy", "cuda:0"), ValueError, "numpy has only the device 'cpu'"),
         (("numpy", None, "float16"), TypeError, "float16 on a CPU"),
         (("numpy", None, "int32"), ValueError, "dtype 'int32'"),
@@ -163,5 +161,7 @@ def test_init_takes_a_name_or_a_backend():
     assert layer.init(backend=numpy64)["0.b"].dtype == np.float64
     assert layer.init(backend=numpy64, dtype="float32")["0.b"].dtype == np.float32
     assert layer.init(seed=0, backend=None, dtype="float32").keys() == {"0.Wx", "0.Wh", "0.b"}
+    with pytest.raises(TypeError, match="float16 on a CPU"):
+        layer.init(backend=numpy64, dtype="float16")
     with pytest.raises(ValueError, match="dtype 'float'"):
         layer.init(backend=make_backend("numpy"), dtype="float")

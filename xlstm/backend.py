@@ -8,7 +8,6 @@ here and nowhere else in the core, and only when asked for.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,12 +16,13 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
+from xlstm import probe
+
 Array = Any  # an array of whichever library is in use
 Namespace = Any  # the array API namespace of that library
 
 NAMES = ("numpy", "cupy", "torch")
 DTYPES = ("float32", "float64", "float16")
-CUPY = "pip install 'cupy-cuda12x[ctk]' (CUDA 13: 'cupy-cuda13x[ctk]')"
 VARIABLE = "XLSTM_BACKEND"
 
 
@@ -75,9 +75,9 @@ class Backend:
         """Wait until the device has finished everything asked of it."""
         if self.name == "cupy":
             with _on(self.name, self.device):
-                _cupy().cuda.get_current_stream().synchronize()
+                probe.cupy().cuda.get_current_stream().synchronize()
         elif self.name == "torch" and self.device.type == "cuda":
-            _torch().cuda.synchronize(self.device)
+            probe.torch().cuda.synchronize(self.device)
 
     def __str__(self) -> str:
         return f"{self.name} on {device_name(self)}"
@@ -112,30 +112,29 @@ def backend(name: str = "auto", device: Any = None, dtype: str = "float32") -> B
         reason = f"{VARIABLE}={name}"
         if name not in NAMES:
             raise ValueError(f"{VARIABLE}: {name!r} is not a backend, expected auto, {', '.join(NAMES)}")
-    _known_dtype(dtype)
     if name == "auto":
-        failure = cupy_failure(device or 0)
+        if device is not None:
+            raise ValueError(f"backend: device {device!r} goes with a named backend, not with auto")
+        failure = probe.cupy_failure()
         if failure is None:
             name, reason = "cupy", "a kernel and a matrix product ran on the GPU"
         else:
             name, reason = "numpy", f"no usable GPU: {failure}"
     if name == "numpy":
-        chosen = _numpy_backend(device, dtype, reason)
+        chosen = _numpy_backend(device, reason)
     elif name == "cupy":
-        chosen = _cupy_backend(device, dtype, reason)
+        chosen = _cupy_backend(device, reason)
     elif name == "torch":
-        chosen = _torch_backend(device, dtype, reason)
+        chosen = _torch_backend(device, reason)
     else:
         raise ValueError(f"backend: {name!r} is not a backend, expected auto, {', '.join(NAMES)}")
-    if dtype == "float16" and _on_cpu(chosen.name, chosen.device):
-        raise TypeError("backend: float16 on a CPU is slow and inexact; use float32, or a GPU")
-    return chosen
+    return _with_dtype(chosen, dtype)
 
 
 def backend_of(chosen: str | Backend | None, dtype: str | None = None) -> Backend:
     """The backend meant by an argument that may be a name, a backend, or None for "auto"."""
     if isinstance(chosen, Backend):
-        return chosen if dtype is None else replace(chosen, dtype=_known_dtype(dtype))
+        return chosen if dtype is None else _with_dtype(chosen, dtype)
     return backend("auto" if chosen is None else chosen, dtype=dtype or "float32")
 
 
@@ -146,33 +145,35 @@ def backend_like(array: Array) -> Backend:
     return Backend(library, xp, device_of(array), str(array.dtype).rpartition(".")[2], "that of the arrays given")
 
 
-def _known_dtype(dtype: str) -> str:
+def _with_dtype(chosen: Backend, dtype: str) -> Backend:
     if dtype not in DTYPES:
         raise ValueError(f"backend: dtype {dtype!r} is not supported, expected one of {', '.join(DTYPES)}")
-    return dtype
+    if dtype == "float16" and (chosen.name == "numpy" or str(chosen.device) == "cpu"):
+        raise TypeError("backend: float16 on a CPU is slow and inexact; use float32, or a GPU")
+    return replace(chosen, dtype=dtype)
 
 
-def _numpy_backend(device: Any, dtype: str, reason: str) -> Backend:
+def _numpy_backend(device: Any, reason: str) -> Backend:
     if device not in (None, "cpu"):
         raise ValueError(f"backend: numpy has only the device 'cpu', got {device!r}")
-    return Backend("numpy", np, "cpu", dtype, reason)
+    return Backend("numpy", np, "cpu", reason=reason)
 
 
-def _cupy_backend(device: Any, dtype: str, reason: str) -> Backend:
+def _cupy_backend(device: Any, reason: str) -> Backend:
     number = getattr(device, "id", 0 if device is None else device)
     if not isinstance(number, int) or number < 0:
         raise ValueError(f"backend: a cupy device is a number from 0 up, got {device!r}")
-    failure = cupy_failure(number)
+    failure = probe.cupy_failure(number)
     if failure is not None:
         raise BackendError(f"cupy: {failure}")
     import array_api_compat.cupy as xp
 
-    return Backend("cupy", xp, _cupy().cuda.Device(number), dtype, reason)
+    return Backend("cupy", xp, probe.cupy().cuda.Device(number), reason=reason)
 
 
-def _torch_backend(device: Any, dtype: str, reason: str) -> Backend:
+def _torch_backend(device: Any, reason: str) -> Backend:
     try:
-        torch = _torch()
+        torch = probe.torch()
     except ImportError as error:
         raise BackendError("torch: PyTorch is not installed; pip install torch") from error
     import array_api_compat.torch as xp
@@ -181,62 +182,8 @@ def _torch_backend(device: Any, dtype: str, reason: str) -> Backend:
         chosen = torch.device("cpu" if device is None else device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise BackendError(f"torch: device {device!r} is not usable: {_first_line(error)}") from error
-    return Backend("torch", xp, chosen, dtype, reason)
-
-
-def _cupy() -> Any:
-    import cupy
-
-    return cupy
-
-
-def _torch() -> Any:
-    import torch
-
-    return torch
-
-
-@functools.cache
-def cupy_failure(number: int = 0) -> str | None:
-    """Try CuPy on device `number`, once per process: None if it works, else what failed and the mend.
-
-    Counting devices is not enough: NVRTC and cuBLAS are loaded only when a kernel is compiled and a
-    product is taken, so both are done here.
-    """
-    try:
-        cupy = _cupy()
-    except Exception as error:  # a broken installation raises more than ImportError
-        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
-            return f"CuPy is not installed; for an NVIDIA GPU: {CUPY}"
-        return f"CuPy does not import ({_first_line(error)}); reinstall it: {CUPY}"
-    try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except Exception as error:
-        return f"no NVIDIA driver or device answers ({_first_line(error)}); install or update the NVIDIA driver"
-    if number >= count:
-        return f"CUDA device {number} does not exist, {count} found"
-    try:
-        with cupy.cuda.Device(number):
-            ones = cupy.ones((32, 32), dtype="float32")
-            twice = cupy.ElementwiseKernel("float32 a", "float32 b", "b = a + a", "xlstm_probe")(ones)
-            if float(twice.sum()) != 2048.0:
-                return "a test kernel gave a wrong result; check the driver and the GPU"
-    except Exception as error:
-        return (
-            f"a test kernel did not compile or run (NVRTC: {_first_line(error)}); "
-            f"install CuPy with the CUDA libraries: {CUPY}"
-        )
-    try:
-        with cupy.cuda.Device(number):
-            if float((ones @ twice).sum()) != 65536.0:
-                return "a test matrix product gave a wrong result; check the driver and the GPU"
-    except Exception as error:
-        return (
-            f"a test matrix product did not run (cuBLAS: {_first_line(error)}); "
-            f"install CuPy with the CUDA libraries: {CUPY}"
-        )
-    return None
+        raise BackendError(f"torch: device {device!r} is not usable: {probe.first_line(error)}") from error
+    return Backend("torch", xp, chosen, reason=reason)
 
 
 def usable() -> dict[str, Backend | str]:
@@ -253,10 +200,10 @@ def usable() -> dict[str, Backend | str]:
 def device_name(chosen: Backend) -> str:
     """The device in words, with the card's name where it is a GPU."""
     if chosen.name == "cupy":
-        properties = _cupy().cuda.runtime.getDeviceProperties(chosen.device.id)
+        properties = probe.cupy().cuda.runtime.getDeviceProperties(chosen.device.id)
         return f"GPU {chosen.device.id} ({properties['name'].decode()})"
     if chosen.name == "torch" and chosen.device.type == "cuda":
-        return f"GPU {chosen.device.index or 0} ({_torch().cuda.get_device_name(chosen.device)})"
+        return f"GPU {chosen.device.index or 0} ({probe.torch().cuda.get_device_name(chosen.device)})"
     return "CPU" if str(chosen.device) == "cpu" else str(chosen.device)
 
 
@@ -368,16 +315,7 @@ def _on(name: str, device: Any) -> Any:
     return device if name == "cupy" else contextlib.nullcontext()
 
 
-def _on_cpu(name: str, device: Any) -> bool:
-    return name == "numpy" or (name == "torch" and device.type == "cpu")
-
-
 def _on_cpu_array(array: Array) -> bool:
     if array_api_compat.is_torch_array(array):
         return bool(array.device.type == "cpu")
     return not array_api_compat.is_cupy_array(array)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -1,0 +1,70 @@
+"""Does a GPU really work here? Tried once, in the order in which things fail."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+CUPY = "pip install 'cupy-cuda12x[ctk]' (CUDA 13: 'cupy-cuda13x[ctk]')"
+
+
+def cupy() -> Any:
+    """The module, imported only when asked for."""
+    import cupy
+
+    return cupy
+
+
+def torch() -> Any:
+    """The module, imported only when asked for."""
+    import torch
+
+    return torch
+
+
+@functools.cache
+def cupy_failure(number: int = 0) -> str | None:
+    """Try CuPy on device `number`, once per process: None if it works, else what failed and the mend.
+
+    Counting devices is not enough: NVRTC and cuBLAS are loaded only when a kernel is compiled and a
+    product is taken, so both are done here.
+    """
+    try:
+        cp = cupy()
+    except Exception as error:  # a broken installation raises more than ImportError
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            return f"CuPy is not installed; for an NVIDIA GPU: {CUPY}"
+        return f"CuPy does not import ({first_line(error)}); reinstall it: {CUPY}"
+    try:
+        count = cp.cuda.runtime.getDeviceCount()
+    except Exception as error:
+        return f"no NVIDIA driver or device answers ({first_line(error)}); install or update the NVIDIA driver"
+    if number >= count:
+        return f"CUDA device {number} does not exist, {count} found"
+    try:
+        with cp.cuda.Device(number):
+            ones = cp.ones((32, 32), dtype="float32")
+            twice = cp.ElementwiseKernel("float32 a", "float32 b", "b = a + a", "xlstm_probe")(ones)
+            if float(twice.sum()) != 2048.0:
+                return "a test kernel gave a wrong result; check the driver and the GPU"
+    except Exception as error:
+        return (
+            f"a test kernel did not compile or run (NVRTC: {first_line(error)}); "
+            f"install CuPy with the CUDA libraries: {CUPY}"
+        )
+    try:
+        with cp.cuda.Device(number):
+            if float((ones @ twice).sum()) != 65536.0:
+                return "a test matrix product gave a wrong result; check the driver and the GPU"
+    except Exception as error:
+        return (
+            f"a test matrix product did not run (cuBLAS: {first_line(error)}); "
+            f"install CuPy with the CUDA libraries: {CUPY}"
+        )
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """Kind and first line of an error."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
