@@ -59,7 +59,8 @@ def good(**changes):
         (to_bytes({"a": np.ones(1)}, metadata={"xlstm": "{"}), "description is not readable"),
         (to_bytes({"a": np.ones(1)}, metadata={"xlstm": "{}"}), "description is not readable"),
         (good(version=9), "version is 9, expected 1"),
-        (good(kind="language model"), "kind is language model, expected test"),
+        (good(kind="language model"), "kind is 'language model', expected 'test'"),
+        (good(version="1"), "version is '1', expected 1"),
     ],
 )
 def test_bad_files_are_named(tmp_path, blob, words):
@@ -80,10 +81,10 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     checkpoint.save(path, ARRAYS, "test", {"old": True})
 
     def fail(*args):
-        raise OSError("disk full")
+        raise OSError(28, "disk full")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OSError, match=r"not saved, disk full: .*m'"):
         checkpoint.save(path, ARRAYS, "test", {"old": False})
     assert checkpoint.load(path, "test")[1] == {"old": True}
     assert os.listdir(tmp_path) == ["m"]

@@ -33,8 +33,8 @@ def test_train_then_predict(run, tmp_path):
     result = run("train", *QUICK)
     assert result.exit_code == 0, result.output
     assert "backend: numpy on CPU, float32 (asked for)" in result.output
-    assert "sunspots, 2820 rows from 1749-01 to 1983-12" in result.output
-    for words in ("1 month ahead", "LSTM", "persistence", "20.09", "linear autoregression of 24 months", "18.21"):
+    assert "sunspots, 2820 months from 1749-01 to 1983-12" in result.output
+    for words in ("1 month ahead", "LSTM", "persistence", "20.09", "autoregression of 24", "18.21"):
         assert words in result.output
     assert sorted(os.listdir(tmp_path / "xlstm-output")) == ["forecast.png", "model.safetensors"]
     assert (tmp_path / "xlstm-output" / "forecast.png").read_bytes().startswith(b"\x89PNG")
@@ -51,7 +51,7 @@ def test_train_then_predict(run, tmp_path):
 def test_a_csv_with_gaps_and_a_horizon(run):
     result = run("train", bundled("co2"), *QUICK, "--horizon", 8, "-o", "deep/er")
     assert result.exit_code == 0, result.output
-    assert "2284 rows from 1958-03-29 to 2001-12-29, 59 of them gaps" in result.output
+    assert "2284 weeks from 1958-03-29 to 2001-12-29, 59 of them gaps" in result.output
     assert "8 weeks ahead" in result.output
     result = run("predict", "deep/er/model.safetensors", bundled("co2"))
     assert len(result.stdout.splitlines()) == 9
@@ -96,7 +96,7 @@ def test_same_seed_same_file(run, tmp_path):
         (["train", "--window", "0"], "window is 0"),
         (["train", "--hidden-size", "-3"], "hidden_size is -3"),
         (["train", "--epochs", "0"], "epochs is 0"),
-        (["train", "--learning-rate", "0"], "lr is 0.0"),
+        (["train", "--learning-rate", "0"], "learning_rate and clip must be above 0"),
         (["train", "--learning-rate", "1e30"], "is not finite"),
         (["train", "--seed", "-1"], "seed: expected a whole number from 0 up, got -1"),
         (["train", "--backend", "abacus"], "'abacus' is not a backend"),

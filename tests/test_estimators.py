@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from xlstm import checkpoint
 from xlstm.backend import to_numpy
 from xlstm.estimators import Forecaster, Settings
 from xlstm.series import bundled, read_csv
@@ -105,7 +106,7 @@ def test_load_refuses_other_shapes(fitted, tmp_path):
     broken = Forecaster(fitted.settings, "numpy")
     broken.params, broken.scalers = {**fitted.params, "head.b": np.zeros(7, "float32")}, fitted.scalers
     broken.save(path)
-    with pytest.raises(ValueError, match=r"head\.b has shape \(7,\), expected \(3,\)"):
+    with pytest.raises(ValueError, match=r"head\.b has shape \(7,\), expected \(O,\) = \(3,\)"):
         Forecaster.load(path)
 
 
@@ -136,3 +137,52 @@ def test_bad_use_is_named(fitted):
         fitted.predict(wave(), 0)
     with pytest.raises(ValueError, match="window is 0"):
         Settings(window=0)
+
+
+def test_an_interrupted_fit_changes_nothing(fitted):
+    before = fitted.predict(wave())
+
+    def interrupt(now):
+        if now.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted.fit(1000 * wave(), interrupt)
+    np.testing.assert_array_equal(fitted.predict(wave()), before)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"window": 1}, "window is 1, expected 2 or more"),
+        ({"seed": -1}, "seed"),
+        ({"clip": 0.0}, "clip must be above 0"),
+        ({"weight_decay": float("nan")}, "weight_decay is nan"),
+        ({"averaging": 1.0}, "averaging is 1.0"),
+    ],
+)
+def test_bad_settings_are_named(change, words):
+    with pytest.raises(ValueError, match=words):
+        Settings(**change)
+
+
+def test_settings_take_numpy_numbers():
+    settings = Settings(window=np.int64(12), learning_rate=np.float32(0.5))
+    assert (type(settings.window), type(settings.learning_rate)) == (int, float)
+
+
+def test_load_refuses_damaged_weights(fitted, tmp_path):
+    path = tmp_path / "model.safetensors"
+    broken = Forecaster(fitted.settings, "numpy")
+    broken.params, broken.scalers = {**fitted.params, "head.b": np.full(3, np.nan, "float32")}, fitted.scalers
+    broken.save(path)
+    with pytest.raises(ValueError, match=r"head\.b is not finite"):
+        Forecaster.load(path)
+    config = {"name": "", "settings": {"hidden_size": 10**9}, "scalers": {}, "dtype": "float32"}
+    checkpoint.save(path, fitted.params, "forecaster", config)
+    with pytest.raises(ValueError, match=r"not a sound forecaster \(KeyError: 'past'\)"):
+        Forecaster.load(path)
+    scale = {"mean": 0.0, "std": 0.0}
+    checkpoint.save(path, fitted.params, "forecaster", {**config, "scalers": {"past": scale, "future": scale}})
+    with pytest.raises(ValueError, match="std above 0"):
+        Forecaster.load(path)

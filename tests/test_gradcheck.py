@@ -72,3 +72,21 @@ def test_none_inputs_and_nestings(be, rng):
 def test_refuses_float32(rng):
     with pytest.raises(TypeError, match="float64"):
         gradcheck(forward, right, (np.ones(2, "float32"), np.ones(2, "float32")))
+
+
+def test_refuses_what_cannot_be_checked(inputs):
+    with pytest.raises(GradientError, match="output 0 is not finite"):
+        gradcheck(lambda x: (x * np.nan, x), lambda saved, d: (d,), inputs[:1])
+    with pytest.raises(ValueError, match="directions is 0"):
+        gradcheck(forward, right, inputs, directions=0)
+    with pytest.raises(TypeError, match="input 0 is float, expected a float64 array"):
+        gradcheck(forward, right, (1.0, 2.0))
+
+
+def test_nan_away_from_the_inputs_is_caught():
+    def edge(x):  # finite at 0 and below, but not where finite differences look
+        with np.errstate(invalid="ignore"):
+            return np.sqrt(-x), x
+
+    with pytest.raises(GradientError, match="relative error nan"):
+        gradcheck(edge, lambda saved, d: (0 * d,), (np.zeros(2),))

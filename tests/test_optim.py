@@ -131,3 +131,24 @@ def test_cosine_and_step_follow_torch():
 def test_bad_settings_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_gradients_are_checked():
+    params = {"a": np.ones((2, 3), "float32")}
+    optimizer = optim.adam(0.1)
+    state = optimizer.init(params)
+    with pytest.raises(TypeError, match="gradient of a has dtype float64"):
+        optimizer.update(params, {"a": np.ones((2, 3))}, state)
+    with pytest.raises(ValueError, match=r"gradient of a has shape \(1, 3\), expected \(2, 3\)"):
+        optimizer.update(params, {"a": np.ones((1, 3), "float32")}, state)
+    with pytest.raises(TypeError, match="gradient of a is a float, expected a numpy array"):
+        optimizer.update(params, {"a": 1.0}, state)
+    with pytest.raises(ValueError, match=r"the state has moments \[\], expected \['m', 'v'\]"):
+        optimizer.update(params, {"a": np.ones((2, 3), "float32")}, optim.sgd(0.1).init(params))
+
+
+def test_a_numpy_number_as_rate_keeps_the_dtype():
+    params = {"a": np.ones(3, "float32")}
+    optimizer = optim.sgd(np.float64(0.1))
+    new, _ = optimizer.update(params, params, optimizer.init(params))
+    assert new["a"].dtype == np.float32

@@ -55,7 +55,7 @@ def test_missing_rows_and_empty_cells_are_gaps(write):
     s = read_csv(write("day,v\n2001-01-01,\n2001-01-02,1\n2001-01-03,\n2001-01-04,3\n2001-01-07,4\n2001-01-08,\n"))
     np.testing.assert_array_equal(s.values, [1, np.nan, 3, np.nan, np.nan, 4])
     assert s.labels == [f"2001-01-0{k}" for k in range(2, 8)]
-    assert s.note == "2 missing rows taken as gaps"
+    assert s.note == "2 rows missing from the file"
     assert s.after(1) == ["2001-01-08"]
 
 
@@ -162,3 +162,73 @@ def test_nan_in_data_is_named():
     x[1, 0, 0] = np.nan
     with pytest.raises(ValueError, match=r"Windows: x\[1, 0, 0\] is nan"):
         Windows(x, np.zeros((3, 1)))
+
+
+def test_business_days(write):
+    days = np.busday_offset("2024-01-01", np.arange(15))
+    kept = [k for k in range(15) if k != 7]
+    s = read_csv(write("date,v\n" + "".join(f"{days[k]},{k}\n" for k in kept)))
+    assert (s.unit, s.step, s.gaps, len(s.values)) == ("B", "business day", 1, 15)
+    assert s.labels == [str(day) for day in days]
+    assert s.after(2) == ["2024-01-22", "2024-01-23"]
+
+
+def test_last_days_of_months(write):
+    s = read_csv(write("date,v\n2023-11-30,1\n2023-12-31,2\n2024-01-31,3\n2024-02-29,4\n"))
+    assert (s.unit, s.every, s.gaps, s.after(1)) == ("M", 1, 0, ["2024-03"])
+
+
+def test_times_in_utc_and_decimal_commas(write):
+    s = read_csv(write("time;v\n2024-01-01T00:00Z;1,5\n2024-01-01T01:00Z;2\n2024-01-01T03:00Z;3\n"))
+    np.testing.assert_array_equal(s.values, [1.5, 2, np.nan, 3])
+    assert (s.step, s.after(1)) == ("hour", ["2024-01-01T04:00"])
+
+
+@pytest.mark.parametrize(
+    ("dates", "note"),
+    [
+        (["01/02/2024", "02/02/2024", "03/02/2024"], "no ISO 8601 dates, rows taken as equal steps"),
+        (["2024-01-01T00:00+02:00", "2024-01-01T01:00+02:00"], "no ISO 8601 dates, rows taken as equal steps"),
+        (["1700000000", "1700000060", "1700000120"], ""),
+        (["998", "999", "1000"], ""),
+    ],
+)
+def test_first_columns_that_are_no_calendar(write, dates, note):
+    s = read_csv(write("date,v\n" + "".join(f"{d},{k}\n" for k, d in enumerate(dates))))
+    assert (s.unit, s.note, s.labels, s.after(1)) == (None, note, dates, ["+1"])
+
+
+@pytest.mark.parametrize("bad", ["2024-02-31", "Feb 3", "", "2024-02-03 noon"])
+def test_one_bad_date_is_named(write, bad):
+    with pytest.raises(ValueError, match=f"line 4: {bad!r} is not a date like the others"):
+        read_csv(write(f"date,v\n2024-02-01,1\n2024-02-02,2\n{bad},3\n2024-02-04,4\n"))
+
+
+def test_the_usual_column(write):
+    path = write("date,a,b\n2001,1,5\n2002,2,6\n")
+    assert read_csv(path, usual="b").name == "b"
+    assert read_csv(path, "a", usual="b").name == "a"
+    with pytest.raises(ValueError, match="choose one of a, b"):
+        read_csv(path, usual="c")
+
+
+def test_every_step_windows_put_time_first():
+    x, target = np.zeros((5, 4, 2)), np.arange(20.0).reshape(5, 4, 1)
+    (batch,) = Windows(x, target, target[..., 0] > 3, batch_size=8, every_step=True).batches()
+    assert batch.x.shape == (4, 5, 2)
+    np.testing.assert_array_equal(batch.target[:, :, 0], np.arange(20.0).reshape(5, 4).T)
+    np.testing.assert_array_equal(batch.mask, batch.target[:, :, 0] > 3)
+    with pytest.raises(ValueError, match=r"expected \(N, T, D\) and \(N, T, \.\.\.\)"):
+        Windows(x, np.zeros((5, 3, 1)), every_step=True)
+    with pytest.raises(ValueError, match="mask has shape"):
+        Windows(x, target, np.ones(4, bool))
+    with pytest.raises(TypeError, match="target is a list"):
+        Windows(x, [1, 2, 3, 4, 5])
+
+
+def test_scaler_refuses_nonsense():
+    for mean, std in ((0.0, 0.0), (np.nan, 1.0), (0.0, np.inf)):
+        with pytest.raises(ValueError, match="must be finite"):
+            Scaler(mean, std)
+    with pytest.raises(ValueError, match="must be finite"):
+        Scaler.fit(np.array([1e300, -1e300]))

@@ -4,10 +4,28 @@
 >>> lstm = xlstm.LSTM(input_size=1, hidden_size=50)
 """
 
+from xlstm import checkpoint, data, estimators, losses, models, optim, series, training
 from xlstm.backend import Backend, BackendError, backend, usable
 from xlstm.gradcheck import gradcheck
 from xlstm.layers.linear import Linear
 from xlstm.layers.recurrent import LSTM
 
 __version__ = "0.1.0"
-__all__ = ["LSTM", "Backend", "BackendError", "Linear", "__version__", "backend", "gradcheck", "usable"]
+__all__ = [
+    "LSTM",
+    "Backend",
+    "BackendError",
+    "Linear",
+    "__version__",
+    "backend",
+    "checkpoint",
+    "data",
+    "estimators",
+    "gradcheck",
+    "losses",
+    "models",
+    "optim",
+    "series",
+    "training",
+    "usable",
+]

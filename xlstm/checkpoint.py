@@ -54,8 +54,10 @@ def save(path: str | os.PathLike[str], params: dict[str, Array], kind: str, conf
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"not saved, {error.strerror or error}", str(path)) from error
         raise
 
 
@@ -72,6 +74,8 @@ def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.ndarray[
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: a folder, expected a model file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such model file")
     try:
@@ -90,5 +94,5 @@ def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.ndarray[
         raise ValueError(f"{path}: its description is not readable ({type(error).__name__}: {error})") from error
     for key, expected in {"version": VERSION, "kind": kind}.items():
         if found[key] != expected:
-            raise ValueError(f"{path}: {key} is {found[key]}, expected {expected}")
+            raise ValueError(f"{path}: {key} is {found[key]!r}, expected {expected!r}")
     return arrays, config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 from xlstm.backend import Array
@@ -40,7 +41,7 @@ def params(where: str, given: Any, expected: Mapping[str, Dims]) -> None:
 def positive(where: str, **sizes: Any) -> None:
     """Raise unless every size is a whole number from 1 up."""
     for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool):
+        if not isinstance(size, Integral) or isinstance(size, bool):
             raise TypeError(f"{where}: {name} is {size!r}, expected a whole number")
         if size < 1:
             raise ValueError(f"{where}: {name} is {size}, expected 1 or more")

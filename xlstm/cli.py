@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv as csvlib
 import functools
 import platform
+import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -11,9 +13,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 import xlstm
 from xlstm import backend as choose_backend
@@ -27,9 +28,11 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# Names from files are printed as they are: nothing in them is markup.
+out = Console(highlight=False, markup=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 BackendOption = Annotated[str, typer.Option("--backend", help="auto, numpy, cupy or torch.")]
 ColumnOption = Annotated[str | None, typer.Option("--column", help="Column to forecast, if several hold numbers.")]
@@ -42,9 +45,14 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except (ValueError, TypeError, OSError, FloatingPointError, BackendError) as error:
-            err.print(f"error: {error}", markup=False, soft_wrap=True)
+        except BrokenPipeError:
+            raise  # whoever read the output has had enough
+        except (ValueError, TypeError, OSError, FloatingPointError, MemoryError, BackendError) as error:
+            err.print(f"error: {error}")
             raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            err.print("interrupted, nothing was saved")
+            raise typer.Exit(130) from None
 
     return run
 
@@ -62,36 +70,39 @@ def train(
     seed: Annotated[int, typer.Option(help="Initial weights and order of batches.")] = Settings.seed,
     backend: BackendOption = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the model and the picture.")] = Path(
-        "xlstm-output"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the model and the picture; older ones are replaced.")
+    ] = Path("xlstm-output"),
 ) -> None:
-    """Train an LSTM to forecast a series, and compare it with persistence and a linear autoregression."""
+    """Train an LSTM to forecast a series, and compare it with persistence and a linear autoregression.
+
+    The first 60 % of the series are fitted, the next 20 % decide when to stop, the last 20 % are the test.
+    """
     settings = Settings(window, horizon, hidden_size, epochs, learning_rate=learning_rate, seed=seed)
     series = read_csv(csv or bundled("sunspots"), column)
     forecaster = Forecaster(settings, backend, dtype, series.name)
+    forecaster.examples(series.values)  # before anything is made or printed: can this be trained on?
     _writable(output)
-    out.print(f"backend: {forecaster.backend}, {dtype} ({forecaster.backend.reason})", markup=False, soft_wrap=True)
-    out.print(f"series:  {series.name}, {_extent(series)}{series.note and f', {series.note}'}", soft_wrap=True)
-    bar, show = _bar(epochs)
-    with bar:
-        forecaster.fit(series.values, show)
+    out.print(f"backend: {forecaster.backend}, {dtype} ({forecaster.backend.reason})")
+    out.print(f"series:  {series.name}, {_extent(series)}")
+    with _Bar() as bar:
+        forecaster.fit(series.values, bar.show)
     trained = forecaster.trained
     assert trained is not None
-    out.print(
-        f"trained: {len(trained.validations)} epochs in {trained.seconds:.1f} s, best after epoch {trained.best_epoch}"
-        f"{', stopped early' if trained.stopped_early else ''}"
-    )
+    early = ", stopped early" if trained.stopped_early else ""
+    epochs_done, seconds = len(trained.validations), trained.seconds
+    out.print(f"trained: {epochs_done} epochs in {seconds:.1f} s, best after epoch {trained.best_epoch}{early}")
+    score = forecaster.score(series.values)
     model = output / "model.safetensors"
     forecaster.save(model)
-    _print_score(forecaster.score(series.values), series.step)
-    out.print(f"model:   {model}", markup=False, soft_wrap=True)
+    _print_score(score, series.step)
+    out.print(f"model:   {model}")
     if plots.available():
         at, forecasts = forecaster.forecasts(series.values)
         plots.forecast(output / "forecast.png", series, at, forecasts[:, 0])
-        out.print(f"picture: {output / 'forecast.png'}", markup=False, soft_wrap=True)
+        out.print(f"picture: {output / 'forecast.png'}")
     else:
-        out.print("picture: none, matplotlib is not installed (pip install matplotlib)", markup=False)
+        out.print("picture: none, matplotlib is not installed (pip install matplotlib)")
 
 
 @app.command()
@@ -103,29 +114,44 @@ def predict(
     steps: Annotated[int | None, typer.Option(help="Steps to forecast; beyond the horizon by feeding back.")] = None,
     backend: BackendOption = "auto",
 ) -> None:
-    """Forecast what comes after the end of a series; prints CSV."""
+    """Forecast what comes after the last value of a series; prints CSV."""
     forecaster = Forecaster.load(model, backend)
     series = read_csv(csv, column, usual=forecaster.name)
     values = forecaster.predict(series.values, steps)
-    typer.echo(f"time,{series.name}")
+    if series.name != forecaster.name:
+        err.print(f"note: the model was trained on {forecaster.name}, this is {series.name}")
+    writer = csvlib.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["time", series.name])
     for label, value in zip(series.after(len(values)), values, strict=True):
-        typer.echo(f"{label},{value:.6g}")
+        writer.writerow([label, f"{value:.6g}"])
 
 
 @app.command()
 @one_line_errors
 def info() -> None:
     """Show versions, devices, and which backend is chosen and why."""
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_row("xlstm", xlstm.__version__)
-    table.add_row("python", f"{platform.python_version()} on {platform.platform()}")
-    for package in ("numpy", "array-api-compat", "safetensors", "cupy-cuda12x", "cupy-cuda13x", "torch", "matplotlib"):
-        table.add_row(package, _version(package))
+    packages = ("numpy", "array-api-compat", "safetensors", "cupy-cuda12x", "cupy-cuda13x", "torch", "matplotlib")
+    rows = {"xlstm": xlstm.__version__, "python": f"{platform.python_version()} on {platform.platform()}"}
+    rows |= {package: _version(package) for package in packages}
     for name, found in usable().items():
-        table.add_row(f"backend {name}", Text(str(found) if isinstance(found, Backend) else f"not usable: {found}"))
-    chosen = choose_backend("auto")
-    table.add_row("auto chooses", Text(f"{chosen} ({chosen.reason})"))
-    out.print(table)
+        rows[f"backend {name}"] = str(found) if isinstance(found, Backend) else f"not usable: {found}"
+    try:
+        chosen = choose_backend("auto")
+        rows["auto chooses"] = f"{chosen} ({chosen.reason})"
+    except (ValueError, BackendError) as error:
+        rows["auto chooses"] = f"nothing: {error}"
+    for name, value in rows.items():
+        out.print(f"{name:18s}{value}")
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """The LSTM family with hand-written gradients, on NumPy and CuPy."""
+    if version:
+        out.print(f"xlstm {xlstm.__version__}")
+        raise typer.Exit
 
 
 def main() -> None:
@@ -149,53 +175,50 @@ def _writable(folder: Path) -> None:
 
 
 def _extent(series: Series) -> str:
-    gaps = series.gaps
-    return (
-        f"{len(series.values)} rows from {series.labels[0]} to {series.labels[-1]}"
-        f"{f', {gaps} of them gaps' if gaps else ''}"
-    )
+    gaps = f", {series.gaps} of them gaps" if series.gaps else ""
+    note = f" ({series.note})" if series.note else ""
+    return f"{len(series.values)} {series.step}s from {series.labels[0]} to {series.labels[-1]}{gaps}{note}"
 
 
-def _bar(epochs: int) -> tuple[Progress, Callable[[training.Progress], None]]:
-    """A live progress bar and the callback that moves it."""
-    bar = Progress(
-        TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-        BarColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}  validation {task.fields[validation]}  best {task.fields[best]}"),
-        TimeElapsedColumn(),
-        TextColumn("at most"),
-        TimeRemainingColumn(),
-        console=err,
-    )
-    task = bar.add_task("training", total=None, epoch=0, epochs=epochs, loss=float("nan"), validation="-", best="-")
+class _Bar:
+    """A live progress bar on a terminal, from the first training step on; nothing elsewhere."""
 
-    def show(now: training.Progress) -> None:
-        bar.update(
-            task,
-            total=now.epochs * now.steps,
-            completed=(now.epoch - 1) * now.steps + now.step,
-            epoch=now.epoch,
-            loss=now.loss,
-            validation="-" if now.validation is None else f"{now.validation:.4f}",
-            best="-" if now.best is None else f"{now.best:.4f}",
+    def __init__(self) -> None:
+        self.bar = Progress(
+            TextColumn("{task.fields[epoch]}/{task.fields[epochs]}"),
+            BarColumn(bar_width=16),
+            TextColumn("loss {task.fields[loss]:.4f}  validation {task.fields[validation]}  left"),
+            TimeRemainingColumn(),
+            console=err,
+            disable=not err.is_terminal,
         )
+        self.task: TaskID | None = None
 
-    return bar, show
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def show(self, now: training.Progress) -> None:
+        """Move the bar; the time left is until the last epoch, so at most that."""
+        total, done = now.epochs * now.steps, (now.epoch - 1) * now.steps + now.step
+        validation = "-" if now.validation is None else f"{now.validation:.4f}"
+        values: dict[str, Any] = {"epoch": now.epoch, "epochs": now.epochs, "loss": now.loss, "validation": validation}
+        if self.task is None:
+            self.bar.start()
+            self.task = self.bar.add_task("", total=total, **values)
+        self.bar.update(self.task, completed=done, **values)
 
 
 def _print_score(score: Score, step: str) -> None:
-    """RMSE on the test part, a row a method and a column for each of some steps ahead."""
-    horizon = len(score.model)
+    """RMSE on the test part by method, a row for each of some steps ahead."""
     table = Table(title=f"test RMSE on the last 20 %, {score.points} forecasts", title_justify="left")
-    table.add_column("method")
-    ahead = sorted({1, 2, 3, horizon // 2, horizon} & set(range(1, horizon + 1)))
-    for h in ahead:
-        table.add_column(f"{h} {step}{'s' if h > 1 else ''} ahead", justify="right")
-    rows = {
-        "LSTM": score.model,
-        "persistence": score.persistence,
-        f"linear autoregression of {score.order} {step}s": score.autoregression,
-    }
-    for method, errors in rows.items():
-        table.add_row(method, *(f"{errors[h - 1]:.4g}" for h in ahead))
+    table.add_column("", no_wrap=True)
+    for method in ("LSTM", "persistence", f"autoregression of {score.order}"):
+        table.add_column(method, justify="right")
+    horizon = len(score.model)
+    for h in sorted({1, 2, 3, horizon // 2, horizon} & set(range(1, horizon + 1))):
+        errors = (score.model, score.persistence, score.autoregression)
+        table.add_row(f"{h} {step}{'s' if h > 1 else ''} ahead", *(f"{e[h - 1]:.4g}" for e in errors))
     out.print(table)

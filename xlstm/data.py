@@ -5,11 +5,14 @@ All of this is NumPy on the host; the training loop moves one batch at a time to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from xlstm import checks
 
 Values = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -79,10 +82,15 @@ class Scaler:
         if there.size == 0:
             raise ValueError("Scaler: the training part has no values")
         mean = float(np.mean(there)) if center else 0.0
-        std = float(np.sqrt(np.mean((there - mean) ** 2)))
+        with np.errstate(over="ignore"):  # an infinite std is refused
+            std = float(np.sqrt(np.mean((there - mean) ** 2)))
         if not std > 1e-12 * float(np.max(np.abs(there))):
             raise ValueError(f"Scaler: the training part is constant at {there[0]:g}")
         return cls(mean, std)
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
+            raise ValueError(f"Scaler: mean {self.mean} and std {self.std} must be finite, and std above 0")
 
     def apply(self, values: Values) -> Values:
         """To units of one."""
@@ -103,8 +111,7 @@ def windows(values: Values, window: int, horizon: int = 1) -> tuple[Values, Valu
     ValueError
         The series is shorter than window + horizon.
     """
-    if window < 1 or horizon < 1:
-        raise ValueError(f"windows: window {window} and horizon {horizon} must be 1 or more")
+    checks.positive("windows", window=window, horizon=horizon)
     if len(values) < window + horizon:
         raise ValueError(
             f"windows: a window of {window} and a horizon of {horizon} need {window + horizon} rows, "
@@ -121,25 +128,34 @@ class Windows:
     Parameters
     ----------
     x : array (N, T, D)
-    target : array (N, ...)
+    target : array (N, ...), or (N, T, ...) with `every_step`
+        What is to be predicted after the last step, or after every step.
     mask : bool array, optional
         Shape of the target, or its leading axes: what counts in the loss.
     batch_size : int
+    every_step : bool
+        Targets and mask have a time axis, which batches put first, as that of x.
     """
 
-    x: Values
-    target: np.ndarray[Any, Any]
-    mask: np.ndarray[Any, Any] | None = None
+    x: Values = field(repr=False)
+    target: np.ndarray[Any, Any] = field(repr=False)
+    mask: np.ndarray[Any, Any] | None = field(default=None, repr=False)
     batch_size: int = 64
+    every_step: bool = False
 
     def __post_init__(self) -> None:
-        if self.x.ndim != 3 or len(self.x) != len(self.target) or len(self.x) == 0:
+        _arrays("Windows", x=self.x, target=self.target)
+        leading = "(N, T, ...)" if self.every_step else "(N, ...)"
+        axes = 2 if self.every_step else 1
+        if self.x.ndim != 3 or len(self.x) == 0 or self.x.shape[:axes] != self.target.shape[:axes]:
             raise ValueError(
-                f"Windows: x has shape {self.x.shape} and target {self.target.shape}, expected (N, T, D) and (N, ...)"
+                f"Windows: x has shape {self.x.shape} and target {self.target.shape}, expected (N, T, D) and {leading}"
             )
-        if self.batch_size < 1:
-            raise ValueError(f"Windows: batch_size is {self.batch_size}, expected 1 or more")
-        _finite("Windows", x=self.x, target=self.target)
+        if self.mask is not None and (self.mask.ndim < axes or self.mask.shape != self.target.shape[: self.mask.ndim]):
+            raise ValueError(
+                f"Windows: mask has shape {self.mask.shape}, expected leading axes of the target, {self.target.shape}"
+            )
+        checks.positive("Windows", batch_size=self.batch_size)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -150,8 +166,11 @@ class Windows:
         order = np.arange(len(self.x)) if rng is None else rng.permutation(len(self.x))
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
+            x, target = self.x[rows], self.target[rows]
             mask = None if self.mask is None else self.mask[rows]
-            yield Batch(np.ascontiguousarray(np.swapaxes(self.x[rows], 0, 1)), self.target[rows], mask, True)
+            if self.every_step:
+                target, mask = _time_first(target), None if mask is None else _time_first(mask)
+            yield Batch(_time_first(x), target, mask, True)
 
 
 @dataclass(frozen=True)
@@ -173,24 +192,23 @@ class Streams:
         Steps in a batch, T.
     """
 
-    x: Values
-    target: np.ndarray[Any, Any]
+    x: Values = field(repr=False)
+    target: np.ndarray[Any, Any] = field(repr=False)
     batch_size: int
     length: int
 
     def __post_init__(self) -> None:
+        _arrays("Streams", x=self.x, target=self.target)
+        checks.positive("Streams", batch_size=self.batch_size, length=self.length)
         if self.x.ndim != 2 or len(self.x) != len(self.target):
             raise ValueError(
                 f"Streams: x has shape {self.x.shape} and target {self.target.shape}, expected (N, D) and (N, ...)"
             )
-        if self.batch_size < 1 or self.length < 1:
-            raise ValueError(f"Streams: batch_size {self.batch_size} and length {self.length} must be 1 or more")
         if len(self.x) < self.batch_size * self.length:
             raise ValueError(
                 f"Streams: {self.batch_size} streams of {self.length} steps need "
                 f"{self.batch_size * self.length} rows, got {len(self.x)}"
             )
-        _finite("Streams", x=self.x, target=self.target)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -209,8 +227,15 @@ class Streams:
         return np.swapaxes(rows[: each * self.batch_size].reshape(self.batch_size, each, *rows.shape[1:]), 0, 1)
 
 
-def _finite(where: str, **arrays: np.ndarray[Any, Any]) -> None:
+def _time_first(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.ascontiguousarray(np.swapaxes(array, 0, 1))
+
+
+def _arrays(where: str, **arrays: np.ndarray[Any, Any]) -> None:
+    """NumPy arrays of finite numbers."""
     for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{where}: {name} is a {type(array).__name__}, expected a NumPy array")
         bad = ~np.isfinite(array)
         if np.any(bad):
             at = tuple(int(k) for k in np.argwhere(bad)[0])

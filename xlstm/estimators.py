@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from xlstm import checkpoint, checks, optim, training
-from xlstm.backend import Backend, backend_of, to_numpy
+from xlstm.backend import Backend, backend_of, generator, to_numpy
 from xlstm.data import Scaler, Split, Values, Windows, carry_forward, split, windows
 from xlstm.layers.recurrent import LSTM
 from xlstm.models import SequenceModel
@@ -59,8 +61,20 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        whole = {f.name: getattr(self, f.name) for f in fields(self) if f.type == "int" and f.name != "seed"}
-        checks.positive("Forecaster", **whole)
+        for f in fields(self):  # plain numbers, as JSON has them
+            value = getattr(self, f.name)
+            if f.type == "int" and f.name != "seed":
+                checks.positive("Forecaster", **{f.name: value})
+            if f.type == "float" and not (isinstance(value, Real) and 0 <= float(value) < math.inf):
+                raise ValueError(f"Forecaster: {f.name} is {value!r}, expected a number from 0 up")
+            object.__setattr__(self, f.name, int(value) if f.type == "int" else float(value))
+        generator(self.seed)
+        if self.window < 2:
+            raise ValueError(f"Forecaster: window is {self.window}, expected 2 or more: it looks at differences")
+        if self.learning_rate == 0 or self.clip == 0:
+            raise ValueError("Forecaster: learning_rate and clip must be above 0")
+        if self.averaging >= 1:
+            raise ValueError(f"Forecaster: averaging is {self.averaging}, expected less than 1")
 
 
 @dataclass(frozen=True)
@@ -106,8 +120,11 @@ class Forecaster:
 
     Examples
     --------
-    >>> forecaster = Forecaster(Settings(epochs=5)).fit(values)
-    >>> forecaster.predict(values, steps=12)
+    >>> import numpy as np
+    >>> values = np.sin(np.arange(400) / 5)
+    >>> forecaster = Forecaster(Settings(epochs=5, hidden_size=8), "numpy").fit(values)
+    >>> forecaster.predict(values, steps=12).shape
+    (12,)
     """
 
     def __init__(
@@ -136,25 +153,8 @@ class Forecaster:
             Training diverged.
         """
         s = self.settings
-        values = _series(values)
-        parts = self._parts(values)
-        if np.nanmin(values[parts.train]) == np.nanmax(values[parts.train]):
-            raise ValueError(
-                f"Forecaster: the training part of the series is constant at {values[0]:g}, there is nothing to learn"
-            )
-        known, target = windows(carry_forward(values), s.window, s.horizon)
-        observed = ~np.isnan(windows(values, s.window, s.horizon)[1])
-        past, future = known - known[:, -1:], target - known[:, -1:]
-        train = self._rows(parts.train)
-        self.scalers = Scalers(Scaler.fit(past[train], center=False), Scaler.fit(future[train], center=False))
-        x, target = self.scalers.past.apply(past)[:, :, None], self.scalers.future.apply(future)
-        data = {}
-        for name, part in parts._asdict().items():
-            rows = self._rows(part)
-            if not np.any(observed[rows]):
-                raise ValueError(f"Forecaster: the {name} part of the series has no values to predict")
-            data[name] = Windows(x[rows], target[rows], observed[rows], s.batch_size)
-        self.trained = training.train(
+        data, scalers = self.examples(values)
+        trained = training.train(
             self.model,
             self.model.init(s.seed, self.backend),
             data["train"],
@@ -167,8 +167,30 @@ class Forecaster:
             seed=s.seed,
             progress=progress,
         )
-        self.params = self.trained.params
+        self.trained, self.scalers, self.params = trained, scalers, trained.params
         return self
+
+    def examples(self, values: Any) -> tuple[dict[str, Windows], Scalers]:
+        """What `fit` trains on, validates with and leaves for testing, by name of the part; raises as `fit` does."""
+        s = self.settings
+        values = _series(values)
+        parts = self._parts(values)
+        if np.nanmin(values[parts.train]) == np.nanmax(values[parts.train]):
+            raise ValueError(
+                f"Forecaster: the training part of the series is constant at {values[0]:g}, there is nothing to learn"
+            )
+        known, target = windows(carry_forward(values), s.window, s.horizon)
+        observed = ~np.isnan(windows(values, s.window, s.horizon)[1])
+        past, future = known - known[:, -1:], target - known[:, -1:]
+        rows = {name: self._rows(part) for name, part in parts._asdict().items()}
+        for name, chosen in rows.items():
+            if not np.any(observed[chosen]):
+                raise ValueError(f"Forecaster: the {name} part of the series has no values to predict")
+        scalers = Scalers(*(Scaler.fit(array[rows["train"]], center=False) for array in (past, future)))
+        x, target = scalers.past.apply(past)[:, :, None], scalers.future.apply(future)
+        return {
+            name: Windows(x[chosen], target[chosen], observed[chosen], s.batch_size) for name, chosen in rows.items()
+        }, scalers
 
     def predict(self, values: Any, steps: int | None = None) -> Values:
         """The `steps` values after the end of a series, by default as many as the horizon.
@@ -183,10 +205,13 @@ class Forecaster:
                 f"Forecaster: a forecast needs {self.settings.window} values to look back on, "
                 f"the series has {len(known)}"
             )
-        start = len(known)
-        while len(known) < start + steps:
-            known = np.concatenate((known, self._predict(known[None, -self.settings.window :])[0]))
-        return known[start : start + steps]
+        recent = known[-self.settings.window :]
+        ahead: list[float] = []
+        while len(ahead) < steps:
+            block = self._predict(recent[None])[0]
+            ahead.extend(block)
+            recent = np.concatenate((recent, block))[-self.settings.window :]
+        return np.array(ahead[:steps])
 
     def forecasts(self, values: Any) -> tuple[np.ndarray[Any, Any], Values]:
         """All forecasts over the test part of a series: positions (N,) of their first values, and (N, horizon)."""
@@ -236,13 +261,12 @@ class Forecaster:
         try:
             forecaster = cls(Settings(**config["settings"]), backend, config["dtype"], config["name"])
             forecaster.scalers = Scalers(*(Scaler(**config["scalers"][name]) for name in ("past", "future")))
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path}: its configuration does not describe a forecaster ({error})") from error
-        expected = {name: tuple(p.shape) for name, p in forecaster.model.init(backend="numpy").items()}
-        found = {name: array.shape for name, array in arrays.items()}
-        if found != expected:
-            odd = next(name for name in {**expected, **found} if found.get(name) != expected.get(name))
-            raise ValueError(f"{path}: {odd} has shape {found.get(odd)}, expected {expected.get(odd)}")
+            forecaster.model.check(arrays)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not a sound forecaster ({type(error).__name__}: {error})") from error
+        for name, array in arrays.items():
+            if not np.all(np.isfinite(array)):
+                raise ValueError(f"{path}: {name} is not finite")
         forecaster.params = {name: forecaster.backend.asarray(array) for name, array in arrays.items()}
         return forecaster
 
@@ -254,12 +278,13 @@ class Forecaster:
     def _parts(self, values: Values) -> Split:
         """The parts of a series, none too short for the window."""
         parts = split(len(values))
-        need = self.settings.window + self.settings.horizon
-        if parts.train.stop < need or parts.test.stop - parts.test.start < self.settings.horizon:
-            raise ValueError(
-                f"Forecaster: a window of {self.settings.window} and a horizon of {self.settings.horizon} need "
-                f"{need} rows in the first 60 % of the series, which has {len(values)} rows in all"
-            )
+        window, horizon = self.settings.window, self.settings.horizon
+        for part, need in ((parts.train, window + horizon), (parts.validation, horizon), (parts.test, horizon)):
+            if part.stop - part.start < need:
+                raise ValueError(
+                    f"Forecaster: a window of {window} and a horizon of {horizon} need {need} rows "
+                    f"in rows {part.start + 1} to {part.stop} of the series"
+                )
         return parts
 
     def _rows(self, part: slice) -> slice:
@@ -274,7 +299,10 @@ class Forecaster:
         past = scalers.past.apply(known - known[:, -1:])
         x = self.backend.asarray(np.ascontiguousarray(past.T[:, :, None]))  # (window, N, 1)
         change, _, _ = self.model.forward(params, x, train=False)
-        return known[:, -1:] + scalers.future.invert(to_numpy(change).astype(np.float64))
+        forecast = known[:, -1:] + scalers.future.invert(to_numpy(change).astype(np.float64))
+        if not np.all(np.isfinite(forecast)):
+            raise FloatingPointError("Forecaster: the forecast is not finite; the series or the weights are too large")
+        return forecast
 
 
 def _series(values: Any) -> Values:

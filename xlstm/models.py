@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from xlstm import checks
 from xlstm.backend import Array, Backend, backend_of
 from xlstm.layers.linear import Linear, Params
 from xlstm.layers.recurrent import LSTM, State
@@ -50,6 +51,11 @@ class SequenceModel:
             **_prefixed("head", self.head.init(seed + 1, chosen)),
         }
 
+    def check(self, params: Params) -> None:
+        """Raise ValueError unless `params` has the names and shapes of this model's parameters."""
+        shapes = {**_prefixed("recurrent", self.recurrent.shapes), **_prefixed("head", self.head.shapes)}
+        checks.params("SequenceModel", params, shapes)
+
     def forward(
         self, params: Params, x: Array, state: State | None = None, train: bool = True
     ) -> tuple[Array, State, SavedModel | None]:
@@ -77,5 +83,5 @@ def _below(prefix: str, params: Params) -> Params:
     return {name.removeprefix(f"{prefix}."): p for name, p in params.items() if name.startswith(f"{prefix}.")}
 
 
-def _prefixed(prefix: str, params: Params) -> Params:
+def _prefixed(prefix: str, params: dict[str, Any]) -> dict[str, Any]:
     return {f"{prefix}.{name}": p for name, p in params.items()}

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import NamedTuple
 
+from xlstm import checks
 from xlstm.backend import Array, Namespace, namespace
 
 Params = dict[str, Array]
@@ -143,7 +145,14 @@ def _optimizer(where: str, lr: float | Schedule, slots: tuple[str, ...], rule: R
         if grads.keys() != params.keys():
             odd = sorted(grads.keys() ^ params.keys())[0]
             raise ValueError(f"{where}: {odd} is in only one of params and grads")
-        xp = namespace(where, params)
+        if state.slots.keys() != set(slots):
+            raise ValueError(f"{where}: the state has moments {sorted(state.slots)}, expected {sorted(slots)}")
+        xp = namespace(where, {**params, **{f"gradient of {name}": g for name, g in grads.items()}})
+        for name, g in grads.items():
+            if g.shape != params[name].shape:
+                raise ValueError(
+                    f"{where}: gradient of {name} has shape {tuple(g.shape)}, expected {tuple(params[name].shape)}"
+                )
         new: Params = {}
         moments: dict[str, Params] = {slot: {} for slot in slots}
         for name, p in params.items():
@@ -190,39 +199,34 @@ def running_mean(mean: Params, params: Params, decay: float) -> Params:
 def constant(lr: float) -> Schedule:
     """The same learning rate for ever."""
     _positive("constant", "lr", lr)
-    return lambda step: lr
+    return lambda step: float(lr)
 
 
 def step_decay(lr: float, every: int, factor: float = 0.1) -> Schedule:
     """lr times `factor` after each `every` updates."""
     _positive("step_decay", "lr", lr)
-    _count("step_decay", "every", every)
+    checks.positive("step_decay", every=every)
     return lambda step: lr * factor ** (step // every)
 
 
 def cosine(lr: float, steps: int, floor: float = 0.0) -> Schedule:
     """Half a cosine from lr down to `floor` in `steps` updates, then `floor` (Loshchilov & Hutter 2017)."""
     _positive("cosine", "lr", lr)
-    _count("cosine", "steps", steps)
+    checks.positive("cosine", steps=steps)
     return lambda step: floor + (lr - floor) * 0.5 * (1 + math.cos(math.pi * min(step, steps) / steps))
 
 
 def warmup(steps: int, then: Schedule) -> Schedule:
     """A straight rise to `then(0)` over `steps` updates, then `then` from its beginning."""
-    _count("warmup", "steps", steps)
+    checks.positive("warmup", steps=steps)
     return lambda step: then(0) * (step + 1) / (steps + 1) if step < steps else then(step - steps)
 
 
 def _positive(where: str, name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
         raise ValueError(f"{where}: {name} is {value!r}, expected a number above 0")
 
 
 def _within(where: str, name: str, value: float, low: float, high: float) -> None:
     if not low <= value < high:
         raise ValueError(f"{where}: {name} is {value}, expected {low} <= {name} < {high}")
-
-
-def _count(where: str, name: str, value: int) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{where}: {name} is {value!r}, expected a whole number from 1 up")

@@ -40,8 +40,8 @@ def forecast(path: str | os.PathLike[str], series: Series, at: np.ndarray[Any, A
     for axes, part, title in ((whole, slice(None), "test part"), (late, zoom, "its last fifth")):
         axes.plot(time[part], truth[part], color="0.45", linewidth=1.2, label="truth")
         axes.plot(time[part], forecasts[part], color="tab:red", linewidth=1.0, label="forecast, one step ahead")
-        axes.set_title(f"{series.name}: {title}", loc="left", fontsize=10)
+        axes.set_title(f"{series.name}: {title}", loc="left", fontsize=10, parse_math=False)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_ylabel(series.name)
-    whole.legend(frameon=False, ncols=2, fontsize=9)
+        axes.set_ylabel(series.name, parse_math=False)
+    figure.legend(*whole.get_legend_handles_labels(), loc="outside upper right", frameon=False, ncols=2, fontsize=9)
     figure.savefig(path, dpi=120)

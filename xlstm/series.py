@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
+import re
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,20 @@ import numpy as np
 
 from xlstm.data import Values
 
+Dates = np.ndarray[Any, np.dtype[np.datetime64]]
+
 DATASETS = ("sunspots", "co2")
-STEP_NAMES = {("Y", 1): "year", ("M", 1): "month", ("D", 7): "week", ("D", 1): "day", ("h", 1): "hour"}
+STEP_NAMES = {
+    ("Y", 1): "year",
+    ("M", 1): "month",
+    ("D", 7): "week",
+    ("D", 1): "day",
+    ("B", 1): "business day",
+    ("h", 1): "hour",
+    ("m", 60): "hour",
+}
+# 1958, 1958-03, 1958-03-29, 1958-03-29T06, 1958-03-29 06:00, 1958-03-29T06:00:00.5Z
+ISO_DATE = re.compile(r"\d{4}(-\d\d(-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?)?)?)?Z?")
 DATE_HEADERS = {"", "date", "datetime", "time", "timestamp", "year", "month", "week", "day", "hour", "ds", "index"}
 
 
@@ -31,7 +44,8 @@ class Series:
     labels : list of str
         The date of each row, or its number where the file has no dates.
     unit : str or None
-        Unit of the calendar, a NumPy datetime code such as "M" or "D"; None without dates.
+        Unit of the calendar, a NumPy datetime code such as "M" or "D", or "B" for business days; None
+        without dates.
     every : int
         Units from one row to the next.
     note : str
@@ -59,23 +73,27 @@ class Series:
         """Labels of the `steps` rows that would come after the last one."""
         if self.unit is None:
             return [f"+{k}" for k in range(1, steps + 1)]
-        last = np.array(self.labels[-1], dtype=f"datetime64[{self.unit}]")
-        return [str(date) for date in last + self.every * np.arange(1, steps + 1)]
+        ahead = self.every * np.arange(1, steps + 1)
+        if self.unit == "B":
+            return [str(date) for date in np.busday_offset(np.datetime64(self.labels[-1], "D"), ahead)]
+        return [str(date) for date in np.array(self.labels[-1], dtype=f"datetime64[{self.unit}]") + ahead]
 
 
 def bundled(name: str) -> Path:
     """Path of a CSV file that comes with the package: "sunspots" (monthly, 1749-1983) or "co2" (weekly, 1958-2001)."""
     if name not in DATASETS:
         raise ValueError(f"dataset: {name!r} is unknown, expected one of {', '.join(DATASETS)}")
-    return Path(str(resources.files("xlstm") / "datasets" / f"{name}.csv"))
+    return Path(__file__).parent / "datasets" / f"{name}.csv"
 
 
 def read_csv(path: str | os.PathLike[str], column: str | None = None, usual: str | None = None) -> Series:
     """Read one column of a CSV file as a series.
 
-    The file has a header line. If its first column holds dates (ISO 8601: 1958, 1958-03, 1958-03-29,
-    1958-03-29T06:00) they must rise, and rows missing from their rhythm become gaps. An empty cell
-    is a gap; gaps at the beginning and the end are dropped.
+    The file has a header line and commas, semicolons (then a decimal comma is understood), tabs or
+    bars between cells. If its first column holds dates (ISO 8601 in UTC or without a zone: 1958,
+    1958-03, 1958-03-29, 1958-03-29T06:00) they must rise, and rows missing from their rhythm become
+    gaps, weekends excepted where no row falls on one. An empty cell is a gap; gaps at the beginning
+    and the end are dropped.
 
     Parameters
     ----------
@@ -94,31 +112,32 @@ def read_csv(path: str | os.PathLike[str], column: str | None = None, usual: str
         finite number, or dates do not rise. Names file, row and column.
     """
     path = Path(path)
-    header, rows = _read(path)
+    header, rows, decimal = _read(path)
     dated = _has_dates(header, rows)
     index = _column(path, header, rows, column, usual, dated)
-    values = np.array([_number(path, line, header[index], row[index]) for line, row in rows], dtype=np.float64)
+    name = header[index]
+    values = np.array([_number(path, line, name, row[index], decimal) for line, row in rows], dtype=np.float64)
     there = np.flatnonzero(~np.isnan(values))
     if there.size == 0:
-        raise ValueError(f"{path}: column {header[index]} has no numbers")
+        raise ValueError(f"{path}: column {name} has no numbers")
     rows, values = rows[there[0] : there[-1] + 1], values[there[0] : there[-1] + 1]
-    if dated and index != 0:
-        calendar = _calendar(path, rows)
-        if calendar is not None:
-            return _on_calendar(header[index], values, *calendar)
-    labels = [row[0] if dated and index != 0 else str(k + 1) for k, (_, row) in enumerate(rows)]
-    return Series(header[index], values, labels)
+    if not dated or index == 0:
+        return Series(name, values, [str(k + 1) for k in range(len(rows))])
+    dates = _dates(path, rows)
+    if dates is not None:
+        return _on_calendar(name, values, *_calendar(dates))
+    labels = [row[0] for _, row in rows]
+    note = "" if any(label.isdigit() for label in labels) else "no ISO 8601 dates, rows taken as equal steps"
+    return Series(name, values, labels, note=note)
 
 
-def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Header, and rows with their line numbers."""
+def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
+    """Header, rows with their line numbers, and the decimal sign."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            first = file.readline()
-            file.seek(0)
-            delimiter = max(",;\t", key=first.count)
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
+        text = path.read_text(encoding="utf-8-sig")
+        delimiter = max(",;\t|", key=text.partition("\n")[0].count)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     except csv.Error as error:
@@ -131,7 +150,7 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     for line, row in rows:
         if len(row) != len(header):
             raise ValueError(f"{path}: line {line} has {len(row)} cells, expected {len(header)} as in the header")
-    return header, rows
+    return header, rows, "," if delimiter == ";" else "."
 
 
 def _has_dates(header: list[str], rows: list[tuple[int, list[str]]]) -> bool:
@@ -164,16 +183,19 @@ def _column(
 
 def _is_number(cell: str) -> bool:
     try:
-        float(cell)
+        float(cell.replace(",", "."))
     except ValueError:
         return False
     return True
 
 
-def _number(path: Path, line: int, name: str, cell: str) -> float:
+def _number(path: Path, line: int, name: str, cell: str, decimal: str) -> float:
     if cell == "":
         return np.nan
-    value = float(cell) if _is_number(cell) else np.nan
+    try:
+        value = float(cell.replace(decimal, "."))
+    except ValueError:
+        value = np.nan
     if not np.isfinite(value):
         raise ValueError(
             f"{path}: line {line}, column {name} holds {cell!r}, expected a finite number or nothing for a gap"
@@ -181,36 +203,54 @@ def _number(path: Path, line: int, name: str, cell: str) -> float:
     return value
 
 
-def _calendar(path: Path, rows: list[tuple[int, list[str]]]) -> tuple[np.ndarray[Any, Any], str] | None:
-    """Dates in the coarsest unit that tells the rows apart; None where the first column holds no ISO dates."""
-    try:
-        dates = np.array([row[0] for _, row in rows], dtype="datetime64")
-    except ValueError:
-        return None
-    unit = np.datetime_data(dates.dtype)[0]
+def _dates(path: Path, rows: list[tuple[int, list[str]]]) -> Dates | None:
+    """Dates of the first column, rising; None where it holds no ISO dates."""
+    cells = [row[0] for _, row in rows]
+    strange = [k for k, cell in enumerate(cells) if not ISO_DATE.fullmatch(cell)]
+    if len(strange) == len(cells) or (strange and all(cells[k].isdigit() for k in strange)):
+        return None  # or an index that has just reached four digits
+    for k, (line, row) in enumerate(rows):
+        try:
+            here = np.datetime64(row[0].rstrip("Z")) if k not in strange[:1] else None
+        except ValueError:
+            here = None
+        if here is None:
+            raise ValueError(f"{path}: line {line}: {row[0]!r} is not a date like the others")
+    dates = np.array([cell.rstrip("Z") for cell in cells], dtype="datetime64")
     fall = np.flatnonzero(np.diff(dates.astype("int64")) <= 0)
     if fall.size:
         line, row = rows[int(fall[0]) + 1]
         raise ValueError(f"{path}: line {line}: date {row[0]} does not come after {rows[int(fall[0])][1][0]}")
-    for coarse in ("Y", "M"):  # months differ in days, but first days of months are one month apart
-        if unit == "D" and np.unique(dates - dates.astype(f"datetime64[{coarse}]").astype(dates.dtype)).size == 1:
+    return dates
+
+
+def _calendar(dates: Dates) -> tuple[Dates, str]:
+    """Dates in the coarsest unit that has a rhythm: first or last days of months differ in days, not in months."""
+    unit = str(np.datetime_data(dates.dtype)[0])
+    if unit != "D":
+        return dates, unit
+    for coarse in ("Y", "M"):
+        for shift in (0, 1):
+            moved = dates + shift  # the day after the last day of a month is a first day
             coarser = dates.astype(f"datetime64[{coarse}]")
-            if np.unique(coarser).size == dates.size:
+            offsets = moved - moved.astype(f"datetime64[{coarse}]").astype(dates.dtype)
+            if np.unique(offsets).size == 1 and np.unique(coarser).size == dates.size:
                 return coarser, coarse
-    return dates, unit
+    spans_weekends = dates.size >= 10 and np.min(np.diff(dates.astype("int64"))) == 1
+    return dates, "B" if spans_weekends and np.all(np.is_busday(dates)) else "D"
 
 
-def _on_calendar(name: str, values: Values, dates: np.ndarray[Any, Any], unit: str) -> Series:
+def _on_calendar(name: str, values: Values, dates: Dates, unit: str) -> Series:
     """Rows at equal steps, with gaps where a row is missing from the rhythm of the others."""
-    ticks = dates.astype("int64")
-    steps = np.diff(ticks)
-    every = int(np.gcd.reduce(steps))
-    place = (ticks - ticks[0]) // every
+    ticks = np.busday_count(dates[0], dates) if unit == "B" else (dates - dates[0]).astype("int64")
+    every = int(np.gcd.reduce(np.diff(ticks)))
+    place = ticks // every
     if place[-1] + 1 > 2 * len(values):
-        note = "dates have no common rhythm: rows taken as equal steps"
-        return Series(name, values, [str(d) for d in dates], note=note)
+        note = "dates have no common rhythm, rows taken as equal steps"
+        return Series(name, values, [str(date) for date in dates], note=note)
     full = np.full(place[-1] + 1, np.nan)
     full[place] = values
-    labels = [str(date) for date in dates[0] + every * np.arange(len(full))]
+    steps = every * np.arange(len(full))
+    labels = [str(date) for date in (np.busday_offset(dates[0], steps) if unit == "B" else dates[0] + steps)]
     missing = len(full) - len(values)
-    return Series(name, full, labels, unit, every, f"{missing} missing rows taken as gaps" if missing else "")
+    return Series(name, full, labels, unit, every, f"{missing} rows missing from the file" if missing else "")

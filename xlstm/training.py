@@ -1,4 +1,4 @@
-"""One readable training loop."""
+"""One readable training loop: truncated backpropagation through time, validation, early stopping."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from xlstm import optim
+from xlstm import checks, optim
 from xlstm.backend import Array, backend_like, generator, to_numpy
 from xlstm.data import Batch
 from xlstm.losses import mse
@@ -44,9 +44,9 @@ class Progress:
 class Trained:
     """What training gives: the best weights and how it went."""
 
-    params: Params
+    params: Params = field(repr=False)
     losses: list[float] = field(repr=False)  # of every step
-    validations: list[float]  # of every epoch
+    validations: list[float] = field(repr=False)  # of every epoch
     best_epoch: int
     stopped_early: bool
     seconds: float
@@ -110,12 +110,15 @@ def train(
     FloatingPointError
         The loss, a parameter or a gradient is not finite; names the step and the parameter.
     """
-    if epochs < 1:
-        raise ValueError(f"train: epochs is {epochs}, expected 1 or more")
+    checks.positive("train", epochs=epochs, **({} if patience is None else {"patience": patience}))
+    if not params:
+        raise ValueError("train: params is empty, expected what model.init gives")
+    if not isinstance(optimizer, optim.Optimizer):
+        raise TypeError(f"train: optimizer is {optimizer!r}, expected one of xlstm.optim, such as optim.adam(1e-3)")
     if not 0 <= averaging < 1:
         raise ValueError(f"train: averaging is {averaging}, expected 0 <= averaging < 1")
-    if patience is not None and (patience < 1 or validation is None):
-        raise ValueError("train: patience must be 1 or more and needs validation data")
+    if patience is not None and validation is None:
+        raise ValueError("train: patience needs validation data")
     backend = backend_like(next(iter(params.values())))
     rng = generator(seed)
     optim_state = optimizer.init(params)
