@@ -4,7 +4,9 @@
 >>> lstm = xlstm.LSTM(input_size=1, hidden_size=50)
 """
 
-from xlstm import checkpoint, data, estimators, losses, models, optim, series, training
+import importlib
+from typing import Any
+
 from xlstm.backend import Backend, BackendError, backend, usable
 from xlstm.gradcheck import gradcheck
 from xlstm.layers.linear import Linear
@@ -29,3 +31,10 @@ __all__ = [
     "training",
     "usable",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Submodules on first use, so that `import xlstm` stays quick."""
+    if name in __all__:
+        return importlib.import_module(f"xlstm.{name}")
+    raise AttributeError(f"module 'xlstm' has no attribute {name!r}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-Draw = Callable[[np.random.Generator, str, int, int, int], np.ndarray[Any, Any]]
+Draw = Callable[["np.random.Generator", str, int, int, int], np.ndarray[Any, Any]]  # np.random loads on first use
 
 
 def _uniform(rng: np.random.Generator, kind: str, gates: int, H: int, D: int) -> np.ndarray[Any, Any]:
