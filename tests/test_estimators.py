@@ -186,3 +186,20 @@ def test_load_refuses_damaged_weights(fitted, tmp_path):
     checkpoint.save(path, fitted.params, "forecaster", {**config, "scalers": {"past": scale, "future": scale}})
     with pytest.raises(ValueError, match="std above 0"):
         Forecaster.load(path)
+
+
+def test_gaps_are_no_targets_and_not_scored():
+    """By hand: which targets count, and persistence on what is there."""
+    v = wave(gaps=(50, 51, 250, 260))
+    forecaster = Forecaster(Settings(**QUICK), "numpy")
+    data, _ = forecaster.examples(v)
+    window = forecaster.settings.window
+    np.testing.assert_array_equal(data["train"].mask[:, 0], ~np.isnan(v[window:180]))
+    assert np.count_nonzero(~data["train"].mask) == 2
+    score = forecaster.fit(v).score(v)
+    known = v.copy()
+    for k in (50, 51, 250, 260):
+        known[k] = known[k - 1]
+    errors = [(known[k - 1] - v[k]) ** 2 for k in range(240, 300) if not np.isnan(v[k])]
+    assert score.persistence[0] == pytest.approx(np.mean(errors) ** 0.5, rel=1e-12)
+    assert score.points == len(errors) == 58

@@ -90,3 +90,8 @@ def test_nan_away_from_the_inputs_is_caught():
 
     with pytest.raises(GradientError, match="relative error nan"):
         gradcheck(edge, lambda saved, d: (0 * d,), (np.zeros(2),))
+
+
+def test_a_gradient_that_drowns_in_rounding_is_refused(inputs):
+    with pytest.raises(GradientError, match="drowns in the rounding"):
+        gradcheck(lambda x: (x + 1e9, x), lambda saved, d: (1.001 * d,), inputs[:1])

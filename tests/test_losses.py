@@ -16,7 +16,7 @@ def masks(rng):
 @pytest.mark.parametrize("name", REGRESSIONS)
 @pytest.mark.parametrize("mask", ["none", "steps", "elements"])
 def test_regression_gradient(be, rng, name, mask):
-    loss = losses.LOSSES[name]
+    loss = getattr(losses, name)
     target = be.asarray(rng.standard_normal((4, 3, 2)))
     chosen = masks(rng)[mask]
     chosen = None if chosen is None else be.asarray(chosen)
@@ -53,7 +53,7 @@ def test_values_follow_torch(rng):
 
 @pytest.mark.parametrize("name", [*REGRESSIONS, "cross_entropy"])
 def test_masked_elements_do_not_matter(be, rng, name):
-    loss = losses.LOSSES[name]
+    loss = getattr(losses, name)
     mask = np.array([[True, False], [False, True], [True, True]])
     y = rng.standard_normal((3, 2, 4))
     target = rng.integers(0, 4, (3, 2)) if name == "cross_entropy" else rng.standard_normal((3, 2, 4))
@@ -92,3 +92,18 @@ def test_cross_entropy_of_huge_logits_is_finite(be):
 def test_bad_input_is_named(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "int64"])
+def test_labels_of_any_integer_dtype(dtype):
+    logits = np.random.default_rng(0).standard_normal((9, 260))
+    labels = np.arange(247, 256)
+    expected, _ = losses.cross_entropy(logits, labels)
+    assert losses.cross_entropy(logits, labels.astype(dtype))[0] == expected
+
+
+def test_a_label_out_of_range_is_nan_unless_masked(be):
+    logits, labels = be.asarray(np.zeros((2, 3))), be.asarray(np.array([1, -1]))
+    assert np.isnan(float(losses.cross_entropy(logits, labels)[0]))
+    value, _ = losses.cross_entropy(logits, labels, be.asarray(np.array([True, False])))
+    assert float(value) == pytest.approx(np.log(3))

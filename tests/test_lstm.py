@@ -305,3 +305,22 @@ def test_bad_gradient_shape_is_named(rng):
 def test_unknown_initializer_is_named():
     with pytest.raises(ValueError, match="initializer: 'zeros' is unknown"):
         xlstm.LSTM(2, 3, initializer="zeros")
+
+
+def test_changing_the_given_state_afterwards_changes_nothing(rng):
+    layer = xlstm.LSTM(2, 3)
+    params, x, _ = inputs_of(layer, make_backend("numpy"), rng, 4, 2)
+    h0, c0 = (rng.standard_normal((1, 2, 3)) for _ in range(2))
+    y, _, saved = layer.forward(params, x, (h0, c0))
+    expected = layer.backward(params, saved, y)[0]
+    h0[:], c0[:] = 0.0, 0.0
+    for name, grad in layer.backward(params, saved, y)[0].items():
+        np.testing.assert_array_equal(grad, expected[name])
+
+
+def test_saved_of_another_layer_is_refused(rng):
+    small, large = xlstm.LSTM(2, 3), xlstm.LSTM(2, 5)
+    params, x, state = inputs_of(small, make_backend("numpy"), rng, 4, 2)
+    _, _, saved = small.forward(params, x, state)
+    with pytest.raises(ValueError, match=r"y of saved has shape \(4, 2, 3\), expected \(T, B, H\) = \(T, B, 5\)"):
+        large.backward(large.init(0, "numpy", "float64"), saved, None)

@@ -162,11 +162,14 @@ def test_averaging_follows_its_definition():
     optimizer = optim.sgd(0.1)
     spy = optimizer._replace(update=lambda *a: every.append((new := optimizer.update(*a))[0]) or new)
     mean = training.train(model, start, data, spy, epochs=1, averaging=0.9).params
-    expected = start
-    for params in every[1:]:
-        expected = {n: 0.9 * expected[n] + 0.1 * params[n] for n in expected}
-    for n in expected:
-        np.testing.assert_allclose(mean[n], expected[n], rtol=1e-12)
+    for n in start:  # four steps: still the plain mean
+        np.testing.assert_allclose(mean[n], np.mean([params[n] for params in every[1:]], axis=0), rtol=1e-12)
+    every[1:] = []
+    mean = training.train(model, start, data, spy, epochs=1, averaging=0.6).params
+    for n in start:  # weights 1/2, 1/2; then 0.6 old and 0.4 new
+        one, two, three, four = (params[n] for params in every[1:])
+        expected = 0.6 * (0.6 * (one + two) / 2 + 0.4 * three) + 0.4 * four
+        np.testing.assert_allclose(mean[n], expected, rtol=1e-12)
 
 
 def test_divergence_names_step_and_parameter():
@@ -189,6 +192,36 @@ def test_evaluate_weighs_batches_by_what_counts():
     assert ragged == pytest.approx(float(losses.mse(y, target, mask)[0]), rel=1e-12)
     assert math.isfinite(ragged)
     assert to_numpy(y).shape == (10, 2)
+
+
+def test_evaluate_carries_the_state():
+    model = SequenceModel(xlstm.LSTM(1, 4), 1)
+    params = model.init(0, "numpy", "float64")
+    whole = training.evaluate(model, params, stream_data(length=90))
+    assert training.evaluate(model, params, stream_data(length=10)) == pytest.approx(whole, rel=1e-12)
+
+
+def test_clipping_limits_a_step():
+    model = SequenceModel(xlstm.LSTM(1, 4), 1)
+    start = model.init(0, "numpy", "float64")
+    one = Listed(*(a[None] for a in next(stream_data().batches())[:2]))
+    end = training.train(model, start, one, optim.sgd(1.0), epochs=1, clip=1e-3).params
+    moved = sum(np.sum((end[n] - start[n]) ** 2) for n in start) ** 0.5
+    assert moved == pytest.approx(1e-3, rel=1e-9)
+
+
+def test_a_validation_that_is_not_finite_stops_training():
+    model = SequenceModel(xlstm.LSTM(1, 4), 1)
+    data = stream_data()
+    broken = Streams(data.x, 1e30 * data.target, 4, 20)
+    with pytest.raises(FloatingPointError, match="epoch 1: the validation loss is inf"):
+        training.train(model, model.init(0, "numpy"), data, optim.sgd(0.1), epochs=2, validation=broken)
+
+
+def test_batch_first_is_refused():
+    model = SequenceModel(xlstm.LSTM(1, 4, batch_first=True), 1)
+    with pytest.raises(ValueError, match="batches have time first"):
+        training.train(model, model.init(0, "numpy"), stream_data(), optim.sgd(0.1), epochs=1)
 
 
 @pytest.mark.parametrize(

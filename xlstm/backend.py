@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import array_api_compat
 import numpy as np
@@ -20,6 +20,9 @@ from xlstm import probe
 
 Array = Any  # an array of whichever library is in use
 Namespace = Any  # the array API namespace of that library
+Params = dict[str, Array]  # parameters, or their gradients, by dotted name
+
+Seed: TypeAlias = "int | np.random.Generator"
 
 NAMES = ("numpy", "cupy", "torch")
 DTYPES = ("float32", "float64", "float16")
@@ -65,8 +68,10 @@ class Backend:
         if dtype is None:
             floating = _namespace_of(values).isdtype(values.dtype, "real floating")
             dtype = self.dtype if floating else None
+        if dtype is not None and not hasattr(np, dtype):
+            raise ValueError(f"asarray: dtype {dtype!r} is unknown, expected a name such as {', '.join(DTYPES)}")
         target = None if dtype is None else getattr(self.xp, dtype)
-        with _on(self.name, self.device):
+        with self.device if self.name == "cupy" else contextlib.nullcontext():
             if isinstance(values, np.ndarray) and self.name == "torch" and not values.flags.writeable:
                 values = values.copy()  # PyTorch warns about memory it could write to but must not
             return self.xp.asarray(values, dtype=target, device=self.device)
@@ -74,8 +79,7 @@ class Backend:
     def synchronize(self) -> None:
         """Wait until the device has finished everything asked of it."""
         if self.name == "cupy":
-            with _on(self.name, self.device):
-                probe.cupy().cuda.get_current_stream().synchronize()
+            self.device.synchronize()
         elif self.name == "torch" and self.device.type == "cuda":
             probe.torch().cuda.synchronize(self.device)
 
@@ -107,7 +111,7 @@ def backend(name: str = "auto", device: Any = None, dtype: str = "float32") -> B
         The named library is missing or does not work here.
     """
     reason = "asked for"
-    if name == "auto" and os.environ.get(VARIABLE, "auto") != "auto":
+    if name == "auto" and os.environ.get(VARIABLE) not in (None, "", "auto"):
         name = os.environ[VARIABLE]
         reason = f"{VARIABLE}={name}"
         if name not in NAMES:
@@ -160,15 +164,23 @@ def _numpy_backend(device: Any, reason: str) -> Backend:
 
 
 def _cupy_backend(device: Any, reason: str) -> Backend:
-    number = getattr(device, "id", 0 if device is None else device)
+    number = getattr(device, "id", _current_device() if device is None else device)
     if not isinstance(number, int) or number < 0:
         raise ValueError(f"backend: a cupy device is a number from 0 up, got {device!r}")
     failure = probe.cupy_failure(number)
     if failure is not None:
         raise BackendError(f"cupy: {failure}")
+    if number != _current_device():  # new arrays go to the current device whatever `device=` says
+        raise ValueError(
+            f"backend: cupy device {number} is not the current one; make it so with cupy.cuda.Device({number}).use()"
+        )
     import array_api_compat.cupy as xp
 
     return Backend("cupy", xp, probe.cupy().cuda.Device(number), reason=reason)
+
+
+def _current_device() -> int:
+    return int(probe.cupy().cuda.runtime.getDevice()) if probe.cupy_failure() is None else 0
 
 
 def _torch_backend(device: Any, reason: str) -> Backend:
@@ -207,14 +219,19 @@ def device_name(chosen: Backend) -> str:
     return "CPU" if str(chosen.device) == "cpu" else str(chosen.device)
 
 
-def generator(seed: int) -> np.random.Generator:
+def generator(seed: Seed, stream: int = 0) -> np.random.Generator:
     """The seeded generator on the host from which every random number of the library comes.
 
-    It is the same on every backend, so equal seeds give equal weights everywhere.
+    It is the same on every backend, so equal seeds give equal weights everywhere. `stream` numbers
+    independent generators of one seed. A generator is returned as it is.
     """
+    if isinstance(seed, np.random.Generator):
+        return seed
     if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed: expected a whole number from 0 up, got {seed!r}")
-    return np.random.Generator(np.random.PCG64(int(seed)))
+    return np.random.Generator(
+        np.random.PCG64(np.random.SeedSequence(int(seed), spawn_key=(stream,) if stream else ()))
+    )
 
 
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:
@@ -257,6 +274,8 @@ def namespace(where: str, arrays: Mapping[str, Array]) -> Namespace:
         Something is no array, the arrays are of different libraries, devices or dtypes, are not
         floating-point, are float16 on a CPU, or would record an autograd graph.
     """
+    if not arrays:
+        raise ValueError(f"{where}: there are no arrays, expected parameters")
     first_name, first = next(iter(arrays.items()))
     if type(first) is np.ndarray and first.dtype in (np.float32, np.float64):
         kind = first.dtype
@@ -309,10 +328,6 @@ def _kind(value: Any) -> str:
     if array_api_compat.is_array_api_obj(value):
         return f"a {module} array"
     return f"a {type(value).__name__}"
-
-
-def _on(name: str, device: Any) -> Any:
-    return device if name == "cupy" else contextlib.nullcontext()
 
 
 def _on_cpu_array(array: Array) -> bool:

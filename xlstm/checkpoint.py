@@ -81,9 +81,16 @@ def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.ndarray[
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            config = _describe(path, metadata, kind)
+            return {name: file.get_tensor(name) for name in file.keys()}, config  # noqa: SIM118 (no mapping)
     except SafetensorError as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+    except TypeError as error:
+        raise ValueError(f"{path}: holds arrays NumPy does not have ({error})") from error
+
+
+def _describe(path: Path, metadata: dict[str, str], kind: str) -> dict[str, Any]:
+    """The configuration in the metadata of a file of the expected kind and version."""
     if KEY not in metadata:
         raise ValueError(f"{path}: not an xlstm model file, its metadata has no entry {KEY!r}")
     try:
@@ -95,4 +102,4 @@ def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.ndarray[
     for key, expected in {"version": VERSION, "kind": kind}.items():
         if found[key] != expected:
             raise ValueError(f"{path}: {key} is {found[key]!r}, expected {expected!r}")
-    return arrays, config
+    return config

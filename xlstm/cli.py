@@ -34,6 +34,7 @@ app = typer.Typer(
 out = Console(highlight=False, markup=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
+MODEL = "model.safetensors"
 BackendOption = Annotated[str, typer.Option("--backend", help="auto, numpy, cupy or torch.")]
 ColumnOption = Annotated[str | None, typer.Option("--column", help="Column to forecast, if several hold numbers.")]
 
@@ -93,7 +94,7 @@ def train(
     epochs_done, seconds = len(trained.validations), trained.seconds
     out.print(f"trained: {epochs_done} epochs in {seconds:.1f} s, best after epoch {trained.best_epoch}{early}")
     score = forecaster.score(series.values)
-    model = output / "model.safetensors"
+    model = output / MODEL
     forecaster.save(model)
     _print_score(score, series.step)
     out.print(f"model:   {model}")
@@ -123,7 +124,7 @@ def predict(
     writer = csvlib.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["time", series.name])
     for label, value in zip(series.after(len(values)), values, strict=True):
-        writer.writerow([label, f"{value:.6g}"])
+        writer.writerow([label, f"{value:.9g}"])
 
 
 @app.command()
@@ -169,6 +170,8 @@ def _version(package: str) -> str:
 def _writable(folder: Path) -> None:
     """Make the output folder and try it before any work is done."""
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / MODEL).is_dir():
+        raise IsADirectoryError(f"{folder / MODEL} is a folder, the model is to be saved there")
     trial = folder / ".xlstm-trial"
     trial.touch()
     trial.unlink()

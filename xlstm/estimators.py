@@ -18,6 +18,7 @@ from xlstm.layers.recurrent import LSTM
 from xlstm.models import SequenceModel
 
 KIND = "forecaster"
+CHUNK = 4096  # windows forecast at once
 AR_ORDER = 24  # months of the linear autoregression it is compared with
 
 
@@ -93,7 +94,7 @@ class Score:
     persistence: Values
     autoregression: Values
     order: int  # coefficients of the autoregression
-    points: int  # forecasts compared
+    points: int  # values forecast one step ahead that are there to compare with
 
 
 class Forecaster:
@@ -184,7 +185,7 @@ class Forecaster:
         past, future = known - known[:, -1:], target - known[:, -1:]
         rows = {name: self._rows(part) for name, part in parts._asdict().items()}
         for name, chosen in rows.items():
-            if not np.any(observed[chosen]):
+            if not np.all(np.any(observed[chosen], axis=0)):
                 raise ValueError(f"Forecaster: the {name} part of the series has no values to predict")
         scalers = Scalers(*(Scaler.fit(array[rows["train"]], center=False) for array in (past, future)))
         x, target = scalers.past.apply(past)[:, :, None], scalers.future.apply(future)
@@ -235,7 +236,8 @@ class Forecaster:
         persistence = np.repeat(known[at - 1, None], horizon, axis=1)
         order = min(AR_ORDER, int(at[0]) // 3)
         regression = _autoregression(known, values, order, horizon, at)
-        return Score(_rmse(model, truth), _rmse(persistence, truth), _rmse(regression, truth), order, len(at))
+        points = int(np.count_nonzero(~np.isnan(truth[:, 0])))
+        return Score(_rmse(model, truth), _rmse(persistence, truth), _rmse(regression, truth), order, points)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights, scaling, settings and name to a safetensors file, whole or not at all."""
@@ -295,6 +297,8 @@ class Forecaster:
 
     def _predict(self, known: Values) -> Values:
         """Forecasts (N, horizon) after windows (N, window)."""
+        if len(known) > CHUNK:
+            return np.concatenate([self._predict(known[k : k + CHUNK]) for k in range(0, len(known), CHUNK)])
         params, scalers = self._fitted()
         past = scalers.past.apply(known - known[:, -1:])
         x = self.backend.asarray(np.ascontiguousarray(past.T[:, :, None]))  # (window, N, 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from xlstm.activations import log_softmax
+from xlstm.activations import clamp, log_softmax
 from xlstm.backend import Array, Namespace, check_library, device_of, namespace
 
 
@@ -52,8 +52,8 @@ def huber(y: Array, target: Array, mask: Array | None = None, delta: float = 1.0
         raise ValueError(f"huber: delta is {delta}, expected more than 0")
     xp, weight = _regression("huber", y, target, mask)
     e = y - target
-    de = weight * xp.clip(e, -delta, delta)
-    return xp.sum(de * (e - 0.5 * xp.clip(e, -delta, delta))), de
+    de = clamp(xp, e, delta)
+    return xp.sum(weight * de * (e - 0.5 * de)), weight * de
 
 
 def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tuple[Array, Array]:
@@ -63,8 +63,8 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
     ----------
     logits : array (..., V)
     labels : integer array (...)
-        From 0 to V - 1. Values are not looked at, which would stall a GPU: a label outside that
-        range adds the logarithm of the normaliser.
+        From 0 to V - 1. A label outside that range makes the loss NaN, unless it is masked: looking
+        at the values to raise an error would stall a GPU.
     mask : bool array, optional
         Labels that count.
     """
@@ -76,14 +76,16 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
             f"expected that of the logits without the last axis, {tuple(logits.shape[:-1])}"
         )
     weight = _weight("cross_entropy", xp, labels, mask, logits)
-    weight = weight if mask is None else weight[..., None]
     log_p = log_softmax(xp, logits)
-    classes = xp.arange(logits.shape[-1], dtype=labels.dtype, device=device_of(logits))
-    true = xp.asarray(labels[..., None] == classes, dtype=logits.dtype)  # one-hot, (..., V)
-    return -xp.sum(weight * true * log_p), weight * (xp.exp(log_p) - true)
-
-
-LOSSES = {"mse": mse, "mae": mae, "huber": huber, "cross_entropy": cross_entropy}
+    classes = xp.arange(logits.shape[-1], dtype=xp.int64, device=device_of(logits))
+    hit = xp.asarray(labels, dtype=xp.int64)[..., None] == classes  # (..., V)
+    true = xp.asarray(hit, dtype=logits.dtype)  # one-hot
+    known = xp.any(hit, axis=-1)
+    if mask is not None:
+        known = xp.logical_or(known, xp.logical_not(xp.broadcast_to(_leading(xp, mask, labels), labels.shape)))
+    picked = xp.sum(true * log_p, axis=-1)
+    picked = xp.where(known, picked, xp.full_like(picked, xp.nan))
+    return -xp.sum(weight * picked), (weight if mask is None else weight[..., None]) * (xp.exp(log_p) - true)
 
 
 def _regression(where: str, y: Array, target: Array, mask: Array | None) -> tuple[Namespace, Array]:
@@ -103,8 +105,13 @@ def _weight(where: str, xp: Namespace, target: Array, mask: Array | None, like: 
             f"{where}: mask has shape {tuple(mask.shape)}, expected the leading axes of {tuple(target.shape)}"
         )
     ones = xp.ones(target.shape, dtype=like.dtype, device=device_of(like))
-    chosen = ones * xp.asarray(xp.reshape(mask, (*mask.shape, *(1,) * (target.ndim - mask.ndim))), dtype=like.dtype)
+    chosen = ones * xp.asarray(_leading(xp, mask, target), dtype=like.dtype)
     return chosen / xp.maximum(xp.sum(chosen), xp.ones_like(xp.sum(chosen)))
+
+
+def _leading(xp: Namespace, mask: Array, target: Array) -> Array:
+    """A mask over leading axes with the other axes of target as 1."""
+    return xp.reshape(mask, (*mask.shape, *(1,) * (target.ndim - mask.ndim)))
 
 
 def _belongs(where: str, name: str, xp: Namespace, array: Array, kind: str) -> None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from xlstm import checks
-from xlstm.backend import Array, Backend, backend_of
-from xlstm.layers.linear import Linear, Params
+from xlstm.backend import Array, Backend, Params, Seed, backend_of, generator
+from xlstm.layers.linear import Linear
 from xlstm.layers.recurrent import LSTM, State
 
 
@@ -39,16 +39,21 @@ class SequenceModel:
     last: bool = False
 
     @property
+    def batch_first(self) -> bool:
+        """Whether x is (B, T, D)."""
+        return self.recurrent.batch_first
+
+    @property
     def head(self) -> Linear:
         """The linear layer from hidden state to prediction."""
         return Linear(self.recurrent.hidden_size, self.output_size)
 
-    def init(self, seed: int = 0, backend: str | Backend | None = None, dtype: str | None = None) -> Params:
-        """Draw initial parameters; see `LSTM.init`. The head is drawn from the seed after."""
-        chosen = backend_of(backend, dtype)
+    def init(self, seed: Seed = 0, backend: str | Backend | None = None, dtype: str | None = None) -> Params:
+        """Draw initial parameters; see `LSTM.init`. The head is drawn after the layer."""
+        chosen, rng = backend_of(backend, dtype), generator(seed)
         return {
-            **_prefixed("recurrent", self.recurrent.init(seed, chosen)),
-            **_prefixed("head", self.head.init(seed + 1, chosen)),
+            **_prefixed("recurrent", self.recurrent.init(rng, chosen)),
+            **_prefixed("head", self.head.init(rng, chosen)),
         }
 
     def check(self, params: Params) -> None:

@@ -17,9 +17,9 @@ from numbers import Real
 from typing import NamedTuple
 
 from xlstm import checks
-from xlstm.backend import Array, Namespace, namespace
+from xlstm.activations import clamp
+from xlstm.backend import Array, Namespace, Params, namespace
 
-Params = dict[str, Array]
 Schedule = Callable[[int], float]
 
 
@@ -188,7 +188,7 @@ def clip_value(grads: Params, limit: float) -> Params:
     """Clip every element of every gradient to [-limit, limit]."""
     _positive("clip_value", "limit", limit)
     xp = namespace("clip_value", grads)
-    return {name: xp.clip(g, -limit, limit) for name, g in grads.items()}
+    return {name: clamp(xp, g, limit) for name, g in grads.items()}
 
 
 def running_mean(mean: Params, params: Params, decay: float) -> Params:

@@ -11,11 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from xlstm import checks, optim
-from xlstm.backend import Array, backend_like, generator, to_numpy
+from xlstm.backend import Array, Backend, Params, backend_like, generator, to_numpy
 from xlstm.data import Batch
 from xlstm.losses import mse
 
-Params = dict[str, Array]
 Loss = Callable[..., tuple[Array, Array]]
 
 
@@ -117,10 +116,11 @@ def train(
         raise TypeError(f"train: optimizer is {optimizer!r}, expected one of xlstm.optim, such as optim.adam(1e-3)")
     if not 0 <= averaging < 1:
         raise ValueError(f"train: averaging is {averaging}, expected 0 <= averaging < 1")
+    _check_order(model)
     if patience is not None and validation is None:
         raise ValueError("train: patience needs validation data")
     backend = backend_like(next(iter(params.values())))
-    rng = generator(seed)
+    rng = generator(seed, stream=1)  # stream 0 drew the weights
     optim_state = optimizer.init(params)
     losses: list[float] = []
     validations: list[float] = []
@@ -137,22 +137,27 @@ def train(
                 value, dy = loss(y, target, mask)
                 grads, _, _ = model.backward(params, saved, dy)
                 norm = optim.global_norm(grads)
-            losses.append(float(value))
-            if not math.isfinite(losses[-1] + float(norm)):
+            now, size = to_numpy(backend.xp.stack((value, norm)))  # the one wait for the device in a step
+            losses.append(float(now))
+            if not (math.isfinite(now) and math.isfinite(size)):
                 raise FloatingPointError(_diagnosis(epoch, step, losses[-1], params, grads))
             if clip is not None:
                 grads = optim.clip_global_norm(grads, clip, norm)
             params, optim_state = optimizer.update(params, grads, optim_state)
-            mean = optim.running_mean(mean, params, averaging) if averaging else params
+            # Until 1 / (1 - averaging) steps are done, the plain mean of all of them.
+            decay = min(averaging, 1 - 1 / len(losses))
+            mean = optim.running_mean(mean, params, decay) if decay else params
             if progress is not None:
-                now = time.perf_counter() - start
+                seconds = time.perf_counter() - start
                 last = validations[-1] if validations else None
                 best = min(validations, default=None)
-                progress(Progress(epoch, epochs, step, len(data), losses[-1], last, best, now))
+                progress(Progress(epoch, epochs, step, len(data), losses[-1], last, best, seconds))
         if validation is None:
             best_params, best_epoch = mean, epoch
             continue
         validations.append(evaluate(model, mean, validation, loss))
+        if not math.isfinite(validations[-1]):
+            raise FloatingPointError(f"training: epoch {epoch}: the validation loss is {validations[-1]:g}")
         if validations[-1] < min(validations[:-1], default=math.inf):
             best_params, best_epoch = mean, epoch
         if patience is not None and epoch - best_epoch >= patience:
@@ -164,18 +169,26 @@ def train(
 
 def evaluate(model: Any, params: Params, data: Batches, loss: Loss = mse) -> float:
     """Mean loss over all of `data`, with the state carried as in training."""
+    _check_order(model)
     backend = backend_like(next(iter(params.values())))
     total, count, state = 0.0, 0.0, None
     for batch in data.batches():
         x, target, mask = _to_device(backend, batch)
-        y, state, _ = model.forward(params, x, None if batch.fresh else state, train=False)
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller sees it in the result
+            y, state, _ = model.forward(params, x, None if batch.fresh else state, train=False)
+            value, _ = loss(y, target, mask)
         weight = float(batch.target.size if batch.mask is None else np.count_nonzero(batch.mask))
-        total += weight * float(loss(y, target, mask)[0])
+        total += weight * float(value)
         count += weight
     return total / max(count, 1.0)
 
 
-def _to_device(backend: Any, batch: Batch) -> tuple[Array, Array, Array | None]:
+def _check_order(model: Any) -> None:
+    if getattr(model, "batch_first", False):
+        raise ValueError("train: batches have time first, so the model must too; make it with batch_first=False")
+
+
+def _to_device(backend: Backend, batch: Batch) -> tuple[Array, Array, Array | None]:
     mask = None if batch.mask is None else backend.asarray(batch.mask)
     return backend.asarray(batch.x), backend.asarray(batch.target), mask
 

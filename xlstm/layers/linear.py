@@ -6,9 +6,7 @@ import functools
 from dataclasses import dataclass
 
 from xlstm import checks, initializers
-from xlstm.backend import Array, Backend, Namespace, backend_of, generator, namespace
-
-Params = dict[str, Array]
+from xlstm.backend import Array, Backend, Namespace, Params, Seed, backend_of, generator, namespace
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Linear:
         """Names and shapes of the parameters."""
         return {"W": {"O": self.output_size, "I": self.input_size}, "b": {"O": self.output_size}}
 
-    def init(self, seed: int = 0, backend: str | Backend | None = None, dtype: str | None = None) -> Params:
+    def init(self, seed: Seed = 0, backend: str | Backend | None = None, dtype: str | None = None) -> Params:
         """Parameters drawn from U(-1/sqrt(I), 1/sqrt(I)), as `torch.nn.Linear`; see `LSTM.init`."""
         chosen = backend_of(backend, dtype)
         W, b = initializers.linear(generator(seed), self.output_size, self.input_size)

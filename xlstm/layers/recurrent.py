@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xlstm import checks, initializers, recurrence
-from xlstm.backend import Array, Backend, Namespace, backend_of, device_of, generator, namespace
+from xlstm.backend import Array, Backend, Namespace, Params, Seed, backend_of, device_of, generator, namespace
 from xlstm.cells import lstm
-from xlstm.layers.linear import Params
 from xlstm.recurrence import Saved, Weights
 
 State = tuple[Array, ...]
@@ -59,12 +58,12 @@ class LSTM:
         D, H = self.input_size, self.hidden_size
         return {"0.Wx": {"4H": 4 * H, "D": D}, "0.Wh": {"4H": 4 * H, "H": H}, "0.b": {"4H": 4 * H}}
 
-    def init(self, seed: int = 0, backend: str | Backend | None = None, dtype: str | None = None) -> Params:
+    def init(self, seed: Seed = 0, backend: str | Backend | None = None, dtype: str | None = None) -> Params:
         """Draw initial parameters.
 
         Parameters
         ----------
-        seed : int
+        seed : int or numpy.random.Generator
             Equal seeds give bit-identical parameters on every backend.
         backend : str or Backend, optional
             Where the arrays live; a name as for `xlstm.backend`, by default "auto".
@@ -115,7 +114,7 @@ class LSTM:
             An array is missing, misshapen, or of another library, device or dtype than the rest.
         """
         checks.params("LSTM", params, self.shapes)
-        xp = namespace("LSTM", {"x": x, **params, **_named(state)})
+        xp = namespace("LSTM", {"x": x, **params, **_named("state", state)})
         outer = {"B": None, "T": None} if self.batch_first else {"T": None, "B": None}
         checks.shape("LSTM", "x", x, {**outer, "D": self.input_size})
         x = self._swap(xp, x)
@@ -153,8 +152,10 @@ class LSTM:
         if not isinstance(saved, Saved):
             raise TypeError("LSTM: backward needs what forward saved, and forward(train=False) saves nothing")
         checks.params("LSTM", params, self.shapes)
+        checks.shape("LSTM", "x of saved", saved.x, {"T": None, "B": None, "D": self.input_size})
+        checks.shape("LSTM", "y of saved", saved.y, {"T": None, "B": None, "H": self.hidden_size})
         given = {} if dy is None else {"dy": dy}
-        xp = namespace("LSTM", {"x": saved.x, **params, **given, **_named(dstate, "d")})
+        xp = namespace("LSTM", {"x": saved.x, **params, **given, **_named("dstate", dstate)})
         T, B, _ = saved.x.shape
         if dy is not None:
             outer = {"B": B, "T": T} if self.batch_first else {"T": T, "B": B}
@@ -190,16 +191,17 @@ class LSTM:
         for key, array in zip(lstm.STATES, state, strict=True):
             if array is not None:
                 checks.shape("LSTM", f"{name} {key}", array, {"1": 1, "B": B, "H": H})
-        return [zero if array is None else array[0, ...].T for array in state]
+        # Copies: the caller may reuse the arrays before `backward`.
+        return [zero if array is None else xp.asarray(array[0, ...].T, copy=True) for array in state]
 
 
-def _named(state: Sequence[Array | None] | None, prefix: str = "") -> dict[str, Array]:
+def _named(what: str, state: Sequence[Array | None] | None) -> dict[str, Array]:
     """The arrays of a state that are there, by name, for errors."""
     if state is None:
         return {}
     if not isinstance(state, tuple | list):
-        raise TypeError(f"LSTM: state is a {type(state).__name__}, expected a tuple ({', '.join(lstm.STATES)})")
-    return {f"{prefix}{name}": array for name, array in zip(lstm.STATES, state, strict=False) if array is not None}
+        raise TypeError(f"LSTM: {what} is a {type(state).__name__}, expected a tuple ({', '.join(lstm.STATES)})")
+    return {f"{what} {name}": array for name, array in zip(lstm.STATES, state, strict=False) if array is not None}
 
 
 def _rows(xp: Namespace, columns: Sequence[Array]) -> State:
