@@ -232,3 +232,34 @@ def test_scaler_refuses_nonsense():
             Scaler(mean, std)
     with pytest.raises(ValueError, match="must be finite"):
         Scaler.fit(np.array([1e300, -1e300]))
+
+
+def test_year_and_month_columns(write):
+    s = read_csv(write("year,month,v\n2001,1,5\n2001,2,6\n2001,4,8\n"))
+    assert (s.name, s.labels, s.gaps) == ("v", ["2001-01", "2001-02", "2001-03", "2001-04"], 1)
+    assert read_csv(write("Year,Month,Day,v\n2001,1,30,5\n2001,1,31,6\n2001,2,1,8\n")).after(1) == ["2001-02-02"]
+
+
+def test_dates_behind_an_index_column(write):
+    s = read_csv(write(",date,v\n0,2001-01-01,5\n1,2001-01-02,6\n2,2001-01-03,8\n"), "v")
+    assert (s.unit, s.after(1)) == ("D", ["2001-01-04"])
+
+
+def test_midnights_are_days(write):
+    s = read_csv(write("date,v\n2001-01-01 00:00:00,5\n2001-02-01 00:00:00,6\n2001-03-01 00:00:00,8\n"))
+    assert (s.unit, s.after(1)) == ("M", ["2001-04"])
+
+
+def test_one_long_outage_is_a_gap(write):
+    days = [str(np.datetime64("2001-01-01") + k) for k in [*range(30), *range(100, 130)]]
+    s = read_csv(write("date,v\n" + "".join(f"{d},{k}\n" for k, d in enumerate(days))))
+    assert (len(s.values), s.gaps, s.unit) == (130, 70, "D")
+
+
+def test_a_single_column_of_any_name(write):
+    np.testing.assert_array_equal(read_csv(write("index\n1\n2\n")).values, [1, 2])
+
+
+def test_a_file_without_a_header_is_refused(write):
+    with pytest.raises(ValueError, match="line 1 holds data, expected a header"):
+        read_csv(write("2001-01,1\n2001-02,2\n2001-03,3\n"))

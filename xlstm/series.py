@@ -113,20 +113,21 @@ def read_csv(path: str | os.PathLike[str], column: str | None = None, usual: str
     """
     path = Path(path)
     header, rows, decimal = _read(path)
-    dated = _has_dates(header, rows)
-    index = _column(path, header, rows, column, usual, dated)
+    date = _date_column(header, rows)
+    index = _column(path, header, rows, column, usual, date)
     name = header[index]
     values = np.array([_number(path, line, name, row[index], decimal) for line, row in rows], dtype=np.float64)
     there = np.flatnonzero(~np.isnan(values))
     if there.size == 0:
         raise ValueError(f"{path}: column {name} has no numbers")
     rows, values = rows[there[0] : there[-1] + 1], values[there[0] : there[-1] + 1]
-    if not dated or index == 0:
+    if date is None or index == date:
         return Series(name, values, [str(k + 1) for k in range(len(rows))])
-    dates = _dates(path, rows)
+    cells = [(line, row[date]) for line, row in rows]
+    dates = _dates(path, cells)
     if dates is not None:
         return _on_calendar(name, values, *_calendar(dates))
-    labels = [row[0] for _, row in rows]
+    labels = [cell for _, cell in cells]
     note = "" if any(label.isdigit() for label in labels) else "no ISO 8601 dates, rows taken as equal steps"
     return Series(name, values, labels, note=note)
 
@@ -145,6 +146,10 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
     if not lines:
         raise ValueError(f"{path}: the file is empty, expected a header line and rows")
     (_, header), *rows = lines
+    if all(_is_number(cell) or ISO_DATE.fullmatch(cell) for cell in header):
+        raise ValueError(f"{path}: line 1 holds data, expected a header with the names of the columns")
+    if [name.lower() for name in header[:2]] == ["year", "month"]:
+        header, rows = _join_months(header, rows)
     if len(rows) < 2:
         raise ValueError(f"{path}: {len(rows)} rows under the header, expected a series")
     for line, row in rows:
@@ -153,8 +158,15 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
     return header, rows, "," if delimiter == ";" else "."
 
 
-def _has_dates(header: list[str], rows: list[tuple[int, list[str]]]) -> bool:
-    return header[0].lower() in DATE_HEADERS or not any(_is_number(row[0]) for _, row in rows)
+def _date_column(header: list[str], rows: list[tuple[int, list[str]]]) -> int | None:
+    """The first column that is mostly ISO dates, else the first one if it is no column of numbers."""
+    for k in range(len(header)):
+        dates = [row[k] for _, row in rows if ISO_DATE.fullmatch(row[k]) and (k == 0 or "-" in row[k])]
+        if 2 * len(dates) > len(rows) and (header[k].lower() in DATE_HEADERS or "-" in dates[0]):
+            return k
+    if len(header) > 1 and (header[0].lower() in DATE_HEADERS or not any(_is_number(row[0]) for _, row in rows)):
+        return 0
+    return None
 
 
 def _column(
@@ -163,14 +175,14 @@ def _column(
     rows: list[tuple[int, list[str]]],
     column: str | None,
     usual: str | None,
-    dated: bool,
+    date: int | None,
 ) -> int:
     if column is not None:
         if header.count(column) != 1:
             problem = "is not in" if column not in header else "is more than once in"
             raise ValueError(f"{path}: column {column!r} {problem} the header, which has {', '.join(header)}")
         return header.index(column)
-    numeric = [k for k in range(int(dated), len(header)) if any(_is_number(row[k]) for _, row in rows)]
+    numeric = [k for k in range(len(header)) if k != date and any(_is_number(row[k]) for _, row in rows)]
     if not numeric:
         raise ValueError(f"{path}: no column holds numbers; the header has {', '.join(header)}")
     if len(numeric) > 1:
@@ -203,25 +215,36 @@ def _number(path: Path, line: int, name: str, cell: str, decimal: str) -> float:
     return value
 
 
-def _dates(path: Path, rows: list[tuple[int, list[str]]]) -> Dates | None:
-    """Dates of the first column, rising; None where it holds no ISO dates."""
-    cells = [row[0] for _, row in rows]
-    strange = [k for k, cell in enumerate(cells) if not ISO_DATE.fullmatch(cell)]
-    if len(strange) == len(cells) or (strange and all(cells[k].isdigit() for k in strange)):
+def _join_months(header: list[str], rows: list[tuple[int, list[str]]]) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Columns "year" and "month", and "day" after them, as one column of dates."""
+    n = 3 if header[2:3] and header[2].lower() == "day" else 2
+    joined = [(line, ["-".join(cell.zfill(2) for cell in row[:n]), *row[n:]]) for line, row in rows]
+    return ["date", *header[n:]], joined
+
+
+def _dates(path: Path, cells: list[tuple[int, str]]) -> Dates | None:
+    """Rising dates from cells with their line numbers; None where they are no ISO dates."""
+    strange = [cell for _, cell in cells if not ISO_DATE.fullmatch(cell)]
+    if len(strange) == len(cells) or (strange and all(cell.isdigit() for cell in strange)):
         return None  # or an index that has just reached four digits
-    for k, (line, row) in enumerate(rows):
-        try:
-            here = np.datetime64(row[0].rstrip("Z")) if k not in strange[:1] else None
-        except ValueError:
-            here = None
-        if here is None:
-            raise ValueError(f"{path}: line {line}: {row[0]!r} is not a date like the others")
-    dates = np.array([cell.rstrip("Z") for cell in cells], dtype="datetime64")
+    for line, cell in cells:
+        if not _is_date(cell):
+            raise ValueError(f"{path}: line {line}: {cell!r} is not a date like the others")
+    dates = np.array([cell.rstrip("Z") for _, cell in cells], dtype="datetime64")
     fall = np.flatnonzero(np.diff(dates.astype("int64")) <= 0)
     if fall.size:
-        line, row = rows[int(fall[0]) + 1]
-        raise ValueError(f"{path}: line {line}: date {row[0]} does not come after {rows[int(fall[0])][1][0]}")
-    return dates
+        (_, before), (line, cell) = cells[int(fall[0])], cells[int(fall[0]) + 1]
+        raise ValueError(f"{path}: line {line}: date {cell} does not come after {before}")
+    days = dates.astype("datetime64[D]")
+    return days if np.all(days == dates) and dates.dtype > days.dtype else dates
+
+
+def _is_date(cell: str) -> bool:
+    try:
+        np.datetime64(cell.rstrip("Z"))
+    except ValueError:  # 2024-02-31
+        return False
+    return ISO_DATE.fullmatch(cell) is not None
 
 
 def _calendar(dates: Dates) -> tuple[Dates, str]:
@@ -245,7 +268,7 @@ def _on_calendar(name: str, values: Values, dates: Dates, unit: str) -> Series:
     ticks = np.busday_count(dates[0], dates) if unit == "B" else (dates - dates[0]).astype("int64")
     every = int(np.gcd.reduce(np.diff(ticks)))
     place = ticks // every
-    if place[-1] + 1 > 2 * len(values):
+    if np.mean(np.diff(place) == 1) < 0.5 or place[-1] > 100 * len(values):
         note = "dates have no common rhythm, rows taken as equal steps"
         return Series(name, values, [str(date) for date in dates], note=note)
     full = np.full(place[-1] + 1, np.nan)
