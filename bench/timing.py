@@ -56,7 +56,7 @@ def machine() -> dict[str, object]:
         for pool in threadpoolctl.threadpool_info()
     ]
     found: dict[str, object] = {
-        "machine": platform.platform(),
+        "machine": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),

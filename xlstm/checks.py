@@ -14,6 +14,8 @@ Dims = Mapping[str, int | None]
 
 def shape(where: str, name: str, array: Array, expected: Dims) -> None:
     """Raise ValueError unless `array` has the shape `expected`, a dict of symbol to size."""
+    if array.shape == tuple(expected.values()):
+        return
     found = tuple(array.shape)
     if len(found) == len(expected) and all(n is None or n == m for n, m in zip(expected.values(), found, strict=True)):
         return

@@ -224,4 +224,4 @@ def _print_score(score: Score, step: str) -> None:
     for h in sorted({1, 2, 3, horizon // 2, horizon} & set(range(1, horizon + 1))):
         errors = (score.model, score.persistence, score.autoregression)
         table.add_row(f"{h} {step}{'s' if h > 1 else ''} ahead", *(f"{e[h - 1]:.4g}" for e in errors))
-    out.print(table)
+    out.print(table, width=max(80, out.width))  # numbers are never cut short
