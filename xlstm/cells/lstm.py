@@ -10,7 +10,7 @@ step; `slopes` computes them, which needs no recurrence, for any number of steps
 
 from __future__ import annotations
 
-from xlstm.activations import sigmoid, sigmoid_bwd, tanh, tanh_bwd
+from xlstm.activations import sigmoid, sigmoid_bwd, tanh_bwd
 from xlstm.backend import Array, Namespace
 
 GATES = ("i", "o", "f", "g")
@@ -20,11 +20,11 @@ STATES = ("h", "c")
 def gates(xp: Namespace, z: Array, c0: Array) -> tuple[Array, Array, tuple[Array, ...]]:
     """One step from pre-activations z (4, H, B) and the cell state c0 (H, B): h, c and what backward needs."""
     s = sigmoid(xp, z[:3, ...])  # (1) i, o, f
-    g = tanh(xp, z[3, ...])  # (2)
+    g = xp.tanh(z[3, ...])  # (2)
     i, o, f = s[0, ...], s[1, ...], s[2, ...]
     c = f * c0  # (3) c = f c0 + i g
     c += i * g
-    u = tanh(xp, c)  # (4)
+    u = xp.tanh(c)  # (4)
     return o * u, c, (s, g, u)  # (5) h = o * u
 
 
