@@ -2,7 +2,7 @@
 
 Arrays decide: every function takes its namespace from the arrays it is given (`namespace`).
 Only where there is no array yet is a backend named (`backend`). CuPy and PyTorch are imported
-here and nowhere else in the core, and only when asked for.
+only when asked for.
 """
 
 from __future__ import annotations

@@ -199,4 +199,6 @@ def _diagnosis(epoch: int, step: int, loss: float, params: Params, grads: Params
         for name, array in arrays.items():
             if not np.all(np.isfinite(to_numpy(array))):
                 return f"{where}, {what} {name} is not finite; a smaller learning rate or clipping may help"
-    return f"{where}; the gradient norm overflows"
+    if math.isfinite(loss):
+        return f"{where}, the norm of the gradient overflows; clipping values or a wider dtype may help"
+    return f"{where} though every parameter and gradient is finite: are there targets out of range?"
