@@ -6,11 +6,13 @@ product, and so is each weight gradient. Inside the loop arrays have features be
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from xlstm.backend import Array, Namespace
+from xlstm.backend import Array, Namespace, device_of
 
 # `slopes` takes as many steps at once as make about this many elements: few large calls where a
 # step is small and calls cost most, one step at a time where a step by itself fills the cache.
@@ -62,8 +64,8 @@ class Saved:
     x: Array  # (T, B, D)
     y: Array  # (T, B, H)
     h0: Array  # (H, B)
-    carry: list[Sequence[Array]]  # T + 1 times the carried states (H, B), initial ones first
-    steps: list[tuple[Array, ...]]  # T times what `cell.gates` saved
+    end: tuple[Array, ...]  # the final state, each (H, B)
+    kept: tuple[Array, ...]  # carried states before, and what `cell.gates` saved at, every step: (T, ..., H, B)
 
     @property
     def h(self) -> Array:
@@ -75,14 +77,16 @@ class Saved:
         """Cell state after every step, (T, B, H)."""
         if "c" not in self.cell.STATES:
             raise AttributeError(f"this cell has no cell state, only {', '.join(self.cell.STATES)}")
-        c = self.cell.STATES.index("c") - 1
-        return self.xp.stack([self.xp.matrix_transpose(states[c]) for states in self.carry[1:]])
+        k = self.cell.STATES.index("c")
+        after = self.xp.concat((self.kept[k - 1][1:, ...], self.end[k][None, ...]))
+        return self.xp.permute_dims(after, (0, 2, 1))
 
     @property
     def gates(self) -> Array:
         """Value of every gate at every step in the order of the cell's GATES, (T, G, B, H)."""
-        xp = self.xp
-        return xp.stack([xp.matrix_transpose(self.cell.activated(xp, saved)) for saved in self.steps])
+        saved = self.kept[len(self.cell.STATES) - 1 :]
+        values = self.cell.activated(self.xp, [_swap(self.xp, a) for a in saved])  # (G, T, H, B)
+        return self.xp.permute_dims(values, (1, 0, 3, 2))
 
 
 def forward(
@@ -92,18 +96,34 @@ def forward(
     T, B, _ = x.shape
     G, H = len(cell.GATES), weights.Wh.shape[1]
     inputs = _project(xp, weights, x)  # (T, G*H, B)
-    h, carry = state[0], state[1:]
-    rows, carries, steps = [], [carry], []
+    y = xp.empty((T, B, H), dtype=x.dtype, device=device_of(x))
+    h, *carry = state
+    before, kept = carry, []
     for t in range(T):
         z = weights.Wh @ h
         z += inputs[t, ...]
         h, *carry, saved = cell.gates(xp, _reshape(xp, z, (G, H, B)), *carry)
-        rows.append(h.T)
+        y[t, ...] = h.T
         if keep:
-            carries.append(carry)
-            steps.append(saved)
-    y = xp.reshape(xp.concat(rows), (T, B, H))
-    return y, (h, *carry), Saved(xp, cell, x, y, state[0], carries, steps) if keep else None
+            if t == 0:
+                kept = _room(xp, x, [(T, *a.shape) for a in (*before, *saved)])
+            for buffer, a in zip(kept, (*before, *saved), strict=True):
+                buffer[t, ...] = a
+            before = carry
+    end = (h, *carry)
+    return y, end, Saved(xp, cell, x, y, state[0], end, tuple(kept)) if keep else None
+
+
+def _room(xp: Namespace, x: Array, shapes: list[tuple[int, ...]]) -> list[Array]:
+    """Arrays of these shapes in one piece of memory.
+
+    What a step gives back is then used again by the next one, where keeping its arrays would make the
+    system provide fresh pages all along; and a piece of some megabytes comes in large pages.
+    """
+    ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
+    room = xp.empty((ends[-1],), dtype=x.dtype, device=device_of(x))
+    starts = [0, *ends[:-1]]
+    return [xp.reshape(room[i:j], shape) for i, j, shape in zip(starts, ends, shapes, strict=True)]
 
 
 def backward(
@@ -115,26 +135,31 @@ def backward(
     R, H = weights.Wh.shape  # R = G*H
     WhT = xp.reshape(xp.reshape(weights.Wh.T, (R * H,)), (H, R))  # a copy: OpenBLAS is 10 % quicker than on a view
     dh, *dcarry = dstate
-    dz: list[Array] = [None] * T
+    # (T, R, B), stored so that all of it is one matrix (R, T*B) for the products below
+    order = (0, 1, 2) if B == 1 else (1, 0, 2)
+    shape = (T, R, B) if B == 1 else (R, T, B)
+    dZ = xp.permute_dims(xp.empty(shape, dtype=x.dtype, device=device_of(x)), order)
     n = max(1, BLOCK // max(1, R * B))
     for end in range(T, 0, -n):
-        start = max(0, end - n)
-        carry = _together(xp, saved.carry[start:end])
-        slopes = _apart(xp, cell.slopes(xp, *carry, _together(xp, saved.steps[start:end])), end - start)
-        for t in range(end - 1, start - 1, -1):
+        steps = slice(max(0, end - n), end)
+        carry_and_saved = [_swap(xp, a[steps, ...]) for a in saved.kept]
+        carry, gates = carry_and_saved[: len(dcarry)], carry_and_saved[len(dcarry) :]
+        slopes = [_swap(xp, a) for a in cell.slopes(xp, *carry, gates)]
+        for t in range(end - 1, steps.start - 1, -1):
             if dy is not None:
                 dh = dh + dy[t, ...].T
-            da, *dcarry = cell.gates_bwd(xp, dh, *dcarry, slopes[t - start])
-            dz[t] = _reshape(xp, da, (R, B))
-            dh = WhT @ dz[t]
-    dZ = _columns(xp, dz)  # (G*H, T*B)
+            dz, *dcarry = cell.gates_bwd(xp, dh, *dcarry, [a[t - steps.start, ...] for a in slopes])
+            dz = _reshape(xp, dz, (R, B))
+            dZ[t, ...] = dz
+            dh = WhT @ dz
+    columns = xp.reshape(dZ, (T, R)).T if B == 1 else xp.reshape(xp.permute_dims(dZ, order), (R, T * B))
     before = xp.concat((saved.h0.T[None, ...], saved.y[:-1, ...]))  # h0 of every step, (T, B, H)
     gradients = Weights(
-        dZ @ xp.reshape(x, (T * B, D)),
-        dZ @ xp.reshape(before, (T * B, H)),
-        xp.sum(dZ, axis=1),
+        columns @ xp.reshape(x, (T * B, D)),
+        columns @ xp.reshape(before, (T * B, H)),
+        xp.sum(columns, axis=1),
     )
-    dx = xp.reshape(dZ.T @ weights.Wx, (T, B, D))
+    dx = xp.reshape(columns.T @ weights.Wx, (T, B, D))
     return gradients, dx, (dh, *dcarry)
 
 
@@ -151,31 +176,9 @@ def _project(xp: Namespace, weights: Weights, x: Array) -> Array:
     return xp.permute_dims(xp.reshape(inputs, (weights.Wx.shape[0], T, B)), (1, 0, 2))
 
 
-def _columns(xp: Namespace, steps: list[Array]) -> Array:
-    """T arrays (R, B) side by side as one matrix (R, T*B)."""
-    R, B = steps[0].shape
-    if B == 1:
-        return xp.reshape(xp.concat(steps), (len(steps), R)).T
-    return xp.concat(steps, axis=1)
-
-
-def _together(xp: Namespace, steps: Sequence[Sequence[Array]]) -> Sequence[Array]:
-    """Arrays (..., H, B) of n steps as arrays (..., n, H, B); those of one step as they are."""
-    n = len(steps)
-    if n == 1:
-        return steps[0]
-    H, B = steps[0][0].shape[-2:]
-    return [  # concat is cheaper than stack
-        xp.reshape(xp.concat(arrays, axis=-2), (*arrays[0].shape[:-2], n, H, B)) for arrays in zip(*steps, strict=True)
-    ]
-
-
-def _apart(xp: Namespace, arrays: Sequence[Array], n: int) -> list[Sequence[Array]]:
-    """The reverse of `_together`: for each of n steps its arrays (..., H, B)."""
-    if n == 1:
-        return [arrays]
-    first = [array if array.ndim == 3 else xp.permute_dims(array, (1, 0, 2, 3)) for array in arrays]
-    return [[array[k, ...] for array in first] for k in range(n)]
+def _swap(xp: Namespace, array: Array) -> Array:
+    """(T, G, H, B) seen as (G, T, H, B) and the reverse; (T, H, B) as it is."""
+    return array if array.ndim == 3 else xp.permute_dims(array, (1, 0, 2, 3))
 
 
 def _reshape(xp: Namespace, array: Array, shape: tuple[int, ...]) -> Array:
