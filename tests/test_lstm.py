@@ -78,6 +78,20 @@ def test_block_size_changes_nothing(monkeypatch, rng, block):
     np.testing.assert_array_equal(found[1], expected[1])
 
 
+def test_large_steps_are_kept_like_small_ones(be, monkeypatch, rng):
+    """What forward keeps is the same whether it is collected or copied into room for all steps."""
+    layer = xlstm.LSTM(2, 3)
+    params, x, state = inputs_of(layer, be, rng, 5, 2)
+    _, _, small = layer.forward(params, x, state)
+    monkeypatch.setattr(recurrence, "LARGE", 1)
+    y, _, large = layer.forward(params, x, state)
+    for a, b in zip(small.kept, large.kept, strict=True):
+        np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
+    expected, found = (layer.backward(params, saved, y)[0] for saved in (small, large))
+    for name, grad in expected.items():
+        np.testing.assert_array_equal(to_numpy(found[name]), to_numpy(grad))
+
+
 def test_empty_batch(be):
     layer = xlstm.LSTM(2, 3)
     params = layer.init(0, be)

@@ -17,6 +17,8 @@ from xlstm.backend import Array, Namespace, device_of
 # `slopes` takes as many steps at once as make about this many elements: few large calls where a
 # step is small and calls cost most, one step at a time where a step by itself fills the cache.
 BLOCK = 32768
+# A step with so many pre-activations is copied into room made for all steps; smaller ones are collected.
+LARGE = 4096
 
 
 class Cell(Protocol):
@@ -95,30 +97,40 @@ def forward(
     """Run a cell over x (T, B, D) from `state`, each (H, B): y (T, B, H), the final state, and Saved if `keep`."""
     T, B, _ = x.shape
     G, H = len(cell.GATES), weights.Wh.shape[1]
+    large = G * H * B >= LARGE
     inputs = _project(xp, weights, x)  # (T, G*H, B)
-    y = xp.empty((T, B, H), dtype=x.dtype, device=device_of(x))
     h, *carry = state
-    before, kept = carry, []
+    before = carry
+    rows: list[Array] = []
+    taken: list[list[Array]] = []  # of every step: the carried states before it, and what it saved
+    room: list[Array] = []  # the same of all steps, where a step is large
     for t in range(T):
         z = weights.Wh @ h
         z += inputs[t, ...]
         h, *carry, saved = cell.gates(xp, _reshape(xp, z, (G, H, B)), *carry)
-        y[t, ...] = h.T
+        rows.append(h.T)
         if keep:
-            if t == 0:
-                kept = _room(xp, x, [(T, *a.shape) for a in (*before, *saved)])
-            for buffer, a in zip(kept, (*before, *saved), strict=True):
-                buffer[t, ...] = a
+            arrays = [*before, *saved]
             before = carry
-    end = (h, *carry)
-    return y, end, Saved(xp, cell, x, y, state[0], end, tuple(kept)) if keep else None
+            if not large:
+                taken.append(arrays)
+                continue
+            if t == 0:
+                room = _room(xp, x, [(T, *a.shape) for a in arrays])
+            for whole, a in zip(room, arrays, strict=True):
+                whole[t, ...] = a
+    y, end = xp.reshape(xp.concat(rows), (T, B, H)), (h, *carry)
+    if not keep:
+        return y, end, None
+    kept = room or [xp.reshape(xp.concat(arrays), (T, *arrays[0].shape)) for arrays in zip(*taken, strict=True)]
+    return y, end, Saved(xp, cell, x, y, state[0], end, tuple(kept))
 
 
 def _room(xp: Namespace, x: Array, shapes: list[tuple[int, ...]]) -> list[Array]:
     """Arrays of these shapes in one piece of memory.
 
-    What a step gives back is then used again by the next one, where keeping its arrays would make the
-    system provide fresh pages all along; and a piece of some megabytes comes in large pages.
+    A large step then works in the memory that the step before gave back, where keeping its arrays would
+    make the system provide fresh pages all along; and a piece of some megabytes comes in large pages.
     """
     ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
     room = xp.empty((ends[-1],), dtype=x.dtype, device=device_of(x))
