@@ -87,9 +87,10 @@ def report(title: str, rows: dict[str, dict[str, Timing]], ours: str, path: str 
         print(f"  {case:38s} {'   '.join(cells)}")
     if path is None:
         return
+    about = machine()
     with Path(path).open("a", encoding="utf-8") as file:
         for case, timings in rows.items():
-            line = {"bench": title, "case": case, "seconds": {n: asdict(t) for n, t in timings.items()}, **machine()}
+            line = {"bench": title, "case": case, "seconds": {n: asdict(t) for n, t in timings.items()}, **about}
             file.write(json.dumps(line) + "\n")
 
 

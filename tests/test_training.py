@@ -37,12 +37,12 @@ class Listed:
 def test_fifty_steps_follow_torch(rng, name):
     """Same weights, same data: losses of `torch.nn.LSTM` + `torch.nn.Linear` + `torch.optim` within 1e-10."""
     torch = pytest.importorskip("torch")
-    T, B, D, H, O = 8, 5, 2, 6, 3  # noqa: E741
+    T, B, D, H, V = 8, 5, 2, 6, 3
     make, settings = OPTIMIZERS[name]
-    model = SequenceModel(xlstm.LSTM(D, H), O)
+    model = SequenceModel(xlstm.LSTM(D, H), V)
     params = model.init(3, "numpy", "float64")
     order = np.r_[0:H, 2 * H : 3 * H, 3 * H : 4 * H, H : 2 * H]
-    lstm, head = torch.nn.LSTM(D, H, dtype=torch.float64), torch.nn.Linear(H, O, dtype=torch.float64)
+    lstm, head = torch.nn.LSTM(D, H, dtype=torch.float64), torch.nn.Linear(H, V, dtype=torch.float64)
     with torch.no_grad():
         lstm.weight_ih_l0.copy_(torch.tensor(params["recurrent.0.Wx"][order]))
         lstm.weight_hh_l0.copy_(torch.tensor(params["recurrent.0.Wh"][order]))
@@ -53,7 +53,7 @@ def test_fifty_steps_follow_torch(rng, name):
     # PyTorch has two biases that are added; ours is one, so only one of theirs is trained.
     trained = [p for n, p in lstm.named_parameters() if n != "bias_hh_l0"] + list(head.parameters())
     peer = getattr(torch.optim, name)(trained, **settings)
-    x, target = rng.standard_normal((50, T, B, D)), rng.standard_normal((50, T, B, O))
+    x, target = rng.standard_normal((50, T, B, D)), rng.standard_normal((50, T, B, V))
     ours = training.train(model, params, Listed(x, target), make(), epochs=1).losses
     for k in range(50):
         loss = torch.nn.functional.mse_loss(head(lstm(torch.tensor(x[k]))[0]), torch.tensor(target[k]))

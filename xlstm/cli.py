@@ -99,8 +99,7 @@ def train(
     _print_score(score, series.step)
     out.print(f"model:   {model}")
     if plots.available():
-        at, forecasts = forecaster.forecasts(series.values)
-        plots.forecast(output / "forecast.png", series, at, forecasts[:, 0])
+        plots.forecast(output / "forecast.png", series, score.at, score.forecasts[:, 0])
         out.print(f"picture: {output / 'forecast.png'}")
     else:
         out.print("picture: none, matplotlib is not installed (pip install matplotlib)")

@@ -88,13 +88,15 @@ class Scalers:
 
 @dataclass(frozen=True)
 class Score:
-    """Root mean square errors on the test part, by steps ahead: arrays (horizon,) in the series' own units."""
+    """Forecasts of the test part and their root mean square errors (horizon,), in the series' own units."""
 
     model: Values
     persistence: Values
     autoregression: Values
     order: int  # coefficients of the autoregression
     points: int  # values forecast one step ahead that are there to compare with
+    at: np.ndarray[Any, Any]  # (N,) positions of the first value of each forecast
+    forecasts: Values  # (N, horizon) the model's
 
 
 class Forecaster:
@@ -228,7 +230,7 @@ class Forecaster:
         step ahead, by least squares (`numpy.linalg.lstsq`) on all that comes before the test part.
         """
         values = _series(values)
-        at, model = self.forecasts(values)
+        at, forecasts = self.forecasts(values)
         horizon = self.settings.horizon
         known = carry_forward(values)
         ahead = at[:, None] + np.arange(horizon)  # (N, horizon)
@@ -237,7 +239,15 @@ class Forecaster:
         order = min(AR_ORDER, int(at[0]) // 3)
         regression = _autoregression(known, values, order, horizon, at)
         points = int(np.count_nonzero(~np.isnan(truth[:, 0])))
-        return Score(_rmse(model, truth), _rmse(persistence, truth), _rmse(regression, truth), order, points)
+        return Score(
+            model=_rmse(forecasts, truth),
+            persistence=_rmse(persistence, truth),
+            autoregression=_rmse(regression, truth),
+            order=order,
+            points=points,
+            at=at,
+            forecasts=forecasts,
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights, scaling, settings and name to a safetensors file, whole or not at all."""

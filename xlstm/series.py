@@ -90,10 +90,10 @@ def read_csv(path: str | os.PathLike[str], column: str | None = None, usual: str
     """Read one column of a CSV file as a series.
 
     The file has a header line and commas, semicolons (then a decimal comma is understood), tabs or
-    bars between cells. If its first column holds dates (ISO 8601 in UTC or without a zone: 1958,
-    1958-03, 1958-03-29, 1958-03-29T06:00) they must rise, and rows missing from their rhythm become
-    gaps, weekends excepted where no row falls on one. An empty cell is a gap; gaps at the beginning
-    and the end are dropped.
+    bars between cells. If a column holds dates (ISO 8601 in UTC or without a zone: 1958, 1958-03,
+    1958-03-29, 1958-03-29T06:00), or the first ones are year and month, they must rise, and rows
+    missing from their rhythm become gaps, weekends excepted where no row falls on one. An empty cell
+    is a gap; gaps at the beginning and the end are dropped.
 
     Parameters
     ----------
