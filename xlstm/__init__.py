@@ -10,11 +10,13 @@ from typing import Any
 from xlstm.backend import Backend, BackendError, backend, usable
 from xlstm.gradcheck import gradcheck
 from xlstm.layers.linear import Linear
-from xlstm.layers.recurrent import LSTM
+from xlstm.layers.recurrent import GRU, LSTM, RNN
 
 __version__ = "0.1.0"
 __all__ = [
+    "GRU",
     "LSTM",
+    "RNN",
     "Backend",
     "BackendError",
     "Linear",
@@ -24,6 +26,7 @@ __all__ = [
     "data",
     "estimators",
     "gradcheck",
+    "interop",
     "losses",
     "models",
     "optim",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 from xlstm.backend import Array
@@ -47,6 +47,16 @@ def positive(where: str, **sizes: Any) -> None:
             raise TypeError(f"{where}: {name} is {size!r}, expected a whole number")
         if size < 1:
             raise ValueError(f"{where}: {name} is {size}, expected 1 or more")
+
+
+def number(where: str, low: float, high: float, strict: bool = False, **values: Any) -> None:
+    """Raise unless every value is a number with low <= value < high, or low < value if `strict`."""
+    for name, value in values.items():
+        if not isinstance(value, int | float | Real) or isinstance(value, bool):
+            raise TypeError(f"{where}: {name} is {value!r}, expected a number")
+        above = low < float(value) if strict else low <= float(value)
+        if not (above and float(value) < high):
+            raise ValueError(f"{where}: {name} is {value}, expected {low} {'<' if strict else '<='} {name} < {high}")
 
 
 def _tuple(parts: Any) -> str:

@@ -18,12 +18,16 @@ Values = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 
 class Batch(NamedTuple):
-    """What one training step sees, time first. `fresh`: start from a zero state, not from the last one."""
+    """What one training step sees, time first. `fresh`: start from a zero state, not from the last one.
+
+    `lengths` (B,) are those of the sequences, where they differ; `mask` says which targets count.
+    """
 
     x: Values  # (T, B, D)
     target: np.ndarray[Any, Any]
     mask: np.ndarray[Any, Any] | None
     fresh: bool
+    lengths: np.ndarray[Any, Any] | None = None
 
 
 def carry_forward(values: Values) -> Values:

@@ -26,7 +26,7 @@ def gradcheck(
     inputs: tuple[Any, ...],
     *,
     directions: int = 2,
-    step: float = 3e-4,
+    step: float = 1e-4,
     tolerance: float = 1e-7,
     seed: int = 0,
 ) -> float:

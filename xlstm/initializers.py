@@ -7,29 +7,42 @@ from typing import Any
 
 import numpy as np
 
-Draw = Callable[["np.random.Generator", str, int, int, int], np.ndarray[Any, Any]]  # np.random loads on first use
+Values = np.ndarray[Any, Any]
 
 
-def _uniform(rng: np.random.Generator, kind: str, gates: int, H: int, D: int) -> np.ndarray[Any, Any]:
-    """U(-1/sqrt(H), 1/sqrt(H)) for every parameter, as `torch.nn.LSTM`."""
-    shape = {"Wx": (gates * H, D), "Wh": (gates * H, H), "b": (gates * H,)}[kind]
+def _uniform(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int) -> Values:
+    """U(-1/sqrt(H), 1/sqrt(H)) for every weight and bias, as `torch.nn.LSTM`."""
     return rng.uniform(-(H**-0.5), H**-0.5, shape)
 
 
-def _notebook(rng: np.random.Generator, kind: str, gates: int, H: int, D: int) -> np.ndarray[Any, Any]:
-    """Input weights N(0, 2/(D+H)), recurrent weights N(0, 1/H), both variances; bias zero."""
-    if kind == "b":
-        return np.zeros(gates * H)
-    if kind == "Wx":
-        return rng.normal(0.0, (2 / (D + H)) ** 0.5, (gates * H, D))
-    return rng.normal(0.0, H**-0.5, (gates * H, H))
+def _notebook(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int) -> Values:
+    """Input weights N(0, 2/(D+H)), recurrent weights N(0, 1/H), both variances; the rest zero."""
+    if name == "Wx":
+        return rng.normal(0.0, (2 / (shape[1] + H)) ** 0.5, shape)
+    return rng.normal(0.0, shape[1] ** -0.5, shape) if len(shape) == 2 else np.zeros(shape)
 
 
-RECURRENT: dict[str, Draw] = {"uniform": _uniform, "notebook": _notebook}
+def _glorot(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int) -> Values:
+    """Keras': U(-a, a), a^2 = 6/(D + G H) (Glorot & Bengio 2010), Wh orthogonal (Saxe et al. 2014), the rest zero."""
+    if name == "Wh":
+        q, r = np.linalg.qr(rng.standard_normal(shape))
+        return np.asarray(q * np.sign(np.diag(r)))
+    if len(shape) == 2:
+        limit = (6 / sum(shape)) ** 0.5
+        return rng.uniform(-limit, limit, shape)
+    return np.zeros(shape)
 
 
-def recurrent(name: str) -> Draw:
-    """The initialiser `name` of a recurrent layer: `draw(rng, "Wx" | "Wh" | "b", gates, H, D)`.
+def _lecun(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int) -> Values:
+    """Matrices N(0, 1/inputs) (LeCun et al. 1998), the rest zero."""
+    return rng.normal(0.0, shape[1] ** -0.5, shape) if len(shape) == 2 else np.zeros(shape)
+
+
+RECURRENT = {"uniform": _uniform, "glorot": _glorot, "lecun": _lecun, "notebook": _notebook}
+
+
+def recurrent(name: str) -> Callable[..., Values]:
+    """The initialiser `name` of a recurrent layer: `draw(rng, parameter, shape, H)`.
 
     Raises
     ------
@@ -41,7 +54,7 @@ def recurrent(name: str) -> Draw:
     return RECURRENT[name]
 
 
-def linear(rng: np.random.Generator, outputs: int, inputs: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def linear(rng: np.random.Generator, outputs: int, inputs: int) -> tuple[Values, Values]:
     """Weight (O, I) and bias (O,) of a linear layer from U(-1/sqrt(I), 1/sqrt(I)), as `torch.nn.Linear`."""
     bound = inputs**-0.5
     return rng.uniform(-bound, bound, (outputs, inputs)), rng.uniform(-bound, bound, outputs)

@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from xlstm import checks
-from xlstm.backend import Array, Backend, Params, Seed, backend_of, generator
+from xlstm.backend import Array, Backend, Params, Seed, backend_of, device_of, generator, namespace
 from xlstm.layers.linear import Linear
-from xlstm.layers.recurrent import LSTM, State
+from xlstm.layers.recurrent import GRU, LSTM, RNN
+from xlstm.layers.stack import Saved, State
 
 
 class SavedModel(NamedTuple):
     """What `SequenceModel.forward` keeps: the recurrent layer's `Saved`, and the head's."""
 
-    recurrent: Any
-    head: Any
+    recurrent: Saved
+    head: Array
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,15 @@ class SequenceModel:
 
     Parameters
     ----------
-    recurrent : LSTM
-        The layer.
+    recurrent : LSTM, GRU or RNN
+        The layer, or layers.
     output_size : int
         Width O of the prediction.
     last : bool
-        Predict once, from the hidden state after the last step, instead of at every step.
+        Predict once, from the last layer's final hidden state (of both directions), instead of at every step.
     """
 
-    recurrent: LSTM
+    recurrent: LSTM | GRU | RNN
     output_size: int
     last: bool = False
 
@@ -46,7 +47,7 @@ class SequenceModel:
     @property
     def head(self) -> Linear:
         """The linear layer from hidden state to prediction."""
-        return Linear(self.recurrent.hidden_size, self.output_size)
+        return Linear(self.recurrent.output_size, self.output_size)
 
     def init(self, seed: Seed = 0, backend: str | Backend | None = None, dtype: str | None = None) -> Params:
         """Draw initial parameters; see `LSTM.init`. The head is drawn after the layer."""
@@ -62,13 +63,24 @@ class SequenceModel:
         checks.params("SequenceModel", params, shapes)
 
     def forward(
-        self, params: Params, x: Array, state: State | None = None, train: bool = True
+        self,
+        params: Params,
+        x: Array,
+        state: State | None = None,
+        lengths: Any = None,
+        train: bool = True,
+        seed: Seed | None = None,
+        keep: bool | None = None,
     ) -> tuple[Array, State, SavedModel | None]:
-        """Predict from x (T, B, D): (T, B, O), or (B, O) with `last`; arguments as `LSTM.forward`."""
-        y, state, saved = self.recurrent.forward(_below("recurrent", params), x, state, train)
+        """Predict from x (T, B, D): (T, B, O), or (B, O) with `last`; arguments as `LSTM.forward`.
+
+        Past the end of a sequence the prediction is the head's bias.
+        """
+        y, state, saved = self.recurrent.forward(_below("recurrent", params), x, state, lengths, train, seed, keep)
         # The hidden state after the last step is the final state: its gradient goes in there.
-        prediction, head = self.head.forward(_below("head", params), state[0][0, ...] if self.last else y)
-        return prediction, state, SavedModel(saved, head) if train else None
+        seen = self._final(state[0]) if self.last else y
+        prediction, head = self.head.forward(_below("head", params), seen)
+        return prediction, state, None if saved is None else SavedModel(saved, head)
 
     def backward(
         self, params: Params, saved: SavedModel, dy: Array, dstate: State | None = None
@@ -76,12 +88,27 @@ class SequenceModel:
         """Gradients of params, x and the initial state from those of the prediction and final state."""
         grads, dh = self.head.backward(_below("head", params), saved.head, dy)
         if self.last:
-            dh = dh[None, ...]  # (1, B, H), the gradient of the final hidden state
-            others = dstate[1:] if dstate is not None else (None,) * (len(saved.recurrent.cell.STATES) - 1)
+            dh = self._final_bwd(dh)
+            others = dstate[1:] if dstate is not None else (None,) * (len(self.recurrent.STATES) - 1)
             dstate = (dh if dstate is None or dstate[0] is None else dstate[0] + dh, *others)
             dh = None
         below, dx, dstate = self.recurrent.backward(_below("recurrent", params), saved.recurrent, dh, dstate)
         return {**_prefixed("recurrent", below), **_prefixed("head", grads)}, dx, dstate
+
+    def _final(self, h: Array) -> Array:
+        """Final hidden states (L, B, P) -> those of the last layer side by side, (B, directions * P)."""
+        xp = namespace("SequenceModel", {"h": h})
+        last = h[h.shape[0] - len(self.recurrent.directions) :, ...]
+        return xp.reshape(xp.permute_dims(last, (1, 0, 2)), (h.shape[1], self.recurrent.output_size))
+
+    def _final_bwd(self, dh: Array) -> Array:
+        xp = namespace("SequenceModel", {"dh": dh})
+        directions, B = len(self.recurrent.directions), dh.shape[0]
+        last = xp.permute_dims(xp.reshape(dh, (B, directions, dh.shape[1] // directions)), (1, 0, 2))
+        rest = (self.recurrent.num_layers - 1) * directions
+        if rest == 0:
+            return last
+        return xp.concat((xp.zeros((rest, *last.shape[1:]), dtype=dh.dtype, device=device_of(dh)), last))
 
 
 def _below(prefix: str, params: Params) -> Params:

@@ -75,7 +75,7 @@ def train(
     Parameters
     ----------
     model : object
-        Has `forward(params, x, state, train) -> (y, state, saved)` and
+        Has `forward(params, x, state, lengths, train, seed) -> (y, state, saved)` and
         `backward(params, saved, dy) -> (grads, dx, dstate)`.
     params : dict of str to array
         Starting weights; not changed. Their library and device are used.
@@ -94,7 +94,7 @@ def train(
         Judge and return an exponential moving average of the weights with this decay, which is less
         noisy than the weights of any one step; 0 means the weights themselves.
     seed : int
-        Order of the batches.
+        Order of the batches, and masks of dropout and zoneout.
     progress : callable, optional
         Called after every step.
 
@@ -121,6 +121,7 @@ def train(
         raise ValueError("train: patience needs validation data")
     backend = backend_like(next(iter(params.values())))
     rng = generator(seed, stream=1)  # stream 0 drew the weights
+    masks = generator(seed, stream=2)
     optim_state = optimizer.init(params)
     losses: list[float] = []
     validations: list[float] = []
@@ -133,7 +134,9 @@ def train(
         for step, batch in enumerate(data.batches(rng), 1):
             x, target, mask = _to_device(backend, batch)
             with np.errstate(over="ignore", invalid="ignore"):  # found below, with a better message
-                y, state, saved = model.forward(params, x, None if batch.fresh else state, train=True)
+                y, state, saved = model.forward(
+                    params, x, None if batch.fresh else state, batch.lengths, train=True, seed=masks
+                )
                 value, dy = loss(y, target, mask)
                 grads, _, _ = model.backward(params, saved, dy)
                 norm = optim.global_norm(grads)
@@ -175,7 +178,7 @@ def evaluate(model: Any, params: Params, data: Batches, loss: Loss = mse) -> flo
     for batch in data.batches():
         x, target, mask = _to_device(backend, batch)
         with np.errstate(over="ignore", invalid="ignore"):  # the caller sees it in the result
-            y, state, _ = model.forward(params, x, None if batch.fresh else state, train=False)
+            y, state, _ = model.forward(params, x, None if batch.fresh else state, batch.lengths, train=False)
             value, _ = loss(y, target, mask)
         weight = float(batch.target.size if batch.mask is None else np.count_nonzero(batch.mask))
         total += weight * float(value)

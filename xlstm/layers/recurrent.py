@@ -1,62 +1,95 @@
-"""Recurrent layers."""
+"""Recurrent layers: LSTM, GRU and plain RNN, in stacks and in both directions."""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar
 
-from xlstm import checks, initializers, recurrence
+import numpy as np
+
+from xlstm import activations as functions
+from xlstm import checks, initializers
 from xlstm.backend import Array, Backend, Namespace, Params, Seed, backend_of, device_of, generator, namespace
-from xlstm.cells import lstm
-from xlstm.recurrence import Saved, Weights
+from xlstm.cells import gru, lstm, rnn
+from xlstm.layers import stack
+from xlstm.layers.ragged import Packing
+from xlstm.layers.stack import Rates, Saved, State
+from xlstm.recurrence import Cell
 
-State = tuple[Array, ...]
+MASKS = 2  # the stream of a seed that masks are drawn from; 0 draws weights, 1 orders batches
 
 
 @dataclass(frozen=True)
-class LSTM:
-    """A long short-term memory layer.
-
-    A frozen description that holds no arrays: `init` makes the parameters, a dict of
-    `0.Wx` (4H, D), `0.Wh` (4H, H) and `0.b` (4H,), rows in gate order i o f g.
-
-    Parameters
-    ----------
-    input_size : int
-        Width D of the input.
-    hidden_size : int
-        Width H of the hidden state.
-    batch_first : bool
-        x and y are (B, T, ...) instead of (T, B, ...). States and `saved` do not change.
-    initializer : {"uniform", "notebook"}
-        "uniform": U(-1/sqrt(H), 1/sqrt(H)), as `torch.nn.LSTM`. "notebook": input weights
-        N(0, 2/(D+H)), recurrent weights N(0, 1/H), zero bias.
-
-    Examples
-    --------
-    >>> import numpy as np, xlstm
-    >>> lstm = xlstm.LSTM(input_size=1, hidden_size=50)
-    >>> params = lstm.init(seed=0, backend="numpy")
-    >>> y, (h, c), saved = lstm.forward(params, np.ones((12, 3, 1), dtype="float32"))
-    >>> y.shape, h.shape, saved.gates.shape
-    ((12, 3, 50), (1, 3, 50), (12, 4, 3, 50))
-    """
+class Recurrent:
+    """What LSTM, GRU and RNN share; `LSTM` describes the options."""
 
     input_size: int
     hidden_size: int
+    num_layers: int = 1
+    _: KW_ONLY
+    bidirectional: bool = False
+    reverse: bool = False
     batch_first: bool = False
+    bias: bool = True
+    recurrent_bias: bool | None = None
+    dropout: float = 0.0
+    recurrent_dropout: float = 0.0
+    zoneout: float | tuple[float, ...] = 0.0
+    layer_norm: bool = False
+    clip: float | None = None
+    activations: str | tuple[str, ...] | None = None
     initializer: str = "uniform"
 
+    STATES: ClassVar[tuple[str, ...]] = ("h",)
+    ACTIVATIONS: ClassVar[tuple[str, ...]] = ()
+
     def __post_init__(self) -> None:
-        checks.positive("LSTM", input_size=self.input_size, hidden_size=self.hidden_size)
+        where = type(self).__name__
+        sizes = {"input_size": self.input_size, "hidden_size": self.hidden_size, "num_layers": self.num_layers}
+        checks.positive(where, **sizes)
         initializers.recurrent(self.initializer)
+        for name in ("dropout", "recurrent_dropout"):
+            checks.number(where, 0, 1, **{name: getattr(self, name)})
+        if self.clip is not None:
+            checks.number(where, 0, math.inf, strict=True, clip=self.clip)
+        if self.bidirectional and self.reverse:
+            raise ValueError(f"{where}: bidirectional and reverse exclude one another, both are True")
+        if self.dropout and self.num_layers == 1:
+            raise ValueError(f"{where}: dropout is {self.dropout} but acts between layers, and num_layers is 1")
+        if self.recurrent_bias is None:
+            object.__setattr__(self, "recurrent_bias", self.bias and self._needs_recurrent_bias())
+        if self.recurrent_bias and not self.bias:
+            raise ValueError(f"{where}: recurrent_bias and bias=False exclude one another")
+        object.__setattr__(self, "zoneout", self._zoneout(where))
+        object.__setattr__(self, "activations", self._activations(where))
 
     @functools.cached_property
     def shapes(self) -> dict[str, checks.Dims]:
         """Names and shapes of the parameters."""
-        D, H = self.input_size, self.hidden_size
-        return {"0.Wx": {"4H": 4 * H, "D": D}, "0.Wh": {"4H": 4 * H, "H": H}, "0.b": {"4H": 4 * H}}
+        found: dict[str, checks.Dims] = {}
+        for k in range(self.num_layers):
+            D = {"D": self.input_size} if k == 0 else {"directions*P": len(self.directions) * self.state_sizes[0]}
+            for direction in self.directions:
+                found |= {f"{k}.{direction}{name}": dims for name, dims in self._shapes(D).items()}
+        return found
+
+    @functools.cached_property
+    def directions(self) -> tuple[str, ...]:
+        """What stands before the last name of a parameter, by direction: "" or "reverse."."""
+        return ("", "reverse.") if self.bidirectional else ("reverse.",) if self.reverse else ("",)
+
+    @property
+    def state_sizes(self) -> tuple[int, ...]:
+        """Widths of the states of one layer and direction."""
+        return (self.hidden_size,) * len(self.STATES)
+
+    @property
+    def output_size(self) -> int:
+        """Width of y, that of all directions."""
+        return len(self.directions) * self.state_sizes[0]
 
     def init(self, seed: Seed = 0, backend: str | Backend | None = None, dtype: str | None = None) -> Params:
         """Draw initial parameters.
@@ -74,17 +107,26 @@ class LSTM:
         -------
         dict of str to array
         """
-        chosen = backend_of(backend, dtype)
-        draw, rng = initializers.recurrent(self.initializer), generator(seed)
+        chosen, rng = backend_of(backend, dtype), generator(seed)
         return {
-            name: chosen.asarray(draw(rng, name.rsplit(".", 1)[1], 4, self.hidden_size, self.input_size))
-            for name in self.shapes
+            name: chosen.asarray(self._draw(rng, name.rsplit(".", 1)[1], tuple(n for n in dims.values() if n)))
+            for name, dims in self.shapes.items()
         }
 
     def forward(
-        self, params: Params, x: Array, state: State | None = None, train: bool = True
+        self,
+        params: Params,
+        x: Array,
+        state: State | None = None,
+        lengths: Any = None,
+        train: bool = True,
+        seed: Seed | None = None,
+        keep: bool | None = None,
     ) -> tuple[Array, State, Saved | None]:
         """Run over a batch of sequences.
+
+        L is the number of layers times that of directions, P the width of h: `hidden_size`, or
+        `proj_size` where there is a projection.
 
         Parameters
         ----------
@@ -92,37 +134,54 @@ class LSTM:
             As from `init`.
         x : array (T, B, D)
             Input, or (B, T, D) with `batch_first`.
-        state : (h, c), each (1, B, H), optional
-            Initial state, zero by default.
+        state : tuple of arrays (L, B, P), (L, B, H), optional
+            Initial state, (h, c) of an LSTM and (h,) of others; layer by layer, forward before reverse.
+            Zero by default.
+        lengths : whole numbers (B,), optional
+            Lengths of the sequences, each from 0 to T, in any order; T by default. Steps past the end of a
+            sequence take no part: there y is zero, the final state is that at its own end, and the reverse
+            direction starts there.
         train : bool
-            Keep what `backward` needs. Without it `saved` is None and nothing is kept.
+            Draw the masks of dropout and zoneout, and keep what `backward` needs.
+        seed : int or numpy.random.Generator
+            Of the masks; needed only where there are some. Give every training step another seed, or one
+            generator to all of them.
+        keep : bool, optional
+            Keep what `backward` needs, by default as `train`. With `train=False, keep=True` gradients are
+            those of the model without masks.
 
         Returns
         -------
-        y : array (T, B, H)
-            Hidden state after every step, or (B, T, H) with `batch_first`.
-        state : (h, c), each (1, B, H)
+        y : array (T, B, directions * P)
+            Hidden state of the last layer after every step, or (B, T, ...) with `batch_first`.
+        state : tuple of arrays as `state`
             Final state.
         saved : Saved or None
-            What `backward` needs; `saved.gates`, `saved.c` and `saved.h` are every gate, cell state
-            and hidden state, time first. It refers to x and y: do not change those in place
-            before `backward`.
+            What `backward` needs, and every gate, cell state and hidden state of every layer, time first.
 
         Raises
         ------
         ValueError, TypeError
-            An array is missing, misshapen, or of another library, device or dtype than the rest.
+            An array is missing, misshapen, or of another library, device or dtype than the rest; lengths are
+            no whole numbers from 0 to T; a seed is needed and missing.
         """
-        checks.params("LSTM", params, self.shapes)
-        xp = namespace("LSTM", {"x": x, **params, **_named("state", state)})
+        where = type(self).__name__
+        checks.params(where, params, self.shapes)
+        xp = namespace(where, {"x": x, **params, **self._named("state", state)})
         outer = {"B": None, "T": None} if self.batch_first else {"T": None, "B": None}
-        checks.shape("LSTM", "x", x, {**outer, "D": self.input_size})
+        checks.shape(where, "x", x, {**outer, "D": self.input_size})
         x = self._swap(xp, x)
-        if x.shape[0] == 0:
-            raise ValueError("LSTM: x has no time steps, expected T of 1 or more")
-        start = self._columns(xp, "state", state, x.shape[1], like=x)
-        y, end, saved = recurrence.forward(xp, lstm, _weights(params), x, start, train)
-        return self._swap(xp, y), _rows(xp, end), saved
+        T, B, _ = x.shape
+        if T == 0:
+            raise ValueError(f"{where}: x has no time steps, expected T of 1 or more")
+        packing = Packing.of(where, lengths, T, B)
+        start = self._columns(xp, "state", state, packing, like=x)
+        rng = self._generator(seed) if train else None
+        keep = train if keep is None else keep
+        rows, ends, saved = stack.forward(
+            xp, self.cells, self.num_layers, params, packing.pack(xp, x), packing, start, self._rates, rng, keep
+        )
+        return self._swap(xp, packing.unpack(xp, rows)), _states(xp, ends, packing), saved
 
     def backward(
         self, params: Params, saved: Saved, dy: Array | None, dstate: Sequence[Array | None] | None = None
@@ -135,9 +194,10 @@ class LSTM:
             Those `forward` was given.
         saved : Saved
             From `forward`.
-        dy : array (T, B, H) or None
-            Gradient of the loss by y, or (B, T, H) with `batch_first`. None is zero.
-        dstate : (dh, dc), each (1, B, H), optional
+        dy : array (T, B, directions * P) or None
+            Gradient of the loss by y, or (B, T, ...) with `batch_first`. None is zero. Past the end of a
+            sequence it has no effect.
+        dstate : tuple of arrays as the state, optional
             Gradient by the final state. None, or None in place of one of them, is zero.
 
         Returns
@@ -145,68 +205,363 @@ class LSTM:
         grads : dict
             Gradients under the names and in the shapes of `params`.
         dx : array
-            In the shape of x.
-        dstate : (dh, dc), each (1, B, H)
+            In the shape of x; exactly zero past the end of a sequence.
+        dstate : tuple of arrays as the state
             Gradient by the initial state.
         """
+        where = type(self).__name__
         if not isinstance(saved, Saved):
-            raise TypeError("LSTM: backward needs what forward saved, and forward(train=False) saves nothing")
-        checks.params("LSTM", params, self.shapes)
-        checks.shape("LSTM", "x of saved", saved.x, {"T": None, "B": None, "D": self.input_size})
-        checks.shape("LSTM", "y of saved", saved.y, {"T": None, "B": None, "H": self.hidden_size})
+            raise TypeError(f"{where}: backward needs what forward saved, and forward(train=False) saves nothing")
+        checks.params(where, params, self.shapes)
+        packing, x = saved.packing, next(iter(saved.passes.values())).saved.x
+        self._check_saved(saved)
         given = {} if dy is None else {"dy": dy}
-        xp = namespace("LSTM", {"x": saved.x, **params, **given, **_named("dstate", dstate)})
-        T, B, _ = saved.x.shape
+        xp = namespace(where, {"x": x, **params, **given, **self._named("dstate", dstate)})
         if dy is not None:
-            outer = {"B": B, "T": T} if self.batch_first else {"T": T, "B": B}
-            checks.shape("LSTM", "dy", dy, {**outer, "H": self.hidden_size})
-            dy = self._swap(xp, dy)
-        end = self._columns(xp, "dstate", dstate, B, like=saved.x)
-        grads, dx, start = recurrence.backward(xp, _weights(params), saved, dy, end)
-        named = {f"0.{name}": grad for name, grad in grads._asdict().items()}
-        return named, self._swap(xp, dx), _rows(xp, start)
+            outer = {"B": packing.B, "T": packing.T} if self.batch_first else {"T": packing.T, "B": packing.B}
+            checks.shape(where, "dy", dy, {**outer, "H": self.output_size})
+            dy = packing.pack(xp, self._swap(xp, dy))
+        end = self._columns(xp, "dstate", dstate, packing, like=x)
+        grads, dx, starts = stack.backward(xp, params, saved, dy, end)
+        return grads, self._swap(xp, packing.unpack(xp, dx)), _states(xp, starts, packing)
 
     def step(self, params: Params, x: Array, state: State | None = None) -> tuple[Array, State]:
-        """One time step, for streaming: x (B, D) and the state before -> y (B, H) and the state after."""
-        xp = namespace("LSTM", {"x": x})
-        checks.shape("LSTM", "x", x, {"B": None, "D": self.input_size})
+        """One time step, for streaming: x (B, D) and the state before -> y (B, P) and the state after.
+
+        Raises
+        ------
+        ValueError
+            The layer has a reverse direction, which begins at the end of the sequence.
+        """
+        where = type(self).__name__
+        if self.directions != ("",):
+            raise ValueError(f"{where}: step goes forward in time, the reverse direction needs the whole sequence")
+        xp = namespace(where, {"x": x})
+        checks.shape(where, "x", x, {"B": None, "D": self.input_size})
         time = 1 if self.batch_first else 0
         y, state, _ = self.forward(params, xp.expand_dims(x, axis=time), state, train=False)
         return xp.squeeze(y, axis=time), state
+
+    @functools.cached_property
+    def cells(self) -> dict[str, Cell]:
+        """The cell of each direction."""
+        chosen = self.activations or self.ACTIVATIONS * len(self.directions)
+        n = len(self.ACTIVATIONS)
+        return {name: self._cell(tuple(chosen[n * k : n * (k + 1)])) for k, name in enumerate(self.directions)}
+
+    def _cell(self, activations: tuple[str, ...]) -> Cell:
+        raise NotImplementedError
+
+    def _needs_recurrent_bias(self) -> bool:
+        """Whether a bias of Wh h is anything that one of Wx x is not."""
+        return False
+
+    def _shapes(self, D: dict[str, int]) -> dict[str, checks.Dims]:
+        """Parameters of one layer and direction with an input of width D."""
+        G, H = self._gates, self.hidden_size
+        rows = {f"{G}H" if G > 1 else "H": G * H}
+        found: dict[str, checks.Dims] = {"Wx": {**rows, **D}}
+        found["Wh"] = {**rows, "H" if G > 1 and self.state_sizes[0] == H else "P": self.state_sizes[0]}
+        if self.bias:
+            found["b"] = rows
+        if self.recurrent_bias:
+            found["bh"] = rows
+        if self.layer_norm:
+            found |= {"gx": rows, "gh": rows}
+        return found
+
+    @functools.cached_property
+    def _gates(self) -> int:
+        return len(next(iter(self.cells.values())).GATES)
+
+    @functools.cached_property
+    def _rates(self) -> Rates:
+        assert isinstance(self.zoneout, tuple)
+        return Rates(self.dropout, self.recurrent_dropout, self.zoneout)
+
+    def _generator(self, seed: Seed | None) -> np.random.Generator | None:
+        rates = self._rates
+        if not (rates.dropout or rates.recurrent or any(rates.zoneout)):
+            return None
+        if seed is None:
+            raise ValueError(
+                f"{type(self).__name__}: dropout and zoneout draw masks while training, so forward needs a seed; "
+                "train=False draws none"
+            )
+        return generator(seed, stream=MASKS)
+
+    def _draw(self, rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Any:
+        """The initial value of a parameter."""
+        if name in ("gx", "gh", "gc"):
+            return np.ones(shape)
+        if name == "bc":
+            return np.zeros(shape)
+        return initializers.recurrent(self.initializer)(rng, name, shape, self.hidden_size)
+
+    def _zoneout(self, where: str) -> tuple[float, ...]:
+        given = self.zoneout if isinstance(self.zoneout, tuple | list) else (self.zoneout,) * len(self.STATES)
+        if len(given) != len(self.STATES):
+            raise ValueError(f"{where}: zoneout has {len(given)} rates, expected those of {', '.join(self.STATES)}")
+        for rate in given:
+            checks.number(where, 0, 1, zoneout=rate)
+        return tuple(float(rate) for rate in given)
+
+    def _activations(self, where: str) -> tuple[str, ...] | None:
+        if self.activations is None:
+            return None
+        given = (self.activations,) if isinstance(self.activations, str) else tuple(self.activations)
+        n, directions = len(self.ACTIVATIONS), len(self.directions)
+        if len(given) not in (n, n * directions):
+            counts = f"{n}" if directions == 1 else f"{n}, or {n * directions} for both directions"
+            raise ValueError(f"{where}: activations has {len(given)} names, expected {counts}")
+        chosen = tuple(functions.canonical(text) for text in given) * (n * directions // len(given))
+        return None if chosen == self.ACTIVATIONS * directions else chosen
+
+    def _check_saved(self, saved: Saved) -> None:
+        where, names = (
+            type(self).__name__,
+            [f"{k}.{d}".rstrip(".") for k in range(self.num_layers) for d in self.directions],
+        )
+        if list(saved.passes) != names:
+            raise ValueError(f"{where}: saved is of layers {', '.join(saved.passes)}, expected {', '.join(names)}")
+        first = saved.passes[names[0]].saved
+        checks.shape(where, "x of saved", first.x, {"rows": None, "D": self.input_size})
+        checks.shape(where, "y of saved", first.y, {"rows": None, "H": self.state_sizes[0]})
 
     def _swap(self, xp: Namespace, array: Array) -> Array:
         """Between the user's order of time and batch and (T, B, ...)."""
         return xp.permute_dims(array, (1, 0, 2)) if self.batch_first else array
 
-    def _columns(
-        self, xp: Namespace, name: str, state: Sequence[Array | None] | None, B: int, like: Array
-    ) -> list[Array]:
-        """States (1, B, H), missing ones zero, as the recurrence has them: (H, B)."""
-        H = self.hidden_size
-        zero = xp.zeros((H, B), dtype=like.dtype, device=device_of(like))
+    def _named(self, what: str, state: Sequence[Array | None] | None) -> dict[str, Array]:
+        """The arrays of a state that are there, by name, for errors."""
         if state is None:
-            return [zero] * len(lstm.STATES)
-        if len(state) != len(lstm.STATES):
-            raise ValueError(f"LSTM: {name} has {len(state)} arrays, expected ({', '.join(lstm.STATES)})")
-        for key, array in zip(lstm.STATES, state, strict=True):
+            return {}
+        if not isinstance(state, tuple | list):
+            raise TypeError(
+                f"{type(self).__name__}: {what} is a {type(state).__name__}, "
+                f"expected a tuple ({', '.join(self.STATES)}{',' if len(self.STATES) == 1 else ''})"
+            )
+        pairs = zip(self.STATES, state, strict=False)
+        return {f"{what} {name}": array for name, array in pairs if array is not None}
+
+    def _columns(
+        self, xp: Namespace, name: str, state: Sequence[Array | None] | None, packing: Packing, like: Array
+    ) -> list[list[Array]]:
+        """States (L, B, H), missing ones zero, as the recurrence has them: (H, B) for each layer and direction."""
+        where, L = type(self).__name__, self.num_layers * len(self.directions)
+        if state is None:
+            state = [None] * len(self.STATES)
+        if len(state) != len(self.STATES):
+            raise ValueError(f"{where}: {name} has {len(state)} arrays, expected ({', '.join(self.STATES)})")
+        found: list[list[Array]] = [[] for _ in range(L)]
+        for key, array, H in zip(self.STATES, state, self.state_sizes, strict=True):
             if array is not None:
-                checks.shape("LSTM", f"{name} {key}", array, {"1": 1, "B": B, "H": H})
-        # Copies: the caller may reuse the arrays before `backward`.
-        return [zero if array is None else xp.asarray(array[0, ...].T, copy=True) for array in state]
+                checks.shape(where, f"{name} {key}", array, {"layers*directions": L, "B": packing.B, "H": H})
+                # Copies: the caller may reuse the arrays before `backward`.
+                for k in range(L):
+                    found[k].append(packing.sort(xp, xp.asarray(array[k, ...].T, copy=True)))
+                continue
+            zero = xp.zeros((H, packing.B), dtype=like.dtype, device=device_of(like))
+            for columns in found:
+                columns.append(zero)
+        return found
 
 
-def _named(what: str, state: Sequence[Array | None] | None) -> dict[str, Array]:
-    """The arrays of a state that are there, by name, for errors."""
-    if state is None:
-        return {}
-    if not isinstance(state, tuple | list):
-        raise TypeError(f"LSTM: {what} is a {type(state).__name__}, expected a tuple ({', '.join(lstm.STATES)})")
-    return {f"{what} {name}": array for name, array in zip(lstm.STATES, state, strict=False) if array is not None}
+def _states(xp: Namespace, columns: Sequence[Sequence[Array]], packing: Packing) -> State:
+    """(H, B) of each layer and direction -> (L, B, H)."""
+    rows = [[packing.unsort(xp, s).T for s in one] for one in zip(*columns, strict=True)]
+    return tuple(one[0][None, ...] if len(one) == 1 else xp.stack(one) for one in rows)
 
 
-def _rows(xp: Namespace, columns: Sequence[Array]) -> State:
-    return tuple(array.T[None, ...] for array in columns)
+@dataclass(frozen=True, kw_only=True)
+class LSTM(Recurrent):
+    """Long short-term memory: one layer or several, in one direction or both.
+
+    A frozen description that holds no arrays: `init` makes the parameters, a dict. Of layer k they are
+    `{k}.Wx` (4H, D), `{k}.Wh` (4H, P) and `{k}.b` (4H,), rows in gate order i o f g, and under
+    `{k}.reverse.` those of the reverse direction. Options add `bh` (4H,), `Whr` (P, H), `p` (3H,) in
+    order i o f, `gx`, `gh` (4H,), and `gc`, `bc` (H,).
+
+    Parameters
+    ----------
+    input_size : int
+        Width D of the input.
+    hidden_size : int
+        Width H of the cell, and of the hidden state where there is no projection.
+    num_layers : int
+        Layers above each other; each sees the hidden states of the one below, of both directions.
+    bidirectional : bool
+        Run in both directions of time. y has the forward hidden states first.
+    reverse : bool
+        Run in the reverse direction only. y keeps its places in time.
+    batch_first : bool
+        x and y are (B, T, ...) instead of (T, B, ...). States and `saved` do not change.
+    bias, recurrent_bias : bool
+        Whether there is a bias `b` of Wx x, and another one, `bh`, of Wh h. By default the second is there
+        only where it is not redundant: in a GRU with `reset_after`. PyTorch and ONNX always have both.
+    dropout : float
+        Rate of dropout between layers.
+    recurrent_dropout : float
+        Rate of dropout of h before Wh, with one mask for all steps (Gal & Ghahramani 2016).
+    zoneout : float or (float, float)
+        Rate at which units of h and of c keep their old value (Krueger et al. 2017); outside training
+        its expectation.
+    layer_norm : bool
+        Normalise Wx x, Wh h and, in an LSTM, the cell (Ba et al. 2016, eqs. 20 to 22).
+    clip : float, optional
+        Bound of the pre-activations of gates, as ONNX has it.
+    activations : str or tuple of str, optional
+        Of the gates, the candidate and the output, by default ("sigmoid", "tanh", "tanh"); of a GRU the
+        gates and the candidate; of an RNN one. Twice as many where the directions differ. Known are the
+        names in `xlstm.activations.GATES`, with parameters as in "hard_sigmoid(0.2, 0.5)".
+    initializer : {"uniform", "glorot", "lecun", "notebook"}
+        "uniform": U(-1/sqrt(H), 1/sqrt(H)), as `torch.nn.LSTM`. "glorot": Glorot's uniform for inputs,
+        orthogonal Wh, zero bias but 1 for the forget gate, as Keras. "lecun": N(0, 1/inputs), zero bias.
+        "notebook": input weights N(0, 2/(D+H)), recurrent weights N(0, 1/H), zero bias.
+    proj_size : int
+        Width P of a linear projection of the hidden state (Sak et al. 2014), as `torch.nn.LSTM`; 0 for none.
+    peepholes : bool
+        Gates i and f see the old cell state, o sees the new one (Gers & Schmidhuber 2000).
+    coupled_input_forget : bool
+        f = 1 - i, so that there are three gates, i o g (Greff et al. 2017).
+    cell_clip : float, optional
+        Bound of the cell state.
+    forget_bias : float, optional
+        Initial bias of the forget gate (Jozefowicz et al. 2015), by default what the initializer gives.
+
+    Examples
+    --------
+    >>> import numpy as np, xlstm
+    >>> lstm = xlstm.LSTM(input_size=1, hidden_size=50)
+    >>> params = lstm.init(seed=0, backend="numpy")
+    >>> y, (h, c), saved = lstm.forward(params, np.ones((12, 3, 1), dtype="float32"))
+    >>> y.shape, h.shape, saved.gates.shape
+    ((12, 3, 50), (1, 3, 50), (12, 4, 3, 50))
+
+    Two layers in both directions, over sequences of different lengths:
+
+    >>> lstm = xlstm.LSTM(1, 50, 2, bidirectional=True)
+    >>> x = np.ones((12, 3, 1), dtype="float32")
+    >>> y, (h, c), saved = lstm.forward(lstm.init(backend="numpy"), x, lengths=[7, 12, 0])
+    >>> y.shape, h.shape, saved["1.reverse"].c.shape
+    ((12, 3, 100), (4, 3, 50), (12, 3, 50))
+    """
+
+    proj_size: int = 0
+    peepholes: bool = False
+    coupled_input_forget: bool = False
+    cell_clip: float | None = None
+    forget_bias: float | None = None
+
+    STATES = ("h", "c")
+    ACTIVATIONS = ("sigmoid", "tanh", "tanh")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.proj_size:
+            checks.positive("LSTM", proj_size=self.proj_size)
+            if self.proj_size >= self.hidden_size:
+                raise ValueError(
+                    f"LSTM: proj_size is {self.proj_size}, expected less than hidden_size, {self.hidden_size}"
+                )
+        if self.cell_clip is not None:
+            checks.number("LSTM", 0, math.inf, strict=True, cell_clip=self.cell_clip)
+        if self.forget_bias is not None:
+            checks.number("LSTM", -math.inf, math.inf, strict=True, forget_bias=self.forget_bias)
+            for option in ("coupled_input_forget", "bias"):
+                if getattr(self, option) is (option == "coupled_input_forget"):
+                    raise ValueError(f"LSTM: forget_bias and {option}={getattr(self, option)} exclude one another")
+
+    @property
+    def state_sizes(self) -> tuple[int, ...]:
+        """Widths of h and c."""
+        return self.proj_size or self.hidden_size, self.hidden_size
+
+    def _cell(self, activations: tuple[str, ...]) -> Cell:
+        return lstm.Cell(activations, self.clip, self.coupled_input_forget, self.cell_clip)
+
+    def _shapes(self, D: dict[str, int]) -> dict[str, checks.Dims]:
+        H, found = self.hidden_size, super()._shapes(D)
+        if self.proj_size:
+            found["Whr"] = {"P": self.proj_size, "H": H}
+        if self.peepholes:
+            looking = self._gates - 1
+            found["p"] = {f"{looking}H": looking * H}
+        if self.layer_norm:
+            found |= {"gc": {"H": H}, "bc": {"H": H}}
+        return found
+
+    def _draw(self, rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Any:
+        values = super()._draw(rng, name, shape)
+        forget_bias = self.forget_bias
+        if forget_bias is None and self.initializer == "glorot" and not self.coupled_input_forget:
+            forget_bias = 1.0
+        if forget_bias is not None and name in ("b", "bh"):
+            H = self.hidden_size
+            values[2 * H : 3 * H] = forget_bias if name == "b" else 0.0
+        return values
 
 
-def _weights(params: Params) -> Weights:
-    return Weights(params["0.Wx"], params["0.Wh"], params["0.b"])
+@dataclass(frozen=True, kw_only=True)
+class GRU(Recurrent):
+    """Gated recurrent units (Cho et al. 2014): options as of `LSTM`, and one of its own.
+
+    Parameters are `{k}.Wx` (3H, D), `{k}.Wh` (3H, H) and `{k}.b` (3H,), with `reset_after` also `{k}.bh`
+    (3H,), rows in gate order z r n; h = (1 - z) n + z h0.
+
+    Parameters
+    ----------
+    reset_after : bool
+        Apply the reset gate to the product, n = tanh(Wx x + b + r (Wh h0 + bh)), as cuDNN, PyTorch and by
+        default Keras do, instead of to the state, n = tanh(Wx x + b + Wh (r h0)), as the paper and by
+        default ONNX do. Without it there is no layer_norm.
+
+    Examples
+    --------
+    >>> import numpy as np, xlstm
+    >>> gru = xlstm.GRU(3, 8, num_layers=2)
+    >>> y, (h,), saved = gru.forward(gru.init(backend="numpy"), np.ones((12, 5, 3), dtype="float32"))
+    >>> y.shape, h.shape, saved["1"].gates.shape
+    ((12, 5, 8), (2, 5, 8), (12, 3, 5, 8))
+    """
+
+    reset_after: bool = True
+
+    ACTIVATIONS = ("sigmoid", "tanh")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layer_norm and not self.reset_after:
+            raise ValueError("GRU: layer_norm and reset_after=False exclude one another")
+
+    def _needs_recurrent_bias(self) -> bool:
+        return self.reset_after
+
+    def _cell(self, activations: tuple[str, ...]) -> Cell:
+        return (gru.Cell if self.reset_after else gru.ResetBefore)(activations, self.clip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RNN(Recurrent):
+    """A plain recurrent layer (Elman 1990), h = tanh(Wx x + Wh h0 + b): options as of `LSTM`.
+
+    Parameters are `{k}.Wx` (H, D), `{k}.Wh` (H, H) and `{k}.b` (H,).
+
+    Parameters
+    ----------
+    activations : str
+        "tanh" by default, "relu", or another of `xlstm.activations.GATES`.
+
+    Examples
+    --------
+    >>> import numpy as np, xlstm
+    >>> rnn = xlstm.RNN(3, 8, activations="relu")
+    >>> y, (h,), saved = rnn.forward(rnn.init(backend="numpy"), np.ones((12, 5, 3), dtype="float32"))
+    >>> y.shape, h.shape
+    ((12, 5, 8), (1, 5, 8))
+    """
+
+    ACTIVATIONS = ("tanh",)
+
+    def _cell(self, activations: tuple[str, ...]) -> Cell:
+        return rnn.Cell(activations, self.clip)

@@ -1,0 +1,196 @@
+"""Layers above each other, each in one or both directions, over a packed batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from xlstm import bptt, recurrence
+from xlstm.backend import Array, Namespace, Params, like
+from xlstm.layers.ragged import Packing
+from xlstm.recurrence import Cell, Noise
+
+State = tuple[Array, ...]
+
+
+class Rates(NamedTuple):
+    """Probabilities of dropout between layers, of recurrent dropout, and of zoneout of h and c."""
+
+    dropout: float = 0.0
+    recurrent: float = 0.0
+    zoneout: tuple[float, ...] = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one layer and direction did, for `backward` and for reading; time first, in the order of time."""
+
+    packing: Packing
+    reverse: bool
+    saved: recurrence.Saved
+
+    @property
+    def gates(self) -> Array:
+        """Value of every gate at every step, in the order of the cell's GATES, (T, G, B, H)."""
+        return self.saved.xp.permute_dims(self._steps(self.saved.gates), (0, 2, 1, 3))
+
+    @property
+    def h(self) -> Array:
+        """Hidden state after every step, (T, B, H)."""
+        return self._steps(self.saved.state("h"))
+
+    @property
+    def c(self) -> Array:
+        """Cell state after every step, (T, B, H)."""
+        return self._steps(self.saved.state("c"))
+
+    def _steps(self, rows: Array) -> Array:
+        xp = self.saved.xp
+        return self.packing.unpack(xp, self.packing.mirror(xp, rows) if self.reverse else rows)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a forward pass keeps for the backward pass, readable by name.
+
+    `saved["1.reverse"].gates` is every gate at every step of the second layer's reverse direction, `.c`
+    and `.h` are every cell and hidden state. With one layer and direction, `saved.gates`, `saved.c` and
+    `saved.h` will do. Past the end of a sequence they are zero.
+
+    It refers to the arrays `x` and `y` of the call: do not change those in place before `backward`.
+    """
+
+    packing: Packing
+    passes: dict[str, Pass]
+    masks: list[Array | None]  # of dropout, of the input of each layer
+
+    def __getitem__(self, name: str) -> Pass:
+        if name not in self.passes:
+            raise KeyError(f"saved: there is no layer {name!r}, only {', '.join(self.passes)}")
+        return self.passes[name]
+
+    @property
+    def gates(self) -> Array:
+        """As of the only layer and direction, (T, G, B, H)."""
+        return self._only("gates").gates
+
+    @property
+    def h(self) -> Array:
+        """As of the only layer and direction, (T, B, H)."""
+        return self._only("h").h
+
+    @property
+    def c(self) -> Array:
+        """As of the only layer and direction, (T, B, H)."""
+        return self._only("c").c
+
+    def _only(self, what: str) -> Pass:
+        if len(self.passes) > 1:
+            names = ", ".join(f"saved[{name!r}].{what}" for name in self.passes)
+            raise AttributeError(f"saved: there are several layers or directions, say {names}")
+        return next(iter(self.passes.values()))
+
+
+def forward(
+    xp: Namespace,
+    cells: dict[str, Cell],
+    layers: int,
+    params: Params,
+    rows: Array,
+    packing: Packing,
+    state: Sequence[Sequence[Array]],
+    rates: Rates,
+    rng: np.random.Generator | None,
+    keep: bool,
+) -> tuple[Array, list[tuple[Array, ...]], Saved | None]:
+    """Run packed rows (N, D) through a stack: y (N, directions * P), final states and Saved.
+
+    `cells` has the cell of each direction by name, "" or "reverse". States are given and returned for each
+    layer and direction in turn, each (H, B) in the packed order. With `rng` masks are drawn, without it
+    zoneout is its expectation.
+    """
+    passes: dict[str, Pass] = {}
+    masks: list[Array | None] = []
+    ends: list[tuple[Array, ...]] = []
+    for k in range(layers):
+        mask = _dropout(rng, rates.dropout if k else 0.0, tuple(rows.shape), rows)
+        masks.append(mask)
+        if mask is not None:
+            rows = rows * mask
+        outputs = []
+        for direction, cell in cells.items():
+            w = below(f"{k}.{direction}", params)
+            start = state[len(ends)]
+            noise = _noise(xp, packing, rates, rng, start, rows)
+            x = packing.mirror(xp, rows) if direction else rows
+            y, end, saved = recurrence.forward(xp, cell, w, x, packing.runs, start, noise, keep)
+            ends.append(end)
+            outputs.append(packing.mirror(xp, y) if direction else y)
+            if saved is not None:
+                passes[f"{k}.{direction}".rstrip(".")] = Pass(packing, bool(direction), saved)
+        rows = outputs[0] if len(outputs) == 1 else xp.concat(outputs, axis=1)
+    return rows, ends, Saved(packing, passes, masks) if keep else None
+
+
+def backward(
+    xp: Namespace, params: Params, saved: Saved, dy: Array | None, dstate: Sequence[Sequence[Array]]
+) -> tuple[Params, Array, list[tuple[Array, ...]]]:
+    """Gradients of the parameters, of the packed rows and of the initial states, from those of y and the final ones."""
+    packing = saved.packing
+    grads: Params = {}
+    starts: list[tuple[Array, ...]] = [()] * len(dstate)
+    names = list(saved.passes)
+    directions = len(names) // len(saved.masks)
+    for k in reversed(range(len(saved.masks))):
+        dx = None
+        for d in range(directions):
+            at = k * directions + d
+            one = saved.passes[names[at]]
+            width = one.saved.y.shape[1]
+            part = None if dy is None else dy[:, d * width : (d + 1) * width]
+            if part is not None and one.reverse:
+                part = packing.mirror(xp, part)
+            w = below(f"{names[at]}.", params)
+            gradients, below_x, starts[at] = bptt.backward(xp, w, one.saved, part, dstate[at])
+            grads |= {f"{names[at]}.{name}": g for name, g in gradients.items()}
+            if one.reverse:
+                below_x = packing.mirror(xp, below_x)
+            dx = below_x if dx is None else dx + below_x
+        mask = saved.masks[k]
+        dy = dx if mask is None else dx * mask
+    return {name: grads[name] for name in params}, dy, starts
+
+
+def below(prefix: str, params: Params) -> Params:
+    """Parameters whose names begin with `prefix`, under the rest of their names, none of them dotted."""
+    found = {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}
+    return {name: p for name, p in found.items() if "." not in name}
+
+
+def _noise(
+    xp: Namespace,
+    packing: Packing,
+    rates: Rates,
+    rng: np.random.Generator | None,
+    start: Sequence[Array],
+    rows: Array,
+) -> Noise:
+    """Masks of one layer and direction; drawn for the batch in its own order, or over packed rows."""
+    P, B = start[0].shape
+    drop = _dropout(rng, rates.recurrent, (B, P), rows)
+    stay: list[Array | float | None] = []
+    for rate, s in zip(rates.zoneout, start, strict=False):
+        shape = (rows.shape[0], s.shape[0])
+        drawn = None if rng is None or not rate else like(rng.random(shape, dtype=np.float32) < rate, rows)
+        stay.append((rate or None) if drawn is None else drawn)
+    return Noise(None if drop is None else packing.sort(xp, drop.T), (*stay, None)[:2])
+
+
+def _dropout(rng: np.random.Generator | None, rate: float, shape: tuple[int, ...], array: Array) -> Array | None:
+    """Zero with probability `rate`, else 1 / (1 - rate)."""
+    if rng is None or not rate:
+        return None
+    return like((rng.random(shape, dtype=np.float32) >= rate) / (1 - rate), array)
