@@ -108,6 +108,6 @@ def test_initialisation():
         w = params[f"0.{name}"]
         assert abs(w.mean()) < 5 * (variance / w.size) ** 0.5
         assert abs(w.var() / variance - 1) < 5 * (2 / w.size) ** 0.5
-        assert draw(np.random.default_rng(0), name, 4, H, D).shape == w.shape
+        assert draw(np.random.default_rng(0), name, w.shape, H).shape == w.shape
     w = params["0.Wh"].ravel() / H**-0.5  # normal, not uniform: share beyond two standard deviations
     assert abs(np.mean(np.abs(w) > 2) - 0.0455) < 0.005

@@ -45,6 +45,11 @@ class SequenceModel:
         return self.recurrent.batch_first
 
     @property
+    def random(self) -> bool:
+        """Whether `forward` draws masks while training, and so needs a seed."""
+        return self.recurrent.random
+
+    @property
     def head(self) -> Linear:
         """The linear layer from hidden state to prediction."""
         return Linear(self.recurrent.output_size, self.output_size)
@@ -67,8 +72,9 @@ class SequenceModel:
         params: Params,
         x: Array,
         state: State | None = None,
-        lengths: Any = None,
         train: bool = True,
+        *,
+        lengths: Any = None,
         seed: Seed | None = None,
         keep: bool | None = None,
     ) -> tuple[Array, State, SavedModel | None]:
@@ -76,7 +82,9 @@ class SequenceModel:
 
         Past the end of a sequence the prediction is the head's bias.
         """
-        y, state, saved = self.recurrent.forward(_below("recurrent", params), x, state, lengths, train, seed, keep)
+        y, state, saved = self.recurrent.forward(
+            _below("recurrent", params), x, state, train, lengths=lengths, seed=seed, keep=keep
+        )
         # The hidden state after the last step is the final state: its gradient goes in there.
         seen = self._final(state[0]) if self.last else y
         prediction, head = self.head.forward(_below("head", params), seen)

@@ -75,8 +75,9 @@ def train(
     Parameters
     ----------
     model : object
-        Has `forward(params, x, state, lengths, train, seed) -> (y, state, saved)` and
-        `backward(params, saved, dy) -> (grads, dx, dstate)`.
+        Has `forward(params, x, state, train) -> (y, state, saved)` and
+        `backward(params, saved, dy) -> (grads, dx, dstate)`. `forward` is given `lengths` too where the
+        batches have them, and a `seed` where the model says that it is `random`.
     params : dict of str to array
         Starting weights; not changed. Their library and device are used.
     data, validation : Batches
@@ -121,7 +122,7 @@ def train(
         raise ValueError("train: patience needs validation data")
     backend = backend_like(next(iter(params.values())))
     rng = generator(seed, stream=1)  # stream 0 drew the weights
-    masks = generator(seed, stream=2)
+    random = {"seed": generator(seed, stream=2)} if getattr(model, "random", False) else {}
     optim_state = optimizer.init(params)
     losses: list[float] = []
     validations: list[float] = []
@@ -135,7 +136,7 @@ def train(
             x, target, mask = _to_device(backend, batch)
             with np.errstate(over="ignore", invalid="ignore"):  # found below, with a better message
                 y, state, saved = model.forward(
-                    params, x, None if batch.fresh else state, batch.lengths, train=True, seed=masks
+                    params, x, None if batch.fresh else state, train=True, **_options(batch, random)
                 )
                 value, dy = loss(y, target, mask)
                 grads, _, _ = model.backward(params, saved, dy)
@@ -178,7 +179,7 @@ def evaluate(model: Any, params: Params, data: Batches, loss: Loss = mse) -> flo
     for batch in data.batches():
         x, target, mask = _to_device(backend, batch)
         with np.errstate(over="ignore", invalid="ignore"):  # the caller sees it in the result
-            y, state, _ = model.forward(params, x, None if batch.fresh else state, batch.lengths, train=False)
+            y, state, _ = model.forward(params, x, None if batch.fresh else state, train=False, **_options(batch))
             value, _ = loss(y, target, mask)
         weight = float(batch.target.size if batch.mask is None else np.count_nonzero(batch.mask))
         total += weight * float(value)
@@ -194,6 +195,11 @@ def _check_order(model: Any) -> None:
 def _to_device(backend: Backend, batch: Batch) -> tuple[Array, Array, Array | None]:
     mask = None if batch.mask is None else backend.asarray(batch.mask)
     return backend.asarray(batch.x), backend.asarray(batch.target), mask
+
+
+def _options(batch: Batch, random: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What only some batches and models need."""
+    return {**(random or {}), **({} if batch.lengths is None else {"lengths": batch.lengths})}
 
 
 def _diagnosis(epoch: int, step: int, loss: float, params: Params, grads: Params) -> str:

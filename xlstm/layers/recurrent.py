@@ -91,6 +91,11 @@ class Recurrent:
         """Width of y, that of all directions."""
         return len(self.directions) * self.state_sizes[0]
 
+    @property
+    def random(self) -> bool:
+        """Whether `forward` draws masks while training, and so needs a seed."""
+        return bool(self.dropout or self.recurrent_dropout or any(self._rates.zoneout))
+
     def init(self, seed: Seed = 0, backend: str | Backend | None = None, dtype: str | None = None) -> Params:
         """Draw initial parameters.
 
@@ -118,8 +123,9 @@ class Recurrent:
         params: Params,
         x: Array,
         state: State | None = None,
-        lengths: Any = None,
         train: bool = True,
+        *,
+        lengths: Any = None,
         seed: Seed | None = None,
         keep: bool | None = None,
     ) -> tuple[Array, State, Saved | None]:
@@ -137,12 +143,12 @@ class Recurrent:
         state : tuple of arrays (L, B, P), (L, B, H), optional
             Initial state, (h, c) of an LSTM and (h,) of others; layer by layer, forward before reverse.
             Zero by default.
+        train : bool
+            Draw the masks of dropout and zoneout, and keep what `backward` needs.
         lengths : whole numbers (B,), optional
             Lengths of the sequences, each from 0 to T, in any order; T by default. Steps past the end of a
             sequence take no part: there y is zero, the final state is that at its own end, and the reverse
             direction starts there.
-        train : bool
-            Draw the masks of dropout and zoneout, and keep what `backward` needs.
         seed : int or numpy.random.Generator
             Of the masks; needed only where there are some. Give every training step another seed, or one
             generator to all of them.
@@ -280,8 +286,7 @@ class Recurrent:
         return Rates(self.dropout, self.recurrent_dropout, self.zoneout)
 
     def _generator(self, seed: Seed | None) -> np.random.Generator | None:
-        rates = self._rates
-        if not (rates.dropout or rates.recurrent or any(rates.zoneout)):
+        if not self.random:
             return None
         if seed is None:
             raise ValueError(
@@ -325,8 +330,8 @@ class Recurrent:
         if list(saved.passes) != names:
             raise ValueError(f"{where}: saved is of layers {', '.join(saved.passes)}, expected {', '.join(names)}")
         first = saved.passes[names[0]].saved
-        checks.shape(where, "x of saved", first.x, {"rows": None, "D": self.input_size})
-        checks.shape(where, "y of saved", first.y, {"rows": None, "H": self.state_sizes[0]})
+        checks.shape(where, "x of saved", first.x, {"T*B": None, "D": self.input_size})
+        checks.shape(where, "y of saved", first.y, {"T*B": None, "H": self.state_sizes[0]})
 
     def _swap(self, xp: Namespace, array: Array) -> Array:
         """Between the user's order of time and batch and (T, B, ...)."""
