@@ -32,9 +32,17 @@ def backward(
             slopes = [swap(xp, a) for a in cell.slopes(xp, *carry, inner, **loop.own)]
             for t in range(stop - start - 1, -1, -1):
                 at -= n
+                dh, *dcarry = state
                 if dy is not None:
-                    state = [state[0] + dy[at : at + n, :].T, *state[1:]]
-                state = loop.step_bwd(state, [a[t, ...] for a in slopes], [a[t, ...] for a in normal], at, n)
+                    dh = dh + dy[at : at + n, :].T
+                here = [a[t, ...] for a in slopes]
+                if loop.plain:
+                    dz, *dcarry = cell.gates_bwd(xp, dh, *dcarry, here)
+                    dz = reshape(xp, dz, (R, n))
+                    loop.z[:, at : at + n] = dz
+                    state = [loop.WhT @ dz, *dcarry]
+                else:
+                    state = loop.step_bwd(dh, dcarry, here, [a[t, ...] for a in normal], at, n)
     return *loop.gradients(w, saved), tuple(_widen(xp, state, dstate, dstate[0].shape[1]))
 
 
@@ -54,11 +62,14 @@ class LoopBack(Loop):
     def __init__(self, xp: Namespace, w: Params, saved: Saved, B: int) -> None:
         super().__init__(xp, saved.cell, w, saved.noise)
         self.B, self.N = B, saved.x.shape[0]
-        self.WhT, self.innerT = _transposed(xp, self.Wh), _transposed(xp, self.inner)
+        self.WhT = _transposed(xp, self.Wh)
+        self.innerT = _transposed(xp, self.inner) if self.cell.INNER else None
         self.WhrT = None if self.Whr is None else _transposed(xp, self.Whr)
         # z: by the pre-activations; a: by the product Wh h; q: by that product normalised; out: by the output
         # before projection. a and q are there only where they differ.
         self.collected: dict[str, Array] = {}
+        if self.plain:
+            self.z = self.collected["z"] = self._columns(w["Wh"].shape[0], saved.x)
 
     def parts(self, kept: list[Array]) -> tuple[list[Array], list[Array], list[Array], list[Array]]:
         """What a run kept: carried states, what the cell saved, what the normalisation did, and outputs to project."""
@@ -67,19 +78,14 @@ class LoopBack(Loop):
         return kept[:first], kept[first:middle], kept[middle:last], kept[last:]
 
     def step_bwd(
-        self, dstate: Sequence[Array], slopes: list[Array], normal: list[Array], at: int, n: int
+        self, dh: Array, dcarry: list[Array], slopes: list[Array], normal: list[Array], at: int, n: int
     ) -> list[Array]:
         """Gradient of the state before a step from that of the state after it."""
         xp, cell = self.xp, self.cell
-        dh, *dcarry = dstate
         drop = None if self.noise.drop is None else self.noise.drop[:, :n]
-        stay_h, stay_c = (columns(s, at, n) for s in self.noise.stay)
-        if stay_h is not None:
-            past_h = stay_h * dh
-            dh = dh - past_h
-        if stay_c is not None:
-            past_c = stay_c * dcarry[0]
-            dcarry[0] = dcarry[0] - past_c
+        if self.zoneout:
+            stayed = self._stay_bwd([dh, *dcarry], at, n)
+            dh, *dcarry = (d if s is None else d - s for d, s in zip([dh, *dcarry], stayed, strict=True))
         if self.WhrT is not None:
             self._collect("out", dh, at, n)
             dh = self.WhrT @ dh
@@ -103,11 +109,14 @@ class LoopBack(Loop):
             dh *= drop
         if cell.SPLIT:
             dh += dh0
-        if stay_h is not None:
-            dh += past_h
-        if stay_c is not None:
-            dcarry[0] = dcarry[0] + past_c
+        if self.zoneout:
+            return [d if s is None else d + s for d, s in zip((dh, *dcarry), stayed, strict=True)]
         return [dh, *dcarry]
+
+    def _stay_bwd(self, dstate: Sequence[Array], at: int, n: int) -> list[Array | None]:
+        """The part of a state's gradient that goes to the old state directly."""
+        shares = [columns(s, at, n) for s in self.noise.stay]
+        return [None if s is None else s * d for d, s in zip(dstate, shares, strict=False)]
 
     def gradients(self, w: Params, saved: Saved) -> tuple[Params, Array]:
         """Gradients of the parameters and of x, each a product over all steps."""
@@ -125,7 +134,7 @@ class LoopBack(Loop):
             DX = normalize_bwd(xp, w["gx"][:, None] * Z, *saved.normal, 0)
         grads["Wx"], dx = DX @ x, DX.T @ w["Wx"]
         grads["Wh"] = A[:outer, :] @ self._seen(saved)
-        parts = [self.parts(kept) for kept in saved.kept]
+        parts = [self.parts(kept) for kept in saved.kept] if not self.plain or self.own else []
         if cell.INNER:
             inner = [cell.inner([swap(xp, a) for a in arrays]) for _, arrays, _, _ in parts]
             grads["Wh"] = xp.concat((grads["Wh"], A[outer:, :] @ self._masked(saved, saved.rows(inner))))
@@ -145,12 +154,12 @@ class LoopBack(Loop):
         """Adds the gradients of the cell's own parameters, summed over steps and batch."""
         xp, Z, at = self.xp, self.collected["z"], 0
         for (k, n), (carry, arrays, _, _) in zip(saved.runs, parts, strict=True):
-            dz = xp.reshape(Z[:, at : at + k * n], (Z.shape[0] // self.H, self.H, k, n))
+            dz = reshape(xp, Z[:, at : at + k * n], (Z.shape[0] // self.H, self.H, k, n))
             at += k * n
             dz = xp.permute_dims(dz, (0, 2, 1, 3))  # (G, k, H, n)
             arrays = [swap(xp, a) for a in arrays]
             for name, grad in self.cell.own_bwd(xp, dz, *carry, arrays, list(self.own)).items():
-                total = xp.reshape(xp.sum(grad, axis=(-3, -1)), (-1,))
+                total = reshape(xp, xp.sum(grad, axis=(-3, -1)), (-1,))
                 grads[name] = grads[name] + total if name in grads else total
 
     def _seen(self, saved: Saved) -> Array:
@@ -168,8 +177,8 @@ class LoopBack(Loop):
             return rows
         parts = []
         for k, n in saved.runs:
-            steps = xp.reshape(rows[at : at + k * n, :], (k, n, rows.shape[1])) * drop[:, :n].T
-            parts.append(xp.reshape(steps, (k * n, rows.shape[1])))
+            steps = reshape(xp, rows[at : at + k * n, :], (k, n, rows.shape[1])) * drop[:, :n].T
+            parts.append(reshape(xp, steps, (k * n, rows.shape[1])))
             at += k * n
         return xp.concat(parts)
 
@@ -177,17 +186,20 @@ class LoopBack(Loop):
         """Keep a step's gradient (G, H, n) or (rows, n); returns it as (rows, n)."""
         if gradient.ndim == 3:
             gradient = reshape(self.xp, gradient, (gradient.shape[0] * gradient.shape[1], n))
-        whole = self.collected.get(name)
-        if whole is None:
-            # Of one sequence a step is one column: stored as (N, rows) it lies together.
-            rows, like = gradient.shape[0], {"dtype": gradient.dtype, "device": device_of(gradient)}
-            empty = self.xp.empty
-            whole = empty((self.N, rows), **like).T if self.B == 1 else empty((rows, self.N), **like)
-            self.collected[name] = whole
-        whole[:, at : at + n] = gradient
+        if name not in self.collected:
+            self.collected[name] = self._columns(gradient.shape[0], gradient)
+        self.collected[name][:, at : at + n] = gradient
         return gradient
+
+    def _columns(self, rows: int, like: Array) -> Array:
+        """Room for (rows, N)."""
+        about = {"dtype": like.dtype, "device": device_of(like)}
+        # Of one sequence a step is one column: stored as (N, rows) it lies together.
+        if self.B == 1:
+            return self.xp.empty((self.N, rows), **about).T
+        return self.xp.empty((rows, self.N), **about)
 
 
 def _transposed(xp: Namespace, W: Array) -> Array:
     """W^T as a copy: OpenBLAS is 10 % quicker than on a view."""
-    return xp.reshape(xp.reshape(W.T, (W.shape[0] * W.shape[1],)), (W.shape[1], W.shape[0]))
+    return reshape(xp, reshape(xp, W.T, (W.shape[0] * W.shape[1],)), (W.shape[1], W.shape[0]))

@@ -10,6 +10,7 @@ product, and so is each weight gradient. Inside the loop arrays have features be
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -115,7 +116,7 @@ class Saved:
         rows = []
         for a in runs:
             a = xp.permute_dims(a, (0, a.ndim - 1, *range(1, a.ndim - 1)))  # (k, n, ..., H)
-            rows.append(xp.reshape(a, (a.shape[0] * a.shape[1], *a.shape[2:])))
+            rows.append(reshape(xp, a, (a.shape[0] * a.shape[1], *a.shape[2:])))
         return xp.concat(rows)
 
 
@@ -137,6 +138,7 @@ def forward(
     B = state[0].shape[1]
     inputs, normal = _project(xp, cell, w, x, B)  # (R, N)
     loop = Loop(xp, cell, w, noise)
+    step = loop.plain_step() if loop.plain else loop.step
     rows: list[Array] = []
     finals: list[tuple[Array, ...]] = []  # states of the sequences that end, the shortest first
     starts, ends, kept = [], [], []
@@ -150,7 +152,7 @@ def forward(
         taken: list[list[Array]] = []
         room: list[Array] = []
         for t in range(k):
-            state, arrays = loop.step(inputs[:, at : at + n], state, at, n)
+            state, arrays = step(inputs[:, at : at + n], state, at, n)
             at += n
             rows.append(state[0].T)
             if not keep:
@@ -165,7 +167,7 @@ def forward(
         if keep:
             ends.append(tuple(state))
             kept.append(
-                room or [xp.reshape(xp.concat(arrays), (k, *arrays[0].shape)) for arrays in zip(*taken, strict=True)]
+                room or [reshape(xp, xp.concat(arrays), (k, *arrays[0].shape)) for arrays in zip(*taken, strict=True)]
             )
     end = (
         tuple(xp.concat(parts, axis=1) for parts in zip(state, *finals[::-1], strict=True)) if finals else tuple(state)
@@ -183,12 +185,32 @@ class Loop:
         self.cell: Any = cell  # with `inner` or `own_bwd` where it needs them
         R, self.P = w["Wh"].shape
         self.H = R // len(cell.GATES)
-        self.own = {name: xp.reshape(w[name], (-1, self.H, 1) if name == "p" else (-1, 1)) for name in OWN if name in w}
+        self.own = {
+            name: reshape(xp, w[name], (-1, self.H, 1) if name == "p" else (-1, 1)) for name in OWN if name in w
+        }
         outer = R - self.H if cell.INNER else R
         self.Wh, self.inner = w["Wh"][:outer, :], w["Wh"][outer:, :]
         self.Whr = w.get("Whr")
+        self.zoneout = any(s is not None for s in noise.stay)
         self.gh = None if "gh" not in w else w["gh"][:, None]
         self.bh = w["bh"][:, None] if cell.SPLIT and not cell.INNER and "bh" in w else None
+        options = (noise.drop, self.Whr, self.gh)
+        self.plain = not (cell.SPLIT or self.zoneout or any(option is not None for option in options))
+        self.G = len(cell.GATES)
+
+    def plain_step(self) -> Callable[..., tuple[list[Array], list[Array]]]:
+        """`step` without options, for cells that take the sum of both products."""
+        xp, Wh, G, H = self.xp, self.Wh, self.G, self.H
+        gates = functools.partial(self.cell.gates, **self.own) if self.own else self.cell.gates
+
+        def step(inputs: Array, state: Sequence[Array], at: int, n: int) -> tuple[list[Array], list[Array]]:
+            h, *carry = state
+            z = Wh @ h
+            z += inputs
+            *new, saved = gates(xp, reshape(xp, z, (G, H, n)), *carry)
+            return new, [*carry, *saved]
+
+        return step
 
     def step(self, inputs: Array, state: Sequence[Array], at: int, n: int) -> tuple[list[Array], list[Array]]:
         """From the products of x (R, n) and the state: the state after, and what backward needs of this step."""
@@ -210,17 +232,19 @@ class Loop:
                 out, *new, saved = cell.gates(xp, zx, zh, *state, **self.own)
         else:
             a += inputs
-            out, *new, saved = cell.gates(xp, reshape(xp, a, (len(cell.GATES), H, n)), *carry, **self.own)
+            out, *new, saved = cell.gates(xp, reshape(xp, a, (self.G, H, n)), *carry, **self.own)
         arrays = [*carry, *saved, *normal]
         if self.Whr is not None:
             arrays.append(out)
             out = self.Whr @ out
-        stay_h, stay_c = (columns(s, at, n) for s in self.noise.stay)
-        if stay_h is not None:
-            out = out + stay_h * (h - out)
-        if stay_c is not None:
-            new[0] = new[0] + stay_c * (carry[0] - new[0])
+        if self.zoneout:
+            out, *new = self._stay(state, [out, *new], at, n)
         return [out, *new], arrays
+
+    def _stay(self, old: Sequence[Array], new: Sequence[Array], at: int, n: int) -> list[Array]:
+        """Zoneout: some units, or some share of all, keep their old state."""
+        shares = [columns(s, at, n) for s in self.noise.stay]
+        return [b if s is None else b + s * (a - b) for a, b, s in zip(old, new, shares, strict=False)]
 
 
 def product(W: Array, before: Array | None = None, after: Array | None = None) -> Callable[[Array], Array]:
@@ -262,7 +286,7 @@ def _room(xp: Namespace, x: Array, shapes: list[tuple[int, ...]]) -> list[Array]
     ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
     room = xp.empty((ends[-1],), dtype=x.dtype, device=device_of(x))
     starts = [0, *ends[:-1]]
-    return [xp.reshape(room[i:j], shape) for i, j, shape in zip(starts, ends, shapes, strict=True)]
+    return [reshape(xp, room[i:j], shape) for i, j, shape in zip(starts, ends, shapes, strict=True)]
 
 
 def swap(xp: Namespace, array: Array) -> Array:

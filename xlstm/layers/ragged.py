@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.backend import Array, Namespace, device_of, to_numpy
-from xlstm.recurrence import Runs
+from xlstm.recurrence import Runs, reshape
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -64,25 +64,25 @@ class Packing:
 
     def pack(self, xp: Namespace, array: Array) -> Array:
         """(T, B, F) -> (N, F)."""
-        rows = xp.reshape(array, (self.T * self.B, array.shape[2]))
+        rows = reshape(xp, array, (self.T * self.B, array.shape[2]))
         return rows if self.order is None else xp.take(rows, self._like(xp, self._places[0], array), axis=0)
 
     def unpack(self, xp: Namespace, rows: Array) -> Array:
         """(N, ...) -> (T, B, ...), zero past the end of a sequence."""
         shape = (self.T, self.B, *rows.shape[1:])
         if self.order is None:
-            return xp.reshape(rows, shape)
+            return reshape(xp, rows, shape)
         N = rows.shape[0]
         back = np.full(self.T * self.B, N)
         back[self._places[0]] = np.arange(N)
         nothing = xp.zeros((1, *rows.shape[1:]), dtype=rows.dtype, device=device_of(rows))
-        return xp.reshape(xp.take(xp.concat((rows, nothing)), self._like(xp, back, rows), axis=0), shape)
+        return reshape(xp, xp.take(xp.concat((rows, nothing)), self._like(xp, back, rows), axis=0), shape)
 
     def mirror(self, xp: Namespace, rows: Array) -> Array:
         """Rows (N, ...) with the steps of each sequence in reverse order."""
         if self.order is None:
-            steps = xp.reshape(rows, (self.T, self.B, *rows.shape[1:]))
-            return xp.reshape(xp.flip(steps, axis=0), rows.shape)
+            steps = reshape(xp, rows, (self.T, self.B, *rows.shape[1:]))
+            return reshape(xp, xp.flip(steps, axis=0), rows.shape)
         return xp.take(rows, self._like(xp, self._places[1], rows), axis=0)
 
     def sort(self, xp: Namespace, columns: Array) -> Array:
