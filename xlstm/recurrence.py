@@ -244,7 +244,7 @@ class Loop:
     def _stay(self, old: Sequence[Array], new: Sequence[Array], at: int, n: int) -> list[Array]:
         """Zoneout: some units, or some share of all, keep their old state."""
         shares = [columns(s, at, n) for s in self.noise.stay]
-        return [b if s is None else b + s * (a - b) for a, b, s in zip(old, new, shares, strict=False)]
+        return [b if s is None else s * a + (1 - s) * b for a, b, s in zip(old, new, shares, strict=False)]
 
 
 def product(W: Array, before: Array | None = None, after: Array | None = None) -> Callable[[Array], Array]:

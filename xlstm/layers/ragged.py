@@ -25,12 +25,15 @@ class Packing:
     Attributes
     ----------
     runs : sequence of (steps, width)
+    steps : int
+        Length of the longest sequence.
     order : array (B,) or None
-        Sequence numbers in order of falling length.
+        Sequence numbers in order of falling length, where they differ.
     """
 
     T: int
     B: int
+    steps: int
     runs: Runs
     order: Indices | None = None
     lengths: Indices | None = None
@@ -45,7 +48,7 @@ class Packing:
             The lengths are not whole numbers from 0 to T, one for each sequence.
         """
         if lengths is None:
-            return cls(T, B, [(T, B)])
+            return cls(T, B, T, [(T, B)])
         found = to_numpy(lengths)
         if found.shape != (B,):
             raise ValueError(f"{where}: lengths has shape {found.shape}, expected (B,) = ({B},)")
@@ -55,33 +58,38 @@ class Packing:
         if bad.size:
             raise ValueError(f"{where}: lengths[{bad[0]}] is {found[bad[0]]}, expected 0 to T = {T}")
         found = found.astype(np.int64)
-        if np.all(found == T):
-            return cls(T, B, [(T, B)])
+        steps = int(found.max(initial=0))
+        if steps and np.all(found == steps):
+            return cls(T, B, steps, [(steps, B)])
         order = np.argsort(-found, kind="stable")
-        widths = np.count_nonzero(found[:, None] > np.arange(found.max(initial=0)), axis=0)  # (T,)
+        widths = np.count_nonzero(found[:, None] > np.arange(steps), axis=0)  # (steps,)
         runs = [(len(list(same)), int(n)) for n, same in itertools.groupby(widths)]
-        return cls(T, B, runs, order, found)
+        return cls(T, B, steps, runs, order, found)
 
     def pack(self, xp: Namespace, array: Array) -> Array:
         """(T, B, F) -> (N, F)."""
+        if self.order is None:
+            return reshape(xp, array[: self.steps, ...], (self.steps * self.B, array.shape[2]))
         rows = reshape(xp, array, (self.T * self.B, array.shape[2]))
-        return rows if self.order is None else xp.take(rows, self._like(xp, self._places[0], array), axis=0)
+        return xp.take(rows, self._like(xp, self._places[0], array), axis=0)
 
     def unpack(self, xp: Namespace, rows: Array) -> Array:
         """(N, ...) -> (T, B, ...), zero past the end of a sequence."""
-        shape = (self.T, self.B, *rows.shape[1:])
-        if self.order is None:
+        shape, N = (self.T, self.B, *rows.shape[1:]), rows.shape[0]
+        if self.steps == self.T and self.order is None:
             return reshape(xp, rows, shape)
-        N = rows.shape[0]
+        spare = 1 if self.order is not None else (self.T - self.steps) * self.B
+        nothing = xp.zeros((spare, *rows.shape[1:]), dtype=rows.dtype, device=device_of(rows))
+        if self.order is None:
+            return reshape(xp, xp.concat((rows, nothing)), shape)
         back = np.full(self.T * self.B, N)
         back[self._places[0]] = np.arange(N)
-        nothing = xp.zeros((1, *rows.shape[1:]), dtype=rows.dtype, device=device_of(rows))
         return reshape(xp, xp.take(xp.concat((rows, nothing)), self._like(xp, back, rows), axis=0), shape)
 
     def mirror(self, xp: Namespace, rows: Array) -> Array:
         """Rows (N, ...) with the steps of each sequence in reverse order."""
         if self.order is None:
-            steps = reshape(xp, rows, (self.T, self.B, *rows.shape[1:]))
+            steps = reshape(xp, rows, (self.steps, self.B, *rows.shape[1:]))
             return reshape(xp, xp.flip(steps, axis=0), rows.shape)
         return xp.take(rows, self._like(xp, self._places[1], rows), axis=0)
 

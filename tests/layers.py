@@ -1,0 +1,111 @@
+"""What tests of recurrent layers share: options, inputs, and the gradient check of everything at once."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+import xlstm
+from xlstm.backend import to_numpy
+
+# Every option with the values worth a test, the first being the default.
+COMMON = {
+    "num_layers": (1, 2),
+    "direction": ("", "bidirectional", "reverse"),
+    "batch_first": (False, True),
+    "bias": (True, False),
+    "recurrent_bias": (None, True),
+    "dropout": (0.0, 0.4),
+    "recurrent_dropout": (0.0, 0.4),
+    "zoneout": (0.0, 0.3),
+    "layer_norm": (False, True),
+    "clip": (None, 0.8),
+}
+OPTIONS = {
+    "LSTM": {
+        **COMMON,
+        "activations": (None, ("hard_sigmoid(0.3, 0.5)", "softsign", "elu")),
+        "proj_size": (0, 2),
+        "peepholes": (False, True),
+        "coupled_input_forget": (False, True),
+        "cell_clip": (None, 0.7),
+    },
+    "GRU": {**COMMON, "activations": (None, ("hard_sigmoid", "softsign")), "reset_after": (True, False)},
+    "RNN": {**COMMON, "activations": (None, "relu")},
+}
+
+
+def make(kind: str, options: dict, D: int = 2, H: int = 3):
+    """A layer, or None where the options exclude one another."""
+    options = dict(options)
+    direction = options.pop("direction", "")
+    if direction:
+        options[direction] = True
+    try:
+        return getattr(xlstm, kind)(D, H, **options)
+    except ValueError:
+        return None
+
+
+def alone(kind: str) -> list[dict]:
+    """The default, and every other value of every option by itself."""
+    found = [{name: value} for name, values in OPTIONS[kind].items() for value in values[1:]]
+    # dropout acts between layers only
+    return [{}] + [{**one, "num_layers": 2} if "dropout" in one else one for one in found]
+
+
+def pairwise(kind: str) -> list[dict]:
+    """Combinations in which every two values of two options that go together occur together."""
+    factors = OPTIONS[kind]
+    rng = np.random.default_rng(0)
+    names = list(factors)
+    missing = {
+        (a, x, b, y) for a, b in itertools.combinations(names, 2) for x in factors[a] for y in factors[b]
+        if make(kind, {a: x, b: y} | ({"num_layers": 2} if "dropout" in (a, b) and "num_layers" not in (a, b) else {}))
+    }  # fmt: skip
+    chosen: list[dict] = []
+    while missing:
+        best: tuple[int, dict, set] = (0, {}, set())
+        a, x, b, y = min(missing, key=repr)
+        for _ in range(60):
+            one = {name: factors[name][rng.integers(len(factors[name]))] for name in names} | {a: x, b: y}
+            if make(kind, one) is None:
+                continue
+            covers = {p for p in missing if one[p[0]] == p[1] and one[p[2]] == p[3]}
+            if len(covers) > best[0]:
+                best = (len(covers), one, covers)
+        if not best[0]:
+            raise AssertionError(f"{kind}: no valid combination has {a}={x} with {b}={y}")
+        chosen.append(best[1])
+        missing -= best[2]
+    return chosen
+
+
+def inputs_of(layer, be, rng, T, B):
+    """Parameters, x and an initial state, all random."""
+    outer = (B, T) if layer.batch_first else (T, B)
+    params = {n: be.asarray(0.7 * rng.standard_normal(to_numpy(p).shape)) for n, p in layer.init(0, be).items()}
+    x = be.asarray(rng.standard_normal((*outer, layer.input_size)))
+    L = layer.num_layers * len(layer.directions)
+    state = tuple(be.asarray(rng.standard_normal((L, B, size))) for size in layer.state_sizes)
+    return params, x, state
+
+
+def check(layer, params, x, state, lengths=None, seed=3):
+    """gradcheck with cotangents on y and every final state, by x, every parameter and every initial state."""
+
+    def forward(params, x, state):
+        y, end, saved = layer.forward(params, x, state, lengths=lengths, seed=seed)
+        return (y, end), (params, saved)
+
+    return xlstm.gradcheck(forward, lambda saved, d: layer.backward(*saved, *d), (params, x, state), directions=1)
+
+
+def run(layer, params, x, state=None, lengths=None, dy=None, dstate=None, **options):
+    """Everything that forward and backward return, by name, on the host."""
+    y, end, saved = layer.forward(params, x, state, lengths=lengths, **options)
+    grads, dx, start = layer.backward(params, saved, y if dy is None else dy, end if dstate is None else dstate)
+    found = {"y": y, "dx": dx, **{f"d{name}": g for name, g in grads.items()}}
+    found |= {f"end {k}": s for k, s in enumerate(end)} | {f"dstart {k}": s for k, s in enumerate(start)}
+    return {name: to_numpy(a) for name, a in found.items()}
