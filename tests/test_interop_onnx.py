@@ -1,0 +1,719 @@
+"""ONNX in and out: the operators' own test cases, onnxruntime on the same numbers, bits there and back, bad files."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import itertools
+import random
+import sys
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import xlstm
+from xlstm.interop.onnx import from_onnx, to_onnx
+from xlstm.models import SequenceModel
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+T, B, D, H = 6, 5, 3, 4
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+KINDS = {"LSTM": xlstm.LSTM, "GRU": xlstm.GRU, "RNN": xlstm.RNN}
+# ONNX's functions with the alpha and beta they are given; those without are not in the second and third.
+FUNCTIONS = {
+    "Relu": "relu",
+    "Tanh": "tanh",
+    "Sigmoid": "sigmoid",
+    "Affine": "affine(0.75, 0.125)",
+    "LeakyRelu": "leaky_relu(0.3)",
+    "ThresholdedRelu": "thresholded_relu(0.2)",
+    "ScaledTanh": "scaled_tanh(1.3, 0.7)",
+    "HardSigmoid": "hard_sigmoid(0.3, 0.4)",
+    "Elu": "elu(0.6)",
+    "Softsign": "softsign",
+    "Softplus": "softplus",
+}
+
+
+def session(model):
+    return onnxruntime.InferenceSession(
+        model if isinstance(model, str) else model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+
+
+def normal(rng, *shape):
+    return (0.5 * rng.standard_normal(shape)).astype(np.float32)
+
+
+def close(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+# ---- the operators' own cases
+
+
+def operator_cases():
+    """The cases of three operators; `collect_testcases` would build those of all, for seconds and with warnings."""
+    from onnx.backend.test.case import node
+
+    for kind in KINDS:
+        importlib.import_module(f"onnx.backend.test.case.node.{kind.lower()}")
+    return {case.name: case for case in node._NodeTestCases if case.model.graph.node[0].op_type in KINDS}
+
+
+CASES = operator_cases()
+
+
+def test_there_are_operator_cases():
+    assert {case.model.graph.node[0].op_type for case in CASES.values()} == set(KINDS)
+    assert len(CASES) >= 18
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_operator_case(name):
+    case = CASES[name]
+    model = onnx.ModelProto.FromString(case.model.SerializeToString())
+    node = model.graph.node[0]
+    for arrays, expected in case.data_sets:
+        inputs = dict(zip([i.name for i in model.graph.input], arrays, strict=True))
+        for weight in ("W", "R", "B", "P"):  # inputs there, constants in a model
+            if weight in inputs:
+                model.graph.initializer.append(onnx.numpy_helper.from_array(inputs[weight], weight))
+        layer, params = from_onnx(model)
+        given = [inputs[s] for s in ("initial_h", "initial_c") if s in inputs]
+        y, state, _ = layer.forward(params, inputs["X"], tuple(given) or None, lengths=inputs.get("sequence_lens"))
+        n = len(layer.directions)
+        y = y.reshape(*y.shape[:2], n, -1)
+        if layer.batch_first:  # layout=1 is batch first in the states, too
+            state = [s.transpose(1, 0, 2) for s in state]
+        else:
+            y = y.transpose(0, 2, 1, 3)
+        found = dict(zip(("Y", "Y_h", "Y_c"), (y, *state), strict=False))
+        for output, values in zip([o for o in node.output if o], expected, strict=True):
+            np.testing.assert_allclose(found[output], values, rtol=case.rtol, atol=case.atol)
+
+
+# ---- exports
+
+
+def configurations():
+    """Layers in which every two values of two options occur together, the same ones every time."""
+    draw, functions = random.Random(3), itertools.cycle([*FUNCTIONS.values(), "linear"])
+    for kind in KINDS:
+        own = {"LSTM": ["peepholes", "coupled_input_forget"], "GRU": ["reset_after"], "RNN": []}[kind]
+        factors = {
+            "num_layers": (1, 2, 3),
+            "direction": ("forward", "reverse", "bidirectional"),
+            "batch_first": (False, True),
+            "clip": (None, 0.3, 1.5),
+            "bias": ("none", "one", "both"),
+            "activations": ("default", "one set", "a set each"),
+            **dict.fromkeys(own, (False, True)),
+        }
+        missing = set(itertools.chain(*map(pairs, map(dict, itertools.product(*map(choices, factors.items()))))))
+        while missing:
+            drawn = [{name: draw.choice(values) for name, values in factors.items()} for _ in range(50)]
+            best = max(drawn, key=lambda options: len(missing & pairs(options)))
+            missing -= pairs(best)
+            options = dict(best)
+            bias, direction, chosen = (options.pop(name) for name in ("bias", "direction", "activations"))
+            options |= {"bias": bias != "none", "recurrent_bias": bias == "both"}
+            options |= {} if direction == "forward" else {direction: True}
+            if chosen != "default":
+                sets = 2 if chosen == "a set each" and direction == "bidirectional" else 1
+                count = {"LSTM": 3, "GRU": 2, "RNN": 1}[kind] * sets
+                options["activations"] = tuple(itertools.islice(functions, count))
+            dropout = 0.2 if options["num_layers"] > 1 else 0.0  # of training, of which ONNX has nothing
+            yield KINDS[kind](D, H, dropout=dropout, recurrent_dropout=0.1, **options)
+
+
+def choices(factor):
+    return [(factor[0], value) for value in factor[1]]
+
+
+def pairs(options):
+    return set(itertools.combinations(options.items(), 2))
+
+
+LAYERS = list(configurations())
+
+
+def label(layer):
+    """The options that are not the defaults, for the name of a test."""
+    plain = type(layer)(D, H)
+    options = {key: value for key, value in vars(layer).items() if value != getattr(plain, key, None)}
+    return type(layer).__name__ + "".join(f" {key}={value}" for key, value in options.items() if "dropout" not in key)
+
+
+def draw_params(layer, rng):
+    """Small parameters, so that no activation lets a state grow."""
+    shapes = {k: tuple(v.shape) for k, v in layer.init(backend="numpy").items()}
+    return {name: 0.6 * normal(rng, *shape) for name, shape in shapes.items()}
+
+
+def compare(layer, params, rng, model=None, **inputs):
+    """Run the export, or `model`, and the layer on the same random numbers."""
+    recurrent = getattr(layer, "recurrent", layer)
+    x = normal(rng, *((B, T) if recurrent.batch_first else (T, B)), D)
+    L = recurrent.num_layers * len(recurrent.directions)
+    state = tuple(normal(rng, L, B, H) for _ in recurrent.STATES) if inputs.get("state", True) else None
+    lengths = np.array([2, T, 0, 1, 4], np.int32) if inputs.get("lengths") else None
+    if lengths is not None:  # what is past the end must not matter
+        padding = (np.arange(T)[:, None] >= lengths)[..., None]
+        x = np.where(padding.transpose(1, 0, 2) if recurrent.batch_first else padding, np.float32(np.nan), x)
+    feed = {"x": x} | dict(zip(("h0", "c0"), state or (), strict=False))
+    if lengths is not None:
+        feed["lengths"] = lengths
+    found = session(model or to_onnx(layer, params, **inputs)).run(None, feed)
+    y, final, _ = layer.forward(params, x, state, train=False, lengths=lengths)
+    for ours, theirs in zip((y, *final), found, strict=True):
+        assert ours.shape == theirs.shape
+        close(theirs, ours)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=label)
+def test_exported_layer_runs_in_onnxruntime(layer, rng):
+    params = draw_params(layer, rng)
+    for lengths in (False, True):
+        for state in (False, True):
+            compare(layer, params, rng, lengths=lengths, state=state)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("layer", LAYERS[::3], ids=label)
+def test_exported_model_runs_in_onnxruntime(layer, last, rng, tmp_path):
+    model = SequenceModel(layer, 2, last=last)
+    params = draw_params(model, rng)
+    compare(model, params, rng, lengths=True)
+    to_onnx(model, params, tmp_path / "model.onnx", state=False, opset=21)
+    compare(model, params, rng, str(tmp_path / "model.onnx"), state=False)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_exported_file_describes_itself():
+    layer = xlstm.LSTM(D, H, 2, batch_first=True)
+    model = to_onnx(layer, layer.init(backend="numpy", dtype="float64"), lengths=True)
+    assert (model.producer_name, model.opset_import[0].version) == ("xlstm", 17)
+    run = session(model)
+    assert [(i.name, i.shape, i.type) for i in run.get_inputs()] == [
+        ("x", ["batch", "time", D], "tensor(float)"),
+        ("h0", [2, "batch", H], "tensor(float)"),
+        ("c0", [2, "batch", H], "tensor(float)"),
+        ("lengths", ["batch"], "tensor(int32)"),
+    ]
+    assert [(o.name, o.shape) for o in run.get_outputs()] == [
+        ("y", ["batch", "time", H]),
+        ("h", [2, "batch", H]),
+        ("c", [2, "batch", H]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (xlstm.LSTM(D, H, proj_size=2), "proj_size is 2, which ONNX cannot express"),
+        (xlstm.LSTM(D, H, layer_norm=True), "layer_norm is True, which ONNX cannot express"),
+        (xlstm.LSTM(D, H, cell_clip=3.0), r"cell_clip is 3\.0, which ONNX cannot express"),
+        (xlstm.LSTM(D, H, zoneout=(0.0, 0.1)), r"zoneout is \(0\.0, 0\.1\), which ONNX cannot express"),
+        (xlstm.RNN(D, H, activations="selu"), "activation 'selu' is none that ONNX has"),
+        (xlstm.GRU(D, H, activations=("sigmoid", "exponential")), "activation 'exponential' is none that ONNX has"),
+    ],
+)
+def test_export_refuses_what_onnx_cannot_express(layer, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        to_onnx(layer, layer.init(backend="numpy"), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_export_checks_its_arguments(tmp_path):
+    layer = xlstm.GRU(D, H)
+    params = layer.init(backend="numpy")
+    with pytest.raises(ValueError, match=r"GRU: parameter 0\.Wx is missing"):
+        to_onnx(layer, {})
+    with pytest.raises(TypeError, match="layer is a Linear, expected an LSTM, GRU, RNN or SequenceModel"):
+        to_onnx(xlstm.Linear(D, H), {})
+    for opset in (13, 10**6):
+        with pytest.raises(ValueError, match=f"opset is {opset}, expected 14 to"):
+            to_onnx(layer, params, opset=opset)
+    (tmp_path / "model.onnx").mkdir()
+    with pytest.raises(OSError, match=r"not saved, .*model\.onnx"):
+        to_onnx(layer, params, tmp_path / "model.onnx")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
+
+
+# ---- imports
+
+
+def node_model(kind, arrays, opset=17, **attributes):
+    """A model of one node, weights as constants and the rest as inputs."""
+    names = ["X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P"][: 8 if kind == "LSTM" else 6]
+    outputs = ["Y", "Y_h", "Y_c"][: 3 if kind == "LSTM" else 2]
+    helper = onnx.helper
+    node = helper.make_node(kind, [n if n in arrays else "" for n in names], outputs, name="cell", **attributes)
+    given = [n for n in names if n in arrays]
+    inputs = [
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(arrays[n].dtype), arrays[n].shape)
+        for n in given
+        if n not in "WRBP"
+    ]
+    constants = [onnx.numpy_helper.from_array(arrays[n], n) for n in given if n in "WRBP"]
+    results = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in outputs]
+    graph = helper.make_graph([node], "graph", inputs, results, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def random_nodes(count):
+    """Kind, attributes and arrays of random nodes, the same ones every time."""
+    draw, rng = random.Random(5), np.random.default_rng(5)
+    for _ in range(count):
+        kind = draw.choice(list(KINDS))
+        G = GATES[kind]
+        attributes = {"direction": draw.choice(["forward", "reverse", "bidirectional"]), "hidden_size": H}
+        n = 2 if attributes["direction"] == "bidirectional" else 1
+        if draw.random() < 0.5:
+            attributes["clip"] = draw.choice([0.2, 0.9])
+        if draw.random() < 0.5:
+            own = {"LSTM": ["input_forget"], "GRU": ["linear_before_reset"], "RNN": []}[kind]
+            attributes |= dict.fromkeys(own, 1)
+        if draw.random() < 0.7:
+            names = [draw.choice(list(FUNCTIONS)) for _ in range(n * {"LSTM": 3, "GRU": 2, "RNN": 1}[kind])]
+            taken = [xlstm.activations.parse(FUNCTIONS[name])[1] for name in names]
+            attributes["activations"] = names
+            attributes["activation_alpha"] = [t[0] for t in taken if t]
+            attributes["activation_beta"] = [t[1] for t in taken if len(t) == 2]
+        attributes = {key: value for key, value in attributes.items() if value != []}
+        arrays = {"X": normal(rng, T, B, D), "W": normal(rng, n, G * H, D), "R": 0.6 * normal(rng, n, G * H, H)}
+        optional = {"B": normal(rng, n, 2 * G * H), "initial_h": normal(rng, n, B, H)}
+        # None is 0: onnxruntime then gives 0 for the final state, where nothing but the initial one makes sense.
+        optional["sequence_lens"] = np.array([3, T, 1, 2, 5], np.int32)
+        if kind == "LSTM":
+            optional |= {"initial_c": normal(rng, n, B, H), "P": normal(rng, n, 3 * H)}
+        arrays |= {name: array for name, array in optional.items() if draw.random() < 0.6}
+        if "initial_h" not in arrays or kind == "LSTM":  # both states or none
+            arrays = {key: a for key, a in arrays.items() if key != "initial_c"}
+            if "initial_h" in arrays:
+                arrays["initial_c"] = optional["initial_c"]
+        yield kind, attributes, arrays
+
+
+NODES = list(random_nodes(60))
+
+
+@pytest.mark.parametrize(("kind", "attributes", "arrays"), NODES)
+def test_imported_node_is_what_onnxruntime_runs(kind, attributes, arrays):
+    model = node_model(kind, arrays, **attributes)
+    Y, *ends = session(model).run(None, {i.name: arrays[i.name] for i in model.graph.input})
+    if "clip" in attributes:  # ONNX can do without, onnxruntime cannot
+        attributes = {key: value for key, value in attributes.items() if key != "hidden_size"}
+    layer, params = from_onnx(node_model(kind, arrays, **attributes), "cell")
+    state = tuple(arrays[s] for s in ("initial_h", "initial_c") if s in arrays) or None
+    y, final, _ = layer.forward(params, arrays["X"], state, lengths=arrays.get("sequence_lens"))
+    close(y, Y.transpose(0, 2, 1, 3).reshape(y.shape))
+    for ours, theirs in zip(final, ends, strict=True):
+        close(ours, theirs)
+
+
+@pytest.mark.parametrize(("kind", "attributes", "arrays"), NODES[::6])
+def test_layout_1_is_batch_first(kind, attributes, arrays):
+    """onnxruntime has no layout 1, so that its own layout is what the import is compared with."""
+    time_first, params = from_onnx(node_model(kind, arrays, **attributes))
+    layer, same = from_onnx(node_model(kind, arrays, **attributes, layout=1))
+    assert layer.batch_first
+    assert not time_first.batch_first
+    y, *_ = time_first.forward(params, arrays["X"])
+    np.testing.assert_array_equal(layer.forward(same, arrays["X"].swapaxes(0, 1))[0], y.swapaxes(0, 1))
+
+
+def test_float16_is_widened_and_float64_kept(rng):
+    for dtype, expected in ((np.float16, np.float32), (np.float64, np.float64)):
+        W, R = normal(rng, 1, H, D).astype(dtype), normal(rng, 1, H, H).astype(dtype)
+        model = node_model("RNN", {"X": normal(rng, T, B, D).astype(dtype), "W": W, "R": R})
+        kind = model.graph.initializer[0].data_type
+        R = model.graph.initializer[1]
+        values = onnx.numpy_helper.to_array(R).ravel()
+        model.graph.initializer[1].CopyFrom(onnx.helper.make_tensor("R", kind, R.dims, values.tolist()))  # no raw_data
+        _, params = from_onnx(model)
+        assert {p.dtype for p in params.values()} == {np.dtype(expected)}
+        np.testing.assert_array_equal(params["0.Wx"], W[0])
+        np.testing.assert_array_equal(params["0.Wh"].ravel(), values)
+
+
+def test_defaults_of_activations_are_those_of_the_operators(rng):
+    arrays = {"X": normal(rng, T, B, D), "W": normal(rng, 1, 4 * H, D), "R": normal(rng, 1, 4 * H, H)}
+    names = ["hardsigmoid", "LeakyRelu", "ThresholdedRelu"]  # onnxruntime takes 0 for the last one's alpha, ONNX says 1
+    layer, _ = from_onnx(node_model("LSTM", arrays, activations=names))
+    assert layer.activations == ("hard_sigmoid(0.2, 0.5)", "leaky_relu(0.01)", "thresholded_relu(1.0)")
+    layer, _ = from_onnx(node_model("LSTM", arrays, activations=names, activation_alpha=[0.3]))
+    assert layer.activations == ("hard_sigmoid(0.3, 0.5)", "leaky_relu(0.01)", "thresholded_relu(1.0)")
+
+
+# ---- there and back
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=label)
+def test_layer_to_onnx_and_back(layer, rng, tmp_path):
+    params = draw_params(layer, rng)
+    to_onnx(layer, params, tmp_path / "model.onnx", lengths=True)
+    back, found = from_onnx(tmp_path / "model.onnx")
+    bias = layer.bias and not layer.recurrent_bias  # ONNX has both or none, the missing one is 0
+    expected = replace(layer, recurrent_bias=layer.bias, dropout=0.0, recurrent_dropout=0.0)
+    assert back == expected
+    assert list(found) == list(expected.shapes)
+    for name, array in found.items():
+        if bias and name.endswith(".bh"):
+            assert not array.any()
+        else:
+            np.testing.assert_array_equal(array, params[name], strict=True)
+
+
+@pytest.mark.parametrize(("kind", "attributes", "arrays"), NODES)
+def test_node_to_layer_and_back(kind, attributes, arrays):
+    layer, params = from_onnx(node_model(kind, arrays, **attributes))
+    model = to_onnx(layer, params)
+    found = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    (node,) = (n for n in model.graph.node if n.op_type == kind)
+    for name in "WRBP":
+        if name not in arrays:
+            assert f"0.{name}" not in found
+            continue
+        expected = arrays[name].copy()
+        if "input_forget" in attributes:  # the forget gate's rows have no meaning there
+            blocks = expected.reshape(expected.shape[0], -1, H, *expected.shape[2:])
+            blocks[:, 2::4] = 0
+        np.testing.assert_array_equal(found[f"0.{name}"], expected, strict=True)
+    written = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    for name, value in attributes.items():
+        if name == "activations":
+            default = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}[kind]
+            got = [text.decode() for text in written.get(name, ())] or default * len(layer.directions)
+            assert got == value
+        elif name == "direction":
+            assert written[name] == value.encode()
+        else:
+            np.testing.assert_array_equal(np.float32(written[name]), np.float32(value))
+
+
+PYTORCH = [
+    {"num_layers": 2, "bidirectional": True},
+    {"num_layers": 3, "batch_first": True},
+    {"bias": False},
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [*((kind, options) for kind in KINDS for options in PYTORCH), ("RNN", {"num_layers": 2, "nonlinearity": "relu"})],
+    ids=str,
+)
+def test_import_of_what_pytorch_exports(kind, options):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    module = getattr(torch.nn, kind)(D, H, **options).eval()
+    x = torch.randn(4, 5, D)
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated, and the other exporter needs onnxscript
+        try:
+            torch.onnx.export(module, (x,), file, dynamo=False, opset_version=17)
+        except (ImportError, TypeError, RuntimeError, torch.onnx.OnnxExporterError) as error:
+            pytest.skip(f"this PyTorch cannot export without other packages: {error}")
+    layer, params = from_onnx(onnx.load_model_from_string(file.getvalue()))
+    assert (layer.num_layers, layer.bidirectional, layer.batch_first, layer.bias) == (
+        options.get("num_layers", 1),
+        options.get("bidirectional", False),
+        options.get("batch_first", False),
+        options.get("bias", True),
+    )
+    y, state, _ = layer.forward(params, x.numpy())
+    expected, final = module(x)
+    close(y, expected.detach().numpy())
+    for ours, theirs in zip(state, final if kind == "LSTM" else (final,), strict=True):
+        close(ours, theirs.detach().numpy())
+
+
+def test_nodes_by_name(rng):
+    layer = xlstm.LSTM(D, H, 3)
+    params = draw_params(layer, rng)
+    model = to_onnx(layer, params)
+    one, found = from_onnx(model, "1.Y")
+    assert (one.num_layers, one.input_size) == (1, H)
+    np.testing.assert_array_equal(found["0.Wh"], params["1.Wh"])
+    two, found = from_onnx(model, ["1.Y", "2.Y"])
+    assert two.num_layers == 2
+    np.testing.assert_array_equal(found["1.Wh"], params["2.Wh"])
+    with pytest.raises(ValueError, match=r"node \['7'\] is none of 0\.Y, 1\.Y, 2\.Y"):
+        from_onnx(model, "7")
+    with pytest.raises(ValueError, match=r"1\.Wx has shape \(16, 3\), expected \(4H, directions\*P\) = \(16, 4\)"):
+        from_onnx(model, ["1.Y", "0.Y"])
+
+
+@pytest.mark.parametrize("broken", ["other input", "other axes", "state of the layer below", "other lengths"])
+def test_nodes_that_make_no_stack_are_named(broken, rng):
+    layer = xlstm.GRU(H, H, 2)
+    model = to_onnx(layer, draw_params(layer, rng), lengths=True)
+    second = next(n for n in model.graph.node if n.name == "1.Y")
+    if broken == "other input":
+        second.input[0] = "x"
+    elif broken == "other axes":
+        turn = onnx.helper.make_node("Transpose", [second.input[0]], ["turned"], perm=[1, 0, 2])
+        model.graph.node.append(turn)
+        second.input[0] = "turned"
+    elif broken == "state of the layer below":
+        second.input[5] = "0.h"
+    else:
+        second.input[4] = ""
+    with pytest.raises(ValueError, match=r"they make no stack, expected node=\.\.\. to choose from 0\.Y, 1\.Y"):
+        from_onnx(model)
+
+
+# ---- bad input
+
+
+def plain(**attributes):
+    rng = np.random.default_rng(1)
+    arrays = {"X": normal(rng, T, B, D), "W": normal(rng, 1, 4 * H, D), "R": normal(rng, 1, 4 * H, H)}
+    arrays |= {"B": normal(rng, 1, 8 * H), "P": normal(rng, 1, 3 * H)}
+    return node_model("LSTM", arrays, **attributes)
+
+
+def tensor(model, name):
+    return next(t for t in model.graph.initializer if t.name == name)
+
+
+def test_constants_may_be_nodes():
+    model = plain()
+    _, expected = from_onnx(model)
+    W = tensor(model, "W")
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("Constant", [], ["inner"], value=W),
+            onnx.helper.make_node("Identity", ["inner"], ["W"]),
+        ]
+    )
+    model.graph.initializer.remove(W)
+    np.testing.assert_array_equal(from_onnx(model)[1]["0.Wx"], expected["0.Wx"])
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"output_sequence": 1}, "attribute output_sequence is unknown, its value is 1"),
+        ({"direction": "sideways"}, "attribute direction is 'sideways', expected 'forward' or 'reverse' or"),
+        ({"layout": 2}, "attribute layout is 2, expected 0 or 1"),
+        ({"input_forget": 3}, "attribute input_forget is 3, expected 0 or 1"),
+        ({"clip": 1}, "attribute clip is 1, expected a value of type FLOAT"),
+        ({"clip": -1.0}, r"clip is -1\.0, expected 0 < clip"),
+        (
+            {"activations": ["Sigmoid", "Cube", "Tanh"]},
+            "activation 'Cube' is unknown, expected one of Sigmoid, Tanh, Relu,",
+        ),
+        ({"activations": ["Tanh"]}, "activations has 1 names, expected 3"),
+        (
+            {"activations": ["Elu", "Tanh", "Tanh"], "activation_alpha": [1.0, 2.0]},
+            "activation_alpha has 1 values more",
+        ),
+        ({"hidden_size": 5}, r"W has shape \(1, 16, 3\), expected \(directions, 4H, D\) = \(1, 20, 3\)"),
+        ({"hidden_size": 0}, "hidden_size is 0, expected 1 or more"),
+        ({"direction": "bidirectional"}, r"W has shape \(1, 16, 3\), expected \(directions, 4H, D\) = \(2, 16, 3\)"),
+    ],
+)
+def test_bad_attribute_is_named(attributes, message):
+    with pytest.raises(ValueError, match=message):
+        from_onnx(plain(**attributes))
+
+
+def as_input(model):
+    model.graph.input.append(onnx.helper.make_tensor_value_info("W", 1, [1, 4 * H, D]))
+    model.graph.initializer.remove(tensor(model, "W"))
+
+
+def as_computed(model):
+    model.graph.node.append(onnx.helper.make_node("Neg", ["R"], ["W"]))
+    model.graph.initializer.remove(tensor(model, "W"))
+
+
+def undefined(model):
+    model.graph.initializer.remove(tensor(model, "W"))
+
+
+def copy_of_itself(model):
+    model.graph.initializer.remove(tensor(model, "W"))
+    model.graph.node.append(onnx.helper.make_node("Identity", ["W"], ["W"]))
+
+
+def no_weight(model):
+    model.graph.node[0].input[2] = ""
+
+
+def too_few_bytes(model):
+    tensor(model, "W").raw_data = tensor(model, "W").raw_data[:-4]
+
+
+def too_few_numbers(model):
+    tensor(model, "W").ClearField("raw_data")
+    tensor(model, "W").float_data.extend([1.0, 2.0])
+
+
+def huge(model):
+    for name, dims in {"W": [1, 4 * 2**40, 2**20], "R": [1, 4 * 2**40, 2**40]}.items():
+        tensor(model, name).dims[:] = dims
+
+
+def negative(model):
+    tensor(model, "R").dims[:] = [1, -4, -4]
+
+
+def whole_numbers(model):
+    tensor(model, "W").CopyFrom(onnx.numpy_helper.from_array(np.zeros((1, 4 * H, D), np.int64), "W"))
+
+
+def texts(model):
+    tensor(model, "W").data_type = onnx.TensorProto.STRING
+
+
+def mixed(model):
+    W = onnx.numpy_helper.to_array(tensor(model, "W")).astype(np.float64)
+    tensor(model, "W").CopyFrom(onnx.numpy_helper.from_array(W, "W"))
+
+
+def constant_state(model):
+    model.graph.node[0].input[5] = "h"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((1, B, H), np.float32), "h"))
+
+
+def old(model):
+    model.opset_import[0].version = 6
+
+
+def no_opset(model):
+    del model.opset_import[:]
+
+
+def no_recurrent_node(model):
+    model.graph.node[0].op_type = "Relu"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (as_input, "LSTM 'cell': W is an input of the model, 'W', expected an initializer or a Constant"),
+        (as_computed, "W is computed by a node Neg, 'W', expected an initializer"),
+        (undefined, "W is 'W', which nothing in the model defines"),
+        (copy_of_itself, "W is computed by a node Identity"),
+        (no_weight, "input R is missing, expected X, W and R"),
+        (too_few_bytes, r"W has 188 bytes, expected 192 for shape \(1, 16, 3\) of float32"),
+        (too_few_numbers, "W has 2 values, expected 48"),
+        (huge, r"W has 192 bytes, expected 18446744073709551616 for"),
+        (negative, "hidden_size is -4, expected 1 or more"),
+        (whole_numbers, "W has dtype int64, expected floating-point numbers"),
+        (texts, "W has data type STRING, expected FLOAT, DOUBLE or FLOAT16"),
+        (mixed, "weights are float32 and float64, expected one dtype"),
+        (constant_state, "initial_h is a constant other than 0, which a layer cannot hold, expected an input"),
+        (old, "opset is 6, expected 7 or newer"),
+        (no_opset, "not an ONNX model, it has no opset or no nodes"),
+        (no_recurrent_node, "the model has no node LSTM, GRU or RNN"),
+    ],
+)
+def test_bad_model_is_named(spoil, message, tmp_path):
+    model = plain()
+    spoil(model)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    for source in (model, path):
+        with pytest.raises(ValueError, match=message):
+            from_onnx(source)
+
+
+def external(folder, model, location, **entries):
+    """`model` with W in another file, declared by `entries`."""
+    W = tensor(model, "W")
+    values = W.raw_data
+    W.ClearField("raw_data")
+    W.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {"location": location, **entries}.items():
+        W.external_data.add(key=key, value=str(value))
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return values
+
+
+def test_weights_in_another_file(tmp_path):
+    model = plain()
+    _, expected = from_onnx(model)
+    values = external(tmp_path, model, "weights/W.bin", offset=8, length=4 * 48)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "W.bin").write_bytes(b"\0" * 8 + values)
+    _, found = from_onnx(tmp_path / "model.onnx")
+    np.testing.assert_array_equal(found["0.Wx"], expected["0.Wx"])
+    with pytest.raises(ValueError, match=r"external data in 'weights/W.bin', expected a model with its path"):
+        from_onnx(model)
+
+
+@pytest.mark.parametrize(
+    ("location", "entries", "message"),
+    [
+        ("../secret", {}, "expected a relative path inside the model's folder"),
+        ("inside/../../secret", {}, "expected a relative path inside the model's folder"),
+        ("..\\secret", {}, "expected a relative path inside the model's folder"),
+        ("C:secret", {}, "expected a relative path inside the model's folder"),
+        ("{folder}/secret", {}, "expected a relative path inside the model's folder"),
+        ("link", {}, "expected a relative path inside the model's folder"),
+        ("", {}, "expected a relative path inside the model's folder"),
+        ("inside", {}, "which is no file"),
+        ("absent", {}, "which is no file"),
+        ("W.bin", {"length": 2**50}, f"of {2**50} bytes, expected 192 for shape"),
+        ("W.bin", {"offset": 12}, "at bytes 12 to 204 of 'W.bin', expected a place in its 200"),
+        ("W.bin", {"offset": -8}, "at bytes -8 to 184 of 'W.bin', expected a place in its 200"),
+        ("caf\u00e9\0", {}, "expected a relative path inside the model's folder"),
+        ("W.bin", {"offset": "much"}, "with offset 'much' and length None, expected whole numbers"),
+    ],
+)
+def test_bad_external_data_is_refused(location, entries, message, tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "inside").mkdir(parents=True)
+    (tmp_path / "secret").write_bytes(b"\0" * 200)
+    (folder / "W.bin").write_bytes(b"\0" * 200)
+    (folder / "link").symlink_to(tmp_path / "secret")
+    external(folder, plain(), location.format(folder=tmp_path), **entries)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        from_onnx(folder / "model.onnx")
+
+
+@pytest.mark.parametrize("blob", [b"", b"PK\x03\x04zip", b"\x80\x04pickle.", bytes(range(256)), b"\x0a" * 5000])
+def test_garbage_is_no_onnx_model(blob, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(blob)
+    with pytest.raises(ValueError, match=r"model\.onnx: not an ONNX model"):
+        from_onnx(path)
+
+
+def test_every_damaged_file_is_refused_or_read(tmp_path):
+    """Any one bit changed, or any end missing: a layer or a ValueError, never anything else."""
+    whole, path = plain(activations=["Sigmoid", "Tanh", "Elu"]).SerializeToString(), tmp_path / "model.onnx"
+    draw = random.Random(0)
+    for _ in range(1500):
+        blob = bytearray(whole[: draw.choice([len(whole), draw.randrange(len(whole))])])
+        if blob:
+            blob[draw.randrange(len(blob))] ^= 1 << draw.randrange(8)
+        path.write_bytes(bytes(blob))
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            from_onnx(path)
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.onnx: no such ONNX file"):
+        from_onnx(tmp_path / "absent.onnx")
+    with pytest.raises(IsADirectoryError, match="a folder, expected an ONNX file"):
+        from_onnx(tmp_path)
+
+
+def test_without_the_package_onnx_both_say_what_to_install(monkeypatch):
+    layer = xlstm.GRU(D, H)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    for call in (lambda: from_onnx("model.onnx"), lambda: to_onnx(layer, layer.init(backend="numpy"))):
+        with pytest.raises(ImportError, match="pip install onnx"):
+            call()
