@@ -82,10 +82,10 @@ def pairwise(kind: str) -> list[dict]:
     return chosen
 
 
-def inputs_of(layer, be, rng, T, B):
-    """Parameters, x and an initial state, all random."""
+def inputs_of(layer, be, rng, T, B, scale=0.7):
+    """Parameters of size `scale`, x and an initial state, all random."""
     outer = (B, T) if layer.batch_first else (T, B)
-    params = {n: be.asarray(0.7 * rng.standard_normal(to_numpy(p).shape)) for n, p in layer.init(0, be).items()}
+    params = {n: be.asarray(scale * rng.standard_normal(to_numpy(p).shape)) for n, p in layer.init(0, be).items()}
     x = be.asarray(rng.standard_normal((*outer, layer.input_size)))
     L = layer.num_layers * len(layer.directions)
     state = tuple(be.asarray(rng.standard_normal((L, B, size))) for size in layer.state_sizes)

@@ -7,8 +7,10 @@ writes several in no fixed order, and equal models are to give equal bytes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +45,20 @@ def save(path: str | os.PathLike[str], params: dict[str, Array], kind: str, conf
     """
     from safetensors.numpy import save as to_bytes
 
-    path = Path(path)
     about = json.dumps({"version": VERSION, "kind": kind, "config": config})
     arrays = {name: np.ascontiguousarray(to_numpy(array)) for name, array in params.items()}
-    blob = to_bytes(arrays, metadata={KEY: about})
+    write(path, to_bytes(arrays, metadata={KEY: about}))
+
+
+def write(path: str | os.PathLike[str], blob: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises
+    ------
+    OSError
+        The folder cannot be written to.
+    """
+    path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -61,6 +73,13 @@ def save(path: str | os.PathLike[str], params: dict[str, Array], kind: str, conf
         raise
 
 
+def kind_of(path: str | os.PathLike[str]) -> str:
+    """The kind of model a file holds; raises as `load` does."""
+    with _opened(path) as file:
+        kind: str = _about(Path(path), file.metadata() or {})["kind"]
+        return kind
+
+
 def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
     """Read a model file: its arrays, on the host, and its configuration.
 
@@ -71,6 +90,17 @@ def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.ndarray[
     ValueError
         It is no safetensors file, is damaged, or is of another format, version or kind.
     """
+    path = Path(path)
+    with _opened(path) as file:
+        about = _about(path, file.metadata() or {})
+        if about["kind"] != kind:
+            raise ValueError(f"{path}: kind is {about['kind']!r}, expected {kind!r}")
+        return {name: file.get_tensor(name) for name in file.keys()}, about["config"]  # noqa: SIM118 (no mapping)
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """An open safetensors file; what is wrong with it is said in our words."""
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
@@ -80,26 +110,22 @@ def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.ndarray[
         raise FileNotFoundError(f"{path}: no such model file")
     try:
         with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            config = _describe(path, metadata, kind)
-            return {name: file.get_tensor(name) for name in file.keys()}, config  # noqa: SIM118 (no mapping)
+            yield file
     except SafetensorError as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
     except TypeError as error:
         raise ValueError(f"{path}: holds arrays NumPy does not have ({error})") from error
 
 
-def _describe(path: Path, metadata: dict[str, str], kind: str) -> dict[str, Any]:
-    """The configuration in the metadata of a file of the expected kind and version."""
+def _about(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    """The description in the metadata of a file of our version: its kind and configuration."""
     if KEY not in metadata:
         raise ValueError(f"{path}: not an xlstm model file, its metadata has no entry {KEY!r}")
     try:
         about = json.loads(metadata[KEY])
-        found = {"version": about["version"], "kind": about["kind"]}
-        config: dict[str, Any] = about["config"]
+        found: dict[str, Any] = {key: about[key] for key in ("version", "kind", "config")}
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: its description is not readable ({type(error).__name__}: {error})") from error
-    for key, expected in {"version": VERSION, "kind": kind}.items():
-        if found[key] != expected:
-            raise ValueError(f"{path}: {key} is {found[key]!r}, expected {expected!r}")
-    return config
+    if found["version"] != VERSION:
+        raise ValueError(f"{path}: version is {found['version']!r}, expected {VERSION!r}")
+    return found

@@ -1,15 +1,21 @@
-"""Models: a sequence in, a prediction out."""
+"""Models: a sequence in, a prediction out; and models and layers in files."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from xlstm import checks
+import numpy as np
+
+from xlstm import checkpoint, checks
 from xlstm.backend import Array, Backend, Params, Seed, backend_of, device_of, generator, namespace
 from xlstm.layers.linear import Linear
 from xlstm.layers.recurrent import GRU, LSTM, RNN
 from xlstm.layers.stack import Saved, State
+
+KIND = "model"
+LAYERS = {"LSTM": LSTM, "GRU": GRU, "RNN": RNN}
 
 
 class SavedModel(NamedTuple):
@@ -117,6 +123,67 @@ class SequenceModel:
         if rest == 0:
             return last
         return xp.concat((xp.zeros((rest, *last.shape[1:]), dtype=dh.dtype, device=device_of(dh)), last))
+
+
+def save(path: str | os.PathLike[str], model: SequenceModel | LSTM | GRU | RNN, params: Params) -> None:
+    """Write a model or a layer, its description and its parameters, to a safetensors file, whole or not at all.
+
+    Raises
+    ------
+    ValueError
+        `params` are not those of the model.
+    OSError
+        The folder cannot be written to.
+    """
+    layer = model.recurrent if isinstance(model, SequenceModel) else model
+    if type(layer).__name__ not in LAYERS:
+        raise TypeError(f"save: model is a {type(model).__name__}, expected a SequenceModel, LSTM, GRU or RNN")
+    if isinstance(model, SequenceModel):
+        model.check(params)
+        head = {"output_size": model.output_size, "last": model.last}
+    else:
+        checks.params(type(layer).__name__, params, layer.shapes)
+        head = None
+    config = {"layer": type(layer).__name__, "options": asdict(layer), "head": head}
+    checkpoint.save(path, params, KIND, config)
+
+
+def load(
+    path: str | os.PathLike[str], backend: str | Backend | None = None
+) -> tuple[SequenceModel | LSTM | GRU | RNN, Params]:
+    """Read a file that `save` wrote: the model or layer, and its parameters.
+
+    Parameters
+    ----------
+    path : path
+    backend : str or Backend, optional
+        Where the parameters are put; a name as for `xlstm.backend`, by default "auto".
+
+    Raises
+    ------
+    OSError, ValueError
+        There is no such file, or it holds no sound model.
+    """
+    arrays, config = checkpoint.load(path, KIND)
+    model: SequenceModel | LSTM | GRU | RNN
+    try:
+        layer = LAYERS[config["layer"]](**config["options"])
+        if config["head"] is None:
+            model = layer
+            checks.params(type(layer).__name__, arrays, layer.shapes)
+        else:
+            model = SequenceModel(layer, **config["head"])
+            model.check(arrays)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a sound model ({type(error).__name__}: {error})") from error
+    dtypes = {str(array.dtype) for array in arrays.values()}
+    if len(dtypes) != 1:
+        raise ValueError(f"{path}: parameters are of several dtypes, {', '.join(sorted(dtypes))}, expected one")
+    for name, array in arrays.items():
+        if not np.all(np.isfinite(array)):
+            raise ValueError(f"{path}: {name} is not finite")
+    chosen = backend_of(backend, dtypes.pop())
+    return model, {name: chosen.asarray(array) for name, array in arrays.items()}
 
 
 def _below(prefix: str, params: Params) -> Params:

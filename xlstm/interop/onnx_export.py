@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm import checks
+from xlstm import checkpoint, checks
 from xlstm.backend import Params, to_numpy
 from xlstm.interop.onnx_graph import Host
 from xlstm.interop.onnx_names import INPUTS, library, to_attributes
@@ -91,7 +91,7 @@ def to_onnx(
     model = _build(onnx, layer, host, state, lengths, opset)
     onnx.checker.check_model(model, full_check=True)
     if path is not None:
-        _write(Path(path), model.SerializeToString())
+        checkpoint.write(Path(path), model.SerializeToString())
     return model
 
 
@@ -233,19 +233,3 @@ def _attributes(layer: LSTM | GRU | RNN) -> dict[str, Any]:
     if isinstance(layer, GRU) and layer.reset_after:
         found["linear_before_reset"] = 1
     return found
-
-
-def _write(path: Path, blob: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(blob)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, f"not saved, {error.strerror or error}", str(path)) from error
-        raise
