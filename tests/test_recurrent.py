@@ -441,4 +441,5 @@ def test_a_layer_is_its_description(kind):
     for options in pairwise(kind):
         layer = make(kind, options)
         assert type(layer)(**json.loads(json.dumps(asdict(layer)))) == layer
+        assert eval(repr(layer), {kind: type(layer)}) == layer
     assert canonical(" hard_sigmoid ( .2 ) ") == "hard_sigmoid(0.2, 0.5)"

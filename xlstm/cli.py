@@ -18,7 +18,7 @@ from rich.table import Table
 
 import xlstm
 from xlstm import backend as choose_backend
-from xlstm import plots, training
+from xlstm import convert, plots, training
 from xlstm.backend import Backend, BackendError, usable
 from xlstm.estimators import Forecaster, Score, Settings
 from xlstm.series import Series, bundled, read_csv
@@ -48,7 +48,7 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except BrokenPipeError:
             raise  # whoever read the output has had enough
-        except (ValueError, TypeError, OSError, FloatingPointError, MemoryError, BackendError) as error:
+        except (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError, BackendError) as error:
             err.print(f"error: {error}")
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
@@ -126,11 +126,47 @@ def predict(
         writer.writerow([label, f"{value:.9g}"])
 
 
+@app.command("export")
+@one_line_errors
+def export_(
+    model: Annotated[Path, typer.Argument(help="Model file of train, import or models.save.")],
+    to: Annotated[str, typer.Option("--to", help="onnx, torch or keras.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; beside the model if left out.")
+    ] = None,
+    lengths: Annotated[bool, typer.Option("--lengths", help="ONNX: lengths of sequences are an input.")] = False,
+    state: Annotated[bool, typer.Option("--state", help="ONNX: initial states are inputs.")] = False,
+) -> None:
+    """Write the network of a model for onnxruntime, PyTorch or Keras."""
+    out.print(f"wrote: {convert.export_file(model, to, output, lengths=lengths, state=state)}")
+    network, _ = convert.read(model)
+    out.print(f"holds: {network}")
+
+
+@app.command("import")
+@one_line_errors
+def import_(
+    file: Annotated[Path, typer.Argument(help=".onnx, .keras, .weights.h5, or .safetensors of a PyTorch state dict.")],
+    kind: Annotated[str | None, typer.Option(help="lstm, gru or rnn; what the file shows if left out.")] = None,
+    name: Annotated[str, typer.Option(help="Node, layer, or prefix of names, where the file holds others too.")] = "",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Model file to write; beside FILE if left out.")
+    ] = None,
+) -> None:
+    """Read an LSTM, GRU or RNN from a file of another library and write it as a model file."""
+    path, layer = convert.import_file(file, output, kind=kind, name=name)
+    out.print(f"wrote: {path}")
+    out.print(f"holds: {layer}")
+
+
 @app.command()
 @one_line_errors
 def info() -> None:
     """Show versions, devices, and which backend is chosen and why."""
-    packages = ("numpy", "array-api-compat", "safetensors", "cupy-cuda12x", "cupy-cuda13x", "torch", "matplotlib")
+    packages = (
+        *("numpy", "array-api-compat", "safetensors", "cupy-cuda12x", "cupy-cuda13x", "torch", "matplotlib"),
+        *("onnx", "h5py"),
+    )
     rows = {"xlstm": xlstm.__version__, "python": f"{platform.python_version()} on {platform.platform()}"}
     rows |= {package: _version(package) for package in packages}
     for name, found in usable().items():

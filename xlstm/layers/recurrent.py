@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,7 +22,7 @@ from xlstm.recurrence import Cell
 MASKS = 2  # the stream of a seed that masks are drawn from; 0 draws weights, 1 orders batches
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recurrent:
     """What LSTM, GRU and RNN share; `LSTM` describes the options."""
 
@@ -65,6 +65,15 @@ class Recurrent:
             raise ValueError(f"{where}: recurrent_bias and bias=False exclude one another")
         object.__setattr__(self, "zoneout", self._zoneout(where))
         object.__setattr__(self, "activations", self._activations(where))
+
+    def __repr__(self) -> str:
+        """As it would be made, without the options that have their default."""
+        usual = type(self)(self.input_size, self.hidden_size)
+        defaults = {f.name: getattr(usual, f.name) for f in fields(self)[2:]}
+        defaults["recurrent_bias"] = self.bias and self._needs_recurrent_bias()
+        values = {name: getattr(self, name) for name in defaults}
+        chosen = [f"{name}={value!r}" for name, value in values.items() if value != defaults[name]]
+        return f"{type(self).__name__}({', '.join([repr(self.input_size), repr(self.hidden_size), *chosen])})"
 
     @functools.cached_property
     def shapes(self) -> dict[str, checks.Dims]:
@@ -378,7 +387,7 @@ def _states(xp: Namespace, columns: Sequence[Sequence[Array]], packing: Packing)
     return tuple(one[0][None, ...] if len(one) == 1 else xp.stack(one) for one in rows)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LSTM(Recurrent):
     """Long short-term memory: one layer or several, in one direction or both.
 
@@ -507,7 +516,7 @@ class LSTM(Recurrent):
         return values
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class GRU(Recurrent):
     """Gated recurrent units (Cho et al. 2014): options as of `LSTM`, and one of its own.
 
@@ -546,7 +555,7 @@ class GRU(Recurrent):
         return (gru.Cell if self.reset_after else gru.ResetBefore)(activations, self.clip)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RNN(Recurrent):
     """A plain recurrent layer (Elman 1990), h = tanh(Wx x + Wh h0 + b): options as of `LSTM`.
 

@@ -1,0 +1,147 @@
+"""Model files in and out of other libraries' formats, from Python and from the command line."""
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from typer.testing import CliRunner
+
+import xlstm
+from xlstm import convert, models
+from xlstm.cli import app
+from xlstm.estimators import Forecaster, Settings
+from xlstm.models import SequenceModel
+
+STACK = {"num_layers": 2, "bidirectional": True}
+EXTRAS = {"onnx": "onnx", "keras": "h5py", "torch": "safetensors"}
+
+
+def saved(tmp_path, model):
+    params = model.init(0, "numpy")
+    models.save(tmp_path / "net.safetensors", model, params)
+    return tmp_path / "net.safetensors", params
+
+
+@pytest.mark.parametrize("to", convert.SUFFIXES)
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_there_and_back(tmp_path, kind, to):
+    """A stack goes out and comes back with the same bits under the same names."""
+    pytest.importorskip(EXTRAS[to])
+    layer = getattr(xlstm, kind)(3, 4, **STACK, batch_first=to == "keras")
+    source, params = saved(tmp_path, layer)
+    written = convert.export_file(source, to)
+    assert written == tmp_path / f"net{convert.SUFFIXES[to]}"
+    path, found = convert.import_file(written, kind=kind.lower())
+    assert path == tmp_path / "net.model.safetensors"
+    assert (type(found), found.num_layers, found.directions) == (type(layer), 2, layer.directions)
+    again, arrays = models.load(path, "numpy")
+    assert again == found
+    for name, array in params.items():
+        assert arrays[name].tobytes() == array.tobytes()
+    assert not any(np.any(arrays[name]) for name in set(arrays) - set(params))  # a second bias
+
+
+@pytest.mark.parametrize("to", convert.SUFFIXES)
+def test_a_forecaster_is_exported_with_its_head(tmp_path, to):
+    pytest.importorskip(EXTRAS[to])
+    forecaster = Forecaster(Settings(epochs=1, hidden_size=4, window=12), "numpy").fit(np.sin(np.arange(200) / 5))
+    forecaster.save(tmp_path / "model.safetensors")
+    path = convert.export_file(tmp_path / "model.safetensors", to, tmp_path / "out")
+    if to == "torch":
+        weights = safetensors.numpy.load_file(path)
+        assert weights["head.weight"].tobytes() == forecaster.params["head.W"].tobytes()
+    if to == "onnx":
+        session = pytest.importorskip("onnxruntime").InferenceSession(path.read_bytes())
+        x = np.random.default_rng(0).standard_normal((12, 5, 1)).astype("float32")
+        expected, _, _ = forecaster.model.forward(forecaster.params, x, train=False)
+        np.testing.assert_allclose(session.run(["y"], {"x": x})[0], expected, rtol=1e-5, atol=1e-6)
+    if to == "keras":
+        import h5py
+
+        with h5py.File(path) as file:
+            found = []
+            file.visititems(lambda name, item: found.append(item) if isinstance(item, h5py.Dataset) else None)
+            assert any(np.array_equal(item[()], forecaster.params["head.W"].T) for item in found)
+
+
+def test_the_command_line(tmp_path):
+    pytest.importorskip("onnx")
+    source, _ = saved(tmp_path, SequenceModel(xlstm.GRU(2, 3, 2), 1))
+    result = CliRunner().invoke(app, ["export", str(source), "--to", "onnx", "--lengths", "--state"])
+    assert result.exit_code == 0, result.output
+    assert result.output.endswith(
+        "holds: SequenceModel(recurrent=GRU(2, 3, num_layers=2), output_size=1, last=False)\n"
+    )
+    result = CliRunner().invoke(app, ["import", str(tmp_path / "net.onnx"), "-o", str(tmp_path / "back")])
+    assert result.exit_code == 0, result.output
+    assert result.output == f"wrote: {tmp_path / 'back'}\nholds: GRU(2, 3, num_layers=2)\n"
+    layer, _ = models.load(tmp_path / "back", "numpy")
+    assert layer == xlstm.GRU(2, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["export", "net.safetensors", "--to", "tflite"], "format 'tflite' is unknown, expected onnx, torch, keras"),
+        (["export", "none", "--to", "onnx"], "none: no such model file"),
+        (["export", "bad.safetensors", "--to", "onnx"], "not a readable safetensors file"),
+        (["export", "plain.safetensors", "--to", "onnx"], "not an xlstm model file"),
+        (["export", "net.safetensors", "--to", "torch", "--lengths"], "are inputs of an ONNX file"),
+        (["export", "net.safetensors", "--to", "torch", "-o", "net.safetensors"], "is the file that is read"),
+        (["export", "peephole.safetensors", "--to", "torch"], "peepholes is True, which PyTorch cannot express"),
+        (["import", "net.pt"], "suffix '.pt' is unknown, expected .onnx"),
+        (["import", "none.safetensors"], "none.safetensors: no such file"),
+        (["import", "plain.safetensors"], "weight_hh_l0 is missing, found a"),
+        (["import", "none.onnx"], "none.onnx"),
+        (["import", "bad.safetensors"], "not a readable safetensors file"),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_written(tmp_path, monkeypatch, arguments, words):
+    pytest.importorskip("onnx")
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path, xlstm.LSTM(2, 3))
+    peephole = xlstm.LSTM(2, 3, peepholes=True)
+    models.save("peephole.safetensors", peephole, peephole.init(0, "numpy"))
+    (tmp_path / "bad.safetensors").write_bytes(b"garbage")
+    safetensors.numpy.save_file({"a": np.zeros(2)}, "plain.safetensors")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_models_come_back_from_their_files(be, tmp_path, last):
+    model = SequenceModel(xlstm.LSTM(2, 3, 2, zoneout=(0.1, 0.2), activations=("sigmoid", "relu", "tanh")), 2, last)
+    params = model.init(0, be)
+    models.save(tmp_path / "model", model, params)
+    again, found = models.load(tmp_path / "model", be)
+    assert again == model
+    assert list(found) == sorted(params)
+    assert all(bool(be.xp.all(found[name] == params[name])) for name in params)
+
+
+def test_unsound_models_are_refused(tmp_path):
+    layer = xlstm.LSTM(2, 3)
+    params = layer.init(0, "numpy")
+    path = tmp_path / "model"
+    with pytest.raises(ValueError, match=r"0\.b is missing"):
+        models.save(path, layer, {n: p for n, p in params.items() if n != "0.b"})
+    with pytest.raises(TypeError, match="model is a Linear"):
+        models.save(path, xlstm.Linear(2, 3), {})
+    assert not path.exists()
+    config = {"layer": "LSTM", "options": {"input_size": 2, "hidden_size": 3}, "head": None}
+    for change, words in [
+        ({"layer": "CNN"}, "KeyError: 'CNN'"),
+        ({"options": {"input_size": 2, "hidden_size": 3, "depth": 2}}, "depth"),
+        ({"options": {"input_size": 2, "hidden_size": 4}}, r"0\.Wx has shape"),
+        ({"head": {"output_size": 1}}, r"recurrent\.0\.Wx is missing"),
+    ]:
+        models.checkpoint.save(path, params, models.KIND, config | change)
+        with pytest.raises(ValueError, match=rf"not a sound model .*{words}"):
+            models.load(path, "numpy")
+    models.checkpoint.save(path, params | {"0.b": np.full(12, np.nan, "float32")}, models.KIND, config)
+    with pytest.raises(ValueError, match=r"0\.b is not finite"):
+        models.load(path, "numpy")

@@ -1,0 +1,207 @@
+"""Weights from and to PyTorch, and through them: forward and every gradient equal PyTorch's."""
+
+import pickle
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import xlstm
+from tests.layers import OPTIONS, make
+from xlstm import models
+from xlstm.interop.torch import from_torch, to_torch
+from xlstm.models import SequenceModel
+
+torch = pytest.importorskip("torch")
+
+D, H, T, B = 3, 5, 7, 4
+LENGTHS = [3, 7, 1, 5]
+MODULES = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}
+CONFIGURATIONS = [
+    (kind, {"num_layers": layers, "bidirectional": both, "bias": bias, **more})
+    for kind in MODULES
+    for layers in (1, 2, 3)
+    for both in (False, True)
+    for bias in (True, False)
+    for more in ({}, *({"lstm": [{"proj_size": 2}], "rnn": [{"nonlinearity": "relu"}]}.get(kind, [])))
+]
+
+
+def module_of(kind, options, batch_first=False):
+    torch.manual_seed(0)
+    return MODULES[kind](D, H, dtype=torch.float64, batch_first=batch_first, **options)
+
+
+def ours_of(kind, options, weights, batch_first=False):
+    return from_torch(weights, kind, batch_first=batch_first, activation=options.get("nonlinearity", "tanh"))
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["all steps", "packed"])
+@pytest.mark.parametrize("batch_first", [False, True], ids=["", "batch first"])
+@pytest.mark.parametrize(("kind", "options"), CONFIGURATIONS, ids=str)
+def test_forward_and_gradients_are_pytorchs(rng, kind, options, batch_first, lengths):
+    """Outputs, final states, and gradients by weights, input and initial states, for random cotangents of all."""
+    module = module_of(kind, options, batch_first)
+    layer, params = ours_of(kind, options, module.state_dict(), batch_first)
+    L = options["num_layers"] * (2 if options["bidirectional"] else 1)
+    x = rng.standard_normal((B, T, D) if batch_first else (T, B, D))
+    state = [rng.standard_normal((L, B, n)) for n in (options.get("proj_size") or H, H)[: 2 if kind == "lstm" else 1]]
+
+    tx, *tstate = (torch.tensor(a, requires_grad=True) for a in (x, *state))
+    start = tuple(tstate) if kind == "lstm" else tstate[0]
+    if lengths is None:
+        ty, tend = module(tx, start)
+    else:
+        rnn = torch.nn.utils.rnn
+        given = rnn.pack_padded_sequence(tx, torch.tensor(lengths), batch_first=batch_first, enforce_sorted=False)
+        ty, tend = module(given, start)
+        ty, _ = rnn.pad_packed_sequence(ty, batch_first=batch_first, total_length=T)
+    outputs = (ty, *tend) if kind == "lstm" else (ty, tend)
+    cotangents = [rng.standard_normal(tuple(a.shape)) for a in outputs]
+    torch.autograd.backward(outputs, [torch.tensor(c) for c in cotangents])
+
+    y, end, saved = layer.forward(params, x, tuple(state), lengths=lengths)
+    grads, dx, dstart = layer.backward(params, saved, cotangents[0], tuple(cotangents[1:]))
+    _, expected = ours_of(kind, options, {n: p.grad for n, p in module.named_parameters()}, batch_first)
+    pairs = {"y": (y, ty), "dx": (dx, tx.grad), **{f"d{n}": (grads[n], torch.tensor(g)) for n, g in expected.items()}}
+    for k, (found, theirs) in enumerate(zip((*end, *dstart), (*outputs[1:], *(s.grad for s in tstate)), strict=True)):
+        pairs[f"state {k}"] = (found, theirs)
+    for name, (found, theirs) in pairs.items():
+        np.testing.assert_allclose(found, theirs.detach().numpy(), rtol=1e-10, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("kind", "options"), CONFIGURATIONS, ids=str)
+def test_there_and_back_are_the_same_bits(tmp_path, kind, options, dtype):
+    """From a module and from a file, into a module and into a file."""
+    module = module_of(kind, options).to(getattr(torch, dtype))
+    theirs = {n: p.detach().numpy() for n, p in module.named_parameters()}
+    path = tmp_path / "weights.safetensors"
+    safetensors.numpy.save_file({f"encoder.{n}": p for n, p in theirs.items()} | {"other": np.zeros(2)}, path)
+    for layer, params in (
+        ours_of(kind, options, theirs),
+        from_torch(path, kind, prefix="encoder.", activation=options.get("nonlinearity", "tanh")),
+    ):
+        back = to_torch(layer, params)
+        assert {n: (p.dtype, p.tobytes()) for n, p in back.items()} == {
+            n: (p.dtype, p.tobytes()) for n, p in theirs.items()
+        }
+        module.load_state_dict({n: torch.tensor(p) for n, p in back.items()})
+
+
+def test_a_single_bias_becomes_two(rng):
+    layer = xlstm.LSTM(D, H)
+    params = layer.init(0, "numpy", "float64")
+    weights = to_torch(layer, params)
+    assert not np.any(weights["bias_hh_l0"])
+    module = torch.nn.LSTM(D, H, dtype=torch.float64)
+    module.load_state_dict({n: torch.tensor(p) for n, p in weights.items()})
+    x = rng.standard_normal((T, B, D))
+    with torch.no_grad():
+        expected = module(torch.tensor(x))[0].numpy()
+    np.testing.assert_allclose(layer.forward(params, x)[0], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_model_and_its_layer(tmp_path):
+    model = SequenceModel(xlstm.GRU(D, H, 2, bidirectional=True), 2)
+    params = model.init(0, "numpy")
+    weights = to_torch(model, params)
+    assert weights["head.weight"].shape == (2, 2 * H)
+    layer, found = from_torch(weights, "gru", prefix="recurrent.")
+    assert layer == model.recurrent
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, params[f"recurrent.{name}"])
+    models.save(tmp_path / "layer", layer, found)
+    again, arrays = models.load(tmp_path / "layer", "numpy")
+    assert again == layer
+    assert {n: a.tobytes() for n, a in arrays.items()} == {n: a.tobytes() for n, a in found.items()}
+
+
+def test_float16_is_widened():
+    module = module_of("gru", {}).half()
+    _, params = from_torch(module.state_dict(), "gru")
+    assert params["0.Wx"].dtype == np.float32
+    with pytest.raises(TypeError, match="weight_ih_l0 is bfloat16"):
+        from_torch(module.bfloat16().state_dict(), "gru")
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_what_pytorch_has_not_is_refused_by_name(kind):
+    allowed = {"num_layers", "batch_first", "bias", "recurrent_bias", "dropout", "recurrent_dropout", "proj_size"}
+    for name, values in OPTIONS[kind].items():
+        for value in values[1:]:
+            layer = make(kind, {name: value, **({"num_layers": 2} if name == "dropout" else {})})
+            params = layer.init(0, "numpy")
+            if name in allowed or value in ("bidirectional", "relu"):
+                assert to_torch(layer, params)
+                continue
+            option = value if name == "direction" else name
+            with pytest.raises(ValueError, match=rf"to_torch: {option} (is|are) .*, which PyTorch cannot express"):
+                to_torch(layer, params)
+
+
+def weights(**changes):
+    found = {n: p.detach().numpy() for n, p in module_of("lstm", {"num_layers": 2}).named_parameters()}
+    return {n: a for n, a in (found | changes).items() if a is not None}
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "error", "words"),
+    [
+        (weights(), "LSTM", ValueError, "kind is 'LSTM', expected one of lstm, gru, rnn"),
+        (weights(), "rnn", ValueError, r"weight_ih_l0 \(20, 3\) and weight_hh_l0 \(20, 5\) are not of kind 'rnn'"),
+        (weights(weight_hh_l1=None), "lstm", ValueError, "weight_hh_l1 is missing"),
+        (weights(bias_hh_l0=None), "lstm", ValueError, "bias_hh_l0 is missing"),
+        (weights(weight_hh_l0=None), "lstm", ValueError, "weight_hh_l0 is missing, found bias_hh_l0"),
+        (weights(weight_ih_l3=np.zeros((20, 5))), "lstm", ValueError, "weight_ih_l2 is missing"),
+        (weights(weight_zz_l0=np.zeros(2)), "lstm", ValueError, "weight_zz_l0 is unknown, expected weight_ih_l0"),
+        (weights(weight_ih_l1=np.zeros((20, 4))), "lstm", ValueError,
+         r"weight_ih_l1 has shape \(20, 4\), expected \(4H, directions\*P\) = \(20, 5\)"),
+        (weights(bias_ih_l0=np.zeros((1, 20))), "lstm", ValueError, r"bias_ih_l0 has shape \(1, 20\), expected"),
+        (weights(weight_ih_l0=np.zeros(20)), "lstm", ValueError, r"weight_ih_l0 has shape \(20,\), expected two axes"),
+        (weights(weight_ih_l0=np.zeros((20, 3), "int64")), "lstm", TypeError, "weight_ih_l0 is int64"),
+        (weights(weight_ih_l0=np.zeros((20, 3), "float32")), "lstm", TypeError, "dtypes float32, float64"),
+        (weights(weight_ih_l0=[[1.0]]), "lstm", TypeError, "weight_ih_l0 is a list"),
+        ({}, "lstm", ValueError, "weight_ih_l0 is missing, found nothing"),
+        (3, "lstm", TypeError, "got a int, expected a state dict or a path"),
+    ],
+)  # fmt: skip
+def test_misfits_are_named(given, kind, error, words):
+    with pytest.raises(error, match=words):
+        from_torch(given, kind)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("unpickled",))
+
+
+def test_pickles_are_never_read(tmp_path):
+    for protocol in (2, 4):
+        path = tmp_path / f"{protocol}.pt"
+        path.write_bytes(pickle.dumps({"weight_ih_l0": Bomb()}, protocol))
+        with pytest.raises(ValueError, match="a pickled file, which can run code"):
+            from_torch(path, "lstm")
+    torch.save(module_of("lstm", {}).state_dict(), tmp_path / "module.pt")
+    with pytest.raises(ValueError, match=r"safetensors\.torch\.save_file"):
+        from_torch(tmp_path / "module.pt", "lstm")
+
+
+def test_bad_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        from_torch(tmp_path / "none", "lstm")
+    with pytest.raises(IsADirectoryError, match="a folder"):
+        from_torch(tmp_path, "lstm")
+    header = b'{"weight_ih_l0":{"dtype":"F32","shape":[1000000000,1000000000],"data_offsets":[0,4]}}'
+    garbage = {"empty": b"", "short": b"abc", "huge": len(header).to_bytes(8, "little") + header + b"1234"}
+    for name, blob in garbage.items():
+        (tmp_path / name).write_bytes(blob)
+        with pytest.raises(ValueError, match="not a readable safetensors file"):
+            from_torch(tmp_path / name, "lstm")
+
+
+def test_parameters_on_another_backend(be):
+    layer = xlstm.RNN(2, 3)
+    expected = to_torch(layer, layer.init(0, "numpy", "float64"))
+    for name, array in to_torch(layer, layer.init(0, be)).items():
+        assert array.tobytes() == expected[name].tobytes()

@@ -1,0 +1,156 @@
+"""Model files to and from the formats of other libraries, whole files at a time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from xlstm import checkpoint, estimators, models
+from xlstm.backend import Params
+from xlstm.layers.recurrent import GRU, LSTM, RNN
+from xlstm.models import SequenceModel
+
+Model = SequenceModel | LSTM | GRU | RNN
+SUFFIXES = {"onnx": ".onnx", "torch": ".torch.safetensors", "keras": ".weights.h5"}
+
+
+def read(path: str | os.PathLike[str]) -> tuple[Model, Params]:
+    """The network in a model file, of a forecaster or of `models.save`, on the host.
+
+    Raises
+    ------
+    OSError, ValueError
+        There is no such file, or it holds neither.
+    """
+    kind = checkpoint.kind_of(path)
+    if kind == estimators.KIND:
+        forecaster = estimators.Forecaster.load(path, "numpy")
+        assert forecaster.params is not None
+        return forecaster.model, forecaster.params
+    return models.load(path, "numpy")
+
+
+def export_file(
+    source: str | os.PathLike[str],
+    to: str,
+    target: str | os.PathLike[str] | None = None,
+    *,
+    lengths: bool = False,
+    state: bool = False,
+) -> Path:
+    """Write the network of a model file for another library, whole or not at all.
+
+    Parameters
+    ----------
+    source : path
+        Model file.
+    to : {"onnx", "torch", "keras"}
+        "onnx": a file that onnxruntime runs. "torch": a state dict in safetensors. "keras": weights that a
+        Keras model of the same layers loads.
+    target : path, optional
+        By default beside the source, under its name and a suffix of the format.
+    lengths, state : bool
+        Whether an ONNX file has inputs for lengths and for initial states.
+
+    Returns
+    -------
+    Path
+        What was written.
+
+    Raises
+    ------
+    ValueError
+        The format is unknown, or cannot express the network.
+    OSError
+        A file cannot be read or written.
+    ImportError
+        The format's package is not installed.
+    """
+    if to not in SUFFIXES:
+        raise ValueError(f"export: format {to!r} is unknown, expected {', '.join(SUFFIXES)}")
+    source = Path(source)
+    name = source.name.removesuffix(".safetensors")
+    path = source.with_name(f"{name}{SUFFIXES[to]}") if target is None else Path(target)
+    _not_itself(source, path)
+    if (lengths or state) and to != "onnx":
+        raise ValueError(f"export: lengths and state are inputs of an ONNX file, not of one for {to}")
+    model, params = read(source)
+    if to == "onnx":
+        from xlstm.interop.onnx import to_onnx
+
+        to_onnx(model, params, path, lengths=lengths, state=state)
+    elif to == "torch":
+        from safetensors.numpy import save
+
+        from xlstm.interop.torch import to_torch
+
+        checkpoint.write(path, save(to_torch(model, params), metadata={"format": "pt"}))
+    else:
+        from xlstm.interop.keras import to_keras
+
+        to_keras(model, params, path)
+    return path
+
+
+def import_file(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str] | None = None,
+    *,
+    kind: str | None = None,
+    name: str = "",
+) -> tuple[Path, LSTM | GRU | RNN]:
+    """Read a recurrent layer, or a stack, from a file of another library and write it as a model file.
+
+    Parameters
+    ----------
+    source : path
+        An ONNX file (.onnx), Keras' (.keras, .weights.h5), or PyTorch's state dict (.safetensors).
+    target : path, optional
+        By default beside the source, as `<name>.model.safetensors`.
+    kind : {"lstm", "gru", "rnn"}, optional
+        By default what the file says or its shapes show.
+    name : str
+        Which layer, where there are others: the name of an ONNX node or Keras layer, or what stands before
+        the names of weights in a state dict, such as "encoder.lstm.".
+
+    Returns
+    -------
+    target : Path
+        What was written, for `models.load`.
+    layer : LSTM, GRU or RNN
+
+    Raises
+    ------
+    ValueError
+        The format is unknown, or the file does not hold what it should.
+    OSError
+        A file cannot be read or written.
+    ImportError
+        The format's package is not installed.
+    """
+    source = Path(source)
+    path = source.with_name(f"{source.name.split('.')[0]}.model.safetensors") if target is None else Path(target)
+    if source.suffix == ".onnx":
+        from xlstm.interop.onnx import from_onnx
+
+        layer, params = from_onnx(source, name or None)
+    elif source.suffix in (".keras", ".h5"):
+        from xlstm.interop.keras import from_keras
+
+        layer, params = from_keras(source, kind, name=name or None)
+    elif source.suffix == ".safetensors":
+        from xlstm.interop.torch import from_torch, kind_of
+
+        layer, params = from_torch(source, kind or kind_of(source, name), prefix=name)
+    else:
+        raise ValueError(f"{source}: suffix {source.suffix!r} is unknown, expected .onnx, .keras, .h5 or .safetensors")
+    if kind is not None and type(layer).__name__.lower() != kind:
+        raise ValueError(f"{source}: holds an {type(layer).__name__}, expected {kind!r}")
+    _not_itself(source, path)
+    models.save(path, layer, params)
+    return path, layer
+
+
+def _not_itself(source: Path, target: Path) -> None:
+    if target.exists() and source.exists() and target.samefile(source):
+        raise ValueError(f"{target}: is the file that is read, expected another name to write to")

@@ -1,0 +1,1 @@
+"""Weights in and out of other libraries: names, orders and layouts; no maths."""
