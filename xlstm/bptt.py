@@ -116,7 +116,7 @@ class LoopBack(Loop):
     def _stay_bwd(self, dstate: Sequence[Array], at: int, n: int) -> list[Array | None]:
         """The part of a state's gradient that goes to the old state directly."""
         shares = [columns(s, at, n) for s in self.noise.stay]
-        return [None if s is None else s * d for d, s in zip(dstate, shares, strict=False)]
+        return [None if s is None else s * d for d, s in zip(dstate, shares, strict=True)]
 
     def gradients(self, w: Params, saved: Saved) -> tuple[Params, Array]:
         """Gradients of the parameters and of x, each a product over all steps."""

@@ -65,11 +65,8 @@ class Cell(Protocol):
 class Noise(NamedTuple):
     """Masks of one layer and direction; None where there are none."""
 
-    drop: Array | None = None  # (P, B), what h is multiplied by before Wh, the same at all steps
-    stay: tuple[Array | float | None, ...] = (
-        None,
-        None,
-    )  # zoneout of h (N, P) and c (N, H): the share of the old state
+    drop: Array | None  # (P, B), what h is multiplied by before Wh, the same at all steps
+    stay: tuple[Array | float | None, ...]  # zoneout of h (N, P) and c (N, H): the share of the old state
 
 
 @dataclass(frozen=True)
@@ -244,7 +241,7 @@ class Loop:
     def _stay(self, old: Sequence[Array], new: Sequence[Array], at: int, n: int) -> list[Array]:
         """Zoneout: some units, or some share of all, keep their old state."""
         shares = [columns(s, at, n) for s in self.noise.stay]
-        return [b if s is None else s * a + (1 - s) * b for a, b, s in zip(old, new, shares, strict=False)]
+        return [b if s is None else s * a + (1 - s) * b for a, b, s in zip(old, new, shares, strict=True)]
 
 
 def product(W: Array, before: Array | None = None, after: Array | None = None) -> Callable[[Array], Array]:

@@ -29,9 +29,9 @@ class Cell:
 
     def gates(self, xp: Namespace, zx: Array, zh: Array, h0: Array) -> tuple[Array, tuple[Array, ...]]:
         """One step from the products zx and zh (3, H, B) and the state h0 (H, B): h and what backward needs."""
-        s, pre = self._squash(xp, zx[:2, ...] + zh[:2, ...])  # (1) z, r
+        s, pre = self._activate(xp, 0, zx[:2, ...] + zh[:2, ...])  # (1) z, r
         m = zh[2, ...]
-        n, last = self._candidate(xp, zx[2, ...] + s[1, ...] * m)  # (2)
+        n, last = self._activate(xp, 1, zx[2, ...] + s[1, ...] * m)  # (2)
         return self._leak(s, n, h0), (s, n, h0, m, *pre, *last)
 
     def slopes(self, xp: Namespace, saved: Sequence[Array]) -> tuple[Array, ...]:
@@ -66,16 +66,11 @@ class Cell:
         dz = self._pairs[0].bwd(xp, dy, None, s[k, ...])
         return dz if self.clip is None else clamp_bwd(xp, dz, pre[0][k, ...], self.clip)
 
-    def _squash(self, xp: Namespace, z: Array) -> tuple[Array, tuple[Array, ...]]:
-        """Gates from pre-activations, and those where `clip` makes backward need them."""
+    def _activate(self, xp: Namespace, k: int, z: Array) -> tuple[Array, tuple[Array, ...]]:
+        """Activation k of pre-activations, and these where `clip` makes backward need them."""
         if self.clip is None:
-            return self._pairs[0].fwd(xp, z), ()
-        return self._pairs[0].fwd(xp, clamp(xp, z, self.clip)), (z,)
-
-    def _candidate(self, xp: Namespace, z: Array) -> tuple[Array, tuple[Array, ...]]:
-        if self.clip is None:
-            return self._pairs[1].fwd(xp, z), ()
-        return self._pairs[1].fwd(xp, clamp(xp, z, self.clip)), (z,)
+            return self._pairs[k].fwd(xp, z), ()
+        return self._pairs[k].fwd(xp, clamp(xp, z, self.clip)), (z,)
 
     @functools.cached_property
     def _pairs(self) -> tuple[Pair, ...]:
@@ -91,8 +86,8 @@ class ResetBefore(Cell):
         self, xp: Namespace, zx: Array, zh: Array, h0: Array, product: Callable[[Array], Array]
     ) -> tuple[Array, tuple[Array, ...]]:
         """One step from zx (3, H, B), zh (2, H, B) and h0 (H, B); `product` multiplies by the last rows of Wh."""
-        s, pre = self._squash(xp, zx[:2, ...] + zh)  # (1) z, r
-        n, last = self._candidate(xp, zx[2, ...] + product(s[1, ...] * h0))  # (2)
+        s, pre = self._activate(xp, 0, zx[:2, ...] + zh)  # (1) z, r
+        n, last = self._activate(xp, 1, zx[2, ...] + product(s[1, ...] * h0))  # (2)
         return self._leak(s, n, h0), (s, n, h0, *pre, *last)
 
     def slopes(self, xp: Namespace, saved: Sequence[Array]) -> tuple[Array, ...]:

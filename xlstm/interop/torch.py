@@ -117,7 +117,7 @@ def kind_of(path: str | os.PathLike[str], prefix: str = "") -> str:
     given = _read(path, prefix)
     if "weight_hr_l0" in given:
         return "lstm"
-    shape = given["weight_hh_l0"].shape if "weight_hh_l0" in given else ()
+    shape: tuple[int, ...] = given["weight_hh_l0"].shape if "weight_hh_l0" in given else ()
     for kind, layer in LAYERS.items():
         if len(shape) == 2 and shape[0] == len(ORDER[layer.__name__]) * shape[1]:
             return kind

@@ -6,6 +6,7 @@ step, then all of the second, each with as many rows as there are sequences that
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from xlstm.recurrence import Runs, reshape
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Packing:
     """How T steps of B sequences are packed. Without `lengths` packing changes nothing but the shape.
 
@@ -103,15 +104,15 @@ class Packing:
             return columns
         return xp.take(columns, self._like(xp, np.argsort(self.order), columns), axis=1)
 
-    @property
+    @functools.cached_property
     def _places(self) -> tuple[Indices, Indices]:
         """Where each packed row comes from in (T*B,), and which packed row mirrors it."""
         assert self.order is not None
         assert self.lengths is not None
         widths = [n for k, n in self.runs for _ in range(k)]
-        step = np.repeat(np.arange(len(widths)), widths)
-        column = np.concatenate([np.arange(n) for n in widths] or [np.arange(0)])
-        starts = np.cumsum([0, *widths])[:-1]
+        starts = np.cumsum([0, *widths])[:-1]  # of each step
+        step = np.repeat(np.arange(len(widths)), widths)  # of each packed row
+        column = np.arange(len(step)) - starts[step]
         mirrored = self.lengths[self.order[column]] - 1 - step
         return step * self.B + self.order[column], starts[mirrored] + column
 

@@ -186,7 +186,7 @@ def _noise(
         shape = (rows.shape[0], s.shape[0])
         drawn = None if rng is None or not rate else like(rng.random(shape, dtype=np.float32) < rate, rows)
         stay.append((rate or None) if drawn is None else drawn)
-    return Noise(None if drop is None else packing.sort(xp, drop.T), (*stay, None)[:2])
+    return Noise(None if drop is None else packing.sort(xp, drop.T), tuple(stay))
 
 
 def _dropout(rng: np.random.Generator | None, rate: float, shape: tuple[int, ...], array: Array) -> Array | None:
