@@ -1,6 +1,7 @@
 """What the package is to its users: what it needs, how fast it imports, and that its words are true."""
 
 import doctest
+import importlib
 import re
 import subprocess
 import sys
@@ -9,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import xlstm
-from xlstm.layers import recurrent
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,7 +39,7 @@ def python(code, cwd):
 
 
 def test_training_needs_only_three_packages(tmp_path):
-    blocked = {"typer", "rich", "click", "matplotlib", "cupy", "torch", "scipy", "pandas", "jax"}
+    blocked = {"typer", "rich", "click", "matplotlib", "cupy", "torch", "scipy", "pandas", "jax", "onnx", "h5py"}
     result = python(BLOCK.format(blocked=blocked) + TRAIN, tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("[")
@@ -50,12 +50,24 @@ def test_import_loads_nothing_heavy(tmp_path):
     loaded = {name.split(".")[0] for name in python(code, tmp_path).stdout.split()}
     assert "xlstm" in loaded
     assert "numpy.f2py" not in python(code, tmp_path).stdout.split()  # as `from numpy import *` would
-    assert not loaded & {"typer", "rich", "click", "matplotlib", "cupy", "torch", "safetensors", "jax"}
+    assert not loaded & {"typer", "rich", "click", "matplotlib", "cupy", "torch", "safetensors", "jax", "onnx", "h5py"}
 
 
-def test_examples_in_docstrings():
-    result = doctest.testmod(recurrent)
-    assert result.attempted > 3
+@pytest.mark.parametrize(
+    ("module", "needs"),
+    [
+        ("layers.recurrent", "numpy"),
+        ("estimators", "numpy"),
+        ("interop.torch", "numpy"),
+        ("interop.keras_import", "h5py"),
+        ("interop.onnx_export", "onnxruntime"),
+        ("interop.onnx_import", "onnx"),
+    ],
+)
+def test_examples_in_docstrings(module, needs):
+    pytest.importorskip(needs)
+    result = doctest.testmod(importlib.import_module(f"xlstm.{module}"))
+    assert result.attempted > 1
     assert result.failed == 0
 
 

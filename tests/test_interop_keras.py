@@ -1,0 +1,318 @@
+"""Weights from and to Keras 3, as arrays and in files, and through them: outputs equal Keras'."""
+
+import io
+import os
+import pickle
+import warnings
+import zipfile
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests.layers import OPTIONS, make
+from xlstm.interop.keras import from_keras, to_keras
+from xlstm.models import SequenceModel
+
+pytest.importorskip("torch")
+os.environ["KERAS_BACKEND"] = "torch"
+keras = pytest.importorskip("keras")
+h5py = pytest.importorskip("h5py")
+# Keras' parameters as NumPy arrays, on its PyTorch backend
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+D, H, T, B = 3, 4, 6, 5
+LENGTHS = [4, 6, 1, 6, 3]
+KINDS = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU, "rnn": keras.layers.SimpleRNN}
+ACTIVATIONS = ("tanh", "sigmoid", "relu", "linear", "hard_sigmoid", "elu", "selu", "softsign", "softplus",
+               "exponential", "leaky_relu")  # fmt: skip
+OPTIONS_OF_KERAS = [
+    *(("lstm", o) for o in ({}, {"recurrent_activation": "hard_sigmoid", "activation": "softsign"})),
+    *(("gru", o) for o in ({}, {"reset_after": False}, {"recurrent_activation": "hard_sigmoid", "activation": "elu"})),
+    *(("rnn", {"activation": name}) for name in ACTIVATIONS),
+]
+
+
+def keras_layer(kind, **options):
+    return KINDS[kind](H, return_sequences=True, return_state=True, dtype="float64", **options)
+
+
+def randomised(layer, rng, features=D):
+    """Built, with random weights, the bias too."""
+    layer.build((None, None, features))
+    layer.set_weights([0.3 * rng.standard_normal(w.shape) for w in layer.get_weights()])
+    return layer
+
+
+def host(tensor):
+    return tensor.detach().numpy()
+
+
+def bits(arrays):
+    return [(a.shape, a.dtype, a.tobytes()) for a in arrays]
+
+
+@pytest.mark.parametrize("use_bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["all steps", "mask"])
+@pytest.mark.parametrize("direction", ["forward", "go_backwards", "bidirectional"])
+@pytest.mark.parametrize(("kind", "options"), OPTIONS_OF_KERAS, ids=str)
+def test_outputs_and_states_are_kerass(rng, kind, options, direction, lengths, use_bias):
+    inner = keras_layer(kind, use_bias=use_bias, go_backwards=direction == "go_backwards", **options)
+    theirs = randomised(keras.layers.Bidirectional(inner) if direction == "bidirectional" else inner, rng)
+    layer, params = from_keras(theirs)
+    assert layer.batch_first
+    assert layer.reverse == (direction == "go_backwards")
+    x = 0.7 * rng.standard_normal((B, T, D))
+    mask = None if lengths is None else np.arange(T) < np.array(lengths)[:, None]
+    expected, *states = map(host, theirs(keras.ops.convert_to_tensor(x, dtype="float64"), mask=mask))
+    y, end, _ = layer.forward(params, x, lengths=lengths)
+    if direction == "go_backwards":
+        expected = expected[:, ::-1]
+    there = np.ones((B, T), bool) if mask is None else mask
+    if mask is not None and direction == "go_backwards":  # Keras repeats the state before the first step it sees
+        expected = np.where(mask[:, :, None], expected, 0)
+    # float64 but for Keras' matrix products, which are float32 on its PyTorch backend
+    np.testing.assert_allclose(y[there], expected[there], rtol=2e-6, atol=2e-6)
+    assert not np.any(y[~there])
+    ours = [s[k] for k in range(len(layer.directions)) for s in end]
+    for found, their in zip(ours, states, strict=True):
+        np.testing.assert_allclose(found, their, rtol=2e-6, atol=2e-6)
+    assert bits(to_keras(layer, params)) == bits(theirs.get_weights())
+
+
+def stack_of(kind, levels, both, use_bias=True, **options):
+    """A Keras model of equal layers with a Dense head, with random weights."""
+    model = keras.Sequential([keras.Input((None, D))])
+    for _ in range(levels):
+        layer = KINDS[kind](H, return_sequences=True, use_bias=use_bias, **options)
+        model.add(keras.layers.Bidirectional(layer) if both else layer)
+    model.add(keras.layers.Dense(2))
+    rng = np.random.default_rng(0)
+    model.set_weights([0.5 * rng.standard_normal(w.shape) for w in model.get_weights()])
+    return model
+
+
+@pytest.mark.parametrize("use_bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("both", [False, True], ids=["forward", "bidirectional"])
+@pytest.mark.parametrize("levels", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_files(tmp_path, rng, kind, levels, both, use_bias):
+    """Keras' files are read, and ours are loaded by Keras, to the same bits and the same predictions."""
+    theirs = stack_of(kind, levels, both, use_bias)
+    theirs.save_weights(tmp_path / "their.weights.h5")
+    theirs.save(tmp_path / "their.keras")
+    recurrent = theirs.get_weights()[:-2]
+    expected = from_keras(recurrent, kind, bidirectional=both)
+    for source in (theirs, theirs.layers[:-1], tmp_path / "their.weights.h5", tmp_path / "their.keras"):
+        layer, params = from_keras(source)
+        assert layer == expected[0]
+        assert list(params) == list(layer.shapes)
+        assert bits(params.values()) == bits(expected[1].values())
+    assert (layer.num_layers, len(layer.directions), layer.bias) == (levels, 2 if both else 1, use_bias)
+    assert bits(to_keras(layer, params)) == bits(recurrent)
+
+    model = SequenceModel(layer, 2)
+    weights = {f"recurrent.{n}": p for n, p in params.items()}
+    weights |= {"head.W": rng.standard_normal((2, layer.output_size)).astype("float32")}
+    weights |= {"head.b": rng.standard_normal(2).astype("float32")}
+    arrays = to_keras(model, weights, tmp_path / "our.weights.h5")
+    other = stack_of(kind, levels, both, use_bias)
+    other.load_weights(tmp_path / "our.weights.h5")
+    assert bits(other.get_weights()) == bits(arrays)
+    x = rng.standard_normal((B, T, D)).astype("float32")
+    y, _, _ = model.forward(weights, x, train=False)
+    np.testing.assert_allclose(host(other(x)), y, rtol=1e-5, atol=1e-5)
+
+
+def test_nested_and_functional_models(tmp_path):
+    """Layers are found in models in models, and by name where there are several."""
+    inner = keras.Sequential([keras.Input((None, D)), keras.layers.GRU(H, return_sequences=True, name="inside")])
+    x = keras.Input((None, D))
+    y = keras.layers.TimeDistributed(keras.layers.Dense(5))(inner(x))
+    y = keras.layers.LSTM(H, name="outside", activation="relu", dropout=0.1)(y)
+    model = keras.Model(x, keras.layers.Dense(1)(y))
+    model.save(tmp_path / "model.keras")
+    model.save_weights(tmp_path / "model.weights.h5")
+    for path in (tmp_path / "model.keras", tmp_path / "model.weights.h5"):
+        layer, params = from_keras(path, name="inside")
+        assert layer == xlstm.GRU(D, H, batch_first=True)
+        assert bits(to_keras(layer, params)) == bits(inner.get_weights())
+        layer, _ = from_keras(path, "lstm", name="outside")
+        assert layer.activations == (("sigmoid", "relu", "relu") if path.suffix == ".keras" else None)
+        with pytest.raises(ValueError, match=r"the layers form no stack, name one of them: .*inside is GRU"):
+            from_keras(path)
+        with pytest.raises(ValueError, match=r"there is no recurrent layer 'foo', found .*outside"):
+            from_keras(path, name="foo")
+
+
+def test_two_biases_become_one(rng):
+    layer = xlstm.LSTM(D, H, recurrent_bias=True)
+    params = layer.init(0, "numpy", "float64")
+    again, single = from_keras(to_keras(layer, params), "lstm")
+    x = rng.standard_normal((B, T, D))
+    expected, _, _ = layer.forward(params, np.swapaxes(x, 0, 1))
+    np.testing.assert_allclose(again.forward(single, x)[0], np.swapaxes(expected, 0, 1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_what_keras_has_not_is_refused_by_name(kind):
+    allowed = {"num_layers", "batch_first", "bias", "recurrent_bias", "dropout", "recurrent_dropout", "reset_after"}
+    for name, values in OPTIONS[kind].items():
+        for value in values[1:]:
+            layer = make(kind, {name: value, **({"num_layers": 2} if name == "dropout" else {})})
+            params = layer.init(0, "numpy")
+            if name in allowed or name == "direction" or value == "relu":
+                assert to_keras(layer, params)
+            else:
+                with pytest.raises(ValueError, match=rf"to_keras: {name} (is|are) .*, which Keras cannot express"):
+                    to_keras(layer, params)
+    stack = make(kind, {"num_layers": 2, "direction": "reverse"})
+    params = stack.init(0, "numpy")
+    with pytest.raises(ValueError, match="reverse is True in a stack"):
+        to_keras(stack, params)
+
+
+K, R, V = np.zeros((D, 4 * H)), np.zeros((H, 4 * H)), np.zeros(4 * H)
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "error", "words"),
+    [
+        ([K, R, V], None, ValueError, "arrays do not show their kind"),
+        ([K, R, V], "LSTM", ValueError, "kind is 'LSTM', expected one of lstm, gru, rnn"),
+        ([K, R, V], "gru", ValueError, r"layer 0: kernel has shape \(3, 16\), expected \(D, 3H\) = \(3, 12\)"),
+        ([K], "lstm", ValueError, r"arrays have shapes \(3, 16\), expected \(D, 4H\), \(H, 4H\)"),
+        ([K, R, V, V], "lstm", ValueError, r"kernel has shape \(16,\)|recurrent_kernel"),
+        ([V, R, V], "lstm", ValueError, r"kernel has shape \(16,\) and recurrent_kernel \(4, 16\)"),
+        ([K, R, np.zeros(15)], "lstm", ValueError, r"arrays have shapes"),
+        ([K, R, V.astype("float32")], "lstm", TypeError, "dtypes float32, float64"),
+        ([], "lstm", ValueError, "arrays have shapes"),
+        (3, None, TypeError, "got a int, expected a Keras layer"),
+        (keras.layers.Dense(2), None, ValueError, "is a Dense, expected LSTM"),
+        (keras.layers.LSTM(2, activation="gelu"), None, ValueError, "has activation 'gelu', expected one of sigmoid"),
+        (keras.layers.Bidirectional(keras.layers.LSTM(2), merge_mode="sum"), None, ValueError, "merge_mode 'sum'"),
+    ],
+)  # fmt: skip
+def test_misfits_are_named(source, kind, error, words):
+    with pytest.raises(error, match=words):
+        from_keras(source, kind)
+
+
+@pytest.fixture
+def good(tmp_path):
+    """A file of one LSTM, to be spoilt."""
+    layer = xlstm.LSTM(D, H)
+    to_keras(layer, layer.init(0, "numpy"), tmp_path / "good.weights.h5")
+    assert from_keras(tmp_path / "good.weights.h5")[0] == xlstm.LSTM(D, H, batch_first=True)
+    return tmp_path / "good.weights.h5"
+
+
+VARS = "layers/lstm/cell/vars"
+
+
+def external(file):
+    file[f"{VARS}/0"] = h5py.ExternalLink("other.h5", "/secret")
+
+
+def soft(file):
+    file[f"{VARS}/0"] = h5py.SoftLink("/layers")
+
+
+def outside(file):
+    file.create_dataset(f"{VARS}/0", (D, 4 * H), "float32", external=[("/etc/passwd", 0, 4 * D * 4 * H)])
+
+
+def unwritten(file):
+    file.create_dataset(f"{VARS}/0", (10**6, 10**6), "float32", chunks=(1000, 1000))
+
+
+def bomb(file):
+    file.create_dataset(f"{VARS}/0", data=np.zeros((2**13, 2**13), "float32"), chunks=(1024, 1024), compression="gzip")
+
+
+def objects(file):
+    file.create_dataset(f"{VARS}/0", data=["text"], dtype=h5py.string_dtype())
+
+
+def virtual(file):
+    layout = h5py.VirtualLayout((D, 4 * H), "float32")
+    layout[:] = h5py.VirtualSource("other.h5", "secret", (D, 4 * H))
+    file.create_virtual_dataset(f"{VARS}/0", layout)
+
+
+def cycle(file):
+    file[f"{VARS}/0"] = file["layers"]
+    file["layers/loop"] = file["/"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (external, "is a ExternalLink, which is not followed"),
+        (soft, "is a SoftLink, which is not followed"),
+        (outside, "its data lie elsewhere"),
+        (virtual, "its data lie elsewhere"),
+        (unwritten, "declares 4000000000000 bytes, the file holds none"),
+        (bomb, "declares 268435456 bytes but holds .* out of proportion"),
+        (objects, "has dtype object, expected float32"),
+        (cycle, "is a group, expected an array|nested more than"),
+        (lambda file: None, r"has arrays 1, 2, expected 0, 1 and perhaps 2"),
+        (lambda file: file.create_dataset(f"{VARS}/0", data=np.zeros((D, 15), "f4")), r"kernel has shape \(3, 15\)"),
+        (lambda file: file.create_dataset(f"{VARS}/0", data=np.zeros((D, 4, H), "f4")), "expected one axis or two"),
+    ],
+)
+def test_spoilt_files_are_refused(good, spoil, words):
+    with h5py.File(good, "a") as file:
+        del file[f"{VARS}/0"]
+        spoil(file)
+    with pytest.raises(ValueError, match=words):
+        from_keras(good)
+
+
+def zipped(path, entries):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # duplicate names
+        for name, blob in entries:
+            archive.writestr(name, blob)
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ([("config.json", "{}")], r"model.weights.h5 is there 0 times, expected once"),
+        ([("config.json", "{}"), ("../model.weights.h5", b"")], r"model.weights.h5 is there 0 times"),
+        ([("config.json", "{}"), ("config.json", "{}")], "config.json is there 2 times"),
+        ([("config.json", "{}"), ("model.weights.h5", bytes(2**27))], "declares 134217728 bytes .* out of proportion"),
+        ([("config.json", "[" * 100_000), ("model.weights.h5", b"")], "not readable|not a readable"),
+        ([("config.json", "{}"), ("model.weights.h5", b"garbage")], "not a readable HDF5 file"),
+        ([("config.json", "{}"), ("model.weights.h5", pickle.dumps([1]))], "not a readable HDF5 file"),
+    ],
+)
+def test_spoilt_archives_are_refused(tmp_path, entries, words):
+    zipped(tmp_path / "model.keras", entries)
+    with pytest.raises(ValueError, match=words):
+        from_keras(tmp_path / "model.keras")
+
+
+def test_a_configuration_that_is_not_kerass(tmp_path, good):
+    zipped(tmp_path / "model.keras", [("config.json", '{"class_name": 3}'), ("model.weights.h5", good.read_bytes())])
+    with pytest.raises(ValueError, match=r"config.json is not Keras'"):
+        from_keras(tmp_path / "model.keras")
+
+
+def test_bad_files_are_named(tmp_path, good):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        from_keras(tmp_path / "none.keras")
+    with pytest.raises(IsADirectoryError, match="a folder"):
+        from_keras(tmp_path)
+    blob = good.read_bytes()
+    for k, damaged in enumerate((b"", b"garbage", blob[: len(blob) // 2], pickle.dumps({"a": 1}))):
+        path = tmp_path / f"{k}.weights.h5"
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="not a readable HDF5 file"):
+            from_keras(path)
+    empty = io.BytesIO()
+    h5py.File(empty, "w").close()
+    (tmp_path / "empty.weights.h5").write_bytes(empty.getvalue())
+    with pytest.raises(ValueError, match="there is no LSTM, GRU or SimpleRNN"):
+        from_keras(tmp_path / "empty.weights.h5")

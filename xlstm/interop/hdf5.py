@@ -1,0 +1,139 @@
+"""Keras' files, HDF5 alone or in a zip, opened so that a hostile one does no harm.
+
+Nothing is unpickled or unpacked to disk, links are not followed, and what a file declares is held against
+what it holds before memory is taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xlstm.backend import Params
+
+CONFIG, WEIGHTS = "config.json", "model.weights.h5"
+SMALL, RATIO = 2**26, 20  # bytes from which on a compressed entry may be so many times its stored size
+DEEPEST = 16  # groups in groups
+
+
+def library() -> Any:
+    """h5py, or an error that says how to get it."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError("Keras files need h5py, which is not installed; pip install h5py") from error
+    return h5py
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[tuple[Any, dict[str, Any] | None]]:
+    """The root group of a .weights.h5 or .keras file, and of the latter its configuration.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError
+        There is no such file.
+    ValueError
+        It is neither, is damaged, or declares more than it holds.
+    """
+    h5py = library()
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: a folder, expected a .keras or .weights.h5 file")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    config, source = _unzipped(path) if zipfile.is_zipfile(path) else (None, path)
+    try:
+        file = h5py.File(source, "r")
+    except OSError as error:
+        raise ValueError(f"{path}: not a readable HDF5 file ({error})") from error
+    with file:
+        yield file, config
+
+
+def _unzipped(path: Path) -> tuple[dict[str, Any], io.BytesIO]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            for name in (CONFIG, WEIGHTS):
+                if names.count(name) != 1:
+                    raise ValueError(f"{path}: {name} is there {names.count(name)} times, expected once")
+                info = archive.getinfo(name)
+                if info.flag_bits & 1:
+                    raise ValueError(f"{path}: {name} is encrypted")
+                _in_proportion(f"{path}: {name}", info.file_size, info.compress_size)
+            config = json.loads(archive.read(CONFIG))
+            return config, io.BytesIO(archive.read(WEIGHTS))
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, RecursionError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a readable .keras file ({error})") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: {CONFIG} is not readable ({error})") from error
+
+
+def members(group: Any) -> dict[str, Any]:
+    """Groups and datasets in a group, those with an unlimited number of parents, links, left alone.
+
+    Raises
+    ------
+    ValueError
+        A member is a link to another place or file, or groups are nested too deeply.
+    """
+    h5py = library()
+    if group.name.count("/") > DEEPEST:
+        raise ValueError(f"{group.name}: groups are nested more than {DEEPEST} deep")
+    found = {}
+    for name in group:
+        link = group.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            raise ValueError(f"{group.name}/{name}: is a {type(link).__name__}, which is not followed")
+        found[name] = group[name]
+    return found
+
+
+def array(where: str, dataset: Any) -> np.ndarray[Any, Any]:
+    """A dataset of floating-point numbers; float16 becomes float32."""
+    h5py = library()
+    if not isinstance(dataset, h5py.Dataset):
+        raise ValueError(f"{where}: is a group, expected an array")
+    if dataset.is_virtual or dataset.external:
+        raise ValueError(f"{where}: its data lie elsewhere, expected them in the file")
+    if dataset.dtype not in (np.float16, np.float32, np.float64):
+        raise ValueError(f"{where}: has dtype {dataset.dtype}, expected float32 or float64")
+    if not 1 <= dataset.ndim <= 2:
+        raise ValueError(f"{where}: has shape {dataset.shape}, expected one axis or two")
+    stored = dataset.id.get_storage_size()
+    if dataset.nbytes and not stored:
+        raise ValueError(f"{where}: declares {dataset.nbytes} bytes, the file holds none of them")
+    _in_proportion(where, dataset.nbytes, stored)
+    try:
+        values: np.ndarray[Any, Any] = dataset[()]
+    except OSError as error:
+        raise ValueError(f"{where}: is not readable ({error})") from error
+    return values.astype(np.float32) if values.dtype == np.float16 else values
+
+
+def _in_proportion(where: str, declared: int, stored: int) -> None:
+    if declared > max(SMALL, RATIO * stored):
+        raise ValueError(f"{where}: declares {declared} bytes but holds {stored}, which is out of proportion")
+
+
+def written(tree: dict[str, Any]) -> bytes:
+    """An HDF5 file of nested groups (dicts) and arrays."""
+    h5py, room = library(), io.BytesIO()
+
+    def fill(group: Any, tree: Params) -> None:
+        for name, item in tree.items():
+            if isinstance(item, dict):
+                fill(group.create_group(name), item)
+            else:
+                group.create_dataset(name, data=item)
+
+    with h5py.File(room, "w") as file:
+        fill(file, tree)
+    return room.getvalue()

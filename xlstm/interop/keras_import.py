@@ -1,0 +1,301 @@
+"""LSTM, GRU and SimpleRNN of Keras 3 as a layer and its parameters: layers, lists of arrays, and files."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm import checks
+from xlstm.backend import Params, to_numpy
+from xlstm.interop import hdf5
+from xlstm.interop.keras_names import ACTIVATIONS, CLASSES, LAYERS, ORDER, PARTS, Arrays, reordered, snake
+from xlstm.layers.recurrent import GRU, LSTM, RNN
+
+CONTAINERS = ("Sequential", "Functional", "Model")
+WEIGHTS = ("kernel", "recurrent_kernel", "bias")
+
+
+class Level(NamedTuple):
+    """One recurrent layer of Keras: its weights by direction, and what else is known of it."""
+
+    name: str
+    kind: str
+    weights: list[Arrays]
+    options: dict[str, Any]
+
+
+def from_keras(
+    source: Any,
+    kind: str | None = None,
+    *,
+    name: str | None = None,
+    bidirectional: bool = False,
+    reverse: bool = False,
+    activations: str | tuple[str, ...] | None = None,
+) -> tuple[LSTM | GRU | RNN, Params]:
+    """A layer and its parameters from a Keras layer, its weights, or a file.
+
+    Layers come with `batch_first`, as Keras has x. A stack of equal layers becomes one with `num_layers`.
+
+    Parameters
+    ----------
+    source : layer, sequence of arrays, or path
+        An LSTM, GRU, SimpleRNN, or Bidirectional of one; a model, of which the recurrent layers are taken;
+        arrays as of `get_weights()`; a `.keras` or `.weights.h5` file.
+    kind : {"lstm", "gru", "rnn"}, optional
+        Needed for arrays; otherwise what the source must be.
+    name : str, optional
+        The layer to take where there are several.
+    bidirectional, reverse, activations : optional
+        Options of the layer where the source is arrays or a `.weights.h5` file, which do not show them (the
+        file does show `bidirectional`).
+
+    Returns
+    -------
+    layer : LSTM, GRU or RNN
+        A Keras layer with `go_backwards` has `reverse`; Keras returns its y flipped in time.
+    params : dict of str to numpy.ndarray
+        The same bits; float16 becomes float32.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError
+        There is no such file.
+    ValueError, TypeError
+        Weights are missing, surplus or misshapen, layers form no stack, a layer has an option that is
+        unknown here, or the file is damaged.
+    ImportError
+        h5py is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlstm.interop.keras import from_keras
+    >>> kernel, recurrent_kernel, bias = np.ones((3, 16)), np.ones((4, 16)), np.ones(16)
+    >>> layer, params = from_keras([kernel, recurrent_kernel, bias], "lstm")
+    >>> layer
+    LSTM(3, 4, batch_first=True)
+    """
+    if kind is not None and kind not in LAYERS:
+        raise ValueError(f"from_keras: kind is {kind!r}, expected one of {', '.join(LAYERS)}")
+    told = {"reverse": reverse, "activations": activations}
+    if isinstance(source, str | os.PathLike):
+        levels = _from_file(Path(source), told)
+    elif isinstance(source, list | tuple) and all(hasattr(a, "shape") for a in source):
+        levels = _from_arrays(source, kind, bidirectional, told)
+    else:
+        levels = _from_objects(source)
+    if name is not None:
+        levels = [level for level in levels if level.name == name] or _none(name, levels)
+    return _assemble(levels, kind)
+
+
+def _from_objects(source: Any) -> list[Level]:
+    """Recurrent layers of a Keras layer, model, or list of layers."""
+    levels = []
+    for layer in source if isinstance(source, list | tuple) else getattr(source, "layers", [source]):
+        if not hasattr(layer, "get_config") or not hasattr(layer, "get_weights"):
+            raise TypeError(f"from_keras: got a {type(layer).__name__}, expected a Keras layer, arrays or a path")
+        about = {"class_name": type(layer).__name__, "config": layer.get_config()}
+        kind, both, options = _described(about) or ("", False, {})
+        if kind:
+            weights = layer.get_weights()
+            n = len(weights) // 2
+            parts = [weights[:n], weights[n:]] if both else [weights]
+            levels.append(Level(layer.name, kind, parts, options))
+        elif source is layer:
+            raise ValueError(f"from_keras: {layer.name} is a {type(layer).__name__}, expected LSTM, GRU or SimpleRNN")
+    return levels
+
+
+def _from_arrays(arrays: Arrays, kind: str | None, both: bool, told: dict[str, Any]) -> list[Level]:
+    """Levels of arrays as of `get_weights()`, of one layer or of a stack."""
+    if kind is None:
+        raise ValueError(f"from_keras: arrays do not show their kind, expected one of {', '.join(LAYERS)}")
+    hosts = [to_numpy(a) for a in arrays]
+    gates, directions = len(ORDER[kind]), 2 if both else 1
+    for n in (3, 2):
+        sets = [hosts[k : k + n] for k in range(0, len(hosts), n)]
+        biased = all(s[-1].shape in ((s[1].shape[-1],), (2, s[1].shape[-1])) for s in sets if len(s) == 3)
+        if len(hosts) and len(hosts) % (n * directions) == 0 and (n == 2 or biased):
+            break
+    else:
+        shapes = ", ".join(str(a.shape) for a in hosts)
+        raise ValueError(
+            f"from_keras: arrays have shapes {shapes or '()'}, expected (D, {gates}H), (H, {gates}H) and perhaps a bias"
+            f" for each layer{' and direction' if both else ''}"
+        )
+    levels = [sets[k : k + directions] for k in range(0, len(sets), directions)]
+    return [Level(f"layer {k}", kind, list(level), dict(told)) for k, level in enumerate(levels)]
+
+
+def _from_file(path: Path, told: dict[str, Any]) -> list[Level]:
+    with hdf5.opened(path) as (root, config):
+        try:
+            return _from_groups(root, told) if config is None else _from_config(root, config)
+        except ValueError as error:
+            raise ValueError(f"{path}: {str(error).removeprefix('from_keras: ')}") from error
+
+
+def _from_groups(group: Any, told: dict[str, Any]) -> list[Level]:
+    """Recurrent layers of a `.weights.h5` file, by its groups; those of one class in their order."""
+    levels: list[Level] = []
+    found = hdf5.members(group)
+    for key in sorted(found, key=lambda key: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", key)]):
+        if not hasattr(found[key], "keys"):
+            continue
+        inside = hdf5.members(found[key])
+        both = "forward_layer" in inside and "backward_layer" in inside
+        if not both and ("cell" not in inside or "vars" not in hdf5.members(inside["cell"])):
+            levels += _from_groups(found[key], told)
+            continue
+        weights = [_weights(found[key], part) for part in PARTS[both]]
+        given = inside["vars"].attrs.get("name", key) if "vars" in inside else key
+        if any(weights):
+            levels.append(Level(str(given), _kind(key, weights[0]), weights, dict(told)))
+    return levels
+
+
+def _from_config(root: Any, config: Any) -> list[Level]:
+    """Recurrent layers of a `.keras` file, in the order of its configuration."""
+    try:
+        layers = config["config"]["layers"] if config["class_name"] in CONTAINERS else [config]
+        levels: list[Level] = []
+        used: dict[str, int] = {}
+        for about in layers:
+            base = snake(about["class_name"])
+            used[base] = used.get(base, -1) + 1
+            key = f"{base}_{used[base]}" if used[base] else base
+            if about["class_name"] in CONTAINERS:
+                levels += _from_config(_group(root, "layers", key), about)
+                continue
+            kind, both, options = _described(about) or ("", False, {})
+            if kind:
+                group = _group(root, "layers", key)
+                weights = [_weights(group, part) for part in PARTS[both]]
+                levels.append(Level(about["config"]["name"], kind, weights, options))
+        return levels
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{hdf5.CONFIG} is not Keras' ({type(error).__name__}: {error})") from error
+
+
+def _described(about: dict[str, Any]) -> tuple[str, bool, dict[str, Any]] | None:
+    """Kind, whether in both directions, and options of a recurrent layer, from its class and configuration."""
+    config, both = about["config"], about["class_name"] == "Bidirectional"
+    name = config["name"]
+    if both:
+        if config["merge_mode"] != "concat":
+            raise ValueError(f"from_keras: {name} has merge_mode {config['merge_mode']!r}, expected 'concat'")
+        about = config["layer"]
+        config = about["config"]
+    kind = CLASSES.get(about["class_name"])
+    if kind is None:
+        if both:
+            raise ValueError(f"from_keras: {name} wraps a {about['class_name']}, expected LSTM, GRU or SimpleRNN")
+        return None
+    if both and config["go_backwards"]:
+        raise ValueError(f"from_keras: {name} has go_backwards=True inside Bidirectional, expected False")
+    keys = ("activation",) if kind == "rnn" else ("recurrent_activation", "activation")
+    for key in keys:
+        if not isinstance(config[key], str) or config[key] not in ACTIVATIONS:
+            raise ValueError(f"from_keras: {name} has {key} {config[key]!r}, expected one of {', '.join(ACTIVATIONS)}")
+    chosen = tuple(ACTIVATIONS[config[key]] for key in keys)
+    options: dict[str, Any] = {"reverse": config["go_backwards"]}
+    options["activations"] = (*chosen, chosen[1]) if kind == "lstm" else chosen
+    if kind == "gru":
+        options["reset_after"] = config["reset_after"]
+    return kind, both, options
+
+
+def _assemble(levels: list[Level], kind: str | None) -> tuple[LSTM | GRU | RNN, Params]:
+    """One layer of levels that are alike and fit each other."""
+    if not levels:
+        raise ValueError("from_keras: there is no LSTM, GRU or SimpleRNN")
+    for level in levels:
+        if kind is not None and level.kind != kind:
+            raise ValueError(f"from_keras: {level.name} is of kind {level.kind!r}, expected {kind!r}")
+    singles = [_single(level) for level in levels]
+    first, _ = singles[0]
+    params: Params = {}
+    for k, (layer, weights) in enumerate(singles):
+        fits = k == 0 or (layer.input_size == first.output_size and not first.reverse)
+        if not fits or type(layer) is not type(first) or replace(layer, input_size=first.input_size) != first:
+            found = ", ".join(f"{level.name} is {one}" for level, (one, _) in zip(levels, singles, strict=True))
+            raise ValueError(f"from_keras: the layers form no stack, name one of them: {found}")
+        params |= {f"{k}.{name.removeprefix('0.')}": array for name, array in weights.items()}
+    dtypes = {str(p.dtype) for p in params.values()}
+    if len(dtypes) > 1:
+        raise TypeError(f"from_keras: weights are of dtypes {', '.join(sorted(dtypes))}, expected one")
+    return replace(first, num_layers=len(levels)), params
+
+
+def _single(level: Level) -> tuple[LSTM | GRU | RNN, Params]:
+    """The layer and parameters of one level."""
+    order, both = ORDER[level.kind], len(level.weights) == 2
+    G = len(order)
+    kernel, recurrent, *bias = level.weights[0]
+    if kernel.ndim != 2 or recurrent.ndim != 2:
+        raise ValueError(
+            f"from_keras: {level.name}: kernel has shape {kernel.shape} and recurrent_kernel {recurrent.shape}, "
+            f"expected (D, {G}H) and (H, {G}H)"
+        )
+    D, H = kernel.shape[0], recurrent.shape[0]
+    options = dict(level.options)
+    after = bool(level.kind == "gru" and (bias[0].ndim == 2 if bias else options.get("reset_after", True)))
+    if level.kind == "gru":
+        options["reset_after"] = after
+    layer = LAYERS[level.kind](D, H, bidirectional=both, batch_first=True, bias=bool(bias), **options)
+    shapes = ({"D": D, f"{G}H": G * H}, {"H": H, f"{G}H": G * H}, {"2": 2, "3H": 3 * H} if after else {f"{G}H": G * H})
+    params: Params = {}
+    for direction, weights in zip(layer.directions, level.weights, strict=True):
+        if len(weights) != 2 + len(bias):
+            raise ValueError(f"from_keras: {level.name} has {len(weights)} arrays, expected {2 + len(bias)}")
+        for name, array, dims in zip(WEIGHTS, weights, shapes, strict=False):
+            checks.shape("from_keras", f"{level.name}: {name}", array, dims)
+        rows = [reordered(array, order) for array in weights]
+        found = {"Wx": rows[0].T, "Wh": rows[1].T}
+        if bias:
+            found |= {"b": rows[2][0], "bh": rows[2][1]} if after else {"b": rows[2]}
+        params |= {f"0.{direction}{name}": np.ascontiguousarray(array) for name, array in found.items()}
+    return layer, {name: params[name] for name in layer.shapes}
+
+
+def _weights(group: Any, part: str) -> Arrays:
+    """The arrays of one layer and direction in a file."""
+    names = hdf5.members(_group(group, *part.split("/")[:-1], "cell", "vars"))
+    if set(names) not in ({"0", "1"}, {"0", "1", "2"}, set()):
+        raise ValueError(
+            f"from_keras: {group.name}/{part}cell has arrays {', '.join(names)}, expected 0, 1 and perhaps 2"
+        )
+    return [hdf5.array(names[key].name, names[key]) for key in sorted(names)]
+
+
+def _kind(name: str, weights: Arrays) -> str:
+    """The kind of layer, by the shape of its recurrent kernel."""
+    shape = weights[1].shape
+    for kind, order in ORDER.items():
+        if len(shape) == 2 and shape[1] == len(order) * shape[0]:
+            return kind
+    raise ValueError(f"from_keras: {name}: recurrent_kernel has shape {shape}, expected (H, 4H), (H, 3H) or (H, H)")
+
+
+def _group(group: Any, *names: str) -> Any:
+    """A group in groups, each there and no link."""
+    for name in names:
+        found = hdf5.members(group)
+        if name not in found:
+            raise ValueError(
+                f"from_keras: {group.name.rstrip('/')}/{name} is missing, found {', '.join(found) or 'nothing'}"
+            )
+        group = found[name]
+    return group
+
+
+def _none(name: str, levels: list[Level]) -> list[Level]:
+    there = ", ".join(level.name for level in levels) or "none"
+    raise ValueError(f"from_keras: there is no recurrent layer {name!r}, found {there}")
