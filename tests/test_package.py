@@ -1,7 +1,7 @@
 """What the package is to its users: what it needs, how fast it imports, and that its words are true."""
 
 import doctest
-import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -76,6 +76,17 @@ def test_readme_example_runs(tmp_path):
     assert example is not None
     assert len([line for line in example[1].splitlines() if line.strip()]) <= 12
     result = python("import os; os.environ['XLSTM_BACKEND'] = 'numpy'\n" + example[1], tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("library", ["torch", "keras", "onnxruntime"])
+def test_readme_examples_of_interop_run(tmp_path, library):
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    (example,) = (
+        e for e in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if re.search(rf"^import.*{library}", e)
+    )
+    result = python("import os; os.environ['KERAS_BACKEND'] = 'torch'\n" + example, tmp_path)
     assert result.returncode == 0, result.stderr
 
 
