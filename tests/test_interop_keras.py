@@ -133,15 +133,17 @@ def test_nested_and_functional_models(tmp_path):
     model = keras.Model(x, keras.layers.Dense(1)(y))
     model.save(tmp_path / "model.keras")
     model.save_weights(tmp_path / "model.weights.h5")
-    for path in (tmp_path / "model.keras", tmp_path / "model.weights.h5"):
-        layer, params = from_keras(path, name="inside")
+    names = {"model.keras": ("inside", "outside"), "model.weights.h5": ("sequential/gru", "lstm")}
+    for file, (inside, outside) in names.items():
+        path = tmp_path / file
+        layer, params = from_keras(path, name=inside)
         assert layer == xlstm.GRU(D, H, batch_first=True)
         assert bits(to_keras(layer, params)) == bits(inner.get_weights())
-        layer, _ = from_keras(path, "lstm", name="outside")
+        layer, _ = from_keras(path, "lstm", name=outside)
         assert layer.activations == (("sigmoid", "relu", "relu") if path.suffix == ".keras" else None)
-        with pytest.raises(ValueError, match=r"the layers form no stack, name one of them: .*inside is GRU"):
+        with pytest.raises(ValueError, match=rf"the layers form no stack, name one of them: .*{inside} is GRU"):
             from_keras(path)
-        with pytest.raises(ValueError, match=r"there is no recurrent layer 'foo', found .*outside"):
+        with pytest.raises(ValueError, match=rf"there is no recurrent layer 'foo', found .*{outside}"):
             from_keras(path, name="foo")
 
 
@@ -240,6 +242,20 @@ def virtual(file):
     file.create_virtual_dataset(f"{VARS}/0", layout)
 
 
+def chunk(file):
+    zeros = np.zeros((D, 4 * H), "float32")
+    shape = {"maxshape": (None, None), "chunks": (2**13, 2**13)}
+    file.create_dataset(f"{VARS}/0", data=zeros, compression="gzip", **shape)
+
+
+def deep(file):
+    file.create_group("/".join("abcdefghijklmnopqrst"))
+
+
+def twice(file):
+    file[f"{VARS}/0"] = file[f"{VARS}/1"]
+
+
 def cycle(file):
     file[f"{VARS}/0"] = file["layers"]
     file["layers/loop"] = file["/"]
@@ -255,7 +271,10 @@ def cycle(file):
         (unwritten, "declares 4000000000000 bytes, the file holds none"),
         (bomb, "declares 268435456 bytes but holds .* out of proportion"),
         (objects, "has dtype object, expected float32"),
-        (cycle, "is a group, expected an array|nested more than"),
+        (cycle, "is there under several names"),
+        (twice, "is there under several names"),
+        (deep, "nested more than 16 deep"),
+        (chunk, "declares 268435456 bytes but holds .* out of proportion"),
         (lambda file: None, r"has arrays 1, 2, expected 0, 1 and perhaps 2"),
         (lambda file: file.create_dataset(f"{VARS}/0", data=np.zeros((D, 15), "f4")), r"kernel has shape \(3, 15\)"),
         (lambda file: file.create_dataset(f"{VARS}/0", data=np.zeros((D, 4, H), "f4")), "expected one axis or two"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,8 +34,8 @@ def library() -> Any:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[tuple[Any, dict[str, Any] | None]]:
-    """The root group of a .weights.h5 or .keras file, and of the latter its configuration.
+def opened(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """The `tree` of a .weights.h5 or .keras file, and of the latter its configuration.
 
     Raises
     ------
@@ -54,7 +55,7 @@ def opened(path: Path) -> Iterator[tuple[Any, dict[str, Any] | None]]:
     except OSError as error:
         raise ValueError(f"{path}: not a readable HDF5 file ({error})") from error
     with file:
-        yield file, config
+        yield tree(file), config
 
 
 def _unzipped(path: Path) -> tuple[dict[str, Any], io.BytesIO]:
@@ -76,23 +77,32 @@ def _unzipped(path: Path) -> tuple[dict[str, Any], io.BytesIO]:
         raise ValueError(f"{path}: {CONFIG} is not readable ({error})") from error
 
 
-def members(group: Any) -> dict[str, Any]:
-    """Groups and datasets in a group, those with an unlimited number of parents, links, left alone.
+def tree(group: Any, seen: set[int] | None = None) -> dict[str, Any]:
+    """Groups as dicts, and what is in them: groups, and datasets that are not read yet.
 
     Raises
     ------
     ValueError
-        A member is a link to another place or file, or groups are nested too deeply.
+        There is a link to another place or file, something under several names, or too deep a nesting.
     """
     h5py = library()
     if group.name.count("/") > DEEPEST:
         raise ValueError(f"{group.name}: groups are nested more than {DEEPEST} deep")
-    found = {}
-    for name in group:
-        link = group.get(name, getlink=True)
-        if not isinstance(link, h5py.HardLink):
-            raise ValueError(f"{group.name}/{name}: is a {type(link).__name__}, which is not followed")
-        found[name] = group[name]
+    found: dict[str, Any] = {}
+    seen = set() if seen is None else seen
+    try:
+        for name in group:
+            link = group.get(name, getlink=True)
+            if not isinstance(link, h5py.HardLink):
+                raise ValueError(f"{group.name}/{name}: is a {type(link).__name__}, which is not followed")
+            item = group[name]
+            address = h5py.h5o.get_info(item.id).addr
+            if address in seen:
+                raise ValueError(f"{item.name}: is there under several names, expected one")
+            seen.add(address)
+            found[name] = tree(item, seen) if isinstance(item, h5py.Group) else item
+    except (OSError, RuntimeError, KeyError) as error:
+        raise ValueError(f"{group.name}: is not readable ({error})") from error
     return found
 
 
@@ -100,20 +110,21 @@ def array(where: str, dataset: Any) -> np.ndarray[Any, Any]:
     """A dataset of floating-point numbers; float16 becomes float32."""
     h5py = library()
     if not isinstance(dataset, h5py.Dataset):
-        raise ValueError(f"{where}: is a group, expected an array")
+        raise ValueError(f"{where}: is a {type(dataset).__name__}, expected an array")
     if dataset.is_virtual or dataset.external:
         raise ValueError(f"{where}: its data lie elsewhere, expected them in the file")
     if dataset.dtype not in (np.float16, np.float32, np.float64):
         raise ValueError(f"{where}: has dtype {dataset.dtype}, expected float32 or float64")
-    if not 1 <= dataset.ndim <= 2:
+    if dataset.shape is None or not 1 <= dataset.ndim <= 2:
         raise ValueError(f"{where}: has shape {dataset.shape}, expected one axis or two")
     stored = dataset.id.get_storage_size()
     if dataset.nbytes and not stored:
         raise ValueError(f"{where}: declares {dataset.nbytes} bytes, the file holds none of them")
-    _in_proportion(where, dataset.nbytes, stored)
+    chunk = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize  # what one compressed piece becomes in memory
+    _in_proportion(where, max(dataset.nbytes, chunk), stored)
     try:
         values: np.ndarray[Any, Any] = dataset[()]
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         raise ValueError(f"{where}: is not readable ({error})") from error
     return values.astype(np.float32) if values.dtype == np.float16 else values
 

@@ -50,7 +50,7 @@ def from_keras(
     kind : {"lstm", "gru", "rnn"}, optional
         Needed for arrays; otherwise what the source must be.
     name : str, optional
-        The layer to take where there are several.
+        The layer to take where there are several; in a `.weights.h5` file that of its group, such as "lstm_1".
     bidirectional, reverse, activations : optional
         Options of the layer where the source is arrays or a `.weights.h5` file, which do not show them (the
         file does show `bidirectional`).
@@ -135,33 +135,41 @@ def _from_arrays(arrays: Arrays, kind: str | None, both: bool, told: dict[str, A
 
 
 def _from_file(path: Path, told: dict[str, Any]) -> list[Level]:
-    with hdf5.opened(path) as (root, config):
-        try:
+    try:
+        with hdf5.opened(path) as (root, config):
             return _from_groups(root, told) if config is None else _from_config(root, config)
-        except ValueError as error:
-            raise ValueError(f"{path}: {str(error).removeprefix('from_keras: ')}") from error
+    except ValueError as error:
+        words = str(error).removeprefix("from_keras: ").removeprefix(f"{path}: ")
+        raise ValueError(f"{path}: {words}") from error
 
 
-def _from_groups(group: Any, told: dict[str, Any]) -> list[Level]:
-    """Recurrent layers of a `.weights.h5` file, by its groups; those of one class in their order."""
+def _from_groups(groups: dict[str, Any], told: dict[str, Any], path: str = "") -> list[Level]:
+    """Recurrent layers of a `.weights.h5` file, by its groups; those of one class in their order.
+
+    The name that Keras keeps in an attribute is not read, since HDF5 hangs on a damaged one.
+    """
     levels: list[Level] = []
-    found = hdf5.members(group)
-    for key in sorted(found, key=lambda key: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", key)]):
-        if not hasattr(found[key], "keys"):
+    for key in sorted(groups, key=_natural):
+        group = groups[key]
+        if not isinstance(group, dict):
             continue
-        inside = hdf5.members(found[key])
-        both = "forward_layer" in inside and "backward_layer" in inside
-        if not both and ("cell" not in inside or "vars" not in hdf5.members(inside["cell"])):
-            levels += _from_groups(found[key], told)
-            continue
-        weights = [_weights(found[key], part) for part in PARTS[both]]
-        given = inside["vars"].attrs.get("name", key) if "vars" in inside else key
-        if any(weights):
-            levels.append(Level(str(given), _kind(key, weights[0]), weights, dict(told)))
+        name = path if key == "layers" else f"{path}/{key}".lstrip("/")
+        both = "forward_layer" in group and "backward_layer" in group
+        cell = group.get("cell")
+        if both or (isinstance(cell, dict) and cell.get("vars")):
+            weights = [_weights(group, name, part) for part in PARTS[both]]
+            levels.append(Level(name, _kind(name, weights[0]), weights, dict(told)))
+        else:
+            levels += _from_groups(group, told, name)
     return levels
 
 
-def _from_config(root: Any, config: Any) -> list[Level]:
+def _natural(key: str) -> list[tuple[int, str]]:
+    """Sorts lstm_2 before lstm_10."""
+    return [(int(part or 0), text) for text, part in re.findall(r"(\D*)(\d{0,9})", key)]
+
+
+def _from_config(root: dict[str, Any], config: Any) -> list[Level]:
     """Recurrent layers of a `.keras` file, in the order of its configuration."""
     try:
         layers = config["config"]["layers"] if config["class_name"] in CONTAINERS else [config]
@@ -177,7 +185,7 @@ def _from_config(root: Any, config: Any) -> list[Level]:
             kind, both, options = _described(about) or ("", False, {})
             if kind:
                 group = _group(root, "layers", key)
-                weights = [_weights(group, part) for part in PARTS[both]]
+                weights = [_weights(group, key, part) for part in PARTS[both]]
                 levels.append(Level(about["config"]["name"], kind, weights, options))
         return levels
     except (KeyError, TypeError, AttributeError) as error:
@@ -265,14 +273,14 @@ def _single(level: Level) -> tuple[LSTM | GRU | RNN, Params]:
     return layer, {name: params[name] for name in layer.shapes}
 
 
-def _weights(group: Any, part: str) -> Arrays:
+def _weights(group: dict[str, Any], name: str, part: str) -> Arrays:
     """The arrays of one layer and direction in a file."""
-    names = hdf5.members(_group(group, *part.split("/")[:-1], "cell", "vars"))
-    if set(names) not in ({"0", "1"}, {"0", "1", "2"}, set()):
-        raise ValueError(
-            f"from_keras: {group.name}/{part}cell has arrays {', '.join(names)}, expected 0, 1 and perhaps 2"
-        )
-    return [hdf5.array(names[key].name, names[key]) for key in sorted(names)]
+    where = f"{name}/{part}cell/vars"
+    found = _group(group, *part.split("/")[:-1], "cell", "vars")
+    if set(found) not in ({"0", "1"}, {"0", "1", "2"}):
+        there = ", ".join(found) or "none"
+        raise ValueError(f"from_keras: {where} has arrays {there}, expected 0, 1 and perhaps 2")
+    return [hdf5.array(f"{where}/{key}", found[key]) for key in sorted(found)]
 
 
 def _kind(name: str, weights: Arrays) -> str:
@@ -284,15 +292,13 @@ def _kind(name: str, weights: Arrays) -> str:
     raise ValueError(f"from_keras: {name}: recurrent_kernel has shape {shape}, expected (H, 4H), (H, 3H) or (H, H)")
 
 
-def _group(group: Any, *names: str) -> Any:
-    """A group in groups, each there and no link."""
+def _group(group: dict[str, Any], *names: str) -> dict[str, Any]:
+    """A group in groups."""
     for name in names:
-        found = hdf5.members(group)
-        if name not in found:
-            raise ValueError(
-                f"from_keras: {group.name.rstrip('/')}/{name} is missing, found {', '.join(found) or 'nothing'}"
-            )
-        group = found[name]
+        if not isinstance(group.get(name), dict):
+            there = ", ".join(group) or "nothing"
+            raise ValueError(f"from_keras: the file has no group {'/'.join(names)}, found {there}")
+        group = group[name]
     return group
 
 

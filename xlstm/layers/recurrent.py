@@ -193,9 +193,7 @@ class Recurrent:
         start = self._columns(xp, "state", state, packing, like=x)
         rng = self._generator(seed) if train else None
         keep = train if keep is None else keep
-        rows, ends, saved = stack.forward(
-            xp, self.cells, self.num_layers, params, packing.pack(xp, x), packing, start, self._rates, rng, keep
-        )
+        rows, ends, saved = stack.forward(xp, self, params, packing.pack(xp, x), packing, start, self._rates, rng, keep)
         return self._swap(xp, packing.unpack(xp, rows)), _states(xp, ends, packing), saved
 
     def backward(
@@ -229,7 +227,8 @@ class Recurrent:
             raise TypeError(f"{where}: backward needs what forward saved, and forward(train=False) saves nothing")
         checks.params(where, params, self.shapes)
         packing, x = saved.packing, next(iter(saved.passes.values())).saved.x
-        self._check_saved(saved)
+        if saved.layer is not self and saved.layer != self:
+            raise ValueError(f"{where}: saved is what forward of {saved.layer} kept, expected that of {self}")
         given = {} if dy is None else {"dy": dy}
         xp = namespace(where, {"x": x, **params, **given, **self._named("dstate", dstate)})
         if dy is not None:
@@ -330,17 +329,6 @@ class Recurrent:
             raise ValueError(f"{where}: activations has {len(given)} names, expected {counts}")
         chosen = tuple(functions.canonical(text) for text in given) * (n * directions // len(given))
         return None if chosen == self.ACTIVATIONS * directions else chosen
-
-    def _check_saved(self, saved: Saved) -> None:
-        where, names = (
-            type(self).__name__,
-            [f"{k}.{d}".rstrip(".") for k in range(self.num_layers) for d in self.directions],
-        )
-        if list(saved.passes) != names:
-            raise ValueError(f"{where}: saved is of layers {', '.join(saved.passes)}, expected {', '.join(names)}")
-        first = saved.passes[names[0]].saved
-        checks.shape(where, "x of saved", first.x, {"T*B": None, "D": self.input_size})
-        checks.shape(where, "y of saved", first.y, {"T*B": None, "H": self.state_sizes[0]})
 
     def _swap(self, xp: Namespace, array: Array) -> Array:
         """Between the user's order of time and batch and (T, B, ...)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,6 +14,15 @@ from xlstm.layers.ragged import Packing
 from xlstm.recurrence import Cell, Noise
 
 State = tuple[Array, ...]
+
+
+class Layer(Protocol):
+    """What a stack is made of."""
+
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def cells(self) -> dict[str, Cell]: ...
 
 
 class Rates(NamedTuple):
@@ -63,6 +72,7 @@ class Saved:
     It refers to the arrays `x` and `y` of the call: do not change those in place before `backward`.
     """
 
+    layer: Layer  # that forward was called of
     packing: Packing
     passes: dict[str, Pass]
     masks: list[Array | None]  # of dropout, of the input of each layer
@@ -96,8 +106,7 @@ class Saved:
 
 def forward(
     xp: Namespace,
-    cells: dict[str, Cell],
-    layers: int,
+    layer: Layer,
     params: Params,
     rows: Array,
     packing: Packing,
@@ -108,20 +117,20 @@ def forward(
 ) -> tuple[Array, list[tuple[Array, ...]], Saved | None]:
     """Run packed rows (N, D) through a stack: y (N, directions * P), final states and Saved.
 
-    `cells` has the cell of each direction by name, "" or "reverse". States are given and returned for each
+    States are given and returned for each
     layer and direction in turn, each (H, B) in the packed order. With `rng` masks are drawn, without it
     zoneout is its expectation.
     """
     passes: dict[str, Pass] = {}
     masks: list[Array | None] = []
     ends: list[tuple[Array, ...]] = []
-    for k in range(layers):
+    for k in range(layer.num_layers):
         mask = _dropout(rng, rates.dropout if k else 0.0, tuple(rows.shape), rows)
         masks.append(mask)
         if mask is not None:
             rows = rows * mask
         outputs = []
-        for direction, cell in cells.items():
+        for direction, cell in layer.cells.items():
             w = below(f"{k}.{direction}", params)
             start = state[len(ends)]
             noise = _noise(xp, packing, rates, rng, start, rows)
@@ -132,7 +141,7 @@ def forward(
             if saved is not None:
                 passes[f"{k}.{direction}".rstrip(".")] = Pass(packing, bool(direction), saved)
         rows = outputs[0] if len(outputs) == 1 else xp.concat(outputs, axis=1)
-    return rows, ends, Saved(packing, passes, masks) if keep else None
+    return rows, ends, Saved(layer, packing, passes, masks) if keep else None
 
 
 def backward(
