@@ -55,7 +55,7 @@ def test_gradient_of_any_shape(data):
     kind = data.draw(st.sampled_from(KINDS))
     flat = {"clip", "cell_clip", "activations", "proj_size"}  # of a few values all may be in a flat part
     options = data.draw(st.sampled_from([o for o in alone(kind) if not flat & set(o)]))
-    T, B, D, H = (data.draw(st.integers(1, n)) for n in (6, 4, 3, 4))
+    T, B, D, H = (data.draw(st.integers(low, n)) for low, n in ((1, 6), (0, 4), (1, 3), (1, 4)))
     lengths = data.draw(st.none() | st.lists(st.integers(0, T), min_size=B, max_size=B))
     layer = make(kind, options, D, H)
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))

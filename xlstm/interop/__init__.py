@@ -1,1 +1,13 @@
 """Weights in and out of other libraries: names, orders and layouts; no maths."""
+
+import importlib
+from typing import Any
+
+__all__ = ["keras", "onnx", "torch"]
+
+
+def __getattr__(name: str) -> Any:
+    """Submodules on first use."""
+    if name in __all__:
+        return importlib.import_module(f"xlstm.interop.{name}")
+    raise AttributeError(f"module 'xlstm.interop' has no attribute {name!r}")

@@ -9,7 +9,7 @@ import numpy as np
 
 from xlstm import checkpoint, checks
 from xlstm.backend import Params, to_numpy
-from xlstm.interop import hdf5
+from xlstm.interop import hdf5, refusal
 from xlstm.interop.keras_names import ACTIVATIONS, CLASSES, ORDER, PARTS, Host, reordered, snake
 from xlstm.layers.recurrent import GRU, LSTM, RNN
 from xlstm.models import SequenceModel
@@ -100,12 +100,7 @@ def _to_arrays(layer: LSTM | GRU | RNN, params: dict[str, Host], prefix: str) ->
 
 def _refuse(layer: LSTM | GRU | RNN) -> None:
     """Raise ValueError if the layer computes what Keras' cannot."""
-    for name, absent in ABSENT.items():
-        value = getattr(layer, name, absent)
-        if value != absent:
-            raise ValueError(f"to_keras: {name} is {value}, which Keras cannot express, expected {absent}")
-    if any(layer.zoneout if isinstance(layer.zoneout, tuple) else ()):
-        raise ValueError(f"to_keras: zoneout is {layer.zoneout}, which Keras cannot express, expected none")
+    refusal.options("to_keras", "Keras", layer, ABSENT)
     if layer.reverse and layer.num_layers > 1:
         raise ValueError("to_keras: reverse is True in a stack, which Keras cannot express: it flips y of every layer")
     chosen = layer.activations or ()

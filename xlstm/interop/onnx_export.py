@@ -10,12 +10,15 @@ import numpy as np
 
 from xlstm import checkpoint, checks
 from xlstm.backend import Params, to_numpy
+from xlstm.interop import refusal
 from xlstm.interop.onnx_graph import Host
 from xlstm.interop.onnx_names import INPUTS, library, to_attributes
 from xlstm.layers.recurrent import GRU, LSTM, RNN
 from xlstm.models import SequenceModel
 
 OLDEST = 14  # the first opset whose LSTM, GRU and RNN all runtimes of today agree on
+# What ONNX does not have, with the value that means it is not there.
+ABSENT = {"proj_size": 0, "layer_norm": False, "cell_clip": None}
 DIRECTION = {("",): "forward", ("reverse.",): "reverse", ("", "reverse."): "bidirectional"}
 
 
@@ -82,7 +85,7 @@ def to_onnx(
     if not OLDEST <= opset <= newest:
         raise ValueError(f"to_onnx: opset is {opset}, expected {OLDEST} to {newest}, the installed onnx's newest")
     recurrent = layer.recurrent if isinstance(layer, SequenceModel) else layer
-    _refuse(recurrent)
+    refusal.options("to_onnx", "ONNX", recurrent, ABSENT)
     if isinstance(layer, SequenceModel):
         layer.check(params)
     else:
@@ -93,14 +96,6 @@ def to_onnx(
     if path is not None:
         checkpoint.write(Path(path), model.SerializeToString())
     return model
-
-
-def _refuse(layer: LSTM | GRU | RNN) -> None:
-    """Raise ValueError if inference needs what ONNX does not have."""
-    for name in ("proj_size", "layer_norm", "zoneout", "cell_clip"):
-        value = getattr(layer, name, None)
-        if any(value) if isinstance(value, tuple) else value:
-            raise ValueError(f"to_onnx: {name} is {value}, which ONNX cannot express, expected none")
 
 
 class _Builder:

@@ -15,6 +15,7 @@ import numpy as np
 
 from xlstm import checks
 from xlstm.backend import Array, Params, to_numpy
+from xlstm.interop import refusal
 from xlstm.layers.recurrent import GRU, LSTM, RNN
 from xlstm.models import SequenceModel
 
@@ -168,12 +169,7 @@ def to_torch(layer: LSTM | GRU | RNN | SequenceModel, params: Params) -> dict[st
 
 def _refuse(layer: LSTM | GRU | RNN) -> None:
     """Raise ValueError if the layer computes what PyTorch's cannot."""
-    for name, absent in ABSENT.items():
-        value = getattr(layer, name, absent)
-        if value != absent:
-            raise ValueError(f"to_torch: {name} is {value}, which PyTorch cannot express, expected {absent}")
-    if any(layer.zoneout if isinstance(layer.zoneout, tuple) else ()):
-        raise ValueError(f"to_torch: zoneout is {layer.zoneout}, which PyTorch cannot express, expected none")
+    refusal.options("to_torch", "PyTorch", layer, ABSENT)
     if layer.activations is not None and (not isinstance(layer, RNN) or set(layer.activations) != {"relu"}):
         raise ValueError(f"to_torch: activations are {layer.activations}, which PyTorch cannot express")
 
