@@ -46,6 +46,9 @@ def test_a_forecaster_is_exported_with_its_head(tmp_path, to):
     forecaster = Forecaster(Settings(epochs=1, hidden_size=4, window=12), "numpy").fit(np.sin(np.arange(200) / 5))
     forecaster.save(tmp_path / "model.safetensors")
     path = convert.export_file(tmp_path / "model.safetensors", to, tmp_path / "out")
+    past, future = forecaster.scalers.past.std, forecaster.scalers.future.std
+    expected = f"x is (value - latest value) / {past!r}, y is (value - latest value) / {future!r}"
+    assert convert.units(tmp_path / "model.safetensors") == expected
     if to == "torch":
         weights = safetensors.numpy.load_file(path)
         assert weights["head.weight"].tobytes() == forecaster.params["head.W"].tobytes()

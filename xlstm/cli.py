@@ -141,6 +141,8 @@ def export_(
     out.print(f"wrote: {convert.export_file(model, to, output, lengths=lengths, state=state)}")
     network, _ = convert.read(model)
     out.print(f"holds: {network}")
+    if units := convert.units(model):
+        out.print(f"units: {units}")
 
 
 @app.command("import")

@@ -30,6 +30,16 @@ def read(path: str | os.PathLike[str]) -> tuple[Model, Params]:
     return models.load(path, "numpy")
 
 
+def units(path: str | os.PathLike[str]) -> str:
+    """In what units the network of a forecaster sees and predicts values; nothing for other models."""
+    if checkpoint.kind_of(path) != estimators.KIND:
+        return ""
+    scalers = estimators.Forecaster.load(path, "numpy").scalers
+    assert scalers is not None
+    seen, predicted = (f"(value - latest value) / {scaler.std!r}" for scaler in (scalers.past, scalers.future))
+    return f"x is {seen}, y is {predicted}"
+
+
 def export_file(
     source: str | os.PathLike[str],
     to: str,
