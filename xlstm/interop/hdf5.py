@@ -11,6 +11,7 @@ import io
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from xlstm.backend import Params
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 SMALL, RATIO = 2**26, 20  # bytes from which on a compressed entry may be so many times its stored size
+LONGEST = 2**23  # bytes of a configuration, which takes many times as much memory when it is parsed
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others take memory before they give a byte
 DEEPEST = 16  # groups in groups
 
 
@@ -29,7 +32,7 @@ def library() -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise ImportError("Keras files need h5py, which is not installed; pip install h5py") from error
+        raise ImportError("Keras files need h5py, which is not installed; pip install 'xlstm-xp[keras]'") from error
     return h5py
 
 
@@ -50,31 +53,45 @@ def opened(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     config, source = _unzipped(path) if zipfile.is_zipfile(path) else (None, path)
+    size = path.stat().st_size if config is None else source.getbuffer().nbytes
     try:
         file = h5py.File(source, "r")
     except OSError as error:
         raise ValueError(f"{path}: not a readable HDF5 file ({error})") from error
     with file:
-        yield tree(file), config
+        found = tree(file)
+        declared = _declared(found)  # of all together, since several can be said to lie at the same place
+        if declared > size:
+            raise ValueError(f"{path}: its arrays declare {declared} bytes, the file has {size}")
+        yield found, config
 
 
-def _unzipped(path: Path) -> tuple[dict[str, Any], io.BytesIO]:
+def _unzipped(path: Path) -> tuple[Any, io.BytesIO]:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            for name in (CONFIG, WEIGHTS):
-                if names.count(name) != 1:
-                    raise ValueError(f"{path}: {name} is there {names.count(name)} times, expected once")
-                info = archive.getinfo(name)
-                if info.flag_bits & 1:
-                    raise ValueError(f"{path}: {name} is encrypted")
-                _in_proportion(f"{path}: {name}", info.file_size, info.compress_size)
-            config = json.loads(archive.read(CONFIG))
-            return config, io.BytesIO(archive.read(WEIGHTS))
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RecursionError, UnicodeDecodeError) as error:
+            config, weights = (_entry(path, archive, name) for name in (CONFIG, WEIGHTS))
+        return json.loads(config), io.BytesIO(weights)
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RecursionError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a readable .keras file ({error})") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: {CONFIG} is not readable ({error})") from error
+
+
+def _entry(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
+    """The bytes of an entry, no more than it declares."""
+    count = archive.namelist().count(name)
+    if count != 1:
+        raise ValueError(f"{path}: {name} is there {count} times, expected once")
+    info = archive.getinfo(name)
+    if info.flag_bits & 1:
+        raise ValueError(f"{path}: {name} is encrypted")
+    if info.compress_type not in METHODS:
+        raise ValueError(f"{path}: {name} is compressed by method {info.compress_type}, expected 0 or 8 (deflate)")
+    declared, stored = info.file_size, info.compress_size
+    if declared > (LONGEST if name == CONFIG else max(SMALL, RATIO * stored)):
+        raise ValueError(f"{path}: {name} declares {declared} bytes but holds {stored}, which is out of proportion")
+    with archive.open(info) as entry:
+        return entry.read(declared)  # read() would unpack all there is before it cuts
 
 
 def tree(group: Any, seen: set[int] | None = None) -> dict[str, Any]:
@@ -107,21 +124,27 @@ def tree(group: Any, seen: set[int] | None = None) -> dict[str, Any]:
 
 
 def array(where: str, dataset: Any) -> np.ndarray[Any, Any]:
-    """A dataset of floating-point numbers; float16 becomes float32."""
+    """A dataset of floating-point numbers; float16 becomes float32.
+
+    It has to lie in one piece, as Keras writes it: pieces may be compressed, and unpack to any size.
+    """
     h5py = library()
     if not isinstance(dataset, h5py.Dataset):
         raise ValueError(f"{where}: is a {type(dataset).__name__}, expected an array")
     if dataset.is_virtual or dataset.external:
         raise ValueError(f"{where}: its data lie elsewhere, expected them in the file")
-    if dataset.dtype not in (np.float16, np.float32, np.float64):
-        raise ValueError(f"{where}: has dtype {dataset.dtype}, expected float32 or float64")
+    try:
+        dtype = dataset.dtype
+    except TypeError as error:
+        raise ValueError(f"{where}: has a dtype that NumPy lacks, expected float32 or float64 ({error})") from error
+    if dtype not in (np.float16, np.float32, np.float64):
+        raise ValueError(f"{where}: has dtype {dtype}, expected float32 or float64")
     if dataset.shape is None or not 1 <= dataset.ndim <= 2:
         raise ValueError(f"{where}: has shape {dataset.shape}, expected one axis or two")
-    stored = dataset.id.get_storage_size()
-    if dataset.nbytes and not stored:
+    if dataset.chunks is not None:
+        raise ValueError(f"{where}: is chunked or compressed, expected it in one piece, as Keras writes it")
+    if dataset.nbytes and not dataset.id.get_storage_size():
         raise ValueError(f"{where}: declares {dataset.nbytes} bytes, the file holds none of them")
-    chunk = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize  # what one compressed piece becomes in memory
-    _in_proportion(where, max(dataset.nbytes, chunk), stored)
     try:
         values: np.ndarray[Any, Any] = dataset[()]
     except (OSError, RuntimeError) as error:
@@ -129,9 +152,15 @@ def array(where: str, dataset: Any) -> np.ndarray[Any, Any]:
     return values.astype(np.float32) if values.dtype == np.float16 else values
 
 
-def _in_proportion(where: str, declared: int, stored: int) -> None:
-    if declared > max(SMALL, RATIO * stored):
-        raise ValueError(f"{where}: declares {declared} bytes but holds {stored}, which is out of proportion")
+def _declared(tree: dict[str, Any]) -> int:
+    """Bytes of all arrays, as the file declares them."""
+    h5py, total = library(), 0
+    for item in tree.values():
+        if isinstance(item, dict):
+            total += _declared(item)
+        elif isinstance(item, h5py.Dataset):
+            total += math.prod(item.shape or (0,)) * item.id.get_type().get_size()
+    return total
 
 
 def written(tree: dict[str, Any]) -> bytes:

@@ -48,7 +48,8 @@ class LSTM(Recurrent):
         Rate at which units of h and of c keep their old value (Krueger et al. 2017); outside training
         its expectation.
     layer_norm : bool
-        Normalise Wx x, Wh h and, in an LSTM, the cell (Ba et al. 2016, eqs. 20 to 22).
+        Normalise Wx x, Wh h and, in an LSTM, the cell (Ba et al. 2016, eqs. 20 to 22), with 1e-5 added to each
+        variance as `torch.nn.LayerNorm` does.
     clip : float, optional
         Bound of the pre-activations of gates, as ONNX has it.
     activations : str or tuple of str, optional
