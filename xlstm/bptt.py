@@ -137,15 +137,15 @@ class LoopBack(Loop):
         parts = [self.parts(kept) for kept in saved.kept] if not self.plain or self.own else []
         if cell.INNER:
             inner = [cell.inner([swap(xp, a) for a in arrays]) for _, arrays, _, _ in parts]
-            grads["Wh"] = xp.concat((grads["Wh"], A[outer:, :] @ self._masked(saved, saved.rows(inner))))
+            grads["Wh"] = xp.concat((grads["Wh"], A[outer:, :] @ self._masked(saved, saved.rows(inner, (self.H,)))))
         if "b" in w:
             grads["b"] = xp.sum(Z, axis=1)
         if "bh" in w:
             grads["bh"] = xp.sum(Q, axis=1)
         if self.gh is not None:
-            grads["gh"] = xp.sum(Q * saved.rows([normal[0] for _, _, normal, _ in parts]).T, axis=1)
+            grads["gh"] = xp.sum(Q * saved.rows([normal[0] for _, _, normal, _ in parts], (R,)).T, axis=1)
         if self.Whr is not None:
-            grads["Whr"] = self.collected["out"] @ saved.rows([out[0] for _, _, _, out in parts])
+            grads["Whr"] = self.collected["out"] @ saved.rows([out[0] for _, _, _, out in parts], (self.H,))
         if self.own:
             self._own_gradients(grads, w, saved, parts)
         return {name: grads[name] for name in w}, dx

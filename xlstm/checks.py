@@ -31,13 +31,19 @@ def params(where: str, given: Any, expected: Mapping[str, Dims]) -> None:
         raise TypeError(f"{where}: parameters are a {type(given).__name__}, expected a dict of name to array")
     for name, dims in expected.items():
         if name not in given:
-            raise ValueError(f"{where}: parameter {name} is missing, expected {', '.join(expected)}")
+            raise ValueError(f"{where}: parameter {name} is missing, expected {_few(expected)}")
         if not hasattr(given[name], "shape"):
             raise TypeError(f"{where}: {name} is a {type(given[name]).__name__}, expected an array")
         shape(where, name, given[name], dims)
     if len(given) > len(expected):
         surplus = next(name for name in given if name not in expected)
-        raise ValueError(f"{where}: parameter {surplus} is unknown, expected {', '.join(expected)}")
+        raise ValueError(f"{where}: parameter {surplus} is unknown, expected {_few(expected)}")
+
+
+def _few(names: Mapping[str, Any]) -> str:
+    """Names in a line, not all of very many."""
+    listed = list(names)
+    return ", ".join(listed) if len(listed) <= 16 else f"{', '.join(listed[:16])} and {len(listed) - 16} more"
 
 
 def positive(where: str, **sizes: Any) -> None:

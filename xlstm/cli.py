@@ -151,12 +151,15 @@ def import_(
     file: Annotated[Path, typer.Argument(help=".onnx, .keras, .weights.h5, or .safetensors of a PyTorch state dict.")],
     kind: Annotated[str | None, typer.Option(help="lstm, gru or rnn; what the file shows if left out.")] = None,
     name: Annotated[str, typer.Option(help="Node, layer, or prefix of names, where the file holds others too.")] = "",
+    activation: Annotated[
+        str | None, typer.Option(help="Of a plain RNN whose file does not say it; tanh if left out.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Model file to write; beside FILE if left out.")
     ] = None,
 ) -> None:
     """Read an LSTM, GRU or RNN from a file of another library and write it as a model file."""
-    path, layer = convert.import_file(file, output, kind=kind, name=name)
+    path, layer = convert.import_file(file, output, kind=kind, name=name, activation=activation)
     out.print(f"wrote: {path}")
     out.print(f"holds: {layer}")
 

@@ -94,7 +94,11 @@ def export_file(
 
         from xlstm.interop.torch import to_torch
 
-        checkpoint.write(path, save(to_torch(model, params), metadata={"format": "pt"}))
+        layer = model.recurrent if isinstance(model, SequenceModel) else model
+        about = {"format": "pt", "kind": type(layer).__name__.lower(), "batch_first": str(layer.batch_first)}
+        if layer.activations:
+            about["activation"] = layer.activations[0]
+        checkpoint.write(path, save(to_torch(model, params), metadata=about))
     else:
         from xlstm.interop.keras import to_keras
 
@@ -108,6 +112,7 @@ def import_file(
     *,
     kind: str | None = None,
     name: str = "",
+    activation: str | None = None,
 ) -> tuple[Path, LSTM | GRU | RNN]:
     """Read a recurrent layer, or a stack, from a file of another library and write it as a model file.
 
@@ -122,6 +127,9 @@ def import_file(
     name : str
         Which layer, where there are others: the name of an ONNX node or Keras layer, or what stands before
         the names of weights in a state dict, such as "encoder.lstm.".
+    activation : str, optional
+        Of a plain RNN whose file does not say it: a `.weights.h5` file, or a state dict that is not from
+        `export_file`. By default "tanh".
 
     Returns
     -------
@@ -139,7 +147,7 @@ def import_file(
         The format's package is not installed.
     """
     source = Path(source)
-    path = source.with_name(f"{source.name.split('.')[0]}.model.safetensors") if target is None else Path(target)
+    path = source.with_name(f"{_stem(source)}.model.safetensors") if target is None else Path(target)
     if source.suffix == ".onnx":
         from xlstm.interop.onnx import from_onnx
 
@@ -147,11 +155,18 @@ def import_file(
     elif source.suffix in (".keras", ".h5"):
         from xlstm.interop.keras import from_keras
 
-        layer, params = from_keras(source, kind, name=name or None)
+        layer, params = from_keras(source, kind, name=name or None, activations=activation)
     elif source.suffix == ".safetensors":
-        from xlstm.interop.torch import from_torch, kind_of
+        from xlstm.interop.torch import described, from_torch, kind_of
 
-        layer, params = from_torch(source, kind or kind_of(source, name), prefix=name)
+        about = described(source)
+        layer, params = from_torch(
+            source,
+            kind or kind_of(source, name),
+            activation=activation or about.get("activation", "tanh"),
+            batch_first=about.get("batch_first") == "True",
+            prefix=name,
+        )
     else:
         raise ValueError(f"{source}: suffix {source.suffix!r} is unknown, expected .onnx, .keras, .h5 or .safetensors")
     if kind is not None and type(layer).__name__.lower() != kind:
@@ -159,6 +174,14 @@ def import_file(
     _not_itself(source, path)
     models.save(path, layer, params)
     return path, layer
+
+
+def _stem(path: Path) -> str:
+    """The name of a file without what its format puts behind it."""
+    for suffix in (*SUFFIXES.values(), ".safetensors", path.suffix):
+        if path.name.endswith(suffix):
+            return path.name.removesuffix(suffix)
+    return path.name
 
 
 def _not_itself(source: Path, target: Path) -> None:

@@ -20,7 +20,8 @@ Values = np.ndarray[Any, np.dtype[np.floating[Any]]]
 class Batch(NamedTuple):
     """What one training step sees, time first. `fresh`: start from a zero state, not from the last one.
 
-    `lengths` (B,) are those of the sequences, where they differ; `mask` says which targets count.
+    `lengths` (B,) are those of the sequences, where they differ; `mask` says which targets count, of those that
+    do not lie past an end.
     """
 
     x: Values  # (T, B, D)

@@ -49,7 +49,7 @@ def recurrent(name: str) -> Callable[..., Values]:
     ValueError
         There is none of that name.
     """
-    if name not in RECURRENT:
+    if not isinstance(name, str) or name not in RECURRENT:
         raise ValueError(f"initializer: {name!r} is unknown, expected one of {', '.join(RECURRENT)}")
     return RECURRENT[name]
 

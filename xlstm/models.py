@@ -11,6 +11,7 @@ import numpy as np
 from xlstm import checkpoint, checks
 from xlstm.backend import Array, Backend, Params, Seed, backend_of, device_of, generator, namespace
 from xlstm.layers.linear import Linear
+from xlstm.layers.ragged import Packing
 from xlstm.layers.recurrent import GRU, LSTM, RNN
 from xlstm.layers.stack import Saved, State
 
@@ -88,18 +89,28 @@ class SequenceModel:
 
         Past the end of a sequence the prediction is the head's bias.
         """
-        y, state, saved = self.recurrent.forward(
-            _below("recurrent", params), x, state, train, lengths=lengths, seed=seed, keep=keep
-        )
+        recurrent, head = _below("recurrent", params), _below("head", params)
+        if len(recurrent) + len(head) < len(params):
+            self.check(params)  # says which is neither's
+        y, state, saved = self.recurrent.forward(recurrent, x, state, train, lengths=lengths, seed=seed, keep=keep)
         # The hidden state after the last step is the final state: its gradient goes in there.
         seen = self._final(state[0]) if self.last else y
-        prediction, head = self.head.forward(_below("head", params), seen)
-        return prediction, state, None if saved is None else SavedModel(saved, head)
+        prediction, kept = self.head.forward(head, seen)
+        return prediction, state, None if saved is None else SavedModel(saved, kept)
 
     def backward(
         self, params: Params, saved: SavedModel, dy: Array, dstate: State | None = None
     ) -> tuple[Params, Array, State]:
-        """Gradients of params, x and the initial state from those of the prediction and final state."""
+        """Gradients of params, x and the initial state from those of the prediction and final state.
+
+        Past the end of a sequence `dy` has no effect.
+        """
+        if not isinstance(saved, SavedModel):
+            raise TypeError("SequenceModel: backward needs what forward saved, and forward(train=False) saves nothing")
+        if dstate is not None:
+            self.recurrent.check_state("dstate", dstate, saved.recurrent.packing.B)
+        if not self.last:
+            dy = self._inside(saved.recurrent.packing, dy)
         grads, dh = self.head.backward(_below("head", params), saved.head, dy)
         if self.last:
             dh = self._final_bwd(dh)
@@ -108,6 +119,16 @@ class SequenceModel:
             dh = None
         below, dx, dstate = self.recurrent.backward(_below("recurrent", params), saved.recurrent, dh, dstate)
         return {**_prefixed("recurrent", below), **_prefixed("head", grads)}, dx, dstate
+
+    def _inside(self, packing: Packing, dy: Array) -> Array:
+        """dy (T, B, O), zero past the end of a sequence."""
+        if packing.order is None and packing.steps == packing.T:
+            return dy
+        xp = namespace("SequenceModel", {"dy": dy})
+        swap = (1, 0, 2) if self.batch_first else (0, 1, 2)
+        outer = {"B": packing.B, "T": packing.T} if self.batch_first else {"T": packing.T, "B": packing.B}
+        checks.shape("SequenceModel", "dy", dy, {**outer, "O": self.output_size})
+        return xp.permute_dims(packing.unpack(xp, packing.pack(xp, xp.permute_dims(dy, swap))), swap)
 
     def _final(self, h: Array) -> Array:
         """Final hidden states (L, B, P) -> those of the last layer side by side, (B, directions * P)."""
@@ -168,6 +189,8 @@ def load(
     model: SequenceModel | LSTM | GRU | RNN
     try:
         layer = LAYERS[config["layer"]](**config["options"])
+        if layer.num_layers > len(arrays):  # before their names are listed, however many are declared
+            raise ValueError(f"num_layers is {layer.num_layers}, the file holds {len(arrays)} arrays")
         if config["head"] is None:
             model = layer
             checks.params(type(layer).__name__, arrays, layer.shapes)

@@ -85,6 +85,7 @@ class Saved:
     ends: list[tuple[Array, ...]]  # the states at the end of each run
     kept: list[list[Array]]  # of each run: carried states before, and what was saved, at every step: (k, ..., n)
     noise: Noise
+    H: int
     normal: tuple[Array, Array] | None  # Wx x normalised (R, N) and 1 / its deviation, with layer_norm
 
     def state(self, name: str) -> Array:
@@ -98,18 +99,20 @@ class Saved:
             self.xp.concat((kept[k - 1][1:, ...], end[k][None, ...]))
             for kept, end in zip(self.kept, self.ends, strict=True)
         ]
-        return self.rows(after)
+        return self.rows(after, (self.H,))
 
     @property
     def gates(self) -> Array:
         """Value of every gate at every step in the order of the cell's GATES, (N, G, H)."""
         xp, first = self.xp, len(self.cell.STATES) - 1
         values = [self.cell.activated(xp, [swap(xp, a) for a in kept[first:]]) for kept in self.kept]  # (G, k, H, n)
-        return self.rows([xp.permute_dims(v, (1, 0, 2, 3)) for v in values])
+        return self.rows([xp.permute_dims(v, (1, 0, 2, 3)) for v in values], (len(self.cell.GATES), self.H))
 
-    def rows(self, runs: list[Array]) -> Array:
-        """Arrays (k, ..., H, n) of each run as one (N, ..., H)."""
+    def rows(self, runs: list[Array], shape: tuple[int, ...]) -> Array:
+        """Arrays (k, ..., H, n) of each run as one (N, ..., H), `shape` being (..., H)."""
         xp = self.xp
+        if not runs:
+            return xp.zeros((0, *shape), dtype=self.y.dtype, device=device_of(self.y))
         rows = []
         for a in runs:
             a = xp.permute_dims(a, (0, a.ndim - 1, *range(1, a.ndim - 1)))  # (k, n, ..., H)
@@ -171,7 +174,7 @@ def forward(
     )
     P = w["Wh"].shape[1]
     y = xp.concat(rows) if rows else xp.zeros((0, P), dtype=x.dtype, device=device_of(x))
-    return y, end, Saved(xp, cell, runs, x, y, starts, ends, kept, noise, normal) if keep else None
+    return y, end, Saved(xp, cell, runs, x, y, starts, ends, kept, noise, loop.H, normal) if keep else None
 
 
 class Loop:

@@ -13,6 +13,7 @@ import numpy as np
 from xlstm import checks, optim
 from xlstm.backend import Array, Backend, Params, backend_like, generator, to_numpy
 from xlstm.data import Batch
+from xlstm.layers.base import MASKS
 from xlstm.losses import mse
 
 Loss = Callable[..., tuple[Array, Array]]
@@ -122,7 +123,7 @@ def train(
         raise ValueError("train: patience needs validation data")
     backend = backend_like(next(iter(params.values())))
     rng = generator(seed, stream=1)  # stream 0 drew the weights
-    random = {"seed": generator(seed, stream=2)} if getattr(model, "random", False) else {}
+    random = {"seed": generator(seed, stream=MASKS)} if getattr(model, "random", False) else {}
     optim_state = optimizer.init(params)
     losses: list[float] = []
     validations: list[float] = []
@@ -133,6 +134,7 @@ def train(
     for epoch in range(1, epochs + 1):
         state = None
         for step, batch in enumerate(data.batches(rng), 1):
+            batch = _within(model, batch)
             x, target, mask = _to_device(backend, batch)
             with np.errstate(over="ignore", invalid="ignore"):  # found below, with a better message
                 y, state, saved = model.forward(
@@ -177,6 +179,7 @@ def evaluate(model: Any, params: Params, data: Batches, loss: Loss = mse) -> flo
     backend = backend_like(next(iter(params.values())))
     total, count, state = 0.0, 0.0, None
     for batch in data.batches():
+        batch = _within(model, batch)
         x, target, mask = _to_device(backend, batch)
         with np.errstate(over="ignore", invalid="ignore"):  # the caller sees it in the result
             y, state, _ = model.forward(params, x, None if batch.fresh else state, train=False, **_options(batch))
@@ -190,6 +193,16 @@ def evaluate(model: Any, params: Params, data: Batches, loss: Loss = mse) -> flo
 def _check_order(model: Any) -> None:
     if getattr(model, "batch_first", False):
         raise ValueError("train: batches have time first, so the model must too; make it with batch_first=False")
+
+
+def _within(model: Any, batch: Batch) -> Batch:
+    """The batch with a mask in which targets past the end of a sequence do not count."""
+    if batch.lengths is None or getattr(model, "last", False):
+        return batch
+    there = np.arange(batch.x.shape[0])[:, None] < np.asarray(batch.lengths)  # (T, B)
+    if batch.mask is not None:
+        there = batch.mask & there.reshape(there.shape + (1,) * (batch.mask.ndim - 2))
+    return batch._replace(mask=there)
 
 
 def _to_device(backend: Backend, batch: Batch) -> tuple[Array, Array, Array | None]:

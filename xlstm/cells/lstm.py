@@ -69,7 +69,8 @@ class Cell:
             zo = z[1, ...] + p[1, ...] * c
             o = gate(xp, zo if self.clip is None else clamp(xp, zo, self.clip))  # (1)
             s = xp.concat((s[:1, ...], o[None, ...], s[2:, ...]))
-            z = xp.concat((z[:1, ...], zo[None, ...], z[2:, ...]))
+            if self.clip is not None:
+                z = xp.concat((z[:1, ...], zo[None, ...], z[2:, ...]))
         v = c
         if gc is not None:
             n, r = normalize(xp, c, -2)

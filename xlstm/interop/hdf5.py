@@ -10,6 +10,8 @@ import contextlib
 import io
 import json
 import math
+import mmap
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ SMALL, RATIO = 2**26, 20  # bytes from which on a compressed entry may be so man
 LONGEST = 2**23  # bytes of a configuration, which takes many times as much memory when it is parsed
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others take memory before they give a byte
 DEEPEST = 16  # groups in groups
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 def library() -> Any:
@@ -53,7 +56,7 @@ def opened(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     config, source = _unzipped(path) if zipfile.is_zipfile(path) else (None, path)
-    size = path.stat().st_size if config is None else source.getbuffer().nbytes
+    size = _scanned(path, source)
     try:
         file = h5py.File(source, "r")
     except OSError as error:
@@ -71,7 +74,7 @@ def _unzipped(path: Path) -> tuple[Any, io.BytesIO]:
         with zipfile.ZipFile(path) as archive:
             config, weights = (_entry(path, archive, name) for name in (CONFIG, WEIGHTS))
         return json.loads(config), io.BytesIO(weights)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RecursionError, UnicodeDecodeError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, EOFError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a readable .keras file ({error})") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: {CONFIG} is not readable ({error})") from error
@@ -92,6 +95,28 @@ def _entry(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
         raise ValueError(f"{path}: {name} declares {declared} bytes but holds {stored}, which is out of proportion")
     with archive.open(info) as entry:
         return entry.read(declared)  # read() would unpack all there is before it cuts
+
+
+def _scanned(path: Path, source: Path | io.BytesIO) -> int:
+    """Size of an HDF5 file in which no list of free space loops, since HDF5 would follow it for ever."""
+    with contextlib.ExitStack() as stack:
+        blob: Any = b""
+        if isinstance(source, io.BytesIO):
+            blob = source.getvalue()
+        elif source.stat().st_size:
+            file = stack.enter_context(open(source, "rb"))
+            blob = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        size, steps, at = len(blob), 0, -1
+        widths = blob[13:15] if blob[8:9] < b"\2" else blob[9:11]  # of numbers, by the version of the beginning
+        if blob[:8] != SIGNATURE or widths != b"\x08\x08":
+            raise ValueError(f"{path}: not a readable HDF5 file, it does not begin as Keras' do")
+        while (at := blob.find(b"HEAP", at + 1)) >= 0 and at + 32 <= size:
+            length, free, start = struct.unpack_from("<QQQ", blob, at + 8)
+            while free != 1 and free < length and start + free + 16 <= size:  # 1 ends the list
+                free, steps = struct.unpack_from("<Q", blob, start + free)[0], steps + 1
+                if steps > size // 16:  # more than there is room for
+                    raise ValueError(f"{path}: not a readable HDF5 file, its lists of free space loop")
+        return size
 
 
 def tree(group: Any, seen: set[int] | None = None) -> dict[str, Any]:
@@ -135,7 +160,7 @@ def array(where: str, dataset: Any) -> np.ndarray[Any, Any]:
         raise ValueError(f"{where}: its data lie elsewhere, expected them in the file")
     try:
         dtype = dataset.dtype
-    except TypeError as error:
+    except (TypeError, RuntimeError) as error:
         raise ValueError(f"{where}: has a dtype that NumPy lacks, expected float32 or float64 ({error})") from error
     if dtype not in (np.float16, np.float32, np.float64):
         raise ValueError(f"{where}: has dtype {dtype}, expected float32 or float64")

@@ -5,9 +5,10 @@ PyTorch's rows are in gate order i f g o (ours i o f g) and r z n (ours z r n), 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def from_torch(
         if theirs not in given:
             raise ValueError(f"from_torch: {prefix}{theirs} is missing, expected {', '.join(map(_name, layer.shapes))}")
         checks.shape("from_torch", f"{prefix}{theirs}", given[theirs], dims)
-        params[name] = given[theirs] if name.endswith("Whr") else _rows(given[theirs], order)
+        params[name] = np.array(given[theirs]) if name.endswith("Whr") else _rows(given[theirs], order)
     surplus = sorted(set(given) - set(map(_name, layer.shapes)))
     if surplus:
         raise ValueError(f"from_torch: {prefix}{surplus[0]} is unknown, expected {', '.join(map(_name, layer.shapes))}")
@@ -127,6 +128,12 @@ def kind_of(path: str | os.PathLike[str], prefix: str = "") -> str:
     raise ValueError(f"{path}: {prefix}weight_hh_l0 has shape {shape}, expected (4H, H), (3H, H) or (H, H)")
 
 
+def described(path: str | os.PathLike[str]) -> dict[str, str]:
+    """What `xlstm export` wrote beside the weights in a safetensors file: kind, batch_first, activation."""
+    with _opened(Path(path)) as file:
+        return dict(file.metadata() or {})
+
+
 def to_torch(layer: LSTM | GRU | RNN | SequenceModel, params: Params) -> dict[str, Host]:
     """Weights under PyTorch's names, for `module.load_state_dict` or a safetensors file.
 
@@ -151,7 +158,11 @@ def to_torch(layer: LSTM | GRU | RNN | SequenceModel, params: Params) -> dict[st
         layer.check(params)
         below = {n.removeprefix("recurrent."): p for n, p in params.items() if n.startswith("recurrent.")}
         found = {f"recurrent.{name}": array for name, array in to_torch(layer.recurrent, below).items()}
-        return {**found, "head.weight": to_numpy(params["head.W"]), "head.bias": to_numpy(params["head.b"])}
+        return {
+            **found,
+            "head.weight": np.array(to_numpy(params["head.W"])),
+            "head.bias": np.array(to_numpy(params["head.b"])),
+        }
     if not isinstance(layer, LSTM | GRU | RNN):
         raise TypeError(f"to_torch: layer is a {type(layer).__name__}, expected an LSTM, GRU, RNN or SequenceModel")
     _refuse(layer)
@@ -160,7 +171,7 @@ def to_torch(layer: LSTM | GRU | RNN | SequenceModel, params: Params) -> dict[st
     found = {}
     for name, array in params.items():
         host = to_numpy(array)
-        found[_name(name)] = host if name.endswith("Whr") else _rows(host, order)
+        found[_name(name)] = np.array(host) if name.endswith("Whr") else _rows(host, order)
     if layer.bias and not layer.recurrent_bias:
         biases = [name for name in found if name.startswith("bias_ih")]
         found |= {name.replace("bias_ih", "bias_hh"): np.zeros_like(found[name]) for name in biases}
@@ -220,7 +231,14 @@ def _read(source: Mapping[str, Any] | str | os.PathLike[str], prefix: str) -> di
         return {name.removeprefix(prefix): _host(name, array) for name, array in found.items()}
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"from_torch: got a {type(source).__name__}, expected a state dict or a path")
-    path = Path(source)
+    with _opened(Path(source)) as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (no mapping)
+        return {name.removeprefix(prefix): _host(name, file.get_tensor(name)) for name in names}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """An open safetensors file; what is wrong with it is said in our words."""
     if path.is_dir():
         raise IsADirectoryError(f"{path}: a folder, expected a safetensors file")
     if not path.is_file():
@@ -237,8 +255,7 @@ def _read(source: Mapping[str, Any] | str | os.PathLike[str], prefix: str) -> di
 
     try:
         with safe_open(path, framework="np") as file:
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (no mapping)
-            return {name.removeprefix(prefix): _host(name, file.get_tensor(name)) for name in names}
+            yield file
     except SafetensorError as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
     except TypeError as error:

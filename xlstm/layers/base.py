@@ -49,11 +49,15 @@ class Recurrent:
         where = type(self).__name__
         sizes = {"input_size": self.input_size, "hidden_size": self.hidden_size, "num_layers": self.num_layers}
         checks.positive(where, **sizes)
+        for name, size in sizes.items():  # plain numbers, as JSON has them
+            object.__setattr__(self, name, int(size))
         initializers.recurrent(self.initializer)
         for name in ("dropout", "recurrent_dropout"):
             checks.number(where, 0, 1, **{name: getattr(self, name)})
+            object.__setattr__(self, name, float(getattr(self, name)))
         if self.clip is not None:
             checks.number(where, 0, math.inf, strict=True, clip=self.clip)
+            object.__setattr__(self, "clip", float(self.clip))
         if self.bidirectional and self.reverse:
             raise ValueError(f"{where}: bidirectional and reverse exclude one another, both are True")
         if self.dropout and self.num_layers == 1:
@@ -232,7 +236,7 @@ class Recurrent:
         xp = namespace(where, {"x": x, **params, **given, **self._named("dstate", dstate)})
         if dy is not None:
             outer = {"B": packing.B, "T": packing.T} if self.batch_first else {"T": packing.T, "B": packing.B}
-            checks.shape(where, "dy", dy, {**outer, "H": self.output_size})
+            checks.shape(where, "dy", dy, {**outer, self._width: self.output_size})
             dy = packing.pack(xp, self._swap(xp, dy))
         end = self._columns(xp, "dstate", dstate, packing, like=x)
         grads, dx, starts = stack.backward(xp, params, saved, dy, end)
@@ -264,6 +268,12 @@ class Recurrent:
 
     def _cell(self, activations: tuple[str, ...]) -> Cell:
         raise NotImplementedError
+
+    @property
+    def _width(self) -> str:
+        """The symbol of `output_size`."""
+        P = "H" if self.state_sizes[0] == self.hidden_size else "P"
+        return P if len(self.directions) == 1 else f"2{P}"
 
     def _needs_recurrent_bias(self) -> bool:
         """Whether a bias of Wh h is anything that one of Wx x is not."""
@@ -321,6 +331,8 @@ class Recurrent:
     def _activations(self, where: str) -> tuple[str, ...] | None:
         if self.activations is None:
             return None
+        if not isinstance(self.activations, str | tuple | list):
+            raise TypeError(f"{where}: activations is {self.activations!r}, expected names")
         given = (self.activations,) if isinstance(self.activations, str) else tuple(self.activations)
         n, directions = len(self.ACTIVATIONS), len(self.directions)
         if len(given) not in (n, n * directions):
@@ -345,19 +357,30 @@ class Recurrent:
         pairs = zip(self.STATES, state, strict=False)
         return {f"{what} {name}": array for name, array in pairs if array is not None}
 
+    def check_state(self, name: str, state: Sequence[Array | None], B: int) -> None:
+        """Raise unless `state` is a tuple of as many arrays as there are states, each None or (L, B, H)."""
+        self._named(name, state)
+        if len(state) != len(self.STATES):
+            raise ValueError(
+                f"{type(self).__name__}: {name} has {len(state)} arrays, expected ({', '.join(self.STATES)})"
+            )
+        L = self.num_layers * len(self.directions)
+        for key, array, H in zip(self.STATES, state, self.state_sizes, strict=True):
+            if array is not None:
+                dims = {"layers*directions": L, "B": B, "H": H}
+                checks.shape(type(self).__name__, f"{name} {key}", array, dims)
+
     def _columns(
         self, xp: Namespace, name: str, state: Sequence[Array | None] | None, packing: Packing, like: Array
     ) -> list[list[Array]]:
         """States (L, B, H), missing ones zero, as the recurrence has them: (H, B) for each layer and direction."""
-        where, L = type(self).__name__, self.num_layers * len(self.directions)
+        L = self.num_layers * len(self.directions)
         if state is None:
             state = [None] * len(self.STATES)
-        if len(state) != len(self.STATES):
-            raise ValueError(f"{where}: {name} has {len(state)} arrays, expected ({', '.join(self.STATES)})")
+        self.check_state(name, state, packing.B)
         found: list[list[Array]] = [[] for _ in range(L)]
-        for key, array, H in zip(self.STATES, state, self.state_sizes, strict=True):
+        for array, H in zip(state, self.state_sizes, strict=True):
             if array is not None:
-                checks.shape(where, f"{name} {key}", array, {"layers*directions": L, "B": packing.B, "H": H})
                 # Copies: the caller may reuse the arrays before `backward`.
                 for k in range(L):
                     found[k].append(packing.sort(xp, xp.asarray(array[k, ...].T, copy=True)))
@@ -371,4 +394,5 @@ class Recurrent:
 def _states(xp: Namespace, columns: Sequence[Sequence[Array]], packing: Packing) -> State:
     """(H, B) of each layer and direction -> (L, B, H)."""
     rows = [[packing.unsort(xp, s).T for s in one] for one in zip(*columns, strict=True)]
-    return tuple(one[0][None, ...] if len(one) == 1 else xp.stack(one) for one in rows)
+    # Copies: the caller may change a state in place, and `saved` refers to it too.
+    return tuple(xp.asarray(one[0][None, ...], copy=True) if len(one) == 1 else xp.stack(one) for one in rows)

@@ -50,7 +50,10 @@ class Packing:
         """
         if lengths is None:
             return cls(T, B, T, [(T, B)])
-        found = to_numpy(lengths)
+        try:
+            found = to_numpy(lengths)
+        except ValueError:
+            raise ValueError(f"{where}: lengths is ragged, expected shape (B,) = ({B},)") from None
         if found.shape != (B,):
             raise ValueError(f"{where}: lengths has shape {found.shape}, expected (B,) = ({B},)")
         if found.dtype.kind not in "iu" and found.size:

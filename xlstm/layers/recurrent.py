@@ -102,14 +102,17 @@ class LSTM(Recurrent):
         super().__post_init__()
         if self.proj_size:
             checks.positive("LSTM", proj_size=self.proj_size)
+            object.__setattr__(self, "proj_size", int(self.proj_size))
             if self.proj_size >= self.hidden_size:
                 raise ValueError(
                     f"LSTM: proj_size is {self.proj_size}, expected less than hidden_size, {self.hidden_size}"
                 )
         if self.cell_clip is not None:
             checks.number("LSTM", 0, math.inf, strict=True, cell_clip=self.cell_clip)
+            object.__setattr__(self, "cell_clip", float(self.cell_clip))
         if self.forget_bias is not None:
             checks.number("LSTM", -math.inf, math.inf, strict=True, forget_bias=self.forget_bias)
+            object.__setattr__(self, "forget_bias", float(self.forget_bias))
             for option in ("coupled_input_forget", "bias"):
                 if getattr(self, option) is (option == "coupled_input_forget"):
                     raise ValueError(f"LSTM: forget_bias and {option}={getattr(self, option)} exclude one another")

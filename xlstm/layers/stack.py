@@ -49,7 +49,7 @@ class Pass:
     @property
     def h(self) -> Array:
         """Hidden state after every step, (T, B, H)."""
-        return self._steps(self.saved.state("h"))
+        return self.saved.xp.asarray(self._steps(self.saved.state("h")), copy=True)  # what is kept may be y itself
 
     @property
     def c(self) -> Array:
