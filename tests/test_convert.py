@@ -40,6 +40,16 @@ def test_there_and_back(tmp_path, kind, to):
     assert not any(np.any(arrays[name]) for name in set(arrays) - set(params))  # a second bias
 
 
+def test_an_export_for_pytorch_remembers_what_weights_do_not_show(tmp_path):
+    source, _ = saved(tmp_path, xlstm.RNN(3, 5, activations="relu", batch_first=True))
+    written = convert.export_file(source, "torch")
+    assert convert.import_file(written)[1] == xlstm.RNN(3, 5, activations="relu", batch_first=True, recurrent_bias=True)
+    safetensors.numpy.save_file(safetensors.numpy.load_file(written), tmp_path / "foreign.v2.safetensors")
+    path, layer = convert.import_file(tmp_path / "foreign.v2.safetensors", activation="relu")
+    assert path.name == "foreign.v2.model.safetensors"
+    assert layer == xlstm.RNN(3, 5, activations="relu", recurrent_bias=True)
+
+
 @pytest.mark.parametrize("to", convert.SUFFIXES)
 def test_a_forecaster_is_exported_with_its_head(tmp_path, to):
     pytest.importorskip(EXTRAS[to])
@@ -138,6 +148,7 @@ def test_unsound_models_are_refused(tmp_path):
     config = {"layer": "LSTM", "options": {"input_size": 2, "hidden_size": 3}, "head": None}
     for change, words in [
         ({"layer": "CNN"}, "KeyError: 'CNN'"),
+        ({"options": {"input_size": 2, "hidden_size": 3, "num_layers": 10**9}}, "num_layers is 1000000000, the file"),
         ({"options": {"input_size": 2, "hidden_size": 3, "depth": 2}}, "depth"),
         ({"options": {"input_size": 2, "hidden_size": 4}}, r"0\.Wx has shape"),
         ({"head": {"output_size": 1}}, r"recurrent\.0\.Wx is missing"),

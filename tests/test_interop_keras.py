@@ -425,3 +425,51 @@ def test_bad_files_are_named(tmp_path, good):
     (tmp_path / "empty.weights.h5").write_bytes(empty.getvalue())
     with pytest.raises(ValueError, match="there is no LSTM, GRU or SimpleRNN"):
         from_keras(tmp_path / "empty.weights.h5")
+
+
+def test_what_is_no_stack_is_not_taken_for_one(tmp_path):
+    """A layer between, or layers side by side: their widths fit, but they are no stack."""
+    lstm, dense = keras.layers.LSTM, keras.layers.Dense
+    between = [lstm(H, return_sequences=True), dense(H), lstm(H)]
+    x = keras.Input((None, H))
+    beside = keras.Model(x, keras.layers.Add()([lstm(H)(x), lstm(H)(x)]))
+    for model in (keras.Sequential([keras.Input((None, D)), *between]), beside):
+        model.save(tmp_path / "model.keras")
+        for source in (model, tmp_path / "model.keras"):
+            with pytest.raises(ValueError, match="the layers form no stack, name one of them"):
+                from_keras(source)
+    passing = [lstm(H, return_sequences=True), keras.layers.Dropout(0.5), lstm(H), dense(2)]
+    model = keras.Sequential([keras.Input((None, D)), *passing])
+    assert from_keras(model)[0] == xlstm.LSTM(D, H, 2, batch_first=True)
+    nested = keras.Sequential([keras.Input((None, D)), keras.Sequential([lstm(H, name="inside")])])
+    nested.build((None, None, D))
+    assert from_keras(nested, name="inside")[0] == xlstm.LSTM(D, H, batch_first=True)
+
+
+def test_a_backward_layer_of_its_own(rng):
+    """Its activation is taken over; where it differs otherwise, it is refused."""
+    layer = keras.layers.SimpleRNN(H, return_sequences=True)
+    back = keras.layers.SimpleRNN(H, return_sequences=True, go_backwards=True, activation="relu")
+    theirs = randomised(keras.layers.Bidirectional(layer, backward_layer=back), rng)
+    ours, params = from_keras(theirs)
+    assert ours.activations == ("tanh", "relu")
+    x = rng.standard_normal((B, T, D)).astype("float32")
+    np.testing.assert_allclose(ours.forward(params, x)[0], host(theirs(x)), rtol=1e-5, atol=1e-5)
+    forward, other = (keras.layers.GRU(H, reset_after=r, go_backwards=not r, use_bias=False) for r in (True, False))
+    mixed = randomised(keras.layers.Bidirectional(forward, backward_layer=other), rng)
+    with pytest.raises(ValueError, match="has a backward_layer of GRU that is not its layer backwards"):
+        from_keras(mixed)
+
+
+def test_what_a_source_does_not_show_is_told(rng):
+    arrays = [rng.standard_normal((n, 3 * H)) for n in (D, H)]
+    assert from_keras(arrays, "gru")[0].reset_after
+    layer, _ = from_keras(arrays, "gru", reset_after=False)
+    assert layer == xlstm.GRU(D, H, batch_first=True, bias=False, reset_after=False)
+    with pytest.raises(ValueError, match="options are told for arrays"):
+        from_keras(randomised(keras.layers.GRU(H), rng), reverse=True)
+    with pytest.raises(ValueError, match="has no weights, expected a layer that is built"):
+        from_keras(keras.layers.GRU(H))
+    assert from_keras([a.astype("float16") for a in arrays], "gru")[1]["0.Wx"].dtype == np.float32
+    with pytest.raises(TypeError, match="array 0 has dtype int64"):
+        from_keras([a.astype("int64") for a in arrays], "gru")

@@ -117,6 +117,18 @@ def test_a_model_and_its_layer(tmp_path):
     assert {n: a.tobytes() for n, a in arrays.items()} == {n: a.tobytes() for n, a in found.items()}
 
 
+def test_arrays_are_copies():
+    """Further training of either side changes nothing on the other."""
+    module = module_of("lstm", {"proj_size": 2})
+    layer, params = from_torch(module.state_dict(), "lstm")
+    for theirs in module.state_dict().values():
+        assert not any(np.shares_memory(theirs.numpy(), p) for p in params.values())
+    model = SequenceModel(layer, 2)
+    weights = model.init(0, "numpy")
+    for theirs in to_torch(model, weights).values():
+        assert not any(np.shares_memory(theirs, p) for p in weights.values())
+
+
 def test_float16_is_widened():
     module = module_of("gru", {}).half()
     _, params = from_torch(module.state_dict(), "gru")

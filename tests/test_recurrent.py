@@ -1,5 +1,6 @@
 """LSTM, GRU and RNN with all their options: gradients, meaning of each option, states, errors."""
 
+import itertools
 import json
 from dataclasses import asdict
 
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 
 import xlstm
 from tests.conftest import make_backend
-from tests.layers import alone, check, inputs_of, make, pairwise, run
-from xlstm import losses, optim, training
+from tests.layers import OPTIONS, alone, check, inputs_of, make, pairwise, run
+from xlstm import bptt, losses, optim, recurrence, training
 from xlstm.activations import GATES, canonical, normalize, pair
 from xlstm.backend import to_numpy
 from xlstm.data import Batch
@@ -49,6 +50,37 @@ def test_gradient_of_every_pair_of_options(kind, backend):
             raise AssertionError(f"{layer}: {error}") from error
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_sizes_of_blocks_and_rooms_change_nothing(monkeypatch, rng, kind):
+    """Steps handled one by one, in blocks with a ragged first one, and kept in room made for all of them."""
+    for options in alone(kind):
+        layer = make(kind, options)
+        params, x, state = inputs_of(layer, make_backend("numpy"), rng, 7, 3)
+        for lengths in (None, [7, 4, 4]):
+            expected = run(layer, params, x, state, lengths, seed=2)
+            with monkeypatch.context() as patch:
+                patch.setattr(bptt, "BLOCK", 80)
+                patch.setattr(recurrence, "LARGE", 1)
+                found = run(layer, params, x, state, lengths, seed=2)
+            for name, array in found.items():
+                np.testing.assert_array_equal(array, expected[name], err_msg=f"{layer} {name}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_options_that_exclude_one_another_are_these(kind):
+    """Of every two values of two options; whatever else is refused would go untested."""
+    refused = set()
+    for (a, xs), (b, ys) in itertools.combinations(OPTIONS[kind].items(), 2):
+        for x, y in itertools.product(xs, ys):
+            layers = {} if "num_layers" in (a, b) else {"num_layers": 2}
+            if make(kind, {**layers, a: x, b: y}) is None:
+                refused.add((a, x, b, y))
+    expected = {("num_layers", 1, "dropout", 0.4), ("bias", False, "recurrent_bias", True)}
+    if kind == "GRU":
+        expected.add(("layer_norm", True, "reset_after", False))
+    assert refused == expected
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_gradient_of_any_shape(data):
@@ -72,6 +104,12 @@ def test_empty_batch(be, kind):
         assert found["dx"].shape == (4, 0, 2)
         assert found["end 0"].shape == found["dstart 0"].shape == (4, 0, 3)
         assert all(np.all(found[f"d{name}"] == 0) for name in params)
+    for B, lengths in ((0, []), (2, [0, 0])):
+        _, _, saved = layer.forward(params, be.asarray(np.zeros((4, B, 2))), lengths=lengths)
+        for name, one in saved.passes.items():
+            assert tuple(one.gates.shape) == (4, {"LSTM": 4, "GRU": 3, "RNN": 1}[kind], B, 3), name
+            assert not np.any(to_numpy(one.h))
+            assert kind != "LSTM" or not np.any(to_numpy(one.c))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,6 +178,18 @@ def test_saved_shows_every_layer_and_direction(be, rng, kind):
     if kind != "LSTM":
         with pytest.raises(AttributeError, match="no state c, only h"):
             _ = saved["0"].c
+
+
+def test_what_forward_returned_is_the_callers(rng):
+    """A state or saved.h that is changed in place changes nothing that is kept."""
+    layer = make("LSTM", {})
+    params, x, state = inputs_of(layer, make_backend("numpy"), rng, 5, 3)
+    y, end, saved = layer.forward(params, x, state)
+    kept = saved.c.copy(), saved.gates.copy(), y.copy()
+    for array in (*end, saved.h, saved.c, saved.gates):
+        array[...] = 0
+    for array, expected in zip((saved.c, saved.gates, y), kept, strict=True):
+        np.testing.assert_array_equal(array, expected)
 
 
 def test_reverse_is_forward_on_the_flipped_sequence(rng):
@@ -354,6 +404,48 @@ def test_gradient_of_a_model(be, rng, kind, last):
         return (y, end), (params, saved)
 
     xlstm.gradcheck(forward, lambda saved, d: model.backward(*saved, *d), (params, x, state), directions=1)
+
+
+def test_padding_has_no_say_in_training(rng):
+    """What is predicted past an end counts neither in the loss nor in any gradient."""
+    model = SequenceModel(xlstm.GRU(2, 3), 2)
+    params = model.init(0, "numpy", "float64")
+    x = rng.standard_normal((4, 3, 2))
+    target, losses_of = rng.standard_normal((4, 3, 2)), []
+    for pad in (0, 5):
+        arrays = [np.pad(a, [(0, pad), (0, 0), (0, 0)], constant_values=9.0) for a in (x, target)]
+        data = Once(Batch(*arrays, None, True, np.array([4, 2, 0])))
+        trained = training.train(model, params, data, optim.sgd(0.1), epochs=3, validation=data)
+        losses_of.append((trained.losses, trained.validations))
+    np.testing.assert_allclose(losses_of[0], losses_of[1], rtol=1e-12)
+
+
+class Once:
+    """One batch an epoch."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def __len__(self):
+        return 1
+
+    def batches(self, rng=None):
+        yield self.batch
+
+
+def test_bad_gradients_of_a_model_are_named(rng):
+    model = SequenceModel(xlstm.LSTM(2, 3), 2, last=True)
+    params = model.init(0, "numpy")
+    x, dy = np.zeros((4, 2, 2), "float32"), np.zeros((2, 2), "float32")
+    _, _, saved = model.forward(params, x)
+    with pytest.raises(ValueError, match=r"dstate h has shape \(1,\), expected"):
+        model.backward(params, saved, dy, (np.ones(1, "float32"), None))
+    with pytest.raises(ValueError, match="dstate has 0 arrays"):
+        model.backward(params, saved, dy, ())
+    with pytest.raises(TypeError, match="SequenceModel: backward needs what forward saved"):
+        model.backward(params, None, dy)
+    with pytest.raises(ValueError, match="parameter foo is unknown"):
+        model.forward({**params, "foo": x}, x)
 
 
 class Ragged:

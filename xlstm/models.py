@@ -11,7 +11,6 @@ import numpy as np
 from xlstm import checkpoint, checks
 from xlstm.backend import Array, Backend, Params, Seed, backend_of, device_of, generator, namespace
 from xlstm.layers.linear import Linear
-from xlstm.layers.ragged import Packing
 from xlstm.layers.recurrent import GRU, LSTM, RNN
 from xlstm.layers.stack import Saved, State
 
@@ -87,7 +86,7 @@ class SequenceModel:
     ) -> tuple[Array, State, SavedModel | None]:
         """Predict from x (T, B, D): (T, B, O), or (B, O) with `last`; arguments as `LSTM.forward`.
 
-        Past the end of a sequence the prediction is the head's bias.
+        Past the end of a sequence the prediction is the head's bias; `training.train` lets it not count.
         """
         recurrent, head = _below("recurrent", params), _below("head", params)
         if len(recurrent) + len(head) < len(params):
@@ -101,16 +100,11 @@ class SequenceModel:
     def backward(
         self, params: Params, saved: SavedModel, dy: Array, dstate: State | None = None
     ) -> tuple[Params, Array, State]:
-        """Gradients of params, x and the initial state from those of the prediction and final state.
-
-        Past the end of a sequence `dy` has no effect.
-        """
+        """Gradients of params, x and the initial state from those of the prediction and final state."""
         if not isinstance(saved, SavedModel):
             raise TypeError("SequenceModel: backward needs what forward saved, and forward(train=False) saves nothing")
         if dstate is not None:
             self.recurrent.check_state("dstate", dstate, saved.recurrent.packing.B)
-        if not self.last:
-            dy = self._inside(saved.recurrent.packing, dy)
         grads, dh = self.head.backward(_below("head", params), saved.head, dy)
         if self.last:
             dh = self._final_bwd(dh)
@@ -119,16 +113,6 @@ class SequenceModel:
             dh = None
         below, dx, dstate = self.recurrent.backward(_below("recurrent", params), saved.recurrent, dh, dstate)
         return {**_prefixed("recurrent", below), **_prefixed("head", grads)}, dx, dstate
-
-    def _inside(self, packing: Packing, dy: Array) -> Array:
-        """dy (T, B, O), zero past the end of a sequence."""
-        if packing.order is None and packing.steps == packing.T:
-            return dy
-        xp = namespace("SequenceModel", {"dy": dy})
-        swap = (1, 0, 2) if self.batch_first else (0, 1, 2)
-        outer = {"B": packing.B, "T": packing.T} if self.batch_first else {"T": packing.T, "B": packing.B}
-        checks.shape("SequenceModel", "dy", dy, {**outer, "O": self.output_size})
-        return xp.permute_dims(packing.unpack(xp, packing.pack(xp, xp.permute_dims(dy, swap))), swap)
 
     def _final(self, h: Array) -> Array:
         """Final hidden states (L, B, P) -> those of the last layer side by side, (B, directions * P)."""

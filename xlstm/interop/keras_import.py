@@ -13,10 +13,12 @@ import numpy as np
 from xlstm import checks
 from xlstm.backend import Params, to_numpy
 from xlstm.interop import hdf5
-from xlstm.interop.keras_names import ACTIVATIONS, CLASSES, LAYERS, ORDER, PARTS, Arrays, reordered, snake
+from xlstm.interop.keras_names import ACTIVATIONS, CLASSES, LAYERS, ORDER, PARTS, Arrays, Host, reordered, snake
 from xlstm.layers.recurrent import GRU, LSTM, RNN
 
 CONTAINERS = ("Sequential", "Functional", "Model")
+# Layers that may lie between those of a stack: outside training they do nothing.
+PASSING = ("Dropout", "SpatialDropout1D", "GaussianNoise", "GaussianDropout", "ActivityRegularization", "InputLayer")
 WEIGHTS = ("kernel", "recurrent_kernel", "bias")
 
 
@@ -27,6 +29,7 @@ class Level(NamedTuple):
     kind: str
     weights: list[Arrays]
     options: dict[str, Any]
+    follows: bool = True  # whether its input is the output of the level before, as far as the source shows
 
 
 def from_keras(
@@ -37,6 +40,7 @@ def from_keras(
     bidirectional: bool = False,
     reverse: bool = False,
     activations: str | tuple[str, ...] | None = None,
+    reset_after: bool | None = None,
 ) -> tuple[LSTM | GRU | RNN, Params]:
     """A layer and its parameters from a Keras layer, its weights, or a file.
 
@@ -51,9 +55,10 @@ def from_keras(
         Needed for arrays; otherwise what the source must be.
     name : str, optional
         The layer to take where there are several; in a `.weights.h5` file that of its group, such as "lstm_1".
-    bidirectional, reverse, activations : optional
+    bidirectional, reverse, activations, reset_after : optional
         Options of the layer where the source is arrays or a `.weights.h5` file, which do not show them (the
-        file does show `bidirectional`).
+        file does show `bidirectional`, and biases `reset_after`). Nor does such a file show what lies between
+        layers: those that fit each other are taken for a stack.
 
     Returns
     -------
@@ -83,7 +88,12 @@ def from_keras(
     """
     if kind is not None and kind not in LAYERS:
         raise ValueError(f"from_keras: kind is {kind!r}, expected one of {', '.join(LAYERS)}")
-    told = {"reverse": reverse, "activations": activations}
+    told: dict[str, Any] = {"reverse": reverse, "activations": activations}
+    if reset_after is not None:
+        told["reset_after"] = reset_after
+    shows = not isinstance(source, list | tuple | str | os.PathLike) or str(source).endswith(".keras")
+    if shows and (bidirectional or reverse or activations is not None or reset_after is not None):
+        raise ValueError("from_keras: options are told for arrays and .weights.h5 files only, this source shows them")
     if isinstance(source, str | os.PathLike):
         levels = _from_file(Path(source), told)
     elif isinstance(source, list | tuple) and all(hasattr(a, "shape") for a in source):
@@ -97,19 +107,30 @@ def from_keras(
 
 def _from_objects(source: Any) -> list[Level]:
     """Recurrent layers of a Keras layer, model, or list of layers."""
-    levels = []
-    for layer in source if isinstance(source, list | tuple) else getattr(source, "layers", [source]):
+    layers = source if isinstance(source, list | tuple) else getattr(source, "layers", [source])
+    levels: list[Level] = []
+    follows = True
+    for layer in layers:
         if not hasattr(layer, "get_config") or not hasattr(layer, "get_weights"):
             raise TypeError(f"from_keras: got a {type(layer).__name__}, expected a Keras layer, arrays or a path")
+        if hasattr(layer, "layers"):
+            levels += _from_objects(layer)
+            follows = False
+            continue
         about = {"class_name": type(layer).__name__, "config": layer.get_config()}
         kind, both, options = _described(about) or ("", False, {})
         if kind:
-            weights = layer.get_weights()
+            weights = [_host(layer.name, w) for w in layer.get_weights()]
+            if not weights:
+                raise ValueError(f"from_keras: {layer.name} has no weights, expected a layer that is built")
             n = len(weights) // 2
-            parts = [weights[:n], weights[n:]] if both else [weights]
-            levels.append(Level(layer.name, kind, parts, options))
+            parts: list[Arrays] = [weights[:n], weights[n:]] if both else [weights]
+            levels.append(Level(layer.name, kind, parts, options, follows or not levels))
+            follows = type(source).__name__ in ("Sequential", "list", "tuple")
         elif source is layer:
             raise ValueError(f"from_keras: {layer.name} is a {type(layer).__name__}, expected LSTM, GRU or SimpleRNN")
+        elif type(layer).__name__ not in PASSING:
+            follows = False
     return levels
 
 
@@ -117,7 +138,7 @@ def _from_arrays(arrays: Arrays, kind: str | None, both: bool, told: dict[str, A
     """Levels of arrays as of `get_weights()`, of one layer or of a stack."""
     if kind is None:
         raise ValueError(f"from_keras: arrays do not show their kind, expected one of {', '.join(LAYERS)}")
-    hosts = [to_numpy(a) for a in arrays]
+    hosts = [_host(f"array {k}", a) for k, a in enumerate(arrays)]
     gates, directions = len(ORDER[kind]), 2 if both else 1
     for n in (3, 2):
         sets = [hosts[k : k + n] for k in range(0, len(hosts), n)]
@@ -175,18 +196,23 @@ def _from_config(root: dict[str, Any], config: Any) -> list[Level]:
         layers = config["config"]["layers"] if config["class_name"] in CONTAINERS else [config]
         levels: list[Level] = []
         used: dict[str, int] = {}
+        follows = True
         for about in layers:
             base = snake(about["class_name"])
             used[base] = used.get(base, -1) + 1
             key = f"{base}_{used[base]}" if used[base] else base
             if about["class_name"] in CONTAINERS:
                 levels += _from_config(_group(root, "layers", key), about)
+                follows = False
                 continue
             kind, both, options = _described(about) or ("", False, {})
             if kind:
                 group = _group(root, "layers", key)
                 weights = [_weights(group, key, part) for part in PARTS[both]]
-                levels.append(Level(about["config"]["name"], kind, weights, options))
+                levels.append(Level(about["config"]["name"], kind, weights, options, follows or not levels))
+                follows = config["class_name"] == "Sequential"
+            elif about["class_name"] not in PASSING:
+                follows = False
         return levels
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{hdf5.CONFIG} is not Keras' ({type(error).__name__}: {error})") from error
@@ -195,11 +221,11 @@ def _from_config(root: dict[str, Any], config: Any) -> list[Level]:
 def _described(about: dict[str, Any]) -> tuple[str, bool, dict[str, Any]] | None:
     """Kind, whether in both directions, and options of a recurrent layer, from its class and configuration."""
     config, both = about["config"], about["class_name"] == "Bidirectional"
-    name = config["name"]
+    name, back = config["name"], None
     if both:
         if config["merge_mode"] != "concat":
             raise ValueError(f"from_keras: {name} has merge_mode {config['merge_mode']!r}, expected 'concat'")
-        about = config["layer"]
+        about, back = config["layer"], config.get("backward_layer")
         config = about["config"]
     kind = CLASSES.get(about["class_name"])
     if kind is None:
@@ -208,16 +234,32 @@ def _described(about: dict[str, Any]) -> tuple[str, bool, dict[str, Any]] | None
         return None
     if both and config["go_backwards"]:
         raise ValueError(f"from_keras: {name} has go_backwards=True inside Bidirectional, expected False")
+    options: dict[str, Any] = {"reverse": config["go_backwards"], "activations": _activations(name, kind, config)}
+    if kind == "gru":
+        options["reset_after"] = config["reset_after"]
+    if both and back is not None:
+        other = back["config"]
+        for key in ("units", "use_bias", "reset_after"):
+            if (
+                other.get(key) != config.get(key)
+                or CLASSES.get(back["class_name"]) != kind
+                or not other["go_backwards"]
+            ):
+                raise ValueError(
+                    f"from_keras: {name} has a backward_layer of {back['class_name']} that is not its layer backwards"
+                )
+        options["activations"] += _activations(name, kind, other)
+    return kind, both, options
+
+
+def _activations(name: str, kind: str, config: dict[str, Any]) -> tuple[str, ...]:
+    """Our names of a layer's activations."""
     keys = ("activation",) if kind == "rnn" else ("recurrent_activation", "activation")
     for key in keys:
         if not isinstance(config[key], str) or config[key] not in ACTIVATIONS:
             raise ValueError(f"from_keras: {name} has {key} {config[key]!r}, expected one of {', '.join(ACTIVATIONS)}")
     chosen = tuple(ACTIVATIONS[config[key]] for key in keys)
-    options: dict[str, Any] = {"reverse": config["go_backwards"]}
-    options["activations"] = (*chosen, chosen[1]) if kind == "lstm" else chosen
-    if kind == "gru":
-        options["reset_after"] = config["reset_after"]
-    return kind, both, options
+    return (*chosen, chosen[1]) if kind == "lstm" else chosen
 
 
 def _assemble(levels: list[Level], kind: str | None) -> tuple[LSTM | GRU | RNN, Params]:
@@ -231,7 +273,8 @@ def _assemble(levels: list[Level], kind: str | None) -> tuple[LSTM | GRU | RNN, 
     first, _ = singles[0]
     params: Params = {}
     for k, (layer, weights) in enumerate(singles):
-        fits = k == 0 or (layer.input_size == first.output_size and not first.reverse)
+        follows = layer.input_size == first.output_size and levels[k].follows
+        fits = k == 0 or (follows and not first.reverse)
         if not fits or type(layer) is not type(first) or replace(layer, input_size=first.input_size) != first:
             found = ", ".join(f"{level.name} is {one}" for level, (one, _) in zip(levels, singles, strict=True))
             raise ValueError(f"from_keras: the layers form no stack, name one of them: {found}")
@@ -271,6 +314,14 @@ def _single(level: Level) -> tuple[LSTM | GRU | RNN, Params]:
             found |= {"b": rows[2][0], "bh": rows[2][1]} if after else {"b": rows[2]}
         params |= {f"0.{direction}{name}": np.ascontiguousarray(array) for name, array in found.items()}
     return layer, {name: params[name] for name in layer.shapes}
+
+
+def _host(where: str, array: Any) -> Host:
+    """A floating-point array on the host; float16 becomes float32."""
+    host = to_numpy(array)
+    if host.dtype not in (np.float16, np.float32, np.float64):
+        raise TypeError(f"from_keras: {where} has dtype {host.dtype}, expected float32 or float64")
+    return host.astype(np.float32) if host.dtype == np.float16 else host
 
 
 def _weights(group: dict[str, Any], name: str, part: str) -> Arrays:
