@@ -298,6 +298,36 @@ def test_normalize_is_torch_layer_norm(rng):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_layer_norm_is_ba_et_als(rng, kind):
+    """Both products are normalised over all gates together, and the cell over its units: with PyTorch's layer_norm."""
+    functional = pytest.importorskip("torch").nn.functional
+
+    def norm(a, gain):
+        a = pytest.importorskip("torch").tensor(a)
+        return gain * functional.layer_norm(a, a.shape[-1:]).numpy()
+
+    def sigmoid(a):
+        return 1 / (1 + np.exp(-a))
+
+    layer = make(kind, {"layer_norm": True}, H=4)
+    params, x, state = inputs_of(layer, make_backend("numpy"), rng, 5, 3)
+    p = {name.removeprefix("0."): a for name, a in params.items()}
+    y, _, saved = layer.forward(params, x, state)
+    before = np.concatenate((state[0], y[:-1]))
+    zx = norm(x @ p["Wx"].T, p["gx"]) + p["b"]
+    zh = norm(before @ p["Wh"].T, p["gh"]) + p.get("bh", 0)
+    gates = np.moveaxis(saved.gates, 1, 0)
+    zx, zh = (np.moveaxis(z.reshape(5, 3, -1, 4), 2, 0) for z in (zx, zh))
+    if kind == "GRU":
+        expected = np.concatenate((sigmoid((zx + zh)[:2]), np.tanh(zx[2:] + gates[1] * zh[2:])))
+    else:
+        expected = np.concatenate((sigmoid((zx + zh)[:-1]), np.tanh((zx + zh)[-1:])))
+    np.testing.assert_allclose(gates, expected, rtol=1e-10, atol=1e-12)
+    if kind == "LSTM":
+        np.testing.assert_allclose(y, gates[1] * np.tanh(norm(saved.c, p["gc"]) + p["bc"]), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_layer_norm_forgets_the_scale_of_weights(rng, kind):
     layer = make(kind, {"layer_norm": True}, H=8)
     params, x, state = inputs_of(layer, make_backend("numpy"), rng, 5, 3)
