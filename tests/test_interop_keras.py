@@ -466,8 +466,13 @@ def test_what_a_source_does_not_show_is_told(rng):
     assert from_keras(arrays, "gru")[0].reset_after
     layer, _ = from_keras(arrays, "gru", reset_after=False)
     assert layer == xlstm.GRU(D, H, batch_first=True, bias=False, reset_after=False)
-    with pytest.raises(ValueError, match="options are told for arrays"):
-        from_keras(randomised(keras.layers.GRU(H), rng), reverse=True)
+    for source in (randomised(keras.layers.GRU(H), rng), [randomised(keras.layers.GRU(H), rng)]):
+        with pytest.raises(ValueError, match="options are told for arrays"):
+            from_keras(source, reverse=True)
+    for kind, more in (("lstm", []), ("gru", [np.zeros(3 * H)])):
+        n = {"lstm": 4, "gru": 3}[kind]
+        with pytest.raises(ValueError, match="reset_after is True, which its weights contradict"):
+            from_keras([np.zeros((D, n * H)), np.zeros((H, n * H)), *more], kind, reset_after=True)
     with pytest.raises(ValueError, match="has no weights, expected a layer that is built"):
         from_keras(keras.layers.GRU(H))
     assert from_keras([a.astype("float16") for a in arrays], "gru")[1]["0.Wx"].dtype == np.float32

@@ -4,32 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from xlstm import checks
 from xlstm.backend import Params, to_numpy
 from xlstm.interop import hdf5
-from xlstm.interop.keras_names import ACTIVATIONS, CLASSES, LAYERS, ORDER, PARTS, Arrays, Host, reordered, snake
+from xlstm.interop.keras_names import ACTIVATIONS, CLASSES, LAYERS, ORDER, PARTS, Arrays, Host, snake
+from xlstm.interop.keras_stack import Level, assemble
 from xlstm.layers.recurrent import GRU, LSTM, RNN
 
 CONTAINERS = ("Sequential", "Functional", "Model")
 # Layers that may lie between those of a stack: outside training they do nothing.
 PASSING = ("Dropout", "SpatialDropout1D", "GaussianNoise", "GaussianDropout", "ActivityRegularization", "InputLayer")
-WEIGHTS = ("kernel", "recurrent_kernel", "bias")
-
-
-class Level(NamedTuple):
-    """One recurrent layer of Keras: its weights by direction, and what else is known of it."""
-
-    name: str
-    kind: str
-    weights: list[Arrays]
-    options: dict[str, Any]
-    follows: bool = True  # whether its input is the output of the level before, as far as the source shows
 
 
 def from_keras(
@@ -91,18 +79,19 @@ def from_keras(
     told: dict[str, Any] = {"reverse": reverse, "activations": activations}
     if reset_after is not None:
         told["reset_after"] = reset_after
-    shows = not isinstance(source, list | tuple | str | os.PathLike) or str(source).endswith(".keras")
+    arrays = isinstance(source, list | tuple) and all(hasattr(a, "shape") for a in source)
+    shows = not arrays and (not isinstance(source, str | os.PathLike) or str(source).endswith(".keras"))
     if shows and (bidirectional or reverse or activations is not None or reset_after is not None):
         raise ValueError("from_keras: options are told for arrays and .weights.h5 files only, this source shows them")
     if isinstance(source, str | os.PathLike):
         levels = _from_file(Path(source), told)
-    elif isinstance(source, list | tuple) and all(hasattr(a, "shape") for a in source):
+    elif arrays:
         levels = _from_arrays(source, kind, bidirectional, told)
     else:
         levels = _from_objects(source)
     if name is not None:
         levels = [level for level in levels if level.name == name] or _none(name, levels)
-    return _assemble(levels, kind)
+    return assemble(levels, kind)
 
 
 def _from_objects(source: Any) -> list[Level]:
@@ -193,7 +182,9 @@ def _natural(key: str) -> list[tuple[int, str]]:
 def _from_config(root: dict[str, Any], config: Any) -> list[Level]:
     """Recurrent layers of a `.keras` file, in the order of its configuration."""
     try:
-        layers = config["config"]["layers"] if config["class_name"] in CONTAINERS else [config]
+        if isinstance(config["class_name"], str) and "layers" not in config["config"]:
+            raise ValueError(f"the model is a {config['class_name']}, expected Sequential or Functional")
+        layers = config["config"]["layers"]
         levels: list[Level] = []
         used: dict[str, int] = {}
         follows = True
@@ -260,60 +251,6 @@ def _activations(name: str, kind: str, config: dict[str, Any]) -> tuple[str, ...
             raise ValueError(f"from_keras: {name} has {key} {config[key]!r}, expected one of {', '.join(ACTIVATIONS)}")
     chosen = tuple(ACTIVATIONS[config[key]] for key in keys)
     return (*chosen, chosen[1]) if kind == "lstm" else chosen
-
-
-def _assemble(levels: list[Level], kind: str | None) -> tuple[LSTM | GRU | RNN, Params]:
-    """One layer of levels that are alike and fit each other."""
-    if not levels:
-        raise ValueError("from_keras: there is no LSTM, GRU or SimpleRNN")
-    for level in levels:
-        if kind is not None and level.kind != kind:
-            raise ValueError(f"from_keras: {level.name} is of kind {level.kind!r}, expected {kind!r}")
-    singles = [_single(level) for level in levels]
-    first, _ = singles[0]
-    params: Params = {}
-    for k, (layer, weights) in enumerate(singles):
-        follows = layer.input_size == first.output_size and levels[k].follows
-        fits = k == 0 or (follows and not first.reverse)
-        if not fits or type(layer) is not type(first) or replace(layer, input_size=first.input_size) != first:
-            found = ", ".join(f"{level.name} is {one}" for level, (one, _) in zip(levels, singles, strict=True))
-            raise ValueError(f"from_keras: the layers form no stack, name one of them: {found}")
-        params |= {f"{k}.{name.removeprefix('0.')}": array for name, array in weights.items()}
-    dtypes = {str(p.dtype) for p in params.values()}
-    if len(dtypes) > 1:
-        raise TypeError(f"from_keras: weights are of dtypes {', '.join(sorted(dtypes))}, expected one")
-    return replace(first, num_layers=len(levels)), params
-
-
-def _single(level: Level) -> tuple[LSTM | GRU | RNN, Params]:
-    """The layer and parameters of one level."""
-    order, both = ORDER[level.kind], len(level.weights) == 2
-    G = len(order)
-    kernel, recurrent, *bias = level.weights[0]
-    if kernel.ndim != 2 or recurrent.ndim != 2:
-        raise ValueError(
-            f"from_keras: {level.name}: kernel has shape {kernel.shape} and recurrent_kernel {recurrent.shape}, "
-            f"expected (D, {G}H) and (H, {G}H)"
-        )
-    D, H = kernel.shape[0], recurrent.shape[0]
-    options = dict(level.options)
-    after = bool(level.kind == "gru" and (bias[0].ndim == 2 if bias else options.get("reset_after", True)))
-    if level.kind == "gru":
-        options["reset_after"] = after
-    layer = LAYERS[level.kind](D, H, bidirectional=both, batch_first=True, bias=bool(bias), **options)
-    shapes = ({"D": D, f"{G}H": G * H}, {"H": H, f"{G}H": G * H}, {"2": 2, "3H": 3 * H} if after else {f"{G}H": G * H})
-    params: Params = {}
-    for direction, weights in zip(layer.directions, level.weights, strict=True):
-        if len(weights) != 2 + len(bias):
-            raise ValueError(f"from_keras: {level.name} has {len(weights)} arrays, expected {2 + len(bias)}")
-        for name, array, dims in zip(WEIGHTS, weights, shapes, strict=False):
-            checks.shape("from_keras", f"{level.name}: {name}", array, dims)
-        rows = [reordered(array, order) for array in weights]
-        found = {"Wx": rows[0].T, "Wh": rows[1].T}
-        if bias:
-            found |= {"b": rows[2][0], "bh": rows[2][1]} if after else {"b": rows[2]}
-        params |= {f"0.{direction}{name}": np.ascontiguousarray(array) for name, array in found.items()}
-    return layer, {name: params[name] for name in layer.shapes}
 
 
 def _host(where: str, array: Any) -> Host:
