@@ -92,14 +92,16 @@ def inputs_of(layer, be, rng, T, B, scale=0.7):
     return params, x, state
 
 
-def check(layer, params, x, state, lengths=None, seed=3):
+def check(layer, params, x, state, lengths=None, seed=3, directions=1):
     """gradcheck with cotangents on y and every final state, by x, every parameter and every initial state."""
 
     def forward(params, x, state):
         y, end, saved = layer.forward(params, x, state, lengths=lengths, seed=seed)
         return (y, end), (params, saved)
 
-    return xlstm.gradcheck(forward, lambda saved, d: layer.backward(*saved, *d), (params, x, state), directions=1)
+    return xlstm.gradcheck(
+        forward, lambda saved, d: layer.backward(*saved, *d), (params, x, state), directions=directions
+    )
 
 
 def run(layer, params, x, state=None, lengths=None, dy=None, dstate=None, **options):

@@ -1,5 +1,6 @@
 """The LSTM layer: gradients, other people's numbers, extremes, and errors."""
 
+import functools
 import warnings
 
 import numpy as np
@@ -8,27 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xlstm
+from tests import layers
 from tests.conftest import make_backend
 from xlstm import bptt, recurrence
 from xlstm.backend import to_numpy
 from xlstm.cells import lstm as cell
 
-
-def inputs_of(layer, be, rng, T, B):
-    """Parameters, x and an initial state."""
-    outer = (B, T) if layer.batch_first else (T, B)
-    params = {name: be.asarray(rng.standard_normal(to_numpy(p).shape)) for name, p in layer.init(0, be).items()}
-    x = be.asarray(rng.standard_normal((*outer, layer.input_size)))
-    state = tuple(be.asarray(rng.standard_normal((1, B, layer.hidden_size))) for _ in range(2))
-    return params, x, state
-
-
-def check(layer, params, x, state):
-    def forward(params, x, state):
-        y, end, saved = layer.forward(params, x, state)
-        return (y, end), (params, saved)
-
-    return xlstm.gradcheck(forward, lambda saved, d: layer.backward(*saved, *d), (params, x, state))
+inputs_of = functools.partial(layers.inputs_of, scale=1.0)
+check = functools.partial(layers.check, directions=2)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4), (4, 3, 4)], ids=["one step", "four steps"])

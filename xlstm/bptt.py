@@ -147,10 +147,10 @@ class LoopBack(Loop):
         if self.Whr is not None:
             grads["Whr"] = self.collected["out"] @ saved.rows([out[0] for _, _, _, out in parts], (self.H,))
         if self.own:
-            self._own_gradients(grads, w, saved, parts)
+            self._own_gradients(grads, saved, parts)
         return {name: grads[name] for name in w}, dx
 
-    def _own_gradients(self, grads: Params, w: Params, saved: Saved, parts: Sequence[tuple[list[Array], ...]]) -> None:
+    def _own_gradients(self, grads: Params, saved: Saved, parts: Sequence[tuple[list[Array], ...]]) -> None:
         """Adds the gradients of the cell's own parameters, summed over steps and batch."""
         xp, Z, at = self.xp, self.collected["z"], 0
         for (k, n), (carry, arrays, _, _) in zip(saved.runs, parts, strict=True):

@@ -100,14 +100,21 @@ def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.ndarray[
 
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """An open safetensors file; what is wrong with it is said in our words."""
-    from safetensors import SafetensorError, safe_open
-
+    """An open model file."""
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path}: a folder, expected a model file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such model file")
+    with safetensors(path) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def safetensors(path: Path) -> Iterator[Any]:
+    """A safetensors file that is there, opened; what is wrong with it is said in our words."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="np") as file:
             yield file

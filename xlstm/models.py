@@ -11,11 +11,11 @@ import numpy as np
 from xlstm import checkpoint, checks
 from xlstm.backend import Array, Backend, Params, Seed, backend_of, device_of, generator, namespace
 from xlstm.layers.linear import Linear
-from xlstm.layers.recurrent import GRU, LSTM, RNN
+from xlstm.layers.recurrent import GRU, KINDS, LSTM, RNN
 from xlstm.layers.stack import Saved, State
 
 KIND = "model"
-LAYERS = {"LSTM": LSTM, "GRU": GRU, "RNN": RNN}
+LAYERS = {layer.__name__: layer for layer in KINDS.values()}
 
 
 class SavedModel(NamedTuple):
@@ -88,7 +88,7 @@ class SequenceModel:
 
         Past the end of a sequence the prediction is the head's bias; `training.train` lets it not count.
         """
-        recurrent, head = _below("recurrent", params), _below("head", params)
+        recurrent, head = below("recurrent", params), below("head", params)
         if len(recurrent) + len(head) < len(params):
             self.check(params)  # says which is neither's
         y, state, saved = self.recurrent.forward(recurrent, x, state, train, lengths=lengths, seed=seed, keep=keep)
@@ -105,14 +105,14 @@ class SequenceModel:
             raise TypeError("SequenceModel: backward needs what forward saved, and forward(train=False) saves nothing")
         if dstate is not None:
             self.recurrent.check_state("dstate", dstate, saved.recurrent.packing.B)
-        grads, dh = self.head.backward(_below("head", params), saved.head, dy)
+        grads, dh = self.head.backward(below("head", params), saved.head, dy)
         if self.last:
             dh = self._final_bwd(dh)
             others = dstate[1:] if dstate is not None else (None,) * (len(self.recurrent.STATES) - 1)
             dstate = (dh if dstate is None or dstate[0] is None else dstate[0] + dh, *others)
             dh = None
-        below, dx, dstate = self.recurrent.backward(_below("recurrent", params), saved.recurrent, dh, dstate)
-        return {**_prefixed("recurrent", below), **_prefixed("head", grads)}, dx, dstate
+        layer_grads, dx, dstate = self.recurrent.backward(below("recurrent", params), saved.recurrent, dh, dstate)
+        return {**_prefixed("recurrent", layer_grads), **_prefixed("head", grads)}, dx, dstate
 
     def _final(self, h: Array) -> Array:
         """Final hidden states (L, B, P) -> those of the last layer side by side, (B, directions * P)."""
@@ -193,7 +193,8 @@ def load(
     return model, {name: chosen.asarray(array) for name, array in arrays.items()}
 
 
-def _below(prefix: str, params: Params) -> Params:
+def below(prefix: str, params: Params) -> Params:
+    """Parameters of the part `prefix`, under the names that they have there."""
     return {name.removeprefix(f"{prefix}."): p for name, p in params.items() if name.startswith(f"{prefix}.")}
 
 

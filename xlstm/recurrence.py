@@ -134,9 +134,9 @@ def forward(
 
     `w` has the parameters of the layer and direction under their last names, such as Wx.
     """
-    G = len(cell.GATES)
-    B = state[0].shape[1]
-    inputs, normal = _project(xp, cell, w, x, B)  # (R, N)
+    R, P = w["Wh"].shape
+    width = state[0].shape[1]  # of the run, at first the batch
+    inputs, normal = _project(xp, cell, w, x, width)  # (R, N)
     loop = Loop(xp, cell, w, noise)
     step = loop.plain_step() if loop.plain else loop.step
     rows: list[Array] = []
@@ -144,11 +144,11 @@ def forward(
     starts, ends, kept = [], [], []
     at = 0
     for k, n in runs:
-        if n < state[0].shape[1]:
+        if n < width:
             finals.append(tuple(s[:, n:] for s in state))
-            state = [s[:, :n] for s in state]
+            state, width = [s[:, :n] for s in state], n
         starts.append(state[0])
-        large = G * w["Wh"].shape[1] * n >= LARGE and k > 1
+        large = R * n >= LARGE and k > 1
         taken: list[list[Array]] = []
         room: list[Array] = []
         for t in range(k):
@@ -172,7 +172,6 @@ def forward(
     end = (
         tuple(xp.concat(parts, axis=1) for parts in zip(state, *finals[::-1], strict=True)) if finals else tuple(state)
     )
-    P = w["Wh"].shape[1]
     y = xp.concat(rows) if rows else xp.zeros((0, P), dtype=x.dtype, device=device_of(x))
     return y, end, Saved(xp, cell, runs, x, y, starts, ends, kept, noise, loop.H, normal) if keep else None
 
@@ -183,7 +182,7 @@ class Loop:
     def __init__(self, xp: Namespace, cell: Cell, w: Params, noise: Noise) -> None:
         self.xp, self.noise = xp, noise
         self.cell: Any = cell  # with `inner` or `own_bwd` where it needs them
-        R, self.P = w["Wh"].shape
+        R = w["Wh"].shape[0]
         self.H = R // len(cell.GATES)
         self.own = {
             name: reshape(xp, w[name], (-1, self.H, 1) if name == "p" else (-1, 1)) for name in OWN if name in w

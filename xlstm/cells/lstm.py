@@ -11,7 +11,7 @@ step; `slopes` computes them, which needs no recurrence, for any number of steps
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xlstm.activations import Pair, clamp, clamp_bwd, normalize, normalize_bwd, pair
@@ -49,15 +49,15 @@ class Cell:
         bc: Array | None = None,
     ) -> tuple[Array, Array, tuple[Array, ...]]:
         """One step from pre-activations z (4, H, B) and the cell state c0 (H, B): h, c and what backward needs."""
-        gate, candidate, output = self._forward
+        gate, candidate, output = self._pairs
         if p is not None:  # i and f look at c0
             seen = [xp.zeros_like(c0)] * len(self.GATES)
             for k in range(0, len(self.GATES) - 1, 2):
                 seen[k] = p[k, ...] * c0
             z = z + xp.stack(seen)
         a = z if self.clip is None else clamp(xp, z, self.clip)
-        s = gate(xp, a[:-1, ...])  # (1) i, o, f
-        g = candidate(xp, a[-1, ...])  # (2)
+        s = gate.fwd(xp, a[:-1, ...])  # (1) i, o, f
+        g = candidate.fwd(xp, a[-1, ...])  # (2)
         i, o = s[0, ...], s[1, ...]
         f = 1 - i if self.coupled else s[2, ...]
         c = f * c0  # (3) c = f c0 + i g
@@ -67,7 +67,7 @@ class Cell:
             c = clamp(xp, c, self.cell_clip)  # (4)
         if p is not None:  # o looks at c
             zo = z[1, ...] + p[1, ...] * c
-            o = gate(xp, zo if self.clip is None else clamp(xp, zo, self.clip))  # (1)
+            o = gate.fwd(xp, zo if self.clip is None else clamp(xp, zo, self.clip))  # (1)
             s = xp.concat((s[:1, ...], o[None, ...], s[2:, ...]))
             if self.clip is not None:
                 z = xp.concat((z[:1, ...], zo[None, ...], z[2:, ...]))
@@ -75,7 +75,7 @@ class Cell:
         if gc is not None:
             n, r = normalize(xp, c, -2)
             v = gc * n + bc  # (5)
-        u = output(xp, v)  # (6)
+        u = output.fwd(xp, v)  # (6)
         saved: tuple[Array, ...] = (s, g, u)
         if self.clip is not None:
             saved = (*saved, z)
@@ -160,10 +160,6 @@ class Cell:
     @functools.cached_property
     def _pairs(self) -> tuple[Pair, ...]:
         return tuple(pair(text) for text in self.activations)
-
-    @functools.cached_property
-    def _forward(self) -> tuple[Callable[..., Array], ...]:
-        return tuple(one.fwd for one in self._pairs)
 
 
 # The cell without options, as functions.

@@ -12,7 +12,7 @@ from xlstm.backend import Params, to_numpy
 from xlstm.interop import hdf5, refusal
 from xlstm.interop.keras_names import ACTIVATIONS, CLASSES, ORDER, PARTS, Host, reordered, snake
 from xlstm.layers.recurrent import GRU, LSTM, RNN
-from xlstm.models import SequenceModel
+from xlstm.models import SequenceModel, below
 
 # What Keras does not have, with the value that means it is not there.
 ABSENT = {
@@ -55,16 +55,15 @@ def to_keras(
     """
     if isinstance(layer, SequenceModel):
         layer.check(params)
-        recurrent = layer.recurrent
-        below = {n.removeprefix("recurrent."): p for n, p in params.items() if n.startswith("recurrent.")}
+        recurrent, layer_params = layer.recurrent, below("recurrent", params)
         head = [np.ascontiguousarray(to_numpy(params["head.W"]).T), to_numpy(params["head.b"])]
     elif isinstance(layer, LSTM | GRU | RNN):
-        recurrent, below, head = layer, params, []
+        recurrent, layer_params, head = layer, params, []
     else:
         raise TypeError(f"to_keras: layer is a {type(layer).__name__}, expected an LSTM, GRU, RNN or SequenceModel")
     _refuse(recurrent)
-    checks.params("to_keras", below, recurrent.shapes)
-    host = {name: to_numpy(array) for name, array in below.items()}
+    checks.params("to_keras", layer_params, recurrent.shapes)
+    host = {name: to_numpy(array) for name, array in layer_params.items()}
     kind = type(recurrent).__name__.lower()
     groups: dict[str, Any] = {}
     arrays: list[Host] = []

@@ -11,9 +11,9 @@ import numpy as np
 
 from xlstm.backend import Params, to_numpy
 from xlstm.interop import hdf5
-from xlstm.interop.keras_names import ACTIVATIONS, CLASSES, LAYERS, ORDER, PARTS, Arrays, Host, snake
+from xlstm.interop.keras_names import ACTIVATIONS, CLASSES, ORDER, PARTS, Arrays, Host, snake
 from xlstm.interop.keras_stack import Level, assemble
-from xlstm.layers.recurrent import GRU, LSTM, RNN
+from xlstm.layers.recurrent import GRU, KINDS, LSTM, RNN
 
 CONTAINERS = ("Sequential", "Functional", "Model")
 # Layers that may lie between those of a stack: outside training they do nothing.
@@ -74,8 +74,8 @@ def from_keras(
     >>> layer
     LSTM(3, 4, batch_first=True)
     """
-    if kind is not None and kind not in LAYERS:
-        raise ValueError(f"from_keras: kind is {kind!r}, expected one of {', '.join(LAYERS)}")
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"from_keras: kind is {kind!r}, expected one of {', '.join(KINDS)}")
     told: dict[str, Any] = {"reverse": reverse, "activations": activations}
     if reset_after is not None:
         told["reset_after"] = reset_after
@@ -126,7 +126,7 @@ def _from_objects(source: Any) -> list[Level]:
 def _from_arrays(arrays: Arrays, kind: str | None, both: bool, told: dict[str, Any]) -> list[Level]:
     """Levels of arrays as of `get_weights()`, of one layer or of a stack."""
     if kind is None:
-        raise ValueError(f"from_keras: arrays do not show their kind, expected one of {', '.join(LAYERS)}")
+        raise ValueError(f"from_keras: arrays do not show their kind, expected one of {', '.join(KINDS)}")
     hosts = [_host(f"array {k}", a) for k, a in enumerate(arrays)]
     gates, directions = len(ORDER[kind]), 2 if both else 1
     for n in (3, 2):

@@ -12,11 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.layers.recurrent import GRU, LSTM, RNN
-
 Host = np.ndarray[Any, Any]
 Arrays = Sequence[Host]
-LAYERS: dict[str, type[LSTM] | type[GRU] | type[RNN]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 CLASSES = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "rnn"}
 # Where each of our gates stands among Keras'.
 ORDER = {"lstm": (0, 3, 1, 2), "gru": (0, 1, 2), "rnn": (0,)}

@@ -9,8 +9,8 @@ import numpy as np
 
 from xlstm import checks
 from xlstm.backend import Params
-from xlstm.interop.keras_names import LAYERS, ORDER, Arrays, reordered
-from xlstm.layers.recurrent import GRU, LSTM, RNN
+from xlstm.interop.keras_names import ORDER, Arrays, reordered
+from xlstm.layers.recurrent import GRU, KINDS, LSTM, RNN
 
 WEIGHTS = ("kernel", "recurrent_kernel", "bias")
 
@@ -66,7 +66,7 @@ def _single(level: Level) -> tuple[LSTM | GRU | RNN, Params]:
     after = bool(level.kind == "gru" and (bias[0].ndim == 2 if bias else options.get("reset_after", True)))
     if level.kind == "gru":
         options["reset_after"] = after
-    layer = LAYERS[level.kind](D, H, bidirectional=both, batch_first=True, bias=bool(bias), **options)
+    layer = KINDS[level.kind](D, H, bidirectional=both, batch_first=True, bias=bool(bias), **options)
     shapes = ({"D": D, f"{G}H": G * H}, {"H": H, f"{G}H": G * H}, {"2": 2, "3H": 3 * H} if after else {f"{G}H": G * H})
     params: Params = {}
     for direction, weights in zip(layer.directions, level.weights, strict=True):

@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from xlstm import checks
+from xlstm import checkpoint, checks
 from xlstm.backend import Array, Params, to_numpy
 from xlstm.interop import refusal
-from xlstm.layers.recurrent import GRU, LSTM, RNN
-from xlstm.models import SequenceModel
+from xlstm.layers.recurrent import GRU, KINDS, LSTM, RNN
+from xlstm.models import SequenceModel, below
 
 Host = np.ndarray[Any, Any]
-LAYERS: dict[str, type[LSTM] | type[GRU] | type[RNN]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 # Where each of our gates stands among PyTorch's.
 ORDER = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
 NAMES = {"Wx": "weight_ih", "Wh": "weight_hh", "b": "bias_ih", "bh": "bias_hh", "Whr": "weight_hr"}
@@ -85,8 +84,8 @@ def from_torch(
     >>> layer.input_size, layer.hidden_size, layer.bias
     (2, 3, False)
     """
-    if kind not in LAYERS:
-        raise ValueError(f"from_torch: kind is {kind!r}, expected one of {', '.join(LAYERS)}")
+    if kind not in KINDS:
+        raise ValueError(f"from_torch: kind is {kind!r}, expected one of {', '.join(KINDS)}")
     if activation not in ("tanh", "relu") or (activation == "relu" and kind != "rnn"):
         raise ValueError(f"from_torch: activation is {activation!r}, expected tanh, or relu of an rnn")
     given = _read(state_dict_or_path, prefix)
@@ -116,15 +115,16 @@ def kind_of(path: str | os.PathLike[str], prefix: str = "") -> str:
     ValueError
         The shape fits none, or as `from_torch` raises.
     """
-    given = _read(path, prefix)
-    if "weight_hr_l0" in given:
-        return "lstm"
-    shape: tuple[int, ...] = given["weight_hh_l0"].shape if "weight_hh_l0" in given else ()
-    for kind, layer in LAYERS.items():
+    with _opened(Path(path)) as file:
+        names = {name.removeprefix(prefix) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118 (no mapping)
+        if "weight_hr_l0" in names:
+            return "lstm"
+        shape = tuple(file.get_slice(f"{prefix}weight_hh_l0").get_shape()) if "weight_hh_l0" in names else ()
+    for kind, layer in KINDS.items():
         if len(shape) == 2 and shape[0] == len(ORDER[layer.__name__]) * shape[1]:
             return kind
     if not shape:
-        raise ValueError(f"{path}: {prefix}weight_hh_l0 is missing, found {', '.join(sorted(given)) or 'nothing'}")
+        raise ValueError(f"{path}: {prefix}weight_hh_l0 is missing, found {', '.join(sorted(names)) or 'nothing'}")
     raise ValueError(f"{path}: {prefix}weight_hh_l0 has shape {shape}, expected (4H, H), (3H, H) or (H, H)")
 
 
@@ -156,8 +156,8 @@ def to_torch(layer: LSTM | GRU | RNN | SequenceModel, params: Params) -> dict[st
     """
     if isinstance(layer, SequenceModel):
         layer.check(params)
-        below = {n.removeprefix("recurrent."): p for n, p in params.items() if n.startswith("recurrent.")}
-        found = {f"recurrent.{name}": array for name, array in to_torch(layer.recurrent, below).items()}
+        weights = to_torch(layer.recurrent, below("recurrent", params))
+        found = {f"recurrent.{name}": array for name, array in weights.items()}
         return {
             **found,
             "head.weight": np.array(to_numpy(params["head.W"])),
@@ -196,7 +196,7 @@ def _layer(given: dict[str, Host], kind: str, activation: str, batch_first: bool
             raise ValueError(f"from_torch: {name} has shape {given[name].shape}, expected two axes")
         first[name] = given[name].shape
     (rows, D), (_, P) = first["weight_ih_l0"], first["weight_hh_l0"]
-    gates = len(ORDER[LAYERS[kind].__name__])
+    gates = len(ORDER[KINDS[kind].__name__])
     projected = "weight_hr_l0" in given
     H = rows // gates
     if rows % gates or not H or (not projected and H != P):
@@ -209,7 +209,7 @@ def _layer(given: dict[str, Host], kind: str, activation: str, batch_first: bool
     if activation != "tanh":
         options["activations"] = activation
     bias = "bias_ih_l0" in given
-    return LAYERS[kind](
+    return KINDS[kind](
         D,
         H,
         len(numbers),
@@ -238,7 +238,7 @@ def _read(source: Mapping[str, Any] | str | os.PathLike[str], prefix: str) -> di
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """An open safetensors file; what is wrong with it is said in our words."""
+    """An open safetensors file; pickles are refused before anything reads them."""
     if path.is_dir():
         raise IsADirectoryError(f"{path}: a folder, expected a safetensors file")
     if not path.is_file():
@@ -251,15 +251,8 @@ def _opened(path: Path) -> Iterator[Any]:
             f"{path}: a pickled file, which can run code when it is read; "
             "save it with safetensors.torch.save_file(module.state_dict(), path) instead"
         )
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np") as file:
-            yield file
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
-    except TypeError as error:
-        raise ValueError(f"{path}: holds arrays NumPy does not have ({error})") from error
+    with checkpoint.safetensors(path) as file:
+        yield file
 
 
 def _host(name: str, array: Array) -> Host:

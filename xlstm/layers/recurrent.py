@@ -210,3 +210,7 @@ class RNN(Recurrent):
 
     def _cell(self, activations: tuple[str, ...]) -> Cell:
         return rnn.Cell(activations, self.clip)
+
+
+# By the name that interop and files know them by.
+KINDS: dict[str, type[LSTM] | type[GRU] | type[RNN]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}

@@ -28,9 +28,9 @@ class Layer(Protocol):
 class Rates(NamedTuple):
     """Probabilities of dropout between layers, of recurrent dropout, and of zoneout of h and c."""
 
-    dropout: float = 0.0
-    recurrent: float = 0.0
-    zoneout: tuple[float, ...] = (0.0, 0.0)
+    dropout: float
+    recurrent: float
+    zoneout: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,8 @@ def forward(
 ) -> tuple[Array, list[tuple[Array, ...]], Saved | None]:
     """Run packed rows (N, D) through a stack: y (N, directions * P), final states and Saved.
 
-    States are given and returned for each
-    layer and direction in turn, each (H, B) in the packed order. With `rng` masks are drawn, without it
-    zoneout is its expectation.
+    States are given and returned for each layer and direction in turn, each (H, B) in the packed order.
+    With `rng` masks are drawn, without it zoneout is its expectation.
     """
     passes: dict[str, Pass] = {}
     masks: list[Array | None] = []
