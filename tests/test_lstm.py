@@ -73,7 +73,7 @@ def test_large_steps_are_kept_like_small_ones(be, monkeypatch, rng):
     _, _, small = layer.forward(params, x, state)
     monkeypatch.setattr(recurrence, "LARGE", 1)
     y, _, large = layer.forward(params, x, state)
-    for a, b in zip(small["0"].saved.kept[0], large["0"].saved.kept[0], strict=True):
+    for a, b in zip(small["0"].saved.parts[0].kept[0], large["0"].saved.parts[0].kept[0], strict=True):
         np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
     expected, found = (layer.backward(params, saved, y)[0] for saved in (small, large))
     for name, grad in expected.items():

@@ -1,75 +1,132 @@
-"""Backpropagation through time, once, for every gated cell: `recurrence.forward` backwards."""
+"""Backpropagation through time, once, for every gated cell: `recurrence.Forward` backwards."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
+import numpy as np
+
+from xlstm import blas, workspace
 from xlstm.activations import normalize_bwd
 from xlstm.backend import Array, Namespace, Params, device_of
-from xlstm.recurrence import Loop, Saved, columns, product, reshape, swap
+from xlstm.fused import plain
+from xlstm.recurrence import Loop, Part, Saved, beside, columns, product, put, reshape, swap
+from xlstm.runs import Run
+from xlstm.threads import Team
 
 # `slopes` takes as many steps at once as make about this many elements: few large calls where a
 # step is small and calls cost most, one step at a time where a step by itself fills the cache.
 BLOCK = 32768
 
 
-def backward(
-    xp: Namespace, w: Params, saved: Saved, dy: Array | None, dstate: Sequence[Array]
-) -> tuple[Params, Array, tuple[Array, ...]]:
-    """Gradients of `w`, x (N, D) and the initial state from dy (N, P) and those of the final state (H, B)."""
-    cell = saved.cell
-    loop = LoopBack(xp, w, saved, dstate[0].shape[1])
-    R = w["Wh"].shape[0]
-    state: Sequence[Array] = [d[:, :0] for d in dstate]
-    at = saved.x.shape[0]
-    for (k, n), kept in zip(reversed(saved.runs), reversed(saved.kept), strict=True):
-        state = _widen(xp, state, dstate, n)
-        block = max(1, BLOCK // max(1, R * n))
-        for stop in range(k, 0, -block):
-            start = max(0, stop - block)
-            carry, inner, normal, _ = loop.parts([a[start:stop, ...] for a in kept])
-            inner = [swap(xp, a) for a in inner]
-            slopes = [swap(xp, a) for a in cell.slopes(xp, *carry, inner, **loop.own)]
-            for t in range(stop - start - 1, -1, -1):
-                at -= n
-                dh, *dcarry = state
-                if dy is not None:
-                    dh = dh + dy[at : at + n, :].T
-                here = [a[t, ...] for a in slopes]
-                if loop.plain:
-                    dz, *dcarry = cell.gates_bwd(xp, dh, *dcarry, here)
-                    dz = reshape(xp, dz, (R, n))
-                    loop.z[:, at : at + n] = dz
-                    state = [loop.WhT @ dz, *dcarry]
-                else:
-                    state = loop.step_bwd(dh, dcarry, here, [a[t, ...] for a in normal], at, n)
-    return *loop.gradients(w, saved), tuple(_widen(xp, state, dstate, dstate[0].shape[1]))
+def run(passes: Sequence[Backward]) -> list[tuple[Params, Array, Sequence[Array]]]:
+    """Run the directions of a layer: gradients of the parameters, of x (N, D) and of the initial state, of each."""
+    with passes[0].saved.plan.team() as team:
+        tasks = [one.tasks(team) for one in passes]
+        starts = iter(team.run([task for some in tasks for task in some]))
+        return [one.finish([next(starts) for _ in some], team) for one, some in zip(passes, tasks, strict=True)]
 
 
-def _widen(xp: Namespace, state: Sequence[Array], dstate: Sequence[Array], n: int) -> Sequence[Array]:
-    """Gradients of a state of n columns: those of sequences that end here are the gradient of the final state."""
-    have = state[0].shape[1]
-    if have == n:
+class Backward:
+    """A pass over one layer and direction, backwards.
+
+    Parameters
+    ----------
+    dy : array (N, P) or None
+        Gradient by y.
+    dstate : arrays (P, B) and (H, B)
+        Gradient by the final state.
+    """
+
+    def __init__(self, saved: Saved, dy: Array | None, dstate: Sequence[Array]) -> None:
+        self.xp, self.saved, self.dy, self.dstate = saved.xp, saved, dy, dstate
+        self.loop = LoopBack(saved)
+
+    def tasks(self, team: Team) -> list[Callable[[], Sequence[Array]]]:
+        """What is to be done for each part of the batch; the parts can be done side by side."""
+        loop, dy = self.loop, self.dy
+        run = functools.partial(loop.run_bwd, dy=dy)
+        if self.saved.plan.compiled:
+            fused, Z = loop.fused, loop.collected["z"].T
+            dQ = loop.collected["q"].T if "q" in loop.collected else Z
+            rows = {"dy": np.empty((0, 0), dtype=Z.dtype) if dy is None else plain(dy), "dZ": Z, "dQ": dQ}
+            run = functools.partial(fused.run_bwd, **rows)
+            if self.saved.plan.shared:
+                run = functools.partial(fused.run_bwd_shared, **rows, team=team)
+        return [functools.partial(self._part, part, run) for part in self.saved.parts]
+
+    def finish(self, starts: Sequence[Sequence[Array]], team: Team) -> tuple[Params, Array, Sequence[Array]]:
+        """From the results of the tasks."""
+        active = self.saved.runs[0][1] if self.saved.runs else 0
+        idle = [d[:, active:] for d in self.dstate]
+        grads, dx = self.loop.gradients(self.saved, team)
+        return grads, dx, [beside(self.xp, parts) for parts in zip(*starts, idle, strict=True)]
+
+    def _part(self, part: Part, go: Callable[..., Sequence[Array]]) -> Sequence[Array]:
+        """The gradient of the initial state of a part."""
+        own = [d[:, part.runs[0].columns] for d in self.dstate]
+        state: Sequence[Array] = [d[:, :0] for d in own]
+        for run, kept in zip(reversed(part.runs), reversed(part.kept), strict=True):
+            # Of the sequences that end here it is the gradient of the final state.
+            have = state[0].shape[1]
+            state = [beside(self.xp, (s, d[:, have : run.n])) for s, d in zip(state, own, strict=True)]
+            state = go(run, state, kept)
         return state
-    if have == 0:
-        return [d[:, :n] for d in dstate]
-    return [xp.concat((s, d[:, have:n]), axis=1) for s, d in zip(state, dstate, strict=True)]
 
 
 class LoopBack(Loop):
     """One time step backwards; gradients of all steps are collected as columns (rows, N)."""
 
-    def __init__(self, xp: Namespace, w: Params, saved: Saved, B: int) -> None:
-        super().__init__(xp, saved.cell, w, saved.noise)
-        self.B, self.N = B, saved.x.shape[0]
-        self.WhT = _transposed(xp, self.Wh)
-        self.innerT = _transposed(xp, self.inner) if self.cell.INNER else None
-        self.WhrT = None if self.Whr is None else _transposed(xp, self.Whr)
-        # z: by the pre-activations; a: by the product Wh h; q: by that product normalised; out: by the output
-        # before projection. a and q are there only where they differ.
-        self.collected: dict[str, Array] = {}
-        if self.plain:
-            self.z = self.collected["z"] = self._columns(w["Wh"].shape[0], saved.x)
+    def __init__(self, saved: Saved) -> None:
+        vars(self).update(vars(saved.loop))
+        xp, R, N = self.xp, self.w["Wh"].shape[0], saved.x.shape[0]
+        # z: by the pre-activations; q: by the product Wh h, normalised; a: by that product; out: by the output
+        # before projection. q and a are there only where they differ, and z has rows for the cell's own parameters.
+        rows = {"z": R + self.H if "gc" in self.w else R}
+        if self.cell.SPLIT and not self.cell.INNER:
+            rows["q"] = R
+        if self.gh is not None:
+            rows["a"] = R
+        if self.Whr is not None:
+            rows["out"] = self.Whr.shape[0]
+        # Of one sequence a step is one column: stored as (N, rows) it lies together. Compiled loops lay rows, too.
+        flat = saved.plan.compiled or (bool(saved.runs) and saved.runs[0][1] == 1)
+        self.collected = {
+            name: workspace.empty(xp, (N, n), saved.x).T if flat else workspace.empty(xp, (n, N), saved.x)
+            for name, n in rows.items()
+        }
+        if not saved.plan.compiled:
+            self.WhT = _transposed(xp, self.Wh)
+            self.innerT = _transposed(xp, self.inner) if self.cell.INNER else None
+            self.WhrT = None if self.Whr is None else _transposed(xp, self.Whr)
+
+    def run_bwd(self, run: Run, dstate: Sequence[Array], kept: list[Array], dy: Array | None) -> Sequence[Array]:
+        """The gradient of the state before a run from that of the state after it."""
+        Z = self.collected["z"]
+        xp, (R, P) = self.xp, self.Wh.shape
+        WT = blas.blocks(self.WhT, run.n) if xp is np else self.WhT
+        block = max(1, BLOCK // max(1, R * run.n))
+        state = dstate
+        for stop in range(run.k, 0, -block):
+            start = max(0, stop - block)
+            carry, inner, normal, _ = self.parts([a[start:stop, ...] for a in kept])
+            inner = [swap(xp, a) for a in inner]
+            slopes = [swap(xp, a) for a in self.cell.slopes(xp, *carry, inner, **self.own)]
+            for t in range(stop - 1, start - 1, -1):
+                rows = run.rows(t)
+                dh, *dcarry = state
+                if dy is not None:
+                    dh = dh + dy[rows, :].T
+                here = [a[t - start, ...] for a in slopes]
+                if self.plain:
+                    dz, *dcarry = self.cell.gates_bwd(xp, dh, *dcarry, here)
+                    dz = reshape(xp, dz, (R, run.n))
+                    Z[:, rows] = dz
+                    state = [reshape(xp, WT @ dz, (P, run.n)), *dcarry]
+                else:
+                    state = self.step_bwd(WT, dh, dcarry, here, [a[t - start, ...] for a in normal], run, rows)
+        return state
 
     def parts(self, kept: list[Array]) -> tuple[list[Array], list[Array], list[Array], list[Array]]:
         """What a run kept: carried states, what the cell saved, what the normalisation did, and outputs to project."""
@@ -78,33 +135,40 @@ class LoopBack(Loop):
         return kept[:first], kept[first:middle], kept[middle:last], kept[last:]
 
     def step_bwd(
-        self, dh: Array, dcarry: list[Array], slopes: list[Array], normal: list[Array], at: int, n: int
+        self,
+        WT: Array,
+        dh: Array,
+        dcarry: list[Array],
+        slopes: list[Array],
+        normal: list[Array],
+        run: Run,
+        rows: slice,
     ) -> list[Array]:
         """Gradient of the state before a step from that of the state after it."""
         xp, cell = self.xp, self.cell
-        drop = None if self.noise.drop is None else self.noise.drop[:, :n]
+        drop = None if self.noise.drop is None else self.noise.drop[:, run.columns]
         if self.zoneout:
-            stayed = self._stay_bwd([dh, *dcarry], at, n)
+            stayed = self._stay_bwd([dh, *dcarry], rows)
             dh, *dcarry = (d if s is None else d - s for d, s in zip([dh, *dcarry], stayed, strict=True))
         if self.WhrT is not None:
-            self._collect("out", dh, at, n)
+            self._collect("out", dh, rows)
             dh = self.WhrT @ dh
         if cell.INNER:
             dz, _, dh0, *dcarry = cell.gates_bwd(xp, dh, *dcarry, slopes, product(self.innerT, after=drop))
-            da = self._collect("z", dz, at, n)
+            da = self._collect("z", dz, rows)
         elif cell.SPLIT:
             dz, dzh, dh0, *dcarry = cell.gates_bwd(xp, dh, *dcarry, slopes)
-            self._collect("z", dz, at, n)
-            da = self._collect("q", dzh, at, n)
+            self._collect("z", dz, rows)
+            da = self._collect("q", dzh, rows)
         else:
             dz, *dcarry = cell.gates_bwd(xp, dh, *dcarry, slopes)
-            da = self._collect("z", dz, at, n)
-        rows = self.Wh.shape[0]
-        if da.shape[0] != rows:
-            da = da[:rows, :]
+            da = self._collect("z", dz, rows)
+        R = self.Wh.shape[0]
+        if da.shape[0] != R:
+            da = da[:R, :]
         if self.gh is not None:
-            da = self._collect("a", normalize_bwd(xp, self.gh * da, normal[0], normal[1], 0), at, n)
-        dh = self.WhT @ da
+            da = self._collect("a", normalize_bwd(xp, self.gh * da, normal[0], normal[1], 0), rows)
+        dh = reshape(xp, WT @ da, (self.Wh.shape[1], run.n))
         if drop is not None:
             dh *= drop
         if cell.SPLIT:
@@ -113,15 +177,15 @@ class LoopBack(Loop):
             return [d if s is None else d + s for d, s in zip((dh, *dcarry), stayed, strict=True)]
         return [dh, *dcarry]
 
-    def _stay_bwd(self, dstate: Sequence[Array], at: int, n: int) -> list[Array | None]:
+    def _stay_bwd(self, dstate: Sequence[Array], rows: slice) -> list[Array | None]:
         """The part of a state's gradient that goes to the old state directly."""
-        shares = [columns(s, at, n) for s in self.noise.stay]
+        shares = [columns(s, rows) for s in self.noise.stay]
         return [None if s is None else s * d for d, s in zip(dstate, shares, strict=True)]
 
-    def gradients(self, w: Params, saved: Saved) -> tuple[Params, Array]:
+    def gradients(self, saved: Saved, team: Team) -> tuple[Params, Array]:
         """Gradients of the parameters and of x, each a product over all steps."""
-        xp, cell, x = self.xp, self.cell, saved.x
-        if not saved.runs:
+        xp, cell, w, x = self.xp, self.cell, self.w, saved.x
+        if x.shape[0] == 0:
             return {name: xp.zeros_like(p) for name, p in w.items()}, xp.zeros_like(x)
         R, outer = w["Wh"].shape[0], self.Wh.shape[0]
         Z = self.collected["z"][:R, :]
@@ -132,43 +196,54 @@ class LoopBack(Loop):
         if saved.normal is not None:
             grads["gx"] = xp.sum(Z * saved.normal[0], axis=1)
             DX = normalize_bwd(xp, w["gx"][:, None] * Z, *saved.normal, 0)
-        grads["Wx"], dx = DX @ x, DX.T @ w["Wx"]
-        grads["Wh"] = A[:outer, :] @ self._seen(saved)
-        parts = [self.parts(kept) for kept in saved.kept] if not self.plain or self.own else []
+        products = {"Wx": (DX, x), "dx": (DX.T, w["Wx"]), "Wh": (A[:outer, :], self._before(saved))}
         if cell.INNER:
-            inner = [cell.inner([swap(xp, a) for a in arrays]) for _, arrays, _, _ in parts]
-            grads["Wh"] = xp.concat((grads["Wh"], A[outer:, :] @ self._masked(saved, saved.rows(inner, (self.H,)))))
-        if "b" in w:
-            grads["b"] = xp.sum(Z, axis=1)
-        if "bh" in w:
-            grads["bh"] = xp.sum(Q, axis=1)
-        if self.gh is not None:
-            grads["gh"] = xp.sum(Q * saved.rows([normal[0] for _, _, normal, _ in parts], (R,)).T, axis=1)
+            inner = saved.rows(lambda kept, _: cell.inner([swap(xp, a) for a in self.parts(kept)[1]]), (self.H,))
+            products["inner"] = (A[outer:, :], self._masked(saved, inner))
         if self.Whr is not None:
-            grads["Whr"] = self.collected["out"] @ saved.rows([out[0] for _, _, _, out in parts], (self.H,))
+            out = saved.rows(lambda kept, _: self.parts(kept)[3][0], (self.H,))
+            products["Whr"] = (self.collected["out"], out)
+        for bias, d in (("b", Z), ("bh", Q)):
+            if bias in w:
+                ones = xp.ones((d.shape[1], 1), dtype=d.dtype, device=device_of(d))
+                products[bias] = (d, ones)
+        grads |= dict(zip(products, team.products(list(products.values())), strict=True))
+        dx = grads.pop("dx")
+        if cell.INNER:
+            grads["Wh"] = xp.concat((grads["Wh"], grads.pop("inner")))
+        for bias in ("b", "bh"):
+            if bias in w:
+                grads[bias] = grads[bias][:, 0]
+        if self.gh is not None:
+            grads["gh"] = xp.sum(Q * saved.rows(lambda kept, _: self.parts(kept)[2][0], (R,)).T, axis=1)
         if self.own:
-            self._own_gradients(grads, saved, parts)
+            self._own_gradients(grads, saved)
         return {name: grads[name] for name in w}, dx
 
-    def _own_gradients(self, grads: Params, saved: Saved, parts: Sequence[tuple[list[Array], ...]]) -> None:
-        """Adds the gradients of the cell's own parameters, summed over steps and batch."""
-        xp, Z, at = self.xp, self.collected["z"], 0
-        for (k, n), (carry, arrays, _, _) in zip(saved.runs, parts, strict=True):
-            dz = reshape(xp, Z[:, at : at + k * n], (Z.shape[0] // self.H, self.H, k, n))
-            at += k * n
-            dz = xp.permute_dims(dz, (0, 2, 1, 3))  # (G, k, H, n)
-            arrays = [swap(xp, a) for a in arrays]
-            for name, grad in self.cell.own_bwd(xp, dz, *carry, arrays, list(self.own)).items():
-                total = reshape(xp, xp.sum(grad, axis=(-3, -1)), (-1,))
-                grads[name] = grads[name] + total if name in grads else total
+    def _before(self, saved: Saved) -> Array:
+        """What Wh was multiplied by at every step, (N, P): h before it, masked."""
+        xp, y = self.xp, saved.y
+        if len(saved.runs) == 1:
+            return self._masked(saved, saved.hs[: y.shape[0], :])
+        before = workspace.empty(xp, tuple(y.shape), y)
+        for part in saved.parts:
+            for run, start in zip(part.runs, part.starts, strict=True):
+                put(xp, before, run, xp.concat((start.T[None, ...], run.steps(xp, y, 0, run.k - 1))))
+        return self._masked(saved, before)
 
-    def _seen(self, saved: Saved) -> Array:
-        """What Wh was multiplied by at every step, (N, P): h before the step, masked."""
-        xp, rows, at = self.xp, [], 0
-        for (k, n), start in zip(saved.runs, saved.starts, strict=True):
-            rows += [start.T, saved.y[at : at + (k - 1) * n, :]]
-            at += k * n
-        return self._masked(saved, xp.concat(rows))
+    def _own_gradients(self, grads: Params, saved: Saved) -> None:
+        """Adds the gradients of the cell's own parameters, summed over steps and batch."""
+        xp, Z = self.xp, self.collected["z"]
+        for part in saved.parts:
+            for run, kept in zip(part.runs, part.kept, strict=True):
+                carry, arrays, _, _ = self.parts(kept)
+                dz = run.steps(xp, Z.T, 0, run.k)  # (k, n, G*H)
+                dz = reshape(xp, dz, (run.k, run.n, Z.shape[0] // self.H, self.H))
+                dz = xp.permute_dims(dz, (2, 0, 3, 1))  # (G, k, H, n)
+                arrays = [swap(xp, a) for a in arrays]
+                for name, grad in self.cell.own_bwd(xp, dz, *carry, arrays, list(self.own)).items():
+                    total = reshape(xp, xp.sum(grad, axis=(-3, -1)), (-1,))
+                    grads[name] = grads[name] + total if name in grads else total
 
     def _masked(self, saved: Saved, rows: Array) -> Array:
         """Rows (N, P) times the mask of their sequence."""
@@ -182,22 +257,12 @@ class LoopBack(Loop):
             at += k * n
         return xp.concat(parts)
 
-    def _collect(self, name: str, gradient: Array, at: int, n: int) -> Array:
-        """Keep a step's gradient (G, H, n) or (rows, n); returns it as (rows, n)."""
+    def _collect(self, name: str, gradient: Array, rows: slice) -> Array:
+        """Keep a step's gradient (G, H, n) or (R, n); returns it as (R, n)."""
         if gradient.ndim == 3:
-            gradient = reshape(self.xp, gradient, (gradient.shape[0] * gradient.shape[1], n))
-        if name not in self.collected:
-            self.collected[name] = self._columns(gradient.shape[0], gradient)
-        self.collected[name][:, at : at + n] = gradient
+            gradient = reshape(self.xp, gradient, (gradient.shape[0] * gradient.shape[1], gradient.shape[2]))
+        self.collected[name][:, rows] = gradient
         return gradient
-
-    def _columns(self, rows: int, like: Array) -> Array:
-        """Room for (rows, N)."""
-        about = {"dtype": like.dtype, "device": device_of(like)}
-        # Of one sequence a step is one column: stored as (N, rows) it lies together.
-        if self.B == 1:
-            return self.xp.empty((self.N, rows), **about).T
-        return self.xp.empty((rows, self.N), **about)
 
 
 def _transposed(xp: Namespace, W: Array) -> Array:

@@ -1,11 +1,8 @@
 """The time loop, once, for every gated cell; `bptt.py` is the way back.
 
-Batches are packed: the rows of all steps follow each other, (N, D), a step having as many rows as there
-are sequences that long, the longest first. Nothing is computed past the end of a sequence. Steps of
-equal width n make a run; without `lengths` there is one run, and the packed batch is the batch itself.
-
-What needs no recurrence happens outside the loop: the input products of all steps are one matrix
-product, and so is each weight gradient. Inside the loop arrays have features before batch, (H, n).
+Batches are packed (`runs.py`): nothing is computed past the end of a sequence. The batch can be divided into
+parts whose loops run side by side. What needs no recurrence, the products of x, is done for blocks of steps.
+Inside the loop arrays have features before batch, (H, n).
 """
 
 from __future__ import annotations
@@ -13,19 +10,29 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
+from xlstm import blas, workspace
 from xlstm.activations import normalize
 from xlstm.backend import Array, Namespace, Params, device_of
+from xlstm.fused import Fused, kernels_of, plain
+from xlstm.plan import Plan
+from xlstm.runs import Run, Runs, reshape, split
+from xlstm.threads import Team
 
 # A step with so many pre-activations is copied into room made for all steps; smaller ones are collected.
 LARGE = 4096
+# On a CPU the products of x are made for as many steps at once as make about this many numbers: they are
+# still in the cache when their step comes.
+BLOCK = 65536
+# So many sequences at a step make a quick matrix product by themselves.
+WIDE = 16
 
 OWN = ("p", "gc", "bc")  # parameters that the cell itself uses
-
-Runs = Sequence[tuple[int, int]]  # (steps, width n) of each run, n falling
 
 
 class Cell(Protocol):
@@ -69,6 +76,16 @@ class Noise(NamedTuple):
     stay: tuple[Array | float | None, ...]  # zoneout of h (N, P) and c (N, H): the share of the old state
 
 
+class Part(NamedTuple):
+    """What a part of the batch went through, run by run."""
+
+    runs: list[Run]
+    starts: list[Array]  # h at the start of each run, (P, n)
+    ends: list[Sequence[Array]]  # the states at the end of each run
+    kept: list[list[Array]]  # of each run: carried states before, and what was saved, at every step: (k, ..., n)
+    final: Sequence[Array]  # the state of each sequence at its own end
+
+
 @dataclass(frozen=True)
 class Saved:
     """What a forward pass over one layer and direction keeps for the backward pass.
@@ -76,17 +93,26 @@ class Saved:
     It refers to the arrays `x` and `y` of the call: do not change those in place before `backward`.
     """
 
-    xp: Namespace
-    cell: Cell
+    loop: Loop
+    plan: Plan
     runs: Runs
     x: Array  # (N, D)
-    y: Array  # (N, P)
-    starts: list[Array]  # h at the start of each run, (P, n)
-    ends: list[tuple[Array, ...]]  # the states at the end of each run
-    kept: list[list[Array]]  # of each run: carried states before, and what was saved, at every step: (k, ..., n)
-    noise: Noise
-    H: int
+    hs: Array  # h before and after every step: (n, P) of the initial state, then y (N, P)
+    parts: list[Part]
     normal: tuple[Array, Array] | None  # Wx x normalised (R, N) and 1 / its deviation, with layer_norm
+
+    @property
+    def xp(self) -> Namespace:
+        return self.loop.xp
+
+    @property
+    def cell(self) -> Cell:
+        return self.loop.cell  # type: ignore[no-any-return]
+
+    @property
+    def y(self) -> Array:
+        """h after every step, (N, P)."""
+        return self.hs[self.hs.shape[0] - self.x.shape[0] :, :]
 
     def state(self, name: str) -> Array:
         """A state after every step, (N, P) or (N, H)."""
@@ -95,85 +121,126 @@ class Saved:
         if name == "h":
             return self.y
         k = self.cell.STATES.index(name)
-        after = [
-            self.xp.concat((kept[k - 1][1:, ...], end[k][None, ...]))
-            for kept, end in zip(self.kept, self.ends, strict=True)
-        ]
-        return self.rows(after, (self.H,))
+
+        def after(kept: list[Array], end: Sequence[Array]) -> Array:
+            return self.xp.concat((kept[k - 1][1:, ...], end[k][None, ...]))
+
+        return self.rows(after, (self.loop.H,))
 
     @property
     def gates(self) -> Array:
         """Value of every gate at every step in the order of the cell's GATES, (N, G, H)."""
         xp, first = self.xp, len(self.cell.STATES) - 1
-        values = [self.cell.activated(xp, [swap(xp, a) for a in kept[first:]]) for kept in self.kept]  # (G, k, H, n)
-        return self.rows([xp.permute_dims(v, (1, 0, 2, 3)) for v in values], (len(self.cell.GATES), self.H))
 
-    def rows(self, runs: list[Array], shape: tuple[int, ...]) -> Array:
-        """Arrays (k, ..., H, n) of each run as one (N, ..., H), `shape` being (..., H)."""
+        def values(kept: list[Array], end: Sequence[Array]) -> Array:
+            return swap(xp, self.cell.activated(xp, [swap(xp, a) for a in kept[first:]]))
+
+        return self.rows(values, (len(self.cell.GATES), self.loop.H))
+
+    def rows(self, of: Callable[[list[Array], Sequence[Array]], Array], shape: tuple[int, ...]) -> Array:
+        """Arrays (k, ..., H, n) of every run, made of what is kept and of the end, as rows (N, ..., H)."""
         xp = self.xp
-        if not runs:
-            return xp.zeros((0, *shape), dtype=self.y.dtype, device=device_of(self.y))
-        rows = []
-        for a in runs:
-            a = xp.permute_dims(a, (0, a.ndim - 1, *range(1, a.ndim - 1)))  # (k, n, ..., H)
-            rows.append(reshape(xp, a, (a.shape[0] * a.shape[1], *a.shape[2:])))
-        return xp.concat(rows)
+        found = xp.empty((self.x.shape[0], *shape), dtype=self.y.dtype, device=device_of(self.y))
+        for part in self.parts:
+            for run, kept, end in zip(part.runs, part.kept, part.ends, strict=True):
+                a = of(kept, end)
+                put(xp, found, run, xp.permute_dims(a, (0, a.ndim - 1, *range(1, a.ndim - 1))))
+        return found
 
 
-def forward(
-    xp: Namespace,
-    cell: Cell,
-    w: Params,
-    x: Array,
-    runs: Runs,
-    state: Sequence[Array],
-    noise: Noise,
-    keep: bool,
-) -> tuple[Array, tuple[Array, ...], Saved | None]:
-    """Run a cell over packed rows x (N, D) from `state`, (P, B) and (H, B): y (N, P), the final state, Saved if `keep`.
+def run(passes: Sequence[Forward]) -> list[tuple[Array, Sequence[Array], Saved | None]]:
+    """Run the directions of a layer: y (N, P), the final state, and Saved if that is kept, of each."""
+    one = passes[0]
+    compilable = all(p.loop.kernels is not None for p in passes)
+    plan = Plan.of(one.xp, [p.loop.Wh for p in passes], one.state[0].shape[1], one.x.shape[0], compilable)
+    with plan.team() as team:
+        tasks = [p.tasks(plan, team) for p in passes]
+        parts = iter(team.run([task for some in tasks for task in some]))
+        return [p.finish(plan, [next(parts) for _ in some]) for p, some in zip(passes, tasks, strict=True)]
 
-    `w` has the parameters of the layer and direction under their last names, such as Wx.
+
+class Forward:
+    """A pass over one layer and direction.
+
+    Parameters
+    ----------
+    w : dict
+        Parameters of the layer and direction under their last names, such as Wx.
+    x : array (N, D)
+        Packed rows.
+    state : arrays (P, B) and (H, B)
+        The initial state.
+    keep : bool
+        Keep what the backward pass needs.
     """
-    R, P = w["Wh"].shape
-    width = state[0].shape[1]  # of the run, at first the batch
-    inputs, normal = _project(xp, cell, w, x, width)  # (R, N)
-    loop = Loop(xp, cell, w, noise)
-    step = loop.plain_step() if loop.plain else loop.step
-    rows: list[Array] = []
-    finals: list[tuple[Array, ...]] = []  # states of the sequences that end, the shortest first
-    starts, ends, kept = [], [], []
-    at = 0
-    for k, n in runs:
-        if n < width:
-            finals.append(tuple(s[:, n:] for s in state))
-            state, width = [s[:, :n] for s in state], n
-        starts.append(state[0])
-        large = R * n >= LARGE and k > 1
-        taken: list[list[Array]] = []
-        room: list[Array] = []
-        for t in range(k):
-            state, arrays = step(inputs[:, at : at + n], state, at, n)
-            at += n
-            rows.append(state[0].T)
-            if not keep:
-                continue
-            if not large:
-                taken.append(arrays)
-                continue
-            if t == 0:
-                room = _room(xp, x, [(k, *a.shape) for a in arrays])
-            for whole, a in zip(room, arrays, strict=True):
-                whole[t, ...] = a
-        if keep:
-            ends.append(tuple(state))
-            kept.append(
-                room or [reshape(xp, xp.concat(arrays), (k, *arrays[0].shape)) for arrays in zip(*taken, strict=True)]
-            )
-    end = (
-        tuple(xp.concat(parts, axis=1) for parts in zip(state, *finals[::-1], strict=True)) if finals else tuple(state)
-    )
-    y = xp.concat(rows) if rows else xp.zeros((0, P), dtype=x.dtype, device=device_of(x))
-    return y, end, Saved(xp, cell, runs, x, y, starts, ends, kept, noise, loop.H, normal) if keep else None
+
+    def __init__(
+        self,
+        xp: Namespace,
+        cell: Cell,
+        w: Params,
+        x: Array,
+        runs: Runs,
+        state: Sequence[Array],
+        noise: Noise,
+        keep: bool,
+    ) -> None:
+        self.xp, self.x, self.runs, self.state, self.keep = xp, x, runs, state, keep
+        self.loop = Loop(xp, cell, w, noise)
+        # h before and after every step: y with the initial state in front
+        self.first = runs[0][1] if runs else 0  # sequences of the first step
+        self.hs = workspace.empty(xp, (self.first + x.shape[0], w["Wh"].shape[1]), x)
+        self.hs[: self.first, :] = state[0][:, : self.first].T
+        self.y = self.hs[self.first :, :]
+        self.inputs = self.normal = None
+
+    def tasks(self, plan: Plan, team: Team) -> list[Callable[[], Part]]:
+        """What is to be done for each part of the batch; the parts can be done side by side."""
+        if self.xp is not np or "gx" in self.loop.w or plan.shared:
+            # On a GPU one large product for all steps, on a CPU blocks that stay in the cache.
+            self.inputs, self.normal = _project(self.loop, self.x, team)
+        run: Callable[..., tuple[Sequence[Array], list[Array]]] = self._run
+        if plan.shared:
+            shared = self.loop.fused.run_shared
+            run = functools.partial(shared, inputs=self.inputs, y=self.y, keep=self.keep, team=team)
+        elif plan.compiled:
+            run = functools.partial(self.loop.fused.run, x=plain(self.x), y=self.y, keep=self.keep)
+        return [functools.partial(self._part, part, run) for part in split(self.runs, plan.parts)]
+
+    def finish(self, plan: Plan, parts: list[Part]) -> tuple[Array, Sequence[Array], Saved | None]:
+        """From the results of the tasks."""
+        idle = [s[:, self.first :] for s in self.state]  # of sequences without any step
+        final = [beside(self.xp, states) for states in zip(*(part.final for part in parts), idle, strict=True)]
+        if not self.keep:
+            return self.y, final, None
+        return self.y, final, Saved(self.loop, plan, self.runs, self.x, self.hs, parts, self.normal)
+
+    def _part(self, runs: list[Run], go: Callable[..., tuple[Sequence[Array], list[Array]]]) -> Part:
+        part = Part(runs, [], [], [], [])
+        finals: list[Sequence[Array]] = []  # of the sequences that end, the shortest first
+        width = runs[0].n
+        state: Sequence[Array] = [s[:, runs[0].columns] for s in self.state]
+        for run in runs:
+            if run.n < width:
+                finals.append([s[:, run.n :] for s in state])
+                state, width = [s[:, : run.n] for s in state], run.n
+            part.starts.append(state[0])
+            state, kept = go(run, state)
+            part.ends.append(state)
+            part.kept.append(kept)
+        return part._replace(final=[beside(self.xp, s) for s in zip(state, *finals[::-1], strict=True)])
+
+    def _run(self, run: Run, state: Sequence[Array]) -> tuple[Sequence[Array], list[Array]]:
+        return self.loop.run(run, state, itertools.chain.from_iterable(self._blocks(run)), self.y, self.keep)
+
+    def _blocks(self, run: Run) -> Iterator[Any]:
+        """Products of x of consecutive steps, each (R, n), a block (k, R, n) at a time."""
+        if self.inputs is not None:
+            yield [self.inputs[:, run.rows(t)] for t in range(run.k)]
+            return
+        size = max(1, BLOCK // (self.loop.w["Wx"].shape[0] * run.n))
+        for start in range(0, run.k, size):
+            yield _project_block(self.loop, run.steps(self.xp, self.x, start, min(run.k, start + size)))
 
 
 class Loop:
@@ -183,7 +250,8 @@ class Loop:
         self.xp, self.noise = xp, noise
         self.cell: Any = cell  # with `inner` or `own_bwd` where it needs them
         R = w["Wh"].shape[0]
-        self.H = R // len(cell.GATES)
+        self.G = len(cell.GATES)
+        self.H = R // self.G
         self.own = {
             name: reshape(xp, w[name], (-1, self.H, 1) if name == "p" else (-1, 1)) for name in OWN if name in w
         }
@@ -192,31 +260,65 @@ class Loop:
         self.Whr = w.get("Whr")
         self.zoneout = any(s is not None for s in noise.stay)
         self.gh = None if "gh" not in w else w["gh"][:, None]
-        self.bh = w["bh"][:, None] if cell.SPLIT and not cell.INNER and "bh" in w else None
-        options = (noise.drop, self.Whr, self.gh)
-        self.plain = not (cell.SPLIT or self.zoneout or any(option is not None for option in options))
-        self.G = len(cell.GATES)
+        self.w, self.biases = w, _biases(cell, w)
+        self.bh = self.biases["bh"][:, None] if "bh" in self.biases else None
+        bare = not self.zoneout and all(option is None for option in (noise.drop, self.Whr, self.gh))
+        self.plain = bare and not cell.SPLIT
+        self.kernels = kernels_of(cell, w["Wh"], self.own, self.biases) if bare and xp is np else None
 
-    def plain_step(self) -> Callable[..., tuple[list[Array], list[Array]]]:
+    @functools.cached_property
+    def fused(self) -> Fused:
+        """The loop compiled, where there are kernels for it."""
+        assert self.kernels is not None
+        return Fused(self.kernels, self.w, self.own, self.biases)
+
+    def run(
+        self, run: Run, state: Sequence[Array], inputs: Iterator[Array], y: Array, keep: bool
+    ) -> tuple[Sequence[Array], list[Array]]:
+        """The state after a run, and what is kept of every step, from the state before and products of x."""
+        xp, k = self.xp, run.k
+        W = blas.blocks(self.Wh, run.n) if xp is np else self.Wh
+        step = self.plain_step(W) if self.plain else functools.partial(self.step, W)
+        taken: list[list[Array]] = []
+        room: list[Array] = []
+        large = self.Wh.shape[0] * run.n >= LARGE and k > 1
+        for t, here in enumerate(inputs):
+            state, arrays = step(here, state, run, t)
+            y[run.rows(t), :] = state[0].T
+            if not keep:
+                continue
+            if not large:
+                taken.append(arrays)
+                continue
+            if t == 0:
+                room = _room(xp, y, [(k, *a.shape) for a in arrays])
+            for whole, a in zip(room, arrays, strict=True):
+                whole[t, ...] = a
+        kept = [reshape(xp, xp.concat(arrays), (k, *arrays[0].shape)) for arrays in zip(*taken, strict=True)]
+        return state, room or kept
+
+    def plain_step(self, W: Array) -> Callable[..., tuple[list[Array], list[Array]]]:
         """`step` without options, for cells that take the sum of both products."""
-        xp, Wh, G, H = self.xp, self.Wh, self.G, self.H
+        xp, R, G, H = self.xp, self.Wh.shape[0], self.G, self.H
         gates = functools.partial(self.cell.gates, **self.own) if self.own else self.cell.gates
 
-        def step(inputs: Array, state: Sequence[Array], at: int, n: int) -> tuple[list[Array], list[Array]]:
+        def step(inputs: Array, state: Sequence[Array], run: Run, t: int) -> tuple[list[Array], list[Array]]:
             h, *carry = state
-            z = Wh @ h
+            z = reshape(xp, W @ h, (R, run.n))
             z += inputs
-            *new, saved = gates(xp, reshape(xp, z, (G, H, n)), *carry)
+            *new, saved = gates(xp, reshape(xp, z, (G, H, run.n)), *carry)
             return new, [*carry, *saved]
 
         return step
 
-    def step(self, inputs: Array, state: Sequence[Array], at: int, n: int) -> tuple[list[Array], list[Array]]:
+    def step(
+        self, W: Array, inputs: Array, state: Sequence[Array], run: Run, t: int
+    ) -> tuple[list[Array], list[Array]]:
         """From the products of x (R, n) and the state: the state after, and what backward needs of this step."""
-        xp, cell, H = self.xp, self.cell, self.H
+        xp, cell, H, n = self.xp, self.cell, self.H, run.n
         h, *carry = state
-        drop = None if self.noise.drop is None else self.noise.drop[:, :n]
-        a = self.Wh @ (h if drop is None else h * drop)
+        drop = None if self.noise.drop is None else self.noise.drop[:, run.columns]
+        a = reshape(xp, W @ (h if drop is None else h * drop), (self.Wh.shape[0], n))
         normal: tuple[Array, ...] = ()
         if self.gh is not None:
             normal = normalize(xp, a, 0)
@@ -237,12 +339,12 @@ class Loop:
             arrays.append(out)
             out = self.Whr @ out
         if self.zoneout:
-            out, *new = self._stay(state, [out, *new], at, n)
+            out, *new = self._stay(state, [out, *new], run.rows(t))
         return [out, *new], arrays
 
-    def _stay(self, old: Sequence[Array], new: Sequence[Array], at: int, n: int) -> list[Array]:
+    def _stay(self, old: Sequence[Array], new: Sequence[Array], rows: slice) -> list[Array]:
         """Zoneout: some units, or some share of all, keep their old state."""
-        shares = [columns(s, at, n) for s in self.noise.stay]
+        shares = [columns(s, rows) for s in self.noise.stay]
         return [b if s is None else s * a + (1 - s) * b for a, b, s in zip(old, new, shares, strict=True)]
 
 
@@ -256,34 +358,77 @@ def product(W: Array, before: Array | None = None, after: Array | None = None) -
     return apply
 
 
-def columns(rows: Any, at: int, n: int) -> Any:
+def columns(a: Any, rows: slice) -> Any:
     """One step of rows (N, P), seen as columns (P, n); numbers and None stay what they are."""
-    return rows[at : at + n, :].T if hasattr(rows, "shape") else rows
+    return a[rows, :].T if hasattr(a, "shape") else a
 
 
-def _project(xp: Namespace, cell: Cell, w: Params, x: Array, B: int) -> tuple[Array, tuple[Array, Array] | None]:
+def beside(xp: Namespace, arrays: Sequence[Array]) -> Array:
+    """Columns side by side; one array with any is returned as it is."""
+    some = [a for a in arrays if a.shape[1]] or arrays[:1]
+    return some[0] if len(some) == 1 else xp.concat(some, axis=1)
+
+
+def put(xp: Namespace, rows: Array, run: Run, values: Array) -> None:
+    """Write (k, n, ...) to the rows of a run."""
+    if run.n == run.width:
+        rows[run.at : run.at + run.k * run.n, ...] = reshape(xp, values, (run.k * run.n, *values.shape[2:]))
+    else:
+        run.steps(xp, rows, 0, run.k)[...] = values
+
+
+def _project(loop: Loop, x: Array, team: Team) -> tuple[Array, tuple[Array, Array] | None]:
     """Wx x + b of all steps in one product, (R, N), and with layer_norm Wx x normalised and 1 / its deviation."""
-    # With one sequence a step is one column: stored as (N, R) it lies together.
-    inputs = (x @ w["Wx"].T).T if B == 1 else w["Wx"] @ x.T
+    xp, w = loop.xp, loop.w
+    if team.size == 1:
+        inputs = w["Wx"] @ x.T
+    else:
+        inputs = workspace.empty(xp, (w["Wx"].shape[0], x.shape[0]), x)
+        team.product(w["Wx"], x.T, inputs)
     normal = None
     if "gx" in w:
         normal = normalize(xp, inputs, 0)
         inputs = w["gx"][:, None] * normal[0]
-    if "b" in w:
-        inputs += w["b"][:, None]
-    if "bh" in w and (cell.INNER or not cell.SPLIT):
-        inputs += w["bh"][:, None]
+    if "b" in loop.biases:
+        inputs += loop.biases["b"][:, None]
     return inputs, normal
 
 
-def _room(xp: Namespace, x: Array, shapes: list[tuple[int, ...]]) -> list[Array]:
+def _project_block(loop: Loop, x: Array) -> Array:
+    """Wx x + b of steps x (k, n, D), each step by itself in memory: (k, R, n)."""
+    k, n, D = x.shape
+    Wx, bias = loop.w["Wx"], loop.biases.get("b")
+    R = Wx.shape[0]
+    if n < WIDE:
+        rows = x.reshape(k * n, D) @ Wx.T
+        if bias is not None:
+            rows += bias
+        return np.ascontiguousarray(rows.reshape(k, n, R).transpose(0, 2, 1))
+    W, columns = blas.blocks(Wx, n), np.ascontiguousarray(x.transpose(0, 2, 1))
+    z = workspace.empty(np, (k, *W.shape[:-1], n), x)
+    np.matmul(W, columns if W.ndim == 2 else columns[:, None], out=z)
+    z = z.reshape(k, R, n)
+    if bias is not None:
+        z += bias[:, None]
+    return z
+
+
+def _biases(cell: Cell, w: Params) -> Params:
+    """What is added to the product of x, b, and to that of h, bh, where it cannot be added to the former."""
+    given = {name: w[name] for name in ("b", "bh") if name in w}
+    if len(given) == 2 and (cell.INNER or not cell.SPLIT):
+        return {"b": given["b"] + given["bh"]}
+    return given
+
+
+def _room(xp: Namespace, like: Array, shapes: list[tuple[int, ...]]) -> list[Array]:
     """Arrays of these shapes in one piece of memory.
 
     A large step then works in the memory that the step before gave back, where keeping its arrays would
     make the system provide fresh pages all along; and a piece of some megabytes comes in large pages.
     """
     ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
-    room = xp.empty((ends[-1],), dtype=x.dtype, device=device_of(x))
+    room = workspace.empty(xp, (ends[-1],), like)
     starts = [0, *ends[:-1]]
     return [reshape(xp, room[i:j], shape) for i, j, shape in zip(starts, ends, shapes, strict=True)]
 
@@ -291,8 +436,3 @@ def _room(xp: Namespace, x: Array, shapes: list[tuple[int, ...]]) -> list[Array]
 def swap(xp: Namespace, array: Array) -> Array:
     """(k, G, H, n) seen as (G, k, H, n) and the reverse; (k, H, n) as it is."""
     return array if array.ndim == 3 else xp.permute_dims(array, (1, 0, 2, 3))
-
-
-def reshape(xp: Namespace, array: Array, shape: tuple[int, ...]) -> Array:
-    """The method, where the library has one: it costs a quarter of the function, once a step."""
-    return array.reshape(shape) if hasattr(array, "reshape") else xp.reshape(array, shape)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.backend import Array, Namespace, device_of, to_numpy
-from xlstm.recurrence import Runs, reshape
+from xlstm.runs import Runs, reshape
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 

@@ -114,7 +114,7 @@ def forward(
     rates: Rates,
     rng: np.random.Generator | None,
     keep: bool,
-) -> tuple[Array, list[tuple[Array, ...]], Saved | None]:
+) -> tuple[Array, list[Sequence[Array]], Saved | None]:
     """Run packed rows (N, D) through a stack: y (N, directions * P), final states and Saved.
 
     States are given and returned for each layer and direction in turn, each (H, B) in the packed order.
@@ -122,19 +122,21 @@ def forward(
     """
     passes: dict[str, Pass] = {}
     masks: list[Array | None] = []
-    ends: list[tuple[Array, ...]] = []
+    ends: list[Sequence[Array]] = []
     for k in range(layer.num_layers):
         mask = _dropout(rng, rates.dropout if k else 0.0, tuple(rows.shape), rows)
         masks.append(mask)
         if mask is not None:
             rows = rows * mask
-        outputs = []
-        for direction, cell in layer.cells.items():
-            w = below(f"{k}.{direction}", params)
-            start = state[len(ends)]
+        loops = []
+        for d, (direction, cell) in enumerate(layer.cells.items()):
+            start = state[len(ends) + d]
             noise = _noise(xp, packing, rates, rng, start, rows)
             x = packing.mirror(xp, rows) if direction else rows
-            y, end, saved = recurrence.forward(xp, cell, w, x, packing.runs, start, noise, keep)
+            w = below(f"{k}.{direction}", params)
+            loops.append(recurrence.Forward(xp, cell, w, x, packing.runs, start, noise, keep))
+        outputs = []
+        for direction, (y, end, saved) in zip(layer.cells, recurrence.run(loops), strict=True):
             ends.append(end)
             outputs.append(packing.mirror(xp, y) if direction else y)
             if saved is not None:
@@ -145,26 +147,28 @@ def forward(
 
 def backward(
     xp: Namespace, params: Params, saved: Saved, dy: Array | None, dstate: Sequence[Sequence[Array]]
-) -> tuple[Params, Array, list[tuple[Array, ...]]]:
+) -> tuple[Params, Array, list[Sequence[Array]]]:
     """Gradients of the parameters, of the packed rows and of the initial states, from those of y and the final ones."""
     packing = saved.packing
     grads: Params = {}
-    starts: list[tuple[Array, ...]] = [()] * len(dstate)
+    starts: list[Sequence[Array]] = [()] * len(dstate)
     names = list(saved.passes)
     directions = len(names) // len(saved.masks)
     for k in reversed(range(len(saved.masks))):
-        dx = None
-        for d in range(directions):
-            at = k * directions + d
+        here = range(k * directions, (k + 1) * directions)
+        loops = []
+        for d, at in enumerate(here):
             one = saved.passes[names[at]]
             width = one.saved.y.shape[1]
             part = None if dy is None else dy[:, d * width : (d + 1) * width]
             if part is not None and one.reverse:
                 part = packing.mirror(xp, part)
-            w = below(f"{names[at]}.", params)
-            gradients, below_x, starts[at] = bptt.backward(xp, w, one.saved, part, dstate[at])
+            loops.append(bptt.Backward(one.saved, part, dstate[at]))
+        dx = None
+        for at, (gradients, below_x, start) in zip(here, bptt.run(loops), strict=True):
             grads |= {f"{names[at]}.{name}": g for name, g in gradients.items()}
-            if one.reverse:
+            starts[at] = start
+            if saved.passes[names[at]].reverse:
                 below_x = packing.mirror(xp, below_x)
             dx = below_x if dx is None else dx + below_x
         mask = saved.masks[k]

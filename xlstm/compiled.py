@@ -1,0 +1,163 @@
+"""Pointwise functions compiled by Numba, where that is installed: one loop over all units.
+
+NumPy makes a pass over memory for every operation; the loop here makes one for all of them, in vector
+registers and without the interpreter. What it computes is traced (`tracing.py`), so no formula stands here.
+Environment: XLSTM_COMPILE=0 goes without, XLSTM_COMPILE=1 insists.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from xlstm.tracing import Symbols, trace
+
+VARIABLE = "XLSTM_COMPILE"
+
+# Operations as Python expressions. In maximum and minimum what is not a number stays, as in NumPy.
+FORMS = {
+    **{"add": "{} + {}", "subtract": "{} - {}", "multiply": "{} * {}", "divide": "{} / {}", "negative": "-{}"},
+    **{"less": "{} < {}", "less_equal": "{} <= {}", "and": "{} & {}", "where": "{1} if {0} else {2}"},
+    "maximum": "{0} if ({0} > {1}) | ({0} != {0}) else {1}",
+    "minimum": "{0} if ({0} < {1}) | ({0} != {0}) else {1}",
+    **{"number": "F({!r})", "tanh": "tanh({})", "abs": "abs({})"},
+    **{name: f"F(math.{name}({{}}))" for name in ("exp", "expm1", "log", "log1p", "sqrt")},
+}
+# Integer of the same size, bits of the mantissa, bias of the exponent, an x whose tanh is 1, ln 2 in two parts, and
+# terms of the series of exp(r) - 1 for |r| <= ln(2)/2.
+FLOATS = {
+    "float32": ("int32", 23, 127, 10.0, 0.693359375, -2.12194440e-4, 7),
+    "float64": ("int64", 52, 1023, 20.0, 6.93147180369123816490e-01, 1.90821492927058770002e-10, 13),
+}
+SOURCE = """
+import math
+import numpy as np
+import numba
+
+F, I, U = np.{dtype}, np.{integer}, np.uintp  # an unsigned index never counts from the end
+compiled = numba.njit(nogil=True, fastmath={{"contract", "nsz"}}, error_model="numpy", cache=CACHE)
+
+
+@compiled
+def tanh(x):
+    # e / (e + 2) with e = exp(2x) - 1 = 2^k p(r) + (2^k - 1) and 2x = k ln 2 + r. libm's makes no vectors.
+    a = F({limit}) if x > F({limit}) else x
+    a = F(-{limit}) if a < F(-{limit}) else a
+    a = a + a
+    w = a * F({log2e!r}) + F({magic!r})  # leaves k in the last bits
+    k = w - F({magic!r})
+    r = (a - k * F({high!r})) - k * F({low!r})
+    p = {series}
+    s = I((F(w).view(I) + I({bias})) << I({mantissa})).view(F)
+    e = s * p + (s - F(1))
+    return e / (e + F(2))
+
+
+@compiled
+def step(j, t, first, last, {names}):
+    for unit in range(U(first), U(last)):
+        {body}
+
+
+{around}
+"""
+
+
+class Kernel:
+    """A function compiled on first use.
+
+    `step(j, t, first, last, *arrays)` computes the units from `first` to `last` of a time step; `names` are those of
+    its arrays. `around` is the text of functions that use it.
+    """
+
+    def __init__(
+        self,
+        dtype: str,
+        function: Callable[..., Mapping[str, Symbols]],
+        inputs: Mapping[str, int | None],
+        loads: Mapping[str, str],
+        stores: Mapping[str, str],
+        around: str,
+    ) -> None:
+        """`loads` and `stores` have the index in time of arrays with such an axis: j, t, or made of them."""
+        lines, outputs = trace(function, inputs)
+        self.names = [*inputs, *(name for name in outputs if name not in inputs)]
+        body = []
+        for to, row, op, args in lines:
+            if op == "input":
+                body.append(f"{to} = {args[0]}{_index(loads.get(args[0]), args[1])}")
+            elif op == "store":
+                body.append(f"{to}{_index(stores.get(to), row)} = {args[0]}")
+            else:
+                body.append(f"{to} = {FORMS[op].format(*args)}")
+        integer, mantissa, bias, limit, high, low, terms = FLOATS[dtype]
+        series = f"F({1 / math.factorial(terms)!r})"
+        for n in range(terms - 1, 0, -1):
+            series = f"F({1 / math.factorial(n)!r}) + r * ({series})"
+        names = ", ".join(self.names)
+        self._source = SOURCE.format(
+            **{"dtype": dtype, "integer": integer, "mantissa": mantissa, "bias": bias, "limit": limit},
+            **{"high": high, "low": low, "log2e": 1 / math.log(2), "magic": 1.5 * 2.0**mantissa},
+            **{"series": f"r * ({series})", "names": names, "body": "\n        ".join(body)},
+            around=around.format(names=names),
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        """A function of the source, compiled when it is called first."""
+        return getattr(_load(self._source), name)
+
+
+def enabled() -> bool:
+    """Whether to compile: as XLSTM_COMPILE says, else where Numba is installed.
+
+    Raises
+    ------
+    ImportError, ValueError
+        XLSTM_COMPILE=1 and there is no Numba, or it is neither 0 nor 1.
+    """
+    given = os.environ.get(VARIABLE, "")
+    if given not in ("", "0", "1"):
+        raise ValueError(f"{VARIABLE}: {given!r}, expected 0 or 1")
+    if given == "1" and not _installed():
+        raise ImportError(f"{VARIABLE}=1, but Numba, SciPy or platformdirs is not installed; pip install numba scipy platformdirs")
+    return given != "0" and _installed()
+
+
+@functools.cache
+def _installed() -> bool:
+    return all(importlib.util.find_spec(name) is not None for name in ("numba", "scipy", "platformdirs"))
+
+
+def _index(step: str | None, row: int | None) -> str:
+    return f"[{', '.join(str(part) for part in (step, row, 'unit') if part is not None)}]"
+
+
+@functools.cache
+def _load(source: str) -> ModuleType:
+    """The source as a module; it lies in the user's cache folder, and what Numba makes of it beside it."""
+    import platformdirs
+    import scipy.linalg.cython_blas  # Numba's matrix products are its  # noqa: F401
+
+    name = f"xlstm_{hashlib.sha256(source.encode()).hexdigest()[:32]}"
+    path = Path(platformdirs.user_cache_dir("xlstm", appauthor=False)) / f"{name}.py"
+    module = sys.modules[name] = ModuleType(name)  # Numba looks it up there
+    module.CACHE = True  # type: ignore[attr-defined]
+    try:
+        if not path.exists() or path.read_text(encoding="utf-8") != source:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".py", delete=False, encoding="utf-8") as file:
+                file.write(source)
+            os.replace(file.name, path)
+    except OSError:  # no folder to write to: compiled anew in every process
+        module.CACHE = False  # type: ignore[attr-defined]
+    exec(compile(source, str(path), "exec"), module.__dict__)
+    return module

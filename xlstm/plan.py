@@ -1,0 +1,62 @@
+"""How the loops of a layer run: compiled or not, in how many threads, each with what part of the batch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from xlstm import blas, threads
+from xlstm.backend import Array, Namespace
+from xlstm.threads import SOLO, Team
+
+# A part of the batch has at least so many sequences, and in a loop that is not compiled at least so many units:
+# there threads hand the interpreter to each other between calls, which has to be worth it.
+COLUMNS = 8
+UNITS = 8192
+# So many weights do not fit the cache of a core: two threads share the rows of each product, not the batch.
+HUGE = 1 << 21
+
+
+class Plan(NamedTuple):
+    """For one layer, all its directions."""
+
+    threads: int = 1  # of ours to work in
+    blas: int = 0  # threads of each product meanwhile; 0 for as many as it has
+    parts: int = 1  # of the batch, for each direction
+    compiled: bool = False
+    shared: bool = False  # each recurrent product is shared out among our threads, in a compiled loop
+
+    @classmethod
+    def of(cls, xp: Namespace, weights: Sequence[Array], B: int, N: int, compilable: bool) -> Plan:
+        """For directions with recurrent `weights` (R, P), a batch of B sequences, and N steps in all of them.
+
+        Threads of our own are best where all of them have work; elsewhere large products are left to BLAS and its
+        threads, and with them the loop to NumPy.
+        """
+        W = weights[0]
+        if xp is not np or W.size * N <= blas.SMALL:
+            return cls(compiled=compilable)  # BLAS uses one thread by itself
+        most = threads.available()
+        if compilable and W.size * N <= threads.LARGE:
+            return cls(blas=1, compiled=True)
+        if compilable and W.size > HUGE and W.size * B >= threads.LARGE and len(weights) < most:
+            return cls(most, 1, compiled=True, shared=True)
+        parts = max(1, min(most // len(weights), B // COLUMNS))
+        busy = parts * len(weights) == most
+        if compilable and (busy or W.size * B <= blas.SMALL):
+            return cls(most, 1, parts, compiled=True)
+        if busy and W.shape[1] * (B // parts) >= UNITS:
+            return cls(most, 1, parts)
+        return cls(blas=most)
+
+    @contextlib.contextmanager
+    def team(self) -> Iterator[Team]:
+        """The threads, while BLAS is limited."""
+        if self.blas == 0:
+            yield SOLO
+            return
+        with threads.team(self.threads, self.blas) as team:
+            yield team

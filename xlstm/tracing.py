@@ -1,0 +1,219 @@
+"""Runs a pointwise function on symbols and writes down what it computes, one assignment after the other.
+
+A cell's functions take their namespace and work element by element but for the leading axis of gates.
+Given `Symbols` in the place of an array and of the namespace, that axis unrolls, and what is left is a
+list of scalar operations, each there once: what a compiled loop needs, with no formula written again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+Value: TypeAlias = "int | float"  # of a node, or a number
+Operand: TypeAlias = "Symbols | float"
+
+UNARY = ("tanh", "exp", "expm1", "log", "log1p", "sqrt", "abs")
+BINARY = ("maximum", "minimum")
+
+
+class UntraceableError(TypeError):
+    """The function does something that is not element by element, or that no target can write."""
+
+
+class Node(NamedTuple):
+    """An operation on nodes, by their numbers; "input" has a name and a row, "number" a value."""
+
+    op: str
+    args: tuple[Any, ...]
+
+
+class Symbols:
+    """In the place of an array: one node, or one for each row of a leading axis."""
+
+    dtype = "the dtype of the inputs"
+    shape = property(lambda self: _refuse("shape"))
+
+    def __init__(self, graph: Graph, nodes: Sequence[int], scalar: bool = False) -> None:
+        self.graph, self.nodes, self.scalar = graph, list(nodes), scalar
+
+    def __getitem__(self, key: Any) -> Symbols:
+        first = key[0] if isinstance(key, tuple) and key[1:] == (Ellipsis,) else _refuse(f"the index {key!r}")
+        if first is None and self.scalar:
+            return Symbols(self.graph, self.nodes)
+        if isinstance(first, slice):
+            return Symbols(self.graph, self.nodes[first])
+        return Symbols(self.graph, [self.nodes[first]], scalar=True)
+
+    def __setitem__(self, key: Any, value: Symbols) -> None:
+        rows = range(len(self.nodes))[key[0]]
+        if isinstance(rows, int):
+            (self.nodes[rows],) = value.nodes
+        else:
+            self.nodes[key[0]] = value.nodes
+
+    def __add__(self, other: Operand) -> Symbols:
+        return self.graph.apply("add", self, other)
+
+    def __sub__(self, other: Operand) -> Symbols:
+        return self.graph.apply("subtract", self, other)
+
+    def __rsub__(self, other: Operand) -> Symbols:
+        return self.graph.apply("subtract", other, self)
+
+    def __mul__(self, other: Operand) -> Symbols:
+        return self.graph.apply("multiply", self, other)
+
+    def __truediv__(self, other: Operand) -> Symbols:
+        return self.graph.apply("divide", self, other)
+
+    def __rtruediv__(self, other: Operand) -> Symbols:
+        return self.graph.apply("divide", other, self)
+
+    def __neg__(self) -> Symbols:
+        return self.graph.apply("negative", self)
+
+    def __lt__(self, other: Operand) -> Symbols:
+        return self.graph.apply("less", self, other)
+
+    def __le__(self, other: Operand) -> Symbols:
+        return self.graph.apply("less_equal", self, other)
+
+    def __gt__(self, other: Operand) -> Symbols:
+        return self.graph.apply("less", other, self)
+
+    def __ge__(self, other: Operand) -> Symbols:
+        return self.graph.apply("less_equal", other, self)
+
+    def __and__(self, other: Symbols) -> Symbols:
+        return self.graph.apply("and", self, other)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __bool__(self) -> bool:
+        raise UntraceableError("tracing: a branch on a value; xp.where takes its place")
+
+
+class Graph:
+    """The nodes of a trace, equal ones once, and the namespace that functions are traced with."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.numbers: dict[Node, int] = {}
+        for op in (*UNARY, *BINARY, "where"):
+            setattr(self, op, self._operation(op))
+
+    def add(self, op: str, *args: Any) -> int:
+        """The number of the node, made where there is none like it."""
+        node = Node(op, args)
+        if node not in self.numbers:
+            self.numbers[node] = len(self.nodes)
+            self.nodes.append(node)
+        return self.numbers[node]
+
+    def input(self, name: str, rows: int | None) -> Symbols:
+        """An input of so many rows, or None for one without that axis."""
+        numbers = [None] if rows is None else range(rows)
+        return Symbols(self, [self.add("input", name, row) for row in numbers], scalar=rows is None)
+
+    def apply(self, op: str, *operands: Operand) -> Symbols:
+        """An operation row by row, operands of one row standing for all."""
+        symbols = [a for a in operands if isinstance(a, Symbols)]
+        rows = max(len(a.nodes) for a in symbols)
+        if any(len(a.nodes) not in (1, rows) for a in symbols):
+            raise UntraceableError(f"tracing: {op} of {', '.join(str(len(a.nodes)) for a in symbols)} rows")
+        parts = [
+            [self.add(op, *(self._node(a, row) for a in operands))]
+            for row in range(rows)
+        ]
+        return Symbols(self, [n for part in parts for n in part], scalar=all(a.scalar for a in symbols))
+
+    # The namespace. Whatever else a function asks for is refused by name.
+
+    def zeros_like(self, x: Symbols) -> Symbols:
+        return self.full_like(x, 0.0)
+
+    def ones_like(self, x: Symbols) -> Symbols:
+        return self.full_like(x, 1.0)
+
+    def full_like(self, x: Symbols, value: float) -> Symbols:
+        return Symbols(self, [self.add("number", float(value))] * len(x.nodes), x.scalar)
+
+    def stack(self, arrays: Sequence[Symbols]) -> Symbols:
+        return Symbols(self, [a.nodes[0] if a.scalar else _refuse("stack of rows") for a in arrays])
+
+    def concat(self, arrays: Sequence[Symbols]) -> Symbols:
+        return Symbols(self, [n for a in arrays for n in (_refuse("concat of scalars") if a.scalar else a.nodes)])
+
+    def asarray(self, x: Symbols, copy: bool = False) -> Symbols:
+        return Symbols(self, x.nodes, x.scalar)
+
+    def astype(self, x: Symbols, dtype: Any) -> Symbols:
+        return self.where(x, 1.0, 0.0)  # type: ignore[attr-defined,no-any-return]
+
+    def __getattr__(self, name: str) -> Any:
+        return _refuse(name)
+
+    def _operation(self, op: str) -> Callable[..., Symbols]:
+        return lambda *operands: self.apply(op, *operands)
+
+    def _node(self, operand: Operand, row: int) -> int:
+        if isinstance(operand, Symbols):
+            return operand.nodes[row if len(operand.nodes) > 1 else 0]
+        return self.add("number", float(operand))
+
+
+class Line(NamedTuple):
+    """An assignment: `to` is the name of a new variable, or an output and its row (None without that axis)."""
+
+    to: str
+    row: int | None
+    op: str
+    args: tuple[Any, ...]
+
+
+def trace(
+    function: Callable[..., Mapping[str, Symbols]], inputs: Mapping[str, int | None]
+) -> tuple[list[Line], dict[str, int | None]]:
+    """What `function(xp, **inputs)` computes, and the rows of each output by name.
+
+    Parameters
+    ----------
+    function
+        Pure and element by element, from arrays to arrays by name.
+    inputs : dict of str to int or None
+        Rows of the leading axis of each input, None for one without it.
+
+    Returns
+    -------
+    lines : list of Line
+        Assignments in an order in which they can be made: loads ("input", its args name and row), operations on
+        variables, and stores ("store") to outputs, after all loads. What no output needs is left out.
+    outputs : dict of str to int or None
+        As `inputs`.
+
+    Raises
+    ------
+    UntraceableError
+        The function is not element by element, or uses what cannot be traced.
+    """
+    graph = Graph()
+    found = function(graph, **{name: graph.input(name, rows) for name, rows in inputs.items()})
+    needed = {n for symbols in found.values() for n in symbols.nodes}
+    for number in range(len(graph.nodes) - 1, -1, -1):  # arguments have lower numbers
+        op, args = graph.nodes[number]
+        if number in needed and op not in ("input", "number"):
+            needed |= set(args)
+    lines = []
+    for number in sorted(needed):
+        op, args = graph.nodes[number]
+        named = args if op in ("input", "number") else tuple(f"v{n}" for n in args)
+        lines.append(Line(f"v{number}", None, op, named))
+    for name, symbols in found.items():
+        for row, number in enumerate(symbols.nodes):
+            lines.append(Line(name, None if symbols.scalar else row, "store", (f"v{number}",)))
+    return lines, {name: None if s.scalar else len(s.nodes) for name, s in found.items()}
+
+
+def _refuse(what: str) -> Any:
+    raise UntraceableError(f"tracing: {what} cannot be traced, it is not element by element")
