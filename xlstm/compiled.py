@@ -108,7 +108,7 @@ class Kernel:
             **{"dtype": dtype, "integer": integer, "mantissa": mantissa, "bias": bias, "limit": limit},
             **{"high": high, "low": low, "log2e": 1 / math.log(2), "magic": 1.5 * 2.0**mantissa},
             **{"series": f"r * ({series})", "names": names, "body": "\n        ".join(body)},
-            around=around.format(names=names),
+            around=around.format(names=names, rest=", ".join(name for name in self.names if name not in ("zx", "zh"))),
         )
 
     def __getattr__(self, name: str) -> Any:

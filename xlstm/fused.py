@@ -171,6 +171,13 @@ class Fused:
         return run.n == run.width == 1 and self.Wh.size <= WEIGHTS
 
 
+def step(found: Kernels, w: Params, given: Params, x: Array, state: Sequence[Array]) -> None:
+    """One step of one sequence from x (D,); the state, h and the carried ones (H,), is changed in place."""
+    arrays = {**given, "h": state[0], **dict(zip(found.carried, (s[None] for s in state[1:]), strict=True))}
+    names = [name for name in found.lean.names if name not in ("zx", "zh")]
+    found.lean.single(plain(x), plain(w["Wx"]), plain(w["Wh"]), *[arrays[name] for name in names])
+
+
 def kernels_of(cell: object, Wh: Array, own: Params, biases: Params) -> Kernels | None:
     """The kernels for a `Fused`, or None where the cell is not to be or cannot be compiled."""
     if not compiled.enabled():

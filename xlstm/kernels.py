@@ -94,7 +94,16 @@ def alone(x, y, at, steps, WxT, WhT, {{names}}):
         for j in range(some):
             times(h, WhT, zh.reshape(zh.size))
             step(j, start + j, 0, h.size, {{names}})
-            y[at + start + j, :] = h"""
+            y[at + start + j, :] = h
+
+
+@compiled
+def single(x, Wx, Wh, {{rest}}):
+    # one step of one sequence
+    zx, zh = np.empty((1, Wx.shape[0] // h.size, h.size), F), np.empty((Wx.shape[0] // h.size, h.size), F)
+    np.dot(Wx, x, zx.reshape(zx.size))
+    np.dot(Wh, h, zh.reshape(zh.size))
+    step(0, 0, 0, h.size, {{names}})"""
 BACKWARD = f"""{LOOPS}@compiled
 def run(dy, at, width, steps, WhT, rows, dZ, dQ, {{names}}):
     H, R = WhT.shape[1], WhT.shape[0] * WhT.shape[2]

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from xlstm import blas, workspace
+from xlstm import blas, fused, workspace
 from xlstm.activations import normalize
 from xlstm.backend import Array, Namespace, Params, device_of
 from xlstm.fused import Fused, kernels_of, plain
+from xlstm.kernels import Kernels
 from xlstm.plan import Plan
 from xlstm.runs import Run, Runs, reshape, split
-from xlstm.threads import Team
+from xlstm.threads import SOLO, Team
 
 # A step with so many pre-activations is copied into room made for all steps; smaller ones are collected.
 LARGE = 4096
@@ -159,6 +160,20 @@ def run(passes: Sequence[Forward]) -> list[tuple[Array, Sequence[Array], Saved |
         return [p.finish(plan, [next(parts) for _ in some]) for p, some in zip(passes, tasks, strict=True)]
 
 
+def step(xp: Namespace, cell: Cell, w: Params, x: Array, state: Sequence[Array], noise: Noise) -> None:
+    """One step of one layer from x (B, D); the state, (B, P) and (B, H), is changed in place."""
+    loop = Loop(xp, cell, w, noise)
+    if x.shape[0] == 1 and w["Wh"].shape[0] * w["Wh"].shape[1] <= blas.SMALL and loop.kernels is not None:
+        given = {name: p.reshape(-1, loop.H) for name, p in (*loop.biases.items(), *loop.own.items())}
+        fused.step(loop.kernels, w, given, x[0, :], [s[0, :] for s in state])
+        return
+    inputs, _ = _project(loop, x, SOLO)
+    one = loop.plain_step(loop.Wh) if loop.plain else functools.partial(loop.step, loop.Wh)
+    after, _ = one(inputs, [s.T for s in state], Run(1, x.shape[0], 0, 0, x.shape[0]), 0)
+    for s, new in zip(state, after, strict=True):
+        s[...] = new.T
+
+
 class Forward:
     """A pass over one layer and direction.
 
@@ -252,19 +267,25 @@ class Loop:
         R = w["Wh"].shape[0]
         self.G = len(cell.GATES)
         self.H = R // self.G
-        self.own = {
-            name: reshape(xp, w[name], (-1, self.H, 1) if name == "p" else (-1, 1)) for name in OWN if name in w
-        }
-        outer = R - self.H if cell.INNER else R
-        self.Wh, self.inner = w["Wh"][:outer, :], w["Wh"][outer:, :]
+        self.own = {}
+        for name in OWN:
+            if name in w:
+                self.own[name] = reshape(xp, w[name], (-1, self.H, 1) if name == "p" else (-1, 1))
+        self.Wh, self.inner = w["Wh"], None
+        if cell.INNER:
+            self.Wh, self.inner = self.Wh[: R - self.H, :], self.Wh[R - self.H :, :]
         self.Whr = w.get("Whr")
-        self.zoneout = any(s is not None for s in noise.stay)
+        self.zoneout = any([s is not None for s in noise.stay])
         self.gh = None if "gh" not in w else w["gh"][:, None]
         self.w, self.biases = w, _biases(cell, w)
         self.bh = self.biases["bh"][:, None] if "bh" in self.biases else None
-        bare = not self.zoneout and all(option is None for option in (noise.drop, self.Whr, self.gh))
-        self.plain = bare and not cell.SPLIT
-        self.kernels = kernels_of(cell, w["Wh"], self.own, self.biases) if bare and xp is np else None
+        self.bare = not self.zoneout and noise.drop is None and self.Whr is None and self.gh is None
+        self.plain = self.bare and not cell.SPLIT
+
+    @functools.cached_property
+    def kernels(self) -> Kernels | None:
+        """The loop compiled, where it is to be and can be."""
+        return kernels_of(self.cell, self.w["Wh"], self.own, self.biases) if self.bare and self.xp is np else None
 
     @functools.cached_property
     def fused(self) -> Fused:
@@ -415,10 +436,9 @@ def _project_block(loop: Loop, x: Array) -> Array:
 
 def _biases(cell: Cell, w: Params) -> Params:
     """What is added to the product of x, b, and to that of h, bh, where it cannot be added to the former."""
-    given = {name: w[name] for name in ("b", "bh") if name in w}
-    if len(given) == 2 and (cell.INNER or not cell.SPLIT):
-        return {"b": given["b"] + given["bh"]}
-    return given
+    if "bh" not in w:
+        return {"b": w["b"]} if "b" in w else {}
+    return {"b": w["b"], "bh": w["bh"]} if cell.SPLIT and not cell.INNER else {"b": w["b"] + w["bh"]}
 
 
 def _room(xp: Namespace, like: Array, shapes: list[tuple[int, ...]]) -> list[Array]:

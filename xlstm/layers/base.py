@@ -18,6 +18,7 @@ from xlstm.layers.ragged import Packing
 from xlstm.layers.stack import Rates, Saved, State
 from xlstm.recurrence import Cell
 
+SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 MASKS = 2  # the stream of a seed that masks are drawn from; 0 draws weights, 1 orders batches
 
 
@@ -86,6 +87,15 @@ class Recurrent:
             D = {"D": self.input_size} if k == 0 else {"directions*P": len(self.directions) * self.state_sizes[0]}
             for direction in self.directions:
                 found |= {f"{k}.{direction}{name}": dims for name, dims in self._shapes(D).items()}
+        return found
+
+    @functools.cached_property
+    def names(self) -> dict[str, dict[str, str]]:
+        """Names of the parameters of each layer and direction, by their last names."""
+        found: dict[str, dict[str, str]] = {}
+        for name in self.shapes:
+            prefix, _, last = name.rpartition(".")
+            found.setdefault(prefix, {})[last] = name
         return found
 
     @functools.cached_property
@@ -184,8 +194,7 @@ class Recurrent:
             no whole numbers from 0 to T; a seed is needed and missing.
         """
         where = type(self).__name__
-        checks.params(where, params, self.shapes)
-        xp = namespace(where, {"x": x, **params, **self._named("state", state)})
+        xp = self._namespace(params, x, None, "state", state)
         outer = {"B": None, "T": None} if self.batch_first else {"T": None, "B": None}
         checks.shape(where, "x", x, {**outer, "D": self.input_size})
         x = self._swap(xp, x)
@@ -193,11 +202,11 @@ class Recurrent:
         if T == 0:
             raise ValueError(f"{where}: x has no time steps, expected T of 1 or more")
         packing = Packing.of(where, lengths, T, B)
-        start = self._columns(xp, "state", state, packing, like=x)
+        start = self._columns(xp, "state", state, B, like=x)
         rng = self._generator(seed) if train else None
         keep = train if keep is None else keep
         rows, ends, saved = stack.forward(xp, self, params, packing.pack(xp, x), packing, start, self._rates, rng, keep)
-        return self._swap(xp, packing.unpack(xp, rows)), _states(xp, ends, packing), saved
+        return self._swap(xp, packing.unpack(xp, rows)), _states(xp, ends), saved
 
     def backward(
         self, params: Params, saved: Saved, dy: Array | None, dstate: Sequence[Array | None] | None = None
@@ -228,19 +237,17 @@ class Recurrent:
         where = type(self).__name__
         if not isinstance(saved, Saved):
             raise TypeError(f"{where}: backward needs what forward saved, and forward(train=False) saves nothing")
-        checks.params(where, params, self.shapes)
         packing, x = saved.packing, next(iter(saved.passes.values())).saved.x
         if saved.layer is not self and saved.layer != self:
             raise ValueError(f"{where}: saved is what forward of {saved.layer} kept, expected that of {self}")
-        given = {} if dy is None else {"dy": dy}
-        xp = namespace(where, {"x": x, **params, **given, **self._named("dstate", dstate)})
+        xp = self._namespace(params, x, dy, "dstate", dstate)
         if dy is not None:
             outer = {"B": packing.B, "T": packing.T} if self.batch_first else {"T": packing.T, "B": packing.B}
             checks.shape(where, "dy", dy, {**outer, self._width: self.output_size})
             dy = packing.pack(xp, self._swap(xp, dy))
-        end = self._columns(xp, "dstate", dstate, packing, like=x)
+        end = self._columns(xp, "dstate", dstate, packing.B, like=x)
         grads, dx, starts = stack.backward(xp, params, saved, dy, end)
-        return grads, self._swap(xp, packing.unpack(xp, dx)), _states(xp, starts, packing)
+        return grads, self._swap(xp, packing.unpack(xp, dx)), _states(xp, starts)
 
     def step(self, params: Params, x: Array, state: State | None = None) -> tuple[Array, State]:
         """One time step, for streaming: x (B, D) and the state before -> y (B, P) and the state after.
@@ -253,11 +260,17 @@ class Recurrent:
         where = type(self).__name__
         if self.directions != ("",):
             raise ValueError(f"{where}: step goes forward in time, the reverse direction needs the whole sequence")
-        xp = namespace(where, {"x": x})
+        xp = self._namespace(params, x, None, "state", state)
         checks.shape(where, "x", x, {"B": None, "D": self.input_size})
-        time = 1 if self.batch_first else 0
-        y, state, _ = self.forward(params, xp.expand_dims(x, axis=time), state, train=False)
-        return xp.squeeze(y, axis=time), state
+        given = (None,) * len(self.STATES) if state is None else state
+        self.check_state("state", given, x.shape[0])
+        about = {"dtype": x.dtype, "device": device_of(x)}
+        start = [
+            xp.zeros((self.num_layers, x.shape[0], H), **about) if s is None else s
+            for s, H in zip(given, self.state_sizes, strict=True)
+        ]
+        return stack.step(xp, self, params, x, tuple(start), self._rates)
+
 
     @functools.cached_property
     def cells(self) -> dict[str, Cell]:
@@ -345,6 +358,32 @@ class Recurrent:
         """Between the user's order of time and batch and (T, B, ...)."""
         return xp.permute_dims(array, (1, 0, 2)) if self.batch_first else array
 
+    def _namespace(
+        self, params: Params, x: Array, dy: Array | None, what: str, state: Sequence[Array | None] | None
+    ) -> Namespace:
+        """The namespace of all these arrays, once the parameters are checked."""
+        if type(x) is np.ndarray and type(params) is dict and len(params) == len(self._sizes):
+            # What most calls are, without the price of asking.
+            kind, given = x.dtype, params.get
+            others = (dy, *state) if isinstance(state, tuple) else (dy,) if state is None else (what,)
+            if (
+                (kind is SINGLE or kind is DOUBLE)
+                and all(a is None or (type(a) is np.ndarray and a.dtype is kind) for a in others)
+                and all(
+                    type(a := given(name)) is np.ndarray and a.dtype is kind and a.shape == size
+                    for name, size in self._sizes.items()
+                )
+            ):
+                return np
+        where = type(self).__name__
+        checks.params(where, params, self.shapes)
+        arrays = {"x": x, **params, **({} if dy is None else {"dy": dy}), **self._named(what, state)}
+        return namespace(where, arrays)
+
+    @functools.cached_property
+    def _sizes(self) -> dict[str, tuple[int | None, ...]]:
+        return {name: tuple(dims.values()) for name, dims in self.shapes.items()}
+
     def _named(self, what: str, state: Sequence[Array | None] | None) -> dict[str, Array]:
         """The arrays of a state that are there, by name, for errors."""
         if state is None:
@@ -359,40 +398,39 @@ class Recurrent:
 
     def check_state(self, name: str, state: Sequence[Array | None], B: int) -> None:
         """Raise unless `state` is a tuple of as many arrays as there are states, each None or (L, B, H)."""
-        self._named(name, state)
-        if len(state) != len(self.STATES):
+        if not isinstance(state, tuple | list) or len(state) != len(self.STATES):
+            self._named(name, state)
             raise ValueError(
                 f"{type(self).__name__}: {name} has {len(state)} arrays, expected ({', '.join(self.STATES)})"
             )
         L = self.num_layers * len(self.directions)
         for key, array, H in zip(self.STATES, state, self.state_sizes, strict=True):
-            if array is not None:
+            if array is not None and array.shape != (L, B, H):
                 dims = {"layers*directions": L, "B": B, "H": H}
                 checks.shape(type(self).__name__, f"{name} {key}", array, dims)
 
     def _columns(
-        self, xp: Namespace, name: str, state: Sequence[Array | None] | None, packing: Packing, like: Array
+        self, xp: Namespace, name: str, state: Sequence[Array | None] | None, B: int, like: Array
     ) -> list[list[Array]]:
         """States (L, B, H), missing ones zero, as the recurrence has them: (H, B) for each layer and direction."""
         L = self.num_layers * len(self.directions)
         if state is None:
-            state = [None] * len(self.STATES)
-        self.check_state(name, state, packing.B)
+            state = (None,) * len(self.STATES)
+        else:
+            self.check_state(name, state, B)
         found: list[list[Array]] = [[] for _ in range(L)]
         for array, H in zip(state, self.state_sizes, strict=True):
-            if array is not None:
+            if array is None:
+                zero = xp.zeros((H, B), dtype=like.dtype, device=device_of(like))
+            for k, columns in enumerate(found):
                 # Copies: the caller may reuse the arrays before `backward`.
-                for k in range(L):
-                    found[k].append(packing.sort(xp, xp.asarray(array[k, ...].T, copy=True)))
-                continue
-            zero = xp.zeros((H, packing.B), dtype=like.dtype, device=device_of(like))
-            for columns in found:
-                columns.append(zero)
+                columns.append(zero if array is None else xp.asarray(array[k, ...].T, copy=True))
         return found
 
 
-def _states(xp: Namespace, columns: Sequence[Sequence[Array]], packing: Packing) -> State:
+def _states(xp: Namespace, columns: Sequence[Sequence[Array]]) -> State:
     """(H, B) of each layer and direction -> (L, B, H)."""
-    rows = [[packing.unsort(xp, s).T for s in one] for one in zip(*columns, strict=True)]
     # Copies: the caller may change a state in place, and `saved` refers to it too.
-    return tuple(xp.asarray(one[0][None, ...], copy=True) if len(one) == 1 else xp.stack(one) for one in rows)
+    if len(columns) == 1:
+        return tuple([xp.asarray(s.T[None, ...], copy=True) for s in columns[0]])
+    return tuple(xp.stack([s.T for s in one]) for one in zip(*columns, strict=True))

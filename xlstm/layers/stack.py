@@ -23,6 +23,8 @@ class Layer(Protocol):
     def num_layers(self) -> int: ...
     @property
     def cells(self) -> dict[str, Cell]: ...
+    @property
+    def names(self) -> dict[str, dict[str, str]]: ...
 
 
 class Rates(NamedTuple):
@@ -117,7 +119,7 @@ def forward(
 ) -> tuple[Array, list[Sequence[Array]], Saved | None]:
     """Run packed rows (N, D) through a stack: y (N, directions * P), final states and Saved.
 
-    States are given and returned for each layer and direction in turn, each (H, B) in the packed order.
+    States are given and returned for each layer and direction in turn, each (H, B).
     With `rng` masks are drawn, without it zoneout is its expectation.
     """
     passes: dict[str, Pass] = {}
@@ -130,19 +132,31 @@ def forward(
             rows = rows * mask
         loops = []
         for d, (direction, cell) in enumerate(layer.cells.items()):
-            start = state[len(ends) + d]
+            start = [packing.sort(xp, s) for s in state[len(ends) + d]]
             noise = _noise(xp, packing, rates, rng, start, rows)
             x = packing.mirror(xp, rows) if direction else rows
-            w = below(f"{k}.{direction}", params)
+            w = {last: params[name] for last, name in layer.names[f"{k}.{direction}".rstrip(".")].items()}
             loops.append(recurrence.Forward(xp, cell, w, x, packing.runs, start, noise, keep))
         outputs = []
         for direction, (y, end, saved) in zip(layer.cells, recurrence.run(loops), strict=True):
-            ends.append(end)
+            ends.append([packing.unsort(xp, s) for s in end])
             outputs.append(packing.mirror(xp, y) if direction else y)
             if saved is not None:
                 passes[f"{k}.{direction}".rstrip(".")] = Pass(packing, bool(direction), saved)
         rows = outputs[0] if len(outputs) == 1 else xp.concat(outputs, axis=1)
     return rows, ends, Saved(layer, packing, passes, masks) if keep else None
+
+
+def step(xp: Namespace, layer: Layer, params: Params, x: Array, state: State, rates: Rates) -> tuple[Array, State]:
+    """One time step of a stack without reverse directions, x (B, D): y (B, P) and the state after, each (L, B, H)."""
+    after = tuple([xp.asarray(s, copy=True) for s in state])
+    noise = Noise(None, tuple([rate or None for rate in rates.zoneout]))
+    (cell,) = layer.cells.values()
+    for k, names in enumerate(layer.names.values()):
+        here = [s[k, ...] for s in after]
+        recurrence.step(xp, cell, {last: params[name] for last, name in names.items()}, x, here, noise)
+        x = here[0]
+    return xp.asarray(x, copy=True), after
 
 
 def backward(
@@ -163,23 +177,17 @@ def backward(
             part = None if dy is None else dy[:, d * width : (d + 1) * width]
             if part is not None and one.reverse:
                 part = packing.mirror(xp, part)
-            loops.append(bptt.Backward(one.saved, part, dstate[at]))
+            loops.append(bptt.Backward(one.saved, part, [packing.sort(xp, d) for d in dstate[at]]))
         dx = None
         for at, (gradients, below_x, start) in zip(here, bptt.run(loops), strict=True):
             grads |= {f"{names[at]}.{name}": g for name, g in gradients.items()}
-            starts[at] = start
+            starts[at] = [packing.unsort(xp, d) for d in start]
             if saved.passes[names[at]].reverse:
                 below_x = packing.mirror(xp, below_x)
             dx = below_x if dx is None else dx + below_x
         mask = saved.masks[k]
         dy = dx if mask is None else dx * mask
     return {name: grads[name] for name in params}, dy, starts
-
-
-def below(prefix: str, params: Params) -> Params:
-    """Parameters whose names begin with `prefix`, under the rest of their names, none of them dotted."""
-    found = {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}
-    return {name: p for name, p in found.items() if "." not in name}
 
 
 def _noise(
