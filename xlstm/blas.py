@@ -80,7 +80,7 @@ def _libraries() -> list[Any]:
 
 @functools.cache
 def _found(scipy: bool) -> list[Any]:
-    return threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers
+    return list(threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
 @functools.cache

@@ -11,8 +11,9 @@ from xlstm import blas, workspace
 from xlstm.activations import normalize_bwd
 from xlstm.backend import Array, Namespace, Params, device_of
 from xlstm.fused import plain
-from xlstm.recurrence import Loop, Part, Saved, beside, columns, product, put, reshape, swap
-from xlstm.runs import Run
+from xlstm.loop import Loop, columns, product, swap
+from xlstm.recurrence import Part, Saved, beside, put
+from xlstm.runs import Run, reshape
 from xlstm.threads import Team
 
 # `slopes` takes as many steps at once as make about this many elements: few large calls where a

@@ -2,26 +2,16 @@
 
 NumPy makes a pass over memory for every operation; the loop here makes one for all of them, in vector
 registers and without the interpreter. What it computes is traced (`tracing.py`), so no formula stands here.
-Environment: XLSTM_COMPILE=0 goes without, XLSTM_COMPILE=1 insists.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import importlib.util
 import math
-import os
-import sys
-import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from xlstm.jit import load
 from xlstm.tracing import Symbols, trace
-
-VARIABLE = "XLSTM_COMPILE"
 
 # Operations as Python expressions. In maximum and minimum what is not a number stays, as in NumPy.
 FORMS = {
@@ -113,51 +103,8 @@ class Kernel:
 
     def __getattr__(self, name: str) -> Any:
         """A function of the source, compiled when it is called first."""
-        return getattr(_load(self._source), name)
-
-
-def enabled() -> bool:
-    """Whether to compile: as XLSTM_COMPILE says, else where Numba is installed.
-
-    Raises
-    ------
-    ImportError, ValueError
-        XLSTM_COMPILE=1 and there is no Numba, or it is neither 0 nor 1.
-    """
-    given = os.environ.get(VARIABLE, "")
-    if given not in ("", "0", "1"):
-        raise ValueError(f"{VARIABLE}: {given!r}, expected 0 or 1")
-    if given == "1" and not _installed():
-        raise ImportError(f"{VARIABLE}=1, but Numba, SciPy or platformdirs is not installed; pip install numba scipy platformdirs")
-    return given != "0" and _installed()
-
-
-@functools.cache
-def _installed() -> bool:
-    return all(importlib.util.find_spec(name) is not None for name in ("numba", "scipy", "platformdirs"))
+        return getattr(load(self._source), name)
 
 
 def _index(step: str | None, row: int | None) -> str:
     return f"[{', '.join(str(part) for part in (step, row, 'unit') if part is not None)}]"
-
-
-@functools.cache
-def _load(source: str) -> ModuleType:
-    """The source as a module; it lies in the user's cache folder, and what Numba makes of it beside it."""
-    import platformdirs
-    import scipy.linalg.cython_blas  # Numba's matrix products are its  # noqa: F401
-
-    name = f"xlstm_{hashlib.sha256(source.encode()).hexdigest()[:32]}"
-    path = Path(platformdirs.user_cache_dir("xlstm", appauthor=False)) / f"{name}.py"
-    module = sys.modules[name] = ModuleType(name)  # Numba looks it up there
-    module.CACHE = True  # type: ignore[attr-defined]
-    try:
-        if not path.exists() or path.read_text(encoding="utf-8") != source:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".py", delete=False, encoding="utf-8") as file:
-                file.write(source)
-            os.replace(file.name, path)
-    except OSError:  # no folder to write to: compiled anew in every process
-        module.CACHE = False  # type: ignore[attr-defined]
-    exec(compile(source, str(path), "exec"), module.__dict__)
-    return module

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xlstm import blas, compiled, kernels, workspace
+from xlstm import blas, jit, kernels, workspace
 from xlstm.backend import Array, Params
 from xlstm.compiled import Kernel
 from xlstm.kernels import Kernels
@@ -37,7 +37,7 @@ class Fused:
     def run(
         self, run: Run, state: Sequence[Array], x: Array, y: Array, keep: bool
     ) -> tuple[Sequence[Array], list[Array]]:
-        """The state after a run and what is kept of it, from the state before and rows x (N, D); y (N, H) is written."""
+        """The state after a run and what is kept of it, from that before and rows x (N, D); y (N, H) is written."""
         kernel, arrays, found = self._forward(run, state, keep)
         h, at, n = arrays["h"], run.rows(0).start, run.n
         if self._alone(run):
@@ -58,17 +58,16 @@ class Fused:
         kernel, arrays, found = self._forward(run, state, keep)
         args, n, H = [arrays[name] for name in kernel.names], run.n, self.H
         h, zx, zh = (arrays[name].reshape(-1, n) for name in ("h", "zx", "zh"))
+
+        def units(t: int, first: int, last: int) -> None:
+            for gate in range(0, self.R, H):
+                zx[gate + first : gate + last] = inputs[gate + first : gate + last, run.rows(t)]
+            kernel.step(0, t, first * n, last * n, *args)
+            kernel.lay(h[first:last], y, run.rows(t).start, first)
+
         for t in range(run.k):
-            rows = run.rows(t)
-
-            def point(first: int, last: int, t: int = t, rows: slice = rows) -> None:
-                for gate in range(0, self.R, H):
-                    zx[gate + first : gate + last] = inputs[gate + first : gate + last, rows]
-                kernel.step(0, t, first * n, last * n, *args)
-                kernel.lay(h[first:last], y, rows.start, first)
-
             team.product(self.Wh, h, zh)
-            team.share(H, point)
+            team.share(H, functools.partial(units, t))
         return found
 
     def run_bwd(
@@ -100,23 +99,23 @@ class Fused:
         """`run_bwd` with each product shared out by the team."""
         kernel, arrays, found = self._backward(run, dstate, kept)
         args = [arrays[name] for name in kernel.names]
-        n, H = run.n, self.H
-        dh, dz, through = (arrays[name].reshape(-1, n) for name in ("dh", "dz", "dz" if dQ is dZ else "dzh"))
-        for t in range(run.k - 1, -1, -1):
+        n, H, apart = run.n, self.H, dQ is not dZ
+        dh, dz, through = (arrays[name].reshape(-1, n) for name in ("dh", "dz", "dzh" if apart else "dz"))
+
+        def units(t: int, first: int, last: int) -> None:
             at = run.rows(t).start
+            if dy.size:
+                kernel.stand(dy, at, first, dh[first:last], True)
+            kernel.step(0, t, first * n, last * n, *args)
+            for gate in range(0, self.R, H):
+                kernel.lay(dz[gate + first : gate + last], dZ, at, gate + first)
+                if apart:
+                    kernel.lay(through[gate + first : gate + last], dQ, at, gate + first)
 
-            def point(first: int, last: int, t: int = t, at: int = at) -> None:
-                if dy.size:
-                    kernel.stand(dy, at, first, dh[first:last], True)
-                kernel.step(0, t, first * n, last * n, *args)
-                for gate in range(0, self.R, H):
-                    kernel.lay(dz[gate + first : gate + last], dZ, at, gate + first)
-                    if dQ is not dZ:
-                        kernel.lay(through[gate + first : gate + last], dQ, at, gate + first)
-
-            team.share(H, point)
+        for t in range(run.k - 1, -1, -1):
+            team.share(H, functools.partial(units, t))
             team.product(self.WhT, through, dh)
-            if dQ is not dZ:
+            if apart:
                 dh += arrays["dh0"].reshape(H, n)
         return found
 
@@ -180,7 +179,7 @@ def step(found: Kernels, w: Params, given: Params, x: Array, state: Sequence[Arr
 
 def kernels_of(cell: object, Wh: Array, own: Params, biases: Params) -> Kernels | None:
     """The kernels for a `Fused`, or None where the cell is not to be or cannot be compiled."""
-    if not compiled.enabled():
+    if not jit.enabled():
         return None
     return kernels.of(cell, Wh.dtype, tuple((name, p.shape[0]) for name, p in own.items()), tuple(biases))
 

@@ -12,6 +12,8 @@ from xlstm import blas, threads
 from xlstm.backend import Array, Namespace
 from xlstm.threads import SOLO, Team
 
+# Up to so many multiplications by a recurrent weight in all steps nothing is planned: BLAS uses one thread by itself.
+TINY = blas.SMALL
 # A part of the batch has at least so many sequences, and in a loop that is not compiled at least so many units:
 # there threads hand the interpreter to each other between calls, which has to be worth it.
 COLUMNS = 8
@@ -37,8 +39,8 @@ class Plan(NamedTuple):
         threads, and with them the loop to NumPy.
         """
         W = weights[0]
-        if xp is not np or W.size * N <= blas.SMALL:
-            return cls(compiled=compilable)  # BLAS uses one thread by itself
+        if xp is not np or W.size * N <= TINY:
+            return cls(compiled=compilable)
         most = threads.available()
         if compilable and W.size * N <= threads.LARGE:
             return cls(blas=1, compiled=True)

@@ -44,7 +44,7 @@ class Team:
         self._over = False
 
     def run(self, tasks: Sequence[Callable[[], R]]) -> list[R]:
-        """The results of all tasks, side by side where the team has several threads; the calling one takes the first."""
+        """The results of all tasks, which run side by side where the team has several threads."""
         results: list[Any] = [None] * len(tasks)
 
         def do(share: Sequence[int]) -> None:

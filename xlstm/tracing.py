@@ -7,14 +7,14 @@ list of scalar operations, each there once: what a compiled loop needs, with no 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-Value: TypeAlias = "int | float"  # of a node, or a number
 Operand: TypeAlias = "Symbols | float"
 
-UNARY = ("tanh", "exp", "expm1", "log", "log1p", "sqrt", "abs")
-BINARY = ("maximum", "minimum")
+# Functions of the namespace that are operations by themselves; operators are the others.
+OPERATIONS = ("tanh", "exp", "expm1", "log", "log1p", "sqrt", "abs", "maximum", "minimum", "where")
 
 
 class UntraceableError(TypeError):
@@ -95,16 +95,14 @@ class Symbols:
 
 
 class Graph:
-    """The nodes of a trace, equal ones once, and the namespace that functions are traced with."""
+    """The nodes of a trace, equal ones once."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.numbers: dict[Node, int] = {}
-        for op in (*UNARY, *BINARY, "where"):
-            setattr(self, op, self._operation(op))
 
-    def add(self, op: str, *args: Any) -> int:
-        """The number of the node, made where there is none like it."""
+    def number(self, op: str, *args: Any) -> int:
+        """The number of the node, which is made where there is none like it."""
         node = Node(op, args)
         if node not in self.numbers:
             self.numbers[node] = len(self.nodes)
@@ -114,21 +112,33 @@ class Graph:
     def input(self, name: str, rows: int | None) -> Symbols:
         """An input of so many rows, or None for one without that axis."""
         numbers = [None] if rows is None else range(rows)
-        return Symbols(self, [self.add("input", name, row) for row in numbers], scalar=rows is None)
+        return Symbols(self, [self.number("input", name, row) for row in numbers], scalar=rows is None)
 
     def apply(self, op: str, *operands: Operand) -> Symbols:
         """An operation row by row, operands of one row standing for all."""
         symbols = [a for a in operands if isinstance(a, Symbols)]
         rows = max(len(a.nodes) for a in symbols)
         if any(len(a.nodes) not in (1, rows) for a in symbols):
-            raise UntraceableError(f"tracing: {op} of {', '.join(str(len(a.nodes)) for a in symbols)} rows")
-        parts = [
-            [self.add(op, *(self._node(a, row) for a in operands))]
-            for row in range(rows)
-        ]
-        return Symbols(self, [n for part in parts for n in part], scalar=all(a.scalar for a in symbols))
+            raise UntraceableError(f"tracing: {op} of {' and '.join(str(len(a.nodes)) for a in symbols)} rows")
+        nodes = [self.number(op, *(self._node(a, row) for a in operands)) for row in range(rows)]
+        return Symbols(self, nodes, scalar=all(a.scalar for a in symbols))
 
-    # The namespace. Whatever else a function asks for is refused by name.
+    def _node(self, operand: Operand, row: int) -> int:
+        if isinstance(operand, Symbols):
+            return operand.nodes[row if len(operand.nodes) > 1 else 0]
+        return self.number("number", float(operand))
+
+
+class SymbolicNamespace:
+    """In the place of an array library: what a pointwise function may ask for. Anything else is refused by name."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+
+    def __getattr__(self, name: str) -> Callable[..., Symbols]:
+        if name not in OPERATIONS:
+            _refuse(name)
+        return functools.partial(self._graph.apply, name)
 
     def zeros_like(self, x: Symbols) -> Symbols:
         return self.full_like(x, 0.0)
@@ -137,30 +147,20 @@ class Graph:
         return self.full_like(x, 1.0)
 
     def full_like(self, x: Symbols, value: float) -> Symbols:
-        return Symbols(self, [self.add("number", float(value))] * len(x.nodes), x.scalar)
+        return Symbols(self._graph, [self._graph.number("number", float(value))] * len(x.nodes), x.scalar)
 
     def stack(self, arrays: Sequence[Symbols]) -> Symbols:
-        return Symbols(self, [a.nodes[0] if a.scalar else _refuse("stack of rows") for a in arrays])
+        return Symbols(self._graph, [a.nodes[0] if a.scalar else _refuse("stack of rows") for a in arrays])
 
     def concat(self, arrays: Sequence[Symbols]) -> Symbols:
-        return Symbols(self, [n for a in arrays for n in (_refuse("concat of scalars") if a.scalar else a.nodes)])
+        rows = [_refuse("concat of scalars") if a.scalar else a.nodes for a in arrays]
+        return Symbols(self._graph, [node for some in rows for node in some])
 
     def asarray(self, x: Symbols, copy: bool = False) -> Symbols:
-        return Symbols(self, x.nodes, x.scalar)
+        return Symbols(self._graph, x.nodes, x.scalar)
 
     def astype(self, x: Symbols, dtype: Any) -> Symbols:
-        return self.where(x, 1.0, 0.0)  # type: ignore[attr-defined,no-any-return]
-
-    def __getattr__(self, name: str) -> Any:
-        return _refuse(name)
-
-    def _operation(self, op: str) -> Callable[..., Symbols]:
-        return lambda *operands: self.apply(op, *operands)
-
-    def _node(self, operand: Operand, row: int) -> int:
-        if isinstance(operand, Symbols):
-            return operand.nodes[row if len(operand.nodes) > 1 else 0]
-        return self.add("number", float(operand))
+        return self.where(x, 1.0, 0.0)
 
 
 class Line(NamedTuple):
@@ -198,7 +198,7 @@ def trace(
         The function is not element by element, or uses what cannot be traced.
     """
     graph = Graph()
-    found = function(graph, **{name: graph.input(name, rows) for name, rows in inputs.items()})
+    found = function(SymbolicNamespace(graph), **{name: graph.input(name, rows) for name, rows in inputs.items()})
     needed = {n for symbols in found.values() for n in symbols.nodes}
     for number in range(len(graph.nodes) - 1, -1, -1):  # arguments have lower numbers
         op, args = graph.nodes[number]

@@ -11,7 +11,7 @@ import numpy as np
 from xlstm import checks
 from xlstm.cells import gru, lstm, rnn
 from xlstm.layers.base import Recurrent
-from xlstm.recurrence import Cell
+from xlstm.loop import Cell
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -11,7 +11,7 @@ import numpy as np
 from xlstm import bptt, recurrence
 from xlstm.backend import Array, Namespace, Params, like
 from xlstm.layers.ragged import Packing
-from xlstm.recurrence import Cell, Noise
+from xlstm.loop import Cell, Noise
 
 State = tuple[Array, ...]
 
