@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import xlstm
 from tests import layers
 from tests.conftest import make_backend
-from xlstm import bptt, recurrence
+from xlstm import bptt, loop
 from xlstm.backend import to_numpy
 from xlstm.cells import lstm as cell
 
@@ -71,7 +71,7 @@ def test_large_steps_are_kept_like_small_ones(be, monkeypatch, rng):
     layer = xlstm.LSTM(2, 3)
     params, x, state = inputs_of(layer, be, rng, 5, 2)
     _, _, small = layer.forward(params, x, state)
-    monkeypatch.setattr(recurrence, "LARGE", 1)
+    monkeypatch.setattr(loop, "LARGE", 1)
     y, _, large = layer.forward(params, x, state)
     for a, b in zip(small["0"].saved.parts[0].kept[0], large["0"].saved.parts[0].kept[0], strict=True):
         np.testing.assert_array_equal(to_numpy(a), to_numpy(b))

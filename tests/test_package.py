@@ -38,8 +38,21 @@ def python(code, cwd):
     return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False)
 
 
-def test_training_needs_only_three_packages(tmp_path):
-    blocked = {"typer", "rich", "click", "matplotlib", "cupy", "torch", "scipy", "pandas", "jax", "onnx", "h5py"}
+def test_training_needs_only_four_packages(tmp_path):
+    blocked = {
+        "typer",
+        "rich",
+        "click",
+        "matplotlib",
+        "cupy",
+        "torch",
+        "scipy",
+        "pandas",
+        "jax",
+        "onnx",
+        "h5py",
+        "numba",
+    }
     result = python(BLOCK.format(blocked=blocked) + TRAIN, tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("[")
@@ -50,7 +63,8 @@ def test_import_loads_nothing_heavy(tmp_path):
     loaded = {name.split(".")[0] for name in python(code, tmp_path).stdout.split()}
     assert "xlstm" in loaded
     assert "numpy.f2py" not in python(code, tmp_path).stdout.split()  # as `from numpy import *` would
-    assert not loaded & {"typer", "rich", "click", "matplotlib", "cupy", "torch", "safetensors", "jax", "onnx", "h5py"}
+    heavy = {"typer", "rich", "click", "matplotlib", "cupy", "torch", "safetensors", "jax", "onnx", "h5py", "numba"}
+    assert not loaded & {*heavy, "scipy", "threadpoolctl"}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import xlstm
 from tests.conftest import make_backend
 from tests.layers import OPTIONS, alone, check, inputs_of, make, pairwise, run
-from xlstm import bptt, losses, optim, recurrence, training
+from xlstm import bptt, loop, losses, optim, training
 from xlstm.activations import GATES, canonical, normalize, pair
 from xlstm.backend import to_numpy
 from xlstm.data import Batch
@@ -60,7 +60,7 @@ def test_sizes_of_blocks_and_rooms_change_nothing(monkeypatch, rng, kind):
             expected = run(layer, params, x, state, lengths, seed=2)
             with monkeypatch.context() as patch:
                 patch.setattr(bptt, "BLOCK", 80)
-                patch.setattr(recurrence, "LARGE", 1)
+                patch.setattr(loop, "LARGE", 1)
                 found = run(layer, params, x, state, lengths, seed=2)
             for name, array in found.items():
                 np.testing.assert_array_equal(array, expected[name], err_msg=f"{layer} {name}")
@@ -273,7 +273,8 @@ def test_zoneout_keeps_the_old_state_or_takes_the_new_one(rng, kind):
     _, mean, _ = layer.forward(params, x, state, train=False)
     for before, after, found, expected in zip(state, new, end, mean, strict=True):
         kept = found == before
-        np.testing.assert_allclose(found, np.where(kept, before, after), rtol=1e-12)
+        # A compiled cell rounds in other places, which a state near zero shows.
+        np.testing.assert_allclose(found, np.where(kept, before, after), rtol=1e-12, atol=1e-15)
         assert 0.2 < np.mean(kept) < 0.4
         np.testing.assert_allclose(expected, 0.3 * before + 0.7 * after, rtol=1e-9, atol=1e-12)
 

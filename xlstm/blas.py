@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import threadpoolctl
 
 from xlstm.backend import Array
 
@@ -39,7 +38,12 @@ def limited(threads: int) -> Iterator[None]:
 
 def tiles(R: int, K: int, n: int) -> tuple[int, int]:
     """How to divide a matrix (R, K) for a product with (K, n): rows of a tile, and pieces along K; (R, 1) for not."""
-    if not 1 < n <= 64 or R * K * n <= SMALL or threads() > 1 or not _unpacked("scipy" in sys.modules):
+    if (
+        not 1 < n <= 64
+        or R * K * n <= SMALL
+        or threads() > 1
+        or not _unpacked("scipy.linalg.cython_blas" in sys.modules)
+    ):
         return R, 1
     least = min(64, max(8, 512 // n))  # rows
     for pieces in range(1, 17):
@@ -75,11 +79,13 @@ def blocks(W: Array, n: int) -> Array:
 
 def _libraries() -> list[Any]:
     """Those that can be told how many threads to use; SciPy brings another one when a compiled loop is loaded."""
-    return _found("scipy" in sys.modules)
+    return _found("scipy.linalg.cython_blas" in sys.modules)
 
 
 @functools.cache
 def _found(scipy: bool) -> list[Any]:
+    import threadpoolctl
+
     return list(threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers)
 
 

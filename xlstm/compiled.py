@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from xlstm.jit import load
+from xlstm.jit import load, name_of
 from xlstm.tracing import Symbols, trace
 
 # Operations as Python expressions. In maximum and minimum what is not a number stays, as in NumPy.
@@ -28,10 +28,11 @@ FLOATS = {
     "float32": ("int32", 23, 127, 10.0, 0.693359375, -2.12194440e-4, 7),
     "float64": ("int64", 52, 1023, 20.0, 6.93147180369123816490e-01, 1.90821492927058770002e-10, 13),
 }
-SOURCE = """
+# What all kernels of a dtype share.
+BASE = """
 import math
-import numpy as np
 import numba
+import numpy as np
 
 F, I, U = np.{dtype}, np.{integer}, np.uintp  # an unsigned index never counts from the end
 compiled = numba.njit(nogil=True, fastmath={{"contract", "nsz"}}, error_model="numpy", cache=CACHE)
@@ -52,6 +53,12 @@ def tanh(x):
     return e / (e + F(2))
 
 
+{more}
+"""
+SOURCE = """
+from {base} import *
+
+
 @compiled
 def step(j, t, first, last, {names}):
     for unit in range(U(first), U(last)):
@@ -66,7 +73,7 @@ class Kernel:
     """A function compiled on first use.
 
     `step(j, t, first, last, *arrays)` computes the units from `first` to `last` of a time step; `names` are those of
-    its arrays. `around` is the text of functions that use it.
+    its arrays.
     """
 
     def __init__(
@@ -77,8 +84,13 @@ class Kernel:
         loads: Mapping[str, str],
         stores: Mapping[str, str],
         around: str,
+        more: str = "",
     ) -> None:
-        """`loads` and `stores` have the index in time of arrays with such an axis: j, t, or made of them."""
+        """Trace a function of arrays with a last axis of units, and an axis of time where they are named here.
+
+        `loads` and `stores` have the index in time of such arrays: j, t, or made of them. `around` is the text of
+        functions that call step, {names} its arrays; `more` that of functions which all kernels share.
+        """
         lines, outputs = trace(function, inputs)
         self.names = [*inputs, *(name for name in outputs if name not in inputs)]
         body = []
@@ -89,21 +101,31 @@ class Kernel:
                 body.append(f"{to}{_index(stores.get(to), row)} = {args[0]}")
             else:
                 body.append(f"{to} = {FORMS[op].format(*args)}")
-        integer, mantissa, bias, limit, high, low, terms = FLOATS[dtype]
-        series = f"F({1 / math.factorial(terms)!r})"
-        for n in range(terms - 1, 0, -1):
-            series = f"F({1 / math.factorial(n)!r}) + r * ({series})"
-        names = ", ".join(self.names)
+        self._base = _base(dtype, more)
+        names, rest = (", ".join(name for name in self.names if name not in left) for left in ((), ("zx", "zh")))
         self._source = SOURCE.format(
-            **{"dtype": dtype, "integer": integer, "mantissa": mantissa, "bias": bias, "limit": limit},
-            **{"high": high, "low": low, "log2e": 1 / math.log(2), "magic": 1.5 * 2.0**mantissa},
-            **{"series": f"r * ({series})", "names": names, "body": "\n        ".join(body)},
-            around=around.format(names=names, rest=", ".join(name for name in self.names if name not in ("zx", "zh"))),
+            base=name_of(self._base),
+            names=names,
+            body="\n        ".join(body),
+            around=around.format(names=names, rest=rest),
         )
 
     def __getattr__(self, name: str) -> Any:
         """A function of the source, compiled when it is called first."""
+        load(self._base)
         return getattr(load(self._source), name)
+
+
+def _base(dtype: str, more: str) -> str:
+    integer, mantissa, bias, limit, high, low, terms = FLOATS[dtype]
+    series = f"F({1 / math.factorial(terms)!r})"
+    for n in range(terms - 1, 0, -1):
+        series = f"F({1 / math.factorial(n)!r}) + r * ({series})"
+    return BASE.format(
+        **{"dtype": dtype, "integer": integer, "mantissa": mantissa, "bias": bias, "limit": limit, "high": high},
+        **{"low": low, "log2e": 1 / math.log(2), "magic": 1.5 * 2.0**mantissa, "series": f"r * ({series})"},
+        more=more,
+    )
 
 
 def _index(step: str | None, row: int | None) -> str:

@@ -66,11 +66,9 @@ def stand(rows, at, first, columns, more):
             else:
                 for i in range(tile, min(tile + U(16), high)):
                     columns[i, one] = rows[at + one, first + i]
-
-
 """
-FORWARD = f"""{LOOPS}@compiled
-def run(x, y, at, width, steps, Wx, Wh, rowsx, rowsh, xs, {{names}}):
+FORWARD = """@compiled
+def run(x, y, at, width, steps, Wx, Wh, rowsx, rowsh, xs, {names}):
     batch = xs.shape[1]
     before, through = zx.reshape(zx.size // batch, batch), zh.reshape(zh.size // batch, batch)
     state = h.reshape(h.size // batch, batch)
@@ -79,12 +77,12 @@ def run(x, y, at, width, steps, Wx, Wh, rowsx, rowsh, xs, {{names}}):
         stand(x, row, 0, xs, False)
         product(Wx, xs, before, rowsx)
         product(Wh, state, through, rowsh)
-        step(0, t, 0, h.size, {{names}})
+        step(0, t, 0, h.size, {names})
         lay(state, y, row, 0)
 
 
 @compiled
-def alone(x, y, at, steps, WxT, WhT, {{names}}):
+def alone(x, y, at, steps, WxT, WhT, {names}):
     # one sequence: the products of x of a block of steps are one product
     block = zx.shape[0]
     rows = zx.reshape(block, zx.size // block)
@@ -93,19 +91,19 @@ def alone(x, y, at, steps, WxT, WhT, {{names}}):
         np.dot(x[at + start : at + start + some], WxT, rows[:some])
         for j in range(some):
             times(h, WhT, zh.reshape(zh.size))
-            step(j, start + j, 0, h.size, {{names}})
+            step(j, start + j, 0, h.size, {names})
             y[at + start + j, :] = h
 
 
 @compiled
-def single(x, Wx, Wh, {{rest}}):
+def single(x, Wx, Wh, {rest}):
     # one step of one sequence
     zx, zh = np.empty((1, Wx.shape[0] // h.size, h.size), F), np.empty((Wx.shape[0] // h.size, h.size), F)
     np.dot(Wx, x, zx.reshape(zx.size))
     np.dot(Wh, h, zh.reshape(zh.size))
-    step(0, 0, 0, h.size, {{names}})"""
-BACKWARD = f"""{LOOPS}@compiled
-def run(dy, at, width, steps, WhT, rows, dZ, dQ, {{names}}):
+    step(0, 0, 0, h.size, {names})"""
+BACKWARD = """@compiled
+def run(dy, at, width, steps, WhT, rows, dZ, dQ, {names}):
     H, R = WhT.shape[1], WhT.shape[0] * WhT.shape[2]
     batch = dh.size // H
     state, dzs, through = dh.reshape(H, batch), dz.reshape(R, batch), THROUGH.reshape(R, batch)
@@ -113,21 +111,21 @@ def run(dy, at, width, steps, WhT, rows, dZ, dQ, {{names}}):
         row = at + t * width
         if dy.size:
             stand(dy, row, 0, state, True)
-        step(0, t, 0, dh.size, {{names}})
+        step(0, t, 0, dh.size, {names})
         lay(dzs, dZ, row, 0)
         product(WhT, through, state, rows)
         APART
 
 
 @compiled
-def alone(dy, at, steps, Wh, dZ, dQ, {{names}}):
+def alone(dy, at, steps, Wh, dZ, dQ, {names}):
     # one sequence
     state, dzs, through = dh.reshape(dh.size, 1), dz.reshape(dz.size, 1), THROUGH.reshape(dz.size, 1)
     for t in range(steps - 1, -1, -1):
         row = at + t
         if dy.size:
             stand(dy, row, 0, state, True)
-        step(0, t, 0, dh.size, {{names}})
+        step(0, t, 0, dh.size, {names})
         lay(dzs, dZ, row, 0)
         times(THROUGH.reshape(dz.size), Wh, dh)
         APART"""
@@ -183,9 +181,9 @@ def of(cell: Any, dtype: Any, own: tuple[tuple[str, int], ...], added: tuple[str
         after, still = before | dict.fromkeys(states, "t + 1"), before | dict.fromkeys(states, "0")
         back = {"dh": None, **{f"d{c}": None for c in carried}, **states, **kept, **dict(own)}
         return Kernels(
-            Kernel(dtype.name, forward, inputs, before, after, FORWARD),
-            Kernel(dtype.name, lean, inputs, still, still, FORWARD),
-            Kernel(dtype.name, backward, back, before, before, APART if cell.SPLIT else TOGETHER),
+            Kernel(dtype.name, forward, inputs, before, after, FORWARD, LOOPS),
+            Kernel(dtype.name, lean, inputs, still, still, FORWARD, LOOPS),
+            Kernel(dtype.name, backward, back, before, before, APART if cell.SPLIT else TOGETHER, LOOPS),
             carried,
             kept,
         )
