@@ -4,6 +4,9 @@ A test that takes `be` runs once on each: NumPy with read-only inputs, which exp
 writes; array-api-strict on its second device, which exposes whatever only a GPU would; PyTorch on
 the CPU; CuPy where a GPU is usable. One that cannot run is skipped with the reason. With
 XLSTM_TEST_REQUIRE=cupy in the environment, a missing CuPy is a failure.
+
+On NumPy a layer runs in one of several ways, by its size and by what is installed (`xlstm/plan.py`). Sizes in
+tests are small, so XLSTM_TEST_PLAN=parts or shared forces one of those that are for large ones.
 """
 
 from __future__ import annotations
@@ -15,9 +18,34 @@ import numpy as np
 import pytest
 
 import xlstm
+from xlstm import plan, threads
 from xlstm.backend import Backend, BackendError
 
 DATA = Path(__file__).parent / "data"
+
+
+# Thresholds of plan.py with which even the smallest batch is divided, or each product shared out.
+PLANS = {
+    "parts": {"TINY": 0, "COLUMNS": 1, "UNITS": 0},
+    "shared": {"TINY": 0, "COLUMNS": 1, "UNITS": 0, "HUGE": 0},
+}
+
+
+def force(plan_name: str, patch: pytest.MonkeyPatch, count: int = 2) -> None:
+    """Let even the smallest batch run in `count` threads."""
+    for name, value in PLANS[plan_name].items():
+        patch.setattr(plan, name, value)
+    patch.setattr(threads, "LARGE", 0)
+    patch.setenv(threads.VARIABLE, str(count))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def forced_plan():
+    """As XLSTM_TEST_PLAN says."""
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ.get("XLSTM_TEST_PLAN"):
+            force(os.environ["XLSTM_TEST_PLAN"], patch)
+        yield
 
 
 class ReadOnly(Backend):

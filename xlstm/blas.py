@@ -79,7 +79,11 @@ def blocks(W: Array, n: int) -> Array:
 
 def _libraries() -> list[Any]:
     """Those that can be told how many threads to use; SciPy brings another one when a compiled loop is loaded."""
-    return _found("scipy.linalg.cython_blas" in sys.modules)
+    return _found(_scipy())
+
+
+def _scipy() -> bool:
+    return "scipy.linalg.cython_blas" in sys.modules
 
 
 @functools.cache

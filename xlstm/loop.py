@@ -20,7 +20,6 @@ from xlstm.backend import Array, Namespace, Params
 from xlstm.fused import Fused, kernels_of
 from xlstm.kernels import Kernels
 from xlstm.runs import Run, reshape
-from xlstm.threads import Team
 
 # A step with so many pre-activations is copied into room made for all steps; smaller ones are collected.
 LARGE = 4096
@@ -200,14 +199,10 @@ def columns(a: Any, rows: slice) -> Any:
     return a[rows, :].T if hasattr(a, "shape") else a
 
 
-def project(loop: Loop, x: Array, team: Team) -> tuple[Array, tuple[Array, Array] | None]:
+def project(loop: Loop, x: Array) -> tuple[Array, tuple[Array, Array] | None]:
     """Wx x + b of all steps in one product, (R, N), and with layer_norm Wx x normalised and 1 / its deviation."""
     xp, w = loop.xp, loop.w
-    if team.size == 1:
-        inputs = w["Wx"] @ x.T
-    else:
-        inputs = workspace.empty(xp, (w["Wx"].shape[0], x.shape[0]), x)
-        team.product(w["Wx"], x.T, inputs)
+    inputs = w["Wx"] @ x.T
     normal = None
     if "gx" in w:
         normal = normalize(xp, inputs, 0)

@@ -20,7 +20,7 @@ from xlstm.fused import plain
 from xlstm.loop import BLOCK, Cell, Loop, Noise, project, project_block, swap
 from xlstm.plan import Plan
 from xlstm.runs import Run, Runs, reshape, split
-from xlstm.threads import SOLO, Team
+from xlstm.threads import Team
 
 
 class Part(NamedTuple):
@@ -113,7 +113,7 @@ def step(xp: Namespace, cell: Cell, w: Params, x: Array, state: Sequence[Array],
         given = {name: p.reshape(-1, loop.H) for name, p in (*loop.biases.items(), *loop.own.items())}
         fused.step(loop.kernels, w, given, x[0, :], [s[0, :] for s in state])
         return
-    inputs, _ = project(loop, x, SOLO)
+    inputs, _ = project(loop, x)
     one = loop.plain_step(loop.Wh) if loop.plain else functools.partial(loop.step, loop.Wh)
     after, _ = one(inputs, [s.T for s in state], Run(1, x.shape[0], 0, 0, x.shape[0]), 0)
     for s, new in zip(state, after, strict=True):
@@ -158,15 +158,18 @@ class Forward:
 
     def tasks(self, plan: Plan, team: Team) -> list[Callable[[], Part]]:
         """What is to be done for each part of the batch; the parts can be done side by side."""
-        if self.xp is not np or "gx" in self.loop.w or plan.shared:
-            # On a GPU one large product for all steps, on a CPU blocks that stay in the cache.
-            self.inputs, self.normal = project(self.loop, self.x, team)
         run: Callable[..., tuple[Sequence[Array], list[Array]]] = self._run
         if plan.shared:
+            Wx = self.loop.w["Wx"]
+            inputs = workspace.empty(self.xp, (Wx.shape[0], self.x.shape[0]), self.x)
+            team.product(Wx, self.x.T, inputs)
             shared = self.loop.fused.run_shared
-            run = functools.partial(shared, inputs=self.inputs, y=self.y, keep=self.keep, team=team)
+            run = functools.partial(shared, inputs=inputs, y=self.y, keep=self.keep, team=team)
         elif plan.compiled:
             run = functools.partial(self.loop.fused.run, x=plain(self.x), y=self.y, keep=self.keep)
+        elif self.xp is not np or "gx" in self.loop.w:
+            # On a GPU one large product for all steps, on a CPU blocks that stay in the cache.
+            self.inputs, self.normal = project(self.loop, self.x)
         return [functools.partial(self._part, part, run) for part in split(self.runs, plan.parts)]
 
     def finish(self, plan: Plan, parts: list[Part]) -> tuple[Array, Sequence[Array], Saved | None]:

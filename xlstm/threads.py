@@ -150,8 +150,15 @@ def _pool(size: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(size, thread_name_prefix="xlstm")
 
 
+def _after_fork() -> None:
+    """The threads of a pool stay behind in the parent, and one of them may have held the lock."""
+    global _lock
+    _lock = threading.Lock()
+    _pool.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
 # Lets others run, without the interpreter's lock.
 _pause = getattr(os, "sched_yield", functools.partial(time.sleep, 0))
-
-if hasattr(os, "register_at_fork"):  # the threads of a pool stay behind in the parent
-    os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import threading
 from typing import Any
 
@@ -20,6 +21,9 @@ LIMIT = 1 << 28  # bytes kept at most while nobody uses them
 
 _spare: list[np.ndarray[Any, Any]] = []  # the one given back last at the end
 _lock = threading.RLock()  # a lease may end, by garbage collection, while its thread is in here
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 class _Lease:

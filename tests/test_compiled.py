@@ -1,0 +1,208 @@
+"""Compiled loops and threads: the same numbers on every path that a layer can take, and when which is taken."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests.conftest import force, make_backend
+from tests.layers import alone, inputs_of, make, run
+from xlstm import jit, kernels
+from xlstm.cells import gru, lstm
+from xlstm.compiled import FLOATS, Kernel
+
+needs_numba = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
+KINDS = ("LSTM", "GRU", "RNN")
+LENGTHS = [7, 0, 3, 7, 1]
+# (compiled, plan that is forced)
+PATHS = {"threads": ("0", "parts"), "compiled": ("1", None), "both": ("1", "parts"), "shared": ("1", "shared")}
+
+
+@pytest.mark.parametrize("path", [pytest.param(p, marks=needs_numba) if PATHS[p][0] == "1" else p for p in PATHS])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_path_gives_the_same_numbers(monkeypatch, rng, kind, dtype, path):
+    """y, states, and gradients of everything, of all options alone; and the same bits each time."""
+    compiled, forced = PATHS[path]
+    tolerance = {"float64": 1e-11, "float32": 3e-5}[dtype]
+    be = make_backend("numpy", dtype)
+    for options in [*alone(kind), {"num_layers": 2, "direction": "bidirectional"}]:
+        layer = make(kind, options, 3, 5)
+        params, x, state = inputs_of(layer, be, rng, 7, 5)
+        for lengths in (None, LENGTHS):
+            monkeypatch.setenv("XLSTM_COMPILE", "0")
+            monkeypatch.setenv("XLSTM_NUM_THREADS", "1")
+            expected = run(layer, params, x, state, lengths, seed=4)
+            with monkeypatch.context() as patch:
+                patch.setenv("XLSTM_COMPILE", compiled)
+                if forced:
+                    force(forced, patch)
+                found, again = (run(layer, params, x, state, lengths, seed=4) for _ in range(2))
+            for name, array in found.items():
+                np.testing.assert_array_equal(array, again[name], err_msg=f"{layer} {name}")
+                limit = tolerance * max(1.0, np.max(np.abs(expected[name]), initial=0))
+                assert np.max(np.abs(array - expected[name]), initial=0) <= limit, f"{layer} {lengths} {name}"
+
+
+@needs_numba
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("B", [1, 3, 20])
+def test_wide_and_long(monkeypatch, rng, kind, B):
+    """Widths past a tile and a vector register, blocks of steps of one sequence, and weights past its own product."""
+    monkeypatch.setattr("xlstm.fused.STEPS", 16)
+    layer = make(kind, {}, 19, 37)
+    params, x, state = inputs_of(layer, make_backend("numpy"), rng, 50, B, scale=0.2)
+    results = {}
+    for weights in (0, 1 << 20):
+        monkeypatch.setattr("xlstm.fused.WEIGHTS", weights)
+        for compiled in "01":
+            monkeypatch.setenv("XLSTM_COMPILE", compiled)
+            results[weights, compiled] = run(layer, params, x, state)
+    for found in results.values():
+        for name, array in found.items():
+            np.testing.assert_allclose(array, results[0, "0"][name], rtol=1e-9, atol=1e-10, err_msg=name)
+
+
+@needs_numba
+@pytest.mark.parametrize("kind", KINDS)
+def test_inference_and_single_steps(monkeypatch, rng, kind):
+    for options in alone(kind):
+        layer = make(kind, options, 3, 5)
+        if layer.directions != ("",) or layer.batch_first:
+            continue
+        for B in (1, 4):
+            params, x, state = inputs_of(layer, make_backend("numpy"), rng, 5, B)
+            results = []
+            for compiled in "01":
+                monkeypatch.setenv("XLSTM_COMPILE", compiled)
+                y, end, saved = layer.forward(params, x, state, train=False)
+                y1, after = layer.step(params, x[0], state)
+                y0, zero = layer.step(params, x[0])
+                assert saved is None
+                results.append([y, *end, y1, *after, y0, *zero])
+            np.testing.assert_allclose(results[1][0][0], results[1][len(end) + 1], rtol=1e-9, atol=1e-11)
+            for a, b in zip(*results, strict=True):
+                np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-11, err_msg=str(layer))
+
+
+@needs_numba
+@pytest.mark.parametrize(("dtype", "ulps"), [("float32", 3), ("float64", 3)])
+def test_tanh_is_right_to_three_units_in_the_last_place(dtype, ulps):
+    kernel = Kernel(dtype, lambda xp, h: {"y": xp.tanh(h)}, {"h": None}, {}, {}, "")
+    x = np.concatenate([np.linspace(-30, 30, 60001), np.logspace(-30, 2, 5001), -np.logspace(-30, 2, 5001)]).astype(
+        dtype
+    )
+    y = np.empty_like(x)
+    kernel.step(0, 0, 0, x.size, x, y)
+    exact = np.tanh(x.astype(np.longdouble))
+    assert np.max(np.abs(y - exact) / np.spacing(np.abs(exact).astype(dtype))) <= ulps
+    special = np.array([np.nan, np.inf, -np.inf, 0.0], dtype=dtype)
+    y = np.empty_like(special)
+    kernel.step(0, 0, 0, 4, special, y)
+    np.testing.assert_array_equal(y, [np.nan, 1, -1, 0])
+
+
+@needs_numba
+def test_what_is_not_a_number_stays_so(rng):
+    """NaN and infinity in one sequence reach its own results, as in NumPy, and no other's."""
+    for options in ({}, {"clip": 0.5}, {"cell_clip": 0.5}):
+        layer = xlstm.LSTM(2, 3, **options)
+        params = layer.init(0, "numpy", "float64")
+        x = rng.standard_normal((4, 3, 2))
+        x[1, 1, 0] = np.nan
+        y, _, _ = layer.forward(params, x)
+        assert np.all(np.isnan(y[1:, 1]))
+        assert np.all(np.isfinite(y[:, [0, 2]]))
+
+
+@needs_numba
+def test_cells_that_are_compiled():
+    double = np.dtype("float64")
+    assert kernels.of(lstm.Cell(), double, (), ("b",)) is kernels.of(lstm.Cell(), double, (), ("b",))
+    assert kernels.of(lstm.Cell(), double, (("p", 3),), ()) is not None
+    assert kernels.of(lstm.Cell(), double, (("gc", 1), ("bc", 1)), ()) is None  # normalised over all units
+    assert kernels.of(gru.ResetBefore(), double, (), ()) is None  # a product between its gates
+    assert kernels.of(lstm.Cell(), np.dtype("float16"), (), ()) is None
+    assert set(FLOATS) == {"float32", "float64"}
+
+
+@needs_numba
+def test_layers_that_are_compiled(rng, monkeypatch):
+    """By their plan; so that a change which leaves layers to NumPy does not go unseen."""
+    monkeypatch.setenv("XLSTM_COMPILE", "1")
+    plain = {"layer_norm", "proj_size", "recurrent_dropout", "zoneout"}
+    for kind in KINDS:
+        for options in alone(kind):
+            layer = make(kind, options, 3, 5)
+            params, x, state = inputs_of(layer, make_backend("numpy"), rng, 4, 2)
+            _, _, saved = layer.forward(params, x, state, seed=1)
+            expected = not plain & set(options) and options.get("reset_after", True)
+            assert all(one.saved.plan.compiled == expected for one in saved.passes.values()), layer
+
+
+def test_the_variable_decides(monkeypatch):
+    monkeypatch.setenv("XLSTM_COMPILE", "0")
+    assert not jit.enabled()
+    monkeypatch.setenv("XLSTM_COMPILE", "yes")
+    with pytest.raises(ValueError, match="XLSTM_COMPILE: 'yes', expected 0 or 1"):
+        jit.enabled()
+    monkeypatch.setattr(jit, "failure", lambda: "numba is not installed; pip install numba")
+    monkeypatch.setenv("XLSTM_COMPILE", "1")
+    with pytest.raises(ImportError, match="XLSTM_COMPILE=1, but numba is not installed; pip install numba"):
+        jit.enabled()
+    monkeypatch.delenv("XLSTM_COMPILE")
+    assert not jit.enabled()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ModuleNotFoundError("no", name="numba"), "numba is not installed; pip install numba scipy platformdirs"),
+        (ImportError("Numba needs NumPy 2.2 or less"), r"Numba does not import \(ImportError: Numba needs NumPy"),
+    ],
+)
+def test_numba_that_is_missing_or_broken_is_said_so(monkeypatch, error, reason):
+    def fail(name):
+        raise error
+
+    monkeypatch.setattr(jit.importlib, "import_module", fail)
+    jit.failure.cache_clear()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("XLSTM_COMPILE", raising=False)
+            assert not jit.enabled()
+        found = jit.failure()
+    finally:
+        jit.failure.cache_clear()
+    assert re.match(reason, found)
+
+
+CODE = """
+import numpy as np, xlstm
+layer = xlstm.RNN(2, 3)
+params = layer.init(0, "numpy")
+y, _, saved = layer.forward(params, np.ones((4, 2, 2), dtype="float32"))
+layer.backward(params, saved, y)
+print(saved["0"].saved.plan.compiled, float(y.sum()))
+"""
+
+
+@needs_numba
+@pytest.mark.parametrize("writable", [True, False])
+def test_compiled_code_is_kept_for_the_next_process(tmp_path, monkeypatch, writable):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XLSTM_COMPILE", "1")
+    if not writable:
+        (tmp_path / "xlstm").write_text("a file where the folder should be")
+    results = [
+        subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=False) for _ in range(2)
+    ]
+    assert [r.returncode for r in results] == [0, 0], results[0].stderr
+    assert results[0].stdout == results[1].stdout
+    assert results[0].stdout.startswith("True ")
+    if writable:
+        kept = {path.suffix for path in (tmp_path / "xlstm").rglob("*") if path.is_file()}
+        assert {".py", ".nbi", ".nbc"} <= kept

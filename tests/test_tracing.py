@@ -1,0 +1,141 @@
+"""Tracing: what is written down computes what the function does, for every cell, option and activation."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from xlstm.activations import GATES
+from xlstm.cells import gru, lstm, rnn
+from xlstm.tracing import UntraceableError, trace
+
+# NumPy's own functions for the operations, and so not those of any target.
+OPERATIONS = {
+    **{"add": np.add, "subtract": np.subtract, "multiply": np.multiply, "divide": np.divide, "negative": np.negative},
+    **{"less": np.less, "less_equal": np.less_equal, "and": np.logical_and, "where": np.where},
+    **{name: getattr(np, name) for name in ("tanh", "exp", "expm1", "log", "log1p", "sqrt", "abs")},
+    **{"maximum": np.maximum, "minimum": np.minimum, "number": np.float64},
+}
+
+
+def evaluate(lines, outputs, inputs):
+    """The outputs of a trace from arrays of NumPy."""
+    values, found = {}, {name: {} for name in outputs}
+    for to, row, op, args in lines:
+        if op == "input":
+            name, row = args
+            values[to] = inputs[name] if row is None else inputs[name][row]
+        elif op == "store":
+            found[to][row] = values[args[0]]
+        else:
+            values[to] = OPERATIONS[op](*(a if op == "number" else values[a] for a in args))
+    return {n: rows[None] if outputs[n] is None else np.stack(list(rows.values())) for n, rows in found.items()}
+
+
+def agree(function, inputs):
+    """A traced function against the function itself, which is given NumPy."""
+    rows = {name: a.shape[0] if a.ndim == 2 else None for name, a in inputs.items()}
+    lines, outputs = trace(function, rows)
+    expected = function(np, **inputs)
+    found = evaluate(lines, outputs, inputs)
+    assert list(found) == list(expected)
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-15, atol=0, err_msg=name)
+    return lines
+
+
+CELLS = {
+    "lstm": lstm.Cell(),
+    "lstm clip": lstm.Cell(clip=0.5),
+    "lstm coupled": lstm.Cell(coupled=True),
+    "lstm cell_clip": lstm.Cell(cell_clip=0.4),
+    "lstm all": lstm.Cell(("hard_sigmoid(0.3, 0.5)", "softsign", "elu"), 0.7, True, 0.4),
+    "gru": gru.Cell(),
+    "gru clip": gru.Cell(clip=0.5),
+    "rnn": rnn.Cell(),
+    "rnn clip": rnn.Cell(("softplus",), 0.5),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "peepholes"),
+    [(name, False) for name in CELLS] + [(name, True) for name, cell in CELLS.items() if isinstance(cell, lstm.Cell)],
+)
+def test_cells_forward_and_backward(rng, name, peepholes):
+    cell = CELLS[name]
+    G, M = len(cell.GATES), 40
+    own = {"p": rng.standard_normal((G - 1, M))} if peepholes else {}
+    inputs = {"z": rng.standard_normal((G, M)), "zh": rng.standard_normal((G, M)), "h": rng.standard_normal(M)}
+    carry = {s: rng.standard_normal(M) for s in cell.STATES[1:]}
+
+    def forward(xp, z, zh, h, **rest):
+        given = (z, zh, h) if cell.SPLIT else (z,)
+        states = [rest[s] for s in cell.STATES[1:]]
+        *new, saved = cell.gates(xp, *given, *states, **{k: rest[k] for k in own})
+        return {**{f"n{k}": a for k, a in enumerate(new)}, **{f"s{k}": a for k, a in enumerate(saved)}}
+
+    agree(forward, {**inputs, **carry, **own})
+    kept = {name: a for name, a in forward(np, **inputs, **carry, **own).items() if name[0] == "s"}
+
+    def backward(xp, dh, **rest):
+        states = [rest[s] for s in cell.STATES[1:]]
+        slopes = cell.slopes(xp, *states, [rest[k] for k in kept], **{k: rest[k] for k in own})
+        found = cell.gates_bwd(xp, dh, *(rest[f"d{s}"] for s in cell.STATES[1:]), slopes)
+        return {f"d{k}": a for k, a in enumerate(found)}
+
+    gradients = {f"d{s}": rng.standard_normal(M) for s in cell.STATES[1:]}
+    agree(backward, {"dh": rng.standard_normal(M), **gradients, **carry, **kept, **own})
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_activations(rng, name):
+    pair = GATES[name]
+    x = rng.standard_normal(50)
+    agree(lambda xp, x: {"y": pair.fwd(xp, x)}, {"x": x})
+    agree(lambda xp, dy, y: {"dx": pair.bwd(xp, dy, None, y)}, {"dy": rng.standard_normal(50), "y": pair.fwd(np, x)})
+
+
+def test_equal_operations_are_there_once_and_needless_ones_not_at_all():
+    lines, _ = trace(lambda xp, x, y: {"a": xp.tanh(x + y) * xp.tanh(x + y), "b": x}, {"x": None, "y": None})
+    assert [line.op for line in lines] == ["input", "input", "add", "tanh", "multiply", "store", "store"]
+    lines, _ = trace(lambda xp, x, y: {"a": x, "b": (xp.exp(y), x)[1]}, {"x": None, "y": None})
+    assert [line.op for line in lines] == ["input", "store", "store"]
+
+
+def test_arrays_of_the_trace_are_changed_by_row():
+    def function(xp, x):
+        y = xp.asarray(x, copy=True)
+        y[1, ...] *= 2
+        y[-1, ...] = y[0, ...]
+        return {"y": y, "x": x}
+
+    agree(function, {"x": np.arange(12.0).reshape(3, 4)})
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda xp, x: {"y": xp.mean(x)}, "mean cannot be traced"),
+        (lambda xp, x: {"y": xp.cumsum(x, axis=0)}, "cumsum cannot be traced"),
+        (lambda xp, x: {"y": x[1]}, "the index 1 cannot be traced"),
+        (lambda xp, x: {"y": x[..., 0]}, "cannot be traced"),
+        (lambda xp, x: {"y": x if x > 0 else -x}, "a branch on a value"),
+        (lambda xp, x: {"y": x[:2, ...] + x}, "add of 2 and 3 rows"),
+        (lambda xp, x: {"y": x * x.shape[0]}, "shape cannot be traced"),
+        (lambda xp, x: {"y": xp.stack((x, x))}, "stack of rows"),
+    ],
+)
+def test_what_is_not_element_by_element_is_refused_by_name(function, message):
+    with pytest.raises(UntraceableError, match=message):
+        trace(function, {"x": 3})
+
+
+def test_layer_norm_and_an_inner_product_are_not_element_by_element(rng):
+    with pytest.raises(UntraceableError, match="mean"):
+        trace(lambda xp, z, c, g: {"h": lstm.gates(xp, z, c, gc=g, bc=g)[0]}, {"z": 4, "c": None, "g": None})
+
+
+def test_every_field_of_a_cell_is_among_the_traced_ones():
+    """A new option of a cell is to be traced here, too."""
+    changed = {f.name for f in dataclasses.fields(lstm.Cell) if getattr(CELLS["lstm all"], f.name) != f.default}
+    assert changed == {f.name for f in dataclasses.fields(lstm.Cell)}
