@@ -23,6 +23,15 @@ def threads() -> int:
     return max((library.num_threads for library in _libraries()), default=1)
 
 
+def describe() -> list[str]:
+    """Each library in words, with the kernel it chose for this processor."""
+    return [
+        f"{library.internal_api} {library.version} {getattr(library, 'architecture', '')}".strip()
+        + f", threads: {library.num_threads}"
+        for library in _libraries()
+    ]
+
+
 @contextlib.contextmanager
 def limited(threads: int) -> Iterator[None]:
     """`threads` threads a product meanwhile, in the whole process; not for several callers at once."""
@@ -38,12 +47,7 @@ def limited(threads: int) -> Iterator[None]:
 
 def tiles(R: int, K: int, n: int) -> tuple[int, int]:
     """How to divide a matrix (R, K) for a product with (K, n): rows of a tile, and pieces along K; (R, 1) for not."""
-    if (
-        not 1 < n <= 64
-        or R * K * n <= SMALL
-        or threads() > 1
-        or not _unpacked("scipy.linalg.cython_blas" in sys.modules)
-    ):
+    if not 1 < n <= 64 or R * K * n <= SMALL or threads() > 1 or not _unpacked(_scipy()):
         return R, 1
     least = min(64, max(8, 512 // n))  # rows
     for pieces in range(1, 17):

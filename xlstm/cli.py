@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import csv as csvlib
 import functools
-import platform
 import sys
 from collections.abc import Callable
-from importlib import metadata
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import xlstm
 from xlstm import backend as choose_backend
-from xlstm import convert, plots, training
-from xlstm.backend import Backend, BackendError, usable
+from xlstm import benchmark, convert, machine, plots, threads, training
+from xlstm.backend import NAMES, Backend, BackendError, usable
 from xlstm.estimators import Forecaster, Score, Settings
 from xlstm.series import Series, bundled, read_csv
 
@@ -166,16 +166,67 @@ def import_(
 
 @app.command()
 @one_line_errors
+def bench(
+    layers: Annotated[list[str] | None, typer.Argument(help="lstm, gru, rnn; lstm if left out.")] = None,
+    size: Annotated[
+        list[str] | None, typer.Option("--size", help="T,B,D,H; may be given several times. Five sizes if left out.")
+    ] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="float32, float64 or float16; may be given several times. float32.")
+    ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option("--backend", help="numpy, cupy or torch, the first to be compared with; all usable if left out."),
+    ] = None,
+    inference: Annotated[bool, typer.Option("--inference", help="A forward pass only, which keeps nothing.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is timed in turn, at least 0.15 s at a time.")] = 9,
+    json: Annotated[Path | None, typer.Option("--json", help="Append results to this file, a line each.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Picture to draw; needs matplotlib.")] = None,
+) -> None:
+    """Compare backends on this machine: time, speed and memory of layers forward and backward.
+
+    They run side by side, in turn. From which size on another backend is faster than the first is said at the end.
+    """
+    sizes = [benchmark.Size.of(text) for text in size] if size else [benchmark.Size(*s) for s in benchmark.SIZES]
+    dtypes = dtype or ["float32"]
+    todo = benchmark.cases(layers or ["lstm"], sizes, dtypes, not inference)
+    chosen = _backends(backend, dtypes)
+    if plot is not None and not plots.available():
+        raise ImportError("--plot: matplotlib is not installed; pip install matplotlib")
+    if json is not None:
+        json.open("a").close()  # before any work is done: can it be written to?
+    for be in chosen:
+        out.print(f"backend: {be}")
+    out.print(f"threads: {threads.available()}, compiled loops: {machine.compiled()}")
+    rows: list[benchmark.Row] = []
+    with Progress(BarColumn(16), "{task.completed}/{task.total} {task.description}", console=err) as bar:
+        bar.disable = not err.is_terminal
+        task = bar.add_task("", total=len(todo))
+        for done in benchmark.run(todo, chosen, rounds, lambda now: bar.update(task, description=now)):
+            rows += done
+            bar.advance(task)
+            if json is not None:
+                about = machine.describe()
+                with json.open("a", encoding="utf-8") as file:
+                    file.writelines(dumps({**row.as_dict(), "machine": about}) + "\n" for row in done)
+    _print_rows(rows)
+    for line in benchmark.crossover(rows):
+        out.print(line)
+    if plot is not None:
+        plots.comparison(plot, rows)
+        out.print(f"picture: {plot}")
+
+
+@app.command()
+@one_line_errors
 def info() -> None:
-    """Show versions, devices, and which backend is chosen and why."""
-    packages = (
-        *("numpy", "array-api-compat", "safetensors", "cupy-cuda12x", "cupy-cuda13x", "torch", "matplotlib"),
-        *("onnx", "h5py"),
-    )
-    rows = {"xlstm": xlstm.__version__, "python": f"{platform.python_version()} on {platform.platform()}"}
-    rows |= {package: _version(package) for package in packages}
-    for name, found in usable().items():
-        rows[f"backend {name}"] = str(found) if isinstance(found, Backend) else f"not usable: {found}"
+    """Show versions, devices, threads, and which backend is chosen and why."""
+    found = machine.describe()
+    rows = {key: found[key] for key in ("xlstm", "python", "processor", "cores")}
+    rows |= {package: machine.version_of(package) or "not installed" for package in machine.PACKAGES}
+    rows |= {"threads": found["threads"], "blas": "; ".join(found["blas"]), "compiled loops": found["compiled loops"]}
+    for name, backend in usable().items():
+        rows[f"backend {name}"] = str(backend) if isinstance(backend, Backend) else f"not usable: {backend}"
     try:
         chosen = choose_backend("auto")
         rows["auto chooses"] = f"{chosen} ({chosen.reason})"
@@ -200,11 +251,21 @@ def main() -> None:
     app()
 
 
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+def _backends(names: list[str] | None, dtypes: list[str]) -> list[Backend]:
+    """Those named, all of which have to work with all dtypes; else all that do, and why the others do not."""
+    found, refused = {}, []
+    for name in names or NAMES:
+        try:
+            found[name] = [choose_backend(name, dtype=dtype) for dtype in dtypes].pop()
+        except (BackendError, TypeError) as error:
+            if names:
+                raise
+            refused.append(error)
+    if not found:
+        raise refused[0]
+    for reason in refused:
+        out.print(f"without: {reason}")
+    return list(found.values())
 
 
 def _writable(folder: Path) -> None:
@@ -265,3 +326,23 @@ def _print_score(score: Score, step: str) -> None:
         errors = (score.model, score.persistence, score.autoregression)
         table.add_row(f"{h} {step}{'s' if h > 1 else ''} ahead", *(f"{e[h - 1]:.4g}" for e in errors))
     out.print(table, width=max(80, out.width))  # numbers are never cut short
+
+
+def _print_rows(rows: list[benchmark.Row]) -> None:
+    """Times of a benchmark, a table for each layer and dtype with a row for each size and backend."""
+    first = rows[0].backend
+    for layer, dtype in dict.fromkeys((r.case.layer, r.case.dtype) for r in rows):
+        title = f"{layer} {dtype}, {rows[0].case.what}: median time of a call, ratio to {first}"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        table.add_column("T,B,D,H", no_wrap=True)
+        table.add_column("backend", no_wrap=True)
+        for heading in ("ms", "seq/s", "GFLOP/s", "share", "peak MB", "ratio"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row in (r for r in rows if (r.case.layer, r.case.dtype) == (layer, dtype)):
+            size, ms = ",".join(map(str, row.case.size)), row.timing.median * 1e3
+            memory = "-" if row.peak is None else f"{row.peak / 1e6:.1f}"
+            numbers = (f"{ms:.4g}", f"{row.sequences:.4g}", f"{row.speed / 1e9:.3g}", f"{row.share:.0%}", memory)
+            table.add_row(size, row.backend, *numbers, f"{row.ratio:.2f}")
+        out.print(table)
+    speeds = {f"{r.device} {r.case.dtype}: {r.product_speed / 1e9:.4g} GFLOP/s": None for r in rows}
+    out.print(f"share is that of the speed of a large matrix product: {', '.join(speeds)}")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from xlstm.benchmark import Row
 from xlstm.data import Values
 from xlstm.series import Series
 
@@ -44,4 +46,25 @@ def forecast(path: str | os.PathLike[str], series: Series, at: np.ndarray[Any, A
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylabel(series.name, parse_math=False)
     figure.legend(*whole.get_legend_handles_labels(), loc="outside upper right", frameon=False, ncols=2, fontsize=9)
+    figure.savefig(path, dpi=120)
+
+
+def comparison(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
+    """Draw sequences a second of every backend by size, a panel for each layer and dtype."""
+    from matplotlib.figure import Figure
+
+    panels = list(dict.fromkeys((r.case.layer, r.case.dtype) for r in rows))
+    figure = Figure(figsize=(10, 1 + 3 * len(panels)), layout="constrained")
+    for (layer, dtype), axes in zip(panels, figure.subplots(len(panels), 1, squeeze=False)[:, 0], strict=True):
+        some = [r for r in rows if (r.case.layer, r.case.dtype) == (layer, dtype)]
+        for name in dict.fromkeys(r.device for r in some):
+            mine = [r for r in some if r.device == name]
+            sizes = [",".join(map(str, r.case.size)) for r in mine]
+            axes.plot(sizes, [r.sequences for r in mine], marker="o", label=name)
+        axes.set_yscale("log")
+        axes.set_ylabel("sequences a second")
+        axes.set_xlabel("T,B,D,H")
+        axes.set_title(f"{layer} {dtype}, {some[0].case.what}", loc="left", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=120)

@@ -1,0 +1,101 @@
+"""What is timed, with arrays for everybody, and xlstm's own side of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+import xlstm
+from xlstm import jit
+from xlstm.backend import Backend
+from xlstm.benchmark import LAYERS
+
+# T, B, D, H
+SHAPES = [(32, 1, 1, 50), (128, 1, 64, 64), (100, 32, 64, 128), (128, 64, 256, 256), (128, 64, 512, 512)]
+LARGE = [(64, 32, 1024, 1024)]
+GPU_SHAPES = [(512, 64, 512, 512), (1024, 16, 1024, 1024), (128, 256, 256, 256)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer, its sizes, and what is done with it."""
+
+    layer: str
+    T: int
+    B: int
+    D: int
+    H: int
+    dtype: str = "float32"
+    num_layers: int = 1
+    bidirectional: bool = False
+    ragged: bool = False  # sequences of T/4 to T steps
+    train: bool = True  # forward and backward, else a forward pass that keeps nothing
+
+    def __str__(self) -> str:
+        stack = ", 2 layers, both directions" if self.num_layers == 2 else ""
+        ragged = ", lengths T/4 to T" if self.ragged else ""
+        return f"{self.layer} {self.T},{self.B},{self.D},{self.H} {self.dtype}{stack}{ragged}"
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """Whole numbers from T/4 to T, or None."""
+        return np.random.default_rng(1).integers(self.T // 4, self.T + 1, self.B) if self.ragged else None
+
+    @property
+    def options(self) -> dict[str, object]:
+        """Of the layer."""
+        return {"num_layers": self.num_layers, "bidirectional": self.bidirectional} if self.num_layers > 1 else {}
+
+    def layer_of(self) -> xlstm.LSTM | xlstm.GRU | xlstm.RNN:
+        """xlstm's layer."""
+        return LAYERS[self.layer](self.D, self.H, **self.options)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """x (T, B, D) and the gradient of y."""
+        rng = np.random.default_rng(0)
+        widths = self.D, self.H * (2 if self.bidirectional else 1)
+        x, dy = (rng.standard_normal((self.T, self.B, n)).astype(self.dtype) for n in widths)
+        return x, dy
+
+
+def ours(case: Case, backend: Backend) -> Callable[[], None]:
+    """xlstm's call, finished when it returns."""
+    layer = case.layer_of()
+    params = layer.init(0, backend)
+    x, dy = map(backend.asarray, case.arrays())
+
+    def run() -> None:
+        _, _, saved = layer.forward(params, x, lengths=case.lengths, train=case.train)
+        if case.train:
+            layer.backward(params, saved, dy)
+        backend.synchronize()
+
+    return run
+
+
+def without_compiling(call: Callable[[], None]) -> Callable[[], None]:
+    """The same with NumPy alone."""
+
+    def run() -> None:
+        with variable(jit.VARIABLE, "0"):
+            call()
+
+    return run
+
+
+@contextlib.contextmanager
+def variable(name: str, value: str) -> Iterator[None]:
+    """An environment variable meanwhile."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -1,0 +1,37 @@
+"""Time to import a package in a new process, that of Python itself taken off.
+
+python -m bench.imports [--json FILE]
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+
+from bench import run
+from xlstm.timing import Timing, interleave
+
+PACKAGES = ("xlstm", "numpy", "torch", "jax", "keras")
+
+
+def main() -> None:
+    options = run.parser(__doc__).parse_args()
+    run.start("import")
+    names = [name for name in PACKAGES if importlib.util.find_spec(name)]
+    missing = {name: "not installed" for name in PACKAGES if name not in names}
+    environment = {"KERAS_BACKEND": "jax", **os.environ}
+    calls = {
+        name: functools.partial(subprocess.run, [sys.executable, "-c", code], check=True, env=environment)
+        for name, code in {"python": "pass", **{name: f"import {name}" for name in names}}.items()
+    }
+    timings = interleave(calls, options.rounds, block=0)
+    python = timings.pop("python")
+    found = {n: Timing(t.best - python.best, t.median - python.median, t.calls) for n, t in timings.items()}
+    run.finish("import", "import", found, options.json, missing)
+
+
+if __name__ == "__main__":
+    main()

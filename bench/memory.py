@@ -1,0 +1,47 @@
+"""Peak memory of an LSTM forward + backward beyond weights, input and libraries, each in a process of its own.
+
+python -m bench.memory [--json FILE]
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import xlstm
+from bench import cases, peers, run
+from bench.cases import LARGE, SHAPES, Case
+from xlstm import peak
+
+
+def prepare(peer: str, case: dict):
+    """The call, after a small one."""
+    given = Case(**case)
+    small = replace(given, T=2, D=4, H=4)
+    if peer == "xlstm":
+        backend = xlstm.backend("numpy", dtype=given.dtype)
+        cases.ours(small, backend)()
+        return cases.ours(given, backend)
+    peers.PEERS[peer](small)()
+    return peers.PEERS[peer](given)
+
+
+def main() -> None:
+    options = run.parser(__doc__).parse_args()
+    run.start("peak memory")
+    for shape in (*SHAPES[2:], *LARGE):
+        case = Case("lstm", *shape)
+        results, missing = {}, {}
+        for peer in ("xlstm", "torch"):
+            if peer != "xlstm" and (reason := peers.calls(replace(case, T=2), (peer,))[1]):
+                missing |= reason
+                continue
+            taken = peak.of("bench.memory:prepare", peer, asdict(case))
+            if taken is None:
+                print("this system does not say how much memory a process took at most: not measured")
+                return
+            results[peer] = {"median": taken}
+        run.record("peak memory", str(case), results, "bytes", options.json, missing, asdict(case))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Backends compared: one layer forward and backward on each, side by side.
+
+Time, sequences and floating-point operations a second, the share of what a large matrix product of the same
+library reaches, peak memory, and from which size on another backend is the faster one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from xlstm import peak
+from xlstm.backend import Backend, backend, backend_of, generator
+from xlstm.layers.base import Recurrent
+from xlstm.layers.recurrent import GRU, LSTM, RNN
+from xlstm.timing import Timing, interleave
+
+LAYERS: dict[str, type[Recurrent]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+SIZES = ((32, 1, 1, 50), (128, 1, 64, 64), (100, 32, 64, 128), (128, 64, 256, 256), (128, 64, 512, 512))
+
+
+class Size(NamedTuple):
+    """Steps, sequences, width of the input, hidden units."""
+
+    T: int
+    B: int
+    D: int
+    H: int
+
+    @classmethod
+    def of(cls, text: str) -> Size:
+        """From "T,B,D,H".
+
+        Raises
+        ------
+        ValueError
+            It is not four whole numbers from 1 up.
+        """
+        parts = text.split(",")
+        if len(parts) != 4 or not all(part.strip().isdecimal() and int(part) for part in parts):
+            raise ValueError(f"size: {text!r}, expected four numbers from 1 up: T,B,D,H, such as 128,64,256,256")
+        return cls(*map(int, parts))
+
+
+class Case(NamedTuple):
+    """What is timed."""
+
+    layer: str
+    size: Size
+    dtype: str = "float32"
+    train: bool = True  # forward and backward, else a forward pass that keeps nothing
+
+    @property
+    def what(self) -> str:
+        """In words."""
+        return "forward and backward" if self.train else "inference"
+
+    def __str__(self) -> str:
+        return f"{self.layer} {','.join(map(str, self.size))} {self.dtype}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one backend did in one case."""
+
+    case: Case
+    backend: str
+    device: str
+    timing: Timing
+    operations: float  # floating-point operations of the matrix products
+    product_speed: float  # operations a second of a large product, measured in the same run
+    peak: int | None  # bytes
+    ratio: float  # its median time over that of the first backend
+
+    @property
+    def sequences(self) -> float:
+        """A second."""
+        return self.case.size.B / self.timing.median
+
+    @property
+    def speed(self) -> float:
+        """Operations a second."""
+        return self.operations / self.timing.median
+
+    @property
+    def share(self) -> float:
+        """Of the speed of a large matrix product."""
+        return self.speed / self.product_speed
+
+    def as_dict(self) -> dict[str, Any]:
+        """Fit for JSON."""
+        return {
+            **self.case._asdict(),
+            "size": self.case.size._asdict(),
+            "backend": self.backend,
+            "device": self.device,
+            "seconds": asdict(self.timing),
+            "sequences_per_second": self.sequences,
+            "gflops": self.speed / 1e9,
+            "product_gflops": self.product_speed / 1e9,
+            "share_of_product_speed": self.share,
+            "peak_bytes": self.peak,
+            "ratio_to_first": self.ratio,
+        }
+
+
+def cases(layers: Sequence[str], sizes: Sequence[Size], dtypes: Sequence[str], train: bool = True) -> list[Case]:
+    """All combinations, layer by layer, from little work to much.
+
+    Raises
+    ------
+    ValueError
+        A layer is unknown, or there is nothing to time.
+    """
+    if unknown := [name for name in layers if name not in LAYERS]:
+        raise ValueError(f"layer: {unknown[0]!r} is unknown, expected {', '.join(LAYERS)}")
+    found = [
+        Case(layer, size, dtype, train)
+        for layer in dict.fromkeys(layers)
+        for dtype in dict.fromkeys(dtypes)
+        for size in dict.fromkeys(sizes)
+    ]
+    if not found:
+        raise ValueError("bench: nothing to time, expected at least one layer, size and dtype")
+    return sorted(found, key=lambda case: (layers.index(case.layer), dtypes.index(case.dtype), operations(case)))
+
+
+def run(
+    todo: Sequence[Case], backends: Sequence[Backend], rounds: int = 9, show: Callable[[str], object] = lambda now: None
+) -> Iterator[list[Row]]:
+    """The rows of each case, a backend each, as they are done; `show` is told what is going on."""
+    speeds: dict[tuple[str, str], float] = {}
+    for case in todo:
+        calls = {be.name: call(case, backend_of(be, case.dtype)) for be in backends}
+        for be in backends:
+            if (be.name, case.dtype) not in speeds:
+                show(f"{be.name}: speed of a {case.dtype} matrix product")
+                speeds[be.name, case.dtype] = product_speed(backend_of(be, case.dtype))
+        timings = interleave(calls, rounds, show=lambda name, case=case: show(f"{name}: {case}"))  # type: ignore[misc]
+        rows = []
+        for be in backends:
+            show(f"{be.name}: {case}, memory")
+            taken = peak.of("xlstm.benchmark:prepare", [*case[:1], list(case.size), *case[2:]], be.name)
+            ratio = timings[be.name].median / timings[backends[0].name].median
+            speed = speeds[be.name, case.dtype]
+            rows.append(Row(case, be.name, str(be), timings[be.name], operations(case), speed, taken, ratio))
+        yield rows
+
+
+def call(case: Case, be: Backend) -> Callable[[], None]:
+    """The work of a case on a backend, finished when it returns."""
+    T, B, D, H = case.size
+    layer = LAYERS[case.layer](D, H)
+    params, rng = layer.init(0, be), generator(0)
+    x, dy = (be.asarray(rng.standard_normal((T, B, n))) for n in (D, H))
+
+    def work() -> None:
+        _, _, saved = layer.forward(params, x, train=case.train)
+        if saved is not None:
+            layer.backward(params, saved, dy)
+        be.synchronize()
+
+    return work
+
+
+def prepare(case: Sequence[Any], name: str) -> Callable[[], None]:
+    """The work of a case, given as a list, in a process of its own (`peak.of`)."""
+    layer, size, dtype, train = case
+    given = Case(layer, Size(*size), dtype, bool(train))
+    be = backend(name, dtype=dtype)
+    call(given._replace(size=Size(2, given.size.B, 4, 4)), be)()
+    return call(given, be)
+
+
+def operations(case: Case) -> float:
+    """Floating-point operations of the matrix products: 2 for each weight and step, twice as many again backward."""
+    T, B, D, H = case.size
+    shapes = LAYERS[case.layer](D, H).shapes.values()
+    weights = sum(math.prod(n or 0 for n in dims.values()) for dims in shapes if len(dims) == 2)
+    return 2.0 * weights * T * B * (3 if case.train else 1)
+
+
+def product_speed(be: Backend) -> float:
+    """Operations a second of a large square matrix product, the best of several."""
+    n = 1024 if str(be).endswith("CPU") else 4096
+    a, b = (be.asarray(generator(seed).standard_normal((n, n))) for seed in (0, 1))
+    times = []
+    for _ in range(8):
+        start = time.perf_counter()
+        be.xp.matmul(a, b)
+        be.synchronize()
+        times.append(time.perf_counter() - start)
+    return float(2.0 * n**3 / min(times[1:]))
+
+
+def crossover(rows: Sequence[Row]) -> list[str]:
+    """From which size on each other backend is faster than the first one, in words.
+
+    A backend that wins at some size and loses at a larger one wins only from where it loses no more.
+    """
+    found = []
+    first = rows[0].backend
+    groups = dict.fromkeys((r.case.layer, r.case.dtype, r.backend) for r in rows if r.backend != first)
+    for layer, dtype, name in groups:
+        some = [r for r in rows if (r.case.layer, r.case.dtype, r.backend) == (layer, dtype, name)]
+        some.sort(key=lambda r: r.operations)
+        since = next((k for k in range(len(some)) if all(r.ratio < 1 for r in some[k:])), None)
+        where = f"{layer} {dtype}: {name}"
+        if since is None:
+            found.append(f"{where} is not faster than {first} up to the largest size measured")
+        elif since == 0:
+            found.append(f"{where} is faster than {first} at every size measured")
+        else:
+            size = ",".join(map(str, some[since].case.size))
+            found.append(f"{where} is faster than {first} from T,B,D,H = {size} on, of the sizes measured")
+    return found

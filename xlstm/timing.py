@@ -1,0 +1,53 @@
+"""Times of several calls measured side by side."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call, the fastest and the median of many."""
+
+    best: float
+    median: float
+    calls: int
+
+
+def interleave(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int = 9,
+    block: float = 0.15,
+    show: Callable[[str], object] = lambda name: None,
+) -> dict[str, Timing]:
+    """Time callables in blocks in turn, A B C A B C ..., so that a noisy machine is noisy for all of them alike.
+
+    Parameters
+    ----------
+    calls : dict
+        Callables by name. Each must have finished its work when it returns, on a GPU too.
+    rounds : int
+        Blocks of each.
+    block : float
+        Seconds that a block lasts; at least one call. Its first call is not counted: the worker threads
+        of another library may still be spinning, and a device may have to wake up.
+    show : callable
+        Told the name of the callable before each block.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            show(name)
+            call()
+            end = time.perf_counter() + block
+            while True:
+                start = time.perf_counter()
+                call()
+                now = time.perf_counter()
+                samples[name].append(now - start)
+                if now > end:
+                    break
+    return {name: Timing(min(s), statistics.median(s), len(s)) for name, s in samples.items()}
