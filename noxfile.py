@@ -18,6 +18,16 @@ nox.options.error_on_missing_interpreters = True
 PROJECT = nox.project.load_toml("pyproject.toml")
 
 
+# Tests that run recurrent layers, and the environment of every path that layers can take beside the usual one.
+RECURRENT = [f"tests/test_{name}.py" for name in ("lstm", "lengths", "recurrent", "interop_torch", "training")]
+PATHS = [
+    {"XLSTM_COMPILE": "0", "XLSTM_NUM_THREADS": "1"},
+    {"XLSTM_COMPILE": "0", "XLSTM_TEST_PLAN": "parts"},
+    {"XLSTM_COMPILE": "1", "XLSTM_TEST_PLAN": "parts"},
+    {"XLSTM_COMPILE": "1", "XLSTM_TEST_PLAN": "shared"},
+]
+
+
 def group(*names: str) -> list[str]:
     """Requirements of dependency groups."""
     return [requirement for name in names for requirement in nox.project.dependency_groups(PROJECT, name)]
@@ -41,9 +51,17 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The test suite on NumPy, array-api-strict and PyTorch on the CPU, and on CuPy where a GPU is usable."""
-    session.install("-e", ".", *group("test", "bench"))
-    session.run("pytest", *session.posargs)
+    """The test suite on NumPy, array-api-strict and PyTorch on the CPU, and on CuPy where a GPU is usable.
+
+    Then everything that recurs again on every other path of NumPy arrays: loops not compiled, on one thread, and the
+    work divided among threads as it is for large layers.
+    """
+    session.install("-e", ".[fast]", *group("test", "bench"))
+    session.run("pytest", "-n", "2", *session.posargs)
+    if session.posargs:
+        return
+    for path in PATHS:
+        session.run("pytest", "-n", "2", "-q", *RECURRENT, env=path)
 
 
 @nox.session
@@ -55,11 +73,9 @@ def parity(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Times beside PyTorch's; results are appended to the JSON lines file given as argument."""
-    session.install("-e", ".", *group("bench"))
-    where = ["--json", session.posargs[0]] if session.posargs else []
-    session.run("python", "-m", "bench.training_step", *where)
-    session.run("python", "-m", "bench.layers", *where)
+    """Times beside those of other libraries, written to bench/results/<machine>.json."""
+    session.install("-e", ".[fast]", *group("bench"))
+    session.run("python", "-m", "bench", *session.posargs)
 
 
 @nox.session
@@ -85,7 +101,7 @@ def build(session: nox.Session) -> None:
     with session.chdir(room):
         session.run(str(clean / "bin" / "xlstm"), "train", external=True)
         session.run("python", "-m", "venv", "--clear", str(clean))
-        bare = ["numpy", "array-api-compat", "safetensors"]
+        bare = ["numpy", "array-api-compat", "safetensors", "threadpoolctl"]
         session.run(python, "-m", "pip", "install", "--quiet", *bare, external=True)
         session.run(python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel), external=True)
         session.run(python, "-c", TRAIN_BARE, external=True)
@@ -96,5 +112,5 @@ from xlstm.estimators import Forecaster, Settings
 from xlstm.series import bundled, read_csv
 values = read_csv(bundled("sunspots")).values
 forecaster = Forecaster(Settings(epochs=2)).fit(values)
-print("two epochs with nothing but NumPy, array-api-compat and safetensors: RMSE", forecaster.score(values).model)
+print("two epochs with nothing but NumPy and three small packages: RMSE", forecaster.score(values).model)
 """

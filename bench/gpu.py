@@ -2,8 +2,8 @@
 
     python -m bench.gpu [--output FOLDER]
 
-Needs a CUDA machine with CuPy, PyTorch and pytest. Prints a short table and writes parity.json and
-layers.jsonl to FOLDER (bench/results by default), each naming card and versions.
+Needs a CUDA machine with CuPy, PyTorch and pytest. Prints a short table and writes gpu-parity.json and gpu.json, times
+as JSON lines, to FOLDER (bench/results by default), both naming card and versions.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ def main() -> int:
     backend = xlstm.backend("cupy")  # refuses, with the reason, where there is no usable GPU
     folder.mkdir(parents=True, exist_ok=True)
     print(f"GPU check on {backend}")
-    layers = ["-m", "bench.layers", "--backend", "cupy", "--json", str(folder / "layers.jsonl")]
+    timed = ["--backend", "cupy", "--json", str(folder / "gpu.json")]
     steps = {
         "tests": ["-m", "pytest", "-q"],
-        "parity": ["-m", "tests.parity", "--json", str(folder / "parity.json")],
+        "parity": ["-m", "tests.parity", "--json", str(folder / "gpu-parity.json")],
         "main job": ["-m", "xlstm", "train", "--backend", "cupy", "--output", "xlstm-output"],
-        "layers float32": [*layers, "--dtype", "float32"],
-        "layers float64": [*layers, "--dtype", "float64"],
+        "layers float32": ["-m", "bench.layers", *timed],
+        "layers float64": ["-m", "bench.layers", *timed, "--dtype", "float64"],
+        "lengths": ["-m", "bench.lengths", *timed],
+        "inference": ["-m", "bench.inference", *timed],
+        "backends": ["-m", "xlstm", "bench", "--backend", "numpy", "--backend", "cupy"],
     }
     results = {}
     for name, arguments in steps.items():

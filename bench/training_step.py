@@ -5,57 +5,74 @@ python -m bench.training_step [--json FILE]
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
-import torch
 
 import xlstm
-from bench import notebook
-from bench.timing import interleave, report
-from xlstm import losses, optim
+from bench import notebook, run
+from bench.cases import without_compiling
+from bench.peers import MissingError, module
+from xlstm import jit, losses, optim, threads
+from xlstm.timing import interleave
 
 T, D, H, RATE = 32, 1, 50, 0.05
 
 
-def cases():
-    rng = np.random.default_rng(0)
-    x, target = rng.standard_normal((T, D)), 0.1 * rng.standard_normal((T, H))
-
+def ours(x, target):
     layer = xlstm.LSTM(D, H, initializer="notebook")
     optimizer = optim.sgd(RATE)
-    ours = {"params": layer.init(0, "numpy", "float64")}
-    ours["state"] = optimizer.init(ours["params"])
-    x3, target3 = x[:, None, :], target[:, None, :]
+    now = {"params": layer.init(0, "numpy", "float64")}
+    now["state"] = optimizer.init(now["params"])
 
-    def xlstm_step():
-        y, _, saved = layer.forward(ours["params"], x3)
-        loss, dy = losses.mse(y, target3)
-        grads, _, _ = layer.backward(ours["params"], saved, dy)
-        ours["params"], ours["state"] = optimizer.update(ours["params"], grads, ours["state"])
+    def step():
+        y, _, saved = layer.forward(now["params"], x)
+        loss, dy = losses.mse(y, target)
+        grads, _, _ = layer.backward(now["params"], saved, dy)
+        now["params"], now["state"] = optimizer.update(now["params"], grads, now["state"])
         return float(loss)
 
+    return step
+
+
+def baseline(x, target):
+    rng = np.random.default_rng(0)
     p = {f"{kind}{k}": 0.1 * rng.standard_normal((rows, H)) for k in "fiog" for kind, rows in (("U", D), ("W", H))}
     p |= {f"b{k}": np.zeros((1, H)) for k in "fiog"}
+    return lambda: notebook.step(p, x[:, 0], target[:, 0], RATE)
 
-    peer = torch.nn.LSTM(D, H, dtype=torch.float64)
-    sgd = torch.optim.SGD(peer.parameters(), lr=RATE)
-    tx, tt = torch.tensor(x3), torch.tensor(target3)
 
-    def torch_step():
+def theirs(x, target):
+    torch = module("torch")
+    torch.set_num_threads(threads.available())
+    layer = torch.nn.LSTM(D, H, dtype=torch.float64)
+    sgd = torch.optim.SGD(layer.parameters(), lr=RATE)
+    x, target = torch.tensor(x), torch.tensor(target)
+
+    def step():
         sgd.zero_grad()
-        loss = torch.nn.functional.mse_loss(peer(tx)[0], tt)
+        loss = torch.nn.functional.mse_loss(layer(x)[0], target)
         loss.backward()
         sgd.step()
         return loss.item()
 
-    return {"xlstm": xlstm_step, "notebook": lambda: notebook.step(p, x, target, RATE), "torch": torch_step}
+    return step
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", help="append results to this file")
-    report("training step", {f"T={T} B=1 D={D} H={H} float64": interleave(cases())}, "xlstm", parser.parse_args().json)
+    options = run.parser(__doc__).parse_args()
+    run.start("training step")
+    rng = np.random.default_rng(0)
+    x, target = rng.standard_normal((T, 1, D)), 0.1 * rng.standard_normal((T, 1, H))
+    mine = ours(x, target)
+    calls, missing = {"xlstm": mine}, {}
+    if jit.enabled():
+        calls["xlstm, NumPy alone"] = without_compiling(mine)
+    calls["notebook"] = baseline(x, target)
+    try:
+        calls["torch"] = theirs(x, target)
+    except MissingError as reason:
+        missing["torch"] = str(reason)
+    timings = interleave(calls, options.rounds)
+    run.finish("training step", f"lstm {T},1,{D},{H} float64", timings, options.json, missing, precision="float64")
 
 
 if __name__ == "__main__":

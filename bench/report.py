@@ -1,0 +1,168 @@
+"""Results as tables and as a plot: ratios of median times, xlstm / peer, below 1 where xlstm is faster.
+
+    python -m bench.report FILE [--plot PICTURE] [--readme README.md]
+
+--readme replaces what stands between the two marks there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+START, END = "<!-- bench -->\n", "<!-- /bench -->\n"
+ALONE, PRODUCTS = "xlstm, NumPy alone", "its products alone"
+Line = dict
+
+
+def read(path: Path) -> list[Line]:
+    """The lines of a results file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def ratio(line: Line, peer: str, mine: str = "xlstm") -> float | None:
+    """Of medians, None without."""
+    results = line["results"]
+    return results[mine]["median"] / results[peer]["median"] if {peer, mine} <= set(results) else None
+
+
+def group(line: Line) -> str:
+    """Lines that are summed up together."""
+    case = line["case"]
+    kind = f" {case['layer'].upper()}" if case else ""
+    stack = ", 2 layers, both directions" if case.get("num_layers", 1) > 1 else ""
+    return f"{line['bench']}{kind}{stack}"
+
+
+def about(lines: list[Line]) -> str:
+    """Machine and versions, in words."""
+    machine = lines[0]["machine"]
+    packages = machine["packages"]
+    names = [name for name in ("numpy", "numba", "torch", "jax", "keras", "onnxruntime") if name in packages]
+    variables = " ".join(f"{k}={v}" for k, v in machine["variables"].items()) or "none set"
+    return (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads; BLAS: {machine['blas'][0]}; "
+        f"Python {machine['python'].split()[0]}, "
+        + ", ".join(f"{name} {packages[name]}" for name in names)
+        + f"; variables of BLAS and xlstm: {variables}"
+    )
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """In Markdown."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def number(value: float | None) -> str:
+    """A ratio."""
+    return "" if value is None else f"{value:.2f}"
+
+
+def peers_of(lines: list[Line]) -> list[str]:
+    """Names of peers in the order of their first appearance, own variants last."""
+    names = dict.fromkeys(name for line in lines for name in line["results"] if name not in ("xlstm", ALONE, PRODUCTS))
+    return list(names)
+
+
+def details(lines: list[Line]) -> str:
+    """A row for each case of one benchmark."""
+    peers = peers_of(lines)
+    scale, unit = (1e3, "ms") if lines[0]["unit"] == "seconds" else (1e-6, "MB")
+    alone = any(ALONE in line["results"] for line in lines)
+    products = any(PRODUCTS in line["results"] for line in lines)
+    head = ["T,B,D,H", f"xlstm, {unit}", *(f"/ {peer}" for peer in peers)]
+    head += [f"NumPy alone / {peers[0]}"] * alone + [f"/ {PRODUCTS}"] * products
+    rows = []
+    for line in lines:
+        cells = [line["name"], f"{line['results']['xlstm']['median'] * scale:.3g}"]
+        cells += [number(ratio(line, peer)) for peer in peers]
+        cells += [number(ratio(line, peers[0], ALONE))] * alone + [number(ratio(line, PRODUCTS))] * products
+        rows.append(cells)
+    return table(head, rows)
+
+
+def summary(lines: list[Line]) -> str:
+    """A row for each group: geometric mean and worst case of its ratios."""
+    peers = [peer for peer in peers_of(lines) if any(peer in line["results"] for line in lines if line["case"])]
+    groups: dict[str, list[Line]] = {}
+    for line in lines:
+        groups.setdefault(group(line), []).append(line)
+    rows = []
+    for name, some in groups.items():
+        cells = [f"{name} ({len(some)})" if len(some) > 1 else name]
+        for mine, peer in [*(("xlstm", peer) for peer in peers), (ALONE, peers[0])]:
+            found = [r for line in some if (r := ratio(line, peer, mine)) is not None]
+            mean = statistics.geometric_mean(found) if found else None
+            cells.append(f"{mean:.2f} (at most {max(found):.2f})" if len(found) > 1 else number(mean))
+        rows.append(cells)
+    return table(["", *(f"/ {peer}" for peer in peers), f"NumPy alone / {peers[0]}"], rows)
+
+
+def text(lines: list[Line], path: Path) -> str:
+    """What README says: LSTM case by case, the others summed up."""
+    lstm = [line for line in lines if group(line) == "forward + backward LSTM"]
+    return (
+        f"LSTM forward + backward, median time of a call and its ratio to others' (below 1: xlstm is faster):\n\n"
+        f"{details(lstm)}\n"
+        f"Everything measured, geometric mean of the ratios and the worst of them:\n\n"
+        f"{summary(lines)}\n"
+        f"Measured by `nox -s bench` ({path.as_posix()}): {about(lines)}.\n"
+    )
+
+
+def insert(readme: Path, block: str) -> None:
+    """Replace what stands between the marks."""
+    whole = readme.read_text(encoding="utf-8")
+    if whole.count(START) != 1 or whole.count(END) != 1:
+        raise SystemExit(f"{readme}: expected the marks {START.strip()} and {END.strip()}, once each")
+    before, rest = whole.split(START)
+    _, after = rest.split(END)
+    readme.write_text(f"{before}{START}{block}{END}{after}", encoding="utf-8")
+
+
+def plot(lines: list[Line], path: Path) -> None:
+    """Ratios to each peer on a logarithmic axis, a panel for each benchmark."""
+    from matplotlib.figure import Figure
+
+    benches = dict.fromkeys(line["bench"] for line in lines)
+    heights = [sum(line["bench"] == bench for line in lines) + 1 for bench in benches]
+    figure = Figure(figsize=(10, 0.28 * sum(heights) + 1), layout="constrained")
+    panels = figure.subplots(len(benches), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    colours = {peer: f"C{k}" for k, peer in enumerate(peers_of(lines))}
+    for bench, axes in zip(benches, panels, strict=True):
+        some = [line for line in lines if line["bench"] == bench][::-1]
+        for peer, colour in colours.items():
+            points = [(r, k) for k, line in enumerate(some) if (r := ratio(line, peer)) is not None]
+            axes.scatter([r for r, _ in points], [k for _, k in points], color=colour, s=18, label=peer)
+        axes.set_yticks(range(len(some)), [line["name"] for line in some], fontsize=7)
+        axes.axvline(1, color="0.6", linewidth=0.8)
+        axes.set_xscale("log")
+        axes.set_title(bench, loc="left", fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[-1].set_xlabel("time or memory of xlstm / peer; left of 1 xlstm takes less")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=9, frameon=False, fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="results, JSON lines")
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--readme", type=Path)
+    options = parser.parse_args()
+    lines = read(options.file)
+    print(f"{about(lines)}\n")
+    for bench in dict.fromkeys(line["bench"] for line in lines):
+        print(f"{bench}\n\n{details([line for line in lines if line['bench'] == bench])}")
+    print(summary(lines))
+    if options.plot:
+        plot(lines, options.plot)
+    if options.readme:
+        insert(options.readme, text(lines, options.file))
+
+
+if __name__ == "__main__":
+    main()
