@@ -36,9 +36,7 @@ class Case:
     train: bool = True  # forward and backward, else a forward pass that keeps nothing
 
     def __str__(self) -> str:
-        stack = ", 2 layers, both directions" if self.num_layers == 2 else ""
-        ragged = ", lengths T/4 to T" if self.ragged else ""
-        return f"{self.layer} {self.T},{self.B},{self.D},{self.H} {self.dtype}{stack}{ragged}"
+        return f"{self.T},{self.B},{self.D},{self.H} {self.dtype}"
 
     @property
     def lengths(self) -> np.ndarray | None:

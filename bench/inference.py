@@ -13,7 +13,7 @@ def main() -> None:
     options = run.for_layers(__doc__).parse_args()
     cpu = options.backend == "numpy"
     todo = [Case("lstm", *s, options.dtype, train=False) for s in SHAPES + LARGE + ([] if cpu else GPU_SHAPES)]
-    run.layers("inference", todo, options, (*peers.CPU, "onnxruntime") if cpu else peers.CUDA)
+    run.layers("lstm inference", todo, options, (*peers.CPU, "onnxruntime") if cpu else peers.CUDA)
 
 
 if __name__ == "__main__":

@@ -20,17 +20,18 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", metavar="CASE", choices=[*CASES, []], help="all by default")
     options = parser.parse_args()
     cpu = options.backend == "numpy"
-    todo = []
-    for name in options.cases or CASES:
-        shapes = SHAPES + ([] if name == "stack" else LARGE) + ([] if cpu else GPU_SHAPES)
-        stack = {"num_layers": 2, "bidirectional": True} if name == "stack" else {}
-        layer = "lstm" if name == "stack" else name
-        todo += [Case(layer, *shape, options.dtype, **stack) for shape in shapes]
 
     def own(case: Case) -> dict:
         return {"its products alone": products.alone(case)} if cpu and case.H >= 256 else {}
 
-    run.layers("forward + backward", todo, options, peers.CPU if cpu else peers.CUDA, own)
+    for name in options.cases or CASES:
+        shapes = SHAPES + ([] if name == "stack" else LARGE) + ([] if cpu else GPU_SHAPES)
+        if name == "stack":
+            todo = [Case("lstm", *s, options.dtype, num_layers=2, bidirectional=True) for s in shapes]
+        else:
+            todo = [Case(name, *s, options.dtype) for s in shapes]
+        names = peers.CUDA if not cpu else ("torch",) if name == "stack" else peers.CPU
+        run.layers(f"{name} forward + backward", todo, options, names, own)
 
 
 if __name__ == "__main__":

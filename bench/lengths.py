@@ -15,7 +15,7 @@ def main() -> None:
     # one sequence has one length
     shapes = [shape for shape in SHAPES + ([] if cpu else GPU_SHAPES) if shape[1] > 1]
     todo = [Case("lstm", *shape, options.dtype, ragged=True) for shape in shapes]
-    run.layers("variable lengths", todo, options, ("torch",) if cpu else peers.CUDA)
+    run.layers("lstm, lengths T/4 to T", todo, options, ("torch",) if cpu else peers.CUDA)
 
 
 if __name__ == "__main__":

@@ -22,18 +22,15 @@ def read(path: Path) -> list[Line]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def benches(lines: list[Line]) -> list[str]:
+    """Their names, in order."""
+    return list(dict.fromkeys(line["bench"] for line in lines))
+
+
 def ratio(line: Line, peer: str, mine: str = "xlstm") -> float | None:
     """Of medians, None without."""
     results = line["results"]
     return results[mine]["median"] / results[peer]["median"] if {peer, mine} <= set(results) else None
-
-
-def group(line: Line) -> str:
-    """Lines that are summed up together."""
-    case = line["case"]
-    kind = f" {case['layer'].upper()}" if case else ""
-    stack = ", 2 layers, both directions" if case.get("num_layers", 1) > 1 else ""
-    return f"{line['bench']}{kind}{stack}"
 
 
 def about(lines: list[Line]) -> str:
@@ -87,9 +84,7 @@ def details(lines: list[Line]) -> str:
 def summary(lines: list[Line]) -> str:
     """A row for each group: geometric mean and worst case of its ratios."""
     peers = [peer for peer in peers_of(lines) if any(peer in line["results"] for line in lines if line["case"])]
-    groups: dict[str, list[Line]] = {}
-    for line in lines:
-        groups.setdefault(group(line), []).append(line)
+    groups = {bench: [line for line in lines if line["bench"] == bench] for bench in benches(lines)}
     rows = []
     for name, some in groups.items():
         cells = [f"{name} ({len(some)})" if len(some) > 1 else name]
@@ -103,7 +98,7 @@ def summary(lines: list[Line]) -> str:
 
 def text(lines: list[Line], path: Path) -> str:
     """What README says: LSTM case by case, the others summed up."""
-    lstm = [line for line in lines if group(line) == "forward + backward LSTM"]
+    lstm = [line for line in lines if line["bench"] == "lstm forward + backward"]
     return (
         f"LSTM forward + backward, median time of a call and its ratio to others' (below 1: xlstm is faster):\n\n"
         f"{details(lstm)}\n"
@@ -127,12 +122,12 @@ def plot(lines: list[Line], path: Path) -> None:
     """Ratios to each peer on a logarithmic axis, a panel for each benchmark."""
     from matplotlib.figure import Figure
 
-    benches = dict.fromkeys(line["bench"] for line in lines)
-    heights = [sum(line["bench"] == bench for line in lines) + 1 for bench in benches]
+    names = benches(lines)
+    heights = [sum(line["bench"] == bench for line in lines) + 1 for bench in names]
     figure = Figure(figsize=(10, 0.28 * sum(heights) + 1), layout="constrained")
-    panels = figure.subplots(len(benches), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    panels = figure.subplots(len(names), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     colours = {peer: f"C{k}" for k, peer in enumerate(peers_of(lines))}
-    for bench, axes in zip(benches, panels, strict=True):
+    for bench, axes in zip(names, panels, strict=True):
         some = [line for line in lines if line["bench"] == bench][::-1]
         for peer, colour in colours.items():
             points = [(r, k) for k, line in enumerate(some) if (r := ratio(line, peer)) is not None]
@@ -155,7 +150,7 @@ def main() -> None:
     options = parser.parse_args()
     lines = read(options.file)
     print(f"{about(lines)}\n")
-    for bench in dict.fromkeys(line["bench"] for line in lines):
+    for bench in benches(lines):
         print(f"{bench}\n\n{details([line for line in lines if line['bench'] == bench])}")
     print(summary(lines))
     if options.plot:

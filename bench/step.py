@@ -63,7 +63,7 @@ def main() -> None:
         name: type(t)(t.best / REPEAT, t.median / REPEAT, t.calls * REPEAT)
         for name, t in interleave(calls, options.rounds).items()
     }
-    run.finish("one step", f"lstm 1,{B},{D},{H} float32", timings, options.json, missing)
+    run.finish("one step", f"1,{B},{D},{H} float32", timings, options.json, missing)
 
 
 if __name__ == "__main__":

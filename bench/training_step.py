@@ -72,7 +72,7 @@ def main() -> None:
     except MissingError as reason:
         missing["torch"] = str(reason)
     timings = interleave(calls, options.rounds)
-    run.finish("training step", f"lstm {T},1,{D},{H} float64", timings, options.json, missing, precision="float64")
+    run.finish("training step", f"{T},1,{D},{H} float64", timings, options.json, missing, precision="float64")
 
 
 if __name__ == "__main__":

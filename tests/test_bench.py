@@ -1,10 +1,18 @@
-"""The baseline of the benchmark is what it says: it gives the notebook's recorded numbers."""
+"""The benchmarks measure what they say: peers compute the same, tables say what was measured."""
+
+import importlib
+import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from bench import notebook
+from bench import cases, notebook, peers, products, report
+from bench.cases import Case
 from tests.conftest import DATA
+
+MODULES = ("training_step", "step", "layers", "lengths", "inference", "memory", "imports")
 
 
 @pytest.mark.parametrize("case", ["d1_h50", "d3_h8"])
@@ -16,3 +24,122 @@ def test_the_baseline_is_the_notebook(case):
     np.testing.assert_allclose(losses, golden["sgd_losses"], rtol=1e-12)
     for name, array in p.items():
         np.testing.assert_allclose(array, golden[f"after_{name}"], rtol=1e-12, atol=1e-12)
+
+
+# In a process of its own: JAX has threads, and forbids to fork from then on.
+SAME_AS_JAX = """
+import numpy as np
+from bench.cases import Case
+from bench.peers import PEERS
+for kind in ("lstm", "gru", "rnn"):
+    case = Case(kind, 5, 3, 4, 6)
+    layer = case.layer_of()
+    params, (x, dy) = layer.init(0, "numpy"), case.arrays()
+    y, _, saved = layer.forward(params, x)
+    grads, dx, _ = layer.backward(params, saved, dy)
+    found, found_dx = PEERS["JAX"](case)()
+    np.testing.assert_allclose(PEERS["JAX"](Case(kind, 5, 3, 4, 6, train=False))(), y, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found_dx, dx, rtol=1e-4, atol=1e-5)
+    for name, grad in grads.items():
+        np.testing.assert_allclose(found[name.removeprefix("0.")], grad, rtol=1e-4, atol=1e-5)
+    gradients, dx = PEERS["Keras"](case)()
+    assert [g.shape for g in gradients][:2] == [(4, len(grads["0.b"])), (6, len(grads["0.b"]))]
+    assert dx.shape == (3, 5, 4)
+"""
+
+
+def test_the_scan_by_jax_and_the_layer_by_keras():
+    pytest.importorskip("jax")
+    done = subprocess.run([sys.executable, "-c", SAME_AS_JAX], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("case", [Case("gru", 4, 2, 3, 5), Case("lstm", 4, 2, 3, 5, ragged=True)], ids=str)
+def test_peers_that_are_there_run_and_the_others_say_why(case):
+    found, missing = peers.calls(case, tuple(peers.PEERS)[:5])
+    assert set(found) | set(missing) == set(tuple(peers.PEERS)[:5])
+    for call in found.values():
+        call()
+    assert all(missing.values())
+
+
+def test_onnxruntime_runs_the_same_layer():
+    pytest.importorskip("onnxruntime")
+    case = Case("lstm", 4, 2, 3, 5, train=False)
+    layer = case.layer_of()
+    y, _, _ = layer.forward(layer.init(0, "numpy"), case.arrays()[0])
+    np.testing.assert_allclose(peers.PEERS["onnxruntime"](case)()[0], y, rtol=1e-5, atol=1e-6)
+
+
+def test_a_library_that_is_not_installed_is_named():
+    with pytest.raises(peers.MissingError, match="no_such_library is not installed"):
+        peers.module("no_such_library")
+
+
+def test_products_alone_are_those_of_the_layer(monkeypatch):
+    """Counted by the multiplications that they ask NumPy for."""
+    from xlstm import benchmark
+
+    count = []
+    real = np.matmul
+    monkeypatch.setattr(np, "matmul", lambda a, b, out: count.append(2 * a.size * b.shape[1]) or real(a, b, out=out))
+    products.alone(Case("lstm", 6, 2, 3, 5))()
+    assert sum(count) == benchmark.operations(benchmark.Case("lstm", benchmark.Size(6, 2, 3, 5)))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_question_has_a_command(module, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    main = importlib.import_module(f"bench.{module}").main
+    with pytest.raises(SystemExit):
+        main()
+
+
+def test_layers_from_measurement_to_readme(tmp_path, monkeypatch, capsys):
+    """One case of each kind, timed, written, read, drawn, and put where README has its marks."""
+    layers = importlib.import_module("bench.layers")
+    for name in ("SHAPES", "LARGE"):
+        monkeypatch.setattr(layers, name, [(3, 2, 4, 5)] if name == "SHAPES" else [])
+    monkeypatch.setattr(layers.peers, "CPU", ("torch",))
+    results, readme = tmp_path / "results.json", tmp_path / "README.md"
+    monkeypatch.setattr(sys, "argv", ["layers", "lstm", "stack", "--rounds", "1", "--json", str(results)])
+    layers.main()
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [line["bench"] for line in lines] == ["lstm forward + backward", "stack forward + backward"]
+    assert all(line["precision"] == "float32" and line["unit"] == "seconds" for line in lines)
+    assert {"xlstm", "torch"} <= set(lines[0]["results"])
+    lines[0]["results"] = {
+        "xlstm": {"median": 0.004},
+        "torch": {"median": 0.008},
+        report.ALONE: {"median": 0.016},
+        report.PRODUCTS: {"median": 0.0032},
+    }
+    results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    readme.write_text(f"before\n{report.START}old\n{report.END}after\n")
+    picture = tmp_path / "results.png"
+    monkeypatch.setattr(sys, "argv", ["report", str(results), "--readme", str(readme), "--plot", str(picture)])
+    report.main()
+    assert "| 3,2,4,5 float32 | 4 | 0.50 | 2.00 | 1.25 |" in capsys.readouterr().out
+    text = readme.read_text()
+    assert text.startswith(f"before\n{report.START}")
+    assert text.endswith(f"{report.END}after\n")
+    assert "old" not in text
+    assert "| 3,2,4,5 float32 | 4 | 0.50 | 2.00 | 1.25 |" in text
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_environment_variable_is_put_back(monkeypatch):
+    monkeypatch.delenv("XLSTM_COMPILE", raising=False)
+    seen = []
+    cases.without_compiling(lambda: seen.append(cases.os.environ["XLSTM_COMPILE"]))()
+    assert seen == ["0"]
+    assert "XLSTM_COMPILE" not in cases.os.environ
+
+
+def test_readme_says_what_the_results_say():
+    """Its tables are made from the file that it names by `python -m bench.report`."""
+    root = DATA.parent.parent
+    text = (root / "README.md").read_text(encoding="utf-8")
+    block = text.split(report.START)[1].split(report.END)[0]
+    path = next(iter((root / "bench" / "results").glob("*-cores.json"))).relative_to(root)
+    assert block == report.text(report.read(root / path), path)

@@ -193,8 +193,9 @@ def bench(
     chosen = _backends(backend, dtypes)
     if plot is not None and not plots.available():
         raise ImportError("--plot: matplotlib is not installed; pip install matplotlib")
-    if json is not None:
-        json.open("a").close()  # before any work is done: can it be written to?
+    for path in (json, plot):
+        if path is not None:
+            path.open("a").close()  # before any work is done: can it be written to?
     for be in chosen:
         out.print(f"backend: {be}")
     out.print(f"threads: {threads.available()}, compiled loops: {machine.compiled()}")

@@ -38,7 +38,8 @@ def of(target: str, *arguments: Any) -> int | None:
     command = [sys.executable, "-m", "xlstm.peak", target, json.dumps(arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"peak memory of {target}{tuple(arguments)}: {done.stderr.strip()[-400:] or 'process died'}")
+        reason = (done.stderr.splitlines() or ["the process died"])[-1]
+        raise RuntimeError(f"peak memory of {target}{arguments}: {reason}")
     found = json.loads(done.stdout.splitlines()[-1])
     return None if found is None else int(found)
 

@@ -1,0 +1,178 @@
+"""Comparison of backends: what is counted, what is said, what is refused, and what the command prints and writes."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import xlstm
+from xlstm import benchmark, machine, peak
+from xlstm.benchmark import Case, Row, Size
+from xlstm.cli import app
+from xlstm.timing import Timing, interleave
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux keeps account of peak memory")
+
+
+def test_interleave_takes_turns_and_leaves_out_the_first_call_of_a_block():
+    log = []
+    calls = {name: lambda name=name: log.append(name) for name in "ab"}
+    seen = []
+    found = interleave(calls, rounds=3, block=0, show=seen.append)
+    assert "".join(log) == "aabb" * 3
+    assert "".join(seen) == "ab" * 3
+    assert [t.calls for t in found.values()] == [3, 3]
+    slow = interleave({"sleep": lambda: time.sleep(0.01)}, rounds=2, block=0)["sleep"]
+    assert 0.01 <= slow.best <= slow.median < 1
+
+
+def test_operations():
+    """PyTorch's own count of the operations of a forward pass, and three times that with backward."""
+    torch = pytest.importorskip("torch")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    T, B, D, H = 3, 2, 5, 4
+    for name, gates in (("lstm", 4), ("gru", 3), ("rnn", 1)):
+        linear = torch.nn.Linear(D + H, gates * H, bias=False)
+        with FlopCounterMode(display=False) as counter:
+            linear(torch.zeros(T * B, D + H))
+        expected = counter.get_total_flops()
+        assert benchmark.operations(Case(name, Size(T, B, D, H), train=False)) == expected
+        assert benchmark.operations(Case(name, Size(T, B, D, H))) == 3 * expected
+
+
+def row(H, backend, ratio, dtype="float32"):
+    case = Case("lstm", Size(8, 2, H, H), dtype)
+    return Row(case, backend, backend, Timing(1.0, ratio, 5), benchmark.operations(case), 1e9, None, ratio)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "said"),
+    [
+        ((3.0, 0.9, 0.2), "lstm float32: cupy is faster than numpy from T,B,D,H = 8,2,64,64 on, of the sizes measured"),
+        ((0.9, 1.2, 0.2), "lstm float32: cupy is faster than numpy from T,B,D,H = 8,2,256,256 on"),
+        ((0.5, 0.9, 0.2), "lstm float32: cupy is faster than numpy at every size measured"),
+        ((0.5, 0.9, 1.2), "lstm float32: cupy is not faster than numpy up to the largest size measured"),
+    ],
+)
+def test_from_which_size_on_a_backend_wins(ratios, said):
+    rows = [
+        r for H, ratio in zip((16, 64, 256), ratios, strict=True) for r in (row(H, "numpy", 1), row(H, "cupy", ratio))
+    ]
+    (found,) = benchmark.crossover(rows[::-1])  # numpy first, the largest too
+    assert found.startswith(said)
+
+
+def test_rows_derive_from_what_was_measured():
+    one = row(16, "numpy", 2.0)
+    assert one.sequences == 1.0
+    assert one.speed == one.operations / 2
+    assert one.share == one.speed / 1e9
+    assert json.loads(json.dumps(one.as_dict()))["size"] == {"T": 8, "B": 2, "D": 16, "H": 16}
+
+
+@linux
+def test_peak_memory_is_that_of_the_call():
+    """A call that holds 64 MB at most, and gives it back."""
+    taken = peak.of("tests.test_benchmark:hold", 64)
+    assert 64e6 <= taken < 80e6
+    with pytest.raises(RuntimeError, match=r"tests.test_benchmark:fail\('why',\): .*ValueError: why"):
+        peak.of("tests.test_benchmark:fail", "why")
+
+
+def hold(megabytes):
+    return lambda: np.ones(megabytes * 10**6, dtype="uint8").sum()
+
+
+def fail(reason):
+    raise ValueError(reason)
+
+
+def test_what_a_result_depends_on():
+    found = json.loads(json.dumps(machine.describe()))
+    assert found["xlstm"] == xlstm.__version__
+    assert found["packages"]["numpy"] == np.__version__
+    assert found["cores"] >= 1
+    assert found["threads"] >= 1
+    assert found["processor"]
+    assert found["backend numpy"] == "numpy on CPU"
+    assert "not installed" not in found["packages"].values()
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+
+    def run(*args):
+        return CliRunner().invoke(app, ["bench", *map(str, args)])
+
+    return run
+
+
+def test_the_command(bench, tmp_path):
+    pytest.importorskip("torch")
+    arguments = ("lstm", "gru", "--size", "6,2,3,4", "--rounds", 1)
+    backends = ("--backend", "numpy", "--backend", "torch")
+    result = bench(*arguments, *backends, "--json", "times.json", "--plot", "times.png")
+    assert result.exit_code == 0, result.output
+    for words in (
+        "lstm float32, forward and backward",
+        "gru float32",
+        "6,2,3,4",
+        "compiled loops",
+        "picture: times.png",
+    ):
+        assert words in result.output
+    assert "torch is" in result.output  # faster or not: said for both layers
+    assert (tmp_path / "times.png").read_bytes().startswith(b"\x89PNG")
+    lines = [json.loads(line) for line in (tmp_path / "times.json").read_text().splitlines()]
+    assert [(r["layer"], r["size"]["T"], r["backend"]) for r in lines] == [
+        (layer, 6, name) for layer in ("lstm", "gru") for name in ("numpy", "torch")
+    ]
+    for line in lines:
+        assert line["seconds"]["best"] > 0
+        assert line["gflops"] > 0
+        assert line["product_gflops"] > 0
+        assert line["machine"]["packages"]["numpy"] == np.__version__
+    result = bench(
+        "rnn", "--size", "2,2,3,4", "--rounds", 1, "--backend", "numpy", "--inference", "--json", "times.json"
+    )
+    assert result.exit_code == 0, result.output
+    assert "rnn float32, inference" in result.output
+    lines = [json.loads(line) for line in (tmp_path / "times.json").read_text().splitlines()[4:]]  # appended
+    assert [line["size"]["T"] for line in lines] == [2, 6]  # from little work to much
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("cnn",), "layer: 'cnn' is unknown, expected lstm, gru, rnn"),
+        (("--size", "1,2"), "size: '1,2', expected four numbers from 1 up: T,B,D,H"),
+        (("--size", "1,2,3,0"), "size: '1,2,3,0', expected four numbers"),
+        (("--dtype", "int8"), "dtype 'int8' is not supported"),
+        (("--dtype", "float16", "--backend", "numpy"), "float16 on a CPU"),
+        (("--backend", "tpu"), "'tpu' is not a backend"),
+        (("--json", "no/where.json"), "No such file or directory: 'no/where.json'"),
+        (("--plot", "no/where.png"), "No such file or directory: 'no/where.png'"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(bench, monkeypatch, arguments, said):
+    monkeypatch.setattr(benchmark, "run", lambda *a: pytest.fail("work was done"))
+    result = bench(*arguments)
+    assert result.exit_code == 2
+    assert f"error: {said}" in result.stderr or said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_info_shows_loops_and_threads():
+    command = [sys.executable, "-m", "xlstm", "info"]
+    environment = {**os.environ, "XLSTM_COMPILE": "0", "XLSTM_NUM_THREADS": "3"}
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert "threads           3\n" in result.stdout
+    assert "compiled loops    no: XLSTM_COMPILE=0\n" in result.stdout
