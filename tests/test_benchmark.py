@@ -64,7 +64,7 @@ def test_from_which_size_on_a_backend_wins(ratios, said):
     rows = [
         r for H, ratio in zip((16, 64, 256), ratios, strict=True) for r in (row(H, "numpy", 1), row(H, "cupy", ratio))
     ]
-    (found,) = benchmark.crossover(rows[::-1])  # numpy first, the largest too
+    (found,) = benchmark.crossover(rows)
     assert found.startswith(said)
 
 
@@ -80,7 +80,7 @@ def test_rows_derive_from_what_was_measured():
 def test_peak_memory_is_that_of_the_call():
     """A call that holds 64 MB at most, and gives it back."""
     taken = peak.of("tests.test_benchmark:hold", 64)
-    assert 64e6 <= taken < 80e6
+    assert 60e6 < taken < 80e6
     with pytest.raises(RuntimeError, match=r"tests.test_benchmark:fail\('why',\): .*ValueError: why"):
         peak.of("tests.test_benchmark:fail", "why")
 
@@ -121,13 +121,7 @@ def test_the_command(bench, tmp_path):
     backends = ("--backend", "numpy", "--backend", "torch")
     result = bench(*arguments, *backends, "--json", "times.json", "--plot", "times.png")
     assert result.exit_code == 0, result.output
-    for words in (
-        "lstm float32, forward and backward",
-        "gru float32",
-        "6,2,3,4",
-        "compiled loops",
-        "picture: times.png",
-    ):
+    for words in ("lstm float32, forward and backward", "gru float32", "6,2,3,4", "compiled loops", "times.png"):
         assert words in result.output
     assert "torch is" in result.output  # faster or not: said for both layers
     assert (tmp_path / "times.png").read_bytes().startswith(b"\x89PNG")
@@ -140,9 +134,8 @@ def test_the_command(bench, tmp_path):
         assert line["gflops"] > 0
         assert line["product_gflops"] > 0
         assert line["machine"]["packages"]["numpy"] == np.__version__
-    result = bench(
-        "rnn", "--size", "2,2,3,4", "--rounds", 1, "--backend", "numpy", "--inference", "--json", "times.json"
-    )
+    small = ("--size", "6,2,3,4", "--size", "2,2,3,4", "--rounds", 1)
+    result = bench("rnn", *small, "--backend", "numpy", "--inference", "--json", "times.json")
     assert result.exit_code == 0, result.output
     assert "rnn float32, inference" in result.output
     lines = [json.loads(line) for line in (tmp_path / "times.json").read_text().splitlines()[4:]]  # appended

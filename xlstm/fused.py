@@ -54,16 +54,17 @@ class Fused:
     def run_shared(
         self, run: Run, state: Sequence[Array], inputs: Array, y: Array, keep: bool, team: Team
     ) -> tuple[Sequence[Array], list[Array]]:
-        """`run` from products of x (R, N), with each product of h shared out by the team."""
+        """`run` from products of x (N, R), with each product of h shared out by the team."""
         kernel, arrays, found = self._forward(run, state, keep)
         args, n, H = [arrays[name] for name in kernel.names], run.n, self.H
         h, zx, zh = (arrays[name].reshape(-1, n) for name in ("h", "zx", "zh"))
 
         def units(t: int, first: int, last: int) -> None:
+            at = run.rows(t).start
             for gate in range(0, self.R, H):
-                zx[gate + first : gate + last] = inputs[gate + first : gate + last, run.rows(t)]
+                kernel.stand(inputs, at, gate + first, zx[gate + first : gate + last], False)
             kernel.step(0, t, first * n, last * n, *args)
-            kernel.lay(h[first:last], y, run.rows(t).start, first)
+            kernel.lay(h[first:last], y, at, first)
 
         for t in range(run.k):
             team.product(self.Wh, h, zh)

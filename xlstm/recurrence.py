@@ -161,8 +161,8 @@ class Forward:
         run: Callable[..., tuple[Sequence[Array], list[Array]]] = self._run
         if plan.shared:
             Wx = self.loop.w["Wx"]
-            inputs = workspace.empty(self.xp, (Wx.shape[0], self.x.shape[0]), self.x)
-            team.product(Wx, self.x.T, inputs)
+            inputs = workspace.empty(self.xp, (self.x.shape[0], Wx.shape[0]), self.x)
+            team.product(self.x, Wx.T, inputs)
             shared = self.loop.fused.run_shared
             run = functools.partial(shared, inputs=inputs, y=self.y, keep=self.keep, team=team)
         elif plan.compiled:
