@@ -12,7 +12,7 @@ from bench import cases, notebook, peers, products, report
 from bench.cases import Case
 from tests.conftest import DATA
 
-MODULES = ("training_step", "step", "layers", "lengths", "inference", "memory", "imports")
+MODULES = ("training_step", "step", "layers", "lengths", "inference", "memory", "imports", "ablation")
 
 
 @pytest.mark.parametrize("case", ["d1_h50", "d3_h8"])

@@ -52,7 +52,7 @@ def tiles(R: int, K: int, n: int) -> tuple[int, int]:
     least = min(64, max(8, 512 // n))  # rows
     for pieces in range(1, 17):
         if K % pieces == 0 and least * (K // pieces) * n <= SMALL:
-            return min(64, SMALL // (K // pieces * n) // 8 * 8), pieces
+            return min(128, SMALL // (K // pieces * n) // 8 * 8), pieces
     return R, 1
 
 

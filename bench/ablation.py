@@ -1,0 +1,65 @@
+"""What each measure brings: an LSTM forward + backward without it, one at a time.
+
+python -m bench.ablation [--json FILE]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import xlstm
+from bench import cases, run
+from bench.cases import LARGE, SHAPES, Case
+from xlstm import blas, jit, plan, threads, workspace
+from xlstm.timing import interleave
+
+NEVER = sys.maxsize
+
+
+def _whole(R: int, K: int, n: int) -> tuple[int, int]:
+    return R, 1
+
+
+MEASURES: dict[str, Callable[[], Any]] = {
+    "loops compiled": lambda: cases.variable(jit.VARIABLE, "0"),
+    "threads": lambda: cases.variable(threads.VARIABLE, "1"),
+    "batch divided": lambda: mock.patch.object(plan, "COLUMNS", NEVER),
+    "large products shared": lambda: mock.patch.object(plan, "HUGE", NEVER),
+    "products in tiles": lambda: mock.patch.object(blas, "tiles", _whole),
+    "memory used again": lambda: mock.patch.object(workspace, "SMALL", NEVER),
+    "all of these": lambda: _nothing(),
+}
+
+
+@contextlib.contextmanager
+def _nothing() -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for name in MEASURES:
+            if name != "all of these":
+                stack.enter_context(MEASURES[name]())
+        yield
+
+
+def without(measure: str, call: Callable[[], None]) -> None:
+    """The call without it."""
+    with MEASURES[measure]():
+        call()
+
+
+def main() -> None:
+    options = run.parser(__doc__).parse_args()
+    run.start("without")
+    for shape in SHAPES + LARGE:
+        case = Case("lstm", *shape)
+        call = cases.ours(case, xlstm.backend("numpy"))
+        calls = {"xlstm": call} | {name: functools.partial(without, name, call) for name in MEASURES}
+        run.finish("without", str(case), interleave(calls, options.rounds), options.json)
+
+
+if __name__ == "__main__":
+    main()
