@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 
@@ -50,7 +51,8 @@ for kind in ("lstm", "gru", "rnn"):
 
 def test_the_scan_by_jax_and_the_layer_by_keras():
     pytest.importorskip("jax")
-    done = subprocess.run([sys.executable, "-c", SAME_AS_JAX], capture_output=True, text=True, check=False)
+    environment = {**os.environ, "KERAS_BACKEND": "jax"}
+    done = subprocess.run([sys.executable, "-c", SAME_AS_JAX], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
 
 
