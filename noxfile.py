@@ -82,7 +82,7 @@ def bench(session: nox.Session) -> None:
 def gpu(session: nox.Session) -> None:
     """Everything with CuPy, on a CUDA machine: tests (a missing GPU fails them), parity, and times beside cuDNN's."""
     cuda = os.environ.get("XLSTM_CUDA", "cuda12")
-    session.install("-e", f".[{cuda}]", *group("test", "bench"))
+    session.install("-e", f".[{cuda},fast]", *group("test", "bench"))
     session.run("python", "-m", "bench.gpu", *session.posargs)
 
 

@@ -27,9 +27,13 @@ def main() -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     running = options.output.with_suffix(".part")
     running.unlink(missing_ok=True)
+    failed = []
     for module in MODULES:
         command = [sys.executable, "-m", f"bench.{module}", "--json", str(running), "--rounds", str(options.rounds)]
-        subprocess.run(command, check=True)
+        if subprocess.run(command, check=False).returncode:
+            failed.append(module)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}; what the others measured is in {running}")
     os.replace(running, options.output)
     subprocess.run([sys.executable, "-m", "bench.report", str(options.output)], check=True)
     print(f"results: {options.output}")

@@ -25,11 +25,21 @@ def _whole(R: int, K: int, n: int) -> tuple[int, int]:
     return R, 1
 
 
+def _planned(**changes: object) -> Any:
+    """Plans that differ so."""
+    of = plan.Plan.of
+
+    def changed(*arguments: Any) -> plan.Plan:
+        found = of(*arguments)
+        return found._replace(**changes) if found.parts > 1 or found.shared else found
+
+    return mock.patch.object(plan.Plan, "of", changed)
+
+
 MEASURES: dict[str, Callable[[], Any]] = {
     "loops compiled": lambda: cases.variable(jit.VARIABLE, "0"),
     "threads": lambda: cases.variable(threads.VARIABLE, "1"),
-    "batch divided": lambda: mock.patch.object(plan, "COLUMNS", NEVER),
-    "large products shared": lambda: mock.patch.object(plan, "HUGE", NEVER),
+    "work divided": lambda: _planned(threads=1, blas=threads.available(), parts=1, shared=False),
     "products in tiles": lambda: mock.patch.object(blas, "tiles", _whole),
     "memory used again": lambda: mock.patch.object(workspace, "SMALL", NEVER),
     "all of these": lambda: _nothing(),
@@ -54,7 +64,7 @@ def without(measure: str, call: Callable[[], None]) -> None:
 def main() -> None:
     options = run.parser(__doc__).parse_args()
     run.start("without")
-    for shape in SHAPES + LARGE:
+    for shape in [*SHAPES, *LARGE, (64, 8, 1024, 1024)]:
         case = Case("lstm", *shape)
         call = cases.ours(case, xlstm.backend("numpy"))
         calls = {"xlstm": call} | {name: functools.partial(without, name, call) for name in MEASURES}

@@ -65,9 +65,10 @@ def ours(case: Case, backend: Backend) -> Callable[[], None]:
     layer = case.layer_of()
     params = layer.init(0, backend)
     x, dy = map(backend.asarray, case.arrays())
+    lengths = case.lengths
 
     def run() -> None:
-        _, _, saved = layer.forward(params, x, lengths=case.lengths, train=case.train)
+        _, _, saved = layer.forward(params, x, lengths=lengths, train=case.train)
         if case.train:
             layer.backward(params, saved, dy)
         backend.synchronize()

@@ -25,7 +25,10 @@ def main() -> int:
     backend = xlstm.backend("cupy")  # refuses, with the reason, where there is no usable GPU
     folder.mkdir(parents=True, exist_ok=True)
     print(f"GPU check on {backend}")
-    timed = ["--backend", "cupy", "--json", str(folder / "gpu.json")]
+    running = folder / "gpu.part"
+    running.unlink(missing_ok=True)
+    timed = ["--backend", "cupy", "--json", str(running)]
+    compared = [word for name in ("numpy", "cupy", "torch") for word in ("--backend", name)]
     steps = {
         "tests": ["-m", "pytest", "-q"],
         "parity": ["-m", "tests.parity", "--json", str(folder / "gpu-parity.json")],
@@ -34,13 +37,15 @@ def main() -> int:
         "layers float64": ["-m", "bench.layers", *timed, "--dtype", "float64"],
         "lengths": ["-m", "bench.lengths", *timed],
         "inference": ["-m", "bench.inference", *timed],
-        "backends": ["-m", "xlstm", "bench", "--backend", "numpy", "--backend", "cupy"],
+        "backends": ["-m", "xlstm", "bench", *compared, "--json", str(folder / "gpu-backends.json")],
     }
     results = {}
     for name, arguments in steps.items():
         start = time.perf_counter()
         code = subprocess.call([sys.executable, *arguments], env={**os.environ, "XLSTM_TEST_REQUIRE": "cupy"})
         results[name] = (code, time.perf_counter() - start)
+    if running.exists():
+        os.replace(running, folder / "gpu.json")
     print(f"\n{'check':16s} {'result':>8s} {'seconds':>8s}")
     for name, (code, seconds) in results.items():
         print(f"{name:16s} {'ok' if code == 0 else f'exit {code}':>8s} {seconds:8.1f}")

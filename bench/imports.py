@@ -14,18 +14,18 @@ import sys
 from bench import run
 from xlstm.timing import Timing, interleave
 
-PACKAGES = ("xlstm", "numpy", "torch", "jax", "keras")
+PACKAGES = {"xlstm": "xlstm", "NumPy": "numpy", "torch": "torch", "JAX": "jax", "Keras": "keras"}
 
 
 def main() -> None:
     options = run.parser(__doc__).parse_args()
     run.start("import")
-    names = [name for name in PACKAGES if importlib.util.find_spec(name)]
+    names = [name for name, package in PACKAGES.items() if importlib.util.find_spec(package)]
     missing = {name: "not installed" for name in PACKAGES if name not in names}
     environment = {"KERAS_BACKEND": "jax", **os.environ}
     calls = {
         name: functools.partial(subprocess.run, [sys.executable, "-c", code], check=True, env=environment)
-        for name, code in {"python": "pass", **{name: f"import {name}" for name in names}}.items()
+        for name, code in {"python": "pass", **{name: f"import {PACKAGES[name]}" for name in names}}.items()
     }
     timings = interleave(calls, options.rounds, block=0)
     python = timings.pop("python")

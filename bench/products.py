@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from bench.cases import Case
+from xlstm import blas, threads
 
 
 def alone(case: Case) -> Callable[[], None]:
@@ -37,7 +38,8 @@ def alone(case: Case) -> Callable[[], None]:
             add(np.ascontiguousarray(W.T), random(R, B), T)
 
     def run() -> None:
-        for product in todo:
-            product()
+        with blas.limited(threads.available()):
+            for product in todo:
+                product()
 
     return run

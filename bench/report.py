@@ -40,7 +40,8 @@ def about(lines: list[Line]) -> str:
     names = [name for name in ("numpy", "numba", "torch", "jax", "keras", "onnxruntime") if name in packages]
     variables = " ".join(f"{k}={v}" for k, v in machine["variables"].items()) or "none set"
     return (
-        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads; BLAS: {machine['blas'][0]}; "
+        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads; "
+        f"BLAS in {'; in '.join(machine['blas'])}; "
         f"Python {machine['python'].split()[0]}, "
         + ", ".join(f"{name} {packages[name]}" for name in names)
         + f"; variables of BLAS and xlstm: {variables}"
@@ -59,41 +60,43 @@ def number(value: float | None) -> str:
 
 
 def peers_of(lines: list[Line]) -> list[str]:
-    """Names of peers in the order of their first appearance, own variants last."""
-    names = dict.fromkeys(name for line in lines for name in line["results"] if name not in ("xlstm", ALONE, PRODUCTS))
-    return list(names)
+    """Names of peers, those first that most is compared with."""
+    names = [name for line in lines for name in line["results"] if name not in ("xlstm", ALONE, PRODUCTS)]
+    return sorted(dict.fromkeys(names), key=lambda name: -names.count(name))
 
 
 def details(lines: list[Line]) -> str:
     """A row for each case of one benchmark."""
     peers = peers_of(lines)
     scale, unit = (1e3, "ms") if lines[0]["unit"] == "seconds" else (1e-6, "MB")
-    alone = any(ALONE in line["results"] for line in lines)
+    alone = bool(peers) and any(ALONE in line["results"] for line in lines)
     products = any(PRODUCTS in line["results"] for line in lines)
     head = ["T,B,D,H", f"xlstm, {unit}", *(f"/ {peer}" for peer in peers)]
-    head += [f"NumPy alone / {peers[0]}"] * alone + [f"/ {PRODUCTS}"] * products
+    head += [f"NumPy alone / {peers[0]}" for _ in range(alone)] + [f"/ {PRODUCTS}"] * products
     rows = []
     for line in lines:
         cells = [line["name"], f"{line['results']['xlstm']['median'] * scale:.3g}"]
         cells += [number(ratio(line, peer)) for peer in peers]
-        cells += [number(ratio(line, peers[0], ALONE))] * alone + [number(ratio(line, PRODUCTS))] * products
+        cells += [number(ratio(line, peer, ALONE)) for peer in peers[:alone]]
+        cells += [number(ratio(line, PRODUCTS))] * products
         rows.append(cells)
     return table(head, rows)
 
 
 def summary(lines: list[Line]) -> str:
     """A row for each group: geometric mean and worst case of its ratios."""
-    peers = [peer for peer in peers_of(lines) if any(peer in line["results"] for line in lines if line["case"])]
+    peers = peers_of(lines)
+    compared = [*(("xlstm", peer) for peer in peers), *((ALONE, peer) for peer in peers[:1])]
     groups = {bench: [line for line in lines if line["bench"] == bench] for bench in benches(lines)}
     rows = []
     for name, some in groups.items():
         cells = [f"{name} ({len(some)})" if len(some) > 1 else name]
-        for mine, peer in [*(("xlstm", peer) for peer in peers), (ALONE, peers[0])]:
+        for mine, peer in compared:
             found = [r for line in some if (r := ratio(line, peer, mine)) is not None]
             mean = statistics.geometric_mean(found) if found else None
             cells.append(f"{mean:.2f} (at most {max(found):.2f})" if len(found) > 1 else number(mean))
         rows.append(cells)
-    return table(["", *(f"/ {peer}" for peer in peers), f"NumPy alone / {peers[0]}"], rows)
+    return table(["", *(f"{'NumPy alone ' if mine == ALONE else ''}/ {peer}" for mine, peer in compared)], rows)
 
 
 def text(lines: list[Line], path: Path) -> str:

@@ -58,7 +58,10 @@ def layers(
 
 def start(bench: str) -> None:
     """Say what is measured, and in how many threads."""
-    print(f"{bench}: median, and xlstm / peer; threads: {threads.available()}, compiled loops: {machine.compiled()}")
+    print(
+        f"{bench}: median, and xlstm / peer; compiled loops: {machine.compiled()}; "
+        f"threads: {threads.available()}, of JAX and Keras one for each of {machine.cores()} cores"
+    )
 
 
 def finish(

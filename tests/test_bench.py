@@ -3,8 +3,10 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,6 +132,13 @@ def test_layers_from_measurement_to_readme(tmp_path, monkeypatch, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_report_without_any_peer():
+    results = {"xlstm": {"median": 0.002}, report.ALONE: {"median": 0.003}}
+    lines = [{"bench": "one step", "name": "1,1,64,64", "case": {}, "unit": "seconds", "results": results}]
+    assert "| 1,1,64,64 | 2 |\n" in report.details(lines)
+    assert "| one step |\n" in report.summary(lines)
+
+
 def test_an_environment_variable_is_put_back(monkeypatch):
     monkeypatch.delenv("XLSTM_COMPILE", raising=False)
     seen = []
@@ -143,5 +152,5 @@ def test_readme_says_what_the_results_say():
     root = DATA.parent.parent
     text = (root / "README.md").read_text(encoding="utf-8")
     block = text.split(report.START)[1].split(report.END)[0]
-    path = next(iter((root / "bench" / "results").glob("*-cores.json"))).relative_to(root)
+    path = Path(re.search(r"\((bench/results/\S+)\)", block)[1])
     assert block == report.text(report.read(root / path), path)

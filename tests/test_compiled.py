@@ -17,8 +17,15 @@ from xlstm.compiled import FLOATS, Kernel
 needs_numba = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
 KINDS = ("LSTM", "GRU", "RNN")
 LENGTHS = [7, 0, 3, 7, 1]
-# (compiled, plan that is forced)
-PATHS = {"threads": ("0", "parts"), "compiled": ("1", None), "both": ("1", "parts"), "shared": ("1", "shared")}
+# (compiled, plan that is forced, threads)
+PATHS = {
+    "threads": ("0", "parts", 2),
+    "compiled": ("1", None, 1),
+    "both": ("1", "parts", 2),
+    "shared": ("1", "shared", 2),
+    "both, three threads": ("1", "parts", 3),
+    "shared, three threads": ("1", "shared", 3),
+}
 
 
 @pytest.mark.parametrize("path", [pytest.param(p, marks=needs_numba) if PATHS[p][0] == "1" else p for p in PATHS])
@@ -26,7 +33,7 @@ PATHS = {"threads": ("0", "parts"), "compiled": ("1", None), "both": ("1", "part
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_path_gives_the_same_numbers(monkeypatch, rng, kind, dtype, path):
     """y, states, and gradients of everything, of all options alone; and the same bits each time."""
-    compiled, forced = PATHS[path]
+    compiled, forced, count = PATHS[path]
     tolerance = {"float64": 1e-11, "float32": 3e-5}[dtype]
     be = make_backend("numpy", dtype)
     for options in [*alone(kind), {"num_layers": 2, "direction": "bidirectional"}]:
@@ -39,7 +46,7 @@ def test_every_path_gives_the_same_numbers(monkeypatch, rng, kind, dtype, path):
             with monkeypatch.context() as patch:
                 patch.setenv("XLSTM_COMPILE", compiled)
                 if forced:
-                    force(forced, patch)
+                    force(forced, patch, count)
                 found, again = (run(layer, params, x, state, lengths, seed=4) for _ in range(2))
             for name, array in found.items():
                 np.testing.assert_array_equal(array, again[name], err_msg=f"{layer} {name}")

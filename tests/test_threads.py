@@ -55,7 +55,7 @@ def test_blas_has_one_thread_each_and_afterwards_what_it_had():
     before = [lib.num_threads for lib in threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers]
     assert before
     with threads.team(2) as team:
-        inside = team.run([blas.threads, blas.threads])
+        inside = team.run([blas.now, blas.now])
     assert inside == [1, 1]
     with pytest.raises(KeyError), threads.team(2):
         raise KeyError
@@ -134,8 +134,9 @@ def test_plans(usual):
     assert of(256, 64, 100, directions=2) == Plan(4, 1, parts=2, compiled=True)
     assert of(256, 64, 100, compilable=False) == Plan(blas=4)  # too few units in a part
     assert of(512, 128, 100, compilable=False) == Plan(4, 1, parts=4)
-    assert of(512, 16, 100) == Plan(blas=4)  # too few sequences for all threads: they are left to BLAS
-    assert of(64, 16, 400) == Plan(4, 1, parts=2, compiled=True)  # its product is too small for them
+    assert of(512, 16, 100) == Plan(4, 1, parts=2, compiled=True)  # half of them have work
+    assert of(512, 8, 100) == Plan(blas=4)  # too few sequences for threads of our own: they are left to BLAS
+    assert of(64, 8, 400) == Plan(4, 1, parts=1, compiled=True)  # its product is too small for them
     assert of(1024, 32, 10) == Plan(4, 1, compiled=True, shared=True)
     assert of(1024, 32, 10, compilable=False) == Plan(4, 1, parts=4)
     assert of(512, 64, 100, xp=None, compilable=False) == Plan()
@@ -264,3 +265,53 @@ def test_the_variable_bounds_the_parts_of_a_batch(rng, monkeypatch, count):
     _, _, saved = layer.forward(params, rng.standard_normal((6, 9, 3)))
     sizes = [run.n for part in saved["0"].saved.parts for run in part.runs]
     assert sizes == {1: [9], 2: [4, 5], 3: [3, 3, 3]}[count]
+
+
+def test_a_task_cannot_give_work_to_its_own_team():
+    with threads.team(2) as team, pytest.raises(RuntimeError, match="a task of a team cannot give it work"):
+        team.run([lambda: 1, lambda: team.run([lambda: 2, lambda: 3])])
+
+
+def test_how_many_threads_does_not_depend_on_who_works_meanwhile(monkeypatch):
+    """A plan, and with it every bit, is the same while another thread of the program has limited BLAS."""
+    monkeypatch.delenv(threads.VARIABLE, raising=False)
+    count = threads.available()
+    with blas.limited(count + 1):
+        assert threads.available() == count
+    assert threads.available() == count
+    with pytest.raises(ZeroDivisionError), blas.limited(count + 1):
+        raise ZeroDivisionError
+    assert not blas._limited
+
+
+@pytest.mark.parametrize(
+    ("count", "H", "B", "directions", "expected"),
+    [
+        (2, 256, 64, 1, Plan(2, 1, 2, compiled=True)),
+        (3, 256, 64, 1, Plan(3, 1, 3, compiled=True)),
+        (3, 256, 64, 2, Plan(3, 1, 1, compiled=True)),
+        (4, 128, 32, 2, Plan(4, 1, 2, compiled=True)),
+        (8, 128, 32, 1, Plan(8, 1, 4, compiled=True)),
+        (16, 512, 64, 1, Plan(16, 1, 8, compiled=True)),
+        (16, 512, 8, 1, Plan(blas=16)),  # no more than one part: BLAS takes the threads
+        (3, 1024, 32, 2, Plan(3, 1, compiled=True, shared=True)),
+        (2, 1024, 32, 2, Plan(2, 1, 1, compiled=True)),  # a direction each
+    ],
+)
+def test_plans_for_more_than_two_threads(monkeypatch, count, H, B, directions, expected):
+    monkeypatch.setenv(threads.VARIABLE, str(count))
+    weights = [np.zeros((4 * H, H), dtype=np.float32)] * directions
+    assert Plan.of(np, weights, B, 100 * B, True) == expected
+
+
+def test_memory_given_back_while_some_is_taken(monkeypatch):
+    """The collector may end a lease within `empty`: it must not wait for the lock, nor change what is chosen from."""
+    monkeypatch.setattr(workspace, "_spare", [])
+    like = np.zeros(1)
+    array = workspace.empty(np, (1 << 17,), like)
+    place = array.ctypes.data
+    with workspace._lock:
+        del array
+        assert workspace._spare == []
+    again = workspace.empty(np, (1 << 17,), like)
+    assert again.ctypes.data == place

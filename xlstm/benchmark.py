@@ -7,12 +7,11 @@ library reaches, peak memory, and from which size on another backend is the fast
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from xlstm import peak
+from xlstm import blas, peak, probe, threads
 from xlstm.backend import Backend, backend, backend_of, generator
 from xlstm.layers.base import Recurrent
 from xlstm.layers.recurrent import GRU, LSTM, RNN
@@ -129,30 +128,65 @@ def cases(layers: Sequence[str], sizes: Sequence[Size], dtypes: Sequence[str], t
 
 
 def run(
-    todo: Sequence[Case], backends: Sequence[Backend], rounds: int = 9, show: Callable[[str], object] = lambda now: None
+    todo: Sequence[Case],
+    backends: Sequence[Backend],
+    rounds: int = 9,
+    show: Callable[[str], object] = lambda now: None,
+    miss: Callable[[str], object] = lambda reason: None,
 ) -> Iterator[list[Row]]:
-    """The rows of each case, a backend each, as they are done; `show` is told what is going on."""
+    """The rows of each case, a backend each, as they are done.
+
+    A backend that does not have the dtype is left out of a case, and so is one that fails. `show` is told what is going
+    on, `miss` what could not be measured and why.
+    """
     speeds: dict[tuple[str, str], float] = {}
     for case in todo:
-        calls = {be.name: call(case, backend_of(be, case.dtype)) for be in backends}
+        calls, used = {}, []
         for be in backends:
-            if (be.name, case.dtype) not in speeds:
-                show(f"{be.name}: speed of a {case.dtype} matrix product")
-                speeds[be.name, case.dtype] = product_speed(backend_of(be, case.dtype))
+            try:
+                chosen = backend_of(be, case.dtype)
+                show(f"{be.name}: {case}")
+                work = call(case, chosen)
+                work()
+                if (be.name, case.dtype) not in speeds:
+                    speeds[be.name, case.dtype] = product_speed(chosen)
+            except TypeError:
+                continue
+            except (MemoryError, RuntimeError) as error:
+                miss(f"{case}: without {be.name}, {error}")
+                continue
+            calls[be.name] = work
+            used.append(chosen)
+        if not used:
+            yield []
+            continue
         timings = interleave(calls, rounds, show=lambda name, case=case: show(f"{name}: {case}"))  # type: ignore[misc]
+        del work
+        calls.clear()
+        peak.release()
         rows = []
-        for be in backends:
+        for be in used:
             show(f"{be.name}: {case}, memory")
-            taken = peak.of("xlstm.benchmark:prepare", [*case[:1], list(case.size), *case[2:]], be.name)
-            ratio = timings[be.name].median / timings[backends[0].name].median
+            ratio = timings[be.name].median / timings[used[0].name].median
+            taken = _peak(case, be, miss)
             speed = speeds[be.name, case.dtype]
             rows.append(Row(case, be.name, str(be), timings[be.name], operations(case), speed, taken, ratio))
         yield rows
 
 
+def _peak(case: Case, be: Backend, miss: Callable[[str], object]) -> int | None:
+    try:
+        return peak.of("xlstm.benchmark:prepare", [*case[:1], list(case.size), *case[2:]], be.name)
+    except RuntimeError as error:
+        miss(f"{case}: memory of {be.name} was not measured, {error}")
+        return None
+
+
 def call(case: Case, be: Backend) -> Callable[[], None]:
-    """The work of a case on a backend, finished when it returns."""
+    """The work of a case on a backend, finished when it returns; on a CPU, in as many threads as xlstm may use."""
     T, B, D, H = case.size
+    if be.name == "torch":
+        probe.torch().set_num_threads(threads.available())
     layer = LAYERS[case.layer](D, H)
     params, rng = layer.init(0, be), generator(0)
     x, dy = (be.asarray(rng.standard_normal((T, B, n))) for n in (D, H))
@@ -184,22 +218,23 @@ def operations(case: Case) -> float:
 
 
 def product_speed(be: Backend) -> float:
-    """Operations a second of a large square matrix product, the best of several."""
+    """Operations a second of a large square matrix product, in as many threads; the median of many."""
     n = 1024 if str(be).endswith("CPU") else 4096
     a, b = (be.asarray(generator(seed).standard_normal((n, n))) for seed in (0, 1))
-    times = []
-    for _ in range(8):
-        start = time.perf_counter()
+
+    def product() -> None:
         be.xp.matmul(a, b)
         be.synchronize()
-        times.append(time.perf_counter() - start)
-    return float(2.0 * n**3 / min(times[1:]))
+
+    with blas.limited(threads.available()):
+        return 2.0 * n**3 / interleave({"product": product}, rounds=3)["product"].median
 
 
 def crossover(rows: Sequence[Row]) -> list[str]:
     """From which size on each other backend is faster than the first one, in words.
 
-    A backend that wins at some size and loses at a larger one wins only from where it loses no more.
+    Times within 5 % of each other are equal. A backend that wins at some size and does not at a larger one wins only
+    from beyond that.
     """
     found = []
     first = rows[0].backend
@@ -207,13 +242,16 @@ def crossover(rows: Sequence[Row]) -> list[str]:
     for layer, dtype, name in groups:
         some = [r for r in rows if (r.case.layer, r.case.dtype, r.backend) == (layer, dtype, name)]
         some.sort(key=lambda r: r.operations)
-        since = next((k for k in range(len(some)) if all(r.ratio < 1 for r in some[k:])), None)
-        where = f"{layer} {dtype}: {name}"
-        if since is None:
-            found.append(f"{where} is not faster than {first} up to the largest size measured")
-        elif since == 0:
-            found.append(f"{where} is faster than {first} at every size measured")
+        wins = [r.ratio < 0.95 for r in some]
+        since = next((k for k in range(len(some)) if all(wins[k:])), None)
+        if since == 0:
+            where = "at every size measured"
+        elif since is not None:
+            where = f"from T,B,D,H = {','.join(map(str, some[since].case.size))} on"
+        elif any(wins):
+            sizes = [",".join(map(str, r.case.size)) for r, won in zip(some, wins, strict=True) if won]
+            where = f"at T,B,D,H = {' and '.join(sizes)}, but not at the largest size"
         else:
-            size = ",".join(map(str, some[since].case.size))
-            found.append(f"{where} is faster than {first} from T,B,D,H = {size} on, of the sizes measured")
+            where = "at no size measured"
+        found.append(f"{layer} {dtype}: {name} is faster than {first} {where}")
     return found

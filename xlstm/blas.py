@@ -6,6 +6,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,36 +19,53 @@ SMALL = 10**6
 UNPACKED = ("SkylakeX", "Cooperlake", "Sapphirerapids")
 
 
+_limited: list[tuple[Any, int]] = []  # libraries, and how many threads they had before `limited`
+
+
 def threads() -> int:
-    """Threads of a product."""
+    """Threads of a product, by BLAS's own choice or its user's: whether it is limited meanwhile does not matter."""
+    return max([n for _, n in _limited] or [now()])
+
+
+def now() -> int:
+    """Threads of a product at this moment."""
     return max((library.num_threads for library in _libraries()), default=1)
 
 
 def describe() -> list[str]:
-    """Each library in words, with the kernel it chose for this processor."""
+    """Each library in words: where it lies, its version, the kernel it chose for this processor, and threads."""
     return [
-        f"{library.internal_api} {library.version} {getattr(library, 'architecture', '')}".strip()
-        + f", threads: {library.num_threads}"
-        for library in _libraries()
+        f"{Path(library.filepath).parent.name}: {library.internal_api} {library.version} "
+        f"{getattr(library, 'architecture', 'of unknown kernel')}, threads: {library.num_threads}"
+        for library in sorted(_libraries(), key=lambda library: str(library.filepath))
     ]
 
 
 @contextlib.contextmanager
 def limited(threads: int) -> Iterator[None]:
     """`threads` threads a product meanwhile, in the whole process; not for several callers at once."""
-    changed = [(library, n) for library in _libraries() if (n := library.num_threads) != threads]
-    for library, _ in changed:
-        library.set_num_threads(threads)
+    before = [(library, library.num_threads) for library in _libraries()]
+    _limited[:] = before
     try:
+        for library, n in before:
+            if n != threads:
+                library.set_num_threads(threads)
         yield
     finally:
-        for library, n in changed:
+        unlimited()
+
+
+def unlimited() -> None:
+    """End what `limited` began."""
+    for library, n in _limited:
+        if library.num_threads != n:
             library.set_num_threads(n)
+    _limited.clear()
 
 
 def tiles(R: int, K: int, n: int) -> tuple[int, int]:
     """How to divide a matrix (R, K) for a product with (K, n): rows of a tile, and pieces along K; (R, 1) for not."""
-    if not 1 < n <= 64 or R * K * n <= SMALL or threads() > 1 or not _unpacked(_scipy()):
+    if not 1 < n <= 64 or R * K * n <= SMALL or now() > 1 or not _unpacked(_scipy()):
         return R, 1
     least = min(64, max(8, 512 // n))  # rows
     for pieces in range(1, 17):

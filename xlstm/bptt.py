@@ -23,9 +23,10 @@ BLOCK = 32768
 
 def run(passes: Sequence[Backward]) -> list[tuple[Params, Array, Sequence[Array]]]:
     """Run the directions of a layer: gradients of the parameters, of x (N, D) and of the initial state, of each."""
-    with passes[0].saved.plan.team() as team:
+    plan = passes[0].saved.plan
+    with plan.team() as team:
         tasks = [one.tasks(team) for one in passes]
-        starts = iter(team.run([task for some in tasks for task in some]))
+        starts = iter(plan.run(team, [task for some in tasks for task in some]))
         return [one.finish([next(starts) for _ in some], team) for one, some in zip(passes, tasks, strict=True)]
 
 

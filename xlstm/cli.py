@@ -190,27 +190,38 @@ def bench(
     sizes = [benchmark.Size.of(text) for text in size] if size else [benchmark.Size(*s) for s in benchmark.SIZES]
     dtypes = dtype or ["float32"]
     todo = benchmark.cases(layers or ["lstm"], sizes, dtypes, not inference)
+    if plot is not None:
+        plots.check(plot)
+    if json is not None:
+        json.open("a").close()  # before any work is done: can it be written to?
     chosen = _backends(backend, dtypes)
-    if plot is not None and not plots.available():
-        raise ImportError("--plot: matplotlib is not installed; pip install matplotlib")
-    for path in (json, plot):
-        if path is not None:
-            path.open("a").close()  # before any work is done: can it be written to?
     for be in chosen:
         out.print(f"backend: {be}")
     out.print(f"threads: {threads.available()}, compiled loops: {machine.compiled()}")
     rows: list[benchmark.Row] = []
-    with Progress(BarColumn(16), "{task.completed}/{task.total} {task.description}", console=err) as bar:
-        bar.disable = not err.is_terminal
-        task = bar.add_task("", total=len(todo))
-        for done in benchmark.run(todo, chosen, rounds, lambda now: bar.update(task, description=now)):
-            rows += done
-            bar.advance(task)
-            if json is not None:
-                about = machine.describe()
-                with json.open("a", encoding="utf-8") as file:
-                    file.writelines(dumps({**row.as_dict(), "machine": about}) + "\n" for row in done)
-    _print_rows(rows)
+    try:
+        with Progress(BarColumn(16), "{task.completed}/{task.total} {task.description}", console=err) as bar:
+            bar.disable = not err.is_terminal
+            task = bar.add_task("", total=len(todo))
+
+            def show(now: str) -> None:
+                bar.update(task, description=now)
+
+            for done in benchmark.run(todo, chosen, rounds, show, lambda reason: err.print(f"note: {reason}")):
+                rows += done
+                bar.advance(task)
+                if json is not None:
+                    about = machine.describe()
+                    with json.open("a", encoding="utf-8") as file:
+                        file.writelines(dumps({**row.as_dict(), "machine": about}) + "\n" for row in done)
+    except KeyboardInterrupt:
+        err.print("interrupted, what was measured until then:")
+        raise typer.Exit(130) from None
+    finally:
+        if rows:
+            _print_rows(rows)
+    if not rows:
+        raise MemoryError("nothing could be measured")
     for line in benchmark.crossover(rows):
         out.print(line)
     if plot is not None:
@@ -253,20 +264,27 @@ def main() -> None:
 
 
 def _backends(names: list[str] | None, dtypes: list[str]) -> list[Backend]:
-    """Those named, all of which have to work with all dtypes; else all that do, and why the others do not."""
-    found, refused = {}, []
-    for name in names or NAMES:
-        try:
-            found[name] = [choose_backend(name, dtype=dtype) for dtype in dtypes].pop()
-        except (BackendError, TypeError) as error:
-            if names:
-                raise
-            refused.append(error)
+    """Those named, or all that work here, and why the others do not; each has one of the dtypes at least."""
+    found: list[Backend] = []
+    refused: list[Exception] = []
+    for name in dict.fromkeys(names or NAMES):
+        have = []
+        for dtype in dtypes:
+            try:
+                have.append(choose_backend(name, dtype=dtype))
+            except TypeError as error:
+                refused.append(TypeError(f"{name}: {error}"))
+            except BackendError as error:
+                if names:
+                    raise
+                refused.append(error)
+                break
+        found += have[:1]
     if not found:
         raise refused[0]
     for reason in refused:
-        out.print(f"without: {reason}")
-    return list(found.values())
+        out.print(f"without {reason}")
+    return found
 
 
 def _writable(folder: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import xlstm
-from xlstm import blas, jit, threads
+from xlstm import blas, jit, probe, threads
 from xlstm.backend import usable
 
 PACKAGES = (
@@ -27,13 +28,13 @@ def describe() -> dict[str, Any]:
         "python": f"{platform.python_version()} on {platform.platform()}",
         "processor": processor(),
         "cores": cores(),
-        "threads": threads.available(),
+        "threads": _threads(),
+        "compiled loops": compiled(),  # before BLAS: they bring another one
         "blas": blas.describe(),
-        "compiled loops": compiled(),
         "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)},
         "packages": {package: version for package in PACKAGES if (version := version_of(package))},
     }
-    return found | {f"backend {name}": str(backend) for name, backend in usable().items()}
+    return found | {f"backend {name}": str(backend) for name, backend in usable().items()} | _cuda()
 
 
 def version_of(package: str) -> str | None:
@@ -46,9 +47,30 @@ def version_of(package: str) -> str | None:
 
 def compiled() -> str:
     """Whether the loops on NumPy arrays are compiled, and why not."""
-    if jit.enabled():
-        return f"yes, by Numba {version_of('numba')}"
-    return f"no: {jit.failure() or f'{jit.VARIABLE}=0'}"
+    if os.environ.get(jit.VARIABLE) == "0":
+        return f"no: {jit.VARIABLE}=0"
+    try:
+        return f"yes, by Numba {version_of('numba')}" if jit.enabled() else f"no: {jit.failure()}"
+    except (ImportError, ValueError) as error:
+        return f"refused: {error}"
+
+
+def _threads() -> int | str:
+    try:
+        return threads.available()
+    except ValueError as error:
+        return f"refused: {error}"
+
+
+def _cuda() -> dict[str, Any]:
+    """Versions of the driver and of CUDA's libraries, on which a GPU's times depend."""
+    found: dict[str, Any] = {}
+    if probe.cupy_failure() is None:
+        runtime = probe.cupy().cuda.runtime
+        found |= {"cuda driver": runtime.driverGetVersion(), "cuda runtime": runtime.runtimeGetVersion()}
+    if "torch" in sys.modules and (torch := probe.torch()).cuda.is_available():
+        found |= {"torch's cuda": torch.version.cuda, "torch's cudnn": torch.backends.cudnn.version()}
+    return found
 
 
 def cores() -> int:

@@ -55,6 +55,14 @@ def here(call: Callable[[], object]) -> int | None:
     return _host(call)
 
 
+def release() -> None:
+    """Give unused memory of GPUs back, so that another process can have it."""
+    if "cupy" in sys.modules and probe.cupy_failure() is None:
+        probe.cupy().get_default_memory_pool().free_all_blocks()
+    if "torch" in sys.modules and probe.torch().cuda.is_initialized():
+        probe.torch().cuda.empty_cache()
+
+
 def _host(call: Callable[[], object]) -> int | None:
     """Resident memory, as Linux keeps account of it."""
     try:

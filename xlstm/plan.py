@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -12,7 +12,10 @@ from xlstm import blas, threads
 from xlstm.backend import Array, Namespace
 from xlstm.threads import SOLO, Team
 
-# Up to so many multiplications by a recurrent weight in all steps nothing is planned: BLAS uses one thread by itself.
+R = TypeVar("R")
+
+# All of these were measured on two cores. Up to so many multiplications by a recurrent weight in all steps nothing is
+# planned: BLAS uses one thread by itself.
 TINY = blas.SMALL
 # A part of the batch has at least so many sequences, and in a loop that is not compiled at least so many units:
 # there threads hand the interpreter to each other between calls, which has to be worth it.
@@ -35,8 +38,8 @@ class Plan(NamedTuple):
     def of(cls, xp: Namespace, weights: Sequence[Array], B: int, N: int, compilable: bool) -> Plan:
         """For directions with recurrent `weights` (R, P), a batch of B sequences, and N steps in all of them.
 
-        Threads of our own are best where all of them have work; elsewhere large products are left to BLAS and its
-        threads, and with them the loop to NumPy.
+        Threads of our own are best where half of them or more have work; elsewhere large products are left to BLAS
+        and its threads, and with them the loop to NumPy.
         """
         W = weights[0]
         if xp is not np or W.size * N <= TINY:
@@ -47,12 +50,17 @@ class Plan(NamedTuple):
         if compilable and W.size > HUGE and W.size * B >= threads.LARGE and len(weights) < most:
             return cls(most, 1, compiled=True, shared=True)
         parts = max(1, min(most // len(weights), B // COLUMNS))
-        busy = parts * len(weights) == most
+        work = min(most, parts * len(weights))
+        busy = work == most or 1 < work >= most / 2
         if compilable and (busy or W.size * B <= blas.SMALL):
             return cls(most, 1, parts, compiled=True)
         if busy and W.shape[1] * (B // parts) >= UNITS:
             return cls(most, 1, parts)
         return cls(blas=most)
+
+    def run(self, team: Team, tasks: Sequence[Callable[[], R]]) -> list[R]:
+        """The results of tasks: side by side, or one after the other where each of them takes the whole team."""
+        return [task() for task in tasks] if self.shared else team.run(tasks)
 
     @contextlib.contextmanager
     def team(self) -> Iterator[Team]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,29 @@ from xlstm.series import Series
 def available() -> bool:
     """Whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
+
+
+def check(path: Path) -> None:
+    """Refuse a path that no picture can be written to.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    ValueError, OSError
+        Its ending is no format of matplotlib's, or its folder cannot be written to.
+    """
+    if not available():
+        raise ImportError(f"{path}: matplotlib is not installed; pip install matplotlib")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in formats:
+        raise ValueError(f"{path}: ends in {path.suffix!r}, expected one of .{', .'.join(sorted(formats))}")
+    new = not path.exists()
+    path.open("a").close()
+    if new:
+        path.unlink()
 
 
 def forecast(path: str | os.PathLike[str], series: Series, at: np.ndarray[Any, Any], forecasts: Values) -> None:

@@ -102,7 +102,7 @@ def run(passes: Sequence[Forward]) -> list[tuple[Array, Sequence[Array], Saved |
     plan = Plan.of(one.xp, [p.loop.Wh for p in passes], one.state[0].shape[1], one.x.shape[0], compilable)
     with plan.team() as team:
         tasks = [p.tasks(plan, team) for p in passes]
-        parts = iter(team.run([task for some in tasks for task in some]))
+        parts = iter(plan.run(team, [task for some in tasks for task in some]))
         return [p.finish(plan, [next(parts) for _ in some]) for p, some in zip(passes, tasks, strict=True)]
 
 

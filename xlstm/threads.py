@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
@@ -44,7 +44,12 @@ class Team:
         self._over = False
 
     def run(self, tasks: Sequence[Callable[[], R]]) -> list[R]:
-        """The results of all tasks, which run side by side where the team has several threads."""
+        """The results of all tasks, which run side by side where the team has several threads.
+
+        Not from within a task: every thread has one at a time.
+        """
+        if any(self._tasks):
+            raise RuntimeError("a task of a team cannot give it work")
         results: list[Any] = [None] * len(tasks)
 
         def do(share: Sequence[int]) -> None:
@@ -135,9 +140,10 @@ def team(size: int, products: int = 1) -> Iterator[Team]:
             yield SOLO
             return
         chosen = Team(size)
-        waiting = [_pool(size - 1).submit(chosen.wait, other) for other in range(size - 1)]
-        _pause()  # they wake up meanwhile
+        waiting: list[Future[None]] = []
         try:
+            waiting.extend(_pool(size - 1).submit(chosen.wait, other) for other in range(size - 1))
+            _pause()  # they wake up meanwhile
             yield chosen
         finally:
             chosen.dismiss()
@@ -151,10 +157,11 @@ def _pool(size: int) -> ThreadPoolExecutor:
 
 
 def _after_fork() -> None:
-    """The threads of a pool stay behind in the parent, and one of them may have held the lock."""
+    """The threads of a pool stay behind in the parent, and one of them may have held the lock and limited BLAS."""
     global _lock
     _lock = threading.Lock()
     _pool.cache_clear()
+    blas.unlimited()
 
 
 if hasattr(os, "register_at_fork"):

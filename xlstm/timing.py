@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+WARM = 0.02  # seconds
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -23,7 +25,7 @@ def interleave(
     block: float = 0.15,
     show: Callable[[str], object] = lambda name: None,
 ) -> dict[str, Timing]:
-    """Time callables in blocks in turn, A B C A B C ..., so that a noisy machine is noisy for all of them alike.
+    """Time callables in blocks in turn, A B C, B C A, ..., so that a noisy machine is noisy for all of them alike.
 
     Parameters
     ----------
@@ -32,16 +34,22 @@ def interleave(
     rounds : int
         Blocks of each.
     block : float
-        Seconds that a block lasts; at least one call. Its first call is not counted: the worker threads
-        of another library may still be spinning, and a device may have to wake up.
+        Seconds that a block lasts; at least one call. First calls of it, for `WARM` seconds, are not counted:
+        the worker threads of another library may still be spinning, and a device may have to wake up.
     show : callable
         Told the name of the callable before each block.
     """
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
+    names = list(calls)
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            call = calls[name]
             show(name)
+            warm = time.perf_counter() + min(WARM, block)
             call()
+            while time.perf_counter() < warm:
+                call()
             end = time.perf_counter() + block
             while True:
                 start = time.perf_counter()

@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import threading
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,8 @@ SMALL = 1 << 18  # bytes below which the allocator of C does well by itself
 LIMIT = 1 << 28  # bytes kept at most while nobody uses them
 
 _spare: list[np.ndarray[Any, Any]] = []  # the one given back last at the end
-_lock = threading.RLock()  # a lease may end, by garbage collection, while its thread is in here
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+_returned: deque[np.ndarray[Any, Any]] = deque()  # given back, but not yet among the spare ones
+_lock = threading.Lock()
 
 
 class _Lease:
@@ -37,10 +36,14 @@ class _Lease:
         }
 
     def __del__(self) -> None:
-        with contextlib.suppress(TypeError), _lock:  # at exit there may be no lock left
-            _spare.append(self.memory)
-            while sum(memory.nbytes for memory in _spare) > LIMIT:
-                del _spare[0]
+        # The collector may end a lease at any moment, also within the functions below: it must not wait for the lock.
+        with contextlib.suppress(AttributeError, TypeError):  # at exit these may be gone
+            _returned.append(self.memory)
+            if _lock.acquire(blocking=False):
+                try:
+                    _collect()
+                finally:
+                    _lock.release()
 
 
 def empty(xp: Namespace, shape: tuple[int, ...], like: Array) -> Array:
@@ -48,6 +51,25 @@ def empty(xp: Namespace, shape: tuple[int, ...], like: Array) -> Array:
     if xp is not np or (size := math.prod(shape) * like.dtype.itemsize) < SMALL:
         return xp.empty(shape, dtype=like.dtype, device=device_of(like))
     with _lock:
+        _collect()
         fits = [k for k, memory in enumerate(_spare) if size <= memory.nbytes <= size + size // 4]
         memory = _spare.pop(fits[-1]) if fits else np.empty(size, dtype=np.uint8)
     return np.asarray(_Lease(memory, shape, like.dtype))
+
+
+def _collect() -> None:
+    """Take what was given back among the spare memory; only with the lock."""
+    while _returned:
+        _spare.append(_returned.popleft())
+    while sum(memory.nbytes for memory in _spare) > LIMIT:
+        del _spare[0]
+
+
+def _after_fork() -> None:
+    """Another thread of the parent may have held the lock."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
