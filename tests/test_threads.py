@@ -124,7 +124,7 @@ def usual(monkeypatch):
 
 
 def of(H, B, T, directions=1, compilable=True, xp=np):
-    return Plan.of(xp, [np.empty((4 * H, H), dtype=np.float32)] * directions, B, B * T, compilable)
+    return Plan.of(xp, [np.empty((4 * H, H), dtype=np.float32)] * directions, H, B, B * T, compilable)
 
 
 def test_plans(usual):

@@ -10,7 +10,7 @@ from typing import Any
 from xlstm.backend import Backend, BackendError, backend, usable
 from xlstm.gradcheck import gradcheck
 from xlstm.layers.linear import Linear
-from xlstm.layers.recurrent import GRU, LSTM, RNN
+from xlstm.layers.recurrent import GRU, LSTM, RNN, sLSTM
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "losses",
     "models",
     "optim",
+    "sLSTM",
     "series",
     "training",
     "usable",

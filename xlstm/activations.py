@@ -211,6 +211,8 @@ GATES: dict[str, Pair] = {
     "softplus": Pair(softplus, softplus_bwd),
     "exponential": Pair(exponential, exponential_bwd),
 }
+# Logarithm of an exponential forget gate from its pre-activation: f = sigmoid(f~) or exp(f~) (Beck et al. 2024, eq. 11).
+FORGET = {"sigmoid": Pair(log_sigmoid, log_sigmoid_bwd), "exponential": Pair(linear, linear_bwd)}
 # The derivative is read off the output, which these parameters must leave possible.
 POSITIVE = {"leaky_relu", "elu"}
 

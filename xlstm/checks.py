@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -53,6 +53,21 @@ def positive(where: str, **sizes: Any) -> None:
             raise TypeError(f"{where}: {name} is {size!r}, expected a whole number")
         if size < 1:
             raise ValueError(f"{where}: {name} is {size}, expected 1 or more")
+
+
+def heads(where: str, num_heads: Any, **sizes: Any) -> None:
+    """Raise unless `num_heads` is a whole number from 1 up that divides every size."""
+    positive(where, num_heads=num_heads)
+    for name, size in sizes.items():
+        if size % num_heads:
+            raise ValueError(f"{where}: {name} is {size}, expected a multiple of num_heads, {num_heads}")
+
+
+def one_of(where: str, known: Iterable[str], **values: Any) -> None:
+    """Raise ValueError unless every value is one of the known names."""
+    for name, value in values.items():
+        if value not in known:
+            raise ValueError(f"{where}: {name} is {value!r}, expected one of {', '.join(known)}")
 
 
 def number(where: str, low: float, high: float, strict: bool = False, **values: Any) -> None:

@@ -54,6 +54,14 @@ def recurrent(name: str) -> Callable[..., Values]:
     return RECURRENT[name]
 
 
+def powerlaw(K: int, depth: float = 0.0) -> Values:
+    """Forget biases of a head of an sLSTM, 5 - 12 (k / (K - 1))^(0.3 + 1.3 depth), as the published package has them.
+
+    `depth` goes from 0 for the first block of a stack to 1 for the last.
+    """
+    return 5 - 12 * (np.arange(K) / max(1, K - 1)) ** (0.3 + 1.3 * depth)
+
+
 def linear(rng: np.random.Generator, outputs: int, inputs: int) -> tuple[Values, Values]:
     """Weight (O, I) and bias (O,) of a linear layer from U(-1/sqrt(I), 1/sqrt(I)), as `torch.nn.Linear`."""
     bound = inputs**-0.5

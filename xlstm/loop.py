@@ -79,16 +79,17 @@ class Loop:
     def __init__(self, xp: Namespace, cell: Cell, w: Params, noise: Noise) -> None:
         self.xp, self.noise = xp, noise
         self.cell: Any = cell  # with `inner` or `own_bwd` where it needs them
-        R = w["Wh"].shape[0]
+        self.Wh, self.inner = w["Wh"], None
+        R, self.P = recurrent_shape(self.Wh)
         self.G = len(cell.GATES)
         self.H = R // self.G
         self.own = {}
         for name in OWN:
             if name in w:
                 self.own[name] = reshape(xp, w[name], (-1, self.H, 1) if name == "p" else (-1, 1))
-        self.Wh, self.inner = w["Wh"], None
         if cell.INNER:
             self.Wh, self.inner = self.Wh[: R - self.H, :], self.Wh[R - self.H :, :]
+        self.R = R - self.H if cell.INNER else R  # rows of the product of h
         self.Whr = w.get("Whr")
         self.zoneout = any(s is not None for s in noise.stay)
         self.gh = None if "gh" not in w else w["gh"][:, None]
@@ -96,11 +97,12 @@ class Loop:
         self.bh = self.biases["bh"][:, None] if "bh" in self.biases else None
         self.bare = not self.zoneout and noise.drop is None and self.Whr is None and self.gh is None
         self.plain = self.bare and not cell.SPLIT
+        self.compilable = self.bare and xp is np and self.Wh.ndim == 2
 
     @functools.cached_property
     def kernels(self) -> Kernels | None:
         """The loop compiled, where it is to be and can be."""
-        return kernels_of(self.cell, self.w["Wh"], self.own, self.biases) if self.bare and self.xp is np else None
+        return kernels_of(self.cell, self.w["Wh"], self.own, self.biases) if self.compilable else None
 
     @functools.cached_property
     def fused(self) -> Fused:
@@ -113,11 +115,11 @@ class Loop:
     ) -> tuple[Sequence[Array], list[Array]]:
         """The state after a run, and what is kept of every step, from the state before and products of x."""
         xp, k = self.xp, run.k
-        W = blas.blocks(self.Wh, run.n) if xp is np else self.Wh
+        W = blas.blocks(self.Wh, run.n) if xp is np and self.Wh.ndim == 2 else self.Wh
         step = self.plain_step(W) if self.plain else functools.partial(self.step, W)
         taken: list[list[Array]] = []
         room: list[Array] = []
-        large = self.Wh.shape[0] * run.n >= LARGE and k > 1
+        large = self.R * run.n >= LARGE and k > 1
         for t, here in enumerate(inputs):
             state, arrays = step(here, state, run, t)
             y[run.rows(t), :] = state[0].T
@@ -135,12 +137,13 @@ class Loop:
 
     def plain_step(self, W: Array) -> Callable[..., tuple[list[Array], list[Array]]]:
         """`step` without options, for cells that take the sum of both products."""
-        xp, R, G, H = self.xp, self.Wh.shape[0], self.G, self.H
+        xp, R, G, H = self.xp, self.R, self.G, self.H
+        heads = self.Wh.ndim == 4
         gates = functools.partial(self.cell.gates, **self.own) if self.own else self.cell.gates
 
         def step(inputs: Array, state: Sequence[Array], run: Run, t: int) -> tuple[list[Array], list[Array]]:
             h, *carry = state
-            z = reshape(xp, W @ h, (R, run.n))
+            z = by_heads(xp, W, h) if heads else reshape(xp, W @ h, (R, run.n))
             z += inputs
             *new, saved = gates(xp, reshape(xp, z, (G, H, run.n)), *carry)
             return new, [*carry, *saved]
@@ -154,7 +157,8 @@ class Loop:
         xp, cell, H, n = self.xp, self.cell, self.H, run.n
         h, *carry = state
         drop = None if self.noise.drop is None else self.noise.drop[:, run.columns]
-        a = reshape(xp, W @ (h if drop is None else h * drop), (self.Wh.shape[0], n))
+        masked = h if drop is None else h * drop
+        a = by_heads(xp, W, masked) if self.Wh.ndim == 4 else reshape(xp, W @ masked, (self.R, n))
         normal: tuple[Array, ...] = ()
         if self.gh is not None:
             normal = normalize(xp, a, 0)
@@ -182,6 +186,20 @@ class Loop:
         """Zoneout: some units, or some share of all, keep their old state."""
         shares = [columns(s, rows) for s in self.noise.stay]
         return [b if s is None else s * a + (1 - s) * b for a, b, s in zip(old, new, shares, strict=True)]
+
+
+def recurrent_shape(Wh: Array) -> tuple[int, int]:
+    """Rows and columns (R, P) of a recurrent weight, which is that, or (G, N, K, K), blocks of N heads."""
+    if Wh.ndim == 2:
+        return Wh.shape[0], Wh.shape[1]
+    G, N, K, _ = Wh.shape
+    return G * N * K, N * K
+
+
+def by_heads(xp: Namespace, Wh: Array, h: Array) -> Array:
+    """The product Wh h (R, n) of heads (G, N, K, K) with h (P, n), which go by themselves."""
+    G, N, K, _ = Wh.shape
+    return reshape(xp, Wh @ reshape(xp, h, (N, K, h.shape[1])), (G * N * K, h.shape[1]))
 
 
 def product(W: Array, before: Array | None = None, after: Array | None = None) -> Callable[[Array], Array]:

@@ -35,8 +35,8 @@ class Plan(NamedTuple):
     shared: bool = False  # each recurrent product is shared out among our threads, in a compiled loop
 
     @classmethod
-    def of(cls, xp: Namespace, weights: Sequence[Array], B: int, N: int, compilable: bool) -> Plan:
-        """For directions with recurrent `weights` (R, P), a batch of B sequences, and N steps in all of them.
+    def of(cls, xp: Namespace, weights: Sequence[Array], P: int, B: int, N: int, compilable: bool) -> Plan:
+        """For directions with recurrent `weights` of h (P, B), a batch of B sequences, and N steps in all of them.
 
         Threads of our own are best where half of them or more have work; elsewhere large products are left to BLAS
         and its threads, and with them the loop to NumPy.
@@ -54,7 +54,7 @@ class Plan(NamedTuple):
         busy = work == most or 1 < work >= most / 2
         if compilable and (busy or W.size * B <= blas.SMALL):
             return cls(most, 1, parts, compiled=True)
-        if busy and W.shape[1] * (B // parts) >= UNITS:
+        if busy and P * (B // parts) >= UNITS:
             return cls(most, 1, parts)
         return cls(blas=most)
 

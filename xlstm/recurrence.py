@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -99,7 +100,7 @@ def run(passes: Sequence[Forward]) -> list[tuple[Array, Sequence[Array], Saved |
     """Run the directions of a layer: y (N, P), the final state, and Saved if that is kept, of each."""
     one = passes[0]
     compilable = all(p.loop.kernels is not None for p in passes)
-    plan = Plan.of(one.xp, [p.loop.Wh for p in passes], one.state[0].shape[1], one.x.shape[0], compilable)
+    plan = Plan.of(one.xp, [p.loop.Wh for p in passes], one.loop.P, one.state[0].shape[1], one.x.shape[0], compilable)
     with plan.team() as team:
         tasks = [p.tasks(plan, team) for p in passes]
         parts = iter(plan.run(team, [task for some in tasks for task in some]))
@@ -109,7 +110,7 @@ def run(passes: Sequence[Forward]) -> list[tuple[Array, Sequence[Array], Saved |
 def step(xp: Namespace, cell: Cell, w: Params, x: Array, state: Sequence[Array], noise: Noise) -> None:
     """One step of one layer from x (B, D); the state, (B, P) and (B, H), is changed in place."""
     loop = Loop(xp, cell, w, noise)
-    if x.shape[0] == 1 and w["Wh"].shape[0] * w["Wh"].shape[1] <= blas.SMALL and loop.kernels is not None:
+    if x.shape[0] == 1 and math.prod(w["Wh"].shape) <= blas.SMALL and loop.kernels is not None:
         given = {name: p.reshape(-1, loop.H) for name, p in (*loop.biases.items(), *loop.own.items())}
         fused.step(loop.kernels, w, given, x[0, :], [s[0, :] for s in state])
         return
@@ -150,7 +151,7 @@ class Forward:
         self.loop = Loop(xp, cell, w, noise)
         # h before and after every step: y with the initial state in front
         self.first = runs[0][1] if runs else 0  # sequences of the first step
-        self.hs = workspace.empty(xp, (self.first + x.shape[0], w["Wh"].shape[1]), x)
+        self.hs = workspace.empty(xp, (self.first + x.shape[0], self.loop.P), x)
         self.hs[: self.first, :] = state[0][:, : self.first].T
         self.y = self.hs[self.first :, :]
         self.inputs: Array | None = None

@@ -68,8 +68,8 @@ class Recurrent(Options):
         x : array (T, B, D)
             Input, or (B, T, D) with `batch_first`.
         state : tuple of arrays (L, B, P), (L, B, H), optional
-            Initial state, (h, c) of an LSTM and (h,) of others; layer by layer, forward before reverse.
-            Zero by default.
+            Initial state, (h, c) of an LSTM, (h, c, n, m) of an sLSTM and (h,) of others; layer by layer, forward before reverse.
+            By default zero, and m of an sLSTM -inf.
         train : bool
             Draw the masks of dropout and zoneout, and keep what `backward` needs.
         lengths : whole numbers (B,), optional
@@ -107,7 +107,7 @@ class Recurrent(Options):
         if T == 0:
             raise ValueError(f"{where}: x has no time steps, expected T of 1 or more")
         packing = Packing.of(where, lengths, T, B)
-        start = self._columns(xp, "state", state, B, like=x)
+        start = self._columns(xp, "state", state, B, x, self.REST)
         rng = self._generator(seed) if train else None
         keep = train if keep is None else keep
         rows, ends, saved = stack.forward(xp, self, params, packing.pack(xp, x), packing, start, self._rates, rng, keep)
@@ -150,7 +150,7 @@ class Recurrent(Options):
             outer = {"B": packing.B, "T": packing.T} if self.batch_first else {"T": packing.T, "B": packing.B}
             checks.shape(where, "dy", dy, {**outer, self._width: self.output_size})
             dy = packing.pack(xp, self._swap(xp, dy))
-        end = self._columns(xp, "dstate", dstate, packing.B, like=x)
+        end = self._columns(xp, "dstate", dstate, packing.B, x)
         grads, dx, starts = stack.backward(xp, params, saved, dy, end)
         return grads, self._swap(xp, packing.unpack(xp, dx)), _states(xp, starts)
 
@@ -171,8 +171,8 @@ class Recurrent(Options):
         self.check_state("state", given, x.shape[0])
         about = {"dtype": x.dtype, "device": device_of(x)}
         start = [
-            xp.zeros((self.num_layers, x.shape[0], H), **about) if s is None else s
-            for s, H in zip(given, self.state_sizes, strict=True)
+            xp.full((self.num_layers, x.shape[0], H), rest, **about) if s is None else s
+            for s, H, rest in zip(given, self.state_sizes, self.REST, strict=False)
         ]
         return stack.step(xp, self, params, x, tuple(start), self._rates)
 
@@ -238,21 +238,30 @@ class Recurrent(Options):
                 checks.shape(type(self).__name__, f"{name} {key}", array, dims)
 
     def _columns(
-        self, xp: Namespace, name: str, state: Sequence[Array | None] | None, B: int, like: Array
+        self,
+        xp: Namespace,
+        name: str,
+        state: Sequence[Array | None] | None,
+        B: int,
+        like: Array,
+        rest: Sequence[float] | None = None,
     ) -> list[list[Array]]:
-        """States (L, B, H), missing ones zero, as the recurrence has them: (H, B) for each layer and direction."""
+        """States (L, B, H) as the recurrence has them, (H, B) for each layer and direction.
+
+        Missing ones are zero, or have the value that `rest` has for them.
+        """
         L = self.num_layers * len(self.directions)
         if state is None:
             state = (None,) * len(self.STATES)
         else:
             self.check_state(name, state, B)
         found: list[list[Array]] = [[] for _ in range(L)]
-        for array, H in zip(state, self.state_sizes, strict=True):
+        for j, (array, H) in enumerate(zip(state, self.state_sizes, strict=True)):
             if array is None:
-                zero = xp.zeros((H, B), dtype=like.dtype, device=device_of(like))
+                missing = xp.full((H, B), rest[j] if rest else 0.0, dtype=like.dtype, device=device_of(like))
             for k, columns in enumerate(found):
                 # Copies: the caller may reuse the arrays before `backward`.
-                columns.append(zero if array is None else xp.asarray(array[k, ...].T, copy=True))
+                columns.append(missing if array is None else xp.asarray(array[k, ...].T, copy=True))
         return found
 
 

@@ -17,7 +17,7 @@ from xlstm.loop import Cell
 
 @dataclass(frozen=True, repr=False)
 class Options:
-    """What LSTM, GRU and RNN share; `LSTM` describes the options."""
+    """What LSTM, GRU, RNN and sLSTM share; `LSTM` describes the options."""
 
     input_size: int
     hidden_size: int
@@ -37,6 +37,7 @@ class Options:
     initializer: str = "uniform"
 
     STATES: ClassVar[tuple[str, ...]] = ("h",)
+    REST: ClassVar[tuple[float, ...]] = (0.0, 0.0)  # each state before the first step
     ACTIVATIONS: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Recurrent layers: LSTM, GRU and plain RNN, in stacks and in both directions."""
+"""Recurrent layers: LSTM, GRU, plain RNN and sLSTM, in stacks and in both directions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from xlstm import checks
-from xlstm.cells import gru, lstm, rnn
+from xlstm import checks, initializers
+from xlstm.activations import FORGET
+from xlstm.cells import gru, lstm, rnn, slstm
 from xlstm.layers.base import Recurrent
 from xlstm.loop import Cell
 
@@ -210,6 +211,74 @@ class RNN(Recurrent):
 
     def _cell(self, activations: tuple[str, ...]) -> Cell:
         return rnn.Cell(activations, self.clip)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class sLSTM(Recurrent):  # noqa: N801
+    """LSTM with exponential gates and a normaliser (Beck et al. 2024, xLSTM, section 2.2).
+
+    Options as of `LSTM` where they have a meaning, and some of its own. Parameters are `{k}.Wx` (4H, D), `{k}.Wh`
+    (4, N, K, K) and `{k}.b` (4H,) with gates in order i f z o; K = H / N is the width of a head, and Wh[g, n] goes
+    from the h of head n to its gate g. The state is (h, c, n, m), each (L, B, H): c and n are divided by exp(m), and
+    m is -inf before the first step.
+
+    Parameters
+    ----------
+    num_heads : int
+        Number N of heads: the recurrent weight is block-diagonal, so that heads see one another in the next layer only.
+    forget_gate : {"sigmoid", "exponential"}
+        f = sigmoid(f~), or exp(f~).
+    forget_bias : float or "powerlaw"
+        Initial bias of f; by default 5 - 12 (k / (K - 1))^0.3 for the unit k of a head, as the published package has
+        it. Other biases are 0 at first.
+
+    Examples
+    --------
+    >>> import numpy as np, xlstm
+    >>> slstm = xlstm.sLSTM(3, 8, num_heads=2)
+    >>> y, (h, c, n, m), saved = slstm.forward(slstm.init(backend="numpy"), np.ones((12, 5, 3), dtype="float32"))
+    >>> y.shape, n.shape, saved.gates.shape
+    ((12, 5, 8), (1, 5, 8), (12, 4, 5, 8))
+    """
+
+    num_heads: int = 1
+    forget_gate: str = "sigmoid"
+    forget_bias: float | str = "powerlaw"
+
+    STATES = ("h", "c", "n", "m")
+    REST = (0.0, 0.0, 0.0, -math.inf)
+    ACTIVATIONS = ("sigmoid", "tanh")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.heads("sLSTM", self.num_heads, hidden_size=self.hidden_size)
+        object.__setattr__(self, "num_heads", int(self.num_heads))
+        checks.one_of("sLSTM", FORGET, forget_gate=self.forget_gate)
+        for option in ("recurrent_bias", "zoneout", "layer_norm", "clip", "activations"):
+            given = getattr(self, option)
+            if any(given) if isinstance(given, tuple) else given:
+                raise ValueError(f"sLSTM: {option} is {given!r}, but an sLSTM has none")
+        if self.forget_bias != "powerlaw":
+            checks.number("sLSTM", -math.inf, math.inf, strict=True, forget_bias=self.forget_bias)
+            object.__setattr__(self, "forget_bias", float(self.forget_bias))
+
+    def _cell(self, activations: tuple[str, ...]) -> Cell:
+        return slstm.Cell(self.forget_gate)
+
+    def _shapes(self, D: dict[str, int]) -> dict[str, checks.Dims]:
+        K = self.hidden_size // self.num_heads
+        return super()._shapes(D) | {"Wh": {"4": 4, "N": self.num_heads, "K": K, "K ": K}}
+
+    def _draw(self, rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Any:
+        if name == "Wh":
+            G, N, K, _ = shape
+            heads = [Recurrent._draw(self, rng, name, (G * K, K)) for _ in range(N)]
+            return np.stack([W.reshape(G, K, K) for W in heads], axis=1)
+        if name != "b":
+            return super()._draw(rng, name, shape)
+        values = np.zeros((4, self.num_heads, self.hidden_size // self.num_heads))
+        values[1] = initializers.powerlaw(values.shape[2]) if self.forget_bias == "powerlaw" else self.forget_bias
+        return values.reshape(shape)
 
 
 # By the name that interop and files know them by.

@@ -58,6 +58,16 @@ class Pass:
         """Cell state after every step, (T, B, H)."""
         return self._steps(self.saved.state("c"))
 
+    @property
+    def n(self) -> Array:
+        """Normaliser of an sLSTM after every step, divided by exp(m), (T, B, H)."""
+        return self._steps(self.saved.state("n"))
+
+    @property
+    def m(self) -> Array:
+        """Logarithm of what c and n of an sLSTM are divided by, after every step, (T, B, H)."""
+        return self._steps(self.saved.state("m"))
+
     def _steps(self, rows: Array) -> Array:
         xp = self.saved.xp
         return self.packing.unpack(xp, self.packing.mirror(xp, rows) if self.reverse else rows)
@@ -99,6 +109,16 @@ class Saved:
         """As of the only layer and direction, (T, B, H)."""
         return self._only("c").c
 
+    @property
+    def n(self) -> Array:
+        """As of the only layer and direction, (T, B, H)."""
+        return self._only("n").n
+
+    @property
+    def m(self) -> Array:
+        """As of the only layer and direction, (T, B, H)."""
+        return self._only("m").m
+
     def _only(self, what: str) -> Pass:
         if len(self.passes) > 1:
             names = ", ".join(f"saved[{name!r}].{what}" for name in self.passes)
@@ -135,7 +155,7 @@ def forward(
             start = [packing.sort(xp, s) for s in state[len(ends) + d]]
             noise = _noise(xp, packing, rates, rng, start, rows)
             x = packing.mirror(xp, rows) if direction else rows
-            w = {last: params[name] for last, name in layer.names[f"{k}.{direction}".rstrip(".")].items()}
+            w = _weights(xp, params, layer.names[f"{k}.{direction}".rstrip(".")])
             loops.append(recurrence.Forward(xp, cell, w, x, packing.runs, start, noise, keep))
         outputs = []
         for direction, (y, end, saved) in zip(layer.cells, recurrence.run(loops), strict=True):
@@ -154,7 +174,7 @@ def step(xp: Namespace, layer: Layer, params: Params, x: Array, state: State, ra
     (cell,) = layer.cells.values()
     for k, names in enumerate(layer.names.values()):
         here = [s[k, ...] for s in after]
-        recurrence.step(xp, cell, {last: params[name] for last, name in names.items()}, x, here, noise)
+        recurrence.step(xp, cell, _weights(xp, params, names), x, here, noise)
         x = here[0]
     return xp.asarray(x, copy=True), after
 
@@ -187,7 +207,16 @@ def backward(
             dx = below_x if dx is None else dx + below_x
         mask = saved.masks[k]
         dy = dx if mask is None else dx * mask
-    return {name: grads[name] for name in params}, dy, starts
+    return {name: xp.reshape(grads[name], tuple(p.shape)) for name, p in params.items()}, dy, starts
+
+
+def _weights(xp: Namespace, params: Params, names: dict[str, str]) -> Params:
+    """Parameters of a layer and direction by their last names; one head alone is a matrix like any other."""
+    w = {last: params[name] for last, name in names.items()}
+    if w["Wh"].ndim == 4 and w["Wh"].shape[1] == 1:
+        G, _, K, _ = w["Wh"].shape
+        w["Wh"] = xp.reshape(w["Wh"], (G * K, K))
+    return w
 
 
 def _noise(

@@ -1,0 +1,132 @@
+"""The mLSTM cell: gradients of both forms, the published package's numbers, agreement, extremes."""
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests.conftest import DATA, make_backend
+from xlstm.backend import to_numpy
+from xlstm.cells import mlstm as cell
+
+
+def inputs_of(be, rng, T=None, before=(2, 2), K=4, V=3, gates=1.0):
+    """q, k, v, i, f and an initial state, all random."""
+    steps = () if T is None else (T,)
+    shapes = [(*before, *steps, K)] * 2 + [(*before, *steps, V)] + [(*before, *steps)] * 2
+    shapes += [(*before, K, V), (*before, K), before]
+    scales = [1, 1, 1, gates, gates, 1, 1, 1]
+    return tuple(be.asarray(s * rng.standard_normal(shape)) for s, shape in zip(scales, shapes, strict=True))
+
+
+def zero_state(be, before, K, V):
+    return tuple(be.asarray(np.full(shape, value)) for shape, value in (((*before, K, V), 0.0), ((*before, K), 0.0), (before, -np.inf)))
+
+
+def recurrent(xp, q, k, v, i, f, C, n, m, **options):
+    """`step` over all steps: h and the state."""
+    hs = []
+    for t in range(q.shape[-2]):
+        x = (q[..., t, :], k[..., t, :], v[..., t, :], i[..., t], f[..., t])
+        h, C, n, m, _ = cell.step(xp, *x, C, n, m, **options)
+        hs.append(h)
+    return xp.stack(hs, axis=-2), C, n, m
+
+
+OPTIONS = [{}, {"eps": 0.1}, {"forget": "exponential"}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("gates", [1.0, 4.0])
+def test_step_gradient(be, rng, options, gates):
+    def forward(*inputs):
+        *outputs, saved = cell.step(be.xp, *inputs, **options)
+        return tuple(outputs), saved
+
+    def backward(saved, d):
+        return cell.step_bwd(be.xp, *d, saved, **options)
+
+    xlstm.gradcheck(forward, backward, inputs_of(be, rng, gates=gates))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("gates", [1.0, 4.0])
+@pytest.mark.parametrize(("T", "chunk"), [(7, 3), (6, 3), (5, 5), (5, 64), (3, 1), (1, 4)])
+def test_chunkwise_gradient(be, rng, T, chunk, gates, options):
+    def forward(*inputs):
+        *outputs, saved = cell.chunkwise(be.xp, *inputs, chunk=chunk, **options)
+        return tuple(outputs), saved
+
+    def backward(saved, d):
+        return cell.chunkwise_bwd(be.xp, *d, saved, **options)
+
+    xlstm.gradcheck(forward, backward, inputs_of(be, rng, T, gates=gates))
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+def test_gradient_without_that_of_the_final_state(be, rng, eps):
+    inputs = inputs_of(be, rng, 7)
+
+    def forward(*inputs):
+        h, *_, saved = cell.chunkwise(be.xp, *inputs, chunk=3, eps=eps)
+        return h, saved
+
+    def backward(saved, dh):
+        return cell.chunkwise_bwd(be.xp, dh, None, None, None, saved, eps=eps)
+
+    xlstm.gradcheck(forward, backward, inputs)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("chunk", [1, 3, 4, 11, 64])
+@pytest.mark.parametrize("zero", [False, True])
+def test_forms_agree(be, rng, chunk, options, zero):
+    inputs = inputs_of(be, rng, 11, gates=3.0)
+    if zero:
+        inputs = (*inputs[:5], *zero_state(be, (2, 2), 4, 3))
+    expected = recurrent(be.xp, *inputs, **options)
+    *found, _ = cell.chunkwise(be.xp, *inputs, chunk=chunk, **options)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(to_numpy(a), to_numpy(b), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [4, 13, 64])
+def test_follows_the_published_package(be, chunk):
+    golden = np.load(DATA / "nxai" / "mlstm_cell.npz")
+    q, k, v = (be.asarray(golden[name]) for name in "qkv")
+    i, f = (be.asarray(golden[name][..., 0]) for name in "if")
+    before, K, V = golden["q"].shape[:2], golden["q"].shape[3], golden["v"].shape[3]
+    state = zero_state(be, before, K, V)
+    h, C, n, m, saved = cell.chunkwise(be.xp, q, k, v, i, f, *state, chunk=chunk)
+    dq, dk, dv, di, df, *_ = cell.chunkwise_bwd(be.xp, be.asarray(golden["dh"]), None, None, None, saved)
+    found = {"h": h, "dq": dq, "dk": dk, "dv": dv, "di": di[..., None], "df": df[..., None]}
+    found |= {"C_T": C, "n_T": n[..., None], "m_T": m[..., None, None]}
+    for name, a in found.items():
+        np.testing.assert_allclose(to_numpy(a), golden[name], rtol=1e-10, atol=1e-10, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [1e3, 1e30, np.inf])
+@pytest.mark.parametrize("sign", [(1, 1), (1, -1), (-1, 1), (-1, -1), (0, 0)])
+def test_extreme_gates_stay_finite(dtype, size, sign, rng):
+    """Forward and backward, whatever the gates; also with nothing ever written, i = -inf."""
+    if size == np.inf and sign[0] != -1:
+        pytest.skip("only i = -inf has a meaning")
+    be = make_backend("numpy", dtype)
+    q, k, v, *_ = inputs_of(be, rng, 70)
+    before = (2, 2, 70)
+    sizes = (size, min(size, 1e30))
+    i, f = (be.asarray(s * z * np.ones(before) if s else 1e3 * rng.choice((-1, 1), before)) for s, z in zip(sign, sizes))
+    state = zero_state(be, (2, 2), 4, 3)
+    h, C, n, m, saved = cell.chunkwise(np, q, k, v, i, f, *state, chunk=16)
+    grads = cell.chunkwise_bwd(np, np.ones_like(h), np.ones_like(C), np.ones_like(n), np.ones_like(m), saved)
+    step, *_ = recurrent(np, q, k, v, i, f, *state)
+    assert all(np.all(np.isfinite(a)) for a in (h, C, n, step, *grads[:7]))
+    assert not np.any(np.isnan(m))
+
+
+def test_long_sequences_stay_finite(rng):
+    be = make_backend("numpy", "float32")
+    inputs = inputs_of(be, rng, 100_000, (1,), 4, 3, gates=3.0)
+    h, C, n, m, saved = cell.chunkwise(np, *inputs)
+    grads = cell.chunkwise_bwd(np, np.ones_like(h), None, None, None, saved)
+    assert all(np.all(np.isfinite(a)) for a in (h, C, n, m, *grads))
