@@ -6,7 +6,7 @@ import pytest
 from xlstm import activations, gradcheck
 from xlstm.backend import to_numpy
 
-NAMES = ["sigmoid", "tanh", "log_sigmoid", "silu", "softmax", "log_softmax"]
+NAMES = ["sigmoid", "tanh", "log_sigmoid", "silu", "softmax", "log_softmax", "gelu", "square_relu"]
 
 
 def pair(name):
@@ -40,7 +40,9 @@ def test_extremes_are_finite_and_silent(be, name, dtype):
 def test_values_follow_torch(rng, name):
     torch = pytest.importorskip("torch")
     x = 5 * rng.standard_normal((6, 7))
-    f = {"log_sigmoid": torch.nn.functional.logsigmoid, "silu": torch.nn.functional.silu}.get(
+    functional = torch.nn.functional
+    named = {"log_sigmoid": functional.logsigmoid, "silu": functional.silu, "gelu": functional.gelu}
+    f = (named | {"square_relu": lambda x: functional.relu(x) ** 2}).get(
         name, getattr(torch, name, None)
     )
     kwargs = {"dim": -1} if "softmax" in name else {}

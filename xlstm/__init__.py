@@ -9,7 +9,10 @@ from typing import Any
 
 from xlstm.backend import Backend, BackendError, backend, usable
 from xlstm.gradcheck import gradcheck
+from xlstm.layers.backbone import xLSTMLarge, xLSTMStack
+from xlstm.layers.blocks import mLSTMBlock, sLSTMBlock
 from xlstm.layers.linear import Linear
+from xlstm.layers.mlstm import mLSTM
 from xlstm.layers.recurrent import GRU, LSTM, RNN, sLSTM
 
 __version__ = "0.1.0"
@@ -28,12 +31,17 @@ __all__ = [
     "gradcheck",
     "interop",
     "losses",
+    "mLSTM",
+    "mLSTMBlock",
     "models",
     "optim",
     "sLSTM",
+    "sLSTMBlock",
     "series",
     "training",
     "usable",
+    "xLSTMLarge",
+    "xLSTMStack",
 ]
 
 

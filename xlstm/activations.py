@@ -60,6 +60,81 @@ def silu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
     return dy * (s + y * (1 - s))
 
 
+def erf(xp: Namespace, x: Array) -> Array:
+    """2/sqrt(pi) times the integral of exp(-t^2) from 0 to x, to the last digits of the dtype.
+
+    Rational functions: of Cody 1969 in float64, of half their degree in float32 (those of the Eigen library).
+    """
+    if x.dtype == xp.float32:
+        u = clamp(xp, x, 4.0)
+        z = u * u
+        return u * (_polynomial(ERF_SINGLE[0], z) / _polynomial(ERF_SINGLE[1], z))
+    u = xp.abs(x)
+    z, v = xp.minimum(u, xp.full_like(u, 0.5)) ** 2, xp.maximum(u, xp.full_like(u, 0.4))
+    near = x * (_polynomial(ERF_NEAR[0], z) / _polynomial(ERF_NEAR[1], z))
+    v = xp.minimum(v, xp.full_like(v, 10.0))
+    far = 1 - xp.exp(-v * v) * (_polynomial(ERF_FAR[0], v) / _polynomial(ERF_FAR[1], v))
+    return xp.where(u < 0.46875, near, xp.where(x < 0, -far, far))
+
+
+def gelu(xp: Namespace, x: Array) -> Array:
+    """x times the probability that a normal variable is below x (Hendrycks & Gimpel 2016)."""
+    return 0.5 * x * (1 + erf(xp, x * math.sqrt(0.5)))
+
+
+def gelu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    below = 0.5 * (1 + erf(xp, x * math.sqrt(0.5)))
+    return dy * (below + x * xp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi)))
+
+
+def square_relu(xp: Namespace, x: Array) -> Array:
+    """max(x, 0)^2 (So et al. 2021)."""
+    return relu(xp, x) ** 2
+
+
+def square_relu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    return dy * (2 * relu(xp, x))
+
+
+def soft_cap(xp: Namespace, x: Array, cap: float) -> Array:
+    """cap tanh(x / cap): nearly x where that is small, and within [-cap, cap]."""
+    return cap * xp.tanh(x / cap)
+
+
+def soft_cap_bwd(xp: Namespace, dy: Array, x: Array, y: Array, cap: float) -> Array:
+    return dy * (1 - (y / cap) ** 2)
+
+
+def _polynomial(coefficients: tuple[float, ...], z: Array) -> Array:
+    """The polynomial in z with these coefficients, the highest first."""
+    y = coefficients[0] * z + coefficients[1]
+    for c in coefficients[2:]:
+        y *= z
+        y += c
+    return y
+
+
+# Numerator and denominator of the rational functions of `erf`.
+ERF_SINGLE = (
+    (-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05)
+    + (-7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02),
+    (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03)
+    + (-1.42647390514189e-02,),
+)
+ERF_NEAR = (
+    (1.85777706184603153e-1, 3.16112374387056560e00, 1.13864154151050156e02, 3.77485237685302021e02)
+    + (3.20937758913846947e03,),
+    (1.0, 2.36012909523441209e01, 2.44024637934444173e02, 1.28261652607737228e03, 2.84423683343917062e03),
+)
+ERF_FAR = (
+    (2.15311535474403846e-8, 5.64188496988670089e-1, 8.88314979438837594e0, 6.61191906371416295e01)
+    + (2.98635138197400131e02, 8.81952221241769090e02, 1.71204761263407058e03, 2.05107837782607147e03)
+    + (1.23033935479799725e03,),
+    (1.0, 1.57449261107098347e01, 1.17693950891312499e02, 5.37181101862009858e02, 1.62138957456669019e03)
+    + (3.29079923573345963e03, 4.36261909014324716e03, 3.43936767414372164e03, 1.23033935480374942e03),
+)
+
+
 def softmax(xp: Namespace, x: Array) -> Array:
     """exp(x) / sum(exp(x)) over the last axis."""
     e = xp.exp(x - xp.max(x, axis=-1, keepdims=True))
@@ -211,6 +286,15 @@ GATES: dict[str, Pair] = {
     "softplus": Pair(softplus, softplus_bwd),
     "exponential": Pair(exponential, exponential_bwd),
 }
+# Those of gated feed-forward layers; their derivatives need the input.
+FEED_FORWARD = {
+    "gelu": Pair(gelu, gelu_bwd),
+    "silu": Pair(silu, silu_bwd),
+    "relu": Pair(relu, relu_bwd),
+    "square_relu": Pair(square_relu, square_relu_bwd),
+    "sigmoid": Pair(sigmoid, sigmoid_bwd),
+    "selu": Pair(selu, selu_bwd),
+}
 # Logarithm of an exponential forget gate from its pre-activation: f = sigmoid(f~) or exp(f~) (Beck et al. 2024, eq. 11).
 FORGET = {"sigmoid": Pair(log_sigmoid, log_sigmoid_bwd), "exponential": Pair(linear, linear_bwd)}
 # The derivative is read off the output, which these parameters must leave possible.
@@ -263,17 +347,26 @@ def pair(text: str) -> Pair:
 EPS = 1e-5  # of torch.nn.LayerNorm
 
 
-def normalize(xp: Namespace, x: Array, axis: int) -> tuple[Array, Array]:
+def normalize(xp: Namespace, x: Array, axis: int, eps: float = EPS) -> tuple[Array, Array]:
     """x with mean 0 and variance 1 along `axis` (Ba et al. 2016, eq. 3), and 1 / its standard deviation."""
-    x = x - xp.mean(x, axis=axis, keepdims=True)
-    r = 1 / xp.sqrt(xp.mean(x * x, axis=axis, keepdims=True) + EPS)
-    return x * r, r
+    return normalize_root(xp, x - xp.mean(x, axis=axis, keepdims=True), axis, eps)
 
 
 def normalize_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Array:
     """Gradient of x from that of n, with `n, r = normalize(xp, x, axis)`."""
     mean, along = (xp.mean(a, axis=axis, keepdims=True) for a in (dn, dn * n))
     return r * (dn - mean - n * along)
+
+
+def normalize_root(xp: Namespace, x: Array, axis: int, eps: float = EPS) -> tuple[Array, Array]:
+    """x with mean square 1 along `axis` (Zhang & Sennrich 2019, eq. 4), and 1 / the root of it."""
+    r = 1 / xp.sqrt(xp.mean(x * x, axis=axis, keepdims=True) + eps)
+    return x * r, r
+
+
+def normalize_root_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Array:
+    """Gradient of x from that of n, with `n, r = normalize_root(xp, x, axis)`."""
+    return r * (dn - n * xp.mean(dn * n, axis=axis, keepdims=True))
 
 
 def clamp(xp: Namespace, x: Array, limit: float) -> Array:

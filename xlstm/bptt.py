@@ -206,7 +206,7 @@ class LoopBack(Loop):
         if saved.normal is not None:
             grads["gx"] = xp.sum(Z * saved.normal[0], axis=1)
             DX = normalize_bwd(xp, w["gx"][:, None] * Z, *saved.normal, 0)
-        products = {"Wx": (DX, x), "dx": (DX.T, w["Wx"])}
+        products = {"Wx": (DX, x), "dx": (DX.T, w["Wx"])} if "Wx" in w else {}
         if self.Wh.ndim == 2:
             products["Wh"] = (A[:outer, :], self._before(saved))
         else:
@@ -224,7 +224,7 @@ class LoopBack(Loop):
                 ones = xp.ones((d.shape[1], 1), dtype=d.dtype, device=device_of(d))
                 products[bias] = (d, ones)
         grads |= dict(zip(products, team.products(list(products.values())), strict=True))
-        dx = grads.pop("dx")
+        dx = grads.pop("dx") if "Wx" in w else xp.asarray(Z.T, copy=True)
         if cell.INNER:
             grads["Wh"] = xp.concat((grads["Wh"], grads.pop("inner")))
         for bias in ("b", "bh"):

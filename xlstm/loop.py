@@ -97,7 +97,7 @@ class Loop:
         self.bh = self.biases["bh"][:, None] if "bh" in self.biases else None
         self.bare = not self.zoneout and noise.drop is None and self.Whr is None and self.gh is None
         self.plain = self.bare and not cell.SPLIT
-        self.compilable = self.bare and xp is np and self.Wh.ndim == 2
+        self.compilable = self.bare and xp is np and self.Wh.ndim == 2 and "Wx" in w
 
     @functools.cached_property
     def kernels(self) -> Kernels | None:
@@ -218,9 +218,12 @@ def columns(a: Any, rows: slice) -> Any:
 
 
 def project(loop: Loop, x: Array) -> tuple[Array, tuple[Array, Array] | None]:
-    """Wx x + b of all steps in one product, (R, N), and with layer_norm Wx x normalised and 1 / its deviation."""
+    """Wx x + b of all steps in one product, (R, N), and with layer_norm Wx x normalised and 1 / its deviation.
+
+    Without a Wx, x (N, R) is that product already.
+    """
     xp, w = loop.xp, loop.w
-    inputs = w["Wx"] @ x.T
+    inputs = w["Wx"] @ x.T if "Wx" in w else xp.asarray(x.T, copy=True)
     normal = None
     if "gx" in w:
         normal = normalize(xp, inputs, 0)
@@ -233,7 +236,13 @@ def project(loop: Loop, x: Array) -> tuple[Array, tuple[Array, Array] | None]:
 def project_block(loop: Loop, x: Array) -> Array:
     """Wx x + b of steps x (k, n, D), each step by itself in memory: (k, R, n)."""
     k, n, D = x.shape
-    Wx, bias = loop.w["Wx"], loop.biases.get("b")
+    bias = loop.biases.get("b")
+    if "Wx" not in loop.w:
+        z = np.array(x.transpose(0, 2, 1), order="C")
+        if bias is not None:
+            z += bias[:, None]
+        return z
+    Wx = loop.w["Wx"]
     R = Wx.shape[0]
     if n < WIDE:
         rows = x.reshape(k * n, D) @ Wx.T

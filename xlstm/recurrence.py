@@ -129,7 +129,7 @@ class Forward:
     w : dict
         Parameters of the layer and direction under their last names, such as Wx.
     x : array (N, D)
-        Packed rows.
+        Packed rows; where `w` has no Wx, they are the products of x, (N, R), and their gradient is that by x.
     state : arrays (P, B) and (H, B)
         The initial state.
     keep : bool
@@ -204,7 +204,7 @@ class Forward:
         if self.inputs is not None:
             yield [self.inputs[:, run.rows(t)] for t in range(run.k)]
             return
-        size = max(1, BLOCK // (self.loop.w["Wx"].shape[0] * run.n))
+        size = max(1, BLOCK // (self.loop.G * self.loop.H * run.n))
         for start in range(0, run.k, size):
             yield project_block(self.loop, run.steps(self.xp, self.x, start, min(run.k, start + size)))
 

@@ -1,69 +1,127 @@
-"""y = x W^T + b."""
+"""y = x W^T + b, whole or by heads."""
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
+import math
+from dataclasses import KW_ONLY, dataclass
+
+import numpy as np
 
 from xlstm import checks, initializers
-from xlstm.backend import Array, Backend, Namespace, Params, Seed, backend_of, generator, namespace
+from xlstm.backend import Array, Namespace, Params
+from xlstm.layers.part import Pointwise, Values, rows
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Pointwise):
     """An affine map of the last axis, y = x W^T + b.
 
     Parameters
     ----------
     input_size, output_size : int
         Widths I and O. Parameters are `W` (O, I) and `b` (O,).
+    bias : bool
+        Whether there is a `b`.
+    std : float, optional
+        Initial weights are N(0, std^2) and biases 0, instead of both from U(-1/sqrt(I), 1/sqrt(I)), as
+        `torch.nn.Linear` has them.
     """
 
     input_size: int
     output_size: int
+    _: KW_ONLY
+    bias: bool = True
+    std: float | None = None
+
+    SYMBOL = "I"
 
     def __post_init__(self) -> None:
         checks.positive("Linear", input_size=self.input_size, output_size=self.output_size)
 
-    @functools.cached_property
-    def shapes(self) -> dict[str, checks.Dims]:
-        """Names and shapes of the parameters."""
-        return {"W": {"O": self.output_size, "I": self.input_size}, "b": {"O": self.output_size}}
+    @property
+    def width(self) -> int:
+        """Width of x."""
+        return self.input_size
 
-    def init(self, seed: Seed = 0, backend: str | Backend | None = None, dtype: str | None = None) -> Params:
-        """Parameters drawn from U(-1/sqrt(I), 1/sqrt(I)), as `torch.nn.Linear`; see `LSTM.init`."""
-        chosen = backend_of(backend, dtype)
-        W, b = initializers.linear(generator(seed), self.output_size, self.input_size)
-        return {"W": chosen.asarray(W), "b": chosen.asarray(b)}
+    @property
+    def _own(self) -> dict[str, checks.Dims]:
+        O = {"O": self.output_size}  # noqa: E741
+        return {"W": {**O, "I": self.input_size}, **({"b": O} if self.bias else {})}
 
-    def forward(self, params: Params, x: Array) -> tuple[Array, Array]:
-        """x (..., I) -> y (..., O) and what `backward` needs.
+    def _draw_own(self, rng: np.random.Generator) -> Values:
+        if self.std is None:
+            W, b = initializers.linear(rng, self.output_size, self.input_size)
+        else:
+            W, b = rng.normal(0.0, self.std, (self.output_size, self.input_size)), np.zeros(self.output_size)
+        return {"W": W, "b": b} if self.bias else {"W": W}
 
-        Raises
-        ------
-        ValueError, TypeError
-            A parameter is missing or misshapen, or arrays do not belong together.
-        """
-        xp = self._check(params, x=x)
-        if x.ndim == 0 or x.shape[-1] != self.input_size:
-            raise ValueError(f"Linear: x has shape {tuple(x.shape)}, expected (..., I) = (..., {self.input_size})")
-        y = xp.reshape(x, (-1, self.input_size)) @ params["W"].T
-        y += params["b"]
+    def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Array]:
+        """x (..., I) -> y (..., O)."""
+        y = rows(xp, x) @ p["W"].T
+        if self.bias:
+            y += p["b"]
         return xp.reshape(y, (*x.shape[:-1], self.output_size)), x
 
-    def backward(self, params: Params, saved: Array, dy: Array) -> tuple[Params, Array]:
-        """dy (..., O) -> gradients of the parameters and dx (..., I)."""
-        xp = self._check(params, dy=dy)
-        expected = (*saved.shape[:-1], self.output_size)
-        if tuple(dy.shape) != expected:
-            raise ValueError(f"Linear: dy has shape {tuple(dy.shape)}, expected that of y, {expected}")
-        rows = xp.reshape(dy, (-1, self.output_size))
-        grads = {
-            "W": rows.T @ xp.reshape(saved, (-1, self.input_size)),
-            "b": xp.sum(rows, axis=0),
-        }
-        return grads, xp.reshape(rows @ params["W"], saved.shape)
+    def apply_bwd(self, xp: Namespace, p: Params, saved: Array, dy: Array) -> tuple[Params, Array]:
+        """dy (..., O) -> gradients and dx (..., I)."""
+        dz = rows(xp, dy)
+        grads = {"W": dz.T @ rows(xp, saved)}
+        if self.bias:
+            grads["b"] = xp.sum(dz, axis=0)
+        return grads, xp.reshape(dz @ p["W"], saved.shape)
 
-    def _check(self, params: Params, **arrays: Array) -> Namespace:
-        checks.params("Linear", params, self.shapes)
-        return namespace("Linear", {**arrays, **params})
+
+@dataclass(frozen=True)
+class HeadwiseLinear(Pointwise):
+    """A linear map of each head by itself, y[n] = x[n] W[n]^T: a block-diagonal matrix, without bias.
+
+    Parameters
+    ----------
+    size : int
+        Width D of x and y.
+    num_heads : int
+        Number N of heads, each K = D / N wide. The parameter is `W` (N, K, K).
+    std : float, optional
+        Of the initial weights, by default sqrt(2 / (5 K)) (Nguyen & Salazar 2019).
+    """
+
+    size: int
+    num_heads: int
+    _: KW_ONLY
+    std: float | None = None
+
+    def __post_init__(self) -> None:
+        checks.positive("HeadwiseLinear", size=self.size)
+        checks.heads("HeadwiseLinear", self.num_heads, size=self.size)
+
+    @property
+    def width(self) -> int:
+        """Width of x."""
+        return self.size
+
+    @property
+    def _own(self) -> dict[str, checks.Dims]:
+        K = self.size // self.num_heads
+        return {"W": {"N": self.num_heads, "K": K, "K ": K}}
+
+    def _draw_own(self, rng: np.random.Generator) -> Values:
+        K = self.size // self.num_heads
+        std = math.sqrt(2 / (5 * K)) if self.std is None else self.std
+        return {"W": rng.normal(0.0, std, (self.num_heads, K, K))}
+
+    def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Array]:
+        """x (..., D) -> y (..., D)."""
+        return self._merge(xp, self._split(xp, x) @ xp.matrix_transpose(p["W"]), x), x
+
+    def apply_bwd(self, xp: Namespace, p: Params, saved: Array, dy: Array) -> tuple[Params, Array]:
+        """dy (..., D) -> gradients and dx (..., D)."""
+        dz = self._split(xp, dy)
+        return {"W": xp.matrix_transpose(dz) @ self._split(xp, saved)}, self._merge(xp, dz @ p["W"], dy)
+
+    def _split(self, xp: Namespace, x: Array) -> Array:
+        """(..., D) -> (N, rows, K)."""
+        N = self.num_heads
+        return xp.permute_dims(xp.reshape(x, (math.prod(x.shape[:-1]), N, self.size // N)), (1, 0, 2))
+
+    def _merge(self, xp: Namespace, heads: Array, like: Array) -> Array:
+        return xp.reshape(xp.permute_dims(heads, (1, 0, 2)), like.shape)

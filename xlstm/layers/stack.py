@@ -146,7 +146,7 @@ def forward(
     masks: list[Array | None] = []
     ends: list[Sequence[Array]] = []
     for k in range(layer.num_layers):
-        mask = _dropout(rng, rates.dropout if k else 0.0, tuple(rows.shape), rows)
+        mask = dropout(rng, rates.dropout if k else 0.0, tuple(rows.shape), rows)
         masks.append(mask)
         if mask is not None:
             rows = rows * mask
@@ -229,7 +229,7 @@ def _noise(
 ) -> Noise:
     """Masks of one layer and direction; drawn for the batch in its own order, or over packed rows."""
     P, B = start[0].shape
-    drop = _dropout(rng, rates.recurrent, (B, P), rows)
+    drop = dropout(rng, rates.recurrent, (B, P), rows)
     stay: list[Array | float | None] = []
     for rate, s in zip(rates.zoneout, start, strict=False):
         shape = (rows.shape[0], s.shape[0])
@@ -238,7 +238,7 @@ def _noise(
     return Noise(None if drop is None else packing.sort(xp, drop.T), tuple(stay))
 
 
-def _dropout(rng: np.random.Generator | None, rate: float, shape: tuple[int, ...], array: Array) -> Array | None:
+def dropout(rng: np.random.Generator | None, rate: float, shape: tuple[int, ...], array: Array) -> Array | None:
     """Zero with probability `rate`, else 1 / (1 - rate)."""
     if rng is None or not rate:
         return None

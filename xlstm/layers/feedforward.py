@@ -1,0 +1,77 @@
+"""Gated feed-forward layers, y = (act(x G^T) * (x U^T)) D^T (Dauphin et al. 2017; Shazeer 2020)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+from xlstm import checks
+from xlstm.activations import FEED_FORWARD
+from xlstm.backend import Array, Namespace, Params
+from xlstm.layers.linear import Linear
+from xlstm.layers.part import Pointwise
+
+
+@dataclass(frozen=True)
+class GatedFeedForward(Pointwise):
+    """A gated feed-forward layer: GELU's with "gelu", SwiGLU with "silu".
+
+    Parameters
+    ----------
+    size : int
+        Width D of x and y.
+    hidden_size : int
+        Width U in between. Parameters are `up.W` (2U, D), rows of the gate first, and `down.W` (D, U).
+    activation : {"gelu", "silu", "relu", "square_relu", "sigmoid", "selu"}
+        Of the gate.
+    bias : bool
+        Whether there are `up.b` and `down.b`.
+    num_blocks : int
+        Initial weights of `down` are N(0, 4 / (num_blocks^2 D)), those of `up` N(0, 2 / (5 D)).
+    """
+
+    size: int
+    hidden_size: int
+    _: KW_ONLY
+    activation: str = "gelu"
+    bias: bool = False
+    num_blocks: int = 1
+
+    def __post_init__(self) -> None:
+        where = "GatedFeedForward"
+        checks.positive(where, size=self.size, hidden_size=self.hidden_size, num_blocks=self.num_blocks)
+        checks.one_of(where, FEED_FORWARD, activation=self.activation)
+
+    @property
+    def width(self) -> int:
+        """Width of x."""
+        return self.size
+
+    @functools.cached_property
+    def parts(self) -> dict[str, Any]:
+        """Both products."""
+        D, U = self.size, self.hidden_size
+        narrow = 2 / (self.num_blocks * math.sqrt(D))
+        return {
+            "up": Linear(D, 2 * U, bias=self.bias, std=math.sqrt(2 / (5 * D))),
+            "down": Linear(U, D, bias=self.bias, std=narrow),
+        }
+
+    def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
+        """x (..., D) -> y (..., D)."""
+        z, up = self.through(xp, "up", p, x)  # (1)
+        gate, value = z[..., : self.hidden_size], z[..., self.hidden_size :]
+        a = FEED_FORWARD[self.activation].fwd(xp, gate)  # (2)
+        y, down = self.through(xp, "down", p, a * value)  # (3)
+        return y, (up, gate, value, a, down)
+
+    def apply_bwd(self, xp: Namespace, p: Params, saved: Any, dy: Array) -> tuple[Params, Array]:
+        """dy (..., D) -> gradients and dx (..., D)."""
+        up, gate, value, a, down = saved
+        grads: Params = {}
+        du = self.through_bwd(xp, "down", p, down, dy, grads)  # (3)
+        dgate = FEED_FORWARD[self.activation].bwd(xp, du * value, gate, a)  # (2)
+        dx = self.through_bwd(xp, "up", p, up, xp.concat((dgate, du * a), axis=-1), grads)  # (1)
+        return grads, dx

@@ -1,0 +1,206 @@
+"""The mLSTM as a layer: matrix memories and an output gate, without recurrent weights."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import numpy as np
+
+from xlstm import checks
+from xlstm.activations import FORGET, sigmoid, sigmoid_bwd
+from xlstm.backend import Array, Namespace, Params
+from xlstm.cells.mlstm import CHUNK
+from xlstm.layers.memory import Memory
+from xlstm.layers.part import Values, rows, total
+from xlstm.layers.sequence import Leaf, Sequence, Span, State
+from xlstm.layers.stack import dropout
+
+STATES = ("C", "n", "m")
+
+
+@dataclass(frozen=True)
+class mLSTM(Sequence):  # noqa: N801
+    """LSTM with a matrix memory (Beck et al. 2024, xLSTM, section 2.3): y = sigmoid(o~) * h~.
+
+    Of layer k the parameters are `{k}.Wx` (2 N K + 2 H + 2 N, D) and `{k}.b`, rows of q, k, v, o, i and f in turn. The
+    state is (C, n, m), of shapes (L, B, N, K, H / N), (L, B, N, K) and (L, B, N): C and n are divided by exp(m), and m
+    is -inf before the first step. `saved[k].q` and so on, with k from 0 on, are what layer k computed.
+
+    Parameters
+    ----------
+    input_size : int
+        Width D of the input.
+    hidden_size : int
+        Width H of all values, and of y.
+    num_layers : int
+        Number L of layers above each other.
+    num_heads : int
+        Number N of heads, each with a memory of its own.
+    qk_size : int, optional
+        Width N K of all queries, and of all keys; by default H.
+    batch_first : bool
+        x and y are (B, T, ...) instead of (T, B, ...).
+    bias : bool
+        Whether there are biases.
+    dropout : float
+        Rate of dropout between layers.
+    forget_gate : {"sigmoid", "exponential"}
+        f = sigmoid(f~), or exp(f~).
+    eps : float
+        Added to the denominator of h~.
+    chunk_size : int
+        Steps that are computed together by matrix products; it changes the speed, and results by rounding only.
+
+    Examples
+    --------
+    >>> import numpy as np, xlstm
+    >>> mlstm = xlstm.mLSTM(3, 8, num_heads=2)
+    >>> y, (C, n, m), saved = mlstm.forward(mlstm.init(backend="numpy"), np.ones((12, 5, 3), dtype="float32"))
+    >>> y.shape, C.shape, n.shape, m.shape
+    ((12, 5, 8), (1, 5, 2, 4, 4), (1, 5, 2, 4), (1, 5, 2))
+    """
+
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+    _: KW_ONLY
+    num_heads: int = 1
+    qk_size: int | None = None
+    batch_first: bool = False
+    bias: bool = True
+    dropout: float = 0.0
+    forget_gate: str = "sigmoid"
+    eps: float = 0.0
+    chunk_size: int = CHUNK
+
+    def __post_init__(self) -> None:
+        qk = self.hidden_size if self.qk_size is None else self.qk_size
+        sizes = {"input_size": self.input_size, "hidden_size": self.hidden_size, "num_layers": self.num_layers}
+        checks.positive("mLSTM", **sizes, qk_size=qk, chunk_size=self.chunk_size)
+        checks.heads("mLSTM", self.num_heads, hidden_size=self.hidden_size, qk_size=qk)
+        checks.one_of("mLSTM", FORGET, forget_gate=self.forget_gate)
+        checks.number("mLSTM", 0, 1, dropout=self.dropout)
+        checks.number("mLSTM", 0, float("inf"), eps=self.eps)
+        object.__setattr__(self, "qk_size", int(qk))
+        if self.dropout and self.num_layers == 1:
+            raise ValueError(f"mLSTM: dropout is {self.dropout} but acts between layers, and num_layers is 1")
+
+    @property
+    def output_size(self) -> int:
+        """Width of y."""
+        return self.hidden_size
+
+    @property
+    def random(self) -> bool:
+        """Whether `forward` draws masks while training, and so needs a seed."""
+        return self.dropout > 0
+
+    @functools.cached_property
+    def memory(self) -> Memory:
+        """The heads of a layer."""
+        N = self.num_heads
+        assert self.qk_size is not None
+        sizes = (N, self.qk_size // N, self.hidden_size // N)
+        return Memory(*sizes, eps=self.eps, forget=self.forget_gate, chunk=self.chunk_size)
+
+    @functools.cached_property
+    def _splits(self) -> dict[str, slice]:
+        """Rows of Wx by what they are for."""
+        N, K, V = self.memory[:3]
+        ends = np.cumsum([N * K, N * K, N * V, N * V, N, N])
+        return {name: slice(end - size, end) for name, end, size in zip("qkvoif", ends, np.diff(ends, prepend=0))}
+
+    @property
+    def _own(self) -> dict[str, checks.Dims]:
+        N, H = self.num_heads, self.hidden_size
+        height = {"2NK + 2H + 2N": 2 * self.memory.K * N + 2 * H + 2 * N}
+        found: dict[str, checks.Dims] = {}
+        for k in range(self.num_layers):
+            found[f"{k}.Wx"] = {**height, "D": H if k else self.input_size}
+            if self.bias:
+                found[f"{k}.b"] = height
+        return found
+
+    def _draw_own(self, rng: np.random.Generator) -> Values:
+        """U(-1/sqrt(H), 1/sqrt(H)); gates without weights, forget biases from 3 to 6 over the heads."""
+        found, bound = {}, self.hidden_size**-0.5
+        gates = self._splits["i"].start
+        for name, dims in self._own.items():
+            values = rng.uniform(-bound, bound, tuple(n for n in dims.values() if n))
+            values[gates:] = 0.0
+            if name.endswith(".b"):
+                values[self._splits["i"]] = rng.normal(0.0, 0.1, self.num_heads)
+                values[self._splits["f"]] = np.linspace(3.0, 6.0, self.num_heads)
+            found[name] = values
+        return found
+
+    def states(self, B: int | None) -> State:
+        """C, n and m of every layer."""
+        return tuple(
+            Leaf(leaf.name, {"L": self.num_layers, **leaf.dims}, leaf.rest) for leaf in self.memory.states(B)
+        )
+
+    def run(
+        self,
+        xp: Namespace,
+        p: Params,
+        x: Array,
+        state: State,
+        span: Span,
+        rng: np.random.Generator | None,
+        keep: bool,
+    ) -> tuple[Array, State, Any]:
+        """x (T, B, D) -> y (T, B, H)."""
+        ends, kept = [], []
+        for k in range(self.num_layers):
+            mask = dropout(rng, self.dropout if k else 0.0, tuple(x.shape), x)
+            x = x if mask is None else x * mask
+            z = rows(xp, x) @ p[f"{k}.Wx"].T
+            if self.bias:
+                z += p[f"{k}.b"]
+            z = xp.reshape(z, (span.T, span.B, z.shape[1]))
+            q, key, v, o, i, f = (z[..., part] for part in self._splits.values())
+            h, end, inner = self.memory.run(xp, q, key, v, i, f, tuple(s[k, ...] for s in state), span, keep)
+            s = sigmoid(xp, o)
+            kept.append(Layer(x, mask, q, key, v, i, f, s, h, inner) if keep else None)
+            x = s * h
+            ends.append(end)
+        return x, tuple(xp.stack(one) for one in zip(*ends, strict=True)), kept
+
+    def run_bwd(
+        self, xp: Namespace, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
+    ) -> tuple[Params, Array, State]:
+        """dy (T, B, H) -> gradients, dx (T, B, D) and that of the initial state."""
+        grads: Params = {}
+        starts = []
+        for k in range(self.num_layers - 1, -1, -1):
+            one = saved[k]
+            end = None if dstate is None else tuple(d[k, ...] for d in dstate)
+            (dq, dk, dv, di, df), start = self.memory.run_bwd(xp, one.inner, dy * one.o, end, span)
+            do = sigmoid_bwd(xp, dy * one.h, None, one.o)
+            dz = rows(xp, xp.concat((dq, dk, dv, do, di, df), axis=-1))
+            grads[f"{k}.Wx"] = dz.T @ rows(xp, one.x)
+            if self.bias:
+                grads[f"{k}.b"] = total(xp, dz)
+            dy = xp.reshape(dz @ p[f"{k}.Wx"], one.x.shape)
+            dy = dy if one.mask is None else dy * one.mask
+            starts.append(start)
+        return grads, dy, tuple(xp.stack(one[::-1]) for one in zip(*starts, strict=True))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one layer kept, time first."""
+
+    x: Array
+    mask: Array | None
+    q: Array
+    k: Array
+    v: Array
+    i: Array  # before the exponential
+    f: Array  # before the sigmoid or the exponential
+    o: Array
+    h: Array  # before the output gate
+    inner: Any

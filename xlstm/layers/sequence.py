@@ -1,0 +1,268 @@
+"""The calls of everything that goes through time and is made of parts: init, forward, backward, step.
+
+A state is a tuple, of arrays or of states of parts. Inside, x is (T, B, D) and `run` and `run_bwd` check nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from xlstm import checks
+from xlstm.backend import Array, Namespace, Params, Seed, device_of, generator
+from xlstm.layers.base import MASKS
+from xlstm.layers.part import Part
+from xlstm.layers.ragged import Packing
+
+State: TypeAlias = "tuple[Any, ...]"
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One array of a state."""
+
+    name: str
+    dims: checks.Dims
+    rest: float = 0.0  # its value before the first step
+
+
+class Span:
+    """The steps of a call: T of each of B sequences, or fewer where there are lengths."""
+
+    def __init__(self, xp: Namespace, packing: Packing, like: Array) -> None:
+        self.packing, self.T, self.B = packing, packing.T, packing.B
+        self.there: Array | None = None  # (T, B), where all steps are not those of the sequences
+        if packing.lengths is not None or packing.steps < packing.T:
+            there = np.arange(self.T)[:, None] < self.lengths
+            self.there = xp.asarray(there, device=device_of(like))
+
+    @property
+    def lengths(self) -> np.ndarray[Any, Any]:
+        """Of the sequences, (B,)."""
+        given = self.packing.lengths
+        return np.full(self.B, self.packing.steps) if given is None else given
+
+    def mask(self, xp: Namespace, x: Array, value: float = 0.0) -> Array:
+        """x (T, B, ...) with `value` past the end of each sequence."""
+        if self.there is None:
+            return x
+        there = xp.reshape(self.there, (self.T, self.B, *(1,) * (x.ndim - 2)))
+        return xp.where(there, x, xp.full_like(x, value))
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What `forward` keeps. It refers to arrays of the call: do not change those in place before `backward`."""
+
+    layer: Sequence
+    span: Span
+    shape: tuple[int, ...]  # of y, (T, B, ...)
+    inner: Any
+
+    def __getitem__(self, name: str) -> Any:
+        """What a part kept."""
+        return self.inner[name]
+
+
+class Sequence(Part):
+    """A layer, block or stack."""
+
+    batch_first: bool = False
+
+    if TYPE_CHECKING:  # a field of some, which must not find a default here
+
+        @property
+        def input_size(self) -> int:
+            """Width of x."""
+
+    @property
+    def random(self) -> bool:
+        """Whether `forward` draws masks while training, and so needs a seed."""
+        return False
+
+    def states(self, B: int | None) -> State:
+        """The `Leaf` of every array of the state, for a batch of B."""
+        raise NotImplementedError
+
+    def run(
+        self,
+        xp: Namespace,
+        p: Params,
+        x: Array,
+        state: State,
+        span: Span,
+        rng: np.random.Generator | None,
+        keep: bool,
+    ) -> tuple[Array, State, Any]:
+        """`forward` without checks; x is finite past the end of a sequence."""
+        raise NotImplementedError
+
+    def run_bwd(
+        self, xp: Namespace, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
+    ) -> tuple[Params, Array, State]:
+        """`backward` without checks; dy is zero past the end of a sequence."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        params: Params,
+        x: Array,
+        state: State | None = None,
+        train: bool = True,
+        *,
+        lengths: Any = None,
+        seed: Seed | None = None,
+        keep: bool | None = None,
+    ) -> tuple[Array, State, Saved | None]:
+        """Run over a batch of sequences; arguments and errors as of `LSTM.forward`.
+
+        Parameters
+        ----------
+        params : dict
+            As from `init`.
+        x : array (T, B, D)
+            Input, or (B, T, D) with `batch_first`.
+        state : tuple, optional
+            Initial state; by default that before the first step.
+        train : bool
+            Draw masks of dropout, and keep what `backward` needs.
+        lengths : whole numbers (B,), optional
+            Lengths of the sequences, in any order; T by default. What lies past an end changes nothing; there y is
+            zero, and the final state is that at the end.
+        seed : int or numpy.random.Generator
+            Of the masks; needed only where there are some.
+        keep : bool, optional
+            Keep what `backward` needs, by default as `train`.
+
+        Returns
+        -------
+        y : array (T, B, D)
+        state : tuple
+            Final state.
+        saved : Saved or None
+        """
+        where = type(self).__name__
+        xp = self.check(params, {"x": x, **self._named("state", state)})
+        outer = {"B": None, "T": None} if self.batch_first else {"T": None, "B": None}
+        checks.shape(where, "x", x, {**outer, "D": self.input_size})
+        x = self._swap(xp, x)
+        T, B, _ = x.shape
+        if T == 0:
+            raise ValueError(f"{where}: x has no time steps, expected T of 1 or more")
+        span = Span(xp, Packing.of(where, lengths, T, B), x)
+        start = self._complete(xp, "state", state, B, x)
+        keep = train if keep is None else keep
+        rng = None
+        if train and self.random:
+            if seed is None:
+                raise ValueError(
+                    f"{where}: dropout draws masks while training, so forward needs a seed; train=False draws none"
+                )
+            rng = generator(seed, stream=MASKS)
+        y, end, inner = self.run(xp, params, span.mask(xp, x), start, span, rng, keep)
+        y = span.mask(xp, y)
+        saved = Saved(self, span, tuple(y.shape), inner) if keep else None
+        return self._swap(xp, y), end, saved
+
+    def backward(
+        self, params: Params, saved: Saved, dy: Array | None, dstate: State | None = None
+    ) -> tuple[Params, Array, State]:
+        """Backpropagation through time.
+
+        Parameters
+        ----------
+        params : dict
+            Those `forward` was given.
+        saved : Saved
+            From `forward`.
+        dy : array like y, or None
+            Gradient of the loss by y. None is zero. Past the end of a sequence it has no effect.
+        dstate : tuple as the state, optional
+            Gradient by the final state. None, or None in place of any of its parts, is zero.
+
+        Returns
+        -------
+        grads : dict
+            Gradients under the names and in the shapes of `params`.
+        dx : array
+            In the shape of x; exactly zero past the end of a sequence.
+        dstate : tuple as the state
+            Gradient by the initial state.
+        """
+        where = type(self).__name__
+        if not isinstance(saved, Saved):
+            raise TypeError(f"{where}: backward needs what forward saved, and forward(train=False) saves nothing")
+        if saved.layer != self:
+            raise ValueError(f"{where}: saved is what forward of {saved.layer} kept, expected that of {self}")
+        span = saved.span
+        given = self._named("dstate", dstate)
+        xp = self.check(params, {**({} if dy is None else {"dy": dy}), **given})
+        if dy is None:
+            like = next(iter(params.values()))
+            dy = xp.zeros(saved.shape, dtype=like.dtype, device=device_of(like))
+        else:
+            T, B, width = saved.shape
+            outer = {"B": B, "T": T} if self.batch_first else {"T": T, "B": B}
+            checks.shape(where, "dy", dy, {**outer, "D": width})
+            dy = self._swap(xp, dy)
+        end = self._complete(xp, "dstate", dstate, span.B, dy, zero=True) if given else None
+        grads, dx, start = self.run_bwd(xp, params, saved.inner, span.mask(xp, dy), end, span)
+        return {name: grads[name] for name in params}, self._swap(xp, span.mask(xp, dx)), start
+
+    def step(self, params: Params, x: Array, state: State | None = None) -> tuple[Array, State]:
+        """One time step, for streaming: x (B, D) and the state before -> y (B, D) and the state after."""
+        where = type(self).__name__
+        xp = self.check(params, {"x": x, **self._named("state", state)})
+        checks.shape(where, "x", x, {"B": None, "D": self.input_size})
+        start = self._complete(xp, "state", state, x.shape[0], x)
+        x = x[None, ...]
+        span = Span(xp, Packing.of(where, None, 1, x.shape[1]), x)
+        y, end, _ = self.run(xp, params, x, start, span, None, False)
+        return y[0, ...], end
+
+    @functools.cached_property
+    def _leaves(self) -> State:
+        return self.states(None)
+
+    def _swap(self, xp: Namespace, array: Array) -> Array:
+        """Between the user's order of time and batch and (T, B, ...)."""
+        return xp.permute_dims(array, (1, 0, 2)) if self.batch_first else array
+
+    def _named(self, what: str, state: Any) -> dict[str, Array]:
+        """The arrays of a state that are there, by name."""
+        found = self._walk(what, state, self._leaves)
+        return {name: array for name, array, _ in found if array is not None}
+
+    def _walk(self, what: str, state: Any, leaves: State) -> Iterator[tuple[str, Array | None, Leaf]]:
+        """Name, array (or None) and leaf of every array of a state, in order."""
+        if state is not None and (not isinstance(state, tuple | list) or len(state) != len(leaves)):
+            names = ", ".join(leaf.name if isinstance(leaf, Leaf) else "(...)" for leaf in leaves)
+            found = f"{len(state)} entries" if isinstance(state, tuple | list) else f"a {type(state).__name__}"
+            raise ValueError(f"{type(self).__name__}: {what} is {found}, expected a tuple ({names})")
+        for k, leaf in enumerate(leaves):
+            part = None if state is None else state[k]
+            if isinstance(leaf, Leaf):
+                yield f"{what} {leaf.name}", part, leaf
+            else:
+                yield from self._walk(f"{what}[{k}]", part, leaf)
+
+    def _complete(self, xp: Namespace, what: str, state: Any, B: int, like: Array, zero: bool = False) -> State:
+        """The state with what is missing filled in, checked."""
+        arrays = []
+        for name, array, leaf in self._walk(what, state, self.states(B)):
+            if array is None:
+                shape = tuple(n or 0 for n in leaf.dims.values())
+                value = 0.0 if zero else leaf.rest
+                array = xp.full(shape, value, dtype=like.dtype, device=device_of(like))
+            else:
+                checks.shape(type(self).__name__, name, array, leaf.dims)
+            arrays.append(array)
+        return _tree(self.states(B), iter(arrays))
+
+
+def _tree(leaves: State, arrays: Iterator[Array]) -> State:
+    return tuple(next(arrays) if isinstance(leaf, Leaf) else _tree(leaf, arrays) for leaf in leaves)
