@@ -13,6 +13,7 @@ from xlstm.layers.backbone import xLSTMLarge, xLSTMStack
 from xlstm.layers.blocks import mLSTMBlock, sLSTMBlock
 from xlstm.layers.linear import Linear
 from xlstm.layers.mlstm import mLSTM
+from xlstm.language import xLSTMLanguageModel
 from xlstm.layers.recurrent import GRU, LSTM, RNN, sLSTM
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ __all__ = [
     "series",
     "training",
     "usable",
+    "xLSTMLanguageModel",
     "xLSTMLarge",
     "xLSTMStack",
 ]

@@ -58,12 +58,18 @@ def write(path: str | os.PathLike[str], blob: bytes) -> None:
     OSError
         The folder cannot be written to.
     """
+    with whole(path) as temporary:
+        temporary.write_bytes(blob)
+
+
+@contextlib.contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path to write to in place of `path`, which then takes its place in one step, unless there is an error."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(blob)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:

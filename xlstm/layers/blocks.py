@@ -87,7 +87,7 @@ class mLSTMBlock(Block):  # noqa: N801
     qkv_block_size : int
         Width of the blocks that q, k and v are projected in.
     bias : bool
-        Whether the projections up and down have biases.
+        Whether the projections up, down, and to q, k and v have biases.
     eps : float
         Added to the denominator of h; the published package has 1e-6.
     chunk_size : int
@@ -133,7 +133,7 @@ class mLSTMBlock(Block):  # noqa: N801
     def parts(self) -> dict[str, Any]:
         """What has parameters, in the order of use."""
         D, F, N, std = self.size, self.inner, self.num_heads, self._small
-        heads = HeadwiseLinear(F, F // self.qkv_block_size, std=std)
+        heads = HeadwiseLinear(F, F // self.qkv_block_size, bias=self.bias, std=std)
         return {
             "norm": LayerNorm(D, residual=True),
             "up": Linear(D, 2 * F, bias=self.bias, std=std),

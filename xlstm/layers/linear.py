@@ -9,7 +9,7 @@ import numpy as np
 
 from xlstm import checks, initializers
 from xlstm.backend import Array, Namespace, Params
-from xlstm.layers.part import Pointwise, Values, rows
+from xlstm.layers.part import Pointwise, Values, rows, total
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,16 @@ class Linear(Pointwise):
 
 @dataclass(frozen=True)
 class HeadwiseLinear(Pointwise):
-    """A linear map of each head by itself, y[n] = x[n] W[n]^T: a block-diagonal matrix, without bias.
+    """A linear map of each head by itself, y[n] = x[n] W[n]^T + b[n]: a block-diagonal matrix.
 
     Parameters
     ----------
     size : int
         Width D of x and y.
     num_heads : int
-        Number N of heads, each K = D / N wide. The parameter is `W` (N, K, K).
+        Number N of heads, each K = D / N wide. Parameters are `W` (N, K, K) and `b` (D,).
+    bias : bool
+        Whether there is a `b`, 0 at first.
     std : float, optional
         Of the initial weights, by default sqrt(2 / (5 K)) (Nguyen & Salazar 2019).
     """
@@ -88,6 +90,7 @@ class HeadwiseLinear(Pointwise):
     size: int
     num_heads: int
     _: KW_ONLY
+    bias: bool = False
     std: float | None = None
 
     def __post_init__(self) -> None:
@@ -102,21 +105,28 @@ class HeadwiseLinear(Pointwise):
     @property
     def _own(self) -> dict[str, checks.Dims]:
         K = self.size // self.num_heads
-        return {"W": {"N": self.num_heads, "K": K, "K ": K}}
+        return {"W": {"N": self.num_heads, "K": K, "K ": K}, **({"b": {"D": self.size}} if self.bias else {})}
 
     def _draw_own(self, rng: np.random.Generator) -> Values:
         K = self.size // self.num_heads
         std = math.sqrt(2 / (5 * K)) if self.std is None else self.std
-        return {"W": rng.normal(0.0, std, (self.num_heads, K, K))}
+        W = rng.normal(0.0, std, (self.num_heads, K, K))
+        return {"W": W, "b": np.zeros(self.size)} if self.bias else {"W": W}
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Array]:
         """x (..., D) -> y (..., D)."""
-        return self._merge(xp, self._split(xp, x) @ xp.matrix_transpose(p["W"]), x), x
+        y = self._merge(xp, self._split(xp, x) @ xp.matrix_transpose(p["W"]), x)
+        if self.bias:
+            y += p["b"]
+        return y, x
 
     def apply_bwd(self, xp: Namespace, p: Params, saved: Array, dy: Array) -> tuple[Params, Array]:
         """dy (..., D) -> gradients and dx (..., D)."""
         dz = self._split(xp, dy)
-        return {"W": xp.matrix_transpose(dz) @ self._split(xp, saved)}, self._merge(xp, dz @ p["W"], dy)
+        grads = {"W": xp.matrix_transpose(dz) @ self._split(xp, saved)}
+        if self.bias:
+            grads["b"] = total(xp, dy)
+        return grads, self._merge(xp, dz @ p["W"], dy)
 
     def _split(self, xp: Namespace, x: Array) -> Array:
         """(..., D) -> (N, rows, K)."""

@@ -1,0 +1,222 @@
+"""Published xLSTM checkpoints: their numbers, their files, and what is wrong with some."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import xlstm
+from tests.conftest import DATA, make_backend
+from xlstm.backend import to_numpy
+from xlstm.interop import nxai, nxai_names
+
+NXAI = DATA / "nxai"
+
+
+def test_block_stack_follows_the_package(be):
+    """Logits, loss and every gradient."""
+    golden = np.load(NXAI / "block_stack_io.npz")
+    model, params = nxai.load(NXAI / "block_stack.safetensors", backend=be)
+    logits, _, saved = model.forward(params, be.asarray(golden["idx"]))
+    np.testing.assert_allclose(to_numpy(logits), golden["logits"], rtol=1e-8, atol=1e-8)
+    loss, dlogits = model.loss(logits, be.asarray(golden["targets"]))
+    np.testing.assert_allclose(float(loss), golden["loss"], rtol=1e-10)
+    grads, _, _ = model.backward(params, saved, dlogits)
+    found = nxai_names.written(model, "xlstm", {name: to_numpy(g) for name, g in grads.items()})
+    expected = load_file(NXAI / "block_stack_grads.safetensors")
+    assert set(found) == set(expected)
+    for name, grad in expected.items():
+        np.testing.assert_allclose(found[name], grad, rtol=1e-8, atol=1e-8, err_msg=name)
+        assert np.max(np.abs(found[name] - grad)) <= 1e-8 * max(1e-3, np.max(np.abs(grad))), name
+
+
+def test_large_model_follows_the_package():
+    golden = np.load(NXAI / "large_io.npz")
+    config = json.loads((NXAI / "large_config.json").read_text())
+    model, params = nxai.load(NXAI / "large.safetensors", config, backend="numpy")
+    logits, _, _ = model.forward(params, golden["tokens"], train=False)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, golden["logits"], rtol=0, atol=1e-4)
+    P, n = golden["prompt"].shape[1], golden["greedy"].shape[1]
+    tokens, _ = model.generate(params, golden["prompt"], n)
+    np.testing.assert_array_equal(tokens[:, P:], golden["greedy"])
+
+
+@pytest.mark.parametrize("name", ["block_stack", "large"])
+def test_there_and_back_are_the_same_bits(tmp_path, name):
+    model, params = nxai.load(NXAI / f"{name}.safetensors", backend="numpy")
+    nxai.save(tmp_path / "out", model, params)
+    expected, found = load_file(NXAI / f"{name}.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert set(found) == set(expected)
+    for key, value in expected.items():
+        np.testing.assert_array_equal(found[key], value, err_msg=key)
+    again, same = nxai.load(tmp_path / "out", backend="numpy")
+    assert again == model
+    assert all(np.array_equal(same[key], value) for key, value in params.items())
+    nxai.save(tmp_path / "one.safetensors", model, params)
+    assert nxai.load(tmp_path / "one.safetensors", backend="numpy")[0] == model
+
+
+def test_names_of_transformers(tmp_path):
+    model, params = nxai.load(NXAI / "large.safetensors", backend="numpy")
+    nxai.save(tmp_path, model, params, style="transformers")
+    assert "backbone.embeddings.weight" in load_file(tmp_path / "model.safetensors")
+    again, same = nxai.load(tmp_path, backend="numpy")
+    assert again == model
+    assert all(np.array_equal(same[key], value) for key, value in params.items())
+
+
+def test_shards_fused_weights_and_narrow_dtypes(tmp_path):
+    """As several files with an index, in bfloat16, with products fused."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file as save_torch
+
+    model, params = nxai.load(NXAI / "large.safetensors", backend="numpy")
+    arrays = load_file(NXAI / "large.safetensors")
+    fused = {k: v for k, v in arrays.items() if ".blocks." not in k}
+    for k in range(2):
+        block = f"backbone.blocks.{k}"
+        rows = {
+            "mlstm_layer.qkv_opreact": ["mlstm_layer.q", "mlstm_layer.k", "mlstm_layer.v", "mlstm_layer.ogate_preact"],
+            "mlstm_layer.ifgate_preact": ["mlstm_layer.igate_preact", "mlstm_layer.fgate_preact"],
+            "ffn.proj_up_gate_z": ["ffn.proj_up_gate", "ffn.proj_up"],
+        }
+        used = set()
+        for name, parts in rows.items():
+            for last in ("weight", "bias"):
+                some = [f"{block}.{part}.{last}" for part in parts if f"{block}.{part}.{last}" in arrays]
+                used |= set(some)
+                if some:
+                    fused[f"{block}.{name}.{last}"] = np.concatenate([arrays[one] for one in some])
+        fused |= {n: a for n, a in arrays.items() if n.startswith(block) and n not in used}
+    narrow = {name: torch.from_numpy(a.copy()).bfloat16() for name, a in fused.items()}
+    listed = sorted(narrow)
+    weight_map = {}
+    for j in range(3):
+        file = f"model-0000{j + 1}-of-00003.safetensors"
+        save_torch({name: narrow[name] for name in listed[j::3]}, tmp_path / file)
+        weight_map |= dict.fromkeys(listed[j::3], file)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (tmp_path / "config.json").write_text((NXAI / "large_config.json").read_text())
+    again, found = nxai.load(tmp_path, backend="numpy")
+    assert again == model
+    for name, value in params.items():
+        assert found[name].dtype == np.float32
+        expected = torch.from_numpy(value).bfloat16().float().numpy()
+        np.testing.assert_array_equal(found[name], expected, err_msg=name)
+
+
+def test_kernels_of_cuda(tmp_path):
+    """The recurrent kernel and bias of an sLSTM in CUDA's layout."""
+    model, params = nxai.load(NXAI / "block_stack.safetensors", backend="numpy")
+    arrays = load_file(NXAI / "block_stack.safetensors")
+    cell = "xlstm_block_stack.blocks.1.xlstm.slstm_cell"
+    R, b = arrays[f"{cell}._recurrent_kernel_"].reshape(2, 4, 8, 8), arrays[f"{cell}._bias_"].reshape(4, 2, 8)
+    arrays[f"{cell}._recurrent_kernel_"] = np.ascontiguousarray(R.transpose(0, 3, 1, 2)).reshape(2, 8, 32)
+    arrays[f"{cell}._bias_"] = np.ascontiguousarray(b.swapaxes(0, 1)).ravel()
+    save_file(arrays, tmp_path / "model.safetensors")
+    config = json.loads((NXAI / "block_stack_config.json").read_text())
+    _, found = nxai.load(tmp_path, config, backend="numpy")
+    assert all(np.array_equal(found[key], value) for key, value in params.items())
+
+
+def test_configurations_of_the_package():
+    """Nested as the package has them, feed-forward layers left out, all blocks of one kind."""
+    config = {
+        "vocab_size": 9,
+        "embedding_dim": 32,
+        "num_blocks": 3,
+        "context_length": 64,
+        "slstm_at": [1],
+        "mlstm_block": {"mlstm": {"num_heads": 2, "proj_factor": 1.5, "conv1d_kernel_size": 3}},
+        "slstm_block": {"slstm": {"num_heads": 4, "backend": "cuda"}, "feedforward": {"act_fn": "relu^2"}},
+        "tie_weights": True,
+    }
+    model, style = nxai.model_of(config)
+    assert style == "xlstm"
+    assert model.tied
+    assert model.backbone == xlstm.xLSTMStack(
+        32,
+        3,
+        [1],
+        2,
+        proj_factor=1.5,
+        conv_kernel_size=3,
+        slstm_conv_kernel_size=4,
+        slstm_num_heads=4,
+        ffn_activation="square_relu",
+        eps=1e-6,
+    )
+    assert nxai.model_of(nxai.config_of(model))[0] == model
+    only, _ = nxai.model_of({**config, "mlstm_block": None, "slstm_block": {"slstm": {}, "feedforward": None}})
+    assert only.backbone.slstm_at == (0, 1, 2)
+    assert only.backbone.ffn_proj_factor == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"colour": 1}, "key 'colour' is unknown, expected some of num_blocks, embedding_dim"),
+        ({"vocab_size": None}, "vocab_size is missing"),
+        ({"slstm_at": [3]}, "slstm_at has 3, expected 0 to 2"),
+        ({"slstm_ffn_act": "tanh"}, "act_fn is 'tanh', expected one of gelu"),
+        ({"num_heads": 3}, "num_heads"),
+        ({"model_type": "mamba"}, "model_type is 'mamba', expected 'xlstm'"),
+        ({"mlstm_block": {"mlstm": {"wings": 2}}}, "expected some of|is unknown"),
+    ],
+)
+def test_bad_configurations_are_named(change, message):
+    config = json.loads((NXAI / "block_stack_config.json").read_text())
+    with pytest.raises((ValueError, TypeError), match=message):
+        nxai.load(NXAI / "block_stack.safetensors", {**config, **change}, backend="numpy")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.pop("lm_head.weight"), r"lm_head.weight is missing, expected it in shape \(11, 16\)"),
+        (lambda a: a.update(extra=np.zeros(2)), "extra is surplus"),
+        (lambda a: a.update({"lm_head.weight": np.zeros((3, 16))}), r"has shape \(3, 16\), expected \(11, 16\)"),
+        (lambda a: a["lm_head.weight"].__setitem__((0, 0), np.nan), "lm_head.weight is not finite"),
+        (lambda a: a.update({"lm_head.weight": np.zeros((11, 16), "int32")}), "lm_head.weight has dtype I32, expected"),
+    ],
+)
+def test_bad_checkpoints_are_named(tmp_path, change, message):
+    arrays = {name: a.copy() for name, a in load_file(NXAI / "block_stack.safetensors").items()}
+    change(arrays)
+    save_file(arrays, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((NXAI / "block_stack_config.json").read_text())
+    with pytest.raises(ValueError, match=message):
+        nxai.load(tmp_path, backend="numpy")
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        nxai.load(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="no checkpoint in it, expected model.safetensors"):
+        nxai.load(tmp_path)
+    save_file({"a": np.zeros(2, "float32")}, tmp_path / "model.safetensors")
+    with pytest.raises(FileNotFoundError, match="no configuration beside it"):
+        nxai.load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="not readable JSON"):
+        nxai.load(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        nxai.load(tmp_path)
+
+
+def test_what_theirs_cannot_express_is_refused(tmp_path):
+    for model in (
+        xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(8, 1, num_heads=2), 5),
+        xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(8, 1, num_heads=2, eps=1e-6), 5, logit_cap=3.0),
+        xlstm.xLSTMLanguageModel(xlstm.xLSTMLarge(8, 1, 2), 5, tied=True),
+    ):
+        with pytest.raises(ValueError, match="save: "):
+            nxai.save(tmp_path / "x", model, model.init(backend="numpy"))
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(TypeError, match="expected an xLSTMLanguageModel"):
+        nxai.save(tmp_path / "x", xlstm.LSTM(1, 1), {})
+
+

@@ -1,0 +1,140 @@
+"""Checkpoints of the published xLSTM packages, of block stacks and of the large architecture, without PyTorch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xlstm import checkpoint
+from xlstm.backend import Backend, Params, backend_of, to_numpy
+from xlstm.interop import nxai_names as names
+from xlstm.interop.nxai_config import config_of, model_of
+from xlstm.interop.nxai_files import Shards, config_beside
+from xlstm.language import xLSTMLanguageModel
+from xlstm.layers.backbone import xLSTMLarge, xLSTMStack
+
+STYLES = ("xlstm", "transformers")
+
+
+def load(
+    path: str | os.PathLike[str],
+    config: Mapping[str, Any] | None = None,
+    *,
+    backend: str | Backend | None = None,
+    dtype: str | None = None,
+) -> tuple[xLSTMLanguageModel, Params]:
+    """A language model from a published checkpoint.
+
+    Parameters
+    ----------
+    path : path
+        A safetensors file, or a folder with `model.safetensors` or shards of it, whose arrays have the names of the
+        package `xlstm` (block stacks and `xLSTMLarge`, weights single or fused) or of `xLSTMForCausalLM` in
+        transformers. Arrays are read one at a time.
+    config : dict, optional
+        Configuration, as the package or transformers has it; by default that beside the checkpoint, in `config.json`
+        or `config.yaml`, or for a file `NAME.safetensors` also in `NAME_config.json`.
+    backend : str or Backend, optional
+        Where the parameters are put; a name as for `xlstm.backend`, by default "auto".
+    dtype : str, optional
+        By default that of the checkpoint, and float32 for narrower ones.
+
+    Returns
+    -------
+    model : xLSTMLanguageModel
+        `model.forward(params, tokens)` with tokens (B, T) gives logits (B, T, V).
+    params : dict
+
+    Raises
+    ------
+    OSError, ValueError, TypeError
+        There is no such checkpoint, it is damaged, arrays are missing, surplus, misshapen or not finite, or a key of
+        the configuration is unknown. Names and shapes are checked before anything is read.
+    """
+    path = Path(path)
+    shards = Shards(path)
+    model, style = model_of(config_beside(path) if config is None else config)
+    _check(model, style, shards)
+    chosen = backend_of(backend, dtype or (backend.dtype if isinstance(backend, Backend) else shards.dtype))
+    params: Params = {}
+    for name, pieces in names.pieces(model, style, shards.shapes).items():
+        params[name] = chosen.asarray(_assembled(shards, name, pieces, model, chosen.dtype))
+    return model, {name: params[name] for name in model.shapes}
+
+
+def save(
+    path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params, *, style: str = "xlstm"
+) -> None:
+    """Write a checkpoint that the published package loads, or with `style="transformers"` transformers.
+
+    Parameters
+    ----------
+    path : path
+        A folder, which gets `model.safetensors` and `config.json`, or a file `NAME.safetensors`, which gets
+        `NAME_config.json` beside it. Each is written whole or not at all.
+    model : xLSTMLanguageModel
+        Of an `xLSTMStack` or `xLSTMLarge`.
+    params : dict
+    style : {"xlstm", "transformers"}
+        Whose names.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Theirs cannot express the model, or the parameters are not its.
+    OSError
+        The folder cannot be written to.
+    """
+    if style not in STYLES:
+        raise ValueError(f"save: style is {style!r}, expected one of {', '.join(STYLES)}")
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, xLSTMStack | xLSTMLarge):
+        raise TypeError(f"save: model is {model!r}, expected an xLSTMLanguageModel of an xLSTMStack or xLSTMLarge")
+    model.check(params, {})
+    path = Path(path)
+    about = json.dumps(config_of(model, style), indent=2)
+    arrays = names.written(model, style, {name: to_numpy(p) for name, p in params.items()})
+    if path.suffix == ".safetensors":
+        file, beside = path, path.with_name(f"{path.stem}_config.json")
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        file, beside = path / "model.safetensors", path / "config.json"
+    from safetensors.numpy import save_file
+
+    with checkpoint.whole(file) as temporary:
+        save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, temporary, metadata={"format": "pt"})
+    checkpoint.write(beside, about.encode())
+
+
+def _check(model: xLSTMLanguageModel, style: str, shards: Shards) -> None:
+    """Raise ValueError unless the checkpoint has the arrays of the model, in their shapes."""
+    expected = names.expected(model, style, shards.shapes)
+    for name, shape in expected.items():
+        if name not in shards.shapes:
+            raise ValueError(f"{shards.path}: {name} is missing, expected it in shape {shape}")
+        if shards.shapes[name] != shape:
+            raise ValueError(f"{shards.path}: {name} has shape {shards.shapes[name]}, expected {shape}")
+    twice = {"lm_head.weight", "token_embedding.weight", "backbone.embeddings.weight"} if model.tied else set()
+    surplus = [name for name in shards.shapes if name not in expected and name not in twice]
+    if surplus:
+        more = f" and {len(surplus) - 1} more" if len(surplus) > 1 else ""
+        raise ValueError(f"{shards.path}: {surplus[0]}{more} is surplus, the configuration has no place for it")
+
+
+def _assembled(shards: Shards, name: str, pieces: list[names.Piece], model: xLSTMLanguageModel, dtype: str) -> Any:
+    """A parameter of ours from its pieces, in the dtype asked for and never twice in memory."""
+    shape = tuple(n or 0 for n in model.shapes[name].values())
+    whole = None if len(pieces) == 1 else np.empty(shape, dtype=dtype)
+    for piece in pieces:
+        found = shards.read(piece.name)
+        if not np.all(np.isfinite(found)):
+            raise ValueError(f"{shards.path}: {piece.name} is not finite")
+        if whole is None:
+            return np.ascontiguousarray(piece.layout.read(found, shape), dtype=dtype)
+        whole[piece.rows] = found
+    return whole

@@ -1,0 +1,272 @@
+"""Configurations of the published xLSTM packages and of transformers, as models of ours and the reverse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from xlstm.language import xLSTMLanguageModel
+from xlstm.layers.backbone import xLSTMLarge, xLSTMStack
+from xlstm.layers.blocks import MULTIPLE
+from xlstm.layers.part import round_up
+
+Config = Mapping[str, Any]
+
+EPS = 1e-6  # of the block-stack package, which has no option for it
+ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "relu^2": "square_relu", "sigmoid": "sigmoid", "swish": "silu"}
+ACTIVATIONS |= {"selu": "selu"}
+
+# Keys of a block stack, and values they have where they are missing.
+STACK: dict[str, Any] = {
+    **{"num_blocks": 1, "embedding_dim": 128, "vocab_size": None, "slstm_at": (), "add_post_blocks_norm": True},
+    **{"bias": False, "dropout": 0.0, "tie_weights": False, "add_embedding_dropout": False},
+    **{"mlstm_block": None, "slstm_block": None},
+}
+# The same in one dict without those of blocks.
+FLAT: dict[str, Any] = {
+    **{"num_heads": 4, "conv1d_kernel_size": 4, "qkv_proj_blocksize": 4, "mlstm_proj_factor": 2.0},
+    **{"slstm_ffn_proj_factor": 1.3, "slstm_ffn_act": "gelu"},
+}
+MLSTM: dict[str, Any] = {"num_heads": 4, "conv1d_kernel_size": 4, "qkv_proj_blocksize": 4, "proj_factor": 2.0}
+SLSTM: dict[str, Any] = {"num_heads": 4, "conv1d_kernel_size": 4}
+FEED_FORWARD: dict[str, Any] = {"proj_factor": 1.3, "act_fn": "gelu"}
+# Values that ours has no option for; others are refused.
+FIXED: dict[str, Any] = {
+    **{"round_proj_up_dim_up": True, "round_proj_up_to_multiple_of": MULTIPLE, "function": "slstm"},
+    **{"gradient_recurrent_cut": False, "gradient_recurrent_clipval": None, "forward_clipval": None},
+    **{"group_norm_weight": True, "ff_type": "ffn_gated", "num_states": 4, "num_gates": 4, "initial_val": 0.0},
+}
+# What changes no result, or is set from above.
+LEFT = {"context_length", "weight_decay_on_embedding", "embedding_dim", "bias", "dropout", "hidden_size", "backend"}
+LEFT |= {"bias_init", "recurrent_weight_init", "batch_size", "input_shape", "internal_input_shape", "output_shape"}
+LEFT |= {"constants", "enable_automatic_mixed_precision", *(f"dtype{s}" for s in ("", *(f"_{t}" for t in "brwgsa")))}
+
+LARGE: dict[str, Any] = {
+    **{"embedding_dim": None, "num_heads": None, "num_blocks": None, "vocab_size": None, "use_bias": False},
+    **{"norm_eps": 1e-6, "add_out_norm": True, "qk_dim_factor": 0.5, "v_dim_factor": 1.0, "chunk_size": 64},
+    **{"eps": 1e-6, "ffn_proj_factor": 2.6667, "ffn_round_up_to_multiple_of": 64, "gate_soft_cap": 15.0},
+    **{"output_logit_soft_cap": 30.0},
+}
+# transformers' names of the same, and its defaults where they differ.
+TRANSFORMERS = {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks"}
+TRANSFORMERS_DEFAULTS = {"embedding_dim": 4096, "num_blocks": 32, "num_heads": 8, "vocab_size": 50304}
+TRANSFORMERS_DEFAULTS |= {"ffn_proj_factor": 2.667}
+LARGE_LEFT = {"norm_reduction_force_float32", "chunkwise_kernel", "sequence_kernel", "step_kernel", "mode"}
+LARGE_LEFT |= {"return_last_states", "autocast_kernel_dtype", "inference_state_dtype", "weight_mode"}
+# Of any model of transformers.
+GENERAL = {"model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "use_cache", "auto_map"}
+GENERAL |= {"bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "max_inference_chunksize", "_name_or_path"}
+GENERAL |= {"force_bos_token_insert", "name_or_path"}
+
+
+def model_of(config: Config, where: str = "config") -> tuple[xLSTMLanguageModel, str]:
+    """The model that a configuration describes, and whose names its checkpoint has: "xlstm" or "transformers".
+
+    Raises
+    ------
+    ValueError, TypeError
+        It is none of theirs, has an unknown key, or a value that ours cannot express.
+    """
+    if not isinstance(config, Mapping):
+        raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
+    if config.get("model_type") not in (None, "xlstm"):
+        raise ValueError(f"{where}: model_type is {config['model_type']!r}, expected 'xlstm'")
+    if config.get("model_type") == "xlstm" or set(config) & (set(LARGE) | LARGE_LEFT) - set(STACK) - set(FLAT):
+        return _large(config, where)
+    return _stack(config, where), "xlstm"
+
+
+def config_of(model: xLSTMLanguageModel, style: str = "xlstm") -> dict[str, Any]:
+    """The reverse of `model_of`."""
+    if isinstance(model.backbone, xLSTMLarge):
+        return _large_config(model, style)
+    if style != "xlstm":
+        raise ValueError("save: transformers has no block stack, only xLSTMLarge")
+    return _stack_config(model)
+
+
+def _stack(config: Config, where: str) -> xLSTMLanguageModel:
+    nested = config.get("mlstm_block") is not None or config.get("slstm_block") is not None
+    own = _take(config, STACK if nested else STACK | FLAT, where)
+    at, blocks = own["slstm_at"], own["num_blocks"]
+    if nested:
+        mlstm = _take(_within(own["mlstm_block"], "mlstm", where), MLSTM, f"{where} mlstm_block.mlstm")
+        slstm = _take(_within(own["slstm_block"], "slstm", where), SLSTM, f"{where} slstm_block.slstm")
+        feed: Any = FEED_FORWARD
+        if own["slstm_block"] is not None:
+            feed = own["slstm_block"].get("feedforward", {})
+            feed = {"proj_factor": 0.0, "act_fn": "gelu"} if feed is None else feed
+        feed = _take(feed, FEED_FORWARD, f"{where} slstm_block.feedforward")
+        if own["mlstm_block"] is None:
+            at = "all"
+    else:
+        mlstm = {**own, "proj_factor": own["mlstm_proj_factor"]}
+        slstm, feed = own, {"proj_factor": own["slstm_ffn_proj_factor"], "act_fn": own["slstm_ffn_act"]}
+    if feed["act_fn"] not in ACTIVATIONS:
+        raise ValueError(f"{where}: act_fn is {feed['act_fn']!r}, expected one of {', '.join(ACTIVATIONS)}")
+    backbone = xLSTMStack(
+        own["embedding_dim"],
+        blocks,
+        slstm_at=range(blocks) if at == "all" else at,
+        num_heads=mlstm["num_heads"],
+        conv_kernel_size=mlstm["conv1d_kernel_size"],
+        proj_factor=mlstm["proj_factor"],
+        qkv_block_size=mlstm["qkv_proj_blocksize"],
+        bias=own["bias"],
+        eps=EPS,
+        slstm_num_heads=slstm["num_heads"],
+        slstm_conv_kernel_size=slstm["conv1d_kernel_size"],
+        ffn_proj_factor=feed["proj_factor"],
+        ffn_activation=ACTIVATIONS[feed["act_fn"]],
+        dropout=own["dropout"],
+        post_norm=own["add_post_blocks_norm"],
+    )
+    rate = own["dropout"] if own["add_embedding_dropout"] else 0.0
+    vocab_size = _needed(own, "vocab_size", where)
+    return xLSTMLanguageModel(backbone, vocab_size, tied=own["tie_weights"], embedding_dropout=rate)
+
+
+def _stack_config(model: xLSTMLanguageModel) -> dict[str, Any]:
+    backbone = model.backbone
+    if model.logit_cap is not None or backbone.eps != EPS:
+        given = f"logit_cap={model.logit_cap}, eps={backbone.eps}"
+        raise ValueError(f"save: the block-stack package has no {given}, expected logit_cap=None, eps={EPS}")
+    if model.embedding_dropout not in (0.0, backbone.dropout):
+        raise ValueError(f"save: embedding_dropout is {model.embedding_dropout}, expected 0 or that of the blocks")
+    act = next(name for name, ours in ACTIVATIONS.items() if ours == backbone.ffn_activation)
+    mlstm = {
+        "num_heads": backbone.num_heads,
+        "conv1d_kernel_size": backbone.conv_kernel_size,
+        "qkv_proj_blocksize": backbone.qkv_block_size,
+        "proj_factor": backbone.proj_factor,
+    }
+    heads, kernel = backbone.slstm_num_heads, backbone.slstm_conv_kernel_size
+    slstm = {
+        "num_heads": backbone.num_heads if heads is None else heads,
+        "conv1d_kernel_size": backbone.conv_kernel_size if kernel is None else kernel,
+        "backend": "vanilla",  # whose layout the recurrent kernel has
+    }
+    feed = {"proj_factor": backbone.ffn_proj_factor, "act_fn": act} if backbone.ffn_proj_factor else None
+    every = len(backbone.slstm_at) == backbone.num_blocks
+    return {
+        "vocab_size": model.vocab_size,
+        "embedding_dim": backbone.size,
+        "num_blocks": backbone.num_blocks,
+        "slstm_at": list(backbone.slstm_at),
+        "mlstm_block": None if every else {"mlstm": mlstm},
+        "slstm_block": {"slstm": slstm, "feedforward": feed} if backbone.slstm_at else None,
+        "bias": backbone.bias,
+        "dropout": backbone.dropout,
+        "add_post_blocks_norm": backbone.post_norm,
+        "tie_weights": model.tied,
+        "add_embedding_dropout": model.embedding_dropout > 0,
+    }
+
+
+def _large(config: Config, where: str) -> tuple[xLSTMLanguageModel, str]:
+    transformers = config.get("model_type") == "xlstm"
+    known, left = dict(LARGE), set(LARGE_LEFT)
+    given = dict(config)
+    tied = False
+    if transformers:
+        known |= TRANSFORMERS_DEFAULTS
+        left |= GENERAL
+        tied = bool(given.pop("tie_word_embeddings", False))
+        for name, ours in TRANSFORMERS.items():
+            value = given.pop(name, None)
+            if value is not None and given.get(ours) not in (None, value):
+                raise ValueError(f"{where}: {name} is {value} and {ours} {given[ours]}, expected the same")
+            given = {**given, ours: value} if value is not None else given
+        given = {name: value for name, value in given.items() if value is not None or name not in known}
+    own = _take(given, known, where, left)
+    for name in ("embedding_dim", "num_heads", "num_blocks", "vocab_size"):
+        _needed(own, name, where)
+    D = own["embedding_dim"]
+    backbone = xLSTMLarge(
+        D,
+        own["num_blocks"],
+        own["num_heads"],
+        qk_size=int(D * own["qk_dim_factor"]),
+        v_size=int(D * own["v_dim_factor"]),
+        ffn_size=round_up(math.floor(D * own["ffn_proj_factor"]), own["ffn_round_up_to_multiple_of"]),
+        gate_cap=own["gate_soft_cap"],
+        bias=own["use_bias"],
+        norm_eps=own["norm_eps"],
+        eps=own["eps"],
+        chunk_size=own["chunk_size"],
+        post_norm=own["add_out_norm"],
+    )
+    model = xLSTMLanguageModel(backbone, own["vocab_size"], tied=tied, logit_cap=own["output_logit_soft_cap"])
+    return model, "transformers" if transformers else "xlstm"
+
+
+def _large_config(model: xLSTMLanguageModel, style: str) -> dict[str, Any]:
+    backbone = model.backbone
+    D = backbone.size
+    if model.tied and style == "xlstm":
+        raise ValueError("save: the package's large model has no tied head, expected tied=False")
+    if model.embedding_dropout:
+        raise ValueError(f"save: embedding_dropout is {model.embedding_dropout}, which a large model there has not")
+    config = {
+        "embedding_dim": D,
+        "num_heads": backbone.num_heads,
+        "num_blocks": backbone.num_blocks,
+        "vocab_size": model.vocab_size,
+        "use_bias": backbone.bias,
+        "norm_eps": backbone.norm_eps,
+        "add_out_norm": backbone.post_norm,
+        "qk_dim_factor": backbone.qk_size / D,
+        "v_dim_factor": backbone.v_size / D,
+        "chunk_size": backbone.chunk_size,
+        "eps": backbone.eps,
+        "ffn_proj_factor": backbone.ffn_size / D,
+        "ffn_round_up_to_multiple_of": 1,
+        "gate_soft_cap": backbone.gate_cap,
+        "output_logit_soft_cap": model.logit_cap,
+    }
+    if style == "transformers":
+        config = {
+            "model_type": "xlstm",
+            "architectures": ["xLSTMForCausalLM"],
+            **config,
+            "hidden_size": D,
+            "num_hidden_layers": backbone.num_blocks,
+            "tie_word_embeddings": model.tied,
+        }
+    again, _ = model_of(config)
+    if again != model:
+        raise ValueError(f"save: the widths of {backbone!r} are no multiples of its size that can be written exactly")
+    return config
+
+
+def _take(config: Any, known: dict[str, Any], where: str, left: set[str] = LEFT) -> dict[str, Any]:
+    """Values by the known keys; others that change nothing are left out, and those that do are refused."""
+    if not isinstance(config, Mapping):
+        raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
+    for name, value in config.items():
+        if name in known or name in left or name.startswith("_"):
+            continue
+        if name not in FIXED:
+            raise ValueError(f"{where}: key {name!r} is unknown, expected some of {', '.join(known)}")
+        if value != FIXED[name]:
+            raise ValueError(f"{where}: {name} is {value!r}, which xlstm cannot express, expected {FIXED[name]!r}")
+    return {name: config.get(name, usual) for name, usual in known.items()}
+
+
+def _within(block: Any, name: str, where: str) -> Any:
+    """The part of a block's configuration that is named so."""
+    if block is None:
+        return {}
+    if not isinstance(block, Mapping):
+        raise TypeError(f"{where} {name}_block: is a {type(block).__name__}, expected a dict")
+    unknown = [key for key in block if key not in ("mlstm", "slstm", "feedforward") and not key.startswith("_")]
+    if unknown:
+        raise ValueError(f"{where} {name}_block: key {unknown[0]!r} is unknown, expected {name}")
+    return block.get(name, {})
+
+
+def _needed(own: dict[str, Any], name: str, where: str) -> Any:
+    if own[name] is None:
+        raise ValueError(f"{where}: {name} is missing")
+    return own[name]

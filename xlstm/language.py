@@ -1,0 +1,341 @@
+"""Language models: tokens in, logits of the next token out; and text from them, token by token."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm import checks
+from xlstm.activations import soft_cap, soft_cap_bwd
+from xlstm.backend import Array, Namespace, Params, Seed, backend_like, check_library, generator, to_numpy
+from xlstm.layers.base import MASKS
+from xlstm.layers.embedding import Embedding
+from xlstm.layers.linear import Linear
+from xlstm.layers.part import Part
+from xlstm.layers.stack import dropout
+from xlstm.losses import cross_entropy
+from xlstm.sampling import Sampler
+
+
+class SavedLanguage(NamedTuple):
+    """What `xLSTMLanguageModel.forward` keeps."""
+
+    tokens: Array  # (T, B)
+    mask: Array | None  # of dropout
+    backbone: Any
+    y: Array  # (T, B, D)
+    logits: Array
+
+
+@dataclass(frozen=True)
+class xLSTMLanguageModel(Part):  # noqa: N801
+    """An embedding, a backbone, and a linear head without bias.
+
+    Parameters are `embedding.W` (V, D), those of the backbone under `backbone.`, and unless `tied` `head.W` (V, D).
+    The state is that of the backbone.
+
+    Parameters
+    ----------
+    backbone : xLSTMStack, xLSTMLarge, sLSTM, mLSTM, LSTM, GRU or RNN
+        What goes from (T, B, D) to (T, B, D); not in reverse, and with time first.
+    vocab_size : int
+        Number V of tokens.
+    tied : bool
+        The head is the embedding.
+    logit_cap : float, optional
+        Bound of the logits, cap tanh(x / cap).
+    embedding_dropout : float
+        Rate of dropout of embedded tokens.
+    batch_first : bool
+        Tokens and logits are (B, T, ...), or (T, B, ...) as `training.train` needs them.
+
+    Examples
+    --------
+    >>> import numpy as np, xlstm
+    >>> model = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 2, slstm_at=[1], num_heads=2), vocab_size=11)
+    >>> params = model.init(backend="numpy")
+    >>> logits, state, saved = model.forward(params, np.ones((3, 13), dtype="int64"))
+    >>> logits.shape
+    (3, 13, 11)
+    >>> tokens, state = model.generate(params, [[1, 2, 3]], 5)
+    >>> tokens.shape
+    (1, 8)
+    """
+
+    backbone: Any
+    vocab_size: int
+    _: KW_ONLY
+    tied: bool = False
+    logit_cap: float | None = None
+    embedding_dropout: float = 0.0
+    batch_first: bool = True
+
+    def __post_init__(self) -> None:
+        where = "xLSTMLanguageModel"
+        checks.positive(where, vocab_size=self.vocab_size)
+        checks.number(where, 0, 1, embedding_dropout=self.embedding_dropout)
+        if self.logit_cap is not None:
+            checks.number(where, 0, float("inf"), strict=True, logit_cap=self.logit_cap)
+        if not hasattr(self.backbone, "step") or not hasattr(self.backbone, "output_size"):
+            raise TypeError(f"{where}: backbone is {self.backbone!r}, expected an xLSTMStack or another stack of layers")
+        if self.backbone.batch_first:
+            raise ValueError(f"{where}: the backbone has batch_first=True, expected time first")
+        if getattr(self.backbone, "directions", ("",)) != ("",):
+            raise ValueError(f"{where}: the backbone goes in reverse, and so would see what it is to predict")
+        if self.tied and self.backbone.output_size != self.backbone.input_size:
+            sizes = f"{self.backbone.input_size} to {self.backbone.output_size}"
+            raise ValueError(f"{where}: the backbone goes from width {sizes}, which a tied head cannot undo")
+
+    @functools.cached_property
+    def parts(self) -> dict[str, Any]:
+        """Embedding, backbone and head."""
+        found = {"embedding": Embedding(self.vocab_size, self.backbone.input_size), "backbone": self.backbone}
+        if not self.tied:
+            width = self.backbone.output_size
+            found["head"] = Linear(width, self.vocab_size, bias=False, std=(2 / (5 * width)) ** 0.5)
+        return found
+
+    @property
+    def random(self) -> bool:
+        """Whether `forward` draws masks while training, and so needs a seed."""
+        return self.embedding_dropout > 0 or self.backbone.random
+
+    def forward(
+        self,
+        params: Params,
+        tokens: Array,
+        state: Any = None,
+        train: bool = True,
+        *,
+        lengths: Any = None,
+        seed: Seed | None = None,
+        keep: bool | None = None,
+    ) -> tuple[Array, Any, SavedLanguage | None]:
+        """Logits of the token after each of tokens (B, T): (B, T, V); arguments and errors as of `LSTM.forward`.
+
+        Raises
+        ------
+        ValueError
+            There is no token, or one that is not from 0 to V - 1; these are looked for where that costs no wait for a
+            GPU. Past the end of a sequence any will do.
+        """
+        xp = self._check(params, tokens, 2)
+        tokens = self._swap(xp, tokens)
+        if tokens.shape[0] == 0:
+            raise ValueError("xLSTMLanguageModel: the context has no tokens, expected 1 or more")
+        keep = train if keep is None else keep
+        rng = None
+        if train and self.random:
+            if seed is None:
+                raise ValueError(
+                    "xLSTMLanguageModel: dropout draws masks while training, so forward needs a seed; "
+                    "train=False draws none"
+                )
+            rng = generator(seed, stream=MASKS)
+        x = self.parts["embedding"].apply(xp, self.below("embedding", params), tokens)
+        mask = dropout(rng, self.embedding_dropout, tuple(x.shape), x)
+        y, state, saved = self.backbone.forward(
+            self.below("backbone", params),
+            x if mask is None else x * mask,
+            state,
+            train,
+            lengths=lengths,
+            seed=rng,
+            keep=keep,
+        )
+        logits = self._head(xp, params, y)
+        kept = SavedLanguage(tokens, mask, saved, y, logits) if keep else None
+        return self._swap(xp, logits), state, kept
+
+    def backward(
+        self, params: Params, saved: SavedLanguage, dlogits: Array, dstate: Any = None
+    ) -> tuple[Params, None, Any]:
+        """Gradients of params and of the initial state from those of the logits and of the final state.
+
+        Between them is None, in the place of a gradient by tokens.
+        """
+        if not isinstance(saved, SavedLanguage):
+            raise TypeError("xLSTMLanguageModel: backward needs what forward saved, and train=False saves nothing")
+        xp = self.check(params, {"dlogits": dlogits})
+        dlogits = self._swap(xp, dlogits)
+        if dlogits.shape != saved.logits.shape:
+            raise ValueError(
+                f"xLSTMLanguageModel: dlogits has shape {tuple(dlogits.shape)} with time first, "
+                f"expected that of the logits, {tuple(saved.logits.shape)}"
+            )
+        if self.logit_cap is not None:
+            dlogits = soft_cap_bwd(xp, dlogits, None, saved.logits, self.logit_cap)
+        head, W = self._head_of(params)
+        found, dy = head.apply_bwd(xp, {"W": W}, saved.y, dlogits)
+        grads, dx, dstate = self.backbone.backward(self.below("backbone", params), saved.backbone, dy, dstate)
+        dx = dx if saved.mask is None else dx * saved.mask
+        dW = self.parts["embedding"].apply_bwd(xp, saved.tokens, dx)["W"]
+        if self.tied:
+            dW = dW + found["W"]
+        every = {"embedding.W": dW, "head.W": found["W"], **{f"backbone.{name}": g for name, g in grads.items()}}
+        return {name: every[name] for name in params}, None, dstate
+
+    def step(self, params: Params, tokens: Array, state: Any = None) -> tuple[Array, Any]:
+        """One token of each sequence, (B,), and the state before -> logits of the next, (B, V), and the state after."""
+        xp = self._check(params, tokens, 1)
+        x = self.parts["embedding"].apply(xp, self.below("embedding", params), tokens)
+        y, state = self.backbone.step(self.below("backbone", params), x, state)
+        return self._head(xp, params, y), state
+
+    def loss(self, logits: Array, targets: Array, mask: Array | None = None) -> tuple[Array, Array]:
+        """Mean cross-entropy of the targets in nats, and its gradient by the logits; see `losses.cross_entropy`."""
+        return cross_entropy(logits, targets, mask)
+
+    def generate(
+        self,
+        params: Params,
+        prompt: Any,
+        max_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: Seed = 0,
+        stop: int | None = None,
+        state: Any = None,
+    ) -> tuple[np.ndarray[Any, Any], Any]:
+        """Go on from a prompt; memory does not grow with the text.
+
+        Parameters
+        ----------
+        params : dict
+        prompt : whole numbers (B, P)
+            P of 1 or more.
+        max_tokens : int
+            How many tokens are added, at most.
+        temperature : float
+            Logits are divided by it; 0 always takes the likeliest token.
+        top_k : int, optional
+            Draw from the k likeliest tokens only.
+        top_p : float, optional
+            Draw from the likeliest tokens that together have this probability (Holtzman et al. 2020).
+        seed : int or numpy.random.Generator
+            Of what is drawn.
+        stop : int, optional
+            A token after which a sequence ends: it is then repeated, and all ends when every sequence has.
+        state : optional
+            State before the prompt, as from a call before; by default that before the first step.
+
+        Returns
+        -------
+        tokens : numpy array (B, P + n)
+            The prompt and what was added, on the host.
+        state : tuple
+            State after all but the last of them, for going on from that.
+
+        Raises
+        ------
+        ValueError, TypeError
+            The prompt is empty or has tokens the model does not know, or an option is out of range.
+        """
+        found = [np.asarray(prompt)]
+        for token, after in self.stream(
+            params,
+            prompt,
+            max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop=stop,
+            state=state,
+        ):
+            found.append(token[:, None])
+            state = after
+        return np.concatenate(found, axis=1), state
+
+    def stream(
+        self,
+        params: Params,
+        prompt: Any,
+        max_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: Seed = 0,
+        stop: int | None = None,
+        state: Any = None,
+    ) -> Iterator[tuple[np.ndarray[Any, Any], Any]]:
+        """As `generate`, one token (B,) and the state before it at a time."""
+        sampler = Sampler(temperature, top_k, top_p, seed)
+        checks.positive("generate", max_tokens=max_tokens)
+        host = self._prompt(prompt)
+        backend = backend_like(next(iter(params.values())))
+        tokens = backend.asarray(host)
+        order = tokens if self.batch_first else tokens.T
+        logits, state, _ = self.forward(params, order, state, train=False)
+        last = logits[:, -1, :] if self.batch_first else logits[-1, :, :]
+        return self._go_on(params, to_numpy(last), state, max_tokens, sampler, stop, backend)
+
+    def _go_on(
+        self, params: Params, logits: Any, state: Any, most: int, sampler: Sampler, stop: int | None, backend: Any
+    ) -> Iterator[tuple[np.ndarray[Any, Any], Any]]:
+        over = np.zeros(logits.shape[0], dtype=bool)
+        for k in range(most):
+            token = sampler.draw(logits)
+            if stop is not None:
+                token = np.where(over, stop, token)
+                over |= token == stop
+            yield token, state
+            if k + 1 == most or (stop is not None and over.all()):
+                return
+            found, state = self.step(params, backend.asarray(token), state)
+            logits = to_numpy(found)
+
+    def _prompt(self, prompt: Any) -> np.ndarray[Any, Any]:
+        try:
+            host = np.asarray(prompt)
+        except ValueError:
+            raise ValueError("generate: the prompt is ragged, expected shape (B, P)") from None
+        if host.ndim != 2 or 0 in host.shape:
+            raise ValueError(f"generate: the prompt has shape {host.shape}, expected (B, P), P of 1 or more")
+        if host.dtype.kind not in "iu":
+            raise TypeError(f"generate: the prompt has dtype {host.dtype}, expected whole numbers")
+        self._within(host, "the prompt")
+        return host.astype(np.int64)
+
+    def _check(self, params: Params, tokens: Array, ndim: int) -> Namespace:
+        """The namespace of the parameters, once these and the tokens are checked."""
+        where = "xLSTMLanguageModel"
+        xp = self.check(params, {})
+        check_library(where, "tokens", xp, tokens)
+        if not xp.isdtype(tokens.dtype, "integral"):
+            raise TypeError(f"{where}: tokens has dtype {tokens.dtype}, expected whole numbers")
+        if tokens.ndim != ndim:
+            expected = "(B,)" if ndim == 1 else "(B, T)" if self.batch_first else "(T, B)"
+            raise ValueError(f"{where}: tokens has shape {tuple(tokens.shape)}, expected {expected}")
+        if isinstance(tokens, np.ndarray):
+            self._within(tokens, "tokens")
+        return xp
+
+    def _within(self, tokens: np.ndarray[Any, Any], name: str) -> None:
+        bad = np.argwhere((tokens < 0) | (tokens >= self.vocab_size))
+        if bad.size:
+            at = tuple(int(k) for k in bad[0])
+            raise ValueError(
+                f"xLSTMLanguageModel: {name} has {tokens[at]} at {at}, expected 0 to {self.vocab_size - 1}, "
+                f"as vocab_size is {self.vocab_size}"
+            )
+
+    def _head_of(self, params: Params) -> tuple[Linear, Array]:
+        head = Linear(self.backbone.output_size, self.vocab_size, bias=False)
+        return head, params["embedding.W" if self.tied else "head.W"]
+
+    def _head(self, xp: Namespace, params: Params, y: Array) -> Array:
+        head, W = self._head_of(params)
+        logits, _ = head.apply(xp, {"W": W}, y)
+        return logits if self.logit_cap is None else soft_cap(xp, logits, self.logit_cap)
+
+    def _swap(self, xp: Namespace, array: Array) -> Array:
+        """Between the user's order of time and batch and (T, B, ...)."""
+        return xp.permute_dims(array, (1, 0, *range(2, array.ndim))) if self.batch_first else array
