@@ -42,9 +42,7 @@ def test_values_follow_torch(rng, name):
     x = 5 * rng.standard_normal((6, 7))
     functional = torch.nn.functional
     named = {"log_sigmoid": functional.logsigmoid, "silu": functional.silu, "gelu": functional.gelu}
-    f = (named | {"square_relu": lambda x: functional.relu(x) ** 2}).get(
-        name, getattr(torch, name, None)
-    )
+    f = (named | {"square_relu": lambda x: functional.relu(x) ** 2}).get(name, getattr(torch, name, None))
     kwargs = {"dim": -1} if "softmax" in name else {}
     expected = f(torch.from_numpy(x), **kwargs).numpy()
     np.testing.assert_allclose(pair(name)[0](np, x), expected, rtol=1e-12, atol=1e-15)

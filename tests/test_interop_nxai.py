@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import xlstm
-from tests.conftest import DATA, make_backend
+from tests.conftest import DATA
 from xlstm.backend import to_numpy
 from xlstm.interop import nxai, nxai_names
 
@@ -109,7 +109,7 @@ def test_shards_fused_weights_and_narrow_dtypes(tmp_path):
 
 def test_kernels_of_cuda(tmp_path):
     """The recurrent kernel and bias of an sLSTM in CUDA's layout."""
-    model, params = nxai.load(NXAI / "block_stack.safetensors", backend="numpy")
+    _, params = nxai.load(NXAI / "block_stack.safetensors", backend="numpy")
     arrays = load_file(NXAI / "block_stack.safetensors")
     cell = "xlstm_block_stack.blocks.1.xlstm.slstm_cell"
     R, b = arrays[f"{cell}._recurrent_kernel_"].reshape(2, 4, 8, 8), arrays[f"{cell}._bias_"].reshape(4, 2, 8)
@@ -194,7 +194,7 @@ def test_bad_checkpoints_are_named(tmp_path, change, message):
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         nxai.load(tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match="no checkpoint in it, expected model.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in it, expected model\.safetensors"):
         nxai.load(tmp_path)
     save_file({"a": np.zeros(2, "float32")}, tmp_path / "model.safetensors")
     with pytest.raises(FileNotFoundError, match="no configuration beside it"):
@@ -218,5 +218,3 @@ def test_what_theirs_cannot_express_is_refused(tmp_path):
     assert not (tmp_path / "x").exists()
     with pytest.raises(TypeError, match="expected an xLSTMLanguageModel"):
         nxai.save(tmp_path / "x", xlstm.LSTM(1, 1), {})
-
-

@@ -19,7 +19,10 @@ def inputs_of(be, rng, T=None, before=(2, 2), K=4, V=3, gates=1.0):
 
 
 def zero_state(be, before, K, V):
-    return tuple(be.asarray(np.full(shape, value)) for shape, value in (((*before, K, V), 0.0), ((*before, K), 0.0), (before, -np.inf)))
+    return tuple(
+        be.asarray(np.full(shape, value))
+        for shape, value in (((*before, K, V), 0.0), ((*before, K), 0.0), (before, -np.inf))
+    )
 
 
 def recurrent(xp, q, k, v, i, f, C, n, m, **options):
@@ -49,9 +52,18 @@ def test_step_gradient(be, rng, options, gates):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_chunkwise_gradient_on_every_backend(be, rng, options):
+    check_chunkwise(be, rng, 7, 3, 2.0, options)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("gates", [1.0, 4.0])
 @pytest.mark.parametrize(("T", "chunk"), [(7, 3), (6, 3), (5, 5), (5, 64), (3, 1), (1, 4)])
-def test_chunkwise_gradient(be, rng, T, chunk, gates, options):
+def test_chunkwise_gradient(rng, T, chunk, gates, options):
+    check_chunkwise(make_backend("numpy"), rng, T, chunk, gates, options)
+
+
+def check_chunkwise(be, rng, T, chunk, gates, options):
     def forward(*inputs):
         *outputs, saved = cell.chunkwise(be.xp, *inputs, chunk=chunk, **options)
         return tuple(outputs), saved
@@ -115,7 +127,10 @@ def test_extreme_gates_stay_finite(dtype, size, sign, rng):
     q, k, v, *_ = inputs_of(be, rng, 70)
     before = (2, 2, 70)
     sizes = (size, min(size, 1e30))
-    i, f = (be.asarray(s * z * np.ones(before) if s else 1e3 * rng.choice((-1, 1), before)) for s, z in zip(sign, sizes))
+    i, f = (
+        be.asarray(s * z * np.ones(before) if s else 1e3 * rng.choice((-1, 1), before))
+        for s, z in zip(sign, sizes, strict=True)
+    )
     state = zero_state(be, (2, 2), 4, 3)
     h, C, n, m, saved = cell.chunkwise(np, q, k, v, i, f, *state, chunk=16)
     grads = cell.chunkwise_bwd(np, np.ones_like(h), np.ones_like(C), np.ones_like(n), np.ones_like(m), saved)

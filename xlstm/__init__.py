@@ -13,7 +13,6 @@ from xlstm.layers.backbone import xLSTMLarge, xLSTMStack
 from xlstm.layers.blocks import mLSTMBlock, sLSTMBlock
 from xlstm.layers.linear import Linear
 from xlstm.layers.mlstm import mLSTM
-from xlstm.language import xLSTMLanguageModel
 from xlstm.layers.recurrent import GRU, LSTM, RNN, sLSTM
 
 __version__ = "0.1.0"
@@ -48,7 +47,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Submodules on first use, so that `import xlstm` stays quick."""
+    """Submodules, and what needs them, on first use, so that `import xlstm` stays quick."""
+    if name == "xLSTMLanguageModel":
+        return importlib.import_module("xlstm.language").xLSTMLanguageModel
     if name in __all__:
         return importlib.import_module(f"xlstm.{name}")
     raise AttributeError(f"module 'xlstm' has no attribute {name!r}")

@@ -79,6 +79,12 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+def is_ours(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is one that `save` wrote; raises as `load` does if it is no safetensors file."""
+    with _opened(path) as file:
+        return KEY in (file.metadata() or {})
+
+
 def kind_of(path: str | os.PathLike[str]) -> str:
     """The kind of model a file holds; raises as `load` does."""
     with _opened(path) as file:

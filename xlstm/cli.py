@@ -18,7 +18,7 @@ from rich.table import Table
 
 import xlstm
 from xlstm import backend as choose_backend
-from xlstm import benchmark, convert, machine, plots, threads, training
+from xlstm import benchmark, convert, machine, plots, text, threads, training
 from xlstm.backend import NAMES, Backend, BackendError, usable
 from xlstm.estimators import Forecaster, Score, Settings
 from xlstm.series import Series, bundled, read_csv
@@ -162,6 +162,42 @@ def import_(
     path, layer = convert.import_file(file, output, kind=kind, name=name, activation=activation)
     out.print(f"wrote: {path}")
     out.print(f"holds: {layer}")
+
+
+@app.command()
+@one_line_errors
+def generate(
+    model: Annotated[Path, typer.Argument(help="Model file, or folder or file of a published xLSTM checkpoint.")],
+    prompt: Annotated[str, typer.Option(help="Text, or tokens such as '3 1 4' if there is no tokenizer.json.")],
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Tokens to add, at most.")] = 100,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token always.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Draw from so many likeliest tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", help="Draw from the likeliest, so probable together.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    stop: Annotated[int | None, typer.Option(help="Token that ends the text.")] = None,
+    as_bytes: Annotated[bool, typer.Option("--bytes", help="Tokens are bytes of UTF-8.")] = False,
+    backend: BackendOption = "auto",
+    dtype: Annotated[str | None, typer.Option(help="float32 or float64; that of the checkpoint if left out.")] = None,
+) -> None:
+    """Go on from a prompt with a language model, token by token."""
+    codec = text.codec(model, as_bytes)
+    tokens = codec.encode(prompt)
+    network, params = convert.language(model, backend, dtype)
+    drawn = network.stream(
+        params, [tokens], max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
+    )
+    out.print(prompt, end=codec.GAP)
+    found: list[int] = []
+    shown = ""
+    for token, _ in drawn:
+        found.append(int(token[0]))
+        now = codec.decode(found)
+        if now.startswith(shown) and not now.endswith("\ufffd"):  # part of a character
+            out.print(now[len(shown) :], end="")
+            shown = now
+    out.print()
 
 
 @app.command()

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from xlstm import checkpoint, estimators, models
-from xlstm.backend import Params
+from xlstm.backend import Backend, Params
+from xlstm.language import xLSTMLanguageModel
 from xlstm.layers.recurrent import GRU, LSTM, RNN
 from xlstm.models import SequenceModel
 
-Model = SequenceModel | LSTM | GRU | RNN
 SUFFIXES = {"onnx": ".onnx", "torch": ".torch.safetensors", "keras": ".weights.h5"}
 
 
-def read(path: str | os.PathLike[str]) -> tuple[Model, Params]:
+def read(path: str | os.PathLike[str]) -> tuple[Any, Params]:
     """The network in a model file, of a forecaster or of `models.save`, on the host.
 
     Raises
@@ -28,6 +29,27 @@ def read(path: str | os.PathLike[str]) -> tuple[Model, Params]:
         assert forecaster.params is not None
         return forecaster.model, forecaster.params
     return models.load(path, "numpy")
+
+
+def language(
+    path: str | os.PathLike[str], backend: str | Backend | None = None, dtype: str | None = None
+) -> tuple[xLSTMLanguageModel, Params]:
+    """A language model, of `models.save` or published: a model file, or a checkpoint as `nxai.load` reads it.
+
+    Raises
+    ------
+    OSError, ValueError, TypeError
+        There is none there, or it is not sound.
+    """
+    path = Path(path)
+    if path.is_file() and checkpoint.is_ours(path):
+        model, params = models.load(path, backend, dtype)
+        if not isinstance(model, xLSTMLanguageModel):
+            raise ValueError(f"{path}: holds {model}, expected a language model")
+        return model, params
+    from xlstm.interop import nxai
+
+    return nxai.load(path, backend=backend, dtype=dtype)
 
 
 def units(path: str | os.PathLike[str]) -> str:
@@ -94,11 +116,12 @@ def export_file(
 
         from xlstm.interop.torch import to_torch
 
+        weights = to_torch(model, params)
         layer = model.recurrent if isinstance(model, SequenceModel) else model
         about = {"format": "pt", "kind": type(layer).__name__.lower(), "batch_first": str(layer.batch_first)}
         if layer.activations:
             about["activation"] = layer.activations[0]
-        checkpoint.write(path, save(to_torch(model, params), metadata=about))
+        checkpoint.write(path, save(weights, metadata=about))
     else:
         from xlstm.interop.keras import to_keras
 

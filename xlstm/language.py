@@ -81,7 +81,9 @@ class xLSTMLanguageModel(Part):  # noqa: N801
         if self.logit_cap is not None:
             checks.number(where, 0, float("inf"), strict=True, logit_cap=self.logit_cap)
         if not hasattr(self.backbone, "step") or not hasattr(self.backbone, "output_size"):
-            raise TypeError(f"{where}: backbone is {self.backbone!r}, expected an xLSTMStack or another stack of layers")
+            raise TypeError(
+                f"{where}: backbone is {self.backbone!r}, expected an xLSTMStack or another stack of layers"
+            )
         if self.backbone.batch_first:
             raise ValueError(f"{where}: the backbone has batch_first=True, expected time first")
         if getattr(self.backbone, "directions", ("",)) != ("",):
@@ -237,7 +239,7 @@ class xLSTMLanguageModel(Part):  # noqa: N801
         ValueError, TypeError
             The prompt is empty or has tokens the model does not know, or an option is out of range.
         """
-        found = [np.asarray(prompt)]
+        found = [self._prompt(prompt)]
         for token, after in self.stream(
             params,
             prompt,

@@ -10,19 +10,23 @@ import numpy as np
 
 from xlstm import checkpoint, checks
 from xlstm.backend import Array, Backend, Params, Seed, backend_of, device_of, generator, namespace
+from xlstm.language import xLSTMLanguageModel
+from xlstm.layers.backbone import xLSTMLarge, xLSTMStack
+from xlstm.layers.base import Recurrent
 from xlstm.layers.linear import Linear
-from xlstm.layers.recurrent import GRU, KINDS, LSTM, RNN
-from xlstm.layers.stack import Saved, State
+from xlstm.layers.mlstm import mLSTM
+from xlstm.layers.recurrent import GRU, LSTM, RNN, sLSTM
+from xlstm.layers.stack import State
 
 KIND = "model"
-LAYERS = {layer.__name__: layer for layer in KINDS.values()}
+LAYERS: dict[str, Any] = {layer.__name__: layer for layer in (LSTM, GRU, RNN, sLSTM, mLSTM, xLSTMStack, xLSTMLarge)}
 
 
 class SavedModel(NamedTuple):
     """What `SequenceModel.forward` keeps: the recurrent layer's `Saved`, and the head's."""
 
-    recurrent: Saved
-    head: Array
+    recurrent: Any
+    head: Any
 
 
 @dataclass(frozen=True)
@@ -33,27 +37,32 @@ class SequenceModel:
 
     Parameters
     ----------
-    recurrent : LSTM, GRU or RNN
+    recurrent : LSTM, GRU, RNN, sLSTM, mLSTM, xLSTMStack or xLSTMLarge
         The layer, or layers.
     output_size : int
         Width O of the prediction.
     last : bool
-        Predict once, from the last layer's final hidden state (of both directions), instead of at every step.
+        Predict once, from the last layer's final hidden state (of both directions), instead of at every step. Only
+        with a layer that has one: LSTM, GRU, RNN and sLSTM.
     """
 
-    recurrent: LSTM | GRU | RNN
+    recurrent: Any
     output_size: int
     last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.last and not isinstance(self.recurrent, Recurrent):
+            raise ValueError(f"SequenceModel: last needs a hidden state, and {self.recurrent!r} has none")
 
     @property
     def batch_first(self) -> bool:
         """Whether x is (B, T, D)."""
-        return self.recurrent.batch_first
+        return bool(self.recurrent.batch_first)
 
     @property
     def random(self) -> bool:
         """Whether `forward` draws masks while training, and so needs a seed."""
-        return self.recurrent.random
+        return bool(self.recurrent.random)
 
     @property
     def head(self) -> Linear:
@@ -103,7 +112,7 @@ class SequenceModel:
         """Gradients of params, x and the initial state from those of the prediction and final state."""
         if not isinstance(saved, SavedModel):
             raise TypeError("SequenceModel: backward needs what forward saved, and forward(train=False) saves nothing")
-        if dstate is not None:
+        if self.last and dstate is not None:
             self.recurrent.check_state("dstate", dstate, saved.recurrent.packing.B)
         grads, dh = self.head.backward(below("head", params), saved.head, dy)
         if self.last:
@@ -130,7 +139,14 @@ class SequenceModel:
         return xp.concat((xp.zeros((rest, *last.shape[1:]), dtype=dh.dtype, device=device_of(dh)), last))
 
 
-def save(path: str | os.PathLike[str], model: SequenceModel | LSTM | GRU | RNN, params: Params) -> None:
+Layer = LSTM | GRU | RNN | sLSTM | mLSTM | xLSTMStack | xLSTMLarge
+Model = SequenceModel | xLSTMLanguageModel | Layer
+# Options of what has a layer.
+SEQUENCE = ("output_size", "last")
+LANGUAGE = ("vocab_size", "tied", "logit_cap", "embedding_dropout", "batch_first")
+
+
+def save(path: str | os.PathLike[str], model: Model, params: Params) -> None:
     """Write a model or a layer, its description and its parameters, to a safetensors file, whole or not at all.
 
     Raises
@@ -140,22 +156,25 @@ def save(path: str | os.PathLike[str], model: SequenceModel | LSTM | GRU | RNN, 
     OSError
         The folder cannot be written to.
     """
-    layer = model.recurrent if isinstance(model, SequenceModel) else model
-    if type(layer).__name__ not in LAYERS:
-        raise TypeError(f"save: model is a {type(model).__name__}, expected a SequenceModel, LSTM, GRU or RNN")
+    layer: Any = model
+    head: dict[str, Any] | None = None
     if isinstance(model, SequenceModel):
-        model.check(params)
-        head = {"output_size": model.output_size, "last": model.last}
-    else:
-        checks.params(type(layer).__name__, params, layer.shapes)
-        head = None
+        layer, head = model.recurrent, {name: getattr(model, name) for name in SEQUENCE}
+    elif isinstance(model, xLSTMLanguageModel):
+        layer, head = model.backbone, {name: getattr(model, name) for name in LANGUAGE}
+    if type(layer).__name__ not in LAYERS:
+        raise TypeError(
+            f"save: model is a {type(model).__name__}, expected a SequenceModel, an xLSTMLanguageModel, "
+            f"or one of {', '.join(LAYERS)}"
+        )
+    _check(model, params)
     config = {"layer": type(layer).__name__, "options": asdict(layer), "head": head}
     checkpoint.save(path, params, KIND, config)
 
 
 def load(
-    path: str | os.PathLike[str], backend: str | Backend | None = None
-) -> tuple[SequenceModel | LSTM | GRU | RNN, Params]:
+    path: str | os.PathLike[str], backend: str | Backend | None = None, dtype: str | None = None
+) -> tuple[Model, Params]:
     """Read a file that `save` wrote: the model or layer, and its parameters.
 
     Parameters
@@ -163,6 +182,8 @@ def load(
     path : path
     backend : str or Backend, optional
         Where the parameters are put; a name as for `xlstm.backend`, by default "auto".
+    dtype : str, optional
+        By default that of the file.
 
     Raises
     ------
@@ -170,18 +191,17 @@ def load(
         There is no such file, or it holds no sound model.
     """
     arrays, config = checkpoint.load(path, KIND)
-    model: SequenceModel | LSTM | GRU | RNN
+    model: Model
     try:
-        layer = LAYERS[config["layer"]](**config["options"])
-        if layer.num_layers > len(arrays):  # before their names are listed, however many are declared
-            raise ValueError(f"num_layers is {layer.num_layers}, the file holds {len(arrays)} arrays")
-        if config["head"] is None:
-            model = layer
-            checks.params(type(layer).__name__, arrays, layer.shapes)
-        else:
-            model = SequenceModel(layer, **config["head"])
-            model.check(arrays)
-    except (KeyError, TypeError, ValueError) as error:
+        for name in ("num_layers", "num_blocks"):  # before their names are listed, however many are declared
+            if config["options"].get(name, 1) > len(arrays):
+                raise ValueError(f"{name} is {config['options'][name]}, the file holds {len(arrays)} arrays")
+        model = layer = LAYERS[config["layer"]](**config["options"])
+        if config["head"] is not None:
+            kind = xLSTMLanguageModel if "vocab_size" in config["head"] else SequenceModel
+            model = kind(layer, **config["head"])
+        _check(model, arrays)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: not a sound model ({type(error).__name__}: {error})") from error
     dtypes = {str(array.dtype) for array in arrays.values()}
     if len(dtypes) != 1:
@@ -189,8 +209,16 @@ def load(
     for name, array in arrays.items():
         if not np.all(np.isfinite(array)):
             raise ValueError(f"{path}: {name} is not finite")
-    chosen = backend_of(backend, dtypes.pop())
+    chosen = backend_of(backend, dtype or dtypes.pop())
     return model, {name: chosen.asarray(array) for name, array in arrays.items()}
+
+
+def _check(model: Any, params: Params) -> None:
+    """Raise ValueError unless these are the parameters of the model."""
+    if isinstance(model, SequenceModel):
+        model.check(params)
+    else:
+        checks.params(type(model).__name__, params, model.shapes)
 
 
 def below(prefix: str, params: Params) -> Params:

@@ -46,11 +46,11 @@ class Sampler:
         if np.isnan(logits).any():
             raise FloatingPointError("generate: a logit is not a number")
         if self.temperature == 0:
-            return np.argmax(logits, axis=-1)
+            return np.asarray(np.argmax(logits, axis=-1))
         p = self.probabilities(logits)
         below = np.cumsum(p, axis=-1)
         drawn = self.rng.random((p.shape[0], 1)) * below[:, -1:]
-        return np.minimum((below <= drawn).sum(axis=-1), p.shape[1] - 1)
+        return np.asarray(np.minimum((below <= drawn).sum(axis=-1), p.shape[1] - 1))
 
     def probabilities(self, logits: Host) -> Host:
         """Of each token, (B, V)."""
@@ -64,4 +64,4 @@ class Sampler:
             # The token that crosses the border is among them, so that there is always one.
             ranked[np.cumsum(ranked, axis=-1) - ranked >= self.top_p] = 0.0
         np.put_along_axis(p, order, ranked, axis=-1)
-        return p / p.sum(axis=-1, keepdims=True)
+        return np.asarray(p / p.sum(axis=-1, keepdims=True))

@@ -167,7 +167,7 @@ def chunkwise_bwd(
     forget: str = "sigmoid",
 ) -> tuple[Array, ...]:
     """Gradients of q, k, v, i, f, C0, n0 and m0. Those by the final state may be None all three, for zero."""
-    (q, k, v, i, f), logf, h, gates, C, s, den = saved
+    (q, k, v, _, f), logf, h, gates, C, s, den = saved
     T, L = q.shape[-2], gates.b.shape[-1]
     Q, K, V, H, dH = (_chunks(xp, a, L, -2) for a in (q, k, v, h, dh))
     V = _beside_ones(xp, V)
@@ -177,8 +177,10 @@ def chunkwise_bwd(
     E = xp.concat((dH / den[..., None], ds[..., None]), axis=-1)  # (9), by the numerator
     bQ = bb[..., None] * Q
     read = _T(xp, bQ) @ E
-    final = dC is not None
-    ends = [xp.concat((dC, dn[..., None]), axis=-1) if final else xp.zeros_like(C[..., 0, :, :])]
+    final = dC is not None and dn is not None and dm is not None
+    ends = [xp.zeros_like(C[..., 0, :, :])]
+    if dC is not None and dn is not None:
+        ends = [xp.concat((dC, dn[..., None]), axis=-1)]
     for c in range(read.shape[-3] - 1, -1, -1):
         ends.append(g[..., c, None, None] * ends[-1] + read[..., c, :, :])
     dC0 = ends.pop()
@@ -195,7 +197,7 @@ def chunkwise_bwd(
     if final or eps:
         # Which of its terms the largest m of all was is in nothing but m itself and what eps is added to.
         dmt = -eps * along / den
-        u = dm - after[..., -1] if final else None
+        u = None if dm is None else dm - after[..., -1]
         more, dmb, extra = _largest_bwd(xp, gates, dmt, u)
         dw, db, dm0 = dw + more, db + dmb, dm0 + extra
     di = _steps(xp, dw, T, -1)
@@ -229,7 +231,7 @@ def _weights(xp: Namespace, gates: Gates, root: float) -> tuple[Array, Array, Ar
 
 
 def _largest_bwd(xp: Namespace, gates: Gates, dm: Array, u: Array | None) -> tuple[Array, Array, Array]:
-    """Gradients of w, b and of m before the first chunk from those of m (..., chunks, L) and of the last one of all, u."""
+    """Gradients of w, b and of m before the first chunk from those of m (..., chunks, L) and of the last of all, u."""
     _, w, most, m, _ = gates
     L = w.shape[-1]
     old = xp.astype(m[..., :-1, None] >= most, w.dtype)  # where m comes from before the chunk

@@ -55,9 +55,9 @@ class Cell:
         self, xp: Namespace, dh: Array, dc: Array, dn: Array, dm: Array, slopes: Sequence[Array]
     ) -> tuple[Array, Array, Array, Array]:
         """Gradients da (4, H, B) and dc0, dn0, dm0 (H, B) from those of h, c, n and m."""
-        ao, k, l, az, i, iz, f, fc, fn, wrote, r = (slopes[0][j, ...] for j in range(11))
-        dc = dc + k * dh  # (8) (7)
-        dn = dn + l * dh
+        ao, kc, kn, az, i, iz, f, fc, fn, wrote, r = (slopes[0][j, ...] for j in range(11))
+        dc = dc + kc * dh  # (8) (7)
+        dn = dn + kn * dh
         di = iz * dc + i * dn  # (5) (6) through i, (3)
         df = fc * dc + fn * dn  # (5) (6) through f, (3)
         dm = dm - di - df  # (3) through m

@@ -67,9 +67,7 @@ def load(
     return model, {name: params[name] for name in model.shapes}
 
 
-def save(
-    path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params, *, style: str = "xlstm"
-) -> None:
+def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params, *, style: str = "xlstm") -> None:
     """Write a checkpoint that the published package loads, or with `style="transformers"` transformers.
 
     Parameters

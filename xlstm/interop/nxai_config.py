@@ -50,7 +50,7 @@ LARGE: dict[str, Any] = {
 }
 # transformers' names of the same, and its defaults where they differ.
 TRANSFORMERS = {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks"}
-TRANSFORMERS_DEFAULTS = {"embedding_dim": 4096, "num_blocks": 32, "num_heads": 8, "vocab_size": 50304}
+TRANSFORMERS_DEFAULTS: dict[str, Any] = {"embedding_dim": 4096, "num_blocks": 32, "num_heads": 8, "vocab_size": 50304}
 TRANSFORMERS_DEFAULTS |= {"ffn_proj_factor": 2.667}
 LARGE_LEFT = {"norm_reduction_force_float32", "chunkwise_kernel", "sequence_kernel", "step_kernel", "mode"}
 LARGE_LEFT |= {"return_last_states", "autocast_kernel_dtype", "inference_state_dtype", "weight_mode"}

@@ -25,7 +25,10 @@ from xlstm.layers.sequence import Sequence, Span, State
 
 @dataclass(frozen=True)
 class Backbone(Sequence):
-    """Blocks above each other, and a norm. Parameters are `blocks.{k}....` and `norm.w`; the state is one of each block."""
+    """Blocks above each other, and a norm.
+
+    Parameters are `blocks.{k}....` and `norm.w`; the state is one of each block.
+    """
 
     size: int
     num_blocks: int
@@ -157,7 +160,7 @@ class xLSTMStack(Backbone):  # noqa: N801
         """The blocks, from below."""
         found: list[Any] = []
         for k in range(self.num_blocks):
-            place = {"dropout": self.dropout, "num_blocks": self.num_blocks, "index": k}
+            place: dict[str, Any] = {"dropout": self.dropout, "num_blocks": self.num_blocks, "index": k}
             if k in self.slstm_at:
                 given, heads = self.slstm_conv_kernel_size, self.slstm_num_heads
                 found.append(

@@ -40,8 +40,12 @@ class Recurrent(Options):
         dict of str to array
         """
         chosen, rng = backend_of(backend, dtype), generator(seed)
+        return {name: chosen.asarray(values) for name, values in self.draw(rng).items()}
+
+    def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
+        """Initial parameters on the host."""
         return {
-            name: chosen.asarray(self._draw(rng, name.rsplit(".", 1)[1], tuple(n for n in dims.values() if n)))
+            name: self._draw(rng, name.rsplit(".", 1)[1], tuple(n for n in dims.values() if n))
             for name, dims in self.shapes.items()
         }
 
@@ -68,8 +72,8 @@ class Recurrent(Options):
         x : array (T, B, D)
             Input, or (B, T, D) with `batch_first`.
         state : tuple of arrays (L, B, P), (L, B, H), optional
-            Initial state, (h, c) of an LSTM, (h, c, n, m) of an sLSTM and (h,) of others; layer by layer, forward before reverse.
-            By default zero, and m of an sLSTM -inf.
+            Initial state, (h, c) of an LSTM, (h, c, n, m) of an sLSTM and (h,) of others; layer by layer, forward
+            before reverse. By default zero, and m of an sLSTM -inf.
         train : bool
             Draw the masks of dropout and zoneout, and keep what `backward` needs.
         lengths : whole numbers (B,), optional

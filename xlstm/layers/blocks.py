@@ -19,7 +19,7 @@ from xlstm.layers.feedforward import GatedFeedForward
 from xlstm.layers.linear import HeadwiseLinear, Linear
 from xlstm.layers.memory import Memory
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm
-from xlstm.layers.part import Part, Values, round_up, total
+from xlstm.layers.part import Values, round_up, total
 from xlstm.layers.sequence import Leaf, Sequence, Span, State
 from xlstm.layers.stack import dropout
 from xlstm.loop import Noise
@@ -59,9 +59,7 @@ class Block(Sequence):
         """Deviation of initial weights (Nguyen & Salazar 2019)."""
         return math.sqrt(2 / (5 * self.size))
 
-    def _dropped(
-        self, xp: Namespace, rng: np.random.Generator | None, y: Array
-    ) -> tuple[Array, Array | None]:
+    def _dropped(self, xp: Namespace, rng: np.random.Generator | None, y: Array) -> tuple[Array, Array | None]:
         mask = dropout(rng, self.dropout, tuple(y.shape), y)
         return (y, None) if mask is None else (y * mask, mask)
 

@@ -43,8 +43,9 @@ class Memory(NamedTuple):
         """From q, k (T, B, N K), v (T, B, N V) and gates i~, f~ (T, B, N): h (T, B, N V), the state, what is kept."""
         T, B = span.T, span.B
         if T == 1 and not keep:
-            now = (xp.reshape(a, (B, self.N, F)) for a, F in ((q, self.K), (k, self.K), (v, self.V)))
-            h, *end, _ = mlstm.step(xp, *now, i[0, ...], f[0, ...], *state, self.eps, self.forget)
+            q, k, v = (xp.reshape(a, (B, self.N, F)) for a, F in ((q, self.K), (k, self.K), (v, self.V)))
+            C, n, m = state
+            h, *end, _ = mlstm.step(xp, q, k, v, i[0, ...], f[0, ...], C, n, m, self.eps, self.forget)
             return xp.reshape(h, (1, B, self.N * self.V)), tuple(end), None
         i = span.mask(xp, i, -float("inf"))  # writes nothing
         f = span.mask(xp, f, float("inf") if self.forget == "sigmoid" else 0.0)  # and forgets nothing
@@ -66,7 +67,7 @@ class Memory(NamedTuple):
         dh = self._heads(xp, dh, self.V)
         ends = [None if dstate is None else xp.reshape(d, (B * self.N, *d.shape[2:])) for d in dstate or (None,) * 3]
         one = functools.partial(mlstm.chunkwise_bwd, xp, eps=self.eps, forget=self.forget)
-        tasks = [
+        tasks: list[Callable[[], Any]] = [
             functools.partial(one, dh[g, ...], *(None if d is None else d[g, ...] for d in ends), kept)
             for g, kept in zip(self._groups(xp, span), saved, strict=True)
         ]

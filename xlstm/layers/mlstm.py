@@ -110,7 +110,10 @@ class mLSTM(Sequence):  # noqa: N801
         """Rows of Wx by what they are for."""
         N, K, V = self.memory[:3]
         ends = np.cumsum([N * K, N * K, N * V, N * V, N, N])
-        return {name: slice(end - size, end) for name, end, size in zip("qkvoif", ends, np.diff(ends, prepend=0))}
+        return {
+            name: slice(end - size, end)
+            for name, end, size in zip("qkvoif", ends, np.diff(ends, prepend=0), strict=True)
+        }
 
     @property
     def _own(self) -> dict[str, checks.Dims]:
@@ -138,9 +141,7 @@ class mLSTM(Sequence):  # noqa: N801
 
     def states(self, B: int | None) -> State:
         """C, n and m of every layer."""
-        return tuple(
-            Leaf(leaf.name, {"L": self.num_layers, **leaf.dims}, leaf.rest) for leaf in self.memory.states(B)
-        )
+        return tuple(Leaf(leaf.name, {"L": self.num_layers, **leaf.dims}, leaf.rest) for leaf in self.memory.states(B))
 
     def run(
         self,

@@ -113,9 +113,7 @@ class Pointwise(Part):
         where, symbol = type(self).__name__, self.SYMBOL
         xp = self.check(params, {"x": x})
         if x.ndim == 0 or x.shape[-1] != self.width:
-            raise ValueError(
-                f"{where}: x has shape {tuple(x.shape)}, expected (..., {symbol}) = (..., {self.width})"
-            )
+            raise ValueError(f"{where}: x has shape {tuple(x.shape)}, expected (..., {symbol}) = (..., {self.width})")
         y, inner = self.apply(xp, params, x)
         return y, Kept(tuple(y.shape), inner)
 

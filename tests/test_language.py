@@ -1,0 +1,197 @@
+"""Language models: gradients, generation, sampling, files, the command line."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import xlstm
+from tests.conftest import DATA, make_backend
+from xlstm import cli, losses, models, optim, text, training
+from xlstm.backend import to_numpy
+from xlstm.data import Batch
+from xlstm.sampling import Sampler
+
+STACK = xlstm.xLSTMStack(4, 2, [1], 2, ffn_proj_factor=0, chunk_size=3)
+MODELS = [
+    xlstm.xLSTMLanguageModel(STACK, 5),
+    xlstm.xLSTMLanguageModel(STACK, 5, tied=True, logit_cap=2.0, embedding_dropout=0.3),
+    xlstm.xLSTMLanguageModel(xlstm.xLSTMLarge(4, 2, 2), 5, logit_cap=30.0, batch_first=False),
+    xlstm.xLSTMLanguageModel(xlstm.LSTM(3, 4, num_layers=2), 5),
+    xlstm.xLSTMLanguageModel(xlstm.sLSTM(4, 4, num_heads=2), 5, tied=True),
+    xlstm.xLSTMLanguageModel(xlstm.mLSTM(3, 4), 5),
+]
+IDS = [f"{k}-{type(model.backbone).__name__}" for k, model in enumerate(MODELS)]
+
+
+def params_of(model, be, rng):
+    return {name: be.asarray(p + 0.5 * rng.standard_normal(p.shape)) for name, p in model.init(0, "numpy").items()}
+
+
+@pytest.mark.parametrize("model", MODELS, ids=IDS)
+@pytest.mark.parametrize("lengths", [None, [2, 6, 0]], ids=["", "lengths"])
+def test_gradient(rng, model, lengths):
+    be = make_backend("numpy")
+    params = params_of(model, be, rng)
+    tokens = be.asarray(rng.integers(0, 5, (3, 6) if model.batch_first else (6, 3)))
+
+    def forward(params):
+        logits, _, saved = model.forward(params, tokens, lengths=lengths, seed=2)
+        return logits, (params, saved)
+
+    xlstm.gradcheck(forward, lambda saved, d: (model.backward(*saved, d)[0],), (params,), directions=1)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=IDS)
+def test_steps_and_generation_are_the_whole_sequence(be, rng, model):
+    """Greedy tokens are the likeliest ones after the whole text so far."""
+    params, prompt = params_of(model, be, rng), rng.integers(0, 5, (2, 3))
+    tokens, state = model.generate(params, prompt, 6)
+    assert tokens.shape == (2, 9)
+    np.testing.assert_array_equal(tokens[:, :3], prompt)
+    order = (lambda a: a) if model.batch_first else np.transpose
+    logits, _, _ = model.forward(params, be.asarray(order(tokens)), train=False)
+    logits = to_numpy(logits) if model.batch_first else to_numpy(logits).swapaxes(0, 1)
+    np.testing.assert_array_equal(np.argmax(logits, axis=-1)[:, 2:8], tokens[:, 3:])
+    more, _ = model.generate(params, tokens[:, -1:], 4, state=state)
+    longer, _ = model.generate(params, prompt, 10)
+    np.testing.assert_array_equal(more[:, 1:], longer[:, 9:])
+
+
+def test_generation_is_seeded_and_stops(rng):
+    model = MODELS[0]
+    params, prompt = params_of(model, make_backend("numpy"), rng), [[1, 2], [3, 3]]
+    one, two, other = (model.generate(params, prompt, 40, temperature=1.0, seed=s)[0] for s in (1, 1, 2))
+    np.testing.assert_array_equal(one, two)
+    assert np.any(one != other)
+    stopped, _ = model.generate(params, prompt, 40, temperature=1.0, seed=1, stop=int(one[0, 5]))
+    first = int(np.argmax(stopped[0, 2:] == one[0, 5])) + 2
+    assert np.all(stopped[0, first:] == one[0, 5])
+
+
+def test_sampling():
+    logits = np.log(np.array([[0.5, 0.3, 0.15, 0.05]]))
+    close = {"rtol": 1e-12, "atol": 1e-12}
+    np.testing.assert_allclose(Sampler(1.0, None, None, 0).probabilities(logits), np.exp(logits), **close)
+    np.testing.assert_allclose(Sampler(1.0, 2, None, 0).probabilities(logits), [[0.625, 0.375, 0, 0]], **close)
+    np.testing.assert_allclose(Sampler(1.0, None, 0.6, 0).probabilities(logits), [[0.625, 0.375, 0, 0]], **close)
+    np.testing.assert_allclose(Sampler(1.0, None, 0.1, 0).probabilities(logits), [[1, 0, 0, 0]], **close)
+    sharp = Sampler(0.5, None, None, 0).probabilities(logits)
+    np.testing.assert_allclose(sharp, np.exp(2 * logits) / np.exp(2 * logits).sum(), **close)
+    sampler = Sampler(1.0, None, None, 3)
+    drawn = np.concatenate([sampler.draw(np.repeat(logits, 100, axis=0)) for _ in range(200)])
+    np.testing.assert_allclose(np.bincount(drawn) / drawn.size, np.exp(logits[0]), atol=0.01)
+    with pytest.raises(FloatingPointError, match="a logit is not a number"):
+        sampler.draw(np.array([[0.0, np.nan]]))
+
+
+def test_training_learns_a_text():
+    """With the training loop, time first."""
+    sequence = np.tile([1, 2, 3, 4, 0], 9)
+
+    class Text:
+        def __len__(self):
+            return 40
+
+        def batches(self, rng=None):
+            for _ in range(len(self)):
+                yield Batch(x=sequence[:40, None], target=sequence[1:41, None], mask=None, fresh=True)
+
+    model = dataclasses.replace(MODELS[0], batch_first=False)
+    params = model.init(0, "numpy")
+    trained = training.train(model, params, Text(), optim.adam(1e-2), epochs=2, loss=losses.cross_entropy)
+    assert trained.losses[-1] < 0.2 < trained.losses[0]
+    tokens, _ = model.generate(trained.params, [[1, 2, 3]], 6)
+    np.testing.assert_array_equal(tokens[0], [1, 2, 3, 4, 0, 1, 2, 3, 4])
+
+
+@pytest.mark.parametrize("model", [*MODELS, STACK, xlstm.mLSTM(2, 4, num_heads=2), xlstm.sLSTM(2, 4)], ids=repr)
+def test_files(tmp_path, model):
+    params = model.init(1, "numpy")
+    models.save(tmp_path / "model", model, params)
+    again, found = models.load(tmp_path / "model", "numpy")
+    assert again == model
+    assert all(np.array_equal(found[name], p) for name, p in params.items())
+
+
+def test_bad_input_is_named(rng):
+    model, params = MODELS[0], MODELS[0].init(0, "numpy")
+    with pytest.raises(ValueError, match=r"tokens has 5 at \(0, 1\), expected 0 to 4, as vocab_size is 5"):
+        model.forward(params, np.array([[1, 5]]))
+    with pytest.raises(ValueError, match="the context has no tokens, expected 1 or more"):
+        model.forward(params, np.zeros((2, 0), "int64"))
+    with pytest.raises(TypeError, match="tokens has dtype float64, expected whole numbers"):
+        model.forward(params, np.zeros((2, 2)))
+    with pytest.raises(ValueError, match=r"tokens has shape \(2,\), expected \(B, T\)"):
+        model.forward(params, np.zeros(2, "int64"))
+    for prompt, message in (
+        ([[]], r"the prompt has shape \(1, 0\), expected \(B, P\), P of 1 or more"),
+        ([[9]], "the prompt has 9"),
+        ([[1], [1, 2]], "the prompt is ragged"),
+        ([[0.5]], "the prompt has dtype float64"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            model.generate(params, prompt, 3)
+    for options, message in (
+        ({"temperature": -1.0}, "temperature is -1"),
+        ({"temperature": 1.0, "top_k": 0}, "top_k is 0"),
+        ({"temperature": 1.0, "top_p": 1.5}, "top_p is 1.5, expected at most 1"),
+        ({"top_k": 3}, "temperature 0 takes the likeliest token"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.generate(params, [[1]], 3, **options)
+    with pytest.raises(ValueError, match="goes in reverse"):
+        xlstm.xLSTMLanguageModel(xlstm.LSTM(3, 4, bidirectional=True), 5)
+    with pytest.raises(ValueError, match="which a tied head cannot undo"):
+        xlstm.xLSTMLanguageModel(xlstm.LSTM(3, 4), 5, tied=True)
+    with pytest.raises(TypeError, match="expected an xLSTMStack"):
+        xlstm.xLSTMLanguageModel(7, 5)
+
+
+def call(*arguments):
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
+
+
+def test_command(tmp_path):
+    golden = np.load(DATA / "nxai" / "large_io.npz")
+    prompt = " ".join(map(str, golden["prompt"][0]))
+    found = call("generate", DATA / "nxai" / "large.safetensors", "--prompt", prompt, "--max-tokens", 12)
+    assert found.exit_code == 0, found.output
+    assert found.output.split() == [*prompt.split(), *map(str, golden["greedy"][0])]
+    model = xlstm.xLSTMLanguageModel(STACK, 256)
+    models.save(tmp_path / "bytes.safetensors", model, model.init(0, "numpy"))
+    arguments = ("generate", tmp_path / "bytes.safetensors", "--prompt", "äb", "--bytes", "--temperature", 1)
+    first, again = call(*arguments), call(*arguments)
+    assert first.exit_code == 0
+    assert first.output.startswith("äb")
+    assert first.output == again.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", "some text"], "'some text' is text, but there is no tokenizer.json beside the model"),
+        (["--prompt", "1 40"], "the prompt has 40 at (0, 1), expected 0 to 36"),
+        (["--prompt", ""], "the prompt has shape (1, 0)"),
+        (["--prompt", "1", "--top-k", "2"], "temperature 0 takes the likeliest token"),
+        (["--prompt", "1", "--max-tokens", "0"], "max_tokens is 0, expected 1 or more"),
+    ],
+)
+def test_command_says_what_is_wrong(arguments, message):
+    found = call("generate", DATA / "nxai" / "large.safetensors", *arguments)
+    assert found.exit_code == 2
+    assert message in found.output
+
+
+def test_tokenizer(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    inner.save(str(tmp_path / "tokenizer.json"))
+    codec = text.codec(tmp_path)
+    assert codec.encode("b a") == [1, 0]
+    assert codec.decode([0, 1]) == "a b"
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match="not a readable tokenizer"):
+        text.codec(tmp_path)

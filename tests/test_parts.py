@@ -1,0 +1,283 @@
+"""What blocks are made of, blocks and stacks: gradients, PyTorch's numbers, lengths, steps, errors."""
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests.conftest import make_backend
+from xlstm.backend import to_numpy
+from xlstm.layers.conv import CausalConv
+from xlstm.layers.embedding import Embedding
+from xlstm.layers.feedforward import GatedFeedForward
+from xlstm.layers.linear import HeadwiseLinear, Linear
+from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
+
+POINTWISE = [
+    Linear(4, 3, bias=False, std=0.1),
+    HeadwiseLinear(6, 2),
+    HeadwiseLinear(6, 3, bias=True),
+    LayerNorm(4),
+    LayerNorm(4, residual=True, bias=True, eps=0.1),
+    RMSNorm(4, bias=True),
+    MultiHeadNorm(6, num_heads=2, residual=True),
+    *(GatedFeedForward(4, 3, activation=name) for name in ("gelu", "silu", "relu", "square_relu", "sigmoid", "selu")),
+    GatedFeedForward(4, 3, bias=True),
+]
+SEQUENCES = [
+    CausalConv(2),
+    CausalConv(3, 1, bias=False),
+    CausalConv(2, 6),
+    xlstm.mLSTM(2, 4),
+    xlstm.mLSTM(2, 4, 2, num_heads=2, qk_size=6, chunk_size=2, eps=0.1),
+    xlstm.mLSTM(2, 3, 2, num_heads=3, batch_first=True, bias=False, dropout=0.3, forget_gate="exponential"),
+    xlstm.mLSTMBlock(3, 2, chunk_size=2, proj_factor=1.0, qkv_block_size=2),
+    xlstm.mLSTMBlock(3, 1, bias=True, dropout=0.3, eps=0.1, conv_kernel_size=1),
+    xlstm.sLSTMBlock(4, 2),
+    xlstm.sLSTMBlock(4, 1, dropout=0.3, conv_kernel_size=0, recurrent_init="uniform"),
+    xlstm.sLSTMBlock(4, 4, ffn_proj_factor=0),
+    xlstm.xLSTMStack(4, 2, [1], 2, chunk_size=3),
+    xlstm.xLSTMStack(4, 2, [0], 2, dropout=0.2, post_norm=False, bias=True),
+    xlstm.xLSTMLarge(4, 2, 2, chunk_size=3),
+    xlstm.xLSTMLarge(4, 1, 1, bias=True, gate_cap=None, qk_size=3, v_size=5, post_norm=False),
+]
+
+
+def params_of(layer, be, rng):
+    """Random, but such that nothing is far from where gradients are of a size."""
+    return {name: be.asarray(p + 0.5 * rng.standard_normal(p.shape)) for name, p in layer.draw(rng).items()}
+
+
+def like(be, rng, state):
+    """A random state; normalisers are positive."""
+    if isinstance(state, tuple):
+        return tuple(like(be, rng, part) for part in state)
+    return be.asarray(0.5 + rng.random(tuple(state.shape)))
+
+
+def arrays(state):
+    return [a for part in state for a in arrays(part)] if isinstance(state, tuple) else [state]
+
+
+def numbered(layers):
+    return {"argvalues": layers, "ids": [f"{k}-{type(layer).__name__}" for k, layer in enumerate(layers)]}
+
+
+@pytest.mark.parametrize("layer", **numbered(POINTWISE))
+@pytest.mark.parametrize("outer", [(), (3, 2)], ids=["vector", "array"])
+def test_pointwise_gradient(be, rng, layer, outer):
+    params, x = params_of(layer, be, rng), be.asarray(rng.standard_normal((*outer, layer.width)))
+
+    def forward(params, x):
+        y, saved = layer.forward(params, x)
+        return y, (params, saved)
+
+    xlstm.gradcheck(forward, lambda saved, dy: layer.backward(*saved, dy), (params, x))
+
+
+@pytest.mark.parametrize("layer", **numbered(SEQUENCES))
+@pytest.mark.parametrize("lengths", [None, [3, 0, 5]], ids=["", "lengths"])
+def test_backends_agree(be, rng, layer, lengths):
+    """Outputs, states and every gradient are NumPy's, whose gradients are checked below."""
+    outer = (3, 5) if layer.batch_first else (5, 3)
+    params = {name: p + 0.5 * rng.standard_normal(p.shape) for name, p in layer.draw(rng).items()}
+    x = rng.standard_normal((*outer, layer.input_size))
+    found = []
+    for backend in (make_backend("numpy"), be):
+        given = {name: backend.asarray(p) for name, p in params.items()}
+        y, end, saved = layer.forward(given, backend.asarray(x), lengths=lengths, seed=1)
+        grads, dx, start = layer.backward(given, saved, y, like(backend, np.random.default_rng(2), end))
+        found.append([to_numpy(a) for a in (y, dx, *arrays(end), *arrays(start), *grads.values())])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("layer", **numbered(SEQUENCES))
+@pytest.mark.parametrize("lengths", [None, [3, 0, 5]], ids=["", "lengths"])
+def test_gradient(rng, layer, lengths):
+    """By x, every parameter and every initial state, from y and every final state."""
+    be = make_backend("numpy")
+    params, outer = params_of(layer, be, rng), (3, 5) if layer.batch_first else (5, 3)
+    x = be.asarray(rng.standard_normal((*outer, layer.input_size)))
+    _, end, _ = layer.forward(params, x, seed=1)
+    state = like(be, rng, end)
+
+    def forward(params, x, state):
+        y, end, saved = layer.forward(params, x, state, lengths=lengths, seed=1)
+        return (y, end), (params, saved)
+
+    xlstm.gradcheck(forward, lambda saved, d: layer.backward(*saved, *d), (params, x, state), directions=1)
+
+
+@pytest.mark.parametrize("layer", **numbered(SEQUENCES))
+def test_steps_are_the_whole_sequence(be, rng, layer):
+    params, B = params_of(layer, be, rng), 3
+    x = rng.standard_normal((7, B, layer.input_size))
+    y, end, saved = layer.forward(params, be.asarray(x.swapaxes(0, 1) if layer.batch_first else x), train=False)
+    assert saved is None
+    y = to_numpy(y).swapaxes(0, 1) if layer.batch_first else to_numpy(y)
+    state = None
+    for t in range(7):
+        now, state = layer.step(params, be.asarray(x[t]), state)
+        np.testing.assert_allclose(to_numpy(now), y[t], rtol=1e-10, atol=1e-11)
+    for a, b in zip(arrays(state), arrays(end), strict=True):
+        np.testing.assert_allclose(to_numpy(a), to_numpy(b), rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("layer", **numbered(SEQUENCES))
+def test_what_lies_past_an_end_does_not_matter(rng, layer):
+    """Not even if it is no number; and a batch of one sequence gives the same."""
+    be, lengths = make_backend("numpy"), np.array([4, 0, 6])
+    params = params_of(layer, be, rng)
+    x = rng.standard_normal((6, 3, layer.input_size))
+    swap = (lambda a: a.swapaxes(0, 1)) if layer.batch_first else (lambda a: a)
+    y, end, saved = layer.forward(params, swap(x), lengths=lengths, train=False, keep=True)
+    dstate = like(be, rng, end)
+    grads, dx, start = layer.backward(params, saved, np.ones_like(y), dstate)
+    spoiled = np.where((np.arange(6)[:, None] < lengths)[..., None], x, np.nan)
+    y2, end2, saved2 = layer.forward(params, swap(spoiled), lengths=lengths, train=False, keep=True)
+    dy = np.where(swap((np.arange(6)[:, None] < lengths)[..., None]), 1.0, np.nan)
+    grads2, dx2, start2 = layer.backward(params, saved2, np.broadcast_to(dy, y.shape), dstate)
+    assert np.all(swap(y)[4:, 0] == 0)
+    assert np.all(swap(dx)[4:, 0] == 0)
+    for a, b in zip(
+        [y, dx, *arrays(end), *arrays(start), *grads.values()],
+        [y2, dx2, *arrays(end2), *arrays(start2), *grads2.values()],
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+    alone, _, _ = layer.forward(params, swap(x[:4, :1]), train=False)
+    np.testing.assert_allclose(swap(alone)[:, 0], swap(y)[:4, 0], rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("layer", [SEQUENCES[4], SEQUENCES[11], SEQUENCES[13]], ids=["mLSTM", "stack", "large"])
+def test_states_go_on(be, rng, layer):
+    """Two calls, the second with the state of the first, are one call; so are their gradients."""
+    params, x = params_of(layer, be, rng), be.asarray(rng.standard_normal((7, 2, layer.input_size)))
+    y, end, saved = layer.forward(params, x)
+    dy = be.asarray(rng.standard_normal(tuple(y.shape)))
+    expected, dx, _ = layer.backward(params, saved, dy)
+    y1, state, saved1 = layer.forward(params, x[:4, ...])
+    y2, end2, saved2 = layer.forward(params, x[4:, ...], state)
+    second, dx2, dstate = layer.backward(params, saved2, dy[4:, ...])
+    first, dx1, _ = layer.backward(params, saved1, dy[:4, ...], dstate)
+    close = {"rtol": 1e-9, "atol": 1e-11}
+    np.testing.assert_allclose(np.concatenate([to_numpy(y1), to_numpy(y2)]), to_numpy(y), **close)
+    np.testing.assert_allclose(np.concatenate([to_numpy(dx1), to_numpy(dx2)]), to_numpy(dx), **close)
+    for a, b in zip(arrays(end), arrays(end2), strict=True):
+        np.testing.assert_allclose(to_numpy(a), to_numpy(b), **close)
+    for name, grad in expected.items():
+        np.testing.assert_allclose(to_numpy(first[name]) + to_numpy(second[name]), to_numpy(grad), **close)
+
+
+def test_norms_and_convolution_follow_torch(rng):
+    torch = pytest.importorskip("torch")
+    F = torch.nn.functional
+    x, w = rng.standard_normal((5, 3, 6)), rng.standard_normal(6)
+    tx, tw = torch.from_numpy(x), torch.from_numpy(w)
+    pairs = [
+        (LayerNorm(6, residual=True), F.layer_norm(tx, (6,), 1 + tw)),
+        (RMSNorm(6, eps=1e-6), F.rms_norm(tx, (6,), tw, 1e-6)),
+        (MultiHeadNorm(6, num_heads=3), F.group_norm(tx.reshape(15, 6), 3, tw).reshape(5, 3, 6)),
+    ]
+    for layer, expected in pairs:
+        found, _ = layer.forward({"w": w}, x)
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-10, atol=1e-12)
+    W = rng.standard_normal((6, 4))
+    y, _, _ = CausalConv(6).forward({"W": W, "b": w}, x)
+    padded = F.pad(tx.permute(1, 2, 0), (3, 0))
+    expected = F.conv1d(padded, torch.from_numpy(W[:, None, :]), tw, groups=6).permute(2, 0, 1)
+    np.testing.assert_allclose(y, expected.numpy(), rtol=1e-10, atol=1e-12)
+
+
+def test_embedding_gradient(be, rng):
+    layer = Embedding(5, 3)
+    tokens = be.asarray(rng.integers(0, 5, (4, 6)))
+
+    def forward(params):
+        return layer.apply(be.xp, params, tokens), None
+
+    xlstm.gradcheck(forward, lambda _, dy: (layer.apply_bwd(be.xp, tokens, dy),), (layer.init(0, be),))
+
+
+def test_threads_change_no_bit(monkeypatch, rng):
+    """The heads of an mLSTM on one core and on two."""
+    layer = xlstm.mLSTM(8, 64, num_heads=4, chunk_size=16)
+    params, x = layer.init(0, "numpy"), rng.standard_normal((512, 4, 8)).astype("float32")
+    found = []
+    for count in ("1", "2"):
+        monkeypatch.setenv("XLSTM_NUM_THREADS", count)
+        y, _, saved = layer.forward(params, x)
+        _, dx, _ = layer.backward(params, saved, y)
+        found.append([y, dx])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_initial_values():
+    stack = xlstm.xLSTMStack(16, 3, [1], 2)
+    params = stack.init(0, "numpy", "float64")
+    bias = params["blocks.1.cell.b"].reshape(4, 2, 8)
+    k = np.arange(8) / 7
+    np.testing.assert_allclose(bias[1], [5 - 12 * k ** (0.3 + 1.3 / 2)] * 2)
+    np.testing.assert_array_equal(bias[[0, 2, 3]], 0)
+    np.testing.assert_array_equal(params["blocks.1.cell.Wh"], 0)
+    np.testing.assert_allclose(params["blocks.0.gates.b"][2:], [3, 6])
+    assert not params["blocks.0.gates.W"].any()
+    assert abs(params["blocks.0.up.W"].std() - (2 / 80) ** 0.5) < 0.02
+    assert abs(params["blocks.0.down.W"].std() - 2 / 3 / 4) < 0.02
+
+
+def test_saved_answers_what_is_asked():
+    layer = xlstm.mLSTM(3, 8, 2, num_heads=2)
+    y, _, saved = layer.forward(layer.init(0, "numpy"), np.ones((5, 4, 3), "float32"))
+    assert saved[1].q.shape == (5, 4, 8)
+    assert saved[0].f.shape == (5, 4, 2)
+    np.testing.assert_array_equal(saved[1].o * saved[1].h, y)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: xlstm.mLSTM(2, 5, num_heads=2), "mLSTM: hidden_size is 5, expected a multiple of num_heads, 2"),
+        (lambda: xlstm.mLSTM(2, 4, dropout=0.1), "mLSTM: dropout is 0.1 but acts between layers"),
+        (lambda: xlstm.mLSTM(2, 4, forget_gate="x"), "mLSTM: forget_gate is 'x', expected one of sigmoid, exponential"),
+        (lambda: xlstm.mLSTMBlock(4, 3), "mLSTMBlock: inner is 64, expected a multiple of num_heads, 3"),
+        (lambda: xlstm.mLSTMBlock(4, 1, qkv_block_size=5), "qkv_block_size is 5, expected a divisor of .* 64"),
+        (lambda: xlstm.sLSTMBlock(5, 2), "sLSTMBlock: size is 5, expected a multiple of num_heads, 2"),
+        (lambda: xlstm.xLSTMStack(4, 2, [2], 2), "slstm_at has 2, expected 0 to 1"),
+        (lambda: xlstm.xLSTMStack(4, 2, [1, 1], 2), r"slstm_at is \(1, 1\), expected each block once"),
+        (lambda: xlstm.xLSTMStack(4, 0), "num_blocks is 0, expected 1 or more"),
+        (lambda: xlstm.xLSTMLarge(4, 1, 3), "xLSTMLarge: qk_size is 2, expected a multiple of num_heads, 3"),
+        (lambda: GatedFeedForward(4, 4, activation="tanh"), "activation is 'tanh', expected one of gelu, silu"),
+    ],
+)
+def test_bad_options_are_named(make, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()
+
+
+def test_bad_input_is_named(rng):
+    layer = xlstm.xLSTMStack(4, 2, [1], 2)
+    params, x = layer.init(0, "numpy"), np.zeros((3, 2, 4), "float32")
+    _, state, saved = layer.forward(params, x)
+    with pytest.raises(ValueError, match=r"x has shape \(3, 2, 5\), expected \(T, B, D\) = \(T, B, 4\)"):
+        layer.forward(params, np.zeros((3, 2, 5), "float32"))
+    with pytest.raises(ValueError, match="x has no time steps"):
+        layer.forward(params, x[:0])
+    with pytest.raises(ValueError, match="state is 1 entries, expected a tuple"):
+        layer.forward(params, x, state[:1])
+    with pytest.raises(ValueError, match=r"state\[0\]\[1\] C has shape"):
+        layer.forward(params, x, ((None, (np.zeros((1, 2, 3, 3), "float32"), None, None)), None))
+    with pytest.raises(TypeError, match=r"state\[1\]\[1\] h has dtype float64"):
+        layer.forward(params, x, (None, (None, (np.zeros((2, 4)), None, None, None))))
+    with pytest.raises(ValueError, match=r"blocks\.0\.up\.W is missing"):
+        layer.forward({n: p for n, p in params.items() if n != "blocks.0.up.W"}, x)
+    with pytest.raises(ValueError, match=r"dy has shape \(3, 2, 3\)"):
+        layer.backward(params, saved, np.zeros((3, 2, 3), "float32"))
+    with pytest.raises(TypeError, match="saves nothing"):
+        layer.backward(params, None, x)
+    with pytest.raises(ValueError, match="expected that of xLSTMStack"):
+        xlstm.xLSTMStack(4, 2, [0], 2).backward(params, saved, x)
+    dropping = xlstm.xLSTMStack(4, 2, [1], 2, dropout=0.5)
+    with pytest.raises(ValueError, match="forward needs a seed"):
+        dropping.forward(params, x)
