@@ -43,6 +43,14 @@ def test_large_model_follows_the_package():
     np.testing.assert_array_equal(tokens[:, P:], golden["greedy"])
 
 
+def test_transformers_checkpoint_follows_transformers():
+    """A sharded checkpoint that transformers wrote, and its logits."""
+    golden = np.load(DATA / "transformers" / "io.npz")
+    model, params = nxai.load(DATA / "transformers", backend="numpy")
+    logits, _, _ = model.forward(params, golden["tokens"], train=False)
+    np.testing.assert_allclose(logits, golden["logits"], rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["block_stack", "large"])
 def test_there_and_back_are_the_same_bits(tmp_path, name):
     model, params = nxai.load(NXAI / f"{name}.safetensors", backend="numpy")

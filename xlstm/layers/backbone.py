@@ -356,7 +356,7 @@ class xLSTMLarge(Backbone):  # noqa: N801
             checks.number(where, 0, float("inf"), strict=True, gate_cap=self.gate_cap)
         checks.number(where, 0, float("inf"), eps=self.eps, norm_eps=self.norm_eps)
         D = self.size
-        usual = {"qk_size": D // 2, "v_size": D, "ffn_size": round_up(2.6667 * D, MULTIPLE)}
+        usual = {"qk_size": D // 2, "v_size": D, "ffn_size": round_up(math.floor(2.6667 * D), MULTIPLE)}
         for name, size in usual.items():
             chosen = size if getattr(self, name) is None else getattr(self, name)
             checks.positive(where, **{name: chosen})

@@ -15,6 +15,7 @@ from xlstm.layers.sequence import Leaf, Span, State
 
 # On a CPU so many heads are taken at once as have about this many elements: matrices of steps stay in the cache.
 GROUP = 1 << 16
+STEPS = "T"
 
 
 class Memory(NamedTuple):
@@ -49,63 +50,90 @@ class Memory(NamedTuple):
             return xp.reshape(h, (1, B, self.N * self.V)), tuple(end), None
         i = span.mask(xp, i, -float("inf"))  # writes nothing
         f = span.mask(xp, f, float("inf") if self.forget == "sigmoid" else 0.0)  # and forgets nothing
-        arrays = [self._heads(xp, a, F) for a, F in ((q, self.K), (k, self.K), (v, self.V))]
-        arrays += [self._heads(xp, a) for a in (i, f)]
-        arrays += [xp.reshape(s, (B * self.N, *s.shape[2:])) for s in state]
-        one = functools.partial(mlstm.chunkwise, xp, eps=self.eps, forget=self.forget, chunk=self.chunk)
-        groups = self._groups(xp, span)
-        found = self._all(xp, [functools.partial(one, *(a[g, ...] for a in arrays)) for g in groups], span)
-        h, *end = (_join(xp, [one[j] for one in found]) for j in range(4))
-        end = [xp.reshape(s, (B, self.N, *s.shape[1:])) for s in end]
-        return self._merge(xp, h, span, self.V), tuple(end), [one[4] for one in found] if keep else None
+        arrays = [self._heads(xp, a, F) for a, F in ((q, self.K), (k, self.K), (v, self.V), (i, None), (f, None))]
+        arrays += state
+        cell = functools.partial(mlstm.chunkwise, xp, eps=self.eps, forget=self.forget, chunk=self.chunk)
+        (h, *end), saved = self._all(xp, cell, arrays, span, [STEPS + "V", "KV", "K", ""])
+        return self._rows(xp, h, span), tuple(end), saved if keep else None
 
     def run_bwd(
         self, xp: Namespace, saved: Any, dh: Array, dstate: State | None, span: Span
     ) -> tuple[tuple[Array, ...], State]:
         """Gradients of q, k, v, i and f, and of the initial state, from those of h and of the final state."""
-        B = span.B
-        dh = self._heads(xp, dh, self.V)
-        ends = [None if dstate is None else xp.reshape(d, (B * self.N, *d.shape[2:])) for d in dstate or (None,) * 3]
-        one = functools.partial(mlstm.chunkwise_bwd, xp, eps=self.eps, forget=self.forget)
-        tasks: list[Callable[[], Any]] = [
-            functools.partial(one, dh[g, ...], *(None if d is None else d[g, ...] for d in ends), kept)
-            for g, kept in zip(self._groups(xp, span), saved, strict=True)
-        ]
-        found = self._all(xp, tasks, span)
-        grads = [_join(xp, [one[j] for one in found]) for j in range(8)]
-        inputs = [self._merge(xp, d, span, F) for d, F in zip(grads, (self.K, self.K, self.V), strict=False)]
-        inputs += [span.mask(xp, self._merge(xp, d, span)) for d in grads[3:5]]
-        return tuple(inputs), tuple(xp.reshape(d, (B, self.N, *d.shape[1:])) for d in grads[5:])
+        cell = functools.partial(mlstm.chunkwise_bwd, xp, eps=self.eps, forget=self.forget)
 
-    def _heads(self, xp: Namespace, a: Array, F: int | None = None) -> Array:
-        """(T, B, N F) -> (B N, T, F); gates (T, B, N) -> (B N, T)."""
+        def one(dh: Array, *rest: Any) -> tuple[Any, ...]:
+            *dstate, kept = rest
+            dC, dn, dm = dstate or (None, None, None)
+            return *cell(dh, dC, dn, dm, kept), None
+
+        arrays = [self._heads(xp, dh, self.V), *(dstate or ())]
+        wanted = [STEPS + last for last in ("K", "K", "V", "", "")] + ["KV", "K", ""]
+        grads, _ = self._all(xp, one, arrays, span, wanted, saved)
+        inputs = [self._rows(xp, d, span) for d in grads[:5]]
+        inputs[3:] = [span.mask(xp, d) for d in inputs[3:]]
+        return tuple(inputs), tuple(grads[5:])
+
+    def _heads(self, xp: Namespace, a: Array, F: int | None) -> Array:
+        """(T, B, N F) seen as (B, N, T, F); gates (T, B, N) as (B, N, T)."""
         T, B, _ = a.shape
         if F is None:
-            return xp.reshape(xp.permute_dims(a, (1, 2, 0)), (B * self.N, T))
-        heads = xp.reshape(a, (T, B, self.N, F))
-        return xp.reshape(xp.permute_dims(heads, (1, 2, 0, 3)), (B * self.N, T, F))
+            return xp.permute_dims(a, (1, 2, 0))
+        return xp.permute_dims(xp.reshape(a, (T, B, self.N, F)), (1, 2, 0, 3))
 
-    def _merge(self, xp: Namespace, a: Array, span: Span, F: int = 1) -> Array:
+    def _rows(self, xp: Namespace, a: Array, span: Span) -> Array:
         """The reverse of `_heads`."""
-        heads = xp.reshape(a, (span.B, self.N, span.T, F))
-        return xp.reshape(xp.permute_dims(heads, (2, 0, 1, 3)), (span.T, span.B, self.N * F))
+        if a.ndim == 3:
+            return xp.permute_dims(a, (2, 0, 1))
+        return xp.reshape(xp.permute_dims(a, (2, 0, 1, 3)), (span.T, span.B, self.N * a.shape[3]))
 
-    def _groups(self, xp: Namespace, span: Span) -> list[slice]:
-        """Heads of all sequences that are taken at once."""
-        heads = span.B * self.N
-        wide = max(self.K, self.V, min(span.T, self.chunk))
-        size = max(1, GROUP // (span.T * wide)) if xp is np else heads
-        return [slice(first, first + size) for first in range(0, heads, size)] or [slice(0, 0)]
+    def _groups(self, xp: Namespace, span: Span) -> list[tuple[slice, slice]]:
+        """Sequences and heads that are taken at once."""
+        if xp is not np or span.B == 0:
+            return [(slice(None), slice(None))]
+        size = max(1, GROUP // (span.T * max(self.K, self.V, min(span.T, self.chunk))))
+        some, many = min(size, self.N), max(1, size // self.N)
+        return [
+            (slice(b, b + many), slice(n, n + some)) for b in range(0, span.B, many) for n in range(0, self.N, some)
+        ]
 
-    def _all(self, xp: Namespace, tasks: list[Callable[[], Any]], span: Span) -> list[Any]:
-        """The results of all tasks, on all cores where that is worth it."""
+    def _all(
+        self,
+        xp: Namespace,
+        cell: Callable[..., tuple[Any, ...]],
+        arrays: list[Array],
+        span: Span,
+        wanted: list[str],
+        saved: list[Any] | None = None,
+    ) -> tuple[list[Array], list[Any]]:
+        """What the cell gives for all heads, and what it keeps of each group; on all cores where that is worth it.
+
+        `arrays` begin with axes (B, N); `wanted` are the axes of results after these.
+        """
+        groups = self._groups(xp, span)
+        more: list[tuple[Any, ...]] = [()] * len(groups) if saved is None else [(kept,) for kept in saved]
+        if len(groups) == 1:
+            *found, kept = cell(*arrays, *more[0])
+            return found, [kept]
+        outs = [self._empty(axes, span, arrays[0]) for axes in wanted]
+
+        def one(g: tuple[slice, slice], more: tuple[Any, ...]) -> Any:
+            *found, kept = cell(*(np.ascontiguousarray(a[g]) for a in arrays), *more)
+            for out, values in zip(outs, found, strict=True):
+                out[g] = values
+            return kept
+
+        tasks = [functools.partial(one, g, m) for g, m in zip(groups, more, strict=True)]
         work = span.T * span.B * self.N * (min(span.T, self.chunk) + self.K) * (self.K + self.V)
-        most = threads.available() if xp is np and len(tasks) > 1 and work > threads.LARGE else 1
+        most = threads.available() if work > threads.LARGE else 1
         if most == 1:
-            return [task() for task in tasks]
+            return outs, [task() for task in tasks]
         with threads.team(min(most, len(tasks))) as team:
-            return team.run(tasks)
+            return outs, team.run(tasks)
 
-
-def _join(xp: Namespace, arrays: list[Array]) -> Array:
-    return arrays[0] if len(arrays) == 1 else xp.concat(arrays)
+    def _empty(self, axes: str, span: Span, like: Array) -> Array:
+        """Room for a result; steps come first in memory, as the caller has them."""
+        tail = [{"K": self.K, "V": self.V}[axis] for axis in axes.removeprefix(STEPS)]
+        if not axes.startswith(STEPS):
+            return np.empty((span.B, self.N, *tail), dtype=like.dtype)
+        return np.empty((span.T, span.B, self.N, *tail), dtype=like.dtype).transpose(1, 2, 0, *range(3, 3 + len(tail)))

@@ -1,0 +1,154 @@
+"""mLSTM, sLSTM and a block stack's training step beside the published xLSTM packages, on the CPU.
+
+    python -m bench.published --peer FOLDER [--json FILE]
+
+Theirs has the import name of this project, so it runs in a process of its own, which waits while ours runs:
+
+    pip install --target FOLDER --no-deps xlstm mlstm_kernels && pip install einops omegaconf dacite torch
+
+Cases are those that the package can run without a GPU: mLSTM's native chunkwise code (with the gradient that is written
+by hand there, and with autograd's), the vanilla sLSTM cell, and four blocks, one of them sLSTM, with AdamW.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import xlstm
+from bench import run
+from xlstm import optim, peak, threads
+from xlstm.layers.memory import Memory
+from xlstm.layers.ragged import Packing
+from xlstm.layers.sequence import Span
+from xlstm.timing import interleave
+
+MLSTM = [(4, 4, 1024, 64), (1, 4, 4096, 64)]  # B, heads, T, K
+SLSTM = [(64, 16, 128, 4), (128, 32, 256, 4)]  # T, B, H, heads
+STACK = [(8, 256, 128)]  # B, T, D
+LENGTHS = (1024, 2048, 4096, 8192)  # of memory
+CASES = {"mlstm": MLSTM, "slstm": SLSTM, "stack": STACK}
+PEERS = {"mlstm": ("by hand", "autograd"), "slstm": ("vanilla",), "stack": ("vanilla",)}
+VOCABULARY = 256
+
+
+def ours(kind: str, sizes: tuple[int, ...]) -> Callable[[], object]:
+    """A call of forward + backward, or of a training step."""
+    rng = np.random.default_rng(0)
+    if kind == "mlstm":
+        B, N, T, K = sizes
+        memory = Memory(N, K, K)
+        q, k, v, dh = (rng.standard_normal((T, B, N * K), dtype=np.float32) for _ in range(4))
+        i, f = (rng.standard_normal((T, B, N), dtype=np.float32) for _ in range(2))
+        span = Span(np, Packing.of("bench", None, T, B), q)
+        state = (np.zeros((B, N, K, K), "f4"), np.zeros((B, N, K), "f4"), np.full((B, N), -np.inf, "f4"))
+
+        def call() -> None:
+            _, _, saved = memory.run(np, q, k, v, i, f + 4, state, span, True)
+            memory.run_bwd(np, saved, dh, None, span)
+
+        return call
+    if kind == "slstm":
+        T, B, H, N = sizes
+        layer = xlstm.sLSTM(4 * H, H, num_heads=N)
+        recurrence = xlstm.sLSTMBlock(H, N).parts["cell"]
+        params = recurrence.init(0, "numpy")
+        x, dy = rng.standard_normal((T, B, layer.input_size), dtype=np.float32), np.ones((T, B, H), np.float32)
+
+        def call() -> None:
+            _, _, saved = recurrence.forward(params, x)
+            recurrence.backward(params, saved, dy)
+
+        return call
+    B, T, D = sizes
+    model = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(D, 4, [1], 4, eps=1e-6), VOCABULARY)
+    state = {"params": model.init(0, "numpy")}
+    adam = optim.adamw(1e-3)
+    state["adam"] = adam.init(state["params"])
+    tokens = rng.integers(0, VOCABULARY, (B, T))
+
+    def call() -> None:
+        logits, _, saved = model.forward(state["params"], tokens)
+        _, dlogits = model.loss(logits, tokens)
+        grads, _, _ = model.backward(state["params"], saved, dlogits)
+        state["params"], state["adam"] = adam.update(state["params"], grads, state["adam"])
+
+    return call
+
+
+class Theirs:
+    """The published packages in a process of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                str(Path(__file__).with_name("published_worker.py")),
+                str(folder),
+                str(threads.available()),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=os.path.sep,  # nothing of ours is to be found there
+        )
+        self.ask("ready")
+
+    def ask(self, *request: Any) -> Any:
+        """The answer to a request, or the reason why there is none."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the process of the published packages ended at {request}; see above")
+        return json.loads(line)
+
+
+def prepare(peer: str, sizes: list[int]) -> Callable[[], object]:
+    """For `peak.of`."""
+    ours("mlstm", (1, 1, 128, 64))()
+    return ours("mlstm", tuple(sizes))
+
+
+def main() -> None:
+    parser = run.parser(__doc__)
+    parser.add_argument(
+        "--peer", type=Path, default=os.environ.get("XLSTM_BENCH_PEER"), help="where theirs is installed"
+    )
+    options = parser.parse_args()
+    run.start("beside the published packages")
+    missing, theirs = {}, None
+    if options.peer is None:
+        missing = {"published": "--peer is not given; " + " ".join((__doc__ or "").split("\n\n")[3].split())}
+    else:
+        theirs = Theirs(Path(options.peer).resolve())
+    for kind, cases in CASES.items():
+        for sizes in cases:
+            calls: dict[str, Callable[[], object]] = {"xlstm": ours(kind, sizes)}
+            for peer in PEERS[kind] if theirs is not None else ():
+                assert theirs is not None
+                theirs.ask("make", kind, peer, sizes)
+                calls[peer] = functools.partial(theirs.ask, "run", kind, peer, sizes)
+            name = f"{kind} {','.join(map(str, sizes))}"
+            run.finish("published", name, interleave(calls, options.rounds), options.json, missing, {"sizes": sizes})
+            if theirs is not None:
+                theirs.ask("forget")
+    for T in LENGTHS:
+        taken = peak.of("bench.published:prepare", "xlstm", [1, 4, T, 64])
+        if taken is not None:
+            results = {"xlstm": {"median": taken}}
+            run.record("published memory", f"mlstm 1,4,{T},64", results, "bytes", options.json, {}, {"T": T})
+
+
+if __name__ == "__main__":
+    main()
