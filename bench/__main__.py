@@ -16,7 +16,7 @@ from pathlib import Path
 
 from xlstm import machine
 
-MODULES = ("training_step", "step", "layers", "lengths", "inference", "memory", "imports")
+MODULES = ("training_step", "step", "layers", "lengths", "inference", "memory", "imports", "published")
 
 
 def main() -> None:

@@ -4,7 +4,7 @@
 
 Theirs has the import name of this project, so it runs in a process of its own, which waits while ours runs:
 
-    pip install --target FOLDER --no-deps xlstm mlstm_kernels && pip install einops omegaconf dacite torch
+    pip install --target FOLDER --no-deps xlstm mlstm_kernels && pip install einops torch
 
 Cases are those that the package can run without a GPU: mLSTM's native chunkwise code (with the gradient that is written
 by hand there, and with autograd's), the vanilla sLSTM cell, and four blocks, one of them sLSTM, with AdamW.

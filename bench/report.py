@@ -71,7 +71,7 @@ def details(lines: list[Line]) -> str:
     scale, unit = (1e3, "ms") if lines[0]["unit"] == "seconds" else (1e-6, "MB")
     alone = bool(peers) and any(ALONE in line["results"] for line in lines)
     products = any(PRODUCTS in line["results"] for line in lines)
-    head = ["T,B,D,H", f"xlstm, {unit}", *(f"/ {peer}" for peer in peers)]
+    head = ["" if "published" in lines[0]["bench"] else "T,B,D,H", f"xlstm, {unit}", *(f"/ {peer}" for peer in peers)]
     head += [f"NumPy alone / {peers[0]}" for _ in range(alone)] + [f"/ {PRODUCTS}"] * products
     rows = []
     for line in lines:
@@ -105,9 +105,18 @@ def text(lines: list[Line], path: Path) -> str:
     return (
         f"LSTM forward + backward, median time of a call and its ratio to others' (below 1: xlstm is faster):\n\n"
         f"{details(lstm)}\n"
+        f"{published(lines)}"
         f"Everything measured, geometric mean of the ratios and the worst of them:\n\n"
         f"{summary(lines)}\n"
         f"Measured by `nox -s bench` ({path.as_posix()}): {about(lines)}.\n"
+    )
+
+
+def published(lines: list[Line]) -> str:
+    """Beside the published xLSTM packages."""
+    some = [line for line in lines if line["bench"] == "published"]
+    return (
+        f"xLSTM beside the published packages, B,heads,T,K, T,B,H,heads and B,T,D:\n\n{details(some)}\n" if some else ""
     )
 
 

@@ -212,7 +212,9 @@ class LoopBack(Loop):
         else:
             G, N, K, _ = self.Wh.shape
             before = reshape(xp, self._before(saved), (x.shape[0], N, K))
-            grads["Wh"] = reshape(xp, A, (G, N, K, x.shape[0])) @ xp.permute_dims(before, (1, 0, 2))
+            steps = reshape(xp, A.T, (x.shape[0], G, N, K)) if saved.plan.compiled else A
+            heads = xp.permute_dims(steps, (1, 2, 3, 0)) if steps.ndim == 4 else reshape(xp, A, (G, N, K, x.shape[0]))
+            grads["Wh"] = heads @ xp.permute_dims(before, (1, 0, 2))
         if cell.INNER:
             inner = saved.rows(lambda kept, _: cell.inner([swap(xp, a) for a in self.parts(kept)[1]]), (self.H,))
             products["inner"] = (A[outer:, :], self._masked(saved, inner))

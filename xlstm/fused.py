@@ -23,14 +23,18 @@ STEPS = 512
 class Fused:
     """The loop of a cell without masks, projection or normalisation; it takes and gives what the plain one does.
 
-    `own` are the parameters that the cell itself uses, (rows, H, 1), `biases` are b and bh where the products of x
-    and of h have one of their own.
+    Without a Wx, rows x (N, R) are the products of x; with a Wh (G, N, K, K) heads go by themselves. `own` are the
+    parameters that the cell itself uses, (rows, H, 1), `biases` are b and bh where the products of x and of h have one
+    of their own.
     """
 
     def __init__(self, found: Kernels, w: Params, own: Params, biases: Params) -> None:
         self.kernels = found
-        self.Wx, self.Wh = plain(w["Wx"]), plain(w["Wh"])
-        self.R, self.H = self.Wh.shape
+        self.Wh = plain(w["Wh"])
+        self.Wx = plain(w["Wx"]) if "Wx" in w else np.empty((0, 0), dtype=self.Wh.dtype)
+        self.heads = self.Wh.ndim == 4
+        self.H = self.Wh.shape[1] * self.Wh.shape[2] if self.heads else self.Wh.shape[1]
+        self.R = self.Wh.size // self.Wh.shape[-1]
         self.G = self.R // self.H
         self.given = {name: p.reshape(self.G, self.H, 1) for name, p in biases.items()} | own
 
@@ -45,7 +49,7 @@ class Fused:
             args = [arrays[name] for name in kernel.names]
             kernel.alone(x, y, at, run.k, self.Wx.T, self.WhT, *args)
         else:
-            (Wx, rowsx), (Wh, rowsh) = _pieces(self.Wx, n), _pieces(self.Wh, n)
+            (Wx, rowsx), (Wh, rowsh) = (_pieces(W, n) for W in (self.Wx, self.Wh))
             xs = np.empty((x.shape[1], n), dtype=h.dtype)
             args = [arrays[name] for name in kernel.names]
             kernel.run(x, y, at, run.width, run.k, Wx, Wh, rowsx, rowsh, xs, *args)
@@ -162,13 +166,15 @@ class Fused:
     @functools.cached_property
     def WhT(self) -> Array:  # noqa: N802
         """Wh^T in memory: NumPy's copy takes ten times as long where rows are a power of two apart."""
+        if self.heads:
+            return np.ascontiguousarray(self.Wh.swapaxes(2, 3))
         found = np.empty((self.H, self.R), dtype=self.Wh.dtype)
         self.kernels.backward.lay(self.Wh, found, 0, 0)
         return found
 
     def _alone(self, run: Run) -> bool:
         """Whether a run is of a single sequence, whose products with Wh are made without BLAS."""
-        return run.n == run.width == 1 and self.Wh.size <= WEIGHTS
+        return run.n == run.width == 1 and self.Wh.size <= WEIGHTS and self.Wx.size > 0 and not self.heads
 
 
 def step(found: Kernels, w: Params, given: Params, x: Array, state: Sequence[Array]) -> None:
@@ -191,7 +197,9 @@ def plain(a: Array) -> Array:
 
 
 def _pieces(W: Array, n: int) -> tuple[Array, int]:
-    """W (R, K) in pieces (pieces, R, K) for products with n columns, and the rows to take at once."""
+    """W (R, K) in pieces (pieces, R, K) for products with n columns, and the rows to take at once; 0 for heads."""
+    if W.ndim == 4:
+        return W.reshape(-1, *W.shape[2:]), 0
     R, K = W.shape
     rows, pieces = blas.tiles(R, K, n)
     return np.ascontiguousarray(W.reshape(R, pieces, K // pieces).transpose(1, 0, 2)), rows

@@ -36,8 +36,21 @@ def times(x, W, y):
 
 @compiled
 def product(W, x, y, rows):
-    # y = W @ x with W in pieces (pieces, R, K) along x, so many rows at once
+    # y = W @ x with W in pieces (pieces, R, K) along x, so many rows at once; or, without any, with heads (G N, K, K),
+    # which may go from the rows of a head to those of its gates or the reverse
     K = W.shape[2]
+    if rows == 0:
+        heads = min(x.shape[0], y.shape[0]) // K
+        if x.shape[0] < y.shape[0] or W.shape[0] == heads:
+            for j in range(W.shape[0]):
+                n = j % heads * K
+                np.dot(W[j], x[n : n + K], y[j * K : j * K + K])
+        else:
+            y[:] = F(0)
+            for j in range(W.shape[0]):
+                n = j % heads * K
+                y[n : n + K] += np.dot(W[j], x[j * K : j * K + K])
+        return
     for i in range(0, W.shape[1], rows):
         np.dot(W[0, i : i + rows], x[:K], y[i : i + rows])
         for piece in range(1, W.shape[0]):
@@ -74,8 +87,11 @@ def run(x, y, at, width, steps, Wx, Wh, rowsx, rowsh, xs, {names}):
     state = h.reshape(h.size // batch, batch)
     for t in range(steps):
         row = at + t * width
-        stand(x, row, 0, xs, False)
-        product(Wx, xs, before, rowsx)
+        if Wx.size:
+            stand(x, row, 0, xs, False)
+            product(Wx, xs, before, rowsx)
+        else:
+            stand(x, row, 0, before, False)
         product(Wh, state, through, rowsh)
         step(0, t, 0, h.size, {names})
         lay(state, y, row, 0)
@@ -104,8 +120,8 @@ def single(x, Wx, Wh, {rest}):
     step(0, 0, 0, h.size, {names})"""
 BACKWARD = """@compiled
 def run(dy, at, width, steps, WhT, rows, dZ, dQ, {names}):
-    H, R = WhT.shape[1], WhT.shape[0] * WhT.shape[2]
-    batch = dh.size // H
+    H = WhT.shape[1] if rows else WhT.shape[0] // dz.shape[0] * WhT.shape[1]  # without rows of a tile these are heads
+    R, batch = H * dz.shape[0], dh.size // H
     state, dzs, through = dh.reshape(H, batch), dz.reshape(R, batch), THROUGH.reshape(R, batch)
     for t in range(steps - 1, -1, -1):
         row = at + t * width

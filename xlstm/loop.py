@@ -97,12 +97,11 @@ class Loop:
         self.bh = self.biases["bh"][:, None] if "bh" in self.biases else None
         self.bare = not self.zoneout and noise.drop is None and self.Whr is None and self.gh is None
         self.plain = self.bare and not cell.SPLIT
-        self.compilable = self.bare and xp is np and self.Wh.ndim == 2 and "Wx" in w
 
     @functools.cached_property
     def kernels(self) -> Kernels | None:
         """The loop compiled, where it is to be and can be."""
-        return kernels_of(self.cell, self.w["Wh"], self.own, self.biases) if self.compilable else None
+        return kernels_of(self.cell, self.w["Wh"], self.own, self.biases) if self.bare and self.xp is np else None
 
     @functools.cached_property
     def fused(self) -> Fused:

@@ -47,7 +47,7 @@ class Plan(NamedTuple):
         most = threads.available()
         if compilable and W.size * N <= threads.LARGE:
             return cls(blas=1, compiled=True)
-        if compilable and W.size > HUGE and W.size * B >= threads.LARGE and len(weights) < most:
+        if compilable and W.ndim == 2 and W.size > HUGE and W.size * B >= threads.LARGE and len(weights) < most:
             return cls(most, 1, compiled=True, shared=True)
         parts = max(1, min(most // len(weights), B // COLUMNS))
         work = min(most, parts * len(weights))

@@ -110,7 +110,8 @@ def run(passes: Sequence[Forward]) -> list[tuple[Array, Sequence[Array], Saved |
 def step(xp: Namespace, cell: Cell, w: Params, x: Array, state: Sequence[Array], noise: Noise) -> None:
     """One step of one layer from x (B, D); the state, (B, P) and (B, H), is changed in place."""
     loop = Loop(xp, cell, w, noise)
-    if x.shape[0] == 1 and math.prod(w["Wh"].shape) <= blas.SMALL and loop.kernels is not None:
+    small = x.shape[0] == 1 and math.prod(w["Wh"].shape) <= blas.SMALL
+    if small and w["Wh"].ndim == 2 and "Wx" in w and loop.kernels is not None:
         given = {name: p.reshape(-1, loop.H) for name, p in (*loop.biases.items(), *loop.own.items())}
         fused.step(loop.kernels, w, given, x[0, :], [s[0, :] for s in state])
         return
@@ -161,9 +162,11 @@ class Forward:
         """What is to be done for each part of the batch; the parts can be done side by side."""
         run: Callable[..., tuple[Sequence[Array], list[Array]]] = self._run
         if plan.shared:
-            Wx = self.loop.w["Wx"]
-            inputs = workspace.empty(self.xp, (self.x.shape[0], Wx.shape[0]), self.x)
-            team.product(self.x, Wx.T, inputs)
+            inputs = self.x
+            if "Wx" in self.loop.w:
+                Wx = self.loop.w["Wx"]
+                inputs = workspace.empty(self.xp, (self.x.shape[0], Wx.shape[0]), self.x)
+                team.product(self.x, Wx.T, inputs)
             shared = self.loop.fused.run_shared
             run = functools.partial(shared, inputs=inputs, y=self.y, keep=self.keep, team=team)
         elif plan.compiled:

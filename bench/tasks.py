@@ -1,0 +1,277 @@
+"""What each cell can do: parity, modular arithmetic and associative recall, as in the xLSTM paper (Beck et al. 2024).
+
+    python -m bench.tasks [--only TASK ...] [--models MODEL ...] [--seed 0] [--json FILE] [--plot FILE]
+
+Two layers of LSTM, or two blocks: sLSTM, mLSTM, and mLSTM below sLSTM ("mixed"). Parity and arithmetic are trained on
+lengths 3 to 40 and tested up to 256; targets are the answers after every prefix, which trains sooner than the last
+one alone. Arithmetic begins with short sequences, and longer ones come in step by step. Recall is trained with 4
+queries of each key and tested with one. Every model sees the same batches; training ends early once a task is solved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import xlstm
+from bench.tasks_data import TASKS, Task
+from xlstm import machine, optim
+from xlstm.backend import Backend, Params, to_numpy
+
+MODELS = ("LSTM", "sLSTM", "mLSTM", "mixed")
+SOLVED, CHECKS = 0.999, 3  # accuracy at trained lengths, so many checks in a row
+TRAINING, VALIDATION, TEST = range(3)  # streams of a seed
+CHUNK = 128  # sequences tested at once, which bounds memory
+COLUMNS = ("trained lengths", "longer", "longer, scaled", "steps", "seconds")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the models of a task are made and trained."""
+
+    size: int
+    lstm_size: int
+    num_heads: int  # of mLSTM blocks; sLSTM blocks have one head, and no convolution
+    lr: float
+    lstm_lr: float
+    weight_decay: float
+    batch_size: int
+    steps: int
+    growth: float = 0.0  # share of the steps in which lengths grow to those of the task
+    warmup: int = 50
+    clip: float = 1.0
+    check: int = 50  # steps between validations
+    sequences: int = 512  # of validation, and of a test
+
+
+RECIPES = {
+    "parity": Recipe(32, 32, 2, 1e-2, 1e-2, 0.0, 128, 600, warmup=20),
+    "arithmetic": Recipe(32, 64, 2, 1e-2, 5e-3, 0.1, 256, 2500, growth=0.5),
+    "recall": Recipe(64, 64, 2, 1e-2, 1e-2, 0.0, 64, 900),
+}
+
+
+def model_of(name: str, task: Task, recipe: Recipe) -> xlstm.xLSTMLanguageModel:
+    """Embedding, two layers or blocks, and head."""
+    if name == "LSTM":
+        backbone: Any = xlstm.LSTM(recipe.lstm_size, recipe.lstm_size, num_layers=2)
+    else:
+        backbone = xlstm.xLSTMStack(
+            recipe.size,
+            2,
+            slstm_at={"sLSTM": (0, 1), "mLSTM": (), "mixed": (1,)}[name],
+            num_heads=recipe.num_heads,
+            slstm_num_heads=1,
+            slstm_conv_kernel_size=0,
+            recurrent_init="uniform",
+        )
+    return xlstm.xLSTMLanguageModel(backbone, task.vocab_size, batch_first=False)
+
+
+def limit_at(step: int, task: Task, recipe: Recipe) -> int:
+    """The longest sequences of a step."""
+    grown = 1.0 if recipe.growth == 0 else min(1.0, step / (recipe.growth * recipe.steps))
+    return task.shortest + int(grown * (task.longest - task.shortest))
+
+
+def train(
+    name: str, task: Task, recipe: Recipe, seed: int, backend: Backend, show: Callable[[int, float, float], None]
+) -> tuple[xlstm.xLSTMLanguageModel, Params, dict[str, Any]]:
+    """Train until solved, or for all steps.
+
+    `xlstm.training.train` stops when a validation loss no longer falls; here accuracy decides, amid a schedule of
+    lengths, so the loop is written out.
+
+    Raises
+    ------
+    FloatingPointError
+        Loss or gradient is not finite; names the step.
+    """
+    model = model_of(name, task, recipe)
+    params = model.init(seed, backend)
+    rate = recipe.lstm_lr if name == "LSTM" else recipe.lr
+    schedule = optim.warmup(recipe.warmup, optim.cosine(rate, max(1, recipe.steps - recipe.warmup), 0.05 * rate))
+    optimizer = optim.adamw(schedule, weight_decay=recipe.weight_decay)
+    state = optimizer.init(params)
+    rng = np.random.default_rng((seed, TRAINING))
+    start, losses, solved, accuracy = time.perf_counter(), [], 0, math.nan
+    for step in range(1, recipe.steps + 1):
+        batch = task.batch(rng, recipe.batch_size, limit_at(step, task, recipe))
+        logits, _, saved = model.forward(params, backend.asarray(batch.x), train=True, lengths=batch.lengths)
+        loss, dlogits = model.loss(logits, backend.asarray(batch.target), backend.asarray(batch.mask))
+        grads, _, _ = model.backward(params, saved, dlogits)
+        norm = optim.global_norm(grads)
+        losses.append(float(loss))
+        if not (math.isfinite(losses[-1]) and math.isfinite(float(norm))):
+            raise FloatingPointError(
+                f"{task.name}, {name}: step {step}: loss is {losses[-1]:g}, norm of the gradient {float(norm):g}"
+            )
+        params, state = optimizer.update(params, optim.clip_global_norm(grads, recipe.clip, norm), state)
+        if step % recipe.check == 0:
+            right, count = tested(model, params, task, task.longest, recipe.sequences, (seed, VALIDATION), backend)
+            accuracy = float(right.sum() / count.sum())
+            solved = solved + 1 if accuracy >= SOLVED else 0
+        show(step, losses[-1], accuracy)
+        if solved == CHECKS:
+            break
+    seconds = time.perf_counter() - start
+    recent = float(np.mean(losses[-recipe.check :]))
+    return model, params, {"steps": step, "seconds": seconds, "solved": solved == CHECKS, "loss": recent}
+
+
+def tested(
+    model: xlstm.xLSTMLanguageModel,
+    params: Params,
+    task: Task,
+    T: int,
+    sequences: int,
+    seed: tuple[int, ...],
+    backend: Backend,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Right answers and all answers after each prefix, from the shortest sequence on: (T - shortest + 1,) each."""
+    rng, first = np.random.default_rng(seed), task.shortest - 1 if task.prefixes else 0
+    right, count = np.zeros(T, dtype=int), np.zeros(T, dtype=int)
+    for begin in range(0, sequences, CHUNK):
+        x, y, mask = task.draw_test(rng, min(CHUNK, sequences - begin), T)
+        logits, _, _ = model.forward(params, backend.asarray(x), train=False)
+        right += np.sum((to_numpy(logits).argmax(axis=-1) == y) & mask, axis=1)
+        count += np.sum(mask, axis=1)
+    return right[first:], count[first:]
+
+
+def by_length(
+    model: xlstm.xLSTMLanguageModel, params: Params, task: Task, sequences: int, seed: int, backend: Backend
+) -> dict[int, float]:
+    """Accuracy at every length tested."""
+    found: dict[int, float] = {}
+    for T in task.tests:
+        right, count = tested(model, params, task, T, sequences, (seed, TEST), backend)
+        if task.prefixes:
+            found |= {task.shortest + k: float(right[k] / count[k]) for k in np.flatnonzero(count).tolist()}
+        else:
+            found[T] = float(right.sum() / count.sum())
+    return found
+
+
+def summary(lengths: dict[int, float], task: Task) -> dict[str, float]:
+    """Mean accuracy at trained lengths and at longer ones, and these scaled: 0 for guessing, 1 for all right."""
+    known = float(np.mean([accuracy for length, accuracy in lengths.items() if length <= task.longest]))
+    longer = float(np.mean([accuracy for length, accuracy in lengths.items() if length > task.longest]))
+    scaled = [(a - task.chance) / (1 - task.chance) for a in (known, longer)]
+    return {"trained": known, "longer": longer, "trained, scaled": scaled[0], "longer, scaled": scaled[1]}
+
+
+def measure(name: str, task: Task, recipe: Recipe, seed: int, backend: Backend, console: Console) -> dict[str, Any]:
+    """Train and test one model, with a bar meanwhile where there is a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(16), TextColumn("{task.fields[now]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        running = bar.add_task(f"{task.name}, {name}", total=recipe.steps, now="")
+
+        def show(step: int, loss: float, accuracy: float) -> None:
+            bar.update(running, completed=step, now=f"step {step}  loss {loss:.4f}  accuracy {accuracy:.4f}")
+
+        model, params, how = train(name, task, recipe, seed, backend, show)
+    lengths = by_length(model, params, task, recipe.sequences, seed, backend)
+    results = summary(lengths, task) | how | {"by length": {str(T): round(a, 4) for T, a in lengths.items()}}
+    sizes = {"model": repr(model), "parameters": sum(math.prod(p.shape) for p in params.values())}
+    console.print(
+        f"{task.name}, {name}: accuracy {results['trained']:.4f} at trained lengths, {results['longer']:.4f} at longer "
+        f"ones; {'solved' if how['solved'] else 'not solved'} in {how['steps']} steps, {how['seconds']:.0f} s",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return {
+        "bench": "tasks",
+        "name": f"{task.name} {name}",
+        "task": task.name,
+        "model": name,
+        "case": asdict(recipe) | sizes | {"chance": task.chance, "trained lengths": [task.shortest, task.longest]},
+        "seed": seed,
+        "precision": backend.dtype,
+        "results": results,
+    }
+
+
+def table(lines: list[dict[str, Any]]) -> Table:
+    """A row for each task and model."""
+    found = Table("task", "model")
+    for name in COLUMNS:
+        found.add_column(name, justify="right")
+    for line in lines:
+        r = line["results"]
+        numbers = [f"{r[key]:.3f}" for key in ("trained", "longer", "longer, scaled")]
+        found.add_row(line["task"], line["model"], *numbers, str(r["steps"]), f"{r['seconds']:.0f}")
+    return found
+
+
+def plot(lines: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy by length, a panel for each task."""
+    from matplotlib.figure import Figure
+
+    tasks = list(dict.fromkeys(line["task"] for line in lines))
+    figure = Figure(figsize=(4 * len(tasks), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(tasks), squeeze=False)[0]
+    for task, axes in zip(tasks, panels, strict=True):
+        some = [line for line in lines if line["task"] == task]
+        for line in some:
+            lengths = line["results"]["by length"]
+            marker = "o" if len(lengths) < 10 else None
+            colour = f"C{MODELS.index(line['model'])}"
+            axes.plot(
+                [int(T) for T in lengths],
+                lengths.values(),
+                color=colour,
+                marker=marker,
+                linewidth=1.2,
+                alpha=0.8,
+                label=line["model"],
+            )
+        axes.axhline(some[0]["case"]["chance"], color="0.6", linewidth=0.8, linestyle=":")
+        axes.axvline(some[0]["case"]["trained lengths"][1], color="0.6", linewidth=0.8)
+        axes.set_title(f"{task}: trained up to the line, dots: chance", loc="left", fontsize=9)
+        axes.set_xlabel("length")
+        axes.set_ylim(-0.03, 1.03)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("accuracy")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=4, frameon=False, fontsize=8)
+    figure.savefig(path, dpi=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(TASKS), default=list(TASKS), help="tasks, all by default")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="all by default")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--backend", default="numpy", choices=["numpy", "cupy"])
+    parser.add_argument("--json", type=Path, help="append results to this file, a line each")
+    parser.add_argument("--plot", type=Path, help="draw accuracy by length")
+    options = parser.parse_args()
+    console, backend = Console(), xlstm.backend(options.backend)
+    about, start = machine.describe(), time.perf_counter()
+    lines = []
+    for task in options.only:
+        for name in options.models:
+            line = measure(name, TASKS[task], RECIPES[task], options.seed, backend, console)
+            lines.append(line | {"machine": about})
+            if options.json:
+                with options.json.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(lines[-1]) + "\n")
+    console.print(table(lines))
+    console.print(f"{time.perf_counter() - start:.0f} s in all, {about['threads']} threads", highlight=False)
+    if options.plot:
+        plot(lines, options.plot)
+
+
+if __name__ == "__main__":
+    main()

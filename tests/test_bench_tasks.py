@@ -1,0 +1,145 @@
+"""The tasks are what they say, drawn anew the same, and a short run of each gives what is written down."""
+
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bench import tasks, tasks_data
+from bench.tasks_data import KEYS, MODULUS, PAIRS, TASKS
+
+SMALL = tasks.Recipe(16, 8, 2, 1e-2, 1e-2, 0.01, 4, 2, growth=0.5, warmup=1, check=1, sequences=3)
+SIGNS = {
+    **{digit: str(digit) for digit in range(MODULUS)},
+    **dict(zip(range(MODULUS, MODULUS + 3), "+-*", strict=True)),
+}
+
+
+def rng():
+    return np.random.default_rng(7)
+
+
+def test_parity_is_that_of_every_prefix():
+    x, y, mask = tasks_data.parity(rng(), 5, 20)
+    assert set(np.unique(x)) == {0, 1}
+    assert mask.all()
+    for t, b in np.ndindex(x.shape):
+        assert y[t, b] == sum(x[: t + 1, b].tolist()) % 2
+
+
+@pytest.mark.parametrize("T", [1, 2, 15, 40])
+def test_arithmetic_is_what_python_makes_of_it(T):
+    x, y, mask = tasks_data.arithmetic(rng(), 50, T)
+    assert x.shape == y.shape == mask.shape == (T, 50)
+    assert mask[::2].all()
+    assert not mask[1::2].any()
+    for b in range(50):
+        text = "".join(SIGNS[token] for token in x[:, b].tolist())
+        for t in range(0, T, 2):
+            assert y[t, b] == eval(text[: t + 1]) % MODULUS, text[: t + 1]
+
+
+def test_arithmetic_uses_every_digit_and_operator_and_has_every_answer_equally_often():
+    x, y, _ = tasks_data.arithmetic(rng(), 4000, 31)
+    assert set(np.unique(x[::2])) == set(range(MODULUS))
+    assert set(np.unique(x[1::2])) == set(range(MODULUS, MODULUS + 3))
+    np.testing.assert_allclose(np.bincount(y[-1]) / 4000, 1 / MODULUS, atol=0.03)
+
+
+@pytest.mark.parametrize("repeats", [1, 4])
+@pytest.mark.parametrize("T", [64, 128])
+def test_recall_asks_for_what_was_said(T, repeats):
+    x, y, mask = tasks_data.recall(rng(), 30, T, repeats)
+    assert (mask.sum(axis=0) == PAIRS * repeats).all()
+    assert not mask[: 2 * PAIRS].any()
+    for b in range(30):
+        pairs = dict(zip(x[0 : 2 * PAIRS : 2, b].tolist(), x[1 : 2 * PAIRS : 2, b].tolist(), strict=True))
+        assert len(pairs) == len(set(pairs.values())) == PAIRS
+        assert max(pairs) < KEYS <= min(pairs.values())
+        asked = [t for t in range(2 * PAIRS, T) if x[t, b] in pairs]
+        assert asked == np.flatnonzero(mask[:, b]).tolist()
+        assert [pairs[key] for key in x[asked, b].tolist()] == y[asked, b].tolist()
+        assert sorted(x[asked, b].tolist()) == sorted(list(pairs) * repeats)
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_batches_are_drawn_anew_the_same_and_fit(task):
+    limit = task.longest
+    one, two = (task.batch(rng(), 200, limit) for _ in range(2))
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert one.x.shape == one.target.shape == one.mask.shape == (limit, 200)
+    assert 0 <= one.x.min() <= one.x.max() < task.vocab_size
+    assert 0 <= one.target.min() <= one.target.max() < task.vocab_size
+    if one.lengths is not None:
+        assert (one.lengths.min(), one.lengths.max()) == (task.shortest, limit)
+        assert not one.mask[np.arange(limit)[:, None] >= one.lengths].any()
+        assert one.mask[0].all()
+
+
+def test_lengths_grow():
+    task, recipe = TASKS["arithmetic"], replace(SMALL, steps=100, growth=0.5)
+    limits = [tasks.limit_at(step, task, recipe) for step in range(1, 101)]
+    assert limits == sorted(limits)
+    assert (limits[0], limits[24], limits[49], limits[-1]) == (3, 21, 40, 40)
+    assert tasks.limit_at(1, task, replace(recipe, growth=0.0)) == 40
+
+
+def test_accuracy_is_scaled_by_chance():
+    found = tasks.summary({3: 1.0, 40: 0.8, 41: 0.6, 256: 0.2}, TASKS["arithmetic"])
+    assert found == pytest.approx({"trained": 0.9, "longer": 0.4, "trained, scaled": 0.875, "longer, scaled": 0.25})
+
+
+class Knowing:
+    """A model that finds every answer to parity."""
+
+    def forward(self, params, tokens, train):
+        odd = np.cumsum(tokens, axis=0) % 2
+        return np.stack((1 - odd, odd), axis=-1), None, None
+
+
+def test_a_model_that_knows_is_right_at_every_length():
+    backend = tasks.xlstm.backend("numpy")
+    lengths = tasks.by_length(Knowing(), {}, TASKS["parity"], 3, 0, backend)
+    assert lengths == dict.fromkeys(range(3, 257), 1.0)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_step():
+    recipe, backend = replace(SMALL, lr=1e30, steps=9), tasks.xlstm.backend("numpy")
+    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match=r"parity, sLSTM: step \d: loss is"):
+        tasks.train("sLSTM", TASKS["parity"], recipe, 0, backend, lambda *now: None)
+
+
+def test_all_tasks_from_training_to_picture(tmp_path, monkeypatch, capsys):
+    """Each task and model with small sizes, twice with the same numbers."""
+    for name, task in TASKS.items():
+        monkeypatch.setitem(tasks.TASKS, name, replace(task, tests=(72,) if task.prefixes else (64, 72)))
+    monkeypatch.setattr(tasks, "RECIPES", dict.fromkeys(TASKS, SMALL))
+    runs = []
+    for k in range(2):
+        results, picture = tmp_path / f"{k}.json", tmp_path / f"{k}.png"
+        monkeypatch.setattr(sys, "argv", ["tasks", "--json", str(results), "--plot", str(picture)])
+        tasks.main()
+        runs.append([json.loads(line) for line in results.read_text().splitlines()])
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "parity, mLSTM: accuracy" in capsys.readouterr().out
+    assert [(line["task"], line["model"]) for line in runs[0]] == [(t, m) for t in TASKS for m in tasks.MODELS]
+    for one, two in zip(*runs, strict=True):
+        assert {"bench", "name", "case", "seed", "precision", "results", "machine"} <= set(one)
+        assert one["case"]["lr"] == SMALL.lr
+        assert one["results"].pop("seconds") > 0
+        two["results"].pop("seconds")
+        assert one == two
+        assert one["results"]["steps"] == 2
+        lengths = [int(T) for T in one["results"]["by length"]]
+        expected = {"parity": list(range(3, 73)), "arithmetic": list(range(3, 72, 2)), "recall": [64, 72]}
+        assert lengths == expected[one["task"]]
+
+
+def test_training_ends_once_a_task_is_solved(monkeypatch):
+    monkeypatch.setattr(tasks, "SOLVED", 0.0)
+    backend = tasks.xlstm.backend("numpy")
+    _, _, how = tasks.train("LSTM", TASKS["parity"], replace(SMALL, steps=9), 0, backend, lambda *now: None)
+    assert (how["steps"], how["solved"]) == (tasks.CHECKS, True)
