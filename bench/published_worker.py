@@ -1,4 +1,4 @@
-"""The published xLSTM packages, run by `bench.published` in a process of their own: requests in, answers out, JSON lines.
+"""The published xLSTM packages, run by `bench.published` in a process of their own: requests and answers, JSON lines.
 
 It imports nothing of this project, whose import name is theirs.
 """

@@ -58,7 +58,7 @@ class Recipe:
 RECIPES = {
     "parity": Recipe(32, 32, 2, 1e-2, 1e-2, 0.0, 128, 600, warmup=20),
     "arithmetic": Recipe(32, 64, 2, 1e-2, 5e-3, 0.1, 256, 2500, growth=0.5),
-    "recall": Recipe(64, 64, 2, 1e-2, 1e-2, 0.0, 64, 900),
+    "recall": Recipe(64, 64, 2, 7e-3, 7e-3, 0.0, 64, 1000),
 }
 
 

@@ -51,7 +51,7 @@ def activation(name: str) -> Callable[[Backend], Results]:
     return run
 
 
-for _name in ("sigmoid", "tanh", "log_sigmoid", "silu", "softmax", "log_softmax"):
+for _name in ("sigmoid", "tanh", "log_sigmoid", "silu", "softmax", "log_softmax", "gelu", "square_relu"):
     FUNCTIONS[_name] = activation(_name)
 
 
@@ -81,6 +81,30 @@ for _kind in layers.OPTIONS:
     FUNCTIONS[f"{_kind} lengths, two layers, both directions"] = layer(
         _kind, {"num_layers": 2, "direction": "bidirectional"}, [T, 3, 0, 9, 9]
     )
+
+
+def sequence(model: xlstm.mLSTM, lengths: list[int] | None = None) -> Callable[[Backend], Results]:
+    def run(be: Backend) -> Results:
+        rng = generator(11)
+        params = {n: be.asarray(p + 0.05 * rng.standard_normal(p.shape)) for n, p in model.draw(rng).items()}
+        x, dy = (be.asarray(rng.standard_normal((T, B, D))) for D in (model.input_size, model.output_size))
+        y, end, saved = model.forward(params, x, lengths=lengths)
+        grads, dx, start = model.backward(params, saved, dy)
+        return [y, *flat(end), *grads.values(), dx, *flat(start)]
+
+    return run
+
+
+def flat(state: tuple) -> list:
+    return [a for part in state for a in (flat(part) if isinstance(part, tuple) else [part])]
+
+
+for _lengths in (None, [T, 3, 1, 9, 9]):
+    _suffix = " lengths" if _lengths else ""
+    FUNCTIONS[f"sLSTM, heads{_suffix}"] = sequence(xlstm.sLSTM(D, H, num_heads=4), _lengths)
+    FUNCTIONS[f"mLSTM, two layers{_suffix}"] = sequence(xlstm.mLSTM(D, H, 2, num_heads=2, chunk_size=8), _lengths)
+    FUNCTIONS[f"xLSTM stack{_suffix}"] = sequence(xlstm.xLSTMStack(H, 2, [1], 2, chunk_size=8), _lengths)
+    FUNCTIONS[f"xLSTM large{_suffix}"] = sequence(xlstm.xLSTMLarge(H, 1, 2, chunk_size=8), _lengths)
 
 
 @function
