@@ -159,3 +159,14 @@ def test_unsound_models_are_refused(tmp_path):
     models.checkpoint.save(path, params | {"0.b": np.full(12, np.nan, "float32")}, models.KIND, config)
     with pytest.raises(ValueError, match=r"0\.b is not finite"):
         models.load(path, "numpy")
+
+
+@pytest.mark.parametrize("to", ["onnx", "torch", "keras"])
+@pytest.mark.parametrize("layer", [xlstm.sLSTM(2, 4), xlstm.mLSTM(2, 4)], ids=["sLSTM", "mLSTM"])
+def test_what_others_do_not_have_is_refused(tmp_path, to, layer):
+    """By itself and with a head."""
+    pytest.importorskip(EXTRAS[to])
+    for model in (layer, SequenceModel(layer, 3)):
+        models.save(tmp_path / "model", model, model.init(0, "numpy"))
+        with pytest.raises(TypeError, match=f"layer is a {type(layer).__name__}, expected an LSTM, GRU, RNN"):
+            convert.export_file(tmp_path / "model", to)

@@ -162,6 +162,24 @@ def test_configurations_of_the_package():
     assert only.backbone.ffn_proj_factor == 0
 
 
+def test_older_configurations_of_transformers():
+    """As of models that were trained before transformers 5."""
+    config = {
+        **{"model_type": "xlstm", "vocab_size": 23, "embedding_dim": 32, "num_blocks": 2, "num_heads": 2},
+        **{"add_embedding_dropout": False, "add_forward_backend_padding": False, "add_post_blocks_norm": True},
+        **{"add_post_norm": False, "add_qk_norm": False, "cell_norm_eps": 1e-6, "head_dim": 16, "norm_eps": 1e-6},
+        **{"igate_bias_init_range": -10.0, "mlstm_round_up_to_multiple_of": 64, "torch_dtype": "float32"},
+        **{"forward_backend_name": "chunkwise", "id2label": {"0": "a"}, "return_dict": True, "max_length": 20},
+    }
+    model, style = nxai.model_of(config)
+    assert style == "transformers"
+    assert (model.backbone.qk_size, model.backbone.ffn_size, model.tied) == (16, 128, False)
+    with pytest.raises(ValueError, match="add_qk_norm is True, which xlstm cannot express, expected False"):
+        nxai.model_of({**config, "add_qk_norm": True})
+    with pytest.raises(ValueError, match=r"cell_norm_eps is 0\.1, which"):
+        nxai.model_of({**config, "cell_norm_eps": 0.1})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -170,6 +188,11 @@ def test_configurations_of_the_package():
         ({"slstm_at": [3]}, "slstm_at has 3, expected 0 to 2"),
         ({"slstm_ffn_act": "tanh"}, "act_fn is 'tanh', expected one of gelu"),
         ({"num_heads": 3}, "num_heads"),
+        ({"slstm_at": 5}, "slstm_at is 5, expected numbers of blocks or 'all'"),
+        ({"tie_weights": "no"}, "tie_weights is 'no', expected true or false"),
+        ({"embedding_dim": "16"}, "embedding_dim is '16', expected a whole number"),
+        ({"mlstm_proj_factor": "two"}, "mlstm_proj_factor is 'two', expected a number"),
+        ({"mlstm_block": {"mlstm": {}}}, "expected some of|is unknown"),
         ({"model_type": "mamba"}, "model_type is 'mamba', expected 'xlstm'"),
         ({"mlstm_block": {"mlstm": {"wings": 2}}}, "expected some of|is unknown"),
     ],

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import xlstm
 from tests.conftest import DATA, make_backend
-from xlstm import cli, losses, models, optim, text, training
+from xlstm import cli, language, losses, models, optim, text, training
 from xlstm.backend import to_numpy
 from xlstm.data import Batch
 from xlstm.sampling import Sampler
@@ -70,6 +70,36 @@ def test_generation_is_seeded_and_stops(rng):
     assert np.all(stopped[0, first:] == one[0, 5])
 
 
+def test_long_prompts_are_read_in_pieces(monkeypatch, rng):
+    model = MODELS[0]
+    params, prompt = params_of(model, make_backend("numpy"), rng), rng.integers(0, 5, (2, 11))
+    expected, _ = model.generate(params, prompt, 5)
+    monkeypatch.setattr(language, "PROMPT", 4)
+    found, _ = model.generate(params, prompt, 5)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_tokens_of_any_kind(be, rng):
+    """Narrow ones too; and past an end any will do."""
+    model = xlstm.xLSTMLanguageModel(xlstm.mLSTM(2, 4), 300)
+    params = model.init(0, be)
+    tokens = rng.integers(0, 250, (2, 5))
+    results = []
+    for dtype in ("int64", "uint8", "int32"):
+        logits, _, saved = model.forward(params, be.asarray(tokens.astype(dtype), dtype))
+        grads, _, _ = model.backward(params, saved, logits)
+        results.append([to_numpy(logits), to_numpy(grads["embedding.W"])])
+    for other in results[1:]:
+        np.testing.assert_array_equal(other[0], results[0][0])
+        np.testing.assert_allclose(other[1], results[0][1], rtol=1e-12, atol=1e-14)
+    spoiled = tokens.copy()
+    spoiled[0, 3:] = (-1, 9999)
+    lengths = [3, 5]
+    expected, _, _ = model.forward(params, be.asarray(tokens), lengths=lengths)
+    found, _, _ = model.forward(params, be.asarray(spoiled), lengths=lengths)
+    np.testing.assert_array_equal(to_numpy(found), to_numpy(expected))
+
+
 def test_sampling():
     logits = np.log(np.array([[0.5, 0.3, 0.15, 0.05]]))
     close = {"rtol": 1e-12, "atol": 1e-12}
@@ -82,7 +112,9 @@ def test_sampling():
     sampler = Sampler(1.0, None, None, 3)
     drawn = np.concatenate([sampler.draw(np.repeat(logits, 100, axis=0)) for _ in range(200)])
     np.testing.assert_allclose(np.bincount(drawn) / drawn.size, np.exp(logits[0]), atol=0.01)
-    with pytest.raises(FloatingPointError, match="a logit is not a number"):
+    cold = Sampler(1e-310, None, None, 0)
+    np.testing.assert_array_equal(cold.draw(np.array([[1.0, 5.0, 2.0]])), [1])
+    with pytest.raises(FloatingPointError, match="a logit is not finite"):
         sampler.draw(np.array([[0.0, np.nan]]))
 
 
@@ -129,7 +161,7 @@ def test_bad_input_is_named(rng):
         ([[]], r"the prompt has shape \(1, 0\), expected \(B, P\), P of 1 or more"),
         ([[9]], "the prompt has 9"),
         ([[1], [1, 2]], "the prompt is ragged"),
-        ([[0.5]], "the prompt has dtype float64"),
+        ([[0.5]], "the prompt has dtype float64, expected whole numbers"),
     ):
         with pytest.raises((ValueError, TypeError), match=message):
             model.generate(params, prompt, 3)
@@ -137,6 +169,7 @@ def test_bad_input_is_named(rng):
         ({"temperature": -1.0}, "temperature is -1"),
         ({"temperature": 1.0, "top_k": 0}, "top_k is 0"),
         ({"temperature": 1.0, "top_p": 1.5}, "top_p is 1.5, expected at most 1"),
+        ({"stop": 5}, "stop is 5, expected a token from 0 to 4"),
         ({"top_k": 3}, "temperature 0 takes the likeliest token"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -182,6 +215,15 @@ def test_command_says_what_is_wrong(arguments, message):
     found = call("generate", DATA / "nxai" / "large.safetensors", *arguments)
     assert found.exit_code == 2
     assert message in found.output
+
+
+def test_text_comes_in_whole_characters():
+    stream = text.Stream(text.Bytes())
+    shown = [stream.push(token) for token in "aäü".encode()]
+    assert shown == ["a", "", "ä", "", "ü"]
+    assert stream.rest() == ""
+    assert stream.push(0xC3) == ""
+    assert stream.rest() == "\ufffd"
 
 
 def test_tokenizer(tmp_path):

@@ -139,6 +139,21 @@ def test_extreme_gates_stay_finite(dtype, size, sign, rng):
     assert not np.any(np.isnan(m))
 
 
+@pytest.mark.parametrize("low", [-30.0, -1e3, -1e4, -1e30, -np.inf])
+def test_digits_survive_a_strong_forget(rng, low):
+    """In float32, as `step` by step: what stands in a sum with a large logarithm is not lost."""
+    be = make_backend("numpy", "float32")
+    q, k, v, i, f = inputs_of(be, rng, 64)[:5]
+    f = np.array(f)
+    f[..., 20] = f[..., 40] = low
+    state = zero_state(be, (2, 2), 4, 3)
+    wide = [np.asarray(a, dtype=np.float64) for a in (q, k, v, i, f, *state)]
+    expected, *_ = recurrent(np, *wide)
+    h, *_, saved = cell.chunkwise(np, q, k, v, i, f, *state)
+    np.testing.assert_allclose(h, expected, rtol=2e-4, atol=2e-6)
+    assert all(np.all(np.isfinite(g)) for g in cell.chunkwise_bwd(np, h, None, None, None, saved)[:7])
+
+
 def test_long_sequences_stay_finite(rng):
     be = make_backend("numpy", "float32")
     inputs = inputs_of(be, rng, 100_000, (1,), 4, 3, gates=3.0)

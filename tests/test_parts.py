@@ -149,6 +149,47 @@ def test_what_lies_past_an_end_does_not_matter(rng, layer):
     np.testing.assert_allclose(swap(alone)[:, 0], swap(y)[:4, 0], rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("layer", **numbered(SEQUENCES))
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_sequence_without_steps_keeps_its_state(rng, layer, keep):
+    """While another one has a step."""
+    be = make_backend("numpy")
+    params, x = params_of(layer, be, rng), rng.standard_normal((2, 1, layer.input_size))
+    _, before, _ = layer.forward(params, x if layer.batch_first else x.swapaxes(0, 1), train=False)
+    now = x if layer.batch_first else x.swapaxes(0, 1)
+    _, after, _ = layer.forward(params, now, before, lengths=[0, 1], train=False, keep=keep)
+    for a, b, leaf in zip(arrays(before), arrays(after), leaves(layer), strict=True):
+        axis = list(leaf.dims).index("B")
+        np.testing.assert_array_equal(np.take(a, 0, axis), np.take(b, 0, axis))
+
+
+def leaves(layer):
+    def walk(part):
+        return [one for leaf in part for one in (walk(leaf) if isinstance(leaf, tuple) else [leaf])]
+
+    return walk(layer.states(2))
+
+
+@pytest.mark.parametrize("layer", **numbered(SEQUENCES))
+def test_what_is_returned_is_the_callers(rng, layer):
+    """Changed in place, it changes no gradient."""
+    be = make_backend("numpy")
+    params, x = params_of(layer, be, rng), rng.standard_normal((3, 5, layer.input_size))
+    x = x if layer.batch_first else x.swapaxes(0, 1)
+    found = []
+    for spoil in (False, True):
+        y, end, saved = layer.forward(params, x, train=False, keep=True)
+        dstate = like(be, np.random.default_rng(0), end)
+        dy = np.array(y)
+        if spoil:
+            for a in arrays(end):
+                a[...] = 7
+        grads, dx, _ = layer.backward(params, saved, dy, dstate)
+        found.append([dx, *grads.values()])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("layer", [SEQUENCES[4], SEQUENCES[11], SEQUENCES[13]], ids=["mLSTM", "stack", "large"])
 def test_states_go_on(be, rng, layer):
     """Two calls, the second with the state of the first, are one call; so are their gradients."""
@@ -199,7 +240,7 @@ def test_embedding_gradient(be, rng):
     xlstm.gradcheck(forward, lambda _, dy: (layer.apply_bwd(be.xp, tokens, dy),), (layer.init(0, be),))
 
 
-def test_threads_change_no_bit(monkeypatch, rng):
+def test_threads_agree(monkeypatch, rng):
     """The heads of an mLSTM on one core and on two."""
     layer = xlstm.mLSTM(8, 64, num_heads=4, chunk_size=16)
     params, x = layer.init(0, "numpy"), rng.standard_normal((512, 4, 8)).astype("float32")

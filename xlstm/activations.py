@@ -1,7 +1,7 @@
 """Activations as pairs: `f(xp, x)` and `f_bwd(xp, dy, x, y)` with `y = f(xp, x)`.
 
 Each is a pure function of arrays and of their namespace. A backward pass is given both the input
-and the output and uses whichever costs less. All but `exponential` are finite, and raise no
+and the output and uses whichever costs less. All but `exponential` and `square_relu` are finite, and raise no
 floating-point warning, for every finite input.
 
 Those in `GATES` can be chosen for the gates of a cell by a text such as "tanh" or
@@ -83,8 +83,8 @@ def gelu(xp: Namespace, x: Array) -> Array:
 
 
 def gelu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
-    below = 0.5 * (1 + erf(xp, x * math.sqrt(0.5)))
-    return dy * (below + x * xp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi)))
+    below, u = 0.5 * (1 + erf(xp, x * math.sqrt(0.5))), clamp(xp, x, 50.0)  # beyond that the density is 0
+    return dy * (below + u * xp.exp(-0.5 * u * u) * (1 / math.sqrt(2 * math.pi)))
 
 
 def square_relu(xp: Namespace, x: Array) -> Array:

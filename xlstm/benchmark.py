@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 from xlstm import blas, peak, probe, threads
 from xlstm.backend import Backend, backend, backend_of, generator
-from xlstm.layers.base import Recurrent
-from xlstm.layers.recurrent import GRU, LSTM, RNN
+from xlstm.layers.mlstm import mLSTM
+from xlstm.layers.recurrent import GRU, LSTM, RNN, sLSTM
 from xlstm.timing import Timing, interleave
 
-LAYERS: dict[str, type[Recurrent]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+LAYERS: dict[str, type[Any]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN, "slstm": sLSTM, "mlstm": mLSTM}
 SIZES = ((32, 1, 1, 50), (128, 1, 64, 64), (100, 32, 64, 128), (128, 64, 256, 256), (128, 64, 512, 512))
 
 

@@ -188,16 +188,11 @@ def generate(
     drawn = network.stream(
         params, [tokens], max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
     )
-    out.print(prompt, end=codec.GAP)
-    found: list[int] = []
-    shown = ""
+    typer.echo(f"{prompt}{codec.GAP}", nl=False)  # as it is: not everything that looks like markup is
+    shown = text.Stream(codec)
     for token, _ in drawn:
-        found.append(int(token[0]))
-        now = codec.decode(found)
-        if now.startswith(shown) and not now.endswith("\ufffd"):  # part of a character
-            out.print(now[len(shown) :], end="")
-            shown = now
-    out.print()
+        typer.echo(shown.push(int(token[0])), nl=False)
+    typer.echo(shown.rest())
 
 
 @app.command()

@@ -16,9 +16,13 @@ from xlstm.layers.base import MASKS
 from xlstm.layers.embedding import Embedding
 from xlstm.layers.linear import Linear
 from xlstm.layers.part import Part
+from xlstm.layers.ragged import Packing
+from xlstm.layers.sequence import Span
 from xlstm.layers.stack import dropout
 from xlstm.losses import cross_entropy
 from xlstm.sampling import Sampler
+
+PROMPT = 1024  # tokens of a prompt that are read at once
 
 
 class SavedLanguage(NamedTuple):
@@ -28,7 +32,8 @@ class SavedLanguage(NamedTuple):
     mask: Array | None  # of dropout
     backbone: Any
     y: Array  # (T, B, D)
-    logits: Array
+    shape: tuple[int, ...]  # of the logits, (T, B, V)
+    logits: Array | None  # where they are capped: do not change those before `backward`
 
 
 @dataclass(frozen=True)
@@ -125,10 +130,14 @@ class xLSTMLanguageModel(Part):  # noqa: N801
             There is no token, or one that is not from 0 to V - 1; these are looked for where that costs no wait for a
             GPU. Past the end of a sequence any will do.
         """
-        xp = self._check(params, tokens, 2)
+        xp, tokens = self._check(params, tokens, 2)
         tokens = self._swap(xp, tokens)
-        if tokens.shape[0] == 0:
+        T, B = tokens.shape
+        if T == 0:
             raise ValueError("xLSTMLanguageModel: the context has no tokens, expected 1 or more")
+        if lengths is not None:
+            tokens = Span(xp, Packing.of("xLSTMLanguageModel", lengths, T, B), tokens).mask(xp, tokens, 0)
+        self._within(self._swap(xp, tokens), "tokens")
         keep = train if keep is None else keep
         rng = None
         if train and self.random:
@@ -150,7 +159,10 @@ class xLSTMLanguageModel(Part):  # noqa: N801
             keep=keep,
         )
         logits = self._head(xp, params, y)
-        kept = SavedLanguage(tokens, mask, saved, y, logits) if keep else None
+        shape = tuple(logits.shape)
+        kept = (
+            SavedLanguage(tokens, mask, saved, y, shape, None if self.logit_cap is None else logits) if keep else None
+        )
         return self._swap(xp, logits), state, kept
 
     def backward(
@@ -164,10 +176,10 @@ class xLSTMLanguageModel(Part):  # noqa: N801
             raise TypeError("xLSTMLanguageModel: backward needs what forward saved, and train=False saves nothing")
         xp = self.check(params, {"dlogits": dlogits})
         dlogits = self._swap(xp, dlogits)
-        if dlogits.shape != saved.logits.shape:
+        if tuple(dlogits.shape) != saved.shape:
             raise ValueError(
                 f"xLSTMLanguageModel: dlogits has shape {tuple(dlogits.shape)} with time first, "
-                f"expected that of the logits, {tuple(saved.logits.shape)}"
+                f"expected that of the logits, {saved.shape}"
             )
         if self.logit_cap is not None:
             dlogits = soft_cap_bwd(xp, dlogits, None, saved.logits, self.logit_cap)
@@ -183,7 +195,8 @@ class xLSTMLanguageModel(Part):  # noqa: N801
 
     def step(self, params: Params, tokens: Array, state: Any = None) -> tuple[Array, Any]:
         """One token of each sequence, (B,), and the state before -> logits of the next, (B, V), and the state after."""
-        xp = self._check(params, tokens, 1)
+        xp, tokens = self._check(params, tokens, 1)
+        self._within(tokens, "tokens")
         x = self.parts["embedding"].apply(xp, self.below("embedding", params), tokens)
         y, state = self.backbone.step(self.below("backbone", params), x, state)
         return self._head(xp, params, y), state
@@ -272,12 +285,21 @@ class xLSTMLanguageModel(Part):  # noqa: N801
         sampler = Sampler(temperature, top_k, top_p, seed)
         checks.positive("generate", max_tokens=max_tokens)
         host = self._prompt(prompt)
+        if stop is not None and not 0 <= stop < self.vocab_size:
+            raise ValueError(f"generate: stop is {stop}, expected a token from 0 to {self.vocab_size - 1}")
         backend = backend_like(next(iter(params.values())))
-        tokens = backend.asarray(host)
-        order = tokens if self.batch_first else tokens.T
-        logits, state, _ = self.forward(params, order, state, train=False)
-        last = logits[:, -1, :] if self.batch_first else logits[-1, :, :]
-        return self._go_on(params, to_numpy(last), state, max_tokens, sampler, stop, backend)
+        logits, state = self._read(params, backend.asarray(host), state)
+        return self._go_on(params, logits, state, max_tokens, sampler, stop, backend)
+
+    def _read(self, params: Params, tokens: Array, state: Any) -> tuple[np.ndarray[Any, Any], Any]:
+        """Logits after a prompt (B, P), on the host, and the state; so many tokens at a time as memory is to hold."""
+        xp, tokens = self._check(params, tokens, 2)
+        embedding, below = self.parts["embedding"], self.below("backbone", params)
+        for first in range(0, tokens.shape[1], PROMPT):
+            some = tokens[:, first : min(first + PROMPT, tokens.shape[1])].T
+            x = embedding.apply(xp, self.below("embedding", params), some)
+            y, state, _ = self.backbone.forward(below, x, state, train=False)
+        return to_numpy(self._head(xp, params, y[-1, ...])), state
 
     def _go_on(
         self, params: Params, logits: Any, state: Any, most: int, sampler: Sampler, stop: int | None, backend: Any
@@ -301,13 +323,13 @@ class xLSTMLanguageModel(Part):  # noqa: N801
             raise ValueError("generate: the prompt is ragged, expected shape (B, P)") from None
         if host.ndim != 2 or 0 in host.shape:
             raise ValueError(f"generate: the prompt has shape {host.shape}, expected (B, P), P of 1 or more")
-        if host.dtype.kind not in "iu":
-            raise TypeError(f"generate: the prompt has dtype {host.dtype}, expected whole numbers")
+        if host.dtype.kind not in "iu":  # Python's own may be too large for any
+            raise TypeError(f"generate: the prompt has dtype {host.dtype}, expected whole numbers of at most 64 bits")
         self._within(host, "the prompt")
         return host.astype(np.int64)
 
-    def _check(self, params: Params, tokens: Array, ndim: int) -> Namespace:
-        """The namespace of the parameters, once these and the tokens are checked."""
+    def _check(self, params: Params, tokens: Array, ndim: int) -> tuple[Namespace, Array]:
+        """The namespace of the parameters, and tokens as int64, once both are checked but for values."""
         where = "xLSTMLanguageModel"
         xp = self.check(params, {})
         check_library(where, "tokens", xp, tokens)
@@ -316,11 +338,12 @@ class xLSTMLanguageModel(Part):  # noqa: N801
         if tokens.ndim != ndim:
             expected = "(B,)" if ndim == 1 else "(B, T)" if self.batch_first else "(T, B)"
             raise ValueError(f"{where}: tokens has shape {tuple(tokens.shape)}, expected {expected}")
-        if isinstance(tokens, np.ndarray):
-            self._within(tokens, "tokens")
-        return xp
+        return xp, xp.astype(tokens, xp.int64)
 
-    def _within(self, tokens: np.ndarray[Any, Any], name: str) -> None:
+    def _within(self, tokens: Array, name: str) -> None:
+        """Raise ValueError unless tokens are from 0 to V - 1; to look at those on a GPU would be to wait for it."""
+        if not isinstance(tokens, np.ndarray):
+            return
         bad = np.argwhere((tokens < 0) | (tokens >= self.vocab_size))
         if bad.size:
             at = tuple(int(k) for k in bad[0])

@@ -41,10 +41,10 @@ class Sampler:
         Raises
         ------
         FloatingPointError
-            A logit is not a number.
+            A logit is not a number, or the largest of a row is infinite.
         """
-        if np.isnan(logits).any():
-            raise FloatingPointError("generate: a logit is not a number")
+        if not np.isfinite(logits.max(axis=-1)).all():
+            raise FloatingPointError("generate: a logit is not finite")
         if self.temperature == 0:
             return np.asarray(np.argmax(logits, axis=-1))
         p = self.probabilities(logits)
@@ -54,7 +54,9 @@ class Sampler:
 
     def probabilities(self, logits: Host) -> Host:
         """Of each token, (B, V)."""
-        p: Host = softmax(np, logits.astype(np.float64) / self.temperature)
+        above = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+        with np.errstate(over="ignore"):  # -inf will do
+            p: Host = softmax(np, above / self.temperature)
         order = np.argsort(-p, axis=-1, kind="stable")
         ranked = np.take_along_axis(p, order, axis=-1)
         if self.top_k is not None:

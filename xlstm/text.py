@@ -81,6 +81,34 @@ class Tokenizer:
         return str(self._inner.decode(tokens))
 
 
+class Stream:
+    """Text of tokens that come one at a time, without what the next one may change: parts of a character."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+        self.tokens: list[int] = []
+        self._from = self._until = 0  # those whose text is shown, as far back as is needed to join the next ones
+
+    def push(self, token: int) -> str:
+        """What is to be shown now."""
+        self.tokens.append(token)
+        before, now = self._texts()
+        if now.endswith("\ufffd"):
+            return ""
+        self._from, self._until = self._until, len(self.tokens)
+        return now[len(before) :]
+
+    def rest(self) -> str:
+        """What is left at the end, whatever it is."""
+        before, now = self._texts()
+        return now[len(before) :]
+
+    def _texts(self) -> tuple[str, str]:
+        """Of the last tokens, without those that are not shown and with them."""
+        decode = self.codec.decode
+        return decode(self.tokens[self._from : self._until]), decode(self.tokens[self._from :])
+
+
 def codec(model: Path, as_bytes: bool = False) -> Codec:
     """The codec for a model: bytes if asked for, else the tokenizer beside it, else numbers.
 

@@ -7,7 +7,8 @@ m = -inf with C = n = 0 is the state before the first step, and a step with i~ =
 
 Two forms of the same function: `step`, one step, and `chunkwise`, which works on chunks of `chunk` steps by matrix
 products and has a loop over chunks only; one chunk of all steps is the parallel form. Axes before those named are
-free: q and k (..., T, K), v (..., T, V), i and f (..., T), C (..., K, V), n (..., K), m (...).
+free: q and k (..., T, K), v (..., T, V), i and f (..., T), C (..., K, V), n (..., K), m (...). In `chunkwise` a log f
+below -10^5 counts as that: it lets nothing through either.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from xlstm.backend import Array, Namespace, device_of
 STATES = ("C", "n", "m")
 CHUNK = 64
 LOW = -1e30  # in place of -inf where it would be subtracted from itself
+FORGOTTEN = -1e5  # of log f, as low as can matter: digits of what else is in a sum with it would be lost
 
 
 class SavedStep(NamedTuple):
@@ -57,7 +59,7 @@ def step(
     C = g[..., None, None] * C0 + ak[..., :, None] * v[..., None, :]  # (3)
     n = g[..., None] * n0 + ak
     s = xp.sum(q * n, axis=-1)  # (4)
-    den = xp.maximum(xp.abs(s), _one(xp, low)) + eps  # (5)
+    den = xp.maximum(xp.abs(s), _one(xp, low, s)) + eps  # (5)
     h = (q[..., None, :] @ C)[..., 0, :] / den[..., None]  # (6)
     return h, C, n, m, SavedStep((q, k, v, i, f, C0, n0, m0), logf, (a, g), (C, n, m), s, den, h)
 
@@ -74,7 +76,7 @@ def step_bwd(
 ) -> tuple[Array, ...]:
     """Gradients of q, k, v, i, f, C0, n0 and m0."""
     (q, k, v, i, f, C0, n0, m0), logf, (a, g), (C, n, m), s, den, h = saved
-    ar, one = q.shape[-1] ** -0.5 * a, _one(xp, _floor(xp, m))
+    ar, one = q.shape[-1] ** -0.5 * a, _one(xp, _floor(xp, m), s)
     e = dh / den[..., None]  # (6) by the numerator
     dden = -xp.sum(e * h, axis=-1)  # (6)
     above = xp.astype(xp.abs(s) > one, s.dtype)
@@ -107,7 +109,7 @@ class Saved(NamedTuple):
 
 
 class Gates(NamedTuple):
-    """Logarithms, of every step in its chunk: (..., chunks, steps).
+    """Logarithms, of every step in its chunk: (..., chunks, steps), in float64.
 
     What step s wrote has at step t the weight exp(b_t + w_s - m_t) = exp(w_s - r_t), what was there before the chunk
     exp(b_t + m0 - m_t) = exp(m0 - r_t).
@@ -138,10 +140,10 @@ def chunkwise(
     T = q.shape[-2]
     L = min(chunk, T)
     logf = FORGET[forget].fwd(xp, f)
-    gates = _gates(xp, _chunks(xp, i, L, -1, -math.inf), _chunks(xp, logf, L, -1), m0)
+    gates = _gates(xp, _chunks(xp, _wide(xp, i), L, -1, -math.inf), _chunks(xp, _wide(xp, logf), L, -1), _wide(xp, m0))
     Q, K = (_chunks(xp, a, L, -2) for a in (q, k))
     V = _beside_ones(xp, _chunks(xp, v, L, -2))
-    D, bb, a, g = _weights(xp, gates, q.shape[-1] ** -0.5)
+    D, bb, a, g = _weights(xp, gates, q)
     written = _T(xp, a[..., None] * K) @ V
     C = [xp.concat((C0, n0[..., None]), axis=-1)]
     for c in range(written.shape[-3]):
@@ -149,11 +151,11 @@ def chunkwise(
     states = xp.stack(C, axis=-3)
     num = ((Q @ _T(xp, K)) * D) @ V + (bb[..., None] * Q) @ states[..., :-1, :, :]
     s = num[..., -1]  # (7)
-    den = xp.maximum(xp.abs(s), _one(xp, gates.b + gates.r)) + eps  # (8)
+    den = xp.maximum(xp.abs(s), _one(xp, gates.b + gates.r, s)) + eps  # (8)
     h = _steps(xp, num[..., :-1] / den[..., None], T, -2)  # (9)
     end = states[..., -1, :, :]
     saved = Saved((q, k, v, i, f), logf, h, gates, states, s, den)
-    return h, end[..., :-1], end[..., -1], gates.m[..., -1], saved
+    return h, end[..., :-1], end[..., -1], xp.astype(gates.m[..., -1], q.dtype), saved
 
 
 def chunkwise_bwd(
@@ -171,9 +173,9 @@ def chunkwise_bwd(
     T, L = q.shape[-2], gates.b.shape[-1]
     Q, K, V, H, dH = (_chunks(xp, a, L, -2) for a in (q, k, v, h, dh))
     V = _beside_ones(xp, V)
-    D, bb, a, g = _weights(xp, gates, q.shape[-1] ** -0.5)
+    D, bb, a, g = _weights(xp, gates, q)
     along = xp.sum(dH * H, axis=-1)
-    ds = -along / den * xp.sign(s) * xp.astype(xp.abs(s) > _one(xp, gates.b + gates.r), s.dtype)  # (8) (7)
+    ds = -along / den * xp.sign(s) * xp.astype(xp.abs(s) > _one(xp, gates.b + gates.r, s), s.dtype)  # (8) (7)
     E = xp.concat((dH / den[..., None], ds[..., None]), axis=-1)  # (9), by the numerator
     bQ = bb[..., None] * Q
     read = _T(xp, bQ) @ E
@@ -209,7 +211,7 @@ def chunkwise_bwd(
 
 def _gates(xp: Namespace, i: Array, logf: Array, m0: Array) -> Gates:
     L = i.shape[-1]
-    b = logf @ xp.triu(_ones(xp, logf, (L, L)))
+    b = xp.maximum(logf, xp.full_like(logf, FORGOTTEN)) @ xp.triu(_ones(xp, logf, (L, L)))
     w = i - b
     most = _running_max(xp, w)
     m = [m0]
@@ -219,30 +221,31 @@ def _gates(xp: Namespace, i: Array, logf: Array, m0: Array) -> Gates:
     return Gates(b, w, most, ms, _floor(xp, xp.maximum(most, ms[..., :-1, None])))
 
 
-def _weights(xp: Namespace, gates: Gates, root: float) -> tuple[Array, Array, Array, Array]:
+def _weights(xp: Namespace, gates: Gates, q: Array) -> tuple[Array, Array, Array, Array]:
     """Of what each step reads of each step, and of what was there before; of what each step adds to the state after the
-    chunk, and of the state before it: (..., L, L), (..., L), (..., L), (...). What steps write is times `root`."""
+    chunk, and of the state before it: (..., L, L), (..., L), (..., L), (...). What steps write is times 1 / sqrt(K)."""
     _, w, _, m, r = gates
-    L, last, zero = w.shape[-1], r[..., -1], xp.zeros_like(w[..., None, :])
-    # Later steps may have written with any weight.
-    D = xp.exp(xp.minimum(w[..., None, :] - r[..., :, None], zero)) * (root * xp.tril(_ones(xp, w, (L, L))))
-    before = m[..., :-1]
-    return D, xp.exp(before[..., None] - r), root * xp.exp(w - last[..., None]), xp.exp(before - last)
+    root, dtype, L, last, before = q.shape[-1] ** -0.5, q.dtype, w.shape[-1], r[..., -1], m[..., :-1]
+    D = xp.astype(w[..., None, :] - r[..., :, None], dtype)
+    D = xp.exp(xp.minimum(D, xp.zeros_like(D[..., :1, :])))  # later steps may have written with any weight
+    D *= root * xp.tril(_ones(xp, q, (L, L)))
+    rest = (xp.exp(before[..., None] - r), root * xp.exp(w - last[..., None]), xp.exp(before - last))
+    return D, *(xp.astype(a, dtype) for a in rest)
 
 
 def _largest_bwd(xp: Namespace, gates: Gates, dm: Array, u: Array | None) -> tuple[Array, Array, Array]:
     """Gradients of w, b and of m before the first chunk from those of m (..., chunks, L) and of the last of all, u."""
     _, w, most, m, _ = gates
     L = w.shape[-1]
-    old = xp.astype(m[..., :-1, None] >= most, w.dtype)  # where m comes from before the chunk
+    old = xp.astype(m[..., :-1, None] >= most, dm.dtype)  # where m comes from before the chunk
     u = xp.zeros_like(dm[..., 0, 0]) if u is None else u
     ends = []
     for c in range(w.shape[-2] - 1, -1, -1):
         ends.append(u)
         u = xp.sum(old[..., c, :] * dm[..., c, :], axis=-1) + old[..., c, -1] * u
-    last = xp.astype(xp.arange(L, device=device_of(w)) == L - 1, w.dtype)
+    last = xp.astype(xp.arange(L, device=device_of(w)) == L - 1, dm.dtype)
     dm = dm + xp.stack(ends[::-1], axis=-1)[..., None] * last
-    hit = xp.astype(w[..., None, :] >= most[..., :, None], w.dtype) * xp.tril(_ones(xp, w, (L, L)))
+    hit = xp.astype(w[..., None, :] >= most[..., :, None], dm.dtype) * xp.tril(_ones(xp, dm, (L, L)))
     share = (1 - old) * dm / xp.sum(hit, axis=-1)
     dw = (share[..., None, :] @ hit)[..., 0, :]
     return dw, dm - dw, u
@@ -261,9 +264,15 @@ def _floor(xp: Namespace, m: Array) -> Array:
     return xp.maximum(m, xp.full_like(m, LOW))
 
 
-def _one(xp: Namespace, m: Array) -> Array:
-    """1 / exp(m), within what the dtype has: it is neither infinite nor 0."""
-    return xp.exp(clamp(xp, -m, -math.log(float(xp.finfo(m.dtype).smallest_normal)) - 1))
+def _one(xp: Namespace, m: Array, like: Array) -> Array:
+    """1 / exp(m), within what the dtype of `like` has: it is neither infinite nor 0."""
+    limit = -math.log(float(xp.finfo(like.dtype).smallest_normal)) - 1
+    return xp.astype(xp.exp(clamp(xp, -m, limit)), like.dtype)
+
+
+def _wide(xp: Namespace, a: Array) -> Array:
+    """In float64: sums of logarithms have to keep the digits of their smallest terms."""
+    return xp.astype(a, xp.float64)
 
 
 def _chunks(xp: Namespace, a: Array, L: int, axis: int, fill: float = 0.0) -> Array:

@@ -61,6 +61,7 @@ def to_keras(
         recurrent, layer_params, head = layer, params, []
     else:
         raise TypeError(f"to_keras: layer is a {type(layer).__name__}, expected an LSTM, GRU, RNN or SequenceModel")
+    refusal.kind("to_keras", recurrent)
     _refuse(recurrent)
     checks.params("to_keras", layer_params, recurrent.shapes)
     host = {name: to_numpy(array) for name, array in layer_params.items()}

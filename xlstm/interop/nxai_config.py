@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from xlstm import checks
 from xlstm.language import xLSTMLanguageModel
 from xlstm.layers.backbone import xLSTMLarge, xLSTMStack
 from xlstm.layers.blocks import MULTIPLE
@@ -57,7 +58,22 @@ LARGE_LEFT |= {"return_last_states", "autocast_kernel_dtype", "inference_state_d
 # Of any model of transformers.
 GENERAL = {"model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "use_cache", "auto_map"}
 GENERAL |= {"bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "max_inference_chunksize", "_name_or_path"}
-GENERAL |= {"force_bos_token_insert", "name_or_path"}
+GENERAL |= {"force_bos_token_insert", "name_or_path", "id2label", "label2id", "problem_type", "finetuning_task"}
+GENERAL |= {"output_attentions", "output_hidden_states", "return_dict", "is_decoder", "is_encoder_decoder"}
+GENERAL |= {"add_cross_attention", "cross_attention_hidden_size", "chunk_size_feed_forward", "task_specific_params"}
+GENERAL |= {"tie_encoder_decoder", "tokenizer_class", "prefix", "pruned_heads", "torchscript", "use_bfloat16"}
+GENERAL |= {"max_length", "min_length", "do_sample", "temperature", "top_k", "top_p", "typical_p", "num_beams"}
+GENERAL |= {"num_beam_groups", "diversity_penalty", "early_stopping", "length_penalty", "repetition_penalty"}
+GENERAL |= {"encoder_no_repeat_ngram_size", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens"}
+GENERAL |= {"begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values"}
+GENERAL |= {"exponential_decay_length_penalty", "decoder_start_token_id", "num_return_sequences", "output_scores"}
+GENERAL |= {"return_dict_in_generate", "quantization_config"}
+# Keys of older configurations of transformers' xLSTM that change nothing.
+GENERAL |= {"add_forward_backend_padding", "head_dim", "igate_bias_init_range", "mlstm_round_up_to_multiple_of"}
+GENERAL |= {"forward_backend_name", "step_backend_name"}
+# And such as would change results, with the values of a model that has none of that.
+OLDER = {"add_embedding_dropout": False, "add_post_norm": False, "add_qk_norm": False, "lm_head_bias": False}
+OLDER |= {"add_post_blocks_norm": True}
 
 
 def model_of(config: Config, where: str = "config") -> tuple[xLSTMLanguageModel, str]:
@@ -100,6 +116,8 @@ def _stack(config: Config, where: str) -> xLSTMLanguageModel:
         feed = _take(feed, FEED_FORWARD, f"{where} slstm_block.feedforward")
         if own["mlstm_block"] is None:
             at = "all"
+        if own["slstm_block"] is None and at:
+            raise ValueError(f"{where}: slstm_at is {at!r}, but there is no slstm_block")
     else:
         mlstm = {**own, "proj_factor": own["mlstm_proj_factor"]}
         slstm, feed = own, {"proj_factor": own["slstm_ffn_proj_factor"], "act_fn": own["slstm_ffn_act"]}
@@ -179,6 +197,11 @@ def _large(config: Config, where: str) -> tuple[xLSTMLanguageModel, str]:
                 raise ValueError(f"{where}: {name} is {value} and {ours} {given[ours]}, expected the same")
             given = {**given, ours: value} if value is not None else given
         given = {name: value for name, value in given.items() if value is not None or name not in known}
+        usual = {**OLDER, "cell_norm_eps": given.get("norm_eps", LARGE["norm_eps"])}
+        for name, value in usual.items():
+            found = given.pop(name, value)
+            if found != value:
+                raise ValueError(f"{where}: {name} is {found!r}, which xlstm cannot express, expected {value!r}")
     own = _take(given, known, where, left)
     for name in ("embedding_dim", "num_heads", "num_blocks", "vocab_size"):
         _needed(own, name, where)
@@ -251,7 +274,28 @@ def _take(config: Any, known: dict[str, Any], where: str, left: set[str] = LEFT)
             raise ValueError(f"{where}: key {name!r} is unknown, expected some of {', '.join(known)}")
         if value != FIXED[name]:
             raise ValueError(f"{where}: {name} is {value!r}, which xlstm cannot express, expected {FIXED[name]!r}")
-    return {name: config.get(name, usual) for name, usual in known.items()}
+    found = {name: config.get(name, usual) for name, usual in known.items()}
+    for name, value in found.items():
+        _typed(where, name, value, known[name])
+    return found
+
+
+def _typed(where: str, name: str, value: Any, usual: Any) -> None:
+    """Raise unless a value is of the kind of its default, which says what the key takes; some may be None."""
+    if name == "slstm_at":
+        numbers = isinstance(value, list | tuple | range) and all(type(k) is int for k in value)
+        if not (value == "all" or numbers):
+            raise TypeError(f"{where}: slstm_at is {value!r}, expected numbers of blocks or 'all'")
+    elif isinstance(usual, bool):
+        if not isinstance(value, bool):
+            raise TypeError(f"{where}: {name} is {value!r}, expected true or false")
+    elif value is None or isinstance(usual, dict | str) or name in ("mlstm_block", "slstm_block"):
+        return
+    elif usual is None or isinstance(usual, int):
+        if name != "conv1d_kernel_size" or value != 0:  # there an sLSTM block has none
+            checks.positive(where, **{name: value})
+    else:
+        checks.number(where, 0, math.inf, **{name: value})
 
 
 def _within(block: Any, name: str, where: str) -> Any:

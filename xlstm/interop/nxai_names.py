@@ -154,6 +154,8 @@ def written(model: xLSTMLanguageModel, style: str, arrays: Mapping[str, Host]) -
     for name, some in pieces(model, style).items():
         for piece in some:
             found[piece.name] = piece.layout.write(np.asarray(arrays[name])[piece.rows])
+    if model.tied and style == "xlstm":  # the package has it twice
+        found["lm_head.weight"] = found["token_embedding.weight"]
     return found
 
 

@@ -85,6 +85,7 @@ def to_onnx(
     if not OLDEST <= opset <= newest:
         raise ValueError(f"to_onnx: opset is {opset}, expected {OLDEST} to {newest}, the installed onnx's newest")
     recurrent = layer.recurrent if isinstance(layer, SequenceModel) else layer
+    refusal.kind("to_onnx", recurrent)
     refusal.options("to_onnx", "ONNX", recurrent, ABSENT)
     if isinstance(layer, SequenceModel):
         layer.check(params)

@@ -6,6 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from xlstm.layers.base import Recurrent
+from xlstm.layers.recurrent import GRU, LSTM, RNN
+
+
+def kind(who: str, layer: Any) -> None:
+    """Raise TypeError unless a layer is one that the other libraries have."""
+    if not isinstance(layer, LSTM | GRU | RNN):
+        raise TypeError(f"{who}: layer is a {type(layer).__name__}, expected an LSTM, GRU, RNN or SequenceModel of one")
 
 
 def options(who: str, library: str, layer: Recurrent, absent: Mapping[str, Any]) -> None:

@@ -43,7 +43,7 @@ class Memory(NamedTuple):
     ) -> tuple[Array, State, Any]:
         """From q, k (T, B, N K), v (T, B, N V) and gates i~, f~ (T, B, N): h (T, B, N V), the state, what is kept."""
         T, B = span.T, span.B
-        if T == 1 and not keep:
+        if T == 1 and not keep and span.there is None:
             q, k, v = (xp.reshape(a, (B, self.N, F)) for a, F in ((q, self.K), (k, self.K), (v, self.V)))
             C, n, m = state
             h, *end, _ = mlstm.step(xp, q, k, v, i[0, ...], f[0, ...], C, n, m, self.eps, self.forget)
@@ -53,8 +53,14 @@ class Memory(NamedTuple):
         arrays = [self._heads(xp, a, F) for a, F in ((q, self.K), (k, self.K), (v, self.V), (i, None), (f, None))]
         arrays += state
         cell = functools.partial(mlstm.chunkwise, xp, eps=self.eps, forget=self.forget, chunk=self.chunk)
-        (h, *end), saved = self._all(xp, cell, arrays, span, [STEPS + "V", "KV", "K", ""])
-        return self._rows(xp, h, span), tuple(end), saved if keep else None
+
+        def one(*arrays: Array) -> tuple[Any, ...]:
+            h, *end, saved = cell(*arrays)
+            # Copies: what is kept holds every state on the way, and the caller may change the last one.
+            return h, *(xp.asarray(s, copy=True) for s in end), saved if keep else None
+
+        (h, *end), saved = self._all(xp, one, arrays, span, [STEPS + "V", "KV", "K", ""])
+        return self._rows(xp, h, span), tuple(end), saved
 
     def run_bwd(
         self, xp: Namespace, saved: Any, dh: Array, dstate: State | None, span: Span
