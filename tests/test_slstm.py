@@ -48,9 +48,20 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("lengths", [None, [3, 0, 5]], ids=["", "lengths"])
-def test_gradient(be, rng, options, lengths):
+def test_gradient(rng, options, lengths):
     layer = xlstm.sLSTM(2, 4, **options)
-    layers.check(layer, *inputs_of(layer, be, rng, 5, 3), lengths)
+    layers.check(layer, *inputs_of(layer, make_backend("numpy"), rng, 5, 3), lengths)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_backends_agree(be, options):
+    """Outputs, states and every gradient are NumPy's, whose gradients are checked above."""
+    layer, found = xlstm.sLSTM(2, 4, **options), []
+    for backend in (make_backend("numpy"), be):
+        params, x, state = inputs_of(layer, backend, np.random.default_rng(7), 5, 3)
+        found.append(layers.run(layer, params, x, state, [3, 1, 5], seed=3))
+    for name, a in found[0].items():
+        np.testing.assert_allclose(found[1][name], a, rtol=1e-10, atol=1e-11, err_msg=name)
 
 
 def test_follows_the_published_package(be):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
 from xlstm import checks, initializers
-from xlstm.backend import Array, Namespace, Params
+from xlstm.backend import Array, Namespace, Params, device_of
 from xlstm.layers.part import Pointwise, Values, rows, total
+
+BLOCK = 64  # width that heads are joined to
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class HeadwiseLinear(Pointwise):
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Array]:
         """x (..., D) -> y (..., D)."""
-        y = self._merge(xp, self._split(xp, x) @ xp.matrix_transpose(p["W"]), x)
+        y = self._merge(xp, self._split(xp, x) @ xp.matrix_transpose(self._joined(xp, p["W"])), x)
         if self.bias:
             y += p["b"]
         return y, x
@@ -123,14 +126,40 @@ class HeadwiseLinear(Pointwise):
     def apply_bwd(self, xp: Namespace, p: Params, saved: Array, dy: Array) -> tuple[Params, Array]:
         """dy (..., D) -> gradients and dx (..., D)."""
         dz = self._split(xp, dy)
-        grads = {"W": xp.matrix_transpose(dz) @ self._split(xp, saved)}
+        grads = {"W": self._parted(xp, xp.matrix_transpose(dz) @ self._split(xp, saved))}
         if self.bias:
             grads["b"] = total(xp, dy)
-        return grads, self._merge(xp, dz @ p["W"], dy)
+        return grads, self._merge(xp, dz @ self._joined(xp, p["W"]), dy)
+
+    @functools.cached_property
+    def _together(self) -> int:
+        """How many narrow heads are multiplied as one block-diagonal matrix: products that narrow are slow."""
+        N, most = self.num_heads, max(1, BLOCK // (self.size // self.num_heads))
+        return next(g for g in range(min(N, most), 0, -1) if N % g == 0)
+
+    def _joined(self, xp: Namespace, W: Array) -> Array:
+        """W (N, K, K) as (N / g, g K, g K), g heads on the diagonal of each."""
+        g, (N, K, _) = self._together, W.shape
+        if g == 1:
+            return W
+        whole = xp.reshape(W, (N // g, g, K, 1, K)) * self._diagonal(xp, W)
+        return xp.reshape(whole, (N // g, g * K, g * K))
+
+    def _parted(self, xp: Namespace, dW: Array) -> Array:
+        """The gradient of W from that of `_joined`."""
+        g, N, K = self._together, self.num_heads, self.size // self.num_heads
+        if g == 1:
+            return dW
+        blocks = xp.reshape(dW, (N // g, g, K, g, K)) * self._diagonal(xp, dW)
+        return xp.reshape(xp.sum(blocks, axis=3), (N, K, K))
+
+    def _diagonal(self, xp: Namespace, like: Array) -> Array:
+        g = self._together
+        return xp.reshape(xp.eye(g, dtype=like.dtype, device=device_of(like)), (1, g, 1, g, 1))
 
     def _split(self, xp: Namespace, x: Array) -> Array:
-        """(..., D) -> (N, rows, K)."""
-        N = self.num_heads
+        """(..., D) -> (N / g, rows, g K)."""
+        N = self.num_heads // self._together
         return xp.permute_dims(xp.reshape(x, (math.prod(x.shape[:-1]), N, self.size // N)), (1, 0, 2))
 
     def _merge(self, xp: Namespace, heads: Array, like: Array) -> Array:
