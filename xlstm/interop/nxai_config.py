@@ -241,7 +241,7 @@ def _large_config(model: xLSTMLanguageModel, style: str) -> dict[str, Any]:
         "add_out_norm": backbone.post_norm,
         "qk_dim_factor": backbone.qk_size / D,
         "v_dim_factor": backbone.v_size / D,
-        "chunk_size": backbone.chunk_size,
+        "chunk_size": LARGE["chunk_size"] if backbone.chunk_size is None else backbone.chunk_size,
         "eps": backbone.eps,
         "ffn_proj_factor": backbone.ffn_size / D,
         "ffn_round_up_to_multiple_of": 1,

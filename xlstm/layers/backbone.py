@@ -13,7 +13,6 @@ import numpy as np
 from xlstm import checks
 from xlstm.activations import sigmoid, sigmoid_bwd, soft_cap, soft_cap_bwd
 from xlstm.backend import Array, Namespace, Params
-from xlstm.cells.mlstm import CHUNK
 from xlstm.layers.blocks import MULTIPLE, Block, GatesOfHeads, mLSTMBlock, sLSTMBlock
 from xlstm.layers.feedforward import GatedFeedForward
 from xlstm.layers.linear import Linear
@@ -136,7 +135,7 @@ class xLSTMStack(Backbone):  # noqa: N801
     qkv_block_size: int = 4
     bias: bool = False
     eps: float = 0.0
-    chunk_size: int = CHUNK
+    chunk_size: int | None = None
     slstm_num_heads: int | None = None
     slstm_conv_kernel_size: int | None = None
     ffn_proj_factor: float = 1.3
@@ -212,7 +211,7 @@ class LargeBlock(Block):
     bias: bool
     norm_eps: float
     eps: float
-    chunk_size: int
+    chunk_size: int | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -331,8 +330,9 @@ class xLSTMLarge(Backbone):  # noqa: N801
         Of every norm.
     eps : float
         Added to the denominator of h; the published package has 1e-6.
-    chunk_size : int
-        Steps that are computed together; it changes the speed, and results by rounding only.
+    chunk_size : int, optional
+        Steps that are computed together, by default by the width of heads; it changes the speed, and results by
+        rounding only.
     post_norm : bool
         Whether there is a norm after the last block.
     """
@@ -346,12 +346,13 @@ class xLSTMLarge(Backbone):  # noqa: N801
     bias: bool = False
     norm_eps: float = 1e-6
     eps: float = 0.0
-    chunk_size: int = CHUNK
+    chunk_size: int | None = None
     post_norm: bool = True
 
     def __post_init__(self) -> None:
         where = "xLSTMLarge"
-        checks.positive(where, size=self.size, num_blocks=self.num_blocks, chunk_size=self.chunk_size)
+        chunk = 1 if self.chunk_size is None else self.chunk_size
+        checks.positive(where, size=self.size, num_blocks=self.num_blocks, chunk_size=chunk)
         if self.gate_cap is not None:
             checks.number(where, 0, float("inf"), strict=True, gate_cap=self.gate_cap)
         checks.number(where, 0, float("inf"), eps=self.eps, norm_eps=self.norm_eps)

@@ -13,7 +13,6 @@ from xlstm import bptt, checks, initializers, recurrence
 from xlstm.activations import silu, silu_bwd
 from xlstm.backend import Array, Namespace, Params
 from xlstm.cells import slstm
-from xlstm.cells.mlstm import CHUNK
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.feedforward import GatedFeedForward
 from xlstm.layers.linear import HeadwiseLinear, Linear
@@ -88,8 +87,9 @@ class mLSTMBlock(Block):  # noqa: N801
         Whether the projections up, down, and to q, k and v have biases.
     eps : float
         Added to the denominator of h; the published package has 1e-6.
-    chunk_size : int
-        Steps that are computed together; it changes the speed, and results by rounding only.
+    chunk_size : int, optional
+        Steps that are computed together, by default by the width of heads; it changes the speed, and results by
+        rounding only.
     dropout : float
         Rate of dropout of what is added to x.
     num_blocks, index : int
@@ -101,14 +101,16 @@ class mLSTMBlock(Block):  # noqa: N801
     qkv_block_size: int = 4
     bias: bool = False
     eps: float = 0.0
-    chunk_size: int = CHUNK
+    chunk_size: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         where = "mLSTMBlock"
         checks.number(where, 0, float("inf"), strict=True, proj_factor=self.proj_factor)
         checks.number(where, 0, float("inf"), eps=self.eps)
-        checks.positive(where, chunk_size=self.chunk_size, conv_kernel_size=self.conv_kernel_size)
+        checks.positive(
+            where, chunk_size=1 if self.chunk_size is None else self.chunk_size, conv_kernel_size=self.conv_kernel_size
+        )
         checks.positive(where, qkv_block_size=self.qkv_block_size)
         checks.heads(where, self.num_heads, inner=self.inner)
         if self.inner % self.qkv_block_size:

@@ -26,7 +26,12 @@ class Memory(NamedTuple):
     V: int
     eps: float = 0.0
     forget: str = "sigmoid"
-    chunk: int = mlstm.CHUNK
+    chunk: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """Steps of a chunk, by default by the width of keys: work within chunks is to that between them as L to K."""
+        return self.chunk or min(mlstm.CHUNK, max(16, self.K // 2))
 
     def states(self, B: int | None) -> State:
         """C, n and m of every head."""
@@ -52,7 +57,7 @@ class Memory(NamedTuple):
         f = span.mask(xp, f, float("inf") if self.forget == "sigmoid" else 0.0)  # and forgets nothing
         arrays = [self._heads(xp, a, F) for a, F in ((q, self.K), (k, self.K), (v, self.V), (i, None), (f, None))]
         arrays += state
-        cell = functools.partial(mlstm.chunkwise, xp, eps=self.eps, forget=self.forget, chunk=self.chunk)
+        cell = functools.partial(mlstm.chunkwise, xp, eps=self.eps, forget=self.forget, chunk=self.steps)
 
         def one(*arrays: Array) -> tuple[Any, ...]:
             h, *end, saved = cell(*arrays)
@@ -97,7 +102,7 @@ class Memory(NamedTuple):
         """Sequences and heads that are taken at once."""
         if xp is not np or span.B == 0:
             return [(slice(None), slice(None))]
-        size = max(1, GROUP // (span.T * max(self.K, self.V, min(span.T, self.chunk))))
+        size = max(1, GROUP // (span.T * max(self.K, self.V, min(span.T, self.steps))))
         some, many = min(size, self.N), max(1, size // self.N)
         return [
             (slice(b, b + many), slice(n, n + some)) for b in range(0, span.B, many) for n in range(0, self.N, some)
@@ -130,7 +135,7 @@ class Memory(NamedTuple):
             return kept
 
         tasks = [functools.partial(one, g, m) for g, m in zip(groups, more, strict=True)]
-        work = span.T * span.B * self.N * (min(span.T, self.chunk) + self.K) * (self.K + self.V)
+        work = span.T * span.B * self.N * (min(span.T, self.steps) + self.K) * (self.K + self.V)
         most = threads.available() if work > threads.LARGE else 1
         if most == 1:
             return outs, [task() for task in tasks]

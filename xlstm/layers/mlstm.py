@@ -11,7 +11,6 @@ import numpy as np
 from xlstm import checks
 from xlstm.activations import FORGET, sigmoid, sigmoid_bwd
 from xlstm.backend import Array, Namespace, Params
-from xlstm.cells.mlstm import CHUNK
 from xlstm.layers.memory import Memory
 from xlstm.layers.part import Values, rows, total
 from xlstm.layers.sequence import Leaf, Sequence, Span, State
@@ -50,8 +49,9 @@ class mLSTM(Sequence):  # noqa: N801
         f = sigmoid(f~), or exp(f~).
     eps : float
         Added to the denominator of h~.
-    chunk_size : int
-        Steps that are computed together by matrix products; it changes the speed, and results by rounding only.
+    chunk_size : int, optional
+        Steps that are computed together by matrix products, by default by the width of heads; it changes the speed,
+        and results by rounding only.
 
     Examples
     --------
@@ -73,12 +73,12 @@ class mLSTM(Sequence):  # noqa: N801
     dropout: float = 0.0
     forget_gate: str = "sigmoid"
     eps: float = 0.0
-    chunk_size: int = CHUNK
+    chunk_size: int | None = None
 
     def __post_init__(self) -> None:
         qk = self.hidden_size if self.qk_size is None else self.qk_size
         sizes = {"input_size": self.input_size, "hidden_size": self.hidden_size, "num_layers": self.num_layers}
-        checks.positive("mLSTM", **sizes, qk_size=qk, chunk_size=self.chunk_size)
+        checks.positive("mLSTM", **sizes, qk_size=qk, chunk_size=1 if self.chunk_size is None else self.chunk_size)
         checks.heads("mLSTM", self.num_heads, hidden_size=self.hidden_size, qk_size=qk)
         checks.one_of("mLSTM", FORGET, forget_gate=self.forget_gate)
         checks.number("mLSTM", 0, 1, dropout=self.dropout)
