@@ -127,7 +127,7 @@ def train(
             break
     seconds = time.perf_counter() - start
     recent = float(np.mean(losses[-recipe.check :]))
-    return model, params, {"steps": step, "seconds": seconds, "solved": solved == CHECKS, "loss": recent}
+    return model, params, {"steps": step, "seconds": seconds, "ended early": solved == CHECKS, "loss": recent}
 
 
 def tested(
@@ -187,7 +187,7 @@ def measure(name: str, task: Task, recipe: Recipe, seed: int, backend: Backend, 
     sizes = {"model": repr(model), "parameters": sum(math.prod(p.shape) for p in params.values())}
     console.print(
         f"{task.name}, {name}: accuracy {results['trained']:.4f} at trained lengths, {results['longer']:.4f} at longer "
-        f"ones; {'solved' if how['solved'] else 'not solved'} in {how['steps']} steps, {how['seconds']:.0f} s",
+        f"ones; {how['steps']} steps{', ended early' if how['ended early'] else ''}, {how['seconds']:.0f} s",
         highlight=False,
         soft_wrap=True,
     )
