@@ -25,7 +25,7 @@ import numpy as np
 
 import xlstm
 from bench import run
-from xlstm import optim, peak, threads
+from xlstm import optim, peak, threads, workspace
 from xlstm.layers.memory import Memory
 from xlstm.layers.ragged import Packing
 from xlstm.layers.sequence import Span
@@ -49,6 +49,7 @@ def ours(kind: str, sizes: tuple[int, ...]) -> Callable[[], object]:
         q, k, v, dh = (rng.standard_normal((T, B, N * K), dtype=np.float32) for _ in range(4))
         i, f = (rng.standard_normal((T, B, N), dtype=np.float32) for _ in range(2))
         span = Span(np, Packing.of("bench", None, T, B), q)
+        workspace.settle()
         state = (np.zeros((B, N, K, K), "f4"), np.zeros((B, N, K), "f4"), np.full((B, N), -np.inf, "f4"))
 
         def call() -> None:

@@ -149,7 +149,10 @@ def chunkwise(
     for c in range(written.shape[-3]):
         C.append(g[..., c, None, None] * C[-1] + written[..., c, :, :])
     states = xp.stack(C, axis=-3)
-    num = ((Q @ _T(xp, K)) * D) @ V + (bb[..., None] * Q) @ states[..., :-1, :, :]
+    P = Q @ _T(xp, K)
+    P *= D
+    num = P @ V
+    num += (bb[..., None] * Q) @ states[..., :-1, :, :]
     s = num[..., -1]  # (7)
     den = xp.maximum(xp.abs(s), _one(xp, gates.b + gates.r, s)) + eps  # (8)
     h = _steps(xp, num[..., :-1] / den[..., None], T, -2)  # (9)
@@ -187,10 +190,19 @@ def chunkwise_bwd(
         ends.append(g[..., c, None, None] * ends[-1] + read[..., c, :, :])
     dC0 = ends.pop()
     dCs = xp.stack(ends[::-1], axis=-3)  # by the state after every chunk
-    X = (E @ _T(xp, V)) * D
-    dQ = X @ K + bb[..., None] * (E @ _T(xp, C[..., :-1, :, :]))
-    dK = _T(xp, X) @ Q + a[..., None] * (V @ _T(xp, dCs))
-    dV = (_T(xp, (Q @ _T(xp, K)) * D) @ E + (a[..., None] * K) @ dCs)[..., :-1]
+    X = E @ _T(xp, V)
+    X *= D
+    dQ = E @ _T(xp, C[..., :-1, :, :])
+    dQ *= bb[..., None]
+    dQ += X @ K
+    dK = V @ _T(xp, dCs)
+    dK *= a[..., None]
+    dK += _T(xp, X) @ Q
+    P = Q @ _T(xp, K)
+    P *= D
+    dV = _T(xp, P) @ E
+    dV += (a[..., None] * K) @ dCs
+    dV = dV[..., :-1]
     # Of logarithms: w_s is in everything that step s wrote, b_t in everything that step t read.
     dw = xp.sum(K * dK, axis=-1)
     db = along + ds * s - dw

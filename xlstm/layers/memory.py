@@ -13,8 +13,9 @@ from xlstm.backend import Array, Namespace
 from xlstm.cells import mlstm
 from xlstm.layers.sequence import Leaf, Span, State
 
-# On a CPU so many heads are taken at once as have about this many elements: matrices of steps stay in the cache.
-GROUP = 1 << 16
+# On a CPU so many heads are taken at once as have about this many elements: few large calls, whose threads seldom wait
+# for one another, and arrays that stay near.
+GROUP = 1 << 18
 STEPS = "T"
 
 
@@ -103,6 +104,7 @@ class Memory(NamedTuple):
         if xp is not np or span.B == 0:
             return [(slice(None), slice(None))]
         size = max(1, GROUP // (span.T * max(self.K, self.V, min(span.T, self.steps))))
+        size = min(size, max(1, span.B * self.N // threads.available()))
         some, many = min(size, self.N), max(1, size // self.N)
         return [
             (slice(b, b + many), slice(n, n + some)) for b in range(0, span.B, many) for n in range(0, self.N, some)

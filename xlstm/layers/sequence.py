@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from xlstm import checks
+from xlstm import checks, workspace
 from xlstm.backend import Array, Namespace, Params, Seed, device_of, generator
 from xlstm.layers.base import MASKS
 from xlstm.layers.part import Part
@@ -154,6 +154,8 @@ class Sequence(Part):
         if T == 0:
             raise ValueError(f"{where}: x has no time steps, expected T of 1 or more")
         span = Span(xp, Packing.of(where, lengths, T, B), x)
+        if xp is np:
+            workspace.settle()
         start = self._complete(xp, "state", state, B, x)
         keep = train if keep is None else keep
         rng = None
