@@ -301,7 +301,7 @@ def test_how_many_threads_does_not_depend_on_who_works_meanwhile(monkeypatch):
 def test_plans_for_more_than_two_threads(monkeypatch, count, H, B, directions, expected):
     monkeypatch.setenv(threads.VARIABLE, str(count))
     weights = [np.zeros((4 * H, H), dtype=np.float32)] * directions
-    assert Plan.of(np, weights, B, 100 * B, True) == expected
+    assert Plan.of(np, weights, H, B, 100 * B, True) == expected
 
 
 def test_memory_given_back_while_some_is_taken(monkeypatch):
