@@ -1,6 +1,6 @@
 """Results as tables and as a plot: ratios of median times, xlstm / peer, below 1 where xlstm is faster.
 
-    python -m bench.report FILE [--plot PICTURE] [--readme README.md]
+    python -m bench.report FILE [FILE ...] [--plot PICTURE] [--readme README.md]
 
 --readme replaces what stands between the two marks there.
 """
@@ -99,8 +99,9 @@ def summary(lines: list[Line]) -> str:
     return table(["", *(f"{'NumPy alone ' if mine == ALONE else ''}/ {peer}" for mine, peer in compared)], rows)
 
 
-def text(lines: list[Line], path: Path) -> str:
+def text(lines: list[Line], paths: list[Path]) -> str:
     """What README says: LSTM case by case, the others summed up."""
+    files = ", ".join(path.as_posix() for path in paths)
     lstm = [line for line in lines if line["bench"] == "lstm forward + backward"]
     return (
         f"LSTM forward + backward, median time of a call and its ratio to others' (below 1: xlstm is faster):\n\n"
@@ -108,15 +109,19 @@ def text(lines: list[Line], path: Path) -> str:
         f"{published(lines)}"
         f"Everything measured, geometric mean of the ratios and the worst of them:\n\n"
         f"{summary([line for line in lines if 'published' not in line['bench']])}\n"
-        f"Measured by `nox -s bench` ({path.as_posix()}): {about(lines)}.\n"
+        f"Measured by `nox -s bench` ({files}): {about(lines)}.\n"
     )
 
 
 def published(lines: list[Line]) -> str:
     """Beside the published xLSTM packages."""
     some = [line for line in lines if line["bench"] == "published"]
+    if not some:
+        return ""
     return (
-        f"xLSTM beside the published packages, B,heads,T,K, T,B,H,heads and B,T,D:\n\n{details(some)}\n" if some else ""
+        "xLSTM forward + backward beside the published packages (`python -m bench.published`): mLSTM of B,heads,T,K, "
+        f"sLSTM of T,B,H,heads, and a training step of four blocks, B,T,D:\n\n{details(some)}\n"
+        f"Measured on {about(some)}.\n\n"
     )
 
 
@@ -156,11 +161,11 @@ def plot(lines: list[Line], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, help="results, JSON lines")
+    parser.add_argument("files", type=Path, nargs="+", help="results, JSON lines")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--readme", type=Path)
     options = parser.parse_args()
-    lines = read(options.file)
+    lines = [line for file in options.files for line in read(file)]
     print(f"{about(lines)}\n")
     for bench in benches(lines):
         print(f"{bench}\n\n{details([line for line in lines if line['bench'] == bench])}")
@@ -168,7 +173,7 @@ def main() -> None:
     if options.plot:
         plot(lines, options.plot)
     if options.readme:
-        insert(options.readme, text(lines, options.file))
+        insert(options.readme, text(lines, options.files))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,18 @@ from bench import cases, notebook, peers, products, report
 from bench.cases import Case
 from tests.conftest import DATA
 
-MODULES = ("training_step", "step", "layers", "lengths", "inference", "memory", "imports", "ablation")
+MODULES = (
+    "training_step",
+    "step",
+    "layers",
+    "lengths",
+    "inference",
+    "memory",
+    "imports",
+    "ablation",
+    "published",
+    "tasks",
+)
 
 
 @pytest.mark.parametrize("case", ["d1_h50", "d3_h8"])
@@ -148,9 +159,9 @@ def test_an_environment_variable_is_put_back(monkeypatch):
 
 
 def test_readme_says_what_the_results_say():
-    """Its tables are made from the file that it names by `python -m bench.report`."""
+    """Its tables are made from the files that it names by `python -m bench.report`."""
     root = DATA.parent.parent
     text = (root / "README.md").read_text(encoding="utf-8")
     block = text.split(report.START)[1].split(report.END)[0]
-    path = Path(re.search(r"\((bench/results/\S+)\)", block)[1])
-    assert block == report.text(report.read(root / path), path)
+    paths = [Path(name) for name in re.findall(r"bench/results/[\w-]+\.json", block)]
+    assert block == report.text([line for path in paths for line in report.read(root / path)], paths)
