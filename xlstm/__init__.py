@@ -9,10 +9,7 @@ from typing import Any
 
 from xlstm.backend import Backend, BackendError, backend, usable
 from xlstm.gradcheck import gradcheck
-from xlstm.layers.backbone import xLSTMLarge, xLSTMStack
-from xlstm.layers.blocks import mLSTMBlock, sLSTMBlock
 from xlstm.layers.linear import Linear
-from xlstm.layers.mlstm import mLSTM
 from xlstm.layers.recurrent import GRU, LSTM, RNN, sLSTM
 
 __version__ = "0.1.0"
@@ -46,10 +43,21 @@ __all__ = [
 ]
 
 
+# What is imported on first use, so that `import xlstm` stays quick, and where it is.
+_LATER = {
+    "mLSTM": "layers.mlstm",
+    "mLSTMBlock": "layers.blocks",
+    "sLSTMBlock": "layers.blocks",
+    "xLSTMStack": "layers.backbone",
+    "xLSTMLarge": "layers.backbone",
+    "xLSTMLanguageModel": "language",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """Submodules, and what needs them, on first use, so that `import xlstm` stays quick."""
-    if name == "xLSTMLanguageModel":
-        return importlib.import_module("xlstm.language").xLSTMLanguageModel
+    """Some names, and submodules."""
+    if name in _LATER:
+        return getattr(importlib.import_module(f"xlstm.{_LATER[name]}"), name)
     if name in __all__:
         return importlib.import_module(f"xlstm.{name}")
     raise AttributeError(f"module 'xlstm' has no attribute {name!r}")
