@@ -19,9 +19,7 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 
 
 # Tests that run recurrent layers, and the environment of every path that layers can take beside the usual one.
-RECURRENT = [
-    f"tests/test_{name}.py" for name in ("lstm", "slstm", "lengths", "recurrent", "parts", "interop_torch", "training")
-]
+RECURRENT = [f"tests/test_{name}.py" for name in ("lstm", "slstm", "lengths", "recurrent", "interop_torch", "training")]
 PATHS = [
     {"XLSTM_COMPILE": "0", "XLSTM_NUM_THREADS": "1"},
     {"XLSTM_COMPILE": "0", "XLSTM_TEST_PLAN": "parts"},
