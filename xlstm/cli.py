@@ -198,7 +198,7 @@ def generate(
 @app.command()
 @one_line_errors
 def bench(
-    layers: Annotated[list[str] | None, typer.Argument(help="lstm, gru, rnn; lstm if left out.")] = None,
+    layers: Annotated[list[str] | None, typer.Argument(help="lstm, gru, rnn, slstm, mlstm; lstm if left out.")] = None,
     size: Annotated[
         list[str] | None, typer.Option("--size", help="T,B,D,H; may be given several times. Five sizes if left out.")
     ] = None,
