@@ -67,13 +67,13 @@ GENERAL |= {"num_beam_groups", "diversity_penalty", "early_stopping", "length_pe
 GENERAL |= {"encoder_no_repeat_ngram_size", "no_repeat_ngram_size", "bad_words_ids", "suppress_tokens"}
 GENERAL |= {"begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values"}
 GENERAL |= {"exponential_decay_length_penalty", "decoder_start_token_id", "num_return_sequences", "output_scores"}
-GENERAL |= {"return_dict_in_generate", "quantization_config"}
+GENERAL |= {"return_dict_in_generate"}
 # Keys of older configurations of transformers' xLSTM that change nothing.
 GENERAL |= {"add_forward_backend_padding", "head_dim", "igate_bias_init_range", "mlstm_round_up_to_multiple_of"}
 GENERAL |= {"forward_backend_name", "step_backend_name"}
 # And such as would change results, with the values of a model that has none of that.
 OLDER = {"add_embedding_dropout": False, "add_post_norm": False, "add_qk_norm": False, "lm_head_bias": False}
-OLDER |= {"add_post_blocks_norm": True}
+OLDER |= {"add_post_blocks_norm": True, "quantization_config": None}
 
 
 def model_of(config: Config, where: str = "config") -> tuple[xLSTMLanguageModel, str]:
