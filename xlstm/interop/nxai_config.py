@@ -72,7 +72,12 @@ GENERAL |= {"return_dict_in_generate"}
 GENERAL |= {"add_forward_backend_padding", "head_dim", "igate_bias_init_range", "mlstm_round_up_to_multiple_of"}
 GENERAL |= {"forward_backend_name", "step_backend_name"}
 # And such as would change results, with the values of a model that has none of that.
-OLDER = {"add_embedding_dropout": False, "add_post_norm": False, "add_qk_norm": False, "lm_head_bias": False}
+OLDER: dict[str, Any] = {
+    "add_embedding_dropout": False,
+    "add_post_norm": False,
+    "add_qk_norm": False,
+    "lm_head_bias": False,
+}
 OLDER |= {"add_post_blocks_norm": True, "quantization_config": None}
 
 
