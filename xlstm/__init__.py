@@ -46,10 +46,10 @@ __all__ = [
 # What is imported on first use, so that `import xlstm` stays quick, and where it is.
 _LATER = {
     "mLSTM": "layers.mlstm",
-    "mLSTMBlock": "layers.blocks",
-    "sLSTMBlock": "layers.blocks",
+    "mLSTMBlock": "layers.mlstm_block",
+    "sLSTMBlock": "layers.slstm_block",
     "xLSTMStack": "layers.backbone",
-    "xLSTMLarge": "layers.backbone",
+    "xLSTMLarge": "layers.large",
     "xLSTMLanguageModel": "language",
 }
 

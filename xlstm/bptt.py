@@ -125,7 +125,7 @@ class LoopBack(Loop):
                     dz, *dcarry = self.cell.gates_bwd(xp, dh, *dcarry, here)
                     dz = reshape(xp, dz, (R, run.n))
                     Z[:, rows] = dz
-                    state = [self.through(WT, dz), *dcarry]
+                    state = [self.through_bwd(WT, dz), *dcarry]
                 else:
                     state = self.step_bwd(WT, dh, dcarry, here, [a[t - start, ...] for a in normal], run, rows)
         return state
@@ -169,7 +169,7 @@ class LoopBack(Loop):
             da = da[: self.R, :]
         if self.gh is not None:
             da = self._collect("a", normalize_bwd(xp, self.gh * da, normal[0], normal[1], 0), rows)
-        dh = self.through(WT, da)
+        dh = self.through_bwd(WT, da)
         if drop is not None:
             dh *= drop
         if cell.SPLIT:
@@ -178,7 +178,7 @@ class LoopBack(Loop):
             return [d if s is None else d + s for d, s in zip((dh, *dcarry), stayed, strict=True)]
         return [dh, *dcarry]
 
-    def through(self, WT: Array, da: Array) -> Array:
+    def through_bwd(self, WT: Array, da: Array) -> Array:
         """The product Wh^T da, (P, n)."""
         n = da.shape[1]
         if WT.ndim == 4:
@@ -212,8 +212,10 @@ class LoopBack(Loop):
         else:
             G, N, K, _ = self.Wh.shape
             before = reshape(xp, self._before(saved), (x.shape[0], N, K))
-            steps = reshape(xp, A.T, (x.shape[0], G, N, K)) if saved.plan.compiled else A
-            heads = xp.permute_dims(steps, (1, 2, 3, 0)) if steps.ndim == 4 else reshape(xp, A, (G, N, K, x.shape[0]))
+            if saved.plan.compiled:  # which lays rows
+                heads = xp.permute_dims(reshape(xp, A.T, (x.shape[0], G, N, K)), (1, 2, 3, 0))
+            else:
+                heads = reshape(xp, A, (G, N, K, x.shape[0]))
             grads["Wh"] = heads @ xp.permute_dims(before, (1, 0, 2))
         if cell.INNER:
             inner = saved.rows(lambda kept, _: cell.inner([swap(xp, a) for a in self.parts(kept)[1]]), (self.H,))
@@ -226,7 +228,7 @@ class LoopBack(Loop):
                 ones = xp.ones((d.shape[1], 1), dtype=d.dtype, device=device_of(d))
                 products[bias] = (d, ones)
         grads |= dict(zip(products, team.products(list(products.values())), strict=True))
-        dx = grads.pop("dx") if "Wx" in w else xp.asarray(Z.T, copy=True)
+        dx = grads.pop("dx") if "Wx" in w else Z.T
         if cell.INNER:
             grads["Wh"] = xp.concat((grads["Wh"], grads.pop("inner")))
         for bias in ("b", "bh"):

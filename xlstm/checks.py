@@ -55,6 +55,11 @@ def positive(where: str, **sizes: Any) -> None:
             raise ValueError(f"{where}: {name} is {size}, expected 1 or more")
 
 
+def optional(where: str, **sizes: Any) -> None:
+    """As `positive`, for sizes that may be None."""
+    positive(where, **{name: size for name, size in sizes.items() if size is not None})
+
+
 def heads(where: str, num_heads: Any, **sizes: Any) -> None:
     """Raise unless `num_heads` is a whole number from 1 up that divides every size."""
     positive(where, num_heads=num_heads)

@@ -62,6 +62,13 @@ def powerlaw(K: int, depth: float = 0.0) -> Values:
     return 5 - 12 * (np.arange(K) / max(1, K - 1)) ** (0.3 + 1.3 * depth)
 
 
+def slstm_bias(N: int, K: int, forget: Values | float) -> Values:
+    """Biases (4 N K,) of the N heads of an sLSTM: 0, but for those of the forget gate of each head."""
+    values = np.zeros((4, N, K))
+    values[1] = forget
+    return values.ravel()
+
+
 def linear(rng: np.random.Generator, outputs: int, inputs: int) -> tuple[Values, Values]:
     """Weight (O, I) and bias (O,) of a linear layer from U(-1/sqrt(I), 1/sqrt(I)), as `torch.nn.Linear`."""
     bound = inputs**-0.5

@@ -11,8 +11,8 @@ import numpy as np
 
 from xlstm import checks
 from xlstm.activations import soft_cap, soft_cap_bwd
-from xlstm.backend import Array, Namespace, Params, Seed, backend_like, check_library, generator, to_numpy
-from xlstm.layers.base import MASKS
+from xlstm.backend import Array, Namespace, Params, Seed, backend_like, check_library, to_numpy
+from xlstm.layers.base import masks
 from xlstm.layers.embedding import Embedding
 from xlstm.layers.linear import Linear
 from xlstm.layers.part import Part
@@ -101,10 +101,13 @@ class xLSTMLanguageModel(Part):  # noqa: N801
     def parts(self) -> dict[str, Any]:
         """Embedding, backbone and head."""
         found = {"embedding": Embedding(self.vocab_size, self.backbone.input_size), "backbone": self.backbone}
-        if not self.tied:
-            width = self.backbone.output_size
-            found["head"] = Linear(width, self.vocab_size, bias=False, std=(2 / (5 * width)) ** 0.5)
-        return found
+        return found if self.tied else {**found, "head": self.head}
+
+    @functools.cached_property
+    def head(self) -> Linear:
+        """The linear layer from the backbone to logits."""
+        width = self.backbone.output_size
+        return Linear(width, self.vocab_size, bias=False, std=(2 / (5 * width)) ** 0.5)
 
     @property
     def random(self) -> bool:
@@ -136,17 +139,10 @@ class xLSTMLanguageModel(Part):  # noqa: N801
         if T == 0:
             raise ValueError("xLSTMLanguageModel: the context has no tokens, expected 1 or more")
         if lengths is not None:
-            tokens = Span(xp, Packing.of("xLSTMLanguageModel", lengths, T, B), tokens).mask(xp, tokens, 0)
+            tokens = Span(xp, Packing.of("xLSTMLanguageModel", lengths, T, B), tokens).mask(tokens, 0)
         self._within(self._swap(xp, tokens), "tokens")
         keep = train if keep is None else keep
-        rng = None
-        if train and self.random:
-            if seed is None:
-                raise ValueError(
-                    "xLSTMLanguageModel: dropout draws masks while training, so forward needs a seed; "
-                    "train=False draws none"
-                )
-            rng = generator(seed, stream=MASKS)
+        rng = masks("xLSTMLanguageModel", "dropout draws", seed) if train and self.random else None
         x = self.parts["embedding"].apply(xp, self.below("embedding", params), tokens)
         mask = dropout(rng, self.embedding_dropout, tuple(x.shape), x)
         y, state, saved = self.backbone.forward(
@@ -183,8 +179,7 @@ class xLSTMLanguageModel(Part):  # noqa: N801
             )
         if self.logit_cap is not None:
             dlogits = soft_cap_bwd(xp, dlogits, None, saved.logits, self.logit_cap)
-        head, W = self._head_of(params)
-        found, dy = head.apply_bwd(xp, {"W": W}, saved.y, dlogits)
+        found, dy = self.head.apply_bwd(xp, self._head_weights(params), saved.y, dlogits)
         grads, dx, dstate = self.backbone.backward(self.below("backbone", params), saved.backbone, dy, dstate)
         dx = dx if saved.mask is None else dx * saved.mask
         dW = self.parts["embedding"].apply_bwd(xp, saved.tokens, dx)["W"]
@@ -352,13 +347,11 @@ class xLSTMLanguageModel(Part):  # noqa: N801
                 f"as vocab_size is {self.vocab_size}"
             )
 
-    def _head_of(self, params: Params) -> tuple[Linear, Array]:
-        head = Linear(self.backbone.output_size, self.vocab_size, bias=False)
-        return head, params["embedding.W" if self.tied else "head.W"]
+    def _head_weights(self, params: Params) -> Params:
+        return {"W": params["embedding.W" if self.tied else "head.W"]}
 
     def _head(self, xp: Namespace, params: Params, y: Array) -> Array:
-        head, W = self._head_of(params)
-        logits, _ = head.apply(xp, {"W": W}, y)
+        logits, _ = self.head.apply(xp, self._head_weights(params), y)
         return logits if self.logit_cap is None else soft_cap(xp, logits, self.logit_cap)
 
     def _swap(self, xp: Namespace, array: Array) -> Array:

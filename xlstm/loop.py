@@ -134,15 +134,21 @@ class Loop:
         kept = [reshape(xp, xp.concat(arrays), (k, *arrays[0].shape)) for arrays in zip(*taken, strict=True)]
         return state, room or kept
 
+    def through(self, W: Array, h: Array) -> Array:
+        """The product Wh h, (R, n); heads (G, N, K, K) go by themselves."""
+        n = h.shape[1]
+        if W.ndim == 4:
+            h = reshape(self.xp, h, (W.shape[1], W.shape[3], n))
+        return reshape(self.xp, W @ h, (self.R, n))
+
     def plain_step(self, W: Array) -> Callable[..., tuple[list[Array], list[Array]]]:
         """`step` without options, for cells that take the sum of both products."""
-        xp, R, G, H = self.xp, self.R, self.G, self.H
-        heads = self.Wh.ndim == 4
+        xp, G, H = self.xp, self.G, self.H
         gates = functools.partial(self.cell.gates, **self.own) if self.own else self.cell.gates
 
         def step(inputs: Array, state: Sequence[Array], run: Run, t: int) -> tuple[list[Array], list[Array]]:
             h, *carry = state
-            z = by_heads(xp, W, h) if heads else reshape(xp, W @ h, (R, run.n))
+            z = self.through(W, h)
             z += inputs
             *new, saved = gates(xp, reshape(xp, z, (G, H, run.n)), *carry)
             return new, [*carry, *saved]
@@ -156,8 +162,7 @@ class Loop:
         xp, cell, H, n = self.xp, self.cell, self.H, run.n
         h, *carry = state
         drop = None if self.noise.drop is None else self.noise.drop[:, run.columns]
-        masked = h if drop is None else h * drop
-        a = by_heads(xp, W, masked) if self.Wh.ndim == 4 else reshape(xp, W @ masked, (self.R, n))
+        a = self.through(W, h if drop is None else h * drop)
         normal: tuple[Array, ...] = ()
         if self.gh is not None:
             normal = normalize(xp, a, 0)
@@ -193,12 +198,6 @@ def recurrent_shape(Wh: Array) -> tuple[int, int]:
         return Wh.shape[0], Wh.shape[1]
     G, N, K, _ = Wh.shape
     return G * N * K, N * K
-
-
-def by_heads(xp: Namespace, Wh: Array, h: Array) -> Array:
-    """The product Wh h (R, n) of heads (G, N, K, K) with h (P, n), which go by themselves."""
-    G, N, K, _ = Wh.shape
-    return reshape(xp, Wh @ reshape(xp, h, (N, K, h.shape[1])), (G * N * K, h.shape[1]))
 
 
 def product(W: Array, before: Array | None = None, after: Array | None = None) -> Callable[[Array], Array]:

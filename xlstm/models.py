@@ -11,8 +11,9 @@ import numpy as np
 from xlstm import checkpoint, checks
 from xlstm.backend import Array, Backend, Params, Seed, backend_of, device_of, generator, namespace
 from xlstm.language import xLSTMLanguageModel
-from xlstm.layers.backbone import xLSTMLarge, xLSTMStack
+from xlstm.layers.backbone import xLSTMStack
 from xlstm.layers.base import Recurrent
+from xlstm.layers.large import xLSTMLarge
 from xlstm.layers.linear import Linear
 from xlstm.layers.mlstm import mLSTM
 from xlstm.layers.recurrent import GRU, LSTM, RNN, sLSTM

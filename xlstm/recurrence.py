@@ -162,7 +162,7 @@ class Forward:
         """What is to be done for each part of the batch; the parts can be done side by side."""
         run: Callable[..., tuple[Sequence[Array], list[Array]]] = self._run
         if plan.shared:
-            inputs = self.x
+            inputs = plain(self.x)
             if "Wx" in self.loop.w:
                 Wx = self.loop.w["Wx"]
                 inputs = workspace.empty(self.xp, (self.x.shape[0], Wx.shape[0]), self.x)

@@ -8,11 +8,14 @@ pass into `slopes` and `gates_bwd` are as in `cells/lstm.py`; m is a state like 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xlstm.activations import FORGET, Pair, sigmoid, sigmoid_bwd, tanh_bwd
 from xlstm.backend import Array, Namespace
+
+REST = (0.0, 0.0, 0.0, -math.inf)  # h, c, n and m before the first step
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from xlstm.interop import nxai_names as names
 from xlstm.interop.nxai_config import config_of, model_of
 from xlstm.interop.nxai_files import Shards, config_beside
 from xlstm.language import xLSTMLanguageModel
-from xlstm.layers.backbone import xLSTMLarge, xLSTMStack
+from xlstm.layers.backbone import xLSTMStack
+from xlstm.layers.large import xLSTMLarge
 
 STYLES = ("xlstm", "transformers")
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from xlstm import checks
 from xlstm.language import xLSTMLanguageModel
-from xlstm.layers.backbone import xLSTMLarge, xLSTMStack
+from xlstm.layers.backbone import xLSTMStack
 from xlstm.layers.blocks import MULTIPLE
+from xlstm.layers.large import xLSTMLarge
 from xlstm.layers.part import round_up
 
 Config = Mapping[str, Any]

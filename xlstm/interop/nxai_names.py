@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.language import xLSTMLanguageModel
-from xlstm.layers.backbone import xLSTMLarge
-from xlstm.layers.blocks import sLSTMBlock
+from xlstm.layers.large import xLSTMLarge
+from xlstm.layers.slstm_block import sLSTMBlock
 
 Host = np.ndarray[Any, Any]
 Shape = tuple[int, ...]

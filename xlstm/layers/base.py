@@ -112,7 +112,7 @@ class Recurrent(Options):
             raise ValueError(f"{where}: x has no time steps, expected T of 1 or more")
         packing = Packing.of(where, lengths, T, B)
         start = self._columns(xp, "state", state, B, x, self.REST)
-        rng = self._generator(seed) if train else None
+        rng = masks(where, "dropout and zoneout draw", seed) if train and self.random else None
         keep = train if keep is None else keep
         rows, ends, saved = stack.forward(xp, self, params, packing.pack(xp, x), packing, start, self._rates, rng, keep)
         return self._swap(xp, packing.unpack(xp, rows)), _states(xp, ends), saved
@@ -179,16 +179,6 @@ class Recurrent(Options):
             for s, H, rest in zip(given, self.state_sizes, self.REST, strict=False)
         ]
         return stack.step(xp, self, params, x, tuple(start), self._rates)
-
-    def _generator(self, seed: Seed | None) -> np.random.Generator | None:
-        if not self.random:
-            return None
-        if seed is None:
-            raise ValueError(
-                f"{type(self).__name__}: dropout and zoneout draw masks while training, so forward needs a seed; "
-                "train=False draws none"
-            )
-        return generator(seed, stream=MASKS)
 
     def _swap(self, xp: Namespace, array: Array) -> Array:
         """Between the user's order of time and batch and (T, B, ...)."""
@@ -267,6 +257,19 @@ class Recurrent(Options):
                 # Copies: the caller may reuse the arrays before `backward`.
                 columns.append(missing if array is None else xp.asarray(array[k, ...].T, copy=True))
         return found
+
+
+def masks(where: str, who: str, seed: Seed | None) -> np.random.Generator:
+    """The generator of masks; `who` says what draws them.
+
+    Raises
+    ------
+    ValueError
+        There is no seed.
+    """
+    if seed is None:
+        raise ValueError(f"{where}: {who} masks while training, so forward needs a seed; train=False draws none")
+    return generator(seed, stream=MASKS)
 
 
 def _states(xp: Namespace, columns: Sequence[Sequence[Array]]) -> State:

@@ -56,17 +56,9 @@ class CausalConv(Sequence):
         """The steps before."""
         return (Leaf("x", {"k - 1": self.kernel_size - 1, "B": B, "D": self.size}),)
 
-    def run(
-        self,
-        xp: Namespace,
-        p: Params,
-        x: Array,
-        state: State,
-        span: Span,
-        rng: np.random.Generator | None,
-        keep: bool,
-    ) -> tuple[Array, State, Any]:
+    def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         """x (T, B, D) -> y (T, B, D)."""
+        xp = span.xp
         xs = xp.concat((state[0], x))  # (k - 1 + T, B, D)
         y = p["W"][:, 0] * xs[: span.T, ...]
         for j in range(1, self.kernel_size):
@@ -76,9 +68,10 @@ class CausalConv(Sequence):
         return y, (self._last(xp, xs, span),), xs
 
     def run_bwd(
-        self, xp: Namespace, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
+        self, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
         """dy (T, B, D) -> gradients, dx (T, B, D) and that of the steps before."""
+        xp = span.xp
         before = self.kernel_size - 1
         dxs = self._last_bwd(xp, saved, None if dstate is None else dstate[0], span)
         dW = []

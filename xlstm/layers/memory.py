@@ -45,17 +45,17 @@ class Memory(NamedTuple):
         )
 
     def run(
-        self, xp: Namespace, q: Array, k: Array, v: Array, i: Array, f: Array, state: State, span: Span, keep: bool
+        self, q: Array, k: Array, v: Array, i: Array, f: Array, state: State, span: Span
     ) -> tuple[Array, State, Any]:
         """From q, k (T, B, N K), v (T, B, N V) and gates i~, f~ (T, B, N): h (T, B, N V), the state, what is kept."""
-        T, B = span.T, span.B
+        xp, keep, T, B = span.xp, span.keep, span.T, span.B
         if T == 1 and not keep and span.there is None:
             q, k, v = (xp.reshape(a, (B, self.N, F)) for a, F in ((q, self.K), (k, self.K), (v, self.V)))
             C, n, m = state
             h, *end, _ = mlstm.step(xp, q, k, v, i[0, ...], f[0, ...], C, n, m, self.eps, self.forget)
             return xp.reshape(h, (1, B, self.N * self.V)), tuple(end), None
-        i = span.mask(xp, i, -float("inf"))  # writes nothing
-        f = span.mask(xp, f, float("inf") if self.forget == "sigmoid" else 0.0)  # and forgets nothing
+        i = span.mask(i, -float("inf"))  # writes nothing
+        f = span.mask(f, float("inf") if self.forget == "sigmoid" else 0.0)  # and forgets nothing
         arrays = [self._heads(xp, a, F) for a, F in ((q, self.K), (k, self.K), (v, self.V), (i, None), (f, None))]
         arrays += state
         cell = functools.partial(mlstm.chunkwise, xp, eps=self.eps, forget=self.forget, chunk=self.steps)
@@ -68,10 +68,9 @@ class Memory(NamedTuple):
         (h, *end), saved = self._all(xp, one, arrays, span, [STEPS + "V", "KV", "K", ""])
         return self._rows(xp, h, span), tuple(end), saved
 
-    def run_bwd(
-        self, xp: Namespace, saved: Any, dh: Array, dstate: State | None, span: Span
-    ) -> tuple[tuple[Array, ...], State]:
+    def run_bwd(self, saved: Any, dh: Array, dstate: State | None, span: Span) -> tuple[tuple[Array, ...], State]:
         """Gradients of q, k, v, i and f, and of the initial state, from those of h and of the final state."""
+        xp = span.xp
         cell = functools.partial(mlstm.chunkwise_bwd, xp, eps=self.eps, forget=self.forget)
 
         def one(dh: Array, *rest: Any) -> tuple[Any, ...]:
@@ -83,7 +82,7 @@ class Memory(NamedTuple):
         wanted = [STEPS + last for last in ("K", "K", "V", "", "")] + ["KV", "K", ""]
         grads, _ = self._all(xp, one, arrays, span, wanted, saved)
         inputs = [self._rows(xp, d, span) for d in grads[:5]]
-        inputs[3:] = [span.mask(xp, d) for d in inputs[3:]]
+        inputs[3:] = [span.mask(d) for d in inputs[3:]]
         return tuple(inputs), tuple(grads[5:])
 
     def _heads(self, xp: Namespace, a: Array, F: int | None) -> Array:

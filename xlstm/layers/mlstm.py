@@ -10,7 +10,7 @@ import numpy as np
 
 from xlstm import checks
 from xlstm.activations import FORGET, sigmoid, sigmoid_bwd
-from xlstm.backend import Array, Namespace, Params
+from xlstm.backend import Array, Params
 from xlstm.layers.memory import Memory
 from xlstm.layers.part import Values, rows, total
 from xlstm.layers.sequence import Leaf, Sequence, Span, State
@@ -78,7 +78,8 @@ class mLSTM(Sequence):  # noqa: N801
     def __post_init__(self) -> None:
         qk = self.hidden_size if self.qk_size is None else self.qk_size
         sizes = {"input_size": self.input_size, "hidden_size": self.hidden_size, "num_layers": self.num_layers}
-        checks.positive("mLSTM", **sizes, qk_size=qk, chunk_size=1 if self.chunk_size is None else self.chunk_size)
+        checks.positive("mLSTM", **sizes, qk_size=qk)
+        checks.optional("mLSTM", chunk_size=self.chunk_size)
         checks.heads("mLSTM", self.num_heads, hidden_size=self.hidden_size, qk_size=qk)
         checks.one_of("mLSTM", FORGET, forget_gate=self.forget_gate)
         checks.number("mLSTM", 0, 1, dropout=self.dropout)
@@ -143,17 +144,9 @@ class mLSTM(Sequence):  # noqa: N801
         """C, n and m of every layer."""
         return tuple(Leaf(leaf.name, {"L": self.num_layers, **leaf.dims}, leaf.rest) for leaf in self.memory.states(B))
 
-    def run(
-        self,
-        xp: Namespace,
-        p: Params,
-        x: Array,
-        state: State,
-        span: Span,
-        rng: np.random.Generator | None,
-        keep: bool,
-    ) -> tuple[Array, State, Any]:
+    def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         """x (T, B, D) -> y (T, B, H)."""
+        xp, rng, keep = span.xp, span.rng, span.keep
         ends, kept = [], []
         for k in range(self.num_layers):
             mask = dropout(rng, self.dropout if k else 0.0, tuple(x.shape), x)
@@ -163,7 +156,7 @@ class mLSTM(Sequence):  # noqa: N801
                 z += p[f"{k}.b"]
             z = xp.reshape(z, (span.T, span.B, z.shape[1]))
             q, key, v, o, i, f = (z[..., part] for part in self._splits.values())
-            h, end, inner = self.memory.run(xp, q, key, v, i, f, tuple(s[k, ...] for s in state), span, keep)
+            h, end, inner = self.memory.run(q, key, v, i, f, tuple(s[k, ...] for s in state), span)
             s = sigmoid(xp, o)
             kept.append(Layer(x, mask, q, key, v, i, f, s, h, inner) if keep else None)
             x = s * h
@@ -171,15 +164,16 @@ class mLSTM(Sequence):  # noqa: N801
         return x, tuple(xp.stack(one) for one in zip(*ends, strict=True)), kept
 
     def run_bwd(
-        self, xp: Namespace, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
+        self, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
         """dy (T, B, H) -> gradients, dx (T, B, D) and that of the initial state."""
+        xp = span.xp
         grads: Params = {}
         starts = []
         for k in range(self.num_layers - 1, -1, -1):
             one = saved[k]
             end = None if dstate is None else tuple(d[k, ...] for d in dstate)
-            (dq, dk, dv, di, df), start = self.memory.run_bwd(xp, one.inner, dy * one.o, end, span)
+            (dq, dk, dv, di, df), start = self.memory.run_bwd(one.inner, dy * one.o, end, span)
             do = sigmoid_bwd(xp, dy * one.h, None, one.o)
             dz = rows(xp, xp.concat((dq, dk, dv, do, di, df), axis=-1))
             grads[f"{k}.Wx"] = dz.T @ rows(xp, one.x)

@@ -246,7 +246,7 @@ class sLSTM(Recurrent):  # noqa: N801
     forget_bias: float | str = "powerlaw"
 
     STATES = ("h", "c", "n", "m")
-    REST = (0.0, 0.0, 0.0, -math.inf)
+    REST = slstm.REST
     ACTIVATIONS = ("sigmoid", "tanh")
 
     def __post_init__(self) -> None:
@@ -276,9 +276,9 @@ class sLSTM(Recurrent):  # noqa: N801
             return np.stack([W.reshape(G, K, K) for W in heads], axis=1)
         if name != "b":
             return super()._draw(rng, name, shape)
-        values = np.zeros((4, self.num_heads, self.hidden_size // self.num_heads))
-        values[1] = initializers.powerlaw(values.shape[2]) if self.forget_bias == "powerlaw" else self.forget_bias
-        return values.reshape(shape)
+        K = self.hidden_size // self.num_heads
+        forget = initializers.powerlaw(K) if isinstance(self.forget_bias, str) else self.forget_bias
+        return initializers.slstm_bias(self.num_heads, K, forget)
 
 
 # By the name that interop and files know them by.

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from xlstm import checks, workspace
-from xlstm.backend import Array, Namespace, Params, Seed, device_of, generator
-from xlstm.layers.base import MASKS
+from xlstm.backend import Array, Namespace, Params, Seed, device_of
+from xlstm.layers.base import masks
 from xlstm.layers.part import Part
 from xlstm.layers.ragged import Packing
 
@@ -31,9 +31,16 @@ class Leaf:
 
 
 class Span:
-    """The steps of a call: T of each of B sequences, or fewer where there are lengths."""
+    """What a call is about, the same for all parts.
 
-    def __init__(self, xp: Namespace, packing: Packing, like: Array) -> None:
+    T steps of each of B sequences, or fewer where there are lengths; the generator of masks, where they are drawn; and
+    whether to keep what `run_bwd` needs.
+    """
+
+    def __init__(
+        self, xp: Namespace, packing: Packing, like: Array, rng: np.random.Generator | None = None, keep: bool = False
+    ) -> None:
+        self.xp, self.rng, self.keep = xp, rng, keep
         self.packing, self.T, self.B = packing, packing.T, packing.B
         self.there: Array | None = None  # (T, B), where all steps are not those of the sequences
         if packing.lengths is not None or packing.steps < packing.T:
@@ -46,8 +53,9 @@ class Span:
         given = self.packing.lengths
         return np.full(self.B, self.packing.steps) if given is None else given
 
-    def mask(self, xp: Namespace, x: Array, value: float = 0.0) -> Array:
+    def mask(self, x: Array, value: float = 0.0) -> Array:
         """x (T, B, ...) with `value` past the end of each sequence."""
+        xp = self.xp
         if self.there is None:
             return x
         there = xp.reshape(self.there, (self.T, self.B, *(1,) * (x.ndim - 2)))
@@ -88,21 +96,12 @@ class Sequence(Part):
         """The `Leaf` of every array of the state, for a batch of B."""
         raise NotImplementedError
 
-    def run(
-        self,
-        xp: Namespace,
-        p: Params,
-        x: Array,
-        state: State,
-        span: Span,
-        rng: np.random.Generator | None,
-        keep: bool,
-    ) -> tuple[Array, State, Any]:
+    def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         """`forward` without checks; x is finite past the end of a sequence."""
         raise NotImplementedError
 
     def run_bwd(
-        self, xp: Namespace, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
+        self, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
         """`backward` without checks; dy is zero past the end of a sequence."""
         raise NotImplementedError
@@ -153,21 +152,15 @@ class Sequence(Part):
         T, B, _ = x.shape
         if T == 0:
             raise ValueError(f"{where}: x has no time steps, expected T of 1 or more")
-        span = Span(xp, Packing.of(where, lengths, T, B), x)
+        packing = Packing.of(where, lengths, T, B)
         if xp is np:
             workspace.settle()
         start = self._complete(xp, "state", state, B, x)
-        keep = train if keep is None else keep
-        rng = None
-        if train and self.random:
-            if seed is None:
-                raise ValueError(
-                    f"{where}: dropout draws masks while training, so forward needs a seed; train=False draws none"
-                )
-            rng = generator(seed, stream=MASKS)
-        y, end, inner = self.run(xp, params, span.mask(xp, x), start, span, rng, keep)
-        y = span.mask(xp, y)
-        saved = Saved(self, span, tuple(y.shape), inner) if keep else None
+        rng = masks(where, "dropout draws", seed) if train and self.random else None
+        span = Span(xp, packing, x, rng, train if keep is None else keep)
+        y, end, inner = self.run(params, span.mask(x), start, span)
+        y = span.mask(y)
+        saved = Saved(self, span, tuple(y.shape), inner) if span.keep else None
         return self._swap(xp, y), end, saved
 
     def backward(
@@ -212,8 +205,8 @@ class Sequence(Part):
             checks.shape(where, "dy", dy, {**outer, "D": width})
             dy = self._swap(xp, dy)
         end = self._complete(xp, "dstate", dstate, span.B, dy, zero=True) if given else None
-        grads, dx, start = self.run_bwd(xp, params, saved.inner, span.mask(xp, dy), end, span)
-        return {name: grads[name] for name in params}, self._swap(xp, span.mask(xp, dx)), start
+        grads, dx, start = self.run_bwd(params, saved.inner, span.mask(dy), end, span)
+        return {name: grads[name] for name in params}, self._swap(xp, span.mask(dx)), start
 
     def step(self, params: Params, x: Array, state: State | None = None) -> tuple[Array, State]:
         """One time step, for streaming: x (B, D) and the state before -> y (B, D) and the state after."""
@@ -223,7 +216,7 @@ class Sequence(Part):
         start = self._complete(xp, "state", state, x.shape[0], x)
         x = x[None, ...]
         span = Span(xp, Packing.of(where, None, 1, x.shape[1]), x)
-        y, end, _ = self.run(xp, params, x, start, span, None, False)
+        y, end, _ = self.run(params, x, start, span)
         return y[0, ...], end
 
     @functools.cached_property
@@ -254,8 +247,8 @@ class Sequence(Part):
 
     def _complete(self, xp: Namespace, what: str, state: Any, B: int, like: Array, zero: bool = False) -> State:
         """The state with what is missing filled in, checked."""
-        arrays = []
-        for name, array, leaf in self._walk(what, state, self.states(B)):
+        arrays, leaves = [], self.states(B)
+        for name, array, leaf in self._walk(what, state, leaves):
             if array is None:
                 shape = tuple(n or 0 for n in leaf.dims.values())
                 value = 0.0 if zero else leaf.rest
@@ -263,7 +256,7 @@ class Sequence(Part):
             else:
                 checks.shape(type(self).__name__, name, array, leaf.dims)
             arrays.append(array)
-        return _tree(self.states(B), iter(arrays))
+        return _tree(leaves, iter(arrays))
 
 
 def _tree(leaves: State, arrays: Iterator[Array]) -> State:

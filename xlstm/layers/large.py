@@ -1,0 +1,195 @@
+"""The architecture of the xLSTM 7B paper."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, NamedTuple
+
+from xlstm import checks
+from xlstm.activations import sigmoid, sigmoid_bwd, soft_cap, soft_cap_bwd
+from xlstm.backend import Array, Params
+from xlstm.layers.backbone import Backbone
+from xlstm.layers.blocks import MULTIPLE, Block, GatesOfHeads
+from xlstm.layers.feedforward import GatedFeedForward
+from xlstm.layers.linear import Linear
+from xlstm.layers.memory import Memory
+from xlstm.layers.norm import MultiHeadNorm, RMSNorm
+from xlstm.layers.part import round_up
+from xlstm.layers.sequence import Span, State
+
+
+@dataclass(frozen=True)
+class LargeBlock(Block):
+    """A block of `xLSTMLarge`, which describes its options: mLSTM and feed-forward layer, each added to x.
+
+    u = RMSNorm(x); q, k, v, o~ and i~, f~ of u; x' = x + down(sigmoid(o~) norm(mLSTM(q, k, v, cap i~, cap f~)));
+    y = x' + feedforward(RMSNorm(x')). The state is (C, n, m).
+    """
+
+    _: KW_ONLY
+    qk_size: int
+    v_size: int
+    ffn_size: int
+    gate_cap: float | None
+    bias: bool
+    norm_eps: float
+    eps: float
+    chunk_size: int | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.heads("xLSTMLarge", self.num_heads, qk_size=self.qk_size, v_size=self.v_size)
+
+    @functools.cached_property
+    def memory(self) -> Memory:
+        """The heads."""
+        N = self.num_heads
+        return Memory(N, self.qk_size // N, self.v_size // N, eps=self.eps, chunk=self.chunk_size)
+
+    @functools.cached_property
+    def parts(self) -> dict[str, Any]:
+        """What has parameters, in the order of use."""
+        D, N, bias = self.size, self.num_heads, self.bias
+        norm = RMSNorm(D, eps=self.norm_eps, bias=bias)
+        return {
+            "norm": norm,
+            "qkvo": Linear(D, 2 * self.qk_size + 2 * self.v_size, bias=bias, std=self._small),
+            "gates": GatesOfHeads(D, N),
+            "outnorm": MultiHeadNorm(self.v_size, num_heads=N, eps=self.norm_eps, bias=bias),
+            "down": Linear(self.v_size, D, bias=bias, std=2 / (self.num_blocks * math.sqrt(D))),
+            "ffn_norm": norm,
+            "ffn": GatedFeedForward(D, self.ffn_size, activation="silu", bias=bias, num_blocks=self.num_blocks),
+        }
+
+    def states(self, B: int | None) -> State:
+        """Of the memories."""
+        return self.memory.states(B)
+
+    def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+        """x (T, B, D) -> y (T, B, D)."""
+        xp, keep = span.xp, span.keep
+        N, QK, V = self.num_heads, self.qk_size, self.v_size
+        u, norm = self.through(xp, "norm", p, x)  # (1)
+        qkvo, at_qkvo = self.through(xp, "qkvo", p, u)  # (2)
+        q, k, v, o = qkvo[..., :QK], qkvo[..., QK : 2 * QK], qkvo[..., 2 * QK : 2 * QK + V], qkvo[..., 2 * QK + V :]
+        gates, at_gates = self.through(xp, "gates", p, u)  # (3)
+        capped = gates if self.gate_cap is None else soft_cap(xp, gates, self.gate_cap)  # (4)
+        h, end, memory = self.memory.run(q, k, v, capped[..., :N], capped[..., N:], state, span)  # (5)
+        n, outnorm = self.through(xp, "outnorm", p, h)  # (6)
+        s = sigmoid(xp, o)
+        w, down = self.through(xp, "down", p, s * n)  # (7)
+        x = x + w
+        t, ffn_norm = self.through(xp, "ffn_norm", p, x)  # (8)
+        w, ffn = self.through(xp, "ffn", p, t)  # (9)
+        if not keep:
+            return x + w, end, None
+        return x + w, end, SavedLarge(norm, at_qkvo, at_gates, capped, memory, outnorm, n, s, down, ffn_norm, ffn)
+
+    def run_bwd(
+        self, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
+    ) -> tuple[Params, Array, State]:
+        """dy (T, B, D) -> gradients, dx (T, B, D) and that of the initial state."""
+        xp = span.xp
+        grads: Params = {}
+        dt = self.through_bwd(xp, "ffn", p, saved.ffn, dy, grads)  # (9)
+        dy = dy + self.through_bwd(xp, "ffn_norm", p, saved.ffn_norm, dt, grads)  # (8)
+        dsn = self.through_bwd(xp, "down", p, saved.down, dy, grads)  # (7)
+        do = sigmoid_bwd(xp, dsn * saved.n, None, saved.s)
+        dh = self.through_bwd(xp, "outnorm", p, saved.outnorm, dsn * saved.s, grads)  # (6)
+        (dq, dk, dv, di, df), start = self.memory.run_bwd(saved.memory, dh, dstate, span)  # (5)
+        dgates = xp.concat((di, df), axis=-1)
+        if self.gate_cap is not None:
+            dgates = soft_cap_bwd(xp, dgates, None, saved.capped, self.gate_cap)  # (4)
+        du = self.through_bwd(xp, "gates", p, saved.at_gates, dgates, grads)  # (3)
+        du += self.through_bwd(xp, "qkvo", p, saved.at_qkvo, xp.concat((dq, dk, dv, do), axis=-1), grads)  # (2)
+        dx = dy + self.through_bwd(xp, "norm", p, saved.norm, du, grads)  # (1)
+        return grads, dx, start
+
+
+class SavedLarge(NamedTuple):
+    """What a block of `xLSTMLarge` keeps."""
+
+    norm: Any
+    at_qkvo: Any
+    at_gates: Any
+    capped: Array
+    memory: Any
+    outnorm: Any
+    n: Array
+    s: Array
+    down: Any
+    ffn_norm: Any
+    ffn: Any
+
+
+@dataclass(frozen=True)
+class xLSTMLarge(Backbone):  # noqa: N801
+    """mLSTM blocks with feed-forward layers, as of the 7B model (Beck et al. 2025, xLSTM 7B), then an RMSNorm.
+
+    Parameters
+    ----------
+    size : int
+        Width D of x and y.
+    num_blocks : int
+        How many blocks.
+    num_heads : int
+        Of every block.
+    qk_size, v_size : int, optional
+        Widths of all queries and keys, and of all values; by default D / 2 and D.
+    ffn_size : int, optional
+        Width of the feed-forward layers, by default 2.6667 D rounded up to a multiple of 64.
+    gate_cap : float or None
+        Bound of the pre-activations of gates, cap tanh(x / cap).
+    bias : bool
+        Whether projections and norms have biases.
+    norm_eps : float
+        Of every norm.
+    eps : float
+        Added to the denominator of h; the published package has 1e-6.
+    chunk_size : int, optional
+        Steps that are computed together, by default by the width of heads; it changes the speed, and results by
+        rounding only.
+    post_norm : bool
+        Whether there is a norm after the last block.
+    """
+
+    num_heads: int = 8
+    _: KW_ONLY
+    qk_size: int | None = None
+    v_size: int | None = None
+    ffn_size: int | None = None
+    gate_cap: float | None = 15.0
+    bias: bool = False
+    norm_eps: float = 1e-6
+    eps: float = 0.0
+    chunk_size: int | None = None
+    post_norm: bool = True
+
+    def __post_init__(self) -> None:
+        where = "xLSTMLarge"
+        checks.positive(where, size=self.size, num_blocks=self.num_blocks)
+        checks.optional(where, chunk_size=self.chunk_size)
+        if self.gate_cap is not None:
+            checks.number(where, 0, float("inf"), strict=True, gate_cap=self.gate_cap)
+        checks.number(where, 0, float("inf"), eps=self.eps, norm_eps=self.norm_eps)
+        D = self.size
+        usual = {"qk_size": D // 2, "v_size": D, "ffn_size": round_up(math.floor(2.6667 * D), MULTIPLE)}
+        for name, size in usual.items():
+            chosen = size if getattr(self, name) is None else getattr(self, name)
+            checks.positive(where, **{name: chosen})
+            object.__setattr__(self, name, int(chosen))
+        self.blocks  # noqa: B018 (their options are checked)
+
+    @functools.cached_property
+    def blocks(self) -> list[Any]:
+        """The blocks, from below."""
+        given = {name: getattr(self, name) for name in ("qk_size", "v_size", "ffn_size", "gate_cap", "bias")}
+        given |= {name: getattr(self, name) for name in ("norm_eps", "eps", "chunk_size", "num_blocks")}
+        return [LargeBlock(self.size, self.num_heads, index=k, **given) for k in range(self.num_blocks)]
+
+    @property
+    def norm(self) -> Any:
+        """What follows the last block, or None."""
+        return RMSNorm(self.size, eps=self.norm_eps, bias=self.bias) if self.post_norm else None
