@@ -21,6 +21,7 @@ COMMON = {
     "zoneout": (0.0, 0.3),
     "layer_norm": (False, True),
     "clip": (None, 0.8),
+    "recompute": (False, True),
 }
 OPTIONS = {
     "LSTM": {

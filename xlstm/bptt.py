@@ -12,7 +12,7 @@ from xlstm.activations import normalize_bwd
 from xlstm.backend import Array, Namespace, Params, device_of
 from xlstm.fused import plain
 from xlstm.loop import Loop, columns, product, swap
-from xlstm.recurrence import Part, Saved, beside, put
+from xlstm.recurrence import OnDevice, Part, Saved, beside, put
 from xlstm.runs import Run, reshape
 from xlstm.threads import Team
 
@@ -48,6 +48,8 @@ class Backward:
     def tasks(self, team: Team) -> list[Callable[[], Sequence[Array]]]:
         """What is to be done for each part of the batch; the parts can be done side by side."""
         loop, dy = self.loop, self.dy
+        if self.saved.device is not None:
+            return [functools.partial(self._on_device, self.saved.device)]
         run = functools.partial(loop.run_bwd, dy=dy)
         if self.saved.plan.compiled:
             fused, Z = loop.fused, loop.collected["z"].T
@@ -64,6 +66,12 @@ class Backward:
         idle = [d[:, active:] for d in self.dstate]
         grads, dx = self.loop.gradients(self.saved, team)
         return grads, dx, [beside(self.xp, parts) for parts in zip(*starts, idle, strict=True)]
+
+    def _on_device(self, on: OnDevice) -> Sequence[Array]:
+        """The gradient of the initial state of the whole batch."""
+        Z = self.loop.collected["z"].T
+        Q = self.loop.collected["q"].T if "q" in self.loop.collected else Z
+        return [d.T for d in on.device.backward(self.dy, [d.T for d in self.dstate], on.kept(), Z, Q)]
 
     def _part(self, part: Part, go: Callable[..., Sequence[Array]]) -> Sequence[Array]:
         """The gradient of the initial state of a part."""
@@ -92,13 +100,15 @@ class LoopBack(Loop):
             rows["a"] = R
         if self.Whr is not None:
             rows["out"] = self.Whr.shape[0]
-        # Of one sequence a step is one column: stored as (N, rows) it lies together. Compiled loops lay rows, too.
-        flat = saved.plan.compiled or (bool(saved.runs) and saved.runs[0][1] == 1)
+        # Of one sequence a step is one column: stored as (N, rows) it lies together. Compiled loops and those on a device
+        # lay rows, too.
+        self.apart = saved.plan.compiled or saved.device is not None
+        flat = self.apart or (bool(saved.runs) and saved.runs[0][1] == 1)
         self.collected = {
             name: workspace.empty(xp, (N, n), saved.x).T if flat else workspace.empty(xp, (n, N), saved.x)
             for name, n in rows.items()
         }
-        if not saved.plan.compiled:
+        if not self.apart:
             self.WhT = _transposed(xp, self.Wh)
             self.innerT = _transposed(xp, self.inner) if self.cell.INNER else None
             self.WhrT = None if self.Whr is None else _transposed(xp, self.Whr)
@@ -212,7 +222,7 @@ class LoopBack(Loop):
         else:
             G, N, K, _ = self.Wh.shape
             before = reshape(xp, self._before(saved), (x.shape[0], N, K))
-            if saved.plan.compiled:  # which lays rows
+            if self.apart:  # rows
                 heads = xp.permute_dims(reshape(xp, A.T, (x.shape[0], G, N, K)), (1, 2, 3, 0))
             else:
                 heads = reshape(xp, A, (G, N, K, x.shape[0]))

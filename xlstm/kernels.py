@@ -1,8 +1,7 @@
 """A cell's time loop compiled: forward with what it keeps, forward alone, and backward.
 
-The cell itself is traced. Arrays are flat but for time and gates: M is the H units of n sequences. A step's
-arrays are zx and zh (G, M), the products of x and of h; b and bh (G, M), what is added to them; h and the carried
-states (M,); what the cell saves, s0, s1, ... (rows, M) or (M,); gradients likewise.
+The cell itself is traced. Arrays are flat but for time and gates, and have the names that `pointwise.py` gives them;
+M is the H units of n sequences.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 from xlstm import compiled
 from xlstm.compiled import Kernel
-from xlstm.tracing import Symbols, UntraceableError, trace
+from xlstm.pointwise import pointwise
 
 # Rows are those of a packed batch, `at` the first of step 0 and `width` those from a step to the next. Between rows
 # and columns arrays are copied in tiles of 16, a line of the cache.
@@ -166,42 +165,16 @@ def of(cell: Any, dtype: Any, own: tuple[tuple[str, int], ...], added: tuple[str
 
     `own` has the cell's own parameters and their rows, `added` which of b and bh there are.
     """
-    G, carried = len(cell.GATES), cell.STATES[1:]
-
-    def forward(xp: Any, zx: Symbols, zh: Symbols, h: Symbols, **rest: Symbols) -> dict[str, Symbols]:
-        carry, mine = [rest[name] for name in carried], {name: rest[name] for name, _ in own}
-        zx, zh = (z + rest[name] if name in added else z for z, name in ((zx, "b"), (zh, "bh")))
-        if cell.SPLIT:
-            h, *new, saved = cell.gates(xp, zx, zh, h, *carry)
-        else:
-            h, *new, saved = cell.gates(xp, zx + zh, *carry, **mine)
-        return {"h": h, **dict(zip(carried, new, strict=True)), **{f"s{k}": a for k, a in enumerate(saved)}}
-
-    def lean(*args: Any, **rest: Symbols) -> dict[str, Symbols]:
-        return {name: a for name, a in forward(*args, **rest).items() if name in cell.STATES}
-
-    def backward(xp: Any, dh: Symbols, **rest: Symbols) -> dict[str, Symbols]:
-        carry, mine = [rest[name] for name in carried], {name: rest[name] for name, _ in own}
-        slopes = cell.slopes(xp, *carry, [rest[name] for name in kept], **mine)
-        names = ["dz", *(("dzh", "dh0") if cell.SPLIT else ()), *(f"d{name}" for name in carried)]
-        return dict(zip(names, cell.gates_bwd(xp, dh, *(rest[f"d{c}"] for c in carried), slopes), strict=True))
-
-    if cell.INNER or dtype.name not in compiled.FLOATS:
+    step = pointwise(cell, own, added)
+    if step is None or dtype.name not in compiled.FLOATS:
         return None
-    states: dict[str, int | None] = dict.fromkeys(carried)
-    inputs = {"zx": G, "zh": G, **dict.fromkeys(added, G), "h": None, **states, **dict(own)}
-    try:
-        _, outputs = trace(forward, inputs)
-        kept = {name: rows for name, rows in outputs.items() if name not in cell.STATES}
-        before = {"zx": "j", **dict.fromkeys((*states, *kept), "t")}
-        after, still = before | dict.fromkeys(states, "t + 1"), before | dict.fromkeys(states, "0")
-        back = {"dh": None, **{f"d{c}": None for c in carried}, **states, **kept, **dict(own)}
-        return Kernels(
-            Kernel(dtype.name, forward, inputs, before, after, FORWARD, LOOPS),
-            Kernel(dtype.name, lean, inputs, still, still, FORWARD, LOOPS),
-            Kernel(dtype.name, backward, back, before, before, APART if cell.SPLIT else TOGETHER, LOOPS),
-            carried,
-            kept,
-        )
-    except UntraceableError:
-        return None
+    states = dict.fromkeys(step.carried)
+    before = {"zx": "j", **dict.fromkeys((*states, *step.saved), "t")}
+    after, still = before | dict.fromkeys(states, "t + 1"), before | dict.fromkeys(states, "0")
+    return Kernels(
+        Kernel(dtype.name, step.forward, step.before, before, after, FORWARD, LOOPS),
+        Kernel(dtype.name, step.lean, step.before, still, still, FORWARD, LOOPS),
+        Kernel(dtype.name, step.backward, step.after, before, before, APART if cell.SPLIT else TOGETHER, LOOPS),
+        step.carried,
+        dict(step.saved),
+    )

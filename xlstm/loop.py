@@ -98,6 +98,18 @@ class Loop:
         self.bare = not self.zoneout and noise.drop is None and self.Whr is None and self.gh is None
         self.plain = self.bare and not cell.SPLIT
 
+    @property
+    def obstacle(self) -> str:
+        """What makes a step more than one function of units beside the product of h; empty where nothing does."""
+        there = {
+            "zoneout": self.zoneout,
+            "recurrent dropout": self.noise.drop is not None,
+            "a projection": self.Whr is not None,
+            "layer normalisation": self.gh is not None,
+            "a reset before the product": self.inner is not None,
+        }
+        return " and ".join(name for name, is_there in there.items() if is_there)
+
     @functools.cached_property
     def kernels(self) -> Kernels | None:
         """The loop compiled, where it is to be and can be."""

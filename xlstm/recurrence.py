@@ -6,17 +6,19 @@ parts whose loops run side by side.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from xlstm import blas, fused, workspace
+from xlstm import blas, cuda, fused, workspace
 from xlstm.backend import Array, Namespace, Params, device_of
+from xlstm.cuda import DevicePass, Kept
 from xlstm.fused import plain
 from xlstm.loop import BLOCK, Cell, Loop, Noise, project, project_block, swap
 from xlstm.plan import Plan
@@ -24,14 +26,39 @@ from xlstm.runs import Run, Runs, reshape, split
 from xlstm.threads import Team
 
 
+V = TypeVar("V")
+
+
+class Later(Sequence[V]):
+    """A sequence whose items are made whenever they are asked for."""
+
+    def __init__(self, make: Callable[[int], V], length: int) -> None:
+        self.make, self.length = make, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, k: Any) -> Any:
+        if not 0 <= k < self.length:
+            raise IndexError(k)
+        return self.make(k)
+
+
 class Part(NamedTuple):
     """What a part of the batch went through, run by run."""
 
     runs: list[Run]
-    starts: list[Array]  # h at the start of each run, (P, n)
-    ends: list[Sequence[Array]]  # the states at the end of each run
-    kept: list[list[Array]]  # of each run: carried states before, and what was saved, at every step: (k, ..., n)
+    starts: Sequence[Array]  # h at the start of each run, (P, n)
+    ends: Sequence[Sequence[Array]]  # the states at the end of each run
+    kept: Sequence[list[Array]]  # of each run: carried states before, and what was saved, at every step: (k, ..., n)
     final: Sequence[Array]  # the state of each sequence at its own end
+
+
+class OnDevice(NamedTuple):
+    """A pass that ran in kernels of its own, and what it kept as a function, which may have to make it again."""
+
+    device: DevicePass
+    kept: Callable[[], Kept]
 
 
 @dataclass(frozen=True)
@@ -48,6 +75,7 @@ class Saved:
     hs: Array  # h before and after every step: (n, P) of the initial state, then y (N, P)
     parts: list[Part]
     normal: tuple[Array, Array] | None  # Wx x normalised (R, N) and 1 / its deviation, with layer_norm
+    device: OnDevice | None = None
 
     @property
     def xp(self) -> Namespace:
@@ -99,8 +127,9 @@ class Saved:
 def run(passes: Sequence[Forward]) -> list[tuple[Array, Sequence[Array], Saved | None]]:
     """Run the directions of a layer: y (N, P), the final state, and Saved if that is kept, of each."""
     one = passes[0]
-    compilable = all(p.loop.kernels is not None for p in passes)
-    plan = Plan.of(one.xp, [p.loop.Wh for p in passes], one.loop.P, one.state[0].shape[1], one.x.shape[0], compilable)
+    compilable = all(p.device is None and p.loop.kernels is not None for p in passes)
+    weights = [p.loop.Wh for p in passes]
+    plan = Plan.of(one.xp, weights, one.loop.P, one.state[0].shape[1], one.x.shape[0], compilable)
     with plan.team() as team:
         tasks = [p.tasks(plan, team) for p in passes]
         parts = iter(plan.run(team, [task for some in tasks for task in some]))
@@ -135,6 +164,8 @@ class Forward:
         The initial state.
     keep : bool
         Keep what the backward pass needs.
+    recompute : bool
+        Keep of that only the states, and make the rest again when it is asked for.
     """
 
     def __init__(
@@ -147,9 +178,11 @@ class Forward:
         state: Sequence[Array],
         noise: Noise,
         keep: bool,
+        recompute: bool = False,
     ) -> None:
-        self.xp, self.x, self.runs, self.state, self.keep = xp, x, runs, state, keep
-        self.loop = Loop(xp, cell, w, noise)
+        self.xp, self.x, self.runs, self.state, self.keep, self.recompute = xp, x, runs, state, keep, recompute
+        self.loop = loop = Loop(xp, cell, w, noise)
+        self.device = cuda.device_pass(xp, cell, loop.Wh, loop.own | loop.biases, runs, loop.obstacle) if runs else None
         # h before and after every step: y with the initial state in front
         self.first = runs[0][1] if runs else 0  # sequences of the first step
         self.hs = workspace.empty(xp, (self.first + x.shape[0], self.loop.P), x)
@@ -161,6 +194,8 @@ class Forward:
     def tasks(self, plan: Plan, team: Team) -> list[Callable[[], Part]]:
         """What is to be done for each part of the batch; the parts can be done side by side."""
         run: Callable[..., tuple[Sequence[Array], list[Array]]] = self._run
+        if self.device is not None:
+            return [functools.partial(self._on_device, self.device)]
         if plan.shared:
             inputs = plain(self.x)
             if "Wx" in self.loop.w:
@@ -182,10 +217,70 @@ class Forward:
         final = [beside(self.xp, states) for states in zip(*(part.final for part in parts), idle, strict=True)]
         if not self.keep:
             return self.y, final, None
-        return self.y, final, Saved(self.loop, plan, self.runs, self.x, self.hs, parts, self.normal)
+        saved = Saved(self.loop, plan, self.runs, self.x, self.hs, parts, self.normal)
+        if self.device is not None and self.runs:
+            return self.y, final, dataclasses.replace(saved, device=OnDevice(self.device, self._kept))
+        if self.recompute:
+            parts = [part._replace(kept=Later(functools.partial(self._again, part), len(part.runs))) for part in parts]
+            saved = dataclasses.replace(saved, parts=parts)
+        return self.y, final, saved
+
+    def _on_device(self, device: DevicePass) -> Part:
+        """The whole batch in kernels of its own; what a part has by runs are views, made when asked for."""
+        xp, first = self.xp, self.first
+        zx = self._rows_of_products()
+        keep = ("states" if self.recompute else "all") if self.keep else "nothing"
+        ends, kept = device.forward(zx, self.hs, [s[:, :first].T for s in self.state[1:]], keep)
+        self._kept: Callable[[], Kept] = lambda: kept
+        if self.recompute:
+            self._kept = lambda: device.again(self._rows_of_products(), self.hs, kept)
+        (runs,) = split(self.runs, 1)
+        final = [end.T for end in ends]
+        names = list(self.loop.cell.STATES[1:])
+
+        def start(k: int) -> Array:
+            return self.hs[: runs[0].n, :].T if k == 0 else self.y[runs[k - 1].rows(runs[k - 1].k - 1), :].T[:, : runs[k].n]
+
+        def end(k: int) -> Sequence[Array]:
+            n, after = runs[k].n, runs[k + 1] if k + 1 < len(runs) else None
+            found = [self.y[runs[k].rows(runs[k].k - 1), :].T]
+            for name, last in zip(names, final[1:], strict=True):
+                on = [] if after is None else [kept[name][after.rows(0), :].T]
+                found.append(beside(xp, [*on, last[:, after.n if after else 0 : n]]))
+            return found
+
+        def arrays(k: int) -> list[Array]:
+            found = [runs[k].steps(xp, a, 0, runs[k].k) for a in self._kept().values()]
+            return [xp.permute_dims(a, (0, *range(2, a.ndim), 1)) for a in found]
+
+        return Part(runs, Later(start, len(runs)), Later(end, len(runs)), Later(arrays, len(runs)), final)
+
+    def _rows_of_products(self) -> Array:
+        """Wx x of all steps, (N, R)."""
+        return self.x @ self.loop.w["Wx"].T if "Wx" in self.loop.w else self.x
+
+    def _again(self, part: Part, k: int) -> list[Array]:
+        """What a run keeps, from the states before every step."""
+        loop, xp, run = self.loop, self.xp, part.runs[k]
+        columns, shape = run.k * run.n, (-1, loop.H, run.k, run.n)
+        x = run.steps(xp, self.x, 0, run.k)
+        inputs, _ = project(loop, reshape(xp, x, (columns, x.shape[2])))
+        before = xp.concat((part.starts[k].T[None, ...], run.steps(xp, self.y, 0, run.k - 1)))
+        through = loop.through(loop.Wh, reshape(xp, before, (columns, loop.P)).T)
+        zx, zh = (xp.permute_dims(reshape(xp, z, shape), (0, 2, 1, 3)) for z in (inputs, through))
+        if loop.bh is not None:
+            zh = zh + reshape(xp, loop.bh, (-1, 1, loop.H, 1))
+        carry = part.kept[k]
+        if loop.cell.SPLIT:
+            *_, saved = loop.cell.gates(xp, zx, zh, xp.permute_dims(before, (0, 2, 1)), *carry)
+        else:
+            *_, saved = loop.cell.gates(xp, zx + zh, *carry, **loop.own)
+        return [*carry, *(swap(xp, a) for a in saved)]
 
     def _part(self, runs: list[Run], go: Callable[..., tuple[Sequence[Array], list[Array]]]) -> Part:
-        part = Part(runs, [], [], [], [])
+        starts: list[Array] = []
+        ends: list[Sequence[Array]] = []
+        keeps: list[list[Array]] = []
         finals: list[Sequence[Array]] = []  # of the sequences that end, the shortest first
         width = runs[0].n
         state: Sequence[Array] = [s[:, runs[0].columns] for s in self.state]
@@ -193,11 +288,11 @@ class Forward:
             if run.n < width:
                 finals.append([s[:, run.n :] for s in state])
                 state, width = [s[:, : run.n] for s in state], run.n
-            part.starts.append(state[0])
+            starts.append(state[0])
             state, kept = go(run, state)
-            part.ends.append(state)
-            part.kept.append(kept)
-        return part._replace(final=[beside(self.xp, s) for s in zip(state, *finals[::-1], strict=True)])
+            ends.append(state)
+            keeps.append(kept[: len(state) - 1] if self.recompute else kept)
+        return Part(runs, starts, ends, keeps, [beside(self.xp, s) for s in zip(state, *finals[::-1], strict=True)])
 
     def _run(self, run: Run, state: Sequence[Array]) -> tuple[Sequence[Array], list[Array]]:
         return self.loop.run(run, state, itertools.chain.from_iterable(self._blocks(run)), self.y, self.keep)

@@ -35,6 +35,7 @@ class Options:
     clip: float | None = None
     activations: str | tuple[str, ...] | None = None
     initializer: str = "uniform"
+    recompute: bool = False
 
     STATES: ClassVar[tuple[str, ...]] = ("h",)
     REST: ClassVar[tuple[float, ...]] = (0.0, 0.0)  # each state before the first step
@@ -63,6 +64,11 @@ class Options:
             raise ValueError(f"{where}: recurrent_bias and bias=False exclude one another")
         object.__setattr__(self, "zoneout", self._zoneout(where))
         object.__setattr__(self, "activations", self._activations(where))
+        if self.recompute:
+            for option in ("zoneout", "recurrent_dropout", "layer_norm", "proj_size"):
+                given = getattr(self, option, 0)
+                if any(given) if isinstance(given, tuple) else given:
+                    raise ValueError(f"{where}: recompute and {option} exclude one another, {option} is {given}")
 
     def __repr__(self) -> str:
         """As it would be made, without the options that have their default."""

@@ -61,6 +61,9 @@ class LSTM(Recurrent):
         "uniform": U(-1/sqrt(H), 1/sqrt(H)), as `torch.nn.LSTM`. "glorot": Glorot's uniform for inputs,
         orthogonal Wh, zero bias but 1 for the forget gate, as Keras. "lecun": N(0, 1/inputs), zero bias.
         "notebook": input weights N(0, 2/(D+H)), recurrent weights N(0, 1/H), zero bias.
+    recompute : bool
+        Keep only the states of every step for `backward`, which makes the gates again from one product over all steps:
+        less memory between the passes, some more time. Not with zoneout, recurrent_dropout, layer_norm and proj_size.
     proj_size : int
         Width P of a linear projection of the hidden state (Sak et al. 2014), as `torch.nn.LSTM`; 0 for none.
     peepholes : bool
@@ -179,6 +182,8 @@ class GRU(Recurrent):
         super().__post_init__()
         if self.layer_norm and not self.reset_after:
             raise ValueError("GRU: layer_norm and reset_after=False exclude one another")
+        if self.recompute and not self.reset_after:
+            raise ValueError("GRU: recompute and reset_after=False exclude one another")
 
     def _needs_recurrent_bias(self) -> bool:
         return self.reset_after

@@ -25,6 +25,8 @@ class Layer(Protocol):
     def cells(self) -> dict[str, Cell]: ...
     @property
     def names(self) -> dict[str, dict[str, str]]: ...
+    @property
+    def recompute(self) -> bool: ...
 
 
 class Rates(NamedTuple):
@@ -156,7 +158,7 @@ def forward(
             noise = _noise(xp, packing, rates, rng, start, rows)
             x = packing.mirror(xp, rows) if direction else rows
             w = _weights(xp, params, layer.names[f"{k}.{direction}".rstrip(".")])
-            loops.append(recurrence.Forward(xp, cell, w, x, packing.runs, start, noise, keep))
+            loops.append(recurrence.Forward(xp, cell, w, x, packing.runs, start, noise, keep, layer.recompute))
         outputs = []
         for direction, (y, end, saved) in zip(layer.cells, recurrence.run(loops), strict=True):
             ends.append([packing.unsort(xp, s) for s in end])

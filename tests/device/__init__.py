@@ -1,0 +1,80 @@
+"""A GPU on a CPU: xlstm's CUDA sources compiled by g++ with the shim of this folder, on NumPy arrays."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from xlstm.cuda.launch import Grid
+from xlstm.cuda.source import Source
+from xlstm.cuda.source import _file as file
+from xlstm.cuda.tiling import Device
+
+SHIM = Path(__file__).with_name("shim.hpp")
+COMPILE = ("g++", "-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-shared", "-fPIC")
+
+
+class ShimRuntime:
+    """Runs kernels on NumPy arrays; `seed` draws the order of threads, 0 for that of their numbers."""
+
+    def __init__(self, device: Device, seed: int = 0) -> None:
+        self.device, self.seed = device, seed
+        self.launches: list[str] = []
+
+    def launch(self, source: Source, entry: str, grid: Grid, args: Sequence[Any]) -> None:
+        self.launches.append(entry)
+        values = []
+        for a in args:
+            if a is None:
+                values.append(ctypes.c_void_p(0))
+            elif isinstance(a, np.ndarray):
+                assert a.flags.c_contiguous, f"{entry}: an argument of shape {a.shape} is not contiguous"
+                values.append(ctypes.c_void_p(a.ctypes.data))
+            else:
+                values.append({"int32": ctypes.c_int32, "int64": ctypes.c_int64}[a.dtype.name](int(a)))
+        together = entry == source.name and source.blocks
+        cluster = grid.x if together and source.cluster else 1
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
+        run = getattr(library(source.text), f"run_{entry}")
+        if together:
+            failed = run(grid.x, grid.y, grid.threads, grid.shared, cluster, self.seed, pointers, 0)
+            assert not failed, f"{entry}: threads wait for what never comes"
+            return
+        for x in range(grid.x):  # blocks that need not be there together
+            run(1, 1, grid.threads, grid.shared, 1, 0, pointers, x)
+
+
+@functools.cache
+def library(text: str) -> ctypes.CDLL:
+    """A source with the shim in the place of the device, compiled once for all processes."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    text = text.replace(file("device.cuh"), SHIM.read_text(encoding="utf-8"))
+    entries = set(re.findall(r"#define (?:KERNEL|ARRANGE) (\w+)", text))
+    text += "".join(
+        f'\nextern "C" int run_{entry}(int x, int y, int threads, int shared, int cluster, unsigned seed, void** args, '
+        f"int first) {{ return shim::launch({entry}, x, y, threads, shared, cluster, seed, args, first); }}"
+        for entry in sorted(entries)
+    )
+    folder = Path(tempfile.gettempdir()) / "xlstm-device-tests"
+    folder.mkdir(exist_ok=True)
+    made = folder / f"{hashlib.sha256(' '.join([*COMPILE, text]).encode()).hexdigest()[:32]}.so"
+    if not made.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as room:
+            source, built = Path(room) / "kernel.cpp", Path(room) / "kernel.so"
+            source.write_text(text, encoding="utf-8")
+            done = subprocess.run([*COMPILE, str(source), "-o", str(built)], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr[:4000]
+            built.replace(made)
+    return ctypes.CDLL(str(made))

@@ -1,0 +1,232 @@
+// A GPU on a CPU, for kernels of small size: in the place of xlstm/cuda/device.cuh.
+//
+// Every CUDA thread is a fiber. One runs until it waits for others, then another does, in an order that a seed draws: what
+// lacks a barrier reads what is not there yet, in one order or another, and threads that wait in vain are found. The order
+// is all that is drawn: with every barrier in its place the results are the same bits.
+
+#define IN_SHIM 1
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#define DEVICE inline
+#define SHARED_MEMORY(name) unsigned char* name = shim::now->block->shared
+#define __global__
+#define __restrict__
+#define __cluster_dims__(x, y, z)
+#define __launch_bounds__(threads, blocks)
+
+struct uint4 { unsigned x, y, z, w; };
+struct dim3_ { unsigned x, y, z; };
+
+namespace shim {
+
+struct Block {
+    dim3_ index;
+    unsigned char* shared;
+    int first, cluster_first, cluster_size;  // of its threads; of the threads of its cluster
+};
+struct Warp { unsigned a[32][4], b[32][2]; };
+struct Fiber {
+    ucontext_t context;
+    Block* block;
+    Warp* warp;
+    int thread;
+    long waits[3];  // barriers that it has come to: of its warp, block, cluster
+    std::vector<char> stack;
+};
+
+static std::vector<std::unique_ptr<Fiber>> fibers;
+static std::vector<int> ready;
+static Fiber* now;
+static ucontext_t scheduler;
+static dim3_ blockDim_, gridDim_;
+static bool stuck;
+static long progress;  // of anything; a thread that waits for memory makes none
+
+inline void yield() { swapcontext(&now->context, &scheduler); }
+
+// Wait for the threads from `first` on: none goes on before all have come.
+inline void barrier(int kind, int first, int count) {
+    Fiber* me = now;
+    me->waits[kind]++;
+    progress++;
+    for (;;) {
+        bool all = true;
+        for (int i = first; i < first + count && all; i++) all = fibers[i]->waits[kind] >= me->waits[kind];
+        if (all) return;
+        yield();
+    }
+}
+
+}  // namespace shim
+
+#define threadIdx (shim::Index{(unsigned)shim::now->thread})
+#define blockIdx (shim::now->block->index)
+#define blockDim shim::blockDim_
+#define gridDim shim::gridDim_
+namespace shim {
+struct Index { unsigned x; };
+}
+
+struct half_t { unsigned short bits; };
+struct bf16_t { unsigned short bits; };
+
+DEVICE unsigned bits_of(float v) { unsigned u; std::memcpy(&u, &v, 4); return u; }
+DEVICE float float_of(unsigned u) { float v; std::memcpy(&v, &u, 4); return v; }
+DEVICE float widen(half_t v) { _Float16 h; std::memcpy(&h, &v.bits, 2); return (float)h; }
+DEVICE float widen(bf16_t v) { return float_of((unsigned)v.bits << 16); }
+DEVICE float widen(float v) { return v; }
+DEVICE double widen(double v) { return v; }
+DEVICE void narrow(half_t& to, float v) { const _Float16 h = (_Float16)v; std::memcpy(&to.bits, &h, 2); }
+DEVICE void narrow(bf16_t& to, float v) {
+    const unsigned u = bits_of(v);
+    to.bits = v != v ? 0x7fff : (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+}
+DEVICE void narrow(float& to, float v) { to = v; }
+DEVICE void narrow(double& to, double v) { to = v; }
+DEVICE void forget(uint4&) {}
+DEVICE float round_tf32(float v) { return float_of((bits_of(v) + 0x1000u) & ~0x1fffu); }
+
+// mma.sync as the PTX manual draws it: matrices by element, from the words of the lanes.
+template <class T, int DEPTH, class Read>
+DEVICE void mma_model(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1, Read read) {
+    shim::Fiber* me = shim::now;
+    shim::Warp& warp = *me->warp;
+    const int lane = me->thread % 32, first = me->block->first + me->thread / 32 * 32;
+    const unsigned a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1};
+    std::copy(a, a + 4, warp.a[lane]);
+    std::copy(b, b + 2, warp.b[lane]);
+    shim::barrier(0, first, 32);
+    constexpr int WORD = 4 / sizeof(T);  // elements
+    auto A = [&](int row, int k) {  // registers by halves of rows, then of k; a lane has WORD neighbours of four per row
+        const int half_k = k / (4 * WORD), within = k % (4 * WORD);
+        return read(warp.a[row % 8 * 4 + within / WORD][row / 8 + 2 * half_k], within % WORD);
+    };
+    auto B = [&](int k, int column) {
+        const int half_k = k / (4 * WORD), within = k % (4 * WORD);
+        return read(warp.b[column * 4 + within / WORD][half_k], within % WORD);
+    };
+    float sums[4];
+    for (int e = 0; e < 4; e++) {
+        const int row = lane / 4 + e / 2 * 8, column = lane % 4 * 2 + e % 2;
+        float sum = c[e];
+        for (int k = 0; k < DEPTH; k++) sum += A(row, k) * B(k, column);
+        sums[e] = sum;
+    }
+    shim::barrier(0, first, 32);
+    std::copy(sums, sums + 4, c);
+}
+DEVICE float half_of(unsigned word, int which) { return widen(half_t{(unsigned short)(word >> (16 * which))}); }
+DEVICE float bf16_of(unsigned word, int which) { return widen(bf16_t{(unsigned short)(word >> (16 * which))}); }
+DEVICE float tf32_of(unsigned word, int) { return float_of(word & ~0x1fffu); }  // the hardware reads no more
+DEVICE void mma(half_t, float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+    mma_model<half_t, 16>(c, a0, a1, a2, a3, b0, b1, half_of);
+}
+DEVICE void mma(bf16_t, float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+    mma_model<bf16_t, 16>(c, a0, a1, a2, a3, b0, b1, bf16_of);
+}
+DEVICE void mma(float, float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+    mma_model<float, 8>(c, a0, a1, a2, a3, b0, b1, tf32_of);
+}
+
+DEVICE void sync_block() { shim::barrier(1, shim::now->block->first, blockDim.x); }
+DEVICE void sync_cluster() {
+    const shim::Block* block = shim::now->block;
+    shim::barrier(2, block->cluster_first, block->cluster_size);
+}
+template <class T>
+DEVICE void store_remote(T* local, int rank, T v) {
+    const shim::Block* mine = shim::now->block;
+    const shim::Block* other = shim::fibers[mine->cluster_first + rank * (int)blockDim.x]->block;
+    *(T*)(other->shared + ((unsigned char*)local - mine->shared)) = v;
+}
+DEVICE void set_flag(unsigned* flag, unsigned value) {
+    *flag = value;
+    shim::progress++;
+}
+DEVICE void wait_flag(const unsigned* flag, unsigned value) {
+    while (*(volatile const unsigned*)flag < value) shim::yield();
+}
+template <class T>
+DEVICE T load_fresh(const T* from) { return *from; }
+
+namespace shim {
+
+template <class... A, size_t... I>
+void call(void (*kernel)(A...), void** args, std::index_sequence<I...>) {
+    kernel(*(std::remove_reference_t<A>*)args[I]...);
+}
+static void (*body)(void**);
+static void** arguments;
+static int alive;
+
+inline void run_fiber() {
+    body(arguments);
+    alive--;
+    progress++;
+    now->thread = -1;
+    yield();
+}
+
+// All blocks of the grid at once. 1: threads wait for what never comes.
+template <class... A>
+int launch(void (*kernel)(A...), int grid_x, int grid_y, int threads, int shared, int cluster, unsigned seed, void** args,
+           int first_block = 0) {
+    static void (*chosen)(A...);
+    chosen = kernel;
+    body = [](void** given) { call(chosen, given, std::index_sequence_for<A...>()); };
+    arguments = args;
+    blockDim_ = {(unsigned)threads, 1, 1};
+    gridDim_ = {(unsigned)grid_x, (unsigned)grid_y, 1};
+    const int blocks = grid_x * grid_y, warps = (threads + 31) / 32;
+    std::vector<Block> all(blocks);
+    std::vector<Warp> lanes(blocks * warps);
+    std::vector<uint4> memory((size_t)blocks * (shared / 16 + 1), uint4{0x7fc07fc0, 0x7fc07fc0, 0x7fc07fc0, 0x7fc07fc0});
+    fibers.clear();
+    std::vector<int> order;
+    for (int b = 0; b < blocks; b++) {
+        const int first = b / cluster * cluster * threads;
+        all[b] = {{(unsigned)(first_block + b % grid_x), (unsigned)(b / grid_x), 0}, (unsigned char*)&memory[(size_t)b * (shared / 16 + 1)],
+                  b * threads, first, cluster * threads};
+        for (int t = 0; t < threads; t++) {
+            auto fiber = std::make_unique<Fiber>();
+            fiber->block = &all[b];
+            fiber->warp = &lanes[b * warps + t / 32];
+            fiber->thread = t;
+            std::fill(fiber->waits, fiber->waits + 3, 0);
+            fiber->stack.resize(1 << 16);
+            getcontext(&fiber->context);
+            fiber->context.uc_stack.ss_sp = fiber->stack.data();
+            fiber->context.uc_stack.ss_size = fiber->stack.size();
+            fiber->context.uc_link = nullptr;
+            makecontext(&fiber->context, run_fiber, 0);
+            order.push_back((int)fibers.size());
+            fibers.push_back(std::move(fiber));
+        }
+    }
+    alive = (int)fibers.size();
+    std::mt19937 random(seed);
+    while (alive) {
+        const long before = progress;
+        if (seed) std::shuffle(order.begin(), order.end(), random);
+        for (int i : order)
+            if (fibers[i]->thread >= 0) {
+                now = fibers[i].get();
+                swapcontext(&scheduler, &now->context);
+            }
+        if (progress == before) return 1;
+    }
+    return 0;
+}
+
+}  // namespace shim

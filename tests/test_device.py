@@ -1,0 +1,225 @@
+"""Kernels for a GPU, run on a CPU: the sources that NVRTC compiles, with a shim in the place of the device.
+
+What is seen here: indices, tiles, fragments, double buffers, barriers as phases, the arrays that go in and come out. What
+is not: time, and whatever a device does that its manual does not say.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests import layers
+from tests.device import ShimRuntime, library
+
+from xlstm.backend import generator
+from xlstm.cuda import launch, source, tiling
+from xlstm.cuda.tiling import Device
+
+# Small enough that groups have to wait for one another.
+SMALL = Device("a small one", 90, 8, 232448)
+# Largest difference relative to the largest value: that of the dtype, or of the factors of products.
+TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "tf32": 4e-3, "float16": 6e-3, "bfloat16": 5e-2}
+WAYS = [
+    ("pointwise", "float64", None),
+    ("plain", "float64", None),
+    ("plain", "float32", None),
+    ("grid", "float32", None),
+    ("cluster", "float32", None),
+    ("grid", "float32", "tf32"),
+    ("cluster", "float32", "tf32"),
+    ("cluster", "float16", None),
+]
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+    """Layers of NumPy arrays run in kernels, on a device, by a path and with a precision."""
+
+    def begin(path, precision=None, device=SMALL, seed=0):
+        runtime = ShimRuntime(device, seed)
+        monkeypatch.setattr(launch, "runtime", lambda xp, like: runtime)
+        monkeypatch.setenv("XLSTM_CUDA_PATH", path)
+        if precision:
+            monkeypatch.setenv("XLSTM_CUDA_PRECISION", precision)
+        return runtime
+
+    yield begin
+    monkeypatch.undo()
+
+
+def results(layer, lengths=None, dtype="float64", T=5, B=9, seed=3):
+    """Of a layer forward and backward, and everything that `saved` shows; the same numbers for every dtype."""
+    rng = generator(seed)
+    params = {n: (0.3 * rng.standard_normal(p.shape)).astype(dtype) for n, p in layer.draw(generator(0)).items()}
+    outer = (B, T) if layer.batch_first else (T, B)
+    x = rng.standard_normal((*outer, layer.input_size)).astype(dtype)
+    L = layer.num_layers * len(layer.directions)
+    state = [rng.standard_normal((L, B, size)) for size in layer.state_sizes]
+    if "n" in layer.STATES:
+        state[2] = abs(state[2]) + 1
+    state = tuple(s.astype(dtype) for s in state)
+    y, end, saved = layer.forward(params, x, state, lengths=lengths)
+    dy, dend = rng.standard_normal(y.shape).astype(dtype), [rng.standard_normal(s.shape).astype(dtype) for s in end]
+    grads, dx, start = layer.backward(params, saved, dy, dend)
+    found = {"y": y, "dx": dx, **grads}
+    found |= {f"end {k}": s for k, s in enumerate(end)} | {f"dstart {k}": s for k, s in enumerate(start)}
+    for name, one in saved.passes.items():
+        found |= {f"{name} gates": one.gates, f"{name} h": one.h}
+        found |= {f"{name} {s}": getattr(one, s) for s in layer.STATES[1:]}
+    return found
+
+
+def agree(found, expected, tolerance):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].shape == value.shape, name
+        gap = np.max(np.abs(found[name].astype("float64") - value), initial=0.0)
+        assert gap <= tolerance * max(np.max(np.abs(value), initial=0.0), 1e-3), (name, gap)
+
+
+CELLS = {
+    "lstm": lambda H: xlstm.LSTM(3, H),
+    "lstm, options": lambda H: xlstm.LSTM(3, H, peepholes=True, clip=2.0, cell_clip=1.5),
+    "lstm, coupled": lambda H: xlstm.LSTM(3, H, coupled_input_forget=True, peepholes=True, bias=False),
+    "gru": lambda H: xlstm.GRU(3, H),
+    "rnn": lambda H: xlstm.RNN(3, H),
+    "slstm": lambda H: xlstm.sLSTM(3, H, num_heads=2),
+}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(("path", "dtype", "precision"), WAYS)
+def test_cells_by_every_path(on_device, monkeypatch, cell, path, dtype, precision):
+    layer = CELLS[cell](40)
+    expected = results(layer)
+    runtime = on_device(path, precision)
+    monkeypatch.setattr(sys.modules["xlstm.backend"], "_on_cpu_array", lambda array: False)  # float16 is refused there
+    found = results(layer, dtype=dtype)
+    assert {entry.removesuffix("_step") for entry in runtime.launches} >= {"xlstm_forward", "xlstm_backward"}
+    assert ("xlstm_forward_step" in runtime.launches) == (path == "pointwise")
+    agree(found, expected, TOLERANCE[precision or dtype])
+
+
+@pytest.mark.parametrize(("path", "dtype"), [("pointwise", "float64"), ("plain", "float64"), ("cluster", "float32")])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "sLSTM"])
+def test_lengths_stacks_directions_and_recomputing(on_device, path, dtype, kind, recompute):
+    layer = getattr(xlstm, kind)(3, 20, 2, bidirectional=True, batch_first=True, recompute=recompute)
+    lengths = [4, 2, 0, 5, 1, 5, 3, 1, 1, 2, 0]
+    expected = results(layer, lengths, B=11)
+    runtime = on_device(path)
+    found = results(layer, lengths, dtype=dtype, B=11)
+    assert len(runtime.launches) > 8
+    agree(found, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("H", [1, 3, 17, 64, 100])
+def test_any_width(on_device, H):
+    layer = xlstm.LSTM(3, H)
+    expected = results(layer, T=3, B=2)
+    on_device("grid")
+    agree(results(layer, dtype="float32", T=3, B=2), expected, TOLERANCE["float32"])
+
+
+def test_gradients_by_random_directions(on_device):
+    on_device("plain")
+    layer = xlstm.LSTM(2, 5, 2, peepholes=True)
+    be = xlstm.backend("numpy", dtype="float64")
+    params, x, state = layers.inputs_of(layer, be, generator(3), 4, 3)
+    assert layers.check(layer, params, x, state, [4, 2, 3]) < 1e-7
+
+
+@pytest.mark.parametrize("path", ["plain", "grid", "cluster"])
+def test_results_do_not_depend_on_the_order_of_threads(on_device, path):
+    layer, found = xlstm.GRU(3, 40), []
+    for seed in range(4):
+        on_device(path, seed=seed)
+        found.append(results(layer, dtype="float32", T=4))
+    for other in found[1:]:
+        for name, value in found[0].items():
+            np.testing.assert_array_equal(other[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [
+        ("forward.cu", "        sync_block();\n        const long long row0"),  # sums are read before they are there
+        ("forward.cu", "        sync_block();\n\n        constexpr int PIECES"),  # h is passed on before it is there
+        ("backward.cu", "        sync_block();\n        product(weights"),  # dz is multiplied before it is there
+        ("exchange.cuh", "    sync_cluster();"),
+    ],
+)
+def test_a_missing_barrier_is_seen(on_device, monkeypatch, part, text):
+    """The test of the test above."""
+    layer = xlstm.GRU(3, 40)
+    expected = results(layer, T=4)
+    broken = source._file(part).replace(text, text.replace("sync_block();", "").replace("sync_cluster();", ""))
+    assert broken != source._file(part)
+    whole = source._file
+    monkeypatch.setattr(source, "_file", lambda name: broken if name == part else whole(name))
+    source.loop.cache_clear()
+    wrong = []
+    try:
+        for seed in (1, 2):
+            on_device("cluster", seed=seed)
+            found = results(layer, dtype="float32", T=4)
+            wrong += [n for n, v in expected.items() if not np.max(np.abs(found[n] - v)) <= 1e-4]
+    finally:
+        source.loop.cache_clear()
+    assert wrong
+
+
+def test_threads_that_wait_in_vain_are_found(on_device, monkeypatch):
+    whole = source._file
+    broken = whole("exchange.cuh").replace("if (threadIdx.x == 0) set_flag", "if (threadIdx.x == 0 && group.rank) set_flag")
+    monkeypatch.setattr(source, "_file", lambda name: broken if name == "exchange.cuh" else whole(name))
+    source.loop.cache_clear()
+    on_device("grid")
+    with pytest.raises(AssertionError, match="wait for what never comes"):
+        results(xlstm.GRU(3, 40), dtype="float32", T=2)
+    source.loop.cache_clear()
+
+
+def test_the_model_of_tensor_cores_multiplies_matrices():
+    """The shim's mma is that of the PTX manual: the places of elements in lanes, and what they make."""
+    text = (
+        source._file("device.cuh")
+        + """
+#define KERNEL multiply
+extern "C" void KERNEL(const unsigned* a, const unsigned* b, float* c) {
+    const int lane = threadIdx.x, g = lane / 4, q = lane % 4;
+    float sum[4] = {0, 0, 0, 0};
+    mma(half_t(), sum, a[g * 8 + q], a[(g + 8) * 8 + q], a[g * 8 + q + 4], a[(g + 8) * 8 + q + 4], b[g * 8 + q], b[g * 8 + q + 4]);
+    c[g * 8 + 2 * q] = sum[0]; c[g * 8 + 2 * q + 1] = sum[1];
+    c[(g + 8) * 8 + 2 * q] = sum[2]; c[(g + 8) * 8 + 2 * q + 1] = sum[3];
+}
+"""
+    )
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-8, 8, shape).astype("float16") for shape in ((16, 16), (8, 16)))
+    c = np.empty((16, 8), dtype="float32")
+    made = source.Source("multiply", text, (), 32, 0, 1)
+    assert library(text) is not None
+    ShimRuntime(SMALL).launch(made, "multiply", launch.Grid(1, 1, 32), [a, b, c])
+    np.testing.assert_array_equal(c, a.astype("float32") @ b.astype("float32").T)
+
+
+def test_tilings_say_what_they_need_and_cover_all_units():
+    for device in (SMALL, Device("large", 90, 132, 232448), Device("older", 80, 108, 166912)):
+        for a in tiling.ARITHMETIC.values():
+            for kind in tiling.PASSES:
+                for width, B in ((1, 1), (50, 32), (384, 700), (512, 64), (1024, 16)):
+                    for cluster in (False, True):
+                        t = tiling.best(kind, tiling.Cell(4, 10), width, 1, B, a, device, cluster)
+                        if t is None:
+                            continue
+                        assert t.units * t.blocks >= width
+                        assert t.shared <= device.shared
+                        assert t.blocks <= device.sms
+                        assert t.columns * t.groups >= B
+
+

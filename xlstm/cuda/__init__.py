@@ -1,0 +1,43 @@
+"""Recurrent layers on an NVIDIA GPU: the cells, traced, in kernels that go through all steps; no formula stands here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from xlstm.backend import Array, Namespace
+from xlstm.cuda import launch
+from xlstm.cuda.choice import PATHS, PRECISIONS, Choice, choose, use
+from xlstm.cuda.launch import CudaError
+from xlstm.cuda.run import DevicePass, Kept
+from xlstm.pointwise import pointwise
+from xlstm.runs import Runs
+
+__all__ = ["PATHS", "PRECISIONS", "Choice", "CudaError", "DevicePass", "Kept", "device_pass", "use"]
+
+
+def device_pass(
+    xp: Namespace, cell: Any, Wh: Array, constants: Mapping[str, Array], runs: Runs, obstacle: str
+) -> DevicePass | None:
+    """What runs a layer's loop in kernels of its own, or None where the array library is to do it.
+
+    Parameters
+    ----------
+    constants
+        Parameters that the cell itself uses, (rows, H, 1), and biases b and bh, (R,).
+    obstacle
+        What of its options no kernel does, if any.
+    """
+    runtime = launch.runtime(xp, Wh)
+    if runtime is None:
+        return None
+    own = tuple((name, p.shape[0]) for name, p in constants.items() if name not in ("b", "bh"))
+    added = tuple(name for name in constants if name in ("b", "bh"))
+    step = None if obstacle else pointwise(cell, own, added)
+    why = f"no kernel does {obstacle or 'this cell'}"
+    heads, width = (Wh.shape[1], Wh.shape[2]) if Wh.ndim == 4 else (1, Wh.shape[1])
+    dtype = str(Wh.dtype).rpartition(".")[2]
+    choice = choose("cuda", step, why, dtype, width, heads, runs[0][1], runtime.device)
+    if choice.path == "loop" or step is None:
+        return None
+    return DevicePass(xp, runtime, choice, step, Wh, constants, runs)

@@ -1,0 +1,108 @@
+// The time loop backward: one launch for all steps. A block has UNITS units of a head and NB sequences; it keeps the rows of
+// Wh of its units on the chip, transposed, multiplies its own dz by them, and gets from every block a part of dh of its
+// units, which it adds in the order of blocks. Only dz leaves the chip.
+
+constexpr int PART_ROW = UNITS + 4;  // without conflicts
+constexpr int PART = NB * PART_ROW;
+constexpr int CELLS = (UNITS * NB + THREADS - 1) / THREADS;  // of a thread
+constexpr int V_BYTES = NB * V_ROW * 16;
+constexpr int PARTS_BYTES = CLUSTER ? 2 * BLOCKS * PART * (int)sizeof(REAL) : 0;
+constexpr int SHARED_BYTES = V_BYTES + PARTS_BYTES + WEIGHT_BYTES;
+static_assert(PARTS_BYTES % 16 == 0 && K >= GATES * UNITS && M == BLOCKS * UNITS && WARPS_K == 1, "units");
+
+// Rows are all units of the head, k are the gates of the block's units.
+DEVICE REAL weight(const IO* Wh, int head, int block, int row, int k) {
+    const int gate = k / UNITS, unit = block * UNITS + k % UNITS;
+    if (gate >= GATES || unit >= WIDTH || row >= WIDTH) return 0;
+    return widen(Wh[(((long long)gate * HEADS + head) * WIDTH + unit) * WIDTH + row]);
+}
+
+extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERNEL(PARAMETERS) {
+    SHARED_MEMORY(memory);
+    uint4* V = (uint4*)memory;  // dz of this block (NB, K)
+    REAL* parts = (REAL*)(memory + V_BYTES);  // of dh (BLOCKS, NB, UNITS), twice
+    uint4* spare = (uint4*)(memory + V_BYTES + PARTS_BYTES);
+    const Arrays a = ARRAYS;
+
+    const int number = group0 + blockIdx.y;
+    Group group = {(int)blockIdx.x, number % HEADS, number / HEADS * NB, flags + blockIdx.y * BLOCKS, 0};
+    const int unit0 = group.rank * UNITS;
+    const Offsets rows = {offsets, width};
+
+    Weights weights;
+    load_weights(weights, spare, (const uint4*)arranged + (long long)(group.head * BLOCKS + group.rank) * VECTORS);
+    for (int at = threadIdx.x; at < NB * V_ROW; at += THREADS) V[at] = uint4{0, 0, 0, 0};
+
+    State state[CELLS];
+    Constant constant[CELLS];
+    Fetched fetched[CELLS];
+    // The cells of this thread, with consecutive units next to each other: f(cell, column, unit of the block and of all).
+    auto cells = [&](int columns, auto f) {
+#pragma unroll
+        for (int i = 0; i < CELLS; i++) {
+            const int at = threadIdx.x + i * THREADS, column = at / UNITS, unit = at % UNITS;
+            if (at < UNITS * NB && group.column0 + column < columns && unit0 + unit < WIDTH)
+                f(i, column, unit, group.head * WIDTH + unit0 + unit);
+        }
+    };
+    int last = steps - 1;
+    while (last >= 0 && rows.width(last) <= group.column0) last--;
+    cells(rows.width(0), [&](int i, int column, int, int unit) {
+        start(state[i], a, group.column0 + column, unit);
+        constants(constant[i], a, unit);
+    });
+    if (last >= 0) {
+        const long long row0 = rows.first(last) + group.column0;
+        cells(rows.width(last), [&](int i, int column, int, int all) { fetch(fetched[i], a, row0 + column, all); });
+    }
+#if CLUSTER
+    sync_group(group);  // nobody writes to a block that has not begun
+#else
+    sync_block();
+#endif
+
+    // What the blocks found of dh of a cell at the step after.
+    auto received = [&](int t, int column, int unit) {
+        REAL sum = 0;
+#pragma unroll 8
+        for (int block = 0; block < BLOCKS; block++) {
+#if CLUSTER
+            sum += parts[(t % 2 * BLOCKS + block) * PART + column * PART_ROW + unit];
+#else
+            const REAL* from = (const REAL*)exchange
+                + (((t % 2 * (long long)gridDim.y + blockIdx.y) * BLOCKS + group.rank) * BLOCKS + block) * PART;
+            sum += load_fresh(from + column * PART_ROW + unit);
+#endif
+        }
+        return sum;
+    };
+    for (int t = last; t >= 0; t--) {
+        const long long row0 = rows.first(t) + group.column0;
+        cells(rows.width(t), [&](int i, int column, int unit, int all) {
+            const REAL dh = t == last ? REAL(0) : received(t + 1, column, unit);
+            REAL dz[GATES];
+            step(state[i], constant[i], fetched[i], dh, dz, a, row0 + column, all);
+#pragma unroll
+            for (int gate = 0; gate < GATES; gate++)
+                ((operand_t*)V)[column * V_ROW * VECTOR + gate * UNITS + unit] = to_operand(dz[gate]);
+        });
+        if (t > 0) {  // on its way while others are waited for
+            const long long next = rows.first(t - 1) + group.column0;
+            cells(rows.width(t - 1), [&](int i, int column, int, int all) { fetch(fetched[i], a, next + column, all); });
+        }
+        sync_block();
+        product(weights, spare, V, [&](int, int row, int column, REAL value) {
+            const int to = row / UNITS, place = column * PART_ROW + row % UNITS;
+#if CLUSTER
+            store_remote(parts + (t % 2 * BLOCKS + group.rank) * PART + place, to, value);
+#else
+            ((REAL*)exchange)[(((t % 2 * (long long)gridDim.y + blockIdx.y) * BLOCKS + to) * BLOCKS + group.rank) * PART
+                              + place] = value;
+#endif
+        });
+        sync_group(group);
+    }
+    cells(rows.width(0), [&](int i, int column, int unit, int all) {
+        finish(state[i], last < 0 ? REAL(0) : received(0, column, unit), a, group.column0 + column, all);
+    });
+}

@@ -1,0 +1,110 @@
+// The time loop forward: one launch for all steps. A block has UNITS units of a head and NB sequences; it keeps the rows of
+// Wh of its units on the chip, and gets h of all units of the head at every step.
+
+constexpr int Z_ROW = NB + 1;  // odd: units one after the other without conflicts
+constexpr int CELLS = (UNITS * NB + THREADS - 1) / THREADS;  // of a thread
+constexpr int V_BYTES = NB * V_ROW * 16, V_ROOMS = CLUSTER ? 2 : 1;
+constexpr int Z_BYTES = (WARPS_K * M * Z_ROW * (int)sizeof(REAL) + 15) / 16 * 16;
+constexpr int OUT_BYTES = NB * UNITS * SIZE;
+constexpr int SHARED_BYTES = V_ROOMS * V_BYTES + Z_BYTES + OUT_BYTES + WEIGHT_BYTES;
+static_assert(UNITS * SIZE % 16 == 0 && K >= BLOCKS * UNITS && M == GATES * UNITS, "units");
+
+// Rows are the gates of the block's units, k are all units of the head.
+DEVICE REAL weight(const IO* Wh, int head, int block, int row, int k) {
+    const int gate = row / UNITS, unit = block * UNITS + row % UNITS;
+    if (unit >= WIDTH || k >= WIDTH) return 0;
+    return widen(Wh[(((long long)gate * HEADS + head) * WIDTH + unit) * WIDTH + k]);
+}
+
+extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERNEL(PARAMETERS) {
+    SHARED_MEMORY(memory);
+    uint4* V = (uint4*)memory;  // h (NB, K), twice in a cluster
+    REAL* Z = (REAL*)(memory + V_ROOMS * V_BYTES);  // Wh h (WARPS_K, M, NB)
+    operand_t* out = (operand_t*)(memory + V_ROOMS * V_BYTES + Z_BYTES);  // h of this block (NB, UNITS)
+    uint4* spare = (uint4*)(memory + V_ROOMS * V_BYTES + Z_BYTES + OUT_BYTES);
+    const Arrays a = ARRAYS;
+
+    const int number = group0 + blockIdx.y;
+    Group group = {(int)blockIdx.x, number % HEADS, number / HEADS * NB, flags + blockIdx.y * BLOCKS, 0};
+    const int unit0 = group.rank * UNITS;
+    const Offsets rows = {offsets, width};
+
+    Weights weights;
+    load_weights(weights, spare, (const uint4*)arranged + (long long)(group.head * BLOCKS + group.rank) * VECTORS);
+    for (int at = threadIdx.x; at < V_ROOMS * NB * V_ROW; at += THREADS) V[at] = uint4{0, 0, 0, 0};
+    for (int at = threadIdx.x; at < OUT_BYTES / 16; at += THREADS) ((uint4*)out)[at] = uint4{0, 0, 0, 0};
+    sync_block();
+    for (int at = threadIdx.x; at < NB * WIDTH; at += THREADS) {
+        const int column = at / WIDTH, k = at % WIDTH;
+        if (group.column0 + column < rows.width(0))
+            ((operand_t*)V)[column * V_ROW * VECTOR + k] = to_operand(
+                widen(a.h_0[(long long)(group.column0 + column) * HEADS * WIDTH + group.head * WIDTH + k]));
+    }
+
+    State state[CELLS];
+    Constant constant[CELLS];
+    Fetched fetched[CELLS];
+    // The cells of this thread, with consecutive units next to each other: f(cell, column, unit of the block and of all).
+    auto cells = [&](int columns, auto f) {
+#pragma unroll
+        for (int i = 0; i < CELLS; i++) {
+            const int at = threadIdx.x + i * THREADS, column = at / UNITS, unit = at % UNITS;
+            if (at < UNITS * NB && group.column0 + column < columns && unit0 + unit < WIDTH)
+                f(i, column, unit, group.head * WIDTH + unit0 + unit);
+        }
+    };
+    cells(rows.width(0), [&](int i, int column, int, int unit) {
+        start(state[i], a, group.column0 + column, unit);
+        constants(constant[i], a, unit);
+        fetch(fetched[i], a, group.column0 + column, unit);
+    });
+#if CLUSTER
+    sync_group(group);  // nobody writes to a block that has not begun
+#else
+    sync_block();
+#endif
+
+    for (int t = 0; t < steps && rows.width(t) > group.column0; t++) {
+        product(weights, spare, V + (CLUSTER ? t % 2 : 0) * (V_BYTES / 16), [&](int part, int row, int column, REAL value) {
+            Z[(part * M + row) * Z_ROW + column] = value;
+        });
+        sync_block();
+        const long long row0 = rows.first(t) + group.column0;
+        cells(rows.width(t), [&](int i, int column, int unit, int all) {
+            REAL zh[GATES];
+#pragma unroll
+            for (int gate = 0; gate < GATES; gate++) {
+                zh[gate] = 0;
+#pragma unroll
+                for (int part = 0; part < WARPS_K; part++)
+                    zh[gate] += Z[(part * M + gate * UNITS + unit) * Z_ROW + column];
+            }
+            step(state[i], constant[i], fetched[i], zh, a, row0 + column, all);
+            out[column * UNITS + unit] = to_operand(state[i].h);
+        });
+        if (t + 1 == steps || rows.width(t + 1) <= group.column0) break;
+        const long long next = rows.first(t + 1) + group.column0;  // on its way while others are waited for
+        cells(rows.width(t + 1), [&](int i, int column, int, int all) { fetch(fetched[i], a, next + column, all); });
+        sync_block();
+
+        constexpr int PIECES = UNITS * SIZE / 16;  // of a column
+#if CLUSTER
+        uint4* to = V + (t + 1) % 2 * (V_BYTES / 16);
+        for (int at = threadIdx.x; at < BLOCKS * NB * PIECES; at += THREADS) {
+            const int piece = at % PIECES, column = at / PIECES % NB;
+            store_remote(to + column * V_ROW + group.rank * PIECES + piece, at / (PIECES * NB),
+                         ((uint4*)out)[column * PIECES + piece]);
+        }
+        sync_group(group);
+#else
+        constexpr int ROW = BLOCKS * PIECES;
+        uint4* through = (uint4*)exchange + ((t + 1) % 2 * (long long)gridDim.y + blockIdx.y) * NB * ROW;
+        for (int at = threadIdx.x; at < NB * PIECES; at += THREADS)
+            through[at / PIECES * ROW + group.rank * PIECES + at % PIECES] = ((uint4*)out)[at];
+        sync_group(group);
+        for (int at = threadIdx.x; at < NB * ROW; at += THREADS) V[at / ROW * V_ROW + at % ROW] = load_fresh(through + at);
+        sync_block();
+#endif
+    }
+    cells(rows.width(0), [&](int i, int column, int, int unit) { finish(state[i], a, group.column0 + column, unit); });
+}

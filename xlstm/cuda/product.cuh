@@ -1,0 +1,195 @@
+// The product of weights that stay on the chip with a few columns, V (K, NB), by one block.
+//
+// MMA = 0: all weights in shared memory, multiplied by ordinary arithmetic. MMA = 1: by tensor cores (2: float32 as the sum
+// of two TF32), weights in registers as fragments, those beyond CHUNKS_KEPT of each warp in shared memory.
+//
+// Memory is taken in chunks of 64 bytes of a row, 16 to each of four lanes, which are words w0..w3 of a lane: two products
+// of tensor cores take w0, w1 and w2, w3 of two rows of weights and of a column. Which elements of k these are is the same
+// for both, and nothing else matters in a sum.
+
+constexpr int SIZE = sizeof(operand_t);
+constexpr int VECTOR = 16 / SIZE;  // elements of a lane
+constexpr int V_ROW = (K * SIZE / 64 % 2 ? K * SIZE : K * SIZE + 64) / 16;  // of a column, in 16 bytes: without conflicts
+
+DEVICE operand_t to_operand(REAL v) {
+    operand_t found;
+#if TF32
+    narrow(found, round_tf32(v));
+#else
+    narrow(found, v);
+#endif
+    return found;
+}
+
+union Words {
+    uint4 vector;
+    unsigned word[4];
+    operand_t element[VECTOR];
+};
+
+// Weights as the blocks take them, each 16 bytes by one thread: a kernel of its own, that products find them in a row and in
+// their type. weight(Wh, head, block, row, k) is a REAL, 0 outside of the matrix.
+constexpr int VECTORS = M * K / VECTOR;  // of a block
+DEVICE REAL weight(const IO* Wh, int head, int block, int row, int k);
+DEVICE void place(int vector, int& row, int& k);
+
+extern "C" __global__ void ARRANGE(const IO* __restrict__ Wh, uint4* to) {
+    const long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= (long long)HEADS * BLOCKS * VECTORS) return;
+    const int block = (int)(at / VECTORS);
+    int row, k;
+    place((int)(at % VECTORS), row, k);
+    Words found;
+#pragma unroll
+    for (int e = 0; e < VECTOR; e++)
+        found.element[e] = to_operand(weight(Wh, block / BLOCKS, block % BLOCKS, row, k + e));
+    to[at] = found.vector;
+}
+
+#if MMA
+
+constexpr int WARPS = THREADS / 32, WARPS_K = WARPS / WARPS_M;
+constexpr int TILES = M / 16 / WARPS_M, CHUNKS = K * SIZE / 64 / WARPS_K;  // of a warp
+constexpr int COLUMNS = NB / 8;
+constexpr int SPARE = CHUNKS - CHUNKS_KEPT;
+constexpr int WEIGHT_BYTES = WARPS * TILES * SPARE * 1024;
+static_assert(M % (16 * WARPS_M) == 0 && K * SIZE % (64 * WARPS_K) == 0 && NB % (8 * COLUMNS_AT_ONCE) == 0, "tiles");
+
+struct Weights {
+    uint4 kept[TILES][CHUNKS_KEPT][2];
+};
+
+DEVICE void place(int vector, int& row, int& k) {
+    const int lane = vector % 32, half = vector / 32 % 2, j = vector / 64 % CHUNKS;
+    const int i = vector / (64 * CHUNKS) % TILES, warp = vector / (64 * CHUNKS * TILES);
+    row = (warp % WARPS_M + i * WARPS_M) * 16 + lane / 4 + 8 * half;
+    k = ((warp / WARPS_M * CHUNKS + j) * 4 + lane % 4) * VECTOR;
+}
+
+DEVICE void load_weights(Weights& weights, uint4* spare, const uint4* from) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < TILES; i++) {
+#pragma unroll
+        for (int j = 0; j < CHUNKS; j++) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const uint4 v = from[(((warp * TILES + i) * CHUNKS + j) * 2 + half) * 32 + lane];
+                if (j < CHUNKS_KEPT) weights.kept[i][j < CHUNKS_KEPT ? j : 0][half] = v;
+                else spare[(((warp * TILES + i) * SPARE + j - CHUNKS_KEPT) * 2 + half) * 32 + lane] = v;
+            }
+        }
+    }
+}
+
+DEVICE void multiply(float (&c)[4], uint4 low, uint4 high, uint4 v) {
+#if MMA == 1
+    mma(operand_t(), c, low.x, high.x, low.y, high.y, v.x, v.y);
+    mma(operand_t(), c, low.z, high.z, low.w, high.w, v.z, v.w);
+#else
+    forget(low);
+    forget(high);
+    Words parts[3] = {{low}, {high}, {v}}, rests[3];
+#pragma unroll
+    for (int p = 0; p < 3; p++) {
+#pragma unroll
+        for (int w = 0; w < 4; w++) {
+            const float all = float_of(parts[p].word[w]), part = round_tf32(all);
+            parts[p].word[w] = bits_of(part);
+            rests[p].word[w] = bits_of(round_tf32(all - part));
+        }
+    }
+#pragma unroll
+    for (int w = 0; w < 4; w += 2) {  // the smallest first
+        const unsigned* l = parts[0].word + w;
+        const unsigned* h = parts[1].word + w;
+        const unsigned* b = parts[2].word + w;
+        const unsigned *lr = rests[0].word + w, *hr = rests[1].word + w, *br = rests[2].word + w;
+        mma(0.0f, c, lr[0], hr[0], lr[1], hr[1], b[0], b[1]);
+        mma(0.0f, c, l[0], h[0], l[1], h[1], br[0], br[1]);
+        mma(0.0f, c, l[0], h[0], l[1], h[1], b[0], b[1]);
+    }
+#endif
+}
+
+// put(part, row, column, value) for every element, in WARPS_K parts to be added.
+template <class Put>
+DEVICE void product(const Weights& weights, const uint4* spare, const uint4* V, Put put) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = warp / WARPS_M;
+#pragma unroll 1
+    for (int at = 0; at < COLUMNS; at += COLUMNS_AT_ONCE) {
+        float c[TILES][COLUMNS_AT_ONCE][4] = {};
+#pragma unroll
+        for (int j = 0; j < CHUNKS; j++) {
+            uint4 v[COLUMNS_AT_ONCE];
+#pragma unroll
+            for (int n = 0; n < COLUMNS_AT_ONCE; n++)
+                v[n] = V[((at + n) * 8 + lane / 4) * V_ROW + (part * CHUNKS + j) * 4 + lane % 4];
+#pragma unroll
+            for (int i = 0; i < TILES; i++) {
+                uint4 low, high;
+                if (j < CHUNKS_KEPT) {
+                    low = weights.kept[i][j < CHUNKS_KEPT ? j : 0][0];
+                    high = weights.kept[i][j < CHUNKS_KEPT ? j : 0][1];
+                } else {
+                    const uint4* from = spare + ((warp * TILES + i) * SPARE + j - CHUNKS_KEPT) * 64 + lane;
+                    low = from[0];
+                    high = from[32];
+                }
+#pragma unroll
+                for (int n = 0; n < COLUMNS_AT_ONCE; n++) multiply(c[i][n], low, high, v[n]);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < TILES; i++) {
+            const int row = (warp % WARPS_M + i * WARPS_M) * 16 + lane / 4;
+#pragma unroll
+            for (int n = 0; n < COLUMNS_AT_ONCE; n++) {
+                const int column = (at + n) * 8 + lane % 4 * 2;
+                put(part, row, column, c[i][n][0]);
+                put(part, row, column + 1, c[i][n][1]);
+                put(part, row + 8, column, c[i][n][2]);
+                put(part, row + 8, column + 1, c[i][n][3]);
+            }
+        }
+    }
+}
+
+#else
+
+constexpr int WARPS_K = 1;
+constexpr int WEIGHT_ROW = K * SIZE / 16 + 1;
+constexpr int WEIGHT_BYTES = M * WEIGHT_ROW * 16;
+
+struct Weights {};
+
+DEVICE void place(int vector, int& row, int& k) {
+    row = vector / (K / VECTOR);
+    k = vector % (K / VECTOR) * VECTOR;
+}
+
+DEVICE void load_weights(Weights&, uint4* all, const uint4* from) {
+    for (int at = threadIdx.x; at < VECTORS; at += THREADS)
+        all[at / (K / VECTOR) * WEIGHT_ROW + at % (K / VECTOR)] = from[at];
+}
+
+template <class Put>
+DEVICE void product(const Weights&, const uint4* all, const uint4* V, Put put) {
+    for (int at = threadIdx.x; at < M * NB; at += THREADS) {
+        const int row = at % M, column = at / M;
+        const uint4 *w = all + row * WEIGHT_ROW, *v = V + column * V_ROW;
+        REAL sums[VECTOR] = {};  // of their own: they need not wait for one another
+#pragma unroll 4
+        for (int k = 0; k < K / VECTOR; k++) {
+            const Words a = {w[k]}, b = {v[k]};
+#pragma unroll
+            for (int e = 0; e < VECTOR; e++) sums[e] += a.element[e] * b.element[e];
+        }
+        REAL sum = 0;
+#pragma unroll
+        for (int e = 0; e < VECTOR; e++) sum += sums[e];
+        put(0, row, column, sum);
+    }
+}
+
+#endif

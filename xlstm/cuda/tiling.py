@@ -1,0 +1,236 @@
+"""How a recurrent product is divided among blocks, warps and memories, and an estimate of what a step then costs.
+
+Every number that is called an estimate is one: it ranks the ways of one device, nothing else.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+KB = 1024
+PASSES = ("forward", "backward")
+
+
+class Device(NamedTuple):
+    """What the choice depends on."""
+
+    name: str
+    capability: int  # 90 for sm_90
+    sms: int
+    shared: int  # bytes of a block at most
+
+    @property
+    def clusters(self) -> bool:
+        return self.capability >= 90
+
+
+class Cell(NamedTuple):
+    """Of a cell, what matters here."""
+
+    gates: int
+    values: int  # that a thread keeps for each unit of each sequence
+
+
+class Arithmetic(NamedTuple):
+    """How numbers are kept and multiplied. Sums are of `real`."""
+
+    name: str
+    io: str  # of arrays, in C
+    real: str  # of what is computed element by element
+    operand: str  # of factors of the recurrent product
+    size: int  # its bytes
+    mma: int  # 0: without tensor cores, 2: a float32 as two TF32
+    tf32: bool
+    peak: float  # FLOP per microsecond and SM, an estimate from an H100's data sheet
+
+
+ARITHMETIC = {
+    a.name: a
+    for a in (
+        Arithmetic("float64", "double", "double", "double", 8, 0, False, 0.13e6),
+        Arithmetic("float32", "float", "float", "float", 4, 0, False, 0.25e6),
+        Arithmetic("3xtf32", "float", "float", "float", 4, 2, False, 0.5e6),
+        Arithmetic("tf32", "float", "float", "float", 4, 1, True, 2.3e6),
+        Arithmetic("float16", "half_t", "float", "half_t", 2, 1, False, 4.6e6),
+        Arithmetic("bfloat16", "bf16_t", "float", "bf16_t", 2, 1, False, 4.6e6),
+        Arithmetic("float16 plain", "half_t", "float", "float", 4, 0, False, 0.25e6),
+        Arithmetic("bfloat16 plain", "bf16_t", "float", "float", 4, 0, False, 0.25e6),
+    )
+}
+SYNC = {True: 0.6, False: 1.2}  # microseconds of a step, in a cluster and through global memory: estimates
+MEMORY = 0.22e6  # bytes per microsecond and SM from shared memory, an estimate
+BETWEEN = 0.1e6  # the same between SMs
+CELL = 0.06  # microseconds of one cell of each thread, an estimate
+WARPS = 8
+# Registers of a thread for weights, sums and what it keeps of its cells. Chosen so that none of those kernels that the
+# tests compile spills; three products of a pair need some for themselves.
+REGISTERS = {0: 0, 1: 174, 2: 150}
+SIXTEEN = 16  # the largest cluster
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Of one pass over one head: M rows of weights of a block, times K."""
+
+    width: int  # units of a head
+    heads: int
+    units: int  # of a block
+    blocks: int  # that share a head and sequences
+    columns: int  # sequences of a block
+    M: int
+    K: int
+    threads: int
+    warps_m: int
+    kept: int  # chunks of K, of each tile of a warp, in registers
+    at_once: int  # tiles of columns that a warp multiplies at once
+    cluster: bool
+    shared: int  # bytes
+    cost: float  # microseconds of a step, an estimate
+    groups: int  # of blocks for the whole batch
+    waves: int  # times that groups have to wait for one another
+
+    def exchange(self, kind: str, arithmetic: Arithmetic) -> int:
+        """Bytes of global memory through which a group of a grid exchanges, twice."""
+        if kind == "backward":
+            return 2 * self.blocks**2 * self.columns * (self.units + 4) * (8 if arithmetic.real == "double" else 4)
+        return 2 * self.columns * self.blocks * self.units * arithmetic.size
+
+    @property
+    def time(self) -> float:
+        """Microseconds of a step of the whole batch."""
+        return self.cost * self.waves
+
+
+def best(
+    kind: str, cell: Cell, width: int, heads: int, B: int, arithmetic: Arithmetic, device: Device, cluster: bool
+) -> Tiling | None:
+    """The way that costs least by the estimate, or None where nothing fits the device; `kind` forward or backward."""
+    found = _all(kind, cell, width, heads, B, arithmetic, device, cluster)
+    return min(found, key=lambda tiling: (tiling.time, tiling.shared), default=None)
+
+
+def _all(
+    kind: str, cell: Cell, width: int, heads: int, B: int, a: Arithmetic, device: Device, cluster: bool
+) -> Iterator[Tiling]:
+    """All that fit."""
+    ways = _clusters(width) if cluster else _grids(width, a)
+    most = _up(min(B, 128), 8)
+    for (units, blocks), columns in itertools.product(ways, (8, 16, 24, 32, 48, 64, 96, 128)):
+        if columns > most:
+            continue
+        groups = -(-B // columns) * heads
+        # A cluster lies within one part of the chip, of which some SMs are left over.
+        room = int(device.sms * 0.97) // blocks if cluster else device.sms // blocks
+        if room == 0:
+            continue
+        waves = -(-groups // room)
+        for shape in _shapes(kind, cell, units, blocks, columns, a, cluster):
+            M, K, threads, warps_m, kept, at_once, shared = shape
+            if shared <= device.shared:
+                cost = _cost(kind, M, K, columns, units, blocks, threads, warps_m, kept, at_once, a, cluster)
+                yield Tiling(width, heads, units, blocks, columns, *shape[:6], cluster, shared, cost, groups, waves)
+
+
+def _shapes(
+    kind: str, cell: Cell, units: int, blocks: int, columns: int, a: Arithmetic, cluster: bool
+) -> Iterator[tuple[int, int, int, int, int, int, int]]:
+    """M, K, threads, warps along M, chunks in registers, tiles of columns at once, and bytes of shared memory."""
+    chunk = 64 // a.size
+    M, K = cell.gates * units, blocks * units
+    if kind == "backward":
+        M, K = K, M
+    if not a.mma:
+        K = _up(K, chunk)
+        yield M, K, 32 * WARPS, 1, 0, 1, _shared(kind, M, K, units, blocks, columns, 1, _rows(M, K, a), a, cluster)
+        return
+    tiles = M // 16
+    if kind == "forward":
+        ways = [(m, WARPS // m) for m in (1, 2, 4, 8) if tiles % m == 0]
+    else:
+        ways = [(max(m for m in range(1, WARPS + 1) if tiles % m == 0), 1)]
+    for (warps_m, warps_k), at_once in itertools.product(ways, (1, 2)):
+        if columns // 8 % at_once:
+            continue
+        deep = _up(K, chunk * warps_k)
+        own, chunks, warps = tiles // warps_m, deep // chunk // warps_k, warps_m * warps_k
+        values = cell.values * -(-units * columns // (32 * warps))
+        kept = min(chunks, (REGISTERS[a.mma] - 4 * own * at_once - values) // (8 * own))
+        if kept < 1:
+            continue
+        weights = warps * own * (chunks - kept) * KB
+        shared = _shared(kind, M, deep, units, blocks, columns, warps_k, weights, a, cluster)
+        yield M, deep, 32 * warps, warps_m, kept, at_once, shared
+
+
+def _shared(
+    kind: str, M: int, K: int, units: int, blocks: int, columns: int, parts: int, weights: int, a: Arithmetic, cluster: bool
+) -> int:
+    """Bytes; the kernels assert that it is what they need."""
+    V = columns * (K * a.size if K * a.size // 64 % 2 else K * a.size + 64)
+    real = 8 if a.real == "double" else 4
+    if kind == "forward":
+        Z = _up(parts * M * (columns + 1) * real, 16)
+        return (2 if cluster else 1) * V + Z + columns * units * a.size + weights
+    return V + (2 * blocks * columns * (units + 4) * real if cluster else 0) + weights
+
+
+def _cost(
+    kind: str,
+    M: int,
+    K: int,
+    columns: int,
+    units: int,
+    blocks: int,
+    threads: int,
+    warps_m: int,
+    kept: int,
+    at_once: int,
+    a: Arithmetic,
+    cluster: bool,
+) -> float:
+    """Microseconds of a step, an estimate."""
+    warps = threads // 32
+    real = 8 if a.real == "double" else 4
+    if a.mma:
+        parts = warps // warps_m
+        spare = M * K * a.size - warps * (M // 16 // warps_m) * kept * KB
+        near = spare * (columns // 8 // at_once) + warps_m * K * a.size * columns
+    else:
+        parts, near = 1, M * columns * K * a.size * 1.25
+    if kind == "forward":
+        near += 2 * parts * M * columns * real
+        between = blocks * columns * units * a.size
+    else:
+        between = 2 * M * columns * real
+    cells = -(-units * columns // threads) * CELL
+    busy = max(2 * M * K * columns / a.peak, near / MEMORY)
+    return SYNC[cluster] + busy + between / BETWEEN + cells
+
+
+def _clusters(width: int) -> list[tuple[int, int]]:
+    """Units of a block and blocks of a cluster."""
+    found = [(_up(-(-width // blocks), 16), blocks) for blocks in (1, 2, 4, 8, SIXTEEN)]
+    return [(units, blocks) for units, blocks in found if units * (blocks - 1) < width]  # the last one has work
+
+
+def _grids(width: int, a: Arithmetic) -> list[tuple[int, int]]:
+    """The same of a grid; where there are many blocks, as many as give every warp as many tiles."""
+    found = []
+    for units in (16, 32, 48, 64) if a.mma else (4, 8, 12, 16, 24, 32, 48, 64):
+        blocks = -(-width // units)
+        if a.mma and blocks > 8:
+            blocks = _up(blocks, 8)
+        found.append((units, blocks))
+    return found
+
+
+def _rows(M: int, K: int, a: Arithmetic) -> int:
+    """Bytes of weights that lie in shared memory row by row."""
+    return M * (K * a.size + 16)
+
+
+def _up(n: int, to: int) -> int:
+    return -(-n // to) * to
