@@ -1,4 +1,4 @@
-"""NVRTC by itself: it compiles for any architecture without a GPU, and says what registers and memory a kernel takes."""
+"""NVRTC by itself: it compiles for any architecture without a GPU, and says what a kernel takes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Kernels for a GPU, run on a CPU: the sources that NVRTC compiles, with a shim in the place of the device.
 
-What is seen here: indices, tiles, fragments, double buffers, barriers as phases, the arrays that go in and come out. What
+What is seen here: indices, tiles, fragments, double buffers, barriers as phases, the arrays that go in and out. What
 is not: time, and whatever a device does that its manual does not say.
 """
 
@@ -14,7 +14,6 @@ import pytest
 import xlstm
 from tests import layers
 from tests.device import ShimRuntime, library
-
 from xlstm.backend import generator
 from xlstm.cuda import launch, source, tiling
 from xlstm.cuda.tiling import Device
@@ -157,10 +156,10 @@ def test_a_missing_barrier_is_seen(on_device, monkeypatch, part, text):
     """The test of the test above."""
     layer = xlstm.GRU(3, 40)
     expected = results(layer, T=4)
-    broken = source._file(part).replace(text, text.replace("sync_block();", "").replace("sync_cluster();", ""))
-    assert broken != source._file(part)
-    whole = source._file
-    monkeypatch.setattr(source, "_file", lambda name: broken if name == part else whole(name))
+    broken = source.file(part).replace(text, text.replace("sync_block();", "").replace("sync_cluster();", ""))
+    assert broken != source.file(part)
+    whole = source.file
+    monkeypatch.setattr(source, "file", lambda name: broken if name == part else whole(name))
     source.loop.cache_clear()
     wrong = []
     try:
@@ -174,9 +173,11 @@ def test_a_missing_barrier_is_seen(on_device, monkeypatch, part, text):
 
 
 def test_threads_that_wait_in_vain_are_found(on_device, monkeypatch):
-    whole = source._file
-    broken = whole("exchange.cuh").replace("if (threadIdx.x == 0) set_flag", "if (threadIdx.x == 0 && group.rank) set_flag")
-    monkeypatch.setattr(source, "_file", lambda name: broken if name == "exchange.cuh" else whole(name))
+    whole = source.file
+    broken = whole("exchange.cuh").replace(
+        "if (threadIdx.x == 0) set_flag", "if (threadIdx.x == 0 && group.rank) set_flag"
+    )
+    monkeypatch.setattr(source, "file", lambda name: broken if name == "exchange.cuh" else whole(name))
     source.loop.cache_clear()
     on_device("grid")
     with pytest.raises(AssertionError, match="wait for what never comes"):
@@ -187,13 +188,14 @@ def test_threads_that_wait_in_vain_are_found(on_device, monkeypatch):
 def test_the_model_of_tensor_cores_multiplies_matrices():
     """The shim's mma is that of the PTX manual: the places of elements in lanes, and what they make."""
     text = (
-        source._file("device.cuh")
+        source.file("device.cuh")
         + """
 #define KERNEL multiply
 extern "C" void KERNEL(const unsigned* a, const unsigned* b, float* c) {
     const int lane = threadIdx.x, g = lane / 4, q = lane % 4;
     float sum[4] = {0, 0, 0, 0};
-    mma(half_t(), sum, a[g * 8 + q], a[(g + 8) * 8 + q], a[g * 8 + q + 4], a[(g + 8) * 8 + q + 4], b[g * 8 + q], b[g * 8 + q + 4]);
+    const unsigned *low = a + g * 8 + q, *high = low + 64, *other = b + g * 8 + q;
+    mma(half_t(), sum, low[0], high[0], low[4], high[4], other[0], other[4]);
     c[g * 8 + 2 * q] = sum[0]; c[g * 8 + 2 * q + 1] = sum[1];
     c[(g + 8) * 8 + 2 * q] = sum[2]; c[(g + 8) * 8 + 2 * q + 1] = sum[3];
 }
@@ -221,5 +223,3 @@ def test_tilings_say_what_they_need_and_cover_all_units():
                         assert t.shared <= device.shared
                         assert t.blocks <= device.sms
                         assert t.columns * t.groups >= B
-
-

@@ -7,6 +7,7 @@ import pytest
 
 from xlstm.activations import GATES
 from xlstm.cells import gru, lstm, rnn
+from xlstm.ctext import statements
 from xlstm.tracing import UntraceableError, trace
 
 # NumPy's own functions for the operations, and so not those of any target.
@@ -14,7 +15,7 @@ OPERATIONS = {
     **{"add": np.add, "subtract": np.subtract, "multiply": np.multiply, "divide": np.divide, "negative": np.negative},
     **{"less": np.less, "less_equal": np.less_equal, "and": np.logical_and, "where": np.where},
     **{name: getattr(np, name) for name in ("tanh", "exp", "expm1", "log", "log1p", "sqrt", "abs")},
-    **{"maximum": np.maximum, "minimum": np.minimum, "number": np.float64},
+    **{"maximum": np.maximum, "minimum": np.minimum, "number": np.float64, "single": np.float32, "double": np.float64},
 }
 
 
@@ -100,6 +101,37 @@ def test_equal_operations_are_there_once_and_needless_ones_not_at_all():
     assert [line.op for line in lines] == ["input", "input", "add", "tanh", "multiply", "store", "store"]
     lines, _ = trace(lambda xp, x, y: {"a": x, "b": (xp.exp(y), x)[1]}, {"x": None, "y": None})
     assert [line.op for line in lines] == ["input", "store", "store"]
+
+
+def test_changes_of_dtype(rng):
+    """Conditions become numbers; floats are told from doubles, and from what has the dtype of the inputs."""
+
+    def function(xp, x, y):
+        high = xp.astype(xp.astype(x, xp.float64) - y, xp.float32)
+        return {"a": high, "b": xp.astype(x < y, x.dtype), "c": xp.astype(x, x.dtype), "d": xp.astype(x, np.float64)}
+
+    lines = agree(function, {"x": rng.standard_normal(5), "y": rng.standard_normal(5)})
+    ops = [line.op for line in lines if line.op not in ("input", "number")]
+    assert ops == ["double", "subtract", "single", "less", "where", *["store"] * 4]
+
+
+def test_operands_of_two_types_in_c():
+    """Each operation is in the widest of its operands; numbers widen none, and where all is one type they have it."""
+    lines, _ = trace(lambda xp, x, y: {"z": xp.exp(xp.astype(y - x, xp.float32) * 0.1)}, {"x": None, "y": None})
+    text = statements(lines, lambda n, _: n, lambda n, _, v: f"{n} = {v};", {"x": "float", "y": "double"})
+    assert text == [
+        *("const float v0 = x;", "const double v1 = y;", "const double v2 = v1 - (double)v0;"),
+        *("const float v3 = (float)v2;", "const double v4 = 0.1;", "const float v5 = v3 * (float)v4;"),
+        *("const float v6 = expf(v5);", "z = v6;"),
+    ]
+    text = statements(lines, lambda n, _: n, lambda n, _, v: f"{n} = {v};", "double")
+    assert text[4:7] == ["const double v4 = 0.1;", "const double v5 = (double)v3 * v4;", "const double v6 = exp(v5);"]
+    lines, _ = trace(lambda xp, x: {"z": xp.where(x > 0.5, x * 0.1, 2.0)}, {"x": None})
+    text = statements(lines, lambda n, _: n, lambda n, _, v: f"{n} = {v};")
+    assert text == [
+        *("const float v0 = x;", "const float v1 = 0.5f;", "const bool v2 = v1 < v0;", "const float v3 = 0.1f;"),
+        *("const float v4 = v0 * v3;", "const float v5 = 2.0f;", "const float v6 = v2 ? v4 : v5;", "z = v6;"),
+    ]
 
 
 def test_arrays_of_the_trace_are_changed_by_row():

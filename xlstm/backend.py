@@ -25,7 +25,8 @@ Params = dict[str, Array]  # parameters, or their gradients, by dotted name
 Seed: TypeAlias = "int | np.random.Generator"
 
 NAMES = ("numpy", "cupy", "torch")
-DTYPES = ("float32", "float64", "float16")
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+HALVES = ("float16", "bfloat16")  # dtypes that are refused on a CPU
 VARIABLE = "XLSTM_BACKEND"
 
 
@@ -66,14 +67,13 @@ class Backend:
         if not array_api_compat.is_array_api_obj(values):
             values = np.asarray(values)
         if dtype is None:
-            floating = _namespace_of(values).isdtype(values.dtype, "real floating")
-            dtype = self.dtype if floating else None
-        if dtype is not None and not hasattr(np, dtype):
-            raise ValueError(f"asarray: dtype {dtype!r} is unknown, expected a name such as {', '.join(DTYPES)}")
-        target = None if dtype is None else getattr(self.xp, dtype)
+            dtype = self.dtype if _floating(_namespace_of(values), values.dtype) else None
+        target = None if dtype is None else _dtype(self.xp, dtype)
         with self.device if self.name == "cupy" else contextlib.nullcontext():
-            if isinstance(values, np.ndarray) and self.name == "torch" and not values.flags.writeable:
-                values = values.copy()  # PyTorch warns about memory it could write to but must not
+            if isinstance(values, np.ndarray) and self.name == "torch":
+                values = to_numpy(values)  # PyTorch does not know the bfloat16 of ml_dtypes
+                if not values.flags.writeable:
+                    values = values.copy()  # PyTorch warns about memory it could write to but must not
             return self.xp.asarray(values, dtype=target, device=self.device)
 
     def synchronize(self) -> None:
@@ -98,17 +98,18 @@ def backend(name: str = "auto", device: Any = None, dtype: str = "float32") -> B
         is used or refused, never replaced by another.
     device : optional
         CuPy: the device number. PyTorch: a device such as "cpu" (the default) or "cuda:0".
-    dtype : {"float32", "float64", "float16"}
-        dtype of the arrays it makes. float16 needs a GPU.
+    dtype : {"float32", "float64", "float16", "bfloat16"}
+        dtype of the arrays it makes. float16 and bfloat16 need a GPU, and bfloat16 on CuPy needs CuPy 14 and
+        ml_dtypes.
 
     Raises
     ------
     ValueError
         Unknown name, device or dtype.
     TypeError
-        float16 on a CPU.
+        float16 or bfloat16 on a CPU.
     BackendError
-        The named library is missing or does not work here.
+        The named library, or what it needs for the dtype, is missing or does not work here.
     """
     reason = "asked for"
     if name == "auto" and os.environ.get(VARIABLE) not in (None, "", "auto"):
@@ -146,14 +147,19 @@ def backend_like(array: Array) -> Backend:
     """The backend that an array belongs to, with its device and dtype."""
     xp = _namespace_of(array)
     library = xp.__name__.removeprefix("array_api_compat.")
-    return Backend(library, xp, device_of(array), str(array.dtype).rpartition(".")[2], "that of the arrays given")
+    return Backend(library, xp, device_of(array), _name(array.dtype), "that of the arrays given")
 
 
 def _with_dtype(chosen: Backend, dtype: str) -> Backend:
     if dtype not in DTYPES:
         raise ValueError(f"backend: dtype {dtype!r} is not supported, expected one of {', '.join(DTYPES)}")
-    if dtype == "float16" and (chosen.name == "numpy" or str(chosen.device) == "cpu"):
-        raise TypeError("backend: float16 on a CPU is slow and inexact; use float32, or a GPU")
+    if dtype in HALVES and (chosen.name == "numpy" or str(chosen.device) == "cpu"):
+        raise TypeError(f"backend: {dtype} on a CPU is slow and inexact; use float32, or a GPU")
+    if dtype == "bfloat16" and chosen.name == "cupy":
+        version = probe.cupy().__version__
+        if int(version.split(".")[0]) < 14:
+            raise BackendError(f"cupy: bfloat16 needs CuPy 14 or newer, this is {version}; {probe.CUPY}")
+    _dtype(chosen.xp, dtype)  # what it needs is there
     return replace(chosen, dtype=dtype)
 
 
@@ -235,13 +241,18 @@ def generator(seed: Seed, stream: int = 0) -> np.random.Generator:
 
 
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:
-    """A NumPy array with the values of `array`, copied to the host where they are not there already."""
+    """A NumPy array with the values of `array`, copied to the host where they are not there already.
+
+    NumPy has no bfloat16: its values come as float32, which has them all.
+    """
     if isinstance(array, np.ndarray | np.generic):
-        return np.asarray(array)
+        low = array.dtype.kind == "V" and _name(array.dtype) == "bfloat16"
+        return np.asarray(array.astype(np.float32) if low else array)
     if array_api_compat.is_cupy_array(array):
-        return np.asarray(array.get())
+        return to_numpy(array.get())
     if array_api_compat.is_torch_array(array):
-        return np.asarray(array.detach().cpu().numpy())
+        host = array.detach().cpu()
+        return np.asarray((host.float() if _name(host.dtype) == "bfloat16" else host).numpy())
     if array_api_compat.is_array_api_obj(array):
         return np.from_dlpack(array, device="cpu", copy=True)
     return np.asarray(array)
@@ -258,6 +269,15 @@ def like(values: Any, array: Array) -> Array:
     return xp.asarray(np.asarray(values), dtype=array.dtype, device=device_of(array))
 
 
+def cast(arrays: Mapping[str, Array], dtype: str) -> Params:
+    """The same arrays in the dtype of that name; one that has it already is not copied."""
+    if not arrays:
+        return {}
+    xp = _namespace_of(next(iter(arrays.values())))
+    target = _dtype(xp, dtype)
+    return {name: a if a.dtype == target else xp.astype(a, target) for name, a in arrays.items()}
+
+
 def namespace(where: str, arrays: Mapping[str, Array]) -> Namespace:
     """The one namespace that all `arrays` share.
 
@@ -272,7 +292,7 @@ def namespace(where: str, arrays: Mapping[str, Array]) -> Namespace:
     ------
     TypeError
         Something is no array, the arrays are of different libraries, devices or dtypes, are not
-        floating-point, are float16 on a CPU, or would record an autograd graph.
+        floating-point, are float16 or bfloat16 on a CPU, or would record an autograd graph.
     """
     if not arrays:
         raise ValueError(f"{where}: there are no arrays, expected parameters")
@@ -285,7 +305,7 @@ def namespace(where: str, arrays: Mapping[str, Array]) -> Namespace:
         xp = _namespace_of(first)
     except TypeError:
         raise TypeError(f"{where}: {first_name} is {_kind(first)}, expected an array") from None
-    if not xp.isdtype(first.dtype, "real floating"):
+    if not _floating(xp, first.dtype):
         raise TypeError(f"{where}: {first_name} has dtype {first.dtype}, expected float32 or float64")
     home = device_of(first)
     for name, array in arrays.items():
@@ -299,7 +319,7 @@ def namespace(where: str, arrays: Mapping[str, Array]) -> Namespace:
             raise TypeError(f"{where}: {name} is on {device_of(array)} but {first_name} on {home}, expected one device")
         if getattr(array, "requires_grad", False):
             raise TypeError(f"{where}: {name} requires grad; gradients are computed by hand here, pass {name}.detach()")
-    if str(first.dtype).endswith("float16") and _on_cpu_array(first):
+    if _name(first.dtype) in HALVES and _on_cpu_array(first):
         raise TypeError(f"{where}: {first_name} is {first.dtype} on a CPU, expected float32 or float64")
     return xp
 
@@ -321,6 +341,33 @@ def check_library(where: str, name: str, xp: Namespace, array: Array) -> None:
 def _namespace_of(array: Array) -> Namespace:
     """NumPy 2 is its own namespace; array_api_compat.numpy would import all of NumPy for it, 0.1 s."""
     return np if isinstance(array, np.ndarray | np.generic) else array_api_compat.array_namespace(array)
+
+
+def _name(dtype: Any) -> str:
+    """The name of a dtype, the same in all libraries."""
+    return str(dtype).rpartition(".")[2]
+
+
+def _dtype(xp: Namespace, name: str) -> Any:
+    """The dtype of that name in a library's own terms; NumPy and CuPy have bfloat16 from ml_dtypes."""
+    if name == "bfloat16" and not hasattr(xp, name):
+        try:
+            from ml_dtypes import bfloat16
+        except ImportError as error:
+            raise BackendError("bfloat16 needs ml_dtypes, which is not installed; pip install ml_dtypes") from error
+        return np.dtype(bfloat16)
+    if name != "bfloat16" and not hasattr(np, name):
+        raise ValueError(f"asarray: dtype {name!r} is unknown, expected a name such as {', '.join(DTYPES)}")
+    return getattr(xp, name)
+
+
+def _floating(xp: Namespace, dtype: Any) -> bool:
+    """Whether numbers of a dtype are real and floating-point."""
+    kind = getattr(dtype, "kind", None)
+    if kind is None:
+        return bool(xp.isdtype(dtype, "real floating"))
+    # NumPy's and CuPy's, whose `isdtype` refuses the bfloat16 of ml_dtypes.
+    return kind == "f" or (kind == "V" and _name(dtype) == "bfloat16")
 
 
 def _kind(value: Any) -> str:

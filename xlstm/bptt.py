@@ -12,7 +12,8 @@ from xlstm.activations import normalize_bwd
 from xlstm.backend import Array, Namespace, Params, device_of
 from xlstm.fused import plain
 from xlstm.loop import Loop, columns, product, swap
-from xlstm.recurrence import OnDevice, Part, Saved, beside, put
+from xlstm.parts import Part, beside, put
+from xlstm.recurrence import Saved
 from xlstm.runs import Run, reshape
 from xlstm.threads import Team
 
@@ -49,7 +50,9 @@ class Backward:
         """What is to be done for each part of the batch; the parts can be done side by side."""
         loop, dy = self.loop, self.dy
         if self.saved.device is not None:
-            return [functools.partial(self._on_device, self.saved.device)]
+            Z = loop.collected["z"].T
+            dQ = loop.collected["q"].T if "q" in loop.collected else Z
+            return [functools.partial(self.saved.device.backward, dy, self.dstate, Z, dQ)]
         run = functools.partial(loop.run_bwd, dy=dy)
         if self.saved.plan.compiled:
             fused, Z = loop.fused, loop.collected["z"].T
@@ -66,12 +69,6 @@ class Backward:
         idle = [d[:, active:] for d in self.dstate]
         grads, dx = self.loop.gradients(self.saved, team)
         return grads, dx, [beside(self.xp, parts) for parts in zip(*starts, idle, strict=True)]
-
-    def _on_device(self, on: OnDevice) -> Sequence[Array]:
-        """The gradient of the initial state of the whole batch."""
-        Z = self.loop.collected["z"].T
-        Q = self.loop.collected["q"].T if "q" in self.loop.collected else Z
-        return [d.T for d in on.device.backward(self.dy, [d.T for d in self.dstate], on.kept(), Z, Q)]
 
     def _part(self, part: Part, go: Callable[..., Sequence[Array]]) -> Sequence[Array]:
         """The gradient of the initial state of a part."""
@@ -100,8 +97,8 @@ class LoopBack(Loop):
             rows["a"] = R
         if self.Whr is not None:
             rows["out"] = self.Whr.shape[0]
-        # Of one sequence a step is one column: stored as (N, rows) it lies together. Compiled loops and those on a device
-        # lay rows, too.
+        # Of one sequence a step is one column: stored as (N, rows) it lies together. Compiled loops, and those on
+        # a device, lay rows, too.
         self.apart = saved.plan.compiled or saved.device is not None
         flat = self.apart or (bool(saved.runs) and saved.runs[0][1] == 1)
         self.collected = {

@@ -18,7 +18,7 @@ from rich.table import Table
 
 import xlstm
 from xlstm import backend as choose_backend
-from xlstm import benchmark, convert, machine, plots, text, threads, training
+from xlstm import benchmark, convert, explain, machine, plots, text, threads, training
 from xlstm.backend import NAMES, Backend, BackendError, usable
 from xlstm.estimators import Forecaster, Score, Settings
 from xlstm.series import Series, bundled, read_csv
@@ -71,6 +71,9 @@ def train(
     seed: Annotated[int, typer.Option(help="Initial weights and order of batches.")] = Settings.seed,
     backend: BackendOption = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    precision: Annotated[
+        str | None, typer.Option(help="float16, bfloat16 or tf32 while training, on a GPU; weights stay as they are.")
+    ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the model and the picture; older ones are replaced.")
     ] = Path("xlstm-output"),
@@ -79,18 +82,22 @@ def train(
 
     The first 60 % of the series are fitted, the next 20 % decide when to stop, the last 20 % are the test.
     """
-    settings = Settings(window, horizon, hidden_size, epochs, learning_rate=learning_rate, seed=seed)
+    settings = Settings(
+        window, horizon, hidden_size, epochs, learning_rate=learning_rate, seed=seed, precision=precision
+    )
     series = read_csv(csv or bundled("sunspots"), column)
     forecaster = Forecaster(settings, backend, dtype, series.name)
     forecaster.examples(series.values)  # before anything is made or printed: can this be trained on?
     _writable(output)
-    out.print(f"backend: {forecaster.backend}, {dtype} ({forecaster.backend.reason})")
+    narrow = "" if precision is None else f", training in {precision}"
+    out.print(f"backend: {forecaster.backend}, {dtype}{narrow} ({forecaster.backend.reason})")
     out.print(f"series:  {series.name}, {_extent(series)}")
     with _Bar() as bar:
         forecaster.fit(series.values, bar.show)
     trained = forecaster.trained
     assert trained is not None
     early = ", stopped early" if trained.stopped_early else ""
+    early += f", {trained.skipped} steps left out" if trained.skipped else ""
     epochs_done, seconds = len(trained.validations), trained.seconds
     out.print(f"trained: {epochs_done} epochs in {seconds:.1f} s, best after epoch {trained.best_epoch}{early}")
     score = forecaster.score(series.values)
@@ -262,8 +269,20 @@ def bench(
 
 @app.command()
 @one_line_errors
-def info() -> None:
+def info(
+    layer: Annotated[
+        tuple[str, int, int, int, str] | None,
+        typer.Option("--explain", metavar="LAYER T B H DTYPE", help="How it runs on a GPU: lstm 512 64 512 float16."),
+    ] = None,
+    card: Annotated[str | None, typer.Option(help="For --explain: a100, h100 or h200 instead of the GPU here.")] = None,
+) -> None:
     """Show versions, devices, threads, and which backend is chosen and why."""
+    if layer is not None:
+        for name, value in explain.explain(*layer, card):
+            out.print(f"{name:14s}{value}")
+        return
+    if card is not None:
+        raise ValueError("info: --card goes with --explain")
     found = machine.describe()
     rows = {key: found[key] for key in ("xlstm", "python", "processor", "cores")}
     rows |= {package: machine.version_of(package) or "not installed" for package in machine.PACKAGES}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from xlstm import checkpoint, checks, optim, training
+from xlstm import precision as precisions
 from xlstm.backend import Backend, backend_of, generator, to_numpy
 from xlstm.data import Scaler, Split, Values, Windows, carry_forward, split, windows
 from xlstm.layers.recurrent import LSTM
@@ -47,6 +48,8 @@ class Settings:
         Decay of the moving average of the weights that is kept.
     seed : int
         Decides initial weights and the order of batches.
+    precision : {"float16", "bfloat16", "tf32"}, optional
+        What is computed in while training, on a GPU; the weights stay float32. See `xlstm.precision`.
     """
 
     window: int = 48
@@ -60,6 +63,7 @@ class Settings:
     clip: float = 1.0
     averaging: float = 0.99
     seed: int = 0
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         for f in fields(self):  # plain numbers, as JSON has them
@@ -68,7 +72,8 @@ class Settings:
                 checks.positive("Forecaster", **{f.name: value})
             if f.type == "float" and not (isinstance(value, Real) and 0 <= float(value) < math.inf):
                 raise ValueError(f"Forecaster: {f.name} is {value!r}, expected a number from 0 up")
-            object.__setattr__(self, f.name, int(value) if f.type == "int" else float(value))
+            if f.type in ("int", "float"):
+                object.__setattr__(self, f.name, int(value) if f.type == "int" else float(value))
         generator(self.seed)
         if self.window < 2:
             raise ValueError(f"Forecaster: window is {self.window}, expected 2 or more: it looks at differences")
@@ -76,6 +81,8 @@ class Settings:
             raise ValueError("Forecaster: learning_rate and clip must be above 0")
         if self.averaging >= 1:
             raise ValueError(f"Forecaster: averaging is {self.averaging}, expected less than 1")
+        if self.precision is not None:
+            checks.one_of("Forecaster", precisions.NAMES, precision=self.precision)
 
 
 @dataclass(frozen=True)
@@ -154,28 +161,34 @@ class Forecaster:
             The series is too short for the window, constant, or not finite.
         FloatingPointError
             Training diverged.
+        TypeError, BackendError
+            The backend does not have the precision.
         """
         s = self.settings
         data, scalers = self.examples(values)
-        trained = training.train(
-            self.model,
-            self.model.init(s.seed, self.backend),
-            data["train"],
-            optim.adamw(s.learning_rate, weight_decay=s.weight_decay),
-            epochs=s.epochs,
-            validation=data["validation"],
-            patience=s.patience,
-            clip=s.clip,
-            averaging=s.averaging,
-            seed=s.seed,
-            progress=progress,
-        )
+        mixed, context = precisions.named(s.precision, self.backend)
+        with context:
+            trained = training.train(
+                self.model,
+                self.model.init(s.seed, self.backend),
+                data["train"],
+                optim.adamw(s.learning_rate, weight_decay=s.weight_decay),
+                epochs=s.epochs,
+                validation=data["validation"],
+                patience=s.patience,
+                clip=s.clip,
+                averaging=s.averaging,
+                seed=s.seed,
+                precision=mixed,
+                progress=progress,
+            )
         self.trained, self.scalers, self.params = trained, scalers, trained.params
         return self
 
     def examples(self, values: Any) -> tuple[dict[str, Windows], Scalers]:
         """What `fit` trains on, validates with and leaves for testing, by name of the part; raises as `fit` does."""
         s = self.settings
+        precisions.named(s.precision, self.backend)  # whatever cannot be had is said before any work
         values = _series(values)
         parts = self._parts(values)
         if np.nanmin(values[parts.train]) == np.nanmax(values[parts.train]):

@@ -6,59 +6,25 @@ parts whose loops run side by side.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
 
-from xlstm import blas, cuda, fused, workspace
+from xlstm import blas, fused, workspace
 from xlstm.backend import Array, Namespace, Params, device_of
-from xlstm.cuda import DevicePass, Kept
 from xlstm.fused import plain
 from xlstm.loop import BLOCK, Cell, Loop, Noise, project, project_block, swap
+from xlstm.ondevice import OnDevice, on_device
+from xlstm.parts import Later, Part, beside, put
 from xlstm.plan import Plan
-from xlstm.runs import Run, Runs, reshape, split
+from xlstm.recompute import again
+from xlstm.runs import Run, Runs, split
 from xlstm.threads import Team
-
-
-V = TypeVar("V")
-
-
-class Later(Sequence[V]):
-    """A sequence whose items are made whenever they are asked for."""
-
-    def __init__(self, make: Callable[[int], V], length: int) -> None:
-        self.make, self.length = make, length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, k: Any) -> Any:
-        if not 0 <= k < self.length:
-            raise IndexError(k)
-        return self.make(k)
-
-
-class Part(NamedTuple):
-    """What a part of the batch went through, run by run."""
-
-    runs: list[Run]
-    starts: Sequence[Array]  # h at the start of each run, (P, n)
-    ends: Sequence[Sequence[Array]]  # the states at the end of each run
-    kept: Sequence[list[Array]]  # of each run: carried states before, and what was saved, at every step: (k, ..., n)
-    final: Sequence[Array]  # the state of each sequence at its own end
-
-
-class OnDevice(NamedTuple):
-    """A pass that ran in kernels of its own, and what it kept as a function, which may have to make it again."""
-
-    device: DevicePass
-    kept: Callable[[], Kept]
 
 
 @dataclass(frozen=True)
@@ -75,7 +41,7 @@ class Saved:
     hs: Array  # h before and after every step: (n, P) of the initial state, then y (N, P)
     parts: list[Part]
     normal: tuple[Array, Array] | None  # Wx x normalised (R, N) and 1 / its deviation, with layer_norm
-    device: OnDevice | None = None
+    device: OnDevice | None  # where the pass ran in kernels of its own
 
     @property
     def xp(self) -> Namespace:
@@ -182,12 +148,12 @@ class Forward:
     ) -> None:
         self.xp, self.x, self.runs, self.state, self.keep, self.recompute = xp, x, runs, state, keep, recompute
         self.loop = loop = Loop(xp, cell, w, noise)
-        self.device = cuda.device_pass(xp, cell, loop.Wh, loop.own | loop.biases, runs, loop.obstacle) if runs else None
         # h before and after every step: y with the initial state in front
         self.first = runs[0][1] if runs else 0  # sequences of the first step
         self.hs = workspace.empty(xp, (self.first + x.shape[0], self.loop.P), x)
         self.hs[: self.first, :] = state[0][:, : self.first].T
         self.y = self.hs[self.first :, :]
+        self.device = on_device(loop, x, runs, self.hs, keep, recompute)
         self.inputs: Array | None = None
         self.normal: tuple[Array, Array] | None = None
 
@@ -195,7 +161,7 @@ class Forward:
         """What is to be done for each part of the batch; the parts can be done side by side."""
         run: Callable[..., tuple[Sequence[Array], list[Array]]] = self._run
         if self.device is not None:
-            return [functools.partial(self._on_device, self.device)]
+            return [functools.partial(self.device.forward, self.state[1:])]
         if plan.shared:
             inputs = plain(self.x)
             if "Wx" in self.loop.w:
@@ -217,65 +183,11 @@ class Forward:
         final = [beside(self.xp, states) for states in zip(*(part.final for part in parts), idle, strict=True)]
         if not self.keep:
             return self.y, final, None
-        saved = Saved(self.loop, plan, self.runs, self.x, self.hs, parts, self.normal)
-        if self.device is not None and self.runs:
-            return self.y, final, dataclasses.replace(saved, device=OnDevice(self.device, self._kept))
-        if self.recompute:
-            parts = [part._replace(kept=Later(functools.partial(self._again, part), len(part.runs))) for part in parts]
-            saved = dataclasses.replace(saved, parts=parts)
+        if self.recompute and self.device is None:
+            make = functools.partial(again, self.loop, self.x, self.y)
+            parts = [part._replace(kept=Later(functools.partial(make, part), len(part.runs))) for part in parts]
+        saved = Saved(self.loop, plan, self.runs, self.x, self.hs, parts, self.normal, self.device)
         return self.y, final, saved
-
-    def _on_device(self, device: DevicePass) -> Part:
-        """The whole batch in kernels of its own; what a part has by runs are views, made when asked for."""
-        xp, first = self.xp, self.first
-        zx = self._rows_of_products()
-        keep = ("states" if self.recompute else "all") if self.keep else "nothing"
-        ends, kept = device.forward(zx, self.hs, [s[:, :first].T for s in self.state[1:]], keep)
-        self._kept: Callable[[], Kept] = lambda: kept
-        if self.recompute:
-            self._kept = lambda: device.again(self._rows_of_products(), self.hs, kept)
-        (runs,) = split(self.runs, 1)
-        final = [end.T for end in ends]
-        names = list(self.loop.cell.STATES[1:])
-
-        def start(k: int) -> Array:
-            return self.hs[: runs[0].n, :].T if k == 0 else self.y[runs[k - 1].rows(runs[k - 1].k - 1), :].T[:, : runs[k].n]
-
-        def end(k: int) -> Sequence[Array]:
-            n, after = runs[k].n, runs[k + 1] if k + 1 < len(runs) else None
-            found = [self.y[runs[k].rows(runs[k].k - 1), :].T]
-            for name, last in zip(names, final[1:], strict=True):
-                on = [] if after is None else [kept[name][after.rows(0), :].T]
-                found.append(beside(xp, [*on, last[:, after.n if after else 0 : n]]))
-            return found
-
-        def arrays(k: int) -> list[Array]:
-            found = [runs[k].steps(xp, a, 0, runs[k].k) for a in self._kept().values()]
-            return [xp.permute_dims(a, (0, *range(2, a.ndim), 1)) for a in found]
-
-        return Part(runs, Later(start, len(runs)), Later(end, len(runs)), Later(arrays, len(runs)), final)
-
-    def _rows_of_products(self) -> Array:
-        """Wx x of all steps, (N, R)."""
-        return self.x @ self.loop.w["Wx"].T if "Wx" in self.loop.w else self.x
-
-    def _again(self, part: Part, k: int) -> list[Array]:
-        """What a run keeps, from the states before every step."""
-        loop, xp, run = self.loop, self.xp, part.runs[k]
-        columns, shape = run.k * run.n, (-1, loop.H, run.k, run.n)
-        x = run.steps(xp, self.x, 0, run.k)
-        inputs, _ = project(loop, reshape(xp, x, (columns, x.shape[2])))
-        before = xp.concat((part.starts[k].T[None, ...], run.steps(xp, self.y, 0, run.k - 1)))
-        through = loop.through(loop.Wh, reshape(xp, before, (columns, loop.P)).T)
-        zx, zh = (xp.permute_dims(reshape(xp, z, shape), (0, 2, 1, 3)) for z in (inputs, through))
-        if loop.bh is not None:
-            zh = zh + reshape(xp, loop.bh, (-1, 1, loop.H, 1))
-        carry = part.kept[k]
-        if loop.cell.SPLIT:
-            *_, saved = loop.cell.gates(xp, zx, zh, xp.permute_dims(before, (0, 2, 1)), *carry)
-        else:
-            *_, saved = loop.cell.gates(xp, zx + zh, *carry, **loop.own)
-        return [*carry, *(swap(xp, a) for a in saved)]
 
     def _part(self, runs: list[Run], go: Callable[..., tuple[Sequence[Array], list[Array]]]) -> Part:
         starts: list[Array] = []
@@ -305,17 +217,3 @@ class Forward:
         size = max(1, BLOCK // (self.loop.G * self.loop.H * run.n))
         for start in range(0, run.k, size):
             yield project_block(self.loop, run.steps(self.xp, self.x, start, min(run.k, start + size)))
-
-
-def beside(xp: Namespace, arrays: Sequence[Array]) -> Array:
-    """Columns side by side; one array with any is returned as it is."""
-    some = [a for a in arrays if a.shape[1]] or arrays[:1]
-    return some[0] if len(some) == 1 else xp.concat(some, axis=1)
-
-
-def put(xp: Namespace, rows: Array, run: Run, values: Array) -> None:
-    """Write (k, n, ...) to the rows of a run."""
-    if run.n == run.width:
-        rows[run.at : run.at + run.k * run.n, ...] = reshape(xp, values, (run.k * run.n, *values.shape[2:]))
-    else:
-        run.steps(xp, rows, 0, run.k)[...] = values

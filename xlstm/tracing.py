@@ -15,6 +15,7 @@ Operand: TypeAlias = "Symbols | float"
 
 # Functions of the namespace that are operations by themselves; operators are the others.
 OPERATIONS = ("tanh", "exp", "expm1", "log", "log1p", "sqrt", "abs", "maximum", "minimum", "where")
+CONDITIONS = ("less", "less_equal", "and")  # operations whose results are true or false
 
 
 class UntraceableError(TypeError):
@@ -132,6 +133,8 @@ class Graph:
 class SymbolicNamespace:
     """In the place of an array library: what a pointwise function may ask for. Anything else is refused by name."""
 
+    float32, float64 = "float32", "float64"
+
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
 
@@ -160,7 +163,12 @@ class SymbolicNamespace:
         return Symbols(self._graph, x.nodes, x.scalar)
 
     def astype(self, x: Symbols, dtype: Any) -> Symbols:
-        return self.where(x, 1.0, 0.0)
+        """Conditions as 1 and 0; what is wider or narrower than the inputs as it is computed, "double" or "single"."""
+        if all(self._graph.nodes[node].op in CONDITIONS for node in x.nodes):
+            return self._graph.apply("where", x, 1.0, 0.0)
+        if dtype == Symbols.dtype:
+            return x
+        return self._graph.apply("double" if "float64" in str(dtype) else "single", x)
 
 
 class Line(NamedTuple):

@@ -15,6 +15,7 @@ from xlstm.backend import Array, Backend, Params, backend_like, generator, to_nu
 from xlstm.data import Batch
 from xlstm.layers.base import MASKS
 from xlstm.losses import mse
+from xlstm.precision import Mixed, Scaling, after, lowered, raised
 
 Loss = Callable[..., tuple[Array, Array]]
 
@@ -50,6 +51,7 @@ class Trained:
     best_epoch: int
     stopped_early: bool
     seconds: float
+    skipped: int = 0  # steps left out because gradients overflowed in a lower precision
 
 
 def train(
@@ -65,6 +67,7 @@ def train(
     clip: float | None = None,
     averaging: float = 0.0,
     seed: int = 0,
+    precision: Mixed | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Trained:
     """Fit a model.
@@ -97,6 +100,10 @@ def train(
         noisy than the weights of any one step; 0 means the weights themselves.
     seed : int
         Order of the batches, and masks of dropout and zoneout.
+    precision : Mixed, optional
+        Run forward and backward in float16 or bfloat16, on a GPU. The weights stay in the dtype that they have, which
+        validation and the optimiser use and which is returned; so do the loss and the sums over gradients. A step
+        whose scaled gradients overflow is left out.
     progress : callable, optional
         Called after every step.
 
@@ -109,7 +116,10 @@ def train(
     Raises
     ------
     FloatingPointError
-        The loss, a parameter or a gradient is not finite; names the step and the parameter.
+        The loss, a parameter or a gradient is not finite, with `precision` at the least scale too; names the step and
+        the parameter.
+    TypeError, ValueError, BackendError
+        A `precision` that does not go with the weights, or a device that has it not.
     """
     checks.positive("train", epochs=epochs, **({} if patience is None else {"patience": patience}))
     if not params:
@@ -121,13 +131,18 @@ def train(
     _check_order(model)
     if patience is not None and validation is None:
         raise ValueError("train: patience needs validation data")
-    backend = backend_like(next(iter(params.values())))
+    if not isinstance(precision, Mixed | None):
+        raise TypeError(f"train: precision is {precision!r}, expected None or an xlstm.precision.Mixed")
+    backend = low = backend_like(next(iter(params.values())))
+    scaling = Scaling()
+    if precision is not None:
+        low, scaling = precision.below(backend), precision.init()
     rng = generator(seed, stream=1)  # stream 0 drew the weights
     random = {"seed": generator(seed, stream=MASKS)} if getattr(model, "random", False) else {}
     optim_state = optimizer.init(params)
     losses: list[float] = []
     validations: list[float] = []
-    best_params, best_epoch = params, 0
+    best_params, best_epoch, done = params, 0, 0
     mean = params
     start = time.perf_counter()
 
@@ -135,24 +150,32 @@ def train(
         state = None
         for step, batch in enumerate(data.batches(rng), 1):
             batch = _within(model, batch)
-            x, target, mask = _to_device(backend, batch)
+            x, (target, mask) = low.asarray(batch.x), _truth(backend, batch)
             with np.errstate(over="ignore", invalid="ignore"):  # found below, with a better message
+                used = lowered(params, low.dtype)
                 y, state, saved = model.forward(
-                    params, x, None if batch.fresh else state, train=True, **_options(batch, random)
+                    used, x, None if batch.fresh else state, train=True, **_options(batch, random)
                 )
-                value, dy = loss(y, target, mask)
-                grads, _, _ = model.backward(params, saved, dy)
+                value, dy = loss(raised(y, backend.dtype), target, mask)
+                grads, _, _ = model.backward(used, saved, lowered(dy, low.dtype, scaling.scale))
+                grads = raised(grads, backend.dtype, scaling.scale)
                 norm = optim.global_norm(grads)
             now, size = to_numpy(backend.xp.stack((value, norm)))  # the one wait for the device in a step
             losses.append(float(now))
-            if not (math.isfinite(now) and math.isfinite(size)):
-                raise FloatingPointError(_diagnosis(epoch, step, losses[-1], params, grads))
-            if clip is not None:
-                grads = optim.clip_global_norm(grads, clip, norm)
-            params, optim_state = optimizer.update(params, grads, optim_state)
-            # Until 1 / (1 - averaging) steps are done, the plain mean of all of them.
-            decay = min(averaging, 1 - 1 / len(losses))
-            mean = optim.running_mean(mean, params, decay) if decay else params
+            finite = math.isfinite(size)
+            following = after(precision, scaling, finite)
+            if following is None or not math.isfinite(now):
+                narrow = "" if precision is None else f" in {low.dtype} at a loss scale of {scaling.scale:g}"
+                raise FloatingPointError(_diagnosis(epoch, step, losses[-1], used, grads, narrow))
+            scaling = following
+            if finite:
+                if clip is not None:
+                    grads = optim.clip_global_norm(grads, clip, norm)
+                params, optim_state = optimizer.update(params, grads, optim_state)
+                done += 1
+                # Until 1 / (1 - averaging) steps are done, the plain mean of all of them.
+                decay = min(averaging, 1 - 1 / done)
+                mean = optim.running_mean(mean, params, decay) if decay else params
             if progress is not None:
                 seconds = time.perf_counter() - start
                 last = validations[-1] if validations else None
@@ -170,7 +193,7 @@ def train(
             break
 
     seconds = time.perf_counter() - start
-    return Trained(best_params, losses, validations, best_epoch, epoch < epochs, seconds)
+    return Trained(best_params, losses, validations, best_epoch, epoch < epochs, seconds, len(losses) - done)
 
 
 def evaluate(model: Any, params: Params, data: Batches, loss: Loss = mse) -> float:
@@ -180,7 +203,7 @@ def evaluate(model: Any, params: Params, data: Batches, loss: Loss = mse) -> flo
     total, count, state = 0.0, 0.0, None
     for batch in data.batches():
         batch = _within(model, batch)
-        x, target, mask = _to_device(backend, batch)
+        x, (target, mask) = backend.asarray(batch.x), _truth(backend, batch)
         with np.errstate(over="ignore", invalid="ignore"):  # the caller sees it in the result
             y, state, _ = model.forward(params, x, None if batch.fresh else state, train=False, **_options(batch))
             value, _ = loss(y, target, mask)
@@ -205,9 +228,9 @@ def _within(model: Any, batch: Batch) -> Batch:
     return batch._replace(mask=there)
 
 
-def _to_device(backend: Backend, batch: Batch) -> tuple[Array, Array, Array | None]:
-    mask = None if batch.mask is None else backend.asarray(batch.mask)
-    return backend.asarray(batch.x), backend.asarray(batch.target), mask
+def _truth(backend: Backend, batch: Batch) -> tuple[Array, Array | None]:
+    """Target and mask on the device."""
+    return backend.asarray(batch.target), None if batch.mask is None else backend.asarray(batch.mask)
 
 
 def _options(batch: Batch, random: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -215,12 +238,13 @@ def _options(batch: Batch, random: dict[str, Any] | None = None) -> dict[str, An
     return {**(random or {}), **({} if batch.lengths is None else {"lengths": batch.lengths})}
 
 
-def _diagnosis(epoch: int, step: int, loss: float, params: Params, grads: Params) -> str:
+def _diagnosis(epoch: int, step: int, loss: float, params: Params, grads: Params, narrow: str) -> str:
     where = f"training: epoch {epoch}, step {step}: loss is {loss:g}"
     for what, arrays in {"parameter": params, "gradient of": grads}.items():
         for name, array in arrays.items():
             if not np.all(np.isfinite(to_numpy(array))):
-                return f"{where}, {what} {name} is not finite; a smaller learning rate or clipping may help"
+                wider = ", clipping, or float32" if narrow else " or clipping"
+                return f"{where}, {what} {name} is not finite{narrow}; a smaller learning rate{wider} may help"
     if math.isfinite(loss):
         return f"{where}, the norm of the gradient overflows; clipping values or a wider dtype may help"
     return f"{where} though every parameter and gradient is finite: are there targets out of range?"

@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 
 from xlstm.cuda.launch import Grid
-from xlstm.cuda.source import Source
-from xlstm.cuda.source import _file as file
+from xlstm.cuda.source import Source, file
 from xlstm.cuda.tiling import Device
 
 SHIM = Path(__file__).with_name("shim.hpp")
@@ -74,7 +73,9 @@ def library(text: str) -> ctypes.CDLL:
         with tempfile.TemporaryDirectory(dir=folder) as room:
             source, built = Path(room) / "kernel.cpp", Path(room) / "kernel.so"
             source.write_text(text, encoding="utf-8")
-            done = subprocess.run([*COMPILE, str(source), "-o", str(built)], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [*COMPILE, str(source), "-o", str(built)], capture_output=True, text=True, check=False
+            )
             assert done.returncode == 0, done.stderr[:4000]
             built.replace(made)
     return ctypes.CDLL(str(made))

@@ -1,4 +1,4 @@
-"""Recurrent layers on an NVIDIA GPU: the cells, traced, in kernels that go through all steps; no formula stands here."""
+"""Recurrent layers on an NVIDIA GPU: the cells, traced, in kernels for all steps; no formula stands here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xlstm.backend import Array, Namespace
 from xlstm.cuda import launch
 from xlstm.cuda.choice import PATHS, PRECISIONS, Choice, choose, use
 from xlstm.cuda.launch import CudaError
-from xlstm.cuda.run import DevicePass, Kept
+from xlstm.cuda.run import DevicePass, Kept, heads_of
 from xlstm.pointwise import pointwise
 from xlstm.runs import Runs
 
@@ -35,7 +35,7 @@ def device_pass(
     added = tuple(name for name in constants if name in ("b", "bh"))
     step = None if obstacle else pointwise(cell, own, added)
     why = f"no kernel does {obstacle or 'this cell'}"
-    heads, width = (Wh.shape[1], Wh.shape[2]) if Wh.ndim == 4 else (1, Wh.shape[1])
+    heads, width = heads_of(Wh)
     dtype = str(Wh.dtype).rpartition(".")[2]
     choice = choose("cuda", step, why, dtype, width, heads, runs[0][1], runtime.device)
     if choice.path == "loop" or step is None:

@@ -20,7 +20,9 @@ DEVICE REAL weight(const IO* Wh, int head, int block, int row, int k) {
 extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERNEL(PARAMETERS) {
     SHARED_MEMORY(memory);
     uint4* V = (uint4*)memory;  // dz of this block (NB, K)
+#if CLUSTER
     REAL* parts = (REAL*)(memory + V_BYTES);  // of dh (BLOCKS, NB, UNITS), twice
+#endif
     uint4* spare = (uint4*)(memory + V_BYTES + PARTS_BYTES);
     const Arrays a = ARRAYS;
 

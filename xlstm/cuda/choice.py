@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from xlstm.cuda import tiling
+from xlstm.cuda.cell import cell_of
 from xlstm.cuda.launch import LOOPS
-from xlstm.cuda.source import cell_of
 from xlstm.cuda.tiling import ARITHMETIC, Arithmetic, Device, Tiling
 from xlstm.pointwise import Pointwise
 
@@ -75,7 +75,9 @@ def told() -> tuple[str, str]:
     return path, precision
 
 
-def choose(who: str, step: Pointwise | None, why: str, dtype: str, width: int, heads: int, B: int, device: Device) -> Choice:
+def choose(
+    who: str, step: Pointwise | None, why: str, dtype: str, width: int, heads: int, B: int, device: Device
+) -> Choice:
     """The way of a layer with `heads` of `width` units and a batch of B.
 
     Parameters
@@ -120,11 +122,15 @@ def _choose(
                 f"{who}: path {path!r} was asked for, but {others[path]}; {', '.join(found)} can do it, auto chooses"
             )
         others |= {name: f"{path} was asked for" for name in found if name != path}
-        return _complete(found[path], others)
+        return found[path]._replace(others=others)
     times = {name: _time(made) for name, made in found.items()}
     best = min(times, key=lambda name: times[name])
-    others |= {name: f"it should take {time:.1f} us a step, forward and backward" for name, time in times.items() if name != best}
-    return _complete(found[best], others)
+    others |= {
+        name: f"it should take {time:.1f} us a step, forward and backward"
+        for name, time in times.items()
+        if name != best
+    }
+    return found[best]._replace(others=others)
 
 
 def _try(
@@ -160,16 +166,16 @@ def _try(
     if tensor:
         name = dtype if dtype != "float32" else {"float32": "3xtf32", "tf32": "tf32"}[precision]
     arithmetic = ARITHMETIC[name]
-    both = []
-    for kind in tiling.PASSES:
-        made = tiling.best(kind, cell_of(step, kind), width, heads, B, arithmetic, device, path == "cluster")
-        if made is None:
-            return (
-                f"no way to divide {heads} x {width} units, {B} sequences and {name} fits {device.sms} SMs with "
-                f"{device.shared} bytes, {kind}"
-            )
-        both.append(made)
-    return Choice(path, arithmetic, *both, {})
+    forward, backward = (
+        tiling.best(kind, cell_of(step, kind), width, heads, B, arithmetic, device, path == "cluster")
+        for kind in tiling.PASSES
+    )
+    if forward is None or backward is None:
+        return (
+            f"no way to divide {heads} x {width} units, {B} sequences and {name} fits {device.sms} SMs with "
+            f"{device.shared} bytes, {'forward' if forward is None else 'backward'}"
+        )
+    return Choice(path, arithmetic, forward, backward, {})
 
 
 def _time(choice: Choice) -> float:
@@ -177,10 +183,6 @@ def _time(choice: Choice) -> float:
     if choice.forward is None or choice.backward is None:
         return 2 * LAUNCHES * (1 if choice.path == "pointwise" else 5)
     return choice.forward.time + choice.backward.time
-
-
-def _complete(choice: Choice, others: dict[str, str]) -> Choice:
-    return choice._replace(others=others)
 
 
 def _check(what: str, value: Any, allowed: tuple[str, ...]) -> None:

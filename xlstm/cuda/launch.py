@@ -69,8 +69,8 @@ class CupyRuntime:
             self._functions[key]((grid.x, grid.y), (grid.threads,), given, shared_mem=grid.shared)
         except Exception as error:
             raise CudaError(
-                f"cuda: {entry} was not launched on {self.device.name} ({probe.first_line(error)}): {grid.x} x {grid.y} "
-                f"blocks of {grid.threads} threads with {grid.shared} bytes; {OTHERWISE}"
+                f"cuda: {entry} was not launched on {self.device.name} ({probe.first_line(error)}): "
+                f"{grid.x} x {grid.y} blocks of {grid.threads} threads with {grid.shared} bytes; {OTHERWISE}"
             ) from error
 
 
@@ -85,16 +85,20 @@ def compiled(source: Source, entry: str) -> Any:
     CudaError
         NVRTC refuses it; with NVRTC's log.
     """
-    function = module(source, entry).get_function(entry)
     try:
+        function = module(source, entry).get_function(entry)
         if entry != ARRANGE and source.shared:
             function.max_dynamic_shared_size_bytes = source.shared
         if entry != ARRANGE and source.cluster and source.blocks > 8:
             probe.cupy().cuda.driver.funcSetAttribute(function.kernel.ptr, NONPORTABLE, 1)
     except probe.cupy().cuda.compiler.CompileException as error:
-        raise CudaError(f"cuda: {source.name} does not compile; {OTHERWISE}. NVRTC says:\n{error.get_message()}") from error
+        raise CudaError(
+            f"cuda: {source.name} does not compile; {OTHERWISE}. NVRTC says:\n{error.get_message()}"
+        ) from error
     except Exception as error:
-        raise CudaError(f"cuda: {source.name} does not fit the device ({probe.first_line(error)}); {OTHERWISE}") from error
+        raise CudaError(
+            f"cuda: {source.name} does not fit the device ({probe.first_line(error)}); {OTHERWISE}"
+        ) from error
     return function
 
 
@@ -111,6 +115,11 @@ def runtime(xp: Namespace, like: Array) -> Runtime | None:
     if not xp.__name__.endswith("cupy"):
         return None
     return _cupy_runtime(like.device.id)
+
+
+def current() -> Device:
+    """CuPy's current device."""
+    return _cupy_runtime(int(probe.cupy().cuda.runtime.getDevice())).device
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from xlstm.backend import Array, Namespace, device_of
 from xlstm.cuda import source
 from xlstm.cuda.choice import Choice
 from xlstm.cuda.launch import Grid, Runtime
-from xlstm.cuda.source import ARRANGE, BLOCK, Source
+from xlstm.cuda.source import ARRANGE, BLOCK
 from xlstm.cuda.tiling import Tiling
 from xlstm.pointwise import Pointwise
 from xlstm.runs import Runs, reshape
@@ -45,7 +45,7 @@ class DevicePass:
     ) -> None:
         self.xp, self.runtime, self.choice, self.step = xp, runtime, choice, step
         self.Wh, self.constants = _rows(xp, Wh), {name: _rows(xp, p) for name, p in constants.items()}
-        self.heads, self.width = (Wh.shape[1], Wh.shape[2]) if Wh.ndim == 4 else (1, Wh.shape[1])
+        self.heads, self.width = heads_of(Wh)
         self.H, self.G = self.heads * self.width, int(step.before["zx"] or 1)
         self.widths = [n for k, n in runs for _ in range(k)]
         self.first = self.widths[0] if self.widths else 0  # sequences of the first step
@@ -88,9 +88,7 @@ class DevicePass:
         self._loop(kind, arrays, self.choice.forward)
         return list(ends.values()), kept
 
-    def backward(
-        self, dy: Array | None, dstate: Sequence[Array], kept: Kept, dZ: Array, dQ: Array
-    ) -> list[Array]:
+    def backward(self, dy: Array | None, dstate: Sequence[Array], kept: Kept, dZ: Array, dQ: Array) -> list[Array]:
         """Gradients of the states before the first step (first, H), from those of y (N, H) and of the last states.
 
         dZ and dQ (N, R) take the gradients of the products of x and of h, which are one array where those are added.
@@ -109,7 +107,7 @@ class DevicePass:
         return list(starts.values())
 
     def again(self, zx: Array, hs: Array, kept: Kept) -> Kept:
-        """With what the cell saves, from the products of x (N, R), what `forward` left in hs, and the carried states."""
+        """With what the cell saves, from products of x (N, R), what `forward` left in hs, and the carried states."""
         N, before = zx.shape[0], self._before(hs)
         saved = {name: self._empty(self._shape(N, rows)) for name, rows in self.step.saved.items()}
         arrays = {"zx": _rows(self.xp, zx), "product": self._through(before), "h_kept": before}
@@ -120,7 +118,9 @@ class DevicePass:
         """h before every step, (N, H)."""
         if self.even:
             return hs[: hs.shape[0] - self.first, :]
-        rows = np.concatenate([np.arange(n) + at for at, n in zip([0, *(s + self.first for s in self.starts)], self.widths, strict=False)])
+        rows = np.concatenate(
+            [np.arange(n) + at for at, n in zip([0, *(s + self.first for s in self.starts)], self.widths, strict=False)]
+        )
         return self.xp.take(hs, self.xp.asarray(rows, device=device_of(hs)), axis=0)
 
     def _loop(self, kind: str, arrays: Mapping[str, Array | None], tiling: Tiling) -> None:
@@ -138,8 +138,10 @@ class DevicePass:
             count = min(at_once, groups - group)
             if not tiling.cluster:
                 flags = xp.zeros((count * tiling.blocks,), dtype=xp.uint32, device=here)
-                exchange = exchange if exchange is not None else xp.empty(
-                    (tiling.exchange(kind, a) * at_once,), dtype=xp.uint8, device=here
+                exchange = (
+                    exchange
+                    if exchange is not None
+                    else xp.empty((tiling.exchange(kind, a) * at_once,), dtype=xp.uint8, device=here)
                 )
             numbers = [np.int32(len(self.widths)), np.int32(self.first), np.int32(group)]
             given = [self.offsets, *numbers, flags, exchange, arranged, *(arrays[name] for name in made.arrays)]
@@ -157,9 +159,7 @@ class DevicePass:
             before = hs[self.first + at : self.first + at + n, :]
         return [self.xp.astype(arrays[f"state_{name}"], hs.dtype) for name in states]
 
-    def _steps_backward(
-        self, arrays: dict[str, Array | None], states: Mapping[str, Array], dQ: Array
-    ) -> list[Array]:
+    def _steps_backward(self, arrays: dict[str, Array | None], states: Mapping[str, Array], dQ: Array) -> list[Array]:
         xp = self.xp
         arrays |= {f"state_{name}": self._real(d) for name, d in states.items()}
         product, have = None, 0  # of the step after, for so many sequences
@@ -222,6 +222,11 @@ class DevicePass:
         """A copy of a state in the type that is computed in."""
         dtype = getattr(self.xp, {"float": "float32", "double": "float64"}[self.choice.arithmetic.real])
         return _rows(self.xp, self.xp.astype(state, dtype, copy=True))
+
+
+def heads_of(Wh: Array) -> tuple[int, int]:
+    """Heads, and the units of each, of a recurrent weight (R, H) or (G, N, K, K)."""
+    return (Wh.shape[1], Wh.shape[2]) if Wh.ndim == 4 else (1, Wh.shape[1])
 
 
 def _rows(xp: Namespace, a: Array) -> Array:

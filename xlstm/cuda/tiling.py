@@ -46,6 +46,10 @@ class Arithmetic(NamedTuple):
     tf32: bool
     peak: float  # FLOP per microsecond and SM, an estimate from an H100's data sheet
 
+    @property
+    def real_size(self) -> int:
+        return 8 if self.real == "double" else 4
+
 
 ARITHMETIC = {
     a.name: a
@@ -65,6 +69,7 @@ MEMORY = 0.22e6  # bytes per microsecond and SM from shared memory, an estimate
 BETWEEN = 0.1e6  # the same between SMs
 CELL = 0.06  # microseconds of one cell of each thread, an estimate
 WARPS = 8
+CELLS = 4  # of a thread at most, beside tensor cores
 # Registers of a thread for weights, sums and what it keeps of its cells. Chosen so that none of those kernels that the
 # tests compile spills; three products of a pair need some for themselves.
 REGISTERS = {0: 0, 1: 174, 2: 150}
@@ -80,13 +85,13 @@ class Tiling:
     units: int  # of a block
     blocks: int  # that share a head and sequences
     columns: int  # sequences of a block
+    cluster: bool
     M: int
     K: int
     threads: int
     warps_m: int
     kept: int  # chunks of K, of each tile of a warp, in registers
     at_once: int  # tiles of columns that a warp multiplies at once
-    cluster: bool
     shared: int  # bytes
     cost: float  # microseconds of a step, an estimate
     groups: int  # of blocks for the whole batch
@@ -95,7 +100,7 @@ class Tiling:
     def exchange(self, kind: str, arithmetic: Arithmetic) -> int:
         """Bytes of global memory through which a group of a grid exchanges, twice."""
         if kind == "backward":
-            return 2 * self.blocks**2 * self.columns * (self.units + 4) * (8 if arithmetic.real == "double" else 4)
+            return 2 * self.blocks**2 * self.columns * (self.units + 4) * arithmetic.real_size
         return 2 * self.columns * self.blocks * self.units * arithmetic.size
 
     @property
@@ -112,6 +117,27 @@ def best(
     return min(found, key=lambda tiling: (tiling.time, tiling.shared), default=None)
 
 
+class _Block(NamedTuple):
+    """What is fixed of a block before its work is divided."""
+
+    units: int
+    blocks: int
+    columns: int
+    cluster: bool
+
+
+class _Shape(NamedTuple):
+    """How a block's work is divided among its warps, with the names that `Tiling` has for it."""
+
+    M: int
+    K: int
+    threads: int
+    warps_m: int
+    kept: int
+    at_once: int
+    shared: int
+
+
 def _all(
     kind: str, cell: Cell, width: int, heads: int, B: int, a: Arithmetic, device: Device, cluster: bool
 ) -> Iterator[Tiling]:
@@ -119,32 +145,27 @@ def _all(
     ways = _clusters(width) if cluster else _grids(width, a)
     most = _up(min(B, 128), 8)
     for (units, blocks), columns in itertools.product(ways, (8, 16, 24, 32, 48, 64, 96, 128)):
-        if columns > most:
-            continue
         groups = -(-B // columns) * heads
         # A cluster lies within one part of the chip, of which some SMs are left over.
         room = int(device.sms * 0.97) // blocks if cluster else device.sms // blocks
-        if room == 0:
+        if columns > most or room == 0:
             continue
-        waves = -(-groups // room)
-        for shape in _shapes(kind, cell, units, blocks, columns, a, cluster):
-            M, K, threads, warps_m, kept, at_once, shared = shape
-            if shared <= device.shared:
-                cost = _cost(kind, M, K, columns, units, blocks, threads, warps_m, kept, at_once, a, cluster)
-                yield Tiling(width, heads, units, blocks, columns, *shape[:6], cluster, shared, cost, groups, waves)
+        block = _Block(units, blocks, columns, cluster)
+        for shape in _shapes(kind, cell, block, a):
+            if shape.shared <= device.shared:
+                cost = _cost(kind, block, shape, a)
+                yield Tiling(width, heads, *block, *shape, cost=cost, groups=groups, waves=-(-groups // room))
 
 
-def _shapes(
-    kind: str, cell: Cell, units: int, blocks: int, columns: int, a: Arithmetic, cluster: bool
-) -> Iterator[tuple[int, int, int, int, int, int, int]]:
-    """M, K, threads, warps along M, chunks in registers, tiles of columns at once, and bytes of shared memory."""
+def _shapes(kind: str, cell: Cell, block: _Block, a: Arithmetic) -> Iterator[_Shape]:
     chunk = 64 // a.size
-    M, K = cell.gates * units, blocks * units
+    M, K = cell.gates * block.units, block.blocks * block.units
     if kind == "backward":
         M, K = K, M
     if not a.mma:
         K = _up(K, chunk)
-        yield M, K, 32 * WARPS, 1, 0, 1, _shared(kind, M, K, units, blocks, columns, 1, _rows(M, K, a), a, cluster)
+        rows = M * (K * a.size + 16)
+        yield _Shape(M, K, 32 * WARPS, 1, 0, 1, _shared(kind, M, K, block, 1, a) + rows)
         return
     tiles = M // 16
     if kind == "forward":
@@ -152,62 +173,48 @@ def _shapes(
     else:
         ways = [(max(m for m in range(1, WARPS + 1) if tiles % m == 0), 1)]
     for (warps_m, warps_k), at_once in itertools.product(ways, (1, 2)):
-        if columns // 8 % at_once:
+        deep, warps = _up(K, chunk * warps_k), warps_m * warps_k
+        own, chunks = tiles // warps_m, deep // chunk // warps_k
+        cells = -(-block.units * block.columns // (32 * warps))
+        values = cells * (cell.values + 8) - 8  # and where the next one lies
+        left = REGISTERS[a.mma] - 4 * own * at_once - 16 * (at_once - 1) - values
+        kept = min(chunks, left // (8 * own))
+        if kept < chunks:  # those from shared memory pass through registers, too
+            kept = (left - 8) // (8 * own)
+        # With more sums at once the compiler finds no registers.
+        if kept < 1 or own * at_once > 8 or cells > CELLS or block.columns // 8 % at_once:
             continue
-        deep = _up(K, chunk * warps_k)
-        own, chunks, warps = tiles // warps_m, deep // chunk // warps_k, warps_m * warps_k
-        values = cell.values * -(-units * columns // (32 * warps))
-        kept = min(chunks, (REGISTERS[a.mma] - 4 * own * at_once - values) // (8 * own))
-        if kept < 1:
-            continue
-        weights = warps * own * (chunks - kept) * KB
-        shared = _shared(kind, M, deep, units, blocks, columns, warps_k, weights, a, cluster)
-        yield M, deep, 32 * warps, warps_m, kept, at_once, shared
+        spare = warps * own * (chunks - kept) * KB
+        yield _Shape(M, deep, 32 * warps, warps_m, kept, at_once, _shared(kind, M, deep, block, warps_k, a) + spare)
 
 
-def _shared(
-    kind: str, M: int, K: int, units: int, blocks: int, columns: int, parts: int, weights: int, a: Arithmetic, cluster: bool
-) -> int:
-    """Bytes; the kernels assert that it is what they need."""
+def _shared(kind: str, M: int, K: int, block: _Block, parts: int, a: Arithmetic) -> int:
+    """Bytes beside the weights; the kernels assert that it is what they need."""
+    units, blocks, columns, cluster = block
     V = columns * (K * a.size if K * a.size // 64 % 2 else K * a.size + 64)
-    real = 8 if a.real == "double" else 4
     if kind == "forward":
-        Z = _up(parts * M * (columns + 1) * real, 16)
-        return (2 if cluster else 1) * V + Z + columns * units * a.size + weights
-    return V + (2 * blocks * columns * (units + 4) * real if cluster else 0) + weights
+        Z = _up(parts * M * (columns + 1) * a.real_size, 16)
+        return (2 if cluster else 1) * V + Z + columns * units * a.size
+    return V + (2 * blocks * columns * (units + 4) * a.real_size if cluster else 0)
 
 
-def _cost(
-    kind: str,
-    M: int,
-    K: int,
-    columns: int,
-    units: int,
-    blocks: int,
-    threads: int,
-    warps_m: int,
-    kept: int,
-    at_once: int,
-    a: Arithmetic,
-    cluster: bool,
-) -> float:
+def _cost(kind: str, block: _Block, shape: _Shape, a: Arithmetic) -> float:
     """Microseconds of a step, an estimate."""
-    warps = threads // 32
-    real = 8 if a.real == "double" else 4
+    units, blocks, columns, cluster = block
+    M, K, threads, warps_m, kept, at_once, _ = shape
+    warps, parts = threads // 32, 1
+    near = M * columns * K * a.size * 1.25  # bytes from shared memory
     if a.mma:
         parts = warps // warps_m
         spare = M * K * a.size - warps * (M // 16 // warps_m) * kept * KB
-        near = spare * (columns // 8 // at_once) + warps_m * K * a.size * columns
-    else:
-        parts, near = 1, M * columns * K * a.size * 1.25
+        near = float(spare * (columns // 8 // at_once) + warps_m * K * a.size * columns)
     if kind == "forward":
-        near += 2 * parts * M * columns * real
+        near += 2 * parts * M * columns * a.real_size
         between = blocks * columns * units * a.size
     else:
-        between = 2 * M * columns * real
+        between = 2 * M * columns * a.real_size
     cells = -(-units * columns // threads) * CELL
-    busy = max(2 * M * K * columns / a.peak, near / MEMORY)
-    return SYNC[cluster] + busy + between / BETWEEN + cells
+    return SYNC[cluster] + max(2 * M * K * columns / a.peak, near / MEMORY) + between / BETWEEN + cells
 
 
 def _clusters(width: int) -> list[tuple[int, int]]:
@@ -225,11 +232,6 @@ def _grids(width: int, a: Arithmetic) -> list[tuple[int, int]]:
             blocks = _up(blocks, 8)
         found.append((units, blocks))
     return found
-
-
-def _rows(M: int, K: int, a: Arithmetic) -> int:
-    """Bytes of weights that lie in shared memory row by row."""
-    return M * (K * a.size + 16)
 
 
 def _up(n: int, to: int) -> int:

@@ -10,7 +10,8 @@ import numpy as np
 
 from xlstm import checks
 from xlstm.activations import FORGET, sigmoid, sigmoid_bwd
-from xlstm.backend import Array, Params
+from xlstm.backend import Array, Namespace, Params
+from xlstm.elementwise import fuse
 from xlstm.layers.memory import Memory
 from xlstm.layers.part import Values, rows, total
 from xlstm.layers.sequence import Leaf, Sequence, Span, State
@@ -157,9 +158,9 @@ class mLSTM(Sequence):  # noqa: N801
             z = xp.reshape(z, (span.T, span.B, z.shape[1]))
             q, key, v, o, i, f = (z[..., part] for part in self._splits.values())
             h, end, inner = self.memory.run(q, key, v, i, f, tuple(s[k, ...] for s in state), span)
-            s = sigmoid(xp, o)
+            s, y = fuse(xp, _gated, o, h)
             kept.append(Layer(x, mask, q, key, v, i, f, s, h, inner) if keep else None)
-            x = s * h
+            x = y
             ends.append(end)
         return x, tuple(xp.stack(one) for one in zip(*ends, strict=True)), kept
 
@@ -174,7 +175,7 @@ class mLSTM(Sequence):  # noqa: N801
             one = saved[k]
             end = None if dstate is None else tuple(d[k, ...] for d in dstate)
             (dq, dk, dv, di, df), start = self.memory.run_bwd(one.inner, dy * one.o, end, span)
-            do = sigmoid_bwd(xp, dy * one.h, None, one.o)
+            do = fuse(xp, _gated_bwd, dy, one.o, one.h)
             dz = rows(xp, xp.concat((dq, dk, dv, do, di, df), axis=-1))
             grads[f"{k}.Wx"] = dz.T @ rows(xp, one.x)
             if self.bias:
@@ -183,6 +184,15 @@ class mLSTM(Sequence):  # noqa: N801
             dy = dy if one.mask is None else dy * one.mask
             starts.append(start)
         return grads, dy, tuple(xp.stack(one[::-1]) for one in zip(*starts, strict=True))
+
+
+def _gated(xp: Namespace, o: Array, h: Array) -> tuple[Array, Array]:
+    s = sigmoid(xp, o)
+    return s, s * h
+
+
+def _gated_bwd(xp: Namespace, dy: Array, s: Array, h: Array) -> Array:
+    return sigmoid_bwd(xp, dy * h, None, s)
 
 
 @dataclass(frozen=True)

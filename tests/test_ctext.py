@@ -1,0 +1,129 @@
+"""C from a trace, compiled by gcc, computes what NumPy does: every cell, forward and backward."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from xlstm.activations import GATES
+from xlstm.cells import gru, lstm, rnn, slstm
+from xlstm.ctext import number, statements
+from xlstm.pointwise import pointwise
+from xlstm.tracing import Line, UntraceableError, trace
+
+TYPES = {"float32": "float", "float64": "double"}
+TOLERANCE = {"float32": 3e-6, "float64": 1e-14}
+
+
+def run(tmp_path, function, inputs, dtype):
+    """The outputs of a traced function of arrays (rows, M) and (M,), as gcc makes it."""
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed")
+    rows = {name: a.shape[0] if a.ndim == 2 else None for name, a in inputs.items()}
+    lines, outputs = trace(function, rows)
+    M = next(iter(inputs.values())).shape[-1]
+    real = TYPES[dtype]
+
+    def at(name, row):
+        return f"{name}[{(row or 0) * M} + i]"
+
+    body = statements(lines, at, lambda name, row, value: f"{at('to_' + name, row)} = {value};", real)
+    parameters = [f"const {real}* {name}" for name in inputs] + [f"{real}* to_{name}" for name in outputs]
+    text = f"#include <math.h>\n#include <stdbool.h>\nvoid run({', '.join(parameters)}) {{\n"
+    text += f"for (int i = 0; i < {M}; i++) {{\n" + "\n".join(body) + "\n}\n}\n"
+    made = tmp_path / f"{len(list(tmp_path.iterdir()))}.so"  # a name that is not loaded yet
+    command = [
+        "gcc",
+        "-x",
+        "c",
+        "-std=c11",
+        "-O1",
+        "-ffp-contract=off",
+        "-Werror",
+        "-shared",
+        "-fPIC",
+        "-o",
+        str(made),
+        "-",
+        "-lm",
+    ]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stderr}\n{text}"
+    found = {n: np.full((r, M) if r is not None else (M,), np.nan, dtype) for n, r in outputs.items()}
+    given = [np.ascontiguousarray(a, dtype=dtype) for a in inputs.values()]
+    ctypes.CDLL(str(made)).run(*(ctypes.c_void_p(a.ctypes.data) for a in (*given, *found.values())))
+    return found
+
+
+def agree(found, expected, dtype):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(
+            found[name], value, rtol=0, atol=TOLERANCE[dtype] * np.max(np.abs(value)), err_msg=name
+        )
+
+
+CELLS = {
+    "lstm": (lstm.Cell(), 0),
+    "lstm clip": (lstm.Cell(clip=0.5), 3),
+    "lstm coupled": (lstm.Cell(coupled=True), 2),
+    "lstm cell_clip": (lstm.Cell(cell_clip=0.4), 3),
+    "lstm all": (lstm.Cell(("hard_sigmoid(0.3, 0.5)", "softsign", "elu"), 0.7, True, 0.4), 2),
+    "gru": (gru.Cell(), 0),
+    "gru clip": (gru.Cell(clip=0.5), 0),
+    "rnn": (rnn.Cell(), 0),
+    "rnn clip": (rnn.Cell(("softplus",), 0.5), 0),
+    "slstm": (slstm.Cell(), 0),
+    "slstm exponential": (slstm.Cell("exponential"), 0),
+}
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("name", CELLS)
+def test_cells(tmp_path, rng, name, dtype):
+    cell, peepholes = CELLS[name]
+    step = pointwise(cell, (("p", peepholes),) if peepholes else (), ("b", "bh") if cell.SPLIT else ("b",))
+    M = 60
+
+    def draw(rows):
+        return {n: rng.standard_normal((r, M) if r is not None else M).astype(dtype) for n, r in rows.items()}
+
+    given = draw(step.before)
+    if "n" in given:
+        given["n"] = abs(given["n"]) + 1
+    expected = step.forward(np, **given)
+    agree(run(tmp_path, step.forward, given, dtype), expected, dtype)
+    agree(run(tmp_path, step.lean, given, dtype), step.lean(np, **given), dtype)
+    kept = {n: expected[n] for n in step.saved} | {n: given[n] for n in given if n in step.after}
+    after = draw(step.after) | kept
+    agree(run(tmp_path, step.backward, after, dtype), step.backward(np, **after), dtype)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("name", GATES)
+def test_activations(tmp_path, rng, name, dtype):
+    pair = GATES[name]
+    x, dy = (rng.standard_normal(200).astype(dtype) for _ in range(2))
+    y = pair.fwd(np, x)
+    agree(run(tmp_path, lambda xp, x: {"y": pair.fwd(xp, x)}, {"x": x}, dtype), {"y": y}, dtype)
+    found = run(tmp_path, lambda xp, dy, y: {"dx": pair.bwd(xp, dy, None, y)}, {"dy": dy, "y": y}, dtype)
+    agree(found, {"dx": pair.bwd(np, dy, None, y)}, dtype)
+
+
+def test_what_is_not_a_number_stays_one(tmp_path):
+    x = np.array([np.nan, 1.0, -np.inf])
+    found = run(tmp_path, lambda xp, x: {"y": xp.minimum(xp.maximum(x, 0 * x), x)}, {"x": x}, "float64")
+    assert np.isnan(found["y"][0])
+    assert found["y"][1] == 1.0
+
+
+def test_operations_and_numbers_without_a_form_are_refused():
+    with pytest.raises(UntraceableError, match="tracing: cosh has no form in C"):
+        statements([Line("v0", None, "cosh", ("v1",))], str, str)
+    with pytest.raises(UntraceableError, match="the number inf"):
+        number(float("inf"), "f")
+    assert number(-0.5, "f") == "(-0.5f)"

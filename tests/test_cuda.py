@@ -1,0 +1,209 @@
+"""Choice of a path and the way through CuPy, as far as both go without a GPU."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests.test_kernels import CELLS, DEVICES
+from xlstm import cuda, probe
+from xlstm.cuda import choice, launch, source
+from xlstm.cuda.launch import CudaError, CupyRuntime, Grid
+from xlstm.cuda.tiling import Device
+
+H100, A100 = DEVICES[90], DEVICES[80]
+
+
+def choose(dtype="float32", width=512, heads=1, B=64, device=H100, cell="lstm", why=""):
+    return choice.choose("LSTM", None if why else CELLS[cell], why, dtype, width, heads, B, device)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path"),
+    [
+        ({"dtype": "bfloat16"}, "cluster"),
+        ({"dtype": "float16", "device": A100}, "grid"),
+        ({"dtype": "float32"}, "cluster"),
+        ({"dtype": "bfloat16", "width": 1024, "B": 16}, "grid"),
+        ({"dtype": "float64", "width": 64}, "plain"),
+        ({"dtype": "float64", "width": 4096}, "pointwise"),
+        ({"dtype": "float32", "device": Device("V100", 70, 80, 98304), "width": 64}, "plain"),
+        ({"dtype": "float32", "device": Device("P100", 60, 56, 49152)}, "pointwise"),
+        ({"why": "no kernel does zoneout"}, "loop"),
+    ],
+)
+def test_the_path_follows_shape_dtype_and_device(arguments, path):
+    found = choose(**arguments)
+    assert found.path == path
+    assert set(found.others) == set(cuda.PATHS) - {path}
+    assert all(found.others.values())
+
+
+def test_float32_keeps_its_digits_unless_told_otherwise(monkeypatch):
+    assert choose().arithmetic.name == "3xtf32"
+    with cuda.use(precision="tf32"):
+        assert choose().arithmetic.name == "tf32"
+        with cuda.use(path="plain"):
+            assert choose().arithmetic.name == "float32"
+        with cuda.use(precision="float32"):
+            assert choose().arithmetic.name == "3xtf32"
+    monkeypatch.setenv("XLSTM_CUDA_PRECISION", "tf32")
+    assert choose().arithmetic.name == "tf32"
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "message"),
+    [
+        ("cluster", {"device": A100}, "'cluster' was asked for, but A100 is sm_80, clusters need sm_90"),
+        ("grid", {"dtype": "float64"}, "tensor cores are not used for float64; loop, pointwise, plain can do it"),
+        ("cluster", {"width": 4096}, r"no way to divide 1 x 4096 units, 64 sequences and 3xtf32 fits 132 SMs"),
+        ("plain", {"why": "no kernel does zoneout"}, "no kernel does zoneout; loop can do it"),
+        ("pointwise", {"dtype": "bfloat16", "device": Device("V100", 70, 80, 98304)}, "sm_70, bfloat16 needs sm_80"),
+    ],
+)
+def test_a_path_that_was_asked_for_is_taken_or_refused(path, arguments, message):
+    with cuda.use(path), pytest.raises(ValueError, match=f"LSTM: path .*{message}"):
+        choose(**arguments)
+
+
+def test_paths_can_be_asked_for(monkeypatch):
+    for path in cuda.PATHS:
+        with cuda.use(path):
+            assert choose().path == path
+    monkeypatch.setenv("XLSTM_CUDA_PATH", "grid")
+    assert choose().path == "grid"
+    with cuda.use("auto"):
+        assert choose().path == "cluster"
+    monkeypatch.setenv("XLSTM_CUDA_PATH", "quick")
+    with pytest.raises(ValueError, match="XLSTM_CUDA_PATH is 'quick', expected one of auto, loop,"):
+        choose()
+    with (
+        pytest.raises(ValueError, match="use: precision is 'fp8', expected one of float32, tf32"),
+        cuda.use(precision="fp8"),
+    ):
+        pass
+
+
+def test_options_that_no_kernel_has_are_named(monkeypatch):
+    class Nothing:
+        device = H100
+
+        def launch(self, *args):
+            raise AssertionError("nothing is launched")
+
+    monkeypatch.setattr(launch, "runtime", lambda xp, like: Nothing())
+    x = np.ones((2, 3, 4), dtype="float32")
+    for options, what in (
+        ({"zoneout": 0.1, "layer_norm": True}, "zoneout and layer normalisation"),
+        ({"proj_size": 2}, "a projection"),
+        ({"recurrent_dropout": 0.5}, "recurrent dropout"),
+    ):
+        layer = xlstm.LSTM(4, 8, **options)
+        params = layer.init(backend="numpy")
+        layer.forward(params, x, seed=0)  # by the array library
+        with cuda.use("grid"), pytest.raises(ValueError, match=f"no kernel does {what}; loop can do it"):
+            layer.forward(params, x, seed=0)
+
+
+def test_nothing_but_cupy_has_kernels():
+    torch = pytest.importorskip("torch")
+    import array_api_compat.torch
+
+    assert launch.runtime(np, np.ones(2)) is None
+    assert launch.runtime(array_api_compat.torch, torch.ones(2)) is None
+
+
+def a_source(path="cluster", dtype="bfloat16", **arguments):
+    with cuda.use(path):
+        made = choose(dtype=dtype, **arguments)
+    return source.loop(CELLS["lstm"], "forward", made.arithmetic, made.forward)
+
+
+def test_modules_of_cupy_are_made(monkeypatch):
+    cupy = pytest.importorskip("cupy")
+    for path, together in (("cluster", False), ("grid", True)):
+        made = launch.module(a_source(path), "xlstm_forward")
+        assert isinstance(made, cupy.RawModule)
+        assert made.enable_cooperative_groups is together
+        assert not launch.module(a_source(path), source.ARRANGE).enable_cooperative_groups
+    assert launch.module(a_source(), "xlstm_forward").code == a_source().text
+
+
+class Kernel:
+    """That of CuPy."""
+
+    def __init__(self):
+        self.calls = []
+        self.max_dynamic_shared_size_bytes = 0
+        self.kernel = SimpleNamespace(ptr=7)
+
+    def __call__(self, grid, block, args, shared_mem=0):
+        self.calls.append((grid, block, args, shared_mem))
+
+
+def fake_cupy(monkeypatch, kernel, error=None):
+    made, attributes = [], []
+
+    class CompileException(Exception):  # noqa: N818
+        def get_message(self):
+            return "kernel.cu(3): error: what is this?\n1 error detected"
+
+    def raw_module(**options):
+        made.append(options)
+
+        def get_function(name):
+            if error is not None:
+                raise error if error != "compile" else CompileException()
+            return kernel
+
+        return SimpleNamespace(get_function=get_function)
+
+    runtime = SimpleNamespace(
+        getDeviceProperties=lambda number: {"name": b"A card", "major": 9, "minor": 0, "multiProcessorCount": 132},
+        deviceGetAttribute=lambda attribute, number: 232448,
+    )
+    cuda_module = SimpleNamespace(
+        runtime=runtime,
+        compiler=SimpleNamespace(CompileException=CompileException),
+        driver=SimpleNamespace(funcSetAttribute=lambda *a: attributes.append(a)),
+    )
+    monkeypatch.setattr(probe, "cupy", lambda: SimpleNamespace(RawModule=raw_module, cuda=cuda_module))
+    return made, attributes
+
+
+def test_a_kernel_is_compiled_once_and_told_what_it_needs(monkeypatch):
+    kernel = Kernel()
+    made, attributes = fake_cupy(monkeypatch, kernel)
+    runtime, given = CupyRuntime(0), a_source()
+    assert runtime.device == Device("A card", 90, 132, 232448)
+    for _ in range(2):
+        runtime.launch(given, given.name, Grid(16, 8, 256, given.shared), [np.int32(3), None])
+    assert len(made) == 1
+    assert made[0]["options"] == launch.OPTIONS
+    assert kernel.max_dynamic_shared_size_bytes == given.shared > 0
+    assert given.blocks == 16
+    assert attributes == [(7, launch.NONPORTABLE, 1)]
+    (grid, block, (three, nothing), shared), _ = kernel.calls
+    assert (grid, block, shared) == ((16, 8), (256,), given.shared)
+    assert (three, nothing, nothing.nbytes) == (3, 0, 8)
+
+
+def test_what_goes_wrong_is_said_in_one_message(monkeypatch):
+    given = a_source()
+    fake_cupy(monkeypatch, Kernel(), "compile")
+    with pytest.raises(CudaError, match=r"xlstm_forward does not compile; XLSTM_CUDA_PATH=loop goes.*\n.*what is this"):
+        CupyRuntime(0).launch(given, given.name, Grid(1, 1, 32), [])
+    fake_cupy(monkeypatch, Kernel(), RuntimeError("out of shared memory"))
+    with pytest.raises(CudaError, match=r"does not fit the device .*out of shared memory.*XLSTM_CUDA_PATH=loop"):
+        CupyRuntime(0).launch(given, given.name, Grid(1, 1, 32), [])
+
+    class Refused(Kernel):
+        def __call__(self, *args, **options):
+            raise RuntimeError("too many blocks in cooperative launch")
+
+    fake_cupy(monkeypatch, Refused())
+    with pytest.raises(CudaError, match=r"xlstm_forward was not launched on A card .*too many.*16 x 9 blocks of 256"):
+        CupyRuntime(0).launch(given, given.name, Grid(16, 9, 256), [])

@@ -1,0 +1,114 @@
+"""Functions in one kernel: values, shapes and dtypes as NumPy's, and kernels that CuPy accepts."""
+
+import numpy as np
+import pytest
+
+from tests.ctargets import BFLOAT16, ElementwiseKernel, act
+from xlstm import elementwise
+from xlstm.elementwise import fuse, source, total
+from xlstm.tracing import UntraceableError
+
+
+@pytest.fixture
+def acted(monkeypatch):
+    return act(monkeypatch)
+
+
+def chain(xp, a, b, scale, dtype):
+    """Numbers that float32 does not have, a condition, and float64 made narrower."""
+    c = xp.minimum(xp.exp(-xp.abs(a)) * scale + 1, xp.full_like(a, 0.1) * b)
+    c *= 3
+    return xp.astype(c, dtype), c * xp.astype(a < b, dtype)
+
+
+def narrow(xp, a, b, c, dtype):
+    return xp.astype(a - b, dtype) * c
+
+
+@pytest.mark.parametrize("dtypes", [("f4", "f4"), ("f8", "f8"), ("f4", "f8"), ("f8", "f4")])
+def test_values_and_dtypes_are_those_of_numpy(acted, rng, dtypes):
+    a, b = (rng.standard_normal(shape).astype(d) for shape, d in zip(((3, 1, 4), (5, 1)), dtypes, strict=True))
+    expected = chain(np, a, b, 0.3, np.dtype("f4"))
+    found = fuse(np, chain, a, b, scale=0.3, dtype=np.dtype("f4"))
+    for x, y in zip(found, expected, strict=True):
+        assert x.dtype == y.dtype
+        assert x.shape == y.shape
+        np.testing.assert_allclose(x, y, rtol=1e-14 if "f4" not in (x.dtype.str[1:], *dtypes) else 1e-6)
+
+
+def test_arrays_in_any_order_and_a_place_for_the_result(acted, rng):
+    a, b, c = (rng.standard_normal((4, 5, 6)).transpose(2, 0, 1)[::2] for _ in range(3))
+    expected = narrow(np, a, b, c, np.dtype("f8"))
+    room = np.zeros((3, 4, 9))
+    found = fuse(np, narrow, a, b, c, dtype=np.dtype("f8"), out=room[..., 2:7])
+    np.testing.assert_allclose(found, expected, rtol=1e-15)
+    assert np.shares_memory(found, room)
+    assert not room[..., :2].any()
+    c = np.array(c)
+    assert fuse(np, narrow, a, b, c, dtype=np.dtype("f8"), out=c) is c
+    np.testing.assert_allclose(c, expected, rtol=1e-15)
+
+
+def test_a_place_for_the_result_without_cupy(rng):
+    a, b, c = (rng.standard_normal(5) for _ in range(3))
+    room = np.zeros((2, 5))
+    fuse(np, narrow, a, b, c, dtype=np.dtype("f8"), out=room[1])
+    np.testing.assert_array_equal(room[1], (a - b) * c)
+
+
+@pytest.mark.parametrize("dtype", [np.dtype("f2"), BFLOAT16], ids=str)
+def test_halves_are_computed_in_float32(acted, rng, dtype):
+    a, b = (rng.standard_normal(1000).astype(dtype) for _ in range(2))
+    (found, _), exact = fuse(np, chain, a, b, scale=0.3, dtype=dtype), [x.astype("f4") for x in (a, b)]
+    expected, _ = chain(np, *exact, 0.3, np.dtype("f4"))
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, expected.astype(dtype))
+
+
+def test_what_is_wide_is_computed_so_and_the_rest_is_not():
+    """The difference of float64 in float64, where float32 would lose it, and what follows in float32."""
+    text = source(narrow, (np.dtype("f8"), np.dtype("f8"), np.dtype("f4")), (("dtype", np.dtype("f4")),))
+    assert text.inputs == "float64 x0, float64 x1, float32 x2"
+    assert text.outputs == "float32 y0"
+    kinds = [line.split()[1] for line in text.body.splitlines() if line.startswith("const")]
+    assert kinds == ["double", "double", "float", "double", "float", "float"]
+
+
+def test_digits_of_what_is_wide_are_kept(acted):
+    a, b, c = np.array([1e9 + 1]), np.array([1e9]), np.ones(1, "f4")
+    assert fuse(np, narrow, a, b, c, dtype=np.dtype("f4")) == 1
+
+
+def test_one_kernel_for_each_function_dtype_and_option(acted, rng):
+    a = rng.standard_normal(3)
+    before = ElementwiseKernel.launches
+    for scale in (0.3, 0.3, 0.4):
+        fuse(np, chain, a, a, scale=scale, dtype=a.dtype)
+    assert elementwise._kernel.cache_info().misses == 2
+    assert ElementwiseKernel.launches == before + 3
+
+
+def test_what_is_not_element_by_element_is_refused(acted):
+    with pytest.raises(UntraceableError, match="mean"):
+        fuse(np, lambda xp, a: xp.mean(a), np.ones(3))
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("axes", [-1, (-2, -1), 0])
+def test_total(acted, rng, dtype, axes):
+    a, b = rng.standard_normal((4, 5, 6)).astype(dtype), rng.standard_normal((6, 5)).astype(dtype).T
+    found = total(np, a, b, axes)
+    assert found.dtype == dtype
+    expected = np.sum(a.astype("f8") * b.astype("f8"), axis=axes)
+    np.testing.assert_allclose(found, expected, atol={"f2": 0.02, "f4": 1e-5, "f8": 1e-13}[dtype])
+
+
+def test_cupy_accepts_the_kernels(monkeypatch):
+    """Which it makes without a GPU, and only compiles when it is given arrays."""
+    pytest.importorskip("cupy")
+    for cache in (elementwise._kernel, elementwise._total):
+        monkeypatch.setattr(elementwise, cache.__name__, cache.__wrapped__)
+    for dtype in (np.dtype("f2"), BFLOAT16, np.dtype("f4"), np.dtype("f8")):
+        kernel = elementwise._kernel(chain, (dtype, dtype), (("scale", 0.5), ("dtype", dtype)))
+        assert kernel.name == "xlstm_chain"
+        assert elementwise._total(dtype).name == "xlstm_total"

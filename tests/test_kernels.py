@@ -1,0 +1,96 @@
+"""Kernels as NVRTC makes them for sm_80 and sm_90: they compile, keep to registers, and fit shared memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.nvrtc import compile_for
+from xlstm.cells import gru, lstm, rnn, slstm
+from xlstm.cuda import source, tiling
+from xlstm.cuda.cell import cell_of
+from xlstm.cuda.tiling import ARITHMETIC, Device
+from xlstm.pointwise import pointwise
+
+DEVICES = {
+    80: Device("A100", 80, 108, 166912),
+    90: Device("H100", 90, 132, 232448),
+}
+CELLS = {
+    "lstm": pointwise(lstm.Cell(), (), ("b",)),
+    "lstm, options": pointwise(lstm.Cell(clip=3.0, cell_clip=2.0), (("p", 3),), ("b",)),
+    "lstm, coupled": pointwise(lstm.Cell(coupled=True), (("p", 2),), ()),
+    "gru": pointwise(gru.Cell(), (), ("b", "bh")),
+    "rnn": pointwise(rnn.Cell(), (), ("b",)),
+    "slstm": pointwise(slstm.Cell(), (), ("b",)),
+}
+TENSOR = ("3xtf32", "tf32", "float16", "bfloat16")
+# Units of a head, heads, sequences; a spread of all, and the sizes that are measured.
+SIZES = [
+    (50, 1, 32),
+    (64, 4, 16),
+    (128, 1, 100),
+    (200, 1, 300),
+    (256, 1, 256),
+    (384, 1, 700),
+    (512, 1, 64),
+    (1024, 1, 16),
+]
+FEW = [(50, 1, 32), (512, 1, 64), (1024, 1, 16)]
+
+
+def ways(capability, cell, name, kind, size, cluster):
+    width, heads, B = size
+    step = CELLS[cell]
+    found = tiling.best(kind, cell_of(step, kind), width, heads, B, ARITHMETIC[name], DEVICES[capability], cluster)
+    return step, found
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("name", TENSOR)
+@pytest.mark.parametrize(("capability", "cluster"), [(80, False), (90, False), (90, True)])
+def test_with_tensor_cores(cell, name, capability, cluster):
+    made = 0
+    sizes = SIZES if name in ("tf32", "bfloat16") and (cell, cluster) in (("lstm", True), ("gru", True)) else FEW
+    for size in sizes:
+        for kind in tiling.PASSES:
+            step, found = ways(capability, cell, name, kind, size, cluster)
+            if found is None:
+                continue
+            done = compile_for(capability, source.loop(step, kind, ARITHMETIC[name], found).text)
+            assert (done.stack, done.spilled) == (0, 0), (size, kind, done.log)
+            assert found.shared <= DEVICES[capability].shared
+            made += 1
+    assert made >= 4
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("name", ["float32", "float64", "float16 plain", "bfloat16 plain"])
+@pytest.mark.parametrize("capability", DEVICES)
+def test_without(cell, name, capability):
+    for kind in tiling.PASSES:
+        step, found = ways(capability, cell, name, kind, (200, 1, 40), False)
+        assert found is not None
+        done = compile_for(capability, source.loop(step, kind, ARITHMETIC[name], found).text)
+        assert done.spilled == 0, (kind, done.log)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("name", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("capability", DEVICES)
+def test_of_one_step(cell, name, capability):
+    for kind in ("forward", "slim", "lean", "again", "backward"):
+        done = compile_for(capability, source.pointwise(CELLS[cell], kind, ARITHMETIC[name], 2, 40).text)
+        assert done.spilled == 0, (kind, done.log)
+
+
+@pytest.mark.parametrize("kind", ["slim", "lean"])
+def test_loops_that_keep_less(kind):
+    for cell, step in CELLS.items():
+        _, found = ways(90, cell, "bfloat16", "forward", (256, 1, 256), True)
+        done = compile_for(90, source.loop(step, kind, ARITHMETIC["bfloat16"], found).text)
+        assert done.spilled == 0, done.log
+
+
+def test_what_goes_wrong_is_said():
+    with pytest.raises(RuntimeError, match=r"sm_90: .*identifier \"nothing\" is undefined"):
+        compile_for(90, 'extern "C" __global__ void f(int* a) { *a = nothing; }')

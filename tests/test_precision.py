@@ -1,0 +1,476 @@
+"""Mixed precision: scales, skipped steps, what stops training, what is refused; CuPy as far as it goes without a GPU.
+
+float32 below float64 stands in for float16 below float32, and float16 and bfloat16 themselves run on a CPU where the
+refusal of them is taken out.
+"""
+
+import contextlib
+import importlib
+import math
+import sys
+import types
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests.conftest import make_backend
+from xlstm import BackendError, estimators, losses, optim, precision, probe, training
+from xlstm.backend import backend_like, backend_of, cast, namespace, to_numpy
+from xlstm.data import Streams
+from xlstm.estimators import Forecaster, Settings
+from xlstm.models import SequenceModel
+from xlstm.precision import Mixed, Scaling, after, lowered, named, raised, tf32
+
+backends = importlib.import_module("xlstm.backend")  # xlstm.backend is the function
+
+
+@pytest.fixture
+def single(monkeypatch):
+    """float32 as a lower dtype, for weights in float64."""
+    monkeypatch.setattr(precision, "DTYPES", ("float16", "bfloat16", "float32"))
+    return Mixed("float32", scale=2.0**8)
+
+
+@pytest.fixture
+def halves(monkeypatch):
+    """float16 and bfloat16 let be on a CPU."""
+    monkeypatch.setattr(backends, "HALVES", ())
+
+
+def stream_data():
+    v = np.sin(np.arange(400) / 5.0)
+    return Streams(v[:-1, None], v[1:, None], 4, 20)
+
+
+def model():
+    return SequenceModel(xlstm.LSTM(1, 8), 1)
+
+
+def run(params, **options):
+    options = {"optimizer": optim.adam(0.01), "epochs": 3, "clip": 1.0, **options}
+    return training.train(model(), params, options.pop("data", stream_data()), **options)
+
+
+# The pieces
+
+
+def test_what_went_down_comes_up_again(be, rng):
+    """Scaled in the dtype that it has, then lowered; raised, then divided."""
+    dy = be.asarray(rng.standard_normal((3, 4)))
+    low = lowered(dy, "float32", 2.0**10)
+    assert backend_like(low).dtype == "float32"
+    np.testing.assert_array_equal(to_numpy(low), to_numpy(dy).astype("float32") * 2.0**10)
+    back = raised({"a": low}, "float64", 2.0**10)["a"]
+    assert backend_like(back).dtype == "float64"
+    np.testing.assert_array_equal(to_numpy(back), to_numpy(dy).astype("float32"))
+
+
+def test_the_scale_saves_small_gradients_in_float16():
+    small = np.array([1e-8, -3e-9], "float32")
+    assert np.all(lowered(small, "float16") == 0)
+    low = lowered(small, "float16", 2.0**16)
+    assert low.dtype == np.float16
+    np.testing.assert_allclose(raised(low, scale=2.0**16), small, rtol=2**-11)
+    assert raised(low).dtype == np.float32
+    with np.errstate(over="ignore"):
+        assert np.all(np.isinf(lowered(np.array([1e5], "float32"), "float16")))
+
+
+def test_what_has_the_dtype_already_is_not_copied():
+    a = np.ones(3, "float32")
+    assert lowered(a, "float32") is a
+    assert raised({"a": a})["a"] is a
+
+
+def test_bfloat16_of_numpy_and_back():
+    pytest.importorskip("ml_dtypes")
+    low = lowered({"a": np.array([1.0, 1 / 3, 1e38], "float32")}, "bfloat16")["a"]
+    assert (str(low.dtype), low.dtype.itemsize) == ("bfloat16", 2)
+    np.testing.assert_allclose(raised(low), [1.0, 1 / 3, 1e38], rtol=2**-8)
+    assert to_numpy(low).dtype == np.float32
+    np.testing.assert_array_equal(to_numpy(low), raised(low))
+
+
+def test_the_scale_grows_and_shrinks():
+    mixed = Mixed(scale=8.0, growth=4.0, backoff=0.25, every=3)
+    scaling = mixed.init()
+    seen = []
+    for finite in (True, True, True, True, False, True, True, True):
+        scaling = after(mixed, scaling, finite)
+        seen.append(scaling)
+    assert seen == [(8, 1), (8, 2), (32, 0), (32, 1), (8, 0), (8, 1), (8, 2), (32, 0)]
+    assert after(Mixed(every=1), Scaling(precision.MOST), True) == (precision.MOST, 0)
+    assert after(Mixed(), Scaling(precision.LEAST), False) is None
+    assert after(Mixed(), Scaling(2 * precision.LEAST), False) == (precision.LEAST, 0)
+
+
+def test_bfloat16_and_full_precision_have_no_scale():
+    for mixed in (Mixed("bfloat16"), None):
+        scaling = Scaling() if mixed is None else mixed.init()
+        assert scaling == (1.0, 0)
+        assert after(mixed, scaling, True) == scaling
+        assert after(mixed, scaling, False) is None
+    assert Mixed().init() == (2.0**16, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"dtype": "float8"}, ValueError, "Mixed: dtype is 'float8', expected one of float16, bfloat16"),
+        ({"scale": 0.0}, ValueError, "scale is 0.0"),
+        ({"scale": math.inf}, ValueError, "scale is inf"),
+        ({"scale": "big"}, TypeError, "scale is 'big', expected a number"),
+        ({"dtype": "bfloat16", "scale": 8.0}, ValueError, "scale is 8.0 for bfloat16, which needs none"),
+        ({"growth": 0.5}, ValueError, "growth is 0.5"),
+        ({"backoff": 1.0}, ValueError, "backoff is 1.0"),
+        ({"backoff": 0.0}, ValueError, "backoff is 0.0"),
+        ({"every": 0}, ValueError, "every is 0"),
+    ],
+)
+def test_bad_descriptions_are_named(options, error, words):
+    with pytest.raises(error, match=words):
+        Mixed(**options)
+
+
+# The loop
+
+
+def test_training_follows_full_precision(single, be):
+    """float32 below float64 weights: the losses of float64 nearly, and weights in float64."""
+    params = model().init(0, be)
+    full, mixed = run(params), run(params, precision=single)
+    assert mixed.skipped == 0
+    np.testing.assert_allclose(mixed.losses, full.losses, rtol=1e-4)
+    assert max(abs(a - b) for a, b in zip(mixed.losses, full.losses, strict=True)) > 0
+    for name, p in mixed.params.items():
+        assert backend_like(p).dtype == "float64"
+        np.testing.assert_allclose(to_numpy(p), to_numpy(full.params[name]), atol=1e-3)
+
+
+def test_the_scale_changes_nothing_where_nothing_underflows(single):
+    """It is a power of two."""
+    params = model().init(0, "numpy", "float64")
+    plain = run(params, precision=Mixed("float32", scale=1.0))
+    assert run(params, precision=single).losses == plain.losses
+
+
+def test_float16_follows_float32(halves):
+    params = model().init(0, "numpy")
+    full, mixed = run(params, epochs=10), run(params, epochs=10, precision=Mixed("float16"))
+    np.testing.assert_allclose(mixed.losses, full.losses, rtol=0.05, atol=2e-3)
+    assert mixed.losses[-1] < 0.3 * mixed.losses[0]
+    assert mixed.skipped < 10
+    assert all(p.dtype == np.float32 for p in mixed.params.values())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_halves_of_torch_follow_float32(halves, dtype):
+    pytest.importorskip("torch")
+    params = model().init(0, make_backend("torch", "float32"))
+    full, mixed = run(params), run(params, precision=Mixed(dtype))
+    np.testing.assert_allclose(mixed.losses, full.losses, rtol=0.1, atol=1e-2)
+    assert all(str(p.dtype) == "torch.float32" for p in mixed.params.values())
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        xlstm.LSTM(4, 4, num_layers=2, bidirectional=True, dropout=0.1, layer_norm=True),
+        xlstm.GRU(4, 4),
+        xlstm.sLSTM(4, 4, num_heads=2),
+        xlstm.mLSTM(4, 4, num_heads=2),
+        xlstm.xLSTMStack(4, 2, [1], num_heads=2),
+        xlstm.xLSTMLarge(8, 1, 2),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_stay_in_float16(halves, layer, rng):
+    """No constant or mask widens what comes out, and the state can be carried on."""
+    network = SequenceModel(layer, 1)
+    params = lowered(network.init(0, "numpy"), "float16")
+    x = rng.standard_normal((5, 3, 8 if isinstance(layer, xlstm.xLSTMLarge) else 4)).astype("float16")
+    seed = {"seed": 0} if network.random else {}
+    y, state, saved = network.forward(params, x, **seed)
+    grads, dx, _ = network.backward(params, saved, y)
+    assert {str(a.dtype) for a in (y, dx, *grads.values())} == {"float16"}
+    network.forward(params, x, state, **seed)
+
+
+def overflowing(steps):
+    """A loss whose gradient is too large for the lower dtype in some steps, counted from 0, and the steps so far."""
+    count = [0]
+
+    def loss(y, target, mask=None):
+        value, dy = losses.mse(y, target, mask)
+        count[0] += 1
+        return value, dy * 1e300 if count[0] - 1 in steps else dy
+
+    return loss
+
+
+def test_an_overflow_leaves_the_step_out(single, monkeypatch):
+    """Weights and moments are the same bits as before it, and the scale is halved."""
+    params = model().init(0, "numpy", "float64")
+    optimizer = optim.adam(0.01)
+    taken, scales = [], []
+
+    def update(params, grads, state):
+        taken.append((params, grads, state))
+        return optimizer.update(params, grads, state)
+
+    def spy(mixed, scaling, finite):
+        scales.append((scaling.scale, finite))
+        return after(mixed, scaling, finite)
+
+    monkeypatch.setattr(training, "after", spy)
+    spied = optimizer._replace(update=update)
+    trained = run(params, optimizer=spied, epochs=1, loss=overflowing({1}), precision=single, averaging=0.5)
+    assert len(trained.losses) == 4
+    assert trained.skipped == 1
+    assert scales == [(256.0, True), (256.0, False), (128.0, True), (128.0, True)]
+    assert len(taken) == 3
+    expected, state = optimizer.update(*taken[0])
+    assert taken[1][2].step == state.step == 1
+    for name, p in expected.items():
+        assert taken[1][0][name].tobytes() == p.tobytes()
+        for slot in state.slots:
+            assert taken[1][2].slots[slot][name].tobytes() == state.slots[slot][name].tobytes()
+    assert trained.losses[1] != trained.losses[2]
+
+
+def test_a_first_step_left_out_leaves_the_average_alone(single):
+    params = model().init(0, "numpy", "float64")
+    trained = run(params, epochs=1, loss=overflowing({0, 1, 2, 3}), precision=single, averaging=0.9)
+    assert trained.skipped == 4
+    assert all(trained.params[name] is p for name, p in params.items())
+
+
+def test_what_overflows_for_ever_is_named(single):
+    params = model().init(0, "numpy", "float64")
+    words = (
+        r"epoch 6, step 3: loss is [\d.]+, gradient of \S+ is not finite in float32 at a loss scale of 6.1.*e-05; "
+        "a smaller learning rate, clipping, or float32 may help"
+    )
+    with pytest.raises(FloatingPointError, match=words):  # 2^8 down to 2^-14: 22 steps left out, the 23rd stops
+        run(params, epochs=9, loss=overflowing(range(99)), precision=single)
+
+
+def test_a_loss_that_is_not_finite_stops_at_once(halves):
+    """It comes before any scale."""
+    params = {name: p + (1e6 if name == "head.W" else 0) for name, p in model().init(0, "numpy").items()}
+    with pytest.raises(FloatingPointError, match=r"step 1: loss is (nan|inf), parameter head\.W is not finite in flo"):
+        run(params, precision=Mixed())
+
+
+def test_bfloat16_stops_at_once(halves):
+    pytest.importorskip("torch")
+    params = model().init(0, make_backend("torch", "float32"))
+    loss = overflowing({1})
+    with pytest.raises(FloatingPointError, match=r"epoch 1, step 2: .* gradient of \S+ is not finite in bfloat16"):
+        run(params, loss=loss, precision=Mixed("bfloat16"))
+
+
+def test_targets_and_losses_are_wide(single):
+    """What the loss sees, and the gradient that it gives, are of the dtype of the weights."""
+    seen = set()
+
+    def loss(y, target, mask=None):
+        seen.update((y.dtype, target.dtype))
+        return losses.mse(y, target, mask)
+
+    run(model().init(0, "numpy", "float64"), epochs=1, loss=loss, precision=single)
+    assert seen == {np.dtype("float64")}
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+def test_a_cpu_is_refused(name, dtype):
+    home = make_backend(name, "float32")
+    params = model().init(0, home)
+    words = f"{dtype} on a CPU is slow and inexact; use float32, or a GPU"
+    with pytest.raises(TypeError, match=words):
+        run(params, precision=Mixed(dtype))
+    with pytest.raises(TypeError, match=words):
+        xlstm.backend(name, dtype=dtype)
+    with pytest.raises(TypeError, match=words):
+        named(dtype, home)
+    with pytest.raises(TypeError, match=rf"f: a is (torch\.)?{dtype} on a CPU, expected float32 or float64"):
+        namespace("f", lowered({"a": params["head.W"]}, dtype))
+
+
+def test_other_things_are_refused(halves):
+    params = model().init(0, "numpy")
+    with pytest.raises(TypeError, match="train: precision is 'float16', expected None or an xlstm"):
+        run(params, precision="float16")
+    with pytest.raises(ValueError, match="precision: name is 'half', expected one of float16, bfloat16, tf32"):
+        named("half", make_backend("numpy"))
+    with pytest.raises(ValueError, match="Forecaster: precision is 'half'"):
+        Settings(precision="half")
+
+
+def test_weights_in_a_half_are_refused():
+    half = backends.Backend("torch", np, "cuda", "float16")
+    with pytest.raises(ValueError, match="precision float16: the weights are float16, expected float32"):
+        Mixed().below(half)
+
+
+def test_a_forecaster_says_it_before_any_work(tmp_path):
+    forecaster = Forecaster(Settings(precision="float16", epochs=1, window=12, hidden_size=4), "numpy")
+    with pytest.raises(TypeError, match="float16 on a CPU"):
+        forecaster.fit(np.sin(np.arange(300) / 5))
+
+
+def test_a_forecaster_saves_its_masters(halves, tmp_path):
+    values = np.sin(np.arange(300) / 5)
+    forecaster = Forecaster(Settings(precision="float16", epochs=2, window=12, hidden_size=4), "numpy").fit(values)
+    assert {p.dtype for p in forecaster.params.values()} == {np.dtype("float32")}
+    forecaster.save(tmp_path / "model")
+    loaded = Forecaster.load(tmp_path / "model", "numpy")
+    assert loaded.settings.precision == "float16"
+    np.testing.assert_array_equal(loaded.predict(values, 3), forecaster.predict(values, 3))
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--precision", "float16"], "error: backend: float16 on a CPU is slow and inexact; use float32, or a GPU"),
+        (["--precision", "bfloat16"], "error: backend: bfloat16 on a CPU"),
+        (["--precision", "tf32"], "error: precision tf32: is for float32 on an NVIDIA GPU with CuPy, the backend is"),
+        (["--precision", "half"], "error: Forecaster: precision is 'half', expected one of float16, bfloat16, tf32"),
+    ],
+)
+def test_the_command_line_says_it_in_a_line(tmp_path, monkeypatch, args, words):
+    from typer.testing import CliRunner
+
+    from xlstm.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["train", "--backend", "numpy", *args])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(words)
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+# CuPy, as far as it goes without a GPU
+
+
+def fake_cupy(capability="80", version="14.2.0"):
+    """Just enough of CuPy for `tf32`, and what was set."""
+    kinds = types.SimpleNamespace(COMPUTE_TYPE_TF32=7, COMPUTE_TYPE_DEFAULT=1)
+    now = [4]
+    core = types.SimpleNamespace(
+        _routines_linalg=kinds,
+        get_compute_type=lambda dtype: now[0],
+        set_compute_type=lambda dtype, kind: now.__setitem__(0, kind),
+    )
+    device = types.SimpleNamespace(compute_capability=capability)
+    return types.SimpleNamespace(
+        _core=core, cuda=types.SimpleNamespace(Device=lambda: device), __version__=version
+    ), now
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    """A CuPy that seems to work."""
+    fake, now = fake_cupy()
+    monkeypatch.setattr(probe, "cupy", lambda: fake)
+    monkeypatch.setattr(probe, "cupy_failure", lambda number=0: None)
+    return now
+
+
+def test_tf32_holds_within_its_block(cupy):
+    with tf32():
+        assert cupy == [7]
+        with tf32(False):
+            assert cupy == [1]
+        assert cupy == [7]
+    assert cupy == [4]
+    with contextlib.suppress(KeyError), tf32():
+        raise KeyError
+    assert cupy == [4]
+
+
+def test_names_that_cupy_knows():
+    """Those that `tf32` uses are there in the CuPy that is installed."""
+    core = pytest.importorskip("cupy")._core
+    assert callable(core.set_compute_type)
+    assert core._routines_linalg.COMPUTE_TYPE_TF32 != core._routines_linalg.COMPUTE_TYPE_DEFAULT
+    before = core.get_compute_type(np.float32)
+    core.set_compute_type(np.float32, core._routines_linalg.COMPUTE_TYPE_DEFAULT)
+    assert core.get_compute_type(np.float32) == core._routines_linalg.COMPUTE_TYPE_DEFAULT
+    core.set_compute_type(np.float32, before)
+
+
+def test_tf32_says_what_is_missing(cupy, monkeypatch):
+    monkeypatch.setattr(probe, "cupy", lambda: fake_cupy("75")[0])
+    with pytest.raises(BackendError, match=r"needs a GPU of compute capability 8.0 or more, this one has 7.5"):
+        tf32()
+    monkeypatch.setattr(probe, "cupy_failure", lambda number=0: "no driver")
+    with pytest.raises(BackendError, match="tf32: CuPy is not usable here: no driver"):
+        tf32()
+
+
+def test_tf32_by_name(cupy):
+    home = backends.Backend("cupy", np, "cpu")
+    mixed, context = named("tf32", home)
+    assert mixed is None
+    with context:
+        assert cupy == [7]
+    with pytest.raises(ValueError, match="precision tf32: the weights are float64, expected float32"):
+        named("tf32", backends.Backend("cupy", np, "cpu", "float64"))
+
+
+def test_a_forecaster_trains_within_tf32(cupy, monkeypatch):
+    seen = []
+    forecaster = Forecaster(Settings(precision="tf32", window=12, hidden_size=4), "numpy")
+    monkeypatch.setattr(estimators.precisions, "named", lambda name, home: (None, tf32()))
+    monkeypatch.setattr(training, "train", lambda *args, **options: seen.append(list(cupy)) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        forecaster.fit(np.sin(np.arange(300) / 5))
+    assert (seen, cupy) == ([[7]], [4])
+
+
+def test_bfloat16_on_cupy_needs_ml_dtypes_and_cupy_14(cupy, monkeypatch):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    home = backends.Backend("cupy", types.SimpleNamespace(), "gpu")
+    assert backend_of(home, "bfloat16").dtype == "bfloat16"
+    assert backends._dtype(home.xp, "bfloat16") == np.dtype(ml_dtypes.bfloat16)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "ml_dtypes", None)
+        with pytest.raises(BackendError, match=r"bfloat16 needs ml_dtypes, .*; pip install ml_dtypes"):
+            backend_of(home, "bfloat16")
+    monkeypatch.setattr(probe, "cupy", lambda: fake_cupy(version="13.6.0")[0])
+    with pytest.raises(BackendError, match=r"cupy: bfloat16 needs CuPy 14 or newer, this is 13\.6\.0"):
+        backend_of(home, "bfloat16")
+
+
+def test_bfloat16_is_floating_for_cupy():
+    """CuPy's own `isdtype` does not know it."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    pytest.importorskip("cupy")
+    import array_api_compat.cupy as xp
+
+    assert backends._floating(xp, np.dtype(ml_dtypes.bfloat16))
+    assert backends._floating(xp, np.dtype("float16"))
+    assert not backends._floating(xp, np.dtype("int32"))
+
+
+def test_bfloat16_arrays_of_torch(rng):
+    torch = pytest.importorskip("torch")
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    be = make_backend("torch", "float32")
+    values = rng.standard_normal(5)
+    low = be.asarray(values, "bfloat16")
+    assert low.dtype is torch.bfloat16
+    assert backend_like(low).dtype == "bfloat16"
+    assert to_numpy(low).dtype == np.float32
+    np.testing.assert_array_equal(to_numpy(low), values.astype(ml_dtypes.bfloat16).astype("float32"))
+    np.testing.assert_array_equal(to_numpy(be.asarray(values.astype(ml_dtypes.bfloat16), "bfloat16")), to_numpy(low))
+    assert be.asarray(low).dtype is torch.float32  # floating, so in the backend's dtype
+    assert cast({"a": low}, "float32")["a"].dtype is torch.float32

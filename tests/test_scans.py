@@ -1,0 +1,93 @@
+"""Scans: a loop of steps on every backend, and the kernel with the loop inside."""
+
+import numpy as np
+import pytest
+
+from tests.ctargets import act
+from xlstm import scans
+from xlstm.backend import to_numpy
+from xlstm.scans import scan
+
+
+def one(xp, c, g, x):
+    return g * c + x
+
+
+def two(xp, c, most, g, x):
+    x = xp.astype(x, xp.float64)
+    return c + x, xp.maximum(most, g * c)
+
+
+def steps_of(function, start, arrays, axis, reverse, after):
+    """By hand: what is carried before (or after) each step, and after the last one."""
+    n = arrays[0].shape[axis]
+    carried, kept = start, [None] * n
+    for t in range(n - 1, -1, -1) if reverse else range(n):
+        new = function(np, *carried, *(np.take(a, t, axis=axis) for a in arrays))
+        new = new if isinstance(new, tuple) else (new,)
+        kept[t], carried = new if after else carried, new
+    return [(np.stack(some, axis=axis), end) for some, end in zip(zip(*kept, strict=True), carried, strict=True)]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(("axis", "n"), [(-3, 4), (-1, 5), (-2, 1)])
+def test_scan(be, rng, axis, n, reverse, after):
+    shape = [2, 3, 4]
+    start = rng.standard_normal(shape)
+    g, x = (rng.standard_normal((*s[: 4 + axis], n, *s[4 + axis :])) for s in ([2, 3, 4], [2, 3, 4]))
+    found = scan(be.xp, one, [be.asarray(start)], be.asarray(g), be.asarray(x), axis=axis, reverse=reverse, after=after)
+    for pair, expected in zip(found, steps_of(one, (start,), (g, x), axis, reverse, after), strict=True):
+        for a, b in zip(pair, expected, strict=True):
+            np.testing.assert_allclose(to_numpy(a), b, rtol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(("axis", "n"), [(-3, 4), (-1, 5), (-2, 1)])
+def test_the_kernel_does_the_same(monkeypatch, rng, axis, n, reverse, after, dtype):
+    """Of arrays that are strided, and that broadcast."""
+    act(monkeypatch)
+    start = rng.standard_normal((4, 3, 2)).transpose(2, 1, 0).astype(dtype)
+    x = rng.standard_normal((2, 3, 4, n)).astype(dtype)
+    g = np.moveaxis(rng.standard_normal((n, 3, 1)).astype(dtype), 0, axis if axis > -3 else 0)
+    x = np.moveaxis(x, -1, axis)
+    found = scan(np, one, [start], g, x, axis=axis, reverse=reverse, after=after)
+    expected = steps_of(one, (start,), (g, x), axis, reverse, after)
+    for pair, wanted in zip(found, expected, strict=True):
+        for a, b in zip(pair, wanted, strict=True):
+            assert a.dtype == dtype
+            assert a.flags.c_contiguous
+            np.testing.assert_allclose(a, b, rtol=1e-15 if dtype == "f8" else 1e-6, atol=1e-6 * (dtype == "f4"))
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_several_are_carried_from_numbers(monkeypatch, rng, after):
+    g, x = rng.standard_normal((3, 7)), rng.standard_normal((3, 7)).astype("f4")
+    start = [0.0, -np.inf]
+    expected = steps_of(two, tuple(np.full(3, s) for s in start), (g, x), -1, False, after)
+    plain = scan(np, two, start, g, x, after=after)
+    act(monkeypatch)
+    found = scan(np, two, start, g, x, after=after)
+    for results in (plain, found):
+        for pair, wanted in zip(results, expected, strict=True):
+            for a, b in zip(pair, wanted, strict=True):
+                assert a.dtype == np.float64
+                np.testing.assert_allclose(a, b, rtol=1e-15)
+
+
+def test_halves_are_carried_in_float32(monkeypatch, rng):
+    act(monkeypatch)
+    start, (g, x) = np.ones(5, "f2"), rng.uniform(0.9, 1.1, (2, 5, 200)).astype("f2")
+    ((kept, end),) = scan(np, one, [start], g, x)
+    exact = steps_of(one, (start.astype("f8"),), (g.astype("f8"), x.astype("f8")), -1, False, False)
+    assert kept.dtype == end.dtype == np.float16
+    np.testing.assert_allclose(end, exact[0][1], rtol=1e-3)
+
+
+def test_cupy_accepts_the_kernel():
+    pytest.importorskip("cupy")
+    dtypes = (np.dtype("f8"),) * 2
+    kernel = scans._kernel.__wrapped__(two, dtypes, (np.dtype("f8"), np.dtype("f2")), True)
+    assert kernel.name == "xlstm_scan_two"

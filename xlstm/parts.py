@@ -1,0 +1,50 @@
+"""What a pass over a part of the batch leaves behind, run by run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from xlstm.backend import Array, Namespace
+from xlstm.runs import Run, reshape
+
+V = TypeVar("V")
+
+
+class Later(Sequence[V]):
+    """A sequence whose items are made whenever they are asked for."""
+
+    def __init__(self, make: Callable[[int], V], length: int) -> None:
+        self.make, self.length = make, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, k: Any) -> Any:
+        if not 0 <= k < self.length:
+            raise IndexError(k)
+        return self.make(k)
+
+
+class Part(NamedTuple):
+    """What a part of the batch went through, run by run."""
+
+    runs: list[Run]
+    starts: Sequence[Array]  # h at the start of each run, (P, n)
+    ends: Sequence[Sequence[Array]]  # the states at the end of each run
+    kept: Sequence[list[Array]]  # of each run: carried states before, and what was saved, at every step: (k, ..., n)
+    final: Sequence[Array]  # the state of each sequence at its own end
+
+
+def beside(xp: Namespace, arrays: Sequence[Array]) -> Array:
+    """Columns side by side; one array with any is returned as it is."""
+    some = [a for a in arrays if a.shape[1]] or arrays[:1]
+    return some[0] if len(some) == 1 else xp.concat(some, axis=1)
+
+
+def put(xp: Namespace, rows: Array, run: Run, values: Array) -> None:
+    """Write (k, n, ...) to the rows of a run."""
+    if run.n == run.width:
+        rows[run.at : run.at + run.k * run.n, ...] = reshape(xp, values, (run.k * run.n, *values.shape[2:]))
+    else:
+        run.steps(xp, rows, 0, run.k)[...] = values
