@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -106,6 +107,23 @@ def test_options_that_no_kernel_has_are_named(monkeypatch):
         layer.forward(params, x, seed=0)  # by the array library
         with cuda.use("grid"), pytest.raises(ValueError, match=f"no kernel does {what}; loop can do it"):
             layer.forward(params, x, seed=0)
+
+
+def test_bfloat16_is_refused_where_cupy_would_lose_it(monkeypatch):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    monkeypatch.setattr(launch, "runtime", lambda xp, like: SimpleNamespace(device=H100))
+    Wh = np.zeros((8, 2), dtype=ml_dtypes.bfloat16)
+    arguments = (np, xlstm.LSTM(2, 2).cells[""], Wh, {}, [(3, 4)])
+    assert cuda.device_pass(*arguments, "") is not None
+    with pytest.raises(TypeError, match="path 'loop' has no bfloat16, no kernel does zoneout; expected float16"):
+        cuda.device_pass(*arguments, "zoneout")
+    with cuda.use("loop"), pytest.raises(TypeError, match="no bfloat16, and it was asked for"):
+        cuda.device_pass(*arguments, "")
+    monkeypatch.setattr(sys.modules["xlstm.backend"], "_on_cpu_array", lambda array: False)
+    stack = xlstm.xLSTMStack(8, 1, num_heads=2)
+    params = {n: p.astype(ml_dtypes.bfloat16) for n, p in stack.init(backend="numpy").items()}
+    with pytest.raises(TypeError, match="xLSTMStack: x is bfloat16, expected float16 or float32; LSTM, GRU"):
+        stack.forward(params, np.ones((2, 3, 8), dtype=ml_dtypes.bfloat16))
 
 
 def test_nothing_but_cupy_has_kernels():

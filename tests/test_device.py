@@ -14,6 +14,7 @@ import pytest
 import xlstm
 from tests import layers
 from tests.device import ShimRuntime, library
+from xlstm import cuda
 from xlstm.backend import generator
 from xlstm.cuda import launch, source, tiling
 from xlstm.cuda.tiling import Device
@@ -223,3 +224,27 @@ def test_tilings_say_what_they_need_and_cover_all_units():
                         assert t.shared <= device.shared
                         assert t.blocks <= device.sms
                         assert t.columns * t.groups >= B
+
+
+def test_bfloat16(on_device):
+    """Of a pass alone: NumPy has no products of them."""
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    found = {}
+    for path, dtype in (("pointwise", "float64"), ("grid", bfloat16), ("cluster", bfloat16), ("plain", bfloat16)):
+        on_device(path)
+        rng, runs, H = generator(1), [(2, 9), (3, 4)], 40
+        B, N = 9, 30
+        Wh, b, zx, h, c, dy = (
+            0.3 * rng.standard_normal(s) for s in ((4 * H, H), 4 * H, (N, 4 * H), (B, H), (B, H), (N, H))
+        )
+        (cell,) = xlstm.LSTM(H, H).cells.values()
+        one = cuda.device_pass(np, cell, Wh.astype(dtype), {"b": b.astype(dtype)}, runs, "")
+        assert one.choice.path == path
+        hs = np.concatenate((h, np.empty((N, H)))).astype(dtype)
+        ends, kept = one.forward(zx, hs, [c], "all")
+        dZ = np.empty((N, 4 * H), dtype)
+        starts = one.backward(dy, ends, kept, dZ, dZ)
+        found[path] = {"hs": hs, "dZ": dZ, "ends": np.stack(ends), "starts": np.stack(starts)}
+    expected = found.pop("pointwise")
+    for other in found.values():
+        agree(other, expected, TOLERANCE["bfloat16"])

@@ -269,6 +269,11 @@ def like(values: Any, array: Array) -> Array:
     return xp.asarray(np.asarray(values), dtype=array.dtype, device=device_of(array))
 
 
+def loses_bfloat16(array: Array) -> bool:
+    """Whether operations with a Python number make float32 of an array, as CuPy's (but not PyTorch's) of bfloat16."""
+    return _name(array.dtype) == "bfloat16" and hasattr(array.dtype, "kind")
+
+
 def cast(arrays: Mapping[str, Array], dtype: str) -> Params:
     """The same arrays in the dtype of that name; one that has it already is not copied."""
     if not arrays:

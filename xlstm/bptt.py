@@ -13,6 +13,7 @@ from xlstm.backend import Array, Namespace, Params, device_of
 from xlstm.fused import plain
 from xlstm.loop import Loop, columns, product, swap
 from xlstm.parts import Part, beside, put
+from xlstm.products import matmul
 from xlstm.recurrence import Saved
 from xlstm.runs import Run, reshape
 from xlstm.threads import Team
@@ -223,7 +224,7 @@ class LoopBack(Loop):
                 heads = xp.permute_dims(reshape(xp, A.T, (x.shape[0], G, N, K)), (1, 2, 3, 0))
             else:
                 heads = reshape(xp, A, (G, N, K, x.shape[0]))
-            grads["Wh"] = heads @ xp.permute_dims(before, (1, 0, 2))
+            grads["Wh"] = matmul(xp, heads, xp.permute_dims(before, (1, 0, 2)))
         if cell.INNER:
             inner = saved.rows(lambda kept, _: cell.inner([swap(xp, a) for a in self.parts(kept)[1]]), (self.H,))
             products["inner"] = (A[outer:, :], self._masked(saved, inner))

@@ -39,5 +39,8 @@ def device_pass(
     dtype = str(Wh.dtype).rpartition(".")[2]
     choice = choose("cuda", step, why, dtype, width, heads, runs[0][1], runtime.device)
     if choice.path == "loop" or step is None:
+        if dtype == "bfloat16":  # CuPy makes float32 of it in operations with numbers
+            reason = why if step is None else "and it was asked for"
+            raise TypeError(f"cuda: path 'loop' has no bfloat16, {reason}; expected float16 or float32")
         return None
     return DevicePass(xp, runtime, choice, step, Wh, constants, runs)

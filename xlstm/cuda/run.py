@@ -18,6 +18,7 @@ from xlstm.cuda.launch import Grid, Runtime
 from xlstm.cuda.source import ARRANGE, BLOCK
 from xlstm.cuda.tiling import Tiling
 from xlstm.pointwise import Pointwise
+from xlstm.products import matmul
 from xlstm.runs import Runs, reshape
 
 Kept = dict[str, Array]  # carried states before every step and what the cell saved, (N, rows, H) or (N, H), by name
@@ -44,7 +45,8 @@ class DevicePass:
         runs: Runs,
     ) -> None:
         self.xp, self.runtime, self.choice, self.step = xp, runtime, choice, step
-        self.Wh, self.constants = _rows(xp, Wh), {name: _rows(xp, p) for name, p in constants.items()}
+        self.Wh = _rows(xp, Wh)
+        self.constants = {name: self._given(p) for name, p in constants.items()}
         self.heads, self.width = heads_of(Wh)
         self.H, self.G = self.heads * self.width, int(step.before["zx"] or 1)
         self.widths = [n for k, n in runs for _ in range(k)]
@@ -78,12 +80,12 @@ class DevicePass:
         kept = {name: self._empty((N, self.H)) for name in names}
         if keep == "all":
             kept |= {name: self._empty(self._shape(N, rows)) for name, rows in self.step.saved.items()}
-        arrays = {"zx": _rows(self.xp, zx), "y": y, **self._kept(kept), **self.constants}
+        arrays = {"zx": self._given(zx), "y": y, **self._kept(kept), **self.constants}
         states = dict(zip(("h", *self.step.carried), (hs[: self.first, :], *carry), strict=True))
         if self.choice.forward is None:
             return self._steps_forward(kind, arrays, hs, states), kept
         ends = {name: self._empty((self.first, self.H)) for name in states}
-        arrays |= {f"{name}_0": _rows(self.xp, s) for name, s in states.items()}
+        arrays |= {f"{name}_0": self._given(s) for name, s in states.items()}
         arrays |= {f"{name}_end": s for name, s in ends.items()}
         self._loop(kind, arrays, self.choice.forward)
         return list(ends.values()), kept
@@ -93,11 +95,11 @@ class DevicePass:
 
         dZ and dQ (N, R) take the gradients of the products of x and of h, which are one array where those are added.
         """
-        arrays = {"dy": None if dy is None else _rows(self.xp, dy), "dZ": dZ, **self._kept(kept), **self.constants}
+        arrays = {"dy": None if dy is None else self._given(dy), "dZ": dZ, **self._kept(kept), **self.constants}
         if dQ is not dZ:
             arrays["dQ"] = dQ
         names = ("h", *self.step.carried)
-        states = {name: _rows(self.xp, d[: self.first, :]) for name, d in zip(names, dstate, strict=True)}
+        states = {name: self._given(d[: self.first, :]) for name, d in zip(names, dstate, strict=True)}
         if self.choice.backward is None:
             return self._steps_backward(arrays, states, dQ)
         starts = {name: self._empty((self.first, self.H)) for name in names}
@@ -110,7 +112,7 @@ class DevicePass:
         """With what the cell saves, from products of x (N, R), what `forward` left in hs, and the carried states."""
         N, before = zx.shape[0], self._before(hs)
         saved = {name: self._empty(self._shape(N, rows)) for name, rows in self.step.saved.items()}
-        arrays = {"zx": _rows(self.xp, zx), "product": self._through(before), "h_kept": before}
+        arrays = {"zx": self._given(zx), "product": self._through(before), "h_kept": before}
         self._step("again", arrays | self._kept(kept | saved) | self.constants, 0, N)
         return kept | saved
 
@@ -184,19 +186,20 @@ class DevicePass:
     def _through(self, h: Array) -> Array:
         """The products Wh h of rows (n, H): (n, R)."""
         if self.heads == 1:
-            return h @ self._matrix.T
+            return self._given(h @ self._matrix.T)
         xp, n, N, K = self.xp, h.shape[0], self.heads, self.width
-        z = xp.permute_dims(reshape(xp, h, (n, N, K)), (1, 0, 2)) @ self._by_head  # (N, n, G K)
-        return reshape(xp, xp.permute_dims(reshape(xp, z, (N, n, self.G, K)), (1, 2, 0, 3)), (n, self.G * self.H))
+        z = matmul(xp, xp.permute_dims(reshape(xp, h, (n, N, K)), (1, 0, 2)), self._by_head)  # (N, n, G K)
+        z = xp.permute_dims(reshape(xp, z, (N, n, self.G, K)), (1, 2, 0, 3))
+        return self._given(reshape(xp, z, (n, self.G * self.H)))
 
     def _through_bwd(self, dz: Array) -> Array:
         """The products Wh^T dz of rows (n, R): (n, H)."""
         if self.heads == 1:
-            return dz @ self._matrix
+            return self._given(dz @ self._matrix)
         xp, n, N, K = self.xp, dz.shape[0], self.heads, self.width
         dz = xp.permute_dims(reshape(xp, dz, (n, self.G, N, K)), (2, 0, 1, 3))
-        dh = reshape(xp, dz, (N, n, self.G * K)) @ xp.matrix_transpose(self._by_head)
-        return reshape(xp, xp.permute_dims(dh, (1, 0, 2)), (n, self.H))
+        dh = matmul(xp, reshape(xp, dz, (N, n, self.G * K)), xp.matrix_transpose(self._by_head))
+        return self._given(reshape(xp, xp.permute_dims(dh, (1, 0, 2)), (n, self.H)))
 
     @functools.cached_property
     def _matrix(self) -> Array:
@@ -217,6 +220,10 @@ class DevicePass:
 
     def _empty(self, shape: tuple[int, ...]) -> Array:
         return self.xp.empty(shape, dtype=self.Wh.dtype, device=device_of(self.Wh))
+
+    def _given(self, a: Array) -> Array:
+        """As kernels read arrays: of one dtype, which products of CuPy may not keep, and in the order of their axes."""
+        return _rows(self.xp, a if a.dtype == self.Wh.dtype else self.xp.astype(a, self.Wh.dtype))
 
     def _real(self, state: Array) -> Array:
         """A copy of a state in the type that is computed in."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from xlstm import checks, workspace
-from xlstm.backend import Array, Namespace, Params, Seed, device_of
+from xlstm.backend import Array, Namespace, Params, Seed, device_of, loses_bfloat16
 from xlstm.layers.base import masks
 from xlstm.layers.part import Part
 from xlstm.layers.ragged import Packing
@@ -146,6 +146,8 @@ class Sequence(Part):
         """
         where = type(self).__name__
         xp = self.check(params, {"x": x, **self._named("state", state)})
+        if loses_bfloat16(x):
+            raise TypeError(f"{where}: x is bfloat16, expected float16 or float32; LSTM, GRU, RNN and sLSTM take it")
         outer = {"B": None, "T": None} if self.batch_first else {"T": None, "B": None}
         checks.shape(where, "x", x, {**outer, "D": self.input_size})
         x = self._swap(xp, x)

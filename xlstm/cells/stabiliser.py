@@ -1,0 +1,38 @@
+"""What the mLSTM's two forms share: m, the logarithm that C and n are divided by, and the denominator of h."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+from xlstm.activations import clamp
+from xlstm.backend import Array, Namespace
+
+LOW = -1e30  # in place of -inf where it would be subtracted from itself
+
+
+def floor(xp: Namespace, m: Array) -> Array:
+    return xp.maximum(m, xp.full_like(m, LOW))
+
+
+def one_of(xp: Namespace, m: Array, limit: float, dtype: Any) -> Array:
+    """1 / exp(m), within what the dtype has: it is neither infinite nor 0."""
+    one = xp.exp(clamp(xp, -m, limit))
+    return one if m.dtype == dtype else xp.astype(one, dtype)
+
+
+def sign_of(xp: Namespace, s: Array, one: Array, dtype: Any) -> Array:
+    """Of s, where that is larger than `one`, else 0."""
+    return xp.astype(s > one, dtype) - xp.astype(s < -one, dtype)
+
+
+@functools.cache
+def limit_of(xp: Namespace, dtype: Any) -> float:
+    """The largest of logarithms whose exponentials, and one over them, the dtype has."""
+    known = xp.float32 if str(dtype) == "bfloat16" else dtype  # of which CuPy's finfo knows nothing; it is as wide
+    return -math.log(float(xp.finfo(known).smallest_normal)) - 1
+
+
+def denominator(xp: Namespace, s: Array, m: Array, eps: float, limit: float, dtype: Any) -> Array:
+    return xp.maximum(xp.abs(s), one_of(xp, m, limit, dtype)) + eps
