@@ -56,12 +56,12 @@ def tests(session: nox.Session) -> None:
     Then everything that recurs again on every other path of NumPy arrays: loops not compiled, on one thread, and the
     work divided among threads as it is for large layers.
     """
-    session.install("-e", ".[fast]", *group("test", "bench"))
+    session.install("-e", ".[fast]", *group("test", "bench", "device"))
     session.run("pytest", "-n", "2", *session.posargs)
     if session.posargs:
         return
     for path in PATHS:
-        session.run("pytest", "-n", "2", "-q", *RECURRENT, env=path)
+        session.run("pytest", "-n", "2", "-q", *RECURRENT, env={**path, "XLSTM_TEST_BACKENDS": "numpy"})
 
 
 @nox.session
@@ -83,10 +83,17 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """Everything with CuPy, on a CUDA machine: tests (a missing GPU fails them), parity, and times beside cuDNN's."""
+    """The GPU check within 8 minutes: barriers, tests on CuPy, parity, times beside cuDNN's, the main job."""
     cuda = os.environ.get("XLSTM_CUDA", "cuda12")
     session.install("-e", f".[{cuda},fast]", *group("test", "bench"))
     session.run("python", "-m", "bench.gpu", *session.posargs)
+
+
+@nox.session
+def sanitize(session: nox.Session) -> None:
+    """The kernels under compute-sanitizer, on a CUDA machine: memory out of bounds and races."""
+    session.install("-e", f".[{os.environ.get('XLSTM_CUDA', 'cuda12')}]")
+    session.run("python", "-m", "bench.sanitize", *session.posargs)
 
 
 @nox.session

@@ -1,55 +1,225 @@
-"""The GPU check: tests on CuPy, parity against the other backends, and times beside cuDNN's, in one command.
+"""The GPU check: barriers, tests on CuPy, parity, times beside cuDNN's, the main job; in one command, within 8 minutes.
 
-    python -m bench.gpu [--output FOLDER]
+    python -m bench.gpu [--output FOLDER] [--parts NAME ...] [--seconds N]
 
-Needs a CUDA machine with CuPy, PyTorch and pytest. Prints a short table and writes gpu-parity.json and gpu.json, times
-as JSON lines, to FOLDER (bench/results by default), both naming card and versions.
+Needs a CUDA machine with CuPy; pytest for the tests and PyTorch for the times. Prints a short table at the end and
+writes gpu-CARD.json and gpu-CARD-parity.json, which name card, driver and versions, to FOLDER (bench/results by
+default). A part that is slow is cut short, one that has no time left is left out; both are said. Exit status: 0 all is
+well, 1 something failed, 2 something was cut short or left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
+import json
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import xlstm
+from bench.budget import Budget, Part
+from xlstm import machine
+
+TOTAL = 455.0  # seconds; the table and the versions take some more
+GRACE = 5.0  # seconds in which a part that is told to stop may say how far it came
+SLACK = 12.0  # seconds of a part's time that it needs to begin and to end
+OK, FAILED, CUT, OUT = "ok", "FAILED", "CUT SHORT", "LEFT OUT"
+PARTS = (
+    Part("barriers", 40, 10),
+    Part("tests", 150, 40),
+    Part("parity", 90, 30),
+    Part("cudnn", 400, 60),
+    Part("main job", 45, 15),
+)
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+class Outcome(NamedTuple):
+    """Of a part."""
+
+    name: str
+    result: str
+    seconds: float
+    said: str  # its last line, or why it was left out
+
+
+Run = Callable[[list[str], float, Mapping[str, str]], tuple[str, str]]
+
+
+def command(name: str, seconds: float, room: Path) -> tuple[list[str], dict[str, str]]:
+    """What a part runs and its environment; the files it writes for the record are in `room`.
+
+    Raises
+    ------
+    ImportError
+        Something that it needs is not installed.
+    """
+    own, processes = str(max(seconds - SLACK, 1.0)), max(1, min(8, machine.cores() - 1))
+    if name == "barriers":
+        return ["-m", "bench.barriers", "--json", str(room / "barriers.json")], {}
+    if name == "tests":
+        _needs("pytest")
+        words = ["-m", "pytest", "tests", "-q", "-k", "cupy", "--tb=short", "-p", "no:cacheprovider"]
+        parallel = ["-n", str(processes)] if importlib.util.find_spec("xdist") else []
+        return [*words, *parallel], {**ONE_THREAD, "XLSTM_TEST_REQUIRE": "cupy"}
+    if name == "parity":
+        words = ["-m", "tests.parity", "--brief", "--seconds", own, "--processes", str(processes)]
+        return [*words, "--json", str(room / "parity.json")], ONE_THREAD
+    if name == "cudnn":
+        _needs("torch")
+        return ["-m", "bench.cudnn", "--seconds", own, "--json", str(room / "cudnn.json")], {}
+    _needs("typer")
+    return ["-m", "xlstm", "train", "--backend", "cupy", "--output", str(room / "main-job")], {}
+
+
+def _needs(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(f"{package} is not installed")
+
+
+def run(argv: list[str], seconds: float, environment: Mapping[str, str]) -> tuple[str, str]:
+    """A Python process with what it prints passed on; its result and its last line. Beyond its time it is stopped."""
+    process = subprocess.Popen(
+        [sys.executable, *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env={**os.environ, **environment},
+        start_new_session=True,  # that processes of its own are stopped with it
+    )
+    late, said = threading.Event(), ""
+
+    def stop() -> None:
+        late.set()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+            try:
+                process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+    timer = threading.Timer(seconds, stop)
+    timer.start()
+    with process:
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+            said = line.strip() or said
+        code = process.wait()
+    timer.cancel()
+    timer.join()
+    if late.is_set():
+        return (FAILED if " failed" in said else CUT), f"stopped after {seconds:.0f} s: {said}"
+    return (OK if code == 0 else FAILED), said if code == 0 else f"exit status {code}: {said}"
+
+
+def check(
+    names: list[str],
+    budget: Budget,
+    make: Callable[[str, float], tuple[list[str], dict[str, str]]],
+    execute: Run = run,
+    done: Callable[[list[Outcome]], object] = lambda outcomes: None,
+) -> list[Outcome]:
+    """Run the parts of these names in turn, each within what the budget has for it; `done` is told after every one."""
+    outcomes: list[Outcome] = []
+    chosen = [part for part in PARTS if part.name in names]
+    for k, part in enumerate(chosen):
+        seconds = budget.of(part, chosen[k + 1 :])
+        begun = budget.spent
+        if not seconds:
+            outcome = Outcome(part.name, OUT, 0.0, f"{max(budget.left, 0):.0f} of {budget.total:.0f} seconds were left")
+        else:
+            print(f"\n{part.name}: at most {seconds:.0f} s", flush=True)
+            try:
+                argv, environment = make(part.name, seconds)
+            except ImportError as reason:
+                outcome = Outcome(part.name, OUT, 0.0, str(reason))
+            else:
+                result, said = execute(argv, seconds, environment)
+                outcome = Outcome(part.name, result, budget.spent - begun, said)
+        outcomes.append(outcome)
+        done(outcomes)
+    return outcomes
+
+
+def status(outcomes: list[Outcome], left_out: bool) -> int:
+    """The exit status."""
+    results = {outcome.result for outcome in outcomes}
+    if FAILED in results:
+        return 1
+    return 2 if left_out or results & {CUT, OUT} else 0
+
+
+def smi() -> str:
+    """Card, driver, clocks and power as nvidia-smi has them, or why it says nothing."""
+    if shutil.which("nvidia-smi") is None:
+        return "nvidia-smi is not there"
+    fields = "name,driver_version,clocks.max.sm,clocks.max.mem,power.limit,memory.total"
+    words = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=20)
+    return (done.stdout or done.stderr).strip()
+
+
+def slug(card: str) -> str:
+    """Fit for a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", card.lower()).strip("-")
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """What a part wrote, None if it did not come to that."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    except (OSError, ValueError):
+        return None
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("bench/results"))
-    folder = parser.parse_args().output
-    backend = xlstm.backend("cupy")  # refuses, with the reason, where there is no usable GPU
+    parser.add_argument("--parts", nargs="+", choices=[part.name for part in PARTS], default=[p.name for p in PARTS])
+    parser.add_argument("--seconds", type=float, default=TOTAL, help="of all parts together")
+    options = parser.parse_args()
+    budget = Budget(options.seconds)
+    try:
+        backend = xlstm.backend("cupy")
+    except xlstm.BackendError as reason:
+        raise SystemExit(f"gpu: {reason}") from None
+    card = str(backend).partition("(")[2].removesuffix(")")
+    folder: Path = options.output
     folder.mkdir(parents=True, exist_ok=True)
-    print(f"GPU check on {backend}")
-    running = folder / "gpu.part"
-    running.unlink(missing_ok=True)
-    timed = ["--backend", "cupy", "--json", str(running)]
-    compared = [word for name in ("numpy", "cupy", "torch") for word in ("--backend", name)]
-    steps = {
-        "tests": ["-m", "pytest", "-q"],
-        "parity": ["-m", "tests.parity", "--json", str(folder / "gpu-parity.json")],
-        "main job": ["-m", "xlstm", "train", "--backend", "cupy", "--output", "xlstm-output"],
-        "layers float32": ["-m", "bench.layers", *timed],
-        "layers float64": ["-m", "bench.layers", *timed, "--dtype", "float64"],
-        "lengths": ["-m", "bench.lengths", *timed],
-        "inference": ["-m", "bench.inference", *timed],
-        "backends": ["-m", "xlstm", "bench", *compared, "--json", str(folder / "gpu-backends.json")],
-    }
-    results = {}
-    for name, arguments in steps.items():
-        start = time.perf_counter()
-        code = subprocess.call([sys.executable, *arguments], env={**os.environ, "XLSTM_TEST_REQUIRE": "cupy"})
-        results[name] = (code, time.perf_counter() - start)
-    if running.exists():
-        os.replace(running, folder / "gpu.json")
-    print(f"\n{'check':16s} {'result':>8s} {'seconds':>8s}")
-    for name, (code, seconds) in results.items():
-        print(f"{name:16s} {'ok' if code == 0 else f'exit {code}':>8s} {seconds:8.1f}")
-    return int(any(code for code, _ in results.values()))
+    path = folder / f"gpu-{slug(card)}.json"
+    record: dict[str, Any] = {"card": card, "begun": time.strftime("%Y-%m-%d %H:%M:%S"), "nvidia-smi": smi()}
+    print(f"GPU check on {backend}, at most {options.seconds:.0f} s", flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        room = Path(name)
+
+        def done(outcomes: list[Outcome]) -> None:
+            record["parts"] = [outcome._asdict() for outcome in outcomes]
+            record.update({part: read(room / f"{part}.json") for part in ("barriers", "cudnn")})
+            path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            if (room / "parity.json").exists():
+                shutil.copy(room / "parity.json", path.with_name(f"{path.stem}-parity.json"))
+
+        outcomes = check(options.parts, budget, lambda n, s: command(n, s, room), done=done)
+        parity = read(room / "parity.json")
+    from bench import gpu_table
+
+    record["machine"] = machine.describe()
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    left_out = bool((record["cudnn"] or {}).get("left out") or (parity or {}).get("left out"))
+    print(f"\n{gpu_table.text(record)}\n\n{budget.spent:.0f} s in all; {path}")
+    return status(outcomes, left_out)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,29 @@
 """Parity: the same inputs on every pair of usable backends, forward and backward, side by side.
 
-    python -m tests.parity [--json FILE]
+    python -m tests.parity [--json FILE] [--processes N] [--seconds N] [--brief]
 
 Prints the largest difference for each function and dtype, relative to the largest magnitude of the
-result, and exits with 1 if one is above the tolerance of its dtype.
+result, and exits with 1 if one is above the tolerance of its dtype. On CuPy every recurrent layer runs once more by
+every path that can do it (`parity_paths.py`), TF32, float16 and bfloat16 included.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
+import functools
 import itertools
 import json
+import multiprocessing
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 import xlstm
-from tests import layers
+from tests import layers, parity_paths
 from xlstm import activations, losses, optim
 from xlstm.backend import Backend, generator, to_numpy
 from xlstm.cells import lstm
@@ -28,7 +33,10 @@ TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
 T, B, D, H = 24, 5, 3, 16
 
 Results = list[np.ndarray]
+Row = dict[str, object]
 FUNCTIONS: dict[str, Callable[[Backend], Results]] = {}
+RECURRENT: dict[str, bool] = {}  # those that have paths on CuPy, and whether they are smooth
+KINKS = ("clip", "cell_clip", "activations")
 
 
 def function(f: Callable[[Backend], Results]) -> Callable[[Backend], Results]:
@@ -62,11 +70,13 @@ def lstm_cell(be: Backend) -> Results:
     return [h, c, *lstm.gates_bwd(be.xp, dh, dc, lstm.slopes(be.xp, c0, saved))]
 
 
-def layer(kind: str, options: dict, lengths: list[int] | None = None) -> Callable[[Backend], Results]:
+def layer(
+    kind: str, options: dict, lengths: list[int] | None = None, T: int = T, B: int = B, H: int = H, scale: float = 0.2
+) -> Callable[[Backend], Results]:
     def run(be: Backend) -> Results:
         model = layers.make(kind, options, D, H)
         # With larger weights a plain RNN of this width is chaotic: rounding grows from step to step.
-        params, x, state = layers.inputs_of(model, be, generator(11), T, B, scale=0.2)
+        params, x, state = layers.inputs_of(model, be, generator(11), T, B, scale)
         results = layers.run(model, params, x, state, lengths, seed=5)
         _, _, saved = model.forward(params, x, state, lengths=lengths, seed=5)
         return [*results.values(), *(one.gates for one in saved.passes.values())]
@@ -78,9 +88,11 @@ for _kind in layers.OPTIONS:
     for _options in layers.alone(_kind):
         _name = ", ".join(f"{key}={value}" for key, value in _options.items())
         FUNCTIONS[f"{_kind} {_name}".strip()] = layer(_kind, _options)
+        RECURRENT[f"{_kind} {_name}".strip()] = not any(key in _options for key in KINKS)
     FUNCTIONS[f"{_kind} lengths, two layers, both directions"] = layer(
         _kind, {"num_layers": 2, "direction": "bidirectional"}, [T, 3, 0, 9, 9]
     )
+    RECURRENT[f"{_kind} lengths, two layers, both directions"] = True
 
 
 def sequence(model: xlstm.mLSTM, lengths: list[int] | None = None) -> Callable[[Backend], Results]:
@@ -108,6 +120,7 @@ for _lengths in (None, [T, 3, 1, 9, 9]):
     FUNCTIONS[f"sLSTM, heads{_suffix}"] = sequence(xlstm.sLSTM(D, H, num_heads=4), _lengths)
     FUNCTIONS[f"mLSTM, two layers{_suffix}"] = sequence(xlstm.mLSTM(D, H, 2, num_heads=2, chunk_size=8), _lengths)
     FUNCTIONS[f"xLSTM stack{_suffix}"] = sequence(xlstm.xLSTMStack(H, 2, [1], 2, chunk_size=8), _lengths)
+    RECURRENT[f"sLSTM, heads{_suffix}"] = True
     FUNCTIONS[f"xLSTM large{_suffix}"] = sequence(xlstm.xLSTMLarge(H, 2, 2, chunk_size=8, norm_eps=0.1), _lengths)
 
 
@@ -182,43 +195,136 @@ def difference(one: Results, other: Results) -> float:
     return worst
 
 
-def compare(usable: dict[str, Backend]) -> list[dict[str, object]]:
-    """A row for each function, dtype and pair of backends."""
-    rows: list[dict[str, object]] = []
-    for name, run in FUNCTIONS.items():
-        for dtype, tolerance in TOLERANCE.items():
-            results = {
-                b: [to_numpy(a) for a in run(Backend(be.name, be.xp, be.device, dtype))] for b, be in usable.items()
-            }
-            for one, other in itertools.combinations(usable, 2):
-                gap = difference(results[one], results[other])
-                rows.append(
-                    {"function": name, "dtype": dtype, "pair": f"{one} / {other}", "gap": gap, "ok": gap <= tolerance}
-                )
+# Wide enough that several blocks share a layer; for the paths alone, against NumPy.
+WIDE = {
+    "LSTM wide": layer("LSTM", {}, [5, 1] + [6] * 18, T=6, B=20, H=500, scale=0.04),
+    "GRU wide": layer("GRU", {}, T=6, B=20, H=260, scale=0.04),
+    "RNN wide": layer("RNN", {}, T=6, B=20, H=260, scale=0.04),
+}
+
+
+def compare(usable: dict[str, Backend], name: str) -> list[Row]:
+    """A row for each dtype and pair of backends."""
+    rows: list[Row] = []
+    run = FUNCTIONS[name]
+    for dtype, tolerance in TOLERANCE.items():
+        results = {b: [to_numpy(a) for a in run(Backend(be.name, be.xp, be.device, dtype))] for b, be in usable.items()}
+        for one, other in itertools.combinations(usable, 2):
+            rows.append(row(name, dtype, f"{one} / {other}", results[one], results[other], tolerance))
     return rows
+
+
+def by_path(device: Backend, host: Backend, name: str) -> list[Row]:
+    """A row for each path on the device and each precision, or with the reason why the path cannot do it."""
+    rows: list[Row] = []
+    run = FUNCTIONS.get(name) or WIDE[name]
+    for pair in parity_paths.pairs(run, device, host, RECURRENT.get(name, True)):
+        label, both = f"{name} [{pair.path}]", f"{host.name} / {device.name}"
+        if pair.why:
+            rows.append({"function": label, "dtype": pair.dtype, "pair": both, "impossible": pair.why, "ok": True})
+        else:
+            tolerance = parity_paths.TOLERANCE[pair.dtype]
+            rows.append(row(label, pair.dtype, both, pair.expected, pair.found, tolerance))
+    return rows
+
+
+def row(name: str, dtype: str, pair: str, expected: Results, found: Results, tolerance: float) -> Row:
+    gap = difference(expected, found)
+    return {"function": name, "dtype": dtype, "pair": pair, "gap": gap, "ok": gap <= tolerance}
+
+
+def rows_of(name: str) -> list[Row]:
+    """Everything about a function, on what is usable here; one that fails is a row with its error."""
+    usable = here()
+    rows: list[Row] = []
+    try:
+        if name in FUNCTIONS:
+            rows += compare(usable, name)
+        if "cupy" in usable and (name in RECURRENT or name in WIDE):
+            rows += by_path(usable["cupy"], usable["numpy"], name)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        rows.append({"function": name, "dtype": "", "pair": "", "gap": float("inf"), "ok": False, "error": reason})
+    return rows
+
+
+@functools.cache
+def here() -> dict[str, Backend]:
+    return {name: be for name, be in backends().items() if isinstance(be, Backend)}
+
+
+def run_all(names: list[str], processes: int, seconds: float) -> tuple[list[Row], list[str]]:
+    """Rows of all functions in their order, and the names of those for which there was no time."""
+    found = dict(_each(names, processes, time.monotonic() + seconds))
+    return [row for name in names for row in found.get(name, [])], [name for name in names if name not in found]
+
+
+def _each(names: list[str], processes: int, until: float) -> Iterator[tuple[str, list[Row]]]:
+    if processes == 1:
+        for name in names:
+            if time.monotonic() > until:
+                return
+            yield name, rows_of(name)
+        return
+    # As a module, not as __main__, that processes find it.
+    from tests import parity
+
+    todo, running = list(names), {}
+    with concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        while todo or running:
+            while todo and len(running) < processes and time.monotonic() < until:
+                name = todo.pop(0)
+                running[pool.submit(parity.rows_of, name)] = name
+            if not running:
+                return
+            done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+            for task in done:
+                yield running.pop(task), task.result()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--processes", type=int, default=1, help="functions side by side, 1 by default")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing after so long")
+    parser.add_argument("--brief", action="store_true", help="print only what is too large")
     options = parser.parse_args()
     found = backends()
     for name, be in found.items():
         missing = "no usable GPU" if name == "cupy" else "not usable"
         print(f"{name}: {be}" if isinstance(be, Backend) else f"{name}: {missing}: {be}")
     usable = {name: be for name, be in found.items() if isinstance(be, Backend)}
-    rows = compare(usable)
-    pairs = list(dict.fromkeys(str(row["pair"]) for row in rows))
-    print(f"\n{'largest relative difference':54s}" + "".join(f"{pair:>28s}" for pair in pairs))
-    for key, group in itertools.groupby(rows, lambda row: (row["function"], row["dtype"])):
-        cells = [f"{row['gap']:.1e}{'' if row['ok'] else ' TOO LARGE'}" for row in group]
-        print(f"{key[0]:44.44s} {key[1]:9s}" + "".join(f"{cell:>28s}" for cell in cells))
+    # Those with paths first: they take longest, and there are none where they are not compared.
+    names = sorted([*(WIDE if "cupy" in usable else ()), *FUNCTIONS], key=lambda name: name not in WIDE)
+    rows, left_out = run_all(names, options.processes, options.seconds)
+    print_rows([row for row in rows if not options.brief or not row["ok"]])
     bad = sum(not row["ok"] for row in rows)
-    print(f"\n{len(rows) - bad} of {len(rows)} comparisons within {TOLERANCE}")
+    impossible = sum("impossible" in row for row in rows)
+    if left_out:
+        print(f"left out for want of time: {'; '.join(left_out)}")
+    print(
+        f"\n{len(rows) - bad - impossible} of {len(rows) - impossible} comparisons within {TOLERANCE}"
+        + (f"; paths: {parity_paths.TOLERANCE}, {impossible} not possible" if "cupy" in usable else "")
+        + (f"; {len(left_out)} functions left out" if left_out else "")
+    )
     if options.json is not None:
         about = {name: str(be) for name, be in found.items()}
-        options.json.write_text(json.dumps({"backends": about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps({"backends": about, "rows": rows, "left out": left_out}, indent=1)
+        options.json.write_text(text + "\n", encoding="utf-8")
     return 1 if bad or len(usable) < 2 else 0
+
+
+def print_rows(rows: list[Row]) -> None:
+    """Pairs of backends side by side; paths and errors below."""
+    for row in rows:
+        if "error" in row:
+            print(f"{row['function']}: {row['error']}")
+    rows = [row for row in rows if "gap" in row and "error" not in row]
+    pairs = list(dict.fromkeys(str(row["pair"]) for row in rows))
+    print(f"\n{'largest relative difference':62s}" + "".join(f"{pair:>26s}" for pair in pairs))
+    for (function, dtype), group in itertools.groupby(rows, lambda row: (row["function"], row["dtype"])):
+        cells = {row["pair"]: f"{row['gap']:.1e}{'' if row['ok'] else ' TOO LARGE'}" for row in group}
+        print(f"{function:48.48s} {dtype:13s}" + "".join(f"{cells.get(pair, ''):>26s}" for pair in pairs).rstrip())
 
 
 if __name__ == "__main__":

@@ -1,8 +1,16 @@
-"""The measure that parity uses."""
+"""What parity uses: its measure, its order and time, and the paths of a GPU, here on a CPU."""
+
+import sys
 
 import numpy as np
+import pytest
 
+from tests import parity, parity_paths
+from tests.device import ShimRuntime
 from tests.parity import difference
+from xlstm.backend import HALVES, Backend
+from xlstm.cuda import launch
+from xlstm.cuda.tiling import Device
 
 
 def test_difference_is_relative_and_sees_everything():
@@ -13,3 +21,62 @@ def test_difference_is_relative_and_sees_everything():
     assert difference([a], [a[:1]]) == np.inf
     assert difference([a], [np.array([np.nan, 2e-4])]) == np.inf
     assert difference([a, a], [a, 2 * a]) == 1.0
+
+
+def test_what_there_is_no_time_for_is_named():
+    rows, left_out = parity.run_all(["linear", "mse"], 1, 60)
+    assert list(dict.fromkeys(row["function"] for row in rows)) == ["linear", "mse"]
+    assert all(row["ok"] for row in rows)
+    assert not left_out
+    assert parity.run_all(["linear", "mse"], 1, -1) == ([], ["linear", "mse"])
+
+
+def test_a_function_that_fails_is_a_row(monkeypatch):
+    monkeypatch.setitem(parity.FUNCTIONS, "broken", lambda be: 1 / 0)
+    (row,) = parity.rows_of("broken")
+    assert not row["ok"]
+    assert row["error"].startswith("ZeroDivisionError")
+
+
+@pytest.mark.parametrize("name", ["RNN", "RNN zoneout=0.3", "RNN activations=relu"])
+def test_every_path_has_a_row_for_each_precision_or_a_reason(monkeypatch, name):
+    """NumPy arrays that say they are on a device run in the kernels, by g++."""
+    runtime, ways = ShimRuntime(Device("a small one", 90, 8, 232448)), []
+    monkeypatch.setattr(sys.modules["xlstm.backend"], "_on_cpu_array", lambda array: False)
+    run = parity.FUNCTIONS[name]
+
+    def on_device(be):
+        there = be.name == "device"
+        ways.append(be.dtype)
+        monkeypatch.setattr(launch, "runtime", lambda xp, like: runtime if there else None)
+        return run(Backend("numpy", be.xp, be.device, be.dtype) if there else be)
+
+    monkeypatch.setitem(parity.FUNCTIONS, name, on_device)
+    few = {
+        "loop": ("float16",),
+        "pointwise": (),
+        "plain": ("float32",),
+        "grid": (),
+        "cluster": ("float32 tf32", "float16"),
+    }
+    monkeypatch.setattr(parity_paths, "DTYPES", few)
+    rows = parity.by_path(Backend("device", np, "cpu"), Backend("numpy", np, "cpu"), name)
+    assert all(row["ok"] for row in rows)
+    low = name != "RNN activations=relu"  # which has a kink
+    expected = [(p, d) for p, dtypes in few.items() for d in dtypes if low or d == "float32"]
+    assert [(row["function"], row["dtype"]) for row in rows] == [(f"{name} [{p}]", d) for p, d in expected]
+    assert [row["dtype"] for row in rows if "impossible" in row] == (
+        [d for p, d in expected if p != "loop"] if "zoneout" in name else []
+    )
+    assert bool(runtime.launches) == ("zoneout" not in name)
+    assert low or not set(HALVES) & set(ways)
+
+
+def test_inputs_of_a_lower_dtype_are_rounded():
+    pytest.importorskip("ml_dtypes")
+    for low, value in (("float16", 1 + 2**-10), ("bfloat16", 1 + 2**-7)):
+        be = parity_paths.Rounded("numpy", np, "cpu", "float32", low=low)
+        array = be.asarray([value, value + 2**-13, 0.0])
+        assert array.dtype == "float32"
+        np.testing.assert_array_equal(array, [value, value, 0.0])
+        assert be.asarray([1, 2]).dtype.kind == "i"

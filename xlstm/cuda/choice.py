@@ -126,7 +126,7 @@ def _choose(
     times = {name: _time(made) for name, made in found.items()}
     best = min(times, key=lambda name: times[name])
     others |= {
-        name: f"it should take {time:.1f} us a step, forward and backward"
+        name: f"forward and backward should take {time:.1f} us a step (an estimate)"
         for name, time in times.items()
         if name != best
     }

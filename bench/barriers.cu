@@ -1,0 +1,27 @@
+// How long blocks take to wait for one another, by the means that the loops use, and how many clusters run at once.
+
+// Blocks (BLOCKS, groups): each group meets `steps` times.
+extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERNEL(int steps, unsigned* flags, unsigned* met) {
+    Group group = {(int)blockIdx.x, 0, 0, flags + blockIdx.y * BLOCKS, 0};
+    unsigned count = 0;
+    for (int t = 0; t < steps; t++) {
+        sync_group(group);
+        count++;
+    }
+    if (threadIdx.x == 0) met[blockIdx.y * BLOCKS + blockIdx.x] = count;
+}
+
+#if RESIDENT
+// counts[0]: clusters that are there now, counts[1]: the most that ever were. Each stays for so many nanoseconds.
+extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) xlstm_resident(long long stay, unsigned* counts) {
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+        atomicMax(counts + 1, atomicAdd(counts, 1u) + 1);
+        long long begin, now;
+        asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(begin));
+        do asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+        while (now - begin < stay);
+        atomicSub(counts, 1u);
+    }
+    sync_cluster();
+}
+#endif

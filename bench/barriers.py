@@ -1,0 +1,145 @@
+"""How long blocks wait for one another: across the grid and in clusters, by what the loops themselves use.
+
+    python -m bench.barriers [--json FILE]
+
+Needs a CUDA machine. A kernel that does nothing but wait runs for few and for many steps; the difference of the times
+is that of the barriers alone. On sm_90 it also says how many clusters of each size run at once with as much shared
+memory as a block may have: clusters that come beyond that number wait for others to end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import xlstm
+from xlstm import cuda, probe
+from xlstm.backend import Backend
+from xlstm.cuda.launch import Grid, Runtime, runtime
+from xlstm.cuda.source import Source
+
+CLUSTERS = (1, 2, 4, 8, 16)
+GRIDS = (2, 16, 32, 64, 128)
+THREADS = 256
+FEW, MANY = 500, 10500  # barriers
+ROUNDS = 7
+STAY = 2_000_000  # nanoseconds that a cluster is there
+MANY_CLUSTERS = 256
+
+
+@functools.cache
+def source(blocks: int, cluster: bool, resident: bool = False, shared: int = 0) -> Source:
+    """The kernel for groups of `blocks`; `resident` has also the one that counts clusters."""
+    here = Path(cuda.__file__).parent
+    sizes = {"BLOCKS": blocks, "THREADS": THREADS, "CLUSTER": int(cluster), "RESIDENT": int(resident)}
+    text = "\n".join(
+        [
+            *(f"#define {name} {value}" for name, value in sizes.items()),
+            "#define KERNEL xlstm_barriers",
+            f"#define CLUSTER_DIMENSIONS {f'__cluster_dims__({blocks}, 1, 1)' if cluster else ''}",
+            *((here / name).read_text(encoding="utf-8") for name in ("device.cuh", "exchange.cuh")),
+            Path(__file__).with_name("barriers.cu").read_text(encoding="utf-8"),
+        ]
+    )
+    return Source("xlstm_barriers", text, (), THREADS, shared, blocks, cluster)
+
+
+def wait(run: Runtime, zeros: Callable[[int], Any], blocks: int, cluster: bool, steps: int, groups: int = 1) -> Any:
+    """Let groups of blocks meet so often; an array with the barriers that each block passed."""
+    flags, met = zeros(groups * blocks), zeros(groups * blocks)
+    given = [np.int32(steps), flags, met]
+    run.launch(source(blocks, cluster), "xlstm_barriers", Grid(blocks, groups, THREADS), given)
+    return met
+
+
+def latency(be: Backend, run: Runtime, blocks: int, cluster: bool) -> float:
+    """Microseconds of a barrier, the median of many differences."""
+    zeros = _zeros(be)
+    found = []
+    for _ in range(ROUNDS + 1):
+        few, many = (_seconds(be, lambda n=n: wait(run, zeros, blocks, cluster, n)) for n in (FEW, MANY))
+        found.append((many - few) / (MANY - FEW) * 1e6)
+    met = be.xp.min(wait(run, zeros, blocks, cluster, FEW))
+    if int(met) != FEW:
+        raise RuntimeError(f"barriers: a block of {blocks} passed {int(met)} barriers of {FEW}")
+    return statistics.median(found[1:])
+
+
+def at_once(be: Backend, run: Runtime, blocks: int) -> int:
+    """How many clusters of so many blocks are on the device at the same time, each block with an SM of its own."""
+    counts = _zeros(be)(2)
+    made = source(blocks, True, True, run.device.shared)
+    grid = Grid(blocks, MANY_CLUSTERS, THREADS, run.device.shared)
+    run.launch(made, "xlstm_resident", grid, [np.int64(STAY), counts])
+    be.synchronize()
+    return int(counts[1])
+
+
+def measure(be: Backend) -> dict[str, Any]:
+    """Everything, fit for JSON: microseconds by number of blocks, and clusters at once."""
+    run = runtime(be.xp, be.asarray([0.0]))
+    if run is None:
+        raise RuntimeError(f"barriers: {be} has no kernels")
+    grids = dict.fromkeys([*(n for n in GRIDS if n <= run.device.sms), run.device.sms])
+    found: dict[str, Any] = {"threads": THREADS, "grid": {str(n): latency(be, run, n, False) for n in grids}}
+    if run.device.clusters:
+        found["cluster"], found["clusters at once"], found["failed"] = {}, {}, {}
+        for n in CLUSTERS:
+            try:
+                found["cluster"][str(n)] = latency(be, run, n, True)
+                found["clusters at once"][str(n)] = at_once(be, run, n)
+            except cuda.CudaError as error:
+                found["failed"][str(n)] = str(error)
+    return found
+
+
+def table(found: dict[str, Any]) -> list[str]:
+    """In words, a line each."""
+    lines = [f"{'blocks that meet':24s} {'us a barrier':>14s} {'at once':>8s}"]
+    lines += [f"{f'{n}, across the grid':24s} {us:14.2f}" for n, us in found["grid"].items()]
+    many, clusters = found.get("clusters at once", {}), found.get("cluster", {})
+    lines += [f"{f'{n}, in a cluster':24s} {us:14.2f} {many.get(n, ''):>8}" for n, us in clusters.items()]
+    return lines + [f"cluster of {n} blocks: {reason}" for n, reason in found.get("failed", {}).items()]
+
+
+def _zeros(be: Backend) -> Callable[[int], Any]:
+    return lambda n: be.xp.zeros((n,), dtype=be.xp.uint32, device=be.device)
+
+
+def _seconds(be: Backend, call: Callable[[], object]) -> float:
+    """Between two events on the device."""
+    Event = probe.cupy().cuda.Event
+    start, end = Event(), Event()
+    be.synchronize()
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return float(probe.cupy().cuda.get_elapsed_time(start, end)) / 1e3
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write what was measured to this file")
+    options = parser.parse_args()
+    try:
+        be = xlstm.backend("cupy")
+    except xlstm.BackendError as reason:
+        raise SystemExit(f"barriers: {reason}") from None
+    found = measure(be)
+    print("\n".join(table(found)))
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,318 @@
+"""LSTM and GRU beside cuDNN's, which PyTorch runs: float32, TF32, float16 and bfloat16, with and without a CUDA graph.
+
+    python -m bench.cudnn [--seconds N] [--json FILE]
+
+Needs a CUDA machine with CuPy and PyTorch. Both sides have the same weights and inputs, and what they give is compared.
+What is most asked for is measured first; what N seconds do not suffice for is listed as left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import xlstm
+from bench.events import Clock, CupyClock, Side, side_by_side
+from bench.peers import MissingError, module
+from xlstm import cuda, precision, probe
+from xlstm.backend import to_numpy
+from xlstm.benchmark import LAYERS
+from xlstm.interop.torch import to_torch
+
+SHAPES = ((512, 64, 512), (1024, 16, 1024), (128, 256, 256), (100, 32, 128))  # T, B, H; D = H
+PRECISIONS = {"TF32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+# Largest difference of a result to PyTorch's, relative to its largest value, beyond which something is wrong.
+AGREE = {"fp32": 1e-3, "TF32": 2e-2, "fp16": 2e-2, "bf16": 1e-1}
+EAGER, CAPTURED, OURS = "cuDNN", "cuDNN captured", "xlstm"
+WARM = 3  # calls before a capture
+LONGEST = 4.0  # seconds of rounds of a case, beyond the first
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed."""
+
+    layer: str
+    T: int
+    B: int
+    H: int
+    precision: str
+    train: bool = True
+    forced: bool = False  # each path by its name, too
+
+    def __str__(self) -> str:
+        what = "fwd+bwd" if self.train else "forward"
+        return f"{self.layer} {self.T},{self.B},{self.H} {self.precision} {what}{', each path' if self.forced else ''}"
+
+
+def cases() -> list[Case]:
+    """All, those first that matter most."""
+    order = [
+        ("lstm", {}),
+        ("gru", {}),
+        ("lstm", {"train": False}),
+        ("lstm", {"forced": True}),
+        ("gru", {"train": False}),
+    ]
+    return [Case(layer, *shape, name, **what) for layer, what in order for shape in SHAPES for name in PRECISIONS]
+
+
+class Torch:
+    """PyTorch's layer with given weights."""
+
+    def __init__(self, case: Case, weights: dict[str, np.ndarray], x: np.ndarray, dy: np.ndarray, device: str) -> None:
+        torch = module("torch")
+        self.torch, self.case, self.device = torch, case, device
+        dtype = getattr(torch, PRECISIONS[case.precision])
+        kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[case.layer]
+        self.layer = kind(case.H, case.H, device=device, dtype=dtype)
+        self.layer.load_state_dict({n: torch.from_numpy(np.array(a, dtype="float32")) for n, a in weights.items()})
+        self.layer.train(case.train)
+        self.x, self.dy = (torch.from_numpy(a).to(device, dtype) for a in (x, dy))
+        self.x.requires_grad_(case.train)
+        self.y: Any = None
+        self.by_cudnn = bool(torch.cudnn_is_acceptable(self.x))
+
+    @contextlib.contextmanager
+    def around(self) -> Iterator[None]:
+        """TF32 or not, as the case says, for everything that PyTorch multiplies."""
+        cudnn, products = self.torch.backends.cudnn, self.torch.backends.cuda.matmul
+        before = cudnn.allow_tf32, products.allow_tf32
+        cudnn.allow_tf32 = products.allow_tf32 = self.case.precision == "TF32"
+        try:
+            yield
+        finally:
+            cudnn.allow_tf32, products.allow_tf32 = before
+
+    def eager(self) -> None:
+        """Ask for the work, call by call."""
+        if not self.case.train:
+            with self.torch.no_grad():
+                self.y = self.layer(self.x)[0]
+            return
+        self.layer.zero_grad(set_to_none=True)
+        self.x.grad = None
+        self.y = self.layer(self.x)[0]
+        self.y.backward(self.dy)
+
+    def captured(self) -> Callable[[], object]:
+        """A call that asks for the same as one graph.
+
+        Raises
+        ------
+        MissingError
+            It cannot be captured.
+        """
+        cuda_ = self.torch.cuda
+        try:
+            with self.around():
+                stream = cuda_.Stream()
+                stream.wait_stream(cuda_.current_stream())
+                with cuda_.stream(stream):
+                    for _ in range(WARM):
+                        self.eager()
+                cuda_.current_stream().wait_stream(stream)
+                cuda_.synchronize()
+                graph = cuda_.CUDAGraph()
+                with cuda_.graph(graph):
+                    self.eager()
+                graph.replay()
+                cuda_.synchronize()
+        except RuntimeError as error:
+            raise MissingError(f"no graph of it: {probe.first_line(error)}") from error
+        return graph.replay  # type: ignore[no-any-return]
+
+    def results(self) -> dict[str, np.ndarray]:
+        """Of the last call, on the host."""
+        found = {"y": self.y}
+        if self.case.train:
+            found |= {"dx": self.x.grad, **{f"d{name}": p.grad for name, p in self.layer.named_parameters()}}
+        return {name: a.detach().float().cpu().numpy() for name, a in found.items()}
+
+
+class Ours:
+    """xlstm's layer, on the GPU."""
+
+    def __init__(self, case: Case, x: np.ndarray, dy: np.ndarray) -> None:
+        self.case = case
+        be = xlstm.backend("cupy", dtype=PRECISIONS[case.precision])
+        self.layer = LAYERS[case.layer](case.H, case.H)
+        self.params = self.layer.init(0, be)
+        self.x, self.dy = be.asarray(x), be.asarray(dy)
+        self.y, self.grads, self.dx, self.saved = None, {}, None, None
+
+    @contextlib.contextmanager
+    def around(self, path: str = "auto") -> Iterator[None]:
+        """By a path, in the precision of the case."""
+        tf32 = self.case.precision == "TF32"
+        with cuda.use(path, "tf32" if tf32 else "float32"), precision.tf32(tf32):
+            yield
+
+    def call(self) -> None:
+        """Ask for the work."""
+        self.y, _, saved = self.layer.forward(self.params, self.x, train=self.case.train)
+        if self.case.train:
+            self.grads, self.dx, _ = self.layer.backward(self.params, saved, self.dy)
+
+    def choice(self) -> dict[str, Any]:
+        """The path that is chosen, how it divides the work, and why others are not taken."""
+        _, _, saved = self.layer.forward(self.params, self.x)
+        on_device = next(iter(saved.passes.values())).saved.device
+        if on_device is None:
+            return {"path": "loop"}
+        chosen = on_device.device.choice
+        found = {"path": chosen.path, "arithmetic": chosen.arithmetic.name, "others": chosen.others}
+        for name, tiling in (("forward", chosen.forward), ("backward", chosen.backward)):
+            found[name] = None if tiling is None else asdict(tiling)
+        return found
+
+    def results(self) -> dict[str, np.ndarray]:
+        """Of the last call, under PyTorch's names."""
+        found = {"y": self.y}
+        if self.case.train:
+            grads = to_torch(self.layer, {name: to_numpy(g) for name, g in self.grads.items()})
+            found |= {"dx": self.dx, **{f"d{name}": g for name, g in grads.items()}}
+        return {name: to_numpy(a).astype("float32") for name, a in found.items()}
+
+
+def agreement(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
+    """The largest difference of a result, relative to the largest value of the peer's.
+
+    PyTorch's bias of the product of h has a gradient where xlstm's layer has no such bias, so zeros are left out.
+    """
+    worst = 0.0
+    for name, a in ours.items():
+        if name.startswith("dbias") and not a.any():
+            continue
+        gap = np.max(np.abs(a - theirs[name])) / max(float(np.max(np.abs(theirs[name]))), 1e-30)
+        worst = max(worst, float(gap) if np.isfinite(gap) else float("inf"))
+    return worst
+
+
+def arrays(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """x and the gradient of y, (T, B, H)."""
+    rng = np.random.default_rng(0)
+    x, dy = (rng.standard_normal((case.T, case.B, case.H)).astype("float32") for _ in range(2))
+    return x, dy
+
+
+def measure(case: Case, clock: Clock, until: float = float("inf"), device: str = "cuda") -> dict[str, Any]:
+    """The row of a case, fit for JSON: times by side, what is missing and why, path, and agreement."""
+    x, dy = arrays(case)
+    ours = Ours(case, x, dy)
+    theirs = Torch(case, to_torch(ours.layer, {n: to_numpy(p) for n, p in ours.params.items()}), x, dy, device)
+    row: dict[str, Any] = {"case": asdict(case), "name": str(case), "missing": {}, "peer by cuDNN": theirs.by_cudnn}
+    sides = {OURS: Side(ours.call, ours.around), EAGER: Side(theirs.eager, theirs.around)}
+    with ours.around():
+        row["choice"] = ours.choice()
+        ours.call()
+    with theirs.around():
+        theirs.eager()
+    row["difference"] = agreement(ours.results(), theirs.results())
+    if not case.forced:
+        try:
+            sides[CAPTURED] = Side(theirs.captured(), theirs.around)
+        except MissingError as reason:
+            row["missing"][CAPTURED] = str(reason)
+    for path in cuda.PATHS if case.forced else ():
+        if path == row["choice"]["path"]:
+            continue
+        try:
+            with ours.around(path):
+                ours.call()
+        except (ValueError, TypeError, cuda.CudaError) as reason:
+            row["missing"][f"{OURS} {path}"] = str(reason)
+        else:
+            sides[f"{OURS} {path}"] = Side(ours.call, lambda path=path: ours.around(path))
+    found = side_by_side(sides, clock, until=min(until, clock.now() + LONGEST))
+    row["seconds"] = {name: asdict(times) for name, times in found.items()}
+    return row
+
+
+def run(
+    todo: list[Case],
+    measured: Callable[[Case, float], dict[str, Any]],
+    seconds: float,
+    now: Callable[[], float] = time.monotonic,
+    done: Callable[[dict[str, Any]], object] = lambda record: None,
+) -> dict[str, Any]:
+    """Rows of the cases that fit so many seconds, and the names of those that do not.
+
+    A case is begun if one like the slowest so far would fit. One that fails is a row with its error; `done` gets the
+    record after every case.
+    """
+    start, slowest = now(), 0.0
+    record: dict[str, Any] = {"rows": [], "left out": [str(case) for case in todo]}
+    for case in todo:
+        begun = now()
+        if begun + slowest > start + seconds:
+            break
+        try:
+            row = measured(case, start + seconds)
+        except (RuntimeError, MemoryError, ValueError, TypeError, MissingError) as error:
+            row = {"case": asdict(case), "name": str(case), "error": probe.first_line(error)}
+        record["rows"].append(row)
+        record["left out"].remove(str(case))
+        slowest = max(slowest, now() - begun)
+        done(record)
+    return record
+
+
+def agrees(row: dict[str, Any]) -> bool:
+    """Whether both sides gave the same, but for rounding."""
+    return bool(row["difference"] <= AGREE[row["case"]["precision"]])
+
+
+def show(row: dict[str, Any]) -> str:
+    """A row in a line."""
+    if "error" in row:
+        return f"  {row['name']:42s} failed: {row['error']}"
+    times = [f"{name} {t['wall'] * 1e3:.3g} ms (device {t['device'] * 1e3:.3g})" for name, t in row["seconds"].items()]
+    return f"  {row['name']:42s} {row['choice']['path']}: {', '.join(times)}; difference {row['difference']:.1e}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="when to stop; all cases by default")
+    parser.add_argument("--json", type=Path, help="write the record to this file, after every case")
+    options = parser.parse_args()
+    begun = time.monotonic()
+    try:
+        xlstm.backend("cupy")
+        if not module("torch").cuda.is_available():
+            raise MissingError("PyTorch has no CUDA device")
+    except (xlstm.BackendError, MissingError) as reason:
+        raise SystemExit(f"cudnn: {reason}") from None
+    clock = CupyClock()
+
+    def done(record: dict[str, Any]) -> None:
+        print(show(record["rows"][-1]), flush=True)
+        if options.json is not None:
+            options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+    def measured(case: Case, until: float) -> dict[str, Any]:
+        row = measure(case, clock, clock.now() + until - time.monotonic())
+        probe.cupy().get_default_memory_pool().free_all_blocks()
+        module("torch").cuda.empty_cache()
+        return row
+
+    record = run(cases(), measured, options.seconds - (time.monotonic() - begun), done=done)
+    if record["left out"]:
+        print(f"  left out for want of time: {'; '.join(record['left out'])}")
+    wrong = [row["name"] for row in record["rows"] if "error" in row or not agrees(row)]
+    if wrong:
+        print(f"  failed, or other results than PyTorch's: {'; '.join(wrong)}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,391 @@
+"""The GPU check without a GPU: formulas, budget, table, goals, and that kernels and peers do what they say."""
+
+import contextlib
+import importlib
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from bench import barriers, cudnn, events, gpu, gpu_table, limits, sanitize, sanitized
+from bench.budget import Budget, Part
+from bench.cudnn import CAPTURED, EAGER, OURS, Case
+from tests import nvrtc
+from tests.device import ShimRuntime
+from xlstm import probe
+from xlstm.backend import Backend
+from xlstm.cuda import launch
+from xlstm.cuda.tiling import Device
+from xlstm.interop.torch import to_torch
+
+H100 = "NVIDIA H100 80GB HBM3"
+SMALL = Device("a small one", 90, 8, 232448)
+
+
+class Clock:
+    """That goes on as told; the device works off what it was asked for."""
+
+    def __init__(self):
+        self.time = self.until = 0.0
+
+    def __call__(self):
+        return self.time
+
+    now = __call__
+
+    def ask(self, host, device):
+        """A call that takes the host so long to ask for, and the device so long to do in two kernels."""
+        for _ in range(2):
+            self.time += host / 2
+            self.until = max(self.until, self.time) + device / 2
+
+    def synchronize(self):
+        self.time = max(self.time, self.until)
+
+    def busy(self, seconds):
+        self.until = max(self.until, self.time) + seconds
+
+    def mark(self):
+        return max(self.until, self.time)
+
+    def between(self, start, end):
+        return end - start
+
+
+@pytest.mark.parametrize(
+    ("shape", "precision", "forward", "backward"),
+    [
+        ((512, 64, 512), "TF32", 0.585, 1.016),
+        ((512, 64, 512), "bf16", 0.446, 0.739),
+        ((1024, 16, 1024), "TF32", 1.784, 2.954),
+        ((1024, 16, 1024), "fp16", 1.507, 2.399),
+        ((128, 256, 256), "TF32", 0.146, 0.254),
+        ((512, 64, 512), "fp32", 2.358, 4.563),
+    ],
+)
+def test_limits_by_hand(shape, precision, forward, backward):
+    found = limits.estimate(H100, precision, "lstm", *shape)
+    np.testing.assert_allclose([1e3 * found.forward, 1e3 * found.backward], [forward, backward], atol=6e-4)
+    assert found.of(True) == found.forward + found.backward
+    assert found.of(False) == found.forward
+
+
+def test_limits_of_a_gru_of_measured_barriers_and_of_unknown_cards():
+    lstm, gru = (limits.estimate(H100, "TF32", kind, 10, 8, 256, 0.0) for kind in ("lstm", "gru"))
+    np.testing.assert_allclose(gru, [0.75 * n for n in lstm])
+    measured = limits.estimate("NVIDIA H200", "TF32", "lstm", 10, 8, 256, 1e-6)
+    np.testing.assert_allclose(np.subtract(measured, lstm), [10e-6, 15e-6])
+    for card in ("NVIDIA A100-SXM4-80GB", "NVIDIA H100 PCIe", "NVIDIA GeForce RTX 4090"):
+        assert limits.estimate(card, "TF32", "lstm", 10, 8, 256) is None
+
+
+def test_a_budget_keeps_something_for_later_parts():
+    clock = Clock()
+    budget = Budget(100, clock)
+    first, second, third = Part("a", 80, 10), Part("b", 50, 30), Part("c", 50, 20)
+    assert budget.of(first, [second, third]) == 50
+    clock.time += 45
+    assert budget.of(second, [third]) == 35
+    clock.time += 40
+    assert budget.of(third) == 0  # 15 are left
+    assert (budget.spent, budget.left) == (85, 15)
+
+
+def test_parts_are_run_within_the_budget_and_none_goes_missing():
+    clock, told = Clock(), []
+    takes = {"barriers": 10, "tests": 150, "parity": 200, "cudnn": 90, "main job": 1}
+
+    def make(name, seconds):
+        if name == "barriers":
+            raise ImportError("cupy is not installed")
+        return [name], {}
+
+    def execute(argv, seconds, environment):
+        used = min(takes[argv[0]], seconds)
+        clock.time += used
+        return (gpu.OK if used < seconds else gpu.CUT), f"{seconds:.0f}"
+
+    outcomes = gpu.check([p.name for p in gpu.PARTS], Budget(300, clock), make, execute, lambda o: told.append(len(o)))
+    assert [(o.name, o.result) for o in outcomes] == [
+        ("barriers", gpu.OUT),
+        ("tests", gpu.CUT),
+        ("parity", gpu.CUT),
+        ("cudnn", gpu.CUT),
+        ("main job", gpu.OK),
+    ]
+    assert outcomes[0].said == "cupy is not installed"
+    assert told == [1, 2, 3, 4, 5]
+    assert clock.time <= 300
+    assert gpu.status(outcomes, False) == 2
+    assert gpu.status(outcomes[-1:], False) == 0
+    assert gpu.status(outcomes[-1:], True) == 2
+    assert gpu.status([gpu.Outcome("tests", gpu.FAILED, 1.0, ""), *outcomes], False) == 1
+    outcomes = gpu.check(["main job"], Budget(10, clock), make, execute)
+    assert outcomes == [gpu.Outcome("main job", gpu.OUT, 0.0, "10 of 10 seconds were left")]
+
+
+def test_a_part_is_a_process_that_is_stopped_in_time(capfd):
+    assert gpu.run(["-c", "print('all is well')"], 60, {}) == (gpu.OK, "all is well")
+    assert gpu.run(["-c", "import sys; print('no'); sys.exit(3)"], 60, {}) == (gpu.FAILED, "exit status 3: no")
+    code = "import os, time; print(os.environ['WORD'], flush=True); time.sleep(60)"
+    result, said = gpu.run(["-c", code], 1, {"WORD": "began"})
+    assert result == gpu.CUT
+    assert said.startswith("stopped after 1 s")
+    assert "began" in capfd.readouterr().out
+    for name in ("barriers", "tests", "parity", "cudnn", "main job"):
+        with contextlib.suppress(ImportError):  # of what is not installed
+            argv, _ = gpu.command(name, 50, gpu.Path("room"))
+            assert importlib.util.find_spec(argv[1])
+
+
+def row(precision="TF32", wall=1.0, peers=(4.0, 3.0), layer="lstm", **changes):
+    case = Case(layer, 512, 64, 512, precision)
+    times = {OURS: wall, EAGER: peers[0], CAPTURED: peers[1]}
+    seconds = {n: {"wall": t / 1e3, "device": t / 1e3 - 5e-5, "best": 0, "calls": 9} for n, t in times.items() if t}
+    found = {"case": cudnn.asdict(case), "name": str(case), "missing": {}, "peer by cuDNN": True, "difference": 1e-4}
+    return found | {"choice": {"path": "cluster"}, "seconds": seconds} | changes
+
+
+def test_the_table_and_the_goals():
+    slow = row("bf16", 4.8, (8.0, None), missing={CAPTURED: "no graph of it"})
+    rows = [row(), slow, row("fp16", 1.0, (1.1, 1.0)), {"case": slow["case"], "name": "another", "error": "broke"}]
+    forced = row()
+    forced["case"] = forced["case"] | {"forced": True}
+    forced["name"] += ", each path"
+    forced["seconds"]["xlstm loop"] = {"wall": 0.123, "device": 0.1, "best": 0, "calls": 9}
+    record = {
+        "card": H100,
+        "barriers": {"grid": {"2": 0.5, "132": 1.0}, "cluster": {"8": 0.2, "16": 0.3}, "clusters at once": {"16": 7}},
+        "cudnn": {"rows": [*rows, forced], "left out": ["one more"]},
+        "parts": [gpu.Outcome("tests", gpu.OK, 12.3, "5 passed")._asdict()],
+    }
+    tf32, bf16, fp16, _ = gpu_table.lines(record)
+    assert tf32.ratio == pytest.approx(1 / 3)
+    assert bf16.ratio == pytest.approx(0.6)  # to the only one there is
+    assert bf16.remark == f"no {CAPTURED}"
+    assert tf32.limit == pytest.approx(1.601, abs=1e-3)
+    assert tf32.limit - tf32.measured == pytest.approx(512 * 2.5 * 0.3e-3)
+    assert tf32.overhead == pytest.approx(0.05)
+    goals = gpu_table.goals([tf32, bf16, fp16])
+    assert "<= 0.5: 1 of 2, missed" in goals[1]
+    assert "<= 0.33: 0 of 2, missed" in goals[1]
+    assert f"0.6 at {bf16.name}" in goals[1]
+    assert "<= 1.1: 1 of 1, met" in goals[2]
+    assert "<= 0.85: 0 of 1, missed" in goals[2]
+    assert "<= 2: 2 of 3, missed" in goals[3]
+    assert "<= 0.1: 3 of 3, met" in goals[4]
+    text = gpu_table.text(record)
+    for part in (
+        "failed: another: broke",
+        "time: one more",
+        "cluster (chosen) 1, loop 123",
+        "12.3  ok: 5 passed",
+        "  7",
+    ):
+        assert part in text
+
+
+def test_wrong_results_meet_no_goal_and_unknown_cards_have_no_limit():
+    wrong = row("fp16", 0.1, (4.0, 3.0), difference=float("nan"))
+    record = {"card": "another", "barriers": None, "cudnn": {"rows": [wrong], "left out": []}, "parts": []}
+    (line,) = gpu_table.lines(record)
+    assert (line.limit, line.measured, line.over_limit) == (None, None, None)
+    assert "RESULTS DIFFER" in gpu_table.table([line])[1]
+    goals = gpu_table.goals([line])
+    assert "0 of 1, missed" in goals[2]
+    assert "not measured" in goals[3]
+    assert "not measured" in gpu_table.text({"card": "", "parts": []})
+
+
+def test_a_call_that_keeps_its_device_waiting_is_seen():
+    clock = Clock()
+    slow, quick = events.Side(lambda: clock.ask(1e-3, 2e-4)), events.Side(lambda: clock.ask(1e-5, 1e-3))
+    found = events.side_by_side({"slow": slow, "quick": quick}, clock, rounds=3, block=0.004)
+    assert found["slow"].wall == pytest.approx(1.1e-3)
+    assert found["slow"].device == pytest.approx(2e-4)
+    assert found["slow"].overhead == pytest.approx(9e-4)
+    assert found["quick"].overhead == pytest.approx(5e-6)
+    assert found["quick"].calls >= 6
+    begun = clock.now()
+    once = events.side_by_side({"slow": slow}, clock, rounds=9, block=0.0, until=begun)
+    assert once["slow"].calls == 1
+
+
+def test_cases_beyond_the_time_are_named():
+    clock, told = Clock(), []
+    todo = cudnn.cases()[:5]
+
+    def measured(case, until):
+        clock.time += 3
+        if case.precision == "bf16":
+            raise RuntimeError("no memory")
+        return {"name": str(case)}
+
+    record = cudnn.run(todo, measured, 10, clock, lambda r: told.append(len(r["rows"])))
+    assert [r["name"] for r in record["rows"]] == [str(case) for case in todo[:3]]
+    assert record["rows"][1]["error"] == "RuntimeError: no memory"
+    assert record["left out"] == [str(case) for case in todo[3:]]
+    assert told == [1, 2, 3]
+    assert len(set(map(str, cudnn.cases()))) == len(cudnn.cases()) == 80
+
+
+@pytest.mark.parametrize("layer", ["lstm", "gru"])
+def test_the_peer_has_the_same_weights_and_gives_the_same(layer):
+    pytest.importorskip("torch")
+    case = Case(layer, 5, 3, 8, "fp32")
+    x, dy = cudnn.arrays(case)
+    ours = cudnn.LAYERS[layer](8, 8)
+    params = ours.init(0, "numpy")
+    peer = cudnn.Torch(case, to_torch(ours, params), x, dy, "cpu")
+    with peer.around():
+        assert not peer.torch.backends.cuda.matmul.allow_tf32
+        peer.eager()
+    y, _, saved = ours.forward(params, x)
+    grads, dx, _ = ours.backward(params, saved, dy)
+    mine = {"y": y, "dx": dx, **{f"d{name}": g for name, g in to_torch(ours, grads).items()}}
+    assert mine.keys() == peer.results().keys()
+    assert cudnn.agreement(mine, peer.results()) < 1e-5
+    assert cudnn.agreement({**mine, "y": y + 1}, peer.results()) > 0.1
+    assert cudnn.agreement({**mine, "y": y * np.nan}, peer.results()) == np.inf
+    forward = cudnn.Torch(Case(layer, 5, 3, 8, "TF32", train=False), to_torch(ours, params), x, dy, "cpu")
+    with forward.around():
+        assert forward.torch.backends.cudnn.allow_tf32
+        forward.eager()
+    np.testing.assert_allclose(forward.results()["y"], y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("what", [{}, {"forced": True}, {"train": False}])
+def test_a_case_from_arrays_to_its_line(monkeypatch, what):
+    """All but the device, the graph and the time."""
+    pytest.importorskip("torch")
+    runtime = ShimRuntime(SMALL)
+    monkeypatch.setattr(launch, "runtime", lambda xp, like: runtime)
+    monkeypatch.setattr(cudnn.xlstm, "backend", lambda name, dtype: Backend("numpy", np, "cpu", dtype))
+    monkeypatch.setattr(cudnn.precision, "tf32", lambda on: contextlib.nullcontext())
+    monkeypatch.setattr(cudnn.Torch, "captured", lambda peer: peer.eager)
+    clock = Clock()
+    monkeypatch.setattr(clock, "synchronize", lambda: clock.ask(0.01, 0.0))
+    row = cudnn.measure(Case("gru", 3, 2, 6, "TF32", **what), clock, device="cpu")
+    path = row["choice"]["path"]
+    names = [f"xlstm {p}" for p in cudnn.cuda.PATHS if p != path] if what.get("forced") else [CAPTURED]
+    assert list(row["seconds"]) == [OURS, EAGER, *names]
+    assert not row["missing"]
+    assert row["difference"] < 1e-3
+    assert row["choice"]["arithmetic"] == "tf32"
+    assert row["choice"]["forward"]["width"] == 6
+    assert row["case"]["train"] or "xlstm_lean" in runtime.launches
+    assert json.loads(json.dumps(row))["name"] in cudnn.show(row)
+
+
+@pytest.mark.parametrize(("capability", "ways"), [(80, [(32, False)]), (90, [(132, False), (1, True), (16, True)])])
+def test_barriers_compile(capability, ways):
+    for blocks, cluster in ways:
+        assert nvrtc.compile_for(capability, barriers.source(blocks, cluster).text).spilled == 0
+        if cluster:
+            nvrtc.compile_for(capability, barriers.source(blocks, True, True, 232448).text)
+    if capability == 90:
+        nvrtc.compile_for(capability, events.SPIN)
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+def test_every_block_passes_every_barrier(monkeypatch, cluster):
+    monkeypatch.setattr(barriers, "THREADS", 32)
+    barriers.source.cache_clear()
+    met = barriers.wait(ShimRuntime(SMALL, seed=1), lambda n: np.zeros(n, dtype="uint32"), 4, cluster, 7, groups=2)
+    barriers.source.cache_clear()
+    np.testing.assert_array_equal(met, np.full(8, 7))
+
+
+def test_barriers_in_words():
+    found = {"grid": {"2": 0.81}, "cluster": {"16": 0.25}, "clusters at once": {"16": 7}, "failed": {"8": "no"}}
+    assert barriers.table(found)[1:] == [
+        "2, across the grid                 0.81",
+        "16, in a cluster                   0.25        7",
+        "cluster of 8 blocks: no",
+    ]
+
+
+def test_what_is_sanitized_runs(monkeypatch):
+    runtime = ShimRuntime(SMALL)
+    monkeypatch.setattr(launch, "runtime", lambda xp, like: runtime)
+    monkeypatch.setattr(sys.modules["xlstm.backend"], "_on_cpu_array", lambda array: False)
+    monkeypatch.setattr(sanitized, "B", 3)
+    monkeypatch.setattr(sanitized, "LENGTHS", [4, 0, 2])
+    ways = {path: [w for w in sanitized.WAYS[path] if w[1] == "float32"][:1] for path in ("plain", "cluster")}
+    monkeypatch.setattr(sanitized, "WAYS", ways)
+    every = sanitized.layers
+    assert set(every(6)) == {*every(5), "sLSTM"}
+    monkeypatch.setattr(sanitized, "layers", lambda H: {n: every(H)[n] for n in ("LSTM, recomputed", "RNN", "sLSTM")})
+    ran = [line for line in sanitized.run(Backend("numpy", np, "cpu"), (6,)) if line.startswith("ran: ")]
+    for path in ways:
+        assert sum(f" {path}, " in line for line in ran) == 3
+    assert {"xlstm_forward", "xlstm_slim", "xlstm_lean", "xlstm_backward", "xlstm_again_step"} <= set(runtime.launches)
+    assert ran[-1] == "ran: mLSTM, H=40, float64"
+
+
+FOUND = """========= COMPUTE-SANITIZER
+========= Invalid __global__ write of size 4 bytes
+=========     at xlstm_forward+0x130
+=========     by thread (0,0,0) in block (1,0,0)
+ran: LSTM
+31 layers ran
+========= ERROR SUMMARY: 1 error
+"""
+RACE = """========= COMPUTE-SANITIZER
+========= Error: Race reported between Write access at xlstm_backward+0x4d0 and Read access at xlstm_backward+0x5f0
+31 layers ran
+========= RACECHECK SUMMARY: 2 hazards displayed (1 error, 1 warning)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "errors", "status"),
+    [
+        (0, "31 layers ran\n========= ERROR SUMMARY: 0 errors\n", 0, 0),
+        (0, "31 layers ran\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n", 0, 0),
+        (99, FOUND, 1, 1),
+        (0, RACE, 2, 1),
+        (1, "Traceback\n========= ERROR SUMMARY: 0 errors\n", None, 2),
+        (0, "========= ERROR SUMMARY: 0 errors\n", None, 2),  # nothing ran
+        (99, "31 layers ran\n", None, 2),
+        (127, "", None, 2),
+    ],
+)
+def test_what_the_sanitizer_says(code, text, errors, status):
+    report = sanitize.understand("memcheck", code, text)
+    assert (report.errors, report.status) == (errors, status)
+    if errors:
+        assert list(report.kernels) == ["xlstm_forward" if text is FOUND else "xlstm_backward"]
+        assert "31 layers ran" in str(report)
+
+
+def test_the_sanitizer_is_found_or_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    if not gpu.Path("/usr/local/cuda/bin/compute-sanitizer").exists():
+        with pytest.raises(FileNotFoundError, match="CUDA_HOME says where"):
+            sanitize.find()
+    program = tmp_path / "bin" / "compute-sanitizer"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    assert sanitize.find() == str(program)
+
+
+@pytest.mark.skipif(probe.cupy_failure() is None, reason="there is a GPU")
+@pytest.mark.parametrize("name", ["gpu", "barriers", "cudnn", "sanitize", "sanitized"])
+def test_without_a_gpu_they_say_so(name, monkeypatch):
+    module = importlib.import_module(f"bench.{name}")
+    monkeypatch.setattr(sys, "argv", [name])
+    monkeypatch.setattr(sanitize, "find", lambda: "compute-sanitizer")
+    with pytest.raises(SystemExit, match=f"^{name}: cupy: "):
+        module.main()
+
+
+def test_records_are_json(tmp_path):
+    path = tmp_path / "record.json"
+    assert gpu.read(path) is None
+    path.write_text(json.dumps({"a": 1}))
+    assert gpu.read(path) == {"a": 1}
+    assert gpu.slug(H100) == "nvidia-h100-80gb-hbm3"
