@@ -6,8 +6,8 @@ the CPU; CuPy where a GPU is usable. One that cannot run is skipped with the rea
 XLSTM_TEST_REQUIRE=cupy in the environment, a missing CuPy is a failure.
 
 On NumPy a layer runs in one of several ways, by its size and by what is installed (`xlstm/plan.py`). Sizes in
-tests are small, so XLSTM_TEST_PLAN=parts or shared forces one of those that are for large ones. XLSTM_TEST_BACKENDS=numpy
-leaves the others out, which have no such ways.
+tests are small, so XLSTM_TEST_PLAN=parts or shared forces one of those that are for large ones, and
+XLSTM_TEST_BACKENDS=numpy leaves the other backends out, which have no such ways.
 """
 
 from __future__ import annotations

@@ -69,10 +69,13 @@ def pairwise(kind: str) -> list[dict]:
     while missing:
         best: tuple[int, dict, set] = (0, {}, set())
         a, x, b, y = min(missing, key=repr)
-        for _ in range(60):
+        tried = 0
+        for _ in range(1000):
             one = {name: factors[name][rng.integers(len(factors[name]))] for name in names} | {a: x, b: y}
             if make(kind, one) is None:
                 continue
+            if (tried := tried + 1) > 40:
+                break
             covers = {p for p in missing if one[p[0]] == p[1] and one[p[2]] == p[3]}
             if len(covers) > best[0]:
                 best = (len(covers), one, covers)

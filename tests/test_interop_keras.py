@@ -174,6 +174,7 @@ def test_two_biases_become_one(rng):
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_what_keras_has_not_is_refused_by_name(kind):
     allowed = {"num_layers", "batch_first", "bias", "recurrent_bias", "dropout", "recurrent_dropout", "reset_after"}
+    allowed.add("recompute")  # no other function
     for name, values in OPTIONS[kind].items():
         for value in values[1:]:
             layer = make(kind, {name: value, **({"num_layers": 2} if name == "dropout" else {})})

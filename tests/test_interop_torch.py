@@ -140,6 +140,7 @@ def test_float16_is_widened():
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_what_pytorch_has_not_is_refused_by_name(kind):
     allowed = {"num_layers", "batch_first", "bias", "recurrent_bias", "dropout", "recurrent_dropout", "proj_size"}
+    allowed.add("recompute")  # no other function
     for name, values in OPTIONS[kind].items():
         for value in values[1:]:
             layer = make(kind, {name: value, **({"num_layers": 2} if name == "dropout" else {})})

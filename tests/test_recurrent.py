@@ -76,8 +76,12 @@ def test_the_options_that_exclude_one_another_are_these(kind):
             if make(kind, {**layers, a: x, b: y}) is None:
                 refused.add((a, x, b, y))
     expected = {("num_layers", 1, "dropout", 0.4), ("bias", False, "recurrent_bias", True)}
+    for option in (("zoneout", 0.3), ("recurrent_dropout", 0.4), ("layer_norm", True)):
+        expected.add((*option, "recompute", True))
     if kind == "GRU":
-        expected.add(("layer_norm", True, "reset_after", False))
+        expected |= {("layer_norm", True, "reset_after", False), ("recompute", True, "reset_after", False)}
+    if kind == "LSTM":
+        expected.add(("recompute", True, "proj_size", 2))
     assert refused == expected
 
 
