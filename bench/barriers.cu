@@ -5,7 +5,8 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
     Group group = {(int)blockIdx.x, 0, 0, flags + blockIdx.y * BLOCKS, 0};
     unsigned count = 0;
     for (int t = 0; t < steps; t++) {
-        sync_group(group);
+        arrive_group(group);
+        wait_group(group);
         count++;
     }
     if (threadIdx.x == 0) met[blockIdx.y * BLOCKS + blockIdx.x] = count;
@@ -22,6 +23,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) xlst
         while (now - begin < stay);
         atomicSub(counts, 1u);
     }
-    sync_cluster();
+    arrive_cluster();
+    wait_cluster();
 }
 #endif

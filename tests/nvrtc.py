@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-OPTIONS = ("-std=c++17", "-default-device", "-Xptxas=-v")
+OPTIONS = ("-std=c++17", "-default-device", "-ftz=true", "-Xptxas=-v")  # the third is CuPy's
 
 
 class Compiled(NamedTuple):

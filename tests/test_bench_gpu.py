@@ -20,7 +20,7 @@ from xlstm.cuda.tiling import Device
 from xlstm.interop.torch import to_torch
 
 H100 = "NVIDIA H100 80GB HBM3"
-SMALL = Device("a small one", 90, 8, 232448)
+SMALL = Device("a small one", 90, 8, 232448, 16)
 
 
 class Clock:

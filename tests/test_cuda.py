@@ -180,6 +180,7 @@ def fake_cupy(monkeypatch, kernel, error=None):
         return SimpleNamespace(get_function=get_function)
 
     runtime = SimpleNamespace(
+        getDevice=lambda: 0,
         getDeviceProperties=lambda number: {"name": b"A card", "major": 9, "minor": 0, "multiProcessorCount": 132},
         deviceGetAttribute=lambda attribute, number: 232448,
     )
@@ -196,7 +197,8 @@ def test_a_kernel_is_compiled_once_and_told_what_it_needs(monkeypatch):
     kernel = Kernel()
     made, attributes = fake_cupy(monkeypatch, kernel)
     runtime, given = CupyRuntime(0), a_source()
-    assert runtime.device == Device("A card", 90, 132, 232448)
+    assert runtime.device == Device("A card", 90, 132, 232448, 16)
+    made.clear(), attributes.clear(), kernel.calls.clear()  # of the probe
     for _ in range(2):
         runtime.launch(given, given.name, Grid(16, 8, 256, given.shared), [np.int32(3), None])
     assert len(made) == 1

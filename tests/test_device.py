@@ -20,7 +20,7 @@ from xlstm.cuda import launch, source, tiling
 from xlstm.cuda.tiling import Device
 
 # Small enough that groups have to wait for one another.
-SMALL = Device("a small one", 90, 8, 232448)
+SMALL = Device("a small one", 90, 8, 232448, 16)
 # Largest difference relative to the largest value: that of the dtype, or of the factors of products.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "tf32": 4e-3, "float16": 6e-3, "bfloat16": 5e-2}
 WAYS = [
@@ -125,6 +125,24 @@ def test_any_width(on_device, H):
     agree(results(layer, dtype="float32", T=3, B=2), expected, TOLERANCE["float32"])
 
 
+def test_arrays_that_do_not_lie_in_order_and_batches_without_sequences(on_device):
+    layer = xlstm.LSTM(3, 1, bidirectional=True)
+    rng = generator(0)
+    params, x, dy = (
+        layer.init(backend="numpy"),
+        rng.standard_normal((4, 6, 3)),
+        rng.standard_normal((4, 6, 4))[..., ::2],
+    )
+    params = {n: np.repeat(p, 2, axis=-1).astype("float64")[..., ::2] for n, p in params.items()}
+    expected = layers.run(layer, params, x, dy=dy)
+    for path in ("pointwise", "plain"):
+        on_device(path)
+        agree(layers.run(layer, params, x, dy=dy), expected, 1e-12)
+        y, _, saved = layer.forward(params, x[:, :0])
+        assert y.shape == (4, 0, 2)
+        assert layer.backward(params, saved, y)[1].shape == (4, 0, 3)
+
+
 def test_gradients_by_random_directions(on_device):
     on_device("plain")
     layer = xlstm.LSTM(2, 5, 2, peepholes=True)
@@ -150,14 +168,14 @@ def test_results_do_not_depend_on_the_order_of_threads(on_device, path):
         ("forward.cu", "        sync_block();\n        const long long row0"),  # sums are read before they are there
         ("forward.cu", "        sync_block();\n\n        constexpr int PIECES"),  # h is passed on before it is there
         ("backward.cu", "        sync_block();\n        product(weights"),  # dz is multiplied before it is there
-        ("exchange.cuh", "    sync_cluster();"),
+        ("exchange.cuh", "    wait_cluster();"),
     ],
 )
 def test_a_missing_barrier_is_seen(on_device, monkeypatch, part, text):
     """The test of the test above."""
     layer = xlstm.GRU(3, 40)
     expected = results(layer, T=4)
-    broken = source.file(part).replace(text, text.replace("sync_block();", "").replace("sync_cluster();", ""))
+    broken = source.file(part).replace(text, text.replace("sync_block();", "").replace("wait_cluster();", ""))
     assert broken != source.file(part)
     whole = source.file
     monkeypatch.setattr(source, "file", lambda name: broken if name == part else whole(name))
@@ -175,11 +193,10 @@ def test_a_missing_barrier_is_seen(on_device, monkeypatch, part, text):
 
 def test_threads_that_wait_in_vain_are_found(on_device, monkeypatch):
     whole = source.file
-    broken = whole("exchange.cuh").replace(
-        "if (threadIdx.x == 0) set_flag", "if (threadIdx.x == 0 && group.rank) set_flag"
-    )
+    broken = whole("exchange.cuh").replace("threadIdx.x == 0) set_flag", "threadIdx.x == 0 && group.rank) set_flag")
     monkeypatch.setattr(source, "file", lambda name: broken if name == "exchange.cuh" else whole(name))
     source.loop.cache_clear()
+    assert broken != whole("exchange.cuh")
     on_device("grid")
     with pytest.raises(AssertionError, match="wait for what never comes"):
         results(xlstm.GRU(3, 40), dtype="float32", T=2)
@@ -212,7 +229,7 @@ extern "C" void KERNEL(const unsigned* a, const unsigned* b, float* c) {
 
 
 def test_tilings_say_what_they_need_and_cover_all_units():
-    for device in (SMALL, Device("large", 90, 132, 232448), Device("older", 80, 108, 166912)):
+    for device in (SMALL, Device("large", 90, 132, 232448, 16), Device("older", 80, 108, 166912)):
         for a in tiling.ARITHMETIC.values():
             for kind in tiling.PASSES:
                 for width, B in ((1, 1), (50, 32), (384, 700), (512, 64), (1024, 16)):

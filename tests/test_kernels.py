@@ -13,7 +13,7 @@ from xlstm.pointwise import pointwise
 
 DEVICES = {
     80: Device("A100", 80, 108, 166912),
-    90: Device("H100", 90, 132, 232448),
+    90: Device("H100", 90, 132, 232448, 16),
 }
 CELLS = {
     "lstm": pointwise(lstm.Cell(), (), ("b",)),
@@ -60,7 +60,7 @@ def test_with_tensor_cores(cell, name, capability, cluster):
             assert (done.stack, done.spilled) == (0, 0), (size, kind, done.log)
             assert found.shared <= DEVICES[capability].shared
             made += 1
-    assert made >= 4
+    assert made >= 3
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -14,8 +14,8 @@ LAYERS = {"lstm": LSTM, "gru": GRU, "rnn": RNN, "slstm": sLSTM}
 # Cards to ask about where there is none: SMs, and the shared memory of a block.
 CARDS = {
     "a100": Device("NVIDIA A100", 80, 108, 163 * 1024),
-    "h100": Device("NVIDIA H100", 90, 132, 227 * 1024),
-    "h200": Device("NVIDIA H200", 90, 132, 227 * 1024),
+    "h100": Device("NVIDIA H100", 90, 132, 227 * 1024, 16),
+    "h200": Device("NVIDIA H200", 90, 132, 227 * 1024, 16),
 }
 PATHS = {
     "loop": "the array library alone, step by step",

@@ -14,7 +14,7 @@ from xlstm.runs import Runs, split
 
 def on_device(loop: Loop, x: Array, runs: Runs, hs: Array, keep: bool, recompute: bool) -> OnDevice | None:
     """A pass over packed rows x (N, D), or None where the array library is to do it; see `recurrence.Forward`."""
-    if not runs:
+    if not runs or runs[0][1] == 0:
         return None
     device = cuda.device_pass(loop.xp, loop.cell, loop.Wh, loop.own | loop.biases, runs, loop.obstacle)
     return None if device is None else OnDevice(device, loop, x, runs, hs, keep, recompute)
@@ -31,6 +31,7 @@ class OnDevice:
         (self.runs,) = split(runs, 1)
         self.y = hs[device.first :, :]
         self._kept: Kept = {}
+        self._made: Kept | None = None  # again, while it is read run by run
 
     def forward(self, carry: Sequence[Array]) -> Part:
         """From the carried states (H, B); h is in hs already."""
@@ -69,5 +70,7 @@ class OnDevice:
 
     def _arrays(self, k: int) -> list[Array]:
         xp, run = self.loop.xp, self.runs[k]
-        found = [run.steps(xp, a, 0, run.k) for a in self._whole().values()]
+        made = self._whole() if self._made is None else self._made
+        self._made = made if self.recompute and k + 1 < len(self.runs) else None
+        found = [run.steps(xp, a, 0, run.k) for a in made.values()]
         return [xp.permute_dims(a, (0, *range(2, a.ndim), 1)) for a in found]

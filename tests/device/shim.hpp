@@ -55,17 +55,25 @@ static long progress;  // of anything; a thread that waits for memory makes none
 
 inline void yield() { swapcontext(&now->context, &scheduler); }
 
-// Wait for the threads from `first` on: none goes on before all have come.
-inline void barrier(int kind, int first, int count) {
-    Fiber* me = now;
-    me->waits[kind]++;
+inline void arrive(int kind) {
+    now->waits[kind]++;
     progress++;
+}
+
+// For the threads from `first` on: none goes on before all have arrived.
+inline void wait(int kind, int first, int count) {
+    Fiber* me = now;
     for (;;) {
         bool all = true;
         for (int i = first; i < first + count && all; i++) all = fibers[i]->waits[kind] >= me->waits[kind];
         if (all) return;
         yield();
     }
+}
+
+inline void barrier(int kind, int first, int count) {
+    arrive(kind);
+    wait(kind, first, count);
 }
 
 }  // namespace shim
@@ -140,9 +148,10 @@ DEVICE void mma(float, float (&c)[4], unsigned a0, unsigned a1, unsigned a2, uns
 }
 
 DEVICE void sync_block() { shim::barrier(1, shim::now->block->first, blockDim.x); }
-DEVICE void sync_cluster() {
+DEVICE void arrive_cluster() { shim::arrive(2); }
+DEVICE void wait_cluster() {
     const shim::Block* block = shim::now->block;
-    shim::barrier(2, block->cluster_first, block->cluster_size);
+    shim::wait(2, block->cluster_first, block->cluster_size);
 }
 template <class T>
 DEVICE void store_remote(T* local, int rank, T v) {

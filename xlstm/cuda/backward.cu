@@ -38,6 +38,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
     State state[CELLS];
     Constant constant[CELLS];
     Fetched fetched[CELLS];
+    Result result[CELLS];
     // The cells of this thread, with consecutive units next to each other: f(cell, column, unit of the block and of all).
     auto cells = [&](int columns, auto f) {
 #pragma unroll
@@ -57,41 +58,42 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
         const long long row0 = rows.first(last) + group.column0;
         cells(rows.width(last), [&](int i, int column, int, int all) { fetch(fetched[i], a, row0 + column, all); });
     }
-#if CLUSTER
-    sync_group(group);  // nobody writes to a block that has not begun
-#else
     sync_block();
+#if CLUSTER
+    arrive_group(group);  // nobody writes to a block that has not begun
+    wait_group(group);
 #endif
 
     // What the blocks found of dh of a cell at the step after.
     auto received = [&](int t, int column, int unit) {
         REAL sum = 0;
-#pragma unroll 8
-        for (int block = 0; block < BLOCKS; block++) {
 #if CLUSTER
-            sum += parts[(t % 2 * BLOCKS + block) * PART + column * PART_ROW + unit];
+        const REAL* from = parts + t % 2 * BLOCKS * PART;
 #else
-            const REAL* from = (const REAL*)exchange
-                + (((t % 2 * (long long)gridDim.y + blockIdx.y) * BLOCKS + group.rank) * BLOCKS + block) * PART;
-            sum += load_fresh(from + column * PART_ROW + unit);
+        const REAL* from = (const REAL*)exchange
+            + ((t % 2 * (long long)gridDim.y + blockIdx.y) * BLOCKS + group.rank) * BLOCKS * PART;
+#endif
+        from += column * PART_ROW + unit;
+#pragma unroll 8
+        for (int block = 0; block < BLOCKS; block++, from += PART) {
+#if CLUSTER
+            sum += *from;
+#else
+            sum += load_fresh(from);
 #endif
         }
         return sum;
     };
     for (int t = last; t >= 0; t--) {
         const long long row0 = rows.first(t) + group.column0;
-        cells(rows.width(t), [&](int i, int column, int unit, int all) {
+        cells(rows.width(t), [&](int i, int column, int unit, int) {
             const REAL dh = t == last ? REAL(0) : received(t + 1, column, unit);
             REAL dz[GATES];
-            step(state[i], constant[i], fetched[i], dh, dz, a, row0 + column, all);
+            step(state[i], constant[i], fetched[i], dh, dz, result[i]);
 #pragma unroll
             for (int gate = 0; gate < GATES; gate++)
                 ((operand_t*)V)[column * V_ROW * VECTOR + gate * UNITS + unit] = to_operand(dz[gate]);
         });
-        if (t > 0) {  // on its way while others are waited for
-            const long long next = rows.first(t - 1) + group.column0;
-            cells(rows.width(t - 1), [&](int i, int column, int, int all) { fetch(fetched[i], a, next + column, all); });
-        }
         sync_block();
         product(weights, spare, V, [&](int, int row, int column, REAL value) {
             const int to = row / UNITS, place = column * PART_ROW + row % UNITS;
@@ -102,7 +104,13 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
                               + place] = value;
 #endif
         });
-        sync_group(group);
+        arrive_group(group);
+        cells(rows.width(t), [&](int i, int column, int, int all) { keep(result[i], a, row0 + column, all); });
+        if (t > 0) {
+            const long long next = rows.first(t - 1) + group.column0;
+            cells(rows.width(t - 1), [&](int i, int column, int, int all) { fetch(fetched[i], a, next + column, all); });
+        }
+        wait_group(group);
     }
     cells(rows.width(0), [&](int i, int column, int unit, int all) {
         finish(state[i], last < 0 ? REAL(0) : received(0, column, unit), a, group.column0 + column, all);

@@ -1,7 +1,7 @@
 """A cell as the templates know it: the arrays of a kernel, and C functions of one unit of one sequence.
 
-State is what goes from step to step, Constant what is the same at all steps, Fetched what is read at a step. The
-function `step` is the trace of the cell; the others move numbers.
+State is what goes from step to step, Constant what is the same at all steps, Fetched what is read at a step and Result
+what is written. The function `step` is the trace of the cell; the others move numbers.
 """
 
 from __future__ import annotations
@@ -77,6 +77,17 @@ class CellText:
         return {name: self.inputs[name] for name in names if name in used}
 
     @functools.cached_property
+    def results(self) -> dict[str, int | None]:
+        """Arrays of every step that are written, and their rows."""
+        outputs = self.traced[1]
+        if self.back:
+            return {"dZ": outputs["dz"], **({"dQ": outputs["dzh"]} if self.split else {})}
+        found: dict[str, int | None] = {} if self.kind == "again" else {"y": None}
+        if self.kind in ("forward", "slim"):
+            found |= {f"{name}_kept": None for name in self.step.carried}
+        return found | {name: rows for name, rows in outputs.items() if name not in self.states}
+
+    @functools.cached_property
     def names(self) -> Names:
         kept = tuple(f"{name}_kept" for name in self.step.carried)
         first, end = (tuple(f"{name}_{at}" for name in self.states) for at in ("0", "end"))
@@ -102,14 +113,15 @@ class CellText:
         types = (("const IO", arrays.read), ("IO", arrays.written), ("REAL", arrays.real))
         return "\n".join(
             [
-                "template <class T> DEVICE void put(T* to, long long at, REAL v) { narrow(to[at], v); }",
                 _struct("Arrays", [f"{kind}* {name}" for kind, names in types for name in names]),
                 _struct("State", [f"REAL {name}" for name in self.states]),
                 _struct("Constant", [f"REAL {name}[{rows or 1}]" for name, rows in self.constant.items()]),
                 _struct("Fetched", [f"IO {name}[{rows or 1}]" for name, rows in fetched.items()]),
+                _struct("Result", [f"IO {name}[{rows or 1}]" for name, rows in self.results.items()]),
                 _function("constants", "Constant& k, const Arrays& a, int unit", self._constants()),
                 _function("fetch", f"Fetched& f, {row}", self._fetch()),
-                _function("step", f"State& s, const Constant& k, const Fetched& f, {product}, {row}", self._step()),
+                _function("step", f"State& s, const Constant& k, const Fetched& f, {product}, Result& r", self._step()),
+                _function("keep", f"const Result& r, {row}", self._keep()),
                 *self._ends(sequence, row),
             ]
         )
@@ -123,7 +135,7 @@ class CellText:
 
     def _fetch(self) -> list[str]:
         """Numbers stay in the type of memory: nothing waits for them here."""
-        dy = f"if (a.dy) f.dy[0] = a.dy[{_place(None, None)}];"
+        dy = f"f.dy[0] = a.dy ? a.dy[{_place(None, None)}] : IO();"
         return [dy] * self.back + [
             f"f.{name}[{row or 0}] = a.{f'{name}_kept' if name in self.states else name}[{_place(rows, row)}];"
             for name, rows in self.fetched.items()
@@ -133,11 +145,11 @@ class CellText:
     def _step(self) -> list[str]:
         before, after = ["State after = s;"], ["s = after;"]
         if self.back:
-            before += ["dh += s.h;", "if (a.dy) dh += widen(f.dy[0]);", "after.h = 0;"]
+            before += ["dh += s.h;", "dh += widen(f.dy[0]);", "after.h = 0;"]
         if self.kind in ("forward", "slim"):
-            before += [f"put(a.{c}_kept, {_place(None, None)}, s.{c});" for c in self.step.carried]
+            before += [f"narrow(r.{c}_kept[0], s.{c});" for c in self.step.carried]
         if self.kind in ("forward", "slim", "lean"):
-            after.append(f"put(a.y, {_place(None, None)}, s.h);")
+            after.append("narrow(r.y[0], s.h);")
         return [*before, *statements(self.traced[0], self._load, self._store, self.real), *after]
 
     def _load(self, name: str, row: int | None) -> str:
@@ -150,13 +162,19 @@ class CellText:
         return "dh" if name == "dh" else f"s.{name.removeprefix('d')}"
 
     def _store(self, name: str, row: int | None, value: str) -> str:
-        rows = self.traced[1][name]
         if name in ("dz", "dzh"):
             passed = f" dz[{row}] = {value};" if (name == "dzh") == self.split else ""
-            return f"put(a.{'dQ' if name == 'dzh' else 'dZ'}, {_place(rows, row)}, {value});{passed}"
+            return f"narrow(r.{'dQ' if name == 'dzh' else 'dZ'}[{row}], {value});{passed}"
         if self.back:
             return f"after.{'h' if name == 'dh0' else name.removeprefix('d')} = {value};"
-        return f"after.{name} = {value};" if name in self.states else f"put(a.{name}, {_place(rows, row)}, {value});"
+        return f"after.{name} = {value};" if name in self.states else f"narrow(r.{name}[{row or 0}], {value});"
+
+    def _keep(self) -> list[str]:
+        return [
+            f"a.{name}[{_place(rows, row)}] = r.{name}[{row or 0}];"
+            for name, rows in self.results.items()
+            for row in _rows(rows)
+        ]
 
     def _ends(self, sequence: str, row: str) -> list[str]:
         """How a state gets into a kernel and out of it."""
@@ -174,7 +192,7 @@ class CellText:
         before, after = ("end", "0") if self.back else ("0", "end")
         read = [f"s.{name} = widen(a.{d}{name}_{before}[{at}]);" for name in self.states]
         written = [
-            f"put(a.{d}{name}_{after}, {at}, {'dh + ' if self.back and name == 'h' else ''}s.{name});"
+            f"narrow(a.{d}{name}_{after}[{at}], {'dh + ' if self.back and name == 'h' else ''}s.{name});"
             for name in self.states
         ]
         return [

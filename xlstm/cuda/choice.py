@@ -160,8 +160,8 @@ def _try(
         return "tensor cores are not used for float64"
     if tensor and device.capability < 80:
         return f"{device.name} is sm_{device.capability}, its tensor cores are not used below sm_80"
-    if path == "cluster" and not device.clusters:
-        return f"{device.name} is sm_{device.capability}, clusters need sm_90"
+    if path == "cluster" and not device.cluster:
+        return f"{device.name} is sm_{device.capability}, clusters need sm_90, and did not run on it"
     name = dtype if dtype in ("float64", "float32") else f"{dtype} plain"
     if tensor:
         name = dtype if dtype != "float32" else {"float32": "3xtf32", "tf32": "tf32"}[precision]

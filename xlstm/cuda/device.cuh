@@ -35,26 +35,23 @@ DEVICE unsigned bits_of(float v) { return __float_as_uint(v); }
 DEVICE float float_of(unsigned v) { return __uint_as_float(v); }
 
 #if __CUDA_ARCH__ >= 800
-DEVICE float round_tf32(float v) {
-    unsigned u;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(u) : "f"(v));
-    return __uint_as_float(u);
-}
+// To the nearest that has 11 bits, as cvt.rna.tf32.f32 does, which takes more instructions.
+DEVICE float round_tf32(float v) { return __uint_as_float((__float_as_uint(v) + 0x1000u) & ~0x1fffu); }
 
 // c (16 x 8) += a (16 x k) b (k x 8) by a warp. a0 and a2 are of row lane / 4, a1 and a3 of row lane / 4 + 8, b of column
 // lane / 4; c0 and c1 are in row lane / 4, c2 and c3 in row lane / 4 + 8, in columns 2 (lane % 4) and the next.
 DEVICE void mma(half_t, float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 DEVICE void mma(bf16_t, float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 DEVICE void mma(float, float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
@@ -63,10 +60,9 @@ DEVICE void mma(float, float (&c)[4], unsigned a0, unsigned a1, unsigned a2, uns
 DEVICE void sync_block() { __syncthreads(); }
 
 #if __CUDA_ARCH__ >= 900
-// Among the blocks of a cluster; what was written before, also to others' shared memory, is seen afterwards.
-DEVICE void sync_cluster() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
+// Among the blocks of a cluster: what was written before arriving, also to others' shared memory, is seen after waiting.
+DEVICE void arrive_cluster() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+DEVICE void wait_cluster() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
 // The place of `local` in the shared memory of another block of the cluster.
 DEVICE unsigned remote(const void* local, int rank) {
@@ -81,22 +77,19 @@ DEVICE void store_remote(uint4* local, int rank, uint4 v) {
 DEVICE void store_remote(float* local, int rank, float v) {
     asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote(local, rank)), "f"(v) : "memory");
 }
-DEVICE void store_remote(double* local, int rank, double v) {
-    asm volatile("st.shared::cluster.f64 [%0], %1;" ::"r"(remote(local, rank)), "d"(v) : "memory");
-}
 #endif
 
 // Between blocks through global memory: what the thread and, after sync_block, its block wrote is seen by whoever waited
 // for the flag, and after sync_block by its block, with load_fresh.
 DEVICE void set_flag(unsigned* flag, unsigned value) {
-    __threadfence();
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
 }
 DEVICE void wait_flag(const unsigned* flag, unsigned value) {
     unsigned found;
     do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(found) : "l"(flag) : "memory");
+        asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(found) : "l"(flag) : "memory");
     } while (found < value);
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
 DEVICE uint4 load_fresh(const uint4* from) {
     uint4 v;

@@ -9,16 +9,25 @@ struct Group {
     unsigned step;
 };
 
-// Everything that the blocks wrote before is seen by all of them afterwards.
-DEVICE void sync_group(Group& group) {
+// What the blocks wrote before arriving is seen by all of them after waiting. What a thread does in between is not waited
+// for: the place for whatever only later steps, or nobody here, will read.
+DEVICE void arrive_group(Group& group) {
 #if CLUSTER
-    sync_cluster();
+    arrive_cluster();
 #else
     sync_block();
     group.step++;
-    if (threadIdx.x == 0) set_flag(group.flags + group.rank, group.step);
-    if (threadIdx.x < 32)
-        for (int block = threadIdx.x; block < BLOCKS; block += 32) wait_flag(group.flags + block, group.step);
+    if (BLOCKS > 1 && threadIdx.x == 0) set_flag(group.flags + group.rank, group.step);
+#endif
+}
+
+DEVICE void wait_group(const Group& group) {
+#if CLUSTER
+    wait_cluster();
+#else
+    if (BLOCKS > 1 && threadIdx.x < 32)
+        for (int block = threadIdx.x; block < BLOCKS; block += 32)
+            if (block != group.rank) wait_flag(group.flags + block, group.step);
     sync_block();
 #endif
 }

@@ -1,10 +1,10 @@
 // The time loop forward: one launch for all steps. A block has UNITS units of a head and NB sequences; it keeps the rows of
 // Wh of its units on the chip, and gets h of all units of the head at every step.
 
-constexpr int Z_ROW = NB + 1;  // odd: units one after the other without conflicts
+constexpr int Z_ROW = M + 4;  // of a column: what a warp's tile writes does not conflict
 constexpr int CELLS = (UNITS * NB + THREADS - 1) / THREADS;  // of a thread
 constexpr int V_BYTES = NB * V_ROW * 16, V_ROOMS = CLUSTER ? 2 : 1;
-constexpr int Z_BYTES = (WARPS_K * M * Z_ROW * (int)sizeof(REAL) + 15) / 16 * 16;
+constexpr int Z_BYTES = WARPS_K * NB * Z_ROW * (int)sizeof(REAL);
 constexpr int OUT_BYTES = NB * UNITS * SIZE;
 constexpr int SHARED_BYTES = V_ROOMS * V_BYTES + Z_BYTES + OUT_BYTES + WEIGHT_BYTES;
 static_assert(UNITS * SIZE % 16 == 0 && K >= BLOCKS * UNITS && M == GATES * UNITS, "units");
@@ -19,7 +19,7 @@ DEVICE REAL weight(const IO* Wh, int head, int block, int row, int k) {
 extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERNEL(PARAMETERS) {
     SHARED_MEMORY(memory);
     uint4* V = (uint4*)memory;  // h (NB, K), twice in a cluster
-    REAL* Z = (REAL*)(memory + V_ROOMS * V_BYTES);  // Wh h (WARPS_K, M, NB)
+    REAL* Z = (REAL*)(memory + V_ROOMS * V_BYTES);  // Wh h (WARPS_K, NB, M)
     operand_t* out = (operand_t*)(memory + V_ROOMS * V_BYTES + Z_BYTES);  // h of this block (NB, UNITS)
     uint4* spare = (uint4*)(memory + V_ROOMS * V_BYTES + Z_BYTES + OUT_BYTES);
     const Arrays a = ARRAYS;
@@ -44,6 +44,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
     State state[CELLS];
     Constant constant[CELLS];
     Fetched fetched[CELLS];
+    Result result[CELLS];
     // The cells of this thread, with consecutive units next to each other: f(cell, column, unit of the block and of all).
     auto cells = [&](int columns, auto f) {
 #pragma unroll
@@ -58,15 +59,15 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
         constants(constant[i], a, unit);
         fetch(fetched[i], a, group.column0 + column, unit);
     });
-#if CLUSTER
-    sync_group(group);  // nobody writes to a block that has not begun
-#else
     sync_block();
+#if CLUSTER
+    arrive_group(group);  // nobody writes to a block that has not begun
+    wait_group(group);
 #endif
 
     for (int t = 0; t < steps && rows.width(t) > group.column0; t++) {
         product(weights, spare, V + (CLUSTER ? t % 2 : 0) * (V_BYTES / 16), [&](int part, int row, int column, REAL value) {
-            Z[(part * M + row) * Z_ROW + column] = value;
+            Z[(part * NB + column) * Z_ROW + row] = value;
         });
         sync_block();
         const long long row0 = rows.first(t) + group.column0;
@@ -77,14 +78,18 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
                 zh[gate] = 0;
 #pragma unroll
                 for (int part = 0; part < WARPS_K; part++)
-                    zh[gate] += Z[(part * M + gate * UNITS + unit) * Z_ROW + column];
+                    zh[gate] += Z[(part * NB + column) * Z_ROW + gate * UNITS + unit];
             }
-            step(state[i], constant[i], fetched[i], zh, a, row0 + column, all);
+            step(state[i], constant[i], fetched[i], zh, result[i]);
             out[column * UNITS + unit] = to_operand(state[i].h);
         });
-        if (t + 1 == steps || rows.width(t + 1) <= group.column0) break;
-        const long long next = rows.first(t + 1) + group.column0;  // on its way while others are waited for
-        cells(rows.width(t + 1), [&](int i, int column, int, int all) { fetch(fetched[i], a, next + column, all); });
+        auto keep_all = [&] {
+            cells(rows.width(t), [&](int i, int column, int, int all) { keep(result[i], a, row0 + column, all); });
+        };
+        if (t + 1 == steps || rows.width(t + 1) <= group.column0) {
+            keep_all();
+            break;
+        }
         sync_block();
 
         constexpr int PIECES = UNITS * SIZE / 16;  // of a column
@@ -95,13 +100,18 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
             store_remote(to + column * V_ROW + group.rank * PIECES + piece, at / (PIECES * NB),
                          ((uint4*)out)[column * PIECES + piece]);
         }
-        sync_group(group);
 #else
         constexpr int ROW = BLOCKS * PIECES;
         uint4* through = (uint4*)exchange + ((t + 1) % 2 * (long long)gridDim.y + blockIdx.y) * NB * ROW;
         for (int at = threadIdx.x; at < NB * PIECES; at += THREADS)
             through[at / PIECES * ROW + group.rank * PIECES + at % PIECES] = ((uint4*)out)[at];
-        sync_group(group);
+#endif
+        arrive_group(group);
+        keep_all();
+        const long long next = rows.first(t + 1) + group.column0;
+        cells(rows.width(t + 1), [&](int i, int column, int, int all) { fetch(fetched[i], a, next + column, all); });
+        wait_group(group);
+#if !CLUSTER
         for (int at = threadIdx.x; at < NB * ROW; at += THREADS) V[at / ROW * V_ROW + at % ROW] = load_fresh(through + at);
         sync_block();
 #endif

@@ -47,7 +47,7 @@ class CupyRuntime:
     """The current device of CuPy, on its current stream."""
 
     def __init__(self, number: int) -> None:
-        runtime = probe.cupy().cuda.runtime
+        self.number, runtime = number, probe.cupy().cuda.runtime
         properties = runtime.getDeviceProperties(number)
         self.device = Device(
             properties["name"].decode(),
@@ -57,12 +57,29 @@ class CupyRuntime:
         )
         self._functions: dict[tuple[str, str], Callable[..., None]] = {}
         self._lock = threading.Lock()
+        if self.device.capability >= 90:
+            largest = next((blocks for blocks in (16, 8) if self._clusters(blocks)), 0)
+            self.device = self.device._replace(cluster=largest)
+
+    def _clusters(self, blocks: int) -> bool:
+        """Whether clusters of so many blocks run: not every chip, nor every part of one, has SMs enough together."""
+        text = f'extern "C" __global__ void __cluster_dims__({blocks}, 1, 1) xlstm_probe() {{}}'
+        try:
+            self.launch(Source("xlstm_probe", text, (), 32, 0, blocks, True), "xlstm_probe", Grid(blocks, 1, 32), [])
+        except CudaError:
+            return False
+        return True
 
     def launch(self, source: Source, entry: str, grid: Grid, args: Sequence[Any]) -> None:
         key = (source.text, entry)
         if key not in self._functions:
             with self._lock:
                 self._functions[key] = compiled(source, entry)
+        for a in args:
+            if a is not None and not isinstance(a, np.generic) and not a.flags.c_contiguous:
+                raise CudaError(f"cuda: {entry} was given an array of shape {a.shape} that is not contiguous")
+        if probe.cupy().cuda.runtime.getDevice() != self.number:
+            raise CudaError(f"cuda: arrays are on device {self.number}, which is not CuPy's current one")
         nothing = np.uintp(0)
         given = tuple([nothing if a is None else a for a in args])
         try:

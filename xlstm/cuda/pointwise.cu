@@ -9,6 +9,7 @@
     State state;                                                                                   \
     Constant constant;                                                                             \
     Fetched fetched;                                                                               \
+    Result result;                                                                                 \
     constants(constant, a, unit);                                                                  \
     fetch(fetched, a, row0 + column, unit)
 
@@ -17,7 +18,8 @@ extern "C" __global__ void KERNEL(PARAMETERS) {
     CELL;
     resume(state, a, column, unit);
     REAL dz[GATES];
-    step(state, constant, fetched, a.product ? REAL(widen(a.product[at])) : REAL(0), dz, a, row0 + column, unit);
+    step(state, constant, fetched, a.product ? REAL(widen(a.product[at])) : REAL(0), dz, result);
+    keep(result, a, row0 + column, unit);
     suspend(state, a, column, unit);
 }
 #else
@@ -32,7 +34,8 @@ extern "C" __global__ void KERNEL(PARAMETERS) {
 #pragma unroll
     for (int gate = 0; gate < GATES; gate++)
         zh[gate] = widen(a.product[((long long)column * GATES + gate) * (HEADS * WIDTH) + unit]);
-    step(state, constant, fetched, zh, a, row0 + column, unit);
+    step(state, constant, fetched, zh, result);
+    keep(result, a, row0 + column, unit);
 #if !AGAIN
     suspend(state, a, column, unit);
 #endif

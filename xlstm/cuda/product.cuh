@@ -52,6 +52,8 @@ constexpr int WARPS = THREADS / 32, WARPS_K = WARPS / WARPS_M;
 constexpr int TILES = M / 16 / WARPS_M, CHUNKS = K * SIZE / 64 / WARPS_K;  // of a warp
 constexpr int COLUMNS = NB / 8;
 constexpr int SPARE = CHUNKS - CHUNKS_KEPT;
+// Sums of a tile, which need not wait for one another, where there are few tiles: of three products each its own.
+constexpr int SUMS = TILES * COLUMNS_AT_ONCE <= (MMA == 2 ? 4 : 2) ? MMA + 1 : 1;
 constexpr int WEIGHT_BYTES = WARPS * TILES * SPARE * 1024;
 static_assert(M % (16 * WARPS_M) == 0 && K * SIZE % (64 * WARPS_K) == 0 && NB % (8 * COLUMNS_AT_ONCE) == 0, "tiles");
 
@@ -82,10 +84,10 @@ DEVICE void load_weights(Weights& weights, uint4* spare, const uint4* from) {
     }
 }
 
-DEVICE void multiply(float (&c)[4], uint4 low, uint4 high, uint4 v) {
+DEVICE void multiply(float (&c)[SUMS][4], uint4 low, uint4 high, uint4 v) {
 #if MMA == 1
-    mma(operand_t(), c, low.x, high.x, low.y, high.y, v.x, v.y);
-    mma(operand_t(), c, low.z, high.z, low.w, high.w, v.z, v.w);
+    mma(operand_t(), c[0], low.x, high.x, low.y, high.y, v.x, v.y);
+    mma(operand_t(), c[SUMS - 1], low.z, high.z, low.w, high.w, v.z, v.w);
 #else
     forget(low);
     forget(high);
@@ -96,18 +98,18 @@ DEVICE void multiply(float (&c)[4], uint4 low, uint4 high, uint4 v) {
         for (int w = 0; w < 4; w++) {
             const float all = float_of(parts[p].word[w]), part = round_tf32(all);
             parts[p].word[w] = bits_of(part);
-            rests[p].word[w] = bits_of(round_tf32(all - part));
+            rests[p].word[w] = bits_of(all - part);  // of which a tensor core reads the 11 bits that matter
         }
     }
 #pragma unroll
-    for (int w = 0; w < 4; w += 2) {  // the smallest first
+    for (int w = 0; w < 4; w += 2) {
         const unsigned* l = parts[0].word + w;
         const unsigned* h = parts[1].word + w;
         const unsigned* b = parts[2].word + w;
         const unsigned *lr = rests[0].word + w, *hr = rests[1].word + w, *br = rests[2].word + w;
-        mma(0.0f, c, lr[0], hr[0], lr[1], hr[1], b[0], b[1]);
-        mma(0.0f, c, l[0], h[0], l[1], h[1], br[0], br[1]);
-        mma(0.0f, c, l[0], h[0], l[1], h[1], b[0], b[1]);
+        mma(0.0f, c[0], lr[0], hr[0], lr[1], hr[1], b[0], b[1]);
+        mma(0.0f, c[SUMS / 2], l[0], h[0], l[1], h[1], br[0], br[1]);
+        mma(0.0f, c[SUMS - 1], l[0], h[0], l[1], h[1], b[0], b[1]);
     }
 #endif
 }
@@ -118,7 +120,7 @@ DEVICE void product(const Weights& weights, const uint4* spare, const uint4* V, 
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = warp / WARPS_M;
 #pragma unroll 1
     for (int at = 0; at < COLUMNS; at += COLUMNS_AT_ONCE) {
-        float c[TILES][COLUMNS_AT_ONCE][4] = {};
+        float c[TILES][COLUMNS_AT_ONCE][SUMS][4] = {};
 #pragma unroll
         for (int j = 0; j < CHUNKS; j++) {
             uint4 v[COLUMNS_AT_ONCE];
@@ -146,10 +148,17 @@ DEVICE void product(const Weights& weights, const uint4* spare, const uint4* V, 
 #pragma unroll
             for (int n = 0; n < COLUMNS_AT_ONCE; n++) {
                 const int column = (at + n) * 8 + lane % 4 * 2;
-                put(part, row, column, c[i][n][0]);
-                put(part, row, column + 1, c[i][n][1]);
-                put(part, row + 8, column, c[i][n][2]);
-                put(part, row + 8, column + 1, c[i][n][3]);
+                float sum[4];
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    sum[e] = c[i][n][0][e];  // the smallest first
+#pragma unroll
+                    for (int s = 1; s < SUMS; s++) sum[e] += c[i][n][s][e];
+                }
+                put(part, row, column, sum[0]);
+                put(part, row, column + 1, sum[1]);
+                put(part, row + 8, column, sum[2]);
+                put(part, row + 8, column + 1, sum[3]);
             }
         }
     }

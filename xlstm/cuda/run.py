@@ -45,7 +45,7 @@ class DevicePass:
         runs: Runs,
     ) -> None:
         self.xp, self.runtime, self.choice, self.step = xp, runtime, choice, step
-        self.Wh = _rows(xp, Wh)
+        self.Wh = _rows(Wh)
         self.constants = {name: self._given(p) for name, p in constants.items()}
         self.heads, self.width = heads_of(Wh)
         self.H, self.G = self.heads * self.width, int(step.before["zx"] or 1)
@@ -223,12 +223,12 @@ class DevicePass:
 
     def _given(self, a: Array) -> Array:
         """As kernels read arrays: of one dtype, which products of CuPy may not keep, and in the order of their axes."""
-        return _rows(self.xp, a if a.dtype == self.Wh.dtype else self.xp.astype(a, self.Wh.dtype))
+        return _rows(a if a.dtype == self.Wh.dtype else self.xp.astype(a, self.Wh.dtype))
 
     def _real(self, state: Array) -> Array:
         """A copy of a state in the type that is computed in."""
         dtype = getattr(self.xp, {"float": "float32", "double": "float64"}[self.choice.arithmetic.real])
-        return _rows(self.xp, self.xp.astype(state, dtype, copy=True))
+        return _rows(self.xp.astype(state, dtype, copy=True))
 
 
 def heads_of(Wh: Array) -> tuple[int, int]:
@@ -236,6 +236,6 @@ def heads_of(Wh: Array) -> tuple[int, int]:
     return (Wh.shape[1], Wh.shape[2]) if Wh.ndim == 4 else (1, Wh.shape[1])
 
 
-def _rows(xp: Namespace, a: Array) -> Array:
+def _rows(a: Array) -> Array:
     """The array in the order of its axes in memory; a copy where it is not."""
-    return reshape(xp, reshape(xp, a, (-1,)), tuple(a.shape))
+    return a if a.flags.c_contiguous else a.copy(order="C")

@@ -21,10 +21,7 @@ class Device(NamedTuple):
     capability: int  # 90 for sm_90
     sms: int
     shared: int  # bytes of a block at most
-
-    @property
-    def clusters(self) -> bool:
-        return self.capability >= 90
+    cluster: int = 0  # blocks of the largest cluster that was seen to run
 
 
 class Cell(NamedTuple):
@@ -56,7 +53,7 @@ ARITHMETIC = {
     for a in (
         Arithmetic("float64", "double", "double", "double", 8, 0, False, 0.13e6),
         Arithmetic("float32", "float", "float", "float", 4, 0, False, 0.25e6),
-        Arithmetic("3xtf32", "float", "float", "float", 4, 2, False, 0.5e6),
+        Arithmetic("3xtf32", "float", "float", "float", 4, 2, False, 0.33e6),
         Arithmetic("tf32", "float", "float", "float", 4, 1, True, 2.3e6),
         Arithmetic("float16", "half_t", "float", "half_t", 2, 1, False, 4.6e6),
         Arithmetic("bfloat16", "bf16_t", "float", "bf16_t", 2, 1, False, 4.6e6),
@@ -72,8 +69,7 @@ WARPS = 8
 CELLS = 4  # of a thread at most, beside tensor cores
 # Registers of a thread for weights, sums and what it keeps of its cells. Chosen so that none of those kernels that the
 # tests compile spills; three products of a pair need some for themselves.
-REGISTERS = {0: 0, 1: 174, 2: 150}
-SIXTEEN = 16  # the largest cluster
+REGISTERS = {0: 0, 1: 174, 2: 166}
 
 
 @dataclass(frozen=True)
@@ -142,7 +138,7 @@ def _all(
     kind: str, cell: Cell, width: int, heads: int, B: int, a: Arithmetic, device: Device, cluster: bool
 ) -> Iterator[Tiling]:
     """All that fit."""
-    ways = _clusters(width) if cluster else _grids(width, a)
+    ways = _clusters(width, device.cluster) if cluster else _grids(width, a)
     most = _up(min(B, 128), 8)
     for (units, blocks), columns in itertools.product(ways, (8, 16, 24, 32, 48, 64, 96, 128)):
         groups = -(-B // columns) * heads
@@ -176,8 +172,9 @@ def _shapes(kind: str, cell: Cell, block: _Block, a: Arithmetic) -> Iterator[_Sh
         deep, warps = _up(K, chunk * warps_k), warps_m * warps_k
         own, chunks = tiles // warps_m, deep // chunk // warps_k
         cells = -(-block.units * block.columns // (32 * warps))
-        values = cells * (cell.values + 8) - 8  # and where the next one lies
-        left = REGISTERS[a.mma] - 4 * own * at_once - 16 * (at_once - 1) - values
+        values = cells * (cell.values + 12) - 12  # and what it writes, and where the next one lies
+        sums = a.mma + 1 if own * at_once <= (4 if a.mma == 2 else 2) else 1
+        left = REGISTERS[a.mma] - 4 * own * at_once * sums - 16 * (at_once - 1) - values
         kept = min(chunks, left // (8 * own))
         if kept < chunks:  # those from shared memory pass through registers, too
             kept = (left - 8) // (8 * own)
@@ -193,7 +190,7 @@ def _shared(kind: str, M: int, K: int, block: _Block, parts: int, a: Arithmetic)
     units, blocks, columns, cluster = block
     V = columns * (K * a.size if K * a.size // 64 % 2 else K * a.size + 64)
     if kind == "forward":
-        Z = _up(parts * M * (columns + 1) * a.real_size, 16)
+        Z = parts * (M + 4) * columns * a.real_size
         return (2 if cluster else 1) * V + Z + columns * units * a.size
     return V + (2 * blocks * columns * (units + 4) * a.real_size if cluster else 0)
 
@@ -217,9 +214,9 @@ def _cost(kind: str, block: _Block, shape: _Shape, a: Arithmetic) -> float:
     return SYNC[cluster] + max(2 * M * K * columns / a.peak, near / MEMORY) + between / BETWEEN + cells
 
 
-def _clusters(width: int) -> list[tuple[int, int]]:
+def _clusters(width: int, most: int) -> list[tuple[int, int]]:
     """Units of a block and blocks of a cluster."""
-    found = [(_up(-(-width // blocks), 16), blocks) for blocks in (1, 2, 4, 8, SIXTEEN)]
+    found = [(_up(-(-width // blocks), 16), blocks) for blocks in (1, 2, 4, 8, 16) if blocks <= most]
     return [(units, blocks) for units, blocks in found if units * (blocks - 1) < width]  # the last one has work
 
 
