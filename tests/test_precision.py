@@ -17,6 +17,7 @@ import xlstm
 from tests.conftest import make_backend
 from xlstm import BackendError, estimators, losses, optim, precision, probe, training
 from xlstm.backend import backend_like, backend_of, cast, namespace, to_numpy
+from xlstm.cuda.choice import told
 from xlstm.data import Streams
 from xlstm.estimators import Forecaster, Settings
 from xlstm.models import SequenceModel
@@ -386,8 +387,10 @@ def cupy(monkeypatch):
 
 def test_tf32_holds_within_its_block(cupy):
     with tf32():
+        assert told()[1] == "tf32"
         assert cupy == [7]
         with tf32(False):
+            assert told()[1] == "float32"
             assert cupy == [1]
         assert cupy == [7]
     assert cupy == [4]

@@ -31,6 +31,7 @@ import numpy as np
 
 from xlstm import checks, probe
 from xlstm.backend import HALVES, Backend, BackendError, Params, backend_of, cast
+from xlstm.cuda import use
 
 DTYPES = HALVES
 NAMES = (*HALVES, "tf32")
@@ -154,10 +155,11 @@ def _times(arrays: Params, factor: float) -> Params:
 
 
 def tf32(on: bool = True) -> contextlib.AbstractContextManager[None]:
-    """Within `with tf32():` CuPy multiplies float32 matrices in TF32, which has float32's range and 10 bits after 1.
+    """Within `with tf32():` float32 matrices are multiplied in TF32, which has float32's range and 10 bits after 1.
 
-    `tf32(False)` is the other way round, where CUPY_TF32=1 or an outer `tf32()` holds. It holds for the whole process
-    until the block ends, which puts back what was there before.
+    That is CuPy's products, for the whole process, and those in the loops of recurrent layers (`cuda.use`).
+    `tf32(False)` is the other way round, where CUPY_TF32=1 or an outer `tf32()` holds. The end of the block puts back
+    what was there before.
 
     Raises
     ------
@@ -180,7 +182,8 @@ def _compute_type(on: bool) -> Iterator[None]:
     before = core.get_compute_type(np.float32)
     core.set_compute_type(np.float32, kinds.COMPUTE_TYPE_TF32 if on else kinds.COMPUTE_TYPE_DEFAULT)
     try:
-        yield
+        with use(precision="tf32" if on else "float32"):
+            yield
     finally:
         core.set_compute_type(np.float32, before)
 
