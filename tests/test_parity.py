@@ -41,7 +41,7 @@ def test_a_function_that_fails_is_a_row(monkeypatch):
 @pytest.mark.parametrize("name", ["RNN", "RNN zoneout=0.3", "RNN activations=relu"])
 def test_every_path_has_a_row_for_each_precision_or_a_reason(monkeypatch, name):
     """NumPy arrays that say they are on a device run in the kernels, by g++."""
-    runtime, ways = ShimRuntime(Device("a small one", 90, 8, 232448)), []
+    runtime, ways = ShimRuntime(Device("a small one", 90, 8, 232448, 16)), []
     monkeypatch.setattr(sys.modules["xlstm.backend"], "_on_cpu_array", lambda array: False)
     run = parity.FUNCTIONS[name]
 
