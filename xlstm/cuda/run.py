@@ -49,10 +49,18 @@ class DevicePass:
         self.constants = {name: self._given(p) for name, p in constants.items()}
         self.heads, self.width = heads_of(Wh)
         self.H, self.G = self.heads * self.width, int(step.before["zx"] or 1)
-        self.widths = [n for k, n in runs for _ in range(k)]
-        self.first = self.widths[0] if self.widths else 0  # sequences of the first step
-        self.starts = [0, *np.cumsum(self.widths).tolist()]  # first row of every step
-        self.even = len(runs) == 1
+        self.runs, self.even = runs, len(runs) == 1
+        self.first, self.steps = runs[0][1], sum(k for k, _ in runs)  # sequences of the first step
+
+    @functools.cached_property
+    def widths(self) -> list[int]:
+        """Rows of every step."""
+        return [n for k, n in self.runs for _ in range(k)]
+
+    @functools.cached_property
+    def starts(self) -> list[int]:
+        """First row of every step, and their number."""
+        return [0, *np.cumsum(self.widths).tolist()]
 
     @functools.cached_property
     def offsets(self) -> Array | None:
@@ -136,16 +144,13 @@ class DevicePass:
         groups = -(-self.first // tiling.columns) * tiling.heads
         at_once = groups if tiling.cluster else min(groups, self.runtime.device.sms // tiling.blocks)
         flags = exchange = None
+        if not tiling.cluster:
+            exchange = xp.empty((tiling.exchange(kind, a) * at_once,), dtype=xp.uint8, device=here)
         for group in range(0, groups, at_once):
             count = min(at_once, groups - group)
             if not tiling.cluster:
                 flags = xp.zeros((count * tiling.blocks,), dtype=xp.uint32, device=here)
-                exchange = (
-                    exchange
-                    if exchange is not None
-                    else xp.empty((tiling.exchange(kind, a) * at_once,), dtype=xp.uint8, device=here)
-                )
-            numbers = [np.int32(len(self.widths)), np.int32(self.first), np.int32(group)]
+            numbers = [np.int32(self.steps), np.int32(self.first), np.int32(group)]
             given = [self.offsets, *numbers, flags, exchange, arranged, *(arrays[name] for name in made.arrays)]
             launch(made, made.name, Grid(tiling.blocks, count, tiling.threads, tiling.shared), given)
 
