@@ -49,7 +49,7 @@ def source(blocks: int, cluster: bool, resident: bool = False, shared: int = 0) 
             Path(__file__).with_name("barriers.cu").read_text(encoding="utf-8"),
         ]
     )
-    return Source("xlstm_barriers", text, (), THREADS, shared, blocks, cluster)
+    return Source("xlstm_barriers", text, (), shared, blocks, cluster)
 
 
 def wait(run: Runtime, zeros: Callable[[int], Any], blocks: int, cluster: bool, steps: int, groups: int = 1) -> Any:

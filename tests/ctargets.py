@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from numpy.lib.stride_tricks import as_strided
 
+from tests.compilers import load
 from xlstm import elementwise, probe, products, scans
 
 BFLOAT16 = np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
@@ -72,15 +69,7 @@ extern "C" void run(char** at, const long long* shape, const long long* strides,
 @functools.cache
 def compiled(text: str):
     """The function `run` of a text in C++."""
-    if shutil.which("g++") is None:
-        pytest.skip("there is no g++")
-    folder = Path(tempfile.mkdtemp(prefix="xlstm-"))
-    (folder / "kernel.cpp").write_text(text)
-    command = ["g++", "-O1", "-shared", "-fPIC", "-w", "-o", str(folder / "kernel.so"), str(folder / "kernel.cpp")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, f"{done.stderr}\n{text}"
-    found = ctypes.CDLL(str(folder / "kernel.so")).run
-    shutil.rmtree(folder)
+    found = load(text, "g++", "-x", "c++", "-O1", "-w").run
     found.restype = None
     return found
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
 
+from tests.compilers import load
 from xlstm.activations import GATES
 from xlstm.cells import gru, lstm, rnn, slstm
 from xlstm.ctext import number, statements
@@ -19,10 +18,8 @@ TYPES = {"float32": "float", "float64": "double"}
 TOLERANCE = {"float32": 3e-6, "float64": 1e-14}
 
 
-def run(tmp_path, function, inputs, dtype):
+def run(function, inputs, dtype):
     """The outputs of a traced function of arrays (rows, M) and (M,), as gcc makes it."""
-    if shutil.which("gcc") is None:
-        pytest.skip("gcc is not installed")
     rows = {name: a.shape[0] if a.ndim == 2 else None for name, a in inputs.items()}
     lines, outputs = trace(function, rows)
     M = next(iter(inputs.values())).shape[-1]
@@ -35,27 +32,10 @@ def run(tmp_path, function, inputs, dtype):
     parameters = [f"const {real}* {name}" for name in inputs] + [f"{real}* to_{name}" for name in outputs]
     text = f"#include <math.h>\n#include <stdbool.h>\nvoid run({', '.join(parameters)}) {{\n"
     text += f"for (int i = 0; i < {M}; i++) {{\n" + "\n".join(body) + "\n}\n}\n"
-    made = tmp_path / f"{len(list(tmp_path.iterdir()))}.so"  # a name that is not loaded yet
-    command = [
-        "gcc",
-        "-x",
-        "c",
-        "-std=c11",
-        "-O1",
-        "-ffp-contract=off",
-        "-Werror",
-        "-shared",
-        "-fPIC",
-        "-o",
-        str(made),
-        "-",
-        "-lm",
-    ]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{done.stderr}\n{text}"
+    made = load(text, "gcc", "-x", "c", "-std=c11", "-O1", "-ffp-contract=off", "-Werror")
     found = {n: np.full((r, M) if r is not None else (M,), np.nan, dtype) for n, r in outputs.items()}
     given = [np.ascontiguousarray(a, dtype=dtype) for a in inputs.values()]
-    ctypes.CDLL(str(made)).run(*(ctypes.c_void_p(a.ctypes.data) for a in (*given, *found.values())))
+    made.run(*(ctypes.c_void_p(a.ctypes.data) for a in (*given, *found.values())))
     return found
 
 
@@ -84,7 +64,7 @@ CELLS = {
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("name", CELLS)
-def test_cells(tmp_path, rng, name, dtype):
+def test_cells(rng, name, dtype):
     cell, peepholes = CELLS[name]
     step = pointwise(cell, (("p", peepholes),) if peepholes else (), ("b", "bh") if cell.SPLIT else ("b",))
     M = 60
@@ -96,27 +76,27 @@ def test_cells(tmp_path, rng, name, dtype):
     if "n" in given:
         given["n"] = abs(given["n"]) + 1
     expected = step.forward(np, **given)
-    agree(run(tmp_path, step.forward, given, dtype), expected, dtype)
-    agree(run(tmp_path, step.lean, given, dtype), step.lean(np, **given), dtype)
+    agree(run(step.forward, given, dtype), expected, dtype)
+    agree(run(step.lean, given, dtype), step.lean(np, **given), dtype)
     kept = {n: expected[n] for n in step.saved} | {n: given[n] for n in given if n in step.after}
     after = draw(step.after) | kept
-    agree(run(tmp_path, step.backward, after, dtype), step.backward(np, **after), dtype)
+    agree(run(step.backward, after, dtype), step.backward(np, **after), dtype)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("name", GATES)
-def test_activations(tmp_path, rng, name, dtype):
+def test_activations(rng, name, dtype):
     pair = GATES[name]
     x, dy = (rng.standard_normal(200).astype(dtype) for _ in range(2))
     y = pair.fwd(np, x)
-    agree(run(tmp_path, lambda xp, x: {"y": pair.fwd(xp, x)}, {"x": x}, dtype), {"y": y}, dtype)
-    found = run(tmp_path, lambda xp, dy, y: {"dx": pair.bwd(xp, dy, None, y)}, {"dy": dy, "y": y}, dtype)
+    agree(run(lambda xp, x: {"y": pair.fwd(xp, x)}, {"x": x}, dtype), {"y": y}, dtype)
+    found = run(lambda xp, dy, y: {"dx": pair.bwd(xp, dy, None, y)}, {"dy": dy, "y": y}, dtype)
     agree(found, {"dx": pair.bwd(np, dy, None, y)}, dtype)
 
 
-def test_what_is_not_a_number_stays_one(tmp_path):
+def test_what_is_not_a_number_stays_one():
     x = np.array([np.nan, 1.0, -np.inf])
-    found = run(tmp_path, lambda xp, x: {"y": xp.minimum(xp.maximum(x, 0 * x), x)}, {"x": x}, "float64")
+    found = run(lambda xp, x: {"y": xp.minimum(xp.maximum(x, 0 * x), x)}, {"x": x}, "float64")
     assert np.isnan(found["y"][0])
     assert found["y"][1] == 1.0
 

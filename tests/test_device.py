@@ -222,7 +222,7 @@ extern "C" void KERNEL(const unsigned* a, const unsigned* b, float* c) {
     rng = np.random.default_rng(0)
     a, b = (rng.integers(-8, 8, shape).astype("float16") for shape in ((16, 16), (8, 16)))
     c = np.empty((16, 8), dtype="float32")
-    made = source.Source("multiply", text, (), 32, 0, 1)
+    made = source.Source("multiply", text, (), 0, 1)
     assert library(text) is not None
     ShimRuntime(SMALL).launch(made, "multiply", launch.Grid(1, 1, 32), [a, b, c])
     np.testing.assert_array_equal(c, a.astype("float32") @ b.astype("float32").T)

@@ -147,7 +147,7 @@ def backend_like(array: Array) -> Backend:
     """The backend that an array belongs to, with its device and dtype."""
     xp = _namespace_of(array)
     library = xp.__name__.removeprefix("array_api_compat.")
-    return Backend(library, xp, device_of(array), _name(array.dtype), "that of the arrays given")
+    return Backend(library, xp, device_of(array), dtype_name(array.dtype), "that of the arrays given")
 
 
 def _with_dtype(chosen: Backend, dtype: str) -> Backend:
@@ -246,13 +246,13 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     NumPy has no bfloat16: its values come as float32, which has them all.
     """
     if isinstance(array, np.ndarray | np.generic):
-        low = array.dtype.kind == "V" and _name(array.dtype) == "bfloat16"
+        low = array.dtype.kind == "V" and dtype_name(array.dtype) == "bfloat16"
         return np.asarray(array.astype(np.float32) if low else array)
     if array_api_compat.is_cupy_array(array):
         return to_numpy(array.get())
     if array_api_compat.is_torch_array(array):
         host = array.detach().cpu()
-        return np.asarray((host.float() if _name(host.dtype) == "bfloat16" else host).numpy())
+        return np.asarray((host.float() if dtype_name(host.dtype) == "bfloat16" else host).numpy())
     if array_api_compat.is_array_api_obj(array):
         return np.from_dlpack(array, device="cpu", copy=True)
     return np.asarray(array)
@@ -271,7 +271,7 @@ def like(values: Any, array: Array) -> Array:
 
 def loses_bfloat16(array: Array) -> bool:
     """Whether operations with a Python number make float32 of an array, as CuPy's (but not PyTorch's) of bfloat16."""
-    return _name(array.dtype) == "bfloat16" and hasattr(array.dtype, "kind")
+    return dtype_name(array.dtype) == "bfloat16" and hasattr(array.dtype, "kind")
 
 
 def cast(arrays: Mapping[str, Array], dtype: str) -> Params:
@@ -324,7 +324,7 @@ def namespace(where: str, arrays: Mapping[str, Array]) -> Namespace:
             raise TypeError(f"{where}: {name} is on {device_of(array)} but {first_name} on {home}, expected one device")
         if getattr(array, "requires_grad", False):
             raise TypeError(f"{where}: {name} requires grad; gradients are computed by hand here, pass {name}.detach()")
-    if _name(first.dtype) in HALVES and _on_cpu_array(first):
+    if dtype_name(first.dtype) in HALVES and _on_cpu_array(first):
         raise TypeError(f"{where}: {first_name} is {first.dtype} on a CPU, expected float32 or float64")
     return xp
 
@@ -348,7 +348,7 @@ def _namespace_of(array: Array) -> Namespace:
     return np if isinstance(array, np.ndarray | np.generic) else array_api_compat.array_namespace(array)
 
 
-def _name(dtype: Any) -> str:
+def dtype_name(dtype: Any) -> str:
     """The name of a dtype, the same in all libraries."""
     return str(dtype).rpartition(".")[2]
 
@@ -372,7 +372,7 @@ def _floating(xp: Namespace, dtype: Any) -> bool:
     if kind is None:
         return bool(xp.isdtype(dtype, "real floating"))
     # NumPy's and CuPy's, whose `isdtype` refuses the bfloat16 of ml_dtypes.
-    return kind == "f" or (kind == "V" and _name(dtype) == "bfloat16")
+    return kind == "f" or (kind == "V" and dtype_name(dtype) == "bfloat16")
 
 
 def _kind(value: Any) -> str:

@@ -12,7 +12,7 @@ from xlstm.activations import normalize_bwd
 from xlstm.backend import Array, Namespace, Params, device_of
 from xlstm.fused import plain
 from xlstm.loop import Loop, columns, product, swap
-from xlstm.parts import Part, beside, put
+from xlstm.parts import Part, before, beside
 from xlstm.products import matmul
 from xlstm.recurrence import Saved
 from xlstm.runs import Run, reshape
@@ -219,12 +219,12 @@ class LoopBack(Loop):
             products["Wh"] = (A[:outer, :], self._before(saved))
         else:
             G, N, K, _ = self.Wh.shape
-            before = reshape(xp, self._before(saved), (x.shape[0], N, K))
+            h = reshape(xp, self._before(saved), (x.shape[0], N, K))
             if self.apart:  # rows
                 heads = xp.permute_dims(reshape(xp, A.T, (x.shape[0], G, N, K)), (1, 2, 3, 0))
             else:
                 heads = reshape(xp, A, (G, N, K, x.shape[0]))
-            grads["Wh"] = matmul(xp, heads, xp.permute_dims(before, (1, 0, 2)))
+            grads["Wh"] = matmul(xp, heads, xp.permute_dims(h, (1, 0, 2)))
         if cell.INNER:
             inner = saved.rows(lambda kept, _: cell.inner([swap(xp, a) for a in self.parts(kept)[1]]), (self.H,))
             products["inner"] = (A[outer:, :], self._masked(saved, inner))
@@ -250,14 +250,7 @@ class LoopBack(Loop):
 
     def _before(self, saved: Saved) -> Array:
         """What Wh was multiplied by at every step, (N, P): h before it, masked."""
-        xp, y = self.xp, saved.y
-        if len(saved.runs) == 1:
-            return self._masked(saved, saved.hs[: y.shape[0], :])
-        before = workspace.empty(xp, tuple(y.shape), y)
-        for part in saved.parts:
-            for run, start in zip(part.runs, part.starts, strict=True):
-                put(xp, before, run, xp.concat((start.T[None, ...], run.steps(xp, y, 0, run.k - 1))))
-        return self._masked(saved, before)
+        return self._masked(saved, before(self.xp, saved.hs, saved.runs))
 
     def _own_gradients(self, grads: Params, saved: Saved) -> None:
         """Adds the gradients of the cell's own parameters, summed over steps and batch."""

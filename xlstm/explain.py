@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from xlstm import checks, probe
 from xlstm.backend import DTYPES
 from xlstm.cuda import launch
 from xlstm.cuda.choice import Choice, choose
 from xlstm.cuda.tiling import Device, Tiling
-from xlstm.layers.recurrent import GRU, LSTM, RNN, sLSTM
+from xlstm.layers.recurrent import KINDS, sLSTM
 from xlstm.pointwise import pointwise
 
-LAYERS = {"lstm": LSTM, "gru": GRU, "rnn": RNN, "slstm": sLSTM}
+LAYERS: dict[str, type[Any]] = {**KINDS, "slstm": sLSTM}
 # Cards to ask about where there is none: SMs, and the shared memory of a block.
 CARDS = {
     "a100": Device("NVIDIA A100", 80, 108, 163 * 1024),

@@ -8,7 +8,7 @@ from xlstm import cuda
 from xlstm.backend import Array
 from xlstm.cuda import DevicePass, Kept
 from xlstm.loop import Loop
-from xlstm.parts import Later, Part, beside
+from xlstm.parts import Later, Part, before, beside
 from xlstm.runs import Runs, split
 
 
@@ -50,7 +50,10 @@ class OnDevice:
 
     def _whole(self) -> Kept:
         """What backward needs; what was not kept of it is made again."""
-        return self.device.again(self._inputs(), self.hs, self._kept) if self.recompute else self._kept
+        if not self.recompute:
+            return self._kept
+        h = before(self.loop.xp, self.hs, self.device.runs)
+        return self.device.again(self._inputs(), h, self._kept)
 
     def _start(self, k: int) -> Array:
         n = self.runs[k].n

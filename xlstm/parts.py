@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from xlstm.backend import Array, Namespace
-from xlstm.runs import Run, reshape
+import numpy as np
+
+from xlstm.backend import Array, Namespace, device_of
+from xlstm.runs import Run, Runs, reshape
 
 V = TypeVar("V")
 
@@ -40,6 +42,18 @@ def beside(xp: Namespace, arrays: Sequence[Array]) -> Array:
     """Columns side by side; one array with any is returned as it is."""
     some = [a for a in arrays if a.shape[1]] or arrays[:1]
     return some[0] if len(some) == 1 else xp.concat(some, axis=1)
+
+
+def before(xp: Namespace, hs: Array, runs: Runs) -> Array:
+    """h before every step, (N, P), from hs: h of the sequences of the first step, then that after every step."""
+    N = sum(k * n for k, n in runs)
+    if len(runs) == 1:
+        return hs[:N, :]
+    widths = np.repeat([n for _, n in runs], [k for k, _ in runs])
+    starts = np.cumsum(widths) - widths
+    # Of step t the rows of hs begin where step t - 1 does in y.
+    back = starts - np.concatenate(([0], starts[:-1] + runs[0][1]))
+    return xp.take(hs, xp.asarray(np.arange(N) - np.repeat(back, widths), device=device_of(hs)), axis=0)
 
 
 def put(xp: Namespace, rows: Array, run: Run, values: Array) -> None:

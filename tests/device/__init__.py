@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import re
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
+from tests.compilers import load
 from xlstm.cuda.launch import Grid
 from xlstm.cuda.source import Source, file
 from xlstm.cuda.tiling import Device
 
 SHIM = Path(__file__).with_name("shim.hpp")
-COMPILE = ("g++", "-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-shared", "-fPIC")
+COMPILE = ("g++", "-x", "c++", "-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w")
 
 
 class ShimRuntime:
@@ -57,8 +53,6 @@ class ShimRuntime:
 @functools.cache
 def library(text: str) -> ctypes.CDLL:
     """A source with the shim in the place of the device, compiled once for all processes."""
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not installed")
     text = text.replace(file("device.cuh"), SHIM.read_text(encoding="utf-8"))
     entries = set(re.findall(r"#define (?:KERNEL|ARRANGE) (\w+)", text))
     text += "".join(
@@ -66,16 +60,4 @@ def library(text: str) -> ctypes.CDLL:
         f"int first) {{ return shim::launch({entry}, x, y, threads, shared, cluster, seed, args, first); }}"
         for entry in sorted(entries)
     )
-    folder = Path(tempfile.gettempdir()) / "xlstm-device-tests"
-    folder.mkdir(exist_ok=True)
-    made = folder / f"{hashlib.sha256(' '.join([*COMPILE, text]).encode()).hexdigest()[:32]}.so"
-    if not made.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as room:
-            source, built = Path(room) / "kernel.cpp", Path(room) / "kernel.so"
-            source.write_text(text, encoding="utf-8")
-            done = subprocess.run(
-                [*COMPILE, str(source), "-o", str(built)], capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, done.stderr[:4000]
-            built.replace(made)
-    return ctypes.CDLL(str(made))
+    return load(text, *COMPILE)

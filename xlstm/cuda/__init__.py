@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xlstm.backend import Array, Namespace
+from xlstm.backend import Array, Namespace, dtype_name
 from xlstm.cuda import launch
 from xlstm.cuda.choice import PATHS, PRECISIONS, Choice, choose, use
 from xlstm.cuda.launch import CudaError
@@ -36,7 +36,7 @@ def device_pass(
     step = None if obstacle else pointwise(cell, own, added)
     why = f"no kernel does {obstacle or 'this cell'}"
     heads, width = heads_of(Wh)
-    dtype = str(Wh.dtype).rpartition(".")[2]
+    dtype = dtype_name(Wh.dtype)
     choice = choose("cuda", step, why, dtype, width, heads, runs[0][1], runtime.device)
     if choice.path == "loop" or step is None:
         if dtype == "bfloat16":  # CuPy makes float32 of it in operations with numbers

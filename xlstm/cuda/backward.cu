@@ -4,7 +4,6 @@
 
 constexpr int PART_ROW = UNITS + 4;  // without conflicts
 constexpr int PART = NB * PART_ROW;
-constexpr int CELLS = (UNITS * NB + THREADS - 1) / THREADS;  // of a thread
 constexpr int V_BYTES = NB * V_ROW * 16;
 constexpr int PARTS_BYTES = CLUSTER ? 2 * BLOCKS * PART * (int)sizeof(REAL) : 0;
 constexpr int SHARED_BYTES = V_BYTES + PARTS_BYTES + WEIGHT_BYTES;
@@ -26,9 +25,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
     uint4* spare = (uint4*)(memory + V_BYTES + PARTS_BYTES);
     const Arrays a = ARRAYS;
 
-    const int number = group0 + blockIdx.y;
-    Group group = {(int)blockIdx.x, number % HEADS, number / HEADS * NB, flags + blockIdx.y * BLOCKS, 0};
-    const int unit0 = group.rank * UNITS;
+    Group group = group_of(group0, flags);
     const Offsets rows = {offsets, width};
 
     Weights weights;
@@ -39,24 +36,15 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
     Constant constant[CELLS];
     Fetched fetched[CELLS];
     Result result[CELLS];
-    // The cells of this thread, with consecutive units next to each other: f(cell, column, unit of the block and of all).
-    auto cells = [&](int columns, auto f) {
-#pragma unroll
-        for (int i = 0; i < CELLS; i++) {
-            const int at = threadIdx.x + i * THREADS, column = at / UNITS, unit = at % UNITS;
-            if (at < UNITS * NB && group.column0 + column < columns && unit0 + unit < WIDTH)
-                f(i, column, unit, group.head * WIDTH + unit0 + unit);
-        }
-    };
     int last = steps - 1;
     while (last >= 0 && rows.width(last) <= group.column0) last--;
-    cells(rows.width(0), [&](int i, int column, int, int unit) {
+    cells(group, rows.width(0), [&](int i, int column, int, int unit) {
         start(state[i], a, group.column0 + column, unit);
         constants(constant[i], a, unit);
     });
     if (last >= 0) {
         const long long row0 = rows.first(last) + group.column0;
-        cells(rows.width(last), [&](int i, int column, int, int all) { fetch(fetched[i], a, row0 + column, all); });
+        cells(group, rows.width(last), [&](int i, int column, int, int all) { fetch(fetched[i], a, row0 + column, all); });
     }
     sync_block();
 #if CLUSTER
@@ -86,7 +74,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
     };
     for (int t = last; t >= 0; t--) {
         const long long row0 = rows.first(t) + group.column0;
-        cells(rows.width(t), [&](int i, int column, int unit, int) {
+        cells(group, rows.width(t), [&](int i, int column, int unit, int) {
             const REAL dh = t == last ? REAL(0) : received(t + 1, column, unit);
             REAL dz[GATES];
             step(state[i], constant[i], fetched[i], dh, dz, result[i]);
@@ -105,14 +93,14 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
 #endif
         });
         arrive_group(group);
-        cells(rows.width(t), [&](int i, int column, int, int all) { keep(result[i], a, row0 + column, all); });
+        cells(group, rows.width(t), [&](int i, int column, int, int all) { keep(result[i], a, row0 + column, all); });
         if (t > 0) {
             const long long next = rows.first(t - 1) + group.column0;
-            cells(rows.width(t - 1), [&](int i, int column, int, int all) { fetch(fetched[i], a, next + column, all); });
+            cells(group, rows.width(t - 1), [&](int i, int column, int, int all) { fetch(fetched[i], a, next + column, all); });
         }
         wait_group(group);
     }
-    cells(rows.width(0), [&](int i, int column, int unit, int all) {
+    cells(group, rows.width(0), [&](int i, int column, int unit, int all) {
         finish(state[i], last < 0 ? REAL(0) : received(0, column, unit), a, group.column0 + column, all);
     });
 }

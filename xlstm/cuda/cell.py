@@ -66,15 +66,19 @@ class CellText:
         return trace(self.step.backward if self.back else lean, self.inputs)
 
     @functools.cached_property
+    def used(self) -> set[str]:
+        """Inputs that the traced function reads."""
+        return {line.args[0] for line in self.traced[0] if line.op == "input"}
+
+    @functools.cached_property
     def constant(self) -> dict[str, int | None]:
         return {name: rows for name, rows in self.step.before.items() if name not in ("zx", "zh", *self.states)}
 
     @functools.cached_property
     def fetched(self) -> dict[str, int | None]:
         """Inputs that are read at each step, and are of use."""
-        used = {line.args[0] for line in self.traced[0] if line.op == "input"}
         names = (*self.step.carried, *self.step.saved) if self.back else ("zx",)
-        return {name: self.inputs[name] for name in names if name in used}
+        return {name: self.inputs[name] for name in names if name in self.used}
 
     @functools.cached_property
     def results(self) -> dict[str, int | None]:
@@ -89,19 +93,17 @@ class CellText:
 
     @functools.cached_property
     def names(self) -> Names:
-        kept = tuple(f"{name}_kept" for name in self.step.carried)
+        kept, written = tuple(f"{name}_kept" for name in self.step.carried), tuple(self.results)
         first, end = (tuple(f"{name}_{at}" for name in self.states) for at in ("0", "end"))
         real = tuple(f"state_{name}" for name in self.states)
         if self.back:
             read: tuple[str, ...] = (*self.constant, "dy", *kept, *self.step.saved)
-            written: tuple[str, ...] = ("dZ", "dQ") if self.split else ("dZ",)
             if self.loop:
                 return Names((*read, *(f"d{s}" for s in end)), (*written, *(f"d{s}" for s in first)))
             return Names(("product", *read), written, real)
         read = ("zx", *self.constant)
         if self.kind == "again":
-            return Names(("product", *read, *(f"{name}_kept" for name in self._recalled)), tuple(self.step.saved))
-        written = ("y", *(kept if self.kind != "lean" else ()), *(self.step.saved if self.kind == "forward" else ()))
+            return Names(("product", *read, *(f"{name}_kept" for name in self._recalled)), written)
         if self.loop:
             return Names((*read, *first), (*written, *end))
         return Names(("product", *read), written, real)
@@ -203,8 +205,7 @@ class CellText:
     @functools.cached_property
     def _recalled(self) -> tuple[str, ...]:
         """States that `again` needs of every step."""
-        used = {line.args[0] for line in self.traced[0] if line.op == "input"}
-        return (*self.step.carried, *(("h",) if "h" in used else ()))
+        return (*self.step.carried, *(("h",) if "h" in self.used else ()))
 
 
 def cell_of(step: Pointwise, kind: str) -> Cell:

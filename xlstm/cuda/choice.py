@@ -93,25 +93,27 @@ def choose(
         The path asked for cannot do it.
     """
     path, precision = told()
-    return _choose(who, step, why, dtype, width, heads, B, device, path, precision)
+    return _choose(who, path, Layer(step, why, dtype, width, heads, B, device, precision))
+
+
+class Layer(NamedTuple):
+    """What a path is to do; see `choose`."""
+
+    step: Pointwise | None
+    why: str
+    dtype: str
+    width: int
+    heads: int
+    B: int
+    device: Device
+    precision: str
 
 
 @functools.cache
-def _choose(
-    who: str,
-    step: Pointwise | None,
-    why: str,
-    dtype: str,
-    width: int,
-    heads: int,
-    B: int,
-    device: Device,
-    path: str,
-    precision: str,
-) -> Choice:
+def _choose(who: str, path: str, layer: Layer) -> Choice:
     found, others = {}, {}
     for name in PATHS:
-        made = _try(name, step, why, dtype, width, heads, B, device, precision)
+        made = _try(name, layer)
         if isinstance(made, str):
             others[name] = made
         else:
@@ -133,18 +135,9 @@ def _choose(
     return found[best]._replace(others=others)
 
 
-def _try(
-    path: str,
-    step: Pointwise | None,
-    why: str,
-    dtype: str,
-    width: int,
-    heads: int,
-    B: int,
-    device: Device,
-    precision: str,
-) -> Choice | str:
+def _try(path: str, layer: Layer) -> Choice | str:
     """The choice of this path, or why it cannot be."""
+    step, why, dtype, width, heads, B, device, precision = layer
     if path == "loop":
         return Choice(path, ARITHMETIC[dtype], None, None, {})
     if step is None:

@@ -2,7 +2,6 @@
 // Wh of its units on the chip, and gets h of all units of the head at every step.
 
 constexpr int Z_ROW = M + 4;  // of a column: what a warp's tile writes does not conflict
-constexpr int CELLS = (UNITS * NB + THREADS - 1) / THREADS;  // of a thread
 constexpr int V_BYTES = NB * V_ROW * 16, V_ROOMS = CLUSTER ? 2 : 1;
 constexpr int Z_BYTES = WARPS_K * NB * Z_ROW * (int)sizeof(REAL);
 constexpr int OUT_BYTES = NB * UNITS * SIZE;
@@ -24,9 +23,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
     uint4* spare = (uint4*)(memory + V_ROOMS * V_BYTES + Z_BYTES + OUT_BYTES);
     const Arrays a = ARRAYS;
 
-    const int number = group0 + blockIdx.y;
-    Group group = {(int)blockIdx.x, number % HEADS, number / HEADS * NB, flags + blockIdx.y * BLOCKS, 0};
-    const int unit0 = group.rank * UNITS;
+    Group group = group_of(group0, flags);
     const Offsets rows = {offsets, width};
 
     Weights weights;
@@ -45,16 +42,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
     Constant constant[CELLS];
     Fetched fetched[CELLS];
     Result result[CELLS];
-    // The cells of this thread, with consecutive units next to each other: f(cell, column, unit of the block and of all).
-    auto cells = [&](int columns, auto f) {
-#pragma unroll
-        for (int i = 0; i < CELLS; i++) {
-            const int at = threadIdx.x + i * THREADS, column = at / UNITS, unit = at % UNITS;
-            if (at < UNITS * NB && group.column0 + column < columns && unit0 + unit < WIDTH)
-                f(i, column, unit, group.head * WIDTH + unit0 + unit);
-        }
-    };
-    cells(rows.width(0), [&](int i, int column, int, int unit) {
+    cells(group, rows.width(0), [&](int i, int column, int, int unit) {
         start(state[i], a, group.column0 + column, unit);
         constants(constant[i], a, unit);
         fetch(fetched[i], a, group.column0 + column, unit);
@@ -71,7 +59,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
         });
         sync_block();
         const long long row0 = rows.first(t) + group.column0;
-        cells(rows.width(t), [&](int i, int column, int unit, int all) {
+        cells(group, rows.width(t), [&](int i, int column, int unit, int all) {
             REAL zh[GATES];
 #pragma unroll
             for (int gate = 0; gate < GATES; gate++) {
@@ -84,7 +72,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
             out[column * UNITS + unit] = to_operand(state[i].h);
         });
         auto keep_all = [&] {
-            cells(rows.width(t), [&](int i, int column, int, int all) { keep(result[i], a, row0 + column, all); });
+            cells(group, rows.width(t), [&](int i, int column, int, int all) { keep(result[i], a, row0 + column, all); });
         };
         if (t + 1 == steps || rows.width(t + 1) <= group.column0) {
             keep_all();
@@ -109,12 +97,12 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
         arrive_group(group);
         keep_all();
         const long long next = rows.first(t + 1) + group.column0;
-        cells(rows.width(t + 1), [&](int i, int column, int, int all) { fetch(fetched[i], a, next + column, all); });
+        cells(group, rows.width(t + 1), [&](int i, int column, int, int all) { fetch(fetched[i], a, next + column, all); });
         wait_group(group);
 #if !CLUSTER
         for (int at = threadIdx.x; at < NB * ROW; at += THREADS) V[at / ROW * V_ROW + at % ROW] = load_fresh(through + at);
         sync_block();
 #endif
     }
-    cells(rows.width(0), [&](int i, int column, int, int unit) { finish(state[i], a, group.column0 + column, unit); });
+    cells(group, rows.width(0), [&](int i, int column, int, int unit) { finish(state[i], a, group.column0 + column, unit); });
 }

@@ -65,7 +65,7 @@ class CupyRuntime:
         """Whether clusters of so many blocks run: not every chip, nor every part of one, has SMs enough together."""
         text = f'extern "C" __global__ void __cluster_dims__({blocks}, 1, 1) xlstm_probe() {{}}'
         try:
-            self.launch(Source("xlstm_probe", text, (), 32, 0, blocks, True), "xlstm_probe", Grid(blocks, 1, 32), [])
+            self.launch(Source("xlstm_probe", text, (), 0, blocks, True), "xlstm_probe", Grid(blocks, 1, 32), [])
         except CudaError:
             return False
         return True
@@ -74,7 +74,8 @@ class CupyRuntime:
         key = (source.text, entry)
         if key not in self._functions:
             with self._lock:
-                self._functions[key] = compiled(source, entry)
+                if key not in self._functions:
+                    self._functions[key] = compiled(source, entry)
         for a in args:
             if a is not None and not isinstance(a, np.generic) and not a.flags.c_contiguous:
                 raise CudaError(f"cuda: {entry} was given an array of shape {a.shape} that is not contiguous")

@@ -116,22 +116,13 @@ class DevicePass:
         self._loop("backward", arrays, self.choice.backward)
         return list(starts.values())
 
-    def again(self, zx: Array, hs: Array, kept: Kept) -> Kept:
-        """With what the cell saves, from products of x (N, R), what `forward` left in hs, and the carried states."""
-        N, before = zx.shape[0], self._before(hs)
+    def again(self, zx: Array, before: Array, kept: Kept) -> Kept:
+        """With what the cell saves, from products of x (N, R), h before every step (N, H), and the carried states."""
+        N = zx.shape[0]
         saved = {name: self._empty(self._shape(N, rows)) for name, rows in self.step.saved.items()}
         arrays = {"zx": self._given(zx), "product": self._through(before), "h_kept": before}
         self._step("again", arrays | self._kept(kept | saved) | self.constants, 0, N)
         return kept | saved
-
-    def _before(self, hs: Array) -> Array:
-        """h before every step, (N, H)."""
-        if self.even:
-            return hs[: hs.shape[0] - self.first, :]
-        rows = np.concatenate(
-            [np.arange(n) + at for at, n in zip([0, *(s + self.first for s in self.starts)], self.widths, strict=False)]
-        )
-        return self.xp.take(hs, self.xp.asarray(rows, device=device_of(hs)), axis=0)
 
     def _loop(self, kind: str, arrays: Mapping[str, Array | None], tiling: Tiling) -> None:
         """One kernel for all steps; where not all groups fit the device, one after the other."""

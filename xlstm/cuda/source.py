@@ -25,7 +25,6 @@ class Source(NamedTuple):
     name: str
     text: str
     arrays: tuple[str, ...]  # its arguments after the numbers, in order
-    threads: int
     shared: int = 0  # bytes of dynamic shared memory
     blocks: int = 0  # that work together; 0 for any number of them
     cluster: bool = False  # they are one
@@ -48,9 +47,9 @@ def loop(step: Pointwise, kind: str, arithmetic: Arithmetic, tiling: Tiling) -> 
     )
     template = "backward.cu" if cell.back else "forward.cu"
     end = f'static_assert(SHARED_BYTES == {tiling.shared}, "shared memory as planned");'
-    name, files = f"xlstm_{kind}", ("product.cuh", "exchange.cuh", template)
+    name, files = f"xlstm_{kind}", ("product.cuh", "exchange.cuh", "cells.cuh", template)
     text = _text(name, cell, arithmetic, sizes, numbers, files, end)
-    return Source(name, text, cell.names.all, tiling.threads, tiling.shared, tiling.blocks, tiling.cluster)
+    return Source(name, text, cell.names.all, tiling.shared, tiling.blocks, tiling.cluster)
 
 
 @functools.cache
@@ -61,7 +60,7 @@ def pointwise(step: Pointwise, kind: str, arithmetic: Arithmetic, heads: int, wi
     sizes |= {"BACKWARD": int(cell.back), "AGAIN": int(kind == "again")}
     name = f"xlstm_{kind}_step"
     text = _text(name, cell, arithmetic, sizes, "long long row0, int count", ("pointwise.cu",), "")
-    return Source(name, text, cell.names.all, BLOCK)
+    return Source(name, text, cell.names.all)
 
 
 def _text(

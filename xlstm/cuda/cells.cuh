@@ -1,0 +1,20 @@
+// What a block and each of its threads have to do, forward and backward.
+
+DEVICE Group group_of(int group0, unsigned* flags) {
+    const int number = group0 + blockIdx.y;
+    return {(int)blockIdx.x, number % HEADS, number / HEADS * NB, flags + blockIdx.y * BLOCKS, 0};
+}
+
+// The cells of this thread, with consecutive units next to each other: f(cell, column, unit of the block and of all), of the
+// first so many sequences of the batch. The group is passed by value: by reference it took registers that there were not.
+constexpr int CELLS = (UNITS * NB + THREADS - 1) / THREADS;
+template <class F>
+DEVICE void cells(const Group group, int columns, F f) {
+    const int unit0 = group.rank * UNITS;
+#pragma unroll
+    for (int i = 0; i < CELLS; i++) {
+        const int at = threadIdx.x + i * THREADS, column = at / UNITS, unit = at % UNITS;
+        if (at < UNITS * NB && group.column0 + column < columns && unit0 + unit < WIDTH)
+            f(i, column, unit, group.head * WIDTH + unit0 + unit);
+    }
+}
