@@ -1,0 +1,52 @@
+"""How many random inputs the attack tests try, and the bounds that every refusal respects.
+
+CI tries as many as fit into about two minutes; XLSTM_ATTACKS=100 in the environment multiplies their number by 100.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from xlstm.peak import _REFS, _resident
+
+ERRORS = (ValueError, TypeError, OSError)  # what bad input may raise; everything else is a defect
+MESSAGE = 2000  # characters of an error message at most
+SECONDS = 5.0  # for a file of less than 10 MB
+SPARE = 100 << 20  # bytes beyond ten times the size of the file
+
+
+def examples(count: int) -> int:
+    """`count` inputs in CI, more or fewer by XLSTM_ATTACKS."""
+    return max(1, round(count * float(os.environ.get("XLSTM_ATTACKS", "1"))))
+
+
+def refusal(call: Callable[[], object], size: int = 0) -> Exception | None:
+    """Run a call on input of `size` bytes: the error that it raised, None if it accepted the input.
+
+    Any other error propagates. The time, the memory and the length of the message are asserted.
+    """
+    found: Exception | None = None
+    memory = _peak_from_now()
+    start = time.perf_counter()
+    try:
+        call()
+    except ERRORS as error:
+        found = error
+        assert len(str(error)) <= MESSAGE, f"a message of {len(str(error))} characters: {str(error)[:300]}"
+    seconds = time.perf_counter() - start
+    assert seconds < SECONDS, f"{seconds:.1f} s"
+    if memory is not None:
+        grown = _resident("VmHWM") - memory
+        assert grown <= 10 * size + SPARE, f"{grown / 1e6:.0f} MB for {size} bytes"
+    return found
+
+
+def _peak_from_now() -> int | None:
+    """Resident memory now, from which Linux keeps account of the peak; None elsewhere."""
+    try:
+        _REFS.write_text("5")
+        return _resident("VmRSS")
+    except OSError:
+        return None
