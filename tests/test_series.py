@@ -184,18 +184,74 @@ def test_times_in_utc_and_decimal_commas(write):
     assert (s.step, s.after(1)) == ("hour", ["2024-01-01T04:00"])
 
 
+@pytest.mark.parametrize("labels", [["998", "999", "1000"], ["x1", "x2", "x3"], ["12345678", "12345679", "12345680"]])
+def test_first_columns_that_are_no_calendar(write, labels):
+    note = "" if labels[0].isdigit() else "no ISO 8601 dates, rows taken as equal steps"
+    s = read_csv(write("date,v\n" + "".join(f"{d},{k}\n" for k, d in enumerate(labels))))
+    assert (s.unit, s.note, list(s.labels), s.after(1)) == (None, note, labels, ["+1"])
+
+
 @pytest.mark.parametrize(
-    ("dates", "note"),
+    ("dates", "reading"),
     [
-        (["01/02/2024", "02/02/2024", "03/02/2024"], "no ISO 8601 dates, rows taken as equal steps"),
-        (["2024-01-01T00:00+02:00", "2024-01-01T01:00+02:00"], "no ISO 8601 dates, rows taken as equal steps"),
-        (["1700000000", "1700000060", "1700000120"], ""),
-        (["998", "999", "1000"], ""),
+        (["03/02/2024", "02/02/2024", "01/02/2024"], "2024-02-03 or 2024-03-02"),  # the newest first
+        (["31.01.2024", "30.01.2024"], "2024-01-31"),
+        (["1/2/24", "1/3/24"], "2024-02-01 or 2024-01-02"),
+        (["2024/1/5", "2024/1/6"], "2024-01-05"),
+        (["2024-01-01T00:00+02:00", "2024-01-01T01:00+02:00"], "2023-12-31T22:00:00"),
+        (["20240101", "20240102"], "2024-01-01"),
+        (["20240101T060000", "20240101T070000"], "2024-01-01T06:00:00"),
+        (["2024Q2", "2024Q3"], "2024-04"),
+        (["2024-Q2", "2024-Q3"], "2024-04"),
+        (["Q2 2024", "Q3 2024"], "2024-04"),
+        (["2024-W05", "2024-W06"], "2024-01-29"),
+        (["2024-060", "2024-061"], "2024-02-29"),
+        (["5 Jan 2024", "6 Jan 2024"], "2024-01-05"),
+        (["January 5, 2024", "January 6, 2024"], "2024-01-05"),
+        (["Jan 2024", "Feb 2024"], "2024-01"),
+        (["Jan-24", "Feb-24"], "2024-02-29, 2024-02 or 2024-02-29T06:00"),
+        (["06:00", "07:00"], "2024-02-29, 2024-02 or 2024-02-29T06:00"),
+        (["1700000000", "1700000060"], "2023-11-14T22:13:20"),
+        (["1700000000000", "1700000060000"], "2023-11-14T22:13:20"),
+        (["2024-01-01T00:00:00.000000000001", "2024-01-01T00:00:01.000000000001"], "2024-01-01T00:00:00"),
     ],
 )
-def test_first_columns_that_are_no_calendar(write, dates, note):
-    s = read_csv(write("date,v\n" + "".join(f"{d},{k}\n" for k, d in enumerate(dates))))
-    assert (s.unit, s.note, s.labels, s.after(1)) == (None, note, dates, ["+1"])
+def test_dates_in_another_notation_are_refused_with_what_would_be_read(write, dates, reading):
+    """They were taken as labels of equal steps: the newest first was trained with time reversed, gaps were not seen."""
+    for header, at in (("date,v", ""), ("v2,date,v", "7,"), ("row,date,v", "x,")):
+        path = write(header + "\n" + "".join(f"{at}{date},{k}\n" for k, date in enumerate(f'"{d}"' for d in dates)))
+        with pytest.raises(ValueError, match="looks like a date") as caught:
+            read_csv(path, "v")
+        assert f"line 2, column date holds {dates[0]!r}" in str(caught.value)
+        assert f"write {reading}" in str(caught.value)
+
+
+def test_numbers_are_no_dates(write):
+    for cells in (["1.5", "2.25"], ["20240101", "20240102"], ["1700000000", "1700000060"], ["-3", "1e5"]):
+        np.testing.assert_array_equal(read_csv(write("v\n" + "\n".join(cells))).values, [float(c) for c in cells])
+
+
+def test_billionths_of_a_second(write):
+    s = read_csv(write("time,v\n" + "".join(f"2024-01-01T00:00:00.00000000{k},{k}\n" for k in (0, 1, 3))))
+    assert (s.unit, s.every, s.gaps, s.after(1)) == ("ns", 1, 1, ["2024-01-01T00:00:00.000000004"])
+    with pytest.raises(ValueError, match=r"line 3: '2300-01-01T00:00:00.000000001' is not a date like the others"):
+        read_csv(write("time,v\n2024-01-01T00:00:00.000000001,1\n2300-01-01T00:00:00.000000001,2\n"))
+
+
+def test_a_gap_beyond_all_measure_is_refused(write):
+    dates = np.datetime64("2001-01-01T00:00:00") + np.array([*range(10), *range(20_000_000, 20_000_010)])
+    path = write("time,v\n" + "".join(f"{d},{k}\n" for k, d in enumerate(dates)))
+    with pytest.raises(ValueError, match=r"line 12: 19999990 rows are missing between .* split the file there"):
+        read_csv(path)
+
+
+def test_more_columns_than_a_table_has(write):
+    path = write(",".join(f"c{k}" for k in range(20_000)) + "\n")
+    with pytest.raises(ValueError, match="the header has 20000 columns, expected at most 10000"):
+        read_csv(path)
+    path = write(",".join(f"c{k}" for k in range(9_000)) + "\n" + 2 * (",".join(["1"] * 9_000) + "\n"))
+    with pytest.raises(ValueError, match=r"choose one of c0, .*, c15 and 8984 more with --column"):
+        read_csv(path)
 
 
 @pytest.mark.parametrize("bad", ["2024-02-31", "Feb 3", "", "2024-02-03 noon"])

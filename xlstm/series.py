@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import math
 import os
-import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
+from xlstm import dates
+from xlstm import table as tables
 from xlstm.data import Values
-
-Dates = np.ndarray[Any, np.dtype[np.datetime64]]
+from xlstm.table import Table
 
 DATASETS = ("sunspots", "co2")
 STEP_NAMES = {
@@ -26,9 +26,37 @@ STEP_NAMES = {
     ("h", 1): "hour",
     ("m", 60): "hour",
 }
-# 1958, 1958-03, 1958-03-29, 1958-03-29T06, 1958-03-29 06:00, 1958-03-29T06:00:00.5Z
-ISO_DATE = re.compile(r"\d{4}(-\d\d(-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?)?)?)?Z?")
-DATE_HEADERS = {"", "date", "datetime", "time", "timestamp", "year", "month", "week", "day", "hour", "ds", "index"}
+
+
+class Labels(Sequence[str]):
+    """The date or number of each row as text, made when it is read: of millions of rows few are shown.
+
+    Parameters
+    ----------
+    values : array (N,)
+        Dates, numbers, or text.
+    """
+
+    def __init__(self, values: np.ndarray[Any, Any]) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @overload
+    def __getitem__(self, k: int) -> str: ...
+    @overload
+    def __getitem__(self, k: slice) -> list[str]: ...
+    def __getitem__(self, k: int | slice) -> str | list[str]:
+        return [str(value) for value in self.values[k]] if isinstance(k, slice) else str(self.values[k])
+
+    def __iter__(self) -> Iterator[str]:
+        return map(str, self.values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -41,7 +69,7 @@ class Series:
         The column's name.
     values : float64 array (N,)
         NaN where there is a gap.
-    labels : list of str
+    labels : sequence of str
         The date of each row, or its number where the file has no dates.
     unit : str or None
         Unit of the calendar, a NumPy datetime code such as "M" or "D", or "B" for business days; None
@@ -54,7 +82,7 @@ class Series:
 
     name: str
     values: Values
-    labels: list[str]
+    labels: Sequence[str]
     unit: str | None = None
     every: int = 1
     note: str = ""
@@ -76,7 +104,8 @@ class Series:
         ahead = self.every * np.arange(1, steps + 1)
         if self.unit == "B":
             return [str(date) for date in np.busday_offset(np.datetime64(self.labels[-1], "D"), ahead)]
-        return [str(date) for date in np.array(self.labels[-1], dtype=f"datetime64[{self.unit}]") + ahead]
+        last = np.array(self.labels[-1], dtype=f"datetime64[{self.unit}]")
+        return [str(date) for date in last + ahead.astype(f"timedelta64[{self.unit}]")]
 
 
 def bundled(name: str) -> Path:
@@ -109,171 +138,90 @@ def read_csv(path: str | os.PathLike[str], column: str | None = None, usual: str
         The file cannot be read.
     ValueError
         The file is empty or malformed, the column is unknown or could be several, a cell is not a
-        finite number, or dates do not rise. Names file, row and column.
+        finite number, dates do not rise or are in another notation than ISO 8601, or a gap is too long to be
+        filled. Names file, row and column.
     """
-    path = Path(path)
-    header, rows, decimal = _read(path)
-    date = _date_column(header, rows)
-    index = _column(path, header, rows, column, usual, date)
-    name = header[index]
-    values = np.array([_number(path, line, name, row[index], decimal) for line, row in rows], dtype=np.float64)
+    table = tables.read(path)
+    where = table.path
+    if all(dates.is_number(cell) or dates.ISO_DATE.fullmatch(cell) for cell in table.header):
+        raise ValueError(f"{where}: line 1 holds data, expected a header with the names of the columns")
+    if [name.lower() for name in table.header[:2]] == ["year", "month"]:
+        table = _join_months(table)
+    if len(table.lines) < 2:
+        raise ValueError(f"{where}: {len(table.lines)} rows under the header, expected a series")
+    date = dates.column(table)
+    index = _column(table, column, usual, date)
+    name = table.header[index]
+    values = _numbers(table, index)
     there = np.flatnonzero(~np.isnan(values))
     if there.size == 0:
-        raise ValueError(f"{path}: column {name} has no numbers")
-    rows, values = rows[there[0] : there[-1] + 1], values[there[0] : there[-1] + 1]
+        raise ValueError(f"{where}: column {name} has no numbers")
+    rows = slice(there[0], there[-1] + 1)
+    table, values = table.select(rows), values[rows]
     if date is None or index == date:
-        return Series(name, values, [str(k + 1) for k in range(len(rows))])
-    cells = [(line, row[date]) for line, row in rows]
-    dates = _dates(path, cells)
-    if dates is not None:
-        return _on_calendar(name, values, *_calendar(dates))
-    labels = [cell for _, cell in cells]
-    note = "" if any(label.isdigit() for label in labels) else "no ISO 8601 dates, rows taken as equal steps"
-    return Series(name, values, labels, note=note)
+        return Series(name, values, Labels(np.arange(1, len(values) + 1)))
+    labels = Labels(table.columns[date])
+    found = dates.read(table, date)
+    if found is None:
+        note = "" if any(label.isdigit() for label in labels) else "no ISO 8601 dates, rows taken as equal steps"
+        return Series(name, values, labels, note=note)
+    calendar = dates.calendar(table, found)
+    if calendar is None:
+        return Series(name, values, Labels(found), note="dates have no common rhythm, rows taken as equal steps")
+    full = np.full(len(calendar.dates), np.nan)
+    full[calendar.place] = values
+    missing = len(full) - len(values)
+    note = f"{missing} rows missing from the file" if missing else ""
+    return Series(name, full, Labels(calendar.dates), calendar.unit, calendar.every, note)
 
 
-def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
-    """Header, rows with their line numbers, and the decimal sign."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        delimiter = max(",;\t|", key=text.partition("\n")[0].count)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except csv.Error as error:
-        raise ValueError(f"{path}: not a CSV file ({error})") from error
-    if not lines:
-        raise ValueError(f"{path}: the file is empty, expected a header line and rows")
-    (_, header), *rows = lines
-    if all(_is_number(cell) or ISO_DATE.fullmatch(cell) for cell in header):
-        raise ValueError(f"{path}: line 1 holds data, expected a header with the names of the columns")
-    if [name.lower() for name in header[:2]] == ["year", "month"]:
-        header, rows = _join_months(header, rows)
-    if len(rows) < 2:
-        raise ValueError(f"{path}: {len(rows)} rows under the header, expected a series")
-    for line, row in rows:
-        if len(row) != len(header):
-            raise ValueError(f"{path}: line {line} has {len(row)} cells, expected {len(header)} as in the header")
-    return header, rows, "," if delimiter == ";" else "."
-
-
-def _date_column(header: list[str], rows: list[tuple[int, list[str]]]) -> int | None:
-    """The first column that is mostly ISO dates, else the first one if it is no column of numbers."""
-    for k in range(len(header)):
-        dates = [row[k] for _, row in rows if ISO_DATE.fullmatch(row[k]) and (k == 0 or "-" in row[k])]
-        if 2 * len(dates) > len(rows) and (header[k].lower() in DATE_HEADERS or "-" in dates[0]):
-            return k
-    if len(header) > 1 and (header[0].lower() in DATE_HEADERS or not any(_is_number(row[0]) for _, row in rows)):
-        return 0
-    return None
-
-
-def _column(
-    path: Path,
-    header: list[str],
-    rows: list[tuple[int, list[str]]],
-    column: str | None,
-    usual: str | None,
-    date: int | None,
-) -> int:
+def _column(table: Table, column: str | None, usual: str | None, date: int | None) -> int:
+    """Index of the column of values."""
+    header = table.header
     if column is not None:
         if header.count(column) != 1:
             problem = "is not in" if column not in header else "is more than once in"
-            raise ValueError(f"{path}: column {column!r} {problem} the header, which has {', '.join(header)}")
+            raise ValueError(f"{table.path}: column {column!r} {problem} the header, which has {tables.names(header)}")
         return header.index(column)
-    numeric = [k for k in range(len(header)) if k != date and any(_is_number(row[k]) for _, row in rows)]
+    numeric = [k for k, cells in enumerate(table.columns) if k != date and any(dates.is_number(c) for c in cells)]
     if not numeric:
-        raise ValueError(f"{path}: no column holds numbers; the header has {', '.join(header)}")
+        raise ValueError(f"{table.path}: no column holds numbers; the header has {tables.names(header)}")
     if len(numeric) > 1:
         names = [header[k] for k in numeric]
         if usual is not None and names.count(usual) == 1:
             return header.index(usual)
-        raise ValueError(f"{path}: several columns hold numbers, choose one of {', '.join(names)} with --column")
+        raise ValueError(
+            f"{table.path}: several columns hold numbers, choose one of {tables.names(names)} with --column"
+        )
     return numeric[0]
 
 
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell.replace(",", "."))
-    except ValueError:
-        return False
-    return True
+def _numbers(table: Table, k: int) -> Values:
+    """The numbers of a column, NaN for empty cells."""
+    return np.fromiter((_number(table, row, k) for row in range(len(table.lines))), np.float64, len(table.lines))
 
 
-def _number(path: Path, line: int, name: str, cell: str, decimal: str) -> float:
+def _number(table: Table, row: int, k: int) -> float:
+    cell = table.columns[k][row]
     if cell == "":
-        return np.nan
+        return math.nan
     try:
-        value = float(cell.replace(decimal, "."))
+        value = float(cell.replace(table.decimal, "."))
     except ValueError:
-        value = np.nan
-    if not np.isfinite(value):
+        value = math.nan
+    if not math.isfinite(value):
+        shown = cell if len(cell) <= 40 else f"{cell[:37]}..."
         raise ValueError(
-            f"{path}: line {line}, column {name} holds {cell!r}, expected a finite number or nothing for a gap"
+            f"{table.line(row)}, column {table.header[k]} holds {shown!r}, "
+            "expected a finite number or nothing for a gap"
         )
     return value
 
 
-def _join_months(header: list[str], rows: list[tuple[int, list[str]]]) -> tuple[list[str], list[tuple[int, list[str]]]]:
+def _join_months(table: Table) -> Table:
     """Columns "year" and "month", and "day" after them, as one column of dates."""
-    n = 3 if header[2:3] and header[2].lower() == "day" else 2
-    joined = [(line, ["-".join(cell.zfill(2) for cell in row[:n]), *row[n:]]) for line, row in rows]
-    return ["date", *header[n:]], joined
-
-
-def _dates(path: Path, cells: list[tuple[int, str]]) -> Dates | None:
-    """Rising dates from cells with their line numbers; None where they are no ISO dates."""
-    strange = [cell for _, cell in cells if not ISO_DATE.fullmatch(cell)]
-    if len(strange) == len(cells) or (strange and all(cell.isdigit() for cell in strange)):
-        return None  # or an index that has just reached four digits
-    for line, cell in cells:
-        if not _is_date(cell):
-            raise ValueError(f"{path}: line {line}: {cell!r} is not a date like the others")
-    dates = np.array([cell.rstrip("Z") for _, cell in cells], dtype="datetime64")
-    fall = np.flatnonzero(np.diff(dates.astype("int64")) <= 0)
-    if fall.size:
-        (_, before), (line, cell) = cells[int(fall[0])], cells[int(fall[0]) + 1]
-        raise ValueError(f"{path}: line {line}: date {cell} does not come after {before}")
-    days = dates.astype("datetime64[D]")
-    return days if np.all(days == dates) and dates.dtype > days.dtype else dates
-
-
-def _is_date(cell: str) -> bool:
-    try:
-        np.datetime64(cell.rstrip("Z"))
-    except ValueError:  # 2024-02-31
-        return False
-    return ISO_DATE.fullmatch(cell) is not None
-
-
-def _calendar(dates: Dates) -> tuple[Dates, str]:
-    """Dates in the coarsest unit that has a rhythm: first or last days of months differ in days, not in months."""
-    unit = str(np.datetime_data(dates.dtype)[0])
-    if unit != "D":
-        return dates, unit
-    for coarse in ("Y", "M"):
-        for shift in (0, 1):
-            moved = dates + shift  # the day after the last day of a month is a first day
-            coarser = dates.astype(f"datetime64[{coarse}]")
-            offsets = moved - moved.astype(f"datetime64[{coarse}]").astype(dates.dtype)
-            if np.unique(offsets).size == 1 and np.unique(coarser).size == dates.size:
-                return coarser, coarse
-    spans_weekends = dates.size >= 10 and np.min(np.diff(dates.astype("int64"))) == 1
-    return dates, "B" if spans_weekends and np.all(np.is_busday(dates)) else "D"
-
-
-def _on_calendar(name: str, values: Values, dates: Dates, unit: str) -> Series:
-    """Rows at equal steps, with gaps where a row is missing from the rhythm of the others."""
-    ticks = np.busday_count(dates[0], dates) if unit == "B" else (dates - dates[0]).astype("int64")
-    every = int(np.gcd.reduce(np.diff(ticks)))
-    place = ticks // every
-    if np.mean(np.diff(place) == 1) < 0.5 or place[-1] > 100 * len(values):
-        note = "dates have no common rhythm, rows taken as equal steps"
-        return Series(name, values, [str(date) for date in dates], note=note)
-    full = np.full(place[-1] + 1, np.nan)
-    full[place] = values
-    steps = every * np.arange(len(full))
-    labels = [str(date) for date in (np.busday_offset(dates[0], steps) if unit == "B" else dates[0] + steps)]
-    missing = len(full) - len(values)
-    return Series(name, full, labels, unit, every, f"{missing} rows missing from the file" if missing else "")
+    n = 3 if table.header[2:3] and table.header[2].lower() == "day" else 2
+    date = table.columns[0]
+    for column in table.columns[1:n]:
+        date = np.strings.add(np.strings.add(date, "-"), np.strings.zfill(column, 2))
+    return table._replace(header=["date", *table.header[n:]], columns=[date, *table.columns[n:]])

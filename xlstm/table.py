@@ -1,0 +1,114 @@
+"""A CSV file as columns of text, read row by row so that memory stays near the size of the file."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Text = np.ndarray[Any, Any]  # (N,) of NumPy's variable-length strings
+
+COLUMNS = 10_000  # columns of a file at most
+LINE = 1 << 20  # characters of the header line that are searched for the delimiter
+BLOCK = 65536  # cells turned from lists into arrays at a time
+NAMED = 16  # names of columns that a message lists at most
+
+
+class Table(NamedTuple):
+    """The cells of a CSV file, without surrounding blanks.
+
+    Attributes
+    ----------
+    path : Path
+        The file, for messages.
+    header : list of str
+        Names of the columns.
+    columns : list of array (N,)
+        Cells of each column as text.
+    lines : int64 array (N,)
+        Line of the file in which each row ends.
+    decimal : str
+        The decimal sign: a comma where semicolons stand between cells, else a point.
+    """
+
+    path: Path
+    header: list[str]
+    columns: list[Text]
+    lines: np.ndarray[Any, np.dtype[np.int64]]
+    decimal: str
+
+    def select(self, rows: slice) -> Table:
+        """Some of the rows."""
+        return self._replace(columns=[column[rows] for column in self.columns], lines=self.lines[rows])
+
+    def line(self, row: int) -> str:
+        """Where a row is, for messages."""
+        return f"{self.path}: line {self.lines[row]}"
+
+
+def read(path: str | os.PathLike[str]) -> Table:
+    """Read a CSV file with a header line, and commas, semicolons, tabs or bars between cells.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    ValueError
+        The file is empty, is not UTF-8 text, is malformed, or has too many columns. Names file and line.
+    """
+    path = Path(path)
+    line = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            delimiter = max(",;\t|", key=file.readline(LINE).count)
+            file.seek(0)
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            header = [cell.strip() for cell in next((row for row in reader if row), [])]
+            line = reader.line_num
+            if not header:
+                raise ValueError(f"{path}: the file is empty, expected a header line and rows")
+            if len(header) > COLUMNS:
+                raise ValueError(f"{path}: the header has {len(header)} columns, expected at most {COLUMNS}")
+            blocks: list[list[Text]] = []
+            lines: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+            rows: list[list[str]] = []
+            ends: list[int] = []
+            for row in reader:
+                line = reader.line_num
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    raise ValueError(
+                        f"{path}: line {line} has {len(row)} cells, expected {len(header)} as in the header"
+                    )
+                rows.append(row)
+                ends.append(line)
+                if len(rows) * len(header) >= BLOCK:
+                    blocks.append(_columns(rows))
+                    lines.append(np.array(ends, dtype=np.int64))
+                    rows, ends = [], []
+            blocks.append(_columns(rows) if rows else [_text([])] * len(header))
+            lines.append(np.array(ends, dtype=np.int64))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error.reason} after line {line})") from error
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a CSV file ({error} after line {line})") from error
+    columns = [np.concatenate([block[k] for block in blocks]) for k in range(len(header))]
+    return Table(path, header, columns, np.concatenate(lines), "," if delimiter == ";" else ".")
+
+
+def names(header: list[str]) -> str:
+    """Names of columns in a line, some of them where there are many."""
+    listed = [name if len(name) <= 40 else f"{name[:37]}..." for name in header[:NAMED]]
+    return ", ".join(listed) + (f" and {len(header) - NAMED} more" if len(header) > NAMED else "")
+
+
+def _columns(rows: list[list[str]]) -> list[Text]:
+    return [_text([cell.strip() for cell in cells]) for cells in zip(*rows, strict=True)]
+
+
+def _text(cells: list[str]) -> Text:
+    return np.array(cells, dtype=np.dtypes.StringDType())
