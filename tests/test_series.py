@@ -239,7 +239,8 @@ def test_billionths_of_a_second(write):
 
 
 def test_a_gap_beyond_all_measure_is_refused(write):
-    dates = np.datetime64("2001-01-01T00:00:00") + np.array([*range(10), *range(20_000_000, 20_000_010)])
+    seconds = np.array([*range(10), *range(20_000_000, 20_000_010)], "timedelta64[s]")
+    dates = np.datetime64("2001-01-01T00:00:00") + seconds
     path = write("time,v\n" + "".join(f"{d},{k}\n" for k, d in enumerate(dates)))
     with pytest.raises(ValueError, match=r"line 12: 19999990 rows are missing between .* split the file there"):
         read_csv(path)
@@ -307,7 +308,7 @@ def test_midnights_are_days(write):
 
 
 def test_one_long_outage_is_a_gap(write):
-    days = [str(np.datetime64("2001-01-01") + k) for k in [*range(30), *range(100, 130)]]
+    days = np.datetime64("2001-01-01") + np.array([*range(30), *range(100, 130)], "timedelta64[D]")
     s = read_csv(write("date,v\n" + "".join(f"{d},{k}\n" for k, d in enumerate(days))))
     assert (len(s.values), s.gaps, s.unit) == (130, 70, "D")
 
@@ -319,3 +320,8 @@ def test_a_single_column_of_any_name(write):
 def test_a_file_without_a_header_is_refused(write):
     with pytest.raises(ValueError, match="line 1 holds data, expected a header"):
         read_csv(write("2001-01,1\n2001-02,2\n2001-03,3\n"))
+
+
+def test_a_single_dated_value_has_no_rhythm(write):
+    s = read_csv(write("date,v\n2001,1\n2002,\n"))
+    assert (s.unit, list(s.labels), s.after(1)) == (None, ["2001"], ["+1"])

@@ -112,13 +112,15 @@ def read(table: Table, k: int) -> Dates | None:
 
 
 def calendar(table: Table, dates: Dates) -> Calendar | None:
-    """Put rising dates on equal steps of time; None where they have no common rhythm.
+    """Put rising dates on equal steps of time; None where there are fewer than two or they have no common rhythm.
 
     Raises
     ------
     ValueError
         They have a rhythm, and a gap so long that it would have to be filled with more rows than FILL allows.
     """
+    if len(dates) < 2:
+        return None
     dates, unit = _coarsest(dates)
     ticks = np.busday_count(dates[0], dates) if unit == "B" else (dates - dates[0]).astype("int64")
     every = int(np.gcd.reduce(np.diff(ticks)))

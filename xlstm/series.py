@@ -221,7 +221,7 @@ def _number(table: Table, row: int, k: int) -> float:
 def _join_months(table: Table) -> Table:
     """Columns "year" and "month", and "day" after them, as one column of dates."""
     n = 3 if table.header[2:3] and table.header[2].lower() == "day" else 2
-    date = table.columns[0]
-    for column in table.columns[1:n]:
-        date = np.strings.add(np.strings.add(date, "-"), np.strings.zfill(column, 2))
+    parts = [column.tolist() for column in table.columns[:n]]
+    joined = ["-".join(cell.zfill(2) for cell in row) for row in zip(*parts, strict=True)]
+    date = np.array(joined, dtype=np.dtypes.StringDType())
     return table._replace(header=["date", *table.header[n:]], columns=[date, *table.columns[n:]])
