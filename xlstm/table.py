@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,44 +61,35 @@ def read(path: str | os.PathLike[str]) -> Table:
         The file is empty, is not UTF-8 text, is malformed, or has too many columns. Names file and line.
     """
     path = Path(path)
-    line = 0
+    reader: Any = None
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             delimiter = max(",;\t|", key=file.readline(LINE).count)
             file.seek(0)
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             header = [cell.strip() for cell in next((row for row in reader if row), [])]
-            line = reader.line_num
             if not header:
                 raise ValueError(f"{path}: the file is empty, expected a header line and rows")
             if len(header) > COLUMNS:
                 raise ValueError(f"{path}: the header has {len(header)} columns, expected at most {COLUMNS}")
-            blocks: list[list[Text]] = []
+            parts: list[list[Text]] = [[_text([])] for _ in header]
             lines: list[np.ndarray[Any, np.dtype[np.int64]]] = []
-            rows: list[list[str]] = []
-            ends: list[int] = []
-            for row in reader:
-                line = reader.line_num
-                if not row:
-                    continue
-                if len(row) != len(header):
-                    raise ValueError(
-                        f"{path}: line {line} has {len(row)} cells, expected {len(header)} as in the header"
-                    )
-                rows.append(row)
-                ends.append(line)
-                if len(rows) * len(header) >= BLOCK:
-                    blocks.append(_columns(rows))
-                    lines.append(np.array(ends, dtype=np.int64))
-                    rows, ends = [], []
-            blocks.append(_columns(rows) if rows else [_text([])] * len(header))
-            lines.append(np.array(ends, dtype=np.int64))
+            for rows, ends in _blocks(path, reader, len(header)):
+                for cells, column in zip(zip(*rows, strict=True), parts, strict=True):
+                    column.append(_text([cell.strip() for cell in cells]))
+                lines.append(np.array(ends, dtype=np.int64))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason} after line {line})") from error
+        where = "" if reader is None else f" after line {reader.line_num}"
+        raise ValueError(f"{path}: not UTF-8 text ({error.reason}{where})") from error
     except csv.Error as error:
-        raise ValueError(f"{path}: not a CSV file ({error} after line {line})") from error
-    columns = [np.concatenate([block[k] for block in blocks]) for k in range(len(header))]
-    return Table(path, header, columns, np.concatenate(lines), "," if delimiter == ";" else ".")
+        raise ValueError(f"{path}: not a CSV file ({error} after line {reader.line_num})") from error
+    columns = []
+    for column in parts:
+        columns.append(np.concatenate(column))
+        column.clear()  # a large table is not in memory twice
+    return Table(
+        path, header, columns, np.concatenate([np.zeros(0, np.int64), *lines]), "," if delimiter == ";" else "."
+    )
 
 
 def names(header: list[str]) -> str:
@@ -106,8 +98,22 @@ def names(header: list[str]) -> str:
     return ", ".join(listed) + (f" and {len(header) - NAMED} more" if len(header) > NAMED else "")
 
 
-def _columns(rows: list[list[str]]) -> list[Text]:
-    return [_text([cell.strip() for cell in cells]) for cells in zip(*rows, strict=True)]
+def _blocks(path: Path, reader: Any, width: int) -> Iterator[tuple[list[list[str]], list[int]]]:
+    """Rows that have cells, and the lines in which they end, so many at a time as make BLOCK cells."""
+    rows: list[list[str]] = []
+    ends: list[int] = []
+    for row in reader:
+        if not row:
+            continue
+        if len(row) != width:
+            raise ValueError(f"{path}: line {reader.line_num} has {len(row)} cells, expected {width} as in the header")
+        rows.append(row)
+        ends.append(reader.line_num)
+        if len(rows) * width >= BLOCK:
+            yield rows, ends
+            rows, ends = [], []
+    if rows:
+        yield rows, ends
 
 
 def _text(cells: list[str]) -> Text:
