@@ -1,4 +1,4 @@
-"""What contributors and CI run: plain `nox` is lint, types, tests, parity and build.
+"""Sessions for contributors and CI: plain `nox` checks style and types, tests, compares backends, and builds.
 
 Versions of tools live in the dependency groups of pyproject.toml.
 """
@@ -6,17 +6,30 @@ Versions of tools live in the dependency groups of pyproject.toml.
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nox
 
 nox.options.default_venv_backend = "venv"  # plain pip: it finds a CPU build of PyTorch where uv takes a CUDA one
-nox.options.sessions = ["lint", "types", "tests", "parity", "build"]
 nox.options.error_on_missing_interpreters = True
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 
+
+def runs(version: str) -> bool:
+    """Whether the command pythonX.Y is there and runs: a shim may stand for a Python that is not installed."""
+    command = shutil.which(f"python{version}")
+    return command is not None and subprocess.run([command, "--version"], capture_output=True).returncode == 0
+
+
+LOWEST = "3.11"  # the lowest Python that the project declares, for the lowest versions of packages
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+OTHERS = [version for version in ("3.11", "3.12", "3.13", "3.14") if version != HERE and runs(version)]
+nox.options.sessions = ["lint", "types", "tests", *(["pythons"] if OTHERS else []), "lowest", "parity", "build"]
 
 # Tests that run recurrent layers, and the environment of every path that layers can take beside the usual one.
 RECURRENT = [f"tests/test_{name}.py" for name in ("lstm", "slstm", "lengths", "recurrent", "interop_torch", "training")]
@@ -26,6 +39,8 @@ PATHS = [
     {"XLSTM_COMPILE": "1", "XLSTM_TEST_PLAN": "parts"},
     {"XLSTM_COMPILE": "1", "XLSTM_TEST_PLAN": "shared"},
 ]
+# Backends of array-api-strict and of PyTorch need no second Python.
+NUMPY = {"XLSTM_TEST_BACKENDS": "numpy"}
 
 
 def group(*names: str) -> list[str]:
@@ -56,7 +71,7 @@ def tests(session: nox.Session) -> None:
     Then everything that recurs again on every other path of NumPy arrays: loops not compiled, on one thread, and the
     work divided among threads as it is for large layers.
     """
-    session.install("-e", ".[fast]", *group("test", "bench", "device"))
+    session.install("-e", ".[fast]", *group("test", "torch", "bench", "device"))
     session.run("pytest", "-n", "2", *session.posargs)
     if session.posargs:
         return
@@ -64,10 +79,29 @@ def tests(session: nox.Session) -> None:
         session.run("pytest", "-n", "2", "-q", *RECURRENT, env={**path, "XLSTM_TEST_BACKENDS": "numpy"})
 
 
+@nox.session(python=OTHERS)
+def pythons(session: nox.Session) -> None:
+    """The tests with the newest NumPy on every other Python of this machine; those that need PyTorch stay on one."""
+    session.install("-e", ".[fast]", *group("test"))
+    session.run("pytest", "-n", "2", "-q", *session.posargs, env=NUMPY)
+
+
+@nox.session(python=LOWEST if HERE == LOWEST or LOWEST in OTHERS else HERE)
+def lowest(session: nox.Session) -> None:
+    """The tests with the lowest declared version of every package that users install."""
+    project = PROJECT["project"]
+    declared = [project["dependencies"], *project["optional-dependencies"].values()]
+    constraints = Path(session.create_tmp()) / "lowest.txt"
+    lines = [re.sub(">=", "==", package) for packages in declared for package in packages if "[" not in package]
+    constraints.write_text("\n".join(lines))
+    session.install("-e", ".[fast,plot,keras,onnx,text]", "-c", str(constraints), *group("runner"))
+    session.run("pytest", "-n", "2", "-q", *session.posargs, env=NUMPY)
+
+
 @nox.session
 def parity(session: nox.Session) -> None:
     """Every pair of usable backends side by side on the same inputs."""
-    session.install("-e", ".", *group("test"))
+    session.install("-e", ".", *group("test", "torch"))
     session.run("python", "-m", "tests.parity", *session.posargs)
 
 
@@ -85,7 +119,7 @@ def bench(session: nox.Session) -> None:
 def gpu(session: nox.Session) -> None:
     """The GPU check within 8 minutes: barriers, tests on CuPy, parity, times beside cuDNN's, the main job."""
     cuda = os.environ.get("XLSTM_CUDA", "cuda12")
-    session.install("-e", f".[{cuda},fast]", *group("test", "bench"))
+    session.install("-e", f".[{cuda},fast]", *group("test", "torch", "bench"))
     session.run("python", "-m", "bench.gpu", *session.posargs)
 
 
