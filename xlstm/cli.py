@@ -22,7 +22,7 @@ import xlstm
 from xlstm import backend as choose_backend
 from xlstm import benchmark, convert, explain, interrupts, machine, plots, text, threads, training, writing
 from xlstm.backend import NAMES, Backend, BackendError, usable
-from xlstm.estimators import Forecaster, Score, Settings
+from xlstm.estimators import Forecaster, Score, SeriesError, Settings
 from xlstm.series import Series, bundled, read_csv
 
 app = typer.Typer(
@@ -64,12 +64,12 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
                 sys.stdout.flush()
         except BrokenPipeError:  # whoever read the output has had enough
             raise typer.Exit(CLOSED) from None
-        except ERRORS as error:
+        except (*ERRORS, KeyboardInterrupt) as error:
+            if _interrupted(error):
+                _tell("interrupted")
+                raise typer.Exit(INTERRUPTED) from None
             _tell(f"error: {error}")
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            _tell("interrupted")
-            raise typer.Exit(INTERRUPTED) from None
 
     return run
 
@@ -103,7 +103,8 @@ def train(
     )
     series = read_csv(csv or bundled("sunspots"), column)
     forecaster = Forecaster(settings, backend, dtype, series.name)
-    forecaster.examples(series.values)  # before anything is made or printed: can this be trained on?
+    with _dated(series):
+        forecaster.examples(series.values)  # before anything is made or printed: can this be trained on?
     files = [output / MODEL] + [output / PICTURE] * plots.available()
     output.mkdir(parents=True, exist_ok=True)
     for file in files:
@@ -146,7 +147,8 @@ def predict(
     _printable("predict")
     forecaster = Forecaster.load(model, backend)
     series = read_csv(csv, column, usual=forecaster.name)
-    values = forecaster.predict(series.values, steps)
+    with _dated(series):
+        values = forecaster.predict(series.values, steps)
     if series.name != forecaster.name:
         err.print(f"note: the model was trained on {forecaster.name}, this is {series.name}")
     writer = csvlib.writer(sys.stdout, lineterminator="\n")
@@ -389,7 +391,7 @@ def _accounted(files: list[Path]) -> Iterator[None]:
         yield
     except (Exception, KeyboardInterrupt) as error:
         written = [_stamp(file) != stamp for file, stamp in zip(files, before, strict=True)]
-        interrupted = isinstance(error, KeyboardInterrupt)
+        interrupted = _interrupted(error)
         if isinstance(error, BrokenPipeError) or not (interrupted or any(written)):
             raise
         account = "nothing was saved"
@@ -399,6 +401,11 @@ def _accounted(files: list[Path]) -> Iterator[None]:
         what = f"error: {error}" if isinstance(error, ERRORS) else f"error: {type(error).__name__}: {error}"
         _tell(f"{'interrupted' if interrupted else what}; {account}")
         raise typer.Exit(INTERRUPTED if interrupted else 1) from None
+
+
+def _interrupted(error: BaseException) -> bool:
+    """Whether a signal is the cause of an error, which some libraries turn into one of their own."""
+    return isinstance(error, KeyboardInterrupt) or interrupts.received() is not None
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:
@@ -432,6 +439,15 @@ def _backends(names: list[str] | None, dtypes: list[str]) -> list[Backend]:
     for reason in refused:
         out.print(f"without {reason}")
     return found
+
+
+@contextlib.contextmanager
+def _dated(series: Series) -> Iterator[None]:
+    """Name the row of a value that cannot be used by its date."""
+    try:
+        yield
+    except SeriesError as error:
+        raise ValueError(f"{series.name}, {series.step} {series.labels[error.row]}: {error}") from error
 
 
 def _extent(series: Series) -> str:
