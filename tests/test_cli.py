@@ -259,3 +259,12 @@ def test_a_value_out_of_all_proportion_is_dated(run, tmp_path, cell, words):
     assert result.exit_code == 2
     assert result.stderr.startswith(f"error: v, day 2001-10-08: Forecaster: {words}")
     assert not (tmp_path / "xlstm-output").exists()
+
+
+def test_two_processes_train_into_one_folder(tmp_path):
+    whole = [sys.executable, "-m", "xlstm", "train", *QUICK]
+    environment = {**os.environ, "XLSTM_COMPILE": "0"}
+    both = [subprocess.Popen([*whole, "--seed", str(seed)], cwd=tmp_path, env=environment) for seed in (1, 2)]
+    assert [process.wait(120) for process in both] == [0, 0]
+    assert sorted(os.listdir(tmp_path / "xlstm-output")) == ["forecast.png", "model.safetensors"]
+    assert Forecaster.load(tmp_path / "xlstm-output/model.safetensors", "numpy").settings.seed in (1, 2)
