@@ -151,9 +151,9 @@ def test_killed_training_leaves_the_old_model(tmp_path, delay):
     assert model.read_bytes() == before or after.settings.seed == 1
 
 
-def command(folder, *args, **options):
+def command(folder, *args, coding="utf-8", **options):
     """The command line in a process of its own."""
-    environment = {**os.environ, "XLSTM_COMPILE": "0"}
+    environment = {**os.environ, "XLSTM_COMPILE": "0", "PYTHONIOENCODING": coding}
     whole = [sys.executable, "-m", "xlstm", *map(str, args)]
     return subprocess.run(whole, cwd=folder, text=True, env=environment, stderr=subprocess.PIPE, timeout=120, **options)
 
@@ -179,6 +179,12 @@ def test_a_reader_who_goes_away_costs_no_training(tmp_path):
     words = "error: [Errno 28] the results could not be printed, No space left on device; "
     assert done.stderr == f"{words}full/model.safetensors is saved, full/forecast.png is saved\n"
     assert sorted(os.listdir(tmp_path / "full")) == ["forecast.png", "model.safetensors"]
+    rows = "".join(f"{k % 7}\n" for k in range(100))
+    (tmp_path / "s.csv").write_text("\u03bb\n" + rows, encoding="utf-8")
+    done = command(tmp_path, "train", "s.csv", *QUICK, "-o", "ascii", stdout=subprocess.DEVNULL, coding="ascii")
+    assert done.returncode == 1
+    assert "error: the results could not be printed, 'ascii' codec can't encode" in done.stderr
+    assert done.stderr.endswith("ascii/model.safetensors is saved, ascii/forecast.png is saved\n")
 
 
 @pytest.mark.parametrize(

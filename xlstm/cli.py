@@ -277,8 +277,8 @@ def bench(
                     about = machine.describe()
                     writing.append(json, "".join(dumps({**row.as_dict(), "machine": about}) + "\n" for row in done))
     except KeyboardInterrupt:
-        err.print("interrupted, what was measured until then:")
-        raise typer.Exit(130) from None
+        _tell("interrupted, what was measured until then:")
+        raise typer.Exit(INTERRUPTED) from None
     finally:
         if rows:
             _print_rows(rows)
@@ -369,18 +369,22 @@ class _Report:
     """Lines on standard output; where they cannot be printed, the work goes on, and `finish` raises the error."""
 
     def __init__(self) -> None:
-        self.error: OSError | None = None
+        self.error: OSError | ValueError | None = None
 
     def print(self, what: Any, **options: Any) -> None:
+        """Print a line, unless an earlier one could not be printed."""
         if self.error is None:
             try:
                 out.print(what, **options)
-            except OSError as error:
+            except (OSError, ValueError) as error:  # of these, letters that the terminal does not have
                 self.error = error
 
     def finish(self) -> None:
-        if self.error is not None:
+        """Raise the error of the first line that could not be printed."""
+        if isinstance(self.error, OSError):
             raise OSError(self.error.errno, f"the results could not be printed, {self.error.strerror}")
+        if self.error is not None:
+            raise ValueError(f"the results could not be printed, {self.error}")
 
 
 @contextlib.contextmanager
@@ -474,10 +478,13 @@ class _Bar:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.bar.stop()
+        if not self.bar.disable:
+            self.bar.stop()
 
     def show(self, now: training.Progress) -> None:
         """Move the bar; the time left is until the last epoch, so at most that."""
+        if self.bar.disable:
+            return
         total, done = now.epochs * now.steps, (now.epoch - 1) * now.steps + now.step
         validation = "-" if now.validation is None else f"{now.validation:.4f}"
         values: dict[str, Any] = {"epoch": now.epoch, "epochs": now.epochs, "loss": now.loss, "validation": validation}
