@@ -61,6 +61,19 @@ time.sleep(30)
     assert run(code) == (130, "")
 
 
+def test_a_destructor_that_fails_after_an_interrupt_is_not_shown():
+    code = """
+class Fragile:
+    def __init__(self):
+        signal.raise_signal(signal.SIGINT)
+        self.handle = 1
+    def __del__(self):
+        del self.handle
+Fragile()
+"""
+    assert run(code) == (130, "")
+
+
 def test_other_errors_in_a_destructor_are_shown_as_ever():
     code = """
 class Fragile:

@@ -79,11 +79,14 @@ def _end_of_interrupted(kind: type[BaseException], error: BaseException, trace: 
 
 
 def _send_again(ignored: Any) -> None:
-    """An interrupt that Python is about to ignore comes again; other errors are shown as ever."""
-    if issubclass(ignored.exc_type, KeyboardInterrupt) and hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_REAL, AGAIN)
-    else:
+    """An interrupt that Python is about to ignore comes again; errors before any signal are shown as ever.
+
+    After one, destructors fail because of objects that it left half made.
+    """
+    if received() is None:
         sys.__unraisablehook__(ignored)
+    elif issubclass(ignored.exc_type, KeyboardInterrupt) and hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, AGAIN)
 
 
 if is_command("".join(sys.argv[:1]), sys.orig_argv):  # the package is imported for the command line
