@@ -1,19 +1,22 @@
 """The command line, as a user meets it: output, files, exit codes and one-line errors."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import xlstm
+from xlstm import plots
 from xlstm.cli import app
-from xlstm.estimators import Forecaster
-from xlstm.series import bundled
+from xlstm.estimators import Forecaster, Settings
+from xlstm.series import bundled, read_csv
 
 QUICK = ["--epochs", "2", "--window", "12", "--hidden-size", "4", "--backend", "numpy"]
 
@@ -146,3 +149,128 @@ def test_killed_training_leaves_the_old_model(tmp_path, delay):
     process.wait()
     after = Forecaster.load(model, "numpy")  # whole, whether old or new
     assert model.read_bytes() == before or after.settings.seed == 1
+
+
+def command(folder, *args, coding="utf-8", **options):
+    """The command line in a process of its own."""
+    environment = {**os.environ, "XLSTM_COMPILE": "0", "PYTHONIOENCODING": coding}
+    whole = [sys.executable, "-m", "xlstm", *map(str, args)]
+    return subprocess.run(whole, cwd=folder, text=True, env=environment, stderr=subprocess.PIPE, timeout=120, **options)
+
+
+@contextlib.contextmanager
+def closed_pipe():
+    """What is written to when the reader has gone."""
+    read, write = os.pipe()
+    os.close(read)
+    yield write
+    os.close(write)
+
+
+def test_a_reader_who_goes_away_costs_no_training(tmp_path):
+    """As `xlstm train | head -1`, which ends with the first line."""
+    with closed_pipe() as pipe:
+        done = command(tmp_path, "train", *QUICK, stdout=pipe)
+    assert (done.returncode, done.stderr) == (141, "")
+    assert sorted(os.listdir(tmp_path / "xlstm-output")) == ["forecast.png", "model.safetensors"]
+    with open("/dev/full", "w") as full:
+        done = command(tmp_path, "train", *QUICK, "-o", "full", stdout=full)
+    assert done.returncode == 1
+    words = "error: [Errno 28] the results could not be printed, No space left on device; "
+    assert done.stderr == f"{words}full/model.safetensors is saved, full/forecast.png is saved\n"
+    assert sorted(os.listdir(tmp_path / "full")) == ["forecast.png", "model.safetensors"]
+    rows = "".join(f"{k % 7}\n" for k in range(100))
+    (tmp_path / "s.csv").write_text("\u03bb\n" + rows, encoding="utf-8")
+    done = command(tmp_path, "train", "s.csv", *QUICK, "-o", "ascii", stdout=subprocess.DEVNULL, coding="ascii")
+    assert done.returncode == 1
+    assert "error: the results could not be printed, 'ascii' codec can't encode" in done.stderr
+    assert done.stderr.endswith("ascii/model.safetensors is saved, ascii/forecast.png is saved\n")
+
+
+@pytest.mark.parametrize(
+    "args", [["info"], ["predict", "m", bundled("sunspots")], ["generate", "l", "--prompt", "1 2"]]
+)
+def test_readers_who_go_away_end_a_command_quietly(tmp_path, args):
+    if args[0] == "predict":
+        forecaster = Forecaster(Settings(12, hidden_size=2, epochs=1), "numpy", name="sunspots")
+        forecaster.fit(np.sin(np.arange(100.0))).save(tmp_path / "m")
+    if args[0] == "generate":
+        model = xlstm.xLSTMLanguageModel(xlstm.LSTM(4, 4), vocab_size=5)
+        xlstm.models.save(tmp_path / "l", model, model.init(backend="numpy"))
+    with closed_pipe() as pipe:
+        done = command(tmp_path, *args, stdout=pipe)
+    assert (done.returncode, done.stderr) == (141, "")
+    if args[0] != "info":
+        shell = f"{sys.executable} -m xlstm {' '.join(map(str, args)).replace('1 2', repr('1 2'))} >&-"
+        done = subprocess.run(shell, shell=True, cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (
+            2,
+            f"error: {args[0]}: standard output is closed, there is nowhere to print to\n",
+        )
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), ValueError("no"), RuntimeError("no")], ids=lambda e: type(e).__name__
+)
+@pytest.mark.parametrize("where", ["score", "forecast"])
+def test_the_model_is_saved_before_comparison_and_picture(run, tmp_path, monkeypatch, where, error):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(*((Forecaster, "score") if where == "score" else (plots, "forecast")), fail)
+    result = run("train", *QUICK)
+    what = {"KeyboardInterrupt": "interrupted", "ValueError": "error: no", "RuntimeError": "error: RuntimeError: no"}
+    files = "xlstm-output/model.safetensors is saved, xlstm-output/forecast.png is not saved"
+    assert result.stderr == f"{what[type(error).__name__]}; {files}\n"
+    assert result.exit_code == (130 if isinstance(error, KeyboardInterrupt) else 1)
+    assert Forecaster.load(tmp_path / "xlstm-output/model.safetensors", "numpy").settings.window == 12
+
+
+def test_an_interrupt_before_the_model_is_saved(run, tmp_path, monkeypatch):
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(xlstm.training, "train", interrupt)
+    (tmp_path / "xlstm-output").mkdir()
+    (tmp_path / "xlstm-output/model.safetensors").write_text("precious")
+    result = run("train", *QUICK)
+    assert (result.exit_code, result.stderr) == (130, "interrupted; nothing was saved\n")
+    assert (tmp_path / "xlstm-output/model.safetensors").read_text() == "precious"
+
+
+def test_a_picture_is_whole_or_not_at_all(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    def fail(figure, path, **options):
+        Path(path).write_bytes(b"half a pic")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    (tmp_path / "p.png").write_text("old")
+    series = read_csv(bundled("sunspots"))
+    with pytest.raises(OSError, match=r"not saved, No space left on device: .*p\.png"):
+        plots.forecast(tmp_path / "p.png", series, np.arange(100), series.values[:100])
+    assert os.listdir(tmp_path) == ["p.png"]
+    assert (tmp_path / "p.png").read_text() == "old"
+
+
+@pytest.mark.parametrize(("cell", "words"), [("1e300", "values[280] is 1e+300"), ("1e40", "values[280] is 1e+40")])
+def test_a_value_out_of_all_proportion_is_dated(run, tmp_path, cell, words):
+    values = [f"{k % 7}" for k in range(300)]
+    values[280] = cell
+    dates = np.datetime64("2001-01-01") + np.arange(300)
+    rows = "".join(f"{date},{value}\n" for date, value in zip(dates, values, strict=True))
+    (tmp_path / "s.csv").write_text("day,v\n" + rows)
+    result = run("train", "s.csv", *QUICK)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: v, day 2001-10-08: Forecaster: {words}")
+    assert not (tmp_path / "xlstm-output").exists()
+
+
+def test_two_processes_train_into_one_folder(tmp_path):
+    whole = [sys.executable, "-m", "xlstm", "train", *QUICK]
+    environment = {**os.environ, "XLSTM_COMPILE": "0"}
+    both = [subprocess.Popen([*whole, "--seed", str(seed)], cwd=tmp_path, env=environment) for seed in (1, 2)]
+    assert [process.wait(120) for process in both] == [0, 0]
+    assert sorted(os.listdir(tmp_path / "xlstm-output")) == ["forecast.png", "model.safetensors"]
+    assert Forecaster.load(tmp_path / "xlstm-output/model.safetensors", "numpy").settings.seed in (1, 2)

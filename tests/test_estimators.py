@@ -5,7 +5,7 @@ import pytest
 
 from xlstm import checkpoint
 from xlstm.backend import to_numpy
-from xlstm.estimators import Forecaster, Settings
+from xlstm.estimators import Forecaster, SeriesError, Settings
 from xlstm.series import bundled, read_csv
 
 QUICK = {"window": 12, "hidden_size": 8, "epochs": 40, "learning_rate": 0.02, "batch_size": 16, "averaging": 0.9}
@@ -117,7 +117,7 @@ def test_load_refuses_other_shapes(fitted, tmp_path):
         (wave(30), {"window": 100}, "a window of 100 and a horizon of 1 need 101 rows"),
         (wave(2), {}, "too few"),
         (np.ones((5, 2)), {}, r"shape \(5, 2\), expected \(N,\)"),
-        (np.where(np.arange(300) == 5, np.inf, wave()), {}, "value 5 of the series is infinite"),
+        (np.where(np.arange(300) == 5, np.inf, wave()), {}, r"values\[5\] is inf"),
         (wave(gaps=(0,)), {}, "begins with a gap"),
         (wave(gaps=range(170, 245)), {}, "validation part of the series has no values"),
         (wave(gaps=range(235, 300)), {}, "test part of the series has no values"),
@@ -203,3 +203,28 @@ def test_gaps_are_no_targets_and_not_scored():
     errors = [(known[k - 1] - v[k]) ** 2 for k in range(240, 300) if not np.isnan(v[k])]
     assert score.persistence[0] == pytest.approx(np.mean(errors) ** 0.5, rel=1e-12)
     assert score.points == len(errors) == 58
+
+
+@pytest.mark.parametrize("row", [10, 200, 299])  # of the parts for training, validation and testing
+@pytest.mark.parametrize("value", [1e300, -1e160, 1e60])
+def test_a_value_out_of_all_proportion_is_named(fitted, row, value):
+    values = wave()
+    values[row] = value
+    words = rf"values\[{row}\] is {value:g}".replace("+", r"\+")
+    calls = [fitted.score, fitted.predict]
+    if row > 180 or abs(value) > 1e150:  # in the training part it is what others are measured by
+        calls.append(Forecaster(Settings(**QUICK), "numpy").fit)
+    for call in calls:
+        with pytest.raises(SeriesError, match=words) as caught:
+            call(values)
+        assert caught.value.row == row
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("float32", 1e15), ("float64", 1e60), ("float64", 1e149)])
+def test_a_large_value_gives_finite_results(dtype, value):
+    values = wave()
+    values[290] = value
+    forecaster = Forecaster(Settings(**QUICK), "numpy", dtype).fit(values)
+    score = forecaster.score(values)
+    for found in (score.model, score.persistence, score.autoregression, forecaster.predict(values, 3)):
+        assert np.all(np.isfinite(found))

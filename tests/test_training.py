@@ -238,3 +238,114 @@ def test_bad_settings_are_named(change, words):
         training.train(
             model, model.init(0, make_backend("numpy")), stream_data(), optim.sgd(0.1), **{"epochs": 1, **change}
         )
+
+
+class Given:
+    """The same batches in every epoch, or as many epochs as there are lists of them."""
+
+    def __init__(self, *epochs):
+        self.epochs, self.done = epochs, 0
+
+    def __len__(self):
+        return 1
+
+    def batches(self, rng=None):
+        self.done += 1
+        return iter(self.epochs[min(self.done, len(self.epochs)) - 1])
+
+
+def batch(T=5, B=2, **changes):
+    given = {"x": np.ones((T, B, 1)), "target": np.zeros((T, B, 1)), "mask": None, "fresh": True}
+    return Batch(**{**given, **changes})
+
+
+def fit(*epochs, last=False, validation=None, backend="numpy", dtype="float32", **options):
+    model = SequenceModel(xlstm.LSTM(1, 3), 1, last=last)
+    options = {"epochs": 2, **options}
+    return training.train(
+        model, model.init(0, backend, dtype), Given(*epochs), optim.sgd(0.1), validation=validation, **options
+    )
+
+
+NOTHING_COUNTS = "the data have no target that counts"
+
+
+@pytest.mark.parametrize(
+    ("epochs", "last", "words"),
+    [
+        ([[]], False, "epoch 1: the data yield no batches"),
+        ([[batch()], []], False, "epoch 2: the data yield no batches"),
+        ([[batch(mask=np.zeros((5, 2), bool))]], False, f"epoch 1: {NOTHING_COUNTS}"),
+        ([[batch(lengths=np.array([0, 0]))]], False, f"epoch 1: {NOTHING_COUNTS}"),
+        ([[batch(lengths=np.array([0, 0]), target=np.zeros((2, 1)))]], True, f"epoch 1: {NOTHING_COUNTS}"),
+    ],
+)
+def test_data_that_yield_nothing_are_named(epochs, last, words):
+    with pytest.raises(ValueError, match=f"train: {words}"):
+        fit(*epochs, last=last)
+    with pytest.raises(ValueError, match=f"evaluate: {words.partition(': ')[2]}"):
+        fit([batch(target=np.zeros((2, 1)))] if last else [batch()], last=last, validation=Given(epochs[-1]))
+
+
+def test_a_batch_in_which_nothing_counts_is_fine_among_others():
+    assert len(fit([batch(mask=np.zeros((5, 2), bool)), batch()]).losses) == 4
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["x", "target"])
+def test_a_number_that_is_not_finite_is_named_and_not_the_learning_rate(name, value):
+    array = np.ones((5, 2, 1))
+    array[3, 1, 0] = value
+    words = rf"{name}\[3, 1, 0\] is {value:g}, expected finite numbers"
+    with pytest.raises(ValueError, match=f"train: epoch 1, step 2: {words}"):
+        fit([batch(), batch(**{name: array})])
+    with pytest.raises(ValueError, match=f"evaluate: batch 2: {words}"):
+        fit([batch()], validation=Given([batch(), batch(**{name: array})]))
+
+
+def test_a_number_that_is_not_finite_on_a_device_is_named(be):
+    array = np.ones((5, 2, 1))
+    array[3, 1, 0] = np.nan
+    with pytest.raises(ValueError, match=r"train: epoch 1, step 2: x\[3, 1, 0\] is nan"):
+        fit([batch(), batch(x=be.asarray(array))], backend=be, dtype=None)
+
+
+def test_a_target_that_a_mask_leaves_out_is_named_where_the_loss_does_not_leave_it_out():
+    target, mask = np.zeros((5, 2, 1)), np.ones((5, 2, 1), bool)
+    target[3, 1, 0], mask[3, 1, 0] = np.nan, False
+
+    def careful(y, target, mask):
+        return losses.mse(y, np.where(mask, target, 0).astype(y.dtype), mask)
+
+    assert np.all(np.isfinite(fit([batch(target=target, mask=mask)], loss=careful).losses))
+    with pytest.raises(ValueError, match=r"step 1: target\[3, 1, 0\] is nan"):
+        fit([batch(target=target, mask=mask)])
+
+
+def test_a_number_for_which_the_dtype_has_no_room_is_named():
+    x = np.ones((5, 2, 1))
+    x[3, 1, 0] = 1e300
+    with pytest.raises(ValueError, match=r"step 1: x\[3, 1, 0\] is 1e\+300, more than float32 has room for"):
+        fit([batch(x=x)])
+    fit([batch(x=x)], dtype="float64")
+
+
+@pytest.mark.parametrize("junk", [np.nan, 1e300])
+def test_steps_past_the_end_do_not_matter(junk):
+    x = np.ones((5, 2, 1))
+    x[3:, 1] = junk
+    lengths = np.array([5, 3])
+    found = fit([batch(x=x, lengths=lengths)]).losses
+    assert found == fit([batch(lengths=lengths)]).losses
+
+
+def test_errors_of_the_user_pass_unchanged():
+    error = RuntimeError("mine")
+
+    def fail(*args):
+        raise error
+
+    for options in ({"loss": fail}, {"progress": fail}):
+        with pytest.raises(RuntimeError) as caught:
+            fit([batch()], **options)
+        assert caught.value is error

@@ -7,6 +7,7 @@
 import importlib
 from typing import Any
 
+from xlstm import interrupts  # noqa: F401 (first: signals during the imports that take long)
 from xlstm.backend import Backend, BackendError, backend, usable
 from xlstm.gradcheck import gradcheck
 from xlstm.layers.linear import Linear

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from xlstm import writing
 from xlstm.backend import Array, to_numpy
 
 KEY = "xlstm"
@@ -23,10 +24,7 @@ VERSION = 1
 
 
 def save(path: str | os.PathLike[str], params: dict[str, Array], kind: str, config: dict[str, Any]) -> None:
-    """Write a model file.
-
-    The bytes go to a temporary file in the same folder, which then takes the place of `path` in one
-    step: killed at any moment, `path` is the old file or the new one.
+    """Write a model file, whole or not at all, as `xlstm.writing` does.
 
     Parameters
     ----------
@@ -41,42 +39,13 @@ def save(path: str | os.PathLike[str], params: dict[str, Array], kind: str, conf
     Raises
     ------
     OSError
-        The folder cannot be written to.
+        The file cannot be written.
     """
     from safetensors.numpy import save as to_bytes
 
     about = json.dumps({"version": VERSION, "kind": kind, "config": config})
     arrays = {name: np.ascontiguousarray(to_numpy(array)) for name, array in params.items()}
-    write(path, to_bytes(arrays, metadata={KEY: about}))
-
-
-def write(path: str | os.PathLike[str], blob: bytes) -> None:
-    """Write a file whole or not at all.
-
-    Raises
-    ------
-    OSError
-        The folder cannot be written to.
-    """
-    with whole(path) as temporary:
-        temporary.write_bytes(blob)
-
-
-@contextlib.contextmanager
-def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path to write to in place of `path`, which then takes its place in one step, unless there is an error."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, f"not saved, {error.strerror or error}", str(path)) from error
-        raise
+    writing.write(path, to_bytes(arrays, metadata={KEY: about}))
 
 
 def is_ours(path: str | os.PathLike[str]) -> bool:

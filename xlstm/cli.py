@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv as csvlib
 import functools
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,9 +20,9 @@ from rich.table import Table
 
 import xlstm
 from xlstm import backend as choose_backend
-from xlstm import benchmark, convert, explain, machine, plots, text, threads, training
+from xlstm import benchmark, convert, explain, interrupts, machine, plots, text, threads, training, writing
 from xlstm.backend import NAMES, Backend, BackendError, usable
-from xlstm.estimators import Forecaster, Score, Settings
+from xlstm.estimators import Forecaster, Score, SeriesError, Settings
 from xlstm.series import Series, bundled, read_csv
 
 app = typer.Typer(
@@ -30,30 +32,44 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-# Names from files are printed as they are: nothing in them is markup.
-out = Console(highlight=False, markup=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
-MODEL = "model.safetensors"
+
+class _Console(Console):
+    """One that leaves it to the command what happens when nobody reads its output any more."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # rich calls this where it has caught the error
+
+
+# Names from files are printed as they are: nothing in them is markup.
+out = _Console(highlight=False, markup=False, soft_wrap=True)
+err = _Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+MODEL, PICTURE = "model.safetensors", "forecast.png"
+# Errors whose message says enough; others show a traceback.
+ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError, BackendError)
+INTERRUPTED, CLOSED = 130, 141  # exit codes, those of a shell for SIGINT and SIGPIPE
 BackendOption = Annotated[str, typer.Option("--backend", help="auto, numpy, cupy or torch.")]
 ColumnOption = Annotated[str | None, typer.Option("--column", help="Column to forecast, if several hold numbers.")]
 
 
 def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Bad input ends with one line on standard error and exit code 2."""
+    """Bad input ends with one line on standard error and exit code 2; signals and closed pipes end it quietly."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except BrokenPipeError:
-            raise  # whoever read the output has had enough
-        except (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError, BackendError) as error:
-            err.print(f"error: {error}")
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except BrokenPipeError:  # whoever read the output has had enough
+            raise typer.Exit(CLOSED) from None
+        except (*ERRORS, KeyboardInterrupt) as error:
+            if _interrupted(error):
+                _tell("interrupted")
+                raise typer.Exit(INTERRUPTED) from None
+            _tell(f"error: {error}")
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            err.print("interrupted, nothing was saved")
-            raise typer.Exit(130) from None
 
     return run
 
@@ -87,29 +103,35 @@ def train(
     )
     series = read_csv(csv or bundled("sunspots"), column)
     forecaster = Forecaster(settings, backend, dtype, series.name)
-    forecaster.examples(series.values)  # before anything is made or printed: can this be trained on?
-    _writable(output)
+    with _dated(series):
+        forecaster.examples(series.values)  # before anything is made or printed: can this be trained on?
+    files = [output / MODEL] + [output / PICTURE] * plots.available()
+    output.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        writing.check(file)
+    report = _Report()
     narrow = "" if precision is None else f", training in {precision}"
-    out.print(f"backend: {forecaster.backend}, {dtype}{narrow} ({forecaster.backend.reason})")
-    out.print(f"series:  {series.name}, {_extent(series)}")
-    with _Bar() as bar:
-        forecaster.fit(series.values, bar.show)
-    trained = forecaster.trained
-    assert trained is not None
-    early = ", stopped early" if trained.stopped_early else ""
-    early += f", {trained.skipped} steps left out" if trained.skipped else ""
-    epochs_done, seconds = len(trained.validations), trained.seconds
-    out.print(f"trained: {epochs_done} epochs in {seconds:.1f} s, best after epoch {trained.best_epoch}{early}")
-    score = forecaster.score(series.values)
-    model = output / MODEL
-    forecaster.save(model)
-    _print_score(score, series.step)
-    out.print(f"model:   {model}")
-    if plots.available():
-        plots.forecast(output / "forecast.png", series, score.at, score.forecasts[:, 0])
-        out.print(f"picture: {output / 'forecast.png'}")
-    else:
-        out.print("picture: none, matplotlib is not installed (pip install matplotlib)")
+    report.print(f"backend: {forecaster.backend}, {dtype}{narrow} ({forecaster.backend.reason})")
+    report.print(f"series:  {series.name}, {_extent(series)}")
+    with _accounted(files):
+        with _Bar() as bar:
+            forecaster.fit(series.values, bar.show)
+            forecaster.save(files[0])  # before anything else can go wrong
+        trained = forecaster.trained
+        assert trained is not None
+        early = ", stopped early" if trained.stopped_early else ""
+        early += f", {trained.skipped} steps left out" if trained.skipped else ""
+        epochs_done, seconds = len(trained.validations), trained.seconds
+        report.print(f"trained: {epochs_done} epochs in {seconds:.1f} s, best after epoch {trained.best_epoch}{early}")
+        report.print(f"model:   {files[0]}")
+        score = forecaster.score(series.values)
+        report.print(_table_of(score, series.step), width=max(80, out.width))  # numbers are never cut short
+        for picture in files[1:]:
+            plots.forecast(picture, series, score.at, score.forecasts[:, 0])
+            report.print(f"picture: {picture}")
+        if len(files) == 1:
+            report.print("picture: none, matplotlib is not installed (pip install matplotlib)")
+        report.finish()
 
 
 @app.command()
@@ -122,9 +144,11 @@ def predict(
     backend: BackendOption = "auto",
 ) -> None:
     """Forecast what comes after the last value of a series; prints CSV."""
+    _printable("predict")
     forecaster = Forecaster.load(model, backend)
     series = read_csv(csv, column, usual=forecaster.name)
-    values = forecaster.predict(series.values, steps)
+    with _dated(series):
+        values = forecaster.predict(series.values, steps)
     if series.name != forecaster.name:
         err.print(f"note: the model was trained on {forecaster.name}, this is {series.name}")
     writer = csvlib.writer(sys.stdout, lineterminator="\n")
@@ -189,6 +213,7 @@ def generate(
     dtype: Annotated[str | None, typer.Option(help="float32 or float64; that of the checkpoint if left out.")] = None,
 ) -> None:
     """Go on from a prompt with a language model, token by token."""
+    _printable("generate")
     codec = text.codec(model, as_bytes)
     tokens = codec.encode(prompt)
     network, params = convert.language(model, backend, dtype)
@@ -231,7 +256,7 @@ def bench(
     if plot is not None:
         plots.check(plot)
     if json is not None:
-        json.open("a").close()  # before any work is done: can it be written to?
+        writing.append(json, "")  # before any work is done: can it be written to?
     chosen = _backends(backend, dtypes)
     for be in chosen:
         out.print(f"backend: {be}")
@@ -250,11 +275,10 @@ def bench(
                 bar.advance(task)
                 if json is not None:
                     about = machine.describe()
-                    with json.open("a", encoding="utf-8") as file:
-                        file.writelines(dumps({**row.as_dict(), "machine": about}) + "\n" for row in done)
+                    writing.append(json, "".join(dumps({**row.as_dict(), "machine": about}) + "\n" for row in done))
     except KeyboardInterrupt:
-        err.print("interrupted, what was measured until then:")
-        raise typer.Exit(130) from None
+        _tell("interrupted, what was measured until then:")
+        raise typer.Exit(INTERRUPTED) from None
     finally:
         if rows:
             _print_rows(rows)
@@ -310,7 +334,91 @@ def options(
 
 def main() -> None:
     """Entry point."""
-    app()
+    interrupts.interrupt()
+    try:
+        typer.main.get_command(app)()  # not app(), which would have Python show tracebacks in another way
+    except SystemExit as end:
+        code = interrupts.received() or end.code
+    interrupts.done()
+    _drop_unprinted()
+    sys.exit(code)
+
+
+def _drop_unprinted() -> None:
+    """Forget output that cannot be printed, about which Python would complain at its end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _printable(command: str) -> None:
+    """Refuse a command of which nothing would be left."""
+    if sys.stdout is None:
+        raise OSError(f"{command}: standard output is closed, there is nowhere to print to")
+
+
+def _tell(message: str) -> None:
+    """Print a line on standard error, if that can still be done."""
+    with contextlib.suppress(OSError):
+        err.print(message)
+
+
+class _Report:
+    """Lines on standard output; where they cannot be printed, the work goes on, and `finish` raises the error."""
+
+    def __init__(self) -> None:
+        self.error: OSError | ValueError | None = None
+
+    def print(self, what: Any, **options: Any) -> None:
+        """Print a line, unless an earlier one could not be printed."""
+        if self.error is None:
+            try:
+                out.print(what, **options)
+            except (OSError, ValueError) as error:  # of these, letters that the terminal does not have
+                self.error = error
+
+    def finish(self) -> None:
+        """Raise the error of the first line that could not be printed."""
+        if isinstance(self.error, OSError):
+            raise OSError(self.error.errno, f"the results could not be printed, {self.error.strerror}")
+        if self.error is not None:
+            raise ValueError(f"the results could not be printed, {self.error}")
+
+
+@contextlib.contextmanager
+def _accounted(files: list[Path]) -> Iterator[None]:
+    """Where a command fails or is interrupted, say which of its files it has written: exit code 1 if any."""
+    before = [_stamp(file) for file in files]
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        written = [_stamp(file) != stamp for file, stamp in zip(files, before, strict=True)]
+        interrupted = _interrupted(error)
+        if isinstance(error, BrokenPipeError) or not (interrupted or any(written)):
+            raise
+        account = "nothing was saved"
+        if any(written):
+            words = {True: "is saved", False: "is not saved"}
+            account = ", ".join(f"{file} {words[new]}" for file, new in zip(files, written, strict=True))
+        what = f"error: {error}" if isinstance(error, ERRORS) else f"error: {type(error).__name__}: {error}"
+        _tell(f"{'interrupted' if interrupted else what}; {account}")
+        raise typer.Exit(INTERRUPTED if interrupted else 1) from None
+
+
+def _interrupted(error: BaseException) -> bool:
+    """Whether a signal is the cause of an error, which some libraries turn into one of their own."""
+    return isinstance(error, KeyboardInterrupt) or interrupts.received() is not None
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """What differs between two files at one path, None where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _backends(names: list[str] | None, dtypes: list[str]) -> list[Backend]:
@@ -337,14 +445,13 @@ def _backends(names: list[str] | None, dtypes: list[str]) -> list[Backend]:
     return found
 
 
-def _writable(folder: Path) -> None:
-    """Make the output folder and try it before any work is done."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / MODEL).is_dir():
-        raise IsADirectoryError(f"{folder / MODEL} is a folder, the model is to be saved there")
-    trial = folder / ".xlstm-trial"
-    trial.touch()
-    trial.unlink()
+@contextlib.contextmanager
+def _dated(series: Series) -> Iterator[None]:
+    """Name the row of a value that cannot be used by its date."""
+    try:
+        yield
+    except SeriesError as error:
+        raise ValueError(f"{series.name}, {series.step} {series.labels[error.row]}: {error}") from error
 
 
 def _extent(series: Series) -> str:
@@ -371,10 +478,13 @@ class _Bar:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.bar.stop()
+        if not self.bar.disable:
+            self.bar.stop()
 
     def show(self, now: training.Progress) -> None:
         """Move the bar; the time left is until the last epoch, so at most that."""
+        if self.bar.disable:
+            return
         total, done = now.epochs * now.steps, (now.epoch - 1) * now.steps + now.step
         validation = "-" if now.validation is None else f"{now.validation:.4f}"
         values: dict[str, Any] = {"epoch": now.epoch, "epochs": now.epochs, "loss": now.loss, "validation": validation}
@@ -384,7 +494,7 @@ class _Bar:
         self.bar.update(self.task, completed=done, **values)
 
 
-def _print_score(score: Score, step: str) -> None:
+def _table_of(score: Score, step: str) -> Table:
     """RMSE on the test part by method, a row for each of some steps ahead."""
     table = Table(title=f"test RMSE on the last 20 %, {score.points} forecasts", title_justify="left")
     table.add_column("", no_wrap=True)
@@ -394,7 +504,7 @@ def _print_score(score: Score, step: str) -> None:
     for h in sorted({1, 2, 3, horizon // 2, horizon} & set(range(1, horizon + 1))):
         errors = (score.model, score.persistence, score.autoregression)
         table.add_row(f"{h} {step}{'s' if h > 1 else ''} ahead", *(f"{e[h - 1]:.4g}" for e in errors))
-    out.print(table, width=max(80, out.width))  # numbers are never cut short
+    return table
 
 
 def _print_rows(rows: list[benchmark.Row]) -> None:

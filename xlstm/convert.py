@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from xlstm import checkpoint, estimators, models
+from xlstm import checkpoint, estimators, models, writing
 from xlstm.backend import Backend, Params
 from xlstm.language import xLSTMLanguageModel
 from xlstm.layers.recurrent import GRU, LSTM, RNN
@@ -121,7 +121,7 @@ def export_file(
         about = {"format": "pt", "kind": type(layer).__name__.lower(), "batch_first": str(layer.batch_first)}
         if layer.activations:
             about["activation"] = layer.activations[0]
-        checkpoint.write(path, save(weights, metadata=about))
+        writing.write(path, save(weights, metadata=about))
     else:
         from xlstm.interop.keras import to_keras
 

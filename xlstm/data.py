@@ -86,8 +86,8 @@ class Scaler:
         there = values[~np.isnan(values)]
         if there.size == 0:
             raise ValueError("Scaler: the training part has no values")
-        mean = float(np.mean(there)) if center else 0.0
-        with np.errstate(over="ignore"):  # an infinite std is refused
+        with np.errstate(over="ignore", invalid="ignore"):  # an infinite mean or std is refused
+            mean = float(np.mean(there)) if center else 0.0
             std = float(np.sqrt(np.mean((there - mean) ** 2)))
         if not std > 1e-12 * float(np.max(np.abs(there))):
             raise ValueError(f"Scaler: the training part is constant at {there[0]:g}")
@@ -241,7 +241,32 @@ def _arrays(where: str, **arrays: np.ndarray[Any, Any]) -> None:
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
             raise TypeError(f"{where}: {name} is a {type(array).__name__}, expected a NumPy array")
-        bad = ~np.isfinite(array)
-        if np.any(bad):
-            at = tuple(int(k) for k in np.argwhere(bad)[0])
-            raise ValueError(f"{where}: {name}{list(at)} is {array[at]}, expected finite numbers")
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"{where}: {name} has dtype {array.dtype}, expected real numbers")
+        finite(where, name, array)
+
+
+def finite(
+    where: str,
+    name: str,
+    array: np.ndarray[Any, Any],
+    dtype: str = "float64",
+    counts: np.ndarray[Any, Any] | None = None,
+) -> None:
+    """Raise ValueError unless the numbers of an array are finite, in a dtype that they are to be given too.
+
+    `counts` is boolean and covers the leading axes: which of them matter. Whole numbers are always fine.
+    """
+    if array.dtype.kind != "f" or array.size == 0:
+        return
+    most = float(np.finfo("float32" if dtype == "bfloat16" else dtype).max)
+    if -most <= float(array.min()) and float(array.max()) <= most:
+        return
+    bad = ~(np.abs(array) <= most)
+    if counts is not None:
+        bad &= counts.reshape(counts.shape + (1,) * (array.ndim - counts.ndim))
+    if np.any(bad):
+        at = tuple(int(k) for k in np.argwhere(bad)[0])
+        value = array[at]
+        expected = f"more than {dtype} has room for" if np.isfinite(value) else "expected finite numbers"
+        raise ValueError(f"{where}: {name}{list(at)} is {value:g}, {expected}")

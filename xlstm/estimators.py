@@ -20,6 +20,7 @@ from xlstm.models import SequenceModel
 
 KIND = "forecaster"
 CHUNK = 4096  # windows forecast at once
+LARGEST = 1e150  # values of a series: the squares of their differences are finite
 AR_ORDER = 24  # months of the linear autoregression it is compared with
 
 
@@ -106,6 +107,14 @@ class Score:
     forecasts: Values  # (N, horizon) the model's
 
 
+class SeriesError(ValueError):
+    """A value of a series that cannot be used, at position `row`."""
+
+    def __init__(self, row: int, value: float, problem: str) -> None:
+        super().__init__(f"Forecaster: values[{row}] is {value:g}, {problem}")
+        self.row = row
+
+
 class Forecaster:
     """Forecast a series with an LSTM and a linear head.
 
@@ -158,7 +167,8 @@ class Forecaster:
         Raises
         ------
         ValueError
-            The series is too short for the window, constant, or not finite.
+            The series is too short for the window, constant, or not finite, or a value is so large, or so far from
+            the others, that its square overflows; a `SeriesError` names it.
         FloatingPointError
             Training diverged.
         TypeError, BackendError
@@ -203,6 +213,7 @@ class Forecaster:
             if not np.all(np.any(observed[chosen], axis=0)):
                 raise ValueError(f"Forecaster: the {name} part of the series has no values to predict")
         scalers = Scalers(*(Scaler.fit(array[rows["train"]], center=False) for array in (past, future)))
+        self._check_reach(carry_forward(values), scalers)
         x, target = scalers.past.apply(past)[:, :, None], scalers.future.apply(future)
         return {
             name: Windows(x[chosen], target[chosen], observed[chosen], s.batch_size) for name, chosen in rows.items()
@@ -216,6 +227,7 @@ class Forecaster:
         steps = self.settings.horizon if steps is None else steps
         checks.positive("Forecaster", steps=steps)
         known = carry_forward(_series(values))
+        self._check_reach(known, self._fitted()[1])
         if len(known) < self.settings.window:
             raise ValueError(
                 f"Forecaster: a forecast needs {self.settings.window} values to look back on, "
@@ -233,7 +245,9 @@ class Forecaster:
         """All forecasts over the test part of a series: positions (N,) of their first values, and (N, horizon)."""
         values = _series(values)
         rows = self._rows(self._parts(values).test)
-        x, _ = windows(carry_forward(values), self.settings.window, self.settings.horizon)
+        known = carry_forward(values)
+        self._check_reach(known, self._fitted()[1])
+        x, _ = windows(known, self.settings.window, self.settings.horizon)
         return np.arange(rows.start, rows.stop) + self.settings.window, self._predict(x[rows])
 
     def score(self, values: Any) -> Score:
@@ -300,6 +314,20 @@ class Forecaster:
             raise ValueError("Forecaster: not fitted yet, call fit first")
         return self.params, self.scalers
 
+    def _check_reach(self, known: Values, scalers: Scalers) -> None:
+        """Raise SeriesError for a value so far from the others that its square, once scaled, overflows the dtype."""
+        if known.size == 0:
+            return
+        most = math.sqrt(float(np.finfo(self.backend.dtype).max)) / 4
+        with np.errstate(over="ignore"):
+            far = np.abs(known - np.median(known)) / min(scalers.past.std, scalers.future.std)
+        row = int(np.argmax(far))
+        if far[row] > most:
+            problem = (
+                f"{far[row]:.2g} times the usual change of the series, more than {self.backend.dtype} has room for"
+            )
+            raise SeriesError(row, known[row], problem)
+
     def _parts(self, values: Values) -> Split:
         """The parts of a series, none too short for the window."""
         parts = split(len(values))
@@ -338,8 +366,10 @@ def _series(values: Any) -> Values:
         raise ValueError(f"Forecaster: the series has shape {array.shape}, expected (N,)")
     if array.size and np.isnan(array[0]):
         raise ValueError("Forecaster: the series begins with a gap, expected a value")
-    if np.any(np.isinf(array)):
-        raise ValueError(f"Forecaster: value {int(np.argmax(np.isinf(array)))} of the series is infinite")
+    beyond = np.flatnonzero(np.abs(array) > LARGEST)
+    if beyond.size:
+        row = int(beyond[0])
+        raise SeriesError(row, array[row], f"expected numbers from {-LARGEST:g} to {LARGEST:g}")
     return array
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from xlstm import writing
 from xlstm.benchmark import Row
 from xlstm.data import Values
 from xlstm.series import Series
@@ -28,7 +29,7 @@ def check(path: Path) -> None:
     ImportError
         matplotlib is not installed.
     ValueError, OSError
-        Its ending is no format of matplotlib's, or its folder cannot be written to.
+        Its ending is no format of matplotlib's, or it cannot be written.
     """
     if not available():
         raise ImportError(f"{path}: matplotlib is not installed; pip install matplotlib")
@@ -37,10 +38,7 @@ def check(path: Path) -> None:
     formats = FigureCanvasBase.get_supported_filetypes()
     if path.suffix.removeprefix(".") not in formats:
         raise ValueError(f"{path}: ends in {path.suffix!r}, expected one of .{', .'.join(sorted(formats))}")
-    new = not path.exists()
-    path.open("a").close()
-    if new:
-        path.unlink()
+    writing.check(path)
 
 
 def forecast(path: str | os.PathLike[str], series: Series, at: np.ndarray[Any, Any], forecasts: Values) -> None:
@@ -70,7 +68,7 @@ def forecast(path: str | os.PathLike[str], series: Series, at: np.ndarray[Any, A
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylabel(series.name, parse_math=False)
     figure.legend(*whole.get_legend_handles_labels(), loc="outside upper right", frameon=False, ncols=2, fontsize=9)
-    figure.savefig(path, dpi=120)
+    _save(figure, Path(path))
 
 
 def comparison(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
@@ -91,4 +89,10 @@ def comparison(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
         axes.set_title(f"{layer} {dtype}, {some[0].case.what}", loc="left", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)
-    figure.savefig(path, dpi=120)
+    _save(figure, Path(path))
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Write a picture whole or not at all; the ending of `path` decides the format."""
+    with writing.whole(path) as temporary:
+        figure.savefig(temporary, dpi=120, format=path.suffix.removeprefix("."))

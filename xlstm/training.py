@@ -12,7 +12,7 @@ import numpy as np
 
 from xlstm import checks, optim
 from xlstm.backend import Array, Backend, Params, backend_like, generator, to_numpy
-from xlstm.data import Batch
+from xlstm.data import Batch, finite
 from xlstm.layers.base import MASKS
 from xlstm.losses import mse
 from xlstm.precision import Mixed, Scaling, after, lowered, raised
@@ -118,6 +118,9 @@ def train(
     FloatingPointError
         The loss, a parameter or a gradient is not finite, with `precision` at the least scale too; names the step and
         the parameter.
+    ValueError
+        `data` or `validation` yields no batch or none with a target that counts, or numbers in a batch are not finite
+        or do not fit into the dtype.
     TypeError, ValueError, BackendError
         A `precision` that does not go with the weights, or a device that has it not.
     """
@@ -147,11 +150,14 @@ def train(
     start = time.perf_counter()
 
     for epoch in range(1, epochs + 1):
-        state = None
+        state, counted, step = None, 0.0, 0
         for step, batch in enumerate(data.batches(rng), 1):
             batch = _within(model, batch)
-            x, (target, mask) = low.asarray(batch.x), _truth(backend, batch)
+            where = f"train: epoch {epoch}, step {step}"
+            _check_batch(where, batch, low, backend)
+            counted += _weight(batch) * _has_steps(batch)
             with np.errstate(over="ignore", invalid="ignore"):  # found below, with a better message
+                x, (target, mask) = low.asarray(batch.x), _truth(backend, batch)
                 used = lowered(params, low.dtype)
                 y, state, saved = model.forward(
                     used, x, None if batch.fresh else state, train=True, **_options(batch, random)
@@ -162,13 +168,14 @@ def train(
                 norm = optim.global_norm(grads)
             now, size = to_numpy(backend.xp.stack((value, norm)))  # the one wait for the device in a step
             losses.append(float(now))
-            finite = math.isfinite(size)
-            following = after(precision, scaling, finite)
+            sound = math.isfinite(size)
+            following = after(precision, scaling, sound)
             if following is None or not math.isfinite(now):
+                _check_batch(where, batch, low, backend, everything=True)
                 narrow = "" if precision is None else f" in {low.dtype} at a loss scale of {scaling.scale:g}"
                 raise FloatingPointError(_diagnosis(epoch, step, losses[-1], used, grads, narrow))
             scaling = following
-            if finite:
+            if sound:
                 if clip is not None:
                     grads = optim.clip_global_norm(grads, clip, norm)
                 params, optim_state = optimizer.update(params, grads, optim_state)
@@ -181,6 +188,7 @@ def train(
                 last = validations[-1] if validations else None
                 best = min(validations, default=None)
                 progress(Progress(epoch, epochs, step, len(data), losses[-1], last, best, seconds))
+        _check_counted(f"train: epoch {epoch}", step, counted)
         if validation is None:
             best_params, best_epoch = mean, epoch
             continue
@@ -197,20 +205,30 @@ def train(
 
 
 def evaluate(model: Any, params: Params, data: Batches, loss: Loss = mse) -> float:
-    """Mean loss over all of `data`, with the state carried as in training."""
+    """Mean loss over all of `data`, with the state carried as in training.
+
+    Raises
+    ------
+    ValueError
+        `data` yields no batch or none with a target that counts, or numbers in a batch are not finite or do not fit
+        into the dtype.
+    """
     _check_order(model)
     backend = backend_like(next(iter(params.values())))
-    total, count, state = 0.0, 0.0, None
-    for batch in data.batches():
+    total, count, counted, step, state = 0.0, 0.0, 0.0, 0, None
+    for step, batch in enumerate(data.batches(), 1):
         batch = _within(model, batch)
-        x, (target, mask) = backend.asarray(batch.x), _truth(backend, batch)
+        _check_batch(f"evaluate: batch {step}", batch, backend, backend)
         with np.errstate(over="ignore", invalid="ignore"):  # the caller sees it in the result
+            x, (target, mask) = backend.asarray(batch.x), _truth(backend, batch)
             y, state, _ = model.forward(params, x, None if batch.fresh else state, train=False, **_options(batch))
             value, _ = loss(y, target, mask)
-        weight = float(batch.target.size if batch.mask is None else np.count_nonzero(batch.mask))
+        weight = _weight(batch)
         total += weight * float(value)
         count += weight
-    return total / max(count, 1.0)
+        counted += weight * _has_steps(batch)
+    _check_counted("evaluate", step, counted)
+    return total / count
 
 
 def _check_order(model: Any) -> None:
@@ -226,6 +244,40 @@ def _within(model: Any, batch: Batch) -> Batch:
     if batch.mask is not None:
         there = batch.mask & there.reshape(there.shape + (1,) * (batch.mask.ndim - 2))
     return batch._replace(mask=there)
+
+
+def _check_batch(where: str, batch: Batch, low: Backend, backend: Backend, everything: bool = False) -> None:
+    """Raise ValueError unless x and the targets that count are finite on their backends.
+
+    Arrays on a device are left alone, which would have to wait for it, and so are targets that a mask leaves out,
+    unless `everything` is to be checked.
+    """
+    there = None
+    if batch.lengths is not None:
+        there = np.arange(batch.x.shape[0])[:, None] < np.asarray(batch.lengths)  # (T, B)
+    for name, array, dtype, counts in (
+        ("x", batch.x, low.dtype, there),
+        ("target", batch.target, backend.dtype, None if everything else batch.mask),
+    ):
+        if everything or isinstance(array, np.ndarray):
+            finite(where, name, to_numpy(array), dtype, counts)
+
+
+def _weight(batch: Batch) -> float:
+    """How many targets count."""
+    return float(batch.target.size if batch.mask is None else np.count_nonzero(batch.mask))
+
+
+def _has_steps(batch: Batch) -> bool:
+    """Whether any of its sequences has a step."""
+    return batch.lengths is None or bool(np.any(batch.lengths))
+
+
+def _check_counted(where: str, steps: int, counted: float) -> None:
+    if steps == 0:
+        raise ValueError(f"{where}: the data yield no batches")
+    if counted == 0:
+        raise ValueError(f"{where}: the data have no target that counts; masks leave out all, or lengths are all 0")
 
 
 def _truth(backend: Backend, batch: Batch) -> tuple[Array, Array | None]:

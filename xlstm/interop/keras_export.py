@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm import checkpoint, checks
+from xlstm import checks, writing
 from xlstm.backend import Params, to_numpy
 from xlstm.interop import hdf5, refusal
 from xlstm.interop.keras_names import ACTIVATIONS, CLASSES, ORDER, PARTS, Host, reordered, snake
@@ -81,7 +81,7 @@ def to_keras(
     if head:
         groups["dense"] = {"vars": {str(i): a for i, a in enumerate(head)}}
     if path is not None:
-        checkpoint.write(path, hdf5.written({"layers": groups, "vars": {}}))
+        writing.write(path, hdf5.written({"layers": groups, "vars": {}}))
     return arrays + head
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm import checkpoint
+from xlstm import writing
 from xlstm.backend import Backend, Params, backend_of, to_numpy
 from xlstm.interop import nxai_names as names
 from xlstm.interop.nxai_config import config_of, model_of
@@ -75,7 +75,7 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
     ----------
     path : path
         A folder, which gets `model.safetensors` and `config.json`, or a file `NAME.safetensors`, which gets
-        `NAME_config.json` beside it. Each is written whole or not at all.
+        `NAME_config.json` beside it. Both are written, whole, or neither.
     model : xLSTMLanguageModel
         Of an `xLSTMStack` or `xLSTMLarge`.
     params : dict
@@ -103,11 +103,15 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
     else:
         path.mkdir(parents=True, exist_ok=True)
         file, beside = path / "model.safetensors", path / "config.json"
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    with checkpoint.whole(file) as temporary:
-        save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, temporary, metadata={"format": "pt"})
-    checkpoint.write(beside, about.encode())
+    with writing.together(file, beside) as (weights, description):
+        try:
+            save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, weights, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, for one
+            raise OSError(str(error)) from error
+        description.write_bytes(about.encode())
 
 
 def _check(model: xLSTMLanguageModel, style: str, shards: Shards) -> None:

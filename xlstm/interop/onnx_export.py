@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xlstm import checkpoint, checks
+from xlstm import checks, writing
 from xlstm.backend import Params, to_numpy
 from xlstm.interop import refusal
 from xlstm.interop.onnx_graph import Host
@@ -95,7 +94,7 @@ def to_onnx(
     model = _build(onnx, layer, host, state, lengths, opset)
     onnx.checker.check_model(model, full_check=True)
     if path is not None:
-        checkpoint.write(Path(path), model.SerializeToString())
+        writing.write(path, model.SerializeToString())
     return model
 
 

@@ -1,0 +1,110 @@
+"""How signals end the command line, where Python would show a traceback or lose them."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from xlstm import interrupts
+
+START = "import signal, sys\nfrom xlstm import interrupts\ninterrupts.interrupt()\n"
+
+
+def run(code):
+    done = subprocess.run([sys.executable, "-c", START + code], capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "original", "expected"),
+    [
+        ("/usr/local/bin/xlstm", ["/usr/bin/python", "/usr/local/bin/xlstm", "train"], True),
+        ("-m", ["python", "-X", "dev", "-m", "xlstm", "train"], True),
+        ("-m", ["python", "-m", "xlstm.peak", "target"], False),
+        ("-m", ["python", "-m", "pytest", "xlstm"], False),
+        ("-c", ["python", "-c", "import xlstm"], False),
+        ("xlstm.py", ["python", "xlstm.py"], False),
+        ("", [], False),
+    ],
+)
+def test_signals_are_left_alone_in_other_programs(program, original, expected):
+    assert interrupts.is_command(program, original) is expected
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("number", interrupts.SIGNALS, ids=lambda number: number.name)
+def test_an_interrupt_that_nobody_catches(number):
+    assert run(f"signal.raise_signal({int(number)})") == (128 + number, "")
+
+
+def test_an_interrupt_that_a_library_turns_into_another_error():
+    code = """
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    raise ValueError("of a library")
+"""
+    assert run(code) == (130, "")
+
+
+def test_an_interrupt_in_a_destructor_comes_again():
+    code = """
+import time
+class Fragile:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+Fragile()
+time.sleep(30)
+"""
+    assert run(code) == (130, "")
+
+
+def test_a_destructor_that_fails_after_an_interrupt_is_not_shown():
+    code = """
+class Fragile:
+    def __init__(self):
+        signal.raise_signal(signal.SIGINT)
+        self.handle = 1
+    def __del__(self):
+        del self.handle
+Fragile()
+"""
+    assert run(code) == (130, "")
+
+
+def test_other_errors_in_a_destructor_are_shown_as_ever():
+    code = """
+class Fragile:
+    def __del__(self):
+        raise ValueError("shown")
+Fragile()
+"""
+    done = subprocess.run([sys.executable, "-c", START + code], capture_output=True, text=True)
+    assert "ValueError: shown" in done.stderr
+
+
+@pytest.mark.parametrize("when", ["interrupts.done()", "interrupts.end_at_once()"])
+def test_an_interrupt_before_and_after_the_command(when):
+    assert run(f"{when}\nsignal.raise_signal(signal.SIGINT)") == (130, "")
+
+
+def test_an_interrupt_that_passed_through_exec_leaves_the_exit_code():
+    code = """
+try:
+    exec("signal.raise_signal(signal.SIGINT)")
+except KeyboardInterrupt:
+    interrupts.done()
+    sys.exit(7)
+"""
+    assert run(code) == (7, "")
+
+
+def test_a_job_in_the_background_stays_deaf():
+    """A shell starts it with SIGINT ignored."""
+    code = (
+        "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n" + START + "signal.raise_signal(signal.SIGINT)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,244 @@
+"""The one writer: whole or not at all, modes, links, full disks, several files and several writers."""
+
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+
+from xlstm import writing
+
+
+def limited(folder, code):
+    """Run code in a process that cannot write more than 1000 bytes to a file; its standard output."""
+    limit = "import os, resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\nfrom xlstm import writing\n"
+    done = subprocess.run([sys.executable, "-c", limit + code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def write_together(*paths):
+    with writing.together(*paths) as temporaries:
+        for temporary in temporaries:
+            temporary.write_text("new")
+
+
+def refused(code):
+    return f"try:\n    {code}\nexcept OSError as error:\n    print(error)\nelse:\n    print('written')\n"
+
+
+def test_a_new_file_has_the_usual_mode_and_an_old_one_keeps_its_own(tmp_path):
+    path = tmp_path / "m"
+    before = os.umask(0o027)
+    try:
+        writing.write(path, b"new")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    for mode in (0o600, 0o666, 0o755):
+        path.chmod(mode)
+        writing.write(path, b"newer")
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def test_nobody_but_the_owner_sees_a_private_file_while_it_is_written(tmp_path):
+    writing.write(tmp_path / "m", b"old")
+    (tmp_path / "m").chmod(0o600)
+    with writing.whole(tmp_path / "m") as temporary:
+        assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
+        temporary.write_bytes(b"new")
+
+
+def test_a_link_at_the_path_is_replaced(tmp_path):
+    precious, path = tmp_path / "precious", tmp_path / "m"
+    precious.write_text("precious")
+    precious.chmod(0o600)
+    for target in (precious, tmp_path / "absent"):
+        path.unlink(missing_ok=True)
+        path.symlink_to(target)
+        writing.write(path, b"new")
+        assert not path.is_symlink()
+        assert path.read_bytes() == b"new"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600 or target != precious
+    assert precious.read_text() == "precious"
+    assert sorted(os.listdir(tmp_path)) == ["m", "precious"]
+
+
+@pytest.mark.parametrize("foreseen", ["the names of before", "a name that came true"])
+def test_a_link_at_a_temporary_name_is_not_followed(tmp_path, monkeypatch, foreseen):
+    precious, path = tmp_path / "precious", tmp_path / "m"
+    precious.write_text("precious")
+    (tmp_path / f".m.{os.getpid()}.tmp").symlink_to(precious)
+    if foreseen == "a name that came true":
+        monkeypatch.setattr(writing.secrets, "token_hex", lambda size: "0" * size)
+        (tmp_path / f".xlstm-{'0' * 8}.tmp").symlink_to(precious)
+        with pytest.raises(FileExistsError, match=r"not saved.*m'"):
+            writing.write(path, b"new")
+    else:
+        writing.write(path, b"new")
+    assert precious.read_text() == "precious"
+
+
+def test_what_cannot_be_replaced_is_named(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("file")
+    os.mkfifo(tmp_path / "pipe")
+    for path, error, words in (
+        (tmp_path / "folder", IsADirectoryError, "it is a folder"),
+        (tmp_path / "absent" / "m", FileNotFoundError, "No such file"),
+        (tmp_path / "file" / "m", NotADirectoryError, "Not a directory"),
+        (tmp_path / "pipe", OSError, "not a regular file"),
+        (Path("/dev/full"), OSError, "not a regular file"),
+        (Path("/proc/m"), OSError, ""),
+        (Path("/"), IsADirectoryError, "it is a folder"),
+        (tmp_path / ("n" * 300), OSError, "File name too long"),
+    ):
+        for call in (writing.check, lambda path: writing.write(path, b"new")):
+            with pytest.raises(error, match=f"not saved, .*{words}") as caught:
+                call(path)
+            assert caught.value.filename == str(path)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder", "pipe"]
+
+
+def test_the_longest_name_can_be_written(tmp_path):
+    writing.write(tmp_path / ("n" * 255), b"new")
+    assert (tmp_path / ("n" * 255)).read_bytes() == b"new"
+
+
+def test_a_folder_that_goes_away_meanwhile(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+
+    def write():
+        with writing.whole(folder / "m") as temporary:
+            temporary.unlink()
+            folder.rmdir()
+
+    with pytest.raises(FileNotFoundError, match=r"not saved.*folder/m'"):
+        write()
+    assert os.listdir(tmp_path) == []
+
+
+def test_folders_and_files_without_permission():
+    """As a user who is not root, whom no permission stops."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "m").write_text("old")
+        (folder / "m").chmod(0o444)
+        user = "if os.geteuid() == 0:\n    os.setuid(65534)\n"
+        for mode, words in ((0o555, "Permission denied"), (0o777, "it is write-protected")):
+            folder.chmod(mode)
+            path = "new" if mode == 0o555 else "m"
+            code = user + refused(f"writing.check({path!r})") + refused(f"writing.write({path!r}, b'new')")
+            found = limited(folder, code).splitlines()
+            assert found == [f"[Errno 13] not saved, {words}: '{path}'"] * 2
+            assert os.listdir(folder) == ["m"]
+            assert (folder / "m").read_text() == "old"
+
+
+def test_a_full_disk_keeps_the_old_file(tmp_path):
+    (tmp_path / "m").write_text("old")
+    found = limited(tmp_path, refused("writing.write('m', bytes(5000))"))
+    assert found == "[Errno 27] not saved, File too large: 'm'\n"
+    assert os.listdir(tmp_path) == ["m"]
+    assert (tmp_path / "m").read_text() == "old"
+
+
+def test_a_full_disk_keeps_every_file_of_a_checkpoint(tmp_path):
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).write_text("old")
+    code = """
+import xlstm
+from xlstm.interop import nxai
+model = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 2, [1], num_heads=2, eps=1e-6), vocab_size=11)
+params = model.init(backend="numpy")
+"""
+    found = limited(tmp_path, code + refused("nxai.save('.', model, params)"))
+    assert "not saved" in found
+    assert "File too large" in found
+    assert "model.safetensors" in found
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
+    assert {(tmp_path / name).read_text() for name in os.listdir(tmp_path)} == {"old"}
+
+
+def test_a_full_disk_takes_back_what_was_appended(tmp_path):
+    (tmp_path / "lines").write_text("a line\n" * 100)
+    found = limited(tmp_path, refused("writing.append('lines', 'another line\\n' * 100)"))
+    assert "not saved" in found
+    assert (tmp_path / "lines").read_text() == "a line\n" * 100
+    assert limited(tmp_path, "writing.append('/dev/stdout', 'streams too\\n')") == "streams too\n"
+    with pytest.raises(OSError, match=r"not saved, No space left on device: '/dev/full'"):
+        writing.append("/dev/full", "line\n")
+
+
+def test_checking_leaves_nothing_whoever_else_checks(tmp_path):
+    """The trial file of before had one name, which others removed."""
+    failed = []
+
+    def check():
+        try:
+            for _ in range(200):
+                writing.check(tmp_path / "m")
+        except OSError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=check) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_error_among_several_files_changes_none(tmp_path):
+    paths = [tmp_path / name for name in ("weights", "index")]
+    for path in paths:
+        path.write_text("old")
+
+    def write():
+        with writing.together(*paths) as (weights, _):
+            weights.write_text("new")
+            raise ValueError("half way")
+
+    with pytest.raises(ValueError, match="half way"):
+        write()
+    assert [path.read_text() for path in paths] == ["old", "old"]
+    assert sorted(os.listdir(tmp_path)) == ["index", "weights"]
+
+
+def test_an_interrupt_between_two_files_waits_for_the_second(tmp_path, monkeypatch):
+    paths = [tmp_path / name for name in ("weights", "index")]
+    replace, moves = os.replace, []
+
+    def interrupted(*files):
+        replace(*files)
+        moves.append(files)
+        if len(moves) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_together(*paths)
+    assert [path.read_text() for path in paths] == ["new", "new"]
+    assert [Path(target).name for _, target in moves] == ["weights", "index"]
+    assert sorted(os.listdir(tmp_path)) == ["index", "weights"]
+
+
+def test_a_locked_folder_does_not_wait_for_ever(tmp_path, monkeypatch):
+    """`flock FOLDER command` holds the lock as long as the command runs."""
+    import fcntl
+
+    monkeypatch.setattr(writing, "PATIENCE", 0.05)
+    handle = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        write_together(tmp_path / "a", tmp_path / "b")
+    finally:
+        os.close(handle)
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
