@@ -6,6 +6,7 @@ import dataclasses
 import json
 import operator
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ def load(
     """
     path = Path(path)
     shards = Shards(path)
-    model, style = model_of(config_beside(path) if config is None else config)
+    large = any(name.startswith("backbone.") for name in shards.shapes)
+    model, style = model_of(config_beside(path) if config is None else config, large=large)
     _check(model, style, shards)
     if model.tied and not _same_head(model, style, shards):
         model = dataclasses.replace(model, tied=False)
@@ -78,8 +80,9 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
     Parameters
     ----------
     path : path
-        A folder, which gets `model.safetensors` and `config.json`, or a file `NAME.safetensors`, which gets
-        `NAME_config.json` beside it. Each is written whole or not at all.
+        A folder, which gets `model.safetensors`, `config.json` and, for an `xLSTMLarge` in the style of the package,
+        the `config.yaml` that its loader reads; or a file `NAME.safetensors`, which gets `NAME_config.json` beside
+        it. Each is written whole or not at all.
     model : xLSTMLanguageModel
         Of an `xLSTMStack` or `xLSTMLarge`.
     params : dict
@@ -113,6 +116,14 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
     with checkpoint.whole(file) as temporary:
         save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, temporary, metadata={"format": "pt"})
     checkpoint.write(beside, about.encode())
+    if beside.name == "config.json" and style == "xlstm" and isinstance(backbone, xLSTMLarge):
+        checkpoint.write(path / "config.yaml", _yaml(json.loads(about)).encode())
+
+
+def _yaml(config: Mapping[str, Any]) -> str:
+    """A configuration without others in it as YAML, where 1e-06 would be a string."""
+    lines = "".join(f"{name}: {json.dumps(value)}\n" for name, value in config.items())
+    return re.sub(r"(: \d+)e", r"\1.0e", lines)
 
 
 def _check(model: xLSTMLanguageModel, style: str, shards: Shards) -> None:
