@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm import checkpoint, checks, optim, training
+from xlstm import checkpoint, checks, optim, reading, training
 from xlstm import precision as precisions
 from xlstm.backend import Backend, backend_of, generator, to_numpy
 from xlstm.data import Scaler, Split, Values, Windows, carry_forward, split, windows
@@ -91,6 +91,16 @@ class Scalers:
 
     past: Scaler
     future: Scaler
+
+
+@dataclass(frozen=True)
+class Described:
+    """The configuration in a forecaster's file."""
+
+    name: str
+    settings: dict[str, Any]
+    scalers: dict[str, Any]
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -274,6 +284,7 @@ class Forecaster:
         checkpoint.save(path, params, KIND, config)
 
     @classmethod
+    @reading.brief()
     def load(cls, path: str | os.PathLike[str], backend: str | Backend | None = None) -> Forecaster:
         """Read a file that `save` wrote.
 
@@ -284,14 +295,15 @@ class Forecaster:
         """
         arrays, config = checkpoint.load(path, KIND)
         try:
-            forecaster = cls(Settings(**config["settings"]), backend, config["dtype"], config["name"])
-            forecaster.scalers = Scalers(*(Scaler(**config["scalers"][name]) for name in ("past", "future")))
+            about = reading.made("config", Described, config)
+            settings = reading.made("settings", Settings, about.settings)
+            forecaster = cls(settings, backend, about.dtype, about.name)
+            past, future = (reading.made(name, Scaler, about.scalers.get(name)) for name in ("past", "future"))
+            forecaster.scalers = Scalers(past, future)
             forecaster.model.check(arrays)
-        except (KeyError, TypeError, ValueError) as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a sound forecaster ({type(error).__name__}: {error})") from error
-        for name, array in arrays.items():
-            if not np.all(np.isfinite(array)):
-                raise ValueError(f"{path}: {name} is not finite")
+        checkpoint.finite(path, arrays)
         forecaster.params = {name: forecaster.backend.asarray(array) for name, array in arrays.items()}
         return forecaster
 

@@ -6,9 +6,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from xlstm import checkpoint, checks
+from xlstm import checkpoint, checks, reading
 from xlstm.backend import Array, Backend, Params, Seed, backend_of, device_of, generator, namespace
 from xlstm.language import xLSTMLanguageModel
 from xlstm.layers.backbone import xLSTMStack
@@ -173,6 +171,7 @@ def save(path: str | os.PathLike[str], model: Model, params: Params) -> None:
     checkpoint.save(path, params, KIND, config)
 
 
+@reading.brief()
 def load(
     path: str | os.PathLike[str], backend: str | Backend | None = None, dtype: str | None = None
 ) -> tuple[Model, Params]:
@@ -192,26 +191,30 @@ def load(
         There is no such file, or it holds no sound model.
     """
     arrays, config = checkpoint.load(path, KIND)
-    model: Model
     try:
-        for name in ("num_layers", "num_blocks"):  # before their names are listed, however many are declared
-            if config["options"].get(name, 1) > len(arrays):
-                raise ValueError(f"{name} is {config['options'][name]}, the file holds {len(arrays)} arrays")
-        model = layer = LAYERS[config["layer"]](**config["options"])
-        if config["head"] is not None:
-            kind = xLSTMLanguageModel if "vocab_size" in config["head"] else SequenceModel
-            model = kind(layer, **config["head"])
+        model = _described(config, len(arrays))
         _check(model, arrays)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a sound model ({type(error).__name__}: {error})") from error
     dtypes = {str(array.dtype) for array in arrays.values()}
     if len(dtypes) != 1:
         raise ValueError(f"{path}: parameters are of several dtypes, {', '.join(sorted(dtypes))}, expected one")
-    for name, array in arrays.items():
-        if not np.all(np.isfinite(array)):
-            raise ValueError(f"{path}: {name} is not finite")
+    checkpoint.finite(path, arrays)
     chosen = backend_of(backend, dtype or dtypes.pop())
     return model, {name: chosen.asarray(array) for name, array in arrays.items()}
+
+
+def _described(config: dict[str, Any], count: int) -> Model:
+    """The model of a configuration, whose file has so many arrays."""
+    name, options, head = (config.get(key) for key in ("layer", "options", "head"))
+    if not isinstance(name, str) or name not in LAYERS:
+        raise ValueError(f"layer is {checks.shown(name)}, expected one of {', '.join(LAYERS)}")
+    layer: Any = reading.made("options", LAYERS[name], options)
+    checks.depth("options", layer, count)
+    if head is None:
+        return layer  # type: ignore[no-any-return]
+    kind: Any = xLSTMLanguageModel if isinstance(head, dict) and "vocab_size" in head else SequenceModel
+    return reading.made("head", kind, head, layer)  # type: ignore[no-any-return]
 
 
 def _check(model: Any, params: Params) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm import checkpoint
+from xlstm import checkpoint, reading
 from xlstm.backend import Backend, Params, backend_of, to_numpy
 from xlstm.interop import nxai_names as names
 from xlstm.interop.nxai_config import config_of, model_of
@@ -22,6 +22,7 @@ from xlstm.layers.large import xLSTMLarge
 STYLES = ("xlstm", "transformers")
 
 
+@reading.brief()
 def load(
     path: str | os.PathLike[str],
     config: Mapping[str, Any] | None = None,
@@ -59,7 +60,7 @@ def load(
     """
     path = Path(path)
     shards = Shards(path)
-    model, style = model_of(config_beside(path) if config is None else config)
+    model, style = model_of(config_beside(path) if config is None else config, most=len(shards.shapes))
     _check(model, style, shards)
     chosen = backend_of(backend, dtype or (backend.dtype if isinstance(backend, Backend) else shards.dtype))
     params: Params = {}
