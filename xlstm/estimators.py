@@ -94,16 +94,6 @@ class Scalers:
 
 
 @dataclass(frozen=True)
-class Described:
-    """The configuration in a forecaster's file."""
-
-    name: str
-    settings: dict[str, Any]
-    scalers: dict[str, Any]
-    dtype: str
-
-
-@dataclass(frozen=True)
 class Score:
     """Forecasts of the test part and their root mean square errors (horizon,), in the series' own units."""
 
@@ -295,10 +285,12 @@ class Forecaster:
         """
         arrays, config = checkpoint.load(path, KIND)
         try:
-            about = reading.made("config", Described, config)
-            settings = reading.made("settings", Settings, about.settings)
-            forecaster = cls(settings, backend, about.dtype, about.name)
-            past, future = (reading.made(name, Scaler, about.scalers.get(name)) for name in ("past", "future"))
+            name, dtype, scalers = (config.get(key) for key in ("name", "dtype", "scalers"))
+            if not (isinstance(name, str) and isinstance(dtype, str) and isinstance(scalers, dict)):
+                raise TypeError(f"name, dtype and scalers are {checks.shown([name, dtype, scalers])}")
+            settings = reading.made("settings", Settings, config.get("settings"))
+            forecaster = cls(settings, backend, dtype, name)
+            past, future = (reading.made(part, Scaler, scalers.get(part)) for part in ("past", "future"))
             forecaster.scalers = Scalers(past, future)
             forecaster.model.check(arrays)
         except (TypeError, ValueError) as error:

@@ -209,8 +209,11 @@ def _described(config: dict[str, Any], count: int) -> Model:
     name, options, head = (config.get(key) for key in ("layer", "options", "head"))
     if not isinstance(name, str) or name not in LAYERS:
         raise ValueError(f"layer is {checks.shown(name)}, expected one of {', '.join(LAYERS)}")
+    for depth in ("num_layers", "num_blocks"):  # before their names are listed, however many are declared
+        declared = options.get(depth) if isinstance(options, dict) else None
+        if isinstance(declared, int) and declared > count:
+            raise ValueError(f"{depth} is {declared}, the file holds {count} arrays")
     layer: Any = reading.made("options", LAYERS[name], options)
-    checks.depth("options", layer, count)
     if head is None:
         return layer  # type: ignore[no-any-return]
     kind: Any = xLSTMLanguageModel if isinstance(head, dict) and "vocab_size" in head else SequenceModel

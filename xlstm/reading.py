@@ -8,18 +8,15 @@ that names the file.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import math
 import re
-import types
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from xlstm.checks import cut, shown
+from xlstm.checks import shown
 
 Made = TypeVar("Made")
 
@@ -28,6 +25,7 @@ YAML_BYTES = 1 << 18  # which PyYAML takes some 100 times as long for
 VALUES = 500_000  # in a document, of which the worst take 100 bytes each
 DEEPEST = 64  # containers in containers
 DIGITS = 40  # of a whole number
+LONGEST = 600  # characters of a message, whatever a file holds
 
 # Plain scalars of YAML 1.2: 1e-6 is a number, 12:30:00 and "no" are text.
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
@@ -201,57 +199,28 @@ def _shallow(value: Any) -> None:
     raise RecursionError
 
 
-def made(where: str, kind: type[Made], options: Any, *first: Any) -> Made:
-    """A dataclass from a description: values by the names of its fields, after those that are given first.
+def made(where: str, kind: Callable[..., Made], options: Any, *first: Any) -> Made:
+    """A dataclass of values by the names of its fields, after those that are given first; the class checks the values.
 
     Raises
     ------
     TypeError, ValueError
-        A name is unknown or missing, a value is not of the type of its field, or the class refuses it.
+        A name is unknown or missing, or the class refuses a value.
     """
-    if not isinstance(options, Mapping):
+    if not isinstance(options, dict):
         raise TypeError(f"{where}: is {shown(options)}, expected an object")
     known = {f.name: f for f in fields(kind)[len(first) :]}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(kind)
-    for name, value in options.items():
+    for name in options:
         if name not in known:
             raise ValueError(f"{where}: {shown(name)} is unknown, expected some of {', '.join(known)}")
-        if not _fits(value, hints[name]):
-            raise TypeError(f"{where}: {name} is {shown(value)}, expected {_words(hints[name])}")
     for name, field in known.items():
         if name not in options and field.default is MISSING:
             raise ValueError(f"{where}: {name} is missing")
     return kind(*first, **options)
 
 
-@functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-KINDS |= {types.NoneType: "null", tuple: "a list", Sequence: "a list", dict: "an object"}
-
-
-def _choices(hint: Any) -> tuple[Any, ...]:
-    """Types that an annotation allows."""
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value of JSON is what an annotation says."""
-    for choice in _choices(hint):
-        if typing.get_origin(choice) in (tuple, Sequence):
-            inner = typing.get_args(choice)[0]
-            fits = isinstance(value, list | tuple) and all(_fits(v, inner) for v in value)
-        elif typing.get_origin(choice) is dict:
-            fits = isinstance(value, dict)
-        else:
-            fits = type(value) is choice or (choice is float and type(value) is int)
-        if fits:
-            return True
-    return False
-
-
-def _words(hint: Any) -> str:
-    return " or ".join(KINDS[typing.get_origin(choice) or choice] for choice in _choices(hint))
+def cut(text: str) -> str:
+    """A message without its middle where it is too long, and with escapes for what cannot be printed."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST * 2 // 3]} ... {text[-LONGEST // 4 :]}"
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

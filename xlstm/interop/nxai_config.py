@@ -317,7 +317,7 @@ def _typed(where: str, name: str, value: Any, usual: Any) -> None:
         if name != "conv1d_kernel_size" or value != 0:  # there an sLSTM block has none
             checks.positive(where, **{name: value})
     else:
-        checks.number(where, 0, checks.LARGEST, **{name: value})
+        checks.number(where, 0, checks.HUGE, **{name: value})
 
 
 def _within(block: Any, name: str, where: str) -> Any:

@@ -138,46 +138,42 @@ class xLSTMStack(Backbone):  # noqa: N801
                 raise ValueError(f"xLSTMStack: slstm_at has {k}, expected 0 to {self.num_blocks - 1}")
         if len(set(self.slstm_at)) != len(self.slstm_at):
             raise ValueError(f"xLSTMStack: slstm_at is {self.slstm_at}, expected each block once")
-        # One block of each kind is made, so that its options are checked.
-        if self.slstm_at:
-            self._slstm(0)
-        if len(self.slstm_at) < self.num_blocks:
-            self._mlstm(0)
+        self.blocks  # noqa: B018 (their options are checked)
 
     @functools.cached_property
     def blocks(self) -> list[Any]:
         """The blocks, from below."""
-        at = set(self.slstm_at)
-        return [self._slstm(k) if k in at else self._mlstm(k) for k in range(self.num_blocks)]
-
-    def _slstm(self, index: int) -> sLSTMBlock:
-        given, heads = self.slstm_conv_kernel_size, self.slstm_num_heads
-        return sLSTMBlock(
-            self.size,
-            self.num_heads if heads is None else heads,
-            conv_kernel_size=self.conv_kernel_size if given is None else given,
-            ffn_proj_factor=self.ffn_proj_factor,
-            ffn_activation=self.ffn_activation,
-            recurrent_init=self.recurrent_init,
-            dropout=self.dropout,
-            num_blocks=self.num_blocks,
-            index=index,
-        )
-
-    def _mlstm(self, index: int) -> mLSTMBlock:
-        return mLSTMBlock(
-            self.size,
-            self.num_heads,
-            conv_kernel_size=self.conv_kernel_size,
-            proj_factor=self.proj_factor,
-            qkv_block_size=self.qkv_block_size,
-            bias=self.bias,
-            eps=self.eps,
-            chunk_size=self.chunk_size,
-            dropout=self.dropout,
-            num_blocks=self.num_blocks,
-            index=index,
-        )
+        found: list[Any] = []
+        for k in range(self.num_blocks):
+            place: dict[str, Any] = {"dropout": self.dropout, "num_blocks": self.num_blocks, "index": k}
+            if k in self.slstm_at:
+                given, heads = self.slstm_conv_kernel_size, self.slstm_num_heads
+                found.append(
+                    sLSTMBlock(
+                        self.size,
+                        self.num_heads if heads is None else heads,
+                        conv_kernel_size=self.conv_kernel_size if given is None else given,
+                        ffn_proj_factor=self.ffn_proj_factor,
+                        ffn_activation=self.ffn_activation,
+                        recurrent_init=self.recurrent_init,
+                        **place,
+                    )
+                )
+            else:
+                found.append(
+                    mLSTMBlock(
+                        self.size,
+                        self.num_heads,
+                        conv_kernel_size=self.conv_kernel_size,
+                        proj_factor=self.proj_factor,
+                        qkv_block_size=self.qkv_block_size,
+                        bias=self.bias,
+                        eps=self.eps,
+                        chunk_size=self.chunk_size,
+                        **place,
+                    )
+                )
+        return found
 
     @property
     def norm(self) -> Any:

@@ -180,17 +180,14 @@ class xLSTMLarge(Backbone):  # noqa: N801
             chosen = size if getattr(self, name) is None else getattr(self, name)
             checks.positive(where, **{name: chosen})
             object.__setattr__(self, name, int(chosen))
-        self._block(0)  # whose options are checked
+        self.blocks  # noqa: B018 (their options are checked)
 
     @functools.cached_property
     def blocks(self) -> list[Any]:
         """The blocks, from below."""
-        return [self._block(k) for k in range(self.num_blocks)]
-
-    def _block(self, index: int) -> LargeBlock:
         given = {name: getattr(self, name) for name in ("qk_size", "v_size", "ffn_size", "gate_cap", "bias")}
         given |= {name: getattr(self, name) for name in ("norm_eps", "eps", "chunk_size", "num_blocks")}
-        return LargeBlock(self.size, self.num_heads, index=index, **given)
+        return [LargeBlock(self.size, self.num_heads, index=k, **given) for k in range(self.num_blocks)]
 
     @property
     def norm(self) -> Any:

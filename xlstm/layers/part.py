@@ -146,7 +146,5 @@ def total(xp: Namespace, d: Array) -> Array:
 
 
 def round_up(size: float, multiple: int) -> int:
-    """The next multiple of `multiple` from `size` on; ValueError unless it is a size that checks.LARGEST allows."""
-    if not size <= checks.LARGEST:
-        raise ValueError(f"an inner width is {checks.shown(size)}, expected at most {checks.LARGEST}")
+    """The next multiple of `multiple` from `size` on."""
     return multiple * math.ceil(size / multiple)
