@@ -61,14 +61,19 @@ def document(path: Path) -> dict[str, Any]:
         It is YAML, and PyYAML is not installed.
     """
     is_json = path.suffix == ".json"
-    most = JSON_BYTES if is_json else YAML_BYTES
-    with open(path, "rb") as file:
-        blob = file.read(most + 1)
-    if len(blob) > most:
-        raise ValueError(f"{path}: is longer than {most} bytes, which a configuration is not")
+    blob = content(path, JSON_BYTES if is_json else YAML_BYTES)
     found = from_json(str(path), blob) if is_json else from_yaml(str(path), blob)
     if not isinstance(found, dict):
         raise ValueError(f"{path}: holds a {type(found).__name__}, expected an object")
+    return found
+
+
+def content(path: Path, most: int) -> bytes:
+    """The bytes of a file that has at most so many; ValueError if it has more."""
+    with open(path, "rb") as file:
+        found = file.read(most + 1)
+    if len(found) > most:
+        raise ValueError(f"{path}: is longer than the {most} bytes that are taken")
     return found
 
 
@@ -76,8 +81,9 @@ def from_json(where: str, given: bytes | str) -> Any:
     """The value of a JSON text; ValueError if there is none, or it is beyond bounds."""
     try:
         text = given if isinstance(given, str) else given.decode("utf-8")
-        if sum(map(text.count, ",[{")) > VALUES:
-            raise ValueError(f"it has more than {VALUES} values")
+        most = VALUES + len(text) // 20
+        if sum(map(text.count, ",[{")) > most:
+            raise ValueError(f"it has more than {most} values")
         found = json.loads(text, parse_int=_whole, parse_float=_real, parse_constant=_real, object_pairs_hook=_once)
         _shallow(found)
     except RecursionError:

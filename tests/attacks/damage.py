@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from safetensors.numpy import load_file
 from safetensors.numpy import save as to_bytes
 
@@ -170,7 +171,7 @@ def _bytes(blob: bytes, rng: random.Random) -> bytes:
 
 def _json(blob: bytes, rng: random.Random) -> bytes:
     """JSON, or YAML as JSON, of a damaged structure."""
-    return dumped(_edited(json.loads(blob), rng))
+    return dumped(_edited(yaml.safe_load(blob), rng))
 
 
 def _edited(structure: Any, rng: random.Random) -> Any:

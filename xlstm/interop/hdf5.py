@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
 import mmap
 import struct
@@ -20,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from xlstm import reading
 from xlstm.backend import Params
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 SMALL, RATIO = 2**26, 20  # bytes from which on a compressed entry may be so many times its stored size
-LONGEST = 2**23  # bytes of a configuration, which takes many times as much memory when it is parsed
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others take memory before they give a byte
 DEEPEST = 16  # groups in groups
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -73,11 +72,9 @@ def _unzipped(path: Path) -> tuple[Any, io.BytesIO]:
     try:
         with zipfile.ZipFile(path) as archive:
             config, weights = (_entry(path, archive, name) for name in (CONFIG, WEIGHTS))
-        return json.loads(config), io.BytesIO(weights)
     except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, EOFError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a readable .keras file ({error})") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: {CONFIG} is not readable ({error})") from error
+    return reading.from_json(f"{path}: {CONFIG}", config), io.BytesIO(weights)
 
 
 def _entry(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
@@ -91,7 +88,7 @@ def _entry(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
     if info.compress_type not in METHODS:
         raise ValueError(f"{path}: {name} is compressed by method {info.compress_type}, expected 0 or 8 (deflate)")
     declared, stored = info.file_size, info.compress_size
-    if declared > (LONGEST if name == CONFIG else max(SMALL, RATIO * stored)):
+    if declared > (reading.JSON_BYTES if name == CONFIG else max(SMALL, RATIO * stored)):
         raise ValueError(f"{path}: {name} declares {declared} bytes but holds {stored}, which is out of proportion")
     with archive.open(info) as entry:
         return entry.read(declared)  # read() would unpack all there is before it cuts
@@ -174,6 +171,8 @@ def array(where: str, dataset: Any) -> np.ndarray[Any, Any]:
         values: np.ndarray[Any, Any] = dataset[()]
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{where}: is not readable ({error})") from error
+    if not np.all(np.isfinite(values)):
+        raise ValueError(f"{where}: is not finite")
     return values.astype(np.float32) if values.dtype == np.float16 else values
 
 
