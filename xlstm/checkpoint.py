@@ -109,7 +109,7 @@ def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.ndarray[
     about = _about(file)
     if about.kind != kind:
         raise ValueError(f"{path}: kind is {about.kind!r}, expected {kind!r}")
-    return {name: file.read(name) for name in file.shapes}, about.config
+    return file.read(), about.config
 
 
 def finite(path: str | os.PathLike[str], arrays: dict[str, np.ndarray[Any, Any]]) -> None:

@@ -12,7 +12,8 @@ from xlstm.backend import Array
 # A dimension that can be anything is None; otherwise the number it must be, under its symbol.
 Dims = Mapping[str, int | None]
 
-HUGE = 1e30
+LARGEST = 2**28  # of a size
+HUGE = 1e30  # of a number
 SHOWN = 80  # characters of a value in an error
 
 
@@ -72,9 +73,11 @@ def positive(where: str, **sizes: Any) -> None:
     """Raise unless every size is a whole number from 1 up."""
     for name, size in sizes.items():
         if not isinstance(size, Integral) or isinstance(size, bool):
-            raise TypeError(f"{where}: {name} is {size!r}, expected a whole number")
+            raise TypeError(f"{where}: {name} is {shown(size)}, expected a whole number")
         if size < 1:
-            raise ValueError(f"{where}: {name} is {size}, expected 1 or more")
+            raise ValueError(f"{where}: {name} is {shown(size)}, expected 1 or more")
+        if int(size) > LARGEST:
+            raise ValueError(f"{where}: {name} is {shown(size)}, expected at most {LARGEST}")
 
 
 def optional(where: str, **sizes: Any) -> None:
@@ -94,17 +97,19 @@ def one_of(where: str, known: Iterable[str], **values: Any) -> None:
     """Raise ValueError unless every value is one of the known names."""
     for name, value in values.items():
         if value not in known:
-            raise ValueError(f"{where}: {name} is {value!r}, expected one of {', '.join(known)}")
+            raise ValueError(f"{where}: {name} is {shown(value)}, expected one of {', '.join(known)}")
 
 
 def number(where: str, low: float, high: float, strict: bool = False, **values: Any) -> None:
     """Raise unless every value is a number with low <= value < high, or low < value if `strict`."""
     for name, value in values.items():
         if not isinstance(value, int | float | Real) or isinstance(value, bool):
-            raise TypeError(f"{where}: {name} is {value!r}, expected a number")
-        above = low < float(value) if strict else low <= float(value)
-        if not (above and float(value) < high):
-            raise ValueError(f"{where}: {name} is {value}, expected {low} {'<' if strict else '<='} {name} < {high}")
+            raise TypeError(f"{where}: {name} is {shown(value)}, expected a number")
+        given: Any = value  # compared as it is: a whole number may be too large for a float
+        above, most = low < given if strict else low <= given, min(high, HUGE)
+        if not (above and given < most):
+            expected = f"{low} {'<' if strict else '<='} {name} < {most}"
+            raise ValueError(f"{where}: {name} is {shown(value)}, expected {expected}")
 
 
 def _tuple(parts: Any) -> str:

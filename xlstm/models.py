@@ -140,6 +140,7 @@ class SequenceModel:
 
 Layer = LSTM | GRU | RNN | sLSTM | mLSTM | xLSTMStack | xLSTMLarge
 Model = SequenceModel | xLSTMLanguageModel | Layer
+LEAST = {"num_layers": 1, "num_blocks": 8}  # arrays of each
 # Options of what has a layer.
 SEQUENCE = ("output_size", "last")
 LANGUAGE = ("vocab_size", "tied", "logit_cap", "embedding_dropout", "batch_first")
@@ -209,9 +210,9 @@ def _described(config: dict[str, Any], count: int) -> Model:
     name, options, head = (config.get(key) for key in ("layer", "options", "head"))
     if not isinstance(name, str) or name not in LAYERS:
         raise ValueError(f"layer is {checks.shown(name)}, expected one of {', '.join(LAYERS)}")
-    for depth in ("num_layers", "num_blocks"):  # before their names are listed, however many are declared
+    for depth, least in LEAST.items():  # before their names are listed, however many are declared
         declared = options.get(depth) if isinstance(options, dict) else None
-        if isinstance(declared, int) and declared > count:
+        if isinstance(declared, int) and declared * least > count:
             raise ValueError(f"{depth} is {declared}, the file holds {count} arrays")
     layer: Any = reading.made("options", LAYERS[name], options)
     if head is None:

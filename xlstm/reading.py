@@ -21,15 +21,15 @@ from xlstm.checks import shown
 Made = TypeVar("Made")
 
 JSON_BYTES = 1 << 23
-YAML_BYTES = 1 << 18  # which PyYAML takes some 100 times as long for
+YAML_BYTES = 1 << 16  # which PyYAML takes some 100 times as long for
 VALUES = 500_000  # in a document, of which the worst take 100 bytes each
 DEEPEST = 64  # containers in containers
 DIGITS = 40  # of a whole number
 LONGEST = 600  # characters of a message, whatever a file holds
 
-# Plain scalars of YAML 1.2: 1e-6 is a number, 12:30:00 and "no" are text.
+# Plain scalars of YAML 1.2, but for octal numbers: 1e-6 is a number; 12:30:00, 017 and "no" are text.
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
-REAL = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+REAL = re.compile(r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
 WORDS: dict[str, Any] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
     **dict.fromkeys(("true", "True", "TRUE"), True),
@@ -120,6 +120,7 @@ class _Composer:
         if start[-1] != "DocumentStartEvent":
             return None
         found = self._value(next(self.events), 0)
+        _shallow(found)  # with its aliases
         next(self.events)
         if not isinstance(next(self.events), self.yaml.StreamEndEvent):
             raise ValueError("there are several documents, expected one")
@@ -202,7 +203,7 @@ def _shallow(value: Any) -> None:
         ]
         if not level:
             return
-    raise RecursionError
+    raise ValueError(f"it is nested more than {DEEPEST} deep")
 
 
 def made(where: str, kind: Callable[..., Made], options: Any, *first: Any) -> Made:

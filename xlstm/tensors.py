@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -58,13 +59,16 @@ class Tensors:
         except ValueError as error:
             raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
 
-    def read(self, name: str) -> Host:
-        """An array; bfloat16, which NumPy does not have, as float32."""
+    def read(self, names: Iterable[str] | None = None) -> dict[str, Host]:
+        """Arrays, by default all; bfloat16, which NumPy does not have, as float32."""
+        with open(self.path, "rb") as file:
+            return {name: self._read(file, name) for name in (self.shapes if names is None else names)}
+
+    def _read(self, file: BinaryIO, name: str) -> Host:
         shape, dtype = self.shapes[name], self.dtypes[name]
         count = math.prod(shape)
-        with open(self.path, "rb") as file:
-            file.seek(self._starts[name])
-            found: Host = np.fromfile(file, DTYPES[dtype], count)
+        file.seek(self._starts[name])
+        found: Host = np.fromfile(file, DTYPES[dtype], count)
         if found.size != count:
             raise ValueError(f"{self.path}: {name} ends early, the file has changed while it was read")
         if dtype == "BF16":

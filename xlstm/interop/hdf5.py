@@ -26,6 +26,7 @@ CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 SMALL, RATIO = 2**26, 20  # bytes from which on a compressed entry may be so many times its stored size
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others take memory before they give a byte
 DEEPEST = 16  # groups in groups
+MOST = 4096  # groups and arrays, each of which HDF5 takes its time to open
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -122,7 +123,7 @@ def tree(group: Any, seen: set[int] | None = None) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        There is a link to another place or file, something under several names, or too deep a nesting.
+        There is a link to another place or file, something under several names, or too much or too deep a nesting.
     """
     h5py = library()
     if group.name.count("/") > DEEPEST:
@@ -139,6 +140,8 @@ def tree(group: Any, seen: set[int] | None = None) -> dict[str, Any]:
             if address in seen:
                 raise ValueError(f"{item.name}: is there under several names, expected one")
             seen.add(address)
+            if len(seen) > MOST:
+                raise ValueError(f"{group.name}: there are more than {MOST} groups and arrays")
             found[name] = tree(item, seen) if isinstance(item, h5py.Group) else item
     except (OSError, RuntimeError, KeyError) as error:
         raise ValueError(f"{group.name}: is not readable ({error})") from error

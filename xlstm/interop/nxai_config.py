@@ -16,7 +16,7 @@ from xlstm.layers.part import round_up
 
 Config = Mapping[str, Any]
 
-BLOCKS = 1 << 14  # more than any model has
+BLOCKS = 1 << 10  # more than any model has
 EPS = 1e-6  # of the block-stack package, which has no option for it
 ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "relu^2": "square_relu", "sigmoid": "sigmoid", "swish": "silu"}
 ACTIVATIONS |= {"selu": "selu"}
@@ -88,7 +88,7 @@ OLDER |= {"add_post_blocks_norm": True, "quantization_config": None}
 def model_of(config: Config, where: str = "config", most: int = BLOCKS) -> tuple[xLSTMLanguageModel, str]:
     """The model that a configuration describes, and whose names its checkpoint has: "xlstm" or "transformers".
 
-    `most` is how many blocks there may be, such as the number of arrays in the checkpoint.
+    `most` bounds the number of blocks, such as the number of arrays in the checkpoint.
 
     Raises
     ------
@@ -101,8 +101,8 @@ def model_of(config: Config, where: str = "config", most: int = BLOCKS) -> tuple
         raise ValueError(f"{where}: model_type is {shown(config['model_type'])}, expected 'xlstm'")
     for name in ("num_blocks", "num_hidden_layers"):  # before any block is made
         blocks = config.get(name)
-        if isinstance(blocks, int) and blocks > most:
-            raise ValueError(f"{where}: {name} is {shown(blocks)}, expected at most {most}")
+        if isinstance(blocks, int) and blocks > min(most, BLOCKS):
+            raise ValueError(f"{where}: {name} is {shown(blocks)}, expected at most {min(most, BLOCKS)}")
     if config.get("model_type") == "xlstm" or set(config) & (set(LARGE) | LARGE_LEFT) - set(STACK) - set(FLAT):
         return _large(config, where)
     return _stack(config, where), "xlstm"

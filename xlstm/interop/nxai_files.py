@@ -47,7 +47,7 @@ class Shards:
 
     def read(self, name: str) -> Host:
         """An array; bfloat16, which NumPy does not have, as float32."""
-        return self.files[name].read(name)
+        return self.files[name].read([name])[name]
 
 
 def config_beside(path: Path) -> Mapping[str, Any]:

@@ -236,7 +236,7 @@ def _read(source: Mapping[str, Any] | str | os.PathLike[str], prefix: str) -> di
     for name in names:
         if file.dtypes[name] not in ("F16", "F32", "F64"):
             raise TypeError(f"from_torch: {name} is {file.dtypes[name]}, expected F32 or F64")
-    arrays = {name.removeprefix(prefix): _host(name, file.read(name)) for name in names}
+    arrays = {name.removeprefix(prefix): _host(name, array) for name, array in file.read(names).items()}
     checkpoint.finite(source, arrays)
     return arrays
 
