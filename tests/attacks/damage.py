@@ -153,11 +153,18 @@ def _bytes(blob: bytes, rng: random.Random) -> bytes:
         start %= 512
     end = min(len(blob), start + rng.choice((1, 4, 8, 64, 1000)))
     part = blob[start:end]
+    number, width = (
+        rng.choice((0, 1, 255, 2**16, 2**31 - 1, 2**32 - 1, 2**40, 2**63, 2**64 - 1, len(blob))),
+        rng.choice((2, 4, 8)),
+    )
+    field = start - start % width
     other = rng.randrange(len(blob))
     same = len(part)
     return rng.choice(
         (
             lambda: blob[:start],
+            lambda: blob[:field] + (number % 256**width).to_bytes(width, "little") + blob[field + width :],
+            lambda: blob[:field] + (number % 256**width).to_bytes(width, "little") + blob[field + width :],
             lambda: blob[:start] + bytes(b ^ (1 << rng.randrange(8)) for b in part[:1]) + blob[start + 1 :],
             lambda: blob[:start] + rng.randbytes(same) + blob[end:],
             lambda: blob[:start] + rng.choice((b"\0", b"\xff", b"9", b"[")) * same + blob[end:],

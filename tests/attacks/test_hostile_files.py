@@ -313,6 +313,10 @@ def declared(group):
     h5py.h5d.create(group.id, b"0", h5py.h5t.IEEE_F32LE, space)
 
 
+def empty_and_large(group):
+    h5py.h5d.create(group.id, b"0", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((0, 2**62)))
+
+
 def virtual(group):
     layout = h5py.VirtualLayout((2, 12), "float32")
     layout[:] = h5py.VirtualSource("/etc/hostname", "x", (2, 12))
@@ -330,6 +334,7 @@ def cyclic(group):
 
 HDF5 = {
     "declared size": (declared, "its arrays declare"),
+    "empty and large": (empty_and_large, "has shape (0, 4611686018427387904)"),
     "inflating chunks": (
         lambda group: group.create_dataset(
             "0", (2**13, 2**11), "float32", chunks=True, compression="gzip", fillvalue=1

@@ -21,6 +21,7 @@ import numpy as np
 
 from xlstm import reading
 from xlstm.backend import Params
+from xlstm.checks import LARGEST
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 SMALL, RATIO = 2**26, 20  # bytes from which on a compressed entry may be so many times its stored size
@@ -58,7 +59,8 @@ def opened(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]
     config, source = _unzipped(path) if zipfile.is_zipfile(path) else (None, path)
     size = _scanned(path, source)
     try:
-        file = h5py.File(source, "r")
+        # A buffer is opened as it is: reading it through Python, h5py cannot count a size beyond 2^63.
+        file = h5py.File(h5py.h5f.open_file_image(source.getvalue()) if isinstance(source, io.BytesIO) else source, "r")
     except OSError as error:
         raise ValueError(f"{path}: not a readable HDF5 file ({error})") from error
     with file:
@@ -164,12 +166,15 @@ def array(where: str, dataset: Any) -> np.ndarray[Any, Any]:
         raise ValueError(f"{where}: has a dtype that NumPy lacks, expected float32 or float64 ({error})") from error
     if dtype not in (np.float16, np.float32, np.float64):
         raise ValueError(f"{where}: has dtype {dtype}, expected float32 or float64")
-    if dataset.shape is None or not 1 <= dataset.ndim <= 2:
-        raise ValueError(f"{where}: has shape {dataset.shape}, expected one axis or two")
+    shape = dataset.shape
+    if shape is None or not 1 <= len(shape) <= 2:
+        raise ValueError(f"{where}: has shape {shape}, expected one axis or two")
+    if not all(1 <= n <= LARGEST for n in shape):
+        raise ValueError(f"{where}: has shape {shape}, expected sizes from 1 to {LARGEST}")
     if dataset.chunks is not None:
         raise ValueError(f"{where}: is chunked or compressed, expected it in one piece, as Keras writes it")
-    if dataset.nbytes and not dataset.id.get_storage_size():
-        raise ValueError(f"{where}: declares {dataset.nbytes} bytes, the file holds none of them")
+    if not dataset.id.get_storage_size():
+        raise ValueError(f"{where}: declares {math.prod(shape) * dtype.itemsize} bytes, the file holds none of them")
     try:
         values: np.ndarray[Any, Any] = dataset[()]
     except (OSError, RuntimeError) as error:
