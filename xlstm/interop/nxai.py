@@ -95,7 +95,7 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
     backbone = getattr(model, "backbone", None)
     if not isinstance(backbone, xLSTMStack | xLSTMLarge):
         raise TypeError(f"save: model is {model!r}, expected an xLSTMLanguageModel of an xLSTMStack or xLSTMLarge")
-    model.check(params, {})
+    model.namespace(params, {})
     path = Path(path)
     about = json.dumps(config_of(model, style), indent=2)
     arrays = names.written(model, style, {name: to_numpy(p) for name, p in params.items()})
