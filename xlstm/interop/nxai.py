@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import operator
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,6 +64,8 @@ def load(
     shards = Shards(path)
     model, style = model_of(config_beside(path) if config is None else config, most=len(shards.shapes))
     _check(model, style, shards)
+    if model.tied and not _same_head(model, style, shards):
+        model = dataclasses.replace(model, tied=False)
     chosen = backend_of(backend, dtype or (backend.dtype if isinstance(backend, Backend) else shards.dtype))
     params: Params = {}
     for name, pieces in names.pieces(model, style, shards.shapes).items():
@@ -97,7 +101,8 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
         raise TypeError(f"save: model is {model!r}, expected an xLSTMLanguageModel of an xLSTMStack or xLSTMLarge")
     model.namespace(params, {})
     path = Path(path)
-    about = json.dumps(config_of(model, style), indent=2)
+    config = config_of(model, style)
+    about = json.dumps(config, indent=2, default=operator.methodcaller("item"))  # of NumPy's numbers
     arrays = names.written(model, style, {name: to_numpy(p) for name, p in params.items()})
     if path.suffix == ".safetensors":
         file, beside = path, path.with_name(f"{path.stem}_config.json")
@@ -119,11 +124,23 @@ def _check(model: xLSTMLanguageModel, style: str, shards: Shards) -> None:
             raise ValueError(f"{shards.path}: {name} is missing, expected it in shape {shape}")
         if shards.shapes[name] != shape:
             raise ValueError(f"{shards.path}: {name} has shape {shards.shapes[name]}, expected {shape}")
-    twice = {"lm_head.weight", "token_embedding.weight", "backbone.embeddings.weight"} if model.tied else set()
+    twice = {names.HEAD, names.embedding_of(model, style)} if model.tied else set()
     surplus = [name for name in shards.shapes if name not in expected and name not in twice]
     if surplus:
         more = f" and {len(surplus) - 1} more" if len(surplus) > 1 else ""
         raise ValueError(f"{shards.path}: {surplus[0]}{more} is surplus, the configuration has no place for it")
+
+
+def _same_head(model: xLSTMLanguageModel, style: str, shards: Shards) -> bool:
+    """Whether the head of a tied model is the embedding; transformers 5 keeps them apart whatever is configured."""
+    embedding = names.embedding_of(model, style)
+    if not {names.HEAD, embedding} <= set(shards.shapes):
+        return True
+    if np.array_equal(shards.read(names.HEAD), shards.read(embedding)):
+        return True
+    if style == "transformers" and shards.shapes[names.HEAD] == shards.shapes[embedding]:
+        return False
+    raise ValueError(f"{shards.path}: {names.HEAD} is another array than {embedding}, expected the same as it is tied")
 
 
 def _assembled(shards: Shards, name: str, pieces: list[names.Piece], model: xLSTMLanguageModel, dtype: str) -> Any:

@@ -40,6 +40,7 @@ FIXED: dict[str, Any] = {
     **{"round_proj_up_dim_up": True, "round_proj_up_to_multiple_of": MULTIPLE, "function": "slstm"},
     **{"gradient_recurrent_cut": False, "gradient_recurrent_clipval": None, "forward_clipval": None},
     **{"group_norm_weight": True, "ff_type": "ffn_gated", "num_states": 4, "num_gates": 4, "initial_val": 0.0},
+    "inference_state_dtype": "float32",  # with bfloat16 logits are off by a tenth
 }
 # What changes no result, or is set from above.
 LEFT = {"context_length", "weight_decay_on_embedding", "embedding_dim", "bias", "dropout", "hidden_size", "backend"}
@@ -48,16 +49,19 @@ LEFT |= {"constants", "enable_automatic_mixed_precision", *(f"dtype{s}" for s in
 
 LARGE: dict[str, Any] = {
     **{"embedding_dim": None, "num_heads": None, "num_blocks": None, "vocab_size": None, "use_bias": False},
-    **{"norm_eps": 1e-6, "add_out_norm": True, "qk_dim_factor": 0.5, "v_dim_factor": 1.0, "chunk_size": 64},
+    **{"norm_eps": 1e-6, "add_out_norm": True, "qk_dim_factor": 0.5, "v_dim_factor": 1.0},
+    "chunk_size": None,  # theirs is then 64, ours by the width of heads
     **{"eps": 1e-6, "ffn_proj_factor": 2.6667, "ffn_round_up_to_multiple_of": 64, "gate_soft_cap": 15.0},
     **{"output_logit_soft_cap": 30.0},
 }
 # transformers' names of the same, and its defaults where they differ.
 TRANSFORMERS = {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks"}
 TRANSFORMERS_DEFAULTS: dict[str, Any] = {"embedding_dim": 4096, "num_blocks": 32, "num_heads": 8, "vocab_size": 50304}
-TRANSFORMERS_DEFAULTS |= {"ffn_proj_factor": 2.667}
+TRANSFORMERS_DEFAULTS |= {"ffn_proj_factor": 2.667, "tie_word_embeddings": False}
+CACHE_MULTIPLE = 64  # of which transformers takes the widths of states to be
+CAPS = ("gate_soft_cap", "output_logit_soft_cap")  # null where there is none
 LARGE_LEFT = {"norm_reduction_force_float32", "chunkwise_kernel", "sequence_kernel", "step_kernel", "mode"}
-LARGE_LEFT |= {"return_last_states", "autocast_kernel_dtype", "inference_state_dtype", "weight_mode"}
+LARGE_LEFT |= {"return_last_states", "autocast_kernel_dtype", "weight_mode"}
 # Of any model of transformers.
 GENERAL = {"model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "use_cache", "auto_map"}
 GENERAL |= {"bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "max_inference_chunksize", "_name_or_path"}
@@ -201,18 +205,19 @@ def _large(config: Config, where: str) -> tuple[xLSTMLanguageModel, str]:
     transformers = config.get("model_type") == "xlstm"
     known, left = dict(LARGE), set(LARGE_LEFT)
     given = dict(config)
-    tied = False
     if transformers:
         known |= TRANSFORMERS_DEFAULTS
         left |= GENERAL
-        tied = bool(given.pop("tie_word_embeddings", False))
+        given.pop("add_out_norm", None)  # there is a norm whatever it says
         for name, ours in TRANSFORMERS.items():
             value = given.pop(name, None)
             if value is not None and given.get(ours) not in (None, value):
                 both = f"{name} is {shown(value)} and {ours} {shown(given[ours])}"
                 raise ValueError(f"{where}: {both}, expected the same")
-            given = {**given, ours: value} if value is not None else given
-        given = {name: value for name, value in given.items() if value is not None or name not in known}
+            if value is not None:
+                given[ours] = value
+            elif given.get(ours, 0) is None:
+                del given[ours]
         usual = {**OLDER, "cell_norm_eps": given.get("norm_eps", LARGE["norm_eps"])}
         for name, value in usual.items():
             found = given.pop(name, value)
@@ -235,7 +240,9 @@ def _large(config: Config, where: str) -> tuple[xLSTMLanguageModel, str]:
         eps=own["eps"],
         chunk_size=own["chunk_size"],
         post_norm=own["add_out_norm"],
+        post_norm_bias=False if transformers and own["use_bias"] else None,
     )
+    tied = transformers and own["tie_word_embeddings"]
     model = xLSTMLanguageModel(backbone, own["vocab_size"], tied=tied, logit_cap=own["output_logit_soft_cap"])
     return model, "transformers" if transformers else "xlstm"
 
@@ -247,36 +254,56 @@ def _large_config(model: xLSTMLanguageModel, style: str) -> dict[str, Any]:
         raise ValueError("save: the package's large model has no tied head, expected tied=False")
     if model.embedding_dropout:
         raise ValueError(f"save: embedding_dropout is {model.embedding_dropout}, which a large model there has not")
+    bias, expected = backbone.post_norm_bias, backbone.bias and style == "xlstm"
+    if backbone.post_norm and (backbone.bias if bias is None else bias) != expected:
+        reason = "transformers has no bias there" if style == "transformers" else "the package has one as use_bias says"
+        raise ValueError(f"save: post_norm_bias is {bias}, expected {expected} as {reason}")
     config = {
         "embedding_dim": D,
         "num_heads": backbone.num_heads,
         "num_blocks": backbone.num_blocks,
         "vocab_size": model.vocab_size,
         "use_bias": backbone.bias,
-        "norm_eps": backbone.norm_eps,
+        "norm_eps": float(backbone.norm_eps),  # transformers takes no whole number for one that is not
         "add_out_norm": backbone.post_norm,
-        "qk_dim_factor": backbone.qk_size / D,
-        "v_dim_factor": backbone.v_size / D,
-        "chunk_size": LARGE["chunk_size"] if backbone.chunk_size is None else backbone.chunk_size,
-        "eps": backbone.eps,
-        "ffn_proj_factor": backbone.ffn_size / D,
+        "qk_dim_factor": _factor(D, backbone.qk_size),
+        "v_dim_factor": _factor(D, backbone.v_size),
+        "eps": float(backbone.eps),
+        "ffn_proj_factor": _factor(D, backbone.ffn_size),
         "ffn_round_up_to_multiple_of": 1,
-        "gate_soft_cap": backbone.gate_cap,
-        "output_logit_soft_cap": model.logit_cap,
+        "gate_soft_cap": None if backbone.gate_cap is None else float(backbone.gate_cap),
+        "output_logit_soft_cap": None if model.logit_cap is None else float(model.logit_cap),
     }
-    if style == "transformers":
-        config = {
-            "model_type": "xlstm",
-            "architectures": ["xLSTMForCausalLM"],
-            **config,
-            "hidden_size": D,
-            "num_hidden_layers": backbone.num_blocks,
-            "tie_word_embeddings": model.tied,
-        }
-    again, _ = model_of(config)
-    if again != model:
-        raise ValueError(f"save: the widths of {backbone!r} are no multiples of its size that can be written exactly")
-    return config
+    if backbone.chunk_size is not None:
+        config["chunk_size"] = backbone.chunk_size
+    return config if style == "xlstm" else _transformers(config, model)
+
+
+def _transformers(config: dict[str, Any], model: xLSTMLanguageModel) -> dict[str, Any]:
+    """The configuration of a large model as transformers has it."""
+    backbone = model.backbone
+    if not backbone.post_norm:
+        raise ValueError("save: post_norm is False, expected True as transformers has that norm whatever is configured")
+    for name, cap in (("gate_cap", backbone.gate_cap), ("logit_cap", model.logit_cap)):
+        if cap is None:
+            raise ValueError(f"save: {name} is None, expected a number as transformers 5 takes no other")
+    N = backbone.num_heads
+    fits = all(round_up(size, CACHE_MULTIPLE) // N == size // N for size in (backbone.qk_size, backbone.v_size))
+    return {
+        "model_type": "xlstm",
+        "architectures": ["xLSTMForCausalLM"],
+        **config,
+        "hidden_size": backbone.size,
+        "num_hidden_layers": backbone.num_blocks,
+        "tie_word_embeddings": model.tied,
+        "use_cache": fits,  # it would fail where states are not as wide as its cache
+    }
+
+
+def _factor(D: int, size: int) -> float:
+    """A number that D is multiplied by, and the product rounded down, to be `size`."""
+    factor = size / D
+    return factor if int(D * factor) == size else math.nextafter(factor, math.inf)
 
 
 def _take(config: Any, known: dict[str, Any], where: str, left: set[str] = LEFT) -> dict[str, Any]:
@@ -311,7 +338,9 @@ def _typed(where: str, name: str, value: Any, usual: Any) -> None:
     elif isinstance(usual, str):
         if not isinstance(value, str):
             raise TypeError(f"{where}: {name} is {shown(value)}, expected text")
-    elif value is None or name in ("mlstm_block", "slstm_block"):
+    elif name in ("mlstm_block", "slstm_block"):
+        return
+    elif value is None and (usual is None or name in CAPS):
         return
     elif usual is None or isinstance(usual, int):
         if name != "conv1d_kernel_size" or value != 0:  # there an sLSTM block has none

@@ -149,6 +149,8 @@ class xLSTMLarge(Backbone):  # noqa: N801
         rounding only.
     post_norm : bool
         Whether there is a norm after the last block.
+    post_norm_bias : bool, optional
+        Whether that norm has a bias, by default as `bias`; in transformers it never has one.
     """
 
     num_heads: int = 8
@@ -162,6 +164,7 @@ class xLSTMLarge(Backbone):  # noqa: N801
     eps: float = 0.0
     chunk_size: int | None = None
     post_norm: bool = True
+    post_norm_bias: bool | None = None
 
     def __post_init__(self) -> None:
         checks.fields(
@@ -196,4 +199,7 @@ class xLSTMLarge(Backbone):  # noqa: N801
     @property
     def norm(self) -> Any:
         """What follows the last block, or None."""
-        return RMSNorm(self.size, eps=self.norm_eps, bias=self.bias) if self.post_norm else None
+        if not self.post_norm:
+            return None
+        bias = self.bias if self.post_norm_bias is None else self.post_norm_bias
+        return RMSNorm(self.size, eps=self.norm_eps, bias=bias)
