@@ -247,17 +247,17 @@ def params(where: str, given: Any, expected: Mapping[str, Dims]) -> None:
     mapping(where, given)
     for name, dims in expected.items():
         if name not in given:
-            raise ValueError(f"{where}: parameter {name} is missing, expected {_few(expected)}")
+            raise ValueError(f"{where}: parameter {name} is missing, expected {few(expected)}")
         if not isinstance(getattr(given[name], "shape", None), tuple):
             raise TypeError(f"{where}: {name} is a {type(given[name]).__name__}, expected an array")
         shape(where, name, given[name], dims)
     if len(given) > len(expected):
         surplus = next(name for name in given if name not in expected)
         surplus = surplus if isinstance(surplus, str) and len(surplus) <= SHOWN else shown(surplus)
-        raise ValueError(f"{where}: parameter {surplus} is unknown, expected {_few(expected)}")
+        raise ValueError(f"{where}: parameter {surplus} is unknown, expected {few(expected)}")
 
 
-def _few(names: Mapping[str, Any]) -> str:
+def few(names: Iterable[str]) -> str:
     """Names in a line, not all of very many."""
     listed = list(names)
     return ", ".join(listed) if len(listed) <= 16 else f"{', '.join(listed[:16])} and {len(listed) - 16} more"

@@ -338,9 +338,7 @@ def _typed(where: str, name: str, value: Any, usual: Any) -> None:
     elif isinstance(usual, str):
         if not isinstance(value, str):
             raise TypeError(f"{where}: {name} is {shown(value)}, expected text")
-    elif name in ("mlstm_block", "slstm_block"):
-        return
-    elif value is None and (usual is None or name in CAPS):
+    elif name in ("mlstm_block", "slstm_block") or (value is None and (usual is None or name in CAPS)):
         return
     elif usual is None or isinstance(usual, int):
         if name != "conv1d_kernel_size" or value != 0:  # there an sLSTM block has none

@@ -93,15 +93,16 @@ def from_torch(
     layer = _layer(given, kind, activation, batch_first)
     params: Params = {}
     order = ORDER[type(layer).__name__]
+    expected = checks.few(map(_name, layer.shapes))
     for name, dims in layer.shapes.items():
         theirs = _name(name)
         if theirs not in given:
-            raise ValueError(f"from_torch: {prefix}{theirs} is missing, expected {', '.join(map(_name, layer.shapes))}")
+            raise ValueError(f"from_torch: {prefix}{theirs} is missing, expected {expected}")
         checks.shape("from_torch", f"{prefix}{theirs}", given[theirs], dims)
         params[name] = np.array(given[theirs]) if name.endswith("Whr") else _rows(given[theirs], order)
     surplus = sorted(set(given) - set(map(_name, layer.shapes)))
     if surplus:
-        raise ValueError(f"from_torch: {prefix}{surplus[0]} is unknown, expected {', '.join(map(_name, layer.shapes))}")
+        raise ValueError(f"from_torch: {prefix}{surplus[0]} is unknown, expected {expected}")
     dtypes = {str(p.dtype) for p in params.values()}
     if len(dtypes) > 1:
         raise TypeError(f"from_torch: weights are of dtypes {', '.join(sorted(dtypes))}, expected one")
@@ -125,7 +126,7 @@ def kind_of(path: str | os.PathLike[str], prefix: str = "") -> str:
         if len(shape) == 2 and shape[0] == len(ORDER[layer.__name__]) * shape[1]:
             return kind
     if not shape:
-        raise ValueError(f"{path}: {prefix}weight_hh_l0 is missing, found {checks.shown(sorted(shapes))}")
+        raise ValueError(f"{path}: {prefix}weight_hh_l0 is missing, found {checks.few(sorted(shapes)) or 'nothing'}")
     raise ValueError(f"{path}: {prefix}weight_hh_l0 has shape {shape}, expected (4H, H), (3H, H) or (H, H)")
 
 
@@ -191,7 +192,7 @@ def _layer(given: dict[str, Host], kind: str, activation: str, batch_first: bool
     first = {}
     for name in ("weight_ih_l0", "weight_hh_l0"):
         if name not in given:
-            raise ValueError(f"from_torch: {name} is missing, found {checks.shown(sorted(given))}")
+            raise ValueError(f"from_torch: {name} is missing, found {checks.few(sorted(given)) or 'nothing'}")
         if given[name].ndim != 2:
             raise ValueError(f"from_torch: {name} has shape {given[name].shape}, expected two axes")
         first[name] = given[name].shape
