@@ -81,8 +81,8 @@ class Tokenizer:
         self._file = file
         with reading.brief():
             content = reading.content(file, LONGEST)
-            _bounded(file, reading.from_json(str(file), content))
             with self._told("not a readable tokenizer"):
+                _bounded(reading.from_json("content", content))
                 self._inner: Any = tokenizers.Tokenizer.from_str(content.decode())
                 # A prompt is one text, as long as it is.
                 self._inner.no_padding()
@@ -111,20 +111,20 @@ class Tokenizer:
             raise ValueError(reading.cut(f"{self._file}: {doing} ({error})")) from error
 
 
-def _bounded(file: Path, about: Any) -> None:
+def _bounded(about: Any) -> None:
     """Raise ValueError if a tokenizer takes memory, or makes texts longer, out of proportion."""
     if not isinstance(about, dict):
-        raise ValueError(f"{file}: not a readable tokenizer (it is {shown(about)}, expected an object)")
+        raise ValueError(f"it is {shown(about)}, expected an object")
     added = about.get("added_tokens")
     total = (
         sum(len(str(one.get("content"))) for one in added if isinstance(one, dict)) if isinstance(added, list) else 0
     )
     if total > LONGEST_ADDED:
-        raise ValueError(f"{file}: its added tokens have {total} characters, expected at most {LONGEST_ADDED}")
+        raise ValueError(f"its added tokens have {total} characters, expected at most {LONGEST_ADDED}")
     for name in ("normalizer", "pre_tokenizer", "decoder"):
         factor = _growth(about.get(name))
         if factor > GROWTH:
-            raise ValueError(f"{file}: its {name} may make a text more than {GROWTH} times as long")
+            raise ValueError(f"its {name} may make a text more than {GROWTH} times as long")
 
 
 def _growth(step: Any) -> float:
