@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -357,7 +358,7 @@ WRITTEN = [
     ("transformers", {"bias": True}, "post_norm_bias=True, and transformers has none there"),
     ("transformers", {"bias": True, "post_norm_bias": False}, None),
     ("transformers", {"post_norm_bias": True}, "post_norm_bias=True, and transformers has none there"),
-    ("transformers", {"norm_eps": 0}, None),
+    ("transformers", {"norm_eps": 1}, None),
     ("transformers", {"eps": 1}, None),
     ("transformers", {"chunk_size": 5}, None),
     ("transformers", {"post_norm": False}, "post_norm is False, expected True"),
@@ -486,3 +487,12 @@ def test_convolutions_that_the_package_fails_at_are_refused(tmp_path):
                 nxai.save(tmp_path, model, model.init(backend="numpy"))
         else:
             nxai.save(tmp_path, model, model.init(backend="numpy"))
+
+
+def test_readme_block_runs(tmp_path, monkeypatch):
+    readme = (DATA.parent.parent / "README.md").read_text()
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "nxai.save" in b)
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(block, found)
+    assert found["tokens"].shape == (1, 8)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import operator
 import os
 import re
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm import checkpoint
+from xlstm import checkpoint, reading
 from xlstm.backend import Backend, Params, backend_of, to_numpy
 from xlstm.interop import nxai_names as names
 from xlstm.interop.nxai_config import config_of, model_of
@@ -25,6 +24,7 @@ from xlstm.layers.large import xLSTMLarge
 STYLES = ("xlstm", "transformers")
 
 
+@reading.brief()
 def load(
     path: str | os.PathLike[str],
     config: Mapping[str, Any] | None = None,
@@ -63,7 +63,8 @@ def load(
     path = Path(path)
     shards = Shards(path)
     large = any(name.startswith("backbone.") for name in shards.shapes)
-    model, style = model_of(config_beside(path) if config is None else config, large=large)
+    found = config_beside(path) if config is None else config
+    model, style = model_of(found, most=len(shards.shapes), large=large)
     _check(model, style, shards)
     if model.tied and not _same_head(model, style, shards):
         model = dataclasses.replace(model, tied=False)
@@ -101,10 +102,13 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
     backbone = getattr(model, "backbone", None)
     if not isinstance(backbone, xLSTMStack | xLSTMLarge):
         raise TypeError(f"save: model is {model!r}, expected an xLSTMLanguageModel of an xLSTMStack or xLSTMLarge")
-    model.check(params, {})
+    model.namespace(params, {})
     path = Path(path)
     config = config_of(model, style)
-    about = json.dumps(config, indent=2, default=operator.methodcaller("item"))  # of NumPy's numbers
+    about = json.dumps(
+        config,
+        indent=2,
+    )
     arrays = names.written(model, style, {name: to_numpy(p) for name, p in params.items()})
     if path.suffix == ".safetensors":
         file, beside = path, path.with_name(f"{path.stem}_config.json")

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from xlstm import checks
+from xlstm import checks, reading
+from xlstm.checks import shown
 from xlstm.language import xLSTMLanguageModel
 from xlstm.layers.backbone import xLSTMStack
 from xlstm.layers.blocks import MULTIPLE
@@ -15,6 +16,7 @@ from xlstm.layers.part import round_up
 
 Config = Mapping[str, Any]
 
+BLOCKS = 1 << 10  # more than any model has
 CONTEXT = 2048  # steps that the block-stack package is to take at most; ours has no limit, and no array depends on it
 EPS = 1e-6  # of the block-stack package, which has no option for it
 ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "relu^2": "square_relu", "sigmoid": "sigmoid", "swish": "silu"}
@@ -88,10 +90,14 @@ OLDER: dict[str, Any] = {
 OLDER |= {"add_post_blocks_norm": True, "quantization_config": None}
 
 
-def model_of(config: Config, where: str = "config", large: bool = False) -> tuple[xLSTMLanguageModel, str]:
+@reading.brief()
+def model_of(
+    config: Config, where: str = "config", most: int = BLOCKS, large: bool = False
+) -> tuple[xLSTMLanguageModel, str]:
     """The model that a configuration describes, and whose names its checkpoint has: "xlstm" or "transformers".
 
-    With `large` it is a large model, though all keys that tell it from a block stack have been left out.
+    `most` bounds the number of blocks, such as the number of arrays in the checkpoint. With `large` it is a large
+    model, though all keys that tell it from a block stack have been left out.
 
     Raises
     ------
@@ -101,7 +107,11 @@ def model_of(config: Config, where: str = "config", large: bool = False) -> tupl
     if not isinstance(config, Mapping):
         raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
     if config.get("model_type") not in (None, "xlstm"):
-        raise ValueError(f"{where}: model_type is {config['model_type']!r}, expected 'xlstm'")
+        raise ValueError(f"{where}: model_type is {shown(config['model_type'])}, expected 'xlstm'")
+    for name in ("num_blocks", "num_hidden_layers"):  # before any block is made
+        blocks = config.get(name)
+        if isinstance(blocks, int) and blocks > min(most, BLOCKS):
+            raise ValueError(f"{where}: {name} is {shown(blocks)}, expected at most {min(most, BLOCKS)}")
     if large or config.get("model_type") == "xlstm" or set(config) & (set(LARGE) | LARGE_LEFT) - set(STACK) - set(FLAT):
         return _large(config, where)
     return _stack(config, where), "xlstm"
@@ -132,7 +142,7 @@ def _stack(config: Config, where: str) -> xLSTMLanguageModel:
         if own["mlstm_block"] is None:
             at = "all"
         if own["slstm_block"] is None and at:
-            raise ValueError(f"{where}: slstm_at is {at!r}, but there is no slstm_block")
+            raise ValueError(f"{where}: slstm_at is {shown(at)}, but there is no slstm_block")
     else:
         mlstm = {**own, "proj_factor": own["mlstm_proj_factor"]}
         slstm, act = own, own["slstm_ffn_act"]
@@ -219,7 +229,8 @@ def _large(config: Config, where: str) -> tuple[xLSTMLanguageModel, str]:
         for name, ours in TRANSFORMERS.items():
             value = given.pop(name, None)
             if value is not None and given.get(ours) not in (None, value):
-                raise ValueError(f"{where}: {name} is {value} and {ours} {given[ours]}, expected the same")
+                both = f"{name} is {shown(value)} and {ours} {shown(given[ours])}"
+                raise ValueError(f"{where}: {both}, expected the same")
             if value is not None:
                 given[ours] = value
             elif given.get(ours, 0) is None:
@@ -268,15 +279,15 @@ def _large_config(model: xLSTMLanguageModel, style: str) -> dict[str, Any]:
         "num_blocks": backbone.num_blocks,
         "vocab_size": model.vocab_size,
         "use_bias": backbone.bias,
-        "norm_eps": float(backbone.norm_eps),  # transformers takes no whole number for one that is not
+        "norm_eps": backbone.norm_eps,
         "add_out_norm": backbone.post_norm,
         "qk_dim_factor": _factor(D, backbone.qk_size),
         "v_dim_factor": _factor(D, backbone.v_size),
-        "eps": float(backbone.eps),
+        "eps": backbone.eps,
         "ffn_proj_factor": _factor(D, backbone.ffn_size),
         "ffn_round_up_to_multiple_of": 1,
-        "gate_soft_cap": None if backbone.gate_cap is None else float(backbone.gate_cap),
-        "output_logit_soft_cap": None if model.logit_cap is None else float(model.logit_cap),
+        "gate_soft_cap": backbone.gate_cap,
+        "output_logit_soft_cap": model.logit_cap,
     }
     if backbone.chunk_size is not None:
         config["chunk_size"] = backbone.chunk_size
@@ -315,10 +326,12 @@ def _take(config: Any, known: dict[str, Any], where: str, left: set[str] = LEFT)
     if not isinstance(config, Mapping):
         raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
     for name, value in config.items():
+        if not isinstance(name, str):
+            raise TypeError(f"{where}: key {shown(name)} is a {type(name).__name__}, expected text")
         if name in known or name in left or name.startswith("_"):
             continue
         if name not in FIXED:
-            raise ValueError(f"{where}: key {name!r} is unknown, expected some of {', '.join(known)}")
+            raise ValueError(f"{where}: key {shown(name)} is unknown, expected some of {', '.join(known)}")
         _only(where, name, value, FIXED[name])
     found = {name: config.get(name, usual) for name, usual in known.items()}
     for name, value in found.items():
@@ -329,7 +342,7 @@ def _take(config: Any, known: dict[str, Any], where: str, left: set[str] = LEFT)
 def _only(where: str, name: str, value: Any, expected: Any) -> None:
     """Raise ValueError unless a key that ours has no option for has the value that ours amounts to."""
     if value != expected:
-        raise ValueError(f"{where}: {name} is {value!r}, which xlstm cannot express, expected {expected!r}")
+        raise ValueError(f"{where}: {name} is {shown(value)}, which xlstm cannot express, expected {expected!r}")
 
 
 def _typed(where: str, name: str, value: Any, usual: Any) -> None:
@@ -339,17 +352,20 @@ def _typed(where: str, name: str, value: Any, usual: Any) -> None:
     if name == "slstm_at":
         numbers = isinstance(value, list | tuple | range) and all(type(k) is int for k in value)
         if not (value == "all" or numbers):
-            raise TypeError(f"{where}: slstm_at is {value!r}, expected numbers of blocks or 'all'")
+            raise TypeError(f"{where}: slstm_at is {shown(value)}, expected numbers of blocks or 'all'")
     elif isinstance(usual, bool):
         if not isinstance(value, bool):
-            raise TypeError(f"{where}: {name} is {value!r}, expected true or false")
-    elif isinstance(usual, dict | str) or name in ("mlstm_block", "slstm_block"):
+            raise TypeError(f"{where}: {name} is {shown(value)}, expected true or false")
+    elif isinstance(usual, str):
+        if not isinstance(value, str):
+            raise TypeError(f"{where}: {name} is {shown(value)}, expected text")
+    elif name in ("mlstm_block", "slstm_block"):
         return
     elif usual is None or isinstance(usual, int):
         if name != "conv1d_kernel_size" or value != 0:  # there an sLSTM block has none
             checks.positive(where, **{name: value})
     else:
-        checks.number(where, 0, math.inf, **{name: value})
+        checks.number(where, 0, checks.HUGE, **{name: value})
 
 
 def _within(block: Any, name: str, where: str) -> Any:
@@ -358,9 +374,9 @@ def _within(block: Any, name: str, where: str) -> Any:
         return {}
     if not isinstance(block, Mapping):
         raise TypeError(f"{where} {name}_block: is a {type(block).__name__}, expected a dict")
-    unknown = [key for key in block if key not in ("mlstm", "slstm", "feedforward") and not key.startswith("_")]
+    unknown = [key for key in block if key not in ("mlstm", "slstm", "feedforward") and not str(key).startswith("_")]
     if unknown:
-        raise ValueError(f"{where} {name}_block: key {unknown[0]!r} is unknown, expected {name}")
+        raise ValueError(f"{where} {name}_block: key {shown(unknown[0])} is unknown, expected {name}")
     return block.get(name, {})
 
 

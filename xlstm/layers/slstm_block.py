@@ -9,17 +9,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm import bptt, checks, initializers, recurrence
-from xlstm.activations import silu, silu_bwd
+from xlstm.activations import FEED_FORWARD, silu, silu_bwd
 from xlstm.backend import Array, Params
 from xlstm.cells import slstm
-from xlstm.layers.blocks import MULTIPLE, Block, masked
+from xlstm.layers.blocks import Block, masked, widened
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.feedforward import GatedFeedForward
 from xlstm.layers.linear import HeadwiseLinear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm
-from xlstm.layers.part import Values, round_up
+from xlstm.layers.part import Values
 from xlstm.layers.sequence import Leaf, Sequence, Span, State
 from xlstm.loop import Noise
+
+OPTIONS: dict[str, checks.Kind] = {
+    "ffn_proj_factor": checks.non_negative,
+    "ffn_activation": checks.choice(FEED_FORWARD),
+    "recurrent_init": checks.choice(("zeros", "uniform")),
+    "ffn_dropout": checks.optional(checks.rate),
+}
 
 
 @dataclass(frozen=True)
@@ -60,13 +67,14 @@ class sLSTMBlock(Block):  # noqa: N801
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        where = "sLSTMBlock"
-        checks.number(where, 0, 1, ffn_dropout=self._ffn_rate)
-        checks.heads(where, self.num_heads, size=self.size)
-        checks.number(where, 0, float("inf"), ffn_proj_factor=self.ffn_proj_factor)
-        checks.one_of(where, ("zeros", "uniform"), recurrent_init=self.recurrent_init)
-        if self.conv_kernel_size:
-            checks.positive(where, conv_kernel_size=self.conv_kernel_size)
+        checks.heads("sLSTMBlock", self.num_heads, size=self.size)
+        checks.fields(self, **OPTIONS)
+        self._wide  # noqa: B018 (it is checked)
+
+    @property
+    def _wide(self) -> int:
+        """Width of the feed-forward layer."""
+        return widened("sLSTMBlock", "ffn_proj_factor", self.ffn_proj_factor, self.size)
 
     @property
     def _ffn_rate(self) -> float:
@@ -89,9 +97,8 @@ class sLSTMBlock(Block):  # noqa: N801
         found["cell"] = Recurrence(D, N, self.recurrent_init, self.index / max(1, self.num_blocks - 1))
         found["outnorm"] = MultiHeadNorm(D, num_heads=N, residual=True)
         if self.ffn_proj_factor:
-            U = round_up(self.ffn_proj_factor * D, MULTIPLE)
             found["ffn_norm"] = LayerNorm(D, residual=True)
-            found["ffn"] = GatedFeedForward(D, U, activation=self.ffn_activation, num_blocks=self.num_blocks)
+            found["ffn"] = GatedFeedForward(D, self._wide, activation=self.ffn_activation, num_blocks=self.num_blocks)
         return found
 
     def states(self, B: int | None) -> State:
