@@ -270,9 +270,10 @@ def _large_config(model: xLSTMLanguageModel, style: str) -> dict[str, Any]:
     if model.embedding_dropout:
         raise ValueError(f"save: embedding_dropout is {model.embedding_dropout}, which a large model there has not")
     bias = backbone.bias if backbone.post_norm_bias is None else backbone.post_norm_bias
-    if backbone.post_norm and bias != (backbone.bias and style == "xlstm"):
+    expected = backbone.bias and style == "xlstm"
+    if backbone.post_norm and bias != expected:
         reason = "transformers has none there" if style == "transformers" else "the package has all biases or none"
-        raise ValueError(f"save: the norm after the last block has post_norm_bias={bias}, and {reason}")
+        raise ValueError(f"save: post_norm_bias is {bias}, expected {expected} as {reason}")
     config = {
         "embedding_dim": D,
         "num_heads": backbone.num_heads,
