@@ -107,7 +107,7 @@ def test_same_seed_same_file(run, tmp_path):
         (["train", "--dtype", "int8"], "dtype 'int8'"),
         (["train", "-o", "one.csv"], "one.csv"),
         (["train", "-o", "/proc/xlstm"], "/proc/xlstm"),
-        (["predict", "absent", "one.csv"], "absent: no such model file"),
+        (["predict", "absent", "one.csv"], "absent: no such file"),
         (["predict", "garbage", "one.csv"], "garbage: not a readable safetensors file"),
         (["predict", "other", "one.csv"], "other: not an xlstm model file"),
     ],

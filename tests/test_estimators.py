@@ -178,9 +178,9 @@ def test_load_refuses_damaged_weights(fitted, tmp_path):
     broken.save(path)
     with pytest.raises(ValueError, match=r"head\.b is not finite"):
         Forecaster.load(path)
-    config = {"name": "", "settings": {"hidden_size": 10**9}, "scalers": {}, "dtype": "float32"}
+    config = {"name": "", "settings": {"hidden_size": 10**8}, "scalers": {}, "dtype": "float32"}
     checkpoint.save(path, fitted.params, "forecaster", config)
-    with pytest.raises(ValueError, match=r"not a sound forecaster \(KeyError: 'past'\)"):
+    with pytest.raises(ValueError, match=r"not a sound forecaster .*past: is None, expected an object"):
         Forecaster.load(path)
     scale = {"mean": 0.0, "std": 0.0}
     checkpoint.save(path, fitted.params, "forecaster", {**config, "scalers": {"past": scale, "future": scale}})

@@ -16,16 +16,18 @@ from typing import Any, TypeAlias
 import array_api_compat
 import numpy as np
 
-from xlstm import probe
+from xlstm import checks, probe
 
 Array = Any  # an array of whichever library is in use
 Namespace = Any  # the array API namespace of that library
 Params = dict[str, Array]  # parameters, or their gradients, by dotted name
 
 Seed: TypeAlias = "int | np.random.Generator"
+DType: TypeAlias = "str | np.dtype[Any] | type[np.generic]"
 
 NAMES = ("numpy", "cupy", "torch")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
+OTHERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")  # that `asarray` knows too
 HALVES = ("float16", "bfloat16")  # dtypes that are refused on a CPU
 VARIABLE = "XLSTM_BACKEND"
 
@@ -58,7 +60,7 @@ class Backend:
     dtype: str = "float32"
     reason: str = "asked for"
 
-    def asarray(self, values: Any, dtype: str | None = None) -> Array:
+    def asarray(self, values: Any, dtype: DType | None = None) -> Array:
         """Put host values (or an array of this backend) on the device.
 
         Floating-point values get `dtype` (default: the backend's); integers and booleans keep
@@ -68,7 +70,7 @@ class Backend:
             values = np.asarray(values)
         if dtype is None:
             dtype = self.dtype if _floating(_namespace_of(values), values.dtype) else None
-        target = None if dtype is None else _dtype(self.xp, dtype)
+        target = None if dtype is None else _dtype(self.xp, dtype_text("asarray", dtype))
         with self.device if self.name == "cupy" else contextlib.nullcontext():
             if isinstance(values, np.ndarray) and self.name == "torch":
                 values = to_numpy(values)  # PyTorch does not know the bfloat16 of ml_dtypes
@@ -87,7 +89,7 @@ class Backend:
         return f"{self.name} on {device_name(self)}"
 
 
-def backend(name: str = "auto", device: Any = None, dtype: str = "float32") -> Backend:
+def backend(name: str = "auto", device: Any = None, dtype: DType = "float32") -> Backend:
     """Choose the array library for arrays that do not exist yet.
 
     Parameters
@@ -99,8 +101,8 @@ def backend(name: str = "auto", device: Any = None, dtype: str = "float32") -> B
     device : optional
         CuPy: the device number. PyTorch: a device such as "cpu" (the default) or "cuda:0".
     dtype : {"float32", "float64", "float16", "bfloat16"}
-        dtype of the arrays it makes. float16 and bfloat16 need a GPU, and bfloat16 on CuPy needs CuPy 14 and
-        ml_dtypes.
+        dtype of the arrays it makes, as a name or as NumPy's dtype. float16 and bfloat16 need a GPU, and bfloat16 on
+        CuPy needs CuPy 14 and ml_dtypes.
 
     Raises
     ------
@@ -112,6 +114,8 @@ def backend(name: str = "auto", device: Any = None, dtype: str = "float32") -> B
         The named library, or what it needs for the dtype, is missing or does not work here.
     """
     reason = "asked for"
+    if not isinstance(name, str):
+        raise TypeError(f"backend: name is {checks.shown(name)}, expected auto, {', '.join(NAMES)}")
     if name == "auto" and os.environ.get(VARIABLE) not in (None, "", "auto"):
         name = os.environ[VARIABLE]
         reason = f"{VARIABLE}={name}"
@@ -119,7 +123,7 @@ def backend(name: str = "auto", device: Any = None, dtype: str = "float32") -> B
             raise ValueError(f"{VARIABLE}: {name!r} is not a backend, expected auto, {', '.join(NAMES)}")
     if name == "auto":
         if device is not None:
-            raise ValueError(f"backend: device {device!r} goes with a named backend, not with auto")
+            raise ValueError(f"backend: device {checks.shown(device)} goes with a named backend, not with auto")
         failure = probe.cupy_failure()
         if failure is None:
             name, reason = "cupy", "a kernel and a matrix product ran on the GPU"
@@ -132,15 +136,15 @@ def backend(name: str = "auto", device: Any = None, dtype: str = "float32") -> B
     elif name == "torch":
         chosen = _torch_backend(device, reason)
     else:
-        raise ValueError(f"backend: {name!r} is not a backend, expected auto, {', '.join(NAMES)}")
+        raise ValueError(f"backend: name {checks.shown(name)} is not a backend, expected auto, {', '.join(NAMES)}")
     return _with_dtype(chosen, dtype)
 
 
-def backend_of(chosen: str | Backend | None, dtype: str | None = None) -> Backend:
+def backend_of(chosen: str | Backend | None, dtype: DType | None = None) -> Backend:
     """The backend meant by an argument that may be a name, a backend, or None for "auto"."""
     if isinstance(chosen, Backend):
         return chosen if dtype is None else _with_dtype(chosen, dtype)
-    return backend("auto" if chosen is None else chosen, dtype=dtype or "float32")
+    return backend("auto" if chosen is None else chosen, dtype="float32" if dtype is None else dtype)
 
 
 def backend_like(array: Array) -> Backend:
@@ -150,9 +154,17 @@ def backend_like(array: Array) -> Backend:
     return Backend(library, xp, device_of(array), dtype_name(array.dtype), "that of the arrays given")
 
 
-def _with_dtype(chosen: Backend, dtype: str) -> Backend:
+def dtype_text(where: str, dtype: Any) -> str:
+    """The name of a dtype that is given by name or as NumPy's, such as np.float32 or np.dtype("float32")."""
+    if isinstance(dtype, np.dtype) or (isinstance(dtype, type) and issubclass(dtype, np.generic)):
+        return np.dtype(dtype).name
+    return str(checks.text(where, "dtype", dtype))
+
+
+def _with_dtype(chosen: Backend, given: DType) -> Backend:
+    dtype = dtype_text("backend", given)
     if dtype not in DTYPES:
-        raise ValueError(f"backend: dtype {dtype!r} is not supported, expected one of {', '.join(DTYPES)}")
+        raise ValueError(f"backend: dtype {checks.shown(dtype)} is not supported, expected one of {', '.join(DTYPES)}")
     if dtype in HALVES and (chosen.name == "numpy" or str(chosen.device) == "cpu"):
         raise TypeError(f"backend: {dtype} on a CPU is slow and inexact; use float32, or a GPU")
     if dtype == "bfloat16" and chosen.name == "cupy":
@@ -164,15 +176,15 @@ def _with_dtype(chosen: Backend, dtype: str) -> Backend:
 
 
 def _numpy_backend(device: Any, reason: str) -> Backend:
-    if device not in (None, "cpu"):
-        raise ValueError(f"backend: numpy has only the device 'cpu', got {device!r}")
+    if device is not None and not (isinstance(device, str) and device == "cpu"):
+        raise ValueError(f"backend: numpy has only the device 'cpu', got {checks.shown(device)}")
     return Backend("numpy", np, "cpu", reason=reason)
 
 
 def _cupy_backend(device: Any, reason: str) -> Backend:
     number = getattr(device, "id", _current_device() if device is None else device)
-    if not isinstance(number, int) or number < 0:
-        raise ValueError(f"backend: a cupy device is a number from 0 up, got {device!r}")
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= checks.LARGEST:
+        raise ValueError(f"backend: a cupy device is a number from 0 up, got {checks.shown(device)}")
     failure = probe.cupy_failure(number)
     if failure is not None:
         raise BackendError(f"cupy: {failure}")
@@ -198,8 +210,11 @@ def _torch_backend(device: Any, reason: str) -> Backend:
 
     try:
         chosen = torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"backend: {checks.shown(device)} is not a torch device: {probe.first_line(error)}") from error
+    try:
         torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError, TypeError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise BackendError(f"torch: device {device!r} is not usable: {probe.first_line(error)}") from error
     return Backend("torch", xp, chosen, reason=reason)
 
@@ -225,19 +240,16 @@ def device_name(chosen: Backend) -> str:
     return "CPU" if str(chosen.device) == "cpu" else str(chosen.device)
 
 
-def generator(seed: Seed, stream: int = 0) -> np.random.Generator:
+def generator(seed: Seed, stream: int = 0, where: str = "") -> np.random.Generator:
     """The seeded generator on the host from which every random number of the library comes.
 
     It is the same on every backend, so equal seeds give equal weights everywhere. `stream` numbers
-    independent generators of one seed. A generator is returned as it is.
+    independent generators of one seed. A generator is returned as it is. `where` says who asks, in an error.
     """
-    if isinstance(seed, np.random.Generator):
-        return seed
-    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"seed: expected a whole number from 0 up, got {seed!r}")
-    return np.random.Generator(
-        np.random.PCG64(np.random.SeedSequence(int(seed), spawn_key=(stream,) if stream else ()))
-    )
+    checked = checks.seed(where, "seed", seed)
+    if isinstance(checked, np.random.Generator):
+        return checked
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(checked, spawn_key=(stream,) if stream else ())))
 
 
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:
@@ -310,7 +322,7 @@ def namespace(where: str, arrays: Mapping[str, Array]) -> Namespace:
         xp = _namespace_of(first)
     except TypeError:
         raise TypeError(f"{where}: {first_name} is {_kind(first)}, expected an array") from None
-    if not _floating(xp, first.dtype):
+    if dtype_name(first.dtype) not in DTYPES:
         raise TypeError(f"{where}: {first_name} has dtype {first.dtype}, expected float32 or float64")
     home = device_of(first)
     for name, array in arrays.items():
@@ -361,8 +373,8 @@ def _dtype(xp: Namespace, name: str) -> Any:
         except ImportError as error:
             raise BackendError("bfloat16 needs ml_dtypes, which is not installed; pip install ml_dtypes") from error
         return np.dtype(bfloat16)
-    if name != "bfloat16" and not hasattr(np, name):
-        raise ValueError(f"asarray: dtype {name!r} is unknown, expected a name such as {', '.join(DTYPES)}")
+    if name not in (*DTYPES, *OTHERS):
+        raise ValueError(f"asarray: dtype {checks.shown(name)} is unknown, expected a name such as {', '.join(DTYPES)}")
     return getattr(xp, name)
 
 

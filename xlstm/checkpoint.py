@@ -7,17 +7,16 @@ writes several in no fixed order, and equal models are to give equal bytes.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm import writing
+from xlstm import reading, writing
 from xlstm.backend import Array, to_numpy
+from xlstm.checks import shown
+from xlstm.tensors import Tensors
 
 KEY = "xlstm"
 VERSION = 1
@@ -48,19 +47,19 @@ def save(path: str | os.PathLike[str], params: dict[str, Array], kind: str, conf
     writing.write(path, to_bytes(arrays, metadata={KEY: about}))
 
 
+@reading.brief()
 def is_ours(path: str | os.PathLike[str]) -> bool:
     """Whether a file is one that `save` wrote; raises as `load` does if it is no safetensors file."""
-    with _opened(path) as file:
-        return KEY in (file.metadata() or {})
+    return KEY in Tensors(path).metadata
 
 
+@reading.brief()
 def kind_of(path: str | os.PathLike[str]) -> str:
     """The kind of model a file holds; raises as `load` does."""
-    with _opened(path) as file:
-        kind: str = _about(Path(path), file.metadata() or {})["kind"]
-        return kind
+    return _about(Tensors(path)).kind
 
 
+@reading.brief()
 def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
     """Read a model file: its arrays, on the host, and its configuration.
 
@@ -71,49 +70,41 @@ def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.ndarray[
     ValueError
         It is no safetensors file, is damaged, or is of another format, version or kind.
     """
-    path = Path(path)
-    with _opened(path) as file:
-        about = _about(path, file.metadata() or {})
-        if about["kind"] != kind:
-            raise ValueError(f"{path}: kind is {about['kind']!r}, expected {kind!r}")
-        return {name: file.get_tensor(name) for name in file.keys()}, about["config"]  # noqa: SIM118 (no mapping)
+    file = Tensors(path)
+    about = _about(file)
+    if about.kind != kind:
+        raise ValueError(f"{path}: kind is {about.kind!r}, expected {kind!r}")
+    return file.read(), about.config
 
 
-@contextlib.contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """An open model file."""
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: a folder, expected a model file")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such model file")
-    with safetensors(path) as file:
-        yield file
+def finite(path: str | os.PathLike[str], arrays: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Raise ValueError unless all numbers of a file are finite."""
+    for name, array in arrays.items():
+        if not np.all(np.isfinite(array)):
+            raise ValueError(f"{path}: {name} is not finite")
 
 
-@contextlib.contextmanager
-def safetensors(path: Path) -> Iterator[Any]:
-    """A safetensors file that is there, opened; what is wrong with it is said in our words."""
-    from safetensors import SafetensorError, safe_open
+class _About(NamedTuple):
+    """The description in the metadata of a file."""
 
+    kind: str
+    config: dict[str, Any]
+
+
+def _about(file: Tensors) -> _About:
+    """The description in a file of our version."""
+    if KEY not in file.metadata:
+        raise ValueError(f"{file.path}: not an xlstm model file, its metadata has no entry {KEY!r}")
     try:
-        with safe_open(path, framework="np") as file:
-            yield file
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
-    except TypeError as error:
-        raise ValueError(f"{path}: holds arrays NumPy does not have ({error})") from error
-
-
-def _about(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
-    """The description in the metadata of a file of our version: its kind and configuration."""
-    if KEY not in metadata:
-        raise ValueError(f"{path}: not an xlstm model file, its metadata has no entry {KEY!r}")
-    try:
-        about = json.loads(metadata[KEY])
-        found: dict[str, Any] = {key: about[key] for key in ("version", "kind", "config")}
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: its description is not readable ({type(error).__name__}: {error})") from error
-    if found["version"] != VERSION:
-        raise ValueError(f"{path}: version is {found['version']!r}, expected {VERSION!r}")
-    return found
+        about = reading.from_json("it", file.metadata[KEY])
+        if not isinstance(about, dict) or not {"version", "kind", "config"} <= set(about):
+            raise ValueError(f"it is {shown(about)}, expected version, kind and config")
+    except ValueError as error:
+        raise ValueError(f"{file.path}: its description is not readable ({error})") from error
+    if about["version"] != VERSION:
+        raise ValueError(f"{file.path}: version is {shown(about['version'])}, expected {VERSION!r}")
+    if not isinstance(about["kind"], str) or not isinstance(about["config"], dict):
+        raise ValueError(
+            f"{file.path}: kind and config are {shown([about['kind'], about['config']])}, expected text and an object"
+        )
+    return _About(about["kind"], about["config"])

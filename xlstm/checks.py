@@ -1,18 +1,229 @@
-"""Shape checks at the door, worded the same everywhere: who, which array, what came, what was expected."""
+"""Checks of arguments, worded the same everywhere: who, which argument, what came, what was expected.
+
+There is one function for each kind of argument. It takes who asks, the argument's name and its value, and returns the
+value as Python has it (an int for a NumPy integer), or raises ValueError or TypeError. `fields` does it for the fields
+of a frozen dataclass, so that equality, hashing and JSON see plain values.
+
+Sizes end at `LARGEST`, so that the bytes of any weight can be counted in 64 bits, and layers at `DEEPEST`. Numbers end
+at `HUGE`, so that float32 holds them. Those that something is divided by begin at `TINY`, so that it holds their
+reciprocals.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+import reprlib
+from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
-from xlstm.backend import Array
+import numpy as np
 
 # A dimension that can be anything is None; otherwise the number it must be, under its symbol.
 Dims = Mapping[str, int | None]
+Kind = Callable[[str, str, Any], Any]
+
+LARGEST = 2**28  # of a size
+DEEPEST = 2**16  # layers or blocks above each other
+COUNTED = 2**63 - 1  # of what is only counted, such as steps
+TINY, HUGE = 1e-32, 1e32
+SEEDS = 2**128
+SHOWN = 80  # characters of a value in an error
 
 
-def shape(where: str, name: str, array: Array, expected: Dims) -> None:
+def shown(value: Any) -> str:
+    """A value in an error: its repr, short however large the value is; an array by dtype and shape."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a whole number of {value.bit_length()} bits"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"[:SHOWN]
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if isinstance(shape, tuple) and shape and dtype is not None:
+        return f"an array of {dtype} of shape {tuple(shape)}"[:SHOWN]
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = SHOWN
+    try:
+        text = " ".join(short.repr(value).split())
+    except ValueError:  # Python writes out no number of more than 4300 digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+def fields(made: Any, **kinds: Kind) -> None:
+    """Check fields of a frozen dataclass, and store the plain values."""
+    where = type(made).__name__
+    for name, kind in kinds.items():
+        object.__setattr__(made, name, kind(where, name, getattr(made, name)))
+
+
+def whole(low: int, high: int) -> Kind:
+    """A whole number from `low` to `high`."""
+
+    def kind(where: str, name: str, value: Any) -> int:
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise TypeError(f"{where}: {name} is {shown(value)}, expected a whole number")
+        found = int(value)
+        if found < low:
+            raise ValueError(f"{where}: {name} is {shown(value)}, expected {low} or more")
+        if found > high:
+            raise ValueError(f"{where}: {name} is {shown(value)}, expected at most {high}")
+        return found
+
+    return kind
+
+
+size = whole(1, LARGEST)
+size_or_0 = whole(0, LARGEST)
+depth = whole(1, DEEPEST)
+count = whole(1, COUNTED)
+integer = whole(-COUNTED, COUNTED)
+
+
+def any_number(where: str, name: str, value: Any) -> float:
+    """A real number; NaN and infinite ones too."""
+    if not isinstance(value, int | float | Real) or isinstance(value, bool):
+        raise TypeError(f"{where}: {name} is {shown(value)}, expected a number")
+    try:
+        return float(value)
+    except OverflowError:  # of a whole number or a fraction that no float holds
+        return math.inf
+
+
+def real(low: float, high: float, strict: bool = False) -> Kind:
+    """A number with low <= value < high, or low < value if `strict`."""
+
+    def kind(where: str, name: str, value: Any) -> float:
+        found = any_number(where, name, value)
+        if not ((low < found if strict else low <= found) and found < high):
+            given = value if isinstance(value, float) else shown(value)
+            raise ValueError(f"{where}: {name} is {given}, expected {low} {'<' if strict else '<='} {name} < {high}")
+        return found
+
+    return kind
+
+
+rate = real(0, 1)
+finite = real(-HUGE, HUGE)
+non_negative = real(0, HUGE)
+above_0 = real(0, HUGE, strict=True)
+divisor = real(TINY, HUGE)
+
+
+def flag(where: str, name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{where}: {name} is {shown(value)}, expected True or False")
+    return bool(value)
+
+
+def choice(known: Iterable[str]) -> Kind:
+    """One of the known names."""
+
+    def kind(where: str, name: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in known:
+            raise ValueError(f"{where}: {name} is {shown(value)}, expected one of {', '.join(known)}")
+        return str(value)
+
+    return kind
+
+
+def text(where: str, name: str, value: Any) -> str:
+    """A string."""
+    if not isinstance(value, str):
+        raise TypeError(f"{where}: {name} is {shown(value)}, expected a string")
+    return str(value)
+
+
+def function(where: str, name: str, value: Any) -> Any:
+    """Something to call, which is no class."""
+    if not callable(value) or isinstance(value, type):
+        raise TypeError(f"{where}: {name} is {shown(value)}, expected a function")
+    return value
+
+
+def optional(kind: Kind) -> Kind:
+    """None, or what `kind` takes."""
+    return lambda where, name, value: None if value is None else kind(where, name, value)
+
+
+def instance(types: type | tuple[type, ...], expected: str) -> Kind:
+    """An object of one of the types; `expected` says in words what that is."""
+
+    def kind(where: str, name: str, value: Any) -> Any:
+        if not isinstance(value, types):
+            raise TypeError(f"{where}: {name} is {shown(value)}, expected {expected}")
+        return value
+
+    return kind
+
+
+def having(*names: str, expected: str) -> Kind:
+    """An object, and no class, that has all these methods; `expected` says in words what that is."""
+
+    def kind(where: str, name: str, value: Any) -> Any:
+        if isinstance(value, type) or not all(hasattr(value, method) for method in names):
+            raise TypeError(f"{where}: {name} is {shown(value)}, expected {expected}")
+        return value
+
+    return kind
+
+
+def keeps(where: str, train: Any, keep: Any) -> bool:
+    """What a forward pass is told by `keep`, by default as `train`, once both are True or False."""
+    if train is not True and train is not False:
+        train = flag(where, "train", train)
+    return bool(train if keep is None else flag(where, "keep", keep))
+
+
+def several(where: str, name: str, value: Any, expected: str, most: int) -> list[Any]:
+    """The items of a tuple, a list or another collection of at most `most`; `expected` says in words what they are."""
+    flat = isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping | type)
+    if not flat or (isinstance(value, np.ndarray) and value.ndim != 1):
+        raise TypeError(f"{where}: {name} is {shown(value)}, expected {expected}")
+    if len(value) > most:
+        raise ValueError(f"{where}: {name} has {len(value)} entries, expected at most {most}")
+    return list(value)
+
+
+def seed(where: str, name: str, value: Any) -> Any:
+    """A whole number from 0 up, or a `numpy.random.Generator`."""
+    return value if isinstance(value, np.random.Generator) else seed_number(where, name, value)
+
+
+def seed_number(where: str, name: str, value: Any) -> int:
+    """A whole number from 0 up, of at most 128 bits; `where` may be empty."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= int(value) < SEEDS:
+        who = f"{where}: " if where else ""
+        raise ValueError(f"{who}{name}: expected a whole number from 0 up, got {shown(value)}")
+    return int(value)
+
+
+def positive(where: str, **sizes: Any) -> None:
+    """Raise unless every value is a `size`."""
+    for name, value in sizes.items():
+        size(where, name, value)
+
+
+def heads(where: str, num_heads: int, named: str = "num_heads", **sizes: int) -> None:
+    """Raise ValueError unless the number of heads, the argument `named`, divides every size."""
+    for name, value in sizes.items():
+        if value % num_heads:
+            raise ValueError(f"{where}: {name} is {value}, expected a multiple of {named}, {num_heads}")
+
+
+def one_of(where: str, known: Iterable[str], **values: Any) -> None:
+    """Raise ValueError unless every value is one of the known names."""
+    for name, value in values.items():
+        choice(known)(where, name, value)
+
+
+def number(where: str, low: float, high: float, strict: bool = False, **values: Any) -> None:
+    """Raise unless every value is a number with low <= value < high, or low < value if `strict`."""
+    for name, value in values.items():
+        real(low, high, strict)(where, name, value)
+
+
+def shape(where: str, name: str, array: Any, expected: Dims) -> None:
     """Raise ValueError unless `array` has the shape `expected`, a dict of symbol to size."""
     if array.shape == tuple(expected.values()):
         return
@@ -25,64 +236,31 @@ def shape(where: str, name: str, array: Array, expected: Dims) -> None:
     raise ValueError(f"{where}: {name} has shape {found}, expected {symbols}{equals}")
 
 
+def mapping(where: str, given: Any, name: str = "parameters") -> None:
+    """Raise TypeError unless these are names and arrays."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{where}: {name} are {shown(given)}, expected a dict of name to array")
+
+
 def params(where: str, given: Any, expected: Mapping[str, Dims]) -> None:
     """Raise ValueError unless `given` has exactly the names and shapes of `expected`."""
-    if not isinstance(given, Mapping):
-        raise TypeError(f"{where}: parameters are a {type(given).__name__}, expected a dict of name to array")
+    mapping(where, given)
     for name, dims in expected.items():
         if name not in given:
-            raise ValueError(f"{where}: parameter {name} is missing, expected {_few(expected)}")
-        if not hasattr(given[name], "shape"):
+            raise ValueError(f"{where}: parameter {name} is missing, expected {few(expected)}")
+        if not isinstance(getattr(given[name], "shape", None), tuple):
             raise TypeError(f"{where}: {name} is a {type(given[name]).__name__}, expected an array")
         shape(where, name, given[name], dims)
     if len(given) > len(expected):
         surplus = next(name for name in given if name not in expected)
-        raise ValueError(f"{where}: parameter {surplus} is unknown, expected {_few(expected)}")
+        surplus = surplus if isinstance(surplus, str) and len(surplus) <= SHOWN else shown(surplus)
+        raise ValueError(f"{where}: parameter {surplus} is unknown, expected {few(expected)}")
 
 
-def _few(names: Mapping[str, Any]) -> str:
+def few(names: Iterable[str]) -> str:
     """Names in a line, not all of very many."""
     listed = list(names)
     return ", ".join(listed) if len(listed) <= 16 else f"{', '.join(listed[:16])} and {len(listed) - 16} more"
-
-
-def positive(where: str, **sizes: Any) -> None:
-    """Raise unless every size is a whole number from 1 up."""
-    for name, size in sizes.items():
-        if not isinstance(size, Integral) or isinstance(size, bool):
-            raise TypeError(f"{where}: {name} is {size!r}, expected a whole number")
-        if size < 1:
-            raise ValueError(f"{where}: {name} is {size}, expected 1 or more")
-
-
-def optional(where: str, **sizes: Any) -> None:
-    """As `positive`, for sizes that may be None."""
-    positive(where, **{name: size for name, size in sizes.items() if size is not None})
-
-
-def heads(where: str, num_heads: Any, **sizes: Any) -> None:
-    """Raise unless `num_heads` is a whole number from 1 up that divides every size."""
-    positive(where, num_heads=num_heads)
-    for name, size in sizes.items():
-        if size % num_heads:
-            raise ValueError(f"{where}: {name} is {size}, expected a multiple of num_heads, {num_heads}")
-
-
-def one_of(where: str, known: Iterable[str], **values: Any) -> None:
-    """Raise ValueError unless every value is one of the known names."""
-    for name, value in values.items():
-        if value not in known:
-            raise ValueError(f"{where}: {name} is {value!r}, expected one of {', '.join(known)}")
-
-
-def number(where: str, low: float, high: float, strict: bool = False, **values: Any) -> None:
-    """Raise unless every value is a number with low <= value < high, or low < value if `strict`."""
-    for name, value in values.items():
-        if not isinstance(value, int | float | Real) or isinstance(value, bool):
-            raise TypeError(f"{where}: {name} is {value!r}, expected a number")
-        above = low < float(value) if strict else low <= float(value)
-        if not (above and float(value) < high):
-            raise ValueError(f"{where}: {name} is {value}, expected {low} {'<' if strict else '<='} {name} < {high}")
 
 
 def _tuple(parts: Any) -> str:

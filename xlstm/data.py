@@ -36,6 +36,7 @@ def carry_forward(values: Values) -> Values:
 
     Gaps at the beginning have no value before them and stay.
     """
+    _numbers("carry_forward", "values", values, "(N,)")
     last = np.maximum.accumulate(np.where(np.isnan(values), 0, np.arange(len(values))))
     return values[last]
 
@@ -56,6 +57,10 @@ def split(length: int, validation: float = 0.2, test: float = 0.2) -> Split:
     ValueError
         The shares are not sensible or leave a part empty.
     """
+    length = checks.count("split", "length", length)
+    validation, test = (
+        checks.any_number("split", name, share) for name, share in (("validation", validation), ("test", test))
+    )
     if not (validation > 0 and test > 0 and validation + test < 1):
         raise ValueError(f"split: validation {validation} and test {test} must be above 0 and sum to less than 1")
     last = length - round(length * test)
@@ -83,6 +88,8 @@ class Scaler:
         ValueError
             There are no values, or nothing to scale: all are the same (or 0 without centring).
         """
+        _numbers("Scaler", "values", values)
+        center = checks.flag("Scaler", "center", center)
         there = values[~np.isnan(values)]
         if there.size == 0:
             raise ValueError("Scaler: the training part has no values")
@@ -94,6 +101,7 @@ class Scaler:
         return cls(mean, std)
 
     def __post_init__(self) -> None:
+        checks.fields(self, mean=checks.any_number, std=checks.any_number)
         if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
             raise ValueError(f"Scaler: mean {self.mean} and std {self.std} must be finite, and std above 0")
 
@@ -116,7 +124,8 @@ def windows(values: Values, window: int, horizon: int = 1) -> tuple[Values, Valu
     ValueError
         The series is shorter than window + horizon.
     """
-    checks.positive("windows", window=window, horizon=horizon)
+    _numbers("windows", "values", values, "(N,)")
+    window, horizon = checks.size("windows", "window", window), checks.size("windows", "horizon", horizon)
     if len(values) < window + horizon:
         raise ValueError(
             f"windows: a window of {window} and a horizon of {horizon} need {window + horizon} rows, "
@@ -149,7 +158,10 @@ class Windows:
     every_step: bool = False
 
     def __post_init__(self) -> None:
+        checks.fields(self, batch_size=checks.size, every_step=checks.flag)
         _arrays("Windows", x=self.x, target=self.target)
+        if self.mask is not None and not (isinstance(self.mask, np.ndarray) and self.mask.dtype == bool):
+            raise TypeError(f"Windows: mask is {checks.shown(self.mask)}, expected a NumPy array of bool")
         leading = "(N, T, ...)" if self.every_step else "(N, ...)"
         axes = 2 if self.every_step else 1
         if self.x.ndim != 3 or len(self.x) == 0 or self.x.shape[:axes] != self.target.shape[:axes]:
@@ -160,7 +172,6 @@ class Windows:
             raise ValueError(
                 f"Windows: mask has shape {self.mask.shape}, expected leading axes of the target, {self.target.shape}"
             )
-        checks.positive("Windows", batch_size=self.batch_size)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -203,9 +214,9 @@ class Streams:
     length: int
 
     def __post_init__(self) -> None:
+        checks.fields(self, batch_size=checks.size, length=checks.size)
         _arrays("Streams", x=self.x, target=self.target)
-        checks.positive("Streams", batch_size=self.batch_size, length=self.length)
-        if self.x.ndim != 2 or len(self.x) != len(self.target):
+        if self.x.ndim != 2 or self.target.ndim == 0 or len(self.x) != len(self.target):
             raise ValueError(
                 f"Streams: x has shape {self.x.shape} and target {self.target.shape}, expected (N, D) and (N, ...)"
             )
@@ -236,13 +247,20 @@ def _time_first(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.ascontiguousarray(np.swapaxes(array, 0, 1))
 
 
+def _numbers(where: str, name: str, array: Any, expected: str = "") -> None:
+    """Raise unless this is a NumPy array of real numbers, of one axis if `expected` says so."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{where}: {name} is a {type(array).__name__}, expected a NumPy array")
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{where}: {name} has dtype {str(array.dtype)[: checks.SHOWN]}, expected real numbers")
+    if expected and array.ndim != 1:
+        raise ValueError(f"{where}: {name} has shape {array.shape}, expected {expected}")
+
+
 def _arrays(where: str, **arrays: np.ndarray[Any, Any]) -> None:
     """NumPy arrays of finite numbers."""
     for name, array in arrays.items():
-        if not isinstance(array, np.ndarray):
-            raise TypeError(f"{where}: {name} is a {type(array).__name__}, expected a NumPy array")
-        if array.dtype.kind not in "fiub":
-            raise TypeError(f"{where}: {name} has dtype {array.dtype}, expected real numbers")
+        _numbers(where, name, array)
         finite(where, name, array)
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
-from numbers import Real
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from xlstm import checkpoint, checks, optim, training
+from xlstm import checkpoint, checks, optim, reading, training
 from xlstm import precision as precisions
-from xlstm.backend import Backend, backend_of, generator, to_numpy
+from xlstm.backend import Backend, DType, backend_of, to_numpy
 from xlstm.data import Scaler, Split, Values, Windows, carry_forward, split, windows
 from xlstm.layers.recurrent import LSTM
 from xlstm.models import SequenceModel
@@ -22,6 +21,13 @@ KIND = "forecaster"
 CHUNK = 4096  # windows forecast at once
 LARGEST = 1e150  # values of a series: the squares of their differences are finite
 AR_ORDER = 24  # months of the linear autoregression it is compared with
+SETTINGS: dict[str, checks.Kind] = {
+    **dict.fromkeys(("window", "horizon", "hidden_size", "batch_size"), checks.size),
+    **dict.fromkeys(("epochs", "patience"), checks.count),
+    **dict.fromkeys(("learning_rate", "weight_decay", "clip", "averaging"), checks.non_negative),
+    "seed": checks.seed_number,
+    "precision": checks.optional(checks.choice(precisions.NAMES)),
+}
 
 
 @dataclass(frozen=True)
@@ -67,23 +73,14 @@ class Settings:
     precision: str | None = None
 
     def __post_init__(self) -> None:
-        for f in fields(self):  # plain numbers, as JSON has them
-            value = getattr(self, f.name)
-            if f.type == "int" and f.name != "seed":
-                checks.positive("Forecaster", **{f.name: value})
-            if f.type == "float" and not (isinstance(value, Real) and 0 <= float(value) < math.inf):
-                raise ValueError(f"Forecaster: {f.name} is {value!r}, expected a number from 0 up")
-            if f.type in ("int", "float"):
-                object.__setattr__(self, f.name, int(value) if f.type == "int" else float(value))
-        generator(self.seed)
+        for name, kind in SETTINGS.items():
+            object.__setattr__(self, name, kind("Forecaster", name, getattr(self, name)))
         if self.window < 2:
             raise ValueError(f"Forecaster: window is {self.window}, expected 2 or more: it looks at differences")
         if self.learning_rate == 0 or self.clip == 0:
             raise ValueError("Forecaster: learning_rate and clip must be above 0")
         if self.averaging >= 1:
             raise ValueError(f"Forecaster: averaging is {self.averaging}, expected less than 1")
-        if self.precision is not None:
-            checks.one_of("Forecaster", precisions.NAMES, precision=self.precision)
 
 
 @dataclass(frozen=True)
@@ -150,11 +147,12 @@ class Forecaster:
         self,
         settings: Settings | None = None,
         backend: str | Backend | None = None,
-        dtype: str | None = None,
+        dtype: DType | None = None,
         name: str = "",
     ) -> None:
-        self.name = name
-        self.settings = settings or Settings()
+        self.name = checks.text("Forecaster", "name", name)
+        checks.optional(checks.instance(Settings, "Settings"))("Forecaster", "settings", settings)
+        self.settings = Settings() if settings is None else settings
         self.backend = backend_of(backend, dtype)
         self.model = SequenceModel(LSTM(1, self.settings.hidden_size), self.settings.horizon, last=True)
         self.params: dict[str, Any] | None = None
@@ -175,6 +173,7 @@ class Forecaster:
             The backend does not have the precision.
         """
         s = self.settings
+        checks.optional(checks.function)("Forecaster", "progress", progress)
         data, scalers = self.examples(values)
         mixed, context = precisions.named(s.precision, self.backend)
         with context:
@@ -224,8 +223,7 @@ class Forecaster:
 
         Beyond the horizon the predictions are fed back as if they had been observed.
         """
-        steps = self.settings.horizon if steps is None else steps
-        checks.positive("Forecaster", steps=steps)
+        steps = self.settings.horizon if steps is None else checks.size("Forecaster", "steps", steps)
         known = carry_forward(_series(values))
         self._check_reach(known, self._fitted()[1])
         if len(known) < self.settings.window:
@@ -288,6 +286,7 @@ class Forecaster:
         checkpoint.save(path, params, KIND, config)
 
     @classmethod
+    @reading.brief()
     def load(cls, path: str | os.PathLike[str], backend: str | Backend | None = None) -> Forecaster:
         """Read a file that `save` wrote.
 
@@ -298,14 +297,17 @@ class Forecaster:
         """
         arrays, config = checkpoint.load(path, KIND)
         try:
-            forecaster = cls(Settings(**config["settings"]), backend, config["dtype"], config["name"])
-            forecaster.scalers = Scalers(*(Scaler(**config["scalers"][name]) for name in ("past", "future")))
+            name, dtype, scalers = (config.get(key) for key in ("name", "dtype", "scalers"))
+            if not (isinstance(name, str) and isinstance(dtype, str) and isinstance(scalers, dict)):
+                raise TypeError(f"name, dtype and scalers are {checks.shown([name, dtype, scalers])}")
+            settings = reading.made("settings", Settings, config.get("settings"))
+            forecaster = cls(settings, backend, dtype, name)
+            past, future = (reading.made(part, Scaler, scalers.get(part)) for part in ("past", "future"))
+            forecaster.scalers = Scalers(past, future)
             forecaster.model.check(arrays)
-        except (KeyError, TypeError, ValueError) as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a sound forecaster ({type(error).__name__}: {error})") from error
-        for name, array in arrays.items():
-            if not np.all(np.isfinite(array)):
-                raise ValueError(f"{path}: {name} is not finite")
+        checkpoint.finite(path, arrays)
         forecaster.params = {name: forecaster.backend.asarray(array) for name, array in arrays.items()}
         return forecaster
 
@@ -361,7 +363,15 @@ class Forecaster:
 
 
 def _series(values: Any) -> Values:
-    array = np.asarray(values, dtype=np.float64)
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind not in "fiubO":
+            raise TypeError
+        array = array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(
+            f"Forecaster: the series, values, is {checks.shown(values)}, expected real numbers (N,)"
+        ) from None
     if array.ndim != 1:
         raise ValueError(f"Forecaster: the series has shape {array.shape}, expected (N,)")
     if array.size and np.isnan(array[0]):

@@ -74,16 +74,23 @@ def gradcheck(
     TypeError
         An input is not float64.
     """
-    rng = generator(seed)
+    rng = generator(seed, where="gradcheck")
+    directions = checks.count("gradcheck", "directions", directions)
+    step, tolerance = checks.above_0("gradcheck", "step", step), checks.above_0("gradcheck", "tolerance", tolerance)
+    forward = checks.function("gradcheck", "forward", forward)
+    backward = checks.function("gradcheck", "backward", backward)
+    inputs = checks.instance((tuple, list), "a tuple of arrays")("gradcheck", "inputs", inputs)
     leaves = _leaves(inputs)
     if not leaves:
         raise ValueError("gradcheck: there are no inputs to check")
-    checks.positive("gradcheck", directions=directions)
     for name, leaf in leaves.items():
         dtype = getattr(leaf, "dtype", type(leaf).__name__)
         if not str(dtype).endswith("float64") or not hasattr(leaf, "shape"):
             raise TypeError(f"gradcheck: input {name} is {dtype}, expected a float64 array")
-    outputs, saved = forward(*inputs)
+    both: Any = forward(*inputs)
+    if not isinstance(both, tuple) or len(both) != 2:
+        raise TypeError(f"gradcheck: forward gave {checks.shown(both)}, expected a tuple (outputs, saved)")
+    outputs, saved = both
     shapes = {name: tuple(leaf.shape) for name, leaf in _leaves(outputs).items()}
     for name, leaf in _leaves(outputs).items():
         if not np.all(np.isfinite(to_numpy(leaf))):

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from xlstm import checks
+
 Values = np.ndarray[Any, Any]
 
 
@@ -50,7 +52,7 @@ def recurrent(name: str) -> Callable[..., Values]:
         There is none of that name.
     """
     if not isinstance(name, str) or name not in RECURRENT:
-        raise ValueError(f"initializer: {name!r} is unknown, expected one of {', '.join(RECURRENT)}")
+        raise ValueError(f"initializer: {checks.shown(name)} is unknown, expected one of {', '.join(RECURRENT)}")
     return RECURRENT[name]
 
 

@@ -17,7 +17,7 @@ from xlstm.layers.embedding import Embedding
 from xlstm.layers.linear import Linear
 from xlstm.layers.part import Part
 from xlstm.layers.ragged import Packing
-from xlstm.layers.sequence import Span
+from xlstm.layers.sequence import Span, layer
 from xlstm.layers.stack import dropout
 from xlstm.losses import cross_entropy
 from xlstm.sampling import Sampler
@@ -81,14 +81,15 @@ class xLSTMLanguageModel(Part):  # noqa: N801
 
     def __post_init__(self) -> None:
         where = "xLSTMLanguageModel"
-        checks.positive(where, vocab_size=self.vocab_size)
-        checks.number(where, 0, 1, embedding_dropout=self.embedding_dropout)
-        if self.logit_cap is not None:
-            checks.number(where, 0, float("inf"), strict=True, logit_cap=self.logit_cap)
-        if not hasattr(self.backbone, "step") or not hasattr(self.backbone, "output_size"):
-            raise TypeError(
-                f"{where}: backbone is {self.backbone!r}, expected an xLSTMStack or another stack of layers"
-            )
+        checks.fields(
+            self,
+            backbone=layer,
+            vocab_size=checks.size,
+            tied=checks.flag,
+            logit_cap=checks.optional(checks.divisor),
+            embedding_dropout=checks.rate,
+            batch_first=checks.flag,
+        )
         if self.backbone.batch_first:
             raise ValueError(f"{where}: the backbone has batch_first=True, expected time first")
         if getattr(self.backbone, "directions", ("",)) != ("",):
@@ -141,8 +142,8 @@ class xLSTMLanguageModel(Part):  # noqa: N801
         if lengths is not None:
             tokens = Span(xp, Packing.of("xLSTMLanguageModel", lengths, T, B), tokens).mask(tokens, 0)
         self._within(self._swap(xp, tokens), "tokens")
-        keep = train if keep is None else keep
-        rng = masks("xLSTMLanguageModel", "dropout draws", seed) if train and self.random else None
+        keep = checks.keeps("xLSTMLanguageModel", train, keep)
+        rng = masks("xLSTMLanguageModel", "dropout draws", seed, bool(train and self.random))
         x = self.parts["embedding"].apply(xp, self.below("embedding", params), tokens)
         mask = dropout(rng, self.embedding_dropout, tuple(x.shape), x)
         y, state, saved = self.backbone.forward(
@@ -170,13 +171,11 @@ class xLSTMLanguageModel(Part):  # noqa: N801
         """
         if not isinstance(saved, SavedLanguage):
             raise TypeError("xLSTMLanguageModel: backward needs what forward saved, and train=False saves nothing")
-        xp = self.check(params, {"dlogits": dlogits})
+        xp = self.namespace(params, {"dlogits": dlogits})
+        T, B, V = saved.shape
+        outer = {"B": B, "T": T} if self.batch_first else {"T": T, "B": B}
+        checks.shape("xLSTMLanguageModel", "dlogits", dlogits, {**outer, "V": V})
         dlogits = self._swap(xp, dlogits)
-        if tuple(dlogits.shape) != saved.shape:
-            raise ValueError(
-                f"xLSTMLanguageModel: dlogits has shape {tuple(dlogits.shape)} with time first, "
-                f"expected that of the logits, {saved.shape}"
-            )
         if self.logit_cap is not None:
             dlogits = soft_cap_bwd(xp, dlogits, None, saved.logits, self.logit_cap)
         found, dy = self.head.apply_bwd(xp, self._head_weights(params), saved.y, dlogits)
@@ -278,8 +277,10 @@ class xLSTMLanguageModel(Part):  # noqa: N801
     ) -> Iterator[tuple[np.ndarray[Any, Any], Any]]:
         """As `generate`, one token (B,) and the state before it at a time."""
         sampler = Sampler(temperature, top_k, top_p, seed)
-        checks.positive("generate", max_tokens=max_tokens)
+        max_tokens = checks.count("generate", "max_tokens", max_tokens)
+        self.namespace(params, {})
         host = self._prompt(prompt)
+        stop = checks.optional(checks.integer)("generate", "stop", stop)
         if stop is not None and not 0 <= stop < self.vocab_size:
             raise ValueError(f"generate: stop is {stop}, expected a token from 0 to {self.vocab_size - 1}")
         backend = backend_like(next(iter(params.values())))
@@ -326,7 +327,7 @@ class xLSTMLanguageModel(Part):  # noqa: N801
     def _check(self, params: Params, tokens: Array, ndim: int) -> tuple[Namespace, Array]:
         """The namespace of the parameters, and tokens as int64, once both are checked but for values."""
         where = "xLSTMLanguageModel"
-        xp = self.check(params, {})
+        xp = self.namespace(params, {})
         check_library(where, "tokens", xp, tokens)
         if not xp.isdtype(tokens.dtype, "integral"):
             raise TypeError(f"{where}: tokens has dtype {tokens.dtype}, expected whole numbers")

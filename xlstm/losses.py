@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from xlstm import checks
 from xlstm.activations import clamp, log_softmax
 from xlstm.backend import Array, Namespace, check_library, device_of, namespace
 
@@ -48,8 +49,7 @@ def mae(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Arra
 
 def huber(y: Array, target: Array, mask: Array | None = None, delta: float = 1.0) -> tuple[Array, Array]:
     """Mean of e^2/2 where |e| <= delta, else delta (|e| - delta/2); arguments as for `mse` (Huber 1964)."""
-    if not delta > 0:
-        raise ValueError(f"huber: delta is {delta}, expected more than 0")
+    delta = checks.above_0("huber", "delta", delta)
     xp, weight = _regression("huber", y, target, mask)
     e = y - target
     de = clamp(xp, e, delta)
@@ -69,6 +69,8 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
         Labels that count.
     """
     xp = namespace("cross_entropy", {"logits": logits})
+    if logits.ndim == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"cross_entropy: logits have shape {tuple(logits.shape)}, expected (..., V), V of 1 or more")
     _belongs("cross_entropy", "labels", xp, labels, "integral")
     if tuple(labels.shape) != tuple(logits.shape[:-1]):
         raise ValueError(

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from xlstm import checkpoint, checks
-from xlstm.backend import Array, Backend, Params, Seed, backend_of, device_of, generator, namespace
+from xlstm import checkpoint, checks, reading
+from xlstm.backend import Array, Backend, DType, Params, Seed, backend_of, device_of, namespace
 from xlstm.language import xLSTMLanguageModel
+from xlstm.layers import sequence
 from xlstm.layers.backbone import xLSTMStack
 from xlstm.layers.base import Recurrent
 from xlstm.layers.large import xLSTMLarge
 from xlstm.layers.linear import Linear
 from xlstm.layers.mlstm import mLSTM
+from xlstm.layers.part import Part
 from xlstm.layers.recurrent import GRU, LSTM, RNN, sLSTM
 from xlstm.layers.stack import State
 
@@ -31,7 +32,7 @@ class SavedModel(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SequenceModel:
+class SequenceModel(Part):
     """A recurrent layer with a linear head.
 
     Parameters are those of the layer under `recurrent.` and of the head under `head.`.
@@ -52,8 +53,9 @@ class SequenceModel:
     last: bool = False
 
     def __post_init__(self) -> None:
+        checks.fields(self, recurrent=sequence.layer, output_size=checks.size, last=checks.flag)
         if self.last and not isinstance(self.recurrent, Recurrent):
-            raise ValueError(f"SequenceModel: last needs a hidden state, and {self.recurrent!r} has none")
+            raise ValueError(f"SequenceModel: last needs a hidden state, and {checks.shown(self.recurrent)} has none")
 
     @property
     def batch_first(self) -> bool:
@@ -65,23 +67,15 @@ class SequenceModel:
         """Whether `forward` draws masks while training, and so needs a seed."""
         return bool(self.recurrent.random)
 
-    @property
+    @functools.cached_property
     def head(self) -> Linear:
         """The linear layer from hidden state to prediction."""
         return Linear(self.recurrent.output_size, self.output_size)
 
-    def init(self, seed: Seed = 0, backend: str | Backend | None = None, dtype: str | None = None) -> Params:
-        """Draw initial parameters; see `LSTM.init`. The head is drawn after the layer."""
-        chosen, rng = backend_of(backend, dtype), generator(seed)
-        return {
-            **_prefixed("recurrent", self.recurrent.init(rng, chosen)),
-            **_prefixed("head", self.head.init(rng, chosen)),
-        }
-
-    def check(self, params: Params) -> None:
-        """Raise ValueError unless `params` has the names and shapes of this model's parameters."""
-        shapes = {**_prefixed("recurrent", self.recurrent.shapes), **_prefixed("head", self.head.shapes)}
-        checks.params("SequenceModel", params, shapes)
+    @functools.cached_property
+    def parts(self) -> dict[str, Any]:
+        """Layer and head, in the order in which they are drawn."""
+        return {"recurrent": self.recurrent, "head": self.head}
 
     def forward(
         self,
@@ -98,9 +92,7 @@ class SequenceModel:
 
         Past the end of a sequence the prediction is the head's bias; `training.train` lets it not count.
         """
-        recurrent, head = below("recurrent", params), below("head", params)
-        if len(recurrent) + len(head) < len(params):
-            self.check(params)  # says which is neither's
+        recurrent, head = self._split(params)
         y, state, saved = self.recurrent.forward(recurrent, x, state, train, lengths=lengths, seed=seed, keep=keep)
         # The hidden state after the last step is the final state: its gradient goes in there.
         seen = self._final(state[0]) if self.last else y
@@ -113,16 +105,22 @@ class SequenceModel:
         """Gradients of params, x and the initial state from those of the prediction and final state."""
         if not isinstance(saved, SavedModel):
             raise TypeError("SequenceModel: backward needs what forward saved, and forward(train=False) saves nothing")
+        recurrent, head = self._split(params)
         if self.last and dstate is not None:
             self.recurrent.check_state("dstate", dstate, saved.recurrent.packing.B)
-        grads, dh = self.head.backward(below("head", params), saved.head, dy)
+        grads, dh = self.head.backward(head, saved.head, dy)
         if self.last:
             dh = self._final_bwd(dh)
             others = dstate[1:] if dstate is not None else (None,) * (len(self.recurrent.STATES) - 1)
             dstate = (dh if dstate is None or dstate[0] is None else dstate[0] + dh, *others)
             dh = None
-        layer_grads, dx, dstate = self.recurrent.backward(below("recurrent", params), saved.recurrent, dh, dstate)
+        layer_grads, dx, dstate = self.recurrent.backward(recurrent, saved.recurrent, dh, dstate)
         return {**_prefixed("recurrent", layer_grads), **_prefixed("head", grads)}, dx, dstate
+
+    def _split(self, params: Params) -> tuple[Params, Params]:
+        """Parameters of the layer and of the head, once their names and shapes are checked."""
+        self.check(params)
+        return self.below("recurrent", params), self.below("head", params)
 
     def _final(self, h: Array) -> Array:
         """Final hidden states (L, B, P) -> those of the last layer side by side, (B, directions * P)."""
@@ -142,6 +140,7 @@ class SequenceModel:
 
 Layer = LSTM | GRU | RNN | sLSTM | mLSTM | xLSTMStack | xLSTMLarge
 Model = SequenceModel | xLSTMLanguageModel | Layer
+LEAST = {"num_layers": 1, "num_blocks": 8}  # arrays of each
 # Options of what has a layer.
 SEQUENCE = ("output_size", "last")
 LANGUAGE = ("vocab_size", "tied", "logit_cap", "embedding_dropout", "batch_first")
@@ -173,8 +172,9 @@ def save(path: str | os.PathLike[str], model: Model, params: Params) -> None:
     checkpoint.save(path, params, KIND, config)
 
 
+@reading.brief()
 def load(
-    path: str | os.PathLike[str], backend: str | Backend | None = None, dtype: str | None = None
+    path: str | os.PathLike[str], backend: str | Backend | None = None, dtype: DType | None = None
 ) -> tuple[Model, Params]:
     """Read a file that `save` wrote: the model or layer, and its parameters.
 
@@ -192,34 +192,38 @@ def load(
         There is no such file, or it holds no sound model.
     """
     arrays, config = checkpoint.load(path, KIND)
-    model: Model
     try:
-        for name in ("num_layers", "num_blocks"):  # before their names are listed, however many are declared
-            if config["options"].get(name, 1) > len(arrays):
-                raise ValueError(f"{name} is {config['options'][name]}, the file holds {len(arrays)} arrays")
-        model = layer = LAYERS[config["layer"]](**config["options"])
-        if config["head"] is not None:
-            kind = xLSTMLanguageModel if "vocab_size" in config["head"] else SequenceModel
-            model = kind(layer, **config["head"])
+        model = _described(config, len(arrays))
         _check(model, arrays)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a sound model ({type(error).__name__}: {error})") from error
     dtypes = {str(array.dtype) for array in arrays.values()}
     if len(dtypes) != 1:
         raise ValueError(f"{path}: parameters are of several dtypes, {', '.join(sorted(dtypes))}, expected one")
-    for name, array in arrays.items():
-        if not np.all(np.isfinite(array)):
-            raise ValueError(f"{path}: {name} is not finite")
-    chosen = backend_of(backend, dtype or dtypes.pop())
+    checkpoint.finite(path, arrays)
+    chosen = backend_of(backend, dtypes.pop() if dtype is None else dtype)
     return model, {name: chosen.asarray(array) for name, array in arrays.items()}
+
+
+def _described(config: dict[str, Any], count: int) -> Model:
+    """The model of a configuration, whose file has so many arrays."""
+    name, options, head = (config.get(key) for key in ("layer", "options", "head"))
+    if not isinstance(name, str) or name not in LAYERS:
+        raise ValueError(f"layer is {checks.shown(name)}, expected one of {', '.join(LAYERS)}")
+    for depth, least in LEAST.items():  # before their names are listed, however many are declared
+        declared = options.get(depth) if isinstance(options, dict) else None
+        if isinstance(declared, int) and declared * least > count:
+            raise ValueError(f"{depth} is {declared}, the file holds {count} arrays")
+    layer: Any = reading.made("options", LAYERS[name], options)
+    if head is None:
+        return layer  # type: ignore[no-any-return]
+    kind: Any = xLSTMLanguageModel if isinstance(head, dict) and "vocab_size" in head else SequenceModel
+    return reading.made("head", kind, head, layer)  # type: ignore[no-any-return]
 
 
 def _check(model: Any, params: Params) -> None:
     """Raise ValueError unless these are the parameters of the model."""
-    if isinstance(model, SequenceModel):
-        model.check(params)
-    else:
-        checks.params(type(model).__name__, params, model.shapes)
+    checks.params(type(model).__name__, params, model.shapes)
 
 
 def below(prefix: str, params: Params) -> Params:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Real
 from typing import NamedTuple
 
 from xlstm import checks
@@ -49,7 +48,8 @@ def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, wei
     ValueError
         A setting out of range, or `nesterov` without momentum.
     """
-    _within("sgd", "momentum", momentum, 0, 1)
+    momentum, nesterov = checks.rate("sgd", "momentum", momentum), checks.flag("sgd", "nesterov", nesterov)
+    weight_decay = checks.non_negative("sgd", "weight_decay", weight_decay)
     if nesterov and momentum == 0:
         raise ValueError("sgd: nesterov needs a momentum above 0")
 
@@ -63,15 +63,16 @@ def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, wei
         v = momentum * moments[0] + g
         return p - rate * (g + momentum * v if nesterov else v), [v]
 
-    return _optimizer("sgd", lr, ("v",) if momentum else (), rule, weight_decay)
+    return _optimizer("sgd", lr, ("v",) if momentum else (), rule)
 
 
 def rmsprop(
     lr: float | Schedule, alpha: float = 0.99, eps: float = 1e-8, momentum: float = 0.0, weight_decay: float = 0.0
 ) -> Optimizer:
     """g divided by the root of its running mean square (Tieleman & Hinton 2012); eps is added to the root."""
-    _within("rmsprop", "alpha", alpha, 0, 1)
-    _within("rmsprop", "momentum", momentum, 0, 1)
+    alpha, eps = checks.rate("rmsprop", "alpha", alpha), checks.non_negative("rmsprop", "eps", eps)
+    momentum = checks.rate("rmsprop", "momentum", momentum)
+    weight_decay = checks.non_negative("rmsprop", "weight_decay", weight_decay)
 
     def rule(
         xp: Namespace, p: Array, g: Array, moments: list[Array], rate: float, step: int
@@ -85,7 +86,7 @@ def rmsprop(
         v = momentum * moments[1] + d
         return p - rate * v, [s, v]
 
-    return _optimizer("rmsprop", lr, ("s", "v") if momentum else ("s",), rule, weight_decay)
+    return _optimizer("rmsprop", lr, ("s", "v") if momentum else ("s",), rule)
 
 
 def adam(
@@ -111,9 +112,12 @@ def adamw(
 def _adam(
     where: str, lr: float | Schedule, betas: tuple[float, float], eps: float, weight_decay: float, decoupled: bool
 ) -> Optimizer:
-    b1, b2 = betas
-    _within(where, "betas[0]", b1, 0, 1)
-    _within(where, "betas[1]", b2, 0, 1)
+    given = checks.several(where, "betas", betas, "two rates", 2)
+    if len(given) != 2:
+        raise ValueError(f"{where}: betas has {len(given)} entries, expected two rates")
+    b1, b2 = (checks.rate(where, f"betas[{k}]", beta) for k, beta in enumerate(given))
+    eps = checks.non_negative(where, "eps", eps)
+    weight_decay = checks.non_negative(where, "weight_decay", weight_decay)
 
     def rule(
         xp: Namespace, p: Array, g: Array, moments: list[Array], rate: float, step: int
@@ -129,21 +133,24 @@ def _adam(
         root += eps
         return p - (rate / (1 - b1**step)) * (m / root), [m, v]
 
-    return _optimizer(where, lr, ("m", "v"), rule, weight_decay)
+    return _optimizer(where, lr, ("m", "v"), rule)
 
 
-def _optimizer(where: str, lr: float | Schedule, slots: tuple[str, ...], rule: Rule, weight_decay: float) -> Optimizer:
-    rate = lr if callable(lr) else constant(lr)
-    if not weight_decay >= 0:
-        raise ValueError(f"{where}: weight_decay is {weight_decay}, expected 0 or more")
+def _optimizer(where: str, lr: float | Schedule, slots: tuple[str, ...], rule: Rule) -> Optimizer:
+    schedule = _schedule(where, "lr", lr)
 
     def init(params: Params) -> OptimState:
+        checks.mapping(where, params)
         xp = namespace(where, params)
         return OptimState(0, {slot: {name: xp.zeros_like(p) for name, p in params.items()} for slot in slots})
 
     def update(params: Params, grads: Params, state: OptimState) -> tuple[Params, OptimState]:
+        checks.mapping(where, params)
+        checks.mapping(where, grads, "gradients")
+        if not isinstance(state, OptimState):
+            raise TypeError(f"{where}: state is {checks.shown(state)}, expected what init or update gave")
         if grads.keys() != params.keys():
-            odd = sorted(grads.keys() ^ params.keys())[0]
+            odd = min(grads.keys() ^ params.keys(), key=str)
             raise ValueError(f"{where}: {odd} is in only one of params and grads")
         if state.slots.keys() != set(slots):
             raise ValueError(f"{where}: the state has moments {sorted(state.slots)}, expected {sorted(slots)}")
@@ -153,11 +160,12 @@ def _optimizer(where: str, lr: float | Schedule, slots: tuple[str, ...], rule: R
                 raise ValueError(
                     f"{where}: gradient of {name} has shape {tuple(g.shape)}, expected {tuple(params[name].shape)}"
                 )
+        rate = checks.finite(where, "lr", schedule(state.step))
         new: Params = {}
         moments: dict[str, Params] = {slot: {} for slot in slots}
         for name, p in params.items():
             old = [state.slots[slot][name] for slot in slots]
-            new[name], now = rule(xp, p, grads[name], old, rate(state.step), state.step + 1)
+            new[name], now = rule(xp, p, grads[name], old, rate, state.step + 1)
             for slot, value in zip(slots, now, strict=True):
                 moments[slot][name] = value
         return new, OptimState(state.step + 1, moments)
@@ -167,6 +175,7 @@ def _optimizer(where: str, lr: float | Schedule, slots: tuple[str, ...], rule: R
 
 def global_norm(grads: Params) -> Array:
     """Euclidean norm of all gradients together, a 0-d array."""
+    checks.mapping("global_norm", grads, "gradients")
     xp = namespace("global_norm", grads)
     squares = [xp.sum(g * g) for g in grads.values()]
     return xp.sqrt(sum(squares[1:], squares[0]))
@@ -177,7 +186,8 @@ def clip_global_norm(grads: Params, limit: float, norm: Array | None = None) -> 
 
     `norm` is the global norm where it is known already.
     """
-    _positive("clip_global_norm", "limit", limit)
+    limit = checks.above_0("clip_global_norm", "limit", limit)
+    checks.mapping("clip_global_norm", grads, "gradients")
     xp = namespace("clip_global_norm", grads)
     norm = global_norm(grads) if norm is None else norm
     scale = limit / xp.maximum(norm, xp.full_like(norm, limit))
@@ -186,47 +196,48 @@ def clip_global_norm(grads: Params, limit: float, norm: Array | None = None) -> 
 
 def clip_value(grads: Params, limit: float) -> Params:
     """Clip every element of every gradient to [-limit, limit]."""
-    _positive("clip_value", "limit", limit)
+    limit = checks.above_0("clip_value", "limit", limit)
+    checks.mapping("clip_value", grads, "gradients")
     xp = namespace("clip_value", grads)
     return {name: clamp(xp, g, limit) for name, g in grads.items()}
 
 
 def running_mean(mean: Params, params: Params, decay: float) -> Params:
     """Exponential moving average of weights, decay mean + (1 - decay) params (Polyak & Juditsky 1992)."""
+    decay = checks.real(0, 1)("running_mean", "decay", decay)
     return {name: decay * mean[name] + (1 - decay) * p for name, p in params.items()}
 
 
 def constant(lr: float) -> Schedule:
     """The same learning rate for ever."""
-    _positive("constant", "lr", lr)
-    return lambda step: float(lr)
+    return _schedule("constant", "lr", checks.above_0("constant", "lr", lr))
 
 
 def step_decay(lr: float, every: int, factor: float = 0.1) -> Schedule:
-    """lr times `factor` after each `every` updates."""
-    _positive("step_decay", "lr", lr)
-    checks.positive("step_decay", every=every)
-    return lambda step: lr * factor ** (step // every)
+    """lr times `factor`, at most 1, after each `every` updates."""
+    rate, every = checks.above_0("step_decay", "lr", lr), checks.count("step_decay", "every", every)
+    factor = checks.non_negative("step_decay", "factor", factor)
+    if factor > 1:
+        raise ValueError(f"step_decay: factor is {factor}, expected at most 1")
+    return lambda step: float(rate * factor ** (step // every))
 
 
 def cosine(lr: float, steps: int, floor: float = 0.0) -> Schedule:
     """Half a cosine from lr down to `floor` in `steps` updates, then `floor` (Loshchilov & Hutter 2017)."""
-    _positive("cosine", "lr", lr)
-    checks.positive("cosine", steps=steps)
-    return lambda step: floor + (lr - floor) * 0.5 * (1 + math.cos(math.pi * min(step, steps) / steps))
+    rate, steps = checks.above_0("cosine", "lr", lr), checks.count("cosine", "steps", steps)
+    floor = checks.non_negative("cosine", "floor", floor)
+    return lambda step: floor + (rate - floor) * 0.5 * (1 + math.cos(math.pi * min(step, steps) / steps))
 
 
 def warmup(steps: int, then: Schedule) -> Schedule:
     """A straight rise to `then(0)` over `steps` updates, then `then` from its beginning."""
-    checks.positive("warmup", steps=steps)
+    steps, then = checks.count("warmup", "steps", steps), checks.function("warmup", "then", then)
     return lambda step: then(0) * (step + 1) / (steps + 1) if step < steps else then(step - steps)
 
 
-def _positive(where: str, name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
-        raise ValueError(f"{where}: {name} is {value!r}, expected a number above 0")
-
-
-def _within(where: str, name: str, value: float, low: float, high: float) -> None:
-    if not low <= value < high:
-        raise ValueError(f"{where}: {name} is {value}, expected {low} <= {name} < {high}")
+def _schedule(where: str, name: str, value: float | Schedule) -> Schedule:
+    """A schedule as it is, and a number as one."""
+    if callable(value):
+        return checks.function(where, name, value)  # type: ignore[no-any-return]
+    rate = checks.above_0(where, name, value)
+    return lambda step: rate

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm import checks, probe
-from xlstm.backend import HALVES, Backend, BackendError, Params, backend_of, cast
+from xlstm.backend import HALVES, Backend, BackendError, Params, backend_of, cast, dtype_text
 from xlstm.cuda import use
 
 DTYPES = HALVES
@@ -76,15 +76,18 @@ class Mixed:
     every: int = 2000
 
     def __post_init__(self) -> None:
-        checks.one_of("Mixed", DTYPES, dtype=self.dtype)
-        checks.number("Mixed", 1, np.inf, growth=self.growth)
-        checks.number("Mixed", 0, 1, strict=True, backoff=self.backoff)
-        checks.positive("Mixed", every=self.every)
-        if self.scale is None:
-            return
-        if not self.scales:
+        if isinstance(self.dtype, np.dtype | type):
+            object.__setattr__(self, "dtype", dtype_text("Mixed", self.dtype))
+        checks.fields(
+            self,
+            dtype=checks.choice(DTYPES),
+            growth=checks.real(1, checks.HUGE),
+            backoff=checks.real(0, 1, strict=True),
+            every=checks.count,
+            scale=checks.optional(checks.real(LEAST, MOST + 1)),
+        )
+        if self.scale is not None and not self.scales:
             raise ValueError(f"Mixed: scale is {self.scale} for {self.dtype}, which needs none; leave it out")
-        checks.number("Mixed", LEAST, MOST + 1, scale=self.scale)
 
     @property
     def scales(self) -> bool:

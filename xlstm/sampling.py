@@ -23,17 +23,15 @@ class Sampler:
     """
 
     def __init__(self, temperature: float, top_k: int | None, top_p: float | None, seed: Seed) -> None:
-        checks.number("generate", 0, float("inf"), temperature=temperature)
-        if top_k is not None:
-            checks.positive("generate", top_k=top_k)
-        if top_p is not None:
-            checks.number("generate", 0, float("inf"), strict=True, top_p=top_p)
-            if top_p > 1:
-                raise ValueError(f"generate: top_p is {top_p}, expected at most 1")
+        temperature = checks.non_negative("generate", "temperature", temperature)
+        top_k = checks.optional(checks.size)("generate", "top_k", top_k)
+        top_p = checks.optional(checks.above_0)("generate", "top_p", top_p)
+        if top_p is not None and top_p > 1:
+            raise ValueError(f"generate: top_p is {top_p}, expected at most 1")
         if temperature == 0 and (top_k is not None or top_p is not None):
             raise ValueError("generate: temperature 0 takes the likeliest token, top_k and top_p exclude it")
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
-        self.rng = generator(seed)
+        self.rng = generator(seed, where="generate")
 
     def draw(self, logits: Host) -> Host:
         """One token of each row of logits (B, V): (B,).

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from xlstm import reading
+from xlstm.checks import shown
+
+DIGITS = 18  # of a token that is written out
 TOKENIZER = "tokenizer.json"
+LONGEST = 1 << 26  # bytes of a tokenizer's file
+LONGEST_ADDED = 1 << 20  # characters of its added tokens, which take some 60 bytes each
+ADDED = 1000  # tokens around a text
+GROWTH = 4096  # how many times as long steps may make a text
 
 
 class Codec(Protocol):
@@ -31,9 +42,9 @@ class Numbers:
     def encode(self, text: str) -> list[int]:
         """Tokens of a prompt."""
         found = [part for part in re.split(r"[\s,]+", text) if part]
-        if not all(part.isdecimal() for part in found):
+        if not all(part.isdecimal() and len(part) <= DIGITS for part in found):
             raise ValueError(
-                f"prompt: {text!r} is text, but there is no {TOKENIZER} beside the model; "
+                f"prompt: {shown(text)} is text, but there is no {TOKENIZER} beside the model; "
                 "expected whole numbers such as '3 1 4', or --bytes"
             )
         return [int(part) for part in found]
@@ -67,18 +78,67 @@ class Tokenizer:
             import tokenizers
         except ModuleNotFoundError as error:
             raise ImportError(f"{file}: to read it, pip install tokenizers") from error
-        try:
-            self._inner: Any = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the package raises nothing narrower
-            raise ValueError(f"{file}: not a readable tokenizer ({error})") from error
+        self._file = file
+        with reading.brief():
+            content = reading.content(file, LONGEST)
+            with self._told("not a readable tokenizer"):
+                _bounded(reading.from_json("content", content))
+                self._inner: Any = tokenizers.Tokenizer.from_str(content.decode())
+                # A prompt is one text, as long as it is.
+                self._inner.no_padding()
+                self._inner.no_truncation()
+                if self._inner.num_special_tokens_to_add(is_pair=False) > ADDED:
+                    raise ValueError(f"it adds more than {ADDED} tokens to a text")
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a prompt."""
-        return list(self._inner.encode(text).ids)
+        """Tokens of a prompt; ValueError if the tokenizer has none for a part of it."""
+        with self._told("cannot encode the prompt"):
+            return list(self._inner.encode(text).ids)
 
     def decode(self, tokens: list[int]) -> str:
         """Text of tokens."""
-        return str(self._inner.decode(tokens))
+        with self._told("cannot decode tokens"):
+            return str(self._inner.decode(tokens))
+
+    @contextlib.contextmanager
+    def _told(self, doing: str) -> Iterator[None]:
+        """Errors of the package, which are a plain Exception or a panic that is not even that, as ValueError."""
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
+                raise
+            raise ValueError(reading.cut(f"{self._file}: {doing} ({error})")) from error
+
+
+def _bounded(about: Any) -> None:
+    """Raise ValueError if a tokenizer takes memory, or makes texts longer, out of proportion."""
+    if not isinstance(about, dict):
+        raise ValueError(f"it is {shown(about)}, expected an object")
+    added = about.get("added_tokens")
+    total = (
+        sum(len(str(one.get("content"))) for one in added if isinstance(one, dict)) if isinstance(added, list) else 0
+    )
+    if total > LONGEST_ADDED:
+        raise ValueError(f"its added tokens have {total} characters, expected at most {LONGEST_ADDED}")
+    for name in ("normalizer", "pre_tokenizer", "decoder"):
+        factor = _growth(about.get(name))
+        if factor > GROWTH:
+            raise ValueError(f"its {name} may make a text more than {GROWTH} times as long")
+
+
+def _growth(step: Any) -> float:
+    """How many times as long a text may become in a step of a tokenizer, and in those within it."""
+    if isinstance(step, list):
+        return math.prod(map(_growth, step), start=1.0)
+    if not isinstance(step, dict):
+        return 1.0
+    kind = step.get("type")
+    if kind == "ByteLevel":
+        return 2.0
+    if kind in ("Prepend", "Replace"):  # a regular expression may match between all characters
+        return 1.0 + len(str(step.get("content", step.get("prepend"))))
+    return math.prod(map(_growth, step.values()), start=1.0)
 
 
 class Stream:

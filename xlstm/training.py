@@ -18,6 +18,7 @@ from xlstm.losses import mse
 from xlstm.precision import Mixed, Scaling, after, lowered, raised
 
 Loss = Callable[..., tuple[Array, Array]]
+BATCHES = checks.having("batches", "__len__", expected="Windows, Streams, or something else that yields batches")
 
 
 class Batches(Protocol):
@@ -124,23 +125,35 @@ def train(
     TypeError, ValueError, BackendError
         A `precision` that does not go with the weights, or a device that has it not.
     """
-    checks.positive("train", epochs=epochs, **({} if patience is None else {"patience": patience}))
+    _check_model(model)
+    epochs, patience = (
+        checks.count("train", "epochs", epochs),
+        checks.optional(checks.count)("train", "patience", patience),
+    )
+    checks.mapping("train", params, "params")
     if not params:
         raise ValueError("train: params is empty, expected what model.init gives")
     if not isinstance(optimizer, optim.Optimizer):
-        raise TypeError(f"train: optimizer is {optimizer!r}, expected one of xlstm.optim, such as optim.adam(1e-3)")
-    if not 0 <= averaging < 1:
-        raise ValueError(f"train: averaging is {averaging}, expected 0 <= averaging < 1")
-    _check_order(model)
+        raise TypeError(
+            f"train: optimizer is {checks.shown(optimizer)}, expected one of xlstm.optim, such as optim.adam(1e-3)"
+        )
+    averaging, clip = (
+        checks.rate("train", "averaging", averaging),
+        checks.optional(checks.above_0)("train", "clip", clip),
+    )
+    checks.function("train", "loss", loss)
+    checks.optional(checks.function)("train", "progress", progress)
+    BATCHES("train", "data", data)
+    checks.optional(BATCHES)("train", "validation", validation)
     if patience is not None and validation is None:
         raise ValueError("train: patience needs validation data")
     if not isinstance(precision, Mixed | None):
-        raise TypeError(f"train: precision is {precision!r}, expected None or an xlstm.precision.Mixed")
+        raise TypeError(f"train: precision is {checks.shown(precision)}, expected None or an xlstm.precision.Mixed")
     backend = low = backend_like(next(iter(params.values())))
     scaling = Scaling()
     if precision is not None:
         low, scaling = precision.below(backend), precision.init()
-    rng = generator(seed, stream=1)  # stream 0 drew the weights
+    rng = generator(seed, stream=1, where="train")  # stream 0 drew the weights
     random = {"seed": generator(seed, stream=MASKS)} if getattr(model, "random", False) else {}
     optim_state = optimizer.init(params)
     losses: list[float] = []
@@ -213,7 +226,12 @@ def evaluate(model: Any, params: Params, data: Batches, loss: Loss = mse) -> flo
         `data` yields no batch or none with a target that counts, or numbers in a batch are not finite or do not fit
         into the dtype.
     """
-    _check_order(model)
+    _check_model(model)
+    BATCHES("evaluate", "data", data)
+    checks.function("evaluate", "loss", loss)
+    checks.mapping("evaluate", params, "params")
+    if not params:
+        raise ValueError("evaluate: params is empty, expected what model.init gives")
     backend = backend_like(next(iter(params.values())))
     total, count, counted, step, state = 0.0, 0.0, 0.0, 0, None
     for step, batch in enumerate(data.batches(), 1):
@@ -231,7 +249,8 @@ def evaluate(model: Any, params: Params, data: Batches, loss: Loss = mse) -> flo
     return total / count
 
 
-def _check_order(model: Any) -> None:
+def _check_model(model: Any) -> None:
+    checks.having("forward", "backward", expected="a model or a layer")("train", "model", model)
     if getattr(model, "batch_first", False):
         raise ValueError("train: batches have time first, so the model must too; make it with batch_first=False")
 

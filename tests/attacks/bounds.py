@@ -29,12 +29,12 @@ def refusal(call: Callable[[], object], size: int = 0) -> Exception | None:
     """
     found: Exception | None = None
     memory = _peak_from_now()
-    start = time.process_time()
+    start = time.process_time()  # which does not count the work of others on the same cores
     try:
         call()
     except ERRORS as error:
         found = error
-    seconds = time.process_time() - start  # of the processor: other programs do not count
+    seconds = time.process_time() - start
     assert len(str(found)) <= MESSAGE, f"a message of {len(str(found))} characters: {str(found)[:300]}"
     assert seconds < SECONDS, f"{seconds:.1f} s"
     if memory is not None:

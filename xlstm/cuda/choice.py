@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from xlstm import checks
 from xlstm.cuda import tiling
 from xlstm.cuda.cell import cell_of
 from xlstm.cuda.launch import LOOPS
@@ -35,8 +36,7 @@ class Choice(NamedTuple):
     others: dict[str, str]
 
 
-@contextlib.contextmanager
-def use(path: str | None = None, precision: str | None = None) -> Iterator[None]:
+def use(path: str | None = None, precision: str | None = None) -> contextlib.AbstractContextManager[None]:
     """How recurrent layers run on CuPy arrays, within a `with`.
 
     Parameters
@@ -57,6 +57,11 @@ def use(path: str | None = None, precision: str | None = None) -> Iterator[None]
         _check("use: path", path, ("auto", *PATHS))
     if precision is not None:
         _check("use: precision", precision, PRECISIONS)
+    return _used(path, precision)
+
+
+@contextlib.contextmanager
+def _used(path: str | None, precision: str | None) -> Iterator[None]:
     before = _told.get()
     token = _told.set((path or before[0], precision or before[1]))
     try:
@@ -179,5 +184,5 @@ def _time(choice: Choice) -> float:
 
 
 def _check(what: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{what} is {value!r}, expected one of {', '.join(allowed)}")
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{what} is {checks.shown(value)}, expected one of {', '.join(allowed)}")

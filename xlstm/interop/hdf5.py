@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
 import mmap
 import struct
@@ -20,13 +19,15 @@ from typing import Any
 
 import numpy as np
 
+from xlstm import reading
 from xlstm.backend import Params
+from xlstm.checks import LARGEST
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 SMALL, RATIO = 2**26, 20  # bytes from which on a compressed entry may be so many times its stored size
-LONGEST = 2**23  # bytes of a configuration, which takes many times as much memory when it is parsed
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others take memory before they give a byte
 DEEPEST = 16  # groups in groups
+MOST = 4096  # groups and arrays, each of which HDF5 takes its time to open
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -58,7 +59,8 @@ def opened(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]
     config, source = _unzipped(path) if zipfile.is_zipfile(path) else (None, path)
     size = _scanned(path, source)
     try:
-        file = h5py.File(source, "r")
+        # A buffer is opened as it is: reading it through Python, h5py cannot count a size beyond 2^63.
+        file = h5py.File(h5py.h5f.open_file_image(source.getvalue()) if isinstance(source, io.BytesIO) else source, "r")
     except OSError as error:
         raise ValueError(f"{path}: not a readable HDF5 file ({error})") from error
     with file:
@@ -73,11 +75,9 @@ def _unzipped(path: Path) -> tuple[Any, io.BytesIO]:
     try:
         with zipfile.ZipFile(path) as archive:
             config, weights = (_entry(path, archive, name) for name in (CONFIG, WEIGHTS))
-        return json.loads(config), io.BytesIO(weights)
     except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, EOFError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a readable .keras file ({error})") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: {CONFIG} is not readable ({error})") from error
+    return reading.from_json(f"{path}: {CONFIG}", config), io.BytesIO(weights)
 
 
 def _entry(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
@@ -91,7 +91,7 @@ def _entry(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
     if info.compress_type not in METHODS:
         raise ValueError(f"{path}: {name} is compressed by method {info.compress_type}, expected 0 or 8 (deflate)")
     declared, stored = info.file_size, info.compress_size
-    if declared > (LONGEST if name == CONFIG else max(SMALL, RATIO * stored)):
+    if declared > (reading.JSON_BYTES if name == CONFIG else max(SMALL, RATIO * stored)):
         raise ValueError(f"{path}: {name} declares {declared} bytes but holds {stored}, which is out of proportion")
     with archive.open(info) as entry:
         return entry.read(declared)  # read() would unpack all there is before it cuts
@@ -125,7 +125,7 @@ def tree(group: Any, seen: set[int] | None = None) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        There is a link to another place or file, something under several names, or too deep a nesting.
+        There is a link to another place or file, something under several names, or too much or too deep a nesting.
     """
     h5py = library()
     if group.name.count("/") > DEEPEST:
@@ -142,6 +142,8 @@ def tree(group: Any, seen: set[int] | None = None) -> dict[str, Any]:
             if address in seen:
                 raise ValueError(f"{item.name}: is there under several names, expected one")
             seen.add(address)
+            if len(seen) > MOST:
+                raise ValueError(f"{group.name}: there are more than {MOST} groups and arrays")
             found[name] = tree(item, seen) if isinstance(item, h5py.Group) else item
     except (OSError, RuntimeError, KeyError) as error:
         raise ValueError(f"{group.name}: is not readable ({error})") from error
@@ -164,16 +166,21 @@ def array(where: str, dataset: Any) -> np.ndarray[Any, Any]:
         raise ValueError(f"{where}: has a dtype that NumPy lacks, expected float32 or float64 ({error})") from error
     if dtype not in (np.float16, np.float32, np.float64):
         raise ValueError(f"{where}: has dtype {dtype}, expected float32 or float64")
-    if dataset.shape is None or not 1 <= dataset.ndim <= 2:
-        raise ValueError(f"{where}: has shape {dataset.shape}, expected one axis or two")
+    shape = dataset.shape
+    if shape is None or not 1 <= len(shape) <= 2:
+        raise ValueError(f"{where}: has shape {shape}, expected one axis or two")
+    if not all(1 <= n <= LARGEST for n in shape):
+        raise ValueError(f"{where}: has shape {shape}, expected sizes from 1 to {LARGEST}")
     if dataset.chunks is not None:
         raise ValueError(f"{where}: is chunked or compressed, expected it in one piece, as Keras writes it")
-    if dataset.nbytes and not dataset.id.get_storage_size():
-        raise ValueError(f"{where}: declares {dataset.nbytes} bytes, the file holds none of them")
+    if not dataset.id.get_storage_size():
+        raise ValueError(f"{where}: declares {math.prod(shape) * dtype.itemsize} bytes, the file holds none of them")
     try:
         values: np.ndarray[Any, Any] = dataset[()]
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{where}: is not readable ({error})") from error
+    if not np.all(np.isfinite(values)):
+        raise ValueError(f"{where}: is not finite")
     return values.astype(np.float32) if values.dtype == np.float16 else values
 
 

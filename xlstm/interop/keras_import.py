@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from xlstm import reading
 from xlstm.backend import Params, to_numpy
 from xlstm.interop import hdf5
 from xlstm.interop.keras_names import ACTIVATIONS, CLASSES, ORDER, PARTS, Arrays, Host, snake
@@ -20,6 +21,7 @@ CONTAINERS = ("Sequential", "Functional", "Model")
 PASSING = ("Dropout", "SpatialDropout1D", "GaussianNoise", "GaussianDropout", "ActivityRegularization", "InputLayer")
 
 
+@reading.brief()
 def from_keras(
     source: Any,
     kind: str | None = None,

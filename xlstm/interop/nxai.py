@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xlstm import writing
+from xlstm import reading, writing
 from xlstm.backend import Backend, Params, backend_of, to_numpy
 from xlstm.interop import nxai_names as names
 from xlstm.interop.nxai_config import config_of, model_of
@@ -22,6 +24,7 @@ from xlstm.layers.large import xLSTMLarge
 STYLES = ("xlstm", "transformers")
 
 
+@reading.brief()
 def load(
     path: str | os.PathLike[str],
     config: Mapping[str, Any] | None = None,
@@ -59,8 +62,12 @@ def load(
     """
     path = Path(path)
     shards = Shards(path)
-    model, style = model_of(config_beside(path) if config is None else config)
+    large = any(name.startswith("backbone.") for name in shards.shapes)
+    found = config_beside(path) if config is None else config
+    model, style = model_of(found, most=len(shards.shapes), large=large)
     _check(model, style, shards)
+    if model.tied and not _same_head(model, style, shards):
+        model = dataclasses.replace(model, tied=False)
     chosen = backend_of(backend, dtype or (backend.dtype if isinstance(backend, Backend) else shards.dtype))
     params: Params = {}
     for name, pieces in names.pieces(model, style, shards.shapes).items():
@@ -74,8 +81,9 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
     Parameters
     ----------
     path : path
-        A folder, which gets `model.safetensors` and `config.json`, or a file `NAME.safetensors`, which gets
-        `NAME_config.json` beside it. Both are written, whole, or neither.
+        A folder, which gets `model.safetensors`, `config.json` and, for an `xLSTMLarge` in the style of the package,
+        the `config.yaml` that its loader reads; or a file `NAME.safetensors`, which gets `NAME_config.json` beside
+        it. All are written, whole, or none.
     model : xLSTMLanguageModel
         Of an `xLSTMStack` or `xLSTMLarge`.
     params : dict
@@ -94,9 +102,13 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
     backbone = getattr(model, "backbone", None)
     if not isinstance(backbone, xLSTMStack | xLSTMLarge):
         raise TypeError(f"save: model is {model!r}, expected an xLSTMLanguageModel of an xLSTMStack or xLSTMLarge")
-    model.check(params, {})
+    model.namespace(params, {})
     path = Path(path)
-    about = json.dumps(config_of(model, style), indent=2)
+    config = config_of(model, style)
+    about = json.dumps(
+        config,
+        indent=2,
+    )
     arrays = names.written(model, style, {name: to_numpy(p) for name, p in params.items()})
     if path.suffix == ".safetensors":
         file, beside = path, path.with_name(f"{path.stem}_config.json")
@@ -106,12 +118,22 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    with writing.together(file, beside) as (weights, description):
+    texts = {beside: about}
+    if beside.name == "config.json" and style == "xlstm" and isinstance(backbone, xLSTMLarge):
+        texts[path / "config.yaml"] = _yaml(config)
+    with writing.together(file, *texts) as (weights, *descriptions):
         try:
             save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, weights, metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk, for one
             raise OSError(str(error)) from error
-        description.write_bytes(about.encode())
+        for description, text in zip(descriptions, texts.values(), strict=True):
+            description.write_bytes(text.encode())
+
+
+def _yaml(config: Mapping[str, Any]) -> str:
+    """A configuration without others in it as YAML, where 1e-06 would be a string."""
+    lines = "".join(f"{name}: {json.dumps(value)}\n" for name, value in config.items())
+    return re.sub(r"(: \d+)e", r"\1.0e", lines)
 
 
 def _check(model: xLSTMLanguageModel, style: str, shards: Shards) -> None:
@@ -122,11 +144,23 @@ def _check(model: xLSTMLanguageModel, style: str, shards: Shards) -> None:
             raise ValueError(f"{shards.path}: {name} is missing, expected it in shape {shape}")
         if shards.shapes[name] != shape:
             raise ValueError(f"{shards.path}: {name} has shape {shards.shapes[name]}, expected {shape}")
-    twice = {"lm_head.weight", "token_embedding.weight", "backbone.embeddings.weight"} if model.tied else set()
+    twice = {names.HEAD, names.embedding_of(model, style)} if model.tied else set()
     surplus = [name for name in shards.shapes if name not in expected and name not in twice]
     if surplus:
         more = f" and {len(surplus) - 1} more" if len(surplus) > 1 else ""
         raise ValueError(f"{shards.path}: {surplus[0]}{more} is surplus, the configuration has no place for it")
+
+
+def _same_head(model: xLSTMLanguageModel, style: str, shards: Shards) -> bool:
+    """Whether the head of a tied model is the embedding; transformers 5 keeps them apart whatever is configured."""
+    embedding = names.embedding_of(model, style)
+    if not {names.HEAD, embedding} <= set(shards.shapes):
+        return True
+    if np.array_equal(shards.read(names.HEAD), shards.read(embedding)):
+        return True
+    if style == "transformers" and shards.shapes[names.HEAD] == shards.shapes[embedding]:
+        return False
+    raise ValueError(f"{shards.path}: {names.HEAD} is another array than {embedding}, expected the same as it is tied")
 
 
 def _assembled(shards: Shards, name: str, pieces: list[names.Piece], model: xLSTMLanguageModel, dtype: str) -> Any:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xlstm import checkpoint
+from xlstm import reading
+from xlstm.checks import shown
+from xlstm.tensors import Tensors
 
 Host = np.ndarray[Any, Any]
 WIDE = {"F64": "float64", "F32": "float32", "F16": "float32", "BF16": "float32"}
+LONGEST = 255  # bytes of the name of a file
 NAMES = ("config.json", "config.yaml")
 
 
@@ -28,19 +29,16 @@ class Shards:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.files: dict[str, Path] = {}
+        self.files: dict[str, Tensors] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
-        for file in _files(path):
-            with checkpoint.safetensors(file) as opened:
-                for name in opened.keys():  # noqa: SIM118 (no mapping)
-                    if name in self.files:
-                        raise ValueError(f"{path}: {name} is in {self.files[name].name} and in {file.name}")
-                    view = opened.get_slice(name)
-                    self.files[name] = file
-                    self.shapes[name], self.dtypes[name] = tuple(view.get_shape()), view.get_dtype()
-                    if self.dtypes[name] not in WIDE:
-                        raise ValueError(f"{file}: {name} has dtype {self.dtypes[name]}, expected {', '.join(WIDE)}")
+        for file in map(Tensors, _files(path)):
+            for name, dtype in file.dtypes.items():
+                if name in self.files:
+                    raise ValueError(f"{path}: {name} is in {self.files[name].path.name} and in {file.path.name}")
+                if dtype not in WIDE:
+                    raise ValueError(f"{file.path}: {name} has dtype {dtype}, expected {', '.join(WIDE)}")
+                self.files[name], self.shapes[name], self.dtypes[name] = file, file.shapes[name], dtype
 
     @property
     def dtype(self) -> str:
@@ -49,17 +47,7 @@ class Shards:
 
     def read(self, name: str) -> Host:
         """An array; bfloat16, which NumPy does not have, as float32."""
-        file = self.files[name]
-        if self.dtypes[name] != "BF16":
-            with checkpoint.safetensors(file) as opened:
-                found: Host = opened.get_tensor(name)
-                return found
-        with open(file, "rb") as opened:
-            size = int.from_bytes(opened.read(8), "little")
-            start = json.loads(opened.read(size))[name]["data_offsets"][0]
-        shape = self.shapes[name]
-        bits = np.fromfile(file, dtype="<u2", count=math.prod(shape), offset=8 + size + start)
-        return (bits.astype(np.uint32) << 16).view(np.float32).reshape(shape)
+        return self.files[name].read([name])[name]
 
 
 def config_beside(path: Path) -> Mapping[str, Any]:
@@ -76,29 +64,8 @@ def config_beside(path: Path) -> Mapping[str, Any]:
     folder = path if path.is_dir() else path.parent
     for name in names:
         if (folder / name).is_file():
-            return _config(folder / name)
+            return reading.document(folder / name)
     raise FileNotFoundError(f"{path}: no configuration beside it, expected {' or '.join(names)}, or config=")
-
-
-def _config(file: Path) -> Mapping[str, Any]:
-    text = file.read_text(encoding="utf-8")
-    if file.suffix == ".json":
-        try:
-            found = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}: not readable JSON ({error})") from error
-    else:
-        try:
-            import yaml
-        except ModuleNotFoundError as error:
-            raise ImportError(f"{file}: to read it, pip install pyyaml, or give config=") from error
-        try:
-            found = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{file}: not readable YAML ({error})") from error
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{file}: holds a {type(found).__name__}, expected an object")
-    return found
 
 
 def _files(path: Path) -> list[Path]:
@@ -111,13 +78,12 @@ def _files(path: Path) -> list[Path]:
     if whole.is_file():
         return [whole]
     if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{index}: not a readable index ({type(error).__name__}: {error})") from error
-        found = [path / name for name in names]
+        named = reading.document(index).get("weight_map")
+        if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+            raise ValueError(f"{index}: weight_map is {shown(named)}, expected names of files by names of arrays")
+        found = [path / name for name in sorted(set(named.values()))]
         for file in found:
-            if file.parent != path or not file.is_file():
+            if file.parent != path or len(file.name) > LONGEST or not file.is_file():
                 raise FileNotFoundError(f"{file}: no such file, but {index.name} names it")
         return found
     found = []

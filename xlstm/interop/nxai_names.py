@@ -16,6 +16,7 @@ from xlstm.layers.large import xLSTMLarge
 from xlstm.layers.slstm_block import sLSTMBlock
 
 Host = np.ndarray[Any, Any]
+HEAD = "lm_head.weight"
 Shape = tuple[int, ...]
 
 
@@ -93,17 +94,20 @@ def pieces(model: xLSTMLanguageModel, style: str, shapes: Mapping[str, Shape] | 
                 _slstm_block(add, found, ours, theirs, block, given)
             else:
                 _mlstm_block(add, found, ours, theirs, block)
-    if large:
-        add("backbone.norm", "backbone.out_norm")
-        embedding = "backbone.embeddings" if style == "transformers" else "embedding"
-    else:
-        add("backbone.norm", "xlstm_block_stack.post_blocks_norm")
-        embedding = "token_embedding"
-    if model.tied and f"{embedding}.weight" not in given and "lm_head.weight" in given:
-        embedding = "lm_head"
-    add("embedding", embedding)
-    add("head", "lm_head")
+    add("backbone.norm", "backbone.out_norm" if large else "xlstm_block_stack.post_blocks_norm")
+    embedding = embedding_of(model, style)
+    if model.tied and embedding not in given and HEAD in given:
+        embedding = HEAD
+    add("embedding", embedding.removesuffix(".weight"))
+    add("head", HEAD.removesuffix(".weight"))
     return found
+
+
+def embedding_of(model: xLSTMLanguageModel, style: str) -> str:
+    """The name of the embedding there."""
+    if not isinstance(model.backbone, xLSTMLarge):
+        return "token_embedding.weight"
+    return "backbone.embeddings.weight" if style == "transformers" else "embedding.weight"
 
 
 def _mlstm_block(add: Any, found: Any, ours: str, theirs: str, block: Any) -> None:
@@ -154,8 +158,8 @@ def written(model: xLSTMLanguageModel, style: str, arrays: Mapping[str, Host]) -
     for name, some in pieces(model, style).items():
         for piece in some:
             found[piece.name] = piece.layout.write(np.asarray(arrays[name])[piece.rows])
-    if model.tied and style == "xlstm":  # the package has it twice
-        found["lm_head.weight"] = found["token_embedding.weight"]
+    if model.tied:  # it is there twice; transformers 5 would draw a head that is missing
+        found[HEAD] = found[embedding_of(model, style)]
     return found
 
 

@@ -5,20 +5,20 @@ PyTorch's rows are in gate order i f g o (ours i o f g) and r z n (ours z r n), 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xlstm import checkpoint, checks
+from xlstm import checkpoint, checks, reading
 from xlstm.backend import Array, Params, to_numpy
 from xlstm.interop import refusal
 from xlstm.layers.recurrent import GRU, KINDS, LSTM, RNN
 from xlstm.models import SequenceModel, below
+from xlstm.tensors import Tensors
 
 Host = np.ndarray[Any, Any]
 # Where each of our gates stands among PyTorch's.
@@ -36,6 +36,7 @@ ABSENT = {
 }
 
 
+@reading.brief()
 def from_torch(
     state_dict_or_path: Mapping[str, Any] | str | os.PathLike[str],
     kind: str,
@@ -92,21 +93,23 @@ def from_torch(
     layer = _layer(given, kind, activation, batch_first)
     params: Params = {}
     order = ORDER[type(layer).__name__]
+    expected = checks.few(map(_name, layer.shapes))
     for name, dims in layer.shapes.items():
         theirs = _name(name)
         if theirs not in given:
-            raise ValueError(f"from_torch: {prefix}{theirs} is missing, expected {', '.join(map(_name, layer.shapes))}")
+            raise ValueError(f"from_torch: {prefix}{theirs} is missing, expected {expected}")
         checks.shape("from_torch", f"{prefix}{theirs}", given[theirs], dims)
         params[name] = np.array(given[theirs]) if name.endswith("Whr") else _rows(given[theirs], order)
     surplus = sorted(set(given) - set(map(_name, layer.shapes)))
     if surplus:
-        raise ValueError(f"from_torch: {prefix}{surplus[0]} is unknown, expected {', '.join(map(_name, layer.shapes))}")
+        raise ValueError(f"from_torch: {prefix}{surplus[0]} is unknown, expected {expected}")
     dtypes = {str(p.dtype) for p in params.values()}
     if len(dtypes) > 1:
         raise TypeError(f"from_torch: weights are of dtypes {', '.join(sorted(dtypes))}, expected one")
     return layer, params
 
 
+@reading.brief()
 def kind_of(path: str | os.PathLike[str], prefix: str = "") -> str:
     """The kind of module whose weights a safetensors file holds, by the shape of its recurrent weights.
 
@@ -115,23 +118,22 @@ def kind_of(path: str | os.PathLike[str], prefix: str = "") -> str:
     ValueError
         The shape fits none, or as `from_torch` raises.
     """
-    with _opened(Path(path)) as file:
-        names = {name.removeprefix(prefix) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118 (no mapping)
-        if "weight_hr_l0" in names:
-            return "lstm"
-        shape = tuple(file.get_slice(f"{prefix}weight_hh_l0").get_shape()) if "weight_hh_l0" in names else ()
+    shapes = {name.removeprefix(prefix): s for name, s in _opened(Path(path)).shapes.items() if name.startswith(prefix)}
+    if "weight_hr_l0" in shapes:
+        return "lstm"
+    shape = shapes.get("weight_hh_l0", ())
     for kind, layer in KINDS.items():
         if len(shape) == 2 and shape[0] == len(ORDER[layer.__name__]) * shape[1]:
             return kind
     if not shape:
-        raise ValueError(f"{path}: {prefix}weight_hh_l0 is missing, found {', '.join(sorted(names)) or 'nothing'}")
+        raise ValueError(f"{path}: {prefix}weight_hh_l0 is missing, found {checks.few(sorted(shapes)) or 'nothing'}")
     raise ValueError(f"{path}: {prefix}weight_hh_l0 has shape {shape}, expected (4H, H), (3H, H) or (H, H)")
 
 
+@reading.brief()
 def described(path: str | os.PathLike[str]) -> dict[str, str]:
     """What `xlstm export` wrote beside the weights in a safetensors file: kind, batch_first, activation."""
-    with _opened(Path(path)) as file:
-        return dict(file.metadata() or {})
+    return _opened(Path(path)).metadata
 
 
 def to_torch(layer: LSTM | GRU | RNN | SequenceModel, params: Params) -> dict[str, Host]:
@@ -190,8 +192,7 @@ def _layer(given: dict[str, Host], kind: str, activation: str, batch_first: bool
     first = {}
     for name in ("weight_ih_l0", "weight_hh_l0"):
         if name not in given:
-            there = ", ".join(sorted(given)) or "nothing"
-            raise ValueError(f"from_torch: {name} is missing, found {there}")
+            raise ValueError(f"from_torch: {name} is missing, found {checks.few(sorted(given)) or 'nothing'}")
         if given[name].ndim != 2:
             raise ValueError(f"from_torch: {name} has shape {given[name].shape}, expected two axes")
         first[name] = given[name].shape
@@ -231,28 +232,29 @@ def _read(source: Mapping[str, Any] | str | os.PathLike[str], prefix: str) -> di
         return {name.removeprefix(prefix): _host(name, array) for name, array in found.items()}
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"from_torch: got a {type(source).__name__}, expected a state dict or a path")
-    with _opened(Path(source)) as file:
-        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (no mapping)
-        return {name.removeprefix(prefix): _host(name, file.get_tensor(name)) for name in names}
+    file = _opened(Path(source))
+    names = [name for name in file.shapes if name.startswith(prefix)]
+    for name in names:
+        if file.dtypes[name] not in ("F16", "F32", "F64"):
+            raise TypeError(f"from_torch: {name} is {file.dtypes[name]}, expected F32 or F64")
+    arrays = {name.removeprefix(prefix): _host(name, array) for name, array in file.read(names).items()}
+    checkpoint.finite(source, arrays)
+    return arrays
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """An open safetensors file; pickles are refused before anything reads them."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: a folder, expected a safetensors file")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    with path.open("rb") as raw:
-        start = raw.read(9)
+def _opened(path: Path) -> Tensors:
+    """A safetensors file; pickles are refused before anything reads them."""
+    start = b""
+    if path.is_file():
+        with path.open("rb") as raw:
+            start = raw.read(9)
     # A safetensors file has the length of its header, then its header, a JSON object.
     if start[8:] != b"{" and start[:1] in (b"P", b"\x80"):
         raise ValueError(
             f"{path}: a pickled file, which can run code when it is read; "
             "save it with safetensors.torch.save_file(module.state_dict(), path) instead"
         )
-    with checkpoint.safetensors(path) as file:
-        yield file
+    return Tensors(path)
 
 
 def _host(name: str, array: Array) -> Host:

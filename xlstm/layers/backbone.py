@@ -9,6 +9,7 @@ from typing import Any
 
 from xlstm import checks
 from xlstm.backend import Array, Params
+from xlstm.layers import blocks, mlstm_block, slstm_block
 from xlstm.layers.mlstm_block import mLSTMBlock
 from xlstm.layers.norm import LayerNorm
 from xlstm.layers.sequence import Sequence, Span, State
@@ -105,7 +106,7 @@ class xLSTMStack(Backbone):  # noqa: N801
         Of every block.
     conv_kernel_size, proj_factor, qkv_block_size, bias, eps, chunk_size
         Of `mLSTMBlock`.
-    slstm_num_heads, slstm_conv_kernel_size, ffn_proj_factor, ffn_activation, recurrent_init
+    slstm_num_heads, slstm_conv_kernel_size, ffn_proj_factor, ffn_activation, recurrent_init, ffn_dropout
         Of `sLSTMBlock`; the first two by default as of mLSTM blocks.
     dropout : float
         Of every block.
@@ -128,52 +129,54 @@ class xLSTMStack(Backbone):  # noqa: N801
     ffn_activation: str = "gelu"
     recurrent_init: str = "zeros"
     dropout: float = 0.0
+    ffn_dropout: float | None = None
     post_norm: bool = True
 
     def __post_init__(self) -> None:
-        checks.positive("xLSTMStack", size=self.size, num_blocks=self.num_blocks)
-        object.__setattr__(self, "slstm_at", tuple(sorted(int(k) for k in self.slstm_at)))
-        for k in self.slstm_at:
+        checks.fields(
+            self,
+            **{**blocks.OPTIONS, **mlstm_block.OPTIONS, **slstm_block.OPTIONS},
+            slstm_num_heads=checks.optional(checks.size),
+            slstm_conv_kernel_size=checks.optional(checks.size_or_0),
+            post_norm=checks.flag,
+        )
+        places = checks.several("xLSTMStack", "slstm_at", self.slstm_at, "numbers of blocks", self.num_blocks)
+        numbers = sorted(checks.integer("xLSTMStack", "slstm_at", k) for k in places)
+        for k in numbers:
             if not 0 <= k < self.num_blocks:
                 raise ValueError(f"xLSTMStack: slstm_at has {k}, expected 0 to {self.num_blocks - 1}")
-        if len(set(self.slstm_at)) != len(self.slstm_at):
-            raise ValueError(f"xLSTMStack: slstm_at is {self.slstm_at}, expected each block once")
-        self.blocks  # noqa: B018 (their options are checked)
+        object.__setattr__(self, "slstm_at", tuple(numbers))
+        if len(self._slstm) != len(self.slstm_at):
+            raise ValueError(f"xLSTMStack: slstm_at is {checks.shown(self.slstm_at)}, expected each block once")
+        if self.slstm_at and self.slstm_num_heads is not None:
+            checks.heads("xLSTMStack", self.slstm_num_heads, "slstm_num_heads", size=self.size)
+        one_of_each = {k in self._slstm: k for k in range(self.num_blocks)}
+        for k in one_of_each.values():
+            self._block(k)  # checks its options
 
     @functools.cached_property
     def blocks(self) -> list[Any]:
         """The blocks, from below."""
-        found: list[Any] = []
-        for k in range(self.num_blocks):
-            place: dict[str, Any] = {"dropout": self.dropout, "num_blocks": self.num_blocks, "index": k}
-            if k in self.slstm_at:
-                given, heads = self.slstm_conv_kernel_size, self.slstm_num_heads
-                found.append(
-                    sLSTMBlock(
-                        self.size,
-                        self.num_heads if heads is None else heads,
-                        conv_kernel_size=self.conv_kernel_size if given is None else given,
-                        ffn_proj_factor=self.ffn_proj_factor,
-                        ffn_activation=self.ffn_activation,
-                        recurrent_init=self.recurrent_init,
-                        **place,
-                    )
-                )
-            else:
-                found.append(
-                    mLSTMBlock(
-                        self.size,
-                        self.num_heads,
-                        conv_kernel_size=self.conv_kernel_size,
-                        proj_factor=self.proj_factor,
-                        qkv_block_size=self.qkv_block_size,
-                        bias=self.bias,
-                        eps=self.eps,
-                        chunk_size=self.chunk_size,
-                        **place,
-                    )
-                )
-        return found
+        return [self._block(k) for k in range(self.num_blocks)]
+
+    @functools.cached_property
+    def _slstm(self) -> frozenset[int]:
+        return frozenset(self.slstm_at)
+
+    def _block(self, k: int) -> Any:
+        shared: dict[str, Any] = {"dropout": self.dropout, "num_blocks": self.num_blocks, "index": k}
+        if k not in self._slstm:
+            own = {name: getattr(self, name) for name in mlstm_block.OPTIONS}
+            return mLSTMBlock(self.size, self.num_heads, conv_kernel_size=self.conv_kernel_size, **own, **shared)
+        own = {name: getattr(self, name) for name in slstm_block.OPTIONS}
+        given, heads = self.slstm_conv_kernel_size, self.slstm_num_heads
+        return sLSTMBlock(
+            self.size,
+            self.num_heads if heads is None else heads,
+            conv_kernel_size=self.conv_kernel_size if given is None else given,
+            **own,
+            **shared,
+        )
 
     @property
     def norm(self) -> Any:

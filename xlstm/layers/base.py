@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xlstm import checks
-from xlstm.backend import Array, Backend, Namespace, Params, Seed, backend_of, device_of, generator, namespace
+from xlstm.backend import Array, Backend, DType, Namespace, Params, Seed, backend_of, device_of, generator, namespace
 from xlstm.layers import stack
 from xlstm.layers.options import Options
 from xlstm.layers.ragged import Packing
@@ -23,7 +23,7 @@ MASKS = 2  # the stream of a seed that masks are drawn from; 0 draws weights, 1 
 class Recurrent(Options):
     """What can be done with any layer that has `Options`."""
 
-    def init(self, seed: Seed = 0, backend: str | Backend | None = None, dtype: str | None = None) -> Params:
+    def init(self, seed: Seed = 0, backend: str | Backend | None = None, dtype: DType | None = None) -> Params:
         """Draw initial parameters.
 
         Parameters
@@ -33,13 +33,13 @@ class Recurrent(Options):
         backend : str or Backend, optional
             Where the arrays live; a name as for `xlstm.backend`, by default "auto".
         dtype : {"float32", "float64", "float16"}, optional
-            By default that of the backend, which is float32 unless it was told otherwise.
+            A name, or NumPy's dtype. By default that of the backend, which is float32 unless it was told otherwise.
 
         Returns
         -------
         dict of str to array
         """
-        chosen, rng = backend_of(backend, dtype), generator(seed)
+        chosen, rng = backend_of(backend, dtype), generator(seed, where=type(self).__name__)
         return {name: chosen.asarray(values) for name, values in self.draw(rng).items()}
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
@@ -103,6 +103,7 @@ class Recurrent(Options):
             no whole numbers from 0 to T; a seed is needed and missing.
         """
         where = type(self).__name__
+        keep = checks.keeps(where, train, keep)
         xp = self._namespace(params, x, None, "state", state)
         outer = {"B": None, "T": None} if self.batch_first else {"T": None, "B": None}
         checks.shape(where, "x", x, {**outer, "D": self.input_size})
@@ -112,8 +113,7 @@ class Recurrent(Options):
             raise ValueError(f"{where}: x has no time steps, expected T of 1 or more")
         packing = Packing.of(where, lengths, T, B)
         start = self._columns(xp, "state", state, B, x, self.REST)
-        rng = masks(where, "dropout and zoneout draw", seed) if train and self.random else None
-        keep = train if keep is None else keep
+        rng = masks(where, "dropout and zoneout draw", seed, bool(train and self.random))
         rows, ends, saved = stack.forward(xp, self, params, packing.pack(xp, x), packing, start, self._rates, rng, keep)
         return self._swap(xp, packing.unpack(xp, rows)), _states(xp, ends), saved
 
@@ -148,7 +148,8 @@ class Recurrent(Options):
             raise TypeError(f"{where}: backward needs what forward saved, and forward(train=False) saves nothing")
         packing, x = saved.packing, next(iter(saved.passes.values())).saved.x
         if saved.layer is not self and saved.layer != self:
-            raise ValueError(f"{where}: saved is what forward of {saved.layer} kept, expected that of {self}")
+            kept, own = checks.shown(saved.layer), checks.shown(self)
+            raise ValueError(f"{where}: saved is what forward of {kept} kept, expected that of {own}")
         xp = self._namespace(params, x, dy, "dstate", dstate)
         if dy is not None:
             outer = {"B": packing.B, "T": packing.T} if self.batch_first else {"T": packing.T, "B": packing.B}
@@ -259,17 +260,21 @@ class Recurrent(Options):
         return found
 
 
-def masks(where: str, who: str, seed: Seed | None) -> np.random.Generator:
-    """The generator of masks; `who` says what draws them.
+def masks(where: str, who: str, seed: Seed | None, needed: bool) -> np.random.Generator | None:
+    """The generator of masks, where it is needed; `who` says what draws them.
 
     Raises
     ------
     ValueError
-        There is no seed.
+        It is needed and there is no seed, or the seed is none.
     """
+    if not needed:
+        if seed is not None:
+            checks.seed(where, "seed", seed)
+        return None
     if seed is None:
         raise ValueError(f"{where}: {who} masks while training, so forward needs a seed; train=False draws none")
-    return generator(seed, stream=MASKS)
+    return generator(seed, stream=MASKS, where=where)
 
 
 def _states(xp: Namespace, columns: Sequence[Sequence[Array]]) -> State:

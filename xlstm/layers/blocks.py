@@ -10,11 +10,18 @@ import numpy as np
 from xlstm import checks
 from xlstm.backend import Array, Namespace
 from xlstm.layers.linear import Linear
-from xlstm.layers.part import Values
+from xlstm.layers.part import Values, round_up
 from xlstm.layers.sequence import Sequence
 from xlstm.layers.stack import dropout
 
 MULTIPLE = 64  # of which inner widths are
+OPTIONS: dict[str, checks.Kind] = {
+    "size": checks.size,
+    "num_heads": checks.size,
+    "conv_kernel_size": checks.size_or_0,
+    "dropout": checks.rate,
+    "num_blocks": checks.depth,
+}
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,8 @@ class Block(Sequence):
     index: int = 0
 
     def __post_init__(self) -> None:
-        where = type(self).__name__
-        checks.positive(where, size=self.size, num_blocks=self.num_blocks)
-        checks.number(where, 0, 1, dropout=self.dropout)
+        checks.fields(self, **OPTIONS)
+        checks.fields(self, index=checks.whole(0, self.num_blocks - 1))
 
     @property
     def input_size(self) -> int:
@@ -49,8 +55,10 @@ class Block(Sequence):
         """Deviation of initial weights (Nguyen & Salazar 2019)."""
         return math.sqrt(2 / (5 * self.size))
 
-    def _dropped(self, xp: Namespace, rng: np.random.Generator | None, y: Array) -> tuple[Array, Array | None]:
-        mask = dropout(rng, self.dropout, tuple(y.shape), y)
+    def _dropped(
+        self, xp: Namespace, rng: np.random.Generator | None, y: Array, rate: float
+    ) -> tuple[Array, Array | None]:
+        mask = dropout(rng, rate, tuple(y.shape), y)
         return (y, None) if mask is None else (y * mask, mask)
 
 
@@ -67,6 +75,19 @@ class GatesOfHeads(Linear):
         N = self.output_size // 2
         b = np.concatenate((rng.normal(0.0, 0.1, N), np.linspace(3.0, 6.0, N)))
         return {"W": np.zeros((2 * N, self.input_size)), "b": b}
+
+
+def widened(where: str, name: str, factor: float, size: int) -> int:
+    """An inner width: `factor` times `size`, rounded up to a multiple of 64; `name` is that of the factor.
+
+    Raises
+    ------
+    ValueError
+        The width is too large for a size.
+    """
+    if factor * size > checks.LARGEST:
+        raise ValueError(f"{where}: {name} is {factor}, expected at most {checks.LARGEST / size:g} for size {size}")
+    return round_up(factor * size, MULTIPLE)
 
 
 def masked(d: Array, mask: Array | None) -> Array:

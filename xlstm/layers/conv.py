@@ -34,7 +34,7 @@ class CausalConv(Sequence):
     bias: bool = True
 
     def __post_init__(self) -> None:
-        checks.positive("CausalConv", size=self.size, kernel_size=self.kernel_size)
+        checks.fields(self, size=checks.size, kernel_size=checks.size, bias=checks.flag)
 
     @property
     def input_size(self) -> int:

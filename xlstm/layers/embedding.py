@@ -32,7 +32,7 @@ class Embedding(Part):
     std: float | None = None
 
     def __post_init__(self) -> None:
-        checks.positive("Embedding", vocab_size=self.vocab_size, size=self.size)
+        checks.fields(self, vocab_size=checks.size, size=checks.size, std=checks.optional(checks.non_negative))
 
     @property
     def _own(self) -> dict[str, checks.Dims]:

@@ -40,9 +40,8 @@ class GatedFeedForward(Pointwise):
     num_blocks: int = 1
 
     def __post_init__(self) -> None:
-        where = "GatedFeedForward"
-        checks.positive(where, size=self.size, hidden_size=self.hidden_size, num_blocks=self.num_blocks)
-        checks.one_of(where, FEED_FORWARD, activation=self.activation)
+        checks.fields(self, size=checks.size, hidden_size=checks.size, num_blocks=checks.depth)
+        checks.fields(self, activation=checks.choice(FEED_FORWARD), bias=checks.flag)
 
     @property
     def width(self) -> int:

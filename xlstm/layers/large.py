@@ -38,10 +38,6 @@ class LargeBlock(Block):
     eps: float
     chunk_size: int | None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.heads("xLSTMLarge", self.num_heads, qk_size=self.qk_size, v_size=self.v_size)
-
     @functools.cached_property
     def memory(self) -> Memory:
         """The heads."""
@@ -153,6 +149,8 @@ class xLSTMLarge(Backbone):  # noqa: N801
         rounding only.
     post_norm : bool
         Whether there is a norm after the last block.
+    post_norm_bias : bool, optional
+        Whether that norm has a bias, by default as `bias`; in transformers it never has one.
     """
 
     num_heads: int = 8
@@ -166,21 +164,31 @@ class xLSTMLarge(Backbone):  # noqa: N801
     eps: float = 0.0
     chunk_size: int | None = None
     post_norm: bool = True
+    post_norm_bias: bool | None = None
 
     def __post_init__(self) -> None:
-        where = "xLSTMLarge"
-        checks.positive(where, size=self.size, num_blocks=self.num_blocks)
-        checks.optional(where, chunk_size=self.chunk_size)
-        if self.gate_cap is not None:
-            checks.number(where, 0, float("inf"), strict=True, gate_cap=self.gate_cap)
-        checks.number(where, 0, float("inf"), eps=self.eps, norm_eps=self.norm_eps)
+        checks.fields(
+            self,
+            size=checks.size,
+            num_blocks=checks.depth,
+            num_heads=checks.size,
+            gate_cap=checks.optional(checks.divisor),
+            bias=checks.flag,
+            norm_eps=checks.divisor,
+            eps=checks.non_negative,
+            chunk_size=checks.optional(checks.size),
+            post_norm=checks.flag,
+            post_norm_bias=checks.optional(checks.flag),
+        )
         D = self.size
         usual = {"qk_size": D // 2, "v_size": D, "ffn_size": round_up(math.floor(2.6667 * D), MULTIPLE)}
         for name, size in usual.items():
-            chosen = size if getattr(self, name) is None else getattr(self, name)
-            checks.positive(where, **{name: chosen})
-            object.__setattr__(self, name, int(chosen))
-        self.blocks  # noqa: B018 (their options are checked)
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, size)
+        checks.fields(self, **dict.fromkeys(usual, checks.size))
+        assert self.qk_size is not None
+        assert self.v_size is not None
+        checks.heads("xLSTMLarge", self.num_heads, qk_size=self.qk_size, v_size=self.v_size)
 
     @functools.cached_property
     def blocks(self) -> list[Any]:
@@ -192,4 +200,7 @@ class xLSTMLarge(Backbone):  # noqa: N801
     @property
     def norm(self) -> Any:
         """What follows the last block, or None."""
-        return RMSNorm(self.size, eps=self.norm_eps, bias=self.bias) if self.post_norm else None
+        if not self.post_norm:
+            return None
+        bias = self.bias if self.post_norm_bias is None else self.post_norm_bias
+        return RMSNorm(self.size, eps=self.norm_eps, bias=bias)

@@ -39,7 +39,8 @@ class Linear(Pointwise):
     SYMBOL = "I"
 
     def __post_init__(self) -> None:
-        checks.positive("Linear", input_size=self.input_size, output_size=self.output_size)
+        checks.fields(self, input_size=checks.size, output_size=checks.size, bias=checks.flag)
+        checks.fields(self, std=checks.optional(checks.non_negative))
 
     @property
     def width(self) -> int:
@@ -97,7 +98,8 @@ class HeadwiseLinear(Pointwise):
     std: float | None = None
 
     def __post_init__(self) -> None:
-        checks.positive("HeadwiseLinear", size=self.size)
+        checks.fields(self, size=checks.size, num_heads=checks.size, bias=checks.flag)
+        checks.fields(self, std=checks.optional(checks.non_negative))
         checks.heads("HeadwiseLinear", self.num_heads, size=self.size)
 
     @property

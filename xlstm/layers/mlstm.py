@@ -77,15 +77,24 @@ class mLSTM(Sequence):  # noqa: N801
     chunk_size: int | None = None
 
     def __post_init__(self) -> None:
-        qk = self.hidden_size if self.qk_size is None else self.qk_size
-        sizes = {"input_size": self.input_size, "hidden_size": self.hidden_size, "num_layers": self.num_layers}
-        checks.positive("mLSTM", **sizes, qk_size=qk)
-        checks.optional("mLSTM", chunk_size=self.chunk_size)
-        checks.heads("mLSTM", self.num_heads, hidden_size=self.hidden_size, qk_size=qk)
-        checks.one_of("mLSTM", FORGET, forget_gate=self.forget_gate)
-        checks.number("mLSTM", 0, 1, dropout=self.dropout)
-        checks.number("mLSTM", 0, float("inf"), eps=self.eps)
-        object.__setattr__(self, "qk_size", int(qk))
+        if self.qk_size is None:
+            object.__setattr__(self, "qk_size", self.hidden_size)
+        checks.fields(
+            self,
+            input_size=checks.size,
+            hidden_size=checks.size,
+            num_layers=checks.depth,
+            num_heads=checks.size,
+            qk_size=checks.size,
+            batch_first=checks.flag,
+            bias=checks.flag,
+            dropout=checks.rate,
+            forget_gate=checks.choice(FORGET),
+            eps=checks.non_negative,
+            chunk_size=checks.optional(checks.size),
+        )
+        assert self.qk_size is not None
+        checks.heads("mLSTM", self.num_heads, hidden_size=self.hidden_size, qk_size=self.qk_size)
         if self.dropout and self.num_layers == 1:
             raise ValueError(f"mLSTM: dropout is {self.dropout} but acts between layers, and num_layers is 1")
 

@@ -12,13 +12,21 @@ import numpy as np
 from xlstm import checks
 from xlstm.activations import silu, silu_bwd
 from xlstm.backend import Array, Params
-from xlstm.layers.blocks import MULTIPLE, Block, GatesOfHeads, masked
+from xlstm.layers.blocks import Block, GatesOfHeads, masked, widened
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.linear import HeadwiseLinear, Linear
 from xlstm.layers.memory import Memory
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm
-from xlstm.layers.part import Values, round_up, total
+from xlstm.layers.part import Values, total
 from xlstm.layers.sequence import Span, State
+
+OPTIONS: dict[str, checks.Kind] = {
+    "proj_factor": checks.above_0,
+    "qkv_block_size": checks.size,
+    "bias": checks.flag,
+    "eps": checks.non_negative,
+    "chunk_size": checks.optional(checks.size),
+}
 
 
 @dataclass(frozen=True)
@@ -64,10 +72,7 @@ class mLSTMBlock(Block):  # noqa: N801
     def __post_init__(self) -> None:
         super().__post_init__()
         where = "mLSTMBlock"
-        checks.number(where, 0, float("inf"), strict=True, proj_factor=self.proj_factor)
-        checks.number(where, 0, float("inf"), eps=self.eps)
-        checks.optional(where, chunk_size=self.chunk_size)
-        checks.positive(where, conv_kernel_size=self.conv_kernel_size, qkv_block_size=self.qkv_block_size)
+        checks.fields(self, **OPTIONS, conv_kernel_size=checks.size)
         checks.heads(where, self.num_heads, inner=self.inner)
         if self.inner % self.qkv_block_size:
             raise ValueError(
@@ -77,7 +82,7 @@ class mLSTMBlock(Block):  # noqa: N801
     @property
     def inner(self) -> int:
         """The inner width F."""
-        return round_up(self.proj_factor * self.size, MULTIPLE)
+        return widened("mLSTMBlock", "proj_factor", self.proj_factor, self.size)
 
     @functools.cached_property
     def memory(self) -> Memory:
@@ -131,7 +136,7 @@ class mLSTMBlock(Block):  # noqa: N801
         s = n + p["skip"] * c  # (9)
         g = silu(xp, z)
         y, down = self.through(xp, "down", p, s * g)  # (10)
-        y, mask = self._dropped(xp, rng, y)
+        y, mask = self._dropped(xp, rng, y, self.dropout)
         end = (conv_state, memory_state)
         if not keep:
             return x + y, end, None

@@ -36,8 +36,7 @@ class Norm(Pointwise):
     bias: bool = False
 
     def __post_init__(self) -> None:
-        checks.positive(type(self).__name__, size=self.size)
-        checks.number(type(self).__name__, 0, float("inf"), eps=self.eps)
+        checks.fields(self, size=checks.size, eps=checks.divisor, residual=checks.flag, bias=checks.flag)
 
     @property
     def heads(self) -> int:
@@ -122,6 +121,7 @@ class MultiHeadNorm(Norm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        checks.fields(self, num_heads=checks.size)
         checks.heads("MultiHeadNorm", self.num_heads, size=self.size)
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, ClassVar
 
@@ -13,6 +12,8 @@ from xlstm import activations as functions
 from xlstm import checks, initializers
 from xlstm.layers.stack import Rates
 from xlstm.loop import Cell
+
+FLAGS = ("bidirectional", "reverse", "batch_first", "bias", "layer_norm", "recompute")
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,17 +44,16 @@ class Options:
 
     def __post_init__(self) -> None:
         where = type(self).__name__
-        sizes = {"input_size": self.input_size, "hidden_size": self.hidden_size, "num_layers": self.num_layers}
-        checks.positive(where, **sizes)
-        for name, size in sizes.items():  # plain numbers, as JSON has them
-            object.__setattr__(self, name, int(size))
+        checks.fields(
+            self,
+            **{"input_size": checks.size, "hidden_size": checks.size, "num_layers": checks.depth},
+            **dict.fromkeys(FLAGS, checks.flag),
+            recurrent_bias=checks.optional(checks.flag),
+            dropout=checks.rate,
+            recurrent_dropout=checks.rate,
+            clip=checks.optional(checks.above_0),
+        )
         initializers.recurrent(self.initializer)
-        for name in ("dropout", "recurrent_dropout"):
-            checks.number(where, 0, 1, **{name: getattr(self, name)})
-            object.__setattr__(self, name, float(getattr(self, name)))
-        if self.clip is not None:
-            checks.number(where, 0, math.inf, strict=True, clip=self.clip)
-            object.__setattr__(self, "clip", float(self.clip))
         if self.bidirectional and self.reverse:
             raise ValueError(f"{where}: bidirectional and reverse exclude one another, both are True")
         if self.dropout and self.num_layers == 1:
@@ -174,18 +174,19 @@ class Options:
         return initializers.recurrent(self.initializer)(rng, name, shape, self.hidden_size)
 
     def _zoneout(self, where: str) -> tuple[float, ...]:
-        given = self.zoneout if isinstance(self.zoneout, tuple | list) else (self.zoneout,) * len(self.STATES)
-        if len(given) != len(self.STATES):
-            raise ValueError(f"{where}: zoneout has {len(given)} rates, expected those of {', '.join(self.STATES)}")
-        for rate in given:
-            checks.number(where, 0, 1, zoneout=rate)
-        return tuple(float(rate) for rate in given)
+        given: Any = self.zoneout
+        if isinstance(given, tuple | list):
+            if len(given) != len(self.STATES):
+                raise ValueError(f"{where}: zoneout has {len(given)} rates, expected those of {', '.join(self.STATES)}")
+        else:
+            given = (given,) * len(self.STATES)
+        return tuple(checks.rate(where, "zoneout", rate) for rate in given)
 
     def _activations(self, where: str) -> tuple[str, ...] | None:
         if self.activations is None:
             return None
         if not isinstance(self.activations, str | tuple | list):
-            raise TypeError(f"{where}: activations is {self.activations!r}, expected names")
+            raise TypeError(f"{where}: activations is {checks.shown(self.activations)}, expected names")
         given = (self.activations,) if isinstance(self.activations, str) else tuple(self.activations)
         n, directions = len(self.ACTIVATIONS), len(self.directions)
         if len(given) not in (n, n * directions):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm import checks
-from xlstm.backend import Array, Backend, Namespace, Params, Seed, backend_of, generator, namespace
+from xlstm.backend import Array, Backend, DType, Namespace, Params, Seed, backend_of, generator, namespace
 
 Values = dict[str, np.ndarray[Any, Any]]
 
@@ -46,9 +46,9 @@ class Part:
         """Parameters that are no part's."""
         return {}
 
-    def init(self, seed: Seed = 0, backend: str | Backend | None = None, dtype: str | None = None) -> Params:
+    def init(self, seed: Seed = 0, backend: str | Backend | None = None, dtype: DType | None = None) -> Params:
         """Draw initial parameters; see `LSTM.init`."""
-        chosen, rng = backend_of(backend, dtype), generator(seed)
+        chosen, rng = backend_of(backend, dtype), generator(seed, where=type(self).__name__)
         return {name: chosen.asarray(values) for name, values in self.draw(rng).items()}
 
     def draw(self, rng: np.random.Generator) -> Values:
@@ -85,11 +85,14 @@ class Part:
         self.collect(prefix, found, grads)
         return dx
 
-    def check(self, params: Params, arrays: Mapping[str, Array]) -> Namespace:
+    def check(self, params: Params) -> None:
+        """Raise unless `params` has the names and shapes of the parameters."""
+        checks.params(type(self).__name__, params, self.shapes)
+
+    def namespace(self, params: Params, arrays: Mapping[str, Array]) -> Namespace:
         """The namespace of all these arrays, once the parameters are checked."""
-        where = type(self).__name__
-        checks.params(where, params, self.shapes)
-        return namespace(where, {**arrays, **params})
+        self.check(params)
+        return namespace(type(self).__name__, {**arrays, **params})
 
 
 class Pointwise(Part):
@@ -111,7 +114,7 @@ class Pointwise(Part):
     def forward(self, params: Params, x: Array) -> tuple[Array, Kept]:
         """x (..., D) -> y and what `backward` needs."""
         where, symbol = type(self).__name__, self.SYMBOL
-        xp = self.check(params, {"x": x})
+        xp = self.namespace(params, {"x": x})
         if x.ndim == 0 or x.shape[-1] != self.width:
             raise ValueError(f"{where}: x has shape {tuple(x.shape)}, expected (..., {symbol}) = (..., {self.width})")
         y, inner = self.apply(xp, params, x)
@@ -119,7 +122,9 @@ class Pointwise(Part):
 
     def backward(self, params: Params, saved: Kept, dy: Array) -> tuple[Params, Array]:
         """dy, in the shape of y -> gradients of the parameters, and dx (..., D)."""
-        xp = self.check(params, {"dy": dy})
+        if not isinstance(saved, Kept):
+            raise TypeError(f"{type(self).__name__}: saved is {checks.shown(saved)}, expected what forward kept")
+        xp = self.namespace(params, {"dy": dy})
         if tuple(dy.shape) != saved.shape:
             raise ValueError(
                 f"{type(self).__name__}: dy has shape {tuple(dy.shape)}, expected that of y, {saved.shape}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,20 +102,18 @@ class LSTM(Recurrent):
     ACTIVATIONS = ("sigmoid", "tanh", "tanh")
 
     def __post_init__(self) -> None:
+        checks.fields(self, proj_size=checks.size_or_0)
         super().__post_init__()
-        if self.proj_size:
-            checks.positive("LSTM", proj_size=self.proj_size)
-            object.__setattr__(self, "proj_size", int(self.proj_size))
-            if self.proj_size >= self.hidden_size:
-                raise ValueError(
-                    f"LSTM: proj_size is {self.proj_size}, expected less than hidden_size, {self.hidden_size}"
-                )
-        if self.cell_clip is not None:
-            checks.number("LSTM", 0, math.inf, strict=True, cell_clip=self.cell_clip)
-            object.__setattr__(self, "cell_clip", float(self.cell_clip))
+        checks.fields(
+            self,
+            peepholes=checks.flag,
+            coupled_input_forget=checks.flag,
+            cell_clip=checks.optional(checks.above_0),
+            forget_bias=checks.optional(checks.finite),
+        )
+        if self.proj_size >= self.hidden_size:
+            raise ValueError(f"LSTM: proj_size is {self.proj_size}, expected less than hidden_size, {self.hidden_size}")
         if self.forget_bias is not None:
-            checks.number("LSTM", -math.inf, math.inf, strict=True, forget_bias=self.forget_bias)
-            object.__setattr__(self, "forget_bias", float(self.forget_bias))
             for option in ("coupled_input_forget", "bias"):
                 if getattr(self, option) is (option == "coupled_input_forget"):
                     raise ValueError(f"LSTM: forget_bias and {option}={getattr(self, option)} exclude one another")
@@ -179,6 +176,7 @@ class GRU(Recurrent):
     ACTIVATIONS = ("sigmoid", "tanh")
 
     def __post_init__(self) -> None:
+        checks.fields(self, reset_after=checks.flag)
         super().__post_init__()
         if self.layer_norm and not self.reset_after:
             raise ValueError("GRU: layer_norm and reset_after=False exclude one another")
@@ -256,16 +254,12 @@ class sLSTM(Recurrent):  # noqa: N801
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        checks.fields(self, num_heads=checks.size, forget_gate=checks.choice(FORGET), forget_bias=_forget_bias)
         checks.heads("sLSTM", self.num_heads, hidden_size=self.hidden_size)
-        object.__setattr__(self, "num_heads", int(self.num_heads))
-        checks.one_of("sLSTM", FORGET, forget_gate=self.forget_gate)
         for option in ("recurrent_bias", "zoneout", "layer_norm", "clip", "activations"):
             given = getattr(self, option)
             if any(given) if isinstance(given, tuple) else given:
                 raise ValueError(f"sLSTM: {option} is {given!r}, but an sLSTM has none")
-        if self.forget_bias != "powerlaw":
-            checks.number("sLSTM", -math.inf, math.inf, strict=True, forget_bias=self.forget_bias)
-            object.__setattr__(self, "forget_bias", float(self.forget_bias))
 
     def _cell(self, activations: tuple[str, ...]) -> Cell:
         return slstm.Cell(self.forget_gate)
@@ -284,6 +278,13 @@ class sLSTM(Recurrent):  # noqa: N801
         K = self.hidden_size // self.num_heads
         forget = initializers.powerlaw(K) if isinstance(self.forget_bias, str) else self.forget_bias
         return initializers.slstm_bias(self.num_heads, K, forget)
+
+
+def _forget_bias(where: str, name: str, value: Any) -> float | str:
+    """A number, or "powerlaw"."""
+    if isinstance(value, str) and value == "powerlaw":
+        return "powerlaw"
+    return float(checks.finite(where, name, value))
 
 
 # By the name that interop and files know them by.

@@ -14,7 +14,7 @@ import numpy as np
 
 from xlstm import checks, workspace
 from xlstm.backend import Array, Namespace, Params, Seed, device_of, loses_bfloat16
-from xlstm.layers.base import masks
+from xlstm.layers.base import Recurrent, masks
 from xlstm.layers.part import Part
 from xlstm.layers.ragged import Packing
 
@@ -145,7 +145,8 @@ class Sequence(Part):
         saved : Saved or None
         """
         where = type(self).__name__
-        xp = self.check(params, {"x": x, **self._named("state", state)})
+        keep = checks.keeps(where, train, keep)
+        xp = self.namespace(params, {"x": x, **self._named("state", state)})
         if loses_bfloat16(x):
             raise TypeError(f"{where}: x is bfloat16, expected float16 or float32; LSTM, GRU, RNN and sLSTM take it")
         outer = {"B": None, "T": None} if self.batch_first else {"T": None, "B": None}
@@ -158,8 +159,8 @@ class Sequence(Part):
         if xp is np:
             workspace.settle()
         start = self._complete(xp, "state", state, B, x)
-        rng = masks(where, "dropout draws", seed) if train and self.random else None
-        span = Span(xp, packing, x, rng, train if keep is None else keep)
+        rng = masks(where, "dropout draws", seed, bool(train and self.random))
+        span = Span(xp, packing, x, rng, keep)
         y, end, inner = self.run(params, span.mask(x), start, span)
         y = span.mask(y)
         saved = Saved(self, span, tuple(y.shape), inner) if span.keep else None
@@ -194,10 +195,11 @@ class Sequence(Part):
         if not isinstance(saved, Saved):
             raise TypeError(f"{where}: backward needs what forward saved, and forward(train=False) saves nothing")
         if saved.layer != self:
-            raise ValueError(f"{where}: saved is what forward of {saved.layer} kept, expected that of {self}")
+            kept, own = checks.shown(saved.layer), checks.shown(self)
+            raise ValueError(f"{where}: saved is what forward of {kept} kept, expected that of {own}")
         span = saved.span
         given = self._named("dstate", dstate)
-        xp = self.check(params, {**({} if dy is None else {"dy": dy}), **given})
+        xp = self.namespace(params, {**({} if dy is None else {"dy": dy}), **given})
         if dy is None:
             like = next(iter(params.values()))
             dy = xp.zeros(saved.shape, dtype=like.dtype, device=device_of(like))
@@ -213,7 +215,7 @@ class Sequence(Part):
     def step(self, params: Params, x: Array, state: State | None = None) -> tuple[Array, State]:
         """One time step, for streaming: x (B, D) and the state before -> y (B, D) and the state after."""
         where = type(self).__name__
-        xp = self.check(params, {"x": x, **self._named("state", state)})
+        xp = self.namespace(params, {"x": x, **self._named("state", state)})
         checks.shape(where, "x", x, {"B": None, "D": self.input_size})
         start = self._complete(xp, "state", state, x.shape[0], x)
         x = x[None, ...]
@@ -259,6 +261,14 @@ class Sequence(Part):
                 checks.shape(type(self).__name__, name, array, leaf.dims)
             arrays.append(array)
         return _tree(leaves, iter(arrays))
+
+
+def layer(where: str, name: str, value: Any) -> Any:
+    """A layer or a stack that knows the width of its y: what a model can be made of."""
+    if not isinstance(value, Recurrent | Sequence) or not hasattr(value, "output_size"):
+        expected = "an xLSTMStack, xLSTMLarge, LSTM, GRU, RNN, sLSTM or mLSTM"
+        raise TypeError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
+    return value
 
 
 def _tree(leaves: State, arrays: Iterator[Array]) -> State:

@@ -9,17 +9,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm import bptt, checks, initializers, recurrence
-from xlstm.activations import silu, silu_bwd
+from xlstm.activations import FEED_FORWARD, silu, silu_bwd
 from xlstm.backend import Array, Params
 from xlstm.cells import slstm
-from xlstm.layers.blocks import MULTIPLE, Block, masked
+from xlstm.layers.blocks import Block, masked, widened
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.feedforward import GatedFeedForward
 from xlstm.layers.linear import HeadwiseLinear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm
-from xlstm.layers.part import Values, round_up
+from xlstm.layers.part import Values
 from xlstm.layers.sequence import Leaf, Sequence, Span, State
 from xlstm.loop import Noise
+
+OPTIONS: dict[str, checks.Kind] = {
+    "ffn_proj_factor": checks.non_negative,
+    "ffn_activation": checks.choice(FEED_FORWARD),
+    "recurrent_init": checks.choice(("zeros", "uniform")),
+    "ffn_dropout": checks.optional(checks.rate),
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,9 @@ class sLSTMBlock(Block):  # noqa: N801
     recurrent_init : {"zeros", "uniform"}
         Initial recurrent weights: 0 as in the published package, or U(-1/sqrt(D), 1/sqrt(D)).
     dropout : float
-        Rate of dropout of the sLSTM's h, and of what the feed-forward layer adds.
+        Rate of dropout of the sLSTM's h.
+    ffn_dropout : float, optional
+        Rate of dropout of what the feed-forward layer adds, by default `dropout`.
     num_blocks, index : int
         How many blocks there are in the stack, and which this is, for initial forget biases.
     """
@@ -54,15 +63,27 @@ class sLSTMBlock(Block):  # noqa: N801
     ffn_proj_factor: float = 1.3
     ffn_activation: str = "gelu"
     recurrent_init: str = "zeros"
+    ffn_dropout: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        where = "sLSTMBlock"
-        checks.heads(where, self.num_heads, size=self.size)
-        checks.number(where, 0, float("inf"), ffn_proj_factor=self.ffn_proj_factor)
-        checks.one_of(where, ("zeros", "uniform"), recurrent_init=self.recurrent_init)
-        if self.conv_kernel_size:
-            checks.positive(where, conv_kernel_size=self.conv_kernel_size)
+        checks.heads("sLSTMBlock", self.num_heads, size=self.size)
+        checks.fields(self, **OPTIONS)
+        self._wide  # noqa: B018 (it is checked)
+
+    @property
+    def _wide(self) -> int:
+        """Width of the feed-forward layer."""
+        return widened("sLSTMBlock", "ffn_proj_factor", self.ffn_proj_factor, self.size)
+
+    @property
+    def _ffn_rate(self) -> float:
+        return self.dropout if self.ffn_dropout is None else self.ffn_dropout
+
+    @property
+    def random(self) -> bool:
+        """Whether `forward` draws masks while training, and so needs a seed."""
+        return self.dropout > 0 or self._ffn_rate > 0
 
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
@@ -76,9 +97,8 @@ class sLSTMBlock(Block):  # noqa: N801
         found["cell"] = Recurrence(D, N, self.recurrent_init, self.index / max(1, self.num_blocks - 1))
         found["outnorm"] = MultiHeadNorm(D, num_heads=N, residual=True)
         if self.ffn_proj_factor:
-            U = round_up(self.ffn_proj_factor * D, MULTIPLE)
             found["ffn_norm"] = LayerNorm(D, residual=True)
-            found["ffn"] = GatedFeedForward(D, U, activation=self.ffn_activation, num_blocks=self.num_blocks)
+            found["ffn"] = GatedFeedForward(D, self._wide, activation=self.ffn_activation, num_blocks=self.num_blocks)
         return found
 
     def states(self, B: int | None) -> State:
@@ -96,14 +116,14 @@ class sLSTMBlock(Block):  # noqa: N801
             c = silu(xp, cc)
         gates = xp.concat([self.through(xp, g, p, c if g in "if" else u)[0] for g in "ifzo"], axis=-1)  # (3)
         h, end, cell = self.parts["cell"].run(self.below("cell", p), gates, state[1], span)  # (4)
-        h, mask = self._dropped(xp, rng, h)
+        h, mask = self._dropped(xp, rng, h, self.dropout)
         n, outnorm = self.through(xp, "outnorm", p, h)  # (5)
         y = x + n
         ffn_norm = ffn = ffn_mask = None
         if self.ffn_proj_factor:
             v, ffn_norm = self.through(xp, "ffn_norm", p, y)  # (6)
             w, ffn = self.through(xp, "ffn", p, v)  # (7)
-            w, ffn_mask = self._dropped(xp, rng, w)
+            w, ffn_mask = self._dropped(xp, rng, w, self._ffn_rate)
             y = y + w
         state = (conv_state, end)
         if not keep:

@@ -1,0 +1,490 @@
+"""Hostile files by name: each is refused for what it is, in bounded time and memory."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import h5py
+import numpy as np
+import pytest
+from safetensors.numpy import save as to_bytes
+
+import xlstm
+from tests.attacks.bounds import refusal
+from tests.attacks.damage import safetensors, tokenizer, zipped
+from xlstm import estimators, models, text
+from xlstm.data import Scaler
+from xlstm.interop import nxai
+from xlstm.interop.keras import from_keras, to_keras
+from xlstm.interop.torch import from_torch
+
+LONG_NUMBER = "1" + "0" * 400
+DEEP = "[" * 100_000
+
+
+def refused(call, path, words):
+    """Refused for the reason that is expected."""
+    error = refusal(call, os.path.getsize(path))
+    assert error is not None
+    assert words in str(error), str(error)
+
+
+def array(shape=(2,), offsets=(0, 8), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+SAFETENSORS = {
+    "nothing": (b"", "its header has 0 bytes"),
+    "length beyond the file": ((2**63).to_bytes(8, "little") + b"{}", "its header has 9223372036854775808 bytes"),
+    "long header": (safetensors(b"{" + b" " * (9 << 20) + b"}"), "expected at most"),
+    "list": (safetensors(b"[]"), "its header is a list"),
+    "deep header": (safetensors(DEEP.encode()), "nested more than"),
+    "long number": (safetensors(f'{{"a": {LONG_NUMBER}}}'.encode()), "a number has 401 digits"),
+    "name twice": (safetensors(b'{"a": 1, "a": 2}'), "key 'a' is there twice"),
+    "no UTF-8": (safetensors(b'{"\xff": 1}'), "can't decode byte"),
+    "no description": (safetensors({"a": 1}), "a is 1, expected dtype, shape and data_offsets"),
+    "unknown dtype": (safetensors({"a": array(dtype="F4")}, bytes(8)), "a has dtype 'F4', expected one of F64"),
+    "dtype is a list": (safetensors({"a": array(dtype=[])}, bytes(8)), "a has dtype []"),
+    "large shape": (safetensors({"a": array([10**18])}, bytes(8)), "but lies in [0, 8]"),
+    "empty large shape": (safetensors({"a": array([0, 10**18, 10**18], [0, 0])}), "which no array can have"),
+    "many axes": (safetensors({"a": array([1] * 1000, [0, 4])}, bytes(4)), "which no array can have"),
+    "negative sizes": (safetensors({"a": array([-1, -2])}, bytes(8)), "expected whole numbers from 0 up"),
+    "fraction of a size": (safetensors({"a": array([2.0])}, bytes(8)), "expected whole numbers from 0 up"),
+    "truth for a size": (safetensors({"a": array([True, 2])}, bytes(8)), "expected whole numbers from 0 up"),
+    "offsets backwards": (safetensors({"a": array([2], [8, 0])}, bytes(8)), "but lies in [8, 0]"),
+    "three offsets": (safetensors({"a": array([2], [0, 8, 8])}, bytes(8)), "but lies in [0, 8, 8]"),
+    "overlapping": (safetensors({"a": array(), "b": array()}, bytes(8)), "b begins at byte 0"),
+    "gap": (safetensors({"a": array([2], [8, 16])}, bytes(16)), "a begins at byte 8"),
+    "too short": (safetensors({"a": array()}, bytes(4)), "its arrays have 8 bytes, the file has 4"),
+    "too long": (safetensors({"a": array()}, bytes(12)), "its arrays have 8 bytes, the file has 12"),
+    "metadata of numbers": (safetensors({"__metadata__": {"a": 1}}), "expected names and texts"),
+    "metadata is a list": (safetensors({"__metadata__": []}), "expected names and texts"),
+    "million names": (safetensors(b"{" + b'"a":0,' * 1_300_000 + b'"b":0}'), "it has more than"),
+    "long name": (safetensors({"x" * 100_000: 1}), "xxx ... "),
+    "control characters": (safetensors({"\x1b[2J": 1}), r"\x1b[2J"),
+}
+
+
+@pytest.mark.parametrize("name", SAFETENSORS)
+def test_safetensors(tmp_path, name):
+    blob, words = SAFETENSORS[name]
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(blob)
+    for read in (models.load, lambda path: from_torch(path, "lstm"), lambda path: nxai.load(path, {})):
+        refused(lambda read=read: read(path), path, words)
+
+
+def test_empty_arrays_by_the_ten_thousand(tmp_path):
+    """As many as there are blocks in a configuration beside them."""
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(safetensors({f"a{k}": array([0], [0, 0]) for k in range(30_000)}))
+    refused(lambda: models.load(path), path, "not an xlstm model file")
+    refused(lambda: from_torch(path, "lstm"), path, "weight_ih_l0 is missing")
+    config = {"vocab_size": 5, "embedding_dim": 8, "num_blocks": 1000, "num_heads": 2, "slstm_at": "all"}
+    refused(lambda: nxai.load(path, config), path, "is missing")
+    refused(lambda: nxai.load(path, {**config, "num_blocks": 60_000}), path, "num_blocks is 60000, expected at most")
+
+
+LSTM = {"layer": "LSTM", "options": {"input_size": 2, "hidden_size": 3}, "head": None}
+STACK = {"layer": "xLSTMStack", "options": {"size": 8, "num_blocks": 1}, "head": None}
+
+
+def described(about, **options):
+    """A description with other options."""
+    return json.dumps({**about, "options": {**about["options"], **options}})
+
+
+MODELS = {
+    "deep": (DEEP, "nested more than"),
+    "number": ("1", "it is 1, expected version"),
+    "no layer": ("{}", "layer is None, expected one of LSTM"),
+    "layer is a list": ('{"layer": []}', "layer is [], expected one of LSTM"),
+    "options are a list": ('{"layer": "LSTM", "options": []}', "options: is [], expected an object"),
+    "unknown option": (described(LSTM, wings=2), "options: 'wings' is unknown, expected some of input_size"),
+    "missing option": ('{"layer": "LSTM", "options": {"input_size": 2}}', "options: hidden_size is missing"),
+    "a billion layers": (described(LSTM, num_layers=10**9), "num_layers is 1000000000, the file holds 3 arrays"),
+    "a billion blocks": (described(STACK, num_blocks=10**9), "num_blocks is 1000000000, the file holds 3 arrays"),
+    "layers are text": (described(LSTM, num_layers="2"), "num_layers is '2'"),
+    "long size": (described(LSTM).replace("3", LONG_NUMBER), "a number has 401 digits"),
+    "infinite size": (described(LSTM).replace("3", "1e400"), "a number is '1e400', expected a finite one"),
+    "not a number": (described(LSTM, clip=float("nan")), "a number is 'NaN', expected a finite one"),
+    "large factor": (described(STACK, proj_factor=1e308), "not a sound model"),
+    "long text": (described(LSTM, initializer="x" * 100_000), "not a sound model"),
+    "head is a number": (json.dumps({**LSTM, "head": 1}), "head: is 1, expected an object"),
+    "head without width": (json.dumps({**LSTM, "head": {}}), "head: output_size is missing"),
+    "other head": (json.dumps({**LSTM, "head": {"vocab_size": 3, "backbone": 1}}), "head: 'backbone' is unknown"),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_descriptions_of_models(tmp_path, name):
+    config, words = MODELS[name]
+    about = config if name in ("deep", "number") else f'{{"version": 1, "kind": "model", "config": {config}}}'
+    params = xlstm.LSTM(2, 3).init(backend="numpy")
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(to_bytes(params, metadata={"xlstm": about}))
+    refused(lambda: models.load(path), path, words)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite(tmp_path, value):
+    layer = xlstm.LSTM(2, 3)
+    params = layer.init(backend="numpy")
+    params["0.b"][1] = value
+    models.save(tmp_path / "m", layer, params)
+    refused(lambda: models.load(tmp_path / "m"), tmp_path / "m", "0.b is not finite")
+    (tmp_path / "t").write_bytes(to_bytes({"weight_ih_l0": np.full((12, 2), value), "weight_hh_l0": np.ones((12, 3))}))
+    refused(lambda: from_torch(tmp_path / "t", "lstm"), tmp_path / "t", "weight_ih_l0 is not finite")
+    to_keras(xlstm.LSTM(2, 3, batch_first=True), params, tmp_path / "k.weights.h5")
+    refused(lambda: from_keras(tmp_path / "k.weights.h5"), tmp_path / "k.weights.h5", "is not finite")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"hidden_size": 3', f'"hidden_size": {LONG_NUMBER}', "a number has 401 digits"),
+        ('"hidden_size": 3', '"hidden_size": 1e300', "hidden_size is 1e+300, expected a whole number"),
+        ('"hidden_size": 3', '"hidden_size": 300000', "has shape"),
+        ('"name": ""', '"name": [[]]', "not a sound forecaster"),
+        ('"dtype": "float32"', '"dtype": {}', "not a sound forecaster"),
+        ('"settings": {', '"settings": {"x": 1, ', "settings: 'x' is unknown"),
+        ('"mean": 0.0', '"mean": null', "not a sound forecaster"),
+        ('"std": 2.0', '"std": 1e400', "a number is '1e400'"),
+        ('"past": ', '"now": ', "past: is None, expected an object"),
+    ],
+)
+def test_descriptions_of_forecasters(tmp_path, old, new, words):
+    made = estimators.Forecaster(estimators.Settings(hidden_size=3), "numpy")
+    made.params, made.scalers = made.model.init(backend="numpy"), estimators.Scalers(Scaler(0.0, 1.0), Scaler(0.0, 2.0))
+    path = tmp_path / "f"
+    made.save(path)
+    blob = path.read_bytes()
+    size = int.from_bytes(blob[:8], "little")
+    header = json.loads(blob[8 : 8 + size])
+    about = header["__metadata__"]["xlstm"]
+    assert old in about
+    header["__metadata__"]["xlstm"] = about.replace(old, new, 1)
+    path.write_bytes(safetensors(header, blob[8 + size :]))
+    refused(lambda: estimators.Forecaster.load(path, "numpy"), path, words)
+
+
+def changed(**changes):
+    """A configuration of the large model."""
+    return json.dumps({**nxai.config_of(LARGE), **changes})
+
+
+LARGE = xlstm.xLSTMLanguageModel(xlstm.xLSTMLarge(8, 1, 2, chunk_size=64, ffn_size=64), 7)
+CONFIGS = {
+    "deep": (DEEP, "nested more than"),
+    "deep object": ('{"a":' * 100_000, "nested more than"),
+    "long number": (changed().replace("64", LONG_NUMBER), "a number has 401 digits"),
+    "infinite factor": (changed(qk_dim_factor=1).replace('"qk_dim_factor": 1', '"qk_dim_factor": 1e999'), "'1e999'"),
+    "literal NaN": (changed(eps=float("nan")), "'NaN'"),
+    "large factor": (changed(qk_dim_factor=1e308), "qk_dim_factor is 1e+308"),
+    "other large factor": (changed(ffn_proj_factor=1e308), "ffn_proj_factor is 1e+308"),
+    "large size": (changed(embedding_dim=10**39), "embedding_dim"),
+    "a million blocks": (changed(num_blocks=10**6), "num_blocks is 1000000, expected at most"),
+    "a billion blocks": (changed(num_blocks=10**9), "num_blocks is 1000000000, expected at most"),
+    "billion of transformers": (
+        changed(model_type="xlstm", num_hidden_layers=10**9),
+        "num_hidden_layers is 1000000000",
+    ),
+    "blocks everywhere": ('{"vocab_size": 5, "num_blocks": 1000000000, "slstm_at": "all"}', "num_blocks is 1000000000"),
+    "key twice": ('{"vocab_size": 5, "vocab_size": 6}', "key 'vocab_size' is there twice"),
+    "list": ("[]", "holds a list, expected an object"),
+    "no UTF-8": (b'{"\xff": 1}', "can't decode byte"),
+    "long text": (changed(model_type="x" * 100_000), "model_type is 'xxx"),
+    "long key": (changed(**{"x" * 100_000: 1}), "is unknown"),
+    "list of lists": (f"[{'[],' * 1_000_000}[]]", "it has more than"),
+    "60 MB of lists": (f"[{'[],' * 20_000_000}[]]", "is longer than"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configurations(tmp_path, name):
+    config, words = CONFIGS[name]
+    nxai.save(tmp_path, LARGE, LARGE.init(backend="numpy"))
+    path = tmp_path / "config.json"
+    path.write_bytes(config if isinstance(config, bytes) else config.encode())
+    refused(lambda: nxai.load(tmp_path, backend="numpy"), path, words)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({1: 2}, "key 1 is a int, expected text"),
+        ({"embedding_dim": 10**400}, "embedding_dim is a whole number of 1329 bits"),
+        ({"qk_dim_factor": 10**400}, "qk_dim_factor is a whole number of 1329 bits"),
+        ({"num_blocks": 10**400}, "num_blocks is a whole number of 1329 bits"),
+        ({"model_type": ["x"] * 10**6}, "model_type is ['x', 'x'"),
+    ],
+)
+def test_configurations_that_are_given(tmp_path, change, words):
+    config = {**nxai.config_of(LARGE), **change}
+    error = refusal(lambda: nxai.model_of(config))
+    assert words in str(error)
+
+
+ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 20)
+)
+NESTED = "a0: &a0 x\n" + "".join(f"a{k}: &a{k} {'[' * 20}*a{k - 1}{']' * 20}\n" for k in range(1, 100))
+YAML = {
+    "deep": ("[" * 50_000, "not readable YAML"),
+    "deep block": ("- " * 30_000, "nested more than"),
+    "aliases that multiply": (ALIASES, "it has more than"),
+    "aliases that nest": (NESTED, "nested more than"),
+    "alias of itself": ("a: &a [*a]", "alias 'a' comes before its anchor"),
+    "tag of Python": ("a: !!python/object/apply:os.system [true]", "is not taken"),
+    "tag of a type": ("a: !!int '3'", "is not taken"),
+    "key is a list": ("? [a]\n: 1", "a key is no name"),
+    "key is a number": ("1: 2", "key '1' is unknown"),
+    "key is a truth": ("yes: 2", "key 'yes' is unknown"),
+    "merge": ("x: &x {a: 1}\n<<: *x", "key 'x' is unknown"),
+    "sexagesimal": ("num_blocks: 12:30:00", "num_blocks is '12:30:00', expected a whole number"),
+    "Norwegian": ("tie_weights: no", "tie_weights is 'no', expected true or false"),
+    "octal": ("num_blocks: 017", "num_blocks is '017', expected a whole number"),
+    "long number": (f"num_blocks: {LONG_NUMBER}", "a number has 401 digits"),
+    "large exponent": ("dropout: 1e999", "a number is '1e999'"),
+    "infinity": ("dropout: .inf", "dropout is '.inf', expected a number"),
+    "large factor": ("mlstm_proj_factor: 1e308", "mlstm_proj_factor is 1e+308"),
+    "a billion blocks": ("num_blocks: 1000000000", "num_blocks is 1000000000, expected at most"),
+    "key twice": ("a: 1\na: 2", "key 'a' is there twice"),
+    "two documents": ("a: 1\n---\na: 2", "there are several documents"),
+    "nothing": ("", "holds a NoneType, expected an object"),
+    "list": ("- 1", "holds a list, expected an object"),
+    "2 MB": ("a: 1\n" * 400_000, "is longer than"),
+    "as many values as there may be": (f"a: [{'0,' * 32_000}0]", "key 'a' is unknown"),
+}
+
+
+@pytest.mark.parametrize("name", YAML)
+def test_yaml(tmp_path, name):
+    content, words = YAML[name]
+    nxai.save(tmp_path, LARGE, LARGE.init(backend="numpy"))
+    (tmp_path / "config.json").unlink()
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    refused(lambda: nxai.load(tmp_path, backend="numpy"), path, words)
+
+
+def test_yaml_as_it_is_written(tmp_path):
+    """Numbers that YAML 1.1 takes for text, anchors, comments and quotes."""
+    nxai.save(tmp_path, LARGE, LARGE.init(backend="numpy"))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").unlink()
+    lines = [f"{name}: {json.dumps(value)}" for name, value in config.items() if name not in ("eps", "v_dim_factor")]
+    lines += ["eps: &small 1e-6  # small", "norm_eps: *small", "'v_dim_factor': 1."]
+    text = "\n".join(line for line in lines if not line.startswith(("norm_eps: 1", "eps: 0"))) + "\n"
+    (tmp_path / "config.yaml").write_text(text)
+    backbone = nxai.load(tmp_path, backend="numpy")[0].backbone
+    assert (backbone.eps, backbone.norm_eps, backbone.v_size) == (1e-6, 1e-6, 8)
+
+
+INDEXES = {
+    "list": ("[]", "holds a list, expected an object"),
+    "no map": ("{}", "weight_map is None"),
+    "map of numbers": ('{"weight_map": {"a": 1}}', "expected names of files"),
+    "other folder": ('{"weight_map": {"a": "../model.safetensors"}}', "no such file"),
+    "long name": (json.dumps({"weight_map": {"a": "x" * 100_000}}), "no such file"),
+    "no character": (json.dumps({"weight_map": {"a": "\0"}}), "no such file"),
+    "deep": (DEEP, "nested more than"),
+}
+
+
+@pytest.mark.parametrize("name", INDEXES)
+def test_indexes(tmp_path, name):
+    content, words = INDEXES[name]
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(content)
+    refused(lambda: nxai.load(tmp_path), path, words)
+
+
+def layered(file):
+    """The group of an LSTM's weights, without its kernel."""
+    group = file.create_group("layers/lstm/cell/vars")
+    group["1"], group["2"] = np.ones((3, 12), "float32"), np.ones(12, "float32")
+    return group
+
+
+def declared(group):
+    space = h5py.h5s.create_simple((10**6, 10**6))
+    h5py.h5d.create(group.id, b"0", h5py.h5t.IEEE_F32LE, space)
+
+
+def empty_and_large(group):
+    h5py.h5d.create(group.id, b"0", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((0, 2**62)))
+
+
+def virtual(group):
+    layout = h5py.VirtualLayout((2, 12), "float32")
+    layout[:] = h5py.VirtualSource("/etc/hostname", "x", (2, 12))
+    group.create_virtual_dataset("0", layout)
+
+
+def external(group):
+    group.create_dataset("0", (2, 12), "float32", external=[("/etc/hostname", 0, 96)])
+
+
+def cyclic(group):
+    group["0"] = np.ones((2, 12), "float32")
+    group["again"] = group.parent
+
+
+HDF5 = {
+    "declared size": (declared, "its arrays declare"),
+    "empty and large": (empty_and_large, "has shape (0, 4611686018427387904)"),
+    "inflating chunks": (
+        lambda group: group.create_dataset(
+            "0", (2**13, 2**11), "float32", chunks=True, compression="gzip", fillvalue=1
+        ),
+        "its arrays declare",
+    ),
+    "chunks": (lambda group: group.create_dataset("0", data=np.ones((2, 12), "float32"), chunks=(1, 1)), "is chunked"),
+    "virtual": (virtual, "its data lie elsewhere"),
+    "external data": (external, "its data lie elsewhere"),
+    "external link": (
+        lambda group: group.__setitem__("0", h5py.ExternalLink("/etc/hostname", "/x")),
+        "is a ExternalLink",
+    ),
+    "soft link in a cycle": (lambda group: group.__setitem__("0", h5py.SoftLink(group.name)), "is a SoftLink"),
+    "hard link in a cycle": (cyclic, "is there under several names"),
+    "references": (lambda group: group.create_dataset("0", (2, 12), h5py.ref_dtype), "has dtype object"),
+    "texts": (lambda group: group.create_dataset("0", (2, 12), h5py.string_dtype()), "has dtype object"),
+    "whole numbers": (lambda group: group.create_dataset("0", data=np.ones((2, 12), "int64")), "has dtype int64"),
+    "no shape": (lambda group: group.create_dataset("0", data=h5py.Empty("float32")), "has shape None"),
+    "three axes": (
+        lambda group: group.create_dataset("0", data=np.ones((2, 2, 12), "float32")),
+        "has shape (2, 2, 12)",
+    ),
+    "a group": (lambda group: group.create_group("0"), "is a dict, expected an array"),
+    "deep groups": (lambda group: group.create_group("0" + "/0" * 1000), "groups are nested more than"),
+    "many arrays": (
+        lambda group: [group.__setitem__(f"x{k}", np.float32(0)) for k in range(5000)],
+        "there are more than 4096 groups and arrays",
+    ),
+    "not finite": (lambda group: group.create_dataset("0", data=np.full((2, 12), np.inf, "float32")), "is not finite"),
+}
+
+
+@pytest.mark.parametrize("name", HDF5)
+def test_hdf5(tmp_path, name):
+    fill, words = HDF5[name]
+    path = tmp_path / "m.weights.h5"
+    with h5py.File(path, "w") as file:
+        fill(layered(file))
+    refused(lambda: from_keras(path), path, words)
+
+
+def test_hdf5_attributes_are_not_read(tmp_path):
+    path = tmp_path / "m.weights.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        group = layered(file)
+        group["0"] = np.ones((2, 12), "float32")
+        group.attrs["name"] = np.zeros(10**6)
+        file.attrs["name"] = "x" * 10**6
+    refusal(lambda: from_keras(path), os.path.getsize(path))
+
+
+KERAS = {
+    "deep": (DEEP, "nested more than"),
+    "long number": (f'{{"a": {LONG_NUMBER}}}', "a number has 401 digits"),
+    "list": ("[]", "config.json is not Keras'"),
+    "layers are a number": ('{"class_name": "Sequential", "config": {"layers": 1}}', "config.json is not Keras'"),
+    "layer is a number": ('{"class_name": "Sequential", "config": {"layers": [1]}}', "config.json is not Keras'"),
+    "long class": (json.dumps({"class_name": "x" * 100_000, "config": {}}), "the model is a xxx"),
+    "50,000 layers": (
+        json.dumps(
+            {
+                "class_name": "Sequential",
+                "config": {"layers": [{"class_name": "Dense", "config": {"name": "d"}}] * 50_000},
+            }
+        ),
+        "there is no LSTM, GRU or SimpleRNN",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KERAS)
+def test_configurations_of_keras(tmp_path, name):
+    config, words = KERAS[name]
+    with h5py.File(tmp_path / "h5", "w") as file:
+        layered(file)
+    path = tmp_path / "m.keras"
+    path.write_bytes(zipped(config.encode(), (tmp_path / "h5").read_bytes()))
+    refused(lambda: from_keras(path), path, words)
+
+
+def replacing(times, name="normalizer", part="normalizers"):
+    step = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    return tokenizer(**{name: {"type": "Sequence", part: [step] * times}})
+
+
+def model(kind, **options):
+    return tokenizer(model={"type": kind, **options})
+
+
+BPE = {"dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": "", "fuse_unk": False}
+PANIC = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+SPECIAL = {"id": "x", "ids": [0] * 1000, "tokens": ["x"] * 1000}
+PAIR = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
+LONG_TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": [PAIR[0], *[{"SpecialToken": {"id": "x", "type_id": 0}}] * 10_000],
+    "pair": PAIR,
+    "special_tokens": {"x": SPECIAL},
+}
+SLOW = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Removed", "invert": False}
+ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+TOKENIZERS = {
+    "panic": (tokenizer(normalizer=PANIC), "not a readable tokenizer"),
+    "deep": (DEEP, "nested more than"),
+    "list": ([], "not a readable tokenizer"),
+    "nothing": ({}, "not a readable tokenizer"),
+    "normalizer doubles": (replacing(40), "may make a text more than"),
+    "decoder doubles": (replacing(40, "decoder", "decoders"), "may make a text more than"),
+    "bytes of bytes": (
+        tokenizer(pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}] * 40}),
+        "may make a text more than",
+    ),
+    "long template": (tokenizer(post_processor=LONG_TEMPLATE), "it adds more than 1000 tokens"),
+    "long added tokens": (
+        tokenizer(added_tokens=[{"id": k, "content": f"{k}" + "x" * 8000, **ADDED} for k in range(1000)]),
+        "its added tokens have",
+    ),
+    "no unk_id": (model("Unigram", vocab=[["a", 0.0]], unk_id=None), "cannot encode the prompt"),
+    "no unk_token": (model("WordLevel", vocab={"a": 0}, unk_token="x"), "cannot encode the prompt"),
+    "slow pattern": (tokenizer(pre_tokenizer=SLOW), "cannot encode the prompt"),
+    "million merges": (model("BPE", vocab={"a": 0}, merges=[["a", "a"]] * 500_000, **BPE), "it has more than"),
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_tokenizers(tmp_path, name):
+    content, words = TOKENIZERS[name]
+    path = tmp_path / "tokenizer.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    refused(lambda: text.codec(tmp_path).encode("a b " + "a" * 30 + "b"), path, words)
+
+
+def test_prompts_are_neither_padded_nor_cut(tmp_path):
+    padding = {"strategy": {"Fixed": 20_000_000}, "direction": "Right", "pad_to_multiple_of": 20_000_000}
+    padding |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "[UNK]"}
+    truncation = {"max_length": 1, "strategy": "LongestFirst", "stride": 5, "direction": "Right"}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(tokenizer(padding=padding, truncation=truncation)))
+    found = []
+    assert refusal(lambda: found.extend(text.codec(tmp_path).encode("a b c")), os.path.getsize(path)) is None
+    assert found == [0, 1, 2]
+
+
+def test_a_large_vocabulary(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(model("WordLevel", vocab={f"w{k}": k for k in range(150_000)}, unk_token="w0")))
+    assert refusal(lambda: text.codec(tmp_path).encode("w1 w2"), os.path.getsize(path)) is None
+
+
+def test_numbers_of_a_prompt_are_tokens():
+    with pytest.raises(ValueError, match=r"prompt: '1 1000.* is text"):
+        text.Numbers().encode(f"1 {LONG_NUMBER}")
