@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import io
 import itertools
 import random
 import sys
-import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -396,44 +394,6 @@ def test_node_to_layer_and_back(kind, attributes, arrays):
             assert written[name] == value.encode()
         else:
             np.testing.assert_array_equal(np.float32(written[name]), np.float32(value))
-
-
-PYTORCH = [
-    {"num_layers": 2, "bidirectional": True},
-    {"num_layers": 3, "batch_first": True},
-    {"bias": False},
-]
-
-
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [*((kind, options) for kind in KINDS for options in PYTORCH), ("RNN", {"num_layers": 2, "nonlinearity": "relu"})],
-    ids=str,
-)
-def test_import_of_what_pytorch_exports(kind, options):
-    torch = pytest.importorskip("torch")
-    torch.manual_seed(0)
-    module = getattr(torch.nn, kind)(D, H, **options).eval()
-    x = torch.randn(4, 5, D)
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is deprecated, and the other exporter needs onnxscript
-        try:
-            torch.onnx.export(module, (x,), file, dynamo=False, opset_version=17)
-        except (ImportError, TypeError, RuntimeError, torch.onnx.OnnxExporterError) as error:
-            pytest.skip(f"this PyTorch cannot export without other packages: {error}")
-    layer, params = from_onnx(onnx.load_model_from_string(file.getvalue()))
-    assert (layer.num_layers, layer.bidirectional, layer.batch_first, layer.bias) == (
-        options.get("num_layers", 1),
-        options.get("bidirectional", False),
-        options.get("batch_first", False),
-        options.get("bias", True),
-    )
-    y, state, _ = layer.forward(params, x.numpy())
-    expected, final = module(x)
-    close(y, expected.detach().numpy())
-    for ours, theirs in zip(state, final if kind == "LSTM" else (final,), strict=True):
-        close(ours, theirs.detach().numpy())
 
 
 def test_nodes_by_name(rng):

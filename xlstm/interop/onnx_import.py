@@ -13,7 +13,7 @@ from xlstm import checks
 from xlstm.backend import Params
 from xlstm.interop.onnx_graph import DOMAINS, Graph, Host, name_of, subgraphs
 from xlstm.interop.onnx_names import GATES, INPUTS, few, from_attributes, library, short, shortest
-from xlstm.interop.onnx_shapes import Unproven
+from xlstm.interop.onnx_shapes import UnprovenError
 from xlstm.interop.onnx_stack import Node, check, transposed
 from xlstm.layers import recurrent
 from xlstm.layers.recurrent import GRU, LSTM, RNN
@@ -84,7 +84,7 @@ def from_onnx(
     parts = [_Part.read(graph, chosen) for chosen in _chosen(graph, node)]
     try:
         check(graph, [part.node for part in parts])
-    except Unproven as error:
+    except UnprovenError as error:
         names = few([name_of(part.node.proto) for part in parts])
         found = f"nodes {names}" if node is not None else "there are several recurrent nodes and they"
         expected = "" if node is not None else f", expected node=... to choose from {names}"

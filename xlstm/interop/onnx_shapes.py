@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from xlstm.interop.onnx_graph import DOMAINS, RANK, Graph
 from xlstm.interop.onnx_names import short
 
@@ -29,7 +27,7 @@ KEEPING = (
 WIDE = (1, 6, 7, 10, 11)  # types that a Cast may go to: FLOAT, INT32, INT64, FLOAT16, DOUBLE
 
 
-class Unproven(ValueError):
+class UnprovenError(ValueError):
     """The graph alone does not say it."""
 
 
@@ -59,16 +57,16 @@ class Shapes:
         while name not in self.roots:
             node = self.graph.producer(name)
             if node is None or node.op_type not in MOVES or node.domain not in DOMAINS or not node.input:
-                raise Unproven(self.graph.described(name))
+                raise UnprovenError(self.graph.described(name))
             if len(chain) == DEEPEST:
-                raise Unproven(f"behind more than {DEEPEST} nodes, {short(name)}")
+                raise UnprovenError(f"behind more than {DEEPEST} nodes, {short(name)}")
             chain.append(node)
             name = self.graph.origin(node.input[0])
         axes = self.roots[name]
         for node in reversed(chain):
             moved = MOVES[node.op_type](self, node, axes)
             if moved is None:
-                raise Unproven(f"{self.graph.described(node.output[0])}, whose axes are not known to be these")
+                raise UnprovenError(f"{self.graph.described(node.output[0])}, whose axes are not known to be these")
             axes = moved
         return name, self.plain(axes)
 
@@ -86,14 +84,14 @@ class Shapes:
         name = self.graph.origin(name)
         if name not in self._vectors:
             if self._depth == DEEPEST:
-                raise Unproven(f"computed by more than {DEEPEST} nodes, {short(name)}")
+                raise UnprovenError(f"computed by more than {DEEPEST} nodes, {short(name)}")
             self._depth += 1
             try:
                 found = self._vector(name)
             finally:
                 self._depth -= 1
             if len(found) > RANK:
-                raise Unproven(f"{len(found)} numbers, {short(name)}")
+                raise UnprovenError(f"{len(found)} numbers, {short(name)}")
             self._vectors[name] = found
         return self._vectors[name]
 
@@ -104,7 +102,7 @@ class Shapes:
         compute = VECTORS.get(node.op_type) if node is not None and node.domain in DOMAINS and node.input else None
         found = compute(self, node) if compute else None
         if found is None:
-            raise Unproven(self.graph.described(name))
+            raise UnprovenError(self.graph.described(name))
         return found
 
     def integers(self, name: str) -> list[int]:
@@ -112,7 +110,7 @@ class Shapes:
         shape = self.graph.shape(self.graph.where, short(name), name)
         values = self.graph.constant(self.graph.where, short(name), name) if math.prod(shape) <= RANK else None
         if values is None or values.dtype.kind != "i" or values.ndim > 1:
-            raise Unproven(f"a constant of shape {shape}, {short(name)}")
+            raise UnprovenError(f"a constant of shape {shape}, {short(name)}")
         return [int(n) for n in values.ravel()]
 
     def option(self, node: Any, position: int, attribute: str, default: list[int] | None = None) -> list[int] | None:
@@ -124,7 +122,8 @@ class Shapes:
 
     def fill(self, what: str, name: str) -> Size | float | None:
         """The one value that all elements of a tensor have, None if that is not known."""
-        ahead, seen, found = [name], set(), set()
+        ahead, seen = [name], set()
+        found: set[Size | float] = set()
         while ahead:
             name = self.graph.origin(ahead.pop())
             if name in seen:
@@ -141,18 +140,21 @@ class Shapes:
             elif node is None or node.domain not in DOMAINS or not node.input:
                 return None
             elif node.op_type == "ConstantOfShape":
-                found.add(self._filling(node))
+                value = self._filling(node)
+                if value is None:
+                    return None
+                found.add(value)
             elif node.op_type in KEEPING and not _changes(node):
                 try:
                     found |= set(self.vector(name))
-                except Unproven:
+                except UnprovenError:
                     ahead.append(node.input[0])
             elif node.op_type == "Concat":
                 ahead += node.input
             else:
                 try:
                     found |= set(self.vector(name))
-                except Unproven:
+                except UnprovenError:
                     return None
         return found.pop() if len(found) == 1 else None
 
@@ -244,11 +246,11 @@ def _reshape(shapes: Shapes, node: Any, axes: Axes) -> Axes | None:
 
 
 def _quotient(whole: Size, sizes: list[Size]) -> Size:
-    """The size that is left for one axis when the others are `sizes`; raise Unproven if that is not known."""
+    """The size that is left for one axis when the others are `sizes`; raise UnprovenError if that is not known."""
     number, symbols = whole[0], list(whole[1])
     for n, names in sizes:
         if n < 1 or number % n or any(names.count(name) > symbols.count(name) for name in names):
-            raise Unproven(f"reshaped to {' x '.join(map(named, sizes))} and the rest of {named(whole)}")
+            raise UnprovenError(f"reshaped to {' x '.join(map(named, sizes))} and the rest of {named(whole)}")
         number //= n
         for name in names:
             symbols.remove(name)
@@ -282,9 +284,8 @@ def _slice(shapes: Shapes, node: Any) -> list[Size] | None:
     values = shapes.vector(node.input[0])
     starts, ends = shapes.option(node, 1, "starts"), shapes.option(node, 2, "ends")
     along, steps = shapes.option(node, 3, "axes", [0]), shapes.option(node, 4, "steps", [1])
-    if along != [0] or not all(part and len(part) == 1 for part in (starts, ends, steps)) or steps == [0]:
+    if not starts or not ends or not steps or len(starts + ends + steps) > 3 or along != [0] or steps == [0]:
         return None
-    assert starts and ends and steps
     return values[starts[0] : ends[0] : steps[0]]
 
 

@@ -1,4 +1,4 @@
-"""Whether recurrent nodes of an ONNX model are the layers of one stack, from states and lengths that a call can give."""
+"""Whether recurrent nodes of an ONNX model are the layers of one stack, with states and lengths that a call gives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from xlstm.interop.onnx_graph import Graph
 from xlstm.interop.onnx_names import short
-from xlstm.interop.onnx_shapes import DEEPEST, Axes, Shapes, Unproven, permutation
+from xlstm.interop.onnx_shapes import DEEPEST, Axes, Shapes, UnprovenError, permutation
 
 
 @dataclass
@@ -42,7 +42,7 @@ def check(graph: Graph, nodes: list[Node]) -> None:
 
     Raises
     ------
-    Unproven
+    UnprovenError
         The nodes make no stack, or nothing in the graph proves that they do.
     ValueError
         A state or `sequence_lens` is neither an input nor the default.
@@ -53,14 +53,14 @@ def check(graph: Graph, nodes: list[Node]) -> None:
     for k, (before, node) in enumerate(pairwise(nodes)):
         _follows(shapes, k, before, node)
     if len(set(lengths)) > 1:
-        raise Unproven("sequence_lens is not the same for all of them")
+        raise UnprovenError("sequence_lens is not the same for all of them")
     ours = graph.reached(name for node in nodes for name in node.proto.output if name)
     for node in nodes:
         for what, position in (("sequence_lens", 4), ("initial_h", 5), ("initial_c", 6)):
             if node.input(position) in ours:
-                raise Unproven(f"{what} of {node.label} depends on what they compute")
+                raise UnprovenError(f"{what} of {node.label} depends on what they compute")
     if nodes[0].input(0) in ours:
-        raise Unproven(f"X of {nodes[0].label} depends on what they compute")
+        raise UnprovenError(f"X of {nodes[0].label} depends on what they compute")
 
 
 def transposed(graph: Graph, name: str) -> bool:
@@ -112,16 +112,16 @@ def _refused(graph: Graph, node: Node, what: str, name: str, default: str) -> Va
 
 
 def _follows(shapes: Shapes, k: int, before: Node, node: Node) -> None:
-    """Raise Unproven unless `node` runs on the output of `before`, layer k."""
+    """Raise UnprovenError unless `node` runs on the output of `before`, layer k."""
     expected = shapes.plain([*node.outer(), (f"directions{k}", f"H{k}")])
     try:
         root, axes = shapes.axes(node.input(0))
-    except Unproven as error:
-        raise Unproven(f"X of {node.label} is {error}") from None
+    except UnprovenError as error:
+        raise UnprovenError(f"X of {node.label} is {error}") from None
     if root != next(iter(before.proto.output), ""):
-        raise Unproven(f"X of {node.label} is made of {short(root)}, which is not Y of {before.label}")
+        raise UnprovenError(f"X of {node.label} is made of {short(root)}, which is not Y of {before.label}")
     if axes != expected:
-        raise Unproven(
+        raise UnprovenError(
             f"X of {node.label} has the axes of Y in another order than ({', '.join(map(_joined, expected))})"
         )
 

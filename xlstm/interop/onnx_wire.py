@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-MESSAGE, FIELD = 400, 100  # bytes of a message with its Python object, and of any other field beside its content
+FIELD = 100  # bytes in memory of any field, beside its content
+MESSAGE = 200  # of a message, and of those that are looked up by name in Python
+NAMED = {"NodeProto": 700, "TensorProto": 500, "ValueInfoProto": 400}
 PACKED = {1: 2, 2: 2, 3: 16, 4: 16, 5: 8, 13: 8}  # bytes in memory for a byte of packed numbers, by protobuf's type
 DEEPEST = 100  # protobuf's own limit of nested messages
-SPARE = 64 << 20
+LIMIT, SPARE = 6, 80 << 20  # bytes in memory for a byte of the file, and beyond that
 
 Plan = dict[int, Any]  # field number to the descriptor of a message, or to bytes in memory for a byte in the file
 
@@ -19,9 +21,9 @@ Plan = dict[int, Any]  # field number to the descriptor of a message, or to byte
 def check(data: bytes, descriptor: Any) -> None:
     """Raise ValueError if the message `descriptor` in `data` is malformed, or would take very much more memory.
 
-    The limit is 64 MB and five times the length of `data`.
+    The limit is `LIMIT` times the length of `data` and `SPARE`.
     """
-    limit, spent = 5 * len(data) + SPARE, 0
+    limit, spent = LIMIT * len(data) + SPARE, 0
     plans: dict[str, Plan] = {}
     outer: list[tuple[Plan, int]] = []  # of the messages around this one: plan and end
     plan, position, end = _plan(descriptor, plans), 0, len(data)
@@ -39,7 +41,7 @@ def check(data: bytes, descriptor: Any) -> None:
             inside = position
             position += length
             if not isinstance(kind, int):
-                spent += MESSAGE
+                spent += NAMED.get(kind.name, MESSAGE)
                 if length and position <= end:
                     outer.append((plan, end))
                     plan, position, end = _plan(kind, plans), inside, position
@@ -61,11 +63,14 @@ def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
     """A number of 7 bits a byte, the lowest first, and the position behind it."""
     if position < end and data[position] < 128:
         return data[position], position + 1
-    value = 0
-    for shift, byte in zip(range(0, 70, 7), data[position : min(position + 10, end)], strict=False):
+    value = shift = 0
+    while position < end and shift < 70:
+        byte = data[position]
+        position += 1
         value |= (byte & 127) << shift
         if byte < 128:
-            return value, position + shift // 7 + 1
+            return value, position
+        shift += 7
     raise ValueError("a number is cut off or too long")
 
 
