@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import io
 import itertools
 import random
 import sys
-import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -398,44 +396,6 @@ def test_node_to_layer_and_back(kind, attributes, arrays):
             np.testing.assert_array_equal(np.float32(written[name]), np.float32(value))
 
 
-PYTORCH = [
-    {"num_layers": 2, "bidirectional": True},
-    {"num_layers": 3, "batch_first": True},
-    {"bias": False},
-]
-
-
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [*((kind, options) for kind in KINDS for options in PYTORCH), ("RNN", {"num_layers": 2, "nonlinearity": "relu"})],
-    ids=str,
-)
-def test_import_of_what_pytorch_exports(kind, options):
-    torch = pytest.importorskip("torch")
-    torch.manual_seed(0)
-    module = getattr(torch.nn, kind)(D, H, **options).eval()
-    x = torch.randn(4, 5, D)
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is deprecated, and the other exporter needs onnxscript
-        try:
-            torch.onnx.export(module, (x,), file, dynamo=False, opset_version=17)
-        except (ImportError, TypeError, RuntimeError, torch.onnx.OnnxExporterError) as error:
-            pytest.skip(f"this PyTorch cannot export without other packages: {error}")
-    layer, params = from_onnx(onnx.load_model_from_string(file.getvalue()))
-    assert (layer.num_layers, layer.bidirectional, layer.batch_first, layer.bias) == (
-        options.get("num_layers", 1),
-        options.get("bidirectional", False),
-        options.get("batch_first", False),
-        options.get("bias", True),
-    )
-    y, state, _ = layer.forward(params, x.numpy())
-    expected, final = module(x)
-    close(y, expected.detach().numpy())
-    for ours, theirs in zip(state, final if kind == "LSTM" else (final,), strict=True):
-        close(ours, theirs.detach().numpy())
-
-
 def test_nodes_by_name(rng):
     layer = xlstm.LSTM(D, H, 3)
     params = draw_params(layer, rng)
@@ -448,8 +408,12 @@ def test_nodes_by_name(rng):
     np.testing.assert_array_equal(found["1.Wh"], params["2.Wh"])
     with pytest.raises(ValueError, match=r"node \['7'\] is none of 0\.Y, 1\.Y, 2\.Y"):
         from_onnx(model, "7")
-    with pytest.raises(ValueError, match=r"1\.Wx has shape \(16, 3\), expected \(4H, directions\*P\) = \(16, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"nodes 1\.Y, 0\.Y make no stack; X of LSTM '0\.Y' is an input of the model, 'x'"
+    ):
         from_onnx(model, ["1.Y", "0.Y"])
+    with pytest.raises(ValueError, match=r"node '1\.Y' is not one node"):
+        from_onnx(model, ["1.Y", "1.Y"])
 
 
 @pytest.mark.parametrize("broken", ["other input", "other axes", "state of the layer below", "other lengths"])
@@ -560,6 +524,7 @@ def too_few_numbers(model):
 
 
 def huge(model):
+    model.graph.node[0].input[3], model.graph.node[0].input[7] = "", ""
     for name, dims in {"W": [1, 4 * 2**40, 2**20], "R": [1, 4 * 2**40, 2**40]}.items():
         tensor(model, name).dims[:] = dims
 
@@ -669,7 +634,7 @@ def test_weights_in_another_file(tmp_path):
         ("W.bin", {"offset": 12}, "at bytes 12 to 204 of 'W.bin', expected a place in its 200"),
         ("W.bin", {"offset": -8}, "at bytes -8 to 184 of 'W.bin', expected a place in its 200"),
         ("caf\u00e9\0", {}, "expected a relative path inside the model's folder"),
-        ("W.bin", {"offset": "much"}, "with offset 'much' and length None, expected whole numbers"),
+        ("W.bin", {"offset": "much"}, "with offset 'much', expected a whole number"),
     ],
 )
 def test_bad_external_data_is_refused(location, entries, message, tmp_path):

@@ -11,9 +11,10 @@ import numpy as np
 
 from xlstm import checks
 from xlstm.backend import Params
-from xlstm.interop.onnx_graph import DOMAINS, Graph, Host, name_of
-from xlstm.interop.onnx_names import GATES, INPUTS, from_attributes, library, shortest
-from xlstm.interop.onnx_stack import permutation, stacked
+from xlstm.interop.onnx_graph import DOMAINS, Graph, Host, name_of, subgraphs
+from xlstm.interop.onnx_names import GATES, INPUTS, few, from_attributes, library, short, shortest
+from xlstm.interop.onnx_shapes import UnprovenError
+from xlstm.interop.onnx_stack import Node, check, transposed
 from xlstm.layers import recurrent
 from xlstm.layers.recurrent import GRU, LSTM, RNN
 
@@ -27,6 +28,9 @@ ATTRIBUTES = {
     "layout": "INT",
 }
 OWN = {"LSTM": {"input_forget": "INT"}, "GRU": {"linear_before_reset": "INT"}, "RNN": {}}
+ACTIVATIONS = {"LSTM": 3, "GRU": 2, "RNN": 1}  # functions of one direction
+WEIGHTS = ("W", "R", "B", "P")
+LAYERS = 1000  # of a stack
 DIRECTIONS = {"forward": ("",), "reverse": ("reverse.",), "bidirectional": ("", "reverse.")}
 
 
@@ -35,9 +39,10 @@ def from_onnx(
 ) -> tuple[LSTM | GRU | RNN, Params]:
     """Read recurrent nodes of an ONNX model.
 
-    Initial states and `sequence_lens` are given to `layer.forward`, as `state` and `lengths`. The rows of the
-    forget gate, which `input_forget` makes unused, are left out. FLOAT16 becomes float32. Nodes of other
-    operators are not read.
+    Initial states and `sequence_lens` that depend on inputs of the model are given to `layer.forward`, as `state` and
+    `lengths`. The rows of the forget gate, which `input_forget` makes unused, are left out. FLOAT16 becomes float32.
+    Nodes of other operators are not read, but for those between the layers of a stack and those that compute states
+    and lengths.
 
     Parameters
     ----------
@@ -60,9 +65,11 @@ def from_onnx(
     FileNotFoundError, IsADirectoryError
         There is no such file, or none with the external data it names.
     ValueError
-        It is no ONNX model; there is no such node, or there are several that make no stack; an attribute is
-        unknown or has an unknown value; a weight is no constant, damaged or misshapen, or it is external data
-        outside the folder of the model.
+        It is no ONNX model; there is no such node, or there are several and nothing in the model proves that they
+        make a stack; an attribute is unknown or has an unknown value; an initial state is a constant other than 0, or
+        `sequence_lens` a constant other than the number of time steps; a weight is no constant, damaged or
+        misshapen, or it is external data outside the folder of the model; a file would take very much more memory
+        than its size.
 
     Examples
     --------
@@ -74,25 +81,99 @@ def from_onnx(
     (2, (24, 8))
     """
     graph = Graph(path_or_model)
+    parts = [_Part.read(graph, chosen) for chosen in _chosen(graph, node)]
+    try:
+        check(graph, [part.node for part in parts])
+    except UnprovenError as error:
+        names = few([name_of(part.node.proto) for part in parts])
+        found = f"nodes {names}" if node is not None else "there are several recurrent nodes and they"
+        expected = "" if node is not None else f", expected node=... to choose from {names}"
+        raise ValueError(f"{graph.where}: {found} make no stack{expected}; {error}") from None
+    first = parts[0].node
+    batch_first = first.batch_first or (node is None and transposed(graph, first.input(0)))
+    return _layer(graph.where, [part.layer(graph) for part in parts], batch_first)
+
+
+def _chosen(graph: Graph, node: str | Sequence[str] | None) -> list[Any]:
+    """The nodes to read."""
     nodes = [n for n in graph.nodes if n.op_type in GATES and n.domain in DOMAINS]
-    names = {name_of(n): n for n in nodes}
     if not nodes:
-        raise ValueError(f"{graph.where}: the model has no node LSTM, GRU or RNN")
-    if node is not None:
+        hint = "PyTorch writes an nn.RNN as one with dynamo=False only"
+        raise ValueError(f"{graph.where}: the model has no node LSTM, GRU or RNN ({hint})")
+    names = [name_of(n) for n in nodes]
+    if node is None:
+        for outer in graph.nodes:
+            if any(n.op_type in GATES for inside in subgraphs(outer) for n in inside.node):
+                raise ValueError(
+                    f"{graph.where}: {outer.op_type} {short(name_of(outer))} has recurrent nodes inside, expected "
+                    f"node=... to choose from {few(names)}"
+                )
+        wanted = names
+    else:
         wanted = [node] if isinstance(node, str) else list(node)
         unknown = [name for name in wanted if name not in names]
         if unknown or not wanted:
-            raise ValueError(f"{graph.where}: node {unknown or wanted} is none of {', '.join(names)}")
-        nodes = [names[name] for name in wanted]
-    layers = [_Layer.read(graph, n) for n in nodes]
-    if node is None and not stacked(graph, nodes):
-        raise ValueError(
-            f"{graph.where}: there are several recurrent nodes and they make no stack, expected node=... to choose "
-            f"from {', '.join(names)}"
-        )
-    if node is None and permutation(graph, nodes[0].input[0]) == [1, 0, 2]:
-        layers[0].options["batch_first"] = True
-    return _layer(graph.where, layers)
+            raise ValueError(f"{graph.where}: node {short(unknown or wanted)} is none of {few(names)}")
+        several = [name for name in wanted if names.count(name) > 1 or wanted.count(name) > 1]
+        if several:
+            raise ValueError(
+                f"{graph.where}: node {short(several[0])} is not one node, expected names of one node each"
+            )
+        nodes = [nodes[names.index(name)] for name in wanted]
+    if len(nodes) > LAYERS:
+        raise ValueError(f"{graph.where}: a stack of {len(nodes)} recurrent nodes, expected {LAYERS} at most")
+    return nodes
+
+
+@dataclass
+class _Part:
+    """One node as it is declared, before weights are read."""
+
+    node: Node
+    attributes: dict[str, Any]
+    inputs: dict[str, str]
+
+    @classmethod
+    def read(cls, graph: Graph, proto: Any) -> _Part:
+        kind, label = proto.op_type, f"{proto.op_type} {short(name_of(proto))}"
+        where = f"{graph.where}: {label}"
+        given = _attributes(where, proto)
+        inputs = {name: source for name, source in zip(INPUTS, proto.input, strict=False) if source}
+        absent = [name for name in ("X", "W", "R") if name not in inputs]
+        if absent:
+            raise ValueError(f"{where}: input {absent[0]} is missing, expected X, W and R")
+        G, n = GATES[kind], len(DIRECTIONS[given["direction"]])
+        shapes = {name: graph.shape(where, name, inputs[name]) for name in WEIGHTS if name in inputs}
+        H = given.get("hidden_size", shapes["R"][-1] if shapes["R"] else 0)
+        D = shapes["W"][-1] if shapes["W"] else 0
+        checks.positive(where, hidden_size=H, input_size=D)
+        directed, rows = {"directions": n}, {f"{G}H": G * H}
+        expected = {
+            "W": {**directed, **rows, "D": D},
+            "R": {**directed, **rows, "H": H},
+            "B": {**directed, f"{2 * G}H": 2 * G * H},
+            "P": {**directed, "3H": 3 * H},
+        }
+        for name, shape in shapes.items():
+            checks.shape(where, name, _Declared(shape), expected[name])
+        return cls(Node(label, proto, (D, H), n, given.get("layout") == 1), given, inputs)
+
+    def layer(self, graph: Graph) -> _Layer:
+        kind, where, (D, H) = self.node.proto.op_type, f"{graph.where}: {self.node.label}", self.node.sizes
+        found: dict[str, Host] = {}
+        for name in WEIGHTS:
+            if name in self.inputs:
+                values = graph.constant(where, name, self.inputs[name])
+                if values.dtype.kind != "f":
+                    raise ValueError(f"{where}: {name} has dtype {values.dtype}, expected floating-point numbers")
+                found[name] = values.astype(np.float32) if values.dtype == np.float16 else values
+        coupled = self.attributes.get("input_forget") == 1
+        weights = {
+            f"{direction}{name}": value
+            for d, direction in enumerate(DIRECTIONS[self.attributes["direction"]])
+            for name, value in _unpack({key: a[d] for key, a in found.items()}, GATES[kind] * H, H, coupled).items()
+        }
+        return _Layer(kind, (D, H), _options(where, kind, self.attributes, found), weights)
 
 
 @dataclass
@@ -104,65 +185,23 @@ class _Layer:
     options: dict[str, Any]
     weights: dict[str, Host]  # by direction and name
 
-    @classmethod
-    def read(cls, graph: Graph, node: Any) -> _Layer:
-        kind, where = node.op_type, f"{graph.where}: {node.op_type} {name_of(node)!r}"
-        given = _attributes(where, node)
-        inputs = {name: source for name, source in zip(INPUTS, node.input, strict=False) if source}
-        absent = [name for name in ("X", "W", "R") if name not in inputs]
-        if absent:
-            raise ValueError(f"{where}: input {absent[0]} is missing, expected X, W and R")
-        for name in ("initial_h", "initial_c"):
-            if name in inputs and graph.is_constant(inputs[name]) and graph.constant(where, name, inputs[name]).any():
-                raise ValueError(
-                    f"{where}: {name} is a constant other than 0, which a layer cannot hold, expected an input"
-                )
-        directions = DIRECTIONS[given["direction"]]
-        G, n = GATES[kind], len(directions)
-        shapes = {name: graph.shape(where, name, inputs[name]) for name in ("W", "R", "B", "P") if name in inputs}
-        H = given.get("hidden_size", shapes["R"][-1] if shapes["R"] else 0)
-        D = shapes["W"][-1] if shapes["W"] else 0
-        checks.positive(where, hidden_size=H, input_size=D)
-        directed, rows = {"directions": n}, {f"{G}H": G * H}
-        expected = {
-            "W": {**directed, **rows, "D": D},
-            "R": {**directed, **rows, "H": H},
-            "B": {**directed, f"{2 * G}H": 2 * G * H},
-            "P": {**directed, "3H": 3 * H},
-        }
-        found: dict[str, Host] = {}
-        for name, shape in shapes.items():
-            checks.shape(where, name, _Declared(shape), expected[name])
-            values = graph.constant(where, name, inputs[name])
-            if values.dtype.kind != "f":
-                raise ValueError(f"{where}: {name} has dtype {values.dtype}, expected floating-point numbers")
-            found[name] = values.astype(np.float32) if values.dtype == np.float16 else values
-        coupled = given.get("input_forget") == 1
-        weights = {
-            f"{direction}{name}": value
-            for d, direction in enumerate(directions)
-            for name, value in _unpack({key: array[d] for key, array in found.items()}, G * H, H, coupled).items()
-        }
-        return cls(kind, (D, H), _options(where, kind, given, found), weights)
-
 
 @dataclass
 class _Declared:
     shape: tuple[int, ...]
 
 
-def _layer(where: str, layers: list[_Layer]) -> tuple[LSTM | GRU | RNN, Params]:
+def _layer(where: str, layers: list[_Layer], batch_first: bool) -> tuple[LSTM | GRU | RNN, Params]:
     first, n = layers[0], len(layers)
-    batch_first = first.options.get("batch_first")
     for k, layer in enumerate(layers[1:], 1):
         for what, found, expected in (
             ("operator", layer.kind, first.kind),
             ("hidden_size", layer.sizes[1], first.sizes[1]),
-            *((key, layer.options.get(key), value) for key, value in first.options.items() if key != "batch_first"),
+            *((key, layer.options.get(key), value) for key, value in first.options.items()),
         ):
             if found != expected:
                 raise ValueError(f"{where}: {what} of layer {k} is {found}, expected that of layer 0, {expected}")
-    layer = getattr(recurrent, first.kind)(*first.sizes, n, **first.options | {"batch_first": bool(batch_first)})
+    layer = getattr(recurrent, first.kind)(*first.sizes, n, batch_first=batch_first, **first.options)
     found = {f"{k}.{name}": array for k, part in enumerate(layers) for name, array in part.weights.items()}
     params = {name: found[name] for name in layer.shapes}
     checks.params(where, params, layer.shapes)
@@ -177,13 +216,21 @@ def _attributes(where: str, node: Any) -> dict[str, Any]:
     onnx = library()
     known = ATTRIBUTES | OWN[node.op_type]
     found: dict[str, Any] = {"direction": "forward"}
+    names: set[str] = set()
+    most = 2 * ACTIVATIONS[node.op_type]
     for entry in node.attribute:
-        value: Any = onnx.helper.get_attribute_value(entry) if entry.type else None
         if entry.name not in known:
-            raise ValueError(f"{where}: attribute {entry.name} is unknown, its value is {value!r}")
+            raise ValueError(f"{where}: attribute {few([entry.name])} is unknown, its value is {_shown(entry)}")
+        if entry.name in names:
+            raise ValueError(f"{where}: attribute {entry.name} is there twice")
+        names.add(entry.name)
         kind = known[entry.name]
         if entry.type != getattr(onnx.AttributeProto, kind):
-            raise ValueError(f"{where}: attribute {entry.name} is {value!r}, expected a value of type {kind}")
+            raise ValueError(f"{where}: attribute {entry.name} is {_shown(entry)}, expected a value of type {kind}")
+        if kind in ("STRINGS", "FLOATS") and len(entry.strings) + len(entry.floats) > most:
+            count = len(entry.strings) + len(entry.floats)
+            raise ValueError(f"{where}: attribute {entry.name} has {count} values, expected {most} at most")
+        value: Any = onnx.helper.get_attribute_value(entry)
         if kind == "STRING":
             value = value.decode(errors="replace")
         elif kind == "STRINGS":
@@ -194,8 +241,18 @@ def _attributes(where: str, node: Any) -> dict[str, Any]:
     }
     for name, values in allowed.items():
         if name in found and found[name] not in values:
-            raise ValueError(f"{where}: attribute {name} is {found[name]!r}, expected {' or '.join(map(repr, values))}")
+            raise ValueError(
+                f"{where}: attribute {name} is {short(found[name])}, expected {' or '.join(map(repr, values))}"
+            )
     return found
+
+
+def _shown(entry: Any) -> str:
+    """The value of an attribute, or only its type where it has several."""
+    onnx = library()
+    if entry.type in (onnx.AttributeProto.FLOAT, onnx.AttributeProto.INT, onnx.AttributeProto.STRING):
+        return short(onnx.helper.get_attribute_value(entry))
+    return f"of type {onnx.AttributeProto.AttributeType.Name(entry.type)}"
 
 
 def _options(where: str, kind: str, given: dict[str, Any], weights: dict[str, Host]) -> dict[str, Any]:
@@ -203,7 +260,6 @@ def _options(where: str, kind: str, given: dict[str, Any], weights: dict[str, Ho
     found: dict[str, Any] = {
         "bidirectional": given["direction"] == "bidirectional",
         "reverse": given["direction"] == "reverse",
-        "batch_first": given.get("layout") == 1,
         "bias": "B" in weights,
         "recurrent_bias": "B" in weights,
         "clip": shortest(given["clip"]) if "clip" in given else None,

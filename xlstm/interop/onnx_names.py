@@ -29,6 +29,23 @@ FUNCTIONS = {
 OURS = {theirs.lower(): ours for ours, theirs in FUNCTIONS.items()}
 
 
+SHOWN = 60  # characters of a value in a message
+FEW = 16  # names in a message
+
+
+def short(value: Any) -> str:
+    """A value as Python writes it, cut where it is long."""
+    text = repr(value[:SHOWN] if isinstance(value, str | bytes | list | tuple) else value)
+    whole = len(text) <= SHOWN + 2 and (not hasattr(value, "__len__") or len(value) <= SHOWN)
+    return text if whole else f"{text[:SHOWN]}..."
+
+
+def few(names: Sequence[str]) -> str:
+    """Names in a line, not all of very many."""
+    listed = ", ".join(name if len(name) <= SHOWN else f"{name[:SHOWN]}..." for name in names[:FEW])
+    return listed if len(names) <= FEW else f"{listed} and {len(names) - FEW} more"
+
+
 def library() -> Any:
     """The package onnx."""
     try:
@@ -66,7 +83,7 @@ def from_attributes(where: str, names: Sequence[str], alpha: Sequence[float], be
     for theirs in names:
         if theirs.lower() not in OURS:
             raise ValueError(
-                f"{where}: activation {theirs!r} is unknown, expected one of {', '.join(FUNCTIONS.values())}"
+                f"{where}: activation {short(theirs)} is unknown, expected one of {', '.join(FUNCTIONS.values())}"
             )
         name, parameters = activations.parse(OURS[theirs.lower()])
         taken = tuple(

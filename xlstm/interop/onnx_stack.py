@@ -1,63 +1,130 @@
-"""Whether recurrent nodes of an ONNX model are the layers of one stack."""
+"""Whether recurrent nodes of an ONNX model are the layers of one stack, with states and lengths that a call gives."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from xlstm.interop.onnx_graph import Graph, name_of
+from xlstm.interop.onnx_graph import Graph
+from xlstm.interop.onnx_names import short
+from xlstm.interop.onnx_shapes import DEEPEST, Axes, Shapes, UnprovenError, permutation
 
 
-def stacked(graph: Graph, nodes: list[Any]) -> bool:
-    """Whether each node runs on the output of the one before, over equal lengths and from states of its own."""
-    lengths = {graph.origin(node.input[4]) if len(node.input) > 4 else "" for node in nodes}
-    joined = all(_merges(graph, node.input[0], before) for before, node in pairwise(nodes))
-    apart = not any(_depends(graph, name, nodes) for node in nodes for name in node.input[5:7])
-    return joined and apart and len(lengths) == 1
+@dataclass
+class Node:
+    """A recurrent node, with as much of it as its place in a graph depends on."""
+
+    label: str  # operator and name, for messages
+    proto: Any
+    sizes: tuple[int, int]  # of input and hidden state
+    directions: int
+    batch_first: bool  # layout=1
+
+    def input(self, position: int) -> str:
+        return str(self.proto.input[position]) if len(self.proto.input) > position else ""
+
+    def outer(self) -> Axes:
+        return [("B",), ("T",)] if self.batch_first else [("T",), ("B",)]
+
+    def inner(self, k: int) -> Axes:
+        """The axes of output Y of layer k."""
+        T, B = self.outer()
+        return [T, B, (f"directions{k}",), (f"H{k}",)] if self.batch_first else [T, (f"directions{k}",), B, (f"H{k}",)]
 
 
-def permutation(graph: Graph, name: str) -> list[int]:
-    """The permutation by which a Transpose node made `name`, empty if none did."""
-    node = graph.producer(graph.origin(name), "Transpose")
-    return next((list(a.ints) for a in node.attribute if a.name == "perm"), []) if node else []
+def check(graph: Graph, nodes: list[Node]) -> None:
+    """Raise ValueError unless nodes can be the layers of one stack.
+
+    A node's X has to be Y of the node before, with directions and features joined in one axis. An initial state
+    has to depend on inputs of the model, so that a call gives it, or to be 0; `sequence_lens` has to depend on them or
+    to be the number of time steps, and to be the same for all nodes. Nothing of that may depend on the nodes.
+
+    Raises
+    ------
+    UnprovenError
+        The nodes make no stack, or nothing in the graph proves that they do.
+    ValueError
+        A state or `sequence_lens` is neither an input nor the default.
+    """
+    shapes = _shapes(graph, nodes)
+    given = graph.reached(graph.inputs())
+    lengths = [_arguments(graph, shapes, node, given) for node in nodes]
+    for k, (before, node) in enumerate(pairwise(nodes)):
+        _follows(shapes, k, before, node)
+    if len(set(lengths)) > 1:
+        raise UnprovenError("sequence_lens is not the same for all of them")
+    ours = graph.reached(name for node in nodes for name in node.proto.output if name)
+    for node in nodes:
+        for what, position in (("sequence_lens", 4), ("initial_h", 5), ("initial_c", 6)):
+            if node.input(position) in ours:
+                raise UnprovenError(f"{what} of {node.label} depends on what they compute")
+    if nodes[0].input(0) in ours:
+        raise UnprovenError(f"X of {nodes[0].label} depends on what they compute")
 
 
-def _merges(graph: Graph, name: str, before: Any) -> bool:
-    """Whether `name` is Y (T, directions, B, H) of the node `before` as (T, B, directions*H)."""
-    where = f"{graph.where}: {name_of(before)!r}"
-    name, y = graph.origin(name), next(iter(before.output), "")
-    attributes = {a.name: a for a in before.attribute}
-    if not y or ("layout" in attributes and attributes["layout"].i):
-        return False
-    both = "direction" in attributes and attributes["direction"].s == b"bidirectional"
-    if squeeze := graph.producer(name, "Squeeze"):
-        axes = [list(a.ints) for a in squeeze.attribute if a.name == "axes"]  # an input since opset 13
-        if len(squeeze.input) > 1:
-            axes = [graph.constant(where, "axes", squeeze.input[1]).ravel().tolist()]
-        return not both and axes == [[1]] and graph.origin(squeeze.input[0]) == y
-    reshape = graph.producer(name, "Reshape")
-    if reshape is None or len(reshape.input) < 2 or not graph.is_constant(reshape.input[1]):
-        return False
-    shape = graph.constant(where, "shape", reshape.input[1]).ravel().tolist()
-    width = (1 + both) * graph.shape(where, "R", before.input[2])[-1]
-    turned = graph.origin(reshape.input[0])
-    return (
-        shape in ([0, 0, -1], [0, 0, width])
-        and permutation(graph, turned) == [0, 2, 1, 3]
-        and graph.origin(graph.producer(turned).input[0]) == y
+def transposed(graph: Graph, name: str) -> bool:
+    """Whether a Transpose node made a tensor (T, B, D) of one that is batch first."""
+    return permutation(graph.producer(graph.origin(name), "Transpose")) == [1, 0, 2]
+
+
+def _shapes(graph: Graph, nodes: list[Node]) -> Shapes:
+    """Axes of the first node's X, of those it is a transpose of, and of every node's Y."""
+    sizes: dict[str, int | None] = {"T": None, "B": None, "D": nodes[0].sizes[0]}
+    roots: dict[str, Axes] = {}
+    name, axes = graph.origin(nodes[0].input(0)), [*nodes[0].outer(), ("D",)]
+    while name not in roots and len(roots) < DEEPEST:
+        roots[name] = axes
+        for (symbol,), size in zip(axes, graph.declared(name), strict=False):
+            if sizes[symbol] is None:
+                sizes[symbol] = size
+        node = graph.producer(name, "Transpose")
+        perm = permutation(node)
+        if sorted(perm) != [0, 1, 2]:
+            break
+        name, axes = graph.origin(node.input[0]), [axes[perm.index(k)] for k in range(3)]
+    for k, node in enumerate(nodes):
+        sizes |= {f"directions{k}": node.directions, f"H{k}": node.sizes[1]}
+        if node.proto.output and node.proto.output[0]:
+            roots[node.proto.output[0]] = node.inner(k)
+    return Shapes(graph, sizes, roots)
+
+
+def _arguments(graph: Graph, shapes: Shapes, node: Node, given: set[str]) -> str:
+    """The name of a node's `sequence_lens`, empty where all sequences have all steps; raise ValueError, see `check`."""
+    for what, name in (("initial_h", node.input(5)), ("initial_c", node.input(6))):
+        if name and name not in given and shapes.fill(what, name) != (0, ()):
+            raise _refused(graph, node, what, name, "0")
+    name = node.input(4)
+    if not name or name in given:
+        return graph.origin(name)
+    if shapes.fill("sequence_lens", name) != shapes.size("T"):
+        raise _refused(graph, node, "sequence_lens", name, "the number of time steps")
+    return ""
+
+
+def _refused(graph: Graph, node: Node, what: str, name: str, default: str) -> ValueError:
+    constant = graph.is_constant(name)
+    found = "a constant other than" if constant else f"{graph.described(name)}, of constants that are not known to be"
+    return ValueError(
+        f"{graph.where}: {node.label}: {what} is {found} {default}, which a layer cannot hold, expected an input"
     )
 
 
-def _depends(graph: Graph, name: str, nodes: list[Any]) -> bool:
-    """Whether values of recurrent nodes, and not only their shapes, go into `name`."""
-    ours = {output for node in nodes for output in node.output if output}
-    ahead, seen = [name], set()
-    while ahead:
-        name = ahead.pop()
-        if name in ours:
-            return True
-        node = graph.producer(name)
-        if node is not None and name not in seen and node.op_type not in ("Shape", "Size"):
-            seen.add(name)
-            ahead += node.input
-    return False
+def _follows(shapes: Shapes, k: int, before: Node, node: Node) -> None:
+    """Raise UnprovenError unless `node` runs on the output of `before`, layer k."""
+    expected = shapes.plain([*node.outer(), (f"directions{k}", f"H{k}")])
+    try:
+        root, axes = shapes.axes(node.input(0))
+    except UnprovenError as error:
+        raise UnprovenError(f"X of {node.label} is {error}") from None
+    if root != next(iter(before.proto.output), ""):
+        raise UnprovenError(f"X of {node.label} is made of {short(root)}, which is not Y of {before.label}")
+    if axes != expected:
+        raise UnprovenError(
+            f"X of {node.label} has the axes of Y in another order than ({', '.join(map(_joined, expected))})"
+        )
+
+
+def _joined(axis: tuple[str, ...]) -> str:
+    return "*".join(axis) or "1"

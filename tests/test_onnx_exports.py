@@ -1,0 +1,477 @@
+"""ONNX files of PyTorch's two exporters, recorded and live, and which graphs make a stack.
+
+The files in data/onnx are exports by PyTorch 2.13 of modules with 3 inputs and 4 units, without `doc_string` and
+`metadata_props`: `torch.onnx.export(module, arguments, dynamo=...)`, where the name says `dynamo` for True, with
+onnxscript 0.7, and `torchscript` for False, at opset 17. Arguments have 6 time steps and a batch of 5; "dynamic"
+leaves both open (`Dim.AUTO`, `dynamic_axes`). States are inputs ("state"), zeros made in `forward` ("zeros"), a buffer
+(layers, 1, 4) expanded to the batch ("constant"), or left out. "packed" is `pack_padded_sequence`, "two" are two
+modules with another between them.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import xlstm
+from xlstm.interop.onnx import from_onnx, to_onnx
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+helper = onnx.helper
+
+T, B, D, H = 6, 5, 3, 4
+DATA = Path(__file__).parent / "data" / "onnx"
+FILES = sorted(path.stem for path in DATA.glob("*.onnx"))
+# Beginnings of the names of files that are refused, and why.
+REFUSED = {
+    "dynamo-lstm-2-constant": "initial_h is a constant other than 0, which a layer cannot hold",
+    "dynamo-gru-1-dynamic-constant": "initial_h is computed by a node Slice, .*, of constants that are not known to be",
+    "dynamo-rnn-1": "the model has no node LSTM, GRU or RNN",
+    "dynamo-lstm-two-relu": "make no stack, .*; X of LSTM '.*' is computed by a node Relu, 'relu'",
+    "torchscript-gru-2-dynamic-constant": "initial_h is computed by a node Slice, .* not known to be 0",
+    "torchscript-lstm-1-constant": "initial_h is computed by a node Expand, .* not known to be 0",
+}
+
+
+def session(model):
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def compare(model, rng):
+    """Import a model, run both on the same random numbers, and return the layer."""
+    layer, params = from_onnx(model)
+    run = session(model)
+    L = layer.num_layers * len(layer.directions)
+    feed = {}
+    for k, entry in enumerate(run.get_inputs()):
+        open_sizes = [B, T] if layer.batch_first else [T, B]
+        sizes = [*open_sizes, D] if k == 0 else [B] if entry.name == "lengths" else [L, B, H]
+        given = [n if isinstance(n, int) else sizes[axis] for axis, n in enumerate(entry.shape)]
+        feed[entry.name] = rng.standard_normal(given).astype(np.float32)
+    lengths = None
+    if "lengths" in feed:
+        feed["lengths"] = lengths = np.array([6, 5, 4, 3, 2])  # PyTorch wants the longest first
+    x, *state = [array for name, array in feed.items() if name != "lengths"]
+    expected = run.run(None, feed)
+    y, final, _ = layer.forward(params, x, tuple(state) or None, lengths=lengths)
+    for ours, theirs in zip((y, *final), expected, strict=False):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    return layer
+
+
+# ---- recorded
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name not in REFUSED and "embedding" not in name])
+def test_recorded_export_computes_what_onnxruntime_does(name, rng):
+    layer = compare(onnx.load(DATA / f"{name}.onnx"), rng)
+    _, kind, layers, *options = name.split("-")
+    assert type(layer).__name__.lower() == kind
+    assert layer.num_layers == (2 if layers == "two" else int(layers))
+    assert layer.bidirectional == ("bidirectional" in options)
+    assert layer.batch_first == ("batch_first" in options or layers == "two")
+    assert layer.activations == (("relu",) if "relu" in options else None)
+
+
+@pytest.mark.parametrize(("name", "message"), REFUSED.items())
+def test_recorded_export_is_refused_by_name(name, message):
+    with pytest.raises(ValueError, match=message):
+        from_onnx(DATA / f"{name}.onnx")
+
+
+def test_every_recorded_export_is_tested():
+    assert set(REFUSED) < set(FILES)
+    assert len(FILES) == 17
+
+
+def test_layers_of_a_larger_model():
+    """An embedding before the layers, and a head behind their last step."""
+    model = onnx.load(DATA / "dynamo-embedding-gru.onnx")
+    layer, params = from_onnx(model)
+    assert (layer.num_layers, layer.bidirectional, layer.batch_first) == (2, True, True)
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    tokens = np.arange(30).reshape(B, T) % 7
+    y, *_ = layer.forward(params, weights["e.weight"][tokens])
+    (expected,) = session(model).run(None, {model.graph.input[0].name: tokens})
+    np.testing.assert_allclose(y[:, -1] @ weights["o.weight"].T + weights["o.bias"], expected, rtol=1e-5, atol=1e-5)
+
+
+# ---- live
+
+
+OPTIONS = [
+    {"num_layers": 2, "bidirectional": True},
+    {"num_layers": 3, "batch_first": True},
+    {"bias": False},
+]
+
+
+@pytest.mark.parametrize("dynamo", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        *((kind, options) for kind in ("LSTM", "GRU", "RNN") for options in OPTIONS),
+        ("RNN", {"num_layers": 2, "nonlinearity": "relu"}),
+    ],
+    ids=str,
+)
+def test_export_of_the_installed_pytorch(kind, options, dynamo, rng):
+    torch = pytest.importorskip("torch")
+    if dynamo:
+        pytest.importorskip("onnxscript", reason="PyTorch's default exporter needs it")
+    torch.manual_seed(0)
+    module = getattr(torch.nn, kind)(D, H, **options).eval()
+    arguments = (torch.randn(*((B, T) if options.get("batch_first") else (T, B)), D),)
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # dynamo=False is deprecated
+            if dynamo:
+                model = torch.onnx.export(module, arguments, dynamo=True, verbose=False).model_proto
+            else:
+                file = io.BytesIO()
+                torch.onnx.export(module, arguments, file, dynamo=False, opset_version=17)
+                model = onnx.load_model_from_string(file.getvalue())
+    finally:
+        logging.disable(logging.NOTSET)
+    if dynamo and kind == "RNN":
+        with pytest.raises(ValueError, match="the model has no node LSTM, GRU or RNN"):
+            from_onnx(model)
+        return
+    layer = compare(model, rng)
+    assert {name: getattr(layer, name) for name in options if name != "nonlinearity"} == {
+        name: value for name, value in options.items() if name != "nonlinearity"
+    }
+
+
+# ---- stacks
+
+
+class Edited:
+    """A model of two layers, and nodes put between them or in front of their inputs."""
+
+    def __init__(self, declared=(None, None), **options):
+        layer = xlstm.GRU(2 * H if options.get("bidirectional") else H, H, 2, **options)
+        self.model = to_onnx(layer, layer.init(backend="numpy", seed=0), state=False)
+        for dim, size in zip(self.model.graph.input[0].type.tensor_type.shape.dim, declared, strict=False):
+            if size is not None:
+                dim.dim_value = size
+        self.graph, self.count = self.model.graph, 0
+        self.first, self.second = (n for n in self.graph.node if n.op_type == "GRU")
+
+    def node(self, op_type, *inputs, **attributes):
+        """Add a node, with inputs that are names or constants, and return the name of its output."""
+        names = []
+        for value in inputs:
+            if not isinstance(value, str):
+                self.count += 1
+                array = np.asarray(value)
+                self.graph.initializer.append(onnx.numpy_helper.from_array(array, f"c{self.count}"))
+                value = f"c{self.count}"
+            names.append(value)
+        self.count += 1
+        self.graph.node.append(helper.make_node(op_type, names, [f"n{self.count}"], **attributes))
+        return f"n{self.count}"
+
+    def size(self, name, axis):
+        return self.node("Gather", self.node("Shape", name), [axis])
+
+
+def read(edited):
+    return from_onnx(edited.model)
+
+
+def dropout(e):
+    return e.node("Dropout", e.second.input[0])
+
+
+def there_and_back(e):
+    turned = e.node("Transpose", e.second.input[0], perm=[1, 2, 0])
+    return e.node("Transpose", turned, perm=[2, 0, 1])
+
+
+def another_axis(e):
+    wider = e.node("Unsqueeze", e.second.input[0], [-1, 0])
+    return e.node("Squeeze", wider, [0, -1])
+
+
+def sizes_of_x(e):
+    sizes = e.node("Concat", e.size("x", 0), e.size("x", 1), [-1], axis=0)
+    return e.node("Reshape", e.second.input[0], sizes)
+
+
+def one_batch_of_all(e):
+    flat = e.node("Reshape", e.second.input[0], [-1, H])
+    sizes = e.node("Concat", e.size("x", 0), e.size("x", 1), [H], axis=0)
+    return e.node("Reshape", flat, sizes)
+
+
+def known_sizes(e):
+    return e.node("Reshape", e.second.input[0], [T, B, H])
+
+
+def known_steps(e):
+    return e.node("Reshape", e.second.input[0], [T, -1, H])
+
+
+def product_of_sizes(e):
+    sizes = e.node("Shape", "x")
+    width = e.node("Mul", e.node("Slice", sizes, [2], [3]), np.array([1]))
+    sizes = e.node("Concat", e.node("Slice", sizes, [0], [2], [0]), e.node("Cast", width, to=7), axis=0)
+    return e.node("Reshape", e.second.input[0], sizes)
+
+
+@pytest.mark.parametrize(
+    ("between", "declared"),
+    [
+        (dropout, ()),
+        (there_and_back, ()),
+        (another_axis, ()),
+        (sizes_of_x, ()),
+        (one_batch_of_all, ()),
+        (product_of_sizes, ()),
+        (known_sizes, (T, B)),
+        (known_steps, (T, None)),
+        (known_steps, (T, B)),
+    ],
+)
+def test_nodes_between_layers_that_keep_every_axis(between, declared):
+    edited = Edited(declared)
+    _, expected = read(edited)
+    edited.second.input[0] = between(edited)
+    layer, params = read(edited)
+    assert layer.num_layers == 2
+    for name, array in expected.items():
+        np.testing.assert_array_equal(params[name], array)
+
+
+def relu(e):
+    return e.node("Relu", e.second.input[0])
+
+
+def training(e):
+    return e.node("Dropout", e.second.input[0], np.float32(0.5), np.array(True))
+
+
+def swapped(e):
+    return e.node("Transpose", e.second.input[0], perm=[1, 0, 2])
+
+
+def swapped_sizes(e):
+    sizes = e.node("Concat", e.size("x", 1), e.size("x", 0), [-1], axis=0)
+    return e.node("Reshape", e.second.input[0], sizes)
+
+
+def all_ones_gone(e):
+    return e.node("Unsqueeze", e.node("Squeeze", e.second.input[0]), [0])
+
+
+def parts(e):
+    return e.node("Slice", e.second.input[0], [0], [1000], [0])
+
+
+def other_sizes(e):
+    return e.node("Reshape", e.second.input[0], [B, T, H])
+
+
+def sizes_of_a_value(e):
+    return e.node("Reshape", e.second.input[0], e.node("Cast", e.node("ReduceMax", "x"), to=7))
+
+
+def the_input(e):
+    return "x"
+
+
+def final_state(e):
+    return e.first.output[1]
+
+
+def own_output(e):
+    return e.node("Squeeze", e.second.output[0], [1])
+
+
+@pytest.mark.parametrize(
+    ("between", "declared", "message"),
+    [
+        (relu, (), "is computed by a node Relu"),
+        (training, (), "is computed by a node Dropout, .*, whose axes are not known"),
+        (swapped, (), r"has the axes of Y in another order than \(T, B, H0\)"),
+        (swapped, (5, 5), r"has the axes of Y in another order than \(T, B, H0\)"),
+        (swapped_sizes, (), "is computed by a node Reshape, .*, whose axes are not known"),
+        (all_ones_gone, (), "is computed by a node Squeeze, .*, whose axes are not known"),
+        (parts, (), "is computed by a node Slice"),
+        (other_sizes, (T, B), "is computed by a node Reshape, .*, whose axes are not known"),
+        (known_sizes, (), "is computed by a node Reshape, .*, whose axes are not known"),
+        (known_sizes, (B, T), "is computed by a node Reshape, .*, whose axes are not known"),
+        (known_steps, (), r"is reshaped to 6 x 4 and the rest of 4\*B\*T"),
+        (sizes_of_a_value, (), "is computed by a node ReduceMax"),
+        (the_input, (), "is made of 'x', which is not Y of GRU '0.Y'"),
+        (final_state, (), "is computed by a node GRU, '0.h'"),
+        (own_output, (), "is made of '1.Y', which is not Y of GRU '0.Y'"),
+    ],
+)
+@pytest.mark.parametrize("node", [None, ["0.Y", "1.Y"]])
+def test_nodes_between_layers_that_are_not_known_to_keep_every_axis(between, declared, message, node):
+    edited = Edited(declared)
+    edited.second.input[0] = between(edited)
+    with pytest.raises(ValueError, match=rf"make no stack.*; X of GRU '1\.Y' {message}"):
+        from_onnx(edited.model, node)
+
+
+def test_directions_and_features_in_another_order_make_no_stack():
+    edited = Edited(bidirectional=True)
+    turn = next(n for n in edited.graph.node if n.op_type == "Transpose")
+    turn.attribute[0].ints[:] = [0, 2, 3, 1]  # T, B, H, directions
+    with pytest.raises(ValueError, match=r"another order than \(T, B, directions0\*H0\)"):
+        read(edited)
+
+
+# ---- states and lengths
+
+
+def constant_state(e, value):
+    return e.node("Identity", np.full((1, B, H), value, np.float32))
+
+
+def expanded(e, value):
+    sizes = e.node("Concat", [1], e.size("x", 1), [H], axis=0)
+    return e.node("Expand", np.full((1, 1, H), value, np.float32), sizes)
+
+
+def filled(e, value):
+    sizes = e.node("Concat", [2], e.size("x", 1), [H], axis=0)
+    state = e.node("ConstantOfShape", sizes, value=helper.make_tensor("value", 1, [1], [value]))
+    return e.node("Slice", state, [0], [1], [0])
+
+
+def joined(e, value):
+    half = np.full((1, B, H // 2), value, np.float32)
+    return e.node("Transpose", e.node("Concat", half.T, half.T, axis=0), perm=[2, 1, 0])
+
+
+def sized_by_a_value(e, value):
+    """Constant, though its size is that of a value which a call gives."""
+    e.graph.input.append(helper.make_tensor_value_info("size", 7, [3]))
+    return e.node("Expand", np.full((1, 1, H), value, np.float32), "size")
+
+
+STATES = [constant_state, expanded, filled, joined, sized_by_a_value]
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_initial_state_of_zeros_is_the_default(state):
+    edited = Edited()
+    _, expected = read(edited)
+    edited.second.input.extend(["", state(edited, 0.0)])
+    _, params = read(edited)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(params[name], array)
+
+
+@pytest.mark.parametrize("value", [1.0, float("nan"), 1e-30])
+@pytest.mark.parametrize("state", STATES)
+def test_initial_state_of_other_constants_is_refused(state, value):
+    edited = Edited()
+    edited.second.input.extend(["", state(edited, value)])
+    for node in (None, "1.Y"):
+        with pytest.raises(
+            ValueError, match=r"GRU '1\.Y': initial_h is .*, which a layer cannot hold, expected an input"
+        ):
+            from_onnx(edited.model, node)
+
+
+@pytest.mark.parametrize("random", ["RandomNormal", "RandomNormalLike"])
+def test_random_initial_state_is_refused(random):
+    edited = Edited()
+    like = ["x"] if random.endswith("Like") else []
+    attributes = {} if like else {"shape": [1, B, H]}
+    edited.second.input.extend(["", edited.node(random, *like, **attributes)])
+    with pytest.raises(ValueError, match=f"initial_h is computed by a node {random}"):
+        read(edited)
+
+
+def test_default_of_an_input_is_a_constant():
+    edited = Edited()
+    edited.graph.input.append(helper.make_tensor_value_info("h0", 1, [1, B, H]))
+    edited.second.input.extend(["", "h0"])
+    assert read(edited)[0].num_layers == 2
+    edited.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((1, B, H), np.float32), "h0"))
+    with pytest.raises(ValueError, match="initial_h is a constant other than 0"):
+        read(edited)
+
+
+def given_steps(e, value):
+    return e.node("Identity", np.full(B, value, np.int32))
+
+
+def expanded_steps(e, value):
+    return e.node("Expand", np.array(value, np.int32), e.size("x", 1))
+
+
+def cast_steps(e, value):
+    return e.node("Cast", np.full(B, value, np.int64), to=6)
+
+
+def computed_steps(e, axis):
+    return e.node("Cast", e.node("Expand", e.size("x", axis), e.size("x", 1)), to=6)
+
+
+LENGTHS = [given_steps, expanded_steps, cast_steps]
+
+
+@pytest.mark.parametrize(
+    ("steps", "value", "declared"),
+    [*((steps, T, (T, None)) for steps in LENGTHS), (computed_steps, 0, ())],
+)
+def test_lengths_of_all_steps_are_the_default(steps, value, declared):
+    edited = Edited(declared)
+    edited.second.input.append(steps(edited, value))
+    assert read(edited)[0].num_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("steps", "value", "declared"),
+    [
+        *((steps, T - 1, (T, B)) for steps in LENGTHS),
+        *((steps, T, (None, B)) for steps in LENGTHS),  # who knows how many steps a call has
+        (computed_steps, 1, ()),
+        (given_steps, [T, T, T, T, 1], (T, B)),
+    ],
+)
+def test_lengths_of_other_constants_are_refused(steps, value, declared):
+    edited = Edited(declared)
+    edited.second.input.append(steps(edited, value))
+    with pytest.raises(
+        ValueError, match=r"GRU '1\.Y': sequence_lens is .*, which a layer cannot hold, expected an input"
+    ):
+        read(edited)
+
+
+def test_states_and_lengths_from_inputs_are_given_to_forward(rng):
+    """Also where other nodes compute them."""
+    layer = xlstm.LSTM(D, H)
+    model = to_onnx(layer, layer.init(backend="numpy", seed=0), lengths=True)
+    cell = next(n for n in model.graph.node if n.op_type == "LSTM")
+    model.graph.node.append(helper.make_node("Add", [cell.input[5], cell.input[6]], ["sum"]))
+    cell.input[5] = "sum"
+    found, _ = from_onnx(model)
+    assert found.num_layers == 1
+
+
+def test_constant_nodes_of_numbers():
+    edited = Edited((T, B))
+    for name, attributes in {"sizes": {"value_ints": [T, B, H]}, "axis": {"value_int": 1}}.items():
+        edited.graph.node.append(helper.make_node("Constant", [], [name], **attributes))
+    narrow = edited.node("Squeeze", edited.node("Unsqueeze", edited.second.input[0], "axis"), "axis")
+    edited.second.input[0] = edited.node("Reshape", narrow, "sizes")
+    assert read(edited)[0].num_layers == 2
+    edited.graph.node.append(helper.make_node("Constant", [], ["one"], value_float=1.0))
+    edited.second.input.extend(["", edited.node("Expand", "one", np.array([1, B, H]))])
+    with pytest.raises(ValueError, match="initial_h is computed by a node Expand"):
+        read(edited)
