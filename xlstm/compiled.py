@@ -30,12 +30,15 @@ FLOATS = {
 }
 # What all kernels of a dtype share.
 BASE = """
+import functools
 import math
-import numba
+
 import numpy as np
 
+from xlstm.codecache import cached
+
 F, I, U = np.{dtype}, np.{integer}, np.uintp  # an unsigned index never counts from the end
-compiled = numba.njit(nogil=True, fastmath={{"contract", "nsz"}}, error_model="numpy", cache=CACHE)
+compiled = functools.partial(cached, nogil=True, fastmath={{"contract", "nsz"}}, error_model="numpy")
 
 
 @compiled

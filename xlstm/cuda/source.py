@@ -24,9 +24,7 @@ class Source(NamedTuple):
 
     name: str
     text: str
-    arrays: tuple[
-        str, ...
-    ]  # its arguments after those of the schedule, in order; the cell's numbers come last
+    arrays: tuple[str, ...]  # its arguments after those of the schedule, in order; the cell's numbers come last
     shared: int = 0  # bytes of dynamic shared memory
     blocks: int = 0  # that work together; 0 for any number of them
     cluster: bool = False  # they are one
