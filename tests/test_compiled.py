@@ -253,11 +253,12 @@ def test_where_compiled_code_is_kept(cache, monkeypatch):
     assert machine.compiled().endswith(f", kept in {cache.parent / 'numba' / 'xlstm'}")
 
 
+def gates(k):
+    return f"hard_sigmoid({0.2 + 0.1 * k}, {0.5 - 0.1 * k})"
+
+
 NUMBERS = [
-    lambda k: xlstm.LSTM(3, 5, clip=0.3 + k, cell_clip=0.2 + k),
-    lambda k: xlstm.LSTM(
-        3, 5, activations=(f"hard_sigmoid({0.2 + 0.1 * k}, {0.5 - 0.1 * k})", "tanh", f"elu({1 + k})")
-    ),
+    lambda k: xlstm.LSTM(3, 5, clip=0.3 + k, cell_clip=0.2 + k, activations=(gates(k), "tanh", f"elu({1 + k})")),
     lambda k: xlstm.GRU(3, 5, clip=0.3 + k, activations=("sigmoid", f"scaled_tanh({1 + k}, {1 + 0.5 * k})")),
     lambda k: xlstm.RNN(3, 5, clip=0.3 + k, activations=f"leaky_relu({0.1 + 0.1 * k})"),
 ]
