@@ -28,13 +28,16 @@ from numba.core.serialize import dumps
 
 from xlstm import private
 
-LIMIT = 1 << 27  # a layer's code of one dtype, forward and backward, has about 400 KB
+LIMIT = 1 << 27  # the code of a layer and dtype, forward and backward, has about 1 MB
 PREFIX = "xlstm_"  # of the names of modules, and so of files
 VERSIONS = (sys.version, np.__version__, numba.__version__, llvmlite.__version__)
 
 
 def cached(function: Callable[..., Any], **options: Any) -> Any:
-    """The function compiled by `numba.njit` with these options, which its module's text has to contain."""
+    """The function compiled by `numba.njit` with these options, and kept.
+
+    It belongs to a module that `jit.load` makes, whose name depends on its whole text, these options included.
+    """
     made = numba.njit(function, **options)
     made._cache = Cache(f"{function.__module__}.{function.__qualname__}")
     return made
@@ -79,5 +82,10 @@ class Cache(NullCache):  # type: ignore[misc]
 
 
 def _folder() -> Path:
-    given = numba.config.CACHE_DIR
-    return private.folder(Path(given, "xlstm") if given else platformdirs.user_cache_path("xlstm", appauthor=False))
+    if numba.config.CACHE_DIR:
+        return private.folder(Path(numba.config.CACHE_DIR, "xlstm"))
+    try:
+        path = platformdirs.user_cache_path("xlstm", appauthor=False)
+    except RuntimeError as error:  # the user has no home, as in many containers
+        raise OSError(str(error)) from None
+    return private.folder(path)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.attacks.bounds import examples
-from xlstm import jit, private
+from xlstm import jit, machine, private
 
 pytestmark = [
     pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure())),
@@ -167,6 +167,16 @@ def test_a_folder_that_others_may_write_to_is_left_alone(cache, mode):
     assert call("triple") == (4.5, False)
     assert list(cache.iterdir()) == [path]
     assert path.read_bytes() == before
+
+
+def test_a_user_without_a_home(cache, monkeypatch):
+    def fail(name, appauthor):
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.setattr("xlstm.codecache.platformdirs.user_cache_path", fail)
+    assert call() == (3.0, False)
+    assert call() == (3.0, False)
+    assert "compiled again in each process: could not determine the home" in machine.compiled()
 
 
 @settings(max_examples=examples(100), deadline=None, suppress_health_check=list(HealthCheck))
