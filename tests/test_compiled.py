@@ -1,6 +1,8 @@
 """Compiled loops and threads: the same numbers on every path that a layer can take, and when which is taken."""
 
+import os
 import re
+import stat
 import subprocess
 import sys
 
@@ -10,7 +12,7 @@ import pytest
 import xlstm
 from tests.conftest import force, make_backend
 from tests.layers import alone, inputs_of, make, run
-from xlstm import jit, kernels
+from xlstm import jit, kernels, machine
 from xlstm.cells import gru, lstm
 from xlstm.compiled import FLOATS, Kernel
 
@@ -129,6 +131,8 @@ def test_what_is_not_a_number_stays_so(rng):
 def test_cells_that_are_compiled():
     double = np.dtype("float64")
     assert kernels.of(lstm.Cell(), double, (), ("b",)) is kernels.of(lstm.Cell(), double, (), ("b",))
+    assert kernels.of(lstm.Cell(clip=1.0), double, (), ()) is kernels.of(lstm.Cell(clip=2.0), double, (), ())
+    assert kernels.of(lstm.Cell(clip=1.0), double, (), ()) is not kernels.of(lstm.Cell(), double, (), ())
     assert kernels.of(lstm.Cell(), double, (("p", 3),), ()) is not None
     assert kernels.of(lstm.Cell(), double, (("gc", 1), ("bc", 1)), ()) is None  # normalised over all units
     assert kernels.of(gru.ResetBefore(), double, (), ()) is None  # a product between its gates
@@ -197,19 +201,92 @@ print(saved["0"].saved.plan.compiled, float(y.sum()))
 """
 
 
-@needs_numba
-@pytest.mark.parametrize("writable", [True, False])
-def test_compiled_code_is_kept_for_the_next_process(tmp_path, monkeypatch, writable):
+def in_processes(count):
+    return [subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True) for _ in range(count)]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setattr("numba.config.CACHE_DIR", "")
     monkeypatch.setenv("XLSTM_COMPILE", "1")
-    if not writable:
-        (tmp_path / "xlstm").write_text("a file where the folder should be")
-    results = [
-        subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=False) for _ in range(2)
-    ]
-    assert [r.returncode for r in results] == [0, 0], results[0].stderr
-    assert results[0].stdout == results[1].stdout
-    assert results[0].stdout.startswith("True ")
-    if writable:
-        kept = {path.suffix for path in (tmp_path / "xlstm").rglob("*") if path.is_file()}
-        assert {".py", ".nbi", ".nbc"} <= kept
+    return tmp_path / "xlstm"
+
+
+@needs_numba
+def test_compiled_code_is_kept_for_the_next_process(cache):
+    """In files of this user alone; damaged ones are made again, and nothing else changes."""
+    before = os.umask(0)
+    try:
+        first, second = in_processes(2)
+        kept = {path: path.stat() for path in cache.iterdir()}
+        assert len(kept) > 3
+        assert {path.suffix for path in kept} == {".nbc"}
+        assert {stat.S_IMODE(found.st_mode) for found in kept.values()} == {0o600}
+        assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+        damaged, *_ = cache.glob("*.run-*")
+        damaged.write_bytes(damaged.read_bytes()[:-1])
+        (third,) = in_processes(1)
+    finally:
+        os.umask(before)
+    assert [r.returncode for r in (first, second, third)] == [0, 0, 0], first.stderr + third.stderr
+    assert first.stdout == second.stdout == third.stdout
+    assert first.stdout.startswith("True ")
+    assert {path for path in cache.iterdir() if path.stat().st_ino != kept[path].st_ino} == {damaged}
+
+
+@needs_numba
+def test_without_a_folder_code_is_compiled_in_memory(cache):
+    cache.write_text("a file where the folder should be")
+    (found,) = in_processes(1)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.startswith("True ")
+    assert "compiled again in each process: " in machine.compiled()
+    assert "xlstm is not a folder" in machine.compiled()
+
+
+@needs_numba
+def test_where_compiled_code_is_kept(cache, monkeypatch):
+    assert machine.compiled().endswith(f", kept in {cache}")
+    monkeypatch.setattr("numba.config.CACHE_DIR", str(cache.parent / "numba"))
+    assert machine.compiled().endswith(f", kept in {cache.parent / 'numba' / 'xlstm'}")
+
+
+def gates(k):
+    return f"hard_sigmoid({0.2 + 0.1 * k}, {0.5 - 0.1 * k})"
+
+
+NUMBERS = [
+    lambda k: xlstm.LSTM(3, 5, clip=0.3 + k, cell_clip=0.2 + k, activations=(gates(k), "tanh", f"elu({1 + k})")),
+    lambda k: xlstm.GRU(3, 5, clip=0.3 + k, activations=("sigmoid", f"scaled_tanh({1 + k}, {1 + 0.5 * k})")),
+    lambda k: xlstm.RNN(3, 5, clip=0.3 + k, activations=f"leaky_relu({0.1 + 0.1 * k})"),
+]
+
+
+@needs_numba
+@pytest.mark.parametrize("which", range(len(NUMBERS)))
+def test_numbers_are_arguments_of_compiled_code(monkeypatch, rng, which):
+    """Another value compiles nothing and gives its own results."""
+    from xlstm import codecache
+
+    asked = []
+    load = codecache.Cache.load_overload
+    monkeypatch.setattr(codecache.Cache, "load_overload", lambda self, *args: asked.append(self) or load(self, *args))
+    params, x, state = inputs_of(NUMBERS[which](0), make_backend("numpy", "float64"), rng, 7, 1, scale=2.0)
+    different = []
+    for k in (0, 0.25, 1):
+        layer = NUMBERS[which](k)
+        results = []
+        for compiled in "01":
+            monkeypatch.setenv("XLSTM_COMPILE", compiled)
+            found = run(layer, params, x, state)
+            found["step"] = layer.step(params, x[0], state)[0]
+            results.append(found)
+        assert k == 0 or not asked, layer
+        asked.clear()
+        for name, array in results[0].items():
+            np.testing.assert_allclose(results[1][name], array, rtol=1e-10, atol=1e-12, err_msg=f"{layer} {name}")
+        different.append(results[0]["y"])
+    assert not np.allclose(different[0], different[1])
+    assert not np.allclose(different[1], different[2])

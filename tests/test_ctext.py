@@ -72,14 +72,15 @@ def test_cells(rng, name, dtype):
     def draw(rows):
         return {n: rng.standard_normal((r, M) if r is not None else M).astype(dtype) for n, r in rows.items()}
 
-    given = draw(step.before)
+    numbers = {n: np.full(M, value, dtype) for n, value in cell.numbers.items()}
+    given = draw(step.before) | numbers
     if "n" in given:
         given["n"] = abs(given["n"]) + 1
     expected = step.forward(np, **given)
     agree(run(step.forward, given, dtype), expected, dtype)
     agree(run(step.lean, given, dtype), step.lean(np, **given), dtype)
     kept = {n: expected[n] for n in step.saved} | {n: given[n] for n in given if n in step.after}
-    after = draw(step.after) | kept
+    after = draw(step.after) | kept | numbers
     agree(run(step.backward, after, dtype), step.backward(np, **after), dtype)
 
 

@@ -11,9 +11,12 @@ import pytest
 import xlstm
 from tests.test_kernels import CELLS, DEVICES
 from xlstm import cuda, probe
+from xlstm.cells import lstm
 from xlstm.cuda import choice, launch, source
+from xlstm.cuda.cell import KINDS
 from xlstm.cuda.launch import CudaError, CupyRuntime, Grid
 from xlstm.cuda.tiling import Device
+from xlstm.pointwise import pointwise
 
 H100, A100 = DEVICES[90], DEVICES[80]
 
@@ -191,6 +194,26 @@ def fake_cupy(monkeypatch, kernel, error=None):
     )
     monkeypatch.setattr(probe, "cupy", lambda: SimpleNamespace(RawModule=raw_module, cuda=cuda_module))
     return made, attributes
+
+
+def test_numbers_of_a_cell_are_arguments_of_its_kernels():
+    """The text is the same for all of their values, so that one kernel serves them all."""
+    texts = set()
+    for k in range(3):
+        cell = lstm.Cell((f"hard_sigmoid({0.21 + k})", "tanh", "tanh"), 0.731 + k, cell_clip=0.417 + k)
+        step = pointwise(cell, (), ("b",))
+        with cuda.use("cluster"):
+            made = choice.choose("LSTM", step, "", "float32", 64, 1, 8, H100)
+        sources = [
+            source.loop(step, "forward", made.arithmetic, made.forward),
+            source.loop(step, "backward", made.arithmetic, made.backward),
+            *(source.pointwise(step, kind, made.arithmetic, 1, 64) for kind in KINDS),
+        ]
+        texts.add(tuple(one.text for one in sources))
+        used = [set(one.arrays) & set(cell.numbers) for one in sources]
+        assert used[0] == {"alpha0", "beta0", "clip", "cell_clip"}
+        assert used[1] == {"alpha0", "clip", "cell_clip"}
+    assert len(texts) == 1
 
 
 def test_a_kernel_is_compiled_once_and_told_what_it_needs(monkeypatch):

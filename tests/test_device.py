@@ -117,6 +117,23 @@ def test_lengths_stacks_directions_and_recomputing(on_device, path, dtype, kind,
     agree(found, expected, TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("path", ["pointwise", "plain"])
+def test_numbers_of_a_cell(on_device, path):
+    """Each value has its own results from the same kernels."""
+    texts = set()
+    for k in range(3):
+        activations = (f"hard_sigmoid({0.2 + 0.1 * k}, {0.5 - 0.1 * k})", "tanh", f"scaled_tanh({1 + k}, 0.5)")
+        layer = xlstm.LSTM(3, 6, clip=0.3 + k, cell_clip=0.1 + 0.2 * k, activations=activations)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(launch, "runtime", lambda xp, like: None)
+            expected = results(layer, T=3, B=2)
+        runtime = on_device(path)
+        keep = runtime.launch
+        runtime.launch = lambda made, *rest, keep=keep: texts.add(made.text) or keep(made, *rest)
+        agree(results(layer, T=3, B=2), expected, TOLERANCE["float64"])
+    assert len(texts) == 2
+
+
 @pytest.mark.parametrize("H", [1, 3, 17, 64, 100])
 def test_any_width(on_device, H):
     layer = xlstm.LSTM(3, H)

@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from xlstm.activations import GATES
-from xlstm.cells import gru, lstm, rnn
+from xlstm.activations import GATES, parse
+from xlstm.cells import gru, lstm, rnn, slstm
 from xlstm.ctext import statements
+from xlstm.pointwise import pointwise
 from xlstm.tracing import UntraceableError, trace
 
 # NumPy's own functions for the operations, and so not those of any target.
@@ -94,6 +95,56 @@ def test_activations(rng, name):
     x = rng.standard_normal(50)
     agree(lambda xp, x: {"y": pair.fwd(xp, x)}, {"x": x})
     agree(lambda xp, dy, y: {"dx": pair.bwd(xp, dy, None, y)}, {"dy": rng.standard_normal(50), "y": pair.fwd(np, x)})
+
+
+ACTIVATIONS = {"hard_sigmoid": (0.21, 0.53), "scaled_tanh": (1.7, 0.66), "affine": (0.9, 0.1)}
+
+
+@pytest.mark.parametrize("name", [name for name in GATES if parse(name).values])
+def test_numbers_of_activations_are_inputs(name):
+    values = ACTIVATIONS.get(name, (0.37,))
+    assert len(values) == len(parse(name).values)
+    text = f"{name}({', '.join(map(str, values))})"
+    cells = lstm.Cell((text, text, text)), gru.Cell((text, text)), rnn.Cell((text,))
+    for cell in cells:
+        assert list(cell.numbers.values()) == list(values) * len(cell.activations)
+        are_inputs(cell)
+
+
+def test_numbers_of_cells_are_inputs():
+    assert CELLS["lstm all"].numbers == {"clip": 0.7, "cell_clip": 0.4, "alpha0": 0.3, "beta0": 0.5, "alpha2": 1.0}
+    assert lstm.Cell().numbers == gru.Cell().numbers == rnn.Cell().numbers == slstm.Cell().numbers == {}
+    for cell in (lstm.Cell(clip=0.53, cell_clip=0.37), gru.Cell(clip=0.53), rnn.Cell(clip=0.53), slstm.Cell()):
+        are_inputs(cell)
+
+
+def are_inputs(cell):
+    """None of a cell's numbers is written into its traces, and without tracing they give the same bits."""
+    step = pointwise(cell, (), ("b",))
+    assert step.numbers == tuple(cell.numbers)
+    for function, inputs in ((step.forward, step.before), (step.lean, step.before), (step.backward, step.after)):
+        lines, _ = trace(function, inputs)
+        assert not {abs(line.args[0]) for line in lines if line.op == "number"} & set(cell.numbers.values())
+        assert {line.args[0] for line in lines if line.op == "input"} <= set(inputs)
+    rng = np.random.default_rng(0)
+    given = {n: rng.standard_normal((9,) if r is None else (r, 9)) for n, r in step.before.items()} | cell.numbers
+    states = [given[s] for s in cell.STATES[1:]]
+    zx = given["zx"] + given["b"]
+    *new, saved = cell.gates(np, *((zx, given["zh"], given["h"]) if cell.SPLIT else (zx + given["zh"],)), *states)
+    for found, expected in zip(step.forward(np, **given).values(), (*new, *saved), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_cells_of_one_form_have_the_same_step():
+    given = ((("p", 3),), ("b",))
+    step = pointwise(lstm.Cell(("hard_sigmoid(0.1)", "elu", "tanh"), 0.5), *given)
+    assert step is pointwise(lstm.Cell(("hard_sigmoid(0.2)", "elu(3)", "tanh"), 0.6), *given)
+    for other in (
+        lstm.Cell(("hard_sigmoid(0.1)", "elu", "tanh")),
+        lstm.Cell(("hard_sigmoid(0.1)", "leaky_relu", "tanh"), 0.5),
+        lstm.Cell(("hard_sigmoid(0.1)", "elu", "tanh"), 0.5, cell_clip=0.5),
+    ):
+        assert pointwise(other, *given) is not step
 
 
 def test_equal_operations_are_there_once_and_needless_ones_not_at_all():

@@ -16,7 +16,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from xlstm.backend import Array, Namespace
 
@@ -311,7 +311,17 @@ FORGET = {"sigmoid": Pair(log_sigmoid, log_sigmoid_bwd), "exponential": Pair(lin
 POSITIVE = {"leaky_relu", "elu"}
 
 
-def parse(text: str) -> tuple[str, tuple[float, ...]]:
+PARAMETERS = ("alpha", "beta")  # names of the parameters of gate activations, in order
+
+
+class Activation(NamedTuple):
+    """A gate activation by name, and the values of its parameters."""
+
+    name: str
+    values: tuple[Any, ...]
+
+
+def parse(text: str | Activation) -> Activation:
     """Name and parameters of a gate activation, defaults filled in: "elu" -> ("elu", (1.0,)).
 
     Raises
@@ -319,6 +329,8 @@ def parse(text: str) -> tuple[str, tuple[float, ...]]:
     ValueError
         The name is unknown, or the parameters are not what it takes.
     """
+    if isinstance(text, Activation):
+        return text
     match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text) if isinstance(text, str) else None
     if match is None or match[1] not in GATES:
         raise ValueError(f"activations: {text!r} is unknown, expected one of {', '.join(GATES)}")
@@ -335,7 +347,7 @@ def parse(text: str) -> tuple[str, tuple[float, ...]]:
         raise ValueError(f"activations: {text!r}, expected an alpha above 0")
     if name in ("scaled_tanh", "hard_sigmoid") and values[0] == 0:
         raise ValueError(f"activations: {text!r}, expected an alpha other than 0")
-    return name, tuple(values)
+    return Activation(name, tuple(values))
 
 
 def canonical(text: str) -> str:
@@ -344,13 +356,12 @@ def canonical(text: str) -> str:
     return f"{name}({', '.join(map(repr, values))})" if values else name
 
 
-@functools.cache
-def pair(text: str) -> Pair:
+def pair(text: str | Activation) -> Pair:
     """The functions of a gate activation; see `parse`."""
     name, values = parse(text)
     if not values:
         return GATES[name]
-    given = dict(zip(("alpha", "beta"), values, strict=False))
+    given = dict(zip(PARAMETERS, values, strict=False))
     return Pair(*(functools.partial(f, **given) for f in GATES[name]))
 
 

@@ -7,7 +7,7 @@ registers and without the interpreter. What it computes is traced (`tracing.py`)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from xlstm.jit import load, name_of
@@ -30,12 +30,15 @@ FLOATS = {
 }
 # What all kernels of a dtype share.
 BASE = """
+import functools
 import math
-import numba
+
 import numpy as np
 
+from xlstm.codecache import cached
+
 F, I, U = np.{dtype}, np.{integer}, np.uintp  # an unsigned index never counts from the end
-compiled = numba.njit(nogil=True, fastmath={{"contract", "nsz"}}, error_model="numpy", cache=CACHE)
+compiled = functools.partial(cached, nogil=True, fastmath={{"contract", "nsz"}}, error_model="numpy")
 
 
 @compiled
@@ -85,17 +88,21 @@ class Kernel:
         stores: Mapping[str, str],
         around: str,
         more: str = "",
+        numbers: Collection[str] = (),
     ) -> None:
         """Trace a function of arrays with a last axis of units, and an axis of time where they are named here.
 
         `loads` and `stores` have the index in time of such arrays: j, t, or made of them. `around` is the text of
-        functions that call step, {names} its arrays; `more` that of functions which all kernels share.
+        functions that call step, {names} its arrays; `more` that of functions which all kernels share. Inputs that are
+        `numbers` are scalars, the same for all units; Python's floats are given for them.
         """
         lines, outputs = trace(function, inputs)
         self.names = [*inputs, *(name for name in outputs if name not in inputs)]
         body = []
         for to, row, op, args in lines:
-            if op == "input":
+            if op == "input" and args[0] in numbers:
+                body.append(f"{to} = F({args[0]})")
+            elif op == "input":
                 body.append(f"{to} = {args[0]}{_index(loads.get(args[0]), args[1])}")
             elif op == "store":
                 body.append(f"{to}{_index(stores.get(to), row)} = {args[0]}")

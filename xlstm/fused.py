@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -25,11 +26,11 @@ class Fused:
 
     Without a Wx, rows x (N, R) are the products of x; with a Wh (G, N, K, K) heads go by themselves. `own` are the
     parameters that the cell itself uses, (rows, H, 1), `biases` are b and bh where the products of x and of h have one
-    of their own.
+    of their own, `numbers` are those of the cell.
     """
 
-    def __init__(self, found: Kernels, w: Params, own: Params, biases: Params) -> None:
-        self.kernels = found
+    def __init__(self, found: Kernels, w: Params, own: Params, biases: Params, numbers: Mapping[str, float]) -> None:
+        self.kernels, self.numbers = found, numbers
         self.Wh = plain(w["Wh"])
         self.Wx = plain(w["Wx"]) if "Wx" in w else np.empty((0, 0), dtype=self.Wh.dtype)
         self.heads = self.Wh.ndim == 4
@@ -157,10 +158,11 @@ class Fused:
         return found.backward, self._complete(found.backward, arrays, n), before
 
     def _complete(self, kernel: Kernel, arrays: Params, n: int) -> Params:
-        """With the parameters that the kernel takes, as they stand beside the units of n sequences: (rows, M)."""
+        """With what else the kernel takes: parameters as they stand beside the units of n sequences, and numbers."""
         for name, p in self.given.items():
             if name in kernel.names:
                 arrays[name] = (p if n == 1 else np.repeat(p, n, axis=-1)).reshape(p.shape[0], -1)
+        arrays.update(self.numbers)
         return arrays
 
     @functools.cached_property
@@ -177,14 +179,17 @@ class Fused:
         return run.n == run.width == 1 and self.Wh.size <= WEIGHTS and self.Wx.size > 0 and not self.heads
 
 
-def step(found: Kernels, w: Params, given: Params, x: Array, state: Sequence[Array]) -> None:
-    """One step of one sequence from x (D,); the state, h and the carried ones (H,), is changed in place."""
+def step(found: Kernels, w: Params, given: Mapping[str, Any], x: Array, state: Sequence[Array]) -> None:
+    """One step of one sequence from x (D,); the state, h and the carried ones (H,), is changed in place.
+
+    `given` has the parameters and the numbers that the cell uses.
+    """
     arrays = {**given, "h": state[0], **dict(zip(found.carried, (s[None] for s in state[1:]), strict=True))}
     names = [name for name in found.lean.names if name not in ("zx", "zh")]
     found.lean.single(plain(x), plain(w["Wx"]), plain(w["Wh"]), *[arrays[name] for name in names])
 
 
-def kernels_of(cell: object, Wh: Array, own: Params, biases: Params) -> Kernels | None:
+def kernels_of(cell: Any, Wh: Array, own: Params, biases: Params) -> Kernels | None:
     """The kernels for a `Fused`, or None where the cell is not to be or cannot be compiled."""
     if not jit.enabled():
         return None

@@ -8,11 +8,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import linecache
 import os
 import sys
-import tempfile
 import threading
-from pathlib import Path
 from types import ModuleType
 
 from xlstm.probe import first_line
@@ -45,7 +44,7 @@ def enabled() -> bool:
 def failure() -> str | None:
     """Import what compiling needs, once per process: None if it works, else what is wrong and the mend."""
     try:
-        for name in (*PACKAGES, "scipy.linalg.cython_blas"):
+        for name in (*PACKAGES, "scipy.linalg.cython_blas", "xlstm.codecache"):
             importlib.import_module(name)
     except ModuleNotFoundError as error:
         return f"{error.name} is not installed; pip install {' '.join(PACKAGES)}"
@@ -60,27 +59,15 @@ def name_of(source: str) -> str:
 
 
 def load(source: str) -> ModuleType:
-    """The source as a module; it lies in the user's cache folder, and what Numba makes of it beside it."""
+    """The source as a module; a function that it makes by `codecache.cached` is compiled once for all processes."""
     with _lock:
         return _load(source)
 
 
 @functools.cache
 def _load(source: str) -> ModuleType:
-    import platformdirs
-
     name = name_of(source)
-    path = Path(platformdirs.user_cache_dir("xlstm", appauthor=False)) / f"{name}.py"
     module = sys.modules[name] = ModuleType(name)  # Numba looks it up there
-    module.CACHE = True  # type: ignore[attr-defined]
-    try:
-        if not path.exists() or path.read_text(encoding="utf-8") != source:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, made = tempfile.mkstemp(".py", dir=path.parent)  # a name of its own: others may do the same now
-            with open(handle, "w", encoding="utf-8") as file:
-                file.write(source)
-            os.replace(made, path)
-    except OSError:  # no folder to write to: compiled anew in every process
-        module.CACHE = False  # type: ignore[attr-defined]
-    exec(compile(source, str(path), "exec"), module.__dict__)
+    linecache.cache[f"<{name}>"] = (len(source), None, source.splitlines(True), f"<{name}>")  # for what Numba says
+    exec(compile(source, f"<{name}>", "exec"), module.__dict__)
     return module

@@ -159,22 +159,28 @@ class Kernels(NamedTuple):
     saved: dict[str, int | None]  # what the cell saves, and its rows, None for an array without that axis
 
 
-@functools.cache
 def of(cell: Any, dtype: Any, own: tuple[tuple[str, int], ...], added: tuple[str, ...]) -> Kernels | None:
     """The loops of a cell, or None where they cannot be: it is not element by element, or the dtype is another.
 
-    `own` has the cell's own parameters and their rows, `added` which of b and bh there are.
+    `own` has the cell's own parameters and their rows, `added` which of b and bh there are. The cell's numbers are
+    arguments of the kernels.
     """
-    step = pointwise(cell, own, added)
+    return _of(cell.form, dtype, own, added)
+
+
+@functools.cache
+def _of(form: Any, dtype: Any, own: tuple[tuple[str, int], ...], added: tuple[str, ...]) -> Kernels | None:
+    step = pointwise(form, own, added)
     if step is None or dtype.name not in compiled.FLOATS:
         return None
     states = dict.fromkeys(step.carried)
     before = {"zx": "j", **dict.fromkeys((*states, *step.saved), "t")}
     after, still = before | dict.fromkeys(states, "t + 1"), before | dict.fromkeys(states, "0")
+    back = APART if form.SPLIT else TOGETHER
     return Kernels(
-        Kernel(dtype.name, step.forward, step.before, before, after, FORWARD, LOOPS),
-        Kernel(dtype.name, step.lean, step.before, still, still, FORWARD, LOOPS),
-        Kernel(dtype.name, step.backward, step.after, before, before, APART if cell.SPLIT else TOGETHER, LOOPS),
+        Kernel(dtype.name, step.forward, step.before, before, after, FORWARD, LOOPS, step.numbers),
+        Kernel(dtype.name, step.lean, step.before, still, still, FORWARD, LOOPS, step.numbers),
+        Kernel(dtype.name, step.backward, step.after, before, before, back, LOOPS, step.numbers),
         step.carried,
         dict(step.saved),
     )

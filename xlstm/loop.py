@@ -44,6 +44,7 @@ class Cell(Protocol):
       its outputs; with SPLIT `dzx, dzh, dh, *dcarry`, with INNER given the transposed product last.
       Rows of dz after the G gates belong to the cell's own parameters.
     - `activated(xp, saved) -> array (G, ...)`: gate values in the order of GATES.
+    - `numbers`, those among its options by name: arguments of code that is made of it (`cells/options.py`).
 
     A cell with parameters of its own has `own_bwd`, one with INNER has `inner`.
     """
@@ -56,6 +57,8 @@ class Cell(Protocol):
     def SPLIT(self) -> bool: ...  # noqa: N802
     @property
     def INNER(self) -> bool: ...  # noqa: N802
+    @property
+    def numbers(self) -> dict[str, float]: ...
     @property
     def gates(self) -> Callable[..., tuple[Any, ...]]: ...
     @property
@@ -119,7 +122,7 @@ class Loop:
     def fused(self) -> Fused:
         """The loop compiled, where there are kernels for it."""
         assert self.kernels is not None
-        return Fused(self.kernels, self.w, self.own, self.biases)
+        return Fused(self.kernels, self.w, self.own, self.biases, self.cell.numbers)
 
     def run(
         self, run: Run, state: Sequence[Array], inputs: Iterator[Array], y: Array, keep: bool

@@ -46,11 +46,15 @@ def version_of(package: str) -> str | None:
 
 
 def compiled() -> str:
-    """Whether the loops on NumPy arrays are compiled, and why not."""
+    """Whether the loops on NumPy arrays are compiled, and why not; where the code is kept."""
     if os.environ.get(jit.VARIABLE) == "0":
         return f"no: {jit.VARIABLE}=0"
     try:
-        return f"yes, by Numba {version_of('numba')}" if jit.enabled() else f"no: {jit.failure()}"
+        if not jit.enabled():
+            return f"no: {jit.failure()}"
+        from xlstm import codecache
+
+        return f"yes, by Numba {version_of('numba')}, {codecache.describe()}"
     except (ImportError, ValueError) as error:
         return f"refused: {error}"
 

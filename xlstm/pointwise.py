@@ -2,7 +2,8 @@
 
 A step's arrays are zx and zh (G, M), the products of x and of h; b and bh (G, M), what is added to them; h and the
 carried states (M,); what the cell saves, s0, s1, ... (rows, M) or (M,); gradients likewise. M are all units of all
-sequences.
+sequences. The numbers among the cell's options, such as `clip`, are arguments like these, each a scalar: a step is that
+of all cells of one form.
 """
 
 from __future__ import annotations
@@ -29,17 +30,24 @@ class Pointwise:
     saved: Rows
     after: Rows  # inputs of backward
     carried: tuple[str, ...]  # the states but h
+    numbers: tuple[str, ...]  # inputs of all three that are scalars: the cell's `numbers`
 
 
-@functools.cache
 def pointwise(cell: Any, own: tuple[tuple[str, int], ...], added: tuple[str, ...]) -> Pointwise | None:
     """The step of a cell, or None where it is not element by element.
 
-    `own` has the cell's own parameters and their rows, `added` which of b and bh there are.
+    `own` has the cell's own parameters and their rows, `added` which of b and bh there are. Cells that differ in the
+    values of their numbers alone have the same step.
     """
-    G, carried = len(cell.GATES), tuple(cell.STATES[1:])
+    return _pointwise(cell.form, own, added)
+
+
+@functools.cache
+def _pointwise(form: Any, own: tuple[tuple[str, int], ...], added: tuple[str, ...]) -> Pointwise | None:
+    G, carried, numbers = len(form.GATES), tuple(form.STATES[1:]), tuple(form.numbers)
 
     def forward(xp: Namespace, zx: Array, zh: Array, h: Array, **rest: Array) -> dict[str, Array]:
+        cell = form.given({name: rest[name] for name in numbers})
         carry, mine = [rest[name] for name in carried], {name: rest[name] for name, _ in own}
         zx, zh = (z + rest[name] if name in added else z for z, name in ((zx, "b"), (zh, "bh")))
         if cell.SPLIT:
@@ -49,26 +57,28 @@ def pointwise(cell: Any, own: tuple[tuple[str, int], ...], added: tuple[str, ...
         return {"h": h, **dict(zip(carried, new, strict=True)), **{f"s{k}": a for k, a in enumerate(saved)}}
 
     def lean(xp: Namespace, **arrays: Array) -> dict[str, Array]:
-        return {name: a for name, a in forward(xp, **arrays).items() if name in cell.STATES}
+        return {name: a for name, a in forward(xp, **arrays).items() if name in form.STATES}
 
     def backward(xp: Namespace, dh: Array, **rest: Array) -> dict[str, Array]:
+        cell = form.given({name: rest[name] for name in numbers})
         carry, mine = [rest[name] for name in carried], {name: rest[name] for name, _ in own}
         slopes = cell.slopes(xp, *carry, [rest[name] for name in rest if name in saved], **mine)
         names = ["dz", *(("dzh", "dh0") if cell.SPLIT else ()), *(f"d{name}" for name in carried)]
         return dict(zip(names, cell.gates_bwd(xp, dh, *(rest[f"d{c}"] for c in carried), slopes), strict=True))
 
-    if cell.INNER:
+    if form.INNER:
         return None
+    scalars: dict[str, int | None] = dict.fromkeys(numbers)
     states: dict[str, int | None] = dict.fromkeys(carried)
-    before = {"zx": G, "zh": G, **dict.fromkeys(added, G), "h": None, **states, **dict(own)}
+    before = {"zx": G, "zh": G, **dict.fromkeys(added, G), "h": None, **states, **dict(own), **scalars}
     try:
         _, outputs = trace(forward, before)
     except UntraceableError:
         return None
-    saved = {name: rows for name, rows in outputs.items() if name not in cell.STATES}
-    after = {"dh": None, **{f"d{c}": None for c in carried}, **states, **saved, **dict(own)}
+    saved = {name: rows for name, rows in outputs.items() if name not in form.STATES}
+    after = {"dh": None, **{f"d{c}": None for c in carried}, **states, **saved, **dict(own), **scalars}
     try:
         trace(backward, after)
     except UntraceableError:
         return None
-    return Pointwise(forward, lean, backward, before, saved, after, carried)
+    return Pointwise(forward, lean, backward, before, saved, after, carried, numbers)

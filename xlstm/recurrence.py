@@ -108,7 +108,7 @@ def step(xp: Namespace, cell: Cell, w: Params, x: Array, state: Sequence[Array],
     small = x.shape[0] == 1 and math.prod(w["Wh"].shape) <= blas.SMALL
     if small and w["Wh"].ndim == 2 and "Wx" in w and loop.kernels is not None:
         given = {name: p.reshape(-1, loop.H) for name, p in (*loop.biases.items(), *loop.own.items())}
-        fused.step(loop.kernels, w, given, x[0, :], [s[0, :] for s in state])
+        fused.step(loop.kernels, w, given | cell.numbers, x[0, :], [s[0, :] for s in state])
         return
     inputs, _ = project(loop, x)
     one = loop.plain_step(loop.Wh) if loop.plain else functools.partial(loop.step, loop.Wh)

@@ -121,10 +121,11 @@ class Graph:
         rows = max(len(a.nodes) for a in symbols)
         if any(len(a.nodes) not in (1, rows) for a in symbols):
             raise UntraceableError(f"tracing: {op} of {' and '.join(str(len(a.nodes)) for a in symbols)} rows")
-        nodes = [self.number(op, *(self._node(a, row) for a in operands)) for row in range(rows)]
+        nodes = [self.number(op, *(self.node(a, row) for a in operands)) for row in range(rows)]
         return Symbols(self, nodes, scalar=all(a.scalar for a in symbols))
 
-    def _node(self, operand: Operand, row: int) -> int:
+    def node(self, operand: Operand, row: int) -> int:
+        """The number of the node that an operand has in a row; one row stands for all."""
         if isinstance(operand, Symbols):
             return operand.nodes[row if len(operand.nodes) > 1 else 0]
         return self.number("number", float(operand))
@@ -149,8 +150,8 @@ class SymbolicNamespace:
     def ones_like(self, x: Symbols) -> Symbols:
         return self.full_like(x, 1.0)
 
-    def full_like(self, x: Symbols, value: float) -> Symbols:
-        return Symbols(self._graph, [self._graph.number("number", float(value))] * len(x.nodes), x.scalar)
+    def full_like(self, x: Symbols, value: Operand) -> Symbols:
+        return Symbols(self._graph, [self._graph.node(value, row) for row in range(len(x.nodes))], x.scalar)
 
     def stack(self, arrays: Sequence[Symbols]) -> Symbols:
         return Symbols(self._graph, [a.nodes[0] if a.scalar else _refuse("stack of rows") for a in arrays])

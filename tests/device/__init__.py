@@ -17,6 +17,7 @@ from xlstm.cuda.source import Source, file
 from xlstm.cuda.tiling import Device
 
 SHIM = Path(__file__).with_name("shim.hpp")
+SCALARS = {"int32": ctypes.c_int32, "int64": ctypes.c_int64, "float32": ctypes.c_float, "float64": ctypes.c_double}
 COMPILE = ("g++", "-x", "c++", "-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w")
 
 
@@ -37,7 +38,7 @@ class ShimRuntime:
                 assert a.flags.c_contiguous, f"{entry}: an argument of shape {a.shape} is not contiguous"
                 values.append(ctypes.c_void_p(a.ctypes.data))
             else:
-                values.append({"int32": ctypes.c_int32, "int64": ctypes.c_int64}[a.dtype.name](int(a)))
+                values.append(SCALARS[a.dtype.name](a.item()))
         together = entry == source.name and source.blocks
         cluster = grid.x if together and source.cluster else 1
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))

@@ -7,16 +7,16 @@ division of the backward pass into `slopes` and `gates_bwd` are as in `cells/lst
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from xlstm.activations import Pair, clamp, clamp_bwd, pair
+from xlstm.activations import clamp, clamp_bwd
 from xlstm.backend import Array, Namespace
+from xlstm.cells.options import Options
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Options):
     """n = act(zx + r zh), with the products of x and of h apart."""
 
     activations: tuple[str, ...] = ("sigmoid", "tanh")
@@ -71,10 +71,6 @@ class Cell:
         if self.clip is None:
             return self._pairs[k].fwd(xp, z), ()
         return self._pairs[k].fwd(xp, clamp(xp, z, self.clip)), (z,)
-
-    @functools.cached_property
-    def _pairs(self) -> tuple[Pair, ...]:
-        return tuple(pair(text) for text in self.activations)
 
 
 class ResetBefore(Cell):

@@ -14,12 +14,13 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xlstm.activations import Pair, clamp, clamp_bwd, normalize, normalize_bwd, pair
+from xlstm.activations import clamp, clamp_bwd, normalize, normalize_bwd
 from xlstm.backend import Array, Namespace
+from xlstm.cells.options import Options
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Options):
     """An LSTM cell and its options; `layers.recurrent.LSTM` describes them.
 
     Its own parameters are the peepholes p (3, H, 1) in order i o f (Gers & Schmidhuber 2000; coupled:
@@ -156,10 +157,6 @@ class Cell:
     def activated(self, xp: Namespace, saved: Sequence[Array]) -> Array:
         """Gate values (4, ...) in the order of GATES."""
         return xp.concat((saved[0], saved[1][None, ...]))
-
-    @functools.cached_property
-    def _pairs(self) -> tuple[Pair, ...]:
-        return tuple(pair(text) for text in self.activations)
 
 
 # The cell without options, as functions.

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xlstm.activations import Pair, clamp, clamp_bwd, pair
+from xlstm.activations import clamp, clamp_bwd
 from xlstm.backend import Array, Namespace
+from xlstm.cells.options import Options
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Options):
     """One gate, its activation the new state. Layout and slopes are as in `cells/lstm.py`."""
 
     activations: tuple[str, ...] = ("tanh",)
@@ -25,15 +25,15 @@ class Cell:
     def gates(self, xp: Namespace, z: Array) -> tuple[Array, tuple[Array, ...]]:
         """One step from pre-activations z (1, H, B): h (H, B) and what backward needs."""
         if self.clip is None:
-            h = self._pair.fwd(xp, z[0, ...])
+            h = self._pairs[0].fwd(xp, z[0, ...])
             return h, (h,)
-        h = self._pair.fwd(xp, clamp(xp, z[0, ...], self.clip))  # (1)
+        h = self._pairs[0].fwd(xp, clamp(xp, z[0, ...], self.clip))  # (1)
         return h, (h, z)
 
     def slopes(self, xp: Namespace, saved: Sequence[Array]) -> tuple[Array, ...]:
         """Coefficient: dz = a dh."""
         h, *pre = saved
-        a = self._pair.bwd(xp, xp.ones_like(h), None, h)[None, ...]  # (1)
+        a = self._pairs[0].bwd(xp, xp.ones_like(h), None, h)[None, ...]  # (1)
         return (a if self.clip is None else clamp_bwd(xp, a, pre[0], self.clip),)
 
     def gates_bwd(self, xp: Namespace, dh: Array, slopes: Sequence[Array]) -> tuple[Array]:
@@ -43,7 +43,3 @@ class Cell:
     def activated(self, xp: Namespace, saved: Sequence[Array]) -> Array:
         """The gate value (1, ...)."""
         return saved[0][None, ...]
-
-    @functools.cached_property
-    def _pair(self) -> Pair:
-        return pair(self.activations[0])

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 
 from xlstm.activations import FORGET, Pair, sigmoid, sigmoid_bwd, tanh_bwd
 from xlstm.backend import Array, Namespace
+from xlstm.cells.options import Options
 
 REST = (0.0, 0.0, 0.0, -math.inf)  # h, c, n and m before the first step
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Options):
     """An sLSTM cell; log f is log_sigmoid(f~), or f~ with forget_gate "exponential"."""
 
     forget_gate: str = "sigmoid"

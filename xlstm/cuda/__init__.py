@@ -43,4 +43,4 @@ def device_pass(
             reason = why if step is None else "and it was asked for"
             raise TypeError(f"cuda: path 'loop' has no bfloat16, {reason}; expected float16 or float32")
         return None
-    return DevicePass(xp, runtime, choice, step, Wh, constants, runs)
+    return DevicePass(xp, runtime, choice, step, Wh, constants, cell.numbers, runs)

@@ -28,10 +28,11 @@ class Names(NamedTuple):
     read: tuple[str, ...]
     written: tuple[str, ...]
     real: tuple[str, ...] = ()  # read and written, in the type that is computed in
+    numbers: tuple[str, ...] = ()  # no arrays: numbers among the cell's options, in the type that is computed in
 
     @property
     def all(self) -> tuple[str, ...]:
-        return (*self.read, *self.written, *self.real)
+        return (*self.read, *self.written, *self.real, *self.numbers)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,14 @@ class CellText:
 
     @functools.cached_property
     def constant(self) -> dict[str, int | None]:
-        return {name: rows for name, rows in self.step.before.items() if name not in ("zx", "zh", *self.states)}
+        """Of a unit: the parameters that the cell itself uses, and biases."""
+        rest = ("zx", "zh", *self.states, *self.step.numbers)
+        return {name: rows for name, rows in self.step.before.items() if name not in rest}
+
+    @functools.cached_property
+    def numbers(self) -> tuple[str, ...]:
+        """Those of the cell that the traced function reads."""
+        return tuple(name for name in self.step.numbers if name in self.used)
 
     @functools.cached_property
     def fetched(self) -> dict[str, int | None]:
@@ -93,6 +101,10 @@ class CellText:
 
     @functools.cached_property
     def names(self) -> Names:
+        return self._arrays._replace(numbers=self.numbers)
+
+    @functools.cached_property
+    def _arrays(self) -> Names:
         kept, written = tuple(f"{name}_kept" for name in self.step.carried), tuple(self.results)
         first, end = (tuple(f"{name}_{at}" for name in self.states) for at in ("0", "end"))
         real = tuple(f"state_{name}" for name in self.states)
@@ -112,12 +124,14 @@ class CellText:
         arrays, row, sequence = self.names, "const Arrays& a, long long row, int unit", "long long sequence, int unit"
         product = "REAL dh, REAL (&dz)[GATES]" if self.back else "const REAL (&zh)[GATES]"
         fetched = {"dy": None, **self.fetched} if self.back else self.fetched
-        types = (("const IO", arrays.read), ("IO", arrays.written), ("REAL", arrays.real))
+        types = (("const IO*", arrays.read), ("IO*", arrays.written), ("REAL*", arrays.real), ("REAL", arrays.numbers))
+        numbers = [f"REAL {name}" for name in arrays.numbers]
+        constants = [*(f"REAL {name}[{rows or 1}]" for name, rows in self.constant.items()), *numbers]
         return "\n".join(
             [
-                _struct("Arrays", [f"{kind}* {name}" for kind, names in types for name in names]),
+                _struct("Arrays", [f"{kind} {name}" for kind, names in types for name in names]),
                 _struct("State", [f"REAL {name}" for name in self.states]),
-                _struct("Constant", [f"REAL {name}[{rows or 1}]" for name, rows in self.constant.items()]),
+                _struct("Constant", constants),
                 _struct("Fetched", [f"IO {name}[{rows or 1}]" for name, rows in fetched.items()]),
                 _struct("Result", [f"IO {name}[{rows or 1}]" for name, rows in self.results.items()]),
                 _function("constants", "Constant& k, const Arrays& a, int unit", self._constants()),
@@ -133,7 +147,7 @@ class CellText:
             f"k.{name}[{row or 0}] = widen(a.{name}[{row or 0} * {WIDTH} + unit]);"
             for name, rows in self.constant.items()
             for row in _rows(rows)
-        ]
+        ] + [f"k.{name} = a.{name};" for name in self.numbers]
 
     def _fetch(self) -> list[str]:
         """Numbers stay in the type of memory: nothing waits for them here."""
@@ -155,6 +169,8 @@ class CellText:
         return [*before, *statements(self.traced[0], self._load, self._store, self.real), *after]
 
     def _load(self, name: str, row: int | None) -> str:
+        if name in self.numbers:
+            return f"k.{name}"
         if name in self.constant:
             return f"k.{name}[{row or 0}]"
         if name in self.fetched:
@@ -210,7 +226,8 @@ class CellText:
 
 def cell_of(step: Pointwise, kind: str) -> Cell:
     """What tiling has to know; `kind` is forward or backward."""
-    read = step.after if kind == "backward" else {name: rows for name, rows in step.before.items() if name != "zh"}
+    inputs, rest = (step.after if kind == "backward" else step.before), ("zh", *step.numbers)
+    read = {name: rows for name, rows in inputs.items() if name not in rest}
     values = sum(rows or 1 for rows in read.values()) + len(step.carried) + 1
     return Cell(int(step.before["zx"] or 1), values)
 

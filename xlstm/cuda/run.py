@@ -32,6 +32,8 @@ class DevicePass:
     Wh : array (R, H) or (G, N, K, K)
     constants : dict
         The parameters that the cell itself uses and the biases, under their last names.
+    numbers : dict
+        Those of the cell.
     """
 
     def __init__(
@@ -42,11 +44,14 @@ class DevicePass:
         step: Pointwise,
         Wh: Array,
         constants: Mapping[str, Array],
+        numbers: Mapping[str, float],
         runs: Runs,
     ) -> None:
         self.xp, self.runtime, self.choice, self.step = xp, runtime, choice, step
         self.Wh = _rows(Wh)
+        real = {"float": np.float32, "double": np.float64}[choice.arithmetic.real]
         self.constants = {name: self._given(p) for name, p in constants.items()}
+        self.constants |= {name: real(value) for name, value in numbers.items()}
         self.heads, self.width = heads_of(Wh)
         self.H, self.G = self.heads * self.width, int(step.before["zx"] or 1)
         self.runs, self.even = runs, len(runs) == 1

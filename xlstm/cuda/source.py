@@ -24,7 +24,7 @@ class Source(NamedTuple):
 
     name: str
     text: str
-    arrays: tuple[str, ...]  # its arguments after the numbers, in order
+    arrays: tuple[str, ...]  # its arguments after those of the schedule, in order; the cell's numbers come last
     shared: int = 0  # bytes of dynamic shared memory
     blocks: int = 0  # that work together; 0 for any number of them
     cluster: bool = False  # they are one
@@ -86,6 +86,7 @@ def _parameters(names: Names, numbers: str) -> dict[str, str]:
         *(f"const IO* __restrict__ a_{name}" for name in names.read),
         *(f"IO* a_{name}" for name in names.written),
         *(f"REAL* a_{name}" for name in names.real),
+        *(f"REAL a_{name}" for name in names.numbers),
     ]
     return {"PARAMETERS": ", ".join(listed), "ARRAYS": f"{{{', '.join(f'a_{name}' for name in names.all)}}}"}
 

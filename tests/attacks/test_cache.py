@@ -1,0 +1,210 @@
+"""Damaged files of compiled code: they count as absent, and the code is compiled again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.attacks.bounds import examples
+from xlstm import jit, machine, private
+
+pytestmark = [
+    pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure())),
+    pytest.mark.skipif(os.name == "nt", reason="folders have no modes"),
+]
+SOURCE = """
+from xlstm.codecache import cached
+
+
+@cached
+def double(x):
+    return x + x
+
+
+@cached
+def triple(x):
+    return x + x + x
+"""
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setattr("numba.config.CACHE_DIR", "")
+    return tmp_path / "xlstm"
+
+
+def call(name="double"):
+    """The result of a compiled function as the next process has it, and whether its code was loaded."""
+    from xlstm import codecache
+
+    made = codecache.cached(getattr(jit.load(SOURCE), name).py_func)
+    found = made(1.5)
+    return found, sum(made.stats.cache_hits.values()) == 1
+
+
+def replaced(change):
+    """Damage that makes other bytes of the bytes of a file."""
+    return lambda path: path.write_bytes(change(path.read_bytes()))
+
+
+def flipped(at):
+    return replaced(lambda data: data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :])
+
+
+class Bomb:
+    def __reduce__(self):
+        return os._exit, (66,)
+
+
+def instead(make):
+    """Damage that puts something else in the place of the file."""
+
+    def damage(path):
+        path.unlink()
+        make(path)
+
+    return damage
+
+
+def a_full_folder(path):
+    path.mkdir()
+    (path / "file").touch()
+
+
+def of_another_function(path):
+    call("triple")
+    (other,) = path.parent.glob("*.triple-*")
+    path.write_bytes(other.read_bytes())
+
+
+def a_link_to_a_copy(path):
+    path.rename(path.parent / "copy")
+    path.symlink_to("copy")
+
+
+def too_large(path):
+    os.truncate(path, 1 << 40)  # has holes, and no digest of it is made
+
+
+DAMAGE = {
+    "removed": lambda path: path.unlink(),
+    "empty": replaced(lambda data: b""),
+    **{f"cut at {n}": replaced(lambda data, n=n: data[:n]) for n in (1, 31, 32, 33, 1000, -1)},
+    **{f"flipped at {n}": flipped(n) for n in (0, 31, 32, 40, 5000, -1)},
+    "longer": replaced(lambda data: data + b"\0"),
+    "garbage": replaced(lambda data: hashlib.shake_256(data).digest(len(data))),
+    "zeros": replaced(lambda data: bytes(len(data))),
+    "text": replaced(lambda data: b"def double(x): pass"),
+    "pickle": replaced(lambda data: pickle.dumps(Bomb())),
+    "pickle after the digest": replaced(lambda data: data[:32] + pickle.dumps(Bomb())),
+    "pickle with its digest": replaced(
+        lambda data: hashlib.sha256(pickle.dumps(Bomb())).digest() + pickle.dumps(Bomb())
+    ),
+    "of another function": of_another_function,
+    "too large": too_large,
+    "that all may write": lambda path: path.chmod(0o666),
+    "a link to a copy": a_link_to_a_copy,
+    "a link to nothing": instead(lambda path: path.symlink_to("nothing")),
+    "a link to itself": instead(lambda path: path.symlink_to(path.name)),
+    "a pipe": instead(os.mkfifo),
+    "a folder": instead(lambda path: path.mkdir()),
+    "a full folder": instead(a_full_folder),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_files_are_thrown_away_and_made_again(cache, kind):
+    assert call() == (3.0, False)
+    assert call() == (3.0, True)
+    (path,) = cache.iterdir()
+    DAMAGE[kind](path)
+    assert call() == (3.0, False)
+    assert call() == (3.0, not path.is_dir())  # a folder is not ours to remove
+    assert not list(cache.glob("*.tmp"))
+
+
+def test_files_without_permission(cache):
+    call()
+    (path,) = cache.iterdir()
+    path.chmod(0)
+    assert call() == (3.0, os.geteuid() == 0)  # whom permissions do not stop
+    assert call() == (3.0, True)
+
+
+def test_code_of_other_versions_is_not_loaded(cache, monkeypatch):
+    call()
+    monkeypatch.setattr("xlstm.codecache.VERSIONS", ("another",))
+    assert call() == (3.0, False)
+    assert len(list(cache.iterdir())) == 2
+    monkeypatch.setattr("xlstm.codecache.LIMIT", 1)  # too small for any
+    call("triple")
+    assert not list(cache.iterdir())
+
+
+def test_a_full_disk(cache, monkeypatch):
+    private.folder(cache)
+    monkeypatch.setattr(private.tempfile, "mkstemp", lambda *_: (os.open("/dev/full", os.O_WRONLY), "/nothing"))
+    assert call() == (3.0, False)
+    assert call() == (3.0, False)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777])
+def test_a_folder_that_others_may_write_to_is_left_alone(cache, mode):
+    call()
+    cache.chmod(mode)
+    (path,) = cache.iterdir()
+    before = path.read_bytes()
+    assert call() == (3.0, False)
+    assert call("triple") == (4.5, False)
+    assert list(cache.iterdir()) == [path]
+    assert path.read_bytes() == before
+
+
+def test_a_user_without_a_home(cache, monkeypatch):
+    def fail(name, appauthor):
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.setattr("xlstm.codecache.platformdirs.user_cache_path", fail)
+    assert call() == (3.0, False)
+    assert call() == (3.0, False)
+    assert "compiled again in each process: could not determine the home" in machine.compiled()
+
+
+@settings(max_examples=examples(100), deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_random_damage_is_seen(tmp_path, data):
+    folder = private.folder(tmp_path / "a")
+    content = data.draw(st.binary(max_size=200))
+    private.write(folder, "name", content)
+    whole = (folder / "name").read_bytes()
+    start = data.draw(st.integers(0, len(whole)))
+    end = data.draw(st.integers(start, len(whole)))
+    damaged = whole[:start] + data.draw(st.binary(max_size=50)) + whole[end:]
+    (folder / "name").write_bytes(damaged)
+    assert private.read(folder, "name", 1000) == (content if damaged == whole else None)
+
+
+CODE = f"""
+import os
+os.umask(0)
+from xlstm import jit
+module = jit.load({SOURCE!r})
+print(module.double(1.5), module.triple(1.5))
+"""
+
+
+def test_processes_that_compile_at_the_same_time(cache):
+    processes = [subprocess.Popen([sys.executable, "-c", CODE], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate(timeout=100)[0] for process in processes] == ["3.0 4.5\n"] * 2
+    assert sorted(path.name.split(".")[1].split("-")[0] for path in cache.iterdir()) == ["double", "triple"]
+    assert call() == (3.0, True)
+    assert call("triple") == (4.5, True)
