@@ -18,15 +18,18 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from xlstm.backend import Array, Namespace
+import numpy as np
+
+from xlstm.backend import HALVES, Array, Namespace, dtype_name
 
 
 def sigmoid(xp: Namespace, x: Array) -> Array:
-    """1 / (1 + exp(-x)), written as (1 + tanh(x/2)) / 2, which cannot overflow."""
-    y = xp.tanh(x * 0.5)
-    y *= 0.5
-    y += 0.5
-    return y
+    """1 / (1 + exp(-x)), written as e / (1 + e) with e = exp(x): that has all its digits however small it is."""
+    # From `one` on sigmoid(x) is 1, while exp(x) is finite. NumPy has no halves here, and takes a number for an array.
+    one = 40.0 if xp is np else xp.full_like(x, 10.0 if dtype_name(x.dtype) in HALVES else 40.0)
+    e = xp.exp(xp.minimum(x, one))
+    e /= 1 + e
+    return e
 
 
 def sigmoid_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
