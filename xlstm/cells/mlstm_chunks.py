@@ -233,11 +233,11 @@ def _reference(xp: Namespace, most: Array, m: Array) -> Array:
 def _ends(
     xp: Namespace, w: Array, r: Array, before: Array, last: Array, root: float, dtype: Any
 ) -> tuple[Array, Array]:
-    return xp.astype(xp.exp(before - r), dtype), xp.astype(root * xp.exp(w - last), dtype)
+    return xp.astype(xp.exp(floor(xp, before) - r), dtype), xp.astype(root * xp.exp(w - last), dtype)
 
 
 def _through(xp: Namespace, before: Array, last: Array, dtype: Any) -> Array:
-    return xp.astype(xp.exp(before - last), dtype)
+    return xp.astype(xp.exp(floor(xp, before) - last), dtype)
 
 
 def _weight(xp: Namespace, w: Array, r: Array, at: Array, of: Array, root: float, dtype: Any) -> Array:

@@ -79,9 +79,10 @@ def step_bwd(
 
 def _scales(xp: Namespace, i: Array, f: Array, m0: Array, forget: str) -> tuple[Array, ...]:
     logf = FORGET[forget].fwd(xp, f)
-    m = xp.maximum(logf + m0, i)  # (1)
+    kept = logf + m0
+    m = xp.maximum(kept, i)  # (1)
     low = floor(xp, m)
-    return logf, m, xp.exp(i - low), xp.exp(logf + m0 - low)  # (2)
+    return logf, m, xp.exp(i - low), xp.exp(floor(xp, kept) - low)  # (2)
 
 
 def _scales_bwd(

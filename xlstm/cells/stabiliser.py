@@ -6,13 +6,14 @@ import functools
 import math
 from typing import Any
 
-from xlstm.activations import clamp
+from xlstm.activations import clamp, known_dtype
 from xlstm.backend import Array, Namespace
 
 LOW = -1e30  # in place of -inf where it would be subtracted from itself
 
 
 def floor(xp: Namespace, m: Array) -> Array:
+    """m, but no less than LOW: where nothing was written, what C and n are multiplied by is exp(LOW - LOW) = 1."""
     return xp.maximum(m, xp.full_like(m, LOW))
 
 
@@ -30,8 +31,7 @@ def sign_of(xp: Namespace, s: Array, one: Array, dtype: Any) -> Array:
 @functools.cache
 def limit_of(xp: Namespace, dtype: Any) -> float:
     """The largest of logarithms whose exponentials, and one over them, the dtype has."""
-    known = xp.float32 if str(dtype) == "bfloat16" else dtype  # of which CuPy's finfo knows nothing; it is as wide
-    return -math.log(float(xp.finfo(known).smallest_normal)) - 1
+    return -math.log(float(xp.finfo(known_dtype(xp, dtype)).smallest_normal)) - 1
 
 
 def denominator(xp: Namespace, s: Array, m: Array, eps: float, limit: float, dtype: Any) -> Array:
