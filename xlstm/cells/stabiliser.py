@@ -9,12 +9,16 @@ from typing import Any
 from xlstm.activations import clamp, known_dtype
 from xlstm.backend import Array, Namespace
 
-LOW = -1e30  # in place of -inf where it would be subtracted from itself
+
+def floor(xp: Namespace, m: Array, low: float) -> Array:
+    """m, but no less than `low`: where nothing was written, what C and n are multiplied by is exp(low - low) = 1."""
+    return xp.maximum(m, xp.full_like(m, low))
 
 
-def floor(xp: Namespace, m: Array) -> Array:
-    """m, but no less than LOW: where nothing was written, what C and n are multiplied by is exp(LOW - LOW) = 1."""
-    return xp.maximum(m, xp.full_like(m, LOW))
+@functools.cache
+def low_of(xp: Namespace, dtype: Any) -> float:
+    """A logarithm in place of -inf, which could not be subtracted from itself; differences from it are finite."""
+    return -(float(xp.finfo(known_dtype(xp, dtype)).max) ** 0.8)
 
 
 def one_of(xp: Namespace, m: Array, limit: float, dtype: Any) -> Array:
