@@ -36,7 +36,7 @@ def params_of(model, be, rng):
         (xlstm.mLSTM(64, 8), False, 1.0),
         (xlstm.sLSTM(64, 64), True, (2 / (5 * 64)) ** 0.5),
         (xlstm.xLSTMStack(64, 1, [0], post_norm=False), False, (2 / (5 * 64)) ** 0.5),
-        (xlstm.mLSTMBlock(64), False, (2 / (5 * 64)) ** 0.5),
+        (xlstm.xLSTMLarge(64, 1), False, (2 / (5 * 64)) ** 0.5),
     ],
     ids=lambda value: type(value).__name__,
 )

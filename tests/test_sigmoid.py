@@ -113,5 +113,5 @@ def test_gradients_of_a_saturated_gru_follow_torch(monkeypatch, compiled):
     peer(torch.tensor(x).double(), torch.tensor(h0).double())[0].sum().backward()
     for name in ("weight_ih_l0", "weight_hh_l0"):
         expected = getattr(peer, name).grad.numpy()
-        off = np.linalg.norm(found[name] - expected, axis=1) / np.linalg.norm(expected, axis=1)
-        assert off.max() < 1e-3, name  # of PyTorch in float32 it is 1e-4, too
+        off, size = (np.linalg.norm(a, axis=1) for a in (found[name] - expected, expected))
+        assert np.all(off <= 1e-3 * size), name  # PyTorch in float32 is off by 1e-4, too

@@ -14,7 +14,6 @@ from xlstm.activations import soft_cap, soft_cap_bwd
 from xlstm.backend import Array, Namespace, Params, Seed, backend_like, check_library, to_numpy
 from xlstm.layers.backbone import Backbone
 from xlstm.layers.base import masks
-from xlstm.layers.blocks import Block
 from xlstm.layers.embedding import Embedding
 from xlstm.layers.linear import Linear
 from xlstm.layers.part import Part
@@ -113,7 +112,7 @@ class xLSTMLanguageModel(Part):  # noqa: N801
     @property
     def _small(self) -> bool:
         """Whether embeddings are small at first: a norm follows them, or they are the head."""
-        return self.tied or isinstance(self.backbone, Backbone | Block)
+        return self.tied or isinstance(self.backbone, Backbone)
 
     @functools.cached_property
     def head(self) -> Linear:
