@@ -114,4 +114,4 @@ def test_gradients_of_a_saturated_gru_follow_torch(monkeypatch, compiled):
     for name in ("weight_ih_l0", "weight_hh_l0"):
         expected = getattr(peer, name).grad.numpy()
         off, size = (np.linalg.norm(a, axis=1) for a in (found[name] - expected, expected))
-        assert np.all(off <= 1e-3 * size), name  # PyTorch in float32 is off by 1e-4, too
+        assert np.all(off <= 1e-3 * size + 1e-30), name  # PyTorch in float32 is off by 1e-4, too

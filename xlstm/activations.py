@@ -405,7 +405,7 @@ def squares(x: Array) -> float:
 @functools.cache
 def fourth_root(xp: Namespace, dtype: Any) -> float:
     """Of the largest number of a dtype: the product of three such numbers leaves room for a sum of many of them."""
-    return float(xp.finfo(known_dtype(xp, dtype)).max) ** 0.25
+    return math.pow(xp.finfo(known_dtype(xp, dtype)).max, 0.25)
 
 
 def known_dtype(xp: Namespace, dtype: Any) -> Any:

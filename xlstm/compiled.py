@@ -55,7 +55,7 @@ def tanh(x):
 
 @compiled
 def exp(x):
-    # 2^k (1 + p(r)) with x = k ln 2 + r. 2^k is the product of two powers: exp(x) has more exponents than one power has.
+    # 2^k (1 + p(r)) with x = k ln 2 + r; 2^k is a product of two powers, as exp(x) has more exponents than one has.
     a = F({highest}) if x > F({highest}) else x
     a = F({lowest}) if a < F({lowest}) else a
     w = a * F({log2e!r}) + F({magic!r})  # leaves k in the last bits
@@ -137,7 +137,8 @@ def _base(dtype: str, more: str) -> str:
         series = f"F({1 / math.factorial(n)!r}) + r * ({series})"
     return BASE.format(
         **{"dtype": dtype, "integer": integer, "mantissa": mantissa, "bias": bias, "limit": limit, "high": high},
-        **{"low": low, "lowest": lowest, "highest": highest, "log2e": 1 / math.log(2), "magic": 1.5 * 2.0**mantissa, "series": f"r * ({series})"},
+        **{"low": low, "lowest": lowest, "highest": highest, "log2e": 1 / math.log(2), "magic": 1.5 * 2.0**mantissa},
+        series=f"r * ({series})",
         more=more,
     )
 

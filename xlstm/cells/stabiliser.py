@@ -18,7 +18,7 @@ def floor(xp: Namespace, m: Array, low: float) -> Array:
 @functools.cache
 def low_of(xp: Namespace, dtype: Any) -> float:
     """A logarithm in place of -inf, which could not be subtracted from itself; differences from it are finite."""
-    return -(float(xp.finfo(known_dtype(xp, dtype)).max) ** 0.8)
+    return -math.pow(xp.finfo(known_dtype(xp, dtype)).max, 0.8)
 
 
 def one_of(xp: Namespace, m: Array, limit: float, dtype: Any) -> Array:
