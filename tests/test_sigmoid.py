@@ -93,6 +93,18 @@ def test_extremes():
     np.testing.assert_array_equal(sigmoid(np, x), np.array([0, 0, 0, 1, 1, 1, np.nan], "f4"))
 
 
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_halves(name):
+    """Whose exponentials overflow early."""
+    torch = pytest.importorskip("torch")
+    import array_api_compat.torch as xp
+
+    x = torch.tensor([-1e4, -10.0, -1.0, 0.0, 3.0, 20.0, 6e4], dtype=getattr(torch, name))
+    found, expected = sigmoid(xp, x), torch.sigmoid(x)
+    assert found.dtype == x.dtype
+    torch.testing.assert_close(found, expected, rtol=4 * torch.finfo(x.dtype).eps, atol=0)
+
+
 @pytest.mark.parametrize("compiled", ["0", "1"])
 def test_gradients_of_a_saturated_gru_follow_torch(monkeypatch, compiled):
     """A state of 1e4 makes gates that are nearly 0, whose small gradients times the state are the weights'."""

@@ -22,6 +22,9 @@ FORMS = {
     **{"number": "F({!r})", "tanh": "tanh({})", "exp": "exp({})", "abs": "abs({})"},
     **{name: f"F(math.{name}({{}}))" for name in ("expm1", "log", "log1p", "sqrt")},
 }
+# A loop with a function of libm makes no vectors, and without them libm's exp is quicker, too.
+LIBM = ("expm1", "log", "log1p")
+SCALAR = FORMS | {"exp": "F(math.exp({}))"}
 # Integer of the same size, bits of the mantissa, bias of the exponent, an x whose tanh is 1, the x between which exp(x)
 # is neither 0 nor infinite, ln 2 in two parts, and terms of the series of exp(r) - 1 for |r| <= ln(2)/2.
 FLOATS = {
@@ -106,6 +109,7 @@ class Kernel:
         functions that call step, {names} its arrays; `more` that of functions which all kernels share.
         """
         lines, outputs = trace(function, inputs)
+        forms = SCALAR if any(line.op in LIBM for line in lines) else FORMS
         self.names = [*inputs, *(name for name in outputs if name not in inputs)]
         body = []
         for to, row, op, args in lines:
@@ -114,7 +118,7 @@ class Kernel:
             elif op == "store":
                 body.append(f"{to}{_index(stores.get(to), row)} = {args[0]}")
             else:
-                body.append(f"{to} = {FORMS[op].format(*args)}")
+                body.append(f"{to} = {forms[op].format(*args)}")
         self._base = _base(dtype, more)
         names, rest = (", ".join(name for name in self.names if name not in left) for left in ((), ("zx", "zh")))
         self._source = SOURCE.format(
