@@ -29,6 +29,25 @@ def params_of(model, be, rng):
     return {name: be.asarray(p + 0.5 * rng.standard_normal(p.shape)) for name, p in model.init(0, "numpy").items()}
 
 
+@pytest.mark.parametrize(
+    ("backbone", "tied", "std"),
+    [
+        (xlstm.LSTM(64, 8), False, 1.0),
+        (xlstm.mLSTM(64, 8), False, 1.0),
+        (xlstm.sLSTM(64, 64), True, (2 / (5 * 64)) ** 0.5),
+        (xlstm.xLSTMStack(64, 1, [0], post_norm=False), False, (2 / (5 * 64)) ** 0.5),
+        (xlstm.xLSTMLarge(64, 1), False, (2 / (5 * 64)) ** 0.5),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_initial_embeddings(backbone, tied, std):
+    """Normal: as PyTorch's where no norm follows, else small, as is the head."""
+    W = xlstm.xLSTMLanguageModel(backbone, 100, tied=tied).init(0, "numpy", "float64")["embedding.W"] / std
+    assert abs(W.mean()) < 0.05
+    assert abs(W.std() - 1) < 0.03
+    assert abs(np.mean(W**4) - 3) < 0.3  # of a normal variable
+
+
 @pytest.mark.parametrize("model", MODELS, ids=IDS)
 @pytest.mark.parametrize("lengths", [None, [2, 6, 0]], ids=["", "lengths"])
 def test_gradient(rng, model, lengths):

@@ -165,6 +165,25 @@ def test_a_sequence_without_steps_keeps_its_state(rng, layer, keep):
         np.testing.assert_array_equal(np.take(a, 0, axis), np.take(b, 0, axis))
 
 
+@pytest.mark.parametrize("layer", **numbered(SEQUENCES))
+@pytest.mark.parametrize("begun", [False, True], ids=["from rest", "from a state"])
+@pytest.mark.parametrize("lengths", [[0], [3, 0, 5]], ids=["alone", "among others"])
+def test_a_sequence_without_steps_passes_its_gradient_on(be, rng, layer, begun, lengths):
+    """The state after it is that before it, also where m is -inf, and so are their gradients."""
+    B, at = len(lengths), lengths.index(0)
+    params, outer = params_of(layer, be, rng), (B, 5) if layer.batch_first else (5, B)
+    x = be.asarray(rng.standard_normal((*outer, layer.input_size)))
+    state = like(be, rng, layer.forward(params, x, seed=1)[1]) if begun else None
+    y, end, saved = layer.forward(params, x, state, lengths=lengths, seed=1)
+    dend = like(be, rng, end)
+    _, _, dstart = layer.backward(params, saved, be.xp.ones_like(y), dend)
+    for a, b, leaf in zip(arrays(dend), arrays(dstart), leaves(layer), strict=True):
+        axis = list(leaf.dims).index("B")
+        a, b = (np.take(to_numpy(d), at, axis) for d in (a, b))
+        # That of m is a sum over C and n less the same sum.
+        np.testing.assert_allclose(b, a, rtol=1e-9 if leaf.name == "m" else 0, err_msg=leaf.name)
+
+
 def leaves(layer):
     def walk(part):
         return [one for leaf in part for one in (walk(leaf) if isinstance(leaf, tuple) else [leaf])]

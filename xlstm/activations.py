@@ -18,15 +18,18 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from xlstm.backend import Array, Namespace
+import numpy as np
+
+from xlstm.backend import HALVES, Array, Namespace, dtype_name
 
 
 def sigmoid(xp: Namespace, x: Array) -> Array:
-    """1 / (1 + exp(-x)), written as (1 + tanh(x/2)) / 2, which cannot overflow."""
-    y = xp.tanh(x * 0.5)
-    y *= 0.5
-    y += 0.5
-    return y
+    """1 / (1 + exp(-x)), written as e / (1 + e) with e = exp(x): that has all its digits however small it is."""
+    # From `one` on sigmoid(x) is 1, while exp(x) is finite. NumPy has no halves here, and takes a number for an array.
+    one = 40.0 if xp is np else xp.full_like(x, 10.0 if dtype_name(x.dtype) in HALVES else 40.0)
+    e = xp.exp(xp.minimum(x, one))
+    e /= 1 + e
+    return e
 
 
 def sigmoid_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
@@ -370,7 +373,8 @@ EPS = 1e-5  # of torch.nn.LayerNorm
 
 def normalize(xp: Namespace, x: Array, axis: int, eps: float = EPS) -> tuple[Array, Array]:
     """x with mean 0 and variance 1 along `axis` (Ba et al. 2016, eq. 3), and 1 / its standard deviation."""
-    return normalize_root(xp, x - xp.mean(x, axis=axis, keepdims=True), axis, eps)
+    x, c = _with_squares(xp, x, axis)
+    return _by_root(xp, x - xp.mean(x, axis=axis, keepdims=True), c, axis, eps)
 
 
 def normalize_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Array:
@@ -381,8 +385,45 @@ def normalize_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Ar
 
 def normalize_root(xp: Namespace, x: Array, axis: int, eps: float = EPS) -> tuple[Array, Array]:
     """x with mean square 1 along `axis` (Zhang & Sennrich 2019, eq. 4), and 1 / the root of it."""
+    x, c = _with_squares(xp, x, axis)
+    return _by_root(xp, x, c, axis, eps)
+
+
+def _by_root(xp: Namespace, x: Array, c: Array | float, axis: int, eps: float) -> tuple[Array, Array]:
+    """x with mean square 1, and c / the root of it."""
     r = 1 / xp.sqrt(xp.mean(x * x, axis=axis, keepdims=True) + eps)
-    return x * r, r
+    return x * r, r * c
+
+
+def _with_squares(xp: Namespace, x: Array, axis: int) -> tuple[Array, Array | float]:
+    """x times factors c along `axis`, such that its squares are finite, and c.
+
+    c is 1 unless x has larger elements than `fourth_root`; those are so large that eps does not matter beside them.
+    """
+    if xp is np and math.isfinite(squares(x)):  # then no square overflows, and c is not needed
+        return x, 1.0
+    most, limit = xp.max(xp.abs(x), axis=axis, keepdims=True), fourth_root(xp, x.dtype)
+    c = limit / xp.maximum(most, xp.full_like(most, limit))
+    return x * c, c
+
+
+def squares(x: Array) -> float:
+    """The sum of all x^2 of a NumPy array, infinite where it overflows, by one pass over it and in silence."""
+    if x.flags.c_contiguous:
+        return float(np.vdot(x, x))
+    axes = list(range(x.ndim))
+    return float(np.einsum(x, axes, x, axes, []))
+
+
+@functools.cache
+def fourth_root(xp: Namespace, dtype: Any) -> float:
+    """Of the largest number of a dtype: the product of three such numbers leaves room for a sum of many of them."""
+    return math.pow(xp.finfo(known_dtype(xp, dtype)).max, 0.25)
+
+
+def known_dtype(xp: Namespace, dtype: Any) -> Any:
+    """A dtype with the same exponents that `finfo` knows: that of CuPy does not know bfloat16."""
+    return xp.float32 if dtype_name(dtype) == "bfloat16" else dtype
 
 
 def normalize_root_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Array:

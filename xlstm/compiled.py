@@ -19,14 +19,17 @@ FORMS = {
     **{"less": "{} < {}", "less_equal": "{} <= {}", "and": "{} & {}", "where": "{1} if {0} else {2}"},
     "maximum": "{0} if ({0} > {1}) | ({0} != {0}) else {1}",
     "minimum": "{0} if ({0} < {1}) | ({0} != {0}) else {1}",
-    **{"number": "F({!r})", "tanh": "tanh({})", "abs": "abs({})"},
-    **{name: f"F(math.{name}({{}}))" for name in ("exp", "expm1", "log", "log1p", "sqrt")},
+    **{"number": "F({!r})", "tanh": "tanh({})", "exp": "exp({})", "abs": "abs({})"},
+    **{name: f"F(math.{name}({{}}))" for name in ("expm1", "log", "log1p", "sqrt")},
 }
-# Integer of the same size, bits of the mantissa, bias of the exponent, an x whose tanh is 1, ln 2 in two parts, and
-# terms of the series of exp(r) - 1 for |r| <= ln(2)/2.
+# A loop with a function of libm makes no vectors, and without them libm's exp is quicker, too.
+LIBM = ("expm1", "log", "log1p")
+SCALAR = FORMS | {"exp": "F(math.exp({}))"}
+# Integer of the same size, bits of the mantissa, bias of the exponent, an x whose tanh is 1, the x between which exp(x)
+# is neither 0 nor infinite, ln 2 in two parts, and terms of the series of exp(r) - 1 for |r| <= ln(2)/2.
 FLOATS = {
-    "float32": ("int32", 23, 127, 10.0, 0.693359375, -2.12194440e-4, 7),
-    "float64": ("int64", 52, 1023, 20.0, 6.93147180369123816490e-01, 1.90821492927058770002e-10, 13),
+    "float32": ("int32", 23, 127, 10.0, -104.0, 89.0, 0.693359375, -2.12194440e-4, 7),
+    "float64": ("int64", 52, 1023, 20.0, -746.0, 710.0, 6.93147180369123816490e-01, 1.90821492927058770002e-10, 13),
 }
 # What all kernels of a dtype share.
 BASE = """
@@ -54,6 +57,20 @@ def tanh(x):
     s = I((F(w).view(I) + I({bias})) << I({mantissa})).view(F)
     e = s * p + (s - F(1))
     return e / (e + F(2))
+
+
+@compiled
+def exp(x):
+    # 2^k (1 + p(r)) with x = k ln 2 + r; 2^k is a product of two powers, as exp(x) has more exponents than one has.
+    a = F({highest}) if x > F({highest}) else x
+    a = F({lowest}) if a < F({lowest}) else a
+    w = a * F({log2e!r}) + F({magic!r})  # leaves k in the last bits
+    k = w - F({magic!r})
+    r = (a - k * F({high!r})) - k * F({low!r})
+    p = {series}
+    n = I(I(F(w).view(I) - F({magic!r}).view(I)) + I(2 * {bias}))
+    m = I(n >> I(1))
+    return (p + F(1)) * I(m << I({mantissa})).view(F) * I(I(n - m) << I({mantissa})).view(F)
 
 
 {more}
@@ -97,6 +114,7 @@ class Kernel:
         `numbers` are scalars, the same for all units; Python's floats are given for them.
         """
         lines, outputs = trace(function, inputs)
+        forms = SCALAR if any(line.op in LIBM for line in lines) else FORMS
         self.names = [*inputs, *(name for name in outputs if name not in inputs)]
         body = []
         for to, row, op, args in lines:
@@ -107,7 +125,7 @@ class Kernel:
             elif op == "store":
                 body.append(f"{to}{_index(stores.get(to), row)} = {args[0]}")
             else:
-                body.append(f"{to} = {FORMS[op].format(*args)}")
+                body.append(f"{to} = {forms[op].format(*args)}")
         self._base = _base(dtype, more)
         names, rest = (", ".join(name for name in self.names if name not in left) for left in ((), ("zx", "zh")))
         self._source = SOURCE.format(
@@ -124,13 +142,14 @@ class Kernel:
 
 
 def _base(dtype: str, more: str) -> str:
-    integer, mantissa, bias, limit, high, low, terms = FLOATS[dtype]
+    integer, mantissa, bias, limit, lowest, highest, high, low, terms = FLOATS[dtype]
     series = f"F({1 / math.factorial(terms)!r})"
     for n in range(terms - 1, 0, -1):
         series = f"F({1 / math.factorial(n)!r}) + r * ({series})"
     return BASE.format(
         **{"dtype": dtype, "integer": integer, "mantissa": mantissa, "bias": bias, "limit": limit, "high": high},
-        **{"low": low, "log2e": 1 / math.log(2), "magic": 1.5 * 2.0**mantissa, "series": f"r * ({series})"},
+        **{"low": low, "lowest": lowest, "highest": highest, "log2e": 1 / math.log(2), "magic": 1.5 * 2.0**mantissa},
+        series=f"r * ({series})",
         more=more,
     )
 

@@ -12,6 +12,7 @@ import numpy as np
 from xlstm import checks
 from xlstm.activations import soft_cap, soft_cap_bwd
 from xlstm.backend import Array, Namespace, Params, Seed, backend_like, check_library, to_numpy
+from xlstm.layers.backbone import Backbone
 from xlstm.layers.base import masks
 from xlstm.layers.embedding import Embedding
 from xlstm.layers.linear import Linear
@@ -41,7 +42,8 @@ class xLSTMLanguageModel(Part):  # noqa: N801
     """An embedding, a backbone, and a linear head without bias.
 
     Parameters are `embedding.W` (V, D), those of the backbone under `backbone.`, and unless `tied` `head.W` (V, D).
-    The state is that of the backbone.
+    The state is that of the backbone. Initial embeddings are N(0, 1), as of `torch.nn.Embedding`; where the backbone
+    begins with a norm, or the embedding is `tied`, they are N(0, 2 / (5 D)).
 
     Parameters
     ----------
@@ -101,8 +103,17 @@ class xLSTMLanguageModel(Part):  # noqa: N801
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
         """Embedding, backbone and head."""
-        found = {"embedding": Embedding(self.vocab_size, self.backbone.input_size), "backbone": self.backbone}
+        std = None if self._small else 1.0
+        found = {
+            "embedding": Embedding(self.vocab_size, self.backbone.input_size, std=std),
+            "backbone": self.backbone,
+        }
         return found if self.tied else {**found, "head": self.head}
+
+    @property
+    def _small(self) -> bool:
+        """Whether embeddings are small at first: a norm follows them, or they are the head."""
+        return self.tied or isinstance(self.backbone, Backbone)
 
     @functools.cached_property
     def head(self) -> Linear:

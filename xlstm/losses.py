@@ -85,7 +85,7 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
     known = xp.any(hit, axis=-1)
     if mask is not None:
         known = xp.logical_or(known, xp.logical_not(xp.broadcast_to(_leading(xp, mask, labels), labels.shape)))
-    picked = xp.sum(true * log_p, axis=-1)
+    picked = xp.sum(xp.where(hit, log_p, xp.zeros_like(log_p)), axis=-1)  # log_p may be -inf elsewhere
     picked = xp.where(known, picked, xp.full_like(picked, xp.nan))
     return -xp.sum(weight * picked), (weight if mask is None else weight[..., None]) * (xp.exp(log_p) - true)
 

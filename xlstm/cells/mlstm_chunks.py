@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from xlstm.activations import FORGET
 from xlstm.backend import Array, Namespace, device_of
-from xlstm.cells.stabiliser import denominator, floor, limit_of, one_of, sign_of
+from xlstm.cells.stabiliser import denominator, floor, limit_of, low_of, one_of, sign_of
 from xlstm.elementwise import compiles, fuse, total
 from xlstm.products import matmul, packed
 from xlstm.scans import scan
@@ -133,7 +133,7 @@ def _gates(xp: Namespace, i: Array, logf: Array, m0: Array) -> tuple[Gates, Arra
     """And m after the last chunk."""
     b, w, most = _sums(xp, i, logf)
     ((ms, end),) = scan(xp, _larger, [m0], b[..., -1], most[..., -1])
-    return Gates(b, w, most, ms, fuse(xp, _reference, most, ms[..., None])), end
+    return Gates(b, w, most, ms, fuse(xp, _reference, most, ms[..., None], low=low_of(xp, most.dtype))), end
 
 
 def _sums(xp: Namespace, i: Array, logf: Array) -> tuple[Array, Array, Array]:
@@ -161,8 +161,9 @@ def _weights(xp: Namespace, gates: Gates, q: Array) -> tuple[Array, Array, Array
     and of the state before it: (..., L), (..., L), (...). What steps write is times 1 / sqrt(K)."""
     _, w, _, m, r = gates
     root, last = q.shape[-1] ** -0.5, r[..., -1]
-    bb, a = fuse(xp, _ends, w, r, m[..., None], last[..., None], root=root, dtype=q.dtype)
-    return bb, a, fuse(xp, _through, m, last, dtype=q.dtype)
+    options = {"low": low_of(xp, m.dtype), "dtype": q.dtype}
+    bb, a = fuse(xp, _ends, w, r, m[..., None], last[..., None], root=root, **options)
+    return bb, a, fuse(xp, _through, m, last, **options)
 
 
 def _weighing(xp: Namespace, gates: Gates, q: Array) -> Callable[[Array], Array]:
@@ -226,18 +227,18 @@ def _larger(xp: Namespace, m: Array, b: Array, most: Array) -> Array:
     return b + xp.maximum(most, m)
 
 
-def _reference(xp: Namespace, most: Array, m: Array) -> Array:
-    return floor(xp, xp.maximum(most, m))
+def _reference(xp: Namespace, most: Array, m: Array, low: float) -> Array:
+    return floor(xp, xp.maximum(most, m), low)
 
 
 def _ends(
-    xp: Namespace, w: Array, r: Array, before: Array, last: Array, root: float, dtype: Any
+    xp: Namespace, w: Array, r: Array, before: Array, last: Array, root: float, low: float, dtype: Any
 ) -> tuple[Array, Array]:
-    return xp.astype(xp.exp(before - r), dtype), xp.astype(root * xp.exp(w - last), dtype)
+    return xp.astype(xp.exp(floor(xp, before, low) - r), dtype), xp.astype(root * xp.exp(w - last), dtype)
 
 
-def _through(xp: Namespace, before: Array, last: Array, dtype: Any) -> Array:
-    return xp.astype(xp.exp(before - last), dtype)
+def _through(xp: Namespace, before: Array, last: Array, low: float, dtype: Any) -> Array:
+    return xp.astype(xp.exp(floor(xp, before, low) - last), dtype)
 
 
 def _weight(xp: Namespace, w: Array, r: Array, at: Array, of: Array, root: float, dtype: Any) -> Array:

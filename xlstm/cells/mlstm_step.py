@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from xlstm.activations import FORGET
 from xlstm.backend import Array, Namespace
-from xlstm.cells.stabiliser import denominator, floor, limit_of, one_of, sign_of
+from xlstm.cells.stabiliser import denominator, floor, limit_of, low_of, one_of, sign_of
 from xlstm.elementwise import fuse, total
 from xlstm.products import matmul
 
@@ -38,7 +38,7 @@ def step(
 ) -> tuple[Array, Array, Array, Array, SavedStep]:
     """One step from q, k (..., K), v (..., V), i~, f~ (...) and the state: h (..., V), the state, and what is kept."""
     root = q.shape[-1] ** -0.5
-    logf, m, a, g = fuse(xp, _scales, i, f, m0, forget=forget)  # (1) (2)
+    logf, m, a, g = fuse(xp, _scales, i, f, m0, forget=forget, low=low_of(xp, m0.dtype))  # (1) (2)
     ak, n = fuse(xp, _written, a[..., None], g[..., None], k, n0, root=root)
     C = fuse(xp, _remembered, C0, g[..., None, None], ak[..., :, None], v[..., None, :])  # (3)
     s = total(xp, q, n)  # (4)
@@ -77,11 +77,12 @@ def step_bwd(
 # Element by element:
 
 
-def _scales(xp: Namespace, i: Array, f: Array, m0: Array, forget: str) -> tuple[Array, ...]:
+def _scales(xp: Namespace, i: Array, f: Array, m0: Array, forget: str, low: float) -> tuple[Array, ...]:
     logf = FORGET[forget].fwd(xp, f)
-    m = xp.maximum(logf + m0, i)  # (1)
-    low = floor(xp, m)
-    return logf, m, xp.exp(i - low), xp.exp(logf + m0 - low)  # (2)
+    kept = logf + m0
+    m = xp.maximum(kept, i)  # (1)
+    r = floor(xp, m, low)
+    return logf, m, xp.exp(i - r), xp.exp(floor(xp, kept, low) - r)  # (2)
 
 
 def _scales_bwd(

@@ -6,14 +6,19 @@ import functools
 import math
 from typing import Any
 
-from xlstm.activations import clamp
+from xlstm.activations import clamp, known_dtype
 from xlstm.backend import Array, Namespace
 
-LOW = -1e30  # in place of -inf where it would be subtracted from itself
+
+def floor(xp: Namespace, m: Array, low: float) -> Array:
+    """m, but no less than `low`: where nothing was written, what C and n are multiplied by is exp(low - low) = 1."""
+    return xp.maximum(m, xp.full_like(m, low))
 
 
-def floor(xp: Namespace, m: Array) -> Array:
-    return xp.maximum(m, xp.full_like(m, LOW))
+@functools.cache
+def low_of(xp: Namespace, dtype: Any) -> float:
+    """A logarithm in place of -inf, which could not be subtracted from itself; differences from it are finite."""
+    return -math.pow(xp.finfo(known_dtype(xp, dtype)).max, 0.8)
 
 
 def one_of(xp: Namespace, m: Array, limit: float, dtype: Any) -> Array:
@@ -30,8 +35,7 @@ def sign_of(xp: Namespace, s: Array, one: Array, dtype: Any) -> Array:
 @functools.cache
 def limit_of(xp: Namespace, dtype: Any) -> float:
     """The largest of logarithms whose exponentials, and one over them, the dtype has."""
-    known = xp.float32 if str(dtype) == "bfloat16" else dtype  # of which CuPy's finfo knows nothing; it is as wide
-    return -math.log(float(xp.finfo(known).smallest_normal)) - 1
+    return -math.log(float(xp.finfo(known_dtype(xp, dtype)).smallest_normal)) - 1
 
 
 def denominator(xp: Namespace, s: Array, m: Array, eps: float, limit: float, dtype: Any) -> Array:

@@ -18,6 +18,8 @@ from xlstm.layers.part import Pointwise
 class GatedFeedForward(Pointwise):
     """A gated feed-forward layer: GELU's with "gelu", SwiGLU with "silu".
 
+    Two products of x are multiplied: beyond the square root of the largest number of the dtype that overflows.
+
     Parameters
     ----------
     size : int

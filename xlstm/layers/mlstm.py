@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xlstm import checks
-from xlstm.activations import FORGET, sigmoid, sigmoid_bwd
+from xlstm.activations import FORGET, clamp, clamp_bwd, fourth_root, sigmoid, sigmoid_bwd, squares
 from xlstm.backend import Array, Namespace, Params
 from xlstm.elementwise import fuse
 from xlstm.layers.memory import Memory
@@ -27,6 +27,9 @@ class mLSTM(Sequence):  # noqa: N801
     Of layer k the parameters are `{k}.Wx` (2 N K + 2 H + 2 N, D) and `{k}.b`, rows of q, k, v, o, i and f in turn. The
     state is (C, n, m), of shapes (L, B, N, K, H / N), (L, B, N, K) and (L, B, N): C and n are divided by exp(m), and m
     is -inf before the first step. `saved[k].q` and so on, with k from 0 on, are what layer k computed.
+
+    Elements of the input of a layer beyond r, the fourth root of the largest number of the dtype (4e9 in float32, 1e77
+    in float64), count as r, and those below -r as -r: products of q, k and v are then finite.
 
     Parameters
     ----------
@@ -160,7 +163,7 @@ class mLSTM(Sequence):  # noqa: N801
         ends, kept = [], []
         for k in range(self.num_layers):
             mask = dropout(rng, self.dropout if k else 0.0, tuple(x.shape), x)
-            x = x if mask is None else x * mask
+            x, beyond = _limited(xp, x if mask is None else x * mask)
             z = rows(xp, x) @ p[f"{k}.Wx"].T
             if self.bias:
                 z += p[f"{k}.b"]
@@ -168,7 +171,7 @@ class mLSTM(Sequence):  # noqa: N801
             q, key, v, o, i, f = (z[..., part] for part in self._splits.values())
             h, end, inner = self.memory.run(q, key, v, i, f, tuple(s[k, ...] for s in state), span)
             s, y = fuse(xp, _gated, o, h)
-            kept.append(Layer(x, mask, q, key, v, i, f, s, h, inner) if keep else None)
+            kept.append(Layer(x, beyond, mask, q, key, v, i, f, s, h, inner) if keep else None)
             x = y
             ends.append(end)
         return x, tuple(xp.stack(one) for one in zip(*ends, strict=True)), kept
@@ -190,9 +193,19 @@ class mLSTM(Sequence):  # noqa: N801
             if self.bias:
                 grads[f"{k}.b"] = total(xp, dz)
             dy = xp.reshape(dz @ p[f"{k}.Wx"], one.x.shape)
+            if one.beyond is not None:
+                dy = fuse(xp, clamp_bwd, dy, one.beyond, limit=fourth_root(xp, dy.dtype))
             dy = dy if one.mask is None else dy * one.mask
             starts.append(start)
         return grads, dy, tuple(xp.stack(one[::-1]) for one in zip(*starts, strict=True))
+
+
+def _limited(xp: Namespace, x: Array) -> tuple[Array, Array | None]:
+    """x within [-r, r], and x as it was; on NumPy None in its place where nothing is beyond."""
+    r = fourth_root(xp, x.dtype)
+    if xp is np and squares(x) < r * r:
+        return x, None
+    return fuse(xp, clamp, x, limit=r), x
 
 
 def _gated(xp: Namespace, o: Array, h: Array) -> tuple[Array, Array]:
@@ -209,6 +222,7 @@ class Layer:
     """What one layer kept, time first."""
 
     x: Array
+    beyond: Array | None  # x before it was limited, where it was
     mask: Array | None
     q: Array
     k: Array

@@ -126,7 +126,8 @@ class Sequence(Part):
         x : array (T, B, D)
             Input, or (B, T, D) with `batch_first`.
         state : tuple, optional
-            Initial state; by default that before the first step.
+            Initial state; by default that before the first step. It is taken as it is: beyond the square root of the
+            largest number of the dtype products with it may overflow.
         train : bool
             Draw masks of dropout, and keep what `backward` needs.
         lengths : whole numbers (B,), optional
