@@ -1,17 +1,21 @@
 """Memory that is used again: large arrays of one call serve the next.
 
 Fresh memory costs a page fault and a cleared page for every 4 KB; that was a tenth of a training step of
-middle size. What nobody refers to any more is kept for the next array of about its size, up to LIMIT bytes.
+middle size. Memory of an array of 256 KB or more that nobody refers to any more is kept for the next array of about its
+size: up to 64 MB in all for the process, what was given back first goes first. It is kept until it is used again or
+`release` is called. Beside that, once a layer such as an mLSTM has run, the allocator of C keeps up to 62 MB of what
+small arrays leave (`settle`).
+
+No lock is needed: every change is one operation of a dict, which is atomic. So a signal handler, a finaliser, another
+thread and a forked process can take and give back memory at any moment.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import math
-import os
-import threading
-from collections import deque
 from typing import Any
 
 import numpy as np
@@ -19,15 +23,13 @@ import numpy as np
 from xlstm.backend import Array, Namespace, device_of
 
 SMALL = 1 << 18  # bytes below which the allocator of C does well by itself
-LIMIT = 1 << 28  # bytes kept at most while nobody uses them
+LIMIT = 1 << 26  # bytes kept at most while nobody uses them
 
 # With glibc, what lies free at the end of its memory goes back to the system as soon as it is twice the largest block
 # that it ever gave back; blocks above 32 MB do not count.
 LARGEST = 31 << 20
 
-_spare: list[np.ndarray[Any, Any]] = []  # the one given back last at the end
-_returned: deque[np.ndarray[Any, Any]] = deque()  # given back, but not yet among the spare ones
-_lock = threading.Lock()
+_spare: dict[int, np.ndarray[Any, Any]] = {}  # by identity, the one given back last at the end
 
 
 @functools.cache
@@ -51,40 +53,40 @@ class _Lease:
         }
 
     def __del__(self) -> None:
-        # The collector may end a lease at any moment, also within the functions below: it must not wait for the lock.
         with contextlib.suppress(AttributeError, TypeError):  # at exit these may be gone
-            _returned.append(self.memory)
-            if _lock.acquire(blocking=False):
-                try:
-                    _collect()
-                finally:
-                    _lock.release()
+            _spare[id(self.memory)] = self.memory
+            _shrink(LIMIT)
 
 
 def empty(xp: Namespace, shape: tuple[int, ...], like: Array) -> Array:
     """An array with any contents, of the dtype and on the device of `like`."""
     if xp is not np or (size := math.prod(shape) * like.dtype.itemsize) < SMALL:
         return xp.empty(shape, dtype=like.dtype, device=device_of(like))
-    with _lock:
-        _collect()
-        fits = [k for k, memory in enumerate(_spare) if size <= memory.nbytes <= size + size // 4]
-        memory = _spare.pop(fits[-1]) if fits else np.empty(size, dtype=np.uint8)
-    return np.asarray(_Lease(memory, shape, like.dtype))
+    return np.asarray(_Lease(_take(size), shape, like.dtype))
 
 
-def _collect() -> None:
-    """Take what was given back among the spare memory; only with the lock."""
-    while _returned:
-        _spare.append(_returned.popleft())
-    while sum(memory.nbytes for memory in _spare) > LIMIT:
-        del _spare[0]
+def release() -> None:
+    """Give the memory that is kept back to the system, with glibc also that which its allocator keeps."""
+    _shrink(0)
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
-def _after_fork() -> None:
-    """Another thread of the parent may have held the lock."""
-    global _lock
-    _lock = threading.Lock()
+def _take(size: int) -> np.ndarray[Any, Any]:
+    """Spare memory of this size or up to a quarter more, the one given back last, or fresh memory."""
+    for key, memory in reversed(list(_spare.items())):
+        # Another thread may have taken it meanwhile.
+        if size <= memory.nbytes <= size + size // 4 and (found := _spare.pop(key, None)) is not None:
+            return found
+    return np.empty(size, dtype=np.uint8)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+def _shrink(limit: int) -> None:
+    """Keep no more than so many bytes, and of these what was given back last."""
+    spare = list(_spare.items())
+    total = sum(memory.nbytes for _, memory in spare)
+    for key, memory in spare:
+        if total <= limit:
+            break
+        _spare.pop(key, None)
+        total -= memory.nbytes
