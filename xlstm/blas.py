@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,20 +23,50 @@ UNPACKED = ("SkylakeX", "Cooperlake", "Sapphirerapids")
 # Up to so many multiplications a product has equal bits, however many threads BLAS has: it uses one.
 SINGLE = 1 << 18
 
+POLITE = 0.02  # seconds for which a thread lets others pass
+
 R = TypeVar("R")
 
 # The number of BLAS threads is one for the process, and the last bits of a large product depend on it.
+# Whoever relies on it has the turn.
 _turn = threading.RLock()
+_waiting: set[int] = set()  # threads that wait for it
+_owner: int | None = None  # the thread that has it
+_last: int | None = None  # the thread that had it last
 _unlimited: list[tuple[Any, int]] = []  # while `limited` runs: the libraries, and how many threads they had before
 
 
-def turn(multiplications: float = math.inf) -> contextlib.AbstractContextManager[object]:
-    """A lock to hold while products of at most so many multiplications are made, if their bits depend on BLAS's threads.
+def in_turn(call: Callable[[], R], multiplications: float = math.inf) -> R:
+    """The result of a call whose products have at most so many multiplications, and bits that depend on BLAS's threads.
 
-    Other threads wait for it. A signal handler that interrupts its holder passes. At exit, once daemon threads stand
-    still wherever they are, nobody is waited for.
+    Other threads wait for their turn. A signal handler that interrupts a turn has part in it. At exit, once daemon
+    threads stand still wherever they are, nobody is waited for.
     """
-    return contextlib.nullcontext() if multiplications <= SINGLE or sys.is_finalizing() else _turn
+    global _owner, _last
+    if multiplications <= SINGLE or sys.is_finalizing():
+        return call()
+    me = threading.get_ident()
+    before = _owner
+    if before != me:
+        if _last == me:
+            _give_way()
+        _waiting.add(me)
+    with _turn:
+        _waiting.discard(me)
+        _owner = _last = me
+        try:
+            return call()
+        finally:
+            _owner = None if before != me else me
+
+
+def _give_way() -> None:
+    """Let those have a turn who wait for one: a lock goes to whoever asks first once it is free, not to who waited."""
+    deadline = time.perf_counter() + POLITE
+    while _waiting and time.perf_counter() < deadline:
+        time.sleep(1e-5)
+    if _waiting:  # of threads that are over, or very slow
+        _waiting.clear()
 
 
 def threads() -> int:
@@ -64,25 +94,28 @@ def limited(threads: int, call: Callable[[], R]) -> R:
     Other threads of the program that call layers wait for their turn; NumPy products of their own are limited, too.
     Afterwards the libraries have as many threads as before, unless somebody else has set another number meanwhile.
     """
-    with turn():
-        before = [(library, library.num_threads) for library in _libraries()]
-        changed: list[tuple[Any, int, int]] = []  # library, threads before, threads meanwhile
-        outermost = not _unlimited
+    return in_turn(functools.partial(_limited, threads, call))
+
+
+def _limited(threads: int, call: Callable[[], R]) -> R:
+    before = [(library, library.num_threads) for library in _libraries()]
+    changed: list[tuple[Any, int, int]] = []  # library, threads before, threads meanwhile
+    outermost = not _unlimited
+    try:
+        if outermost:
+            _unlimited[:] = before
+        for library, n in before:
+            if n != threads:
+                changed.append((library, n, threads))
+                _set(library, threads)
+                changed[-1] = library, n, library.num_threads  # the library may allow less
+        return call()
+    finally:
         try:
-            if outermost:
-                _unlimited[:] = before
-            for library, n in before:
-                if n != threads:
-                    changed.append((library, n, threads))
-                    _set(library, threads)
-                    changed[-1] = library, n, library.num_threads  # the library may allow less
-            return call()
-        finally:
-            try:
-                _restore(changed, outermost)
-            except BaseException:  # a signal handler raised meanwhile
-                _restore(changed, outermost)
-                raise
+            _restore(changed, outermost)
+        except BaseException:  # a signal handler raised meanwhile
+            _restore(changed, outermost)
+            raise
 
 
 def limit() -> int | None:
@@ -166,22 +199,20 @@ def _unpacked(scipy: bool) -> bool:
 
 def _before_fork() -> None:
     """Wait until no other thread computes: its locks and limits would stay as they are in the child for good."""
-    global _held
-    _held = turn()
-    _held.__enter__()
-
-
-def _after_fork() -> None:
-    _held.__exit__(None, None, None)
+    _waiting.add(threading.get_ident())
+    _turn.acquire()
+    _waiting.discard(threading.get_ident())
 
 
 def _after_fork_in_child() -> None:
-    """Threads that wait for the turn stay behind in the parent; a layer that a signal handler forks in has the old one."""
+    """Who waits for the turn stays behind in the parent. A layer that is interrupted by the fork has the old lock."""
     global _turn
-    _after_fork()
+    _turn.release()
     _turn = threading.RLock()
+    _waiting.clear()
 
 
-_held: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=lambda: _turn.release(), after_in_child=_after_fork_in_child
+    )

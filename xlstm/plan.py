@@ -76,5 +76,4 @@ class Plan(NamedTuple):
         """The result of a call with the threads, while BLAS is limited."""
         if self.blas:
             return threads.work(self.threads, call, self.blas)
-        with blas.turn(math.inf if self.turn else 0):
-            return call(SOLO)
+        return blas.in_turn(lambda: call(SOLO)) if self.turn else call(SOLO)

@@ -109,11 +109,8 @@ def run(passes: Sequence[Forward]) -> list[tuple[Array, Sequence[Array], Saved |
 def step(xp: Namespace, cell: Cell, w: Params, x: Array, state: Sequence[Array], noise: Noise) -> None:
     """One step of one layer from x (B, D); the state, (B, P) and (B, H), is changed in place."""
     threads.given()
-    if xp is not np or x.shape[0] * max(w["Wh"].size, w["Wx"].size if "Wx" in w else 0) <= blas.SINGLE:
-        _step(xp, cell, w, x, state, noise)
-        return
-    with blas.turn():
-        _step(xp, cell, w, x, state, noise)
+    largest = x.shape[0] * max(w["Wh"].size, w["Wx"].size if "Wx" in w else 0) if xp is np else 0
+    blas.in_turn(lambda: _step(xp, cell, w, x, state, noise), largest)
 
 
 def _step(xp: Namespace, cell: Cell, w: Params, x: Array, state: Sequence[Array], noise: Noise) -> None:

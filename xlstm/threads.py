@@ -125,8 +125,7 @@ def available() -> int:
     """
     found = given()
     if found is None:
-        with blas.turn():
-            found = min(blas.threads(), cores.usable())
+        found = min(blas.in_turn(blas.threads), cores.usable())
     return found
 
 
@@ -142,14 +141,17 @@ def work(size: int, call: Callable[[Team], R], products: int = 1) -> R:
 
     There are no more BLAS threads than cores. Callers in other threads wait for their turn.
     """
-    with blas.turn():
-        threads = min(products, cores.usable())
+    threads = min(products, cores.usable())
+
+    def run() -> R:
         # A signal handler that interrupts a team must not change the number of BLAS threads under its workers.
         with _paused() if blas.limit() not in (None, threads) else contextlib.nullcontext():
             workers = _employ(size - 1)
             for _ in range(workers):
                 _jobs.put(_wake)  # they wake up while the work is prepared
             return blas.limited(threads, functools.partial(call, Team(size, workers)))
+
+    return blas.in_turn(run)
 
 
 class _Job(Generic[R]):
@@ -263,7 +265,9 @@ def _paused() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for worker in () if sys.is_finalizing() else tuple(_workers):
             if not worker.free.acquire(timeout=PATIENCE):
-                raise RuntimeError("a layer in a signal handler waits for threads that do not finish; call it elsewhere")
+                raise RuntimeError(
+                    "a layer in a signal handler waits for threads that do not finish; call it elsewhere"
+                )
             stack.callback(worker.free.release)
         yield
 

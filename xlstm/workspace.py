@@ -1,13 +1,13 @@
 """Memory that is used again: large arrays of one call serve the next.
 
 Fresh memory costs a page fault and a cleared page for every 4 KB; that was a tenth of a training step of
-middle size. Memory of an array of 256 KB or more that nobody refers to any more is kept for the next array of about its
-size: up to 64 MB in all for the process, what was given back first goes first. It is kept until it is used again or
-`release` is called. Beside that, once a layer such as an mLSTM has run, the allocator of C keeps up to 62 MB of what
-small arrays leave (`settle`).
+middle size. Arrays of 256 KB or more have memory that is kept when nobody refers to them any more, for the next array of
+about their size; together that is no more than 64 MB in the process, and further arrays have fresh memory. It is kept
+until `release` is called, or until it makes room for an array of another size. Beside that, once a layer such as an mLSTM
+has run, the allocator of C keeps up to 62 MB of what small arrays leave (`settle`).
 
-No lock is needed: every change is one operation of a dict, which is atomic. So a signal handler, a finaliser, another
-thread and a forked process can take and give back memory at any moment.
+There is no lock and no finaliser: every change is one operation of a dict, which is atomic, and memory is free when the
+weak reference to its user is dead. So a signal handler, another thread and a forked process can use this at any moment.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import functools
 import math
+import weakref
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,11 @@ import numpy as np
 from xlstm.backend import Array, Namespace, device_of
 
 SMALL = 1 << 18  # bytes below which the allocator of C does well by itself
-LIMIT = 1 << 26  # bytes kept at most while nobody uses them
+LIMIT = 1 << 26  # bytes that are used again, at most
 
 # With glibc, what lies free at the end of its memory goes back to the system as soon as it is twice the largest block
 # that it ever gave back; blocks above 32 MB do not count.
 LARGEST = 31 << 20
-
-_spare: dict[int, np.ndarray[Any, Any]] = {}  # by identity, the one given back last at the end
 
 
 @functools.cache
@@ -52,41 +51,47 @@ class _Lease:
             "data": (memory.ctypes.data, False),
         }
 
-    def __del__(self) -> None:
-        with contextlib.suppress(AttributeError, TypeError):  # at exit these may be gone
-            _spare[id(self.memory)] = self.memory
-            _shrink(LIMIT)
+
+# Memory and who uses it, by the identity of the memory; what was used last is at the end.
+_kept: dict[int, tuple[np.ndarray[Any, Any], weakref.ref[_Lease]]] = {}
 
 
 def empty(xp: Namespace, shape: tuple[int, ...], like: Array) -> Array:
     """An array with any contents, of the dtype and on the device of `like`."""
     if xp is not np or (size := math.prod(shape) * like.dtype.itemsize) < SMALL:
         return xp.empty(shape, dtype=like.dtype, device=device_of(like))
-    return np.asarray(_Lease(_take(size), shape, like.dtype))
+    memory = _take(size)
+    if memory is None and _shrink(LIMIT - size):
+        memory = np.empty(size, dtype=np.uint8)
+    if memory is None:
+        return np.empty(shape, dtype=like.dtype)
+    lease = _Lease(memory, shape, like.dtype)
+    _kept[id(memory)] = memory, weakref.ref(lease)
+    return np.asarray(lease)
 
 
 def release() -> None:
-    """Give the memory that is kept back to the system, with glibc also that which its allocator keeps."""
+    """Give memory that is kept and not used back to the system, with glibc also that which its allocator keeps."""
     _shrink(0)
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _take(size: int) -> np.ndarray[Any, Any]:
-    """Spare memory of this size or up to a quarter more, the one given back last, or fresh memory."""
-    for key, memory in reversed(list(_spare.items())):
+def _take(size: int) -> np.ndarray[Any, Any] | None:
+    """Memory of this size or up to a quarter more that nobody uses, or None."""
+    for key, (memory, user) in reversed(list(_kept.items())):
         # Another thread may have taken it meanwhile.
-        if size <= memory.nbytes <= size + size // 4 and (found := _spare.pop(key, None)) is not None:
-            return found
-    return np.empty(size, dtype=np.uint8)
+        if size <= memory.nbytes <= size + size // 4 and user() is None and _kept.pop(key, None) is not None:
+            return memory
+    return None
 
 
-def _shrink(limit: int) -> None:
-    """Keep no more than so many bytes, and of these what was given back last."""
-    spare = list(_spare.items())
-    total = sum(memory.nbytes for _, memory in spare)
-    for key, memory in spare:
-        if total <= limit:
-            break
-        _spare.pop(key, None)
-        total -= memory.nbytes
+def _shrink(limit: int) -> bool:
+    """Keep no more than so many bytes; False where more are in use."""
+    kept = list(_kept.items())
+    total = sum(memory.nbytes for _, (memory, _) in kept)
+    for key, (memory, user) in kept:
+        if total > limit and user() is None:
+            _kept.pop(key, None)
+            total -= memory.nbytes
+    return total <= limit
