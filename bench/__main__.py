@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from xlstm import machine
+from xlstm import cores, machine
 
 MODULES = ("training_step", "step", "layers", "lengths", "inference", "memory", "imports", "published")
 
@@ -41,7 +41,7 @@ def main() -> None:
 
 def name_of_machine() -> str:
     """Processor and number of cores, fit for a file's name."""
-    return re.sub(r"[^a-z0-9]+", "-", f"{machine.processor()} {machine.cores()} cores".lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", f"{machine.processor()} {cores.usable()} cores".lower()).strip("-")
 
 
 if __name__ == "__main__":

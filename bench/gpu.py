@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import xlstm
 from bench.budget import Budget, Part
-from xlstm import machine
+from xlstm import cores, machine
 
 TOTAL = 455.0  # seconds; the table and the versions take some more
 GRACE = 5.0  # seconds in which a part that is told to stop may say how far it came
@@ -65,7 +65,7 @@ def command(name: str, seconds: float, room: Path) -> tuple[list[str], dict[str,
     ImportError
         Something that it needs is not installed.
     """
-    own, processes = str(max(seconds - SLACK, 1.0)), max(1, min(8, machine.cores() - 1))
+    own, processes = str(max(seconds - SLACK, 1.0)), max(1, min(8, cores.usable() - 1))
     if name == "barriers":
         return ["-m", "bench.barriers", "--json", str(room / "barriers.json")], {}
     if name == "tests":

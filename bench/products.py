@@ -37,9 +37,11 @@ def alone(case: Case) -> Callable[[], None]:
             add(W, random(K, B), T)
             add(np.ascontiguousarray(W.T), random(R, B), T)
 
+    def products() -> None:
+        for product in todo:
+            product()
+
     def run() -> None:
-        with blas.limited(threads.available()):
-            for product in todo:
-                product()
+        blas.limited(threads.available(), products)
 
     return run

@@ -13,7 +13,7 @@ from typing import Any
 import xlstm
 from bench import cases, peers
 from bench.cases import Case
-from xlstm import jit, machine, threads
+from xlstm import cores, jit, machine, threads
 from xlstm.timing import Timing, interleave
 
 
@@ -60,7 +60,7 @@ def start(bench: str) -> None:
     """Say what is measured, and in how many threads."""
     print(
         f"{bench}: median, and xlstm / peer; compiled loops: {machine.compiled()}; "
-        f"threads: {threads.available()}, of JAX and Keras one for each of {machine.cores()} cores"
+        f"threads: {threads.available()}, of JAX and Keras one for each of {cores.usable()} cores"
     )
 
 

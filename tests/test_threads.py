@@ -1,7 +1,5 @@
-"""Threads of our own, the BLAS threads beside them, and memory that is used again."""
+"""Work shared out among threads, plans, and how many threads there are."""
 
-import gc
-import os
 import threading
 import time
 
@@ -11,26 +9,45 @@ import threadpoolctl
 
 import xlstm
 from tests.conftest import force
-from xlstm import blas, plan, threads, workspace
+from xlstm import blas, cores, estimators, plan, threads
 from xlstm.plan import Plan
 from xlstm.runs import split
 
 
-def test_results_come_in_the_order_of_the_tasks():
-    with threads.team(3) as team:
-        seen = team.run([lambda k=k: (k, threading.get_ident()) for k in range(7)])
+@pytest.fixture
+def two_cores(monkeypatch):
+    """As many workers as for two cores at least, whatever this machine has."""
+    monkeypatch.setattr(cores, "usable", lambda: 2)
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_results_come_in_the_order_of_the_tasks_and_two_threads_do_them():
+    together = threading.Barrier(2, timeout=60)  # passed only where two tasks run side by side
+
+    def do(k):
+        if k < 2:
+            together.wait()
+        return k, threading.get_ident()
+
+    seen = threads.work(3, lambda team: team.run([lambda k=k: do(k) for k in range(7)]))
     assert [k for k, _ in seen] == list(range(7))
-    assert len({ident for _, ident in seen}) == 3
-    assert seen[0][1] == threading.get_ident()
+    assert len({ident for _, ident in seen}) == 2
+    assert threading.get_ident() in {ident for _, ident in seen}
 
 
 def test_a_team_of_one_needs_no_thread():
     before = threading.active_count()
-    with threads.team(1) as team:
-        assert team.run([lambda: 1, lambda: 2]) == [1, 2]
+    assert threads.work(1, lambda team: team.run([lambda: 1, lambda: 2])) == [1, 2]
     assert threading.active_count() == before
 
 
+def test_more_parts_than_cores_need_no_more_threads(monkeypatch):
+    monkeypatch.setattr(cores, "usable", lambda: 1)
+    idents = threads.work(8, lambda team: team.run([threading.get_ident] * 8))
+    assert set(idents) == {threading.get_ident()}
+
+
+@pytest.mark.usefixtures("two_cores")
 @pytest.mark.parametrize("where", [0, 1])
 def test_an_error_is_raised_once_nobody_works_any_more(where):
     done = []
@@ -44,21 +61,29 @@ def test_an_error_is_raised_once_nobody_works_any_more(where):
 
     tasks = [slow, slow]
     tasks[where] = fail
-    with threads.team(2) as team:
+
+    def call(team):
         with pytest.raises(ZeroDivisionError, match="in a thread"):
             team.run(tasks)
-        assert done == [True]
+        seen = list(done)
         assert team.run([lambda: 1, lambda: 2]) == [1, 2]
+        return seen
+
+    seen = threads.work(2, call)
+    time.sleep(0.1)
+    assert done == seen  # whatever had begun was waited for, and nothing began afterwards
 
 
 def test_blas_has_one_thread_each_and_afterwards_what_it_had():
     before = [lib.num_threads for lib in threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers]
     assert before
-    with threads.team(2) as team:
-        inside = team.run([blas.now, blas.now])
-    assert inside == [1, 1]
-    with pytest.raises(KeyError), threads.team(2):
+    assert threads.work(2, lambda team: team.run([blas.now, blas.now])) == [1, 1]
+
+    def fail(team):
         raise KeyError
+
+    with pytest.raises(KeyError):
+        threads.work(2, fail)
     after = [lib.num_threads for lib in threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers]
     assert after == before
 
@@ -67,11 +92,13 @@ def test_the_error_state_of_numpy_goes_along():
     def overflow():
         return np.exp(np.float64(1000.0))
 
-    with threads.team(2) as team:
+    def call(team):
         with np.errstate(over="ignore"):
             assert team.run([overflow, overflow]) == [np.inf, np.inf]
         with np.errstate(over="raise"), pytest.raises(FloatingPointError):
             team.run([lambda: None, overflow])
+
+    threads.work(2, call)
 
 
 def test_products_are_shared_out(rng, monkeypatch):
@@ -80,8 +107,7 @@ def test_products_are_shared_out(rng, monkeypatch):
         (rng.standard_normal((m, k)), rng.standard_normal((k, n))) for m, k, n in ((7, 5, 3), (1, 4, 4), (200, 90, 16))
     ]
     pairs.append((rng.standard_normal((30, 50)).T, rng.standard_normal((30, 4))))
-    with threads.team(2) as team:
-        found = team.products(pairs)
+    found = threads.work(2, lambda team: team.products(pairs))
     for (a, b), c in zip(pairs, found, strict=True):
         np.testing.assert_allclose(c, a @ b, rtol=1e-12, atol=1e-12)
 
@@ -94,7 +120,8 @@ def test_products_in_tiles_equal_whole_ones(rng, shape, monkeypatch):
     monkeypatch.setattr(blas, "_unpacked", lambda scipy: True)
     R, K, n = shape
     a, b = rng.standard_normal((R, K)), rng.standard_normal((K, n))
-    with blas.limited(1):
+
+    def call():
         out = np.empty((R, n))
         blas.product(a, b, out)
         np.testing.assert_allclose(out, a @ b, rtol=1e-11, atol=1e-11)
@@ -102,16 +129,43 @@ def test_products_in_tiles_equal_whole_ones(rng, shape, monkeypatch):
         rows, pieces = blas.tiles(R, K, n)
         assert (rows, pieces) == (R, 1) or (rows * (K // pieces) * n <= blas.SMALL and K % pieces == 0)
 
+    blas.limited(1, call)
+
 
 def test_the_number_of_threads_is_the_variables_or_blas(monkeypatch):
     monkeypatch.delenv(threads.VARIABLE, raising=False)
+    monkeypatch.setattr(cores, "usable", lambda: 64)
     assert threads.available() == blas.threads()
-    monkeypatch.setenv(threads.VARIABLE, "3")
-    assert threads.available() == 3
-    for wrong in ("0", "-1", "two", "1.5"):
-        monkeypatch.setenv(threads.VARIABLE, wrong)
-        with pytest.raises(ValueError, match=f"XLSTM_NUM_THREADS: '{wrong}' is not a number of threads, expected 1 or"):
-            threads.available()
+    with threadpoolctl.threadpool_limits(1):
+        assert threads.available() == 1
+    monkeypatch.setattr(cores, "usable", lambda: 1)
+    assert threads.available() == 1
+    for right, number in {"3": 3, "1024": 1024, "007": 7}.items():
+        monkeypatch.setenv(threads.VARIABLE, right)
+        assert threads.available() == number
+
+
+WRONG = ("0", "00", "-1", "+1", "two", "1.5", "1_0", " 2", "\N{SUPERSCRIPT TWO}", "1025", "1" + 20 * "0", 5000 * "9")
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_number_of_threads_is_refused_by_every_call(monkeypatch, wrong, rng):
+    """However small the layer is."""
+    x = rng.standard_normal((2, 1, 3))
+    lstm, mlstm = xlstm.LSTM(3, 2), xlstm.mLSTM(3, 2)
+    given = [(layer, layer.init(0, "numpy", "float64")) for layer in (lstm, mlstm)]
+    series = rng.standard_normal(40)
+    settings = estimators.Settings(epochs=1, hidden_size=2, window=4)
+    monkeypatch.setenv(threads.VARIABLE, wrong)
+    calls = [lambda layer=layer, p=p: layer.forward(p, x) for layer, p in given]
+    calls += [lambda layer=layer, p=p: layer.step(p, x[0]) for layer, p in given]
+    calls += [threads.available, lambda: estimators.Forecaster(settings, "numpy").fit(series)]
+    for call in calls:
+        with pytest.raises(
+            ValueError, match=r"^XLSTM_NUM_THREADS: .* is not a number of threads, expected 1 to 1024$"
+        ) as e:
+            call()
+        assert len(str(e.value)) < 120
 
 
 @pytest.fixture
@@ -124,11 +178,12 @@ def usual(monkeypatch):
 
 
 def of(H, B, T, directions=1, compilable=True, xp=np):
-    return Plan.of(xp, [np.empty((4 * H, H), dtype=np.float32)] * directions, H, B, B * T, compilable)
+    return Plan.of(xp, [np.empty((4 * H, H), dtype=np.float32)] * directions, 1, H, B, B * T, compilable)
 
 
 def test_plans(usual):
-    assert of(64, 1, 32) == Plan(compiled=True)  # BLAS does by itself
+    assert of(64, 1, 16) == Plan(compiled=True)  # BLAS uses one thread by itself
+    assert of(64, 1, 32) == Plan(compiled=True, turn=True)
     assert of(64, 1, 400) == Plan(blas=1, compiled=True)
     assert of(256, 64, 100) == Plan(4, 1, parts=4, compiled=True)
     assert of(256, 64, 100, directions=2) == Plan(4, 1, parts=2, compiled=True)
@@ -159,73 +214,6 @@ def test_parts_have_about_equal_work():
     assert [run.first for part in parts for run in part[:1]] == sorted(run.first for part in parts for run in part[:1])
     assert split([(4, 2)], 5) == [[(4, 1, 0, 0, 2)], [(4, 1, 1, 0, 2)]]
     assert split([], 2) == split([(4, 0)], 2) == []
-
-
-def test_large_memory_is_used_again_once_nobody_refers_to_it():
-    like = np.zeros(1, dtype=np.float32)
-    a = workspace.empty(np, (300, 300), like)
-    place = a.ctypes.data
-    view = a[10:20].T
-    del a
-    b = workspace.empty(np, (300, 300), like)
-    assert b.ctypes.data != place
-    del view
-    c = workspace.empty(np, (310, 290), like)
-    assert c.ctypes.data == place
-    assert c.shape == (310, 290)
-    assert c.flags.writeable
-    assert c.dtype == np.float32
-
-
-def test_little_memory_is_kept(monkeypatch):
-    monkeypatch.setattr(workspace, "LIMIT", 3 << 20)
-    monkeypatch.setattr(workspace, "_spare", [])
-    like = np.zeros(1, dtype=np.float64)
-    arrays = [workspace.empty(np, (1 << 17,), like) for _ in range(8)]  # 1 MB each
-    del arrays
-    gc.collect()
-    assert len(workspace._spare) == 3
-    workspace.empty(np, (10,), like)  # a small one is not from there
-    assert len(workspace._spare) == 3
-
-
-def test_a_layer_gives_its_memory_back_without_the_garbage_collector(rng):
-    """Nothing in a pass refers to itself: the memory of one training step is there for the next."""
-    layer = xlstm.LSTM(8, 64)
-    params = layer.init(0, "numpy")
-    x = rng.standard_normal((200, 16, 8)).astype(np.float32)
-    gc.disable()
-    try:
-        for _ in range(2):
-            y, _, saved = layer.forward(params, x)
-            layer.backward(params, saved, y)
-        del y, saved
-        spare = {memory.ctypes.data for memory in workspace._spare}
-        _, _, saved = layer.forward(params, x)
-        assert saved["0"].saved.hs.base.memory.ctypes.data in spare
-    finally:
-        gc.enable()
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_process_has_threads_of_its_own():
-    with threads.team(2) as team:
-        team.run([lambda: 1, lambda: 2])
-    child = os.fork()
-    if child == 0:
-        with threads.team(2) as team:
-            fine = team.run([lambda: 1, lambda: 2]) == [1, 2]
-        os._exit(0 if fine else 1)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            assert os.waitstatus_to_exitcode(status) == 0
-            return
-        time.sleep(0.01)
-    os.kill(child, 9)
-    pytest.fail("the child hangs")
 
 
 def test_several_callers_take_turns(rng, monkeypatch):
@@ -267,21 +255,21 @@ def test_the_variable_bounds_the_parts_of_a_batch(rng, monkeypatch, count):
     assert sizes == {1: [9], 2: [4, 5], 3: [3, 3, 3]}[count]
 
 
-def test_a_task_cannot_give_work_to_its_own_team():
-    with threads.team(2) as team, pytest.raises(RuntimeError, match="a task of a team cannot give it work"):
-        team.run([lambda: 1, lambda: team.run([lambda: 2, lambda: 3])])
+def test_a_task_may_itself_give_work():
+    """Whoever is busy takes nothing more, so the thread that gives the work does it."""
+
+    def call(team):
+        return team.run([lambda: 1, lambda: team.run([lambda: 2, lambda: 3])])
+
+    assert threads.work(2, call) == [1, [2, 3]]
 
 
 def test_how_many_threads_does_not_depend_on_who_works_meanwhile(monkeypatch):
     """A plan, and with it every bit, is the same while another thread of the program has limited BLAS."""
     monkeypatch.delenv(threads.VARIABLE, raising=False)
     count = threads.available()
-    with blas.limited(count + 1):
-        assert threads.available() == count
+    assert blas.limited(blas.now() + 1, threads.available) == count
     assert threads.available() == count
-    with pytest.raises(ZeroDivisionError), blas.limited(count + 1):
-        raise ZeroDivisionError
-    assert not blas._limited
 
 
 @pytest.mark.parametrize(
@@ -301,17 +289,4 @@ def test_how_many_threads_does_not_depend_on_who_works_meanwhile(monkeypatch):
 def test_plans_for_more_than_two_threads(monkeypatch, count, H, B, directions, expected):
     monkeypatch.setenv(threads.VARIABLE, str(count))
     weights = [np.zeros((4 * H, H), dtype=np.float32)] * directions
-    assert Plan.of(np, weights, H, B, 100 * B, True) == expected
-
-
-def test_memory_given_back_while_some_is_taken(monkeypatch):
-    """The collector may end a lease within `empty`: it must not wait for the lock, nor change what is chosen from."""
-    monkeypatch.setattr(workspace, "_spare", [])
-    like = np.zeros(1)
-    array = workspace.empty(np, (1 << 17,), like)
-    place = array.ctypes.data
-    with workspace._lock:
-        del array
-        assert workspace._spare == []
-    again = workspace.empty(np, (1 << 17,), like)
-    assert again.ctypes.data == place
+    assert Plan.of(np, weights, H, H, B, 100 * B, True) == expected

@@ -226,8 +226,8 @@ def product_speed(be: Backend) -> float:
         be.xp.matmul(a, b)
         be.synchronize()
 
-    with blas.limited(threads.available()):
-        return 2.0 * n**3 / interleave({"product": product}, rounds=3)["product"].median
+    timings = blas.limited(threads.available(), lambda: interleave({"product": product}, rounds=3))
+    return 2.0 * n**3 / timings["product"].median
 
 
 def crossover(rows: Sequence[Row]) -> list[str]:

@@ -26,10 +26,13 @@ BLOCK = 32768
 def run(passes: Sequence[Backward]) -> list[tuple[Params, Array, Sequence[Array]]]:
     """Run the directions of a layer: gradients of the parameters, of x (N, D) and of the initial state, of each."""
     plan = passes[0].saved.plan
-    with plan.team() as team:
+
+    def work(team: Team) -> list[tuple[Params, Array, Sequence[Array]]]:
         tasks = [one.tasks(team) for one in passes]
         starts = iter(plan.run(team, [task for some in tasks for task in some]))
         return [one.finish([next(starts) for _ in some], team) for one, some in zip(passes, tasks, strict=True)]
+
+    return plan.work(work)
 
 
 class Backward:

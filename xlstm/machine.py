@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import xlstm
-from xlstm import blas, jit, probe, threads
+from xlstm import blas, cores, jit, probe, threads
 from xlstm.backend import usable
 
 PACKAGES = (
@@ -27,7 +27,7 @@ def describe() -> dict[str, Any]:
         "xlstm": xlstm.__version__,
         "python": f"{platform.python_version()} on {platform.platform()}",
         "processor": processor(),
-        "cores": cores(),
+        "cores": cores.usable(),
         "threads": _threads(),
         "compiled loops": compiled(),  # before BLAS: they bring another one
         "blas": blas.describe(),
@@ -75,11 +75,6 @@ def _cuda() -> dict[str, Any]:
     if "torch" in sys.modules and (torch := probe.torch()).cuda.is_available():
         found |= {"torch's cuda": torch.version.cuda, "torch's cudnn": torch.backends.cudnn.version()}
     return found
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor() -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -33,17 +33,27 @@ class Plan(NamedTuple):
     parts: int = 1  # of the batch, for each direction
     compiled: bool = False
     shared: bool = False  # each recurrent product is shared out among our threads, in a compiled loop
+    turn: bool = False  # with blas 0: products are so large that their bits depend on how many it has
 
     @classmethod
-    def of(cls, xp: Namespace, weights: Sequence[Array], P: int, B: int, N: int, compilable: bool) -> Plan:
-        """For directions with recurrent `weights` of h (P, B), a batch of B sequences, and N steps in all of them.
+    def of(cls, xp: Namespace, weights: Sequence[Array], D: int, P: int, B: int, N: int, compilable: bool) -> Plan:
+        """For directions with recurrent `weights` of h (P, B), x (N, D), and a batch of B sequences.
 
         Threads of our own are best where half of them or more have work; elsewhere large products are left to BLAS
         and its threads, and with them the loop to NumPy.
+
+        Raises
+        ------
+        ValueError
+            XLSTM_NUM_THREADS is no number of threads, whether or not there is work for several.
         """
         W = weights[0]
-        if xp is not np or W.size * N <= TINY:
+        threads.given()
+        if xp is not np:
             return cls(compiled=compilable)
+        if W.size * N <= TINY:
+            largest = math.prod(W.shape[:-1]) * N * max(D, W.shape[-1])  # multiplications of a product
+            return cls(compiled=compilable, turn=largest > blas.SINGLE)
         most = threads.available()
         if compilable and W.size * N <= threads.LARGE:
             return cls(blas=1, compiled=True)
@@ -62,11 +72,8 @@ class Plan(NamedTuple):
         """The results of tasks: side by side, or one after the other where each of them takes the whole team."""
         return [task() for task in tasks] if self.shared else team.run(tasks)
 
-    @contextlib.contextmanager
-    def team(self) -> Iterator[Team]:
-        """The threads, while BLAS is limited."""
-        if self.blas == 0:
-            yield SOLO
-            return
-        with threads.team(self.threads, self.blas) as team:
-            yield team
+    def work(self, call: Callable[[Team], R]) -> R:
+        """The result of a call with the threads, while BLAS is limited."""
+        if self.blas:
+            return threads.work(self.threads, call, self.blas)
+        return blas.in_turn(lambda: call(SOLO)) if self.turn else call(SOLO)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm import blas, fused, workspace
+from xlstm import blas, fused, threads, workspace
 from xlstm.backend import Array, Namespace, Params, device_of
 from xlstm.fused import plain
 from xlstm.loop import BLOCK, Cell, Loop, Noise, project, project_block, swap
@@ -95,15 +95,25 @@ def run(passes: Sequence[Forward]) -> list[tuple[Array, Sequence[Array], Saved |
     one = passes[0]
     compilable = all(p.device is None and p.loop.kernels is not None for p in passes)
     weights = [p.loop.Wh for p in passes]
-    plan = Plan.of(one.xp, weights, one.loop.P, one.state[0].shape[1], one.x.shape[0], compilable)
-    with plan.team() as team:
+    N, D = one.x.shape
+    plan = Plan.of(one.xp, weights, D, one.loop.P, one.state[0].shape[1], N, compilable)
+
+    def work(team: Team) -> list[tuple[Array, Sequence[Array], Saved | None]]:
         tasks = [p.tasks(plan, team) for p in passes]
         parts = iter(plan.run(team, [task for some in tasks for task in some]))
         return [p.finish(plan, [next(parts) for _ in some]) for p, some in zip(passes, tasks, strict=True)]
 
+    return plan.work(work)
+
 
 def step(xp: Namespace, cell: Cell, w: Params, x: Array, state: Sequence[Array], noise: Noise) -> None:
     """One step of one layer from x (B, D); the state, (B, P) and (B, H), is changed in place."""
+    threads.given()
+    largest = x.shape[0] * max(w["Wh"].size, w["Wx"].size if "Wx" in w else 0) if xp is np else 0
+    blas.in_turn(lambda: _step(xp, cell, w, x, state, noise), largest)
+
+
+def _step(xp: Namespace, cell: Cell, w: Params, x: Array, state: Sequence[Array], noise: Noise) -> None:
     loop = Loop(xp, cell, w, noise)
     small = x.shape[0] == 1 and math.prod(w["Wh"].shape) <= blas.SMALL
     if small and w["Wh"].ndim == 2 and "Wx" in w and loop.kernels is not None:

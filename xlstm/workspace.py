@@ -1,17 +1,22 @@
 """Memory that is used again: large arrays of one call serve the next.
 
 Fresh memory costs a page fault and a cleared page for every 4 KB; that was a tenth of a training step of
-middle size. What nobody refers to any more is kept for the next array of about its size, up to LIMIT bytes.
+middle size. Arrays of 256 KB or more have memory that is kept when nobody refers to them any more, for the next array of
+about their size; together that is no more than 64 MB in the process, and further arrays have fresh memory. It is kept
+until `release` is called, or until it makes room for an array of another size. Beside that, once a layer such as an mLSTM
+has run, the allocator of C keeps up to 62 MB of what small arrays leave (`settle`).
+
+There is no lock and no finaliser: every change is one operation of a dict, which is atomic, and memory is free when the
+weak reference to its user is dead. So a signal handler, another thread and a forked process can use this at any moment.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import math
-import os
-import threading
-from collections import deque
+import weakref
 from typing import Any
 
 import numpy as np
@@ -19,15 +24,11 @@ import numpy as np
 from xlstm.backend import Array, Namespace, device_of
 
 SMALL = 1 << 18  # bytes below which the allocator of C does well by itself
-LIMIT = 1 << 28  # bytes kept at most while nobody uses them
+LIMIT = 1 << 26  # bytes that are used again, at most
 
 # With glibc, what lies free at the end of its memory goes back to the system as soon as it is twice the largest block
 # that it ever gave back; blocks above 32 MB do not count.
 LARGEST = 31 << 20
-
-_spare: list[np.ndarray[Any, Any]] = []  # the one given back last at the end
-_returned: deque[np.ndarray[Any, Any]] = deque()  # given back, but not yet among the spare ones
-_lock = threading.Lock()
 
 
 @functools.cache
@@ -50,41 +51,47 @@ class _Lease:
             "data": (memory.ctypes.data, False),
         }
 
-    def __del__(self) -> None:
-        # The collector may end a lease at any moment, also within the functions below: it must not wait for the lock.
-        with contextlib.suppress(AttributeError, TypeError):  # at exit these may be gone
-            _returned.append(self.memory)
-            if _lock.acquire(blocking=False):
-                try:
-                    _collect()
-                finally:
-                    _lock.release()
+
+# Memory and who uses it, by the identity of the memory; what was used last is at the end.
+_kept: dict[int, tuple[np.ndarray[Any, Any], weakref.ref[_Lease]]] = {}
 
 
 def empty(xp: Namespace, shape: tuple[int, ...], like: Array) -> Array:
     """An array with any contents, of the dtype and on the device of `like`."""
     if xp is not np or (size := math.prod(shape) * like.dtype.itemsize) < SMALL:
         return xp.empty(shape, dtype=like.dtype, device=device_of(like))
-    with _lock:
-        _collect()
-        fits = [k for k, memory in enumerate(_spare) if size <= memory.nbytes <= size + size // 4]
-        memory = _spare.pop(fits[-1]) if fits else np.empty(size, dtype=np.uint8)
-    return np.asarray(_Lease(memory, shape, like.dtype))
+    memory = _take(size)
+    if memory is None and _shrink(LIMIT - size):
+        memory = np.empty(size, dtype=np.uint8)
+    if memory is None:
+        return np.empty(shape, dtype=like.dtype)
+    lease = _Lease(memory, shape, like.dtype)
+    _kept[id(memory)] = memory, weakref.ref(lease)
+    return np.asarray(lease)
 
 
-def _collect() -> None:
-    """Take what was given back among the spare memory; only with the lock."""
-    while _returned:
-        _spare.append(_returned.popleft())
-    while sum(memory.nbytes for memory in _spare) > LIMIT:
-        del _spare[0]
+def release() -> None:
+    """Give memory that is kept and not used back to the system, with glibc also that which its allocator keeps."""
+    _shrink(0)
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
-def _after_fork() -> None:
-    """Another thread of the parent may have held the lock."""
-    global _lock
-    _lock = threading.Lock()
+def _take(size: int) -> np.ndarray[Any, Any] | None:
+    """Memory of this size or up to a quarter more that nobody uses, or None."""
+    for key, (memory, user) in reversed(list(_kept.items())):
+        # Another thread may have taken it meanwhile.
+        if size <= memory.nbytes <= size + size // 4 and user() is None and _kept.pop(key, None) is not None:
+            return memory
+    return None
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+def _shrink(limit: int) -> bool:
+    """Keep no more than so many bytes; False where more are in use."""
+    kept = list(_kept.items())
+    total = sum(memory.nbytes for _, (memory, _) in kept)
+    for key, (memory, user) in kept:
+        if total > limit and user() is None:
+            _kept.pop(key, None)
+            total -= memory.nbytes
+    return total <= limit

@@ -11,6 +11,7 @@ import numpy as np
 from xlstm import checks, initializers
 from xlstm.backend import Array, Namespace, Params, device_of
 from xlstm.layers.part import Pointwise, Values, rows, total
+from xlstm.threads import matmul
 
 BLOCK = 64  # width that heads are joined to
 
@@ -61,7 +62,7 @@ class Linear(Pointwise):
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Array]:
         """x (..., I) -> y (..., O)."""
-        y = rows(xp, x) @ p["W"].T
+        y = matmul(rows(xp, x), p["W"].T)
         if self.bias:
             y += p["b"]
         return xp.reshape(y, (*x.shape[:-1], self.output_size)), x
@@ -69,10 +70,10 @@ class Linear(Pointwise):
     def apply_bwd(self, xp: Namespace, p: Params, saved: Array, dy: Array) -> tuple[Params, Array]:
         """dy (..., O) -> gradients and dx (..., I)."""
         dz = rows(xp, dy)
-        grads = {"W": dz.T @ rows(xp, saved)}
+        grads = {"W": matmul(dz.T, rows(xp, saved))}
         if self.bias:
             grads["b"] = xp.sum(dz, axis=0)
-        return grads, xp.reshape(dz @ p["W"], saved.shape)
+        return grads, xp.reshape(matmul(dz, p["W"]), saved.shape)
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class HeadwiseLinear(Pointwise):
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Array]:
         """x (..., D) -> y (..., D)."""
-        y = self._merge(xp, self._split(xp, x) @ xp.matrix_transpose(self._joined(xp, p["W"])), x)
+        y = self._merge(xp, matmul(self._split(xp, x), xp.matrix_transpose(self._joined(xp, p["W"]))), x)
         if self.bias:
             y += p["b"]
         return y, x
@@ -128,10 +129,10 @@ class HeadwiseLinear(Pointwise):
     def apply_bwd(self, xp: Namespace, p: Params, saved: Array, dy: Array) -> tuple[Params, Array]:
         """dy (..., D) -> gradients and dx (..., D)."""
         dz = self._split(xp, dy)
-        grads = {"W": self._parted(xp, xp.matrix_transpose(dz) @ self._split(xp, saved))}
+        grads = {"W": self._parted(xp, matmul(xp.matrix_transpose(dz), self._split(xp, saved)))}
         if self.bias:
             grads["b"] = total(xp, dy)
-        return grads, self._merge(xp, dz @ self._joined(xp, p["W"]), dy)
+        return grads, self._merge(xp, matmul(dz, self._joined(xp, p["W"])), dy)
 
     @functools.cached_property
     def _together(self) -> int:

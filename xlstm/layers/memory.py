@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm import threads
+from xlstm import blas, threads
 from xlstm.backend import Array, Namespace
 from xlstm.cells import mlstm
 from xlstm.layers.sequence import Leaf, Span, State
@@ -49,10 +49,11 @@ class Memory(NamedTuple):
     ) -> tuple[Array, State, Any]:
         """From q, k (T, B, N K), v (T, B, N V) and gates i~, f~ (T, B, N): h (T, B, N V), the state, what is kept."""
         xp, keep, T, B = span.xp, span.keep, span.T, span.B
+        threads.given()
         if T == 1 and not keep and span.there is None:
             q, k, v = (xp.reshape(a, (B, self.N, F)) for a, F in ((q, self.K), (k, self.K), (v, self.V)))
-            C, n, m = state
-            h, *end, _ = mlstm.step(xp, q, k, v, i[0, ...], f[0, ...], C, n, m, self.eps, self.forget)
+            step = functools.partial(mlstm.step, xp, q, k, v, i[0, ...], f[0, ...], *state, self.eps, self.forget)
+            h, *end, _ = blas.in_turn(step, self.K * self.V if xp is np else 0)
             return xp.reshape(h, (1, B, self.N * self.V)), tuple(end), None
         i = span.mask(i, -float("inf"))  # writes nothing
         f = span.mask(f, float("inf") if self.forget == "sigmoid" else 0.0)  # and forgets nothing
@@ -120,28 +121,31 @@ class Memory(NamedTuple):
     ) -> tuple[list[Array], list[Any]]:
         """What the cell gives for all heads, and what it keeps of each group; on all cores where that is worth it.
 
-        `arrays` begin with axes (B, N); `wanted` are the axes of results after these.
+        `arrays` begin with axes (B, N); `wanted` are the axes of results after these. What is kept has its group beside
+        it, so that the way back has the same ones.
         """
-        groups = self._groups(xp, span)
-        more: list[tuple[Any, ...]] = [()] * len(groups) if saved is None else [(kept,) for kept in saved]
+        if saved is None:
+            groups = self._groups(xp, span)
+            more: list[tuple[Any, ...]] = [()] * len(groups)
+        else:
+            groups, more = [g for g, _ in saved], [(kept,) for _, kept in saved]
+        work = span.T * span.B * self.N * (min(span.T, self.steps) + self.K) * (self.K + self.V)
         if len(groups) == 1:
-            *found, kept = cell(*arrays, *more[0])
-            return found, [kept]
+            whole = functools.partial(cell, *arrays, *more[0])
+            alone = xp is not np or work <= blas.SINGLE
+            *found, kept = whole() if alone else threads.work(1, lambda _: whole(), threads.available())
+            return found, [(groups[0], kept)]
         outs = [self._empty(axes, span, arrays[0]) for axes in wanted]
 
-        def one(g: tuple[slice, slice], more: tuple[Any, ...]) -> Any:
+        def one(g: tuple[slice, slice], more: tuple[Any, ...]) -> tuple[tuple[slice, slice], Any]:
             *found, kept = cell(*(np.ascontiguousarray(a[g]) for a in arrays), *more)
             for out, values in zip(outs, found, strict=True):
                 out[g] = values
-            return kept
+            return g, kept
 
         tasks = [functools.partial(one, g, m) for g, m in zip(groups, more, strict=True)]
-        work = span.T * span.B * self.N * (min(span.T, self.steps) + self.K) * (self.K + self.V)
-        most = threads.available() if work > threads.LARGE else 1
-        if most == 1:
-            return outs, [task() for task in tasks]
-        with threads.team(min(most, len(tasks))) as team:
-            return outs, team.run(tasks)
+        size = min(threads.available(), len(tasks)) if work > threads.LARGE else 1
+        return outs, threads.work(size, lambda team: team.run(tasks))
 
     def _empty(self, axes: str, span: Span, like: Array) -> Array:
         """Room for a result; steps come first in memory, as the caller has them."""

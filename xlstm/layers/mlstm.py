@@ -16,6 +16,7 @@ from xlstm.layers.memory import Memory
 from xlstm.layers.part import Values, rows, total
 from xlstm.layers.sequence import Leaf, Sequence, Span, State
 from xlstm.layers.stack import dropout
+from xlstm.threads import matmul
 
 STATES = ("C", "n", "m")
 
@@ -164,7 +165,7 @@ class mLSTM(Sequence):  # noqa: N801
         for k in range(self.num_layers):
             mask = dropout(rng, self.dropout if k else 0.0, tuple(x.shape), x)
             x, beyond = _limited(xp, x if mask is None else x * mask)
-            z = rows(xp, x) @ p[f"{k}.Wx"].T
+            z = matmul(rows(xp, x), p[f"{k}.Wx"].T)
             if self.bias:
                 z += p[f"{k}.b"]
             z = xp.reshape(z, (span.T, span.B, z.shape[1]))
@@ -189,10 +190,10 @@ class mLSTM(Sequence):  # noqa: N801
             (dq, dk, dv, di, df), start = self.memory.run_bwd(one.inner, dy * one.o, end, span)
             do = fuse(xp, _gated_bwd, dy, one.o, one.h)
             dz = rows(xp, xp.concat((dq, dk, dv, do, di, df), axis=-1))
-            grads[f"{k}.Wx"] = dz.T @ rows(xp, one.x)
+            grads[f"{k}.Wx"] = matmul(dz.T, rows(xp, one.x))
             if self.bias:
                 grads[f"{k}.b"] = total(xp, dz)
-            dy = xp.reshape(dz @ p[f"{k}.Wx"], one.x.shape)
+            dy = xp.reshape(matmul(dz, p[f"{k}.Wx"]), one.x.shape)
             if one.beyond is not None:
                 dy = fuse(xp, clamp_bwd, dy, one.beyond, limit=fourth_root(xp, dy.dtype))
             dy = dy if one.mask is None else dy * one.mask

@@ -1,0 +1,316 @@
+"""Layers where programs interrupt them: signals, forks, threads of the user's, and the end of the process.
+
+Each case is a process of its own, so that a hang ends with it. Results must have the same bits in every case.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+SECONDS = 100  # a bound against hangs, far above what a case takes
+
+# `parts` divides the batch among two threads, with one BLAS thread each; in `whole` BLAS has two threads.
+PRELUDE = """
+import atexit, os, random, signal, sys, threading, time
+import numpy as np
+import xlstm
+from xlstm import blas, cores, threads
+
+cores.usable = lambda: 2
+rng = np.random.default_rng(0)
+
+
+class Work:
+    def __init__(self, H, B, T, size, products):
+        self.layer = xlstm.LSTM(H, H)
+        self.params = self.layer.init(0, "numpy")
+        self.x = rng.standard_normal((T, B, H)).astype("f4")
+        self.expected = self.results()
+        plan = self.layer.forward(self.params, self.x)[2]["0"].saved.plan
+        assert plan.compiled or (plan.threads, plan.blas) == (size, products), plan
+
+    def results(self):
+        y, _, saved = self.layer.forward(self.params, self.x)
+        grads, dx, _ = self.layer.backward(self.params, saved, y)
+        return [y, dx, *grads.values()]
+
+    def check(self):
+        assert all(np.array_equal(a, b) for a, b in zip(self.results(), self.expected, strict=True))
+
+
+parts = Work(128, 128, 6, 2, 1)
+whole = Work(256, 16, 6, 1, 2)
+limits = [library.num_threads for library in blas._libraries()]
+
+
+def calm():
+    "Nothing runs any more, and BLAS has its threads back."
+    assert [library.num_threads for library in blas._libraries()] == limits
+    assert not blas._unlimited
+    assert not any(worker.free.locked() for worker in threads._workers)
+"""
+
+
+def run(code, prelude=PRELUDE, **variables):
+    given = os.environ | {"XLSTM_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "XLSTM_COMPILE": "0"} | variables
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", prelude + textwrap.dedent(code)]
+    done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+signals = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer signals")
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+@signals
+@pytest.mark.parametrize("inner", ["parts", "whole"])
+@pytest.mark.parametrize("outer", ["parts", "whole"])
+def test_a_signal_handler_may_run_a_layer(outer, inner):
+    found = run(f"""
+    done = 0
+
+    def handler(*_):
+        global done
+        {inner}.check()
+        done += 1
+
+    signal.signal(signal.SIGALRM, handler)
+    while done < 30:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, 5e-3))
+        {outer}.check()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    calm()
+    print(done)
+    """)
+    assert int(found) >= 30
+
+
+@signals
+@pytest.mark.parametrize("compiled", ["0", ""])
+def test_exceptions_of_signal_handlers_at_random_moments(compiled):
+    found = run(
+        """
+    class Interruption(Exception):
+        pass
+
+    def handler(*_):
+        raise Interruption
+
+    signal.signal(signal.SIGALRM, handler)
+    done = 0
+    while done < 200:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, 1e-2))
+            while True:
+                parts.results()
+        except Interruption:
+            done += 1
+            calm()
+    parts.check()
+    calm()
+    print(done)
+    """,
+        XLSTM_COMPILE=compiled,
+    )
+    assert int(found) == 200
+
+
+@signals
+def test_an_exception_waits_for_tasks_that_run():
+    """A signal handler that raises again and again while a thread works does not leave it behind."""
+    run("""
+    def handler(*_):
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGALRM, handler)
+    ended = []
+
+    def slow():
+        time.sleep(0.5)
+        ended.append(time.monotonic())
+
+    def call(team):
+        together = threading.Barrier(2)
+        team.run([together.wait, lambda: (together.wait(), slow())])
+
+    signal.setitimer(signal.ITIMER_REAL, 0.1, 0.02)
+    try:
+        threads.work(2, call)
+    except KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert ended
+    else:
+        raise AssertionError
+    calm()
+    """)
+
+
+@forks
+def test_forks_while_another_thread_computes():
+    run("""
+    over = False
+
+    def compute():
+        while not over:
+            parts.check()
+            whole.check()
+
+    other = threading.Thread(target=compute)
+    other.start()
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            try:
+                calm()
+                parts.check()
+                whole.check()
+                calm()
+            except BaseException as error:
+                os.write(2, repr(error).encode())
+                os._exit(1)
+            os._exit(0)
+        parts.check()
+        _, status = os.waitpid(child, 0)
+        assert status == 0, status
+    over = True
+    other.join()
+    calm()
+    """)
+
+
+@forks
+@signals
+def test_a_child_that_a_signal_handler_forks_goes_on_with_the_layer():
+    run("""
+    children = []
+    inside = False
+
+    def handler(*_):
+        global inside
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            inside = True
+            parts.check()
+        children.append(child)
+
+    signal.signal(signal.SIGALRM, handler)
+    while len(children) < 8:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, 5e-3))
+        parts.check()
+        if inside:
+            calm()
+            os._exit(0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for child in children:
+        _, status = os.waitpid(child, 0)
+        assert status == 0, status
+    """)
+
+
+@pytest.mark.parametrize("compiled", ["0", ""])
+def test_equal_bits_from_every_thread(compiled):
+    """Whatever other threads do, and although the first one has set the number of BLAS threads itself."""
+    run(
+        """
+    import threadpoolctl
+    threadpoolctl.threadpool_limits(1, user_api="blas")  # from threadpoolctl 3.8 on this thread controls OpenBLAS
+    threadpoolctl.threadpool_limits(2, user_api="blas")
+    blas._unpacked = lambda scipy: True  # products in tiles, which depend on the number of BLAS threads
+    many = xlstm.LSTM(64, 256)
+    params = many.init(0, "numpy")
+    x = rng.standard_normal((8, 64, 64)).astype("f4")
+    head = xlstm.Linear(256, 700)
+    weights = head.init(0, "numpy")
+
+    def results():
+        y, _, saved = many.forward(params, x)
+        grads, dx, _ = many.backward(params, saved, y)
+        z, kept = head.forward(weights, y)
+        dweights, dy = head.backward(weights, kept, z)
+        return [y, dx, *grads.values(), z, dy, *dweights.values()]
+
+    expected, bad, done = results(), [], []
+
+    def call():
+        for _ in range(10):
+            bad.extend(k for k, (a, b) in enumerate(zip(results(), expected)) if not np.array_equal(a, b))
+            assert blas.limited(1, lambda: [library.num_threads for library in blas._libraries()]) == [1] * len(limits)
+        done.append(True)
+
+    callers = [threading.Thread(target=call) for _ in range(8)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not bad, bad
+    assert len(done) == 8
+    calm()
+    """,
+        XLSTM_COMPILE=compiled,
+    )
+
+
+def test_layers_when_the_process_ends():
+    """In a thread that outlives the main one, in atexit, and in finalisers at exit."""
+    found = run("""
+    def late():
+        threading.main_thread().join()
+        parts.check()
+        print("thread", flush=True)
+
+    class Last:
+        def __del__(self, work=parts, write=os.write, finalizing=sys.is_finalizing):
+            assert finalizing()
+            work.check()
+            write(1, b"finaliser")
+
+    last = Last()
+    atexit.register(lambda: (parts.check(), whole.check(), print("atexit", flush=True)))
+    threading.Thread(target=late).start()
+    """)
+    assert found.split() == ["thread", "atexit", "finaliser"]
+
+
+def test_the_first_layer_of_a_process_at_its_end():
+    found = run(
+        """
+    import atexit, xlstm, numpy as np
+    from xlstm import cores
+    cores.usable = lambda: 2
+
+    @atexit.register
+    def call():
+        layer = xlstm.LSTM(128, 128)
+        y, _, saved = layer.forward(layer.init(0, "numpy"), np.ones((6, 128, 128), "f4"))
+        print(saved["0"].saved.plan.threads)
+    """,
+        prelude="",
+    )
+    assert found == "2\n"
+
+
+def test_a_finaliser_does_not_wait_for_threads_that_stand_still():
+    """At exit daemon threads stand still wherever they are, one of them within a layer."""
+    found = run("""
+    def forever():
+        while True:
+            parts.results()
+
+    class Last:
+        def __del__(self, work=parts, write=os.write):
+            work.results()
+            write(1, b"finaliser")
+
+    last = Last()
+    threading.Thread(target=forever, daemon=True).start()
+    time.sleep(0.05)
+    """)
+    assert found == "finaliser"

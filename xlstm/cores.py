@@ -1,0 +1,72 @@
+"""How many cores this process may use: its affinity, and the quota of its cgroup."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")
+
+
+def usable() -> int:
+    """The number of cores, at least 1. The affinity is read at every call, the quota once for the process."""
+    return math.ceil(min(_affinity(), _own_quota()))
+
+
+def quota(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> float:
+    """The smallest CPU quota of the process's cgroup and of those above it, in cores; infinity without one.
+
+    Parameters
+    ----------
+    cgroups : Path
+        The folder in which the cgroup file systems are mounted.
+    membership : Path
+        The file that names the cgroup of the process, one line `number:controllers:path` for each hierarchy.
+    """
+    try:
+        lines = membership.read_text(encoding="utf-8").splitlines()
+    except OSError:  # this is no Linux
+        return math.inf
+    found = [math.inf]
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:  # version 2, mounted alone or beside version 1
+            for root in (cgroups, cgroups / "unified"):
+                found += [_read(folder, ["cpu.max"]) for folder in _upwards(root, path)]
+        elif "cpu" in controllers.split(","):
+            files = ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+            for root in {cgroups / controllers, cgroups / "cpu"}:
+                found += [_read(folder, files) for folder in _upwards(root, path)]
+    return min(found)
+
+
+@functools.cache
+def _own_quota() -> float:
+    return quota()
+
+
+def _affinity() -> int:
+    count = getattr(os, "process_cpu_count", None)  # since Python 3.13
+    if count is not None:
+        return count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _upwards(root: Path, path: str) -> Iterator[Path]:
+    """The folder of a cgroup, those above it, and the root, which in a container is the container's own."""
+    names = [name for name in path.split("/") if name not in ("", "..")]
+    for depth in range(len(names), -1, -1):
+        yield root.joinpath(*names[:depth])
+
+
+def _read(folder: Path, files: list[str]) -> float:
+    """The quota in these files, "quota period" in microseconds; "max" and -1 are none, as is a missing file."""
+    try:
+        limit, period = " ".join((folder / name).read_text(encoding="utf-8") for name in files).split()
+        return int(limit) / int(period) if int(limit) > 0 < int(period) else math.inf
+    except (OSError, ValueError):
+        return math.inf
