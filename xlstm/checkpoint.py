@@ -131,7 +131,7 @@ def _about(file: Tensors) -> _About:
     if KEY not in file.metadata:
         raise ValueError(f"{file.path}: not an xlstm model file, its metadata has no entry {KEY!r}")
     try:
-        about = reading.from_json("it", file.metadata[KEY])
+        about = reading.from_json(f"entry {KEY!r}", file.metadata[KEY])
         if not isinstance(about, dict) or not {"version", "kind", "config"} <= set(about):
             raise ValueError(f"it is {shown(about)}, expected version, kind and config")
     except ValueError as error:
