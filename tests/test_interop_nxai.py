@@ -1,6 +1,8 @@
 """Published xLSTM checkpoints: their numbers, their files, and what is wrong with some."""
 
+import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -249,3 +251,248 @@ def test_what_theirs_cannot_express_is_refused(tmp_path):
     assert not (tmp_path / "x").exists()
     with pytest.raises(TypeError, match="expected an xLSTMLanguageModel"):
         nxai.save(tmp_path / "x", xlstm.LSTM(1, 1), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "tied", "post_norm_bias", "cap"),
+    [
+        ("4.57-bias", False, False, 30.0),
+        ("4.57-uncapped", False, None, None),
+        ("5.24-bias", False, False, 30.0),
+        ("5.24-tied", False, None, 30.0),  # the head is another array, though tie_word_embeddings is true
+    ],
+)
+def test_options_of_transformers_follow_transformers(tmp_path, name, tied, post_norm_bias, cap):
+    """Checkpoints that it wrote, and its logits; those with biases also have `add_out_norm` false, which it ignores."""
+    golden = np.load(DATA / "transformers" / name / "io.npz")
+    model, params = nxai.load(DATA / "transformers" / name, backend="numpy")
+    assert (model.tied, model.logit_cap) == (tied, cap)
+    assert (model.backbone.post_norm, model.backbone.post_norm_bias) == (True, post_norm_bias)
+    logits, _, _ = model.forward(params, golden["tokens"], train=False)
+    np.testing.assert_allclose(logits, golden["logits"], rtol=0, atol=2e-5)
+    if cap is not None:  # transformers 5 would not take it
+        nxai.save(tmp_path, model, params, style="transformers")
+        expected = load_file(DATA / "transformers" / name / "model.safetensors")
+        found = load_file(tmp_path / "model.safetensors")
+        assert {key: a.shape for key, a in found.items()} == {key: a.shape for key, a in expected.items()}
+        assert all(np.array_equal(found[key], a) for key, a in expected.items())
+
+
+def _large(**options):
+    lm = {name: options.pop(name) for name in ("tied", "logit_cap", "embedding_dropout") if name in options}
+    size, blocks = options.pop("size", 8), options.pop("num_blocks", 1)
+    heads = options.pop("num_heads", 2)
+    return xlstm.xLSTMLanguageModel(xlstm.xLSTMLarge(size, blocks, heads, **options), 11, **{"logit_cap": 30.0, **lm})
+
+
+def _random(model):
+    """Parameters that are all other than at the beginning, where biases are 0 and gains 1."""
+    rng = np.random.default_rng(2)
+    return {name: rng.normal(0.5, 0.5, a.shape) for name, a in model.init(backend="numpy", dtype="float64").items()}
+
+
+@pytest.mark.parametrize("style", nxai.STYLES)
+def test_default_chunk_size_is_saved(tmp_path, style):
+    """As no key at all, for which theirs takes its own."""
+    model = _large()
+    assert model.backbone.chunk_size is None
+    nxai.save(tmp_path, model, model.init(backend="numpy"), style=style)
+    assert "chunk_size" not in json.loads((tmp_path / "config.json").read_text())
+    assert nxai.load(tmp_path, backend="numpy")[0] == model
+
+
+def test_head_of_a_tied_model_is_written_for_transformers(tmp_path):
+    """Transformers 4.57 ties them, and 5 draws a head that is missing; both are right where it is the embedding."""
+    model = _large(tied=True)
+    params = model.init(backend="numpy")
+    nxai.save(tmp_path, model, params, style="transformers")
+    arrays = load_file(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(arrays["lm_head.weight"], arrays["backbone.embeddings.weight"])
+    assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is True
+    for gone in (None, "lm_head.weight", "backbone.embeddings.weight"):
+        save_file({name: a for name, a in arrays.items() if name != gone}, tmp_path / "model.safetensors")
+        again, same = nxai.load(tmp_path, backend="numpy")
+        assert again == model
+        assert all(np.array_equal(same[name], a) for name, a in params.items())
+    save_file({**arrays, "token_embedding.weight": arrays["lm_head.weight"]}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"token_embedding\.weight is surplus"):
+        nxai.load(tmp_path, backend="numpy")
+
+
+def test_head_of_a_tied_block_stack_is_the_embedding(tmp_path):
+    """The package cannot write another."""
+    model = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(8, 1, num_heads=2, eps=1e-6), 5, tied=True)
+    nxai.save(tmp_path, model, model.init(backend="numpy"))
+    arrays = load_file(tmp_path / "model.safetensors")
+    arrays["lm_head.weight"] = arrays["lm_head.weight"] + 1
+    save_file(arrays, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lm_head.weight is another array than token_embedding.weight, expected the"):
+        nxai.load(tmp_path, backend="numpy")
+
+
+# By the style and by each option, a value other than the usual, and if it is refused the reason.
+WRITTEN = [
+    ("xlstm", {"num_heads": 1}, None),
+    ("xlstm", {"size": 49, "qk_size": 1, "num_heads": 1, "ffn_size": 5}, None),  # 1 / 49 * 49 is less than 1
+    ("xlstm", {"qk_size": 6}, None),
+    ("xlstm", {"v_size": 12}, None),
+    ("xlstm", {"ffn_size": 77}, None),
+    ("xlstm", {"gate_cap": None}, None),
+    ("xlstm", {"gate_cap": 2}, None),
+    ("xlstm", {"bias": True}, None),
+    ("xlstm", {"norm_eps": 0.1}, None),
+    ("xlstm", {"eps": 1}, None),
+    ("xlstm", {"chunk_size": 5}, None),
+    ("xlstm", {"post_norm": False}, None),
+    ("xlstm", {"bias": True, "post_norm": False}, None),
+    ("xlstm", {"post_norm_bias": True}, "post_norm_bias is True, expected False as the package has all"),
+    ("xlstm", {"bias": True, "post_norm_bias": False}, "post_norm_bias is False, expected True as the package has"),
+    ("xlstm", {"tied": True}, "has no tied head"),
+    ("xlstm", {"logit_cap": None}, None),
+    ("xlstm", {"logit_cap": 2}, None),
+    ("xlstm", {"embedding_dropout": 0.1}, "embedding_dropout is 0.1"),
+    ("transformers", {"num_heads": 1}, None),
+    ("transformers", {"size": 49, "qk_size": 1, "num_heads": 1, "ffn_size": 5}, None),
+    ("transformers", {"gate_cap": None}, "gate_cap is None, expected a number"),
+    ("transformers", {"gate_cap": 2}, None),
+    ("transformers", {"bias": True}, "post_norm_bias is True, expected False as transformers has none"),
+    ("transformers", {"bias": True, "post_norm_bias": False}, None),
+    ("transformers", {"post_norm_bias": True}, "post_norm_bias is True, expected False as transformers has none"),
+    ("transformers", {"norm_eps": 1}, None),
+    ("transformers", {"eps": 1}, None),
+    ("transformers", {"chunk_size": 5}, None),
+    ("transformers", {"post_norm": False}, "post_norm is False, expected True"),
+    ("transformers", {"tied": True}, None),
+    ("transformers", {"logit_cap": None}, "logit_cap is None, expected a number"),
+    ("transformers", {"embedding_dropout": 0.1}, "embedding_dropout is 0.1"),
+]
+
+
+@pytest.mark.parametrize(("style", "options", "reason"), WRITTEN, ids=str)
+def test_options_of_large_models_are_written_or_refused(tmp_path, style, options, reason):
+    """What is saved is the whole model, so that no option is lost without a word."""
+    model = _large(**options)
+    params = _random(model)
+    if reason is not None:
+        with pytest.raises(ValueError, match=f"save: .*{reason}"):
+            nxai.save(tmp_path / "x", model, params, style=style)
+        assert not (tmp_path / "x").exists()
+        return
+    nxai.save(tmp_path, model, params, style=style)
+    again, same = nxai.load(tmp_path, backend="numpy")
+    tokens = np.arange(22).reshape(2, 11) % 11
+    expected, found = (m.forward(p, tokens, train=False)[0] for m, p in ((model, params), (again, same)))
+    np.testing.assert_array_equal(found, expected)
+    assert again.backbone == model.backbone
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in ("norm_eps", "eps", "gate_soft_cap", "output_logit_soft_cap", "qk_dim_factor"):
+        assert config[name] is None or type(config[name]) is float, name  # transformers 5 takes no whole number
+
+
+def test_every_option_is_in_the_list():
+    listed = {name for _, options, _ in WRITTEN for name in options} | {"num_blocks"}
+    fields = {f.name for kind in (xlstm.xLSTMLarge, xlstm.xLSTMLanguageModel) for f in dataclasses.fields(kind)}
+    assert fields - listed == {"backbone", "vocab_size", "batch_first"}
+
+
+def test_cache_of_transformers_is_off_where_it_would_fail(tmp_path):
+    """It takes widths of states to be multiples of 64."""
+    for size, fits in ((8, False), (128, True)):
+        model = _large(size=size)
+        nxai.save(tmp_path, model, model.init(backend="numpy"), style="transformers")
+        assert json.loads((tmp_path / "config.json").read_text())["use_cache"] is fits
+
+
+def test_loader_of_the_package_finds_its_configuration(tmp_path):
+    """In YAML, whose numbers have a point."""
+    yaml = pytest.importorskip("yaml")
+    model = xlstm.xLSTMLanguageModel(xlstm.xLSTMLarge(np.int64(8), 1, 2, eps=1e-6), np.int64(5), logit_cap=1e30)
+    nxai.save(tmp_path, model, model.init(backend="numpy"))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == config
+    assert (config["eps"], config["output_logit_soft_cap"]) == (1e-6, 1e30)
+    (tmp_path / "config.json").unlink()
+    assert nxai.load(tmp_path, backend="numpy")[0] == model
+
+
+def test_large_model_of_few_keys_is_known_by_its_arrays():
+    """Its configuration could be that of a block stack."""
+    config = json.loads((NXAI / "large_config.json").read_text())
+    few = {name: config[name] for name in ("embedding_dim", "num_heads", "num_blocks", "vocab_size")}
+    model, params = nxai.load(NXAI / "large.safetensors", few, backend="numpy")
+    golden = np.load(NXAI / "large_io.npz")
+    logits, _, _ = model.forward(params, golden["tokens"], train=False)
+    np.testing.assert_allclose(logits, golden["logits"], rtol=0, atol=1e-4)
+
+
+def test_dropout_of_feed_forward_layers_is_theirs(tmp_path):
+    """The package has a rate of its own for them, 0 by default."""
+    for dropout, given, expected in ((0.2, None, None), (0.2, 0.0, 0.0), (0.0, 0.3, 0.3), (0.2, 0.2, None)):
+        stack = xlstm.xLSTMStack(8, 2, [1], 2, eps=1e-6, dropout=dropout, ffn_dropout=given)
+        model = xlstm.xLSTMLanguageModel(stack, 5)
+        nxai.save(tmp_path, model, model.init(backend="numpy"))
+        config = json.loads((tmp_path / "config.json").read_text())
+        assert config["slstm_block"]["feedforward"]["dropout"] == (dropout if given is None else given)
+        assert config["context_length"] > 0  # the package takes none without it
+        assert nxai.load(tmp_path, backend="numpy")[0].backbone.ffn_dropout == expected
+    del config["slstm_block"]["feedforward"]["dropout"]
+    assert nxai.model_of({**config, "dropout": 0.1})[0].backbone.ffn_dropout == 0.0
+    for block in (None, {"slstm": {}, "feedforward": None}):
+        only = {**config, "dropout": 0.1, "slstm_at": [] if block is None else [1], "slstm_block": block}
+        assert nxai.model_of(only)[0].backbone.ffn_dropout is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"slstm": {"input_shape": "SBGNH"}}, "slstm_block.slstm: input_shape is 'SBGNH', which xlstm cannot express"),
+        ({"slstm": {"output_shape": "SBNH"}}, "output_shape is 'SBNH', which xlstm cannot express, expected 'BNSH'"),
+        ({"feedforward": {"bias": True}}, "slstm_block.feedforward: bias is True, which xlstm cannot express, expect"),
+        ({"feedforward": {"dropout": None}}, "dropout is None, expected a number"),
+    ],
+)
+def test_options_of_slstm_blocks_are_refused(change, message):
+    config = {"vocab_size": 9, "embedding_dim": 8, "mlstm_block": {}, "slstm_block": change, "slstm_at": [0]}
+    with pytest.raises((ValueError, TypeError), match=message):
+        nxai.model_of(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no', expected true or false"),
+        ({"inference_state_dtype": "bfloat16"}, "inference_state_dtype is 'bfloat16', which xlstm cannot express"),
+        ({"norm_eps": None}, "norm_eps is None, expected a number"),
+        ({"qk_dim_factor": None}, "qk_dim_factor is None, expected a number"),
+        ({"num_heads": None}, "num_heads is None, expected a whole number"),
+    ],
+)
+def test_bad_configurations_of_transformers_are_named(change, message):
+    config = json.loads((DATA / "transformers" / "config.json").read_text())
+    with pytest.raises((ValueError, TypeError), match=message):
+        nxai.model_of({**config, **change})
+
+
+def test_convolutions_that_the_package_fails_at_are_refused(tmp_path):
+    """Those of one step, but only in blocks that there are."""
+    for options, fails in (
+        ({"conv_kernel_size": 1}, True),
+        ({"conv_kernel_size": 1, "slstm_at": [0], "slstm_conv_kernel_size": 2}, False),
+        ({"slstm_at": [0], "slstm_conv_kernel_size": 1}, True),
+        ({"slstm_conv_kernel_size": 1}, False),
+    ):
+        model = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(8, 1, num_heads=2, eps=1e-6, **options), 5)
+        if fails:
+            with pytest.raises(ValueError, match="save: conv_kernel_size is 1, expected 2 or more"):
+                nxai.save(tmp_path, model, model.init(backend="numpy"))
+        else:
+            nxai.save(tmp_path, model, model.init(backend="numpy"))
+
+
+def test_readme_block_runs(tmp_path, monkeypatch):
+    readme = (DATA.parent.parent / "README.md").read_text()
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "nxai.save" in b)
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(block, found)
+    assert found["tokens"].shape == (1, 8)

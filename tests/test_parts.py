@@ -39,6 +39,8 @@ SEQUENCES = [
     xlstm.xLSTMStack(4, 2, [0], 2, dropout=0.2, post_norm=False, bias=True),
     xlstm.xLSTMLarge(4, 2, 2, chunk_size=3),
     xlstm.xLSTMLarge(4, 1, 1, bias=True, gate_cap=None, qk_size=3, v_size=5, post_norm=False),
+    xlstm.xLSTMLarge(4, 1, 1, bias=True, post_norm_bias=False),
+    xlstm.sLSTMBlock(4, 1, ffn_dropout=0.3),
 ]
 
 
@@ -322,3 +324,20 @@ def test_bad_input_is_named(rng):
     dropping = xlstm.xLSTMStack(4, 2, [1], 2, dropout=0.5)
     with pytest.raises(ValueError, match="forward needs a seed"):
         dropping.forward(params, x)
+
+
+def test_dropout_of_the_feed_forward_layer():
+    """By default as that of the sLSTM, else a rate of its own."""
+    for dropout, ffn_dropout, expected in (
+        (0.5, None, "1 1"),
+        (0.5, 0.0, "1 0"),
+        (0.0, 0.5, "0 1"),
+        (0.0, None, "0 0"),
+    ):
+        stack = xlstm.xLSTMStack(4, 1, [0], 2, dropout=dropout, ffn_dropout=ffn_dropout)
+        assert stack.random == ("1" in expected)
+        _, _, saved = stack.forward(stack.init(backend="numpy"), np.ones((3, 2, 4), "float32"), seed=0)
+        masks = saved["blocks.0"].mask, saved["blocks.0"].ffn_mask
+        assert " ".join(str(int(mask is not None)) for mask in masks) == expected
+    with pytest.raises(ValueError, match=r"sLSTMBlock: ffn_dropout is 1\.5, expected 0 <= ffn_dropout < 1"):
+        xlstm.sLSTMBlock(4, ffn_dropout=1.5)

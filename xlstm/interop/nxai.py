@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import operator
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,9 @@ def load(
     """
     path = Path(path)
     shards = Shards(path)
-    model, style = model_of(config_beside(path) if config is None else config, most=len(shards.shapes))
+    large = any(name.startswith("backbone.") for name in shards.shapes)
+    found = config_beside(path) if config is None else config
+    model, style = model_of(found, most=len(shards.shapes), large=large)
     _check(model, style, shards)
     if model.tied and not _same_head(model, style, shards):
         model = dataclasses.replace(model, tied=False)
@@ -79,8 +81,9 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
     Parameters
     ----------
     path : path
-        A folder, which gets `model.safetensors` and `config.json`, or a file `NAME.safetensors`, which gets
-        `NAME_config.json` beside it. Each is written whole or not at all.
+        A folder, which gets `model.safetensors`, `config.json` and, for an `xLSTMLarge` in the style of the package,
+        the `config.yaml` that its loader reads; or a file `NAME.safetensors`, which gets `NAME_config.json` beside
+        it. Each is written whole or not at all.
     model : xLSTMLanguageModel
         Of an `xLSTMStack` or `xLSTMLarge`.
     params : dict
@@ -102,7 +105,10 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
     model.namespace(params, {})
     path = Path(path)
     config = config_of(model, style)
-    about = json.dumps(config, indent=2, default=operator.methodcaller("item"))  # of NumPy's numbers
+    about = json.dumps(
+        config,
+        indent=2,
+    )
     arrays = names.written(model, style, {name: to_numpy(p) for name, p in params.items()})
     if path.suffix == ".safetensors":
         file, beside = path, path.with_name(f"{path.stem}_config.json")
@@ -114,6 +120,14 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
     with checkpoint.whole(file) as temporary:
         save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, temporary, metadata={"format": "pt"})
     checkpoint.write(beside, about.encode())
+    if beside.name == "config.json" and style == "xlstm" and isinstance(backbone, xLSTMLarge):
+        checkpoint.write(path / "config.yaml", _yaml(json.loads(about)).encode())
+
+
+def _yaml(config: Mapping[str, Any]) -> str:
+    """A configuration without others in it as YAML, where 1e-06 would be a string."""
+    lines = "".join(f"{name}: {json.dumps(value)}\n" for name, value in config.items())
+    return re.sub(r"(: \d+)e", r"\1.0e", lines)
 
 
 def _check(model: xLSTMLanguageModel, style: str, shards: Shards) -> None:

@@ -17,6 +17,7 @@ from xlstm.layers.part import round_up
 Config = Mapping[str, Any]
 
 BLOCKS = 1 << 10  # more than any model has
+CONTEXT = 2048  # steps that the block-stack package is to take at most; ours has no limit, and no array depends on it
 EPS = 1e-6  # of the block-stack package, which has no option for it
 ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "relu^2": "square_relu", "sigmoid": "sigmoid", "swish": "silu"}
 ACTIVATIONS |= {"selu": "selu"}
@@ -34,18 +35,19 @@ FLAT: dict[str, Any] = {
 }
 MLSTM: dict[str, Any] = {"num_heads": 4, "conv1d_kernel_size": 4, "qkv_proj_blocksize": 4, "proj_factor": 2.0}
 SLSTM: dict[str, Any] = {"num_heads": 4, "conv1d_kernel_size": 4}
-FEED_FORWARD: dict[str, Any] = {"proj_factor": 1.3, "act_fn": "gelu"}
+FEED_FORWARD: dict[str, Any] = {"proj_factor": 1.3, "act_fn": "gelu", "dropout": 0.0, "bias": False}
 # Values that ours has no option for; others are refused.
 FIXED: dict[str, Any] = {
     **{"round_proj_up_dim_up": True, "round_proj_up_to_multiple_of": MULTIPLE, "function": "slstm"},
     **{"gradient_recurrent_cut": False, "gradient_recurrent_clipval": None, "forward_clipval": None},
     **{"group_norm_weight": True, "ff_type": "ffn_gated", "num_states": 4, "num_gates": 4, "initial_val": 0.0},
+    **{"input_shape": "BSGNH", "output_shape": "BNSH"},
     "inference_state_dtype": "float32",  # with bfloat16 logits are off by a tenth
 }
 # What changes no result, or is set from above.
 LEFT = {"context_length", "weight_decay_on_embedding", "embedding_dim", "bias", "dropout", "hidden_size", "backend"}
-LEFT |= {"bias_init", "recurrent_weight_init", "batch_size", "input_shape", "internal_input_shape", "output_shape"}
-LEFT |= {"constants", "enable_automatic_mixed_precision", *(f"dtype{s}" for s in ("", *(f"_{t}" for t in "brwgsa")))}
+LEFT |= {"bias_init", "recurrent_weight_init", "batch_size", "internal_input_shape", "constants"}
+LEFT |= {"enable_automatic_mixed_precision", *(f"dtype{s}" for s in ("", *(f"_{t}" for t in "brwgsa")))}
 
 LARGE: dict[str, Any] = {
     **{"embedding_dim": None, "num_heads": None, "num_blocks": None, "vocab_size": None, "use_bias": False},
@@ -89,10 +91,13 @@ OLDER |= {"add_post_blocks_norm": True, "quantization_config": None}
 
 
 @reading.brief()
-def model_of(config: Config, where: str = "config", most: int = BLOCKS) -> tuple[xLSTMLanguageModel, str]:
+def model_of(
+    config: Config, where: str = "config", most: int = BLOCKS, large: bool = False
+) -> tuple[xLSTMLanguageModel, str]:
     """The model that a configuration describes, and whose names its checkpoint has: "xlstm" or "transformers".
 
-    `most` bounds the number of blocks, such as the number of arrays in the checkpoint.
+    `most` bounds the number of blocks, such as the number of arrays in the checkpoint. With `large` it is a large
+    model, though all keys that tell it from a block stack have been left out.
 
     Raises
     ------
@@ -107,7 +112,7 @@ def model_of(config: Config, where: str = "config", most: int = BLOCKS) -> tuple
         blocks = config.get(name)
         if isinstance(blocks, int) and blocks > min(most, BLOCKS):
             raise ValueError(f"{where}: {name} is {shown(blocks)}, expected at most {min(most, BLOCKS)}")
-    if config.get("model_type") == "xlstm" or set(config) & (set(LARGE) | LARGE_LEFT) - set(STACK) - set(FLAT):
+    if large or config.get("model_type") == "xlstm" or set(config) & (set(LARGE) | LARGE_LEFT) - set(STACK) - set(FLAT):
         return _large(config, where)
     return _stack(config, where), "xlstm"
 
@@ -128,18 +133,20 @@ def _stack(config: Config, where: str) -> xLSTMLanguageModel:
     if nested:
         mlstm = _take(_within(own["mlstm_block"], "mlstm", where), MLSTM, f"{where} mlstm_block.mlstm")
         slstm = _take(_within(own["slstm_block"], "slstm", where), SLSTM, f"{where} slstm_block.slstm")
-        feed: Any = FEED_FORWARD
+        feed: Any = {"dropout": own["dropout"]}
         if own["slstm_block"] is not None:
             feed = own["slstm_block"].get("feedforward", {})
-            feed = {"proj_factor": 0.0, "act_fn": "gelu"} if feed is None else feed
+            feed = {"proj_factor": 0.0, "dropout": own["dropout"]} if feed is None else feed
         feed = _take(feed, FEED_FORWARD, f"{where} slstm_block.feedforward")
+        _only(f"{where} slstm_block.feedforward", "bias", feed["bias"], False)
         if own["mlstm_block"] is None:
             at = "all"
         if own["slstm_block"] is None and at:
             raise ValueError(f"{where}: slstm_at is {shown(at)}, but there is no slstm_block")
     else:
         mlstm = {**own, "proj_factor": own["mlstm_proj_factor"]}
-        slstm, feed = own, {"proj_factor": own["slstm_ffn_proj_factor"], "act_fn": own["slstm_ffn_act"]}
+        slstm, act = own, own["slstm_ffn_act"]
+        feed = {"proj_factor": own["slstm_ffn_proj_factor"], "act_fn": act, "dropout": own["dropout"]}
     if feed["act_fn"] not in ACTIVATIONS:
         raise ValueError(f"{where}: act_fn is {feed['act_fn']!r}, expected one of {', '.join(ACTIVATIONS)}")
     backbone = xLSTMStack(
@@ -157,6 +164,7 @@ def _stack(config: Config, where: str) -> xLSTMLanguageModel:
         ffn_proj_factor=feed["proj_factor"],
         ffn_activation=ACTIVATIONS[feed["act_fn"]],
         dropout=own["dropout"],
+        ffn_dropout=None if feed["dropout"] == own["dropout"] else feed["dropout"],
         post_norm=own["add_post_blocks_norm"],
     )
     rate = own["dropout"] if own["add_embedding_dropout"] else 0.0
@@ -171,6 +179,13 @@ def _stack_config(model: xLSTMLanguageModel) -> dict[str, Any]:
         raise ValueError(f"save: the block-stack package has no {given}, expected logit_cap=None, eps={EPS}")
     if model.embedding_dropout not in (0.0, backbone.dropout):
         raise ValueError(f"save: embedding_dropout is {model.embedding_dropout}, expected 0 or that of the blocks")
+    heads, kernel = backbone.slstm_num_heads, backbone.slstm_conv_kernel_size
+    heads = backbone.num_heads if heads is None else heads
+    kernel = backbone.conv_kernel_size if kernel is None else kernel
+    every = len(backbone.slstm_at) == backbone.num_blocks
+    kernels = [kernel] * bool(backbone.slstm_at) + [backbone.conv_kernel_size] * (not every)
+    if 1 in kernels:
+        raise ValueError("save: conv_kernel_size is 1, expected 2 or more as the block-stack package fails with 1")
     act = next(name for name, ours in ACTIVATIONS.items() if ours == backbone.ffn_activation)
     mlstm = {
         "num_heads": backbone.num_heads,
@@ -178,15 +193,17 @@ def _stack_config(model: xLSTMLanguageModel) -> dict[str, Any]:
         "qkv_proj_blocksize": backbone.qkv_block_size,
         "proj_factor": backbone.proj_factor,
     }
-    heads, kernel = backbone.slstm_num_heads, backbone.slstm_conv_kernel_size
     slstm = {
-        "num_heads": backbone.num_heads if heads is None else heads,
-        "conv1d_kernel_size": backbone.conv_kernel_size if kernel is None else kernel,
+        "num_heads": heads,
+        "conv1d_kernel_size": kernel,
         "backend": "vanilla",  # whose layout the recurrent kernel has
     }
-    feed = {"proj_factor": backbone.ffn_proj_factor, "act_fn": act} if backbone.ffn_proj_factor else None
-    every = len(backbone.slstm_at) == backbone.num_blocks
+    feed = None
+    if backbone.ffn_proj_factor:
+        dropout = backbone.dropout if backbone.ffn_dropout is None else backbone.ffn_dropout
+        feed = {"proj_factor": backbone.ffn_proj_factor, "act_fn": act, "dropout": dropout}
     return {
+        "context_length": CONTEXT,
         "vocab_size": model.vocab_size,
         "embedding_dim": backbone.size,
         "num_blocks": backbone.num_blocks,
@@ -220,9 +237,7 @@ def _large(config: Config, where: str) -> tuple[xLSTMLanguageModel, str]:
                 del given[ours]
         usual = {**OLDER, "cell_norm_eps": given.get("norm_eps", LARGE["norm_eps"])}
         for name, value in usual.items():
-            found = given.pop(name, value)
-            if found != value:
-                raise ValueError(f"{where}: {name} is {shown(found)}, which xlstm cannot express, expected {value!r}")
+            _only(where, name, given.pop(name, value), value)
     own = _take(given, known, where, left)
     for name in ("embedding_dim", "num_heads", "num_blocks", "vocab_size"):
         _needed(own, name, where)
@@ -254,9 +269,10 @@ def _large_config(model: xLSTMLanguageModel, style: str) -> dict[str, Any]:
         raise ValueError("save: the package's large model has no tied head, expected tied=False")
     if model.embedding_dropout:
         raise ValueError(f"save: embedding_dropout is {model.embedding_dropout}, which a large model there has not")
-    bias, expected = backbone.post_norm_bias, backbone.bias and style == "xlstm"
-    if backbone.post_norm and (backbone.bias if bias is None else bias) != expected:
-        reason = "transformers has no bias there" if style == "transformers" else "the package has one as use_bias says"
+    bias = backbone.bias if backbone.post_norm_bias is None else backbone.post_norm_bias
+    expected = backbone.bias and style == "xlstm"
+    if backbone.post_norm and bias != expected:
+        reason = "transformers has none there" if style == "transformers" else "the package has all biases or none"
         raise ValueError(f"save: post_norm_bias is {bias}, expected {expected} as {reason}")
     config = {
         "embedding_dim": D,
@@ -264,15 +280,15 @@ def _large_config(model: xLSTMLanguageModel, style: str) -> dict[str, Any]:
         "num_blocks": backbone.num_blocks,
         "vocab_size": model.vocab_size,
         "use_bias": backbone.bias,
-        "norm_eps": float(backbone.norm_eps),  # transformers takes no whole number for one that is not
+        "norm_eps": backbone.norm_eps,
         "add_out_norm": backbone.post_norm,
         "qk_dim_factor": _factor(D, backbone.qk_size),
         "v_dim_factor": _factor(D, backbone.v_size),
-        "eps": float(backbone.eps),
+        "eps": backbone.eps,
         "ffn_proj_factor": _factor(D, backbone.ffn_size),
         "ffn_round_up_to_multiple_of": 1,
-        "gate_soft_cap": None if backbone.gate_cap is None else float(backbone.gate_cap),
-        "output_logit_soft_cap": None if model.logit_cap is None else float(model.logit_cap),
+        "gate_soft_cap": backbone.gate_cap,
+        "output_logit_soft_cap": model.logit_cap,
     }
     if backbone.chunk_size is not None:
         config["chunk_size"] = backbone.chunk_size
@@ -317,17 +333,23 @@ def _take(config: Any, known: dict[str, Any], where: str, left: set[str] = LEFT)
             continue
         if name not in FIXED:
             raise ValueError(f"{where}: key {shown(name)} is unknown, expected some of {', '.join(known)}")
-        if value != FIXED[name]:
-            expected = f"expected {FIXED[name]!r}"
-            raise ValueError(f"{where}: {name} is {shown(value)}, which xlstm cannot express, {expected}")
+        _only(where, name, value, FIXED[name])
     found = {name: config.get(name, usual) for name, usual in known.items()}
     for name, value in found.items():
         _typed(where, name, value, known[name])
     return found
 
 
+def _only(where: str, name: str, value: Any, expected: Any) -> None:
+    """Raise ValueError unless a key that ours has no option for has the value that ours amounts to."""
+    if value != expected:
+        raise ValueError(f"{where}: {name} is {shown(value)}, which xlstm cannot express, expected {expected!r}")
+
+
 def _typed(where: str, name: str, value: Any, usual: Any) -> None:
     """Raise unless a value is of the kind of its default, which says what the key takes; some may be None."""
+    if value is None and (usual is None or name in CAPS):
+        return
     if name == "slstm_at":
         numbers = isinstance(value, list | tuple | range) and all(type(k) is int for k in value)
         if not (value == "all" or numbers):
@@ -338,7 +360,7 @@ def _typed(where: str, name: str, value: Any, usual: Any) -> None:
     elif isinstance(usual, str):
         if not isinstance(value, str):
             raise TypeError(f"{where}: {name} is {shown(value)}, expected text")
-    elif name in ("mlstm_block", "slstm_block") or (value is None and (usual is None or name in CAPS)):
+    elif name in ("mlstm_block", "slstm_block"):
         return
     elif usual is None or isinstance(usual, int):
         if name != "conv1d_kernel_size" or value != 0:  # there an sLSTM block has none

@@ -106,7 +106,7 @@ class xLSTMStack(Backbone):  # noqa: N801
         Of every block.
     conv_kernel_size, proj_factor, qkv_block_size, bias, eps, chunk_size
         Of `mLSTMBlock`.
-    slstm_num_heads, slstm_conv_kernel_size, ffn_proj_factor, ffn_activation, recurrent_init
+    slstm_num_heads, slstm_conv_kernel_size, ffn_proj_factor, ffn_activation, recurrent_init, ffn_dropout
         Of `sLSTMBlock`; the first two by default as of mLSTM blocks.
     dropout : float
         Of every block.
@@ -129,6 +129,7 @@ class xLSTMStack(Backbone):  # noqa: N801
     ffn_activation: str = "gelu"
     recurrent_init: str = "zeros"
     dropout: float = 0.0
+    ffn_dropout: float | None = None
     post_norm: bool = True
 
     def __post_init__(self) -> None:

@@ -55,8 +55,10 @@ class Block(Sequence):
         """Deviation of initial weights (Nguyen & Salazar 2019)."""
         return math.sqrt(2 / (5 * self.size))
 
-    def _dropped(self, xp: Namespace, rng: np.random.Generator | None, y: Array) -> tuple[Array, Array | None]:
-        mask = dropout(rng, self.dropout, tuple(y.shape), y)
+    def _dropped(
+        self, xp: Namespace, rng: np.random.Generator | None, y: Array, rate: float
+    ) -> tuple[Array, Array | None]:
+        mask = dropout(rng, rate, tuple(y.shape), y)
         return (y, None) if mask is None else (y * mask, mask)
 
 

@@ -178,6 +178,7 @@ class xLSTMLarge(Backbone):  # noqa: N801
             eps=checks.non_negative,
             chunk_size=checks.optional(checks.size),
             post_norm=checks.flag,
+            post_norm_bias=checks.optional(checks.flag),
         )
         D = self.size
         usual = {"qk_size": D // 2, "v_size": D, "ffn_size": round_up(math.floor(2.6667 * D), MULTIPLE)}

@@ -136,7 +136,7 @@ class mLSTMBlock(Block):  # noqa: N801
         s = n + p["skip"] * c  # (9)
         g = silu(xp, z)
         y, down = self.through(xp, "down", p, s * g)  # (10)
-        y, mask = self._dropped(xp, rng, y)
+        y, mask = self._dropped(xp, rng, y, self.dropout)
         end = (conv_state, memory_state)
         if not keep:
             return x + y, end, None

@@ -25,6 +25,7 @@ OPTIONS: dict[str, checks.Kind] = {
     "ffn_proj_factor": checks.non_negative,
     "ffn_activation": checks.choice(FEED_FORWARD),
     "recurrent_init": checks.choice(("zeros", "uniform")),
+    "ffn_dropout": checks.optional(checks.rate),
 }
 
 
@@ -51,7 +52,9 @@ class sLSTMBlock(Block):  # noqa: N801
     recurrent_init : {"zeros", "uniform"}
         Initial recurrent weights: 0 as in the published package, or U(-1/sqrt(D), 1/sqrt(D)).
     dropout : float
-        Rate of dropout of the sLSTM's h, and of what the feed-forward layer adds.
+        Rate of dropout of the sLSTM's h.
+    ffn_dropout : float, optional
+        Rate of dropout of what the feed-forward layer adds, by default `dropout`.
     num_blocks, index : int
         How many blocks there are in the stack, and which this is, for initial forget biases.
     """
@@ -60,6 +63,7 @@ class sLSTMBlock(Block):  # noqa: N801
     ffn_proj_factor: float = 1.3
     ffn_activation: str = "gelu"
     recurrent_init: str = "zeros"
+    ffn_dropout: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,6 +75,15 @@ class sLSTMBlock(Block):  # noqa: N801
     def _wide(self) -> int:
         """Width of the feed-forward layer."""
         return widened("sLSTMBlock", "ffn_proj_factor", self.ffn_proj_factor, self.size)
+
+    @property
+    def _ffn_rate(self) -> float:
+        return self.dropout if self.ffn_dropout is None else self.ffn_dropout
+
+    @property
+    def random(self) -> bool:
+        """Whether `forward` draws masks while training, and so needs a seed."""
+        return self.dropout > 0 or self._ffn_rate > 0
 
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
@@ -103,14 +116,14 @@ class sLSTMBlock(Block):  # noqa: N801
             c = silu(xp, cc)
         gates = xp.concat([self.through(xp, g, p, c if g in "if" else u)[0] for g in "ifzo"], axis=-1)  # (3)
         h, end, cell = self.parts["cell"].run(self.below("cell", p), gates, state[1], span)  # (4)
-        h, mask = self._dropped(xp, rng, h)
+        h, mask = self._dropped(xp, rng, h, self.dropout)
         n, outnorm = self.through(xp, "outnorm", p, h)  # (5)
         y = x + n
         ffn_norm = ffn = ffn_mask = None
         if self.ffn_proj_factor:
             v, ffn_norm = self.through(xp, "ffn_norm", p, y)  # (6)
             w, ffn = self.through(xp, "ffn", p, v)  # (7)
-            w, ffn_mask = self._dropped(xp, rng, w)
+            w, ffn_mask = self._dropped(xp, rng, w, self._ffn_rate)
             y = y + w
         state = (conv_state, end)
         if not keep:
