@@ -222,7 +222,7 @@ class Streams:
             )
         if len(self.x) < self.batch_size * self.length:
             raise ValueError(
-                f"Streams: {self.batch_size} streams of {self.length} steps need "
+                f"Streams: {self.batch_size} streams (batch_size) of {self.length} steps (length) need "
                 f"{self.batch_size * self.length} rows, got {len(self.x)}"
             )
 
