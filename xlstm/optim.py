@@ -154,6 +154,9 @@ def _optimizer(where: str, lr: float | Schedule, slots: tuple[str, ...], rule: R
             raise ValueError(f"{where}: {odd} is in only one of params and grads")
         if state.slots.keys() != set(slots):
             raise ValueError(f"{where}: the state has moments {sorted(state.slots)}, expected {sorted(slots)}")
+        for slot in slots:
+            if state.slots[slot].keys() != params.keys():
+                raise ValueError(f"{where}: the state has moments of other parameters than params and grads")
         xp = namespace(where, {**params, **{f"gradient of {name}": g for name, g in grads.items()}})
         for name, g in grads.items():
             if g.shape != params[name].shape:

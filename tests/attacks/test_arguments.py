@@ -68,7 +68,26 @@ HOSTILE: list[Any] = [
 
 # What is sound somewhere.
 MILD: list[Any] = [
-    *(True, False, np.True_, None, 0, 1, 2, 3, 4, 8, np.int64(2), np.uint8(4), 0.0, 0.1, 0.5, 1.0, np.float32(0.5), 2.5),
+    *(
+        True,
+        False,
+        np.True_,
+        None,
+        0,
+        1,
+        2,
+        3,
+        4,
+        8,
+        np.int64(2),
+        np.uint8(4),
+        0.0,
+        0.1,
+        0.5,
+        1.0,
+        np.float32(0.5),
+        2.5,
+    ),
     *([], [0], [1], (0.1, 0.1), range(1), np.array([1]), "tanh", "gelu", "silu", "uniform", "glorot", "sigmoid"),
     *("exponential", "zeros", "float32", "float64", np.float64, np.dtype("float32"), "numpy", "relu", "powerlaw"),
 ]
@@ -161,7 +180,11 @@ LAYERS: dict[str, Case] = {
     "xLSTMStack": Case(
         xlstm.xLSTMStack, {"size": 4, "num_blocks": 2, "slstm_at": [1], "num_heads": 2}, who=f"xLSTMStack|{BLOCK}"
     ),
-    "xLSTMLarge": Case(xlstm.xLSTMLarge, {"size": 4, "num_blocks": 2, "num_heads": 2}),
+    "xLSTMLarge": Case(
+        xlstm.xLSTMLarge,
+        {"size": 4, "num_blocks": 2, "num_heads": 2},
+        words={"size": "size"},  # from which others follow, such as qk_size
+    ),
     "SequenceModel": Case(SequenceModel, {"recurrent": xlstm.LSTM(2, 4), "output_size": 3}),
     "SequenceModel last": Case(SequenceModel, {"recurrent": xlstm.GRU(2, 4), "output_size": 3, "last": True}),
     "xLSTMLanguageModel": Case(
