@@ -39,6 +39,12 @@ from xlstm.sampling import Sampler
 MESSAGE = 1000  # characters
 
 
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    """Every other option would be compiled anew, which takes seconds."""
+    monkeypatch.setenv("XLSTM_COMPILE", "0")
+
+
 def nothing(*_: Any) -> None:
     """Takes anything."""
 
