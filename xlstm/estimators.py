@@ -334,15 +334,14 @@ class Forecaster:
 
 
 def _series(values: Any) -> Values:
+    expected = "real numbers (N,)"
+    array = checks.host("Forecaster", "values", values, expected)
     try:
-        array = np.asarray(values)
         if array.dtype.kind not in "fiubO":
             raise TypeError
-        array = array.astype(np.float64)
+        array = array.astype(np.float64)  # None, a gap, becomes NaN
     except (TypeError, ValueError, OverflowError):
-        raise TypeError(
-            f"Forecaster: the series, values, is {checks.shown(values)}, expected real numbers (N,)"
-        ) from None
+        raise TypeError(f"Forecaster: values is {checks.shown(values)}, expected {expected}") from None
     if array.ndim != 1:
         raise ValueError(f"Forecaster: the series has shape {array.shape}, expected (N,)")
     if array.size and np.isnan(array[0]):

@@ -55,7 +55,9 @@ class SequenceModel(Part):
     def __post_init__(self) -> None:
         checks.fields(self, recurrent=sequence.layer, output_size=checks.size, last=checks.flag)
         if self.last and not isinstance(self.recurrent, Recurrent):
-            raise ValueError(f"SequenceModel: last needs a hidden state, and {checks.shown(self.recurrent)} has none")
+            raise ValueError(
+                f"SequenceModel: last needs a hidden state, recurrent has none: {checks.shown(self.recurrent)}"
+            )
 
     @property
     def batch_first(self) -> bool:
