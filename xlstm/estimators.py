@@ -292,7 +292,7 @@ class Forecaster:
             forecaster.model.check(arrays)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a sound forecaster ({type(error).__name__}: {error})") from error
-        checkpoint.finite(path, arrays)
+        checkpoint.finite(path, arrays, forecaster.backend.dtype)
         forecaster.params = {name: forecaster.backend.asarray(array) for name, array in arrays.items()}
         return forecaster
 

@@ -202,8 +202,8 @@ def load(
     dtypes = {str(array.dtype) for array in arrays.values()}
     if len(dtypes) != 1:
         raise ValueError(f"{path}: parameters are of several dtypes, {', '.join(sorted(dtypes))}, expected one")
-    checkpoint.finite(path, arrays)
     chosen = backend_of(backend, dtypes.pop() if dtype is None else dtype)
+    checkpoint.finite(path, arrays, chosen.dtype)
     return model, {name: chosen.asarray(array) for name, array in arrays.items()}
 
 
