@@ -138,9 +138,14 @@ def test_a_learning_rate_is_a_number_or_a_schedule():
     with pytest.raises(TypeError, match="adam: lr is the class dict, expected a function"):
         optim.adam(dict)
     params = {"a": np.ones(1)}
-    odd = optim.sgd(lambda step: "fast")
-    with pytest.raises(TypeError, match="sgd: lr is 'fast', expected a number"):
-        odd.update(params, params, odd.init(params))
+    with pytest.raises(TypeError, match=r"sgd: lr\(0\) is 'fast', expected a number"):
+        optim.sgd(lambda step: "fast")
+    with pytest.raises(TypeError, match="warmup: then is no schedule"):
+        optim.warmup(3, len)
+    odd = optim.sgd(lambda step: float("nan") if step else 0.1)
+    params, state = odd.update(params, params, odd.init(params))
+    with pytest.raises(ValueError, match="sgd: lr is nan"):
+        odd.update(params, params, state)
 
 
 def test_gradients_are_checked():

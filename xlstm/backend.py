@@ -388,6 +388,8 @@ def _floating(xp: Namespace, dtype: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
+    if isinstance(value, type):
+        return checks.shown(value)
     module = type(value).__module__.split(".")[0]
     if array_api_compat.is_array_api_obj(value):
         return f"a {module} array"

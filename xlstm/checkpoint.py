@@ -77,11 +77,14 @@ def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.ndarray[
     return file.read(), about.config
 
 
-def finite(path: str | os.PathLike[str], arrays: dict[str, np.ndarray[Any, Any]]) -> None:
-    """Raise ValueError unless all numbers of a file are finite."""
+def finite(path: str | os.PathLike[str], arrays: dict[str, np.ndarray[Any, Any]], dtype: str | None = None) -> None:
+    """Raise ValueError unless all numbers of a file are finite, and stay so in the dtype that they are put in."""
+    host = "float32" if dtype == "bfloat16" else dtype  # NumPy has no bfloat16, whose exponents have as many bits
     for name, array in arrays.items():
-        if not np.all(np.isfinite(array)):
-            raise ValueError(f"{path}: {name} is not finite")
+        with np.errstate(over="ignore"):
+            found = array if host is None else array.astype(host, copy=False)
+        if not np.all(np.isfinite(found)):
+            raise ValueError(f"{path}: {name} is not finite{'' if found is array else f' in {dtype}'}")
 
 
 class _About(NamedTuple):
@@ -96,7 +99,7 @@ def _about(file: Tensors) -> _About:
     if KEY not in file.metadata:
         raise ValueError(f"{file.path}: not an xlstm model file, its metadata has no entry {KEY!r}")
     try:
-        about = reading.from_json("it", file.metadata[KEY])
+        about = reading.from_json(f"entry {KEY!r}", file.metadata[KEY])
         if not isinstance(about, dict) or not {"version", "kind", "config"} <= set(about):
             raise ValueError(f"it is {shown(about)}, expected version, kind and config")
     except ValueError as error:

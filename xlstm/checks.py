@@ -28,6 +28,7 @@ DEEPEST = 2**16  # layers or blocks above each other
 COUNTED = 2**63 - 1  # of what is only counted, such as steps
 TINY, HUGE = 1e-32, 1e32
 SEEDS = 2**128
+NO_NUMBERS = (bool, np.timedelta64)  # though Python and NumPy have them among the whole numbers
 SHOWN = 80  # characters of a value in an error
 
 
@@ -60,7 +61,7 @@ def whole(low: int, high: int) -> Kind:
     """A whole number from `low` to `high`."""
 
     def kind(where: str, name: str, value: Any) -> int:
-        if not isinstance(value, Integral) or isinstance(value, bool):
+        if not isinstance(value, Integral) or isinstance(value, NO_NUMBERS):
             raise TypeError(f"{where}: {name} is {shown(value)}, expected a whole number")
         found = int(value)
         if found < low:
@@ -81,7 +82,7 @@ integer = whole(-COUNTED, COUNTED)
 
 def any_number(where: str, name: str, value: Any) -> float:
     """A real number; NaN and infinite ones too."""
-    if not isinstance(value, int | float | Real) or isinstance(value, bool):
+    if not isinstance(value, int | float | Real) or isinstance(value, NO_NUMBERS):
         raise TypeError(f"{where}: {name} is {shown(value)}, expected a number")
     try:
         return float(value)
@@ -185,6 +186,18 @@ def several(where: str, name: str, value: Any, expected: str, most: int) -> list
     return list(value)
 
 
+def host(where: str, name: str, value: Any, expected: str) -> np.ndarray[Any, Any]:
+    """What is given on the host as a NumPy array; `expected` says what that is, with its shape."""
+    if isinstance(value, type):
+        raise TypeError(f"{where}: {name} is {shown(value)}, expected {expected}")
+    if isinstance(value, range) and len(value) > LARGEST:
+        raise ValueError(f"{where}: {name} has {len(value)} entries, expected {expected}")
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{where}: {name} is ragged, expected {expected}") from None
+
+
 def seed(where: str, name: str, value: Any) -> Any:
     """A whole number from 0 up, or a `numpy.random.Generator`."""
     return value if isinstance(value, np.random.Generator) else seed_number(where, name, value)
@@ -192,7 +205,7 @@ def seed(where: str, name: str, value: Any) -> Any:
 
 def seed_number(where: str, name: str, value: Any) -> int:
     """A whole number from 0 up, of at most 128 bits; `where` may be empty."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or not 0 <= int(value) < SEEDS:
+    if not isinstance(value, Integral) or isinstance(value, NO_NUMBERS) or not 0 <= int(value) < SEEDS:
         who = f"{where}: " if where else ""
         raise ValueError(f"{who}{name}: expected a whole number from 0 up, got {shown(value)}")
     return int(value)
@@ -236,10 +249,13 @@ def shape(where: str, name: str, array: Any, expected: Dims) -> None:
     raise ValueError(f"{where}: {name} has shape {found}, expected {symbols}{equals}")
 
 
-def mapping(where: str, given: Any, name: str = "parameters") -> None:
-    """Raise TypeError unless these are names and arrays."""
+def mapping(where: str, given: Any, name: str = "parameters") -> dict[str, Any]:
+    """Names and arrays, at least one."""
     if not isinstance(given, Mapping):
         raise TypeError(f"{where}: {name} are {shown(given)}, expected a dict of name to array")
+    if not given:
+        raise ValueError(f"{where}: {name} are empty, expected a dict of name to array, as from init")
+    return dict(given)
 
 
 def params(where: str, given: Any, expected: Mapping[str, Dims]) -> None:

@@ -162,9 +162,9 @@ class Windows:
         _arrays("Windows", x=self.x, target=self.target)
         if self.mask is not None and not (isinstance(self.mask, np.ndarray) and self.mask.dtype == bool):
             raise TypeError(f"Windows: mask is {checks.shown(self.mask)}, expected a NumPy array of bool")
-        leading = "(N, T, ...)" if self.every_step else "(N, ...)"
+        leading = "(N, T, ...) with every_step" if self.every_step else "(N, ...)"
         axes = 2 if self.every_step else 1
-        if self.x.ndim != 3 or len(self.x) == 0 or self.x.shape[:axes] != self.target.shape[:axes]:
+        if self.x.ndim != 3 or 0 in self.x.shape[:2] or self.x.shape[:axes] != self.target.shape[:axes]:
             raise ValueError(
                 f"Windows: x has shape {self.x.shape} and target {self.target.shape}, expected (N, T, D) and {leading}"
             )
@@ -222,7 +222,7 @@ class Streams:
             )
         if len(self.x) < self.batch_size * self.length:
             raise ValueError(
-                f"Streams: {self.batch_size} streams of {self.length} steps need "
+                f"Streams: {self.batch_size} streams (batch_size) of {self.length} steps (length) need "
                 f"{self.batch_size * self.length} rows, got {len(self.x)}"
             )
 

@@ -307,7 +307,7 @@ class Forecaster:
             forecaster.model.check(arrays)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a sound forecaster ({type(error).__name__}: {error})") from error
-        checkpoint.finite(path, arrays)
+        checkpoint.finite(path, arrays, forecaster.backend.dtype)
         forecaster.params = {name: forecaster.backend.asarray(array) for name, array in arrays.items()}
         return forecaster
 
@@ -363,15 +363,14 @@ class Forecaster:
 
 
 def _series(values: Any) -> Values:
+    expected = "real numbers (N,)"
+    array = checks.host("Forecaster", "values", values, expected)
     try:
-        array = np.asarray(values)
         if array.dtype.kind not in "fiubO":
             raise TypeError
-        array = array.astype(np.float64)
+        array = array.astype(np.float64)  # None, a gap, becomes NaN
     except (TypeError, ValueError, OverflowError):
-        raise TypeError(
-            f"Forecaster: the series, values, is {checks.shown(values)}, expected real numbers (N,)"
-        ) from None
+        raise TypeError(f"Forecaster: values is {checks.shown(values)}, expected {expected}") from None
     if array.ndim != 1:
         raise ValueError(f"Forecaster: the series has shape {array.shape}, expected (N,)")
     if array.size and np.isnan(array[0]):

@@ -324,10 +324,7 @@ class xLSTMLanguageModel(Part):  # noqa: N801
             logits = to_numpy(found)
 
     def _prompt(self, prompt: Any) -> np.ndarray[Any, Any]:
-        try:
-            host = np.asarray(prompt)
-        except ValueError:
-            raise ValueError("generate: the prompt is ragged, expected shape (B, P)") from None
+        host = checks.host("generate", "the prompt", prompt, "shape (B, P)")
         if host.ndim != 2 or 0 in host.shape:
             raise ValueError(f"generate: the prompt has shape {host.shape}, expected (B, P), P of 1 or more")
         if host.dtype.kind not in "iu":  # Python's own may be too large for any

@@ -55,7 +55,9 @@ class SequenceModel(Part):
     def __post_init__(self) -> None:
         checks.fields(self, recurrent=sequence.layer, output_size=checks.size, last=checks.flag)
         if self.last and not isinstance(self.recurrent, Recurrent):
-            raise ValueError(f"SequenceModel: last needs a hidden state, and {checks.shown(self.recurrent)} has none")
+            raise ValueError(
+                f"SequenceModel: last needs a hidden state, recurrent has none: {checks.shown(self.recurrent)}"
+            )
 
     @property
     def batch_first(self) -> bool:
@@ -200,8 +202,8 @@ def load(
     dtypes = {str(array.dtype) for array in arrays.values()}
     if len(dtypes) != 1:
         raise ValueError(f"{path}: parameters are of several dtypes, {', '.join(sorted(dtypes))}, expected one")
-    checkpoint.finite(path, arrays)
     chosen = backend_of(backend, dtypes.pop() if dtype is None else dtype)
+    checkpoint.finite(path, arrays, chosen.dtype)
     return model, {name: chosen.asarray(array) for name, array in arrays.items()}
 
 

@@ -154,6 +154,9 @@ def _optimizer(where: str, lr: float | Schedule, slots: tuple[str, ...], rule: R
             raise ValueError(f"{where}: {odd} is in only one of params and grads")
         if state.slots.keys() != set(slots):
             raise ValueError(f"{where}: the state has moments {sorted(state.slots)}, expected {sorted(slots)}")
+        for slot in slots:
+            if state.slots[slot].keys() != params.keys():
+                raise ValueError(f"{where}: the state has moments of other parameters than params and grads")
         xp = namespace(where, {**params, **{f"gradient of {name}": g for name, g in grads.items()}})
         for name, g in grads.items():
             if g.shape != params[name].shape:
@@ -231,13 +234,18 @@ def cosine(lr: float, steps: int, floor: float = 0.0) -> Schedule:
 
 def warmup(steps: int, then: Schedule) -> Schedule:
     """A straight rise to `then(0)` over `steps` updates, then `then` from its beginning."""
-    steps, then = checks.count("warmup", "steps", steps), checks.function("warmup", "then", then)
+    steps, then = checks.count("warmup", "steps", steps), _schedule("warmup", "then", then)
     return lambda step: then(0) * (step + 1) / (steps + 1) if step < steps else then(step - steps)
 
 
 def _schedule(where: str, name: str, value: float | Schedule) -> Schedule:
-    """A schedule as it is, and a number as one."""
+    """A schedule as it is, once it has given a rate for no updates, and a number as one."""
     if callable(value):
-        return checks.function(where, name, value)  # type: ignore[no-any-return]
+        try:
+            first = checks.function(where, name, value)(0)
+        except Exception as error:
+            raise TypeError(f"{where}: {name} is no schedule ({checks.shown(value)}: {error})") from error
+        checks.finite(where, f"{name}(0)", first)
+        return value
     rate = checks.above_0(where, name, value)
     return lambda step: rate

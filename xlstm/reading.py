@@ -94,7 +94,7 @@ def from_json(where: str, given: bytes | str) -> Any:
 
 
 def from_yaml(where: str, given: bytes) -> Any:
-    """The value of a YAML text, without tags; ValueError if there is none, or it is beyond bounds."""
+    """The value of a YAML 1.2 text without tags; ValueError if there is none, or it is beyond bounds."""
     try:
         import yaml
     except ModuleNotFoundError as error:
@@ -195,7 +195,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _shallow(value: Any) -> None:
-    """Raise RecursionError if containers are nested too deep."""
+    """Raise ValueError if containers are nested too deep."""
     level = [value]
     for _ in range(DEEPEST + 1):
         level = [

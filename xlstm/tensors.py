@@ -1,6 +1,6 @@
 """safetensors files, read array by array: eight bytes of length, a header in JSON, then the arrays one after another.
 
-What the header says is checked against the size of the file before any array is read.
+The header is checked against the size of the file before any array is read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from xlstm.checks import shown
 Host = np.ndarray[Any, Any]
 METADATA = "__metadata__"
 AXES = 32
-# Of the format; float8 and the like are refused by name.
+# The format's own names; float8 and the like are refused.
 DTYPES = {
     **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?"},
     **{"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1"},
@@ -34,7 +34,7 @@ class Tensors:
     metadata : dict of str to str
     shapes : dict of str to tuple of int
     dtypes : dict of str to str
-        As the format names them.
+        Under the format's own names.
 
     Raises
     ------

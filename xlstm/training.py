@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from xlstm import checks, optim
-from xlstm.backend import Array, Backend, Params, backend_like, generator, to_numpy
+from xlstm.backend import Array, Backend, Params, backend_like, generator, namespace, to_numpy
 from xlstm.data import Batch, finite
 from xlstm.layers.base import MASKS
 from xlstm.losses import mse
@@ -130,9 +130,7 @@ def train(
         checks.count("train", "epochs", epochs),
         checks.optional(checks.count)("train", "patience", patience),
     )
-    checks.mapping("train", params, "params")
-    if not params:
-        raise ValueError("train: params is empty, expected what model.init gives")
+    namespace("train", checks.mapping("train", params, "params"))
     if not isinstance(optimizer, optim.Optimizer):
         raise TypeError(
             f"train: optimizer is {checks.shown(optimizer)}, expected one of xlstm.optim, such as optim.adam(1e-3)"
@@ -229,9 +227,7 @@ def evaluate(model: Any, params: Params, data: Batches, loss: Loss = mse) -> flo
     _check_model(model)
     BATCHES("evaluate", "data", data)
     checks.function("evaluate", "loss", loss)
-    checks.mapping("evaluate", params, "params")
-    if not params:
-        raise ValueError("evaluate: params is empty, expected what model.init gives")
+    namespace("evaluate", checks.mapping("evaluate", params, "params"))
     backend = backend_like(next(iter(params.values())))
     total, count, counted, step, state = 0.0, 0.0, 0.0, 0, None
     for step, batch in enumerate(data.batches(), 1):

@@ -169,12 +169,24 @@ def test_descriptions_of_forecasters(tmp_path, old, new, words):
     refused(lambda: estimators.Forecaster.load(path, "numpy"), path, words)
 
 
+def test_weights_that_the_dtype_does_not_hold(tmp_path):
+    """They would be infinite without a word."""
+    layer = xlstm.LSTM(2, 3)
+    params = layer.init(backend="numpy", dtype="float64")
+    params["0.b"][1] = 1e300
+    models.save(tmp_path / "m", layer, params)
+    assert models.load(tmp_path / "m", "numpy")[1]["0.b"][1] == 1e300
+    words = "0.b is not finite in float32"
+    refused(lambda: models.load(tmp_path / "m", "numpy", "float32"), tmp_path / "m", words)
+
+
 def changed(**changes):
     """A configuration of the large model."""
     return json.dumps({**nxai.config_of(LARGE), **changes})
 
 
 LARGE = xlstm.xLSTMLanguageModel(xlstm.xLSTMLarge(8, 1, 2, chunk_size=64, ffn_size=64), 7)
+STACKED = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 1, (), 2, eps=1e-6), 7)
 CONFIGS = {
     "deep": (DEEP, "nested more than"),
     "deep object": ('{"a":' * 100_000, "nested more than"),
@@ -262,7 +274,7 @@ YAML = {
 @pytest.mark.parametrize("name", YAML)
 def test_yaml(tmp_path, name):
     content, words = YAML[name]
-    nxai.save(tmp_path, LARGE, LARGE.init(backend="numpy"))
+    nxai.save(tmp_path, STACKED, STACKED.init(backend="numpy"))
     (tmp_path / "config.json").unlink()
     path = tmp_path / "config.yaml"
     path.write_text(content)

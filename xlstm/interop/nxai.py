@@ -169,8 +169,7 @@ def _assembled(shards: Shards, name: str, pieces: list[names.Piece], model: xLST
     whole = None if len(pieces) == 1 else np.empty(shape, dtype=dtype)
     for piece in pieces:
         found = shards.read(piece.name)
-        if not np.all(np.isfinite(found)):
-            raise ValueError(f"{shards.path}: {piece.name} is not finite")
+        checkpoint.finite(shards.path, {piece.name: found}, dtype)
         if whole is None:
             return np.ascontiguousarray(piece.layout.read(found, shape), dtype=dtype)
         whole[piece.rows] = found

@@ -51,7 +51,7 @@ class Shards:
 
 
 def config_beside(path: Path) -> Mapping[str, Any]:
-    """The configuration beside a checkpoint.
+    """The configuration beside a checkpoint; YAML is read as version 1.2 has it, without tags.
 
     Raises
     ------

@@ -144,7 +144,8 @@ class xLSTMStack(Backbone):  # noqa: N801
         numbers = sorted(checks.integer("xLSTMStack", "slstm_at", k) for k in places)
         for k in numbers:
             if not 0 <= k < self.num_blocks:
-                raise ValueError(f"xLSTMStack: slstm_at has {k}, expected 0 to {self.num_blocks - 1}")
+                last = f"{self.num_blocks - 1}, as num_blocks is {self.num_blocks}"
+                raise ValueError(f"xLSTMStack: slstm_at has {k}, expected 0 to {last}")
         object.__setattr__(self, "slstm_at", tuple(numbers))
         if len(self._slstm) != len(self.slstm_at):
             raise ValueError(f"xLSTMStack: slstm_at is {checks.shown(self.slstm_at)}, expected each block once")

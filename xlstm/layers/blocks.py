@@ -37,8 +37,10 @@ class Block(Sequence):
     index: int = 0
 
     def __post_init__(self) -> None:
-        checks.fields(self, **OPTIONS)
-        checks.fields(self, index=checks.whole(0, self.num_blocks - 1))
+        checks.fields(self, **OPTIONS, index=checks.size_or_0)
+        if self.index >= self.num_blocks:
+            where = type(self).__name__
+            raise ValueError(f"{where}: index is {self.index}, expected less than num_blocks, {self.num_blocks}")
 
     @property
     def input_size(self) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from xlstm import checks
 from xlstm.backend import Array, Namespace, device_of, to_numpy
 from xlstm.runs import Runs, reshape
 
@@ -50,10 +51,9 @@ class Packing:
         """
         if lengths is None:
             return cls(T, B, T, [(T, B)])
-        try:
-            found = to_numpy(lengths)
-        except ValueError:
-            raise ValueError(f"{where}: lengths is ragged, expected shape (B,) = ({B},)") from None
+        if not hasattr(lengths, "shape") or isinstance(lengths, type):
+            lengths = checks.host(where, "lengths", lengths, f"shape (B,) = ({B},)")
+        found = to_numpy(lengths)
         if found.shape != (B,):
             raise ValueError(f"{where}: lengths has shape {found.shape}, expected (B,) = ({B},)")
         if found.dtype.kind not in "iu" and found.size:
