@@ -30,7 +30,7 @@ ATTRIBUTES = {
 OWN = {"LSTM": {"input_forget": "INT"}, "GRU": {"linear_before_reset": "INT"}, "RNN": {}}
 ACTIVATIONS = {"LSTM": 3, "GRU": 2, "RNN": 1}  # functions of one direction
 WEIGHTS = ("W", "R", "B", "P")
-LAYERS = 1000  # of a stack
+LAYERS = 1000  # of a stack, at most
 DIRECTIONS = {"forward": ("",), "reverse": ("reverse.",), "bidirectional": ("", "reverse.")}
 
 
@@ -66,10 +66,10 @@ def from_onnx(
         There is no such file, or none with the external data it names.
     ValueError
         It is no ONNX model; there is no such node, or there are several and nothing in the model proves that they
-        make a stack; an attribute is unknown or has an unknown value; an initial state is a constant other than 0, or
-        `sequence_lens` a constant other than the number of time steps; a weight is no constant, damaged or
-        misshapen, or it is external data outside the folder of the model; a file would take very much more memory
-        than its size.
+        make a stack of at most 1000 layers; an attribute is unknown or has an unknown value; an initial state is a
+        constant other than 0, or `sequence_lens` one other than the number of time steps; a weight is no constant,
+        damaged or misshapen, or it is external data outside the folder of the model; the model would take many
+        times the memory of its file.
 
     Examples
     --------
@@ -108,7 +108,6 @@ def _chosen(graph: Graph, node: str | Sequence[str] | None) -> list[Any]:
                     f"{graph.where}: {outer.op_type} {short(name_of(outer))} has recurrent nodes inside, expected "
                     f"node=... to choose from {few(names)}"
                 )
-        wanted = names
     else:
         wanted = [node] if isinstance(node, str) else list(node)
         unknown = [name for name in wanted if name not in names]
