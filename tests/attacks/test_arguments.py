@@ -542,14 +542,14 @@ OTHERS: dict[str, Case] = {
         reaches(training.train),
         {"model": Model(), "params": P, "data": data.Windows(X, ROW), "optimizer": ADAM, "epochs": 1},
         who=r"\w+",
-        words={"params": r"\w", "precision": "precision|float16"},
+        words={"params": r"\w", "model": "model|parameter", "precision": "precision|float16"},
         more={"params": dicts(P)},
     ),
     "evaluate": Case(
         reaches(training.evaluate),
         {"model": Model(), "params": P, "data": data.Windows(X, ROW)},
         who=r"\w+",
-        words=WORDS,
+        words={**WORDS, "model": "model|parameter"},
     ),
     "Sampler": Case(Sampler, {"temperature": 1.0, "top_k": 3, "top_p": 0.5, "seed": 0}, who="generate"),
     "save": Case(
