@@ -108,6 +108,7 @@ finite = real(-HUGE, HUGE)
 non_negative = real(0, HUGE)
 above_0 = real(0, HUGE, strict=True)
 divisor = real(TINY, HUGE)
+squared = real(0, 1e9)  # float32 holds its square, and that times what goes through a layer
 
 
 def flag(where: str, name: str, value: Any) -> bool:
@@ -237,10 +238,13 @@ def number(where: str, low: float, high: float, strict: bool = False, **values: 
 
 
 def shape(where: str, name: str, array: Any, expected: Dims) -> None:
-    """Raise ValueError unless `array` has the shape `expected`, a dict of symbol to size."""
-    if array.shape == tuple(expected.values()):
+    """Raise unless `array` is an array and has the shape `expected`, a dict of symbol to size."""
+    found = getattr(array, "shape", None)
+    if found == tuple(expected.values()):
         return
-    found = tuple(array.shape)
+    if not isinstance(found, tuple):
+        raise TypeError(f"{where}: {name} is a {type(array).__name__}, expected an array")
+    found = tuple(found)
     if len(found) == len(expected) and all(n is None or n == m for n, m in zip(expected.values(), found, strict=True)):
         return
     symbols = _tuple(expected)
@@ -264,8 +268,6 @@ def params(where: str, given: Any, expected: Mapping[str, Dims]) -> None:
     for name, dims in expected.items():
         if name not in given:
             raise ValueError(f"{where}: parameter {name} is missing, expected {few(expected)}")
-        if not isinstance(getattr(given[name], "shape", None), tuple):
-            raise TypeError(f"{where}: {name} is a {type(given[name]).__name__}, expected an array")
         shape(where, name, given[name], dims)
     if len(given) > len(expected):
         surplus = next(name for name in given if name not in expected)

@@ -66,7 +66,8 @@ def split(length: int, validation: float = 0.2, test: float = 0.2) -> Split:
     last = length - round(length * test)
     first = last - round(length * validation)
     if not 0 < first < last < length:
-        raise ValueError(f"split: {length} rows are too few for three parts")
+        shares = f"validation {validation:g} and test {test:g}"
+        raise ValueError(f"split: {length} rows (length) are too few for three parts, with {shares}")
     return Split(slice(0, first), slice(first, last), slice(last, length))
 
 
@@ -249,7 +250,7 @@ def _time_first(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def _numbers(where: str, name: str, array: Any, expected: str = "") -> None:
     """Raise unless this is a NumPy array of real numbers, of one axis if `expected` says so."""
-    if not isinstance(array, np.ndarray):
+    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{where}: {name} is a {type(array).__name__}, expected a NumPy array")
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{where}: {name} has dtype {str(array.dtype)[: checks.SHOWN]}, expected real numbers")

@@ -49,7 +49,7 @@ def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, wei
         A setting out of range, or `nesterov` without momentum.
     """
     momentum, nesterov = checks.rate("sgd", "momentum", momentum), checks.flag("sgd", "nesterov", nesterov)
-    weight_decay = checks.non_negative("sgd", "weight_decay", weight_decay)
+    weight_decay = checks.squared("sgd", "weight_decay", weight_decay)
     if nesterov and momentum == 0:
         raise ValueError("sgd: nesterov needs a momentum above 0")
 
@@ -72,7 +72,7 @@ def rmsprop(
     """g divided by the root of its running mean square (Tieleman & Hinton 2012); eps is added to the root."""
     alpha, eps = checks.rate("rmsprop", "alpha", alpha), checks.non_negative("rmsprop", "eps", eps)
     momentum = checks.rate("rmsprop", "momentum", momentum)
-    weight_decay = checks.non_negative("rmsprop", "weight_decay", weight_decay)
+    weight_decay = checks.squared("rmsprop", "weight_decay", weight_decay)
 
     def rule(
         xp: Namespace, p: Array, g: Array, moments: list[Array], rate: float, step: int
@@ -117,7 +117,7 @@ def _adam(
         raise ValueError(f"{where}: betas has {len(given)} entries, expected two rates")
     b1, b2 = (checks.rate(where, f"betas[{k}]", beta) for k, beta in enumerate(given))
     eps = checks.non_negative(where, "eps", eps)
-    weight_decay = checks.non_negative(where, "weight_decay", weight_decay)
+    weight_decay = checks.squared(where, "weight_decay", weight_decay)
 
     def rule(
         xp: Namespace, p: Array, g: Array, moments: list[Array], rate: float, step: int

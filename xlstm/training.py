@@ -14,6 +14,7 @@ from xlstm import checks, optim
 from xlstm.backend import Array, Backend, Params, backend_like, generator, namespace, to_numpy
 from xlstm.data import Batch, finite
 from xlstm.layers.base import MASKS
+from xlstm.layers.part import Pointwise
 from xlstm.losses import mse
 from xlstm.precision import Mixed, Scaling, after, lowered, raised
 
@@ -246,7 +247,10 @@ def evaluate(model: Any, params: Params, data: Batches, loss: Loss = mse) -> flo
 
 
 def _check_model(model: Any) -> None:
-    checks.having("forward", "backward", expected="a model or a layer")("train", "model", model)
+    expected = "a model or a layer that goes through time"
+    checks.having("forward", "backward", expected=expected)("train", "model", model)
+    if isinstance(model, Pointwise):
+        raise TypeError(f"train: model is {checks.shown(model)}, expected {expected}")
     if getattr(model, "batch_first", False):
         raise ValueError("train: batches have time first, so the model must too; make it with batch_first=False")
 

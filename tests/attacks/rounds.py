@@ -13,6 +13,7 @@ import numpy as np
 
 import xlstm
 from xlstm import models
+from xlstm.backend import to_numpy
 from xlstm.layers.embedding import Embedding
 from xlstm.layers.part import Pointwise
 
@@ -37,7 +38,7 @@ def finite(tree: Any) -> bool:
         return all(finite(v) for v in tree.values())
     if isinstance(tree, tuple | list):
         return all(finite(v) for v in tree)
-    return tree is None or bool(np.all(np.isfinite(tree)))
+    return tree is None or bool(np.all(np.isfinite(to_numpy(tree))))
 
 
 def same_shapes(one: Any, two: Any) -> bool:

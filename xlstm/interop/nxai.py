@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm import reading, writing
+from xlstm import checkpoint, reading, writing
 from xlstm.backend import Backend, Params, backend_of, to_numpy
 from xlstm.interop import nxai_names as names
 from xlstm.interop.nxai_config import config_of, model_of

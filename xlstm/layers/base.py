@@ -228,7 +228,7 @@ class Recurrent(Options):
             )
         L = self.num_layers * len(self.directions)
         for key, array, H in zip(self.STATES, state, self.state_sizes, strict=True):
-            if array is not None and array.shape != (L, B, H):
+            if array is not None and getattr(array, "shape", None) != (L, B, H):
                 dims = {"layers*directions": L, "B": B, "H": H}
                 checks.shape(type(self).__name__, f"{name} {key}", array, dims)
 

@@ -32,7 +32,7 @@ class Embedding(Part):
     std: float | None = None
 
     def __post_init__(self) -> None:
-        checks.fields(self, vocab_size=checks.size, size=checks.size, std=checks.optional(checks.non_negative))
+        checks.fields(self, vocab_size=checks.size, size=checks.size, std=checks.optional(checks.squared))
 
     @property
     def _own(self) -> dict[str, checks.Dims]:

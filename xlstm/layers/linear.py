@@ -41,7 +41,7 @@ class Linear(Pointwise):
 
     def __post_init__(self) -> None:
         checks.fields(self, input_size=checks.size, output_size=checks.size, bias=checks.flag)
-        checks.fields(self, std=checks.optional(checks.non_negative))
+        checks.fields(self, std=checks.optional(checks.squared))
 
     @property
     def width(self) -> int:
@@ -100,7 +100,7 @@ class HeadwiseLinear(Pointwise):
 
     def __post_init__(self) -> None:
         checks.fields(self, size=checks.size, num_heads=checks.size, bias=checks.flag)
-        checks.fields(self, std=checks.optional(checks.non_negative))
+        checks.fields(self, std=checks.optional(checks.squared))
         checks.heads("HeadwiseLinear", self.num_heads, size=self.size)
 
     @property
