@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import itertools
 import random
@@ -654,19 +653,6 @@ def test_garbage_is_no_onnx_model(blob, tmp_path):
     path.write_bytes(blob)
     with pytest.raises(ValueError, match=r"model\.onnx: not an ONNX model"):
         from_onnx(path)
-
-
-def test_every_damaged_file_is_refused_or_read(tmp_path):
-    """Any one bit changed, or any end missing: a layer or a ValueError, never anything else."""
-    whole, path = plain(activations=["Sigmoid", "Tanh", "Elu"]).SerializeToString(), tmp_path / "model.onnx"
-    draw = random.Random(0)
-    for _ in range(1500):
-        blob = bytearray(whole[: draw.choice([len(whole), draw.randrange(len(whole))])])
-        if blob:
-            blob[draw.randrange(len(blob))] ^= 1 << draw.randrange(8)
-        path.write_bytes(bytes(blob))
-        with contextlib.suppress(ValueError, FileNotFoundError):
-            from_onnx(path)
 
 
 def test_missing_files_are_named(tmp_path):
