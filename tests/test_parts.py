@@ -110,6 +110,19 @@ def test_gradient(rng, layer, lengths):
     xlstm.gradcheck(forward, lambda saved, d: layer.backward(*saved, *d), (params, x, state), directions=1)
 
 
+def test_gradient_of_a_limited_mlstm(be, rng, monkeypatch):
+    """With a limit so low that it matters to half of all inputs, in both layers."""
+    monkeypatch.setattr("xlstm.layers.mlstm.fourth_root", lambda xp, dtype: 0.6)
+    layer = xlstm.mLSTM(2, 4, 2, num_heads=2, chunk_size=2, dropout=0.3)
+    params, x = params_of(layer, be, rng), be.asarray(rng.standard_normal((4, 3, 2)))
+
+    def forward(params, x):
+        y, end, saved = layer.forward(params, x, seed=1)
+        return (y, end), (params, saved)
+
+    xlstm.gradcheck(forward, lambda saved, d: layer.backward(*saved, *d)[:2], (params, x), directions=1)
+
+
 @pytest.mark.parametrize("layer", **numbered(SEQUENCES))
 def test_steps_are_the_whole_sequence(be, rng, layer):
     params, B = params_of(layer, be, rng), 3

@@ -10,7 +10,7 @@ import numpy as np
 
 from xlstm import checks
 from xlstm.activations import FORGET, clamp, clamp_bwd, fourth_root, sigmoid, sigmoid_bwd, squares
-from xlstm.backend import Array, Namespace, Params
+from xlstm.backend import Array, Namespace, Params, dtype_name
 from xlstm.elementwise import fuse
 from xlstm.layers.memory import Memory
 from xlstm.layers.part import Values, rows, total
@@ -30,7 +30,7 @@ class mLSTM(Sequence):  # noqa: N801
     is -inf before the first step. `saved[k].q` and so on, with k from 0 on, are what layer k computed.
 
     Elements of the input of a layer beyond r, the fourth root of the largest number of the dtype (4e9 in float32, 1e77
-    in float64), count as r, and those below -r as -r: products of q, k and v are then finite.
+    in float64), count as r, and those below -r as -r: products of q, k and v are then finite. In float16 none do.
 
     Parameters
     ----------
@@ -202,7 +202,9 @@ class mLSTM(Sequence):  # noqa: N801
 
 
 def _limited(xp: Namespace, x: Array) -> tuple[Array, Array | None]:
-    """x within [-r, r], and x as it was; on NumPy None in its place where nothing is beyond."""
+    """x within [-r, r], and x as it was; None in its place where that is not needed."""
+    if dtype_name(x.dtype) == "float16":  # in which r would be 16
+        return x, None
     r = fourth_root(xp, x.dtype)
     if xp is np and squares(x) < r * r:
         return x, None
