@@ -335,7 +335,7 @@ TREES = (
 WORDS = {
     "params": r"param|\d\.|\.W|\bW\b|\bWx\b|\bw\b|\bb\b|arrays|skip|dtype|shape",
     "x": r"\bx\b|\bstate\b",
-    "tokens": r"\btokens\b|the context",
+    "tokens": r"\btokens\b|the context|\bstate\b",
     "state": r"\bstate\b",
     "dstate": r"\bdstate\b",
     "dtype": r"\bdtype\b|float16|bfloat16",
