@@ -74,9 +74,9 @@ def test_layers(name):
         dtype, rng, low, high = case
         params = layer.init(int(rng.integers(1000)), "numpy", dtype)
         x = drawn(rng, dtype, (5, 2, D), low, high)
-        y, state, saved = layer.forward(params, x, lengths=[5, int(rng.integers(6))])
+        y, state, saved = layer.forward(params, x, lengths=[5, int(rng.integers(1, 6))])
         grads, dx, dstart = layer.backward(params, saved, np.ones_like(y))
-        finite(y, *(a for a in arrays(state) if not np.all(np.isneginf(a))), dx, *arrays(dstart), *grads.values())
+        finite(y, *arrays(state), dx, *arrays(dstart), *grads.values())
         finite(layer.step(params, x[0], state)[0])  # the state that comes out can go in
 
     run()
@@ -115,7 +115,7 @@ def test_norms(case, name):
     x, dy = rng.uniform(0.5, 2, (6, D)) * rng.choice([-1, 1], (6, D)), rng.standard_normal((6, D))
     size = 10.0 ** rng.uniform(min(low, high), max(low, high), (6, 1))
     params = {"w": rng.standard_normal(D)}
-    plain = dataclasses.replace(layer, eps=0.0)
+    plain = dataclasses.replace(layer, eps=1e-30)
     expected, saved = plain.forward(params, x)
     _, dx = plain.backward(params, saved, dy)
     given_x, given_dy = (x * size).astype(dtype), dy.astype(dtype)
