@@ -256,7 +256,7 @@ def shape(where: str, name: str, array: Any, expected: Dims) -> None:
 def mapping(where: str, given: Any, name: str = "parameters") -> dict[str, Any]:
     """Names and arrays, at least one."""
     if not isinstance(given, Mapping):
-        raise TypeError(f"{where}: {name} are {shown(given)}, expected a dict of name to array")
+        raise TypeError(f"{where}: {name} are a {type(given).__name__}, expected a dict of name to array")
     if not given:
         raise ValueError(f"{where}: {name} are empty, expected a dict of name to array, as from init")
     return dict(given)
