@@ -98,7 +98,7 @@ def real(low: float, high: float, strict: bool = False) -> Kind:
         if not ((low < found if strict else low <= found) and found < high):
             given = value if isinstance(value, float) else shown(value)
             raise ValueError(f"{where}: {name} is {given}, expected {low} {'<' if strict else '<='} {name} < {high}")
-        return found
+        return found + 0.0  # -0.0 is 0.0
 
     return kind
 
