@@ -264,7 +264,8 @@ def mapping(where: str, given: Any, name: str = "parameters") -> dict[str, Any]:
 
 def params(where: str, given: Any, expected: Mapping[str, Dims]) -> None:
     """Raise ValueError unless `given` has exactly the names and shapes of `expected`."""
-    mapping(where, given)
+    if not isinstance(given, Mapping):
+        mapping(where, given)
     for name, dims in expected.items():
         if name not in given:
             raise ValueError(f"{where}: parameter {name} is missing, expected {_few(expected)}")
