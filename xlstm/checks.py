@@ -98,7 +98,7 @@ def real(low: float, high: float, strict: bool = False) -> Kind:
         if not ((low < found if strict else low <= found) and found < high):
             given = value if isinstance(value, float) else shown(value)
             raise ValueError(f"{where}: {name} is {given}, expected {low} {'<' if strict else '<='} {name} < {high}")
-        return found
+        return found + 0.0  # -0.0 is 0.0
 
     return kind
 
@@ -256,7 +256,7 @@ def shape(where: str, name: str, array: Any, expected: Dims) -> None:
 def mapping(where: str, given: Any, name: str = "parameters") -> dict[str, Any]:
     """Names and arrays, at least one."""
     if not isinstance(given, Mapping):
-        raise TypeError(f"{where}: {name} are {shown(given)}, expected a dict of name to array")
+        raise TypeError(f"{where}: {name} are a {type(given).__name__}, expected a dict of name to array")
     if not given:
         raise ValueError(f"{where}: {name} are empty, expected a dict of name to array, as from init")
     return dict(given)
@@ -264,7 +264,8 @@ def mapping(where: str, given: Any, name: str = "parameters") -> dict[str, Any]:
 
 def params(where: str, given: Any, expected: Mapping[str, Dims]) -> None:
     """Raise ValueError unless `given` has exactly the names and shapes of `expected`."""
-    mapping(where, given)
+    if not isinstance(given, Mapping):
+        mapping(where, given)
     for name, dims in expected.items():
         if name not in given:
             raise ValueError(f"{where}: parameter {name} is missing, expected {few(expected)}")
