@@ -266,9 +266,7 @@ def _paused() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for worker in () if sys.is_finalizing() else tuple(_workers):
             if not worker.free.acquire(timeout=PATIENCE):
-                raise RuntimeError(
-                    "a layer in a signal handler waits for threads that do not finish"
-                )
+                raise RuntimeError("a layer in a signal handler waits for threads that do not finish")
             stack.callback(worker.free.release)
         yield
 
