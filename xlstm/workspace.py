@@ -48,7 +48,7 @@ class _Lease:
         self.memory = memory
         self.__array_interface__ = {
             **{"version": 3, "shape": shape, "typestr": dtype.str},
-            "data": (memory.ctypes.data, False),
+            "data": memory.__array_interface__["data"],  # NumPy imports something for `ctypes`, which fails at exit
         }
 
 
