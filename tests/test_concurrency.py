@@ -15,7 +15,7 @@ SECONDS = 100  # a bound against hangs, far above what a case takes
 
 # `parts` divides the batch among two threads, with one BLAS thread each; in `whole` BLAS has two threads.
 PRELUDE = """
-import atexit, os, random, signal, sys, threading, time
+import atexit, gc, os, random, signal, sys, threading, time
 import numpy as np
 import xlstm
 from xlstm import blas, cores, threads
@@ -163,10 +163,10 @@ def test_forks_while_another_thread_computes():
 
     other = threading.Thread(target=compute)
     other.start()
-    for _ in range(20):
+    for _ in range(10):
         child = os.fork()
         if child == 0:
-            signal.alarm(60)
+            signal.alarm(30)
             try:
                 calm()
                 parts.check()
@@ -196,7 +196,7 @@ def test_a_child_that_a_signal_handler_forks_goes_on_with_the_layer():
         global inside
         child = os.fork()
         if child == 0:
-            signal.alarm(60)
+            signal.alarm(30)
             inside = True
             parts.check()
         children.append(child)
@@ -272,7 +272,10 @@ def test_layers_when_the_process_ends():
             work.check()
             write(1, b"finaliser")
 
+    gc.disable()  # the object is collected when the interpreter ends, while modules are still whole
     last = Last()
+    last.itself = last
+    del last
     atexit.register(lambda: (parts.check(), whole.check(), print("atexit", flush=True)))
     threading.Thread(target=late).start()
     """)
@@ -309,7 +312,10 @@ def test_a_finaliser_does_not_wait_for_threads_that_stand_still():
             work.results()
             write(1, b"finaliser")
 
+    gc.disable()  # the object is collected when the interpreter ends, while modules are still whole
     last = Last()
+    last.itself = last
+    del last
     threading.Thread(target=forever, daemon=True).start()
     time.sleep(0.05)
     """)

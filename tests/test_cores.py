@@ -33,7 +33,7 @@ def write(path, text):
             "4:memory:/m\n3:cpu,cpuacct:/a/b",
             {"cpu,cpuacct/a/cpu.cfs_quota_us": "250000", "cpu,cpuacct/a/cpu.cfs_period_us": "100000"},
             2.5,
-        ),  # fmt: skip
+        ),
         ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "50000\n"}, 2.0),
         ("1:cpu:/a", {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"}, math.inf),
         ("1:cpuset:/a", {"cpuset/a/cpu.cfs_quota_us": "1000", "cpuset/a/cpu.cfs_period_us": "1000"}, math.inf),
@@ -46,7 +46,7 @@ def write(path, text):
                 "unified/a/cpu.max": "100000 100000",
             },
             1.0,
-        ),  # fmt: skip
+        ),
     ],
 )
 def test_quotas(tmp_path, membership, files, expected):

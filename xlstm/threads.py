@@ -246,9 +246,10 @@ def _employ(wanted: int) -> int:
 
     They are started when they are needed first. When the process ends no thread can be started any more.
     """
-    if wanted > 0:
-        wanted = min(wanted, cores.usable() - 1)
-    while len(_workers) < wanted and not sys.is_finalizing():
+    if wanted <= 0 or sys.is_finalizing():  # then threads stand still
+        return 0
+    wanted = min(wanted, cores.usable() - 1)
+    while len(_workers) < wanted:
         worker = _Worker(_jobs)
         _workers.append(worker)
         try:
@@ -265,9 +266,7 @@ def _paused() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for worker in () if sys.is_finalizing() else tuple(_workers):
             if not worker.free.acquire(timeout=PATIENCE):
-                raise RuntimeError(
-                    "a layer in a signal handler waits for threads that do not finish; call it elsewhere"
-                )
+                raise RuntimeError("a layer in a signal handler waits for threads that do not finish")
             stack.callback(worker.free.release)
         yield
 

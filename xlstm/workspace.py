@@ -1,10 +1,10 @@
 """Memory that is used again: large arrays of one call serve the next.
 
 Fresh memory costs a page fault and a cleared page for every 4 KB; that was a tenth of a training step of
-middle size. Arrays of 256 KB or more have memory that is kept when nobody refers to them any more, for the next array of
-about their size; together that is no more than 64 MB in the process, and further arrays have fresh memory. It is kept
-until `release` is called, or until it makes room for an array of another size. Beside that, once a layer such as an mLSTM
-has run, the allocator of C keeps up to 62 MB of what small arrays leave (`settle`).
+middle size. The memory of arrays of 256 KB or more is kept when nobody refers to them any more, for the next array of
+about their size. No more than 64 MB in the process are used in this way, further arrays have fresh memory. It is kept
+until `release` is called, or until it makes room for an array of another size. Beside that, once a layer such as an
+mLSTM has run, the allocator of C keeps up to 62 MB of what small arrays leave (`settle`).
 
 There is no lock and no finaliser: every change is one operation of a dict, which is atomic, and memory is free when the
 weak reference to its user is dead. So a signal handler, another thread and a forked process can use this at any moment.
@@ -48,7 +48,7 @@ class _Lease:
         self.memory = memory
         self.__array_interface__ = {
             **{"version": 3, "shape": shape, "typestr": dtype.str},
-            "data": (memory.ctypes.data, False),
+            "data": memory.__array_interface__["data"],  # NumPy imports something for `ctypes`, which fails at exit
         }
 
 
@@ -82,7 +82,8 @@ def _take(size: int) -> np.ndarray[Any, Any] | None:
     for key, (memory, user) in reversed(list(_kept.items())):
         # Another thread may have taken it meanwhile.
         if size <= memory.nbytes <= size + size // 4 and user() is None and _kept.pop(key, None) is not None:
-            return memory
+            found: np.ndarray[Any, Any] = memory
+            return found
     return None
 
 

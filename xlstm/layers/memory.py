@@ -52,7 +52,8 @@ class Memory(NamedTuple):
         threads.given()
         if T == 1 and not keep and span.there is None:
             q, k, v = (xp.reshape(a, (B, self.N, F)) for a, F in ((q, self.K), (k, self.K), (v, self.V)))
-            step = functools.partial(mlstm.step, xp, q, k, v, i[0, ...], f[0, ...], *state, self.eps, self.forget)
+            C, n, m = state
+            step = functools.partial(mlstm.step, xp, q, k, v, i[0, ...], f[0, ...], C, n, m, self.eps, self.forget)
             h, *end, _ = blas.in_turn(step, self.K * self.V if xp is np else 0)
             return xp.reshape(h, (1, B, self.N * self.V)), tuple(end), None
         i = span.mask(i, -float("inf"))  # writes nothing
