@@ -29,7 +29,8 @@ COUNTED = 2**63 - 1  # of what is only counted, such as steps
 TINY, HUGE = 1e-32, 1e32
 SEEDS = 2**128
 NO_NUMBERS = (bool, np.timedelta64)  # though Python and NumPy have them among the whole numbers
-SHOWN = 80  # characters of a value in an error
+SHOWN = 80  # characters of a value or of a name in an error
+FEW = 16  # names in an error
 
 
 def shown(value: Any) -> str:
@@ -277,9 +278,10 @@ def params(where: str, given: Any, expected: Mapping[str, Dims]) -> None:
 
 
 def few(names: Iterable[str]) -> str:
-    """Names in a line, not all of very many."""
+    """Names in a line, long ones cut, and not all of very many."""
     listed = list(names)
-    return ", ".join(listed) if len(listed) <= 16 else f"{', '.join(listed[:16])} and {len(listed) - 16} more"
+    line = ", ".join(name if len(name) <= SHOWN else f"{name[: SHOWN - 3]}..." for name in listed[:FEW])
+    return line if len(listed) <= FEW else f"{line} and {len(listed) - FEW} more"
 
 
 def _tuple(parts: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xlstm.checks import shown
 from xlstm.table import Table, Text
 
 Dates = np.ndarray[Any, np.dtype[np.datetime64]]
@@ -102,7 +103,7 @@ def read(table: Table, k: int) -> Dates | None:
         dates = _datetimes(cells)
     except ValueError:
         row = next(row for row, cell in enumerate(cells) if not _exists(cell))
-        raise ValueError(f"{table.line(row)}: {_short(str(cells[row]))} is not a date like the others") from None
+        raise ValueError(f"{table.line(row)}: {shown(str(cells[row]))} is not a date like the others") from None
     fall = np.flatnonzero(np.diff(dates.astype("int64")) <= 0)
     if fall.size:
         row = int(fall[0]) + 1
@@ -166,10 +167,10 @@ def _other_date(header: str, cell: str) -> bool:
 def _not_understood(table: Table, k: int, row: int) -> str:
     """The refusal of a date, with what would be understood."""
     cell = str(table.columns[k][row])
-    shown = " or ".join(_as_iso(cell)) or "2024-02-29, 2024-02 or 2024-02-29T06:00"
+    written = " or ".join(_as_iso(cell)) or "2024-02-29, 2024-02 or 2024-02-29T06:00"
     return (
-        f"{table.line(row)}, column {table.header[k]} holds {_short(cell)}, which looks like a date but is not in "
-        f"ISO 8601 (in UTC or without a zone); write {shown}, or leave the column out to take rows as equal steps in "
+        f"{table.line(row)}, column {table.header[k]} holds {shown(cell)}, which looks like a date but is not in "
+        f"ISO 8601 (in UTC or without a zone); write {written}, or leave the column out to take rows as equal steps in "
         "the order of the file"
     )
 
@@ -241,7 +242,3 @@ def _coarsest(dates: Dates) -> tuple[Dates, str]:
                 return coarser, coarse
     spans_weekends = dates.size >= 10 and np.min(np.diff(dates.astype("int64"))) == 1
     return dates, "B" if spans_weekends and np.all(np.is_busday(dates)) else "D"
-
-
-def _short(cell: str) -> str:
-    return repr(cell if len(cell) <= 40 else f"{cell[:37]}...")

@@ -19,7 +19,7 @@ from xlstm.probe import first_line
 VARIABLE = "XLSTM_COMPILE"
 PACKAGES = ("numba", "scipy", "platformdirs")  # SciPy has the matrix products that Numba calls
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal handler may run a layer while one is compiled
 
 
 def enabled() -> bool:
@@ -71,3 +71,13 @@ def _load(source: str) -> ModuleType:
     linecache.cache[f"<{name}>"] = (len(source), None, source.splitlines(True), f"<{name}>")  # for what Numba says
     exec(compile(source, f"<{name}>", "exec"), module.__dict__)
     return module
+
+
+def _after_fork() -> None:
+    """Another thread of the parent may have held the lock."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -13,6 +13,7 @@ import numpy as np
 
 from xlstm import dates
 from xlstm import table as tables
+from xlstm.checks import few, shown
 from xlstm.data import Values
 from xlstm.table import Table
 
@@ -181,18 +182,16 @@ def _column(table: Table, column: str | None, usual: str | None, date: int | Non
     if column is not None:
         if header.count(column) != 1:
             problem = "is not in" if column not in header else "is more than once in"
-            raise ValueError(f"{table.path}: column {column!r} {problem} the header, which has {tables.names(header)}")
+            raise ValueError(f"{table.path}: column {column!r} {problem} the header, which has {few(header)}")
         return header.index(column)
     numeric = [k for k, cells in enumerate(table.columns) if k != date and any(dates.is_number(c) for c in cells)]
     if not numeric:
-        raise ValueError(f"{table.path}: no column holds numbers; the header has {tables.names(header)}")
+        raise ValueError(f"{table.path}: no column holds numbers; the header has {few(header)}")
     if len(numeric) > 1:
         names = [header[k] for k in numeric]
         if usual is not None and names.count(usual) == 1:
             return header.index(usual)
-        raise ValueError(
-            f"{table.path}: several columns hold numbers, choose one of {tables.names(names)} with --column"
-        )
+        raise ValueError(f"{table.path}: several columns hold numbers, choose one of {few(names)} with --column")
     return numeric[0]
 
 
@@ -210,9 +209,8 @@ def _number(table: Table, row: int, k: int) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        shown = cell if len(cell) <= 40 else f"{cell[:37]}..."
         raise ValueError(
-            f"{table.line(row)}, column {table.header[k]} holds {shown!r}, "
+            f"{table.line(row)}, column {table.header[k]} holds {shown(cell)}, "
             "expected a finite number or nothing for a gap"
         )
     return value

@@ -15,7 +15,6 @@ Text = np.ndarray[Any, Any]  # (N,) of NumPy's variable-length strings
 COLUMNS = 10_000  # columns of a file at most
 LINE = 1 << 20  # characters of the header line that are searched for the delimiter
 BLOCK = 65536  # cells turned from lists into arrays at a time
-NAMED = 16  # names of columns that a message lists at most
 
 
 class Table(NamedTuple):
@@ -90,12 +89,6 @@ def read(path: str | os.PathLike[str]) -> Table:
     return Table(
         path, header, columns, np.concatenate([np.zeros(0, np.int64), *lines]), "," if delimiter == ";" else "."
     )
-
-
-def names(header: list[str]) -> str:
-    """Names of columns in a line, some of them where there are many."""
-    listed = [name if len(name) <= 40 else f"{name[:37]}..." for name in header[:NAMED]]
-    return ", ".join(listed) + (f" and {len(header) - NAMED} more" if len(header) > NAMED else "")
 
 
 def _blocks(path: Path, reader: Any, width: int) -> Iterator[tuple[list[list[str]], list[int]]]:

@@ -9,8 +9,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from xlstm.checks import shown
 from xlstm.interop import onnx_wire
-from xlstm.interop.onnx_names import library, short
+from xlstm.interop.onnx_names import library
 
 Host = np.ndarray[Any, Any]
 
@@ -69,7 +70,7 @@ class Graph:
             raise ValueError(f"{self.where}: opset is {versions[0]}, expected {OLDEST} or newer")
         for function in model.functions:
             if function.domain in DOMAINS:
-                raise ValueError(f"{self.where}: the model defines an operator {short(function.name)} of ONNX anew")
+                raise ValueError(f"{self.where}: the model defines an operator {shown(function.name)} of ONNX anew")
         self.nodes = list(model.graph.node)
         self._inputs = {entry.name for entry in model.graph.input}
         self._declared = [*model.graph.input, *model.graph.value_info]
@@ -90,7 +91,7 @@ class Graph:
 
     def _define(self, kind: dict[str, Any], name: str, value: Any) -> None:
         if name in self._tensors or name in self._producers or (kind is self._producers and name in self._inputs):
-            raise ValueError(f"{self.where}: {short(name)} is defined twice")
+            raise ValueError(f"{self.where}: {shown(name)} is defined twice")
         kind[name] = value
 
     def origin(self, name: str) -> str:
@@ -112,12 +113,12 @@ class Graph:
         """Where a value comes from, for a message."""
         source = self.origin(name)
         if source in self._producers:
-            return f"computed by a node {short(self._producers[source].op_type)[1:-1]}, {short(source)}"
+            return f"computed by a node {shown(self._producers[source].op_type)[1:-1]}, {shown(source)}"
         if source in self._tensors:
-            return f"a constant, {short(source)}"
+            return f"a constant, {shown(source)}"
         if source in self._inputs:
-            return f"an input of the model, {short(source)}"
-        return f"{short(source)}, which nothing in the model defines"
+            return f"an input of the model, {shown(source)}"
+        return f"{shown(source)}, which nothing in the model defines"
 
     def inputs(self) -> set[str]:
         """Inputs of the model that have no value of their own."""
@@ -217,13 +218,13 @@ class Graph:
         def whole(key: str, default: int) -> int:
             text = about.get(key, str(default))
             if not (text.removeprefix("-").isdecimal() and len(text) <= 20):
-                refuse(f"with {key} {short(text)}", "a whole number")
+                refuse(f"with {key} {shown(text)}", "a whole number")
             return int(text)
 
         about = {entry.key: str(entry.value) for entry in tensor.external_data}  # bytes, where it is no text
         location = about.get("location", "")
         if self.folder is None:
-            refuse(f"in {short(location)}", "a model with its path, so that the file can be found")
+            refuse(f"in {shown(location)}", "a model with its path, so that the file can be found")
         parts = location.split("/")
         plain = (
             len(location) <= LONGEST_PATH
@@ -233,15 +234,15 @@ class Graph:
         home = self.folder.resolve()
         path = home.joinpath(*parts) if plain else home
         if not plain or not path.resolve().is_relative_to(home):
-            refuse(f"in {short(location)}", "a relative path inside the model's folder")
+            refuse(f"in {shown(location)}", "a relative path inside the model's folder")
         if not path.is_file():
-            raise FileNotFoundError(f"{where}: {what} is external data in {short(location)}, which is no file")
+            raise FileNotFoundError(f"{where}: {what} is external data in {shown(location)}, which is no file")
         offset, length = whole("offset", 0), whole("length", size)
         if length != size:
             refuse(f"of {length} bytes", f"{size} for shape {tuple(tensor.dims)}")
         if offset < 0 or offset + size > path.stat().st_size:
             refuse(
-                f"at bytes {offset} to {offset + size} of {short(location)}", f"a place in its {path.stat().st_size}"
+                f"at bytes {offset} to {offset + size} of {shown(location)}", f"a place in its {path.stat().st_size}"
             )
         if path not in self._files:
             self._files.add(path)

@@ -11,8 +11,9 @@ import numpy as np
 
 from xlstm import checks
 from xlstm.backend import Params
+from xlstm.checks import few, shown
 from xlstm.interop.onnx_graph import DOMAINS, Graph, Host, name_of, subgraphs
-from xlstm.interop.onnx_names import GATES, INPUTS, few, from_attributes, library, short, shortest
+from xlstm.interop.onnx_names import GATES, INPUTS, from_attributes, library, shortest
 from xlstm.interop.onnx_shapes import UnprovenError
 from xlstm.interop.onnx_stack import Node, check, transposed
 from xlstm.layers import recurrent
@@ -105,18 +106,18 @@ def _chosen(graph: Graph, node: str | Sequence[str] | None) -> list[Any]:
         for outer in graph.nodes:
             if any(n.op_type in GATES for inside in subgraphs(outer) for n in inside.node):
                 raise ValueError(
-                    f"{graph.where}: {outer.op_type} {short(name_of(outer))} has recurrent nodes inside, expected "
+                    f"{graph.where}: {outer.op_type} {shown(name_of(outer))} has recurrent nodes inside, expected "
                     f"node=... to choose from {few(names)}"
                 )
     else:
         wanted = [node] if isinstance(node, str) else list(node)
         unknown = [name for name in wanted if name not in names]
         if unknown or not wanted:
-            raise ValueError(f"{graph.where}: node {short(unknown or wanted)} is none of {few(names)}")
+            raise ValueError(f"{graph.where}: node {shown(unknown or wanted)} is none of {few(names)}")
         several = [name for name in wanted if names.count(name) > 1 or wanted.count(name) > 1]
         if several:
             raise ValueError(
-                f"{graph.where}: node {short(several[0])} is not one node, expected names of one node each"
+                f"{graph.where}: node {shown(several[0])} is not one node, expected names of one node each"
             )
         nodes = [nodes[names.index(name)] for name in wanted]
     if len(nodes) > LAYERS:
@@ -134,7 +135,7 @@ class _Part:
 
     @classmethod
     def read(cls, graph: Graph, proto: Any) -> _Part:
-        kind, label = proto.op_type, f"{proto.op_type} {short(name_of(proto))}"
+        kind, label = proto.op_type, f"{proto.op_type} {shown(name_of(proto))}"
         where = f"{graph.where}: {label}"
         given = _attributes(where, proto)
         inputs = {name: source for name, source in zip(INPUTS, proto.input, strict=False) if source}
@@ -241,7 +242,7 @@ def _attributes(where: str, node: Any) -> dict[str, Any]:
     for name, values in allowed.items():
         if name in found and found[name] not in values:
             raise ValueError(
-                f"{where}: attribute {name} is {short(found[name])}, expected {' or '.join(map(repr, values))}"
+                f"{where}: attribute {name} is {shown(found[name])}, expected {' or '.join(map(repr, values))}"
             )
     return found
 
@@ -250,7 +251,7 @@ def _shown(entry: Any) -> str:
     """The value of an attribute, or only its type where it has several."""
     onnx = library()
     if entry.type in (onnx.AttributeProto.FLOAT, onnx.AttributeProto.INT, onnx.AttributeProto.STRING):
-        return short(onnx.helper.get_attribute_value(entry))
+        return shown(onnx.helper.get_attribute_value(entry))
     return f"of type {onnx.AttributeProto.AttributeType.Name(entry.type)}"
 
 

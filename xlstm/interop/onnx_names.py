@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from xlstm import activations
+from xlstm.checks import shown
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
@@ -27,23 +28,6 @@ FUNCTIONS = {
     "softplus": "Softplus",
 }
 OURS = {theirs.lower(): ours for ours, theirs in FUNCTIONS.items()}
-
-
-SHOWN = 60  # characters of a value in a message
-FEW = 16  # names in a message
-
-
-def short(value: Any) -> str:
-    """A value as Python writes it, cut where it is long."""
-    text = repr(value[:SHOWN] if isinstance(value, str | bytes | list | tuple) else value)
-    whole = len(text) <= SHOWN + 2 and (not hasattr(value, "__len__") or len(value) <= SHOWN)
-    return text if whole else f"{text[:SHOWN]}..."
-
-
-def few(names: Sequence[str]) -> str:
-    """Names in a line, not all of very many."""
-    listed = ", ".join(name if len(name) <= SHOWN else f"{name[:SHOWN]}..." for name in names[:FEW])
-    return listed if len(names) <= FEW else f"{listed} and {len(names) - FEW} more"
 
 
 def library() -> Any:
@@ -83,7 +67,7 @@ def from_attributes(where: str, names: Sequence[str], alpha: Sequence[float], be
     for theirs in names:
         if theirs.lower() not in OURS:
             raise ValueError(
-                f"{where}: activation {short(theirs)} is unknown, expected one of {', '.join(FUNCTIONS.values())}"
+                f"{where}: activation {shown(theirs)} is unknown, expected one of {', '.join(FUNCTIONS.values())}"
             )
         name, parameters = activations.parse(OURS[theirs.lower()])
         taken = tuple(

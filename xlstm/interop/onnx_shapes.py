@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from xlstm.checks import shown
 from xlstm.interop.onnx_graph import DOMAINS, RANK, Graph
-from xlstm.interop.onnx_names import short
 
 Axes = list[tuple[str, ...]]
 Size = tuple[int, tuple[str, ...]]  # a product: a number, and symbols in alphabetic order
@@ -59,7 +59,7 @@ class Shapes:
             if node is None or node.op_type not in MOVES or node.domain not in DOMAINS or not node.input:
                 raise UnprovenError(self.graph.described(name))
             if len(chain) == DEEPEST:
-                raise UnprovenError(f"behind more than {DEEPEST} nodes, {short(name)}")
+                raise UnprovenError(f"behind more than {DEEPEST} nodes, {shown(name)}")
             chain.append(node)
             name = self.graph.origin(node.input[0])
         axes = self.roots[name]
@@ -84,14 +84,14 @@ class Shapes:
         name = self.graph.origin(name)
         if name not in self._vectors:
             if self._depth == DEEPEST:
-                raise UnprovenError(f"computed by more than {DEEPEST} nodes, {short(name)}")
+                raise UnprovenError(f"computed by more than {DEEPEST} nodes, {shown(name)}")
             self._depth += 1
             try:
                 found = self._vector(name)
             finally:
                 self._depth -= 1
             if len(found) > RANK:
-                raise UnprovenError(f"{len(found)} numbers, {short(name)}")
+                raise UnprovenError(f"{len(found)} numbers, {shown(name)}")
             self._vectors[name] = found
         return self._vectors[name]
 
@@ -107,10 +107,10 @@ class Shapes:
 
     def integers(self, name: str) -> list[int]:
         """The values of a small constant of whole numbers."""
-        shape = self.graph.shape(self.graph.where, short(name), name)
-        values = self.graph.constant(self.graph.where, short(name), name) if math.prod(shape) <= RANK else None
+        shape = self.graph.shape(self.graph.where, shown(name), name)
+        values = self.graph.constant(self.graph.where, shown(name), name) if math.prod(shape) <= RANK else None
         if values is None or values.dtype.kind != "i" or values.ndim > 1:
-            raise UnprovenError(f"a constant of shape {shape}, {short(name)}")
+            raise UnprovenError(f"a constant of shape {shape}, {shown(name)}")
         return [int(n) for n in values.ravel()]
 
     def option(self, node: Any, position: int, attribute: str, default: list[int] | None = None) -> list[int] | None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from xlstm.checks import shown
 from xlstm.interop.onnx_graph import Graph
-from xlstm.interop.onnx_names import short
 from xlstm.interop.onnx_shapes import DEEPEST, Axes, Shapes, UnprovenError, permutation
 
 
@@ -119,7 +119,7 @@ def _follows(shapes: Shapes, k: int, before: Node, node: Node) -> None:
     except UnprovenError as error:
         raise UnprovenError(f"X of {node.label} is {error}") from None
     if root != next(iter(before.proto.output), ""):
-        raise UnprovenError(f"X of {node.label} is made of {short(root)}, which is not Y of {before.label}")
+        raise UnprovenError(f"X of {node.label} is made of {shown(root)}, which is not Y of {before.label}")
     if axes != expected:
         raise UnprovenError(
             f"X of {node.label} has the axes of Y in another order than ({', '.join(map(_joined, expected))})"
