@@ -60,7 +60,7 @@ def test_memory_can_be_given_back(monkeypatch):
     np.testing.assert_array_equal(used, 1.0)
 
 
-def test_less_than_64_mb_stay_after_a_large_call():
+def test_little_stays_after_a_large_call():
     """Of a call that takes 700 MB; what it leaves is freed at once."""
     code = """
 import numpy as np, xlstm
@@ -78,7 +78,7 @@ print(_resident("VmRSS") - before, _resident("VmHWM") - before)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     left, peak = map(int, done.stdout.split())
     assert peak > 400e6
-    assert left < 80e6
+    assert left < workspace.LIMIT + 16e6
 
 
 def test_a_layer_gives_its_memory_back_without_the_garbage_collector(rng):

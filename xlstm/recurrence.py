@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm import blas, fused, threads, workspace
+from xlstm import blas, fused, workspace
 from xlstm.backend import Array, Namespace, Params, device_of
 from xlstm.fused import plain
 from xlstm.loop import BLOCK, Cell, Loop, Noise, project, project_block, swap
@@ -108,9 +108,11 @@ def run(passes: Sequence[Forward]) -> list[tuple[Array, Sequence[Array], Saved |
 
 def step(xp: Namespace, cell: Cell, w: Params, x: Array, state: Sequence[Array], noise: Noise) -> None:
     """One step of one layer from x (B, D); the state, (B, P) and (B, H), is changed in place."""
-    threads.given()
     largest = x.shape[0] * max(w["Wh"].size, w["Wx"].size if "Wx" in w else 0) if xp is np else 0
-    blas.in_turn(lambda: _step(xp, cell, w, x, state, noise), largest)
+    if largest <= blas.SINGLE:
+        _step(xp, cell, w, x, state, noise)
+    else:
+        blas.in_turn(lambda: _step(xp, cell, w, x, state, noise))
 
 
 def _step(xp: Namespace, cell: Cell, w: Params, x: Array, state: Sequence[Array], noise: Noise) -> None:

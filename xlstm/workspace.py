@@ -2,7 +2,7 @@
 
 Fresh memory costs a page fault and a cleared page for every 4 KB; that was a tenth of a training step of
 middle size. The memory of arrays of 256 KB or more is kept when nobody refers to them any more, for the next array of
-about their size. No more than 64 MB in the process are used in this way, further arrays have fresh memory. It is kept
+about their size. No more than 128 MB in the process are used in this way, further arrays have fresh memory. It is kept
 until `release` is called, or until it makes room for an array of another size. Beside that, once a layer such as an
 mLSTM has run, the allocator of C keeps up to 62 MB of what small arrays leave (`settle`).
 
@@ -24,7 +24,7 @@ import numpy as np
 from xlstm.backend import Array, Namespace, device_of
 
 SMALL = 1 << 18  # bytes below which the allocator of C does well by itself
-LIMIT = 1 << 26  # bytes that are used again, at most
+LIMIT = 1 << 27  # bytes that are used again, at most
 
 # With glibc, what lies free at the end of its memory goes back to the system as soon as it is twice the largest block
 # that it ever gave back; blocks above 32 MB do not count.
