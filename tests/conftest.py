@@ -80,5 +80,11 @@ def be(request: pytest.FixtureRequest) -> Backend:
 
 
 @pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave loops uncompiled, for tests of many options whose subject is not the loop: compiling each takes seconds."""
+    monkeypatch.setenv("XLSTM_COMPILE", "0")
+
+
+@pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(7))

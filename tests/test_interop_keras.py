@@ -22,7 +22,10 @@ os.environ["KERAS_BACKEND"] = "torch"
 keras = pytest.importorskip("keras")
 h5py = pytest.importorskip("h5py")
 # Keras' parameters as NumPy arrays, on its PyTorch backend
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.usefixtures("interpreted"),
+]
 
 D, H, T, B = 3, 4, 6, 5
 LENGTHS = [4, 6, 1, 6, 3]

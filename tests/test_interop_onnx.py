@@ -17,6 +17,7 @@ from xlstm.models import SequenceModel
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.usefixtures("interpreted")
 
 T, B, D, H = 6, 5, 3, 4
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}

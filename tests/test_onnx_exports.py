@@ -24,6 +24,7 @@ from xlstm.interop.onnx import from_onnx, to_onnx
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 helper = onnx.helper
+pytestmark = pytest.mark.usefixtures("interpreted")
 
 T, B, D, H = 6, 5, 3, 4
 DATA = Path(__file__).parent / "data" / "onnx"

@@ -40,10 +40,7 @@ from xlstm.sampling import Sampler
 MESSAGE = 1000  # characters
 
 
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
-    """Every other option would be compiled anew, which takes seconds."""
-    monkeypatch.setenv("XLSTM_COMPILE", "0")
+pytestmark = pytest.mark.usefixtures("interpreted")
 
 
 def nothing(*_: Any) -> None:

@@ -58,10 +58,7 @@ def finite(*found):
     assert all(np.all(np.isfinite(a)) for a in found)
 
 
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
-    """Numbers are the same compiled, and compiling takes a minute."""
-    monkeypatch.setenv("XLSTM_COMPILE", "0")
+pytestmark = pytest.mark.usefixtures("interpreted")
 
 
 @pytest.mark.parametrize("name", LAYERS)

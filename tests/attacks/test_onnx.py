@@ -14,6 +14,7 @@ from xlstm.interop.onnx import from_onnx, to_onnx
 
 onnx = pytest.importorskip("onnx")
 helper = pytest.importorskip("onnx.helper")
+pytestmark = pytest.mark.usefixtures("interpreted")
 
 EXPORTS = Path(__file__).parents[1] / "data" / "onnx"  # see tests/test_onnx_exports.py
 BIG = 4_000_000  # bytes of the largest files here
