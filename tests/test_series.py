@@ -1,5 +1,7 @@
 """CSV files of every kind that people have."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -210,6 +212,20 @@ def test_first_columns_that_are_no_calendar(write, labels):
         (["January 5, 2024", "January 6, 2024"], "2024-01-05"),
         (["Jan 2024", "Feb 2024"], "2024-01"),
         (["Jan-24", "Feb-24"], "2024-02-29, 2024-02 or 2024-02-29T06:00"),
+        (["202402", "202403"], "2024-02"),
+        (["05/2024", "06/2024"], "2024-05"),
+        (["05.2024", "06.2024"], "2024-05"),
+        (["2Q2024", "3Q2024"], "2024-04"),
+        (["2Q24", "3Q24"], "2024-02-29, 2024-02 or 2024-02-29T06:00"),
+        (["2024-H2", "2024-H1"], "2024-02-29, 2024-02 or 2024-02-29T06:00"),
+        (["2024.5", "2024.75"], "2024-02-29, 2024-02 or 2024-02-29T06:00"),
+        (["45292", "45293"], "2024-01-01"),
+        (["Mon Jan 1 2024", "Tue Jan 2 2024"], "2024-01-01"),
+        (["Monday, 1 January 2024", "Tuesday, 2 January 2024"], "2024-01-01"),
+        (["1st January 2024", "2nd January 2024"], "2024-01-01"),
+        (["20240101 10:00", "20240101 11:00"], "2024-01-01T10:00:00"),
+        (["2024\u5e741\u67081\u65e5", "2024\u5e741\u67082\u65e5"], "2024-02-29, 2024-02 or 2024-02-29T06:00"),
+        (["01/02/2024", "2024-02-02"], "2024-02-01 or 2024-01-02"),  # half of them in ISO 8601
         (["06:00", "07:00"], "2024-02-29, 2024-02 or 2024-02-29T06:00"),
         (["1700000000", "1700000060"], "2023-11-14T22:13:20"),
         (["1700000000000", "1700000060000"], "2023-11-14T22:13:20"),
@@ -224,6 +240,11 @@ def test_dates_in_another_notation_are_refused_with_what_would_be_read(write, da
             read_csv(path, "v")
         assert f"line 2, column date holds {dates[0]!r}" in str(caught.value)
         assert f"write {reading}" in str(caught.value)
+
+
+def test_days_without_signs_under_another_header(write):
+    with pytest.raises(ValueError, match=r"line 2, column Datum holds '20200103', .* write 2020-01-03, or"):
+        read_csv(write("Datum,v\n20200103,1\n20200102,2\n20200101,3\n"), "v")
 
 
 def test_numbers_are_no_dates(write):
@@ -255,10 +276,30 @@ def test_more_columns_than_a_table_has(write):
         read_csv(path)
 
 
-@pytest.mark.parametrize("bad", ["2024-02-31", "Feb 3", "", "2024-02-03 noon"])
+@pytest.mark.parametrize("bad", ["2024-02-31", "Feb 3", "2024-02-03 noon"])
 def test_one_bad_date_is_named(write, bad):
     with pytest.raises(ValueError, match=f"line 4: {bad!r} is not a date like the others"):
         read_csv(write(f"date,v\n2024-02-01,1\n2024-02-02,2\n{bad},3\n2024-02-04,4\n"))
+
+
+def test_a_missing_date_is_named(write):
+    with pytest.raises(ValueError, match="line 3: the date is missing, expected one as in the other rows"):
+        read_csv(write("date,v\n2024-02-01,1\n,2\n2024-02-04,4\n"))
+
+
+def test_dates_that_fit_into_no_common_unit(write):
+    with pytest.raises(ValueError, match="dates to a billionth of a second are expected from 1678 to 2262"):
+        read_csv(write("date,v\n1500-01-01,1\n2000-01-01T00:00:00.123456789,2\n"))
+
+
+def test_a_pipe_can_be_read(write):
+    """It cannot be read twice, nor from its beginning: `xlstm train <(command)` in a shell."""
+    source, drain = os.pipe()
+    os.write(drain, b"date,v\n2001,1\n\n2002,2\n2004,x\n")
+    os.close(drain)
+    with pytest.raises(ValueError, match=r"line 5, column v holds 'x'"):
+        read_csv(f"/dev/fd/{source}")
+    os.close(source)
 
 
 def test_the_usual_column(write):

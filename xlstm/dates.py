@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import datetime
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xlstm.checks import shown
-from xlstm.table import Table, Text
+from xlstm.table import Table, Text, is_number
 
 Dates = np.ndarray[Any, np.dtype[np.datetime64]]
 
@@ -21,20 +22,27 @@ CLOCKS = {"date", "datetime", "time", "timestamp", "ds"}  # headers under which 
 
 MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
 # Notations of a date that are not ISO 8601 in full: groups of digits between signs, names of months, quarters, weeks
-# and days of a year, times of day, and all that begins as an ISO date does.
+# and days of a year, times of day, and all that begins as an ISO date does; a day of the week may stand before them.
 OTHER_DATE = re.compile(
+    rf"((mon|tue|wed|thu|fri|sat|sun)[a-z]*[., ]+)?("
     rf"[0-9]{{1,4}}[-/. ][0-9]{{1,2}}[-/. ][0-9]{{1,4}}\b.*"
-    rf"|[0-9]{{1,4}}[-/][0-9]{{1,2}}([-/][0-9]{{1,4}})?"
-    rf"|([0-9]{{1,4}}[-/. ]*)?({MONTHS})[a-z]*[-/., ]*[0-9].*"
-    rf"|[0-9]{{4}}[-/ ]?[qw][0-9]{{1,2}}.*|[qw][0-9]{{1,2}}[-/ ]?[0-9]{{4}}|[0-9]{{4}}-[0-9]{{3}}"
-    rf"|[0-9]{{1,2}}:[0-9]{{2}}(:[0-9.]+)?( ?[ap]m)?"
-    rf"|[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}.+|[0-9]{{8}}T[0-9]+.*",
+    rf"|[0-9]{{1,4}}[-/][0-9]{{1,2}}([-/][0-9]{{1,4}})?|[0-9]{{1,2}}[-/.][0-9]{{4}}"
+    rf"|([0-9]{{1,4}}(st|nd|rd|th)?[-/. ]*)?({MONTHS})[a-z]*[-/., ]*[0-9].*"
+    rf"|[0-9]{{4}}[-/ ]?[qwhs][0-9]{{1,2}}.*|[qwh][0-9]{{1,2}}[-/ ]?[0-9]{{4}}|[1-4]q[-/ ]?[0-9]{{2,4}}"
+    rf"|[0-9]{{4}}-[0-9]{{3}}|[0-9]{{1,2}}:[0-9]{{2}}(:[0-9.]+)?( ?[ap]m)?"
+    rf"|[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}.+|[0-9]{{8}}[T ][0-9]+.*|[0-9]{{4}}\u5e74.*)",
     re.IGNORECASE,
 )
+# Numbers that are dates under the headers of dates: days and months without signs, fractions of years, months before
+# years; and under those of points in time the days of spreadsheets, and seconds, or parts of them, since 1970.
+YEAR = "(1[5-9]|2[0-9])[0-9]{2}"
+COMPACT = re.compile(rf"{YEAR}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])")
+NUMBERS = re.compile(rf"{COMPACT.pattern}|{YEAR}(0[1-9]|1[0-2])|{YEAR}\.[0-9]+|(0?[1-9]|1[0-2])\.{YEAR}")
+SERIAL = re.compile(r"[2-7][0-9]{4}(\.[0-9]+)?")
+EPOCH = re.compile(r"[0-9]{9,19}(\.[0-9]+)?")
 # Notations for which a refusal shows the ISO date.
 FORMS = ("%d/%m/%Y", "%m/%d/%Y", "%Y/%m/%d", "%d/%m/%y", "%m/%d/%y", "%d/%b/%Y", "%b/%d/%Y", "%b/%Y", "%Y/%b", "%m/%Y")
 UNITS = {4: "Y", 7: "M", 10: "D", 13: "h", 16: "m", 19: "s"}  # by the length of the text
-SAMPLE = 1000  # rows that show whether a column holds dates
 FILL = (10, 10**6)  # rows after filling gaps: at most so many times those of the file, and so many more
 
 
@@ -67,25 +75,33 @@ def column(table: Table) -> int | None:
     ValueError
         There is none, but a column looks like dates in another notation. Shows how the date is to be written.
     """
-    stride = max(1, len(table.lines) // SAMPLE)
-    for k, (name, cells) in enumerate(zip(table.header, table.columns, strict=True)):
-        some = cells[::stride]
-        found = [cell for cell in some if ISO_DATE.fullmatch(cell) and (k == 0 or "-" in cell)]
-        if 2 * len(found) > len(some) and (name.lower() in HEADERS or "-" in found[0]):
+    strange: list[tuple[int, int]] = []  # columns and rows
+    for k, name in enumerate(table.header):
+        cells = [row[k] for row in table.sample]
+        found = [cell for cell in cells if ISO_DATE.fullmatch(cell) and (k == 0 or "-" in cell)]
+        if 2 * len(found) > len(cells) and (name.lower() in HEADERS or "-" in found[0]):
             return k
-    for k, (name, cells) in enumerate(zip(table.header, table.columns, strict=True)):
-        some = cells[::stride]
-        strange = [row for row, cell in enumerate(some) if _other_date(name.lower(), cell)]
-        if 2 * len(strange) > len(some):
-            raise ValueError(_not_understood(table, k, strange[0] * stride))
-    first = table.columns[0]
-    if len(table.header) > 1 and (table.header[0].lower() in HEADERS or not any(is_number(cell) for cell in first)):
+        others = [row for row, cell in enumerate(cells) if _other_date(name.lower(), cell)]
+        if not others and k == 0 and len(table.header) > 1 and all(COMPACT.fullmatch(cell) for cell in cells):
+            others = [0]
+            found = cells[1:]
+        if others and 2 * (len(found) + len(others)) > len(cells):
+            strange.append((k, others[0]))
+    if strange:
+        raise ValueError(_not_understood(table, *strange[0]))
+    if len(table.header) > 1 and (table.header[0].lower() in HEADERS or not table.numeric[0]):
         return 0
     return None
 
 
-def read(table: Table, k: int) -> Dates | None:
-    """Read rising dates from column `k`; None where the column holds labels or numbers instead.
+def read(cells: Text, line: Callable[[int], str]) -> Dates | None:
+    """Read rising dates; None where the cells are labels or numbers instead.
+
+    Parameters
+    ----------
+    cells : array (N,)
+    line : function
+        Names the line of a row.
 
     Raises
     ------
@@ -93,26 +109,31 @@ def read(table: Table, k: int) -> Dates | None:
         Some cells are dates and others not, a date does not exist, is outside of what NumPy can hold, or does not
         come after the one before. Names the line.
     """
-    cells = table.columns[k]
-    strange = [cell for cell in cells if not ISO_DATE.fullmatch(cell)]
-    if len(strange) == len(cells) or (strange and all(cell.isdigit() for cell in strange)):
+    strange = [row for row, cell in enumerate(cells) if not ISO_DATE.fullmatch(cell)]
+    if len(strange) == len(cells) or (strange and all(cells[row].isdigit() for row in strange)):
         return None  # or an index that has just reached four digits
     try:
         if strange:
             raise ValueError
         dates = _datetimes(cells)
     except ValueError:
-        row = next(row for row, cell in enumerate(cells) if not _exists(cell))
-        raise ValueError(f"{table.line(row)}: {shown(str(cells[row]))} is not a date like the others") from None
+        row = next((row for row, cell in enumerate(cells) if not _exists(cell)), None)
+        if row is None:
+            raise ValueError(
+                f"{line(0)}: dates to a billionth of a second are expected from 1678 to 2262, here and below"
+            ) from None
+        if cells[row] == "":
+            raise ValueError(f"{line(row)}: the date is missing, expected one as in the other rows") from None
+        raise ValueError(f"{line(row)}: {shown(str(cells[row]))} is not a date like the others") from None
     fall = np.flatnonzero(np.diff(dates.astype("int64")) <= 0)
     if fall.size:
         row = int(fall[0]) + 1
-        raise ValueError(f"{table.line(row)}: date {cells[row]} does not come after {cells[row - 1]}")
+        raise ValueError(f"{line(row)}: date {cells[row]} does not come after {cells[row - 1]}")
     days = dates.astype("datetime64[D]")
     return days if np.all(days == dates) and dates.dtype > days.dtype else dates
 
 
-def calendar(table: Table, dates: Dates) -> Calendar | None:
+def calendar(dates: Dates, line: Callable[[int], str]) -> Calendar | None:
     """Put rising dates on equal steps of time; None where there are fewer than two or they have no common rhythm.
 
     Raises
@@ -132,7 +153,7 @@ def calendar(table: Table, dates: Dates) -> Calendar | None:
     if place[-1] >= FILL[0] * len(place) + FILL[1]:
         row = int(np.argmax(steps)) + 1
         raise ValueError(
-            f"{table.line(row)}: {steps[row - 1] - 1} rows are missing between {dates[row - 1]} and {dates[row]}, "
+            f"{line(row)}: {steps[row - 1] - 1} rows are missing between {dates[row - 1]} and {dates[row]}, "
             f"expected at most {FILL[0]} times as many as the file has; split the file there"
         )
     span = every * np.arange(place[-1] + 1)
@@ -140,33 +161,19 @@ def calendar(table: Table, dates: Dates) -> Calendar | None:
     return Calendar(whole, place, unit, every)
 
 
-def is_number(cell: str) -> bool:
-    """Whether a cell holds a number, with a decimal point or comma."""
-    if not cell:  # quicker than an error, for the many empty cells of some tables
-        return False
-    try:
-        float(cell.replace(",", "."))
-    except ValueError:
-        return False
-    return True
-
-
 def _other_date(header: str, cell: str) -> bool:
     """Whether a cell looks like a date in a notation that `read` does not take."""
     if ISO_DATE.fullmatch(cell):
         return False
     if is_number(cell):
-        if header not in HEADERS:
-            return False
-        compact = re.fullmatch(r"(1[5-9]|2[0-9])[0-9]{2}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])", cell)
-        epoch = re.fullmatch(r"[0-9]{9,19}(\.[0-9]+)?", cell)
-        return bool(compact or (epoch and header in CLOCKS))
+        point_in_time = header in CLOCKS and (SERIAL.fullmatch(cell) or EPOCH.fullmatch(cell))
+        return bool(point_in_time or (header in HEADERS and NUMBERS.fullmatch(cell)))
     return OTHER_DATE.fullmatch(cell) is not None
 
 
 def _not_understood(table: Table, k: int, row: int) -> str:
     """The refusal of a date, with what would be understood."""
-    cell = str(table.columns[k][row])
+    cell = table.sample[row][k]
     written = " or ".join(_as_iso(cell)) or "2024-02-29, 2024-02 or 2024-02-29T06:00"
     return (
         f"{table.line(row)}, column {table.header[k]} holds {shown(cell)}, which looks like a date but is not in "
@@ -178,13 +185,15 @@ def _not_understood(table: Table, k: int, row: int) -> str:
 def _as_iso(cell: str) -> list[str]:
     """The dates that a cell in another notation may mean."""
     found: list[str] = []
-    with contextlib.suppress(ValueError, OverflowError, OSError):
-        if re.fullmatch(
-            r"[0-9]{9,19}(\.[0-9]+)?", cell
-        ):  # since 1970, in seconds or thousandths, millionths, ... of them
-            seconds = float(cell) / 1000.0 ** max(0, (len(cell.partition(".")[0]) - 8) // 3)
+    if EPOCH.fullmatch(cell) and not COMPACT.fullmatch(cell):
+        seconds = float(cell) / 1000.0 ** max(0, (len(cell.partition(".")[0]) - 8) // 3)
+        with contextlib.suppress(ValueError, OverflowError, OSError):
             return [f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%dT%H:%M:%S}"]
-    if quarter := re.fullmatch(r"([0-9]{4})[-/ ]?q([1-4])|q([1-4])[-/ ]?([0-9]{4})", cell, re.IGNORECASE):
+    if SERIAL.fullmatch(cell):
+        return [str(datetime.date(1899, 12, 30) + datetime.timedelta(int(float(cell))))]
+    if re.fullmatch(rf"{YEAR}(0[1-9]|1[0-2])", cell):
+        return [f"{cell[:4]}-{cell[4:]}"]
+    if quarter := re.fullmatch(r"([0-9]{4})[-/ ]?q([1-4])|q?([1-4])q?[-/ ]?([0-9]{4})", cell, re.IGNORECASE):
         year, number = quarter[1] or quarter[4], int(quarter[2] or quarter[3])
         return [f"{year}-{3 * number - 2:02d}"]
     with contextlib.suppress(ValueError, OverflowError):  # zones, weeks, days without signs between
@@ -194,7 +203,9 @@ def _as_iso(cell: str) -> list[str]:
         if (moment.hour, moment.minute, moment.second) == (0, 0, 0) and "T" not in cell and ":" not in cell:
             return [f"{moment:%Y-%m-%d}"]
         return [f"{moment:%Y-%m-%dT%H:%M:%S}"]
-    plain = re.sub(r"[-/., ]+", "/", re.sub(rf"({MONTHS})[a-z]*", r"\1", cell, flags=re.IGNORECASE))
+    plain = re.sub(r"^(mon|tue|wed|thu|fri|sat|sun)[a-z]*[., ]+", "", cell, flags=re.IGNORECASE)
+    plain = re.sub(rf"([0-9])(st|nd|rd|th)\b|({MONTHS})[a-z]*", r"\1\3", plain, flags=re.IGNORECASE)
+    plain = re.sub(r"[-/., ]+", "/", plain)
     for form in FORMS:
         with contextlib.suppress(ValueError):
             date = datetime.datetime.strptime(plain, form)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,12 +146,10 @@ def read_csv(path: str | os.PathLike[str], column: str | None = None, usual: str
     """
     table = tables.read(path)
     where = table.path
-    if all(dates.is_number(cell) or dates.ISO_DATE.fullmatch(cell) for cell in table.header):
+    if all(tables.is_number(cell) or dates.ISO_DATE.fullmatch(cell) for cell in table.header):
         raise ValueError(f"{where}: line 1 holds data, expected a header with the names of the columns")
-    if [name.lower() for name in table.header[:2]] == ["year", "month"]:
-        table = _join_months(table)
-    if len(table.lines) < 2:
-        raise ValueError(f"{where}: {len(table.lines)} rows under the header, expected a series")
+    if table.rows < 2:
+        raise ValueError(f"{where}: {table.rows} rows under the header, expected a series")
     date = dates.column(table)
     index = _column(table, column, usual, date)
     name = table.header[index]
@@ -157,16 +157,20 @@ def read_csv(path: str | os.PathLike[str], column: str | None = None, usual: str
     there = np.flatnonzero(~np.isnan(values))
     if there.size == 0:
         raise ValueError(f"{where}: column {name} has no numbers")
-    rows = slice(there[0], there[-1] + 1)
-    table, values = table.select(rows), values[rows]
+    first, last = int(there[0]), int(there[-1])
+    values = values[first : last + 1]
     if date is None or index == date:
         return Series(name, values, Labels(np.arange(1, len(values) + 1)))
-    labels = Labels(table.columns[date])
-    found = dates.read(table, date)
+    labels = Labels(table.text(date)[first : last + 1])
+
+    def line(row: int) -> str:
+        return table.line(first + row)
+
+    found = dates.read(labels.values, line)
     if found is None:
         note = "" if any(label.isdigit() for label in labels) else "no ISO 8601 dates, rows taken as equal steps"
         return Series(name, values, labels, note=note)
-    calendar = dates.calendar(table, found)
+    calendar = dates.calendar(found, line)
     if calendar is None:
         return Series(name, values, Labels(found), note="dates have no common rhythm, rows taken as equal steps")
     full = np.full(len(calendar.dates), np.nan)
@@ -184,7 +188,7 @@ def _column(table: Table, column: str | None, usual: str | None, date: int | Non
             problem = "is not in" if column not in header else "is more than once in"
             raise ValueError(f"{table.path}: column {column!r} {problem} the header, which has {few(header)}")
         return header.index(column)
-    numeric = [k for k, cells in enumerate(table.columns) if k != date and any(dates.is_number(c) for c in cells)]
+    numeric = [k for k, found in enumerate(table.numeric) if found and k != date]
     if not numeric:
         raise ValueError(f"{table.path}: no column holds numbers; the header has {few(header)}")
     if len(numeric) > 1:
@@ -196,12 +200,20 @@ def _column(table: Table, column: str | None, usual: str | None, date: int | Non
 
 
 def _numbers(table: Table, k: int) -> Values:
-    """The numbers of a column, NaN for empty cells."""
-    return np.fromiter((_number(table, row, k) for row in range(len(table.lines))), np.float64, len(table.lines))
+    """The numbers of a column, (N,), NaN for empty cells."""
+    found = array("d")
+    for cells in table.blocks(k):
+        plain = [cell.replace(",", ".") for cell in cells] if table.decimal == "," else cells
+        start = len(found)
+        with contextlib.suppress(ValueError):
+            found.extend(map(float, plain))  # all cells of most blocks are numbers
+        if len(found) < start + len(cells) or not np.all(np.isfinite(found[start:])):
+            del found[start:]
+            found.extend(_number(table, k, start + row, cell) for row, cell in enumerate(cells))
+    return np.array(found)
 
 
-def _number(table: Table, row: int, k: int) -> float:
-    cell = table.columns[k][row]
+def _number(table: Table, k: int, row: int, cell: str) -> float:
     if cell == "":
         return math.nan
     try:
@@ -214,12 +226,3 @@ def _number(table: Table, row: int, k: int) -> float:
             "expected a finite number or nothing for a gap"
         )
     return value
-
-
-def _join_months(table: Table) -> Table:
-    """Columns "year" and "month", and "day" after them, as one column of dates."""
-    n = 3 if table.header[2:3] and table.header[2].lower() == "day" else 2
-    parts = [column.tolist() for column in table.columns[:n]]
-    joined = ["-".join(cell.zfill(2) for cell in row) for row in zip(*parts, strict=True)]
-    date = np.array(joined, dtype=np.dtypes.StringDType())
-    return table._replace(header=["date", *table.header[n:]], columns=[date, *table.columns[n:]])

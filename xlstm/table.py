@@ -1,12 +1,16 @@
-"""A CSV file as columns of text, read row by row so that memory stays near the size of the file."""
+"""A CSV file as a table of text, read in blocks of rows: only the columns that are asked for are in memory."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
+import itertools
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +18,13 @@ Text = np.ndarray[Any, Any]  # (N,) of NumPy's variable-length strings
 
 COLUMNS = 10_000  # columns of a file at most
 LINE = 1 << 20  # characters of the header line that are searched for the delimiter
-BLOCK = 65536  # cells turned from lists into arrays at a time
+BLOCK = 1 << 16  # cells read at a time
+SAMPLE = 1000  # rows that show whether a column holds dates
 
 
-class Table(NamedTuple):
-    """The cells of a CSV file, without surrounding blanks.
+@dataclass(frozen=True)
+class Table:
+    """A CSV file with a header, all of whose rows have as many cells.
 
     Attributes
     ----------
@@ -26,31 +32,113 @@ class Table(NamedTuple):
         The file, for messages.
     header : list of str
         Names of the columns.
-    columns : list of array (N,)
-        Cells of each column as text.
-    lines : int64 array (N,)
-        Line of the file in which each row ends.
+    rows : int
+        Rows under the header that are not blank, N.
+    sample : list of list of str
+        The first rows.
+    numeric : list of bool
+        Whether some cell of a column is a number.
     decimal : str
         The decimal sign: a comma where semicolons stand between cells, else a point.
     """
 
     path: Path
     header: list[str]
-    columns: list[Text]
-    lines: np.ndarray[Any, np.dtype[np.int64]]
+    rows: int
+    sample: list[list[str]] = field(repr=False)
+    numeric: list[bool] = field(repr=False)
     decimal: str
+    source: _Source = field(repr=False)
 
-    def select(self, rows: slice) -> Table:
-        """Some of the rows."""
-        return self._replace(columns=[column[rows] for column in self.columns], lines=self.lines[rows])
+    def blocks(self, column: int) -> Iterator[list[str]]:
+        """Cells of a column, block by block, without surrounding blanks."""
+        for block in self.source.blocks():
+            yield [row[column].strip() for row in block]
+
+    def text(self, column: int) -> Text:
+        """All cells of a column, (N,)."""
+        return np.concatenate([_text([]), *map(_text, self.blocks(column))])
 
     def line(self, row: int) -> str:
-        """Where a row is, for messages."""
-        return f"{self.path}: line {self.lines[row]}"
+        """Name the line of the file in which a row ends, for messages."""
+        return self.source.line(row)
+
+
+@dataclass
+class _Source:
+    """Where the rows of a table come from: a file, or the bytes of a pipe, which can be read only once."""
+
+    path: Path
+    content: bytes | None
+    delimiter: str = ","
+    width: int = 0
+    joined: int = 0  # columns at the beginning that are parts of one date
+
+    def rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Rows that are not blank, the header first, and the lines in which they end."""
+        with self._opened() as file:
+            reader = csv.reader(file, delimiter=self.delimiter, strict=True)
+            with self._named(reader):
+                for row in reader:
+                    if row:
+                        yield reader.line_num, row
+
+    def blocks(self) -> Iterator[list[list[str]]]:
+        """Rows under the header, so many at a time as make BLOCK cells."""
+        with self._opened() as file:
+            reader = csv.reader(file, delimiter=self.delimiter, strict=True)
+            with self._named(reader):
+                next(row for row in reader if row)
+                while block := list(itertools.islice(reader, max(1, BLOCK // self.width))):
+                    if set(map(len, block)) != {self.width}:
+                        block = [row for row in block if row]
+                        if any(len(row) != self.width for row in block):
+                            self._refuse_width()
+                    yield [self._join(row) for row in block] if self.joined else block
+
+    def line(self, row: int) -> str:
+        """Name the line in which a row under the header ends."""
+        number, _ = next(itertools.islice(self.rows(), row + 1, None))
+        return f"{self.path}: line {number}"
+
+    def first_line(self) -> str:
+        """The line at the beginning, or what is looked at of it."""
+        with self._opened() as file, self._named(None):
+            found: str = file.readline(LINE)
+            return found
+
+    def _refuse_width(self) -> None:
+        number, row = next((number, row) for number, row in self.rows() if len(row) != self.width)
+        raise ValueError(
+            f"{self.path}: line {number} has {len(row)} cells, expected {self.width} as in the header"
+        ) from None
+
+    def _join(self, row: list[str]) -> list[str]:
+        parts = [cell.strip().zfill(2) for cell in row[: self.joined]]
+        return ["-".join(parts), *row[self.joined :]]
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Any]:
+        binary: Any = self.path.open("rb") if self.content is None else io.BytesIO(self.content)
+        with io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
+            yield file
+
+    @contextlib.contextmanager
+    def _named(self, reader: Any) -> Iterator[None]:
+        """Word the errors of decoding and of the csv module as ours."""
+        try:
+            yield
+        except UnicodeDecodeError as error:
+            where = "" if reader is None else f" after line {reader.line_num}"
+            raise ValueError(f"{self.path}: not UTF-8 text ({error.reason}{where})") from error
+        except csv.Error as error:
+            raise ValueError(f"{self.path}: not a CSV file ({error} after line {reader.line_num})") from error
 
 
 def read(path: str | os.PathLike[str]) -> Table:
     """Read a CSV file with a header line, and commas, semicolons, tabs or bars between cells.
+
+    Columns "year" and "month" at the beginning, and "day" after them, become one column "date".
 
     Raises
     ------
@@ -60,53 +148,39 @@ def read(path: str | os.PathLike[str]) -> Table:
         The file is empty, is not UTF-8 text, is malformed, or has too many columns. Names file and line.
     """
     path = Path(path)
-    reader: Any = None
+    with path.open("rb") as file:
+        source = _Source(path, None if file.seekable() else file.read())
+    source.delimiter = max(",;\t|", key=source.first_line().count)
+    header = [cell.strip() for cell in next(source.rows(), (0, []))[1]]
+    if not header:
+        raise ValueError(f"{path}: the file is empty, expected a header line and rows")
+    if len(header) > COLUMNS:
+        raise ValueError(f"{path}: the header has {len(header)} columns, expected at most {COLUMNS}")
+    source.width = len(header)
+    if [name.lower() for name in header[:2]] == ["year", "month"]:
+        source.joined = 3 if header[2:3] and header[2].lower() == "day" else 2
+        header = ["date", *header[source.joined :]]
+    rows = 0
+    sample: list[list[str]] = []
+    numeric = [False] * len(header)
+    for block in source.blocks():
+        rows += len(block)
+        sample += [[cell.strip() for cell in row] for row in block[: SAMPLE - len(sample)]]
+        for k, found in enumerate(numeric):
+            if not found:
+                numeric[k] = any(is_number(row[k].strip()) for row in block)
+    return Table(path, header, rows, sample, numeric, "," if source.delimiter == ";" else ".", source)
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell holds a number, with a decimal point or comma."""
+    if not cell:  # quicker than an error, for the many empty cells of some tables
+        return False
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            delimiter = max(",;\t|", key=file.readline(LINE).count)
-            file.seek(0)
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            header = [cell.strip() for cell in next((row for row in reader if row), [])]
-            if not header:
-                raise ValueError(f"{path}: the file is empty, expected a header line and rows")
-            if len(header) > COLUMNS:
-                raise ValueError(f"{path}: the header has {len(header)} columns, expected at most {COLUMNS}")
-            parts: list[list[Text]] = [[_text([])] for _ in header]
-            lines: list[np.ndarray[Any, np.dtype[np.int64]]] = []
-            for rows, ends in _blocks(path, reader, len(header)):
-                for cells, column in zip(zip(*rows, strict=True), parts, strict=True):
-                    column.append(_text([cell.strip() for cell in cells]))
-                lines.append(np.array(ends, dtype=np.int64))
-    except UnicodeDecodeError as error:
-        where = "" if reader is None else f" after line {reader.line_num}"
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason}{where})") from error
-    except csv.Error as error:
-        raise ValueError(f"{path}: not a CSV file ({error} after line {reader.line_num})") from error
-    columns = []
-    for column in parts:
-        columns.append(np.concatenate(column))
-        column.clear()  # a large table is not in memory twice
-    return Table(
-        path, header, columns, np.concatenate([np.zeros(0, np.int64), *lines]), "," if delimiter == ";" else "."
-    )
-
-
-def _blocks(path: Path, reader: Any, width: int) -> Iterator[tuple[list[list[str]], list[int]]]:
-    """Rows that have cells, and the lines in which they end, so many at a time as make BLOCK cells."""
-    rows: list[list[str]] = []
-    ends: list[int] = []
-    for row in reader:
-        if not row:
-            continue
-        if len(row) != width:
-            raise ValueError(f"{path}: line {reader.line_num} has {len(row)} cells, expected {width} as in the header")
-        rows.append(row)
-        ends.append(reader.line_num)
-        if len(rows) * width >= BLOCK:
-            yield rows, ends
-            rows, ends = [], []
-    if rows:
-        yield rows, ends
+        float(cell.replace(",", "."))
+    except ValueError:
+        return False
+    return True
 
 
 def _text(cells: list[str]) -> Text:
