@@ -112,6 +112,7 @@ def test_every_question_has_a_command(module, monkeypatch):
 
 def test_layers_from_measurement_to_readme(tmp_path, monkeypatch, capsys):
     """One case of each kind, timed, written, read, drawn, and put where README has its marks."""
+    pytest.importorskip("torch")
     layers = importlib.import_module("bench.layers")
     for name in ("SHAPES", "LARGE"):
         monkeypatch.setattr(layers, name, [(3, 2, 4, 5)] if name == "SHAPES" else [])

@@ -167,6 +167,7 @@ def test_bad_input_is_refused_before_any_work(bench, monkeypatch, arguments, sai
 
 def test_a_backend_that_fails_is_left_out_and_the_rest_is_kept(bench, monkeypatch, tmp_path):
     """Out of memory in one case, and in the measurement of memory; then an interrupt."""
+    pytest.importorskip("torch")
     real = benchmark.call
 
     def call(case, be):

@@ -12,6 +12,7 @@ from safetensors.numpy import save as to_bytes
 
 from xlstm import checkpoint
 from xlstm.backend import to_numpy
+from xlstm.tensors import Tensors
 
 ARRAYS = {"a": np.arange(3.0), "b": np.ones((2, 2), "float32")}
 
@@ -111,3 +112,12 @@ def test_killed_at_any_moment_the_file_is_whole(tmp_path):
         process.join()
         arrays, config = checkpoint.load(path, "test")
         assert np.all(arrays["a"] == config["k"])
+
+
+def test_a_file_that_is_replaced_meanwhile_is_read_as_it_was(tmp_path):
+    """Description and arrays are of one version, while another process saves the next."""
+    path = tmp_path / "m"
+    checkpoint.save(path, {"a": np.zeros(3)}, "test", {})
+    opened = Tensors(path)
+    checkpoint.save(path, {"a": np.ones(5)}, "test", {})
+    np.testing.assert_array_equal(opened.read()["a"], np.zeros(3))

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,9 @@ DTYPES = {
 
 class Tensors:
     """The arrays of a file: names, shapes and dtypes of all, and any of them when it is asked for.
+
+    The file stays open as long as the object exists: all of it is of one version of the file, which another process may
+    replace meanwhile.
 
     Attributes
     ----------
@@ -54,6 +58,8 @@ class Tensors:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         self._starts: dict[str, int] = {}
+        self._file = open(path, "rb")  # noqa: SIM115 (closed with the object)
+        weakref.finalize(self, self._file.close)
         try:
             self._describe()
         except ValueError as error:
@@ -61,14 +67,13 @@ class Tensors:
 
     def read(self, names: Iterable[str] | None = None) -> dict[str, Host]:
         """Arrays, by default all; bfloat16, which NumPy does not have, as float32."""
-        with open(self.path, "rb") as file:
-            return {name: self._read(file, name) for name in (self.shapes if names is None else names)}
+        return {name: self._read(name) for name in (self.shapes if names is None else names)}
 
-    def _read(self, file: BinaryIO, name: str) -> Host:
+    def _read(self, name: str) -> Host:
         shape, dtype = self.shapes[name], self.dtypes[name]
         count = math.prod(shape)
-        file.seek(self._starts[name])
-        found: Host = np.fromfile(file, DTYPES[dtype], count)
+        self._file.seek(self._starts[name])
+        found: Host = np.fromfile(self._file, DTYPES[dtype], count)
         if found.size != count:
             raise ValueError(f"{self.path}: {name} ends early, the file has changed while it was read")
         if dtype == "BF16":
@@ -77,14 +82,13 @@ class Tensors:
 
     def _describe(self) -> None:
         """Read the header."""
-        with open(self.path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= size - 8:
-                raise ValueError(f"its header has {length} bytes, the file {size}")
-            if length > reading.JSON_BYTES:
-                raise ValueError(f"its header has {length} bytes, expected at most {reading.JSON_BYTES}")
-            header = reading.from_json("header", file.read(length))
+        size = os.fstat(self._file.fileno()).st_size
+        length = int.from_bytes(self._file.read(8), "little")
+        if not 2 <= length <= size - 8:
+            raise ValueError(f"its header has {length} bytes, the file {size}")
+        if length > reading.JSON_BYTES:
+            raise ValueError(f"its header has {length} bytes, expected at most {reading.JSON_BYTES}")
+        header = reading.from_json("header", self._file.read(length))
         if not isinstance(header, dict):
             raise ValueError(f"its header is a {type(header).__name__}, expected an object")
         self.metadata = header.pop(METADATA, {})
