@@ -189,7 +189,8 @@ def test_plans(usual):
     assert of(256, 64, 100, compilable=False) == Plan(blas=4)  # too few units in a part
     assert of(512, 128, 100, compilable=False) == Plan(4, 1, parts=4)
     assert of(512, 16, 100) == Plan(4, 1, parts=2, compiled=True)  # half of them have work
-    assert of(512, 8, 100) == Plan(blas=4)  # too few sequences for threads of our own: they are left to BLAS
+    assert of(512, 8, 100) == Plan(4, 1, 1, compiled=True)  # too few sequences to divide: one core, no threads of BLAS
+    assert of(512, 8, 100, compilable=False) == Plan(blas=4)
     assert of(64, 8, 400) == Plan(4, 1, parts=1, compiled=True)  # its product is too small for them
     assert of(1024, 32, 10) == Plan(4, 1, compiled=True, shared=True)
     assert of(1024, 32, 10, compilable=False) == Plan(4, 1, parts=4)
@@ -280,7 +281,8 @@ def test_how_many_threads_does_not_depend_on_who_works_meanwhile(monkeypatch):
         (4, 128, 32, 2, Plan(4, 1, 2, compiled=True)),
         (8, 128, 32, 1, Plan(8, 1, 4, compiled=True)),
         (16, 512, 64, 1, Plan(16, 1, 8, compiled=True)),
-        (16, 512, 8, 1, Plan(blas=16)),  # no more than one part: BLAS takes the threads
+        (16, 512, 8, 1, Plan(16, 1, 1, compiled=True)),  # no more than one part
+        (64, 256, 64, 1, Plan(64, 1, 8, compiled=True)),  # far more threads than parts
         (3, 1024, 32, 2, Plan(3, 1, compiled=True, shared=True)),
         (2, 1024, 32, 2, Plan(2, 1, 1, compiled=True)),  # a direction each
     ],

@@ -39,8 +39,9 @@ class Plan(NamedTuple):
     def of(cls, xp: Namespace, weights: Sequence[Array], D: int, P: int, B: int, N: int, compilable: bool) -> Plan:
         """For directions with recurrent `weights` of h (P, B), x (N, D), and a batch of B sequences.
 
-        Threads of our own are best where half of them or more have work; elsewhere large products are left to BLAS
-        and its threads, and with them the loop to NumPy.
+        A compiled loop has threads of our own, which sleep while they wait, or one: threads of BLAS spin, and beside
+        another busy program a skinny product on two of them takes up to a hundred times as long as on one. NumPy's loop
+        has threads of our own where half of them or more have work; elsewhere its products are left to BLAS's threads.
 
         Raises
         ------
@@ -62,7 +63,7 @@ class Plan(NamedTuple):
         parts = max(1, min(most // len(weights), B // COLUMNS))
         work = min(most, parts * len(weights))
         busy = work == most or 1 < work >= most / 2
-        if compilable and (busy or W.size * B <= blas.SMALL):
+        if compilable:
             return cls(most, 1, parts, compiled=True)
         if busy and P * (B // parts) >= UNITS:
             return cls(most, 1, parts)
