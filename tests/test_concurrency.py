@@ -186,6 +186,44 @@ def test_forks_while_another_thread_computes():
 
 
 @forks
+def test_workers_stand_still_in_each_of_two_forks():
+    """The second thread waits while the first one forks, and holds the workers still when it forks itself."""
+    before = """
+import os, time
+
+def fork_slowly():  # once xlstm has made ready for a fork, for what is registered last is done first
+    time.sleep(0.3)
+    held.append([worker.free.locked() for worker in threads._workers])
+
+held = []
+os.register_at_fork(before=fork_slowly)
+"""
+    run(
+        """
+    def fork():
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            parts.check()
+            os._exit(0)
+        statuses.append(os.waitpid(child, 0)[1])
+
+    statuses = []
+    callers = [threading.Thread(target=fork) for _ in range(2)]
+    for caller in callers:
+        caller.start()
+        time.sleep(0.1)
+    for caller in callers:
+        caller.join()
+    assert held == [[True], [True]], held
+    assert statuses == [0, 0], statuses
+    calm()
+    """,
+        prelude=before + PRELUDE,
+    )
+
+
+@forks
 @signals
 def test_a_child_that_a_signal_handler_forks_goes_on_with_the_layer():
     run("""

@@ -1,8 +1,13 @@
 """Memory that is used again."""
 
 import gc
+import random
 import subprocess
 import sys
+import threading
+import time
+import types
+import weakref
 
 import numpy as np
 
@@ -24,6 +29,42 @@ def test_large_memory_is_used_again_once_nobody_refers_to_it():
     assert c.shape == (310, 290)
     assert c.flags.writeable
     assert c.dtype == np.float32
+
+
+class Slow(weakref.ref):
+    """Lets other threads run once it is seen whether memory is in use."""
+
+    def __call__(self):
+        user = super().__call__()
+        time.sleep(random.uniform(0, 2e-4))
+        return user
+
+
+def test_threads_never_share_memory(monkeypatch):
+    monkeypatch.setattr(workspace, "_kept", {})
+    monkeypatch.setattr(workspace, "weakref", types.SimpleNamespace(ref=Slow))
+    like = np.zeros(1, dtype=np.float32)
+    end, bad, calls = time.monotonic() + 1, [], []
+
+    def call(number):
+        done = 0
+        while time.monotonic() < end and not bad:
+            array = workspace.empty(np, (1 << 16,), like)
+            array[:64] = number
+            time.sleep(random.uniform(0, 2e-4))
+            done += 1
+            if not np.all(array[:64] == number):
+                bad.append(number)
+            del array
+        calls.append(done)
+
+    callers = [threading.Thread(target=call, args=(number,)) for number in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not bad
+    assert len(calls) == 4
 
 
 def kept():

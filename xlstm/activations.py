@@ -25,8 +25,11 @@ from xlstm.backend import HALVES, Array, Namespace, dtype_name
 
 def sigmoid(xp: Namespace, x: Array) -> Array:
     """1 / (1 + exp(-x)), written as e / (1 + e) with e = exp(x): that has all its digits however small it is."""
-    # From `one` on sigmoid(x) is 1, while exp(x) is finite. NumPy has no halves here, and takes a number for an array.
-    one = 40.0 if xp is np else xp.full_like(x, 10.0 if dtype_name(x.dtype) in HALVES else 40.0)
+    # From `one` on sigmoid(x) is 1, while exp(x) is finite. NumPy takes a number for an array.
+    if xp is np:
+        one = 10.0 if x.dtype.itemsize == 2 else 40.0
+    else:
+        one = xp.full_like(x, 10.0 if dtype_name(x.dtype) in HALVES else 40.0)
     e = xp.exp(xp.minimum(x, one))
     e /= 1 + e
     return e

@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from xlstm import blas, cores, workspace
+from xlstm import blas, checks, cores, workspace
 from xlstm.backend import Array
 
 VARIABLE = "XLSTM_NUM_THREADS"
@@ -108,8 +108,7 @@ def given() -> int | None:
         return None
     digits = text.lstrip("0")
     if not (text.isascii() and text.isdecimal() and 0 < len(digits) <= len(str(MOST)) and int(digits) <= MOST):
-        shown = text if len(text) <= 30 else f"{text[:30]}..."
-        raise ValueError(f"{VARIABLE}: {shown!r} is not a number of threads, expected 1 to {MOST}")
+        raise ValueError(f"{VARIABLE}: {checks.shown(text)} is not a number of threads, expected 1 to {MOST}")
     return int(digits)
 
 
@@ -223,9 +222,19 @@ class _Worker:
     def __init__(self, jobs: queue.SimpleQueue[Callable[[], object]]) -> None:
         self.free = threading.Lock()  # held while it does a job
         self._jobs = jobs
+        self._claims = [True]  # to take from a list is atomic
         self.thread = threading.Thread(target=self._run, name="xlstm", daemon=True)
 
+    def claim(self) -> bool:
+        """True for whoever asks first: its thread, which then works, or a caller that failed to start the thread."""
+        try:
+            return self._claims.pop()
+        except IndexError:
+            return False
+
     def _run(self) -> None:
+        if not self.claim():
+            return
         while True:
             deadline = time.perf_counter() + SPIN
             while self._jobs.empty() and time.perf_counter() < deadline:
@@ -254,8 +263,11 @@ def _employ(wanted: int) -> int:
         _workers.append(worker)
         try:
             worker.thread.start()
-        except RuntimeError:
-            _workers.remove(worker)
+        except BaseException as error:  # an interrupt, too
+            if worker.claim():
+                _workers.remove(worker)
+            if not isinstance(error, RuntimeError):
+                raise
             break
     return min(wanted, len(_workers))
 
@@ -277,23 +289,30 @@ def _wake() -> None:
 
 def _before_fork() -> None:
     """Wait until no worker is within a job: it stays behind in the parent, and its job would never end in the child."""
-    global _held
-    _held = _paused()
-    _held.__enter__()
+    pause = contextlib.ExitStack()
+    _forks.pauses.append(pause)
+    pause.enter_context(_paused())
 
 
 def _after_fork() -> None:
-    _held.__exit__(None, None, None)
+    _forks.pauses.pop().close()
 
 
 def _after_fork_in_child() -> None:
     global _jobs
-    _after_fork()
     _workers.clear()
     _jobs = queue.SimpleQueue()
+    _after_fork()
 
 
-_held: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+class _Forks(threading.local):
+    """The forks that a thread is in: several threads may fork at once, and a signal handler within a fork."""
+
+    def __init__(self) -> None:
+        self.pauses: list[contextlib.ExitStack] = []
+
+
+_forks = _Forks()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import itertools
 import math
 import weakref
 from typing import Any
@@ -52,8 +53,10 @@ class _Lease:
         }
 
 
-# Memory and who uses it, by the identity of the memory; what was used last is at the end.
+# Memory and its lease, by the number of the lease; what was used last is at the end. No number comes twice, so whoever
+# removes one whose lease was seen dead removes just that lease, whatever other threads did meanwhile.
 _kept: dict[int, tuple[np.ndarray[Any, Any], weakref.ref[_Lease]]] = {}
+_numbers = itertools.count()
 
 
 def empty(xp: Namespace, shape: tuple[int, ...], like: Array) -> Array:
@@ -66,7 +69,7 @@ def empty(xp: Namespace, shape: tuple[int, ...], like: Array) -> Array:
     if memory is None:
         return np.empty(shape, dtype=like.dtype)
     lease = _Lease(memory, shape, like.dtype)
-    _kept[id(memory)] = memory, weakref.ref(lease)
+    _kept[next(_numbers)] = memory, weakref.ref(lease)
     return np.asarray(lease)
 
 

@@ -46,12 +46,13 @@ def together(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
     """Paths to write to in place of `paths`, files of one folder, which they replace once all of them are on the disk.
 
     They are replaced in the order given, so the file that names the others comes last. An interrupt in between does not
-    stop it; a power cut may. Others who write several files there at the same time wait.
+    stop it; a power cut may. So may an error of the system that comes only then: the files before that one are the new
+    ones already, it and those after it stay the old ones. Others who write several files there at the same time wait.
 
     Raises
     ------
     OSError
-        A file or the folder cannot be written to; names the path.
+        A file or the folder cannot be written to, or a file cannot be replaced; names the path.
     """
     files = [_File(Path(path), _temporary(Path(path))) for path in paths]
     try:

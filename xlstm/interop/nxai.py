@@ -83,7 +83,8 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
     path : path
         A folder, which gets `model.safetensors`, `config.json` and, for an `xLSTMLarge` in the style of the package,
         the `config.yaml` that its loader reads; or a file `NAME.safetensors`, which gets `NAME_config.json` beside
-        it. All are written, whole, or none.
+        it. Each is written whole or not at all. They are replaced once all are on the disk; if the system refuses to
+        replace one of them, those before it are new already.
     model : xLSTMLanguageModel
         Of an `xLSTMStack` or `xLSTMLarge`.
     params : dict
@@ -95,7 +96,7 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
     ValueError, TypeError
         Theirs cannot express the model, or the parameters are not its.
     OSError
-        The folder cannot be written to.
+        The folder cannot be written to, or a file cannot be replaced.
     """
     if style not in STYLES:
         raise ValueError(f"save: style is {style!r}, expected one of {', '.join(STYLES)}")
