@@ -99,7 +99,7 @@ def test_same_seed_same_file(run, tmp_path):
         (["train", "--window", "0"], "window is 0"),
         (["train", "--hidden-size", "-3"], "hidden_size is -3"),
         (["train", "--epochs", "0"], "epochs is 0"),
-        (["train", "--learning-rate", "0"], "learning_rate and clip must be above 0"),
+        (["train", "--learning-rate", "0"], "learning_rate is 0.0, expected 0 < learning_rate"),
         (["train", "--learning-rate", "1e30"], "is not finite"),
         (["train", "--seed", "-1"], "seed: expected a whole number from 0 up, got -1"),
         (["train", "--backend", "abacus"], "'abacus' is not a backend"),

@@ -156,7 +156,7 @@ def test_an_interrupted_fit_changes_nothing(fitted):
     [
         ({"window": 1}, "window is 1, expected 2 or more"),
         ({"seed": -1}, "seed"),
-        ({"clip": 0.0}, "clip must be above 0"),
+        ({"clip": 0.0}, "clip is 0.0, expected 0 < clip"),
         ({"weight_decay": float("nan")}, "weight_decay is nan"),
         ({"averaging": 1.0}, "averaging is 1.0"),
     ],

@@ -191,7 +191,7 @@ def test_older_configurations_of_transformers():
         ({"slstm_ffn_act": "tanh"}, "act_fn is 'tanh', expected one of gelu"),
         ({"num_heads": 3}, "num_heads"),
         ({"slstm_at": 5}, "slstm_at is 5, expected numbers of blocks or 'all'"),
-        ({"tie_weights": "no"}, "tie_weights is 'no', expected true or false"),
+        ({"tie_weights": "no"}, "tie_weights is 'no', expected True or False"),
         ({"embedding_dim": "16"}, "embedding_dim is '16', expected a whole number"),
         ({"mlstm_proj_factor": "two"}, "mlstm_proj_factor is 'two', expected a number"),
         ({"mlstm_block": {"mlstm": {}}}, "expected some of|is unknown"),
@@ -460,7 +460,7 @@ def test_options_of_slstm_blocks_are_refused(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no', expected true or false"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no', expected True or False"),
         ({"inference_state_dtype": "bfloat16"}, "inference_state_dtype is 'bfloat16', which xlstm cannot express"),
         ({"norm_eps": None}, "norm_eps is None, expected a number"),
         ({"qk_dim_factor": None}, "qk_dim_factor is None, expected a number"),

@@ -215,7 +215,7 @@ def _torch_backend(device: Any, reason: str) -> Backend:
     try:
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise BackendError(f"torch: device {device!r} is not usable: {probe.first_line(error)}") from error
+        raise BackendError(f"torch: device {checks.shown(device)} is not usable: {probe.first_line(error)}") from error
     return Backend("torch", xp, chosen, reason=reason)
 
 

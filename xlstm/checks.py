@@ -178,6 +178,15 @@ def keeps(where: str, train: Any, keep: Any) -> bool:
     return bool(train if keep is None else flag(where, "keep", keep))
 
 
+def saved(where: str, layer: Any, given: Any, kind: type) -> None:
+    """Raise unless `given` is the `kind` that forward of an equal layer returned for backward."""
+    if not isinstance(given, kind):
+        raise TypeError(f"{where}: backward needs what forward saved, and forward(train=False) saves nothing")
+    kept = given.layer  # type: ignore[attr-defined]
+    if kept is not layer and kept != layer:
+        raise ValueError(f"{where}: saved is what forward of {shown(kept)} kept, expected that of {shown(layer)}")
+
+
 def several(where: str, name: str, value: Any, expected: str, most: int) -> list[Any]:
     """The items of a tuple, a list or another collection of at most `most`; `expected` says in words what they are."""
     flat = isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping | type)

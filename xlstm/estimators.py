@@ -24,7 +24,8 @@ AR_ORDER = 24  # months of the linear autoregression it is compared with
 SETTINGS: dict[str, checks.Kind] = {
     **dict.fromkeys(("window", "horizon", "hidden_size", "batch_size"), checks.size),
     **dict.fromkeys(("epochs", "patience"), checks.count),
-    **dict.fromkeys(("learning_rate", "weight_decay", "clip", "averaging"), checks.non_negative),
+    **dict.fromkeys(("learning_rate", "clip"), checks.above_0),
+    **dict.fromkeys(("weight_decay", "averaging"), checks.non_negative),
     "seed": checks.seed_number,
     "precision": checks.optional(checks.choice(precisions.NAMES)),
 }
@@ -77,8 +78,6 @@ class Settings:
             object.__setattr__(self, name, kind("Forecaster", name, getattr(self, name)))
         if self.window < 2:
             raise ValueError(f"Forecaster: window is {self.window}, expected 2 or more: it looks at differences")
-        if self.learning_rate == 0 or self.clip == 0:
-            raise ValueError("Forecaster: learning_rate and clip must be above 0")
         if self.averaging >= 1:
             raise ValueError(f"Forecaster: averaging is {self.averaging}, expected less than 1")
 

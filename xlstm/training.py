@@ -206,7 +206,7 @@ def train(
             continue
         validations.append(evaluate(model, mean, validation, loss))
         if not math.isfinite(validations[-1]):
-            raise FloatingPointError(f"training: epoch {epoch}: the validation loss is {validations[-1]:g}")
+            raise FloatingPointError(f"train: epoch {epoch}: the validation loss is {validations[-1]:g}")
         if validations[-1] < min(validations[:-1], default=math.inf):
             best_params, best_epoch = mean, epoch
         if patience is not None and epoch - best_epoch >= patience:
@@ -310,7 +310,7 @@ def _options(batch: Batch, random: dict[str, Any] | None = None) -> dict[str, An
 
 
 def _diagnosis(epoch: int, step: int, loss: float, params: Params, grads: Params, narrow: str) -> str:
-    where = f"training: epoch {epoch}, step {step}: loss is {loss:g}"
+    where = f"train: epoch {epoch}, step {step}: loss is {loss:g}"
     for what, arrays in {"parameter": params, "gradient of": grads}.items():
         for name, array in arrays.items():
             if not np.all(np.isfinite(to_numpy(array))):

@@ -355,11 +355,9 @@ def _typed(where: str, name: str, value: Any, usual: Any) -> None:
         if not (value == "all" or numbers):
             raise TypeError(f"{where}: slstm_at is {shown(value)}, expected numbers of blocks or 'all'")
     elif isinstance(usual, bool):
-        if not isinstance(value, bool):
-            raise TypeError(f"{where}: {name} is {shown(value)}, expected true or false")
+        checks.flag(where, name, value)
     elif isinstance(usual, str):
-        if not isinstance(value, str):
-            raise TypeError(f"{where}: {name} is {shown(value)}, expected text")
+        checks.text(where, name, value)
     elif name in ("mlstm_block", "slstm_block"):
         return
     elif usual is None or isinstance(usual, int):

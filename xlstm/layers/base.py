@@ -144,12 +144,8 @@ class Recurrent(Options):
             Gradient by the initial state.
         """
         where = type(self).__name__
-        if not isinstance(saved, Saved):
-            raise TypeError(f"{where}: backward needs what forward saved, and forward(train=False) saves nothing")
+        checks.saved(where, self, saved, Saved)
         packing, x = saved.packing, next(iter(saved.passes.values())).saved.x
-        if saved.layer is not self and saved.layer != self:
-            kept, own = checks.shown(saved.layer), checks.shown(self)
-            raise ValueError(f"{where}: saved is what forward of {kept} kept, expected that of {own}")
         xp = self._namespace(params, x, dy, "dstate", dstate)
         if dy is not None:
             outer = {"B": packing.B, "T": packing.T} if self.batch_first else {"T": packing.T, "B": packing.B}

@@ -193,11 +193,7 @@ class Sequence(Part):
             Gradient by the initial state.
         """
         where = type(self).__name__
-        if not isinstance(saved, Saved):
-            raise TypeError(f"{where}: backward needs what forward saved, and forward(train=False) saves nothing")
-        if saved.layer != self:
-            kept, own = checks.shown(saved.layer), checks.shown(self)
-            raise ValueError(f"{where}: saved is what forward of {kept} kept, expected that of {own}")
+        checks.saved(where, self, saved, Saved)
         span = saved.span
         given = self._named("dstate", dstate)
         xp = self.namespace(params, {**({} if dy is None else {"dy": dy}), **given})
