@@ -17,10 +17,6 @@ TOKENIZER = "tokenizer.json"
 LONGEST = 1 << 26  # bytes of a tokenizer's file
 LONGEST_ADDED = 1 << 20  # characters of its added tokens, which take some 60 bytes each
 ADDED = 1000  # tokens around a text
-SPREAD = 20  # characters of the file for each merge that is not counted among its values
-MERGES = re.compile(r'"merges"\s*:\s*\[\s*')
-STRING = r'"[^"\\]*(?:\\.[^"\\]*){0,100}"'  # of JSON, without very many escapes
-PAIR = re.compile(rf"\[\s*{STRING}\s*,\s*{STRING}\s*\]\s*,?\s*")
 GROWTH = 4096  # how many times as long steps may make a text
 
 
@@ -86,7 +82,7 @@ class Tokenizer:
         with reading.brief():
             content = reading.content(file, LONGEST)
             with self._told("not a readable tokenizer"):
-                _bounded(reading.from_json("content", _without_merges(content.decode())))
+                _bounded(reading.from_json("content", content))
                 self._inner: Any = tokenizers.Tokenizer.from_str(content.decode())
                 # A prompt is one text, as long as it is.
                 self._inner.no_padding()
@@ -113,23 +109,6 @@ class Tokenizer:
             if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
                 raise
             raise ValueError(reading.cut(f"{self._file}: {doing} ({error})")) from error
-
-
-def _without_merges(text: str) -> str:
-    """The JSON text without merges that are pairs of strings, one for every `SPREAD` characters at most.
-
-    They take Python three values each, for which a large tokenizer would be beyond bounds; the package checks them.
-    """
-    start = MERGES.search(text)
-    if start is None:
-        return text
-    end = start.end()
-    for _ in range(len(text) // SPREAD):
-        pair = PAIR.match(text, end)
-        if pair is None:
-            break
-        end = pair.end()
-    return text[: start.end()] + text[end:]
 
 
 def _bounded(about: Any) -> None:
