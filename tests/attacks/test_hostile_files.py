@@ -255,7 +255,7 @@ YAML = {
     "key is a truth": ("yes: 2", "key 'yes' is unknown"),
     "merge": ("x: &x {a: 1}\n<<: *x", "key 'x' is unknown"),
     "sexagesimal": ("num_blocks: 12:30:00", "num_blocks is '12:30:00', expected a whole number"),
-    "Norwegian": ("tie_weights: no", "tie_weights is 'no', expected true or false"),
+    "Norwegian": ("tie_weights: no", "tie_weights is 'no', expected True or False"),
     "octal": ("num_blocks: 017", "num_blocks is '017', expected a whole number"),
     "long number": (f"num_blocks: {LONG_NUMBER}", "a number has 401 digits"),
     "large exponent": ("dropout: 1e999", "a number is '1e999'"),
