@@ -88,14 +88,17 @@ def pythons(session: nox.Session) -> None:
 
 @nox.session(python=LOWEST if HERE == LOWEST or LOWEST in OTHERS else HERE)
 def lowest(session: nox.Session) -> None:
-    """The tests with the lowest declared version of every package that users install."""
+    """The tests with the lowest declared version of every package that users install.
+
+    Old packages use what newer packages below them have deprecated.
+    """
     project = PROJECT["project"]
     declared = [project["dependencies"], *project["optional-dependencies"].values()]
     constraints = Path(session.create_tmp()) / "lowest.txt"
     lines = [re.sub(">=", "==", package) for packages in declared for package in packages if "[" not in package]
     constraints.write_text("\n".join(lines))
     session.install("-e", ".[fast,plot,keras,onnx,text]", "-c", str(constraints), *group("runner"))
-    session.run("pytest", "-n", "2", "-q", *session.posargs, env=NUMPY)
+    session.run("pytest", "-n", "2", "-q", "-W", "ignore::DeprecationWarning", *session.posargs, env=NUMPY)
 
 
 @nox.session

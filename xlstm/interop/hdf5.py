@@ -61,7 +61,7 @@ def opened(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]
     try:
         # A buffer is opened as it is: reading it through Python, h5py cannot count a size beyond 2^63.
         file = h5py.File(h5py.h5f.open_file_image(source.getvalue()) if isinstance(source, io.BytesIO) else source, "r")
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # h5py 3.11 has the latter
         raise ValueError(f"{path}: not a readable HDF5 file ({error})") from error
     with file:
         found = tree(file)
