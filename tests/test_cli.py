@@ -160,7 +160,7 @@ def command(folder, *args, coding="utf-8", **options):
 
 @contextlib.contextmanager
 def closed_pipe():
-    """What is written to when the reader has gone."""
+    """A stream whose reader has gone."""
     read, write = os.pipe()
     os.close(read)
     yield write

@@ -370,7 +370,7 @@ WRITTEN = [
 
 @pytest.mark.parametrize(("style", "options", "reason"), WRITTEN, ids=str)
 def test_options_of_large_models_are_written_or_refused(tmp_path, style, options, reason):
-    """What is saved is the whole model, so that no option is lost without a word."""
+    """A checkpoint holds the whole model, so that no option is lost without a word."""
     model = _large(**options)
     params = _random(model)
     if reason is not None:

@@ -102,7 +102,7 @@ def test_memory_can_be_given_back(monkeypatch):
 
 
 def test_little_stays_after_a_large_call():
-    """Of a call that takes 700 MB; what it leaves is freed at once."""
+    """A call takes 700 MB, and most of the memory that it leaves is freed at once."""
     code = """
 import numpy as np, xlstm
 from xlstm.peak import _resident

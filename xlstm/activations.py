@@ -420,7 +420,7 @@ def squares(x: Array) -> float:
 
 @functools.cache
 def fourth_root(xp: Namespace, dtype: Any) -> float:
-    """Of the largest number of a dtype: the product of three such numbers leaves room for a sum of many of them."""
+    """Give that of the largest number of a dtype: a sum of many products of three such numbers does not overflow."""
     return math.pow(xp.finfo(known_dtype(xp, dtype)).max, 0.25)
 
 

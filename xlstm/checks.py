@@ -172,7 +172,7 @@ def having(*names: str, expected: str) -> Kind:
 
 
 def keeps(where: str, train: Any, keep: Any) -> bool:
-    """What a forward pass is told by `keep`, by default as `train`, once both are True or False."""
+    """Whether a forward pass keeps what backward needs: `keep`, by default `train`, which both are True or False."""
     if train is not True and train is not False:
         train = flag(where, "train", train)
     return bool(train if keep is None else flag(where, "keep", keep))
@@ -198,7 +198,7 @@ def several(where: str, name: str, value: Any, expected: str, most: int) -> list
 
 
 def host(where: str, name: str, value: Any, expected: str) -> np.ndarray[Any, Any]:
-    """What is given on the host as a NumPy array; `expected` says what that is, with its shape."""
+    """An argument on the host as a NumPy array; `expected` says in words what it is, with its shape."""
     if isinstance(value, type):
         raise TypeError(f"{where}: {name} is {shown(value)}, expected {expected}")
     if isinstance(value, range) and len(value) > LARGEST:
@@ -222,29 +222,11 @@ def seed_number(where: str, name: str, value: Any) -> int:
     return int(value)
 
 
-def positive(where: str, **sizes: Any) -> None:
-    """Raise unless every value is a `size`."""
-    for name, value in sizes.items():
-        size(where, name, value)
-
-
 def heads(where: str, num_heads: int, named: str = "num_heads", **sizes: int) -> None:
     """Raise ValueError unless the number of heads, the argument `named`, divides every size."""
     for name, value in sizes.items():
         if value % num_heads:
             raise ValueError(f"{where}: {name} is {value}, expected a multiple of {named}, {num_heads}")
-
-
-def one_of(where: str, known: Iterable[str], **values: Any) -> None:
-    """Raise ValueError unless every value is one of the known names."""
-    for name, value in values.items():
-        choice(known)(where, name, value)
-
-
-def number(where: str, low: float, high: float, strict: bool = False, **values: Any) -> None:
-    """Raise unless every value is a number with low <= value < high, or low < value if `strict`."""
-    for name, value in values.items():
-        real(low, high, strict)(where, name, value)
 
 
 def shape(where: str, name: str, array: Any, expected: Dims) -> None:

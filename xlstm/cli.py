@@ -413,7 +413,7 @@ def _interrupted(error: BaseException) -> bool:
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:
-    """What differs between two files at one path, None where there is none."""
+    """The marks by which two files at one path differ, None where there is no file."""
     try:
         found = file.stat()
     except OSError:

@@ -52,7 +52,7 @@ def describe() -> str:
 
 
 class Cache(NullCache):  # type: ignore[misc]
-    """Of one function, as Numba's dispatcher takes it."""
+    """The cache of one function, as Numba's dispatcher takes it."""
 
     def __init__(self, function: str) -> None:
         self.function = function

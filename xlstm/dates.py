@@ -20,11 +20,12 @@ ISO_DATE = re.compile(r"[0-9]{4}(-[0-9]{2}(-[0-9]{2}([T ][0-9]{2}(:[0-9]{2}(:[0-
 HEADERS = {"", "date", "datetime", "time", "timestamp", "year", "month", "week", "day", "hour", "ds", "index"}
 CLOCKS = {"date", "datetime", "time", "timestamp", "ds"}  # headers under which a large number is a date, too
 
+WEEKDAY = "(mon|tue|wed|thu|fri|sat|sun)[a-z]*[., ]+"
 MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
 # Notations of a date that are not ISO 8601 in full: groups of digits between signs, names of months, quarters, weeks
 # and days of a year, times of day, and all that begins as an ISO date does; a day of the week may stand before them.
 OTHER_DATE = re.compile(
-    rf"((mon|tue|wed|thu|fri|sat|sun)[a-z]*[., ]+)?("
+    rf"({WEEKDAY})?("
     rf"[0-9]{{1,4}}[-/. ][0-9]{{1,2}}[-/. ][0-9]{{1,4}}\b.*"
     rf"|[0-9]{{1,4}}[-/][0-9]{{1,2}}([-/][0-9]{{1,4}})?|[0-9]{{1,2}}[-/.][0-9]{{4}}"
     rf"|([0-9]{{1,4}}(st|nd|rd|th)?[-/. ]*)?({MONTHS})[a-z]*[-/., ]*[0-9].*"
@@ -36,8 +37,9 @@ OTHER_DATE = re.compile(
 # Numbers that are dates under the headers of dates: days and months without signs, fractions of years, months before
 # years; and under those of points in time the days of spreadsheets, and seconds, or parts of them, since 1970.
 YEAR = "(1[5-9]|2[0-9])[0-9]{2}"
-COMPACT = re.compile(rf"{YEAR}(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])")
-NUMBERS = re.compile(rf"{COMPACT.pattern}|{YEAR}(0[1-9]|1[0-2])|{YEAR}\.[0-9]+|(0?[1-9]|1[0-2])\.{YEAR}")
+YEAR_MONTH = re.compile(rf"{YEAR}(0[1-9]|1[0-2])")
+COMPACT = re.compile(rf"{YEAR_MONTH.pattern}(0[1-9]|[12][0-9]|3[01])")
+NUMBERS = re.compile(rf"{COMPACT.pattern}|{YEAR_MONTH.pattern}|{YEAR}\.[0-9]+|(0?[1-9]|1[0-2])\.{YEAR}")
 SERIAL = re.compile(r"[2-7][0-9]{4}(\.[0-9]+)?")
 EPOCH = re.compile(r"[0-9]{9,19}(\.[0-9]+)?")
 # Notations for which a refusal shows the ISO date.
@@ -191,7 +193,7 @@ def _as_iso(cell: str) -> list[str]:
             return [f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%dT%H:%M:%S}"]
     if SERIAL.fullmatch(cell):
         return [str(datetime.date(1899, 12, 30) + datetime.timedelta(int(float(cell))))]
-    if re.fullmatch(rf"{YEAR}(0[1-9]|1[0-2])", cell):
+    if YEAR_MONTH.fullmatch(cell):
         return [f"{cell[:4]}-{cell[4:]}"]
     if quarter := re.fullmatch(r"([0-9]{4})[-/ ]?q([1-4])|q?([1-4])q?[-/ ]?([0-9]{4})", cell, re.IGNORECASE):
         year, number = quarter[1] or quarter[4], int(quarter[2] or quarter[3])
@@ -203,7 +205,7 @@ def _as_iso(cell: str) -> list[str]:
         if (moment.hour, moment.minute, moment.second) == (0, 0, 0) and "T" not in cell and ":" not in cell:
             return [f"{moment:%Y-%m-%d}"]
         return [f"{moment:%Y-%m-%dT%H:%M:%S}"]
-    plain = re.sub(r"^(mon|tue|wed|thu|fri|sat|sun)[a-z]*[., ]+", "", cell, flags=re.IGNORECASE)
+    plain = re.sub(f"^{WEEKDAY}", "", cell, flags=re.IGNORECASE)
     plain = re.sub(rf"([0-9])(st|nd|rd|th)\b|({MONTHS})[a-z]*", r"\1\3", plain, flags=re.IGNORECASE)
     plain = re.sub(r"[-/., ]+", "/", plain)
     for form in FORMS:

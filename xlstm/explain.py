@@ -46,11 +46,11 @@ def explain(kind: str, T: int, B: int, H: int, dtype: str, card: str | None = No
     ValueError
         A name or a number that is none of these, or a path that was asked for and cannot do it.
     """
-    checks.one_of("explain", LAYERS, layer=kind)
-    checks.one_of("explain", DTYPES, dtype=dtype)
-    checks.positive("explain", T=T, B=B, H=H)
-    if card is not None:
-        checks.one_of("explain", CARDS, card=card)
+    checks.choice(LAYERS)("explain", "layer", kind)
+    checks.choice(DTYPES)("explain", "dtype", dtype)
+    for name, size in (("T", T), ("B", B), ("H", H)):
+        checks.size("explain", name, size)
+    checks.optional(checks.choice(CARDS))("explain", "card", card)
     layer = LAYERS[kind](H, H)
     (cell,) = layer.cells.values()
     added = tuple(name.rpartition(".")[2] for name in layer.shapes if name.endswith((".b", ".bh")))

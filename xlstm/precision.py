@@ -211,7 +211,7 @@ def named(name: str | None, home: Backend) -> tuple[Mixed | None, contextlib.Abs
     """
     if name is None:
         return None, contextlib.nullcontext()
-    checks.one_of("precision", NAMES, name=name)
+    checks.choice(NAMES)("precision", "name", name)
     if name != "tf32":
         mixed = Mixed(name)
         mixed.below(home)

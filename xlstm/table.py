@@ -76,25 +76,21 @@ class _Source:
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:
         """Rows that are not blank, the header first, and the lines in which they end."""
-        with self._opened() as file:
-            reader = csv.reader(file, delimiter=self.delimiter, strict=True)
-            with self._named(reader):
-                for row in reader:
-                    if row:
-                        yield reader.line_num, row
+        with self._reader() as reader:
+            for row in reader:
+                if row:
+                    yield reader.line_num, row
 
     def blocks(self) -> Iterator[list[list[str]]]:
         """Rows under the header, so many at a time as make BLOCK cells."""
-        with self._opened() as file:
-            reader = csv.reader(file, delimiter=self.delimiter, strict=True)
-            with self._named(reader):
-                next(row for row in reader if row)
-                while block := list(itertools.islice(reader, max(1, BLOCK // self.width))):
-                    if set(map(len, block)) != {self.width}:
-                        block = [row for row in block if row]
-                        if any(len(row) != self.width for row in block):
-                            self._refuse_width()
-                    yield [self._join(row) for row in block] if self.joined else block
+        with self._reader() as reader:
+            next(row for row in reader if row)
+            while block := list(itertools.islice(reader, max(1, BLOCK // self.width))):
+                if set(map(len, block)) != {self.width}:
+                    block = [row for row in block if row]
+                    if any(len(row) != self.width for row in block):
+                        self._refuse_width()
+                yield [self._join(row) for row in block] if self.joined else block
 
     def line(self, row: int) -> str:
         """Name the line in which a row under the header ends."""
@@ -103,9 +99,11 @@ class _Source:
 
     def first_line(self) -> str:
         """The line at the beginning, or what is looked at of it."""
-        with self._opened() as file, self._named(None):
-            found: str = file.readline(LINE)
-            return found
+        with self._opened() as file:
+            try:
+                return file.readline(LINE)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{self.path}: not UTF-8 text ({error.reason})") from error
 
     def _refuse_width(self) -> None:
         number, row = next((number, row) for number, row in self.rows() if len(row) != self.width)
@@ -118,21 +116,23 @@ class _Source:
         return ["-".join(parts), *row[self.joined :]]
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[Any]:
+    def _opened(self) -> Iterator[io.TextIOWrapper]:
         binary: Any = self.path.open("rb") if self.content is None else io.BytesIO(self.content)
         with io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
             yield file
 
     @contextlib.contextmanager
-    def _named(self, reader: Any) -> Iterator[None]:
-        """Word the errors of decoding and of the csv module as ours."""
-        try:
-            yield
-        except UnicodeDecodeError as error:
-            where = "" if reader is None else f" after line {reader.line_num}"
-            raise ValueError(f"{self.path}: not UTF-8 text ({error.reason}{where})") from error
-        except csv.Error as error:
-            raise ValueError(f"{self.path}: not a CSV file ({error} after line {reader.line_num})") from error
+    def _reader(self) -> Iterator[Any]:
+        with self._opened() as file:
+            reader = csv.reader(file, delimiter=self.delimiter, strict=True)
+            try:
+                yield reader
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{self.path}: not UTF-8 text ({error.reason} after line {reader.line_num})"
+                ) from error
+            except csv.Error as error:
+                raise ValueError(f"{self.path}: not a CSV file ({error} after line {reader.line_num})") from error
 
 
 def read(path: str | os.PathLike[str]) -> Table:

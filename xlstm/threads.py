@@ -191,7 +191,7 @@ class _Job(Generic[R]):
             pass
 
     def result(self) -> R:
-        """What the task returned, once; its error is raised."""
+        """Give what the task returned, once; its error is raised."""
         if self._error is not None:
             try:
                 raise self._error

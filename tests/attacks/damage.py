@@ -253,7 +253,7 @@ def zipped(config: bytes, weights: bytes) -> bytes:
 
 
 def _keras_config() -> bytes:
-    """Of the layers that `export_file` writes for the model above."""
+    """The kinds of the layers that `export_file` writes for the model above."""
 
     def layer(name: str, base: str, **config: Any) -> dict[str, Any]:
         return {"class_name": base, "config": {"name": name, **config}}

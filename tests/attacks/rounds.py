@@ -1,4 +1,4 @@
-"""What is to work once a layer or a model is accepted, and the sound arguments of its calls."""
+"""The calls that have to work once a layer or a model is accepted, and their sound arguments."""
 
 from __future__ import annotations
 
@@ -138,5 +138,5 @@ def all_finite(found: Any, arguments: dict[str, Any]) -> None:
 
 
 def first_finite(found: Any, arguments: dict[str, Any]) -> None:
-    """Of y, state and saved: what is saved is no array."""
+    """The arrays of y and state; saved is no array."""
     assert finite(found[0])

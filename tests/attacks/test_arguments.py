@@ -70,7 +70,7 @@ HOSTILE: list[Any] = [
 ]
 
 
-# What is sound somewhere.
+# Values that are sound for some argument.
 MILD: list[Any] = [
     *(
         True,
@@ -152,7 +152,7 @@ def attack(name: str, case: Case, count: int) -> None:
             raise AssertionError(f"{told}\nwas accepted, then {type(error).__name__}: {str(error)[:500]}") from error
 
 
-# What is made
+# Objects that are made
 
 
 def plain(made: Any, arguments: dict[str, Any]) -> None:
@@ -253,7 +253,7 @@ def test_numpy_numbers_are_taken_as_plain_ones():
         assert given.init(0, "numpy", dtype)["0.b"].dtype == np.float64
 
 
-# What is called
+# Functions that are called
 
 
 def arrays(shape: tuple[int, ...]) -> list[Any]:

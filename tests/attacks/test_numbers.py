@@ -166,7 +166,7 @@ def test_feed_forward(case, activation):
 
 @pytest.mark.parametrize("dtype", HIGHEST)
 def test_the_limit_of_an_mlstm(rng, dtype):
-    """What is beyond it counts as it, and has no gradient."""
+    """Numbers beyond the limit count as the limit, and have no gradient."""
     layer, r = xlstm.mLSTM(D, D), float(np.finfo(dtype).max) ** 0.25
     params = layer.init(0, "numpy", dtype)
     x = (rng.choice([-1, 1], (5, 2, D)) * 10.0 ** rng.uniform(0, HIGHEST[dtype], (5, 2, D))).astype(dtype)

@@ -1,4 +1,4 @@
-"""What the cells of gated recurrent layers have in common: the numbers among their options.
+"""The numbers among the options of cells, which all gated recurrent layers treat alike.
 
 A number such as `clip` changes what a cell computes, but not the operations that compute it. Code made from a trace of
 a cell takes these numbers as arguments, so that it is compiled once for all of their values.

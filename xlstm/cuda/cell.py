@@ -73,7 +73,7 @@ class CellText:
 
     @functools.cached_property
     def constant(self) -> dict[str, int | None]:
-        """Of a unit: the parameters that the cell itself uses, and biases."""
+        """The parameters that the cell itself uses, and the biases, of a unit."""
         rest = ("zx", "zh", *self.states, *self.step.numbers)
         return {name: rows for name, rows in self.step.before.items() if name not in rest}
 

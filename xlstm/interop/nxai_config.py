@@ -362,9 +362,9 @@ def _typed(where: str, name: str, value: Any, usual: Any) -> None:
         return
     elif usual is None or isinstance(usual, int):
         if name != "conv1d_kernel_size" or value != 0:  # there an sLSTM block has none
-            checks.positive(where, **{name: value})
+            checks.size(where, name, value)
     else:
-        checks.number(where, 0, checks.HUGE, **{name: value})
+        checks.non_negative(where, name, value)
 
 
 def _within(block: Any, name: str, where: str) -> Any:

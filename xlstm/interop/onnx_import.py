@@ -146,7 +146,8 @@ class _Part:
         shapes = {name: graph.shape(where, name, inputs[name]) for name in WEIGHTS if name in inputs}
         H = given.get("hidden_size", shapes["R"][-1] if shapes["R"] else 0)
         D = shapes["W"][-1] if shapes["W"] else 0
-        checks.positive(where, hidden_size=H, input_size=D)
+        for name, size in (("hidden_size", H), ("input_size", D)):
+            checks.size(where, name, size)
         directed, rows = {"directions": n}, {f"{G}H": G * H}
         expected = {
             "W": {**directed, **rows, "D": D},
@@ -178,7 +179,7 @@ class _Part:
 
 @dataclass
 class _Layer:
-    """What one node says."""
+    """The options and weights that one node gives."""
 
     kind: str
     sizes: tuple[int, int]  # of input and hidden state

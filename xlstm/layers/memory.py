@@ -123,7 +123,7 @@ class Memory(NamedTuple):
         """What the cell gives for all heads, and what it keeps of each group; on all cores where that is worth it.
 
         `arrays` begin with axes (B, N); `wanted` are the axes of results after these. What is kept has its group beside
-        it, so that the way back has the same ones.
+        it, so that the backward pass has the same ones.
         """
         if saved is None:
             groups = self._groups(xp, span)
