@@ -373,3 +373,10 @@ def test_dropout_of_the_feed_forward_layer():
         assert " ".join(str(int(mask is not None)) for mask in masks) == expected
     with pytest.raises(ValueError, match=r"sLSTMBlock: ffn_dropout is 1\.5, expected 0 <= ffn_dropout < 1"):
         xlstm.sLSTMBlock(4, ffn_dropout=1.5)
+
+
+def test_the_smallest_factor_gives_a_width():
+    """Divided by 64 it is 0, which no layer has."""
+    assert xlstm.mLSTMBlock(4, 2, proj_factor=5e-324).inner == 64
+    stack = xlstm.xLSTMStack(4, 2, [1], 2, proj_factor=5e-324, ffn_proj_factor=5e-324)
+    assert all(array.size for array in stack.init(0, "numpy").values())

@@ -89,7 +89,7 @@ def widened(where: str, name: str, factor: float, size: int) -> int:
     """
     if factor * size > checks.LARGEST:
         raise ValueError(f"{where}: {name} is {factor}, expected at most {checks.LARGEST / size:g} for size {size}")
-    return round_up(factor * size, MULTIPLE)
+    return max(MULTIPLE, round_up(factor * size, MULTIPLE))  # the quotient of a tiny factor is 0
 
 
 def masked(d: Array, mask: Array | None) -> Array:
