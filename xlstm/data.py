@@ -58,9 +58,8 @@ def split(length: int, validation: float = 0.2, test: float = 0.2) -> Split:
         The shares are not sensible or leave a part empty.
     """
     length = checks.count("split", "length", length)
-    validation, test = (
-        checks.any_number("split", name, share) for name, share in (("validation", validation), ("test", test))
-    )
+    validation = checks.any_number("split", "validation", validation)
+    test = checks.any_number("split", "test", test)
     if not (validation > 0 and test > 0 and validation + test < 1):
         raise ValueError(f"split: validation {validation} and test {test} must be above 0 and sum to less than 1")
     last = length - round(length * test)

@@ -117,7 +117,10 @@ class SequenceModel(Part):
             dstate = (dh if dstate is None or dstate[0] is None else dstate[0] + dh, *others)
             dh = None
         layer_grads, dx, dstate = self.recurrent.backward(recurrent, saved.recurrent, dh, dstate)
-        return {**_prefixed("recurrent", layer_grads), **_prefixed("head", grads)}, dx, dstate
+        found: Params = {}
+        self.collect("recurrent", layer_grads, found)
+        self.collect("head", grads, found)
+        return found, dx, dstate
 
     def _split(self, params: Params) -> tuple[Params, Params]:
         """Parameters of the layer and of the head, once their names and shapes are checked."""
@@ -226,12 +229,3 @@ def _described(config: dict[str, Any], count: int) -> Model:
 def _check(model: Any, params: Params) -> None:
     """Raise ValueError unless these are the parameters of the model."""
     checks.params(type(model).__name__, params, model.shapes)
-
-
-def below(prefix: str, params: Params) -> Params:
-    """Parameters of the part `prefix`, under the names that they have there."""
-    return {name.removeprefix(f"{prefix}."): p for name, p in params.items() if name.startswith(f"{prefix}.")}
-
-
-def _prefixed(prefix: str, params: dict[str, Any]) -> dict[str, Any]:
-    return {f"{prefix}.{name}": p for name, p in params.items()}

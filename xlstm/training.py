@@ -127,19 +127,15 @@ def train(
         A `precision` that does not go with the weights, or a device that has it not.
     """
     _check_model(model)
-    epochs, patience = (
-        checks.count("train", "epochs", epochs),
-        checks.optional(checks.count)("train", "patience", patience),
-    )
+    epochs = checks.count("train", "epochs", epochs)
+    patience = checks.optional(checks.count)("train", "patience", patience)
     namespace("train", checks.mapping("train", params, "params"))
     if not isinstance(optimizer, optim.Optimizer):
         raise TypeError(
             f"train: optimizer is {checks.shown(optimizer)}, expected one of xlstm.optim, such as optim.adam(1e-3)"
         )
-    averaging, clip = (
-        checks.rate("train", "averaging", averaging),
-        checks.optional(checks.above_0)("train", "clip", clip),
-    )
+    averaging = checks.rate("train", "averaging", averaging)
+    clip = checks.optional(checks.above_0)("train", "clip", clip)
     checks.function("train", "loss", loss)
     checks.optional(checks.function)("train", "progress", progress)
     BATCHES("train", "data", data)

@@ -12,7 +12,7 @@ from xlstm.backend import Params, to_numpy
 from xlstm.interop import hdf5, refusal
 from xlstm.interop.keras_names import ACTIVATIONS, CLASSES, ORDER, PARTS, Host, reordered, snake
 from xlstm.layers.recurrent import GRU, LSTM, RNN
-from xlstm.models import SequenceModel, below
+from xlstm.models import SequenceModel
 
 # What Keras does not have, with the value that means it is not there.
 ABSENT = {
@@ -55,7 +55,7 @@ def to_keras(
     """
     if isinstance(layer, SequenceModel):
         layer.check(params)
-        recurrent, layer_params = layer.recurrent, below("recurrent", params)
+        recurrent, layer_params = layer.recurrent, layer.below("recurrent", params)
         head = [np.ascontiguousarray(to_numpy(params["head.W"]).T), to_numpy(params["head.b"])]
     elif isinstance(layer, LSTM | GRU | RNN):
         recurrent, layer_params, head = layer, params, []

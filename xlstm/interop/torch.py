@@ -17,7 +17,7 @@ from xlstm import checkpoint, checks, reading
 from xlstm.backend import Array, Params, to_numpy
 from xlstm.interop import refusal
 from xlstm.layers.recurrent import GRU, KINDS, LSTM, RNN
-from xlstm.models import SequenceModel, below
+from xlstm.models import SequenceModel
 from xlstm.tensors import Tensors
 
 Host = np.ndarray[Any, Any]
@@ -158,7 +158,7 @@ def to_torch(layer: LSTM | GRU | RNN | SequenceModel, params: Params) -> dict[st
     """
     if isinstance(layer, SequenceModel):
         layer.check(params)
-        weights = to_torch(layer.recurrent, below("recurrent", params))
+        weights = to_torch(layer.recurrent, layer.below("recurrent", params))
         found = {f"recurrent.{name}": array for name, array in weights.items()}
         return {
             **found,
