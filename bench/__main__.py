@@ -14,7 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from xlstm import cores, machine
+from xlstm.arrays import cores
+from xlstm.cli import machine
 
 MODULES = ("training_step", "step", "layers", "lengths", "inference", "memory", "imports", "published")
 

@@ -15,8 +15,10 @@ from unittest import mock
 import xlstm
 from bench import cases, run
 from bench.cases import LARGE, SHAPES, Case
-from xlstm import blas, jit, plan, threads, workspace
-from xlstm.timing import interleave
+from xlstm.arrays import blas, threads, workspace
+from xlstm.cli.timing import interleave
+from xlstm.engines import plan
+from xlstm.engines.numba import jit
 
 NEVER = sys.maxsize
 

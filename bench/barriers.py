@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 
 import xlstm
-from xlstm import cuda, probe
-from xlstm.backend import Backend
-from xlstm.cuda.launch import Grid, Runtime, runtime
-from xlstm.cuda.source import Source
+from xlstm.arrays import probe
+from xlstm.arrays.backend import Backend
+from xlstm.engines import cuda
+from xlstm.engines.cuda.launch import Grid, Runtime, runtime
+from xlstm.engines.cuda.source import Source
 
 CLUSTERS = (1, 2, 4, 8, 16)
 GRIDS = (2, 16, 32, 64, 128)

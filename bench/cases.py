@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 import xlstm
-from xlstm import jit
-from xlstm.backend import Backend
-from xlstm.benchmark import LAYERS
+from xlstm.arrays.backend import Backend
+from xlstm.cli.benchmark import LAYERS
+from xlstm.engines.numba import jit
 
 # T, B, D, H
 SHAPES = [(32, 1, 1, 50), (128, 1, 64, 64), (100, 32, 64, 128), (128, 64, 256, 256), (128, 64, 512, 512)]

@@ -23,10 +23,12 @@ import numpy as np
 import xlstm
 from bench.events import Clock, CupyClock, Side, side_by_side
 from bench.peers import MissingError, module
-from xlstm import cuda, precision, probe
-from xlstm.backend import to_numpy
-from xlstm.benchmark import LAYERS
+from xlstm.arrays import probe
+from xlstm.arrays.backend import to_numpy
+from xlstm.cli.benchmark import LAYERS
+from xlstm.engines import cuda
 from xlstm.interop.torch import to_torch
+from xlstm.training import precision
 
 SHAPES = ((512, 64, 512), (1024, 16, 1024), (128, 256, 256), (100, 32, 128))  # T, B, H; D = H
 PRECISIONS = {"TF32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from xlstm import probe
+from xlstm.arrays import probe
 
 ROUNDS = 5
 BLOCK = 0.02  # seconds of one call's turn, at least one call

@@ -29,7 +29,8 @@ from typing import Any, NamedTuple
 
 import xlstm
 from bench.budget import Budget, Part
-from xlstm import cores, machine
+from xlstm.arrays import cores
+from xlstm.cli import machine
 
 TOTAL = 455.0  # seconds; the table and the versions take some more
 GRACE = 5.0  # seconds in which a part that is told to stop may say how far it came

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 import xlstm
 from bench import cases, peers, run
 from bench.cases import LARGE, SHAPES, Case
-from xlstm import peak
+from xlstm.cli import peak
 
 
 def prepare(peer: str, case: dict):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cases import Case
-from xlstm import threads
+from xlstm.arrays import threads
 from xlstm.interop.onnx import to_onnx
 
 Call = Callable[[], object]

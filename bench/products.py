@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from bench.cases import Case
-from xlstm import blas, threads
+from xlstm.arrays import blas, threads
 
 
 def alone(case: Case) -> Callable[[], None]:

@@ -25,11 +25,13 @@ import numpy as np
 
 import xlstm
 from bench import run
-from xlstm import optim, peak, threads, workspace
+from xlstm.arrays import threads, workspace
+from xlstm.cli import peak
+from xlstm.cli.timing import interleave
 from xlstm.layers.memory import Memory
-from xlstm.layers.ragged import Packing
 from xlstm.layers.sequence import Span
-from xlstm.timing import interleave
+from xlstm.recurrence.packing import Packing
+from xlstm.training import optimizers
 
 MLSTM = [(4, 4, 1024, 64), (1, 4, 4096, 64)]  # B, heads, T, K
 SLSTM = [(64, 16, 128, 4), (128, 32, 256, 4)]  # T, B, H, heads
@@ -72,7 +74,7 @@ def ours(kind: str, sizes: tuple[int, ...]) -> Callable[[], object]:
     B, T, D = sizes
     model = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(D, 4, [1], 4, eps=1e-6), VOCABULARY)
     state = {"params": model.init(0, "numpy")}
-    adam = optim.adamw(1e-3)
+    adam = optimizers.adamw(1e-3)
     state["adam"] = adam.init(state["params"])
     tokens = rng.integers(0, VOCABULARY, (B, T))
 

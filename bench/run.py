@@ -13,8 +13,10 @@ from typing import Any
 import xlstm
 from bench import cases, peers
 from bench.cases import Case
-from xlstm import cores, jit, machine, threads
-from xlstm.timing import Timing, interleave
+from xlstm.arrays import cores, threads
+from xlstm.cli import machine
+from xlstm.cli.timing import Timing, interleave
+from xlstm.engines.numba import jit
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

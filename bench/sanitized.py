@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 import xlstm
-from xlstm import cuda, probe
-from xlstm.backend import Backend, BackendError
+from xlstm.arrays import probe
+from xlstm.arrays.backend import Backend, BackendError
+from xlstm.engines import cuda
 
 T, D = 4, 3
 WIDTHS = (5, 40, 130)  # less than a tile, several blocks, and more with units left over

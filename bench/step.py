@@ -11,8 +11,9 @@ import xlstm
 from bench import run
 from bench.cases import without_compiling
 from bench.peers import MissingError, module
-from xlstm import jit, threads
-from xlstm.timing import interleave
+from xlstm.arrays import threads
+from xlstm.cli.timing import interleave
+from xlstm.engines.numba import jit
 
 B, D, H, REPEAT = 1, 64, 64, 50
 

@@ -26,8 +26,9 @@ from rich.table import Table
 
 import xlstm
 from bench.tasks_data import TASKS, Task
-from xlstm import machine, optim
-from xlstm.backend import Backend, Params, to_numpy
+from xlstm.arrays.backend import Backend, Params, to_numpy
+from xlstm.cli import machine
+from xlstm.training import optimizers
 
 MODELS = ("LSTM", "sLSTM", "mLSTM", "mixed")
 SOLVED, CHECKS = 0.999, 3  # accuracy at trained lengths, so many checks in a row
@@ -101,8 +102,10 @@ def train(
     model = model_of(name, task, recipe)
     params = model.init(seed, backend)
     rate = recipe.lstm_lr if name == "LSTM" else recipe.lr
-    schedule = optim.warmup(recipe.warmup, optim.cosine(rate, max(1, recipe.steps - recipe.warmup), 0.05 * rate))
-    optimizer = optim.adamw(schedule, weight_decay=recipe.weight_decay)
+    schedule = optimizers.warmup(
+        recipe.warmup, optimizers.cosine(rate, max(1, recipe.steps - recipe.warmup), 0.05 * rate)
+    )
+    optimizer = optimizers.adamw(schedule, weight_decay=recipe.weight_decay)
     state = optimizer.init(params)
     rng = np.random.default_rng((seed, TRAINING))
     start, losses, solved, accuracy = time.perf_counter(), [], 0, math.nan
@@ -111,13 +114,13 @@ def train(
         logits, _, saved = model.forward(params, backend.asarray(batch.x), train=True, lengths=batch.lengths)
         loss, dlogits = model.loss(logits, backend.asarray(batch.target), backend.asarray(batch.mask))
         grads, _, _ = model.backward(params, saved, dlogits)
-        norm = optim.global_norm(grads)
+        norm = optimizers.global_norm(grads)
         losses.append(float(loss))
         if not (math.isfinite(losses[-1]) and math.isfinite(float(norm))):
             raise FloatingPointError(
                 f"{task.name}, {name}: step {step}: loss is {losses[-1]:g}, norm of the gradient {float(norm):g}"
             )
-        params, state = optimizer.update(params, optim.clip_global_norm(grads, recipe.clip, norm), state)
+        params, state = optimizer.update(params, optimizers.clip_global_norm(grads, recipe.clip, norm), state)
         if step % recipe.check == 0:
             right, count = tested(model, params, task, task.longest, recipe.sequences, (seed, VALIDATION), backend)
             accuracy = float(right.sum() / count.sum())

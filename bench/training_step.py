@@ -11,15 +11,17 @@ import xlstm
 from bench import notebook, run
 from bench.cases import without_compiling
 from bench.peers import MissingError, module
-from xlstm import jit, losses, optim, threads
-from xlstm.timing import interleave
+from xlstm.arrays import threads
+from xlstm.cli.timing import interleave
+from xlstm.engines.numba import jit
+from xlstm.training import losses, optimizers
 
 T, D, H, RATE = 32, 1, 50, 0.05
 
 
 def ours(x, target):
     layer = xlstm.LSTM(D, H, initializer="notebook")
-    optimizer = optim.sgd(RATE)
+    optimizer = optimizers.sgd(RATE)
     now = {"params": layer.init(0, "numpy", "float64")}
     now["state"] = optimizer.init(now["params"])
 

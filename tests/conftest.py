@@ -5,7 +5,7 @@ writes; array-api-strict on its second device, which exposes whatever only a GPU
 the CPU; CuPy where a GPU is usable. One that cannot run is skipped with the reason. With
 XLSTM_TEST_REQUIRE=cupy in the environment, a missing CuPy is a failure.
 
-On NumPy a layer runs in one of several ways, by its size and by what is installed (`xlstm/plan.py`). Sizes in
+On NumPy a layer runs in one of several ways, by its size and by what is installed (`xlstm/engines/plan.py`). Sizes in
 tests are small, so XLSTM_TEST_PLAN=parts or shared forces one of those that are for large ones, and
 XLSTM_TEST_BACKENDS=numpy leaves the other backends out, which have no such ways.
 """
@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 
 import xlstm
-from xlstm import plan, threads
-from xlstm.backend import Backend, BackendError
+from xlstm.arrays import threads
+from xlstm.arrays.backend import Backend, BackendError
+from xlstm.engines import plan
 
 DATA = Path(__file__).parent / "data"
 

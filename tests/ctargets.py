@@ -15,7 +15,7 @@ import pytest
 from numpy.lib.stride_tricks import as_strided
 
 from tests.compilers import load
-from xlstm import elementwise, probe, products, scans
+from xlstm.arrays import fuse, matmul, probe, scan
 
 BFLOAT16 = np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
 
@@ -191,9 +191,9 @@ def act(patch: pytest.MonkeyPatch) -> Acted:
         cublas=cublas,
         copies=0,
     )
-    for cache in (elementwise._kernel, elementwise._total, scans._kernel):
+    for cache in (fuse._kernel, fuse._total, scan._kernel):
         patch.setattr(cache.__module__ + "." + cache.__name__, functools.cache(cache.__wrapped__))
-    patch.setattr(elementwise, "CUPY", "numpy")
+    patch.setattr(fuse, "CUPY", "numpy")
     patch.setattr(probe, "cupy", lambda: cupy)
-    patch.setattr(products, "_address", lambda a: a.ctypes.data)
+    patch.setattr(matmul, "_address", lambda a: a.ctypes.data)
     return cupy

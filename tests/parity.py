@@ -24,10 +24,10 @@ import numpy as np
 
 import xlstm
 from tests import layers, parity_paths
-from xlstm import activations, losses, optim
-from xlstm.backend import Backend, generator, to_numpy
-from xlstm.cells import lstm
-from xlstm.models import SequenceModel
+from xlstm.arrays.backend import Backend, generator, to_numpy
+from xlstm.cells import activations, lstm
+from xlstm.models.sequence import SequenceModel
+from xlstm.training import losses, optimizers
 
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
 T, B, D, H = 24, 5, 3, 16
@@ -157,7 +157,7 @@ def cross_entropy(be: Backend) -> Results:
 @function
 def ten_training_steps(be: Backend) -> Results:
     model = SequenceModel(xlstm.LSTM(D, H), 2, last=True)
-    params, optimizer = model.init(1, be), optim.adamw(1e-2)
+    params, optimizer = model.init(1, be), optimizers.adamw(1e-2)
     state = optimizer.init(params)
     x, target = draw(be, (T, B, D), (B, 2))
     values = []
@@ -165,7 +165,7 @@ def ten_training_steps(be: Backend) -> Results:
         y, _, saved = model.forward(params, x)
         loss, dy = losses.mse(y, target)
         grads, _, _ = model.backward(params, saved, dy)
-        params, state = optimizer.update(params, optim.clip_global_norm(grads, 1.0), state)
+        params, state = optimizer.update(params, optimizers.clip_global_norm(grads, 1.0), state)
         values.append(loss)
     return [*values, y]
 

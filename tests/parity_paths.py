@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xlstm import cuda
-from xlstm.backend import HALVES, Backend, BackendError, to_numpy
+from xlstm.arrays.backend import HALVES, Backend, BackendError, to_numpy
+from xlstm.engines import cuda
 
 Results = list[np.ndarray]
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from xlstm import activations, gradcheck
-from xlstm.backend import to_numpy
+from xlstm import gradcheck
+from xlstm.arrays.backend import to_numpy
+from xlstm.cells import activations
 
 NAMES = ["sigmoid", "tanh", "log_sigmoid", "silu", "softmax", "log_softmax", "gelu", "square_relu"]
 

@@ -9,8 +9,9 @@ import pytest
 
 import xlstm
 from tests.conftest import make_backend
-from xlstm import BackendError, probe
-from xlstm.backend import backend_like, generator, namespace, to_numpy, usable
+from xlstm import BackendError
+from xlstm.arrays import probe
+from xlstm.arrays.backend import backend_like, generator, namespace, to_numpy, usable
 
 
 @pytest.fixture(autouse=True)

@@ -93,7 +93,7 @@ def test_a_library_that_is_not_installed_is_named():
 
 def test_products_alone_are_those_of_the_layer(monkeypatch):
     """Counted by the multiplications that they ask NumPy for."""
-    from xlstm import benchmark
+    from xlstm.cli import benchmark
 
     count = []
     real = np.matmul

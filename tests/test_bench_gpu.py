@@ -13,10 +13,10 @@ from bench.budget import Budget, Part
 from bench.cudnn import CAPTURED, EAGER, OURS, Case
 from tests import nvrtc
 from tests.device import ShimRuntime
-from xlstm import probe
-from xlstm.backend import Backend
-from xlstm.cuda import launch
-from xlstm.cuda.tiling import Device
+from xlstm.arrays import probe
+from xlstm.arrays.backend import Backend
+from xlstm.engines.cuda import launch
+from xlstm.engines.cuda.tiling import Device
 from xlstm.interop.torch import to_torch
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -309,7 +309,7 @@ def test_barriers_in_words():
 def test_what_is_sanitized_runs(monkeypatch):
     runtime = ShimRuntime(SMALL)
     monkeypatch.setattr(launch, "runtime", lambda xp, like: runtime)
-    monkeypatch.setattr(sys.modules["xlstm.backend"], "_on_cpu_array", lambda array: False)
+    monkeypatch.setattr(sys.modules["xlstm.arrays.backend"], "_on_cpu_array", lambda array: False)
     monkeypatch.setattr(sanitized, "B", 3)
     monkeypatch.setattr(sanitized, "LENGTHS", [4, 0, 2])
     ways = {path: [w for w in sanitized.WAYS[path] if w[1] == "float32"][:1] for path in ("plain", "cluster")}

@@ -11,10 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 import xlstm
-from xlstm import benchmark, machine, peak
-from xlstm.benchmark import Case, Row, Size
-from xlstm.cli import app
-from xlstm.timing import Timing, interleave
+from xlstm.cli import benchmark, machine, peak
+from xlstm.cli.app import app
+from xlstm.cli.benchmark import Case, Row, Size
+from xlstm.cli.timing import Timing, interleave
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux keeps account of peak memory")
 

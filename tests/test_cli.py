@@ -13,10 +13,10 @@ import pytest
 from typer.testing import CliRunner
 
 import xlstm
-from xlstm import plots
-from xlstm.cli import app
-from xlstm.estimators import Forecaster, Settings
-from xlstm.series import bundled, read_csv
+from xlstm.cli.app import app
+from xlstm.data.series import bundled, read_csv
+from xlstm.estimators import plots
+from xlstm.estimators.forecaster import Forecaster, Settings
 
 QUICK = ["--epochs", "2", "--window", "12", "--hidden-size", "4", "--backend", "numpy"]
 

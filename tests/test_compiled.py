@@ -12,9 +12,10 @@ import pytest
 import xlstm
 from tests.conftest import force, make_backend
 from tests.layers import alone, inputs_of, make, run
-from xlstm import jit, kernels, machine
 from xlstm.cells import gru, lstm
-from xlstm.compiled import FLOATS, Kernel
+from xlstm.cli import machine
+from xlstm.engines.numba import jit, kernels
+from xlstm.engines.numba.compiled import FLOATS, Kernel
 
 needs_numba = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
 KINDS = ("LSTM", "GRU", "RNN")
@@ -61,12 +62,12 @@ def test_every_path_gives_the_same_numbers(monkeypatch, rng, kind, dtype, path):
 @pytest.mark.parametrize("B", [1, 3, 20])
 def test_wide_and_long(monkeypatch, rng, kind, B):
     """Widths past a tile and a vector register, blocks of steps of one sequence, and weights past its own product."""
-    monkeypatch.setattr("xlstm.fused.STEPS", 16)
+    monkeypatch.setattr("xlstm.engines.numba.fused.STEPS", 16)
     layer = make(kind, {}, 19, 37)
     params, x, state = inputs_of(layer, make_backend("numpy"), rng, 50, B, scale=0.2)
     results = {}
     for weights in (0, 1 << 20):
-        monkeypatch.setattr("xlstm.fused.WEIGHTS", weights)
+        monkeypatch.setattr("xlstm.engines.numba.fused.WEIGHTS", weights)
         for compiled in "01":
             monkeypatch.setenv("XLSTM_COMPILE", compiled)
             results[weights, compiled] = run(layer, params, x, state)
@@ -268,7 +269,7 @@ NUMBERS = [
 @pytest.mark.parametrize("which", range(len(NUMBERS)))
 def test_numbers_are_arguments_of_compiled_code(monkeypatch, rng, which):
     """Another value compiles nothing and gives its own results."""
-    from xlstm import codecache
+    from xlstm.engines.numba import codecache
 
     asked = []
     load = codecache.Cache.load_overload

@@ -6,10 +6,11 @@ import safetensors.numpy
 from typer.testing import CliRunner
 
 import xlstm
-from xlstm import convert, models
-from xlstm.cli import app
-from xlstm.estimators import Forecaster, Settings
-from xlstm.models import SequenceModel
+from xlstm.cli import convert
+from xlstm.cli.app import app
+from xlstm.estimators.forecaster import Forecaster, Settings
+from xlstm.models import sequence
+from xlstm.models.sequence import SequenceModel
 
 STACK = {"num_layers": 2, "bidirectional": True}
 EXTRAS = {"onnx": "onnx", "keras": "h5py", "torch": "safetensors"}
@@ -17,7 +18,7 @@ EXTRAS = {"onnx": "onnx", "keras": "h5py", "torch": "safetensors"}
 
 def saved(tmp_path, model):
     params = model.init(0, "numpy")
-    models.save(tmp_path / "net.safetensors", model, params)
+    sequence.save(tmp_path / "net.safetensors", model, params)
     return tmp_path / "net.safetensors", params
 
 
@@ -33,7 +34,7 @@ def test_there_and_back(tmp_path, kind, to):
     path, found = convert.import_file(written, kind=kind.lower())
     assert path == tmp_path / "net.model.safetensors"
     assert (type(found), found.num_layers, found.directions) == (type(layer), 2, layer.directions)
-    again, arrays = models.load(path, "numpy")
+    again, arrays = sequence.load(path, "numpy")
     assert again == found
     for name, array in params.items():
         assert arrays[name].tobytes() == array.tobytes()
@@ -87,7 +88,7 @@ def test_the_command_line(tmp_path):
     result = CliRunner().invoke(app, ["import", str(tmp_path / "net.onnx"), "-o", str(tmp_path / "back")])
     assert result.exit_code == 0, result.output
     assert result.output == f"wrote: {tmp_path / 'back'}\nholds: GRU(2, 3, num_layers=2)\n"
-    layer, _ = models.load(tmp_path / "back", "numpy")
+    layer, _ = sequence.load(tmp_path / "back", "numpy")
     assert layer == xlstm.GRU(2, 3, 2)
 
 
@@ -113,7 +114,7 @@ def test_bad_input_is_named_and_nothing_is_written(tmp_path, monkeypatch, argume
     monkeypatch.chdir(tmp_path)
     saved(tmp_path, xlstm.LSTM(2, 3))
     peephole = xlstm.LSTM(2, 3, peepholes=True)
-    models.save("peephole.safetensors", peephole, peephole.init(0, "numpy"))
+    sequence.save("peephole.safetensors", peephole, peephole.init(0, "numpy"))
     (tmp_path / "bad.safetensors").write_bytes(b"garbage")
     safetensors.numpy.save_file({"a": np.zeros(2)}, "plain.safetensors")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -129,8 +130,8 @@ def test_bad_input_is_named_and_nothing_is_written(tmp_path, monkeypatch, argume
 def test_models_come_back_from_their_files(be, tmp_path, last):
     model = SequenceModel(xlstm.LSTM(2, 3, 2, zoneout=(0.1, 0.2), activations=("sigmoid", "relu", "tanh")), 2, last)
     params = model.init(0, be)
-    models.save(tmp_path / "model", model, params)
-    again, found = models.load(tmp_path / "model", be)
+    sequence.save(tmp_path / "model", model, params)
+    again, found = sequence.load(tmp_path / "model", be)
     assert again == model
     assert list(found) == sorted(params)
     assert all(bool(be.xp.all(found[name] == params[name])) for name in params)
@@ -141,9 +142,9 @@ def test_unsound_models_are_refused(tmp_path):
     params = layer.init(0, "numpy")
     path = tmp_path / "model"
     with pytest.raises(ValueError, match=r"0\.b is missing"):
-        models.save(path, layer, {n: p for n, p in params.items() if n != "0.b"})
+        sequence.save(path, layer, {n: p for n, p in params.items() if n != "0.b"})
     with pytest.raises(TypeError, match="model is a Linear"):
-        models.save(path, xlstm.Linear(2, 3), {})
+        sequence.save(path, xlstm.Linear(2, 3), {})
     assert not path.exists()
     config = {"layer": "LSTM", "options": {"input_size": 2, "hidden_size": 3}, "head": None}
     for change, words in [
@@ -153,12 +154,12 @@ def test_unsound_models_are_refused(tmp_path):
         ({"options": {"input_size": 2, "hidden_size": 4}}, r"0\.Wx has shape"),
         ({"head": {"output_size": 1}}, r"recurrent\.0\.Wx is missing"),
     ]:
-        models.checkpoint.save(path, params, models.KIND, config | change)
+        sequence.checkpoint.save(path, params, sequence.KIND, config | change)
         with pytest.raises(ValueError, match=rf"not a sound model .*{words}"):
-            models.load(path, "numpy")
-    models.checkpoint.save(path, params | {"0.b": np.full(12, np.nan, "float32")}, models.KIND, config)
+            sequence.load(path, "numpy")
+    sequence.checkpoint.save(path, params | {"0.b": np.full(12, np.nan, "float32")}, sequence.KIND, config)
     with pytest.raises(ValueError, match=r"0\.b is not finite"):
-        models.load(path, "numpy")
+        sequence.load(path, "numpy")
 
 
 @pytest.mark.parametrize("to", ["onnx", "torch", "keras"])
@@ -167,6 +168,6 @@ def test_what_others_do_not_have_is_refused(tmp_path, to, layer):
     """By itself and with a head."""
     pytest.importorskip(EXTRAS[to])
     for model in (layer, SequenceModel(layer, 3)):
-        models.save(tmp_path / "model", model, model.init(0, "numpy"))
+        sequence.save(tmp_path / "model", model, model.init(0, "numpy"))
         with pytest.raises(TypeError, match=f"layer is a {type(layer).__name__}, expected an LSTM, GRU, RNN"):
             convert.export_file(tmp_path / "model", to)

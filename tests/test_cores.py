@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from xlstm import cores
+from xlstm.arrays import cores
 
 
 def write(path, text):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from tests.compilers import load
-from xlstm.activations import GATES
 from xlstm.cells import gru, lstm, rnn, slstm
-from xlstm.ctext import number, statements
-from xlstm.pointwise import pointwise
-from xlstm.tracing import Line, UntraceableError, trace
+from xlstm.cells.activations import GATES
+from xlstm.engines.pointwise import pointwise
+from xlstm.tracing.c import number, statements
+from xlstm.tracing.symbols import Line, UntraceableError, trace
 
 TYPES = {"float32": "float", "float64": "double"}
 TOLERANCE = {"float32": 3e-6, "float64": 1e-14}

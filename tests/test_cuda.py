@@ -10,13 +10,14 @@ import pytest
 
 import xlstm
 from tests.test_kernels import CELLS, DEVICES
-from xlstm import cuda, probe
+from xlstm.arrays import probe
 from xlstm.cells import lstm
-from xlstm.cuda import choice, launch, source
-from xlstm.cuda.cell import KINDS
-from xlstm.cuda.launch import CudaError, CupyRuntime, Grid
-from xlstm.cuda.tiling import Device
-from xlstm.pointwise import pointwise
+from xlstm.engines import cuda
+from xlstm.engines.cuda import choice, launch, source
+from xlstm.engines.cuda.cell import KINDS
+from xlstm.engines.cuda.launch import CudaError, CupyRuntime, Grid
+from xlstm.engines.cuda.tiling import Device
+from xlstm.engines.pointwise import pointwise
 
 H100, A100 = DEVICES[90], DEVICES[80]
 
@@ -122,7 +123,7 @@ def test_bfloat16_is_refused_where_cupy_would_lose_it(monkeypatch):
         cuda.device_pass(*arguments, "zoneout")
     with cuda.use("loop"), pytest.raises(TypeError, match="no bfloat16, and it was asked for"):
         cuda.device_pass(*arguments, "")
-    monkeypatch.setattr(sys.modules["xlstm.backend"], "_on_cpu_array", lambda array: False)
+    monkeypatch.setattr(sys.modules["xlstm.arrays.backend"], "_on_cpu_array", lambda array: False)
     stack = xlstm.xLSTMStack(8, 1, num_heads=2)
     params = {n: p.astype(ml_dtypes.bfloat16) for n, p in stack.init(backend="numpy").items()}
     with pytest.raises(TypeError, match="xLSTMStack: x is bfloat16, expected float16 or float32; LSTM, GRU"):

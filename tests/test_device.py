@@ -14,10 +14,10 @@ import pytest
 import xlstm
 from tests import layers
 from tests.device import ShimRuntime, library
-from xlstm import cuda
-from xlstm.backend import generator
-from xlstm.cuda import launch, source, tiling
-from xlstm.cuda.tiling import Device
+from xlstm.arrays.backend import generator
+from xlstm.engines import cuda
+from xlstm.engines.cuda import launch, source, tiling
+from xlstm.engines.cuda.tiling import Device
 
 # Small enough that groups have to wait for one another.
 SMALL = Device("a small one", 90, 8, 232448, 16)
@@ -97,7 +97,9 @@ def test_cells_by_every_path(on_device, monkeypatch, cell, path, dtype, precisio
     layer = CELLS[cell](40)
     expected = results(layer)
     runtime = on_device(path, precision)
-    monkeypatch.setattr(sys.modules["xlstm.backend"], "_on_cpu_array", lambda array: False)  # float16 is refused there
+    monkeypatch.setattr(
+        sys.modules["xlstm.arrays.backend"], "_on_cpu_array", lambda array: False
+    )  # float16 is refused there
     found = results(layer, dtype=dtype)
     assert {entry.removesuffix("_step") for entry in runtime.launches} >= {"xlstm_forward", "xlstm_backward"}
     assert ("xlstm_forward_step" in runtime.launches) == (path == "pointwise")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tests.ctargets import BFLOAT16, ElementwiseKernel, act
-from xlstm import elementwise
-from xlstm.elementwise import fuse, source, total
-from xlstm.tracing import UntraceableError
+from xlstm.arrays import fuse as elementwise
+from xlstm.arrays.fuse import fuse, source, total
+from xlstm.tracing.symbols import UntraceableError
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from xlstm import gradcheck
-from xlstm.gradcheck import GradientError
+from xlstm.testing import GradientError
 
 
 def forward(x, w):

@@ -15,7 +15,7 @@ import pytest
 import xlstm
 from tests.layers import OPTIONS, make
 from xlstm.interop.keras import from_keras, to_keras
-from xlstm.models import SequenceModel
+from xlstm.models.sequence import SequenceModel
 
 torch = pytest.importorskip("torch")
 os.environ["KERAS_BACKEND"] = "torch"

@@ -10,8 +10,9 @@ from safetensors.numpy import load_file, save_file
 
 import xlstm
 from tests.conftest import DATA
-from xlstm.backend import to_numpy
-from xlstm.interop import nxai, nxai_names
+from xlstm.arrays.backend import to_numpy
+from xlstm.interop import nxai
+from xlstm.interop.nxai import names
 
 NXAI = DATA / "nxai"
 
@@ -25,7 +26,7 @@ def test_block_stack_follows_the_package(be):
     loss, dlogits = model.loss(logits, be.asarray(golden["targets"]))
     np.testing.assert_allclose(float(loss), golden["loss"], rtol=1e-10)
     grads, _, _ = model.backward(params, saved, dlogits)
-    found = nxai_names.written(model, "xlstm", {name: to_numpy(g) for name, g in grads.items()})
+    found = names.written(model, "xlstm", {name: to_numpy(g) for name, g in grads.items()})
     expected = load_file(NXAI / "block_stack_grads.safetensors")
     assert set(found) == set(expected)
     for name, grad in expected.items():

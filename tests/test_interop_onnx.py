@@ -13,7 +13,7 @@ import pytest
 
 import xlstm
 from xlstm.interop.onnx import from_onnx, to_onnx
-from xlstm.models import SequenceModel
+from xlstm.models.sequence import SequenceModel
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -8,9 +8,9 @@ import safetensors.numpy
 
 import xlstm
 from tests.layers import OPTIONS, make
-from xlstm import models
 from xlstm.interop.torch import from_torch, to_torch
-from xlstm.models import SequenceModel
+from xlstm.models import sequence
+from xlstm.models.sequence import SequenceModel
 
 torch = pytest.importorskip("torch")
 
@@ -111,8 +111,8 @@ def test_a_model_and_its_layer(tmp_path):
     assert layer == model.recurrent
     for name, array in found.items():
         np.testing.assert_array_equal(array, params[f"recurrent.{name}"])
-    models.save(tmp_path / "layer", layer, found)
-    again, arrays = models.load(tmp_path / "layer", "numpy")
+    sequence.save(tmp_path / "layer", layer, found)
+    again, arrays = sequence.load(tmp_path / "layer", "numpy")
     assert again == layer
     assert {n: a.tobytes() for n, a in arrays.items()} == {n: a.tobytes() for n, a in found.items()}
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from xlstm import interrupts
+from xlstm.cli import interrupts
 
 START = "import signal, sys\nfrom xlstm import interrupts\ninterrupts.interrupt()\n"
 
@@ -22,7 +22,7 @@ def run(code):
     [
         ("/usr/local/bin/xlstm", ["/usr/bin/python", "/usr/local/bin/xlstm", "train"], True),
         ("-m", ["python", "-X", "dev", "-m", "xlstm", "train"], True),
-        ("-m", ["python", "-m", "xlstm.peak", "target"], False),
+        ("-m", ["python", "-m", "xlstm.cli.peak", "target"], False),
         ("-m", ["python", "-m", "pytest", "xlstm"], False),
         ("-c", ["python", "-c", "import xlstm"], False),
         ("xlstm.py", ["python", "xlstm.py"], False),

@@ -6,10 +6,10 @@ import pytest
 
 from tests.nvrtc import compile_for
 from xlstm.cells import gru, lstm, rnn, slstm
-from xlstm.cuda import source, tiling
-from xlstm.cuda.cell import cell_of
-from xlstm.cuda.tiling import ARITHMETIC, Device
-from xlstm.pointwise import pointwise
+from xlstm.engines.cuda import source, tiling
+from xlstm.engines.cuda.cell import cell_of
+from xlstm.engines.cuda.tiling import ARITHMETIC, Device
+from xlstm.engines.pointwise import pointwise
 
 DEVICES = {
     80: Device("A100", 80, 108, 166912),

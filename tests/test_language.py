@@ -8,10 +8,14 @@ from typer.testing import CliRunner
 
 import xlstm
 from tests.conftest import DATA, make_backend
-from xlstm import cli, language, losses, models, optim, text, training
-from xlstm.backend import to_numpy
-from xlstm.data import Batch
-from xlstm.sampling import Sampler
+from xlstm.arrays.backend import to_numpy
+from xlstm.cli import app as cli
+from xlstm.data import text
+from xlstm.data.windows import Batch
+from xlstm.models import language
+from xlstm.models import sequence as models
+from xlstm.models.sampling import Sampler
+from xlstm.training import loop, losses, optimizers
 
 STACK = xlstm.xLSTMStack(4, 2, [1], 2, ffn_proj_factor=0, chunk_size=3)
 MODELS = [
@@ -151,7 +155,7 @@ def test_training_learns_a_text():
 
     model = dataclasses.replace(MODELS[0], batch_first=False)
     params = model.init(0, "numpy")
-    trained = training.train(model, params, Text(), optim.adam(1e-2), epochs=2, loss=losses.cross_entropy)
+    trained = loop.train(model, params, Text(), optimizers.adam(1e-2), epochs=2, loss=losses.cross_entropy)
     assert trained.losses[-1] < 0.2 < trained.losses[0]
     tokens, _ = model.generate(trained.params, [[1, 2, 3]], 6)
     np.testing.assert_array_equal(tokens[0], [1, 2, 3, 4, 0, 1, 2, 3, 4])

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from xlstm import gradcheck, losses
-from xlstm.backend import to_numpy
+from xlstm import gradcheck
+from xlstm.arrays.backend import to_numpy
+from xlstm.training import losses
 
 REGRESSIONS = ["mse", "mae", "huber"]
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 import xlstm
 from tests import layers
 from tests.conftest import make_backend
-from xlstm import bptt, loop
-from xlstm.backend import to_numpy
+from xlstm.arrays.backend import to_numpy
 from xlstm.cells import lstm as cell
+from xlstm.recurrence import backward as bptt
+from xlstm.recurrence import loop
 
 inputs_of = functools.partial(layers.inputs_of, scale=1.0)
 check = functools.partial(layers.check, directions=2)

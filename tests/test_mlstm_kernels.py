@@ -5,7 +5,7 @@ import pytest
 
 import xlstm
 from tests.ctargets import BFLOAT16, ElementwiseKernel, act
-from xlstm import threads
+from xlstm.arrays import threads
 from xlstm.cells import mlstm as cell
 
 OPTIONS = [{}, {"eps": 0.1}, {"forget": "exponential"}]

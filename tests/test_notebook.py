@@ -10,10 +10,10 @@ import pytest
 
 import xlstm
 from tests.conftest import DATA
-from xlstm import losses, optim
-from xlstm.activations import sigmoid, sigmoid_bwd, tanh, tanh_bwd
+from xlstm.cells.activations import sigmoid, sigmoid_bwd, tanh, tanh_bwd
 from xlstm.cells.lstm import GATES
-from xlstm.initializers import recurrent
+from xlstm.layers.initializers import recurrent
+from xlstm.training import losses, optimizers
 
 CASES = ["d1_h50", "d3_h8"]
 
@@ -84,7 +84,7 @@ def test_25_steps_of_gradient_descent(golden):
     """The notebook's scaling is a learning rate: its gradients are H times those of the mean squared error."""
     layer, params = layer_of(golden), params_of(golden)
     x, target = golden["x"][:, None, :], golden["y_true"][:, None, :]
-    optimizer = optim.sgd(float(golden["sgd_lr"]) * layer.hidden_size)  # y.size / T = H
+    optimizer = optimizers.sgd(float(golden["sgd_lr"]) * layer.hidden_size)  # y.size / T = H
     state = optimizer.init(params)
     found = []
     for _ in golden["sgd_losses"]:

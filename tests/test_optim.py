@@ -5,30 +5,30 @@ import math
 import numpy as np
 import pytest
 
-from xlstm import optim
-from xlstm.backend import to_numpy
+from xlstm.arrays.backend import to_numpy
+from xlstm.training import optimizers
 
 CASES = {
-    "sgd": (lambda: optim.sgd(0.1), "SGD", {"lr": 0.1}),
-    "momentum": (lambda: optim.sgd(0.1, momentum=0.9), "SGD", {"lr": 0.1, "momentum": 0.9}),
+    "sgd": (lambda: optimizers.sgd(0.1), "SGD", {"lr": 0.1}),
+    "momentum": (lambda: optimizers.sgd(0.1, momentum=0.9), "SGD", {"lr": 0.1, "momentum": 0.9}),
     "nesterov": (
-        lambda: optim.sgd(0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
+        lambda: optimizers.sgd(0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
         "SGD",
         {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
     ),
-    "rmsprop": (lambda: optim.rmsprop(0.01), "RMSprop", {"lr": 0.01}),
+    "rmsprop": (lambda: optimizers.rmsprop(0.01), "RMSprop", {"lr": 0.01}),
     "rmsprop momentum": (
-        lambda: optim.rmsprop(0.01, alpha=0.9, momentum=0.5, weight_decay=0.1),
+        lambda: optimizers.rmsprop(0.01, alpha=0.9, momentum=0.5, weight_decay=0.1),
         "RMSprop",
         {"lr": 0.01, "alpha": 0.9, "momentum": 0.5, "weight_decay": 0.1},
     ),
-    "adam": (lambda: optim.adam(0.01), "Adam", {"lr": 0.01}),
+    "adam": (lambda: optimizers.adam(0.01), "Adam", {"lr": 0.01}),
     "adam decay": (
-        lambda: optim.adam(0.01, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1),
+        lambda: optimizers.adam(0.01, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1),
         "Adam",
         {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1},
     ),
-    "adamw": (lambda: optim.adamw(0.01, weight_decay=0.1), "AdamW", {"lr": 0.01, "weight_decay": 0.1}),
+    "adamw": (lambda: optimizers.adamw(0.01, weight_decay=0.1), "AdamW", {"lr": 0.01, "weight_decay": 0.1}),
 }
 
 
@@ -55,7 +55,7 @@ def test_follows_torch(be, rng, name):
 def test_update_changes_nothing_in_place(be):
     """Arguments stay as they were; with the NumPy of these tests a write would raise."""
     params, grads = {"a": be.asarray([1.0, 2.0])}, {"a": be.asarray([0.5, 0.5])}
-    optimizer = optim.adam(0.1)
+    optimizer = optimizers.adam(0.1)
     state = optimizer.init(params)
     new, after = optimizer.update(params, grads, state)
     optimizer.update(new, grads, after)
@@ -69,33 +69,33 @@ def test_clipping_follows_torch(be, rng):
     grads = {"a": rng.standard_normal((3, 4)), "b": rng.standard_normal(5)}
     ours = {n: be.asarray(g) for n, g in grads.items()}
     norm = math.sqrt(sum(np.sum(g * g) for g in grads.values()))
-    assert float(optim.global_norm(ours)) == pytest.approx(norm, rel=1e-12)
+    assert float(optimizers.global_norm(ours)) == pytest.approx(norm, rel=1e-12)
     for limit in (0.5, 100.0):
         peers = [torch.zeros(g.shape, dtype=torch.float64, requires_grad=True) for g in grads.values()]
         for p, g in zip(peers, grads.values(), strict=True):
             p.grad = torch.tensor(g)
         torch.nn.utils.clip_grad_norm_(peers, limit)
-        clipped = optim.clip_global_norm(ours, limit)
+        clipped = optimizers.clip_global_norm(ours, limit)
         for c, p in zip(clipped.values(), peers, strict=True):
             np.testing.assert_allclose(to_numpy(c), p.grad.numpy(), rtol=1e-5)  # PyTorch adds 1e-6 to the norm
-    np.testing.assert_array_equal(to_numpy(optim.clip_value(ours, 0.3)["a"]), np.clip(grads["a"], -0.3, 0.3))
+    np.testing.assert_array_equal(to_numpy(optimizers.clip_value(ours, 0.3)["a"]), np.clip(grads["a"], -0.3, 0.3))
     zero = {"a": be.asarray(np.zeros(3))}
-    np.testing.assert_array_equal(to_numpy(optim.clip_global_norm(zero, 1.0)["a"]), np.zeros(3))
+    np.testing.assert_array_equal(to_numpy(optimizers.clip_global_norm(zero, 1.0)["a"]), np.zeros(3))
 
 
 def test_schedules():
-    assert [optim.constant(0.1)(k) for k in (0, 9)] == [0.1, 0.1]
-    steps = optim.step_decay(1.0, every=2, factor=0.5)
+    assert [optimizers.constant(0.1)(k) for k in (0, 9)] == [0.1, 0.1]
+    steps = optimizers.step_decay(1.0, every=2, factor=0.5)
     assert [steps(k) for k in range(5)] == [1.0, 1.0, 0.5, 0.5, 0.25]
-    cosine = optim.cosine(1.0, steps=10, floor=0.1)
+    cosine = optimizers.cosine(1.0, steps=10, floor=0.1)
     assert [cosine(k) for k in (0, 5, 10, 20)] == pytest.approx([1.0, 0.55, 0.1, 0.1])
-    warm = optim.warmup(3, optim.step_decay(1.0, every=1, factor=0.5))
+    warm = optimizers.warmup(3, optimizers.step_decay(1.0, every=1, factor=0.5))
     assert [warm(k) for k in range(5)] == pytest.approx([0.25, 0.5, 0.75, 1.0, 0.5])
 
 
 def test_schedule_is_followed():
     params, grads = {"a": np.zeros(1)}, {"a": np.ones(1)}
-    optimizer = optim.sgd(optim.step_decay(1.0, every=1, factor=0.5))
+    optimizer = optimizers.sgd(optimizers.step_decay(1.0, every=1, factor=0.5))
     state = optimizer.init(params)
     for _ in range(3):
         params, state = optimizer.update(params, grads, state)
@@ -106,7 +106,7 @@ def test_cosine_and_step_follow_torch():
     torch = pytest.importorskip("torch")
     peer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(peer, T_max=7, eta_min=0.01)
-    ours = optim.cosine(0.3, 7, floor=0.01)
+    ours = optimizers.cosine(0.3, 7, floor=0.01)
     for k in range(8):
         assert ours(k) == pytest.approx(peer.param_groups[0]["lr"], rel=1e-10)
         peer.step()
@@ -116,15 +116,18 @@ def test_cosine_and_step_follow_torch():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: optim.sgd(0.0), "lr is 0.0"),
-        (lambda: optim.adam(math.nan), "lr is nan"),
-        (lambda: optim.sgd(0.1, momentum=1.0), "momentum is 1.0"),
-        (lambda: optim.sgd(0.1, nesterov=True), "nesterov needs a momentum"),
-        (lambda: optim.adam(0.1, betas=(0.9, 1.0)), r"betas\[1\] is 1.0"),
-        (lambda: optim.adamw(0.1, weight_decay=-1), "weight_decay is -1"),
-        (lambda: optim.cosine(0.1, 0), "steps is 0"),
-        (lambda: optim.clip_global_norm({"a": np.ones(1)}, 0), "limit is 0"),
-        (lambda: optim.sgd(0.1).update({"a": np.ones(1)}, {"b": np.ones(1)}, optim.OptimState(0, {})), "a is in only"),
+        (lambda: optimizers.sgd(0.0), "lr is 0.0"),
+        (lambda: optimizers.adam(math.nan), "lr is nan"),
+        (lambda: optimizers.sgd(0.1, momentum=1.0), "momentum is 1.0"),
+        (lambda: optimizers.sgd(0.1, nesterov=True), "nesterov needs a momentum"),
+        (lambda: optimizers.adam(0.1, betas=(0.9, 1.0)), r"betas\[1\] is 1.0"),
+        (lambda: optimizers.adamw(0.1, weight_decay=-1), "weight_decay is -1"),
+        (lambda: optimizers.cosine(0.1, 0), "steps is 0"),
+        (lambda: optimizers.clip_global_norm({"a": np.ones(1)}, 0), "limit is 0"),
+        (
+            lambda: optimizers.sgd(0.1).update({"a": np.ones(1)}, {"b": np.ones(1)}, optimizers.OptimState(0, {})),
+            "a is in only",
+        ),
     ],
 )
 def test_bad_settings_are_named(call, words):
@@ -134,15 +137,15 @@ def test_bad_settings_are_named(call, words):
 
 def test_a_learning_rate_is_a_number_or_a_schedule():
     with pytest.raises(TypeError, match="adam: lr is 'fast', expected a number"):
-        optim.adam("fast")
+        optimizers.adam("fast")
     with pytest.raises(TypeError, match="adam: lr is the class dict, expected a function"):
-        optim.adam(dict)
+        optimizers.adam(dict)
     params = {"a": np.ones(1)}
     with pytest.raises(TypeError, match=r"sgd: lr\(0\) is 'fast', expected a number"):
-        optim.sgd(lambda step: "fast")
+        optimizers.sgd(lambda step: "fast")
     with pytest.raises(TypeError, match="warmup: then is no schedule"):
-        optim.warmup(3, len)
-    odd = optim.sgd(lambda step: float("nan") if step else 0.1)
+        optimizers.warmup(3, len)
+    odd = optimizers.sgd(lambda step: float("nan") if step else 0.1)
     params, state = odd.update(params, params, odd.init(params))
     with pytest.raises(ValueError, match="sgd: lr is nan"):
         odd.update(params, params, state)
@@ -150,7 +153,7 @@ def test_a_learning_rate_is_a_number_or_a_schedule():
 
 def test_gradients_are_checked():
     params = {"a": np.ones((2, 3), "float32")}
-    optimizer = optim.adam(0.1)
+    optimizer = optimizers.adam(0.1)
     state = optimizer.init(params)
     with pytest.raises(TypeError, match="gradient of a has dtype float64"):
         optimizer.update(params, {"a": np.ones((2, 3))}, state)
@@ -159,11 +162,11 @@ def test_gradients_are_checked():
     with pytest.raises(TypeError, match="gradient of a is a float, expected a numpy array"):
         optimizer.update(params, {"a": 1.0}, state)
     with pytest.raises(ValueError, match=r"the state has moments \[\], expected \['m', 'v'\]"):
-        optimizer.update(params, {"a": np.ones((2, 3), "float32")}, optim.sgd(0.1).init(params))
+        optimizer.update(params, {"a": np.ones((2, 3), "float32")}, optimizers.sgd(0.1).init(params))
 
 
 def test_a_numpy_number_as_rate_keeps_the_dtype():
     params = {"a": np.ones(3, "float32")}
-    optimizer = optim.sgd(np.float64(0.1))
+    optimizer = optimizers.sgd(np.float64(0.1))
     new, _ = optimizer.update(params, params, optimizer.init(params))
     assert new["a"].dtype == np.float32

@@ -15,15 +15,18 @@ import pytest
 
 import xlstm
 from tests.conftest import make_backend
-from xlstm import BackendError, estimators, losses, optim, precision, probe, training
-from xlstm.backend import backend_like, backend_of, cast, namespace, to_numpy
-from xlstm.cuda.choice import told
-from xlstm.data import Streams
-from xlstm.estimators import Forecaster, Settings
-from xlstm.models import SequenceModel
-from xlstm.precision import Mixed, Scaling, after, lowered, named, raised, tf32
+from xlstm import BackendError
+from xlstm.arrays import probe
+from xlstm.arrays.backend import backend_like, backend_of, cast, namespace, to_numpy
+from xlstm.data.windows import Streams
+from xlstm.engines.cuda.choice import told
+from xlstm.estimators import forecaster as estimators
+from xlstm.estimators.forecaster import Forecaster, Settings
+from xlstm.models.sequence import SequenceModel
+from xlstm.training import loop, losses, optimizers, precision
+from xlstm.training.precision import Mixed, Scaling, after, lowered, named, raised, tf32
 
-backends = importlib.import_module("xlstm.backend")  # xlstm.backend is the function
+backends = importlib.import_module("xlstm.arrays.backend")  # xlstm.backend is the function
 
 
 @pytest.fixture
@@ -49,8 +52,8 @@ def model():
 
 
 def run(params, **options):
-    options = {"optimizer": optim.adam(0.01), "epochs": 3, "clip": 1.0, **options}
-    return training.train(model(), params, options.pop("data", stream_data()), **options)
+    options = {"optimizer": optimizers.adam(0.01), "epochs": 3, "clip": 1.0, **options}
+    return loop.train(model(), params, options.pop("data", stream_data()), **options)
 
 
 # The pieces
@@ -213,7 +216,7 @@ def overflowing(steps):
 def test_an_overflow_leaves_the_step_out(single, monkeypatch):
     """Weights and moments are the same bits as before it, and the scale is halved."""
     params = model().init(0, "numpy", "float64")
-    optimizer = optim.adam(0.01)
+    optimizer = optimizers.adam(0.01)
     taken, scales = [], []
 
     def update(params, grads, state):
@@ -224,7 +227,7 @@ def test_an_overflow_leaves_the_step_out(single, monkeypatch):
         scales.append((scaling.scale, finite))
         return after(mixed, scaling, finite)
 
-    monkeypatch.setattr(training, "after", spy)
+    monkeypatch.setattr(loop, "after", spy)
     spied = optimizer._replace(update=update)
     trained = run(params, optimizer=spied, epochs=1, loss=overflowing({1}), precision=single, averaging=0.5)
     assert len(trained.losses) == 4
@@ -347,7 +350,7 @@ def test_a_forecaster_saves_its_masters(halves, tmp_path):
 def test_the_command_line_says_it_in_a_line(tmp_path, monkeypatch, args, words):
     from typer.testing import CliRunner
 
-    from xlstm.cli import app
+    from xlstm.cli.app import app
 
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["train", "--backend", "numpy", *args])
@@ -433,7 +436,7 @@ def test_a_forecaster_trains_within_tf32(cupy, monkeypatch):
     seen = []
     forecaster = Forecaster(Settings(precision="tf32", window=12, hidden_size=4), "numpy")
     monkeypatch.setattr(estimators.precisions, "named", lambda name, home: (None, tf32()))
-    monkeypatch.setattr(training, "train", lambda *args, **options: seen.append(list(cupy)) or 1 / 0)
+    monkeypatch.setattr(loop, "train", lambda *args, **options: seen.append(list(cupy)) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         forecaster.fit(np.sin(np.arange(300) / 5))
     assert (seen, cupy) == ([[7]], [4])

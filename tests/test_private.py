@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from xlstm import private
+from xlstm.engines.numba import private
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="folders have no modes")
 

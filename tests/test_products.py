@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.ctargets import act
-from xlstm import products
-from xlstm.backend import to_numpy
-from xlstm.products import Operand, matmul, packed, plan, strides
+from xlstm.arrays import matmul as products
+from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.matmul import Operand, matmul, packed, plan, strides
 
 
 def operands(rng, batch, rows, columns, dtype):

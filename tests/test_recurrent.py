@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 import xlstm
 from tests.conftest import make_backend
 from tests.layers import OPTIONS, alone, check, inputs_of, make, pairwise, run
-from xlstm import bptt, loop, losses, optim, training
-from xlstm.activations import GATES, canonical, normalize, pair
-from xlstm.backend import to_numpy
-from xlstm.data import Batch
-from xlstm.models import SequenceModel
+from xlstm.arrays.backend import to_numpy
+from xlstm.cells.activations import GATES, canonical, normalize, pair
+from xlstm.data.windows import Batch
+from xlstm.models.sequence import SequenceModel
+from xlstm.recurrence import backward as bptt
+from xlstm.recurrence import loop
+from xlstm.training import loop as training
+from xlstm.training import losses, optimizers
 
 KINDS = ("LSTM", "GRU", "RNN")
 RAGGED = [3, 5, 0]
@@ -449,7 +452,7 @@ def test_padding_has_no_say_in_training(rng):
     for pad in (0, 5):
         arrays = [np.pad(a, [(0, pad), (0, 0), (0, 0)], constant_values=9.0) for a in (x, target)]
         data = Once(Batch(*arrays, None, True, np.array([4, 2, 0])))
-        trained = training.train(model, params, data, optim.sgd(0.1), epochs=3, validation=data)
+        trained = training.train(model, params, data, optimizers.sgd(0.1), epochs=3, validation=data)
         losses_of.append((trained.losses, trained.validations))
     np.testing.assert_allclose(losses_of[0], losses_of[1], rtol=1e-12)
 
@@ -503,7 +506,7 @@ class Ragged:
 def test_training_with_lengths_and_dropout():
     data = Ragged(None)
     model = SequenceModel(xlstm.LSTM(1, 16, 2, dropout=0.1, recurrent_dropout=0.1, bidirectional=True), 2, last=True)
-    args = (model, model.init(0, "numpy"), data, optim.adam(0.02))
+    args = (model, model.init(0, "numpy"), data, optimizers.adam(0.02))
     one, two = (training.train(*args, epochs=60, loss=losses.cross_entropy, validation=data) for _ in range(2))
     assert one.losses == two.losses
     assert min(one.validations) < 0.2

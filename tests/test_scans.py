@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tests.ctargets import act
-from xlstm import scans
-from xlstm.backend import to_numpy
-from xlstm.scans import scan
+from xlstm.arrays import scan as scans
+from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.scan import scan
 
 
 def one(xp, c, g, x):

@@ -10,9 +10,9 @@ import pytest
 import xlstm
 from tests.ctargets import act
 from tests.test_ctext import run
-from xlstm.activations import log_sigmoid_bwd, sigmoid, silu, softplus, softplus_bwd
-from xlstm.backend import to_numpy
-from xlstm.elementwise import fuse
+from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.fuse import fuse
+from xlstm.cells.activations import log_sigmoid_bwd, sigmoid, silu, softplus, softplus_bwd
 from xlstm.interop.torch import to_torch
 
 RELATIVE = {"float32": 1e-6, "float64": 1e-14}
@@ -40,7 +40,7 @@ def test_as_arrays(be, dtype):
 @DTYPES
 def test_compiled_by_numba(dtype):
     pytest.importorskip("numba")
-    from xlstm.compiled import Kernel
+    from xlstm.engines.numba.compiled import Kernel
 
     x, expected = grid(dtype)
     y = np.empty_like(x)
@@ -52,7 +52,7 @@ def test_compiled_by_numba(dtype):
 def test_exponentials_compiled_by_numba(dtype):
     """All of them, to the smallest and the largest, as NumPy's."""
     pytest.importorskip("numba")
-    from xlstm.compiled import Kernel
+    from xlstm.engines.numba.compiled import Kernel
 
     info = np.finfo(dtype)
     x = np.linspace(np.log(float(info.smallest_subnormal)) - 2, np.log(float(info.max)), 5001).astype(dtype)[:-1]

@@ -10,9 +10,11 @@ import threadpoolctl
 
 import xlstm
 from tests.conftest import force
-from xlstm import blas, cores, estimators, plan, threads
-from xlstm.plan import Plan
-from xlstm.runs import split
+from xlstm.arrays import blas, cores, threads
+from xlstm.engines import plan
+from xlstm.engines.plan import Plan
+from xlstm.engines.runs import split
+from xlstm.estimators import forecaster
 
 
 @pytest.fixture
@@ -179,10 +181,10 @@ def test_a_wrong_number_of_threads_is_refused_by_every_call(monkeypatch, wrong, 
     lstm, mlstm = xlstm.LSTM(3, 2), xlstm.mLSTM(3, 2)
     given = [(layer, layer.init(0, "numpy", "float64")) for layer in (lstm, mlstm)]
     series = rng.standard_normal(40)
-    settings = estimators.Settings(epochs=1, hidden_size=2, window=4)
+    settings = forecaster.Settings(epochs=1, hidden_size=2, window=4)
     monkeypatch.setenv(threads.VARIABLE, wrong)
     calls = [lambda layer=layer, p=p: layer.forward(p, x) for layer, p in given]
-    calls += [threads.available, lambda: estimators.Forecaster(settings, "numpy").fit(series)]
+    calls += [threads.available, lambda: forecaster.Forecaster(settings, "numpy").fit(series)]
     for call in calls:
         with pytest.raises(
             ValueError, match=r"^XLSTM_NUM_THREADS: .* is not a number of threads, expected 1 to 1024$"

@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from xlstm.activations import GATES, parse
 from xlstm.cells import gru, lstm, rnn, slstm
-from xlstm.ctext import statements
-from xlstm.pointwise import pointwise
-from xlstm.tracing import UntraceableError, trace
+from xlstm.cells.activations import GATES, parse
+from xlstm.engines.pointwise import pointwise
+from xlstm.tracing.c import statements
+from xlstm.tracing.symbols import UntraceableError, trace
 
 # NumPy's own functions for the operations, and so not those of any target.
 OPERATIONS = {

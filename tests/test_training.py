@@ -7,16 +7,16 @@ import pytest
 
 import xlstm
 from tests.conftest import make_backend
-from xlstm import losses, optim, training
-from xlstm.backend import backend_like, to_numpy
-from xlstm.data import Batch, Streams, Windows
-from xlstm.models import SequenceModel
+from xlstm.arrays.backend import backend_like, to_numpy
+from xlstm.data.windows import Batch, Streams, Windows
+from xlstm.models.sequence import SequenceModel
+from xlstm.training import loop, losses, optimizers
 
 OPTIMIZERS = {
-    "SGD": (lambda: optim.sgd(0.1, momentum=0.9), {"lr": 0.1, "momentum": 0.9}),
-    "Adam": (lambda: optim.adam(0.01), {"lr": 0.01}),
-    "AdamW": (lambda: optim.adamw(0.01), {"lr": 0.01}),
-    "RMSprop": (lambda: optim.rmsprop(0.01), {"lr": 0.01}),
+    "SGD": (lambda: optimizers.sgd(0.1, momentum=0.9), {"lr": 0.1, "momentum": 0.9}),
+    "Adam": (lambda: optimizers.adam(0.01), {"lr": 0.01}),
+    "AdamW": (lambda: optimizers.adamw(0.01), {"lr": 0.01}),
+    "RMSprop": (lambda: optimizers.rmsprop(0.01), {"lr": 0.01}),
 }
 
 
@@ -54,7 +54,7 @@ def test_fifty_steps_follow_torch(rng, name):
     trained = [p for n, p in lstm.named_parameters() if n != "bias_hh_l0"] + list(head.parameters())
     peer = getattr(torch.optim, name)(trained, **settings)
     x, target = rng.standard_normal((50, T, B, D)), rng.standard_normal((50, T, B, V))
-    ours = training.train(model, params, Listed(x, target), make(), epochs=1).losses
+    ours = loop.train(model, params, Listed(x, target), make(), epochs=1).losses
     for k in range(50):
         loss = torch.nn.functional.mse_loss(head(lstm(torch.tensor(x[k]))[0]), torch.tensor(target[k]))
         assert ours[k] == pytest.approx(loss.item(), abs=1e-10), f"step {k}"
@@ -88,7 +88,7 @@ def test_model_gradient(be, rng):
 
 def test_learns_a_wave_on_every_backend(be):
     model = SequenceModel(xlstm.LSTM(1, 8), 1)
-    trained = training.train(model, model.init(0, be), stream_data(), optim.adam(0.02), epochs=30, clip=1.0)
+    trained = loop.train(model, model.init(0, be), stream_data(), optimizers.adam(0.02), epochs=30, clip=1.0)
     assert trained.losses[-1] < 0.02 * trained.losses[0]
     assert all(backend_like(p).xp is be.xp for p in trained.params.values())
 
@@ -106,7 +106,7 @@ def test_streams_carry_the_state(monkeypatch):
 
     monkeypatch.setattr(SequenceModel, "forward", spy)
     data = stream_data()
-    training.train(model, model.init(0, "numpy"), data, optim.sgd(0.1), epochs=2)
+    loop.train(model, model.init(0, "numpy"), data, optimizers.sgd(0.1), epochs=2)
     assert len(data) == 4
     for k, (start, _) in enumerate(seen):
         assert start is None if k % len(data) == 0 else start is seen[k - 1][1]
@@ -128,14 +128,14 @@ def test_early_stopping_keeps_the_best_weights():
     validation = Windows(x[20:], target[20:])
     model = SequenceModel(xlstm.LSTM(1, 16), 1, last=True)
     seen = []
-    trained = training.train(
-        model, model.init(0, "numpy"), data, optim.adam(0.05), epochs=200, validation=validation, patience=5,
+    trained = loop.train(
+        model, model.init(0, "numpy"), data, optimizers.adam(0.05), epochs=200, validation=validation, patience=5,
         progress=seen.append,
     )  # fmt: skip
     assert trained.stopped_early
     assert len(trained.validations) == trained.best_epoch + 5
     assert trained.validations[trained.best_epoch - 1] == min(trained.validations)
-    assert training.evaluate(model, trained.params, validation) == min(trained.validations)
+    assert loop.evaluate(model, trained.params, validation) == min(trained.validations)
     assert [p.epoch for p in seen] == list(range(1, len(trained.validations) + 1))
     assert seen[-1].best == min(trained.validations[:-1])
 
@@ -146,7 +146,7 @@ def test_same_seed_same_result():
     model = SequenceModel(xlstm.LSTM(1, 8), 1, last=True)
 
     def run(seed):
-        return training.train(model, model.init(0, "numpy"), data, optim.adam(0.01), epochs=3, seed=seed)
+        return loop.train(model, model.init(0, "numpy"), data, optimizers.adam(0.01), epochs=3, seed=seed)
 
     one, two, other = run(1), run(1), run(2)
     assert one.losses == two.losses
@@ -159,13 +159,13 @@ def test_averaging_follows_its_definition():
     model = SequenceModel(xlstm.LSTM(1, 4), 1)
     start = model.init(0, "numpy", "float64")
     every = [start]
-    optimizer = optim.sgd(0.1)
+    optimizer = optimizers.sgd(0.1)
     spy = optimizer._replace(update=lambda *a: every.append((new := optimizer.update(*a))[0]) or new)
-    mean = training.train(model, start, data, spy, epochs=1, averaging=0.9).params
+    mean = loop.train(model, start, data, spy, epochs=1, averaging=0.9).params
     for n in start:  # four steps: still the plain mean
         np.testing.assert_allclose(mean[n], np.mean([params[n] for params in every[1:]], axis=0), rtol=1e-12)
     every[1:] = []
-    mean = training.train(model, start, data, spy, epochs=1, averaging=0.6).params
+    mean = loop.train(model, start, data, spy, epochs=1, averaging=0.6).params
     for n in start:  # weights 1/2, 1/2; then 0.6 old and 0.4 new
         one, two, three, four = (params[n] for params in every[1:])
         expected = 0.6 * (0.6 * (one + two) / 2 + 0.4 * three) + 0.4 * four
@@ -177,9 +177,9 @@ def test_divergence_names_step_and_parameter():
     params = model.init(0, "numpy")
     params["head.W"] = params["head.W"] * np.float32(np.inf)
     with pytest.raises(FloatingPointError, match=r"^train: epoch 1, step 1: loss is nan, parameter head\.W is not"):
-        training.train(model, params, stream_data(), optim.sgd(0.1), epochs=1)
+        loop.train(model, params, stream_data(), optimizers.sgd(0.1), epochs=1)
     with pytest.raises(FloatingPointError, match=r"epoch \d+, step \d+: loss is .*(parameter|gradient)"):
-        training.train(model, model.init(0, "numpy"), stream_data(), optim.sgd(1e30), epochs=5)
+        loop.train(model, model.init(0, "numpy"), stream_data(), optimizers.sgd(1e30), epochs=5)
 
 
 def test_evaluate_weighs_batches_by_what_counts():
@@ -187,7 +187,7 @@ def test_evaluate_weighs_batches_by_what_counts():
     x, target, mask = rng.standard_normal((10, 3, 1)), rng.standard_normal((10, 2)), rng.random((10, 2)) < 0.7
     model = SequenceModel(xlstm.LSTM(1, 3), 2, last=True)
     params = model.init(0, "numpy", "float64")
-    ragged = training.evaluate(model, params, Windows(x, target, mask, batch_size=4))
+    ragged = loop.evaluate(model, params, Windows(x, target, mask, batch_size=4))
     y, _, _ = model.forward(params, np.swapaxes(x, 0, 1), train=False)
     assert ragged == pytest.approx(float(losses.mse(y, target, mask)[0]), rel=1e-12)
     assert math.isfinite(ragged)
@@ -197,15 +197,15 @@ def test_evaluate_weighs_batches_by_what_counts():
 def test_evaluate_carries_the_state():
     model = SequenceModel(xlstm.LSTM(1, 4), 1)
     params = model.init(0, "numpy", "float64")
-    whole = training.evaluate(model, params, stream_data(length=90))
-    assert training.evaluate(model, params, stream_data(length=10)) == pytest.approx(whole, rel=1e-12)
+    whole = loop.evaluate(model, params, stream_data(length=90))
+    assert loop.evaluate(model, params, stream_data(length=10)) == pytest.approx(whole, rel=1e-12)
 
 
 def test_clipping_limits_a_step():
     model = SequenceModel(xlstm.LSTM(1, 4), 1)
     start = model.init(0, "numpy", "float64")
     one = Listed(*(a[None] for a in next(stream_data().batches())[:2]))
-    end = training.train(model, start, one, optim.sgd(1.0), epochs=1, clip=1e-3).params
+    end = loop.train(model, start, one, optimizers.sgd(1.0), epochs=1, clip=1e-3).params
     moved = sum(np.sum((end[n] - start[n]) ** 2) for n in start) ** 0.5
     assert moved == pytest.approx(1e-3, rel=1e-9)
 
@@ -215,13 +215,13 @@ def test_a_validation_that_is_not_finite_stops_training():
     data = stream_data()
     broken = Streams(data.x, 1e30 * data.target, 4, 20)
     with pytest.raises(FloatingPointError, match=r"^train: epoch 1: the validation loss is inf"):
-        training.train(model, model.init(0, "numpy"), data, optim.sgd(0.1), epochs=2, validation=broken)
+        loop.train(model, model.init(0, "numpy"), data, optimizers.sgd(0.1), epochs=2, validation=broken)
 
 
 def test_batch_first_is_refused():
     model = SequenceModel(xlstm.LSTM(1, 4, batch_first=True), 1)
     with pytest.raises(ValueError, match="batches have time first"):
-        training.train(model, model.init(0, "numpy"), stream_data(), optim.sgd(0.1), epochs=1)
+        loop.train(model, model.init(0, "numpy"), stream_data(), optimizers.sgd(0.1), epochs=1)
 
 
 @pytest.mark.parametrize(
@@ -235,8 +235,8 @@ def test_batch_first_is_refused():
 def test_bad_settings_are_named(change, words):
     model = SequenceModel(xlstm.LSTM(1, 3), 1)
     with pytest.raises(ValueError, match=words):
-        training.train(
-            model, model.init(0, make_backend("numpy")), stream_data(), optim.sgd(0.1), **{"epochs": 1, **change}
+        loop.train(
+            model, model.init(0, make_backend("numpy")), stream_data(), optimizers.sgd(0.1), **{"epochs": 1, **change}
         )
 
 
@@ -262,8 +262,8 @@ def batch(T=5, B=2, **changes):
 def fit(*epochs, last=False, validation=None, backend="numpy", dtype="float32", **options):
     model = SequenceModel(xlstm.LSTM(1, 3), 1, last=last)
     options = {"epochs": 2, **options}
-    return training.train(
-        model, model.init(0, backend, dtype), Given(*epochs), optim.sgd(0.1), validation=validation, **options
+    return loop.train(
+        model, model.init(0, backend, dtype), Given(*epochs), optimizers.sgd(0.1), validation=validation, **options
     )
 
 

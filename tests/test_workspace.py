@@ -12,7 +12,7 @@ import weakref
 import numpy as np
 
 import xlstm
-from xlstm import workspace
+from xlstm.arrays import workspace
 
 
 def test_large_memory_is_used_again_once_nobody_refers_to_it():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from xlstm import writing
+from xlstm.data import writing
 
 
 def limited(folder, code):

@@ -5,13 +5,16 @@
 """
 
 import importlib
+import importlib.abc
+import importlib.machinery
+import sys
 from typing import Any
 
-from xlstm import interrupts  # noqa: F401 (first: signals during the imports that take long)
-from xlstm.backend import Backend, BackendError, backend, usable
-from xlstm.gradcheck import gradcheck
+from xlstm.arrays.backend import Backend, BackendError, backend, usable
+from xlstm.cli import interrupts  # noqa: F401 (first: signals during the imports that take long)
 from xlstm.layers.linear import Linear
 from xlstm.layers.recurrent import GRU, LSTM, RNN, sLSTM
+from xlstm.testing import gradcheck
 
 __version__ = "0.1.0"
 __all__ = [
@@ -45,22 +48,46 @@ __all__ = [
     "xLSTMStack",
 ]
 
-
-# What is imported on first use, so that `import xlstm` stays quick, and where it is.
-_LATER = {
+# Imported on first use, so that `import xlstm` stays quick: names, and modules by their public names.
+_NAMES = {
     "mLSTM": "layers.mlstm",
     "mLSTMBlock": "layers.mlstm_block",
     "sLSTMBlock": "layers.slstm_block",
     "xLSTMStack": "layers.backbone",
     "xLSTMLarge": "layers.large",
-    "xLSTMLanguageModel": "language",
+    "xLSTMLanguageModel": "models.language",
+}
+_MODULES = {
+    "checkpoint": "training.checkpoint",
+    "cuda": "engines.cuda",
+    "losses": "training.losses",
+    "optim": "training.optimizers",
+    "precision": "training.precision",
+    "series": "data.series",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Some names, and submodules."""
-    if name in _LATER:
-        return getattr(importlib.import_module(f"xlstm.{_LATER[name]}"), name)
+    """Names and modules on first use."""
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"xlstm.{_NAMES[name]}"), name)
     if name in __all__:
-        return importlib.import_module(f"xlstm.{name}")
+        return importlib.import_module(f"xlstm.{_MODULES.get(name, name)}")
     raise AttributeError(f"module 'xlstm' has no attribute {name!r}")
+
+
+class _PublicModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Makes `import xlstm.optim` give the module that `xlstm.optim` is."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        package, _, last = name.rpartition(".")
+        return importlib.machinery.ModuleSpec(name, self) if package == "xlstm" and last in _MODULES else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> Any:
+        return None
+
+    def exec_module(self, module: Any) -> None:
+        sys.modules[module.__name__] = getattr(sys.modules["xlstm"], module.__name__.rpartition(".")[2])
+
+
+sys.meta_path.append(_PublicModules())

@@ -1,5 +1,5 @@
 """python -m xlstm: the command line."""
 
-from xlstm.cli import main
+from xlstm.cli.app import main
 
 main()

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable
 
-from xlstm.peak import _REFS, _resident
+from xlstm.cli.peak import _REFS, _resident
 
 ERRORS = (ValueError, TypeError, OSError)  # what bad input may raise; everything else is a defect
 MESSAGE = 2000  # characters of an error message at most

@@ -16,10 +16,13 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as to_bytes
 
 import xlstm
-from xlstm import convert, estimators, models, text
-from xlstm.data import Scaler
+from xlstm.cli import convert
+from xlstm.data import text
+from xlstm.data.windows import Scaler
+from xlstm.estimators import forecaster as estimators
 from xlstm.interop import nxai
 from xlstm.interop.keras import from_keras
+from xlstm.models import sequence
 
 Content = dict[str, bytes]  # files of a folder by their names
 MARK = "@hostile@"  # in a structure: the hostile value of the number that follows
@@ -42,11 +45,11 @@ class Kind(NamedTuple):
 def sound(folder: Path) -> dict[str, Kind]:
     """Files of every kind, made in an empty folder."""
     lstm = xlstm.LSTM(2, 3, 2, dropout=0.1)
-    head = models.SequenceModel(lstm, 2)
+    head = sequence.SequenceModel(lstm, 2)
     stack = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 2, [1], 2, eps=1e-6), 7)
     large = xlstm.xLSTMLanguageModel(xlstm.xLSTMLarge(8, 1, 2, chunk_size=64, ffn_size=64), 7)
     for name, model in (("model", head), ("language", stack)):
-        models.save(folder / name, model, model.init(backend="numpy"))
+        sequence.save(folder / name, model, model.init(backend="numpy"))
     forecaster = estimators.Forecaster(estimators.Settings(hidden_size=3, window=4), "numpy")
     forecaster.params = forecaster.model.init(backend="numpy")
     forecaster.scalers = estimators.Scalers(Scaler(0.0, 1.0), Scaler(0.0, 2.0))
@@ -65,7 +68,7 @@ def sound(folder: Path) -> dict[str, Kind]:
         return Kind(content, lambda at: nxai.load(at, backend="numpy"))
 
     return {
-        "model": single("model", lambda path: models.load(path, "numpy")),
+        "model": single("model", lambda path: sequence.load(path, "numpy")),
         "language": single("language", lambda path: convert.language(path, "numpy")),
         "forecaster": single("forecaster", lambda path: estimators.Forecaster.load(path, "numpy")),
         "torch": single("torch.safetensors", lambda path: convert.import_file(path, name="recurrent.")),

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 import xlstm
-from xlstm import models
-from xlstm.backend import to_numpy
+from xlstm.arrays.backend import to_numpy
 from xlstm.layers.embedding import Embedding
 from xlstm.layers.part import Pointwise
+from xlstm.models import sequence
 
 T, B = 3, 2
 Call = tuple[Callable[..., Any], dict[str, Any], Callable[[Any, dict[str, Any]], None]]
@@ -58,7 +58,7 @@ def inputs(made: Any) -> tuple[str, Any, Any]:
         return "tokens", tokens.T.copy() if made.batch_first else tokens, tokens[0]
     if isinstance(made, Pointwise):
         return "x", rng.standard_normal((T, B, made.width)).astype("float32"), None
-    layer = made.recurrent if isinstance(made, models.SequenceModel) else made
+    layer = made.recurrent if isinstance(made, sequence.SequenceModel) else made
     x = rng.standard_normal((T, B, layer.input_size)).astype("float32")
     return "x", np.swapaxes(x, 0, 1).copy() if layer.batch_first else x, x[0]
 
@@ -73,7 +73,7 @@ def follow(made: Any) -> None:
     params = made.init(1, "numpy")
     assert finite(params)
     options = json.loads(json.dumps({f.name: getattr(made, f.name) for f in dataclasses.fields(made)}, default=str))
-    if not isinstance(made, models.SequenceModel | xlstm.xLSTMLanguageModel):
+    if not isinstance(made, sequence.SequenceModel | xlstm.xLSTMLanguageModel):
         again = type(made)(**options)
         assert again == made
         assert hash(again) == hash(made)
@@ -101,11 +101,11 @@ def follow(made: Any) -> None:
         assert finite(z)
         assert same_shapes(state, after)
     layer = getattr(made, "recurrent", getattr(made, "backbone", made))
-    if type(layer).__name__ in models.LAYERS:
+    if type(layer).__name__ in sequence.LAYERS:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.safetensors"
-            models.save(path, made, params)
-            again, weights = models.load(path, "numpy")
+            sequence.save(path, made, params)
+            again, weights = sequence.load(path, "numpy")
         assert again == made
         assert all(np.array_equal(weights[n], p) for n, p in params.items())
 

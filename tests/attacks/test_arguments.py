@@ -24,18 +24,20 @@ import pytest
 import xlstm
 from tests.attacks.bounds import examples
 from tests.attacks.rounds import calls, follow, small
-from xlstm import data, losses, models, optim, precision, training
-from xlstm.backend import BackendError
-from xlstm.checks import shown
-from xlstm.estimators import Forecaster, Scalers, Settings
-from xlstm.gradcheck import GradientError
+from xlstm.arrays.backend import BackendError
+from xlstm.arrays.checks import shown
+from xlstm.data import windows as data
+from xlstm.estimators.forecaster import Forecaster, Scalers, Settings
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.embedding import Embedding
 from xlstm.layers.feedforward import GatedFeedForward
 from xlstm.layers.linear import HeadwiseLinear, Linear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
-from xlstm.models import SequenceModel
-from xlstm.sampling import Sampler
+from xlstm.models import sequence
+from xlstm.models.sampling import Sampler
+from xlstm.models.sequence import SequenceModel
+from xlstm.testing import GradientError
+from xlstm.training import loop, losses, optimizers, precision
 
 MESSAGE = 1000  # characters
 
@@ -372,7 +374,7 @@ def test_calls_work_or_are_refused(k):
 
 def steps(found: Any, arguments: dict[str, Any]) -> None:
     """A schedule gives finite rates, an optimiser finite parameters."""
-    if not isinstance(found, optim.Optimizer):
+    if not isinstance(found, optimizers.Optimizer):
         assert all(0 <= found(step) < 1e33 for step in (0, 1, 10, 10**6))
         return
     params = {"a": np.full((2, 3), 0.5, "float32"), "b": np.full(3, -0.5, "float32")}
@@ -439,7 +441,7 @@ def reaches(function: Callable[..., Any]) -> Callable[..., Any]:
 SERIES = np.sin(np.arange(60.0))
 X, ROW = np.full((6, 3, 2), 0.5), np.full((6, 1), 0.25)
 P = {"a": np.full((2, 3), 0.5, "float32"), "b": np.full(3, -0.5, "float32")}
-ADAM = optim.adam(0.1)
+ADAM = optimizers.adam(0.1)
 LABELS = np.array([0, 1, 2])
 LOSS = {"y": np.full((3, 2), 0.5), "target": np.full((3, 2), 0.25), "mask": None}
 LOSS_MORE = {"y": arrays((3, 2)), "target": arrays((3, 2)), "mask": arrays((3, 2))}
@@ -458,14 +460,14 @@ def fitted() -> Forecaster:
 
 
 OTHERS: dict[str, Case] = {
-    "sgd": Case(optim.sgd, {"lr": 0.1, "momentum": 0.9}, steps),
-    "rmsprop": Case(optim.rmsprop, {"lr": 0.1}, steps),
-    "adam": Case(optim.adam, {"lr": 0.1}, steps),
-    "adamw": Case(optim.adamw, {"lr": optim.cosine(0.1, 10)}, steps),
-    "constant": Case(optim.constant, {"lr": 0.1}, steps),
-    "step_decay": Case(optim.step_decay, {"lr": 0.1, "every": 3}, steps),
-    "cosine": Case(optim.cosine, {"lr": 0.1, "steps": 5}, steps),
-    "warmup": Case(optim.warmup, {"steps": 5, "then": optim.constant(0.1)}, who="warmup"),
+    "sgd": Case(optimizers.sgd, {"lr": 0.1, "momentum": 0.9}, steps),
+    "rmsprop": Case(optimizers.rmsprop, {"lr": 0.1}, steps),
+    "adam": Case(optimizers.adam, {"lr": 0.1}, steps),
+    "adamw": Case(optimizers.adamw, {"lr": optimizers.cosine(0.1, 10)}, steps),
+    "constant": Case(optimizers.constant, {"lr": 0.1}, steps),
+    "step_decay": Case(optimizers.step_decay, {"lr": 0.1, "every": 3}, steps),
+    "cosine": Case(optimizers.cosine, {"lr": 0.1, "steps": 5}, steps),
+    "warmup": Case(optimizers.warmup, {"steps": 5, "then": optimizers.constant(0.1)}, who="warmup"),
     "adam init": Case(ADAM.init, {"params": P}, who="adam", words={"params": r"\w"}, more={"params": dicts(P)}),
     "adam update": Case(
         ADAM.update,
@@ -474,15 +476,17 @@ OTHERS: dict[str, Case] = {
         words={**WORDS, "params": r"\w", "grads": r"grad", "state": r"state|moment"},
         more={"params": dicts(P), "grads": dicts(P)},
     ),
-    "global_norm": Case(optim.global_norm, {"grads": P}, words={"grads": r"\w"}, more={"grads": dicts(P)}),
+    "global_norm": Case(optimizers.global_norm, {"grads": P}, words={"grads": r"\w"}, more={"grads": dicts(P)}),
     "clip_global_norm": Case(
-        optim.clip_global_norm,
+        optimizers.clip_global_norm,
         {"grads": P, "limit": 1.0},
         only=("grads", "limit"),
         words={"grads": r"\w"},
         who="(clip_)?global_norm",
     ),
-    "clip_value": Case(optim.clip_value, {"grads": P, "limit": 1.0}, words={"grads": r"\w"}, more={"grads": dicts(P)}),
+    "clip_value": Case(
+        optimizers.clip_value, {"grads": P, "limit": 1.0}, words={"grads": r"\w"}, more={"grads": dicts(P)}
+    ),
     "mse": Case(losses.mse, LOSS, finite_loss, more=LOSS_MORE),
     "mae": Case(losses.mae, LOSS, finite_loss, more=LOSS_MORE),
     "huber": Case(losses.huber, {**LOSS, "delta": 1.0}, finite_loss, more=LOSS_MORE),
@@ -538,21 +542,21 @@ OTHERS: dict[str, Case] = {
         only=("forward", "backward", "inputs", "seed"),
     ),
     "train": Case(
-        reaches(training.train),
+        reaches(loop.train),
         {"model": Model(), "params": P, "data": data.Windows(X, ROW), "optimizer": ADAM, "epochs": 1},
         who=r"\w+",
         words={"params": r"\w", "model": "model|parameter", "precision": "precision|float16"},
         more={"params": dicts(P)},
     ),
     "evaluate": Case(
-        reaches(training.evaluate),
+        reaches(loop.evaluate),
         {"model": Model(), "params": P, "data": data.Windows(X, ROW)},
         who=r"\w+",
         words={**WORDS, "model": "model|parameter"},
     ),
     "Sampler": Case(Sampler, {"temperature": 1.0, "top_k": 3, "top_p": 0.5, "seed": 0}, who="generate"),
     "save": Case(
-        models.save,
+        sequence.save,
         {"path": "/dev/null/none", "model": xlstm.LSTM(2, 4), "params": {}},
         only=("model", "params"),
         who=r"save|\w*(LSTM|RNN|GRU|Model)\w*",

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.attacks.bounds import examples
-from xlstm import jit, machine, private
+from xlstm.cli import machine
+from xlstm.engines.numba import jit, private
 
 pytestmark = [
     pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure())),
@@ -44,7 +45,7 @@ def cache(tmp_path, monkeypatch):
 
 def call(name="double"):
     """The result of a compiled function as the next process has it, and whether its code was loaded."""
-    from xlstm import codecache
+    from xlstm.engines.numba import codecache
 
     made = codecache.cached(getattr(jit.load(SOURCE), name).py_func)
     found = made(1.5)
@@ -142,10 +143,10 @@ def test_files_without_permission(cache):
 
 def test_code_of_other_versions_is_not_loaded(cache, monkeypatch):
     call()
-    monkeypatch.setattr("xlstm.codecache.VERSIONS", ("another",))
+    monkeypatch.setattr("xlstm.engines.numba.codecache.VERSIONS", ("another",))
     assert call() == (3.0, False)
     assert len(list(cache.iterdir())) == 2
-    monkeypatch.setattr("xlstm.codecache.LIMIT", 1)  # too small for any
+    monkeypatch.setattr("xlstm.engines.numba.codecache.LIMIT", 1)  # too small for any
     call("triple")
     assert not list(cache.iterdir())
 
@@ -173,7 +174,7 @@ def test_a_user_without_a_home(cache, monkeypatch):
     def fail(name, appauthor):
         raise RuntimeError("could not determine the home directory")
 
-    monkeypatch.setattr("xlstm.codecache.platformdirs.user_cache_path", fail)
+    monkeypatch.setattr("xlstm.engines.numba.codecache.platformdirs.user_cache_path", fail)
     assert call() == (3.0, False)
     assert call() == (3.0, False)
     assert "compiled again in each process: could not determine the home" in machine.compiled()

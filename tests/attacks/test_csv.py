@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.attacks.bounds import examples, refusal
-from xlstm.series import bundled, read_csv
+from xlstm.data.series import bundled, read_csv
 
 HOSTILE = {
     "attoseconds": "time,v\n" + "".join(f"2024-01-01T00:00:00.{k:018d},{k}\n" for k in range(50)),

@@ -13,11 +13,13 @@ from safetensors.numpy import save as to_bytes
 import xlstm
 from tests.attacks.bounds import refusal
 from tests.attacks.damage import safetensors, tokenizer, zipped
-from xlstm import estimators, models, text
-from xlstm.data import Scaler
+from xlstm.data import text
+from xlstm.data.windows import Scaler
+from xlstm.estimators import forecaster
 from xlstm.interop import nxai
 from xlstm.interop.keras import from_keras, to_keras
 from xlstm.interop.torch import from_torch
+from xlstm.models import sequence
 
 LONG_NUMBER = "1" + "0" * 400
 DEEP = "[" * 100_000
@@ -71,7 +73,7 @@ def test_safetensors(tmp_path, name):
     blob, words = SAFETENSORS[name]
     path = tmp_path / "m.safetensors"
     path.write_bytes(blob)
-    for read in (models.load, lambda path: from_torch(path, "lstm"), lambda path: nxai.load(path, {})):
+    for read in (sequence.load, lambda path: from_torch(path, "lstm"), lambda path: nxai.load(path, {})):
         refused(lambda read=read: read(path), path, words)
 
 
@@ -79,7 +81,7 @@ def test_empty_arrays_by_the_ten_thousand(tmp_path):
     """As many as there are blocks in a configuration beside them."""
     path = tmp_path / "m.safetensors"
     path.write_bytes(safetensors({f"a{k}": array([0], [0, 0]) for k in range(30_000)}))
-    refused(lambda: models.load(path), path, "not an xlstm model file")
+    refused(lambda: sequence.load(path), path, "not an xlstm model file")
     refused(lambda: from_torch(path, "lstm"), path, "weight_ih_l0 is missing")
     config = {"vocab_size": 5, "embedding_dim": 8, "num_blocks": 1000, "num_heads": 2, "slstm_at": "all"}
     refused(lambda: nxai.load(path, config), path, "is missing")
@@ -124,7 +126,7 @@ def test_descriptions_of_models(tmp_path, name):
     params = xlstm.LSTM(2, 3).init(backend="numpy")
     path = tmp_path / "m.safetensors"
     path.write_bytes(to_bytes(params, metadata={"xlstm": about}))
-    refused(lambda: models.load(path), path, words)
+    refused(lambda: sequence.load(path), path, words)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -132,8 +134,8 @@ def test_weights_that_are_not_finite(tmp_path, value):
     layer = xlstm.LSTM(2, 3)
     params = layer.init(backend="numpy")
     params["0.b"][1] = value
-    models.save(tmp_path / "m", layer, params)
-    refused(lambda: models.load(tmp_path / "m"), tmp_path / "m", "0.b is not finite")
+    sequence.save(tmp_path / "m", layer, params)
+    refused(lambda: sequence.load(tmp_path / "m"), tmp_path / "m", "0.b is not finite")
     (tmp_path / "t").write_bytes(to_bytes({"weight_ih_l0": np.full((12, 2), value), "weight_hh_l0": np.ones((12, 3))}))
     refused(lambda: from_torch(tmp_path / "t", "lstm"), tmp_path / "t", "weight_ih_l0 is not finite")
     to_keras(xlstm.LSTM(2, 3, batch_first=True), params, tmp_path / "k.weights.h5")
@@ -155,8 +157,8 @@ def test_weights_that_are_not_finite(tmp_path, value):
     ],
 )
 def test_descriptions_of_forecasters(tmp_path, old, new, words):
-    made = estimators.Forecaster(estimators.Settings(hidden_size=3), "numpy")
-    made.params, made.scalers = made.model.init(backend="numpy"), estimators.Scalers(Scaler(0.0, 1.0), Scaler(0.0, 2.0))
+    made = forecaster.Forecaster(forecaster.Settings(hidden_size=3), "numpy")
+    made.params, made.scalers = made.model.init(backend="numpy"), forecaster.Scalers(Scaler(0.0, 1.0), Scaler(0.0, 2.0))
     path = tmp_path / "f"
     made.save(path)
     blob = path.read_bytes()
@@ -166,7 +168,7 @@ def test_descriptions_of_forecasters(tmp_path, old, new, words):
     assert old in about
     header["__metadata__"]["xlstm"] = about.replace(old, new, 1)
     path.write_bytes(safetensors(header, blob[8 + size :]))
-    refused(lambda: estimators.Forecaster.load(path, "numpy"), path, words)
+    refused(lambda: forecaster.Forecaster.load(path, "numpy"), path, words)
 
 
 def test_weights_that_the_dtype_does_not_hold(tmp_path):
@@ -174,10 +176,10 @@ def test_weights_that_the_dtype_does_not_hold(tmp_path):
     layer = xlstm.LSTM(2, 3)
     params = layer.init(backend="numpy", dtype="float64")
     params["0.b"][1] = 1e300
-    models.save(tmp_path / "m", layer, params)
-    assert models.load(tmp_path / "m", "numpy")[1]["0.b"][1] == 1e300
+    sequence.save(tmp_path / "m", layer, params)
+    assert sequence.load(tmp_path / "m", "numpy")[1]["0.b"][1] == 1e300
     words = "0.b is not finite in float32"
-    refused(lambda: models.load(tmp_path / "m", "numpy", "float32"), tmp_path / "m", words)
+    refused(lambda: sequence.load(tmp_path / "m", "numpy", "float32"), tmp_path / "m", words)
 
 
 def changed(**changes):

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.attacks.bounds import examples
-from xlstm import checkpoint
+from xlstm.training import checkpoint
 
 # The command with a signal at the K-th event (a call or a return, of Python or of C) of the main thread, whatever the
 # speed of the machine; they count from when the package handles signals. At the end it writes how many there were.

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 import xlstm
 from tests.attacks.bounds import examples
-from xlstm import losses
-from xlstm.activations import normalize, normalize_bwd, normalize_root, normalize_root_bwd, soft_cap
+from xlstm.cells.activations import normalize, normalize_bwd, normalize_root, normalize_root_bwd, soft_cap
 from xlstm.layers.feedforward import GatedFeedForward
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
+from xlstm.training import losses
 
 D = 8
 LAYERS = {

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from tests.compilers import load
-from xlstm.cuda.launch import Grid
-from xlstm.cuda.source import Source, file
-from xlstm.cuda.tiling import Device
+from xlstm.engines.cuda.launch import Grid
+from xlstm.engines.cuda.source import Source, file
+from xlstm.engines.cuda.tiling import Device
 
 SHIM = Path(__file__).with_name("shim.hpp")
 SCALARS = {"int32": ctypes.c_int32, "int64": ctypes.c_int64, "float32": ctypes.c_float, "float64": ctypes.c_double}

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from xlstm.activations import FORGET
-from xlstm.backend import Array, Namespace, device_of
+from xlstm.arrays.backend import Array, Namespace, device_of
+from xlstm.arrays.fuse import compiles, fuse, total
+from xlstm.arrays.matmul import matmul, packed
+from xlstm.arrays.scan import scan
+from xlstm.cells.activations import FORGET
 from xlstm.cells.stabiliser import denominator, floor, limit_of, low_of, one_of, sign_of
-from xlstm.elementwise import compiles, fuse, total
-from xlstm.products import matmul, packed
-from xlstm.scans import scan
 
 CHUNK = 64
 FORGOTTEN = -1e5  # of log f, as low as can matter: digits of what else is in a sum with it would be lost

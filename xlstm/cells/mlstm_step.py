@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from xlstm.activations import FORGET
-from xlstm.backend import Array, Namespace
+from xlstm.arrays.backend import Array, Namespace
+from xlstm.arrays.fuse import fuse, total
+from xlstm.arrays.matmul import matmul
+from xlstm.cells.activations import FORGET
 from xlstm.cells.stabiliser import denominator, floor, limit_of, low_of, one_of, sign_of
-from xlstm.elementwise import fuse, total
-from xlstm.products import matmul
 
 
 class SavedStep(NamedTuple):

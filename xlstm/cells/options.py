@@ -11,7 +11,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any, Self
 
-from xlstm.activations import PARAMETERS, Activation, Pair, pair, parse
+from xlstm.cells.activations import PARAMETERS, Activation, Pair, pair, parse
 
 
 class Options:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xlstm.activations import clamp, clamp_bwd
-from xlstm.backend import Array, Namespace
+from xlstm.arrays.backend import Array, Namespace
+from xlstm.cells.activations import clamp, clamp_bwd
 from xlstm.cells.options import Options
 
 

@@ -12,8 +12,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xlstm.activations import FORGET, Pair, sigmoid, sigmoid_bwd, tanh_bwd
-from xlstm.backend import Array, Namespace
+from xlstm.arrays.backend import Array, Namespace
+from xlstm.cells.activations import FORGET, Pair, sigmoid, sigmoid_bwd, tanh_bwd
 from xlstm.cells.options import Options
 
 REST = (0.0, 0.0, 0.0, -math.inf)  # h, c, n and m before the first step

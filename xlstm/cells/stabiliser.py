@@ -6,8 +6,8 @@ import functools
 import math
 from typing import Any
 
-from xlstm.activations import clamp, known_dtype
-from xlstm.backend import Array, Namespace
+from xlstm.arrays.backend import Array, Namespace
+from xlstm.cells.activations import clamp, known_dtype
 
 
 def floor(xp: Namespace, m: Array, low: float) -> Array:

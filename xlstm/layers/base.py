@@ -8,12 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from xlstm import checks
-from xlstm.backend import Array, Backend, DType, Namespace, Params, Seed, backend_of, device_of, generator, namespace
+from xlstm.arrays import checks
+from xlstm.arrays.backend import (
+    Array,
+    Backend,
+    DType,
+    Namespace,
+    Params,
+    Seed,
+    backend_of,
+    device_of,
+    generator,
+    namespace,
+)
 from xlstm.layers import stack
 from xlstm.layers.options import Options
-from xlstm.layers.ragged import Packing
 from xlstm.layers.stack import Saved, State
+from xlstm.recurrence.packing import Packing
 
 SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 MASKS = 2  # the stream of a seed that masks are drawn from; 0 draws weights, 1 orders batches

@@ -8,10 +8,11 @@ from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
-from xlstm import checks, initializers
-from xlstm.backend import Array, Namespace, Params, device_of
+from xlstm.arrays import checks
+from xlstm.arrays.backend import Array, Namespace, Params, device_of
+from xlstm.arrays.threads import matmul
+from xlstm.layers import initializers
 from xlstm.layers.part import Pointwise, Values, rows, total
-from xlstm.threads import matmul
 
 BLOCK = 64  # width that heads are joined to
 

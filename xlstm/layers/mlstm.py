@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from xlstm import checks
-from xlstm.activations import FORGET, clamp, clamp_bwd, fourth_root, sigmoid, sigmoid_bwd, squares
-from xlstm.backend import Array, Namespace, Params, dtype_name
-from xlstm.elementwise import fuse
+from xlstm.arrays import checks
+from xlstm.arrays.backend import Array, Namespace, Params, dtype_name
+from xlstm.arrays.fuse import fuse
+from xlstm.arrays.threads import matmul
+from xlstm.cells.activations import FORGET, clamp, clamp_bwd, fourth_root, sigmoid, sigmoid_bwd, squares
 from xlstm.layers.memory import Memory
 from xlstm.layers.part import Values, rows, total
 from xlstm.layers.sequence import Leaf, Sequence, Span, State
 from xlstm.layers.stack import dropout
-from xlstm.threads import matmul
 
 STATES = ("C", "n", "m")
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm import checks
-from xlstm.activations import silu, silu_bwd
-from xlstm.backend import Array, Params
+from xlstm.arrays import checks
+from xlstm.arrays.backend import Array, Params
+from xlstm.cells.activations import silu, silu_bwd
 from xlstm.layers.blocks import Block, GatesOfHeads, masked, widened
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.linear import HeadwiseLinear, Linear

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from xlstm import checks
-from xlstm.activations import EPS, normalize, normalize_bwd, normalize_root, normalize_root_bwd
-from xlstm.backend import Array, Namespace, Params
+from xlstm.arrays import checks
+from xlstm.arrays.backend import Array, Namespace, Params
+from xlstm.cells.activations import EPS, normalize, normalize_bwd, normalize_root, normalize_root_bwd
 from xlstm.layers.part import Pointwise, Values, total
 
 

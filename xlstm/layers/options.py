@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from xlstm import activations as functions
-from xlstm import checks, initializers
+from xlstm.arrays import checks
+from xlstm.cells import activations as functions
+from xlstm.layers import initializers
 from xlstm.layers.stack import Rates
-from xlstm.loop import Cell
+from xlstm.recurrence.loop import Cell
 
 FLAGS = ("bidirectional", "reverse", "batch_first", "bias", "layer_norm", "recompute")
 

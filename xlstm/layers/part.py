@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm import checks
-from xlstm.backend import Array, Backend, DType, Namespace, Params, Seed, backend_of, generator, namespace
+from xlstm.arrays import checks
+from xlstm.arrays.backend import Array, Backend, DType, Namespace, Params, Seed, backend_of, generator, namespace
 
 Values = dict[str, np.ndarray[Any, Any]]
 

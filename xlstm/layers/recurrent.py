@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from xlstm import checks, initializers
-from xlstm.activations import FORGET
+from xlstm.arrays import checks
 from xlstm.cells import gru, lstm, rnn, slstm
+from xlstm.cells.activations import FORGET
+from xlstm.layers import initializers
 from xlstm.layers.base import Recurrent
-from xlstm.loop import Cell
+from xlstm.recurrence.loop import Cell
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

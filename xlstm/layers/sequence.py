@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from xlstm import checks, workspace
-from xlstm.backend import Array, Namespace, Params, Seed, device_of, loses_bfloat16
+from xlstm.arrays import checks, workspace
+from xlstm.arrays.backend import Array, Namespace, Params, Seed, device_of, loses_bfloat16
 from xlstm.layers.base import Recurrent, masks
 from xlstm.layers.part import Part
-from xlstm.layers.ragged import Packing
+from xlstm.recurrence.packing import Packing
 
 State: TypeAlias = "tuple[Any, ...]"
 

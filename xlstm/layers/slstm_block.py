@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm import bptt, checks, initializers, recurrence
-from xlstm.activations import FEED_FORWARD, silu, silu_bwd
-from xlstm.backend import Array, Params
+from xlstm.arrays import checks
+from xlstm.arrays.backend import Array, Params
 from xlstm.cells import slstm
+from xlstm.cells.activations import FEED_FORWARD, silu, silu_bwd
+from xlstm.layers import initializers
 from xlstm.layers.blocks import Block, masked, widened
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.feedforward import GatedFeedForward
@@ -19,7 +20,8 @@ from xlstm.layers.linear import HeadwiseLinear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm
 from xlstm.layers.part import Values
 from xlstm.layers.sequence import Leaf, Sequence, Span, State
-from xlstm.loop import Noise
+from xlstm.recurrence import backward, forward
+from xlstm.recurrence.loop import Noise
 
 OPTIONS: dict[str, checks.Kind] = {
     "ffn_proj_factor": checks.non_negative,
@@ -215,8 +217,8 @@ class Recurrence(Sequence):
         packing = span.packing
         start = [packing.sort(xp, s.T) for s in state]
         noise = Noise(None, (None,) * len(start))
-        loop = recurrence.Forward(xp, self.CELL, p, packing.pack(xp, x), packing.runs, start, noise, keep)
-        ((h, end, saved),) = recurrence.run([loop])
+        loop = forward.Forward(xp, self.CELL, p, packing.pack(xp, x), packing.runs, start, noise, keep)
+        ((h, end, saved),) = forward.run([loop])
         end = tuple(xp.asarray(packing.unsort(xp, s).T, copy=True) for s in end)
         return packing.unpack(xp, h), end, saved
 
@@ -230,5 +232,5 @@ class Recurrence(Sequence):
             ends = [xp.zeros_like(dy[0, ...]).T] * len(self.CELL.STATES)
         else:
             ends = [packing.sort(xp, d.T) for d in dstate]
-        ((grads, dx, start),) = bptt.run([bptt.Backward(saved, packing.pack(xp, dy), ends)])
+        ((grads, dx, start),) = backward.run([backward.Backward(saved, packing.pack(xp, dy), ends)])
         return grads, packing.unpack(xp, dx), tuple(packing.unsort(xp, d).T for d in start)

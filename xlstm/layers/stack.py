@@ -8,10 +8,11 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from xlstm import bptt, recurrence
-from xlstm.backend import Array, Namespace, Params, like
-from xlstm.layers.ragged import Packing
-from xlstm.loop import Cell, Noise
+from xlstm.arrays.backend import Array, Namespace, Params, like
+from xlstm.recurrence import backward as bptt
+from xlstm.recurrence import forward as recurrence
+from xlstm.recurrence.loop import Cell, Noise
+from xlstm.recurrence.packing import Packing
 
 State = tuple[Array, ...]
 

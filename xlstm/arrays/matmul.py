@@ -1,0 +1,197 @@
+"""Batches of matrix products: on CuPy one call of cuBLAS, which is told how operands lie instead of copying them.
+
+CuPy's own product of more than two axes copies whatever is transposed. cuBLAS takes a matrix with its rows or its
+columns one after the other, any distance between them, and one distance from each matrix of the batch to the next.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm.arrays import fuse, probe
+from xlstm.arrays.backend import Array, Namespace
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+LIMIT = 2**31  # of the sizes that cuBLAS takes
+PEDANTIC, TF32 = 2, 7  # CuPy's numbers of compute types
+
+
+class Operand(NamedTuple):
+    """How the matrices of a batch lie in memory, distances in elements."""
+
+    columns: bool  # one column after the other, instead of rows
+    lead: int  # from one row (or column) to the next
+    step: int  # from one matrix to the next
+
+
+class Plan(NamedTuple):
+    """A batch of products: (M, K) times (K, N), where an operand is None if it has to be copied first."""
+
+    batch: tuple[int, ...]
+    sizes: tuple[int, int, int]  # M, K, N
+    operands: tuple[Operand | None, Operand | None]
+
+
+def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None) -> Array:
+    """A @ B of matrices in the last two axes, the axes before broadcast.
+
+    Parameters
+    ----------
+    xp
+        The namespace of the arrays.
+    A, B
+        (..., M, K) and (..., K, N). Transposed ones cost nothing; on CuPy other views cost nothing either where the
+        rows or columns are contiguous and the matrices of the batch equally far apart, and a copy where not.
+    add : array, optional
+        (..., M, N), contiguous: the product is added to it, in its place.
+
+    Returns
+    -------
+    array
+        (..., M, N), or `add`. On CuPy float16 and bfloat16 are summed up in float32, and float32 is rounded to TF32
+        where CuPy was told to.
+
+    Raises
+    ------
+    ValueError
+        On CuPy, where shapes do not fit.
+    """
+    if not fuse.compiles(xp) or A.dtype != B.dtype or fuse.name(A.dtype) not in FLOATS:
+        if add is None:
+            return A @ B
+        add += A @ B
+        return add
+    cp = probe.cupy()
+    found = plan(A.shape, strides(A), B.shape, strides(B))
+    M, K, N = found.sizes
+    shape = (*found.batch, M, N)
+    if add is not None and (add.shape != shape or not add.flags.c_contiguous or add.dtype != A.dtype):
+        add += matmul(xp, A, B)
+        return add
+    if 0 in shape or K == 0:
+        return cp.zeros(shape, dtype=A.dtype) if add is None else add
+    if None in found.operands:
+        A, B = (
+            a if operand else cp.ascontiguousarray(cp.broadcast_to(a, (*found.batch, *a.shape[-2:])))
+            for a, operand in zip((A, B), found.operands, strict=True)
+        )
+        found = plan(A.shape, strides(A), B.shape, strides(B))
+    out = cp.empty(shape, dtype=A.dtype) if add is None else add
+    _gemm(cp, found, A, B, out, add is not None)
+    return out
+
+
+def packed(xp: Namespace, a: Array) -> Array:
+    """`a`, on CuPy copied once where each product would have to copy it."""
+    if not fuse.compiles(xp) or _operand(a.shape, strides(a), a.shape[:-2]):
+        return a
+    return probe.cupy().ascontiguousarray(a)
+
+
+def strides(a: Array) -> tuple[int, ...]:
+    """In elements."""
+    return tuple(s // a.itemsize for s in a.strides)
+
+
+def plan(a: Sequence[int], a_strides: Sequence[int], b: Sequence[int], b_strides: Sequence[int]) -> Plan:
+    """How to multiply arrays of these shapes and strides (in elements).
+
+    Raises
+    ------
+    ValueError
+        The shapes do not fit.
+    """
+    try:
+        batch = np.broadcast_shapes(tuple(a[:-2]), tuple(b[:-2]))
+    except ValueError:
+        batch = None
+    if batch is None or a[-1] != b[-2]:
+        raise ValueError(f"matmul: shapes {tuple(a)} and {tuple(b)} do not fit")
+    sizes = (a[-2], a[-1], b[-1])
+    if max(math.prod(batch), *sizes) >= LIMIT:
+        raise ValueError(f"matmul: {math.prod(batch)} products of sizes {sizes}, cuBLAS takes less than 2^31 each")
+    return Plan(batch, sizes, (_operand(a, a_strides, batch), _operand(b, b_strides, batch)))
+
+
+def _operand(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int]) -> Operand | None:
+    """None where it cannot be told without a copy."""
+    step = _step(shape[:-2], strides[:-2], batch)
+    if step is None or step < 0:
+        return None
+    (rows, columns), (down, right) = shape[-2:], strides[-2:]
+    # What is there once has no next one, whatever its stride says.
+    if (right == 1 or columns == 1) and (down >= columns or rows == 1):
+        return _within(False, max(1, columns) if rows == 1 else down, step)
+    if (down == 1 or rows == 1) and (right >= rows or columns == 1):
+        return _within(True, max(1, rows) if columns == 1 else right, step)
+    return None
+
+
+def _within(columns: bool, lead: int, step: int) -> Operand | None:
+    return Operand(columns, lead, step) if lead < LIMIT else None
+
+
+def _step(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int]) -> int | None:
+    """The one distance between matrices that makes a line of all axes of the batch, or None."""
+    missing = len(batch) - len(shape)
+    shape, strides = (1,) * missing + tuple(shape), (0,) * missing + tuple(strides)
+    step, span = None, 1
+    for own, stride, n in zip(shape[::-1], strides[::-1], batch[::-1], strict=True):
+        if n == 1:
+            continue
+        stride = stride if own == n else 0
+        if step is None:
+            step = stride
+        elif stride != step * span:
+            return None
+        span *= n
+    return step or 0
+
+
+@functools.cache
+def _scalars(dtype: str) -> tuple[Any, int, int]:
+    """0 and 1 on the host, and where they are."""
+    both = np.array([0, 1], dtype="float64" if dtype == "float64" else "float32")
+    return both, both.ctypes.data, both.ctypes.data + both.itemsize
+
+
+def _gemm(cp: Any, found: Plan, A: Array, B: Array, out: Array, add: bool) -> None:
+    """Matrices of cuBLAS have columns one after the other, and out^T = B^T A^T is one such."""
+    a, b = found.operands
+    assert a is not None
+    assert b is not None
+    M, K, N = found.sizes
+    cublas, dtype = cp.cuda.cublas, fuse.name(A.dtype)
+    _, zero, one = _scalars(dtype)
+    kind = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}[dtype]  # of cudaDataType
+    cublas.gemmStridedBatchedEx(
+        cp.cuda.get_cublas_handle(),
+        *(int(b.columns), int(a.columns)),
+        *(N, M, K, one),
+        *(_address(B), kind, b.lead, b.step),
+        *(_address(A), kind, a.lead, a.step),
+        one if add else zero,
+        *(_address(out), kind, N, M * N),
+        *(math.prod(found.batch), _compute(cp, cublas, dtype), cublas.CUBLAS_GEMM_DEFAULT),
+    )
+
+
+def _address(a: Array) -> int:
+    return int(a.data.ptr)
+
+
+def _compute(cp: Any, cublas: Any, dtype: str) -> int:
+    """What is multiplied and summed up in, as CuPy's own products of two axes choose it."""
+    if dtype not in ("float32", "float64"):
+        return int(cublas.CUBLAS_COMPUTE_32F)
+    chosen = cp._core.get_compute_type(np.dtype(dtype))
+    if dtype == "float64":
+        return int(cublas.CUBLAS_COMPUTE_64F_PEDANTIC if chosen == PEDANTIC else cublas.CUBLAS_COMPUTE_64F)
+    if chosen == TF32:
+        return int(cublas.CUBLAS_COMPUTE_32F_FAST_TF32)
+    return int(cublas.CUBLAS_COMPUTE_32F_PEDANTIC if chosen == PEDANTIC else cublas.CUBLAS_COMPUTE_32F)

@@ -1,0 +1,444 @@
+"""Activations as pairs: `f(xp, x)` and `f_bwd(xp, dy, x, y)` with `y = f(xp, x)`.
+
+Each is a pure function of arrays and of their namespace. A backward pass is given both the input
+and the output and uses whichever costs less. All but `exponential` and `square_relu` are finite, and raise no
+floating-point warning, for every finite input.
+
+Those in `GATES` can be chosen for the gates of a cell by a text such as "tanh" or
+"hard_sigmoid(0.2, 0.5)" (`parse`, `pair`); their derivatives need the output alone, so a cell keeps
+no input of theirs. Parameters and defaults are those of ONNX.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm.arrays.backend import HALVES, Array, Namespace, dtype_name
+
+
+def sigmoid(xp: Namespace, x: Array) -> Array:
+    """1 / (1 + exp(-x)), written as e / (1 + e) with e = exp(x): that has all its digits however small it is."""
+    # From `one` on sigmoid(x) is 1, while exp(x) is finite. NumPy takes a number for an array.
+    if xp is np:
+        one = 10.0 if x.dtype.itemsize == 2 else 40.0
+    else:
+        one = xp.full_like(x, 10.0 if dtype_name(x.dtype) in HALVES else 40.0)
+    e = xp.exp(xp.minimum(x, one))
+    e /= 1 + e
+    return e
+
+
+def sigmoid_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    return dy * (y * (1 - y))
+
+
+def tanh(xp: Namespace, x: Array) -> Array:
+    return xp.tanh(x)
+
+
+def tanh_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    return dy * (1 - y * y)
+
+
+def log_sigmoid(xp: Namespace, x: Array) -> Array:
+    """log(sigmoid(x)) = min(x, 0) - log(1 + exp(-|x|)), exact where sigmoid(x) underflows."""
+    return xp.minimum(x, xp.zeros_like(x)) - xp.log1p(xp.exp(-xp.abs(x)))
+
+
+def log_sigmoid_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    return dy * sigmoid(xp, -x)
+
+
+def silu(xp: Namespace, x: Array) -> Array:
+    """x sigmoid(x), also called swish."""
+    return x * sigmoid(xp, x)
+
+
+def silu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    s = sigmoid(xp, x)
+    return dy * (s + y * (1 - s))
+
+
+def erf(xp: Namespace, x: Array) -> Array:
+    """2/sqrt(pi) times the integral of exp(-t^2) from 0 to x, to the last digits of the dtype.
+
+    Rational functions: of Cody 1969 in float64, of half their degree in float32 (those of the Eigen library).
+    """
+    if x.dtype == xp.float32:
+        u = clamp(xp, x, 4.0)
+        z = u * u
+        return u * (_polynomial(ERF_SINGLE[0], z) / _polynomial(ERF_SINGLE[1], z))
+    u = xp.abs(x)
+    z, v = xp.minimum(u, xp.full_like(u, 0.5)) ** 2, xp.maximum(u, xp.full_like(u, 0.4))
+    near = x * (_polynomial(ERF_NEAR[0], z) / _polynomial(ERF_NEAR[1], z))
+    v = xp.minimum(v, xp.full_like(v, 10.0))
+    far = 1 - xp.exp(-v * v) * (_polynomial(ERF_FAR[0], v) / _polynomial(ERF_FAR[1], v))
+    return xp.where(u < 0.46875, near, xp.where(x < 0, -far, far))
+
+
+def gelu(xp: Namespace, x: Array) -> Array:
+    """x times the probability that a normal variable is below x (Hendrycks & Gimpel 2016)."""
+    return 0.5 * x * (1 + erf(xp, x * math.sqrt(0.5)))
+
+
+def gelu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    below, u = 0.5 * (1 + erf(xp, x * math.sqrt(0.5))), clamp(xp, x, 50.0)  # beyond that the density is 0
+    return dy * (below + u * xp.exp(-0.5 * u * u) * (1 / math.sqrt(2 * math.pi)))
+
+
+def square_relu(xp: Namespace, x: Array) -> Array:
+    """max(x, 0)^2 (So et al. 2021)."""
+    return relu(xp, x) ** 2
+
+
+def square_relu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    return dy * (2 * relu(xp, x))
+
+
+def soft_cap(xp: Namespace, x: Array, cap: float) -> Array:
+    """cap tanh(x / cap): nearly x where that is small, and within [-cap, cap]."""
+    return cap * xp.tanh(x / cap)
+
+
+def soft_cap_bwd(xp: Namespace, dy: Array, x: Array, y: Array, cap: float) -> Array:
+    return dy * (1 - (y / cap) ** 2)
+
+
+def _polynomial(coefficients: tuple[float, ...], z: Array) -> Array:
+    """The polynomial in z with these coefficients, the highest first."""
+    y = coefficients[0] * z + coefficients[1]
+    for c in coefficients[2:]:
+        y *= z
+        y += c
+    return y
+
+
+# Numerator and denominator of the rational functions of `erf`.
+ERF_SINGLE = (
+    (
+        *(-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05),
+        *(-7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02),
+    ),
+    (
+        *(-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03),
+        -1.42647390514189e-02,
+    ),
+)
+ERF_NEAR = (
+    (
+        *(1.85777706184603153e-1, 3.16112374387056560e00, 1.13864154151050156e02, 3.77485237685302021e02),
+        3.20937758913846947e03,
+    ),
+    (1.0, 2.36012909523441209e01, 2.44024637934444173e02, 1.28261652607737228e03, 2.84423683343917062e03),
+)
+ERF_FAR = (
+    (
+        *(2.15311535474403846e-8, 5.64188496988670089e-1, 8.88314979438837594e0, 6.61191906371416295e01),
+        *(2.98635138197400131e02, 8.81952221241769090e02, 1.71204761263407058e03, 2.05107837782607147e03),
+        1.23033935479799725e03,
+    ),
+    (
+        *(1.0, 1.57449261107098347e01, 1.17693950891312499e02, 5.37181101862009858e02, 1.62138957456669019e03),
+        *(3.29079923573345963e03, 4.36261909014324716e03, 3.43936767414372164e03, 1.23033935480374942e03),
+    ),
+)
+
+
+def softmax(xp: Namespace, x: Array) -> Array:
+    """exp(x) / sum(exp(x)) over the last axis."""
+    e = xp.exp(x - xp.max(x, axis=-1, keepdims=True))
+    return e / xp.sum(e, axis=-1, keepdims=True)
+
+
+def softmax_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    return y * (dy - xp.sum(dy * y, axis=-1, keepdims=True))
+
+
+def log_softmax(xp: Namespace, x: Array) -> Array:
+    """log(softmax(x)) over the last axis."""
+    x = x - xp.max(x, axis=-1, keepdims=True)
+    return x - xp.log(xp.sum(xp.exp(x), axis=-1, keepdims=True))
+
+
+def log_softmax_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    return dy - xp.exp(y) * xp.sum(dy, axis=-1, keepdims=True)
+
+
+def linear(xp: Namespace, x: Array) -> Array:
+    return x
+
+
+def linear_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    return dy
+
+
+def affine(xp: Namespace, x: Array, alpha: float = 1.0, beta: float = 0.0) -> Array:
+    return alpha * x + beta
+
+
+def affine_bwd(xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 1.0, beta: float = 0.0) -> Array:
+    return alpha * dy
+
+
+def relu(xp: Namespace, x: Array) -> Array:
+    return xp.maximum(x, xp.zeros_like(x))
+
+
+def relu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    return dy * xp.astype(y > 0, y.dtype)
+
+
+def leaky_relu(xp: Namespace, x: Array, alpha: float = 0.01) -> Array:
+    return xp.where(x < 0, alpha * x, x)
+
+
+def leaky_relu_bwd(xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 0.01) -> Array:
+    return xp.where(y < 0, alpha * dy, dy)
+
+
+def thresholded_relu(xp: Namespace, x: Array, alpha: float = 1.0) -> Array:
+    """x above alpha, else 0."""
+    return xp.where(x <= alpha, xp.zeros_like(x), x)
+
+
+def thresholded_relu_bwd(xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 1.0) -> Array:
+    return dy * xp.astype(y > alpha, y.dtype)
+
+
+def scaled_tanh(xp: Namespace, x: Array, alpha: float = 1.0, beta: float = 1.0) -> Array:
+    """alpha tanh(beta x)."""
+    return alpha * xp.tanh(beta * x)
+
+
+def scaled_tanh_bwd(xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 1.0, beta: float = 1.0) -> Array:
+    return dy * (beta * (alpha - y * y / alpha))
+
+
+def hard_sigmoid(xp: Namespace, x: Array, alpha: float = 0.2, beta: float = 0.5) -> Array:
+    """alpha x + beta within [0, 1]."""
+    y = alpha * x + beta
+    return xp.minimum(xp.maximum(y, xp.zeros_like(y)), xp.ones_like(y))
+
+
+def hard_sigmoid_bwd(xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 0.2, beta: float = 0.5) -> Array:
+    return dy * (alpha * xp.astype((y > 0) & (y < 1), y.dtype))
+
+
+def elu(xp: Namespace, x: Array, alpha: float = 1.0) -> Array:
+    """x above 0, alpha (exp(x) - 1) below."""
+    low = xp.minimum(x, xp.zeros_like(x))
+    return xp.where(x > 0, x, alpha * xp.expm1(low))
+
+
+def elu_bwd(xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 1.0) -> Array:
+    return xp.where(y > 0, dy, dy * (y + alpha))
+
+
+SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772  # Klambauer et al. 2017
+
+
+def selu(xp: Namespace, x: Array) -> Array:
+    return SELU_SCALE * elu(xp, x, SELU_ALPHA)
+
+
+def selu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    return SELU_SCALE * elu_bwd(xp, dy, x, y / SELU_SCALE, SELU_ALPHA)
+
+
+def softsign(xp: Namespace, x: Array) -> Array:
+    """x / (1 + |x|)."""
+    return x / (1 + xp.abs(x))
+
+
+def softsign_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    slope = 1 - xp.abs(y)
+    return dy * (slope * slope)
+
+
+def softplus(xp: Namespace, x: Array) -> Array:
+    """log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|))."""
+    return xp.maximum(x, xp.zeros_like(x)) + xp.log1p(xp.exp(-xp.abs(x)))
+
+
+def softplus_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    return dy * -xp.expm1(-y)
+
+
+def exponential(xp: Namespace, x: Array) -> Array:
+    return xp.exp(x)
+
+
+def exponential_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    return dy * y
+
+
+class Pair(NamedTuple):
+    """An activation and its derivative, parameters bound."""
+
+    fwd: Callable[..., Array]
+    bwd: Callable[..., Array]
+
+
+GATES: dict[str, Pair] = {
+    "sigmoid": Pair(sigmoid, sigmoid_bwd),
+    "tanh": Pair(tanh, tanh_bwd),
+    "relu": Pair(relu, relu_bwd),
+    "linear": Pair(linear, linear_bwd),
+    "affine": Pair(affine, affine_bwd),
+    "leaky_relu": Pair(leaky_relu, leaky_relu_bwd),
+    "thresholded_relu": Pair(thresholded_relu, thresholded_relu_bwd),
+    "scaled_tanh": Pair(scaled_tanh, scaled_tanh_bwd),
+    "hard_sigmoid": Pair(hard_sigmoid, hard_sigmoid_bwd),
+    "elu": Pair(elu, elu_bwd),
+    "selu": Pair(selu, selu_bwd),
+    "softsign": Pair(softsign, softsign_bwd),
+    "softplus": Pair(softplus, softplus_bwd),
+    "exponential": Pair(exponential, exponential_bwd),
+}
+# Those of gated feed-forward layers; their derivatives need the input.
+FEED_FORWARD = {
+    "gelu": Pair(gelu, gelu_bwd),
+    "silu": Pair(silu, silu_bwd),
+    "relu": Pair(relu, relu_bwd),
+    "square_relu": Pair(square_relu, square_relu_bwd),
+    "sigmoid": Pair(sigmoid, sigmoid_bwd),
+    "selu": Pair(selu, selu_bwd),
+}
+# Logarithm of a forget gate from its pre-activation: f = sigmoid(f~) or exp(f~) (Beck et al. 2024, eq. 11).
+FORGET = {"sigmoid": Pair(log_sigmoid, log_sigmoid_bwd), "exponential": Pair(linear, linear_bwd)}
+# The derivative is read off the output, which these parameters must leave possible.
+POSITIVE = {"leaky_relu", "elu"}
+
+
+PARAMETERS = ("alpha", "beta")  # names of the parameters of gate activations, in order
+
+
+class Activation(NamedTuple):
+    """A gate activation by name, and the values of its parameters."""
+
+    name: str
+    values: tuple[Any, ...]
+
+
+def parse(text: str | Activation) -> Activation:
+    """Name and parameters of a gate activation, defaults filled in: "elu" -> ("elu", (1.0,)).
+
+    Raises
+    ------
+    ValueError
+        The name is unknown, or the parameters are not what it takes.
+    """
+    if isinstance(text, Activation):
+        return text
+    match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text) if isinstance(text, str) else None
+    if match is None or match[1] not in GATES:
+        raise ValueError(f"activations: {text!r} is unknown, expected one of {', '.join(GATES)}")
+    name, given = match[1], [part for part in (match[2] or "").split(",") if part.strip()]
+    defaults = [p.default for p in list(inspect.signature(GATES[name].fwd).parameters.values())[2:]]
+    try:
+        values = [float(part) for part in given]
+    except ValueError:
+        raise ValueError(f"activations: {text!r} has parameters that are not numbers") from None
+    if len(values) > len(defaults) or not all(map(math.isfinite, values)):
+        raise ValueError(f"activations: {text!r}, expected at most {len(defaults)} parameters, all finite")
+    values += defaults[len(values) :]
+    if (name in POSITIVE and values[0] <= 0) or (name == "thresholded_relu" and values[0] < 0):
+        raise ValueError(f"activations: {text!r}, expected an alpha above 0")
+    if name in ("scaled_tanh", "hard_sigmoid") and values[0] == 0:
+        raise ValueError(f"activations: {text!r}, expected an alpha other than 0")
+    return Activation(name, tuple(values))
+
+
+def canonical(text: str) -> str:
+    """The one way to write a gate activation: "hard_sigmoid" -> "hard_sigmoid(0.2, 0.5)"."""
+    name, values = parse(text)
+    return f"{name}({', '.join(map(repr, values))})" if values else name
+
+
+def pair(text: str | Activation) -> Pair:
+    """The functions of a gate activation; see `parse`."""
+    name, values = parse(text)
+    if not values:
+        return GATES[name]
+    given = dict(zip(PARAMETERS, values, strict=False))
+    return Pair(*(functools.partial(f, **given) for f in GATES[name]))
+
+
+EPS = 1e-5  # of torch.nn.LayerNorm
+
+
+def normalize(xp: Namespace, x: Array, axis: int, eps: float = EPS) -> tuple[Array, Array]:
+    """x with mean 0 and variance 1 along `axis` (Ba et al. 2016, eq. 3), and 1 / its standard deviation."""
+    x, c = _with_squares(xp, x, axis)
+    return _by_root(xp, x - xp.mean(x, axis=axis, keepdims=True), c, axis, eps)
+
+
+def normalize_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Array:
+    """Gradient of x from that of n, with `n, r = normalize(xp, x, axis)`."""
+    mean, along = (xp.mean(a, axis=axis, keepdims=True) for a in (dn, dn * n))
+    return r * (dn - mean - n * along)
+
+
+def normalize_root(xp: Namespace, x: Array, axis: int, eps: float = EPS) -> tuple[Array, Array]:
+    """x with mean square 1 along `axis` (Zhang & Sennrich 2019, eq. 4), and 1 / the root of it."""
+    x, c = _with_squares(xp, x, axis)
+    return _by_root(xp, x, c, axis, eps)
+
+
+def _by_root(xp: Namespace, x: Array, c: Array | float, axis: int, eps: float) -> tuple[Array, Array]:
+    """x with mean square 1, and c / the root of it."""
+    r = 1 / xp.sqrt(xp.mean(x * x, axis=axis, keepdims=True) + eps)
+    return x * r, r * c
+
+
+def _with_squares(xp: Namespace, x: Array, axis: int) -> tuple[Array, Array | float]:
+    """x times factors c along `axis`, such that its squares are finite, and c.
+
+    c is 1 unless x has larger elements than `fourth_root`; those are so large that eps does not matter beside them.
+    """
+    if xp is np and math.isfinite(squares(x)):  # then no square overflows, and c is not needed
+        return x, 1.0
+    most, limit = xp.max(xp.abs(x), axis=axis, keepdims=True), fourth_root(xp, x.dtype)
+    c = limit / xp.maximum(most, xp.full_like(most, limit))
+    return x * c, c
+
+
+def squares(x: Array) -> float:
+    """The sum of all x^2 of a NumPy array, infinite where it overflows, by one pass over it and in silence."""
+    if x.flags.c_contiguous:
+        return float(np.vdot(x, x))
+    axes = list(range(x.ndim))
+    return float(np.einsum(x, axes, x, axes, []))
+
+
+@functools.cache
+def fourth_root(xp: Namespace, dtype: Any) -> float:
+    """Give that of the largest number of a dtype: a sum of many products of three such numbers does not overflow."""
+    return math.pow(xp.finfo(known_dtype(xp, dtype)).max, 0.25)
+
+
+def known_dtype(xp: Namespace, dtype: Any) -> Any:
+    """A dtype with the same exponents that `finfo` knows: that of CuPy does not know bfloat16."""
+    return xp.float32 if dtype_name(dtype) == "bfloat16" else dtype
+
+
+def normalize_root_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Array:
+    """Gradient of x from that of n, with `n, r = normalize_root(xp, x, axis)`."""
+    return r * (dn - n * xp.mean(dn * n, axis=axis, keepdims=True))
+
+
+def clamp(xp: Namespace, x: Array, limit: float) -> Array:
+    """x within [-limit, limit], without the synchronisation that `xp.clip` costs on CuPy."""
+    high = xp.full_like(x, limit)
+    return xp.minimum(xp.maximum(x, -high), high)
+
+
+def clamp_bwd(xp: Namespace, dy: Array, x: Array, limit: float) -> Array:
+    return dy * xp.astype(xp.abs(x) < limit, dy.dtype)

@@ -1,0 +1,233 @@
+"""Descriptions that other people wrote, JSON and YAML, read within bounds; and objects made of them.
+
+A file may hold anything. Its size, its nesting, the number of its values and the size of its numbers are bounded before
+or while it is read, so that time and memory are those of its size, and every refusal is a short ValueError or TypeError
+that names the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from xlstm.arrays.checks import shown
+
+Made = TypeVar("Made")
+
+JSON_BYTES = 1 << 23
+YAML_BYTES = 1 << 16  # which PyYAML takes some 100 times as long for
+VALUES = 500_000  # in a document, of which the worst take 100 bytes each
+DEEPEST = 64  # containers in containers
+DIGITS = 40  # of a whole number
+LONGEST = 600  # characters of a message, whatever a file holds
+
+# Plain scalars of YAML 1.2, but for octal numbers: 1e-6 is a number; 12:30:00, 017 and "no" are text.
+INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+REAL = re.compile(r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
+WORDS: dict[str, Any] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+
+
+@contextlib.contextmanager
+def brief() -> Iterator[None]:
+    """Messages of errors are short and printable, whatever names and values of a file they quote."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        text = cut(str(error))
+        if text == str(error):
+            raise
+        kinds = (FileNotFoundError, IsADirectoryError, OSError, TypeError, ValueError)
+        raise next(kind for kind in kinds if isinstance(error, kind))(text) from None
+
+
+def document(path: Path) -> dict[str, Any]:
+    """The object that a .json or .yaml file holds.
+
+    Raises
+    ------
+    OSError, ValueError
+        There is no such file, it is no such document, or it is beyond the bounds of one.
+    ImportError
+        It is YAML, and PyYAML is not installed.
+    """
+    is_json = path.suffix == ".json"
+    blob = content(path, JSON_BYTES if is_json else YAML_BYTES)
+    found = from_json(str(path), blob) if is_json else from_yaml(str(path), blob)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: holds a {type(found).__name__}, expected an object")
+    return found
+
+
+def content(path: Path, most: int) -> bytes:
+    """The bytes of a file that has at most so many; ValueError if it has more."""
+    with open(path, "rb") as file:
+        found = file.read(most + 1)
+    if len(found) > most:
+        raise ValueError(f"{path}: is longer than the {most} bytes that are taken")
+    return found
+
+
+def from_json(where: str, given: bytes | str) -> Any:
+    """The value of a JSON text; ValueError if there is none, or it is beyond bounds."""
+    try:
+        text = given if isinstance(given, str) else given.decode("utf-8")
+        most = VALUES + len(text) // 20
+        if sum(map(text.count, ",[{")) > most:
+            raise ValueError(f"it has more than {most} values")
+        found = json.loads(text, parse_int=_whole, parse_float=_real, parse_constant=_real, object_pairs_hook=_once)
+        _shallow(found)
+    except RecursionError:
+        raise ValueError(f"{where}: not readable JSON (it is nested more than {DEEPEST} deep)") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: not readable JSON ({error})") from error
+    return found
+
+
+def from_yaml(where: str, given: bytes) -> Any:
+    """The value of a YAML 1.2 text without tags; ValueError if there is none, or it is beyond bounds."""
+    try:
+        import yaml
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{where}: to read it, pip install pyyaml, or give config=") from error
+    try:
+        events = yaml.parse(given.decode("utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return _Composer(yaml, events).document()
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{where}: not readable YAML ({error})") from error
+
+
+class _Composer:
+    """Values from the events of PyYAML, which takes any depth, and any number of copies by aliases, itself."""
+
+    def __init__(self, yaml: Any, events: Iterator[Any]) -> None:
+        self.yaml, self.events = yaml, events
+        self.count = 0
+        self.anchors: dict[str, tuple[Any, int]] = {}  # values, and how many there are in each
+
+    def document(self) -> Any:
+        """The value of the one document."""
+        start = [type(next(self.events)).__name__ for _ in range(2)]  # of the stream, then of the document
+        if start[-1] != "DocumentStartEvent":
+            return None
+        found = self._value(next(self.events), 0)
+        _shallow(found)  # with its aliases
+        next(self.events)
+        if not isinstance(next(self.events), self.yaml.StreamEndEvent):
+            raise ValueError("there are several documents, expected one")
+        return found
+
+    def _value(self, event: Any, depth: int) -> Any:
+        yaml, before = self.yaml, self.count
+        self._counted(1)
+        if depth > DEEPEST:
+            raise ValueError(f"it is nested more than {DEEPEST} deep")
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in self.anchors:
+                raise ValueError(f"alias {event.anchor!r} comes before its anchor")
+            found, count = self.anchors[event.anchor]
+            self._counted(count)
+            return found
+        if event.tag not in (None, "!"):
+            raise ValueError(f"tag {event.tag!r} is not taken")
+        if isinstance(event, yaml.ScalarEvent):
+            found = _scalar(event.value) if event.implicit[0] else event.value
+        elif isinstance(event, yaml.SequenceStartEvent):
+            found = []
+            while not isinstance(item := next(self.events), yaml.SequenceEndEvent):
+                found.append(self._value(item, depth + 1))
+        else:
+            pairs = []
+            while not isinstance(key := next(self.events), yaml.MappingEndEvent):
+                if not isinstance(key, yaml.ScalarEvent):
+                    raise ValueError("a key is no name")
+                pairs.append((key.value, self._value(next(self.events), depth + 1)))
+            found = _once(pairs)
+        if event.anchor:
+            self.anchors[event.anchor] = found, self.count - before
+        return found
+
+    def _counted(self, count: int) -> None:
+        self.count += count
+        if self.count > VALUES:
+            raise ValueError(f"it has more than {VALUES} values")
+
+
+def _scalar(text: str) -> Any:
+    """The value of a plain scalar of YAML."""
+    if text in WORDS:
+        return WORDS[text]
+    if INTEGER.fullmatch(text):
+        return _whole(text)
+    return _real(text) if REAL.fullmatch(text) else text
+
+
+def _whole(text: str) -> int:
+    if len(text) > DIGITS:
+        raise ValueError(f"a number has {len(text)} digits, expected at most {DIGITS}")
+    return int(text)
+
+
+def _real(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"a number is {shown(text)}, expected a finite one")
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, no key of which is there twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {shown(twice)} is there twice")
+    return found
+
+
+def _shallow(value: Any) -> None:
+    """Raise ValueError if containers are nested too deep."""
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        level = [
+            v for one in level if isinstance(one, dict | list) for v in (one if isinstance(one, list) else one.values())
+        ]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {DEEPEST} deep")
+
+
+def made(where: str, kind: Callable[..., Made], options: Any, *first: Any) -> Made:
+    """A dataclass of values by the names of its fields, after those that are given first; the class checks the values.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A name is unknown or missing, or the class refuses a value.
+    """
+    if not isinstance(options, dict):
+        raise TypeError(f"{where}: is {shown(options)}, expected an object")
+    known = {f.name: f for f in fields(kind)[len(first) :]}  # type: ignore[arg-type]
+    for name in options:
+        if name not in known:
+            raise ValueError(f"{where}: {shown(name)} is unknown, expected some of {', '.join(known)}")
+    for name, field in known.items():
+        if name not in options and field.default is MISSING:
+            raise ValueError(f"{where}: {name} is missing")
+    return kind(*first, **options)
+
+
+def cut(text: str) -> str:
+    """A message without its middle where it is too long, and with escapes for what cannot be printed."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST * 2 // 3]} ... {text[-LONGEST // 4 :]}"
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

@@ -1,0 +1,228 @@
+"""A time series from a CSV file: one column of numbers, dated where the file has dates, gaps allowed."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from xlstm.arrays.checks import few, shown
+from xlstm.data import dates
+from xlstm.data import table as tables
+from xlstm.data.table import Table
+from xlstm.data.windows import Values
+
+DATASETS = ("sunspots", "co2")
+STEP_NAMES = {
+    ("Y", 1): "year",
+    ("M", 1): "month",
+    ("D", 7): "week",
+    ("D", 1): "day",
+    ("B", 1): "business day",
+    ("h", 1): "hour",
+    ("m", 60): "hour",
+}
+
+
+class Labels(Sequence[str]):
+    """The date or number of each row as text, made when it is read: of millions of rows few are shown.
+
+    Parameters
+    ----------
+    values : array (N,)
+        Dates, numbers, or text.
+    """
+
+    def __init__(self, values: np.ndarray[Any, Any]) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @overload
+    def __getitem__(self, k: int) -> str: ...
+    @overload
+    def __getitem__(self, k: slice) -> list[str]: ...
+    def __getitem__(self, k: int | slice) -> str | list[str]:
+        return [str(value) for value in self.values[k]] if isinstance(k, slice) else str(self.values[k])
+
+    def __iter__(self) -> Iterator[str]:
+        return map(str, self.values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Values at equal steps of time.
+
+    Attributes
+    ----------
+    name : str
+        The column's name.
+    values : float64 array (N,)
+        NaN where there is a gap.
+    labels : sequence of str
+        The date of each row, or its number where the file has no dates.
+    unit : str or None
+        Unit of the calendar, a NumPy datetime code such as "M" or "D", or "B" for business days; None
+        without dates.
+    every : int
+        Units from one row to the next.
+    note : str
+        What was done to the rows, for people; empty if nothing.
+    """
+
+    name: str
+    values: Values
+    labels: Sequence[str]
+    unit: str | None = None
+    every: int = 1
+    note: str = ""
+
+    @property
+    def step(self) -> str:
+        """What one row is in time, "month" for example; "step" where that has no name."""
+        return STEP_NAMES.get((self.unit or "", self.every), "step")
+
+    @property
+    def gaps(self) -> int:
+        """Rows without a value."""
+        return int(np.count_nonzero(np.isnan(self.values)))
+
+    def after(self, steps: int) -> list[str]:
+        """Labels of the `steps` rows that would come after the last one."""
+        if self.unit is None:
+            return [f"+{k}" for k in range(1, steps + 1)]
+        ahead = self.every * np.arange(1, steps + 1)
+        if self.unit == "B":
+            return [str(date) for date in np.busday_offset(np.datetime64(self.labels[-1], "D"), ahead)]
+        last = np.array(self.labels[-1], dtype=f"datetime64[{self.unit}]")
+        return [str(date) for date in last + ahead.astype(f"timedelta64[{self.unit}]")]
+
+
+def bundled(name: str) -> Path:
+    """Path of a CSV file that comes with the package: "sunspots" (monthly, 1749-1983) or "co2" (weekly, 1958-2001)."""
+    if name not in DATASETS:
+        raise ValueError(f"dataset: {name!r} is unknown, expected one of {', '.join(DATASETS)}")
+    return Path(__file__).parent / "datasets" / f"{name}.csv"
+
+
+def read_csv(path: str | os.PathLike[str], column: str | None = None, usual: str | None = None) -> Series:
+    """Read one column of a CSV file as a series.
+
+    The file has a header line and commas, semicolons (then a decimal comma is understood), tabs or
+    bars between cells. If a column holds dates (ISO 8601 in UTC or without a zone: 1958, 1958-03,
+    1958-03-29, 1958-03-29T06:00), or the first ones are year and month, they must rise, and rows
+    missing from their rhythm become gaps, weekends excepted where no row falls on one. An empty cell
+    is a gap; gaps at the beginning and the end are dropped.
+
+    Parameters
+    ----------
+    path : path
+    column : str, optional
+        Name of the column; not needed if only one holds numbers.
+    usual : str, optional
+        Taken if no column is named, several hold numbers, and this is one of them.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    ValueError
+        The file is empty or malformed, the column is unknown or could be several, a cell is not a
+        finite number, dates do not rise or are in another notation than ISO 8601, or a gap is too long to be
+        filled. Names file, row and column.
+    """
+    table = tables.read(path)
+    where = table.path
+    if all(tables.is_number(cell) or dates.ISO_DATE.fullmatch(cell) for cell in table.header):
+        raise ValueError(f"{where}: line 1 holds data, expected a header with the names of the columns")
+    if table.rows < 2:
+        raise ValueError(f"{where}: {table.rows} rows under the header, expected a series")
+    date = dates.column(table)
+    index = _column(table, column, usual, date)
+    name = table.header[index]
+    values = _numbers(table, index)
+    there = np.flatnonzero(~np.isnan(values))
+    if there.size == 0:
+        raise ValueError(f"{where}: column {name} has no numbers")
+    first, last = int(there[0]), int(there[-1])
+    values = values[first : last + 1]
+    if date is None or index == date:
+        return Series(name, values, Labels(np.arange(1, len(values) + 1)))
+    labels = Labels(table.text(date)[first : last + 1])
+
+    def line(row: int) -> str:
+        return table.line(first + row)
+
+    found = dates.read(labels.values, line)
+    if found is None:
+        note = "" if any(label.isdigit() for label in labels) else "no ISO 8601 dates, rows taken as equal steps"
+        return Series(name, values, labels, note=note)
+    calendar = dates.calendar(found, line)
+    if calendar is None:
+        return Series(name, values, Labels(found), note="dates have no common rhythm, rows taken as equal steps")
+    full = np.full(len(calendar.dates), np.nan)
+    full[calendar.place] = values
+    missing = len(full) - len(values)
+    note = f"{missing} rows missing from the file" if missing else ""
+    return Series(name, full, Labels(calendar.dates), calendar.unit, calendar.every, note)
+
+
+def _column(table: Table, column: str | None, usual: str | None, date: int | None) -> int:
+    """Index of the column of values."""
+    header = table.header
+    if column is not None:
+        if header.count(column) != 1:
+            problem = "is not in" if column not in header else "is more than once in"
+            raise ValueError(f"{table.path}: column {column!r} {problem} the header, which has {few(header)}")
+        return header.index(column)
+    numeric = [k for k, found in enumerate(table.numeric) if found and k != date]
+    if not numeric:
+        raise ValueError(f"{table.path}: no column holds numbers; the header has {few(header)}")
+    if len(numeric) > 1:
+        names = [header[k] for k in numeric]
+        if usual is not None and names.count(usual) == 1:
+            return header.index(usual)
+        raise ValueError(f"{table.path}: several columns hold numbers, choose one of {few(names)} with --column")
+    return numeric[0]
+
+
+def _numbers(table: Table, k: int) -> Values:
+    """The numbers of a column, (N,), NaN for empty cells."""
+    found = array("d")
+    for cells in table.blocks(k):
+        plain = [cell.replace(",", ".") for cell in cells] if table.decimal == "," else cells
+        start = len(found)
+        with contextlib.suppress(ValueError):
+            found.extend(map(float, plain))  # all cells of most blocks are numbers
+        if len(found) < start + len(cells) or not np.all(np.isfinite(found[start:])):
+            del found[start:]
+            found.extend(_number(table, k, start + row, cell) for row, cell in enumerate(cells))
+    return np.array(found)
+
+
+def _number(table: Table, k: int, row: int, cell: str) -> float:
+    if cell == "":
+        return math.nan
+    try:
+        value = float(cell.replace(table.decimal, "."))
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(
+            f"{table.line(row)}, column {table.header[k]} holds {shown(cell)}, "
+            "expected a finite number or nothing for a gap"
+        )
+    return value

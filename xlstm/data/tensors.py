@@ -1,0 +1,124 @@
+"""safetensors files, read array by array: eight bytes of length, a header in JSON, then the arrays one after another.
+
+The header is checked against the size of the file before any array is read.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xlstm.arrays.checks import shown
+from xlstm.data import reading
+
+Host = np.ndarray[Any, Any]
+METADATA = "__metadata__"
+AXES = 32
+# The format's own names; float8 and the like are refused.
+DTYPES = {
+    **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?"},
+    **{"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1"},
+}
+
+
+class Tensors:
+    """The arrays of a file: names, shapes and dtypes of all, and any of them when it is asked for.
+
+    The file stays open as long as the object exists: all of it is of one version of the file, which another process may
+    replace meanwhile.
+
+    Attributes
+    ----------
+    metadata : dict of str to str
+    shapes : dict of str to tuple of int
+    dtypes : dict of str to str
+        Under the format's own names.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError
+        There is no such file.
+    ValueError
+        It is no safetensors file, or is damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = path = Path(path)
+        if path.is_dir():
+            raise IsADirectoryError(f"{path}: a folder, expected a safetensors file")
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        self.metadata: dict[str, str] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        self._starts: dict[str, int] = {}
+        self._file = open(path, "rb")  # noqa: SIM115 (closed with the object)
+        weakref.finalize(self, self._file.close)
+        try:
+            self._describe()
+        except ValueError as error:
+            raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+
+    def read(self, names: Iterable[str] | None = None) -> dict[str, Host]:
+        """Arrays, by default all; bfloat16, which NumPy does not have, as float32."""
+        return {name: self._read(name) for name in (self.shapes if names is None else names)}
+
+    def _read(self, name: str) -> Host:
+        shape, dtype = self.shapes[name], self.dtypes[name]
+        count = math.prod(shape)
+        self._file.seek(self._starts[name])
+        found: Host = np.fromfile(self._file, DTYPES[dtype], count)
+        if found.size != count:
+            raise ValueError(f"{self.path}: {name} ends early, the file has changed while it was read")
+        if dtype == "BF16":
+            found = (found.astype(np.uint32) << 16).view(np.float32)
+        return found.reshape(shape)
+
+    def _describe(self) -> None:
+        """Read the header."""
+        size = os.fstat(self._file.fileno()).st_size
+        length = int.from_bytes(self._file.read(8), "little")
+        if not 2 <= length <= size - 8:
+            raise ValueError(f"its header has {length} bytes, the file {size}")
+        if length > reading.JSON_BYTES:
+            raise ValueError(f"its header has {length} bytes, expected at most {reading.JSON_BYTES}")
+        header = reading.from_json("header", self._file.read(length))
+        if not isinstance(header, dict):
+            raise ValueError(f"its header is a {type(header).__name__}, expected an object")
+        self.metadata = header.pop(METADATA, {})
+        if not isinstance(self.metadata, dict) or not all(isinstance(v, str) for v in self.metadata.values()):
+            raise ValueError(f"its {METADATA} are {shown(self.metadata)}, expected names and texts")
+        spans = sorted((*self._span(name, about), name) for name, about in header.items())
+        end = 0
+        for first, last, name in spans:
+            if first != end:
+                raise ValueError(
+                    f"{name} begins at byte {first} of the arrays, expected {end}, the end of the one before"
+                )
+            end, self._starts[name] = last, 8 + length + first
+        if end != size - 8 - length:
+            raise ValueError(f"its arrays have {end} bytes, the file has {size - 8 - length} for them")
+
+    def _span(self, name: str, about: Any) -> tuple[int, int]:
+        """Where an array lies, as its description says."""
+        if not isinstance(about, dict) or set(about) != {"dtype", "shape", "data_offsets"}:
+            raise ValueError(f"{name} is {shown(about)}, expected dtype, shape and data_offsets")
+        dtype, shape, span = about["dtype"], about["shape"], about["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in DTYPES:
+            raise ValueError(f"{name} has dtype {shown(dtype)}, expected one of {', '.join(DTYPES)}")
+        for numbers in (shape, span):
+            if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
+                raise ValueError(f"{name} has {shown(numbers)}, expected whole numbers from 0 up")
+        itemsize = np.dtype(DTYPES[dtype]).itemsize
+        if len(shape) > AXES or math.prod(n or 1 for n in shape) * itemsize >= 2**63:
+            raise ValueError(f"{name} has shape {shown(shape)}, which no array can have")
+        if len(span) != 2 or span[1] - span[0] != math.prod(shape) * itemsize:
+            raise ValueError(f"{name} of {dtype} has shape {shown(shape)} but lies in {shown(span)}")
+        self.shapes[name], self.dtypes[name] = tuple(shape), dtype
+        return span[0], span[1]

@@ -1,0 +1,1 @@
+"""How a recurrence runs: compiled loops, CUDA kernels, threads."""

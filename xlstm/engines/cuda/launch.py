@@ -1,0 +1,145 @@
+"""Compiles and launches kernels through CuPy, and says what the device is."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from xlstm.arrays import probe
+from xlstm.arrays.backend import Array, Namespace
+from xlstm.engines.cuda.source import ARRANGE, Source
+from xlstm.engines.cuda.tiling import Device
+
+OPTIONS = ("-std=c++17", "-default-device")
+LOOPS = 70  # the first sm that has what loops through global memory need
+NONPORTABLE = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+OPTIN = 97  # cudaDevAttrMaxSharedMemoryPerBlockOptin
+
+
+class CudaError(RuntimeError):
+    """A kernel that does not compile or cannot be launched."""
+
+
+class Grid(NamedTuple):
+    """Of a launch."""
+
+    x: int
+    y: int
+    threads: int
+    shared: int = 0
+
+
+class Runtime(Protocol):
+    """What runs kernels."""
+
+    @property
+    def device(self) -> Device: ...
+
+    def launch(self, source: Source, entry: str, grid: Grid, args: Sequence[Any]) -> None:
+        """Run the kernel `entry` of a source on NumPy scalars, arrays, and None where there is no array."""
+
+
+class CupyRuntime:
+    """The current device of CuPy, on its current stream."""
+
+    def __init__(self, number: int) -> None:
+        self.number, runtime = number, probe.cupy().cuda.runtime
+        properties = runtime.getDeviceProperties(number)
+        self.device = Device(
+            properties["name"].decode(),
+            10 * properties["major"] + properties["minor"],
+            properties["multiProcessorCount"],
+            runtime.deviceGetAttribute(OPTIN, number),
+        )
+        self._functions: dict[tuple[str, str], Callable[..., None]] = {}
+        self._lock = threading.Lock()
+        if self.device.capability >= 90:
+            largest = next((blocks for blocks in (16, 8) if self._clusters(blocks)), 0)
+            self.device = self.device._replace(cluster=largest)
+
+    def _clusters(self, blocks: int) -> bool:
+        """Whether clusters of so many blocks run: not every chip, nor every part of one, has SMs enough together."""
+        text = f'extern "C" __global__ void __cluster_dims__({blocks}, 1, 1) xlstm_probe() {{}}'
+        try:
+            self.launch(Source("xlstm_probe", text, (), 0, blocks, True), "xlstm_probe", Grid(blocks, 1, 32), [])
+        except CudaError:
+            return False
+        return True
+
+    def launch(self, source: Source, entry: str, grid: Grid, args: Sequence[Any]) -> None:
+        key = (source.text, entry)
+        if key not in self._functions:
+            with self._lock:
+                if key not in self._functions:
+                    self._functions[key] = compiled(source, entry)
+        for a in args:
+            if a is not None and not isinstance(a, np.generic) and not a.flags.c_contiguous:
+                raise CudaError(f"cuda: {entry} was given an array of shape {a.shape} that is not contiguous")
+        if probe.cupy().cuda.runtime.getDevice() != self.number:
+            raise CudaError(f"cuda: arrays are on device {self.number}, which is not CuPy's current one")
+        nothing = np.uintp(0)
+        given = tuple([nothing if a is None else a for a in args])
+        try:
+            self._functions[key]((grid.x, grid.y), (grid.threads,), given, shared_mem=grid.shared)
+        except Exception as error:
+            raise CudaError(
+                f"cuda: {entry} was not launched on {self.device.name} ({probe.first_line(error)}): "
+                f"{grid.x} x {grid.y} blocks of {grid.threads} threads with {grid.shared} bytes; {OTHERWISE}"
+            ) from error
+
+
+OTHERWISE = "XLSTM_CUDA_PATH=loop goes without own kernels"
+
+
+def compiled(source: Source, entry: str) -> Any:
+    """The kernel of a source as CuPy has it.
+
+    Raises
+    ------
+    CudaError
+        NVRTC refuses it; with NVRTC's log.
+    """
+    try:
+        function = module(source, entry).get_function(entry)
+        if entry != ARRANGE and source.shared:
+            function.max_dynamic_shared_size_bytes = source.shared
+        if entry != ARRANGE and source.cluster and source.blocks > 8:
+            probe.cupy().cuda.driver.funcSetAttribute(function.kernel.ptr, NONPORTABLE, 1)
+    except probe.cupy().cuda.compiler.CompileException as error:
+        raise CudaError(
+            f"cuda: {source.name} does not compile; {OTHERWISE}. NVRTC says:\n{error.get_message()}"
+        ) from error
+    except Exception as error:
+        raise CudaError(
+            f"cuda: {source.name} does not fit the device ({probe.first_line(error)}); {OTHERWISE}"
+        ) from error
+    return function
+
+
+def module(source: Source, entry: str) -> Any:
+    """The CuPy module of a kernel, not compiled yet; blocks that wait for one another are launched together."""
+    together = entry != ARRANGE and source.blocks > 1 and not source.cluster
+    return probe.cupy().RawModule(
+        code=source.text, options=OPTIONS, backend="nvrtc", enable_cooperative_groups=together
+    )
+
+
+def runtime(xp: Namespace, like: Array) -> Runtime | None:
+    """What runs kernels on arrays of `xp` such as `like`, or None where nothing does."""
+    if not xp.__name__.endswith("cupy"):
+        return None
+    return _cupy_runtime(like.device.id)
+
+
+def current() -> Device:
+    """CuPy's current device."""
+    return _cupy_runtime(int(probe.cupy().cuda.runtime.getDevice())).device
+
+
+@functools.cache
+def _cupy_runtime(number: int) -> CupyRuntime:
+    return CupyRuntime(number)

@@ -1,0 +1,1 @@
+"""Time loops compiled for the CPU by Numba."""

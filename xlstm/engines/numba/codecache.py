@@ -1,0 +1,91 @@
+"""Compiled code that is kept for later processes.
+
+The files lie in the folder `xlstm` of the user's cache folder (of NUMBA_CACHE_DIR, where that is set), which nobody but
+this user may read or write; where that cannot be (see `private.folder`), nothing is kept and each process compiles
+for itself. Numba's own cache is not used: it loads whatever lies in its folder, damaged or not. A file is named after
+all that its code depends on, the text of the module, the types of the arguments, the processor and the versions of
+Python, NumPy, Numba and llvmlite, so that code of other versions is never loaded. Together the files have at most
+`LIMIT` bytes: writing removes those that were not used for the longest time, among them those of other versions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+import numpy as np
+import platformdirs
+from numba.core.caching import NullCache
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+
+from xlstm.engines.numba import private
+
+LIMIT = 1 << 27  # the code of a layer and dtype, forward and backward, has about 1 MB
+PREFIX = "xlstm_"  # of the names of modules, and so of files
+VERSIONS = (sys.version, np.__version__, numba.__version__, llvmlite.__version__)
+
+
+def cached(function: Callable[..., Any], **options: Any) -> Any:
+    """The function compiled by `numba.njit` with these options, and kept.
+
+    It belongs to a module that `jit.load` makes, whose name depends on its whole text, these options included.
+    """
+    made = numba.njit(function, **options)
+    made._cache = Cache(f"{function.__module__}.{function.__qualname__}")
+    return made
+
+
+def describe() -> str:
+    """Where compiled code is kept, or why it is not."""
+    try:
+        return f"kept in {_folder()}"
+    except OSError as error:
+        return f"compiled again in each process: {error}"
+
+
+class Cache(NullCache):  # type: ignore[misc]
+    """The cache of one function, as Numba's dispatcher takes it."""
+
+    def __init__(self, function: str) -> None:
+        self.function = function
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The code for arguments of these types, None where there is none."""
+        target_context.refresh()
+        try:
+            data = private.read(_folder(), self._name(sig, target_context.codegen()), LIMIT)
+        except OSError:
+            return None
+        return None if data is None else CompileResult._rebuild(target_context, *pickle.loads(data))
+
+    def save_overload(self, sig: Any, result: Any) -> None:
+        """Keep the code, where it can be: not where it has addresses of this process."""
+        if result.library.has_dynamic_globals:
+            return
+        data = dumps(result._reduce())
+        with contextlib.suppress(OSError):
+            folder = _folder()
+            private.write(folder, self._name(sig, result.codegen), data)
+            private.bound(folder, PREFIX, LIMIT)
+
+    def _name(self, sig: Any, codegen: Any) -> str:
+        key = repr((self.function, sig, codegen.magic_tuple(), VERSIONS))
+        return f"{self.function}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.nbc"
+
+
+def _folder() -> Path:
+    if numba.config.CACHE_DIR:
+        return private.folder(Path(numba.config.CACHE_DIR, "xlstm"))
+    try:
+        path = platformdirs.user_cache_path("xlstm", appauthor=False)
+    except RuntimeError as error:  # the user has no home, as in many containers
+        raise OSError(str(error)) from None
+    return private.folder(path)

@@ -1,0 +1,97 @@
+"""Pictures, where matplotlib is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xlstm.data import writing
+from xlstm.data.series import Series
+from xlstm.data.windows import Values
+
+
+def available() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def check(path: Path) -> None:
+    """Refuse a path that no picture can be written to.
+
+    Raises
+    ------
+    ImportError
+        matplotlib is not installed.
+    ValueError, OSError
+        Its ending is no format of matplotlib's, or it cannot be written.
+    """
+    if not available():
+        raise ImportError(f"{path}: matplotlib is not installed; pip install matplotlib")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in formats:
+        raise ValueError(f"{path}: ends in {path.suffix!r}, expected one of .{', .'.join(sorted(formats))}")
+    writing.check(path)
+
+
+def forecast(path: str | os.PathLike[str], series: Series, at: np.ndarray[Any, Any], forecasts: Values) -> None:
+    """Draw one-step forecasts over the test part against the truth.
+
+    Parameters
+    ----------
+    path : path
+        Where the picture goes; the ending decides the format.
+    series : Series
+    at : integer array (N,)
+        Positions of the values forecast.
+    forecasts : array (N,)
+        The forecasts, in the series' own units.
+    """
+    from matplotlib.figure import Figure  # no pyplot: no screen, no global state
+
+    time = at if series.unit is None else np.array([series.labels[k] for k in at], dtype="datetime64")
+    truth = series.values[at]
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    whole, late = figure.subplots(2, 1)
+    zoom = slice(max(0, len(at) - max(24, len(at) // 5)), None)
+    for axes, part, title in ((whole, slice(None), "test part"), (late, zoom, "its last fifth")):
+        axes.plot(time[part], truth[part], color="0.45", linewidth=1.2, label="truth")
+        axes.plot(time[part], forecasts[part], color="tab:red", linewidth=1.0, label="forecast, one step ahead")
+        axes.set_title(f"{series.name}: {title}", loc="left", fontsize=10, parse_math=False)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_ylabel(series.name, parse_math=False)
+    figure.legend(*whole.get_legend_handles_labels(), loc="outside upper right", frameon=False, ncols=2, fontsize=9)
+    _save(figure, Path(path))
+
+
+def comparison(path: str | os.PathLike[str], rows: Sequence[Any]) -> None:
+    """Draw sequences a second of every backend by size, a panel for each layer and dtype."""
+    from matplotlib.figure import Figure
+
+    panels = list(dict.fromkeys((r.case.layer, r.case.dtype) for r in rows))
+    figure = Figure(figsize=(10, 1 + 3 * len(panels)), layout="constrained")
+    for (layer, dtype), axes in zip(panels, figure.subplots(len(panels), 1, squeeze=False)[:, 0], strict=True):
+        some = [r for r in rows if (r.case.layer, r.case.dtype) == (layer, dtype)]
+        for name in dict.fromkeys(r.device for r in some):
+            mine = [r for r in some if r.device == name]
+            sizes = [",".join(map(str, r.case.size)) for r in mine]
+            axes.plot(sizes, [r.sequences for r in mine], marker="o", label=name)
+        axes.set_yscale("log")
+        axes.set_ylabel("sequences a second")
+        axes.set_xlabel("T,B,D,H")
+        axes.set_title(f"{layer} {dtype}, {some[0].case.what}", loc="left", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9)
+    _save(figure, Path(path))
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Write a picture whole or not at all; the ending of `path` decides the format."""
+    with writing.whole(path) as temporary:
+        figure.savefig(temporary, dpi=120, format=path.suffix.removeprefix("."))

@@ -1,0 +1,178 @@
+"""Checkpoints of the published xLSTM packages, of block stacks and of the large architecture, without PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xlstm.arrays.backend import Backend, Params, backend_of, to_numpy
+from xlstm.data import reading, writing
+from xlstm.interop.nxai import names
+from xlstm.interop.nxai.config import config_of, model_of
+from xlstm.interop.nxai.files import Shards, config_beside
+from xlstm.layers.backbone import xLSTMStack
+from xlstm.layers.large import xLSTMLarge
+from xlstm.models.language import xLSTMLanguageModel
+from xlstm.training import checkpoint
+
+STYLES = ("xlstm", "transformers")
+
+
+@reading.brief()
+def load(
+    path: str | os.PathLike[str],
+    config: Mapping[str, Any] | None = None,
+    *,
+    backend: str | Backend | None = None,
+    dtype: str | None = None,
+) -> tuple[xLSTMLanguageModel, Params]:
+    """A language model from a published checkpoint.
+
+    Parameters
+    ----------
+    path : path
+        A safetensors file, or a folder with `model.safetensors` or shards of it, whose arrays have the names of the
+        package `xlstm` (block stacks and `xLSTMLarge`, weights single or fused) or of `xLSTMForCausalLM` in
+        transformers. Arrays are read one at a time.
+    config : dict, optional
+        Configuration, as the package or transformers has it; by default that beside the checkpoint, in `config.json`
+        or `config.yaml`, or for a file `NAME.safetensors` also in `NAME_config.json`.
+    backend : str or Backend, optional
+        Where the parameters are put; a name as for `xlstm.backend`, by default "auto".
+    dtype : str, optional
+        By default that of the checkpoint, and float32 for narrower ones.
+
+    Returns
+    -------
+    model : xLSTMLanguageModel
+        `model.forward(params, tokens)` with tokens (B, T) gives logits (B, T, V).
+    params : dict
+
+    Raises
+    ------
+    OSError, ValueError, TypeError
+        There is no such checkpoint, it is damaged, arrays are missing, surplus, misshapen or not finite, or a key of
+        the configuration is unknown. Names and shapes are checked before anything is read.
+    """
+    path = Path(path)
+    shards = Shards(path)
+    large = any(name.startswith("backbone.") for name in shards.shapes)
+    found = config_beside(path) if config is None else config
+    model, style = model_of(found, most=len(shards.shapes), large=large)
+    _check(model, style, shards)
+    if model.tied and not _same_head(model, style, shards):
+        model = dataclasses.replace(model, tied=False)
+    chosen = backend_of(backend, dtype or (backend.dtype if isinstance(backend, Backend) else shards.dtype))
+    params: Params = {}
+    for name, pieces in names.pieces(model, style, shards.shapes).items():
+        params[name] = chosen.asarray(_assembled(shards, name, pieces, model, chosen.dtype))
+    return model, {name: params[name] for name in model.shapes}
+
+
+def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params, *, style: str = "xlstm") -> None:
+    """Write a checkpoint that the published package loads, or with `style="transformers"` transformers.
+
+    Parameters
+    ----------
+    path : path
+        A folder, which gets `model.safetensors`, `config.json` and, for an `xLSTMLarge` in the style of the package,
+        the `config.yaml` that its loader reads; or a file `NAME.safetensors`, which gets `NAME_config.json` beside
+        it. Each is written whole or not at all. They are replaced once all are on the disk; if the system refuses to
+        replace one of them, those before it are new already.
+    model : xLSTMLanguageModel
+        Of an `xLSTMStack` or `xLSTMLarge`.
+    params : dict
+    style : {"xlstm", "transformers"}
+        Whose names.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Theirs cannot express the model, or the parameters are not its.
+    OSError
+        The folder cannot be written to, or a file cannot be replaced.
+    """
+    if style not in STYLES:
+        raise ValueError(f"save: style is {style!r}, expected one of {', '.join(STYLES)}")
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, xLSTMStack | xLSTMLarge):
+        raise TypeError(f"save: model is {model!r}, expected an xLSTMLanguageModel of an xLSTMStack or xLSTMLarge")
+    model.namespace(params, {})
+    path = Path(path)
+    config = config_of(model, style)
+    about = json.dumps(
+        config,
+        indent=2,
+    )
+    arrays = names.written(model, style, {name: to_numpy(p) for name, p in params.items()})
+    if path.suffix == ".safetensors":
+        file, beside = path, path.with_name(f"{path.stem}_config.json")
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        file, beside = path / "model.safetensors", path / "config.json"
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    texts = {beside: about}
+    if beside.name == "config.json" and style == "xlstm" and isinstance(backbone, xLSTMLarge):
+        texts[path / "config.yaml"] = _yaml(config)
+    with writing.together(file, *texts) as (weights, *descriptions):
+        try:
+            save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, weights, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, for one
+            raise OSError(str(error)) from error
+        for description, text in zip(descriptions, texts.values(), strict=True):
+            description.write_bytes(text.encode())
+
+
+def _yaml(config: Mapping[str, Any]) -> str:
+    """A configuration without others in it as YAML, where 1e-06 would be a string."""
+    lines = "".join(f"{name}: {json.dumps(value)}\n" for name, value in config.items())
+    return re.sub(r"(: \d+)e", r"\1.0e", lines)
+
+
+def _check(model: xLSTMLanguageModel, style: str, shards: Shards) -> None:
+    """Raise ValueError unless the checkpoint has the arrays of the model, in their shapes."""
+    expected = names.expected(model, style, shards.shapes)
+    for name, shape in expected.items():
+        if name not in shards.shapes:
+            raise ValueError(f"{shards.path}: {name} is missing, expected it in shape {shape}")
+        if shards.shapes[name] != shape:
+            raise ValueError(f"{shards.path}: {name} has shape {shards.shapes[name]}, expected {shape}")
+    twice = {names.HEAD, names.embedding_of(model, style)} if model.tied else set()
+    surplus = [name for name in shards.shapes if name not in expected and name not in twice]
+    if surplus:
+        more = f" and {len(surplus) - 1} more" if len(surplus) > 1 else ""
+        raise ValueError(f"{shards.path}: {surplus[0]}{more} is surplus, the configuration has no place for it")
+
+
+def _same_head(model: xLSTMLanguageModel, style: str, shards: Shards) -> bool:
+    """Whether the head of a tied model is the embedding; transformers 5 keeps them apart whatever is configured."""
+    embedding = names.embedding_of(model, style)
+    if not {names.HEAD, embedding} <= set(shards.shapes):
+        return True
+    if np.array_equal(shards.read(names.HEAD), shards.read(embedding)):
+        return True
+    if style == "transformers" and shards.shapes[names.HEAD] == shards.shapes[embedding]:
+        return False
+    raise ValueError(f"{shards.path}: {names.HEAD} is another array than {embedding}, expected the same as it is tied")
+
+
+def _assembled(shards: Shards, name: str, pieces: list[names.Piece], model: xLSTMLanguageModel, dtype: str) -> Any:
+    """A parameter of ours from its pieces, in the dtype asked for and never twice in memory."""
+    shape = tuple(n or 0 for n in model.shapes[name].values())
+    whole = None if len(pieces) == 1 else np.empty(shape, dtype=dtype)
+    for piece in pieces:
+        found = shards.read(piece.name)
+        checkpoint.finite(shards.path, {piece.name: found}, dtype)
+        if whole is None:
+            return np.ascontiguousarray(piece.layout.read(found, shape), dtype=dtype)
+        whole[piece.rows] = found
+    return whole

@@ -1,0 +1,77 @@
+"""Initial weights by name, drawn on the host so that a seed means the same on every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from xlstm.arrays import checks
+
+Values = np.ndarray[Any, Any]
+
+
+def _uniform(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int) -> Values:
+    """U(-1/sqrt(H), 1/sqrt(H)) for every weight and bias, as `torch.nn.LSTM`."""
+    return rng.uniform(-(H**-0.5), H**-0.5, shape)
+
+
+def _notebook(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int) -> Values:
+    """Input weights N(0, 2/(D+H)), recurrent weights N(0, 1/H), both variances; the rest zero."""
+    if name == "Wx":
+        return rng.normal(0.0, (2 / (shape[1] + H)) ** 0.5, shape)
+    return rng.normal(0.0, shape[1] ** -0.5, shape) if len(shape) == 2 else np.zeros(shape)
+
+
+def _glorot(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int) -> Values:
+    """Keras': U(-a, a), a^2 = 6/(D + G H) (Glorot & Bengio 2010), Wh orthogonal (Saxe et al. 2014), the rest zero."""
+    if name == "Wh":
+        q, r = np.linalg.qr(rng.standard_normal(shape))
+        return np.asarray(q * np.sign(np.diag(r)))
+    if len(shape) == 2:
+        limit = (6 / sum(shape)) ** 0.5
+        return rng.uniform(-limit, limit, shape)
+    return np.zeros(shape)
+
+
+def _lecun(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int) -> Values:
+    """Matrices N(0, 1/inputs) (LeCun et al. 1998), the rest zero."""
+    return rng.normal(0.0, shape[1] ** -0.5, shape) if len(shape) == 2 else np.zeros(shape)
+
+
+RECURRENT = {"uniform": _uniform, "glorot": _glorot, "lecun": _lecun, "notebook": _notebook}
+
+
+def recurrent(name: str) -> Callable[..., Values]:
+    """The initialiser `name` of a recurrent layer: `draw(rng, parameter, shape, H)`.
+
+    Raises
+    ------
+    ValueError
+        There is none of that name.
+    """
+    if not isinstance(name, str) or name not in RECURRENT:
+        raise ValueError(f"initializer: {checks.shown(name)} is unknown, expected one of {', '.join(RECURRENT)}")
+    return RECURRENT[name]
+
+
+def powerlaw(K: int, depth: float = 0.0) -> Values:
+    """Forget biases of a head of an sLSTM, 5 - 12 (k / (K - 1))^(0.3 + 1.3 depth), as the published package has them.
+
+    `depth` goes from 0 for the first block of a stack to 1 for the last.
+    """
+    return 5 - 12 * (np.arange(K) / max(1, K - 1)) ** (0.3 + 1.3 * depth)
+
+
+def slstm_bias(N: int, K: int, forget: Values | float) -> Values:
+    """Biases (4 N K,) of the N heads of an sLSTM: 0, but for those of the forget gate of each head."""
+    values = np.zeros((4, N, K))
+    values[1] = forget
+    return values.ravel()
+
+
+def linear(rng: np.random.Generator, outputs: int, inputs: int) -> tuple[Values, Values]:
+    """Weight (O, I) and bias (O,) of a linear layer from U(-1/sqrt(I), 1/sqrt(I)), as `torch.nn.Linear`."""
+    bound = inputs**-0.5
+    return rng.uniform(-bound, bound, (outputs, inputs)), rng.uniform(-bound, bound, outputs)

@@ -1,0 +1,198 @@
+"""Is this backward pass the gradient of this forward pass? Public, for any pair of functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.arrays.backend import Array, generator, like, to_numpy
+
+# Fourth-order central difference: weights of f(x + k step v) over step.
+STENCIL = {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}
+TINY = float(np.finfo(np.float64).tiny)
+ROUNDING = 10 * float(np.finfo(np.float64).eps)  # a few roundings on the way to an output
+
+
+class GradientError(AssertionError):
+    """A backward pass disagrees with finite differences; names the input and the output."""
+
+
+def gradcheck(
+    forward: Callable[..., tuple[Any, Any]],
+    backward: Callable[[Any, Any], Any],
+    inputs: tuple[Any, ...],
+    *,
+    directions: int = 2,
+    step: float = 1e-4,
+    tolerance: float = 1e-7,
+    seed: int = 0,
+) -> float:
+    """Compare a backward pass with finite differences in random directions.
+
+    For outputs y = f(x), a random cotangent w and a random direction v, the derivative of <w, f(x)>
+    along v must equal <dx, v>. This is done with one output at a time and with all outputs
+    together, and for each input by itself, so no error can hide behind a larger gradient.
+
+    Parameters
+    ----------
+    forward : callable
+        `forward(*inputs) -> (outputs, saved)`. `outputs` is an array or a nesting of tuples, lists
+        and dicts of arrays.
+    backward : callable
+        `backward(saved, doutputs) -> dinputs`: the gradients of <outputs, doutputs>, nested like
+        `inputs`.
+    inputs : tuple
+        Arguments of `forward`: float64 arrays of any backend, or nestings of them. None has no
+        gradient.
+    directions : int
+        Random directions for each pair of input and output.
+    step : float
+        Step of the fourth-order central difference. Where it disagrees, a tenth and a hundredth of it are
+        tried too: the error of the difference itself, or of a kink within its reach, vanishes with the step.
+    tolerance : float
+        Largest relative error allowed. Errors are relative to the larger of the two derivatives
+        and of |dx| |v| / sqrt(n), the size a derivative in a random direction has. What ten
+        roundings of each output do to the finite difference is not counted as an error; where that
+        is more than the tolerance allows of the largest gradient, nothing can be checked, which is
+        an error too.
+    seed : int
+        Seed of the cotangents and directions.
+
+    Returns
+    -------
+    float
+        The largest relative error found.
+
+    Raises
+    ------
+    GradientError
+        An error above `tolerance`, or a gradient that is not finite or whose shape or nesting is
+        not that of its input.
+    TypeError
+        An input is not float64.
+    """
+    rng = generator(seed, where="gradcheck")
+    directions = checks.count("gradcheck", "directions", directions)
+    step, tolerance = checks.above_0("gradcheck", "step", step), checks.above_0("gradcheck", "tolerance", tolerance)
+    forward = checks.function("gradcheck", "forward", forward)
+    backward = checks.function("gradcheck", "backward", backward)
+    inputs = checks.instance((tuple, list), "a tuple of arrays")("gradcheck", "inputs", inputs)
+    leaves = _leaves(inputs)
+    if not leaves:
+        raise ValueError("gradcheck: there are no inputs to check")
+    for name, leaf in leaves.items():
+        dtype = getattr(leaf, "dtype", type(leaf).__name__)
+        if not str(dtype).endswith("float64") or not hasattr(leaf, "shape"):
+            raise TypeError(f"gradcheck: input {name} is {dtype}, expected a float64 array")
+    both: Any = forward(*inputs)
+    if not isinstance(both, tuple) or len(both) != 2:
+        raise TypeError(f"gradcheck: forward gave {checks.shown(both)}, expected a tuple (outputs, saved)")
+    outputs, saved = both
+    shapes = {name: tuple(leaf.shape) for name, leaf in _leaves(outputs).items()}
+    for name, leaf in _leaves(outputs).items():
+        if not np.all(np.isfinite(to_numpy(leaf))):
+            raise GradientError(f"output {name} is not finite")
+    worst = 0.0
+    for chosen in [*([name] for name in shapes if len(shapes) > 1), list(shapes)]:
+        for _ in range(directions):
+            w = {name: rng.standard_normal(shape) * (name in chosen) for name, shape in shapes.items()}
+            cotangent = _replace(outputs, {name: like(w[name], y) for name, y in _leaves(outputs).items()})
+            dinputs = _gradients(backward(saved, cotangent), leaves)
+            found = {}
+            for name, x in leaves.items():
+                v = rng.standard_normal(tuple(x.shape))
+                exact = float(np.sum(dinputs[name] * v))
+                cotangents = {n: w[n] for n in chosen}
+                numeric, noise = _difference(forward, inputs, name, v, cotangents, step)
+                usual = float(np.linalg.norm(dinputs[name]) * np.linalg.norm(v)) / max(1.0, v.size**0.5)
+                found[name] = (v, exact, numeric, noise, max(abs(exact), abs(numeric), usual, TINY))
+            largest = max(scale for *_, scale in found.values())
+            for name, (v, exact, numeric, noise, scale) in found.items():
+                pair = f"gradient of output {', '.join(chosen)} by input {name}"
+                if noise > tolerance * largest > tolerance * TINY:
+                    raise GradientError(f"{pair}: cannot be checked, it drowns in the rounding of the outputs")
+                error = _error(exact - numeric, noise, scale)
+                for smaller in (step / 10, step / 100):
+                    if error <= tolerance:
+                        break
+                    # What the difference leaves out, or a kink within its reach, goes away; a wrong gradient does not.
+                    again, noise = _difference(forward, inputs, name, v, cotangents, smaller)
+                    if noise > tolerance * largest:
+                        break
+                    error = _error(exact - again, noise, scale)
+                if not error <= tolerance:  # NaN is not
+                    raise GradientError(
+                        f"{pair}: backward gives {exact:.12g}, finite differences {numeric:.12g}, "
+                        f"relative error {error:.2g} > {tolerance:.2g}"
+                    )
+                worst = max(worst, error)
+    return worst
+
+
+def _error(gap: float, noise: float, scale: float) -> float:
+    return 0.0 if abs(gap) <= noise else (abs(gap) - noise) / scale
+
+
+def _difference(
+    forward: Callable[..., tuple[Any, Any]],
+    inputs: tuple[Any, ...],
+    name: str,
+    v: np.ndarray[Any, Any],
+    cotangents: Mapping[str, np.ndarray[Any, Any]],
+    step: float,
+) -> tuple[float, float]:
+    """The derivative of <outputs, cotangents> along v by finite differences, and what rounding may make of it."""
+    x = _leaves(inputs)[name]
+    numeric, noise = 0.0, 0.0
+    for k, weight in STENCIL.items():
+        y = _leaves(forward(*_replace(inputs, {name: x + like(k * step * v, x)}))[0])
+        terms = [w * to_numpy(y[n]) for n, w in cotangents.items()]
+        numeric += weight / step * sum(float(np.sum(term)) for term in terms)
+        noise += ROUNDING * abs(weight) / step * sum(float(np.sum(np.abs(term))) for term in terms)
+    return numeric, noise
+
+
+def _gradients(dinputs: Any, leaves: dict[str, Array]) -> dict[str, np.ndarray[Any, Any]]:
+    found = {name: to_numpy(leaf) for name, leaf in _leaves(dinputs).items()}
+    if set(found) != set(leaves):
+        raise GradientError(f"backward returns gradients {sorted(found)}, expected {sorted(leaves)}")
+    for name, leaf in leaves.items():
+        if found[name].shape != tuple(leaf.shape):
+            raise GradientError(f"gradient of {name} has shape {found[name].shape}, expected {tuple(leaf.shape)}")
+        if not np.all(np.isfinite(found[name])):
+            raise GradientError(f"gradient of {name} is not finite")
+    return found
+
+
+def _leaves(tree: Any, path: str = "") -> dict[str, Array]:
+    """Arrays of a nesting of tuples, lists and dicts, by their path such as "0.Wx" or "1.0"."""
+    if tree is None:
+        return {}
+    if isinstance(tree, Mapping):
+        items = list(tree.items())
+    elif isinstance(tree, tuple | list):
+        items = list(enumerate(tree))
+    else:
+        return {path or "0": tree}
+    found: dict[str, Array] = {}
+    for key, value in items:
+        found |= _leaves(value, _join(path, key))
+    return found
+
+
+def _replace(tree: Any, new: Mapping[str, Array], path: str = "") -> Any:
+    """The same nesting with the arrays at the paths in `new` replaced."""
+    if tree is None:
+        return None
+    if isinstance(tree, Mapping):
+        return {key: _replace(value, new, _join(path, key)) for key, value in tree.items()}
+    if isinstance(tree, tuple | list):
+        return tuple(_replace(value, new, _join(path, key)) for key, value in enumerate(tree))
+    return new.get(path or "0", tree)
+
+
+def _join(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)

@@ -1,0 +1,1 @@
+"""A formula run on symbols, and its trace written as source code."""

@@ -1,0 +1,113 @@
+"""Parameters and what describes them in one safetensors file, written whole or not at all.
+
+The file holds the arrays under their names. Its metadata has one entry, "xlstm", a JSON object with
+the version of the format, the kind of model and its configuration; one entry, because safetensors
+writes several in no fixed order, and equal models are to give equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm.arrays.backend import Array, to_numpy
+from xlstm.arrays.checks import shown
+from xlstm.data import reading, writing
+from xlstm.data.tensors import Tensors
+
+KEY = "xlstm"
+VERSION = 1
+
+
+def save(path: str | os.PathLike[str], params: dict[str, Array], kind: str, config: dict[str, Any]) -> None:
+    """Write a model file, whole or not at all, as `xlstm.writing` does.
+
+    Parameters
+    ----------
+    path : path
+    params : dict of str to array
+        Arrays of any backend.
+    kind : str
+        Kind of model, checked by `load`.
+    config : dict
+        Anything JSON can hold.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    about = json.dumps({"version": VERSION, "kind": kind, "config": config})
+    arrays = {name: np.ascontiguousarray(to_numpy(array)) for name, array in params.items()}
+    writing.write(path, to_bytes(arrays, metadata={KEY: about}))
+
+
+@reading.brief()
+def is_ours(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is one that `save` wrote; raises as `load` does if it is no safetensors file."""
+    return KEY in Tensors(path).metadata
+
+
+@reading.brief()
+def kind_of(path: str | os.PathLike[str]) -> str:
+    """The kind of model a file holds; raises as `load` does."""
+    return _about(Tensors(path)).kind
+
+
+@reading.brief()
+def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
+    """Read a model file: its arrays, on the host, and its configuration.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        It is no safetensors file, is damaged, or is of another format, version or kind.
+    """
+    file = Tensors(path)
+    about = _about(file)
+    if about.kind != kind:
+        raise ValueError(f"{path}: kind is {about.kind!r}, expected {kind!r}")
+    return file.read(), about.config
+
+
+def finite(path: str | os.PathLike[str], arrays: dict[str, np.ndarray[Any, Any]], dtype: str | None = None) -> None:
+    """Raise ValueError unless all numbers of a file are finite, and stay so in the dtype that they are put in."""
+    host = "float32" if dtype == "bfloat16" else dtype  # NumPy has no bfloat16, whose exponents have as many bits
+    for name, array in arrays.items():
+        with np.errstate(over="ignore"):
+            found = array if host is None else array.astype(host, copy=False)
+        if not np.all(np.isfinite(found)):
+            raise ValueError(f"{path}: {name} is not finite{'' if found is array else f' in {dtype}'}")
+
+
+class _About(NamedTuple):
+    """The description in the metadata of a file."""
+
+    kind: str
+    config: dict[str, Any]
+
+
+def _about(file: Tensors) -> _About:
+    """The description in a file of our version."""
+    if KEY not in file.metadata:
+        raise ValueError(f"{file.path}: not an xlstm model file, its metadata has no entry {KEY!r}")
+    try:
+        about = reading.from_json(f"entry {KEY!r}", file.metadata[KEY])
+        if not isinstance(about, dict) or not {"version", "kind", "config"} <= set(about):
+            raise ValueError(f"it is {shown(about)}, expected version, kind and config")
+    except ValueError as error:
+        raise ValueError(f"{file.path}: its description is not readable ({error})") from error
+    if about["version"] != VERSION:
+        raise ValueError(f"{file.path}: version is {shown(about['version'])}, expected {VERSION!r}")
+    if not isinstance(about["kind"], str) or not isinstance(about["config"], dict):
+        raise ValueError(
+            f"{file.path}: kind and config are {shown([about['kind'], about['config']])}, expected text and an object"
+        )
+    return _About(about["kind"], about["config"])

@@ -1,0 +1,122 @@
+"""Losses: each returns the loss (a 0-d array) and its gradient by the prediction.
+
+A loss is the mean over all elements that `mask` selects. A mask is boolean and covers the leading
+axes of the target: (T, B) masks whole time steps, the target's own shape single values.
+"""
+
+from __future__ import annotations
+
+import math
+
+from xlstm.arrays import checks
+from xlstm.arrays.backend import Array, Namespace, check_library, device_of, namespace
+from xlstm.cells.activations import clamp, log_softmax
+
+
+def mse(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Array]:
+    """Mean squared error, mean((y - target)^2), and its gradient by y.
+
+    Parameters
+    ----------
+    y, target : array
+        Prediction and truth, of one shape.
+    mask : bool array, optional
+        Elements that count.
+
+    Returns
+    -------
+    loss : 0-d array
+    dy : array
+        In the shape of y.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Shapes, libraries or dtypes do not match.
+    """
+    xp, weight = _regression("mse", y, target, mask)
+    e = y - target
+    de = weight * e
+    return xp.sum(de * e), 2 * de
+
+
+def mae(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Array]:
+    """Mean absolute error, mean(|y - target|); arguments as for `mse`. The gradient at 0 is 0."""
+    xp, weight = _regression("mae", y, target, mask)
+    e = y - target
+    return xp.sum(weight * xp.abs(e)), weight * xp.sign(e)
+
+
+def huber(y: Array, target: Array, mask: Array | None = None, delta: float = 1.0) -> tuple[Array, Array]:
+    """Mean of e^2/2 where |e| <= delta, else delta (|e| - delta/2); arguments as for `mse` (Huber 1964)."""
+    delta = checks.above_0("huber", "delta", delta)
+    xp, weight = _regression("huber", y, target, mask)
+    e = y - target
+    de = clamp(xp, e, delta)
+    return xp.sum(weight * de * (e - 0.5 * de)), weight * de
+
+
+def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tuple[Array, Array]:
+    """Mean of -log softmax(logits)[label], in nats, and its gradient by the logits.
+
+    Parameters
+    ----------
+    logits : array (..., V)
+    labels : integer array (...)
+        From 0 to V - 1. A label outside that range makes the loss NaN, unless it is masked: looking
+        at the values to raise an error would stall a GPU.
+    mask : bool array, optional
+        Labels that count.
+    """
+    xp = namespace("cross_entropy", {"logits": logits})
+    if logits.ndim == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"cross_entropy: logits have shape {tuple(logits.shape)}, expected (..., V), V of 1 or more")
+    _belongs("cross_entropy", "labels", xp, labels, "integral")
+    if tuple(labels.shape) != tuple(logits.shape[:-1]):
+        raise ValueError(
+            f"cross_entropy: labels have shape {tuple(labels.shape)}, "
+            f"expected that of the logits without the last axis, {tuple(logits.shape[:-1])}"
+        )
+    weight = _weight("cross_entropy", xp, labels, mask, logits)
+    log_p = log_softmax(xp, logits)
+    classes = xp.arange(logits.shape[-1], dtype=xp.int64, device=device_of(logits))
+    hit = xp.asarray(labels, dtype=xp.int64)[..., None] == classes  # (..., V)
+    true = xp.asarray(hit, dtype=logits.dtype)  # one-hot
+    known = xp.any(hit, axis=-1)
+    if mask is not None:
+        known = xp.logical_or(known, xp.logical_not(xp.broadcast_to(_leading(xp, mask, labels), labels.shape)))
+    picked = xp.sum(xp.where(hit, log_p, xp.zeros_like(log_p)), axis=-1)  # log_p may be -inf elsewhere
+    picked = xp.where(known, picked, xp.full_like(picked, xp.nan))
+    return -xp.sum(weight * picked), (weight if mask is None else weight[..., None]) * (xp.exp(log_p) - true)
+
+
+def _regression(where: str, y: Array, target: Array, mask: Array | None) -> tuple[Namespace, Array]:
+    xp = namespace(where, {"y": y, "target": target})
+    if tuple(target.shape) != tuple(y.shape):
+        raise ValueError(f"{where}: target has shape {tuple(target.shape)}, expected that of y, {tuple(y.shape)}")
+    return xp, _weight(where, xp, target, mask, y)
+
+
+def _weight(where: str, xp: Namespace, target: Array, mask: Array | None, like: Array) -> Array:
+    """Weight of every element of target in the mean, 1/count where it counts and else 0; one number without a mask."""
+    if mask is None:
+        return 1 / max(1, math.prod(target.shape))
+    _belongs(where, "mask", xp, mask, "bool")
+    if tuple(mask.shape) != tuple(target.shape[: mask.ndim]):
+        raise ValueError(
+            f"{where}: mask has shape {tuple(mask.shape)}, expected the leading axes of {tuple(target.shape)}"
+        )
+    ones = xp.ones(target.shape, dtype=like.dtype, device=device_of(like))
+    chosen = ones * xp.asarray(_leading(xp, mask, target), dtype=like.dtype)
+    return chosen / xp.maximum(xp.sum(chosen), xp.ones_like(xp.sum(chosen)))
+
+
+def _leading(xp: Namespace, mask: Array, target: Array) -> Array:
+    """A mask over leading axes with the other axes of target as 1."""
+    return xp.reshape(mask, (*mask.shape, *(1,) * (target.ndim - mask.ndim)))
+
+
+def _belongs(where: str, name: str, xp: Namespace, array: Array, kind: str) -> None:
+    check_library(where, name, xp, array)
+    if not xp.isdtype(array.dtype, kind):
+        raise TypeError(f"{where}: {name} has dtype {array.dtype}, expected {kind} values")

@@ -1,0 +1,223 @@
+"""Mixed precision: forward and backward in float16 or bfloat16 with float32 weights; TF32 products on request.
+
+After Micikevicius et al. 2018. The weights that the optimiser changes, the masters, are float32, and so are the loss,
+its gradient and what is summed over gradients; `forward` and `backward` see copies in the lower dtype. Gradients too
+small for float16 are multiplied by a scale on their way back. A step whose gradients overflow is left out, and the
+scale shrinks. Nothing is changed in place.
+
+>>> mixed = Mixed("float16")
+>>> scaling = mixed.init()
+>>> low = lowered(params, mixed.dtype)
+>>> y, state, saved = model.forward(low, x)  # x is float16
+>>> loss, dy = mse(raised(y), target)
+>>> grads, dx, dstate = model.backward(low, saved, lowered(dy, mixed.dtype, scaling.scale))
+>>> grads = raised(grads, scale=scaling.scale)
+>>> finite = math.isfinite(optim.global_norm(grads))
+>>> if finite:
+...     params, optim_state = optimizer.update(params, grads, optim_state)
+>>> scaling = after(mixed, scaling, finite)
+
+`training.train(..., precision=Mixed("float16"))` is that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm.arrays import checks, probe
+from xlstm.arrays.backend import HALVES, Backend, BackendError, Params, backend_of, cast, dtype_text
+from xlstm.engines.cuda import use
+
+DTYPES = HALVES
+NAMES = (*HALVES, "tf32")
+FIRST = 2.0**16  # the scale of the first step in float16
+LEAST, MOST = 2.0**-14, 2.0**24  # what still overflows at the least is not the scale's fault
+
+
+class Scaling(NamedTuple):
+    """What gradients are multiplied by, and how many steps in a row they were finite since that last changed."""
+
+    scale: float = 1.0
+    good: int = 0
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """How to train in mixed precision; holds no state.
+
+    Parameters
+    ----------
+    dtype : {"float16", "bfloat16"}
+        Of what forward and backward compute with. bfloat16 has the range of float32: it needs no scale and leaves no
+        step out.
+    scale : float, optional
+        What gradients are multiplied by at first, from 2**-14 to 2**24; by default 2**16 in float16.
+    growth : float
+        Factor of the scale after `every` good steps, up to 2**24; 1 leaves it.
+    backoff : float
+        Factor of the scale after a step whose gradients are not finite.
+    every : int
+
+    Raises
+    ------
+    ValueError, TypeError
+        An unknown dtype, or a number out of range.
+    """
+
+    dtype: str = "float16"
+    scale: float | None = None
+    growth: float = 2.0
+    backoff: float = 0.5
+    every: int = 2000
+
+    def __post_init__(self) -> None:
+        if isinstance(self.dtype, np.dtype | type):
+            object.__setattr__(self, "dtype", dtype_text("Mixed", self.dtype))
+        checks.fields(
+            self,
+            dtype=checks.choice(DTYPES),
+            growth=checks.real(1, checks.HUGE),
+            backoff=checks.real(0, 1, strict=True),
+            every=checks.count,
+            scale=checks.optional(checks.real(LEAST, MOST + 1)),
+        )
+        if self.scale is not None and not self.scales:
+            raise ValueError(f"Mixed: scale is {self.scale} for {self.dtype}, which needs none; leave it out")
+
+    @property
+    def scales(self) -> bool:
+        """Whether gradients are scaled, and steps left out."""
+        return self.dtype != "bfloat16"
+
+    def init(self) -> Scaling:
+        """The scale of the first step."""
+        return Scaling(float(self.scale or FIRST) if self.scales else 1.0)
+
+    def below(self, home: Backend) -> Backend:
+        """The backend that forward and backward run on, from that of the masters.
+
+        Raises
+        ------
+        ValueError
+            The masters are of a lower dtype themselves.
+        TypeError
+            The dtype on a CPU.
+        BackendError
+            What the dtype needs is missing.
+        """
+        low = backend_of(home, self.dtype)
+        if home.dtype in HALVES:
+            raise ValueError(f"precision {self.dtype}: the weights are {home.dtype}, expected float32 to begin with")
+        return low
+
+
+def after(mixed: Mixed | None, scaling: Scaling, finite: bool) -> Scaling | None:
+    """The scale of the next step, from whether all gradients of this one were `finite`.
+
+    None where they were not and the scale cannot be the reason: it is the least there is already, or there is none.
+    """
+    if mixed is None or not mixed.scales:
+        return scaling if finite else None
+    scale, good = scaling
+    if not finite:
+        return Scaling(scale * mixed.backoff) if scale * mixed.backoff >= LEAST else None
+    if good + 1 < mixed.every:
+        return Scaling(scale, good + 1)
+    return Scaling(min(scale * mixed.growth, MOST))
+
+
+def lowered(arrays: Any, dtype: str, scale: float = 1.0) -> Any:
+    """An array, or a dict of arrays, times `scale` and then in a lower dtype.
+
+    Of masters that is what to compute with, of dy what `backward` is given. What the dtype has no room for becomes
+    infinite.
+    """
+    return _each(arrays, dtype, scale, 1.0)
+
+
+def raised(arrays: Any, dtype: str = "float32", scale: float = 1.0) -> Any:
+    """An array, or a dict of arrays, in a wider dtype and then divided by `scale`: the way back from `lowered`."""
+    return _each(arrays, dtype, 1.0, 1 / scale)
+
+
+def _each(arrays: Any, dtype: str, before: float, after: float) -> Any:
+    """Times `before` in the dtype that they have, and times `after` in the one that they get."""
+    given: Params = arrays if isinstance(arrays, dict) else {"": arrays}
+    found = cast(_times(given, before), dtype)
+    found = _times(found, after)
+    return found if isinstance(arrays, dict) else found[""]
+
+
+def _times(arrays: Params, factor: float) -> Params:
+    return arrays if factor == 1 else {name: a * factor for name, a in arrays.items()}
+
+
+def tf32(on: bool = True) -> contextlib.AbstractContextManager[None]:
+    """Within `with tf32():` float32 matrices are multiplied in TF32, which has float32's range and 10 bits after 1.
+
+    That is CuPy's products, for the whole process, and those in the loops of recurrent layers (`cuda.use`).
+    `tf32(False)` is the other way round, where CUPY_TF32=1 or an outer `tf32()` holds. The end of the block puts back
+    what was there before.
+
+    Raises
+    ------
+    BackendError
+        CuPy does not work here, or the GPU has no TF32, which came with compute capability 8.0.
+    """
+    failure = probe.cupy_failure()
+    if failure is not None:
+        raise BackendError(f"tf32: CuPy is not usable here: {failure}")
+    capability = int(probe.cupy().cuda.Device().compute_capability)
+    if on and capability < 80:  # CuPy would warn and go on in float32
+        raise BackendError(f"tf32: needs a GPU of compute capability 8.0 or more, this one has {capability / 10}")
+    return _compute_type(on)
+
+
+@contextlib.contextmanager
+def _compute_type(on: bool) -> Iterator[None]:
+    core = probe.cupy()._core
+    kinds = core._routines_linalg
+    before = core.get_compute_type(np.float32)
+    core.set_compute_type(np.float32, kinds.COMPUTE_TYPE_TF32 if on else kinds.COMPUTE_TYPE_DEFAULT)
+    try:
+        with use(precision="tf32" if on else "float32"):
+            yield
+    finally:
+        core.set_compute_type(np.float32, before)
+
+
+def named(name: str | None, home: Backend) -> tuple[Mixed | None, contextlib.AbstractContextManager[None]]:
+    """What a name stands for with weights of a backend: a description for `train`, and a context to train in.
+
+    Parameters
+    ----------
+    name : {"float16", "bfloat16", "tf32"} or None
+    home : Backend
+        That of the weights.
+
+    Raises
+    ------
+    ValueError
+        An unknown name, or weights that do not go with it.
+    TypeError
+        float16 or bfloat16 on a CPU.
+    BackendError
+        TF32 elsewhere than on CuPy, or something that is needed is missing.
+    """
+    if name is None:
+        return None, contextlib.nullcontext()
+    checks.choice(NAMES)("precision", "name", name)
+    if name != "tf32":
+        mixed = Mixed(name)
+        mixed.below(home)
+        return mixed, contextlib.nullcontext()
+    if home.name != "cupy":
+        raise BackendError(f"precision tf32: is for float32 on an NVIDIA GPU with CuPy, the backend is {home}")
+    if home.dtype != "float32":
+        raise ValueError(f"precision tf32: the weights are {home.dtype}, expected float32")
+    return None, tf32()
