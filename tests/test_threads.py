@@ -13,7 +13,7 @@ from tests.conftest import force
 from xlstm.arrays import blas, cores, threads
 from xlstm.engines import plan
 from xlstm.engines.plan import Plan
-from xlstm.engines.runs import split
+from xlstm.engines.segments import split
 from xlstm.estimators import forecaster
 
 

@@ -1,107 +1,137 @@
 """The GRU cell: Cho et al. 2014, in two forms that differ in where the reset gate acts.
 
-Gate order is z r n (update, reset, candidate), ONNX's. `Cell` resets the product Wh h, as cuDNN, PyTorch
-and Keras do by default; `ResetBefore` resets h before the product, as the paper does. Layout and the
-division of the backward pass into `slopes` and `gates_bwd` are as in `cells/lstm.py`.
+Gate order is z r n (update, reset, candidate), as in ONNX. `Cell` resets the product Wh h, as cuDNN, PyTorch and by
+default Keras do; `ResetBefore` resets h before the product, as the paper does. The backward pass is split into
+`derivatives` and `gates_bwd` as in `cells/lstm.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from xlstm.arrays.backend import Array, Namespace
-from xlstm.cells.activations import clamp, clamp_bwd
-from xlstm.cells.options import Options
+from xlstm.arrays.backend import Array, Namespace, Params
+from xlstm.cells import cell
+
+
+class Saved(NamedTuple):
+    """The values that backward needs; zg and zn, pre-activations, only with `clip`."""
+
+    s: Array  # gates z, r (2, H, B)
+    n: Array  # candidate
+    h0: Array
+    m: Array | None  # zh of the candidate, or None where the state is reset
+    zg: Array | None
+    zn: Array | None
+
+
+class Local(NamedTuple):
+    """The local derivatives of one step."""
+
+    a: Array  # by the pre-activations, (3, H, B)
+    r: Array
+    z: Array
 
 
 @dataclass(frozen=True)
-class Cell(Options):
-    """n = act(zx + r zh), with the products of x and of h apart."""
+class Cell(cell.Cell):
+    """A GRU whose reset gate acts on the product: n = act(zx + r zh)."""
 
     activations: tuple[str, ...] = ("sigmoid", "tanh")
     clip: float | None = None
 
     GATES = ("z", "r", "n")
-    STATES = ("h",)
-    SPLIT = True
-    INNER = False
 
-    def gates(self, xp: Namespace, zx: Array, zh: Array, h0: Array) -> tuple[Array, tuple[Array, ...]]:
-        """One step from the products zx and zh (3, H, B) and the state h0 (H, B): h and what backward needs."""
-        s, pre = self._activate(xp, 0, zx[:2, ...] + zh[:2, ...])  # (1) z, r
-        m = zh[2, ...]
-        n, last = self._activate(xp, 1, zx[2, ...] + s[1, ...] * m)  # (2)
-        return self._leak(s, n, h0), (s, n, h0, m, *pre, *last)
+    def gates(self, xp: Namespace, zx: Array, zh: Array, h0: Array) -> tuple[Array, Saved]:
+        """Run one step: h (H, B), from zx and zh (3, H, B) and h0 (H, B)."""
+        zg = zx[:2, ...] + zh[:2, ...]
+        s, m = self._activate(xp, 0, zg), zh[2, ...]  # (1) z, r
+        zn = zx[2, ...] + s[1, ...] * m
+        n = self._activate(xp, 1, zn)  # (2)
+        h = n + s[0, ...] * (h0 - n)  # (3) h = (1 - z) n + z h0
+        return h, Saved(s, n, h0, m, self._clipped(zg), self._clipped(zn))
 
-    def slopes(self, xp: Namespace, saved: Sequence[Array]) -> tuple[Array, ...]:
-        """Coefficients: dzx = a dh, dzh = dzx but for n, where it is r dzx, dh0 = z dh."""
-        s, n, h0, m, *pre = saved
-        az, an = self._outer(xp, s, n, h0, pre)
-        ar = self._gate_bwd(xp, an * m, s, 1, pre)  # (2) through r, (1)
-        return xp.stack((az, ar, an)), s[1, ...], s[0, ...]
+    def derivatives(self, xp: Namespace, saved: Saved) -> Local:
+        """Return a, r, z with dzx = a dh, dzh = dzx but r dzx for the candidate, and dh0 = z dh."""
+        az, an = self._leak_bwd(xp, saved)
+        ar = self._gate_bwd(xp, 1, an * saved.m, saved)  # (2) through r, (1)
+        return Local(xp.stack((az, ar, an)), saved.s[1, ...], saved.s[0, ...])
 
-    def gates_bwd(self, xp: Namespace, dh: Array, slopes: Sequence[Array]) -> tuple[Array, Array, Array]:
-        """Gradients dzx and dzh (3, H, B) and dh0 (H, B) from dh (H, B)."""
-        a, r, z = slopes
-        dzx = a * dh
+    def gates_bwd(self, xp: Namespace, local: Local, dh: Array) -> tuple[Array, Array, Array]:
+        """Return the gradients dzx and dzh (3, H, B) and dh0 (H, B) from dh (H, B)."""
+        dzx = local.a * dh
         dzh = xp.asarray(dzx, copy=True)
-        dzh[2, ...] *= r  # (2)
-        return dzx, dzh, z * dh  # (3) through h0
+        dzh[2, ...] *= local.r  # (2)
+        return dzx, dzh, local.z * dh  # (3) through h0
 
-    def activated(self, xp: Namespace, saved: Sequence[Array]) -> Array:
-        """Gate values (3, ...) in the order of GATES."""
-        return xp.concat((saved[0], saved[1][None, ...]))
+    def activated(self, xp: Namespace, saved: Saved) -> Array:
+        """Return the gate values (3, ...) in the order of GATES."""
+        return xp.concat((saved.s, saved.n[None, ...]))
 
-    def _leak(self, s: Array, n: Array, h0: Array) -> Array:
-        return n + s[0, ...] * (h0 - n)  # (3) h = (1 - z) n + z h0
+    def _leak_bwd(self, xp: Namespace, saved: Saved) -> tuple[Array, Array]:
+        """Differentiate (3) by the pre-activations of z and n."""
+        az = self._gate_bwd(xp, 0, saved.h0 - saved.n, saved)  # (3) through z, (1)
+        return az, self._activate_bwd(xp, 1, 1 - saved.s[0, ...], saved.zn, saved.n)  # (3) through n, (2)
 
-    def _outer(self, xp: Namespace, s: Array, n: Array, h0: Array, pre: Sequence[Array]) -> tuple[Array, Array]:
-        """Coefficients of z and n in (3)."""
-        az = self._gate_bwd(xp, h0 - n, s, 0, pre)  # (3) through z, (1)
-        an = self._pairs[1].bwd(xp, 1 - s[0, ...], None, n)  # (3) through n, (2)
-        return az, an if self.clip is None else clamp_bwd(xp, an, pre[1], self.clip)
-
-    def _gate_bwd(self, xp: Namespace, dy: Array, s: Array, k: int, pre: Sequence[Array]) -> Array:
-        dz = self._pairs[0].bwd(xp, dy, None, s[k, ...])
-        return dz if self.clip is None else clamp_bwd(xp, dz, pre[0][k, ...], self.clip)
-
-    def _activate(self, xp: Namespace, k: int, z: Array) -> tuple[Array, tuple[Array, ...]]:
-        """Activation k of pre-activations, and these where `clip` makes backward need them."""
-        if self.clip is None:
-            return self._pairs[k].fwd(xp, z), ()
-        return self._pairs[k].fwd(xp, clamp(xp, z, self.clip)), (z,)
+    def _gate_bwd(self, xp: Namespace, k: int, dy: Array, saved: Saved) -> Array:
+        """Differentiate gate k of (1)."""
+        return self._activate_bwd(xp, 0, dy, None if saved.zg is None else saved.zg[k, ...], saved.s[k, ...])
 
 
+@dataclass(frozen=True)
 class ResetBefore(Cell):
-    """n = act(zx + Wn (r h0)): the candidate has a product of its own, between the gates and it."""
+    """A GRU whose reset gate acts on the state: n = act(zx + Wn (r h0)), so that the cell makes a product itself.
 
-    INNER = True
+    Its own parameter is Wn (H, H), the last rows of Wh, and zh has the rows of z and r only. `drop` is the mask
+    (H, B) of recurrent dropout, or 1.
+    """
+
+    OWN = ("Wn", "drop")
+
+    def weights(self, xp: Namespace, w: Params) -> Params:
+        """Return the weights with Wn apart from Wh, and bh added to b."""
+        w, H = cell.Summed.weights(self, xp, w), w["Wh"].shape[1]  # type: ignore[arg-type]
+        return {**w, "Wh": w["Wh"][: 2 * H, ...], "Wn": w["Wh"][2 * H :, ...]}
+
+    def weights_bwd(self, xp: Namespace, w: Params, grads: Params) -> Params:
+        """Return the gradients with that of Wn as the last rows of that of Wh."""
+        grads = {**grads, "Wh": xp.concat((grads["Wh"], grads["Wn"]))}
+        del grads["Wn"]
+        return cell.Summed.weights_bwd(self, xp, w, grads)  # type: ignore[arg-type]
 
     def gates(  # type: ignore[override]
-        self, xp: Namespace, zx: Array, zh: Array, h0: Array, product: Callable[[Array], Array]
-    ) -> tuple[Array, tuple[Array, ...]]:
-        """One step from zx (3, H, B), zh (2, H, B) and h0 (H, B); `product` multiplies by the last rows of Wh."""
-        s, pre = self._activate(xp, 0, zx[:2, ...] + zh)  # (1) z, r
-        n, last = self._activate(xp, 1, zx[2, ...] + product(s[1, ...] * h0))  # (2)
-        return self._leak(s, n, h0), (s, n, h0, *pre, *last)
+        self, xp: Namespace, zx: Array, zh: Array, h0: Array, Wn: Array, drop: Array | float = 1.0
+    ) -> tuple[Array, Saved]:
+        """Run one step: h (H, B), from zx (3, H, B), zh (2, H, B) and h0 (H, B)."""
+        zg = zx[:2, ...] + zh
+        s = self._activate(xp, 0, zg)  # (1) z, r
+        zn = zx[2, ...] + Wn @ (s[1, ...] * h0 * drop)
+        n = self._activate(xp, 1, zn)  # (2)
+        h = n + s[0, ...] * (h0 - n)  # (3) h = (1 - z) n + z h0
+        return h, Saved(s, n, h0, None, self._clipped(zg), self._clipped(zn))
 
-    def slopes(self, xp: Namespace, saved: Sequence[Array]) -> tuple[Array, ...]:
-        """Coefficients: dz = (az dh, ar dq, an dh) and dh0 = z dh + r dq, with dq = Wn^T (an dh)."""
-        s, n, h0, *pre = saved
-        az, an = self._outer(xp, s, n, h0, pre)
-        return xp.stack((az, self._gate_bwd(xp, h0, s, 1, pre), an)), s[1, ...], s[0, ...]  # ar: (2) through r, (1)
+    def derivatives(  # type: ignore[override]
+        self, xp: Namespace, saved: Saved, Wn: Array, drop: Array | float = 1.0
+    ) -> Local:
+        """Return a, r, z with dz = (az dh, ar dq, an dh) and dh0 = z dh + r dq, where dq = Wn^T (an dh)."""
+        az, an = self._leak_bwd(xp, saved)
+        ar = self._gate_bwd(xp, 1, saved.h0, saved)  # (2) through r, (1)
+        return Local(xp.stack((az, ar, an)), saved.s[1, ...], saved.s[0, ...])
 
     def gates_bwd(  # type: ignore[override]
-        self, xp: Namespace, dh: Array, slopes: Sequence[Array], product: Callable[[Array], Array]
+        self, xp: Namespace, local: Local, dh: Array, Wn: Array, drop: Array | float = 1.0
     ) -> tuple[Array, Array, Array]:
-        """Gradients dzx and dzh (3, H, B), the same here, and dh0 (H, B); `product` is the transposed one."""
-        a, r, z = slopes
-        dz = a * dh
-        dq = product(dz[2, ...])  # (2)
-        dz[1, ...] = a[1, ...] * dq
-        return dz, dz, z * dh + r * dq  # (3) and (2) through h0
+        """Return the gradients dzx (3, H, B), dzh (2, H, B) and dh0 (H, B) from dh (H, B)."""
+        dz = local.a * dh
+        dq = Wn.T @ dz[2, ...] * drop  # (2)
+        dz[1, ...] = local.a[1, ...] * dq
+        return dz, dz[:2, ...], local.z * dh + local.r * dq  # (3) and (2) through h0
 
-    def inner(self, saved: Sequence[Array]) -> Array:
-        """What the inner product multiplies, r h0."""
-        return saved[0][1, ...] * saved[2]
+    def own_bwd(  # type: ignore[override]
+        self, xp: Namespace, dz: Array, saved: Saved, Wn: Array, drop: Array | float = 1.0
+    ) -> dict[str, Array]:
+        """Return the gradient of Wn from dz (3, k, H, B)."""
+        H = dz.shape[2]
+        dn, q = dz[2, ...], saved.s[1, ...] * saved.h0 * drop  # (k, H, B)
+        dn, q = (xp.reshape(xp.permute_dims(a, (1, 0, 2)), (H, -1)) for a in (dn, q))
+        return {"Wn": dn @ q.T}  # (2)

@@ -1,165 +1,82 @@
 """The LSTM cell: Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000.
 
-Gate order is i o f g (input, output, forget, candidate; ONNX calls g "c"), which keeps the
-sigmoid gates together. Only the gate axis has a fixed place, the first; what follows it is free:
-(H, B) for one step, (n, H, B) for n steps.
+Gate order is i o f g (input, output, forget, candidate; ONNX calls g "c"), which keeps the sigmoid gates together.
+Only the gate axis has a fixed place, the first; the axes after it are (H, B) for one step and (k, H, B) for k steps.
 
-The backward pass is linear in what flows back, (dh, dc). `gates_bwd` applies its coefficients to one
-step; `slopes` computes them, which needs no recurrence, for any number of steps at once.
+The backward pass is linear in the gradients that flow back, dh and dc. `derivatives` computes its coefficients, which
+needs no recurrence, for any number of steps at once; `gates_bwd` applies them to one step. Numbers in brackets say
+which line of `gates` a line differentiates. Options of the cell are in `cells/lstm_options.py`.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from xlstm.arrays.backend import Array, Namespace
-from xlstm.cells.activations import clamp, clamp_bwd, normalize, normalize_bwd
-from xlstm.cells.options import Options
+from xlstm.cells import cell
+from xlstm.cells.activations import sigmoid, sigmoid_bwd, tanh_bwd
+
+
+class Saved(NamedTuple):
+    """The values that backward needs."""
+
+    s: Array  # gates i, o, f (3, H, B)
+    g: Array  # candidate (H, B)
+    u: Array  # tanh(c) (H, B)
+
+
+class Local(NamedTuple):
+    """The local derivatives of one step: dz = (ai dc, ao dh, af dc, ag dc), dc += k dh, dc0 = f dc."""
+
+    a: Array  # ai, ao, af, ag (4, H, B)
+    k: Array
+    f: Array
+
+
+def gates(xp: Namespace, zx: Array, zh: Array, h0: Array, c0: Array) -> tuple[Array, Array, Saved]:
+    """Run one step: h and c (H, B), from the products zx and zh (4, H, B) and the states before it."""
+    z = zx + zh
+    s = sigmoid(xp, z[:3, ...])  # (1) i, o, f
+    g = xp.tanh(z[3, ...])  # (2)
+    i, o, f = s[0, ...], s[1, ...], s[2, ...]
+    c = f * c0 + i * g  # (3)
+    u = xp.tanh(c)  # (4)
+    return o * u, c, Saved(s, g, u)  # (5) h
+
+
+def derivatives(xp: Namespace, saved: Saved, c0: Array) -> Local:
+    """Return the local derivatives of `gates`."""
+    s, g, u = saved
+    i, o, f = s[0, ...], s[1, ...], s[2, ...]
+    ai = sigmoid_bwd(xp, g, i, i)  # (3) through i, (1)
+    ao = sigmoid_bwd(xp, u, o, o)  # (5) through o, (1)
+    af = sigmoid_bwd(xp, c0, f, f)  # (3) through f, (1)
+    ag = tanh_bwd(xp, i, g, g)  # (3) through g, (2)
+    return Local(xp.stack((ai, ao, af, ag)), tanh_bwd(xp, o, u, u), f)  # (5) through u, (4)
+
+
+def gates_bwd(xp: Namespace, local: Local, dh: Array, dc: Array) -> tuple[Array, Array, None, Array]:
+    """Return the gradient dz (4, H, B) of zx and of zh, and dc0 (H, B), from dh and dc (H, B)."""
+    a, k, f = local
+    dc = dc + k * dh  # (5) (4)
+    dz = a * dc  # (3) i, f, g
+    dz[1, ...] = a[1, ...] * dh  # (5) o
+    return dz, dz, None, f * dc  # (3) through c0
 
 
 @dataclass(frozen=True)
-class Cell(Options):
-    """An LSTM cell and its options; `layers.recurrent.LSTM` describes them.
+class Cell(cell.Summed):
+    """The plain LSTM cell, which is the functions of this file."""
 
-    Its own parameters are the peepholes p (3, H, 1) in order i o f (Gers & Schmidhuber 2000; coupled:
-    i o), and the gain gc and bias bc (H, 1) of the normalised cell (Ba et al. 2016, eq. 22).
-    """
-
-    activations: tuple[str, ...] = ("sigmoid", "tanh", "tanh")
-    clip: float | None = None
-    coupled: bool = False
-    cell_clip: float | None = None
-
+    GATES = ("i", "o", "f", "g")
     STATES = ("h", "c")
-    SPLIT = False
-    INNER = False
+    REST = (0.0, 0.0)
 
-    @functools.cached_property
-    def GATES(self) -> tuple[str, ...]:  # noqa: N802
-        return ("i", "o", "g") if self.coupled else ("i", "o", "f", "g")
+    gates = staticmethod(gates)  # type: ignore[assignment]
+    derivatives = staticmethod(derivatives)  # type: ignore[assignment]
+    gates_bwd = staticmethod(gates_bwd)  # type: ignore[assignment]
 
-    def gates(
-        self,
-        xp: Namespace,
-        z: Array,
-        c0: Array,
-        p: Array | None = None,
-        gc: Array | None = None,
-        bc: Array | None = None,
-    ) -> tuple[Array, Array, tuple[Array, ...]]:
-        """One step from pre-activations z (4, H, B) and the cell state c0 (H, B): h, c and what backward needs."""
-        gate, candidate, output = self._pairs
-        if p is not None:  # i and f look at c0
-            seen = [xp.zeros_like(c0)] * len(self.GATES)
-            for k in range(0, len(self.GATES) - 1, 2):
-                seen[k] = p[k, ...] * c0
-            z = z + xp.stack(seen)
-        a = z if self.clip is None else clamp(xp, z, self.clip)
-        s = gate.fwd(xp, a[:-1, ...])  # (1) i, o, f
-        g = candidate.fwd(xp, a[-1, ...])  # (2)
-        i, o = s[0, ...], s[1, ...]
-        f = 1 - i if self.coupled else s[2, ...]
-        c = f * c0  # (3) c = f c0 + i g
-        c += i * g
-        raw = c
-        if self.cell_clip is not None:
-            c = clamp(xp, c, self.cell_clip)  # (4)
-        if p is not None:  # o looks at c
-            zo = z[1, ...] + p[1, ...] * c
-            o = gate.fwd(xp, zo if self.clip is None else clamp(xp, zo, self.clip))  # (1)
-            s = xp.concat((s[:1, ...], o[None, ...], s[2:, ...]))
-            if self.clip is not None:
-                z = xp.concat((z[:1, ...], zo[None, ...], z[2:, ...]))
-        v = c
-        if gc is not None:
-            n, r = normalize(xp, c, -2)
-            v = gc * n + bc  # (5)
-        u = output.fwd(xp, v)  # (6)
-        saved: tuple[Array, ...] = (s, g, u)
-        if self.clip is not None:
-            saved = (*saved, z)
-        if self.cell_clip is not None:
-            saved = (*saved, raw)
-        if p is not None:
-            saved = (*saved, c)
-        if gc is not None:
-            saved = (*saved, n, r)
-        return o * u, c, saved  # (7) h = o * u
-
-    def slopes(
-        self,
-        xp: Namespace,
-        c0: Array,
-        saved: Sequence[Array],
-        p: Array | None = None,
-        gc: Array | None = None,
-        **_: Array,
-    ) -> tuple[Array, ...]:
-        """Coefficients of the step's derivative: dz = (ai dc, ao dh, af dc, ag dc), dc += k dh, dc0 = e dc."""
-        gate, candidate, output = self._pairs
-        s, g, u, *more = saved
-        i, o = s[0, ...], s[1, ...]
-        f = 1 - i if self.coupled else s[2, ...]
-        ai = gate.bwd(xp, g - c0 if self.coupled else g, None, i)  # (3) through i, (1)
-        ao = gate.bwd(xp, u, None, o)  # (7) through o, (1)
-        af = () if self.coupled else (gate.bwd(xp, c0, None, f),)  # (3) through f, (1)
-        ag = candidate.bwd(xp, i, None, g)  # (3) through g, (2)
-        dv = output.bwd(xp, o, None, u)  # (7) through u, (6)
-        a = xp.stack((ai, ao, *af, ag))
-        if self.clip is not None:
-            a = clamp_bwd(xp, a, more.pop(0), self.clip)
-        e, k = f, dv
-        if p is not None:
-            e = e + p[0, ...] * a[0, ...]  # (1) i and f look at c0
-            if not self.coupled:
-                e += p[2, ...] * a[2, ...]
-        if self.cell_clip is not None:
-            raw = more.pop(0)
-            e, b = clamp_bwd(xp, e, raw, self.cell_clip), clamp_bwd(xp, a, raw, self.cell_clip)  # (4)
-            a = xp.concat((b[:1, ...], a[1:2, ...], b[2:, ...]))
-        look = None if p is None else p[1, ...] * a[1, ...]  # (1) o looks at c
-        if gc is None:
-            return (a, k if look is None else k + look, e)
-        n, r = more[-2:]
-        a = xp.concat((a, dv[None, ...]))  # and (dv dh), the gradient of v
-        return (a, gc * dv, e, n, r) if look is None else (a, gc * dv, e, n, r, look)
-
-    def gates_bwd(self, xp: Namespace, dh: Array, dc: Array, slopes: Sequence[Array]) -> tuple[Array, Array]:
-        """Gradients dz (4, H, B) and dc0 (H, B) from dh and dc (H, B); with layer_norm dz has a fifth row, dv."""
-        a, k, e, *norm = slopes
-        dv = k * dh  # (7) (6)
-        if norm:
-            n, r, *look = norm
-            dv = normalize_bwd(xp, dv, n, r, -2)  # (5)
-            if look:
-                dv += look[0] * dh
-        dc = dc + dv
-        dz = a * dc  # (3) i, f, g
-        dz[1, ...] = a[1, ...] * dh  # (7) o
-        if norm:
-            dz[-1, ...] = a[-1, ...] * dh
-        return dz, e * dc  # (3) through c0
-
-    def own_bwd(
-        self, xp: Namespace, dz: Array, c0: Array, saved: Sequence[Array], own: Sequence[str]
-    ) -> dict[str, Array]:
-        """Gradients of the cell's own parameters, to be summed over steps and batch: dz (4, n, H, B) and the rest."""
-        grads: dict[str, Array] = {}
-        if "gc" in own:
-            grads["gc"], grads["bc"] = dz[-1, ...] * saved[-2], dz[-1, ...]
-        if "p" in own:
-            c = saved[-3] if "gc" in own else saved[-1]
-            grads["p"] = dz[: 2 if self.coupled else 3, ...] * xp.stack((c0, c, c0)[: 2 if self.coupled else 3])
-        return grads
-
-    def activated(self, xp: Namespace, saved: Sequence[Array]) -> Array:
-        """Gate values (4, ...) in the order of GATES."""
-        return xp.concat((saved[0], saved[1][None, ...]))
-
-
-# The cell without options, as functions.
-PLAIN = Cell()
-GATES, STATES = PLAIN.GATES, PLAIN.STATES
-gates, gates_bwd, slopes, activated = PLAIN.gates, PLAIN.gates_bwd, PLAIN.slopes, PLAIN.activated
+    def activated(self, xp: Namespace, saved: Saved) -> Array:
+        """Return the gate values (4, ...) in the order of GATES."""
+        return xp.concat((saved.s, saved.g[None, ...]))

@@ -2,44 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from xlstm.arrays.backend import Array, Namespace
-from xlstm.cells.activations import clamp, clamp_bwd
-from xlstm.cells.options import Options
+from xlstm.cells import cell
+
+
+class Saved(NamedTuple):
+    """The values that backward needs; z only with `clip`."""
+
+    h: Array
+    z: Array | None
+
+
+class Local(NamedTuple):
+    """The local derivative of one step."""
+
+    a: Array  # (1, H, B)
 
 
 @dataclass(frozen=True)
-class Cell(Options):
-    """One gate, its activation the new state. Layout and slopes are as in `cells/lstm.py`."""
+class Cell(cell.Summed):
+    """One gate, whose activation is the new state."""
 
     activations: tuple[str, ...] = ("tanh",)
     clip: float | None = None
 
     GATES = ("h",)
-    STATES = ("h",)
-    SPLIT = False
-    INNER = False
 
-    def gates(self, xp: Namespace, z: Array) -> tuple[Array, tuple[Array, ...]]:
-        """One step from pre-activations z (1, H, B): h (H, B) and what backward needs."""
-        if self.clip is None:
-            h = self._pairs[0].fwd(xp, z[0, ...])
-            return h, (h,)
-        h = self._pairs[0].fwd(xp, clamp(xp, z[0, ...], self.clip))  # (1)
-        return h, (h, z)
+    def gates(self, xp: Namespace, zx: Array, zh: Array, h0: Array) -> tuple[Array, Saved]:
+        """Run one step: h (H, B), from zx and zh (1, H, B)."""
+        z = zx[0, ...] + zh[0, ...]
+        h = self._activate(xp, 0, z)  # (1)
+        return h, Saved(h, self._clipped(z))
 
-    def slopes(self, xp: Namespace, saved: Sequence[Array]) -> tuple[Array, ...]:
-        """Coefficient: dz = a dh."""
-        h, *pre = saved
-        a = self._pairs[0].bwd(xp, xp.ones_like(h), None, h)[None, ...]  # (1)
-        return (a if self.clip is None else clamp_bwd(xp, a, pre[0], self.clip),)
+    def derivatives(self, xp: Namespace, saved: Saved) -> Local:
+        """Return a with dz = a dh."""
+        h, z = saved
+        return Local(self._activate_bwd(xp, 0, xp.ones_like(h), z, h)[None, ...])  # (1)
 
-    def gates_bwd(self, xp: Namespace, dh: Array, slopes: Sequence[Array]) -> tuple[Array]:
-        """Gradient dz (1, H, B) from dh (H, B)."""
-        return (slopes[0] * dh,)
+    def gates_bwd(self, xp: Namespace, local: Local, dh: Array) -> tuple[Array, Array, None]:
+        """Return the gradient dz (1, H, B) of zx and of zh."""
+        dz = local.a * dh
+        return dz, dz, None
 
-    def activated(self, xp: Namespace, saved: Sequence[Array]) -> Array:
-        """The gate value (1, ...)."""
-        return saved[0][None, ...]
+    def activated(self, xp: Namespace, saved: Saved) -> Array:
+        """Return the gate value (1, ...)."""
+        return saved.h[None, ...]

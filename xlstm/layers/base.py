@@ -156,7 +156,7 @@ class Recurrent(Options):
         """
         where = type(self).__name__
         checks.saved(where, self, saved, Saved)
-        packing, x = saved.packing, next(iter(saved.passes.values())).saved.x
+        packing, x = saved.packing, next(iter(saved.passes.values())).tape.x
         xp = self._namespace(params, x, dy, "dstate", dstate)
         if dy is not None:
             outer = {"B": packing.B, "T": packing.T} if self.batch_first else {"T": packing.T, "B": packing.B}

@@ -10,9 +10,9 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.cells import activations as functions
+from xlstm.cells.cell import Cell
 from xlstm.layers import initializers
 from xlstm.layers.stack import Rates
-from xlstm.recurrence.loop import Cell
 
 FLAGS = ("bidirectional", "reverse", "batch_first", "bias", "layer_norm", "recompute")
 

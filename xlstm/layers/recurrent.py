@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.cells import gru, lstm, rnn, slstm
+from xlstm.cells import gru, lstm, lstm_options, rnn, slstm
 from xlstm.cells.activations import FORGET
+from xlstm.cells.cell import Cell
 from xlstm.layers import initializers
 from xlstm.layers.base import Recurrent
-from xlstm.recurrence.loop import Cell
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -125,7 +125,9 @@ class LSTM(Recurrent):
         return self.proj_size or self.hidden_size, self.hidden_size
 
     def _cell(self, activations: tuple[str, ...]) -> Cell:
-        return lstm.Cell(activations, self.clip, self.coupled_input_forget, self.cell_clip)
+        chosen = lstm_options.Cell(activations, self.clip, self.coupled_input_forget, self.cell_clip)
+        plain = chosen == lstm_options.Cell() and not self.peepholes and not self.layer_norm
+        return lstm.Cell() if plain else chosen
 
     def _shapes(self, D: dict[str, int]) -> dict[str, checks.Dims]:
         H, found = self.hidden_size, super()._shapes(D)
@@ -250,7 +252,7 @@ class sLSTM(Recurrent):  # noqa: N801
     forget_bias: float | str = "powerlaw"
 
     STATES = ("h", "c", "n", "m")
-    REST = slstm.REST
+    REST = slstm.Cell.REST
     ACTIVATIONS = ("sigmoid", "tanh")
 
     def __post_init__(self) -> None:

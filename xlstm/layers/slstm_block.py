@@ -12,6 +12,7 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import Array, Params
 from xlstm.cells import slstm
 from xlstm.cells.activations import FEED_FORWARD, silu, silu_bwd
+from xlstm.engines.step import Masks
 from xlstm.layers import initializers
 from xlstm.layers.blocks import Block, masked, widened
 from xlstm.layers.conv import CausalConv
@@ -20,8 +21,8 @@ from xlstm.layers.linear import HeadwiseLinear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm
 from xlstm.layers.part import Values
 from xlstm.layers.sequence import Leaf, Sequence, Span, State
-from xlstm.recurrence import backward, forward
-from xlstm.recurrence.loop import Noise
+from xlstm.recurrence.backward import run_bwd
+from xlstm.recurrence.forward import run
 
 OPTIONS: dict[str, checks.Kind] = {
     "ffn_proj_factor": checks.non_negative,
@@ -188,7 +189,7 @@ class Recurrence(Sequence):
     recurrent_init: str
     depth: float
 
-    CELL = slstm.PLAIN
+    CELL = slstm.Cell()
 
     @property
     def input_size(self) -> int:
@@ -209,18 +210,17 @@ class Recurrence(Sequence):
     def states(self, B: int | None) -> State:
         """h, c, n and m."""
         dims = {"B": B, "D": self.size}
-        return tuple(Leaf(name, dims, rest) for name, rest in zip(self.CELL.STATES, slstm.REST, strict=True))
+        return tuple(Leaf(name, dims, rest) for name, rest in zip(self.CELL.STATES, self.CELL.REST, strict=True))
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         """x (T, B, 4D) -> h (T, B, D)."""
         xp, keep = span.xp, span.keep
         packing = span.packing
         start = [packing.sort(xp, s.T) for s in state]
-        noise = Noise(None, (None,) * len(start))
-        loop = forward.Forward(xp, self.CELL, p, packing.pack(xp, x), packing.runs, start, noise, keep)
-        ((h, end, saved),) = forward.run([loop])
+        kept = "all" if keep else "nothing"
+        h, end, tape = run(xp, self.CELL, p, packing.pack(xp, x), packing.widths, start, Masks(), kept)
         end = tuple(xp.asarray(packing.unsort(xp, s).T, copy=True) for s in end)
-        return packing.unpack(xp, h), end, saved
+        return packing.unpack(xp, h), end, tape
 
     def run_bwd(
         self, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
@@ -232,5 +232,5 @@ class Recurrence(Sequence):
             ends = [xp.zeros_like(dy[0, ...]).T] * len(self.CELL.STATES)
         else:
             ends = [packing.sort(xp, d.T) for d in dstate]
-        ((grads, dx, start),) = backward.run([backward.Backward(saved, packing.pack(xp, dy), ends)])
+        grads, dx, start = run_bwd(saved, packing.pack(xp, dy), ends)
         return grads, packing.unpack(xp, dx), tuple(packing.unsort(xp, d).T for d in start)

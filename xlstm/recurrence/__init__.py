@@ -1,1 +1,1 @@
-"""What every way to run a recurrence has in common: packing, the passes forward and backward, what they keep."""
+"""What every engine has in common: packing, and the passes forward and backward over one layer and direction."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Array, Namespace, device_of, to_numpy
-from xlstm.engines.runs import Runs, reshape
+from xlstm.engines.segments import Widths, reshape
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -26,7 +26,8 @@ class Packing:
 
     Attributes
     ----------
-    runs : sequence of (steps, width)
+    widths : sequence of (steps, width)
+        The segments: steps of equal width.
     steps : int
         Length of the longest sequence.
     order : array (B,) or None
@@ -36,7 +37,7 @@ class Packing:
     T: int
     B: int
     steps: int
-    runs: Runs
+    widths: Widths
     order: Indices | None = None
     lengths: Indices | None = None
 
@@ -67,34 +68,34 @@ class Packing:
             return cls(T, B, steps, [(steps, B)])
         order = np.argsort(-found, kind="stable")
         widths = np.count_nonzero(found[:, None] > np.arange(steps), axis=0)  # (steps,)
-        runs = [(len(list(same)), int(n)) for n, same in itertools.groupby(widths)]
-        return cls(T, B, steps, runs, order, found)
+        segments = [(len(list(same)), int(n)) for n, same in itertools.groupby(widths)]
+        return cls(T, B, steps, segments, order, found)
 
     def pack(self, xp: Namespace, array: Array) -> Array:
         """(T, B, F) -> (N, F)."""
         if self.order is None:
-            return reshape(xp, array[: self.steps, ...], (self.steps * self.B, array.shape[2]))
-        rows = reshape(xp, array, (self.T * self.B, array.shape[2]))
+            return reshape(array[: self.steps, ...], (self.steps * self.B, array.shape[2]))
+        rows = reshape(array, (self.T * self.B, array.shape[2]))
         return xp.take(rows, self._like(xp, self._places[0], array), axis=0)
 
     def unpack(self, xp: Namespace, rows: Array) -> Array:
         """(N, ...) -> (T, B, ...), zero past the end of a sequence."""
         shape, N = (self.T, self.B, *rows.shape[1:]), rows.shape[0]
         if self.steps == self.T and self.order is None:
-            return reshape(xp, rows, shape)
+            return reshape(rows, shape)
         spare = 1 if self.order is not None else (self.T - self.steps) * self.B
         nothing = xp.zeros((spare, *rows.shape[1:]), dtype=rows.dtype, device=device_of(rows))
         if self.order is None:
-            return reshape(xp, xp.concat((rows, nothing)), shape)
+            return reshape(xp.concat((rows, nothing)), shape)
         back = np.full(self.T * self.B, N)
         back[self._places[0]] = np.arange(N)
-        return reshape(xp, xp.take(xp.concat((rows, nothing)), self._like(xp, back, rows), axis=0), shape)
+        return reshape(xp.take(xp.concat((rows, nothing)), self._like(xp, back, rows), axis=0), shape)
 
     def mirror(self, xp: Namespace, rows: Array) -> Array:
         """Rows (N, ...) with the steps of each sequence in reverse order."""
         if self.order is None:
-            steps = reshape(xp, rows, (self.steps, self.B, *rows.shape[1:]))
-            return reshape(xp, xp.flip(steps, axis=0), rows.shape)
+            steps = reshape(rows, (self.steps, self.B, *rows.shape[1:]))
+            return reshape(xp.flip(steps, axis=0), rows.shape)
         return xp.take(rows, self._like(xp, self._places[1], rows), axis=0)
 
     def sort(self, xp: Namespace, columns: Array) -> Array:
@@ -112,7 +113,7 @@ class Packing:
         """Where each packed row comes from in (T*B,), and which packed row mirrors it."""
         assert self.order is not None
         assert self.lengths is not None
-        widths = [n for k, n in self.runs for _ in range(k)]
+        widths = [n for k, n in self.widths for _ in range(k)]
         starts = np.cumsum([0, *widths])[:-1]  # of each step
         step = np.repeat(np.arange(len(widths)), widths)  # of each packed row
         column = np.arange(len(step)) - starts[step]

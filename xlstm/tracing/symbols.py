@@ -89,7 +89,10 @@ class Symbols:
     def __and__(self, other: Symbols) -> Symbols:
         return self.graph.apply("and", self, other)
 
-    __radd__, __rmul__ = __add__, __mul__
+    def __matmul__(self, other: Operand) -> Symbols:
+        return _refuse("a matrix product")  # type: ignore[no-any-return]
+
+    __radd__, __rmul__, __rmatmul__ = __add__, __mul__, __matmul__
 
     def __bool__(self) -> bool:
         raise UntraceableError("tracing: a branch on a value; xp.where takes its place")

@@ -55,7 +55,7 @@ class CellText:
     @functools.cached_property
     def split(self) -> bool:
         """Whether the gradient by the product of h is not that by the product of x."""
-        return "dh0" in trace(self.step.backward, self.step.after)[1]
+        return "dzh" in self.step.gradients
 
     @functools.cached_property
     def inputs(self) -> Mapping[str, int | None]:

@@ -1,6 +1,7 @@
-"""Numba: whether it is there and wanted, and modules from source.
+"""Numba: whether it is there and wanted, and the functions of `loops.py` compiled for a cell.
 
-Environment: XLSTM_COMPILE=0 goes without, XLSTM_COMPILE=1 insists; by default it is used where it is installed.
+XLSTM_COMPILE=0 in the environment goes without Numba, XLSTM_COMPILE=1 insists on it; by default it is used where it is
+installed.
 """
 
 from __future__ import annotations
@@ -8,13 +9,17 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import inspect
 import linecache
 import os
 import sys
 import threading
-from types import ModuleType
+from collections.abc import Callable
+from types import FunctionType, ModuleType
+from typing import Any
 
 from xlstm.arrays.probe import first_line
+from xlstm.engines.numba import loops, maths
 
 VARIABLE = "XLSTM_COMPILE"
 PACKAGES = ("numba", "scipy", "platformdirs")  # SciPy has the matrix products that Numba calls
@@ -53,24 +58,68 @@ def failure() -> str | None:
     return None
 
 
-def name_of(source: str) -> str:
-    """The name of the module that `load` makes of it."""
-    return f"xlstm_{hashlib.sha256(source.encode()).hexdigest()[:32]}"
+def functions(dtype: str, step: str) -> ModuleType:
+    """Return a module with the functions of `loops.py` for a dtype and a step, compiled when each is called first.
 
-
-def load(source: str) -> ModuleType:
-    """The source as a module; a function that it makes by `codecache.cached` is compiled once for all processes."""
+    Parameters
+    ----------
+    dtype : {"float32", "float64"}
+    step : str
+        The source of a function `step`, which may call tanh, exp, F and the module math.
+    """
     with _lock:
-        return _load(source)
+        return _functions(dtype, step)
+
+
+SHARED = (loops.multiply_vector, loops.multiply, loops.to_rows, loops.to_columns, loops.add_to_columns)
+LOOPS = (loops.forward, loops.forward_alone, loops.forward_step, loops.backward, loops.backward_alone)
 
 
 @functools.cache
-def _load(source: str) -> ModuleType:
-    name = name_of(source)
-    module = sys.modules[name] = ModuleType(name)  # Numba looks it up there
-    linecache.cache[f"<{name}>"] = (len(source), None, source.splitlines(True), f"<{name}>")  # for what Numba says
-    exec(compile(source, f"<{name}>", "exec"), module.__dict__)
-    return module
+def _functions(dtype: str, step: str) -> ModuleType:
+    shared = _shared(dtype)
+    found = _module(shared.__name__ + step + inspect.getsource(loops))
+    found.__dict__.update({name: value for name, value in vars(shared).items() if not name.startswith("__")})
+    name = f"<{found.__name__}>"
+    linecache.cache[name] = (len(step), None, step.splitlines(True), name)  # for what Numba says
+    exec(compile(step, name, "exec"), found.__dict__)
+    _bind(found, (found.step, *LOOPS))
+    return found
+
+
+@functools.cache
+def _shared(dtype: str) -> ModuleType:
+    """Return the functions that do not depend on a step."""
+    series = maths.series_single if dtype == "float32" else maths.series_double
+    found = _module(dtype + inspect.getsource(maths) + inspect.getsource(loops))
+    import math
+
+    import numpy as np
+
+    found.__dict__.update(maths.constants(dtype), U=np.uintp, np=np, math=math)
+    _bind(found, (series,))
+    found.__dict__["series"] = found.__dict__[series.__name__]
+    _bind(found, (maths.tanh, maths.exp, *SHARED))
+    return found
+
+
+def _module(text: str) -> ModuleType:
+    """Return an empty module, named after all that its functions depend on; Numba looks for it among the imported."""
+    name = f"xlstm_{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+    sys.modules[name] = found = ModuleType(name)
+    return found
+
+
+def _bind(module: ModuleType, given: tuple[Callable[..., Any], ...]) -> None:
+    """Compile functions with the names of a module for their globals."""
+    from xlstm.engines.numba.codecache import cached
+
+    for function in given:
+        assert isinstance(function, FunctionType)
+        bound = FunctionType(function.__code__, module.__dict__, function.__name__)
+        bound.__module__, bound.__qualname__ = module.__name__, function.__name__
+        compiled = cached(bound, nogil=True, fastmath={"contract", "nsz"}, error_model="numpy")
+        setattr(module, function.__name__, compiled)
 
 
 def _after_fork() -> None:

@@ -1,61 +1,160 @@
-"""A pass over one layer and direction on a GPU: arrays for the kernels, and the launches.
+"""The engine for CuPy arrays on an NVIDIA GPU: the cell, traced, in kernels for all steps; no formula stands here.
 
-Arrays here are rows, as a packed batch has them (`runs.py`): products of x (N, R), y (N, H), what is kept (N, rows, H),
-states (B, H). One kernel goes through all steps, or one a step beside a product of the array library.
+Arrays here are rows, as a packed batch has them (`segments.py`): products of x (N, R), y (N, H), what is kept
+(N, rows, H), states (B, H). One kernel goes through all steps, or one a step beside a product of the array library.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from xlstm.arrays.backend import Array, Namespace, device_of
+from xlstm.arrays.backend import Array, device_of, dtype_name
 from xlstm.arrays.matmul import matmul
-from xlstm.engines.cuda import source
-from xlstm.engines.cuda.choice import Choice
+from xlstm.engines.cuda import launch, source
+from xlstm.engines.cuda.choice import Choice, choose
 from xlstm.engines.cuda.launch import Grid, Runtime
 from xlstm.engines.cuda.source import ARRANGE, BLOCK
 from xlstm.engines.cuda.tiling import Tiling
-from xlstm.engines.pointwise import Pointwise
-from xlstm.engines.runs import Runs, reshape
+from xlstm.engines.pointwise import Pointwise, pointwise
+from xlstm.engines.segments import Widths, beside, reshape, split
+from xlstm.engines.step import Step
+from xlstm.engines.tape import Gradients, Kept, Tape
 
-Kept = dict[str, Array]  # carried states before every step and what the cell saved, (N, rows, H) or (N, H), by name
+Rows = dict[str, Array]  # states before every step and what the cell saved, (N, rows, H) or (N, H), by name
 
 
-class DevicePass:
-    """Of one cell with its weights over packed rows.
+class Cuda:
+    """Runs kernels made from a cell's trace."""
 
-    Parameters
-    ----------
-    Wh : array (R, H) or (G, N, K, K)
-    constants : dict
-        The parameters that the cell itself uses and the biases, under their last names.
-    numbers : dict
-        Those of the cell.
-    """
+    name = "cuda"
 
-    def __init__(
-        self,
-        xp: Namespace,
-        runtime: Runtime,
-        choice: Choice,
-        step: Pointwise,
-        Wh: Array,
-        constants: Mapping[str, Array],
-        numbers: Mapping[str, float],
-        runs: Runs,
-    ) -> None:
-        self.xp, self.runtime, self.choice, self.step = xp, runtime, choice, step
-        self.Wh = _rows(Wh)
-        real = {"float": np.float32, "double": np.float64}[choice.arithmetic.real]
-        self.constants = {name: self._given(p) for name, p in constants.items()}
-        self.constants |= {name: real(value) for name, value in numbers.items()}
-        self.heads, self.width = heads_of(Wh)
-        self.H, self.G = self.heads * self.width, int(step.before["zx"] or 1)
-        self.runs, self.even = runs, len(runs) == 1
-        self.first, self.steps = runs[0][1], sum(k for k, _ in runs)  # sequences of the first step
+    def refuses(self, step: Step, widths: Widths) -> str:
+        """Return why it cannot run a step over a batch of these widths, or "".
+
+        Raises
+        ------
+        TypeError
+            The arrays are bfloat16, which CuPy alone makes float32 of.
+        """
+        runtime = launch.runtime(step.xp, step.Wh)
+        if runtime is None:
+            return "it runs arrays of CuPy"
+        if not widths or widths[0][1] == 0:
+            return "there is no step"
+        found, choice, why = _choice(step, widths, runtime)
+        if found is not None and choice.path != "loop":
+            return ""
+        reason = why if found is None else "and it was asked for"
+        if dtype_name(step.Wh.dtype) == "bfloat16":
+            raise TypeError(f"cuda: path 'loop' has no bfloat16, {reason}; expected float16 or float32")
+        return reason
+
+    def forward(
+        self, step: Step, x: Array, state: Sequence[Array], widths: Widths, keep: str
+    ) -> tuple[Array, list[Array], Tape]:
+        """Run all steps; see `Engine`."""
+        tape = CudaTape(self, step, widths, x)
+        tape.hs[: tape.first, :] = state[0][:, : tape.first].T
+        found = tape.run = Pass(step, widths)
+        ends, tape.rows_kept = found.forward(
+            found.products(x), tape.hs, [s[:, : tape.first].T for s in state[1:]], keep
+        )
+        tape.recompute, tape.ends = keep == "states", ends
+        return tape.y, [beside(step.xp, (e.T, s[:, tape.first :])) for e, s in zip(ends, state, strict=True)], tape
+
+    def backward(self, tape: CudaTape, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
+        """Differentiate all steps; see `Engine`."""
+        step, N, found = tape.step, tape.x.shape[0], Gradients(tape)
+        dZ, dQ = (step.xp.empty((N, step.R), dtype=tape.x.dtype, device=device_of(tape.x)) for _ in range(2))
+        apart = "dzh" in tape.run.step.gradients
+        starts = tape.run.backward(dy, [d.T for d in dstate], tape.whole(), dZ, dQ if apart else dZ)
+        found.arrays = {"zx": dZ.T, **({"zh": dQ.T} if apart else {})}
+        return found, [beside(step.xp, (d.T, e[:, tape.first :])) for d, e in zip(starts, dstate, strict=True)]
+
+
+class CudaTape(Tape):
+    """What kernels keep, as rows; segments are views of them."""
+
+    run: Pass
+    rows_kept: Rows
+    ends: list[Array]  # the states of each sequence at its own end, (first, H)
+    recompute = False
+
+    def whole(self) -> Rows:
+        """Return what backward needs, with what was not kept of it made again."""
+        if not self.recompute:
+            return self.rows_kept
+        return self.run.again(self.run.products(self.x), self.h0, self.rows_kept)
+
+    @property
+    def segments(self) -> list[Kept]:
+        """What is kept, by segments."""
+        xp, run = self.step.xp, self.run
+        made, found = self.whole(), []
+        after = [self.state(name) for name in run.step.carried]
+        for segment in split(self.widths, 1)[0]:
+            k = segment.k
+            arrays = {
+                name: xp.permute_dims(view := segment.steps(a, 0, k), (0, *range(2, view.ndim), 1))
+                for name, a in made.items()
+            }
+            last = [xp.permute_dims(segment.steps(a, k - 1, k), (0, 2, 1)) for a in after]
+            carry = [xp.concat((arrays[c], end)) for c, end in zip(run.step.carried, last, strict=True)]
+            found.append(Kept(segment, carry, run.step.restore(arrays)))
+        return found
+
+    def state(self, name: str) -> Array:
+        """A state after every step, (N, H): that before the next step of the sequence, or that at its end."""
+        if name == "h" or name not in self.run.step.carried:
+            return super().state(name)
+        xp, end = self.step.xp, self.ends[1 + self.run.step.carried.index(name)]
+        starts, widths, N = self.run.starts, self.run.widths, self.x.shape[0]
+        following = [*widths[1:], 0]
+        places = np.concatenate(
+            [
+                np.where(np.arange(n) < more, start + n + np.arange(n), N + np.arange(n))
+                for start, n, more in zip(starts[:-1], widths, following, strict=True)
+            ]
+        )
+        rows = xp.concat((self.rows_kept[name], end))
+        return xp.take(rows, xp.asarray(places, device=device_of(rows)), axis=0)
+
+
+def _choice(step: Step, widths: Widths, runtime: Runtime) -> tuple[Pointwise | None, Choice, str]:
+    """Return a step's functions, the path that it takes, and why it has no functions."""
+    found = None if step.obstacle else pointwise(step.cell, step.own_rows, step.added)
+    why = f"no kernel does {step.obstacle or 'this cell'}"
+    heads, width = heads_of(step.Wh)
+    dtype = dtype_name(step.Wh.dtype)
+    return found, choose("cuda", found, why, dtype, width, heads, widths[0][1], runtime.device), why
+
+
+class Pass:
+    """One pass over one layer and direction: arrays for the kernels, and the launches."""
+
+    def __init__(self, step: Step, widths: Widths) -> None:
+        runtime = launch.runtime(step.xp, step.Wh)
+        assert runtime is not None
+        found, self.choice, _ = _choice(step, widths, runtime)
+        assert found is not None
+        self.xp, self.runtime, self.step, self.w = step.xp, runtime, found, step.w
+        self.Wh = _rows(step.Wh)
+        real = {"float": np.float32, "double": np.float64}[self.choice.arithmetic.real]
+        given = step.own | {name: step.w[name] for name in step.added}
+        self.constants: dict[str, Any] = {name: self._given(p) for name, p in given.items()}
+        self.constants |= {name: real(value) for name, value in step.cell.numbers.items()}
+        self.heads, self.width = heads_of(step.Wh)
+        self.H, self.G = step.H, step.G
+        self.runs, self.even = widths, len(widths) == 1
+        self.first, self.steps = widths[0][1], sum(k for k, _ in widths)  # sequences of the first step
+
+    def products(self, x: Array) -> Array:
+        """Return Wx x of all steps, (N, R)."""
+        return x @ self.w["Wx"].T if "Wx" in self.w else x
 
     @functools.cached_property
     def widths(self) -> list[int]:
@@ -74,7 +173,7 @@ class DevicePass:
             return None
         return self.xp.asarray(np.asarray(self.starts, dtype=np.int32), device=device_of(self.Wh))
 
-    def forward(self, zx: Array, hs: Array, carry: Sequence[Array], keep: str) -> tuple[list[Array], Kept]:
+    def forward(self, zx: Array, hs: Array, carry: Sequence[Array], keep: str) -> tuple[list[Array], Rows]:
         """The states of each sequence at its own end, and what is kept.
 
         Parameters
@@ -103,7 +202,7 @@ class DevicePass:
         self._loop(kind, arrays, self.choice.forward)
         return list(ends.values()), kept
 
-    def backward(self, dy: Array | None, dstate: Sequence[Array], kept: Kept, dZ: Array, dQ: Array) -> list[Array]:
+    def backward(self, dy: Array | None, dstate: Sequence[Array], kept: Rows, dZ: Array, dQ: Array) -> list[Array]:
         """Gradients of the states before the first step (first, H), from those of y (N, H) and of the last states.
 
         dZ and dQ (N, R) take the gradients of the products of x and of h, which are one array where those are added.
@@ -121,7 +220,7 @@ class DevicePass:
         self._loop("backward", arrays, self.choice.backward)
         return list(starts.values())
 
-    def again(self, zx: Array, before: Array, kept: Kept) -> Kept:
+    def again(self, zx: Array, before: Array, kept: Rows) -> Rows:
         """With what the cell saves, from products of x (N, R), h before every step (N, H), and the carried states."""
         N = zx.shape[0]
         saved = {name: self._empty(self._shape(N, rows)) for name, rows in self.step.saved.items()}
@@ -189,30 +288,30 @@ class DevicePass:
         if self.heads == 1:
             return self._given(h @ self._matrix.T)
         xp, n, N, K = self.xp, h.shape[0], self.heads, self.width
-        z = matmul(xp, xp.permute_dims(reshape(xp, h, (n, N, K)), (1, 0, 2)), self._by_head)  # (N, n, G K)
-        z = xp.permute_dims(reshape(xp, z, (N, n, self.G, K)), (1, 2, 0, 3))
-        return self._given(reshape(xp, z, (n, self.G * self.H)))
+        z = matmul(xp, xp.permute_dims(reshape(h, (n, N, K)), (1, 0, 2)), self._by_head)  # (N, n, G K)
+        z = xp.permute_dims(reshape(z, (N, n, self.G, K)), (1, 2, 0, 3))
+        return self._given(reshape(z, (n, self.G * self.H)))
 
     def _through_bwd(self, dz: Array) -> Array:
         """The products Wh^T dz of rows (n, R): (n, H)."""
         if self.heads == 1:
             return self._given(dz @ self._matrix)
         xp, n, N, K = self.xp, dz.shape[0], self.heads, self.width
-        dz = xp.permute_dims(reshape(xp, dz, (n, self.G, N, K)), (2, 0, 1, 3))
-        dh = matmul(xp, reshape(xp, dz, (N, n, self.G * K)), xp.matrix_transpose(self._by_head))
-        return self._given(reshape(xp, xp.permute_dims(dh, (1, 0, 2)), (n, self.H)))
+        dz = xp.permute_dims(reshape(dz, (n, self.G, N, K)), (2, 0, 1, 3))
+        dh = matmul(xp, reshape(dz, (N, n, self.G * K)), xp.matrix_transpose(self._by_head))
+        return self._given(reshape(xp.permute_dims(dh, (1, 0, 2)), (n, self.H)))
 
     @functools.cached_property
     def _matrix(self) -> Array:
-        return reshape(self.xp, self.Wh, (self.G * self.H, self.H))
+        return reshape(self.Wh, (self.G * self.H, self.H))
 
     @functools.cached_property
     def _by_head(self) -> Array:
         """(N, K, G K)."""
         W = self.xp.permute_dims(self.Wh, (1, 3, 0, 2))
-        return reshape(self.xp, W, (self.heads, self.width, self.G * self.width))
+        return reshape(W, (self.heads, self.width, self.G * self.width))
 
-    def _kept(self, kept: Kept) -> dict[str, Array]:
+    def _kept(self, kept: Rows) -> dict[str, Array]:
         """Under the names of kernels."""
         return {f"{name}_kept" if name in self.step.carried else name: a for name, a in kept.items()}
 
@@ -240,3 +339,6 @@ def heads_of(Wh: Array) -> tuple[int, int]:
 def _rows(a: Array) -> Array:
     """The array in the order of its axes in memory; a copy where it is not."""
     return a if a.flags.c_contiguous else a.copy(order="C")
+
+
+CUDA = Cuda()

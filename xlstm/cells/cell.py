@@ -1,0 +1,150 @@
+"""The protocol of a gated cell, which is the base class of every cell here and of those that users write."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from xlstm.arrays.backend import Array, Namespace, Params
+from xlstm.cells.activations import PARAMETERS, Activation, Pair, clamp, clamp_bwd, pair, parse
+
+
+class Cell:
+    """A gated cell: one time step of a recurrent layer, forward and backward, element by element.
+
+    A cell is a frozen dataclass; its fields are its options. It sees one step at a time: zx and zh (G, H, B), the
+    products of the weights with the input x and with the hidden state h, biases included, one row for each of the G
+    gates; and the states before the step, each (H, B). Both functions are pure, use arithmetic and functions of the
+    array namespace `xp` alone, and do not branch on values, so that they run on every array library and, traced, in
+    every engine. Index a gate as `z[k, ...]`: axes of time may follow the gate axis.
+
+    Attributes
+    ----------
+    GATES : tuple of str
+        Names of the gates, in the order of the rows of the weights.
+    STATES : tuple of str
+        Names of the states, "h" first. All of them have the width H.
+    REST : tuple of float
+        The value of each state before the first step.
+    OWN : tuple of str
+        Names of the parameters that the cell itself uses, which `gates` and `derivatives` take by name, each
+        (rows, H, 1) or (H, 1).
+    activations : tuple of str
+        A field of cells whose activations can be chosen.
+    clip : float, optional
+        A field of cells whose pre-activations can be bounded.
+    """
+
+    GATES: ClassVar[tuple[str, ...]]
+    STATES: ClassVar[tuple[str, ...]] = ("h",)
+    REST: ClassVar[tuple[float, ...]] = (0.0,)
+    OWN: ClassVar[tuple[str, ...]] = ()
+
+    activations: tuple[Any, ...] = ()
+    clip: float | None = None
+
+    def gates(self, xp: Namespace, zx: Array, zh: Array, *state: Array, **own: Array) -> tuple[Any, ...]:
+        """Run one step: (*state, saved), from the products and the states before it.
+
+        `saved` is a NamedTuple of what `gates_bwd` needs, arrays (rows, H, B) or (H, B), or None.
+        """
+        raise NotImplementedError
+
+    def gates_bwd(self, xp: Namespace, saved: Any, *dstate: Array, **own: Array) -> tuple[Any, ...]:
+        """Differentiate one step: (dzx, dzh, *dstate0), from `saved` and the gradients of the states after it.
+
+        dzh is dzx itself where both products only enter as their sum. The gradient of h0 is None where h0 enters
+        through zh alone. Rows of dzx after those of the gates are kept for `own_bwd`.
+        """
+        raise NotImplementedError
+
+    def derivatives(self, xp: Namespace, saved: Any, *carry: Array, **own: Array) -> Any:
+        """Compute the part of the derivative that needs no gradient, which `gates_bwd` gets in place of `saved`.
+
+        It is computed for many steps at once, with an axis of time before H. `carry` are the states but h before
+        each step.
+        """
+        return saved
+
+    def activated(self, xp: Namespace, saved: Any) -> Array:
+        """Return the values of all gates, (G, ...), from `saved`: by default its fields that are named in GATES."""
+        return xp.stack([getattr(saved, gate) for gate in self.GATES])
+
+    def own_bwd(self, xp: Namespace, dz: Array, saved: Any, *carry: Array, **own: Array) -> dict[str, Array]:
+        """Return the gradients of OWN, in their shapes up to axes of 1, from those of zx for k steps, (rows, k, H, B)."""
+        return {}
+
+    def weights(self, xp: Namespace, w: Params) -> Params:
+        """Return the weights of a layer, by their last names, as a step uses them: here the layer's own."""
+        return w
+
+    def weights_bwd(self, xp: Namespace, w: Params, grads: Params) -> Params:
+        """Return the gradients of the layer's weights `w` from those of `weights(w)`."""
+        return grads
+
+    # Options that are numbers, such as `clip`, change the result but not the operations. Code made from a trace of a
+    # cell takes them as arguments, so that it is compiled once for all of their values.
+
+    @functools.cached_property
+    def numbers(self) -> dict[str, float]:
+        """Options that are numbers: fields, and parameters of activations such as `alpha0` of the first."""
+        found = {name: float(value) for name, value in self._fields.items() if type(value) in (int, float)}
+        for k, (_, values) in enumerate(self._activations):
+            found |= {f"{name}{k}": value for name, value in zip(PARAMETERS, values, strict=False)}
+        return found
+
+    @functools.cached_property
+    def form(self) -> Self:
+        """The cell with 1 for each number: cells of the same form share compiled code."""
+        return self.given(dict.fromkeys(self.numbers, 1.0))
+
+    def given(self, numbers: Mapping[str, Any]) -> Self:
+        """Return the cell with these values of all its `numbers`; they may be arrays or symbols."""
+        changed: dict[str, Any] = {name: value for name, value in numbers.items() if name in self._fields}
+        if self._activations:
+            changed["activations"] = tuple(
+                Activation(name, tuple(numbers[f"{parameter}{k}"] for parameter in PARAMETERS[: len(values)]))
+                for k, (name, values) in enumerate(self._activations)
+            )
+        return dataclasses.replace(self, **changed)  # type: ignore[type-var]
+
+    def _activate(self, xp: Namespace, k: int, z: Array) -> Array:
+        """Apply activation k to pre-activations, which `clip` bounds."""
+        return self._pairs[k].fwd(xp, z if self.clip is None else clamp(xp, z, self.clip))
+
+    def _activate_bwd(self, xp: Namespace, k: int, dy: Array, z: Array | None, y: Array) -> Array:
+        """Differentiate y = _activate(z); z is needed with `clip` only."""
+        dz = self._pairs[k].bwd(xp, dy, z, y)
+        return dz if self.clip is None or z is None else clamp_bwd(xp, dz, z, self.clip)
+
+    def _clipped(self, z: Array) -> Array | None:
+        """Return the pre-activations where backward needs them."""
+        return None if self.clip is None else z
+
+    @functools.cached_property
+    def _fields(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    @functools.cached_property
+    def _activations(self) -> tuple[Activation, ...]:
+        return tuple(parse(one) for one in self.activations)
+
+    @functools.cached_property
+    def _pairs(self) -> tuple[Pair, ...]:
+        return tuple(pair(one) for one in self._activations)
+
+
+class Summed(Cell):
+    """A cell in which the products of x and of h only enter as their sum, so that one bias serves both."""
+
+    def weights(self, xp: Namespace, w: Params) -> Params:
+        """Return the weights with bh added to b."""
+        if "bh" not in w:
+            return w
+        return {name: p + w["bh"] if name == "b" else p for name, p in w.items() if name != "bh"}
+
+    def weights_bwd(self, xp: Namespace, w: Params, grads: Params) -> Params:
+        """Return the gradients with that of b for bh."""
+        return {**grads, "bh": xp.asarray(grads["b"], copy=True)} if "bh" in w else grads

@@ -1,0 +1,184 @@
+"""The LSTM cell with its options: `cells/lstm.py` has the plain one, whose order, layout and split this follows.
+
+The options are peepholes (Gers & Schmidhuber 2000), coupled input and forget gates (Greff et al. 2017), a normalised
+cell (Ba et al. 2016, eq. 22), bounds of the pre-activations and of the cell, and other activations.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from xlstm.arrays.backend import Array, Namespace
+from xlstm.cells import cell
+from xlstm.cells.activations import clamp, clamp_bwd, normalize, normalize_bwd
+
+
+class Saved(NamedTuple):
+    """The values that backward needs; from z on, each only with the option that needs it."""
+
+    s: Array  # gates i, o, f (3, H, B), or i, o where coupled
+    g: Array  # candidate
+    u: Array  # activation of the cell
+    z: Array | None = None  # pre-activations, with clip
+    raw: Array | None = None  # c before cell_clip
+    c: Array | None = None  # with peepholes
+    n: Array | None = None  # c normalised
+    r: Array | None = None  # 1 / the deviation of c
+
+
+class Local(NamedTuple):
+    """The local derivatives of one step: dz = (ai dc, ao dh, af dc, ag dc), dc += k dh, dc0 = e dc.
+
+    Where the cell is normalised, k dh is first the gradient of n, `look` dh comes on top, and `dv` dh is the gradient
+    of v, which the gain gc and the bias bc need.
+    """
+
+    a: Array
+    k: Array
+    e: Array
+    n: Array | None = None
+    r: Array | None = None
+    look: Array | None = None
+    dv: Array | None = None
+
+
+@dataclass(frozen=True)
+class Cell(cell.Summed):
+    """An LSTM cell and its options; `layers.recurrent.LSTM` describes them.
+
+    Its own parameters are the peepholes p (3, H, 1) in order i o f (coupled: i o), and the gain gc and bias bc (H, 1)
+    of the normalised cell.
+    """
+
+    activations: tuple[str, ...] = ("sigmoid", "tanh", "tanh")
+    clip: float | None = None
+    coupled: bool = False
+    cell_clip: float | None = None
+
+    STATES = ("h", "c")
+    REST = (0.0, 0.0)
+    OWN = ("p", "gc", "bc")
+
+    @functools.cached_property
+    def GATES(self) -> tuple[str, ...]:  # type: ignore[override]  # noqa: N802
+        return ("i", "o", "g") if self.coupled else ("i", "o", "f", "g")
+
+    def gates(  # type: ignore[override]
+        self,
+        xp: Namespace,
+        zx: Array,
+        zh: Array,
+        h0: Array,
+        c0: Array,
+        p: Array | None = None,
+        gc: Array | None = None,
+        bc: Array | None = None,
+    ) -> tuple[Array, Array, Saved]:
+        """Run one step: h and c (H, B), from zx and zh (4, H, B) and the states before it."""
+        z = zx + zh
+        if p is not None:
+            z = z + self._peep(xp, p, c0)
+        s = self._activate(xp, 0, z[:-1, ...])  # (1) i, o, f
+        g = self._activate(xp, 1, z[-1, ...])  # (2)
+        i, o = s[0, ...], s[1, ...]
+        f = 1 - i if self.coupled else s[2, ...]
+        c = f * c0 + i * g  # (3)
+        raw = None
+        if self.cell_clip is not None:
+            raw, c = c, clamp(xp, c, self.cell_clip)  # (4)
+        if p is not None:
+            zo = z[1, ...] + p[1, ...] * c
+            o = self._activate(xp, 0, zo)  # (1) o looks at c
+            s = xp.concat((s[:1, ...], o[None, ...], s[2:, ...]))
+            z = xp.concat((z[:1, ...], zo[None, ...], z[2:, ...]))
+        n = r = None
+        v = c
+        if gc is not None:
+            n, r = normalize(xp, c, -2)
+            v = gc * n + bc  # (5)
+        u = self._pairs[2].fwd(xp, v)  # (6)
+        return o * u, c, Saved(s, g, u, self._clipped(z), raw, c if p is not None else None, n, r)  # (7) h
+
+    def derivatives(  # type: ignore[override]
+        self,
+        xp: Namespace,
+        saved: Saved,
+        c0: Array,
+        p: Array | None = None,
+        gc: Array | None = None,
+        bc: Array | None = None,
+    ) -> Local:
+        """Return the local derivatives of `gates`."""
+        gate, candidate, output = self._pairs
+        s, g, u = saved[:3]
+        i, o = s[0, ...], s[1, ...]
+        f = 1 - i if self.coupled else s[2, ...]
+        ai = gate.bwd(xp, g - c0 if self.coupled else g, None, i)  # (3) through i, (1)
+        ao = gate.bwd(xp, u, None, o)  # (7) through o, (1)
+        af = () if self.coupled else (gate.bwd(xp, c0, None, f),)  # (3) through f, (1)
+        ag = candidate.bwd(xp, i, None, g)  # (3) through g, (2)
+        a = xp.stack((ai, ao, *af, ag))
+        if saved.z is not None:
+            a = clamp_bwd(xp, a, saved.z, self.clip)
+        dv = output.bwd(xp, o, None, u)  # (7) through u, (6)
+        e = f
+        if p is not None:
+            e = e + p[0, ...] * a[0, ...]  # (1) i and f look at c0
+            if not self.coupled:
+                e = e + p[2, ...] * a[2, ...]
+        if saved.raw is not None:
+            e, b = (clamp_bwd(xp, d, saved.raw, self.cell_clip) for d in (e, a))  # (4)
+            a = xp.concat((b[:1, ...], a[1:2, ...], b[2:, ...]))
+        look = None if p is None else p[1, ...] * a[1, ...]  # (1) o looks at c
+        if gc is None:
+            return Local(a, dv if look is None else dv + look, e)
+        return Local(a, gc * dv, e, saved.n, saved.r, look, dv)
+
+    def gates_bwd(  # type: ignore[override]
+        self, xp: Namespace, local: Local, dh: Array, dc: Array, **own: Array
+    ) -> tuple[Array, Array, None, Array]:
+        """Return dz (4, H, B) of zx and of zh and dc0 (H, B); with a normalised cell dzx has a fifth row, dv."""
+        a, k, e, n, r, look, dv = local
+        dn = k * dh  # (7) (6)
+        if n is not None:
+            dn = normalize_bwd(xp, dn, n, r, -2)  # (5)
+        if look is not None and n is not None:
+            dn = dn + look * dh
+        dc = dc + dn
+        dz = a * dc  # (3) i, f, g
+        dz[1, ...] = a[1, ...] * dh  # (7) o
+        if dv is None:
+            return dz, dz, None, e * dc  # (3) through c0
+        return xp.concat((dz, (dv * dh)[None, ...])), dz, None, e * dc
+
+    def own_bwd(  # type: ignore[override]
+        self,
+        xp: Namespace,
+        dz: Array,
+        saved: Saved,
+        c0: Array,
+        p: Array | None = None,
+        gc: Array | None = None,
+        bc: Array | None = None,
+    ) -> dict[str, Array]:
+        """Return the gradients of p, gc and bc, summed over steps and sequences, from dz (rows, k, H, B)."""
+        grads: dict[str, Array] = {}
+        if gc is not None:
+            grads |= {"gc": dz[-1, ...] * saved.n, "bc": dz[-1, ...]}
+        if p is not None:
+            seen = (c0, saved.c, c0)[: p.shape[0]]
+            grads["p"] = dz[: p.shape[0], ...] * xp.stack(seen)
+        return {name: xp.sum(d, axis=(-3, -1)) for name, d in grads.items()}
+
+    def activated(self, xp: Namespace, saved: Saved) -> Array:
+        """Return the gate values (4, ...) in the order of GATES."""
+        return xp.concat((saved.s, saved.g[None, ...]))
+
+    def _peep(self, xp: Namespace, p: Array, c0: Array) -> Array:
+        """Return the terms of the pre-activations that look at c0, those of i and f."""
+        seen = [xp.zeros_like(c0)] * len(self.GATES)
+        for k in range(0, len(self.GATES) - 1, 2):
+            seen[k] = p[k, ...] * c0
+        return xp.stack(seen)

@@ -1,0 +1,117 @@
+"""The seam: what an engine is, and which one runs a recurrence.
+
+Above this file nobody asks which library, device or compiler there is; below it nobody knows of layers, stacks or
+directions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from xlstm.arrays import blas, checks
+from xlstm.arrays.backend import Array
+from xlstm.engines.array_api import ARRAY_API
+from xlstm.engines.cuda.engine import CUDA
+from xlstm.engines.numba.engine import NUMBA
+from xlstm.engines.segments import Widths
+from xlstm.engines.step import Step
+from xlstm.engines.tape import Gradients, Tape
+
+
+class Engine(Protocol):
+    """Runs one recurrent layer in one direction over a packed batch.
+
+    To add an engine, write a class with these methods and put it into `ENGINES`.
+    """
+
+    name: str
+
+    def refuses(self, step: Step, widths: Widths) -> str:
+        """Return why it cannot run a step over a batch of these widths, or "" where it can."""
+
+    def forward(
+        self, step: Step, x: Array, state: Sequence[Array], widths: Widths, keep: str
+    ) -> tuple[Array, list[Array], Tape]:
+        """Run all steps.
+
+        Parameters
+        ----------
+        step : Step
+        x : array (N, D)
+            Packed rows.
+        state : arrays (P, B), (H, B), ...
+            The state before the first step; sequences without any step come last.
+        widths : list of (steps, width)
+            The segments of the batch.
+        keep : {"nothing", "states", "all"}
+            What the tape keeps. With "states" the rest is rematerialised when it is asked for.
+
+        Returns
+        -------
+        y : array (N, P)
+            h after every step.
+        state : list of arrays as `state`
+            The state of each sequence at its own end.
+        tape : Tape
+        """
+
+    def backward(self, tape: Tape, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
+        """Differentiate all steps, from dy (N, P) and the gradients of the final state.
+
+        Returns the gradients of every step and those of the initial state.
+        """
+
+
+ENGINES: list[Engine] = [CUDA, NUMBA, ARRAY_API]  # the quickest first
+_asked: contextvars.ContextVar[str | None] = contextvars.ContextVar("engine", default=None)
+
+
+def choose(step: Step, widths: Widths) -> Engine:
+    """Return the first engine that does not refuse, or the one that was asked for with `use`.
+
+    Raises
+    ------
+    ValueError
+        The engine that was asked for refuses.
+    """
+    asked = _asked.get()
+    for engine in ENGINES:
+        if asked is None:
+            if not engine.refuses(step, widths):
+                return engine
+        elif engine.name == asked:
+            reason = engine.refuses(step, widths)
+            if reason:
+                raise ValueError(f"engine {asked}: {reason}")
+            return engine
+    raise AssertionError("the reference engine refuses nothing")
+
+
+def step(step: Step, x: Array, state: Sequence[Array]) -> Sequence[Array]:
+    """Run one step from x (B, D) and the state (B, P), (B, H), ...; return the state after it, (B, P), (B, H), ..."""
+    small = x.shape[0] == 1 and step.Wh.size <= blas.SMALL and not step.heads and "Wx" in step.w
+    if small and _asked.get() in (None, NUMBA.name) and not NUMBA.refuses(step, ()):
+        return NUMBA.step(step, x, state)
+    largest = x.shape[0] * max(p.size for p in step.w.values())
+    return [s.T for s in blas.in_turn(functools.partial(ARRAY_API.step, step, x, state), largest)]
+
+
+@contextlib.contextmanager
+def use(name: str) -> Iterator[None]:
+    """Run every recurrence in this context in the engine of a name, which raises where it cannot.
+
+    Raises
+    ------
+    ValueError
+        There is no engine of that name.
+    """
+    checks.choice([engine.name for engine in ENGINES])("engines.use", "name", name)
+    token = _asked.set(name)
+    try:
+        yield
+    finally:
+        _asked.reset(token)

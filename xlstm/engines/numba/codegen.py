@@ -1,0 +1,106 @@
+"""The step of a cell as Python source, made from its trace: one loop over all units for Numba.
+
+NumPy makes a pass over memory for every operation; the loop here makes one for all of them, in vector registers and
+without the interpreter. Its operations are those of the trace, so no formula stands here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from xlstm.cells.cell import Cell
+from xlstm.engines.numba import jit
+from xlstm.engines.pointwise import Pointwise, pointwise
+from xlstm.tracing.symbols import Symbols, trace
+
+# Operations as Python expressions. In maximum and minimum a NaN stays, as in NumPy.
+FORMS = {
+    **{"add": "{} + {}", "subtract": "{} - {}", "multiply": "{} * {}", "divide": "{} / {}", "negative": "-{}"},
+    **{"less": "{} < {}", "less_equal": "{} <= {}", "and": "{} & {}", "where": "{1} if {0} else {2}"},
+    "maximum": "{0} if ({0} > {1}) | ({0} != {0}) else {1}",
+    "minimum": "{0} if ({0} < {1}) | ({0} != {0}) else {1}",
+    **{"number": "F({!r})", "tanh": "tanh({})", "exp": "exp({})", "abs": "abs({})"},
+    **{name: f"F(math.{name}({{}}))" for name in ("expm1", "log", "log1p", "sqrt")},
+}
+# A loop with a function of libm makes no vectors, and without them libm's exp is quicker, too.
+LIBM = ("expm1", "log", "log1p")
+SCALAR = FORMS | {"exp": "F(math.exp({}))"}
+DTYPES = ("float32", "float64")
+
+
+class Kernel(NamedTuple):
+    """Compiled loops, and the names of the arrays that their step takes, after those that the loops know."""
+
+    loops: ModuleType
+    names: tuple[str, ...]
+
+
+class Kernels(NamedTuple):
+    """The compiled loops of one cell and dtype."""
+
+    step: Pointwise
+    forward: Kernel
+    lean: Kernel  # forward that keeps nothing
+    backward: Kernel
+    apart: bool  # the gradient of the product of h is not that of x
+    direct: bool  # h before the step has a gradient of its own
+
+
+def kernels(cell: Cell, dtype: str, own: tuple[tuple[str, int | None], ...], added: tuple[str, ...]) -> Kernels | None:
+    """Return the loops of a cell, or None where there are none: it is not element by element.
+
+    `own` has the cell's own parameters and their rows, `added` the biases that there are among b and bh.
+    """
+    return _kernels(cell.form, dtype, own, added)
+
+
+@functools.cache
+def _kernels(form: Any, dtype: str, own: tuple[tuple[str, int | None], ...], added: tuple[str, ...]) -> Kernels | None:
+    step = pointwise(form, own, added)
+    if step is None:
+        return None
+    carried = dict.fromkeys(step.carried)
+    at = {"zx": "j", **dict.fromkeys((*carried, *step.saved), "t")}
+    after, still = at | dict.fromkeys(carried, "t + 1"), at | dict.fromkeys(carried, "0")
+    outputs = step.gradients
+    return Kernels(
+        step,
+        _kernel(dtype, step, step.forward, step.before, ("zx", "zh", "h"), at, after),
+        _kernel(dtype, step, step.lean, step.before, ("zx", "zh", "h"), still, still),
+        _kernel(dtype, step, step.backward, step.after, ("dz", "dzh", "dh0", "dh"), at, at),
+        "dzh" in outputs,
+        "dh0" in outputs,
+    )
+
+
+def _kernel(
+    dtype: str,
+    step: Pointwise,
+    function: Callable[..., Mapping[str, Symbols]],
+    inputs: Mapping[str, int | None],
+    first: tuple[str, ...],
+    loads: Mapping[str, str],
+    stores: Mapping[str, str],
+) -> Kernel:
+    """Write the step of a traced function as source. `loads` and `stores` have the index in time of arrays with one."""
+    lines, outputs = trace(function, inputs)
+    forms = SCALAR if any(line.op in LIBM for line in lines) else FORMS
+    names = tuple(name for name in dict.fromkeys((*inputs, *outputs)) if name not in first)
+    body = []
+    for to, row, op, args in lines:
+        if op == "input":
+            name, of_row = args
+            body.append(f"{to} = F({name})" if name in step.numbers else f"{to} = {name}{_index(loads, name, of_row)}")
+        elif op == "store":
+            body.append(f"{to}{_index(stores, to, row)} = {args[0]}")
+        else:
+            body.append(f"{to} = {forms[op].format(*args)}")
+    head = f"def step(j, t, first, last, {', '.join((*first, *names))}):\n    for unit in range(U(first), U(last)):\n"
+    return Kernel(jit.functions(dtype, head + "".join(f"        {line}\n" for line in body)), names)
+
+
+def _index(times: Mapping[str, str], name: str, row: int | None) -> str:
+    return f"[{', '.join(str(part) for part in (times.get(name), row, 'unit') if part is not None)}]"

@@ -1,0 +1,121 @@
+"""One time step of a layer in one direction: the cell, its weights, and the options around it."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+from xlstm.arrays.backend import Array, Namespace, Params
+from xlstm.cells.activations import normalize, normalize_bwd
+from xlstm.cells.cell import Cell
+from xlstm.engines.segments import reshape
+
+
+class Masks(NamedTuple):
+    """The masks of one layer and direction; None where there are none."""
+
+    drop: Array | None = None  # (P, B), by which h is multiplied before Wh, the same at all steps
+    zoneout: tuple[
+        Array | float | None, ...
+    ] = ()  # of each state, rows (N, H) or one number: the share of the old state
+
+
+class Step:
+    """A time step: what does not change from step to step. Attributes are read, never written.
+
+    Parameters
+    ----------
+    xp : namespace
+    cell : Cell
+    w : dict
+        Weights under their last names: Wh (R, P), or (G, N, K, K) of N heads; optionally Wx (R, D), without which x
+        (N, R) are the products already; the biases b and bh (R,); gx and gh (R,), gains of the normalised products;
+        Whr (P, H), a projection of h; and parameters of the cell itself.
+    masks : Masks
+    """
+
+    def __init__(self, xp: Namespace, cell: Cell, w: Params, masks: Masks) -> None:
+        self.xp, self.cell, self.layer_w, self.masks = xp, cell, w, masks
+        self.w = w = cell.weights(xp, w)
+        Wh = w["Wh"]
+        if Wh.ndim == 4 and Wh.shape[1] == 1:  # one head is a matrix like any other
+            Wh = reshape(Wh, (Wh.shape[0] * Wh.shape[2], Wh.shape[3]))
+        self.Wh, self.heads = Wh, Wh.ndim == 4
+        self.G = len(cell.GATES)
+        self.R, self.P = (
+            (Wh.shape[0] * Wh.shape[1] * Wh.shape[2], Wh.shape[1] * Wh.shape[2]) if self.heads else Wh.shape
+        )
+        self.Whr = w.get("Whr")
+        self.H = self.P if self.Whr is None else self.Whr.shape[1]
+        self.b, self.bh = w.get("b"), w.get("bh")
+        self.zoneout = any(share is not None for share in masks.zoneout)
+        # Nothing but the cell and the product of h: the case that fast engines take.
+        self.bare = not self.zoneout and masks.drop is None and self.Whr is None and "gh" not in w
+
+    @functools.cached_property
+    def own(self) -> Params:
+        """Parameters that the cell itself uses, (rows, H, 1) or (H, 1); a matrix as it is."""
+        found = {}
+        for name in self.cell.OWN:
+            if name in self.w:
+                p = self.w[name]
+                found[name] = p if p.ndim == 2 else reshape(p, (-1, self.H, 1) if p.shape[0] > self.H else (self.H, 1))
+        return found
+
+    @functools.cached_property
+    def own_rows(self) -> tuple[tuple[str, int | None], ...]:
+        """Names of the own parameters, and their rows, None for one without that axis."""
+        return tuple((name, p.shape[0] if p.ndim == 3 else None) for name, p in self.own.items())
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """The biases that there are among b and bh."""
+        return tuple(name for name in ("b", "bh") if name in self.w)
+
+    @property
+    def obstacle(self) -> str:
+        """What makes a step more than one function of units beside the product of h; empty where nothing does."""
+        there = {
+            "zoneout": self.zoneout,
+            "recurrent dropout": self.masks.drop is not None,
+            "a projection": self.Whr is not None,
+            "layer normalisation": "gh" in self.w,
+            "a product within the cell": any(p.ndim == 2 and p.shape[1] > 1 for p in self.own.values()),
+        }
+        return " and ".join(name for name, is_there in there.items() if is_there)
+
+    def project(self, x: Array) -> tuple[Array, tuple[Array, Array] | None]:
+        """Return Wx x + b of rows x (N, D), (R, N), and with layer_norm Wx x normalised and 1 / its deviation."""
+        xp, w = self.xp, self.w
+        zx = w["Wx"] @ x.T if "Wx" in w else xp.asarray(x.T, copy=True)
+        normal = None
+        if "gx" in w:
+            normal = normalize(xp, zx, 0)
+            zx = w["gx"][:, None] * normal[0]
+        if self.b is not None:
+            zx += self.b[:, None]
+        return zx, normal
+
+    def project_bwd(self, dzx: Array, normal: tuple[Array, Array] | None) -> tuple[Params, Array]:
+        """Return the gradient of gx where there is one, and that of Wx x, from that of zx (R, N)."""
+        if normal is None:
+            return {}, dzx
+        grads = {"gx": self.xp.sum(dzx * normal[0], axis=1)}
+        return grads, normalize_bwd(self.xp, self.w["gx"][:, None] * dzx, *normal, 0)
+
+    def recur(self, W: Array, h: Array) -> Array:
+        """Return W h (R, n), with W the recurrent weight as it is or in blocks of rows; heads go by themselves."""
+        n = h.shape[1]
+        if self.heads:
+            h = reshape(h, (W.shape[1], W.shape[3], n))
+        a = W @ h
+        return a if a.ndim == 2 else reshape(a, (self.R, n))
+
+    def recur_bwd(self, WT: Array, da: Array) -> Array:
+        """Return W^T da (P, n)."""
+        n = da.shape[1]
+        if self.heads:
+            G, N, K, _ = WT.shape
+            return reshape(self.xp.sum(WT @ reshape(da, (G, N, K, n)), axis=0), (self.P, n))
+        dh = WT @ da
+        return dh if dh.ndim == 2 else reshape(dh, (self.P, n))

@@ -1,0 +1,155 @@
+"""What a forward pass keeps: the same names whatever engine wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from xlstm.arrays import workspace
+from xlstm.arrays.backend import Array, device_of
+from xlstm.engines.plan import SOLO
+from xlstm.engines.segments import Segment, Widths, before, reshape
+from xlstm.engines.step import Step
+
+
+class Kept(NamedTuple):
+    """What is kept of the steps of one segment, time first."""
+
+    segment: Segment
+    carry: Sequence[Array]  # the states but h, before the first step and after every step, (k + 1, H, n)
+    saved: Any  # what the cell saved, arrays (k, rows, H, n) or (k, H, n); None where it is to be made again
+    normal: tuple[Array, ...] = ()  # the product of h normalised (k, R, n), and 1 / its deviation, with layer_norm
+    out: tuple[Array, ...] = ()  # h before its projection (k, H, n)
+
+
+class Tape:
+    """What a forward pass over one layer and direction keeps for the backward pass and for reading.
+
+    It refers to the arrays `x` and `y` of the call: those must not be changed in place before `backward`.
+
+    Attributes
+    ----------
+    step : Step
+    x : array (N, D)
+        Packed rows of the input.
+    hs : array (n + N, P)
+        h of the n sequences of the first step, then h after every step.
+    kept : list of Kept
+        By segments, for each part of the batch.
+    rule : Rule
+        How the engine shares the CPU.
+    normal : (array, array) or None
+        Wx x normalised (R, N), and 1 / its deviation, with layer_norm.
+    """
+
+    def __init__(self, engine: Any, step: Step, widths: Widths, x: Array) -> None:
+        self.engine, self.step, self.widths, self.x = engine, step, widths, x
+        self.first = widths[0][1] if widths else 0  # sequences of the first step
+        self.hs = workspace.empty(step.xp, (self.first + x.shape[0], step.P), x)
+        self.kept: list[list[Kept]] = []
+        self.rule = SOLO
+        self.normal: tuple[Array, Array] | None = None
+
+    @property
+    def y(self) -> Array:
+        """h after every step, (N, P)."""
+        return self.hs[self.first :, :]
+
+    @property
+    def h0(self) -> Array:
+        """h before every step, (N, P)."""
+        return before(self.step.xp, self.hs, self.widths)
+
+    @property
+    def segments(self) -> list[Kept]:
+        """What is kept, by segments, with what the cell saved made again where it was not kept."""
+        return [self.complete(kept) for part in self.kept for kept in part]
+
+    def complete(self, kept: Kept) -> Kept:
+        """Rematerialise what the cell saved, from the states before every step, which needs no loop."""
+        if kept.saved is not None:
+            return kept
+        step, segment = self.step, kept.segment
+        xp, k, n = step.xp, segment.k, segment.n
+        zx, _ = step.project(reshape(segment.steps(self.x, 0, k), (k * n, self.x.shape[1])))
+        h0 = segment.steps(self.h0, 0, k)  # (k, n, P)
+        zh = step.recur(step.Wh, reshape(h0, (k * n, step.P)).T)
+        if step.bh is not None:
+            zh = zh + step.bh[:, None]
+        zx, zh = (xp.permute_dims(reshape(z, (-1, step.H, k, n)), (0, 2, 1, 3)) for z in (zx, zh))  # (G, k, H, n)
+        carry = [c[:-1, ...] for c in kept.carry]
+        *_, saved = step.cell.gates(xp, zx, zh, xp.permute_dims(h0, (0, 2, 1)), *carry, **step.own)
+        return kept._replace(saved=saved._make(None if a is None else swap(xp, a) for a in saved))
+
+    def gates(self) -> Array:
+        """Value of every gate at every step, in the order of the cell's GATES, (N, G, H)."""
+        xp, step = self.step.xp, self.step
+
+        def values(kept: Kept) -> Array:
+            saved = kept.saved._make(None if a is None else swap(xp, a) for a in kept.saved)
+            return swap(xp, step.cell.activated(xp, saved))
+
+        return self.rows(values, (step.G, step.H))
+
+    def state(self, name: str) -> Array:
+        """A state after every step, (N, P) or (N, H)."""
+        names = self.step.cell.STATES
+        if name not in names:
+            raise AttributeError(f"this cell has no state {name}, only {', '.join(names)}")
+        if name == "h":
+            return self.y
+        k = names.index(name) - 1
+        return self.rows(lambda kept: kept.carry[k][1:, ...], (self.step.H,))
+
+    def rows(self, of: Callable[[Kept], Array], shape: tuple[int, ...]) -> Array:
+        """Arrays (k, ..., n) of every segment as rows (N, ...)."""
+        xp = self.step.xp
+        found = xp.empty((self.x.shape[0], *shape), dtype=self.x.dtype, device=device_of(self.x))
+        for kept in self.segments:
+            a, segment = of(kept), kept.segment
+            a = xp.permute_dims(a, (0, a.ndim - 1, *range(1, a.ndim - 1)))  # (k, n, ...)
+            if segment.n == segment.width:
+                end = segment.at + segment.k * segment.n
+                found[segment.at : end, ...] = reshape(a, (segment.k * segment.n, *shape))
+            else:
+                segment.steps(found, 0, segment.k)[...] = a
+        return found
+
+
+class Gradients:
+    """The gradients of every step that backward finds, as columns (rows, N).
+
+    Attributes
+    ----------
+    arrays : dict of str to array
+        "zx", by the product of x; "zh", by the product of h with its normalisation and bias, where that is another one;
+        "a", by the product of h alone, with layer_norm; "out", by h before its projection.
+    """
+
+    def __init__(self, tape: Tape) -> None:
+        self.xp, self.like, self.N = tape.step.xp, tape.x, tape.x.shape[0]
+        self.flat = tape.first == 1  # of one sequence a step is one column: stored as a row it lies together
+        self.arrays: dict[str, Array] = {}
+
+    def put(self, name: str, rows: slice, gradient: Array) -> Array:
+        """Keep the gradient (G, H, n) or (R, n) of one step, and return it as (R, n)."""
+        if gradient.ndim == 3:
+            gradient = reshape(gradient, (gradient.shape[0] * gradient.shape[1], gradient.shape[2]))
+        found = self.arrays.get(name)
+        if found is None:
+            R = gradient.shape[0]
+            shape = (self.N, R) if self.flat else (R, self.N)
+            made = workspace.empty(self.xp, shape, self.like)
+            found = self.arrays.setdefault(name, made.T if self.flat else made)  # one array for all threads
+        found[:, rows] = gradient
+        return gradient
+
+    def put_products(self, rows: slice, dzx: Array, dzh: Array) -> Array:
+        """Keep the gradients of both products, and return that of the product of h."""
+        dz = self.put("zx", rows, dzx)
+        return dz if dzh is dzx else self.put("zh", rows, dzh)
+
+
+def swap(xp: Any, array: Array) -> Array:
+    """View (k, G, H, n) as (G, k, H, n), and the reverse; (k, H, n) stays as it is."""
+    return array if array.ndim == 3 else xp.permute_dims(array, (1, 0, 2, 3))
