@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from xlstm.engines.numba.compiled import FLOATS, Kernel
 
 import xlstm
 from tests.conftest import force, make_backend
@@ -15,7 +16,6 @@ from tests.layers import alone, inputs_of, make, run
 from xlstm.cells import gru, lstm
 from xlstm.cli import machine
 from xlstm.engines.numba import jit, kernels
-from xlstm.engines.numba.compiled import FLOATS, Kernel
 
 needs_numba = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
 KINDS = ("LSTM", "GRU", "RNN")

@@ -13,8 +13,7 @@ from tests import layers
 from tests.conftest import make_backend
 from xlstm.arrays.backend import to_numpy
 from xlstm.cells import lstm as cell
-from xlstm.recurrence import backward as bptt
-from xlstm.recurrence import loop
+from xlstm.engines import array_api
 
 inputs_of = functools.partial(layers.inputs_of, scale=1.0)
 check = functools.partial(layers.check, directions=2)
@@ -24,17 +23,19 @@ check = functools.partial(layers.check, directions=2)
 def test_cell_gradient(be, rng, shape):
     """`gates` and `gates_bwd`, for one step and for several side by side."""
     n, H, B = shape
-    z = be.asarray(rng.standard_normal((4, n, H, B)))
-    c0 = be.asarray(rng.standard_normal((n, H, B)))
+    zx, zh = (be.asarray(rng.standard_normal((4, n, H, B))) for _ in range(2))
+    h0, c0 = (be.asarray(rng.standard_normal((n, H, B))) for _ in range(2))
 
-    def forward(z, c0):
-        h, c, saved = cell.gates(be.xp, z, c0)
-        return (h, c), (c0, saved)
+    def forward(zx, zh, c0):
+        h, c, saved = cell.gates(be.xp, zx, zh, h0, c0)
+        return (h, c), (saved, c0)
 
     def backward(saved, d):
-        return cell.gates_bwd(be.xp, *d, cell.slopes(be.xp, *saved))
+        dzx, dzh, dh0, dc0 = cell.gates_bwd(be.xp, cell.derivatives(be.xp, *saved), *d)
+        assert dh0 is None
+        return dzx, dzh, dc0
 
-    xlstm.gradcheck(forward, backward, (z, c0))
+    xlstm.gradcheck(forward, backward, (zx, zh, c0))
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -60,25 +61,12 @@ def test_block_size_changes_nothing(monkeypatch, rng, block):
     dy = rng.standard_normal((7, 1, 3))
     _, _, saved = layer.forward(params, x, state)
     expected = layer.backward(params, saved, dy)
-    monkeypatch.setattr(bptt, "BLOCK", block)
+    monkeypatch.setattr(array_api, "DERIVED", block)
+    monkeypatch.setattr(array_api, "PROJECTED", block)
     found = layer.backward(params, saved, dy)
     for name, grad in expected[0].items():
         np.testing.assert_array_equal(found[0][name], grad)
     np.testing.assert_array_equal(found[1], expected[1])
-
-
-def test_large_steps_are_kept_like_small_ones(be, monkeypatch, rng):
-    """What forward keeps is the same whether it is collected or copied into room for all steps."""
-    layer = xlstm.LSTM(2, 3)
-    params, x, state = inputs_of(layer, be, rng, 5, 2)
-    _, _, small = layer.forward(params, x, state)
-    monkeypatch.setattr(loop, "LARGE", 1)
-    y, _, large = layer.forward(params, x, state)
-    for a, b in zip(small["0"].saved.parts[0].kept[0], large["0"].saved.parts[0].kept[0], strict=True):
-        np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
-    expected, found = (layer.backward(params, saved, y)[0] for saved in (small, large))
-    for name, grad in expected.items():
-        np.testing.assert_array_equal(to_numpy(found[name]), to_numpy(grad))
 
 
 def test_empty_batch(be):

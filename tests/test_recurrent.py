@@ -15,9 +15,8 @@ from tests.layers import OPTIONS, alone, check, inputs_of, make, pairwise, run
 from xlstm.arrays.backend import to_numpy
 from xlstm.cells.activations import GATES, canonical, normalize, pair
 from xlstm.data.windows import Batch
+from xlstm.engines import array_api
 from xlstm.models.sequence import SequenceModel
-from xlstm.recurrence import backward as bptt
-from xlstm.recurrence import loop
 from xlstm.training import loop as training
 from xlstm.training import losses, optimizers
 
@@ -54,16 +53,16 @@ def test_gradient_of_every_pair_of_options(kind, backend):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sizes_of_blocks_and_rooms_change_nothing(monkeypatch, rng, kind):
-    """Steps handled one by one, in blocks with a ragged first one, and kept in room made for all of them."""
+def test_sizes_of_blocks_change_nothing(monkeypatch, rng, kind):
+    """Steps are handled one by one, or in blocks of which the first is shorter."""
     for options in alone(kind):
         layer = make(kind, options)
         params, x, state = inputs_of(layer, make_backend("numpy"), rng, 7, 3)
         for lengths in (None, [7, 4, 4]):
             expected = run(layer, params, x, state, lengths, seed=2)
             with monkeypatch.context() as patch:
-                patch.setattr(bptt, "BLOCK", 80)
-                patch.setattr(loop, "LARGE", 1)
+                patch.setattr(array_api, "DERIVED", 80)
+                patch.setattr(array_api, "PROJECTED", 80)
                 found = run(layer, params, x, state, lengths, seed=2)
             for name, array in found.items():
                 np.testing.assert_array_equal(array, expected[name], err_msg=f"{layer} {name}")

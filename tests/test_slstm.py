@@ -26,14 +26,16 @@ def test_cell_gradient(be, rng, forget, gates, steps):
     c0, m0 = (be.asarray(rng.standard_normal(shape)) for _ in range(2))
     n0 = be.asarray(1 + rng.random(shape))
 
-    def forward(a, c0, n0, m0):
-        *outputs, saved = cell.gates(be.xp, a, c0, n0, m0)
-        return tuple(outputs), (c0, n0, m0, saved)
+    def forward(zx, zh, c0, n0, m0):
+        *outputs, saved = cell.gates(be.xp, zx, zh, c0, c0, n0, m0)
+        return tuple(outputs), (saved, c0, n0, m0)
 
     def backward(saved, d):
-        return cell.gates_bwd(be.xp, *d, cell.slopes(be.xp, *saved))
+        dzx, dzh, _, *dcarry = cell.gates_bwd(be.xp, cell.derivatives(be.xp, *saved), *d)
+        return dzx, dzh, *dcarry
 
-    xlstm.gradcheck(forward, backward, (a, c0, n0, m0))
+    zh = be.asarray(rng.standard_normal((4, *shape)))
+    xlstm.gradcheck(forward, backward, (a, zh, c0, n0, m0))
 
 
 OPTIONS = [

@@ -9,8 +9,11 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
+
+import numpy as np
 
 from xlstm.arrays import blas, checks
 from xlstm.arrays.backend import Array
@@ -93,11 +96,12 @@ def choose(step: Step, widths: Widths) -> Engine:
 
 def step(step: Step, x: Array, state: Sequence[Array]) -> Sequence[Array]:
     """Run one step from x (B, D) and the state (B, P), (B, H), ...; return the state after it, (B, P), (B, H), ..."""
-    small = x.shape[0] == 1 and step.Wh.size <= blas.SMALL and not step.heads and "Wx" in step.w
+    small = x.shape[0] == 1 and not step.heads and "Wx" in step.w and math.prod(step.Wh.shape) <= blas.SMALL
     if small and _asked.get() in (None, NUMBA.name) and not NUMBA.refuses(step, ()):
         return NUMBA.step(step, x, state)
-    largest = x.shape[0] * max(p.size for p in step.w.values())
-    return [s.T for s in blas.in_turn(functools.partial(ARRAY_API.step, step, x, state), largest)]
+    run = functools.partial(ARRAY_API.step, step, x, state)
+    largest = x.shape[0] * max(math.prod(p.shape) for p in step.w.values())  # multiplications of a product
+    return [s.T for s in (run() if step.xp is not np else blas.in_turn(run, largest))]
 
 
 @contextlib.contextmanager
