@@ -15,9 +15,12 @@ import xlstm
 from tests import layers
 from tests.device import ShimRuntime, library
 from xlstm.arrays.backend import generator
-from xlstm.engines import cuda
+from xlstm.cells import lstm
 from xlstm.engines.cuda import launch, source, tiling
+from xlstm.engines.cuda.engine import Cuda, CudaTape
 from xlstm.engines.cuda.tiling import Device
+from xlstm.engines.pointwise import pointwise
+from xlstm.engines.step import Masks, Step
 
 # Small enough that groups have to wait for one another.
 SMALL = Device("a small one", 90, 8, 232448, 16)
@@ -248,12 +251,13 @@ extern "C" void KERNEL(const unsigned* a, const unsigned* b, float* c) {
 
 
 def test_tilings_say_what_they_need_and_cover_all_units():
+    step = pointwise(lstm.Cell(), (), ("b",))
     for device in (SMALL, Device("large", 90, 132, 232448, 16), Device("older", 80, 108, 166912)):
         for a in tiling.ARITHMETIC.values():
             for kind in tiling.PASSES:
                 for width, B in ((1, 1), (50, 32), (384, 700), (512, 64), (1024, 16)):
                     for cluster in (False, True):
-                        t = tiling.best(kind, tiling.Cell(4, 10), width, 1, B, a, device, cluster)
+                        t = tiling.best(kind, step, width, 1, B, a, device, cluster)
                         if t is None:
                             continue
                         assert t.units * t.blocks >= width
@@ -273,14 +277,12 @@ def test_bfloat16(on_device):
         Wh, b, zx, h, c, dy = (
             0.3 * rng.standard_normal(s) for s in ((4 * H, H), 4 * H, (N, 4 * H), (B, H), (B, H), (N, H))
         )
-        (cell,) = xlstm.LSTM(H, H).cells.values()
-        one = cuda.device_pass(np, cell, Wh.astype(dtype), {"b": b.astype(dtype)}, runs, "")
-        assert one.choice.path == path
-        hs = np.concatenate((h, np.empty((N, H)))).astype(dtype)
-        ends, kept = one.forward(zx, hs, [c], "all")
-        dZ = np.empty((N, 4 * H), dtype)
-        starts = one.backward(dy, ends, kept, dZ, dZ)
-        found[path] = {"hs": hs, "dZ": dZ, "ends": np.stack(ends), "starts": np.stack(starts)}
+        step = Step(np, lstm.Cell(), {"Wh": Wh.astype(dtype), "b": b.astype(dtype)}, Masks())
+        tape = CudaTape(Cuda(), step, runs, zx.astype(dtype))
+        assert tape.choice.path == path
+        ends = tape.forward([h.astype(dtype), c.astype(dtype)], "all")
+        gradients, starts = tape.backward(dy.astype(dtype), ends)
+        found[path] = {"hs": tape.hs, "dZ": gradients.arrays["zx"], "ends": np.stack(ends), "starts": np.stack(starts)}
     expected = found.pop("pointwise")
     for other in found.values():
         agree(other, expected, TOLERANCE["bfloat16"])

@@ -6,6 +6,7 @@ constexpr int V_BYTES = NB * V_ROW * 16, V_ROOMS = CLUSTER ? 2 : 1;
 constexpr int Z_BYTES = WARPS_K * NB * Z_ROW * (int)sizeof(REAL);
 constexpr int OUT_BYTES = NB * UNITS * SIZE;
 constexpr int SHARED_BYTES = V_ROOMS * V_BYTES + Z_BYTES + OUT_BYTES + WEIGHT_BYTES;
+static_assert(SHARED_BYTES == SHARED_PLANNED, "shared memory as planned");
 static_assert(UNITS * SIZE % 16 == 0 && K >= BLOCKS * UNITS && M == GATES * UNITS, "units");
 
 // Rows are the gates of the block's units, k are all units of the head.
