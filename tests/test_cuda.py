@@ -1,4 +1,4 @@
-"""Choice of a path and the way through CuPy, as far as both go without a GPU."""
+"""The choice of a path and the calls of CuPy, as far as both go without a GPU."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_modules_of_cupy_are_made(monkeypatch):
 
 
 class Kernel:
-    """That of CuPy."""
+    """Stands in for a kernel of CuPy."""
 
     def __init__(self):
         self.calls = []

@@ -7,6 +7,7 @@ import pytest
 from tests.nvrtc import compile_for
 from xlstm.cells import gru, lstm, lstm_options, rnn, slstm
 from xlstm.engines.cuda import source, tiling
+from xlstm.engines.cuda.choice import LOOPS
 from xlstm.engines.cuda.tiling import ARITHMETIC, Device
 from xlstm.engines.pointwise import pointwise
 
@@ -80,6 +81,18 @@ def test_of_one_step(cell, name, capability):
     for kind in ("forward", "slim", "lean", "again", "backward"):
         done = compile_for(capability, source.pointwise(CELLS[cell], kind, ARITHMETIC[name], 2, 40).text)
         assert done.spilled == 0, (kind, done.log)
+
+
+@pytest.mark.parametrize("capability", [60, 70, 75])
+def test_older_devices(capability):
+    """They lack instructions that other devices have, and compile kernels without them."""
+    step, older = CELLS["gru"], Device("an older one", capability, 40, 65536)
+    for kind in tiling.PASSES:
+        for name in ("float32", "float16"):
+            compile_for(capability, source.pointwise(step, kind, ARITHMETIC[name], 1, 50).text)
+        if capability >= LOOPS:
+            found = tiling.best(kind, step, 50, 1, 32, ARITHMETIC["float16 plain"], older, False)
+            assert compile_for(capability, source.loop(step, kind, found).text).spilled == 0
 
 
 @pytest.mark.parametrize("kind", ["slim", "lean"])

@@ -1,4 +1,4 @@
-"""How a recurrent layer would run on a GPU, in words."""
+"""Says how a recurrent layer would run on a GPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from xlstm.arrays import checks, probe
 from xlstm.arrays.backend import DTYPES
 from xlstm.engines.cuda import launch
-from xlstm.engines.cuda.choice import Choice, choose
+from xlstm.engines.cuda.choice import choose, told
 from xlstm.engines.cuda.tiling import Device, Tiling
 from xlstm.engines.pointwise import pointwise
 from xlstm.layers.recurrent import KINDS, sLSTM
@@ -29,7 +29,7 @@ PATHS = {
 
 
 def explain(kind: str, T: int, B: int, H: int, dtype: str, card: str | None = None) -> list[tuple[str, str]]:
-    """What is chosen for a layer without options, and why nothing else, as lines with a heading each.
+    """Return what is chosen for a layer without options, and why nothing else is, as lines with a heading each.
 
     Parameters
     ----------
@@ -37,14 +37,14 @@ def explain(kind: str, T: int, B: int, H: int, dtype: str, card: str | None = No
     T, B, H : int
         Steps, sequences, units.
     dtype : str
-        Of the arrays, such as "float16".
+        The dtype of the arrays, such as "float16".
     card : {"a100", "h100", "h200"}, optional
-        By default the GPU here, or else an H100.
+        The default is the GPU here, or an H100 where there is none.
 
     Raises
     ------
     ValueError
-        A name or a number that is none of these, or a path that was asked for and cannot do it.
+        A name or a number is none of these, or a path that was asked for cannot do it.
     """
     checks.choice(LAYERS)("explain", "layer", kind)
     checks.choice(DTYPES)("explain", "dtype", dtype)
@@ -55,7 +55,7 @@ def explain(kind: str, T: int, B: int, H: int, dtype: str, card: str | None = No
     (cell,) = layer.cells.values()
     added = tuple(name.rpartition(".")[2] for name in layer.shapes if name.endswith((".b", ".bh")))
     device, where = _device(card)
-    found = choose(kind, pointwise(cell, (), added), "", dtype, H, 1, B, device)
+    found = choose(kind, told(), pointwise(cell, (), added), "", dtype, H, 1, B, device)
     rows = [
         ("layer", f"{layer!r}, {T} steps of {B} sequences, {dtype}"),
         (
@@ -64,23 +64,18 @@ def explain(kind: str, T: int, B: int, H: int, dtype: str, card: str | None = No
         ),
         ("path", f"{found.path}: {PATHS[found.path]}"),
     ]
-    rows += [(name, _words(tiling, found, T)) for name, tiling in _passes(found)]
+    rows += [(t.kind, _words(t, T)) for t in (found.forward, found.backward) if t is not None]
     rows += [(f"not {path}", reason) for path, reason in found.others.items()]
     return rows
 
 
-def _passes(found: Choice) -> list[tuple[str, Tiling]]:
-    both = (("forward", found.forward), ("backward", found.backward))
-    return [(name, tiling) for name, tiling in both if tiling is not None]
-
-
-def _words(t: Tiling, found: Choice, T: int) -> str:
+def _words(t: Tiling, T: int) -> str:
     together = "a cluster" if t.cluster else "a group"
     waves = "" if t.waves == 1 else f" in {t.waves} turns"
-    weights = t.M * t.K * found.arithmetic.size
-    kept = min(weights, t.kept * t.threads // 32 * (t.M // 16 // t.warps_m) * 1024)
+    weights = t.M * t.K * t.arithmetic.size
+    kept = max(0, weights - t.weights)
     return (
-        f"{found.arithmetic.name}; {t.groups} times {t.blocks} blocks as {together}{waves}, each {t.units} units of "
+        f"{t.arithmetic.name}; {t.groups} times {t.blocks} blocks as {together}{waves}, each {t.units} units of "
         f"{t.columns} sequences with {t.threads} threads; weights of a block {kept // 1024} KB in registers and "
         f"{(weights - kept) // 1024} KB in shared memory, of which {t.shared / 1024:.0f} KB are used; "
         f"{t.time:.1f} us a step, {t.time * T / 1000:.2f} ms (an estimate)"

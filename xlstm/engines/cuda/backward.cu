@@ -53,7 +53,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
     wait_group(group);
 #endif
 
-    // What the blocks found of dh of a cell at the step after.
+    // The sum of what all blocks found of a cell's dh at step t.
     auto received = [&](int t, int column, int unit) {
         REAL sum = 0;
 #if CLUSTER

@@ -19,6 +19,7 @@ from xlstm.engines.pointwise import Pointwise
 # "cluster" with tensor cores and clusters of blocks.
 PATHS = ("loop", "pointwise", "plain", "grid", "cluster")
 PRECISIONS = ("float32", "tf32")
+TENSOR = {("float32", "float32"): "3xtf32", ("float32", "tf32"): "tf32"}  # arithmetic of tensor cores
 PATH, PRECISION = "XLSTM_CUDA_PATH", "XLSTM_CUDA_PRECISION"
 # Microseconds that the host takes to ask for a product and a kernel, of which "loop" has five a step: estimates.
 LAUNCHES = {"loop": 75.0, "pointwise": 15.0}
@@ -129,7 +130,8 @@ def choose(
         made = Choice(name, ARITHMETIC[dtype])
         if not refused and name not in LAUNCHES:
             assert step is not None
-            a = ARITHMETIC[_arithmetic(name, dtype, precision)]
+            plain = ARITHMETIC.get(f"{dtype} plain", ARITHMETIC[dtype])
+            a = plain if name == "plain" else ARITHMETIC[TENSOR.get((dtype, precision), dtype)]
             ways = [tiling.best(kind, step, width, heads, B, a, device, name == "cluster") for kind in tiling.PASSES]
             made = Choice(name, a, ways[0], ways[1])
             if None in ways:
@@ -172,10 +174,3 @@ def _refuses(path: str, dtype: str, device: Device) -> str:
     if path == "cluster" and not device.cluster:
         return f"{sm}, clusters need sm_90, and did not run on it"
     return ""
-
-
-def _arithmetic(path: str, dtype: str, precision: str) -> str:
-    """Return the name of the arithmetic of a path with one kernel for all steps."""
-    if path == "plain":
-        return dtype if dtype in ("float64", "float32") else f"{dtype} plain"
-    return {"float32": "3xtf32", "tf32": "tf32"}[precision] if dtype == "float32" else dtype

@@ -43,33 +43,32 @@ class Cuda:
             return "it runs arrays of CuPy"
         if not widths or widths[0][1] == 0:
             return "there is no step"
-        if _choice(step, widths, runtime).path != "loop":
+        _, choice, why = _plan(step, widths, runtime)
+        if choice.path != "loop":
             return ""
-        reason = _function(step)[1] or "and it was asked for"
         if dtype_name(step.Wh.dtype) == "bfloat16":
+            reason = why or "and it was asked for"
             raise TypeError(f"cuda: path 'loop' has no bfloat16, {reason}; expected float16 or float32")
-        return reason
+        return why or "path 'loop' was asked for"
 
     def forward(
         self, step: Step, x: Array, state: Sequence[Array], widths: Widths, keep: str
     ) -> tuple[Array, list[Array], CudaTape]:
         """Run all steps; see `Engine`."""
         tape = CudaTape(self, step, widths, x)
-        ends = tape.forward([s[:, : tape.first].T for s in state], keep)
-        return tape.y, [beside(step.xp, (e.T, s[:, tape.first :])) for e, s in zip(ends, state, strict=True)], tape
+        end = tape.forward(state, keep)
+        return tape.y, end, tape
 
     def backward(self, tape: Tape, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
         """Differentiate all steps; see `Engine`."""
         assert isinstance(tape, CudaTape)
-        found, starts = tape.backward(dy, [d[:, : tape.first].T for d in dstate])
-        idle = [d[:, tape.first :] for d in dstate]
-        return found, [beside(tape.step.xp, (d.T, e)) for d, e in zip(starts, idle, strict=True)]
+        return tape.backward(dy, dstate)
 
 
 class CudaTape(Tape):
-    """A pass over one layer and direction: its arrays, and the launches of its kernels.
+    """A pass over one layer and direction: it makes the arrays, launches the kernels, and keeps what they wrote.
 
-    Arrays here are rows: products of x (N, R), h (N, H), what is kept (N, rows, H), states (B, H).
+    Arrays of kernels are rows: products of x (N, R), h (N, H), saved arrays (N, rows, H), states (B, H).
 
     Attributes
     ----------
@@ -82,12 +81,12 @@ class CudaTape(Tape):
 
     def __init__(self, engine: Cuda, step: Step, widths: Widths, x: Array) -> None:
         super().__init__(engine, step, widths, x)
-        runtime, (function, _) = launch.runtime(step.xp, step.Wh), _function(step)
+        runtime = launch.runtime(step.xp, step.Wh)
         assert runtime is not None
-        assert function is not None
         self.runtime: Runtime = runtime
+        function, self.choice, _ = _plan(step, widths, runtime)
+        assert function is not None
         self.function: Pointwise = function
-        self.choice: Choice = _choice(step, widths, runtime)
         self.heads, self.width = _heads(step)
         self.real = REAL[self.choice.arithmetic.real]
         self.Wh = _contiguous(step.Wh)
@@ -95,84 +94,77 @@ class CudaTape(Tape):
         self.constants: dict[str, Any] = {f"p_{name}": self._given(p) for name, p in given.items()}
         self.constants |= {f"p_{name}": self.real(value) for name, value in step.cell.numbers.items()}
         self.rows_kept: dict[str, Array] = {}
-        self.ends: list[Array] = []  # the states of each sequence at its own end
+        self.end: list[Array] = []  # the state of each sequence at its own end
 
-    def forward(self, states: Sequence[Array], keep: str) -> list[Array]:
-        """Run all steps from states (first, H), and return those of each sequence at its own end."""
-        self.hs[: self.first, :] = states[0]
+    def forward(self, state: Sequence[Array], keep: str) -> list[Array]:
+        """Run all steps; return the state of each sequence at its own end."""
+        self.hs[: self.first, :] = state[0][:, : self.first].T
         if keep != "nothing":
             self.rows_kept = self._empty(dict.fromkeys(self.function.carried))
         if keep == "all":
             self.rows_kept |= self._empty(self.function.saved)
         arrays = {"zx": self._products, "y": self.y, **self.rows_kept, **self.constants}
-        self.ends = self._run(KINDS[keep], arrays, states)
-        return self.ends
+        self.end = self._run(KINDS[keep], arrays, state)
+        return self.end
 
-    def backward(self, dy: Array | None, dstates: Sequence[Array]) -> tuple[Gradients, list[Array]]:
-        """Differentiate all steps from the gradients of y (N, H) and of the last states (first, H).
-
-        Returns the gradients of every step, and those of the first states.
-        """
-        found = Gradients(self)
-        outputs = {"dZ": "dz", "dQ": "dzh"}
-        rows = {to: self.function.gradients[name] for to, name in outputs.items() if name in self.function.gradients}
-        made = self._empty(rows)
-        dy = None if dy is None else self._given(dy)
-        starts = self._run("backward", {"dy": dy, **made, **self._whole(), **self.constants}, dstates)
-        found.arrays = {
-            name: reshape(made[to], (self.x.shape[0], -1)).T for name, to in (("zx", "dZ"), ("zh", "dQ")) if to in made
-        }
-        return found, starts
+    def backward(self, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
+        """Differentiate all steps; return the gradients of every step, and those of the initial state."""
+        found, rows = Gradients(self), self.function.gradients
+        made = self._empty({name: rows[name] for name in ("dz", "dzh") if name in rows})
+        dy = self.step.xp.zeros_like(self.y) if dy is None else self._given(dy)
+        arrays = {"dy": dy, **made, **self._whole(), **self.constants}
+        start = self._run("backward", arrays, dstate)
+        found.arrays = {f"z{'x' if name == 'dz' else 'h'}": reshape(a, (a.shape[0], -1)).T for name, a in made.items()}
+        return found, start
 
     @property
     def segments(self) -> list[Kept]:
-        """What is kept, by segments, with what the cell saved made again where it was not kept."""
+        """The kept arrays, by segments; saved ones that were not kept are made again."""
         xp, made, found = self.step.xp, self._whole(), []
         following = [*(n for _, n in self.widths[1:]), 0]
         for segment, more in zip(split(self.widths, 1)[0], following, strict=True):
-            k, n, end = segment.k, segment.n, segment.at + segment.k * segment.n
-            arrays = {name: _columns(xp, segment.steps(a, 0, k)) for name, a in made.items()}
+            k, n, last = segment.k, segment.n, segment.at + segment.k * segment.n
+            steps = {name: segment.steps(a, 0, k) for name, a in made.items()}  # (k, n, rows, H) or (k, n, H)
+            arrays = {name: xp.permute_dims(a, (0, *range(2, a.ndim), 1)) for name, a in steps.items()}
             carry = []
-            for name, last in zip(self.function.carried, self.ends[1:], strict=True):
+            for name, end in zip(self.function.carried, self.end[1:], strict=True):
                 # The state after the last step is that before the next one, or at the end of a sequence.
-                after = xp.concat((made[name][end : end + more, :], last[more:n, :]))
-                carry.append(xp.concat((arrays[name], after.T[None, ...])))
+                after = xp.concat((made[name][last : last + more, :].T, end[:, more:n]), axis=1)
+                carry.append(xp.concat((arrays[name], after[None, ...])))
             found.append(Kept(segment, carry, self.function.restore(arrays)))
         return found
 
     def _whole(self) -> dict[str, Array]:
-        """Return what backward needs, with what the cell saved made again from the states where it was not kept."""
+        """Return the arrays that backward needs; saved ones that were not kept are made again from the states."""
         missing = {name: rows for name, rows in self.function.saved.items() if name not in self.rows_kept}
         if not missing:
             return self.rows_kept
         h0, made = self.h0, self._empty(missing)
-        before = {f"{name}_0": a for name, a in {"h": h0, **self.rows_kept}.items()}
+        before = {f"before_{name}": a for name, a in {"h": h0, **self.rows_kept}.items()}
         arrays = {"zx": self._products, "product": self._through(h0), **before, **made, **self.constants}
         self._step("again", arrays, 0, h0.shape[0])
         return self.rows_kept | made
 
     def _run(self, kind: str, arrays: dict[str, Any], states: Sequence[Array]) -> list[Array]:
-        """Run all steps of a kind of kernel from states (first, H), and return the states at the other end."""
-        names, back, tiling = ("h", *self.function.carried), kind == "backward", self.choice.forward
-        before, after = ([f"{name}_{at}" for name in names] for at in ("0", "end"))
-        if back:
-            tiling = self.choice.backward
-            before, after = ([f"d{name}" for name in of] for of in (after, before))
+        """Run all steps of a kind of kernel from states (H, B), and return the states after the last of them."""
+        xp, names, first = self.step.xp, ("h", *self.function.carried), self.first
+        tiling = self.choice.backward if kind == "backward" else self.choice.forward
+        before = [s[:, :first].T for s in states]
         if tiling is not None:
-            ends = list(self._empty(dict.fromkeys(after), self.first).values())
-            arrays |= zip(before, (self._given(s) for s in states), strict=True)
-            arrays |= zip(after, ends, strict=True)
+            before = [self._given(s) for s in before]
+            after = list(self._empty(dict.fromkeys(names), first).values())
+        else:  # each step overwrites them
+            before = after = [_contiguous(xp.astype(s, self.real, copy=True)) for s in before]
+        arrays |= {f"before_{name}": s for name, s in zip(names, before, strict=True)}
+        arrays |= {f"after_{name}": s for name, s in zip(names, after, strict=True)}
+        if tiling is not None:
             self._loop(kind, arrays, tiling)
-            return ends
-        xp = self.step.xp
-        ends = [_contiguous(xp.astype(s, self.real, copy=True)) for s in states]  # each step writes them anew
-        arrays |= dict(zip(before, ends, strict=True)) | dict(zip(after, ends, strict=True))
-        if back:
-            self._steps_backward(arrays)
-            ends[0] = ends[0] + arrays["product"]
+        elif kind == "backward":
+            after = [after[0] + self._steps_backward(arrays), *after[1:]]
         else:
             self._steps_forward(kind, arrays)
-        return [xp.astype(s, self.Wh.dtype) for s in ends]
+        after = [s if s.dtype == self.Wh.dtype else xp.astype(s, self.Wh.dtype) for s in after]
+        return [beside(xp, (a.T, s[:, first:])) for a, s in zip(after, states, strict=True)]
 
     def _loop(self, kind: str, arrays: dict[str, Any], tiling: Tiling) -> None:
         """Launch one kernel for all steps; where not all groups fit the device, one after the other."""
@@ -204,19 +196,17 @@ class CudaTape(Tape):
             self._step(kind, arrays, at, end - at)
             before = self.first + at
 
-    def _steps_backward(self, arrays: dict[str, Any]) -> None:
-        """Launch a kernel and a product a step; the last product is left in `arrays`."""
-        xp, dz = self.step.xp, arrays.get("dQ", arrays["dZ"])
-        product = xp.zeros((0, self.step.H), dtype=self.Wh.dtype, device=device_of(self.Wh))
+    def _steps_backward(self, arrays: dict[str, Any]) -> Array:
+        """Launch a kernel and a product a step; return the last product."""
+        xp, dz = self.step.xp, arrays.get("dzh", arrays["dz"])
+        product = self._empty({"product": None}, 0)["product"]
         for at, end in reversed(list(itertools.pairwise(self._starts))):
-            n, have = end - at, product.shape[0]
-            if have < n:  # sequences that end with this step
-                more = xp.zeros((n - have, self.step.H), dtype=product.dtype, device=device_of(product))
-                product = xp.concat((product, more))
-            arrays["product"] = product
-            self._step("backward", arrays, at, n)
-            product = self._through_bwd(reshape(dz[at:end, ...], (n, self.step.R)))
-        arrays["product"] = product
+            ending = (end - at - product.shape[0], self.step.H)  # sequences whose last step this is
+            if ending[0]:
+                product = xp.concat((product, xp.zeros(ending, dtype=product.dtype, device=device_of(product))))
+            self._step("backward", arrays | {"product": product}, at, end - at)
+            product = self._through_bwd(reshape(dz[at:end, ...], (end - at, self.step.R)))
+        return product
 
     def _step(self, kind: str, arrays: dict[str, Any], row0: int, count: int) -> None:
         made = source.pointwise(self.function, kind, self.choice.arithmetic, self.heads, self.width)
@@ -269,21 +259,16 @@ class CudaTape(Tape):
         }
 
     def _given(self, a: Array) -> Array:
-        """Return an array as kernels read it: contiguous, and of one dtype, which products of CuPy may not keep."""
+        """Return an array as kernels read it: contiguous, and of the weights' dtype, which CuPy may not keep."""
         return _contiguous(a if a.dtype == self.Wh.dtype else self.step.xp.astype(a, self.Wh.dtype))
 
 
-def _function(step: Step) -> tuple[Pointwise | None, str]:
-    """Return the functions of a step, or None and why there are none."""
+def _plan(step: Step, widths: Widths, runtime: Runtime) -> tuple[Pointwise | None, Choice, str]:
+    """Return the functions of a step, or None; the path that it takes; and why it has no functions."""
     found = None if step.obstacle else pointwise(step.cell, step.own_rows, step.added)
-    return found, "" if found is not None else f"no kernel does {step.obstacle or 'this cell'}"
-
-
-def _choice(step: Step, widths: Widths, runtime: Runtime) -> Choice:
-    heads, width = _heads(step)
-    return choose(
-        "cuda", told(), *_function(step), dtype_name(step.Wh.dtype), width, heads, widths[0][1], runtime.device
-    )
+    why = "" if found is not None else f"no kernel does {step.obstacle or 'this cell'}"
+    (heads, width), dtype = _heads(step), dtype_name(step.Wh.dtype)
+    return found, choose("cuda", told(), found, why, dtype, width, heads, widths[0][1], runtime.device), why
 
 
 def _heads(step: Step) -> tuple[int, int]:

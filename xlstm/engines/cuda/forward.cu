@@ -36,7 +36,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
         const int column = at / WIDTH, k = at % WIDTH;
         if (group.column0 + column < rows.width(0))
             ((operand_t*)V)[column * V_ROW * VECTOR + k] = to_operand(
-                widen(a.h_0[(long long)(group.column0 + column) * HEADS * WIDTH + group.head * WIDTH + k]));
+                widen(a.before_h[(long long)(group.column0 + column) * HEADS * WIDTH + group.head * WIDTH + k]));
     }
 
     State state[CELLS];

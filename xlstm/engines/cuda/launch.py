@@ -52,7 +52,7 @@ class Runtime:
             self.device = self.device._replace(cluster=largest)
 
     def _clusters(self, blocks: int) -> bool:
-        """Whether clusters of so many blocks run: not every chip, nor every part of one, has SMs enough together."""
+        """Return whether clusters of so many blocks run: not every chip has SMs enough together."""
         text = f'extern "C" __global__ void __cluster_dims__({blocks}, 1, 1) xlstm_probe() {{}}'
         try:
             self.launch(Source("xlstm_probe", text, (), 0, blocks, True), "xlstm_probe", Grid(blocks, 1, 32), [])
@@ -97,13 +97,11 @@ def _compiled(source: Source, entry: str) -> Any:
         if entry != ARRANGE and source.cluster and source.blocks > 8:
             probe.cupy().cuda.driver.funcSetAttribute(function.kernel.ptr, NONPORTABLE, 1)
     except probe.cupy().cuda.compiler.CompileException as error:
-        raise CudaError(
-            f"cuda: {source.name} does not compile; {OTHERWISE}. NVRTC says:\n{error.get_message()}"
-        ) from error
+        log = error.get_message()
+        raise CudaError(f"cuda: {source.name} does not compile; {OTHERWISE}. NVRTC says:\n{log}") from error
     except Exception as error:
-        raise CudaError(
-            f"cuda: {source.name} does not fit the device ({probe.first_line(error)}); {OTHERWISE}"
-        ) from error
+        reason = probe.first_line(error)
+        raise CudaError(f"cuda: {source.name} does not fit the device ({reason}); {OTHERWISE}") from error
     return function
 
 

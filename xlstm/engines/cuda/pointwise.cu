@@ -4,8 +4,8 @@
 
 extern "C" __global__ void KERNEL(PARAMETERS) {
     const long long at = (long long)blockIdx.x * THREADS + threadIdx.x;
-    if (at >= (long long)count * (HEADS * WIDTH)) return;
-    const int column = (int)(at / (HEADS * WIDTH)), unit = (int)(at % (HEADS * WIDTH));
+    if (at >= (long long)count * ALL) return;
+    const int column = (int)(at / ALL), unit = (int)(at % ALL);
     const Arrays a = ARRAYS;
     State state;
     Constant constant;
@@ -20,7 +20,7 @@ extern "C" __global__ void KERNEL(PARAMETERS) {
 #else
 #pragma unroll
     for (int gate = 0; gate < GATES; gate++)
-        product[gate] = widen(a.product[((long long)column * GATES + gate) * (HEADS * WIDTH) + unit]);
+        product[gate] = widen(a.product[((long long)column * GATES + gate) * ALL + unit]);
     step(state, constant, fetched, product, result);
 #endif
     keep(result, a, row0 + column, unit);

@@ -50,7 +50,7 @@ def loop(step: Pointwise, kind: str, tiling: Tiling) -> Source:
         "SHARED_PLANNED": tiling.shared,
     }
     files = ("product.cuh", "exchange.cuh", "cells.cuh", "backward.cu" if kind == "backward" else "forward.cu")
-    made = _source(f"xlstm_{kind}", step, kind, tiling.arithmetic, sizes, LOOP, files)
+    made = _source(step, kind, tiling.arithmetic, sizes, files)
     return made._replace(shared=tiling.shared, blocks=tiling.blocks, cluster=tiling.cluster)
 
 
@@ -58,27 +58,22 @@ def loop(step: Pointwise, kind: str, tiling: Tiling) -> Source:
 def pointwise(step: Pointwise, kind: str, arithmetic: Arithmetic, heads: int, width: int) -> Source:
     """Return the kernel of one step without the product of h."""
     sizes = {"WIDTH": width, "HEADS": heads, "THREADS": BLOCK, "BACKWARD": int(kind == "backward")}
-    return _source(f"xlstm_{kind}_step", step, kind, arithmetic, sizes, STEP, ("pointwise.cu",))
+    return _source(step, kind, arithmetic, sizes, ("pointwise.cu",))
 
 
-def _source(
-    name: str,
-    step: Pointwise,
-    kind: str,
-    a: Arithmetic,
-    sizes: Mapping[str, object],
-    schedule: str,
-    files: tuple[str, ...],
-) -> Source:
-    cell = _Cell(step, kind, a.real, schedule == LOOP)
-    arguments = ", ".join([schedule, *(f"{type_} a_{array}" for type_, array in cell.arrays)])
+def _source(step: Pointwise, kind: str, a: Arithmetic, sizes: Mapping[str, object], files: tuple[str, ...]) -> Source:
+    loop = "MMA" in sizes
+    cell, name = _Cell(step, kind, a.real, loop), f"xlstm_{kind}{'' if loop else '_step'}"
+    names = [array for _, array in cell.arrays]
+    arguments = ", ".join([LOOP if loop else STEP, *(f"{type_} a_{array}" for type_, array in cell.arrays)])
     defines = {
         **{"REAL": a.real, "IO": a.io, "operand_t": a.operand, "GATES": step.before["zx"], "KERNEL": name, **sizes},
-        **{"PARAMETERS": arguments, "ARRAYS": f"{{{', '.join(f'a_{array}' for _, array in cell.arrays)}}}"},
+        **{"PARAMETERS": arguments, "ARRAYS": f"{{{', '.join(f'a_{array}' for array in names)}}}"},
+        "ALL": "(HEADS * WIDTH)",  # units of all heads
     }
     lines = [f"#define {key} {value}" for key, value in defines.items()]
     text = "\n".join([*lines, file("device.cuh"), cell.text(), *(file(part) for part in files)])
-    return Source(name, text, tuple(array for _, array in cell.arrays))
+    return Source(name, text, tuple(names))
 
 
 @functools.cache
@@ -91,8 +86,9 @@ class _Cell:
     """A cell in a kernel of one kind: the arrays of the kernel, and the C functions.
 
     Arrays are named as in `engines/pointwise.py`, the cell's own parameters, biases and numbers with the prefix `p_`. A
-    state s is s_0 before the first step and s_end after the last one. Where each step has a kernel of its own, both are
-    one array, in the type that is computed in, and `product` is the product of h.
+    kernel reads the states, backward their gradients, from `before_` + name and leaves them in `after_` + name. Where
+    each step has a kernel of its own, both are one array, in the type that is computed in, and `product` is what the
+    array library made of h or of dz.
     """
 
     def __init__(self, step: Pointwise, kind: str, real: str, loop: bool) -> None:
@@ -103,56 +99,44 @@ class _Cell:
         used = {line.args[0] for line in self.lines if line.op == "input"}
         self.states = ("h", *step.carried)
         self.passed_on = "dzh" if "dzh" in outputs else "dz"  # the gradient by the product of h
-        each = (*step.carried, *step.saved) if self.back else ("zx",)
-        self.fetched: Rows = {name: inputs[name] for name in each if name in used}
-        variable = {"zx", "zh", *self.states, *step.numbers}
-        constant = {name: rows for name, rows in step.before.items() if name in used - variable}
-        self.numbers: Rows = {f"p_{name}": None for name in step.numbers if name in used}
-        self.constant: Rows = {f"p_{name}": rows for name, rows in constant.items()}
-        self.results = self._results(step, outputs)
-
-        read = [*self.fetched, *self.constant, *(["dy"] if self.back else []), *([] if loop else ["product"])]
-        d, first, last = ("d", "end", "0") if self.back else ("", "0", "end")
-        self.before = {name: f"{d}{name}_{first}" for name in self.states}
-        self.after = {} if kind == "again" else {name: f"{d}{name}_{last}" for name in self.states}
+        each = ("dy", *step.carried, *step.saved) if self.back else ("zx",)
+        self.fetched: Rows = {name: inputs.get(name) for name in each if name in used or name == "dy"}
+        constant = used & (step.before.keys() - {"zx", "zh", *self.states})
+        self.constant: Rows = {f"p_{name}": step.before[name] for name in step.before if name in constant}
+        self.numbers = [f"p_{name}" for name in step.numbers if name in used]
+        kept = {"forward": ("y", *step.carried), "slim": ("y", *step.carried), "lean": ("y",)}.get(kind, ())
+        made = ("dz", "dzh") if self.back else step.saved
+        self.results: Rows = dict.fromkeys(kept) | {name: outputs[name] for name in made if name in outputs}
         io = "IO" if loop or kind == "again" else "REAL"
+        self.ends = () if kind == "again" else self.states  # the states that the kernel leaves
+        read = [*self.fetched, *(name for name in self.constant if name not in self.numbers)]
         self.arrays = [  # types and names
-            *(("const IO* __restrict__", name) for name in read),
-            *((f"const {io}*", name) for name in self.before.values()),
+            *(("const IO* __restrict__", name) for name in (*read, *(() if loop else ("product",)))),
+            *((f"const {io}*", f"before_{name}") for name in self.states),
             *(("IO*", name) for name in self.results),
-            *((f"{io}*", name) for name in self.after.values()),
+            *((f"{io}*", f"after_{name}") for name in self.ends),
             *(("REAL", name) for name in self.numbers),
         ]
-
-    def _results(self, step: Pointwise, outputs: Rows) -> Rows:
-        """Return the arrays that are written at each step, and their rows."""
-        if self.back:
-            return {"dZ": outputs["dz"], **({"dQ": outputs["dzh"]} if "dzh" in outputs else {})}
-        found: dict[str, int | None] = {} if self.kind == "again" else {"y": None}
-        if self.kind in ("forward", "slim"):
-            found |= dict.fromkeys(step.carried)
-        return found | {name: rows for name, rows in outputs.items() if name not in self.states}
 
     def text(self) -> str:
         """Return the structs and functions."""
         arrays, row, sequence = "const Arrays& a", "const Arrays& a, long long row, int unit", "long long at, int unit"
         product = "REAL dh, REAL (&dz)[GATES]" if self.back else "const REAL (&zh)[GATES]"
-        fetched = {**self.fetched, **({"dy": None} if self.back else {})}
-        dy = ["f.dy[0] = a.dy ? a.dy[row * (HEADS * WIDTH) + unit] : IO();"] if self.back else []
-        constants = _each(self.constant, "k.{name}[{row}] = widen(a.{name}[{row} * (HEADS * WIDTH) + unit]);")
-        constants += _each(self.numbers, "k.{name}[0] = a.{name};")
-        start = [f"s.{s} = widen(a.{name}[at * (HEADS * WIDTH) + unit]);" for s, name in self.before.items()]
-        finish = [f"narrow(a.{name}[at * (HEADS * WIDTH) + unit], s.{s});" for s, name in self.after.items()]
+        given = {name: rows for name, rows in self.constant.items() if name not in self.numbers}
+        constants = _each(given, "k.{name}[{row}] = widen(a.{name}[{row} * ALL + unit]);")
+        constants += [f"k.{name}[0] = a.{name};" for name in self.numbers]
+        start = [f"s.{name} = widen(a.before_{name}[at * ALL + unit]);" for name in self.states]
+        finish = [f"narrow(a.after_{name}[at * ALL + unit], s.{name});" for name in self.ends]
         return "\n".join(
             [
                 _struct("Arrays", (f"{type_.removesuffix(' __restrict__')} {name}" for type_, name in self.arrays)),
                 _struct("State", (f"REAL {name}" for name in self.states)),
-                _struct("Constant", _fields("REAL", {**self.constant, **self.numbers})),
-                _struct("Fetched", _fields("IO", fetched)),
+                _struct("Constant", _fields("REAL", self.constant)),
+                _struct("Fetched", _fields("IO", self.fetched)),
                 _struct("Result", _fields("IO", self.results)),
                 _function(f"constants(Constant& k, {arrays}, int unit)", constants),
                 # Numbers stay in the type of memory here: then nothing waits for them yet.
-                _function(f"fetch(Fetched& f, {row})", dy + _each(self.fetched, "f.{name}[{row}] = a.{name}[{at}];")),
+                _function(f"fetch(Fetched& f, {row})", _each(self.fetched, "f.{name}[{row}] = a.{name}[{at}];")),
                 _function(f"step(State& s, const Constant& k, const Fetched& f, {product}, Result& r)", self._step()),
                 _function(f"keep(const Result& r, {row})", _each(self.results, "a.{name}[{at}] = r.{name}[{row}];")),
                 _function(f"start(State& s, {arrays}, {sequence})", start),
@@ -172,7 +156,7 @@ class _Cell:
     def _load(self, name: str, row: int | None) -> str:
         if name in self.fetched:
             return f"widen(f.{name}[{row or 0}])"
-        if f"p_{name}" in self.constant or f"p_{name}" in self.numbers:
+        if f"p_{name}" in self.constant:
             return f"k.p_{name}[{row or 0}]"
         if name == "zh":
             return f"zh[{row}]"
@@ -181,18 +165,17 @@ class _Cell:
         return f"s.{name}"
 
     def _store(self, name: str, row: int | None, value: str) -> str:
-        if name in ("dz", "dzh"):
+        if name in self.results and name not in self.states:
             passed_on = f" dz[{row}] = {value};" if name == self.passed_on else ""
-            return f"narrow(r.{'dZ' if name == 'dz' else 'dQ'}[{row}], {value});{passed_on}"
-        if self.back:
-            return f"after.{'h' if name == 'dh0' else name[1:]} = {value};"
-        return f"after.{name} = {value};" if name in self.states else f"narrow(r.{name}[{row or 0}], {value});"
+            return f"narrow(r.{name}[{row or 0}], {value});{passed_on}"
+        to = "h" if name == "dh0" else name[1:] if self.back else name
+        return f"after.{to} = {value};"
 
 
 def _each(arrays: Rows, form: str) -> list[str]:
     """Return a statement for each row of each array; `at` is the place of a unit in an array (N, rows, H)."""
     return [
-        form.format(name=name, row=row, at=f"(row * {rows or 1} + {row}) * (HEADS * WIDTH) + unit")
+        form.format(name=name, row=row, at=f"(row * {rows or 1} + {row}) * ALL + unit")
         for name, rows in arrays.items()
         for row in range(rows or 1)
     ]
