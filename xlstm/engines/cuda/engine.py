@@ -204,7 +204,8 @@ class CudaTape(Tape):
             ending = (end - at - product.shape[0], self.step.H)  # sequences whose last step this is
             if ending[0]:
                 product = xp.concat((product, xp.zeros(ending, dtype=product.dtype, device=device_of(product))))
-            self._step("backward", arrays | {"product": product}, at, end - at)
+            arrays["product"] = product
+            self._step("backward", arrays, at, end - at)
             product = self._through_bwd(reshape(dz[at:end, ...], (end - at, self.step.R)))
         return product
 
@@ -274,11 +275,6 @@ def _plan(step: Step, widths: Widths, runtime: Runtime) -> tuple[Pointwise | Non
 def _heads(step: Step) -> tuple[int, int]:
     """Return the heads, and the units of each."""
     return (step.Wh.shape[1], step.Wh.shape[2]) if step.heads else (1, step.H)
-
-
-def _columns(xp: Any, a: Array) -> Array:
-    """View steps (k, n, ..., H) as (k, ..., H, n)."""
-    return xp.permute_dims(a, (0, *range(2, a.ndim), 1))
 
 
 def _contiguous(a: Array) -> Array:
