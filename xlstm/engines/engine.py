@@ -96,7 +96,7 @@ def choose(step: Step, widths: Widths) -> Engine:
 
 def step(step: Step, x: Array, state: Sequence[Array]) -> Sequence[Array]:
     """Run one step from x (B, D) and the state (B, P), (B, H), ...; return the state after it, (B, P), (B, H), ..."""
-    small = x.shape[0] == 1 and not step.heads and "Wx" in step.w and math.prod(step.Wh.shape) <= blas.SMALL
+    small = x.shape[0] == 1 and not step.heads and "Wx" in step.w and step.R * step.P <= blas.SMALL
     if small and _asked.get() in (None, NUMBA.name) and not NUMBA.refuses(step, ()):
         return NUMBA.step(step, x, state)
     run = functools.partial(ARRAY_API.step, step, x, state)

@@ -57,8 +57,7 @@ class Cuda:
         self, step: Step, x: Array, state: Sequence[Array], widths: Widths, keep: str
     ) -> tuple[Array, list[Array], Tape]:
         """Run all steps; see `Engine`."""
-        tape = CudaTape(self, step, widths, x)
-        tape.hs[: tape.first, :] = state[0][:, : tape.first].T
+        tape = CudaTape(self, step, widths, x, state[0])
         found = tape.run = Pass(step, widths)
         ends, tape.rows_kept = found.forward(
             found.products(x), tape.hs, [s[:, : tape.first].T for s in state[1:]], keep
