@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xlstm.arrays.backend import Array, Namespace
-from xlstm.cells.activations import clamp, clamp_bwd, normalize, normalize_bwd
+from xlstm.cells.activations import clamp, clamp_bwd
+from xlstm.cells.normalization import normalize, normalize_bwd
 from xlstm.cells.options import Options
 
 

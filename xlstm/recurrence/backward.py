@@ -11,7 +11,7 @@ from xlstm.arrays import blas, workspace
 from xlstm.arrays.backend import Array, Namespace, Params, device_of
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.threads import Team
-from xlstm.cells.activations import normalize_bwd
+from xlstm.cells.normalization import normalize_bwd
 from xlstm.engines.numba.fused import plain
 from xlstm.engines.runs import Run, reshape
 from xlstm.recurrence.forward import Saved

@@ -16,7 +16,7 @@ import numpy as np
 
 from xlstm.arrays import blas, workspace
 from xlstm.arrays.backend import Array, Namespace, Params
-from xlstm.cells.activations import normalize
+from xlstm.cells.normalization import normalize
 from xlstm.engines.numba.fused import Fused, kernels_of
 from xlstm.engines.numba.kernels import Kernels
 from xlstm.engines.runs import Run, reshape
