@@ -339,7 +339,7 @@ def register(
     backward : callable
         `backward(xp, dy, x, y) -> dx`, with the same parameters.
     derivative_from : {"output", "input"}
-        What `backward` uses: the output y, with x None; or also the input x, which cells then keep as well.
+        Whether `backward` uses the output y alone, where x may be None, or also the input x, which cells then keep.
 
     Raises
     ------

@@ -59,18 +59,20 @@ class Cell(Options):
     def _outer(self, xp: Namespace, s: Array, n: Array, h0: Array, pre: Sequence[Array]) -> tuple[Array, Array]:
         """Coefficients of z and n in (3)."""
         az = self._gate_bwd(xp, h0 - n, s, 0, pre)  # (3) through z, (1)
-        an = self._pairs[1].bwd(xp, 1 - s[0, ...], None, n)  # (3) through n, (2)
+        (x,) = self._rows(xp, pre[1][None, ...] if pre else None, 0)
+        an = self._pairs[1].bwd(xp, 1 - s[0, ...], x, n)  # (3) through n, (2)
         return az, an if self.clip is None else clamp_bwd(xp, an, pre[1], self.clip)
 
     def _gate_bwd(self, xp: Namespace, dy: Array, s: Array, k: int, pre: Sequence[Array]) -> Array:
-        dz = self._pairs[0].bwd(xp, dy, None, s[k, ...])
+        (x,) = self._rows(xp, pre[0] if pre else None, k)
+        dz = self._pairs[0].bwd(xp, dy, x, s[k, ...])
         return dz if self.clip is None else clamp_bwd(xp, dz, pre[0][k, ...], self.clip)
 
     def _activate(self, xp: Namespace, k: int, z: Array) -> tuple[Array, tuple[Array, ...]]:
-        """Activation k of pre-activations, and these where `clip` makes backward need them."""
-        if self.clip is None:
-            return self._pairs[k].fwd(xp, z), ()
-        return self._pairs[k].fwd(xp, clamp(xp, z, self.clip)), (z,)
+        """Activation k of pre-activations, and these where `clip` or an activation makes backward need them."""
+        y = self._pairs[k].fwd(xp, z if self.clip is None else clamp(xp, z, self.clip))
+        keeps_z = self.clip is not None or any(pair.from_input for pair in self._pairs)
+        return y, (z,) if keeps_z else ()
 
 
 class ResetBefore(Cell):

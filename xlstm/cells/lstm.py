@@ -52,6 +52,7 @@ class Cell(Options):
     ) -> tuple[Array, Array, tuple[Array, ...]]:
         """One step from pre-activations z (4, H, B) and the cell state c0 (H, B): h, c and what backward needs."""
         gate, candidate, output = self._pairs
+        keeps_z = self.clip is not None or gate.from_input or candidate.from_input
         if p is not None:  # i and f look at c0
             seen = [xp.zeros_like(c0)] * len(self.GATES)
             for k in range(0, len(self.GATES) - 1, 2):
@@ -71,7 +72,7 @@ class Cell(Options):
             zo = z[1, ...] + p[1, ...] * c
             o = gate.fwd(xp, zo if self.clip is None else clamp(xp, zo, self.clip))  # (1)
             s = xp.concat((s[:1, ...], o[None, ...], s[2:, ...]))
-            if self.clip is not None:
+            if keeps_z:
                 z = xp.concat((z[:1, ...], zo[None, ...], z[2:, ...]))
         v = c
         if gc is not None:
@@ -79,8 +80,10 @@ class Cell(Options):
             v = gc * n + bc  # (5)
         u = output.fwd(xp, v)  # (6)
         saved: tuple[Array, ...] = (s, g, u)
-        if self.clip is not None:
+        if keeps_z:
             saved = (*saved, z)
+        if output.from_input:
+            saved = (*saved, v)
         if self.cell_clip is not None:
             saved = (*saved, raw)
         if p is not None:
@@ -103,14 +106,16 @@ class Cell(Options):
         s, g, u, *more = saved
         i, o = s[0, ...], s[1, ...]
         f = 1 - i if self.coupled else s[2, ...]
-        ai = gate.bwd(xp, g - c0 if self.coupled else g, None, i)  # (3) through i, (1)
-        ao = gate.bwd(xp, u, None, o)  # (7) through o, (1)
-        af = () if self.coupled else (gate.bwd(xp, c0, None, f),)  # (3) through f, (1)
-        ag = candidate.bwd(xp, i, None, g)  # (3) through g, (2)
-        dv = output.bwd(xp, o, None, u)  # (7) through u, (6)
+        z = more.pop(0) if self.clip is not None or gate.from_input or candidate.from_input else None
+        zi, zo, zf, zg = self._rows(xp, z, 0, 1, 2, -1)
+        ai = gate.bwd(xp, g - c0 if self.coupled else g, zi, i)  # (3) through i, (1)
+        ao = gate.bwd(xp, u, zo, o)  # (7) through o, (1)
+        af = () if self.coupled else (gate.bwd(xp, c0, zf, f),)  # (3) through f, (1)
+        ag = candidate.bwd(xp, i, zg, g)  # (3) through g, (2)
+        dv = output.bwd(xp, o, more.pop(0) if output.from_input else None, u)  # (7) through u, (6)
         a = xp.stack((ai, ao, *af, ag))
         if self.clip is not None:
-            a = clamp_bwd(xp, a, more.pop(0), self.clip)
+            a = clamp_bwd(xp, a, z, self.clip)
         e, k = f, dv
         if p is not None:
             e = e + p[0, ...] * a[0, ...]  # (1) i and f look at c0

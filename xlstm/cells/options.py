@@ -11,7 +11,8 @@ import functools
 from collections.abc import Mapping
 from typing import Any, Self
 
-from xlstm.cells.activations import PARAMETERS, Activation, Pair, pair, parse
+from xlstm.arrays.namespace import Array, Namespace
+from xlstm.cells.activations import PARAMETERS, Activation, Pair, clamp, pair, parse
 
 
 class Options:
@@ -47,6 +48,13 @@ class Options:
     @functools.cached_property
     def _activations(self) -> tuple[Activation, ...]:
         return tuple(parse(one) for one in self._fields.get("activations", ()))
+
+    def _rows(self, xp: Namespace, z: Array | None, *rows: int) -> list[Array | None]:
+        """Return rows of pre-activations within `clip`, or None each where no activation needs its input."""
+        if z is None or not any(pair.from_input for pair in self._pairs):
+            return [None] * len(rows)
+        clip = self._fields["clip"]
+        return [z[k, ...] if clip is None else clamp(xp, z[k, ...], clip) for k in rows]
 
     @functools.cached_property
     def _pairs(self) -> tuple[Pair, ...]:

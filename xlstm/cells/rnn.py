@@ -24,16 +24,14 @@ class Cell(Options):
 
     def gates(self, xp: Namespace, z: Array) -> tuple[Array, tuple[Array, ...]]:
         """One step from pre-activations z (1, H, B): h (H, B) and what backward needs."""
-        if self.clip is None:
-            h = self._pairs[0].fwd(xp, z[0, ...])
-            return h, (h,)
-        h = self._pairs[0].fwd(xp, clamp(xp, z[0, ...], self.clip))  # (1)
-        return h, (h, z)
+        h = self._pairs[0].fwd(xp, z[0, ...] if self.clip is None else clamp(xp, z[0, ...], self.clip))  # (1)
+        return h, (h,) if self.clip is None and not self._pairs[0].from_input else (h, z)
 
     def slopes(self, xp: Namespace, saved: Sequence[Array]) -> tuple[Array, ...]:
         """Coefficient: dz = a dh."""
         h, *pre = saved
-        a = self._pairs[0].bwd(xp, xp.ones_like(h), None, h)[None, ...]  # (1)
+        (x,) = self._rows(xp, pre[0] if pre else None, 0)
+        a = self._pairs[0].bwd(xp, xp.ones_like(h), x, h)[None, ...]  # (1)
         return (a if self.clip is None else clamp_bwd(xp, a, pre[0], self.clip),)
 
     def gates_bwd(self, xp: Namespace, dh: Array, slopes: Sequence[Array]) -> tuple[Array]:
