@@ -26,14 +26,14 @@ UNPACKED = ("SkylakeX", "Cooperlake", "Sapphirerapids")
 # A product of at most so many multiplications has equal bits however many threads BLAS has, for it uses one.
 SINGLE = 1 << 18
 
-POLITE = 0.02  # seconds for which a thread lets others take their turn before its next one
+# Seconds for which a thread that had the turn lets waiting ones take it: a free lock goes to whoever asks first.
+POLITE = 1e-4
 
 R = TypeVar("R")
 
 _turn = threading.RLock()
 _waiting: set[int] = set()  # the threads that wait for the turn
 _owner: int | None = None  # the thread that has the turn
-_last: int | None = None  # the thread that had it last
 _unlimited: list[tuple[Any, int]] = []  # while `limited` runs: the libraries and their numbers of threads before it
 
 
@@ -44,30 +44,22 @@ def in_turn(call: Callable[[], R], multiplications: float = math.inf) -> R:
     signal handler that interrupts a turn shares it. At exit, when daemon threads stand still wherever they are, nobody
     is waited for.
     """
-    global _owner, _last
+    global _owner
     if multiplications <= SINGLE or sys.is_finalizing():
         return call()
     me = threading.get_ident()
     nested = _owner == me
-    if not nested and _last == me:
-        _give_way()
     _waiting.add(me)
     with _turn:
         _waiting.discard(me)
-        _owner = _last = me
+        _owner = me
         try:
-            return call()
+            result = call()
         finally:
             _owner = me if nested else None
-
-
-def _give_way() -> None:
-    """Let waiting threads take the turn: a free lock goes to whoever asks first, not to whoever waited."""
-    deadline = time.perf_counter() + POLITE
-    while _waiting and time.perf_counter() < deadline:
-        time.sleep(1e-5)
-    if _waiting:  # threads that have ended, or are very slow
-        _waiting.clear()
+    if _waiting and not nested:
+        time.sleep(POLITE)
+    return result
 
 
 def threads() -> int:
@@ -125,11 +117,20 @@ def _limited(threads: int, call: Callable[[], R]) -> R:
                 changed[-1] = library, n, library.num_threads  # the library may allow less
         return call()
     finally:
+        surely(restore)
+
+
+def surely(end: Callable[[], None]) -> None:
+    """Call `end` until it is through, whatever a signal handler raises meanwhile; raise its last error afterwards."""
+    late: BaseException | None = None
+    while True:
         try:
-            restore()
-        except BaseException:  # a signal handler raised meanwhile
-            restore()
-            raise
+            end()
+            break
+        except BaseException as error:
+            late = error
+    if late is not None:
+        raise late
 
 
 def _set(library: Any, threads: int) -> None:

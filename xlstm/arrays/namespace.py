@@ -118,21 +118,18 @@ def finfo(xp: Namespace, dtype: Any) -> Any:
     return xp.finfo(xp.float32 if dtype_name(dtype) == "bfloat16" else dtype)
 
 
-def is_half(array: Array) -> bool:
-    """Tell whether an array of floating-point numbers is float16 or bfloat16; this costs less than to ask by name."""
-    return getattr(array.dtype, "itemsize", 4) == 2
-
-
 def loses_bfloat16(array: Array) -> bool:
     """Tell whether a Python number makes float32 of a bfloat16 array, as with CuPy but not with PyTorch."""
     return dtype_name(array.dtype) == "bfloat16" and hasattr(array.dtype, "kind")
 
 
-def constant(xp: Namespace, x: Array, value: float) -> Any:
-    """Return a number as `xp.minimum` and `xp.maximum` take it beside x.
+def constant(xp: Namespace, x: Array, value: float, half: float) -> Any:
+    """Return a number as `xp.minimum` takes it beside x: `value`, or `half` where x is float16 or bfloat16.
 
     NumPy takes the number itself, which is quicker; other libraries need an array.
     """
+    if getattr(x.dtype, "itemsize", 4) == 2:
+        value = half
     return value if xp is np else xp.full_like(x, value)
 
 

@@ -61,7 +61,7 @@ class Team:
         try:
             shared.begin()
         finally:
-            _surely(shared.end)
+            blas.surely(shared.end)
         return shared.results()
 
     def share(self, n: int, do: Callable[[int, int], object]) -> None:
@@ -143,7 +143,7 @@ def work(size: int, call: Callable[[Team], R], products: int = 1) -> R:
         with _paused() if blas.limit() not in (None, threads) else contextlib.nullcontext():
             workers = _employ(size - 1)
             for _ in range(workers):
-                _jobs.put(_wake)  # they wake up while the work is prepared
+                _jobs.put(_pause)  # they wake up while the work is prepared
             return blas.limited(threads, functools.partial(call, Team(size, workers)))
 
     return blas.in_turn(run)
@@ -204,19 +204,6 @@ class _Shared(Generic[R]):
         if errors:
             raise errors.pop(min(errors))
         return [found[k] for k in range(len(found))]
-
-
-def _surely(end: Callable[[], None]) -> None:
-    """Call `end` until it is through, whatever a signal handler raises meanwhile; raise its last error afterwards."""
-    late: BaseException | None = None
-    while True:
-        try:
-            end()
-            break
-        except BaseException as error:
-            late = error
-    if late is not None:
-        raise late
 
 
 class _Worker:
@@ -283,10 +270,6 @@ def _paused() -> Iterator[None]:
                 raise RuntimeError("a layer in a signal handler waits for threads that do not finish")
             stack.callback(worker.free.release)
         yield
-
-
-def _wake() -> None:
-    """Do nothing, as a job that only wakes a worker."""
 
 
 # The forks that run at the moment: the first, and those of signal handlers within it. Only the owner of the turn forks.

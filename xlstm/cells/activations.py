@@ -18,13 +18,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from xlstm.arrays import checks
-from xlstm.arrays.namespace import Array, Namespace, constant, is_half
+from xlstm.arrays.namespace import Array, Namespace, constant
 
 
 def sigmoid(xp: Namespace, x: Array) -> Array:
     """Return 1 / (1 + exp(-x)), written as e / (1 + e) with e = exp(x): that has all its digits however small it is."""
     # From this bound on sigmoid(x) is 1, while exp(x) is finite.
-    e = xp.exp(xp.minimum(x, constant(xp, x, 10.0 if is_half(x) else 40.0)))
+    e = xp.exp(xp.minimum(x, constant(xp, x, 40.0, half=10.0)))
     e /= 1 + e
     return e
 
