@@ -20,7 +20,8 @@ import pytest
 
 import xlstm
 from xlstm.arrays import threads
-from xlstm.arrays.backend import Backend, BackendError
+from xlstm.arrays.backend import Backend
+from xlstm.arrays.convert import BackendError
 from xlstm.engines import plan
 
 DATA = Path(__file__).parent / "data"

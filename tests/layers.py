@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 
 import xlstm
-from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.convert import to_numpy
 
 # Every option with the values worth a test, the first being the default.
 COMMON = {

@@ -24,7 +24,9 @@ import numpy as np
 
 import xlstm
 from tests import layers, parity_paths
-from xlstm.arrays.backend import Backend, generator, to_numpy
+from xlstm.arrays.backend import Backend
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.random import generator
 from xlstm.cells import activations, lstm
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import losses, optimizers

@@ -18,7 +18,7 @@ PRELUDE = """
 import atexit, gc, os, random, signal, sys, threading, time
 import numpy as np
 import xlstm
-from xlstm.arrays import blas, cores, threads
+from xlstm.arrays import blas, cores, pool, threads
 
 cores.usable = lambda: 2
 rng = np.random.default_rng(0)
@@ -52,7 +52,7 @@ def calm():
     assert [library.num_threads for library in blas._libraries()] == limits
     assert not blas._unlimited
     end = time.monotonic() + 5  # a worker may be looking at a job that is over
-    while any(worker.free.locked() for worker in threads._workers):
+    while any(worker.free.locked() for worker in pool.workers):
         assert time.monotonic() < end
         time.sleep(1e-3)
 """
@@ -196,7 +196,7 @@ import os, time
 
 def fork_slowly():  # once xlstm has made ready for a fork, for what is registered last is done first
     time.sleep(0.3)
-    held.append([worker.free.locked() for worker in threads._workers])
+    held.append([worker.free.locked() for worker in pool.workers])
 
 held = []
 os.register_at_fork(before=fork_slowly)

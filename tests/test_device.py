@@ -14,7 +14,7 @@ import pytest
 import xlstm
 from tests import layers
 from tests.device import ShimRuntime, library
-from xlstm.arrays.backend import generator
+from xlstm.arrays.random import generator
 from xlstm.engines import cuda
 from xlstm.engines.cuda import launch, source, tiling
 from xlstm.engines.cuda.tiling import Device

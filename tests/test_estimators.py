@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.convert import to_numpy
 from xlstm.data.series import bundled, read_csv
 from xlstm.estimators.forecaster import Forecaster, SeriesError, Settings
 from xlstm.training import checkpoint

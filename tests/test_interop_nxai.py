@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 import xlstm
 from tests.conftest import DATA
-from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.convert import to_numpy
 from xlstm.interop import nxai
 from xlstm.interop.nxai import names
 

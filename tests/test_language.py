@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import xlstm
 from tests.conftest import DATA, make_backend
-from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.convert import to_numpy
 from xlstm.cli import app as cli
 from xlstm.data import text
 from xlstm.data.windows import Batch

@@ -6,7 +6,7 @@ import pytest
 import xlstm
 from tests.conftest import make_backend
 from tests.layers import alone, inputs_of, make, run
-from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.convert import to_numpy
 
 KINDS = ("LSTM", "GRU", "RNN")
 LENGTHS = [4, 7, 0, 7, 1, 3]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import xlstm
 from tests import layers
 from tests.conftest import make_backend
-from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.convert import to_numpy
 from xlstm.cells import lstm as cell
 from xlstm.engines import array_api
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.convert import to_numpy
 from xlstm.training import optimizers
 
 CASES = {

@@ -8,7 +8,8 @@ import pytest
 from tests import parity, parity_paths
 from tests.device import ShimRuntime
 from tests.parity import difference
-from xlstm.arrays.backend import HALVES, Backend
+from xlstm.arrays.backend import Backend
+from xlstm.arrays.namespace import HALVES
 from xlstm.engines.cuda import launch
 from xlstm.engines.cuda.tiling import Device
 

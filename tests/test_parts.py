@@ -5,7 +5,7 @@ import pytest
 
 import xlstm
 from tests.conftest import make_backend
-from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.convert import to_numpy
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.embedding import Embedding
 from xlstm.layers.feedforward import GatedFeedForward

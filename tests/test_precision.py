@@ -17,7 +17,9 @@ import xlstm
 from tests.conftest import make_backend
 from xlstm import BackendError
 from xlstm.arrays import probe
-from xlstm.arrays.backend import backend_like, backend_of, cast, namespace, to_numpy
+from xlstm.arrays.backend import backend_like, backend_of
+from xlstm.arrays.convert import cast, to_numpy
+from xlstm.arrays.namespace import namespace
 from xlstm.data.windows import Streams
 from xlstm.engines.cuda.choice import told
 from xlstm.estimators import forecaster as estimators

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 import xlstm
 from tests.conftest import make_backend
 from tests.layers import OPTIONS, alone, check, inputs_of, make, pairwise, run
-from xlstm.arrays.backend import to_numpy
-from xlstm.cells.activations import GATES, canonical, normalize, pair
+from xlstm.arrays.convert import to_numpy
+from xlstm.cells.activations import GATES, canonical, pair
+from xlstm.cells.normalization import normalize
 from xlstm.data.windows import Batch
 from xlstm.engines import array_api
 from xlstm.models.sequence import SequenceModel

@@ -10,7 +10,7 @@ import pytest
 import xlstm
 from tests.ctargets import act
 from tests.test_ctext import run
-from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.fuse import fuse
 from xlstm.cells.activations import log_sigmoid_bwd, sigmoid, silu, softplus, softplus_bwd
 from xlstm.interop.torch import to_torch

@@ -10,7 +10,7 @@ import threadpoolctl
 
 import xlstm
 from tests.conftest import force
-from xlstm.arrays import blas, cores, threads
+from xlstm.arrays import blas, cores, pool, threads
 from xlstm.engines import plan
 from xlstm.engines.plan import Plan
 from xlstm.engines.segments import split
@@ -89,15 +89,20 @@ def test_an_interrupt_while_a_worker_starts_leaves_none_that_never_works(monkeyp
             time.sleep(0.1)
         raise error
 
-    monkeypatch.setattr(threads, "_workers", [])
-    monkeypatch.setattr(threads, "_jobs", queue.SimpleQueue())
+    monkeypatch.setattr(pool, "workers", [])
+    monkeypatch.setattr(pool, "jobs", queue.SimpleQueue())
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     if error is RuntimeError:
-        assert threads._employ(1) == int(started)
+        assert pool.employ(1) == int(started)
     else:
         with pytest.raises(error):
-            threads._employ(1)
-    assert [worker.thread.is_alive() for worker in threads._workers] == [True] * started
+            pool.employ(1)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert pool.employ(1) == 1
+    assert len(pool.workers) == 1
+    done = threading.Event()
+    pool.jobs.put(done.set)
+    assert done.wait(60)
 
 
 def test_blas_has_one_thread_each_and_afterwards_what_it_had():

@@ -7,7 +7,8 @@ import pytest
 
 import xlstm
 from tests.conftest import make_backend
-from xlstm.arrays.backend import backend_like, to_numpy
+from xlstm.arrays.backend import backend_like
+from xlstm.arrays.convert import to_numpy
 from xlstm.data.windows import Batch, Streams, Windows
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import loop, losses, optimizers

@@ -10,7 +10,8 @@ import importlib.machinery
 import sys
 from typing import Any
 
-from xlstm.arrays.backend import Backend, BackendError, backend, usable
+from xlstm.arrays.backend import Backend, backend, usable
+from xlstm.arrays.convert import BackendError
 from xlstm.cli import interrupts  # noqa: F401 (first: signals during the imports that take long)
 from xlstm.layers.linear import Linear
 from xlstm.layers.recurrent import GRU, LSTM, RNN, sLSTM

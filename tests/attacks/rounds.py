@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import xlstm
-from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.convert import to_numpy
 from xlstm.layers.embedding import Embedding
 from xlstm.layers.part import Pointwise
 from xlstm.models import sequence

@@ -24,8 +24,8 @@ import pytest
 import xlstm
 from tests.attacks.bounds import examples
 from tests.attacks.rounds import calls, follow, small
-from xlstm.arrays.backend import BackendError
 from xlstm.arrays.checks import shown
+from xlstm.arrays.convert import BackendError
 from xlstm.data import windows as data
 from xlstm.estimators.forecaster import Forecaster, Scalers, Settings
 from xlstm.layers.conv import CausalConv

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from xlstm.arrays.backend import Array, Namespace, Params
+from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.activations import PARAMETERS, Activation, Pair, clamp, clamp_bwd, pair, parse
 
 
@@ -73,7 +73,7 @@ class Cell:
         return xp.stack([getattr(saved, gate) for gate in self.GATES])
 
     def own_bwd(self, xp: Namespace, dz: Array, saved: Any, *carry: Array, **own: Array) -> dict[str, Array]:
-        """Return the gradients of OWN, in their shapes up to axes of 1, from those of zx for k steps, (rows, k, H, B)."""
+        """Return the gradients of OWN, up to axes of 1 in their shapes, from dz (rows, k, H, B), that of zx."""
         return {}
 
     def weights(self, xp: Namespace, w: Params) -> Params:
@@ -115,13 +115,14 @@ class Cell:
         return self._pairs[k].fwd(xp, z if self.clip is None else clamp(xp, z, self.clip))
 
     def _activate_bwd(self, xp: Namespace, k: int, dy: Array, z: Array | None, y: Array) -> Array:
-        """Differentiate y = _activate(z); z is needed with `clip` only."""
-        dz = self._pairs[k].bwd(xp, dy, z, y)
-        return dz if self.clip is None or z is None else clamp_bwd(xp, dz, z, self.clip)
+        """Differentiate y = _activate(z); z is what `_kept` made of it."""
+        if z is None or self.clip is None:
+            return self._pairs[k].bwd(xp, dy, z, y)
+        return clamp_bwd(xp, self._pairs[k].bwd(xp, dy, clamp(xp, z, self.clip), y), z, self.clip)
 
-    def _clipped(self, z: Array) -> Array | None:
-        """Return the pre-activations where backward needs them."""
-        return None if self.clip is None else z
+    def _kept(self, z: Array) -> Array | None:
+        """Return the pre-activations where backward needs them: with `clip`, and for some activations."""
+        return z if self.clip is not None or any(pair.from_input for pair in self._pairs) else None
 
     @functools.cached_property
     def _fields(self) -> dict[str, Any]:

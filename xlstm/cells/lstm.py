@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from xlstm.arrays.backend import Array, Namespace
+from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells import cell
 from xlstm.cells.activations import sigmoid, sigmoid_bwd, tanh_bwd
 

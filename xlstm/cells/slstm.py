@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from xlstm.arrays.backend import Array, Namespace
+from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells import cell
 from xlstm.cells.activations import FORGET, Pair, sigmoid, sigmoid_bwd, tanh_bwd
 

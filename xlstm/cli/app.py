@@ -20,8 +20,9 @@ from rich.table import Table
 
 import xlstm
 from xlstm.arrays import threads
-from xlstm.arrays.backend import NAMES, Backend, BackendError, usable
+from xlstm.arrays.backend import NAMES, Backend, usable
 from xlstm.arrays.backend import backend as choose_backend
+from xlstm.arrays.convert import BackendError
 from xlstm.cli import benchmark, convert, explain, interrupts, machine
 from xlstm.data import text, writing
 from xlstm.data.series import Series, bundled, read_csv

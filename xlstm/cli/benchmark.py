@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from xlstm.arrays import blas, probe, threads
-from xlstm.arrays.backend import Backend, backend, backend_of, generator
+from xlstm.arrays.backend import Backend, backend, backend_of
+from xlstm.arrays.random import generator
 from xlstm.cli import peak
 from xlstm.cli.timing import Timing, interleave
 from xlstm.layers.mlstm import mLSTM

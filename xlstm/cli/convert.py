@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from xlstm.arrays.backend import Backend, Params
+from xlstm.arrays.backend import Backend
+from xlstm.arrays.namespace import Params
 from xlstm.data import writing
 from xlstm.estimators import forecaster as estimators
 from xlstm.layers.recurrent import GRU, LSTM, RNN

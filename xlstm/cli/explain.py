@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xlstm.arrays import checks, probe
-from xlstm.arrays.backend import DTYPES
+from xlstm.arrays.namespace import DTYPES
 from xlstm.engines.cuda import launch
 from xlstm.engines.cuda.choice import Choice, choose
 from xlstm.engines.cuda.tiling import Device, Tiling

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import blas, workspace
-from xlstm.arrays.backend import Array
+from xlstm.arrays.namespace import Array
 from xlstm.engines import plan
 from xlstm.engines.options import Options
 from xlstm.engines.segments import Segment, Widths, beside, joined, reshape, split
@@ -92,7 +92,7 @@ class ArrayApi:
             if keep != "nothing":
                 made = [
                     type(group)._make(room) if hasattr(group, "_make") else tuple(room)
-                    for group, room in zip(groups, rooms)
+                    for group, room in zip(groups, rooms, strict=False)
                 ]
                 kept.append(Kept(segment, carry, *made))
         return [beside(xp, s) for s in zip(state, *ended, strict=True)] if ended else list(state), kept

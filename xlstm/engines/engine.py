@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from xlstm.arrays import blas, checks
-from xlstm.arrays.backend import Array
+from xlstm.arrays.namespace import Array
 from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cuda.engine import CUDA
 from xlstm.engines.numba.engine import NUMBA

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from xlstm.arrays.backend import Array, Params
-from xlstm.cells.activations import normalize, normalize_bwd
+from xlstm.arrays.namespace import Array, Params
+from xlstm.cells.normalization import normalize, normalize_bwd
 from xlstm.engines.segments import Segment, reshape
 from xlstm.engines.step import Step
 from xlstm.engines.tape import Gradients

@@ -10,14 +10,14 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from xlstm.arrays import blas, threads
-from xlstm.arrays.backend import Array
+from xlstm.arrays.namespace import Array
 from xlstm.arrays.threads import Team
 from xlstm.engines.step import Step
 
 A = TypeVar("A")
 R = TypeVar("R")
 
-# Measured on two cores. Up to so many multiplications by a recurrent weight in all steps BLAS uses one thread by itself.
+# Measured on two cores. Up to so many multiplications by a recurrent weight in all steps BLAS uses one thread anyway.
 TINY = blas.SMALL
 # A part of the batch has at least so many sequences, and in a loop that is not compiled at least so many units: there
 # threads hand the interpreter to each other between calls, which has to be worth it.

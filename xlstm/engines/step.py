@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from xlstm.arrays.backend import Array, Namespace, Params
-from xlstm.cells.activations import normalize, normalize_bwd
+from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.cell import Cell
+from xlstm.cells.normalization import normalize, normalize_bwd
 from xlstm.engines.segments import reshape
 
 

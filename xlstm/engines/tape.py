@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from xlstm.arrays import workspace
-from xlstm.arrays.backend import Array, device_of
+from xlstm.arrays.namespace import Array, device_of
 from xlstm.engines.plan import SOLO
 from xlstm.engines.segments import Segment, Widths, before, reshape
 from xlstm.engines.step import Step

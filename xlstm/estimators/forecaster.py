@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Backend, DType, backend_of, to_numpy
+from xlstm.arrays.backend import Backend, backend_of
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import DType
 from xlstm.data import reading
 from xlstm.data.windows import Scaler, Split, Values, Windows, carry_forward, split, windows
 from xlstm.layers.recurrent import LSTM

@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Params
+from xlstm.arrays.namespace import Array, Params
 from xlstm.layers import blocks, mlstm_block, slstm_block
 from xlstm.layers.mlstm_block import mLSTMBlock
 from xlstm.layers.norm import LayerNorm

@@ -9,18 +9,9 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import (
-    Array,
-    Backend,
-    DType,
-    Namespace,
-    Params,
-    Seed,
-    backend_of,
-    device_of,
-    generator,
-    namespace,
-)
+from xlstm.arrays.backend import Backend, backend_of
+from xlstm.arrays.namespace import Array, DType, Namespace, Params, device_of, namespace
+from xlstm.arrays.random import Seed, generator
 from xlstm.layers import stack
 from xlstm.layers.options import Options
 from xlstm.layers.stack import Saved, State

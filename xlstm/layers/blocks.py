@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Namespace
+from xlstm.arrays.namespace import Array, Namespace
 from xlstm.layers.linear import Linear
 from xlstm.layers.part import Values, round_up
 from xlstm.layers.sequence import Sequence

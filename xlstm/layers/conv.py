@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Namespace, Params, device_of
+from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.layers.part import Values, total
 from xlstm.layers.sequence import Leaf, Sequence, Span, State
 

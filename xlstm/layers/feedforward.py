@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Namespace, Params
+from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.activations import FEED_FORWARD
 from xlstm.layers.linear import Linear
 from xlstm.layers.part import Pointwise

@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Params
+from xlstm.arrays.namespace import Array, Params
 from xlstm.cells.activations import sigmoid, sigmoid_bwd, soft_cap, soft_cap_bwd
 from xlstm.layers.backbone import Backbone
 from xlstm.layers.blocks import MULTIPLE, Block, GatesOfHeads

@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, dataclass
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Namespace, Params, device_of
+from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.arrays.threads import matmul
 from xlstm.layers import initializers
 from xlstm.layers.part import Pointwise, Values, rows, total

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import blas, threads
-from xlstm.arrays.backend import Array, Namespace
+from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells import mlstm
 from xlstm.layers.sequence import Leaf, Span, State
 

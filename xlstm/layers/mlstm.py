@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Namespace, Params, dtype_name
 from xlstm.arrays.fuse import fuse
+from xlstm.arrays.namespace import Array, Namespace, Params, dtype_name, squares_below
 from xlstm.arrays.threads import matmul
-from xlstm.cells.activations import FORGET, clamp, clamp_bwd, fourth_root, sigmoid, sigmoid_bwd, squares
+from xlstm.cells.activations import FORGET, clamp, clamp_bwd, sigmoid, sigmoid_bwd
+from xlstm.cells.normalization import fourth_root
 from xlstm.layers.memory import Memory
 from xlstm.layers.part import Values, rows, total
 from xlstm.layers.sequence import Leaf, Sequence, Span, State
@@ -206,7 +207,7 @@ def _limited(xp: Namespace, x: Array) -> tuple[Array, Array | None]:
     if dtype_name(x.dtype) == "float16":  # in which r would be 16
         return x, None
     r = fourth_root(xp, x.dtype)
-    if xp is np and squares(x) < r * r:
+    if squares_below(xp, x, r * r):
         return x, None
     return fuse(xp, clamp, x, limit=r), x
 

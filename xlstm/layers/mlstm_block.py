@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Params
+from xlstm.arrays.namespace import Array, Params
 from xlstm.cells.activations import silu, silu_bwd
 from xlstm.layers.blocks import Block, GatesOfHeads, masked, widened
 from xlstm.layers.conv import CausalConv

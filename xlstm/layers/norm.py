@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Namespace, Params
-from xlstm.cells.activations import EPS, normalize, normalize_bwd, normalize_root, normalize_root_bwd
+from xlstm.arrays.namespace import Array, Namespace, Params
+from xlstm.cells.normalization import EPS, normalize, normalize_bwd, normalize_root, normalize_root_bwd
 from xlstm.layers.part import Pointwise, Values, total
 
 

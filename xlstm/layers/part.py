@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Backend, DType, Namespace, Params, Seed, backend_of, generator, namespace
+from xlstm.arrays.backend import Backend, backend_of
+from xlstm.arrays.namespace import Array, DType, Namespace, Params, namespace
+from xlstm.arrays.random import Seed, generator
 
 Values = dict[str, np.ndarray[Any, Any]]
 

@@ -56,7 +56,7 @@ class LSTM(Recurrent):
     activations : str or tuple of str, optional
         Of the gates, the candidate and the output, by default ("sigmoid", "tanh", "tanh"); of a GRU the
         gates and the candidate; of an RNN one. Twice as many where the directions differ. Known are the
-        names in `xlstm.activations.GATES`, with parameters as in "hard_sigmoid(0.2, 0.5)".
+        names in `xlstm.cells.activations.GATES`, to which `register` adds, as in "hard_sigmoid(0.2, 0.5)".
     initializer : {"uniform", "glorot", "lecun", "notebook"}
         "uniform": U(-1/sqrt(H), 1/sqrt(H)), as `torch.nn.LSTM`. "glorot": Glorot's uniform for inputs,
         orthogonal Wh, zero bias but 1 for the forget gate, as Keras. "lecun": N(0, 1/inputs), zero bias.
@@ -202,7 +202,7 @@ class RNN(Recurrent):
     Parameters
     ----------
     activations : str
-        "tanh" by default, "relu", or another of `xlstm.activations.GATES`.
+        "tanh" by default, "relu", or another of `xlstm.cells.activations.GATES`.
 
     Examples
     --------

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from xlstm.arrays import checks, workspace
-from xlstm.arrays.backend import Array, Namespace, Params, Seed, device_of, loses_bfloat16
+from xlstm.arrays.namespace import Array, Namespace, Params, device_of, loses_bfloat16
+from xlstm.arrays.random import Seed
 from xlstm.layers.base import Recurrent, masks
 from xlstm.layers.part import Part
 from xlstm.recurrence.packing import Packing

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Params
+from xlstm.arrays.namespace import Array, Params
 from xlstm.cells import slstm
 from xlstm.cells.activations import FEED_FORWARD, silu, silu_bwd
 from xlstm.engines.step import Masks

@@ -8,7 +8,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from xlstm.arrays.backend import Array, Namespace, Params, like
+from xlstm.arrays.convert import like
+from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.cell import Cell
 from xlstm.engines.step import Masks
 from xlstm.engines.tape import Tape
@@ -174,7 +175,7 @@ def forward(
 
 
 def step(xp: Namespace, layer: Layer, params: Params, x: Array, state: State, rates: Rates) -> tuple[Array, State]:
-    """Run one time step of a stack without reverse directions, x (B, D): y (B, P) and the state after, each (L, B, H)."""
+    """Run one time step from x (B, D), of layers that go forward: y (B, P) and the state after it, each (L, B, H)."""
     masks = Masks(None, tuple([rate or None for rate in rates.zoneout]))
     (cell,) = layer.cells.values()
     after = []

@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Namespace, Params, Seed, backend_like, check_library, to_numpy
+from xlstm.arrays.backend import backend_like
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import Array, Namespace, Params, check_library
+from xlstm.arrays.random import Seed
 from xlstm.cells.activations import soft_cap, soft_cap_bwd
 from xlstm.layers.backbone import Backbone
 from xlstm.layers.base import masks

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Seed, generator
+from xlstm.arrays.random import Seed, generator
 from xlstm.cells.activations import softmax
 
 Host = np.ndarray[Any, Any]

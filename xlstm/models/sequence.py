@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Backend, DType, Params, Seed, backend_of, device_of, namespace
+from xlstm.arrays.backend import Backend, backend_of
+from xlstm.arrays.namespace import Array, DType, Params, device_of, namespace
+from xlstm.arrays.random import Seed
 from xlstm.data import reading
 from xlstm.layers import sequence
 from xlstm.layers.backbone import xLSTMStack

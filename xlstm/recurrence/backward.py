@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xlstm.arrays.backend import Array, Params, device_of
 from xlstm.arrays.matmul import matmul
+from xlstm.arrays.namespace import Array, Params, device_of
 from xlstm.engines.segments import reshape
 from xlstm.engines.tape import Gradients, Tape, swap
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Namespace, device_of, to_numpy
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import Array, Namespace, device_of
 from xlstm.engines.segments import Widths, reshape
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays.backend import Array, to_numpy
 from xlstm.arrays.checks import shown
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import Array
 from xlstm.data import reading, writing
 from xlstm.data.tensors import Tensors
 

@@ -11,7 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Backend, Params, backend_like, generator, namespace, to_numpy
+from xlstm.arrays.backend import Backend, backend_like
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import Array, Params, namespace
+from xlstm.arrays.random import generator
 from xlstm.data.windows import Batch, finite
 from xlstm.layers.base import MASKS
 from xlstm.layers.part import Pointwise

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Namespace, check_library, device_of, namespace
+from xlstm.arrays.namespace import Array, Namespace, check_library, device_of, namespace
 from xlstm.cells.activations import clamp, log_softmax
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Namespace, Params, namespace
+from xlstm.arrays.namespace import Array, Namespace, Params, namespace
 from xlstm.cells.activations import clamp
 
 Schedule = Callable[[int], float]

@@ -30,7 +30,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks, probe
-from xlstm.arrays.backend import HALVES, Backend, BackendError, Params, backend_of, cast, dtype_text
+from xlstm.arrays.backend import Backend, backend_of
+from xlstm.arrays.convert import BackendError, cast, dtype_text
+from xlstm.arrays.namespace import HALVES, Params
 from xlstm.engines.cuda import use
 
 DTYPES = HALVES

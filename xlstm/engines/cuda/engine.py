@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays.backend import Array, device_of, dtype_name
 from xlstm.arrays.matmul import matmul
+from xlstm.arrays.namespace import Array, device_of, dtype_name
 from xlstm.engines.cuda import launch, source
 from xlstm.engines.cuda.choice import Choice, choose
 from xlstm.engines.cuda.launch import Grid, Runtime

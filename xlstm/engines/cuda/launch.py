@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from xlstm.arrays import probe
-from xlstm.arrays.backend import Array, Namespace
+from xlstm.arrays.namespace import Array, Namespace
 from xlstm.engines.cuda.source import ARRANGE, Source
 from xlstm.engines.cuda.tiling import Device
 

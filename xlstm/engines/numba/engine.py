@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import blas, workspace
-from xlstm.arrays.backend import Array
+from xlstm.arrays.namespace import Array
 from xlstm.engines import plan
 from xlstm.engines.numba import codegen, jit
 from xlstm.engines.segments import Segment, Widths, beside, joined, split

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays.backend import Params
 from xlstm.arrays.checks import LARGEST
+from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays.backend import Params, to_numpy
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 from xlstm.interop.keras import hdf5
 from xlstm.interop.keras.names import ACTIVATIONS, CLASSES, ORDER, PARTS, Arrays, Host, snake

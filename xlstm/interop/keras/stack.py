@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Params
+from xlstm.arrays.namespace import Params
 from xlstm.interop.keras.names import ORDER, Arrays, reordered
 from xlstm.layers.recurrent import GRU, KINDS, LSTM, RNN
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays.backend import Backend, Params, backend_of, to_numpy
+from xlstm.arrays.backend import Backend, backend_of
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import Params
 from xlstm.data import reading, writing
 from xlstm.interop.nxai import names
 from xlstm.interop.nxai.config import config_of, model_of

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Params, to_numpy
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import Params
 from xlstm.data import writing
 from xlstm.interop import refusal
 from xlstm.interop.onnx.graph import Host

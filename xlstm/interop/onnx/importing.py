@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Params
 from xlstm.arrays.checks import few, shown
+from xlstm.arrays.namespace import Params
 from xlstm.interop.onnx.graph import DOMAINS, Graph, Host, name_of, subgraphs
 from xlstm.interop.onnx.names import GATES, INPUTS, from_attributes, library, shortest
 from xlstm.interop.onnx.shapes import UnprovenError

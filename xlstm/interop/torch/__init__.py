@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Params, to_numpy
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import Array, Params
 from xlstm.data import reading
 from xlstm.data.tensors import Tensors
 from xlstm.interop import refusal
