@@ -51,10 +51,10 @@ __all__ = [
 # Imported on first use, so that `import xlstm` stays quick: names, and modules by their public names.
 _NAMES = {
     "mLSTM": "layers.mlstm",
-    "mLSTMBlock": "layers.mlstm_block",
-    "sLSTMBlock": "layers.slstm_block",
-    "xLSTMStack": "layers.backbone",
-    "xLSTMLarge": "layers.large",
+    "mLSTMBlock": "layers.blocks.mlstm",
+    "sLSTMBlock": "layers.blocks.slstm",
+    "xLSTMStack": "layers.blocks.stack",
+    "xLSTMLarge": "layers.blocks.large",
     "xLSTMLanguageModel": "models.language",
 }
 _MODULES = {

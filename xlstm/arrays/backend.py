@@ -8,6 +8,7 @@ only when asked for.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -30,14 +31,25 @@ DTYPES = ("float32", "float64", "float16", "bfloat16")
 OTHERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")  # that `asarray` knows too
 HALVES = ("float16", "bfloat16")  # dtypes that are refused on a CPU
 VARIABLE = "XLSTM_BACKEND"
+SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 
 
 class BackendError(RuntimeError):
     """A backend that was asked for by name cannot run here; says what failed and what to install."""
 
 
+class Portable:
+    """Base of classes with a namespace `xp`, which copies and pickles have by its name."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "xp": self.__dict__["xp"].__name__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, xp=importlib.import_module(state["xp"]))
+
+
 @dataclass(frozen=True)
-class Backend:
+class Backend(Portable):
     """An array library, a device of it and the dtype that new arrays get.
 
     Attributes
@@ -339,6 +351,41 @@ def namespace(where: str, arrays: Mapping[str, Array]) -> Namespace:
     if dtype_name(first.dtype) in HALVES and _on_cpu_array(first):
         raise TypeError(f"{where}: {first_name} is {first.dtype} on a CPU, expected float32 or float64")
     return xp
+
+
+def plain_namespace(
+    params: Params, sizes: Mapping[str, tuple[int | None, ...]], x: Any, state: Any
+) -> Namespace | None:
+    """Return NumPy where that is seen at once: most calls have only its arrays, in float32 or float64, and no nesting.
+
+    Parameters
+    ----------
+    params : dict
+        Their names and shapes have to be those of `sizes`, a dict of tuples.
+    x : array or None
+    state : tuple of arrays or None, or None
+
+    Returns
+    -------
+    namespace or None
+        None says that `namespace` is to be asked, which finds what is wrong, if anything is.
+    """
+    if type(params) is not dict or len(params) != len(sizes):
+        return None
+    kind = SINGLE if getattr(x, "dtype", None) is SINGLE else DOUBLE
+    for name, size in sizes.items():
+        p = params.get(name)
+        if type(p) is not np.ndarray or p.dtype is not kind or p.shape != size:
+            return None
+    if x is not None and (type(x) is not np.ndarray or x.dtype is not kind):
+        return None
+    if state is not None:
+        if type(state) is not tuple:
+            return None
+        for a in state:
+            if a is not None and (type(a) is not np.ndarray or a.dtype is not kind):
+                return None
+    return np
 
 
 def check_library(where: str, name: str, xp: Namespace, array: Array) -> None:

@@ -32,8 +32,14 @@ LIMIT = 1 << 27  # bytes that are used again, at most
 LARGEST = 31 << 20
 
 
+def settle(xp: Namespace) -> None:
+    """Let the allocator of C keep what small arrays of NumPy leave, once for the process; see `_settle`."""
+    if xp is np:
+        _settle()
+
+
 @functools.cache
-def settle() -> None:
+def _settle() -> None:
     """Let the allocator of C keep what small arrays leave, some tens of megabytes, once for the process.
 
     Otherwise functions that make and leave many arrays of some hundred KB have every page anew: an mLSTM forward and

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays.backend import HALVES, Array, Namespace, dtype_name
+from xlstm.arrays.bounds import surely_within
 
 
 def sigmoid(xp: Namespace, x: Array) -> Array:
@@ -403,19 +404,11 @@ def _with_squares(xp: Namespace, x: Array, axis: int) -> tuple[Array, Array | fl
 
     c is 1 unless x has larger elements than `fourth_root`; those are so large that eps does not matter beside them.
     """
-    if xp is np and math.isfinite(squares(x)):  # then no square overflows, and c is not needed
+    if surely_within(xp, x, math.inf):  # then no square overflows, and c is not needed
         return x, 1.0
     most, limit = xp.max(xp.abs(x), axis=axis, keepdims=True), fourth_root(xp, x.dtype)
     c = limit / xp.maximum(most, xp.full_like(most, limit))
     return x * c, c
-
-
-def squares(x: Array) -> float:
-    """The sum of all x^2 of a NumPy array, infinite where it overflows, by one pass over it and in silence."""
-    if x.flags.c_contiguous:
-        return float(np.vdot(x, x))
-    axes = list(range(x.ndim))
-    return float(np.einsum(x, axes, x, axes, []))
 
 
 @functools.cache

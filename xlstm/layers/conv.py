@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -9,12 +10,12 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Array, Namespace, Params, device_of
-from xlstm.layers.part import Values, total
-from xlstm.layers.sequence import Leaf, Sequence, Span, State
+from xlstm.layers.module import SequenceLayer, Values, total
+from xlstm.layers.state import Leaf, Span, State
 
 
 @dataclass(frozen=True)
-class CausalConv(Sequence):
+class CausalConv(SequenceLayer):
     """y_t = b + sum_j W_j x_(t - k + 1 + j), each of D channels by itself.
 
     Parameters
@@ -38,7 +39,12 @@ class CausalConv(Sequence):
 
     @property
     def input_size(self) -> int:
-        """Width of x."""
+        """Width of x, and of y."""
+        return self.size
+
+    @property
+    def output_size(self) -> int:
+        """Width of y."""
         return self.size
 
     @property
@@ -52,12 +58,13 @@ class CausalConv(Sequence):
         W, b = rng.uniform(-bound, bound, (self.size, self.kernel_size)), rng.uniform(-bound, bound, self.size)
         return {"W": W, "b": b} if self.bias else {"W": W}
 
-    def states(self, B: int | None) -> State:
+    @functools.cached_property
+    def states(self) -> State:
         """The steps before."""
-        return (Leaf("x", {"k - 1": self.kernel_size - 1, "B": B, "D": self.size}),)
+        return (Leaf("x", {"k - 1": self.kernel_size - 1}, {"D": self.size}),)
 
-    def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        """x (T, B, D) -> y (T, B, D)."""
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+        """Return y (T, B, D), the last k - 1 steps, and all steps, for x (T, B, D)."""
         xp = span.xp
         xs = xp.concat((state[0], x))  # (k - 1 + T, B, D)
         y = p["W"][:, 0] * xs[: span.T, ...]
@@ -67,16 +74,16 @@ class CausalConv(Sequence):
             y += p["b"]
         return y, (self._last(xp, xs, span),), xs
 
-    def run_bwd(
-        self, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
+    def scan_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
-        """dy (T, B, D) -> gradients, dx (T, B, D) and that of the steps before."""
+        """Return gradients, dx (T, B, D) and the gradient of the steps before, for dy (T, B, D)."""
         xp = span.xp
         before = self.kernel_size - 1
-        dxs = self._last_bwd(xp, saved, None if dstate is None else dstate[0], span)
+        dxs = self._last_bwd(xp, kept, None if dstate is None else dstate[0], span)
         dW = []
         for j in range(self.kernel_size):
-            dW.append(total(xp, dy * saved[j : j + span.T, ...]))
+            dW.append(total(xp, dy * kept[j : j + span.T, ...]))
             dxs[j : j + span.T, ...] += p["W"][:, j] * dy
         grads = {"W": xp.stack(dW, axis=1)}
         if self.bias:
@@ -84,9 +91,9 @@ class CausalConv(Sequence):
         return grads, dxs[before:, ...], (dxs[:before, ...],)
 
     def _last(self, xp: Namespace, xs: Array, span: Span) -> Array:
-        """The last k - 1 of xs (k - 1 + T, B, D) at the end of each sequence."""
+        """Return the last k - 1 of xs (k - 1 + T, B, D) at the end of each sequence."""
         before = self.kernel_size - 1
-        if span.there is None:
+        if span.full:
             return xp.asarray(xs[span.T :, ...], copy=True)
         at = (span.lengths + np.arange(before)[:, None]) * span.B + np.arange(span.B)  # (k - 1, B)
         flat = xp.reshape(xs, (xs.shape[0] * span.B, self.size))
@@ -94,11 +101,11 @@ class CausalConv(Sequence):
         return xp.reshape(rows, (before, span.B, self.size))
 
     def _last_bwd(self, xp: Namespace, xs: Array, d: Array | None, span: Span) -> Array:
-        """The gradient of xs by that of what `_last` gives."""
+        """Return the gradient of xs from that of the result of `_last`."""
         dxs = xp.zeros_like(xs)
         if d is None:
             return dxs
-        if span.there is None:
+        if span.full:
             dxs[span.T :, ...] = d
             return dxs
         times = np.arange(xs.shape[0])[:, None]

@@ -10,11 +10,11 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Array, Namespace, Params
 from xlstm.cells.activations import EPS, normalize, normalize_bwd, normalize_root, normalize_root_bwd
-from xlstm.layers.part import Pointwise, Values, total
+from xlstm.layers.module import Module, Values, total
 
 
 @dataclass(frozen=True)
-class Norm(Pointwise):
+class Norm(Module):
     """y = n w, with n normalised by heads.
 
     Parameters
@@ -40,12 +40,12 @@ class Norm(Pointwise):
 
     @property
     def heads(self) -> int:
-        """How many are normalised by themselves."""
+        """Number of heads, each normalised by itself."""
         return 1
 
     @property
-    def width(self) -> int:
-        """Width of x."""
+    def input_size(self) -> int:
+        """Width of x, and of y."""
         return self.size
 
     @property
@@ -58,15 +58,15 @@ class Norm(Pointwise):
         return {"w": w, "b": np.zeros(self.size)} if self.bias else {"w": w}
 
     def normal(self, xp: Namespace, x: Array) -> tuple[Array, Array]:
-        """x normalised along the last axis, and 1 / what it was divided by."""
+        """Return x normalised along the last axis, and 1 / its divisor."""
         return normalize(xp, x, -1, self.eps)
 
     def normal_bwd(self, xp: Namespace, dn: Array, n: Array, r: Array) -> Array:
-        """Gradient of x from that of n."""
+        """Return the gradient of x from that of n."""
         return normalize_bwd(xp, dn, n, r, -1)
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
-        """x (..., D) -> y (..., D)."""
+        """Return y (..., D) for x (..., D)."""
         n, r = self.normal(xp, self._split(xp, x))
         whole = xp.reshape(n, x.shape)
         y = whole * self._gain(p)
@@ -74,9 +74,9 @@ class Norm(Pointwise):
             y += p["b"]
         return y, (n, r)
 
-    def apply_bwd(self, xp: Namespace, p: Params, saved: Any, dy: Array) -> tuple[Params, Array]:
-        """dy (..., D) -> gradients and dx (..., D)."""
-        n, r = saved
+    def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Array]:
+        """Return gradients and dx (..., D) for dy (..., D)."""
+        n, r = kept
         grads = {"w": total(xp, dy * xp.reshape(n, dy.shape))}
         if self.bias:
             grads["b"] = total(xp, dy)
@@ -98,11 +98,11 @@ class RMSNorm(Norm):
     """Mean square 1 (Zhang & Sennrich 2019); otherwise as `Norm`."""
 
     def normal(self, xp: Namespace, x: Array) -> tuple[Array, Array]:
-        """x normalised along the last axis, and 1 / what it was divided by."""
+        """Return x normalised along the last axis, and 1 / its divisor."""
         return normalize_root(xp, x, -1, self.eps)
 
     def normal_bwd(self, xp: Namespace, dn: Array, n: Array, r: Array) -> Array:
-        """Gradient of x from that of n."""
+        """Return the gradient of x from that of n."""
         return normalize_root_bwd(xp, dn, n, r, -1)
 
 
@@ -126,5 +126,5 @@ class MultiHeadNorm(Norm):
 
     @property
     def heads(self) -> int:
-        """How many are normalised by themselves."""
+        """Number of heads, each normalised by itself."""
         return self.num_heads

@@ -11,7 +11,7 @@ from xlstm.arrays import checks
 from xlstm.cells import gru, lstm, rnn, slstm
 from xlstm.cells.activations import FORGET
 from xlstm.layers import initializers
-from xlstm.layers.base import Recurrent
+from xlstm.layers.gated import Recurrent
 from xlstm.recurrence.loop import Cell
 
 

@@ -13,8 +13,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Array, Backend, Params, backend_like, generator, namespace, to_numpy
 from xlstm.data.windows import Batch, finite
-from xlstm.layers.base import MASKS
-from xlstm.layers.part import Pointwise
+from xlstm.layers.module import MASKS, Module, SequenceLayer
 from xlstm.training import optimizers
 from xlstm.training.losses import mse
 from xlstm.training.precision import Mixed, Scaling, after, lowered, raised
@@ -246,7 +245,7 @@ def evaluate(model: Any, params: Params, data: Batches, loss: Loss = mse) -> flo
 def _check_model(model: Any) -> None:
     expected = "a model or a layer that goes through time"
     checks.having("forward", "backward", expected=expected)("train", "model", model)
-    if isinstance(model, Pointwise):
+    if isinstance(model, Module) and not isinstance(model, SequenceLayer):
         raise TypeError(f"train: model is {checks.shown(model)}, expected {expected}")
     if getattr(model, "batch_first", False):
         raise ValueError("train: batches have time first, so the model must too; make it with batch_first=False")

@@ -1,20 +1,20 @@
-"""What the residual blocks of xLSTM share."""
+"""The options and helpers that all residual blocks of xLSTM share."""
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Namespace
+from xlstm.arrays.backend import Array
 from xlstm.layers.linear import Linear
-from xlstm.layers.part import Values, round_up
-from xlstm.layers.sequence import Sequence
+from xlstm.layers.module import SequenceLayer, Values
 from xlstm.layers.stack import dropout
 
-MULTIPLE = 64  # of which inner widths are
+MULTIPLE = 64  # inner widths are multiples of it
 OPTIONS: dict[str, checks.Kind] = {
     "size": checks.size,
     "num_heads": checks.size,
@@ -25,7 +25,7 @@ OPTIONS: dict[str, checks.Kind] = {
 
 
 @dataclass(frozen=True)
-class Block(Sequence):
+class Block(SequenceLayer):
     """Options of all blocks of a stack; a block knows how many there are, and which of them it is."""
 
     size: int
@@ -48,6 +48,11 @@ class Block(Sequence):
         return self.size
 
     @property
+    def output_size(self) -> int:
+        """Width of y."""
+        return self.size
+
+    @functools.cached_property
     def random(self) -> bool:
         """Whether `forward` draws masks while training, and so needs a seed."""
         return self.dropout > 0
@@ -57,11 +62,11 @@ class Block(Sequence):
         """Deviation of initial weights (Nguyen & Salazar 2019)."""
         return math.sqrt(2 / (5 * self.size))
 
-    def _dropped(
-        self, xp: Namespace, rng: np.random.Generator | None, y: Array, rate: float
-    ) -> tuple[Array, Array | None]:
+    @staticmethod
+    def _drop(rng: np.random.Generator | None, y: Array, rate: float) -> tuple[Array, Array | None]:
+        """Return y through a mask of dropout, and the mask, which is None where none is drawn."""
         mask = dropout(rng, rate, tuple(y.shape), y)
-        return (y, None) if mask is None else (y * mask, mask)
+        return (y if mask is None else y * mask), mask
 
 
 class GatesOfHeads(Linear):
@@ -80,7 +85,7 @@ class GatesOfHeads(Linear):
 
 
 def widened(where: str, name: str, factor: float, size: int) -> int:
-    """An inner width: `factor` times `size`, rounded up to a multiple of 64; `name` is that of the factor.
+    """Return an inner width, `factor` times `size` rounded up to a multiple of 64; `name` is that of the factor.
 
     Raises
     ------
@@ -92,6 +97,6 @@ def widened(where: str, name: str, factor: float, size: int) -> int:
     return max(MULTIPLE, round_up(factor * size, MULTIPLE))  # the quotient of a tiny factor is 0
 
 
-def masked(d: Array, mask: Array | None) -> Array:
-    """A gradient through a mask, where there is one."""
-    return d if mask is None else d * mask
+def round_up(size: float, multiple: int) -> int:
+    """Return the next multiple of `multiple` from `size` on."""
+    return multiple * math.ceil(size / multiple)

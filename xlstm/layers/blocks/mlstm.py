@@ -5,20 +5,20 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Array, Params
 from xlstm.cells.activations import silu, silu_bwd
-from xlstm.layers.blocks import Block, GatesOfHeads, masked, widened
+from xlstm.layers.blocks.block import Block, GatesOfHeads, widened
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.linear import HeadwiseLinear, Linear
 from xlstm.layers.memory import Memory
+from xlstm.layers.module import Values, dropped, total
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm
-from xlstm.layers.part import Values, total
-from xlstm.layers.sequence import Span, State
+from xlstm.layers.state import Span, State
 
 OPTIONS: dict[str, checks.Kind] = {
     "proj_factor": checks.above_0,
@@ -92,7 +92,7 @@ class mLSTMBlock(Block):  # noqa: N801
 
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
-        """What has parameters, in the order of use."""
+        """The modules of the block, in the order of use."""
         D, F, N, std = self.size, self.inner, self.num_heads, self._small
         heads = HeadwiseLinear(F, F // self.qkv_block_size, bias=self.bias, std=std)
         return {
@@ -114,80 +114,50 @@ class mLSTMBlock(Block):  # noqa: N801
     def _draw_own(self, rng: np.random.Generator) -> Values:
         return {"skip": np.ones(self.inner)}
 
-    def states(self, B: int | None) -> State:
-        """Of the convolution and of the memories."""
-        return self.parts["conv"].states(B), self.memory.states(B)
+    @functools.cached_property
+    def states(self) -> State:
+        """The states of the convolution and of the memories."""
+        return self.parts["conv"].states, self.memory.states
 
-    def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        """x (T, B, D) -> y (T, B, D)."""
-        xp, rng, keep = span.xp, span.rng, span.keep
-        u, norm = self.through(xp, "norm", p, x)  # (1)
-        az, up = self.through(xp, "up", p, u)  # (2)
-        a, z = az[..., : self.inner], az[..., self.inner :]
-        cc, conv_state, conv = self.parts["conv"].run(self.below("conv", p), a, state[0], span)  # (3)
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+        """Return y (T, B, D), the final state and what is kept, for x (T, B, D)."""
+        xp, F, N = span.xp, self.inner, self.num_heads
+        kept: dict[str, Any] = {}
+        u = self.through(xp, "norm", p, x, kept)  # (1)
+        az = self.through(xp, "up", p, u, kept)  # (2)
+        a, z = az[..., :F], az[..., F:]
+        cc, conv_end = self.along("conv", p, a, state[0], span, kept)  # (3)
         c = silu(xp, cc)  # (4)
-        q, _ = self.through(xp, "q", p, c)  # (5)
-        k, _ = self.through(xp, "k", p, c)
-        v, _ = self.through(xp, "v", p, a)
-        gates, at_gates = self.through(xp, "gates", p, xp.concat((q, k, v), axis=-1))  # (6)
-        i, f = gates[..., : self.num_heads], gates[..., self.num_heads :]
-        h, memory_state, memory = self.memory.run(q, k, v, i, f, state[1], span)  # (7)
-        n, outnorm = self.through(xp, "outnorm", p, h)  # (8)
-        s = n + p["skip"] * c  # (9)
-        g = silu(xp, z)
-        y, down = self.through(xp, "down", p, s * g)  # (10)
-        y, mask = self._dropped(xp, rng, y, self.dropout)
-        end = (conv_state, memory_state)
-        if not keep:
-            return x + y, end, None
-        return x + y, end, SavedM(norm, up, a, z, conv, cc, c, at_gates, memory, outnorm, s, g, down, mask)
+        q, k, v = (self.through(xp, name, p, c if name in "qk" else a, kept) for name in "qkv")  # (5)
+        gates = self.through(xp, "gates", p, xp.concat((q, k, v), axis=-1), kept)  # (6)
+        h, end, memory = self.memory.run(q, k, v, gates[..., :N], gates[..., N:], state[1], span)  # (7)
+        s = self.through(xp, "outnorm", p, h, kept) + p["skip"] * c  # (8)
+        g = silu(xp, z)  # (9)
+        y = self.through(xp, "down", p, s * g, kept)  # (10)
+        y, mask = self._drop(span.rng, y, self.dropout)  # (11)
+        kept |= {"z": z, "cc": cc, "c": c, "memory": memory, "s": s, "g": g, "mask": mask}
+        return x + y, (conv_end, end), kept
 
-    def run_bwd(
-        self, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
+    def scan_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
-        """dy (T, B, D) -> gradients, dx (T, B, D) and that of the initial state."""
-        xp = span.xp
+        """Return gradients, dx (T, B, D) and the gradient of the initial state, for dy (T, B, D)."""
+        xp, F = span.xp, self.inner
         grads: Params = {}
-        conv_end, memory_end = (None, None) if dstate is None else dstate
-        c, g = saved.c, saved.g
-        dsg = self.through_bwd(xp, "down", p, saved.down, masked(dy, saved.mask), grads)  # (10)
-        dz = silu_bwd(xp, dsg * saved.s, saved.z, g)
-        dn = dsg * g  # (9)
-        grads["skip"] = total(xp, dn * c)
-        dc = dn * p["skip"]
-        dh = self.through_bwd(xp, "outnorm", p, saved.outnorm, dn, grads)  # (8)
-        (dq, dk, dv, di, df), memory_start = self.memory.run_bwd(saved.memory, dh, memory_end, span)  # (7)
-        dqkv = self.through_bwd(xp, "gates", p, saved.at_gates, xp.concat((di, df), axis=-1), grads)  # (6)
-        F = self.inner
-        dq += dqkv[..., :F]
-        dk += dqkv[..., F : 2 * F]
-        dv += dqkv[..., 2 * F :]
-        dc += self.through_bwd(xp, "q", p, c, dq, grads)  # (5)
-        dc += self.through_bwd(xp, "k", p, c, dk, grads)
-        da = self.through_bwd(xp, "v", p, saved.a, dv, grads)
-        found, more, conv_start = self.parts["conv"].run_bwd(  # (3) (4)
-            self.below("conv", p), saved.conv, silu_bwd(xp, dc, saved.cc, c), conv_end, span
-        )
-        self.collect("conv", found, grads)
-        du = self.through_bwd(xp, "up", p, saved.up, xp.concat((da + more, dz), axis=-1), grads)  # (2)
-        dx = dy + self.through_bwd(xp, "norm", p, saved.norm, du, grads)  # (1)
-        return grads, dx, (conv_start, memory_start)
-
-
-class SavedM(NamedTuple):
-    """What an mLSTM block keeps."""
-
-    norm: Any
-    up: Any
-    a: Array
-    z: Array
-    conv: Any
-    cc: Array
-    c: Array
-    at_gates: Any
-    memory: Any
-    outnorm: Any
-    s: Array
-    g: Array
-    down: Any
-    mask: Array | None
+        conv_end, end = (None, None) if dstate is None else dstate
+        c, g = kept["c"], kept["g"]
+        dsg = self.through_bwd(xp, "down", p, kept, dropped(dy, kept["mask"]), grads)  # (11) (10)
+        dz = silu_bwd(xp, dsg * kept["s"], kept["z"], g)  # (9)
+        ds = dsg * g
+        grads["skip"] = total(xp, ds * c)  # (8)
+        dc = ds * p["skip"]
+        dh = self.through_bwd(xp, "outnorm", p, kept, ds, grads)
+        (dq, dk, dv, di, df), start = self.memory.run_bwd(kept["memory"], dh, end, span)  # (7)
+        dqkv = self.through_bwd(xp, "gates", p, kept, xp.concat((di, df), axis=-1), grads)  # (6)
+        dc += self.through_bwd(xp, "q", p, kept, dq + dqkv[..., :F], grads)  # (5)
+        dc += self.through_bwd(xp, "k", p, kept, dk + dqkv[..., F : 2 * F], grads)
+        da = self.through_bwd(xp, "v", p, kept, dv + dqkv[..., 2 * F :], grads)
+        dcc = silu_bwd(xp, dc, kept["cc"], c)  # (4)
+        more, conv_start = self.along_bwd("conv", p, kept, dcc, conv_end, span, grads)  # (3)
+        du = self.through_bwd(xp, "up", p, kept, xp.concat((da + more, dz), axis=-1), grads)  # (2)
+        return grads, dy + self.through_bwd(xp, "norm", p, kept, du, grads), (conv_start, start)  # (1)

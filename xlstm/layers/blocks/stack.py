@@ -9,15 +9,14 @@ from typing import Any
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Array, Params
-from xlstm.layers import blocks, mlstm_block, slstm_block
-from xlstm.layers.mlstm_block import mLSTMBlock
+from xlstm.layers.blocks import block, mlstm, slstm
+from xlstm.layers.module import SequenceLayer
 from xlstm.layers.norm import LayerNorm
-from xlstm.layers.sequence import Sequence, Span, State
-from xlstm.layers.slstm_block import sLSTMBlock
+from xlstm.layers.state import Span, State
 
 
 @dataclass(frozen=True)
-class Backbone(Sequence):
+class Backbone(SequenceLayer):
     """Blocks above each other, and a norm.
 
     Parameters are `blocks.{k}....` and `norm.w`; the state is one of each block.
@@ -33,7 +32,7 @@ class Backbone(Sequence):
 
     @property
     def norm(self) -> Any:
-        """What follows the last block, or None."""
+        """The norm after the last block, or None."""
         raise NotImplementedError
 
     @property
@@ -46,46 +45,41 @@ class Backbone(Sequence):
         """Width of y."""
         return self.size
 
-    @property
-    def random(self) -> bool:
-        """Whether `forward` draws masks while training, and so needs a seed."""
-        return any(block.random for block in self.blocks)
-
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
         """Blocks and norm."""
         found = {f"blocks.{k}": block for k, block in enumerate(self.blocks)}
         return found | ({} if self.norm is None else {"norm": self.norm})
 
-    def states(self, B: int | None) -> State:
-        """Those of the blocks."""
-        return tuple(block.states(B) for block in self.blocks)
+    @functools.cached_property
+    def states(self) -> State:
+        """The states of the blocks."""
+        return tuple(block.states for block in self.blocks)
 
-    def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        """x (T, B, D) -> y (T, B, D)."""
-        xp, keep = span.xp, span.keep
-        ends, kept = [], {}
-        for (name, block), start in zip(self.parts.items(), state, strict=False):
-            x, end, kept[name] = block.run(self.below(name, p), x, start, span)
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+        """Return y (T, B, D), the final state and what is kept, for x (T, B, D)."""
+        ends = []
+        kept: dict[str, Any] = {}
+        for k, start in enumerate(state):
+            x, end = self.along(f"blocks.{k}", p, x, start, span, kept)
+            if not span.keep:
+                kept.clear()
             ends.append(end)
-        if self.norm is not None:
-            x, kept["norm"] = self.through(xp, "norm", p, x)
-        return x, tuple(ends), kept if keep else None
+        if "norm" in self.parts:
+            x = self.through(span.xp, "norm", p, x, kept)
+        return x, tuple(ends), kept
 
-    def run_bwd(
-        self, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
+    def scan_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
-        """dy (T, B, D) -> gradients, dx (T, B, D) and that of the initial state."""
-        xp = span.xp
+        """Return gradients, dx (T, B, D) and the gradient of the initial state, for dy (T, B, D)."""
         grads: Params = {}
-        if self.norm is not None:
-            dy = self.through_bwd(xp, "norm", p, saved["norm"], dy, grads)
+        if "norm" in self.parts:
+            dy = self.through_bwd(span.xp, "norm", p, kept, dy, grads)
         starts = []
         for k in range(self.num_blocks - 1, -1, -1):
-            name = f"blocks.{k}"
             end = None if dstate is None else dstate[k]
-            found, dy, start = self.parts[name].run_bwd(self.below(name, p), saved[name], dy, end, span)
-            self.collect(name, found, grads)
+            dy, start = self.along_bwd(f"blocks.{k}", p, kept, dy, end, span, grads)
             starts.append(start)
         return grads, dy, tuple(starts[::-1])
 
@@ -135,7 +129,7 @@ class xLSTMStack(Backbone):  # noqa: N801
     def __post_init__(self) -> None:
         checks.fields(
             self,
-            **{**blocks.OPTIONS, **mlstm_block.OPTIONS, **slstm_block.OPTIONS},
+            **{**block.OPTIONS, **mlstm.OPTIONS, **slstm.OPTIONS},
             slstm_num_heads=checks.optional(checks.size),
             slstm_conv_kernel_size=checks.optional(checks.size_or_0),
             post_norm=checks.flag,
@@ -167,11 +161,11 @@ class xLSTMStack(Backbone):  # noqa: N801
     def _block(self, k: int) -> Any:
         shared: dict[str, Any] = {"dropout": self.dropout, "num_blocks": self.num_blocks, "index": k}
         if k not in self._slstm:
-            own = {name: getattr(self, name) for name in mlstm_block.OPTIONS}
-            return mLSTMBlock(self.size, self.num_heads, conv_kernel_size=self.conv_kernel_size, **own, **shared)
-        own = {name: getattr(self, name) for name in slstm_block.OPTIONS}
+            own = {name: getattr(self, name) for name in mlstm.OPTIONS}
+            return mlstm.mLSTMBlock(self.size, self.num_heads, conv_kernel_size=self.conv_kernel_size, **own, **shared)
+        own = {name: getattr(self, name) for name in slstm.OPTIONS}
         given, heads = self.slstm_conv_kernel_size, self.slstm_num_heads
-        return sLSTMBlock(
+        return slstm.sLSTMBlock(
             self.size,
             self.num_heads if heads is None else heads,
             conv_kernel_size=self.conv_kernel_size if given is None else given,
@@ -181,5 +175,5 @@ class xLSTMStack(Backbone):  # noqa: N801
 
     @property
     def norm(self) -> Any:
-        """What follows the last block, or None."""
+        """The norm after the last block, or None."""
         return LayerNorm(self.size, residual=True) if self.post_norm else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -13,13 +13,14 @@ from xlstm.arrays.backend import Array, Params
 from xlstm.cells import slstm
 from xlstm.cells.activations import FEED_FORWARD, silu, silu_bwd
 from xlstm.layers import initializers
-from xlstm.layers.blocks import Block, masked, widened
+from xlstm.layers.blocks.block import Block, widened
+from xlstm.layers.blocks.feedforward import GatedFeedForward
 from xlstm.layers.conv import CausalConv
-from xlstm.layers.feedforward import GatedFeedForward
 from xlstm.layers.linear import HeadwiseLinear
+from xlstm.layers.module import SequenceLayer, Values, dropped
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm
-from xlstm.layers.part import Values
-from xlstm.layers.sequence import Leaf, Sequence, Span, State
+from xlstm.layers.stack import Pass
+from xlstm.layers.state import Leaf, Span, State
 from xlstm.recurrence import backward, forward
 from xlstm.recurrence.loop import Noise
 
@@ -82,14 +83,14 @@ class sLSTMBlock(Block):  # noqa: N801
     def _ffn_rate(self) -> float:
         return self.dropout if self.ffn_dropout is None else self.ffn_dropout
 
-    @property
+    @functools.cached_property
     def random(self) -> bool:
         """Whether `forward` draws masks while training, and so needs a seed."""
         return self.dropout > 0 or self._ffn_rate > 0
 
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
-        """What has parameters, in the order of use."""
+        """The modules of the block, in the order of use."""
         D, N = self.size, self.num_heads
         heads = HeadwiseLinear(D, N, std=self._small)
         found: dict[str, Any] = {"norm": LayerNorm(D, residual=True)}
@@ -103,84 +104,55 @@ class sLSTMBlock(Block):  # noqa: N801
             found["ffn"] = GatedFeedForward(D, self._wide, activation=self.ffn_activation, num_blocks=self.num_blocks)
         return found
 
-    def states(self, B: int | None) -> State:
-        """Of the convolution, if there is one, and of the sLSTM."""
-        conv = self.parts["conv"].states(B) if self.conv_kernel_size else ()
-        return conv, self.parts["cell"].states(B)
+    @functools.cached_property
+    def states(self) -> State:
+        """The states of the convolution, if there is one, and of the sLSTM."""
+        return self.parts["conv"].states if self.conv_kernel_size else (), self.parts["cell"].states
 
-    def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        """x (T, B, D) -> y (T, B, D)."""
-        xp, rng, keep = span.xp, span.rng, span.keep
-        u, norm = self.through(xp, "norm", p, x)  # (1)
-        conv_state, conv, cc, c = (), None, None, u
-        if self.conv_kernel_size:
-            cc, conv_state, conv = self.parts["conv"].run(self.below("conv", p), u, state[0], span)  # (2)
-            c = silu(xp, cc)
-        gates = xp.concat([self.through(xp, g, p, c if g in "if" else u)[0] for g in "ifzo"], axis=-1)  # (3)
-        h, end, cell = self.parts["cell"].run(self.below("cell", p), gates, state[1], span)  # (4)
-        h, mask = self._dropped(xp, rng, h, self.dropout)
-        n, outnorm = self.through(xp, "outnorm", p, h)  # (5)
-        y = x + n
-        ffn_norm = ffn = ffn_mask = None
-        if self.ffn_proj_factor:
-            v, ffn_norm = self.through(xp, "ffn_norm", p, y)  # (6)
-            w, ffn = self.through(xp, "ffn", p, v)  # (7)
-            w, ffn_mask = self._dropped(xp, rng, w, self._ffn_rate)
-            y = y + w
-        state = (conv_state, end)
-        if not keep:
-            return y, state, None
-        return y, state, SavedS(norm, u, conv, cc, c, cell, mask, outnorm, ffn_norm, ffn, ffn_mask)
-
-    def run_bwd(
-        self, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
-    ) -> tuple[Params, Array, State]:
-        """dy (T, B, D) -> gradients, dx (T, B, D) and that of the initial state."""
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+        """Return y (T, B, D), the final state and what is kept, for x (T, B, D)."""
         xp = span.xp
+        kept: dict[str, Any] = {}
+        c = u = self.through(xp, "norm", p, x, kept)  # (1)
+        conv_end: State = ()
+        if self.conv_kernel_size:
+            kept["cc"], conv_end = self.along("conv", p, u, state[0], span, kept)  # (2)
+            kept["c"] = c = silu(xp, kept["cc"])  # (3)
+        gates = xp.concat([self.through(xp, g, p, c if g in "if" else u, kept) for g in "ifzo"], axis=-1)  # (4)
+        h, end = self.along("cell", p, gates, state[1], span, kept)  # (5)
+        h, kept["mask"] = self._drop(span.rng, h, self.dropout)  # (6)
+        y = x + self.through(xp, "outnorm", p, h, kept)  # (7)
+        kept["ffn_mask"] = None
+        if self.ffn_proj_factor:
+            w = self.through(xp, "ffn", p, self.through(xp, "ffn_norm", p, y, kept), kept)  # (8)
+            w, kept["ffn_mask"] = self._drop(span.rng, w, self._ffn_rate)  # (9)
+            y = y + w
+        return y, (conv_end, end), kept
+
+    def scan_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
+    ) -> tuple[Params, Array, State]:
+        """Return gradients, dx (T, B, D) and the gradient of the initial state, for dy (T, B, D)."""
+        xp, D = span.xp, self.size
         grads: Params = {}
         conv_end, cell_end = (None, None) if dstate is None else dstate
         if self.ffn_proj_factor:
-            dv = self.through_bwd(xp, "ffn", p, saved.ffn, masked(dy, saved.ffn_mask), grads)  # (7)
-            dy = dy + self.through_bwd(xp, "ffn_norm", p, saved.ffn_norm, dv, grads)  # (6)
-        dh = masked(self.through_bwd(xp, "outnorm", p, saved.outnorm, dy, grads), saved.mask)  # (5)
-        found, dgates, cell_start = self.parts["cell"].run_bwd(
-            self.below("cell", p), saved.cell, dh, cell_end, span
+            dw = self.through_bwd(xp, "ffn", p, kept, dropped(dy, kept["ffn_mask"]), grads)  # (9) (8)
+            dy = dy + self.through_bwd(xp, "ffn_norm", p, kept, dw, grads)
+        dh = dropped(self.through_bwd(xp, "outnorm", p, kept, dy, grads), kept["mask"])  # (7) (6)
+        dgates, cell_start = self.along_bwd("cell", p, kept, dh, cell_end, span, grads)  # (5)
+        di, df, dz, do = (
+            self.through_bwd(xp, g, p, kept, dgates[..., j * D : (j + 1) * D], grads) for j, g in enumerate("ifzo")
         )  # (4)
-        self.collect("cell", found, grads)
-        D = self.size
-        di, df, dz, do = (dgates[..., j * D : (j + 1) * D] for j in range(4))
-        dc = self.through_bwd(xp, "i", p, saved.c, di, grads)  # (3)
-        dc += self.through_bwd(xp, "f", p, saved.c, df, grads)
-        du = self.through_bwd(xp, "z", p, saved.u, dz, grads)
-        du += self.through_bwd(xp, "o", p, saved.u, do, grads)
-        conv_start: State = ()
+        dc, du, conv_start = di + df, dz + do, ()
         if self.conv_kernel_size:
-            found, dc, conv_start = self.parts["conv"].run_bwd(  # (2)
-                self.below("conv", p), saved.conv, silu_bwd(xp, dc, saved.cc, saved.c), conv_end, span
-            )
-            self.collect("conv", found, grads)
-        dx = dy + self.through_bwd(xp, "norm", p, saved.norm, du + dc, grads)  # (1)
-        return grads, dx, (conv_start, cell_start)
-
-
-class SavedS(NamedTuple):
-    """What an sLSTM block keeps."""
-
-    norm: Any
-    u: Array
-    conv: Any
-    cc: Array | None
-    c: Array
-    cell: Any
-    mask: Array | None
-    outnorm: Any
-    ffn_norm: Any
-    ffn: Any
-    ffn_mask: Array | None
+            dcc = silu_bwd(xp, dc, kept["cc"], kept["c"])  # (3)
+            dc, conv_start = self.along_bwd("conv", p, kept, dcc, conv_end, span, grads)  # (2)
+        return grads, dy + self.through_bwd(xp, "norm", p, kept, du + dc, grads), (conv_start, cell_start)  # (1)
 
 
 @dataclass(frozen=True)
-class Recurrence(Sequence):
+class Recurrence(SequenceLayer):
     """The sLSTM from its pre-activations, i f z o, (T, B, 4D): parameters are `Wh` (4, N, K, K) and `b` (4D,)."""
 
     size: int
@@ -196,6 +168,11 @@ class Recurrence(Sequence):
         return 4 * self.size
 
     @property
+    def output_size(self) -> int:
+        """Width of h."""
+        return self.size
+
+    @property
     def _own(self) -> dict[str, checks.Dims]:
         K = self.size // self.num_heads
         return {"Wh": {"4": 4, "N": self.num_heads, "K": K, "K ": K}, "b": {"4D": 4 * self.size}}
@@ -206,31 +183,30 @@ class Recurrence(Sequence):
         b = initializers.slstm_bias(N, K, initializers.powerlaw(K, self.depth))
         return {"Wh": rng.uniform(-bound, bound, (4, N, K, K)), "b": b}
 
-    def states(self, B: int | None) -> State:
+    @functools.cached_property
+    def states(self) -> State:
         """h, c, n and m."""
-        dims = {"B": B, "D": self.size}
-        return tuple(Leaf(name, dims, rest) for name, rest in zip(self.CELL.STATES, slstm.REST, strict=True))
+        pairs = zip(self.CELL.STATES, slstm.REST, strict=True)
+        return tuple(Leaf(name, {}, {"D": self.size}, rest) for name, rest in pairs)
 
-    def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        """x (T, B, 4D) -> h (T, B, D)."""
-        xp, keep = span.xp, span.keep
-        packing = span.packing
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+        """Return h (T, B, D), the final state and what is kept, for x (T, B, 4D)."""
+        xp, packing = span.xp, span.packing
         start = [packing.sort(xp, s.T) for s in state]
         noise = Noise(None, (None,) * len(start))
-        loop = forward.Forward(xp, self.CELL, p, packing.pack(xp, x), packing.runs, start, noise, keep)
+        loop = forward.Forward(xp, self.CELL, p, packing.pack(xp, x), packing.runs, start, noise, span.keep)
         ((h, end, saved),) = forward.run([loop])
         end = tuple(xp.asarray(packing.unsort(xp, s).T, copy=True) for s in end)
-        return packing.unpack(xp, h), end, saved
+        return packing.unpack(xp, h), end, None if saved is None else Pass(packing, False, saved)
 
-    def run_bwd(
-        self, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
+    def scan_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
-        """dh (T, B, D) -> gradients, dx (T, B, 4D) and that of the initial state."""
-        xp = span.xp
-        packing = span.packing
+        """Return gradients, dx (T, B, 4D) and the gradient of the initial state, for dh (T, B, D)."""
+        xp, packing = span.xp, span.packing
         if dstate is None:
             ends = [xp.zeros_like(dy[0, ...]).T] * len(self.CELL.STATES)
         else:
             ends = [packing.sort(xp, d.T) for d in dstate]
-        ((grads, dx, start),) = backward.run([backward.Backward(saved, packing.pack(xp, dy), ends)])
+        ((grads, dx, start),) = backward.run([backward.Backward(kept.saved, packing.pack(xp, dy), ends)])
         return grads, packing.unpack(xp, dx), tuple(packing.unsort(xp, d).T for d in start)

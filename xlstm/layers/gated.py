@@ -1,25 +1,29 @@
-"""The options of all recurrent layers, checked, and what follows from them: parameters, shapes, cells."""
+"""Layers of a gated cell in a stack, in both directions: options, parameters, and the way to `stack`."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.backend import Array, Namespace, Params
 from xlstm.cells import activations as functions
-from xlstm.layers import initializers
+from xlstm.layers import initializers, stack
+from xlstm.layers.module import SequenceLayer, Values
 from xlstm.layers.stack import Rates
+from xlstm.layers.state import Leaf, Span, State, complete
 from xlstm.recurrence.loop import Cell
 
 FLAGS = ("bidirectional", "reverse", "batch_first", "bias", "layer_norm", "recompute")
 
 
 @dataclass(frozen=True, repr=False)
-class Options:
-    """What LSTM, GRU, RNN and sLSTM share; `LSTM` describes the options."""
+class Recurrent(SequenceLayer):
+    """The base of LSTM, GRU, RNN and sLSTM; `LSTM` describes the options."""
 
     input_size: int
     hidden_size: int
@@ -42,6 +46,7 @@ class Options:
     STATES: ClassVar[tuple[str, ...]] = ("h",)
     REST: ClassVar[tuple[float, ...]] = (0.0, 0.0)  # each state before the first step
     ACTIVATIONS: ClassVar[tuple[str, ...]] = ()
+    BFLOAT16 = True
 
     def __post_init__(self) -> None:
         where = type(self).__name__
@@ -80,9 +85,8 @@ class Options:
         chosen = [f"{name}={value!r}" for name, value in values.items() if value != defaults[name]]
         return f"{type(self).__name__}({', '.join([repr(self.input_size), repr(self.hidden_size), *chosen])})"
 
-    @functools.cached_property
-    def shapes(self) -> dict[str, checks.Dims]:
-        """Names and shapes of the parameters."""
+    @property
+    def _own(self) -> dict[str, checks.Dims]:
         found: dict[str, checks.Dims] = {}
         for k in range(self.num_layers):
             D = {"D": self.input_size} if k == 0 else {"directions*P": len(self.directions) * self.state_sizes[0]}
@@ -109,12 +113,19 @@ class Options:
         """Widths of the states of one layer and direction."""
         return (self.hidden_size,) * len(self.STATES)
 
+    @functools.cached_property
+    def states(self) -> State:
+        """The `Leaf` of every array of the state, each (layers * directions, B, H)."""
+        before = {"layers*directions": self.num_layers * len(self.directions)}
+        kinds = zip(self.STATES, self.state_sizes, self.REST, strict=False)
+        return tuple(Leaf(name, before, {"H": size}, rest) for name, size, rest in kinds)
+
     @property
     def output_size(self) -> int:
         """Width of y, that of all directions."""
         return len(self.directions) * self.state_sizes[0]
 
-    @property
+    @functools.cached_property
     def random(self) -> bool:
         """Whether `forward` draws masks while training, and so needs a seed."""
         return bool(self.dropout or self.recurrent_dropout or any(self._rates.zoneout))
@@ -129,9 +140,45 @@ class Options:
     def _cell(self, activations: tuple[str, ...]) -> Cell:
         raise NotImplementedError
 
+    def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+        """`forward` without checks; packing leaves out what lies past the end of a sequence."""
+        xp, packing = span.xp, span.packing
+        # Copies: the caller may reuse the arrays before `backward`.
+        start = [[xp.asarray(s[k, ...].T, copy=True) for s in state] for k in range(len(self.names))]
+        rows, ends, saved = stack.forward(
+            xp, self, p, packing.pack(xp, x), packing, start, self._rates, span.rng, span.keep
+        )
+        return packing.unpack(xp, rows), self._together(xp, ends), saved
+
+    def run_bwd(
+        self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
+    ) -> tuple[Params, Array, State]:
+        """`backward` without checks; a dy or dstate of None is zero."""
+        xp, packing = span.xp, span.packing
+        if dstate is None:
+            dstate = complete("backward", xp, "dstate", None, self.states, span.B, p, zero=True)
+        ends = [[d[k, ...].T for d in dstate] for k in range(len(self.names))]
+        grads, dx, starts = stack.backward(xp, p, kept, None if dy is None else packing.pack(xp, dy), ends)
+        return grads, packing.unpack(xp, dx), self._together(xp, starts)
+
+    def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
+        """`step` without checks."""
+        return stack.step(xp, self, p, x, state, self._rates)
+
+    def pieces(self, kept: Any) -> Mapping[str, Any]:
+        """Return what each layer and direction kept, by its name."""
+        return kept.passes  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _together(xp: Namespace, columns: Sequence[Sequence[Array]]) -> State:
+        """Return states (H, B) of each layer and direction as (L, B, H)."""
+        # Copies: the caller may change a state in place, and what is kept refers to it too.
+        if len(columns) == 1:
+            return tuple([xp.asarray(s.T[None, ...], copy=True) for s in columns[0]])
+        return tuple([xp.stack([s.T for s in one]) for one in zip(*columns, strict=True)])
+
     @property
-    def _width(self) -> str:
-        """The symbol of `output_size`."""
+    def _output_symbol(self) -> str:
         P = "H" if self.state_sizes[0] == self.hidden_size else "P"
         return P if len(self.directions) == 1 else f"2{P}"
 
@@ -162,9 +209,11 @@ class Options:
         assert isinstance(self.zoneout, tuple)
         return Rates(self.dropout, self.recurrent_dropout, self.zoneout)
 
-    @functools.cached_property
-    def _sizes(self) -> dict[str, tuple[int | None, ...]]:
-        return {name: tuple(dims.values()) for name, dims in self.shapes.items()}
+    def _draw_own(self, rng: np.random.Generator) -> Values:
+        return {
+            name: self._draw(rng, name.rsplit(".", 1)[1], tuple(n for n in dims.values() if n))
+            for name, dims in self.shapes.items()
+        }
 
     def _draw(self, rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Any:
         """The initial value of a parameter."""
