@@ -143,8 +143,7 @@ class Recurrent(SequenceLayer):
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         """`forward` without checks; packing leaves out what lies past the end of a sequence."""
         xp, packing = span.xp, span.packing
-        # Copies: the caller may reuse the arrays before `backward`.
-        start = [[xp.asarray(s[k, ...].T, copy=True) for s in state] for k in range(len(self.names))]
+        start = self._columns(xp, state)
         rows, ends, saved = stack.forward(
             xp, self, p, packing.pack(xp, x), packing, start, self._rates, span.rng, span.keep
         )
@@ -157,8 +156,8 @@ class Recurrent(SequenceLayer):
         xp, packing = span.xp, span.packing
         if dstate is None:
             dstate = complete("backward", xp, "dstate", None, self.states, span.B, p, zero=True)
-        ends = [[d[k, ...].T for d in dstate] for k in range(len(self.names))]
-        grads, dx, starts = stack.backward(xp, p, kept, None if dy is None else packing.pack(xp, dy), ends)
+        dy = None if dy is None else packing.pack(xp, dy)
+        grads, dx, starts = stack.backward(xp, p, kept, dy, self._columns(xp, dstate))
         return grads, packing.unpack(xp, dx), self._together(xp, starts)
 
     def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
@@ -168,6 +167,11 @@ class Recurrent(SequenceLayer):
     def pieces(self, kept: Any) -> Mapping[str, Any]:
         """Return what each layer and direction kept, by its name."""
         return kept.passes  # type: ignore[no-any-return]
+
+    def _columns(self, xp: Namespace, state: State) -> list[list[Array]]:
+        """Return states (L, B, H) as the recurrence has them, (H, B) for each layer and direction."""
+        # Copies: the caller may reuse the arrays before `backward`.
+        return [[xp.asarray(s[k, ...].T, copy=True) for s in state] for k in range(len(self.names))]
 
     @staticmethod
     def _together(xp: Namespace, columns: Sequence[Sequence[Array]]) -> State:

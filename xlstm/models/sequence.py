@@ -11,7 +11,7 @@ from xlstm.arrays.backend import Array, Namespace, Params, device_of
 from xlstm.layers.gated import Recurrent
 from xlstm.layers.linear import Linear
 from xlstm.layers.module import Saved, SequenceLayer
-from xlstm.layers.state import Span, State
+from xlstm.layers.state import Span, State, complete
 
 SavedModel = Saved  # the name that it had
 
@@ -99,9 +99,9 @@ class SequenceModel(SequenceLayer):
             dy = dy[0, ...] if self.last else dy
         dh: Array | None = self.through_bwd(xp, "head", p, kept, dy, grads)
         if self.last:
-            final = self._final_bwd(xp, dh)
-            dstate = (final, *(None for _ in self.states[1:])) if dstate is None else (dstate[0] + final, *dstate[1:])
-            dh = None
+            if dstate is None:
+                dstate = complete("backward", xp, "dstate", None, self.states, span.B, p, zero=True)
+            dstate, dh = (dstate[0] + self._final_bwd(xp, dh), *dstate[1:]), None
         found, dx, start = self.recurrent.run_bwd(self.below("recurrent", p), kept["recurrent"], dh, dstate, span)
         return {**grads, **{f"recurrent.{name}": g for name, g in found.items()}}, dx, start
 
