@@ -26,7 +26,7 @@ from tests.attacks.bounds import examples
 from tests.attacks.rounds import calls, follow, small
 from xlstm.arrays.backend import BackendError
 from xlstm.arrays.checks import shown
-from xlstm.data import windows as data
+import xlstm.data as data
 from xlstm.estimators.forecaster import Forecaster, Scalers, Settings
 from xlstm.layers.blocks.feedforward import GatedFeedForward
 from xlstm.layers.conv import CausalConv

@@ -12,7 +12,7 @@ from xlstm.data import reading
 from xlstm.layers.blocks.large import xLSTMLarge
 from xlstm.layers.blocks.mlstm import mLSTMBlock
 from xlstm.layers.blocks.slstm import sLSTMBlock
-from xlstm.layers.blocks.stack import xLSTMStack
+from xlstm.layers.blocks.stack import Backbone, xLSTMStack
 from xlstm.layers.mlstm import mLSTM
 from xlstm.layers.recurrent import GRU, LSTM, RNN, sLSTM
 from xlstm.models.language import xLSTMLanguageModel
@@ -23,7 +23,7 @@ KIND = "model"
 Layer = LSTM | GRU | RNN | sLSTM | mLSTM | xLSTMStack | xLSTMLarge | mLSTMBlock | sLSTMBlock
 LAYERS: dict[str, Any] = {layer.__name__: layer for layer in Layer.__args__}
 Model = SequenceModel | xLSTMLanguageModel | Layer
-LEAST = {"num_layers": 1, "num_blocks": 8}  # arrays of each
+ARRAYS = 8  # a block has so many, at least
 # Options of what has a layer.
 SEQUENCE = ("output_size", "last")
 LANGUAGE = ("vocab_size", "tied", "logit_cap", "embedding_dropout", "batch_first")
@@ -93,10 +93,11 @@ def _described(config: dict[str, Any], count: int) -> Model:
     name, options, head = (config.get(key) for key in ("layer", "options", "head"))
     if not isinstance(name, str) or name not in LAYERS:
         raise ValueError(f"layer is {checks.shown(name)}, expected one of {', '.join(LAYERS)}")
-    for depth, least in LEAST.items():  # before their names are listed, however many are declared
-        declared = options.get(depth) if isinstance(options, dict) else None
-        if isinstance(declared, int) and declared * least > count:
-            raise ValueError(f"{depth} is {declared}, the file holds {count} arrays")
+    # Before their names are listed, however many are declared.
+    depth, least = ("num_blocks", ARRAYS) if issubclass(LAYERS[name], Backbone) else ("num_layers", 1)
+    declared = options.get(depth) if isinstance(options, dict) else None
+    if isinstance(declared, int) and declared * least > count:
+        raise ValueError(f"{depth} is {declared}, the file holds {count} arrays")
     layer: Any = reading.made("options", LAYERS[name], options)
     if head is None:
         return layer  # type: ignore[no-any-return]
