@@ -22,11 +22,11 @@ import numpy as np
 import pytest
 
 import xlstm
+import xlstm.data as data
 from tests.attacks.bounds import examples
 from tests.attacks.rounds import calls, follow, small
 from xlstm.arrays.backend import BackendError
 from xlstm.arrays.checks import shown
-import xlstm.data as data
 from xlstm.estimators.forecaster import Forecaster, Scalers, Settings
 from xlstm.layers.blocks.feedforward import GatedFeedForward
 from xlstm.layers.conv import CausalConv

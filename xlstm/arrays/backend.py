@@ -231,8 +231,8 @@ def _torch_backend(device: Any, reason: str) -> Backend:
     return Backend("torch", xp, chosen, reason=reason)
 
 
-def usable() -> dict[str, Backend | str]:
-    """Every backend by name: a `Backend` where it runs, else the reason why it does not."""
+def available_backends() -> dict[str, Backend | str]:
+    """Return every backend by name: a `Backend` where it runs, else the reason why it does not."""
     found: dict[str, Backend | str] = {}
     for name in NAMES:
         try:
@@ -240,6 +240,9 @@ def usable() -> dict[str, Backend | str]:
         except BackendError as error:
             found[name] = str(error).removeprefix(f"{name}: ")
     return found
+
+
+usable = available_backends  # its old name
 
 
 def device_name(chosen: Backend) -> str:

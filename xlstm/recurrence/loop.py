@@ -7,6 +7,7 @@ for all steps at once or for blocks of them.
 from __future__ import annotations
 
 import functools
+import importlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -100,6 +101,9 @@ class Loop:
         self.bh = self.biases["bh"][:, None] if "bh" in self.biases else None
         self.bare = not self.zoneout and noise.drop is None and self.Whr is None and self.gh is None
         self.plain = self.bare and not cell.SPLIT
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _loop, (self.xp.__name__, self.cell, self.w, self.noise)
 
     @property
     def obstacle(self) -> str:
@@ -205,6 +209,11 @@ class Loop:
         """Zoneout: some units, or some share of all, keep their old state."""
         shares = [columns(s, rows) for s in self.noise.stay]
         return [b if s is None else s * a + (1 - s) * b for a, b, s in zip(old, new, shares, strict=True)]
+
+
+def _loop(xp: str, *arguments: Any) -> Loop:
+    """Return a loop that is copied or pickled, with its namespace by name."""
+    return Loop(importlib.import_module(xp), *arguments)
 
 
 def recurrent_shape(Wh: Array) -> tuple[int, int]:
