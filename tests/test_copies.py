@@ -10,7 +10,7 @@ import xlstm
 from tests.conftest import make_backend
 from tests.layers import EVERY, alone, input_of, make
 from xlstm.arrays.backend import to_numpy
-from xlstm.layers.module import SequenceLayer
+from xlstm.layers.sequence import SequenceLayer
 
 WAYS = {
     "pickle": lambda value: pickle.loads(pickle.dumps(value)),

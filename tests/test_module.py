@@ -6,7 +6,8 @@ import pytest
 import xlstm
 from tests.layers import EVERY, input_of
 from xlstm.arrays.backend import to_numpy
-from xlstm.layers.module import Module, SequenceLayer
+from xlstm.layers.module import Module
+from xlstm.layers.sequence import SequenceLayer
 from xlstm.models import SequenceModel
 
 SEQUENCES = [layer for layer in EVERY if isinstance(layer, SequenceLayer)]

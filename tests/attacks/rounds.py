@@ -14,7 +14,7 @@ import numpy as np
 import xlstm
 from xlstm.arrays.backend import to_numpy
 from xlstm.layers.embedding import Embedding
-from xlstm.layers.module import SequenceLayer
+from xlstm.layers.sequence import SequenceLayer
 from xlstm.models import files
 from xlstm.models.sequence import SequenceModel
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import checks
 from xlstm.arrays.backend import Array, Namespace, Params, check_library
 from xlstm.arrays.scatter import add_rows
-from xlstm.layers.module import Module, Saved, Values
+from xlstm.layers.initializers import normal
+from xlstm.layers.module import Module, Weight
+from xlstm.layers.saved import Saved
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,10 @@ class Embedding(Module):
     _: KW_ONLY
     std: float | None = None
 
-    def __post_init__(self) -> None:
-        checks.fields(self, vocab_size=checks.size, size=checks.size, std=checks.optional(checks.squared))
-
     @property
-    def _own(self) -> dict[str, checks.Dims]:
-        return {"W": {"V": self.vocab_size, "D": self.size}}
-
-    def _draw_own(self, rng: np.random.Generator) -> Values:
+    def weights(self) -> dict[str, Weight]:
         std = math.sqrt(2 / (5 * self.size)) if self.std is None else self.std
-        return {"W": rng.normal(0.0, std, (self.vocab_size, self.size))}
+        return {"W": ({"V": self.vocab_size, "D": self.size}, normal(std))}
 
     def forward(self, params: Params, x: Array) -> tuple[Any, ...]:
         """Return a row (..., D) for each of tokens x (...), and what `backward` needs."""

@@ -13,12 +13,11 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import Array, Namespace, Params
 from xlstm.cells import activations as functions
 from xlstm.layers import initializers, stack
-from xlstm.layers.module import SequenceLayer, Values
+from xlstm.layers.module import Weight
+from xlstm.layers.sequence import SequenceLayer
 from xlstm.layers.stack import Rates
 from xlstm.layers.state import Leaf, Span, State, complete
 from xlstm.recurrence.loop import Cell
-
-FLAGS = ("bidirectional", "reverse", "batch_first", "bias", "layer_norm", "recompute")
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,19 +45,10 @@ class Recurrent(SequenceLayer):
     STATES: ClassVar[tuple[str, ...]] = ("h",)
     REST: ClassVar[tuple[float, ...]] = (0.0, 0.0)  # each state before the first step
     ACTIVATIONS: ClassVar[tuple[str, ...]] = ()
-    BFLOAT16 = True
 
     def __post_init__(self) -> None:
         where = type(self).__name__
-        checks.fields(
-            self,
-            **{"input_size": checks.size, "hidden_size": checks.size, "num_layers": checks.depth},
-            **dict.fromkeys(FLAGS, checks.flag),
-            recurrent_bias=checks.optional(checks.flag),
-            dropout=checks.rate,
-            recurrent_dropout=checks.rate,
-            clip=checks.optional(checks.above_0),
-        )
+        super().__post_init__()
         initializers.recurrent(self.initializer)
         if self.bidirectional and self.reverse:
             raise ValueError(f"{where}: bidirectional and reverse exclude one another, both are True")
@@ -71,13 +61,16 @@ class Recurrent(SequenceLayer):
         object.__setattr__(self, "zoneout", self._zoneout(where))
         object.__setattr__(self, "activations", self._activations(where))
         if self.recompute:
-            for option in ("zoneout", "recurrent_dropout", "layer_norm", "proj_size"):
-                given = getattr(self, option, 0)
-                if any(given) if isinstance(given, tuple) else given:
-                    raise ValueError(f"{where}: recompute and {option} exclude one another, {option} is {given}")
+            for option, given in self._used("zoneout", "recurrent_dropout", "layer_norm", "proj_size").items():
+                raise ValueError(f"{where}: recompute and {option} exclude one another, {option} is {given}")
+
+    def _used(self, *options: str) -> dict[str, Any]:
+        """Return those of some options that are there and are neither 0 nor off."""
+        values = {name: getattr(self, name, None) for name in options}
+        return {n: v for n, v in values.items() if (any(v) if isinstance(v, tuple) else v)}
 
     def __repr__(self) -> str:
-        """As it would be made, without the options that have their default."""
+        """Write the call that makes the layer, without the options that have their default."""
         usual = type(self)(self.input_size, self.hidden_size)
         defaults = {f.name: getattr(usual, f.name) for f in fields(self)[2:]}
         defaults["recurrent_bias"] = self.bias and self._needs_recurrent_bias()
@@ -86,12 +79,13 @@ class Recurrent(SequenceLayer):
         return f"{type(self).__name__}({', '.join([repr(self.input_size), repr(self.hidden_size), *chosen])})"
 
     @property
-    def _own(self) -> dict[str, checks.Dims]:
-        found: dict[str, checks.Dims] = {}
+    def weights(self) -> dict[str, Weight]:
+        found: dict[str, Weight] = {}
         for k in range(self.num_layers):
             D = {"D": self.input_size} if k == 0 else {"directions*P": len(self.directions) * self.state_sizes[0]}
             for direction in self.directions:
-                found |= {f"{k}.{direction}{name}": dims for name, dims in self._shapes(D).items()}
+                for name, dims in self._shapes(D).items():
+                    found[f"{k}.{direction}{name}"] = dims, functools.partial(self._draw, name)
         return found
 
     @functools.cached_property
@@ -105,7 +99,6 @@ class Recurrent(SequenceLayer):
 
     @functools.cached_property
     def directions(self) -> tuple[str, ...]:
-        """What stands before the last name of a parameter, by direction: "" or "reverse."."""
         return ("", "reverse.") if self.bidirectional else ("reverse.",) if self.reverse else ("",)
 
     @property
@@ -122,12 +115,10 @@ class Recurrent(SequenceLayer):
 
     @property
     def output_size(self) -> int:
-        """Width of y, that of all directions."""
         return len(self.directions) * self.state_sizes[0]
 
     @functools.cached_property
     def random(self) -> bool:
-        """Whether `forward` draws masks while training, and so needs a seed."""
         return bool(self.dropout or self.recurrent_dropout or any(self._rates.zoneout))
 
     @functools.cached_property
@@ -152,7 +143,6 @@ class Recurrent(SequenceLayer):
     def run_bwd(
         self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
-        """`backward` without checks; a dy or dstate of None is zero."""
         xp, packing = span.xp, span.packing
         if dstate is None:
             dstate = complete("backward", xp, "dstate", None, self.states, span.B, p, zero=True)
@@ -161,11 +151,9 @@ class Recurrent(SequenceLayer):
         return grads, packing.unpack(xp, dx), self._together(xp, starts)
 
     def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
-        """`step` without checks."""
         return stack.step(xp, self, p, x, state, self._rates)
 
     def pieces(self, kept: Any) -> Mapping[str, Any]:
-        """Return what each layer and direction kept, by its name."""
         return kept.passes  # type: ignore[no-any-return]
 
     def _columns(self, xp: Namespace, state: State) -> list[list[Array]]:
@@ -213,14 +201,8 @@ class Recurrent(SequenceLayer):
         assert isinstance(self.zoneout, tuple)
         return Rates(self.dropout, self.recurrent_dropout, self.zoneout)
 
-    def _draw_own(self, rng: np.random.Generator) -> Values:
-        return {
-            name: self._draw(rng, name.rsplit(".", 1)[1], tuple(n for n in dims.values() if n))
-            for name, dims in self.shapes.items()
-        }
-
-    def _draw(self, rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Any:
-        """The initial value of a parameter."""
+    def _draw(self, name: str, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+        """Return the initial value of a parameter, by its last name."""
         if name in ("gx", "gh", "gc"):
             return np.ones(shape)
         if name == "bc":

@@ -6,13 +6,11 @@ import functools
 import math
 from dataclasses import KW_ONLY, dataclass
 
-import numpy as np
-
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Array, Namespace, Params, device_of
 from xlstm.arrays.threads import matmul
-from xlstm.layers import initializers
-from xlstm.layers.module import Module, Values, rows, total
+from xlstm.layers.initializers import constant, normal, uniform
+from xlstm.layers.module import Module, SameWidth, Weight, rows, total
 
 BLOCK = 64  # width that heads are joined to
 
@@ -40,31 +38,20 @@ class Linear(Module):
 
     _symbol = "I"
 
-    def __post_init__(self) -> None:
-        checks.fields(self, input_size=checks.size, output_size=checks.size, bias=checks.flag)
-        checks.fields(self, std=checks.optional(checks.squared))
-
     @property
-    def _own(self) -> dict[str, checks.Dims]:
+    def weights(self) -> dict[str, Weight]:
         O = {"O": self.output_size}  # noqa: E741
-        return {"W": {**O, "I": self.input_size}, **({"b": O} if self.bias else {})}
-
-    def _draw_own(self, rng: np.random.Generator) -> Values:
-        if self.std is None:
-            W, b = initializers.linear(rng, self.output_size, self.input_size)
-        else:
-            W, b = rng.normal(0.0, self.std, (self.output_size, self.input_size)), np.zeros(self.output_size)
-        return {"W": W, "b": b} if self.bias else {"W": W}
+        draw = [normal(self.std), constant(0.0)] if self.std is not None else [uniform(self.input_size**-0.5)] * 2
+        found: dict[str, Weight] = {"W": ({**O, "I": self.input_size}, draw[0])}
+        return found | ({"b": (O, draw[1])} if self.bias else {})
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Array]:
-        """Return y (..., O) for x (..., I)."""
         y = matmul(rows(xp, x), p["W"].T)
         if self.bias:
             y += p["b"]
         return xp.reshape(y, (*x.shape[:-1], self.output_size)), x
 
     def apply_bwd(self, xp: Namespace, p: Params, kept: Array, dy: Array) -> tuple[Params, Array]:
-        """Return gradients and dx (..., I) for dy (..., O)."""
         dz = rows(xp, dy)
         grads = {"W": matmul(dz.T, rows(xp, kept))}
         if self.bias:
@@ -73,7 +60,7 @@ class Linear(Module):
 
 
 @dataclass(frozen=True)
-class HeadwiseLinear(Module):
+class HeadwiseLinear(SameWidth, Module):
     """A linear map of each head by itself, y[n] = x[n] W[n]^T + b[n]: a block-diagonal matrix.
 
     Parameters
@@ -95,35 +82,23 @@ class HeadwiseLinear(Module):
     std: float | None = None
 
     def __post_init__(self) -> None:
-        checks.fields(self, size=checks.size, num_heads=checks.size, bias=checks.flag)
-        checks.fields(self, std=checks.optional(checks.squared))
+        super().__post_init__()
         checks.heads("HeadwiseLinear", self.num_heads, size=self.size)
 
     @property
-    def input_size(self) -> int:
-        """Width of x, and of y."""
-        return self.size
-
-    @property
-    def _own(self) -> dict[str, checks.Dims]:
-        K = self.size // self.num_heads
-        return {"W": {"N": self.num_heads, "K": K, "K ": K}, **({"b": {"D": self.size}} if self.bias else {})}
-
-    def _draw_own(self, rng: np.random.Generator) -> Values:
+    def weights(self) -> dict[str, Weight]:
         K = self.size // self.num_heads
         std = math.sqrt(2 / (5 * K)) if self.std is None else self.std
-        W = rng.normal(0.0, std, (self.num_heads, K, K))
-        return {"W": W, "b": np.zeros(self.size)} if self.bias else {"W": W}
+        found: dict[str, Weight] = {"W": ({"N": self.num_heads, "K": K, "K ": K}, normal(std))}
+        return found | ({"b": ({"D": self.size}, constant(0.0))} if self.bias else {})
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Array]:
-        """Return y (..., D) for x (..., D)."""
         y = self._merge(xp, matmul(self._split(xp, x), xp.matrix_transpose(self._joined(xp, p["W"]))), x)
         if self.bias:
             y += p["b"]
         return y, x
 
     def apply_bwd(self, xp: Namespace, p: Params, kept: Array, dy: Array) -> tuple[Params, Array]:
-        """Return gradients and dx (..., D) for dy (..., D)."""
         dz = self._split(xp, dy)
         grads = {"W": self._parted(xp, matmul(xp.matrix_transpose(dz), self._split(xp, kept)))}
         if self.bias:

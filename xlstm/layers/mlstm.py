@@ -14,9 +14,11 @@ from xlstm.arrays.backend import Array, Namespace, Params, dtype_name
 from xlstm.arrays.bounds import surely_within
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.threads import matmul
-from xlstm.cells.activations import FORGET, clamp, clamp_bwd, fourth_root, sigmoid, sigmoid_bwd
+from xlstm.cells.activations import clamp, clamp_bwd, fourth_root, sigmoid, sigmoid_bwd
+from xlstm.layers.initializers import uniform
 from xlstm.layers.memory import Memory
-from xlstm.layers.module import SequenceLayer, Values, dropped, rows, total
+from xlstm.layers.module import Weight, dropped, rows, total
+from xlstm.layers.sequence import SequenceLayer
 from xlstm.layers.stack import dropout
 from xlstm.layers.state import Span, State
 
@@ -84,33 +86,20 @@ class mLSTM(SequenceLayer):  # noqa: N801
     def __post_init__(self) -> None:
         if self.qk_size is None:
             object.__setattr__(self, "qk_size", self.hidden_size)
-        checks.fields(
-            self,
-            input_size=checks.size,
-            hidden_size=checks.size,
-            num_layers=checks.depth,
-            num_heads=checks.size,
-            qk_size=checks.size,
-            batch_first=checks.flag,
-            bias=checks.flag,
-            dropout=checks.rate,
-            forget_gate=checks.choice(FORGET),
-            eps=checks.non_negative,
-            chunk_size=checks.optional(checks.size),
-        )
+        super().__post_init__()
         assert self.qk_size is not None
         checks.heads("mLSTM", self.num_heads, hidden_size=self.hidden_size, qk_size=self.qk_size)
         if self.dropout and self.num_layers == 1:
             raise ValueError(f"mLSTM: dropout is {self.dropout} but acts between layers, and num_layers is 1")
 
+    _output_symbol = "H"
+
     @property
     def output_size(self) -> int:
-        """Width of y."""
         return self.hidden_size
 
     @functools.cached_property
     def random(self) -> bool:
-        """Whether `forward` draws masks while training, and so needs a seed."""
         return self.dropout > 0
 
     @functools.cached_property
@@ -123,7 +112,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
 
     @functools.cached_property
     def _splits(self) -> dict[str, slice]:
-        """Rows of Wx by what they are for."""
+        """The rows of Wx that q, k, v, o, i and f come from."""
         N, K, V = self.memory[:3]
         ends = np.cumsum([N * K, N * K, N * V, N * V, N, N])
         return {
@@ -132,40 +121,32 @@ class mLSTM(SequenceLayer):  # noqa: N801
         }
 
     @property
-    def _own(self) -> dict[str, checks.Dims]:
+    def weights(self) -> dict[str, Weight]:
         N, H = self.num_heads, self.hidden_size
         height = {"2NK + 2H + 2N": 2 * self.memory.K * N + 2 * H + 2 * N}
-        found: dict[str, checks.Dims] = {}
+        found: dict[str, Weight] = {}
         for k in range(self.num_layers):
-            found[f"{k}.Wx"] = {**height, "D": H if k else self.input_size}
+            found[f"{k}.Wx"] = {**height, "D": H if k else self.input_size}, self._draw
             if self.bias:
-                found[f"{k}.b"] = height
+                found[f"{k}.b"] = height, self._draw
         return found
 
-    def _draw_own(self, rng: np.random.Generator) -> Values:
-        """U(-1/sqrt(H), 1/sqrt(H)); gates without weights, forget biases from 3 to 6 over the heads."""
-        found, bound = {}, self.hidden_size**-0.5
-        gates = self._splits["i"].start
-        for name, dims in self._own.items():
-            values = rng.uniform(-bound, bound, tuple(n for n in dims.values() if n))
-            values[gates:] = 0.0
-            if name.endswith(".b"):
-                values[self._splits["i"]] = rng.normal(0.0, 0.1, self.num_heads)
-                values[self._splits["f"]] = np.linspace(3.0, 6.0, self.num_heads)
-            found[name] = values
-        return found
+    def _draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+        """Return U(-1/sqrt(H), 1/sqrt(H)); gates without weights, forget biases from 3 to 6 over the heads."""
+        values = uniform(self.hidden_size**-0.5)(rng, shape)
+        i, f = self._splits["i"], self._splits["f"]
+        values[i.start :] = 0.0
+        if len(shape) == 1:
+            values[i] = rng.normal(0.0, 0.1, self.num_heads)
+            values[f] = np.linspace(3.0, 6.0, self.num_heads)
+        return values
 
     @functools.cached_property
     def states(self) -> State:
         """C, n and m of every layer."""
         return tuple(leaf._replace(before={"L": self.num_layers}) for leaf in self.memory.states)
 
-    @property
-    def _output_symbol(self) -> str:
-        return "H"
-
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        """Return y (T, B, H), the final state and what every layer keeps, for x (T, B, D)."""
         xp, kept = span.xp, {}
         ends = []
         for k in range(self.num_layers):
@@ -187,7 +168,6 @@ class mLSTM(SequenceLayer):  # noqa: N801
     def scan_bwd(
         self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
-        """Return gradients, dx (T, B, D) and the gradient of the initial state, for dy (T, B, H)."""
         xp = span.xp
         grads: Params = {}
         starts = []
@@ -208,7 +188,6 @@ class mLSTM(SequenceLayer):  # noqa: N801
         return grads, dy, tuple(xp.stack(one[::-1]) for one in zip(*starts, strict=True))
 
     def pieces(self, kept: Any) -> Mapping[str, Any]:
-        """Return what each layer kept, by its number."""
         return kept  # type: ignore[no-any-return]
 
 

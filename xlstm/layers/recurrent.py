@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.cells import gru, lstm, rnn, slstm
-from xlstm.cells.activations import FORGET
 from xlstm.layers import initializers
 from xlstm.layers.gated import Recurrent
 from xlstm.recurrence.loop import Cell
@@ -103,15 +102,7 @@ class LSTM(Recurrent):
     ACTIVATIONS = ("sigmoid", "tanh", "tanh")
 
     def __post_init__(self) -> None:
-        checks.fields(self, proj_size=checks.size_or_0)
         super().__post_init__()
-        checks.fields(
-            self,
-            peepholes=checks.flag,
-            coupled_input_forget=checks.flag,
-            cell_clip=checks.optional(checks.above_0),
-            forget_bias=checks.optional(checks.finite),
-        )
         if self.proj_size >= self.hidden_size:
             raise ValueError(f"LSTM: proj_size is {self.proj_size}, expected less than hidden_size, {self.hidden_size}")
         if self.forget_bias is not None:
@@ -138,8 +129,8 @@ class LSTM(Recurrent):
             found |= {"gc": {"H": H}, "bc": {"H": H}}
         return found
 
-    def _draw(self, rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Any:
-        values = super()._draw(rng, name, shape)
+    def _draw(self, name: str, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+        values = super()._draw(name, rng, shape)
         forget_bias = self.forget_bias
         if forget_bias is None and self.initializer == "glorot" and not self.coupled_input_forget:
             forget_bias = 1.0
@@ -177,7 +168,6 @@ class GRU(Recurrent):
     ACTIVATIONS = ("sigmoid", "tanh")
 
     def __post_init__(self) -> None:
-        checks.fields(self, reset_after=checks.flag)
         super().__post_init__()
         if self.layer_norm and not self.reset_after:
             raise ValueError("GRU: layer_norm and reset_after=False exclude one another")
@@ -217,6 +207,13 @@ class RNN(Recurrent):
         return rnn.Cell(activations, self.clip)
 
 
+def _forget_bias(where: str, name: str, value: Any) -> float | str:
+    """A number, or "powerlaw"."""
+    if isinstance(value, str) and value == "powerlaw":
+        return "powerlaw"
+    return float(checks.finite(where, name, value))
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class sLSTM(Recurrent):  # noqa: N801
     """LSTM with exponential gates and a normaliser (Beck et al. 2024, xLSTM, section 2.2).
@@ -252,15 +249,13 @@ class sLSTM(Recurrent):  # noqa: N801
     STATES = ("h", "c", "n", "m")
     REST = slstm.REST
     ACTIVATIONS = ("sigmoid", "tanh")
+    KINDS: ClassVar = {"forget_bias": _forget_bias}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.fields(self, num_heads=checks.size, forget_gate=checks.choice(FORGET), forget_bias=_forget_bias)
         checks.heads("sLSTM", self.num_heads, hidden_size=self.hidden_size)
-        for option in ("recurrent_bias", "zoneout", "layer_norm", "clip", "activations"):
-            given = getattr(self, option)
-            if any(given) if isinstance(given, tuple) else given:
-                raise ValueError(f"sLSTM: {option} is {given!r}, but an sLSTM has none")
+        for option, given in self._used("recurrent_bias", "zoneout", "layer_norm", "clip", "activations").items():
+            raise ValueError(f"sLSTM: {option} is {given!r}, but an sLSTM has none")
 
     def _cell(self, activations: tuple[str, ...]) -> Cell:
         return slstm.Cell(self.forget_gate)
@@ -269,24 +264,17 @@ class sLSTM(Recurrent):  # noqa: N801
         K = self.hidden_size // self.num_heads
         return super()._shapes(D) | {"Wh": {"4": 4, "N": self.num_heads, "K": K, "K ": K}}
 
-    def _draw(self, rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Any:
+    def _draw(self, name: str, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
         if name == "Wh":
             G, N, K, _ = shape
-            heads = [Recurrent._draw(self, rng, name, (G * K, K)) for _ in range(N)]
+            heads = [Recurrent._draw(self, name, rng, (G * K, K)) for _ in range(N)]
             return np.stack([W.reshape(G, K, K) for W in heads], axis=1)
         if name != "b":
-            return super()._draw(rng, name, shape)
+            return super()._draw(name, rng, shape)
         K = self.hidden_size // self.num_heads
         forget = initializers.powerlaw(K) if isinstance(self.forget_bias, str) else self.forget_bias
         return initializers.slstm_bias(self.num_heads, K, forget)
 
 
-def _forget_bias(where: str, name: str, value: Any) -> float | str:
-    """A number, or "powerlaw"."""
-    if isinstance(value, str) and value == "powerlaw":
-        return "powerlaw"
-    return float(checks.finite(where, name, value))
-
-
-# By the name that interop and files know them by.
+# Layers by the names that interop and files have for them.
 KINDS: dict[str, type[LSTM] | type[GRU] | type[RNN]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}

@@ -16,7 +16,9 @@ from xlstm.layers.blocks.block import Block
 from xlstm.layers.blocks.stack import Backbone
 from xlstm.layers.embedding import Embedding, tokens_of, within
 from xlstm.layers.linear import Linear
-from xlstm.layers.module import Saved, SequenceLayer, dropped
+from xlstm.layers.module import dropped
+from xlstm.layers.saved import Saved
+from xlstm.layers.sequence import SequenceLayer
 from xlstm.layers.stack import dropout
 from xlstm.layers.state import Span, State, arrays_of
 from xlstm.models.sampling import Sampler
@@ -70,17 +72,13 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
     embedding_dropout: float = 0.0
     batch_first: bool = True
 
+    _gradient = "dlogits"
+    _output_symbol = "V"
+
     def __post_init__(self) -> None:
         where = "xLSTMLanguageModel"
-        checks.fields(
-            self,
-            backbone=layer,
-            vocab_size=checks.size,
-            tied=checks.flag,
-            logit_cap=checks.optional(checks.divisor),
-            embedding_dropout=checks.rate,
-            batch_first=checks.flag,
-        )
+        checks.fields(self, backbone=layer)
+        super().__post_init__()
         if self.backbone.batch_first:
             raise ValueError(f"{where}: the backbone has batch_first=True, expected time first")
         if self.backbone.directions != ("",):
@@ -119,11 +117,6 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
     def random(self) -> bool:
         """Whether `forward` draws masks while training, and so needs a seed."""
         return self.embedding_dropout > 0 or bool(self.backbone.random)
-
-    @property
-    def BFLOAT16(self) -> bool:  # noqa: N802
-        """Whether the backbone takes bfloat16 of CuPy."""
-        return bool(self.backbone.BFLOAT16)
 
     @property
     def states(self) -> State:
@@ -329,12 +322,6 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
             raise TypeError(f"generate: the prompt has dtype {host.dtype}, expected whole numbers of at most 64 bits")
         within("xLSTMLanguageModel", "the prompt", host, self.vocab_size)
         return host.astype(np.int64)
-
-    _gradient = "dlogits"
-
-    @property
-    def _output_symbol(self) -> str:
-        return "V"
 
     def _agree(self, params: Params, x: Array | None, what: str, state: Any) -> Namespace:
         """Return the namespace of all these arrays, once they are checked; tokens have a dtype of their own."""

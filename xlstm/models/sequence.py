@@ -10,7 +10,8 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import Array, Namespace, Params, device_of
 from xlstm.layers.gated import Recurrent
 from xlstm.layers.linear import Linear
-from xlstm.layers.module import Saved, SequenceLayer
+from xlstm.layers.saved import Saved
+from xlstm.layers.sequence import SequenceLayer
 from xlstm.layers.state import Span, State, complete
 
 SavedModel = Saved  # the name that it had
@@ -39,8 +40,11 @@ class SequenceModel(SequenceLayer):
     output_size: int
     last: bool = False
 
+    _output_symbol = "O"
+
     def __post_init__(self) -> None:
-        checks.fields(self, recurrent=layer, output_size=checks.size, last=checks.flag)
+        checks.fields(self, recurrent=layer)
+        super().__post_init__()
         if self.last and not isinstance(self.recurrent, Recurrent):
             raise ValueError(
                 f"SequenceModel: last needs a hidden state, recurrent has none: {checks.shown(self.recurrent)}"
@@ -55,11 +59,6 @@ class SequenceModel(SequenceLayer):
     def directions(self) -> tuple[str, ...]:
         """Directions of the layer."""
         return self.recurrent.directions  # type: ignore[no-any-return]
-
-    @property
-    def BFLOAT16(self) -> bool:  # noqa: N802
-        """Whether the layer takes bfloat16 of CuPy."""
-        return bool(self.recurrent.BFLOAT16)
 
     @property
     def input_size(self) -> int:
@@ -109,10 +108,6 @@ class SequenceModel(SequenceLayer):
         """`step` without checks."""
         y, end = self.recurrent.run_step(xp, self.below("recurrent", p), x, state)
         return self.head.apply(xp, self.below("head", p), y)[0], end
-
-    @property
-    def _output_symbol(self) -> str:
-        return "O"
 
     def _output_dims(self, T: int, B: int) -> checks.Dims:
         return {"B": B, "O": self.output_size} if self.last else super()._output_dims(T, B)

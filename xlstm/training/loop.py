@@ -13,7 +13,8 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Array, Backend, Params, backend_like, generator, namespace, to_numpy
 from xlstm.data.windows import Batch, finite
-from xlstm.layers.module import MASKS, Module, SequenceLayer
+from xlstm.layers.module import Module
+from xlstm.layers.sequence import MASKS, SequenceLayer
 from xlstm.training import optimizers
 from xlstm.training.losses import mse
 from xlstm.training.precision import Mixed, Scaling, after, lowered, raised

@@ -5,27 +5,23 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Array
+from xlstm.layers import initializers
 from xlstm.layers.linear import Linear
-from xlstm.layers.module import SequenceLayer, Values
+from xlstm.layers.module import SameWidth, Weight
+from xlstm.layers.sequence import SequenceLayer
 from xlstm.layers.stack import dropout
 
 MULTIPLE = 64  # inner widths are multiples of it
-OPTIONS: dict[str, checks.Kind] = {
-    "size": checks.size,
-    "num_heads": checks.size,
-    "conv_kernel_size": checks.size_or_0,
-    "dropout": checks.rate,
-    "num_blocks": checks.depth,
-}
 
 
 @dataclass(frozen=True)
-class Block(SequenceLayer):
+class Block(SameWidth, SequenceLayer):
     """Options of all blocks of a stack; a block knows how many there are, and which of them it is."""
 
     size: int
@@ -37,24 +33,13 @@ class Block(SequenceLayer):
     index: int = 0
 
     def __post_init__(self) -> None:
-        checks.fields(self, **OPTIONS, index=checks.size_or_0)
+        super().__post_init__()
         if self.index >= self.num_blocks:
             where = type(self).__name__
             raise ValueError(f"{where}: index is {self.index}, expected less than num_blocks, {self.num_blocks}")
 
-    @property
-    def input_size(self) -> int:
-        """Width of x, and of y."""
-        return self.size
-
-    @property
-    def output_size(self) -> int:
-        """Width of y."""
-        return self.size
-
     @functools.cached_property
     def random(self) -> bool:
-        """Whether `forward` draws masks while training, and so needs a seed."""
         return self.dropout > 0
 
     @property
@@ -78,10 +63,15 @@ class GatesOfHeads(Linear):
     def __init__(self, input_size: int, num_heads: int) -> None:
         super().__init__(input_size, 2 * num_heads)
 
-    def _draw_own(self, rng: np.random.Generator) -> Values:
-        N = self.output_size // 2
-        b = np.concatenate((rng.normal(0.0, 0.1, N), np.linspace(3.0, 6.0, N)))
-        return {"W": np.zeros((2 * N, self.input_size)), "b": b}
+    @property
+    def weights(self) -> dict[str, Weight]:
+        found = super().weights
+        return {"W": (found["W"][0], initializers.constant(0.0)), "b": (found["b"][0], self._draw_b)}
+
+    @staticmethod
+    def _draw_b(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+        N = shape[0] // 2
+        return np.concatenate((rng.normal(0.0, 0.1, N), np.linspace(3.0, 6.0, N)))
 
 
 def widened(where: str, name: str, factor: float, size: int) -> int:

@@ -7,15 +7,14 @@ import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from xlstm.arrays import checks
 from xlstm.arrays.backend import Array, Namespace, Params
 from xlstm.cells.activations import FEED_FORWARD
 from xlstm.layers.linear import Linear
-from xlstm.layers.module import Module
+from xlstm.layers.module import Module, SameWidth
 
 
 @dataclass(frozen=True)
-class GatedFeedForward(Module):
+class GatedFeedForward(SameWidth, Module):
     """A gated feed-forward layer: GELU's with "gelu", SwiGLU with "silu".
 
     Two products of x are multiplied: beyond the square root of the largest number of the dtype that overflows.
@@ -41,18 +40,8 @@ class GatedFeedForward(Module):
     bias: bool = False
     num_blocks: int = 1
 
-    def __post_init__(self) -> None:
-        checks.fields(self, size=checks.size, hidden_size=checks.size, num_blocks=checks.depth)
-        checks.fields(self, activation=checks.choice(FEED_FORWARD), bias=checks.flag)
-
-    @property
-    def input_size(self) -> int:
-        """Width of x, and of y."""
-        return self.size
-
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
-        """The two linear maps."""
         D, U = self.size, self.hidden_size
         narrow = 2 / (self.num_blocks * math.sqrt(D))
         return {
@@ -61,7 +50,6 @@ class GatedFeedForward(Module):
         }
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
-        """Return y (..., D) for x (..., D)."""
         kept: dict[str, Any] = {}
         z = self.through(xp, "up", p, x, kept)  # (1)
         gate, value = z[..., : self.hidden_size], z[..., self.hidden_size :]
@@ -70,7 +58,6 @@ class GatedFeedForward(Module):
         return y, {**kept, "gate": gate, "value": value, "a": a}
 
     def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Array]:
-        """Return gradients and dx (..., D) for dy (..., D)."""
         grads: Params = {}
         du = self.through_bwd(xp, "down", p, kept, dy, grads)  # (3)
         dgate = FEED_FORWARD[self.activation].bwd(xp, du * kept["value"], kept["gate"], kept["a"])  # (2)

@@ -45,7 +45,6 @@ class LargeBlock(Block):
 
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
-        """The modules of the block, in the order of use."""
         D, N, bias = self.size, self.num_heads, self.bias
         norm = RMSNorm(D, eps=self.norm_eps, bias=bias)
         return {
@@ -60,11 +59,9 @@ class LargeBlock(Block):
 
     @functools.cached_property
     def states(self) -> State:
-        """The state of the memories."""
         return self.memory.states
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        """Return y (T, B, D), the final state and what is kept, for x (T, B, D)."""
         xp = span.xp
         kept: dict[str, Any] = {}
         N, K, V = self.num_heads, self.qk_size, self.v_size
@@ -85,7 +82,6 @@ class LargeBlock(Block):
     def scan_bwd(
         self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
-        """Return gradients, dx (T, B, D) and the gradient of the initial state, for dy (T, B, D)."""
         xp = span.xp
         grads: Params = {}
         dt = self.through_bwd(xp, "ffn", p, kept, dy, grads)  # (10)
@@ -149,39 +145,22 @@ class xLSTMLarge(Backbone):  # noqa: N801
     post_norm_bias: bool | None = None
 
     def __post_init__(self) -> None:
-        checks.fields(
-            self,
-            size=checks.size,
-            num_blocks=checks.depth,
-            num_heads=checks.size,
-            gate_cap=checks.optional(checks.divisor),
-            bias=checks.flag,
-            norm_eps=checks.divisor,
-            eps=checks.non_negative,
-            chunk_size=checks.optional(checks.size),
-            post_norm=checks.flag,
-            post_norm_bias=checks.optional(checks.flag),
-        )
+        super().__post_init__()
         D = self.size
         usual = {"qk_size": D // 2, "v_size": D, "ffn_size": round_up(math.floor(2.6667 * D), MULTIPLE)}
         for name, size in usual.items():
             if getattr(self, name) is None:
-                object.__setattr__(self, name, size)
-        checks.fields(self, **dict.fromkeys(usual, checks.size))
+                object.__setattr__(self, name, checks.size("xLSTMLarge", name, size))
         assert self.qk_size is not None
         assert self.v_size is not None
         checks.heads("xLSTMLarge", self.num_heads, qk_size=self.qk_size, v_size=self.v_size)
 
     @functools.cached_property
     def blocks(self) -> list[Any]:
-        """The blocks, from below."""
-        given = {name: getattr(self, name) for name in ("qk_size", "v_size", "ffn_size", "gate_cap", "bias")}
-        given |= {name: getattr(self, name) for name in ("norm_eps", "eps", "chunk_size", "num_blocks")}
-        return [LargeBlock(self.size, self.num_heads, index=k, **given) for k in range(self.num_blocks)]
+        return [self._made(LargeBlock, index=k) for k in range(self.num_blocks)]
 
     @property
     def norm(self) -> Any:
-        """The norm after the last block, or None."""
         if not self.post_norm:
             return None
         bias = self.bias if self.post_norm_bias is None else self.post_norm_bias

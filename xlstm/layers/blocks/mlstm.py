@@ -5,28 +5,19 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
-
-import numpy as np
+from typing import Any, ClassVar
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Array, Params
 from xlstm.cells.activations import silu, silu_bwd
 from xlstm.layers.blocks.block import Block, GatesOfHeads, widened
 from xlstm.layers.conv import CausalConv
+from xlstm.layers.initializers import constant
 from xlstm.layers.linear import HeadwiseLinear, Linear
 from xlstm.layers.memory import Memory
-from xlstm.layers.module import Values, dropped, total
+from xlstm.layers.module import Weight, dropped, total
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm
 from xlstm.layers.state import Span, State
-
-OPTIONS: dict[str, checks.Kind] = {
-    "proj_factor": checks.above_0,
-    "qkv_block_size": checks.size,
-    "bias": checks.flag,
-    "eps": checks.non_negative,
-    "chunk_size": checks.optional(checks.size),
-}
 
 
 @dataclass(frozen=True)
@@ -69,15 +60,14 @@ class mLSTMBlock(Block):  # noqa: N801
     eps: float = 0.0
     chunk_size: int | None = None
 
+    KINDS: ClassVar = {"conv_kernel_size": checks.size}
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        where = "mLSTMBlock"
-        checks.fields(self, **OPTIONS, conv_kernel_size=checks.size)
-        checks.heads(where, self.num_heads, inner=self.inner)
+        checks.heads("mLSTMBlock", self.num_heads, inner=self.inner)
         if self.inner % self.qkv_block_size:
-            raise ValueError(
-                f"{where}: qkv_block_size is {self.qkv_block_size}, expected a divisor of the inner width, {self.inner}"
-            )
+            expected = f"expected a divisor of the inner width, {self.inner}"
+            raise ValueError(f"mLSTMBlock: qkv_block_size is {self.qkv_block_size}, {expected}")
 
     @property
     def inner(self) -> int:
@@ -92,7 +82,6 @@ class mLSTMBlock(Block):  # noqa: N801
 
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
-        """The modules of the block, in the order of use."""
         D, F, N, std = self.size, self.inner, self.num_heads, self._small
         heads = HeadwiseLinear(F, F // self.qkv_block_size, bias=self.bias, std=std)
         return {
@@ -108,19 +97,14 @@ class mLSTMBlock(Block):  # noqa: N801
         }
 
     @property
-    def _own(self) -> dict[str, checks.Dims]:
-        return {"skip": {"F": self.inner}}
-
-    def _draw_own(self, rng: np.random.Generator) -> Values:
-        return {"skip": np.ones(self.inner)}
+    def weights(self) -> dict[str, Weight]:
+        return {"skip": ({"F": self.inner}, constant(1.0))}
 
     @functools.cached_property
     def states(self) -> State:
-        """The states of the convolution and of the memories."""
         return self.parts["conv"].states, self.memory.states
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        """Return y (T, B, D), the final state and what is kept, for x (T, B, D)."""
         xp, F, N = span.xp, self.inner, self.num_heads
         kept: dict[str, Any] = {}
         u = self.through(xp, "norm", p, x, kept)  # (1)
@@ -141,7 +125,6 @@ class mLSTMBlock(Block):  # noqa: N801
     def scan_bwd(
         self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
-        """Return gradients, dx (T, B, D) and the gradient of the initial state, for dy (T, B, D)."""
         xp, F = span.xp, self.inner
         grads: Params = {}
         conv_end, end = (None, None) if dstate is None else dstate

@@ -6,30 +6,22 @@ import functools
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-import numpy as np
-
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Array, Params
 from xlstm.cells import slstm
-from xlstm.cells.activations import FEED_FORWARD, silu, silu_bwd
+from xlstm.cells.activations import silu, silu_bwd
 from xlstm.layers import initializers
 from xlstm.layers.blocks.block import Block, widened
 from xlstm.layers.blocks.feedforward import GatedFeedForward
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.linear import HeadwiseLinear
-from xlstm.layers.module import SequenceLayer, Values, dropped
+from xlstm.layers.module import Weight, dropped
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm
+from xlstm.layers.sequence import SequenceLayer
 from xlstm.layers.stack import Pass
 from xlstm.layers.state import Leaf, Span, State
 from xlstm.recurrence import backward, forward
 from xlstm.recurrence.loop import Noise
-
-OPTIONS: dict[str, checks.Kind] = {
-    "ffn_proj_factor": checks.non_negative,
-    "ffn_activation": checks.choice(FEED_FORWARD),
-    "recurrent_init": checks.choice(("zeros", "uniform")),
-    "ffn_dropout": checks.optional(checks.rate),
-}
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,6 @@ class sLSTMBlock(Block):  # noqa: N801
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.heads("sLSTMBlock", self.num_heads, size=self.size)
-        checks.fields(self, **OPTIONS)
         self._wide  # noqa: B018 (it is checked)
 
     @property
@@ -85,12 +76,10 @@ class sLSTMBlock(Block):  # noqa: N801
 
     @functools.cached_property
     def random(self) -> bool:
-        """Whether `forward` draws masks while training, and so needs a seed."""
         return self.dropout > 0 or self._ffn_rate > 0
 
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
-        """The modules of the block, in the order of use."""
         D, N = self.size, self.num_heads
         heads = HeadwiseLinear(D, N, std=self._small)
         found: dict[str, Any] = {"norm": LayerNorm(D, residual=True)}
@@ -106,11 +95,9 @@ class sLSTMBlock(Block):  # noqa: N801
 
     @functools.cached_property
     def states(self) -> State:
-        """The states of the convolution, if there is one, and of the sLSTM."""
         return self.parts["conv"].states if self.conv_kernel_size else (), self.parts["cell"].states
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        """Return y (T, B, D), the final state and what is kept, for x (T, B, D)."""
         xp = span.xp
         kept: dict[str, Any] = {}
         c = u = self.through(xp, "norm", p, x, kept)  # (1)
@@ -132,7 +119,6 @@ class sLSTMBlock(Block):  # noqa: N801
     def scan_bwd(
         self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
-        """Return gradients, dx (T, B, D) and the gradient of the initial state, for dy (T, B, D)."""
         xp, D = span.xp, self.size
         grads: Params = {}
         conv_end, cell_end = (None, None) if dstate is None else dstate
@@ -164,33 +150,26 @@ class Recurrence(SequenceLayer):
 
     @property
     def input_size(self) -> int:
-        """Width of x."""
         return 4 * self.size
 
     @property
     def output_size(self) -> int:
-        """Width of h."""
         return self.size
 
     @property
-    def _own(self) -> dict[str, checks.Dims]:
-        K = self.size // self.num_heads
-        return {"Wh": {"4": 4, "N": self.num_heads, "K": K, "K ": K}, "b": {"4D": 4 * self.size}}
-
-    def _draw_own(self, rng: np.random.Generator) -> Values:
+    def weights(self) -> dict[str, Weight]:
         N, K = self.num_heads, self.size // self.num_heads
+        Wh = {"4": 4, "N": N, "K": K, "K ": K}
         bound = 0.0 if self.recurrent_init == "zeros" else self.size**-0.5
         b = initializers.slstm_bias(N, K, initializers.powerlaw(K, self.depth))
-        return {"Wh": rng.uniform(-bound, bound, (4, N, K, K)), "b": b}
+        return {"Wh": (Wh, initializers.uniform(bound)), "b": ({"4D": 4 * self.size}, lambda rng, shape: b)}
 
     @functools.cached_property
     def states(self) -> State:
-        """h, c, n and m."""
         pairs = zip(self.CELL.STATES, slstm.REST, strict=True)
         return tuple(Leaf(name, {}, {"D": self.size}, rest) for name, rest in pairs)
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        """Return h (T, B, D), the final state and what is kept, for x (T, B, 4D)."""
         xp, packing = span.xp, span.packing
         start = [packing.sort(xp, s.T) for s in state]
         noise = Noise(None, (None,) * len(start))
@@ -202,7 +181,6 @@ class Recurrence(SequenceLayer):
     def scan_bwd(
         self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
-        """Return gradients, dx (T, B, 4D) and the gradient of the initial state, for dh (T, B, D)."""
         xp, packing = span.xp, span.packing
         if dstate is None:
             ends = [xp.zeros_like(dy[0, ...]).T] * len(self.CELL.STATES)

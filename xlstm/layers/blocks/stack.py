@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence as Several
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Array, Params
-from xlstm.layers.blocks import block, mlstm, slstm
-from xlstm.layers.module import SequenceLayer
+from xlstm.layers.blocks.mlstm import mLSTMBlock
+from xlstm.layers.blocks.slstm import sLSTMBlock
+from xlstm.layers.module import SameWidth
 from xlstm.layers.norm import LayerNorm
+from xlstm.layers.sequence import SequenceLayer
 from xlstm.layers.state import Span, State
 
 
 @dataclass(frozen=True)
-class Backbone(SequenceLayer):
+class Backbone(SameWidth, SequenceLayer):
     """Blocks above each other, and a norm.
 
     Parameters are `blocks.{k}....` and `norm.w`; the state is one of each block.
@@ -35,29 +37,21 @@ class Backbone(SequenceLayer):
         """The norm after the last block, or None."""
         raise NotImplementedError
 
-    @property
-    def input_size(self) -> int:
-        """Width of x, and of y."""
-        return self.size
-
-    @property
-    def output_size(self) -> int:
-        """Width of y."""
-        return self.size
+    def _made(self, kind: Any, **own: Any) -> Any:
+        """Return a block with those options of the stack that its class has."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)} | own
+        return kind(**{f.name: given[f.name] for f in fields(kind) if f.name in given})
 
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
-        """Blocks and norm."""
         found = {f"blocks.{k}": block for k, block in enumerate(self.blocks)}
         return found | ({} if self.norm is None else {"norm": self.norm})
 
     @functools.cached_property
     def states(self) -> State:
-        """The states of the blocks."""
         return tuple(block.states for block in self.blocks)
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        """Return y (T, B, D), the final state and what is kept, for x (T, B, D)."""
         ends = []
         kept: dict[str, Any] = {}
         for k, start in enumerate(state):
@@ -72,7 +66,6 @@ class Backbone(SequenceLayer):
     def scan_bwd(
         self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
-        """Return gradients, dx (T, B, D) and the gradient of the initial state, for dy (T, B, D)."""
         grads: Params = {}
         if "norm" in self.parts:
             dy = self.through_bwd(span.xp, "norm", p, kept, dy, grads)
@@ -127,13 +120,7 @@ class xLSTMStack(Backbone):  # noqa: N801
     post_norm: bool = True
 
     def __post_init__(self) -> None:
-        checks.fields(
-            self,
-            **{**block.OPTIONS, **mlstm.OPTIONS, **slstm.OPTIONS},
-            slstm_num_heads=checks.optional(checks.size),
-            slstm_conv_kernel_size=checks.optional(checks.size_or_0),
-            post_norm=checks.flag,
-        )
+        super().__post_init__()
         places = checks.several("xLSTMStack", "slstm_at", self.slstm_at, "numbers of blocks", self.num_blocks)
         numbers = sorted(checks.integer("xLSTMStack", "slstm_at", k) for k in places)
         for k in numbers:
@@ -151,7 +138,6 @@ class xLSTMStack(Backbone):  # noqa: N801
 
     @functools.cached_property
     def blocks(self) -> list[Any]:
-        """The blocks, from below."""
         return [self._block(k) for k in range(self.num_blocks)]
 
     @functools.cached_property
@@ -159,21 +145,16 @@ class xLSTMStack(Backbone):  # noqa: N801
         return frozenset(self.slstm_at)
 
     def _block(self, k: int) -> Any:
-        shared: dict[str, Any] = {"dropout": self.dropout, "num_blocks": self.num_blocks, "index": k}
         if k not in self._slstm:
-            own = {name: getattr(self, name) for name in mlstm.OPTIONS}
-            return mlstm.mLSTMBlock(self.size, self.num_heads, conv_kernel_size=self.conv_kernel_size, **own, **shared)
-        own = {name: getattr(self, name) for name in slstm.OPTIONS}
-        given, heads = self.slstm_conv_kernel_size, self.slstm_num_heads
-        return slstm.sLSTMBlock(
-            self.size,
-            self.num_heads if heads is None else heads,
-            conv_kernel_size=self.conv_kernel_size if given is None else given,
-            **own,
-            **shared,
+            return self._made(mLSTMBlock, index=k)
+        heads, width = self.slstm_num_heads, self.slstm_conv_kernel_size
+        return self._made(
+            sLSTMBlock,
+            index=k,
+            num_heads=self.num_heads if heads is None else heads,
+            conv_kernel_size=self.conv_kernel_size if width is None else width,
         )
 
     @property
     def norm(self) -> Any:
-        """The norm after the last block, or None."""
         return LayerNorm(self.size, residual=True) if self.post_norm else None
