@@ -375,7 +375,9 @@ def plain_namespace(
     """
     if type(params) is not dict or len(params) != len(sizes):
         return None
-    kind = SINGLE if getattr(x, "dtype", None) is SINGLE else DOUBLE
+    kind = getattr(next(iter(params.values()), None), "dtype", None)
+    if kind is not SINGLE and kind is not DOUBLE:
+        return None
     for name, size in sizes.items():
         p = params.get(name)
         if type(p) is not np.ndarray or p.dtype is not kind or p.shape != size:

@@ -6,7 +6,6 @@ import functools
 import math
 from dataclasses import KW_ONLY, dataclass
 
-from xlstm.arrays import checks
 from xlstm.arrays.backend import Array, Namespace, Params, device_of
 from xlstm.arrays.threads import matmul
 from xlstm.layers.initializers import constant, normal, uniform
@@ -81,9 +80,7 @@ class HeadwiseLinear(SameWidth, Module):
     bias: bool = False
     std: float | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.heads("HeadwiseLinear", self.num_heads, size=self.size)
+    HEADED = ("size",)
 
     @property
     def weights(self) -> dict[str, Weight]:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import checks
 from xlstm.arrays.backend import Array, Namespace, Params, dtype_name
 from xlstm.arrays.bounds import surely_within
 from xlstm.arrays.fuse import fuse
@@ -83,16 +82,15 @@ class mLSTM(SequenceLayer):  # noqa: N801
     eps: float = 0.0
     chunk_size: int | None = None
 
+    HEADED = ("hidden_size", "qk_size")
+    _output_symbol = "H"
+
     def __post_init__(self) -> None:
         if self.qk_size is None:
             object.__setattr__(self, "qk_size", self.hidden_size)
         super().__post_init__()
-        assert self.qk_size is not None
-        checks.heads("mLSTM", self.num_heads, hidden_size=self.hidden_size, qk_size=self.qk_size)
         if self.dropout and self.num_layers == 1:
             raise ValueError(f"mLSTM: dropout is {self.dropout} but acts between layers, and num_layers is 1")
-
-    _output_symbol = "H"
 
     @property
     def output_size(self) -> int:

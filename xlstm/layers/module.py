@@ -46,13 +46,19 @@ class Module:
         def input_size(self) -> int:
             """Width of x."""
 
+        num_heads: int
+
     KINDS: ClassVar[dict[str, checks.Kind]] = {}  # of options, where they differ from those of `options.KINDS`
+    HEADED: ClassVar[tuple[str, ...]] = ()  # widths that `num_heads` divides
     _symbol: ClassVar[str] = "D"  # of input_size
 
     def __post_init__(self) -> None:
         kinds = options.KINDS | self.KINDS
         own = [f.name for f in fields(self)]  # type: ignore[arg-type]
         checks.fields(self, **{name: kinds[name] for name in own if name in kinds})
+        if self.HEADED:
+            widths = {name: getattr(self, name) for name in self.HEADED}
+            checks.heads(type(self).__name__, self.num_heads, **widths)
 
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
@@ -71,11 +77,6 @@ class Module:
         for prefix, part in self.parts.items():
             found |= {f"{prefix}.{name}": dims for name, dims in part.shapes.items()}
         return found
-
-    @functools.cached_property
-    def names(self) -> dict[str, dict[str, str]]:
-        """Names of the parameters of each part, by their names there."""
-        return {prefix: {name: f"{prefix}.{name}" for name in part.shapes} for prefix, part in self.parts.items()}
 
     @functools.cached_property
     def random(self) -> bool:
@@ -152,7 +153,7 @@ class Module:
 
     def below(self, prefix: str, params: Params) -> Params:
         """Return the parameters of a part, under their names there."""
-        return {name: params[full] for name, full in self.names[prefix].items()}
+        return {name: params[f"{prefix}.{name}"] for name in self.parts[prefix].shapes}
 
     def through(self, xp: Namespace, prefix: str, p: Params, x: Array, kept: dict[str, Any]) -> Array:
         """Return y of a part that has no state; what it keeps goes to `kept` under its name."""
@@ -164,8 +165,7 @@ class Module:
     ) -> Array:
         """Return dx of a part that has no state; its gradients are added to `grads`."""
         found, dx = self.parts[prefix].apply_bwd(xp, self.below(prefix, p), kept[prefix], dy)
-        for name, full in self.names[prefix].items():
-            grads[full] = found[name]
+        grads |= {f"{prefix}.{name}": g for name, g in found.items()}
         return dx
 
     def pieces(self, kept: Any) -> Mapping[str, Any]:

@@ -89,9 +89,7 @@ class MultiHeadNorm(LayerNorm):
     _: KW_ONLY
     num_heads: int = 1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.heads("MultiHeadNorm", self.num_heads, size=self.size)
+    HEADED = ("size",)
 
     @property
     def heads(self) -> int:

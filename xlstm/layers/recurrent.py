@@ -250,10 +250,10 @@ class sLSTM(Recurrent):  # noqa: N801
     REST = slstm.REST
     ACTIVATIONS = ("sigmoid", "tanh")
     KINDS: ClassVar = {"forget_bias": _forget_bias}
+    HEADED = ("hidden_size",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.heads("sLSTM", self.num_heads, hidden_size=self.hidden_size)
         for option, given in self._used("recurrent_bias", "zoneout", "layer_norm", "clip", "activations").items():
             raise ValueError(f"sLSTM: {option} is {given!r}, but an sLSTM has none")
 

@@ -234,8 +234,7 @@ class SequenceLayer(Module):
     ) -> tuple[Array, State]:
         """Return dx and the gradient by the initial state of a part; its gradients are added to `grads`."""
         found, dx, start = self.parts[prefix].scan_bwd(self.below(prefix, p), kept[prefix], dy, dstate, span)
-        for name, full in self.names[prefix].items():
-            grads[full] = found[name]
+        grads |= {f"{prefix}.{name}": g for name, g in found.items()}
         return dx, start
 
     @functools.cached_property

@@ -20,7 +20,7 @@ from xlstm.layers.module import dropped
 from xlstm.layers.saved import Saved
 from xlstm.layers.sequence import SequenceLayer
 from xlstm.layers.stack import dropout
-from xlstm.layers.state import Span, State, arrays_of
+from xlstm.layers.state import Span, State
 from xlstm.models.sampling import Sampler
 from xlstm.models.sequence import layer
 from xlstm.training.losses import cross_entropy
@@ -89,18 +89,11 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
 
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
-        """Embedding, backbone and head."""
-        std = None if self._small else 1.0
-        found = {
-            "embedding": Embedding(self.vocab_size, self.backbone.input_size, std=std),
-            "backbone": self.backbone,
-        }
+        # Embeddings are small at first where a norm follows them, or they are the head.
+        std = None if self.tied or isinstance(self.backbone, Backbone | Block) else 1.0
+        embedding = Embedding(self.vocab_size, self.backbone.input_size, std=std)
+        found = {"embedding": embedding, "backbone": self.backbone}
         return found if self.tied else {**found, "head": self.head}
-
-    @property
-    def _small(self) -> bool:
-        """Whether embeddings are small at first: a norm follows them, or they are the head."""
-        return self.tied or isinstance(self.backbone, Backbone | Block)
 
     @functools.cached_property
     def head(self) -> Linear:
@@ -110,17 +103,14 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
 
     @property
     def output_size(self) -> int:
-        """Number V of logits."""
         return self.vocab_size
 
     @functools.cached_property
     def random(self) -> bool:
-        """Whether `forward` draws masks while training, and so needs a seed."""
         return self.embedding_dropout > 0 or bool(self.backbone.random)
 
     @property
     def states(self) -> State:
-        """The state of the backbone."""
         return self.backbone.states  # type: ignore[no-any-return]
 
     def __call__(self, params: Params, tokens: Array, state: Any = None, *, lengths: Any = None) -> tuple[Array, State]:
@@ -175,7 +165,6 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
     def run_bwd(
         self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
     ) -> tuple[Params, Any, State]:
-        """`backward` without checks; a dy or dstate of None is zero."""
         xp = span.xp
         if dy is None:
             dy = span.zeros(self.vocab_size, p)
@@ -191,7 +180,6 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         return {**every, "embedding.W": own["W"], "head.W": found["W"]}, None, start
 
     def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
-        """`step` without checks, but for the values of tokens x (B,)."""
         within("xLSTMLanguageModel", "tokens", x, self.vocab_size)
         e = self.through(xp, "embedding", p, x, {})
         y, end = self.backbone.run_step(xp, self.below("backbone", p), e, state)
@@ -249,17 +237,8 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
             The prompt is empty or has tokens the model does not know, or an option is out of range.
         """
         found = [self._prompt(prompt)]
-        for token, after in self.stream(
-            params,
-            prompt,
-            max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            stop=stop,
-            state=state,
-        ):
+        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "stop": stop}
+        for token, after in self.stream(params, prompt, max_tokens, state=state, **options):  # type: ignore[arg-type]
             found.append(token[:, None])
             state = after
         return np.concatenate(found, axis=1), state
@@ -324,17 +303,13 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         return host.astype(np.int64)
 
     def _agree(self, params: Params, x: Array | None, what: str, state: Any) -> Namespace:
-        """Return the namespace of all these arrays, once they are checked; tokens have a dtype of their own."""
-        if what == "dstate":
-            return super()._agree(params, x, what, state)
-        where = "xLSTMLanguageModel"
-        xp = self.namespace(params, arrays_of(where, what, state, self.states))
-        check_library(where, "tokens", xp, x)
-        return xp
+        """Leave out tokens, which have a dtype of their own; `_inner` checks them."""
+        return super()._agree(params, x if what == "dstate" else None, what, state)
 
     def _inner(self, xp: Namespace, x: Array, step: bool = False) -> Array:
         """Return tokens as int64, (T, B), or (B,) of one step, once they are checked but for values."""
         where = "xLSTMLanguageModel"
+        check_library(where, "tokens", xp, x)
         tokens = tokens_of(where, "tokens", xp, x)
         if tokens.ndim != 2 - step:
             expected = "(B,)" if step else "(B, T)" if self.batch_first else "(T, B)"

@@ -52,17 +52,14 @@ class SequenceModel(SequenceLayer):
 
     @property
     def batch_first(self) -> bool:
-        """Whether x is (B, T, D)."""
         return bool(self.recurrent.batch_first)
 
     @property
     def directions(self) -> tuple[str, ...]:
-        """Directions of the layer."""
         return self.recurrent.directions  # type: ignore[no-any-return]
 
     @property
     def input_size(self) -> int:
-        """Width of x."""
         return int(self.recurrent.input_size)
 
     @functools.cached_property
@@ -72,16 +69,13 @@ class SequenceModel(SequenceLayer):
 
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
-        """Layer and head, in the order in which they are drawn."""
         return {"recurrent": self.recurrent, "head": self.head}
 
     @property
     def states(self) -> State:
-        """The state of the layer."""
         return self.recurrent.states  # type: ignore[no-any-return]
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        """`forward` without checks."""
         y, end, recurrent = self.recurrent.run(self.below("recurrent", p), x, state, span)
         # The hidden state after the last step is the final state: its gradient goes in there.
         y, head = self.head.apply(span.xp, self.below("head", p), self._final(span.xp, end[0]) if self.last else y)
@@ -90,7 +84,6 @@ class SequenceModel(SequenceLayer):
     def run_bwd(
         self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
-        """`backward` without checks; a dy or dstate of None is zero."""
         xp = span.xp
         grads: Params = {}
         if dy is None:
@@ -102,10 +95,9 @@ class SequenceModel(SequenceLayer):
                 dstate = complete("backward", xp, "dstate", None, self.states, span.B, p, zero=True)
             dstate, dh = (dstate[0] + self._final_bwd(xp, dh), *dstate[1:]), None
         found, dx, start = self.recurrent.run_bwd(self.below("recurrent", p), kept["recurrent"], dh, dstate, span)
-        return {**grads, **{f"recurrent.{name}": g for name, g in found.items()}}, dx, start
+        return grads | {f"recurrent.{name}": g for name, g in found.items()}, dx, start
 
     def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
-        """`step` without checks."""
         y, end = self.recurrent.run_step(xp, self.below("recurrent", p), x, state)
         return self.head.apply(xp, self.below("head", p), y)[0], end
 

@@ -61,10 +61,10 @@ class mLSTMBlock(Block):  # noqa: N801
     chunk_size: int | None = None
 
     KINDS: ClassVar = {"conv_kernel_size": checks.size}
+    HEADED = ("inner",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.heads("mLSTMBlock", self.num_heads, inner=self.inner)
         if self.inner % self.qkv_block_size:
             expected = f"expected a divisor of the inner width, {self.inner}"
             raise ValueError(f"mLSTMBlock: qkv_block_size is {self.qkv_block_size}, {expected}")

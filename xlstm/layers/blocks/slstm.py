@@ -6,7 +6,6 @@ import functools
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from xlstm.arrays import checks
 from xlstm.arrays.backend import Array, Params
 from xlstm.cells import slstm
 from xlstm.cells.activations import silu, silu_bwd
@@ -60,9 +59,10 @@ class sLSTMBlock(Block):  # noqa: N801
     recurrent_init: str = "zeros"
     ffn_dropout: float | None = None
 
+    HEADED = ("size",)
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.heads("sLSTMBlock", self.num_heads, size=self.size)
         self._wide  # noqa: B018 (it is checked)
 
     @property
