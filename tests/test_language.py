@@ -12,8 +12,8 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.cli import app as cli
 from xlstm.data import text
 from xlstm.data.windows import Batch
+from xlstm.models import files as models
 from xlstm.models import language
-from xlstm.models import sequence as models
 from xlstm.models.sampling import Sampler
 from xlstm.training import loop, losses, optimizers
 

@@ -246,7 +246,7 @@ def with_(params, **changes):
         (lambda p, x, s: (p, x.astype("float32"), s), TypeError, "float64 but x has float32"),
         (lambda p, x, s: (p, x.astype("float16"), s), TypeError, "float16"),
         (lambda p, x, s: (p, [[[1.0]]], s), TypeError, "x is a list, expected an array"),
-        (lambda p, x, s: (p, x, s[:1]), ValueError, r"state has 1 arrays, expected \(h, c\)"),
+        (lambda p, x, s: (p, x, s[:1]), ValueError, r"state has 1 entries, expected a tuple \(h, c\)"),
         (lambda p, x, s: (p, x, s[0]), TypeError, "state is a ndarray, expected a tuple"),
         (lambda p, x, s: (p, x, (s[0], s[1][:, :1])), ValueError, r"state c has shape \(1, 1, 3\)"),
         (lambda p, x, s: ([p], x, s), TypeError, "parameters are a list"),

@@ -477,7 +477,7 @@ def test_bad_gradients_of_a_model_are_named(rng):
     _, _, saved = model.forward(params, x)
     with pytest.raises(ValueError, match=r"dstate h has shape \(1,\), expected"):
         model.backward(params, saved, dy, (np.ones(1, "float32"), None))
-    with pytest.raises(ValueError, match="dstate has 0 arrays"):
+    with pytest.raises(ValueError, match="dstate has 0 entries"):
         model.backward(params, saved, dy, ())
     with pytest.raises(TypeError, match="SequenceModel: backward needs what forward saved"):
         model.backward(params, None, dy)

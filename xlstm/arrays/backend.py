@@ -7,6 +7,7 @@ Existing arrays decide for themselves: every function takes its namespace from t
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,60 +16,36 @@ import array_api_compat
 import numpy as np
 
 from xlstm.arrays import checks, probe
-from xlstm.arrays.convert import BackendError, cast, dtype_of, dtype_text, like, to_numpy
+from xlstm.arrays.convert import BackendError, dtype_of, dtype_text, to_numpy
 from xlstm.arrays.namespace import (
     DTYPES,
     HALVES,
     Array,
     DType,
     Namespace,
-    Params,
-    check_library,
     device_of,
     dtype_name,
     is_floating,
     library,
-    loses_bfloat16,
-    namespace,
     namespace_of,
 )
-from xlstm.arrays.random import Seed, generator
-
-# Names that other modules import from here although they have a file of their own.
-__all__ = [
-    "DTYPES",
-    "HALVES",
-    "NAMES",
-    "Array",
-    "Backend",
-    "BackendError",
-    "DType",
-    "Namespace",
-    "Params",
-    "Seed",
-    "backend",
-    "backend_like",
-    "backend_of",
-    "cast",
-    "check_library",
-    "device_name",
-    "device_of",
-    "dtype_name",
-    "dtype_text",
-    "generator",
-    "like",
-    "loses_bfloat16",
-    "namespace",
-    "to_numpy",
-    "usable",
-]
 
 NAMES = ("numpy", "cupy", "torch")
 VARIABLE = "XLSTM_BACKEND"
 
 
+class Portable:
+    """Base of classes with a namespace `xp`, which copies and pickles have by its name."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "xp": self.__dict__["xp"].__name__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, xp=importlib.import_module(state["xp"]))
+
+
 @dataclass(frozen=True)
-class Backend:
+class Backend(Portable):
     """An array library, a device of it and the dtype that new arrays get.
 
     Attributes
@@ -191,7 +168,7 @@ def backend_like(array: Array) -> Backend:
     return Backend(library(xp), xp, device_of(array), dtype_name(array.dtype), "that of the arrays given")
 
 
-def usable() -> dict[str, Backend | str]:
+def available_backends() -> dict[str, Backend | str]:
     """Return every backend by name: a `Backend` where it runs, else the reason why it does not."""
     found: dict[str, Backend | str] = {}
     for name in NAMES:
@@ -200,6 +177,9 @@ def usable() -> dict[str, Backend | str]:
         except BackendError as error:
             found[name] = str(error).removeprefix(f"{name}: ")
     return found
+
+
+usable = available_backends  # its old name
 
 
 def device_name(chosen: Backend) -> str:

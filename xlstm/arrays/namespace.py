@@ -19,6 +19,8 @@ DTYPES = ("float32", "float64", "float16", "bfloat16")  # dtypes that layers com
 HALVES = ("float16", "bfloat16")  # dtypes that are refused on a CPU
 COMPAT = "array_api_compat."  # the start of the name of a namespace that array_api_compat makes
 
+SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
+
 
 def namespace(where: str, arrays: Mapping[str, Array]) -> Namespace:
     """Return the one namespace that all arrays share.
@@ -160,3 +162,40 @@ def _on_cpu(array: Array) -> bool:
     if array_api_compat.is_torch_array(array):
         return bool(array.device.type == "cpu")
     return not array_api_compat.is_cupy_array(array)
+
+
+def plain_namespace(
+    params: Params, sizes: Mapping[str, tuple[int | None, ...]], x: Any, state: Any
+) -> Namespace | None:
+    """Return NumPy where that is seen at once: most calls have only its arrays, in float32 or float64, and no nesting.
+
+    Parameters
+    ----------
+    params : dict
+        Their names and shapes have to be those of `sizes`, a dict of tuples.
+    x : array or None
+    state : tuple of arrays or None, or None
+
+    Returns
+    -------
+    namespace or None
+        None says that `namespace` is to be asked, which finds what is wrong, if anything is.
+    """
+    if type(params) is not dict or len(params) != len(sizes):
+        return None
+    kind = getattr(next(iter(params.values()), None), "dtype", None)
+    if kind is not SINGLE and kind is not DOUBLE:
+        return None
+    for name, size in sizes.items():
+        p = params.get(name)
+        if type(p) is not np.ndarray or p.dtype is not kind or p.shape != size:
+            return None
+    if x is not None and (type(x) is not np.ndarray or x.dtype is not kind):
+        return None
+    if state is not None:
+        if type(state) is not tuple:
+            return None
+        for a in state:
+            if a is not None and (type(a) is not np.ndarray or a.dtype is not kind):
+                return None
+    return np

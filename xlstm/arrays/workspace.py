@@ -18,16 +18,20 @@ from xlstm.arrays.namespace import Array, Namespace, device_of
 LARGEST = 31 << 20  # bytes
 
 
+def settle(xp: Namespace) -> None:
+    """Let the C allocator keep the memory of freed arrays of NumPy, some 60 MB, once for the process."""
+    if xp is np:
+        _settle()
+
+
 @functools.cache
-def settle() -> None:
-    """Let the C allocator keep the memory of freed arrays, some 60 MB, once for the process."""
+def _settle() -> None:
     np.empty(LARGEST, dtype=np.uint8)
 
 
 def empty(xp: Namespace, shape: tuple[int, ...], like: Array) -> Array:
     """Return an array with any contents, of the dtype and on the device of `like`."""
-    if xp is np:
-        settle()
+    settle(xp)
     return xp.empty(shape, dtype=like.dtype, device=device_of(like))
 
 

@@ -87,6 +87,10 @@ class Cell:
     # Options that are numbers, such as `clip`, change the result but not the operations. Code made from a trace of a
     # cell takes them as arguments, so that it is compiled once for all of their values.
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle the options alone."""
+        return self._fields
+
     @functools.cached_property
     def numbers(self) -> dict[str, float]:
         """Options that are numbers: fields, and parameters of activations such as `alpha0` of the first."""

@@ -11,7 +11,7 @@ from xlstm.arrays.namespace import Params
 from xlstm.data import writing
 from xlstm.estimators import forecaster as estimators
 from xlstm.layers.recurrent import GRU, LSTM, RNN
-from xlstm.models import sequence
+from xlstm.models import files
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import checkpoint
@@ -32,7 +32,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Any, Params]:
         forecaster = estimators.Forecaster.load(path, "numpy")
         assert forecaster.params is not None
         return forecaster.model, forecaster.params
-    return sequence.load(path, "numpy")
+    return files.load(path, "numpy")
 
 
 def language(
@@ -47,7 +47,7 @@ def language(
     """
     path = Path(path)
     if path.is_file() and checkpoint.is_ours(path):
-        model, params = sequence.load(path, backend, dtype)
+        model, params = files.load(path, backend, dtype)
         if not isinstance(model, xLSTMLanguageModel):
             raise ValueError(f"{path}: holds {model}, expected a language model")
         return model, params
@@ -199,7 +199,7 @@ def import_file(
     if kind is not None and type(layer).__name__.lower() != kind:
         raise ValueError(f"{source}: holds an {type(layer).__name__}, expected {kind!r}")
     _not_itself(source, path)
-    sequence.save(path, layer, params)
+    files.save(path, layer, params)
     return path, layer
 
 

@@ -27,6 +27,10 @@ class ArrayApi:
 
     name = "array_api"
 
+    def __reduce__(self) -> str:
+        """Copy and pickle it as the one there is."""
+        return "ARRAY_API"
+
     def refuses(self, step: Step, widths: Widths) -> str:
         """Return "", for it takes everything."""
         return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, NamedTuple
 
 from xlstm.arrays.namespace import Array, Namespace, Params
@@ -53,6 +54,10 @@ class Step:
         # Parameters that the cell itself uses, (rows, H, 1) or (H, 1); a matrix as it is.
         self.own: Params = {name: self._own(w[name]) for name in cell.OWN if name in w} if cell.OWN else {}
         self.compiled: Any = None  # what an engine made of the step
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle it with its namespace by name, and without what an engine made of it."""
+        return _step, (self.xp.__name__, self.cell, self.layer_w, self.masks)
 
     def _own(self, p: Array) -> Array:
         return p if p.ndim == 2 else reshape(p, (-1, self.H, 1) if p.shape[0] > self.H else (self.H, 1))
@@ -116,3 +121,7 @@ class Step:
             return reshape(self.xp.sum(WT @ reshape(da, (G, N, K, n)), axis=0), (self.P, n))
         dh = WT @ da
         return dh if dh.ndim == 2 else reshape(dh, (self.P, n))
+
+
+def _step(xp: str, *arguments: Any) -> Step:
+    return Step(importlib.import_module(xp), *arguments)

@@ -52,7 +52,12 @@ class Tape:
         self.y = self.hs[first:, :]  # h after every step
         self.kept: list[list[Kept]] = []
         self.rule = SOLO
+        self.loop: Any = None  # what the engine made of the weights
         self.normal: tuple[Array, Array] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle it without what an engine can make again."""
+        return {**self.__dict__, "loop": None}
 
     @property
     def h0(self) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xlstm.layers.base import Recurrent
+from xlstm.layers.gated import Recurrent
 from xlstm.layers.recurrent import GRU, LSTM, RNN
 
 

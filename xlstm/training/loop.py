@@ -16,8 +16,8 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, Params, namespace
 from xlstm.arrays.random import generator
 from xlstm.data.windows import Batch, finite
-from xlstm.layers.base import MASKS
-from xlstm.layers.part import Pointwise
+from xlstm.layers.module import Module
+from xlstm.layers.sequence import MASKS, SequenceLayer
 from xlstm.training import optimizers
 from xlstm.training.losses import mse
 from xlstm.training.precision import Mixed, Scaling, after, lowered, raised
@@ -249,7 +249,7 @@ def evaluate(model: Any, params: Params, data: Batches, loss: Loss = mse) -> flo
 def _check_model(model: Any) -> None:
     expected = "a model or a layer that goes through time"
     checks.having("forward", "backward", expected=expected)("train", "model", model)
-    if isinstance(model, Pointwise):
+    if isinstance(model, Module) and not isinstance(model, SequenceLayer):
         raise TypeError(f"train: model is {checks.shown(model)}, expected {expected}")
     if getattr(model, "batch_first", False):
         raise ValueError("train: batches have time first, so the model must too; make it with batch_first=False")

@@ -12,6 +12,7 @@ from xlstm.arrays import blas, workspace
 from xlstm.arrays.namespace import Array
 from xlstm.engines import plan
 from xlstm.engines.numba import codegen, jit
+from xlstm.engines.numba.codegen import Kernels
 from xlstm.engines.segments import Segment, Widths, beside, joined, split
 from xlstm.engines.step import Step
 from xlstm.engines.tape import Gradients, Kept, Tape
@@ -30,6 +31,10 @@ class Numba:
 
     name = "numba"
 
+    def __reduce__(self) -> str:
+        """Copy and pickle it as the one there is."""
+        return "NUMBA"
+
     def refuses(self, step: Step, widths: Widths) -> str:
         """Return why it cannot run a step, or ""."""
         if step.xp is not np:
@@ -38,10 +43,9 @@ class Numba:
             return f"{jit.VARIABLE} is 0, or Numba is not installed"
         if step.obstacle:
             return f"no compiled loop does {step.obstacle}"
-        dtype = DTYPES.get(step.Wh.dtype)
-        if dtype is None:
+        if step.Wh.dtype not in DTYPES:
             return f"no compiled loop has {step.Wh.dtype}"
-        step.compiled = codegen.kernels(step.cell, dtype, step.own_rows, step.added)
+        step.compiled = _kernels(step)
         return "" if step.compiled else "the cell is not element by element"
 
     def forward(
@@ -58,7 +62,7 @@ class Numba:
 
     def backward(self, tape: Tape, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
         """Differentiate all steps; see `Engine`."""
-        found, loop, x = Gradients(tape), tape.loop, tape.x
+        found, loop, x = Gradients(tape), tape.loop or _Loop(tape.step), tape.x
         dZ = workspace.empty(np, (x.shape[0], tape.step.R), x)
         found.arrays["zx"], dQ = dZ.T, NO_ROWS[x.dtype]
         if loop.kernels.apart:
@@ -82,7 +86,7 @@ class _Loop:
     """The compiled loop of a step, with its weights as the loop takes them."""
 
     def __init__(self, step: Step) -> None:
-        self.step, self.kernels = step, step.compiled
+        self.step, self.kernels = step, step.compiled or _kernels(step)
         self.Wh = contiguous(step.Wh)
         self.Wx = contiguous(step.w["Wx"]) if "Wx" in step.w else NO_ROWS[self.Wh.dtype]
         self.small = self.Wh.size <= WEIGHTS and self.Wx.size > 0 and not step.heads
@@ -197,6 +201,10 @@ class _Loop:
             for name, p in self.given.items()
             if name in names
         }
+
+
+def _kernels(step: Step) -> Kernels | None:
+    return codegen.kernels(step.cell, DTYPES[step.Wh.dtype], step.own_rows, step.added)
 
 
 def contiguous(a: Array) -> Array:

@@ -9,10 +9,9 @@ from typing import Any
 from xlstm.arrays import checks
 from xlstm.arrays.checks import shown
 from xlstm.data import reading
-from xlstm.layers.backbone import xLSTMStack
-from xlstm.layers.blocks import MULTIPLE
-from xlstm.layers.large import xLSTMLarge
-from xlstm.layers.part import round_up
+from xlstm.layers.blocks.block import MULTIPLE, round_up
+from xlstm.layers.blocks.large import xLSTMLarge
+from xlstm.layers.blocks.stack import xLSTMStack
 from xlstm.models.language import xLSTMLanguageModel
 
 Config = Mapping[str, Any]

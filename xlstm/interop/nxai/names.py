@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.layers.large import xLSTMLarge
-from xlstm.layers.slstm_block import sLSTMBlock
+from xlstm.layers.blocks.large import xLSTMLarge
+from xlstm.layers.blocks.slstm import sLSTMBlock
 from xlstm.models.language import xLSTMLanguageModel
 
 Host = np.ndarray[Any, Any]
