@@ -45,7 +45,7 @@ class ArrayApi:
             zx, tape.normal = step.project(x)
         tape.rule = rule = plan.choose(step, x, tape.first, compiled=False)
         parts = split(widths, rule.parts)
-        if len(parts) == 1 and not rule.limits:
+        if len(parts) == 1 and not rule.blas and not rule.turn:
             done = [self._run(tape, zx, state, keep, parts[0])]
         else:
             done = rule.run(functools.partial(self._run, tape, zx, state, keep), parts)
@@ -66,11 +66,12 @@ class ArrayApi:
             if n < state[0].shape[1]:
                 ended.insert(0, [s[:, n:] for s in state])
                 state = [s[:, :n] for s in state]
-            W = blas.blocks(step.Wh, n) if xp is np and not step.heads else step.Wh
+            W = step.Wh if step.heads or xp is not np or n == 1 else blas.blocks(step.Wh, n)
             options = None if step.bare else Options(step, segment)
+            # Arrays for all steps: a large step then works in the memory that the step before gave back.
             rooms: list[list[Array | None]] = []
             groups: tuple[Any, ...] = ()
-            carry = [_room(step, k + 1, s) for s in state[1:]] if keep != "nothing" else []
+            carry = [workspace.empty(xp, (k + 1, *s.shape), s) for s in state[1:]] if keep != "nothing" else []
             for room, s in zip(carry, state[1:], strict=False):
                 room[0, ...] = s
             for t, zx in enumerate(_projected(tape, projected, segment)):
@@ -88,7 +89,10 @@ class ArrayApi:
                 if keep == "states":
                     continue
                 if t == 0:
-                    rooms = [[None if a is None else _room(step, k, a) for a in group] for group in groups]
+                    rooms = [
+                        [None if a is None else workspace.empty(xp, (k, *a.shape), a) for a in group]
+                        for group in groups
+                    ]
                 for group, arrays in zip(rooms, groups, strict=True):
                     for room, a in zip(group, arrays, strict=True):
                         if a is not None:
@@ -128,7 +132,7 @@ class ArrayApi:
             if have < n:  # the gradient of the sequences that end here is that of the final state
                 ends = [d[:, first + have : first + n] for d in dend]
                 dstate = [beside(xp, pair) for pair in zip(dstate, ends, strict=True)] if have else ends
-            W = blas.blocks(WT, n) if xp is np and not step.heads else WT
+            W = WT if step.heads or xp is not np or n == 1 else blas.blocks(WT, n)
             options = None if step.bare else Options(step, segment)
             own = step.own if options is None else options.own
             block = max(1, DERIVED // max(1, step.R * n))
@@ -150,15 +154,6 @@ class ArrayApi:
                         normal = [a[t, ...] for a in kept.normal]
                         dstate = options.backward(t, W, here, dstate, normal, found)
         return dstate
-
-
-def _room(step: Step, k: int, like: Array) -> Array:
-    """Return an array for what is kept of k steps.
-
-    A large step then works in the memory that the step before gave back, where keeping its arrays would make the
-    system provide fresh pages all along.
-    """
-    return workspace.empty(step.xp, (k, *like.shape), like)
 
 
 def _projected(tape: Tape, zx: Array | None, segment: Segment) -> Iterator[Array]:

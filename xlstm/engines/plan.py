@@ -33,14 +33,9 @@ class Rule(NamedTuple):
     blas: int = 0
     turn: bool = False  # the bits of a product depend on BLAS's threads: callers in other threads wait
 
-    @property
-    def limits(self) -> bool:
-        """Whether it has to do with threads at all."""
-        return bool(self.blas or self.turn)
-
     def run(self, call: Callable[[A], R], parts: Sequence[A]) -> list[R]:
         """Return what the call makes of each part, side by side where there are several."""
-        if not self.limits:
+        if not self.blas and not self.turn:
             return [call(part) for part in parts]
         return self._work(self.parts, lambda team: team.run([functools.partial(call, part) for part in parts]))
 

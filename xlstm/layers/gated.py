@@ -1,27 +1,24 @@
-"""Layers of a gated cell in a stack, in both directions: options, parameters, and the way to `stack`."""
+"""Layers of a gated cell in a stack, in both directions: options, parameters."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells import activations as functions
 from xlstm.cells.cell import Cell
-from xlstm.layers import initializers, stack
+from xlstm.layers import initializers
 from xlstm.layers.module import Weight
-from xlstm.layers.sequence import SequenceLayer
-from xlstm.layers.stack import Rates
-from xlstm.layers.state import Leaf, Span, State, complete
+from xlstm.layers.stack import Stack
+from xlstm.layers.state import Leaf, State
 
 
 @dataclass(frozen=True, repr=False)
-class Recurrent(SequenceLayer):
+class Recurrent(Stack):
     """The base of LSTM, GRU, RNN and sLSTM; `LSTM` describes the options."""
 
     input_size: int
@@ -89,15 +86,6 @@ class Recurrent(SequenceLayer):
         return found
 
     @functools.cached_property
-    def names(self) -> dict[str, dict[str, str]]:
-        """Names of the parameters of each layer and direction, by their last names."""
-        found: dict[str, dict[str, str]] = {}
-        for name in self.shapes:
-            prefix, _, last = name.rpartition(".")
-            found.setdefault(prefix, {})[last] = name
-        return found
-
-    @functools.cached_property
     def directions(self) -> tuple[str, ...]:
         return ("", "reverse.") if self.bidirectional else ("reverse.",) if self.reverse else ("",)
 
@@ -119,7 +107,7 @@ class Recurrent(SequenceLayer):
 
     @functools.cached_property
     def random(self) -> bool:
-        return bool(self.dropout or self.recurrent_dropout or any(self._rates.zoneout))
+        return bool(self.dropout or self.recurrent_dropout or any(self.zoneout))
 
     @functools.cached_property
     def cells(self) -> dict[str, Cell]:
@@ -130,44 +118,6 @@ class Recurrent(SequenceLayer):
 
     def _cell(self, activations: tuple[str, ...]) -> Cell:
         raise NotImplementedError
-
-    def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        """`forward` without checks; packing leaves out what lies past the end of a sequence."""
-        xp, packing = span.xp, span.packing
-        start = self._columns(xp, state)
-        rows, ends, saved = stack.forward(
-            xp, self, p, packing.pack(xp, x), packing, start, self._rates, span.rng, span.keep
-        )
-        return packing.unpack(xp, rows), self._together(xp, ends), saved
-
-    def run_bwd(
-        self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
-    ) -> tuple[Params, Array, State]:
-        xp, packing = span.xp, span.packing
-        if dstate is None:
-            dstate = complete("backward", xp, "dstate", None, self.states, span.B, p, zero=True)
-        dy = None if dy is None else packing.pack(xp, dy)
-        grads, dx, starts = stack.backward(xp, p, kept, dy, self._columns(xp, dstate))
-        return grads, packing.unpack(xp, dx), self._together(xp, starts)
-
-    def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
-        return stack.step(xp, self, p, x, state, self._rates)
-
-    def pieces(self, kept: Any) -> Mapping[str, Any]:
-        return kept.passes  # type: ignore[no-any-return]
-
-    def _columns(self, xp: Namespace, state: State) -> list[list[Array]]:
-        """Return states (L, B, H) as the recurrence has them, (H, B) for each layer and direction."""
-        # Copies: the caller may reuse the arrays before `backward`.
-        return [[xp.asarray(s[k, ...].T, copy=True) for s in state] for k in range(len(self.names))]
-
-    @staticmethod
-    def _together(xp: Namespace, columns: Sequence[Sequence[Array]]) -> State:
-        """Return states (H, B) of each layer and direction as (L, B, H)."""
-        # Copies: the caller may change a state in place, and what is kept refers to it too.
-        if len(columns) == 1:
-            return tuple([xp.asarray(s.T[None, ...], copy=True) for s in columns[0]])
-        return tuple([xp.stack([s.T for s in one]) for one in zip(*columns, strict=True)])
 
     @property
     def _output_symbol(self) -> str:
@@ -195,11 +145,6 @@ class Recurrent(SequenceLayer):
     @functools.cached_property
     def _gates(self) -> int:
         return len(next(iter(self.cells.values())).GATES)
-
-    @functools.cached_property
-    def _rates(self) -> Rates:
-        assert isinstance(self.zoneout, tuple)
-        return Rates(self.dropout, self.recurrent_dropout, self.zoneout)
 
     def _draw(self, name: str, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
         """Return the initial value of a parameter, by its last name."""

@@ -15,10 +15,10 @@ from xlstm.arrays.threads import matmul
 from xlstm.cells.activations import clamp, clamp_bwd, sigmoid, sigmoid_bwd
 from xlstm.cells.normalization import fourth_root
 from xlstm.layers.initializers import uniform
+from xlstm.layers.masks import dropout
 from xlstm.layers.memory import Memory
 from xlstm.layers.module import Weight, dropped, rows, total
 from xlstm.layers.sequence import SequenceLayer
-from xlstm.layers.stack import dropout
 from xlstm.layers.state import Span, State
 
 

@@ -10,17 +10,14 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from xlstm.arrays import checks, workspace
 from xlstm.arrays.namespace import Array, Namespace, Params, loses_bfloat16, namespace, plain_namespace
-from xlstm.arrays.random import Seed, generator
+from xlstm.arrays.random import Seed
+from xlstm.layers.masks import masks
 from xlstm.layers.module import Module
 from xlstm.layers.saved import Saved
 from xlstm.layers.state import Span, State, arrays_of, complete
 from xlstm.recurrence.packing import Packing
-
-MASKS = 2  # the stream of a seed that masks are drawn from; 0 draws weights, 1 orders batches
 
 
 class SequenceLayer(Module):
@@ -272,16 +269,3 @@ class SequenceLayer(Module):
     def _swap(self, xp: Namespace, array: Array) -> Array:
         """Change between the user's order of time and batch and (T, B, ...)."""
         return xp.permute_dims(array, (1, 0, 2)) if self.batch_first else array
-
-
-def masks(where: str, seed: Seed | None) -> np.random.Generator:
-    """Return the generator of masks.
-
-    Raises
-    ------
-    ValueError
-        There is no seed, or it is none.
-    """
-    if seed is None:
-        raise ValueError(f"{where}: masks are drawn while training, so forward needs a seed; train=False draws none")
-    return generator(seed, stream=MASKS, where=where)

@@ -19,10 +19,10 @@ from xlstm.layers.blocks.block import Block
 from xlstm.layers.blocks.stack import Backbone
 from xlstm.layers.embedding import Embedding, tokens_of, within
 from xlstm.layers.linear import Linear
+from xlstm.layers.masks import dropout
 from xlstm.layers.module import dropped
 from xlstm.layers.saved import Saved
 from xlstm.layers.sequence import SequenceLayer
-from xlstm.layers.stack import dropout
 from xlstm.layers.state import Span, State
 from xlstm.models.sampling import Sampler
 from xlstm.models.sequence import layer

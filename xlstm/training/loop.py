@@ -16,8 +16,9 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, Params, namespace
 from xlstm.arrays.random import generator
 from xlstm.data.windows import Batch, finite
+from xlstm.layers.masks import STREAM
 from xlstm.layers.module import Module
-from xlstm.layers.sequence import MASKS, SequenceLayer
+from xlstm.layers.sequence import SequenceLayer
 from xlstm.training import optimizers
 from xlstm.training.losses import mse
 from xlstm.training.precision import Mixed, Scaling, after, lowered, raised
@@ -153,7 +154,7 @@ def train(
     if precision is not None:
         low, scaling = precision.below(backend), precision.init()
     rng = generator(seed, stream=1, where="train")  # stream 0 drew the weights
-    random = {"seed": generator(seed, stream=MASKS)} if getattr(model, "random", False) else {}
+    random = {"seed": generator(seed, stream=STREAM)} if getattr(model, "random", False) else {}
     optim_state = optimizer.init(params)
     losses: list[float] = []
     validations: list[float] = []

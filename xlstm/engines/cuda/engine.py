@@ -40,7 +40,7 @@ class Cuda:
         TypeError
             The arrays are bfloat16, which CuPy alone makes float32 of.
         """
-        runtime = launch.runtime(step.xp, step.Wh)
+        runtime = None if type(step.Wh) is np.ndarray else launch.runtime(step.xp, step.Wh)
         if runtime is None:
             return "it runs arrays of CuPy"
         if not widths or widths[0][1] == 0:

@@ -13,9 +13,9 @@ from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array
 from xlstm.layers import initializers
 from xlstm.layers.linear import Linear
+from xlstm.layers.masks import dropout
 from xlstm.layers.module import SameWidth, Weight
 from xlstm.layers.sequence import SequenceLayer
-from xlstm.layers.stack import dropout
 
 MULTIPLE = 64  # inner widths are multiples of it
 

@@ -172,10 +172,10 @@ class Recurrence(SequenceLayer):
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         xp, packing = span.xp, span.packing
-        start = [packing.sort(xp, s.T) for s in state]
+        start = packing.sort(xp, [s.T for s in state])
         kept = "all" if span.keep else "nothing"
         h, end, tape = run(xp, self.CELL, p, packing.pack(xp, x), packing.widths, start, Masks(), kept)
-        end = tuple(xp.asarray(packing.unsort(xp, s).T, copy=True) for s in end)
+        end = tuple([xp.asarray(s.T, copy=True) for s in packing.unsort(xp, end)])
         return packing.unpack(xp, h), end, Pass(packing, False, tape) if span.keep else None
 
     def scan_bwd(
@@ -185,6 +185,6 @@ class Recurrence(SequenceLayer):
         if dstate is None:
             ends = [xp.zeros_like(dy[0, ...]).T] * len(self.CELL.STATES)
         else:
-            ends = [packing.sort(xp, d.T) for d in dstate]
+            ends = packing.sort(xp, [d.T for d in dstate])
         grads, dx, start = run_bwd(kept.tape, packing.pack(xp, dy), ends)
-        return grads, packing.unpack(xp, dx), tuple(packing.unsort(xp, d).T for d in start)
+        return grads, packing.unpack(xp, dx), tuple([d.T for d in packing.unsort(xp, start)])
