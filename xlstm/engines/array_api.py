@@ -66,7 +66,7 @@ class ArrayApi:
             if n < state[0].shape[1]:
                 ended.insert(0, [s[:, n:] for s in state])
                 state = [s[:, :n] for s in state]
-            W = step.Wh if step.heads or xp is not np or n == 1 else blas.blocks(step.Wh, n)
+            W = blas.blocks(step.Wh, n) if xp is np and not step.heads and step.R * step.P * n > blas.SMALL else step.Wh
             options = None if step.bare else Options(step, segment)
             # Arrays for all steps: a large step then works in the memory that the step before gave back.
             rooms: list[list[Array | None]] = []
@@ -132,7 +132,7 @@ class ArrayApi:
             if have < n:  # the gradient of the sequences that end here is that of the final state
                 ends = [d[:, first + have : first + n] for d in dend]
                 dstate = [beside(xp, pair) for pair in zip(dstate, ends, strict=True)] if have else ends
-            W = WT if step.heads or xp is not np or n == 1 else blas.blocks(WT, n)
+            W = blas.blocks(WT, n) if xp is np and not step.heads and step.R * step.P * n > blas.SMALL else WT
             options = None if step.bare else Options(step, segment)
             own = step.own if options is None else options.own
             block = max(1, DERIVED // max(1, step.R * n))

@@ -48,7 +48,7 @@ class Step:
         self.Whr = w.get("Whr")
         self.H = self.P if self.Whr is None else self.Whr.shape[1]
         self.b, self.bh = w.get("b"), w.get("bh")
-        self.zoneout = any([share is not None for share in masks.zoneout]) if masks.zoneout else False
+        self.zoneout = bool(masks.zoneout) and any(share is not None for share in masks.zoneout)
         # Nothing but the cell and the product of h.
         self.bare = not self.zoneout and masks.drop is None and self.Whr is None and "gh" not in w
         # Parameters that the cell itself uses, (rows, H, 1) or (H, 1); a matrix as it is.
