@@ -376,7 +376,7 @@ def spoilt_archive(path, offset, values, method=zipfile.ZIP_DEFLATED):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        ((8, b"\x01\x00"), "model.weights.h5 is encrypted"),
+        ((8, b"\x01\x00"), "'model.weights.h5' is encrypted"),
         ((8, b"", zipfile.ZIP_LZMA), "config.json is compressed by method 14, expected 0 or 8"),
         ((None, b"\xff\xff"), "not a readable .keras file"),
         ((24, (2**30).to_bytes(4, "little")), "model.weights.h5 declares 1073741824 bytes .* out of proportion"),

@@ -73,9 +73,9 @@ def test_import_loads_nothing_heavy(tmp_path):
         ("layers.recurrent", "numpy"),
         ("estimators", "numpy"),
         ("interop.torch", "numpy"),
-        ("interop.keras_import", "h5py"),
-        ("interop.onnx_export", "onnxruntime"),
-        ("interop.onnx_import", "onnx"),
+        ("interop.keras.importing", "h5py"),
+        ("interop.onnx.exporting", "onnxruntime"),
+        ("interop.onnx.importing", "onnx"),
     ],
 )
 def test_examples_in_docstrings(module, needs):

@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from xlstm.arrays.checks import shown
+from xlstm.interop.onnx.axes import DEEPEST, OPEN, Axes, UnprovenError, Values, permutation
 from xlstm.interop.onnx.graph import Graph
-from xlstm.interop.onnx.shapes import DEEPEST, Axes, Shapes, UnprovenError, permutation
+from xlstm.interop.onnx.node import Node
 
-
-@dataclass
-class Node:
-    """A recurrent node, with as much of it as its place in a graph depends on."""
-
-    label: str  # operator and name, for messages
-    proto: Any
-    sizes: tuple[int, int]  # of input and hidden state
-    directions: int
-    batch_first: bool  # layout=1
-
-    def input(self, position: int) -> str:
-        return str(self.proto.input[position]) if len(self.proto.input) > position else ""
-
-    def outer(self) -> Axes:
-        return [("B",), ("T",)] if self.batch_first else [("T",), ("B",)]
-
-    def inner(self, k: int) -> Axes:
-        """The axes of output Y of layer k."""
-        T, B = self.outer()
-        return [T, B, (f"directions{k}",), (f"H{k}",)] if self.batch_first else [T, (f"directions{k}",), B, (f"H{k}",)]
+STATES = ("initial_h", "initial_c")
 
 
 def check(graph: Graph, nodes: list[Node]) -> None:
@@ -47,84 +26,80 @@ def check(graph: Graph, nodes: list[Node]) -> None:
     ValueError
         A state or `sequence_lens` is neither an input nor the default.
     """
-    shapes = _shapes(graph, nodes)
+    values = _values(graph, nodes)
     given = graph.reached(graph.inputs())
-    lengths = [_arguments(graph, shapes, node, given) for node in nodes]
+    lengths = {_lengths(values, node, given) for node in nodes}
     for k, (before, node) in enumerate(pairwise(nodes)):
-        _follows(shapes, k, before, node)
-    if len(set(lengths)) > 1:
+        _follows(values, k, before, node)
+    if len(lengths) > 1:
         raise UnprovenError("sequence_lens is not the same for all of them")
     ours = graph.reached(name for node in nodes for name in node.proto.output if name)
-    for node in nodes:
-        for what, position in (("sequence_lens", 4), ("initial_h", 5), ("initial_c", 6)):
-            if node.input(position) in ours:
+    for k, node in enumerate(nodes):
+        for what in ("sequence_lens", *STATES, *(["X"] if k == 0 else [])):
+            if node.inputs.get(what) in ours:
                 raise UnprovenError(f"{what} of {node.label} depends on what they compute")
-    if nodes[0].input(0) in ours:
-        raise UnprovenError(f"X of {nodes[0].label} depends on what they compute")
 
 
 def transposed(graph: Graph, name: str) -> bool:
-    """Whether a Transpose node made a tensor (T, B, D) of one that is batch first."""
+    """Say whether a Transpose node made a tensor (T, B, D) of one that is batch first."""
     return permutation(graph.producer(graph.origin(name), "Transpose")) == [1, 0, 2]
 
 
-def _shapes(graph: Graph, nodes: list[Node]) -> Shapes:
-    """Axes of the first node's X, of those it is a transpose of, and of every node's Y."""
-    sizes: dict[str, int | None] = {"T": None, "B": None, "D": nodes[0].sizes[0]}
-    roots: dict[str, Axes] = {}
-    name, axes = graph.origin(nodes[0].input(0)), [*nodes[0].outer(), ("D",)]
+def _outer(node: Node) -> Axes:
+    return [("B",), ("T",)] if node.batch_first else [("T",), ("B",)]
+
+
+def _values(graph: Graph, nodes: list[Node]) -> Values:
+    """Return the axes of the first node's X, of those it is a transpose of, and of every node's Y."""
+    sizes, roots = {"D": nodes[0].sizes[0]}, {}
+    name, axes = graph.origin(nodes[0].inputs["X"]), [*_outer(nodes[0]), ("D",)]
     while name not in roots and len(roots) < DEEPEST:
         roots[name] = axes
         for (symbol,), size in zip(axes, graph.declared(name), strict=False):
-            if sizes[symbol] is None:
-                sizes[symbol] = size
+            if size is not None:
+                sizes.setdefault(symbol, size)
         node = graph.producer(name, "Transpose")
         perm = permutation(node)
         if sorted(perm) != [0, 1, 2]:
             break
         name, axes = graph.origin(node.input[0]), [axes[perm.index(k)] for k in range(3)]
-    for k, node in enumerate(nodes):
-        sizes |= {f"directions{k}": node.directions, f"H{k}": node.sizes[1]}
-        if node.proto.output and node.proto.output[0]:
-            roots[node.proto.output[0]] = node.inner(k)
-    return Shapes(graph, sizes, roots)
+    for k, one in enumerate(nodes):
+        sizes |= {f"directions{k}": len(one.directions), f"H{k}": one.sizes[1]}
+        if one.proto.output and one.proto.output[0]:
+            inner = [*_outer(one), (f"H{k}",)]
+            inner.insert(2 if one.batch_first else 1, (f"directions{k}",))
+            roots[one.proto.output[0]] = inner
+    return Values(graph, {**OPEN, **sizes}, roots)
 
 
-def _arguments(graph: Graph, shapes: Shapes, node: Node, given: set[str]) -> str:
-    """The name of a node's `sequence_lens`, empty where all sequences have all steps; raise ValueError, see `check`."""
-    for what, name in (("initial_h", node.input(5)), ("initial_c", node.input(6))):
-        if name and name not in given and shapes.fill(what, name) != (0, ()):
-            raise _refused(graph, node, what, name, "0")
-    name = node.input(4)
-    if not name or name in given:
-        return graph.origin(name)
-    if shapes.fill("sequence_lens", name) != shapes.size("T"):
-        raise _refused(graph, node, "sequence_lens", name, "the number of time steps")
-    return ""
+def _lengths(values: Values, node: Node, given: set[str]) -> str:
+    """Return the name of a node's `sequence_lens`, empty where all sequences have all steps.
+
+    Raise ValueError if the lengths or a state are neither `given` by a call nor the default.
+    """
+    defaults = {"sequence_lens": (values.sizes["T"], "the number of time steps"), **dict.fromkeys(STATES, (0, "0"))}
+    graph = values.graph
+    for what, (default, words) in defaults.items():
+        name = node.inputs.get(what)
+        if name is None or name in given or values.fill(f"{node.where}: {what}", name) == default:
+            continue
+        found = f"{graph.described(name)}, of constants that are not known to be"
+        if graph.is_constant(name):
+            found = "a constant other than"
+        raise ValueError(f"{node.where}: {what} is {found} {words}, which a layer cannot hold, expected an input")
+    lengths = node.inputs.get("sequence_lens", "")
+    return graph.origin(lengths) if lengths in given else ""
 
 
-def _refused(graph: Graph, node: Node, what: str, name: str, default: str) -> ValueError:
-    constant = graph.is_constant(name)
-    found = "a constant other than" if constant else f"{graph.described(name)}, of constants that are not known to be"
-    return ValueError(
-        f"{graph.where}: {node.label}: {what} is {found} {default}, which a layer cannot hold, expected an input"
-    )
-
-
-def _follows(shapes: Shapes, k: int, before: Node, node: Node) -> None:
+def _follows(values: Values, k: int, before: Node, node: Node) -> None:
     """Raise UnprovenError unless `node` runs on the output of `before`, layer k."""
-    expected = shapes.plain([*node.outer(), (f"directions{k}", f"H{k}")])
+    expected = values.plain([*_outer(node), (f"directions{k}", f"H{k}")])
     try:
-        root, axes = shapes.axes(node.input(0))
+        root, axes = values.axes(node.inputs["X"])
     except UnprovenError as error:
         raise UnprovenError(f"X of {node.label} is {error}") from None
     if root != next(iter(before.proto.output), ""):
         raise UnprovenError(f"X of {node.label} is made of {shown(root)}, which is not Y of {before.label}")
     if axes != expected:
-        raise UnprovenError(
-            f"X of {node.label} has the axes of Y in another order than ({', '.join(map(_joined, expected))})"
-        )
-
-
-def _joined(axis: tuple[str, ...]) -> str:
-    return "*".join(axis) or "1"
+        joined = ", ".join("*".join(axis) or "1" for axis in expected)
+        raise UnprovenError(f"X of {node.label} has the axes of Y in another order than ({joined})")
