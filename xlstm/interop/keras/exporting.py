@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
-
 import numpy as np
 
 from xlstm.arrays.backend import Params
@@ -61,30 +59,27 @@ def to_keras(
     exported = common.exported("to_keras", "Keras", layer, params, ABSENT)
     recurrent, _, head = exported
     _refuse(recurrent)
-    groups: dict[str, Any] = {}
-    arrays: list[Host] = []
-    both = recurrent.bidirectional
     classes = {ours: theirs for theirs, ours in CLASSES.items()}
-    base = "bidirectional" if both else snake(classes[type(recurrent).__name__.lower()])
+    base = "bidirectional" if recurrent.bidirectional else snake(classes[type(recurrent).__name__.lower()])
+    items: dict[str, Host | None] = {"vars": None}
+    arrays: list[Host] = []
+
+    def add(path: str, some: list[Host]) -> None:
+        arrays.extend(some)
+        items.update({f"{path}/{k}": array for k, array in enumerate(some)})
+
     for k in range(recurrent.num_layers):
-        group: dict[str, Any] = {"vars": {}}
-        for direction, part in zip(recurrent.directions, PARTS[both], strict=True):
-            some = _arrays(recurrent, exported.part(k, direction))
-            inner = {"vars": {}, "cell": {"vars": _numbered(some)}}
-            group |= {part.rstrip("/"): inner} if both else inner
-            arrays += some
-        groups[f"{base}_{k}" if k else base] = group
+        group = f"layers/{base}_{k}" if k else f"layers/{base}"
+        for direction, part in zip(recurrent.directions, PARTS[recurrent.bidirectional], strict=True):
+            add(f"{group}/{part}cell/vars", _arrays(recurrent, exported.part(k, direction)))
+            items[f"{group}/{part}vars"] = None
+        if recurrent.bidirectional:
+            items[f"{group}/vars"] = None
     if head is not None:
-        dense = [np.ascontiguousarray(head[0].T), head[1]]
-        groups["dense"] = {"vars": _numbered(dense)}
-        arrays += dense
+        add("layers/dense/vars", [np.ascontiguousarray(head[0].T), head[1]])
     if path is not None:
-        writing.write(path, hdf5.written({"layers": groups, "vars": {}}))
+        writing.write(path, hdf5.written(items))
     return arrays
-
-
-def _numbered(arrays: list[Host]) -> dict[str, Host]:
-    return {str(k): array for k, array in enumerate(arrays)}
 
 
 def _arrays(layer: Layer, weights: dict[str, Host]) -> list[Host]:

@@ -188,17 +188,13 @@ def array(where: str, dataset: Any) -> Host:
     return values.astype(np.float32) if values.dtype == np.float16 else values
 
 
-def written(groups: dict[str, Any]) -> bytes:
-    """Return an HDF5 file of nested groups (dicts) and arrays."""
+def written(items: dict[str, Host | None]) -> bytes:
+    """Return an HDF5 file of arrays by their paths; None stands for an empty group."""
     room = io.BytesIO()
     with library().File(room, "w") as file:
-        _fill(file, groups)
+        for path, values in items.items():
+            if values is None:
+                file.create_group(path)
+            else:
+                file.create_dataset(path, data=values)
     return room.getvalue()
-
-
-def _fill(group: Any, groups: dict[str, Any]) -> None:
-    for name, item in groups.items():
-        if isinstance(item, dict):
-            _fill(group.create_group(name), item)
-        else:
-            group.create_dataset(name, data=item)

@@ -9,12 +9,12 @@ model runs can be compared with the one that it must have.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from xlstm.arrays.checks import shown
-from xlstm.interop.onnx.constants import RANK
+from xlstm.interop.onnx.files import RANK
 from xlstm.interop.onnx.graph import Graph, attributes
 
 Axis = tuple[str, ...]
@@ -24,9 +24,10 @@ OPEN = {"T": 2**89 - 1, "B": 2**107 - 1}  # the sizes of these symbols where the
 LARGEST = OPEN["B"] ** RANK  # of a factor, since numbers that are squared again and again would fill all memory
 DEEPEST = 32  # nodes between a tensor and what it is made of
 WHOLE, NUMBERS = (6, 7), (1, 6, 7, 10, 11)  # types: INT32 and INT64, and FLOAT, FLOAT16 and DOUBLE too
-# Operators whose output has no other values than their first input has.
-KEEPING = ("Cast", "Dropout", "Expand", "Flatten", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose")
-KEEPING += ("Unsqueeze",)
+MOVING = ("Dropout", "Reshape", "Squeeze", "Transpose", "Unsqueeze")  # operators that keep all elements
+# Operators whose output has no other values than their first input has, and those that compute whole numbers.
+KEEPING = (*MOVING, "Cast", "Expand", "Flatten", "Slice", "Split", "Tile")
+COUNTING = ("Cast", "Concat", "Gather", "Mul", "Reshape", "Shape", "Slice", "Squeeze", "Unsqueeze")
 
 
 class UnprovenError(ValueError):
@@ -57,7 +58,7 @@ class Values:
         chain: list[Any] = []
         name = self.graph.origin(name)
         while name not in self.roots:
-            node = self.graph.producer(name, *MOVES)
+            node = self.graph.producer(name, *MOVING)
             if node is None:
                 raise UnprovenError(self.graph.described(name))
             if len(chain) == DEEPEST:
@@ -66,7 +67,7 @@ class Values:
             name = self.graph.origin(node.input[0])
         axes = self.roots[name]
         for node in reversed(chain):
-            moved = MOVES[node.op_type](self, node, axes)
+            moved = self._moved(node, axes)
             if moved is None:
                 raise UnprovenError(f"{self.graph.described(node.output[0])}, whose axes are not known to be these")
             axes = moved
@@ -80,26 +81,108 @@ class Values:
         """Return the product of symbols."""
         return math.prod(self.sizes[symbol] for symbol in axis)
 
+    def _moved(self, node: Any, axes: Axes) -> Axes | None:
+        """Return the axes to which a node moves those of its input, None if that is not known."""
+        rank = len(axes)
+        match node.op_type:
+            case "Dropout":
+                return None if _changes(node) else axes
+            case "Transpose":
+                perm = permutation(node)
+                return [axes[k] for k in perm] if sorted(perm) == list(range(rank)) else None
+            case "Reshape":
+                return self._reshaped(node, axes)
+        places = self._option(node, 1, "axes") or []
+        if node.op_type == "Squeeze":
+            if not places or any(not -rank <= k < rank or self.size(axes[k]) != 1 for k in places):
+                return None
+            return [axis for k, axis in enumerate(axes) if k not in places and k - rank not in places]
+        rank += len(places)
+        new = {k % rank for k in places if -rank <= k < rank}
+        if not new or rank > RANK or len(new) != len(places):
+            return None
+        rest = iter(axes)
+        return [() if k in new else next(rest) for k in range(rank)]
+
+    def _reshaped(self, node: Any, axes: Axes) -> Axes | None:
+        if len(node.input) < 2:
+            return None
+        sizes, symbols = self.vector(node.input[1]), [symbol for axis in self.plain(axes) for symbol in axis]
+        if not _integer(node, "allowzero"):
+            if any(n == 0 and k >= len(axes) for k, n in enumerate(sizes)):
+                return None
+            sizes = [n or self.size(axes[k]) for k, n in enumerate(sizes)]
+        if sizes.count(-1) == 1:
+            whole, known = self.size(symbols), math.prod(n for n in sizes if n != -1)
+            if known < 1 or whole % known:
+                return None
+            sizes = [whole // known if n == -1 else n for n in sizes]
+        found: Axes = []
+        for size in sizes:  # every new axis joins the next of the symbols until it has its size
+            joined: list[str] = []
+            while symbols and self.size(joined) != size:
+                joined.append(symbols.pop(0))
+            if self.size(joined) != size:
+                return None
+            found.append(tuple(joined))
+        return None if symbols else found
+
     def vector(self, name: str) -> list[int]:
         """Return a few whole numbers, constant or computed from shapes."""
         name = self.graph.origin(name)
-        if name in self._vectors:
-            return self._vectors[name]
-        if self._depth == DEEPEST:
-            raise UnprovenError(f"computed by more than {DEEPEST} nodes, {shown(name)}")
-        self._depth += 1
-        try:
-            node = self.graph.producer(name, *VECTORS)
-            constant = self.graph.is_constant(name)
-            found = self.integers(name) if constant else VECTORS[node.op_type](self, node) if node else None
-        finally:
-            self._depth -= 1
-        if found is None or len(found) > RANK:
-            raise UnprovenError(self.graph.described(name))
-        self._vectors[name] = found
-        return found
+        if name not in self._vectors:
+            if self._depth == DEEPEST:
+                raise UnprovenError(f"computed by more than {DEEPEST} nodes, {shown(name)}")
+            self._depth += 1
+            try:
+                found = self._integers(name) if self.graph.is_constant(name) else self._counted(name)
+            finally:
+                self._depth -= 1
+            if found is None or len(found) > RANK:
+                raise UnprovenError(self.graph.described(name))
+            self._vectors[name] = found
+        return self._vectors[name]
 
-    def integers(self, name: str) -> list[int]:
+    def _counted(self, name: str) -> list[int] | None:
+        """Return the whole numbers that a node computes, None if they are not known."""
+        node = self.graph.producer(name, *COUNTING)
+        if node is None or len(node.input) > RANK:
+            return None
+        if node.op_type == "Shape":
+            sizes = [self.size(axis) for axis in self.axes(node.input[0])[1]]
+            return sizes[_integer(node, "start") : _integer(node, "end")]
+        first = self.vector(node.input[0])
+        match node.op_type, len(node.input):
+            case "Concat", _:
+                return [n for one in node.input for n in self.vector(one)] if _integer(node, "axis") == 0 else None
+            case "Mul", 2:
+                second = self.vector(node.input[1])
+                known = len(first) == len(second) == 1 and max(abs(first[0]), abs(second[0])) <= LARGEST
+                return [first[0] * second[0]] if known else None
+            case "Gather", 2 if not _integer(node, "axis"):
+                places = self._option(node, 1, "") or []
+                return [first[k] for k in places] if all(-len(first) <= k < len(first) for k in places) else None
+            case "Slice", _:
+                starts, ends = self._option(node, 1, "starts"), self._option(node, 2, "ends")
+                along, steps = self._option(node, 3, "axes", [0]), self._option(node, 4, "steps", [1])
+                if (
+                    not starts
+                    or not ends
+                    or not steps
+                    or len(starts + ends + steps) > 3
+                    or along != [0]
+                    or steps == [0]
+                ):
+                    return None
+                return first[starts[0] : ends[0] : steps[0]]
+            case "Cast", _:
+                return first if _integer(node, "to") in WHOLE else None
+            case "Reshape", 2 if self.vector(node.input[1]) == [-1]:
+                return first
+        # What is left does not change one number.
+        return first if len(first) == 1 and node.op_type in ("Reshape", "Squeeze", "Unsqueeze") else None
+
+    def _integers(self, name: str) -> list[int]:
         """Return the values of a small constant of whole numbers."""
         what = f"{self.graph.where}: {shown(name)}"
         shape = self.graph.shape(what, name)
@@ -108,10 +191,10 @@ class Values:
             raise UnprovenError(f"a constant of shape {shape}, {shown(name)}")
         return [int(n) for n in values.ravel()]
 
-    def option(self, node: Any, position: int, attribute: str, default: list[int] | None = None) -> list[int] | None:
+    def _option(self, node: Any, position: int, attribute: str, default: list[int] | None = None) -> list[int] | None:
         """Return whole numbers that are a constant input of a node, or an attribute in older opsets; or None."""
         if len(node.input) > position and node.input[position]:
-            return self.integers(node.input[position]) if self.graph.is_constant(node.input[position]) else None
+            return self._integers(node.input[position]) if self.graph.is_constant(node.input[position]) else None
         found = attributes(node).get(attribute)
         return default if found is None else list(found.ints[: RANK + 1])
 
@@ -144,145 +227,19 @@ class Values:
         return found.pop() if len(found) == 1 else None
 
 
-def _drops(node: Any) -> bool:
-    """Say whether a node is a Dropout that may be in training."""
-    return node.op_type == "Dropout" and len(node.input) > 2 and bool(node.input[2])
-
-
-def _changes(node: Any) -> bool:
-    """Say whether a node may have other values than its input after all: a Dropout, or a Cast to a narrow type."""
-    return _drops(node) or (node.op_type == "Cast" and _integer(node, "to") not in NUMBERS)
-
-
-def _integer(node: Any, name: str, default: int | None = None) -> int | None:
-    """Return an attribute that is a whole number."""
-    found = attributes(node).get(name)
-    return default if found is None else int(found.i)
-
-
-# ---- The axes to which an operator moves those of its input, None if that is not known.
-
-
 def permutation(node: Any) -> list[int]:
     """Return the permutation of a Transpose node, empty if it gives none."""
     perm = attributes(node).get("perm") if node else None
     return list(perm.ints[: RANK + 1]) if perm else []
 
 
-def _transpose(values: Values, node: Any, axes: Axes) -> Axes | None:
-    perm = permutation(node)
-    return [axes[k] for k in perm] if sorted(perm) == list(range(len(axes))) else None
+def _changes(node: Any) -> bool:
+    """Say whether a node may change values after all: a Dropout in training, or a Cast to a narrow type."""
+    training = node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]
+    return bool(training) or (node.op_type == "Cast" and _integer(node, "to") not in NUMBERS)
 
 
-def _squeeze(values: Values, node: Any, axes: Axes) -> Axes | None:
-    gone = values.option(node, 1, "axes")
-    if not gone or any(not -len(axes) <= k < len(axes) or values.size(axes[k]) != 1 for k in gone):
-        return None
-    return [axis for k, axis in enumerate(axes) if k not in gone and k - len(axes) not in gone]
-
-
-def _unsqueeze(values: Values, node: Any, axes: Axes) -> Axes | None:
-    new = values.option(node, 1, "axes") or []
-    rank = len(axes) + len(new)
-    places = {k % rank for k in new if -rank <= k < rank}
-    if not new or rank > RANK or len(places) != len(new):
-        return None
-    rest = iter(axes)
-    return [() if k in places else next(rest) for k in range(rank)]
-
-
-def _reshape(values: Values, node: Any, axes: Axes) -> Axes | None:
-    if len(node.input) < 2:
-        return None
-    sizes, symbols = values.vector(node.input[1]), [symbol for axis in values.plain(axes) for symbol in axis]
-    if not _integer(node, "allowzero"):
-        if any(n == 0 and k >= len(axes) for k, n in enumerate(sizes)):
-            return None
-        sizes = [n or values.size(axes[k]) for k, n in enumerate(sizes)]
-    if sizes.count(-1) == 1:
-        whole, known = values.size(symbols), math.prod(n for n in sizes if n != -1)
-        if known < 1 or whole % known:
-            return None
-        sizes = [whole // known if n == -1 else n for n in sizes]
-    found: Axes = []
-    for size in sizes:  # every new axis joins the next of the symbols until it has its size
-        joined: list[str] = []
-        while symbols and values.size(joined) != size:
-            joined.append(symbols.pop(0))
-        if values.size(joined) != size:
-            return None
-        found.append(tuple(joined))
-    return None if symbols else found
-
-
-def _dropout(values: Values, node: Any, axes: Axes) -> Axes | None:
-    return None if _drops(node) else axes
-
-
-MOVES: dict[str, Callable[[Values, Any, Axes], Axes | None]] = {
-    "Dropout": _dropout,
-    "Reshape": _reshape,
-    "Squeeze": _squeeze,
-    "Transpose": _transpose,
-    "Unsqueeze": _unsqueeze,
-}
-
-
-# ---- The numbers that an operator computes from shapes, None if they are not known.
-
-
-def _shape(values: Values, node: Any) -> list[int] | None:
-    _, axes = values.axes(node.input[0])
-    return [values.size(axis) for axis in axes][_integer(node, "start") : _integer(node, "end")]
-
-
-def _slice(values: Values, node: Any) -> list[int] | None:
-    starts, ends = values.option(node, 1, "starts"), values.option(node, 2, "ends")
-    along, steps = values.option(node, 3, "axes", [0]), values.option(node, 4, "steps", [1])
-    if not starts or not ends or not steps or len(starts + ends + steps) > 3 or along != [0] or steps == [0]:
-        return None
-    return values.vector(node.input[0])[starts[0] : ends[0] : steps[0]]
-
-
-def _gather(values: Values, node: Any) -> list[int] | None:
-    if len(node.input) < 2 or _integer(node, "axis") or not values.graph.is_constant(node.input[1]):
-        return None
-    found, places = values.vector(node.input[0]), values.integers(node.input[1])
-    return [found[k] for k in places] if all(-len(found) <= k < len(found) for k in places) else None
-
-
-def _concat(values: Values, node: Any) -> list[int] | None:
-    if _integer(node, "axis") != 0 or len(node.input) > RANK:
-        return None
-    return [n for name in node.input for n in values.vector(name)]
-
-
-def _mul(values: Values, node: Any) -> list[int] | None:
-    factors = [values.vector(name) for name in node.input]
-    if [len(factor) for factor in factors] != [1, 1] or max(abs(n) for (n,) in factors) > LARGEST:
-        return None
-    return [factors[0][0] * factors[1][0]]
-
-
-def _same(values: Values, node: Any) -> list[int] | None:
-    """Return the same numbers: the result has one axis, or one element."""
-    found = values.vector(node.input[0])
-    flat = node.op_type == "Reshape" and len(node.input) > 1 and values.vector(node.input[1]) == [-1]
-    return found if flat or len(found) == 1 else None
-
-
-def _cast(values: Values, node: Any) -> list[int] | None:
-    return values.vector(node.input[0]) if _integer(node, "to") in WHOLE else None
-
-
-VECTORS: dict[str, Callable[[Values, Any], list[int] | None]] = {
-    "Cast": _cast,
-    "Concat": _concat,
-    "Gather": _gather,
-    "Mul": _mul,
-    "Reshape": _same,
-    "Shape": _shape,
-    "Slice": _slice,
-    "Squeeze": _same,
-    "Unsqueeze": _same,
-}
+def _integer(node: Any, name: str) -> int | None:
+    """Return an attribute that is a whole number, None if it is not there."""
+    found = attributes(node).get(name)
+    return None if found is None else int(found.i)

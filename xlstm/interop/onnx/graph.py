@@ -10,13 +10,11 @@ import numpy as np
 
 from xlstm.arrays.checks import shown
 from xlstm.interop.common import Host
-from xlstm.interop.onnx import wire
-from xlstm.interop.onnx.constants import RANK, Constants
+from xlstm.interop.onnx.files import RANK, Constants, parsed
 from xlstm.interop.onnx.names import library
 
 DOMAINS = ("", "ai.onnx")
 OLDEST = 7  # the first opset with today's LSTM, GRU and RNN
-LARGEST = 2**31 - 1  # bytes of a protobuf message
 # The attributes of a Constant node that hold numbers: the field of each, and the dtype.
 NUMBERS = {
     "value_int": ("i", np.int64),
@@ -53,7 +51,7 @@ class Graph:
             self.where, model = "from_onnx", path_or_model
         else:
             path = Path(path_or_model)
-            self.where, folder, model = str(path), path.parent, _parse(path, onnx)
+            self.where, folder, model = str(path), path.parent, parsed(path)
         opsets = {entry.domain: entry.version for entry in model.opset_import}
         versions = [opsets[domain] for domain in DOMAINS if domain in opsets]
         if not versions or not model.graph.node:
@@ -190,20 +188,3 @@ def _constant(onnx: Any, node: Any) -> Any:
             field, dtype = NUMBERS[attribute.name]
             return onnx.numpy_helper.from_array(np.asarray(getattr(attribute, field), dtype))
     return None
-
-
-def _parse(path: Path, onnx: Any) -> Any:
-    """Return the model in a file."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: a folder, expected an ONNX file")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such ONNX file")
-    if path.stat().st_size > LARGEST:
-        raise ValueError(f"{path}: has {path.stat().st_size} bytes, ONNX files have at most {LARGEST}")
-    model, data = onnx.ModelProto(), path.read_bytes()
-    try:
-        wire.check(data, model.DESCRIPTOR)
-        model.ParseFromString(data)
-    except Exception as error:  # protobuf's DecodeError has moved between its versions
-        raise ValueError(f"{path}: not an ONNX model ({error})") from error
-    return model

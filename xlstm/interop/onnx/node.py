@@ -16,56 +16,26 @@ from xlstm.interop.onnx.graph import Graph, name_of
 from xlstm.interop.onnx.names import DIRECTIONS, GATES, INPUTS, from_attributes, library, shortest
 from xlstm.layers.recurrent import KINDS
 
-ATTRIBUTES = {
-    "activation_alpha": "FLOATS",
-    "activation_beta": "FLOATS",
-    "activations": "STRINGS",
-    "clip": "FLOAT",
-    "direction": "STRING",
-    "hidden_size": "INT",
-    "layout": "INT",
-}
-OWN = {"LSTM": {"input_forget": "INT"}, "GRU": {"linear_before_reset": "INT"}, "RNN": {}}
 CHOICES: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("layout", "input_forget", "linear_before_reset"), (0, 1)),
     "direction": tuple(DIRECTIONS),
 }
-WEIGHTS = ("W", "R", "B", "P")
 
 
 @dataclass
 class Node:
-    """A node as it is declared, before weights are read.
-
-    Parameters
-    ----------
-    graph : Graph
-    label : str
-        The operator and the name, for messages.
-    proto : onnx.NodeProto
-    attributes : dict
-    inputs : dict of str to str
-        What ONNX calls the inputs that are there, and their names in the graph.
-    sizes : (int, int)
-        Widths D of the input and H of the hidden state.
-    """
+    """A node as it is declared, before weights are read."""
 
     graph: Graph
-    label: str
     proto: Any
     attributes: dict[str, Any]
-    inputs: dict[str, str]
-    sizes: tuple[int, int]
+    inputs: dict[str, str]  # names of the inputs that are there, by what ONNX calls them
+    sizes: tuple[int, int]  # of the input and of the hidden state
 
     @property
-    def kind(self) -> str:
-        """The operator: LSTM, GRU or RNN."""
-        return str(self.proto.op_type)
-
-    @property
-    def where(self) -> str:
-        """The file and the node, for messages."""
-        return f"{self.graph.where}: {self.label}"
+    def label(self) -> str:
+        """The operator and the name, for messages."""
+        return f"{self.proto.op_type} {shown(name_of(self.proto))}"
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -74,45 +44,41 @@ class Node:
 
     @property
     def batch_first(self) -> bool:
-        """Whether X and Y have the batch first, as with layout=1."""
-        return bool(self.attributes.get("layout") == 1)
+        """Whether X and Y have the batch first."""
+        return bool(self.attributes["layout"])
 
     def layer(self, batch_first: bool) -> tuple[Layer, Params]:
         """Read the weights, and return one layer and its parameters."""
+        where, given = f"{self.graph.where}: {self.label}", self.attributes
         arrays: dict[str, Host] = {}
-        for name in (name for name in WEIGHTS if name in self.inputs):
-            values = self.graph.constant(f"{self.where}: {name}", self.inputs[name])
+        for name in (name for name in "WRBP" if name in self.inputs):
+            values = self.graph.constant(f"{where}: {name}", self.inputs[name])
             if values.dtype.kind != "f":
-                raise ValueError(f"{self.where}: {name} has dtype {values.dtype}, expected floating-point numbers")
+                raise ValueError(f"{where}: {name} has dtype {values.dtype}, expected floating-point numbers")
             arrays[name] = values.astype(np.float32) if values.dtype == np.float16 else values
-        D, H = self.sizes
-        layer: Layer = KINDS[self.kind.lower()](D, H, batch_first=batch_first, **self._options())
-        params = {
-            f"0.{direction}{name}": array
-            for d, direction in enumerate(layer.directions)
-            for name, array in self._unpacked({key: a[d] for key, a in arrays.items()}).items()
-        }
-        checks.params(self.where, params, layer.shapes)
-        return layer, params
-
-    def _options(self) -> dict[str, Any]:
-        """Return the options of the layer."""
-        given, bias = self.attributes, "B" in self.inputs
-        found: dict[str, Any] = {
-            "bidirectional": given["direction"] == "bidirectional",
-            "reverse": given["direction"] == "reverse",
-            "bias": bias,
-            "recurrent_bias": bias,
-            "clip": shortest(given["clip"]) if "clip" in given else None,
-        }
-        if self.kind == "LSTM":
-            found |= {"peepholes": "P" in self.inputs, "coupled_input_forget": given.get("input_forget") == 1}
-        elif self.kind == "GRU":
-            found["reset_after"] = given.get("linear_before_reset") == 1
+        options: dict[str, Any] = {"LSTM": {"peepholes": "P" in arrays}}.get(self.proto.op_type, {})
+        for theirs, ours in (("input_forget", "coupled_input_forget"), ("linear_before_reset", "reset_after")):
+            if theirs in given:
+                options[ours] = given[theirs] == 1
         if given.get("activations"):
             alpha, beta = given.get("activation_alpha", ()), given.get("activation_beta", ())
-            found["activations"] = from_attributes(self.where, given["activations"], alpha, beta)
-        return found
+            options["activations"] = from_attributes(where, given["activations"], alpha, beta)
+        layer: Layer = KINDS[self.proto.op_type.lower()](
+            *self.sizes,
+            bidirectional=len(self.directions) == 2,
+            reverse=self.directions == ("reverse.",),
+            batch_first=batch_first,
+            bias="B" in arrays,
+            recurrent_bias="B" in arrays,
+            clip=shortest(given["clip"]) if "clip" in given else None,
+            **options,
+        )
+        params = {
+            f"0.{direction}{name}": array
+            for d, direction in enumerate(self.directions)
+            for name, array in self._unpacked({key: a[d] for key, a in arrays.items()}).items()
+        }
+        return layer, params
 
     def _unpacked(self, arrays: dict[str, Host]) -> dict[str, Host]:
         """Return the arrays of one direction under our names."""
@@ -129,36 +95,34 @@ class Node:
 
 def declared(graph: Graph, proto: Any) -> Node:
     """Check what a node declares; raise ValueError if attributes, inputs or shapes are wrong."""
-    kind, label = proto.op_type, f"{proto.op_type} {shown(name_of(proto))}"
-    where = f"{graph.where}: {label}"
+    where = f"{graph.where}: {proto.op_type} {shown(name_of(proto))}"
     given = _attributes(where, proto)
     inputs = {name: source for name, source in zip(INPUTS, proto.input, strict=False) if source}
-    for name in ("X", "W", "R"):
+    for name in "XWR":
         if name not in inputs:
             raise ValueError(f"{where}: input {name} is missing, expected X, W and R")
-    shapes = {name: graph.shape(f"{where}: {name}", inputs[name]) for name in WEIGHTS if name in inputs}
+    shapes = {name: graph.shape(f"{where}: {name}", inputs[name]) for name in "WRBP" if name in inputs}
     H = given.get("hidden_size", shapes["R"][-1] if shapes["R"] else 0)
     D = shapes["W"][-1] if shapes["W"] else 0
     for name, size in (("hidden_size", H), ("input_size", D)):
         checks.size(where, name, size)
-    G, directions = GATES[kind], {"directions": len(DIRECTIONS[given["direction"]])}
-    rows = {**directions, f"{G}H": G * H}
+    G, directions = GATES[proto.op_type], {"directions": len(DIRECTIONS[given["direction"]])}
     expected = {
-        "W": {**rows, "D": D},
-        "R": {**rows, "H": H},
+        "W": {**directions, f"{G}H": G * H, "D": D},
+        "R": {**directions, f"{G}H": G * H, "H": H},
         "B": {**directions, f"{2 * G}H": 2 * G * H},
         "P": {**directions, "3H": 3 * H},
     }
     for name, shape in shapes.items():
         checks.shape(where, name, SimpleNamespace(shape=shape), expected[name])
-    return Node(graph, label, proto, given, inputs, (D, H))
+    return Node(graph, proto, given, inputs, (D, H))
 
 
 def _attributes(where: str, proto: Any) -> dict[str, Any]:
-    """Return attributes by name, all of them known, of the right type and with a known value; always `direction`."""
+    """Return attributes by name, all of them known and of the right type; those in `CHOICES` by default the first one."""
     onnx = library()
-    known = ATTRIBUTES | OWN[proto.op_type]
     found: dict[str, Any] = {}
+    known = {name: about.type.name for name, about in onnx.defs.get_schema(proto.op_type).attributes.items()}
     most = 2 * len(KINDS[proto.op_type.lower()].ACTIVATIONS)
     for entry in proto.attribute:
         if entry.name not in known:
@@ -180,7 +144,7 @@ def _attributes(where: str, proto: Any) -> dict[str, Any]:
             choices = " or ".join(map(repr, CHOICES[entry.name]))
             raise ValueError(f"{where}: attribute {entry.name} is {shown(value)}, expected {choices}")
         found[entry.name] = value
-    return {"direction": "forward", **found}
+    return {name: choices[0] for name, choices in CHOICES.items() if name in known} | found
 
 
 def _shown(entry: Any) -> str:

@@ -1,7 +1,13 @@
-"""The values of constants in an ONNX model, in its file or beside it, from files that may be wrong or malicious."""
+"""Reading ONNX files that may be wrong or malicious: the model, and the values of its constants.
+
+Two bytes of a file can be an empty message, which takes hundreds of bytes in memory. Before protobuf reads a file, the
+memory that it would take is estimated by a walk that sees every field once, opens messages only, and stops when the
+estimate exceeds its limit. Sizes of tensors are compared with the bytes that are there before memory is taken.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,17 +18,94 @@ from xlstm.arrays.checks import shown
 from xlstm.interop.common import Host
 from xlstm.interop.onnx.names import library
 
+LARGEST = 2**31 - 1  # bytes of a protobuf message
+FIELD = 100  # bytes in memory of any field, beside its content
+MESSAGE = 200  # bytes of a message, and of those that are looked up by name in Python
+NAMED = {"NodeProto": 700, "TensorProto": 500, "ValueInfoProto": 400}
+PACKED = {1: 2, 2: 2, 3: 16, 4: 16, 5: 8, 13: 8}  # bytes in memory for a byte of packed numbers, by protobuf's type
+DEEPEST = 100  # nested messages, as protobuf itself limits them
+LIMIT, SPARE = 6, 80 << 20  # bytes in memory for a byte of the file, and beyond that
+
 RANK = 8  # axes of a tensor, more than a recurrent layer has anywhere
-SPARE = 32 << 20  # bytes that nodes which share their weights may take beyond what is there
+SHARED = 32 << 20  # bytes that nodes which share their weights may take beyond what is there
 LONGEST_PATH = 1000  # characters of the name of external data
 DTYPES = {"FLOAT": "<f4", "INT32": "<i4", "INT64": "<i8", "FLOAT16": "<f2", "DOUBLE": "<f8"}
+
+
+def parsed(path: Path) -> Any:
+    """Return the model in a file; raise ValueError if it is none, or would take very much more memory."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: a folder, expected an ONNX file")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such ONNX file")
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"{path}: has {path.stat().st_size} bytes, ONNX files have at most {LARGEST}")
+    model, data = library().ModelProto(), path.read_bytes()
+    try:
+        _check(data, model.DESCRIPTOR)
+        model.ParseFromString(data)
+    except Exception as error:  # protobuf's DecodeError has moved between its versions
+        raise ValueError(f"{path}: not an ONNX model ({error})") from error
+    return model
+
+
+def _check(data: bytes, descriptor: Any) -> None:
+    """Raise ValueError if the message `descriptor` in `data` is malformed, or would take very much more memory.
+
+    The limit is `LIMIT` times the length of `data`, plus `SPARE`.
+    """
+    limit, spent, position = LIMIT * len(data) + SPARE, 0, 0
+    messages = [(descriptor, len(data))]  # the message at `position` and those around it, each with its end
+    while messages:
+        descriptor, end = messages[-1]
+        if position == end:
+            messages.pop()
+            continue
+        tag, position = _varint(data, position, end)
+        wire, kind = tag & 7, _fields(descriptor).get(tag >> 3, 1)
+        spent += FIELD
+        if wire == 2:
+            length, position = _varint(data, position, end)
+            if isinstance(kind, int):
+                spent, position = spent + kind * length, position + length
+            else:
+                spent += NAMED.get(kind.name, MESSAGE)
+                messages.append((kind, position + length))
+        elif wire == 0:
+            _, position = _varint(data, position, end)
+        elif wire in (1, 5):
+            position += 8 if wire == 1 else 4
+        else:
+            raise ValueError(f"a field has wire type {wire}")
+        if max(position, messages[-1][1]) > end or len(messages) > DEEPEST + 1:
+            raise ValueError("a message is cut off or nested too deeply")
+        if spent > limit:
+            raise ValueError(f"its {len(data)} bytes would take more than {limit} in memory")
+
+
+@functools.cache
+def _fields(descriptor: Any) -> dict[int, Any]:
+    """Return by field number the descriptor of a message, or the bytes in memory for a byte in the file."""
+    return {field.number: field.message_type or PACKED.get(field.type, 1) for field in descriptor.fields}
+
+
+def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
+    """Return a number of 7 bits a byte, the lowest first, and the position behind it."""
+    value = shift = 0
+    while position < end and shift < 70:
+        byte = data[position]
+        position += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, position
+        shift += 7
+    raise ValueError("a number is cut off or too long")
 
 
 class Constants:
     """A reader of tensors that counts the bytes it has read.
 
-    Sizes are compared with the bytes that are there before memory is taken. In messages, `what` is the name of a
-    tensor, behind that of the file and of the node that it belongs to.
+    In messages, `what` is the name of a tensor, behind that of the file and of the node that it belongs to.
 
     Parameters
     ----------
@@ -65,7 +148,7 @@ class Constants:
         if len(blob) != size:
             raise ValueError(f"{what} has {len(blob)} bytes, expected {size} for shape {shape} of {dtype.name}")
         self._taken += size  # nodes that share a tensor, or a place in a file, each take their own
-        most = 4 * self._there + SPARE
+        most = 4 * self._there + SHARED
         if self._taken > most:
             raise ValueError(
                 f"{what} is too much: with it constants take {self._taken} bytes, as nodes share them, "
