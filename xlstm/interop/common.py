@@ -77,6 +77,11 @@ def floating(where: str, name: str, array: Any) -> Host:
     return host.astype(np.float32) if dtype == "float16" else host
 
 
+def kind_of(rows: int, H: int) -> str | None:
+    """Return the kind of a layer by the shape of its recurrent weights (gates * H, H), None if it fits no kind."""
+    return next((kind for kind, gates in {"lstm": 4, "gru": 3, "rnn": 1}.items() if rows == gates * H), None)
+
+
 def one_dtype(where: str, params: Params, error: type[Exception] = TypeError) -> None:
     """Raise an error, TypeError by default, unless all arrays have the same dtype."""
     dtypes = sorted({str(array.dtype) for array in params.values()})

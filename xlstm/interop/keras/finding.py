@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from xlstm.interop.common import Host, floating
+from xlstm.interop import common
+from xlstm.interop.common import Host
 from xlstm.interop.keras import hdf5
-from xlstm.interop.keras.names import ACTIVATIONS, CLASSES, ORDER, PARTS, snake
+from xlstm.interop.keras.names import ACTIVATIONS, CLASSES, PARTS, snake
 
 CONTAINERS = ("Sequential", "Functional", "Model")
 # Layers that may lie between those of a stack, since outside training they do nothing.
@@ -77,7 +78,7 @@ def _object(layer: Any) -> _Item:
         raise TypeError(f"from_keras: got a {type(layer).__name__}, expected a Keras layer, arrays or a path")
 
     def weights(both: bool) -> list[list[Host]]:
-        found = [floating("from_keras", layer.name, array) for array in layer.get_weights()]
+        found = [common.floating("from_keras", layer.name, array) for array in layer.get_weights()]
         if not found:
             raise ValueError(f"from_keras: {layer.name} has no weights, expected a layer that is built")
         n = len(found) // 2
@@ -121,7 +122,8 @@ def _in_groups(groups: dict[str, Any], told: dict[str, Any], path: str = "") -> 
     The name that Keras keeps in an attribute is not read, since HDF5 hangs on a damaged one.
     """
     levels: list[Level] = []
-    for key in sorted(groups, key=_natural):
+    # lstm_2 comes before lstm_10
+    for key in sorted(groups, key=lambda key: [(int(n or 0), text) for text, n in re.findall(r"(\D*)(\d{0,9})", key)]):
         group = groups[key]
         if not isinstance(group, dict):
             continue
@@ -130,15 +132,15 @@ def _in_groups(groups: dict[str, Any], told: dict[str, Any], path: str = "") -> 
         cell = group.get("cell")
         if both or (isinstance(cell, dict) and cell.get("vars")):
             weights = [_weights(group, name, part) for part in PARTS[both]]
-            levels.append(Level(name, _kind(name, weights[0]), weights, told))
+            shape = weights[0][1].shape
+            kind = common.kind_of(shape[1], shape[0]) if len(shape) == 2 else None
+            if kind is None:
+                expected = "expected (H, 4H), (H, 3H) or (H, H)"
+                raise ValueError(f"from_keras: {name}: recurrent_kernel has shape {shape}, {expected}")
+            levels.append(Level(name, kind, weights, told))
         else:
             levels += _in_groups(group, told, name)
     return levels
-
-
-def _natural(key: str) -> list[tuple[int, str]]:
-    """Return a key by which lstm_2 comes before lstm_10."""
-    return [(int(part or 0), text) for text, part in re.findall(r"(\D*)(\d{0,9})", key)]
 
 
 def _described(about: dict[str, Any]) -> tuple[str, bool, dict[str, Any]] | None:
@@ -179,15 +181,6 @@ def _activations(name: str, kind: str, config: dict[str, Any]) -> tuple[str, ...
             raise ValueError(f"from_keras: {name} has {key} {config[key]!r}, expected one of {', '.join(ACTIVATIONS)}")
     chosen = tuple(ACTIVATIONS[config[key]] for key in keys)
     return (*chosen, chosen[1]) if kind == "lstm" else chosen
-
-
-def _kind(name: str, weights: list[Host]) -> str:
-    """Return the kind of a layer by the shape of its recurrent kernel."""
-    shape = weights[1].shape
-    for kind, order in ORDER.items():
-        if len(shape) == 2 and shape[1] == len(order) * shape[0]:
-            return kind
-    raise ValueError(f"from_keras: {name}: recurrent_kernel has shape {shape}, expected (H, 4H), (H, 3H) or (H, H)")
 
 
 def _weights(group: dict[str, Any], name: str, part: str) -> list[Host]:

@@ -59,14 +59,19 @@ def opened(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
         raise IsADirectoryError(f"{path}: a folder, expected a .keras or .weights.h5 file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    zipped = zipfile.is_zipfile(path)
-    config, image = _unzipped(path) if zipped else (None, b"")
+    source: Any = path
     with contextlib.ExitStack() as stack:
+        config = blob = None
+        if zipfile.is_zipfile(path):
+            config, blob = _unzipped(path)
         try:
-            blob = image if zipped else stack.enter_context(_mapped(path))
+            if blob is None:
+                raw = stack.enter_context(open(path, "rb"))
+                blob = stack.enter_context(mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ))
+            else:  # h5py.File of an io.BytesIO would not do: a size beyond 2^63 is an OverflowError there
+                source = h5py.h5f.open_file_image(blob)
             _check_lists(blob)
-            # h5py.File of an io.BytesIO would not do: a size beyond 2^63 is an OverflowError there.
-            file = stack.enter_context(h5py.File(h5py.h5f.open_file_image(blob) if zipped else path, "r"))
+            file = stack.enter_context(h5py.File(source, "r"))
         except (*DAMAGED, ValueError) as error:
             raise ValueError(f"{path}: not a readable HDF5 file ({error})") from error
         sizes: dict[int, int] = {}
@@ -77,7 +82,7 @@ def opened(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
         yield groups, config
 
 
-def _unzipped(path: Path) -> tuple[Any, bytes]:
+def _unzipped(path: Path) -> tuple[Any, Any]:
     """Return the configuration and the HDF5 file in a .keras file."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -100,13 +105,6 @@ def _entry(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
         raise ValueError(f"{path}: {name} declares {declared} bytes but holds {stored}, which is out of proportion")
     with archive.open(name) as entry:
         return entry.read(declared)  # read() would unpack all there is before it cuts
-
-
-@contextlib.contextmanager
-def _mapped(path: Path) -> Iterator[Any]:
-    """Map a file into memory, so that its bytes can be searched without being read all at once."""
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as blob:
-        yield blob
 
 
 def _check_lists(blob: Any) -> None:

@@ -75,8 +75,7 @@ def from_keras(
     >>> layer
     LSTM(3, 4, batch_first=True)
     """
-    if kind is not None and kind not in KINDS:
-        raise ValueError(f"from_keras: kind is {kind!r}, expected one of {', '.join(KINDS)}")
+    checks.optional(checks.choice(KINDS))("from_keras", "kind", kind)
     told: dict[str, Any] = {"reverse": reverse, "activations": activations}
     if reset_after is not None:
         told["reset_after"] = reset_after

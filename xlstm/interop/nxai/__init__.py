@@ -100,8 +100,7 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
     OSError
         The folder cannot be written to, or a file cannot be replaced.
     """
-    if style not in STYLES:
-        raise ValueError(f"save: style is {style!r}, expected one of {', '.join(STYLES)}")
+    checks.choice(STYLES)("save", "style", style)
     backbone = getattr(model, "backbone", None)
     if not isinstance(backbone, xLSTMStack | xLSTMLarge):
         raise TypeError(f"save: model is {model!r}, expected an xLSTMLanguageModel of an xLSTMStack or xLSTMLarge")
@@ -154,9 +153,8 @@ def _check(model: xLSTMLanguageModel, style: str, shards: Shards) -> None:
 def _same_head(model: xLSTMLanguageModel, style: str, shards: Shards) -> bool:
     """Say whether the head of a tied model is the embedding; transformers 5 keeps them apart whatever it is told."""
     embedding = names.embedding_of(model, style)
-    if not {names.HEAD, embedding} <= set(shards.shapes):
-        return True
-    if np.array_equal(shards.read(names.HEAD), shards.read(embedding)):
+    both = {names.HEAD, embedding} <= set(shards.shapes)
+    if not both or np.array_equal(shards.read(names.HEAD), shards.read(embedding)):
         return True
     if style == "transformers" and shards.shapes[names.HEAD] == shards.shapes[embedding]:
         return False

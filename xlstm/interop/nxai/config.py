@@ -21,10 +21,6 @@ BLOCKS = 1 << 10  # more than any model has
 CONTEXT = 2048  # steps that the block-stack package is to take at most; ours has no limit, and no array depends on it
 EPS = 1e-6  # of the block-stack package, which has no option for it
 CACHE_MULTIPLE = 64  # transformers takes the widths of states to be multiples of this
-ACTIVATIONS = {
-    **{"gelu": "gelu", "relu": "relu", "relu^2": "square_relu"},
-    **{"sigmoid": "sigmoid", "swish": "silu", "selu": "selu"},
-}
 ONLY_LARGE = (keys.LARGE.keys() | keys.IGNORED_LARGE) - keys.STACK.keys() - keys.FLAT.keys()
 
 
@@ -95,8 +91,6 @@ def _stack(config: Config, where: str) -> xLSTMLanguageModel:
     else:
         mlstm, slstm = {**own, "proj_factor": own["mlstm_proj_factor"]}, own
         feed = {"proj_factor": own["slstm_ffn_proj_factor"], "act_fn": own["slstm_ffn_act"], "dropout": own["dropout"]}
-    if feed["act_fn"] not in ACTIVATIONS:
-        raise ValueError(f"{where}: act_fn is {feed['act_fn']!r}, expected one of {', '.join(ACTIVATIONS)}")
     backbone = xLSTMStack(
         **keys.options(own, keys.STACK),
         **keys.options(mlstm, keys.MLSTM),
@@ -104,7 +98,7 @@ def _stack(config: Config, where: str) -> xLSTMLanguageModel:
         **keys.options(feed, keys.FEED_FORWARD),
         slstm_at=range(own["num_blocks"]) if at == "all" else at,
         eps=EPS,
-        ffn_activation=ACTIVATIONS[feed["act_fn"]],
+        ffn_activation=keys.ACTIVATIONS[feed["act_fn"]],
         ffn_dropout=None if feed["dropout"] == own["dropout"] else feed["dropout"],
     )
     rate = own["dropout"] if own["add_embedding_dropout"] else 0.0
@@ -126,7 +120,7 @@ def _stack_config(model: xLSTMLanguageModel) -> dict[str, Any]:
     slstm["backend"] = "vanilla"  # whose layout the recurrent kernel has
     feed = None
     if backbone.ffn_proj_factor:
-        act = next(name for name, ours in ACTIVATIONS.items() if ours == backbone.ffn_activation)
+        act = next(name for name, ours in keys.ACTIVATIONS.items() if ours == backbone.ffn_activation)
         dropout = backbone.dropout if backbone.ffn_dropout is None else backbone.ffn_dropout
         feed = {**keys.values(backbone, keys.FEED_FORWARD), "act_fn": act, "dropout": dropout}
     return {

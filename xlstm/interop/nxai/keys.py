@@ -44,6 +44,8 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "relu^2": "square_relu", "sigmoid": "sigmoid", "swish": "silu"}
+ACTIVATIONS |= {"selu": "selu"}
 NEEDED = Key(None, _needed)
 # A block stack, with a dict for each of its blocks; and its keys where all is in one dict.
 STACK: Keys = {
@@ -72,7 +74,7 @@ SLSTM: Keys = {
 BLOCK: Keys = {"mlstm": Key({}, _anything), "slstm": Key({}, _anything), "feedforward": Key({}, _anything)}
 FEED_FORWARD: Keys = {
     "proj_factor": Key(1.3, checks.non_negative, "ffn_proj_factor"),
-    "act_fn": Key("gelu", checks.text),
+    "act_fn": Key("gelu", checks.choice(ACTIVATIONS)),
     "dropout": Key(0.0, checks.non_negative),
     "bias": Key(False, checks.flag),
 }
@@ -80,7 +82,7 @@ FLAT: Keys = {
     **{name: MLSTM[name]._replace(ours="") for name in ("num_heads", "conv1d_kernel_size", "qkv_proj_blocksize")},
     "mlstm_proj_factor": Key(2.0, checks.non_negative),
     "slstm_ffn_proj_factor": Key(1.3, checks.non_negative),
-    "slstm_ffn_act": Key("gelu", checks.text),
+    "slstm_ffn_act": Key("gelu", checks.choice(ACTIVATIONS)),
 }
 # A large model. The factors times the width are widths.
 LARGE: Keys = {

@@ -89,7 +89,8 @@ def pieces(model: xLSTMLanguageModel, style: str, shapes: Mapping[str, Shape] | 
     shapes : dict of str to tuple of int, optional
         The shapes of a checkpoint, which tell which of several layouts and names it has.
     """
-    given, found = shapes or {}, {}
+    given = shapes or {}
+    found: dict[str, list[Piece]] = {}
     theirs = _theirs(model, style, given)
     for ours, dims in model.shapes.items():
         shape, (part, _, last) = tuple(n or 0 for n in dims.values()), ours.rpartition(".")

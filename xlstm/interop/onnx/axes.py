@@ -17,8 +17,7 @@ from xlstm.arrays.checks import shown
 from xlstm.interop.onnx.files import RANK
 from xlstm.interop.onnx.graph import Graph, attributes
 
-Axis = tuple[str, ...]
-Axes = list[Axis]
+Axes = list[tuple[str, ...]]
 
 OPEN = {"T": 2**89 - 1, "B": 2**107 - 1}  # the sizes of these symbols where the graph leaves them open
 LARGEST = OPEN["B"] ** RANK  # of a factor, since numbers that are squared again and again would fill all memory
@@ -185,8 +184,10 @@ class Values:
     def _integers(self, name: str) -> list[int]:
         """Return the values of a small constant of whole numbers."""
         what = f"{self.graph.where}: {shown(name)}"
-        shape = self.graph.shape(what, name)
-        values = self.graph.constant(what, name) if len(shape) < 2 and math.prod(shape) <= RANK else None
+        tensor = self.graph.tensor(what, name)
+        shape, values = self.graph.constants.shape(what, tensor), None
+        if len(shape) < 2 and math.prod(shape) <= RANK:
+            values = self.graph.constants.values(what, tensor)
         if values is None or values.dtype.kind != "i":
             raise UnprovenError(f"a constant of shape {shape}, {shown(name)}")
         return [int(n) for n in values.ravel()]
@@ -209,7 +210,7 @@ class Values:
             if len(seen) > DEEPEST:
                 return None
             if self.graph.is_constant(name):
-                values = self.graph.constant(what, name)
+                values = self.graph.constants.values(what, self.graph.tensor(what, name))
                 found |= {values.min().item(), values.max().item()} if values.size else set()
                 continue
             try:

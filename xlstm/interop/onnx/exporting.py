@@ -198,7 +198,9 @@ def _packed(exported: Exported, k: int) -> dict[str, list[Host]]:
     for direction in layer.directions:
         own = exported.part(k, direction)
         if isinstance(layer, LSTM) and layer.coupled_input_forget:
-            own = {name: _with_forget(array, layer.hidden_size) for name, array in own.items()}
+            # ONNX's coupled LSTM has rows of the forget gate, the third, and does not look at them.
+            H = layer.hidden_size
+            own = {name: np.insert(array, [2 * H] * H, 0, axis=0) for name, array in own.items()}
         given = {"W": own["Wx"], "R": own["Wh"]}
         if "b" in own:
             given["B"] = np.concatenate([own["b"], own.get("bh", np.zeros_like(own["b"]))])
@@ -207,11 +209,6 @@ def _packed(exported: Exported, k: int) -> dict[str, list[Host]]:
         for name, array in given.items():
             found.setdefault(name, []).append(array)
     return found
-
-
-def _with_forget(array: Host, H: int) -> Host:
-    """Return an array with zeros for the forget gate, the third, which ONNX's coupled LSTM has and does not look at."""
-    return np.concatenate([array[: 2 * H], np.zeros_like(array[:H]), array[2 * H :]])
 
 
 def _attributes(layer: Layer) -> dict[str, Any]:

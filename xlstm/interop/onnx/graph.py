@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays.checks import shown
-from xlstm.interop.common import Host
 from xlstm.interop.onnx.files import RANK, Constants, parsed
 from xlstm.interop.onnx.names import library
 
@@ -46,12 +45,11 @@ class Graph:
     """
 
     def __init__(self, path_or_model: Any) -> None:
-        onnx, folder = library(), None
-        if isinstance(path_or_model, onnx.ModelProto):
-            self.where, model = "from_onnx", path_or_model
-        else:
+        path, model = None, path_or_model
+        if not isinstance(model, library().ModelProto):
             path = Path(path_or_model)
-            self.where, folder, model = str(path), path.parent, parsed(path)
+            model = parsed(path)
+        self.where = "from_onnx" if path is None else str(path)
         opsets = {entry.domain: entry.version for entry in model.opset_import}
         versions = [opsets[domain] for domain in DOMAINS if domain in opsets]
         if not versions or not model.graph.node:
@@ -62,7 +60,7 @@ class Graph:
             if function.domain in DOMAINS:
                 raise ValueError(f"{self.where}: the model defines an operator {shown(function.name)} of ONNX anew")
         self.nodes = list(model.graph.node)
-        self.constants = Constants(folder, model.ByteSize())
+        self.constants = Constants(path and path.parent, model.ByteSize())
         self._inputs = {entry.name for entry in model.graph.input}
         self._declared = [*model.graph.input, *model.graph.value_info]
         self._tensors: dict[str, Any] = {}
@@ -73,8 +71,7 @@ class Graph:
             for name in filter(None, node.output):
                 self._define(self._producers, name, node)
         for node in self.nodes:
-            tensor = _constant(onnx, node)
-            if tensor is not None and node.output:
+            if node.output and (tensor := _constant(node)) is not None:
                 self._tensors[node.output[0]] = tensor
 
     def _define(self, kind: dict[str, Any], name: str, value: Any) -> None:
@@ -85,16 +82,17 @@ class Graph:
     def origin(self, name: str) -> str:
         """Return the name that `name` is a copy of, through Identity nodes."""
         seen = set()
-        while name not in seen and self.producer(name, "Identity") is not None:
+        while name not in seen and (node := self.producer(name, "Identity")):
             seen.add(name)
-            name = self._producers[name].input[0]
+            name = node.input[0]
         return name
 
     def producer(self, name: str, *op_types: str) -> Any:
         """Return the node that computes `name` from others; None if there is none, or it is none of these operators."""
         node = self._producers.get(name)
-        known = node is not None and node.domain in DOMAINS and node.input
-        return node if known and (not op_types or node.op_type in op_types) else None
+        if node is None or node.domain not in DOMAINS or not node.input:
+            return None
+        return node if not op_types or node.op_type in op_types else None
 
     def described(self, name: str) -> str:
         """Say for a message where a value comes from."""
@@ -107,17 +105,16 @@ class Graph:
             return f"an input of the model, {shown(source)}"
         return f"{shown(source)}, which nothing in the model defines"
 
-    def inputs(self) -> set[str]:
-        """Return the inputs of the model that have no value of their own."""
-        return self._inputs - self._tensors.keys()
+    def reached(self, names: Iterable[str] | None = None) -> set[str]:
+        """Return all names whose values, and not only whose shapes, depend on those of `names`.
 
-    def reached(self, names: Iterable[str]) -> set[str]:
-        """Return all names whose values, and not only whose shapes, depend on those of `names`."""
+        By default these are the inputs of the model that have no value of their own.
+        """
         consumers: dict[str, list[Any]] = {}
         for node in self.nodes:
             for name in _values(node):
                 consumers.setdefault(name, []).append(node)
-        ahead = list(names)
+        ahead = list(self._inputs - self._tensors.keys() if names is None else names)
         found = set(ahead)
         while ahead:
             for node in consumers.pop(ahead.pop(), ()):
@@ -134,19 +131,12 @@ class Graph:
                 return [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in dims[: RANK + 1]]
         return []
 
-    def shape(self, what: str, name: str) -> tuple[int, ...]:
-        """Return the declared shape of a constant; raise ValueError if it is none."""
-        return self.constants.shape(what, self._tensor(what, name))
-
-    def constant(self, what: str, name: str) -> Host:
-        """Return the values of a constant; raise ValueError if it is none or damaged."""
-        return self.constants.values(what, self._tensor(what, name))
-
     def is_constant(self, name: str) -> bool:
         """Say whether `name` is an initializer, a Constant node, or a copy of one."""
         return self.origin(name) in self._tensors
 
-    def _tensor(self, what: str, name: str) -> Any:
+    def tensor(self, what: str, name: str) -> Any:
+        """Return the tensor of a constant; raise ValueError if `name` is none."""
         if not self.is_constant(name):
             raise ValueError(f"{what} is {self.described(name)}, expected an initializer or a Constant")
         return self._tensors[self.origin(name)]
@@ -179,12 +169,12 @@ def _values(node: Any) -> Iterator[str]:
             yield from inner.input
 
 
-def _constant(onnx: Any, node: Any) -> Any:
+def _constant(node: Any) -> Any:
     """Return the tensor of a Constant node; None of another node."""
     for attribute in node.attribute if node.op_type == "Constant" and node.domain in DOMAINS else ():
         if attribute.name == "value" and attribute.HasField("t"):
             return attribute.t
         if attribute.name in NUMBERS:
             field, dtype = NUMBERS[attribute.name]
-            return onnx.numpy_helper.from_array(np.asarray(getattr(attribute, field), dtype))
+            return library().numpy_helper.from_array(np.asarray(getattr(attribute, field), dtype))
     return None

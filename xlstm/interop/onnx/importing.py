@@ -82,7 +82,8 @@ def from_onnx(
         found = f"nodes {few(names)}" if node is not None else "there are several recurrent nodes and they"
         expected = "" if node is not None else f", expected node=... to choose from {few(names)}"
         raise ValueError(f"{graph.where}: {found} make no stack{expected}; {error}") from None
-    batch_first = nodes[0].batch_first or (node is None and _transposed(graph, nodes[0].inputs["X"]))
+    turned = permutation(graph.producer(graph.origin(nodes[0].inputs["X"]), "Transpose")) == [1, 0, 2]
+    batch_first = nodes[0].batch_first or (node is None and turned)
     layer, params = common.stacked(graph.where, names, [one.layer(batch_first) for one in nodes])
     common.one_dtype(graph.where, params, ValueError)
     return layer, params
@@ -131,7 +132,7 @@ def _check(graph: Graph, nodes: list[Node]) -> None:
         A state or `sequence_lens` is neither an input nor the default.
     """
     values = _values(graph, nodes)
-    given = graph.reached(graph.inputs())
+    given = graph.reached()
     lengths = {_lengths(values, node, given) for node in nodes}
     for k, (before, node) in enumerate(pairwise(nodes)):
         _follows(values, k, before, node)
@@ -144,18 +145,13 @@ def _check(graph: Graph, nodes: list[Node]) -> None:
                 raise UnprovenError(f"{what} of {node.label} depends on what they compute")
 
 
-def _transposed(graph: Graph, name: str) -> bool:
-    """Say whether a Transpose node made a tensor (T, B, D) of one that is batch first."""
-    return permutation(graph.producer(graph.origin(name), "Transpose")) == [1, 0, 2]
-
-
 def _outer(node: Node) -> Axes:
     return [("B",), ("T",)] if node.batch_first else [("T",), ("B",)]
 
 
 def _values(graph: Graph, nodes: list[Node]) -> Values:
     """Return the axes of the first node's X, of those it is a transpose of, and of every node's Y."""
-    sizes, roots = {"D": nodes[0].sizes[0]}, {}
+    sizes, roots = {"D": nodes[0].sizes[0]}, dict[str, Axes]()
     name, axes = graph.origin(nodes[0].inputs["X"]), [*_outer(nodes[0]), ("D",)]
     while name not in roots and len(roots) < DEEPEST:
         roots[name] = axes

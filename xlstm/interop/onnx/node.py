@@ -28,31 +28,20 @@ class Node:
 
     graph: Graph
     proto: Any
+    label: str  # the operator and the name, for messages
     attributes: dict[str, Any]
     inputs: dict[str, str]  # names of the inputs that are there, by what ONNX calls them
     sizes: tuple[int, int]  # of the input and of the hidden state
-
-    @property
-    def label(self) -> str:
-        """The operator and the name, for messages."""
-        return f"{self.proto.op_type} {shown(name_of(self.proto))}"
-
-    @property
-    def directions(self) -> tuple[str, ...]:
-        """The directions as our parameters name them."""
-        return DIRECTIONS[self.attributes["direction"]]
-
-    @property
-    def batch_first(self) -> bool:
-        """Whether X and Y have the batch first."""
-        return bool(self.attributes["layout"])
+    directions: tuple[str, ...]  # as our parameters name them
+    batch_first: bool  # whether X and Y have the batch first
 
     def layer(self, batch_first: bool) -> tuple[Layer, Params]:
         """Read the weights, and return one layer and its parameters."""
         where, given = f"{self.graph.where}: {self.label}", self.attributes
         arrays: dict[str, Host] = {}
         for name in (name for name in "WRBP" if name in self.inputs):
-            values = self.graph.constant(f"{where}: {name}", self.inputs[name])
+            what = f"{where}: {name}"
+            values = self.graph.constants.values(what, self.graph.tensor(what, self.inputs[name]))
             if values.dtype.kind != "f":
                 raise ValueError(f"{where}: {name} has dtype {values.dtype}, expected floating-point numbers")
             arrays[name] = values.astype(np.float32) if values.dtype == np.float16 else values
@@ -95,31 +84,33 @@ class Node:
 
 def declared(graph: Graph, proto: Any) -> Node:
     """Check what a node declares; raise ValueError if attributes, inputs or shapes are wrong."""
-    where = f"{graph.where}: {proto.op_type} {shown(name_of(proto))}"
+    label = f"{proto.op_type} {shown(name_of(proto))}"
+    where = f"{graph.where}: {label}"
     given = _attributes(where, proto)
     inputs = {name: source for name, source in zip(INPUTS, proto.input, strict=False) if source}
     for name in "XWR":
         if name not in inputs:
             raise ValueError(f"{where}: input {name} is missing, expected X, W and R")
-    shapes = {name: graph.shape(f"{where}: {name}", inputs[name]) for name in "WRBP" if name in inputs}
+    shapes = {
+        name: graph.constants.shape(f"{where}: {name}", graph.tensor(f"{where}: {name}", inputs[name]))
+        for name in "WRBP"
+        if name in inputs
+    }
     H = given.get("hidden_size", shapes["R"][-1] if shapes["R"] else 0)
     D = shapes["W"][-1] if shapes["W"] else 0
     for name, size in (("hidden_size", H), ("input_size", D)):
         checks.size(where, name, size)
-    G, directions = GATES[proto.op_type], {"directions": len(DIRECTIONS[given["direction"]])}
-    expected = {
-        "W": {**directions, f"{G}H": G * H, "D": D},
-        "R": {**directions, f"{G}H": G * H, "H": H},
-        "B": {**directions, f"{2 * G}H": 2 * G * H},
-        "P": {**directions, "3H": 3 * H},
-    }
+    G, directions = GATES[proto.op_type], DIRECTIONS[given["direction"]]
+    rows = {f"{G}H": G * H}
+    expected = {"W": {**rows, "D": D}, "R": {**rows, "H": H}, "B": {f"{2 * G}H": 2 * G * H}, "P": {"3H": 3 * H}}
     for name, shape in shapes.items():
-        checks.shape(where, name, SimpleNamespace(shape=shape), expected[name])
-    return Node(graph, proto, given, inputs, (D, H))
+        dims = {"directions": len(directions), **expected[name]}
+        checks.shape(where, name, SimpleNamespace(shape=shape), dims)
+    return Node(graph, proto, label, given, inputs, (D, H), directions, given["layout"] == 1)
 
 
 def _attributes(where: str, proto: Any) -> dict[str, Any]:
-    """Return attributes by name, all of them known and of the right type; those in `CHOICES` by default the first one."""
+    """Return attributes by name, known ones of the right type; those in `CHOICES` have their first value by default."""
     onnx = library()
     found: dict[str, Any] = {}
     known = {name: about.type.name for name, about in onnx.defs.get_schema(proto.op_type).attributes.items()}

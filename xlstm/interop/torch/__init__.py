@@ -88,8 +88,7 @@ def from_torch(
     >>> layer.input_size, layer.hidden_size, layer.bias
     (2, 3, False)
     """
-    if kind not in KINDS:
-        raise ValueError(f"from_torch: kind is {kind!r}, expected one of {', '.join(KINDS)}")
+    checks.choice(KINDS)("from_torch", "kind", kind)
     if activation not in ("tanh", "relu") or (activation == "relu" and kind != "rnn"):
         raise ValueError(f"from_torch: activation is {activation!r}, expected tanh, or relu of an rnn")
     given = _read(state_dict_or_path, prefix)
@@ -113,9 +112,9 @@ def kind_of(path: str | os.PathLike[str], prefix: str = "") -> str:
     if "weight_hr_l0" in shapes:
         return "lstm"
     shape = shapes.get("weight_hh_l0", ())
-    for kind, order in ORDER.items():
-        if len(shape) == 2 and shape[0] == len(order) * shape[1]:
-            return kind
+    kind = common.kind_of(*shape) if len(shape) == 2 else None
+    if kind is not None:
+        return kind
     if not shape:
         raise ValueError(f"{path}: {prefix}weight_hh_l0 is missing, found {checks.few(sorted(shapes)) or 'nothing'}")
     raise ValueError(f"{path}: {prefix}weight_hh_l0 has shape {shape}, expected (4H, H), (3H, H) or (H, H)")
