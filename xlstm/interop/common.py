@@ -10,7 +10,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Params, to_numpy
-from xlstm.layers.recurrent import GRU, LSTM, RNN
+from xlstm.layers.recurrent import GRU, KINDS, LSTM, RNN
 from xlstm.models.sequence import SequenceModel
 
 Host = np.ndarray[Any, Any]
@@ -31,18 +31,12 @@ class Exported(NamedTuple):
         return {last: array for last, array in found.items() if "." not in last}
 
 
-def exported(who: str, library: str, model: Any, params: Params, absent: Mapping[str, Any]) -> Exported:
+def prepared(who: str, library: str, model: Any, params: Params, absent: Mapping[str, Any]) -> Exported:
     """Check a layer or a `SequenceModel` and its parameters before `who` writes them for a library.
 
-    `absent` maps each option that the library lacks to the value that means it is not used. Zoneout is always in it:
-    no library has it, and it changes inference too.
-
-    Raises
-    ------
-    TypeError
-        The layer is no LSTM, GRU or RNN.
-    ValueError
-        An option is used that the library lacks, or parameters are missing, surplus or misshapen.
+    `absent` maps each option that the library lacks to the value that means it is not used. No library has layer_norm,
+    cell_clip or zoneout, which changes inference too. Raise TypeError if the layer is no
+    LSTM, GRU or RNN, and ValueError if it uses an option that the library lacks, or parameters do not fit it.
     """
     whole = isinstance(model, SequenceModel)
     layer = model.recurrent if whole else model
@@ -50,7 +44,8 @@ def exported(who: str, library: str, model: Any, params: Params, absent: Mapping
         raise TypeError(
             f"{who}: layer is a {type(layer).__name__}, expected an LSTM, GRU, RNN or SequenceModel of one of them"
         )
-    for name, unused in {**absent, "zoneout": (0.0,) * len(layer.STATES)}.items():
+    nowhere = {"layer_norm": False, "cell_clip": None, "zoneout": (0.0,) * len(layer.STATES)}
+    for name, unused in {**absent, **nowhere}.items():
         value = getattr(layer, name, unused)
         if value != unused:
             raise ValueError(f"{who}: {name} is {value}, which {library} cannot express, expected {unused}")
@@ -61,13 +56,7 @@ def exported(who: str, library: str, model: Any, params: Params, absent: Mapping
 
 
 def floating(where: str, name: str, array: Any) -> Host:
-    """Return an array of floating-point numbers on the host; float16 becomes float32.
-
-    Raises
-    ------
-    TypeError
-        It is no array or tensor, or has another dtype than float16, float32 or float64.
-    """
+    """Return an array of floating-point numbers on the host, float16 as float32; raise TypeError if it is no such."""
     if not hasattr(array, "shape"):
         raise TypeError(f"{where}: {name} is a {type(array).__name__}, expected a tensor or an array")
     dtype = str(array.dtype).removeprefix("torch.")
@@ -77,7 +66,7 @@ def floating(where: str, name: str, array: Any) -> Host:
     return host.astype(np.float32) if dtype == "float16" else host
 
 
-def kind_of(rows: int, H: int) -> str | None:
+def kind_by_shape(rows: int, H: int) -> str | None:
     """Return the kind of a layer by the shape of its recurrent weights (gates * H, H), None if it fits no kind."""
     return next((kind for kind, gates in {"lstm": 4, "gru": 3, "rnn": 1}.items() if rows == gates * H), None)
 
@@ -100,16 +89,22 @@ def inverse(order: Sequence[int]) -> list[int]:
     return [order.index(k) for k in range(len(order))]
 
 
+def single(kind: str, arrays: Sequence[dict[str, Host]], **options: Any) -> tuple[Layer, Params]:
+    """Return a layer with `num_layers=1` and its parameters, of arrays under their last names for each direction."""
+    first = arrays[0]
+    options |= {"bidirectional": len(arrays) == 2, "bias": "b" in first, "recurrent_bias": "bh" in first}
+    layer = KINDS[kind](first["Wx"].shape[1], first["Wh"].shape[1], **options)
+    named = zip(layer.directions, arrays, strict=True)
+    return layer, {f"0.{direction}{name}": array for direction, one in named for name, array in one.items()}
+
+
 def stacked(
     where: str, names: Sequence[str], singles: Sequence[tuple[Layer, Params]], follow: bool = True
 ) -> tuple[Layer, Params]:
     """Join layers into one layer with parameters in the order of its `shapes`.
 
-    Raises
-    ------
-    ValueError
-        A layer has other options or sizes than the first one, its input is not as wide as the output below it, or
-        `follow` says that they do not run on one another's output.
+    Raise ValueError if a layer has other options or sizes than the first one, if its input is not as wide as the output
+    below it, or if `follow` says that they do not run on one another's output.
     """
     first = singles[0][0]
     params: Params = {}

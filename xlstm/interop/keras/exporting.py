@@ -8,27 +8,16 @@ import numpy as np
 
 from xlstm.arrays.backend import Params
 from xlstm.data import writing
-from xlstm.interop import common
-from xlstm.interop.common import Host, Layer
+from xlstm.interop.common import Host, Layer, inverse, prepared, reordered
 from xlstm.interop.keras import hdf5
 from xlstm.interop.keras.names import ACTIVATIONS, CLASSES, ORDER, PARTS, snake
-from xlstm.layers.recurrent import GRU, LSTM, RNN
 from xlstm.models.sequence import SequenceModel
 
 # Options that Keras lacks, and the values that mean they are not used.
-ABSENT = {
-    "proj_size": 0,
-    "peepholes": False,
-    "coupled_input_forget": False,
-    "cell_clip": None,
-    "clip": None,
-    "layer_norm": False,
-}
+ABSENT = {"proj_size": 0, "peepholes": False, "coupled_input_forget": False, "clip": None}
 
 
-def to_keras(
-    layer: LSTM | GRU | RNN | SequenceModel, params: Params, path: str | os.PathLike[str] | None = None
-) -> list[Host]:
+def to_keras(layer: Layer | SequenceModel, params: Params, path: str | os.PathLike[str] | None = None) -> list[Host]:
     """Return weights in the order of Keras' `get_weights()`, for `set_weights()`, and write a file of them.
 
     Parameters
@@ -57,7 +46,7 @@ def to_keras(
     OSError
         The file cannot be written.
     """
-    exported = common.exported("to_keras", "Keras", layer, params, ABSENT)
+    exported = prepared("to_keras", "Keras", layer, params, ABSENT)
     recurrent, _, head = exported
     _refuse(recurrent)
     classes = {ours: theirs for theirs, ours in CLASSES.items()}
@@ -85,8 +74,8 @@ def to_keras(
 
 def _arrays(layer: Layer, weights: dict[str, Host]) -> list[Host]:
     """Return the weights of one layer and direction as Keras has them."""
-    order = common.inverse(ORDER[type(layer).__name__.lower()])
-    found = {name: common.reordered(array, order) for name, array in weights.items()}
+    order = inverse(ORDER[type(layer).__name__.lower()])
+    found = {name: reordered(array, order) for name, array in weights.items()}
     arrays = [np.ascontiguousarray(found["Wx"].T), np.ascontiguousarray(found["Wh"].T)]
     if "b" in found:
         b, bh = found["b"], found.get("bh", np.zeros_like(found["b"]))

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from xlstm.interop import common
-from xlstm.interop.common import Host
+from xlstm.interop.common import Host, floating, kind_by_shape
 from xlstm.interop.keras import hdf5
 from xlstm.interop.keras.names import ACTIVATIONS, CLASSES, PARTS, snake
 
@@ -78,7 +77,7 @@ def _object(layer: Any) -> _Item:
         raise TypeError(f"from_keras: got a {type(layer).__name__}, expected a Keras layer, arrays or a path")
 
     def weights(both: bool) -> list[list[Host]]:
-        found = [common.floating("from_keras", layer.name, array) for array in layer.get_weights()]
+        found = [floating("from_keras", layer.name, array) for array in layer.get_weights()]
         if not found:
             raise ValueError(f"from_keras: {layer.name} has no weights, expected a layer that is built")
         n = len(found) // 2
@@ -133,7 +132,7 @@ def _in_groups(groups: dict[str, Any], told: dict[str, Any], path: str = "") -> 
         if both or (isinstance(cell, dict) and cell.get("vars")):
             weights = [_weights(group, name, part) for part in PARTS[both]]
             shape = weights[0][1].shape
-            kind = common.kind_of(shape[1], shape[0]) if len(shape) == 2 else None
+            kind = kind_by_shape(shape[1], shape[0]) if len(shape) == 2 else None
             if kind is None:
                 expected = "expected (H, 4H), (H, 3H) or (H, H)"
                 raise ValueError(f"from_keras: {name}: recurrent_kernel has shape {shape}, {expected}")

@@ -43,16 +43,10 @@ def library() -> Any:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Open a .weights.h5 or .keras file: its groups as nested dicts of datasets, and the configuration of the latter.
+    """Open a file: its groups as nested dicts of datasets, and the configuration of a .keras file, else None.
 
-    The configuration of a .weights.h5 file is None.
-
-    Raises
-    ------
-    FileNotFoundError, IsADirectoryError
-        There is no such file.
-    ValueError
-        It is neither kind of file, is damaged, or declares more than it holds.
+    Raise OSError if there is no such file, and ValueError if it is neither a .weights.h5 nor a .keras file, is damaged,
+    or declares more than it holds.
     """
     h5py = library()
     if path.is_dir():
@@ -124,10 +118,7 @@ def _check_lists(blob: Any) -> None:
 def _groups(group: Any, sizes: dict[int, int]) -> dict[str, Any]:
     """Return a group as a dict of groups and of datasets that are not read yet; `sizes` gets the bytes of each item.
 
-    Raises
-    ------
-    ValueError
-        There is a link to another place or file, an item under several names, or too much or too deep a nesting.
+    Raise ValueError if there is a link, an item under several names, or too many or too deep groups.
     """
     h5py = library()
     if group.name.count("/") > DEEPEST:

@@ -10,11 +10,10 @@ from typing import Any
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Params
 from xlstm.data import reading
-from xlstm.interop import common
-from xlstm.interop.common import Host
+from xlstm.interop.common import Host, Layer, floating, one_dtype, reordered, single, stacked
 from xlstm.interop.keras.finding import Level, in_file, in_objects
 from xlstm.interop.keras.names import ORDER
-from xlstm.layers.recurrent import GRU, KINDS, LSTM, RNN
+from xlstm.layers.recurrent import KINDS
 
 WEIGHTS = ("kernel", "recurrent_kernel", "bias")
 
@@ -29,7 +28,7 @@ def from_keras(
     reverse: bool = False,
     activations: str | tuple[str, ...] | None = None,
     reset_after: bool | None = None,
-) -> tuple[LSTM | GRU | RNN, Params]:
+) -> tuple[Layer, Params]:
     """Read a Keras layer, its weights, or a file as a layer and its parameters.
 
     The layer has `batch_first`, since x is batch first in Keras. A stack of equal layers becomes one layer with
@@ -100,7 +99,7 @@ def _in_arrays(arrays: Sequence[Host], kind: str | None, both: bool, told: dict[
     """Return the layers whose arrays, as from `get_weights()`, follow one another."""
     if kind is None:
         raise ValueError(f"from_keras: arrays do not show their kind, expected one of {', '.join(KINDS)}")
-    hosts = [common.floating("from_keras", f"array {k}", array) for k, array in enumerate(arrays)]
+    hosts = [floating("from_keras", f"array {k}", array) for k, array in enumerate(arrays)]
     gates, directions = len(ORDER[kind]), 2 if both else 1
     for n in (3, 2):
         sets = [hosts[k : k + n] for k in range(0, len(hosts), n)]
@@ -117,7 +116,7 @@ def _in_arrays(arrays: Sequence[Host], kind: str | None, both: bool, told: dict[
     return [Level(f"layer {k}", kind, weights, told) for k, weights in enumerate(groups)]
 
 
-def _joined(levels: list[Level], kind: str | None) -> tuple[LSTM | GRU | RNN, Params]:
+def _joined(levels: list[Level], kind: str | None) -> tuple[Layer, Params]:
     """Return one layer of levels that are alike and run on one another's output."""
     if not levels:
         raise ValueError("from_keras: there is no LSTM, GRU or SimpleRNN")
@@ -127,12 +126,12 @@ def _joined(levels: list[Level], kind: str | None) -> tuple[LSTM | GRU | RNN, Pa
     singles = [_single(level) for level in levels]
     # Keras flips y of a layer with go_backwards, so that a layer above it would see time in the other direction.
     follow = all(level.follows for level in levels[1:]) and not (singles[0][0].reverse and len(levels) > 1)
-    layer, params = common.stacked("from_keras", [level.name for level in levels], singles, follow)
-    common.one_dtype("from_keras", params)
+    layer, params = stacked("from_keras", [level.name for level in levels], singles, follow)
+    one_dtype("from_keras", params)
     return layer, params
 
 
-def _single(level: Level) -> tuple[LSTM | GRU | RNN, Params]:
+def _single(level: Level) -> tuple[Layer, Params]:
     """Return the layer and the parameters of one level."""
     order, (kernel, recurrent, *bias) = ORDER[level.kind], level.weights[0]
     G = len(order)
@@ -147,12 +146,10 @@ def _single(level: Level) -> tuple[LSTM | GRU | RNN, Params]:
         raise ValueError(f"from_keras: {level.name}: reset_after is {told}, which its weights contradict")
     if level.kind == "gru":
         options["reset_after"] = after if bias else told is not False
-    both = len(level.weights) == 2
-    layer = KINDS[level.kind](D, H, bidirectional=both, batch_first=True, bias=bool(bias), **options)
     columns = {f"{G}H": G * H}
     shapes = ({"D": D, **columns}, {"H": H, **columns}, {"2": 2, **columns} if after else columns)
-    params: Params = {}
-    for direction, weights in zip(layer.directions, level.weights, strict=True):
+    parts = []
+    for weights in level.weights:
         if len(weights) != 2 + len(bias):
             raise ValueError(f"from_keras: {level.name} has {len(weights)} arrays, expected {2 + len(bias)}")
         for name, array, dims in zip(WEIGHTS, weights, shapes, strict=False):
@@ -160,5 +157,5 @@ def _single(level: Level) -> tuple[LSTM | GRU | RNN, Params]:
         found = {"Wx": weights[0].T, "Wh": weights[1].T}
         if bias:
             found |= zip(("b", "bh"), weights[2], strict=True) if after else {"b": weights[2]}
-        params |= {f"0.{direction}{name}": common.reordered(array, order) for name, array in found.items()}
-    return layer, params
+        parts.append({name: reordered(array, order) for name, array in found.items()})
+    return single(level.kind, parts, batch_first=True, **options)

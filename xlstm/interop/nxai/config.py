@@ -31,12 +31,8 @@ def model_of(
     """Return the model that a configuration describes, and whose names its checkpoint has: "xlstm" or "transformers".
 
     Messages call the configuration `where`. It may have `most` blocks, such as the number of arrays in the checkpoint.
-    With `large` it is a large model, though all keys that tell it from a block stack have been left out.
-
-    Raises
-    ------
-    ValueError, TypeError
-        It is none of theirs, has an unknown key, or a value that ours cannot express.
+    With `large` it is a large model, though all keys that tell it from a block stack have been left out. Raise
+    ValueError or TypeError if it is none of theirs, has an unknown key, or a value that ours cannot express.
     """
     if not isinstance(config, Mapping):
         raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
@@ -54,13 +50,7 @@ def model_of(
 
 
 def config_of(model: xLSTMLanguageModel, style: str = "xlstm") -> dict[str, Any]:
-    """Return the configuration of a model; the reverse of `model_of`.
-
-    Raises
-    ------
-    ValueError
-        Theirs cannot express the model.
-    """
+    """Return the configuration of a model, the reverse of `model_of`; raise ValueError if theirs cannot express it."""
     if isinstance(model.backbone, xLSTMLarge):
         return _large_config(model, style)
     if style != "xlstm":

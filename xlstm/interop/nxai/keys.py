@@ -162,10 +162,8 @@ IGNORED_TRANSFORMERS = IGNORED_LARGE | _words(
 def take(config: Any, known: Keys, where: str, ignored: frozenset[str] = IGNORED) -> dict[str, Any]:
     """Return the values of the known keys, with defaults where they are missing.
 
-    Raises
-    ------
-    ValueError, TypeError
-        A key is unknown, a value is of another type or out of range, or it means something that ours has no option for.
+    Raise ValueError or TypeError if a key is unknown, a value is of another type or out of range, or it means something
+    that ours has no option for.
     """
     if not isinstance(config, Mapping):
         raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")

@@ -82,12 +82,7 @@ class Piece(NamedTuple):
 def pieces(model: xLSTMLanguageModel, style: str, shapes: Mapping[str, Shape] | None = None) -> dict[str, list[Piece]]:
     """Return by each of our names the arrays of theirs that make it up, one below the other.
 
-    Parameters
-    ----------
-    model : xLSTMLanguageModel
-    style : {"xlstm", "transformers"}
-    shapes : dict of str to tuple of int, optional
-        The shapes of a checkpoint, which tell which of several layouts and names it has.
+    The style is "xlstm" or "transformers". The shapes of a checkpoint tell which of several layouts and names it has.
     """
     given = shapes or {}
     found: dict[str, list[Piece]] = {}

@@ -35,20 +35,11 @@ class UnprovenError(ValueError):
 
 @dataclass
 class Values:
-    """The axes and the values of the tensors of a graph, by name.
-
-    Parameters
-    ----------
-    graph : Graph
-    sizes : dict of str to int
-        The size of every symbol.
-    roots : dict of str to list
-        The axes of tensors from which those of others follow.
-    """
+    """The axes and the values of the tensors of a graph, by name."""
 
     graph: Graph
-    sizes: dict[str, int]
-    roots: dict[str, Axes]
+    sizes: dict[str, int]  # of every symbol
+    roots: dict[str, Axes]  # the axes of tensors from which those of others follow
     _vectors: dict[str, list[int]] = field(default_factory=dict)
     _depth: int = 0
 

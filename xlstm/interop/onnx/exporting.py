@@ -9,19 +9,16 @@ import numpy as np
 
 from xlstm.arrays.backend import Params
 from xlstm.data import writing
-from xlstm.interop import common
-from xlstm.interop.common import Exported, Host, Layer
+from xlstm.interop.common import Exported, Host, Layer, prepared
 from xlstm.interop.onnx.names import DIRECTIONS, INPUTS, library, to_attributes
-from xlstm.layers.recurrent import GRU, LSTM, RNN
+from xlstm.layers.recurrent import GRU, LSTM
 from xlstm.models.sequence import SequenceModel
 
 OLDEST = 14  # the first opset whose LSTM, GRU and RNN all runtimes of today agree on
-# Options that ONNX lacks, and the values that mean they are not used.
-ABSENT = {"proj_size": 0, "layer_norm": False, "cell_clip": None}
 
 
 def to_onnx(
-    layer: LSTM | GRU | RNN | SequenceModel,
+    layer: Layer | SequenceModel,
     params: Params,
     path: str | os.PathLike[str] | None = None,
     *,
@@ -81,19 +78,15 @@ def to_onnx(
     ((12, 5, 8), (1, 5, 8))
     """
     onnx = library()
-    given = common.exported("to_onnx", "ONNX", layer, params, ABSENT)
+    given = prepared("to_onnx", "ONNX", layer, params, {"proj_size": 0})
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST <= opset <= newest:
         raise ValueError(f"to_onnx: opset is {opset}, expected {OLDEST} to {newest}, the installed onnx's newest")
     last = isinstance(layer, SequenceModel) and layer.last
     graph = _graph(given, layer.output_size, last, state, lengths)
-    version = onnx.helper.make_opsetid("", opset)
-    model = onnx.helper.make_model(
-        graph,
-        producer_name="xlstm",
-        opset_imports=[version],
-        ir_version=onnx.helper.find_min_ir_version_for([version]),
-    )
+    versions = [onnx.helper.make_opsetid("", opset)]
+    ir_version = onnx.helper.find_min_ir_version_for(versions)
+    model = onnx.helper.make_model(graph, producer_name="xlstm", opset_imports=versions, ir_version=ir_version)
     onnx.checker.check_model(model, full_check=True)
     if path is not None:
         writing.write(path, model.SerializeToString())

@@ -103,16 +103,10 @@ def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
 
 
 class Constants:
-    """A reader of tensors that counts the bytes it has read.
+    """A reader of tensors that counts the bytes it has read, of a model of `size` bytes.
 
-    In messages, `what` is the name of a tensor, behind that of the file and of the node that it belongs to.
-
-    Parameters
-    ----------
-    folder : Path or None
-        Where the files of external data are; None where that is not known.
-    size : int
-        Bytes of the model.
+    Files of external data are in `folder`, unless it is None. In messages, `what` is the name of a tensor, behind that
+    of the file and of the node that it belongs to.
     """
 
     def __init__(self, folder: Path | None, size: int) -> None:

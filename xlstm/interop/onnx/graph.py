@@ -29,19 +29,10 @@ VALUES = {
 
 
 class Graph:
-    """The main graph of a model, read by name.
+    """The main graph of a model, read by name; weights outside the file are found only by its path.
 
-    Parameters
-    ----------
-    path_or_model : path or onnx.ModelProto
-        Weights outside the file are found only by the path.
-
-    Raises
-    ------
-    FileNotFoundError, IsADirectoryError
-        There is no such file.
-    ValueError
-        It is no ONNX model, or older than opset 7; a name is defined twice.
+    Making one raises OSError if there is no such file, and ValueError if it is no ONNX model, is older than opset 7, or
+    defines a name twice.
     """
 
     def __init__(self, path_or_model: Any) -> None:

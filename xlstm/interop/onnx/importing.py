@@ -13,12 +13,11 @@ from typing import Any
 
 from xlstm.arrays.backend import Params
 from xlstm.arrays.checks import few, shown
-from xlstm.interop import common
+from xlstm.interop.common import Layer, one_dtype, stacked
 from xlstm.interop.onnx.axes import DEEPEST, OPEN, Axes, UnprovenError, Values, permutation
 from xlstm.interop.onnx.graph import DOMAINS, Graph, name_of, subgraphs
 from xlstm.interop.onnx.names import GATES
 from xlstm.interop.onnx.node import Node, declared
-from xlstm.layers.recurrent import GRU, LSTM, RNN
 
 LAYERS = 1000  # of a stack, at most
 STATES = ("initial_h", "initial_c")
@@ -26,7 +25,7 @@ STATES = ("initial_h", "initial_c")
 
 def from_onnx(
     path_or_model: str | os.PathLike[str] | Any, node: str | Sequence[str] | None = None
-) -> tuple[LSTM | GRU | RNN, Params]:
+) -> tuple[Layer, Params]:
     """Read recurrent nodes of an ONNX model.
 
     Initial states and `sequence_lens` that depend on inputs of the model are given to `layer.forward`, as `state` and
@@ -84,8 +83,8 @@ def from_onnx(
         raise ValueError(f"{graph.where}: {found} make no stack{expected}; {error}") from None
     turned = permutation(graph.producer(graph.origin(nodes[0].inputs["X"]), "Transpose")) == [1, 0, 2]
     batch_first = nodes[0].batch_first or (node is None and turned)
-    layer, params = common.stacked(graph.where, names, [one.layer(batch_first) for one in nodes])
-    common.one_dtype(graph.where, params, ValueError)
+    layer, params = stacked(graph.where, names, [one.layer(batch_first) for one in nodes])
+    one_dtype(graph.where, params, ValueError)
     return layer, params
 
 
@@ -122,14 +121,8 @@ def _check(graph: Graph, nodes: list[Node]) -> None:
 
     A node's X has to be Y of the node before, with directions and features joined in one axis. An initial state
     has to depend on inputs of the model, so that a call gives it, or to be 0; `sequence_lens` has to depend on them or
-    to be the number of time steps, and to be the same for all nodes. Nothing of that may depend on the nodes.
-
-    Raises
-    ------
-    UnprovenError
-        The nodes make no stack, or nothing in the graph proves that they do.
-    ValueError
-        A state or `sequence_lens` is neither an input nor the default.
+    to be the number of time steps, and to be the same for all nodes. Nothing of that may depend on the nodes. The error
+    is an UnprovenError where nodes make no stack, or where nothing in the graph proves that they do.
     """
     values = _values(graph, nodes)
     given = graph.reached()

@@ -13,21 +13,15 @@ from xlstm.cells import activations
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 DIRECTIONS = {"forward": ("",), "reverse": ("reverse.",), "bidirectional": ("", "reverse.")}
-# ONNX's name of each of our activations. Both take their parameters in the same order, alpha and then beta.
+# ONNX's name of each of our activations, such as LeakyRelu. Both take their parameters in the same order, alpha, beta.
 FUNCTIONS = {
-    "sigmoid": "Sigmoid",
-    "tanh": "Tanh",
-    "relu": "Relu",
-    "affine": "Affine",
-    "leaky_relu": "LeakyRelu",
-    "thresholded_relu": "ThresholdedRelu",
-    "scaled_tanh": "ScaledTanh",
-    "hard_sigmoid": "HardSigmoid",
-    "elu": "Elu",
-    "softsign": "Softsign",
-    "softplus": "Softplus",
+    name: name.title().replace("_", "")
+    for name in (
+        *("sigmoid", "tanh", "relu", "affine", "leaky_relu", "thresholded_relu", "scaled_tanh", "hard_sigmoid"),
+        *("elu", "softsign", "softplus"),
+    )
 }
-OURS = {theirs.lower(): ours for ours, theirs in FUNCTIONS.items()}
+BY_THEIRS = {theirs.lower(): ours for ours, theirs in FUNCTIONS.items()}
 
 
 def library() -> Any:
@@ -63,11 +57,11 @@ def from_attributes(where: str, names: Sequence[str], alpha: Sequence[float], be
     rest = {"activation_alpha": list(alpha), "activation_beta": list(beta)}
     found = []
     for theirs in names:
-        if theirs.lower() not in OURS:
+        if theirs.lower() not in BY_THEIRS:
             raise ValueError(
                 f"{where}: activation {shown(theirs)} is unknown, expected one of {', '.join(FUNCTIONS.values())}"
             )
-        name, defaults = activations.parse(OURS[theirs.lower()])
+        name, defaults = activations.parse(BY_THEIRS[theirs.lower()])
         taken = tuple(
             shortest(values.pop(0)) if values else default
             for values, default in zip(rest.values(), defaults, strict=False)

@@ -11,7 +11,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Params
 from xlstm.arrays.checks import few, shown
-from xlstm.interop.common import Host, Layer
+from xlstm.interop.common import Host, Layer, single
 from xlstm.interop.onnx.graph import Graph, name_of
 from xlstm.interop.onnx.names import DIRECTIONS, GATES, INPUTS, from_attributes, library, shortest
 from xlstm.layers.recurrent import KINDS
@@ -28,6 +28,7 @@ class Node:
 
     graph: Graph
     proto: Any
+    kind: str  # lstm, gru or rnn
     label: str  # the operator and the name, for messages
     attributes: dict[str, Any]
     inputs: dict[str, str]  # names of the inputs that are there, by what ONNX calls them
@@ -45,41 +46,26 @@ class Node:
             if values.dtype.kind != "f":
                 raise ValueError(f"{where}: {name} has dtype {values.dtype}, expected floating-point numbers")
             arrays[name] = values.astype(np.float32) if values.dtype == np.float16 else values
-        options: dict[str, Any] = {"LSTM": {"peepholes": "P" in arrays}}.get(self.proto.op_type, {})
+        options: dict[str, Any] = {"peepholes": "P" in arrays} if self.kind == "lstm" else {}
         for theirs, ours in (("input_forget", "coupled_input_forget"), ("linear_before_reset", "reset_after")):
             if theirs in given:
                 options[ours] = given[theirs] == 1
+        if "clip" in given:
+            options["clip"] = shortest(given["clip"])
         if given.get("activations"):
             alpha, beta = given.get("activation_alpha", ()), given.get("activation_beta", ())
             options["activations"] = from_attributes(where, given["activations"], alpha, beta)
-        layer: Layer = KINDS[self.proto.op_type.lower()](
-            *self.sizes,
-            bidirectional=len(self.directions) == 2,
-            reverse=self.directions == ("reverse.",),
-            batch_first=batch_first,
-            bias="B" in arrays,
-            recurrent_bias="B" in arrays,
-            clip=shortest(given["clip"]) if "clip" in given else None,
-            **options,
-        )
-        params = {
-            f"0.{direction}{name}": array
-            for d, direction in enumerate(self.directions)
-            for name, array in self._unpacked({key: a[d] for key, a in arrays.items()}).items()
-        }
-        return layer, params
-
-    def _unpacked(self, arrays: dict[str, Host]) -> dict[str, Host]:
-        """Return the arrays of one direction under our names."""
-        found = {"Wx": arrays["W"], "Wh": arrays["R"]}
+        found = {"Wx": arrays["W"], "Wh": arrays["R"]}  # each (directions, rows, ...)
         if "B" in arrays:
-            found["b"], found["bh"] = np.split(arrays["B"], 2)
+            found["b"], found["bh"] = np.split(arrays["B"], 2, axis=1)
         if "P" in arrays:
             found["p"] = arrays["P"]
-        if self.attributes.get("input_forget") == 1:  # the rows of the forget gate, the third, are not used
+        if given.get("input_forget") == 1:  # the rows of the forget gate, the third, are not used
             H = self.sizes[1]
-            found = {name: np.delete(array, slice(2 * H, 3 * H), axis=0) for name, array in found.items()}
-        return {name: array.copy() for name, array in found.items()}
+            found = {name: np.delete(array, slice(2 * H, 3 * H), axis=1) for name, array in found.items()}
+        options |= {"reverse": self.directions == ("reverse.",), "batch_first": batch_first}
+        parts = [{name: array[d].copy() for name, array in found.items()} for d in range(len(self.directions))]
+        return single(self.kind, parts, **options)
 
 
 def declared(graph: Graph, proto: Any) -> Node:
@@ -106,7 +92,7 @@ def declared(graph: Graph, proto: Any) -> Node:
     for name, shape in shapes.items():
         dims = {"directions": len(directions), **expected[name]}
         checks.shape(where, name, SimpleNamespace(shape=shape), dims)
-    return Node(graph, proto, label, given, inputs, (D, H), directions, given["layout"] == 1)
+    return Node(graph, proto, proto.op_type.lower(), label, given, inputs, (D, H), directions, given["layout"] == 1)
 
 
 def _attributes(where: str, proto: Any) -> dict[str, Any]:

@@ -17,9 +17,8 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import Params
 from xlstm.data import reading
 from xlstm.data.tensors import Tensors
-from xlstm.interop import common
-from xlstm.interop.common import Host
-from xlstm.layers.recurrent import GRU, KINDS, LSTM, RNN
+from xlstm.interop.common import Host, Layer, floating, inverse, kind_by_shape, one_dtype, prepared, reordered
+from xlstm.layers.recurrent import KINDS, RNN
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import checkpoint
 
@@ -27,15 +26,7 @@ from xlstm.training import checkpoint
 ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 NAMES = {"Wx": "weight_ih", "Wh": "weight_hh", "b": "bias_ih", "bh": "bias_hh", "Whr": "weight_hr"}
 # Options that PyTorch lacks, and the values that mean they are not used.
-ABSENT = {
-    "reverse": False,
-    "peepholes": False,
-    "coupled_input_forget": False,
-    "cell_clip": None,
-    "clip": None,
-    "layer_norm": False,
-    "reset_after": True,
-}
+ABSENT = {"reverse": False, "peepholes": False, "coupled_input_forget": False, "clip": None, "reset_after": True}
 
 
 @reading.brief()
@@ -46,7 +37,7 @@ def from_torch(
     activation: str = "tanh",
     batch_first: bool = False,
     prefix: str = "",
-) -> tuple[LSTM | GRU | RNN, Params]:
+) -> tuple[Layer, Params]:
     """Read the weights of a `torch.nn.LSTM`, `GRU` or `RNN` as a layer and its parameters.
 
     Layers, directions, sizes, projection and biases follow from the names and shapes of the weights.
@@ -95,7 +86,7 @@ def from_torch(
     layer = _layer(given, kind, activation, batch_first, prefix)
     theirs = {name: prefix + _name(name) for name in layer.shapes}
     checks.params("from_torch", given, {theirs[name]: dims for name, dims in layer.shapes.items()})
-    common.one_dtype("from_torch", given)
+    one_dtype("from_torch", given)
     return layer, {name: _rows(name, given[theirs[name]], ORDER[kind]) for name in layer.shapes}
 
 
@@ -112,7 +103,7 @@ def kind_of(path: str | os.PathLike[str], prefix: str = "") -> str:
     if "weight_hr_l0" in shapes:
         return "lstm"
     shape = shapes.get("weight_hh_l0", ())
-    kind = common.kind_of(*shape) if len(shape) == 2 else None
+    kind = kind_by_shape(*shape) if len(shape) == 2 else None
     if kind is not None:
         return kind
     if not shape:
@@ -126,7 +117,7 @@ def described(path: str | os.PathLike[str]) -> dict[str, str]:
     return _opened(Path(path)).metadata
 
 
-def to_torch(layer: LSTM | GRU | RNN | SequenceModel, params: Params) -> dict[str, Host]:
+def to_torch(layer: Layer | SequenceModel, params: Params) -> dict[str, Host]:
     """Return weights under PyTorch's names, for `module.load_state_dict` or a safetensors file.
 
     Parameters
@@ -148,11 +139,11 @@ def to_torch(layer: LSTM | GRU | RNN | SequenceModel, params: Params) -> dict[st
     TypeError
         The layer is of another kind.
     """
-    recurrent, weights, head = common.exported("to_torch", "PyTorch", layer, params, ABSENT)
+    recurrent, weights, head = prepared("to_torch", "PyTorch", layer, params, ABSENT)
     chosen = recurrent.activations
     if chosen is not None and (not isinstance(recurrent, RNN) or set(chosen) != {"relu"}):
         raise ValueError(f"to_torch: activations are {chosen}, which PyTorch cannot express")
-    order = common.inverse(ORDER[type(recurrent).__name__.lower()])
+    order = inverse(ORDER[type(recurrent).__name__.lower()])
     found = {_name(name): _rows(name, array, order) for name, array in weights.items()}
     for name in [name for name in found if name.startswith("bias_ih") and not recurrent.recurrent_bias]:
         found[name.replace("bias_ih", "bias_hh")] = np.zeros_like(found[name])
@@ -162,7 +153,7 @@ def to_torch(layer: LSTM | GRU | RNN | SequenceModel, params: Params) -> dict[st
     return {**named, "head.weight": head[0].copy(), "head.bias": head[1].copy()}
 
 
-def _layer(given: dict[str, Host], kind: str, activation: str, batch_first: bool, prefix: str) -> LSTM | GRU | RNN:
+def _layer(given: dict[str, Host], kind: str, activation: str, batch_first: bool, prefix: str) -> Layer:
     """Return the layer that names and the shapes of the first weights describe; the others are not checked yet."""
     first = []
     for name in (f"{prefix}weight_ih_l0", f"{prefix}weight_hh_l0"):
@@ -179,27 +170,19 @@ def _layer(given: dict[str, Host], kind: str, activation: str, batch_first: bool
             f"from_torch: weight_ih_l0 {first[0]} and weight_hh_l0 {first[1]} are not of kind {kind!r}, "
             f"expected ({gates}H, D) and ({gates}H, H)"
         )
+    layers = sum(re.fullmatch(r"weight_ih_l\d{1,6}", name.removeprefix(prefix)) is not None for name in given)
     options: dict[str, Any] = {"proj_size": P} if projected and kind == "lstm" else {}
-    if activation != "tanh":
-        options["activations"] = activation
-    bias = f"{prefix}bias_ih_l0" in given
-    return KINDS[kind](
-        D,
-        H,
-        sum(re.fullmatch(r"weight_ih_l\d{1,6}", name.removeprefix(prefix)) is not None for name in given),
-        bidirectional=f"{prefix}weight_ih_l0_reverse" in given,
-        batch_first=batch_first,
-        bias=bias,
-        recurrent_bias=bias,
-        **options,
-    )
+    options |= {"activations": activation} if activation != "tanh" else {}
+    options |= dict.fromkeys(("bias", "recurrent_bias"), f"{prefix}bias_ih_l0" in given)
+    both = f"{prefix}weight_ih_l0_reverse" in given
+    return KINDS[kind](D, H, layers, bidirectional=both, batch_first=batch_first, **options)
 
 
 def _read(source: Mapping[str, Any] | str | os.PathLike[str], prefix: str) -> dict[str, Host]:
     """Return the weights whose names begin with the prefix, on the host."""
     if isinstance(source, Mapping):
         found = {str(name): array for name, array in source.items() if str(name).startswith(prefix)}
-        return {name: common.floating("from_torch", name, array) for name, array in found.items()}
+        return {name: floating("from_torch", name, array) for name, array in found.items()}
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"from_torch: got a {type(source).__name__}, expected a state dict or a path")
     file = _opened(Path(source))
@@ -207,7 +190,7 @@ def _read(source: Mapping[str, Any] | str | os.PathLike[str], prefix: str) -> di
     for name in names:
         if file.dtypes[name] not in ("F16", "F32", "F64"):
             raise TypeError(f"from_torch: {name} is {file.dtypes[name]}, expected F32 or F64")
-    arrays = {name: common.floating("from_torch", name, array) for name, array in file.read(names).items()}
+    arrays = {name: floating("from_torch", name, array) for name, array in file.read(names).items()}
     checkpoint.finite(source, arrays)
     return arrays
 
@@ -235,4 +218,4 @@ def _name(ours: str) -> str:
 
 def _rows(name: str, array: Host, order: Any) -> Host:
     """Return a copy with the blocks of gates in another order; a projection has no gates."""
-    return array.copy() if name.endswith("Whr") else common.reordered(array, order)
+    return array.copy() if name.endswith("Whr") else reordered(array, order)
