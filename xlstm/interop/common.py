@@ -35,8 +35,8 @@ def prepared(who: str, library: str, model: Any, params: Params, absent: Mapping
     """Check a layer or a `SequenceModel` and its parameters before `who` writes them for a library.
 
     `absent` maps each option that the library lacks to the value that means it is not used. No library has layer_norm,
-    cell_clip or zoneout, which changes inference too. Raise TypeError if the layer is no
-    LSTM, GRU or RNN, and ValueError if it uses an option that the library lacks, or parameters do not fit it.
+    cell_clip or zoneout, which changes inference too. Raise TypeError if the layer is no LSTM, GRU or RNN, and ValueError
+    if it uses an option that the library lacks, or parameters do not fit it.
     """
     whole = isinstance(model, SequenceModel)
     layer = model.recurrent if whole else model
@@ -56,7 +56,7 @@ def prepared(who: str, library: str, model: Any, params: Params, absent: Mapping
 
 
 def floating(where: str, name: str, array: Any) -> Host:
-    """Return an array of floating-point numbers on the host, float16 as float32; raise TypeError if it is no such."""
+    """Return floating-point numbers on the host, float16 as float32; raise TypeError if `array` holds no such."""
     if not hasattr(array, "shape"):
         raise TypeError(f"{where}: {name} is a {type(array).__name__}, expected a tensor or an array")
     dtype = str(array.dtype).removeprefix("torch.")
@@ -80,7 +80,7 @@ def one_dtype(where: str, params: Params, error: type[Exception] = TypeError) ->
 
 def reordered(array: Host, order: Sequence[int]) -> Host:
     """Return a copy of weights or biases (G*H, ...) whose block of rows k is the block `order[k]` of `array`."""
-    blocks = array.reshape((len(order), -1, *array.shape[1:]))
+    blocks = array.reshape((len(order), len(array) // len(order), *array.shape[1:]))
     return np.ascontiguousarray(blocks[list(order)]).reshape(array.shape)
 
 

@@ -43,18 +43,18 @@ def load(
         package `xlstm` (block stacks and `xLSTMLarge`, weights single or fused) or of `xLSTMForCausalLM` in
         transformers. Arrays are read one at a time.
     config : dict, optional
-        Configuration, as the package or transformers has it; by default that beside the checkpoint, in `config.json`
-        or `config.yaml`, or for a file `NAME.safetensors` also in `NAME_config.json`.
+        The configuration, as the package or transformers has it. By default it is read from `config.json` or
+        `config.yaml` beside the checkpoint, or for a file `NAME.safetensors` also from `NAME_config.json`.
     backend : str or Backend, optional
         Where the parameters are put: a name as for `xlstm.backend`, by default "auto".
     dtype : str, optional
-        By default that of the checkpoint, and float32 for narrower ones.
+        The dtype of the parameters; by default that of the checkpoint, and float32 for narrower ones.
 
     Returns
     -------
     model : xLSTMLanguageModel
         `model.forward(params, tokens)` with tokens (B, T) gives logits (B, T, V).
-    params : dict
+    params : dict of str to array
 
     Raises
     ------
@@ -88,15 +88,16 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
         it. Each is written whole or not at all. They are replaced once all are on the disk; if the system refuses to
         replace one of them, those before it are new already.
     model : xLSTMLanguageModel
-        Of an `xLSTMStack` or `xLSTMLarge`.
+        Its backbone is an `xLSTMStack` or `xLSTMLarge`.
     params : dict
+        Its parameters, on any backend.
     style : {"xlstm", "transformers"}
-        Whose names.
+        The package whose names and configuration are written.
 
     Raises
     ------
     ValueError, TypeError
-        Theirs cannot express the model, or the parameters are not its.
+        The other package cannot express the model, or the parameters are not those of the model.
     OSError
         The folder cannot be written to, or a file cannot be replaced.
     """

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from xlstm.arrays import checks
 from xlstm.arrays.checks import shown
-from xlstm.layers.blocks import MULTIPLE
 
 
 class Key(NamedTuple):
@@ -116,7 +115,7 @@ RENAMED = {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks"}
 
 # Keys that have no option here, with the only value that ours amounts to.
 FIXED: dict[str, Any] = {
-    **{"round_proj_up_dim_up": True, "round_proj_up_to_multiple_of": MULTIPLE, "function": "slstm"},
+    **{"round_proj_up_dim_up": True, "round_proj_up_to_multiple_of": 64, "function": "slstm"},
     **{"gradient_recurrent_cut": False, "gradient_recurrent_clipval": None, "forward_clipval": None},
     **{"group_norm_weight": True, "ff_type": "ffn_gated", "num_states": 4, "num_gates": 4, "initial_val": 0.0},
     **{"input_shape": "BSGNH", "output_shape": "BNSH"},

@@ -56,7 +56,7 @@ FUSED = {"qkvo": "mlstm_layer.qkv_opreact", "gates": "mlstm_layer.ifgate_preact"
 
 
 class Layout(NamedTuple):
-    """An array of another layout: ours, divided into `fine` axes, these permuted, and joined to the shape `there`."""
+    """The layout of an array there: ours is divided into `fine` axes, which are permuted and joined to `there`."""
 
     fine: Shape
     order: Shape
@@ -103,7 +103,7 @@ def pieces(model: xLSTMLanguageModel, style: str, shapes: Mapping[str, Shape] | 
 
 
 def _theirs(model: xLSTMLanguageModel, style: str, given: Mapping[str, Shape]) -> dict[str, list[str]]:
-    """Return their names by ours, both without endings, as far as they have one."""
+    """Return their names by ours, without the endings of weights and biases."""
     large = isinstance(model.backbone, xLSTMLarge)
     embedding = embedding_of(model, style)
     if model.tied and embedding not in given and HEAD in given:

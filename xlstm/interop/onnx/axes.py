@@ -82,7 +82,7 @@ class Values:
                 return [axes[k] for k in perm] if sorted(perm) == list(range(rank)) else None
             case "Reshape":
                 return self._reshaped(node, axes)
-        places = self._option(node, 1, "axes") or []
+        places = self._option(node, 1, "axes")
         if node.op_type == "Squeeze":
             if not places or any(not -rank <= k < rank or self.size(axes[k]) != 1 for k in places):
                 return None
@@ -150,7 +150,7 @@ class Values:
                 known = len(first) == len(second) == 1 and max(abs(first[0]), abs(second[0])) <= LARGEST
                 return [first[0] * second[0]] if known else None
             case "Gather", 2 if not _integer(node, "axis"):
-                places = self._option(node, 1, "") or []
+                places = self.vector(node.input[1])
                 return [first[k] for k in places] if all(-len(first) <= k < len(first) for k in places) else None
             case "Slice", _:
                 starts, ends = self._option(node, 1, "starts"), self._option(node, 2, "ends")
@@ -169,7 +169,7 @@ class Values:
                 return first if _integer(node, "to") in WHOLE else None
             case "Reshape", 2 if self.vector(node.input[1]) == [-1]:
                 return first
-        # What is left does not change one number.
+        # The other operators do not change one number.
         return first if len(first) == 1 and node.op_type in ("Reshape", "Squeeze", "Unsqueeze") else None
 
     def _integers(self, name: str) -> list[int]:
@@ -183,12 +183,12 @@ class Values:
             raise UnprovenError(f"a constant of shape {shape}, {shown(name)}")
         return [int(n) for n in values.ravel()]
 
-    def _option(self, node: Any, position: int, attribute: str, default: list[int] | None = None) -> list[int] | None:
-        """Return whole numbers that are a constant input of a node, or an attribute in older opsets; or None."""
+    def _option(self, node: Any, position: int, attribute: str, default: list[int] | None = None) -> list[int]:
+        """Return whole numbers that are an input of a node, or an attribute in older opsets."""
         if len(node.input) > position and node.input[position]:
-            return self._integers(node.input[position]) if self.graph.is_constant(node.input[position]) else None
+            return self.vector(node.input[position])
         found = attributes(node).get(attribute)
-        return default if found is None else list(found.ints[: RANK + 1])
+        return default or [] if found is None else list(found.ints[: RANK + 1])
 
     def fill(self, what: str, name: str) -> float | None:
         """Return the one value that all elements of a tensor have, None if that is not known."""
