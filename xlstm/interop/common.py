@@ -35,8 +35,8 @@ def prepared(who: str, library: str, model: Any, params: Params, absent: Mapping
     """Check a layer or a `SequenceModel` and its parameters before `who` writes them for a library.
 
     `absent` maps each option that the library lacks to the value that means it is not used. No library has layer_norm,
-    cell_clip or zoneout, which changes inference too. Raise TypeError if the layer is no LSTM, GRU or RNN, and ValueError
-    if it uses an option that the library lacks, or parameters do not fit it.
+    cell_clip or zoneout, which changes inference too. Raise TypeError if the layer is no LSTM, GRU or RNN, and
+    ValueError if it uses an option that the library lacks, or if parameters do not fit it.
     """
     whole = isinstance(model, SequenceModel)
     layer = model.recurrent if whole else model

@@ -32,20 +32,13 @@ def _anything(where: str, name: str, value: Any) -> Any:
     return value
 
 
-def _needed(where: str, name: str, value: Any) -> int:
-    """Return a size, which has no default."""
-    if value is None:
-        raise ValueError(f"{where}: {name} is missing")
-    return checks.size(where, name, value)  # type: ignore[no-any-return]
-
-
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
 ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "relu^2": "square_relu", "sigmoid": "sigmoid", "swish": "silu"}
 ACTIVATIONS |= {"selu": "selu"}
-NEEDED = Key(None, _needed)
+NEEDED = Key(None, checks.optional(checks.size))  # keys with this very check must not be None
 # A block stack, with a dict for each of its blocks; and its keys where all is in one dict.
 STACK: Keys = {
     "num_blocks": Key(1, checks.size, "num_blocks"),
@@ -174,7 +167,11 @@ def take(config: Any, known: Keys, where: str, ignored: frozenset[str] = IGNORED
         if name not in FIXED:
             raise ValueError(f"{where}: key {shown(name)} is unknown, expected some of {', '.join(known)}")
         only(where, name, value, FIXED[name])
-    return {name: key.check(where, name, config.get(name, key.usual)) for name, key in known.items()}
+    found = {name: key.check(where, name, config.get(name, key.usual)) for name, key in known.items()}
+    for name, key in known.items():
+        if key.check is NEEDED.check and found[name] is None:
+            raise ValueError(f"{where}: {name} is missing")
+    return found
 
 
 def only(where: str, name: str, value: Any, expected: Any) -> None:
