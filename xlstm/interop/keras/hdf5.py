@@ -53,19 +53,16 @@ def opened(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
         raise IsADirectoryError(f"{path}: a folder, expected a .keras or .weights.h5 file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    source: Any = path
+    zipped = zipfile.is_zipfile(path)
+    config, blob = _unzipped(path) if zipped else (None, b"")
     with contextlib.ExitStack() as stack:
-        config = blob = None
-        if zipfile.is_zipfile(path):
-            config, blob = _unzipped(path)
         try:
-            if blob is None:
+            if not zipped:
                 raw = stack.enter_context(open(path, "rb"))
                 blob = stack.enter_context(mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ))
-            else:  # h5py.File of an io.BytesIO would not do: a size beyond 2^63 is an OverflowError there
-                source = h5py.h5f.open_file_image(blob)
             _check_lists(blob)
-            file = stack.enter_context(h5py.File(source, "r"))
+            # h5py.File of an io.BytesIO would not do: a size beyond 2^63 is an OverflowError there.
+            file = stack.enter_context(h5py.File(h5py.h5f.open_file_image(blob) if zipped else path, "r"))
         except (*DAMAGED, ValueError) as error:
             raise ValueError(f"{path}: not a readable HDF5 file ({error})") from error
         sizes: dict[int, int] = {}

@@ -32,10 +32,15 @@ def _anything(where: str, name: str, value: Any) -> Any:
     return value
 
 
+def _activation(where: str, name: str, value: Any) -> Any:
+    return checks.choice(ACTIVATIONS)(where, name, checks.text(where, name, value))
+
+
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+# Our name of each activation of a feed-forward layer.
 ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "relu^2": "square_relu", "sigmoid": "sigmoid", "swish": "silu"}
 ACTIVATIONS |= {"selu": "selu"}
 NEEDED = Key(None, checks.optional(checks.size))  # keys with this very check must not be None
@@ -66,7 +71,7 @@ SLSTM: Keys = {
 BLOCK: Keys = {"mlstm": Key({}, _anything), "slstm": Key({}, _anything), "feedforward": Key({}, _anything)}
 FEED_FORWARD: Keys = {
     "proj_factor": Key(1.3, checks.non_negative, "ffn_proj_factor"),
-    "act_fn": Key("gelu", checks.choice(ACTIVATIONS)),
+    "act_fn": Key("gelu", _activation),
     "dropout": Key(0.0, checks.non_negative),
     "bias": Key(False, checks.flag),
 }
@@ -74,7 +79,7 @@ FLAT: Keys = {
     **{name: MLSTM[name]._replace(ours="") for name in ("num_heads", "conv1d_kernel_size", "qkv_proj_blocksize")},
     "mlstm_proj_factor": Key(2.0, checks.non_negative),
     "slstm_ffn_proj_factor": Key(1.3, checks.non_negative),
-    "slstm_ffn_act": Key("gelu", checks.choice(ACTIVATIONS)),
+    "slstm_ffn_act": Key("gelu", _activation),
 }
 # A large model. The factors times the width are widths.
 LARGE: Keys = {
