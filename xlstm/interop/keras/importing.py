@@ -101,17 +101,16 @@ def _in_arrays(arrays: Sequence[Host], kind: str | None, both: bool, told: dict[
         raise ValueError(f"from_keras: arrays do not show their kind, expected one of {', '.join(KINDS)}")
     hosts = [floating("from_keras", f"array {k}", array) for k, array in enumerate(arrays)]
     gates, directions = len(ORDER[kind]), 2 if both else 1
-    for n in (3, 2):
-        sets = [hosts[k : k + n] for k in range(0, len(hosts), n)]
-        biased = all(s[-1].shape in ((s[1].shape[-1],), (2, s[1].shape[-1])) for s in sets if len(s) == 3)
-        if len(hosts) and len(hosts) % (n * directions) == 0 and (n == 2 or biased):
-            break
-    else:
+    third = zip(hosts[1::3], hosts[2::3], strict=False)  # biases, if they are as wide as the kernels before them
+    biased = all(array.shape in (kernel.shape[-1:], (2, *kernel.shape[-1:])) for kernel, array in third)
+    n = 3 if biased and len(hosts) % (3 * directions) == 0 else 2
+    if not hosts or len(hosts) % (n * directions):
         shapes = ", ".join(str(a.shape) for a in hosts)
         raise ValueError(
             f"from_keras: arrays have shapes {shapes or '()'}, expected (D, {gates}H), (H, {gates}H) and perhaps a bias"
             f" for each layer{' and direction' if both else ''}"
         )
+    sets = [hosts[k : k + n] for k in range(0, len(hosts), n)]
     groups = [sets[k : k + directions] for k in range(0, len(sets), directions)]
     return [Level(f"layer {k}", kind, weights, told) for k, weights in enumerate(groups)]
 
