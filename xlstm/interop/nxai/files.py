@@ -28,19 +28,15 @@ class Shards:
         self.path = path
         self.files: dict[str, Tensors] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, str] = {}
+        self.dtype = "float32"  # that which holds all arrays: float64 if one of them has it
         for file in map(Tensors, _files(path)):
             for name, dtype in file.dtypes.items():
                 if name in self.files:
                     raise ValueError(f"{path}: {name} is in {self.files[name].path.name} and in {file.path.name}")
                 if dtype not in WIDE:
                     raise ValueError(f"{file.path}: {name} has dtype {dtype}, expected {', '.join(WIDE)}")
-                self.files[name], self.shapes[name], self.dtypes[name] = file, file.shapes[name], dtype
-
-    @property
-    def dtype(self) -> str:
-        """The widest dtype that NumPy needs: float64 if any array has it, else float32."""
-        return max(WIDE[dtype] for dtype in self.dtypes.values()) if self.dtypes else "float32"
+                self.files[name], self.shapes[name] = file, file.shapes[name]
+                self.dtype = max(self.dtype, WIDE[dtype])
 
     def read(self, name: str) -> Host:
         """Return an array; bfloat16, which NumPy does not have, becomes float32."""
