@@ -208,6 +208,7 @@ K, R, V = np.zeros((D, 4 * H)), np.zeros((H, 4 * H)), np.zeros(4 * H)
         ([K, R, np.zeros(15)], "lstm", ValueError, r"arrays have shapes"),
         ([K, R, V.astype("float32")], "lstm", TypeError, "dtypes float32, float64"),
         ([], "lstm", ValueError, "arrays have shapes"),
+        ([np.zeros(())] * 3, "lstm", ValueError, r"kernel has shape \(\)|arrays have shapes \(\), \(\)"),
         (3, None, TypeError, "got a int, expected a Keras layer"),
         (keras.layers.Dense(2), None, ValueError, "is a Dense, expected LSTM"),
         (keras.layers.LSTM(2, activation="gelu"), None, ValueError, "has activation 'gelu', expected one of sigmoid"),
@@ -376,7 +377,7 @@ def spoilt_archive(path, offset, values, method=zipfile.ZIP_DEFLATED):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        ((8, b"\x01\x00"), "model.weights.h5 is encrypted"),
+        ((8, b"\x01\x00"), "'model.weights.h5' is encrypted"),
         ((8, b"", zipfile.ZIP_LZMA), "config.json is compressed by method 14, expected 0 or 8"),
         ((None, b"\xff\xff"), "not a readable .keras file"),
         ((24, (2**30).to_bytes(4, "little")), "model.weights.h5 declares 1073741824 bytes .* out of proportion"),
