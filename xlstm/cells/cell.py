@@ -73,7 +73,7 @@ class Cell:
         return xp.stack([getattr(saved, gate) for gate in self.GATES])
 
     def own_bwd(self, xp: Namespace, dz: Array, saved: Any, *carry: Array, **own: Array) -> dict[str, Array]:
-        """Return the gradients of OWN, in their shapes up to axes of 1, from those of zx for k steps, (rows, k, H, B)."""
+        """Return the gradients of OWN, in their shapes up to axes of 1, from those of zx (rows, k, H, B)."""
         return {}
 
     def weights(self, xp: Namespace, w: Params) -> Params:

@@ -65,7 +65,7 @@ class Cell(cell.Summed):
     def GATES(self) -> tuple[str, ...]:  # type: ignore[override]  # noqa: N802
         return ("i", "o", "g") if self.coupled else ("i", "o", "f", "g")
 
-    def gates(  # type: ignore[override]
+    def gates(
         self,
         xp: Namespace,
         zx: Array,
@@ -101,7 +101,7 @@ class Cell(cell.Summed):
         u = self._pairs[2].fwd(xp, v)  # (6)
         return o * u, c, Saved(s, g, u, self._clipped(z), raw, c if p is not None else None, n, r)  # (7) h
 
-    def derivatives(  # type: ignore[override]
+    def derivatives(
         self,
         xp: Namespace,
         saved: Saved,
@@ -120,7 +120,7 @@ class Cell(cell.Summed):
         af = () if self.coupled else (gate.bwd(xp, c0, None, f),)  # (3) through f, (1)
         ag = candidate.bwd(xp, i, None, g)  # (3) through g, (2)
         a = xp.stack((ai, ao, *af, ag))
-        if saved.z is not None:
+        if self.clip is not None:
             a = clamp_bwd(xp, a, saved.z, self.clip)
         dv = output.bwd(xp, o, None, u)  # (7) through u, (6)
         e = f
@@ -128,7 +128,7 @@ class Cell(cell.Summed):
             e = e + p[0, ...] * a[0, ...]  # (1) i and f look at c0
             if not self.coupled:
                 e = e + p[2, ...] * a[2, ...]
-        if saved.raw is not None:
+        if self.cell_clip is not None:
             e, b = (clamp_bwd(xp, d, saved.raw, self.cell_clip) for d in (e, a))  # (4)
             a = xp.concat((b[:1, ...], a[1:2, ...], b[2:, ...]))
         look = None if p is None else p[1, ...] * a[1, ...]  # (1) o looks at c
@@ -153,7 +153,7 @@ class Cell(cell.Summed):
             return dz, dz, None, e * dc  # (3) through c0
         return xp.concat((dz, (dv * dh)[None, ...])), dz, None, e * dc
 
-    def own_bwd(  # type: ignore[override]
+    def own_bwd(
         self,
         xp: Namespace,
         dz: Array,

@@ -17,7 +17,8 @@ from xlstm.engines.step import Step
 A = TypeVar("A")
 R = TypeVar("R")
 
-# Measured on two cores. Up to so many multiplications by a recurrent weight in all steps BLAS uses one thread by itself.
+# All of these were measured on two cores. Up to so many multiplications by a recurrent weight in all steps BLAS uses
+# one thread by itself.
 TINY = blas.SMALL
 # A part of the batch has at least so many sequences, and in a loop that is not compiled at least so many units: there
 # threads hand the interpreter to each other between calls, which has to be worth it.

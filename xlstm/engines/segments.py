@@ -1,7 +1,7 @@
 """Packed batches: which rows belong to which step, for the whole batch and for parts of it.
 
-A packed batch is a matrix of rows (N, ...): all of the first step, then all of the second, where a step has as many rows
-as there are sequences that long, the longest first. Consecutive steps of equal width are a segment.
+A packed batch is a matrix of rows (N, ...): all of the first step, then all of the second, where a step has as many
+rows as there are sequences that long, the longest first. Consecutive steps of equal width are a segment.
 """
 
 from __future__ import annotations

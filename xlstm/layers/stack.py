@@ -174,7 +174,7 @@ def forward(
 
 
 def step(xp: Namespace, layer: Layer, params: Params, x: Array, state: State, rates: Rates) -> tuple[Array, State]:
-    """Run one time step of a stack without reverse directions, x (B, D): y (B, P) and the state after, each (L, B, H)."""
+    """Run one step of a stack without reverse directions from x (B, D); return y (B, P) and the state (L, B, H)."""
     masks = Masks(None, tuple([rate or None for rate in rates.zoneout]))
     (cell,) = layer.cells.values()
     after = []

@@ -141,16 +141,16 @@ class _Loop:
                 for name, rows in found.step.saved.items()
             }
             arrays |= saved
-        arrays = self._complete(kernel, arrays, n)
+        given = self._complete(kernel, arrays, n)
         zh = np.empty((step.G, M), dtype=h.dtype)
         if n == segment.width == 1 and self.small:
             zx = np.empty((min(k, STEPS), step.G, M), dtype=h.dtype)
-            kernel.loops.forward_alone(x, y, at, k, self.Wx.T, self.WhT, zx, zh, h, *arrays)
+            kernel.loops.forward_alone(x, y, at, k, self.Wx.T, self.WhT, zx, zh, h, *given)
         else:
             zx = np.empty((1, step.G, M), dtype=h.dtype)
             (Wx, rowsx), (Wh, rowsh) = (_pieces(W, n) for W in (self.Wx, self.Wh))
             xs = np.empty((x.shape[1], n), dtype=h.dtype)
-            kernel.loops.forward(x, y, at, segment.width, k, Wx, Wh, rowsx, rowsh, xs, zx, zh, h, *arrays)
+            kernel.loops.forward(x, y, at, segment.width, k, Wx, Wh, rowsx, rowsh, xs, zx, zh, h, *given)
         shape = (step.H, n)
         after = [h.reshape(shape), *(kept[-1].reshape(shape) for kept in carry)]
         if not keep:
@@ -174,14 +174,14 @@ class _Loop:
             for name, a in kept.saved._asdict().items()
             if a is not None
         }
-        arrays = self._complete(kernel, arrays, n)
+        given = self._complete(kernel, arrays, n)
         dz = np.empty((step.G, M), dtype=dh.dtype)
         dzh = np.empty_like(dz) if found.apart else dz
         dh0 = np.empty_like(dh) if found.direct else NO_ROW[dh.dtype.name]
         if n == segment.width == 1 and self.small:
-            kernel.loops.backward_alone(dy, at, k, self.Wh, dZ, dQ, dz, dzh, dh0, dh, *arrays)
+            kernel.loops.backward_alone(dy, at, k, self.Wh, dZ, dQ, dz, dzh, dh0, dh, *given)
         else:
-            kernel.loops.backward(dy, at, segment.width, k, *_pieces(self.WhT, n), dZ, dQ, dz, dzh, dh0, dh, *arrays)
+            kernel.loops.backward(dy, at, segment.width, k, *_pieces(self.WhT, n), dZ, dQ, dz, dzh, dh0, dh, *given)
         return [d.reshape(step.H, n) for d in (dh, *dcarry)]
 
     def _complete(self, kernel: Kernel, arrays: dict[str, Any], n: int) -> list[Any]:
@@ -215,7 +215,7 @@ def contiguous(a: Array) -> Array:
 
 
 def _pieces(W: Array, n: int) -> tuple[Array, int]:
-    """Return W (R, K) in pieces (pieces, R, K) for products with n columns, and the rows to take at once; 0 for heads."""
+    """Return W (R, K) in pieces (pieces, R, K) for products with n columns, and the rows of a tile, 0 for heads."""
     if W.ndim == 4:
         return W.reshape(-1, *W.shape[2:]), 0
     R, K = W.shape

@@ -65,7 +65,10 @@ def tanh(x: Any) -> Any:
 
 
 def exp(x: Any) -> Any:
-    """Return 2^k (1 + p(r)) with x = k ln 2 + r; 2^k is a product of two, for exp(x) has more exponents than one has."""
+    """Return 2^k (1 + p(r)) with x = k ln 2 + r.
+
+    2^k is a product of two numbers, for exp(x) has more exponents than one number has.
+    """
     a = HIGHEST if x > HIGHEST else x
     a = LOWEST if a < LOWEST else a
     w = a * LOG2E + MAGIC  # leaves k in the last bits
