@@ -105,7 +105,7 @@ def test_little_stays_after_a_large_call():
     """A call takes 700 MB, and most of the memory that it leaves is freed at once."""
     code = """
 import numpy as np, xlstm
-from xlstm.peak import _resident
+from xlstm.cli.peak import _resident
 layer = xlstm.LSTM(64, 64)
 params = layer.init(0, "numpy")
 def call(T):
@@ -135,6 +135,6 @@ def test_a_layer_gives_its_memory_back_without_the_garbage_collector(rng):
         del y, saved
         spare = {memory.ctypes.data for memory, user in workspace._kept.values() if user() is None}
         _, _, saved = layer.forward(params, x)
-        assert saved["0"].saved.hs.base.memory.ctypes.data in spare
+        assert saved["0"].tape.hs.base.memory.ctypes.data in spare
     finally:
         gc.enable()
