@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -55,9 +56,9 @@ class Tape:
         """h after every step, (N, P)."""
         return self.hs[self.first :, :]
 
-    @property
+    @functools.cached_property
     def h0(self) -> Array:
-        """h before every step, (N, P)."""
+        """h before every step, (N, P), a copy where lengths differ."""
         return before(self.step.xp, self.hs, self.widths)
 
     @property
