@@ -37,7 +37,6 @@ PATHS = [
     {"XLSTM_COMPILE": "0", "XLSTM_NUM_THREADS": "1"},
     {"XLSTM_COMPILE": "0", "XLSTM_TEST_PLAN": "parts"},
     {"XLSTM_COMPILE": "1", "XLSTM_TEST_PLAN": "parts"},
-    {"XLSTM_COMPILE": "1", "XLSTM_TEST_PLAN": "shared"},
 ]
 # Backends of array-api-strict and of PyTorch need no second Python.
 NUMPY = {"XLSTM_TEST_BACKENDS": "numpy"}

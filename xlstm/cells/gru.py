@@ -127,9 +127,7 @@ class ResetBefore(Cell):
         dz[1, ...] = local.a[1, ...] * dq
         return dz, dz[:2, ...], local.z * dh + local.r * dq  # (3) and (2) through h0
 
-    def own_bwd(  # type: ignore[override]
-        self, xp: Namespace, dz: Array, saved: Saved, Wn: Array, drop: Array | float = 1.0
-    ) -> dict[str, Array]:
+    def own_bwd(self, xp: Namespace, dz: Array, saved: Saved, Wn: Array, drop: Array | float = 1.0) -> dict[str, Array]:
         """Return the gradient of Wn from dz (3, k, H, B)."""
         H = dz.shape[2]
         dn, q = dz[2, ...], saved.s[1, ...] * saved.h0 * drop  # (k, H, B)

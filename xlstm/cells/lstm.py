@@ -73,8 +73,8 @@ class Cell(cell.Summed):
     STATES = ("h", "c")
     REST = (0.0, 0.0)
 
-    gates = staticmethod(gates)  # type: ignore[assignment]
-    derivatives = staticmethod(derivatives)  # type: ignore[assignment]
+    gates = staticmethod(gates)
+    derivatives = staticmethod(derivatives)
     gates_bwd = staticmethod(gates_bwd)  # type: ignore[assignment]
 
     def activated(self, xp: Namespace, saved: Saved) -> Array:

@@ -67,7 +67,7 @@ class Cell(cell.Summed):
     def GATES(self) -> tuple[str, ...]:  # type: ignore[override]  # noqa: N802
         return ("i", "o", "g") if self.coupled else ("i", "o", "f", "g")
 
-    def gates(  # type: ignore[override]
+    def gates(
         self,
         xp: Namespace,
         zx: Array,
@@ -104,7 +104,7 @@ class Cell(cell.Summed):
         kept = self._kept(z), v if self._pairs[2].from_input else None, raw, None if p is None else c, n, r
         return o * u, c, Saved(s, g, u, *kept)  # (7) h
 
-    def derivatives(  # type: ignore[override]
+    def derivatives(
         self,
         xp: Namespace,
         saved: Saved,
@@ -129,7 +129,7 @@ class Cell(cell.Summed):
             e = e + p[0, ...] * a[0, ...]  # (1) i and f look at c0
             if not self.coupled:
                 e = e + p[2, ...] * a[2, ...]
-        if saved.raw is not None:
+        if self.cell_clip is not None:
             e, b = (clamp_bwd(xp, d, saved.raw, self.cell_clip) for d in (e, a))  # (4)
             a = xp.concat((b[:1, ...], a[1:2, ...], b[2:, ...]))
         look = None if p is None else p[1, ...] * a[1, ...]  # (1) o looks at c
@@ -154,7 +154,7 @@ class Cell(cell.Summed):
             return dz, dz, None, e * dc  # (3) through c0
         return xp.concat((dz, (dv * dh)[None, ...])), dz, None, e * dc
 
-    def own_bwd(  # type: ignore[override]
+    def own_bwd(
         self,
         xp: Namespace,
         dz: Array,

@@ -73,4 +73,4 @@ class Options:
 
     def _shares(self, t: int) -> list[Any]:
         rows = self.segment.rows(t)
-        return [s[rows, :].T if hasattr(s, "shape") else s for s in self.step.masks.zoneout]
+        return [s if s is None or isinstance(s, float) else s[rows, :].T for s in self.step.masks.zoneout]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -59,9 +60,9 @@ class Tape:
         """Copy and pickle it without what an engine can make again."""
         return {**self.__dict__, "loop": None}
 
-    @property
+    @functools.cached_property
     def h0(self) -> Array:
-        """h before every step, (N, P)."""
+        """h before every step, (N, P), a copy where lengths differ."""
         return before(self.step.xp, self.hs, self.widths)
 
     @property

@@ -49,8 +49,8 @@ def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
     grads: Params = _own(tape, dzx) if step.own else {}
     if dzx.shape[0] > rows:
         dzx = dzx[:rows, :]
-    dzh = found.arrays.get("zh", dzx)
-    da = found.arrays.get("a", dzh)
+    dzh: Array = found.arrays.get("zh", dzx)
+    da: Array = found.arrays.get("a", dzh)
     more, dp = step.project_bwd(dzx, tape.normal)
     grads |= more
     products = {"Wx": (dp, x), "dx": (dp.T, w["Wx"])} if "Wx" in w else {}
@@ -76,7 +76,8 @@ def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
 def _own(tape: Tape, dzx: Array) -> Params:
     """Return the gradients of the cell's own parameters."""
     step = tape.step
-    xp, grads = step.xp, {}
+    xp = step.xp
+    grads: Params = {}
     for kept in tape.segments:
         segment = kept.segment
         k, n = segment.k, segment.n

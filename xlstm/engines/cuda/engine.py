@@ -65,8 +65,9 @@ class Cuda:
         tape.recompute, tape.ends = keep == "states", ends
         return tape.y, [beside(step.xp, (e.T, s[:, tape.first :])) for e, s in zip(ends, state, strict=True)], tape
 
-    def backward(self, tape: CudaTape, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
+    def backward(self, tape: Tape, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
         """Differentiate all steps; see `Engine`."""
+        assert isinstance(tape, CudaTape)
         step, N, found = tape.step, tape.x.shape[0], Gradients(tape)
         dZ, dQ = (step.xp.empty((N, step.R), dtype=tape.x.dtype, device=device_of(tape.x)) for _ in range(2))
         apart = "dzh" in tape.run.step.gradients
