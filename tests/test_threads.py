@@ -11,6 +11,7 @@ import threadpoolctl
 import xlstm
 from tests.conftest import force
 from xlstm.arrays import blas, cores, pool, threads
+from xlstm.cells import lstm
 from xlstm.engines import plan
 from xlstm.engines.plan import SOLO, Rule
 from xlstm.engines.segments import split

@@ -215,7 +215,8 @@ CODE = f"""
 import os
 os.umask(0)
 from xlstm.engines.numba import jit
-module = jit.load({SOURCE!r})
+module = jit._module({SOURCE!r})
+exec({SOURCE!r}, module.__dict__)
 print(module.double(1.5), module.triple(1.5))
 """
 

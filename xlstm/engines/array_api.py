@@ -69,8 +69,8 @@ class ArrayApi:
             W = blas.blocks(step.Wh, n) if xp is np and not step.heads and step.R * step.P * n > blas.SMALL else step.Wh
             options = None if step.bare else Options(step, segment)
             # Arrays for all steps: a large step then works in the memory that the step before gave back.
-            rooms: list[list[Array | None]] = []
-            groups: tuple[Any, ...] = ()
+            rooms: list[list[Any]] = []
+            groups: Sequence[Any] = ()
             carry = [workspace.empty(xp, (k + 1, *s.shape), s) for s in state[1:]] if keep != "nothing" else []
             for room, s in zip(carry, state[1:], strict=False):
                 room[0, ...] = s
@@ -98,11 +98,8 @@ class ArrayApi:
                         if a is not None:
                             room[t, ...] = a
             if keep != "nothing":
-                made = [
-                    type(group)._make(room) if hasattr(group, "_make") else tuple(room)
-                    for group, room in zip(groups, rooms, strict=False)
-                ]
-                kept.append(Kept(segment, carry, *made))
+                saved = groups[0]._make(rooms.pop(0)) if rooms else None
+                kept.append(Kept(segment, carry, saved, *map(tuple, rooms)))
         return [beside(xp, s) for s in zip(state, *ended, strict=True)] if ended else list(state), kept
 
     def step(self, step: Step, x: Array, state: Sequence[Array]) -> list[Array]:

@@ -58,7 +58,7 @@ class Tape:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle it without what an engine can make again."""
-        return {**self.__dict__, "loop": None}
+        return {name: value for name, value in self.__dict__.items() if name != "h0"} | {"loop": None}
 
     @functools.cached_property
     def h0(self) -> Array:

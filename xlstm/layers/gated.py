@@ -107,7 +107,12 @@ class Recurrent(Stack):
 
     @functools.cached_property
     def random(self) -> bool:
-        return bool(self.dropout or self.recurrent_dropout or any(self.zoneout))
+        return bool(self.dropout or self.recurrent_dropout or any(self._rates))
+
+    @property
+    def _rates(self) -> tuple[float, ...]:
+        assert isinstance(self.zoneout, tuple)
+        return self.zoneout
 
     @functools.cached_property
     def cells(self) -> dict[str, Cell]:

@@ -75,7 +75,10 @@ class Stack(SequenceLayer):
         recurrent_dropout: float
         zoneout: Any
         recompute: bool
-        cells: dict[str, Cell]  # of each direction, "" or "reverse."
+
+        @property
+        def cells(self) -> dict[str, Cell]:
+            """The cell of each direction, "" or "reverse."."""
 
     @functools.cached_property
     def names(self) -> dict[str, dict[str, str]]:

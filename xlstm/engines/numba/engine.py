@@ -86,7 +86,8 @@ class _Loop:
     """The compiled loop of a step, with its weights as the loop takes them."""
 
     def __init__(self, step: Step) -> None:
-        self.step, self.kernels = step, step.compiled or _kernels(step)
+        kernels: Kernels = step.compiled or _kernels(step)
+        self.step, self.kernels = step, kernels
         self.Wh = contiguous(step.Wh)
         self.Wx = contiguous(step.w["Wx"]) if "Wx" in step.w else NO_ROWS[self.Wh.dtype]
         self.small = self.Wh.size <= WEIGHTS and self.Wx.size > 0 and not step.heads
@@ -203,7 +204,7 @@ class _Loop:
         }
 
 
-def _kernels(step: Step) -> Kernels | None:
+def _kernels(step: Step) -> Any:
     return codegen.kernels(step.cell, DTYPES[step.Wh.dtype], step.own_rows, step.added)
 
 

@@ -20,8 +20,8 @@ from xlstm.data import reading, writing
 from xlstm.interop.nxai import names
 from xlstm.interop.nxai.config import config_of, model_of
 from xlstm.interop.nxai.files import Shards, config_beside
-from xlstm.layers.blocks.stack import xLSTMStack
 from xlstm.layers.blocks.large import xLSTMLarge
+from xlstm.layers.blocks.stack import xLSTMStack
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.training import checkpoint
 

@@ -10,9 +10,9 @@ from xlstm.arrays.checks import shown
 from xlstm.data import reading
 from xlstm.interop.nxai import keys
 from xlstm.interop.nxai.keys import only, take
-from xlstm.layers.blocks.stack import xLSTMStack
-from xlstm.layers.blocks.large import xLSTMLarge
 from xlstm.layers.blocks.block import round_up
+from xlstm.layers.blocks.large import xLSTMLarge
+from xlstm.layers.blocks.stack import xLSTMStack
 from xlstm.models.language import xLSTMLanguageModel
 
 Config = Mapping[str, Any]

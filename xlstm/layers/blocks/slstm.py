@@ -183,7 +183,7 @@ class Recurrence(SequenceLayer):
     ) -> tuple[Params, Array, State]:
         xp, packing = span.xp, span.packing
         if dstate is None:
-            ends = [xp.zeros_like(dy[0, ...]).T] * len(self.CELL.STATES)
+            ends: Sequence[Array] = [xp.zeros_like(dy[0, ...]).T] * len(self.CELL.STATES)
         else:
             ends = packing.sort(xp, [d.T for d in dstate])
         grads, dx, start = run_bwd(kept.tape, packing.pack(xp, dy), ends)
