@@ -167,14 +167,15 @@ def _on_cpu(array: Array) -> bool:
 def plain_namespace(
     params: Params, sizes: Mapping[str, tuple[int | None, ...]], x: Any, state: Any
 ) -> Namespace | None:
-    """Return NumPy where that is seen at once: most calls have only its arrays, in float32 or float64, and no nesting.
+    """Return NumPy where that is seen at once: most calls have only its arrays, all in float32 or all in float64.
 
     Parameters
     ----------
     params : dict
         Their names and shapes have to be those of `sizes`, a dict of tuples.
     x : array or None
-    state : tuple of arrays or None, or None
+    state : tuple or None
+        Of arrays, of None, and of such tuples.
 
     Returns
     -------
@@ -192,10 +193,16 @@ def plain_namespace(
             return None
     if x is not None and (type(x) is not np.ndarray or x.dtype is not kind):
         return None
-    if state is not None:
-        if type(state) is not tuple:
-            return None
-        for a in state:
-            if a is not None and (type(a) is not np.ndarray or a.dtype is not kind):
-                return None
-    return np
+    return np if state is None or _all_plain(state, kind) else None
+
+
+def _all_plain(state: Any, kind: np.dtype[Any]) -> bool:
+    """Return whether a state is a tuple of NumPy's arrays of a dtype, of None, and of such tuples."""
+    if type(state) is not tuple:
+        return False
+    for a in state:
+        if a is None or (type(a) is np.ndarray and a.dtype is kind):
+            continue
+        if not _all_plain(a, kind):
+            return False
+    return True

@@ -26,7 +26,7 @@ class Embedding(Module):
     size : int
         D.
     std : float, optional
-        Of the initial rows, by default sqrt(2 / (5 D)) (Nguyen & Salazar 2019).
+        Deviation of the initial rows, by default sqrt(2 / (5 D)) (Nguyen & Salazar 2019).
     """
 
     vocab_size: int

@@ -130,7 +130,7 @@ class Recurrent(Stack):
         return P if len(self.directions) == 1 else f"2{P}"
 
     def _needs_recurrent_bias(self) -> bool:
-        """Whether a bias of Wh h is anything that one of Wx x is not."""
+        """Return whether a bias of Wh h has an effect that a bias of Wx x has not."""
         return False
 
     def _shapes(self, D: dict[str, int]) -> dict[str, checks.Dims]:

@@ -71,7 +71,7 @@ class HeadwiseLinear(SameWidth, Module):
     bias : bool
         Whether there is a `b`, 0 at first.
     std : float, optional
-        Of the initial weights, by default sqrt(2 / (5 K)) (Nguyen & Salazar 2019).
+        Deviation of the initial weights, by default sqrt(2 / (5 K)) (Nguyen & Salazar 2019).
     """
 
     size: int

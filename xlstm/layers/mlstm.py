@@ -26,7 +26,7 @@ from xlstm.layers.state import Span, State
 class mLSTM(SequenceLayer):  # noqa: N801
     """LSTM with a matrix memory (Beck et al. 2024, xLSTM, section 2.3): y = sigmoid(o~) * h~.
 
-    Of layer k the parameters are `{k}.Wx` (2 N K + 2 H + 2 N, D) and `{k}.b`, rows of q, k, v, o, i and f in turn. The
+    Layer k has the parameters `{k}.Wx` (2 N K + 2 H + 2 N, D) and `{k}.b`, rows of q, k, v, o, i and f in turn. The
     state is (C, n, m), of shapes (L, B, N, K, H / N), (L, B, N, K) and (L, B, N): C and n are divided by exp(m), and m
     is -inf before the first step. `saved["0"].q` and so on are what the
     first layer computed.
@@ -190,7 +190,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
 
 
 class Kept(NamedTuple):
-    """What one layer keeps, time first."""
+    """The values that one layer keeps, time first."""
 
     x: Array
     beyond: Array | None  # x before it was limited, where it was

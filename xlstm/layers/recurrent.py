@@ -53,7 +53,7 @@ class LSTM(Recurrent):
     clip : float, optional
         Bound of the pre-activations of gates, as ONNX has it.
     activations : str or tuple of str, optional
-        Of the gates, the candidate and the output, by default ("sigmoid", "tanh", "tanh"); of a GRU the
+        Functions of the gates, the candidate and the output, by default ("sigmoid", "tanh", "tanh"); of a GRU the
         gates and the candidate; of an RNN one. Twice as many where the directions differ. Known are the
         names in `xlstm.cells.activations.GATES`, to which `register` adds, with parameters as in
         "hard_sigmoid(0.2, 0.5)".

@@ -1,4 +1,4 @@
-"""Saved: what a forward pass keeps, readable by the names of parts."""
+"""Saved: the values that a forward pass keeps, readable by the names of parts."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from xlstm.layers.state import Span
 
 
 class Saved:
-    """What `forward` keeps for `backward`, readable by name.
+    """The values that `forward` keeps for `backward`, readable by name.
 
-    `saved["1.reverse"]` is what the second layer's reverse direction kept, `saved["blocks.0.cell"]` that of the cell of
-    a block: names are those that the parameters of the part begin with. Of a recurrent layer `.gates`, `.c` and `.h`
+    `saved["1.reverse"]` holds the values of the second layer's reverse direction, `saved["blocks.0.cell"]` those of the
+    cell of a block: a part has the name that its parameters begin with. Of a recurrent layer `.gates`, `.c` and `.h`
     are every gate, cell state and hidden state, time first; past the end of a sequence they are zero. With one layer
     and direction, `saved.gates`, `saved.c` and `saved.h` will do.
 
@@ -24,7 +24,7 @@ class Saved:
         self.layer, self.shape, self.kept, self.span = layer, shape, kept, span
 
     def __getitem__(self, name: str | int) -> Any:
-        """Return what a part kept.
+        """Return the values that a part kept.
 
         Raises
         ------
@@ -37,7 +37,7 @@ class Saved:
         return known[str(name)]
 
     def __getattr__(self, name: str) -> Any:
-        """Return what was kept under a name that is no part's."""
+        """Return a value that was kept under a name of its own."""
         if name.startswith("_"):
             raise AttributeError(name)
         if isinstance(self.kept, Mapping):
@@ -47,7 +47,7 @@ class Saved:
         return getattr(self.kept, name)
 
     def _known(self) -> dict[str, Any]:
-        """Return what all parts kept, and their parts, by dotted names."""
+        """Return the values that all parts kept, and their parts, by dotted names."""
         found: dict[str, Any] = {}
         for name, kept in self.layer.pieces(self.kept).items():
             part = self.layer.parts.get(name)

@@ -110,7 +110,7 @@ class SequenceLayer(Module):
         Parameters
         ----------
         params : dict
-            As from `init`.
+            The parameters, as from `init`.
         x : array (T, B, D)
             Input, or (B, T, D) with `batch_first`.
         state : tuple, optional
@@ -124,8 +124,8 @@ class SequenceLayer(Module):
             take no part: there y is zero, the final state is that at its own end, and the reverse direction starts
             there.
         seed : int or numpy.random.Generator
-            Of the masks; needed only where there are some. Give every training step another seed, or one generator to
-            all of them.
+            Seed of the masks, needed only where there are some. Give every training step another seed, or one
+            generator to all of them.
         keep : bool, optional
             Keep what `backward` needs, by default as `train`. With `train=False, keep=True` gradients are those of the
             model without masks.
@@ -137,7 +137,7 @@ class SequenceLayer(Module):
         state : tuple
             Final state.
         saved : Saved or None
-            What `backward` needs, and every gate, cell state and hidden state of every layer, time first.
+            The values that `backward` needs, with every gate, cell state and hidden state of every layer, time first.
 
         Raises
         ------
@@ -168,9 +168,9 @@ class SequenceLayer(Module):
         Parameters
         ----------
         params : dict
-            Those `forward` was given.
+            The parameters that `forward` was given.
         saved : Saved
-            From `forward`.
+            The values that `forward` kept.
         dy : array like y, or None
             Gradient of the loss by y. None is zero. Past the end of a sequence it has no effect.
         dstate : tuple as the state, optional

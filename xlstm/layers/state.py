@@ -1,4 +1,4 @@
-"""The state of a layer that goes through time, and what a call is about: steps, sequences, masks."""
+"""The state of a layer that goes through time, and `Span`, the steps and sequences of one call."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Leaf(NamedTuple):
 
 
 class Span(Portable):
-    """What a call is about, the same for all parts.
+    """The steps and sequences of one call, which are the same for all parts of a layer.
 
-    T steps of each of B sequences, or fewer where there are lengths; the generator of masks, where they are drawn; and
-    whether to keep what the backward pass needs.
+    There are T steps of each of B sequences, or fewer where the packing has lengths. `rng` draws the masks, where there
+    are any; `keep` says whether to keep what the backward pass needs.
     """
 
     def __init__(

@@ -68,7 +68,7 @@ def load(
     backend : str or Backend, optional
         Where the parameters are put; a name as for `xlstm.backend`, by default "auto".
     dtype : str, optional
-        By default that of the file.
+        A name, or NumPy's dtype; by default that of the file.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def load(
 
 
 def _described(config: dict[str, Any], count: int) -> Model:
-    """The model of a configuration, whose file has so many arrays."""
+    """Return the model of a configuration, whose file has `count` arrays."""
     name, options, head = (config.get(key) for key in ("layer", "options", "head"))
     if not isinstance(name, str) or name not in LAYERS:
         raise ValueError(f"layer is {checks.shown(name)}, expected one of {', '.join(LAYERS)}")

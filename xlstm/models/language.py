@@ -42,7 +42,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
     Parameters
     ----------
     backbone : xLSTMStack, xLSTMLarge, sLSTM, mLSTM, LSTM, GRU or RNN
-        What goes from (T, B, D) to (T, B, D); not in reverse, and with time first.
+        The layers between; they go forward in time and have time first.
     vocab_size : int
         Number V of tokens.
     tied : bool
@@ -189,7 +189,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         return self._head(xp, p, y)[0], end
 
     def loss(self, logits: Array, targets: Array, mask: Array | None = None) -> tuple[Array, Array]:
-        """Mean cross-entropy of the targets in nats, and its gradient by the logits; see `losses.cross_entropy`."""
+        """Return the mean cross-entropy of the targets in nats, and its gradient; see `losses.cross_entropy`."""
         return cross_entropy(logits, targets, mask)
 
     def generate(
@@ -221,7 +221,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         top_p : float, optional
             Draw from the likeliest tokens that together have this probability (Holtzman et al. 2020).
         seed : int or numpy.random.Generator
-            Of what is drawn.
+            Seed of the draws.
         stop : int, optional
             A token after which a sequence ends: it is then repeated, and all ends when every sequence has.
         state : optional
@@ -259,7 +259,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         stop: int | None = None,
         state: Any = None,
     ) -> Iterator[tuple[np.ndarray[Any, Any], Any]]:
-        """As `generate`, one token (B,) and the state before it at a time."""
+        """Yield one token (B,) and the state before it at a time; arguments are those of `generate`."""
         sampler = Sampler(temperature, top_k, top_p, seed)
         max_tokens = checks.count("generate", "max_tokens", max_tokens)
         self.namespace(params, {})

@@ -121,7 +121,7 @@ class SequenceModel(SequenceLayer):
 
 
 def layer(where: str, name: str, value: Any) -> Any:
-    """A layer or a stack, which a model can be made of; a model, which has a head, is none."""
+    """Return a layer or a stack that a model can be made of; a model, which has a head, is refused."""
     if not isinstance(value, SequenceLayer) or hasattr(value, "head"):
         expected = "an xLSTMStack, xLSTMLarge, LSTM, GRU, RNN, sLSTM or mLSTM"
         raise TypeError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")

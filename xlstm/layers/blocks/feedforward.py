@@ -26,7 +26,7 @@ class GatedFeedForward(SameWidth, Module):
     hidden_size : int
         Width U in between. Parameters are `up.W` (2U, D), rows of the gate first, and `down.W` (D, U).
     activation : {"gelu", "silu", "relu", "square_relu", "sigmoid", "selu"}
-        Of the gate.
+        Activation of the gate.
     bias : bool
         Whether there are `up.b` and `down.b`.
     num_blocks : int

@@ -109,7 +109,7 @@ class xLSTMLarge(Backbone):  # noqa: N801
     num_blocks : int
         How many blocks.
     num_heads : int
-        Of every block.
+        Number of heads of every block.
     qk_size, v_size : int, optional
         Widths of all queries and keys, and of all values; by default D / 2 and D.
     ffn_size : int, optional
@@ -119,7 +119,7 @@ class xLSTMLarge(Backbone):  # noqa: N801
     bias : bool
         Whether projections and norms have biases.
     norm_eps : float
-        Of every norm.
+        Number that every norm adds to a mean square or a variance.
     eps : float
         Added to the denominator of h; the published package has 1e-6.
     chunk_size : int, optional

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -43,7 +44,7 @@ class sLSTMBlock(Block):  # noqa: N801
     ffn_proj_factor : float
         The width of the feed-forward layer is this times D, rounded up to a multiple of 64; with 0 there is none.
     ffn_activation : str
-        Of `GatedFeedForward`.
+        Activation of the `GatedFeedForward`.
     recurrent_init : {"zeros", "uniform"}
         Initial recurrent weights: 0 as in the published package, or U(-1/sqrt(D), 1/sqrt(D)).
     dropout : float

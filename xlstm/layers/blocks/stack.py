@@ -90,13 +90,13 @@ class xLSTMStack(Backbone):  # noqa: N801
     slstm_at : sequence of int
         Which of them are sLSTM blocks, from 0 on; the others are mLSTM blocks.
     num_heads : int
-        Of every block.
+        Number of heads of every block.
     conv_kernel_size, proj_factor, qkv_block_size, bias, eps, chunk_size
-        Of `mLSTMBlock`.
+        Options of `mLSTMBlock`.
     slstm_num_heads, slstm_conv_kernel_size, ffn_proj_factor, ffn_activation, recurrent_init, ffn_dropout
-        Of `sLSTMBlock`; the first two by default as of mLSTM blocks.
+        Options of `sLSTMBlock`; the first two are by default those of mLSTM blocks.
     dropout : float
-        Of every block.
+        Rate of dropout of every block.
     post_norm : bool
         Whether there is a norm after the last block.
     """
