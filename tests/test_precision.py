@@ -16,8 +16,9 @@ import pytest
 import xlstm
 from tests.conftest import make_backend
 from xlstm import BackendError
-from xlstm.arrays import probe
+from xlstm.arrays import convert, probe
 from xlstm.arrays.backend import backend_like, backend_of, cast, namespace, to_numpy
+from xlstm.arrays.namespace import is_floating
 from xlstm.data.windows import Streams
 from xlstm.engines.cuda.choice import told
 from xlstm.estimators import forecaster as estimators
@@ -446,7 +447,7 @@ def test_bfloat16_on_cupy_needs_ml_dtypes_and_cupy_14(cupy, monkeypatch):
     ml_dtypes = pytest.importorskip("ml_dtypes")
     home = backends.Backend("cupy", types.SimpleNamespace(), "gpu")
     assert backend_of(home, "bfloat16").dtype == "bfloat16"
-    assert backends._dtype(home.xp, "bfloat16") == np.dtype(ml_dtypes.bfloat16)
+    assert convert.dtype_of(home.xp, "bfloat16") == np.dtype(ml_dtypes.bfloat16)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "ml_dtypes", None)
         with pytest.raises(BackendError, match=r"bfloat16 needs ml_dtypes, .*; pip install ml_dtypes"):
@@ -462,9 +463,9 @@ def test_bfloat16_is_floating_for_cupy():
     pytest.importorskip("cupy")
     import array_api_compat.cupy as xp
 
-    assert backends._floating(xp, np.dtype(ml_dtypes.bfloat16))
-    assert backends._floating(xp, np.dtype("float16"))
-    assert not backends._floating(xp, np.dtype("int32"))
+    assert is_floating(xp, np.dtype(ml_dtypes.bfloat16))
+    assert is_floating(xp, np.dtype("float16"))
+    assert not is_floating(xp, np.dtype("int32"))
 
 
 def test_bfloat16_arrays_of_torch(rng):

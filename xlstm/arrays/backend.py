@@ -15,7 +15,8 @@ import array_api_compat
 import numpy as np
 
 from xlstm.arrays import checks, probe
-from xlstm.arrays.convert import BackendError, cast, dtype_of, dtype_text, like, to_numpy
+from xlstm.arrays.convert import BackendError as BackendError
+from xlstm.arrays.convert import cast, dtype_of, dtype_text, like, to_numpy
 from xlstm.arrays.namespace import (
     DTYPES,
     HALVES,
