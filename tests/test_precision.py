@@ -40,7 +40,8 @@ def single(monkeypatch):
 @pytest.fixture
 def halves(monkeypatch):
     """float16 and bfloat16 let be on a CPU."""
-    monkeypatch.setattr(backends, "HALVES", ())
+    for module in (backends, sys.modules["xlstm.arrays.namespace"]):
+        monkeypatch.setattr(module, "HALVES", ())
 
 
 def stream_data():
