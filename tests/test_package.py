@@ -73,6 +73,8 @@ def test_import_loads_nothing_heavy(tmp_path):
         ("layers.recurrent", "numpy"),
         ("estimators", "numpy"),
         ("interop.torch", "numpy"),
+        ("cells.activations", "numpy"),
+        ("testing", "numpy"),
         ("interop.keras_import", "h5py"),
         ("interop.onnx_export", "onnxruntime"),
         ("interop.onnx_import", "onnx"),
