@@ -98,7 +98,7 @@ def test_cells_by_every_path(on_device, monkeypatch, cell, path, dtype, precisio
     expected = results(layer)
     runtime = on_device(path, precision)
     monkeypatch.setattr(
-        sys.modules["xlstm.arrays.backend"], "_on_cpu_array", lambda array: False
+        sys.modules["xlstm.arrays.namespace"], "_on_cpu_array", lambda array: False
     )  # float16 is refused there
     found = results(layer, dtype=dtype)
     assert {entry.removesuffix("_step") for entry in runtime.launches} >= {"xlstm_forward", "xlstm_backward"}

@@ -80,6 +80,8 @@ def test_import_loads_nothing_heavy(tmp_path):
         ("interop.keras.importing", "h5py"),
         ("interop.onnx.exporting", "onnxruntime"),
         ("interop.onnx.importing", "onnx"),
+        ("cells.activations", "numpy"),
+        ("testing", "numpy"),
     ],
 )
 def test_examples_in_docstrings(module, needs):

@@ -65,7 +65,7 @@ def namespace(where: str, arrays: Mapping[str, Array]) -> Namespace:
             raise TypeError(f"{where}: {name} is on {device_of(array)} but {first_name} on {home}, expected one device")
         if getattr(array, "requires_grad", False):
             raise TypeError(f"{where}: {name} requires grad; gradients are computed by hand here, pass {name}.detach()")
-    if dtype_name(first.dtype) in HALVES and _on_cpu(first):
+    if dtype_name(first.dtype) in HALVES and _on_cpu_array(first):
         raise TypeError(f"{where}: {first_name} is {first.dtype} on a CPU, expected float32 or float64")
     return xp
 
@@ -158,7 +158,7 @@ def _kind(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def _on_cpu(array: Array) -> bool:
+def _on_cpu_array(array: Array) -> bool:
     if array_api_compat.is_torch_array(array):
         return bool(array.device.type == "cpu")
     return not array_api_compat.is_cupy_array(array)

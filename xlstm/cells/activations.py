@@ -352,13 +352,13 @@ def register(
     --------
     >>> import xlstm
     >>> from xlstm.cells import activations
-    >>> def squareplus(xp, x, alpha=4.0):
+    >>> def soft_relu(xp, x, alpha=4.0):
     ...     return (x + xp.sqrt(x * x + alpha)) / 2
-    >>> def squareplus_bwd(xp, dy, x, y, alpha=4.0):
+    >>> def soft_relu_bwd(xp, dy, x, y, alpha=4.0):
     ...     return dy * (y * y / (y * y + alpha / 4))
-    >>> activations.register("squareplus", squareplus, squareplus_bwd)
-    >>> xlstm.RNN(3, 8, activations="squareplus").activations
-    ('squareplus(4.0)',)
+    >>> activations.register("soft_relu", soft_relu, soft_relu_bwd)
+    >>> xlstm.RNN(3, 8, activations="soft_relu").activations
+    ('soft_relu(4.0)',)
     """
     if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
         raise ValueError(f"register: name is {checks.shown(name)}, expected letters, digits and underscores")
