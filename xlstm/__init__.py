@@ -7,6 +7,7 @@ Layers
     LSTM, GRU, RNN      gated layers with all their options, in stacks and in both directions
     sLSTM, mLSTM        the two layers of the xLSTM paper
     Linear              y = x W^T + b
+    Cell, register_cell a gated cell of your own, and a layer of it
 
 Blocks and models
     mLSTMBlock, sLSTMBlock          residual blocks
@@ -40,9 +41,12 @@ import importlib.machinery
 import sys
 from typing import Any
 
+from xlstm.cli import interrupts  # noqa: F401  # isort: skip (first: signals during the imports that take long)
+
 from xlstm.arrays.backend import Backend, available_backends, backend, usable
 from xlstm.arrays.convert import BackendError
-from xlstm.cli import interrupts  # noqa: F401 (first: signals during the imports that take long)
+from xlstm.cells.cell import Cell
+from xlstm.layers.custom import register_cell
 from xlstm.layers.linear import Linear
 from xlstm.layers.recurrent import GRU, LSTM, RNN, sLSTM
 from xlstm.testing import gradcheck
@@ -54,6 +58,7 @@ __all__ = [
     "RNN",
     "Backend",
     "BackendError",
+    "Cell",
     "Linear",
     "__version__",
     "available_backends",
@@ -70,6 +75,7 @@ __all__ = [
     "models",
     "optim",
     "precision",
+    "register_cell",
     "sLSTM",
     "sLSTMBlock",
     "series",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, NamedTuple
 
-from xlstm.arrays.namespace import Array, Namespace, Params
+from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.cells.cell import Cell
 from xlstm.cells.normalization import normalize, normalize_bwd
 from xlstm.engines.segments import reshape
@@ -28,8 +28,8 @@ class Step:
     xp : namespace
     cell : Cell
     w : dict
-        Weights under their last names: Wh (R, P), or (G, N, K, K) of N heads; optionally Wx (R, D), without which x
-        (N, R) are the products already; the biases b and bh (R,); gx and gh (R,), gains of the normalised products;
+        Weights under their last names: Wh (R, P), or (G, N, K, K) of N heads, or none; optionally Wx (R, D), without
+        which x (N, R) are the products already; the biases b and bh (R,); gx and gh (R,), gains of the normalised products;
         Whr (P, H), a projection of h; and parameters of the cell itself.
     masks : Masks
     """
@@ -37,7 +37,8 @@ class Step:
     def __init__(self, xp: Namespace, cell: Cell, w: Params, masks: Masks) -> None:
         self.xp, self.cell, self.layer_w, self.masks = xp, cell, w, masks
         self.w = w = cell.weights(xp, w)
-        Wh = w["Wh"]
+        # A cell without a product of h runs as one whose weights are zero.
+        Wh = w["Wh"] if "Wh" in w else _no_weights(xp, w["Wx"], len(cell.GATES))
         if Wh.ndim == 4 and Wh.shape[1] == 1:  # one head is a matrix like any other
             Wh = reshape(Wh, (Wh.shape[0] * Wh.shape[2], Wh.shape[3]))
         self.Wh, self.heads = Wh, Wh.ndim == 4
@@ -121,6 +122,10 @@ class Step:
             return reshape(self.xp.sum(WT @ reshape(da, (G, N, K, n)), axis=0), (self.P, n))
         dh = WT @ da
         return dh if dh.ndim == 2 else reshape(dh, (self.P, n))
+
+
+def _no_weights(xp: Namespace, Wx: Array, G: int) -> Array:
+    return xp.zeros((Wx.shape[0], Wx.shape[0] // G), dtype=Wx.dtype, device=device_of(Wx))
 
 
 def _step(xp: str, *arguments: Any) -> Step:

@@ -14,15 +14,16 @@ from xlstm.layers.blocks.large import xLSTMLarge
 from xlstm.layers.blocks.mlstm import mLSTMBlock
 from xlstm.layers.blocks.slstm import sLSTMBlock
 from xlstm.layers.blocks.stack import Backbone, xLSTMStack
+from xlstm.layers.custom import LAYERS as GATED
+from xlstm.layers.gated import Recurrent
 from xlstm.layers.mlstm import mLSTM
-from xlstm.layers.recurrent import GRU, LSTM, RNN, sLSTM
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import checkpoint
 
 KIND = "model"
-Layer = LSTM | GRU | RNN | sLSTM | mLSTM | xLSTMStack | xLSTMLarge | mLSTMBlock | sLSTMBlock
-LAYERS: dict[str, Any] = {layer.__name__: layer for layer in Layer.__args__}
+Layer = Recurrent | mLSTM | xLSTMStack | xLSTMLarge | mLSTMBlock | sLSTMBlock
+LAYERS: dict[str, Any] = {layer.__name__: layer for layer in Layer.__args__[1:]}  # beside the gated ones
 Model = SequenceModel | xLSTMLanguageModel | Layer
 ARRAYS = 8  # a block has so many, at least
 # Options of what has a layer.
@@ -46,10 +47,10 @@ def save(path: str | os.PathLike[str], model: Model, params: Params) -> None:
         layer, head = model.recurrent, {name: getattr(model, name) for name in SEQUENCE}
     elif isinstance(model, xLSTMLanguageModel):
         layer, head = model.backbone, {name: getattr(model, name) for name in LANGUAGE}
-    if type(layer).__name__ not in LAYERS:
+    if type(layer) is not _layers().get(type(layer).__name__):
         raise TypeError(
             f"save: model is a {type(model).__name__}, expected a SequenceModel, an xLSTMLanguageModel, "
-            f"or one of {', '.join(LAYERS)}"
+            f"or one of {', '.join(_layers())}"
         )
     _check(model, params)
     config = {"layer": type(layer).__name__, "options": asdict(layer), "head": head}
@@ -89,17 +90,22 @@ def load(
     return model, {name: chosen.asarray(array) for name, array in arrays.items()}
 
 
+def _layers() -> dict[str, Any]:
+    """Return all layers by name, those of cells that users registered among them."""
+    return GATED | LAYERS
+
+
 def _described(config: dict[str, Any], count: int) -> Model:
     """Return the model of a configuration, whose file has `count` arrays."""
     name, options, head = (config.get(key) for key in ("layer", "options", "head"))
-    if not isinstance(name, str) or name not in LAYERS:
-        raise ValueError(f"layer is {checks.shown(name)}, expected one of {', '.join(LAYERS)}")
+    if not isinstance(name, str) or name not in _layers():
+        raise ValueError(f"layer is {checks.shown(name)}, expected one of {', '.join(_layers())}")
     # Before their names are listed, however many are declared.
-    depth, least = ("num_blocks", ARRAYS) if issubclass(LAYERS[name], Backbone) else ("num_layers", 1)
+    depth, least = ("num_blocks", ARRAYS) if issubclass(_layers()[name], Backbone) else ("num_layers", 1)
     declared = options.get(depth) if isinstance(options, dict) else None
     if isinstance(declared, int) and declared * least > count:
         raise ValueError(f"{depth} is {declared}, the file holds {count} arrays")
-    layer: Any = reading.made("options", LAYERS[name], options)
+    layer: Any = reading.made("options", _layers()[name], options)
     if head is None:
         return layer  # type: ignore[no-any-return]
     kind: Any = xLSTMLanguageModel if isinstance(head, dict) and "vocab_size" in head else SequenceModel

@@ -55,7 +55,9 @@ def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
     grads |= more
     products = {"Wx": (dp, x), "dx": (dp.T, w["Wx"])} if "Wx" in w else {}
     h0 = _masked(tape, tape.h0)
-    if step.heads:
+    if "Wh" not in w:
+        pass  # there is no product of h
+    elif step.heads:
         G, N, K, _ = step.Wh.shape
         heads = xp.permute_dims(reshape(da.T, (x.shape[0], G, N, K)), (1, 2, 3, 0))
         grads["Wh"] = matmul(xp, heads, xp.permute_dims(reshape(h0, (x.shape[0], N, K)), (1, 0, 2)))
