@@ -10,8 +10,7 @@ import xlstm
 from tests.conftest import DATA, make_backend
 from xlstm.arrays.backend import to_numpy
 from xlstm.cli import app as cli
-from xlstm.data import text
-from xlstm.data.windows import Batch
+from xlstm.data import Batch, text
 from xlstm.models import language
 from xlstm.models import sequence as models
 from xlstm.models.sampling import Sampler

@@ -71,7 +71,7 @@ def test_import_loads_nothing_heavy(tmp_path):
     ("module", "needs"),
     [
         ("layers.recurrent", "numpy"),
-        ("estimators", "numpy"),
+        ("estimators.forecaster", "numpy"),
         ("interop.torch", "numpy"),
         ("interop.keras_import", "h5py"),
         ("interop.onnx_export", "onnxruntime"),

@@ -18,7 +18,7 @@ from tests.conftest import make_backend
 from xlstm import BackendError
 from xlstm.arrays import probe
 from xlstm.arrays.backend import backend_like, backend_of, cast, namespace, to_numpy
-from xlstm.data.windows import Streams
+from xlstm.data import Streams
 from xlstm.engines.cuda.choice import told
 from xlstm.estimators import forecaster as estimators
 from xlstm.estimators.forecaster import Forecaster, Settings

@@ -14,7 +14,7 @@ from tests.conftest import make_backend
 from tests.layers import OPTIONS, alone, check, inputs_of, make, pairwise, run
 from xlstm.arrays.backend import to_numpy
 from xlstm.cells.activations import GATES, canonical, normalize, pair
-from xlstm.data.windows import Batch
+from xlstm.data import Batch
 from xlstm.models.sequence import SequenceModel
 from xlstm.recurrence import backward as bptt
 from xlstm.recurrence import loop

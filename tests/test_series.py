@@ -5,8 +5,8 @@ import os
 import numpy as np
 import pytest
 
+from xlstm.data import Scaler, Split, Windows, carry_forward, split, windows
 from xlstm.data.series import bundled, read_csv
-from xlstm.data.windows import Scaler, Split, Windows, carry_forward, split, windows
 
 
 @pytest.fixture

@@ -24,9 +24,9 @@ import pytest
 import xlstm
 from tests.attacks.bounds import examples
 from tests.attacks.rounds import calls, follow, small
+from xlstm import data
 from xlstm.arrays.backend import BackendError
 from xlstm.arrays.checks import shown
-from xlstm.data import windows as data
 from xlstm.estimators.forecaster import Forecaster, Scalers, Settings
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.embedding import Embedding

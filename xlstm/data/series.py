@@ -16,8 +16,8 @@ import numpy as np
 from xlstm.arrays.checks import few, shown
 from xlstm.data import dates
 from xlstm.data import table as tables
+from xlstm.data.batches import Values
 from xlstm.data.table import Table
-from xlstm.data.windows import Values
 
 DATASETS = ("sunspots", "co2")
 STEP_NAMES = {

@@ -13,7 +13,8 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, DType, backend_of, to_numpy
 from xlstm.data import reading
-from xlstm.data.windows import Scaler, Split, Values, Windows, carry_forward, split, windows
+from xlstm.data.batches import Values, Windows
+from xlstm.data.preparation import Scaler, Split, carry_forward, split, windows
 from xlstm.layers.recurrent import LSTM
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import checkpoint, loop, optimizers

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from xlstm.data import writing
+from xlstm.data.batches import Values
 from xlstm.data.series import Series
-from xlstm.data.windows import Values
 
 
 def available() -> bool:
