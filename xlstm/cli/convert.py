@@ -95,16 +95,8 @@ def export_file(
     """Write the network of a model file for another library, whole or not at all, and return the path.
 
     Parameters are as for the command: `to` is "onnx" for a file that onnxruntime runs, "torch" for a state dict in
-    safetensors, or "keras" for weights that a Keras model of the same layers loads.
-
-    Raises
-    ------
-    ValueError
-        The format is unknown, or cannot express the network.
-    OSError
-        A file cannot be read or written.
-    ImportError
-        The format's package is not installed.
+    safetensors, or "keras" for weights that a Keras model of the same layers loads. A network that the format cannot
+    express is a ValueError or TypeError.
     """
     if to not in SUFFIXES:
         raise ValueError(f"export: format {to!r} is unknown, expected {', '.join(SUFFIXES)}")
@@ -148,15 +140,6 @@ def import_file(
     """Read a recurrent layer, or a stack, from a file of another library and write it as a model file.
 
     Parameters are as for the command; returned are the path of the model file and the layer.
-
-    Raises
-    ------
-    ValueError
-        The format is unknown, or the file does not hold what it should.
-    OSError
-        A file cannot be read or written.
-    ImportError
-        The format's package is not installed.
     """
     source = Path(source)
     ending = next((e for e in (*SUFFIXES.values(), ".safetensors") if source.name.endswith(e)), source.suffix)

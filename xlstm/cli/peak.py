@@ -19,18 +19,9 @@ _STATUS, _REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def of(target: str, *arguments: Any) -> int | None:
     """Return the bytes of the device that calls take at most, beyond what was taken before; None if that is unknown.
 
-    Parameters
-    ----------
-    target : str
-        "module:function"; the function is given `arguments`, prepares everything, runs something small so that all is
-        loaded and compiled, and returns the callable that is measured.
-    arguments
-        Anything JSON can hold.
-
-    Raises
-    ------
-    RuntimeError
-        The process failed.
+    `target` is "module:function"; the function is given `arguments`, which JSON can hold, prepares everything, runs
+    something small so that all is loaded and compiled, and returns the callable that is measured. A process that fails
+    is a RuntimeError.
     """
     command = [sys.executable, "-m", "xlstm.cli.peak", target, json.dumps(arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -27,17 +27,9 @@ def interleave(
 ) -> dict[str, Timing]:
     """Time callables in blocks in turn, A B C, B C A, ..., so that a noisy machine is noisy for all of them alike.
 
-    Parameters
-    ----------
-    calls : dict
-        Callables by name. Each must have finished its work when it returns, on a GPU too.
-    rounds : int
-        Number of blocks of each.
-    block : float
-        Seconds that a block lasts; at least one call. Its first calls, for `WARM` seconds, are not counted: the worker
-        threads of another library may still be spinning, and a device may have to wake up.
-    show : callable
-        Told the name of the callable before each block.
+    Each callable must have finished its work when it returns, on a GPU too. A block lasts `block` seconds, at least one
+    call. Its first calls, for `WARM` seconds, are not counted: the worker threads of another library may still be
+    spinning, and a device may have to wake up. `show` is told the name before each block.
     """
     samples: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)

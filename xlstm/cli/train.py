@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import csv as csvlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from xlstm.cli.console import BackendOption, ColumnOption, Report, accounted, err, out, printable
@@ -63,8 +63,8 @@ def train(
     report.print(f"backend: {forecaster.backend}, {dtype}{narrow} ({forecaster.backend.reason})")
     report.print(f"series:  {series.name}, {_extent(series)}")
     with accounted(files):
-        with _Bar() as bar:
-            forecaster.fit(series.values, bar.show)
+        with _bar() as show:
+            forecaster.fit(series.values, show)
             forecaster.save(files[0])  # before anything else can go wrong
         assert forecaster.trained is not None
         report.print(f"trained: {_summary(forecaster.trained)}")
@@ -134,35 +134,26 @@ def _table(score: Score, step: str) -> Table:
     return table
 
 
-class _Bar:
-    """A live progress bar on a terminal, from the first training step on; nothing elsewhere."""
+@contextlib.contextmanager
+def _bar() -> Iterator[Callable[[loop.Progress], None]]:
+    """Show a live progress bar on a terminal; give the function that moves it."""
+    columns = (
+        TextColumn("{task.fields[epoch]}"),
+        BarColumn(16),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
+        task = bar.add_task("", total=None, epoch="")
 
-    def __init__(self) -> None:
-        self.bar = Progress(
-            TextColumn("{task.fields[epoch]}/{task.fields[epochs]}"),
-            BarColumn(bar_width=16),
-            TextColumn("loss {task.fields[loss]:.4f}  validation {task.fields[validation]}  left"),
-            TimeRemainingColumn(),
-            console=err,
-            disable=not err.is_terminal,
-        )
-        self.task: TaskID | None = None
+        def show(now: loop.Progress) -> None:
+            validation = "-" if now.validation is None else f"{now.validation:.4f}"
+            bar.update(
+                task,
+                total=now.epochs * now.steps,  # training may stop early, so the time left is at most that
+                completed=(now.epoch - 1) * now.steps + now.step,
+                epoch=f"{now.epoch}/{now.epochs}",
+                description=f"loss {now.loss:.4f}  validation {validation}  left",
+            )
 
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if not self.bar.disable:
-            self.bar.stop()
-
-    def show(self, now: loop.Progress) -> None:
-        """Move the bar; the time left is until the last epoch, so at most that."""
-        if self.bar.disable:
-            return
-        total, done = now.epochs * now.steps, (now.epoch - 1) * now.steps + now.step
-        validation = "-" if now.validation is None else f"{now.validation:.4f}"
-        values: dict[str, Any] = {"epoch": now.epoch, "epochs": now.epochs, "loss": now.loss, "validation": validation}
-        if self.task is None:
-            self.bar.start()
-            self.task = self.bar.add_task("", total=total, **values)
-        self.bar.update(self.task, completed=done, **values)
+        yield show

@@ -18,33 +18,18 @@ FILL = (10, 10**6)  # rows after filling gaps: at most so many times those of th
 
 
 class Calendar(NamedTuple):
-    """Rows at equal steps of time.
+    """Rows at equal steps of time."""
 
-    Attributes
-    ----------
-    dates : datetime64 array
-        The date of every step.
-    place : int array
-        The step of each row of the file.
-    unit : str
-        A NumPy datetime code, or "B" for business days.
-    every : int
-        Units from a step to the next.
-    """
-
-    dates: Dates
-    place: np.ndarray[Any, np.dtype[np.int64]]
-    unit: str
-    every: int
+    dates: Dates  # of every step
+    place: np.ndarray[Any, np.dtype[np.int64]]  # the step of each row of the file
+    unit: str  # a NumPy datetime code, or "B" for business days
+    every: int  # units from a step to the next
 
 
 def column(table: Table) -> int | None:
     """Find the column of dates: the first that is mostly ISO dates, else a first column that holds no numbers.
 
-    Raises
-    ------
-    ValueError
-        There is none, but a column looks like dates in another notation. Shows how the date is to be written.
+    Where there is none, but a column looks like dates in another notation, a ValueError shows how to write them.
     """
     strange: list[tuple[int, int]] = []  # columns and rows
     for k, name in enumerate(table.header):
@@ -72,19 +57,10 @@ def column(table: Table) -> int | None:
 
 
 def read(cells: Text, line: Callable[[int], str]) -> Dates | None:
-    """Read rising dates; None where the cells are labels or numbers instead.
+    """Read cells (N,) as rising dates; None where they are labels or numbers instead.
 
-    Parameters
-    ----------
-    cells : array (N,)
-    line : function
-        Names the line of a row.
-
-    Raises
-    ------
-    ValueError
-        Some cells are dates and others not, a date does not exist, is outside of the range of NumPy, or does not come
-        after the one before. Names the line.
+    Where some cells are dates and others not, or a date does not exist, is outside of the range of NumPy, or does not
+    come after the one before, a ValueError names the line, by `line` of its row.
     """
     strange = [row for row, cell in enumerate(cells) if not ISO_DATE.fullmatch(cell)]
     if len(strange) == len(cells) or (strange and all(cells[row].isdigit() for row in strange)):
@@ -109,10 +85,7 @@ def read(cells: Text, line: Callable[[int], str]) -> Dates | None:
 def calendar(dates: Dates, line: Callable[[int], str]) -> Calendar | None:
     """Put rising dates on equal steps of time; None where there are fewer than two or they have no common rhythm.
 
-    Raises
-    ------
-    ValueError
-        They have a rhythm, and a gap so long that it would have to be filled with more rows than FILL allows.
+    A gap that would have to be filled with more rows than FILL allows is a ValueError that names its line.
     """
     if len(dates) < 2:
         return None

@@ -58,15 +58,7 @@ def cut(text: str) -> str:
 
 
 def document(path: Path) -> dict[str, Any]:
-    """Return the object that a .json or .yaml file holds.
-
-    Raises
-    ------
-    OSError, ValueError
-        There is no such file, it is no such document, or it is beyond the bounds of one.
-    ImportError
-        It is YAML, and PyYAML is not installed.
-    """
+    """Return the object that a .json or .yaml file holds; ValueError if it holds none or is beyond bounds."""
     is_json = path.suffix == ".json"
     blob = content(path, JSON_BYTES if is_json else YAML_BYTES)
     found = from_json(str(path), blob) if is_json else from_yaml(str(path), blob)
@@ -215,10 +207,7 @@ def _check_depth(value: Any) -> None:
 def made(where: str, kind: Callable[..., Made], options: Any, *first: Any) -> Made:
     """Return a dataclass of values by the names of its fields, after those that are given first.
 
-    Raises
-    ------
-    TypeError, ValueError
-        A name is unknown or missing, or the class refuses a value.
+    A name that is unknown or missing is a ValueError; the class checks the values.
     """
     if not isinstance(options, dict):
         raise TypeError(f"{where}: is {shown(options)}, expected an object")

@@ -24,32 +24,22 @@ SAMPLE = 1000  # rows that show whether a column holds dates
 class Table:
     """A CSV file with a header line, and commas, semicolons, tabs or bars between cells.
 
-    Columns "year" and "month" at the beginning, and "day" after them, become one column "date".
-
-    Parameters
-    ----------
-    path : path
-        A file, or a pipe, which is read into memory as it can be read only once.
+    Columns "year" and "month" at the beginning, and "day" after them, become one column "date". A pipe is read into
+    memory, as it can be read only once. A file that is empty, no UTF-8 text, malformed or too wide is a ValueError that
+    names file and line.
 
     Attributes
     ----------
     header : list of str
         Names of the columns.
     rows : int
-        Rows under the header that are not blank, N.
+        Number N of rows under the header that are not blank.
     sample : list of list of str
         The first rows.
     numeric : list of bool
         Whether some cell of a column is a number.
     decimal : str
         The decimal sign: a comma where semicolons stand between cells, else a point.
-
-    Raises
-    ------
-    OSError
-        The file cannot be read.
-    ValueError
-        The file is empty, is not UTF-8 text, is malformed, or has too many columns. Names file and line.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

@@ -38,14 +38,7 @@ class Tensors:
     metadata : dict of str to str
     shapes : dict of str to tuple of int
     dtypes : dict of str to str
-        Under the format's own names.
-
-    Raises
-    ------
-    FileNotFoundError, IsADirectoryError
-        There is no such file.
-    ValueError
-        It is no safetensors file, or is damaged.
+        The format's own names.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

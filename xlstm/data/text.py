@@ -128,13 +128,7 @@ class Stream:
 
 
 def codec(model: Path, as_bytes: bool = False) -> Codec:
-    """Return the codec for a model: bytes if asked for, else the tokenizer beside it, else numbers.
-
-    Raises
-    ------
-    ValueError, ImportError
-        There is a tokenizer that cannot be read.
-    """
+    """Return the codec for a model: bytes if asked for, else the tokenizer beside it, else numbers."""
     file = (model if model.is_dir() else model.parent) / TOKENIZER
     if as_bytes:
         return Bytes()

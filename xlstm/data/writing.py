@@ -33,20 +33,14 @@ class _Enough(Exception):  # noqa: N818 (no error)
 
 
 def write(path: AnyPath, blob: bytes) -> None:
-    """Write a file whole or not at all; raises as `whole` does."""
+    """Write a file whole or not at all; raises OSError as `together` does."""
     with whole(path) as temporary:
         temporary.write_bytes(blob)
 
 
 @contextlib.contextmanager
 def whole(path: AnyPath) -> Iterator[Path]:
-    """Give a path to write to in place of `path`, which then takes its place in one step, unless there is an error.
-
-    Raises
-    ------
-    OSError
-        The file or its folder cannot be written; names `path`.
-    """
+    """Give a path to write to in place of `path`, which it then replaces in one step, unless there is an error."""
     with together(path) as (temporary,):
         yield temporary
 
@@ -58,11 +52,7 @@ def together(*paths: AnyPath) -> Iterator[list[Path]]:
     They are replaced in the order given, so the file that names the others comes last. An interrupt in between does not
     stop it; a power cut may. So may an error of the system that comes only then: the files before that one are the new
     ones already, it and those after it stay the old ones. Others who write several files there at the same time wait.
-
-    Raises
-    ------
-    OSError
-        A file or the folder cannot be written to, or a file cannot be replaced; names the path.
+    The OSError of a file that cannot be written or replaced names the path that was given.
     """
     files = [_File(Path(path), Path(path).parent / f".xlstm-{secrets.token_hex(8)}.tmp") for path in paths]
     try:
@@ -89,12 +79,7 @@ def together(*paths: AnyPath) -> Iterator[list[Path]]:
 def append(path: AnyPath, text: str) -> None:
     """Add lines to a file, or to a stream such as /dev/stdout: all of them, or none where the disk is full.
 
-    Others may add lines to it at the same time; an empty `text` shows whether the file can be written to.
-
-    Raises
-    ------
-    OSError
-        The file cannot be written to.
+    Others may add lines to it at the same time. An empty `text` raises the OSError of a file that cannot be written.
     """
     blob = text.encode()
     try:

@@ -13,7 +13,7 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, DType, Params, backend_of, to_numpy
 from xlstm.data import reading
 from xlstm.data.batches import Values, Windows
-from xlstm.data.preparation import Scaler, Split, carry_forward, split, windows
+from xlstm.data.preparation import Scaler, carry_forward, split, windows
 from xlstm.estimators import baselines
 from xlstm.estimators.settings import Scalers, Settings
 from xlstm.estimators.values import check_reach, series
@@ -130,8 +130,8 @@ class Forecaster:
         s = self.settings
         precisions.named(s.precision, self.backend)  # a precision that cannot be had is refused before any work
         values = series(values)
-        parts = self._parts(values)
-        if np.nanmin(values[parts.train]) == np.nanmax(values[parts.train]):
+        rows, fitted = self._rows(len(values)), values[split(len(values)).train]
+        if np.nanmin(fitted) == np.nanmax(fitted):
             raise ValueError(
                 f"Forecaster: the training part of the series is constant at {values[0]:g}, there is nothing to learn"
             )
@@ -139,7 +139,6 @@ class Forecaster:
         known, target = windows(filled, s.window, s.horizon)
         observed = ~np.isnan(windows(values, s.window, s.horizon)[1])
         past, future = known - known[:, -1:], target - known[:, -1:]
-        rows = {name: self._rows(part) for name, part in parts._asdict().items()}
         for name, chosen in rows.items():
             if not np.all(np.any(observed[chosen], axis=0)):
                 raise ValueError(f"Forecaster: the {name} part of the series has no values to predict")
@@ -173,7 +172,7 @@ class Forecaster:
     def forecasts(self, values: Any) -> tuple[np.ndarray[Any, Any], Values]:
         """Return all forecasts over the test part: positions (N,) of their first values, and values (N, horizon)."""
         values = series(values)
-        rows = self._rows(self._parts(values).test)
+        rows = self._rows(len(values))["test"]
         known = carry_forward(values)
         check_reach(known, self._fitted()[1], self.backend.dtype)
         x, _ = windows(known, self.settings.window, self.settings.horizon)
@@ -236,22 +235,20 @@ class Forecaster:
             raise ValueError("Forecaster: not fitted yet, call fit first")
         return self.params, self.scalers
 
-    def _parts(self, values: Values) -> Split:
-        """Return the parts of a series, none too short for the window."""
-        parts = split(len(values))
+    def _rows(self, length: int) -> dict[str, slice]:
+        """Return the windows of a series whose targets all lie in a part of it, by the name of the part."""
         window, horizon = self.settings.window, self.settings.horizon
-        for part, need in ((parts.train, window + horizon), (parts.validation, horizon), (parts.test, horizon)):
-            if part.stop - part.start < need:
+        rows = {}
+        for name, part in split(length)._asdict().items():
+            first, end = max(0, part.start - window), part.stop - window - horizon + 1
+            if first >= end:
+                need = horizon if part.start else window + horizon
                 raise ValueError(
                     f"Forecaster: a window of {window} and a horizon of {horizon} need {need} rows "
                     f"in rows {part.start + 1} to {part.stop} of the series"
                 )
-        return parts
-
-    def _rows(self, part: slice) -> slice:
-        """Return the windows whose targets all lie in a part."""
-        window, horizon = self.settings.window, self.settings.horizon
-        return slice(max(0, part.start - window), part.stop - window - horizon + 1)
+            rows[name] = slice(first, end)
+        return rows
 
     def _predict(self, known: Values) -> Values:
         """Return forecasts (N, horizon) after windows (N, window)."""

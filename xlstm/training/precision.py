@@ -3,21 +3,8 @@
 After Micikevicius et al. 2018. The weights that the optimiser changes, the masters, are float32, and so are the loss,
 its gradient and what is summed over gradients; `forward` and `backward` see copies in the lower dtype. Gradients too
 small for float16 are multiplied by a scale on their way back. A step whose gradients overflow is left out, and the
-scale shrinks. Nothing is changed in place.
-
->>> mixed = Mixed("float16")
->>> scaling = mixed.init()
->>> low = lowered(params, mixed.dtype)
->>> y, state, saved = model.forward(low, x)  # x is float16
->>> loss, dy = mse(raised(y), target)
->>> grads, dx, dstate = model.backward(low, saved, lowered(dy, mixed.dtype, scaling.scale))
->>> grads = raised(grads, scale=scaling.scale)
->>> finite = math.isfinite(optim.global_norm(grads))
->>> if finite:
-...     params, optim_state = optimizer.update(params, grads, optim_state)
->>> scaling = after(mixed, scaling, finite)
-
-`training.train(..., precision=Mixed("float16"))` does that.
+scale shrinks. Nothing is changed in place. `training.train(..., precision=Mixed("float16"))` does all of that, and its
+loop shows how `lowered`, `raised` and `after` are used.
 """
 
 from __future__ import annotations
