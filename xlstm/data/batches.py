@@ -44,9 +44,9 @@ class Windows:
     ----------
     x : array (N, T, D), or whole numbers (N, T) for a model of tokens
     target : array (N, ...), or (N, T, ...) with `every_step`
-        What is to be predicted after the last step, or after every step.
+        The truth after the last step, or after every step.
     mask : bool array, optional
-        What counts in the loss: the target's shape, or its leading axes.
+        Targets that count in the loss: the target's shape, or its leading axes.
     batch_size : int
     every_step : bool
         Targets and mask have a time axis.
@@ -101,7 +101,7 @@ class Streams:
     ----------
     x : array (N, D), or whole numbers (N,) for a model of tokens
     target : array (N, ...)
-        What is to be predicted after each row.
+        The truth after each row.
     batch_size : int
         Number B of streams.
     length : int

@@ -20,7 +20,7 @@ FILL = (10, 10**6)  # rows after filling gaps: at most so many times those of th
 class Calendar(NamedTuple):
     """Rows at equal steps of time."""
 
-    dates: Dates  # of every step
+    dates: Dates  # the date of every step
     place: np.ndarray[Any, np.dtype[np.int64]]  # the step of each row of the file
     unit: str  # a NumPy datetime code, or "B" for business days
     every: int  # units from a step to the next

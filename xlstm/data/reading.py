@@ -24,7 +24,7 @@ JSON_BYTES = 1 << 23
 YAML_BYTES = 1 << 16  # for which PyYAML takes some 100 times as long
 VALUES = 500_000  # in a document, of which the worst take 100 bytes each
 DEEPEST = 64  # containers in containers
-DIGITS = 40  # of a whole number
+DIGITS = 40  # longest whole number
 LONGEST = 600  # characters of a message, whatever a file holds
 
 # Plain scalars of YAML 1.2, but for octal numbers: 1e-6 is a number; 12:30:00, 017 and "no" are text.

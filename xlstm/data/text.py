@@ -12,7 +12,7 @@ from typing import Any
 from xlstm.arrays.checks import shown
 from xlstm.data import reading
 
-DIGITS = 18  # of a token that is written out
+DIGITS = 18  # longest token that is written out
 TOKENIZER = "tokenizer.json"
 LONGEST = 1 << 26  # bytes of a tokenizer's file
 LONGEST_ADDED = 1 << 20  # characters of its added tokens, which take some 60 bytes each

@@ -9,7 +9,7 @@ import numpy as np
 from xlstm.data.batches import Values
 from xlstm.data.preparation import windows
 
-Positions = np.ndarray[Any, Any]  # of the first value of each forecast, (N,)
+Positions = np.ndarray[Any, Any]  # where each forecast begins, (N,)
 
 
 def persistence(known: Values, horizon: int, at: Positions) -> Values:

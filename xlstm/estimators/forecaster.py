@@ -55,7 +55,7 @@ class Forecaster:
         As for `xlstm.backend`, by default "auto".
     dtype : {"float32", "float64"}, optional
     name : str
-        What is forecast, kept in the model file.
+        A name for the series, kept in the model file.
 
     Attributes
     ----------

@@ -13,7 +13,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Array, Backend, Params, backend_like, namespace, to_numpy
-from xlstm.data.batches import Batch, finite
+from xlstm.data.batches import Batch, Host, finite
 from xlstm.training.losses import mse
 
 Loss = Callable[..., tuple[Array, Array]]
@@ -48,7 +48,7 @@ def loss_of(where: str, model: Any, loss: Loss | None) -> Loss:
 
 @dataclass(frozen=True)
 class Feed:
-    """What a model takes in: batches with time and sequences in the model's order, on its device.
+    """The way of batches into a model: onto its device, with time and sequences in its order.
 
     Attributes
     ----------
@@ -95,7 +95,7 @@ class Feed:
         Arrays on a device are left alone, since reading them would wait for it, and so are targets that a mask leaves
         out, unless `everything` is to be checked.
         """
-        counts = None if batch.lengths is None else _there(batch)
+        counts = None if batch.lengths is None else _within_lengths(batch)
         if everything or isinstance(batch.x, np.ndarray):
             finite(where, "x", to_numpy(batch.x), self.low.dtype, counts)
         if everything or isinstance(batch.target, np.ndarray):
@@ -119,36 +119,41 @@ class Feed:
             return False
         return True
 
+    @property
+    def _predicts_once(self) -> bool:
+        """Whether targets have no time axis."""
+        return bool(getattr(self.model, "last", False))
+
     def _inputs(self, batch: Batch, where: str) -> Inputs:
-        per_sequence = getattr(self.model, "last", False)  # targets have no time axis
-        if batch.lengths is not None and not per_sequence:
-            batch = batch._replace(mask=_within(batch))
+        batch = batch._replace(mask=self._mask(batch))
         self.check(where, batch)
         with np.errstate(over="ignore", invalid="ignore"):  # numbers that do not count may overflow
             x, target = self.low.asarray(batch.x), self.home.asarray(batch.target)
-        mask = None if batch.mask is None else self.home.asarray(batch.mask)
+        weight, mask = math.prod(target.shape), None
+        if batch.mask is not None:
+            weight = np.count_nonzero(to_numpy(batch.mask)) * math.prod(target.shape[batch.mask.ndim :])
+            mask = self.home.asarray(batch.mask)
         if getattr(self.model, "batch_first", False):
             x = self._swapped(x)
-            if not per_sequence:
+            if not self._predicts_once:
                 target, mask = self._swapped(target), None if mask is None else self._swapped(mask)
-        weight = math.prod(target.shape) if batch.mask is None else np.count_nonzero(to_numpy(batch.mask))
         options = {} if batch.lengths is None else {"lengths": batch.lengths}
         return Inputs(x, target, mask, batch.fresh, options, float(weight), batch)
+
+    def _mask(self, batch: Batch) -> Any:
+        """Return the mask (T, B, ...) without targets past the end of a sequence."""
+        if self._predicts_once or (batch.lengths is None and (batch.mask is None or batch.mask.ndim > 1)):
+            return batch.mask
+        there = np.ones(batch.x.shape[:2], bool) if batch.lengths is None else _within_lengths(batch)
+        mask = there if batch.mask is None else to_numpy(batch.mask)
+        more = max(0, mask.ndim - 2)
+        return mask.reshape(mask.shape + (1,) * (2 - mask.ndim)) & there.reshape(there.shape + (1,) * more)
 
     def _swapped(self, array: Array) -> Array:
         """Return (T, B, ...) as (B, T, ...)."""
         return self.home.xp.permute_dims(array, (1, 0, *range(2, array.ndim)))
 
 
-def _there(batch: Batch) -> np.ndarray[Any, Any]:
+def _within_lengths(batch: Batch) -> Host:
     """Return which steps (T, B) lie within their sequences."""
     return np.arange(batch.x.shape[0])[:, None] < np.asarray(batch.lengths)
-
-
-def _within(batch: Batch) -> np.ndarray[Any, Any]:
-    """Return the mask without targets past the end of a sequence."""
-    there = _there(batch)
-    if batch.mask is None:
-        return there
-    mask = to_numpy(batch.mask)
-    return mask & there.reshape(there.shape + (1,) * (mask.ndim - 2))

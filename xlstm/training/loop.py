@@ -28,18 +28,18 @@ class Progress:
     step: int
     steps: int
     loss: float
-    validation: float | None  # of the epoch before
+    validation: float | None  # after the epoch before
     best: float | None
     seconds: float
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What training gives: the best weights and how it went."""
+    """The result of training: the best weights and how it went."""
 
     params: Params = field(repr=False)
-    losses: list[float] = field(repr=False)  # of every step
-    validations: list[float] = field(repr=False)  # of every epoch
+    losses: list[float] = field(repr=False)  # one a step
+    validations: list[float] = field(repr=False)  # one an epoch
     best_epoch: int
     stopped_early: bool
     seconds: float
@@ -77,7 +77,7 @@ def train(
     params : dict of str to array
         Starting weights; they are not changed. Their library and device are used.
     data, validation : Batches
-        What to fit, and what to judge by.
+        The data to fit, and those to judge by.
     optimizer : Optimizer
     epochs : int
         Most passes over `data`.
@@ -146,7 +146,7 @@ def train(
         where, state = f"train: epoch {epoch}", None
         for step, batch in enumerate(feed.batches(data, where, ", step", order), 1):
             with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named below
-                used = lowered(params, low)
+                used = lowered(params, low)  # copies in a lower precision, where there is one
                 y, state, saved = feed.forward(used, batch, state, train=True, **masks)
                 value, dy = loss(raised(y, home.dtype), batch.target, batch.mask)
                 grads = model.backward(used, saved, lowered(dy, low, scaling.scale))[0]

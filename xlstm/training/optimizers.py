@@ -19,25 +19,7 @@ from typing import NamedTuple
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Array, Namespace, Params, namespace
 from xlstm.cells.activations import clamp
-from xlstm.training.schedules import Schedule, constant, cosine, schedule, step_decay, warmup
-
-__all__ = [
-    "OptimState",
-    "Optimizer",
-    "Schedule",
-    "adam",
-    "adamw",
-    "clip_global_norm",
-    "clip_value",
-    "constant",
-    "cosine",
-    "global_norm",
-    "rmsprop",
-    "running_mean",
-    "sgd",
-    "step_decay",
-    "warmup",
-]
+from xlstm.training.schedules import Schedule, constant, cosine, schedule, step_decay, warmup  # noqa: F401
 
 Updated = tuple[Array, list[Array]]  # a parameter and its moments
 
