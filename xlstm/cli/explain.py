@@ -31,20 +31,8 @@ PATHS = {
 def explain(kind: str, T: int, B: int, H: int, dtype: str, card: str | None = None) -> list[tuple[str, str]]:
     """Say what is chosen for a layer without options, and why nothing else, as lines with a heading each.
 
-    Parameters
-    ----------
-    kind : {"lstm", "gru", "rnn", "slstm"}
-    T, B, H : int
-        Steps, sequences, units.
-    dtype : str
-        The dtype of the arrays, such as "float16".
-    card : {"a100", "h100", "h200"}, optional
-        By default the GPU here, or else an H100.
-
-    Raises
-    ------
-    ValueError
-        A name or a number is none of these, or a path was asked for that cannot do it.
+    `card` is one of CARDS, by default the GPU here, or else an H100. A name or a number that is none, or a path that was
+    asked for and cannot do it, is a ValueError.
     """
     checks.choice(LAYERS)("explain", "layer", kind)
     checks.choice(DTYPES)("explain", "dtype", dtype)
