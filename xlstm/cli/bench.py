@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from json import dumps
 from pathlib import Path
 from typing import Annotated
@@ -83,26 +84,22 @@ def bench(
 
 def _chosen(names: list[str] | None, dtypes: list[str]) -> list[Backend]:
     """Return the backends named, or all that work here; each has at least one of the dtypes."""
-    found: list[Backend] = []
+    found: dict[str, Backend] = {}
     refused: list[Exception] = []
-    for name in dict.fromkeys(names or NAMES):
-        have = []
-        for dtype in dtypes:
-            try:
-                have.append(backend(name, dtype=dtype))
-            except TypeError as error:
-                refused.append(TypeError(f"{name}: {error}"))
-            except BackendError as error:
-                if names:
-                    raise
-                refused.append(error)
-                break
-        found += have[:1]
+    for name, dtype in itertools.product(dict.fromkeys(names or NAMES), dtypes):
+        try:
+            found.setdefault(name, backend(name, dtype=dtype))
+        except TypeError as error:
+            refused.append(TypeError(f"{name}: {error}"))
+        except BackendError as error:
+            if names:
+                raise
+            refused.append(error)
     if not found:
         raise refused[0]
-    for reason in refused:
+    for reason in dict.fromkeys(map(str, refused)):
         out.print(f"without {reason}")
-    return found
+    return list(found.values())
 
 
 def _print_rows(rows: list[benchmark.Row]) -> None:

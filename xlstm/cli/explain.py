@@ -31,8 +31,8 @@ PATHS = {
 def explain(kind: str, T: int, B: int, H: int, dtype: str, card: str | None = None) -> list[tuple[str, str]]:
     """Say what is chosen for a layer without options, and why nothing else, as lines with a heading each.
 
-    `card` is one of CARDS, by default the GPU here, or else an H100. A name or a number that is none, or a path that was
-    asked for and cannot do it, is a ValueError.
+    `card` is one of CARDS, by default the GPU here, or else an H100. A name or a number that is none of these, or a
+    path that was asked for and cannot do it, is a ValueError.
     """
     checks.choice(LAYERS)("explain", "layer", kind)
     checks.choice(DTYPES)("explain", "dtype", dtype)

@@ -21,13 +21,8 @@ from xlstm.data.table import Table, is_number
 
 DATASETS = ("sunspots", "co2")
 STEP_NAMES = {
-    ("Y", 1): "year",
-    ("M", 1): "month",
-    ("D", 7): "week",
-    ("D", 1): "day",
-    ("B", 1): "business day",
-    ("h", 1): "hour",
-    ("m", 60): "hour",
+    **{("Y", 1): "year", ("M", 1): "month", ("D", 7): "week", ("D", 1): "day"},
+    **{("B", 1): "business day", ("h", 1): "hour", ("m", 60): "hour"},
 }
 
 
@@ -68,8 +63,7 @@ class Series:
     labels : sequence of str
         The date of each row, or its number where the file has no dates.
     unit : str or None
-        Unit of the calendar, a NumPy datetime code such as "M" or "D", or "B" for business days; None
-        without dates.
+        Unit of the calendar, a NumPy datetime code such as "M" or "D", or "B" for business days; None without dates.
     every : int
         Units from one row to the next.
     note : str
@@ -195,26 +189,18 @@ def _numbers(table: Table, k: int) -> Values:
     """Return the numbers of a column, (N,), NaN for empty cells."""
     found = array("d")
     for cells in table.blocks(k):
-        plain = [cell.replace(",", ".") for cell in cells] if table.decimal == "," else cells
         start = len(found)
-        with contextlib.suppress(ValueError):
-            found.extend(map(float, plain))  # all cells of most blocks are numbers
-        if len(found) < start + len(cells) or not np.all(np.isfinite(found[start:])):
-            del found[start:]
-            found.extend(_number(table, k, start + row, cell) for row, cell in enumerate(cells))
+        texts = [cell or "nan" for cell in cells]
+        if table.decimal == ",":
+            texts = [text.replace(",", ".") for text in texts]
+        with contextlib.suppress(ValueError):  # the cell after the last one that is read is no number
+            found.extend(map(float, texts))
+        read = np.array(found[start:])
+        if len(read) < len(cells) or not np.all(np.isfinite(read)):
+            for row, cell in enumerate(cells):
+                if row == len(read) or (cell and not math.isfinite(read[row])):
+                    raise ValueError(
+                        f"{table.line(start + row)}, column {table.header[k]} holds {shown(cell)}, "
+                        "expected a finite number or nothing for a gap"
+                    )
     return np.array(found)
-
-
-def _number(table: Table, k: int, row: int, cell: str) -> float:
-    if cell == "":
-        return math.nan
-    try:
-        value = float(cell.replace(table.decimal, "."))
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(
-            f"{table.line(row)}, column {table.header[k]} holds {shown(cell)}, "
-            "expected a finite number or nothing for a gap"
-        )
-    return value
