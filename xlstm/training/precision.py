@@ -87,14 +87,8 @@ class Mixed:
     def below(self, home: Backend) -> Backend:
         """Return the backend that forward and backward run on, from that of the masters.
 
-        Raises
-        ------
-        ValueError
-            The masters are of a lower dtype themselves.
-        TypeError
-            The device is a CPU.
-        BackendError
-            The dtype needs something that is missing.
+        Masters that are of a lower dtype themselves are a ValueError, a CPU is a TypeError, and something that the
+        dtype needs and that is missing is a BackendError.
         """
         low = backend_of(home, self.dtype)
         if home.dtype in HALVES:
@@ -176,22 +170,10 @@ def _compute_type(on: bool) -> Iterator[None]:
 
 
 def named(name: str | None, home: Backend) -> tuple[Mixed | None, contextlib.AbstractContextManager[None]]:
-    """Return the description for `train` and the context to train in that a name stands for.
+    """Return the description for `train` and the context to train in that a name of NAMES, or None, stands for.
 
-    Parameters
-    ----------
-    name : {"float16", "bfloat16", "tf32"} or None
-    home : Backend
-        The backend of the weights.
-
-    Raises
-    ------
-    ValueError
-        An unknown name, or weights that do not go with it.
-    TypeError
-        float16 or bfloat16 on a CPU.
-    BackendError
-        TF32 elsewhere than on CuPy, or something that is needed is missing.
+    An unknown name, or weights on `home` that do not go with it, are a ValueError; float16 or bfloat16 on a CPU are a
+    TypeError; TF32 elsewhere than on CuPy, and something that is missing, are a BackendError.
     """
     if name is None:
         return None, contextlib.nullcontext()
