@@ -379,5 +379,5 @@ def test_windows_and_streams_of_tokens():
         ValueError, match=r"Windows: x has shape \(5, 2\) .* x may also be tokens, whole numbers \(N, T\)"
     ):
         Windows(np.ones((5, 2)), np.ones((5, 2)), every_step=True)
-    with pytest.raises(ValueError, match=r"Streams: x has shape \(10,\) .* x may also be tokens, whole numbers \(N,\)"):
+    with pytest.raises(ValueError, match=r"Streams: x has shape \(10,\) .* tokens, whole numbers \(N,\)"):
         Streams(np.ones(10), np.ones(10), 2, 2)
