@@ -20,7 +20,7 @@ from xlstm.arrays import convert, probe
 from xlstm.arrays.backend import backend_like, backend_of
 from xlstm.arrays.convert import cast, to_numpy
 from xlstm.arrays.namespace import is_floating, namespace
-from xlstm.data.windows import Streams
+from xlstm.data import Streams
 from xlstm.engines.cuda.choice import told
 from xlstm.estimators import forecaster as estimators
 from xlstm.estimators.forecaster import Forecaster, Settings

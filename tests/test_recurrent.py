@@ -15,7 +15,7 @@ from tests.layers import OPTIONS, alone, check, inputs_of, make, pairwise, run
 from xlstm.arrays.convert import to_numpy
 from xlstm.cells.activations import GATES, canonical, pair
 from xlstm.cells.normalization import normalize
-from xlstm.data.windows import Batch
+from xlstm.data import Batch
 from xlstm.engines import array_api
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import loop as training

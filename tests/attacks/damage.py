@@ -17,8 +17,7 @@ from safetensors.numpy import save as to_bytes
 
 import xlstm
 from xlstm.cli import convert
-from xlstm.data import text
-from xlstm.data.windows import Scaler
+from xlstm.data import Scaler, text
 from xlstm.estimators import forecaster as estimators
 from xlstm.interop import nxai
 from xlstm.interop.keras import from_keras

@@ -13,8 +13,7 @@ from safetensors.numpy import save as to_bytes
 import xlstm
 from tests.attacks.bounds import refusal
 from tests.attacks.damage import safetensors, tokenizer, zipped
-from xlstm.data import text
-from xlstm.data.windows import Scaler
+from xlstm.data import Scaler, text
 from xlstm.estimators import forecaster
 from xlstm.interop import nxai
 from xlstm.interop.keras import from_keras, to_keras

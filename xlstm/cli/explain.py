@@ -29,22 +29,10 @@ PATHS = {
 
 
 def explain(kind: str, T: int, B: int, H: int, dtype: str, card: str | None = None) -> list[tuple[str, str]]:
-    """What is chosen for a layer without options, and why nothing else, as lines with a heading each.
+    """Say what is chosen for a layer without options, and why nothing else, as lines with a heading each.
 
-    Parameters
-    ----------
-    kind : {"lstm", "gru", "rnn", "slstm"}
-    T, B, H : int
-        Steps, sequences, units.
-    dtype : str
-        Of the arrays, such as "float16".
-    card : {"a100", "h100", "h200"}, optional
-        By default the GPU here, or else an H100.
-
-    Raises
-    ------
-    ValueError
-        A name or a number that is none of these, or a path that was asked for and cannot do it.
+    `card` is one of CARDS, by default the GPU here, or else an H100. A name or a number that is none of these, or a
+    path that was asked for and cannot do it, is a ValueError.
     """
     checks.choice(LAYERS)("explain", "layer", kind)
     checks.choice(DTYPES)("explain", "dtype", dtype)
@@ -56,22 +44,15 @@ def explain(kind: str, T: int, B: int, H: int, dtype: str, card: str | None = No
     added = tuple(name.rpartition(".")[2] for name in layer.shapes if name.endswith((".b", ".bh")))
     device, where = _device(card)
     found = choose(kind, pointwise(cell, (), added), "", dtype, H, 1, B, device)
-    rows = [
+    about = f"{device.name}, sm_{device.capability}, {device.sms} SMs, {device.shared // 1024} KB a block{where}"
+    passes = (("forward", found.forward), ("backward", found.backward))
+    return [
         ("layer", f"{layer!r}, {T} steps of {B} sequences, {dtype}"),
-        (
-            "device",
-            f"{device.name}, sm_{device.capability}, {device.sms} SMs, {device.shared // 1024} KB a block{where}",
-        ),
+        ("device", about),
         ("path", f"{found.path}: {PATHS[found.path]}"),
+        *((name, _words(tiling, found, T)) for name, tiling in passes if tiling is not None),
+        *((f"not {path}", reason) for path, reason in found.others.items()),
     ]
-    rows += [(name, _words(tiling, found, T)) for name, tiling in _passes(found)]
-    rows += [(f"not {path}", reason) for path, reason in found.others.items()]
-    return rows
-
-
-def _passes(found: Choice) -> list[tuple[str, Tiling]]:
-    both = (("forward", found.forward), ("backward", found.backward))
-    return [(name, tiling) for name, tiling in both if tiling is not None]
 
 
 def _words(t: Tiling, found: Choice, T: int) -> str:
@@ -91,6 +72,4 @@ def _device(card: str | None) -> tuple[Device, str]:
     if card is not None:
         return CARDS[card], ""
     failure = probe.cupy_failure()
-    if failure is None:
-        return launch.current(), ""
-    return CARDS["h100"], f" (what if: {failure})"
+    return (launch.current(), "") if failure is None else (CARDS["h100"], f" (what if: {failure})")

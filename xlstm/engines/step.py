@@ -29,8 +29,8 @@ class Step:
     cell : Cell
     w : dict
         Weights under their last names: Wh (R, P), or (G, N, K, K) of N heads, or none; optionally Wx (R, D), without
-        which x (N, R) are the products already; the biases b and bh (R,); gx and gh (R,), gains of the normalised products;
-        Whr (P, H), a projection of h; and parameters of the cell itself.
+        which x (N, R) are the products already; the biases b and bh (R,); gx and gh (R,), gains of the normalised
+        products; Whr (P, H), a projection of h; and parameters of the cell itself.
     masks : Masks
     """
 

@@ -52,7 +52,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
     embedding_dropout : float
         Rate of dropout of embedded tokens.
     batch_first : bool
-        Tokens and logits are (B, T, ...), or (T, B, ...) as `training.train` needs them.
+        Tokens and logits are (B, T, ...), or else (T, B, ...).
 
     Examples
     --------
