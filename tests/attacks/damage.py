@@ -45,7 +45,7 @@ class Kind(NamedTuple):
 def sound(folder: Path) -> dict[str, Kind]:
     """Files of every kind, made in an empty folder."""
     lstm = xlstm.LSTM(2, 3, 2, dropout=0.1)
-    head = sequence.SequenceModel(lstm, 2)
+    head = files.SequenceModel(lstm, 2)
     stack = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 2, [1], 2, eps=1e-6), 7)
     large = xlstm.xLSTMLanguageModel(xlstm.xLSTMLarge(8, 1, 2, chunk_size=64, ffn_size=64), 7)
     for name, model in (("model", head), ("language", stack)):
@@ -269,11 +269,11 @@ def _keras_config() -> bytes:
 def _sharded(whole: Path) -> Content:
     """A checkpoint as two files and an index."""
     arrays = load_file(whole)
-    files = {f"model-{k}.safetensors": dict(list(arrays.items())[k::2]) for k in range(2)}
-    index = {name: file for file, some in files.items() for name in some}
+    parts = {f"model-{k}.safetensors": dict(list(arrays.items())[k::2]) for k in range(2)}
+    index = {name: file for file, some in parts.items() for name in some}
     return {
         "model.safetensors.index.json": json.dumps({"weight_map": index}).encode(),
-        **{file: to_bytes(some) for file, some in files.items()},
+        **{file: to_bytes(some) for file, some in parts.items()},
     }
 
 
