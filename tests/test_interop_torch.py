@@ -9,7 +9,7 @@ import safetensors.numpy
 import xlstm
 from tests.layers import OPTIONS, make
 from xlstm.interop.torch import from_torch, to_torch
-from xlstm.models import sequence
+from xlstm.models import files
 from xlstm.models.sequence import SequenceModel
 
 torch = pytest.importorskip("torch")
@@ -111,8 +111,8 @@ def test_a_model_and_its_layer(tmp_path):
     assert layer == model.recurrent
     for name, array in found.items():
         np.testing.assert_array_equal(array, params[f"recurrent.{name}"])
-    sequence.save(tmp_path / "layer", layer, found)
-    again, arrays = sequence.load(tmp_path / "layer", "numpy")
+    files.save(tmp_path / "layer", layer, found)
+    again, arrays = files.load(tmp_path / "layer", "numpy")
     assert again == layer
     assert {n: a.tobytes() for n, a in arrays.items()} == {n: a.tobytes() for n, a in found.items()}
 
