@@ -284,11 +284,24 @@ def clamp_bwd(xp: Namespace, dy: Array, x: Array, limit: float) -> Array:
 
 
 class Pair(NamedTuple):
-    """An activation and its derivative, parameters bound; `from_input` if the derivative needs the input x."""
+    """An activation and its derivative, parameters bound."""
 
     fwd: Callable[..., Array]
     bwd: Callable[..., Array]
-    from_input: bool = False
+
+    @property
+    def from_input(self) -> bool:
+        """Whether the derivative needs the input x, and not the output alone."""
+        return False
+
+
+class InputPair(Pair):
+    """An activation whose derivative needs the input."""
+
+    @property
+    def from_input(self) -> bool:
+        """Whether the derivative needs the input x, as it does."""
+        return True
 
 
 GATES: dict[str, Pair] = {
@@ -309,10 +322,10 @@ GATES: dict[str, Pair] = {
 }
 # The activations of gated feed-forward layers.
 FEED_FORWARD = {
-    "gelu": Pair(gelu, gelu_bwd, True),
-    "silu": Pair(silu, silu_bwd, True),
+    "gelu": InputPair(gelu, gelu_bwd),
+    "silu": InputPair(silu, silu_bwd),
     "relu": Pair(relu, relu_bwd),
-    "square_relu": Pair(square_relu, square_relu_bwd, True),
+    "square_relu": InputPair(square_relu, square_relu_bwd),
     "sigmoid": Pair(sigmoid, sigmoid_bwd),
     "selu": Pair(selu, selu_bwd),
 }
@@ -372,8 +385,9 @@ def register(
                 f"{'(xp, x)' if role == 'forward' else '(xp, dy, x, y)'} and perhaps numbers alpha, beta"
             )
     checks.choice(("output", "input"))("register", "derivative_from", derivative_from)
-    new = Pair(forward, backward, derivative_from == "input")
-    if GATES.setdefault(name, new) != new:
+    new = (InputPair if derivative_from == "input" else Pair)(forward, backward)
+    known = GATES.setdefault(name, new)
+    if (type(known), known) != (type(new), new):
         raise ValueError(f"register: {name} is the name of another activation already")
 
 
@@ -422,8 +436,8 @@ def canonical(text: str) -> str:
 def pair(text: str | Activation) -> Pair:
     """Return the functions of a gate activation; see `parse`."""
     name, values = parse(text)
-    fwd, bwd, from_input = GATES[name]
+    found = GATES[name]
     if not values:
-        return GATES[name]
+        return found
     given = dict(zip(PARAMETERS, values, strict=False))
-    return Pair(functools.partial(fwd, **given), functools.partial(bwd, **given), from_input)
+    return type(found)(*(functools.partial(f, **given) for f in found))
