@@ -42,10 +42,9 @@ struct Fiber {
     Warp* warp;
     int thread;
     long waits[3];  // barriers that it has come to: of its warp, block, cluster
-    std::vector<char> stack;
 };
 
-static std::vector<std::unique_ptr<Fiber>> fibers;
+static std::vector<Fiber> fibers;
 static std::vector<int> ready;
 static Fiber* now;
 static ucontext_t scheduler;
@@ -65,7 +64,7 @@ inline void wait(int kind, int first, int count) {
     Fiber* me = now;
     for (;;) {
         bool all = true;
-        for (int i = first; i < first + count && all; i++) all = fibers[i]->waits[kind] >= me->waits[kind];
+        for (int i = first; i < first + count && all; i++) all = fibers[i].waits[kind] >= me->waits[kind];
         if (all) return;
         yield();
     }
@@ -156,7 +155,7 @@ DEVICE void wait_cluster() {
 template <class T>
 DEVICE void store_remote(T* local, int rank, T v) {
     const shim::Block* mine = shim::now->block;
-    const shim::Block* other = shim::fibers[mine->cluster_first + rank * (int)blockDim.x]->block;
+    const shim::Block* other = shim::fibers[mine->cluster_first + rank * (int)blockDim.x].block;
     *(T*)(other->shared + ((unsigned char*)local - mine->shared)) = v;
 }
 DEVICE void set_flag(unsigned* flag, unsigned value) {
@@ -201,26 +200,28 @@ int launch(void (*kernel)(A...), int grid_x, int grid_y, int threads, int shared
     std::vector<Block> all(blocks);
     std::vector<Warp> lanes(blocks * warps);
     std::vector<uint4> memory((size_t)blocks * (shared / 16 + 1), uint4{0x7fc07fc0, 0x7fc07fc0, 0x7fc07fc0, 0x7fc07fc0});
-    fibers.clear();
+    // Memory of stacks is neither written nor kept: every kernel is a library with variables of its own.
+    constexpr size_t STACK = 1 << 16;
+    std::unique_ptr<char[]> stacks(new char[STACK * blocks * threads]);
+    fibers = std::vector<Fiber>(blocks * threads);
     std::vector<int> order;
     for (int b = 0; b < blocks; b++) {
         const int first = b / cluster * cluster * threads;
         all[b] = {{(unsigned)(first_block + b % grid_x), (unsigned)(b / grid_x), 0}, (unsigned char*)&memory[(size_t)b * (shared / 16 + 1)],
                   b * threads, first, cluster * threads};
         for (int t = 0; t < threads; t++) {
-            auto fiber = std::make_unique<Fiber>();
+            const int i = b * threads + t;
+            Fiber* fiber = &fibers[i];
             fiber->block = &all[b];
             fiber->warp = &lanes[b * warps + t / 32];
             fiber->thread = t;
             std::fill(fiber->waits, fiber->waits + 3, 0);
-            fiber->stack.resize(1 << 16);
             getcontext(&fiber->context);
-            fiber->context.uc_stack.ss_sp = fiber->stack.data();
-            fiber->context.uc_stack.ss_size = fiber->stack.size();
+            fiber->context.uc_stack.ss_sp = &stacks[STACK * i];
+            fiber->context.uc_stack.ss_size = STACK;
             fiber->context.uc_link = nullptr;
             makecontext(&fiber->context, run_fiber, 0);
-            order.push_back((int)fibers.size());
-            fibers.push_back(std::move(fiber));
+            order.push_back(i);
         }
     }
     alive = (int)fibers.size();
@@ -229,8 +230,8 @@ int launch(void (*kernel)(A...), int grid_x, int grid_y, int threads, int shared
         const long before = progress;
         if (seed) std::shuffle(order.begin(), order.end(), random);
         for (int i : order)
-            if (fibers[i]->thread >= 0) {
-                now = fibers[i].get();
+            if (fibers[i].thread >= 0) {
+                now = &fibers[i];
                 swapcontext(&scheduler, &now->context);
             }
         if (progress == before) return 1;
