@@ -12,8 +12,11 @@ XLSTM_TEST_BACKENDS=numpy leaves the other backends out, which have no such ways
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,6 +51,29 @@ def forced_plan():
         if os.environ.get("XLSTM_TEST_PLAN"):
             force(os.environ["XLSTM_TEST_PLAN"], patch)
         yield
+
+
+class Later:
+    """A package that is imported when a name of it is used."""
+
+    def __init__(self, package: str) -> None:
+        self._package = package
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # pytest looks for marks of its own at whatever a module has
+            raise AttributeError(name)
+        return getattr(importlib.import_module(self._package), name)
+
+
+def later(package: str) -> Any:
+    """A large package for a module of tests, which is skipped where the package is not installed.
+
+    Every process of pytest-xdist imports all modules of tests; the package is only in the memory of those that run
+    tests of it.
+    """
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed", allow_module_level=True)
+    return Later(package)
 
 
 class ReadOnly(Backend):
