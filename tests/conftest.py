@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,45 @@ from xlstm.arrays.backend import Backend, BackendError
 from xlstm.engines import plan
 
 DATA = Path(__file__).parent / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cover",
+        type=int,
+        metavar="K",
+        help="run only so many cases of each test that every K values of its parameters which go together do so in one",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep a covering array of the cases of each test, as `--cover` says; the others are deselected."""
+    strength = config.getoption("--cover")
+    if strength is None:
+        return
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    chosen = {item for same in cases.values() for item in covering(same, strength)}
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = [item for item in items if item in chosen]
+
+
+def covering(items: list[pytest.Item], strength: int) -> Iterable[pytest.Item]:
+    """Return the cases of one test that a greedy search chooses, the first of those that add most each time."""
+    if len(items) == 1:
+        return items
+    left = {}
+    for item in items:
+        values = enumerate(item.callspec._idlist)  # by `parametrize`, whose arguments belong together, or fixture
+        left[item] = set(itertools.combinations(values, min(strength, len(item.callspec._idlist))))
+    missing = set().union(*left.values())
+    chosen = []
+    while missing:
+        best = max(left, key=lambda item: len(left[item] & missing))
+        missing -= left.pop(best)
+        chosen.append(best)
+    return chosen
 
 
 # Thresholds of plan.py with which even the smallest batch is divided, or each product shared out.
