@@ -18,7 +18,7 @@ PRELUDE = """
 import atexit, gc, os, random, signal, sys, threading, time
 import numpy as np
 import xlstm
-from xlstm import blas, cores, threads
+from xlstm.arrays import blas, cores, threads
 
 cores.usable = lambda: 2
 rng = np.random.default_rng(0)
@@ -327,7 +327,7 @@ def test_the_first_layer_of_a_process_at_its_end():
     found = run(
         """
     import atexit, xlstm, numpy as np
-    from xlstm import cores
+    from xlstm.arrays import cores
     cores.usable = lambda: 2
 
     @atexit.register

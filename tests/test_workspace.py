@@ -105,7 +105,7 @@ def test_little_stays_after_a_large_call():
     """A call takes 700 MB, and most of the memory that it leaves is freed at once."""
     code = """
 import numpy as np, xlstm
-from xlstm.peak import _resident
+from xlstm.cli.peak import _resident
 layer = xlstm.LSTM(64, 64)
 params = layer.init(0, "numpy")
 def call(T):

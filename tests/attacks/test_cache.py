@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="folders have no modes"),
 ]
 SOURCE = """
-from xlstm.codecache import cached
+from xlstm.engines.numba.codecache import cached
 
 
 @cached
@@ -197,7 +197,7 @@ def test_random_damage_is_seen(tmp_path, data):
 CODE = f"""
 import os
 os.umask(0)
-from xlstm import jit
+from xlstm.engines.numba import jit
 module = jit.load({SOURCE!r})
 print(module.double(1.5), module.triple(1.5))
 """
