@@ -43,9 +43,10 @@ PATHS = [
     {"XLSTM_COMPILE": "1", "XLSTM_TEST_PLAN": "parts"},
     {"XLSTM_COMPILE": "1", "XLSTM_TEST_PLAN": "shared"},
 ]
-# Another version of Python or of a package changes what a line of code does, not how options go together: each
-# value is tested once, and other backends need no second run. Tests of compiled loops compile them all the same.
-VERSIONS = ["--cover", "1"]
+# Another version of Python or of a package changes what a line of code does, not how options go together: each value is
+# tested once, and other backends need no second run. Tests of compiled loops compile them all the same. Benchmarks are
+# not installed by users, and run in an environment of their own.
+VERSIONS = ["--cover", "1", *(f"--ignore=tests/test_{name}.py" for name in ("bench", "bench_gpu", "bench_tasks"))]
 NUMPY = {"XLSTM_TEST_BACKENDS": "numpy", "XLSTM_COMPILE": "0"}
 
 
@@ -83,7 +84,7 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         return
     on_every_path(session, "--cover", "1")
-    session.run("python", "-m", "tests.parity", "--brief", env={"XLSTM_COMPILE": "0"})
+    session.run("python", "-m", "tests.parity", "--brief", "--processes", "2", env={"XLSTM_COMPILE": "0"})
 
 
 @nox.session
