@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 
 import numpy as np
 
@@ -62,9 +63,13 @@ def alone(kind: str) -> list[dict]:
     return [{}] + [{**one, "num_layers": 2} if "dropout" in one else one for one in found]
 
 
-def pairwise(kind: str) -> list[dict]:
-    """Combinations in which every two values of two options that go together occur together."""
-    factors = OPTIONS[kind]
+# Options that change the loop of a cell as it is compiled; each combination of them takes seconds to compile.
+COMPILED = ("bias", "recurrent_bias", "clip", "activations", "peepholes", "coupled_input_forget", "cell_clip")
+
+
+def pairwise(kind: str, only: Collection[str] = ()) -> list[dict]:
+    """Combinations in which every two values of two options that go together occur together; of some options only."""
+    factors = {name: values for name, values in OPTIONS[kind].items() if not only or name in only}
     rng = np.random.default_rng(0)
     names = list(factors)
     missing = {

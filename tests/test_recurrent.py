@@ -42,7 +42,9 @@ def test_gradient_of_each_option(be, rng, kind, options, lengths):
 
 @pytest.mark.parametrize("backend", ["numpy", "strict"])
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("interpreted")
 def test_gradient_of_every_pair_of_options(kind, backend):
+    """Loops are not compiled, which takes seconds each: test_compiled.py compares those of pairs with these."""
     combinations = pairwise(kind)
     assert len(combinations) > 8
     for k, options in enumerate(combinations):
