@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from xlstm.layers.feedforward import GatedFeedForward
+from xlstm.layers.blocks.feedforward import GatedFeedForward
 
 import xlstm
 from tests.conftest import make_backend
