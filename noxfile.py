@@ -1,6 +1,7 @@
 """Sessions for contributors and CI: plain `nox` checks style and types, tests, compares backends, and builds.
 
-Versions of tools live in the dependency groups of pyproject.toml.
+Versions of tools live in the dependency groups of pyproject.toml. CI has 12 minutes on two cores, so it runs a covering
+array of the cases of each test (`--cover` in tests/conftest.py); `nox -s full` runs all of them.
 """
 
 from __future__ import annotations
@@ -29,18 +30,23 @@ def runs(version: str) -> bool:
 LOWEST = "3.11"  # the lowest Python that the project declares, for the lowest versions of packages
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 OTHERS = [version for version in ("3.11", "3.12", "3.13", "3.14") if version != HERE and runs(version)]
-nox.options.sessions = ["lint", "types", "tests", *(["pythons"] if OTHERS else []), "lowest", "parity", "build"]
+nox.options.sessions = ["lint", "types", "tests", *(["pythons"] if OTHERS else []), "lowest", "build"]
 
-# Tests that run recurrent layers, and the environment of every path that layers can take beside the usual one.
-RECURRENT = [f"tests/test_{name}.py" for name in ("lstm", "slstm", "lengths", "recurrent", "interop_torch", "training")]
+# Two processes; one that is done takes tests from the other, which has begun with those that come after it in the list:
+# so most files, and what they compile and import, stay in one process.
+PYTEST = ["pytest", "-n", "2", "--dist", "worksteal", "-q"]
+# The tests of recurrent layers, and the environment of every path that layers can take beside the usual one.
+RECURRENT = [f"tests/test_{name}.py" for name in ("lstm", "slstm", "lengths", "recurrent", "training")]
 PATHS = [
     {"XLSTM_COMPILE": "0", "XLSTM_NUM_THREADS": "1"},
     {"XLSTM_COMPILE": "0", "XLSTM_TEST_PLAN": "parts"},
     {"XLSTM_COMPILE": "1", "XLSTM_TEST_PLAN": "parts"},
-    {"XLSTM_COMPILE": "1", "XLSTM_TEST_PLAN": "shared"},
 ]
-# Backends of array-api-strict and of PyTorch need no second Python.
-NUMPY = {"XLSTM_TEST_BACKENDS": "numpy"}
+# Another version of Python or of a package changes what a line of code does, not how options go together: each value is
+# tested once, and other backends need no second run. Tests of compiled loops compile them all the same. Benchmarks are
+# not installed by users, and run in an environment of their own.
+VERSIONS = ["--cover", "1", *(f"--ignore=tests/test_{name}.py" for name in ("bench", "bench_gpu", "bench_tasks"))]
+NUMPY = {"XLSTM_TEST_BACKENDS": "numpy", "XLSTM_COMPILE": "0"}
 
 
 def group(*names: str) -> list[str]:
@@ -51,7 +57,7 @@ def group(*names: str) -> list[str]:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style, and that imports go downwards only."""
-    session.install("-e", ".", *group("lint"))
+    session.install(*group("lint"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("lint-imports", "--no-cache")
@@ -66,24 +72,46 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The test suite on NumPy, array-api-strict and PyTorch on the CPU, and on CuPy where a GPU is usable.
+    """The tests on NumPy, array-api-strict and PyTorch on the CPU, and on CuPy where a GPU is usable; then parity.
 
-    Then everything that recurs again on every other path of NumPy arrays: loops not compiled, on one thread, and the
-    work divided among threads as it is for large layers.
+    Every two values of the parameters of a test go together in one of its cases. What recurs is tested again on every
+    other path of NumPy arrays: loops not compiled, on one thread, and the work divided among threads as it is for large
+    layers. There each value occurs in one case, since tests/test_compiled.py compares the paths on every option.
     """
-    session.install("-e", ".[fast]", *group("test", "torch", "bench", "device"))
-    session.run("pytest", "-n", "2", *session.posargs)
+    install_all(session)
+    session.run(*PYTEST, "--cover", "2", *session.posargs)
     if session.posargs:
         return
+    on_every_path(session, "--cover", "1")
+    session.run("python", "-m", "tests.parity", "--brief", "--processes", "2", env={"XLSTM_COMPILE": "0"})
+
+
+@nox.session
+def full(session: nox.Session) -> None:
+    """Every case of every test, and every case of what recurs on every path."""
+    install_all(session)
+    session.run(*PYTEST, *session.posargs)
+    if not session.posargs:
+        on_every_path(session)
+
+
+def install_all(session: nox.Session) -> None:
+    """Install the project and everything that any test uses; files are compiled when they are imported."""
+    session.install("--no-compile", "-e", ".[fast]", *group("test", "torch", "bench", "device"))
+
+
+def on_every_path(session: nox.Session, *arguments: str) -> None:
+    """Run the tests of recurrent layers on NumPy arrays once in the environment of each path."""
     for path in PATHS:
-        session.run("pytest", "-n", "2", "-q", *RECURRENT, env={**path, "XLSTM_TEST_BACKENDS": "numpy"})
+        environment = {**path, "XLSTM_TEST_BACKENDS": "numpy"}
+        session.run(*PYTEST, *arguments, *RECURRENT, env=environment)
 
 
 @nox.session(python=OTHERS)
 def pythons(session: nox.Session) -> None:
     """The tests with the newest NumPy on every other Python of this machine; those that need PyTorch stay on one."""
-    session.install("-e", ".[fast]", *group("test"))
-    session.run("pytest", "-n", "2", "-q", *session.posargs, env=NUMPY)
+    session.install("--no-compile", "-e", ".[fast]", *group("test"))
+    session.run(*PYTEST, *VERSIONS, *session.posargs, env=NUMPY)
 
 
 @nox.session(python=LOWEST if HERE == LOWEST or LOWEST in OTHERS else HERE)
@@ -97,14 +125,15 @@ def lowest(session: nox.Session) -> None:
     constraints = Path(session.create_tmp()) / "lowest.txt"
     lines = [re.sub(">=", "==", package) for packages in declared for package in packages if "[" not in package]
     constraints.write_text("\n".join(lines))
-    session.install("-e", ".[fast,plot,keras,onnx,text]", "-c", str(constraints), *group("runner"))
-    session.run("pytest", "-n", "2", "-q", "-W", "ignore::DeprecationWarning", *session.posargs, env=NUMPY)
+    project = ".[fast,plot,keras,onnx,text]"
+    session.install("--no-compile", "-e", project, "-c", str(constraints), *group("runner"))
+    session.run(*PYTEST, *VERSIONS, "-W", "ignore::DeprecationWarning", *session.posargs, env=NUMPY)
 
 
 @nox.session
 def parity(session: nox.Session) -> None:
-    """Every pair of usable backends side by side on the same inputs."""
-    session.install("-e", ".", *group("test", "torch"))
+    """Every pair of usable backends side by side on the same inputs; `tests` does this at its end."""
+    session.install("--no-compile", "-e", ".", *group("test", "torch"))
     session.run("python", "-m", "tests.parity", *session.posargs)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -15,12 +14,10 @@ from unittest import mock
 import xlstm
 from bench import cases, run
 from bench.cases import LARGE, SHAPES, Case
-from xlstm.arrays import blas, threads, workspace
+from xlstm.arrays import blas, threads
 from xlstm.cli.timing import interleave
 from xlstm.engines import plan
 from xlstm.engines.numba import jit
-
-NEVER = sys.maxsize
 
 
 def _whole(R: int, K: int, n: int) -> tuple[int, int]:
@@ -43,7 +40,6 @@ MEASURES: dict[str, Callable[[], Any]] = {
     "threads": lambda: cases.variable(threads.VARIABLE, "1"),
     "work divided": lambda: _planned(threads=1, blas=threads.available(), parts=1, shared=False),
     "products in tiles": lambda: mock.patch.object(blas, "tiles", _whole),
-    "memory used again": lambda: mock.patch.object(workspace, "SMALL", NEVER),
     "all of these": lambda: _nothing(),
 }
 

@@ -24,7 +24,7 @@ import xlstm
 from bench.events import Clock, CupyClock, Side, side_by_side
 from bench.peers import MissingError, module
 from xlstm.arrays import probe
-from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.convert import to_numpy
 from xlstm.cli.benchmark import LAYERS
 from xlstm.engines import cuda
 from xlstm.engines.cuda.engine import CudaTape

@@ -29,7 +29,7 @@ from xlstm.arrays import threads, workspace
 from xlstm.cli import peak
 from xlstm.cli.timing import interleave
 from xlstm.layers.memory import Memory
-from xlstm.layers.sequence import Span
+from xlstm.layers.state import Span
 from xlstm.recurrence.packing import Packing
 from xlstm.training import optimizers
 
@@ -50,8 +50,8 @@ def ours(kind: str, sizes: tuple[int, ...]) -> Callable[[], object]:
         memory = Memory(N, K, K)
         q, k, v, dh = (rng.standard_normal((T, B, N * K), dtype=np.float32) for _ in range(4))
         i, f = (rng.standard_normal((T, B, N), dtype=np.float32) for _ in range(2))
-        span = Span(np, Packing.of("bench", None, T, B), q, keep=True)
-        workspace.settle()
+        span = Span(np, Packing.of("bench", None, T, B), keep=True)
+        workspace.settle(np)
         state = (np.zeros((B, N, K, K), "f4"), np.zeros((B, N, K), "f4"), np.full((B, N), -np.inf, "f4"))
 
         def call() -> None:

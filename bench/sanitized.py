@@ -16,7 +16,8 @@ import numpy as np
 
 import xlstm
 from xlstm.arrays import probe
-from xlstm.arrays.backend import Backend, BackendError
+from xlstm.arrays.backend import Backend
+from xlstm.arrays.convert import BackendError
 from xlstm.engines import cuda
 
 T, D = 4, 3

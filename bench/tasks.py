@@ -26,7 +26,9 @@ from rich.table import Table
 
 import xlstm
 from bench.tasks_data import TASKS, Task
-from xlstm.arrays.backend import Backend, Params, to_numpy
+from xlstm.arrays.backend import Backend
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import Params
 from xlstm.cli import machine
 from xlstm.training import optimizers
 

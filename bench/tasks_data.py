@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xlstm.data.windows import Batch
+from xlstm.data import Batch
 
 MODULUS = 5
 PLUS, MINUS, TIMES = range(MODULUS, MODULUS + 3)  # tokens after those of the digits

@@ -6,31 +6,73 @@ the CPU; CuPy where a GPU is usable. One that cannot run is skipped with the rea
 XLSTM_TEST_REQUIRE=cupy in the environment, a missing CuPy is a failure.
 
 On NumPy a layer runs in one of several ways, by its size and by what is installed (`xlstm/engines/plan.py`). Sizes in
-tests are small, so XLSTM_TEST_PLAN=parts or shared forces one of those that are for large ones, and
+tests are small, so XLSTM_TEST_PLAN=parts forces the way that large ones take, parts of the batch side by side, and
 XLSTM_TEST_BACKENDS=numpy leaves the other backends out, which have no such ways.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import itertools
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import xlstm
 from xlstm.arrays import threads
-from xlstm.arrays.backend import Backend, BackendError
+from xlstm.arrays.backend import Backend
+from xlstm.arrays.convert import BackendError
 from xlstm.engines import plan
 
 DATA = Path(__file__).parent / "data"
 
 
-# Thresholds of plan.py with which even the smallest batch is divided, or each product shared out.
-PLANS = {
-    "parts": {"TINY": 0, "COLUMNS": 1, "UNITS": 0},
-    "shared": {"TINY": 0, "COLUMNS": 1, "UNITS": 0, "HUGE": 0},
-}
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cover",
+        type=int,
+        metavar="K",
+        help="run only so many cases of each test that every K values of its parameters which go together do so in one",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep a covering array of the cases of each test, as `--cover` says; the others are deselected."""
+    strength = config.getoption("--cover")
+    if strength is None:
+        return
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    chosen = {item for same in cases.values() for item in covering(same, strength)}
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = [item for item in items if item in chosen]
+
+
+def covering(items: list[pytest.Item], strength: int) -> Iterable[pytest.Item]:
+    """Return the cases of one test that a greedy search chooses, the first of those that add most each time."""
+    if len(items) == 1:
+        return items
+    left = {}
+    for item in items:
+        values = enumerate(item.callspec._idlist)  # by `parametrize`, whose arguments belong together, or fixture
+        left[item] = set(itertools.combinations(values, min(strength, len(item.callspec._idlist))))
+    missing = set().union(*left.values())
+    chosen = []
+    while missing:
+        best = max(left, key=lambda item: len(left[item] & missing))
+        missing -= left.pop(best)
+        chosen.append(best)
+    return chosen
+
+
+# Thresholds of plan.py with which even the smallest batch is divided.
+PLANS = {"parts": {"TINY": 0, "COLUMNS": 1, "UNITS": 0}}
 
 
 def force(plan_name: str, patch: pytest.MonkeyPatch, count: int = 2) -> None:
@@ -48,6 +90,29 @@ def forced_plan():
         if os.environ.get("XLSTM_TEST_PLAN"):
             force(os.environ["XLSTM_TEST_PLAN"], patch)
         yield
+
+
+class Later:
+    """A package that is imported when a name of it is used."""
+
+    def __init__(self, package: str) -> None:
+        self._package = package
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # pytest looks for marks of its own at whatever a module has
+            raise AttributeError(name)
+        return getattr(importlib.import_module(self._package), name)
+
+
+def later(package: str) -> Any:
+    """A large package for a module of tests, which is skipped where the package is not installed.
+
+    Every process of pytest-xdist imports all modules of tests; the package is only in the memory of those that run
+    tests of it.
+    """
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed", allow_module_level=True)
+    return Later(package)
 
 
 class ReadOnly(Backend):

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 
 import numpy as np
 
 import xlstm
-from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.convert import to_numpy
+from xlstm.layers.blocks.feedforward import GatedFeedForward
+from xlstm.layers.conv import CausalConv
+from xlstm.layers.embedding import Embedding
+from xlstm.layers.linear import HeadwiseLinear
+from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
+from xlstm.models import SequenceModel
 
 # Every option with the values worth a test, the first being the default.
 COMMON = {
@@ -56,9 +63,13 @@ def alone(kind: str) -> list[dict]:
     return [{}] + [{**one, "num_layers": 2} if "dropout" in one else one for one in found]
 
 
-def pairwise(kind: str) -> list[dict]:
-    """Combinations in which every two values of two options that go together occur together."""
-    factors = OPTIONS[kind]
+# Options that change the loop of a cell as it is compiled; each combination of them takes seconds to compile.
+COMPILED = ("bias", "recurrent_bias", "clip", "activations", "peepholes", "coupled_input_forget", "cell_clip")
+
+
+def pairwise(kind: str, only: Collection[str] = ()) -> list[dict]:
+    """Combinations in which every two values of two options that go together occur together; of some options only."""
+    factors = {name: values for name, values in OPTIONS[kind].items() if not only or name in only}
     rng = np.random.default_rng(0)
     names = list(factors)
     missing = {
@@ -115,3 +126,41 @@ def run(layer, params, x, state=None, lengths=None, dy=None, dstate=None, **opti
     found = {"y": y, "dx": dx, **{f"d{name}": g for name, g in grads.items()}}
     found |= {f"end {k}": s for k, s in enumerate(end)} | {f"dstart {k}": s for k, s in enumerate(start)}
     return {name: to_numpy(a) for name, a in found.items()}
+
+
+STACK = xlstm.xLSTMStack(4, 2, [1], 2, dropout=0.2)
+# One or more of every kind of layer and model.
+EVERY = [
+    xlstm.LSTM(2, 3),
+    xlstm.LSTM(2, 3, 2, bidirectional=True, peepholes=True),
+    xlstm.LSTM(2, 3, proj_size=2, batch_first=True),
+    xlstm.GRU(2, 3, 2, dropout=0.2),
+    xlstm.RNN(2, 3, reverse=True),
+    xlstm.sLSTM(2, 4, num_heads=2),
+    xlstm.mLSTM(2, 4, 2, num_heads=2, dropout=0.2),
+    xlstm.mLSTMBlock(4, 2),
+    xlstm.sLSTMBlock(4, 2),
+    STACK,
+    xlstm.xLSTMLarge(4, 2, 2),
+    CausalConv(2),
+    SequenceModel(xlstm.LSTM(2, 4), 3),
+    SequenceModel(xlstm.GRU(2, 4, 2, bidirectional=True), 3, last=True),
+    SequenceModel(STACK, 3),
+    xlstm.xLSTMLanguageModel(STACK, 7),
+    xlstm.xLSTMLanguageModel(xlstm.LSTM(4, 4), 7, tied=True, logit_cap=2.0, batch_first=False),
+    xlstm.Linear(4, 2),
+    HeadwiseLinear(4, 2),
+    LayerNorm(4),
+    RMSNorm(4),
+    MultiHeadNorm(4, num_heads=2),
+    GatedFeedForward(4, 6),
+    Embedding(7, 4),
+]
+
+
+def input_of(layer, be, rng, T=3, B=3):
+    """x, or tokens."""
+    outer = (B, T) if getattr(layer, "batch_first", False) else (T, B)
+    if isinstance(layer, Embedding | xlstm.xLSTMLanguageModel):
+        return be.asarray(rng.integers(0, 7, outer))
+    return be.asarray(rng.standard_normal((*outer, layer.input_size)))

@@ -24,7 +24,9 @@ import numpy as np
 
 import xlstm
 from tests import layers, parity_paths
-from xlstm.arrays.backend import Backend, generator, to_numpy
+from xlstm.arrays.backend import Backend
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.random import generator
 from xlstm.cells import activations, lstm
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import losses, optimizers
@@ -65,9 +67,10 @@ for _name in ("sigmoid", "tanh", "log_sigmoid", "silu", "softmax", "log_softmax"
 
 @function
 def lstm_cell(be: Backend) -> Results:
-    z, c0, dh, dc = draw(be, (4, H, B), (H, B), (H, B), (H, B))
-    h, c, saved = lstm.gates(be.xp, z, c0)
-    return [h, c, *lstm.gates_bwd(be.xp, dh, dc, lstm.slopes(be.xp, c0, saved))]
+    zx, zh, h0, c0, dh, dc = draw(be, (4, H, B), (4, H, B), (H, B), (H, B), (H, B), (H, B))
+    h, c, saved = lstm.gates(be.xp, zx, zh, h0, c0)
+    dz, _, _, dc0 = lstm.gates_bwd(be.xp, lstm.derivatives(be.xp, saved, c0), dh, dc)
+    return [h, c, dz, dc0]
 
 
 def layer(

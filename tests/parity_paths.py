@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xlstm.arrays.backend import HALVES, Backend, BackendError, to_numpy
+from xlstm.arrays.backend import Backend
+from xlstm.arrays.convert import BackendError, to_numpy
+from xlstm.arrays.namespace import HALVES
 from xlstm.engines import cuda
 
 Results = list[np.ndarray]

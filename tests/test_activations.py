@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 
+import xlstm
+from tests.test_ctext import agree, run
 from xlstm import gradcheck
-from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.convert import to_numpy
 from xlstm.cells import activations
+from xlstm.engines.numba import jit
 
 NAMES = ["sigmoid", "tanh", "log_sigmoid", "silu", "softmax", "log_softmax", "gelu", "square_relu"]
 
@@ -57,3 +60,142 @@ def test_float32_agrees_with_float64(be, rng):
         narrow = to_numpy(f(be.xp, be.asarray(x, "float32")))
         assert narrow.dtype == np.float32
         np.testing.assert_allclose(narrow, wide, rtol=1e-5, atol=1e-6)
+
+
+def squareplus(xp, x, alpha=4.0):
+    return (x + xp.sqrt(x * x + alpha)) / 2
+
+
+def squareplus_bwd(xp, dy, x, y, alpha=4.0):
+    """y + alpha / (4 y) = sqrt(x^2 + alpha), so the output alone is enough."""
+    return dy * (y * y / (y * y + alpha / 4))
+
+
+def mish(xp, x):
+    return x * xp.tanh(xp.log1p(xp.exp(x)))
+
+
+def mish_bwd(xp, dy, x, y):
+    u = xp.tanh(xp.log1p(xp.exp(x)))
+    return dy * (u + x * (1 - u * u) / (1 + xp.exp(-x)))
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """A table of activations with two more."""
+    monkeypatch.setattr(activations, "GATES", dict(activations.GATES))
+    activations.register("squareplus", squareplus, squareplus_bwd)
+    activations.register("mish", mish, mish_bwd, derivative_from="input")
+
+
+LAYERS = {
+    "rnn": (xlstm.RNN, {"activations": "mish"}),
+    "rnn clip": (xlstm.RNN, {"activations": "mish", "clip": 0.7}),
+    "rnn output": (xlstm.RNN, {"activations": "squareplus(0.5)"}),
+    "gru": (xlstm.GRU, {"activations": ("sigmoid", "mish")}),
+    "gru gates": (xlstm.GRU, {"activations": ("mish", "squareplus"), "clip": 0.7}),
+    "gru reset before": (xlstm.GRU, {"activations": ("mish", "tanh"), "reset_after": False}),
+    "lstm": (xlstm.LSTM, {"activations": ("sigmoid", "mish", "squareplus(2)")}),
+    "lstm output": (xlstm.LSTM, {"activations": ("sigmoid", "squareplus", "mish"), "layer_norm": True}),
+    "lstm gates": (xlstm.LSTM, {"activations": ("mish", "tanh", "tanh"), "peepholes": True}),
+    "lstm all": (
+        xlstm.LSTM,
+        {"activations": ("mish", "mish", "mish"), "peepholes": True, "clip": 0.7, "cell_clip": 0.9},
+    ),
+    "lstm coupled": (xlstm.LSTM, {"activations": ("mish", "tanh", "mish"), "coupled_input_forget": True}),
+    "lstm recompute": (xlstm.LSTM, {"activations": ("mish", "mish", "mish"), "recompute": True}),
+}
+
+
+@pytest.mark.usefixtures("registered", "interpreted")
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_with_registered_activations(be, rng, name):
+    kind, options = LAYERS[name]
+    check_layer(be, rng, kind(2, 3, **options))
+
+
+def check_layer(be, rng, layer):
+    params = {k: be.asarray(0.5 * rng.standard_normal(to_numpy(p).shape)) for k, p in layer.init(0, be).items()}
+    x = be.asarray(rng.standard_normal((4, 2, 2)))
+
+    def forward(params, x):
+        y, state, saved = layer.forward(params, x)
+        return (y, state), (params, saved)
+
+    def backward(kept, d):
+        grads, dx, _ = layer.backward(*kept, *d)
+        return grads, dx
+
+    gradcheck(forward, backward, (params, x))
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("name", ["rnn clip", "gru", "lstm all"])
+def test_registered_activations_in_compiled_loops(monkeypatch, rng, name):
+    pytest.importorskip("numba")
+    kind, options = LAYERS[name]
+    layer = kind(2, 3, **options)
+    params = layer.init(0, "numpy", "float64")
+    x = rng.standard_normal((5, 3, 2))
+
+    def results():
+        y, _, saved = layer.forward(params, x)
+        grads, dx, _ = layer.backward(params, saved, y)
+        return saved["0"].saved.plan.compiled, [y, dx, *grads.values()]
+
+    monkeypatch.delenv(jit.VARIABLE, raising=False)
+    compiled, found = results()
+    assert compiled
+    monkeypatch.setenv(jit.VARIABLE, "0")
+    compiled, expected = results()
+    assert not compiled
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("name", ["squareplus", "mish"])
+def test_registered_activations_in_c(rng, name):
+    pair = activations.pair(name)
+    x, dy = rng.standard_normal(200), rng.standard_normal(200)
+    y = pair.fwd(np, x)
+    agree(run(lambda xp, x: {"y": pair.fwd(xp, x)}, {"x": x}, "float64"), {"y": y}, "float64")
+    needed = x if pair.from_input else None
+    found = run(
+        lambda xp, dy, x, y: {"dx": pair.bwd(xp, dy, x if pair.from_input else None, y)},
+        {"dy": dy, "x": x, "y": y},
+        "float64",
+    )
+    agree(found, {"dx": pair.bwd(np, dy, needed, y)}, "float64")
+
+
+@pytest.mark.usefixtures("registered")
+def test_names_of_registered_activations():
+    assert activations.canonical("squareplus") == "squareplus(4.0)"
+    assert xlstm.RNN(2, 3, activations="squareplus(0.5)").activations == ("squareplus(0.5)",)
+    activations.register("mish", mish, mish_bwd, derivative_from="input")  # the same once more
+    with pytest.raises(ValueError, match=r"'nosuch' is unknown, expected one of .*squareplus, mish"):
+        activations.parse("nosuch")
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"name": "a b"}, ValueError, "name is 'a b', expected letters"),
+        ({"name": 3}, ValueError, "name is 3"),
+        ({"name": "tanh"}, ValueError, "tanh is the name of another activation already"),
+        ({"name": "mish", "derivative_from": "output"}, ValueError, "mish is the name of another"),
+        ({"forward": 3}, TypeError, "forward is 3, expected a function"),
+        ({"backward": lambda xp, dy: dy}, ValueError, r"backward takes \(xp, dy\), expected \(xp, dy, x, y\)"),
+        ({"forward": lambda xp, x, slope=1.0: x}, ValueError, r"forward takes .*, expected \(xp, x\) and perhaps"),
+        ({"forward": lambda xp, x, alpha: x}, ValueError, "perhaps numbers alpha, beta"),
+        ({"derivative_from": "both"}, ValueError, "derivative_from is 'both', expected one of output, input"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_registered(change, error, words):
+    given = {"name": "another", "forward": mish, "backward": mish_bwd, "derivative_from": "input"} | change
+    with pytest.raises(error, match=words):
+        activations.register(**given)
+    assert "another" not in activations.GATES

@@ -1,6 +1,8 @@
 """Choice of backend, moving arrays, and the words of refusals. CuPy's failures are staged with a fake."""
 
 import contextlib
+import copy
+import pickle
 import sys
 import types
 
@@ -11,7 +13,10 @@ import xlstm
 from tests.conftest import make_backend
 from xlstm import BackendError
 from xlstm.arrays import probe
-from xlstm.arrays.backend import backend_like, generator, namespace, to_numpy, usable
+from xlstm.arrays.backend import backend_like, usable
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import namespace
+from xlstm.arrays.random import generator
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +133,16 @@ def test_arrays_move_there_and_back(be):
     assert to_numpy(be.asarray(np.array([True]))).dtype == np.bool_
     assert to_numpy(be.asarray([1.5], "float32")).dtype == np.float32
     be.synchronize()
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch", "cupy"])
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))])
+def test_backends_are_copied_and_pickled(name, again):
+    backend = make_backend(name)
+    found = again(backend)
+    assert type(found) is xlstm.Backend or type(found) is type(backend)
+    assert (found.name, found.xp, found.device) == (backend.name, backend.xp, backend.device)
+    assert (found.dtype, found.reason) == (backend.dtype, backend.reason)
 
 
 def test_usable_lists_every_backend():

@@ -320,7 +320,7 @@ def test_barriers_in_words():
 def test_what_is_sanitized_runs(monkeypatch):
     runtime = ShimRuntime(SMALL)
     monkeypatch.setattr(launch, "runtime", lambda xp, like: runtime)
-    monkeypatch.setattr(sys.modules["xlstm.arrays.backend"], "_on_cpu_array", lambda array: False)
+    monkeypatch.setattr(sys.modules["xlstm.arrays.namespace"], "_on_cpu_array", lambda array: False)
     monkeypatch.setattr(sanitized, "B", 3)
     monkeypatch.setattr(sanitized, "LENGTHS", [4, 0, 2])
     ways = {path: [w for w in sanitized.WAYS[path] if w[1] == "float32"][:1] for path in ("plain", "cluster")}

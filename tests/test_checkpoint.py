@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save as to_bytes
 
-from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.convert import to_numpy
 from xlstm.data.tensors import Tensors
 from xlstm.training import checkpoint
 

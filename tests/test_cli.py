@@ -17,6 +17,7 @@ from xlstm.cli.app import app
 from xlstm.data.series import bundled, read_csv
 from xlstm.estimators import plots
 from xlstm.estimators.forecaster import Forecaster, Settings
+from xlstm.training import loop
 
 QUICK = ["--epochs", "2", "--window", "12", "--hidden-size", "4", "--backend", "numpy"]
 
@@ -230,7 +231,7 @@ def test_an_interrupt_before_the_model_is_saved(run, tmp_path, monkeypatch):
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(xlstm.training, "train", interrupt)
+    monkeypatch.setattr(loop, "train", interrupt)
     (tmp_path / "xlstm-output").mkdir()
     (tmp_path / "xlstm-output/model.safetensors").write_text("precious")
     result = run("train", *QUICK)

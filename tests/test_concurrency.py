@@ -18,7 +18,7 @@ PRELUDE = """
 import atexit, gc, os, random, signal, sys, threading, time
 import numpy as np
 import xlstm
-from xlstm import blas, cores, threads
+from xlstm.arrays import blas, cores, pool, threads
 
 cores.usable = lambda: 2
 rng = np.random.default_rng(0)
@@ -30,8 +30,8 @@ class Work:
         self.params = self.layer.init(0, "numpy")
         self.x = rng.standard_normal((T, B, H)).astype("f4")
         self.expected = self.results()
-        plan = self.layer.forward(self.params, self.x)[2]["0"].saved.plan
-        assert plan.compiled or (plan.threads, plan.blas) == (size, products), plan
+        tape = self.layer.forward(self.params, self.x)[2]["0"].tape
+        assert tape.engine.name == "numba" or (tape.rule.parts, tape.rule.blas) == (size, products), tape.rule
 
     def results(self):
         y, _, saved = self.layer.forward(self.params, self.x)
@@ -52,7 +52,7 @@ def calm():
     assert [library.num_threads for library in blas._libraries()] == limits
     assert not blas._unlimited
     end = time.monotonic() + 5  # a worker may be looking at a job that is over
-    while any(worker.free.locked() for worker in threads._workers):
+    while any(worker.free.locked() for worker in pool.workers):
         assert time.monotonic() < end
         time.sleep(1e-3)
 """
@@ -196,7 +196,7 @@ import os, time
 
 def fork_slowly():  # once xlstm has made ready for a fork, for what is registered last is done first
     time.sleep(0.3)
-    held.append([worker.free.locked() for worker in threads._workers])
+    held.append([worker.free.locked() for worker in pool.workers])
 
 held = []
 os.register_at_fork(before=fork_slowly)
@@ -327,14 +327,14 @@ def test_the_first_layer_of_a_process_at_its_end():
     found = run(
         """
     import atexit, xlstm, numpy as np
-    from xlstm import cores
+    from xlstm.arrays import cores
     cores.usable = lambda: 2
 
     @atexit.register
     def call():
         layer = xlstm.LSTM(128, 128)
         y, _, saved = layer.forward(layer.init(0, "numpy"), np.ones((6, 128, 128), "f4"))
-        print(saved["0"].saved.plan.threads)
+        print(saved["0"].tape.rule.parts)
     """,
         prelude="",
     )

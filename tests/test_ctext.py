@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tests.compilers import load
-from xlstm.cells import gru, lstm, rnn, slstm
+from xlstm.cells import gru, lstm, lstm_options, rnn, slstm
 from xlstm.cells.activations import GATES
+from xlstm.cells.cell import Summed
 from xlstm.engines.pointwise import pointwise
 from xlstm.tracing.c import number, statements
 from xlstm.tracing.symbols import Line, UntraceableError, trace
@@ -49,10 +50,11 @@ def agree(found, expected, dtype):
 
 CELLS = {
     "lstm": (lstm.Cell(), 0),
-    "lstm clip": (lstm.Cell(clip=0.5), 3),
-    "lstm coupled": (lstm.Cell(coupled=True), 2),
-    "lstm cell_clip": (lstm.Cell(cell_clip=0.4), 3),
-    "lstm all": (lstm.Cell(("hard_sigmoid(0.3, 0.5)", "softsign", "elu"), 0.7, True, 0.4), 2),
+    "lstm with options": (lstm_options.Cell(), 0),
+    "lstm clip": (lstm_options.Cell(clip=0.5), 3),
+    "lstm coupled": (lstm_options.Cell(coupled=True), 2),
+    "lstm cell_clip": (lstm_options.Cell(cell_clip=0.4), 3),
+    "lstm all": (lstm_options.Cell(("hard_sigmoid(0.3, 0.5)", "softsign", "elu"), 0.7, True, 0.4), 2),
     "gru": (gru.Cell(), 0),
     "gru clip": (gru.Cell(clip=0.5), 0),
     "rnn": (rnn.Cell(), 0),
@@ -66,7 +68,8 @@ CELLS = {
 @pytest.mark.parametrize("name", CELLS)
 def test_cells(rng, name, dtype):
     cell, peepholes = CELLS[name]
-    step = pointwise(cell, (("p", peepholes),) if peepholes else (), ("b", "bh") if cell.SPLIT else ("b",))
+    added = ("b",) if isinstance(cell, Summed) else ("b", "bh")
+    step = pointwise(cell, (("p", peepholes),) if peepholes else (), added)
     M = 60
 
     def draw(rows):

@@ -125,7 +125,7 @@ def test_bfloat16_is_refused_where_cupy_would_lose_it(monkeypatch):
         Cuda().refuses(Step(np, lstm.Cell(), weights, Masks(zoneout=(0.1, None))), [(3, 4)])
     with cuda.use("loop"), pytest.raises(TypeError, match="no bfloat16, and it was asked for"):
         Cuda().refuses(step, [(3, 4)])
-    monkeypatch.setattr(sys.modules["xlstm.arrays.backend"], "_on_cpu_array", lambda array: False)
+    monkeypatch.setattr(sys.modules["xlstm.arrays.namespace"], "_on_cpu_array", lambda array: False)
     stack = xlstm.xLSTMStack(8, 1, num_heads=2)
     params = {n: p.astype(ml_dtypes.bfloat16) for n, p in stack.init(backend="numpy").items()}
     with pytest.raises(TypeError, match="xLSTMStack: x is bfloat16, expected float16 or float32; LSTM, GRU"):

@@ -5,7 +5,9 @@ import pytest
 
 from tests.ctargets import BFLOAT16, ElementwiseKernel, act
 from xlstm.arrays import fuse as elementwise
-from xlstm.arrays.fuse import fuse, source, total
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.fuse import fuse, multiplier, room, source, total
+from xlstm.arrays.namespace import constant, squares_below
 from xlstm.tracing.symbols import UntraceableError
 
 
@@ -112,3 +114,54 @@ def test_cupy_accepts_the_kernels(monkeypatch):
         kernel = elementwise._kernel(chain, (dtype, dtype), (("scale", 0.5), ("dtype", dtype)))
         assert kernel.name == "xlstm_chain"
         assert elementwise._total(dtype).name == "xlstm_total"
+
+
+def difference(xp, a, b, scale):
+    return scale * (a - b)
+
+
+def test_a_factor_is_multiplied_in_place(be, rng):
+    a, b, P = (rng.standard_normal(shape) for shape in ((3, 1), (4,), (3, 4)))
+    times = multiplier(be.xp, difference, be.asarray(a), be.asarray(b), scale=0.5)
+    for _ in range(2):
+        given = be.asarray(P) + 0
+        assert times(given) is given
+        np.testing.assert_allclose(to_numpy(given), P * 0.5 * (a - b), rtol=1e-14)
+
+
+def test_a_factor_is_computed_within_the_product_on_cupy(acted, rng):
+    a, b, P = (rng.standard_normal(shape) for shape in ((3, 1), (4,), (3, 4)))
+    before, expected = ElementwiseKernel.launches, P * 0.5 * (a - b)
+    times = multiplier(np, difference, a, b, scale=0.5)
+    assert ElementwiseKernel.launches == before
+    assert times(P) is P
+    np.testing.assert_allclose(P, expected, rtol=1e-14)
+    assert ElementwiseKernel.launches == before + 1
+
+
+def test_room_has_its_axes_in_the_order_of_memory(monkeypatch):
+    like = np.zeros(1, "f4")
+    assert room(np, like, (2, 3, 4), (1, 2, 0)) is None
+    act(monkeypatch)
+    found = room(np, like, (2, 3, 4), (1, 2, 0))
+    assert found.shape == (2, 3, 4)
+    assert found.dtype == np.float32
+    assert found.transpose(1, 2, 0).flags.c_contiguous
+
+
+def test_squares_below(be):
+    x = be.asarray(np.full((4, 5), 1e200).T)
+    assert not squares_below(be.xp, x, np.inf)  # in silence
+    known = be.xp is np
+    assert squares_below(be.xp, be.asarray(np.ones((4, 5)).T), 20.5) == known
+    assert not squares_below(be.xp, be.asarray(np.ones((4, 5))), 20.0)
+
+
+def test_constants_bound_arrays(be):
+    for dtype, bound in (("float32", 2.0), ("float64", 2.0)):
+        x = be.asarray([1.0, 3.0], dtype)
+        found = be.xp.minimum(x, constant(be.xp, x, 2.0, half=1.5))
+        assert found.dtype == x.dtype
+        np.testing.assert_array_equal(to_numpy(found), [1.0, bound])
+    x = np.array([1.0, 3.0], "f2")
+    np.testing.assert_array_equal(np.minimum(x, constant(np, x, 2.0, half=1.5)), np.array([1.0, 1.5], "f2"))

@@ -1,11 +1,14 @@
 """The forecaster from Python."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
-from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.convert import to_numpy
 from xlstm.data.series import bundled, read_csv
-from xlstm.estimators.forecaster import Forecaster, SeriesError, Settings
+from xlstm.estimators import Forecaster, SeriesError, Settings
 from xlstm.training import checkpoint
 
 QUICK = {"window": 12, "hidden_size": 8, "epochs": 40, "learning_rate": 0.02, "batch_size": 16, "averaging": 0.9}
@@ -228,3 +231,22 @@ def test_a_large_value_gives_finite_results(dtype, value):
     score = forecaster.score(values)
     for found in (score.model, score.persistence, score.autoregression, forecaster.predict(values, 3)):
         assert np.all(np.isfinite(found))
+
+
+@pytest.mark.parametrize("again", [lambda o: pickle.loads(pickle.dumps(o)), copy.copy, copy.deepcopy])
+def test_forecasters_are_pickled_and_copied(fitted, again):
+    """Before fit and after; what is made of one does not touch the other."""
+    new = again(Forecaster(Settings(**QUICK, seed=5), "numpy", name="new"))
+    assert (new.settings.seed, new.name, new.params) == (5, "new", None)
+    other = again(fitted)
+    assert (other.settings, other.name, other.scalers) == (fitted.settings, fitted.name, fitted.scalers)
+    assert other.trained.losses == fitted.trained.losses
+    np.testing.assert_array_equal(other.predict(wave(), 5), fitted.predict(wave(), 5))
+    before = fitted.predict(wave(), 5)
+    other.fit(10 * wave())
+    np.testing.assert_array_equal(fitted.predict(wave(), 5), before)
+
+
+def test_errors_that_name_a_value_are_pickled():
+    error = pickle.loads(pickle.dumps(SeriesError(3, 1e300, "too far")))
+    assert (error.row, str(error)) == (3, "Forecaster: values[3] is 1e+300, too far")

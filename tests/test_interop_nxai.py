@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 import xlstm
 from tests.conftest import DATA
-from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.convert import to_numpy
 from xlstm.interop import nxai
 from xlstm.interop.nxai import names
 
@@ -189,7 +189,7 @@ def test_older_configurations_of_transformers():
         ({"colour": 1}, "key 'colour' is unknown, expected some of num_blocks, embedding_dim"),
         ({"vocab_size": None}, "vocab_size is missing"),
         ({"slstm_at": [3]}, "slstm_at has 3, expected 0 to 2"),
-        ({"slstm_ffn_act": "tanh"}, "act_fn is 'tanh', expected one of gelu"),
+        ({"slstm_ffn_act": "tanh"}, "slstm_ffn_act is 'tanh', expected one of gelu"),
         ({"num_heads": 3}, "num_heads"),
         ({"slstm_at": 5}, "slstm_at is 5, expected numbers of blocks or 'all'"),
         ({"tie_weights": "no"}, "tie_weights is 'no', expected True or False"),

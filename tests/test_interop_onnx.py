@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import xlstm
+from xlstm.cells import activations
 from xlstm.interop.onnx import from_onnx, to_onnx
 from xlstm.models.sequence import SequenceModel
 
@@ -280,7 +281,7 @@ def random_nodes(count):
             attributes |= dict.fromkeys(own, 1)
         if draw.random() < 0.7:
             names = [draw.choice(list(FUNCTIONS)) for _ in range(n * {"LSTM": 3, "GRU": 2, "RNN": 1}[kind])]
-            taken = [xlstm.activations.parse(FUNCTIONS[name])[1] for name in names]
+            taken = [activations.parse(FUNCTIONS[name])[1] for name in names]
             attributes["activations"] = names
             attributes["activation_alpha"] = [t[0] for t in taken if t]
             attributes["activation_beta"] = [t[1] for t in taken if len(t) == 2]
@@ -572,12 +573,12 @@ def no_recurrent_node(model):
         (copy_of_itself, "W is computed by a node Identity"),
         (no_weight, "input R is missing, expected X, W and R"),
         (too_few_bytes, r"W has 188 bytes, expected 192 for shape \(1, 16, 3\) of float32"),
-        (too_few_numbers, "W has 2 values, expected 48"),
+        (too_few_numbers, "W has 8 bytes, expected 192"),
         (huge, r"W has 192 bytes, expected 4503599627370496 for"),
         (negative, "hidden_size is -4, expected 1 or more"),
         (whole_numbers, "W has dtype int64, expected floating-point numbers"),
         (texts, "W has data type STRING, expected FLOAT, DOUBLE or FLOAT16"),
-        (mixed, "weights are float32 and float64, expected one dtype"),
+        (mixed, "weights are of dtypes float32, float64, expected one"),
         (constant_state, "initial_h is a constant other than 0, which a layer cannot hold, expected an input"),
         (old, "opset is 6, expected 7 or newer"),
         (no_opset, "not an ONNX model, it has no opset or no nodes"),

@@ -9,7 +9,7 @@ import safetensors.numpy
 import xlstm
 from tests.layers import OPTIONS, make
 from xlstm.interop.torch import from_torch, to_torch
-from xlstm.models import sequence
+from xlstm.models import files
 from xlstm.models.sequence import SequenceModel
 
 torch = pytest.importorskip("torch")
@@ -111,8 +111,8 @@ def test_a_model_and_its_layer(tmp_path):
     assert layer == model.recurrent
     for name, array in found.items():
         np.testing.assert_array_equal(array, params[f"recurrent.{name}"])
-    sequence.save(tmp_path / "layer", layer, found)
-    again, arrays = sequence.load(tmp_path / "layer", "numpy")
+    files.save(tmp_path / "layer", layer, found)
+    again, arrays = files.load(tmp_path / "layer", "numpy")
     assert again == layer
     assert {n: a.tobytes() for n, a in arrays.items()} == {n: a.tobytes() for n, a in found.items()}
 
@@ -133,7 +133,7 @@ def test_float16_is_widened():
     module = module_of("gru", {}).half()
     _, params = from_torch(module.state_dict(), "gru")
     assert params["0.Wx"].dtype == np.float32
-    with pytest.raises(TypeError, match="weight_ih_l0 is bfloat16"):
+    with pytest.raises(TypeError, match="weight_ih_l0 has dtype bfloat16"):
         from_torch(module.bfloat16().state_dict(), "gru")
 
 
@@ -172,7 +172,7 @@ def weights(**changes):
          r"weight_ih_l1 has shape \(20, 4\), expected \(4H, directions\*P\) = \(20, 5\)"),
         (weights(bias_ih_l0=np.zeros((1, 20))), "lstm", ValueError, r"bias_ih_l0 has shape \(1, 20\), expected"),
         (weights(weight_ih_l0=np.zeros(20)), "lstm", ValueError, r"weight_ih_l0 has shape \(20,\), expected two axes"),
-        (weights(weight_ih_l0=np.zeros((20, 3), "int64")), "lstm", TypeError, "weight_ih_l0 is int64"),
+        (weights(weight_ih_l0=np.zeros((20, 3), "int64")), "lstm", TypeError, "weight_ih_l0 has dtype int64"),
         (weights(weight_ih_l0=np.zeros((20, 3), "float32")), "lstm", TypeError, "dtypes float32, float64"),
         (weights(weight_ih_l0=[[1.0]]), "lstm", TypeError, "weight_ih_l0 is a list"),
         ({}, "lstm", ValueError, "weight_ih_l0 is missing, found nothing"),

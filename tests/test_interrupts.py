@@ -8,7 +8,7 @@ import pytest
 
 from xlstm.cli import interrupts
 
-START = "import signal, sys\nfrom xlstm import interrupts\ninterrupts.interrupt()\n"
+START = "import signal, sys\nfrom xlstm.cli import interrupts\ninterrupts.interrupt()\n"
 
 
 def run(code):

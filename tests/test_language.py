@@ -8,12 +8,10 @@ from typer.testing import CliRunner
 
 import xlstm
 from tests.conftest import DATA, make_backend
-from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.convert import to_numpy
 from xlstm.cli import app as cli
-from xlstm.data import text
-from xlstm.data.windows import Batch
+from xlstm.data import Batch, text
 from xlstm.models import language
-from xlstm.models import sequence as models
 from xlstm.models.sampling import Sampler
 from xlstm.training import loop, losses, optimizers
 
@@ -164,8 +162,8 @@ def test_training_learns_a_text():
 @pytest.mark.parametrize("model", [*MODELS, STACK, xlstm.mLSTM(2, 4, num_heads=2), xlstm.sLSTM(2, 4)], ids=repr)
 def test_files(tmp_path, model):
     params = model.init(1, "numpy")
-    models.save(tmp_path / "model", model, params)
-    again, found = models.load(tmp_path / "model", "numpy")
+    xlstm.models.save(tmp_path / "model", model, params)
+    again, found = xlstm.models.load(tmp_path / "model", "numpy")
     assert again == model
     assert all(np.array_equal(found[name], p) for name, p in params.items())
 
@@ -216,7 +214,7 @@ def test_command(tmp_path):
     assert found.exit_code == 0, found.output
     assert found.output.split() == [*prompt.split(), *map(str, golden["greedy"][0])]
     model = xlstm.xLSTMLanguageModel(STACK, 256)
-    models.save(tmp_path / "bytes.safetensors", model, model.init(0, "numpy"))
+    xlstm.models.save(tmp_path / "bytes.safetensors", model, model.init(0, "numpy"))
     arguments = ("generate", tmp_path / "bytes.safetensors", "--prompt", "äb", "--bytes", "--temperature", 1)
     first, again = call(*arguments), call(*arguments)
     assert first.exit_code == 0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import xlstm
-from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.convert import to_numpy
 
 
 @pytest.mark.parametrize("outer", [(), (3,), (2, 4), (0, 3)])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from xlstm import gradcheck
-from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.convert import to_numpy
 from xlstm.training import losses
 
 REGRESSIONS = ["mse", "mae", "huber"]

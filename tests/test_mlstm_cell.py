@@ -5,7 +5,7 @@ import pytest
 
 import xlstm
 from tests.conftest import DATA, make_backend
-from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.convert import to_numpy
 from xlstm.cells import mlstm as cell
 
 

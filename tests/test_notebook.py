@@ -10,8 +10,8 @@ import pytest
 
 import xlstm
 from tests.conftest import DATA
+from xlstm.cells import lstm
 from xlstm.cells.activations import sigmoid, sigmoid_bwd, tanh, tanh_bwd
-from xlstm.cells.lstm import GATES
 from xlstm.layers.initializers import recurrent
 from xlstm.training import losses, optimizers
 
@@ -28,7 +28,7 @@ def params_of(golden, prefix=""):
     """The notebook's arrays under our names: gates stacked as rows in our order."""
 
     def stack(kind):
-        return np.concatenate([golden[f"{prefix}{kind}{gate}"].T for gate in GATES])
+        return np.concatenate([golden[f"{prefix}{kind}{gate}"].T for gate in lstm.Cell.GATES])
 
     return {"0.Wx": stack("U"), "0.Wh": stack("W"), "0.b": stack("b")[:, 0]}
 
@@ -57,7 +57,7 @@ def test_forward_cell_and_sequence(golden):
     close(y[:, 0], golden["h"])
     close(saved.h, golden["H"][1:])
     close(saved.c, golden["C"][1:])
-    close(saved.gates, np.stack([golden[gate.upper()] for gate in GATES], axis=1))
+    close(saved.gates, np.stack([golden[gate.upper()] for gate in lstm.Cell.GATES], axis=1))
     close(h[0], golden["H"][-1])
     close(c[0], golden["C"][-1])
     state = (golden["H"][None, 0], golden["C"][None, 0])

@@ -310,7 +310,7 @@ def own_output(e):
         (other_sizes, (T, B), "is computed by a node Reshape, .*, whose axes are not known"),
         (known_sizes, (), "is computed by a node Reshape, .*, whose axes are not known"),
         (known_sizes, (B, T), "is computed by a node Reshape, .*, whose axes are not known"),
-        (known_steps, (), r"is reshaped to 6 x 4 and the rest of 4\*B\*T"),
+        (known_steps, (), "is computed by a node Reshape, .*, whose axes are not known"),
         (sizes_of_a_value, (), "is computed by a node ReduceMax"),
         (the_input, (), "is made of 'x', which is not Y of GRU '0.Y'"),
         (final_state, (), "is computed by a node GRU, '0.h'"),

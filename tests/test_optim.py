@@ -1,11 +1,13 @@
 """Optimisers and schedules against PyTorch's, and clipping."""
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
 
-from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.convert import to_numpy
 from xlstm.training import optimizers
 
 CASES = {
@@ -170,3 +172,46 @@ def test_a_numpy_number_as_rate_keeps_the_dtype():
     optimizer = optimizers.sgd(np.float64(0.1))
     new, _ = optimizer.update(params, params, optimizer.init(params))
     assert new["a"].dtype == np.float32
+
+
+@pytest.mark.parametrize("again", [lambda o: pickle.loads(pickle.dumps(o)), copy.copy, copy.deepcopy])
+@pytest.mark.parametrize("name", CASES)
+def test_optimisers_and_their_states_are_pickled_and_copied(rng, name, again):
+    """In the middle of training: the rest of it is the same, bit by bit."""
+    optimizer = CASES[name][0]()
+    params = {"a": rng.standard_normal((3, 4)), "b": rng.standard_normal(5)}
+    grads = [{n: rng.standard_normal(p.shape) for n, p in params.items()} for _ in range(4)]
+    state = optimizer.init(params)
+    for g in grads[:2]:
+        params, state = optimizer.update(params, g, state)
+    other, others, other_state = again(optimizer), again(params), again(state)
+    assert type(other) is optimizers.Optimizer
+    assert type(other_state) is optimizers.OptimState
+    for g in grads[2:]:
+        params, state = optimizer.update(params, g, state)
+        others, other_state = other.update(others, g, other_state)
+    for n, p in params.items():
+        np.testing.assert_array_equal(others[n], p)
+    assert other_state.step == state.step == 4
+
+
+def test_schedules_are_pickled_and_copied():
+    for schedule in (
+        optimizers.constant(0.1),
+        optimizers.step_decay(1.0, every=2),
+        optimizers.cosine(1.0, 5),
+        optimizers.warmup(3, optimizers.cosine(1.0, 5)),
+    ):
+        for again in (pickle.loads(pickle.dumps(schedule)), copy.copy(schedule), copy.deepcopy(schedule)):
+            assert [again(k) for k in range(8)] == [schedule(k) for k in range(8)]
+    optimizer = pickle.loads(pickle.dumps(optimizers.adam(optimizers.warmup(3, optimizers.cosine(1.0, 5)))))
+    params = {"a": np.ones(2)}
+    assert optimizer.update(params, params, optimizer.init(params))[1].step == 1
+
+
+def test_every_name_of_the_public_module():
+    import xlstm.optim
+
+    names = {"sgd", "rmsprop", "adam", "adamw", "Optimizer", "OptimState", "Schedule", "constant", "step_decay"}
+    names |= {"cosine", "warmup", "global_norm", "clip_global_norm", "clip_value", "running_mean"}
+    assert names <= set(dir(xlstm.optim))

@@ -2,6 +2,8 @@
 
 import doctest
 import importlib.util
+import pkgutil
+import pydoc
 import re
 import subprocess
 import sys
@@ -71,11 +73,15 @@ def test_import_loads_nothing_heavy(tmp_path):
     ("module", "needs"),
     [
         ("layers.recurrent", "numpy"),
-        ("estimators", "numpy"),
+        ("layers.mlstm", "numpy"),
+        ("models.language", "numpy"),
+        ("estimators.forecaster", "numpy"),
         ("interop.torch", "numpy"),
-        ("interop.keras_import", "h5py"),
-        ("interop.onnx_export", "onnxruntime"),
-        ("interop.onnx_import", "onnx"),
+        ("interop.keras.importing", "h5py"),
+        ("interop.onnx.exporting", "onnxruntime"),
+        ("interop.onnx.importing", "onnx"),
+        ("cells.activations", "numpy"),
+        ("testing", "numpy"),
     ],
 )
 def test_examples_in_docstrings(module, needs):
@@ -120,3 +126,27 @@ def test_version_is_in_the_changelog():
 def test_public_names_have_docstrings(name):
     value = getattr(xlstm, name)
     assert name == "__version__" or len(value.__doc__) > 30
+
+
+def test_dir_and_help_show_every_public_name(tmp_path):
+    """Also before any of them is imported."""
+    shown = python("import xlstm; print(*dir(xlstm))", tmp_path).stdout.split()
+    assert set(shown) == set(xlstm.__all__)
+    text = pydoc.plain(pydoc.render_doc(xlstm))
+    assert xlstm.__doc__ is not None
+    grouped = set(re.findall(r"[\w.]+", xlstm.__doc__))
+    assert {name for name in xlstm.__all__ if not name.startswith("_")} <= grouped
+    assert all(name in text for name in xlstm.__all__ if not name.startswith("_"))
+
+
+def test_functions_do_not_shadow_modules():
+    for found in pkgutil.walk_packages(xlstm.__path__, "xlstm."):
+        if found.name != "xlstm.__main__":
+            module = importlib.import_module(found.name)
+            package, _, last = found.name.rpartition(".")
+            assert getattr(sys.modules[package], last) is module, found.name
+
+
+def test_backends_have_a_name_and_an_old_one():
+    assert xlstm.usable() == xlstm.available_backends()
+    assert str(xlstm.available_backends()["numpy"]) == "numpy on CPU"

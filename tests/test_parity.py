@@ -8,7 +8,8 @@ import pytest
 from tests import parity, parity_paths
 from tests.device import ShimRuntime
 from tests.parity import difference
-from xlstm.arrays.backend import HALVES, Backend
+from xlstm.arrays.backend import Backend
+from xlstm.arrays.namespace import HALVES
 from xlstm.engines.cuda import launch
 from xlstm.engines.cuda.tiling import Device
 
@@ -43,7 +44,7 @@ def test_a_function_that_fails_is_a_row(monkeypatch):
 def test_every_path_has_a_row_for_each_precision_or_a_reason(monkeypatch, name):
     """NumPy arrays that say they are on a device run in the kernels, by g++."""
     runtime, ways = ShimRuntime(Device("a small one", 90, 8, 232448, 16)), []
-    monkeypatch.setattr(sys.modules["xlstm.arrays.backend"], "_on_cpu_array", lambda array: False)
+    monkeypatch.setattr(sys.modules["xlstm.arrays.namespace"], "_on_cpu_array", lambda array: False)
     run = parity.FUNCTIONS[name]
 
     def on_device(be):

@@ -16,9 +16,11 @@ import pytest
 import xlstm
 from tests.conftest import make_backend
 from xlstm import BackendError
-from xlstm.arrays import probe
-from xlstm.arrays.backend import backend_like, backend_of, cast, namespace, to_numpy
-from xlstm.data.windows import Streams
+from xlstm.arrays import convert, probe
+from xlstm.arrays.backend import backend_like, backend_of
+from xlstm.arrays.convert import cast, to_numpy
+from xlstm.arrays.namespace import is_floating, namespace
+from xlstm.data import Streams
 from xlstm.engines.cuda.choice import told
 from xlstm.estimators import forecaster as estimators
 from xlstm.estimators.forecaster import Forecaster, Settings
@@ -39,7 +41,8 @@ def single(monkeypatch):
 @pytest.fixture
 def halves(monkeypatch):
     """float16 and bfloat16 let be on a CPU."""
-    monkeypatch.setattr(backends, "HALVES", ())
+    for module in (backends, sys.modules["xlstm.arrays.namespace"]):
+        monkeypatch.setattr(module, "HALVES", ())
 
 
 def stream_data():
@@ -446,7 +449,7 @@ def test_bfloat16_on_cupy_needs_ml_dtypes_and_cupy_14(cupy, monkeypatch):
     ml_dtypes = pytest.importorskip("ml_dtypes")
     home = backends.Backend("cupy", types.SimpleNamespace(), "gpu")
     assert backend_of(home, "bfloat16").dtype == "bfloat16"
-    assert backends._dtype(home.xp, "bfloat16") == np.dtype(ml_dtypes.bfloat16)
+    assert convert.dtype_of(home.xp, "bfloat16") == np.dtype(ml_dtypes.bfloat16)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "ml_dtypes", None)
         with pytest.raises(BackendError, match=r"bfloat16 needs ml_dtypes, .*; pip install ml_dtypes"):
@@ -462,9 +465,9 @@ def test_bfloat16_is_floating_for_cupy():
     pytest.importorskip("cupy")
     import array_api_compat.cupy as xp
 
-    assert backends._floating(xp, np.dtype(ml_dtypes.bfloat16))
-    assert backends._floating(xp, np.dtype("float16"))
-    assert not backends._floating(xp, np.dtype("int32"))
+    assert is_floating(xp, np.dtype(ml_dtypes.bfloat16))
+    assert is_floating(xp, np.dtype("float16"))
+    assert not is_floating(xp, np.dtype("int32"))
 
 
 def test_bfloat16_arrays_of_torch(rng):

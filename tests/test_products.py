@@ -7,8 +7,8 @@ import pytest
 
 from tests.ctargets import act
 from xlstm.arrays import matmul as products
-from xlstm.arrays.backend import to_numpy
-from xlstm.arrays.matmul import Operand, matmul, packed, plan, strides
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.matmul import Operand, aligned_width, matmul, packed, plan, strides
 
 
 def operands(rng, batch, rows, columns, dtype):
@@ -130,6 +130,12 @@ def test_what_products_would_copy_is_copied_once(monkeypatch):
     every_second = np.zeros((2, 3, 4, 5))[:, :, ::2]
     assert packed(np, every_second) is every_second
     assert packed(np, whole[..., ::2]).flags.c_contiguous
+
+
+def test_widths_are_aligned_for_cublas_alone(monkeypatch):
+    assert [aligned_width(np, n) for n in (1, 8, 9)] == [1, 8, 9]
+    act(monkeypatch)
+    assert [aligned_width(np, n) for n in (1, 8, 9)] == [8, 8, 16]
 
 
 @pytest.mark.parametrize(

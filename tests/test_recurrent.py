@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 import xlstm
 from tests.conftest import make_backend
 from tests.layers import OPTIONS, alone, check, inputs_of, make, pairwise, run
-from xlstm.arrays.backend import to_numpy
-from xlstm.cells.activations import GATES, canonical, normalize, pair
-from xlstm.data.windows import Batch
+from xlstm.arrays.convert import to_numpy
+from xlstm.cells.activations import GATES, canonical, pair
+from xlstm.cells.normalization import normalize
+from xlstm.data import Batch
 from xlstm.engines import array_api
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import loop as training
@@ -41,7 +42,9 @@ def test_gradient_of_each_option(be, rng, kind, options, lengths):
 
 @pytest.mark.parametrize("backend", ["numpy", "strict"])
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("interpreted")
 def test_gradient_of_every_pair_of_options(kind, backend):
+    """Loops are not compiled, which takes seconds each: test_compiled.py compares those of pairs with these."""
     combinations = pairwise(kind)
     assert len(combinations) > 8
     for k, options in enumerate(combinations):
@@ -54,18 +57,21 @@ def test_gradient_of_every_pair_of_options(kind, backend):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_sizes_of_blocks_change_nothing(monkeypatch, rng, kind):
-    """Steps are handled one by one, or in blocks of which the first is shorter."""
+    """Steps are handled one by one, or in blocks of which the first is shorter.
+
+    The backward pass has the same bits. BLAS rounds a product of x with a single row in another way.
+    """
     for options in alone(kind):
         layer = make(kind, options)
         params, x, state = inputs_of(layer, make_backend("numpy"), rng, 7, 3)
         for lengths in (None, [7, 4, 4]):
             expected = run(layer, params, x, state, lengths, seed=2)
-            with monkeypatch.context() as patch:
-                patch.setattr(array_api, "DERIVED", 80)
-                patch.setattr(array_api, "PROJECTED", 80)
-                found = run(layer, params, x, state, lengths, seed=2)
-            for name, array in found.items():
-                np.testing.assert_array_equal(array, expected[name], err_msg=f"{layer} {name}")
+            for size, close in (("DERIVED", {"rtol": 0, "atol": 0}), ("PROJECTED", {"rtol": 1e-12, "atol": 1e-14})):
+                with monkeypatch.context() as patch:
+                    patch.setattr(array_api, size, 80)
+                    found = run(layer, params, x, state, lengths, seed=2)
+                for name, array in found.items():
+                    np.testing.assert_allclose(array, expected[name], **close, err_msg=f"{layer} {size} {name}")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -476,7 +482,7 @@ def test_bad_gradients_of_a_model_are_named(rng):
     _, _, saved = model.forward(params, x)
     with pytest.raises(ValueError, match=r"dstate h has shape \(1,\), expected"):
         model.backward(params, saved, dy, (np.ones(1, "float32"), None))
-    with pytest.raises(ValueError, match="dstate has 0 arrays"):
+    with pytest.raises(ValueError, match="dstate has 0 entries"):
         model.backward(params, saved, dy, ())
     with pytest.raises(TypeError, match="SequenceModel: backward needs what forward saved"):
         model.backward(params, None, dy)

@@ -5,7 +5,7 @@ import pytest
 
 from tests.ctargets import act
 from xlstm.arrays import scan as scans
-from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.scan import scan
 
 
@@ -75,6 +75,32 @@ def test_several_are_carried_from_numbers(monkeypatch, rng, after):
             for a, b in zip(pair, wanted, strict=True):
                 assert a.dtype == np.float64
                 np.testing.assert_allclose(a, b, rtol=1e-15)
+
+
+def added(xp, c, x):
+    return c + x
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_all_steps_at_once(monkeypatch, be, rng, reverse):
+    """A few calls take the place of the loop, but not of the kernel."""
+    start, x = rng.standard_normal(3), rng.standard_normal((3, 5))
+    turned = x[:, ::-1] if reverse else x
+    expected = np.cumsum(turned, axis=1) + start[:, None]
+    expected = np.array(expected[:, ::-1] if reverse else expected)
+
+    def at_once(xp, x):
+        return (be.asarray(expected),)
+
+    ((kept, end),) = scan(
+        be.xp, added, [be.asarray(start)], be.asarray(x), reverse=reverse, after=True, at_once=at_once
+    )
+    np.testing.assert_array_equal(to_numpy(kept), expected)
+    np.testing.assert_array_equal(to_numpy(end), expected[:, 0 if reverse else -1])
+    act(monkeypatch)
+    ((kept, end),) = scan(np, added, [start], x, reverse=reverse, after=True, at_once=lambda xp, x: 1 / 0)
+    np.testing.assert_allclose(kept, expected, rtol=1e-14)
+    np.testing.assert_allclose(end, expected[:, 0 if reverse else -1], rtol=1e-14)
 
 
 def test_halves_are_carried_in_float32(monkeypatch, rng):

@@ -5,8 +5,8 @@ import os
 import numpy as np
 import pytest
 
+from xlstm.data import Scaler, Split, Streams, Windows, carry_forward, split, windows
 from xlstm.data.series import bundled, read_csv
-from xlstm.data.windows import Scaler, Split, Windows, carry_forward, split, windows
 
 
 @pytest.fixture
@@ -366,3 +366,18 @@ def test_a_file_without_a_header_is_refused(write):
 def test_a_single_dated_value_has_no_rhythm(write):
     s = read_csv(write("date,v\n2001,1\n2002,\n"))
     assert (s.unit, list(s.labels), s.after(1)) == (None, ["2001"], ["+1"])
+
+
+def test_windows_and_streams_of_tokens():
+    tokens = np.arange(10)
+    (batch,) = Windows(tokens.reshape(5, 2), tokens.reshape(5, 2), batch_size=8, every_step=True).batches()
+    np.testing.assert_array_equal(batch.x, tokens.reshape(5, 2).T)
+    first, second = Streams(tokens, tokens, 2, 2).batches()
+    np.testing.assert_array_equal(first.x, [[0, 5], [1, 6]])
+    np.testing.assert_array_equal(second.target, [[2, 7], [3, 8]])
+    with pytest.raises(
+        ValueError, match=r"Windows: x has shape \(5, 2\) .* x may also be tokens, whole numbers \(N, T\)"
+    ):
+        Windows(np.ones((5, 2)), np.ones((5, 2)), every_step=True)
+    with pytest.raises(ValueError, match=r"Streams: x has shape \(10,\) .* tokens, whole numbers \(N,\)"):
+        Streams(np.ones(10), np.ones(10), 2, 2)

@@ -10,7 +10,7 @@ import pytest
 import xlstm
 from tests.ctargets import act
 from tests.test_ctext import run
-from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.fuse import fuse
 from xlstm.cells.activations import log_sigmoid_bwd, sigmoid, silu, softplus, softplus_bwd
 from xlstm.interop.torch import to_torch
@@ -40,11 +40,11 @@ def test_as_arrays(be, dtype):
 @DTYPES
 def test_compiled_by_numba(dtype):
     pytest.importorskip("numba")
-    from xlstm.engines.numba.compiled import Kernel
+    from xlstm.engines.numba.codegen import kernel
 
     x, expected = grid(dtype)
     y = np.empty_like(x)
-    Kernel(dtype, lambda xp, x: {"y": sigmoid(xp, x)}, {"x": None}, {}, {}, "").step(0, 0, 0, x.size, x, y)
+    kernel(dtype, lambda xp, x: {"y": sigmoid(xp, x)}, {"x": None}).loops.step(0, 0, 0, x.size, x, y)
     agree(y, expected, dtype)
 
 
@@ -52,13 +52,13 @@ def test_compiled_by_numba(dtype):
 def test_exponentials_compiled_by_numba(dtype):
     """All of them, to the smallest and the largest, as NumPy's."""
     pytest.importorskip("numba")
-    from xlstm.engines.numba.compiled import Kernel
+    from xlstm.engines.numba.codegen import kernel
 
     info = np.finfo(dtype)
     x = np.linspace(np.log(float(info.smallest_subnormal)) - 2, np.log(float(info.max)), 5001).astype(dtype)[:-1]
     x = np.concatenate([x, np.array([0, np.inf, -np.inf, np.nan, info.max, -info.max], dtype)])
     y = np.empty_like(x)
-    Kernel(dtype, lambda xp, x: {"y": xp.exp(x)}, {"x": None}, {}, {}, "").step(0, 0, 0, x.size, x, y)
+    kernel(dtype, lambda xp, x: {"y": xp.exp(x)}, {"x": None}).loops.step(0, 0, 0, x.size, x, y)
     with np.errstate(over="ignore"):
         expected = np.exp(x)
     np.testing.assert_allclose(y, expected, rtol=4 * info.eps, atol=info.smallest_subnormal)

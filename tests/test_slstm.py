@@ -6,7 +6,7 @@ import pytest
 import xlstm
 from tests import layers
 from tests.conftest import DATA, make_backend
-from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.convert import to_numpy
 from xlstm.cells.slstm import Cell
 
 

@@ -1,4 +1,4 @@
-"""Work shared out among threads, plans, and how many threads there are."""
+"""Work shared out among threads, the rules of plan.py, and how many threads there are."""
 
 import queue
 import threading
@@ -10,10 +10,12 @@ import threadpoolctl
 
 import xlstm
 from tests.conftest import force
-from xlstm.arrays import blas, cores, threads
+from xlstm.arrays import blas, cores, pool, threads
+from xlstm.cells import lstm
 from xlstm.engines import plan
-from xlstm.engines.plan import Plan
+from xlstm.engines.plan import SOLO, Rule
 from xlstm.engines.segments import split
+from xlstm.engines.step import Masks, Step
 from xlstm.estimators import forecaster
 
 
@@ -89,15 +91,20 @@ def test_an_interrupt_while_a_worker_starts_leaves_none_that_never_works(monkeyp
             time.sleep(0.1)
         raise error
 
-    monkeypatch.setattr(threads, "_workers", [])
-    monkeypatch.setattr(threads, "_jobs", queue.SimpleQueue())
+    monkeypatch.setattr(pool, "workers", [])
+    monkeypatch.setattr(pool, "jobs", queue.SimpleQueue())
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     if error is RuntimeError:
-        assert threads._employ(1) == int(started)
+        assert pool.employ(1) == int(started)
     else:
         with pytest.raises(error):
-            threads._employ(1)
-    assert [worker.thread.is_alive() for worker in threads._workers] == [True] * started
+            pool.employ(1)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert pool.employ(1) == 1
+    assert len(pool.workers) == 1
+    done = threading.Event()
+    pool.jobs.put(done.set)
+    assert done.wait(60)
 
 
 def test_blas_has_one_thread_each_and_afterwards_what_it_had():
@@ -195,49 +202,55 @@ def test_a_wrong_number_of_threads_is_refused_by_every_call(monkeypatch, wrong, 
 
 @pytest.fixture
 def usual(monkeypatch):
-    """Plans as they are outside of tests, on four threads."""
+    """Rules as they are outside of tests, on four threads."""
     monkeypatch.setenv(threads.VARIABLE, "4")
-    for name, value in {"TINY": 10**6, "COLUMNS": 8, "UNITS": 8192, "HUGE": 1 << 21}.items():
+    for name, value in {"TINY": 10**6, "COLUMNS": 8, "UNITS": 8192}.items():
         monkeypatch.setattr(plan, name, value)
     monkeypatch.setattr(threads, "LARGE", 10**7)
 
 
-def of(H, B, T, directions=1, compilable=True, xp=np):
-    return Plan.of(xp, [np.empty((4 * H, H), dtype=np.float32)] * directions, 1, H, B, B * T, compilable)
+def of(H, B, T, compiled=True, xp=np):
+    """The rule for an LSTM of one width."""
+    W, x = np.empty((4 * H, H), dtype=np.float32), np.empty((B * T, H), dtype=np.float32)
+    return plan.choose(Step(xp, lstm.Cell(), {"Wx": W, "Wh": W}, Masks()), x, B, compiled)
 
 
-def test_plans(usual):
-    assert of(64, 1, 16) == Plan(compiled=True)  # BLAS uses one thread by itself
-    assert of(64, 1, 32) == Plan(compiled=True, turn=True)
-    assert of(64, 1, 400) == Plan(blas=1, compiled=True)
-    assert of(256, 64, 100) == Plan(4, 1, parts=4, compiled=True)
-    assert of(256, 64, 100, directions=2) == Plan(4, 1, parts=2, compiled=True)
-    assert of(256, 64, 100, compilable=False) == Plan(blas=4)  # too few units in a part
-    assert of(512, 128, 100, compilable=False) == Plan(4, 1, parts=4)
-    assert of(512, 16, 100) == Plan(4, 1, parts=2, compiled=True)  # half of them have work
-    assert of(512, 8, 100) == Plan(4, 1, 1, compiled=True)  # too few sequences to divide: one core, no threads of BLAS
-    assert of(512, 8, 100, compilable=False) == Plan(blas=4)
-    assert of(64, 8, 400) == Plan(4, 1, parts=1, compiled=True)  # its product is too small for them
-    assert of(1024, 32, 10) == Plan(4, 1, compiled=True, shared=True)
-    assert of(1024, 32, 10, compilable=False) == Plan(4, 1, parts=4)
-    assert of(512, 64, 100, xp=None, compilable=False) == Plan()
+PARTS, BLAS = "parts of the batch", "BLAS's threads"
+
+
+def test_rules(usual):
+    for compiled in (True, False):
+        assert of(64, 1, 16, compiled) == Rule("small")  # BLAS uses one thread by itself
+        assert of(64, 1, 32, compiled) == Rule("small", turn=True)
+    assert of(64, 1, 400) == Rule("one thread", blas=1)
+    assert of(64, 1, 400, compiled=False) == Rule(BLAS, blas=4)
+    assert of(256, 64, 100) == Rule(PARTS, 4, blas=1, team=4)
+    assert of(256, 64, 100, compiled=False) == Rule(BLAS, blas=4)  # too few units in a part
+    assert of(512, 128, 100, compiled=False) == Rule(PARTS, 4, blas=1, team=4)
+    assert of(512, 16, 100) == Rule(PARTS, 2, blas=1, team=4)  # half of them have work
+    assert of(512, 8, 100) == Rule(PARTS, 1, blas=1, team=4)  # too few sequences to divide: no threads of BLAS
+    assert of(512, 8, 100, compiled=False) == Rule(BLAS, blas=4)
+    assert of(64, 8, 400) == Rule(PARTS, 1, blas=1, team=4)
+    assert of(1024, 32, 10) == of(1024, 32, 10, compiled=False) == Rule(PARTS, 4, blas=1, team=4)
+    assert of(512, 64, 100, compiled=False, xp=None) == SOLO
 
 
 def test_one_thread_bounds_blas_too(usual, monkeypatch):
     monkeypatch.setenv(threads.VARIABLE, "1")
-    assert of(512, 64, 100) == Plan(blas=1, compiled=True)
-    assert of(512, 64, 100, compilable=False).blas == 1
+    assert of(512, 64, 100) == Rule(PARTS, 1, blas=1)
+    assert of(512, 64, 100, compiled=False).blas == 1
 
 
 def test_parts_have_about_equal_work():
-    runs = [(3, 10), (2, 7), (5, 2)]  # steps, width
-    parts = split(runs, 3)
-    assert sum(run.k * run.n for part in parts for run in part) == sum(k * n for k, n in runs)
-    work = [sum(run.k * run.n for run in part) for part in parts]
+    widths = [(3, 10), (2, 7), (5, 2)]  # steps, width
+    parts = split(widths, 3)
+    assert sum(s.k * s.n for part in parts for s in part) == sum(k * n for k, n in widths)
+    work = [sum(s.k * s.n for s in part) for part in parts]
     assert max(work) - min(work) <= 10
     for part in parts:
-        assert [run.at for run in part] == [0, 30, 44][: len(part)]
-    assert [run.first for part in parts for run in part[:1]] == sorted(run.first for part in parts for run in part[:1])
+        assert [s.at for s in part] == [0, 30, 44][: len(part)]
+    firsts = [s.first for part in parts for s in part[:1]]
+    assert firsts == sorted(firsts)
     assert split([(4, 2)], 5) == [[(4, 1, 0, 0, 2)], [(4, 1, 1, 0, 2)]]
     assert split([], 2) == split([(4, 0)], 2) == []
 
@@ -277,7 +290,7 @@ def test_the_variable_bounds_the_parts_of_a_batch(rng, monkeypatch, count):
     layer = xlstm.LSTM(3, 5)
     params = layer.init(0, "numpy", "float64")
     _, _, saved = layer.forward(params, rng.standard_normal((6, 9, 3)))
-    sizes = [run.n for part in saved["0"].saved.parts for run in part.runs]
+    sizes = [kept.segment.n for part in saved["0"].tape.kept for kept in part]
     assert sizes == {1: [9], 2: [4, 5], 3: [3, 3, 3]}[count]
 
 
@@ -291,7 +304,7 @@ def test_a_task_may_itself_give_work():
 
 
 def test_how_many_threads_does_not_depend_on_who_works_meanwhile(monkeypatch):
-    """A plan, and with it every bit, is the same while another thread of the program has limited BLAS."""
+    """A rule, and with it every bit, is the same while another thread of the program has limited BLAS."""
     monkeypatch.delenv(threads.VARIABLE, raising=False)
     count = threads.available()
     assert blas.limited(blas.now() + 1, threads.available) == count
@@ -299,21 +312,18 @@ def test_how_many_threads_does_not_depend_on_who_works_meanwhile(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("count", "H", "B", "directions", "expected"),
+    ("count", "H", "B", "parts"),
     [
-        (2, 256, 64, 1, Plan(2, 1, 2, compiled=True)),
-        (3, 256, 64, 1, Plan(3, 1, 3, compiled=True)),
-        (3, 256, 64, 2, Plan(3, 1, 1, compiled=True)),
-        (4, 128, 32, 2, Plan(4, 1, 2, compiled=True)),
-        (8, 128, 32, 1, Plan(8, 1, 4, compiled=True)),
-        (16, 512, 64, 1, Plan(16, 1, 8, compiled=True)),
-        (16, 512, 8, 1, Plan(16, 1, 1, compiled=True)),  # no more than one part
-        (64, 256, 64, 1, Plan(64, 1, 8, compiled=True)),  # far more threads than parts
-        (3, 1024, 32, 2, Plan(3, 1, compiled=True, shared=True)),
-        (2, 1024, 32, 2, Plan(2, 1, 1, compiled=True)),  # a direction each
+        (2, 256, 64, 2),
+        (3, 256, 64, 3),
+        (8, 128, 32, 4),
+        (16, 512, 64, 8),
+        (16, 512, 8, 1),  # no more than one part
+        (64, 256, 64, 8),  # far more threads than parts
+        (3, 1024, 32, 3),
+        (2, 1024, 32, 2),
     ],
 )
-def test_plans_for_more_than_two_threads(monkeypatch, count, H, B, directions, expected):
+def test_parts_for_more_than_two_threads(monkeypatch, count, H, B, parts):
     monkeypatch.setenv(threads.VARIABLE, str(count))
-    weights = [np.zeros((4 * H, H), dtype=np.float32)] * directions
-    assert Plan.of(np, weights, H, H, B, 100 * B, True) == expected
+    assert of(H, B, 100) == Rule(PARTS, parts, blas=1, team=count)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from xlstm.cells import gru, lstm, rnn, slstm
+from xlstm.cells import gru, lstm, lstm_options, rnn, slstm
 from xlstm.cells.activations import GATES, parse
 from xlstm.engines.pointwise import pointwise
 from xlstm.tracing.c import statements
@@ -48,44 +48,51 @@ def agree(function, inputs):
 
 CELLS = {
     "lstm": lstm.Cell(),
-    "lstm clip": lstm.Cell(clip=0.5),
-    "lstm coupled": lstm.Cell(coupled=True),
-    "lstm cell_clip": lstm.Cell(cell_clip=0.4),
-    "lstm all": lstm.Cell(("hard_sigmoid(0.3, 0.5)", "softsign", "elu"), 0.7, True, 0.4),
+    "lstm with options": lstm_options.Cell(),
+    "lstm clip": lstm_options.Cell(clip=0.5),
+    "lstm coupled": lstm_options.Cell(coupled=True),
+    "lstm cell_clip": lstm_options.Cell(cell_clip=0.4),
+    "lstm all": lstm_options.Cell(("hard_sigmoid(0.3, 0.5)", "softsign", "elu"), 0.7, True, 0.4),
     "gru": gru.Cell(),
     "gru clip": gru.Cell(clip=0.5),
     "rnn": rnn.Cell(),
     "rnn clip": rnn.Cell(("softplus",), 0.5),
+    "slstm": slstm.Cell(),
+    "slstm exponential": slstm.Cell("exponential"),
 }
 
 
 @pytest.mark.parametrize(
     ("name", "peepholes"),
-    [(name, False) for name in CELLS] + [(name, True) for name, cell in CELLS.items() if isinstance(cell, lstm.Cell)],
+    [(name, False) for name in CELLS] + [(name, True) for name, cell in CELLS.items() if "p" in cell.OWN],
 )
 def test_cells_forward_and_backward(rng, name, peepholes):
     cell = CELLS[name]
     G, M = len(cell.GATES), 40
     own = {"p": rng.standard_normal((G - 1, M))} if peepholes else {}
-    inputs = {"z": rng.standard_normal((G, M)), "zh": rng.standard_normal((G, M)), "h": rng.standard_normal(M)}
+    inputs = {"zx": rng.standard_normal((G, M)), "zh": rng.standard_normal((G, M)), "h": rng.standard_normal(M)}
     carry = {s: rng.standard_normal(M) for s in cell.STATES[1:]}
+    if "n" in carry:
+        carry["n"] = abs(carry["n"]) + 1
+    kind = []
 
-    def forward(xp, z, zh, h, **rest):
-        given = (z, zh, h) if cell.SPLIT else (z,)
-        states = [rest[s] for s in cell.STATES[1:]]
-        *new, saved = cell.gates(xp, *given, *states, **{k: rest[k] for k in own})
-        return {**{f"n{k}": a for k, a in enumerate(new)}, **{f"s{k}": a for k, a in enumerate(saved)}}
+    def forward(xp, zx, zh, h, **rest):
+        *new, saved = cell.gates(xp, zx, zh, h, *(rest[s] for s in carry), **{k: rest[k] for k in own})
+        kind[:] = [type(saved)]
+        kept = {f"s_{field}": a for field, a in saved._asdict().items() if a is not None}
+        return {**{f"n{k}": a for k, a in enumerate(new)}, **kept}
 
     agree(forward, {**inputs, **carry, **own})
-    kept = {name: a for name, a in forward(np, **inputs, **carry, **own).items() if name[0] == "s"}
+    kept = {name: a for name, a in forward(np, **inputs, **carry, **own).items() if name.startswith("s_")}
 
     def backward(xp, dh, **rest):
-        states = [rest[s] for s in cell.STATES[1:]]
-        slopes = cell.slopes(xp, *states, [rest[k] for k in kept], **{k: rest[k] for k in own})
-        found = cell.gates_bwd(xp, dh, *(rest[f"d{s}"] for s in cell.STATES[1:]), slopes)
-        return {f"d{k}": a for k, a in enumerate(found)}
+        mine = {k: rest[k] for k in own}
+        saved = kind[0](**{field: rest.get(f"s_{field}") for field in kind[0]._fields})
+        local = cell.derivatives(xp, saved, *(rest[s] for s in carry), **mine)
+        found = cell.gates_bwd(xp, local, dh, *(rest[f"d{s}"] for s in carry), **mine)
+        return {f"d{k}": a for k, a in enumerate(found) if a is not None}
 
-    gradients = {f"d{s}": rng.standard_normal(M) for s in cell.STATES[1:]}
+    gradients = {f"d{s}": rng.standard_normal(M) for s in carry}
     agree(backward, {"dh": rng.standard_normal(M), **gradients, **carry, **kept, **own})
 
 
@@ -105,7 +112,7 @@ def test_numbers_of_activations_are_inputs(name):
     values = ACTIVATIONS.get(name, (0.37,))
     assert len(values) == len(parse(name).values)
     text = f"{name}({', '.join(map(str, values))})"
-    cells = lstm.Cell((text, text, text)), gru.Cell((text, text)), rnn.Cell((text,))
+    cells = lstm_options.Cell((text, text, text)), gru.Cell((text, text)), rnn.Cell((text,))
     for cell in cells:
         assert list(cell.numbers.values()) == list(values) * len(cell.activations)
         are_inputs(cell)
@@ -114,7 +121,7 @@ def test_numbers_of_activations_are_inputs(name):
 def test_numbers_of_cells_are_inputs():
     assert CELLS["lstm all"].numbers == {"clip": 0.7, "cell_clip": 0.4, "alpha0": 0.3, "beta0": 0.5, "alpha2": 1.0}
     assert lstm.Cell().numbers == gru.Cell().numbers == rnn.Cell().numbers == slstm.Cell().numbers == {}
-    for cell in (lstm.Cell(clip=0.53, cell_clip=0.37), gru.Cell(clip=0.53), rnn.Cell(clip=0.53), slstm.Cell()):
+    for cell in (lstm_options.Cell(clip=0.53, cell_clip=0.37), gru.Cell(clip=0.53), rnn.Cell(clip=0.53), slstm.Cell()):
         are_inputs(cell)
 
 
@@ -130,19 +137,20 @@ def are_inputs(cell):
     given = {n: rng.standard_normal((9,) if r is None else (r, 9)) for n, r in step.before.items()} | cell.numbers
     states = [given[s] for s in cell.STATES[1:]]
     zx = given["zx"] + given["b"]
-    *new, saved = cell.gates(np, *((zx, given["zh"], given["h"]) if cell.SPLIT else (zx + given["zh"],)), *states)
-    for found, expected in zip(step.forward(np, **given).values(), (*new, *saved), strict=True):
+    *new, saved = cell.gates(np, zx, given["zh"], given["h"], *states)
+    kept = [a for a in saved if a is not None]
+    for found, expected in zip(step.forward(np, **given).values(), (*new, *kept), strict=True):
         np.testing.assert_array_equal(found, expected)
 
 
 def test_cells_of_one_form_have_the_same_step():
     given = ((("p", 3),), ("b",))
-    step = pointwise(lstm.Cell(("hard_sigmoid(0.1)", "elu", "tanh"), 0.5), *given)
-    assert step is pointwise(lstm.Cell(("hard_sigmoid(0.2)", "elu(3)", "tanh"), 0.6), *given)
+    step = pointwise(lstm_options.Cell(("hard_sigmoid(0.1)", "elu", "tanh"), 0.5), *given)
+    assert step is pointwise(lstm_options.Cell(("hard_sigmoid(0.2)", "elu(3)", "tanh"), 0.6), *given)
     for other in (
-        lstm.Cell(("hard_sigmoid(0.1)", "elu", "tanh")),
-        lstm.Cell(("hard_sigmoid(0.1)", "leaky_relu", "tanh"), 0.5),
-        lstm.Cell(("hard_sigmoid(0.1)", "elu", "tanh"), 0.5, cell_clip=0.5),
+        lstm_options.Cell(("hard_sigmoid(0.1)", "elu", "tanh")),
+        lstm_options.Cell(("hard_sigmoid(0.1)", "leaky_relu", "tanh"), 0.5),
+        lstm_options.Cell(("hard_sigmoid(0.1)", "elu", "tanh"), 0.5, cell_clip=0.5),
     ):
         assert pointwise(other, *given) is not step
 
@@ -215,10 +223,13 @@ def test_what_is_not_element_by_element_is_refused_by_name(function, message):
 
 def test_layer_norm_and_an_inner_product_are_not_element_by_element(rng):
     with pytest.raises(UntraceableError, match="max"):
-        trace(lambda xp, z, c, g: {"h": lstm.gates(xp, z, c, gc=g, bc=g)[0]}, {"z": 4, "c": None, "g": None})
+        trace(
+            lambda xp, z, c, g: {"h": lstm_options.Cell().gates(xp, z, z, c, c, gc=g, bc=g)[0]},
+            {"z": 4, "c": None, "g": None},
+        )
 
 
 def test_every_field_of_a_cell_is_among_the_traced_ones():
     """A new option of a cell is to be traced here, too."""
-    changed = {f.name for f in dataclasses.fields(lstm.Cell) if getattr(CELLS["lstm all"], f.name) != f.default}
-    assert changed == {f.name for f in dataclasses.fields(lstm.Cell)}
+    changed = {f.name for f in dataclasses.fields(lstm_options.Cell) if getattr(CELLS["lstm all"], f.name) != f.default}
+    assert changed == {f.name for f in dataclasses.fields(lstm_options.Cell)}

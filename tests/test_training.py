@@ -7,8 +7,9 @@ import pytest
 
 import xlstm
 from tests.conftest import make_backend
-from xlstm.arrays.backend import backend_like, to_numpy
-from xlstm.data.windows import Batch, Streams, Windows
+from xlstm.arrays.backend import backend_like
+from xlstm.arrays.convert import to_numpy
+from xlstm.data import Batch, Streams, Windows
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import loop, losses, optimizers
 
@@ -216,12 +217,6 @@ def test_a_validation_that_is_not_finite_stops_training():
     broken = Streams(data.x, 1e30 * data.target, 4, 20)
     with pytest.raises(FloatingPointError, match=r"^train: epoch 1: the validation loss is inf"):
         loop.train(model, model.init(0, "numpy"), data, optimizers.sgd(0.1), epochs=2, validation=broken)
-
-
-def test_batch_first_is_refused():
-    model = SequenceModel(xlstm.LSTM(1, 4, batch_first=True), 1)
-    with pytest.raises(ValueError, match="batches have time first"):
-        loop.train(model, model.init(0, "numpy"), stream_data(), optimizers.sgd(0.1), epochs=1)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ from xlstm.data import writing
 
 def limited(folder, code):
     """Run code in a process that cannot write more than 1000 bytes to a file; its standard output."""
-    limit = "import os, resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\nfrom xlstm import writing\n"
+    limit = (
+        "import os, resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\nfrom xlstm.data import writing\n"
+    )
     done = subprocess.run([sys.executable, "-c", limit + code], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

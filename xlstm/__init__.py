@@ -2,6 +2,37 @@
 
 >>> import xlstm
 >>> lstm = xlstm.LSTM(input_size=1, hidden_size=50)
+
+Layers
+    LSTM, GRU, RNN      gated layers with all their options, in stacks and in both directions
+    sLSTM, mLSTM        the two layers of the xLSTM paper
+    Linear              y = x W^T + b
+    Cell, register_cell a gated cell of your own, and a layer of it
+
+Blocks and models
+    mLSTMBlock, sLSTMBlock          residual blocks
+    xLSTMStack, xLSTMLarge          blocks above each other
+    xLSTMLanguageModel              tokens in, logits out, text generated
+    models                          SequenceModel, save and load
+
+Training
+    training            train and evaluate
+    losses, optim       losses with their gradients; optimisers and schedules
+    precision           float16 and bfloat16 on a GPU
+    checkpoint          arrays in files
+    gradcheck           whether a backward pass is the gradient of a forward pass
+
+Data and forecasts
+    data, series        windows and batches; series from files
+    estimators          fit, predict and score
+
+Backends
+    backend, Backend, BackendError      the array library and device of new arrays
+    available_backends                  those that run here, and why others do not; its old name is usable
+    cuda                                kernels for recurrent layers on a GPU
+
+Other libraries
+    interop             weights of PyTorch, Keras, ONNX and the published xLSTM packages
 """
 
 import importlib
@@ -10,8 +41,12 @@ import importlib.machinery
 import sys
 from typing import Any
 
-from xlstm.arrays.backend import Backend, BackendError, backend, usable
-from xlstm.cli import interrupts  # noqa: F401 (first: signals during the imports that take long)
+from xlstm.cli import interrupts  # noqa: F401  # isort: skip (first: signals during the imports that take long)
+
+from xlstm.arrays.backend import Backend, available_backends, backend, usable
+from xlstm.arrays.convert import BackendError
+from xlstm.cells.cell import Cell
+from xlstm.layers.custom import register_cell
 from xlstm.layers.linear import Linear
 from xlstm.layers.recurrent import GRU, LSTM, RNN, sLSTM
 from xlstm.testing import gradcheck
@@ -23,8 +58,10 @@ __all__ = [
     "RNN",
     "Backend",
     "BackendError",
+    "Cell",
     "Linear",
     "__version__",
+    "available_backends",
     "backend",
     "checkpoint",
     "cuda",
@@ -38,6 +75,7 @@ __all__ = [
     "models",
     "optim",
     "precision",
+    "register_cell",
     "sLSTM",
     "sLSTMBlock",
     "series",
@@ -51,10 +89,10 @@ __all__ = [
 # Imported on first use, so that `import xlstm` stays quick: names, and modules by their public names.
 _NAMES = {
     "mLSTM": "layers.mlstm",
-    "mLSTMBlock": "layers.mlstm_block",
-    "sLSTMBlock": "layers.slstm_block",
-    "xLSTMStack": "layers.backbone",
-    "xLSTMLarge": "layers.large",
+    "mLSTMBlock": "layers.blocks.mlstm",
+    "sLSTMBlock": "layers.blocks.slstm",
+    "xLSTMStack": "layers.blocks.stack",
+    "xLSTMLarge": "layers.blocks.large",
     "xLSTMLanguageModel": "models.language",
 }
 _MODULES = {
@@ -68,12 +106,17 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Names and modules on first use."""
+    """Import a name or a module on first use."""
     if name in _NAMES:
         return getattr(importlib.import_module(f"xlstm.{_NAMES[name]}"), name)
     if name in __all__:
         return importlib.import_module(f"xlstm.{_MODULES.get(name, name)}")
     raise AttributeError(f"module 'xlstm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the public names, also those that are not imported yet."""
+    return sorted(__all__)
 
 
 class _PublicModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -17,12 +17,11 @@ from safetensors.numpy import save as to_bytes
 
 import xlstm
 from xlstm.cli import convert
-from xlstm.data import text
-from xlstm.data.windows import Scaler
+from xlstm.data import Scaler, text
 from xlstm.estimators import forecaster as estimators
 from xlstm.interop import nxai
 from xlstm.interop.keras import from_keras
-from xlstm.models import sequence
+from xlstm.models import files
 
 Content = dict[str, bytes]  # files of a folder by their names
 MARK = "@hostile@"  # in a structure: the hostile value of the number that follows
@@ -45,11 +44,11 @@ class Kind(NamedTuple):
 def sound(folder: Path) -> dict[str, Kind]:
     """Files of every kind, made in an empty folder."""
     lstm = xlstm.LSTM(2, 3, 2, dropout=0.1)
-    head = sequence.SequenceModel(lstm, 2)
+    head = files.SequenceModel(lstm, 2)
     stack = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 2, [1], 2, eps=1e-6), 7)
     large = xlstm.xLSTMLanguageModel(xlstm.xLSTMLarge(8, 1, 2, chunk_size=64, ffn_size=64), 7)
     for name, model in (("model", head), ("language", stack)):
-        sequence.save(folder / name, model, model.init(backend="numpy"))
+        files.save(folder / name, model, model.init(backend="numpy"))
     forecaster = estimators.Forecaster(estimators.Settings(hidden_size=3, window=4), "numpy")
     forecaster.params = forecaster.model.init(backend="numpy")
     forecaster.scalers = estimators.Scalers(Scaler(0.0, 1.0), Scaler(0.0, 2.0))
@@ -68,7 +67,7 @@ def sound(folder: Path) -> dict[str, Kind]:
         return Kind(content, lambda at: nxai.load(at, backend="numpy"))
 
     return {
-        "model": single("model", lambda path: sequence.load(path, "numpy")),
+        "model": single("model", lambda path: files.load(path, "numpy")),
         "language": single("language", lambda path: convert.language(path, "numpy")),
         "forecaster": single("forecaster", lambda path: estimators.Forecaster.load(path, "numpy")),
         "torch": single("torch.safetensors", lambda path: convert.import_file(path, name="recurrent.")),
@@ -269,11 +268,11 @@ def _keras_config() -> bytes:
 def _sharded(whole: Path) -> Content:
     """A checkpoint as two files and an index."""
     arrays = load_file(whole)
-    files = {f"model-{k}.safetensors": dict(list(arrays.items())[k::2]) for k in range(2)}
-    index = {name: file for file, some in files.items() for name in some}
+    parts = {f"model-{k}.safetensors": dict(list(arrays.items())[k::2]) for k in range(2)}
+    index = {name: file for file, some in parts.items() for name in some}
     return {
         "model.safetensors.index.json": json.dumps({"weight_map": index}).encode(),
-        **{file: to_bytes(some) for file, some in files.items()},
+        **{file: to_bytes(some) for file, some in parts.items()},
     }
 
 

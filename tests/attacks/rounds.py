@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 import xlstm
-from xlstm.arrays.backend import to_numpy
+from xlstm.arrays.convert import to_numpy
 from xlstm.layers.embedding import Embedding
-from xlstm.layers.part import Pointwise
-from xlstm.models import sequence
+from xlstm.layers.sequence import SequenceLayer
+from xlstm.models import files
+from xlstm.models.sequence import SequenceModel
 
 T, B = 3, 2
 Call = tuple[Callable[..., Any], dict[str, Any], Callable[[Any, dict[str, Any]], None]]
@@ -56,16 +57,15 @@ def inputs(made: Any) -> tuple[str, Any, Any]:
     if isinstance(made, xlstm.xLSTMLanguageModel):
         tokens = rng.integers(0, made.vocab_size, (T, B))
         return "tokens", tokens.T.copy() if made.batch_first else tokens, tokens[0]
-    if isinstance(made, Pointwise):
-        return "x", rng.standard_normal((T, B, made.width)).astype("float32"), None
-    layer = made.recurrent if isinstance(made, sequence.SequenceModel) else made
-    x = rng.standard_normal((T, B, layer.input_size)).astype("float32")
-    return "x", np.swapaxes(x, 0, 1).copy() if layer.batch_first else x, x[0]
+    if not isinstance(made, SequenceLayer):
+        return "x", rng.standard_normal((T, B, made.input_size)).astype("float32"), None
+    x = rng.standard_normal((T, B, made.input_size)).astype("float32")
+    return "x", np.swapaxes(x, 0, 1).copy() if made.batch_first else x, x[0]
 
 
 def forwards(made: Any) -> bool:
     """Whether there is a step: it goes forward in time only."""
-    return hasattr(made, "step") and getattr(made, "directions", ("",)) == ("",)
+    return hasattr(made, "step") and made.directions == ("",)
 
 
 def follow(made: Any) -> None:
@@ -73,14 +73,18 @@ def follow(made: Any) -> None:
     params = made.init(1, "numpy")
     assert finite(params)
     options = json.loads(json.dumps({f.name: getattr(made, f.name) for f in dataclasses.fields(made)}, default=str))
-    if not isinstance(made, sequence.SequenceModel | xlstm.xLSTMLanguageModel):
+    if not isinstance(made, SequenceModel | xlstm.xLSTMLanguageModel):
         again = type(made)(**options)
         assert again == made
         assert hash(again) == hash(made)
     if isinstance(made, Embedding):
+        rows, saved = made.forward(params, np.zeros((T, B), dtype="int64"))
+        grads, none = made.backward(params, saved, rows)
+        assert none is None
+        assert finite((rows, grads))
         return
     _, x, one = inputs(made)
-    if isinstance(made, Pointwise):
+    if not isinstance(made, SequenceLayer):
         y, saved = made.forward(params, x)
         grads, dx = made.backward(params, saved, y)
         assert dx.shape == x.shape
@@ -101,11 +105,11 @@ def follow(made: Any) -> None:
         assert finite(z)
         assert same_shapes(state, after)
     layer = getattr(made, "recurrent", getattr(made, "backbone", made))
-    if type(layer).__name__ in sequence.LAYERS:
+    if type(layer).__name__ in files.LAYERS:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.safetensors"
-            sequence.save(path, made, params)
-            again, weights = sequence.load(path, "numpy")
+            files.save(path, made, params)
+            again, weights = files.load(path, "numpy")
         assert again == made
         assert all(np.array_equal(weights[n], p) for n, p in params.items())
 
@@ -114,7 +118,7 @@ def calls(made: Any) -> dict[str, Call]:
     """The calls that a layer or a model has, their sound arguments, and what is to hold of their results."""
     params = made.init(1, "numpy")
     found: dict[str, Call] = {"init": (made.init, {"seed": 0, "backend": "numpy"}, all_finite)}
-    if isinstance(made, Pointwise):
+    if not isinstance(made, SequenceLayer):
         _, x, _ = inputs(made)
         y, saved = made.forward(params, x)
         found["forward"] = made.forward, {"params": params, "x": x}, first_finite

@@ -22,18 +22,18 @@ import numpy as np
 import pytest
 
 import xlstm
+import xlstm.data as data
 from tests.attacks.bounds import examples
 from tests.attacks.rounds import calls, follow, small
-from xlstm.arrays.backend import BackendError
 from xlstm.arrays.checks import shown
-from xlstm.data import windows as data
+from xlstm.arrays.convert import BackendError
 from xlstm.estimators.forecaster import Forecaster, Scalers, Settings
+from xlstm.layers.blocks.feedforward import GatedFeedForward
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.embedding import Embedding
-from xlstm.layers.feedforward import GatedFeedForward
 from xlstm.layers.linear import HeadwiseLinear, Linear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
-from xlstm.models import sequence
+from xlstm.models import files
 from xlstm.models.sampling import Sampler
 from xlstm.models.sequence import SequenceModel
 from xlstm.testing import GradientError
@@ -556,7 +556,7 @@ OTHERS: dict[str, Case] = {
     ),
     "Sampler": Case(Sampler, {"temperature": 1.0, "top_k": 3, "top_p": 0.5, "seed": 0}, who="generate"),
     "save": Case(
-        sequence.save,
+        files.save,
         {"path": "/dev/null/none", "model": xlstm.LSTM(2, 4), "params": {}},
         only=("model", "params"),
         who=r"save|\w*(LSTM|RNN|GRU|Model)\w*",

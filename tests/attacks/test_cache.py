@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import pickle
@@ -21,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="folders have no modes"),
 ]
 SOURCE = """
-from xlstm.codecache import cached
+from xlstm.engines.numba.codecache import cached
 
 
 @cached
@@ -43,11 +44,19 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "xlstm"
 
 
+@functools.cache
+def load():
+    """SOURCE as a module, named as those of compiled loops are."""
+    module = jit._module(SOURCE)
+    exec(SOURCE, module.__dict__)
+    return module
+
+
 def call(name="double"):
     """The result of a compiled function as the next process has it, and whether its code was loaded."""
     from xlstm.engines.numba import codecache
 
-    made = codecache.cached(getattr(jit.load(SOURCE), name).py_func)
+    made = codecache.cached(getattr(load(), name).py_func)
     found = made(1.5)
     return found, sum(made.stats.cache_hits.values()) == 1
 
@@ -151,6 +160,14 @@ def test_code_of_other_versions_is_not_loaded(cache, monkeypatch):
     assert not list(cache.iterdir())
 
 
+def test_code_of_other_options_is_not_loaded(monkeypatch):
+    """Modules, and so files, are named after the options of their compilation, too, which are written in jit.py."""
+    before = jit._module(SOURCE).__name__
+    assert jit._module(SOURCE).__name__ == before
+    monkeypatch.setattr(jit.inspect, "getsource", lambda module: "other options")
+    assert jit._module(SOURCE).__name__ != before
+
+
 def test_a_full_disk(cache, monkeypatch):
     private.folder(cache)
     monkeypatch.setattr(private.tempfile, "mkstemp", lambda *_: (os.open("/dev/full", os.O_WRONLY), "/nothing"))
@@ -197,8 +214,9 @@ def test_random_damage_is_seen(tmp_path, data):
 CODE = f"""
 import os
 os.umask(0)
-from xlstm import jit
-module = jit.load({SOURCE!r})
+from xlstm.engines.numba import jit
+module = jit._module({SOURCE!r})
+exec({SOURCE!r}, module.__dict__)
 print(module.double(1.5), module.triple(1.5))
 """
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 import xlstm
 from tests.attacks.bounds import examples
-from xlstm.cells.activations import normalize, normalize_bwd, normalize_root, normalize_root_bwd, soft_cap
-from xlstm.layers.feedforward import GatedFeedForward
+from xlstm.cells.activations import soft_cap
+from xlstm.cells.normalization import normalize, normalize_bwd, normalize_root, normalize_root_bwd
+from xlstm.layers.blocks.feedforward import GatedFeedForward
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
 from xlstm.training import losses
 

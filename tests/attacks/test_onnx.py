@@ -242,6 +242,15 @@ def doubled_shapes(model):
     model.graph.node[0].input.append("s0")
 
 
+def squared_shapes(model):
+    """A size of 2^30 bits at the least, by squaring."""
+    model.graph.node.append(helper.make_node("Shape", ["0.y"], ["s31"], start=2, end=3))
+    for k in range(31):
+        model.graph.node.append(helper.make_node("Mul", [f"s{k + 1}"] * 2, [f"s{k}"]))
+    between(model, "Reshape")
+    model.graph.node[0].input.append("s0")
+
+
 def no_number(model):
     model.CopyFrom(stack(layers=1))
     attribute(model, "clip", float("nan"))
@@ -297,6 +306,7 @@ HOSTILE = [
     (cycle_of_transposes, "is computed by a node Relu"),
     (long_chain, "behind more than 32 nodes"),
     (doubled_shapes, "make no stack"),
+    (squared_shapes, "make no stack"),
     (no_number, "clip is nan"),
     (no_alpha, "affine(nan, 0.0)"),
     (branches, "If 'o' has recurrent nodes inside"),

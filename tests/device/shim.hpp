@@ -7,13 +7,9 @@
 #define IN_SHIM 1
 #include <ucontext.h>
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
-#include <memory>
-#include <random>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -42,15 +38,12 @@ struct Fiber {
     Warp* warp;
     int thread;
     long waits[3];  // barriers that it has come to: of its warp, block, cluster
-    std::vector<char> stack;
 };
 
-static std::vector<std::unique_ptr<Fiber>> fibers;
-static std::vector<int> ready;
+static std::vector<Fiber> fibers;
 static Fiber* now;
 static ucontext_t scheduler;
 static dim3_ blockDim_, gridDim_;
-static bool stuck;
 static long progress;  // of anything; a thread that waits for memory makes none
 
 inline void yield() { swapcontext(&now->context, &scheduler); }
@@ -65,7 +58,7 @@ inline void wait(int kind, int first, int count) {
     Fiber* me = now;
     for (;;) {
         bool all = true;
-        for (int i = first; i < first + count && all; i++) all = fibers[i]->waits[kind] >= me->waits[kind];
+        for (int i = first; i < first + count && all; i++) all = fibers[i].waits[kind] >= me->waits[kind];
         if (all) return;
         yield();
     }
@@ -112,8 +105,8 @@ DEVICE void mma_model(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsi
     shim::Warp& warp = *me->warp;
     const int lane = me->thread % 32, first = me->block->first + me->thread / 32 * 32;
     const unsigned a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1};
-    std::copy(a, a + 4, warp.a[lane]);
-    std::copy(b, b + 2, warp.b[lane]);
+    std::memcpy(warp.a[lane], a, sizeof a);
+    std::memcpy(warp.b[lane], b, sizeof b);
     shim::barrier(0, first, 32);
     constexpr int WORD = 4 / sizeof(T);  // elements
     auto A = [&](int row, int k) {  // registers by halves of rows, then of k; a lane has WORD neighbours of four per row
@@ -132,7 +125,7 @@ DEVICE void mma_model(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsi
         sums[e] = sum;
     }
     shim::barrier(0, first, 32);
-    std::copy(sums, sums + 4, c);
+    std::memcpy(c, sums, sizeof sums);
 }
 DEVICE float half_of(unsigned word, int which) { return widen(half_t{(unsigned short)(word >> (16 * which))}); }
 DEVICE float bf16_of(unsigned word, int which) { return widen(bf16_t{(unsigned short)(word >> (16 * which))}); }
@@ -156,7 +149,7 @@ DEVICE void wait_cluster() {
 template <class T>
 DEVICE void store_remote(T* local, int rank, T v) {
     const shim::Block* mine = shim::now->block;
-    const shim::Block* other = shim::fibers[mine->cluster_first + rank * (int)blockDim.x]->block;
+    const shim::Block* other = shim::fibers[mine->cluster_first + rank * (int)blockDim.x].block;
     *(T*)(other->shared + ((unsigned char*)local - mine->shared)) = v;
 }
 DEVICE void set_flag(unsigned* flag, unsigned value) {
@@ -201,41 +194,47 @@ int launch(void (*kernel)(A...), int grid_x, int grid_y, int threads, int shared
     std::vector<Block> all(blocks);
     std::vector<Warp> lanes(blocks * warps);
     std::vector<uint4> memory((size_t)blocks * (shared / 16 + 1), uint4{0x7fc07fc0, 0x7fc07fc0, 0x7fc07fc0, 0x7fc07fc0});
-    fibers.clear();
+    // Memory of stacks is neither written nor kept: every kernel is a library with variables of its own.
+    constexpr size_t STACK = 1 << 16;
+    char* const stacks = new char[STACK * blocks * threads];
+    fibers = std::vector<Fiber>(blocks * threads);
     std::vector<int> order;
     for (int b = 0; b < blocks; b++) {
         const int first = b / cluster * cluster * threads;
         all[b] = {{(unsigned)(first_block + b % grid_x), (unsigned)(b / grid_x), 0}, (unsigned char*)&memory[(size_t)b * (shared / 16 + 1)],
                   b * threads, first, cluster * threads};
         for (int t = 0; t < threads; t++) {
-            auto fiber = std::make_unique<Fiber>();
+            const int i = b * threads + t;
+            Fiber* fiber = &fibers[i];
             fiber->block = &all[b];
             fiber->warp = &lanes[b * warps + t / 32];
             fiber->thread = t;
-            std::fill(fiber->waits, fiber->waits + 3, 0);
-            fiber->stack.resize(1 << 16);
             getcontext(&fiber->context);
-            fiber->context.uc_stack.ss_sp = fiber->stack.data();
-            fiber->context.uc_stack.ss_size = fiber->stack.size();
+            fiber->context.uc_stack.ss_sp = &stacks[STACK * i];
+            fiber->context.uc_stack.ss_size = STACK;
             fiber->context.uc_link = nullptr;
             makecontext(&fiber->context, run_fiber, 0);
-            order.push_back((int)fibers.size());
-            fibers.push_back(std::move(fiber));
+            order.push_back(i);
         }
     }
     alive = (int)fibers.size();
-    std::mt19937 random(seed);
-    while (alive) {
+    uint64_t state = seed;
+    bool stuck = false;
+    while (alive && !stuck) {
         const long before = progress;
-        if (seed) std::shuffle(order.begin(), order.end(), random);
+        for (size_t left = seed ? order.size() : 0; left > 1; left--) {
+            state = state * 6364136223846793005u + 1442695040888963407u;
+            std::swap(order[left - 1], order[(state >> 33) % left]);
+        }
         for (int i : order)
-            if (fibers[i]->thread >= 0) {
-                now = fibers[i].get();
+            if (fibers[i].thread >= 0) {
+                now = &fibers[i];
                 swapcontext(&scheduler, &now->context);
             }
-        if (progress == before) return 1;
+        stuck = progress == before;
     }
-    return 0;
+    delete[] stacks;
+    return stuck;
 }
 
 }  // namespace shim

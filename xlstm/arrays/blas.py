@@ -1,10 +1,13 @@
-"""The BLAS that makes matrix products on the CPU: how many threads it has, and which shapes it is quick with."""
+"""The BLAS that multiplies matrices on the CPU: its threads, whose turn it is to set them, and shapes it is quick with.
+
+The number of BLAS threads is one for the whole process, and the last bits of a large product depend on it. So whoever
+relies on it takes turns with the other threads of the program (`in_turn`), and sets it only meanwhile (`limited`).
+"""
 
 from __future__ import annotations
 
 import functools
 import math
-import os
 import sys
 import threading
 import time
@@ -14,73 +17,68 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from xlstm.arrays.backend import Array
+from xlstm.arrays.namespace import Array
 
-# OpenBLAS multiplies matrices without packing them first where it takes at most SMALL multiplications. Its AVX-512
+# OpenBLAS multiplies matrices without packing them first where that takes at most SMALL multiplications. Its AVX-512
 # kernels are quicker so: in tiles, (2048, 512) @ (512, 32) ran at 113 GFLOP/s on one core, and at 91 whole.
 SMALL = 10**6
 UNPACKED = ("SkylakeX", "Cooperlake", "Sapphirerapids")
-# Up to so many multiplications a product has equal bits, however many threads BLAS has: it uses one.
+# A product of at most so many multiplications has equal bits however many threads BLAS has, for it uses one.
 SINGLE = 1 << 18
 
-POLITE = 0.02  # seconds for which a thread lets others pass
+# Seconds for which a thread that had the turn lets waiting ones take it: a free lock goes to whoever asks first.
+POLITE = 1e-4
 
 R = TypeVar("R")
 
-# The number of BLAS threads is one for the process, and the last bits of a large product depend on it.
-# Whoever relies on it has the turn.
 _turn = threading.RLock()
-_waiting: set[int] = set()  # threads that wait for it
-_owner: int | None = None  # the thread that has it
-_last: int | None = None  # the thread that had it last
-_unlimited: list[tuple[Any, int]] = []  # while `limited` runs: the libraries, and how many threads they had before
+_waiting: set[int] = set()  # the threads that wait for the turn
+_owner: int | None = None  # the thread that has the turn
+_unlimited: list[tuple[Any, int]] = []  # while `limited` runs: the libraries and their numbers of threads before it
 
 
 def in_turn(call: Callable[[], R], multiplications: float = math.inf) -> R:
-    """The result of a call whose products have at most so many multiplications, and bits that depend on BLAS's threads.
+    """Return the result of a call, which runs while no other thread of the program has the turn.
 
-    Other threads wait for their turn. A signal handler that interrupts a turn has part in it. At exit, once daemon
-    threads stand still wherever they are, nobody is waited for.
+    A call whose products have few `multiplications` needs no turn, since its bits do not depend on BLAS's threads. A
+    signal handler that interrupts a turn shares it. At exit, when daemon threads stand still wherever they are, nobody
+    is waited for.
     """
-    global _owner, _last
+    global _owner
     if multiplications <= SINGLE or sys.is_finalizing():
         return call()
     me = threading.get_ident()
-    before = _owner
-    if before != me:
-        if _last == me:
-            _give_way()
-        _waiting.add(me)
+    nested = _owner == me
+    _waiting.add(me)
     with _turn:
         _waiting.discard(me)
-        _owner = _last = me
+        _owner = me
         try:
-            return call()
+            result = call()
         finally:
-            _owner = None if before != me else me
-
-
-def _give_way() -> None:
-    """Let those have a turn who wait for one: a lock goes to whoever asks first once it is free, not to who waited."""
-    deadline = time.perf_counter() + POLITE
-    while _waiting and time.perf_counter() < deadline:
-        time.sleep(1e-5)
-    if _waiting:  # of threads that are over, or very slow
-        _waiting.clear()
+            _owner = me if nested else None
+    if _waiting and not nested:
+        time.sleep(POLITE)
+    return result
 
 
 def threads() -> int:
-    """The number of threads of a product, by BLAS's own choice or its user's; only with the turn."""
+    """Return the number of threads of a product by BLAS's own choice or its user's; only the owner of the turn asks."""
     return max([n for _, n in _unlimited] or [now()])
 
 
 def now() -> int:
-    """Threads of a product at this moment."""
+    """Return the number of threads of a product at this moment."""
     return max((library.num_threads for library in _libraries()), default=1)
 
 
+def limit() -> int | None:
+    """Return the number of threads that a running `limited` has set, None without one; only with the turn."""
+    return now() if _unlimited else None
+
+
 def describe() -> list[str]:
-    """Each library in words: where it lies, its version, the kernel it chose for this processor, and threads."""
+    """Describe each library: where it lies, its version, the kernel it chose for this processor, and its threads."""
     return [
         f"{Path(library.filepath).parent.name}: {library.internal_api} {library.version} "
         f"{getattr(library, 'architecture', 'of unknown kernel')}, threads: {library.num_threads}"
@@ -89,7 +87,7 @@ def describe() -> list[str]:
 
 
 def limited(threads: int, call: Callable[[], R]) -> R:
-    """The result of a call during which a product has `threads` threads, in the whole process.
+    """Return the result of a call during which a product has `threads` threads, in the whole process.
 
     Other threads of the program that call layers wait for their turn; NumPy products of their own are limited, too.
     Afterwards the libraries have as many threads as before, unless somebody else has set another number meanwhile.
@@ -99,8 +97,16 @@ def limited(threads: int, call: Callable[[], R]) -> R:
 
 def _limited(threads: int, call: Callable[[], R]) -> R:
     before = [(library, library.num_threads) for library in _libraries()]
-    changed: list[tuple[Any, int, int]] = []  # library, threads before, threads meanwhile
+    changed: list[tuple[Any, int, int]] = []  # the library, its threads before, and its threads meanwhile
     outermost = not _unlimited
+
+    def restore() -> None:
+        for library, n, meanwhile in changed:
+            if library.num_threads == meanwhile:
+                _set(library, n)
+        if outermost:
+            _unlimited.clear()
+
     try:
         if outermost:
             _unlimited[:] = before
@@ -111,37 +117,36 @@ def _limited(threads: int, call: Callable[[], R]) -> R:
                 changed[-1] = library, n, library.num_threads  # the library may allow less
         return call()
     finally:
+        surely(restore)
+
+
+def surely(end: Callable[[], None]) -> None:
+    """Call `end` until it is through, whatever a signal handler raises meanwhile; raise its last error afterwards."""
+    late: BaseException | None = None
+    while True:
         try:
-            _restore(changed, outermost)
-        except BaseException:  # a signal handler raised meanwhile
-            _restore(changed, outermost)
-            raise
-
-
-def limit() -> int | None:
-    """The number of threads that a `limited` which runs has set, None without one; only with the turn."""
-    return now() if _unlimited else None
-
-
-def _restore(changed: list[tuple[Any, int, int]], outermost: bool) -> None:
-    for library, n, meanwhile in changed:
-        if library.num_threads == meanwhile:
-            _set(library, n)
-    if outermost:
-        _unlimited.clear()
+            end()
+            break
+        except BaseException as error:
+            late = error
+    if late is not None:
+        raise late
 
 
 def _set(library: Any, threads: int) -> None:
     """Set the number of threads from whatever thread of the program.
 
     From threadpoolctl 3.8 on, the first thread that sets that of OpenBLAS has control of it, and others are ignored
-    without a word until it gives the control back. Who has the turn may set it, and leaves the control where it is.
+    without a word until it gives the control back. The owner of the turn may set it, and leaves the control there.
     """
     getattr(library, "_real_set_num_threads", library.set_num_threads)(threads)
 
 
 def tiles(R: int, K: int, n: int) -> tuple[int, int]:
-    """How to divide a matrix (R, K) for a product with (K, n): rows of a tile, and pieces along K; (R, 1) for not."""
+    """Return how to divide a matrix (R, K) for a product with (K, n): rows of a tile, and pieces along K.
+
+    The result is (R, 1) where the product is quicker whole.
+    """
     if not 1 < n <= 64 or R * K * n <= SMALL or now() > 1 or not _unpacked(_scipy()):
         return R, 1
     least = min(64, max(8, 512 // n))  # rows
@@ -151,11 +156,17 @@ def tiles(R: int, K: int, n: int) -> tuple[int, int]:
     return R, 1
 
 
-def product(a: Array, b: Array, out: Array) -> None:
-    """out = a @ b, in tiles where that is quicker; all are matrices, out is contiguous."""
-    (R, K), n = a.shape, b.shape[1]
+def _even_tiles(R: int, K: int, n: int) -> tuple[int, int]:
+    """Return `tiles` with rows that divide R, or (R, 1)."""
     rows, pieces = tiles(R, K, n)
     rows = next((rows for rows in range(rows, 7, -8) if R % rows == 0), R) if rows < R else R
+    return rows, pieces if rows < R else 1
+
+
+def product(a: Array, b: Array, out: Array) -> None:
+    """Compute out = a @ b, in tiles where that is quicker; all are matrices, out is contiguous."""
+    (R, K), n = a.shape, b.shape[1]
+    rows, pieces = _even_tiles(R, K, n)
     if rows == R or a.strides[1] != a.itemsize or b.strides[1] != b.itemsize:
         np.matmul(a, b, out=out)
         return
@@ -169,15 +180,14 @@ def product(a: Array, b: Array, out: Array) -> None:
 
 
 def blocks(W: Array, n: int) -> Array:
-    """W (R, K) for many products with (K, n): itself, or as (blocks, rows, K) where that is quicker."""
+    """Return W (R, K) for many products with (K, n): itself, or as (blocks, rows, K) where that is quicker."""
     R, K = W.shape
-    rows, pieces = tiles(R, K, n)
-    rows = next((rows for rows in range(rows, 7, -8) if R % rows == 0), R) if rows < R and pieces == 1 else R
-    return W if rows == R else W.reshape(R // rows, rows, K)
+    rows, pieces = _even_tiles(R, K, n)
+    return W if rows == R or pieces > 1 else W.reshape(R // rows, rows, K)
 
 
 def _libraries() -> list[Any]:
-    """Those that can be told how many threads to use; SciPy brings another one when a compiled loop is loaded."""
+    """Return the libraries whose threads can be set; SciPy brings another one when a compiled loop is loaded."""
     return _found(_scipy())
 
 
@@ -197,22 +207,17 @@ def _unpacked(scipy: bool) -> bool:
     return all(getattr(library, "architecture", None) in UNPACKED for library in _found(scipy))
 
 
-def _before_fork() -> None:
-    """Wait until no other thread computes: its locks and limits would stay as they are in the child for good."""
+def before_fork() -> None:
+    """Wait for the turn: in the child, the limits and locks of another thread would stay as they are for good."""
     _waiting.add(threading.get_ident())
     _turn.acquire()
     _waiting.discard(threading.get_ident())
 
 
-def _after_fork_in_child() -> None:
-    """Who waits for the turn stays behind in the parent. A layer that is interrupted by the fork has the old lock."""
+def after_fork(in_child: bool) -> None:
+    """Give the turn back; in the child with a new lock, for whoever waits for the old one stays behind."""
     global _turn
     _turn.release()
-    _turn = threading.RLock()
-    _waiting.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=lambda: _turn.release(), after_in_child=_after_fork_in_child
-    )
+    if in_child:
+        _turn = threading.RLock()
+        _waiting.clear()

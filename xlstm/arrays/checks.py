@@ -1,11 +1,11 @@
-"""Checks of arguments, worded the same everywhere: who, which argument, what came, what was expected.
+"""Checks of arguments, with errors worded the same everywhere: the caller, the argument, what came, what was expected.
 
-There is one function for each kind of argument. It takes who asks, the argument's name and its value, and returns the
-value as Python has it (an int for a NumPy integer), or raises ValueError or TypeError. `fields` does it for the fields
-of a frozen dataclass, so that equality, hashing and JSON see plain values.
+There is one function for each kind of argument. It takes the caller's name, the argument's name and its value, and
+returns the value as Python has it (an int for a NumPy integer), or raises ValueError or TypeError. `fields` applies
+them to the fields of a frozen dataclass, so that equality, hashing and JSON see plain values.
 
-Sizes end at `LARGEST`, so that the bytes of any weight can be counted in 64 bits, and layers at `DEEPEST`. Numbers end
-at `HUGE`, so that float32 holds them. Those that something is divided by begin at `TINY`, so that it holds their
+Sizes are at most `LARGEST`, so that the bytes of any weight can be counted in 64 bits, and layers at most `DEEPEST`.
+Numbers are at most `HUGE`, so that float32 holds them. Divisors are at least `TINY`, so that float32 holds their
 reciprocals.
 """
 
@@ -19,22 +19,21 @@ from typing import Any
 
 import numpy as np
 
-# A dimension that can be anything is None; otherwise the number it must be, under its symbol.
-Dims = Mapping[str, int | None]
+Dims = Mapping[str, int | None]  # the sizes of a shape by their symbols; None allows any size
 Kind = Callable[[str, str, Any], Any]
 
-LARGEST = 2**28  # of a size
-DEEPEST = 2**16  # layers or blocks above each other
-COUNTED = 2**63 - 1  # of what is only counted, such as steps
+LARGEST = 2**28  # the largest size
+DEEPEST = 2**16  # the most layers or blocks above each other
+COUNTED = 2**63 - 1  # the largest count of something that takes no memory, such as steps
 TINY, HUGE = 1e-32, 1e32
 SEEDS = 2**128
-NO_NUMBERS = (bool, np.timedelta64)  # though Python and NumPy have them among the whole numbers
-SHOWN = 80  # characters of a value or of a name in an error
-FEW = 16  # names in an error
+NO_NUMBERS = (bool, np.timedelta64)  # types that Python and NumPy count among the whole numbers
+SHOWN = 80  # the most characters of a value or of a name in an error
+FEW = 16  # the most names in an error
 
 
 def shown(value: Any) -> str:
-    """A value in an error: its repr, short however large the value is; an array by dtype and shape."""
+    """Return a value as errors show it: its repr, cut where it is long; an array by dtype and shape."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"a whole number of {value.bit_length()} bits"
     if isinstance(value, type):
@@ -52,14 +51,14 @@ def shown(value: Any) -> str:
 
 
 def fields(made: Any, **kinds: Kind) -> None:
-    """Check fields of a frozen dataclass, and store the plain values."""
+    """Check the fields of a frozen dataclass that are named, and store their plain values."""
     where = type(made).__name__
     for name, kind in kinds.items():
         object.__setattr__(made, name, kind(where, name, getattr(made, name)))
 
 
 def whole(low: int, high: int) -> Kind:
-    """A whole number from `low` to `high`."""
+    """Return the check of a whole number from `low` to `high`."""
 
     def kind(where: str, name: str, value: Any) -> int:
         if not isinstance(value, Integral) or isinstance(value, NO_NUMBERS):
@@ -82,24 +81,24 @@ integer = whole(-COUNTED, COUNTED)
 
 
 def any_number(where: str, name: str, value: Any) -> float:
-    """A real number; NaN and infinite ones too."""
+    """Check a real number; NaN and infinity are allowed."""
     if not isinstance(value, int | float | Real) or isinstance(value, NO_NUMBERS):
         raise TypeError(f"{where}: {name} is {shown(value)}, expected a number")
     try:
         return float(value)
-    except OverflowError:  # of a whole number or a fraction that no float holds
+    except OverflowError:  # no float holds this whole number or fraction
         return math.inf
 
 
 def real(low: float, high: float, strict: bool = False) -> Kind:
-    """A number with low <= value < high, or low < value if `strict`."""
+    """Return the check of a number with low <= value < high, or low < value if `strict`."""
 
     def kind(where: str, name: str, value: Any) -> float:
         found = any_number(where, name, value)
         if not ((low < found if strict else low <= found) and found < high):
             given = value if isinstance(value, float) else shown(value)
             raise ValueError(f"{where}: {name} is {given}, expected {low} {'<' if strict else '<='} {name} < {high}")
-        return found + 0.0  # -0.0 is 0.0
+        return found + 0.0  # makes 0.0 of -0.0
 
     return kind
 
@@ -109,18 +108,18 @@ finite = real(-HUGE, HUGE)
 non_negative = real(0, HUGE)
 above_0 = real(0, HUGE, strict=True)
 divisor = real(TINY, HUGE)
-squared = real(0, 1e9)  # float32 holds its square, and that times what goes through a layer
+squared = real(0, 1e9)  # float32 holds its square times a layer's values
 
 
 def flag(where: str, name: str, value: Any) -> bool:
-    """True or False."""
+    """Check True or False."""
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{where}: {name} is {shown(value)}, expected True or False")
     return bool(value)
 
 
 def choice(known: Iterable[str]) -> Kind:
-    """One of the known names."""
+    """Return the check of one of the known names."""
 
     def kind(where: str, name: str, value: Any) -> str:
         if not isinstance(value, str) or value not in known:
@@ -131,26 +130,26 @@ def choice(known: Iterable[str]) -> Kind:
 
 
 def text(where: str, name: str, value: Any) -> str:
-    """A string."""
+    """Check a string."""
     if not isinstance(value, str):
         raise TypeError(f"{where}: {name} is {shown(value)}, expected a string")
     return str(value)
 
 
 def function(where: str, name: str, value: Any) -> Any:
-    """Something to call, which is no class."""
+    """Check a callable that is no class."""
     if not callable(value) or isinstance(value, type):
         raise TypeError(f"{where}: {name} is {shown(value)}, expected a function")
     return value
 
 
 def optional(kind: Kind) -> Kind:
-    """None, or what `kind` takes."""
+    """Return the check of None or of what `kind` takes."""
     return lambda where, name, value: None if value is None else kind(where, name, value)
 
 
 def instance(types: type | tuple[type, ...], expected: str) -> Kind:
-    """An object of one of the types; `expected` says in words what that is."""
+    """Return the check of an object of one of the types, which `expected` names in words."""
 
     def kind(where: str, name: str, value: Any) -> Any:
         if not isinstance(value, types):
@@ -161,7 +160,7 @@ def instance(types: type | tuple[type, ...], expected: str) -> Kind:
 
 
 def having(*names: str, expected: str) -> Kind:
-    """An object, and no class, that has all these methods; `expected` says in words what that is."""
+    """Return the check of an object, no class, that has all these methods; `expected` names it in words."""
 
     def kind(where: str, name: str, value: Any) -> Any:
         if isinstance(value, type) or not all(hasattr(value, method) for method in names):
@@ -172,14 +171,14 @@ def having(*names: str, expected: str) -> Kind:
 
 
 def keeps(where: str, train: Any, keep: Any) -> bool:
-    """Whether a forward pass keeps what backward needs: `keep`, by default `train`, which both are True or False."""
+    """Return whether a forward pass keeps what backward needs: `keep`, by default `train`; both are True or False."""
     if train is not True and train is not False:
         train = flag(where, "train", train)
     return bool(train if keep is None else flag(where, "keep", keep))
 
 
 def saved(where: str, layer: Any, given: Any, kind: type) -> None:
-    """Raise unless `given` is the `kind` that forward of an equal layer returned for backward."""
+    """Raise unless `given` is a `kind` that forward of an equal layer returned for backward."""
     if not isinstance(given, kind):
         raise TypeError(f"{where}: backward needs what forward saved, and forward(train=False) saves nothing")
     kept = given.layer  # type: ignore[attr-defined]
@@ -188,7 +187,7 @@ def saved(where: str, layer: Any, given: Any, kind: type) -> None:
 
 
 def several(where: str, name: str, value: Any, expected: str, most: int) -> list[Any]:
-    """The items of a tuple, a list or another collection of at most `most`; `expected` says in words what they are."""
+    """Return the items of a collection of at most `most`; `expected` names them in words."""
     flat = isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping | type)
     if not flat or (isinstance(value, np.ndarray) and value.ndim != 1):
         raise TypeError(f"{where}: {name} is {shown(value)}, expected {expected}")
@@ -198,7 +197,7 @@ def several(where: str, name: str, value: Any, expected: str, most: int) -> list
 
 
 def host(where: str, name: str, value: Any, expected: str) -> np.ndarray[Any, Any]:
-    """An argument on the host as a NumPy array; `expected` says in words what it is, with its shape."""
+    """Return an argument on the host as a NumPy array; `expected` names it in words, with its shape."""
     if isinstance(value, type):
         raise TypeError(f"{where}: {name} is {shown(value)}, expected {expected}")
     if isinstance(value, range) and len(value) > LARGEST:
@@ -210,12 +209,12 @@ def host(where: str, name: str, value: Any, expected: str) -> np.ndarray[Any, An
 
 
 def seed(where: str, name: str, value: Any) -> Any:
-    """A whole number from 0 up, or a `numpy.random.Generator`."""
+    """Check a whole number from 0 up, or a `numpy.random.Generator`."""
     return value if isinstance(value, np.random.Generator) else seed_number(where, name, value)
 
 
 def seed_number(where: str, name: str, value: Any) -> int:
-    """A whole number from 0 up, of at most 128 bits; `where` may be empty."""
+    """Check a whole number from 0 up, of at most 128 bits; `where` may be empty."""
     if not isinstance(value, Integral) or isinstance(value, NO_NUMBERS) or not 0 <= int(value) < SEEDS:
         who = f"{where}: " if where else ""
         raise ValueError(f"{who}{name}: expected a whole number from 0 up, got {shown(value)}")
@@ -223,7 +222,7 @@ def seed_number(where: str, name: str, value: Any) -> int:
 
 
 def heads(where: str, num_heads: int, named: str = "num_heads", **sizes: int) -> None:
-    """Raise ValueError unless the number of heads, the argument `named`, divides every size."""
+    """Raise ValueError unless the number of heads, which is the argument `named`, divides every size."""
     for name, value in sizes.items():
         if value % num_heads:
             raise ValueError(f"{where}: {name} is {value}, expected a multiple of {named}, {num_heads}")
@@ -246,7 +245,7 @@ def shape(where: str, name: str, array: Any, expected: Dims) -> None:
 
 
 def mapping(where: str, given: Any, name: str = "parameters") -> dict[str, Any]:
-    """Names and arrays, at least one."""
+    """Return a mapping of names to arrays, at least one, as a dict."""
     if not isinstance(given, Mapping):
         raise TypeError(f"{where}: {name} are a {type(given).__name__}, expected a dict of name to array")
     if not given:
@@ -269,7 +268,7 @@ def params(where: str, given: Any, expected: Mapping[str, Dims]) -> None:
 
 
 def few(names: Iterable[str]) -> str:
-    """Names in a line, long ones cut, and not all of very many."""
+    """Return names in a line, long ones cut, and not all of very many."""
     listed = list(names)
     line = ", ".join(name if len(name) <= SHOWN else f"{name[: SHOWN - 3]}..." for name in listed[:FEW])
     return line if len(listed) <= FEW else f"{line} and {len(listed) - FEW} more"

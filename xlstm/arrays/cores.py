@@ -1,4 +1,4 @@
-"""How many cores this process may use: its affinity, and the quota of its cgroup."""
+"""The number of cores that this process may use: its affinity, and the quota of its cgroup."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def usable() -> int:
-    """The number of cores, at least 1. The affinity is read at every call, the quota once for the process."""
+    """Return the number of cores, at least 1; the affinity is read at every call, the quota once for the process."""
     return math.ceil(min(_affinity(), _own_quota()))
 
 
 def quota(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> float:
-    """The smallest CPU quota of the process's cgroup and of those above it, in cores; infinity without one.
+    """Return the smallest CPU quota of the process's cgroup and of those above it, in cores; infinity without one.
 
     Parameters
     ----------
@@ -35,12 +35,12 @@ def quota(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> float:
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if not controllers:  # version 2, mounted alone or beside version 1
-            for root in (cgroups, cgroups / "unified"):
-                found += [_read(folder, ["cpu.max"]) for folder in _upwards(root, path)]
+            roots, files = [cgroups, cgroups / "unified"], ["cpu.max"]
         elif "cpu" in controllers.split(","):
-            files = ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
-            for root in {cgroups / controllers, cgroups / "cpu"}:
-                found += [_read(folder, files) for folder in _upwards(root, path)]
+            roots, files = [cgroups / controllers, cgroups / "cpu"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        else:
+            continue
+        found += [_read(folder, files) for root in roots for folder in _upwards(root, path)]
     return min(found)
 
 
@@ -50,21 +50,21 @@ def _own_quota() -> float:
 
 
 def _affinity() -> int:
-    count = getattr(os, "process_cpu_count", None)  # since Python 3.13
+    count = getattr(os, "process_cpu_count", None)  # exists since Python 3.13
     if count is not None:
         return count() or 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _upwards(root: Path, path: str) -> Iterator[Path]:
-    """The folder of a cgroup, those above it, and the root, which in a container is the container's own."""
+    """Yield the folder of a cgroup, those above it, and the root, which in a container is the container's own."""
     names = [name for name in path.split("/") if name not in ("", "..")]
     for depth in range(len(names), -1, -1):
         yield root.joinpath(*names[:depth])
 
 
 def _read(folder: Path, files: list[str]) -> float:
-    """The quota in these files, "quota period" in microseconds; "max" and -1 are none, as is a missing file."""
+    """Return the quota in these files, "quota period" in microseconds; "max", -1 and a missing file mean none."""
     try:
         limit, period = " ".join((folder / name).read_text(encoding="utf-8") for name in files).split()
         return int(limit) / int(period) if int(limit) > 0 < int(period) else math.inf

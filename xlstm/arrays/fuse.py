@@ -1,19 +1,19 @@
-"""Functions that work element by element, as one kernel each on CuPy and as they are elsewhere.
+"""Functions that work element by element, each as one kernel on CuPy and as it is elsewhere.
 
-On CuPy every operation is a launch and a pass over memory; a chain of them is neither where it is traced and compiled
-as a whole. Nothing is written twice for that: the function is the one that NumPy runs.
+On CuPy every operation is a launch and a pass over memory. A chain of operations that is traced and compiled as a whole
+is one launch and one pass, and nothing is written twice for that: the function is the one that NumPy runs.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xlstm.arrays import probe
-from xlstm.arrays.backend import HALVES, Array, Namespace
+from xlstm.arrays.namespace import HALVES, Array, Namespace, device_of
 from xlstm.tracing.c import statements
 from xlstm.tracing.symbols import Symbols, trace
 
@@ -21,12 +21,12 @@ CUPY = "array_api_compat.cupy"
 
 
 def compiles(xp: Namespace) -> bool:
-    """Whether arrays of this namespace are worth a kernel of their own: those of CuPy."""
+    """Tell whether arrays of this namespace are worth a kernel of their own, which those of CuPy are."""
     return bool(xp.__name__ == CUPY)
 
 
 def fuse(xp: Namespace, function: Callable[..., Any], *arrays: Array, out: Array | None = None, **options: Any) -> Any:
-    """`function(xp, *arrays, **options)`; on CuPy in one launch.
+    """Return `function(xp, *arrays, **options)`, on CuPy from one launch.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def fuse(xp: Namespace, function: Callable[..., Any], *arrays: Array, out: Array
     out : array, optional
         Room for the only result, which may be one of the arrays.
     options
-        Of the function; hashable. On CuPy there is a kernel for each set of options and dtypes.
+        Options of the function; hashable. On CuPy there is a kernel for each set of options and dtypes.
 
     Returns
     -------
@@ -54,7 +54,7 @@ def fuse(xp: Namespace, function: Callable[..., Any], *arrays: Array, out: Array
     UntraceableError
         On CuPy, where the function is not element by element.
     """
-    if xp.__name__ != CUPY:  # not by `compiles`: small arrays feel a call
+    if xp.__name__ != CUPY:  # `compiles` would be one more call, which small arrays feel
         found = function(xp, *arrays, **options)
         if out is None:
             return found
@@ -64,44 +64,79 @@ def fuse(xp: Namespace, function: Callable[..., Any], *arrays: Array, out: Array
     return kernel(*arrays) if out is None else kernel(*arrays, out)
 
 
+def multiplier(
+    xp: Namespace, function: Callable[..., Array], *arrays: Array, **options: Any
+) -> Callable[[Array], Array]:
+    """Return a function that multiplies an array, in its place, by `function(xp, *arrays, **options)`.
+
+    CuPy computes the factor anew within each product, which costs less than to read it from memory. Elsewhere it is
+    computed once.
+    """
+    if compiles(xp):
+        return lambda a: fuse(xp, _times(function), a, *arrays, out=a, **options)
+    factor = function(xp, *arrays, **options)
+
+    def multiply(a: Array) -> Array:
+        a *= factor
+        return a
+
+    return multiply
+
+
+def room(xp: Namespace, like: Array, shape: Sequence[int], order: Sequence[int]) -> Array | None:
+    """Return room for a result of `fuse` whose axes lie in memory in this order, on CuPy; None elsewhere.
+
+    On other libraries the result is a new array in any case, and room for it would be one array more.
+    """
+    if not compiles(xp):
+        return None
+    memory = xp.empty(tuple(shape[axis] for axis in order), dtype=like.dtype, device=device_of(like))
+    return xp.permute_dims(memory, tuple(order.index(axis) for axis in range(len(order))))
+
+
 def total(xp: Namespace, a: Array, b: Array, axes: int | tuple[int, ...] = -1) -> Array:
-    """The sum of a * b over some axes; on CuPy in one launch, and float16 summed in float32."""
+    """Return the sum of a * b over some axes, on CuPy from one launch, where float16 is summed in float32."""
     if xp.__name__ != CUPY or a.dtype != b.dtype:
         return xp.sum(a * b, axis=axes)
     return _total(a.dtype)(a, b, axis=axes)
 
 
-def real(dtype: Any) -> str:
-    """What is computed in, from the dtype that something is stored in: "float" or "double"."""
-    return "double" if name(dtype) == "float64" else "float"
-
-
-def name(dtype: Any) -> str:
-    """As kernels call it."""
-    return str(np.dtype(dtype).name)
-
-
-def loaded(text: str, dtype: Any) -> str:
-    """An element of memory as an operand."""
-    return f"(float){text}" if name(dtype) in HALVES else text
-
-
-def stored(text: str, dtype: Any) -> str:
-    """A result as an element of memory."""
-    return loaded(text, dtype)  # their types come from float alone
-
-
 class Text(NamedTuple):
-    """What a kernel is made of: parameters in and out ("float32 x0, float64 x1") and statements for one element."""
+    """A kernel as CuPy takes it: parameters in and out ("float32 x0, float64 x1") and statements for one element."""
 
     inputs: str
     outputs: str
     body: str
 
 
+def real(dtype: Any) -> str:
+    """Return the C type that is computed in, from the dtype that something is stored in."""
+    return "double" if name(dtype) == "float64" else "float"
+
+
+def name(dtype: Any) -> str:
+    """Return the name that kernels have for a dtype."""
+    return str(np.dtype(dtype).name)
+
+
+def converted(text: str, dtype: Any) -> str:
+    """Return an element of memory as an operand, or a result as an element of memory: halves go through float."""
+    return f"(float){text}" if name(dtype) in HALVES else text
+
+
+def parameters(dtypes: dict[str, Any]) -> str:
+    """Return the parameters of a kernel from their dtypes by name."""
+    return ", ".join(f"{name(dtype)} {parameter}" for parameter, dtype in dtypes.items())
+
+
+def listed(found: Any) -> tuple[Any, ...]:
+    """Return the results of a function that may have one or several."""
+    return found if isinstance(found, tuple) else (found,)
+
+
 @functools.cache
 def source(function: Callable[..., Any], dtypes: tuple[Any, ...], options: tuple[tuple[str, Any], ...]) -> Text:
-    """The text of the kernel that `fuse` runs: inputs are x0, x1, ..., results y0, y1, ..."""
+    """Return the text of the kernel that `fuse` runs: inputs are x0, x1, ..., results y0, y1, ..."""
     inputs = {f"x{k}": dtype for k, dtype in enumerate(dtypes)}
 
     def named(xp: Any, **symbols: Symbols) -> dict[str, Symbols]:
@@ -111,34 +146,21 @@ def source(function: Callable[..., Any], dtypes: tuple[Any, ...], options: tuple
     lines, _ = trace(named, dict.fromkeys(inputs))
     body = statements(
         lines,
-        lambda x, _: loaded(x, inputs[x]),
-        lambda y, _, value: f"{y} = {stored(value, outputs[y])};",
+        lambda x, _: converted(x, inputs[x]),
+        lambda y, _, value: f"{y} = {converted(value, outputs[y])};",
         {x: real(dtype) for x, dtype in inputs.items()},
     )
     return Text(parameters(inputs), parameters(outputs), "\n".join(body))
 
 
 def _results(function: Callable[..., Any], dtypes: tuple[Any, ...], options: dict[str, Any]) -> list[Any]:
-    """The dtypes of what the function makes of NumPy arrays; bfloat16, which NumPy makes float32, as float16."""
+    """Return the dtypes of the function's results; float16 stands for bfloat16, of which NumPy makes float32."""
     wider = {dtype: np.dtype("float16") for dtype in (*dtypes, *options.values()) if str(dtype) == "bfloat16"}
     back = {half: dtype for dtype, half in wider.items()}
+    ones = [np.ones(1, dtype=wider.get(dtype, dtype)) for dtype in dtypes]
     with np.errstate(all="ignore"):
-        found = function(
-            np,
-            *(np.ones(1, dtype=wider.get(dtype, dtype)) for dtype in dtypes),
-            **{option: wider.get(value, value) for option, value in options.items()},
-        )
+        found = function(np, *ones, **{option: wider.get(value, value) for option, value in options.items()})
     return [back.get(a.dtype, a.dtype) for a in listed(found)]
-
-
-def parameters(dtypes: dict[str, Any]) -> str:
-    """Parameters of a kernel by name, as CuPy takes them."""
-    return ", ".join(f"{name(dtype)} {parameter}" for parameter, dtype in dtypes.items())
-
-
-def listed(found: Any) -> tuple[Any, ...]:
-    """Results of a function that may have one or several."""
-    return found if isinstance(found, tuple) else (found,)
 
 
 @functools.cache
@@ -148,8 +170,17 @@ def _kernel(function: Callable[..., Any], dtypes: tuple[Any, ...], options: tupl
 
 
 @functools.cache
+def _times(function: Callable[..., Array]) -> Callable[..., Array]:
+    @functools.wraps(function)
+    def times(xp: Namespace, a: Array, *arrays: Array, **options: Any) -> Array:
+        return a * function(xp, *arrays, **options)
+
+    return times
+
+
+@functools.cache
 def _total(dtype: Any) -> Any:
-    x, y = (loaded(x, dtype) for x in ("x0", "x1"))
+    x, y = (converted(x, dtype) for x in ("x0", "x1"))
     types = parameters({"x0": dtype, "x1": dtype}), parameters({"y0": dtype})
-    end = f"y0 = {stored('a', dtype)}"
+    end = f"y0 = {converted('a', dtype)}"
     return probe.cupy().ReductionKernel(*types, f"{x} * {y}", "a + b", end, "0", "xlstm_total", real(dtype))

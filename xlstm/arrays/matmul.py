@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import fuse, probe
-from xlstm.arrays.backend import Array, Namespace
+from xlstm.arrays.namespace import Array, Namespace
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-LIMIT = 2**31  # of the sizes that cuBLAS takes
+LIMIT = 2**31  # sizes for cuBLAS are less
+ALIGNED = 8  # cuBLAS is fast with rows of a multiple of so many elements
 PEDANTIC, TF32 = 2, 7  # CuPy's numbers of compute types
 
 
@@ -30,7 +31,7 @@ class Operand(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A batch of products: (M, K) times (K, N), where an operand is None if it has to be copied first."""
+    """A batch of products, (M, K) times (K, N); an operand is None if it has to be copied first."""
 
     batch: tuple[int, ...]
     sizes: tuple[int, int, int]  # M, K, N
@@ -38,7 +39,7 @@ class Plan(NamedTuple):
 
 
 def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None) -> Array:
-    """A @ B of matrices in the last two axes, the axes before broadcast.
+    """Return A @ B of matrices in the last two axes, the axes before broadcast.
 
     Parameters
     ----------
@@ -87,19 +88,24 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None) -> Array
 
 
 def packed(xp: Namespace, a: Array) -> Array:
-    """`a`, on CuPy copied once where each product would have to copy it."""
+    """Return `a`, which on CuPy is copied once where each product would have to copy it."""
     if not fuse.compiles(xp) or _operand(a.shape, strides(a), a.shape[:-2]):
         return a
     return probe.cupy().ascontiguousarray(a)
 
 
+def aligned_width(xp: Namespace, n: int) -> int:
+    """Return the number of columns to give a matrix that needs n of them: on CuPy the next multiple of `ALIGNED`."""
+    return -(-n // ALIGNED) * ALIGNED if fuse.compiles(xp) else n
+
+
 def strides(a: Array) -> tuple[int, ...]:
-    """In elements."""
+    """Return the strides of an array in elements."""
     return tuple(s // a.itemsize for s in a.strides)
 
 
 def plan(a: Sequence[int], a_strides: Sequence[int], b: Sequence[int], b_strides: Sequence[int]) -> Plan:
-    """How to multiply arrays of these shapes and strides (in elements).
+    """Return how to multiply arrays of these shapes and strides (in elements).
 
     Raises
     ------
@@ -119,25 +125,21 @@ def plan(a: Sequence[int], a_strides: Sequence[int], b: Sequence[int], b_strides
 
 
 def _operand(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int]) -> Operand | None:
-    """None where it cannot be told without a copy."""
+    """Return how matrices of this shape lie, or None where cuBLAS cannot be told without a copy."""
     step = _step(shape[:-2], strides[:-2], batch)
     if step is None or step < 0:
         return None
     (rows, columns), (down, right) = shape[-2:], strides[-2:]
-    # What is there once has no next one, whatever its stride says.
-    if (right == 1 or columns == 1) and (down >= columns or rows == 1):
-        return _within(False, max(1, columns) if rows == 1 else down, step)
-    if (down == 1 or rows == 1) and (right >= rows or columns == 1):
-        return _within(True, max(1, rows) if columns == 1 else right, step)
+    for by_columns, n, far, length, near in ((False, rows, down, columns, right), (True, columns, right, rows, down)):
+        # The stride of an axis of length 1 means nothing.
+        if (near == 1 or length == 1) and (far >= length or n == 1):
+            lead = max(1, length) if n == 1 else far
+            return Operand(by_columns, lead, step) if lead < LIMIT else None
     return None
 
 
-def _within(columns: bool, lead: int, step: int) -> Operand | None:
-    return Operand(columns, lead, step) if lead < LIMIT else None
-
-
 def _step(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int]) -> int | None:
-    """The one distance between matrices that makes a line of all axes of the batch, or None."""
+    """Return the one distance between matrices that makes a line of all axes of the batch, or None."""
     missing = len(batch) - len(shape)
     shape, strides = (1,) * missing + tuple(shape), (0,) * missing + tuple(strides)
     step, span = None, 1
@@ -155,20 +157,20 @@ def _step(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int]) ->
 
 @functools.cache
 def _scalars(dtype: str) -> tuple[Any, int, int]:
-    """0 and 1 on the host, and where they are."""
+    """Return 0 and 1 on the host, and their addresses."""
     both = np.array([0, 1], dtype="float64" if dtype == "float64" else "float32")
     return both, both.ctypes.data, both.ctypes.data + both.itemsize
 
 
 def _gemm(cp: Any, found: Plan, A: Array, B: Array, out: Array, add: bool) -> None:
-    """Matrices of cuBLAS have columns one after the other, and out^T = B^T A^T is one such."""
+    """Multiply; matrices of cuBLAS have columns one after the other, and out^T = B^T A^T is one such."""
     a, b = found.operands
     assert a is not None
     assert b is not None
     M, K, N = found.sizes
     cublas, dtype = cp.cuda.cublas, fuse.name(A.dtype)
     _, zero, one = _scalars(dtype)
-    kind = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}[dtype]  # of cudaDataType
+    kind = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}[dtype]  # its number in cudaDataType
     cublas.gemmStridedBatchedEx(
         cp.cuda.get_cublas_handle(),
         *(int(b.columns), int(a.columns)),
@@ -186,12 +188,12 @@ def _address(a: Array) -> int:
 
 
 def _compute(cp: Any, cublas: Any, dtype: str) -> int:
-    """What is multiplied and summed up in, as CuPy's own products of two axes choose it."""
-    if dtype not in ("float32", "float64"):
-        return int(cublas.CUBLAS_COMPUTE_32F)
-    chosen = cp._core.get_compute_type(np.dtype(dtype))
-    if dtype == "float64":
-        return int(cublas.CUBLAS_COMPUTE_64F_PEDANTIC if chosen == PEDANTIC else cublas.CUBLAS_COMPUTE_64F)
-    if chosen == TF32:
-        return int(cublas.CUBLAS_COMPUTE_32F_FAST_TF32)
-    return int(cublas.CUBLAS_COMPUTE_32F_PEDANTIC if chosen == PEDANTIC else cublas.CUBLAS_COMPUTE_32F)
+    """Return the type that is multiplied and summed up in, as CuPy's own products of two axes choose it."""
+    kind = "64F" if dtype == "float64" else "32F"
+    if dtype in ("float32", "float64"):
+        chosen = cp._core.get_compute_type(np.dtype(dtype))
+        if chosen == PEDANTIC:
+            kind += "_PEDANTIC"
+        elif chosen == TF32 and dtype == "float32":
+            kind += "_FAST_TF32"
+    return int(getattr(cublas, f"CUBLAS_COMPUTE_{kind}"))

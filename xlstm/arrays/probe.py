@@ -1,4 +1,4 @@
-"""Does a GPU really work here? Tried once, in the order in which things fail."""
+"""A test of whether a GPU works here, made once, in the order in which things fail."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ CUPY = "pip install 'cupy-cuda12x[ctk]' (CUDA 13: 'cupy-cuda13x[ctk]')"
 
 
 def cupy() -> Any:
-    """The module, imported only when asked for."""
+    """Return the module, which is imported only when it is asked for."""
     import cupy
 
     return cupy
 
 
 def torch() -> Any:
-    """The module, imported only when asked for."""
+    """Return the module, which is imported only when it is asked for."""
     import torch
 
     return torch
@@ -24,7 +24,7 @@ def torch() -> Any:
 
 @functools.cache
 def cupy_failure(number: int = 0) -> str | None:
-    """Try CuPy on device `number`, once per process: None if it works, else what failed and the mend.
+    """Try CuPy on device `number`, once per process: return None if it works, else what failed and the mend.
 
     Counting devices is not enough: NVRTC and cuBLAS are loaded only when a kernel is compiled and a
     product is taken, so both are done here.
@@ -65,6 +65,6 @@ def cupy_failure(number: int = 0) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """Kind and first line of an error."""
+    """Return the kind and the first line of an error."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

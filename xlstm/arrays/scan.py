@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import fuse, probe
-from xlstm.arrays.backend import Array, Namespace
-from xlstm.arrays.fuse import Text, listed, loaded, parameters, real, stored
+from xlstm.arrays.fuse import Text, converted, listed, parameters, real
+from xlstm.arrays.namespace import Array, Namespace
 from xlstm.tracing.c import statements
 from xlstm.tracing.symbols import Symbols, trace
 
@@ -25,42 +25,46 @@ def scan(
     axis: int = -1,
     reverse: bool = False,
     after: bool = False,
+    at_once: Callable[..., tuple[Array, ...]] | None = None,
 ) -> Pairs:
-    """What `function(xp, *carried, *arrays of a step)` makes of `start` step by step, in place of what was carried.
+    """Apply `function(xp, *carried, *arrays of a step)` to `start` step by step; its results are carried on.
 
     Parameters
     ----------
     xp
         The namespace of the arrays.
     function
-        As for `fuse`; it gives what is carried, an array or as many as `start` has.
+        As for `fuse`; it returns as many arrays as `start` has, or the only one.
     start
-        What is carried into the first step, arrays without the axis of steps or numbers, which are float64.
+        The values that are carried into the first step: arrays without the axis of steps, or float64 numbers.
     arrays
-        With steps along `axis`; their shapes without it broadcast with those of `start`.
+        Arrays with steps along `axis`; their shapes without it broadcast with those of `start`.
     axis : int
         Negative.
     reverse : bool
-        From the last step to the first.
+        Whether to go from the last step to the first.
     after : bool
-        Keep what is carried after each step instead of before it.
+        Whether to keep the values that are carried after each step, instead of those before it.
+    at_once : callable, optional
+        `at_once(xp, *arrays)` computes from `after` and these values the same by a few calls for all steps; it takes
+        the place of the loop of steps.
 
     Returns
     -------
     list of (array, array)
-        For each that is carried: before every step (or after it), steps along `axis`, and after the last one.
+        For each value that is carried: the kept ones, steps along `axis`, and the one after the last step.
     """
     if fuse.compiles(xp):
         return _launch(function, start, arrays, axis, reverse, after)
     n, tail = arrays[0].shape[axis], (slice(None),) * (-axis - 1)
+    if at_once is not None:
+        return [(kept, kept[(..., 0 if reverse else n - 1, *tail)]) for kept in at_once(xp, *arrays)]
     places = [(..., t, *tail) for t in (range(n - 1, -1, -1) if reverse else range(n))]
     steps = [[a[at] for at in places] for a in arrays]
     carried = tuple(xp.full_like(steps[0][0], s, dtype=xp.float64) if isinstance(s, float) else s for s in start)
     kept = []
     for given in zip(*steps, strict=True):
-        new = function(xp, *carried, *given)
-        if not isinstance(new, tuple):
-            new = (new,)
+        new = listed(function(xp, *carried, *given))
         kept.append(new if after else carried)
         carried = new
     return [
@@ -77,7 +81,7 @@ def _launch(
     reverse: bool,
     after: bool,
 ) -> Pairs:
-    """The kernel is given the first step of each array, and how far it is from there to the next one."""
+    """Run the kernel, which is given the first step of each array, and the distance from there to the next one."""
     cp = probe.cupy()
     n, tail = arrays[0].shape[axis], (slice(None),) * (-axis - 1)
     at = (..., n - 1 if reverse else 0, *tail)
@@ -96,10 +100,10 @@ def _launch(
 
 @functools.cache
 def source(function: Callable[..., Any], start: tuple[Any, ...], arrays: tuple[Any, ...], after: bool) -> Text:
-    """The text of the kernel, from the dtypes of what is carried and of the arrays.
+    """Return the text of the kernel, from the dtypes of the carried values and of the arrays.
 
-    Its parameters are what is carried c0, ..., the first step of each array x0, ..., the number n of steps, and how
-    many elements it is to the next step of each array and of each kept y0, ...; then these, and the ends z0, ...
+    Its parameters are the carried values c0, ..., the first step of each array x0, ..., the number n of steps, and the
+    distance in elements to the next step of each array and of each kept y0, ...; then these, and the ends z0, ...
     """
     carried = {f"c{k}": dtype for k, dtype in enumerate(start)}
     given = {f"x{k}": dtype for k, dtype in enumerate(arrays)}
@@ -112,19 +116,19 @@ def source(function: Callable[..., Any], start: tuple[Any, ...], arrays: tuple[A
     lines, _ = trace(named, dict.fromkeys((*carried, *given)))
     body = statements(
         lines,
-        lambda name, _: f"k{name}" if name in carried else loaded(f"(&{name})[t * far_{name}]", given[name]),
+        lambda name, _: f"k{name}" if name in carried else converted(f"(&{name})[t * far_{name}]", given[name]),
         lambda y, _, value: f"kc{y[1:]} = {value};",
         {name: real(dtype) for name, dtype in (carried | given).items()},
     )
-    keep = [f"(&{y})[t * far_{y}] = {stored(f'kc{y[1:]}', dtype)};" for y, dtype in kept.items()]
+    keep = [f"(&{y})[t * far_{y}] = {converted(f'kc{y[1:]}', dtype)};" for y, dtype in kept.items()]
     text = [
-        *(f"{real(dtype)} k{c} = {loaded(c, dtype)};" for c, dtype in carried.items()),
+        *(f"{real(dtype)} k{c} = {converted(c, dtype)};" for c, dtype in carried.items()),
         "for (long long t = 0; t < n; ++t) {",
         *(() if after else keep),
         *body,
         *(keep if after else ()),
         "}",
-        *(f"{z} = {stored(f'kc{z[1:]}', dtype)};" for z, dtype in ends.items()),
+        *(f"{z} = {converted(f'kc{z[1:]}', dtype)};" for z, dtype in ends.items()),
     ]
     return Text(parameters({**carried, **given, "n": "int64", **far}), parameters(kept | ends), "\n".join(text))
 

@@ -1,1 +1,33 @@
-"""The maths of one cell a file, forward beside backward."""
+"""The maths of one cell a file, forward beside backward.
+
+How our letters read in the papers. Suffix 0 marks the state before a step, `d` + name its gradient, `~` a
+pre-activation; capitals span all steps of a chunk or a sequence.
+
+    ours          in the papers            meaning
+    ------------  -----------------------  -------------------------------------------------------------------
+    x, h, y       x_t, h_t                 input and output of a step; y is h of all steps
+    Wx, Wh, b     W, R (or U), b           weights of x and of h, bias
+
+    LSTM (Hochreiter & Schmidhuber 1997, Gers et al. 2000), gates in the order i o f g
+    i, o, f       i_t, o_t, f_t            input, output and forget gate
+    g             c~_t, g_t or z_t         candidate
+    c, u          c_t, tanh(c_t)           cell state, and its activation
+    p             w_ci, w_co, w_cf         peepholes
+
+    GRU (Cho et al. 2014), gates in the order z r n
+    z, r          z_t, r_t                 update and reset gate; h = (1 - z) n + z h0
+    n             h~_t                     candidate
+    m             U h_t-1                  product of h with the candidate's weight, which r multiplies
+
+    sLSTM (Beck et al. 2024, eqs. 8 to 18), gates in the order i f z o
+    i, f          i'_t, f'_t               input and forget gate, divided by exp(m)
+    z, o          z_t, o_t                 cell input and output gate
+    c, n, m       c_t, n_t, m_t            cell state and normaliser, divided by exp(m), and the stabiliser m
+
+    mLSTM (Beck et al. 2024, eqs. 19 to 27)
+    q, k, v       q_t, k_t, v_t            query, key and value; k is divided by sqrt(K) in the cell
+    i~, f~        i~_t, f~_t               pre-activations of the gates, one number a head
+    i1, f1        i'_t, f'_t               gates divided by exp(m)
+    C, n, m       C_t^T, n_t, m_t          matrix memory (K, V) and normaliser, divided by exp(m), and the stabiliser
+    s, den        n_t^T q_t, max{...}      denominator of h
+"""

@@ -1,12 +1,11 @@
 """Activations as pairs: `f(xp, x)` and `f_bwd(xp, dy, x, y)` with `y = f(xp, x)`.
 
-Each is a pure function of arrays and of their namespace. A backward pass is given both the input
-and the output and uses whichever costs less. All but `exponential` and `square_relu` are finite, and raise no
-floating-point warning, for every finite input.
+Each function is pure, takes the namespace first, and works element by element, except `softmax` and `log_softmax`. A
+backward pass is given both the input and the output and uses whichever costs less. All but `exponential` and
+`square_relu` are finite, and raise no floating-point warning, for every finite input.
 
-Those in `GATES` can be chosen for the gates of a cell by a text such as "tanh" or
-"hard_sigmoid(0.2, 0.5)" (`parse`, `pair`); their derivatives need the output alone, so a cell keeps
-no input of theirs. Parameters and defaults are those of ONNX.
+The pairs in `GATES` can be chosen for the gates of a cell by a text such as "tanh" or "hard_sigmoid(0.2, 0.5)"; their
+parameters and defaults are those of ONNX. `register` adds a pair of one's own.
 """
 
 from __future__ import annotations
@@ -18,19 +17,14 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from xlstm.arrays.backend import HALVES, Array, Namespace, dtype_name
+from xlstm.arrays import checks
+from xlstm.arrays.namespace import Array, Namespace, constant
 
 
 def sigmoid(xp: Namespace, x: Array) -> Array:
-    """1 / (1 + exp(-x)), written as e / (1 + e) with e = exp(x): that has all its digits however small it is."""
-    # From `one` on sigmoid(x) is 1, while exp(x) is finite. NumPy takes a number for an array.
-    if xp is np:
-        one = 10.0 if x.dtype.itemsize == 2 else 40.0
-    else:
-        one = xp.full_like(x, 10.0 if dtype_name(x.dtype) in HALVES else 40.0)
-    e = xp.exp(xp.minimum(x, one))
+    """Return 1 / (1 + exp(-x)), written as e / (1 + e) with e = exp(x): that has all its digits however small it is."""
+    # From this bound on sigmoid(x) is 1, while exp(x) is finite.
+    e = xp.exp(xp.minimum(x, constant(xp, x, 40.0, half=10.0)))
     e /= 1 + e
     return e
 
@@ -48,7 +42,7 @@ def tanh_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
 
 
 def log_sigmoid(xp: Namespace, x: Array) -> Array:
-    """log(sigmoid(x)) = min(x, 0) - log(1 + exp(-|x|)), exact where sigmoid(x) underflows."""
+    """Return log(sigmoid(x)) = min(x, 0) - log(1 + exp(-|x|)), which is exact where sigmoid(x) underflows."""
     return xp.minimum(x, xp.zeros_like(x)) - xp.log1p(xp.exp(-xp.abs(x)))
 
 
@@ -57,7 +51,7 @@ def log_sigmoid_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
 
 
 def silu(xp: Namespace, x: Array) -> Array:
-    """x sigmoid(x), also called swish."""
+    """Return x sigmoid(x), which is also called swish."""
     return x * sigmoid(xp, x)
 
 
@@ -67,9 +61,9 @@ def silu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
 
 
 def erf(xp: Namespace, x: Array) -> Array:
-    """2/sqrt(pi) times the integral of exp(-t^2) from 0 to x, to the last digits of the dtype.
+    """Return 2/sqrt(pi) times the integral of exp(-t^2) from 0 to x, to the last digits of the dtype.
 
-    Rational functions: of Cody 1969 in float64, of half their degree in float32 (those of the Eigen library).
+    The rational functions are those of Cody 1969 in float64, and the Eigen library's, of half their degree, in float32.
     """
     if x.dtype == xp.float32:
         u = clamp(xp, x, 4.0)
@@ -84,7 +78,7 @@ def erf(xp: Namespace, x: Array) -> Array:
 
 
 def gelu(xp: Namespace, x: Array) -> Array:
-    """x times the probability that a normal variable is below x (Hendrycks & Gimpel 2016)."""
+    """Return x times the probability that a normal variable is below x (Hendrycks & Gimpel 2016)."""
     return 0.5 * x * (1 + erf(xp, x * math.sqrt(0.5)))
 
 
@@ -94,7 +88,7 @@ def gelu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
 
 
 def square_relu(xp: Namespace, x: Array) -> Array:
-    """max(x, 0)^2 (So et al. 2021)."""
+    """Return max(x, 0)^2 (So et al. 2021)."""
     return relu(xp, x) ** 2
 
 
@@ -103,7 +97,7 @@ def square_relu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
 
 
 def soft_cap(xp: Namespace, x: Array, cap: float) -> Array:
-    """cap tanh(x / cap): nearly x where that is small, and within [-cap, cap]."""
+    """Return cap tanh(x / cap), which is nearly x where that is small, and within [-cap, cap]."""
     return cap * xp.tanh(x / cap)
 
 
@@ -112,7 +106,7 @@ def soft_cap_bwd(xp: Namespace, dy: Array, x: Array, y: Array, cap: float) -> Ar
 
 
 def _polynomial(coefficients: tuple[float, ...], z: Array) -> Array:
-    """The polynomial in z with these coefficients, the highest first."""
+    """Return the polynomial in z with these coefficients, the highest first."""
     y = coefficients[0] * z + coefficients[1]
     for c in coefficients[2:]:
         y *= z
@@ -152,7 +146,7 @@ ERF_FAR = (
 
 
 def softmax(xp: Namespace, x: Array) -> Array:
-    """exp(x) / sum(exp(x)) over the last axis."""
+    """Return exp(x) / sum(exp(x)) over the last axis."""
     e = xp.exp(x - xp.max(x, axis=-1, keepdims=True))
     return e / xp.sum(e, axis=-1, keepdims=True)
 
@@ -162,7 +156,7 @@ def softmax_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
 
 
 def log_softmax(xp: Namespace, x: Array) -> Array:
-    """log(softmax(x)) over the last axis."""
+    """Return log(softmax(x)) over the last axis."""
     x = x - xp.max(x, axis=-1, keepdims=True)
     return x - xp.log(xp.sum(xp.exp(x), axis=-1, keepdims=True))
 
@@ -204,7 +198,7 @@ def leaky_relu_bwd(xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 
 
 
 def thresholded_relu(xp: Namespace, x: Array, alpha: float = 1.0) -> Array:
-    """x above alpha, else 0."""
+    """Return x above alpha, else 0."""
     return xp.where(x <= alpha, xp.zeros_like(x), x)
 
 
@@ -213,7 +207,7 @@ def thresholded_relu_bwd(xp: Namespace, dy: Array, x: Array, y: Array, alpha: fl
 
 
 def scaled_tanh(xp: Namespace, x: Array, alpha: float = 1.0, beta: float = 1.0) -> Array:
-    """alpha tanh(beta x)."""
+    """Return alpha tanh(beta x)."""
     return alpha * xp.tanh(beta * x)
 
 
@@ -222,7 +216,7 @@ def scaled_tanh_bwd(xp: Namespace, dy: Array, x: Array, y: Array, alpha: float =
 
 
 def hard_sigmoid(xp: Namespace, x: Array, alpha: float = 0.2, beta: float = 0.5) -> Array:
-    """alpha x + beta within [0, 1]."""
+    """Return alpha x + beta within [0, 1]."""
     y = alpha * x + beta
     return xp.minimum(xp.maximum(y, xp.zeros_like(y)), xp.ones_like(y))
 
@@ -232,7 +226,7 @@ def hard_sigmoid_bwd(xp: Namespace, dy: Array, x: Array, y: Array, alpha: float 
 
 
 def elu(xp: Namespace, x: Array, alpha: float = 1.0) -> Array:
-    """x above 0, alpha (exp(x) - 1) below."""
+    """Return x above 0, alpha (exp(x) - 1) below."""
     low = xp.minimum(x, xp.zeros_like(x))
     return xp.where(x > 0, x, alpha * xp.expm1(low))
 
@@ -253,7 +247,7 @@ def selu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
 
 
 def softsign(xp: Namespace, x: Array) -> Array:
-    """x / (1 + |x|)."""
+    """Return x / (1 + |x|)."""
     return x / (1 + xp.abs(x))
 
 
@@ -263,7 +257,7 @@ def softsign_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
 
 
 def softplus(xp: Namespace, x: Array) -> Array:
-    """log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|))."""
+    """Return log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|))."""
     return xp.maximum(x, xp.zeros_like(x)) + xp.log1p(xp.exp(-xp.abs(x)))
 
 
@@ -279,11 +273,35 @@ def exponential_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
     return dy * y
 
 
+def clamp(xp: Namespace, x: Array, limit: float) -> Array:
+    """Return x within [-limit, limit], without the synchronisation that `xp.clip` costs on CuPy."""
+    high = xp.full_like(x, limit)
+    return xp.minimum(xp.maximum(x, -high), high)
+
+
+def clamp_bwd(xp: Namespace, dy: Array, x: Array, limit: float) -> Array:
+    return dy * xp.astype(xp.abs(x) < limit, dy.dtype)
+
+
 class Pair(NamedTuple):
     """An activation and its derivative, parameters bound."""
 
     fwd: Callable[..., Array]
     bwd: Callable[..., Array]
+
+    @property
+    def from_input(self) -> bool:
+        """Whether the derivative needs the input x, and not the output alone."""
+        return False
+
+
+class InputPair(Pair):
+    """An activation whose derivative needs the input."""
+
+    @property
+    def from_input(self) -> bool:
+        """Whether the derivative needs the input x, as it does."""
+        return True
 
 
 GATES: dict[str, Pair] = {
@@ -302,22 +320,75 @@ GATES: dict[str, Pair] = {
     "softplus": Pair(softplus, softplus_bwd),
     "exponential": Pair(exponential, exponential_bwd),
 }
-# Those of gated feed-forward layers; their derivatives need the input.
+# The activations of gated feed-forward layers.
 FEED_FORWARD = {
-    "gelu": Pair(gelu, gelu_bwd),
-    "silu": Pair(silu, silu_bwd),
+    "gelu": InputPair(gelu, gelu_bwd),
+    "silu": InputPair(silu, silu_bwd),
     "relu": Pair(relu, relu_bwd),
-    "square_relu": Pair(square_relu, square_relu_bwd),
+    "square_relu": InputPair(square_relu, square_relu_bwd),
     "sigmoid": Pair(sigmoid, sigmoid_bwd),
     "selu": Pair(selu, selu_bwd),
 }
-# Logarithm of a forget gate from its pre-activation: f = sigmoid(f~) or exp(f~) (Beck et al. 2024, eq. 11).
+# The logarithm of a forget gate from its pre-activation: f = sigmoid(f~) or exp(f~) (Beck et al. 2024, eq. 11).
 FORGET = {"sigmoid": Pair(log_sigmoid, log_sigmoid_bwd), "exponential": Pair(linear, linear_bwd)}
-# The derivative is read off the output, which these parameters must leave possible.
-POSITIVE = {"leaky_relu", "elu"}
-
-
+POSITIVE = {"leaky_relu", "elu"}  # the derivative is read off the output, which needs an alpha above 0
 PARAMETERS = ("alpha", "beta")  # names of the parameters of gate activations, in order
+
+
+def register(
+    name: str, forward: Callable[..., Array], backward: Callable[..., Array], *, derivative_from: str = "output"
+) -> None:
+    """Add an activation to those that the option `activations` of layers takes.
+
+    Layers that are saved in a file keep its name, so it has to be registered again before they are loaded.
+
+    Parameters
+    ----------
+    name : str
+        A new name of letters, digits and underscores.
+    forward : callable
+        `forward(xp, x) -> y`, element by element: arithmetic, comparisons and `xp.tanh xp.exp xp.where ...` only. It
+        may have the parameters alpha, or alpha and beta, with numbers as defaults; "name(0.2)" chooses their values.
+    backward : callable
+        `backward(xp, dy, x, y) -> dx`, with the same parameters.
+    derivative_from : {"output", "input"}
+        Whether `backward` uses the output y alone, where x may be None, or also the input x, which cells then keep.
+
+    Raises
+    ------
+    ValueError
+        The name is no name, or that of other functions; `derivative_from` or the parameters are others.
+    TypeError
+        `forward` or `backward` is no function.
+
+    Examples
+    --------
+    >>> import xlstm
+    >>> from xlstm.cells import activations
+    >>> def soft_relu(xp, x, alpha=4.0):
+    ...     return (x + xp.sqrt(x * x + alpha)) / 2
+    >>> def soft_relu_bwd(xp, dy, x, y, alpha=4.0):
+    ...     return dy * (y * y / (y * y + alpha / 4))
+    >>> activations.register("soft_relu", soft_relu, soft_relu_bwd)
+    >>> xlstm.RNN(3, 8, activations="soft_relu").activations
+    ('soft_relu(4.0)',)
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
+        raise ValueError(f"register: name is {checks.shown(name)}, expected letters, digits and underscores")
+    for role, function, first in (("forward", forward, 2), ("backward", backward, 4)):
+        checks.function("register", role, function)
+        parameters = list(inspect.signature(function).parameters.values())
+        more = [(p.name, isinstance(p.default, int | float)) for p in parameters[first:]]
+        if len(parameters) < first or more != [(p, True) for p in PARAMETERS][: len(more)]:
+            raise ValueError(
+                f"register: {role} takes {inspect.signature(function)}, expected "
+                f"{'(xp, x)' if role == 'forward' else '(xp, dy, x, y)'} and perhaps numbers alpha, beta"
+            )
+    checks.choice(("output", "input"))("register", "derivative_from", derivative_from)
+    new = (InputPair if derivative_from == "input" else Pair)(forward, backward)
+    known = GATES.setdefault(name, new)
+    if (type(known), known) != (type(new), new):
+        raise ValueError(f"register: {name} is the name of another activation already")
 
 
 class Activation(NamedTuple):
@@ -328,7 +399,7 @@ class Activation(NamedTuple):
 
 
 def parse(text: str | Activation) -> Activation:
-    """Name and parameters of a gate activation, defaults filled in: "elu" -> ("elu", (1.0,)).
+    """Return the name and the parameters of a gate activation, defaults filled in: "elu" -> ("elu", (1.0,)).
 
     Raises
     ------
@@ -341,7 +412,7 @@ def parse(text: str | Activation) -> Activation:
     if match is None or match[1] not in GATES:
         raise ValueError(f"activations: {text!r} is unknown, expected one of {', '.join(GATES)}")
     name, given = match[1], [part for part in (match[2] or "").split(",") if part.strip()]
-    defaults = [p.default for p in list(inspect.signature(GATES[name].fwd).parameters.values())[2:]]
+    defaults = [float(p.default) for p in list(inspect.signature(GATES[name].fwd).parameters.values())[2:]]
     try:
         values = [float(part) for part in given]
     except ValueError:
@@ -357,88 +428,16 @@ def parse(text: str | Activation) -> Activation:
 
 
 def canonical(text: str) -> str:
-    """The one way to write a gate activation: "hard_sigmoid" -> "hard_sigmoid(0.2, 0.5)"."""
+    """Return the one way to write a gate activation: "hard_sigmoid" -> "hard_sigmoid(0.2, 0.5)"."""
     name, values = parse(text)
     return f"{name}({', '.join(map(repr, values))})" if values else name
 
 
 def pair(text: str | Activation) -> Pair:
-    """The functions of a gate activation; see `parse`."""
+    """Return the functions of a gate activation; see `parse`."""
     name, values = parse(text)
+    found = GATES[name]
     if not values:
-        return GATES[name]
+        return found
     given = dict(zip(PARAMETERS, values, strict=False))
-    return Pair(*(functools.partial(f, **given) for f in GATES[name]))
-
-
-EPS = 1e-5  # of torch.nn.LayerNorm
-
-
-def normalize(xp: Namespace, x: Array, axis: int, eps: float = EPS) -> tuple[Array, Array]:
-    """x with mean 0 and variance 1 along `axis` (Ba et al. 2016, eq. 3), and 1 / its standard deviation."""
-    x, c = _with_squares(xp, x, axis)
-    return _by_root(xp, x - xp.mean(x, axis=axis, keepdims=True), c, axis, eps)
-
-
-def normalize_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Array:
-    """Gradient of x from that of n, with `n, r = normalize(xp, x, axis)`."""
-    mean, along = (xp.mean(a, axis=axis, keepdims=True) for a in (dn, dn * n))
-    return r * (dn - mean - n * along)
-
-
-def normalize_root(xp: Namespace, x: Array, axis: int, eps: float = EPS) -> tuple[Array, Array]:
-    """x with mean square 1 along `axis` (Zhang & Sennrich 2019, eq. 4), and 1 / the root of it."""
-    x, c = _with_squares(xp, x, axis)
-    return _by_root(xp, x, c, axis, eps)
-
-
-def _by_root(xp: Namespace, x: Array, c: Array | float, axis: int, eps: float) -> tuple[Array, Array]:
-    """x with mean square 1, and c / the root of it."""
-    r = 1 / xp.sqrt(xp.mean(x * x, axis=axis, keepdims=True) + eps)
-    return x * r, r * c
-
-
-def _with_squares(xp: Namespace, x: Array, axis: int) -> tuple[Array, Array | float]:
-    """x times factors c along `axis`, such that its squares are finite, and c.
-
-    c is 1 unless x has larger elements than `fourth_root`; those are so large that eps does not matter beside them.
-    """
-    if xp is np and math.isfinite(squares(x)):  # then no square overflows, and c is not needed
-        return x, 1.0
-    most, limit = xp.max(xp.abs(x), axis=axis, keepdims=True), fourth_root(xp, x.dtype)
-    c = limit / xp.maximum(most, xp.full_like(most, limit))
-    return x * c, c
-
-
-def squares(x: Array) -> float:
-    """The sum of all x^2 of a NumPy array, infinite where it overflows, by one pass over it and in silence."""
-    if x.flags.c_contiguous:
-        return float(np.vdot(x, x))
-    axes = list(range(x.ndim))
-    return float(np.einsum(x, axes, x, axes, []))
-
-
-@functools.cache
-def fourth_root(xp: Namespace, dtype: Any) -> float:
-    """Give that of the largest number of a dtype: a sum of many products of three such numbers does not overflow."""
-    return math.pow(xp.finfo(known_dtype(xp, dtype)).max, 0.25)
-
-
-def known_dtype(xp: Namespace, dtype: Any) -> Any:
-    """A dtype with the same exponents that `finfo` knows: that of CuPy does not know bfloat16."""
-    return xp.float32 if dtype_name(dtype) == "bfloat16" else dtype
-
-
-def normalize_root_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Array:
-    """Gradient of x from that of n, with `n, r = normalize_root(xp, x, axis)`."""
-    return r * (dn - n * xp.mean(dn * n, axis=axis, keepdims=True))
-
-
-def clamp(xp: Namespace, x: Array, limit: float) -> Array:
-    """x within [-limit, limit], without the synchronisation that `xp.clip` costs on CuPy."""
-    high = xp.full_like(x, limit)
-    return xp.minimum(xp.maximum(x, -high), high)
-
-
-def clamp_bwd(xp: Namespace, dy: Array, x: Array, limit: float) -> Array:
-    return dy * xp.astype(xp.abs(x) < limit, dy.dtype)
+    return type(found)(*(functools.partial(f, **given) for f in found))

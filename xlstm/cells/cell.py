@@ -7,7 +7,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from xlstm.arrays.backend import Array, Namespace, Params
+from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.activations import PARAMETERS, Activation, Pair, clamp, clamp_bwd, pair, parse
 
 
@@ -28,9 +28,13 @@ class Cell:
         Names of the states, "h" first. All of them have the width H.
     REST : tuple of float
         The value of each state before the first step.
-    OWN : tuple of str
-        Names of the parameters that the cell itself uses, which `gates` and `derivatives` take by name, each
-        (rows, H, 1) or (H, 1).
+    PARAMETERS : dict of str to int
+        Names of parameters of the cell's own, and their rows: (rows * H,) in the layer. `gates`, `derivatives` and
+        `gates_bwd` take them by name, as (rows, H, 1), or (H, 1) where there is one row.
+    RECURRENT : bool
+        Whether there is a product of h. Without one, zh is zero, and the layer has no Wh.
+    BIASES : int
+        2 where the products of x and of h have a bias each by default; 1 where one serves both.
     activations : tuple of str
         A field of cells whose activations can be chosen.
     clip : float, optional
@@ -40,7 +44,9 @@ class Cell:
     GATES: ClassVar[tuple[str, ...]]
     STATES: ClassVar[tuple[str, ...]] = ("h",)
     REST: ClassVar[tuple[float, ...]] = (0.0,)
-    OWN: ClassVar[tuple[str, ...]] = ()
+    PARAMETERS: ClassVar[dict[str, int]] = {}
+    RECURRENT: ClassVar[bool] = True
+    BIASES: ClassVar[int] = 1
 
     activations: tuple[Any, ...] = ()
     clip: float | None = None
@@ -73,7 +79,7 @@ class Cell:
         return xp.stack([getattr(saved, gate) for gate in self.GATES])
 
     def own_bwd(self, xp: Namespace, dz: Array, saved: Any, *carry: Array, **own: Array) -> dict[str, Array]:
-        """Return the gradients of OWN, in their shapes up to axes of 1, from those of zx for k steps, (rows, k, H, B)."""
+        """Return the gradients of PARAMETERS, up to axes of 1 in their shapes, from dz (rows, k, H, B), that of zx."""
         return {}
 
     def weights(self, xp: Namespace, w: Params) -> Params:
@@ -84,8 +90,17 @@ class Cell:
         """Return the gradients of the layer's weights `w` from those of `weights(w)`."""
         return grads
 
+    @property
+    def OWN(self) -> tuple[str, ...]:  # noqa: N802
+        """Names of the arrays, beside the products and states, that the functions of the cell take."""
+        return tuple(self.PARAMETERS)
+
     # Options that are numbers, such as `clip`, change the result but not the operations. Code made from a trace of a
     # cell takes them as arguments, so that it is compiled once for all of their values.
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle the options alone."""
+        return self._fields
 
     @functools.cached_property
     def numbers(self) -> dict[str, float]:
@@ -115,13 +130,14 @@ class Cell:
         return self._pairs[k].fwd(xp, z if self.clip is None else clamp(xp, z, self.clip))
 
     def _activate_bwd(self, xp: Namespace, k: int, dy: Array, z: Array | None, y: Array) -> Array:
-        """Differentiate y = _activate(z); z is needed with `clip` only."""
-        dz = self._pairs[k].bwd(xp, dy, z, y)
-        return dz if self.clip is None or z is None else clamp_bwd(xp, dz, z, self.clip)
+        """Differentiate y = _activate(z); z is what `_kept` made of it."""
+        if z is None or self.clip is None:
+            return self._pairs[k].bwd(xp, dy, z, y)
+        return clamp_bwd(xp, self._pairs[k].bwd(xp, dy, clamp(xp, z, self.clip), y), z, self.clip)
 
-    def _clipped(self, z: Array) -> Array | None:
-        """Return the pre-activations where backward needs them."""
-        return None if self.clip is None else z
+    def _kept(self, z: Array) -> Array | None:
+        """Return the pre-activations where backward needs them: with `clip`, and for some activations."""
+        return z if self.clip is not None or any(pair.from_input for pair in self._pairs) else None
 
     @functools.cached_property
     def _fields(self) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from xlstm.arrays.backend import Array, Namespace, Params
+from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells import cell
 
 
 class Saved(NamedTuple):
-    """The values that backward needs; zg and zn, pre-activations, only with `clip`."""
+    """The values that backward needs; zg and zn, pre-activations, where an option needs them."""
 
     s: Array  # gates z, r (2, H, B)
     n: Array  # candidate
@@ -49,7 +49,7 @@ class Cell(cell.Cell):
         zn = zx[2, ...] + s[1, ...] * m
         n = self._activate(xp, 1, zn)  # (2)
         h = n + s[0, ...] * (h0 - n)  # (3) h = (1 - z) n + z h0
-        return h, Saved(s, n, h0, m, self._clipped(zg), self._clipped(zn))
+        return h, Saved(s, n, h0, m, self._kept(zg), self._kept(zn))
 
     def derivatives(self, xp: Namespace, saved: Saved) -> Local:
         """Return a, r, z with dzx = a dh, dzh = dzx but r dzx for the candidate, and dh0 = z dh."""
@@ -108,7 +108,7 @@ class ResetBefore(Cell):
         zn = zx[2, ...] + Wn @ (s[1, ...] * h0 * drop)
         n = self._activate(xp, 1, zn)  # (2)
         h = n + s[0, ...] * (h0 - n)  # (3) h = (1 - z) n + z h0
-        return h, Saved(s, n, h0, None, self._clipped(zg), self._clipped(zn))
+        return h, Saved(s, n, h0, None, self._kept(zg), self._kept(zn))
 
     def derivatives(  # type: ignore[override]
         self, xp: Namespace, saved: Saved, Wn: Array, drop: Array | float = 1.0
@@ -127,9 +127,7 @@ class ResetBefore(Cell):
         dz[1, ...] = local.a[1, ...] * dq
         return dz, dz[:2, ...], local.z * dh + local.r * dq  # (3) and (2) through h0
 
-    def own_bwd(  # type: ignore[override]
-        self, xp: Namespace, dz: Array, saved: Saved, Wn: Array, drop: Array | float = 1.0
-    ) -> dict[str, Array]:
+    def own_bwd(self, xp: Namespace, dz: Array, saved: Saved, Wn: Array, drop: Array | float = 1.0) -> dict[str, Array]:
         """Return the gradient of Wn from dz (3, k, H, B)."""
         H = dz.shape[2]
         dn, q = dz[2, ...], saved.s[1, ...] * saved.h0 * drop  # (k, H, B)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from xlstm.arrays.backend import Array, Namespace
+from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells import cell
 from xlstm.cells.activations import sigmoid, sigmoid_bwd, tanh_bwd
 
@@ -73,8 +73,8 @@ class Cell(cell.Summed):
     STATES = ("h", "c")
     REST = (0.0, 0.0)
 
-    gates = staticmethod(gates)  # type: ignore[assignment]
-    derivatives = staticmethod(derivatives)  # type: ignore[assignment]
+    gates = staticmethod(gates)
+    derivatives = staticmethod(derivatives)
     gates_bwd = staticmethod(gates_bwd)  # type: ignore[assignment]
 
     def activated(self, xp: Namespace, saved: Saved) -> Array:

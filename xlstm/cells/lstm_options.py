@@ -10,9 +10,10 @@ import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from xlstm.arrays.backend import Array, Namespace
+from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells import cell
-from xlstm.cells.activations import clamp, clamp_bwd, normalize, normalize_bwd
+from xlstm.cells.activations import clamp, clamp_bwd
+from xlstm.cells.normalization import normalize, normalize_bwd
 
 
 class Saved(NamedTuple):
@@ -21,7 +22,8 @@ class Saved(NamedTuple):
     s: Array  # gates i, o, f (3, H, B), or i, o where coupled
     g: Array  # candidate
     u: Array  # activation of the cell
-    z: Array | None = None  # pre-activations, with clip
+    z: Array | None = None  # pre-activations
+    v: Array | None = None  # input of the activation of the cell
     raw: Array | None = None  # c before cell_clip
     c: Array | None = None  # with peepholes
     n: Array | None = None  # c normalised
@@ -65,7 +67,7 @@ class Cell(cell.Summed):
     def GATES(self) -> tuple[str, ...]:  # type: ignore[override]  # noqa: N802
         return ("i", "o", "g") if self.coupled else ("i", "o", "f", "g")
 
-    def gates(  # type: ignore[override]
+    def gates(
         self,
         xp: Namespace,
         zx: Array,
@@ -99,9 +101,10 @@ class Cell(cell.Summed):
             n, r = normalize(xp, c, -2)
             v = gc * n + bc  # (5)
         u = self._pairs[2].fwd(xp, v)  # (6)
-        return o * u, c, Saved(s, g, u, self._clipped(z), raw, c if p is not None else None, n, r)  # (7) h
+        kept = self._kept(z), v if self._pairs[2].from_input else None, raw, None if p is None else c, n, r
+        return o * u, c, Saved(s, g, u, *kept)  # (7) h
 
-    def derivatives(  # type: ignore[override]
+    def derivatives(
         self,
         xp: Namespace,
         saved: Saved,
@@ -111,24 +114,22 @@ class Cell(cell.Summed):
         bc: Array | None = None,
     ) -> Local:
         """Return the local derivatives of `gates`."""
-        gate, candidate, output = self._pairs
-        s, g, u = saved[:3]
+        s, g, u, z = saved[:4]
         i, o = s[0, ...], s[1, ...]
         f = 1 - i if self.coupled else s[2, ...]
-        ai = gate.bwd(xp, g - c0 if self.coupled else g, None, i)  # (3) through i, (1)
-        ao = gate.bwd(xp, u, None, o)  # (7) through o, (1)
-        af = () if self.coupled else (gate.bwd(xp, c0, None, f),)  # (3) through f, (1)
-        ag = candidate.bwd(xp, i, None, g)  # (3) through g, (2)
+        zi, zo, zf, zg = (None if z is None else z[k, ...] for k in (0, 1, 2, -1))
+        ai = self._activate_bwd(xp, 0, g - c0 if self.coupled else g, zi, i)  # (3) through i, (1)
+        ao = self._activate_bwd(xp, 0, u, zo, o)  # (7) through o, (1)
+        af = () if self.coupled else (self._activate_bwd(xp, 0, c0, zf, f),)  # (3) through f, (1)
+        ag = self._activate_bwd(xp, 1, i, zg, g)  # (3) through g, (2)
         a = xp.stack((ai, ao, *af, ag))
-        if saved.z is not None:
-            a = clamp_bwd(xp, a, saved.z, self.clip)
-        dv = output.bwd(xp, o, None, u)  # (7) through u, (6)
+        dv = self._pairs[2].bwd(xp, o, saved.v, u)  # (7) through u, (6)
         e = f
         if p is not None:
             e = e + p[0, ...] * a[0, ...]  # (1) i and f look at c0
             if not self.coupled:
                 e = e + p[2, ...] * a[2, ...]
-        if saved.raw is not None:
+        if self.cell_clip is not None:
             e, b = (clamp_bwd(xp, d, saved.raw, self.cell_clip) for d in (e, a))  # (4)
             a = xp.concat((b[:1, ...], a[1:2, ...], b[2:, ...]))
         look = None if p is None else p[1, ...] * a[1, ...]  # (1) o looks at c
@@ -153,7 +154,7 @@ class Cell(cell.Summed):
             return dz, dz, None, e * dc  # (3) through c0
         return xp.concat((dz, (dv * dh)[None, ...])), dz, None, e * dc
 
-    def own_bwd(  # type: ignore[override]
+    def own_bwd(
         self,
         xp: Namespace,
         dz: Array,

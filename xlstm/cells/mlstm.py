@@ -1,12 +1,14 @@
 """The mLSTM cell: a matrix memory without a recurrent weight (Beck et al. 2024, eqs. 19 to 27).
 
-    C = f C0 + i k v^T      n = f n0 + i k      h = C^T q / max(|n q|, 1)      i = exp(i~), f = sigmoid(f~)
+    C = f C0 + i v k^T   (19)       n = f n0 + i k    (20)       h = C q / max(|n q|, 1)   (21)
+    i = exp(i~)          (25)       f = sigmoid(f~)   (26)       k is divided by sqrt(K)   (23)
 
-with k divided by sqrt(K). C and n are kept divided by exp(m), so that nothing overflows (appendix A.3 there);
-m = -inf with C = n = 0 is the state before the first step, and a step with i~ = -inf writes nothing.
+The layer makes q, k and v (22 to 24) and has the output gate (27). C is kept transposed, (K, V). C and n are divided by
+exp(m), so that nothing overflows (15 to 17, and appendix A.3); m = -inf with C = n = 0 is the state before the first
+step, and a step with i~ = -inf writes nothing.
 
-Two forms of the same function: `step`, one step, and `chunkwise`, which works on chunks of `chunk` steps by matrix
-products and has a loop over chunks only; one chunk of all steps is the parallel form. Axes before those named are
+There are two forms of the same function: `step` computes one step, `chunkwise` chunks of `chunk` steps by matrix
+products, with a loop over chunks only; one chunk of all steps is the parallel form. Axes before those named are
 free: q and k (..., T, K), v (..., T, V), i and f (..., T), C (..., K, V), n (..., K), m (...). In `chunkwise` a log f
 below -10^5 counts as that: it lets nothing through either.
 """

@@ -1,25 +1,25 @@
-"""The mLSTM cell, one step; see `cells/mlstm.py`."""
+"""The mLSTM cell, one step; see `cells/mlstm.py`. Numbers are those of the equations in Beck et al. 2024."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from xlstm.arrays.backend import Array, Namespace
 from xlstm.arrays.fuse import fuse, total
 from xlstm.arrays.matmul import matmul
+from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells.activations import FORGET
-from xlstm.cells.stabiliser import denominator, floor, limit_of, low_of, one_of, sign_of
+from xlstm.cells.stabiliser import at_least, denominator, exp_minus, limit_of, low_of, sign_beyond
 
 
 class SavedStep(NamedTuple):
-    """What `step` keeps."""
+    """The arrays that `step` keeps for backward."""
 
-    inputs: tuple[Array, ...]  # q, k, v, i, f, C0, n0, m0
+    inputs: tuple[Array, ...]  # q, k, v, i~, f~, C0, n0, m0
     logf: Array
-    scales: tuple[Array, Array]  # (2)
-    state: tuple[Array, Array, Array]
-    s: Array  # (4)
-    den: Array  # (5)
+    gates: tuple[Array, Array]  # i, f, stabilised
+    state: tuple[Array, Array, Array]  # C, n, m
+    s: Array  # n q
+    den: Array
     h: Array
 
 
@@ -36,15 +36,15 @@ def step(
     eps: float = 0.0,
     forget: str = "sigmoid",
 ) -> tuple[Array, Array, Array, Array, SavedStep]:
-    """One step from q, k (..., K), v (..., V), i~, f~ (...) and the state: h (..., V), the state, and what is kept."""
+    """Compute a step from q, k (..., K), v (..., V), i~, f~ (...) and the state: h (..., V), C, n, m, what is kept."""
     root = q.shape[-1] ** -0.5
-    logf, m, a, g = fuse(xp, _scales, i, f, m0, forget=forget, low=low_of(xp, m0.dtype))  # (1) (2)
-    ak, n = fuse(xp, _written, a[..., None], g[..., None], k, n0, root=root)
-    C = fuse(xp, _remembered, C0, g[..., None, None], ak[..., :, None], v[..., None, :])  # (3)
-    s = total(xp, q, n)  # (4)
-    den = fuse(xp, denominator, s, m, eps=eps, limit=limit_of(xp, s.dtype), dtype=s.dtype)  # (5)
-    h = matmul(xp, q[..., None, :], C)[..., 0, :] / den[..., None]  # (6)
-    return h, C, n, m, SavedStep((q, k, v, i, f, C0, n0, m0), logf, (a, g), (C, n, m), s, den, h)
+    logf, m, i1, f1 = fuse(xp, _gates, i, f, m0, forget=forget, low=low_of(xp, m0.dtype))  # (25) (26) by (15) to (17)
+    ik, n = fuse(xp, _normaliser, i1[..., None], f1[..., None], k, n0, root=root)  # (23) (20)
+    C = fuse(xp, _memory, C0, f1[..., None, None], ik[..., :, None], v[..., None, :])  # (19)
+    s = total(xp, q, n)  # (21) n q
+    den = fuse(xp, denominator, s, m, eps=eps, limit=limit_of(xp, s.dtype), dtype=s.dtype)  # (21) max(|n q|, 1)
+    h = matmul(xp, q[..., None, :], C)[..., 0, :] / den[..., None]  # (21) C q
+    return h, C, n, m, SavedStep((q, k, v, i, f, C0, n0, m0), logf, (i1, f1), (C, n, m), s, den, h)
 
 
 def step_bwd(
@@ -57,39 +57,41 @@ def step_bwd(
     eps: float = 0.0,
     forget: str = "sigmoid",
 ) -> tuple[Array, ...]:
-    """Gradients of q, k, v, i, f, C0, n0 and m0."""
-    (q, k, v, i, f, C0, n0, m0), logf, (a, g), (C, n, m), s, den, h = saved
+    """Return the gradients of q, k, v, i~, f~, C0, n0 and m0."""
+    (q, k, v, i, f, C0, n0, m0), logf, (i1, f1), (C, n, m), s, den, h = saved
     root = q.shape[-1] ** -0.5
-    e = dh / den[..., None]  # (6) by the numerator
-    dden = total(xp, e, h)  # (6), but for its sign
-    ds, dm = fuse(xp, _denominator_bwd, dden, s, m, dm, limit=limit_of(xp, s.dtype), dtype=s.dtype)  # (5)
-    dq = fuse(xp, _plus, matmul(xp, C, e[..., :, None])[..., 0], ds[..., None], n)  # (6) (4)
-    dC = fuse(xp, _plus, dC, q[..., :, None], e[..., None, :])
-    dn = fuse(xp, _plus, dn, q, ds[..., None])
-    dk = fuse(xp, _written_bwd, a[..., None], matmul(xp, dC, v[..., :, None])[..., 0], dn, root=root)  # (3)
-    dv = fuse(xp, _scaled, a[..., None], matmul(xp, k[..., None, :], dC)[..., 0, :], root=root)
-    ea = total(xp, k, dk)  # da a
-    eg = g * (total(xp, C0, dC, (-2, -1)) + total(xp, n0, dn))  # dg g
-    di, df, dlogf = fuse(xp, _scales_bwd, dm, ea, eg, i, f, logf, m0, forget=forget, dtype=i.dtype)  # (2) (1)
-    return dq, dk, dv, di, df, g[..., None, None] * dC, g[..., None] * dn, dlogf
+    dCq = dh / den[..., None]  # (21) by C q
+    ds, dm = fuse(  # (21) by n q and m
+        xp, _denominator_bwd, total(xp, dCq, h), s, m, dm, limit=limit_of(xp, s.dtype), dtype=s.dtype
+    )
+    dq = fuse(xp, _add_product, matmul(xp, C, dCq[..., :, None])[..., 0], ds[..., None], n)  # (21)
+    dC = fuse(xp, _add_product, dC, q[..., :, None], dCq[..., None, :])  # (21)
+    dn = fuse(xp, _add_product, dn, q, ds[..., None])  # (21)
+    dk = fuse(xp, _key_bwd, i1[..., None], matmul(xp, dC, v[..., :, None])[..., 0], dn, root=root)  # (19) (20) (23)
+    dv = fuse(xp, _value_bwd, i1[..., None], matmul(xp, k[..., None, :], dC)[..., 0, :], root=root)  # (19)
+    i_di = total(xp, k, dk)  # (19) (20): i times its gradient
+    f_df = f1 * (total(xp, C0, dC, (-2, -1)) + total(xp, n0, dn))  # (19) (20): f times its gradient
+    di, df, dm0 = fuse(xp, _gates_bwd, dm, i_di, f_df, i, f, logf, m0, forget=forget, dtype=i.dtype)  # (17) to (15)
+    return dq, dk, dv, di, df, f1[..., None, None] * dC, f1[..., None] * dn, dm0
 
 
 # Element by element:
 
 
-def _scales(xp: Namespace, i: Array, f: Array, m0: Array, forget: str, low: float) -> tuple[Array, ...]:
-    logf = FORGET[forget].fwd(xp, f)
+def _gates(xp: Namespace, i: Array, f: Array, m0: Array, forget: str, low: float) -> tuple[Array, ...]:
+    """Return log f, m and the gates i and f divided by exp(m)."""
+    logf = FORGET[forget].fwd(xp, f)  # (26)
     kept = logf + m0
-    m = xp.maximum(kept, i)  # (1)
-    r = floor(xp, m, low)
-    return logf, m, xp.exp(i - r), xp.exp(floor(xp, kept, low) - r)  # (2)
+    m = xp.maximum(kept, i)  # (15)
+    r = at_least(xp, m, low)
+    return logf, m, xp.exp(i - r), xp.exp(at_least(xp, kept, low) - r)  # (16) (17)
 
 
-def _scales_bwd(
+def _gates_bwd(
     xp: Namespace,
     dm: Array,
-    ea: Array,
-    eg: Array,
+    i_di: Array,
+    f_df: Array,
     i: Array,
     f: Array,
     logf: Array,
@@ -97,37 +99,37 @@ def _scales_bwd(
     forget: str,
     dtype: Any,
 ) -> tuple[Array, ...]:
-    dm = dm - ea - eg  # (2)
-    wrote = xp.astype(i > logf + m0, dtype)  # (1)
-    dlogf = eg + (1 - wrote) * dm
-    return ea + wrote * dm, FORGET[forget].bwd(xp, dlogf, f, logf), dlogf
+    dm = dm - i_di - f_df  # (16) (17)
+    wrote = xp.astype(i > logf + m0, dtype)  # (15)
+    dlogf = f_df + (1 - wrote) * dm  # (17) (15), and the gradient of m0
+    return i_di + wrote * dm, FORGET[forget].bwd(xp, dlogf, f, logf), dlogf  # (26)
 
 
-def _written(xp: Namespace, a: Array, g: Array, k: Array, n0: Array, root: float) -> tuple[Array, Array]:
-    ak = root * a * k
-    return ak, g * n0 + ak
+def _normaliser(xp: Namespace, i: Array, f: Array, k: Array, n0: Array, root: float) -> tuple[Array, Array]:
+    ik = root * i * k
+    return ik, f * n0 + ik
 
 
-def _written_bwd(xp: Namespace, a: Array, dk: Array, dn: Array, root: float) -> Array:
-    return root * a * (dk + dn)
+def _memory(xp: Namespace, C0: Array, f: Array, ik: Array, v: Array) -> Array:
+    return f * C0 + ik * v
 
 
-def _scaled(xp: Namespace, a: Array, d: Array, root: float) -> Array:
-    return root * a * d
+def _key_bwd(xp: Namespace, i: Array, dCv: Array, dn: Array, root: float) -> Array:
+    return root * i * (dCv + dn)
 
 
-def _remembered(xp: Namespace, C0: Array, g: Array, ak: Array, v: Array) -> Array:
-    return g * C0 + ak * v
+def _value_bwd(xp: Namespace, i: Array, kdC: Array, root: float) -> Array:
+    return root * i * kdC
 
 
 def _denominator_bwd(
-    xp: Namespace, dden: Array, s: Array, m: Array, dm: Array, limit: float, dtype: Any
+    xp: Namespace, dh_h: Array, s: Array, m: Array, dm: Array, limit: float, dtype: Any
 ) -> tuple[Array, Array]:
-    """`dden` is with the opposite sign."""
-    one = one_of(xp, m, limit, dtype)
-    sign = sign_of(xp, s, one, dtype)
-    return -dden * sign, dm + dden * one * (1 - xp.abs(sign))
+    """Return the gradients of s and m; that of the denominator is -dh_h."""
+    one = exp_minus(xp, m, limit, dtype)
+    sign = sign_beyond(xp, s, one, dtype)
+    return -dh_h * sign, dm + dh_h * one * (1 - xp.abs(sign))
 
 
-def _plus(xp: Namespace, a: Array, b: Array, c: Array) -> Array:
+def _add_product(xp: Namespace, a: Array, b: Array, c: Array) -> Array:
     return a + b * c

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from xlstm.arrays.backend import Array, Namespace
+from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells import cell
 
 
 class Saved(NamedTuple):
-    """The values that backward needs; z only with `clip`."""
+    """The values that backward needs; z where an option needs them."""
 
     h: Array
     z: Array | None
@@ -35,7 +35,7 @@ class Cell(cell.Summed):
         """Run one step: h (H, B), from zx and zh (1, H, B)."""
         z = zx[0, ...] + zh[0, ...]
         h = self._activate(xp, 0, z)  # (1)
-        return h, Saved(h, self._clipped(z))
+        return h, Saved(h, self._kept(z))
 
     def derivatives(self, xp: Namespace, saved: Saved) -> Local:
         """Return a with dz = a dh."""

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from xlstm.arrays.backend import Array, Namespace
+from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells import cell
 from xlstm.cells.activations import FORGET, Pair, sigmoid, sigmoid_bwd, tanh_bwd
 
@@ -52,7 +52,7 @@ class Cell(cell.Summed):
     STATES = ("h", "c", "n", "m")
     REST = (0.0, 0.0, 0.0, -math.inf)
 
-    def gates(  # type: ignore[override]
+    def gates(
         self, xp: Namespace, zx: Array, zh: Array, h0: Array, c0: Array, n0: Array, m0: Array
     ) -> tuple[Array, Array, Array, Array, Saved]:
         """Run one step: h, c, n, m (H, B), from the products zx and zh (4, H, B) and the states before it."""
@@ -67,9 +67,7 @@ class Cell(cell.Summed):
         q = c / n  # (7)
         return o * q, c, n, m, Saved(xp.stack((i, f, z, o)), af, n, q)  # (8) h = o q
 
-    def derivatives(  # type: ignore[override]
-        self, xp: Namespace, saved: Saved, c0: Array, n0: Array, m0: Array
-    ) -> Local:
+    def derivatives(self, xp: Namespace, saved: Saved, c0: Array, n0: Array, m0: Array) -> Local:
         """Return the local derivatives of `gates`."""
         s, af, n, q = saved
         i, f, z, o = s[0, ...], s[1, ...], s[2, ...], s[3, ...]
@@ -80,7 +78,7 @@ class Cell(cell.Summed):
         r = self._forget.bwd(xp, xp.ones_like(af), af, af)  # (1)
         return Local(ao, k, -k * q, az, i, i * z, f, f * c0, f * n0, wrote, r)
 
-    def gates_bwd(  # type: ignore[override]
+    def gates_bwd(
         self, xp: Namespace, local: Local, dh: Array, dc: Array, dn: Array, dm: Array
     ) -> tuple[Array, Array, None, Array, Array, Array]:
         """Return the gradients dz (4, H, B) of zx and of zh, and dc0, dn0, dm0 (H, B)."""

@@ -1,4 +1,7 @@
-"""What the mLSTM's two forms share: m, the logarithm that C and n are divided by, and the denominator of h."""
+"""The stabilised denominator of the mLSTM's h, which both of its forms share: max(|n q|, exp(-m)) + eps.
+
+C and n are kept divided by exp(m) (Beck et al. 2024, appendix A.3), so the 1 of eq. 21 becomes exp(-m).
+"""
 
 from __future__ import annotations
 
@@ -6,37 +9,38 @@ import functools
 import math
 from typing import Any
 
-from xlstm.arrays.backend import Array, Namespace
-from xlstm.cells.activations import clamp, known_dtype
+from xlstm.arrays.namespace import Array, Namespace, finfo
+from xlstm.cells.activations import clamp
 
 
-def floor(xp: Namespace, m: Array, low: float) -> Array:
-    """m, but no less than `low`: where nothing was written, what C and n are multiplied by is exp(low - low) = 1."""
+def at_least(xp: Namespace, m: Array, low: float) -> Array:
+    """Return max(m, low): where nothing was written, C and n are multiplied by exp(low - low) = 1."""
     return xp.maximum(m, xp.full_like(m, low))
 
 
 @functools.cache
 def low_of(xp: Namespace, dtype: Any) -> float:
-    """A logarithm in place of -inf, which could not be subtracted from itself; differences from it are finite."""
-    return -math.pow(xp.finfo(known_dtype(xp, dtype)).max, 0.8)
-
-
-def one_of(xp: Namespace, m: Array, limit: float, dtype: Any) -> Array:
-    """1 / exp(m), within what the dtype has: it is neither infinite nor 0."""
-    one = xp.exp(clamp(xp, -m, limit))
-    return one if m.dtype == dtype else xp.astype(one, dtype)
-
-
-def sign_of(xp: Namespace, s: Array, one: Array, dtype: Any) -> Array:
-    """Of s, where that is larger than `one`, else 0."""
-    return xp.astype(s > one, dtype) - xp.astype(s < -one, dtype)
+    """Return a logarithm that takes the place of -inf; differences from it are finite."""
+    return -math.pow(finfo(xp, dtype).max, 0.8)
 
 
 @functools.cache
 def limit_of(xp: Namespace, dtype: Any) -> float:
-    """The largest of logarithms whose exponentials, and one over them, the dtype has."""
-    return -math.log(float(xp.finfo(known_dtype(xp, dtype)).smallest_normal)) - 1
+    """Return the largest logarithm whose exponential, and one over it, the dtype has."""
+    return -math.log(float(finfo(xp, dtype).smallest_normal)) - 1
+
+
+def exp_minus(xp: Namespace, m: Array, limit: float, dtype: Any) -> Array:
+    """Return exp(-m) within the range of the dtype, neither infinite nor 0."""
+    one = xp.exp(clamp(xp, -m, limit))
+    return one if m.dtype == dtype else xp.astype(one, dtype)
 
 
 def denominator(xp: Namespace, s: Array, m: Array, eps: float, limit: float, dtype: Any) -> Array:
-    return xp.maximum(xp.abs(s), one_of(xp, m, limit, dtype)) + eps
+    """Return max(|s|, exp(-m)) + eps with s = n q."""
+    return xp.maximum(xp.abs(s), exp_minus(xp, m, limit, dtype)) + eps
+
+
+def sign_beyond(xp: Namespace, s: Array, one: Array, dtype: Any) -> Array:
+    """Return the derivative of max(|s|, one) by s: the sign of s where |s| is larger, else 0."""
+    return xp.astype(s > one, dtype) - xp.astype(s < -one, dtype)

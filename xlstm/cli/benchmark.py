@@ -1,18 +1,19 @@
 """Backends compared: one layer forward and backward on each, side by side.
 
-Time, sequences and floating-point operations a second, the share of what a large matrix product of the same
+Time, sequences and floating-point operations a second, the share of the speed that a large matrix product of the same
 library reaches, peak memory, and from which size on another backend is the faster one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from xlstm.arrays import blas, probe, threads
-from xlstm.arrays.backend import Backend, backend, backend_of, generator
+from xlstm.arrays.backend import Backend, backend, backend_of
+from xlstm.arrays.random import generator
 from xlstm.cli import peak
 from xlstm.cli.timing import Timing, interleave
 from xlstm.layers.mlstm import mLSTM
@@ -32,39 +33,36 @@ class Size(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> Size:
-        """From "T,B,D,H".
-
-        Raises
-        ------
-        ValueError
-            It is not four whole numbers from 1 up.
-        """
+        """Read "T,B,D,H"; ValueError unless it is four whole numbers from 1 up."""
         parts = text.split(",")
         if len(parts) != 4 or not all(part.strip().isdecimal() and int(part) for part in parts):
             raise ValueError(f"size: {text!r}, expected four numbers from 1 up: T,B,D,H, such as 128,64,256,256")
         return cls(*map(int, parts))
 
+    def __str__(self) -> str:
+        return ",".join(map(str, self))
+
 
 class Case(NamedTuple):
-    """What is timed."""
+    """A layer to time, forward and backward, or else (`train` is False) forward alone."""
 
     layer: str
     size: Size
     dtype: str = "float32"
-    train: bool = True  # forward and backward, else a forward pass that keeps nothing
+    train: bool = True
 
     @property
     def what(self) -> str:
-        """In words."""
+        """The passes that are timed, in words."""
         return "forward and backward" if self.train else "inference"
 
     def __str__(self) -> str:
-        return f"{self.layer} {','.join(map(str, self.size))} {self.dtype}"
+        return f"{self.layer} {self.size} {self.dtype}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one backend did in one case."""
+    """The result of one backend in one case."""
 
     case: Case
     backend: str
@@ -77,7 +75,7 @@ class Row:
 
     @property
     def sequences(self) -> float:
-        """A second."""
+        """Sequences a second."""
         return self.case.size.B / self.timing.median
 
     @property
@@ -87,11 +85,11 @@ class Row:
 
     @property
     def share(self) -> float:
-        """Of the speed of a large matrix product."""
+        """The speed over that of a large matrix product."""
         return self.speed / self.product_speed
 
     def as_dict(self) -> dict[str, Any]:
-        """Fit for JSON."""
+        """Return everything as JSON can hold it."""
         return {
             **self.case._asdict(),
             "size": self.case.size._asdict(),
@@ -107,25 +105,22 @@ class Row:
         }
 
 
-def cases(layers: Sequence[str], sizes: Sequence[Size], dtypes: Sequence[str], train: bool = True) -> list[Case]:
-    """All combinations, layer by layer, from little work to much.
+def groups(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+    """Return rows by key, in the order in which they come."""
+    found: dict[Any, list[Row]] = {}
+    for row in rows:
+        found.setdefault(key(row), []).append(row)
+    return found
 
-    Raises
-    ------
-    ValueError
-        A layer is unknown, or there is nothing to time.
-    """
+
+def cases(layers: Sequence[str], sizes: Sequence[Size], dtypes: Sequence[str], train: bool = True) -> list[Case]:
+    """Return all combinations, layer by layer, from little work to much; ValueError if a layer is unknown."""
     if unknown := [name for name in layers if name not in LAYERS]:
         raise ValueError(f"layer: {unknown[0]!r} is unknown, expected {', '.join(LAYERS)}")
-    found = [
-        Case(layer, size, dtype, train)
-        for layer in dict.fromkeys(layers)
-        for dtype in dict.fromkeys(dtypes)
-        for size in dict.fromkeys(sizes)
-    ]
-    if not found:
+    unique = {Case(layer, size, dtype, train): None for layer in layers for dtype in dtypes for size in sizes}
+    if not unique:
         raise ValueError("bench: nothing to time, expected at least one layer, size and dtype")
-    return sorted(found, key=lambda case: (layers.index(case.layer), dtypes.index(case.dtype), operations(case)))
+    return sorted(unique, key=lambda case: (layers.index(case.layer), dtypes.index(case.dtype), operations(case)))
 
 
 def run(
@@ -135,18 +130,19 @@ def run(
     show: Callable[[str], object] = lambda now: None,
     miss: Callable[[str], object] = lambda reason: None,
 ) -> Iterator[list[Row]]:
-    """The rows of each case, a backend each, as they are done.
+    """Yield the rows of each case, one a backend, as they are done.
 
-    A backend that does not have the dtype is left out of a case, and so is one that fails. `show` is told what is going
-    on, `miss` what could not be measured and why.
+    A backend that does not have the dtype is left out of a case, and so is one that fails. `show` is told what is being
+    done, `miss` what could not be measured and why.
     """
     speeds: dict[tuple[str, str], float] = {}
     for case in todo:
-        calls, used = {}, []
+        calls: dict[str, Callable[[], None]] = {}
+        used: list[Backend] = []
         for be in backends:
+            show(f"{be.name}: {case}")
             try:
                 chosen = backend_of(be, case.dtype)
-                show(f"{be.name}: {case}")
                 work = call(case, chosen)
                 work()
                 if (be.name, case.dtype) not in speeds:
@@ -169,22 +165,21 @@ def run(
         for be in used:
             show(f"{be.name}: {case}, memory")
             ratio = timings[be.name].median / timings[used[0].name].median
-            taken = _peak(case, be, miss)
-            speed = speeds[be.name, case.dtype]
+            taken, speed = _peak(case, be, miss), speeds[be.name, case.dtype]
             rows.append(Row(case, be.name, str(be), timings[be.name], operations(case), speed, taken, ratio))
         yield rows
 
 
 def _peak(case: Case, be: Backend, miss: Callable[[str], object]) -> int | None:
     try:
-        return peak.of("xlstm.cli.benchmark:prepare", [*case[:1], list(case.size), *case[2:]], be.name)
+        return peak.of("xlstm.cli.benchmark:prepare", [case.layer, list(case.size), case.dtype, case.train], be.name)
     except RuntimeError as error:
         miss(f"{case}: memory of {be.name} was not measured, {error}")
         return None
 
 
 def call(case: Case, be: Backend) -> Callable[[], None]:
-    """The work of a case on a backend, finished when it returns; on a CPU, in as many threads as xlstm may use."""
+    """Return the work of a case, finished when it returns; on a CPU, in as many threads as xlstm may use."""
     T, B, D, H = case.size
     if be.name == "torch":
         probe.torch().set_num_threads(threads.available())
@@ -202,16 +197,15 @@ def call(case: Case, be: Backend) -> Callable[[], None]:
 
 
 def prepare(case: Sequence[Any], name: str) -> Callable[[], None]:
-    """The work of a case, given as a list, in a process of its own (`peak.of`)."""
+    """Return the work of a case, given as a list, for a process of its own (`peak.of`)."""
     layer, size, dtype, train = case
-    given = Case(layer, Size(*size), dtype, bool(train))
-    be = backend(name, dtype=dtype)
+    given, be = Case(layer, Size(*size), dtype, bool(train)), backend(name, dtype=dtype)
     call(given._replace(size=Size(2, given.size.B, 4, 4)), be)()
     return call(given, be)
 
 
 def operations(case: Case) -> float:
-    """Floating-point operations of the matrix products: 2 for each weight and step, twice as many again backward."""
+    """Return the operations of the matrix products: 2 for each weight and step, and twice as many again backward."""
     T, B, D, H = case.size
     shapes = LAYERS[case.layer](D, H).shapes.values()
     weights = sum(math.prod(n or 0 for n in dims.values()) for dims in shapes if len(dims) == 2)
@@ -219,7 +213,7 @@ def operations(case: Case) -> float:
 
 
 def product_speed(be: Backend) -> float:
-    """Operations a second of a large square matrix product, in as many threads; the median of many."""
+    """Return the operations a second of a large square matrix product, in as many threads; the median of many."""
     n = 1024 if str(be).endswith("CPU") else 4096
     a, b = (be.asarray(generator(seed).standard_normal((n, n))) for seed in (0, 1))
 
@@ -232,26 +226,22 @@ def product_speed(be: Backend) -> float:
 
 
 def crossover(rows: Sequence[Row]) -> list[str]:
-    """From which size on each other backend is faster than the first one, in words.
+    """Say from which size on each other backend is faster than the first one.
 
     Times within 5 % of each other are equal. A backend that wins at some size and does not at a larger one wins only
     from beyond that.
     """
-    found = []
-    first = rows[0].backend
-    groups = dict.fromkeys((r.case.layer, r.case.dtype, r.backend) for r in rows if r.backend != first)
-    for layer, dtype, name in groups:
-        some = [r for r in rows if (r.case.layer, r.case.dtype, r.backend) == (layer, dtype, name)]
+    found, first = [], rows[0].backend
+    others = (r for r in rows if r.backend != first)
+    for (layer, dtype, name), some in groups(others, lambda r: (r.case.layer, r.case.dtype, r.backend)).items():
         some.sort(key=lambda r: r.operations)
         wins = [r.ratio < 0.95 for r in some]
         since = next((k for k in range(len(some)) if all(wins[k:])), None)
-        if since == 0:
-            where = "at every size measured"
-        elif since is not None:
-            where = f"from T,B,D,H = {','.join(map(str, some[since].case.size))} on"
+        if since is not None:
+            where = f"from T,B,D,H = {some[since].case.size} on" if since else "at every size measured"
         elif any(wins):
-            sizes = [",".join(map(str, r.case.size)) for r, won in zip(some, wins, strict=True) if won]
-            where = f"at T,B,D,H = {' and '.join(sizes)}, but not at the largest size"
+            sizes = " and ".join(str(r.case.size) for r, won in zip(some, wins, strict=True) if won)
+            where = f"at T,B,D,H = {sizes}, but not at the largest size"
         else:
             where = "at no size measured"
         found.append(f"{layer} {dtype}: {name} is faster than {first} {where}")

@@ -1,52 +1,77 @@
-"""Model files to and from the formats of other libraries, whole files at a time."""
+"""`xlstm export` and `xlstm import`: model files to and from the formats of other libraries, whole files at a time."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from xlstm.arrays.backend import Backend, Params
+import typer
+
+from xlstm.arrays.backend import Backend
+from xlstm.arrays.namespace import Params
+from xlstm.cli.console import out
 from xlstm.data import writing
-from xlstm.estimators import forecaster as estimators
+from xlstm.estimators.forecaster import KIND, Forecaster
 from xlstm.layers.recurrent import GRU, LSTM, RNN
-from xlstm.models import sequence
+from xlstm.models import files
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import checkpoint
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".torch.safetensors", "keras": ".weights.h5"}
+AnyPath = str | os.PathLike[str]
 
 
-def read(path: str | os.PathLike[str]) -> tuple[Any, Params]:
-    """The network in a model file, of a forecaster or of `models.save`, on the host.
+def export(
+    model: Annotated[Path, typer.Argument(help="Model file of train, import or models.save.")],
+    to: Annotated[str, typer.Option("--to", help="onnx, torch or keras.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; beside the model if left out.")
+    ] = None,
+    lengths: Annotated[bool, typer.Option("--lengths", help="ONNX: lengths of sequences are an input.")] = False,
+    state: Annotated[bool, typer.Option("--state", help="ONNX: initial states are inputs.")] = False,
+) -> None:
+    """Write the network of a model for onnxruntime, PyTorch or Keras."""
+    out.print(f"wrote: {export_file(model, to, output, lengths=lengths, state=state)}")
+    out.print(f"holds: {read(model)[0]}")
+    if found := units(model):
+        out.print(f"units: {found}")
 
-    Raises
-    ------
-    OSError, ValueError
-        There is no such file, or it holds neither.
-    """
-    kind = checkpoint.kind_of(path)
-    if kind == estimators.KIND:
-        forecaster = estimators.Forecaster.load(path, "numpy")
-        assert forecaster.params is not None
-        return forecaster.model, forecaster.params
-    return sequence.load(path, "numpy")
+
+def import_(
+    file: Annotated[Path, typer.Argument(help=".onnx, .keras, .weights.h5, or .safetensors of a PyTorch state dict.")],
+    kind: Annotated[str | None, typer.Option(help="lstm, gru or rnn; what the file shows if left out.")] = None,
+    name: Annotated[str, typer.Option(help="Node, layer, or prefix of names, where the file holds others too.")] = "",
+    activation: Annotated[
+        str | None, typer.Option(help="Of a plain RNN whose file does not say it; tanh if left out.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Model file to write; beside FILE if left out.")
+    ] = None,
+) -> None:
+    """Read an LSTM, GRU or RNN from a file of another library and write it as a model file."""
+    path, layer = import_file(file, output, kind=kind, name=name, activation=activation)
+    out.print(f"wrote: {path}")
+    out.print(f"holds: {layer}")
+
+
+def read(path: AnyPath) -> tuple[Any, Params]:
+    """Return the network in a model file, of a forecaster or of `models.save`, on the host."""
+    if checkpoint.kind_of(path) != KIND:
+        return files.load(path, "numpy")
+    forecaster = Forecaster.load(path, "numpy")
+    assert forecaster.params is not None
+    return forecaster.model, forecaster.params
 
 
 def language(
-    path: str | os.PathLike[str], backend: str | Backend | None = None, dtype: str | None = None
+    path: AnyPath, backend: str | Backend | None = None, dtype: str | None = None
 ) -> tuple[xLSTMLanguageModel, Params]:
-    """A language model, of `models.save` or published: a model file, or a checkpoint as `nxai.load` reads it.
-
-    Raises
-    ------
-    OSError, ValueError, TypeError
-        There is none there, or it is not sound.
-    """
+    """Return a language model from a model file, or from a published checkpoint as `nxai.load` reads it."""
     path = Path(path)
     if path.is_file() and checkpoint.is_ours(path):
-        model, params = sequence.load(path, backend, dtype)
+        model, params = files.load(path, backend, dtype)
         if not isinstance(model, xLSTMLanguageModel):
             raise ValueError(f"{path}: holds {model}, expected a language model")
         return model, params
@@ -55,57 +80,30 @@ def language(
     return nxai.load(path, backend=backend, dtype=dtype)
 
 
-def units(path: str | os.PathLike[str]) -> str:
-    """In what units the network of a forecaster sees and predicts values; nothing for other models."""
-    if checkpoint.kind_of(path) != estimators.KIND:
+def units(path: AnyPath) -> str:
+    """Return the units in which the network of a forecaster sees and predicts values; "" for other models."""
+    if checkpoint.kind_of(path) != KIND:
         return ""
-    scalers = estimators.Forecaster.load(path, "numpy").scalers
+    scalers = Forecaster.load(path, "numpy").scalers
     assert scalers is not None
     seen, predicted = (f"(value - latest value) / {scaler.std!r}" for scaler in (scalers.past, scalers.future))
     return f"x is {seen}, y is {predicted}"
 
 
 def export_file(
-    source: str | os.PathLike[str],
-    to: str,
-    target: str | os.PathLike[str] | None = None,
-    *,
-    lengths: bool = False,
-    state: bool = False,
+    source: AnyPath, to: str, target: AnyPath | None = None, *, lengths: bool = False, state: bool = False
 ) -> Path:
-    """Write the network of a model file for another library, whole or not at all.
+    """Write the network of a model file for another library, whole or not at all, and return the path.
 
-    Parameters
-    ----------
-    source : path
-        Model file.
-    to : {"onnx", "torch", "keras"}
-        "onnx": a file that onnxruntime runs. "torch": a state dict in safetensors. "keras": weights that a
-        Keras model of the same layers loads.
-    target : path, optional
-        By default beside the source, under its name and a suffix of the format.
-    lengths, state : bool
-        Whether an ONNX file has inputs for lengths and for initial states.
-
-    Returns
-    -------
-    Path
-        What was written.
-
-    Raises
-    ------
-    ValueError
-        The format is unknown, or cannot express the network.
-    OSError
-        A file cannot be read or written.
-    ImportError
-        The format's package is not installed.
+    Parameters are as for the command: `to` is "onnx" for a file that onnxruntime runs, "torch" for a state dict in
+    safetensors, or "keras" for weights that a Keras model of the same layers loads. A network that the format cannot
+    express is a ValueError or TypeError.
     """
     if to not in SUFFIXES:
         raise ValueError(f"export: format {to!r} is unknown, expected {', '.join(SUFFIXES)}")
     source = Path(source)
-    name = source.name.removesuffix(".safetensors")
-    path = source.with_name(f"{name}{SUFFIXES[to]}") if target is None else Path(target)
+    beside = source.with_name(source.name.removesuffix(".safetensors") + SUFFIXES[to])
+    path = beside if target is None else Path(target)
     _not_itself(source, path)
     if (lengths or state) and to != "onnx":
         raise ValueError(f"export: lengths and state are inputs of an ONNX file, not of one for {to}")
@@ -114,7 +112,11 @@ def export_file(
         from xlstm.interop.onnx import to_onnx
 
         to_onnx(model, params, path, lengths=lengths, state=state)
-    elif to == "torch":
+    elif to == "keras":
+        from xlstm.interop.keras import to_keras
+
+        to_keras(model, params, path)
+    else:
         from safetensors.numpy import save
 
         from xlstm.interop.torch import to_torch
@@ -125,16 +127,12 @@ def export_file(
         if layer.activations:
             about["activation"] = layer.activations[0]
         writing.write(path, save(weights, metadata=about))
-    else:
-        from xlstm.interop.keras import to_keras
-
-        to_keras(model, params, path)
     return path
 
 
 def import_file(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str] | None = None,
+    source: AnyPath,
+    target: AnyPath | None = None,
     *,
     kind: str | None = None,
     name: str = "",
@@ -142,38 +140,12 @@ def import_file(
 ) -> tuple[Path, LSTM | GRU | RNN]:
     """Read a recurrent layer, or a stack, from a file of another library and write it as a model file.
 
-    Parameters
-    ----------
-    source : path
-        An ONNX file (.onnx), Keras' (.keras, .weights.h5), or PyTorch's state dict (.safetensors).
-    target : path, optional
-        By default beside the source, as `<name>.model.safetensors`.
-    kind : {"lstm", "gru", "rnn"}, optional
-        By default what the file says or its shapes show.
-    name : str
-        Which layer, where there are others: the name of an ONNX node or Keras layer, or what stands before
-        the names of weights in a state dict, such as "encoder.lstm.".
-    activation : str, optional
-        Of a plain RNN whose file does not say it: a `.weights.h5` file, or a state dict that is not from
-        `export_file`. By default "tanh".
-
-    Returns
-    -------
-    target : Path
-        What was written, for `models.load`.
-    layer : LSTM, GRU or RNN
-
-    Raises
-    ------
-    ValueError
-        The format is unknown, or the file does not hold what it should.
-    OSError
-        A file cannot be read or written.
-    ImportError
-        The format's package is not installed.
+    Parameters are as for the command; returned are the path of the model file and the layer.
     """
     source = Path(source)
-    path = source.with_name(f"{_stem(source)}.model.safetensors") if target is None else Path(target)
+    ending = next((e for e in (*SUFFIXES.values(), ".safetensors") if source.name.endswith(e)), source.suffix)
+    beside = source.with_name(source.name.removesuffix(ending) + ".model.safetensors")
+    path = beside if target is None else Path(target)
     if source.suffix == ".onnx":
         from xlstm.interop.onnx import from_onnx
 
@@ -198,16 +170,8 @@ def import_file(
     if kind is not None and type(layer).__name__.lower() != kind:
         raise ValueError(f"{source}: holds an {type(layer).__name__}, expected {kind!r}")
     _not_itself(source, path)
-    sequence.save(path, layer, params)
+    files.save(path, layer, params)
     return path, layer
-
-
-def _stem(path: Path) -> str:
-    """The name of a file without what its format puts behind it."""
-    for suffix in (*SUFFIXES.values(), ".safetensors", path.suffix):
-        if path.name.endswith(suffix):
-            return path.name.removesuffix(suffix)
-    return path.name
 
 
 def _not_itself(source: Path, target: Path) -> None:

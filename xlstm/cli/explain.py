@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from xlstm.arrays import checks, probe
-from xlstm.arrays.backend import DTYPES
+from xlstm.arrays.namespace import DTYPES
 from xlstm.engines.cuda import launch
 from xlstm.engines.cuda.choice import choose, told
 from xlstm.engines.cuda.tiling import Device, Tiling
@@ -29,22 +29,10 @@ PATHS = {
 
 
 def explain(kind: str, T: int, B: int, H: int, dtype: str, card: str | None = None) -> list[tuple[str, str]]:
-    """Return what is chosen for a layer without options, and why nothing else is, as lines with a heading each.
+    """Say what is chosen for a layer without options, and why nothing else, as lines with a heading each.
 
-    Parameters
-    ----------
-    kind : {"lstm", "gru", "rnn", "slstm"}
-    T, B, H : int
-        Steps, sequences, units.
-    dtype : str
-        The dtype of the arrays, such as "float16".
-    card : {"a100", "h100", "h200"}, optional
-        The default is the GPU here, or an H100 where there is none.
-
-    Raises
-    ------
-    ValueError
-        A name or a number is none of these, or a path that was asked for cannot do it.
+    `card` is one of CARDS, by default the GPU here, or else an H100. A name or a number that is none of these, or a
+    path that was asked for and cannot do it, is a ValueError.
     """
     checks.choice(LAYERS)("explain", "layer", kind)
     checks.choice(DTYPES)("explain", "dtype", dtype)
@@ -56,17 +44,14 @@ def explain(kind: str, T: int, B: int, H: int, dtype: str, card: str | None = No
     added = tuple(name.rpartition(".")[2] for name in layer.shapes if name.endswith((".b", ".bh")))
     device, where = _device(card)
     found = choose(kind, told(), pointwise(cell, (), added), "", dtype, H, 1, B, device)
-    rows = [
+    about = f"{device.name}, sm_{device.capability}, {device.sms} SMs, {device.shared // 1024} KB a block{where}"
+    return [
         ("layer", f"{layer!r}, {T} steps of {B} sequences, {dtype}"),
-        (
-            "device",
-            f"{device.name}, sm_{device.capability}, {device.sms} SMs, {device.shared // 1024} KB a block{where}",
-        ),
+        ("device", about),
         ("path", f"{found.path}: {PATHS[found.path]}"),
+        *((tiling.kind, _words(tiling, T)) for tiling in (found.forward, found.backward) if tiling is not None),
+        *((f"not {path}", reason) for path, reason in found.others.items()),
     ]
-    rows += [(t.kind, _words(t, T)) for t in (found.forward, found.backward) if t is not None]
-    rows += [(f"not {path}", reason) for path, reason in found.others.items()]
-    return rows
 
 
 def _words(t: Tiling, T: int) -> str:
@@ -86,6 +71,4 @@ def _device(card: str | None) -> tuple[Device, str]:
     if card is not None:
         return CARDS[card], ""
     failure = probe.cupy_failure()
-    if failure is None:
-        return launch.current(), ""
-    return CARDS["h100"], f" (what if: {failure})"
+    return (launch.current(), "") if failure is None else (CARDS["h100"], f" (what if: {failure})")

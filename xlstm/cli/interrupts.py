@@ -1,8 +1,8 @@
-"""Signals that end the command line: quietly at any moment, with the exit code 128 + signal (130 is Ctrl-C's).
+"""Signals end the command line quietly at any moment, with the exit code 128 + signal (130 is that of Ctrl-C).
 
 Python raises KeyboardInterrupt wherever it happens to be. During imports and after the last line of the program nobody
-catches it, so there a signal ends the process at once; nothing is under way that needs to be cleaned up. In between it
-is raised, and what falls into a destructor or a callback, where Python shows exceptions and ignores them, is sent
+catches it, so there a signal ends the process at once; no work is under way that needs to be cleaned up. In between it
+is raised, and one that falls into a destructor or a callback, where Python shows exceptions and ignores them, is sent
 again.
 """
 
@@ -24,50 +24,47 @@ _received: list[int] = []
 
 
 def is_command(program: str, original: list[str]) -> bool:
-    """Whether a process is the command line, `xlstm` or `python -m xlstm`: by sys.argv[0] and sys.orig_argv."""
+    """Return whether a process is `xlstm` or `python -m xlstm`, by its sys.argv[0] and sys.orig_argv."""
     if program == "-m":  # while the package is being imported
         return "xlstm" in (after for option, after in itertools.pairwise(original) if option == "-m")
     return os.path.basename(program) in ("xlstm", "xlstm.exe")
 
 
 def end_at_once() -> None:
-    """From now on, a signal ends the process on the spot, without a word."""
+    """Let a signal end the process on the spot, without a word."""
     _handle(lambda number, frame: os._exit(128 + number))
 
 
 def interrupt() -> None:
-    """From now on, a signal raises KeyboardInterrupt in the main thread; `received` tells which it was."""
+    """Let a signal raise KeyboardInterrupt in the main thread; `received` tells which signal it was."""
     sys.excepthook = _end_of_interrupted
     sys.unraisablehook = _send_again
-    atexit.register(_handle, signal.SIG_IGN)  # in the last moments of Python, which knows no handlers any more
+    atexit.register(_handle, signal.SIG_IGN)  # in the last moments of Python, which then knows no handlers
     if hasattr(signal, "SIGALRM"):
         signal.signal(signal.SIGALRM, _raise)
-    _handle(_keep_and_raise)
+    _handle(_raise)
 
 
 def done() -> None:
-    """The program is over: a signal ends the process at once, and one that came before decides nothing any more."""
+    """Let a signal end the process at once again; one that came before decides nothing any more."""
     end_at_once()
     exec("")  # Python would die of an interrupt that has passed through `exec`; the next `exec` forgets it
 
 
 def received() -> int | None:
-    """The exit code that goes with the first signal that came, if one did."""
+    """Return the exit code that goes with the first signal that came, if one did."""
     return 128 + _received[0] if _received else None
 
 
 def _handle(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
     for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # the shell has ignored it: a job in the background
+        if signal.getsignal(number) is not signal.SIG_IGN:  # the shell ignores it for a job in the background
             signal.signal(number, handler)
 
 
-def _keep_and_raise(number: int, frame: FrameType | None) -> NoReturn:
-    _received.append(number)
-    raise KeyboardInterrupt
-
-
 def _raise(number: int, frame: FrameType | None) -> NoReturn:
+    if number in SIGNALS:
+        _received.append(number)
     raise KeyboardInterrupt
 
 
@@ -79,9 +76,9 @@ def _end_of_interrupted(kind: type[BaseException], error: BaseException, trace: 
 
 
 def _send_again(ignored: Any) -> None:
-    """An interrupt that Python is about to ignore comes again; errors before any signal are shown as ever.
+    """Send an interrupt again that Python is about to ignore, and show errors before any signal as ever.
 
-    After one, destructors fail because of objects that it left half made.
+    After a signal, destructors fail because of objects that it left half made.
     """
     if received() is None:
         sys.__unraisablehook__(ignored)

@@ -1,4 +1,4 @@
-"""What a measured time depends on: machine, versions, threads, BLAS and its kernel, devices."""
+"""Everything that a measured time depends on: machine, versions, threads, BLAS and its kernel, devices."""
 
 from __future__ import annotations
 
@@ -18,28 +18,38 @@ PACKAGES = (
     *("numpy", "array-api-compat", "safetensors", "threadpoolctl", "numba", "scipy"),
     *("cupy-cuda12x", "cupy-cuda13x", "torch", "jax", "keras", "onnx", "onnxruntime", "h5py", "matplotlib"),
 )
-# Environment variables that change how fast something is, by how they begin.
+# Beginnings of environment variables that change how fast something is.
 VARIABLES = ("OPENBLAS", "OMP", "MKL", "BLIS", "CUPY_TF32", "NVIDIA_TF32", "NUMBA", "XLSTM")
 
 
 def describe() -> dict[str, Any]:
-    """Everything by name, fit for JSON; packages that are not installed are left out."""
+    """Return everything by name, as JSON can hold it; packages that are not installed are left out."""
+    try:
+        count: int | str = threads.available()
+    except ValueError as error:
+        count = f"refused: {error}"
     found: dict[str, Any] = {
         "xlstm": xlstm.__version__,
         "python": f"{platform.python_version()} on {platform.platform()}",
         "processor": processor(),
         "cores": cores.usable(),
-        "threads": _threads(),
+        "threads": count,
         "compiled loops": compiled(),  # before BLAS: they bring another one
         "blas": blas.describe(),
         "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)},
         "packages": {package: version for package in PACKAGES if (version := version_of(package))},
     }
-    return found | {f"backend {name}": str(backend) for name, backend in usable().items()} | _cuda()
+    found |= {f"backend {name}": str(backend) for name, backend in usable().items()}
+    if probe.cupy_failure() is None:
+        runtime = probe.cupy().cuda.runtime
+        found |= {"cuda driver": runtime.driverGetVersion(), "cuda runtime": runtime.runtimeGetVersion()}
+    if "torch" in sys.modules and (torch := probe.torch()).cuda.is_available():
+        found |= {"torch's cuda": torch.version.cuda, "torch's cudnn": torch.backends.cudnn.version()}
+    return found
 
 
 def version_of(package: str) -> str | None:
-    """The version installed, None without."""
+    """Return the version that is installed, or None."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -47,7 +57,7 @@ def version_of(package: str) -> str | None:
 
 
 def compiled() -> str:
-    """Whether the loops on NumPy arrays are compiled, and why not; where the code is kept."""
+    """Say whether the loops on NumPy arrays are compiled, or why not, and where the code is kept."""
     if os.environ.get(jit.VARIABLE) == "0":
         return f"no: {jit.VARIABLE}=0"
     try:
@@ -60,29 +70,9 @@ def compiled() -> str:
         return f"refused: {error}"
 
 
-def _threads() -> int | str:
-    try:
-        return threads.available()
-    except ValueError as error:
-        return f"refused: {error}"
-
-
-def _cuda() -> dict[str, Any]:
-    """Versions of the driver and of CUDA's libraries, on which a GPU's times depend."""
-    found: dict[str, Any] = {}
-    if probe.cupy_failure() is None:
-        runtime = probe.cupy().cuda.runtime
-        found |= {"cuda driver": runtime.driverGetVersion(), "cuda runtime": runtime.runtimeGetVersion()}
-    if "torch" in sys.modules and (torch := probe.torch()).cuda.is_available():
-        found |= {"torch's cuda": torch.version.cuda, "torch's cudnn": torch.backends.cudnn.version()}
-    return found
-
-
 def processor() -> str:
-    """Its name."""
+    """Return the name of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

@@ -1,7 +1,4 @@
-"""Peak memory of a call, measured in a process of its own.
-
-python -m xlstm.cli.peak MODULE:FUNCTION [JSON]
-"""
+"""Peak memory of a call, measured in a process of its own: python -m xlstm.cli.peak MODULE:FUNCTION [JSON]."""
 
 from __future__ import annotations
 
@@ -20,20 +17,11 @@ _STATUS, _REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def of(target: str, *arguments: Any) -> int | None:
-    """Bytes of the device that calls take at most, beyond what was taken before; None where that cannot be seen.
+    """Return the bytes of the device that calls take at most, beyond what was taken before; None if that is unknown.
 
-    Parameters
-    ----------
-    target : str
-        "module:function"; the function is given `arguments`, prepares everything, runs something small so that
-        what is loaded and compiled once is there, and returns the callable that is measured.
-    arguments
-        Fit for JSON.
-
-    Raises
-    ------
-    RuntimeError
-        The process failed.
+    `target` is "module:function"; the function is given `arguments`, which JSON can hold, prepares everything, runs
+    something small so that all is loaded and compiled, and returns the callable that is measured. A process that fails
+    is a RuntimeError.
     """
     command = [sys.executable, "-m", "xlstm.cli.peak", target, json.dumps(arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -45,60 +33,54 @@ def of(target: str, *arguments: Any) -> int | None:
 
 
 def here(call: Callable[[], object]) -> int | None:
-    """`of` in this process, which should have made no GPU arrays but those of the call."""
-    if "cupy" in sys.modules and probe.cupy_failure() is None:
-        pool = probe.cupy().get_default_memory_pool()
-        if pool.used_bytes():
-            return _cupy(call, pool)
-    if "torch" in sys.modules and probe.torch().cuda.is_initialized():
-        return _torch(call, probe.torch().cuda)
-    return _host(call)
+    """Measure a call in this process, which should have made no GPU arrays but those of the call."""
+    pool, cuda = _cupy_pool(), _torch_cuda()
+    peak: Callable[[], int]
+    try:
+        if pool is not None and pool.used_bytes():
+            pool.free_all_blocks()
+            before, peak = pool.used_bytes(), pool.total_bytes
+        elif cuda is not None:
+            cuda.reset_peak_memory_stats()
+            before, peak = cuda.memory_allocated(), cuda.max_memory_allocated
+        else:
+            _REFS.write_text("5")  # the peak starts anew
+            before, peak = _resident("VmRSS"), lambda: _resident("VmHWM")
+        for _ in range(CALLS):
+            call()
+        return int(peak() - before)
+    except OSError:  # the system keeps no account of memory
+        return None
 
 
 def release() -> None:
     """Give unused memory of GPUs back, so that another process can have it."""
-    if "cupy" in sys.modules and probe.cupy_failure() is None:
-        probe.cupy().get_default_memory_pool().free_all_blocks()
-    if "torch" in sys.modules and probe.torch().cuda.is_initialized():
-        probe.torch().cuda.empty_cache()
+    if (pool := _cupy_pool()) is not None:
+        pool.free_all_blocks()
+    if (cuda := _torch_cuda()) is not None:
+        cuda.empty_cache()
 
 
-def _host(call: Callable[[], object]) -> int | None:
-    """Resident memory, as Linux keeps account of it."""
-    try:
-        _REFS.write_text("5")  # the peak starts anew
-        before = _resident("VmRSS")
-        for _ in range(CALLS):
-            call()
-        return _resident("VmHWM") - before
-    except OSError:
-        return None
+def _cupy_pool() -> Any:
+    """Return CuPy's memory pool where CuPy is in use, else None."""
+    used = "cupy" in sys.modules and probe.cupy_failure() is None
+    return probe.cupy().get_default_memory_pool() if used else None
+
+
+def _torch_cuda() -> Any:
+    """Return `torch.cuda` where PyTorch uses a GPU, else None."""
+    used = "torch" in sys.modules and probe.torch().cuda.is_initialized()
+    return probe.torch().cuda if used else None
 
 
 def _resident(name: str) -> int:
+    """Return bytes of resident memory, as Linux keeps account of them."""
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
 
 
-def _cupy(call: Callable[[], object], pool: Any) -> int:
-    """What the memory pool has to hold."""
-    pool.free_all_blocks()
-    before = pool.used_bytes()
-    for _ in range(CALLS):
-        call()
-    return int(pool.total_bytes() - before)
-
-
-def _torch(call: Callable[[], object], cuda: Any) -> int:
-    cuda.reset_peak_memory_stats()
-    before = cuda.memory_allocated()
-    for _ in range(CALLS):
-        call()
-    return int(cuda.max_memory_allocated() - before)
-
-
 def main() -> None:
-    """Measure what the command line names, print bytes."""
+    """Measure the function that the command line names, and print bytes."""
     module, _, function = sys.argv[1].partition(":")
     sys.stdout.write(json.dumps(here(getattr(importlib.import_module(module), function)(*json.loads(sys.argv[2])))))
 

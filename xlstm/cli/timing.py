@@ -27,35 +27,29 @@ def interleave(
 ) -> dict[str, Timing]:
     """Time callables in blocks in turn, A B C, B C A, ..., so that a noisy machine is noisy for all of them alike.
 
-    Parameters
-    ----------
-    calls : dict
-        Callables by name. Each must have finished its work when it returns, on a GPU too.
-    rounds : int
-        Blocks of each.
-    block : float
-        Seconds that a block lasts; at least one call. First calls of it, for `WARM` seconds, are not counted:
-        the worker threads of another library may still be spinning, and a device may have to wake up.
-    show : callable
-        Told the name of the callable before each block.
+    Each callable must have finished its work when it returns, on a GPU too. A block lasts `block` seconds, at least one
+    call. Its first calls, for `WARM` seconds, are not counted: the worker threads of another library may still be
+    spinning, and a device may have to wake up. `show` is told the name before each block.
     """
     samples: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            call = calls[name]
             show(name)
-            warm = time.perf_counter() + min(WARM, block)
-            call()
-            while time.perf_counter() < warm:
-                call()
-            end = time.perf_counter() + block
-            while True:
-                start = time.perf_counter()
-                call()
-                now = time.perf_counter()
-                samples[name].append(now - start)
-                if now > end:
-                    break
+            _repeat(calls[name], min(WARM, block))
+            samples[name] += _repeat(calls[name], block)
     return {name: Timing(min(s), statistics.median(s), len(s)) for name, s in samples.items()}
+
+
+def _repeat(call: Callable[[], object], duration: float) -> list[float]:
+    """Call for so many seconds, at least once, and return the seconds of each call."""
+    found: list[float] = []
+    now = time.perf_counter()
+    end = now + duration
+    while not found or now <= end:
+        start = time.perf_counter()
+        call()
+        now = time.perf_counter()
+        found.append(now - start)
+    return found

@@ -1,81 +1,35 @@
-"""Dates of a table: ISO 8601 read, other notations recognised and refused, rows put on a calendar."""
+"""Dates of a table: ISO 8601 read, other notations refused, rows put on a calendar."""
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xlstm.arrays.checks import shown
-from xlstm.data.table import Table, Text, is_number
+from xlstm.data.notations import COMPACT, HEADERS, ISO_DATE, as_iso, is_other_date
+from xlstm.data.table import Table, Text
 
 Dates = np.ndarray[Any, np.dtype[np.datetime64]]
 
-# 1958, 1958-03, 1958-03-29, 1958-03-29T06, 1958-03-29 06:00, 1958-03-29T06:00:00.5Z
-ISO_DATE = re.compile(r"[0-9]{4}(-[0-9]{2}(-[0-9]{2}([T ][0-9]{2}(:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?)?)?)?)?Z?")
-HEADERS = {"", "date", "datetime", "time", "timestamp", "year", "month", "week", "day", "hour", "ds", "index"}
-CLOCKS = {"date", "datetime", "time", "timestamp", "ds"}  # headers under which a large number is a date, too
-
-WEEKDAY = "(mon|tue|wed|thu|fri|sat|sun)[a-z]*[., ]+"
-MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
-# Notations of a date that are not ISO 8601 in full: groups of digits between signs, names of months, quarters, weeks
-# and days of a year, times of day, and all that begins as an ISO date does; a day of the week may stand before them.
-OTHER_DATE = re.compile(
-    rf"({WEEKDAY})?("
-    rf"[0-9]{{1,4}}[-/. ][0-9]{{1,2}}[-/. ][0-9]{{1,4}}\b.*"
-    rf"|[0-9]{{1,4}}[-/][0-9]{{1,2}}([-/][0-9]{{1,4}})?|[0-9]{{1,2}}[-/.][0-9]{{4}}"
-    rf"|([0-9]{{1,4}}(st|nd|rd|th)?[-/. ]*)?({MONTHS})[a-z]*[-/., ]*[0-9].*"
-    rf"|[0-9]{{4}}[-/ ]?[qwhs][0-9]{{1,2}}.*|[qwh][0-9]{{1,2}}[-/ ]?[0-9]{{4}}|[1-4]q[-/ ]?[0-9]{{2,4}}"
-    rf"|[0-9]{{4}}-[0-9]{{3}}|[0-9]{{1,2}}:[0-9]{{2}}(:[0-9.]+)?( ?[ap]m)?"
-    rf"|[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}.+|[0-9]{{8}}[T ][0-9]+.*|[0-9]{{4}}\u5e74.*)",
-    re.IGNORECASE,
-)
-# Numbers that are dates under the headers of dates: days and months without signs, fractions of years, months before
-# years; and under those of points in time the days of spreadsheets, and seconds, or parts of them, since 1970.
-YEAR = "(1[5-9]|2[0-9])[0-9]{2}"
-YEAR_MONTH = re.compile(rf"{YEAR}(0[1-9]|1[0-2])")
-COMPACT = re.compile(rf"{YEAR_MONTH.pattern}(0[1-9]|[12][0-9]|3[01])")
-NUMBERS = re.compile(rf"{COMPACT.pattern}|{YEAR_MONTH.pattern}|{YEAR}\.[0-9]+|(0?[1-9]|1[0-2])\.{YEAR}")
-SERIAL = re.compile(r"[2-7][0-9]{4}(\.[0-9]+)?")
-EPOCH = re.compile(r"[0-9]{9,19}(\.[0-9]+)?")
-# Notations for which a refusal shows the ISO date.
-FORMS = ("%d/%m/%Y", "%m/%d/%Y", "%Y/%m/%d", "%d/%m/%y", "%m/%d/%y", "%d/%b/%Y", "%b/%d/%Y", "%b/%Y", "%Y/%b", "%m/%Y")
 UNITS = {4: "Y", 7: "M", 10: "D", 13: "h", 16: "m", 19: "s"}  # by the length of the text
 FILL = (10, 10**6)  # rows after filling gaps: at most so many times those of the file, and so many more
 
 
 class Calendar(NamedTuple):
-    """Rows at equal steps of time.
+    """Rows at equal steps of time."""
 
-    Attributes
-    ----------
-    dates : datetime64 array
-        The date of every step.
-    place : int array
-        The step of each row of the file.
-    unit : str
-        A NumPy datetime code, or "B" for business days.
-    every : int
-        Units from a step to the next.
-    """
-
-    dates: Dates
-    place: np.ndarray[Any, np.dtype[np.int64]]
-    unit: str
-    every: int
+    dates: Dates  # the date of every step
+    place: np.ndarray[Any, np.dtype[np.int64]]  # the step of each row of the file
+    unit: str  # a NumPy datetime code, or "B" for business days
+    every: int  # units from a step to the next
 
 
 def column(table: Table) -> int | None:
     """Find the column of dates: the first that is mostly ISO dates, else a first column that holds no numbers.
 
-    Raises
-    ------
-    ValueError
-        There is none, but a column looks like dates in another notation. Shows how the date is to be written.
+    Where there is none, but a column looks like dates in another notation, a ValueError shows how to write them.
     """
     strange: list[tuple[int, int]] = []  # columns and rows
     for k, name in enumerate(table.header):
@@ -83,50 +37,43 @@ def column(table: Table) -> int | None:
         found = [cell for cell in cells if ISO_DATE.fullmatch(cell) and (k == 0 or "-" in cell)]
         if 2 * len(found) > len(cells) and (name.lower() in HEADERS or "-" in found[0]):
             return k
-        others = [row for row, cell in enumerate(cells) if _other_date(name.lower(), cell)]
+        others = [row for row, cell in enumerate(cells) if is_other_date(name.lower(), cell)]
         if not others and k == 0 and len(table.header) > 1 and all(COMPACT.fullmatch(cell) for cell in cells):
-            others = [0]
-            found = cells[1:]
-        if others and 2 * (len(found) + len(others)) > len(cells):
+            strange.append((k, 0))
+        elif others and 2 * (len(found) + len(others)) > len(cells):
             strange.append((k, others[0]))
     if strange:
-        raise ValueError(_not_understood(table, *strange[0]))
+        k, row = strange[0]
+        cell = table.sample[row][k]
+        written = " or ".join(as_iso(cell)) or "2024-02-29, 2024-02 or 2024-02-29T06:00"
+        raise ValueError(
+            f"{table.line(row)}, column {table.header[k]} holds {shown(cell)}, which looks like a date but is not in "
+            f"ISO 8601 (in UTC or without a zone); write {written}, or leave the column out to take rows as equal "
+            "steps in the order of the file"
+        )
     if len(table.header) > 1 and (table.header[0].lower() in HEADERS or not table.numeric[0]):
         return 0
     return None
 
 
 def read(cells: Text, line: Callable[[int], str]) -> Dates | None:
-    """Read rising dates; None where the cells are labels or numbers instead.
+    """Read cells (N,) as rising dates; None where they are labels or numbers instead.
 
-    Parameters
-    ----------
-    cells : array (N,)
-    line : function
-        Names the line of a row.
-
-    Raises
-    ------
-    ValueError
-        Some cells are dates and others not, a date does not exist, is outside of what NumPy can hold, or does not
-        come after the one before. Names the line.
+    Where some cells are dates and others not, or a date does not exist, is outside of the range of NumPy, or does not
+    come after the one before, a ValueError names the line, by `line` of its row.
     """
     strange = [row for row, cell in enumerate(cells) if not ISO_DATE.fullmatch(cell)]
     if len(strange) == len(cells) or (strange and all(cells[row].isdigit() for row in strange)):
         return None  # or an index that has just reached four digits
-    try:
-        if strange:
-            raise ValueError
-        dates = _datetimes(cells)
-    except ValueError:
+    dates = None if strange else _datetimes(cells)
+    if dates is None:
         row = next((row for row, cell in enumerate(cells) if not _exists(cell)), None)
         if row is None:
-            raise ValueError(
-                f"{line(0)}: dates to a billionth of a second are expected from 1678 to 2262, here and below"
-            ) from None
+            expected = "dates to a billionth of a second are expected from 1678 to 2262"
+            raise ValueError(f"{line(0)}: {expected}, here and below")
         if cells[row] == "":
-            raise ValueError(f"{line(row)}: the date is missing, expected one as in the other rows") from None
-        raise ValueError(f"{line(row)}: {shown(str(cells[row]))} is not a date like the others") from None
+            raise ValueError(f"{line(row)}: the date is missing, expected one as in the other rows")
+        raise ValueError(f"{line(row)}: {shown(str(cells[row]))} is not a date like the others")
     fall = np.flatnonzero(np.diff(dates.astype("int64")) <= 0)
     if fall.size:
         row = int(fall[0]) + 1
@@ -138,10 +85,7 @@ def read(cells: Text, line: Callable[[int], str]) -> Dates | None:
 def calendar(dates: Dates, line: Callable[[int], str]) -> Calendar | None:
     """Put rising dates on equal steps of time; None where there are fewer than two or they have no common rhythm.
 
-    Raises
-    ------
-    ValueError
-        They have a rhythm, and a gap so long that it would have to be filled with more rows than FILL allows.
+    A gap that would have to be filled with more rows than FILL allows is a ValueError that names its line.
     """
     if len(dates) < 2:
         return None
@@ -163,86 +107,27 @@ def calendar(dates: Dates, line: Callable[[int], str]) -> Calendar | None:
     return Calendar(whole, place, unit, every)
 
 
-def _other_date(header: str, cell: str) -> bool:
-    """Whether a cell looks like a date in a notation that `read` does not take."""
-    if ISO_DATE.fullmatch(cell):
-        return False
-    if is_number(cell):
-        point_in_time = header in CLOCKS and (SERIAL.fullmatch(cell) or EPOCH.fullmatch(cell))
-        return bool(point_in_time or (header in HEADERS and NUMBERS.fullmatch(cell)))
-    return OTHER_DATE.fullmatch(cell) is not None
-
-
-def _not_understood(table: Table, k: int, row: int) -> str:
-    """The refusal of a date, with what would be understood."""
-    cell = table.sample[row][k]
-    written = " or ".join(_as_iso(cell)) or "2024-02-29, 2024-02 or 2024-02-29T06:00"
-    return (
-        f"{table.line(row)}, column {table.header[k]} holds {shown(cell)}, which looks like a date but is not in "
-        f"ISO 8601 (in UTC or without a zone); write {written}, or leave the column out to take rows as equal steps in "
-        "the order of the file"
-    )
-
-
-def _as_iso(cell: str) -> list[str]:
-    """The dates that a cell in another notation may mean."""
-    found: list[str] = []
-    if EPOCH.fullmatch(cell) and not COMPACT.fullmatch(cell):
-        seconds = float(cell) / 1000.0 ** max(0, (len(cell.partition(".")[0]) - 8) // 3)
-        with contextlib.suppress(ValueError, OverflowError, OSError):
-            return [f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%dT%H:%M:%S}"]
-    if SERIAL.fullmatch(cell):
-        return [str(datetime.date(1899, 12, 30) + datetime.timedelta(int(float(cell))))]
-    if YEAR_MONTH.fullmatch(cell):
-        return [f"{cell[:4]}-{cell[4:]}"]
-    if quarter := re.fullmatch(r"([0-9]{4})[-/ ]?q([1-4])|q?([1-4])q?[-/ ]?([0-9]{4})", cell, re.IGNORECASE):
-        year, number = quarter[1] or quarter[4], int(quarter[2] or quarter[3])
-        return [f"{year}-{3 * number - 2:02d}"]
-    with contextlib.suppress(ValueError, OverflowError):  # zones, weeks, days without signs between
-        moment = datetime.datetime.fromisoformat(cell)
-        if moment.tzinfo is not None:
-            moment = moment.astimezone(datetime.UTC)
-        if (moment.hour, moment.minute, moment.second) == (0, 0, 0) and "T" not in cell and ":" not in cell:
-            return [f"{moment:%Y-%m-%d}"]
-        return [f"{moment:%Y-%m-%dT%H:%M:%S}"]
-    plain = re.sub(f"^{WEEKDAY}", "", cell, flags=re.IGNORECASE)
-    plain = re.sub(rf"([0-9])(st|nd|rd|th)\b|({MONTHS})[a-z]*", r"\1\3", plain, flags=re.IGNORECASE)
-    plain = re.sub(r"[-/., ]+", "/", plain)
-    for form in FORMS:
-        with contextlib.suppress(ValueError):
-            date = datetime.datetime.strptime(plain, form)
-            iso = f"{date:%Y-%m-%d}" if "%d" in form else f"{date:%Y-%m}"
-            if iso not in found:
-                found.append(iso)
-    return found
-
-
 def _exists(cell: str) -> bool:
-    """Whether a cell is an ISO date that the calendar has, unlike 2024-02-31, and that `_datetimes` can hold."""
-    if not ISO_DATE.fullmatch(cell):
-        return False
-    try:
-        _datetimes(np.array([cell], dtype=np.dtypes.StringDType()))
-    except ValueError:
-        return False
-    return True
+    """Return whether a cell is an ISO date that the calendar has, unlike 2024-02-31, and that NumPy can hold."""
+    return bool(ISO_DATE.fullmatch(cell)) and _datetimes(np.array([cell], dtype=np.dtypes.StringDType())) is not None
 
 
-def _datetimes(cells: Text) -> Dates:
-    """ISO dates in the unit of the longest of them."""
+def _datetimes(cells: Text) -> Dates | None:
+    """Return ISO dates in the unit of the longest of them; None where one does not exist or does not fit."""
     plain = np.strings.rstrip(cells, "Z")
     length = int(np.max(np.strings.str_len(plain)))
     unit = UNITS.get(length) or ("ms", "us", "ns")[(length - 21) // 3]
-    dates = plain.astype(f"datetime64[{unit}]")
-    if unit == "ns" and np.any(
-        dates.astype("datetime64[s]") != np.array([cell[:19] for cell in plain], "datetime64[s]")
-    ):
-        raise ValueError("dates in billionths of a second lie between 1678 and 2262")
-    return dates
+    try:
+        dates: Dates = plain.astype(f"datetime64[{unit}]")
+        seconds = np.array([cell[:19] for cell in plain], "datetime64[s]") if unit == "ns" else None
+    except ValueError:
+        return None
+    # Dates in billionths of a second outside of 1678 to 2262 wrap around.
+    return dates if seconds is None or np.all(dates.astype("datetime64[s]") == seconds) else None
 
 
 def _coarsest(dates: Dates) -> tuple[Dates, str]:
-    """Dates in the coarsest unit that has a rhythm: first or last days of months differ in days, not in months."""
+    """Return dates in the coarsest unit that has a rhythm: first or last days of months become months."""
     unit = str(np.datetime_data(dates.dtype)[0])
     if unit != "D":
         return dates, unit

@@ -1,8 +1,8 @@
 """Descriptions that other people wrote, JSON and YAML, read within bounds; and objects made of them.
 
 A file may hold anything. Its size, its nesting, the number of its values and the size of its numbers are bounded before
-or while it is read, so that time and memory are those of its size, and every refusal is a short ValueError or TypeError
-that names the file.
+or while it is read, so that time and memory are in proportion to its size, and every refusal is a short ValueError or
+TypeError that names the file.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from xlstm.arrays.checks import shown
 Made = TypeVar("Made")
 
 JSON_BYTES = 1 << 23
-YAML_BYTES = 1 << 16  # which PyYAML takes some 100 times as long for
+YAML_BYTES = 1 << 16  # for which PyYAML takes some 100 times as long
 VALUES = 500_000  # in a document, of which the worst take 100 bytes each
 DEEPEST = 64  # containers in containers
-DIGITS = 40  # of a whole number
+DIGITS = 40  # longest whole number
 LONGEST = 600  # characters of a message, whatever a file holds
 
 # Plain scalars of YAML 1.2, but for octal numbers: 1e-6 is a number; 12:30:00, 017 and "no" are text.
@@ -39,7 +39,7 @@ WORDS: dict[str, Any] = {
 
 @contextlib.contextmanager
 def brief() -> Iterator[None]:
-    """Messages of errors are short and printable, whatever names and values of a file they quote."""
+    """Make messages of errors short and printable, whatever names and values of a file they quote."""
     try:
         yield
     except (ValueError, TypeError, OSError) as error:
@@ -50,16 +50,15 @@ def brief() -> Iterator[None]:
         raise next(kind for kind in kinds if isinstance(error, kind))(text) from None
 
 
-def document(path: Path) -> dict[str, Any]:
-    """The object that a .json or .yaml file holds.
+def cut(text: str) -> str:
+    """Return a message without its middle where it is too long, and with escapes for what cannot be printed."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST * 2 // 3]} ... {text[-LONGEST // 4 :]}"
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
-    Raises
-    ------
-    OSError, ValueError
-        There is no such file, it is no such document, or it is beyond the bounds of one.
-    ImportError
-        It is YAML, and PyYAML is not installed.
-    """
+
+def document(path: Path) -> dict[str, Any]:
+    """Return the object that a .json or .yaml file holds; ValueError if it holds none or is beyond bounds."""
     is_json = path.suffix == ".json"
     blob = content(path, JSON_BYTES if is_json else YAML_BYTES)
     found = from_json(str(path), blob) if is_json else from_yaml(str(path), blob)
@@ -69,7 +68,7 @@ def document(path: Path) -> dict[str, Any]:
 
 
 def content(path: Path, most: int) -> bytes:
-    """The bytes of a file that has at most so many; ValueError if it has more."""
+    """Return the bytes of a file; ValueError if there are more than `most`."""
     with open(path, "rb") as file:
         found = file.read(most + 1)
     if len(found) > most:
@@ -78,14 +77,14 @@ def content(path: Path, most: int) -> bytes:
 
 
 def from_json(where: str, given: bytes | str) -> Any:
-    """The value of a JSON text; ValueError if there is none, or it is beyond bounds."""
+    """Return the value of a JSON text; ValueError if there is none, or it is beyond bounds."""
     try:
         text = given if isinstance(given, str) else given.decode("utf-8")
         most = VALUES + len(text) // 20
         if sum(map(text.count, ",[{")) > most:
             raise ValueError(f"it has more than {most} values")
         found = json.loads(text, parse_int=_whole, parse_float=_real, parse_constant=_real, object_pairs_hook=_once)
-        _shallow(found)
+        _check_depth(found)
     except RecursionError:
         raise ValueError(f"{where}: not readable JSON (it is nested more than {DEEPEST} deep)") from None
     except ValueError as error:
@@ -94,7 +93,7 @@ def from_json(where: str, given: bytes | str) -> Any:
 
 
 def from_yaml(where: str, given: bytes) -> Any:
-    """The value of a YAML 1.2 text without tags; ValueError if there is none, or it is beyond bounds."""
+    """Return the value of a YAML 1.2 text without tags; ValueError if there is none, or it is beyond bounds."""
     try:
         import yaml
     except ModuleNotFoundError as error:
@@ -107,7 +106,7 @@ def from_yaml(where: str, given: bytes) -> Any:
 
 
 class _Composer:
-    """Values from the events of PyYAML, which takes any depth, and any number of copies by aliases, itself."""
+    """Makes values from the events of PyYAML, which takes any depth, and any number of copies by aliases, itself."""
 
     def __init__(self, yaml: Any, events: Iterator[Any]) -> None:
         self.yaml, self.events = yaml, events
@@ -115,12 +114,12 @@ class _Composer:
         self.anchors: dict[str, tuple[Any, int]] = {}  # values, and how many there are in each
 
     def document(self) -> Any:
-        """The value of the one document."""
-        start = [type(next(self.events)).__name__ for _ in range(2)]  # of the stream, then of the document
-        if start[-1] != "DocumentStartEvent":
+        """Return the value of the one document."""
+        next(self.events)
+        if not isinstance(next(self.events), self.yaml.DocumentStartEvent):
             return None
         found = self._value(next(self.events), 0)
-        _shallow(found)  # with its aliases
+        _check_depth(found)  # with its aliases
         next(self.events)
         if not isinstance(next(self.events), self.yaml.StreamEndEvent):
             raise ValueError("there are several documents, expected one")
@@ -163,7 +162,7 @@ class _Composer:
 
 
 def _scalar(text: str) -> Any:
-    """The value of a plain scalar of YAML."""
+    """Return the value of a plain scalar of YAML."""
     if text in WORDS:
         return WORDS[text]
     if INTEGER.fullmatch(text):
@@ -185,34 +184,30 @@ def _real(text: str) -> float:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, no key of which is there twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {shown(twice)} is there twice")
+    """Return an object of pairs; ValueError if a key is there twice."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"key {shown(name)} is there twice")
+        found[name] = value
     return found
 
 
-def _shallow(value: Any) -> None:
+def _check_depth(value: Any) -> None:
     """Raise ValueError if containers are nested too deep."""
     level = [value]
     for _ in range(DEEPEST + 1):
-        level = [
-            v for one in level if isinstance(one, dict | list) for v in (one if isinstance(one, list) else one.values())
-        ]
+        inner = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
+        level = [v for values in inner for v in values]
         if not level:
             return
     raise ValueError(f"it is nested more than {DEEPEST} deep")
 
 
 def made(where: str, kind: Callable[..., Made], options: Any, *first: Any) -> Made:
-    """A dataclass of values by the names of its fields, after those that are given first; the class checks the values.
+    """Return a dataclass of values by the names of its fields, after those that are given first.
 
-    Raises
-    ------
-    TypeError, ValueError
-        A name is unknown or missing, or the class refuses a value.
+    A name that is unknown or missing is a ValueError; the class checks the values.
     """
     if not isinstance(options, dict):
         raise TypeError(f"{where}: is {shown(options)}, expected an object")
@@ -224,10 +219,3 @@ def made(where: str, kind: Callable[..., Made], options: Any, *first: Any) -> Ma
         if name not in options and field.default is MISSING:
             raise ValueError(f"{where}: {name} is missing")
     return kind(*first, **options)
-
-
-def cut(text: str) -> str:
-    """A message without its middle where it is too long, and with escapes for what cannot be printed."""
-    if len(text) > LONGEST:
-        text = f"{text[: LONGEST * 2 // 3]} ... {text[-LONGEST // 4 :]}"
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

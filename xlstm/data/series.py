@@ -6,28 +6,23 @@ import contextlib
 import math
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from xlstm.arrays.checks import few, shown
 from xlstm.data import dates
-from xlstm.data import table as tables
-from xlstm.data.table import Table
-from xlstm.data.windows import Values
+from xlstm.data.batches import Values
+from xlstm.data.notations import ISO_DATE
+from xlstm.data.table import Table, is_number
 
 DATASETS = ("sunspots", "co2")
 STEP_NAMES = {
-    ("Y", 1): "year",
-    ("M", 1): "month",
-    ("D", 7): "week",
-    ("D", 1): "day",
-    ("B", 1): "business day",
-    ("h", 1): "hour",
-    ("m", 60): "hour",
+    **{("Y", 1): "year", ("M", 1): "month", ("D", 7): "week", ("D", 1): "day"},
+    **{("B", 1): "business day", ("h", 1): "hour", ("m", 60): "hour"},
 }
 
 
@@ -46,15 +41,8 @@ class Labels(Sequence[str]):
     def __len__(self) -> int:
         return len(self.values)
 
-    @overload
-    def __getitem__(self, k: int) -> str: ...
-    @overload
-    def __getitem__(self, k: slice) -> list[str]: ...
-    def __getitem__(self, k: int | slice) -> str | list[str]:
+    def __getitem__(self, k: Any) -> Any:
         return [str(value) for value in self.values[k]] if isinstance(k, slice) else str(self.values[k])
-
-    def __iter__(self) -> Iterator[str]:
-        return map(str, self.values)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
@@ -75,12 +63,11 @@ class Series:
     labels : sequence of str
         The date of each row, or its number where the file has no dates.
     unit : str or None
-        Unit of the calendar, a NumPy datetime code such as "M" or "D", or "B" for business days; None
-        without dates.
+        Unit of the calendar, a NumPy datetime code such as "M" or "D", or "B" for business days; None without dates.
     every : int
         Units from one row to the next.
     note : str
-        What was done to the rows, for people; empty if nothing.
+        Changes to the rows in words; empty if there are none.
     """
 
     name: str
@@ -92,16 +79,16 @@ class Series:
 
     @property
     def step(self) -> str:
-        """What one row is in time, "month" for example; "step" where that has no name."""
+        """The time from one row to the next, such as "month"; "step" where that has no name."""
         return STEP_NAMES.get((self.unit or "", self.every), "step")
 
     @property
     def gaps(self) -> int:
-        """Rows without a value."""
+        """The number of rows without a value."""
         return int(np.count_nonzero(np.isnan(self.values)))
 
     def after(self, steps: int) -> list[str]:
-        """Labels of the `steps` rows that would come after the last one."""
+        """Return the labels of the `steps` rows that would come after the last one."""
         if self.unit is None:
             return [f"+{k}" for k in range(1, steps + 1)]
         ahead = self.every * np.arange(1, steps + 1)
@@ -112,7 +99,7 @@ class Series:
 
 
 def bundled(name: str) -> Path:
-    """Path of a CSV file that comes with the package: "sunspots" (monthly, 1749-1983) or "co2" (weekly, 1958-2001)."""
+    """Return the path of a CSV file of the package: "sunspots" (monthly, 1749-1983) or "co2" (weekly, 1958-2001)."""
     if name not in DATASETS:
         raise ValueError(f"dataset: {name!r} is unknown, expected one of {', '.join(DATASETS)}")
     return Path(__file__).parent / "datasets" / f"{name}.csv"
@@ -121,11 +108,10 @@ def bundled(name: str) -> Path:
 def read_csv(path: str | os.PathLike[str], column: str | None = None, usual: str | None = None) -> Series:
     """Read one column of a CSV file as a series.
 
-    The file has a header line and commas, semicolons (then a decimal comma is understood), tabs or
-    bars between cells. If a column holds dates (ISO 8601 in UTC or without a zone: 1958, 1958-03,
-    1958-03-29, 1958-03-29T06:00), or the first ones are year and month, they must rise, and rows
-    missing from their rhythm become gaps, weekends excepted where no row falls on one. An empty cell
-    is a gap; gaps at the beginning and the end are dropped.
+    The file has a header line and commas, semicolons (then a decimal comma is understood), tabs or bars between cells.
+    If a column holds dates (ISO 8601 in UTC or without a zone: 1958, 1958-03, 1958-03-29, 1958-03-29T06:00), or the
+    first ones are year and month, they must rise, and rows missing from their rhythm become gaps, weekends excepted
+    where no row falls on one. An empty cell is a gap; gaps at the beginning and the end are dropped.
 
     Parameters
     ----------
@@ -140,13 +126,13 @@ def read_csv(path: str | os.PathLike[str], column: str | None = None, usual: str
     OSError
         The file cannot be read.
     ValueError
-        The file is empty or malformed, the column is unknown or could be several, a cell is not a
-        finite number, dates do not rise or are in another notation than ISO 8601, or a gap is too long to be
-        filled. Names file, row and column.
+        The file is empty or malformed, the column is unknown or could be several, a cell is not a finite number, dates
+        do not rise or are in another notation than ISO 8601, or a gap is too long to be filled. Names file, row and
+        column.
     """
-    table = tables.read(path)
+    table = Table(path)
     where = table.path
-    if all(tables.is_number(cell) or dates.ISO_DATE.fullmatch(cell) for cell in table.header):
+    if all(is_number(cell) or ISO_DATE.fullmatch(cell) for cell in table.header):
         raise ValueError(f"{where}: line 1 holds data, expected a header with the names of the columns")
     if table.rows < 2:
         raise ValueError(f"{where}: {table.rows} rows under the header, expected a series")
@@ -181,7 +167,7 @@ def read_csv(path: str | os.PathLike[str], column: str | None = None, usual: str
 
 
 def _column(table: Table, column: str | None, usual: str | None, date: int | None) -> int:
-    """Index of the column of values."""
+    """Return the index of the column of values."""
     header = table.header
     if column is not None:
         if header.count(column) != 1:
@@ -200,29 +186,21 @@ def _column(table: Table, column: str | None, usual: str | None, date: int | Non
 
 
 def _numbers(table: Table, k: int) -> Values:
-    """The numbers of a column, (N,), NaN for empty cells."""
+    """Return the numbers of a column, (N,), NaN for empty cells."""
     found = array("d")
     for cells in table.blocks(k):
-        plain = [cell.replace(",", ".") for cell in cells] if table.decimal == "," else cells
         start = len(found)
-        with contextlib.suppress(ValueError):
-            found.extend(map(float, plain))  # all cells of most blocks are numbers
-        if len(found) < start + len(cells) or not np.all(np.isfinite(found[start:])):
-            del found[start:]
-            found.extend(_number(table, k, start + row, cell) for row, cell in enumerate(cells))
+        texts = [cell or "nan" for cell in cells]
+        if table.decimal == ",":
+            texts = [text.replace(",", ".") for text in texts]
+        with contextlib.suppress(ValueError):  # the cell after the last one that is read is no number
+            found.extend(map(float, texts))
+        read = np.array(found[start:])
+        if len(read) < len(cells) or not np.all(np.isfinite(read)):
+            for row, cell in enumerate(cells):
+                if row == len(read) or (cell and not math.isfinite(read[row])):
+                    raise ValueError(
+                        f"{table.line(start + row)}, column {table.header[k]} holds {shown(cell)}, "
+                        "expected a finite number or nothing for a gap"
+                    )
     return np.array(found)
-
-
-def _number(table: Table, k: int, row: int, cell: str) -> float:
-    if cell == "":
-        return math.nan
-    try:
-        value = float(cell.replace(table.decimal, "."))
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(
-            f"{table.line(row)}, column {table.header[k]} holds {shown(cell)}, "
-            "expected a finite number or nothing for a gap"
-        )
-    return value

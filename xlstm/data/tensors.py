@@ -38,14 +38,7 @@ class Tensors:
     metadata : dict of str to str
     shapes : dict of str to tuple of int
     dtypes : dict of str to str
-        Under the format's own names.
-
-    Raises
-    ------
-    FileNotFoundError, IsADirectoryError
-        There is no such file.
-    ValueError
-        It is no safetensors file, or is damaged.
+        The format's own names.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -61,27 +54,25 @@ class Tensors:
         self._file = open(path, "rb")  # noqa: SIM115 (closed with the object)
         weakref.finalize(self, self._file.close)
         try:
-            self._describe()
+            self._read_header()
         except ValueError as error:
             raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
 
     def read(self, names: Iterable[str] | None = None) -> dict[str, Host]:
-        """Arrays, by default all; bfloat16, which NumPy does not have, as float32."""
+        """Return arrays, by default all; bfloat16, which NumPy does not have, comes as float32."""
         return {name: self._read(name) for name in (self.shapes if names is None else names)}
 
     def _read(self, name: str) -> Host:
         shape, dtype = self.shapes[name], self.dtypes[name]
-        count = math.prod(shape)
         self._file.seek(self._starts[name])
-        found: Host = np.fromfile(self._file, DTYPES[dtype], count)
-        if found.size != count:
+        found: Host = np.fromfile(self._file, DTYPES[dtype], math.prod(shape))
+        if found.size != math.prod(shape):
             raise ValueError(f"{self.path}: {name} ends early, the file has changed while it was read")
         if dtype == "BF16":
             found = (found.astype(np.uint32) << 16).view(np.float32)
         return found.reshape(shape)
 
-    def _describe(self) -> None:
-        """Read the header."""
+    def _read_header(self) -> None:
         size = os.fstat(self._file.fileno()).st_size
         length = int.from_bytes(self._file.read(8), "little")
         if not 2 <= length <= size - 8:
@@ -94,19 +85,17 @@ class Tensors:
         self.metadata = header.pop(METADATA, {})
         if not isinstance(self.metadata, dict) or not all(isinstance(v, str) for v in self.metadata.values()):
             raise ValueError(f"its {METADATA} are {shown(self.metadata)}, expected names and texts")
-        spans = sorted((*self._span(name, about), name) for name, about in header.items())
         end = 0
-        for first, last, name in spans:
+        for first, last, name in sorted((*self._span(name, about), name) for name, about in header.items()):
             if first != end:
-                raise ValueError(
-                    f"{name} begins at byte {first} of the arrays, expected {end}, the end of the one before"
-                )
+                before = f"expected {end}, the end of the one before"
+                raise ValueError(f"{name} begins at byte {first} of the arrays, {before}")
             end, self._starts[name] = last, 8 + length + first
         if end != size - 8 - length:
             raise ValueError(f"its arrays have {end} bytes, the file has {size - 8 - length} for them")
 
     def _span(self, name: str, about: Any) -> tuple[int, int]:
-        """Where an array lies, as its description says."""
+        """Return the bytes in which an array lies, once its description is checked."""
         if not isinstance(about, dict) or set(about) != {"dtype", "shape", "data_offsets"}:
             raise ValueError(f"{name} is {shown(about)}, expected dtype, shape and data_offsets")
         dtype, shape, span = about["dtype"], about["shape"], about["data_offsets"]

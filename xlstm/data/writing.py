@@ -20,49 +20,53 @@ from pathlib import Path
 from typing import NamedTuple
 
 PATIENCE = 1.0  # seconds to wait for others who write several files into a folder
+AnyPath = str | os.PathLike[str]
 
 
-def write(path: str | os.PathLike[str], blob: bytes) -> None:
-    """Write a file whole or not at all; raises as `whole` does."""
+class _File(NamedTuple):
+    path: Path
+    temporary: Path
+
+
+class _Enough(Exception):  # noqa: N818 (no error)
+    """Ends `check` before the file is replaced."""
+
+
+def write(path: AnyPath, blob: bytes) -> None:
+    """Write a file whole or not at all; raises OSError as `together` does."""
     with whole(path) as temporary:
         temporary.write_bytes(blob)
 
 
 @contextlib.contextmanager
-def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path to write to in place of `path`, which then takes its place in one step, unless there is an error.
-
-    Raises
-    ------
-    OSError
-        The file cannot be written, or its folder cannot; names `path`.
-    """
+def whole(path: AnyPath) -> Iterator[Path]:
+    """Give a path to write to in place of `path`, which it then replaces in one step, unless there is an error."""
     with together(path) as (temporary,):
         yield temporary
 
 
 @contextlib.contextmanager
-def together(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
-    """Paths to write to in place of `paths`, files of one folder, which they replace once all of them are on the disk.
+def together(*paths: AnyPath) -> Iterator[list[Path]]:
+    """Give paths to write to in place of files of one folder, which they replace once all of them are on the disk.
 
     They are replaced in the order given, so the file that names the others comes last. An interrupt in between does not
     stop it; a power cut may. So may an error of the system that comes only then: the files before that one are the new
     ones already, it and those after it stay the old ones. Others who write several files there at the same time wait.
-
-    Raises
-    ------
-    OSError
-        A file or the folder cannot be written to, or a file cannot be replaced; names the path.
+    The OSError of a file that cannot be written or replaced names the path that was given.
     """
-    files = [_File(Path(path), _temporary(Path(path))) for path in paths]
+    files = [_File(Path(path), Path(path).parent / f".xlstm-{secrets.token_hex(8)}.tmp") for path in paths]
     try:
         modes = [_create(file) for file in files]
         yield [file.temporary for file in files]
         for file, mode in zip(files, modes, strict=True):
             _finish(file, mode)
-        with _alone(files[0].path.parent) if len(files) > 1 else contextlib.nullcontext():
+        with _opened(files[0].path.parent) as folder:
+            if len(files) > 1 and folder is not None:
+                _wait_for_others(folder)
             _replace(files)
-        _sync(files[0].path.parent)
+            if folder is not None:
+                with contextlib.suppress(OSError):  # not every system can have names on the disk
+                    os.fsync(folder)
     except BaseException as error:
         for file in files:
             with contextlib.suppress(OSError):
@@ -72,15 +76,10 @@ def together(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
         raise
 
 
-def append(path: str | os.PathLike[str], text: str) -> None:
+def append(path: AnyPath, text: str) -> None:
     """Add lines to a file, or to a stream such as /dev/stdout: all of them, or none where the disk is full.
 
-    Others may add lines to it at the same time; an empty `text` shows whether the file can be written to.
-
-    Raises
-    ------
-    OSError
-        The file cannot be written to.
+    Others may add lines to it at the same time. An empty `text` raises the OSError of a file that cannot be written.
     """
     blob = text.encode()
     try:
@@ -93,30 +92,14 @@ def append(path: str | os.PathLike[str], text: str) -> None:
         raise OSError(error.errno, f"not saved, {error.strerror}", str(path)) from error
 
 
-def check(path: str | os.PathLike[str]) -> None:
-    """Raise the OSError with which writing to `path` would fail now; nothing is left behind.
-
-    A full disk shows while the file is written, not here.
-    """
+def check(path: AnyPath) -> None:
+    """Raise the OSError with which writing to `path` would fail now, a full disk excepted; nothing is left behind."""
     with contextlib.suppress(_Enough), whole(path):
         raise _Enough
 
 
-class _Enough(Exception):  # noqa: N818 (no error)
-    """Ends `check` before the file is replaced."""
-
-
-class _File(NamedTuple):
-    path: Path
-    temporary: Path
-
-
-def _temporary(path: Path) -> Path:
-    return path.parent / f".xlstm-{secrets.token_hex(8)}.tmp"
-
-
 def _create(file: _File) -> int:
-    """Make the temporary file, which must not be there, not even as a link; the mode that it is to have in the end."""
+    """Make the temporary file, which must not exist even as a link, and return the mode that it is to have."""
     old = _mode(file.path)
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
     handle = os.open(file.temporary, flags, 0o666 if old is None else 0o600)  # less the umask
@@ -127,7 +110,7 @@ def _create(file: _File) -> int:
 
 
 def _mode(path: Path) -> int | None:
-    """The mode of a file that can be replaced, None where there is none yet."""
+    """Return the mode of a file that can be replaced, or None where there is none yet."""
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):  # or a link to nowhere
@@ -158,45 +141,13 @@ def _replace(files: list[_File]) -> None:
         raise
     except BaseException:
         if not files[0].temporary.exists():
-            for file in files:
-                if file.temporary.exists():
-                    os.replace(file.temporary, file.path)
+            _replace([file for file in files if file.temporary.exists()])
         raise
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until nobody else replaces several files in a folder; not for ever, and only where folders have locks."""
-    with _opened(folder) as handle:
-        end = time.monotonic() + PATIENCE
-        while handle is not None and not _locked(handle) and time.monotonic() < end:
-            time.sleep(0.002)
-        yield
-
-
-def _locked(handle: int) -> bool:
-    """Lock an open folder; False while another holds the lock, True too where there are no locks."""
-    try:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):
-        return True
-    return True
-
-
-def _sync(folder: Path) -> None:
-    """Have the names in a folder on the disk, where the system can do that."""
-    with _opened(folder) as handle, contextlib.suppress(OSError):
-        if handle is not None:
-            os.fsync(handle)
-
-
-@contextlib.contextmanager
 def _opened(folder: Path) -> Iterator[int | None]:
-    """A folder, opened; None where that cannot be done, because nobody may list it or the system opens only files."""
+    """Open a folder; None where nobody may list it, or the system opens only files."""
     handle = None
     try:
         with contextlib.suppress(OSError):
@@ -207,8 +158,24 @@ def _opened(folder: Path) -> Iterator[int | None]:
             os.close(handle)
 
 
+def _wait_for_others(folder: int) -> None:
+    """Lock an open folder once nobody else has, or after some time; do nothing where folders have no locks."""
+    end = time.monotonic() + PATIENCE
+    with contextlib.suppress(ImportError):
+        import fcntl
+
+        while time.monotonic() < end:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                time.sleep(0.002)
+            except OSError:
+                return
+
+
 def _named(error: OSError, files: list[_File]) -> OSError:
-    """The error with the path that the user gave in the place of the temporary one."""
+    """Return the error with the path that the user gave in the place of the temporary one."""
     path = next((file.path for file in files if str(file.temporary) == str(error.filename)), files[0].path)
     if error.errno is None:
         return OSError(f"{path}: not saved, {error}")

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import blas, workspace
-from xlstm.arrays.backend import Array
+from xlstm.arrays.namespace import Array
 from xlstm.engines import plan
 from xlstm.engines.options import Options
-from xlstm.engines.segments import Segment, Widths, beside, reshape, split
+from xlstm.engines.segments import Segment, Widths, beside, joined, reshape, split
 from xlstm.engines.step import Step
 from xlstm.engines.tape import Gradients, Kept, Tape, swap
 
@@ -27,6 +27,10 @@ class ArrayApi:
 
     name = "array_api"
 
+    def __reduce__(self) -> str:
+        """Copy and pickle it as the one there is."""
+        return "ARRAY_API"
+
     def refuses(self, step: Step, widths: Widths) -> str:
         """Return "", for it takes everything."""
         return ""
@@ -35,48 +39,68 @@ class ArrayApi:
         self, step: Step, x: Array, state: Sequence[Array], widths: Widths, keep: str
     ) -> tuple[Array, list[Array], Tape]:
         """Run all steps; see `Engine`."""
-        tape = Tape(self, step, widths, x)
-        tape.hs[: tape.first, :] = state[0][:, : tape.first].T
+        tape = Tape(self, step, widths, x, state[0])
         zx = None
         if step.xp is not np or "gx" in step.w:  # one large product; elsewhere blocks that stay in the cache
             zx, tape.normal = step.project(x)
-        tape.rule = plan.choose(step, x, tape.first, compiled=False)
-        done = tape.rule.run(functools.partial(self._run, tape, zx, state, keep), split(widths, tape.rule.parts))
+        tape.rule = rule = plan.choose(step, x, tape.first, compiled=False)
+        parts = split(widths, rule.parts)
+        if len(parts) == 1 and not rule.blas and not rule.turn:
+            done = [self._run(tape, zx, state, keep, parts[0])]
+        else:
+            done = rule.run(functools.partial(self._run, tape, zx, state, keep), parts)
         tape.kept = [kept for _, kept in done]
-        idle = [s[:, tape.first :] for s in state]  # of sequences without any step
-        return tape.y, [beside(step.xp, s) for s in zip(*(final for final, _ in done), idle, strict=True)], tape
+        return tape.y, joined(step.xp, [final for final, _ in done], state, tape.first), tape
 
     def _run(
         self, tape: Tape, projected: Array | None, state: Sequence[Array], keep: str, part: Sequence[Segment]
     ) -> tuple[list[Array], list[Kept]]:
+        """Run a part of the batch: the state of each sequence at its own end, and what is kept of each segment."""
         step, y = tape.step, tape.y
-        xp, gates, H, bh, own = step.xp, step.cell.gates, step.H, step.bh, step.own
+        xp, gates, own = step.xp, step.cell.gates, step.own
         kept: list[Kept] = []
         ended: list[Sequence[Array]] = []  # states of the sequences that are over, the longest first
         state = [s[:, part[0].first : part[0].first + part[0].n] for s in state]
         for segment in part:
-            n = segment.n
+            k, n, row = segment.k, segment.n, segment.at + segment.first
             if n < state[0].shape[1]:
                 ended.insert(0, [s[:, n:] for s in state])
                 state = [s[:, :n] for s in state]
-            W = blas.blocks(step.Wh, n) if xp is np and not step.heads else step.Wh
+            W = blas.blocks(step.Wh, n) if xp is np and not step.heads and step.R * step.P * n > blas.SMALL else step.Wh
             options = None if step.bare else Options(step, segment)
-            room = _Room(step, segment, state) if keep != "nothing" else None
-            normal = out = ()
+            # Arrays for all steps: a large step then works in the memory that the step before gave back.
+            rooms: list[list[Any]] = []
+            groups: Sequence[Any] = ()
+            carry = [workspace.empty(xp, (k + 1, *s.shape), s) for s in state[1:]] if keep != "nothing" else []
+            for room, s in zip(carry, state[1:], strict=False):
+                room[0, ...] = s
             for t, zx in enumerate(_projected(tape, projected, segment)):
                 if options is None:
-                    zh = step.recur(W, state[0])
-                    if bh is not None:
-                        zh = zh + bh[:, None]
-                    *state, saved = gates(xp, zx, reshape(zh, (-1, H, n)), *state, **own)
+                    *state, saved = gates(xp, zx, step.recur(W, state[0]), *state, **own)
+                    groups = (saved,)
                 else:
-                    state, saved, normal, out = options.forward(t, W, zx, state)
-                y[segment.rows(t), :] = state[0].T
-                if room is not None:
-                    room.put(t, state, saved if keep == "all" else None, normal, out)
-            if room is not None:
-                kept.append(room.kept())
-        return [beside(xp, s) for s in zip(state, *ended, strict=True)], kept
+                    state, *groups = options.forward(t, W, zx, state)
+                y[row : row + n, :] = state[0].T
+                row += segment.width
+                if keep == "nothing":
+                    continue
+                for room, s in zip(carry, state[1:], strict=True):
+                    room[t + 1, ...] = s
+                if keep == "states":
+                    continue
+                if t == 0:
+                    rooms = [
+                        [None if a is None else workspace.empty(xp, (k, *a.shape), a) for a in group]
+                        for group in groups
+                    ]
+                for group, arrays in zip(rooms, groups, strict=True):
+                    for room, a in zip(group, arrays, strict=True):
+                        if a is not None:
+                            room[t, ...] = a
+            if keep != "nothing":
+                saved = groups[0]._make(rooms.pop(0)) if rooms else None
+                kept.append(Kept(segment, carry, saved, *map(tuple, rooms)))
+        return [beside(xp, s) for s in zip(state, *ended, strict=True)] if ended else list(state), kept
 
     def step(self, step: Step, x: Array, state: Sequence[Array]) -> list[Array]:
         """Run one step from x (B, D); return the state after it."""
@@ -90,23 +114,22 @@ class ArrayApi:
         step, found = tape.step, Gradients(tape)
         WT = step.xp.asarray(step.xp.matrix_transpose(step.Wh), copy=True) if step.heads else _transposed(step.Wh)
         starts = tape.rule.run(functools.partial(self._run_bwd, tape, WT, dy, dstate, found), tape.kept)
-        idle = [d[:, tape.first :] for d in dstate]
-        return found, [beside(step.xp, d) for d in zip(*starts, idle, strict=True)]
+        return found, joined(step.xp, starts, dstate, tape.first)
 
     def _run_bwd(
         self, tape: Tape, WT: Array, dy: Array | None, dend: Sequence[Array], found: Gradients, part: Sequence[Kept]
     ) -> list[Array]:
+        """Differentiate a part of the batch; return the gradient of its initial state."""
         step = tape.step
         xp, cell = step.xp, step.cell
         dstate = [d[:, :0] for d in dend]
         for kept in reversed(part):
-            kept = tape.complete(kept)
-            segment = kept.segment
+            segment, have, kept = kept.segment, dstate[0].shape[1], tape.complete(kept)
             n, first = segment.n, segment.first
-            # The gradient of the sequences that end here is that of the final state.
-            have = dstate[0].shape[1]
-            dstate = [beside(xp, (d, e[:, first + have : first + n])) for d, e in zip(dstate, dend, strict=True)]
-            W = blas.blocks(WT, n) if xp is np and not step.heads else WT
+            if have < n:  # the gradient of the sequences that end here is that of the final state
+                ends = [d[:, first + have : first + n] for d in dend]
+                dstate = [beside(xp, pair) for pair in zip(dstate, ends, strict=True)] if have else ends
+            W = blas.blocks(WT, n) if xp is np and not step.heads and step.R * step.P * n > blas.SMALL else WT
             options = None if step.bare else Options(step, segment)
             own = step.own if options is None else options.own
             block = max(1, DERIVED // max(1, step.R * n))
@@ -116,8 +139,8 @@ class ArrayApi:
                 saved = kept.saved._make([None if a is None else swap(xp, a[start:stop, ...]) for a in kept.saved])
                 local = cell.derivatives(xp, saved, *carry, **own)
                 for t in range(stop - 1, start - 1, -1):
-                    rows = segment.rows(t)
                     here = local._make([None if a is None else a[..., t - start, :, :] for a in local])
+                    rows = segment.rows(t)
                     if dy is not None:
                         dstate[0] = dstate[0] + dy[rows, :].T
                     if options is None:
@@ -128,46 +151,6 @@ class ArrayApi:
                         normal = [a[t, ...] for a in kept.normal]
                         dstate = options.backward(t, W, here, dstate, normal, found)
         return dstate
-
-
-class _Room:
-    """Arrays for what is kept of every step of a segment.
-
-    A large step then works in the memory that the step before gave back, where keeping its arrays would make the
-    system provide fresh pages all along.
-    """
-
-    def __init__(self, step: Step, segment: Segment, state: Sequence[Array]) -> None:
-        self.step, self.segment = step, segment
-        self.carry = [self._empty(segment.k + 1, s) for s in state[1:]]
-        for kept, s in zip(self.carry, state[1:], strict=True):
-            kept[0, ...] = s
-        self.arrays: list[list[Any]] | None = None  # of what the cell saved, of the normalisation, of the projection
-        self.saved: Any = None
-
-    def put(self, t: int, state: Sequence[Array], saved: Any, normal: Sequence[Array], out: Sequence[Array]) -> None:
-        """Keep step t."""
-        for kept, s in zip(self.carry, state[1:], strict=True):
-            kept[t + 1, ...] = s
-        groups = (() if saved is None else saved, normal, out)
-        if self.arrays is None:
-            self.saved = saved
-            k = self.segment.k
-            self.arrays = [[None if a is None else self._empty(k, a) for a in group] for group in groups]
-        for group, arrays in zip(self.arrays, groups, strict=True):
-            for kept, a in zip(group, arrays, strict=True):
-                if kept is not None:
-                    kept[t, ...] = a
-
-    def kept(self) -> Kept:
-        """Return what was kept, under its names."""
-        assert self.arrays is not None
-        saved, normal, out = self.arrays
-        made = None if self.saved is None else self.saved._make(saved)
-        return Kept(self.segment, self.carry, made, tuple(normal), tuple(out))
-
-    def _empty(self, k: int, like: Array) -> Array:
-        return workspace.empty(self.step.xp, (k, *like.shape), like)
 
 
 def _projected(tape: Tape, zx: Array | None, segment: Segment) -> Iterator[Array]:

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from xlstm.arrays import blas, checks
-from xlstm.arrays.backend import Array
+from xlstm.arrays.namespace import Array
 from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cuda.engine import CUDA
 from xlstm.engines.numba.engine import NUMBA
@@ -95,8 +95,18 @@ def choose(step: Step, widths: Widths) -> Engine:
 
 
 def step(step: Step, x: Array, state: Sequence[Array]) -> Sequence[Array]:
-    """Run one step from x (B, D) and the state (B, P), (B, H), ...; return the state after it, (B, P), (B, H), ..."""
-    small = x.shape[0] == 1 and not step.heads and "Wx" in step.w and math.prod(step.Wh.shape) <= blas.SMALL
+    """Run one step from x (B, D) and the state (B, P), (B, H), ...; return the state after it, of the same shapes.
+
+    A loop that has only one step saves nothing: the reference runs it, but for a single sequence in a small layer.
+
+    Raises
+    ------
+    ValueError
+        The engine that was asked for with `use` refuses the layer.
+    """
+    if _asked.get() is not None:
+        choose(step, [(1, x.shape[0])])
+    small = x.shape[0] == 1 and not step.heads and "Wx" in step.w and step.R * step.P <= blas.SMALL
     if small and _asked.get() in (None, NUMBA.name) and not NUMBA.refuses(step, ()):
         return NUMBA.step(step, x, state)
     run = functools.partial(ARRAY_API.step, step, x, state)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from xlstm.arrays.backend import Array, Params
-from xlstm.cells.activations import normalize, normalize_bwd
+from xlstm.arrays.namespace import Array, Params
+from xlstm.cells.normalization import normalize, normalize_bwd
 from xlstm.engines.segments import Segment, reshape
 from xlstm.engines.step import Step
 from xlstm.engines.tape import Gradients
@@ -31,14 +31,13 @@ class Options:
         """Return the state after step t, what the cell saved, the product of h normalised, and h before projection."""
         step, xp = self.step, self.xp
         h = state[0] if self.drop is None else state[0] * self.drop
-        zh = step.recur(W, h)
         normal: tuple[Array, ...] = ()
-        if self.gh is not None:
-            normal = normalize(xp, zh, 0)
+        if self.gh is None:
+            zh = step.recur(W, h)
+        else:
+            normal = normalize(xp, reshape(W @ h, (step.R, h.shape[1])), 0)
             zh = self.gh * normal[0]
-        if step.bh is not None:
-            zh = zh + step.bh[:, None]
-        zh = reshape(zh, (-1, step.H, self.segment.n))
+            zh = reshape(zh if step.bh is None else zh + step.bh[:, None], (-1, step.H, h.shape[1]))
         h, *carry, saved = step.cell.gates(xp, zx, zh, *state, **self.own)
         out: tuple[Array, ...] = ()
         if step.Whr is not None:
@@ -74,4 +73,4 @@ class Options:
 
     def _shares(self, t: int) -> list[Any]:
         rows = self.segment.rows(t)
-        return [s[rows, :].T if hasattr(s, "shape") else s for s in self.step.masks.zoneout]
+        return [s if s is None or isinstance(s, float) else s[rows, :].T for s in self.step.masks.zoneout]

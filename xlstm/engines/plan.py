@@ -10,14 +10,14 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from xlstm.arrays import blas, threads
-from xlstm.arrays.backend import Array
+from xlstm.arrays.namespace import Array
 from xlstm.arrays.threads import Team
 from xlstm.engines.step import Step
 
 A = TypeVar("A")
 R = TypeVar("R")
 
-# Measured on two cores. Up to so many multiplications by a recurrent weight in all steps BLAS uses one thread by itself.
+# Measured on two cores. Up to so many multiplications by a recurrent weight in all steps BLAS uses one thread anyway.
 TINY = blas.SMALL
 # A part of the batch has at least so many sequences, and in a loop that is not compiled at least so many units: there
 # threads hand the interpreter to each other between calls, which has to be worth it.
@@ -32,6 +32,7 @@ class Rule(NamedTuple):
     parts: int = 1
     blas: int = 0
     turn: bool = False  # the bits of a product depend on BLAS's threads: callers in other threads wait
+    team: int = 1  # threads of ours for products over all steps
 
     def run(self, call: Callable[[A], R], parts: Sequence[A]) -> list[R]:
         """Return what the call makes of each part, side by side where there are several."""
@@ -42,11 +43,6 @@ class Rule(NamedTuple):
     def products(self, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
         """Return the products a @ b of matrices, each over all steps."""
         return self._work(self.team, lambda team: team.products(pairs))
-
-    @property
-    def team(self) -> int:
-        """Threads of ours for products over all steps."""
-        return threads.available() if self.blas == 1 else 1
 
     def _work(self, size: int, call: Callable[[Team], R]) -> R:
         if self.blas:
@@ -78,7 +74,7 @@ def choose(step: Step, x: Array, B: int, compiled: bool) -> Rule:
     parts = max(1, min(most, B // COLUMNS))
     if compiled or (parts > 1 and 2 * parts >= most and step.P * (B // parts) >= UNITS):
         # Two parts of the batch on two cores take 0.55 of the time of one (bench.layers, T=128 B=64 H=256).
-        return Rule("parts of the batch", parts, blas=1)
+        return Rule("parts of the batch", parts, blas=1, team=most)
     return Rule("BLAS's threads", blas=most)
 
 

@@ -1,7 +1,7 @@
 """Packed batches: which rows belong to which step, for the whole batch and for parts of it.
 
-A packed batch is a matrix of rows (N, ...): all of the first step, then all of the second, where a step has as many rows
-as there are sequences that long, the longest first. Consecutive steps of equal width are a segment.
+A packed batch is a matrix of rows (N, ...): all of the first step, then all of the second. A step has as many rows as
+there are sequences that long, the longest first. Consecutive steps of equal width are a segment.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from xlstm.arrays.backend import Array, Namespace, device_of
+from xlstm.arrays.namespace import Array, Namespace, device_of
 
 Widths = Sequence[tuple[int, int]]  # (steps, width) of each segment, widths falling
 
@@ -41,6 +41,8 @@ class Segment(NamedTuple):
 def split(widths: Widths, parts: int) -> list[list[Segment]]:
     """Divide the batch into at most `parts` ranges of sequences of about equal work, and list the segments of each."""
     B = widths[0][1] if widths else 0
+    if parts == 1 and len(widths) == 1 and B:
+        return [[Segment(widths[0][0], B, 0, 0, B)]]
     if parts == 1 or len(widths) < 2:
         cuts = [B * part // parts for part in range(parts + 1)]
     else:
@@ -77,6 +79,13 @@ def beside(xp: Namespace, arrays: Sequence[Array]) -> Array:
     """Return columns (H, ...) side by side; where only one array has any, it is returned as it is."""
     some = [a for a in arrays if a.shape[1]] or arrays[:1]
     return some[0] if len(some) == 1 else xp.concat(some, axis=1)
+
+
+def joined(xp: Namespace, parts: Sequence[Sequence[Array]], all_of: Sequence[Array], first: int) -> list[Array]:
+    """Return the states of the parts side by side, and after them those of the sequences without any step."""
+    if len(parts) == 1 and all_of[0].shape[1] == first:
+        return list(parts[0])
+    return [beside(xp, s) for s in zip(*parts, [s[:, first:] for s in all_of], strict=True)]
 
 
 def reshape(array: Array, shape: tuple[int, ...]) -> Array:

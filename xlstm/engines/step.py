@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-from typing import NamedTuple
+import importlib
+from typing import Any, NamedTuple
 
-from xlstm.arrays.backend import Array, Namespace, Params
-from xlstm.cells.activations import normalize, normalize_bwd
+from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.cells.cell import Cell
+from xlstm.cells.normalization import normalize, normalize_bwd
 from xlstm.engines.segments import reshape
 
 
@@ -28,16 +28,17 @@ class Step:
     xp : namespace
     cell : Cell
     w : dict
-        Weights under their last names: Wh (R, P), or (G, N, K, K) of N heads; optionally Wx (R, D), without which x
-        (N, R) are the products already; the biases b and bh (R,); gx and gh (R,), gains of the normalised products;
-        Whr (P, H), a projection of h; and parameters of the cell itself.
+        Weights under their last names: Wh (R, P), or (G, N, K, K) of N heads, or none; optionally Wx (R, D), without
+        which x (N, R) are the products already; the biases b and bh (R,); gx and gh (R,), gains of the normalised
+        products; Whr (P, H), a projection of h; and parameters of the cell itself.
     masks : Masks
     """
 
     def __init__(self, xp: Namespace, cell: Cell, w: Params, masks: Masks) -> None:
         self.xp, self.cell, self.layer_w, self.masks = xp, cell, w, masks
         self.w = w = cell.weights(xp, w)
-        Wh = w["Wh"]
+        # A cell without a product of h runs as one whose weights are zero.
+        Wh = w["Wh"] if "Wh" in w else _no_weights(xp, w["Wx"], len(cell.GATES))
         if Wh.ndim == 4 and Wh.shape[1] == 1:  # one head is a matrix like any other
             Wh = reshape(Wh, (Wh.shape[0] * Wh.shape[2], Wh.shape[3]))
         self.Wh, self.heads = Wh, Wh.ndim == 4
@@ -48,33 +49,37 @@ class Step:
         self.Whr = w.get("Whr")
         self.H = self.P if self.Whr is None else self.Whr.shape[1]
         self.b, self.bh = w.get("b"), w.get("bh")
-        self.zoneout = any(share is not None for share in masks.zoneout)
-        # Nothing but the cell and the product of h: the case that fast engines take.
+        self.zoneout = bool(masks.zoneout) and any(share is not None for share in masks.zoneout)
+        # Nothing but the cell and the product of h.
         self.bare = not self.zoneout and masks.drop is None and self.Whr is None and "gh" not in w
+        # Parameters that the cell itself uses, (rows, H, 1) or (H, 1); a matrix as it is.
+        self.own: Params = {name: self._own(w[name]) for name in cell.OWN if name in w} if cell.OWN else {}
+        self.compiled: Any = None  # what an engine made of the step
 
-    @functools.cached_property
-    def own(self) -> Params:
-        """Parameters that the cell itself uses, (rows, H, 1) or (H, 1); a matrix as it is."""
-        found = {}
-        for name in self.cell.OWN:
-            if name in self.w:
-                p = self.w[name]
-                found[name] = p if p.ndim == 2 else reshape(p, (-1, self.H, 1) if p.shape[0] > self.H else (self.H, 1))
-        return found
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle it with its namespace by name, and without what an engine made of it."""
+        return _step, (self.xp.__name__, self.cell, self.layer_w, self.masks)
 
-    @functools.cached_property
+    def _own(self, p: Array) -> Array:
+        return p if p.ndim == 2 else reshape(p, (-1, self.H, 1) if p.shape[0] > self.H else (self.H, 1))
+
+    @property
     def own_rows(self) -> tuple[tuple[str, int | None], ...]:
         """Names of the own parameters, and their rows, None for one without that axis."""
-        return tuple((name, p.shape[0] if p.ndim == 3 else None) for name, p in self.own.items())
+        return tuple([(name, p.shape[0] if p.ndim == 3 else None) for name, p in self.own.items()])
 
     @property
     def added(self) -> tuple[str, ...]:
         """The biases that there are among b and bh."""
-        return tuple(name for name in ("b", "bh") if name in self.w)
+        if self.bh is None:
+            return () if self.b is None else ("b",)
+        return ("bh",) if self.b is None else ("b", "bh")
 
     @property
     def obstacle(self) -> str:
         """What makes a step more than one function of units beside the product of h; empty where nothing does."""
+        if self.bare and not self.own:
+            return ""
         there = {
             "zoneout": self.zoneout,
             "recurrent dropout": self.masks.drop is not None,
@@ -104,12 +109,10 @@ class Step:
         return grads, normalize_bwd(self.xp, self.w["gx"][:, None] * dzx, *normal, 0)
 
     def recur(self, W: Array, h: Array) -> Array:
-        """Return W h (R, n), with W the recurrent weight as it is or in blocks of rows; heads go by themselves."""
+        """Return W h + bh (gates, H, n), with W the recurrent weight or blocks of its rows; heads go by themselves."""
         n = h.shape[1]
-        if self.heads:
-            h = reshape(h, (W.shape[1], W.shape[3], n))
-        a = W @ h
-        return a if a.ndim == 2 else reshape(a, (self.R, n))
+        zh = reshape(W @ (reshape(h, (W.shape[1], W.shape[3], n)) if self.heads else h), (-1, self.H, n))
+        return zh if self.bh is None else zh + reshape(self.bh, (-1, self.H, 1))
 
     def recur_bwd(self, WT: Array, da: Array) -> Array:
         """Return W^T da (P, n)."""
@@ -119,3 +122,11 @@ class Step:
             return reshape(self.xp.sum(WT @ reshape(da, (G, N, K, n)), axis=0), (self.P, n))
         dh = WT @ da
         return dh if dh.ndim == 2 else reshape(dh, (self.P, n))
+
+
+def _no_weights(xp: Namespace, Wx: Array, G: int) -> Array:
+    return xp.zeros((Wx.shape[0], Wx.shape[0] // G), dtype=Wx.dtype, device=device_of(Wx))
+
+
+def _step(xp: str, *arguments: Any) -> Step:
+    return Step(importlib.import_module(xp), *arguments)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from xlstm.arrays import workspace
-from xlstm.arrays.backend import Array, device_of
+from xlstm.arrays.namespace import Array, device_of
 from xlstm.engines.plan import SOLO
 from xlstm.engines.segments import Segment, Widths, before, reshape
 from xlstm.engines.step import Step
@@ -17,7 +18,7 @@ class Kept(NamedTuple):
 
     segment: Segment
     carry: Sequence[Array]  # the states but h, before the first step and after every step, (k + 1, H, n)
-    saved: Any  # what the cell saved, arrays (k, rows, H, n) or (k, H, n); None where it is to be made again
+    saved: Any = None  # what the cell saved, arrays (k, rows, H, n) or (k, H, n); None where it is to be made again
     normal: tuple[Array, ...] = ()  # the product of h normalised (k, R, n), and 1 / its deviation, with layer_norm
     out: tuple[Array, ...] = ()  # h before its projection (k, H, n)
 
@@ -34,6 +35,8 @@ class Tape:
         Packed rows of the input.
     hs : array (n + N, P)
         h of the n sequences of the first step, then h after every step.
+    y : array (N, P)
+        h after every step.
     kept : list of Kept
         By segments, for each part of the batch.
     rule : Rule
@@ -42,22 +45,24 @@ class Tape:
         Wx x normalised (R, N), and 1 / its deviation, with layer_norm.
     """
 
-    def __init__(self, engine: Any, step: Step, widths: Widths, x: Array) -> None:
+    def __init__(self, engine: Any, step: Step, widths: Widths, x: Array, h0: Array) -> None:
         self.engine, self.step, self.widths, self.x = engine, step, widths, x
-        self.first = widths[0][1] if widths else 0  # sequences of the first step
-        self.hs = workspace.empty(step.xp, (self.first + x.shape[0], step.P), x)
+        self.first = first = widths[0][1] if widths else 0  # sequences of the first step
+        self.hs = workspace.empty(step.xp, (first + x.shape[0], step.P), x)
+        self.hs[:first, :] = h0[:, :first].T
+        self.y = self.hs[first:, :]  # h after every step
         self.kept: list[list[Kept]] = []
         self.rule = SOLO
+        self.loop: Any = None  # what the engine made of the weights
         self.normal: tuple[Array, Array] | None = None
 
-    @property
-    def y(self) -> Array:
-        """h after every step, (N, P)."""
-        return self.hs[self.first :, :]
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle it without what an engine can make again."""
+        return {name: value for name, value in self.__dict__.items() if name != "h0"} | {"loop": None}
 
-    @property
+    @functools.cached_property
     def h0(self) -> Array:
-        """h before every step, (N, P)."""
+        """h before every step, (N, P), a copy where lengths differ."""
         return before(self.step.xp, self.hs, self.widths)
 
     @property
@@ -74,8 +79,6 @@ class Tape:
         zx, _ = step.project(reshape(segment.steps(self.x, 0, k), (k * n, self.x.shape[1])))
         h0 = segment.steps(self.h0, 0, k)  # (k, n, P)
         zh = step.recur(step.Wh, reshape(h0, (k * n, step.P)).T)
-        if step.bh is not None:
-            zh = zh + step.bh[:, None]
         zx, zh = (xp.permute_dims(reshape(z, (-1, step.H, k, n)), (0, 2, 1, 3)) for z in (zx, zh))  # (G, k, H, n)
         carry = [c[:-1, ...] for c in kept.carry]
         *_, saved = step.cell.gates(xp, zx, zh, xp.permute_dims(h0, (0, 2, 1)), *carry, **step.own)

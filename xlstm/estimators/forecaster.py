@@ -1,8 +1,7 @@
-"""Estimators: fit and predict. `Forecaster` is the main job, a series and its future."""
+"""The forecaster: a series and its future, with fit, predict and score."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -11,9 +10,15 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Backend, DType, backend_of, to_numpy
+from xlstm.arrays.backend import Backend, backend_of
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import DType, Params
 from xlstm.data import reading
-from xlstm.data.windows import Scaler, Split, Values, Windows, carry_forward, split, windows
+from xlstm.data.batches import Values, Windows
+from xlstm.data.preparation import Scaler, carry_forward, split, windows
+from xlstm.estimators import baselines
+from xlstm.estimators.settings import Scalers, Settings
+from xlstm.estimators.values import check_reach, series
 from xlstm.layers.recurrent import LSTM
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import checkpoint, loop, optimizers
@@ -21,75 +26,7 @@ from xlstm.training import precision as precisions
 
 KIND = "forecaster"
 CHUNK = 4096  # windows forecast at once
-LARGEST = 1e150  # values of a series: the squares of their differences are finite
-AR_ORDER = 24  # months of the linear autoregression it is compared with
-SETTINGS: dict[str, checks.Kind] = {
-    **dict.fromkeys(("window", "horizon", "hidden_size", "batch_size"), checks.size),
-    **dict.fromkeys(("epochs", "patience"), checks.count),
-    **dict.fromkeys(("learning_rate", "clip"), checks.above_0),
-    **dict.fromkeys(("weight_decay", "averaging"), checks.non_negative),
-    "seed": checks.seed_number,
-    "precision": checks.optional(checks.choice(precisions.NAMES)),
-}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a `Forecaster` is built and trained.
-
-    Attributes
-    ----------
-    window : int
-        Steps it looks back.
-    horizon : int
-        Steps ahead that are predicted at once.
-    hidden_size : int
-        Units of the LSTM.
-    epochs : int
-        At most so many passes over the training part.
-    patience : int
-        Epochs without a better validation loss before training stops.
-    learning_rate, weight_decay : float
-        Of AdamW.
-    batch_size : int
-    clip : float
-        Limit of the global gradient norm.
-    averaging : float
-        Decay of the moving average of the weights that is kept.
-    seed : int
-        Decides initial weights and the order of batches.
-    precision : {"float16", "bfloat16", "tf32"}, optional
-        What is computed in while training, on a GPU; the weights stay float32. See `xlstm.precision`.
-    """
-
-    window: int = 48
-    horizon: int = 1
-    hidden_size: int = 50
-    epochs: int = 100
-    patience: int = 10
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01
-    batch_size: int = 64
-    clip: float = 1.0
-    averaging: float = 0.99
-    seed: int = 0
-    precision: str | None = None
-
-    def __post_init__(self) -> None:
-        for name, kind in SETTINGS.items():
-            object.__setattr__(self, name, kind("Forecaster", name, getattr(self, name)))
-        if self.window < 2:
-            raise ValueError(f"Forecaster: window is {self.window}, expected 2 or more: it looks at differences")
-        if self.averaging >= 1:
-            raise ValueError(f"Forecaster: averaging is {self.averaging}, expected less than 1")
-
-
-@dataclass(frozen=True)
-class Scalers:
-    """Scaling of what the model sees, `past`, and of what it predicts, `future`."""
-
-    past: Scaler
-    future: Scaler
+AR_ORDER = 24  # coefficients of the linear autoregression it is compared with
 
 
 @dataclass(frozen=True)
@@ -102,24 +39,16 @@ class Score:
     order: int  # coefficients of the autoregression
     points: int  # values forecast one step ahead that are there to compare with
     at: np.ndarray[Any, Any]  # (N,) positions of the first value of each forecast
-    forecasts: Values  # (N, horizon) the model's
-
-
-class SeriesError(ValueError):
-    """A value of a series that cannot be used, at position `row`."""
-
-    def __init__(self, row: int, value: float, problem: str) -> None:
-        super().__init__(f"Forecaster: values[{row}] is {value:g}, {problem}")
-        self.row = row
+    forecasts: Values  # (N, horizon) of the model
 
 
 class Forecaster:
     """Forecast a series with an LSTM and a linear head.
 
-    The model sees by how much each of the last `window` values differs from the latest one, and
-    predicts by how much each of the next `horizon` values will, so the level of the series may
-    drift. Both are scaled to a root mean square of one. It is fitted on the first 60 % of the
-    series and stops early by the next 20 %; the last 20 % are only used by `score`.
+    The model sees by how much each of the last `window` values differs from the latest one, and predicts by how much
+    each of the next `horizon` values will, so the level of the series may drift. Both are scaled to a root mean square
+    of one. It is fitted on the first 60 % of the series and stops early by the next 20 %; only `score` uses the last
+    20 %.
 
     Parameters
     ----------
@@ -128,7 +57,7 @@ class Forecaster:
         As for `xlstm.backend`, by default "auto".
     dtype : {"float32", "float64"}, optional
     name : str
-        What is forecast, kept in the model file.
+        A name for the series, kept in the model file.
 
     Attributes
     ----------
@@ -156,7 +85,7 @@ class Forecaster:
         self.settings = Settings() if settings is None else settings
         self.backend = backend_of(backend, dtype)
         self.model = SequenceModel(LSTM(1, self.settings.hidden_size), self.settings.horizon, last=True)
-        self.params: dict[str, Any] | None = None
+        self.params: Params | None = None
         self.scalers: Scalers | None = None
         self.trained: loop.Trained | None = None
 
@@ -166,8 +95,8 @@ class Forecaster:
         Raises
         ------
         ValueError
-            The series is too short for the window, constant, or not finite, or a value is so large, or so far from
-            the others, that its square overflows; a `SeriesError` names it.
+            The series is too short for the window, constant, or not finite, or a value is so large, or so far from the
+            others, that its square overflows; a `SeriesError` names it.
         FloatingPointError
             Training diverged.
         TypeError, BackendError
@@ -196,37 +125,39 @@ class Forecaster:
         return self
 
     def examples(self, values: Any) -> tuple[dict[str, Windows], Scalers]:
-        """What `fit` trains on, validates with and leaves for testing, by name of the part; raises as `fit` does."""
+        """Return the windows to train on, to validate with and to test on, by part, and their scaling.
+
+        Raises as `fit` does.
+        """
         s = self.settings
-        precisions.named(s.precision, self.backend)  # whatever cannot be had is said before any work
-        values = _series(values)
-        parts = self._parts(values)
-        if np.nanmin(values[parts.train]) == np.nanmax(values[parts.train]):
+        precisions.named(s.precision, self.backend)  # a precision that cannot be had is refused before any work
+        values = series(values)
+        rows, fitted = self._rows(len(values)), values[split(len(values)).train]
+        if np.nanmin(fitted) == np.nanmax(fitted):
             raise ValueError(
                 f"Forecaster: the training part of the series is constant at {values[0]:g}, there is nothing to learn"
             )
-        known, target = windows(carry_forward(values), s.window, s.horizon)
+        filled = carry_forward(values)
+        known, target = windows(filled, s.window, s.horizon)
         observed = ~np.isnan(windows(values, s.window, s.horizon)[1])
         past, future = known - known[:, -1:], target - known[:, -1:]
-        rows = {name: self._rows(part) for name, part in parts._asdict().items()}
         for name, chosen in rows.items():
             if not np.all(np.any(observed[chosen], axis=0)):
                 raise ValueError(f"Forecaster: the {name} part of the series has no values to predict")
         scalers = Scalers(*(Scaler.fit(array[rows["train"]], center=False) for array in (past, future)))
-        self._check_reach(carry_forward(values), scalers)
+        check_reach(filled, scalers, self.backend.dtype)
         x, target = scalers.past.apply(past)[:, :, None], scalers.future.apply(future)
-        return {
-            name: Windows(x[chosen], target[chosen], observed[chosen], s.batch_size) for name, chosen in rows.items()
-        }, scalers
+        found = {n: Windows(x[chosen], target[chosen], observed[chosen], s.batch_size) for n, chosen in rows.items()}
+        return found, scalers
 
     def predict(self, values: Any, steps: int | None = None) -> Values:
-        """The `steps` values after the end of a series, by default as many as the horizon.
+        """Return the `steps` values after the end of a series, by default as many as the horizon.
 
         Beyond the horizon the predictions are fed back as if they had been observed.
         """
         steps = self.settings.horizon if steps is None else checks.size("Forecaster", "steps", steps)
-        known = carry_forward(_series(values))
-        self._check_reach(known, self._fitted()[1])
+        known = carry_forward(series(values))
+        check_reach(known, self._fitted()[1], self.backend.dtype)
         if len(known) < self.settings.window:
             raise ValueError(
                 f"Forecaster: a forecast needs {self.settings.window} values to look back on, "
@@ -241,36 +172,30 @@ class Forecaster:
         return np.array(ahead[:steps])
 
     def forecasts(self, values: Any) -> tuple[np.ndarray[Any, Any], Values]:
-        """All forecasts over the test part of a series: positions (N,) of their first values, and (N, horizon)."""
-        values = _series(values)
-        rows = self._rows(self._parts(values).test)
+        """Return all forecasts over the test part: positions (N,) of their first values, and values (N, horizon)."""
+        values = series(values)
+        rows = self._rows(len(values))["test"]
         known = carry_forward(values)
-        self._check_reach(known, self._fitted()[1])
+        check_reach(known, self._fitted()[1], self.backend.dtype)
         x, _ = windows(known, self.settings.window, self.settings.horizon)
         return np.arange(rows.start, rows.stop) + self.settings.window, self._predict(x[rows])
 
     def score(self, values: Any) -> Score:
-        """Errors on the test part, beside those of repeating the last value and of a linear autoregression.
+        """Return errors on the test part, with those of repeating the last value and of a linear autoregression.
 
-        The autoregression has `AR_ORDER` coefficients (fewer in a short series) and a constant for each
-        step ahead, by least squares (`numpy.linalg.lstsq`) on all that comes before the test part.
+        The autoregression has `AR_ORDER` coefficients (fewer in a short series) and a constant for each step ahead.
         """
-        values = _series(values)
+        values = series(values)
         at, forecasts = self.forecasts(values)
-        horizon = self.settings.horizon
-        known = carry_forward(values)
-        ahead = at[:, None] + np.arange(horizon)  # (N, horizon)
-        truth = values[ahead]
-        persistence = np.repeat(known[at - 1, None], horizon, axis=1)
+        horizon, known = self.settings.horizon, carry_forward(values)
+        truth = values[at[:, None] + np.arange(horizon)]  # (N, horizon)
         order = min(AR_ORDER, int(at[0]) // 3)
-        regression = _autoregression(known, values, order, horizon, at)
-        points = int(np.count_nonzero(~np.isnan(truth[:, 0])))
         return Score(
-            model=_rmse(forecasts, truth),
-            persistence=_rmse(persistence, truth),
-            autoregression=_rmse(regression, truth),
+            model=baselines.rmse(forecasts, truth),
+            persistence=baselines.rmse(baselines.persistence(known, horizon, at), truth),
+            autoregression=baselines.rmse(baselines.autoregression(known, values, order, horizon, at), truth),
             order=order,
-            points=points,
+            points=int(np.count_nonzero(~np.isnan(truth[:, 0]))),
             at=at,
             forecasts=forecasts,
         )
@@ -278,13 +203,8 @@ class Forecaster:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights, scaling, settings and name to a safetensors file, whole or not at all."""
         params, scalers = self._fitted()
-        config = {
-            "name": self.name,
-            "settings": asdict(self.settings),
-            "scalers": asdict(scalers),
-            "dtype": self.backend.dtype,
-        }
-        checkpoint.save(path, params, KIND, config)
+        config = {"name": self.name, "settings": asdict(self.settings), "scalers": asdict(scalers)}
+        checkpoint.save(path, params, KIND, config | {"dtype": self.backend.dtype})
 
     @classmethod
     @reading.brief()
@@ -317,40 +237,23 @@ class Forecaster:
             raise ValueError("Forecaster: not fitted yet, call fit first")
         return self.params, self.scalers
 
-    def _check_reach(self, known: Values, scalers: Scalers) -> None:
-        """Raise SeriesError for a value so far from the others that its square, once scaled, overflows the dtype."""
-        if known.size == 0:
-            return
-        most = math.sqrt(float(np.finfo(self.backend.dtype).max)) / 4
-        with np.errstate(over="ignore"):
-            far = np.abs(known - np.median(known)) / min(scalers.past.std, scalers.future.std)
-        row = int(np.argmax(far))
-        if far[row] > most:
-            problem = (
-                f"{far[row]:.2g} times the usual change of the series, more than {self.backend.dtype} has room for"
-            )
-            raise SeriesError(row, known[row], problem)
-
-    def _parts(self, values: Values) -> Split:
-        """The parts of a series, none too short for the window."""
-        parts = split(len(values))
+    def _rows(self, length: int) -> dict[str, slice]:
+        """Return the windows of a series whose targets all lie in a part of it, by the name of the part."""
         window, horizon = self.settings.window, self.settings.horizon
-        for part, need in ((parts.train, window + horizon), (parts.validation, horizon), (parts.test, horizon)):
-            if part.stop - part.start < need:
+        rows = {}
+        for name, part in split(length)._asdict().items():
+            first, end = max(0, part.start - window), part.stop - window - horizon + 1
+            if first >= end:
+                need = horizon if part.start else window + horizon
                 raise ValueError(
                     f"Forecaster: a window of {window} and a horizon of {horizon} need {need} rows "
                     f"in rows {part.start + 1} to {part.stop} of the series"
                 )
-        return parts
-
-    def _rows(self, part: slice) -> slice:
-        """Windows whose targets all lie in a part."""
-        return slice(
-            max(0, part.start - self.settings.window), part.stop - self.settings.window - self.settings.horizon + 1
-        )
+            rows[name] = slice(first, end)
+        return rows
 
     def _predict(self, known: Values) -> Values:
-        """Forecasts (N, horizon) after windows (N, window)."""
+        """Return forecasts (N, horizon) after windows (N, window)."""
         if len(known) > CHUNK:
             return np.concatenate([self._predict(known[k : k + CHUNK]) for k in range(0, len(known), CHUNK)])
         params, scalers = self._fitted()
@@ -361,42 +264,3 @@ class Forecaster:
         if not np.all(np.isfinite(forecast)):
             raise FloatingPointError("Forecaster: the forecast is not finite; the series or the weights are too large")
         return forecast
-
-
-def _series(values: Any) -> Values:
-    expected = "real numbers (N,)"
-    array = checks.host("Forecaster", "values", values, expected)
-    try:
-        if array.dtype.kind not in "fiubO":
-            raise TypeError
-        array = array.astype(np.float64)  # None, a gap, becomes NaN
-    except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"Forecaster: values is {checks.shown(values)}, expected {expected}") from None
-    if array.ndim != 1:
-        raise ValueError(f"Forecaster: the series has shape {array.shape}, expected (N,)")
-    if array.size and np.isnan(array[0]):
-        raise ValueError("Forecaster: the series begins with a gap, expected a value")
-    beyond = np.flatnonzero(np.abs(array) > LARGEST)
-    if beyond.size:
-        row = int(beyond[0])
-        raise SeriesError(row, array[row], f"expected numbers from {-LARGEST:g} to {LARGEST:g}")
-    return array
-
-
-def _autoregression(known: Values, values: Values, order: int, horizon: int, at: np.ndarray[Any, Any]) -> Values:
-    """Least-squares forecasts at positions `at` from the `order` values before, fitted on all before the first."""
-    x, _ = windows(known, order, horizon)
-    _, target = windows(values, order, horizon)
-    design = np.concatenate((x, np.ones((len(x), 1))), axis=1)
-    forecast = np.empty((len(at), horizon))
-    past = slice(0, int(at[0]) - order - horizon + 1)
-    for h in range(horizon):
-        there = ~np.isnan(target[past, h])
-        coefficients, *_ = np.linalg.lstsq(design[past][there], target[past][there, h], rcond=None)
-        forecast[:, h] = design[at - order] @ coefficients
-    return forecast
-
-
-def _rmse(forecast: Values, truth: Values) -> Values:
-    """Over the values that are there, by steps ahead."""
-    return np.asarray(np.sqrt(np.nanmean((forecast - truth) ** 2, axis=0)))

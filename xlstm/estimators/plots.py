@@ -11,25 +11,17 @@ from typing import Any
 import numpy as np
 
 from xlstm.data import writing
+from xlstm.data.batches import Values
 from xlstm.data.series import Series
-from xlstm.data.windows import Values
 
 
 def available() -> bool:
-    """Whether matplotlib is installed."""
+    """Return whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
 def check(path: Path) -> None:
-    """Refuse a path that no picture can be written to.
-
-    Raises
-    ------
-    ImportError
-        matplotlib is not installed.
-    ValueError, OSError
-        Its ending is no format of matplotlib's, or it cannot be written.
-    """
+    """Raise unless a picture can be written to a path: ImportError, or ValueError or OSError about the path."""
     if not available():
         raise ImportError(f"{path}: matplotlib is not installed; pip install matplotlib")
     from matplotlib.backend_bases import FigureCanvasBase
@@ -46,10 +38,10 @@ def forecast(path: str | os.PathLike[str], series: Series, at: np.ndarray[Any, A
     Parameters
     ----------
     path : path
-        Where the picture goes; the ending decides the format.
+        The file to write; its ending decides the format.
     series : Series
     at : integer array (N,)
-        Positions of the values forecast.
+        Positions of the values that are forecast.
     forecasts : array (N,)
         The forecasts, in the series' own units.
     """

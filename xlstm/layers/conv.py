@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Namespace, Params, device_of
-from xlstm.layers.part import Values, total
-from xlstm.layers.sequence import Leaf, Sequence, Span, State
+from xlstm.arrays.namespace import Array, Namespace, Params, device_of
+from xlstm.arrays.scatter import add_rows
+from xlstm.layers.initializers import uniform
+from xlstm.layers.module import SameWidth, Weight, rows, total
+from xlstm.layers.sequence import SequenceLayer
+from xlstm.layers.state import Leaf, Span, State
 
 
 @dataclass(frozen=True)
-class CausalConv(Sequence):
+class CausalConv(SameWidth, SequenceLayer):
     """y_t = b + sum_j W_j x_(t - k + 1 + j), each of D channels by itself.
 
     Parameters
@@ -33,31 +36,18 @@ class CausalConv(Sequence):
     _: KW_ONLY
     bias: bool = True
 
-    def __post_init__(self) -> None:
-        checks.fields(self, size=checks.size, kernel_size=checks.size, bias=checks.flag)
-
     @property
-    def input_size(self) -> int:
-        """Width of x."""
-        return self.size
+    def weights(self) -> dict[str, Weight]:
+        D, draw = {"D": self.size}, uniform(self.kernel_size**-0.5)  # as `torch.nn.Conv1d`
+        found: dict[str, Weight] = {"W": ({**D, "k": self.kernel_size}, draw)}
+        return found | ({"b": (D, draw)} if self.bias else {})
 
-    @property
-    def _own(self) -> dict[str, checks.Dims]:
-        D = {"D": self.size}
-        return {"W": {**D, "k": self.kernel_size}, **({"b": D} if self.bias else {})}
-
-    def _draw_own(self, rng: np.random.Generator) -> Values:
-        """U(-1/sqrt(k), 1/sqrt(k)), as `torch.nn.Conv1d`."""
-        bound = self.kernel_size**-0.5
-        W, b = rng.uniform(-bound, bound, (self.size, self.kernel_size)), rng.uniform(-bound, bound, self.size)
-        return {"W": W, "b": b} if self.bias else {"W": W}
-
-    def states(self, B: int | None) -> State:
+    @functools.cached_property
+    def states(self) -> State:
         """The steps before."""
-        return (Leaf("x", {"k - 1": self.kernel_size - 1, "B": B, "D": self.size}),)
+        return (Leaf("x", {"k - 1": self.kernel_size - 1}, {"D": self.size}),)
 
-    def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        """x (T, B, D) -> y (T, B, D)."""
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         xp = span.xp
         xs = xp.concat((state[0], x))  # (k - 1 + T, B, D)
         y = p["W"][:, 0] * xs[: span.T, ...]
@@ -65,44 +55,32 @@ class CausalConv(Sequence):
             y += p["W"][:, j] * xs[j : j + span.T, ...]
         if self.bias:
             y += p["b"]
-        return y, (self._last(xp, xs, span),), xs
+        if span.full:
+            return y, (xp.asarray(xs[span.T :, ...], copy=True),), xs
+        last = xp.take(rows(xp, xs), self._ends(xp, span, xs), axis=0)
+        return y, (xp.reshape(last, state[0].shape),), xs
 
-    def run_bwd(
-        self, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
+    def scan_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
-        """dy (T, B, D) -> gradients, dx (T, B, D) and that of the steps before."""
         xp = span.xp
         before = self.kernel_size - 1
-        dxs = self._last_bwd(xp, saved, None if dstate is None else dstate[0], span)
+        dxs = xp.zeros_like(kept)
+        if dstate is not None and span.full:
+            dxs[span.T :, ...] = dstate[0]
+        elif dstate is not None:
+            dlast = add_rows(xp, self._ends(xp, span, kept), rows(xp, dstate[0]), kept.shape[0] * span.B)
+            dxs += xp.reshape(dlast, kept.shape)
         dW = []
         for j in range(self.kernel_size):
-            dW.append(total(xp, dy * saved[j : j + span.T, ...]))
+            dW.append(total(xp, dy * kept[j : j + span.T, ...]))
             dxs[j : j + span.T, ...] += p["W"][:, j] * dy
         grads = {"W": xp.stack(dW, axis=1)}
         if self.bias:
             grads["b"] = total(xp, dy)
         return grads, dxs[before:, ...], (dxs[:before, ...],)
 
-    def _last(self, xp: Namespace, xs: Array, span: Span) -> Array:
-        """The last k - 1 of xs (k - 1 + T, B, D) at the end of each sequence."""
-        before = self.kernel_size - 1
-        if span.there is None:
-            return xp.asarray(xs[span.T :, ...], copy=True)
-        at = (span.lengths + np.arange(before)[:, None]) * span.B + np.arange(span.B)  # (k - 1, B)
-        flat = xp.reshape(xs, (xs.shape[0] * span.B, self.size))
-        rows = xp.take(flat, xp.asarray(at.ravel(), device=device_of(xs)), axis=0)
-        return xp.reshape(rows, (before, span.B, self.size))
-
-    def _last_bwd(self, xp: Namespace, xs: Array, d: Array | None, span: Span) -> Array:
-        """The gradient of xs by that of what `_last` gives."""
-        dxs = xp.zeros_like(xs)
-        if d is None:
-            return dxs
-        if span.there is None:
-            dxs[span.T :, ...] = d
-            return dxs
-        times = np.arange(xs.shape[0])[:, None]
-        for j in range(self.kernel_size - 1):
-            hit = xp.asarray(times == span.lengths + j, device=device_of(xs))  # (k - 1 + T, B)
-            dxs += xp.astype(hit, xs.dtype)[..., None] * d[j, ...]
-        return dxs
+    def _ends(self, xp: Namespace, span: Span, like: Array) -> Array:
+        """Return the places of the last k - 1 steps of each sequence in rows (k - 1 + T) B, one after the other."""
+        steps = span.lengths + np.arange(self.kernel_size - 1)[:, None]  # (k - 1, B)
+        return xp.asarray((steps * span.B + np.arange(span.B)).ravel(), device=device_of(like))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Namespace, Params, device_of
-from xlstm.layers.part import Part, Values
+from xlstm.arrays.namespace import Array, Namespace, Params, check_library
+from xlstm.arrays.scatter import add_rows
+from xlstm.layers.initializers import normal
+from xlstm.layers.module import Module, Weight
+from xlstm.layers.saved import Saved
 
 
 @dataclass(frozen=True)
-class Embedding(Part):
+class Embedding(Module):
     """Tokens, whole numbers from 0 to V - 1, to rows of `W` (V, D).
 
     Parameters
@@ -23,7 +26,7 @@ class Embedding(Part):
     size : int
         D.
     std : float, optional
-        Of the initial rows, by default sqrt(2 / (5 D)) (Nguyen & Salazar 2019).
+        Deviation of the initial rows, by default sqrt(2 / (5 D)) (Nguyen & Salazar 2019).
     """
 
     vocab_size: int
@@ -31,32 +34,53 @@ class Embedding(Part):
     _: KW_ONLY
     std: float | None = None
 
-    def __post_init__(self) -> None:
-        checks.fields(self, vocab_size=checks.size, size=checks.size, std=checks.optional(checks.squared))
-
     @property
-    def _own(self) -> dict[str, checks.Dims]:
-        return {"W": {"V": self.vocab_size, "D": self.size}}
-
-    def _draw_own(self, rng: np.random.Generator) -> Values:
+    def weights(self) -> dict[str, Weight]:
         std = math.sqrt(2 / (5 * self.size)) if self.std is None else self.std
-        return {"W": rng.normal(0.0, std, (self.vocab_size, self.size))}
+        return {"W": ({"V": self.vocab_size, "D": self.size}, normal(std))}
 
-    def apply(self, xp: Namespace, p: Params, tokens: Array) -> Array:
-        """tokens (...) -> (..., D)."""
-        flat = xp.reshape(tokens, (math.prod(tokens.shape),))
-        return xp.reshape(xp.take(p["W"], flat, axis=0), (*tokens.shape, self.size))
+    def forward(self, params: Params, x: Array) -> tuple[Any, ...]:
+        """Return a row (..., D) for each of tokens x (...), and what `backward` needs."""
+        xp = self.namespace(params, {})
+        check_library("Embedding", "x", xp, x)
+        y, kept = self.apply(xp, params, tokens_of("Embedding", "x", xp, x, self.vocab_size))
+        return y, Saved(self, tuple(y.shape), kept)
 
-    def apply_bwd(self, xp: Namespace, tokens: Array, dy: Array) -> Params:
-        """The gradient of W: rows of dy (..., D) added up by token."""
-        flat, rows = xp.reshape(tokens, (-1,)), xp.reshape(dy, (-1, self.size))
-        if xp is np:
-            dW = np.zeros((self.vocab_size, self.size), dtype=dy.dtype)
-            np.add.at(dW, flat, rows)
-            return {"W": dW}
-        # The array API cannot add at places; a product can, some rows of the table at a time.
-        parts, step = [], max(1, (1 << 24) // max(1, flat.shape[0]))
-        for first in range(0, self.vocab_size, step):
-            some = xp.arange(first, min(first + step, self.vocab_size), dtype=flat.dtype, device=device_of(flat))
-            parts.append(xp.astype(some[:, None] == flat[None, :], dy.dtype) @ rows)
-        return {"W": xp.concat(parts)}
+    def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
+        """Return a row (..., D) for each of tokens x (...)."""
+        flat = xp.reshape(x, (math.prod(x.shape),))
+        return xp.reshape(xp.take(p["W"], flat, axis=0), (*x.shape, self.size)), x
+
+    def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Any]:
+        """Return the gradient of W, the rows of dy (..., D) added up by token, and None: tokens have none."""
+        tokens, rows = xp.reshape(kept, (-1,)), xp.reshape(dy, (-1, self.size))
+        return {"W": add_rows(xp, tokens, rows, self.vocab_size)}, None
+
+
+def tokens_of(where: str, name: str, xp: Namespace, given: Array, vocab_size: int | None = None) -> Array:
+    """Return tokens as int64, once they are known to be whole numbers, and below `vocab_size` where that is given.
+
+    Raises
+    ------
+    TypeError
+        They are no whole numbers.
+    ValueError
+        One is not from 0 to V - 1. On a GPU nobody looks, which would be to wait for it.
+    """
+    if not xp.isdtype(given.dtype, "integral"):
+        raise TypeError(f"{where}: {name} has dtype {given.dtype}, expected whole numbers")
+    if vocab_size is not None:
+        within(where, name, given, vocab_size)
+    return xp.astype(given, xp.int64)
+
+
+def within(where: str, name: str, tokens: Array, vocab_size: int) -> None:
+    """Raise ValueError unless tokens on the host are from 0 to V - 1; those on a GPU are not looked at."""
+    if not isinstance(tokens, np.ndarray):
+        return
+    bad = np.argwhere((tokens < 0) | (tokens >= vocab_size))
+    if bad.size:
+        at = tuple(int(k) for k in bad[0])
+        raise ValueError(
+            f"{where}: {name} has {tokens[at]} at {at}, expected 0 to {vocab_size - 1}, as vocab_size is {vocab_size}"
+        )

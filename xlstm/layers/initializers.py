@@ -10,6 +10,7 @@ import numpy as np
 from xlstm.arrays import checks
 
 Values = np.ndarray[Any, Any]
+Draw = Callable[[np.random.Generator, tuple[int, ...]], Values]  # the initial values of a parameter of a shape
 
 
 def _uniform(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int) -> Values:
@@ -71,7 +72,16 @@ def slstm_bias(N: int, K: int, forget: Values | float) -> Values:
     return values.ravel()
 
 
-def linear(rng: np.random.Generator, outputs: int, inputs: int) -> tuple[Values, Values]:
-    """Weight (O, I) and bias (O,) of a linear layer from U(-1/sqrt(I), 1/sqrt(I)), as `torch.nn.Linear`."""
-    bound = inputs**-0.5
-    return rng.uniform(-bound, bound, (outputs, inputs)), rng.uniform(-bound, bound, outputs)
+def normal(std: float) -> Draw:
+    """Return the initialiser of N(0, std^2)."""
+    return lambda rng, shape: rng.normal(0.0, std, shape)
+
+
+def uniform(bound: float) -> Draw:
+    """Return the initialiser of U(-bound, bound)."""
+    return lambda rng, shape: rng.uniform(-bound, bound, shape)
+
+
+def constant(value: float) -> Draw:
+    """Return the initialiser of one value."""
+    return lambda rng, shape: np.full(shape, value)

@@ -6,19 +6,16 @@ import functools
 import math
 from dataclasses import KW_ONLY, dataclass
 
-import numpy as np
-
-from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Namespace, Params, device_of
+from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.arrays.threads import matmul
-from xlstm.layers import initializers
-from xlstm.layers.part import Pointwise, Values, rows, total
+from xlstm.layers.initializers import constant, normal, uniform
+from xlstm.layers.module import Module, SameWidth, Weight, rows, total
 
 BLOCK = 64  # width that heads are joined to
 
 
 @dataclass(frozen=True)
-class Linear(Pointwise):
+class Linear(Module):
     """An affine map of the last axis, y = x W^T + b.
 
     Parameters
@@ -38,47 +35,31 @@ class Linear(Pointwise):
     bias: bool = True
     std: float | None = None
 
-    SYMBOL = "I"
-
-    def __post_init__(self) -> None:
-        checks.fields(self, input_size=checks.size, output_size=checks.size, bias=checks.flag)
-        checks.fields(self, std=checks.optional(checks.squared))
+    _symbol = "I"
 
     @property
-    def width(self) -> int:
-        """Width of x."""
-        return self.input_size
-
-    @property
-    def _own(self) -> dict[str, checks.Dims]:
+    def weights(self) -> dict[str, Weight]:
         O = {"O": self.output_size}  # noqa: E741
-        return {"W": {**O, "I": self.input_size}, **({"b": O} if self.bias else {})}
-
-    def _draw_own(self, rng: np.random.Generator) -> Values:
-        if self.std is None:
-            W, b = initializers.linear(rng, self.output_size, self.input_size)
-        else:
-            W, b = rng.normal(0.0, self.std, (self.output_size, self.input_size)), np.zeros(self.output_size)
-        return {"W": W, "b": b} if self.bias else {"W": W}
+        draw = [normal(self.std), constant(0.0)] if self.std is not None else [uniform(self.input_size**-0.5)] * 2
+        found: dict[str, Weight] = {"W": ({**O, "I": self.input_size}, draw[0])}
+        return found | ({"b": (O, draw[1])} if self.bias else {})
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Array]:
-        """x (..., I) -> y (..., O)."""
         y = matmul(rows(xp, x), p["W"].T)
         if self.bias:
             y += p["b"]
         return xp.reshape(y, (*x.shape[:-1], self.output_size)), x
 
-    def apply_bwd(self, xp: Namespace, p: Params, saved: Array, dy: Array) -> tuple[Params, Array]:
-        """dy (..., O) -> gradients and dx (..., I)."""
+    def apply_bwd(self, xp: Namespace, p: Params, kept: Array, dy: Array) -> tuple[Params, Array]:
         dz = rows(xp, dy)
-        grads = {"W": matmul(dz.T, rows(xp, saved))}
+        grads = {"W": matmul(dz.T, rows(xp, kept))}
         if self.bias:
             grads["b"] = xp.sum(dz, axis=0)
-        return grads, xp.reshape(matmul(dz, p["W"]), saved.shape)
+        return grads, xp.reshape(matmul(dz, p["W"]), kept.shape)
 
 
 @dataclass(frozen=True)
-class HeadwiseLinear(Pointwise):
+class HeadwiseLinear(SameWidth, Module):
     """A linear map of each head by itself, y[n] = x[n] W[n]^T + b[n]: a block-diagonal matrix.
 
     Parameters
@@ -90,7 +71,7 @@ class HeadwiseLinear(Pointwise):
     bias : bool
         Whether there is a `b`, 0 at first.
     std : float, optional
-        Of the initial weights, by default sqrt(2 / (5 K)) (Nguyen & Salazar 2019).
+        Deviation of the initial weights, by default sqrt(2 / (5 K)) (Nguyen & Salazar 2019).
     """
 
     size: int
@@ -99,50 +80,36 @@ class HeadwiseLinear(Pointwise):
     bias: bool = False
     std: float | None = None
 
-    def __post_init__(self) -> None:
-        checks.fields(self, size=checks.size, num_heads=checks.size, bias=checks.flag)
-        checks.fields(self, std=checks.optional(checks.squared))
-        checks.heads("HeadwiseLinear", self.num_heads, size=self.size)
+    HEADED = ("size",)
 
     @property
-    def width(self) -> int:
-        """Width of x."""
-        return self.size
-
-    @property
-    def _own(self) -> dict[str, checks.Dims]:
-        K = self.size // self.num_heads
-        return {"W": {"N": self.num_heads, "K": K, "K ": K}, **({"b": {"D": self.size}} if self.bias else {})}
-
-    def _draw_own(self, rng: np.random.Generator) -> Values:
+    def weights(self) -> dict[str, Weight]:
         K = self.size // self.num_heads
         std = math.sqrt(2 / (5 * K)) if self.std is None else self.std
-        W = rng.normal(0.0, std, (self.num_heads, K, K))
-        return {"W": W, "b": np.zeros(self.size)} if self.bias else {"W": W}
+        found: dict[str, Weight] = {"W": ({"N": self.num_heads, "K": K, "K ": K}, normal(std))}
+        return found | ({"b": ({"D": self.size}, constant(0.0))} if self.bias else {})
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Array]:
-        """x (..., D) -> y (..., D)."""
         y = self._merge(xp, matmul(self._split(xp, x), xp.matrix_transpose(self._joined(xp, p["W"]))), x)
         if self.bias:
             y += p["b"]
         return y, x
 
-    def apply_bwd(self, xp: Namespace, p: Params, saved: Array, dy: Array) -> tuple[Params, Array]:
-        """dy (..., D) -> gradients and dx (..., D)."""
+    def apply_bwd(self, xp: Namespace, p: Params, kept: Array, dy: Array) -> tuple[Params, Array]:
         dz = self._split(xp, dy)
-        grads = {"W": self._parted(xp, matmul(xp.matrix_transpose(dz), self._split(xp, saved)))}
+        grads = {"W": self._parted(xp, matmul(xp.matrix_transpose(dz), self._split(xp, kept)))}
         if self.bias:
             grads["b"] = total(xp, dy)
         return grads, self._merge(xp, matmul(dz, self._joined(xp, p["W"])), dy)
 
     @functools.cached_property
     def _together(self) -> int:
-        """How many narrow heads are multiplied as one block-diagonal matrix: products that narrow are slow."""
+        """Number of narrow heads that are multiplied as one block-diagonal matrix: narrow products are slow."""
         N, most = self.num_heads, max(1, BLOCK // (self.size // self.num_heads))
         return next(g for g in range(min(N, most), 0, -1) if N % g == 0)
 
     def _joined(self, xp: Namespace, W: Array) -> Array:
-        """W (N, K, K) as (N / g, g K, g K), g heads on the diagonal of each."""
+        """Return W (N, K, K) as (N / g, g K, g K), g heads on the diagonal of each."""
         g, (N, K, _) = self._together, W.shape
         if g == 1:
             return W
@@ -150,7 +117,7 @@ class HeadwiseLinear(Pointwise):
         return xp.reshape(whole, (N // g, g * K, g * K))
 
     def _parted(self, xp: Namespace, dW: Array) -> Array:
-        """The gradient of W from that of `_joined`."""
+        """Return the gradient of W from that of `_joined`."""
         g, N, K = self._together, self.num_heads, self.size // self.num_heads
         if g == 1:
             return dW
@@ -162,7 +129,7 @@ class HeadwiseLinear(Pointwise):
         return xp.reshape(xp.eye(g, dtype=like.dtype, device=device_of(like)), (1, g, 1, g, 1))
 
     def _split(self, xp: Namespace, x: Array) -> Array:
-        """(..., D) -> (N / g, rows, g K)."""
+        """Return (..., D) as (N / g, rows, g K)."""
         N = self.num_heads // self._together
         return xp.permute_dims(xp.reshape(x, (math.prod(x.shape[:-1]), N, self.size // N)), (1, 0, 2))
 

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Namespace, Params, dtype_name
 from xlstm.arrays.fuse import fuse
+from xlstm.arrays.namespace import Array, Namespace, Params, dtype_name, squares_below
 from xlstm.arrays.threads import matmul
-from xlstm.cells.activations import FORGET, clamp, clamp_bwd, fourth_root, sigmoid, sigmoid_bwd, squares
+from xlstm.cells.activations import clamp, clamp_bwd, sigmoid, sigmoid_bwd
+from xlstm.cells.normalization import fourth_root
+from xlstm.layers.initializers import uniform
+from xlstm.layers.masks import dropout
 from xlstm.layers.memory import Memory
-from xlstm.layers.part import Values, rows, total
-from xlstm.layers.sequence import Leaf, Sequence, Span, State
-from xlstm.layers.stack import dropout
-
-STATES = ("C", "n", "m")
+from xlstm.layers.module import Weight, dropped, rows, total
+from xlstm.layers.sequence import SequenceLayer
+from xlstm.layers.state import Span, State
 
 
 @dataclass(frozen=True)
-class mLSTM(Sequence):  # noqa: N801
+class mLSTM(SequenceLayer):  # noqa: N801
     """LSTM with a matrix memory (Beck et al. 2024, xLSTM, section 2.3): y = sigmoid(o~) * h~.
 
-    Of layer k the parameters are `{k}.Wx` (2 N K + 2 H + 2 N, D) and `{k}.b`, rows of q, k, v, o, i and f in turn. The
+    Layer k has the parameters `{k}.Wx` (2 N K + 2 H + 2 N, D) and `{k}.b`, rows of q, k, v, o, i and f in turn. The
     state is (C, n, m), of shapes (L, B, N, K, H / N), (L, B, N, K) and (L, B, N): C and n are divided by exp(m), and m
-    is -inf before the first step. `saved[k].q` and so on, with k from 0 on, are what layer k computed.
+    is -inf before the first step. `saved["0"].q` and so on are what the
+    first layer computed.
 
     Elements of the input of a layer beyond r, the fourth root of the largest number of the dtype (4e9 in float32, 1e77
     in float64), count as r, and those below -r as -r: products of q, k and v are then finite. In float16 none do.
@@ -80,36 +82,22 @@ class mLSTM(Sequence):  # noqa: N801
     eps: float = 0.0
     chunk_size: int | None = None
 
+    HEADED = ("hidden_size", "qk_size")
+    _output_symbol = "H"
+
     def __post_init__(self) -> None:
         if self.qk_size is None:
             object.__setattr__(self, "qk_size", self.hidden_size)
-        checks.fields(
-            self,
-            input_size=checks.size,
-            hidden_size=checks.size,
-            num_layers=checks.depth,
-            num_heads=checks.size,
-            qk_size=checks.size,
-            batch_first=checks.flag,
-            bias=checks.flag,
-            dropout=checks.rate,
-            forget_gate=checks.choice(FORGET),
-            eps=checks.non_negative,
-            chunk_size=checks.optional(checks.size),
-        )
-        assert self.qk_size is not None
-        checks.heads("mLSTM", self.num_heads, hidden_size=self.hidden_size, qk_size=self.qk_size)
+        super().__post_init__()
         if self.dropout and self.num_layers == 1:
             raise ValueError(f"mLSTM: dropout is {self.dropout} but acts between layers, and num_layers is 1")
 
     @property
     def output_size(self) -> int:
-        """Width of y."""
         return self.hidden_size
 
-    @property
+    @functools.cached_property
     def random(self) -> bool:
-        """Whether `forward` draws masks while training, and so needs a seed."""
         return self.dropout > 0
 
     @functools.cached_property
@@ -122,7 +110,7 @@ class mLSTM(Sequence):  # noqa: N801
 
     @functools.cached_property
     def _splits(self) -> dict[str, slice]:
-        """Rows of Wx by what they are for."""
+        """The rows of Wx that q, k, v, o, i and f come from."""
         N, K, V = self.memory[:3]
         ends = np.cumsum([N * K, N * K, N * V, N * V, N, N])
         return {
@@ -131,63 +119,60 @@ class mLSTM(Sequence):  # noqa: N801
         }
 
     @property
-    def _own(self) -> dict[str, checks.Dims]:
+    def weights(self) -> dict[str, Weight]:
         N, H = self.num_heads, self.hidden_size
         height = {"2NK + 2H + 2N": 2 * self.memory.K * N + 2 * H + 2 * N}
-        found: dict[str, checks.Dims] = {}
+        found: dict[str, Weight] = {}
         for k in range(self.num_layers):
-            found[f"{k}.Wx"] = {**height, "D": H if k else self.input_size}
+            found[f"{k}.Wx"] = {**height, "D": H if k else self.input_size}, self._draw
             if self.bias:
-                found[f"{k}.b"] = height
+                found[f"{k}.b"] = height, self._draw
         return found
 
-    def _draw_own(self, rng: np.random.Generator) -> Values:
-        """U(-1/sqrt(H), 1/sqrt(H)); gates without weights, forget biases from 3 to 6 over the heads."""
-        found, bound = {}, self.hidden_size**-0.5
-        gates = self._splits["i"].start
-        for name, dims in self._own.items():
-            values = rng.uniform(-bound, bound, tuple(n for n in dims.values() if n))
-            values[gates:] = 0.0
-            if name.endswith(".b"):
-                values[self._splits["i"]] = rng.normal(0.0, 0.1, self.num_heads)
-                values[self._splits["f"]] = np.linspace(3.0, 6.0, self.num_heads)
-            found[name] = values
-        return found
+    def _draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+        """Return U(-1/sqrt(H), 1/sqrt(H)); gates without weights, forget biases from 3 to 6 over the heads."""
+        values = uniform(self.hidden_size**-0.5)(rng, shape)
+        i, f = self._splits["i"], self._splits["f"]
+        values[i.start :] = 0.0
+        if len(shape) == 1:
+            values[i] = rng.normal(0.0, 0.1, self.num_heads)
+            values[f] = np.linspace(3.0, 6.0, self.num_heads)
+        return values
 
-    def states(self, B: int | None) -> State:
+    @functools.cached_property
+    def states(self) -> State:
         """C, n and m of every layer."""
-        return tuple(Leaf(leaf.name, {"L": self.num_layers, **leaf.dims}, leaf.rest) for leaf in self.memory.states(B))
+        return tuple(leaf._replace(before={"L": self.num_layers}) for leaf in self.memory.states)
 
-    def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        """x (T, B, D) -> y (T, B, H)."""
-        xp, rng, keep = span.xp, span.rng, span.keep
-        ends, kept = [], []
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+        xp, kept = span.xp, {}
+        ends = []
         for k in range(self.num_layers):
-            mask = dropout(rng, self.dropout if k else 0.0, tuple(x.shape), x)
-            x, beyond = _limited(xp, x if mask is None else x * mask)
+            mask = dropout(span.rng, self.dropout if k else 0.0, tuple(x.shape), x)
+            x, beyond = _limited(xp, dropped(x, mask))
             z = matmul(rows(xp, x), p[f"{k}.Wx"].T)
             if self.bias:
                 z += p[f"{k}.b"]
             z = xp.reshape(z, (span.T, span.B, z.shape[1]))
             q, key, v, o, i, f = (z[..., part] for part in self._splits.values())
-            h, end, inner = self.memory.run(q, key, v, i, f, tuple(s[k, ...] for s in state), span)
+            h, end, memory = self.memory.run(q, key, v, i, f, tuple(s[k, ...] for s in state), span)
             s, y = fuse(xp, _gated, o, h)
-            kept.append(Layer(x, beyond, mask, q, key, v, i, f, s, h, inner) if keep else None)
+            if span.keep:
+                kept[str(k)] = Kept(x, beyond, mask, q, key, v, i, f, s, h, memory)
             x = y
             ends.append(end)
         return x, tuple(xp.stack(one) for one in zip(*ends, strict=True)), kept
 
-    def run_bwd(
-        self, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
+    def scan_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
-        """dy (T, B, H) -> gradients, dx (T, B, D) and that of the initial state."""
         xp = span.xp
         grads: Params = {}
         starts = []
         for k in range(self.num_layers - 1, -1, -1):
-            one = saved[k]
+            one = kept[str(k)]
             end = None if dstate is None else tuple(d[k, ...] for d in dstate)
-            (dq, dk, dv, di, df), start = self.memory.run_bwd(one.inner, dy * one.o, end, span)
+            (dq, dk, dv, di, df), start = self.memory.run_bwd(one.memory, dy * one.o, end, span)
             do = fuse(xp, _gated_bwd, dy, one.o, one.h)
             dz = rows(xp, xp.concat((dq, dk, dv, do, di, df), axis=-1))
             grads[f"{k}.Wx"] = matmul(dz.T, rows(xp, one.x))
@@ -196,33 +181,16 @@ class mLSTM(Sequence):  # noqa: N801
             dy = xp.reshape(matmul(dz, p[f"{k}.Wx"]), one.x.shape)
             if one.beyond is not None:
                 dy = fuse(xp, clamp_bwd, dy, one.beyond, limit=fourth_root(xp, dy.dtype))
-            dy = dy if one.mask is None else dy * one.mask
+            dy = dropped(dy, one.mask)
             starts.append(start)
         return grads, dy, tuple(xp.stack(one[::-1]) for one in zip(*starts, strict=True))
 
-
-def _limited(xp: Namespace, x: Array) -> tuple[Array, Array | None]:
-    """x within [-r, r], and x as it was; None in its place where that is not needed."""
-    if dtype_name(x.dtype) == "float16":  # in which r would be 16
-        return x, None
-    r = fourth_root(xp, x.dtype)
-    if xp is np and squares(x) < r * r:
-        return x, None
-    return fuse(xp, clamp, x, limit=r), x
+    def pieces(self, kept: Any) -> Mapping[str, Any]:
+        return kept  # type: ignore[no-any-return]
 
 
-def _gated(xp: Namespace, o: Array, h: Array) -> tuple[Array, Array]:
-    s = sigmoid(xp, o)
-    return s, s * h
-
-
-def _gated_bwd(xp: Namespace, dy: Array, s: Array, h: Array) -> Array:
-    return sigmoid_bwd(xp, dy * h, None, s)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What one layer kept, time first."""
+class Kept(NamedTuple):
+    """The values that one layer keeps, time first."""
 
     x: Array
     beyond: Array | None  # x before it was limited, where it was
@@ -234,4 +202,23 @@ class Layer:
     f: Array  # before the sigmoid or the exponential
     o: Array
     h: Array  # before the output gate
-    inner: Any
+    memory: Any
+
+
+def _limited(xp: Namespace, x: Array) -> tuple[Array, Array | None]:
+    """Return x within [-r, r], and x as it was; None in its place where x needs no limit."""
+    if dtype_name(x.dtype) == "float16":  # in which r would be 16
+        return x, None
+    r = fourth_root(xp, x.dtype)
+    if squares_below(xp, x, r * r):
+        return x, None
+    return fuse(xp, clamp, x, limit=r), x
+
+
+def _gated(xp: Namespace, o: Array, h: Array) -> tuple[Array, Array]:
+    s = sigmoid(xp, o)
+    return s, s * h
+
+
+def _gated_bwd(xp: Namespace, dy: Array, s: Array, h: Array) -> Array:
+    return sigmoid_bwd(xp, dy * h, None, s)

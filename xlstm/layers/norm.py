@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
-
-import numpy as np
+from typing import Any, ClassVar
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Namespace, Params
-from xlstm.cells.activations import EPS, normalize, normalize_bwd, normalize_root, normalize_root_bwd
-from xlstm.layers.part import Pointwise, Values, total
+from xlstm.arrays.namespace import Array, Namespace, Params
+from xlstm.cells.normalization import EPS, normalize, normalize_bwd, normalize_root, normalize_root_bwd
+from xlstm.layers.initializers import constant
+from xlstm.layers.module import Module, SameWidth, Weight, total
 
 
 @dataclass(frozen=True)
-class Norm(Pointwise):
-    """y = n w, with n normalised by heads.
+class LayerNorm(SameWidth, Module):
+    """y = n w, with n of mean 0 and variance 1 (Ba et al. 2016).
 
     Parameters
     ----------
@@ -35,53 +34,34 @@ class Norm(Pointwise):
     residual: bool = False
     bias: bool = False
 
-    def __post_init__(self) -> None:
-        checks.fields(self, size=checks.size, eps=checks.divisor, residual=checks.flag, bias=checks.flag)
+    KINDS: ClassVar = {"eps": checks.divisor}
+    NORMAL: ClassVar[tuple[Any, Any]] = (normalize, normalize_bwd)
 
     @property
     def heads(self) -> int:
-        """How many are normalised by themselves."""
+        """Number of heads, each normalised by itself."""
         return 1
 
     @property
-    def width(self) -> int:
-        """Width of x."""
-        return self.size
-
-    @property
-    def _own(self) -> dict[str, checks.Dims]:
+    def weights(self) -> dict[str, Weight]:
         D = {"D": self.size}
-        return {"w": D, **({"b": D} if self.bias else {})}
-
-    def _draw_own(self, rng: np.random.Generator) -> Values:
-        w = np.zeros(self.size) if self.residual else np.ones(self.size)
-        return {"w": w, "b": np.zeros(self.size)} if self.bias else {"w": w}
-
-    def normal(self, xp: Namespace, x: Array) -> tuple[Array, Array]:
-        """x normalised along the last axis, and 1 / what it was divided by."""
-        return normalize(xp, x, -1, self.eps)
-
-    def normal_bwd(self, xp: Namespace, dn: Array, n: Array, r: Array) -> Array:
-        """Gradient of x from that of n."""
-        return normalize_bwd(xp, dn, n, r, -1)
+        found: dict[str, Weight] = {"w": (D, constant(0.0 if self.residual else 1.0))}
+        return found | ({"b": (D, constant(0.0))} if self.bias else {})
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
-        """x (..., D) -> y (..., D)."""
-        n, r = self.normal(xp, self._split(xp, x))
-        whole = xp.reshape(n, x.shape)
-        y = whole * self._gain(p)
+        n, r = self.NORMAL[0](xp, self._split(xp, x), -1, self.eps)
+        y = xp.reshape(n, x.shape) * self._gain(p)
         if self.bias:
             y += p["b"]
         return y, (n, r)
 
-    def apply_bwd(self, xp: Namespace, p: Params, saved: Any, dy: Array) -> tuple[Params, Array]:
-        """dy (..., D) -> gradients and dx (..., D)."""
-        n, r = saved
+    def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Array]:
+        n, r = kept
         grads = {"w": total(xp, dy * xp.reshape(n, dy.shape))}
         if self.bias:
             grads["b"] = total(xp, dy)
         dn = self._split(xp, dy * self._gain(p))
-        return grads, xp.reshape(self.normal_bwd(xp, dn, n, r), dy.shape)
+        return grads, xp.reshape(self.NORMAL[1](xp, dn, n, r, -1), dy.shape)
 
     def _gain(self, p: Params) -> Array:
         return 1 + p["w"] if self.residual else p["w"]
@@ -90,25 +70,15 @@ class Norm(Pointwise):
         return x if self.heads == 1 else xp.reshape(x, (*x.shape[:-1], self.heads, self.size // self.heads))
 
 
-class LayerNorm(Norm):
-    """Mean 0 and variance 1 (Ba et al. 2016); otherwise as `Norm`."""
+class RMSNorm(LayerNorm):
+    """A norm to mean square 1 (Zhang & Sennrich 2019); otherwise as `LayerNorm`."""
 
-
-class RMSNorm(Norm):
-    """Mean square 1 (Zhang & Sennrich 2019); otherwise as `Norm`."""
-
-    def normal(self, xp: Namespace, x: Array) -> tuple[Array, Array]:
-        """x normalised along the last axis, and 1 / what it was divided by."""
-        return normalize_root(xp, x, -1, self.eps)
-
-    def normal_bwd(self, xp: Namespace, dn: Array, n: Array, r: Array) -> Array:
-        """Gradient of x from that of n."""
-        return normalize_root_bwd(xp, dn, n, r, -1)
+    NORMAL = (normalize_root, normalize_root_bwd)
 
 
 @dataclass(frozen=True)
-class MultiHeadNorm(Norm):
-    """Mean 0 and variance 1 of each head by itself (Wu & He 2018, group normalisation); otherwise as `Norm`.
+class MultiHeadNorm(LayerNorm):
+    """A norm of each head to mean 0 and variance 1 (Wu & He 2018, group normalisation); otherwise as `LayerNorm`.
 
     Parameters
     ----------
@@ -119,12 +89,8 @@ class MultiHeadNorm(Norm):
     _: KW_ONLY
     num_heads: int = 1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.fields(self, num_heads=checks.size)
-        checks.heads("MultiHeadNorm", self.num_heads, size=self.size)
+    HEADED = ("size",)
 
     @property
     def heads(self) -> int:
-        """How many are normalised by themselves."""
         return self.num_heads

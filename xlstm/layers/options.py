@@ -1,197 +1,32 @@
-"""The options of all recurrent layers, checked, and what follows from them: parameters, shapes, cells."""
+"""The values that each option of a layer may have, by the name of the option, which means the same in every layer."""
 
 from __future__ import annotations
 
-import functools
-from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any, ClassVar
-
-import numpy as np
-
 from xlstm.arrays import checks
-from xlstm.cells import activations as functions
-from xlstm.cells.cell import Cell
-from xlstm.layers import initializers
-from xlstm.layers.stack import Rates
+from xlstm.cells.activations import FEED_FORWARD, FORGET
 
-FLAGS = ("bidirectional", "reverse", "batch_first", "bias", "layer_norm", "recompute")
-
-
-@dataclass(frozen=True, repr=False)
-class Options:
-    """What LSTM, GRU, RNN and sLSTM share; `LSTM` describes the options."""
-
-    input_size: int
-    hidden_size: int
-    num_layers: int = 1
-    _: KW_ONLY
-    bidirectional: bool = False
-    reverse: bool = False
-    batch_first: bool = False
-    bias: bool = True
-    recurrent_bias: bool | None = None
-    dropout: float = 0.0
-    recurrent_dropout: float = 0.0
-    zoneout: float | tuple[float, ...] = 0.0
-    layer_norm: bool = False
-    clip: float | None = None
-    activations: str | tuple[str, ...] | None = None
-    initializer: str = "uniform"
-    recompute: bool = False
-
-    STATES: ClassVar[tuple[str, ...]] = ("h",)
-    REST: ClassVar[tuple[float, ...]] = (0.0, 0.0)  # each state before the first step
-    ACTIVATIONS: ClassVar[tuple[str, ...]] = ()
-
-    def __post_init__(self) -> None:
-        where = type(self).__name__
-        checks.fields(
-            self,
-            **{"input_size": checks.size, "hidden_size": checks.size, "num_layers": checks.depth},
-            **dict.fromkeys(FLAGS, checks.flag),
-            recurrent_bias=checks.optional(checks.flag),
-            dropout=checks.rate,
-            recurrent_dropout=checks.rate,
-            clip=checks.optional(checks.above_0),
-        )
-        initializers.recurrent(self.initializer)
-        if self.bidirectional and self.reverse:
-            raise ValueError(f"{where}: bidirectional and reverse exclude one another, both are True")
-        if self.dropout and self.num_layers == 1:
-            raise ValueError(f"{where}: dropout is {self.dropout} but acts between layers, and num_layers is 1")
-        if self.recurrent_bias is None:
-            object.__setattr__(self, "recurrent_bias", self.bias and self._needs_recurrent_bias())
-        if self.recurrent_bias and not self.bias:
-            raise ValueError(f"{where}: recurrent_bias and bias=False exclude one another")
-        object.__setattr__(self, "zoneout", self._zoneout(where))
-        object.__setattr__(self, "activations", self._activations(where))
-        if self.recompute:
-            for option in ("zoneout", "recurrent_dropout", "layer_norm", "proj_size"):
-                given = getattr(self, option, 0)
-                if any(given) if isinstance(given, tuple) else given:
-                    raise ValueError(f"{where}: recompute and {option} exclude one another, {option} is {given}")
-
-    def __repr__(self) -> str:
-        """As it would be made, without the options that have their default."""
-        usual = type(self)(self.input_size, self.hidden_size)
-        defaults = {f.name: getattr(usual, f.name) for f in fields(self)[2:]}
-        defaults["recurrent_bias"] = self.bias and self._needs_recurrent_bias()
-        values = {name: getattr(self, name) for name in defaults}
-        chosen = [f"{name}={value!r}" for name, value in values.items() if value != defaults[name]]
-        return f"{type(self).__name__}({', '.join([repr(self.input_size), repr(self.hidden_size), *chosen])})"
-
-    @functools.cached_property
-    def shapes(self) -> dict[str, checks.Dims]:
-        """Names and shapes of the parameters."""
-        found: dict[str, checks.Dims] = {}
-        for k in range(self.num_layers):
-            D = {"D": self.input_size} if k == 0 else {"directions*P": len(self.directions) * self.state_sizes[0]}
-            for direction in self.directions:
-                found |= {f"{k}.{direction}{name}": dims for name, dims in self._shapes(D).items()}
-        return found
-
-    @functools.cached_property
-    def names(self) -> dict[str, dict[str, str]]:
-        """Names of the parameters of each layer and direction, by their last names."""
-        found: dict[str, dict[str, str]] = {}
-        for name in self.shapes:
-            prefix, _, last = name.rpartition(".")
-            found.setdefault(prefix, {})[last] = name
-        return found
-
-    @functools.cached_property
-    def directions(self) -> tuple[str, ...]:
-        """What stands before the last name of a parameter, by direction: "" or "reverse."."""
-        return ("", "reverse.") if self.bidirectional else ("reverse.",) if self.reverse else ("",)
-
-    @property
-    def state_sizes(self) -> tuple[int, ...]:
-        """Widths of the states of one layer and direction."""
-        return (self.hidden_size,) * len(self.STATES)
-
-    @property
-    def output_size(self) -> int:
-        """Width of y, that of all directions."""
-        return len(self.directions) * self.state_sizes[0]
-
-    @property
-    def random(self) -> bool:
-        """Whether `forward` draws masks while training, and so needs a seed."""
-        return bool(self.dropout or self.recurrent_dropout or any(self._rates.zoneout))
-
-    @functools.cached_property
-    def cells(self) -> dict[str, Cell]:
-        """The cell of each direction."""
-        chosen = self.activations or self.ACTIVATIONS * len(self.directions)
-        n = len(self.ACTIVATIONS)
-        return {name: self._cell(tuple(chosen[n * k : n * (k + 1)])) for k, name in enumerate(self.directions)}
-
-    def _cell(self, activations: tuple[str, ...]) -> Cell:
-        raise NotImplementedError
-
-    @property
-    def _width(self) -> str:
-        """The symbol of `output_size`."""
-        P = "H" if self.state_sizes[0] == self.hidden_size else "P"
-        return P if len(self.directions) == 1 else f"2{P}"
-
-    def _needs_recurrent_bias(self) -> bool:
-        """Whether a bias of Wh h is anything that one of Wx x is not."""
-        return False
-
-    def _shapes(self, D: dict[str, int]) -> dict[str, checks.Dims]:
-        """Parameters of one layer and direction with an input of width D."""
-        G, H = self._gates, self.hidden_size
-        rows = {f"{G}H" if G > 1 else "H": G * H}
-        found: dict[str, checks.Dims] = {"Wx": {**rows, **D}}
-        found["Wh"] = {**rows, "H" if G > 1 and self.state_sizes[0] == H else "P": self.state_sizes[0]}
-        if self.bias:
-            found["b"] = rows
-        if self.recurrent_bias:
-            found["bh"] = rows
-        if self.layer_norm:
-            found |= {"gx": rows, "gh": rows}
-        return found
-
-    @functools.cached_property
-    def _gates(self) -> int:
-        return len(next(iter(self.cells.values())).GATES)
-
-    @functools.cached_property
-    def _rates(self) -> Rates:
-        assert isinstance(self.zoneout, tuple)
-        return Rates(self.dropout, self.recurrent_dropout, self.zoneout)
-
-    @functools.cached_property
-    def _sizes(self) -> dict[str, tuple[int | None, ...]]:
-        return {name: tuple(dims.values()) for name, dims in self.shapes.items()}
-
-    def _draw(self, rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Any:
-        """The initial value of a parameter."""
-        if name in ("gx", "gh", "gc"):
-            return np.ones(shape)
-        if name == "bc":
-            return np.zeros(shape)
-        return initializers.recurrent(self.initializer)(rng, name, shape, self.hidden_size)
-
-    def _zoneout(self, where: str) -> tuple[float, ...]:
-        given: Any = self.zoneout
-        if isinstance(given, tuple | list):
-            if len(given) != len(self.STATES):
-                raise ValueError(f"{where}: zoneout has {len(given)} rates, expected those of {', '.join(self.STATES)}")
-        else:
-            given = (given,) * len(self.STATES)
-        return tuple(checks.rate(where, "zoneout", rate) for rate in given)
-
-    def _activations(self, where: str) -> tuple[str, ...] | None:
-        if self.activations is None:
-            return None
-        if not isinstance(self.activations, str | tuple | list):
-            raise TypeError(f"{where}: activations is {checks.shown(self.activations)}, expected names")
-        given = (self.activations,) if isinstance(self.activations, str) else tuple(self.activations)
-        n, directions = len(self.ACTIVATIONS), len(self.directions)
-        if len(given) not in (n, n * directions):
-            counts = f"{n}" if directions == 1 else f"{n}, or {n * directions} for both directions"
-            raise ValueError(f"{where}: activations has {len(given)} names, expected {counts}")
-        chosen = tuple(functions.canonical(text) for text in given) * (n * directions // len(given))
-        return None if chosen == self.ACTIVATIONS * directions else chosen
+KINDS: dict[str, checks.Kind] = {
+    **dict.fromkeys(("input_size", "hidden_size", "output_size", "size", "kernel_size", "vocab_size"), checks.size),
+    **dict.fromkeys(("num_heads", "qkv_block_size"), checks.size),
+    **dict.fromkeys(("num_layers", "num_blocks"), checks.depth),
+    **dict.fromkeys(("proj_size", "conv_kernel_size", "index"), checks.size_or_0),
+    **dict.fromkeys(("qk_size", "v_size", "ffn_size", "chunk_size", "slstm_num_heads"), checks.optional(checks.size)),
+    "slstm_conv_kernel_size": checks.optional(checks.size_or_0),
+    **dict.fromkeys(("bidirectional", "reverse", "batch_first", "bias", "residual", "layer_norm"), checks.flag),
+    **dict.fromkeys(("recompute", "peepholes", "coupled_input_forget", "reset_after"), checks.flag),
+    **dict.fromkeys(("post_norm", "last", "tied"), checks.flag),
+    **dict.fromkeys(("recurrent_bias", "post_norm_bias"), checks.optional(checks.flag)),
+    **dict.fromkeys(("dropout", "recurrent_dropout", "embedding_dropout"), checks.rate),
+    "ffn_dropout": checks.optional(checks.rate),
+    **dict.fromkeys(("clip", "cell_clip"), checks.optional(checks.above_0)),
+    **dict.fromkeys(("gate_cap", "logit_cap"), checks.optional(checks.divisor)),
+    "std": checks.optional(checks.squared),
+    "eps": checks.non_negative,
+    "norm_eps": checks.divisor,
+    "proj_factor": checks.above_0,
+    "ffn_proj_factor": checks.non_negative,
+    "forget_gate": checks.choice(FORGET),
+    "forget_bias": checks.optional(checks.finite),
+    **dict.fromkeys(("ffn_activation", "activation"), checks.choice(FEED_FORWARD)),
+    "recurrent_init": checks.choice(("zeros", "uniform")),
+}

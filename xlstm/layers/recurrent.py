@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.cells import gru, lstm, lstm_options, rnn, slstm
-from xlstm.cells.activations import FORGET
 from xlstm.cells.cell import Cell
 from xlstm.layers import initializers
-from xlstm.layers.base import Recurrent
+from xlstm.layers.gated import Recurrent
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -54,9 +53,10 @@ class LSTM(Recurrent):
     clip : float, optional
         Bound of the pre-activations of gates, as ONNX has it.
     activations : str or tuple of str, optional
-        Of the gates, the candidate and the output, by default ("sigmoid", "tanh", "tanh"); of a GRU the
+        Functions of the gates, the candidate and the output, by default ("sigmoid", "tanh", "tanh"); of a GRU the
         gates and the candidate; of an RNN one. Twice as many where the directions differ. Known are the
-        names in `xlstm.activations.GATES`, with parameters as in "hard_sigmoid(0.2, 0.5)".
+        names in `xlstm.cells.activations.GATES`, to which `register` adds, with parameters as in
+        "hard_sigmoid(0.2, 0.5)".
     initializer : {"uniform", "glorot", "lecun", "notebook"}
         "uniform": U(-1/sqrt(H), 1/sqrt(H)), as `torch.nn.LSTM`. "glorot": Glorot's uniform for inputs,
         orthogonal Wh, zero bias but 1 for the forget gate, as Keras. "lecun": N(0, 1/inputs), zero bias.
@@ -103,15 +103,7 @@ class LSTM(Recurrent):
     ACTIVATIONS = ("sigmoid", "tanh", "tanh")
 
     def __post_init__(self) -> None:
-        checks.fields(self, proj_size=checks.size_or_0)
         super().__post_init__()
-        checks.fields(
-            self,
-            peepholes=checks.flag,
-            coupled_input_forget=checks.flag,
-            cell_clip=checks.optional(checks.above_0),
-            forget_bias=checks.optional(checks.finite),
-        )
         if self.proj_size >= self.hidden_size:
             raise ValueError(f"LSTM: proj_size is {self.proj_size}, expected less than hidden_size, {self.hidden_size}")
         if self.forget_bias is not None:
@@ -140,8 +132,8 @@ class LSTM(Recurrent):
             found |= {"gc": {"H": H}, "bc": {"H": H}}
         return found
 
-    def _draw(self, rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Any:
-        values = super()._draw(rng, name, shape)
+    def _draw(self, name: str, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+        values = super()._draw(name, rng, shape)
         forget_bias = self.forget_bias
         if forget_bias is None and self.initializer == "glorot" and not self.coupled_input_forget:
             forget_bias = 1.0
@@ -179,7 +171,6 @@ class GRU(Recurrent):
     ACTIVATIONS = ("sigmoid", "tanh")
 
     def __post_init__(self) -> None:
-        checks.fields(self, reset_after=checks.flag)
         super().__post_init__()
         if self.layer_norm and not self.reset_after:
             raise ValueError("GRU: layer_norm and reset_after=False exclude one another")
@@ -202,7 +193,7 @@ class RNN(Recurrent):
     Parameters
     ----------
     activations : str
-        "tanh" by default, "relu", or another of `xlstm.activations.GATES`.
+        "tanh" by default, "relu", or another of `xlstm.cells.activations.GATES`, to which `register` adds.
 
     Examples
     --------
@@ -217,6 +208,13 @@ class RNN(Recurrent):
 
     def _cell(self, activations: tuple[str, ...]) -> Cell:
         return rnn.Cell(activations, self.clip)
+
+
+def _forget_bias(where: str, name: str, value: Any) -> float | str:
+    """A number, or "powerlaw"."""
+    if isinstance(value, str) and value == "powerlaw":
+        return "powerlaw"
+    return float(checks.finite(where, name, value))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -254,15 +252,13 @@ class sLSTM(Recurrent):  # noqa: N801
     STATES = ("h", "c", "n", "m")
     REST = slstm.Cell.REST
     ACTIVATIONS = ("sigmoid", "tanh")
+    KINDS: ClassVar = {"forget_bias": _forget_bias}
+    HEADED = ("hidden_size",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.fields(self, num_heads=checks.size, forget_gate=checks.choice(FORGET), forget_bias=_forget_bias)
-        checks.heads("sLSTM", self.num_heads, hidden_size=self.hidden_size)
-        for option in ("recurrent_bias", "zoneout", "layer_norm", "clip", "activations"):
-            given = getattr(self, option)
-            if any(given) if isinstance(given, tuple) else given:
-                raise ValueError(f"sLSTM: {option} is {given!r}, but an sLSTM has none")
+        for option, given in self._used("recurrent_bias", "zoneout", "layer_norm", "clip", "activations").items():
+            raise ValueError(f"sLSTM: {option} is {given!r}, but an sLSTM has none")
 
     def _cell(self, activations: tuple[str, ...]) -> Cell:
         return slstm.Cell(self.forget_gate)
@@ -271,24 +267,17 @@ class sLSTM(Recurrent):  # noqa: N801
         K = self.hidden_size // self.num_heads
         return super()._shapes(D) | {"Wh": {"4": 4, "N": self.num_heads, "K": K, "K ": K}}
 
-    def _draw(self, rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> Any:
+    def _draw(self, name: str, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
         if name == "Wh":
             G, N, K, _ = shape
-            heads = [Recurrent._draw(self, rng, name, (G * K, K)) for _ in range(N)]
+            heads = [Recurrent._draw(self, name, rng, (G * K, K)) for _ in range(N)]
             return np.stack([W.reshape(G, K, K) for W in heads], axis=1)
         if name != "b":
-            return super()._draw(rng, name, shape)
+            return super()._draw(name, rng, shape)
         K = self.hidden_size // self.num_heads
         forget = initializers.powerlaw(K) if isinstance(self.forget_bias, str) else self.forget_bias
         return initializers.slstm_bias(self.num_heads, K, forget)
 
 
-def _forget_bias(where: str, name: str, value: Any) -> float | str:
-    """A number, or "powerlaw"."""
-    if isinstance(value, str) and value == "powerlaw":
-        return "powerlaw"
-    return float(checks.finite(where, name, value))
-
-
-# By the name that interop and files know them by.
+# Layers by the names that interop and files have for them.
 KINDS: dict[str, type[LSTM] | type[GRU] | type[RNN]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}

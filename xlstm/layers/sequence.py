@@ -1,183 +1,176 @@
-"""The calls of everything that goes through time and is made of parts: init, forward, backward, step.
+"""SequenceLayer: a module that goes through time with a state; the base of recurrent layers, blocks, stacks and models.
 
-A state is a tuple, of arrays or of states of parts. Inside, x is (T, B, D) and `run` and `run_bwd` check nothing.
+A subclass gives its `states`, and its maths in `scan` and `scan_bwd`, in which x is (T, B, D) whatever the user's order
+is. These check nothing: `forward`, `backward` and `step` check what they are given once, for all parts.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-import numpy as np
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from xlstm.arrays import checks, workspace
-from xlstm.arrays.backend import Array, Namespace, Params, Seed, device_of, loses_bfloat16
-from xlstm.layers.base import Recurrent, masks
-from xlstm.layers.part import Part
+from xlstm.arrays.namespace import Array, Namespace, Params, loses_bfloat16, namespace, plain_namespace
+from xlstm.arrays.random import Seed
+from xlstm.layers.masks import masks
+from xlstm.layers.module import Module
+from xlstm.layers.saved import Saved
+from xlstm.layers.state import Span, State, arrays_of, complete
 from xlstm.recurrence.packing import Packing
 
-State: TypeAlias = "tuple[Any, ...]"
 
+class SequenceLayer(Module):
+    """A module that goes through time with a state."""
 
-@dataclass(frozen=True)
-class Leaf:
-    """One array of a state."""
+    _gradient: ClassVar[str] = "dy"  # the name of this argument of `backward`
 
-    name: str
-    dims: checks.Dims
-    rest: float = 0.0  # its value before the first step
-
-
-class Span:
-    """What a call is about, the same for all parts.
-
-    T steps of each of B sequences, or fewer where there are lengths; the generator of masks, where they are drawn; and
-    whether to keep what `run_bwd` needs.
-    """
-
-    def __init__(
-        self, xp: Namespace, packing: Packing, like: Array, rng: np.random.Generator | None = None, keep: bool = False
-    ) -> None:
-        self.xp, self.rng, self.keep = xp, rng, keep
-        self.packing, self.T, self.B = packing, packing.T, packing.B
-        self.there: Array | None = None  # (T, B), where all steps are not those of the sequences
-        if packing.lengths is not None or packing.steps < packing.T:
-            there = np.arange(self.T)[:, None] < self.lengths
-            self.there = xp.asarray(there, device=device_of(like))
-
-    @property
-    def lengths(self) -> np.ndarray[Any, Any]:
-        """Of the sequences, (B,)."""
-        given = self.packing.lengths
-        return np.full(self.B, self.packing.steps) if given is None else given
-
-    def mask(self, x: Array, value: float = 0.0) -> Array:
-        """x (T, B, ...) with `value` past the end of each sequence."""
-        xp = self.xp
-        if self.there is None:
-            return x
-        there = xp.reshape(self.there, (self.T, self.B, *(1,) * (x.ndim - 2)))
-        return xp.where(there, x, xp.full_like(x, value))
-
-
-@dataclass(frozen=True)
-class Saved:
-    """What `forward` keeps. It refers to arrays of the call: do not change those in place before `backward`."""
-
-    layer: Sequence
-    span: Span
-    shape: tuple[int, ...]  # of y, (T, B, ...)
-    inner: Any
-
-    def __getitem__(self, name: str) -> Any:
-        """What a part kept."""
-        return self.inner[name]
-
-
-class Sequence(Part):
-    """A layer, block or stack."""
-
-    batch_first: bool = False
-
-    if TYPE_CHECKING:  # a field of some, which must not find a default here
+    if TYPE_CHECKING:
 
         @property
-        def input_size(self) -> int:
-            """Width of x."""
+        def output_size(self) -> int:
+            """Width of y."""
+
+        @property
+        def states(self) -> State:
+            """The `Leaf` of every array of the state, in a tuple that is nested as the state is."""
 
     @property
-    def random(self) -> bool:
-        """Whether `forward` draws masks while training, and so needs a seed."""
+    def batch_first(self) -> bool:
+        """Whether x and y are (B, T, ...)."""
         return False
 
-    def states(self, B: int | None) -> State:
-        """The `Leaf` of every array of the state, for a batch of B."""
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """For each direction of time, "" or "reverse.": what stands before the last name of a parameter."""
+        return ("",)
+
+    _output_symbol: Any = "D"  # of output_size
+
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+        """Return y, the final state and what is kept; x is finite past the end of a sequence, y may be anything."""
+        raise NotImplementedError
+
+    def scan_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
+    ) -> tuple[Params, Array, State]:
+        """Return gradients of the parameters, of x and of the initial state; dy is zero past the end of a sequence."""
         raise NotImplementedError
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        """`forward` without checks; x is finite past the end of a sequence."""
-        raise NotImplementedError
+        """`forward` without checks: x may be anything past the end of a sequence, where y is zero."""
+        if loses_bfloat16(x):
+            expected = "expected float16 or float32; LSTM, GRU, RNN and sLSTM take it"
+            raise TypeError(f"{type(self).__name__}: x is bfloat16, {expected}")
+        workspace.settle(span.xp)
+        y, end, kept = self.scan(p, span.mask(x), state, span)
+        return span.mask(y), end, kept
 
     def run_bwd(
-        self, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
+        self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
-        """`backward` without checks; dy is zero past the end of a sequence."""
-        raise NotImplementedError
+        """`backward` without checks; a dy or dstate of None is zero."""
+        dy = span.zeros(self.output_size, p) if dy is None else span.mask(dy)
+        grads, dx, start = self.scan_bwd(p, kept, dy, dstate, span)
+        return grads, span.mask(dx), start
+
+    def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
+        """`step` without checks."""
+        span = Span(xp, Packing.of("step", None, 1, x.shape[0]))
+        y, end, _ = self.scan(p, x[None, ...], state, span)
+        return y[0, ...], end
+
+    def __call__(self, params: Params, x: Array, state: Any = None, *, lengths: Any = None) -> tuple[Array, State]:
+        """Run over a batch of sequences for inference, without masks, and keep nothing.
+
+        Parameters and errors are those of `forward`.
+
+        Returns
+        -------
+        y : array (T, B, ...), or (B, T, ...) with `batch_first`
+        state : tuple
+            Final state.
+        """
+        y, end, _ = self.forward(params, x, state, False, lengths=lengths)
+        return y, end
 
     def forward(
         self,
         params: Params,
         x: Array,
-        state: State | None = None,
+        state: Any = None,
         train: bool = True,
         *,
         lengths: Any = None,
         seed: Seed | None = None,
         keep: bool | None = None,
     ) -> tuple[Array, State, Saved | None]:
-        """Run over a batch of sequences; arguments and errors as of `LSTM.forward`.
+        """Run over a batch of sequences.
 
         Parameters
         ----------
         params : dict
-            As from `init`.
+            The parameters, as from `init`.
         x : array (T, B, D)
             Input, or (B, T, D) with `batch_first`.
         state : tuple, optional
-            Initial state; by default that before the first step. It is taken as it is: beyond the square root of the
-            largest number of the dtype products with it may overflow.
+            Initial state, as the class describes it. None, or None in place of any of its parts, is the state before
+            the first step. It is taken as it is: beyond the square root of the largest number of the dtype products
+            with it may overflow.
         train : bool
-            Draw masks of dropout, and keep what `backward` needs.
+            Draw the masks of dropout and zoneout, and keep what `backward` needs.
         lengths : whole numbers (B,), optional
-            Lengths of the sequences, in any order; T by default. What lies past an end changes nothing; there y is
-            zero, and the final state is that at the end.
+            Lengths of the sequences, each from 0 to T, in any order; T by default. Steps past the end of a sequence
+            take no part: there y is zero, the final state is that at its own end, and the reverse direction starts
+            there.
         seed : int or numpy.random.Generator
-            Of the masks; needed only where there are some.
+            Seed of the masks, needed only where there are some. Give every training step another seed, or one
+            generator to all of them.
         keep : bool, optional
-            Keep what `backward` needs, by default as `train`.
+            Keep what `backward` needs, by default as `train`. With `train=False, keep=True` gradients are those of the
+            model without masks.
 
         Returns
         -------
-        y : array (T, B, D)
+        y : array (T, B, O)
+            Output after every step, or (B, T, O) with `batch_first`; O is `output_size`.
         state : tuple
             Final state.
         saved : Saved or None
+            The values that `backward` needs, with every gate, cell state and hidden state of every layer, time first.
+
+        Raises
+        ------
+        ValueError, TypeError
+            An array is missing, misshapen, or of another library, device or dtype than the rest; lengths are no whole
+            numbers from 0 to T; a seed is needed and missing.
         """
         where = type(self).__name__
         keep = checks.keeps(where, train, keep)
-        xp = self.namespace(params, {"x": x, **self._named("state", state)})
-        if loses_bfloat16(x):
-            raise TypeError(f"{where}: x is bfloat16, expected float16 or float32; LSTM, GRU, RNN and sLSTM take it")
-        outer = {"B": None, "T": None} if self.batch_first else {"T": None, "B": None}
-        checks.shape(where, "x", x, {**outer, "D": self.input_size})
-        x = self._swap(xp, x)
-        T, B, _ = x.shape
-        if T == 0:
-            raise ValueError(f"{where}: x has no time steps, expected T of 1 or more")
+        xp = self._agree(params, x, "state", state)
+        x = self._inner(xp, x)
+        T, B = x.shape[:2]
         packing = Packing.of(where, lengths, T, B)
-        if xp is np:
-            workspace.settle()
-        start = self._complete(xp, "state", state, B, x)
-        rng = masks(where, "dropout draws", seed, bool(train and self.random))
-        span = Span(xp, packing, x, rng, keep)
-        y, end, inner = self.run(params, span.mask(x), start, span)
-        y = span.mask(y)
-        saved = Saved(self, span, tuple(y.shape), inner) if span.keep else None
-        return self._swap(xp, y), end, saved
+        rng = None
+        if train and self.random:
+            rng = masks(where, seed)
+        elif seed is not None:
+            checks.seed(where, "seed", seed)
+        span = Span(xp, packing, rng, keep)
+        start = complete(where, xp, "state", state, self.states, B, params)
+        y, end, kept = self.run(params, x, start, span)
+        y = self._swap(xp, y)
+        return y, end, Saved(self, tuple(y.shape), kept, span) if keep else None
 
-    def backward(
-        self, params: Params, saved: Saved, dy: Array | None, dstate: State | None = None
-    ) -> tuple[Params, Array, State]:
+    def backward(self, params: Params, saved: Any, dy: Array | None, dstate: Any = None) -> tuple[Params, Array, State]:
         """Backpropagation through time.
 
         Parameters
         ----------
         params : dict
-            Those `forward` was given.
+            The parameters that `forward` was given.
         saved : Saved
-            From `forward`.
+            The values that `forward` kept.
         dy : array like y, or None
             Gradient of the loss by y. None is zero. Past the end of a sequence it has no effect.
         dstate : tuple as the state, optional
@@ -191,82 +184,88 @@ class Sequence(Part):
             In the shape of x; exactly zero past the end of a sequence.
         dstate : tuple as the state
             Gradient by the initial state.
+
+        Raises
+        ------
+        ValueError, TypeError
+            `saved` is none, or that of another layer; a gradient has another shape, library, device or dtype.
         """
         where = type(self).__name__
         checks.saved(where, self, saved, Saved)
         span = saved.span
-        given = self._named("dstate", dstate)
-        xp = self.namespace(params, {**({} if dy is None else {"dy": dy}), **given})
-        if dy is None:
-            like = next(iter(params.values()))
-            dy = xp.zeros(saved.shape, dtype=like.dtype, device=device_of(like))
-        else:
-            T, B, width = saved.shape
-            outer = {"B": B, "T": T} if self.batch_first else {"T": T, "B": B}
-            checks.shape(where, "dy", dy, {**outer, "D": width})
+        xp = self._agree(params, dy, "dstate", dstate)
+        if dy is not None:
+            if dy.shape != saved.shape:
+                checks.shape(where, self._gradient, dy, self._output_dims(span.T, span.B))
             dy = self._swap(xp, dy)
-        end = self._complete(xp, "dstate", dstate, span.B, dy, zero=True) if given else None
-        grads, dx, start = self.run_bwd(params, saved.inner, span.mask(dy), end, span)
-        return {name: grads[name] for name in params}, self._swap(xp, span.mask(dx)), start
+        end = None
+        if dstate is not None:
+            end = complete(where, xp, "dstate", dstate, self.states, span.B, params, zero=True)
+        grads, dx, start = self.run_bwd(params, saved.kept, dy, end, span)
+        return {name: grads[name] for name in params}, self._swap(xp, dx), start
 
-    def step(self, params: Params, x: Array, state: State | None = None) -> tuple[Array, State]:
-        """One time step, for streaming: x (B, D) and the state before -> y (B, D) and the state after."""
+    def step(self, params: Params, x: Array, state: Any = None) -> tuple[Array, State]:
+        """Go one time step, for streaming: from x (B, D) and the state before to y (B, O) and the state after.
+
+        Raises
+        ------
+        ValueError
+            The layer has a reverse direction, which begins at the end of the sequence.
+        """
         where = type(self).__name__
-        xp = self.namespace(params, {"x": x, **self._named("state", state)})
-        checks.shape(where, "x", x, {"B": None, "D": self.input_size})
-        start = self._complete(xp, "state", state, x.shape[0], x)
-        x = x[None, ...]
-        span = Span(xp, Packing.of(where, None, 1, x.shape[1]), x)
-        y, end, _ = self.run(params, x, start, span)
-        return y[0, ...], end
+        if self.directions != ("",):
+            raise ValueError(f"{where}: step goes forward in time, the reverse direction needs the whole sequence")
+        xp = self._agree(params, x, "state", state)
+        x = self._inner(xp, x, step=True)
+        start = complete(where, xp, "state", state, self.states, x.shape[0], params)
+        return self.run_step(xp, params, x, start)
+
+    def along(
+        self, prefix: str, p: Params, x: Array, state: State, span: Span, kept: dict[str, Any]
+    ) -> tuple[Array, State]:
+        """Return y and the final state of a part; what it keeps goes to `kept` under its name."""
+        y, end, kept[prefix] = self.parts[prefix].scan(self.below(prefix, p), x, state, span)
+        return y, end
+
+    def along_bwd(
+        self, prefix: str, p: Params, kept: Mapping[str, Any], dy: Array, dstate: Any, span: Span, grads: Params
+    ) -> tuple[Array, State]:
+        """Return dx and the gradient by the initial state of a part; its gradients are added to `grads`."""
+        found, dx, start = self.parts[prefix].scan_bwd(self.below(prefix, p), kept[prefix], dy, dstate, span)
+        grads |= {f"{prefix}.{name}": g for name, g in found.items()}
+        return dx, start
 
     @functools.cached_property
-    def _leaves(self) -> State:
-        return self.states(None)
+    def _sizes(self) -> dict[str, tuple[int | None, ...]]:
+        return {name: tuple(dims.values()) for name, dims in self.shapes.items()}
+
+    def _agree(self, params: Params, x: Array | None, what: str, state: Any) -> Namespace:
+        """Return the namespace of all these arrays, once the parameters are checked; x is the input, or dy."""
+        found = plain_namespace(params, self._sizes, x, state)
+        if found is not None:
+            return found
+        where = type(self).__name__
+        name = "x" if what == "state" else self._gradient
+        given = {} if x is None else {name: x}
+        self.check(params)
+        return namespace(where, {**given, **params, **arrays_of(where, what, state, self.states)})
+
+    def _inner(self, xp: Namespace, x: Array, step: bool = False) -> Array:
+        """Return x as (T, B, D), or (B, D) of one step, once its shape is checked."""
+        if x.ndim != 3 - step or x.shape[-1] != self.input_size:
+            outer = {"B": None} if step else {"B": None, "T": None} if self.batch_first else {"T": None, "B": None}
+            checks.shape(type(self).__name__, "x", x, {**outer, "D": self.input_size})
+        if step:
+            return x
+        x = self._swap(xp, x)
+        if x.shape[0] == 0:
+            raise ValueError(f"{type(self).__name__}: x has no time steps, expected T of 1 or more")
+        return x
+
+    def _output_dims(self, T: int, B: int) -> checks.Dims:
+        outer = {"B": B, "T": T} if self.batch_first else {"T": T, "B": B}
+        return {**outer, self._output_symbol: self.output_size}
 
     def _swap(self, xp: Namespace, array: Array) -> Array:
-        """Between the user's order of time and batch and (T, B, ...)."""
+        """Change between the user's order of time and batch and (T, B, ...)."""
         return xp.permute_dims(array, (1, 0, 2)) if self.batch_first else array
-
-    def _named(self, what: str, state: Any) -> dict[str, Array]:
-        """The arrays of a state that are there, by name."""
-        found = self._walk(what, state, self._leaves)
-        return {name: array for name, array, _ in found if array is not None}
-
-    def _walk(self, what: str, state: Any, leaves: State) -> Iterator[tuple[str, Array | None, Leaf]]:
-        """Name, array (or None) and leaf of every array of a state, in order."""
-        if state is not None and (not isinstance(state, tuple | list) or len(state) != len(leaves)):
-            names = ", ".join(leaf.name if isinstance(leaf, Leaf) else "(...)" for leaf in leaves)
-            found = f"{len(state)} entries" if isinstance(state, tuple | list) else f"a {type(state).__name__}"
-            raise ValueError(f"{type(self).__name__}: {what} is {found}, expected a tuple ({names})")
-        for k, leaf in enumerate(leaves):
-            part = None if state is None else state[k]
-            if isinstance(leaf, Leaf):
-                yield f"{what} {leaf.name}", part, leaf
-            else:
-                yield from self._walk(f"{what}[{k}]", part, leaf)
-
-    def _complete(self, xp: Namespace, what: str, state: Any, B: int, like: Array, zero: bool = False) -> State:
-        """The state with what is missing filled in, checked."""
-        arrays, leaves = [], self.states(B)
-        for name, array, leaf in self._walk(what, state, leaves):
-            if array is None:
-                shape = tuple(n or 0 for n in leaf.dims.values())
-                value = 0.0 if zero else leaf.rest
-                array = xp.full(shape, value, dtype=like.dtype, device=device_of(like))
-            else:
-                checks.shape(type(self).__name__, name, array, leaf.dims)
-            arrays.append(array)
-        return _tree(leaves, iter(arrays))
-
-
-def layer(where: str, name: str, value: Any) -> Any:
-    """A layer or a stack that knows the width of its y: what a model can be made of."""
-    if not isinstance(value, Recurrent | Sequence) or not hasattr(value, "output_size"):
-        expected = "an xLSTMStack, xLSTMLarge, LSTM, GRU, RNN, sLSTM or mLSTM"
-        raise TypeError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
-    return value
-
-
-def _tree(leaves: State, arrays: Iterator[Array]) -> State:
-    return tuple(next(arrays) if isinstance(leaf, Leaf) else _tree(leaf, arrays) for leaf in leaves)

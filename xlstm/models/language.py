@@ -5,40 +5,34 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Namespace, Params, Seed, backend_like, check_library, to_numpy
+from xlstm.arrays.backend import backend_like
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import Array, Namespace, Params, check_library
+from xlstm.arrays.random import Seed
 from xlstm.cells.activations import soft_cap, soft_cap_bwd
-from xlstm.layers.backbone import Backbone
-from xlstm.layers.base import masks
-from xlstm.layers.embedding import Embedding
+from xlstm.layers.blocks.block import Block
+from xlstm.layers.blocks.stack import Backbone
+from xlstm.layers.embedding import Embedding, tokens_of, within
 from xlstm.layers.linear import Linear
-from xlstm.layers.part import Part
-from xlstm.layers.sequence import Span, layer
-from xlstm.layers.stack import dropout
+from xlstm.layers.masks import dropout
+from xlstm.layers.module import dropped
+from xlstm.layers.saved import Saved
+from xlstm.layers.sequence import SequenceLayer
+from xlstm.layers.state import Span, State
 from xlstm.models.sampling import Sampler
-from xlstm.recurrence.packing import Packing
+from xlstm.models.sequence import layer
 from xlstm.training.losses import cross_entropy
 
 PROMPT = 1024  # tokens of a prompt that are read at once
 
 
-class SavedLanguage(NamedTuple):
-    """What `xLSTMLanguageModel.forward` keeps."""
-
-    tokens: Array  # (T, B)
-    mask: Array | None  # of dropout
-    backbone: Any
-    y: Array  # (T, B, D)
-    shape: tuple[int, ...]  # of the logits, (T, B, V)
-    logits: Array | None  # where they are capped: do not change those before `backward`
-
-
 @dataclass(frozen=True)
-class xLSTMLanguageModel(Part):  # noqa: N801
+class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
     """An embedding, a backbone, and a linear head without bias.
 
     Parameters are `embedding.W` (V, D), those of the backbone under `backbone.`, and unless `tied` `head.W` (V, D).
@@ -48,7 +42,7 @@ class xLSTMLanguageModel(Part):  # noqa: N801
     Parameters
     ----------
     backbone : xLSTMStack, xLSTMLarge, sLSTM, mLSTM, LSTM, GRU or RNN
-        What goes from (T, B, D) to (T, B, D); not in reverse, and with time first.
+        The layers between; they go forward in time and have time first.
     vocab_size : int
         Number V of tokens.
     tied : bool
@@ -58,7 +52,7 @@ class xLSTMLanguageModel(Part):  # noqa: N801
     embedding_dropout : float
         Rate of dropout of embedded tokens.
     batch_first : bool
-        Tokens and logits are (B, T, ...), or (T, B, ...) as `training.train` needs them.
+        Tokens and logits are (B, T, ...), or else (T, B, ...).
 
     Examples
     --------
@@ -81,20 +75,16 @@ class xLSTMLanguageModel(Part):  # noqa: N801
     embedding_dropout: float = 0.0
     batch_first: bool = True
 
+    _gradient = "dlogits"
+    _output_symbol = "V"
+
     def __post_init__(self) -> None:
         where = "xLSTMLanguageModel"
-        checks.fields(
-            self,
-            backbone=layer,
-            vocab_size=checks.size,
-            tied=checks.flag,
-            logit_cap=checks.optional(checks.divisor),
-            embedding_dropout=checks.rate,
-            batch_first=checks.flag,
-        )
+        checks.fields(self, backbone=layer)
+        super().__post_init__()
         if self.backbone.batch_first:
             raise ValueError(f"{where}: the backbone has batch_first=True, expected time first")
-        if getattr(self.backbone, "directions", ("",)) != ("",):
+        if self.backbone.directions != ("",):
             raise ValueError(f"{where}: the backbone goes in reverse, and so would see what it is to predict")
         if self.tied and self.backbone.output_size != self.backbone.input_size:
             sizes = f"{self.backbone.input_size} to {self.backbone.output_size}"
@@ -102,18 +92,11 @@ class xLSTMLanguageModel(Part):  # noqa: N801
 
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
-        """Embedding, backbone and head."""
-        std = None if self._small else 1.0
-        found = {
-            "embedding": Embedding(self.vocab_size, self.backbone.input_size, std=std),
-            "backbone": self.backbone,
-        }
+        # Embeddings are small at first where a norm follows them, or they are the head.
+        std = None if self.tied or isinstance(self.backbone, Backbone | Block) else 1.0
+        embedding = Embedding(self.vocab_size, self.backbone.input_size, std=std)
+        found = {"embedding": embedding, "backbone": self.backbone}
         return found if self.tied else {**found, "head": self.head}
-
-    @property
-    def _small(self) -> bool:
-        """Whether embeddings are small at first: a norm follows them, or they are the head."""
-        return self.tied or isinstance(self.backbone, Backbone)
 
     @functools.cached_property
     def head(self) -> Linear:
@@ -122,9 +105,20 @@ class xLSTMLanguageModel(Part):  # noqa: N801
         return Linear(width, self.vocab_size, bias=False, std=(2 / (5 * width)) ** 0.5)
 
     @property
+    def output_size(self) -> int:
+        return self.vocab_size
+
+    @functools.cached_property
     def random(self) -> bool:
-        """Whether `forward` draws masks while training, and so needs a seed."""
-        return self.embedding_dropout > 0 or self.backbone.random
+        return self.embedding_dropout > 0 or bool(self.backbone.random)
+
+    @property
+    def states(self) -> State:
+        return self.backbone.states  # type: ignore[no-any-return]
+
+    def __call__(self, params: Params, tokens: Array, state: Any = None, *, lengths: Any = None) -> tuple[Array, State]:
+        """Return logits and the final state for inference, without masks, and keep nothing; see `forward`."""
+        return super().__call__(params, tokens, state, lengths=lengths)
 
     def forward(
         self,
@@ -136,8 +130,8 @@ class xLSTMLanguageModel(Part):  # noqa: N801
         lengths: Any = None,
         seed: Seed | None = None,
         keep: bool | None = None,
-    ) -> tuple[Array, Any, SavedLanguage | None]:
-        """Logits of the token after each of tokens (B, T): (B, T, V); arguments and errors as of `LSTM.forward`.
+    ) -> tuple[Array, State, Saved | None]:
+        """Return logits of the token after each of tokens (B, T): (B, T, V); other arguments as of `LSTM.forward`.
 
         Raises
         ------
@@ -145,69 +139,57 @@ class xLSTMLanguageModel(Part):  # noqa: N801
             There is no token, or one that is not from 0 to V - 1; these are looked for where that costs no wait for a
             GPU. Past the end of a sequence any will do.
         """
-        xp, tokens = self._check(params, tokens, 2)
-        tokens = self._swap(xp, tokens)
-        T, B = tokens.shape
-        if T == 0:
-            raise ValueError("xLSTMLanguageModel: the context has no tokens, expected 1 or more")
-        if lengths is not None:
-            tokens = Span(xp, Packing.of("xLSTMLanguageModel", lengths, T, B), tokens).mask(tokens, 0)
-        self._within(self._swap(xp, tokens), "tokens")
-        keep = checks.keeps("xLSTMLanguageModel", train, keep)
-        rng = masks("xLSTMLanguageModel", "dropout draws", seed, bool(train and self.random))
-        x = self.parts["embedding"].apply(xp, self.below("embedding", params), tokens)
-        mask = dropout(rng, self.embedding_dropout, tuple(x.shape), x)
-        y, state, saved = self.backbone.forward(
-            self.below("backbone", params),
-            x if mask is None else x * mask,
-            state,
-            train,
-            lengths=lengths,
-            seed=rng,
-            keep=keep,
-        )
-        logits = self._head(xp, params, y)
-        shape = tuple(logits.shape)
-        kept = (
-            SavedLanguage(tokens, mask, saved, y, shape, None if self.logit_cap is None else logits) if keep else None
-        )
-        return self._swap(xp, logits), state, kept
+        return super().forward(params, tokens, state, train, lengths=lengths, seed=seed, keep=keep)
 
-    def backward(
-        self, params: Params, saved: SavedLanguage, dlogits: Array, dstate: Any = None
-    ) -> tuple[Params, None, Any]:
-        """Gradients of params and of the initial state from those of the logits and of the final state.
+    def backward(self, params: Params, saved: Any, dlogits: Array | None, dstate: Any = None) -> tuple[Any, ...]:
+        """Return gradients of params and of the initial state from those of the logits and of the final state.
 
         Between them is None, in the place of a gradient by tokens.
         """
-        if not isinstance(saved, SavedLanguage):
-            raise TypeError("xLSTMLanguageModel: backward needs what forward saved, and train=False saves nothing")
-        xp = self.namespace(params, {"dlogits": dlogits})
-        T, B, V = saved.shape
-        outer = {"B": B, "T": T} if self.batch_first else {"T": T, "B": B}
-        checks.shape("xLSTMLanguageModel", "dlogits", dlogits, {**outer, "V": V})
-        dlogits = self._swap(xp, dlogits)
-        if self.logit_cap is not None:
-            dlogits = soft_cap_bwd(xp, dlogits, None, saved.logits, self.logit_cap)
-        found, dy = self.head.apply_bwd(xp, self._head_weights(params), saved.y, dlogits)
-        grads, dx, dstate = self.backbone.backward(self.below("backbone", params), saved.backbone, dy, dstate)
-        dx = dx if saved.mask is None else dx * saved.mask
-        dW = self.parts["embedding"].apply_bwd(xp, saved.tokens, dx)["W"]
-        if self.tied:
-            dW = dW + found["W"]
-        every = {"embedding.W": dW, "head.W": found["W"], **{f"backbone.{name}": g for name, g in grads.items()}}
-        return {name: every[name] for name in params}, None, dstate
+        return super().backward(params, saved, dlogits, dstate)
 
-    def step(self, params: Params, tokens: Array, state: Any = None) -> tuple[Array, Any]:
-        """One token of each sequence, (B,), and the state before -> logits of the next, (B, V), and the state after."""
-        xp, tokens = self._check(params, tokens, 1)
-        self._within(tokens, "tokens")
-        x = self.parts["embedding"].apply(xp, self.below("embedding", params), tokens)
-        y, state = self.backbone.step(self.below("backbone", params), x, state)
-        return self._head(xp, params, y), state
+    def step(self, params: Params, tokens: Array, state: Any = None) -> tuple[Array, State]:
+        """Return logits (B, V) of the token after one token of each sequence, (B,), and the state after it."""
+        return super().step(params, tokens, state)
+
+    def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+        """`forward` without checks, but for the values of tokens x (T, B)."""
+        xp = span.xp
+        kept: dict[str, Any] = {}
+        x = span.mask(x)
+        within("xLSTMLanguageModel", "tokens", self._swap(xp, x), self.vocab_size)
+        e = self.through(xp, "embedding", p, x, kept)  # (1)
+        kept["mask"] = dropout(span.rng, self.embedding_dropout, tuple(e.shape), e)  # (2)
+        y, end, kept["backbone"] = self.backbone.run(self.below("backbone", p), dropped(e, kept["mask"]), state, span)
+        logits, kept["head"] = self._head(xp, p, y)  # (4)
+        kept["logits"] = None if self.logit_cap is None else logits  # do not change those before `backward`
+        return logits, end, kept
+
+    def run_bwd(
+        self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
+    ) -> tuple[Params, Any, State]:
+        xp = span.xp
+        if dy is None:
+            dy = span.zeros(self.vocab_size, p)
+        if self.logit_cap is not None:
+            dy = soft_cap_bwd(xp, dy, None, kept["logits"], self.logit_cap)
+        found, dy = self.head.apply_bwd(xp, self._head_weights(p), kept["head"], dy)  # (4)
+        grads, dx, start = self.backbone.run_bwd(self.below("backbone", p), kept["backbone"], dy, dstate, span)  # (3)
+        dx = dropped(dx, kept["mask"])  # (2)
+        own, _ = self.parts["embedding"].apply_bwd(xp, p, kept["embedding"], dx)  # (1)
+        if self.tied:
+            own["W"] = own["W"] + found["W"]
+        every = {f"backbone.{name}": g for name, g in grads.items()}
+        return {**every, "embedding.W": own["W"], "head.W": found["W"]}, None, start
+
+    def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
+        within("xLSTMLanguageModel", "tokens", x, self.vocab_size)
+        e = self.through(xp, "embedding", p, x, {})
+        y, end = self.backbone.run_step(xp, self.below("backbone", p), e, state)
+        return self._head(xp, p, y)[0], end
 
     def loss(self, logits: Array, targets: Array, mask: Array | None = None) -> tuple[Array, Array]:
-        """Mean cross-entropy of the targets in nats, and its gradient by the logits; see `losses.cross_entropy`."""
+        """Return the mean cross-entropy of the targets in nats, and its gradient; see `losses.cross_entropy`."""
         return cross_entropy(logits, targets, mask)
 
     def generate(
@@ -239,7 +221,7 @@ class xLSTMLanguageModel(Part):  # noqa: N801
         top_p : float, optional
             Draw from the likeliest tokens that together have this probability (Holtzman et al. 2020).
         seed : int or numpy.random.Generator
-            Of what is drawn.
+            Seed of the draws.
         stop : int, optional
             A token after which a sequence ends: it is then repeated, and all ends when every sequence has.
         state : optional
@@ -258,17 +240,8 @@ class xLSTMLanguageModel(Part):  # noqa: N801
             The prompt is empty or has tokens the model does not know, or an option is out of range.
         """
         found = [self._prompt(prompt)]
-        for token, after in self.stream(
-            params,
-            prompt,
-            max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            stop=stop,
-            state=state,
-        ):
+        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "stop": stop}
+        for token, after in self.stream(params, prompt, max_tokens, state=state, **options):  # type: ignore[arg-type]
             found.append(token[:, None])
             state = after
         return np.concatenate(found, axis=1), state
@@ -286,7 +259,7 @@ class xLSTMLanguageModel(Part):  # noqa: N801
         stop: int | None = None,
         state: Any = None,
     ) -> Iterator[tuple[np.ndarray[Any, Any], Any]]:
-        """As `generate`, one token (B,) and the state before it at a time."""
+        """Yield one token (B,) and the state before it at a time; arguments are those of `generate`."""
         sampler = Sampler(temperature, top_k, top_p, seed)
         max_tokens = checks.count("generate", "max_tokens", max_tokens)
         self.namespace(params, {})
@@ -299,14 +272,14 @@ class xLSTMLanguageModel(Part):  # noqa: N801
         return self._go_on(params, logits, state, max_tokens, sampler, stop, backend)
 
     def _read(self, params: Params, tokens: Array, state: Any) -> tuple[np.ndarray[Any, Any], Any]:
-        """Logits after a prompt (B, P), on the host, and the state; so many tokens at a time as memory is to hold."""
-        xp, tokens = self._check(params, tokens, 2)
+        """Return logits after a prompt (B, P), on the host, and the state; a piece at a time, to save memory."""
+        xp = self._agree(params, tokens, "state", state)
         embedding, below = self.parts["embedding"], self.below("backbone", params)
         for first in range(0, tokens.shape[1], PROMPT):
             some = tokens[:, first : min(first + PROMPT, tokens.shape[1])].T
-            x = embedding.apply(xp, self.below("embedding", params), some)
-            y, state, _ = self.backbone.forward(below, x, state, train=False)
-        return to_numpy(self._head(xp, params, y[-1, ...])), state
+            x, _ = embedding.apply(xp, self.below("embedding", params), some)
+            y, state = self.backbone(below, x, state)
+        return to_numpy(self._head(xp, params, y[-1, ...])[0]), state
 
     def _go_on(
         self, params: Params, logits: Any, state: Any, most: int, sampler: Sampler, stop: int | None, backend: Any
@@ -329,40 +302,38 @@ class xLSTMLanguageModel(Part):  # noqa: N801
             raise ValueError(f"generate: the prompt has shape {host.shape}, expected (B, P), P of 1 or more")
         if host.dtype.kind not in "iu":  # Python's own may be too large for any
             raise TypeError(f"generate: the prompt has dtype {host.dtype}, expected whole numbers of at most 64 bits")
-        self._within(host, "the prompt")
+        within("xLSTMLanguageModel", "the prompt", host, self.vocab_size)
         return host.astype(np.int64)
 
-    def _check(self, params: Params, tokens: Array, ndim: int) -> tuple[Namespace, Array]:
-        """The namespace of the parameters, and tokens as int64, once both are checked but for values."""
-        where = "xLSTMLanguageModel"
-        xp = self.namespace(params, {})
-        check_library(where, "tokens", xp, tokens)
-        if not xp.isdtype(tokens.dtype, "integral"):
-            raise TypeError(f"{where}: tokens has dtype {tokens.dtype}, expected whole numbers")
-        if tokens.ndim != ndim:
-            expected = "(B,)" if ndim == 1 else "(B, T)" if self.batch_first else "(T, B)"
-            raise ValueError(f"{where}: tokens has shape {tuple(tokens.shape)}, expected {expected}")
-        return xp, xp.astype(tokens, xp.int64)
+    def _agree(self, params: Params, x: Array | None, what: str, state: Any) -> Namespace:
+        """Leave out tokens, which have a dtype of their own; `_inner` checks them."""
+        return super()._agree(params, x if what == "dstate" else None, what, state)
 
-    def _within(self, tokens: Array, name: str) -> None:
-        """Raise ValueError unless tokens are from 0 to V - 1; to look at those on a GPU would be to wait for it."""
-        if not isinstance(tokens, np.ndarray):
-            return
-        bad = np.argwhere((tokens < 0) | (tokens >= self.vocab_size))
-        if bad.size:
-            at = tuple(int(k) for k in bad[0])
-            raise ValueError(
-                f"xLSTMLanguageModel: {name} has {tokens[at]} at {at}, expected 0 to {self.vocab_size - 1}, "
-                f"as vocab_size is {self.vocab_size}"
-            )
+    def _inner(self, xp: Namespace, x: Array, step: bool = False) -> Array:
+        """Return tokens as int64, (T, B), or (B,) of one step, once they are checked but for values."""
+        where = "xLSTMLanguageModel"
+        check_library(where, "tokens", xp, x)
+        tokens = tokens_of(where, "tokens", xp, x)
+        if tokens.ndim != 2 - step:
+            expected = "(B,)" if step else "(B, T)" if self.batch_first else "(T, B)"
+            raise ValueError(f"{where}: tokens has shape {tuple(tokens.shape)}, expected {expected}")
+        if step:
+            return tokens
+        tokens = self._swap(xp, tokens)
+        if tokens.shape[0] == 0:
+            raise ValueError(f"{where}: the context has no tokens, expected 1 or more")
+        return tokens
 
     def _head_weights(self, params: Params) -> Params:
         return {"W": params["embedding.W" if self.tied else "head.W"]}
 
-    def _head(self, xp: Namespace, params: Params, y: Array) -> Array:
-        logits, _ = self.head.apply(xp, self._head_weights(params), y)
-        return logits if self.logit_cap is None else soft_cap(xp, logits, self.logit_cap)
+    def _head(self, xp: Namespace, params: Params, y: Array) -> tuple[Array, Any]:
+        """Return logits of y, and what the head keeps."""
+        logits, kept = self.head.apply(xp, self._head_weights(params), y)
+        return (logits if self.logit_cap is None else soft_cap(xp, logits, self.logit_cap)), kept
 
     def _swap(self, xp: Namespace, array: Array) -> Array:
-        """Between the user's order of time and batch and (T, B, ...)."""
-        return xp.permute_dims(array, (1, 0, *range(2, array.ndim))) if self.batch_first else array
+        """Change between the user's order of time and batch and (T, B, ...); None, a gradient by tokens, stays."""
+        if array is None or not self.batch_first:
+            return array
+        return xp.permute_dims(array, (1, 0, *range(2, array.ndim)))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Seed, generator
+from xlstm.arrays.random import Seed, generator
 from xlstm.cells.activations import softmax
 
 Host = np.ndarray[Any, Any]
@@ -34,7 +34,7 @@ class Sampler:
         self.rng = generator(seed, where="generate")
 
     def draw(self, logits: Host) -> Host:
-        """One token of each row of logits (B, V): (B,).
+        """Draw one token for each row of logits (B, V): (B,).
 
         Raises
         ------
@@ -51,7 +51,7 @@ class Sampler:
         return np.asarray(np.minimum((below <= drawn).sum(axis=-1), p.shape[1] - 1))
 
     def probabilities(self, logits: Host) -> Host:
-        """Of each token, (B, V)."""
+        """Return the probability of each token, (B, V)."""
         above = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
         with np.errstate(over="ignore"):  # -inf will do
             p: Host = softmax(np, above / self.temperature)

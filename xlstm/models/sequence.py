@@ -1,43 +1,29 @@
-"""Models: a sequence in, a prediction out; and models and layers in files."""
+"""SequenceModel: a sequence in, a prediction out."""
 
 from __future__ import annotations
 
 import functools
-import os
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Backend, DType, Params, Seed, backend_of, device_of, namespace
-from xlstm.data import reading
-from xlstm.layers import sequence
-from xlstm.layers.backbone import xLSTMStack
-from xlstm.layers.base import Recurrent
-from xlstm.layers.large import xLSTMLarge
+from xlstm.arrays.namespace import Array, Namespace, Params, device_of
+from xlstm.layers.gated import Recurrent
 from xlstm.layers.linear import Linear
-from xlstm.layers.mlstm import mLSTM
-from xlstm.layers.part import Part
-from xlstm.layers.recurrent import GRU, LSTM, RNN, sLSTM
-from xlstm.layers.stack import State
-from xlstm.models.language import xLSTMLanguageModel
-from xlstm.training import checkpoint
+from xlstm.layers.saved import Saved
+from xlstm.layers.sequence import SequenceLayer
+from xlstm.layers.state import Span, State, complete
 
-KIND = "model"
-LAYERS: dict[str, Any] = {layer.__name__: layer for layer in (LSTM, GRU, RNN, sLSTM, mLSTM, xLSTMStack, xLSTMLarge)}
-
-
-class SavedModel(NamedTuple):
-    """What `SequenceModel.forward` keeps: the recurrent layer's `Saved`, and the head's."""
-
-    recurrent: Any
-    head: Any
+SavedModel = Saved  # the name that it had
 
 
 @dataclass(frozen=True)
-class SequenceModel(Part):
+class SequenceModel(SequenceLayer):
     """A recurrent layer with a linear head.
 
-    Parameters are those of the layer under `recurrent.` and of the head under `head.`.
+    Parameters are those of the layer under `recurrent.` and of the head under `head.`. State and arguments are those of
+    the layer; y is the prediction, (T, B, O), or (B, O) with `last`. Past the end of a sequence the prediction is the
+    head's bias; `training.train` lets it not count.
 
     Parameters
     ----------
@@ -54,8 +40,11 @@ class SequenceModel(Part):
     output_size: int
     last: bool = False
 
+    _output_symbol = "O"
+
     def __post_init__(self) -> None:
-        checks.fields(self, recurrent=sequence.layer, output_size=checks.size, last=checks.flag)
+        checks.fields(self, recurrent=layer)
+        super().__post_init__()
         if self.last and not isinstance(self.recurrent, Recurrent):
             raise ValueError(
                 f"SequenceModel: last needs a hidden state, recurrent has none: {checks.shown(self.recurrent)}"
@@ -63,13 +52,15 @@ class SequenceModel(Part):
 
     @property
     def batch_first(self) -> bool:
-        """Whether x is (B, T, D)."""
         return bool(self.recurrent.batch_first)
 
     @property
-    def random(self) -> bool:
-        """Whether `forward` draws masks while training, and so needs a seed."""
-        return bool(self.recurrent.random)
+    def directions(self) -> tuple[str, ...]:
+        return self.recurrent.directions  # type: ignore[no-any-return]
+
+    @property
+    def input_size(self) -> int:
+        return int(self.recurrent.input_size)
 
     @functools.cached_property
     def head(self) -> Linear:
@@ -78,156 +69,60 @@ class SequenceModel(Part):
 
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
-        """Layer and head, in the order in which they are drawn."""
         return {"recurrent": self.recurrent, "head": self.head}
 
-    def forward(
-        self,
-        params: Params,
-        x: Array,
-        state: State | None = None,
-        train: bool = True,
-        *,
-        lengths: Any = None,
-        seed: Seed | None = None,
-        keep: bool | None = None,
-    ) -> tuple[Array, State, SavedModel | None]:
-        """Predict from x (T, B, D): (T, B, O), or (B, O) with `last`; arguments as `LSTM.forward`.
+    @property
+    def states(self) -> State:
+        return self.recurrent.states  # type: ignore[no-any-return]
 
-        Past the end of a sequence the prediction is the head's bias; `training.train` lets it not count.
-        """
-        recurrent, head = self._split(params)
-        y, state, saved = self.recurrent.forward(recurrent, x, state, train, lengths=lengths, seed=seed, keep=keep)
+    def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+        y, end, recurrent = self.recurrent.run(self.below("recurrent", p), x, state, span)
         # The hidden state after the last step is the final state: its gradient goes in there.
-        seen = self._final(state[0]) if self.last else y
-        prediction, kept = self.head.forward(head, seen)
-        return prediction, state, None if saved is None else SavedModel(saved, kept)
+        y, head = self.head.apply(span.xp, self.below("head", p), self._final(span.xp, end[0]) if self.last else y)
+        return y, end, {"recurrent": recurrent, "head": head}
 
-    def backward(
-        self, params: Params, saved: SavedModel, dy: Array, dstate: State | None = None
+    def run_bwd(
+        self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
-        """Gradients of params, x and the initial state from those of the prediction and final state."""
-        if not isinstance(saved, SavedModel):
-            raise TypeError("SequenceModel: backward needs what forward saved, and forward(train=False) saves nothing")
-        recurrent, head = self._split(params)
-        if self.last and dstate is not None:
-            self.recurrent.check_state("dstate", dstate, saved.recurrent.packing.B)
-        grads, dh = self.head.backward(head, saved.head, dy)
+        xp = span.xp
+        grads: Params = {}
+        if dy is None:
+            dy = span.zeros(self.output_size, p)
+            dy = dy[0, ...] if self.last else dy
+        dh: Array | None = self.through_bwd(xp, "head", p, kept, dy, grads)
         if self.last:
-            dh = self._final_bwd(dh)
-            others = dstate[1:] if dstate is not None else (None,) * (len(self.recurrent.STATES) - 1)
-            dstate = (dh if dstate is None or dstate[0] is None else dstate[0] + dh, *others)
-            dh = None
-        layer_grads, dx, dstate = self.recurrent.backward(recurrent, saved.recurrent, dh, dstate)
-        found: Params = {}
-        self.collect("recurrent", layer_grads, found)
-        self.collect("head", grads, found)
-        return found, dx, dstate
+            if dstate is None:
+                dstate = complete("backward", xp, "dstate", None, self.states, span.B, p, zero=True)
+            dstate, dh = (dstate[0] + self._final_bwd(xp, dh), *dstate[1:]), None
+        found, dx, start = self.recurrent.run_bwd(self.below("recurrent", p), kept["recurrent"], dh, dstate, span)
+        return grads | {f"recurrent.{name}": g for name, g in found.items()}, dx, start
 
-    def _split(self, params: Params) -> tuple[Params, Params]:
-        """Parameters of the layer and of the head, once their names and shapes are checked."""
-        self.check(params)
-        return self.below("recurrent", params), self.below("head", params)
+    def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
+        y, end = self.recurrent.run_step(xp, self.below("recurrent", p), x, state)
+        return self.head.apply(xp, self.below("head", p), y)[0], end
 
-    def _final(self, h: Array) -> Array:
-        """Final hidden states (L, B, P) -> those of the last layer side by side, (B, directions * P)."""
-        xp = namespace("SequenceModel", {"h": h})
-        last = h[h.shape[0] - len(self.recurrent.directions) :, ...]
+    def _output_dims(self, T: int, B: int) -> checks.Dims:
+        return {"B": B, "O": self.output_size} if self.last else super()._output_dims(T, B)
+
+    def _swap(self, xp: Namespace, array: Array) -> Array:
+        return super()._swap(xp, array) if array.ndim == 3 else array
+
+    def _final(self, xp: Namespace, h: Array) -> Array:
+        """Return final hidden states (L, B, P) of the last layer side by side, (B, directions * P)."""
+        last = h[h.shape[0] - len(self.directions) :, ...]
         return xp.reshape(xp.permute_dims(last, (1, 0, 2)), (h.shape[1], self.recurrent.output_size))
 
-    def _final_bwd(self, dh: Array) -> Array:
-        xp = namespace("SequenceModel", {"dh": dh})
-        directions, B = len(self.recurrent.directions), dh.shape[0]
-        last = xp.permute_dims(xp.reshape(dh, (B, directions, dh.shape[1] // directions)), (1, 0, 2))
+    def _final_bwd(self, xp: Namespace, d: Array) -> Array:
+        """Return the gradient of all final hidden states (L, B, P) from that of `_final`."""
+        directions, B = len(self.directions), d.shape[0]
+        last = xp.permute_dims(xp.reshape(d, (B, directions, d.shape[1] // directions)), (1, 0, 2))
         rest = (self.recurrent.num_layers - 1) * directions
-        if rest == 0:
-            return last
-        return xp.concat((xp.zeros((rest, *last.shape[1:]), dtype=dh.dtype, device=device_of(dh)), last))
+        return xp.concat((xp.zeros((rest, *last.shape[1:]), dtype=d.dtype, device=device_of(d)), last))
 
 
-Layer = LSTM | GRU | RNN | sLSTM | mLSTM | xLSTMStack | xLSTMLarge
-Model = SequenceModel | xLSTMLanguageModel | Layer
-LEAST = {"num_layers": 1, "num_blocks": 8}  # arrays of each
-# Options of what has a layer.
-SEQUENCE = ("output_size", "last")
-LANGUAGE = ("vocab_size", "tied", "logit_cap", "embedding_dropout", "batch_first")
-
-
-def save(path: str | os.PathLike[str], model: Model, params: Params) -> None:
-    """Write a model or a layer, its description and its parameters, to a safetensors file, whole or not at all.
-
-    Raises
-    ------
-    ValueError
-        `params` are not those of the model.
-    OSError
-        The folder cannot be written to.
-    """
-    layer: Any = model
-    head: dict[str, Any] | None = None
-    if isinstance(model, SequenceModel):
-        layer, head = model.recurrent, {name: getattr(model, name) for name in SEQUENCE}
-    elif isinstance(model, xLSTMLanguageModel):
-        layer, head = model.backbone, {name: getattr(model, name) for name in LANGUAGE}
-    if type(layer).__name__ not in LAYERS:
-        raise TypeError(
-            f"save: model is a {type(model).__name__}, expected a SequenceModel, an xLSTMLanguageModel, "
-            f"or one of {', '.join(LAYERS)}"
-        )
-    _check(model, params)
-    config = {"layer": type(layer).__name__, "options": asdict(layer), "head": head}
-    checkpoint.save(path, params, KIND, config)
-
-
-@reading.brief()
-def load(
-    path: str | os.PathLike[str], backend: str | Backend | None = None, dtype: DType | None = None
-) -> tuple[Model, Params]:
-    """Read a file that `save` wrote: the model or layer, and its parameters.
-
-    Parameters
-    ----------
-    path : path
-    backend : str or Backend, optional
-        Where the parameters are put; a name as for `xlstm.backend`, by default "auto".
-    dtype : str, optional
-        By default that of the file.
-
-    Raises
-    ------
-    OSError, ValueError
-        There is no such file, or it holds no sound model.
-    """
-    arrays, config = checkpoint.load(path, KIND)
-    try:
-        model = _described(config, len(arrays))
-        _check(model, arrays)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a sound model ({type(error).__name__}: {error})") from error
-    dtypes = {str(array.dtype) for array in arrays.values()}
-    if len(dtypes) != 1:
-        raise ValueError(f"{path}: parameters are of several dtypes, {', '.join(sorted(dtypes))}, expected one")
-    chosen = backend_of(backend, dtypes.pop() if dtype is None else dtype)
-    checkpoint.finite(path, arrays, chosen.dtype)
-    return model, {name: chosen.asarray(array) for name, array in arrays.items()}
-
-
-def _described(config: dict[str, Any], count: int) -> Model:
-    """The model of a configuration, whose file has so many arrays."""
-    name, options, head = (config.get(key) for key in ("layer", "options", "head"))
-    if not isinstance(name, str) or name not in LAYERS:
-        raise ValueError(f"layer is {checks.shown(name)}, expected one of {', '.join(LAYERS)}")
-    for depth, least in LEAST.items():  # before their names are listed, however many are declared
-        declared = options.get(depth) if isinstance(options, dict) else None
-        if isinstance(declared, int) and declared * least > count:
-            raise ValueError(f"{depth} is {declared}, the file holds {count} arrays")
-    layer: Any = reading.made("options", LAYERS[name], options)
-    if head is None:
-        return layer  # type: ignore[no-any-return]
-    kind: Any = xLSTMLanguageModel if isinstance(head, dict) and "vocab_size" in head else SequenceModel
-    return reading.made("head", kind, head, layer)  # type: ignore[no-any-return]
-
-
-def _check(model: Any, params: Params) -> None:
-    """Raise ValueError unless these are the parameters of the model."""
-    checks.params(type(model).__name__, params, model.shapes)
+def layer(where: str, name: str, value: Any) -> Any:
+    """Return a layer or a stack that a model can be made of; a model, which has a head, is refused."""
+    if not isinstance(value, SequenceLayer) or hasattr(value, "head"):
+        expected = "an xLSTMStack, xLSTMLarge, LSTM, GRU, RNN, sLSTM or mLSTM"
+        raise TypeError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
+    return value

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xlstm.arrays.backend import Array, Params, device_of
 from xlstm.arrays.matmul import matmul
+from xlstm.arrays.namespace import Array, Params, device_of
 from xlstm.engines.segments import reshape
 from xlstm.engines.tape import Gradients, Tape, swap
 
@@ -49,13 +49,15 @@ def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
     grads: Params = _own(tape, dzx) if step.own else {}
     if dzx.shape[0] > rows:
         dzx = dzx[:rows, :]
-    dzh = found.arrays.get("zh", dzx)
-    da = found.arrays.get("a", dzh)
+    dzh: Array = found.arrays.get("zh", dzx)
+    da: Array = found.arrays.get("a", dzh)
     more, dp = step.project_bwd(dzx, tape.normal)
     grads |= more
     products = {"Wx": (dp, x), "dx": (dp.T, w["Wx"])} if "Wx" in w else {}
     h0 = _masked(tape, tape.h0)
-    if step.heads:
+    if "Wh" not in w:
+        pass  # there is no product of h
+    elif step.heads:
         G, N, K, _ = step.Wh.shape
         heads = xp.permute_dims(reshape(da.T, (x.shape[0], G, N, K)), (1, 2, 3, 0))
         grads["Wh"] = matmul(xp, heads, xp.permute_dims(reshape(h0, (x.shape[0], N, K)), (1, 0, 2)))
@@ -76,7 +78,8 @@ def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
 def _own(tape: Tape, dzx: Array) -> Params:
     """Return the gradients of the cell's own parameters."""
     step = tape.step
-    xp, grads = step.xp, {}
+    xp = step.xp
+    grads: Params = {}
     for kept in tape.segments:
         segment = kept.segment
         k, n = segment.k, segment.n

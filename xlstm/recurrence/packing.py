@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Namespace, device_of, to_numpy
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import Array, Namespace, device_of
 from xlstm.engines.segments import Widths, reshape
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
@@ -98,15 +100,16 @@ class Packing:
             return reshape(xp.flip(steps, axis=0), rows.shape)
         return xp.take(rows, self._like(xp, self._places[1], rows), axis=0)
 
-    def sort(self, xp: Namespace, columns: Array) -> Array:
-        """Columns (F, B) in the packed order."""
-        return columns if self.order is None else xp.take(columns, self._like(xp, self.order, columns), axis=1)
+    def sort(self, xp: Namespace, states: Sequence[Array]) -> Sequence[Array]:
+        """Return states (F, B) with their columns in the packed order."""
+        return states if self.order is None else self._take(xp, states, self.order)
 
-    def unsort(self, xp: Namespace, columns: Array) -> Array:
-        """The reverse of `sort`."""
-        if self.order is None:
-            return columns
-        return xp.take(columns, self._like(xp, np.argsort(self.order), columns), axis=1)
+    def unsort(self, xp: Namespace, states: Sequence[Array]) -> Sequence[Array]:
+        """Return states with their columns in the order of the batch."""
+        return states if self.order is None else self._take(xp, states, np.argsort(self.order))
+
+    def _take(self, xp: Namespace, states: Sequence[Array], order: Indices) -> list[Array]:
+        return [xp.take(s, self._like(xp, order, s), axis=1) for s in states]
 
     @functools.cached_property
     def _places(self) -> tuple[Indices, Indices]:

@@ -1,1 +1,1 @@
-"""A formula run on symbols, and its trace written as source code."""
+"""Formulas run on symbols (`symbols`), and their traces written as C (`c`)."""

@@ -1,4 +1,4 @@
-"""A trace as C: one assignment a line, each operation once."""
+"""Traces written as C: one assignment a line, each operation once."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from xlstm.tracing.symbols import CONDITIONS, Line, UntraceableError
 
-# Operations as C expressions; F ends the names of functions of floats and nothing those of doubles. In maximum and
-# minimum what is not a number stays, as in NumPy.
+# Operations as C expressions. F stands for the end of a function's name: "f" for floats, nothing for doubles. Maximum
+# and minimum keep NaN, as NumPy's do.
 FORMS = {
     **{"add": "{} + {}", "subtract": "{} - {}", "multiply": "{} * {}", "divide": "{} / {}", "negative": "-{}"},
     **{"less": "{} < {}", "less_equal": "{} <= {}", "and": "{} && {}", "where": "{} ? {} : {}"},
@@ -28,7 +28,7 @@ def statements(
     store: Callable[[str, int | None, str], str],
     real: str | Mapping[str, str] = "float",
 ) -> list[str]:
-    """The statements of a trace.
+    """Return the statements of a trace.
 
     Parameters
     ----------
@@ -37,8 +37,8 @@ def statements(
     load, store
         `load(name, row)` is the expression of an input, `store(name, row, value)` the statement that takes an output.
     real : {"float", "double"} or dict of str to str
-        What is computed in; by the names of inputs where they differ: then each operation is in the widest of its
-        operands, of which numbers widen none.
+        The type that is computed in, or that of each input by name: then each operation is in the widest type of its
+        operands, where numbers widen none.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def statements(
         An operation has no form in C.
     """
     all_in = real if isinstance(real, str) else None
-    kinds: dict[str, str | None] = {}  # of variables; a number has none of its own, unless all have the same
+    kinds: dict[str, str | None] = {}  # types of variables; a number has none of its own, unless all have the same
     found = []
     for to, row, op, args in lines:
         if op == "store":
@@ -75,7 +75,7 @@ def _widest(kinds: Sequence[str | None]) -> str | None:
 
 
 def number(value: float, suffix: str) -> str:
-    """A literal; a negative one in brackets."""
+    """Return a literal; a negative one is in brackets."""
     if not math.isfinite(value):
         raise UntraceableError(f"tracing: the number {value} has no form in C")
     text = f"{value!r}{suffix}"

@@ -1,8 +1,8 @@
-"""Runs a pointwise function on symbols and writes down what it computes, one assignment after the other.
+"""The trace of a pointwise function: a list of assignments, from a run of the function on symbols.
 
-A cell's functions take their namespace and work element by element but for the leading axis of gates.
-Given `Symbols` in the place of an array and of the namespace, that axis unrolls, and what is left is a
-list of scalar operations, each there once: what a compiled loop needs, with no formula written again.
+A cell's functions take their namespace and work element by element except on the leading axis of gates. Given
+`Symbols` in the place of arrays, and `SymbolicNamespace` in that of the namespace, they unroll that axis. The trace is
+a list of scalar operations, each there once, from which compiled loops are made without writing a formula again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 Operand: TypeAlias = "Symbols | float"
 
-# Functions of the namespace that are operations by themselves; operators are the others.
+# Functions of the namespace that are operations by themselves; the other operations are operators.
 OPERATIONS = ("tanh", "exp", "expm1", "log", "log1p", "sqrt", "abs", "maximum", "minimum", "where")
 CONDITIONS = ("less", "less_equal", "and")  # operations whose results are true or false
 
@@ -23,14 +23,19 @@ class UntraceableError(TypeError):
 
 
 class Node(NamedTuple):
-    """An operation on nodes, by their numbers; "input" has a name and a row, "number" a value."""
+    """An operation; its arguments are numbers of nodes, but a name and a row of "input", and a value of "number"."""
 
     op: str
     args: tuple[Any, ...]
 
 
+def _operator(op: str, swapped: bool = False) -> Callable[..., Symbols]:
+    """Return the method that applies an operation; operands are swapped in reflected operators and in > and >=."""
+    return lambda self, *other: self.graph.apply(op, *((*other, self) if swapped else (self, *other)))
+
+
 class Symbols:
-    """In the place of an array: one node, or one for each row of a leading axis."""
+    """A stand-in for an array: one node, or one for each row of a leading axis."""
 
     dtype = "the dtype of the inputs"
     shape = property(lambda self: _refuse("shape"))
@@ -53,60 +58,32 @@ class Symbols:
         else:
             self.nodes[key[0]] = value.nodes
 
-    def __add__(self, other: Operand) -> Symbols:
-        return self.graph.apply("add", self, other)
-
-    def __sub__(self, other: Operand) -> Symbols:
-        return self.graph.apply("subtract", self, other)
-
-    def __rsub__(self, other: Operand) -> Symbols:
-        return self.graph.apply("subtract", other, self)
-
-    def __mul__(self, other: Operand) -> Symbols:
-        return self.graph.apply("multiply", self, other)
-
-    def __truediv__(self, other: Operand) -> Symbols:
-        return self.graph.apply("divide", self, other)
-
-    def __rtruediv__(self, other: Operand) -> Symbols:
-        return self.graph.apply("divide", other, self)
-
-    def __neg__(self) -> Symbols:
-        return self.graph.apply("negative", self)
-
-    def __lt__(self, other: Operand) -> Symbols:
-        return self.graph.apply("less", self, other)
-
-    def __le__(self, other: Operand) -> Symbols:
-        return self.graph.apply("less_equal", self, other)
-
-    def __gt__(self, other: Operand) -> Symbols:
-        return self.graph.apply("less", other, self)
-
-    def __ge__(self, other: Operand) -> Symbols:
-        return self.graph.apply("less_equal", other, self)
-
-    def __and__(self, other: Symbols) -> Symbols:
-        return self.graph.apply("and", self, other)
+    __add__ = __radd__ = _operator("add")
+    __mul__ = __rmul__ = _operator("multiply")
+    __sub__, __rsub__ = _operator("subtract"), _operator("subtract", swapped=True)
+    __truediv__, __rtruediv__ = _operator("divide"), _operator("divide", swapped=True)
+    __lt__, __gt__ = _operator("less"), _operator("less", swapped=True)
+    __le__, __ge__ = _operator("less_equal"), _operator("less_equal", swapped=True)
+    __and__, __neg__ = _operator("and"), _operator("negative")
 
     def __matmul__(self, other: Operand) -> Symbols:
         return _refuse("a matrix product")  # type: ignore[no-any-return]
 
-    __radd__, __rmul__, __rmatmul__ = __add__, __mul__, __matmul__
+    __rmatmul__ = __matmul__
 
     def __bool__(self) -> bool:
         raise UntraceableError("tracing: a branch on a value; xp.where takes its place")
 
 
 class Graph:
-    """The nodes of a trace, equal ones once."""
+    """The nodes of a trace, where equal nodes are one."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.numbers: dict[Node, int] = {}
 
     def number(self, op: str, *args: Any) -> int:
-        """The number of the node, which is made where there is none like it."""
+        """Return the number of a node, which is made where there is none like it."""
         node = Node(op, args)
         if node not in self.numbers:
             self.numbers[node] = len(self.nodes)
@@ -114,12 +91,12 @@ class Graph:
         return self.numbers[node]
 
     def input(self, name: str, rows: int | None) -> Symbols:
-        """An input of so many rows, or None for one without that axis."""
+        """Return an input of so many rows; None means one without that axis."""
         numbers = [None] if rows is None else range(rows)
         return Symbols(self, [self.number("input", name, row) for row in numbers], scalar=rows is None)
 
     def apply(self, op: str, *operands: Operand) -> Symbols:
-        """An operation row by row, operands of one row standing for all."""
+        """Apply an operation row by row; an operand of one row serves for all rows."""
         symbols = [a for a in operands if isinstance(a, Symbols)]
         rows = max(len(a.nodes) for a in symbols)
         if any(len(a.nodes) not in (1, rows) for a in symbols):
@@ -128,14 +105,14 @@ class Graph:
         return Symbols(self, nodes, scalar=all(a.scalar for a in symbols))
 
     def node(self, operand: Operand, row: int) -> int:
-        """The number of the node that an operand has in a row; one row stands for all."""
+        """Return the number of the node that an operand has in a row."""
         if isinstance(operand, Symbols):
             return operand.nodes[row if len(operand.nodes) > 1 else 0]
         return self.number("number", float(operand))
 
 
 class SymbolicNamespace:
-    """In the place of an array library: what a pointwise function may ask for. Anything else is refused by name."""
+    """A stand-in for an array library, with what a pointwise function may use; anything else is refused by name."""
 
     float32, float64 = "float32", "float64"
 
@@ -167,7 +144,7 @@ class SymbolicNamespace:
         return Symbols(self._graph, x.nodes, x.scalar)
 
     def astype(self, x: Symbols, dtype: Any) -> Symbols:
-        """Conditions as 1 and 0; what is wider or narrower than the inputs as it is computed, "double" or "single"."""
+        """Return conditions as 1 and 0, and numbers that change their width by the operation "double" or "single"."""
         if all(self._graph.nodes[node].op in CONDITIONS for node in x.nodes):
             return self._graph.apply("where", x, 1.0, 0.0)
         if dtype == Symbols.dtype:
@@ -187,27 +164,27 @@ class Line(NamedTuple):
 def trace(
     function: Callable[..., Mapping[str, Symbols]], inputs: Mapping[str, int | None]
 ) -> tuple[list[Line], dict[str, int | None]]:
-    """What `function(xp, **inputs)` computes, and the rows of each output by name.
+    """Return the trace of `function(xp, **inputs)`, and the rows of each output by name.
 
     Parameters
     ----------
     function
-        Pure and element by element, from arrays to arrays by name.
+        A pure function, element by element, from arrays to arrays by name.
     inputs : dict of str to int or None
-        Rows of the leading axis of each input, None for one without it.
+        The rows of the leading axis of each input, None for one without it.
 
     Returns
     -------
     lines : list of Line
-        Assignments in an order in which they can be made: loads ("input", its args name and row), operations on
-        variables, and stores ("store") to outputs, after all loads. What no output needs is left out.
+        Assignments in an order in which they can be made: loads ("input", with the args name and row), operations on
+        variables, and stores ("store") to outputs, after all loads. Those that no output needs are left out.
     outputs : dict of str to int or None
-        As `inputs`.
+        The rows of each output, as in `inputs`.
 
     Raises
     ------
     UntraceableError
-        The function is not element by element, or uses what cannot be traced.
+        The function is not element by element, or uses something that cannot be traced.
     """
     graph = Graph()
     found = function(SymbolicNamespace(graph), **{name: graph.input(name, rows) for name, rows in inputs.items()})

@@ -1,5 +1,6 @@
 """The training loop, losses, optimizers, precision and checkpoints."""
 
-from xlstm.training.loop import Batches, Progress, Trained, evaluate, train
+from xlstm.training.feed import Batches
+from xlstm.training.loop import Progress, Trained, evaluate, train
 
 __all__ = ["Batches", "Progress", "Trained", "evaluate", "train"]

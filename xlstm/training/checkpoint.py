@@ -1,29 +1,31 @@
-"""Parameters and what describes them in one safetensors file, written whole or not at all.
+"""Parameters and their description in one safetensors file, written whole or not at all.
 
-The file holds the arrays under their names. Its metadata has one entry, "xlstm", a JSON object with
-the version of the format, the kind of model and its configuration; one entry, because safetensors
-writes several in no fixed order, and equal models are to give equal bytes.
+The file holds the arrays under their names. Its metadata has one entry, "xlstm", a JSON object with the version of the
+format, the kind of model and its configuration. It is one entry because safetensors writes several in no fixed order,
+and equal models are to give equal bytes.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from xlstm.arrays.backend import Array, to_numpy
 from xlstm.arrays.checks import shown
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import Array
 from xlstm.data import reading, writing
 from xlstm.data.tensors import Tensors
 
 KEY = "xlstm"
 VERSION = 1
+Host = np.ndarray[Any, Any]
 
 
 def save(path: str | os.PathLike[str], params: dict[str, Array], kind: str, config: dict[str, Any]) -> None:
-    """Write a model file, whole or not at all, as `xlstm.writing` does.
+    """Write a model file, whole or not at all.
 
     Parameters
     ----------
@@ -49,18 +51,18 @@ def save(path: str | os.PathLike[str], params: dict[str, Array], kind: str, conf
 
 @reading.brief()
 def is_ours(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is one that `save` wrote; raises as `load` does if it is no safetensors file."""
+    """Return whether a file is one that `save` wrote; raises as `load` does if it is no safetensors file."""
     return KEY in Tensors(path).metadata
 
 
 @reading.brief()
 def kind_of(path: str | os.PathLike[str]) -> str:
-    """The kind of model a file holds; raises as `load` does."""
-    return _about(Tensors(path)).kind
+    """Return the kind of model a file holds; raises as `load` does."""
+    return _about(Tensors(path))[0]
 
 
 @reading.brief()
-def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
+def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Host], dict[str, Any]]:
     """Read a model file: its arrays, on the host, and its configuration.
 
     Raises
@@ -71,13 +73,13 @@ def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.ndarray[
         It is no safetensors file, is damaged, or is of another format, version or kind.
     """
     file = Tensors(path)
-    about = _about(file)
-    if about.kind != kind:
-        raise ValueError(f"{path}: kind is {about.kind!r}, expected {kind!r}")
-    return file.read(), about.config
+    found, config = _about(file)
+    if found != kind:
+        raise ValueError(f"{path}: kind is {found!r}, expected {kind!r}")
+    return file.read(), config
 
 
-def finite(path: str | os.PathLike[str], arrays: dict[str, np.ndarray[Any, Any]], dtype: str | None = None) -> None:
+def finite(path: str | os.PathLike[str], arrays: dict[str, Host], dtype: str | None = None) -> None:
     """Raise ValueError unless all numbers of a file are finite, and stay so in the dtype that they are put in."""
     host = "float32" if dtype == "bfloat16" else dtype  # NumPy has no bfloat16, whose exponents have as many bits
     for name, array in arrays.items():
@@ -87,15 +89,8 @@ def finite(path: str | os.PathLike[str], arrays: dict[str, np.ndarray[Any, Any]]
             raise ValueError(f"{path}: {name} is not finite{'' if found is array else f' in {dtype}'}")
 
 
-class _About(NamedTuple):
-    """The description in the metadata of a file."""
-
-    kind: str
-    config: dict[str, Any]
-
-
-def _about(file: Tensors) -> _About:
-    """The description in a file of our version."""
+def _about(file: Tensors) -> tuple[str, dict[str, Any]]:
+    """Return kind and configuration of a file of our version."""
     if KEY not in file.metadata:
         raise ValueError(f"{file.path}: not an xlstm model file, its metadata has no entry {KEY!r}")
     try:
@@ -106,8 +101,7 @@ def _about(file: Tensors) -> _About:
         raise ValueError(f"{file.path}: its description is not readable ({error})") from error
     if about["version"] != VERSION:
         raise ValueError(f"{file.path}: version is {shown(about['version'])}, expected {VERSION!r}")
-    if not isinstance(about["kind"], str) or not isinstance(about["config"], dict):
-        raise ValueError(
-            f"{file.path}: kind and config are {shown([about['kind'], about['config']])}, expected text and an object"
-        )
-    return _About(about["kind"], about["config"])
+    kind, config = about["kind"], about["config"]
+    if not isinstance(kind, str) or not isinstance(config, dict):
+        raise ValueError(f"{file.path}: kind and config are {shown([kind, config])}, expected text and an object")
+    return kind, config

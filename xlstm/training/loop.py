@@ -1,33 +1,24 @@
-"""One readable training loop: truncated backpropagation through time, validation, early stopping."""
+"""The training loop: truncated backpropagation through time, validation, early stopping."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Backend, Params, backend_like, generator, namespace, to_numpy
-from xlstm.data.windows import Batch, finite
-from xlstm.layers.base import MASKS
-from xlstm.layers.part import Pointwise
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import Params
+from xlstm.arrays.random import generator
+from xlstm.layers.masks import STREAM
 from xlstm.training import optimizers
-from xlstm.training.losses import mse
+from xlstm.training.feed import BATCHES, Batches, Feed, Loss, loss_of
 from xlstm.training.precision import Mixed, Scaling, after, lowered, raised
-
-Loss = Callable[..., tuple[Array, Array]]
-BATCHES = checks.having("batches", "__len__", expected="Windows, Streams, or something else that yields batches")
-
-
-class Batches(Protocol):
-    """`Windows`, `Streams`, or anything else that yields batches."""
-
-    def __len__(self) -> int: ...
-    def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -39,18 +30,18 @@ class Progress:
     step: int
     steps: int
     loss: float
-    validation: float | None  # of the epoch before
+    validation: float | None  # after the epoch before
     best: float | None
     seconds: float
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What training gives: the best weights and how it went."""
+    """The result of training: the best weights and how it went."""
 
     params: Params = field(repr=False)
-    losses: list[float] = field(repr=False)  # of every step
-    validations: list[float] = field(repr=False)  # of every epoch
+    losses: list[float] = field(repr=False)  # one a step
+    validations: list[float] = field(repr=False)  # one an epoch
     best_epoch: int
     stopped_early: bool
     seconds: float
@@ -66,7 +57,7 @@ def train(
     epochs: int,
     validation: Batches | None = None,
     patience: int | None = None,
-    loss: Loss = mse,
+    loss: Loss | None = None,
     clip: float | None = None,
     averaging: float = 0.0,
     seed: int = 0,
@@ -75,34 +66,34 @@ def train(
 ) -> Trained:
     """Fit a model.
 
-    Within an epoch the state is carried from batch to batch unless a batch is `fresh`, and gradients
-    stop at the border of a batch: truncated backpropagation through time. The same seed, data and
-    starting weights give the same result.
+    Within an epoch the state is carried from batch to batch unless a batch is `fresh`, and gradients stop at the border
+    of a batch: truncated backpropagation through time. The same seed, data and starting weights give the same result.
 
     Parameters
     ----------
     model : object
-        Has `forward(params, x, state, train) -> (y, state, saved)` and
-        `backward(params, saved, dy) -> (grads, dx, dstate)`. `forward` is given `lengths` too where the
-        batches have them, and a `seed` where the model says that it is `random`.
+        Any model or layer of this library, or another object that has `forward(params, x, state, train) -> (y, state,
+        saved)` and `backward(params, saved, dy) -> (grads, dx, dstate)`. `forward` is also given `lengths` where the
+        batches have them, and a `seed` where the model says that it is `random`. A model with `batch_first` is given
+        batches in that order.
     params : dict of str to array
-        Starting weights; not changed. Their library and device are used.
+        Starting weights; they are not changed. Their library and device are used.
     data, validation : Batches
-        What to fit, and what to judge by.
+        The data to fit, and those to judge by.
     optimizer : Optimizer
     epochs : int
-        At most so many passes over `data`.
+        Most passes over `data`.
     patience : int, optional
         Stop when the validation loss has not improved for so many epochs.
-    loss : callable
-        `loss(y, target, mask) -> (loss, dy)`.
+    loss : callable, optional
+        `loss(y, target, mask) -> (loss, dy)`; by default the model's own `loss`, or else `losses.mse`.
     clip : float, optional
         Limit of the global gradient norm.
     averaging : float
-        Judge and return an exponential moving average of the weights with this decay, which is less
-        noisy than the weights of any one step; 0 means the weights themselves.
+        Judge and return an exponential moving average of the weights with this decay, which is less noisy than the
+        weights of any one step; 0 means the weights themselves.
     seed : int
-        Order of the batches, and masks of dropout and zoneout.
+        Decides the order of the batches, and the masks of dropout and zoneout.
     precision : Mixed, optional
         Run forward and backward in float16 or bfloat16, on a GPU. The weights stay in the dtype that they have, which
         validation and the optimiser use and which is returned; so do the loss and the sums over gradients. A step
@@ -113,8 +104,7 @@ def train(
     Returns
     -------
     Trained
-        With the weights of the epoch with the lowest validation loss, or the last ones without
-        `validation`.
+        Its weights are those of the epoch with the lowest validation loss, or the last ones without `validation`.
 
     Raises
     ------
@@ -125,87 +115,73 @@ def train(
         `data` or `validation` yields no batch or none with a target that counts, or numbers in a batch are not finite
         or do not fit into the dtype.
     TypeError, ValueError, BackendError
-        A `precision` that does not go with the weights, or a device that has it not.
+        A `precision` that does not go with the weights, or a device that does not have it.
     """
-    _check_model(model)
+    feed = Feed.of("train", model, params)
     epochs = checks.count("train", "epochs", epochs)
     patience = checks.optional(checks.count)("train", "patience", patience)
-    namespace("train", checks.mapping("train", params, "params"))
-    if not isinstance(optimizer, optimizers.Optimizer):
-        raise TypeError(
-            f"train: optimizer is {checks.shown(optimizer)}, expected one of xlstm.optim, such as optim.adam(1e-3)"
-        )
+    checks.instance(optimizers.Optimizer, "one of xlstm.optim, such as optim.adam(1e-3)")(
+        "train", "optimizer", optimizer
+    )
     averaging = checks.rate("train", "averaging", averaging)
     clip = checks.optional(checks.above_0)("train", "clip", clip)
-    checks.function("train", "loss", loss)
+    loss = loss_of("train", model, loss)
     checks.optional(checks.function)("train", "progress", progress)
     BATCHES("train", "data", data)
     checks.optional(BATCHES)("train", "validation", validation)
+    checks.optional(checks.instance(Mixed, "None or an xlstm.precision.Mixed"))("train", "precision", precision)
     if patience is not None and validation is None:
         raise ValueError("train: patience needs validation data")
-    if not isinstance(precision, Mixed | None):
-        raise TypeError(f"train: precision is {checks.shown(precision)}, expected None or an xlstm.precision.Mixed")
-    backend = low = backend_like(next(iter(params.values())))
-    scaling = Scaling()
+    home, scaling = feed.home, Scaling()
     if precision is not None:
-        low, scaling = precision.below(backend), precision.init()
-    rng = generator(seed, stream=1, where="train")  # stream 0 drew the weights
-    random = {"seed": generator(seed, stream=MASKS)} if getattr(model, "random", False) else {}
-    optim_state = optimizer.init(params)
+        feed, scaling = dataclasses.replace(feed, low=precision.below(home)), precision.init()
+    low = feed.low.dtype
+    order = generator(seed, stream=1, where="train")  # stream 0 drew the weights
+    masks = {"seed": generator(seed, stream=STREAM)} if getattr(model, "random", False) else {}
+    moments = optimizer.init(params)
     losses: list[float] = []
     validations: list[float] = []
-    best_params, best_epoch, done = params, 0, 0
-    mean = params
+    best_params, best_epoch, done, mean = params, 0, 0, params
     start = time.perf_counter()
 
     for epoch in range(1, epochs + 1):
-        state, counted, step = None, 0.0, 0
-        for step, batch in enumerate(data.batches(rng), 1):
-            batch = _within(model, batch)
-            where = f"train: epoch {epoch}, step {step}"
-            _check_batch(where, batch, low, backend)
-            counted += _weight(batch) * _has_steps(batch)
-            with np.errstate(over="ignore", invalid="ignore"):  # found below, with a better message
-                x, (target, mask) = low.asarray(batch.x), _truth(backend, batch)
-                used = lowered(params, low.dtype)
-                y, state, saved = model.forward(
-                    used, x, None if batch.fresh else state, train=True, **_options(batch, random)
-                )
-                value, dy = loss(raised(y, backend.dtype), target, mask)
-                grads, _, _ = model.backward(used, saved, lowered(dy, low.dtype, scaling.scale))
-                grads = raised(grads, backend.dtype, scaling.scale)
+        where, state = f"train: epoch {epoch}", None
+        for step, batch in enumerate(feed.batches(data, where, ", step", order), 1):
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named below
+                used = lowered(params, low)  # copies in a lower precision, where there is one
+                y, state, saved = feed.forward(used, batch, state, train=True, **masks)
+                value, dy = loss(raised(y, home.dtype), batch.target, batch.mask)
+                grads = model.backward(used, saved, lowered(dy, low, scaling.scale))[0]
+                grads = raised(grads, home.dtype, scaling.scale)
                 norm = optimizers.global_norm(grads)
-            now, size = to_numpy(backend.xp.stack((value, norm)))  # the one wait for the device in a step
-            losses.append(float(now))
-            sound = math.isfinite(size)
-            following = after(precision, scaling, sound)
+            now, size = map(float, to_numpy(home.xp.stack((value, norm))))  # the one wait for the device in a step
+            losses.append(now)
+            following = after(precision, scaling, math.isfinite(size))
             if following is None or not math.isfinite(now):
-                _check_batch(where, batch, low, backend, everything=True)
-                narrow = "" if precision is None else f" in {low.dtype} at a loss scale of {scaling.scale:g}"
-                raise FloatingPointError(_diagnosis(epoch, step, losses[-1], used, grads, narrow))
+                feed.check(f"{where}, step {step}", batch.host, everything=True)
+                narrow = "" if precision is None else f" in {low} at a loss scale of {scaling.scale:g}"
+                raise FloatingPointError(f"{where}, step {step}: {_diagnosis(now, used, grads, narrow)}")
             scaling = following
-            if sound:
+            if math.isfinite(size):
                 if clip is not None:
                     grads = optimizers.clip_global_norm(grads, clip, norm)
-                params, optim_state = optimizer.update(params, grads, optim_state)
+                params, moments = optimizer.update(params, grads, moments)
                 done += 1
-                # Until 1 / (1 - averaging) steps are done, the plain mean of all of them.
-                decay = min(averaging, 1 - 1 / done)
+                decay = min(averaging, 1 - 1 / done)  # at first the plain mean of all steps
                 mean = optimizers.running_mean(mean, params, decay) if decay else params
             if progress is not None:
+                last, best = validations[-1] if validations else None, min(validations, default=None)
                 seconds = time.perf_counter() - start
-                last = validations[-1] if validations else None
-                best = min(validations, default=None)
-                progress(Progress(epoch, epochs, step, len(data), losses[-1], last, best, seconds))
-        _check_counted(f"train: epoch {epoch}", step, counted)
+                progress(Progress(epoch, epochs, step, len(data), now, last, best, seconds))
         if validation is None:
             best_params, best_epoch = mean, epoch
             continue
-        validations.append(evaluate(model, mean, validation, loss))
-        if not math.isfinite(validations[-1]):
-            raise FloatingPointError(f"train: epoch {epoch}: the validation loss is {validations[-1]:g}")
-        if validations[-1] < min(validations[:-1], default=math.inf):
+        judged = evaluate(model, mean, validation, loss)
+        if not math.isfinite(judged):
+            raise FloatingPointError(f"{where}: the validation loss is {judged:g}")
+        if judged < min(validations, default=math.inf):
             best_params, best_epoch = mean, epoch
+        validations.append(judged)
         if patience is not None and epoch - best_epoch >= patience:
             break
 
@@ -213,8 +189,10 @@ def train(
     return Trained(best_params, losses, validations, best_epoch, epoch < epochs, seconds, len(losses) - done)
 
 
-def evaluate(model: Any, params: Params, data: Batches, loss: Loss = mse) -> float:
-    """Mean loss over all of `data`, with the state carried as in training.
+def evaluate(model: Any, params: Params, data: Batches, loss: Loss | None = None) -> float:
+    """Return the mean loss over all of `data`, with the state carried as in training.
+
+    Parameters are as for `train`.
 
     Raises
     ------
@@ -222,97 +200,27 @@ def evaluate(model: Any, params: Params, data: Batches, loss: Loss = mse) -> flo
         `data` yields no batch or none with a target that counts, or numbers in a batch are not finite or do not fit
         into the dtype.
     """
-    _check_model(model)
+    feed = Feed.of("evaluate", model, params)
     BATCHES("evaluate", "data", data)
-    checks.function("evaluate", "loss", loss)
-    namespace("evaluate", checks.mapping("evaluate", params, "params"))
-    backend = backend_like(next(iter(params.values())))
-    total, count, counted, step, state = 0.0, 0.0, 0.0, 0, None
-    for step, batch in enumerate(data.batches(), 1):
-        batch = _within(model, batch)
-        _check_batch(f"evaluate: batch {step}", batch, backend, backend)
+    loss = loss_of("evaluate", model, loss)
+    total, count, state = 0.0, 0.0, None
+    for batch in feed.batches(data, "evaluate", ": batch"):
         with np.errstate(over="ignore", invalid="ignore"):  # the caller sees it in the result
-            x, (target, mask) = backend.asarray(batch.x), _truth(backend, batch)
-            y, state, _ = model.forward(params, x, None if batch.fresh else state, train=False, **_options(batch))
-            value, _ = loss(y, target, mask)
-        weight = _weight(batch)
-        total += weight * float(value)
-        count += weight
-        counted += weight * _has_steps(batch)
-    _check_counted("evaluate", step, counted)
+            y, state, _ = feed.forward(params, batch, state, train=False)
+            value, _ = loss(y, batch.target, batch.mask)
+        total += batch.weight * float(value)
+        count += batch.weight
     return total / count
 
 
-def _check_model(model: Any) -> None:
-    expected = "a model or a layer that goes through time"
-    checks.having("forward", "backward", expected=expected)("train", "model", model)
-    if isinstance(model, Pointwise):
-        raise TypeError(f"train: model is {checks.shown(model)}, expected {expected}")
-    if getattr(model, "batch_first", False):
-        raise ValueError("train: batches have time first, so the model must too; make it with batch_first=False")
-
-
-def _within(model: Any, batch: Batch) -> Batch:
-    """The batch with a mask in which targets past the end of a sequence do not count."""
-    if batch.lengths is None or getattr(model, "last", False):
-        return batch
-    there = np.arange(batch.x.shape[0])[:, None] < np.asarray(batch.lengths)  # (T, B)
-    if batch.mask is not None:
-        there = batch.mask & there.reshape(there.shape + (1,) * (batch.mask.ndim - 2))
-    return batch._replace(mask=there)
-
-
-def _check_batch(where: str, batch: Batch, low: Backend, backend: Backend, everything: bool = False) -> None:
-    """Raise ValueError unless x and the targets that count are finite on their backends.
-
-    Arrays on a device are left alone, which would have to wait for it, and so are targets that a mask leaves out,
-    unless `everything` is to be checked.
-    """
-    there = None
-    if batch.lengths is not None:
-        there = np.arange(batch.x.shape[0])[:, None] < np.asarray(batch.lengths)  # (T, B)
-    for name, array, dtype, counts in (
-        ("x", batch.x, low.dtype, there),
-        ("target", batch.target, backend.dtype, None if everything else batch.mask),
-    ):
-        if everything or isinstance(array, np.ndarray):
-            finite(where, name, to_numpy(array), dtype, counts)
-
-
-def _weight(batch: Batch) -> float:
-    """How many targets count."""
-    return float(batch.target.size if batch.mask is None else np.count_nonzero(batch.mask))
-
-
-def _has_steps(batch: Batch) -> bool:
-    """Whether any of its sequences has a step."""
-    return batch.lengths is None or bool(np.any(batch.lengths))
-
-
-def _check_counted(where: str, steps: int, counted: float) -> None:
-    if steps == 0:
-        raise ValueError(f"{where}: the data yield no batches")
-    if counted == 0:
-        raise ValueError(f"{where}: the data have no target that counts; masks leave out all, or lengths are all 0")
-
-
-def _truth(backend: Backend, batch: Batch) -> tuple[Array, Array | None]:
-    """Target and mask on the device."""
-    return backend.asarray(batch.target), None if batch.mask is None else backend.asarray(batch.mask)
-
-
-def _options(batch: Batch, random: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What only some batches and models need."""
-    return {**(random or {}), **({} if batch.lengths is None else {"lengths": batch.lengths})}
-
-
-def _diagnosis(epoch: int, step: int, loss: float, params: Params, grads: Params, narrow: str) -> str:
-    where = f"train: epoch {epoch}, step {step}: loss is {loss:g}"
+def _diagnosis(loss: float, params: Params, grads: Params, narrow: str) -> str:
+    """Return why a step cannot be taken; `narrow` names a lower precision."""
     for what, arrays in {"parameter": params, "gradient of": grads}.items():
         for name, array in arrays.items():
             if not np.all(np.isfinite(to_numpy(array))):
                 wider = ", clipping, or float32" if narrow else " or clipping"
-                return f"{where}, {what} {name} is not finite{narrow}; a smaller learning rate{wider} may help"
+                problem = f"{what} {name} is not finite{narrow}; a smaller learning rate{wider} may help"
+                return f"loss is {loss:g}, {problem}"
     if math.isfinite(loss):
-        return f"{where}, the norm of the gradient overflows; clipping values or a wider dtype may help"
-    return f"{where} though every parameter and gradient is finite: are there targets out of range?"
+        return f"loss is {loss:g}, the norm of the gradient overflows; clipping values or a wider dtype may help"
+    return f"loss is {loss:g} though every parameter and gradient is finite: are there targets out of range?"

@@ -1,7 +1,7 @@
 """Losses: each returns the loss (a 0-d array) and its gradient by the prediction.
 
-A loss is the mean over all elements that `mask` selects. A mask is boolean and covers the leading
-axes of the target: (T, B) masks whole time steps, the target's own shape single values.
+A loss is the mean over all elements that `mask` selects. A mask is boolean and covers the leading axes of the target:
+(T, B) masks whole time steps, the target's own shape single values.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Namespace, check_library, device_of, namespace
+from xlstm.arrays.namespace import Array, Namespace, check_library, device_of, namespace
 from xlstm.cells.activations import clamp, log_softmax
 
 
@@ -63,8 +63,8 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
     ----------
     logits : array (..., V)
     labels : integer array (...)
-        From 0 to V - 1. A label outside that range makes the loss NaN, unless it is masked: looking
-        at the values to raise an error would stall a GPU.
+        From 0 to V - 1. A label outside that range makes the loss NaN, unless it is masked: looking at the values to
+        raise an error would stall a GPU.
     mask : bool array, optional
         Labels that count.
     """
@@ -98,7 +98,7 @@ def _regression(where: str, y: Array, target: Array, mask: Array | None) -> tupl
 
 
 def _weight(where: str, xp: Namespace, target: Array, mask: Array | None, like: Array) -> Array:
-    """Weight of every element of target in the mean, 1/count where it counts and else 0; one number without a mask."""
+    """Return the weight of every element in the mean, 1/count where it counts and else 0; a number without a mask."""
     if mask is None:
         return 1 / max(1, math.prod(target.shape))
     _belongs(where, "mask", xp, mask, "bool")
@@ -112,7 +112,7 @@ def _weight(where: str, xp: Namespace, target: Array, mask: Array | None, like: 
 
 
 def _leading(xp: Namespace, mask: Array, target: Array) -> Array:
-    """A mask over leading axes with the other axes of target as 1."""
+    """Return a mask over leading axes with the other axes of target as 1."""
     return xp.reshape(mask, (*mask.shape, *(1,) * (target.ndim - mask.ndim)))
 
 

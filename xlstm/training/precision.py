@@ -3,21 +3,8 @@
 After Micikevicius et al. 2018. The weights that the optimiser changes, the masters, are float32, and so are the loss,
 its gradient and what is summed over gradients; `forward` and `backward` see copies in the lower dtype. Gradients too
 small for float16 are multiplied by a scale on their way back. A step whose gradients overflow is left out, and the
-scale shrinks. Nothing is changed in place.
-
->>> mixed = Mixed("float16")
->>> scaling = mixed.init()
->>> low = lowered(params, mixed.dtype)
->>> y, state, saved = model.forward(low, x)  # x is float16
->>> loss, dy = mse(raised(y), target)
->>> grads, dx, dstate = model.backward(low, saved, lowered(dy, mixed.dtype, scaling.scale))
->>> grads = raised(grads, scale=scaling.scale)
->>> finite = math.isfinite(optim.global_norm(grads))
->>> if finite:
-...     params, optim_state = optimizer.update(params, grads, optim_state)
->>> scaling = after(mixed, scaling, finite)
-
-`training.train(..., precision=Mixed("float16"))` is that.
+scale shrinks. Nothing is changed in place. `training.train(..., precision=Mixed("float16"))` does all of that, and its
+loop shows how `lowered`, `raised` and `after` are used.
 """
 
 from __future__ import annotations
@@ -30,17 +17,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks, probe
-from xlstm.arrays.backend import HALVES, Backend, BackendError, Params, backend_of, cast, dtype_text
+from xlstm.arrays.backend import Backend, backend_of
+from xlstm.arrays.convert import BackendError, cast, dtype_text
+from xlstm.arrays.namespace import HALVES, Params
 from xlstm.engines.cuda import use
 
 DTYPES = HALVES
 NAMES = (*HALVES, "tf32")
 FIRST = 2.0**16  # the scale of the first step in float16
-LEAST, MOST = 2.0**-14, 2.0**24  # what still overflows at the least is not the scale's fault
+LEAST, MOST = 2.0**-14, 2.0**24  # gradients that still overflow at the least scale do so for another reason
 
 
 class Scaling(NamedTuple):
-    """What gradients are multiplied by, and how many steps in a row they were finite since that last changed."""
+    """The factor of gradients, and how many steps in a row they were finite since it last changed."""
 
     scale: float = 1.0
     good: int = 0
@@ -48,15 +37,14 @@ class Scaling(NamedTuple):
 
 @dataclass(frozen=True)
 class Mixed:
-    """How to train in mixed precision; holds no state.
+    """A description of mixed precision; it holds no state.
 
     Parameters
     ----------
     dtype : {"float16", "bfloat16"}
-        Of what forward and backward compute with. bfloat16 has the range of float32: it needs no scale and leaves no
-        step out.
+        The dtype of forward and backward. bfloat16 has the range of float32: it needs no scale and leaves no step out.
     scale : float, optional
-        What gradients are multiplied by at first, from 2**-14 to 2**24; by default 2**16 in float16.
+        The first factor of gradients, from 2**-14 to 2**24; by default 2**16 in float16.
     growth : float
         Factor of the scale after `every` good steps, up to 2**24; 1 leaves it.
     backoff : float
@@ -95,20 +83,14 @@ class Mixed:
         return self.dtype != "bfloat16"
 
     def init(self) -> Scaling:
-        """The scale of the first step."""
+        """Return the scale of the first step."""
         return Scaling(float(self.scale or FIRST) if self.scales else 1.0)
 
     def below(self, home: Backend) -> Backend:
-        """The backend that forward and backward run on, from that of the masters.
+        """Return the backend that forward and backward run on, from that of the masters.
 
-        Raises
-        ------
-        ValueError
-            The masters are of a lower dtype themselves.
-        TypeError
-            The dtype on a CPU.
-        BackendError
-            What the dtype needs is missing.
+        Masters that are of a lower dtype themselves are a ValueError, a CPU is a TypeError, and something that the
+        dtype needs and that is missing is a BackendError.
         """
         low = backend_of(home, self.dtype)
         if home.dtype in HALVES:
@@ -117,9 +99,9 @@ class Mixed:
 
 
 def after(mixed: Mixed | None, scaling: Scaling, finite: bool) -> Scaling | None:
-    """The scale of the next step, from whether all gradients of this one were `finite`.
+    """Return the scale of the next step, from whether all gradients of this one were `finite`.
 
-    None where they were not and the scale cannot be the reason: it is the least there is already, or there is none.
+    It is None where they were not and the scale cannot be the reason: it is the least already, or there is none.
     """
     if mixed is None or not mixed.scales:
         return scaling if finite else None
@@ -132,24 +114,22 @@ def after(mixed: Mixed | None, scaling: Scaling, finite: bool) -> Scaling | None
 
 
 def lowered(arrays: Any, dtype: str, scale: float = 1.0) -> Any:
-    """An array, or a dict of arrays, times `scale` and then in a lower dtype.
+    """Return an array, or a dict of arrays, times `scale` and then in a lower dtype, where it may overflow.
 
-    Of masters that is what to compute with, of dy what `backward` is given. What the dtype has no room for becomes
-    infinite.
+    The masters are lowered for `forward` and `backward`, and dy for `backward`.
     """
-    return _each(arrays, dtype, scale, 1.0)
+    return _cast(arrays, dtype, scale, 1.0)
 
 
 def raised(arrays: Any, dtype: str = "float32", scale: float = 1.0) -> Any:
-    """An array, or a dict of arrays, in a wider dtype and then divided by `scale`: the way back from `lowered`."""
-    return _each(arrays, dtype, 1.0, 1 / scale)
+    """Return an array, or a dict of arrays, in a wider dtype and then divided by `scale`; the reverse of `lowered`."""
+    return _cast(arrays, dtype, 1.0, 1 / scale)
 
 
-def _each(arrays: Any, dtype: str, before: float, after: float) -> Any:
-    """Times `before` in the dtype that they have, and times `after` in the one that they get."""
+def _cast(arrays: Any, dtype: str, before: float, after: float) -> Any:
+    """Multiply by `before` in the old dtype, and by `after` in the new one."""
     given: Params = arrays if isinstance(arrays, dict) else {"": arrays}
-    found = cast(_times(given, before), dtype)
-    found = _times(found, after)
+    found = _times(cast(_times(given, before), dtype), after)
     return found if isinstance(arrays, dict) else found[""]
 
 
@@ -158,11 +138,11 @@ def _times(arrays: Params, factor: float) -> Params:
 
 
 def tf32(on: bool = True) -> contextlib.AbstractContextManager[None]:
-    """Within `with tf32():` float32 matrices are multiplied in TF32, which has float32's range and 10 bits after 1.
+    """Multiply float32 matrices in TF32 within `with tf32():`; it has the range of float32 and 10 bits of fraction.
 
-    That is CuPy's products, for the whole process, and those in the loops of recurrent layers (`cuda.use`).
-    `tf32(False)` is the other way round, where CUPY_TF32=1 or an outer `tf32()` holds. The end of the block puts back
-    what was there before.
+    This holds for CuPy's products in the whole process, and for those in the kernels of recurrent layers (`cuda.use`).
+    `tf32(False)` is the opposite, where CUPY_TF32=1 or an outer `tf32()` holds. The end of the block restores what was
+    there before.
 
     Raises
     ------
@@ -192,22 +172,10 @@ def _compute_type(on: bool) -> Iterator[None]:
 
 
 def named(name: str | None, home: Backend) -> tuple[Mixed | None, contextlib.AbstractContextManager[None]]:
-    """What a name stands for with weights of a backend: a description for `train`, and a context to train in.
+    """Return the description for `train` and the context to train in that a name of NAMES, or None, stands for.
 
-    Parameters
-    ----------
-    name : {"float16", "bfloat16", "tf32"} or None
-    home : Backend
-        That of the weights.
-
-    Raises
-    ------
-    ValueError
-        An unknown name, or weights that do not go with it.
-    TypeError
-        float16 or bfloat16 on a CPU.
-    BackendError
-        TF32 elsewhere than on CuPy, or something that is needed is missing.
+    An unknown name, or weights on `home` that do not go with it, are a ValueError; float16 or bfloat16 on a CPU are a
+    TypeError; TF32 elsewhere than on CuPy, and something that is missing, are a BackendError.
     """
     if name is None:
         return None, contextlib.nullcontext()

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays.backend import Array, device_of, dtype_name
 from xlstm.arrays.matmul import matmul
+from xlstm.arrays.namespace import Array, device_of, dtype_name
 from xlstm.engines.cuda import launch, source
 from xlstm.engines.cuda.choice import Choice, choose, told
 from xlstm.engines.cuda.launch import Grid, Runtime
@@ -55,7 +55,7 @@ class Cuda:
         self, step: Step, x: Array, state: Sequence[Array], widths: Widths, keep: str
     ) -> tuple[Array, list[Array], CudaTape]:
         """Run all steps; see `Engine`."""
-        tape = CudaTape(self, step, widths, x)
+        tape = CudaTape(self, step, widths, x, state[0])
         end = tape.forward(state, keep)
         return tape.y, end, tape
 
@@ -73,20 +73,13 @@ class CudaTape(Tape):
     Attributes
     ----------
     choice : Choice
-    function : Pointwise
-        The cell's step.
     rows_kept : dict of str to array
         The carried states before every step, and what the cell saved.
     """
 
-    def __init__(self, engine: Cuda, step: Step, widths: Widths, x: Array) -> None:
-        super().__init__(engine, step, widths, x)
-        runtime = launch.runtime(step.xp, step.Wh)
-        assert runtime is not None
-        self.runtime: Runtime = runtime
-        function, self.choice, _ = _plan(step, widths, runtime)
-        assert function is not None
-        self.function: Pointwise = function
+    def __init__(self, engine: Cuda, step: Step, widths: Widths, x: Array, h0: Array) -> None:
+        super().__init__(engine, step, widths, x, h0)
+        self.choice: Choice = _plan(step, widths, self.runtime)[1]
         self.heads, self.width = _heads(step)
         self.real = REAL[self.choice.arithmetic.real]
         self.Wh = _contiguous(step.Wh)
@@ -96,9 +89,26 @@ class CudaTape(Tape):
         self.rows_kept: dict[str, Array] = {}
         self.end: list[Array] = []  # the state of each sequence at its own end
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle it without what belongs to the device and to the process."""
+        return {name: a for name, a in super().__getstate__().items() if name not in ("runtime", "function")}
+
+    @functools.cached_property
+    def runtime(self) -> Runtime:
+        """The device of the arrays."""
+        found = launch.runtime(self.step.xp, self.step.Wh)
+        assert found is not None
+        return found
+
+    @functools.cached_property
+    def function(self) -> Pointwise:
+        """The functions of the cell's step."""
+        found = pointwise(self.step.cell, self.step.own_rows, self.step.added)
+        assert found is not None
+        return found
+
     def forward(self, state: Sequence[Array], keep: str) -> list[Array]:
         """Run all steps; return the state of each sequence at its own end."""
-        self.hs[: self.first, :] = state[0][:, : self.first].T
         if keep != "nothing":
             self.rows_kept = self._empty(dict.fromkeys(self.function.carried))
         if keep == "all":

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import probe
-from xlstm.arrays.backend import Array, Namespace
+from xlstm.arrays.namespace import Array, Namespace
 from xlstm.engines.cuda.source import ARRANGE, Source
 from xlstm.engines.cuda.tiling import Device
 
@@ -115,7 +115,7 @@ def module(source: Source, entry: str) -> Any:
 
 def runtime(xp: Namespace, like: Array) -> Runtime | None:
     """Return the runtime of the device of an array, or None where `xp` is not CuPy."""
-    return _runtime(like.device.id) if xp.__name__.endswith("cupy") else None
+    return _runtime(like.device.id) if xp is not np and xp.__name__.endswith("cupy") else None
 
 
 def current() -> Device:

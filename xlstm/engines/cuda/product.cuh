@@ -149,13 +149,17 @@ DEVICE void product(const Weights& weights, const uint4* spare, const uint4* V, 
 #pragma unroll
             for (int n = 0; n < COLUMNS_AT_ONCE; n++) {
                 const int column = (at + n) * 8 + lane % 4 * 2;
+                float sum[4];
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
-                    float sum = c[i][n][0][e];  // the smallest first
+                    sum[e] = c[i][n][0][e];  // the smallest first
 #pragma unroll
-                    for (int s = 1; s < SUMS; s++) sum += c[i][n][s][e];
-                    put(part, row + e / 2 * 8, column + e % 2, sum);
+                    for (int s = 1; s < SUMS; s++) sum[e] += c[i][n][s][e];
                 }
+                put(part, row, column, sum[0]);  // in a loop they took registers that there were not
+                put(part, row, column + 1, sum[1]);
+                put(part, row + 8, column, sum[2]);
+                put(part, row + 8, column + 1, sum[3]);
             }
         }
     }

@@ -36,7 +36,7 @@ VERSIONS = (sys.version, np.__version__, numba.__version__, llvmlite.__version__
 def cached(function: Callable[..., Any], **options: Any) -> Any:
     """The function compiled by `numba.njit` with these options, and kept.
 
-    It belongs to a module that `jit.load` makes, whose name depends on its whole text, these options included.
+    It belongs to a module that `jit` makes, whose name depends on all of its text.
     """
     made = numba.njit(function, **options)
     made._cache = Cache(f"{function.__module__}.{function.__qualname__}")

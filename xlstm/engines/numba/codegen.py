@@ -7,8 +7,8 @@ without the interpreter. Its operations are those of the trace, so no formula st
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from types import ModuleType
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 from xlstm.cells.cell import Cell
@@ -65,40 +65,55 @@ def _kernels(form: Any, dtype: str, own: tuple[tuple[str, int | None], ...], add
     carried = dict.fromkeys(step.carried)
     at = {"zx": "j", **dict.fromkeys((*carried, *step.saved), "t")}
     after, still = at | dict.fromkeys(carried, "t + 1"), at | dict.fromkeys(carried, "0")
-    outputs = step.gradients
+    given = ("zx", "zh", "h")
     return Kernels(
         step,
-        _kernel(dtype, step, step.forward, step.before, ("zx", "zh", "h"), at, after),
-        _kernel(dtype, step, step.lean, step.before, ("zx", "zh", "h"), still, still),
-        _kernel(dtype, step, step.backward, step.after, ("dz", "dzh", "dh0", "dh"), at, at),
-        "dzh" in outputs,
-        "dh0" in outputs,
+        kernel(dtype, step.forward, step.before, given, at, after, step.numbers),
+        kernel(dtype, step.lean, step.before, given, still, still, step.numbers),
+        kernel(dtype, step.backward, step.after, ("dz", "dzh", "dh0", "dh"), at, at, step.numbers),
+        "dzh" in step.gradients,
+        "dh0" in step.gradients,
     )
 
 
-def _kernel(
+def kernel(
     dtype: str,
-    step: Pointwise,
     function: Callable[..., Mapping[str, Symbols]],
     inputs: Mapping[str, int | None],
-    first: tuple[str, ...],
-    loads: Mapping[str, str],
-    stores: Mapping[str, str],
+    given: tuple[str, ...] = (),
+    loads: Mapping[str, str] = MappingProxyType({}),
+    stores: Mapping[str, str] = MappingProxyType({}),
+    numbers: Collection[str] = (),
 ) -> Kernel:
-    """Write the step of a traced function as source. `loads` and `stores` have the index in time of arrays with one."""
+    """Write a traced function as the source of a step, and return the loops around it.
+
+    Parameters
+    ----------
+    dtype : {"float32", "float64"}
+    function
+        `function(xp, **arrays) -> arrays by name`, element by element.
+    inputs : dict of str to (int or None)
+        Rows of its arrays, None for one without that axis.
+    given : tuple of str
+        Names of the arrays that come first among the arguments of the step.
+    loads, stores : dict of str to str
+        The index in time, made of j and t, of arrays that are read and written.
+    numbers : names
+        Inputs that are scalars, the same for all units.
+    """
     lines, outputs = trace(function, inputs)
     forms = SCALAR if any(line.op in LIBM for line in lines) else FORMS
-    names = tuple(name for name in dict.fromkeys((*inputs, *outputs)) if name not in first)
+    names = tuple(name for name in dict.fromkeys((*inputs, *outputs)) if name not in given)
     body = []
     for to, row, op, args in lines:
         if op == "input":
             name, of_row = args
-            body.append(f"{to} = F({name})" if name in step.numbers else f"{to} = {name}{_index(loads, name, of_row)}")
+            body.append(f"{to} = F({name})" if name in numbers else f"{to} = {name}{_index(loads, name, of_row)}")
         elif op == "store":
             body.append(f"{to}{_index(stores, to, row)} = {args[0]}")
         else:
             body.append(f"{to} = {forms[op].format(*args)}")
-    head = f"def step(j, t, first, last, {', '.join((*first, *names))}):\n    for unit in range(U(first), U(last)):\n"
+    head = f"def step(j, t, first, last, {', '.join((*given, *names))}):\n    for unit in range(U(first), U(last)):\n"
     return Kernel(jit.functions(dtype, head + "".join(f"        {line}\n" for line in body)), names)
 
 

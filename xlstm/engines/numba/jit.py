@@ -78,7 +78,7 @@ LOOPS = (loops.forward, loops.forward_alone, loops.forward_step, loops.backward,
 @functools.cache
 def _functions(dtype: str, step: str) -> ModuleType:
     shared = _shared(dtype)
-    found = _module(shared.__name__ + step + inspect.getsource(loops))
+    found = _module(shared.__name__ + step)
     found.__dict__.update({name: value for name, value in vars(shared).items() if not name.startswith("__")})
     name = f"<{found.__name__}>"
     linecache.cache[name] = (len(step), None, step.splitlines(True), name)  # for what Numba says
@@ -104,7 +104,11 @@ def _shared(dtype: str) -> ModuleType:
 
 
 def _module(text: str) -> ModuleType:
-    """Return an empty module, named after all that its functions depend on; Numba looks for it among the imported."""
+    """Return an empty module, which Numba looks for among the imported ones.
+
+    It is named after all that its functions depend on: their text, and this file, which compiles them.
+    """
+    text += inspect.getsource(sys.modules[__name__])
     name = f"xlstm_{hashlib.sha256(text.encode()).hexdigest()[:32]}"
     sys.modules[name] = found = ModuleType(name)
     return found

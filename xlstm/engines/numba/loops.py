@@ -160,7 +160,7 @@ def backward(
     dh: Any,
     *arrays: Any,
 ) -> None:
-    """Differentiate a segment; dQ takes the gradient of the product of h where it is not that of x, and dh0 that of h."""
+    """Differentiate a segment; dQ and dh0 take what `Gradients` and the cell keep apart, or are empty."""
     H = WhT.shape[1] if rows else WhT.shape[0] // dz.shape[0] * WhT.shape[1]  # without rows of a tile these are heads
     R, n = H * dz.shape[0], dh.size // H
     dhs, dzs, dzhs = dh.reshape(H, n), dz.reshape(R, n), dzh.reshape(R, n)

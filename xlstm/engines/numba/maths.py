@@ -65,7 +65,7 @@ def tanh(x: Any) -> Any:
 
 
 def exp(x: Any) -> Any:
-    """Return 2^k (1 + p(r)) with x = k ln 2 + r; 2^k is a product of two, for exp(x) has more exponents than one has."""
+    """Return 2^k (1 + p(r)) with x = k ln 2 + r; 2^k is made of two factors, for one has too few exponents."""
     a = HIGHEST if x > HIGHEST else x
     a = LOWEST if a < LOWEST else a
     w = a * LOG2E + MAGIC  # leaves k in the last bits

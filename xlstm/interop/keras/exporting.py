@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import checks
-from xlstm.arrays.backend import Params, to_numpy
+from xlstm.arrays.namespace import Params
 from xlstm.data import writing
-from xlstm.interop import refusal
+from xlstm.interop.common import Host, Layer, inverse, prepared, reordered
 from xlstm.interop.keras import hdf5
-from xlstm.interop.keras.names import ACTIVATIONS, CLASSES, ORDER, PARTS, Host, reordered, snake
-from xlstm.layers.recurrent import GRU, LSTM, RNN
+from xlstm.interop.keras.names import ACTIVATIONS, CLASSES, ORDER, PARTS, snake
 from xlstm.models.sequence import SequenceModel
 
-# What Keras does not have, with the value that means it is not there.
-ABSENT = {
-    "proj_size": 0,
-    "peepholes": False,
-    "coupled_input_forget": False,
-    "cell_clip": None,
-    "clip": None,
-    "layer_norm": False,
-}
+# Options that Keras lacks, and the values that mean they are not used.
+ABSENT = {"proj_size": 0, "peepholes": False, "coupled_input_forget": False, "clip": None}
 
 
-def to_keras(
-    layer: LSTM | GRU | RNN | SequenceModel, params: Params, path: str | os.PathLike[str] | None = None
-) -> list[Host]:
-    """Weights in the order of Keras' `get_weights()`, for `set_weights()`, and as a file for `load_weights()`.
+def to_keras(layer: Layer | SequenceModel, params: Params, path: str | os.PathLike[str] | None = None) -> list[Host]:
+    """Return weights in the order of Keras' `get_weights()`, for `set_weights()`, and write a file of them.
 
     Parameters
     ----------
@@ -40,7 +28,8 @@ def to_keras(
     params : dict of str to array
         Its parameters, on any backend.
     path : path, optional
-        A `.weights.h5` file to write, whole or not at all, for a Sequential model of these layers.
+        A `.weights.h5` file, written whole or not at all, that `load_weights()` of a Sequential model of these
+        layers reads.
 
     Returns
     -------
@@ -51,68 +40,56 @@ def to_keras(
     Raises
     ------
     ValueError
-        The layer has an option that Keras does not, or parameters are missing, surplus or misshapen.
+        The layer has an option that Keras lacks, or parameters are missing, surplus or misshapen.
+    TypeError
+        The layer is of another kind.
     OSError
         The file cannot be written.
     """
-    if isinstance(layer, SequenceModel):
-        layer.check(params)
-        recurrent, layer_params = layer.recurrent, layer.below("recurrent", params)
-        head = [np.ascontiguousarray(to_numpy(params["head.W"]).T), to_numpy(params["head.b"])]
-    elif isinstance(layer, LSTM | GRU | RNN):
-        recurrent, layer_params, head = layer, params, []
-    else:
-        raise TypeError(f"to_keras: layer is a {type(layer).__name__}, expected an LSTM, GRU, RNN or SequenceModel")
-    refusal.kind("to_keras", recurrent)
+    exported = prepared("to_keras", "Keras", layer, params, ABSENT)
+    recurrent, _, head = exported
     _refuse(recurrent)
-    checks.params("to_keras", layer_params, recurrent.shapes)
-    host = {name: to_numpy(array) for name, array in layer_params.items()}
-    kind = type(recurrent).__name__.lower()
-    groups: dict[str, Any] = {}
+    classes = {ours: theirs for theirs, ours in CLASSES.items()}
+    base = "bidirectional" if recurrent.bidirectional else snake(classes[type(recurrent).__name__.lower()])
+    items: dict[str, Host | None] = {"vars": None}
     arrays: list[Host] = []
-    both = len(recurrent.directions) == 2
-    base = "bidirectional" if both else snake({ours: theirs for theirs, ours in CLASSES.items()}[kind])
+
+    def add(path: str, some: list[Host]) -> None:
+        arrays.extend(some)
+        items.update({f"{path}/{k}": array for k, array in enumerate(some)})
+
     for k in range(recurrent.num_layers):
-        group: dict[str, Any] = {"vars": {}}
-        for direction, part in zip(recurrent.directions, PARTS[both], strict=True):
-            weights = _to_arrays(recurrent, host, f"{k}.{direction}")
-            inner = {"vars": {}, "cell": {"vars": {str(i): a for i, a in enumerate(weights)}}}
-            group |= {part.rstrip("/"): inner} if both else inner
-            arrays += weights
-        groups[f"{base}_{k}" if k else base] = group
-    if head:
-        groups["dense"] = {"vars": {str(i): a for i, a in enumerate(head)}}
+        group = f"layers/{base}_{k}" if k else f"layers/{base}"
+        for direction, part in zip(recurrent.directions, PARTS[recurrent.bidirectional], strict=True):
+            add(f"{group}/{part}cell/vars", _arrays(recurrent, exported.part(k, direction)))
+            items[f"{group}/{part}vars"] = None
+        if recurrent.bidirectional:
+            items[f"{group}/vars"] = None
+    if head is not None:
+        add("layers/dense/vars", [np.ascontiguousarray(head[0].T), head[1]])
     if path is not None:
-        writing.write(path, hdf5.written({"layers": groups, "vars": {}}))
-    return arrays + head
+        writing.write(path, hdf5.written(items))
+    return arrays
 
 
-def _to_arrays(layer: LSTM | GRU | RNN, params: dict[str, Host], prefix: str) -> list[Host]:
-    """Weights of one layer and direction as Keras has them."""
-    order = np.argsort(ORDER[type(layer).__name__.lower()])
-    Wx, Wh, b, bh = (params.get(f"{prefix}{name}") for name in ("Wx", "Wh", "b", "bh"))
-    assert Wx is not None
-    assert Wh is not None
-    found = [Wx.T, Wh.T]
-    if b is not None:
-        second = np.zeros_like(b) if bh is None else bh
-        found.append(np.stack((b, second)) if getattr(layer, "reset_after", False) else b + second)
-    return [np.ascontiguousarray(reordered(array, order)) for array in found]
+def _arrays(layer: Layer, weights: dict[str, Host]) -> list[Host]:
+    """Return the weights of one layer and direction as Keras has them."""
+    order = inverse(ORDER[type(layer).__name__.lower()])
+    found = {name: reordered(array, order) for name, array in weights.items()}
+    arrays = [np.ascontiguousarray(found["Wx"].T), np.ascontiguousarray(found["Wh"].T)]
+    if "b" in found:
+        b, bh = found["b"], found.get("bh", np.zeros_like(found["b"]))
+        arrays.append(np.stack((b, bh)) if getattr(layer, "reset_after", False) else b + bh)
+    return arrays
 
 
-def _refuse(layer: LSTM | GRU | RNN) -> None:
-    """Raise ValueError if the layer computes what Keras' cannot."""
-    refusal.options("to_keras", "Keras", layer, ABSENT)
+def _refuse(layer: Layer) -> None:
+    """Raise ValueError if the layer has directions or activations that Keras cannot express."""
     if layer.reverse and layer.num_layers > 1:
         raise ValueError("to_keras: reverse is True in a stack, which Keras cannot express: it flips y of every layer")
-    chosen = layer.activations or ()
-    n = len(layer.ACTIVATIONS)
-    theirs = set(ACTIVATIONS.values())
-    if (
-        not set(chosen) <= theirs
-        or chosen[:n] != chosen[-n:]
-        or (len(chosen) > 2 and n == 3 and chosen[1] != chosen[2])
-    ):
+    chosen, n, theirs = layer.activations or (), len(layer.ACTIVATIONS), set(ACTIVATIONS.values())
+    same = chosen[:n] == chosen[-n:] and (n < 3 or chosen[1:2] == chosen[2:3])
+    if not same or not set(chosen) <= theirs:
         raise ValueError(
             f"to_keras: activations are {chosen}, which Keras cannot express, expected the same for candidate and "
             f"output and for both directions, from {', '.join(sorted(theirs))}"

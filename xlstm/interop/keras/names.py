@@ -1,24 +1,19 @@
 """Names and orders of Keras 3.
 
-Keras has kernels (D, G*H) with gates in order i f c o (ours i o f g) and z r h (ours z r n), one bias,
-and of a GRU with `reset_after` a bias (2, 3H).
+Keras has kernels (D, G*H) with gates in order i f c o (ours i o f g) and z r h (ours z r n), and one bias; a GRU with
+`reset_after` has a bias (2, 3H).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
-
-Host = np.ndarray[Any, Any]
-Arrays = Sequence[Host]
 CLASSES = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "rnn"}
-# Where each of our gates stands among Keras'.
+# The position of each of our gates among Keras'.
 ORDER = {"lstm": (0, 3, 1, 2), "gru": (0, 1, 2), "rnn": (0,)}
+# The groups of a file in which the cells of a layer lie, by whether the layer is bidirectional.
 PARTS = {False: ("",), True: ("forward_layer/", "backward_layer/")}
-# Keras' activations as ours.
+# Our name of each of Keras' activations.
 ACTIVATIONS = {
     **{name: name for name in ("sigmoid", "tanh", "relu", "linear", "selu", "softsign", "softplus", "exponential")},
     "elu": "elu(1.0)",
@@ -27,13 +22,7 @@ ACTIVATIONS = {
 }
 
 
-def reordered(array: Host, order: Any) -> Host:
-    """Blocks of columns, one for each gate, in another order."""
-    blocks = array.reshape((*array.shape[:-1], len(order), array.shape[-1] // len(order)))
-    return blocks[..., list(order), :].reshape(array.shape)
-
-
 def snake(name: str) -> str:
-    """How Keras turns the name of a class into that of a group."""
+    """Return the name of a group that Keras makes of the name of a class."""
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()

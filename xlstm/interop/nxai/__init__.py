@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays.backend import Backend, Params, backend_of, to_numpy
+from xlstm.arrays import checks
+from xlstm.arrays.backend import Backend, backend_of
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import Params
 from xlstm.data import reading, writing
 from xlstm.interop.nxai import names
 from xlstm.interop.nxai.config import config_of, model_of
 from xlstm.interop.nxai.files import Shards, config_beside
-from xlstm.layers.backbone import xLSTMStack
-from xlstm.layers.large import xLSTMLarge
+from xlstm.layers.blocks.large import xLSTMLarge
+from xlstm.layers.blocks.stack import xLSTMStack
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.training import checkpoint
 
@@ -33,7 +36,7 @@ def load(
     backend: str | Backend | None = None,
     dtype: str | None = None,
 ) -> tuple[xLSTMLanguageModel, Params]:
-    """A language model from a published checkpoint.
+    """Read a language model from a published checkpoint.
 
     Parameters
     ----------
@@ -42,18 +45,18 @@ def load(
         package `xlstm` (block stacks and `xLSTMLarge`, weights single or fused) or of `xLSTMForCausalLM` in
         transformers. Arrays are read one at a time.
     config : dict, optional
-        Configuration, as the package or transformers has it; by default that beside the checkpoint, in `config.json`
-        or `config.yaml`, or for a file `NAME.safetensors` also in `NAME_config.json`.
+        The configuration, as the package or transformers has it. By default it is read from `config.json` or
+        `config.yaml` beside the checkpoint, or for a file `NAME.safetensors` also from `NAME_config.json`.
     backend : str or Backend, optional
-        Where the parameters are put; a name as for `xlstm.backend`, by default "auto".
+        Where the parameters are put: a name as for `xlstm.backend`, by default "auto".
     dtype : str, optional
-        By default that of the checkpoint, and float32 for narrower ones.
+        The dtype of the parameters; by default that of the checkpoint, and float32 for narrower ones.
 
     Returns
     -------
     model : xLSTMLanguageModel
         `model.forward(params, tokens)` with tokens (B, T) gives logits (B, T, V).
-    params : dict
+    params : dict of str to array
 
     Raises
     ------
@@ -72,8 +75,8 @@ def load(
     chosen = backend_of(backend, dtype or (backend.dtype if isinstance(backend, Backend) else shards.dtype))
     params: Params = {}
     for name, pieces in names.pieces(model, style, shards.shapes).items():
-        params[name] = chosen.asarray(_assembled(shards, name, pieces, model, chosen.dtype))
-    return model, {name: params[name] for name in model.shapes}
+        params[name] = chosen.asarray(_assembled(shards, pieces, model.shapes[name], chosen.dtype))
+    return model, params
 
 
 def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params, *, style: str = "xlstm") -> None:
@@ -87,30 +90,26 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
         it. Each is written whole or not at all. They are replaced once all are on the disk; if the system refuses to
         replace one of them, those before it are new already.
     model : xLSTMLanguageModel
-        Of an `xLSTMStack` or `xLSTMLarge`.
+        Its backbone is an `xLSTMStack` or `xLSTMLarge`.
     params : dict
+        Its parameters, on any backend.
     style : {"xlstm", "transformers"}
-        Whose names.
+        The package whose names and configuration are written.
 
     Raises
     ------
     ValueError, TypeError
-        Theirs cannot express the model, or the parameters are not its.
+        The other package cannot express the model, or the parameters are not those of the model.
     OSError
         The folder cannot be written to, or a file cannot be replaced.
     """
-    if style not in STYLES:
-        raise ValueError(f"save: style is {style!r}, expected one of {', '.join(STYLES)}")
+    checks.choice(STYLES)("save", "style", style)
     backbone = getattr(model, "backbone", None)
     if not isinstance(backbone, xLSTMStack | xLSTMLarge):
         raise TypeError(f"save: model is {model!r}, expected an xLSTMLanguageModel of an xLSTMStack or xLSTMLarge")
     model.namespace(params, {})
     path = Path(path)
     config = config_of(model, style)
-    about = json.dumps(
-        config,
-        indent=2,
-    )
     arrays = names.written(model, style, {name: to_numpy(p) for name, p in params.items()})
     if path.suffix == ".safetensors":
         file, beside = path, path.with_name(f"{path.stem}_config.json")
@@ -120,7 +119,7 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    texts = {beside: about}
+    texts = {beside: json.dumps(config, indent=2)}
     if beside.name == "config.json" and style == "xlstm" and isinstance(backbone, xLSTMLarge):
         texts[path / "config.yaml"] = _yaml(config)
     with writing.together(file, *texts) as (weights, *descriptions):
@@ -133,14 +132,15 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
 
 
 def _yaml(config: Mapping[str, Any]) -> str:
-    """A configuration without others in it as YAML, where 1e-06 would be a string."""
+    """Return a configuration without others in it as YAML, where 1e-06 would be a string."""
     lines = "".join(f"{name}: {json.dumps(value)}\n" for name, value in config.items())
     return re.sub(r"(: \d+)e", r"\1.0e", lines)
 
 
 def _check(model: xLSTMLanguageModel, style: str, shards: Shards) -> None:
     """Raise ValueError unless the checkpoint has the arrays of the model, in their shapes."""
-    expected = names.expected(model, style, shards.shapes)
+    pieces = names.pieces(model, style, shards.shapes).values()
+    expected = {piece.name: piece.layout.there for some in pieces for piece in some}
     for name, shape in expected.items():
         if name not in shards.shapes:
             raise ValueError(f"{shards.path}: {name} is missing, expected it in shape {shape}")
@@ -154,20 +154,19 @@ def _check(model: xLSTMLanguageModel, style: str, shards: Shards) -> None:
 
 
 def _same_head(model: xLSTMLanguageModel, style: str, shards: Shards) -> bool:
-    """Whether the head of a tied model is the embedding; transformers 5 keeps them apart whatever is configured."""
+    """Say whether the head of a tied model is the embedding; transformers 5 keeps them apart whatever it is told."""
     embedding = names.embedding_of(model, style)
-    if not {names.HEAD, embedding} <= set(shards.shapes):
-        return True
-    if np.array_equal(shards.read(names.HEAD), shards.read(embedding)):
+    both = {names.HEAD, embedding} <= set(shards.shapes)
+    if not both or np.array_equal(shards.read(names.HEAD), shards.read(embedding)):
         return True
     if style == "transformers" and shards.shapes[names.HEAD] == shards.shapes[embedding]:
         return False
     raise ValueError(f"{shards.path}: {names.HEAD} is another array than {embedding}, expected the same as it is tied")
 
 
-def _assembled(shards: Shards, name: str, pieces: list[names.Piece], model: xLSTMLanguageModel, dtype: str) -> Any:
-    """A parameter of ours from its pieces, in the dtype asked for and never twice in memory."""
-    shape = tuple(n or 0 for n in model.shapes[name].values())
+def _assembled(shards: Shards, pieces: list[names.Piece], dims: checks.Dims, dtype: str) -> Any:
+    """Return a parameter of ours made of its pieces, in the dtype asked for and never twice in memory."""
+    shape = tuple(n or 0 for n in dims.values())
     whole = None if len(pieces) == 1 else np.empty(shape, dtype=dtype)
     for piece in pieces:
         found = shards.read(piece.name)

@@ -21,44 +21,32 @@ NAMES = ("config.json", "config.yaml")
 class Shards:
     """The arrays of a checkpoint: names, shapes and dtypes of all, and any of them when it is asked for.
 
-    Raises
-    ------
-    OSError, ValueError
-        There is no such file or folder, no checkpoint in it, or one that is damaged or holds other than real numbers.
+    Making one raises OSError or ValueError if there is none, or it is damaged or holds other than real numbers.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files: dict[str, Tensors] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, str] = {}
+        self.dtype = "float32"  # that which holds all arrays: float64 if one of them has it
         for file in map(Tensors, _files(path)):
             for name, dtype in file.dtypes.items():
                 if name in self.files:
                     raise ValueError(f"{path}: {name} is in {self.files[name].path.name} and in {file.path.name}")
                 if dtype not in WIDE:
                     raise ValueError(f"{file.path}: {name} has dtype {dtype}, expected {', '.join(WIDE)}")
-                self.files[name], self.shapes[name], self.dtypes[name] = file, file.shapes[name], dtype
-
-    @property
-    def dtype(self) -> str:
-        """float64 if any array has it, else float32."""
-        return max(WIDE[dtype] for dtype in self.dtypes.values()) if self.dtypes else "float32"
+                self.files[name], self.shapes[name] = file, file.shapes[name]
+                self.dtype = max(self.dtype, WIDE[dtype])
 
     def read(self, name: str) -> Host:
-        """An array; bfloat16, which NumPy does not have, as float32."""
+        """Return an array; bfloat16, which NumPy does not have, becomes float32."""
         return self.files[name].read([name])[name]
 
 
 def config_beside(path: Path) -> Mapping[str, Any]:
-    """The configuration beside a checkpoint; YAML is read as version 1.2 has it, without tags.
+    """Return the configuration beside a checkpoint; YAML is read as version 1.2 has it, without tags.
 
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        There is none, or it cannot be read.
-    ImportError
-        It is YAML, and PyYAML is not installed.
+    Raise FileNotFoundError if there is none, ValueError if it cannot be read, and ImportError without PyYAML.
     """
     names = NAMES if path.is_dir() else (*(f"{path.stem}_{name}" for name in NAMES), *NAMES)
     folder = path if path.is_dir() else path.parent
@@ -69,7 +57,7 @@ def config_beside(path: Path) -> Mapping[str, Any]:
 
 
 def _files(path: Path) -> list[Path]:
-    """The safetensors files of a checkpoint."""
+    """Return the safetensors files of a checkpoint."""
     if path.is_file():
         return [path]
     if not path.is_dir():

@@ -1,4 +1,4 @@
-"""Names and layouts of the published xLSTM packages, and of transformers: where each of our parameters is there.
+"""Names and layouts of the published xLSTM packages and of transformers: where each of our parameters is there.
 
 In the block-stack package the sLSTM layer's projections named igate and fgate are swapped: the one named fgate feeds
 the input gate. Its recurrent kernel has another layout in checkpoints of CUDA's backend than in those of the other.
@@ -6,172 +6,150 @@ the input gate. Its recurrent kernel has another layout in checkpoints of CUDA's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.layers.large import xLSTMLarge
-from xlstm.layers.slstm_block import sLSTMBlock
+from xlstm.layers.blocks.large import xLSTMLarge
+from xlstm.layers.blocks.slstm import sLSTMBlock
 from xlstm.models.language import xLSTMLanguageModel
 
 Host = np.ndarray[Any, Any]
-HEAD = "lm_head.weight"
 Shape = tuple[int, ...]
+HEAD = "lm_head.weight"
+LAST = {"W": "weight", "w": "weight", "b": "bias"}
+
+# By our name within a block the name of theirs, or of several that lie one below the other in ours.
+MLSTM = {
+    "norm": "xlstm_norm",
+    "skip": "xlstm.learnable_skip",
+    "up": "xlstm.proj_up",
+    "conv": "xlstm.conv1d.conv",
+    **{name: f"xlstm.{name}_proj" for name in "qkv"},
+    "gates": "xlstm.mlstm_cell.igate xlstm.mlstm_cell.fgate",
+    "outnorm": "xlstm.mlstm_cell.outnorm",
+    "down": "xlstm.proj_down",
+}
+SLSTM = {
+    "norm": "xlstm_norm",
+    "conv": "xlstm.conv1d.conv",
+    **{name: f"xlstm.{there}gate" for name, there in zip("ifzo", "fizo", strict=True)},
+    "cell.Wh": "xlstm.slstm_cell._recurrent_kernel_",
+    "cell.b": "xlstm.slstm_cell._bias_",
+    "outnorm": "xlstm.group_norm",
+    "ffn_norm": "ffn_norm",
+    "ffn.up": "ffn.proj_up",
+    "ffn.down": "ffn.proj_down",
+}
+LARGE = {
+    "norm": "norm_mlstm",
+    "qkvo": "mlstm_layer.q mlstm_layer.k mlstm_layer.v mlstm_layer.ogate_preact",
+    "gates": "mlstm_layer.igate_preact mlstm_layer.fgate_preact",
+    "outnorm": "mlstm_layer.multihead_norm",
+    "down": "mlstm_layer.out_proj",
+    "ffn_norm": "norm_ffn",
+    "ffn.up": "ffn.proj_up_gate ffn.proj_up",
+    "ffn.down": "ffn.proj_down",
+}
+FUSED = {"qkvo": "mlstm_layer.qkv_opreact", "gates": "mlstm_layer.ifgate_preact", "ffn.up": "ffn.proj_up_gate_z"}
 
 
 class Layout(NamedTuple):
-    """How an array of ours lies there."""
+    """The layout of an array there: ours is divided into `fine` axes, which are permuted and joined to `there`."""
 
-    write: Callable[[Host], Host]
-    read: Callable[[Host, Shape], Host]  # given the shape that it has with us
+    fine: Shape
+    order: Shape
+    there: Shape
+
+    def write(self, array: Host) -> Host:
+        """Return an array of ours in their layout."""
+        return array.reshape(self.fine).transpose(self.order).reshape(self.there)
+
+    def read(self, array: Host, shape: Shape) -> Host:
+        """Return an array of theirs in our layout and shape."""
+        return array.reshape([self.fine[k] for k in self.order]).transpose(np.argsort(self.order)).reshape(shape)
 
 
 class Piece(NamedTuple):
-    """Some rows of a parameter, as an array of theirs."""
+    """Some rows of a parameter of ours, as an array of theirs, whose shape is `layout.there`."""
 
     name: str
     rows: slice
     layout: Layout
 
 
-def _kernel_of_cuda(a: Host, shape: Shape) -> Host:
-    G, N, K, _ = shape
-    return a.reshape(N, K, G, K).transpose(2, 0, 3, 1)
-
-
-def _kernel(a: Host, shape: Shape) -> Host:
-    G, N, K, _ = shape
-    return a.reshape(N, G, K, K).transpose(1, 0, 2, 3)
-
-
-SAME = Layout(lambda a: a, lambda a, shape: a)
-# One channel in of each.
-CONV = Layout(lambda a: a[:, None, :], lambda a, shape: a.reshape(shape))
-# (4, N, K out, K in) as (N, 4 K out, K in), or (N, K in, 4 K out).
-KERNEL = Layout(lambda a: a.transpose(1, 0, 2, 3).reshape(a.shape[1], -1, a.shape[3]), _kernel)
-KERNEL_CUDA = Layout(lambda a: a.transpose(1, 3, 0, 2).reshape(a.shape[1], a.shape[3], -1), _kernel_of_cuda)
-
-
-def bias_of_cuda(N: int) -> Layout:
-    """Biases by gate and head as biases by head and gate."""
-    return Layout(
-        lambda a: a.reshape(4, N, -1).swapaxes(0, 1).ravel(),
-        lambda a, shape: a.reshape(N, 4, -1).swapaxes(0, 1).ravel(),
-    )
-
-
 def pieces(model: xLSTMLanguageModel, style: str, shapes: Mapping[str, Shape] | None = None) -> dict[str, list[Piece]]:
-    """By each of our names, the arrays of theirs that make it up, one below the other.
+    """Return by each of our names the arrays of theirs that make it up, one below the other.
 
-    `style` is "xlstm" or "transformers". `shapes` are those of a checkpoint: they tell which of several layouts and
-    names it has.
+    The style is "xlstm" or "transformers". The shapes of a checkpoint tell which of several layouts and names it has.
     """
-    found: dict[str, list[Piece]] = {}
     given = shapes or {}
-    large = isinstance(model.backbone, xLSTMLarge)
-
-    def add(ours: str, *theirs: str, heights: tuple[int, ...] = (), layout: Layout = SAME) -> None:
-        """Biases go the way of their weights."""
-        for ours_last, last in (("W", "weight"), ("b", "bias"), ("w", "weight")):
-            name = f"{ours}.{ours_last}"
-            if name in model.shapes:
-                ends = np.cumsum(heights) if heights else [None]
-                starts = [0, *ends[:-1]]
-                same = SAME if ours_last == "b" else layout
-                spans = zip(theirs, starts, ends, strict=True)
-                found[name] = [Piece(f"{one}.{last}", slice(first, end), same) for one, first, end in spans]
-
-    for k, block in enumerate(model.backbone.blocks):
-        ours = f"backbone.blocks.{k}"
-        if large:
-            _large_block(add, ours, f"backbone.blocks.{k}", block, given)
-        else:
-            theirs = f"xlstm_block_stack.blocks.{k}"
-            add(f"{ours}.norm", f"{theirs}.xlstm_norm")
-            add(f"{ours}.conv", f"{theirs}.xlstm.conv1d.conv", layout=CONV)
-            if isinstance(block, sLSTMBlock):
-                _slstm_block(add, found, ours, theirs, block, given)
-            else:
-                _mlstm_block(add, found, ours, theirs, block)
-    add("backbone.norm", "backbone.out_norm" if large else "xlstm_block_stack.post_blocks_norm")
-    embedding = embedding_of(model, style)
-    if model.tied and embedding not in given and HEAD in given:
-        embedding = HEAD
-    add("embedding", embedding.removesuffix(".weight"))
-    add("head", HEAD.removesuffix(".weight"))
+    found: dict[str, list[Piece]] = {}
+    theirs = _theirs(model, style, given)
+    for ours, dims in model.shapes.items():
+        shape, (part, _, last) = tuple(n or 0 for n in dims.values()), ours.rpartition(".")
+        # A parameter that belongs to no part of a block, but to the block, has no ending there.
+        listed = theirs[ours] if ours in theirs else [f"{name}.{LAST[last]}" for name in theirs[part]]
+        heights = [shape[0] // len(listed)] * len(listed)
+        if len(listed) == 4:  # q, k, v and o
+            heights = [*[model.backbone.qk_size] * 2, *[model.backbone.v_size] * 2]
+        found[ours], start = [], 0
+        for name, height in zip(listed, heights, strict=True):
+            layout = _layout(model, ours, name, (height, *shape[1:]), given)
+            found[ours].append(Piece(name, slice(start, start + height), layout))
+            start += height
     return found
 
 
+def _theirs(model: xLSTMLanguageModel, style: str, given: Mapping[str, Shape]) -> dict[str, list[str]]:
+    """Return their names by ours, without the endings of weights and biases."""
+    large = isinstance(model.backbone, xLSTMLarge)
+    embedding = embedding_of(model, style)
+    if model.tied and embedding not in given and HEAD in given:
+        embedding = HEAD
+    found = {"embedding": [embedding.removesuffix(".weight")], "head": [HEAD.removesuffix(".weight")]}
+    found["backbone.norm"] = ["backbone.out_norm" if large else "xlstm_block_stack.post_blocks_norm"]
+    for k, block in enumerate(model.backbone.blocks):
+        prefix = f"{'backbone' if large else 'xlstm_block_stack'}.blocks.{k}."
+        table = LARGE if large else SLSTM if isinstance(block, sLSTMBlock) else MLSTM
+        if f"{prefix}{FUSED['qkvo']}.weight" in given:  # weights are fused there too
+            table = table | FUSED
+        for ours, names in table.items():
+            found[f"backbone.blocks.{k}.{ours}"] = [prefix + name for name in names.split()]
+    return found
+
+
+def _layout(model: xLSTMLanguageModel, ours: str, theirs: str, shape: Shape, given: Mapping[str, Shape]) -> Layout:
+    """Return the layout of an array that has the shape `shape` with us."""
+    same = tuple(range(len(shape)))
+    if ours.endswith(".conv.W"):  # (D, K), with one channel in of each there
+        return Layout(shape, same, (shape[0], 1, shape[1]))
+    if ".cell." not in ours:
+        return Layout(shape, same, shape)
+    N = model.backbone.blocks[int(ours.split(".")[2])].num_heads
+    K = model.backbone.size // N
+    cuda = given.get(theirs.replace("_bias_", "_recurrent_kernel_")) == (N, K, 4 * K)
+    if ours.endswith(".b"):  # by gate and head, or by head and gate
+        return Layout((4, N, K), (1, 0, 2) if cuda else (0, 1, 2), shape)
+    # (4, N, K out, K in), as (N, 4 K out, K in) or (N, K in, 4 K out)
+    return Layout(shape, (1, 3, 0, 2), (N, K, 4 * K)) if cuda else Layout(shape, (1, 0, 2, 3), (N, 4 * K, K))
+
+
 def embedding_of(model: xLSTMLanguageModel, style: str) -> str:
-    """The name of the embedding there."""
+    """Return the name of the embedding there."""
     if not isinstance(model.backbone, xLSTMLarge):
         return "token_embedding.weight"
     return "backbone.embeddings.weight" if style == "transformers" else "embedding.weight"
 
 
-def _mlstm_block(add: Any, found: Any, ours: str, theirs: str, block: Any) -> None:
-    N = block.num_heads
-    for name, there in {"up": "proj_up", "down": "proj_down", "q": "q_proj", "k": "k_proj", "v": "v_proj"}.items():
-        add(f"{ours}.{name}", f"{theirs}.xlstm.{there}")
-    cell = f"{theirs}.xlstm.mlstm_cell"
-    add(f"{ours}.gates", f"{cell}.igate", f"{cell}.fgate", heights=(N, N))
-    add(f"{ours}.outnorm", f"{cell}.outnorm")
-    found[f"{ours}.skip"] = [Piece(f"{theirs}.xlstm.learnable_skip", slice(None), SAME)]
-
-
-def _slstm_block(add: Any, found: Any, ours: str, theirs: str, block: Any, given: Mapping[str, Shape]) -> None:
-    for name, there in {"i": "fgate", "f": "igate", "z": "zgate", "o": "ogate"}.items():
-        add(f"{ours}.{name}", f"{theirs}.xlstm.{there}")
-    cell = f"{theirs}.xlstm.slstm_cell"
-    K = block.size // block.num_heads
-    cuda = given.get(f"{cell}._recurrent_kernel_") == (block.num_heads, K, 4 * K)
-    layouts = (KERNEL_CUDA, bias_of_cuda(block.num_heads)) if cuda else (KERNEL, SAME)
-    for name, there, layout in zip(("Wh", "b"), ("_recurrent_kernel_", "_bias_"), layouts, strict=True):
-        found[f"{ours}.cell.{name}"] = [Piece(f"{cell}.{there}", slice(None), layout)]
-    add(f"{ours}.outnorm", f"{theirs}.xlstm.group_norm")
-    add(f"{ours}.ffn_norm", f"{theirs}.ffn_norm")
-    add(f"{ours}.ffn.up", f"{theirs}.ffn.proj_up")
-    add(f"{ours}.ffn.down", f"{theirs}.ffn.proj_down")
-
-
-def _large_block(add: Any, ours: str, theirs: str, block: Any, given: Mapping[str, Shape]) -> None:
-    layer, QK, V, N, U = f"{theirs}.mlstm_layer", block.qk_size, block.v_size, block.num_heads, block.ffn_size
-    add(f"{ours}.norm", f"{theirs}.norm_mlstm")
-    if f"{layer}.qkv_opreact.weight" in given:  # weights fused there too
-        add(f"{ours}.qkvo", f"{layer}.qkv_opreact")
-        add(f"{ours}.gates", f"{layer}.ifgate_preact")
-        add(f"{ours}.ffn.up", f"{theirs}.ffn.proj_up_gate_z")
-    else:
-        add(f"{ours}.qkvo", *(f"{layer}.{name}" for name in ("q", "k", "v", "ogate_preact")), heights=(QK, QK, V, V))
-        add(f"{ours}.gates", f"{layer}.igate_preact", f"{layer}.fgate_preact", heights=(N, N))
-        add(f"{ours}.ffn.up", f"{theirs}.ffn.proj_up_gate", f"{theirs}.ffn.proj_up", heights=(U, U))
-    add(f"{ours}.outnorm", f"{layer}.multihead_norm")
-    add(f"{ours}.down", f"{layer}.out_proj")
-    add(f"{ours}.ffn_norm", f"{theirs}.norm_ffn")
-    add(f"{ours}.ffn.down", f"{theirs}.ffn.proj_down")
-
-
 def written(model: xLSTMLanguageModel, style: str, arrays: Mapping[str, Host]) -> dict[str, Host]:
-    """Arrays under our names, such as parameters or their gradients, as they are there."""
-    found = {}
-    for name, some in pieces(model, style).items():
-        for piece in some:
-            found[piece.name] = piece.layout.write(np.asarray(arrays[name])[piece.rows])
+    """Return arrays under our names, such as parameters or their gradients, as they are there."""
+    found = {
+        piece.name: piece.layout.write(np.asarray(arrays[name])[piece.rows])
+        for name, some in pieces(model, style).items()
+        for piece in some
+    }
     if model.tied:  # it is there twice; transformers 5 would draw a head that is missing
         found[HEAD] = found[embedding_of(model, style)]
     return found
-
-
-def expected(model: xLSTMLanguageModel, style: str, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Shapes that the arrays of a checkpoint should have."""
-    found = {}
-    for name, some in pieces(model, style, shapes).items():
-        nothing = np.broadcast_to(np.float32(0), [n or 0 for n in model.shapes[name].values()])
-        for piece in some:
-            found[piece.name] = _shape(piece, nothing)
-    return found
-
-
-def _shape(piece: Piece, nothing: Host) -> Shape:
-    return tuple(piece.layout.write(nothing[piece.rows]).shape)

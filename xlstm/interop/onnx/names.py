@@ -1,4 +1,4 @@
-"""What ONNX calls the parts of a recurrent layer."""
+"""ONNX's names of the inputs and of the activations of a recurrent layer; its gate orders are ours."""
 
 from __future__ import annotations
 
@@ -12,26 +12,20 @@ from xlstm.cells import activations
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
-
-# Our name to that of ONNX. A function takes as many of alpha and beta, in this order, as ours takes parameters.
+DIRECTIONS = {"forward": ("",), "reverse": ("reverse.",), "bidirectional": ("", "reverse.")}
+# ONNX's name of each of our activations, such as LeakyRelu. Both take their parameters in the same order, alpha, beta.
 FUNCTIONS = {
-    "sigmoid": "Sigmoid",
-    "tanh": "Tanh",
-    "relu": "Relu",
-    "affine": "Affine",
-    "leaky_relu": "LeakyRelu",
-    "thresholded_relu": "ThresholdedRelu",
-    "scaled_tanh": "ScaledTanh",
-    "hard_sigmoid": "HardSigmoid",
-    "elu": "Elu",
-    "softsign": "Softsign",
-    "softplus": "Softplus",
+    name: name.title().replace("_", "")
+    for name in (
+        *("sigmoid", "tanh", "relu", "affine", "leaky_relu", "thresholded_relu", "scaled_tanh", "hard_sigmoid"),
+        *("elu", "softsign", "softplus"),
+    )
 }
-OURS = {theirs.lower(): ours for ours, theirs in FUNCTIONS.items()}
+BY_THEIRS = {theirs.lower(): ours for ours, theirs in FUNCTIONS.items()}
 
 
 def library() -> Any:
-    """The package onnx."""
+    """Import the package onnx, or raise an error that says how to install it."""
     try:
         import onnx
     except ImportError as error:
@@ -40,48 +34,47 @@ def library() -> Any:
 
 
 def to_attributes(functions: Sequence[str]) -> dict[str, Any]:
-    """Our activations as the attributes of a node."""
-    names, values = [], []
+    """Return activations of ours as attributes of a node."""
+    found: dict[str, list[Any]] = {"activations": [], "activation_alpha": [], "activation_beta": []}
     for text in functions:
-        name, parameters = activations.parse(text)
+        name, values = activations.parse(text)
         if name == "linear":
-            name, parameters = "affine", (1.0, 0.0)
+            name, values = "affine", (1.0, 0.0)
         if name not in FUNCTIONS:
             known = ", ".join(["linear", *FUNCTIONS])
             raise ValueError(f"to_onnx: activation {text!r} is none that ONNX has, which are {known}")
-        names.append(FUNCTIONS[name])
-        values.append(parameters)
-    alpha, beta = [v[0] for v in values if v], [v[1] for v in values if len(v) > 1]
-    found: dict[str, Any] = {"activations": names}
-    return found | ({"activation_alpha": alpha} if alpha else {}) | ({"activation_beta": beta} if beta else {})
+        for key, value in zip(found, (FUNCTIONS[name], *values), strict=False):
+            found[key].append(value)
+    return {key: values for key, values in found.items() if values}
 
 
 def from_attributes(where: str, names: Sequence[str], alpha: Sequence[float], beta: Sequence[float]) -> tuple[str, ...]:
-    """Our activations of the attributes of a node.
+    """Return the activations that the attributes of a node name.
 
-    alpha and beta belong, in their order, to those functions that take one, and have ONNX's defaults where
-    they are too few.
+    The values of alpha and beta belong, in their order, to those functions that take one. Where there are too few
+    values, functions have ONNX's defaults.
     """
     rest = {"activation_alpha": list(alpha), "activation_beta": list(beta)}
     found = []
     for theirs in names:
-        if theirs.lower() not in OURS:
+        if theirs.lower() not in BY_THEIRS:
             raise ValueError(
                 f"{where}: activation {shown(theirs)} is unknown, expected one of {', '.join(FUNCTIONS.values())}"
             )
-        name, parameters = activations.parse(OURS[theirs.lower()])
+        name, defaults = activations.parse(BY_THEIRS[theirs.lower()])
         taken = tuple(
-            shortest(rest[key].pop(0)) if rest[key] else default for key, default in zip(rest, parameters, strict=False)
+            shortest(values.pop(0)) if values else default
+            for values, default in zip(rest.values(), defaults, strict=False)
         )
         if name == "affine" and taken == (1.0, 0.0):
             name, taken = "linear", ()
         found.append(activations.canonical(f"{name}({', '.join(map(repr, taken))})"))
     for key, surplus in rest.items():
-        if surplus:  # whose they are would be a guess
+        if surplus:  # which function they belong to would be a guess
             raise ValueError(f"{where}: {key} has {len(surplus)} values more than {', '.join(names)} take")
     return tuple(found)
 
 
 def shortest(value: float) -> float:
-    """The shortest decimal that is `value` in float32, as attributes are: 0.2 and not 0.20000000298."""
+    """Return the shortest decimal that is `value` in float32, the type of attributes: 0.2, not 0.20000000298."""
     return float(str(np.float32(value)))

@@ -14,28 +14,19 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Params, to_numpy
+from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 from xlstm.data.tensors import Tensors
-from xlstm.interop import refusal
-from xlstm.layers.recurrent import GRU, KINDS, LSTM, RNN
+from xlstm.interop.common import Host, Layer, floating, inverse, kind_by_shape, one_dtype, prepared, reordered
+from xlstm.layers.recurrent import KINDS, RNN
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import checkpoint
 
-Host = np.ndarray[Any, Any]
-# Where each of our gates stands among PyTorch's.
-ORDER = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
+# The position of each of our gates among PyTorch's.
+ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 NAMES = {"Wx": "weight_ih", "Wh": "weight_hh", "b": "bias_ih", "bh": "bias_hh", "Whr": "weight_hr"}
-# What PyTorch does not have, with the value that means it is not there.
-ABSENT = {
-    "reverse": False,
-    "peepholes": False,
-    "coupled_input_forget": False,
-    "cell_clip": None,
-    "clip": None,
-    "layer_norm": False,
-    "reset_after": True,
-}
+# Options that PyTorch lacks, and the values that mean they are not used.
+ABSENT = {"reverse": False, "peepholes": False, "coupled_input_forget": False, "clip": None, "reset_after": True}
 
 
 @reading.brief()
@@ -46,27 +37,28 @@ def from_torch(
     activation: str = "tanh",
     batch_first: bool = False,
     prefix: str = "",
-) -> tuple[LSTM | GRU | RNN, Params]:
-    """A layer and its parameters from the weights of a `torch.nn.LSTM`, `GRU` or `RNN`.
+) -> tuple[Layer, Params]:
+    """Read the weights of a `torch.nn.LSTM`, `GRU` or `RNN` as a layer and its parameters.
 
-    Layers, directions, sizes, projection and biases are read from names and shapes.
+    Layers, directions, sizes, projection and biases follow from the names and shapes of the weights.
 
     Parameters
     ----------
     state_dict_or_path : dict of str to tensor or array, or path
-        As from `module.state_dict()`, or a safetensors file of it. Pickled files are refused.
+        A state dict as from `module.state_dict()`, or a safetensors file of one. Pickled files are refused.
     kind : {"lstm", "gru", "rnn"}
+        The kind of the module.
     activation : {"tanh", "relu"}
         `nonlinearity` of a `torch.nn.RNN`, which its weights do not show.
     batch_first : bool
-        As of the module, which its weights do not show.
+        `batch_first` of the module, which its weights do not show.
     prefix : str
-        What stands before the names of this module, such as "encoder.lstm."; others are not looked at.
+        The beginning of the names of this module's weights, such as "encoder.lstm."; all others are ignored.
 
     Returns
     -------
     layer : LSTM, GRU or RNN
-        With `recurrent_bias` where there are biases, since PyTorch has two.
+        It has `recurrent_bias` if there are biases, since PyTorch has two.
     params : dict of str to numpy.ndarray
         The same bits; float16 becomes float32.
 
@@ -87,46 +79,33 @@ def from_torch(
     >>> layer.input_size, layer.hidden_size, layer.bias
     (2, 3, False)
     """
-    if kind not in KINDS:
-        raise ValueError(f"from_torch: kind is {kind!r}, expected one of {', '.join(KINDS)}")
+    checks.choice(KINDS)("from_torch", "kind", kind)
     if activation not in ("tanh", "relu") or (activation == "relu" and kind != "rnn"):
         raise ValueError(f"from_torch: activation is {activation!r}, expected tanh, or relu of an rnn")
     given = _read(state_dict_or_path, prefix)
-    layer = _layer(given, kind, activation, batch_first)
-    params: Params = {}
-    order = ORDER[type(layer).__name__]
-    expected = checks.few(map(_name, layer.shapes))
-    for name, dims in layer.shapes.items():
-        theirs = _name(name)
-        if theirs not in given:
-            raise ValueError(f"from_torch: {prefix}{theirs} is missing, expected {expected}")
-        checks.shape("from_torch", f"{prefix}{theirs}", given[theirs], dims)
-        params[name] = np.array(given[theirs]) if name.endswith("Whr") else _rows(given[theirs], order)
-    surplus = sorted(set(given) - set(map(_name, layer.shapes)))
-    if surplus:
-        raise ValueError(f"from_torch: {prefix}{surplus[0]} is unknown, expected {expected}")
-    dtypes = {str(p.dtype) for p in params.values()}
-    if len(dtypes) > 1:
-        raise TypeError(f"from_torch: weights are of dtypes {', '.join(sorted(dtypes))}, expected one")
-    return layer, params
+    layer = _layer(given, kind, activation, batch_first, prefix)
+    theirs = {name: prefix + _name(name) for name in layer.shapes}
+    checks.params("from_torch", given, {theirs[name]: dims for name, dims in layer.shapes.items()})
+    one_dtype("from_torch", given)
+    return layer, {name: _rows(name, given[theirs[name]], ORDER[kind]) for name in layer.shapes}
 
 
 @reading.brief()
 def kind_of(path: str | os.PathLike[str], prefix: str = "") -> str:
-    """The kind of module whose weights a safetensors file holds, by the shape of its recurrent weights.
+    """Return the kind of module whose weights a safetensors file holds, by the shape of its recurrent weights.
 
     Raises
     ------
     ValueError
-        The shape fits none, or as `from_torch` raises.
+        The shape fits no kind, or the file is refused as by `from_torch`.
     """
     shapes = {name.removeprefix(prefix): s for name, s in _opened(Path(path)).shapes.items() if name.startswith(prefix)}
     if "weight_hr_l0" in shapes:
         return "lstm"
     shape = shapes.get("weight_hh_l0", ())
-    for kind, layer in KINDS.items():
-        if len(shape) == 2 and shape[0] == len(ORDER[layer.__name__]) * shape[1]:
-            return kind
+    kind = kind_by_shape(*shape) if len(shape) == 2 else None
+    if kind is not None:
+        return kind
     if not shape:
         raise ValueError(f"{path}: {prefix}weight_hh_l0 is missing, found {checks.few(sorted(shapes)) or 'nothing'}")
     raise ValueError(f"{path}: {prefix}weight_hh_l0 has shape {shape}, expected (4H, H), (3H, H) or (H, H)")
@@ -134,17 +113,17 @@ def kind_of(path: str | os.PathLike[str], prefix: str = "") -> str:
 
 @reading.brief()
 def described(path: str | os.PathLike[str]) -> dict[str, str]:
-    """What `xlstm export` wrote beside the weights in a safetensors file: kind, batch_first, activation."""
+    """Return the metadata of a safetensors file; `xlstm export` writes kind, batch_first and activation there."""
     return _opened(Path(path)).metadata
 
 
-def to_torch(layer: LSTM | GRU | RNN | SequenceModel, params: Params) -> dict[str, Host]:
-    """Weights under PyTorch's names, for `module.load_state_dict` or a safetensors file.
+def to_torch(layer: Layer | SequenceModel, params: Params) -> dict[str, Host]:
+    """Return weights under PyTorch's names, for `module.load_state_dict` or a safetensors file.
 
     Parameters
     ----------
     layer : LSTM, GRU, RNN or SequenceModel
-        Of a model the names are `recurrent.weight_ih_l0`, ..., `head.weight` and `head.bias`.
+        The names of a model are `recurrent.weight_ih_l0`, ..., `head.weight` and `head.bias`.
     params : dict of str to array
         Its parameters, on any backend.
 
@@ -156,82 +135,54 @@ def to_torch(layer: LSTM | GRU | RNN | SequenceModel, params: Params) -> dict[st
     Raises
     ------
     ValueError
-        The layer has an option that PyTorch does not, or parameters are missing, surplus or misshapen.
+        The layer has an option that PyTorch lacks, or parameters are missing, surplus or misshapen.
+    TypeError
+        The layer is of another kind.
     """
-    if isinstance(layer, SequenceModel):
-        layer.check(params)
-        weights = to_torch(layer.recurrent, layer.below("recurrent", params))
-        found = {f"recurrent.{name}": array for name, array in weights.items()}
-        return {
-            **found,
-            "head.weight": np.array(to_numpy(params["head.W"])),
-            "head.bias": np.array(to_numpy(params["head.b"])),
-        }
-    if not isinstance(layer, LSTM | GRU | RNN):
-        raise TypeError(f"to_torch: layer is a {type(layer).__name__}, expected an LSTM, GRU, RNN or SequenceModel")
-    _refuse(layer)
-    checks.params("to_torch", params, layer.shapes)
-    order = np.argsort(ORDER[type(layer).__name__])
-    found = {}
-    for name, array in params.items():
-        host = to_numpy(array)
-        found[_name(name)] = np.array(host) if name.endswith("Whr") else _rows(host, order)
-    if layer.bias and not layer.recurrent_bias:
-        biases = [name for name in found if name.startswith("bias_ih")]
-        found |= {name.replace("bias_ih", "bias_hh"): np.zeros_like(found[name]) for name in biases}
-    return found
+    recurrent, weights, head = prepared("to_torch", "PyTorch", layer, params, ABSENT)
+    chosen = recurrent.activations
+    if chosen is not None and (not isinstance(recurrent, RNN) or set(chosen) != {"relu"}):
+        raise ValueError(f"to_torch: activations are {chosen}, which PyTorch cannot express")
+    order = inverse(ORDER[type(recurrent).__name__.lower()])
+    found = {_name(name): _rows(name, array, order) for name, array in weights.items()}
+    for name in [name for name in found if name.startswith("bias_ih") and not recurrent.recurrent_bias]:
+        found[name.replace("bias_ih", "bias_hh")] = np.zeros_like(found[name])
+    if head is None:
+        return found
+    named = {f"recurrent.{name}": array for name, array in found.items()}
+    return {**named, "head.weight": head[0].copy(), "head.bias": head[1].copy()}
 
 
-def _refuse(layer: LSTM | GRU | RNN) -> None:
-    """Raise ValueError if the layer computes what PyTorch's cannot."""
-    refusal.options("to_torch", "PyTorch", layer, ABSENT)
-    if layer.activations is not None and (not isinstance(layer, RNN) or set(layer.activations) != {"relu"}):
-        raise ValueError(f"to_torch: activations are {layer.activations}, which PyTorch cannot express")
-
-
-def _layer(given: dict[str, Host], kind: str, activation: str, batch_first: bool) -> LSTM | GRU | RNN:
-    """The layer that names and shapes describe; they are not all checked yet."""
-    first = {}
-    for name in ("weight_ih_l0", "weight_hh_l0"):
+def _layer(given: dict[str, Host], kind: str, activation: str, batch_first: bool, prefix: str) -> Layer:
+    """Return the layer that names and the shapes of the first weights describe; the others are not checked yet."""
+    first = []
+    for name in (f"{prefix}weight_ih_l0", f"{prefix}weight_hh_l0"):
         if name not in given:
             raise ValueError(f"from_torch: {name} is missing, found {checks.few(sorted(given)) or 'nothing'}")
         if given[name].ndim != 2:
             raise ValueError(f"from_torch: {name} has shape {given[name].shape}, expected two axes")
-        first[name] = given[name].shape
-    (rows, D), (_, P) = first["weight_ih_l0"], first["weight_hh_l0"]
-    gates = len(ORDER[KINDS[kind].__name__])
-    projected = "weight_hr_l0" in given
+        first.append(given[name].shape)
+    (rows, D), (_, P) = first
+    gates, projected = len(ORDER[kind]), f"{prefix}weight_hr_l0" in given
     H = rows // gates
     if rows % gates or not H or (not projected and H != P):
         raise ValueError(
-            f"from_torch: weight_ih_l0 {(rows, D)} and weight_hh_l0 {first['weight_hh_l0']} are not of kind {kind!r}, "
+            f"from_torch: weight_ih_l0 {first[0]} and weight_hh_l0 {first[1]} are not of kind {kind!r}, "
             f"expected ({gates}H, D) and ({gates}H, H)"
         )
-    numbers = [int(match[1]) for name in given if (match := re.fullmatch(r"weight_ih_l(\d{1,6})", name))]
+    layers = sum(re.fullmatch(r"weight_ih_l\d{1,6}", name.removeprefix(prefix)) is not None for name in given)
     options: dict[str, Any] = {"proj_size": P} if projected and kind == "lstm" else {}
-    if activation != "tanh":
-        options["activations"] = activation
-    bias = "bias_ih_l0" in given
-    return KINDS[kind](
-        D,
-        H,
-        len(numbers),
-        bidirectional="weight_ih_l0_reverse" in given,
-        batch_first=batch_first,
-        bias=bias,
-        recurrent_bias=bias,
-        **options,
-    )
+    options |= {"activations": activation} if activation != "tanh" else {}
+    options |= dict.fromkeys(("bias", "recurrent_bias"), f"{prefix}bias_ih_l0" in given)
+    both = f"{prefix}weight_ih_l0_reverse" in given
+    return KINDS[kind](D, H, layers, bidirectional=both, batch_first=batch_first, **options)
 
 
 def _read(source: Mapping[str, Any] | str | os.PathLike[str], prefix: str) -> dict[str, Host]:
-    """The weights whose names begin with the prefix, on the host, without it."""
+    """Return the weights whose names begin with the prefix, on the host."""
     if isinstance(source, Mapping):
         found = {str(name): array for name, array in source.items() if str(name).startswith(prefix)}
-        for name, array in found.items():
-            if not hasattr(array, "shape"):
-                raise TypeError(f"from_torch: {name} is a {type(array).__name__}, expected a tensor or an array")
-        return {name.removeprefix(prefix): _host(name, array) for name, array in found.items()}
+        return {name: floating("from_torch", name, array) for name, array in found.items()}
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"from_torch: got a {type(source).__name__}, expected a state dict or a path")
     file = _opened(Path(source))
@@ -239,18 +190,18 @@ def _read(source: Mapping[str, Any] | str | os.PathLike[str], prefix: str) -> di
     for name in names:
         if file.dtypes[name] not in ("F16", "F32", "F64"):
             raise TypeError(f"from_torch: {name} is {file.dtypes[name]}, expected F32 or F64")
-    arrays = {name.removeprefix(prefix): _host(name, array) for name, array in file.read(names).items()}
+    arrays = {name: floating("from_torch", name, array) for name, array in file.read(names).items()}
     checkpoint.finite(source, arrays)
     return arrays
 
 
 def _opened(path: Path) -> Tensors:
-    """A safetensors file; pickles are refused before anything reads them."""
+    """Open a safetensors file; a pickled file is refused before anything reads it."""
     start = b""
     if path.is_file():
         with path.open("rb") as raw:
             start = raw.read(9)
-    # A safetensors file has the length of its header, then its header, a JSON object.
+    # A safetensors file begins with the length of its header, eight bytes, and the header is a JSON object.
     if start[8:] != b"{" and start[:1] in (b"P", b"\x80"):
         raise ValueError(
             f"{path}: a pickled file, which can run code when it is read; "
@@ -259,25 +210,12 @@ def _opened(path: Path) -> Tensors:
     return Tensors(path)
 
 
-def _host(name: str, array: Array) -> Host:
-    """A floating-point array on the host, float16 widened."""
-    if str(array.dtype).endswith("bfloat16"):
-        raise TypeError(f"from_torch: {name} is bfloat16, which NumPy does not have, expected float32 or float64")
-    host = to_numpy(array)
-    if host.dtype == np.float16:
-        return host.astype(np.float32)
-    if host.dtype not in (np.float32, np.float64):
-        raise TypeError(f"from_torch: {name} is {host.dtype}, expected float32 or float64")
-    return host
-
-
 def _name(ours: str) -> str:
-    """ "1.reverse.Wx" -> "weight_ih_l1_reverse"."""
+    """Return PyTorch's name of a parameter: "1.reverse.Wx" is "weight_ih_l1_reverse"."""
     k, *direction, last = ours.split(".")
     return f"{NAMES[last]}_l{k}{'_reverse' if direction else ''}"
 
 
-def _rows(array: Host, order: Any) -> Host:
-    """Blocks of rows, one for each gate, in another order."""
-    blocks = array.reshape((len(order), array.shape[0] // len(order), *array.shape[1:]))
-    return np.ascontiguousarray(blocks[list(order)]).reshape(array.shape)
+def _rows(name: str, array: Host, order: Any) -> Host:
+    """Return a copy with the blocks of gates in another order; a projection has no gates."""
+    return array.copy() if name.endswith("Whr") else reordered(array, order)

@@ -7,15 +7,14 @@ import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Namespace, Params
+from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.activations import FEED_FORWARD
 from xlstm.layers.linear import Linear
-from xlstm.layers.part import Pointwise
+from xlstm.layers.module import Module, SameWidth
 
 
 @dataclass(frozen=True)
-class GatedFeedForward(Pointwise):
+class GatedFeedForward(SameWidth, Module):
     """A gated feed-forward layer: GELU's with "gelu", SwiGLU with "silu".
 
     Two products of x are multiplied: beyond the square root of the largest number of the dtype that overflows.
@@ -27,7 +26,7 @@ class GatedFeedForward(Pointwise):
     hidden_size : int
         Width U in between. Parameters are `up.W` (2U, D), rows of the gate first, and `down.W` (D, U).
     activation : {"gelu", "silu", "relu", "square_relu", "sigmoid", "selu"}
-        Of the gate.
+        Activation of the gate.
     bias : bool
         Whether there are `up.b` and `down.b`.
     num_blocks : int
@@ -41,18 +40,8 @@ class GatedFeedForward(Pointwise):
     bias: bool = False
     num_blocks: int = 1
 
-    def __post_init__(self) -> None:
-        checks.fields(self, size=checks.size, hidden_size=checks.size, num_blocks=checks.depth)
-        checks.fields(self, activation=checks.choice(FEED_FORWARD), bias=checks.flag)
-
-    @property
-    def width(self) -> int:
-        """Width of x."""
-        return self.size
-
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
-        """Both products."""
         D, U = self.size, self.hidden_size
         narrow = 2 / (self.num_blocks * math.sqrt(D))
         return {
@@ -61,18 +50,16 @@ class GatedFeedForward(Pointwise):
         }
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
-        """x (..., D) -> y (..., D)."""
-        z, up = self.through(xp, "up", p, x)  # (1)
+        kept: dict[str, Any] = {}
+        z = self.through(xp, "up", p, x, kept)  # (1)
         gate, value = z[..., : self.hidden_size], z[..., self.hidden_size :]
         a = FEED_FORWARD[self.activation].fwd(xp, gate)  # (2)
-        y, down = self.through(xp, "down", p, a * value)  # (3)
-        return y, (up, gate, value, a, down)
+        y = self.through(xp, "down", p, a * value, kept)  # (3)
+        return y, {**kept, "gate": gate, "value": value, "a": a}
 
-    def apply_bwd(self, xp: Namespace, p: Params, saved: Any, dy: Array) -> tuple[Params, Array]:
-        """dy (..., D) -> gradients and dx (..., D)."""
-        up, gate, value, a, down = saved
+    def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Array]:
         grads: Params = {}
-        du = self.through_bwd(xp, "down", p, down, dy, grads)  # (3)
-        dgate = FEED_FORWARD[self.activation].bwd(xp, du * value, gate, a)  # (2)
-        dx = self.through_bwd(xp, "up", p, up, xp.concat((dgate, du * a), axis=-1), grads)  # (1)
+        du = self.through_bwd(xp, "down", p, kept, dy, grads)  # (3)
+        dgate = FEED_FORWARD[self.activation].bwd(xp, du * kept["value"], kept["gate"], kept["a"])  # (2)
+        dx = self.through_bwd(xp, "up", p, kept, xp.concat((dgate, du * kept["a"]), axis=-1), grads)  # (1)
         return grads, dx

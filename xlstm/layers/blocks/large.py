@@ -5,19 +5,18 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Params
+from xlstm.arrays.namespace import Array, Params
 from xlstm.cells.activations import sigmoid, sigmoid_bwd, soft_cap, soft_cap_bwd
-from xlstm.layers.backbone import Backbone
-from xlstm.layers.blocks import MULTIPLE, Block, GatesOfHeads
-from xlstm.layers.feedforward import GatedFeedForward
+from xlstm.layers.blocks.block import MULTIPLE, Block, GatesOfHeads, round_up
+from xlstm.layers.blocks.feedforward import GatedFeedForward
+from xlstm.layers.blocks.stack import Backbone
 from xlstm.layers.linear import Linear
 from xlstm.layers.memory import Memory
 from xlstm.layers.norm import MultiHeadNorm, RMSNorm
-from xlstm.layers.part import round_up
-from xlstm.layers.sequence import Span, State
+from xlstm.layers.state import Span, State
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,6 @@ class LargeBlock(Block):
 
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
-        """What has parameters, in the order of use."""
         D, N, bias = self.size, self.num_heads, self.bias
         norm = RMSNorm(D, eps=self.norm_eps, bias=bias)
         return {
@@ -59,65 +57,45 @@ class LargeBlock(Block):
             "ffn": GatedFeedForward(D, self.ffn_size, activation="silu", bias=bias, num_blocks=self.num_blocks),
         }
 
-    def states(self, B: int | None) -> State:
-        """Of the memories."""
-        return self.memory.states(B)
+    @functools.cached_property
+    def states(self) -> State:
+        return self.memory.states
 
-    def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        """x (T, B, D) -> y (T, B, D)."""
-        xp, keep = span.xp, span.keep
-        N, QK, V = self.num_heads, self.qk_size, self.v_size
-        u, norm = self.through(xp, "norm", p, x)  # (1)
-        qkvo, at_qkvo = self.through(xp, "qkvo", p, u)  # (2)
-        q, k, v, o = qkvo[..., :QK], qkvo[..., QK : 2 * QK], qkvo[..., 2 * QK : 2 * QK + V], qkvo[..., 2 * QK + V :]
-        gates, at_gates = self.through(xp, "gates", p, u)  # (3)
-        capped = gates if self.gate_cap is None else soft_cap(xp, gates, self.gate_cap)  # (4)
-        h, end, memory = self.memory.run(q, k, v, capped[..., :N], capped[..., N:], state, span)  # (5)
-        n, outnorm = self.through(xp, "outnorm", p, h)  # (6)
-        s = sigmoid(xp, o)
-        w, down = self.through(xp, "down", p, s * n)  # (7)
-        x = x + w
-        t, ffn_norm = self.through(xp, "ffn_norm", p, x)  # (8)
-        w, ffn = self.through(xp, "ffn", p, t)  # (9)
-        if not keep:
-            return x + w, end, None
-        return x + w, end, SavedLarge(norm, at_qkvo, at_gates, capped, memory, outnorm, n, s, down, ffn_norm, ffn)
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+        xp = span.xp
+        kept: dict[str, Any] = {}
+        N, K, V = self.num_heads, self.qk_size, self.v_size
+        u = self.through(xp, "norm", p, x, kept)  # (1)
+        qkvo = self.through(xp, "qkvo", p, u, kept)  # (2)
+        q, k, v, o = qkvo[..., :K], qkvo[..., K : 2 * K], qkvo[..., 2 * K : 2 * K + V], qkvo[..., 2 * K + V :]
+        gates = self.through(xp, "gates", p, u, kept)  # (3)
+        if self.gate_cap is not None:
+            gates = soft_cap(xp, gates, self.gate_cap)  # (4)
+        h, end, memory = self.memory.run(q, k, v, gates[..., :N], gates[..., N:], state, span)  # (5)
+        n = self.through(xp, "outnorm", p, h, kept)  # (6)
+        s = sigmoid(xp, o)  # (7)
+        x = x + self.through(xp, "down", p, s * n, kept)  # (8)
+        t = self.through(xp, "ffn_norm", p, x, kept)  # (9)
+        y = x + self.through(xp, "ffn", p, t, kept)  # (10)
+        return y, end, {**kept, "capped": gates, "memory": memory, "n": n, "s": s}
 
-    def run_bwd(
-        self, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
+    def scan_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
-        """dy (T, B, D) -> gradients, dx (T, B, D) and that of the initial state."""
         xp = span.xp
         grads: Params = {}
-        dt = self.through_bwd(xp, "ffn", p, saved.ffn, dy, grads)  # (9)
-        dy = dy + self.through_bwd(xp, "ffn_norm", p, saved.ffn_norm, dt, grads)  # (8)
-        dsn = self.through_bwd(xp, "down", p, saved.down, dy, grads)  # (7)
-        do = sigmoid_bwd(xp, dsn * saved.n, None, saved.s)
-        dh = self.through_bwd(xp, "outnorm", p, saved.outnorm, dsn * saved.s, grads)  # (6)
-        (dq, dk, dv, di, df), start = self.memory.run_bwd(saved.memory, dh, dstate, span)  # (5)
+        dt = self.through_bwd(xp, "ffn", p, kept, dy, grads)  # (10)
+        dy = dy + self.through_bwd(xp, "ffn_norm", p, kept, dt, grads)  # (9)
+        dsn = self.through_bwd(xp, "down", p, kept, dy, grads)  # (8)
+        do = sigmoid_bwd(xp, dsn * kept["n"], None, kept["s"])  # (7)
+        dh = self.through_bwd(xp, "outnorm", p, kept, dsn * kept["s"], grads)  # (6)
+        (dq, dk, dv, di, df), start = self.memory.run_bwd(kept["memory"], dh, dstate, span)  # (5)
         dgates = xp.concat((di, df), axis=-1)
         if self.gate_cap is not None:
-            dgates = soft_cap_bwd(xp, dgates, None, saved.capped, self.gate_cap)  # (4)
-        du = self.through_bwd(xp, "gates", p, saved.at_gates, dgates, grads)  # (3)
-        du += self.through_bwd(xp, "qkvo", p, saved.at_qkvo, xp.concat((dq, dk, dv, do), axis=-1), grads)  # (2)
-        dx = dy + self.through_bwd(xp, "norm", p, saved.norm, du, grads)  # (1)
-        return grads, dx, start
-
-
-class SavedLarge(NamedTuple):
-    """What a block of `xLSTMLarge` keeps."""
-
-    norm: Any
-    at_qkvo: Any
-    at_gates: Any
-    capped: Array
-    memory: Any
-    outnorm: Any
-    n: Array
-    s: Array
-    down: Any
-    ffn_norm: Any
-    ffn: Any
+            dgates = soft_cap_bwd(xp, dgates, None, kept["capped"], self.gate_cap)  # (4)
+        du = self.through_bwd(xp, "gates", p, kept, dgates, grads)  # (3)
+        du += self.through_bwd(xp, "qkvo", p, kept, xp.concat((dq, dk, dv, do), axis=-1), grads)  # (2)
+        return grads, dy + self.through_bwd(xp, "norm", p, kept, du, grads), start  # (1)
 
 
 @dataclass(frozen=True)
@@ -131,7 +109,7 @@ class xLSTMLarge(Backbone):  # noqa: N801
     num_blocks : int
         How many blocks.
     num_heads : int
-        Of every block.
+        Number of heads of every block.
     qk_size, v_size : int, optional
         Widths of all queries and keys, and of all values; by default D / 2 and D.
     ffn_size : int, optional
@@ -141,7 +119,7 @@ class xLSTMLarge(Backbone):  # noqa: N801
     bias : bool
         Whether projections and norms have biases.
     norm_eps : float
-        Of every norm.
+        Number that every norm adds to a mean square or a variance.
     eps : float
         Added to the denominator of h; the published package has 1e-6.
     chunk_size : int, optional
@@ -167,39 +145,22 @@ class xLSTMLarge(Backbone):  # noqa: N801
     post_norm_bias: bool | None = None
 
     def __post_init__(self) -> None:
-        checks.fields(
-            self,
-            size=checks.size,
-            num_blocks=checks.depth,
-            num_heads=checks.size,
-            gate_cap=checks.optional(checks.divisor),
-            bias=checks.flag,
-            norm_eps=checks.divisor,
-            eps=checks.non_negative,
-            chunk_size=checks.optional(checks.size),
-            post_norm=checks.flag,
-            post_norm_bias=checks.optional(checks.flag),
-        )
+        super().__post_init__()
         D = self.size
         usual = {"qk_size": D // 2, "v_size": D, "ffn_size": round_up(math.floor(2.6667 * D), MULTIPLE)}
         for name, size in usual.items():
             if getattr(self, name) is None:
-                object.__setattr__(self, name, size)
-        checks.fields(self, **dict.fromkeys(usual, checks.size))
+                object.__setattr__(self, name, checks.size("xLSTMLarge", name, size))
         assert self.qk_size is not None
         assert self.v_size is not None
         checks.heads("xLSTMLarge", self.num_heads, qk_size=self.qk_size, v_size=self.v_size)
 
     @functools.cached_property
     def blocks(self) -> list[Any]:
-        """The blocks, from below."""
-        given = {name: getattr(self, name) for name in ("qk_size", "v_size", "ffn_size", "gate_cap", "bias")}
-        given |= {name: getattr(self, name) for name in ("norm_eps", "eps", "chunk_size", "num_blocks")}
-        return [LargeBlock(self.size, self.num_heads, index=k, **given) for k in range(self.num_blocks)]
+        return [self._made(LargeBlock, index=k) for k in range(self.num_blocks)]
 
     @property
     def norm(self) -> Any:
-        """What follows the last block, or None."""
         if not self.post_norm:
             return None
         bias = self.bias if self.post_norm_bias is None else self.post_norm_bias

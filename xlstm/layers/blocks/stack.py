@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence as Several
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Params
-from xlstm.layers import blocks, mlstm_block, slstm_block
-from xlstm.layers.mlstm_block import mLSTMBlock
+from xlstm.arrays.namespace import Array, Params
+from xlstm.layers.blocks.mlstm import mLSTMBlock
+from xlstm.layers.blocks.slstm import sLSTMBlock
+from xlstm.layers.module import SameWidth
 from xlstm.layers.norm import LayerNorm
-from xlstm.layers.sequence import Sequence, Span, State
-from xlstm.layers.slstm_block import sLSTMBlock
+from xlstm.layers.sequence import SequenceLayer
+from xlstm.layers.state import Span, State
 
 
 @dataclass(frozen=True)
-class Backbone(Sequence):
+class Backbone(SameWidth, SequenceLayer):
     """Blocks above each other, and a norm.
 
     Parameters are `blocks.{k}....` and `norm.w`; the state is one of each block.
@@ -33,59 +34,45 @@ class Backbone(Sequence):
 
     @property
     def norm(self) -> Any:
-        """What follows the last block, or None."""
+        """The norm after the last block, or None."""
         raise NotImplementedError
 
-    @property
-    def input_size(self) -> int:
-        """Width of x, and of y."""
-        return self.size
-
-    @property
-    def output_size(self) -> int:
-        """Width of y."""
-        return self.size
-
-    @property
-    def random(self) -> bool:
-        """Whether `forward` draws masks while training, and so needs a seed."""
-        return any(block.random for block in self.blocks)
+    def _made(self, kind: Any, **own: Any) -> Any:
+        """Return a block with those options of the stack that its class has."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)} | own
+        return kind(**{f.name: given[f.name] for f in fields(kind) if f.name in given})
 
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
-        """Blocks and norm."""
         found = {f"blocks.{k}": block for k, block in enumerate(self.blocks)}
         return found | ({} if self.norm is None else {"norm": self.norm})
 
-    def states(self, B: int | None) -> State:
-        """Those of the blocks."""
-        return tuple(block.states(B) for block in self.blocks)
+    @functools.cached_property
+    def states(self) -> State:
+        return tuple(block.states for block in self.blocks)
 
-    def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        """x (T, B, D) -> y (T, B, D)."""
-        xp, keep = span.xp, span.keep
-        ends, kept = [], {}
-        for (name, block), start in zip(self.parts.items(), state, strict=False):
-            x, end, kept[name] = block.run(self.below(name, p), x, start, span)
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+        ends = []
+        kept: dict[str, Any] = {}
+        for k, start in enumerate(state):
+            x, end = self.along(f"blocks.{k}", p, x, start, span, kept)
+            if not span.keep:
+                kept.clear()
             ends.append(end)
-        if self.norm is not None:
-            x, kept["norm"] = self.through(xp, "norm", p, x)
-        return x, tuple(ends), kept if keep else None
+        if "norm" in self.parts:
+            x = self.through(span.xp, "norm", p, x, kept)
+        return x, tuple(ends), kept
 
-    def run_bwd(
-        self, p: Params, saved: Any, dy: Array, dstate: State | None, span: Span
+    def scan_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
-        """dy (T, B, D) -> gradients, dx (T, B, D) and that of the initial state."""
-        xp = span.xp
         grads: Params = {}
-        if self.norm is not None:
-            dy = self.through_bwd(xp, "norm", p, saved["norm"], dy, grads)
+        if "norm" in self.parts:
+            dy = self.through_bwd(span.xp, "norm", p, kept, dy, grads)
         starts = []
         for k in range(self.num_blocks - 1, -1, -1):
-            name = f"blocks.{k}"
             end = None if dstate is None else dstate[k]
-            found, dy, start = self.parts[name].run_bwd(self.below(name, p), saved[name], dy, end, span)
-            self.collect(name, found, grads)
+            dy, start = self.along_bwd(f"blocks.{k}", p, kept, dy, end, span, grads)
             starts.append(start)
         return grads, dy, tuple(starts[::-1])
 
@@ -103,13 +90,13 @@ class xLSTMStack(Backbone):  # noqa: N801
     slstm_at : sequence of int
         Which of them are sLSTM blocks, from 0 on; the others are mLSTM blocks.
     num_heads : int
-        Of every block.
+        Number of heads of every block.
     conv_kernel_size, proj_factor, qkv_block_size, bias, eps, chunk_size
-        Of `mLSTMBlock`.
+        Options of `mLSTMBlock`.
     slstm_num_heads, slstm_conv_kernel_size, ffn_proj_factor, ffn_activation, recurrent_init, ffn_dropout
-        Of `sLSTMBlock`; the first two by default as of mLSTM blocks.
+        Options of `sLSTMBlock`; the first two are by default those of mLSTM blocks.
     dropout : float
-        Of every block.
+        Rate of dropout of every block.
     post_norm : bool
         Whether there is a norm after the last block.
     """
@@ -133,13 +120,7 @@ class xLSTMStack(Backbone):  # noqa: N801
     post_norm: bool = True
 
     def __post_init__(self) -> None:
-        checks.fields(
-            self,
-            **{**blocks.OPTIONS, **mlstm_block.OPTIONS, **slstm_block.OPTIONS},
-            slstm_num_heads=checks.optional(checks.size),
-            slstm_conv_kernel_size=checks.optional(checks.size_or_0),
-            post_norm=checks.flag,
-        )
+        super().__post_init__()
         places = checks.several("xLSTMStack", "slstm_at", self.slstm_at, "numbers of blocks", self.num_blocks)
         numbers = sorted(checks.integer("xLSTMStack", "slstm_at", k) for k in places)
         for k in numbers:
@@ -157,7 +138,6 @@ class xLSTMStack(Backbone):  # noqa: N801
 
     @functools.cached_property
     def blocks(self) -> list[Any]:
-        """The blocks, from below."""
         return [self._block(k) for k in range(self.num_blocks)]
 
     @functools.cached_property
@@ -165,21 +145,16 @@ class xLSTMStack(Backbone):  # noqa: N801
         return frozenset(self.slstm_at)
 
     def _block(self, k: int) -> Any:
-        shared: dict[str, Any] = {"dropout": self.dropout, "num_blocks": self.num_blocks, "index": k}
         if k not in self._slstm:
-            own = {name: getattr(self, name) for name in mlstm_block.OPTIONS}
-            return mLSTMBlock(self.size, self.num_heads, conv_kernel_size=self.conv_kernel_size, **own, **shared)
-        own = {name: getattr(self, name) for name in slstm_block.OPTIONS}
-        given, heads = self.slstm_conv_kernel_size, self.slstm_num_heads
-        return sLSTMBlock(
-            self.size,
-            self.num_heads if heads is None else heads,
-            conv_kernel_size=self.conv_kernel_size if given is None else given,
-            **own,
-            **shared,
+            return self._made(mLSTMBlock, index=k)
+        heads, width = self.slstm_num_heads, self.slstm_conv_kernel_size
+        return self._made(
+            sLSTMBlock,
+            index=k,
+            num_heads=self.num_heads if heads is None else heads,
+            conv_kernel_size=self.conv_kernel_size if width is None else width,
         )
 
     @property
     def norm(self) -> Any:
-        """What follows the last block, or None."""
         return LayerNorm(self.size, residual=True) if self.post_norm else None

@@ -1,31 +1,27 @@
-"""What the residual blocks of xLSTM share."""
+"""The options and helpers that all residual blocks of xLSTM share."""
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Array, Namespace
+from xlstm.arrays.namespace import Array
+from xlstm.layers import initializers
 from xlstm.layers.linear import Linear
-from xlstm.layers.part import Values, round_up
-from xlstm.layers.sequence import Sequence
-from xlstm.layers.stack import dropout
+from xlstm.layers.masks import dropout
+from xlstm.layers.module import SameWidth, Weight
+from xlstm.layers.sequence import SequenceLayer
 
-MULTIPLE = 64  # of which inner widths are
-OPTIONS: dict[str, checks.Kind] = {
-    "size": checks.size,
-    "num_heads": checks.size,
-    "conv_kernel_size": checks.size_or_0,
-    "dropout": checks.rate,
-    "num_blocks": checks.depth,
-}
+MULTIPLE = 64  # inner widths are multiples of it
 
 
 @dataclass(frozen=True)
-class Block(Sequence):
+class Block(SameWidth, SequenceLayer):
     """Options of all blocks of a stack; a block knows how many there are, and which of them it is."""
 
     size: int
@@ -37,19 +33,13 @@ class Block(Sequence):
     index: int = 0
 
     def __post_init__(self) -> None:
-        checks.fields(self, **OPTIONS, index=checks.size_or_0)
+        super().__post_init__()
         if self.index >= self.num_blocks:
             where = type(self).__name__
             raise ValueError(f"{where}: index is {self.index}, expected less than num_blocks, {self.num_blocks}")
 
-    @property
-    def input_size(self) -> int:
-        """Width of x, and of y."""
-        return self.size
-
-    @property
+    @functools.cached_property
     def random(self) -> bool:
-        """Whether `forward` draws masks while training, and so needs a seed."""
         return self.dropout > 0
 
     @property
@@ -57,11 +47,11 @@ class Block(Sequence):
         """Deviation of initial weights (Nguyen & Salazar 2019)."""
         return math.sqrt(2 / (5 * self.size))
 
-    def _dropped(
-        self, xp: Namespace, rng: np.random.Generator | None, y: Array, rate: float
-    ) -> tuple[Array, Array | None]:
+    @staticmethod
+    def _drop(rng: np.random.Generator | None, y: Array, rate: float) -> tuple[Array, Array | None]:
+        """Return y through a mask of dropout, and the mask, which is None where none is drawn."""
         mask = dropout(rng, rate, tuple(y.shape), y)
-        return (y, None) if mask is None else (y * mask, mask)
+        return (y if mask is None else y * mask), mask
 
 
 class GatesOfHeads(Linear):
@@ -73,14 +63,19 @@ class GatesOfHeads(Linear):
     def __init__(self, input_size: int, num_heads: int) -> None:
         super().__init__(input_size, 2 * num_heads)
 
-    def _draw_own(self, rng: np.random.Generator) -> Values:
-        N = self.output_size // 2
-        b = np.concatenate((rng.normal(0.0, 0.1, N), np.linspace(3.0, 6.0, N)))
-        return {"W": np.zeros((2 * N, self.input_size)), "b": b}
+    @property
+    def weights(self) -> dict[str, Weight]:
+        found = super().weights
+        return {"W": (found["W"][0], initializers.constant(0.0)), "b": (found["b"][0], self._draw_b)}
+
+    @staticmethod
+    def _draw_b(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+        N = shape[0] // 2
+        return np.concatenate((rng.normal(0.0, 0.1, N), np.linspace(3.0, 6.0, N)))
 
 
 def widened(where: str, name: str, factor: float, size: int) -> int:
-    """An inner width: `factor` times `size`, rounded up to a multiple of 64; `name` is that of the factor.
+    """Return an inner width, `factor` times `size` rounded up to a multiple of 64; `name` is that of the factor.
 
     Raises
     ------
@@ -92,6 +87,6 @@ def widened(where: str, name: str, factor: float, size: int) -> int:
     return max(MULTIPLE, round_up(factor * size, MULTIPLE))  # the quotient of a tiny factor is 0
 
 
-def masked(d: Array, mask: Array | None) -> Array:
-    """A gradient through a mask, where there is one."""
-    return d if mask is None else d * mask
+def round_up(size: float, multiple: int) -> int:
+    """Return the next multiple of `multiple` from `size` on."""
+    return multiple * math.ceil(size / multiple)

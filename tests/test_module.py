@@ -1,0 +1,207 @@
+"""Module and SequenceLayer: the calls that all layers, blocks, stacks and models share."""
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests.layers import EVERY, input_of
+from xlstm.arrays.convert import to_numpy
+from xlstm.layers.module import Module
+from xlstm.layers.sequence import SequenceLayer
+from xlstm.models import SequenceModel
+
+SEQUENCES = [layer for layer in EVERY if isinstance(layer, SequenceLayer)]
+OTHERS = [layer for layer in EVERY if not isinstance(layer, SequenceLayer)]
+STREAMS = [layer for layer in SEQUENCES if layer.directions == ("",)]
+
+
+def named(layers):
+    return {"argvalues": layers, "ids": [f"{k}-{type(layer).__name__}" for k, layer in enumerate(layers)]}
+
+
+def flat(tree):
+    """The arrays of a state."""
+    return [a for part in tree for a in flat(part)] if isinstance(tree, tuple | list) else [tree]
+
+
+def same(found, expected):
+    for a, b in zip(flat(found), flat(expected), strict=True):
+        np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
+
+
+@pytest.mark.parametrize("layer", **named(OTHERS))
+def test_inference_of_a_module(be, rng, layer):
+    assert isinstance(layer, Module)
+    params, x = layer.init(0, be), input_of(layer, be, rng)
+    same(layer(params, x), layer.forward(params, x)[0])
+
+
+@pytest.mark.parametrize("layer", **named(SEQUENCES))
+@pytest.mark.parametrize("lengths", [None, [2, 0, 4]], ids=["", "lengths"])
+def test_inference_is_forward_without_masks(be, rng, layer, lengths):
+    """y and the state, from rest and from a state; nothing else is returned."""
+    params, x = layer.init(0, be), input_of(layer, be, rng, T=4)
+    state = None
+    for _ in range(2):
+        expected = layer.forward(params, x, state, train=False, lengths=lengths)
+        assert expected[2] is None
+        found = layer(params, x, state, lengths=lengths)
+        assert len(found) == 2
+        same(found, expected[:2])
+        state = found[1]
+
+
+@pytest.mark.parametrize("layer", **named(STREAMS))
+def test_steps_are_the_whole_sequence(be, rng, layer):
+    params, x = layer.init(0, be), input_of(layer, be, rng, T=4)
+    y, end = layer(params, x)
+    state = None
+    for t in range(4):
+        now, state = layer.step(params, x[:, t, ...] if layer.batch_first else x[t, ...], state)
+    if not getattr(layer, "last", False):
+        y = y[:, -1, ...] if layer.batch_first else y[-1, ...]
+    for a, b in zip([now, *flat(state)], [y, *flat(end)], strict=True):
+        np.testing.assert_allclose(to_numpy(a), to_numpy(b), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("layer", **named(SEQUENCES))
+def test_a_missing_state_is_the_one_before_the_first_step(be, rng, layer):
+    """None, None in place of any part, and a list instead of a tuple."""
+    params, x = layer.init(0, be), input_of(layer, be, rng)
+    expected = layer(params, x)
+    nothing = [None] * len(layer.states)
+    same(layer(params, x, nothing), expected)
+    same(layer(params, x, tuple(nothing)), expected)
+    y, _, saved = layer.forward(params, x, train=False, keep=True)
+    grads, *_ = layer.backward(params, saved, y)
+    for dstate in (nothing, tuple(nothing)):
+        same(list(layer.backward(params, saved, y, dstate)[0].values()), list(grads.values()))
+
+
+@pytest.mark.parametrize("layer", **named(SEQUENCES))
+def test_a_missing_gradient_is_zero(be, rng, layer):
+    params, x = layer.init(0, be), input_of(layer, be, rng)
+    y, end, saved = layer.forward(params, x, train=False, keep=True)
+    grads, _, start = layer.backward(params, saved, None)
+    assert all(not np.any(to_numpy(g)) for g in [*grads.values(), *flat(start)])
+    found, _, _ = layer.backward(params, saved, None, end)
+    expected, _, _ = layer.backward(params, saved, be.xp.zeros_like(y), end)
+    same(list(found.values()), list(expected.values()))
+
+
+@pytest.mark.parametrize("layer", **named(SEQUENCES))
+def test_a_state_in_the_wrong_container_is_named(rng, layer):
+    """The same error for every layer, and for every call that takes a state."""
+    be = xlstm.backend("numpy", dtype="float64")
+    params, x = layer.init(0, be), input_of(layer, be, rng)
+    y, end, saved = layer.forward(params, x, train=False, keep=True)
+    one = x[:, 0, ...] if layer.batch_first else x[0, ...]
+    calls = {"state": lambda s: layer(params, x, s), "dstate": lambda s: layer.backward(params, saved, y, s)}
+    if layer in STREAMS:
+        calls["state "] = lambda s: layer.step(params, one, s)
+    for name, call in calls.items():
+        for state in (dict(enumerate(end)), np.zeros((len(end), 2)), iter(end), 1.0, "x"):
+            with pytest.raises(TypeError, match=rf"\w+: {name.strip()} is a \w+, expected a tuple \("):
+                call(state)
+        for state in ((*end, end[0]), [*end, end[0]]):
+            with pytest.raises(ValueError, match=rf"{name.strip()} has {len(end) + 1} entries, expected a tuple \("):
+                call(state)
+
+
+@pytest.mark.parametrize("layer", **named(EVERY))
+def test_dtypes_are_names_or_those_of_numpy(layer):
+    for dtype in ("float64", np.float64, np.dtype("float64"), np.dtype(float)):
+        assert all(p.dtype == "float64" for p in layer.init(0, "numpy", dtype).values())
+    for dtype in (np.dtype("int64"), np.int32, "float", 64, float, np.dtype("V8")):
+        with pytest.raises((TypeError, ValueError), match=r"backend: dtype"):
+            layer.init(0, "numpy", dtype)
+
+
+@pytest.mark.parametrize("layer", **named(EVERY))
+def test_saved_is_of_one_layer(rng, layer):
+    be = xlstm.backend("numpy", dtype="float64")
+    params, x = layer.init(0, be), input_of(layer, be, rng)
+    y = layer.forward(params, x, **({"train": False} if layer in SEQUENCES else {}))[0]
+    for saved in (None, 1.0, {}, x):
+        with pytest.raises(TypeError, match=f"{type(layer).__name__}: backward needs what forward saved"):
+            layer.backward(params, saved, y)
+    _, other = xlstm.Linear(3, 3).forward(xlstm.Linear(3, 3).init(0, be), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=f"{type(layer).__name__}: saved is what forward of Linear"):
+        layer.backward(params, other, y)
+
+
+def run(layer, rng, **options):
+    params = layer.init(0, "numpy")
+    x = input_of(layer, xlstm.backend("numpy"), rng, 5, 2)
+    return layer.forward(params, x, **options)
+
+
+def test_saved_is_read_by_the_names_of_parts(rng):
+    """The names with which their parameters begin."""
+    stack = xlstm.xLSTMStack(4, 2, [1], 2)
+    _, _, saved = run(stack, rng)
+    assert saved["blocks.1.cell"].gates.shape == (5, 4, 2, 4)
+    assert saved["blocks.1"]["cell"].h.shape == (5, 2, 4)
+    assert saved["blocks.0.outnorm"] is saved["blocks.0"]["outnorm"]
+    assert saved["blocks.1.ffn.down"].shape[:2] == (5, 2)
+    model = SequenceModel(xlstm.LSTM(2, 3, 2, bidirectional=True), 1)
+    _, _, saved = run(model, rng)
+    assert saved["recurrent.1.reverse"].c.shape == saved["recurrent"]["1.reverse"].c.shape == (5, 2, 3)
+    assert saved.recurrent["0"].gates.shape == (5, 4, 2, 3)
+    model = xlstm.xLSTMLanguageModel(stack, 7)
+    _, _, saved = run(model, rng)
+    assert saved["backbone.blocks.1.cell"].gates.shape == (5, 4, 2, 4)
+    mlstm = xlstm.mLSTM(2, 4, 2, num_heads=2)
+    _, _, saved = run(mlstm, rng)
+    assert saved["1"].q.shape == saved[1].q.shape == (5, 2, 4)
+    for name in stack.parts:
+        prefixes = {n.rpartition(".")[0] for n in stack.shapes if n.startswith(f"{name}.")}
+        _, _, saved = run(stack, rng)
+        for prefix in prefixes - {"blocks.0"}:  # of which skip is no part's
+            assert saved[prefix] is not None
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (xlstm.LSTM(2, 3, 2), r"no layer '2', only 0, 1"),
+        (xlstm.mLSTM(2, 4), r"no layer '2', only 0"),
+        (xlstm.xLSTMStack(4, 1, [0], 2), r"no layer '2', only blocks\.0, blocks\.0\.norm, "),
+        (SequenceModel(xlstm.GRU(2, 3), 1), r"no layer '2', only recurrent, recurrent\.0, head"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_an_unknown_part_of_saved_is_named(rng, layer, message):
+    _, _, saved = run(layer, rng)
+    with pytest.raises(KeyError, match=message):
+        saved["2"]
+    with pytest.raises(AttributeError):
+        _ = saved.nothing
+
+
+def test_a_part_of_what_a_stack_saved_serves_the_backward_pass_of_the_part(rng):
+    """The gradient of a block by itself is that within a stack of one."""
+    stack = xlstm.xLSTMStack(4, 1, [0], 2, post_norm=False)
+    params = stack.init(0, "numpy", "float64")
+    x = rng.standard_normal((5, 2, 4))
+    y, _, saved = stack.forward(params, x)
+    expected, dx, _ = stack.backward(params, saved, y)
+    block = stack.parts["blocks.0"]
+    found, dx2, _ = block.backward(stack.below("blocks.0", params), saved["blocks.0"], y)
+    np.testing.assert_array_equal(dx, dx2)
+    for name, g in found.items():
+        np.testing.assert_array_equal(g, expected[f"blocks.0.{name}"])
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_gradient_of_a_model(be, rng, last):
+    """By x, parameters and initial states, from predictions and final states."""
+    model = SequenceModel(xlstm.GRU(2, 3, 2, bidirectional=True, batch_first=True), 2, last=last)
+    params, x = model.init(0, be, "float64"), input_of(model, be, rng, 4)
+    state = (be.asarray(rng.standard_normal((4, 3, 3))),)
+
+    def forward(params, x, state):
+        y, end, saved = model.forward(params, x, state, lengths=[4, 0, 2])
+        return (y, end), (params, saved)
+
+    xlstm.gradcheck(forward, lambda saved, d: model.backward(*saved, *d), (params, x, state))

@@ -1,0 +1,246 @@
+"""`training.train` and `training.evaluate` take every model and layer there is, as it comes."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from xlstm.layers.blocks.feedforward import GatedFeedForward
+
+import xlstm
+from tests.conftest import make_backend
+from xlstm.arrays.convert import to_numpy
+from xlstm.data import Batch, Streams, Windows
+from xlstm.layers.conv import CausalConv
+from xlstm.layers.linear import HeadwiseLinear, Linear
+from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
+from xlstm.models.sequence import SequenceModel
+from xlstm.training import evaluate, losses, optimizers, precision, train
+
+T, N, D, V = 6, 12, 4, 5
+STACK = xlstm.xLSTMStack(4, 2, [1], 2)
+LAYERS = [
+    xlstm.LSTM(D, 4, num_layers=2, dropout=0.1),
+    xlstm.LSTM(D, 3, batch_first=True, proj_size=2, peepholes=True),
+    xlstm.GRU(D, 4, bidirectional=True),
+    xlstm.RNN(D, 4, zoneout=0.1),
+    xlstm.sLSTM(D, 4, num_heads=2),
+    xlstm.sLSTM(D, 4, batch_first=True),
+    xlstm.mLSTM(D, 4, num_heads=2),
+    xlstm.mLSTM(D, 4, num_layers=2, dropout=0.1, batch_first=True),
+    xlstm.sLSTMBlock(D, 2, dropout=0.1),
+    xlstm.mLSTMBlock(D, 2),
+    STACK,
+    xlstm.xLSTMLarge(D, 1, 2),
+    SequenceModel(xlstm.LSTM(D, 4), 3),
+    SequenceModel(xlstm.GRU(D, 4, batch_first=True), 3),
+    SequenceModel(STACK, 3),
+    Linear(D, 3),
+    HeadwiseLinear(D, 2),
+    GatedFeedForward(D, 6),
+    LayerNorm(D),
+    RMSNorm(D),
+    MultiHeadNorm(D, num_heads=2),
+    CausalConv(D, 2),
+]
+LANGUAGE = [
+    xlstm.xLSTMLanguageModel(STACK, V),
+    xlstm.xLSTMLanguageModel(STACK, V, batch_first=False, logit_cap=30.0),
+    xlstm.xLSTMLanguageModel(xlstm.xLSTMLarge(D, 1, 2), V),
+    xlstm.xLSTMLanguageModel(xlstm.LSTM(D, D, dropout=0.1, num_layers=2), V, embedding_dropout=0.1, tied=True),
+    xlstm.xLSTMLanguageModel(xlstm.sLSTM(D, D, num_heads=2), V),
+    xlstm.xLSTMLanguageModel(xlstm.mLSTM(D, D), V),
+]
+
+
+def mean_of_inputs(model, rng):
+    """Windows whose targets the model could reach: half of what it gives with other weights."""
+    x = rng.standard_normal((N, T, D))
+    first = bool(getattr(model, "batch_first", False))
+    seed = {"seed": 1} if getattr(model, "random", False) else {}
+    y = to_numpy(model.forward(model.init(1, "numpy", "float64"), x if first else x.swapaxes(0, 1), **seed)[0])
+    return Windows(x, 0.5 * (y if first else y.swapaxes(0, 1)), batch_size=N, every_step=True)
+
+
+def tokens_of(length):
+    return np.tile([1, 2, 3, 4, 0], length)[:length]
+
+
+class Lengths:
+    """Batches of sequences that differ in length, and a mask."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def batches(self, rng=None):
+        for batch in self.data.batches(rng):
+            lengths = 1 + np.arange(batch.x.shape[1]) % batch.x.shape[0]
+            mask = np.ones(batch.target.shape[:2], bool)
+            mask[0] = False
+            yield batch._replace(mask=mask, lengths=lengths)
+
+
+class Steps:
+    """Batches of which some steps do not count."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def batches(self, rng=None):
+        return (batch._replace(mask=np.arange(len(batch.x)) > 1) for batch in self.data.batches(rng))
+
+
+def falls(model, data, epochs=15, **options):
+    """The loss over all data falls, in what is returned and in what `evaluate` says."""
+    params = model.init(0, "numpy", options.pop("dtype", "float64"))
+    before = evaluate(model, params, data)
+    trained = train(model, params, data, optimizers.adam(0.02), epochs=epochs, clip=1.0, **options)
+    assert len(trained.losses) == epochs * len(data)
+    assert evaluate(model, trained.params, data) < 0.97 * before
+    assert sum(trained.losses[-3:]) < sum(trained.losses[:3])
+    return trained
+
+
+@pytest.mark.parametrize("model", LAYERS, ids=repr)
+def test_layers_and_models(interpreted, model, rng):
+    data = mean_of_inputs(model, rng)
+    one, two = falls(model, data), falls(model, data)
+    assert one.losses == two.losses  # masks and order are drawn from the seed
+    if getattr(model, "random", False):
+        assert falls(model, data, seed=1).losses != one.losses
+
+
+@pytest.mark.parametrize("model", [m for m in LAYERS if hasattr(m, "step")], ids=repr)
+def test_lengths_and_masks(interpreted, model, rng):
+    falls(model, Lengths(mean_of_inputs(model, rng)))
+
+
+@pytest.mark.parametrize("model", [m for m in LAYERS if hasattr(m, "step")], ids=repr)
+def test_streams(interpreted, model, rng):
+    """The state is carried from batch to batch, of every kind that states have."""
+    x = rng.standard_normal((60, D))
+    first = bool(getattr(model, "batch_first", False))
+    whole = x[None] if first else x[:, None]
+    seed = {"seed": 1} if model.random else {}
+    y = to_numpy(model.forward(model.init(1, "numpy", "float64"), whole, **seed)[0]).reshape(60, -1)
+    falls(model, Streams(x, 0.5 * y, 3, 5))
+
+
+@pytest.mark.parametrize("model", LANGUAGE, ids=repr)
+@pytest.mark.parametrize("kind", ["windows", "streams", "lengths"])
+def test_language_models_as_they_come(interpreted, model, kind):
+    """Tokens in, and the model's own loss."""
+    tokens = tokens_of(61)
+    rows = np.lib.stride_tricks.sliding_window_view(tokens, T + 1)[:N]
+    data = Windows(rows[:, :-1], rows[:, 1:], batch_size=N, every_step=True)
+    if kind == "streams":
+        data = Streams(tokens[:-1], tokens[1:], 3, 5)
+    trained = falls(model, Lengths(data) if kind == "lengths" else data)
+    by_hand = train(
+        model, model.init(0, "numpy", "float64"), Lengths(data) if kind == "lengths" else data, optimizers.adam(0.02),
+        epochs=15, clip=1.0, loss=losses.cross_entropy,
+    )  # fmt: skip
+    assert trained.losses == by_hand.losses
+
+
+def test_language_models_learn_on_every_backend(be):
+    model = xlstm.xLSTMLanguageModel(xlstm.GRU(4, 8), V)
+    tokens = tokens_of(101)
+    data = Streams(tokens[:-1], tokens[1:], 2, 25)
+    trained = train(model, model.init(0, be), data, optimizers.adam(0.05), epochs=15)
+    assert trained.losses[-1] < 0.3 * trained.losses[0]
+    assert evaluate(model, trained.params, data) < 0.3 * trained.losses[0]
+
+
+def test_batch_first_is_the_same_training(rng):
+    """Only the order of axes differs, with lengths and a mask too."""
+    for wide, last in ((False, False), (True, False), (False, True)):
+        data = Windows(rng.standard_normal((N, T, D)), rng.standard_normal((N, 3) if last else (N, T, 3)),
+                       batch_size=5, every_step=not last)  # fmt: skip
+        found = []
+        for first in (False, True):
+            model = SequenceModel(xlstm.LSTM(D, 4, batch_first=first), 3, last)
+            params = model.init(0, "numpy", "float64")
+            given = Lengths(data) if wide else data if last else Steps(data)
+            trained = train(model, params, given, optimizers.sgd(0.1), epochs=2)
+            found.append([*trained.losses, evaluate(model, trained.params, given)])
+        np.testing.assert_allclose(found[0], found[1], rtol=1e-12)
+
+
+def test_mixed_precision_of_a_language_model(monkeypatch):
+    """float32 below float64 stands in for float16 below float32."""
+    monkeypatch.setattr(precision, "DTYPES", ("float32",))
+    model = LANGUAGE[0]
+    tokens = tokens_of(61)
+    data = Streams(tokens[:-1], tokens[1:], 3, 5)
+    full = falls(model, data)
+    mixed = falls(model, data, precision=precision.Mixed("float32", scale=2.0**8))
+    np.testing.assert_allclose(mixed.losses[:5], full.losses[:5], rtol=1e-4)
+    assert mixed.losses != full.losses
+
+
+def test_any_object_that_yields_batches_of_tokens():
+    tokens = tokens_of(31)
+
+    class Text:
+        def __len__(self):
+            return 3
+
+        def batches(self, rng=None):
+            for _ in range(3):
+                yield Batch(tokens[:30, None], tokens[1:, None], None, fresh=True)
+
+    falls(xlstm.xLSTMLanguageModel(xlstm.LSTM(4, 8), V), Text(), dtype="float32")
+
+
+def test_arrays_on_the_device_are_taken(be, rng):
+    """x, target and mask of the backend, as they come from a pipeline on the device."""
+    model = SequenceModel(xlstm.LSTM(D, 4), 2)
+    x, target = rng.standard_normal((T, 3, D)), rng.standard_normal((T, 3, 2))
+    mask = rng.random((T, 3)) < 0.7
+
+    class Given:
+        def __init__(self, *arrays):
+            self.arrays = arrays
+
+        def __len__(self):
+            return 1
+
+        def batches(self, rng=None):
+            yield Batch(*self.arrays, True, np.array([6, 2, 4]))
+
+    on_host, on_device = (x, target, mask), [be.asarray(a) for a in (x, target, mask)]
+    one, two = (
+        train(model, model.init(0, be), Given(*arrays), optimizers.sgd(0.1), epochs=2).losses
+        for arrays in (on_host, on_device)
+    )
+    assert one == two
+
+
+def test_what_is_no_model_is_named():
+    params = {"a": np.ones(3)}
+    data = Streams(np.ones((4, 1)), np.ones((4, 1)), 1, 2)
+    for call in (
+        lambda: train(xlstm.LSTM, params, data, optimizers.adam(0.1), epochs=1),
+        lambda: evaluate(3, params, data),
+    ):
+        with pytest.raises(TypeError, match=r"(train|evaluate): model is .*, expected a model or a layer"):
+            call()
+
+
+def test_what_training_gives_is_pickled_and_copied():
+    model = SequenceModel(xlstm.LSTM(1, 3), 1)
+    data = Streams(np.ones((8, 1)), np.ones((8, 1)), 1, 4)
+    trained = train(model, model.init(0, make_backend("numpy")), data, optimizers.adam(0.1), epochs=1)
+    for again in (pickle.loads(pickle.dumps(trained)), copy.copy(trained), copy.deepcopy(trained)):
+        assert again.losses == trained.losses
+        assert all(np.array_equal(again.params[name], p) for name, p in trained.params.items())
+    for given in (data, Windows(np.ones((2, 3, 1)), np.ones((2, 1))), precision.Mixed()):
+        for again in (pickle.loads(pickle.dumps(given)), copy.copy(given), copy.deepcopy(given)):
+            assert repr(again) == repr(given)

@@ -1,0 +1,71 @@
+"""Values from the host to the library and dtype of an array, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.arrays.namespace import DTYPES, Array, Namespace, Params, device_of, dtype_name, namespace_of
+
+# dtypes beside those that layers compute in, which `Backend.asarray` knows too
+OTHERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+
+class BackendError(RuntimeError):
+    """A backend, or a package that it needs, cannot run here; the text says what failed and what to install."""
+
+
+def to_numpy(array: Array) -> np.ndarray[Any, Any]:
+    """Return a NumPy array with the values of `array`, copied to the host where they are elsewhere.
+
+    NumPy has no bfloat16, so its values come as float32, which has them all.
+    """
+    if isinstance(array, np.ndarray | np.generic):
+        low = array.dtype.kind == "V" and dtype_name(array.dtype) == "bfloat16"
+        return np.asarray(array.astype(np.float32) if low else array)
+    if array_api_compat.is_cupy_array(array):
+        return to_numpy(array.get())
+    if array_api_compat.is_torch_array(array):
+        host = array.detach().cpu()
+        return np.asarray((host.float() if dtype_name(host.dtype) == "bfloat16" else host).numpy())
+    if array_api_compat.is_array_api_obj(array):
+        return np.from_dlpack(array, device="cpu", copy=True)
+    return np.asarray(array)
+
+
+def like(values: Any, array: Array) -> Array:
+    """Return host values as an array of the library, device and dtype of `array`."""
+    return namespace_of(array).asarray(np.asarray(values), dtype=array.dtype, device=device_of(array))
+
+
+def cast(arrays: Mapping[str, Array], dtype: str) -> Params:
+    """Return the same arrays in the dtype of that name; one that has it already is not copied."""
+    if not arrays:
+        return {}
+    xp = namespace_of(next(iter(arrays.values())))
+    target = dtype_of(xp, dtype)
+    return {name: a if a.dtype == target else xp.astype(a, target) for name, a in arrays.items()}
+
+
+def dtype_text(where: str, dtype: Any) -> str:
+    """Return the name of a dtype that is given by name, or as NumPy's: np.float32 or np.dtype("float32")."""
+    if isinstance(dtype, np.dtype) or (isinstance(dtype, type) and issubclass(dtype, np.generic)):
+        return np.dtype(dtype).name
+    return str(checks.text(where, "dtype", dtype))
+
+
+def dtype_of(xp: Namespace, name: str) -> Any:
+    """Return the dtype of that name in a library's own terms; NumPy and CuPy have bfloat16 from ml_dtypes."""
+    if name == "bfloat16" and not hasattr(xp, name):
+        try:
+            from ml_dtypes import bfloat16
+        except ImportError as error:
+            raise BackendError("bfloat16 needs ml_dtypes, which is not installed; pip install ml_dtypes") from error
+        return np.dtype(bfloat16)
+    if name not in (*DTYPES, *OTHERS):
+        raise ValueError(f"asarray: dtype {checks.shown(name)} is unknown, expected a name such as {', '.join(DTYPES)}")
+    return getattr(xp, name)

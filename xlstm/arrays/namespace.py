@@ -1,0 +1,208 @@
+"""Arrays of any library: the namespace they share, where they are, and their dtypes by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import array_api_compat
+import numpy as np
+
+from xlstm.arrays import checks
+
+Array = Any  # an array of whichever library is in use
+Namespace = Any  # the array API namespace of that library
+Params = dict[str, Array]  # parameters, or their gradients, by dotted name
+DType: TypeAlias = "str | np.dtype[Any] | type[np.generic]"
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")  # dtypes that layers compute in
+HALVES = ("float16", "bfloat16")  # dtypes that are refused on a CPU
+COMPAT = "array_api_compat."  # the start of the name of a namespace that array_api_compat makes
+
+SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
+
+
+def namespace(where: str, arrays: Mapping[str, Array]) -> Namespace:
+    """Return the one namespace that all arrays share.
+
+    Parameters
+    ----------
+    where : str
+        The caller, with whose name an error begins.
+    arrays : dict of str to array
+        Arrays under the names that an error uses.
+
+    Raises
+    ------
+    TypeError
+        Something is no array; or the arrays are of different libraries, devices or dtypes, are not
+        floating-point, are float16 or bfloat16 on a CPU, or would record an autograd graph.
+    ValueError
+        There are no arrays.
+    """
+    if not arrays:
+        raise ValueError(f"{where}: there are no arrays, expected parameters")
+    first_name, first = next(iter(arrays.items()))
+    if type(first) is np.ndarray and first.dtype in (np.float32, np.float64):
+        dtype = first.dtype
+        if all(type(array) is np.ndarray and array.dtype is dtype for array in arrays.values()):
+            return np  # the most frequent case needs no further question
+    try:
+        xp = namespace_of(first)
+    except TypeError:
+        raise TypeError(f"{where}: {first_name} is {_kind(first)}, expected an array") from None
+    if dtype_name(first.dtype) not in DTYPES:
+        raise TypeError(f"{where}: {first_name} has dtype {first.dtype}, expected float32 or float64")
+    home = device_of(first)
+    for name, array in arrays.items():
+        if type(array) is not type(first):
+            check_library(where, name, xp, array)
+        if array.dtype != first.dtype:
+            raise TypeError(
+                f"{where}: {name} has dtype {array.dtype} but {first_name} has {first.dtype}, expected the same"
+            )
+        if device_of(array) != home:
+            raise TypeError(f"{where}: {name} is on {device_of(array)} but {first_name} on {home}, expected one device")
+        if getattr(array, "requires_grad", False):
+            raise TypeError(f"{where}: {name} requires grad; gradients are computed by hand here, pass {name}.detach()")
+    if dtype_name(first.dtype) in HALVES and _on_cpu_array(first):
+        raise TypeError(f"{where}: {first_name} is {first.dtype} on a CPU, expected float32 or float64")
+    return xp
+
+
+def check_library(where: str, name: str, xp: Namespace, array: Array) -> None:
+    """Raise TypeError unless `array` is an array of the library of `xp`."""
+    try:
+        if namespace_of(array) is xp:
+            return
+    except TypeError:
+        pass
+    raise TypeError(
+        f"{where}: {name} is {_kind(array)}, expected a {library(xp)} array like the others; "
+        "xlstm.backend(...).asarray moves arrays"
+    )
+
+
+def namespace_of(array: Array) -> Namespace:
+    """Return the namespace of one array.
+
+    NumPy 2 is its own namespace; array_api_compat.numpy would import all of NumPy for it, which takes 0.1 s.
+    """
+    return np if isinstance(array, np.ndarray | np.generic) else array_api_compat.array_namespace(array)
+
+
+def library(xp: Namespace) -> str:
+    """Return the name of a namespace's library, such as "numpy" or "cupy"."""
+    return str(xp.__name__).removeprefix(COMPAT)
+
+
+def device_of(array: Array) -> Any:
+    """Return the device of an array, in its library's own terms."""
+    return "cpu" if type(array) is np.ndarray else array_api_compat.device(array)
+
+
+def dtype_name(dtype: Any) -> str:
+    """Return the name of a dtype, which is the same in all libraries."""
+    return str(dtype).rpartition(".")[2]
+
+
+def is_floating(xp: Namespace, dtype: Any) -> bool:
+    """Tell whether numbers of a dtype are real and floating-point."""
+    kind = getattr(dtype, "kind", None)
+    if kind is None:
+        return bool(xp.isdtype(dtype, "real floating"))
+    # A dtype of NumPy or CuPy, whose `isdtype` refuses the bfloat16 of ml_dtypes.
+    return kind == "f" or (kind == "V" and dtype_name(dtype) == "bfloat16")
+
+
+def finfo(xp: Namespace, dtype: Any) -> Any:
+    """Return `xp.finfo(dtype)`, of float32 for bfloat16, which has the same exponents and which CuPy does not know."""
+    return xp.finfo(xp.float32 if dtype_name(dtype) == "bfloat16" else dtype)
+
+
+def loses_bfloat16(array: Array) -> bool:
+    """Tell whether a Python number makes float32 of a bfloat16 array, as with CuPy but not with PyTorch."""
+    return dtype_name(array.dtype) == "bfloat16" and hasattr(array.dtype, "kind")
+
+
+def constant(xp: Namespace, x: Array, value: float, half: float) -> Any:
+    """Return a number as `xp.minimum` takes it beside x: `value`, or `half` where x is float16 or bfloat16.
+
+    NumPy takes the number itself, which is quicker; other libraries need an array.
+    """
+    if getattr(x.dtype, "itemsize", 4) == 2:
+        value = half
+    return value if xp is np else xp.full_like(x, value)
+
+
+def squares_below(xp: Namespace, x: Array, limit: float) -> bool:
+    """Tell whether the sum of all x^2 is certainly below `limit`.
+
+    The answer takes one pass over a NumPy array, and raises no warning where the sum overflows. It is False on other
+    libraries, where the host would have to wait for the device.
+    """
+    if xp is not np:
+        return False
+    if x.flags.c_contiguous:
+        return bool(np.vdot(x, x) < limit)
+    axes = list(range(x.ndim))
+    return bool(np.einsum(x, axes, x, axes, []) < limit)
+
+
+def _kind(value: Any) -> str:
+    """Return what a value is, in the words of an error."""
+    if isinstance(value, type):
+        return checks.shown(value)
+    if array_api_compat.is_array_api_obj(value):
+        return f"a {type(value).__module__.split('.')[0]} array"
+    return f"a {type(value).__name__}"
+
+
+def _on_cpu_array(array: Array) -> bool:
+    if array_api_compat.is_torch_array(array):
+        return bool(array.device.type == "cpu")
+    return not array_api_compat.is_cupy_array(array)
+
+
+def plain_namespace(
+    params: Params, sizes: Mapping[str, tuple[int | None, ...]], x: Any, state: Any
+) -> Namespace | None:
+    """Return NumPy where that is seen at once: most calls have only its arrays, all in float32 or all in float64.
+
+    Parameters
+    ----------
+    params : dict
+        Their names and shapes have to be those of `sizes`, a dict of tuples.
+    x : array or None
+    state : tuple or None
+        Of arrays, of None, and of such tuples.
+
+    Returns
+    -------
+    namespace or None
+        None says that `namespace` is to be asked, which finds what is wrong, if anything is.
+    """
+    if type(params) is not dict or len(params) != len(sizes):
+        return None
+    kind = getattr(next(iter(params.values()), None), "dtype", None)
+    if kind is not SINGLE and kind is not DOUBLE:
+        return None
+    for name, size in sizes.items():
+        p = params.get(name)
+        if type(p) is not np.ndarray or p.dtype is not kind or p.shape != size:
+            return None
+    if x is not None and (type(x) is not np.ndarray or x.dtype is not kind):
+        return None
+    return np if state is None or _all_plain(state, kind) else None
+
+
+def _all_plain(state: Any, kind: np.dtype[Any]) -> bool:
+    """Return whether a state is a tuple of NumPy's arrays of a dtype, of None, and of such tuples."""
+    if type(state) is not tuple:
+        return False
+    for a in state:
+        if a is None or (type(a) is np.ndarray and a.dtype is kind):
+            continue
+        if not _all_plain(a, kind):
+            return False
+    return True

@@ -1,0 +1,41 @@
+"""`xlstm info`: what runs here, and how a layer would run on a GPU."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from xlstm.arrays.backend import Backend, backend, usable
+from xlstm.arrays.convert import BackendError
+from xlstm.cli import explain, machine
+from xlstm.cli.console import out
+
+
+def info(
+    layer: Annotated[
+        tuple[str, int, int, int, str] | None,
+        typer.Option("--explain", metavar="LAYER T B H DTYPE", help="How it runs on a GPU: lstm 512 64 512 float16."),
+    ] = None,
+    card: Annotated[str | None, typer.Option(help="For --explain: a100, h100 or h200 instead of the GPU here.")] = None,
+) -> None:
+    """Show versions, devices, threads, and which backend is chosen and why."""
+    if layer is not None:
+        for name, line in explain.explain(*layer, card):
+            out.print(f"{name:14s}{line}")
+        return
+    if card is not None:
+        raise ValueError("info: --card goes with --explain")
+    found = machine.describe()
+    rows = {key: found[key] for key in ("xlstm", "python", "processor", "cores")}
+    rows |= {package: machine.version_of(package) or "not installed" for package in machine.PACKAGES}
+    rows |= {"threads": found["threads"], "blas": "; ".join(found["blas"]), "compiled loops": found["compiled loops"]}
+    for name, one in usable().items():
+        rows[f"backend {name}"] = str(one) if isinstance(one, Backend) else f"not usable: {one}"
+    try:
+        chosen = backend("auto")
+        rows["auto chooses"] = f"{chosen} ({chosen.reason})"
+    except (ValueError, BackendError) as error:
+        rows["auto chooses"] = f"nothing: {error}"
+    for name, value in rows.items():
+        out.print(f"{name:18s}{value}")

@@ -1,0 +1,1 @@
+"""The residual blocks of xLSTM, and stacks of them."""

@@ -1,0 +1,191 @@
+"""The sLSTM block: projected up after the cell (Beck et al. 2024, section 2.4 and appendix A.4)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+from xlstm.arrays.namespace import Array, Params
+from xlstm.cells import slstm
+from xlstm.cells.activations import silu, silu_bwd
+from xlstm.engines.step import Masks
+from xlstm.layers import initializers
+from xlstm.layers.blocks.block import Block, widened
+from xlstm.layers.blocks.feedforward import GatedFeedForward
+from xlstm.layers.conv import CausalConv
+from xlstm.layers.linear import HeadwiseLinear
+from xlstm.layers.module import Weight, dropped
+from xlstm.layers.norm import LayerNorm, MultiHeadNorm
+from xlstm.layers.sequence import SequenceLayer
+from xlstm.layers.stack import Pass
+from xlstm.layers.state import Leaf, Span, State
+from xlstm.recurrence.backward import run_bwd
+from xlstm.recurrence.forward import run
+
+
+@dataclass(frozen=True)
+class sLSTMBlock(Block):  # noqa: N801
+    """Convolves, goes through an sLSTM and through a feed-forward layer; each adds to x.
+
+    u = LayerNorm(x); c = silu(conv(u)); i~, f~ of c and z~, o~ of u, by heads; x' = x + norm(sLSTM(i~, f~, z~, o~));
+    y = x' + feedforward(LayerNorm(x')). The state is ((x,), (h, c, n, m)), of the convolution and of the sLSTM, each
+    of the latter (B, D).
+
+    Parameters
+    ----------
+    size : int
+        Width D of x and y.
+    num_heads : int
+        Number N of heads.
+    conv_kernel_size : int
+        Steps that the convolution sees; with 0 there is none, and i~ and f~ are those of u.
+    ffn_proj_factor : float
+        The width of the feed-forward layer is this times D, rounded up to a multiple of 64; with 0 there is none.
+    ffn_activation : str
+        Activation of the `GatedFeedForward`.
+    recurrent_init : {"zeros", "uniform"}
+        Initial recurrent weights: 0 as in the published package, or U(-1/sqrt(D), 1/sqrt(D)).
+    dropout : float
+        Rate of dropout of the sLSTM's h.
+    ffn_dropout : float, optional
+        Rate of dropout of what the feed-forward layer adds, by default `dropout`.
+    num_blocks, index : int
+        How many blocks there are in the stack, and which this is, for initial forget biases.
+    """
+
+    _: KW_ONLY
+    ffn_proj_factor: float = 1.3
+    ffn_activation: str = "gelu"
+    recurrent_init: str = "zeros"
+    ffn_dropout: float | None = None
+
+    HEADED = ("size",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._wide  # noqa: B018 (it is checked)
+
+    @property
+    def _wide(self) -> int:
+        """Width of the feed-forward layer."""
+        return widened("sLSTMBlock", "ffn_proj_factor", self.ffn_proj_factor, self.size)
+
+    @property
+    def _ffn_rate(self) -> float:
+        return self.dropout if self.ffn_dropout is None else self.ffn_dropout
+
+    @functools.cached_property
+    def random(self) -> bool:
+        return self.dropout > 0 or self._ffn_rate > 0
+
+    @functools.cached_property
+    def parts(self) -> dict[str, Any]:
+        D, N = self.size, self.num_heads
+        heads = HeadwiseLinear(D, N, std=self._small)
+        found: dict[str, Any] = {"norm": LayerNorm(D, residual=True)}
+        if self.conv_kernel_size:
+            found["conv"] = CausalConv(D, self.conv_kernel_size)
+        found |= dict.fromkeys("ifzo", heads)
+        found["cell"] = Recurrence(D, N, self.recurrent_init, self.index / max(1, self.num_blocks - 1))
+        found["outnorm"] = MultiHeadNorm(D, num_heads=N, residual=True)
+        if self.ffn_proj_factor:
+            found["ffn_norm"] = LayerNorm(D, residual=True)
+            found["ffn"] = GatedFeedForward(D, self._wide, activation=self.ffn_activation, num_blocks=self.num_blocks)
+        return found
+
+    @functools.cached_property
+    def states(self) -> State:
+        return self.parts["conv"].states if self.conv_kernel_size else (), self.parts["cell"].states
+
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+        xp = span.xp
+        kept: dict[str, Any] = {}
+        c = u = self.through(xp, "norm", p, x, kept)  # (1)
+        conv_end: State = ()
+        if self.conv_kernel_size:
+            kept["cc"], conv_end = self.along("conv", p, u, state[0], span, kept)  # (2)
+            kept["c"] = c = silu(xp, kept["cc"])  # (3)
+        gates = xp.concat([self.through(xp, g, p, c if g in "if" else u, kept) for g in "ifzo"], axis=-1)  # (4)
+        h, end = self.along("cell", p, gates, state[1], span, kept)  # (5)
+        h, kept["mask"] = self._drop(span.rng, h, self.dropout)  # (6)
+        y = x + self.through(xp, "outnorm", p, h, kept)  # (7)
+        kept["ffn_mask"] = None
+        if self.ffn_proj_factor:
+            w = self.through(xp, "ffn", p, self.through(xp, "ffn_norm", p, y, kept), kept)  # (8)
+            w, kept["ffn_mask"] = self._drop(span.rng, w, self._ffn_rate)  # (9)
+            y = y + w
+        return y, (conv_end, end), kept
+
+    def scan_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
+    ) -> tuple[Params, Array, State]:
+        xp, D = span.xp, self.size
+        grads: Params = {}
+        conv_end, cell_end = (None, None) if dstate is None else dstate
+        if self.ffn_proj_factor:
+            dw = self.through_bwd(xp, "ffn", p, kept, dropped(dy, kept["ffn_mask"]), grads)  # (9) (8)
+            dy = dy + self.through_bwd(xp, "ffn_norm", p, kept, dw, grads)
+        dh = dropped(self.through_bwd(xp, "outnorm", p, kept, dy, grads), kept["mask"])  # (7) (6)
+        dgates, cell_start = self.along_bwd("cell", p, kept, dh, cell_end, span, grads)  # (5)
+        di, df, dz, do = (
+            self.through_bwd(xp, g, p, kept, dgates[..., j * D : (j + 1) * D], grads) for j, g in enumerate("ifzo")
+        )  # (4)
+        dc, du, conv_start = di + df, dz + do, ()
+        if self.conv_kernel_size:
+            dcc = silu_bwd(xp, dc, kept["cc"], kept["c"])  # (3)
+            dc, conv_start = self.along_bwd("conv", p, kept, dcc, conv_end, span, grads)  # (2)
+        return grads, dy + self.through_bwd(xp, "norm", p, kept, du + dc, grads), (conv_start, cell_start)  # (1)
+
+
+@dataclass(frozen=True)
+class Recurrence(SequenceLayer):
+    """The sLSTM from its pre-activations, i f z o, (T, B, 4D): parameters are `Wh` (4, N, K, K) and `b` (4D,)."""
+
+    size: int
+    num_heads: int
+    recurrent_init: str
+    depth: float
+
+    CELL = slstm.Cell()
+
+    @property
+    def input_size(self) -> int:
+        return 4 * self.size
+
+    @property
+    def output_size(self) -> int:
+        return self.size
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        N, K = self.num_heads, self.size // self.num_heads
+        Wh = {"4": 4, "N": N, "K": K, "K ": K}
+        bound = 0.0 if self.recurrent_init == "zeros" else self.size**-0.5
+        b = initializers.slstm_bias(N, K, initializers.powerlaw(K, self.depth))
+        return {"Wh": (Wh, initializers.uniform(bound)), "b": ({"4D": 4 * self.size}, lambda rng, shape: b)}
+
+    @functools.cached_property
+    def states(self) -> State:
+        pairs = zip(self.CELL.STATES, self.CELL.REST, strict=True)
+        return tuple(Leaf(name, {}, {"D": self.size}, rest) for name, rest in pairs)
+
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+        xp, packing = span.xp, span.packing
+        start = packing.sort(xp, [s.T for s in state])
+        kept = "all" if span.keep else "nothing"
+        h, end, tape = run(xp, self.CELL, p, packing.pack(xp, x), packing.widths, start, Masks(), kept)
+        end = tuple([xp.asarray(s.T, copy=True) for s in packing.unsort(xp, end)])
+        return packing.unpack(xp, h), end, Pass(packing, False, tape) if span.keep else None
+
+    def scan_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
+    ) -> tuple[Params, Array, State]:
+        xp, packing = span.xp, span.packing
+        if dstate is None:
+            ends: Sequence[Array] = [xp.zeros_like(dy[0, ...]).T] * len(self.CELL.STATES)
+        else:
+            ends = packing.sort(xp, [d.T for d in dstate])
+        grads, dx, start = run_bwd(kept.tape, packing.pack(xp, dy), ends)
+        return grads, packing.unpack(xp, dx), tuple([d.T for d in packing.unsort(xp, start)])

@@ -1,0 +1,209 @@
+"""Module: parameters, a forward pass and a backward pass; the base of every layer, block, stack and model.
+
+A subclass gives its `weights` and `parts`, and its maths in `apply` and `apply_bwd`, which check nothing: `forward` and
+`backward` check what they are given once, for all parts. `sequence.py` adds what goes through time.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.arrays.backend import Backend, backend_of
+from xlstm.arrays.namespace import Array, DType, Namespace, Params, namespace
+from xlstm.arrays.random import Seed, generator
+from xlstm.layers import options
+from xlstm.layers.initializers import Draw
+from xlstm.layers.saved import Saved
+
+Weight = tuple[checks.Dims, Draw]
+
+
+class Module:
+    """Something with parameters, a forward pass and a backward pass. Subclasses are frozen dataclasses.
+
+    It holds no arrays: `init` makes the parameters, one dict of dotted names. Those of a part stand under the name of
+    the part.
+    """
+
+    if TYPE_CHECKING:  # a field of some, which must not find a default here
+
+        @property
+        def input_size(self) -> int:
+            """Width of x."""
+
+        num_heads: int
+
+    KINDS: ClassVar[dict[str, checks.Kind]] = {}  # of options, where they differ from those of `options.KINDS`
+    HEADED: ClassVar[tuple[str, ...]] = ()  # widths that `num_heads` divides
+    _symbol: ClassVar[str] = "D"  # of input_size
+
+    def __post_init__(self) -> None:
+        kinds = options.KINDS | self.KINDS
+        own = [f.name for f in fields(self)]  # type: ignore[arg-type]
+        checks.fields(self, **{name: kinds[name] for name in own if name in kinds})
+        if self.HEADED:
+            widths = {name: getattr(self, name) for name in self.HEADED}
+            checks.heads(type(self).__name__, self.num_heads, **widths)
+
+    @functools.cached_property
+    def parts(self) -> dict[str, Any]:
+        """The modules that this one is made of, by what stands before the names of their parameters."""
+        return {}
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """The parameters that belong to no part: the shape of each, and what draws its initial values."""
+        return {}
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, checks.Dims]:
+        """Names and shapes of the parameters."""
+        found = {name: dims for name, (dims, _) in self.weights.items()}
+        for prefix, part in self.parts.items():
+            found |= {f"{prefix}.{name}": dims for name, dims in part.shapes.items()}
+        return found
+
+    @functools.cached_property
+    def random(self) -> bool:
+        """Whether `forward` draws masks while training, and so needs a seed."""
+        return any(part.random for part in self.parts.values())
+
+    def init(self, seed: Seed = 0, backend: str | Backend | None = None, dtype: DType | None = None) -> Params:
+        """Draw initial parameters.
+
+        Parameters
+        ----------
+        seed : int or numpy.random.Generator
+            Equal seeds give bit-identical parameters on every backend.
+        backend : str or Backend, optional
+            Where the arrays live; a name as for `xlstm.backend`, by default "auto".
+        dtype : {"float32", "float64", "float16"}, optional
+            A name, or NumPy's dtype. By default that of the backend, which is float32 unless it was told otherwise.
+
+        Returns
+        -------
+        dict of str to array
+        """
+        chosen, rng = backend_of(backend, dtype), generator(seed, where=type(self).__name__)
+        return {name: chosen.asarray(values) for name, values in self.draw(rng).items()}
+
+    def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
+        """Draw initial parameters on the host."""
+        found = {name: draw(rng, tuple(n for n in dims.values() if n)) for name, (dims, draw) in self.weights.items()}
+        for prefix, part in self.parts.items():
+            found |= {f"{prefix}.{name}": values for name, values in part.draw(rng).items()}
+        return found
+
+    def __call__(self, params: Params, x: Array) -> Any:
+        """Return y for x (..., D), and keep nothing."""
+        return self.forward(params, x)[0]
+
+    def forward(self, params: Params, x: Array) -> tuple[Any, ...]:
+        """Return y for x (..., D), and what `backward` needs.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A parameter is missing or misshapen, or arrays do not belong together.
+        """
+        xp = self.namespace(params, {"x": x})
+        if x.ndim == 0 or x.shape[-1] != self.input_size:
+            expected = f"(..., {self._symbol}) = (..., {self.input_size})"
+            raise ValueError(f"{type(self).__name__}: x has shape {tuple(x.shape)}, expected {expected}")
+        y, kept = self.apply(xp, params, x)
+        return y, Saved(self, tuple(y.shape), kept)
+
+    def backward(self, params: Params, saved: Any, dy: Array) -> tuple[Any, ...]:
+        """Return gradients of the parameters, and that of x, from dy, the gradient of the loss by y.
+
+        Raises
+        ------
+        ValueError, TypeError
+            `saved` is of another module, a parameter is misshapen, or arrays do not belong together.
+        """
+        checks.saved(type(self).__name__, self, saved, Saved)
+        xp = self.namespace(params, {"dy": dy})
+        if tuple(dy.shape) != saved.shape:
+            shape = tuple(dy.shape)
+            raise ValueError(f"{type(self).__name__}: dy has shape {shape}, expected that of y, {saved.shape}")
+        return self.apply_bwd(xp, params, saved.kept, dy)
+
+    def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
+        """Return y and what `apply_bwd` needs."""
+        raise NotImplementedError
+
+    def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Any]:
+        """Return gradients of the parameters, and that of x."""
+        raise NotImplementedError
+
+    def below(self, prefix: str, params: Params) -> Params:
+        """Return the parameters of a part, under their names there."""
+        return {name: params[f"{prefix}.{name}"] for name in self.parts[prefix].shapes}
+
+    def through(self, xp: Namespace, prefix: str, p: Params, x: Array, kept: dict[str, Any]) -> Array:
+        """Return y of a part that has no state; what it keeps goes to `kept` under its name."""
+        y, kept[prefix] = self.parts[prefix].apply(xp, self.below(prefix, p), x)
+        return y
+
+    def through_bwd(
+        self, xp: Namespace, prefix: str, p: Params, kept: Mapping[str, Any], dy: Array, grads: Params
+    ) -> Array:
+        """Return dx of a part that has no state; its gradients are added to `grads`."""
+        found, dx = self.parts[prefix].apply_bwd(xp, self.below(prefix, p), kept[prefix], dy)
+        grads |= {f"{prefix}.{name}": g for name, g in found.items()}
+        return dx
+
+    def pieces(self, kept: Any) -> Mapping[str, Any]:
+        """Return what each part kept, by its name, where this module keeps it part by part."""
+        return {name: kept[name] for name in self.parts if name in kept} if isinstance(kept, Mapping) else {}
+
+    def check(self, params: Params) -> None:
+        """Raise unless `params` has the names and shapes of the parameters."""
+        checks.params(type(self).__name__, params, self.shapes)
+
+    def namespace(self, params: Params, arrays: Mapping[str, Array]) -> Namespace:
+        """Return the namespace of all these arrays, once the parameters are checked."""
+        self.check(params)
+        return namespace(type(self).__name__, {**arrays, **params})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the options alone, for copies and pickles."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+
+
+class SameWidth:
+    """A mixin of modules that have one `size`, the width D of x and of y."""
+
+    size: int
+
+    @property
+    def input_size(self) -> int:
+        """Width of x."""
+        return self.size
+
+    @property
+    def output_size(self) -> int:
+        """Width of y."""
+        return self.size
+
+
+def dropped(d: Array, mask: Array | None) -> Array:
+    """Return an array, or its gradient, through a mask of dropout, where there is one."""
+    return d if mask is None else d * mask
+
+
+def rows(xp: Namespace, x: Array) -> Array:
+    """Return (..., D) as a matrix."""
+    return xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+
+
+def total(xp: Namespace, d: Array) -> Array:
+    """Return the sum over all axes but the last."""
+    return xp.sum(rows(xp, d), axis=0)

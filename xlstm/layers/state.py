@@ -1,0 +1,129 @@
+"""The state of a layer that goes through time, and `Span`, the steps and sequences of one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.arrays.backend import Portable
+from xlstm.arrays.namespace import Array, Namespace, Params, device_of
+from xlstm.recurrence.packing import Packing
+
+State: TypeAlias = "tuple[Any, ...]"  # of arrays, or of the states of parts
+
+
+class Leaf(NamedTuple):
+    """One array of a state: its shape is that of `before`, then B, then that of `after`."""
+
+    name: str
+    before: dict[str, int]
+    after: dict[str, int]
+    rest: float = 0.0  # its value before the first step
+
+    def dims(self, B: int | None) -> checks.Dims:
+        """Return the shape for a batch of B, by symbols."""
+        return {**self.before, "B": B, **self.after}
+
+
+class Span(Portable):
+    """The steps and sequences of one call, which are the same for all parts of a layer.
+
+    There are T steps of each of B sequences, or fewer where the packing has lengths. `rng` draws the masks, where there
+    are any; `keep` says whether to keep what the backward pass needs.
+    """
+
+    def __init__(
+        self, xp: Namespace, packing: Packing, rng: np.random.Generator | None = None, keep: bool = False
+    ) -> None:
+        self.xp, self.rng, self.keep = xp, rng, keep
+        self.packing, self.T, self.B = packing, packing.T, packing.B
+        self.full = packing.lengths is None and packing.steps == packing.T  # all steps are those of the sequences
+        self._there: Array | None = None
+
+    @property
+    def lengths(self) -> np.ndarray[Any, Any]:
+        """Lengths of the sequences, (B,)."""
+        given = self.packing.lengths
+        return np.full(self.B, self.packing.steps) if given is None else given
+
+    def mask(self, x: Array, value: float = 0.0) -> Array:
+        """Return x (T, B, ...) with `value` past the end of each sequence."""
+        if self.full:
+            return x
+        xp = self.xp
+        if self._there is None:
+            self._there = xp.asarray(np.arange(self.T)[:, None] < self.lengths, device=device_of(x))
+        there = xp.reshape(self._there, (self.T, self.B, *(1,) * (x.ndim - 2)))
+        return xp.where(there, x, xp.full_like(x, value))
+
+    def zeros(self, width: int, params: Params) -> Array:
+        """Return zeros (T, B, width) of the dtype and on the device of parameters."""
+        like = next(iter(params.values()))
+        return self.xp.zeros((self.T, self.B, width), dtype=like.dtype, device=device_of(like))
+
+
+def complete(
+    where: str, xp: Namespace, what: str, state: Any, leaves: State, B: int, params: Params, zero: bool = False
+) -> State:
+    """Return a state whose arrays have the shapes of `leaves`, with those that are missing filled in.
+
+    Parameters
+    ----------
+    where, what : str
+        Who asks, and the name of the argument, for errors.
+    state : tuple or None
+        The state that is given; None in place of any part is what it is before the first step.
+    leaves : tuple
+        The `Leaf` of every array, nested as the state is.
+    params : dict
+        Arrays of the dtype and on the device that missing ones get.
+    zero : bool
+        Missing arrays are zero, as those of gradients are.
+    """
+    if state is not None:
+        _check_container(where, what, state, leaves)
+    found: list[Any] = []
+    for k, leaf in enumerate(leaves):
+        part = None if state is None else state[k]
+        if not isinstance(leaf, Leaf):
+            found.append(complete(where, xp, f"{what}[{k}]", part, leaf, B, params, zero))
+            continue
+        shape = (*leaf.before.values(), B, *leaf.after.values())
+        if part is None:
+            like = next(iter(params.values()))
+            part = xp.full(shape, 0.0 if zero else leaf.rest, dtype=like.dtype, device=device_of(like))
+        elif getattr(part, "shape", None) != shape:
+            checks.shape(where, f"{what} {leaf.name}", part, leaf.dims(B))
+        found.append(part)
+    return tuple(found)
+
+
+def arrays_of(where: str, what: str, state: Any, leaves: State) -> dict[str, Array]:
+    """Return the arrays of a state that are there, by the names that errors use."""
+    return dict(_walk(where, what, state, leaves))
+
+
+def _walk(where: str, what: str, state: Any, leaves: State) -> Iterator[tuple[str, Array]]:
+    if state is None:
+        return
+    _check_container(where, what, state, leaves)
+    for k, (leaf, part) in enumerate(zip(leaves, state, strict=True)):
+        if not isinstance(leaf, Leaf):
+            yield from _walk(where, f"{what}[{k}]", part, leaf)
+        elif part is not None:
+            yield f"{what} {leaf.name}", part
+
+
+def _check_container(where: str, what: str, state: Any, leaves: State) -> None:
+    """Raise unless a state is a tuple, or a list, of as many entries as there are leaves."""
+    is_one = isinstance(state, tuple | list)
+    if is_one and len(state) == len(leaves):
+        return
+    names = ", ".join(leaf.name if isinstance(leaf, Leaf) else "(...)" for leaf in leaves)
+    expected = f"expected a tuple ({names}{',' if len(leaves) == 1 else ''})"
+    if is_one:
+        raise ValueError(f"{where}: {what} has {len(state)} entries, {expected}")
+    raise TypeError(f"{where}: {what} is a {type(state).__name__}, {expected}")

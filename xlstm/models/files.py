@@ -1,0 +1,117 @@
+"""Models and layers in files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import Any
+
+from xlstm.arrays import checks
+from xlstm.arrays.backend import Backend, backend_of
+from xlstm.arrays.namespace import DType, Params
+from xlstm.data import reading
+from xlstm.layers.blocks.large import xLSTMLarge
+from xlstm.layers.blocks.mlstm import mLSTMBlock
+from xlstm.layers.blocks.slstm import sLSTMBlock
+from xlstm.layers.blocks.stack import Backbone, xLSTMStack
+from xlstm.layers.custom import LAYERS as GATED
+from xlstm.layers.gated import Recurrent
+from xlstm.layers.mlstm import mLSTM
+from xlstm.models.language import xLSTMLanguageModel
+from xlstm.models.sequence import SequenceModel
+from xlstm.training import checkpoint
+
+KIND = "model"
+Layer = Recurrent | mLSTM | xLSTMStack | xLSTMLarge | mLSTMBlock | sLSTMBlock
+LAYERS: dict[str, Any] = {layer.__name__: layer for layer in Layer.__args__[1:]}  # beside the gated ones
+Model = SequenceModel | xLSTMLanguageModel | Layer
+ARRAYS = 8  # a block has so many, at least
+# Options of what has a layer.
+SEQUENCE = ("output_size", "last")
+LANGUAGE = ("vocab_size", "tied", "logit_cap", "embedding_dropout", "batch_first")
+
+
+def save(path: str | os.PathLike[str], model: Model, params: Params) -> None:
+    """Write a model or a layer, its description and its parameters, to a safetensors file, whole or not at all.
+
+    Raises
+    ------
+    ValueError
+        `params` are not those of the model.
+    OSError
+        The folder cannot be written to.
+    """
+    layer: Any = model
+    head: dict[str, Any] | None = None
+    if isinstance(model, SequenceModel):
+        layer, head = model.recurrent, {name: getattr(model, name) for name in SEQUENCE}
+    elif isinstance(model, xLSTMLanguageModel):
+        layer, head = model.backbone, {name: getattr(model, name) for name in LANGUAGE}
+    if type(layer) is not _layers().get(type(layer).__name__):
+        raise TypeError(
+            f"save: model is a {type(model).__name__}, expected a SequenceModel, an xLSTMLanguageModel, "
+            f"or one of {', '.join(_layers())}"
+        )
+    _check(model, params)
+    config = {"layer": type(layer).__name__, "options": asdict(layer), "head": head}
+    checkpoint.save(path, params, KIND, config)
+
+
+@reading.brief()
+def load(
+    path: str | os.PathLike[str], backend: str | Backend | None = None, dtype: DType | None = None
+) -> tuple[Model, Params]:
+    """Read a file that `save` wrote: the model or layer, and its parameters.
+
+    Parameters
+    ----------
+    path : path
+    backend : str or Backend, optional
+        Where the parameters are put; a name as for `xlstm.backend`, by default "auto".
+    dtype : str, optional
+        A name, or NumPy's dtype; by default that of the file.
+
+    Raises
+    ------
+    OSError, ValueError
+        There is no such file, or it holds no sound model.
+    """
+    arrays, config = checkpoint.load(path, KIND)
+    try:
+        model = _described(config, len(arrays))
+        _check(model, arrays)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a sound model ({type(error).__name__}: {error})") from error
+    dtypes = {str(array.dtype) for array in arrays.values()}
+    if len(dtypes) != 1:
+        raise ValueError(f"{path}: parameters are of several dtypes, {', '.join(sorted(dtypes))}, expected one")
+    chosen = backend_of(backend, dtypes.pop() if dtype is None else dtype)
+    checkpoint.finite(path, arrays, chosen.dtype)
+    return model, {name: chosen.asarray(array) for name, array in arrays.items()}
+
+
+def _layers() -> dict[str, Any]:
+    """Return all layers by name, those of cells that users registered among them."""
+    return GATED | LAYERS
+
+
+def _described(config: dict[str, Any], count: int) -> Model:
+    """Return the model of a configuration, whose file has `count` arrays."""
+    name, options, head = (config.get(key) for key in ("layer", "options", "head"))
+    if not isinstance(name, str) or name not in _layers():
+        raise ValueError(f"layer is {checks.shown(name)}, expected one of {', '.join(_layers())}")
+    # Before their names are listed, however many are declared.
+    depth, least = ("num_blocks", ARRAYS) if issubclass(_layers()[name], Backbone) else ("num_layers", 1)
+    declared = options.get(depth) if isinstance(options, dict) else None
+    if isinstance(declared, int) and declared * least > count:
+        raise ValueError(f"{depth} is {declared}, the file holds {count} arrays")
+    layer: Any = reading.made("options", _layers()[name], options)
+    if head is None:
+        return layer  # type: ignore[no-any-return]
+    kind: Any = xLSTMLanguageModel if isinstance(head, dict) and "vocab_size" in head else SequenceModel
+    return reading.made("head", kind, head, layer)  # type: ignore[no-any-return]
+
+
+def _check(model: Any, params: Params) -> None:
+    """Raise ValueError unless these are the parameters of the model."""
+    checks.params(type(model).__name__, params, model.shapes)

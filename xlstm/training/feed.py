@@ -1,0 +1,161 @@
+"""Batches on their way to a model: checked on the host, put on its device, with axes in its order."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.arrays.backend import Backend, backend_like
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import Array, Params, namespace
+from xlstm.data.batches import Batch, Host, finite
+from xlstm.training.losses import mse
+
+Loss = Callable[..., tuple[Array, Array]]
+MODEL = checks.having("forward", "backward", expected="a model or a layer")
+BATCHES = checks.having("batches", "__len__", expected="Windows, Streams, or something else that yields batches")
+
+
+class Batches(Protocol):
+    """`Windows`, `Streams`, or anything else that yields batches."""
+
+    def __len__(self) -> int: ...
+    def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]: ...
+
+
+class Inputs(NamedTuple):
+    """A batch as the model takes it."""
+
+    x: Array
+    target: Array
+    mask: Array | None
+    fresh: bool  # start from the initial state
+    options: dict[str, Any]  # lengths, where sequences differ in length
+    weight: float  # number of targets that count
+    host: Batch
+
+
+def loss_of(where: str, model: Any, loss: Loss | None) -> Loss:
+    """Return the loss to train a model with: `loss`, else the model's own, else the mean squared error."""
+    found: Loss = checks.function(where, "loss", getattr(model, "loss", mse) if loss is None else loss)
+    return found
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The way of batches into a model: onto its device, with time and sequences in its order.
+
+    Attributes
+    ----------
+    model : object
+    home : Backend
+        The backend of the weights and of the targets.
+    low : Backend
+        The backend of x: the same, or in mixed precision one of a lower dtype.
+    """
+
+    model: Any
+    home: Backend
+    low: Backend
+
+    @classmethod
+    def of(cls, where: str, model: Any, params: Params) -> Feed:
+        """Return the feed of a model in the precision of its parameters."""
+        MODEL(where, "model", model)
+        namespace(where, checks.mapping(where, params, "params"))
+        backend = backend_like(next(iter(params.values())))
+        return cls(model, backend, backend)
+
+    def batches(self, data: Batches, where: str, each: str, rng: np.random.Generator | None = None) -> Iterator[Inputs]:
+        """Yield one epoch; errors call it `where`, and a batch of it `each` and its number.
+
+        Raises
+        ------
+        ValueError
+            There is no batch or none with a target that counts, or numbers are not finite or do not fit the dtype.
+        """
+        number, counted = 0, 0.0
+        for number, batch in enumerate(data.batches(rng), 1):
+            inputs = self._inputs(batch, f"{where}{each} {number}")
+            counted += inputs.weight * (batch.lengths is None or bool(np.any(batch.lengths)))
+            yield inputs
+        if number == 0:
+            raise ValueError(f"{where}: the data yield no batches")
+        if counted == 0:
+            raise ValueError(f"{where}: the data have no target that counts; masks leave out all, or lengths are all 0")
+
+    def check(self, where: str, batch: Batch, everything: bool = False) -> None:
+        """Raise ValueError unless x and the targets that count are finite on their backends.
+
+        Arrays on a device are left alone, since reading them would wait for it, and so are targets that a mask leaves
+        out, unless `everything` is to be checked.
+        """
+        counts = None if batch.lengths is None else _within_lengths(batch)
+        if everything or isinstance(batch.x, np.ndarray):
+            finite(where, "x", to_numpy(batch.x), self.low.dtype, counts)
+        if everything or isinstance(batch.target, np.ndarray):
+            finite(where, "target", to_numpy(batch.target), self.home.dtype, None if everything else batch.mask)
+
+    def forward(self, params: Params, inputs: Inputs, state: Any, train: bool, **masks: Any) -> tuple[Array, Any, Any]:
+        """Run the model: y, the final state, and what it keeps for `backward`."""
+        if not self._goes_through_time:
+            y, saved = self.model.forward(params, inputs.x)
+            return y, None, saved
+        start = None if inputs.fresh else state
+        y, state, saved = self.model.forward(params, inputs.x, start, train=train, **inputs.options, **masks)
+        return y, state, saved
+
+    @functools.cached_property
+    def _goes_through_time(self) -> bool:
+        """Whether the model takes a state, unlike `Linear`."""
+        try:
+            inspect.signature(self.model.forward).bind("params", "x", "state")
+        except TypeError:
+            return False
+        return True
+
+    @property
+    def _predicts_once(self) -> bool:
+        """Whether targets have no time axis."""
+        return bool(getattr(self.model, "last", False))
+
+    def _inputs(self, batch: Batch, where: str) -> Inputs:
+        batch = batch._replace(mask=self._mask(batch))
+        self.check(where, batch)
+        with np.errstate(over="ignore", invalid="ignore"):  # numbers that do not count may overflow
+            x, target = self.low.asarray(batch.x), self.home.asarray(batch.target)
+        weight, mask = math.prod(target.shape), None
+        if batch.mask is not None:
+            weight = np.count_nonzero(to_numpy(batch.mask)) * math.prod(target.shape[batch.mask.ndim :])
+            mask = self.home.asarray(batch.mask)
+        if getattr(self.model, "batch_first", False):
+            x = self._swapped(x)
+            if not self._predicts_once:
+                target, mask = self._swapped(target), None if mask is None else self._swapped(mask)
+        options = {} if batch.lengths is None else {"lengths": batch.lengths}
+        return Inputs(x, target, mask, batch.fresh, options, float(weight), batch)
+
+    def _mask(self, batch: Batch) -> Any:
+        """Return the mask (T, B, ...) without targets past the end of a sequence."""
+        if self._predicts_once or (batch.lengths is None and (batch.mask is None or batch.mask.ndim > 1)):
+            return batch.mask
+        there = np.ones(batch.x.shape[:2], bool) if batch.lengths is None else _within_lengths(batch)
+        mask = there if batch.mask is None else to_numpy(batch.mask)
+        more = max(0, mask.ndim - 2)
+        return mask.reshape(mask.shape + (1,) * (2 - mask.ndim)) & there.reshape(there.shape + (1,) * more)
+
+    def _swapped(self, array: Array) -> Array:
+        """Return (T, B, ...) as (B, T, ...)."""
+        return self.home.xp.permute_dims(array, (1, 0, *range(2, array.ndim)))
+
+
+def _within_lengths(batch: Batch) -> Host:
+    """Return which steps (T, B) lie within their sequences."""
+    return np.arange(batch.x.shape[0])[:, None] < np.asarray(batch.lengths)
