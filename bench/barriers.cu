@@ -1,4 +1,4 @@
-// How long blocks take to wait for one another, by the means that the loops use, and how many clusters run at once.
+// Kernels that measure how long blocks wait for one another in the barriers of the loops, and how many clusters run at once.
 
 // Blocks (BLOCKS, groups): each group meets `steps` times.
 extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERNEL(int steps, unsigned* flags, unsigned* met) {

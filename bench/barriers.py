@@ -1,4 +1,4 @@
-"""How long blocks wait for one another: across the grid and in clusters, by what the loops themselves use.
+"""Measures how long blocks wait for one another, across the grid and in clusters, with the barriers of the loops.
 
     python -m bench.barriers [--json FILE]
 
@@ -75,7 +75,7 @@ def latency(be: Backend, run: Runtime, blocks: int, cluster: bool) -> float:
 
 
 def at_once(be: Backend, run: Runtime, blocks: int) -> int:
-    """How many clusters of so many blocks are on the device at the same time, each block with an SM of its own."""
+    """Return how many clusters of so many blocks the device has at once, each block with an SM of its own."""
     counts = _zeros(be)(2)
     made = source(blocks, True, True, run.device.shared)
     grid = Grid(blocks, MANY_CLUSTERS, THREADS, run.device.shared)
@@ -85,13 +85,13 @@ def at_once(be: Backend, run: Runtime, blocks: int) -> int:
 
 
 def measure(be: Backend) -> dict[str, Any]:
-    """Everything, fit for JSON: microseconds by number of blocks, and clusters at once."""
+    """Measure everything, fit for JSON: microseconds by number of blocks, and clusters at once."""
     run = runtime(be.xp, be.asarray([0.0]))
     if run is None:
         raise RuntimeError(f"barriers: {be} has no kernels")
     grids = dict.fromkeys([*(n for n in GRIDS if n <= run.device.sms), run.device.sms])
     found: dict[str, Any] = {"threads": THREADS, "grid": {str(n): latency(be, run, n, False) for n in grids}}
-    if run.device.clusters:
+    if run.device.cluster:
         found["cluster"], found["clusters at once"], found["failed"] = {}, {}, {}
         for n in CLUSTERS:
             try:

@@ -27,6 +27,7 @@ from xlstm.arrays import probe
 from xlstm.arrays.convert import to_numpy
 from xlstm.cli.benchmark import LAYERS
 from xlstm.engines import cuda
+from xlstm.engines.cuda.engine import CudaTape
 from xlstm.interop.torch import to_torch
 from xlstm.training import precision
 
@@ -41,7 +42,7 @@ LONGEST = 4.0  # seconds of rounds of a case, beyond the first
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed."""
+    """One thing that is timed."""
 
     layer: str
     T: int
@@ -134,7 +135,7 @@ class Torch:
         return graph.replay  # type: ignore[no-any-return]
 
     def results(self) -> dict[str, np.ndarray]:
-        """Of the last call, on the host."""
+        """Return the results of the last call, on the host."""
         found = {"y": self.y}
         if self.case.train:
             found |= {"dx": self.x.grad, **{f"d{name}": p.grad for name, p in self.layer.named_parameters()}}
@@ -154,7 +155,7 @@ class Ours:
 
     @contextlib.contextmanager
     def around(self, path: str = "auto") -> Iterator[None]:
-        """By a path, in the precision of the case."""
+        """Run by a path, in the precision of the case."""
         tf32 = self.case.precision == "TF32"
         with cuda.use(path, "tf32" if tf32 else "float32"), precision.tf32(tf32):
             yield
@@ -168,17 +169,17 @@ class Ours:
     def choice(self) -> dict[str, Any]:
         """The path that is chosen, how it divides the work, and why others are not taken."""
         _, _, saved = self.layer.forward(self.params, self.x)
-        on_device = next(iter(saved.passes.values())).saved.device
-        if on_device is None:
+        tape = next(iter(saved.passes.values())).tape
+        if not isinstance(tape, CudaTape):
             return {"path": "loop"}
-        chosen = on_device.device.choice
+        chosen = tape.choice
         found = {"path": chosen.path, "arithmetic": chosen.arithmetic.name, "others": chosen.others}
         for name, tiling in (("forward", chosen.forward), ("backward", chosen.backward)):
-            found[name] = None if tiling is None else asdict(tiling)
+            found[name] = None if tiling is None else {**asdict(tiling), "shared": tiling.shared, "time": tiling.time}
         return found
 
     def results(self) -> dict[str, np.ndarray]:
-        """Of the last call, under PyTorch's names."""
+        """Return the results of the last call, under PyTorch's names."""
         found = {"y": self.y}
         if self.case.train:
             grads = to_torch(self.layer, {name: to_numpy(g) for name, g in self.grads.items()})
@@ -270,7 +271,7 @@ def run(
 
 
 def agrees(row: dict[str, Any]) -> bool:
-    """Whether both sides gave the same, but for rounding."""
+    """Return whether both sides gave the same, but for rounding."""
     return bool(row["difference"] <= AGREE[row["case"]["precision"]])
 
 

@@ -48,12 +48,12 @@ class Times:
 
     @property
     def overhead(self) -> float:
-        """What a call takes beyond its kernels."""
+        """The time that a call takes beyond its kernels."""
         return self.wall - self.device
 
 
 class Clock(Protocol):
-    """Of a host and its device."""
+    """The clocks of a host and its device."""
 
     def now(self) -> float:
         """Seconds."""
@@ -72,7 +72,7 @@ class Clock(Protocol):
 
 
 class CupyClock:
-    """Of CuPy's current device and stream, which must be the one that is measured."""
+    """The clock of CuPy's current device and stream, which must be the one that is measured."""
 
     def __init__(self) -> None:
         self.cupy = probe.cupy()

@@ -47,7 +47,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THRE
 
 
 class Outcome(NamedTuple):
-    """Of a part."""
+    """How a part went."""
 
     name: str
     result: str
@@ -59,7 +59,7 @@ Run = Callable[[list[str], float, Mapping[str, str]], tuple[str, str]]
 
 
 def command(name: str, seconds: float, room: Path) -> tuple[list[str], dict[str, str]]:
-    """What a part runs and its environment; the files it writes for the record are in `room`.
+    """Return the arguments and the environment of a part; it writes its files for the record into `room`.
 
     Raises
     ------
@@ -178,7 +178,7 @@ def slug(card: str) -> str:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """What a part wrote, None if it did not come to that."""
+    """Return the record that a part wrote, or None if it wrote none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     except (OSError, ValueError):

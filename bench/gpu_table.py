@@ -1,4 +1,4 @@
-"""What `bench.gpu` recorded, as a short table: barriers, times beside cuDNN's and the limits, goals, parts."""
+"""Shows the record of `bench.gpu` as a short table: barriers, times beside cuDNN's and the limits, goals, parts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Line(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """Of cases with forward and backward: what to keep small, how small first, and then."""
+    """A goal of cases with forward and backward: the number to keep small, the first bound and the last."""
 
     name: str
     precisions: tuple[str, ...]
@@ -108,7 +108,7 @@ def barrier(barriers: Record | None, H: int) -> float | None:
 
 
 def table(some: list[Line]) -> list[str]:
-    """Of cases that were not forced to a path."""
+    """Return the lines of cases that were not forced to a path."""
     head = ("xlstm", "device", "cuDNN", "captured", "ratio", "limit", "/ limit", "measured")
     width = 38
     found = [f"{'ms':{width}s}" + "".join(f"{name:>9s}" for name in head) + "  path"]
@@ -155,7 +155,7 @@ def paths(record: Record) -> list[str]:
 
 
 def parts(record: Record) -> list[str]:
-    """What was done, and how it went."""
+    """Return which parts were run, and how they went."""
     found = [f"{'part':12s} {'seconds':>8s}  result"]
     for part in record["parts"]:
         said = f": {part['said']}" if part["said"] else ""

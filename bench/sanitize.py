@@ -28,7 +28,7 @@ HOMES = ("CUDA_HOME", "CUDA_PATH")
 
 
 class Report(NamedTuple):
-    """Of one tool."""
+    """The findings of one tool."""
 
     tool: str
     errors: int | None  # None: it did not run to its end
@@ -68,14 +68,14 @@ def find() -> str:
 
 
 def understand(tool: str, code: int, text: str) -> Report:
-    """What a run says.
+    """Return the report of a run.
 
     Parameters
     ----------
     code : int
         Its exit status.
     text : str
-        What it printed.
+        The text that it printed.
     """
     summaries = re.findall(r"(?:ERROR SUMMARY: (\d+) error|RACECHECK SUMMARY: (\d+) hazard)", text)
     lines = [line for line in text.splitlines() if line.strip()]

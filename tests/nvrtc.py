@@ -22,7 +22,7 @@ class Compiled(NamedTuple):
 
 
 def compile_for(capability: int, text: str, options: tuple[str, ...] = OPTIONS) -> Compiled:
-    """Compile to machine code; what is wrong with it, if anything, is the message of a RuntimeError."""
+    """Compile to machine code; an error of the compiler is raised as a RuntimeError."""
     nvrtc, program = library(), ctypes.c_void_p()
     if nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None):
         raise RuntimeError("NVRTC takes no program")
@@ -45,7 +45,7 @@ def compile_for(capability: int, text: str, options: tuple[str, ...] = OPTIONS) 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """That of the package nvidia-cuda-nvrtc, which CuPy's extra [ctk] brings, too."""
+    """Load NVRTC from the package nvidia-cuda-nvrtc, which CuPy's extra [ctk] installs, too."""
     for package in ("nvidia.cuda_nvrtc", "nvidia.cu13"):
         try:
             found = importlib.util.find_spec(package)

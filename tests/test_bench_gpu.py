@@ -24,7 +24,7 @@ SMALL = Device("a small one", 90, 8, 232448, 16)
 
 
 class Clock:
-    """That goes on as told; the device works off what it was asked for."""
+    """A clock that goes on as told; the device works off what it was asked for."""
 
     def __init__(self):
         self.time = self.until = 0.0
@@ -295,6 +295,17 @@ def test_every_block_passes_every_barrier(monkeypatch, cluster):
     met = barriers.wait(ShimRuntime(SMALL, seed=1), lambda n: np.zeros(n, dtype="uint32"), 4, cluster, 7, groups=2)
     barriers.source.cache_clear()
     np.testing.assert_array_equal(met, np.full(8, 7))
+
+
+def test_what_is_measured_of_barriers(monkeypatch):
+    monkeypatch.setattr(barriers, "runtime", lambda xp, like: ShimRuntime(SMALL))
+    monkeypatch.setattr(barriers, "latency", lambda be, run, blocks, cluster: 0.25 if cluster else 0.81)
+    monkeypatch.setattr(barriers, "at_once", lambda be, run, blocks: 8 // blocks)
+    found = barriers.measure(Backend("numpy", np, "cpu", "float32"))
+    assert found["grid"] == {"2": 0.81, "8": 0.81}
+    assert found["clusters at once"] == {"1": 8, "2": 4, "4": 2, "8": 1, "16": 0}
+    assert json.loads(json.dumps(found)) == found
+    assert len(barriers.table(found)) == 8
 
 
 def test_barriers_in_words():

@@ -1,4 +1,4 @@
-"""Choice of a path and the way through CuPy, as far as both go without a GPU."""
+"""The choice of a path and the calls of CuPy, as far as both go without a GPU."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ import pytest
 import xlstm
 from tests.test_kernels import CELLS, DEVICES
 from xlstm.arrays import probe
-from xlstm.cells import lstm
+from xlstm.cells import lstm, lstm_options
 from xlstm.engines import cuda
 from xlstm.engines.cuda import choice, launch, source
-from xlstm.engines.cuda.cell import KINDS
-from xlstm.engines.cuda.launch import CudaError, CupyRuntime, Grid
+from xlstm.engines.cuda.engine import Cuda
+from xlstm.engines.cuda.launch import CudaError, Grid, Runtime
+from xlstm.engines.cuda.source import KINDS
 from xlstm.engines.cuda.tiling import Device
 from xlstm.engines.pointwise import pointwise
+from xlstm.engines.step import Masks, Step
 
 H100, A100 = DEVICES[90], DEVICES[80]
 
 
 def choose(dtype="float32", width=512, heads=1, B=64, device=H100, cell="lstm", why=""):
-    return choice.choose("LSTM", None if why else CELLS[cell], why, dtype, width, heads, B, device)
+    return choice.choose("LSTM", choice.told(), None if why else CELLS[cell], why, dtype, width, heads, B, device)
 
 
 @pytest.mark.parametrize(
@@ -116,13 +118,13 @@ def test_options_that_no_kernel_has_are_named(monkeypatch):
 def test_bfloat16_is_refused_where_cupy_would_lose_it(monkeypatch):
     ml_dtypes = pytest.importorskip("ml_dtypes")
     monkeypatch.setattr(launch, "runtime", lambda xp, like: SimpleNamespace(device=H100))
-    Wh = np.zeros((8, 2), dtype=ml_dtypes.bfloat16)
-    arguments = (np, xlstm.LSTM(2, 2).cells[""], Wh, {}, [(3, 4)])
-    assert cuda.device_pass(*arguments, "") is not None
+    weights = {"Wh": np.zeros((8, 2), dtype=ml_dtypes.bfloat16), "b": np.zeros(8, dtype=ml_dtypes.bfloat16)}
+    step = Step(np, lstm.Cell(), weights, Masks())
+    assert Cuda().refuses(step, [(3, 4)]) == ""
     with pytest.raises(TypeError, match="path 'loop' has no bfloat16, no kernel does zoneout; expected float16"):
-        cuda.device_pass(*arguments, "zoneout")
+        Cuda().refuses(Step(np, lstm.Cell(), weights, Masks(zoneout=(0.1, None))), [(3, 4)])
     with cuda.use("loop"), pytest.raises(TypeError, match="no bfloat16, and it was asked for"):
-        cuda.device_pass(*arguments, "")
+        Cuda().refuses(step, [(3, 4)])
     monkeypatch.setattr(sys.modules["xlstm.arrays.namespace"], "_on_cpu_array", lambda array: False)
     stack = xlstm.xLSTMStack(8, 1, num_heads=2)
     params = {n: p.astype(ml_dtypes.bfloat16) for n, p in stack.init(backend="numpy").items()}
@@ -141,7 +143,7 @@ def test_nothing_but_cupy_has_kernels():
 def a_source(path="cluster", dtype="bfloat16", **arguments):
     with cuda.use(path):
         made = choose(dtype=dtype, **arguments)
-    return source.loop(CELLS["lstm"], "forward", made.arithmetic, made.forward)
+    return source.loop(CELLS["lstm"], "forward", made.forward)
 
 
 def test_modules_of_cupy_are_made(monkeypatch):
@@ -155,7 +157,7 @@ def test_modules_of_cupy_are_made(monkeypatch):
 
 
 class Kernel:
-    """That of CuPy."""
+    """Stands in for a kernel of CuPy."""
 
     def __init__(self):
         self.calls = []
@@ -201,17 +203,17 @@ def test_numbers_of_a_cell_are_arguments_of_its_kernels():
     """The text is the same for all of their values, so that one kernel serves them all."""
     texts = set()
     for k in range(3):
-        cell = lstm.Cell((f"hard_sigmoid({0.21 + k})", "tanh", "tanh"), 0.731 + k, cell_clip=0.417 + k)
+        cell = lstm_options.Cell((f"hard_sigmoid({0.21 + k})", "tanh", "tanh"), 0.731 + k, cell_clip=0.417 + k)
         step = pointwise(cell, (), ("b",))
         with cuda.use("cluster"):
-            made = choice.choose("LSTM", step, "", "float32", 64, 1, 8, H100)
+            made = choice.choose("LSTM", choice.told(), step, "", "float32", 64, 1, 8, H100)
         sources = [
-            source.loop(step, "forward", made.arithmetic, made.forward),
-            source.loop(step, "backward", made.arithmetic, made.backward),
+            source.loop(step, "forward", made.forward),
+            source.loop(step, "backward", made.backward),
             *(source.pointwise(step, kind, made.arithmetic, 1, 64) for kind in KINDS),
         ]
         texts.add(tuple(one.text for one in sources))
-        used = [set(one.arrays) & set(cell.numbers) for one in sources]
+        used = [{name for name in cell.numbers if f"p_{name}" in one.arrays} for one in sources]
         assert used[0] == {"alpha0", "beta0", "clip", "cell_clip"}
         assert used[1] == {"alpha0", "clip", "cell_clip"}
     assert len(texts) == 1
@@ -220,7 +222,7 @@ def test_numbers_of_a_cell_are_arguments_of_its_kernels():
 def test_a_kernel_is_compiled_once_and_told_what_it_needs(monkeypatch):
     kernel = Kernel()
     made, attributes = fake_cupy(monkeypatch, kernel)
-    runtime, given = CupyRuntime(0), a_source()
+    runtime, given = Runtime(0), a_source()
     assert runtime.device == Device("A card", 90, 132, 232448, 16)
     made.clear(), attributes.clear(), kernel.calls.clear()  # of the probe
     for _ in range(2):
@@ -239,10 +241,10 @@ def test_what_goes_wrong_is_said_in_one_message(monkeypatch):
     given = a_source()
     fake_cupy(monkeypatch, Kernel(), "compile")
     with pytest.raises(CudaError, match=r"xlstm_forward does not compile; XLSTM_CUDA_PATH=loop goes.*\n.*what is this"):
-        CupyRuntime(0).launch(given, given.name, Grid(1, 1, 32), [])
+        Runtime(0).launch(given, given.name, Grid(1, 1, 32), [])
     fake_cupy(monkeypatch, Kernel(), RuntimeError("out of shared memory"))
     with pytest.raises(CudaError, match=r"does not fit the device .*out of shared memory.*XLSTM_CUDA_PATH=loop"):
-        CupyRuntime(0).launch(given, given.name, Grid(1, 1, 32), [])
+        Runtime(0).launch(given, given.name, Grid(1, 1, 32), [])
 
     class Refused(Kernel):
         def __call__(self, *args, **options):
@@ -250,4 +252,4 @@ def test_what_goes_wrong_is_said_in_one_message(monkeypatch):
 
     fake_cupy(monkeypatch, Refused())
     with pytest.raises(CudaError, match=r"xlstm_forward was not launched on A card .*too many.*16 x 9 blocks of 256"):
-        CupyRuntime(0).launch(given, given.name, Grid(16, 9, 256), [])
+        Runtime(0).launch(given, given.name, Grid(16, 9, 256), [])

@@ -1,12 +1,14 @@
 """Kernels for a GPU, run on a CPU: the sources that NVRTC compiles, with a shim in the place of the device.
 
-What is seen here: indices, tiles, fragments, double buffers, barriers as phases, the arrays that go in and out. What
-is not: time, and whatever a device does that its manual does not say.
+These tests see indices, tiles, fragments, double buffers, barriers as phases, and the arrays that go in and out. They
+do not see time, nor what a device does that its manual does not say.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,9 +17,16 @@ import xlstm
 from tests import layers
 from tests.device import ShimRuntime, library
 from xlstm.arrays.random import generator
-from xlstm.engines import cuda
+from xlstm.cells import lstm
+from xlstm.cells.activations import sigmoid, sigmoid_bwd, tanh_bwd
+from xlstm.cells.cell import Cell
+from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cuda import launch, source, tiling
+from xlstm.engines.cuda.engine import Cuda, CudaTape
 from xlstm.engines.cuda.tiling import Device
+from xlstm.engines.pointwise import pointwise
+from xlstm.engines.step import Masks, Step
+from xlstm.recurrence.backward import run_bwd
 
 # Small enough that groups have to wait for one another.
 SMALL = Device("a small one", 90, 8, 232448, 16)
@@ -52,7 +61,7 @@ def on_device(monkeypatch):
 
 
 def results(layer, lengths=None, dtype="float64", T=5, B=9, seed=3):
-    """Of a layer forward and backward, and everything that `saved` shows; the same numbers for every dtype."""
+    """Run a layer forward and backward with the same numbers for every dtype; return all that it gives and `saved`."""
     rng = generator(seed)
     params = {n: (0.3 * rng.standard_normal(p.shape)).astype(dtype) for n, p in layer.draw(generator(0)).items()}
     outer = (B, T) if layer.batch_first else (T, B)
@@ -248,12 +257,13 @@ extern "C" void KERNEL(const unsigned* a, const unsigned* b, float* c) {
 
 
 def test_tilings_say_what_they_need_and_cover_all_units():
+    step = pointwise(lstm.Cell(), (), ("b",))
     for device in (SMALL, Device("large", 90, 132, 232448, 16), Device("older", 80, 108, 166912)):
         for a in tiling.ARITHMETIC.values():
             for kind in tiling.PASSES:
                 for width, B in ((1, 1), (50, 32), (384, 700), (512, 64), (1024, 16)):
                     for cluster in (False, True):
-                        t = tiling.best(kind, tiling.Cell(4, 10), width, 1, B, a, device, cluster)
+                        t = tiling.best(kind, step, width, 1, B, a, device, cluster)
                         if t is None:
                             continue
                         assert t.units * t.blocks >= width
@@ -263,7 +273,7 @@ def test_tilings_say_what_they_need_and_cover_all_units():
 
 
 def test_bfloat16(on_device):
-    """Of a pass alone: NumPy has no products of them."""
+    """A pass alone is run, for NumPy has no products of bfloat16."""
     bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
     found = {}
     for path, dtype in (("pointwise", "float64"), ("grid", bfloat16), ("cluster", bfloat16), ("plain", bfloat16)):
@@ -273,14 +283,112 @@ def test_bfloat16(on_device):
         Wh, b, zx, h, c, dy = (
             0.3 * rng.standard_normal(s) for s in ((4 * H, H), 4 * H, (N, 4 * H), (B, H), (B, H), (N, H))
         )
-        (cell,) = xlstm.LSTM(H, H).cells.values()
-        one = cuda.device_pass(np, cell, Wh.astype(dtype), {"b": b.astype(dtype)}, runs, "")
-        assert one.choice.path == path
-        hs = np.concatenate((h, np.empty((N, H)))).astype(dtype)
-        ends, kept = one.forward(zx, hs, [c], "all")
-        dZ = np.empty((N, 4 * H), dtype)
-        starts = one.backward(dy, ends, kept, dZ, dZ)
-        found[path] = {"hs": hs, "dZ": dZ, "ends": np.stack(ends), "starts": np.stack(starts)}
+        step = Step(np, lstm.Cell(), {"Wh": Wh.astype(dtype), "b": b.astype(dtype)}, Masks())
+        tape = CudaTape(Cuda(), step, runs, zx.astype(dtype))
+        assert tape.choice.path == path
+        ends = tape.forward([h.T.astype(dtype), c.T.astype(dtype)], "all")
+        gradients, starts = tape.backward(dy.astype(dtype), ends)
+        found[path] = {"hs": tape.hs, "dZ": gradients.arrays["zx"], "ends": np.stack(ends), "starts": np.stack(starts)}
     expected = found.pop("pointwise")
     for other in found.values():
         agree(other, expected, TOLERANCE["bfloat16"])
+
+
+class Gates(NamedTuple):
+    z: Any
+    n: Any
+    a: Any
+    h0: Any
+
+
+@dataclass(frozen=True)
+class LiGRU(Cell):
+    """The light GRU of Ravanelli et al. 2018 as a user writes it, with a parameter M (H, 1).
+
+    dh0 is a gradient of its own, and that of both products is one.
+    """
+
+    K: float = 1.0  # K and M are names in the templates, too
+
+    GATES = ("z", "n")
+    OWN = ("M",)
+
+    def gates(self, xp, zx, zh, h0, M):
+        a = zx + zh
+        z, n = sigmoid(xp, a[0, ...]), xp.maximum(self.K * a[1, ...] * M, 0 * a[1, ...])
+        return n + z * (h0 - n), Gates(z, n, a, h0)
+
+    def gates_bwd(self, xp, saved, dh, M):
+        z, n, _, h0 = saved
+        dz = sigmoid_bwd(xp, dh * (h0 - n), z, z)
+        dn = xp.where(n > 0, dh * (1 - z), 0 * dh)
+        da = xp.stack((dz, self.K * dn * M))
+        return da, da, dh * z
+
+    def own_bwd(self, xp, dz, saved, M):
+        return {"M": xp.sum(dz[1, ...] * saved.a[1, ...] / M, axis=(0, 2))}
+
+
+@dataclass(frozen=True)
+class Apart(Cell):
+    """A cell whose products have gradients of their own, with a row of dzx more than gates, which `own_bwd` needs."""
+
+    GATES = ("n",)
+    STATES = ("h", "c")
+    REST = (0.0, 0.0)
+    OWN = ("p",)
+
+    def gates(self, xp, zx, zh, h0, c0, p):
+        n = xp.tanh(zx[0, ...] + p[0, ...] * zh[0, ...])
+        c = 0.5 * c0 + n
+        return c * p[1, ...], c, Apart.Saved(n, zh, c)
+
+    class Saved(NamedTuple):
+        n: Any
+        m: Any
+        c: Any
+
+    def gates_bwd(self, xp, saved, dh, dc, p):
+        dc = dc + p[1, ...] * dh
+        dn = tanh_bwd(xp, dc, saved.n, saved.n)
+        return xp.stack((dn, dh)), xp.stack((p[0, ...] * dn,)), None, 0.5 * dc
+
+    def own_bwd(self, xp, dz, saved, c0, p):
+        rows = xp.stack((dz[0, ...] * saved.m[0, ...], dz[1, ...] * saved.c))
+        return {"p": xp.sum(rows, axis=(1, 3))}
+
+
+@pytest.mark.parametrize(
+    ("path", "dtype", "keep"),
+    [
+        *(("pointwise", "float64", keep) for keep in ("all", "states")),
+        *(("cluster", "float32", keep) for keep in ("all", "states")),
+        ("cluster", "float16", "all"),
+        ("grid", "float32", "all"),
+        ("plain", "float64", "all"),
+    ],
+)
+@pytest.mark.parametrize("cell", [LiGRU(1.5), Apart()])
+def test_cells_of_users(on_device, cell, path, dtype, keep):
+    """Every path agrees with the reference engine, in gradients and in what is read from the tape."""
+    H, D, widths = 20, 3, [(2, 9), (1, 9), (2, 4)]
+    G, S, N, B = len(cell.GATES), len(cell.STATES), 35, 11
+
+    def run(engine, dtype):
+        rng = generator(0)
+        own = (2 * H,) if "p" in cell.OWN else (H,)
+        shapes = {"Wx": (G * H, D), "Wh": (G * H, H), "b": (G * H,), cell.OWN[0]: own}
+        w = {name: (0.3 * rng.standard_normal(shape)).astype(dtype) for name, shape in shapes.items()}
+        x, dy = (rng.standard_normal((N, size)).astype(dtype) for size in (D, H))
+        state, dend = ([rng.standard_normal((H, B)).astype(dtype) for _ in range(S)] for _ in range(2))
+        y, end, tape = engine.forward(Step(np, cell, w, Masks()), x, state, widths, keep)
+        grads, dx, start = run_bwd(tape, dy, dend)
+        found = {"y": y, "dx": dx, "h": tape.state("h"), **grads}
+        found |= {f"end {k}": s for k, s in enumerate(end)} | {f"start {k}": s for k, s in enumerate(start)}
+        if "c" in cell.STATES:
+            found["c"] = tape.state("c")
+        return found | {"saved n": tape.rows(lambda kept: kept.saved.n, (H,))}
+
+    expected = run(ARRAY_API, "float64")
+    on_device(path)
+    agree(run(Cuda(), dtype), expected, TOLERANCE[dtype])

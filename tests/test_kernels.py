@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.nvrtc import compile_for
-from xlstm.cells import gru, lstm, rnn, slstm
+from xlstm.cells import gru, lstm, lstm_options, rnn, slstm
 from xlstm.engines.cuda import source, tiling
-from xlstm.engines.cuda.cell import cell_of
+from xlstm.engines.cuda.choice import LOOPS
 from xlstm.engines.cuda.tiling import ARITHMETIC, Device
 from xlstm.engines.pointwise import pointwise
 
@@ -17,8 +17,8 @@ DEVICES = {
 }
 CELLS = {
     "lstm": pointwise(lstm.Cell(), (), ("b",)),
-    "lstm, options": pointwise(lstm.Cell(clip=3.0, cell_clip=2.0), (("p", 3),), ("b",)),
-    "lstm, coupled": pointwise(lstm.Cell(coupled=True), (("p", 2),), ()),
+    "lstm, options": pointwise(lstm_options.Cell(clip=3.0, cell_clip=2.0), (("p", 3),), ("b",)),
+    "lstm, coupled": pointwise(lstm_options.Cell(coupled=True), (("p", 2),), ()),
     "gru": pointwise(gru.Cell(), (), ("b", "bh")),
     "rnn": pointwise(rnn.Cell(), (), ("b",)),
     "slstm": pointwise(slstm.Cell(), (), ("b",)),
@@ -41,7 +41,7 @@ FEW = [(50, 1, 32), (512, 1, 64), (1024, 1, 16)]
 def ways(capability, cell, name, kind, size, cluster):
     width, heads, B = size
     step = CELLS[cell]
-    found = tiling.best(kind, cell_of(step, kind), width, heads, B, ARITHMETIC[name], DEVICES[capability], cluster)
+    found = tiling.best(kind, step, width, heads, B, ARITHMETIC[name], DEVICES[capability], cluster)
     return step, found
 
 
@@ -56,7 +56,7 @@ def test_with_tensor_cores(cell, name, capability, cluster):
             step, found = ways(capability, cell, name, kind, size, cluster)
             if found is None:
                 continue
-            done = compile_for(capability, source.loop(step, kind, ARITHMETIC[name], found).text)
+            done = compile_for(capability, source.loop(step, kind, found).text)
             assert (done.stack, done.spilled) == (0, 0), (size, kind, done.log)
             assert found.shared <= DEVICES[capability].shared
             made += 1
@@ -70,7 +70,7 @@ def test_without(cell, name, capability):
     for kind in tiling.PASSES:
         step, found = ways(capability, cell, name, kind, (200, 1, 40), False)
         assert found is not None
-        done = compile_for(capability, source.loop(step, kind, ARITHMETIC[name], found).text)
+        done = compile_for(capability, source.loop(step, kind, found).text)
         assert done.spilled == 0, (kind, done.log)
 
 
@@ -83,11 +83,23 @@ def test_of_one_step(cell, name, capability):
         assert done.spilled == 0, (kind, done.log)
 
 
+@pytest.mark.parametrize("capability", [60, 70, 75])
+def test_older_devices(capability):
+    """They lack instructions that other devices have, and compile kernels without them."""
+    step, older = CELLS["gru"], Device("an older one", capability, 40, 65536)
+    for kind in tiling.PASSES:
+        for name in ("float32", "float16"):
+            compile_for(capability, source.pointwise(step, kind, ARITHMETIC[name], 1, 50).text)
+        if capability >= LOOPS:
+            found = tiling.best(kind, step, 50, 1, 32, ARITHMETIC["float16 plain"], older, False)
+            assert compile_for(capability, source.loop(step, kind, found).text).spilled == 0
+
+
 @pytest.mark.parametrize("kind", ["slim", "lean"])
 def test_loops_that_keep_less(kind):
     for cell, step in CELLS.items():
         _, found = ways(90, cell, "bfloat16", "forward", (256, 1, 256), True)
-        done = compile_for(90, source.loop(step, kind, ARITHMETIC["bfloat16"], found).text)
+        done = compile_for(90, source.loop(step, kind, found).text)
         assert done.spilled == 0, done.log
 
 

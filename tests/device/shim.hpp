@@ -1,4 +1,4 @@
-// A GPU on a CPU, for kernels of small size: in the place of xlstm/cuda/device.cuh.
+// A GPU on a CPU, for kernels of small size: in the place of xlstm/engines/cuda/device.cuh.
 //
 // Every CUDA thread is a fiber. One runs until it waits for others, then another does, in an order that a seed draws: what
 // lacks a barrier reads what is not there yet, in one order or another, and threads that wait in vain are found. The order

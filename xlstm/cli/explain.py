@@ -1,4 +1,4 @@
-"""How a recurrent layer would run on a GPU, in words."""
+"""Says how a recurrent layer would run on a GPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from xlstm.arrays import checks, probe
 from xlstm.arrays.namespace import DTYPES
 from xlstm.engines.cuda import launch
-from xlstm.engines.cuda.choice import Choice, choose
+from xlstm.engines.cuda.choice import choose, told
 from xlstm.engines.cuda.tiling import Device, Tiling
 from xlstm.engines.pointwise import pointwise
 from xlstm.layers.recurrent import KINDS, sLSTM
@@ -29,10 +29,22 @@ PATHS = {
 
 
 def explain(kind: str, T: int, B: int, H: int, dtype: str, card: str | None = None) -> list[tuple[str, str]]:
-    """Say what is chosen for a layer without options, and why nothing else, as lines with a heading each.
+    """Return what is chosen for a layer without options, and why nothing else is, as lines with a heading each.
 
-    `card` is one of CARDS, by default the GPU here, or else an H100. A name or a number that is none of these, or a
-    path that was asked for and cannot do it, is a ValueError.
+    Parameters
+    ----------
+    kind : {"lstm", "gru", "rnn", "slstm"}
+    T, B, H : int
+        Steps, sequences, units.
+    dtype : str
+        The dtype of the arrays, such as "float16".
+    card : {"a100", "h100", "h200"}, optional
+        The default is the GPU here, or an H100 where there is none.
+
+    Raises
+    ------
+    ValueError
+        A name or a number is none of these, or a path that was asked for cannot do it.
     """
     checks.choice(LAYERS)("explain", "layer", kind)
     checks.choice(DTYPES)("explain", "dtype", dtype)
@@ -43,25 +55,27 @@ def explain(kind: str, T: int, B: int, H: int, dtype: str, card: str | None = No
     (cell,) = layer.cells.values()
     added = tuple(name.rpartition(".")[2] for name in layer.shapes if name.endswith((".b", ".bh")))
     device, where = _device(card)
-    found = choose(kind, pointwise(cell, (), added), "", dtype, H, 1, B, device)
-    about = f"{device.name}, sm_{device.capability}, {device.sms} SMs, {device.shared // 1024} KB a block{where}"
-    passes = (("forward", found.forward), ("backward", found.backward))
-    return [
+    found = choose(kind, told(), pointwise(cell, (), added), "", dtype, H, 1, B, device)
+    rows = [
         ("layer", f"{layer!r}, {T} steps of {B} sequences, {dtype}"),
-        ("device", about),
+        (
+            "device",
+            f"{device.name}, sm_{device.capability}, {device.sms} SMs, {device.shared // 1024} KB a block{where}",
+        ),
         ("path", f"{found.path}: {PATHS[found.path]}"),
-        *((name, _words(tiling, found, T)) for name, tiling in passes if tiling is not None),
-        *((f"not {path}", reason) for path, reason in found.others.items()),
     ]
+    rows += [(t.kind, _words(t, T)) for t in (found.forward, found.backward) if t is not None]
+    rows += [(f"not {path}", reason) for path, reason in found.others.items()]
+    return rows
 
 
-def _words(t: Tiling, found: Choice, T: int) -> str:
+def _words(t: Tiling, T: int) -> str:
     together = "a cluster" if t.cluster else "a group"
     waves = "" if t.waves == 1 else f" in {t.waves} turns"
-    weights = t.M * t.K * found.arithmetic.size
-    kept = min(weights, t.kept * t.threads // 32 * (t.M // 16 // t.warps_m) * 1024)
+    weights = t.M * t.K * t.arithmetic.size
+    kept = max(0, weights - t.weights)
     return (
-        f"{found.arithmetic.name}; {t.groups} times {t.blocks} blocks as {together}{waves}, each {t.units} units of "
+        f"{t.arithmetic.name}; {t.groups} times {t.blocks} blocks as {together}{waves}, each {t.units} units of "
         f"{t.columns} sequences with {t.threads} threads; weights of a block {kept // 1024} KB in registers and "
         f"{(weights - kept) // 1024} KB in shared memory, of which {t.shared / 1024:.0f} KB are used; "
         f"{t.time:.1f} us a step, {t.time * T / 1000:.2f} ms (an estimate)"

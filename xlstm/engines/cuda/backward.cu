@@ -7,6 +7,7 @@ constexpr int PART = NB * PART_ROW;
 constexpr int V_BYTES = NB * V_ROW * 16;
 constexpr int PARTS_BYTES = CLUSTER ? 2 * BLOCKS * PART * (int)sizeof(REAL) : 0;
 constexpr int SHARED_BYTES = V_BYTES + PARTS_BYTES + WEIGHT_BYTES;
+static_assert(SHARED_BYTES == SHARED_PLANNED, "shared memory as planned");
 static_assert(PARTS_BYTES % 16 == 0 && K >= GATES * UNITS && M == BLOCKS * UNITS && WARPS_K == 1, "units");
 
 // Rows are all units of the head, k are the gates of the block's units.
@@ -52,7 +53,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
     wait_group(group);
 #endif
 
-    // What the blocks found of dh of a cell at the step after.
+    // The sum of what all blocks found of a cell's dh at step t.
     auto received = [&](int t, int column, int unit) {
         REAL sum = 0;
 #if CLUSTER
@@ -101,6 +102,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
         wait_group(group);
     }
     cells(group, rows.width(0), [&](int i, int column, int unit, int all) {
-        finish(state[i], last < 0 ? REAL(0) : received(0, column, unit), a, group.column0 + column, all);
+        if (last >= 0) state[i].h += received(0, column, unit);
+        finish(state[i], a, group.column0 + column, all);
     });
 }

@@ -1,12 +1,20 @@
-// What a block and each of its threads have to do, forward and backward.
+// The rows and cells of a block and of each of its threads, forward and backward.
+
+// Packed rows: all of the first step, then all of the second, each with as many as there are sequences that long.
+struct Offsets {
+    const int* offsets;  // the first row of each step and the end, or none where all steps are `same` wide
+    int same;
+    DEVICE int first(int t) const { return offsets ? offsets[t] : t * same; }
+    DEVICE int width(int t) const { return offsets ? offsets[t + 1] - offsets[t] : same; }
+};
 
 DEVICE Group group_of(int group0, unsigned* flags) {
     const int number = group0 + blockIdx.y;
     return {(int)blockIdx.x, number % HEADS, number / HEADS * NB, flags + blockIdx.y * BLOCKS, 0};
 }
 
-// The cells of this thread, with consecutive units next to each other: f(cell, column, unit of the block and of all), of the
-// first so many sequences of the batch. The group is passed by value: by reference it took registers that there were not.
+// The cells of this thread, with consecutive units next to each other: f(cell, column, unit of the block and of all), for
+// the first `columns` sequences of the batch. The group is passed by value: by reference it took registers that there were not.
 constexpr int CELLS = (UNITS * NB + THREADS - 1) / THREADS;
 template <class F>
 DEVICE void cells(const Group group, int columns, F f) {

@@ -1,7 +1,7 @@
-// How the blocks of a group, which have the units of one head and of some columns, give each other what they computed.
+// The barrier of a group: its blocks have the units of one head for some columns, and give each other what they computed.
 //
-// CLUSTER = 1: they are a cluster and write to each other's shared memory. CLUSTER = 0: through global memory, each block
-// with a flag that counts its steps. Either way room is double: what is written at a step is read before the next but one.
+// CLUSTER = 1: the group is a cluster, and blocks write to each other's shared memory. CLUSTER = 0: they write to global
+// memory, and each block has a flag that counts its steps. Either way there is room for two steps in turn.
 
 struct Group {
     int rank, head, column0;
@@ -9,8 +9,8 @@ struct Group {
     unsigned step;
 };
 
-// What the blocks wrote before arriving is seen by all of them after waiting. What a thread does in between is not waited
-// for: the place for whatever only later steps, or nobody here, will read.
+// All blocks see after waiting what any of them wrote before arriving. Nobody waits for what a thread does in between: that
+// is the place for stores that only later steps, or no block of the group, will read.
 DEVICE void arrive_group(Group& group) {
 #if CLUSTER
     arrive_cluster();

@@ -6,6 +6,7 @@ constexpr int V_BYTES = NB * V_ROW * 16, V_ROOMS = CLUSTER ? 2 : 1;
 constexpr int Z_BYTES = WARPS_K * NB * Z_ROW * (int)sizeof(REAL);
 constexpr int OUT_BYTES = NB * UNITS * SIZE;
 constexpr int SHARED_BYTES = V_ROOMS * V_BYTES + Z_BYTES + OUT_BYTES + WEIGHT_BYTES;
+static_assert(SHARED_BYTES == SHARED_PLANNED, "shared memory as planned");
 static_assert(UNITS * SIZE % 16 == 0 && K >= BLOCKS * UNITS && M == GATES * UNITS, "units");
 
 // Rows are the gates of the block's units, k are all units of the head.
@@ -35,7 +36,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
         const int column = at / WIDTH, k = at % WIDTH;
         if (group.column0 + column < rows.width(0))
             ((operand_t*)V)[column * V_ROW * VECTOR + k] = to_operand(
-                widen(a.h_0[(long long)(group.column0 + column) * HEADS * WIDTH + group.head * WIDTH + k]));
+                widen(a.before_h[(long long)(group.column0 + column) * HEADS * WIDTH + group.head * WIDTH + k]));
     }
 
     State state[CELLS];

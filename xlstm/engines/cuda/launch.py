@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,9 +15,9 @@ from xlstm.engines.cuda.source import ARRANGE, Source
 from xlstm.engines.cuda.tiling import Device
 
 OPTIONS = ("-std=c++17", "-default-device")
-LOOPS = 70  # the first sm that has what loops through global memory need
 NONPORTABLE = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
 OPTIN = 97  # cudaDevAttrMaxSharedMemoryPerBlockOptin
+OTHERWISE = "XLSTM_CUDA_PATH=loop goes without own kernels"
 
 
 class CudaError(RuntimeError):
@@ -25,7 +25,7 @@ class CudaError(RuntimeError):
 
 
 class Grid(NamedTuple):
-    """Of a launch."""
+    """The size of a launch: x * y blocks of so many threads with so many bytes of shared memory."""
 
     x: int
     y: int
@@ -33,18 +33,8 @@ class Grid(NamedTuple):
     shared: int = 0
 
 
-class Runtime(Protocol):
-    """What runs kernels."""
-
-    @property
-    def device(self) -> Device: ...
-
-    def launch(self, source: Source, entry: str, grid: Grid, args: Sequence[Any]) -> None:
-        """Run the kernel `entry` of a source on NumPy scalars, arrays, and None where there is no array."""
-
-
-class CupyRuntime:
-    """The current device of CuPy, on its current stream."""
+class Runtime:
+    """One device of CuPy, and the kernels that were compiled for it."""
 
     def __init__(self, number: int) -> None:
         self.number, runtime = number, probe.cupy().cuda.runtime
@@ -62,7 +52,7 @@ class CupyRuntime:
             self.device = self.device._replace(cluster=largest)
 
     def _clusters(self, blocks: int) -> bool:
-        """Whether clusters of so many blocks run: not every chip, nor every part of one, has SMs enough together."""
+        """Return whether clusters of so many blocks run: not every chip has SMs enough together."""
         text = f'extern "C" __global__ void __cluster_dims__({blocks}, 1, 1) xlstm_probe() {{}}'
         try:
             self.launch(Source("xlstm_probe", text, (), 0, blocks, True), "xlstm_probe", Grid(blocks, 1, 32), [])
@@ -71,11 +61,18 @@ class CupyRuntime:
         return True
 
     def launch(self, source: Source, entry: str, grid: Grid, args: Sequence[Any]) -> None:
+        """Run the kernel `entry` of a source on NumPy scalars, arrays, and None where there is no array.
+
+        Raises
+        ------
+        CudaError
+            The kernel does not compile or is not launched, or an array does not fit.
+        """
         key = (source.text, entry)
         if key not in self._functions:
             with self._lock:
                 if key not in self._functions:
-                    self._functions[key] = compiled(source, entry)
+                    self._functions[key] = _compiled(source, entry)
         for a in args:
             if a is not None and not isinstance(a, np.generic) and not a.flags.c_contiguous:
                 raise CudaError(f"cuda: {entry} was given an array of shape {a.shape} that is not contiguous")
@@ -92,17 +89,7 @@ class CupyRuntime:
             ) from error
 
 
-OTHERWISE = "XLSTM_CUDA_PATH=loop goes without own kernels"
-
-
-def compiled(source: Source, entry: str) -> Any:
-    """The kernel of a source as CuPy has it.
-
-    Raises
-    ------
-    CudaError
-        NVRTC refuses it; with NVRTC's log.
-    """
+def _compiled(source: Source, entry: str) -> Any:
     try:
         function = module(source, entry).get_function(entry)
         if entry != ARRANGE and source.shared:
@@ -110,18 +97,16 @@ def compiled(source: Source, entry: str) -> Any:
         if entry != ARRANGE and source.cluster and source.blocks > 8:
             probe.cupy().cuda.driver.funcSetAttribute(function.kernel.ptr, NONPORTABLE, 1)
     except probe.cupy().cuda.compiler.CompileException as error:
-        raise CudaError(
-            f"cuda: {source.name} does not compile; {OTHERWISE}. NVRTC says:\n{error.get_message()}"
-        ) from error
+        log = error.get_message()
+        raise CudaError(f"cuda: {source.name} does not compile; {OTHERWISE}. NVRTC says:\n{log}") from error
     except Exception as error:
-        raise CudaError(
-            f"cuda: {source.name} does not fit the device ({probe.first_line(error)}); {OTHERWISE}"
-        ) from error
+        reason = probe.first_line(error)
+        raise CudaError(f"cuda: {source.name} does not fit the device ({reason}); {OTHERWISE}") from error
     return function
 
 
 def module(source: Source, entry: str) -> Any:
-    """The CuPy module of a kernel, not compiled yet; blocks that wait for one another are launched together."""
+    """Return the CuPy module of a kernel, not compiled yet; blocks that wait for one another are launched together."""
     together = entry != ARRANGE and source.blocks > 1 and not source.cluster
     return probe.cupy().RawModule(
         code=source.text, options=OPTIONS, backend="nvrtc", enable_cooperative_groups=together
@@ -129,17 +114,15 @@ def module(source: Source, entry: str) -> Any:
 
 
 def runtime(xp: Namespace, like: Array) -> Runtime | None:
-    """What runs kernels on arrays of `xp` such as `like`, or None where nothing does."""
-    if not xp.__name__.endswith("cupy"):
-        return None
-    return _cupy_runtime(like.device.id)
+    """Return the runtime of the device of an array, or None where `xp` is not CuPy."""
+    return _runtime(like.device.id) if xp.__name__.endswith("cupy") else None
 
 
 def current() -> Device:
-    """CuPy's current device."""
-    return _cupy_runtime(int(probe.cupy().cuda.runtime.getDevice())).device
+    """Return CuPy's current device."""
+    return _runtime(int(probe.cupy().cuda.runtime.getDevice())).device
 
 
 @functools.cache
-def _cupy_runtime(number: int) -> CupyRuntime:
-    return CupyRuntime(number)
+def _runtime(number: int) -> Runtime:
+    return Runtime(number)

@@ -1,43 +1,28 @@
-// One step of the cell for all units of all its rows, one launch a step: the product of h is cuBLAS's.
+// One step of the cell for all units of all its rows, one launch a step: the array library makes the product of h.
+//
+// The state is (sequences, units), the product (rows, ...) is that of this step alone.
 
-// The state (sequences, units) is that of sequence0 and those after; zh and dh (rows, ...) are of this step alone.
-#define CELL                                                                                       \
-    const long long at = (long long)blockIdx.x * THREADS + threadIdx.x;                            \
-    if (at >= (long long)count * (HEADS * WIDTH)) return;                                          \
-    const int column = (int)(at / (HEADS * WIDTH)), unit = (int)(at % (HEADS * WIDTH));            \
-    const Arrays a = ARRAYS;                                                                       \
-    State state;                                                                                   \
-    Constant constant;                                                                             \
-    Fetched fetched;                                                                               \
-    Result result;                                                                                 \
-    constants(constant, a, unit);                                                                  \
-    fetch(fetched, a, row0 + column, unit)
-
+extern "C" __global__ void KERNEL(PARAMETERS) {
+    const long long at = (long long)blockIdx.x * THREADS + threadIdx.x;
+    if (at >= (long long)count * ALL) return;
+    const int column = (int)(at / ALL), unit = (int)(at % ALL);
+    const Arrays a = ARRAYS;
+    State state;
+    Constant constant;
+    Fetched fetched;
+    Result result;
+    constants(constant, a, unit);
+    fetch(fetched, a, row0 + column, unit);
+    start(state, a, column, unit);
+    REAL product[GATES];
 #if BACKWARD
-extern "C" __global__ void KERNEL(PARAMETERS) {
-    CELL;
-    resume(state, a, column, unit);
-    REAL dz[GATES];
-    step(state, constant, fetched, a.product ? REAL(widen(a.product[at])) : REAL(0), dz, result);
-    keep(result, a, row0 + column, unit);
-    suspend(state, a, column, unit);
-}
+    step(state, constant, fetched, widen(a.product[at]), product, result);
 #else
-extern "C" __global__ void KERNEL(PARAMETERS) {
-    CELL;
-#if AGAIN
-    recall(state, a, row0 + column, unit);
-#else
-    resume(state, a, column, unit);
-#endif
-    REAL zh[GATES];
 #pragma unroll
     for (int gate = 0; gate < GATES; gate++)
-        zh[gate] = widen(a.product[((long long)column * GATES + gate) * (HEADS * WIDTH) + unit]);
-    step(state, constant, fetched, zh, result);
+        product[gate] = widen(a.product[((long long)column * GATES + gate) * ALL + unit]);
+    step(state, constant, fetched, product, result);
+#endif
     keep(result, a, row0 + column, unit);
-#if !AGAIN
-    suspend(state, a, column, unit);
-#endif
+    finish(state, a, column, unit);
 }
-#endif

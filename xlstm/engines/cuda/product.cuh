@@ -1,11 +1,12 @@
 // The product of weights that stay on the chip with a few columns, V (K, NB), by one block.
 //
-// MMA = 0: all weights in shared memory, multiplied by ordinary arithmetic. MMA = 1: by tensor cores (2: float32 as the sum
-// of two TF32), weights in registers as fragments, those beyond CHUNKS_KEPT of each warp in shared memory.
+// MMA = 0: all weights are in shared memory and are multiplied by ordinary arithmetic. MMA = 1: tensor cores multiply them
+// (2: float32 as the sum of two TF32); weights are fragments in registers, those beyond CHUNKS_KEPT of each warp in shared
+// memory.
 //
-// Memory is taken in chunks of 64 bytes of a row, 16 to each of four lanes, which are words w0..w3 of a lane: two products
-// of tensor cores take w0, w1 and w2, w3 of two rows of weights and of a column. Which elements of k these are is the same
-// for both, and nothing else matters in a sum.
+// A row is read in chunks of 64 bytes, 16 by each of four lanes, which are words w0..w3 of a lane: two products of tensor
+// cores take w0, w1 and w2, w3 of two rows of weights and of a column. The order of k differs from that in memory, but is
+// the same for both factors, and nothing else matters in a sum.
 
 constexpr int SIZE = sizeof(operand_t);
 constexpr int VECTOR = 16 / SIZE;  // elements of a lane
@@ -27,8 +28,8 @@ union Words {
     operand_t element[VECTOR];
 };
 
-// Weights as the blocks take them, each 16 bytes by one thread: a kernel of its own, that products find them in a row and in
-// their type. weight(Wh, head, block, row, k) is a REAL, 0 outside of the matrix.
+// A kernel of its own lays the weights out as the blocks read them, 16 bytes a thread, in the type of products.
+// weight(Wh, head, block, row, k) is 0 outside of the matrix.
 constexpr int VECTORS = M * K / VECTOR;  // of a block
 DEVICE REAL weight(const IO* Wh, int head, int block, int row, int k);
 DEVICE void place(int vector, int& row, int& k);
@@ -52,7 +53,7 @@ constexpr int WARPS = THREADS / 32, WARPS_K = WARPS / WARPS_M;
 constexpr int TILES = M / 16 / WARPS_M, CHUNKS = K * SIZE / 64 / WARPS_K;  // of a warp
 constexpr int COLUMNS = NB / 8;
 constexpr int SPARE = CHUNKS - CHUNKS_KEPT;
-// Sums of a tile, which need not wait for one another, where there are few tiles: of three products each its own.
+// Where there are few tiles, each of the three products has a sum of its own, so that none waits for another.
 constexpr int SUMS = TILES * COLUMNS_AT_ONCE <= (MMA == 2 ? 4 : 2) ? MMA + 1 : 1;
 constexpr int WEIGHT_BYTES = WARPS * TILES * SPARE * 1024;
 static_assert(M % (16 * WARPS_M) == 0 && K * SIZE % (64 * WARPS_K) == 0 && NB % (8 * COLUMNS_AT_ONCE) == 0, "tiles");
@@ -114,7 +115,7 @@ DEVICE void multiply(float (&c)[SUMS][4], uint4 low, uint4 high, uint4 v) {
 #endif
 }
 
-// put(part, row, column, value) for every element, in WARPS_K parts to be added.
+// Calls put(part, row, column, value) for every element, in WARPS_K parts to be added.
 template <class Put>
 DEVICE void product(const Weights& weights, const uint4* spare, const uint4* V, Put put) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = warp / WARPS_M;
@@ -148,17 +149,13 @@ DEVICE void product(const Weights& weights, const uint4* spare, const uint4* V, 
 #pragma unroll
             for (int n = 0; n < COLUMNS_AT_ONCE; n++) {
                 const int column = (at + n) * 8 + lane % 4 * 2;
-                float sum[4];
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
-                    sum[e] = c[i][n][0][e];  // the smallest first
+                    float sum = c[i][n][0][e];  // the smallest first
 #pragma unroll
-                    for (int s = 1; s < SUMS; s++) sum[e] += c[i][n][s][e];
+                    for (int s = 1; s < SUMS; s++) sum += c[i][n][s][e];
+                    put(part, row + e / 2 * 8, column + e % 2, sum);
                 }
-                put(part, row, column, sum[0]);
-                put(part, row, column + 1, sum[1]);
-                put(part, row + 8, column, sum[2]);
-                put(part, row + 8, column + 1, sum[3]);
             }
         }
     }
@@ -187,7 +184,7 @@ DEVICE void product(const Weights&, const uint4* all, const uint4* V, Put put) {
     for (int at = threadIdx.x; at < M * NB; at += THREADS) {
         const int row = at % M, column = at / M;
         const uint4 *w = all + row * WEIGHT_ROW, *v = V + column * V_ROW;
-        REAL sums[VECTOR] = {};  // of their own: they need not wait for one another
+        REAL sums[VECTOR] = {};  // none waits for another
 #pragma unroll 4
         for (int k = 0; k < K / VECTOR; k++) {
             const Words a = {w[k]}, b = {v[k]};

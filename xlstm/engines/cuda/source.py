@@ -1,22 +1,29 @@
-"""The text of a kernel: a template, the sizes it is made for, and the cell as traced.
+"""The text of a kernel: a template of this folder, the sizes it is made for, and the cell as C made from its trace.
 
-The templates beside this file have the schedule, loops, exchange and memory, and no formula; `cell.py` has what
-comes in of a cell.
+The templates have the schedule, the exchange and the memory, and no formula. The cell comes in as structs and functions
+for one unit of one sequence: State goes from step to step, Constant is the same at all steps, Fetched is read and
+Result is written at each step. The function `step` is the trace of the cell; the other functions move numbers.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from xlstm.engines.cuda.cell import CellText, Names
 from xlstm.engines.cuda.tiling import Arithmetic, Tiling
-from xlstm.engines.pointwise import Pointwise
+from xlstm.engines.pointwise import Pointwise, Rows
+from xlstm.tracing.c import statements
+from xlstm.tracing.symbols import trace
 
+# "forward" keeps what backward needs, "slim" keeps the carried states alone, and "lean" nothing. "again" makes what the
+# cell saves from what slim kept, for all steps at once.
+KINDS = ("forward", "slim", "lean", "again", "backward")
 ARRANGE = "xlstm_arrange"  # the kernel in every loop's text that lays weights out for it
 BLOCK = 256  # threads of a block of a kernel without a loop
+LOOP = "const int* offsets, int steps, int width, int group0, unsigned* flags, void* exchange, const void* arranged"
+STEP = "long long row0, int count"
 
 
 class Source(NamedTuple):
@@ -27,71 +34,160 @@ class Source(NamedTuple):
     arrays: tuple[str, ...]  # its arguments after those of the schedule, in order; the cell's numbers come last
     shared: int = 0  # bytes of dynamic shared memory
     blocks: int = 0  # that work together; 0 for any number of them
-    cluster: bool = False  # they are one
+    cluster: bool = False  # whether they are a cluster
 
 
 @functools.cache
-def loop(step: Pointwise, kind: str, arithmetic: Arithmetic, tiling: Tiling) -> Source:
-    """The kernel of a whole pass, of one of `cell.KINDS` but again."""
-    cell = CellText(step, kind, arithmetic.real, loop=True)
+def loop(step: Pointwise, kind: str, tiling: Tiling) -> Source:
+    """Return the kernel of a whole pass, of any kind but "again"."""
     sizes = {
         **{"WIDTH": tiling.width, "HEADS": tiling.heads, "UNITS": tiling.units, "BLOCKS": tiling.blocks},
         **{"NB": tiling.columns, "M": tiling.M, "K": tiling.K, "THREADS": tiling.threads},
         **{"WARPS_M": tiling.warps_m, "CHUNKS_KEPT": tiling.kept, "COLUMNS_AT_ONCE": tiling.at_once},
-        **{"CLUSTER": int(tiling.cluster), "MMA": arithmetic.mma, "TF32": int(arithmetic.tf32)},
+        **{"CLUSTER": int(tiling.cluster), "MMA": tiling.arithmetic.mma, "TF32": int(tiling.arithmetic.tf32)},
         "ARRANGE": ARRANGE,
         "CLUSTER_DIMENSIONS": f"__cluster_dims__({tiling.blocks}, 1, 1)" if tiling.cluster else "",
+        "SHARED_PLANNED": tiling.shared,
     }
-    numbers = (
-        "const int* offsets, int steps, int width, int group0, unsigned* flags, void* exchange, const void* arranged"
-    )
-    template = "backward.cu" if cell.back else "forward.cu"
-    end = f'static_assert(SHARED_BYTES == {tiling.shared}, "shared memory as planned");'
-    name, files = f"xlstm_{kind}", ("product.cuh", "exchange.cuh", "cells.cuh", template)
-    text = _text(name, cell, arithmetic, sizes, numbers, files, end)
-    return Source(name, text, cell.names.all, tiling.shared, tiling.blocks, tiling.cluster)
+    files = ("product.cuh", "exchange.cuh", "cells.cuh", "backward.cu" if kind == "backward" else "forward.cu")
+    made = _source(step, kind, tiling.arithmetic, sizes, files)
+    return made._replace(shared=tiling.shared, blocks=tiling.blocks, cluster=tiling.cluster)
 
 
 @functools.cache
 def pointwise(step: Pointwise, kind: str, arithmetic: Arithmetic, heads: int, width: int) -> Source:
-    """The kernel of one step without the product of h, of one of `cell.KINDS`."""
-    cell = CellText(step, kind, arithmetic.real, loop=False)
-    sizes = {"WIDTH": width, "HEADS": heads, "THREADS": BLOCK}
-    sizes |= {"BACKWARD": int(cell.back), "AGAIN": int(kind == "again")}
-    name = f"xlstm_{kind}_step"
-    text = _text(name, cell, arithmetic, sizes, "long long row0, int count", ("pointwise.cu",), "")
-    return Source(name, text, cell.names.all)
+    """Return the kernel of one step without the product of h."""
+    sizes = {"WIDTH": width, "HEADS": heads, "THREADS": BLOCK, "BACKWARD": int(kind == "backward")}
+    return _source(step, kind, arithmetic, sizes, ("pointwise.cu",))
 
 
-def _text(
-    name: str,
-    cell: CellText,
-    arithmetic: Arithmetic,
-    sizes: Mapping[str, object],
-    numbers: str,
-    files: tuple[str, ...],
-    end: str,
-) -> str:
-    types = {"REAL": arithmetic.real, "IO": arithmetic.io, "operand_t": arithmetic.operand}
-    more = {"GATES": cell.step.before["zx"], "KERNEL": name, **_parameters(cell.names, numbers)}
-    defines = [f"#define {key} {value}" for key, value in {**types, **sizes, **more}.items()]
-    shared = [file(part) for part in ("device.cuh", "arrays.cuh")]
-    return "\n".join([*defines, *shared, str(cell), *(file(part) for part in files), end])
-
-
-def _parameters(names: Names, numbers: str) -> dict[str, str]:
-    """Of a kernel, and how they become its struct of arrays."""
-    listed = [
-        numbers,
-        *(f"const IO* __restrict__ a_{name}" for name in names.read),
-        *(f"IO* a_{name}" for name in names.written),
-        *(f"REAL* a_{name}" for name in names.real),
-        *(f"REAL a_{name}" for name in names.numbers),
-    ]
-    return {"PARAMETERS": ", ".join(listed), "ARRAYS": f"{{{', '.join(f'a_{name}' for name in names.all)}}}"}
+def _source(step: Pointwise, kind: str, a: Arithmetic, sizes: Mapping[str, object], files: tuple[str, ...]) -> Source:
+    loop = "MMA" in sizes
+    cell, name = _Cell(step, kind, a.real, loop), f"xlstm_{kind}{'' if loop else '_step'}"
+    names = [array for _, array in cell.arrays]
+    arguments = ", ".join([LOOP if loop else STEP, *(f"{type_} a_{array}" for type_, array in cell.arrays)])
+    defines = {
+        **{"REAL": a.real, "IO": a.io, "operand_t": a.operand, "GATES": step.before["zx"], "KERNEL": name, **sizes},
+        **{"PARAMETERS": arguments, "ARRAYS": f"{{{', '.join(f'a_{array}' for array in names)}}}"},
+        "ALL": "(HEADS * WIDTH)",  # units of all heads
+    }
+    lines = [f"#define {key} {value}" for key, value in defines.items()]
+    text = "\n".join([*lines, file("device.cuh"), cell.text(), *(file(part) for part in files)])
+    return Source(name, text, tuple(names))
 
 
 @functools.cache
 def file(name: str) -> str:
-    """A template."""
+    """Return the text of a template."""
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+class _Cell:
+    """A cell in a kernel of one kind: the arrays of the kernel, and the C functions.
+
+    Arrays are named as in `engines/pointwise.py`, the cell's own parameters, biases and numbers with the prefix `p_`. A
+    kernel reads the states, backward their gradients, from `before_` + name and leaves them in `after_` + name. Where
+    each step has a kernel of its own, both are one array, in the type that is computed in, and `product` is what the
+    array library made of h or of dz.
+    """
+
+    def __init__(self, step: Pointwise, kind: str, real: str, loop: bool) -> None:
+        self.kind, self.real, self.back = kind, real, kind == "backward"
+        inputs = step.after if self.back else step.before
+        lean = step.lean if kind in ("slim", "lean") else step.forward
+        self.lines, outputs = trace(step.backward if self.back else lean, inputs)
+        used = {line.args[0] for line in self.lines if line.op == "input"}
+        self.states = ("h", *step.carried)
+        self.passed_on = "dzh" if "dzh" in outputs else "dz"  # the gradient by the product of h
+        each = ("dy", *step.carried, *step.saved) if self.back else ("zx",)
+        self.fetched: Rows = {name: inputs.get(name) for name in each if name in used or name == "dy"}
+        constant = used & (step.before.keys() - {"zx", "zh", *self.states})
+        self.constant: Rows = {f"p_{name}": step.before[name] for name in step.before if name in constant}
+        self.numbers = [f"p_{name}" for name in step.numbers if name in used]
+        kept = {"forward": ("y", *step.carried), "slim": ("y", *step.carried), "lean": ("y",)}.get(kind, ())
+        made = ("dz", "dzh") if self.back else step.saved
+        self.results: Rows = dict.fromkeys(kept) | {name: outputs[name] for name in made if name in outputs}
+        io = "IO" if loop or kind == "again" else "REAL"
+        self.ends = () if kind == "again" else self.states  # the states that the kernel leaves
+        read = [*self.fetched, *(name for name in self.constant if name not in self.numbers)]
+        self.arrays = [  # types and names
+            *(("const IO* __restrict__", name) for name in (*read, *(() if loop else ("product",)))),
+            *((f"const {io}*", f"before_{name}") for name in self.states),
+            *(("IO*", name) for name in self.results),
+            *((f"{io}*", f"after_{name}") for name in self.ends),
+            *(("REAL", name) for name in self.numbers),
+        ]
+
+    def text(self) -> str:
+        """Return the structs and functions."""
+        arrays, row, sequence = "const Arrays& a", "const Arrays& a, long long row, int unit", "long long at, int unit"
+        product = "REAL dh, REAL (&dz)[GATES]" if self.back else "const REAL (&zh)[GATES]"
+        given = {name: rows for name, rows in self.constant.items() if name not in self.numbers}
+        constants = _each(given, "k.{name}[{row}] = widen(a.{name}[{row} * ALL + unit]);")
+        constants += [f"k.{name}[0] = a.{name};" for name in self.numbers]
+        start = [f"s.{name} = widen(a.before_{name}[at * ALL + unit]);" for name in self.states]
+        finish = [f"narrow(a.after_{name}[at * ALL + unit], s.{name});" for name in self.ends]
+        return "\n".join(
+            [
+                _struct("Arrays", (f"{type_.removesuffix(' __restrict__')} {name}" for type_, name in self.arrays)),
+                _struct("State", (f"REAL {name}" for name in self.states)),
+                _struct("Constant", _fields("REAL", self.constant)),
+                _struct("Fetched", _fields("IO", self.fetched)),
+                _struct("Result", _fields("IO", self.results)),
+                _function(f"constants(Constant& k, {arrays}, int unit)", constants),
+                # Numbers stay in the type of memory here: then nothing waits for them yet.
+                _function(f"fetch(Fetched& f, {row})", _each(self.fetched, "f.{name}[{row}] = a.{name}[{at}];")),
+                _function(f"step(State& s, const Constant& k, const Fetched& f, {product}, Result& r)", self._step()),
+                _function(f"keep(const Result& r, {row})", _each(self.results, "a.{name}[{at}] = r.{name}[{row}];")),
+                _function(f"start(State& s, {arrays}, {sequence})", start),
+                _function(f"finish(const State& s, {arrays}, {sequence})", finish),
+            ]
+        )
+
+    def _step(self) -> list[str]:
+        before, after = ["State after = s;"], ["s = after;"]
+        if self.back:  # s.h is the gradient of h that does not pass through the product
+            before += ["dh += s.h;", "dh += widen(f.dy[0]);", "after.h = 0;"]
+        else:
+            before += [f"narrow(r.{name}[0], s.{name});" for name in self.states if name in self.results]
+            after += ["narrow(r.y[0], s.h);"] if "y" in self.results else []
+        return [*before, *statements(self.lines, self._load, self._store, self.real), *after]
+
+    def _load(self, name: str, row: int | None) -> str:
+        if name in self.fetched:
+            return f"widen(f.{name}[{row or 0}])"
+        if f"p_{name}" in self.constant:
+            return f"k.p_{name}[{row or 0}]"
+        if name == "zh":
+            return f"zh[{row}]"
+        if self.back:
+            return "dh" if name == "dh" else f"s.{name[1:]}"
+        return f"s.{name}"
+
+    def _store(self, name: str, row: int | None, value: str) -> str:
+        if name in self.results and name not in self.states:
+            passed_on = f" dz[{row}] = {value};" if name == self.passed_on else ""
+            return f"narrow(r.{name}[{row or 0}], {value});{passed_on}"
+        to = "h" if name == "dh0" else name[1:] if self.back else name
+        return f"after.{to} = {value};"
+
+
+def _each(arrays: Rows, form: str) -> list[str]:
+    """Return a statement for each row of each array; `at` is the place of a unit in an array (N, rows, H)."""
+    return [
+        form.format(name=name, row=row, at=f"(row * {rows or 1} + {row}) * ALL + unit")
+        for name, rows in arrays.items()
+        for row in range(rows or 1)
+    ]
+
+
+def _fields(type_: str, arrays: Rows) -> Iterable[str]:
+    return (f"{type_} {name}[{rows or 1}]" for name, rows in arrays.items())
+
+
+def _struct(name: str, fields: Iterable[str]) -> str:
+    return f"struct {name} {{\n" + "".join(f"    {field};\n" for field in fields) + "};"
+
+
+def _function(head: str, body: list[str]) -> str:
+    return f"DEVICE void {head} {{\n" + "".join(f"    {line}\n" for line in body) + "}"

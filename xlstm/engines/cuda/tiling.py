@@ -1,6 +1,6 @@
 """How a recurrent product is divided among blocks, warps and memories, and an estimate of what a step then costs.
 
-Every number that is called an estimate is one: it ranks the ways of one device, nothing else.
+A number that is called an estimate is only good for ranking the ways to divide a product on one device.
 """
 
 from __future__ import annotations
@@ -10,36 +10,31 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from xlstm.engines.pointwise import Pointwise
+
 KB = 1024
 PASSES = ("forward", "backward")
 
 
 class Device(NamedTuple):
-    """What the choice depends on."""
+    """The properties of a GPU that the choice depends on."""
 
     name: str
     capability: int  # 90 for sm_90
     sms: int
-    shared: int  # bytes of a block at most
+    shared: int  # bytes of shared memory that a block has at most
     cluster: int = 0  # blocks of the largest cluster that was seen to run
 
 
-class Cell(NamedTuple):
-    """Of a cell, what matters here."""
-
-    gates: int
-    values: int  # that a thread keeps for each unit of each sequence
-
-
 class Arithmetic(NamedTuple):
-    """How numbers are kept and multiplied. Sums are of `real`."""
+    """How numbers are kept and multiplied. Sums are of type `real`."""
 
     name: str
-    io: str  # of arrays, in C
-    real: str  # of what is computed element by element
-    operand: str  # of factors of the recurrent product
-    size: int  # its bytes
-    mma: int  # 0: without tensor cores, 2: a float32 as two TF32
+    io: str  # C type of arrays
+    real: str  # C type in which the cell is computed
+    operand: str  # C type of the factors of the recurrent product
+    size: int  # bytes of an operand
+    mma: int  # 0: without tensor cores, 1: with them, 2: with a float32 as two TF32
     tf32: bool
     peak: float  # FLOP per microsecond and SM, an estimate from an H100's data sheet
 
@@ -63,172 +58,157 @@ ARITHMETIC = {
 }
 SYNC = {True: 0.6, False: 1.2}  # microseconds of a step, in a cluster and through global memory: estimates
 MEMORY = 0.22e6  # bytes per microsecond and SM from shared memory, an estimate
-BETWEEN = 0.1e6  # the same between SMs
+BETWEEN = 0.1e6  # bytes per microsecond from one SM to others, an estimate
 CELL = 0.06  # microseconds of one cell of each thread, an estimate
 WARPS = 8
-CELLS = 4  # of a thread at most, beside tensor cores
-# Registers of a thread for weights, sums and what it keeps of its cells. Chosen so that none of those kernels that the
-# tests compile spills; three products of a pair need some for themselves.
+CELLS = 4  # cells of a thread at most, beside tensor cores
+COLUMNS = (8, 16, 24, 32, 48, 64, 96, 128)  # sequences of a block
+# Registers of a thread for weights, sums and what it keeps of its cells, by the products of a pair. None of the kernels
+# that the tests compile spills with these; three products need some registers for themselves.
 REGISTERS = {0: 0, 1: 174, 2: 166}
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """Of one pass over one head: M rows of weights of a block, times K."""
+    """How one pass is divided: a block multiplies M rows of weights of length K with the values of some sequences."""
 
+    kind: str  # forward or backward
+    arithmetic: Arithmetic
     width: int  # units of a head
     heads: int
     units: int  # of a block
     blocks: int  # that share a head and sequences
     columns: int  # sequences of a block
     cluster: bool
+    groups: int  # of blocks, for the whole batch
+    waves: int  # how often groups have to wait for others to end
     M: int
     K: int
     threads: int
-    warps_m: int
+    warps_m: int  # warps that share the rows; the others share K
     kept: int  # chunks of K, of each tile of a warp, in registers
     at_once: int  # tiles of columns that a warp multiplies at once
-    shared: int  # bytes
-    cost: float  # microseconds of a step, an estimate
-    groups: int  # of blocks for the whole batch
-    waves: int  # times that groups have to wait for one another
 
-    def exchange(self, kind: str, arithmetic: Arithmetic) -> int:
-        """Bytes of global memory through which a group of a grid exchanges, twice."""
-        if kind == "backward":
-            return 2 * self.blocks**2 * self.columns * (self.units + 4) * arithmetic.real_size
-        return 2 * self.columns * self.blocks * self.units * arithmetic.size
+    @property
+    def weights(self) -> int:
+        """Bytes of a block's weights in shared memory."""
+        size = self.arithmetic.size
+        if not self.arithmetic.mma:
+            return self.M * (self.K * size + 16)
+        return self.M * self.K * size - self.threads // 32 * (self.M // 16 // self.warps_m) * self.kept * KB
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory; the kernels assert that it is what they need."""
+        row, real = self.K * self.arithmetic.size, self.arithmetic.real_size
+        V = self.columns * (row if row // 64 % 2 else row + 64)
+        if self.kind == "forward":
+            Z = self._parts * (self.M + 4) * self.columns * real
+            return (2 if self.cluster else 1) * V + Z + self.columns * self.units * self.arithmetic.size + self.weights
+        return V + (self.exchange if self.cluster else 0) + self.weights
+
+    @property
+    def exchange(self) -> int:
+        """Bytes through which a group exchanges, twice; those of a grid are in global memory."""
+        if self.kind == "forward":
+            return 2 * self.columns * self.blocks * self.units * self.arithmetic.size
+        blocks = self.blocks if self.cluster else self.blocks**2  # a block of a cluster has what the others give it
+        return 2 * blocks * self.columns * (self.units + 4) * self.arithmetic.real_size
 
     @property
     def time(self) -> float:
-        """Microseconds of a step of the whole batch."""
-        return self.cost * self.waves
+        """Microseconds of a step of the whole batch, an estimate."""
+        a, M, K, columns = self.arithmetic, self.M, self.K, self.columns
+        near = M * columns * K * a.size * 1.25  # bytes from shared memory
+        if a.mma:
+            near = float(self.weights * (columns // 8 // self.at_once) + self.warps_m * K * a.size * columns)
+        if self.kind == "forward":
+            near += 2 * self._parts * M * columns * a.real_size
+            between = self.blocks * columns * self.units * a.size
+        else:
+            between = 2 * M * columns * a.real_size
+        cells = -(-self.units * columns // self.threads) * CELL
+        cost = SYNC[self.cluster] + max(2 * M * K * columns / a.peak, near / MEMORY) + between / BETWEEN + cells
+        return cost * self.waves
+
+    @property
+    def _parts(self) -> int:
+        """Warps that share K, each with a sum of its own."""
+        return self.threads // 32 // self.warps_m if self.arithmetic.mma else 1
 
 
 def best(
-    kind: str, cell: Cell, width: int, heads: int, B: int, arithmetic: Arithmetic, device: Device, cluster: bool
+    kind: str, step: Pointwise, width: int, heads: int, B: int, a: Arithmetic, device: Device, cluster: bool
 ) -> Tiling | None:
-    """The way that costs least by the estimate, or None where nothing fits the device; `kind` forward or backward."""
-    found = _all(kind, cell, width, heads, B, arithmetic, device, cluster)
+    """Return the tiling of the least cost by the estimate, or None where none fits the device.
+
+    Parameters
+    ----------
+    kind : {"forward", "backward"}
+    step : Pointwise
+    width, heads, B : int
+        Units of a head, heads, sequences.
+    a : Arithmetic
+    device : Device
+    cluster : bool
+        Blocks are clusters; otherwise they are a grid.
+    """
+    found = []
+    for (units, blocks), columns in itertools.product(_blocks(width, a, device, cluster), COLUMNS):
+        # A cluster lies within one part of the chip, of which some SMs are left over.
+        room = int(device.sms * 0.97) // blocks if cluster else device.sms // blocks
+        if columns <= _up(min(B, 128), 8) and room > 0:
+            groups = -(-B // columns) * heads
+            block = (kind, a, width, heads, units, blocks, columns, cluster, groups, -(-groups // room))
+            found += [Tiling(*block, *ways) for ways in _divisions(kind, step, a, units, blocks, columns)]
+    found = [tiling for tiling in found if tiling.shared <= device.shared]
     return min(found, key=lambda tiling: (tiling.time, tiling.shared), default=None)
 
 
-class _Block(NamedTuple):
-    """What is fixed of a block before its work is divided."""
-
-    units: int
-    blocks: int
-    columns: int
-    cluster: bool
-
-
-class _Shape(NamedTuple):
-    """How a block's work is divided among its warps, with the names that `Tiling` has for it."""
-
-    M: int
-    K: int
-    threads: int
-    warps_m: int
-    kept: int
-    at_once: int
-    shared: int
+def _blocks(width: int, a: Arithmetic, device: Device, cluster: bool) -> list[tuple[int, int]]:
+    """Return the ways to divide a head: units of a block, and blocks."""
+    if cluster:
+        ways = [(_up(-(-width // blocks), 16), blocks) for blocks in (1, 2, 4, 8, 16) if blocks <= device.cluster]
+        return [(units, blocks) for units, blocks in ways if units * (blocks - 1) < width]  # the last one has work
+    if not a.mma:
+        return [(units, -(-width // units)) for units in (4, 8, 12, 16, 24, 32, 48, 64)]
+    ways = [(units, -(-width // units)) for units in (16, 32, 48, 64)]
+    # Where there are many blocks, there are as many as give every warp the same number of tiles.
+    return [(units, _up(blocks, 8) if blocks > 8 else blocks) for units, blocks in ways]
 
 
-def _all(
-    kind: str, cell: Cell, width: int, heads: int, B: int, a: Arithmetic, device: Device, cluster: bool
-) -> Iterator[Tiling]:
-    """All that fit."""
-    ways = _clusters(width, device.cluster) if cluster else _grids(width, a)
-    most = _up(min(B, 128), 8)
-    for (units, blocks), columns in itertools.product(ways, (8, 16, 24, 32, 48, 64, 96, 128)):
-        groups = -(-B // columns) * heads
-        # A cluster lies within one part of the chip, of which some SMs are left over.
-        room = int(device.sms * 0.97) // blocks if cluster else device.sms // blocks
-        if columns > most or room == 0:
-            continue
-        block = _Block(units, blocks, columns, cluster)
-        for shape in _shapes(kind, cell, block, a):
-            if shape.shared <= device.shared:
-                cost = _cost(kind, block, shape, a)
-                yield Tiling(width, heads, *block, *shape, cost=cost, groups=groups, waves=-(-groups // room))
-
-
-def _shapes(kind: str, cell: Cell, block: _Block, a: Arithmetic) -> Iterator[_Shape]:
-    chunk = 64 // a.size
-    M, K = cell.gates * block.units, block.blocks * block.units
+def _divisions(
+    kind: str, step: Pointwise, a: Arithmetic, units: int, blocks: int, columns: int
+) -> Iterator[tuple[int, int, int, int, int, int]]:
+    """Yield the ways to divide the work of a block for which there are registers, from M on as `Tiling` has them."""
+    chunk, gates = 64 // a.size, int(step.before["zx"] or 1)
+    M, K = gates * units, blocks * units
     if kind == "backward":
         M, K = K, M
     if not a.mma:
-        K = _up(K, chunk)
-        rows = M * (K * a.size + 16)
-        yield _Shape(M, K, 32 * WARPS, 1, 0, 1, _shared(kind, M, K, block, 1, a) + rows)
+        yield M, _up(K, chunk), 32 * WARPS, 1, 0, 1
         return
     tiles = M // 16
     if kind == "forward":
         ways = [(m, WARPS // m) for m in (1, 2, 4, 8) if tiles % m == 0]
     else:
         ways = [(max(m for m in range(1, WARPS + 1) if tiles % m == 0), 1)]
+    inputs = step.after if kind == "backward" else step.before
+    read = [rows or 1 for name, rows in inputs.items() if name not in ("zh", *step.numbers)]
+    values = sum(read) + len(step.carried) + 1  # that a thread keeps for each of its cells
     for (warps_m, warps_k), at_once in itertools.product(ways, (1, 2)):
         deep, warps = _up(K, chunk * warps_k), warps_m * warps_k
         own, chunks = tiles // warps_m, deep // chunk // warps_k
-        cells = -(-block.units * block.columns // (32 * warps))
-        values = cells * (cell.values + 12) - 12  # and what it writes, and where the next one lies
+        cells = -(-units * columns // (32 * warps))
         sums = a.mma + 1 if own * at_once <= (4 if a.mma == 2 else 2) else 1
-        left = REGISTERS[a.mma] - 4 * own * at_once * sums - 16 * (at_once - 1) - values
+        # Beside its values a cell takes room for what it writes and where the next one lies.
+        left = REGISTERS[a.mma] - 4 * own * at_once * sums - 16 * (at_once - 1) - (cells * (values + 12) - 12)
         kept = min(chunks, left // (8 * own))
         if kept < chunks:  # those from shared memory pass through registers, too
             kept = (left - 8) // (8 * own)
         # With more sums at once the compiler finds no registers.
-        if kept < 1 or own * at_once > 8 or cells > CELLS or block.columns // 8 % at_once:
-            continue
-        spare = warps * own * (chunks - kept) * KB
-        yield _Shape(M, deep, 32 * warps, warps_m, kept, at_once, _shared(kind, M, deep, block, warps_k, a) + spare)
-
-
-def _shared(kind: str, M: int, K: int, block: _Block, parts: int, a: Arithmetic) -> int:
-    """Bytes beside the weights; the kernels assert that it is what they need."""
-    units, blocks, columns, cluster = block
-    V = columns * (K * a.size if K * a.size // 64 % 2 else K * a.size + 64)
-    if kind == "forward":
-        Z = parts * (M + 4) * columns * a.real_size
-        return (2 if cluster else 1) * V + Z + columns * units * a.size
-    return V + (2 * blocks * columns * (units + 4) * a.real_size if cluster else 0)
-
-
-def _cost(kind: str, block: _Block, shape: _Shape, a: Arithmetic) -> float:
-    """Microseconds of a step, an estimate."""
-    units, blocks, columns, cluster = block
-    M, K, threads, warps_m, kept, at_once, _ = shape
-    warps, parts = threads // 32, 1
-    near = M * columns * K * a.size * 1.25  # bytes from shared memory
-    if a.mma:
-        parts = warps // warps_m
-        spare = M * K * a.size - warps * (M // 16 // warps_m) * kept * KB
-        near = float(spare * (columns // 8 // at_once) + warps_m * K * a.size * columns)
-    if kind == "forward":
-        near += 2 * parts * M * columns * a.real_size
-        between = blocks * columns * units * a.size
-    else:
-        between = 2 * M * columns * a.real_size
-    cells = -(-units * columns // threads) * CELL
-    return SYNC[cluster] + max(2 * M * K * columns / a.peak, near / MEMORY) + between / BETWEEN + cells
-
-
-def _clusters(width: int, most: int) -> list[tuple[int, int]]:
-    """Units of a block and blocks of a cluster."""
-    found = [(_up(-(-width // blocks), 16), blocks) for blocks in (1, 2, 4, 8, 16) if blocks <= most]
-    return [(units, blocks) for units, blocks in found if units * (blocks - 1) < width]  # the last one has work
-
-
-def _grids(width: int, a: Arithmetic) -> list[tuple[int, int]]:
-    """The same of a grid; where there are many blocks, as many as give every warp as many tiles."""
-    found = []
-    for units in (16, 32, 48, 64) if a.mma else (4, 8, 12, 16, 24, 32, 48, 64):
-        blocks = -(-width // units)
-        if a.mma and blocks > 8:
-            blocks = _up(blocks, 8)
-        found.append((units, blocks))
-    return found
+        if kept >= 1 and own * at_once <= 8 and cells <= CELLS and columns // 8 % at_once == 0:
+            yield M, deep, 32 * warps, warps_m, kept, at_once
 
 
 def _up(n: int, to: int) -> int:
