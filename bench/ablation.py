@@ -24,21 +24,21 @@ def _whole(R: int, K: int, n: int) -> tuple[int, int]:
     return R, 1
 
 
-def _planned(**changes: object) -> Any:
-    """Plans that differ so."""
-    of = plan.Plan.of
+def _undivided() -> Any:
+    """Take rules that divide the batch for ones that leave the products to the threads of BLAS."""
+    choose = plan.choose
 
-    def changed(*arguments: Any) -> plan.Plan:
-        found = of(*arguments)
-        return found._replace(**changes) if found.parts > 1 or found.shared else found
+    def changed(*arguments: Any, **options: Any) -> plan.Rule:
+        found = choose(*arguments, **options)
+        return found._replace(parts=1, blas=threads.available(), team=1) if found.parts > 1 else found
 
-    return mock.patch.object(plan.Plan, "of", changed)
+    return mock.patch.object(plan, "choose", changed)
 
 
 MEASURES: dict[str, Callable[[], Any]] = {
     "loops compiled": lambda: cases.variable(jit.VARIABLE, "0"),
     "threads": lambda: cases.variable(threads.VARIABLE, "1"),
-    "work divided": lambda: _planned(threads=1, blas=threads.available(), parts=1, shared=False),
+    "work divided": lambda: _undivided(),
     "products in tiles": lambda: mock.patch.object(blas, "tiles", _whole),
     "all of these": lambda: _nothing(),
 }

@@ -192,7 +192,6 @@ def test_names_of_registered_activations():
         ({"forward": lambda xp, x, alpha: x}, ValueError, "perhaps numbers alpha, beta"),
         ({"derivative_from": "both"}, ValueError, "derivative_from is 'both', expected one of output, input"),
     ],
-    ids=str,
 )
 def test_what_cannot_be_registered(change, error, words):
     given = {"name": "another", "forward": mish, "backward": mish_bwd, "derivative_from": "input"} | change
