@@ -25,8 +25,9 @@ def fitted():
     return Forecaster(Settings(**QUICK, horizon=3), "numpy", name="wave").fit(wave())
 
 
-def test_the_main_job_on_real_data():
+def test_the_main_job_on_real_data(monkeypatch):
     """Monthly sunspots: within the goal of 19.0, with persistence and autoregression as published."""
+    monkeypatch.delenv("XLSTM_COMPILE", raising=False)  # a loop that is not compiled takes a minute
     values = read_csv(bundled("sunspots")).values
     score = Forecaster(backend="numpy").fit(values).score(values)
     assert score.points == 564
