@@ -60,7 +60,7 @@ def kernels(cell: Cell, dtype: str, own: tuple[tuple[str, int | None], ...], add
 @functools.cache
 def _kernels(form: Any, dtype: str, own: tuple[tuple[str, int | None], ...], added: tuple[str, ...]) -> Kernels | None:
     step = pointwise(form, own, added)
-    if step is None:
+    if step is None or step.gradients["dz"] != len(form.GATES):  # rows for `own_bwd` have no place in the loop
         return None
     carried = dict.fromkeys(step.carried)
     at = {"zx": "j", **dict.fromkeys((*carried, *step.saved), "t")}
