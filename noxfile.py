@@ -43,8 +43,9 @@ PATHS = [
     {"XLSTM_COMPILE": "1", "XLSTM_TEST_PLAN": "parts"},
 ]
 # Another version of Python or of a package changes what a line of code does, not how options go together: each value is
-# tested once, and other backends need no second run. Loops are compiled by the tests of them alone, which do so for every
-# option but do not compare the paths again. Benchmarks are not installed by users, and run in an environment of their own.
+# tested once, and other backends need no second run. Loops are compiled by the tests of them alone, which do so for
+# every option but do not compare the paths again. Benchmarks are not installed by users, and run in an environment of
+# their own.
 VERSIONS = [
     *("--cover", "1"),
     "--deselect=tests/test_compiled.py::test_every_path_gives_the_same_numbers",
