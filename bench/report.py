@@ -1,8 +1,8 @@
 """Results as tables and as a plot: ratios of median times, xlstm / peer, below 1 where xlstm is faster.
 
-    python -m bench.report FILE [FILE ...] [--plot PICTURE] [--readme README.md]
+    python -m bench.report FILE [FILE ...] [--plot PICTURE] [--page docs/speed.md]
 
---readme replaces what stands between the two marks there.
+--page replaces everything between the two marks of that page.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def summary(lines: list[Line]) -> str:
 
 
 def text(lines: list[Line], paths: list[Path]) -> str:
-    """What README says: LSTM case by case, the others summed up."""
+    """Return the tables of docs/speed.md: LSTM case by case, the others summed up."""
     files = ", ".join(path.as_posix() for path in paths)
     lstm = [line for line in lines if line["bench"] == "lstm forward + backward"]
     return (
@@ -125,14 +125,14 @@ def published(lines: list[Line]) -> str:
     )
 
 
-def insert(readme: Path, block: str) -> None:
-    """Replace what stands between the marks."""
-    whole = readme.read_text(encoding="utf-8")
+def insert(page: Path, block: str) -> None:
+    """Replace everything between the marks of a page."""
+    whole = page.read_text(encoding="utf-8")
     if whole.count(START) != 1 or whole.count(END) != 1:
-        raise SystemExit(f"{readme}: expected the marks {START.strip()} and {END.strip()}, once each")
+        raise SystemExit(f"{page}: expected the marks {START.strip()} and {END.strip()}, once each")
     before, rest = whole.split(START)
     _, after = rest.split(END)
-    readme.write_text(f"{before}{START}{block}{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{START}{block}{END}{after}", encoding="utf-8")
 
 
 def plot(lines: list[Line], path: Path) -> None:
@@ -163,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+", help="results, JSON lines")
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--readme", type=Path)
+    parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     lines = [line for file in options.files for line in read(file)]
     print(f"{about(lines)}\n")
@@ -172,8 +172,8 @@ def main() -> None:
     print(summary(lines))
     if options.plot:
         plot(lines, options.plot)
-    if options.readme:
-        insert(options.readme, text(lines, options.files))
+    if options.page:
+        insert(options.page, text(lines, options.files))
 
 
 if __name__ == "__main__":

@@ -110,14 +110,14 @@ def test_every_question_has_a_command(module, monkeypatch):
         main()
 
 
-def test_layers_from_measurement_to_readme(tmp_path, monkeypatch, capsys):
-    """One case of each kind, timed, written, read, drawn, and put where README has its marks."""
+def test_layers_from_measurement_to_page(tmp_path, monkeypatch, capsys):
+    """One case of each kind, timed, written, read, drawn, and put where a page has its marks."""
     pytest.importorskip("torch")
     layers = importlib.import_module("bench.layers")
     for name in ("SHAPES", "LARGE"):
         monkeypatch.setattr(layers, name, [(3, 2, 4, 5)] if name == "SHAPES" else [])
     monkeypatch.setattr(layers.peers, "CPU", ("torch",))
-    results, readme = tmp_path / "results.json", tmp_path / "README.md"
+    results, page = tmp_path / "results.json", tmp_path / "speed.md"
     monkeypatch.setattr(sys, "argv", ["layers", "lstm", "stack", "--rounds", "1", "--json", str(results)])
     layers.main()
     lines = [json.loads(line) for line in results.read_text().splitlines()]
@@ -131,12 +131,12 @@ def test_layers_from_measurement_to_readme(tmp_path, monkeypatch, capsys):
         report.PRODUCTS: {"median": 0.0032},
     }
     results.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    readme.write_text(f"before\n{report.START}old\n{report.END}after\n")
+    page.write_text(f"before\n{report.START}old\n{report.END}after\n")
     picture = tmp_path / "results.png"
-    monkeypatch.setattr(sys, "argv", ["report", str(results), "--readme", str(readme), "--plot", str(picture)])
+    monkeypatch.setattr(sys, "argv", ["report", str(results), "--page", str(page), "--plot", str(picture)])
     report.main()
     assert "| 3,2,4,5 float32 | 4 | 0.50 | 2.00 | 1.25 |" in capsys.readouterr().out
-    text = readme.read_text()
+    text = page.read_text()
     assert text.startswith(f"before\n{report.START}")
     assert text.endswith(f"{report.END}after\n")
     assert "old" not in text
@@ -159,10 +159,10 @@ def test_an_environment_variable_is_put_back(monkeypatch):
     assert "XLSTM_COMPILE" not in cases.os.environ
 
 
-def test_readme_says_what_the_results_say():
-    """Its tables are made from the files that it names by `python -m bench.report`."""
+def test_the_page_says_what_the_results_say():
+    """The tables of docs/speed.md are made from the files that it names by `python -m bench.report`."""
     root = DATA.parent.parent
-    text = (root / "README.md").read_text(encoding="utf-8")
+    text = (root / "docs" / "speed.md").read_text(encoding="utf-8")
     block = text.split(report.START)[1].split(report.END)[0]
     paths = [Path(name) for name in re.findall(r"bench/results/[\w-]+\.json", block)]
     assert block == report.text([line for path in paths for line in report.read(root / path)], paths)

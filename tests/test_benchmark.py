@@ -5,16 +5,19 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import xlstm
+from tests.docs import blocks
 from xlstm.cli import benchmark, machine, peak
 from xlstm.cli.app import app
 from xlstm.cli.benchmark import Case, Row, Size
 from xlstm.cli.timing import Timing, interleave
+from xlstm.layers import custom
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux keeps account of peak memory")
 
@@ -204,6 +207,46 @@ def test_a_dtype_that_some_backends_lack(bench, monkeypatch):
     assert "without numpy: backend: float16 on a CPU" in result.output
     assert "lstm float32, forward and backward" in result.output
     assert "lstm float16" not in result.output
+
+
+@pytest.fixture
+def unregistered(monkeypatch):
+    """Without the cells that other tests register, whose names are those of the page of this test."""
+    builtin = {name: layer for name, layer in custom.LAYERS.items() if not hasattr(layer, "CELL")}
+    monkeypatch.setattr(custom, "LAYERS", builtin)
+
+
+def test_cells_of_a_file(bench, tmp_path, unregistered):
+    """The cells of docs/cells.md are timed, and their memory is measured in a process that runs the file too."""
+    code = "\n".join(blocks(Path(__file__).parents[1] / "docs" / "cells.md"))
+    (tmp_path / "my_cells.py").write_text(code, encoding="utf-8")
+    arguments = ("--size", "6,2,3,4", "--rounds", 1, "--backend", "numpy", "--json", "times.json")
+    result = bench("LiGRU", "MinGRU", "gru", "--import", "my_cells.py", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "note" not in result.stderr
+    lines = [json.loads(line) for line in (tmp_path / "times.json").read_text().splitlines()]
+    assert [line["layer"] for line in lines] == ["LiGRU", "MinGRU", "gru"]
+    if sys.platform.startswith("linux"):
+        assert all(line["peak_bytes"] is not None for line in lines)
+    weights = 2 * 4 * 3  # of MinGRU, which has no Wh
+    assert lines[1]["gflops"] * 1e9 * lines[1]["seconds"]["median"] == pytest.approx(3 * 2 * weights * 6 * 2)
+
+
+def test_files_that_cannot_be_imported(bench, tmp_path, monkeypatch, unregistered):
+    monkeypatch.setattr(benchmark, "run", lambda *a: pytest.fail("work was done"))
+    for name, text in {"fails.py": "1 / 0", "ends.py": "exit(3)", "grammar.py": "class", "none.py": ""}.items():
+        (tmp_path / name).write_text(text)
+    for name, said in {
+        "there is none.py": "No such file or directory: 'there is none.py'",
+        "fails.py": "import: fails.py fails, ZeroDivisionError: division by zero",
+        "ends.py": "import: ends.py fails, SystemExit: 3",
+        "grammar.py": "import: grammar.py fails, SyntaxError: invalid syntax",
+        "none.py": "layer: 'LiGRU' is unknown, expected lstm, gru, rnn, slstm, mlstm\n",
+    }.items():
+        result = bench("LiGRU", "--import", name)
+        assert result.exit_code == 2
+        assert said in result.stderr
+        assert len(result.stderr.splitlines()) == 1
 
 
 def test_info_shows_loops_and_threads():

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 import xlstm
 from tests.conftest import DATA
+from tests.docs import blocks
 from xlstm.arrays.convert import to_numpy
 from xlstm.interop import nxai
 from xlstm.interop.nxai import names
@@ -490,9 +490,8 @@ def test_convolutions_that_the_package_fails_at_are_refused(tmp_path):
             nxai.save(tmp_path, model, model.init(backend="numpy"))
 
 
-def test_readme_block_runs(tmp_path, monkeypatch):
-    readme = (DATA.parent.parent / "README.md").read_text()
-    (block,) = (b for b in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "nxai.save" in b)
+def test_the_block_of_the_page_runs(tmp_path, monkeypatch):
+    (block,) = (b for b in blocks(DATA.parents[1] / "docs" / "interop.md") if "nxai.save" in b)
     monkeypatch.chdir(tmp_path)
     found = {}
     exec(block, found)

@@ -99,17 +99,6 @@ def test_readme_example_runs(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("library", ["torch", "keras", "onnxruntime"])
-def test_readme_examples_of_interop_run(tmp_path, library):
-    if importlib.util.find_spec(library) is None:
-        pytest.skip(f"{library} is not installed")
-    (example,) = (
-        e for e in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if re.search(rf"^import.*{library}", e)
-    )
-    result = python("import os; os.environ['KERAS_BACKEND'] = 'torch'\n" + example, tmp_path)
-    assert result.returncode == 0, result.stderr
-
-
 def test_ci_runs_the_readme_test_command():
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     commands = re.findall(r"```sh\n(.*?)\n```", README, re.DOTALL)

@@ -71,8 +71,15 @@ class Backend(Portable):
     def asarray(self, values: Any, dtype: DType | None = None) -> Array:
         """Put host values, or an array of this backend, on the device.
 
-        Floating-point values get `dtype`, by default that of the backend; integers and booleans keep their own
-        unless `dtype` is given.
+        Parameters
+        ----------
+        values : array or nested numbers
+        dtype : str, optional
+            By default that of the backend for floating-point values; integers and booleans keep their own.
+
+        Returns
+        -------
+        array
         """
         if not array_api_compat.is_array_api_obj(values):
             values = np.asarray(values)

@@ -30,14 +30,17 @@ def sigmoid(xp: Namespace, x: Array) -> Array:
 
 
 def sigmoid_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    """Differentiate `sigmoid`: dx from dy."""
     return dy * (y * (1 - y))
 
 
 def tanh(xp: Namespace, x: Array) -> Array:
+    """Return tanh(x)."""
     return xp.tanh(x)
 
 
 def tanh_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    """Differentiate `tanh`: dx from dy."""
     return dy * (1 - y * y)
 
 
@@ -47,6 +50,7 @@ def log_sigmoid(xp: Namespace, x: Array) -> Array:
 
 
 def log_sigmoid_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    """Differentiate `log_sigmoid`: dx from dy."""
     return dy * sigmoid(xp, -x)
 
 
@@ -56,6 +60,7 @@ def silu(xp: Namespace, x: Array) -> Array:
 
 
 def silu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    """Differentiate `silu`: dx from dy."""
     s = sigmoid(xp, x)
     return dy * (s + y * (1 - s))
 
@@ -83,6 +88,7 @@ def gelu(xp: Namespace, x: Array) -> Array:
 
 
 def gelu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    """Differentiate `gelu`: dx from dy."""
     below, u = 0.5 * (1 + erf(xp, x * math.sqrt(0.5))), clamp(xp, x, 50.0)  # beyond that the density is 0
     return dy * (below + u * xp.exp(-0.5 * u * u) * (1 / math.sqrt(2 * math.pi)))
 
@@ -93,6 +99,7 @@ def square_relu(xp: Namespace, x: Array) -> Array:
 
 
 def square_relu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    """Differentiate `square_relu`: dx from dy."""
     return dy * (2 * relu(xp, x))
 
 
@@ -102,6 +109,7 @@ def soft_cap(xp: Namespace, x: Array, cap: float) -> Array:
 
 
 def soft_cap_bwd(xp: Namespace, dy: Array, x: Array, y: Array, cap: float) -> Array:
+    """Differentiate `soft_cap`: dx from dy."""
     return dy * (1 - (y / cap) ** 2)
 
 
@@ -152,6 +160,7 @@ def softmax(xp: Namespace, x: Array) -> Array:
 
 
 def softmax_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    """Differentiate `softmax`: dx from dy."""
     return y * (dy - xp.sum(dy * y, axis=-1, keepdims=True))
 
 
@@ -162,38 +171,47 @@ def log_softmax(xp: Namespace, x: Array) -> Array:
 
 
 def log_softmax_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    """Differentiate `log_softmax`: dx from dy."""
     return dy - xp.exp(y) * xp.sum(dy, axis=-1, keepdims=True)
 
 
 def linear(xp: Namespace, x: Array) -> Array:
+    """Return x."""
     return x
 
 
 def linear_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    """Differentiate `linear`: dx from dy."""
     return dy
 
 
 def affine(xp: Namespace, x: Array, alpha: float = 1.0, beta: float = 0.0) -> Array:
+    """Return alpha x + beta."""
     return alpha * x + beta
 
 
 def affine_bwd(xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 1.0, beta: float = 0.0) -> Array:
+    """Differentiate `affine`: dx from dy."""
     return alpha * dy
 
 
 def relu(xp: Namespace, x: Array) -> Array:
+    """Return max(x, 0)."""
     return xp.maximum(x, xp.zeros_like(x))
 
 
 def relu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    """Differentiate `relu`: dx from dy."""
     return dy * xp.astype(y > 0, y.dtype)
 
 
 def leaky_relu(xp: Namespace, x: Array, alpha: float = 0.01) -> Array:
+    """Return x above 0, alpha x below."""
     return xp.where(x < 0, alpha * x, x)
 
 
 def leaky_relu_bwd(xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 0.01) -> Array:
+    """Differentiate `leaky_relu`: dx from dy."""
     return xp.where(y < 0, alpha * dy, dy)
 
 
@@ -203,6 +221,7 @@ def thresholded_relu(xp: Namespace, x: Array, alpha: float = 1.0) -> Array:
 
 
 def thresholded_relu_bwd(xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 1.0) -> Array:
+    """Differentiate `thresholded_relu`: dx from dy."""
     return dy * xp.astype(y > alpha, y.dtype)
 
 
@@ -212,6 +231,7 @@ def scaled_tanh(xp: Namespace, x: Array, alpha: float = 1.0, beta: float = 1.0) 
 
 
 def scaled_tanh_bwd(xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 1.0, beta: float = 1.0) -> Array:
+    """Differentiate `scaled_tanh`: dx from dy."""
     return dy * (beta * (alpha - y * y / alpha))
 
 
@@ -222,6 +242,7 @@ def hard_sigmoid(xp: Namespace, x: Array, alpha: float = 0.2, beta: float = 0.5)
 
 
 def hard_sigmoid_bwd(xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 0.2, beta: float = 0.5) -> Array:
+    """Differentiate `hard_sigmoid`: dx from dy."""
     return dy * (alpha * xp.astype((y > 0) & (y < 1), y.dtype))
 
 
@@ -232,6 +253,7 @@ def elu(xp: Namespace, x: Array, alpha: float = 1.0) -> Array:
 
 
 def elu_bwd(xp: Namespace, dy: Array, x: Array, y: Array, alpha: float = 1.0) -> Array:
+    """Differentiate `elu`: dx from dy."""
     return xp.where(y > 0, dy, dy * (y + alpha))
 
 
@@ -239,10 +261,12 @@ SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772  # Klambauer et 
 
 
 def selu(xp: Namespace, x: Array) -> Array:
+    """Return `elu` with the scale and the alpha of Klambauer et al. 2017."""
     return SELU_SCALE * elu(xp, x, SELU_ALPHA)
 
 
 def selu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    """Differentiate `selu`: dx from dy."""
     return SELU_SCALE * elu_bwd(xp, dy, x, y / SELU_SCALE, SELU_ALPHA)
 
 
@@ -252,6 +276,7 @@ def softsign(xp: Namespace, x: Array) -> Array:
 
 
 def softsign_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    """Differentiate `softsign`: dx from dy."""
     slope = 1 - xp.abs(y)
     return dy * (slope * slope)
 
@@ -262,14 +287,17 @@ def softplus(xp: Namespace, x: Array) -> Array:
 
 
 def softplus_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    """Differentiate `softplus`: dx from dy."""
     return dy * -xp.expm1(-y)
 
 
 def exponential(xp: Namespace, x: Array) -> Array:
+    """Return exp(x)."""
     return xp.exp(x)
 
 
 def exponential_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
+    """Differentiate `exponential`: dx from dy."""
     return dy * y
 
 
@@ -280,6 +308,7 @@ def clamp(xp: Namespace, x: Array, limit: float) -> Array:
 
 
 def clamp_bwd(xp: Namespace, dy: Array, x: Array, limit: float) -> Array:
+    """Differentiate `clamp`: dx from dy."""
     return dy * xp.astype(xp.abs(x) < limit, dy.dtype)
 
 

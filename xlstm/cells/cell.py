@@ -52,34 +52,104 @@ class Cell:
     clip: float | None = None
 
     def gates(self, xp: Namespace, zx: Array, zh: Array, *state: Array, **own: Array) -> tuple[Any, ...]:
-        """Run one step: (*state, saved), from the products and the states before it.
+        """Run one step.
 
-        `saved` is a NamedTuple of what `gates_bwd` needs, arrays (rows, H, B) or (H, B), or None.
+        Parameters
+        ----------
+        xp : namespace
+        zx, zh : array (G, H, B)
+            The products of x and of h, biases included.
+        *state : arrays (H, B)
+            The states before the step, in the order of STATES.
+        **own : arrays
+            PARAMETERS by name.
+
+        Returns
+        -------
+        *state : arrays (H, B)
+            The states after the step.
+        saved : NamedTuple
+            The values that `gates_bwd` needs, arrays (rows, H, B) or (H, B), or None.
         """
         raise NotImplementedError
 
     def gates_bwd(self, xp: Namespace, saved: Any, *dstate: Array, **own: Array) -> tuple[Any, ...]:
-        """Differentiate one step: (dzx, dzh, *dstate0), from `saved` and the gradients of the states after it.
+        """Differentiate one step.
 
-        dzh is dzx itself where both products only enter as their sum. The gradient of h0 is None where h0 enters
-        through zh alone. Rows of dzx after those of the gates are kept for `own_bwd`.
+        Parameters
+        ----------
+        xp : namespace
+        saved : NamedTuple
+            From `gates`, or from `derivatives`.
+        *dstate : arrays (H, B)
+            The gradients of the states after the step.
+        **own : arrays
+            PARAMETERS by name.
+
+        Returns
+        -------
+        dzx, dzh : array (G, H, B)
+            dzh is dzx itself where both products only enter as their sum. Rows of dzx after those of the gates are kept
+            for `own_bwd`.
+        *dstate0 : arrays (H, B)
+            The gradients of the states before the step; that of h0 is None where h0 enters through zh alone.
         """
         raise NotImplementedError
 
     def derivatives(self, xp: Namespace, saved: Any, *carry: Array, **own: Array) -> Any:
-        """Compute the part of the derivative that needs no gradient, which `gates_bwd` gets in place of `saved`.
+        """Compute the part of the derivative that needs no gradient, for many steps at once.
 
-        It is computed for many steps at once, with an axis of time before H. `carry` are the states but h before
-        each step.
+        `gates_bwd` gets the result, a step at a time, in place of `saved`.
+
+        Parameters
+        ----------
+        xp : namespace
+        saved : NamedTuple
+            From `gates`, with an axis of time before H.
+        *carry : arrays (k, H, B)
+            The states but h before each step.
+        **own : arrays
+            PARAMETERS by name.
+
+        Returns
+        -------
+        NamedTuple
+            By default `saved`.
         """
         return saved
 
     def activated(self, xp: Namespace, saved: Any) -> Array:
-        """Return the values of all gates, (G, ...), from `saved`: by default its fields that are named in GATES."""
+        """Return the values of all gates.
+
+        Parameters
+        ----------
+        xp : namespace
+        saved : NamedTuple
+
+        Returns
+        -------
+        array (G, ...)
+            By default the fields of `saved` that are named in GATES.
+        """
         return xp.stack([getattr(saved, gate) for gate in self.GATES])
 
     def own_bwd(self, xp: Namespace, dz: Array, saved: Any, *carry: Array, **own: Array) -> dict[str, Array]:
-        """Return the gradients of PARAMETERS, up to axes of 1 in their shapes, from dz (rows, k, H, B), that of zx."""
+        """Return the gradients of PARAMETERS, up to axes of 1 in their shapes.
+
+        Parameters
+        ----------
+        xp : namespace
+        dz : array (rows, k, H, B)
+            The gradient of zx at k steps.
+        saved : NamedTuple
+            From `gates`.
+        *carry : arrays (k, H, B)
+        **own : arrays
+
+        Returns
+        -------
+        dict of str to array
+        """
         return {}
 
     def weights(self, xp: Namespace, w: Params) -> Params:

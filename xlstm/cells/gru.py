@@ -54,7 +54,7 @@ class Cell(cell.Cell):
     def derivatives(self, xp: Namespace, saved: Saved) -> Local:
         """Return a, r, z with dzx = a dh, dzh = dzx but r dzx for the candidate, and dh0 = z dh."""
         az, an = self._leak_bwd(xp, saved)
-        ar = self._gate_bwd(xp, 1, an * saved.m, saved)  # (2) through r, (1)
+        ar = self._gate_bwd(xp, 1, an * saved.m, saved)  # the reset gate: (2) through r, (1)
         return Local(xp.stack((az, ar, an)), saved.s[1, ...], saved.s[0, ...])
 
     def gates_bwd(self, xp: Namespace, local: Local, dh: Array) -> tuple[Array, Array, Array]:
@@ -69,7 +69,7 @@ class Cell(cell.Cell):
         return xp.concat((saved.s, saved.n[None, ...]))
 
     def _leak_bwd(self, xp: Namespace, saved: Saved) -> tuple[Array, Array]:
-        """Differentiate (3) by the pre-activations of z and n."""
+        """Differentiate (3) by the pre-activations of the update gate z and of the candidate n."""
         az = self._gate_bwd(xp, 0, saved.h0 - saved.n, saved)  # (3) through z, (1)
         return az, self._activate_bwd(xp, 1, 1 - saved.s[0, ...], saved.zn, saved.n)  # (3) through n, (2)
 
@@ -115,7 +115,7 @@ class ResetBefore(Cell):
     ) -> Local:
         """Return a, r, z with dz = (az dh, ar dq, an dh) and dh0 = z dh + r dq, where dq = Wn^T (an dh)."""
         az, an = self._leak_bwd(xp, saved)
-        ar = self._gate_bwd(xp, 1, saved.h0, saved)  # (2) through r, (1)
+        ar = self._gate_bwd(xp, 1, saved.h0, saved)  # the reset gate: (2) through r, (1)
         return Local(xp.stack((az, ar, an)), saved.s[1, ...], saved.s[0, ...])
 
     def gates_bwd(  # type: ignore[override]

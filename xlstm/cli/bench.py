@@ -22,7 +22,10 @@ from xlstm.estimators import plots
 
 
 def bench(
-    layers: Annotated[list[str] | None, typer.Argument(help="lstm, gru, rnn, slstm, mlstm; lstm if left out.")] = None,
+    layers: Annotated[
+        list[str] | None,
+        typer.Argument(help="lstm, gru, rnn, slstm, mlstm, or a layer of --import; lstm if left out."),
+    ] = None,
     size: Annotated[
         list[str] | None, typer.Option("--size", help="T,B,D,H; may be given several times. Five sizes if left out.")
     ] = None,
@@ -33,6 +36,10 @@ def bench(
         list[str] | None,
         typer.Option("--backend", help="numpy, cupy or torch, the first to be compared with; all usable if left out."),
     ] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Option("--import", metavar="FILE", help="Python file that registers cells; may be given several times."),
+    ] = None,
     inference: Annotated[bool, typer.Option("--inference", help="A forward pass only, which keeps nothing.")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="How often each is timed in turn, at least 0.15 s at a time.")] = 9,
     json: Annotated[Path | None, typer.Option("--json", help="Append results to this file, a line each.")] = None,
@@ -42,6 +49,8 @@ def bench(
 
     They run side by side, in turn. From which size on another backend is faster than the first is said at the end.
     """
+    for file in files or ():
+        benchmark.load(file)
     sizes = [benchmark.Size.of(text) for text in size] if size else [benchmark.Size(*s) for s in benchmark.SIZES]
     dtypes = dtype or ["float32"]
     todo = benchmark.cases(layers or ["lstm"], sizes, dtypes, not inference)
@@ -62,7 +71,7 @@ def bench(
             def show(now: str) -> None:
                 bar.update(task, description=now)
 
-            for done in benchmark.run(todo, chosen, rounds, show, lambda reason: err.print(f"note: {reason}")):
+            for done in benchmark.run(todo, chosen, rounds, show, _note, files or ()):
                 rows += done
                 bar.advance(task)
                 if json is not None:
@@ -81,6 +90,10 @@ def bench(
     if plot is not None:
         plots.comparison(plot, rows)
         out.print(f"picture: {plot}")
+
+
+def _note(reason: str) -> None:
+    err.print(f"note: {reason}")
 
 
 def _chosen(names: list[str] | None, dtypes: list[str]) -> list[Backend]:

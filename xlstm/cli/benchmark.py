@@ -6,9 +6,13 @@ library reaches, peak memory, and from which size on another backend is the fast
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from xlstm.arrays import blas, probe, threads
@@ -16,6 +20,7 @@ from xlstm.arrays.backend import Backend, backend, backend_of
 from xlstm.arrays.random import generator
 from xlstm.cli import peak
 from xlstm.cli.timing import Timing, interleave
+from xlstm.layers import custom
 from xlstm.layers.mlstm import mLSTM
 from xlstm.layers.recurrent import GRU, LSTM, RNN, sLSTM
 
@@ -113,10 +118,40 @@ def groups(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row
     return found
 
 
+def known() -> dict[str, type[Any]]:
+    """Return the layers that can be timed, by name: those of the library, then those of registered cells."""
+    return LAYERS | {name: layer for name, layer in custom.LAYERS.items() if layer not in LAYERS.values()}
+
+
+def load(path: Path) -> None:
+    """Run a Python file, which registers cells with `xlstm.register_cell`.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    ImportError
+        It fails; the message names the error.
+    """
+    name = f"xlstm_bench_{path.stem}"
+    spec = importlib.util.spec_from_loader(name, SourceFileLoader(name, str(path)))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # so that its classes find their module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        if isinstance(error, OSError) and error.filename == str(path):
+            raise
+        raise ImportError(f"import: {path} fails, {type(error).__name__}: {error}") from error
+
+
 def cases(layers: Sequence[str], sizes: Sequence[Size], dtypes: Sequence[str], train: bool = True) -> list[Case]:
     """Return all combinations, layer by layer, from little work to much; ValueError if a layer is unknown."""
-    if unknown := [name for name in layers if name not in LAYERS]:
-        raise ValueError(f"layer: {unknown[0]!r} is unknown, expected {', '.join(LAYERS)}")
+    if unknown := [name for name in layers if name not in known()]:
+        raise ValueError(f"layer: {unknown[0]!r} is unknown, expected {', '.join(known())}")
     unique = {Case(layer, size, dtype, train): None for layer in layers for dtype in dtypes for size in sizes}
     if not unique:
         raise ValueError("bench: nothing to time, expected at least one layer, size and dtype")
@@ -129,11 +164,13 @@ def run(
     rounds: int = 9,
     show: Callable[[str], object] = lambda now: None,
     miss: Callable[[str], object] = lambda reason: None,
+    files: Sequence[Path] = (),
 ) -> Iterator[list[Row]]:
     """Yield the rows of each case, one a backend, as they are done.
 
     A backend that does not have the dtype is left out of a case, and so is one that fails. `show` is told what is being
-    done, `miss` what could not be measured and why.
+    done, `miss` what could not be measured and why. `files` have been loaded, and are loaded again in the process that
+    measures memory.
     """
     speeds: dict[tuple[str, str], float] = {}
     for case in todo:
@@ -165,14 +202,15 @@ def run(
         for be in used:
             show(f"{be.name}: {case}, memory")
             ratio = timings[be.name].median / timings[used[0].name].median
-            taken, speed = _peak(case, be, miss), speeds[be.name, case.dtype]
+            taken, speed = _peak(case, be, miss, files), speeds[be.name, case.dtype]
             rows.append(Row(case, be.name, str(be), timings[be.name], operations(case), speed, taken, ratio))
         yield rows
 
 
-def _peak(case: Case, be: Backend, miss: Callable[[str], object]) -> int | None:
+def _peak(case: Case, be: Backend, miss: Callable[[str], object], files: Sequence[Path]) -> int | None:
+    given = [case.layer, list(case.size), case.dtype, case.train]
     try:
-        return peak.of("xlstm.cli.benchmark:prepare", [case.layer, list(case.size), case.dtype, case.train], be.name)
+        return peak.of("xlstm.cli.benchmark:prepare", given, be.name, [str(file) for file in files])
     except RuntimeError as error:
         miss(f"{case}: memory of {be.name} was not measured, {error}")
         return None
@@ -183,7 +221,7 @@ def call(case: Case, be: Backend) -> Callable[[], None]:
     T, B, D, H = case.size
     if be.name == "torch":
         probe.torch().set_num_threads(threads.available())
-    layer = LAYERS[case.layer](D, H)
+    layer = known()[case.layer](D, H)
     params, rng = layer.init(0, be), generator(0)
     x, dy = (be.asarray(rng.standard_normal((T, B, n))) for n in (D, H))
 
@@ -196,8 +234,10 @@ def call(case: Case, be: Backend) -> Callable[[], None]:
     return work
 
 
-def prepare(case: Sequence[Any], name: str) -> Callable[[], None]:
-    """Return the work of a case, given as a list, for a process of its own (`peak.of`)."""
+def prepare(case: Sequence[Any], name: str, files: Sequence[str] = ()) -> Callable[[], None]:
+    """Return the work of a case, given as a list, for a process of its own (`peak.of`), which loads the files first."""
+    for file in files:
+        load(Path(file))
     layer, size, dtype, train = case
     given, be = Case(layer, Size(*size), dtype, bool(train)), backend(name, dtype=dtype)
     call(given._replace(size=Size(2, given.size.B, 4, 4)), be)()
@@ -207,7 +247,7 @@ def prepare(case: Sequence[Any], name: str) -> Callable[[], None]:
 def operations(case: Case) -> float:
     """Return the operations of the matrix products: 2 for each weight and step, and twice as many again backward."""
     T, B, D, H = case.size
-    shapes = LAYERS[case.layer](D, H).shapes.values()
+    shapes = known()[case.layer](D, H).shapes.values()
     weights = sum(math.prod(n or 0 for n in dims.values()) for dims in shapes if len(dims) == 2)
     return 2.0 * weights * T * B * (3 if case.train else 1)
 

@@ -16,6 +16,14 @@ def carry_forward(values: Values) -> Values:
     """Fill each gap (NaN) with the last value before it, so that nothing of the future leaks in.
 
     Gaps at the beginning have no value before them and stay.
+
+    Parameters
+    ----------
+    values : array (N,)
+
+    Returns
+    -------
+    array (N,)
     """
     check_numbers("carry_forward", "values", values, 1)
     last = np.maximum.accumulate(np.where(np.isnan(values), 0, np.arange(len(values))))
@@ -31,7 +39,18 @@ class Split(NamedTuple):
 
 
 def split(length: int, validation: float = 0.2, test: float = 0.2) -> Split:
-    """Cut a series by time: the last share is `test`, the one before it `validation`, shares of the whole.
+    """Cut a series by time: the last share is `test`, the one before it `validation`.
+
+    Parameters
+    ----------
+    length : int
+        Rows of the series.
+    validation, test : float
+        Shares of the whole.
+
+    Returns
+    -------
+    Split
 
     Raises
     ------
@@ -62,7 +81,16 @@ class Scaler:
     def fit(cls, values: Values, center: bool = True) -> Scaler:
         """Return the scaler of the values that are there; give it the training part only.
 
-        With `center=False` the mean is taken as 0, and `std` is the root mean square.
+        Parameters
+        ----------
+        values : array
+            NaN is a gap.
+        center : bool
+            With False the mean is taken as 0, and `std` is the root mean square.
+
+        Returns
+        -------
+        Scaler
 
         Raises
         ------
@@ -96,9 +124,19 @@ class Scaler:
 
 
 def windows(values: Values, window: int, horizon: int = 1) -> tuple[Values, Values]:
-    """Return every stretch of `window` values and the `horizon` values after it: (N, window), (N, horizon).
+    """Return every stretch of `window` values and the `horizon` values after it.
 
     Row k has the targets values[window + k : window + k + horizon]. The arrays are views.
+
+    Parameters
+    ----------
+    values : array (N,)
+    window, horizon : int
+
+    Returns
+    -------
+    x : array (M, window)
+    target : array (M, horizon)
 
     Raises
     ------

@@ -99,7 +99,22 @@ class Series:
 
 
 def bundled(name: str) -> Path:
-    """Return the path of a CSV file of the package: "sunspots" (monthly, 1749-1983) or "co2" (weekly, 1958-2001)."""
+    """Return the path of a CSV file of the package.
+
+    Parameters
+    ----------
+    name : {"sunspots", "co2"}
+        Monthly sunspots, 1749-1983, or weekly CO2, 1958-2001.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    ValueError
+        There is no such series.
+    """
     if name not in DATASETS:
         raise ValueError(f"dataset: {name!r} is unknown, expected one of {', '.join(DATASETS)}")
     return Path(__file__).parent / "datasets" / f"{name}.csv"
@@ -120,6 +135,10 @@ def read_csv(path: str | os.PathLike[str], column: str | None = None, usual: str
         Name of the column; not needed if only one holds numbers.
     usual : str, optional
         Taken if no column is named, several hold numbers, and this is one of them.
+
+    Returns
+    -------
+    Series
 
     Raises
     ------

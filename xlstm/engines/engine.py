@@ -63,9 +63,22 @@ class Engine(Protocol):
         """
 
     def backward(self, tape: Tape, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
-        """Differentiate all steps, from dy (N, P) and the gradients of the final state.
+        """Differentiate all steps.
 
-        Returns the gradients of every step and those of the initial state.
+        Parameters
+        ----------
+        tape : Tape
+        dy : array (N, P) or None
+            The gradient of y.
+        dstate : arrays (P, B), (H, B), ...
+            The gradient of the final state.
+
+        Returns
+        -------
+        gradients : Gradients
+            Those of every step.
+        dstate : list of arrays as `dstate`
+            The gradient of the initial state.
         """
 
 
@@ -117,6 +130,14 @@ def step(step: Step, x: Array, state: Sequence[Array]) -> Sequence[Array]:
 @contextlib.contextmanager
 def use(name: str) -> Iterator[None]:
     """Run every recurrence in this context in the engine of a name, which raises where it cannot.
+
+    Parameters
+    ----------
+    name : {"cuda", "numba", "array_api"}
+
+    Returns
+    -------
+    context manager
 
     Raises
     ------

@@ -31,15 +31,28 @@ AR_ORDER = 24  # coefficients of the linear autoregression it is compared with
 
 @dataclass(frozen=True)
 class Score:
-    """Forecasts of the test part and their root mean square errors (horizon,), in the series' own units."""
+    """Forecasts of the test part and their root mean square errors, in the series' own units.
+
+    Attributes
+    ----------
+    model, persistence, autoregression : array (horizon,)
+    order : int
+        Coefficients of the autoregression.
+    points : int
+        Values forecast one step ahead that are there to compare with.
+    at : array (N,)
+        Positions of the first value of each forecast.
+    forecasts : array (N, horizon)
+        Those of the model.
+    """
 
     model: Values
     persistence: Values
     autoregression: Values
-    order: int  # coefficients of the autoregression
-    points: int  # values forecast one step ahead that are there to compare with
-    at: np.ndarray[Any, Any]  # (N,) positions of the first value of each forecast
-    forecasts: Values  # (N, horizon) of the model
+    order: int
+    points: int
+    at: np.ndarray[Any, Any]
+    forecasts: Values
 
 
 class Forecaster:
@@ -90,7 +103,19 @@ class Forecaster:
         self.trained: loop.Trained | None = None
 
     def fit(self, values: Any, progress: Callable[[loop.Progress], None] | None = None) -> Forecaster:
-        """Train on a series; NaN is a gap, which is bridged by the value before it and never a target.
+        """Train on a series.
+
+        Parameters
+        ----------
+        values : array (N,)
+            The series; NaN is a gap, which is bridged by the value before it and never a target.
+        progress : callable, optional
+            Called with a `training.Progress` after every step.
+
+        Returns
+        -------
+        Forecaster
+            Itself.
 
         Raises
         ------
@@ -127,7 +152,21 @@ class Forecaster:
     def examples(self, values: Any) -> tuple[dict[str, Windows], Scalers]:
         """Return the windows to train on, to validate with and to test on, by part, and their scaling.
 
-        Raises as `fit` does.
+        Parameters
+        ----------
+        values : array (N,)
+            The series; NaN is a gap.
+
+        Returns
+        -------
+        windows : dict of str to Windows
+            "train", "validation" and "test".
+        scalers : Scalers
+
+        Raises
+        ------
+        ValueError, TypeError, BackendError
+            As `fit` does.
         """
         s = self.settings
         precisions.named(s.precision, self.backend)  # a precision that cannot be had is refused before any work
@@ -151,9 +190,27 @@ class Forecaster:
         return found, scalers
 
     def predict(self, values: Any, steps: int | None = None) -> Values:
-        """Return the `steps` values after the end of a series, by default as many as the horizon.
+        """Return the values after the end of a series.
 
         Beyond the horizon the predictions are fed back as if they had been observed.
+
+        Parameters
+        ----------
+        values : array (N,)
+            The series; NaN is a gap.
+        steps : int, optional
+            How many values; by default as many as the horizon.
+
+        Returns
+        -------
+        array (steps,)
+
+        Raises
+        ------
+        ValueError
+            It is not fitted, or the series is shorter than the window or out of range.
+        FloatingPointError
+            The forecast is not finite.
         """
         steps = self.settings.horizon if steps is None else checks.size("Forecaster", "steps", steps)
         known = carry_forward(series(values))
@@ -172,7 +229,19 @@ class Forecaster:
         return np.array(ahead[:steps])
 
     def forecasts(self, values: Any) -> tuple[np.ndarray[Any, Any], Values]:
-        """Return all forecasts over the test part: positions (N,) of their first values, and values (N, horizon)."""
+        """Return all forecasts over the test part.
+
+        Parameters
+        ----------
+        values : array (N,)
+            The series; NaN is a gap.
+
+        Returns
+        -------
+        at : array (N,)
+            Positions of the first value of each forecast.
+        forecasts : array (N, horizon)
+        """
         values = series(values)
         rows = self._rows(len(values))["test"]
         known = carry_forward(values)
@@ -210,6 +279,16 @@ class Forecaster:
     @reading.brief()
     def load(cls, path: str | os.PathLike[str], backend: str | Backend | None = None) -> Forecaster:
         """Read a file that `save` wrote.
+
+        Parameters
+        ----------
+        path : path
+        backend : str or Backend, optional
+            As for `xlstm.backend`, by default "auto".
+
+        Returns
+        -------
+        Forecaster
 
         Raises
         ------

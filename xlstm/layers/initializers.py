@@ -14,7 +14,7 @@ Draw = Callable[[np.random.Generator, tuple[int, ...]], Values]  # the initial v
 
 
 def _uniform(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int) -> Values:
-    """U(-1/sqrt(H), 1/sqrt(H)) for every weight and bias, as `torch.nn.LSTM`."""
+    """U(-1/sqrt(H), 1/sqrt(H)) for every weight and bias, as `torch.nn.LSTM`: the default of gated layers."""
     return rng.uniform(-(H**-0.5), H**-0.5, shape)
 
 

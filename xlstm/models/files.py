@@ -34,10 +34,18 @@ LANGUAGE = ("vocab_size", "tied", "logit_cap", "embedding_dropout", "batch_first
 def save(path: str | os.PathLike[str], model: Model, params: Params) -> None:
     """Write a model or a layer, its description and its parameters, to a safetensors file, whole or not at all.
 
+    Parameters
+    ----------
+    path : path
+    model : SequenceModel, xLSTMLanguageModel, or a layer
+    params : dict of str to array
+
     Raises
     ------
     ValueError
         `params` are not those of the model.
+    TypeError
+        `model` is of another class.
     OSError
         The folder cannot be written to.
     """

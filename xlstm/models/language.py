@@ -131,7 +131,20 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         seed: Seed | None = None,
         keep: bool | None = None,
     ) -> tuple[Array, State, Saved | None]:
-        """Return logits of the token after each of tokens (B, T): (B, T, V); other arguments as of `LSTM.forward`.
+        """Return logits of the token after each token.
+
+        Parameters
+        ----------
+        params : dict
+        tokens : whole numbers (B, T)
+        state, train, lengths, seed, keep
+            As of `LSTM.forward`.
+
+        Returns
+        -------
+        logits : array (B, T, V)
+        state : tuple
+        saved : Saved or None
 
         Raises
         ------
@@ -142,14 +155,38 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         return super().forward(params, tokens, state, train, lengths=lengths, seed=seed, keep=keep)
 
     def backward(self, params: Params, saved: Any, dlogits: Array | None, dstate: Any = None) -> tuple[Any, ...]:
-        """Return gradients of params and of the initial state from those of the logits and of the final state.
+        """Return the gradients of the parameters and of the initial state; see `LSTM.backward`.
 
-        Between them is None, in the place of a gradient by tokens.
+        Parameters
+        ----------
+        params : dict
+        saved : Saved
+        dlogits : array (B, T, V), or None
+        dstate : tuple as the state, optional
+
+        Returns
+        -------
+        grads : dict
+        None
+            In the place of a gradient by tokens.
+        dstate : tuple as the state
         """
         return super().backward(params, saved, dlogits, dstate)
 
     def step(self, params: Params, tokens: Array, state: Any = None) -> tuple[Array, State]:
-        """Return logits (B, V) of the token after one token of each sequence, (B,), and the state after it."""
+        """Return logits of the token after one token of each sequence, and the state after it.
+
+        Parameters
+        ----------
+        params : dict
+        tokens : whole numbers (B,)
+        state : tuple, optional
+
+        Returns
+        -------
+        logits : array (B, V)
+        state : tuple
+        """
         return super().step(params, tokens, state)
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
@@ -189,7 +226,20 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         return self._head(xp, p, y)[0], end
 
     def loss(self, logits: Array, targets: Array, mask: Array | None = None) -> tuple[Array, Array]:
-        """Return the mean cross-entropy of the targets in nats, and its gradient; see `losses.cross_entropy`."""
+        """Return the mean cross-entropy of the targets in nats, and its gradient.
+
+        Parameters
+        ----------
+        logits : array (B, T, V)
+        targets : whole numbers (B, T)
+        mask : bool array, optional
+            Targets that count.
+
+        Returns
+        -------
+        loss : 0-d array
+        dlogits : array (B, T, V)
+        """
         return cross_entropy(logits, targets, mask)
 
     def generate(

@@ -1,4 +1,4 @@
-"""The training loop, losses, optimizers, precision and checkpoints."""
+"""The training loop, losses, optimisers with gradient clipping, schedules, precision and checkpoints."""
 
 from xlstm.training.feed import Batches
 from xlstm.training.loop import Progress, Trained, evaluate, train

@@ -65,6 +65,17 @@ def kind_of(path: str | os.PathLike[str]) -> str:
 def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Host], dict[str, Any]]:
     """Read a model file: its arrays, on the host, and its configuration.
 
+    Parameters
+    ----------
+    path : path
+    kind : str
+        The kind of model that the file should hold.
+
+    Returns
+    -------
+    arrays : dict of str to NumPy array
+    config : dict
+
     Raises
     ------
     FileNotFoundError

@@ -27,7 +27,8 @@ class Batches(Protocol):
     """`Windows`, `Streams`, or anything else that yields batches."""
 
     def __len__(self) -> int: ...
-    def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]: ...
+    def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
+        """Yield the batches of one epoch, in an order that `rng` may decide."""
 
 
 class Inputs(NamedTuple):

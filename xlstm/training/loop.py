@@ -37,15 +37,30 @@ class Progress:
 
 @dataclass(frozen=True)
 class Trained:
-    """The result of training: the best weights and how it went."""
+    """The result of training: the best weights and how it went.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        The best weights.
+    losses : list of float
+        One a step.
+    validations : list of float
+        One an epoch.
+    best_epoch : int
+    stopped_early : bool
+    seconds : float
+    skipped : int
+        Steps left out because gradients overflowed in a lower precision.
+    """
 
     params: Params = field(repr=False)
-    losses: list[float] = field(repr=False)  # one a step
-    validations: list[float] = field(repr=False)  # one an epoch
+    losses: list[float] = field(repr=False)
+    validations: list[float] = field(repr=False)
     best_epoch: int
     stopped_early: bool
     seconds: float
-    skipped: int = 0  # steps left out because gradients overflowed in a lower precision
+    skipped: int = 0
 
 
 def train(
@@ -192,7 +207,18 @@ def train(
 def evaluate(model: Any, params: Params, data: Batches, loss: Loss | None = None) -> float:
     """Return the mean loss over all of `data`, with the state carried as in training.
 
-    Parameters are as for `train`.
+    Parameters
+    ----------
+    model : object
+        As for `train`.
+    params : dict of str to array
+    data : Batches
+    loss : callable, optional
+        As for `train`.
+
+    Returns
+    -------
+    float
 
     Raises
     ------

@@ -41,14 +41,54 @@ def mse(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Arra
 
 
 def mae(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Array]:
-    """Mean absolute error, mean(|y - target|); arguments as for `mse`. The gradient at 0 is 0."""
+    """Mean absolute error, mean(|y - target|), and its gradient by y, which is 0 at 0.
+
+    Parameters
+    ----------
+    y, target : array
+        Prediction and truth, of one shape.
+    mask : bool array, optional
+        Elements that count.
+
+    Returns
+    -------
+    loss : 0-d array
+    dy : array
+        In the shape of y.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Shapes, libraries or dtypes do not match.
+    """
     xp, weight = _regression("mae", y, target, mask)
     e = y - target
     return xp.sum(weight * xp.abs(e)), weight * xp.sign(e)
 
 
 def huber(y: Array, target: Array, mask: Array | None = None, delta: float = 1.0) -> tuple[Array, Array]:
-    """Mean of e^2/2 where |e| <= delta, else delta (|e| - delta/2); arguments as for `mse` (Huber 1964)."""
+    """Mean of e^2/2 where |e| <= delta, else delta (|e| - delta/2), and its gradient by y (Huber 1964).
+
+    Parameters
+    ----------
+    y, target : array
+        Prediction and truth, of one shape.
+    mask : bool array, optional
+        Elements that count.
+    delta : float
+        Where the square ends.
+
+    Returns
+    -------
+    loss : 0-d array
+    dy : array
+        In the shape of y.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Shapes, libraries or dtypes do not match, or `delta` is not above 0.
+    """
     delta = checks.above_0("huber", "delta", delta)
     xp, weight = _regression("huber", y, target, mask)
     e = y - target
@@ -67,6 +107,16 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
         raise an error would stall a GPU.
     mask : bool array, optional
         Labels that count.
+
+    Returns
+    -------
+    loss : 0-d array
+    dlogits : array (..., V)
+
+    Raises
+    ------
+    ValueError, TypeError
+        Shapes, libraries or dtypes do not match.
     """
     xp = namespace("cross_entropy", {"logits": logits})
     if logits.ndim == 0 or logits.shape[-1] == 0:

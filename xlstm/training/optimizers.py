@@ -41,6 +41,20 @@ class Optimizer(NamedTuple):
 def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> Optimizer:
     """Gradient descent, p -= lr g, with heavy-ball or Nesterov momentum (Sutskever et al. 2013).
 
+    Parameters
+    ----------
+    lr : float or Schedule
+    momentum : float
+        Share of the last step that is kept, less than 1.
+    nesterov : bool
+        Take the gradient where the momentum leads.
+    weight_decay : float
+        Factor of the weights that is added to their gradients.
+
+    Returns
+    -------
+    Optimizer
+
     Raises
     ------
     ValueError
@@ -56,7 +70,27 @@ def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, wei
 def rmsprop(
     lr: float | Schedule, alpha: float = 0.99, eps: float = 1e-8, momentum: float = 0.0, weight_decay: float = 0.0
 ) -> Optimizer:
-    """Divide g by the root of its running mean square plus eps (Tieleman & Hinton 2012)."""
+    """Divide g by the root of its running mean square plus eps (Tieleman & Hinton 2012).
+
+    Parameters
+    ----------
+    lr : float or Schedule
+    alpha : float
+        Decay of the running mean square.
+    eps : float
+    momentum : float
+    weight_decay : float
+        Factor of the weights that is added to their gradients.
+
+    Returns
+    -------
+    Optimizer
+
+    Raises
+    ------
+    ValueError, TypeError
+        A setting is out of range, or no number.
+    """
     alpha, eps = checks.rate("rmsprop", "alpha", alpha), checks.non_negative("rmsprop", "eps", eps)
     momentum = checks.rate("rmsprop", "momentum", momentum)
     decay = checks.squared("rmsprop", "weight_decay", weight_decay)
@@ -67,14 +101,52 @@ def rmsprop(
 def adam(
     lr: float | Schedule, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0
 ) -> Optimizer:
-    """Adam (Kingma & Ba 2015); weight decay is added to the gradient."""
+    """Make Adam (Kingma & Ba 2015); weight decay is added to the gradient.
+
+    Parameters
+    ----------
+    lr : float or Schedule
+    betas : (float, float)
+        Decay of the running means of g and of g^2.
+    eps : float
+    weight_decay : float
+        Factor of the weights that is added to their gradients.
+
+    Returns
+    -------
+    Optimizer
+
+    Raises
+    ------
+    ValueError, TypeError
+        A setting is out of range, or no number.
+    """
     return _adam("adam", lr, betas, eps, weight_decay, decoupled=False)
 
 
 def adamw(
     lr: float | Schedule, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01
 ) -> Optimizer:
-    """Adam with decoupled weight decay, p *= 1 - lr weight_decay (Loshchilov & Hutter 2019)."""
+    """Make Adam with decoupled weight decay, p *= 1 - lr weight_decay (Loshchilov & Hutter 2019).
+
+    Parameters
+    ----------
+    lr : float or Schedule
+    betas : (float, float)
+        Decay of the running means of g and of g^2.
+    eps : float
+    weight_decay : float
+        Share of the weights that is taken away, times the learning rate.
+
+    Returns
+    -------
+    Optimizer
+
+    Raises
+    ------
+    ValueError, TypeError
+        A setting is out of range, or no number.
+    """
     return _adam("adamw", lr, betas, eps, weight_decay, decoupled=True)
 
 
@@ -199,7 +271,21 @@ class _Adam(_Rule):
 
 
 def global_norm(grads: Params) -> Array:
-    """Return the Euclidean norm of all gradients together, a 0-d array."""
+    """Return the Euclidean norm of all gradients together, a 0-d array.
+
+    Parameters
+    ----------
+    grads : dict of str to array
+
+    Returns
+    -------
+    0-d array
+
+    Raises
+    ------
+    TypeError, ValueError
+        `grads` is no dict of arrays, or they do not belong together.
+    """
     checks.mapping("global_norm", grads, "gradients")
     xp = namespace("global_norm", grads)
     squares = [xp.sum(g * g) for g in grads.values()]
@@ -209,7 +295,21 @@ def global_norm(grads: Params) -> Array:
 def clip_global_norm(grads: Params, limit: float, norm: Array | None = None) -> Params:
     """Scale all gradients together so that their global norm is at most `limit` (Pascanu et al. 2013).
 
-    `norm` is the global norm where it is known already.
+    Parameters
+    ----------
+    grads : dict of str to array
+    limit : float
+    norm : 0-d array, optional
+        The global norm, where it is known already.
+
+    Returns
+    -------
+    dict of str to array
+
+    Raises
+    ------
+    TypeError, ValueError
+        `grads` is no dict of arrays, or they do not belong together; `limit` is not above 0.
     """
     limit = checks.above_0("clip_global_norm", "limit", limit)
     checks.mapping("clip_global_norm", grads, "gradients")
@@ -220,7 +320,22 @@ def clip_global_norm(grads: Params, limit: float, norm: Array | None = None) -> 
 
 
 def clip_value(grads: Params, limit: float) -> Params:
-    """Clip every element of every gradient to [-limit, limit]."""
+    """Clip every element of every gradient to [-limit, limit].
+
+    Parameters
+    ----------
+    grads : dict of str to array
+    limit : float
+
+    Returns
+    -------
+    dict of str to array
+
+    Raises
+    ------
+    TypeError, ValueError
+        `grads` is no dict of arrays, or they do not belong together; `limit` is not above 0.
+    """
     limit = checks.above_0("clip_value", "limit", limit)
     checks.mapping("clip_value", grads, "gradients")
     xp = namespace("clip_value", grads)

@@ -89,8 +89,22 @@ class Mixed:
     def below(self, home: Backend) -> Backend:
         """Return the backend that forward and backward run on, from that of the masters.
 
-        Masters that are of a lower dtype themselves are a ValueError, a CPU is a TypeError, and something that the
-        dtype needs and that is missing is a BackendError.
+        Parameters
+        ----------
+        home : Backend
+
+        Returns
+        -------
+        Backend
+
+        Raises
+        ------
+        ValueError
+            The masters are of a lower dtype themselves.
+        TypeError
+            The device is a CPU.
+        BackendError
+            Something that the dtype needs is missing.
         """
         low = backend_of(home, self.dtype)
         if home.dtype in HALVES:
@@ -143,6 +157,14 @@ def tf32(on: bool = True) -> contextlib.AbstractContextManager[None]:
     This holds for CuPy's products in the whole process, and for those in the kernels of recurrent layers (`cuda.use`).
     `tf32(False)` is the opposite, where CUPY_TF32=1 or an outer `tf32()` holds. The end of the block restores what was
     there before.
+
+    Parameters
+    ----------
+    on : bool
+
+    Returns
+    -------
+    context manager
 
     Raises
     ------

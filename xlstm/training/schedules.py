@@ -12,12 +12,43 @@ Schedule = Callable[[int], float]
 
 
 def constant(lr: float) -> Schedule:
-    """Keep the same learning rate for ever."""
+    """Keep the same learning rate for ever.
+
+    Parameters
+    ----------
+    lr : float
+
+    Returns
+    -------
+    Schedule
+
+    Raises
+    ------
+    ValueError, TypeError
+        A setting is out of range, or no number.
+    """
     return functools.partial(_constant, rate=checks.above_0("constant", "lr", lr))
 
 
 def step_decay(lr: float, every: int, factor: float = 0.1) -> Schedule:
-    """Multiply lr by `factor`, which is at most 1, after each `every` updates."""
+    """Multiply lr by `factor`, which is at most 1, after each `every` updates.
+
+    Parameters
+    ----------
+    lr : float
+    every : int
+        Updates between two changes.
+    factor : float
+
+    Returns
+    -------
+    Schedule
+
+    Raises
+    ------
+    ValueError, TypeError
+        A setting is out of range, or no number.
+    """
     rate, every = checks.above_0("step_decay", "lr", lr), checks.count("step_decay", "every", every)
     factor = checks.non_negative("step_decay", "factor", factor)
     if factor > 1:
@@ -26,13 +57,46 @@ def step_decay(lr: float, every: int, factor: float = 0.1) -> Schedule:
 
 
 def cosine(lr: float, steps: int, floor: float = 0.0) -> Schedule:
-    """Go down from lr to `floor` along half a cosine in `steps` updates, and stay there (Loshchilov & Hutter 2017)."""
+    """Go down from lr to `floor` along half a cosine in `steps` updates, and stay there (Loshchilov & Hutter 2017).
+
+    Parameters
+    ----------
+    lr : float
+        The rate of the first update.
+    steps : int
+    floor : float
+        The rate of the last updates.
+
+    Returns
+    -------
+    Schedule
+
+    Raises
+    ------
+    ValueError, TypeError
+        A setting is out of range, or no number.
+    """
     rate, steps = checks.above_0("cosine", "lr", lr), checks.count("cosine", "steps", steps)
     return functools.partial(_cosine, rate=rate, steps=steps, floor=checks.non_negative("cosine", "floor", floor))
 
 
 def warmup(steps: int, then: Schedule) -> Schedule:
-    """Rise in a straight line to `then(0)` over `steps` updates, and follow `then` from its beginning."""
+    """Rise in a straight line to `then(0)` over `steps` updates, and follow `then` from its beginning.
+
+    Parameters
+    ----------
+    steps : int
+    then : Schedule
+
+    Returns
+    -------
+    Schedule
+
+    Raises
+    ------
+    TypeError, ValueError
+        `steps` is no count, or `then` no schedule.
+    """
     steps, then = checks.count("warmup", "steps", steps), schedule("warmup", "then", then)
     return functools.partial(_warmup, steps=steps, then=then)
 

@@ -1,7 +1,7 @@
 """Names and orders of Keras 3.
 
 Keras has kernels (D, G*H) with gates in order i f c o (ours i o f g) and z r h (ours z r n), and one bias; a GRU with
-`reset_after` has a bias (2, 3H).
+`reset_after` has a bias (2, 3H). `reordered` in `interop/common.py` puts the rows of arrays into the order of `ORDER`.
 """
 
 from __future__ import annotations

@@ -94,6 +94,16 @@ def from_torch(
 def kind_of(path: str | os.PathLike[str], prefix: str = "") -> str:
     """Return the kind of module whose weights a safetensors file holds, by the shape of its recurrent weights.
 
+    Parameters
+    ----------
+    path : path
+    prefix : str
+        Beginning of the names of the weights.
+
+    Returns
+    -------
+    str
+
     Raises
     ------
     ValueError
