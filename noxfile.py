@@ -35,8 +35,11 @@ nox.options.sessions = ["lint", "types", "tests", *(["pythons"] if OTHERS else [
 # Two processes; one that is done takes tests from the other, which has begun with those that come after it in the list:
 # so most files, and what they compile and import, stay in one process.
 PYTEST = ["pytest", "-n", "2", "--dist", "worksteal", "-q"]
-# The tests of recurrent layers, and the environment of every path that layers can take beside the usual one.
 RECURRENT = [f"tests/test_{name}.py" for name in ("lstm", "slstm", "lengths", "recurrent", "training")]
+# With others that compile many loops these run in processes of their own: compiled code stays in memory.
+LOOPS = ("compiled", "engines", "activations", "custom_cells", "module")
+COMPILING = [*RECURRENT, *(f"tests/test_{name}.py" for name in LOOPS)]
+# The environment of every path that recurrent layers of NumPy arrays can take beside the usual one.
 PATHS = [
     {"XLSTM_COMPILE": "0", "XLSTM_NUM_THREADS": "1"},
     {"XLSTM_COMPILE": "0", "XLSTM_TEST_PLAN": "parts"},
@@ -84,7 +87,7 @@ def tests(session: nox.Session) -> None:
     layers. There each value occurs in one case, since tests/test_compiled.py compares the paths on every option.
     """
     install_all(session)
-    session.run(*PYTEST, "--cover", "2", *session.posargs)
+    run_all(session, "--cover", "2")
     if session.posargs:
         return
     on_every_path(session, "--cover", "1")
@@ -95,7 +98,7 @@ def tests(session: nox.Session) -> None:
 def full(session: nox.Session) -> None:
     """Every case of every test, and every case of what recurs on every path."""
     install_all(session)
-    session.run(*PYTEST, *session.posargs)
+    run_all(session)
     if not session.posargs:
         on_every_path(session)
 
@@ -103,6 +106,15 @@ def full(session: nox.Session) -> None:
 def install_all(session: nox.Session) -> None:
     """Install the project and everything that any test uses; files are compiled when they are imported."""
     session.install("--no-compile", "-e", ".[fast]", *group("test", "torch", "bench", "device"))
+
+
+def run_all(session: nox.Session, *arguments: str) -> None:
+    """Run all tests, or those that the command line of nox names."""
+    if session.posargs:
+        session.run(*PYTEST, *arguments, *session.posargs)
+    else:
+        session.run(*PYTEST, *arguments, *COMPILING)
+        session.run(*PYTEST, *arguments, *(f"--ignore={path}" for path in COMPILING))
 
 
 def on_every_path(session: nox.Session, *arguments: str) -> None:
