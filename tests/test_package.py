@@ -1,4 +1,4 @@
-"""What the package is to its users: what it needs, how fast it imports, and that its words are true."""
+"""The package as its users see it: its requirements, the time of its import, its public names and its README."""
 
 import doctest
 import importlib.util

@@ -1,4 +1,4 @@
-"""What a forward pass keeps: the same names whatever engine wrote it."""
+"""The tape of a forward pass: the values that it keeps, under the same names whatever engine wrote them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xlstm.engines.step import Step
 
 
 class Kept(NamedTuple):
-    """What is kept of the steps of one segment, time first."""
+    """The values that are kept of the steps of one segment, time first."""
 
     segment: Segment
     carry: Sequence[Array]  # the states but h, before the first step and after every step, (k + 1, H, n)
@@ -24,7 +24,7 @@ class Kept(NamedTuple):
 
 
 class Tape:
-    """What a forward pass over one layer and direction keeps for the backward pass and for reading.
+    """The values that a forward pass over one layer and direction keeps for the backward pass and for reading.
 
     It refers to the arrays `x` and `y` of the call: those must not be changed in place before `backward`.
 
@@ -67,7 +67,7 @@ class Tape:
 
     @property
     def segments(self) -> list[Kept]:
-        """What is kept, by segments, with what the cell saved made again where it was not kept."""
+        """The kept values by segments; those of the cell are made again where they were not kept."""
         return [self.complete(kept) for part in self.kept for kept in part]
 
     def complete(self, kept: Kept) -> Kept:

@@ -26,7 +26,7 @@ NO_MASKS = Masks()
 
 @dataclass(frozen=True)
 class Pass:
-    """What one layer and direction kept, readable time first and in the order of time."""
+    """The values that one layer and direction kept, readable time first and in the order of time."""
 
     packing: Packing
     reverse: bool
@@ -51,7 +51,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Kept:
-    """What all layers and directions kept."""
+    """The values that all layers and directions kept."""
 
     passes: dict[str, Pass]
     masks: list[Array | None]  # of dropout, of the input of each layer
