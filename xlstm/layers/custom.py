@@ -86,9 +86,7 @@ def register_cell(cell: type[Cell], name: str | None = None) -> type[Recurrent]:
     """
     where = "register_cell"
     if not (isinstance(cell, type) and issubclass(cell, Cell) and dataclasses.is_dataclass(cell)):
-        raise TypeError(
-            f"{where}: cell is {checks.shown(cell)}, expected a frozen dataclass derived from xlstm.cells.Cell"
-        )
+        raise TypeError(f"{where}: cell is {checks.shown(cell)}, expected a frozen dataclass derived from xlstm.Cell")
     name = checks.text(where, "name", cell.__name__ if name is None else name)
     if not name.isidentifier():
         raise ValueError(f"{where}: name is {checks.shown(name)}, expected a name that a class can have")
