@@ -108,7 +108,7 @@ class Backend(Portable):
         if self.name not in NAMES:
             return super().__reduce__()  # type: ignore[return-value]
         device = self.device.id if self.name == "cupy" else str(self.device)
-        return _restored, (self.name, device, self.dtype, self.reason)
+        return _restored, (type(self), self.name, device, self.dtype, self.reason)
 
 
 def backend(name: str = "auto", device: Any = None, dtype: DType = "float32") -> Backend:
@@ -199,8 +199,9 @@ def device_name(chosen: Backend) -> str:
     return "CPU" if str(chosen.device) == "cpu" else str(chosen.device)
 
 
-def _restored(name: str, device: Any, dtype: str, reason: str) -> Backend:
-    return replace(backend(name, device, dtype), reason=reason)
+def _restored(kind: type[Backend], name: str, device: Any, dtype: str, reason: str) -> Backend:
+    made = backend(name, device, dtype)
+    return kind(made.name, made.xp, made.device, made.dtype, reason)
 
 
 def _with_dtype(chosen: Backend, given: DType) -> Backend:
