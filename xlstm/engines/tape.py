@@ -85,7 +85,7 @@ class Tape:
         return kept._replace(saved=saved._make(None if a is None else swap(xp, a) for a in saved))
 
     def gates(self) -> Array:
-        """Value of every gate at every step, in the order of the cell's GATES, (N, G, H)."""
+        """Return the value of every gate at every step, in the order of the cell's GATES, (N, G, H)."""
         xp, step = self.step.xp, self.step
 
         def values(kept: Kept) -> Array:
@@ -95,7 +95,7 @@ class Tape:
         return self.rows(values, (step.G, step.H))
 
     def state(self, name: str) -> Array:
-        """A state after every step, (N, P) or (N, H)."""
+        """Return a state after every step, (N, P) or (N, H)."""
         names = self.step.cell.STATES
         if name not in names:
             raise AttributeError(f"this cell has no state {name}, only {', '.join(names)}")
@@ -105,7 +105,7 @@ class Tape:
         return self.rows(lambda kept: kept.carry[k][1:, ...], (self.step.H,))
 
     def rows(self, of: Callable[[Kept], Array], shape: tuple[int, ...]) -> Array:
-        """Arrays (k, ..., n) of every segment as rows (N, ...)."""
+        """Return arrays (k, ..., n) of every segment as rows (N, ...)."""
         xp = self.step.xp
         found = xp.empty((self.x.shape[0], *shape), dtype=self.x.dtype, device=device_of(self.x))
         for kept in self.segments:

@@ -211,7 +211,7 @@ class RNN(Recurrent):
 
 
 def _forget_bias(where: str, name: str, value: Any) -> float | str:
-    """A number, or "powerlaw"."""
+    """Return a checked number, or "powerlaw"."""
     if isinstance(value, str) and value == "powerlaw":
         return "powerlaw"
     return float(checks.finite(where, name, value))
