@@ -41,6 +41,7 @@ PATHS = [
     {"XLSTM_COMPILE": "0", "XLSTM_NUM_THREADS": "1"},
     {"XLSTM_COMPILE": "0", "XLSTM_TEST_PLAN": "parts"},
     {"XLSTM_COMPILE": "1", "XLSTM_TEST_PLAN": "parts"},
+    {"XLSTM_COMPILE": "1", "XLSTM_TEST_PLAN": "shared"},
 ]
 # Another version of Python or of a package changes what a line of code does, not how options go together: each value is
 # tested once, and other backends need no second run. Loops are compiled by the tests of them alone, which do so for
