@@ -44,6 +44,7 @@ PATHS = [
     {"XLSTM_COMPILE": "0", "XLSTM_NUM_THREADS": "1"},
     {"XLSTM_COMPILE": "0", "XLSTM_TEST_PLAN": "parts"},
     {"XLSTM_COMPILE": "1", "XLSTM_TEST_PLAN": "parts"},
+    {"XLSTM_COMPILE": "1", "XLSTM_TEST_PLAN": "shared"},
 ]
 # Another version of Python or of a package changes what a line of code does, not how options go together: each value is
 # tested once, and other backends need no second run. Loops are compiled by the tests of them alone, which do so for
@@ -82,9 +83,9 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The tests on NumPy, array-api-strict and PyTorch on the CPU, and on CuPy where a GPU is usable; then parity.
 
-    Every two values of the parameters of a test go together in one of its cases. What recurs is tested again on every
-    other path of NumPy arrays: loops not compiled, on one thread, and the work divided among threads as it is for large
-    layers. There each value occurs in one case, since tests/test_compiled.py compares the paths on every option.
+    Every two values of the parameters of a test go together in one of its cases. Recurrent layers are tested again on
+    every other path of NumPy arrays: loops not compiled, on one thread, and the work divided among threads as it is for
+    large layers. There each value occurs in one case, since tests/test_compiled.py compares the paths on every option.
     """
     install_all(session)
     run_all(session, "--cover", "2")

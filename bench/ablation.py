@@ -1,4 +1,4 @@
-"""What each measure brings: an LSTM forward + backward without it, one at a time.
+"""The gain of each measure: an LSTM forward + backward without it, one at a time.
 
 python -m bench.ablation [--json FILE]
 """

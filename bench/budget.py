@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Part(NamedTuple):
-    """Of a check."""
+    """A part of a check, and the time that it may take."""
 
     name: str
     most: float  # seconds it may take

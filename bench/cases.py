@@ -1,4 +1,4 @@
-"""What is timed, with arrays for everybody, and xlstm's own side of it."""
+"""Cases that are timed, with arrays for everybody, and xlstm's own side of it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Case:
 
     @property
     def options(self) -> dict[str, object]:
-        """Of the layer."""
+        """Options of the layer."""
         return {"num_layers": self.num_layers, "bidirectional": self.bidirectional} if self.num_layers > 1 else {}
 
     def layer_of(self) -> xlstm.LSTM | xlstm.GRU | xlstm.RNN:

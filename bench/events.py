@@ -53,7 +53,7 @@ class Times:
 
 
 class Clock(Protocol):
-    """The clocks of a host and its device."""
+    """A clock of a host and its device."""
 
     def now(self) -> float:
         """Seconds."""

@@ -1,4 +1,4 @@
-"""What a pass of a recurrent layer cannot be quicker than on a card: formulas, and estimates for an H100.
+"""Limits: the time that a pass of a recurrent layer takes at least on a card. Formulas, and estimates for an H100.
 
 With D = H an LSTM multiplies 16 T B H^2 forward and twice that backward, a GRU three quarters of it. Every step waits
 once for the other blocks, backward one and a half times as long. Peaks are of data sheets, dense and without sparsity.
@@ -25,7 +25,7 @@ class Limit(NamedTuple):
     backward: float
 
     def of(self, train: bool) -> float:
-        """Of forward and backward, or of forward alone."""
+        """The time of forward and backward, or of forward alone."""
         return self.forward + self.backward if train else self.forward
 
 
@@ -42,7 +42,7 @@ def peak(card: str, precision: str) -> float | None:
 
 
 def limit(layer: str, T: int, B: int, H: int, flop_rate: float, sync: float) -> Limit:
-    """Of a layer, "lstm" or "gru", with D = H.
+    """Return the limits of a layer, "lstm" or "gru", with D = H.
 
     Parameters
     ----------

@@ -96,10 +96,9 @@ def jax_call(case: Case) -> Call:
 
         def step(state: tuple[Any, ...], zx: Any) -> tuple[tuple[Any, ...], Any]:
             zh = jnp.einsum("bk,ghk->gbh", state[0], Wh)
-            if cell.SPLIT:
-                *new, _ = cell.gates(jnp, zx, zh + params["bh"].reshape(-1, 1, H), *state)
-            else:
-                *new, _ = cell.gates(jnp, zx + zh, *state[1:])
+            if "bh" in params:
+                zh = zh + params["bh"].reshape(-1, 1, H)
+            *new, _ = cell.gates(jnp, zx, zh, *state)
             return tuple(new), new[0]
 
         start = tuple(jnp.zeros((case.B, H), dtype=case.dtype) for _ in layer.STATES)

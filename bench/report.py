@@ -28,7 +28,7 @@ def benches(lines: list[Line]) -> list[str]:
 
 
 def ratio(line: Line, peer: str, mine: str = "xlstm") -> float | None:
-    """Of medians, None without."""
+    """Return the ratio of medians, or None where one is missing."""
     results = line["results"]
     return results[mine]["median"] / results[peer]["median"] if {peer, mine} <= set(results) else None
 

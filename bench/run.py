@@ -1,4 +1,4 @@
-"""What every benchmark does: parse, measure side by side, print, append JSON lines."""
+"""The steps of every benchmark: parse, measure side by side, print, append JSON lines."""
 
 from __future__ import annotations
 

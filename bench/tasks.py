@@ -1,4 +1,4 @@
-"""What each cell can do: parity, modular arithmetic and associative recall, as in the xLSTM paper (Beck et al. 2024).
+"""Abilities of each cell: parity, modular arithmetic and associative recall, as in the xLSTM paper (Beck et al. 2024).
 
     python -m bench.tasks [--only TASK ...] [--models MODEL ...] [--seed 0] [--json FILE] [--plot FILE]
 

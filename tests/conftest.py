@@ -6,7 +6,7 @@ the CPU; CuPy where a GPU is usable. One that cannot run is skipped with the rea
 XLSTM_TEST_REQUIRE=cupy in the environment, a missing CuPy is a failure.
 
 On NumPy a layer runs in one of several ways, by its size and by what is installed (`xlstm/engines/plan.py`). Sizes in
-tests are small, so XLSTM_TEST_PLAN=parts forces the way that large ones take, parts of the batch side by side, and
+tests are small, so XLSTM_TEST_PLAN=parts or shared forces one of the ways that large ones take, and
 XLSTM_TEST_BACKENDS=numpy leaves the other backends out, which have no such ways.
 """
 
@@ -71,8 +71,11 @@ def covering(items: list[pytest.Item], strength: int) -> Iterable[pytest.Item]:
     return chosen
 
 
-# Thresholds of plan.py with which even the smallest batch is divided.
-PLANS = {"parts": {"TINY": 0, "COLUMNS": 1, "UNITS": 0}}
+# Thresholds of plan.py with which even the smallest batch is divided, or each product shared out.
+PLANS = {
+    "parts": {"TINY": 0, "COLUMNS": 1, "UNITS": 0},
+    "shared": {"TINY": 0, "COLUMNS": 1, "UNITS": 0, "HUGE": 0},
+}
 
 
 def force(plan_name: str, patch: pytest.MonkeyPatch, count: int = 2) -> None:

@@ -1,4 +1,4 @@
-"""What tests of recurrent layers share: options, inputs, and the gradient check of everything at once."""
+"""Tests of recurrent layers share this: options, inputs, and the gradient check of everything at once."""
 
 from __future__ import annotations
 

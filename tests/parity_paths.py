@@ -15,7 +15,7 @@ from xlstm.engines import cuda
 
 Results = list[np.ndarray]
 
-# Of what is relative to the largest value. TF32 has 11 bits of each factor of the products of h; float16 has 11 and
+# Tolerances relative to the largest value. TF32 has 11 bits of each factor of the products of h; float16 has 11 and
 # bfloat16 8 bits of everything that is kept, h and gradients of gates among it, over all steps.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "float32 tf32": 4e-3, "float16": 1e-2, "bfloat16": 8e-2}
 LOW = ("float32 tf32", "float16", "bfloat16")
@@ -56,7 +56,7 @@ class Rounded(Backend):
 
 
 def pairs(run: Callable[[Backend], Results], device: Backend, host: Backend, smooth: bool = True) -> Iterator[Pair]:
-    """What a function of a backend gives by every path and precision, beside NumPy's.
+    """Return the results of a function of a backend by every path and precision, beside NumPy's.
 
     Parameters
     ----------

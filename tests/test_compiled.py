@@ -26,7 +26,9 @@ PATHS = {
     "threads": ("0", "parts", 2),
     "compiled": ("1", None, 1),
     "both": ("1", "parts", 2),
+    "shared": ("1", "shared", 2),
     "both, three threads": ("1", "parts", 3),
+    "shared, three threads": ("1", "shared", 3),
 }
 
 
@@ -134,7 +136,9 @@ def test_what_is_not_a_number_stays_so(rng):
 
 
 @needs_numba
-def test_cells_that_are_compiled():
+def test_cells_that_are_compiled(monkeypatch):
+    monkeypatch.setenv("XLSTM_COMPILE", "1")
+
     def of(cell, own=(), added=()):
         return codegen.kernels(cell, "float64", own, added)
 

@@ -62,7 +62,8 @@ def test_gradient(be, rng, page, kind, options, lengths):
 @pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("B", [1, 3])
-def test_engines_agree(rng, page, kind, B):
+def test_engines_agree(rng, monkeypatch, page, kind, B):
+    monkeypatch.setenv(jit.VARIABLE, "1")
     layer = make(page, kind, {"num_layers": 2, "bidirectional": True})
     params, x, state = layers.inputs_of(layer, make_backend("numpy"), rng, 7, B)
     found = {}

@@ -107,7 +107,7 @@ REFUSED = {
 @pytest.mark.usefixtures("compiling")
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_a_refusal_is_an_error_that_names_the_option(rng, kind):
-    """Of each option alone, forward and in a single step; a layer that is not refused runs."""
+    """Each option alone is tried, forward and in a single step; a layer that is not refused runs."""
     for options in alone(kind):
         layer = make(kind, options, 3, 6)
         params, x, state = inputs_of(layer, make_backend("numpy"), rng, 4, 2)

@@ -387,7 +387,7 @@ def spoilt_archive(path, offset, values, method=zipfile.ZIP_DEFLATED):
     ],
 )
 def test_damaged_and_lying_archives_are_refused(tmp_path, spoil, words):
-    """What an entry declares is all that is ever unpacked."""
+    """No more is unpacked than an entry declares."""
     spoilt_archive(tmp_path / "model.keras", *spoil)
     tracemalloc.start()
     with pytest.raises(ValueError, match=words):

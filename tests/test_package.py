@@ -1,7 +1,8 @@
-"""What the package is to its users: what it needs, how fast it imports, and that its words are true."""
+"""The package as its users see it: its requirements, the time of its import, its public names and its README."""
 
 import doctest
 import importlib.util
+import inspect
 import pkgutil
 import pydoc
 import re
@@ -115,6 +116,51 @@ def test_version_is_in_the_changelog():
 def test_public_names_have_docstrings(name):
     value = getattr(xlstm, name)
     assert name == "__version__" or len(value.__doc__) > 30
+
+
+def public():
+    """Yield the public functions, classes and methods of every public module, by name."""
+    modules = {name: value for name in xlstm.__all__ if inspect.ismodule(value := getattr(xlstm, name))}
+    for name in (
+        "cells.activations",
+        "engines.engine",
+        "interop.keras",
+        "interop.nxai",
+        "interop.onnx",
+        "interop.torch",
+    ):
+        modules[name] = importlib.import_module(f"xlstm.{name}")
+    modules["training.schedules"] = importlib.import_module("xlstm.training.schedules")
+    for where, module in [("xlstm", xlstm), *modules.items()]:
+        for name in getattr(module, "__all__", dir(module)):
+            value = getattr(module, name)
+            ours = str(getattr(value, "__module__", "")).startswith("xlstm")
+            if name.startswith("_") or not ours or not (inspect.isfunction(value) or inspect.isclass(value)):
+                continue
+            yield f"{where}.{name}", value
+            for member in vars(value) if inspect.isclass(value) and not issubclass(value, Exception) else ():
+                if not member.startswith("_") and inspect.isfunction(method := getattr(value, member)):
+                    yield f"{where}.{name}.{member}", method
+
+
+def test_every_public_function_and_class_has_a_docstring():
+    assert not [name for name, value in public() if not inspect.getdoc(value)]
+
+
+@pytest.mark.parametrize("module", ["losses", "optim", "training", "estimators", "data", "models"])
+def test_functions_document_parameters_and_results(module):
+    """In numpydoc's sections: every function that takes arguments, and every one that returns something."""
+    own = getattr(xlstm, module)
+    for name in getattr(own, "__all__", dir(own)):
+        function = getattr(own, name)
+        listed = hasattr(own, "__all__") or getattr(function, "__module__", None) == own.__name__
+        if name.startswith("_") or not listed or not inspect.isfunction(function):
+            continue
+        text = inspect.getdoc(function)
+        for parameter in inspect.signature(function).parameters:
+            assert re.search(rf"^(\w+, )*{parameter}(, \w+)* : ", text, re.MULTILINE), f"{name}: {parameter}"
+        if inspect.signature(function).return_annotation not in (None, "None"):
+            assert re.search(r"^Returns\n-------$", text, re.MULTILINE), name
 
 
 def test_dir_and_help_show_every_public_name(tmp_path):

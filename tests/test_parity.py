@@ -1,4 +1,4 @@
-"""What parity uses: its measure, its order and time, and the paths of a GPU, here on a CPU."""
+"""The parts of parity: its measure, its order and time, and the paths of a GPU, here on a CPU."""
 
 import sys
 

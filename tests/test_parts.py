@@ -1,4 +1,4 @@
-"""What blocks are made of, blocks and stacks: gradients, PyTorch's numbers, lengths, steps, errors."""
+"""Parts of blocks, blocks and stacks: gradients, PyTorch's numbers, lengths, steps, errors."""
 
 import numpy as np
 import pytest

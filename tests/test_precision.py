@@ -279,7 +279,7 @@ def test_bfloat16_stops_at_once(halves):
 
 
 def test_targets_and_losses_are_wide(single):
-    """What the loss sees, and the gradient that it gives, are of the dtype of the weights."""
+    """The input of the loss, and the gradient that it gives, are of the dtype of the weights."""
     seen = set()
 
     def loss(y, target, mask=None):
@@ -290,7 +290,7 @@ def test_targets_and_losses_are_wide(single):
     assert seen == {np.dtype("float64")}
 
 
-# What is refused
+# Refused precisions
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -88,7 +88,7 @@ def test_sizes_of_blocks_change_nothing(monkeypatch, rng, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_options_that_exclude_one_another_are_these(kind):
-    """Of every two values of two options; whatever else is refused would go untested."""
+    """Every two values of two options are tried; whatever else is refused would go untested."""
     refused = set()
     for (a, xs), (b, ys) in itertools.combinations(OPTIONS[kind].items(), 2):
         for x, y in itertools.product(xs, ys):
@@ -235,7 +235,7 @@ def test_directions_may_have_activations_of_their_own(rng):
     assert np.min(y[..., :3]) < 0 <= np.min(y[..., 3:])
 
 
-# What the random options mean
+# The random options
 
 
 @pytest.mark.parametrize("options", [{"dropout": 0.4, "num_layers": 2}, {"recurrent_dropout": 0.4}, {"zoneout": 0.4}])
@@ -311,7 +311,7 @@ def test_gradients_without_masks_after_training_with_them(rng):
         np.testing.assert_array_equal(array, expected[name])
 
 
-# What the other options mean; equality with PyTorch, Keras and onnxruntime is in test_interop_*.py
+# The other options; equality with PyTorch, Keras and onnxruntime is in test_interop_*.py
 
 
 def test_normalize_is_torch_layer_norm(rng):
@@ -461,7 +461,7 @@ def test_gradient_of_a_model(be, rng, kind, last):
 
 
 def test_padding_has_no_say_in_training(rng):
-    """What is predicted past an end counts neither in the loss nor in any gradient."""
+    """A prediction past an end counts neither in the loss nor in any gradient."""
     model = SequenceModel(xlstm.GRU(2, 3), 2)
     params = model.init(0, "numpy", "float64")
     x = rng.standard_normal((4, 3, 2))

@@ -47,7 +47,7 @@ def test_scan(be, rng, axis, n, reverse, after):
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize(("axis", "n"), [(-3, 4), (-1, 5), (-2, 1)])
 def test_the_kernel_does_the_same(monkeypatch, rng, axis, n, reverse, after, dtype):
-    """Of arrays that are strided, and that broadcast."""
+    """Arrays may be strided, and broadcast."""
     act(monkeypatch)
     start = rng.standard_normal((4, 3, 2)).transpose(2, 1, 0).astype(dtype)
     x = rng.standard_normal((2, 3, 4, n)).astype(dtype)

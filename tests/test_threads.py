@@ -204,7 +204,7 @@ def test_a_wrong_number_of_threads_is_refused_by_every_call(monkeypatch, wrong, 
 def usual(monkeypatch):
     """Rules as they are outside of tests, on four threads."""
     monkeypatch.setenv(threads.VARIABLE, "4")
-    for name, value in {"TINY": 10**6, "COLUMNS": 8, "UNITS": 8192}.items():
+    for name, value in {"TINY": 10**6, "COLUMNS": 8, "UNITS": 8192, "HUGE": 1 << 21}.items():
         monkeypatch.setattr(plan, name, value)
     monkeypatch.setattr(threads, "LARGE", 10**7)
 
@@ -231,7 +231,8 @@ def test_rules(usual):
     assert of(512, 8, 100) == Rule(PARTS, 1, blas=1, team=4)  # too few sequences to divide: no threads of BLAS
     assert of(512, 8, 100, compiled=False) == Rule(BLAS, blas=4)
     assert of(64, 8, 400) == Rule(PARTS, 1, blas=1, team=4)
-    assert of(1024, 32, 10) == of(1024, 32, 10, compiled=False) == Rule(PARTS, 4, blas=1, team=4)
+    assert of(1024, 32, 10) == Rule("products shared", blas=1, team=4, shared=True)
+    assert of(1024, 32, 10, compiled=False) == Rule(PARTS, 4, blas=1, team=4)
     assert of(512, 64, 100, compiled=False, xp=None) == SOLO
 
 
@@ -320,8 +321,6 @@ def test_how_many_threads_does_not_depend_on_who_works_meanwhile(monkeypatch):
         (16, 512, 64, 8),
         (16, 512, 8, 1),  # no more than one part
         (64, 256, 64, 8),  # far more threads than parts
-        (3, 1024, 32, 3),
-        (2, 1024, 32, 2),
     ],
 )
 def test_parts_for_more_than_two_threads(monkeypatch, count, H, B, parts):

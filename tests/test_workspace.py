@@ -76,7 +76,7 @@ def test_a_layer_gives_its_memory_back_without_the_garbage_collector(rng):
     try:
         y, _, saved = layer.forward(params, x)
         layer.backward(params, saved, y)
-        kept = weakref.ref(y), weakref.ref(saved["0"].saved.hs)
+        kept = weakref.ref(y), weakref.ref(saved["0"].tape.hs)
         del y, saved
         assert [array() for array in kept] == [None, None]
     finally:

@@ -8,6 +8,7 @@ Layers
     sLSTM, mLSTM        the two layers of the xLSTM paper
     Linear              y = x W^T + b
     Cell, register_cell a gated cell of your own, and a layer of it
+    activations         the activations of gates; `register` adds one
 
 Blocks and models
     mLSTMBlock, sLSTMBlock          residual blocks
@@ -30,6 +31,7 @@ Backends
     backend, Backend, BackendError      the array library and device of new arrays
     available_backends                  those that run here, and why others do not; its old name is usable
     cuda                                kernels for recurrent layers on a GPU
+    workspace                           memory that is kept between calls; `release` gives it back
 
 Other libraries
     interop             weights of PyTorch, Keras, ONNX and the published xLSTM packages
@@ -61,6 +63,7 @@ __all__ = [
     "Cell",
     "Linear",
     "__version__",
+    "activations",
     "available_backends",
     "backend",
     "checkpoint",
@@ -81,6 +84,7 @@ __all__ = [
     "series",
     "training",
     "usable",
+    "workspace",
     "xLSTMLanguageModel",
     "xLSTMLarge",
     "xLSTMStack",
@@ -96,12 +100,14 @@ _NAMES = {
     "xLSTMLanguageModel": "models.language",
 }
 _MODULES = {
+    "activations": "cells.activations",
     "checkpoint": "training.checkpoint",
     "cuda": "engines.cuda",
     "losses": "training.losses",
     "optim": "training.optimizers",
     "precision": "training.precision",
     "series": "data.series",
+    "workspace": "arrays.workspace",
 }
 
 

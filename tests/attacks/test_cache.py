@@ -188,6 +188,8 @@ def test_a_folder_that_others_may_write_to_is_left_alone(cache, mode):
 
 
 def test_a_user_without_a_home(cache, monkeypatch):
+    monkeypatch.setenv(jit.VARIABLE, "1")
+
     def fail(name, appauthor):
         raise RuntimeError("could not determine the home directory")
 

@@ -39,7 +39,7 @@ def options(
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line."""
     interrupts.interrupt()
     try:
         typer.main.get_command(app)()  # not app(), which would have Python show tracebacks in another way

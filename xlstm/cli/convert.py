@@ -44,7 +44,7 @@ def import_(
     kind: Annotated[str | None, typer.Option(help="lstm, gru or rnn; what the file shows if left out.")] = None,
     name: Annotated[str, typer.Option(help="Node, layer, or prefix of names, where the file holds others too.")] = "",
     activation: Annotated[
-        str | None, typer.Option(help="Of a plain RNN whose file does not say it; tanh if left out.")
+        str | None, typer.Option(help="Activation of a plain RNN whose file does not say it; tanh if left out.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Model file to write; beside FILE if left out.")

@@ -21,7 +21,7 @@ def generate(
     top_p: Annotated[
         float | None, typer.Option("--top-p", help="Draw from the likeliest, so probable together.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     stop: Annotated[int | None, typer.Option(help="Token that ends the text.")] = None,
     as_bytes: Annotated[bool, typer.Option("--bytes", help="Tokens are bytes of UTF-8.")] = False,
     backend: BackendOption = "auto",

@@ -32,7 +32,9 @@ def train(
     horizon: Annotated[int, typer.Option(help="Steps ahead it forecasts at once.")] = Settings.horizon,
     hidden_size: Annotated[int, typer.Option("--hidden-size", help="LSTM units.")] = Settings.hidden_size,
     epochs: Annotated[int, typer.Option(help="Passes over the training part, at most.")] = Settings.epochs,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", "--lr", help="Of AdamW.")] = Settings.learning_rate,
+    learning_rate: Annotated[
+        float, typer.Option("--learning-rate", "--lr", help="Learning rate of AdamW.")
+    ] = Settings.learning_rate,
     seed: Annotated[int, typer.Option(help="Initial weights and order of batches.")] = Settings.seed,
     backend: BackendOption = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",

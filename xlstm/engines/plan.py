@@ -23,6 +23,8 @@ TINY = blas.SMALL
 # threads hand the interpreter to each other between calls, which has to be worth it.
 COLUMNS = 8
 UNITS = 8192
+# So many weights do not fit the cache of a core: all threads share the rows of each product, instead of the batch.
+HUGE = 1 << 21
 
 
 class Rule(NamedTuple):
@@ -33,12 +35,17 @@ class Rule(NamedTuple):
     blas: int = 0
     turn: bool = False  # the bits of a product depend on BLAS's threads: callers in other threads wait
     team: int = 1  # threads of ours for products over all steps
+    shared: bool = False  # the team shares each product of a step, in a compiled loop
 
     def run(self, call: Callable[[A], R], parts: Sequence[A]) -> list[R]:
         """Return what the call makes of each part, side by side where there are several."""
         if not self.blas and not self.turn:
             return [call(part) for part in parts]
         return self._work(self.parts, lambda team: team.run([functools.partial(call, part) for part in parts]))
+
+    def together(self, call: Callable[[Team], A]) -> A:
+        """Return what the call makes with the whole team."""
+        return self._work(self.team, call)
 
     def products(self, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
         """Return the products a @ b of matrices, each over all steps."""
@@ -71,6 +78,9 @@ def choose(step: Step, x: Array, B: int, compiled: bool) -> Rule:
         # Threads of BLAS spin: beside another program a skinny product takes up to a hundred times as long on two.
         return Rule("one thread", blas=1)
     most = threads.available()
+    if compiled and not step.heads and most > 1 and step.Wh.size > HUGE and step.Wh.size * B >= threads.LARGE:
+        # 0.85 of the time of two parts of the batch at 64,32,1024,1024, and 0.6 at 64,8,1024,1024 (bench.ablation).
+        return Rule("products shared", blas=1, team=most, shared=True)
     parts = max(1, min(most, B // COLUMNS))
     if compiled or (parts > 1 and 2 * parts >= most and step.P * (B // parts) >= UNITS):
         # Two parts of the batch on two cores take 0.55 of the time of one (bench.layers, T=128 B=64 H=256).

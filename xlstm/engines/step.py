@@ -77,7 +77,7 @@ class Step:
 
     @property
     def obstacle(self) -> str:
-        """What makes a step more than one function of units beside the product of h; empty where nothing does."""
+        """The options that make a step more than one function of units beside the product of h, in words."""
         if self.bare and not self.own:
             return ""
         there = {

@@ -1,4 +1,4 @@
-"""What a forward pass keeps: the same names whatever engine wrote it."""
+"""The tape of a forward pass: the values that it keeps, under the same names whatever engine wrote them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xlstm.engines.step import Step
 
 
 class Kept(NamedTuple):
-    """What is kept of the steps of one segment, time first."""
+    """The values that are kept of the steps of one segment, time first."""
 
     segment: Segment
     carry: Sequence[Array]  # the states but h, before the first step and after every step, (k + 1, H, n)
@@ -24,7 +24,7 @@ class Kept(NamedTuple):
 
 
 class Tape:
-    """What a forward pass over one layer and direction keeps for the backward pass and for reading.
+    """The values that a forward pass over one layer and direction keeps for the backward pass and for reading.
 
     It refers to the arrays `x` and `y` of the call: those must not be changed in place before `backward`.
 
@@ -67,7 +67,7 @@ class Tape:
 
     @property
     def segments(self) -> list[Kept]:
-        """What is kept, by segments, with what the cell saved made again where it was not kept."""
+        """The kept values by segments; those of the cell are made again where they were not kept."""
         return [self.complete(kept) for part in self.kept for kept in part]
 
     def complete(self, kept: Kept) -> Kept:
@@ -85,7 +85,7 @@ class Tape:
         return kept._replace(saved=saved._make(None if a is None else swap(xp, a) for a in saved))
 
     def gates(self) -> Array:
-        """Value of every gate at every step, in the order of the cell's GATES, (N, G, H)."""
+        """Return the value of every gate at every step, in the order of the cell's GATES, (N, G, H)."""
         xp, step = self.step.xp, self.step
 
         def values(kept: Kept) -> Array:
@@ -95,7 +95,7 @@ class Tape:
         return self.rows(values, (step.G, step.H))
 
     def state(self, name: str) -> Array:
-        """A state after every step, (N, P) or (N, H)."""
+        """Return a state after every step, (N, P) or (N, H)."""
         names = self.step.cell.STATES
         if name not in names:
             raise AttributeError(f"this cell has no state {name}, only {', '.join(names)}")
@@ -105,7 +105,7 @@ class Tape:
         return self.rows(lambda kept: kept.carry[k][1:, ...], (self.step.H,))
 
     def rows(self, of: Callable[[Kept], Array], shape: tuple[int, ...]) -> Array:
-        """Arrays (k, ..., n) of every segment as rows (N, ...)."""
+        """Return arrays (k, ..., n) of every segment as rows (N, ...)."""
         xp = self.step.xp
         found = xp.empty((self.x.shape[0], *shape), dtype=self.x.dtype, device=device_of(self.x))
         for kept in self.segments:

@@ -7,7 +7,7 @@ __all__ = ["keras", "nxai", "onnx", "torch"]
 
 
 def __getattr__(name: str) -> Any:
-    """Submodules on first use."""
+    """Import a submodule on first use."""
     if name in __all__:
         return importlib.import_module(f"xlstm.interop.{name}")
     raise AttributeError(f"module 'xlstm.interop' has no attribute {name!r}")

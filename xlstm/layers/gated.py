@@ -134,7 +134,7 @@ class Recurrent(Stack):
         return False
 
     def _shapes(self, D: dict[str, int]) -> dict[str, checks.Dims]:
-        """Parameters of one layer and direction with an input of width D."""
+        """Return the parameters of one layer and direction with an input of width D."""
         G, H = self._gates, self.hidden_size
         rows = {f"{G}H" if G > 1 else "H": G * H}
         found: dict[str, checks.Dims] = {"Wx": {**rows, **D}}

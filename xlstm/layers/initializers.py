@@ -14,19 +14,19 @@ Draw = Callable[[np.random.Generator, tuple[int, ...]], Values]  # the initial v
 
 
 def _uniform(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int) -> Values:
-    """U(-1/sqrt(H), 1/sqrt(H)) for every weight and bias, as `torch.nn.LSTM`: the default of gated layers."""
+    """Draw U(-1/sqrt(H), 1/sqrt(H)) for every weight and bias, as `torch.nn.LSTM`: the default of gated layers."""
     return rng.uniform(-(H**-0.5), H**-0.5, shape)
 
 
 def _notebook(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int) -> Values:
-    """Input weights N(0, 2/(D+H)), recurrent weights N(0, 1/H), both variances; the rest zero."""
+    """Draw input weights N(0, 2/(D+H)), recurrent weights N(0, 1/H), both variances; the rest zero."""
     if name == "Wx":
         return rng.normal(0.0, (2 / (shape[1] + H)) ** 0.5, shape)
     return rng.normal(0.0, shape[1] ** -0.5, shape) if len(shape) == 2 else np.zeros(shape)
 
 
 def _glorot(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int) -> Values:
-    """Keras': U(-a, a), a^2 = 6/(D + G H) (Glorot & Bengio 2010), Wh orthogonal (Saxe et al. 2014), the rest zero."""
+    """Draw as Keras: U(-a, a), a^2 = 6/(D + G H) (Glorot & Bengio 2010), orthogonal Wh (Saxe et al. 2014), else 0."""
     if name == "Wh":
         q, r = np.linalg.qr(rng.standard_normal(shape))
         return np.asarray(q * np.sign(np.diag(r)))
@@ -37,7 +37,7 @@ def _glorot(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int)
 
 
 def _lecun(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int) -> Values:
-    """Matrices N(0, 1/inputs) (LeCun et al. 1998), the rest zero."""
+    """Draw matrices N(0, 1/inputs) (LeCun et al. 1998), the rest zero."""
     return rng.normal(0.0, shape[1] ** -0.5, shape) if len(shape) == 2 else np.zeros(shape)
 
 
@@ -45,7 +45,7 @@ RECURRENT = {"uniform": _uniform, "glorot": _glorot, "lecun": _lecun, "notebook"
 
 
 def recurrent(name: str) -> Callable[..., Values]:
-    """The initialiser `name` of a recurrent layer: `draw(rng, parameter, shape, H)`.
+    """Return the initialiser `name` of a recurrent layer: `draw(rng, parameter, shape, H)`.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def recurrent(name: str) -> Callable[..., Values]:
 
 
 def powerlaw(K: int, depth: float = 0.0) -> Values:
-    """Forget biases of a head of an sLSTM, 5 - 12 (k / (K - 1))^(0.3 + 1.3 depth), as the published package has them.
+    """Return forget biases of a head of an sLSTM, 5 - 12 (k / (K - 1))^(0.3 + 1.3 depth), as the published package.
 
     `depth` goes from 0 for the first block of a stack to 1 for the last.
     """
@@ -66,7 +66,7 @@ def powerlaw(K: int, depth: float = 0.0) -> Values:
 
 
 def slstm_bias(N: int, K: int, forget: Values | float) -> Values:
-    """Biases (4 N K,) of the N heads of an sLSTM: 0, but for those of the forget gate of each head."""
+    """Return biases (4 N K,) of the N heads of an sLSTM: 0, but for those of the forget gate of each head."""
     values = np.zeros((4, N, K))
     values[1] = forget
     return values.ravel()

@@ -18,7 +18,7 @@ from xlstm.layers.gated import Recurrent
 class LSTM(Recurrent):
     """Long short-term memory: one layer or several, in one direction or both.
 
-    A frozen description that holds no arrays: `init` makes the parameters, a dict. Of layer k they are
+    A frozen description that holds no arrays: `init` makes the parameters, a dict. Those of layer k are
     `{k}.Wx` (4H, D), `{k}.Wh` (4H, P) and `{k}.b` (4H,), rows in gate order i o f g, and under
     `{k}.reverse.` those of the reverse direction. Options add `bh` (4H,), `Whr` (P, H), `p` (3H,) in
     order i o f, `gx`, `gh` (4H,), and `gc`, `bc` (H,).
@@ -211,7 +211,7 @@ class RNN(Recurrent):
 
 
 def _forget_bias(where: str, name: str, value: Any) -> float | str:
-    """A number, or "powerlaw"."""
+    """Return a checked number, or "powerlaw"."""
     if isinstance(value, str) and value == "powerlaw":
         return "powerlaw"
     return float(checks.finite(where, name, value))

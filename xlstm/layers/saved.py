@@ -13,7 +13,7 @@ class Saved:
     """The values that `forward` keeps for `backward`, readable by name.
 
     `saved["1.reverse"]` holds the values of the second layer's reverse direction, `saved["blocks.0.cell"]` those of the
-    cell of a block: a part has the name that its parameters begin with. Of a recurrent layer `.gates`, `.c` and `.h`
+    cell of a block: a part has the name that its parameters begin with. In a recurrent layer `.gates`, `.c` and `.h`
     are every gate, cell state and hidden state, time first; past the end of a sequence they are zero. With one layer
     and direction, `saved.gates`, `saved.c` and `saved.h` will do.
 

@@ -58,7 +58,7 @@ class SequenceLayer(Module):
         raise NotImplementedError
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        """`forward` without checks: x may be anything past the end of a sequence, where y is zero."""
+        """Run `forward` without checks: x may be anything past the end of a sequence, where y is zero."""
         if loses_bfloat16(x):
             expected = "expected float16 or float32; LSTM, GRU, RNN and sLSTM take it"
             raise TypeError(f"{type(self).__name__}: x is bfloat16, {expected}")
@@ -69,13 +69,13 @@ class SequenceLayer(Module):
     def run_bwd(
         self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
-        """`backward` without checks; a dy or dstate of None is zero."""
+        """Run `backward` without checks; a dy or dstate of None is zero."""
         dy = span.zeros(self.output_size, p) if dy is None else span.mask(dy)
         grads, dx, start = self.scan_bwd(p, kept, dy, dstate, span)
         return grads, span.mask(dx), start
 
     def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
-        """`step` without checks."""
+        """Run `step` without checks."""
         span = Span(xp, Packing.of("step", None, 1, x.shape[0]))
         y, end, _ = self.scan(p, x[None, ...], state, span)
         return y[0, ...], end
@@ -163,7 +163,7 @@ class SequenceLayer(Module):
         return y, end, Saved(self, tuple(y.shape), kept, span) if keep else None
 
     def backward(self, params: Params, saved: Any, dy: Array | None, dstate: Any = None) -> tuple[Params, Array, State]:
-        """Backpropagation through time.
+        """Backpropagate through time.
 
         Parameters
         ----------

@@ -26,7 +26,7 @@ NO_MASKS = Masks()
 
 @dataclass(frozen=True)
 class Pass:
-    """What one layer and direction kept, readable time first and in the order of time."""
+    """The values that one layer and direction kept, readable time first and in the order of time."""
 
     packing: Packing
     reverse: bool
@@ -51,7 +51,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Kept:
-    """What all layers and directions kept."""
+    """The values that all layers and directions kept."""
 
     passes: dict[str, Pass]
     masks: list[Array | None]  # of dropout, of the input of each layer
@@ -90,7 +90,7 @@ class Stack(SequenceLayer):
         return found
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        """`forward` without checks; packing leaves out what lies past the end of a sequence."""
+        """Run `forward` without checks; packing leaves out all steps past the end of a sequence."""
         xp, packing, rng = span.xp, span.packing, span.rng
         keep = "nothing" if not span.keep else "states" if self.recompute else "all"
         passes: dict[str, Pass] = {}
@@ -122,7 +122,7 @@ class Stack(SequenceLayer):
     def run_bwd(
         self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
-        """`backward` without checks; a dy or dstate of None is zero."""
+        """Run `backward` without checks; a dy or dstate of None is zero."""
         xp, packing = span.xp, span.packing
         if dstate is None:
             dstate = complete("backward", xp, "dstate", None, self.states, span.B, p, zero=True)
@@ -151,7 +151,7 @@ class Stack(SequenceLayer):
         return grads, packing.unpack(xp, rows), _together(xp, starts)
 
     def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
-        """`step` without checks: zoneout is its expectation."""
+        """Run `step` without checks: zoneout is its expectation."""
         masks = Masks(None, tuple([rate or None for rate in self.zoneout])) if any(self.zoneout) else NO_MASKS
         (cell,) = self.cells.values()
         after = []

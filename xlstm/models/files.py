@@ -79,6 +79,11 @@ def load(
     dtype : str, optional
         A name, or NumPy's dtype; by default that of the file.
 
+    Returns
+    -------
+    model : SequenceModel, xLSTMLanguageModel, or a layer
+    params : dict of str to array
+
     Raises
     ------
     OSError, ValueError

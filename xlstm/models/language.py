@@ -190,7 +190,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         return super().step(params, tokens, state)
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        """`forward` without checks, but for the values of tokens x (T, B)."""
+        """Run `forward` without checks, but for the values of tokens x (T, B)."""
         xp = span.xp
         kept: dict[str, Any] = {}
         x = span.mask(x)

@@ -1,1 +1,1 @@
-"""What every engine has in common: packing, and the passes forward and backward over one layer and direction."""
+"""The parts that all engines share: packing, and the passes forward and backward over one layer and direction."""

@@ -45,7 +45,7 @@ class Packing:
 
     @classmethod
     def of(cls, where: str, lengths: Any, T: int, B: int) -> Packing:
-        """For `lengths` (B,) of sequences in T steps, or None where all are T.
+        """Return the packing for `lengths` (B,) of sequences in T steps, or None where all are T.
 
         Raises
         ------
@@ -74,14 +74,14 @@ class Packing:
         return cls(T, B, steps, segments, order, found)
 
     def pack(self, xp: Namespace, array: Array) -> Array:
-        """(T, B, F) -> (N, F)."""
+        """Pack (T, B, F) into (N, F)."""
         if self.order is None:
             return reshape(array[: self.steps, ...], (self.steps * self.B, array.shape[2]))
         rows = reshape(array, (self.T * self.B, array.shape[2]))
         return xp.take(rows, self._like(xp, self._places[0], array), axis=0)
 
     def unpack(self, xp: Namespace, rows: Array) -> Array:
-        """(N, ...) -> (T, B, ...), zero past the end of a sequence."""
+        """Unpack (N, ...) into (T, B, ...), zero past the end of a sequence."""
         shape, N = (self.T, self.B, *rows.shape[1:]), rows.shape[0]
         if self.steps == self.T and self.order is None:
             return reshape(rows, shape)
@@ -94,7 +94,7 @@ class Packing:
         return reshape(xp.take(xp.concat((rows, nothing)), self._like(xp, back, rows), axis=0), shape)
 
     def mirror(self, xp: Namespace, rows: Array) -> Array:
-        """Rows (N, ...) with the steps of each sequence in reverse order."""
+        """Return rows (N, ...) with the steps of each sequence in reverse order."""
         if self.order is None:
             steps = reshape(rows, (self.steps, self.B, *rows.shape[1:]))
             return reshape(xp.flip(steps, axis=0), rows.shape)

@@ -14,7 +14,7 @@ from xlstm.cells.activations import clamp, log_softmax
 
 
 def mse(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Array]:
-    """Mean squared error, mean((y - target)^2), and its gradient by y.
+    """Return the mean squared error, mean((y - target)^2), and its gradient by y.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def mse(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Arra
 
 
 def mae(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Array]:
-    """Mean absolute error, mean(|y - target|), and its gradient by y, which is 0 at 0.
+    """Return the mean absolute error, mean(|y - target|), and its gradient by y, which is 0 at 0.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def mae(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Arra
 
 
 def huber(y: Array, target: Array, mask: Array | None = None, delta: float = 1.0) -> tuple[Array, Array]:
-    """Mean of e^2/2 where |e| <= delta, else delta (|e| - delta/2), and its gradient by y (Huber 1964).
+    """Return the mean of e^2/2 where |e| <= delta, else delta (|e| - delta/2), and its gradient by y (Huber 1964).
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def huber(y: Array, target: Array, mask: Array | None = None, delta: float = 1.0
 
 
 def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tuple[Array, Array]:
-    """Mean of -log softmax(logits)[label], in nats, and its gradient by the logits.
+    """Return the mean of -log softmax(logits)[label], in nats, and its gradient by the logits.
 
     Parameters
     ----------

@@ -39,7 +39,7 @@ class Optimizer(NamedTuple):
 
 
 def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> Optimizer:
-    """Gradient descent, p -= lr g, with heavy-ball or Nesterov momentum (Sutskever et al. 2013).
+    """Make gradient descent, p -= lr g, with heavy-ball or Nesterov momentum (Sutskever et al. 2013).
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, wei
 def rmsprop(
     lr: float | Schedule, alpha: float = 0.99, eps: float = 1e-8, momentum: float = 0.0, weight_decay: float = 0.0
 ) -> Optimizer:
-    """Divide g by the root of its running mean square plus eps (Tieleman & Hinton 2012).
+    """Make RMSprop, which divides g by the root of its running mean square plus eps (Tieleman & Hinton 2012).
 
     Parameters
     ----------
@@ -343,6 +343,22 @@ def clip_value(grads: Params, limit: float) -> Params:
 
 
 def running_mean(mean: Params, params: Params, decay: float) -> Params:
-    """Return the exponential moving average of weights, decay mean + (1 - decay) params (Polyak & Juditsky 1992)."""
+    """Return the exponential moving average of weights, decay mean + (1 - decay) params (Polyak & Juditsky 1992).
+
+    Parameters
+    ----------
+    mean, params : dict of str to array
+    decay : float
+        From 0, which gives `params`, to 1, which gives `mean`.
+
+    Returns
+    -------
+    dict of str to array
+
+    Raises
+    ------
+    ValueError, TypeError
+        `decay` is no number from 0 to 1.
+    """
     decay = checks.real(0, 1)("running_mean", "decay", decay)
     return {name: decay * mean[name] + (1 - decay) * p for name, p in params.items()}

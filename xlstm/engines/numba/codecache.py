@@ -34,7 +34,7 @@ VERSIONS = (sys.version, np.__version__, numba.__version__, llvmlite.__version__
 
 
 def cached(function: Callable[..., Any], **options: Any) -> Any:
-    """The function compiled by `numba.njit` with these options, and kept.
+    """Return the function compiled by `numba.njit` with these options; its code is kept.
 
     It belongs to a module that `jit` makes, whose name depends on all of its text.
     """
@@ -44,7 +44,7 @@ def cached(function: Callable[..., Any], **options: Any) -> Any:
 
 
 def describe() -> str:
-    """Where compiled code is kept, or why it is not."""
+    """Return the folder where compiled code is kept, or why it is not, in words."""
     try:
         return f"kept in {_folder()}"
     except OSError as error:
@@ -58,7 +58,7 @@ class Cache(NullCache):  # type: ignore[misc]
         self.function = function
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The code for arguments of these types, None where there is none."""
+        """Return the kept code for arguments of these types, or None where there is none."""
         target_context.refresh()
         try:
             data = private.read(_folder(), self._name(sig, target_context.codegen()), LIMIT)

@@ -10,8 +10,9 @@ import numpy as np
 
 from xlstm.arrays import blas, workspace
 from xlstm.arrays.namespace import Array
+from xlstm.arrays.threads import Team
 from xlstm.engines import plan
-from xlstm.engines.numba import codegen, jit
+from xlstm.engines.numba import codegen, jit, shared
 from xlstm.engines.numba.codegen import Kernels
 from xlstm.engines.segments import Segment, Widths, beside, joined, split
 from xlstm.engines.step import Step
@@ -55,8 +56,11 @@ class Numba:
         tape = Tape(self, step, widths, x, state[0])
         tape.rule = plan.choose(step, x, tape.first, compiled=True)
         tape.loop = loop = _Loop(step)
-        run = functools.partial(loop.run, contiguous(x), tape.y, state, keep)
-        done = tape.rule.run(run, split(widths, tape.rule.parts))
+        run, parts = functools.partial(loop.run, contiguous(x), tape.y, state, keep), split(widths, tape.rule.parts)
+        if tape.rule.shared:
+            done = tape.rule.together(lambda team: [run(part, team) for part in parts])
+        else:
+            done = tape.rule.run(run, parts)
         tape.kept = [kept for _, kept in done]
         return tape.y, joined(np, [final for final, _ in done], state, tape.first), tape
 
@@ -69,7 +73,11 @@ class Numba:
             dQ = workspace.empty(np, dZ.shape, x)
             found.arrays["zh"] = dQ.T
         dy = NO_ROWS[x.dtype] if dy is None else contiguous(dy)
-        starts = tape.rule.run(functools.partial(loop.run_bwd, tape, dstate, dy, dZ, dQ), tape.kept)
+        run = functools.partial(loop.run_bwd, tape, dstate, dy, dZ, dQ)
+        if tape.rule.shared:
+            starts = tape.rule.together(lambda team: [run(part, team) for part in tape.kept])
+        else:
+            starts = tape.rule.run(run, tape.kept)
         return found, joined(np, starts, dstate, tape.first)
 
     def step(self, step: Step, x: Array, state: Sequence[Array]) -> list[Array]:
@@ -99,9 +107,13 @@ class _Loop:
             self.given |= step.cell.numbers
 
     def run(
-        self, x: Array, y: Array, state: Sequence[Array], keep: str, part: Sequence[Segment]
+        self, x: Array, y: Array, state: Sequence[Array], keep: str, part: Sequence[Segment], team: Team | None = None
     ) -> tuple[list[Array], list[Kept]]:
         """Run a part of the batch: the state of each sequence at its own end, and what is kept of each segment."""
+        if team is not None and self.Wx.size:
+            products = workspace.empty(np, (x.shape[0], self.step.R), x)
+            team.product(x, self.Wx.T, products)
+            x = products
         kept: list[Kept] = []
         ended: list[Sequence[Array]] = []  # states of the sequences that are over, the longest first
         state = [s[:, part[0].first : part[0].first + part[0].n] for s in state]
@@ -109,13 +121,20 @@ class _Loop:
             if segment.n < state[0].shape[1]:
                 ended.insert(0, [s[:, segment.n :] for s in state])
                 state = [s[:, : segment.n] for s in state]
-            state, found = self.forward(segment, state, x, y, keep)
+            state, found = self.forward(segment, state, x, y, keep, team)
             if found is not None:
                 kept.append(found)
         return [beside(np, s) for s in zip(state, *ended, strict=True)] if ended else list(state), kept
 
     def run_bwd(
-        self, tape: Tape, dend: Sequence[Array], dy: Array, dZ: Array, dQ: Array, part: Sequence[Kept]
+        self,
+        tape: Tape,
+        dend: Sequence[Array],
+        dy: Array,
+        dZ: Array,
+        dQ: Array,
+        part: Sequence[Kept],
+        team: Team | None = None,
     ) -> list[Array]:
         """Differentiate a part of the batch; return the gradient of its initial state."""
         dstate = [d[:, :0] for d in dend]
@@ -124,11 +143,11 @@ class _Loop:
             if have < segment.n:  # the gradient of the sequences that end here is that of the final state
                 ends = [d[:, segment.first + have : segment.first + segment.n] for d in dend]
                 dstate = [beside(np, pair) for pair in zip(dstate, ends, strict=True)] if have else ends
-            dstate = self.backward(tape.complete(kept), dstate, dy, dZ, dQ)
+            dstate = self.backward(tape.complete(kept), dstate, dy, dZ, dQ, team)
         return dstate
 
     def forward(
-        self, segment: Segment, state: Sequence[Array], x: Array, y: Array, keep: str
+        self, segment: Segment, state: Sequence[Array], x: Array, y: Array, keep: str, team: Team | None
     ) -> tuple[list[Array], Kept | None]:
         """Return the state after a segment and what is kept of it, from that before and rows x (N, D); y is written."""
         step, found, k, n = self.step, self.kernels, segment.k, segment.n
@@ -145,7 +164,10 @@ class _Loop:
             for name, rows in found.step.saved.items():
                 arrays[name] = workspace.empty(np, (k, M) if rows is None else (k, rows, M), h)
         given, zh = [arrays[name] for name in kernel.names], np.empty((G, M), h.dtype)
-        if n == 1 and self.small and segment.width == 1:
+        if team is not None:
+            zx = np.empty((1, G, M), h.dtype)
+            shared.forward(team, kernel.loops, self.Wh, segment, x, y, zx, zh, h, given)
+        elif n == 1 and self.small and segment.width == 1:
             zx = np.empty((min(k, STEPS), G, M), h.dtype)
             kernel.loops.forward_alone(x, y, at, k, self.Wx.T, self.WhT, zx, zh, h, *given)
         else:
@@ -160,7 +182,9 @@ class _Loop:
             saved = found.step.restore({s: arrays[s].reshape(*arrays[s].shape[:-1], H, n) for s in found.step.saved})
         return after, Kept(segment, [a.reshape(k + 1, H, n) for a in carry], saved)
 
-    def backward(self, kept: Kept, dstate: Sequence[Array], dy: Array, dZ: Array, dQ: Array) -> list[Array]:
+    def backward(
+        self, kept: Kept, dstate: Sequence[Array], dy: Array, dZ: Array, dQ: Array, team: Team | None
+    ) -> list[Array]:
         """Return the gradient of the state before a segment from that of the state after it.
 
         dZ and dQ (N, R) take the gradients of the products of x and of h; dQ is empty where those are one.
@@ -178,7 +202,9 @@ class _Loop:
         given, dz = [arrays[name] for name in kernel.names], np.empty((step.G, M), dh.dtype)
         dzh = np.empty_like(dz) if found.apart else dz
         dh0 = np.empty_like(dh) if found.direct else NO_ROW[dh.dtype]
-        if n == 1 and self.small and segment.width == 1:
+        if team is not None:
+            shared.backward(team, kernel.loops, self.WhT, segment, dy, dZ, dQ, dz, dzh, dh0, dh, given)
+        elif n == 1 and self.small and segment.width == 1:
             kernel.loops.backward_alone(dy, at, k, self.Wh, dZ, dQ, dz, dzh, dh0, dh, *given)
         else:
             kernel.loops.backward(dy, at, segment.width, k, *_pieces(self.WhT, n), dZ, dQ, dz, dzh, dh0, dh, *given)

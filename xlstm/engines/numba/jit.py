@@ -127,7 +127,7 @@ def _bind(module: ModuleType, given: tuple[Callable[..., Any], ...]) -> None:
 
 
 def _after_fork() -> None:
-    """Another thread of the parent may have held the lock."""
+    """Make a new lock: another thread of the parent may have held the old one."""
     global _lock
     _lock = threading.RLock()
 

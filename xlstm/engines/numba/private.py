@@ -18,7 +18,7 @@ _DIGEST = hashlib.sha256().digest_size
 
 
 def folder(path: Path) -> Path:
-    """The folder without links on the way to it, made where it is missing, and of mode 0700.
+    """Return the folder without links on the way to it, made where it is missing, and of mode 0700.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def folder(path: Path) -> Path:
 
 
 def read(folder: Path, name: str, limit: int) -> bytes | None:
-    """The content of a file, None where there is none of this user's that is as it was written.
+    """Return the content of a file, or None where there is none of this user's that is as it was written.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ def _alone(gid: int) -> bool:
 
 
 def _open(path: str, flags: int) -> int:
-    """Neither through a link nor waiting for who writes to a pipe."""
+    """Open a file, neither through a link nor waiting for the writer of a pipe."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
 
 
