@@ -139,13 +139,16 @@ def _table(score: Score, step: str) -> Table:
 @contextlib.contextmanager
 def _bar() -> Iterator[Callable[[loop.Progress], None]]:
     """Show a live progress bar on a terminal; give the function that moves it."""
+    if not err.is_terminal:  # old versions of rich print an empty line there
+        yield lambda now: None
+        return
     columns = (
         TextColumn("{task.fields[epoch]}"),
         BarColumn(16),
         TextColumn("{task.description}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
+    with Progress(*columns, console=err) as bar:
         task = bar.add_task("", total=None, epoch="")
 
         def show(now: loop.Progress) -> None:

@@ -71,7 +71,7 @@ def tokens_of(where: str, name: str, xp: Namespace, given: Array, vocab_size: in
         raise TypeError(f"{where}: {name} has dtype {given.dtype}, expected whole numbers")
     if vocab_size is not None:
         within(where, name, given, vocab_size)
-    return xp.astype(given, xp.int64)
+    return xp.astype(xp.asarray(given), xp.int64)  # NumPy 2.0 does not cast its scalars
 
 
 def within(where: str, name: str, tokens: Array, vocab_size: int) -> None:
