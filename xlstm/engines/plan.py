@@ -79,7 +79,7 @@ def choose(step: Step, x: Array, B: int, compiled: bool) -> Rule:
         return Rule("one thread", blas=1)
     most = threads.available()
     if compiled and not step.heads and most > 1 and step.Wh.size > HUGE and step.Wh.size * B >= threads.LARGE:
-        # 0.85 of the time of two parts of the batch at 64,32,1024,1024, and 0.6 at 64,8,1024,1024 (bench.ablation).
+        # 0.85 of the time of parts of the batch at T,B,D,H = 64,32,1024,1024 and 0.6 at 64,8,1024,1024, on a Xeon.
         return Rule("products shared", blas=1, team=most, shared=True)
     parts = max(1, min(most, B // COLUMNS))
     if compiled or (parts > 1 and 2 * parts >= most and step.P * (B // parts) >= UNITS):
