@@ -35,6 +35,8 @@ nox.options.sessions = ["lint", "types", "tests", *(["pythons"] if OTHERS else [
 # Two processes; one that is done takes tests from the other, which has begun with those that come after it in the list:
 # so most files, and what they compile and import, stay in one process.
 PYTEST = ["pytest", "-n", "2", "--dist", "worksteal", "-q"]
+# Threads of BLAS and of PyTorch spin while they wait, on the core of the other process: a third of all time.
+ALONE = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 RECURRENT = [f"tests/test_{name}.py" for name in ("lstm", "slstm", "lengths", "recurrent", "training")]
 # With others that compile many loops these run in processes of their own: compiled code stays in memory.
 LOOPS = ("compiled", "engines", "activations", "custom_cells", "module")
@@ -55,7 +57,7 @@ VERSIONS = [
     "--deselect=tests/test_compiled.py::test_every_path_gives_the_same_numbers",
     *(f"--ignore=tests/test_{name}.py" for name in ("bench", "bench_gpu", "bench_tasks")),
 ]
-NUMPY = {"XLSTM_TEST_BACKENDS": "numpy", "XLSTM_COMPILE": "0"}
+NUMPY = {**ALONE, "XLSTM_TEST_BACKENDS": "numpy", "XLSTM_COMPILE": "0"}
 
 
 def group(*names: str) -> list[str]:
@@ -92,7 +94,7 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         return
     on_every_path(session, "--cover", "1")
-    session.run("python", "-m", "tests.parity", "--brief", "--processes", "2", env={"XLSTM_COMPILE": "0"})
+    session.run("python", "-m", "tests.parity", "--brief", "--processes", "2", env={**ALONE, "XLSTM_COMPILE": "0"})
 
 
 @nox.session
@@ -112,14 +114,14 @@ def install_all(session: nox.Session) -> None:
 def run_all(session: nox.Session, *arguments: str) -> None:
     """Run all tests, or those that the command line of nox names."""
     if session.posargs:
-        session.run(*PYTEST, *arguments, *session.posargs)
+        session.run(*PYTEST, *arguments, *session.posargs, env=ALONE)
     else:
-        session.run(*PYTEST, *arguments, *COMPILING)
-        session.run(*PYTEST, *arguments, *(f"--ignore={path}" for path in COMPILING))
+        session.run(*PYTEST, *arguments, *COMPILING, env=ALONE)
+        session.run(*PYTEST, *arguments, *(f"--ignore={path}" for path in COMPILING), env=ALONE)
 
 
 def on_every_path(session: nox.Session, *arguments: str) -> None:
-    """Run the tests of recurrent layers on NumPy arrays once in the environment of each path."""
+    """Run the tests of recurrent layers on NumPy arrays once in the environment of each path, with threads of BLAS."""
     for path in PATHS:
         environment = {**path, "XLSTM_TEST_BACKENDS": "numpy"}
         session.run(*PYTEST, *arguments, *RECURRENT, env=environment)
