@@ -83,7 +83,7 @@ def mish_bwd(xp, dy, x, y):
 @pytest.fixture
 def registered(monkeypatch):
     """A table of activations with two more."""
-    monkeypatch.setattr(activations, "GATES", dict(activations.GATES))
+    monkeypatch.setattr(activations, "GATE_ACTIVATIONS", dict(activations.GATE_ACTIVATIONS))
     activations.register("squareplus", squareplus, squareplus_bwd)
     activations.register("mish", mish, mish_bwd, derivative_from="input")
 
@@ -197,4 +197,4 @@ def test_what_cannot_be_registered(change, error, words):
     given = {"name": "another", "forward": mish, "backward": mish_bwd, "derivative_from": "input"} | change
     with pytest.raises(error, match=words):
         activations.register(**given)
-    assert "another" not in activations.GATES
+    assert "another" not in activations.GATE_ACTIVATIONS

@@ -9,7 +9,7 @@ import pytest
 
 from tests.compilers import load
 from xlstm.cells import gru, lstm, lstm_options, rnn, slstm
-from xlstm.cells.activations import GATES
+from xlstm.cells.activations import GATE_ACTIVATIONS
 from xlstm.cells.cell import Summed
 from xlstm.engines.pointwise import pointwise
 from xlstm.tracing.c import number, statements
@@ -88,9 +88,9 @@ def test_cells(rng, name, dtype):
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("name", GATES)
+@pytest.mark.parametrize("name", GATE_ACTIVATIONS)
 def test_activations(rng, name, dtype):
-    pair = GATES[name]
+    pair = GATE_ACTIVATIONS[name]
     x, dy = (rng.standard_normal(200).astype(dtype) for _ in range(2))
     y = pair.fwd(np, x)
     agree(run(lambda xp, x: {"y": pair.fwd(xp, x)}, {"x": x}, dtype), {"y": y}, dtype)

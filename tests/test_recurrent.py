@@ -13,7 +13,7 @@ import xlstm
 from tests.conftest import make_backend
 from tests.layers import OPTIONS, alone, check, inputs_of, make, pairwise, run
 from xlstm.arrays.convert import to_numpy
-from xlstm.cells.activations import GATES, canonical, pair
+from xlstm.cells.activations import GATE_ACTIVATIONS, canonical, pair
 from xlstm.cells.normalization import normalize
 from xlstm.data import Batch
 from xlstm.engines import array_api
@@ -382,7 +382,7 @@ def test_coupled_gates_sum_to_one(rng):
     np.testing.assert_allclose(saved.c, (1 - i) * before + i * g, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", GATES)
+@pytest.mark.parametrize("name", GATE_ACTIVATIONS)
 def test_gradient_of_each_gate_activation(be, rng, name):
     """The derivative, from the output alone, with its default parameters and with others."""
     others = {"affine": "(0.7, 0.2)", "leaky_relu": "(0.2)", "thresholded_relu": "(0.3)", "scaled_tanh": "(1.7, 0.6)",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xlstm.cells import gru, lstm, lstm_options, rnn, slstm
-from xlstm.cells.activations import GATES, parse
+from xlstm.cells.activations import GATE_ACTIVATIONS, parse
 from xlstm.engines.pointwise import pointwise
 from xlstm.tracing.c import statements
 from xlstm.tracing.symbols import UntraceableError, trace
@@ -96,9 +96,9 @@ def test_cells_forward_and_backward(rng, name, peepholes):
     agree(backward, {"dh": rng.standard_normal(M), **gradients, **carry, **kept, **own})
 
 
-@pytest.mark.parametrize("name", GATES)
+@pytest.mark.parametrize("name", GATE_ACTIVATIONS)
 def test_activations(rng, name):
-    pair = GATES[name]
+    pair = GATE_ACTIVATIONS[name]
     x = rng.standard_normal(50)
     agree(lambda xp, x: {"y": pair.fwd(xp, x)}, {"x": x})
     agree(lambda xp, dy, y: {"dx": pair.bwd(xp, dy, None, y)}, {"dy": rng.standard_normal(50), "y": pair.fwd(np, x)})
@@ -107,7 +107,7 @@ def test_activations(rng, name):
 ACTIVATIONS = {"hard_sigmoid": (0.21, 0.53), "scaled_tanh": (1.7, 0.66), "affine": (0.9, 0.1)}
 
 
-@pytest.mark.parametrize("name", [name for name in GATES if parse(name).values])
+@pytest.mark.parametrize("name", [name for name in GATE_ACTIVATIONS if parse(name).values])
 def test_numbers_of_activations_are_inputs(name):
     values = ACTIVATIONS.get(name, (0.37,))
     assert len(values) == len(parse(name).values)

@@ -1,7 +1,7 @@
-"""The maths of one cell a file, forward beside backward.
+"""The maths of the cells, forward beside backward.
 
-How our letters read in the papers. Suffix 0 marks the state before a step, `d` + name its gradient, `~` a
-pre-activation; capitals span all steps of a chunk or a sequence.
+The table shows how our letters read in the papers. A suffix 0 marks the state before a step, a prefix `d` a gradient,
+and `~` a pre-activation; capitals span all steps of a chunk or a sequence.
 
     ours          in the papers            meaning
     ------------  -----------------------  -------------------------------------------------------------------

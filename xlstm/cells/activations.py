@@ -1,11 +1,11 @@
 """Activations as pairs: `f(xp, x)` and `f_bwd(xp, dy, x, y)` with `y = f(xp, x)`.
 
-Each function is pure, takes the namespace first, and works element by element, except `softmax` and `log_softmax`. A
+Each function is pure and takes the namespace first; all but `softmax` and `log_softmax` work element by element. A
 backward pass is given both the input and the output and uses whichever costs less. All but `exponential` and
 `square_relu` are finite, and raise no floating-point warning, for every finite input.
 
-The pairs in `GATES` can be chosen for the gates of a cell by a text such as "tanh" or "hard_sigmoid(0.2, 0.5)"; their
-parameters and defaults are those of ONNX. `register` adds a pair of one's own.
+The pairs in `GATE_ACTIVATIONS` can be chosen for the gates of a cell by a text such as "tanh" or
+"hard_sigmoid(0.2, 0.5)"; their parameters and defaults are those of ONNX. `register` adds a pair.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from xlstm.arrays.namespace import Array, Namespace, constant
 
 
 def sigmoid(xp: Namespace, x: Array) -> Array:
-    """Return 1 / (1 + exp(-x)), written as e / (1 + e) with e = exp(x): that has all its digits however small it is."""
-    # From this bound on sigmoid(x) is 1, while exp(x) is finite.
+    """Return 1 / (1 + exp(-x)) as e / (1 + e) with e = exp(x), which keeps all digits of small results."""
+    # From this bound on, sigmoid(x) rounds to 1, and exp(x) is still finite.
     e = xp.exp(xp.minimum(x, constant(xp, x, 40.0, half=10.0)))
     e /= 1 + e
     return e
@@ -68,7 +68,8 @@ def silu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
 def erf(xp: Namespace, x: Array) -> Array:
     """Return 2/sqrt(pi) times the integral of exp(-t^2) from 0 to x, to the last digits of the dtype.
 
-    The rational functions are those of Cody 1969 in float64, and the Eigen library's, of half their degree, in float32.
+    The rational functions are those of Cody 1969 in float64. In float32 they are those of the Eigen library, which have
+    about half the degree.
     """
     if x.dtype == xp.float32:
         u = clamp(xp, x, 4.0)
@@ -104,7 +105,7 @@ def square_relu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
 
 
 def soft_cap(xp: Namespace, x: Array, cap: float) -> Array:
-    """Return cap tanh(x / cap), which is nearly x where that is small, and within [-cap, cap]."""
+    """Return cap tanh(x / cap), which is nearly x for small x and always within [-cap, cap]."""
     return cap * xp.tanh(x / cap)
 
 
@@ -313,7 +314,7 @@ def clamp_bwd(xp: Namespace, dy: Array, x: Array, limit: float) -> Array:
 
 
 class Pair(NamedTuple):
-    """An activation and its derivative, parameters bound."""
+    """An activation and its derivative, with their parameters bound."""
 
     fwd: Callable[..., Array]
     bwd: Callable[..., Array]
@@ -327,13 +328,11 @@ class Pair(NamedTuple):
 class InputPair(Pair):
     """An activation whose derivative needs the input."""
 
-    @property
-    def from_input(self) -> bool:
-        """Whether the derivative needs the input x, as it does."""
-        return True
+    from_input = True
 
 
-GATES: dict[str, Pair] = {
+# The activations that can be chosen for the gates of a cell.
+GATE_ACTIVATIONS: dict[str, Pair] = {
     "sigmoid": Pair(sigmoid, sigmoid_bwd),
     "tanh": Pair(tanh, tanh_bwd),
     "relu": Pair(relu, relu_bwd),
@@ -360,8 +359,8 @@ FEED_FORWARD = {
 }
 # The logarithm of a forget gate from its pre-activation: f = sigmoid(f~) or exp(f~) (Beck et al. 2024, eq. 11).
 FORGET = {"sigmoid": Pair(log_sigmoid, log_sigmoid_bwd), "exponential": Pair(linear, linear_bwd)}
-POSITIVE = {"leaky_relu", "elu"}  # the derivative is read off the output, which needs an alpha above 0
-PARAMETERS = ("alpha", "beta")  # names of the parameters of gate activations, in order
+POSITIVE = {"leaky_relu", "elu"}  # their derivatives are computed from the output, which needs an alpha above 0
+ALPHA_BETA = ("alpha", "beta")  # names of the parameters of gate activations, in order
 
 
 def register(
@@ -381,14 +380,16 @@ def register(
     backward : callable
         `backward(xp, dy, x, y) -> dx`, with the same parameters.
     derivative_from : {"output", "input"}
-        Whether `backward` uses the output y alone, where x may be None, or also the input x, which cells then keep.
+        With "output" `backward` uses y alone, and its x may be None. With "input" it also uses x, which cells then
+        keep.
 
     Raises
     ------
     ValueError
-        The name is no name, or that of other functions; `derivative_from` or the parameters are others.
+        `name` is not a valid name or is taken by other functions, or `derivative_from` or the parameters are not among
+        those allowed.
     TypeError
-        `forward` or `backward` is no function.
+        `forward` or `backward` is not a function.
 
     Examples
     --------
@@ -408,14 +409,14 @@ def register(
         checks.function("register", role, function)
         parameters = list(inspect.signature(function).parameters.values())
         more = [(p.name, isinstance(p.default, int | float)) for p in parameters[first:]]
-        if len(parameters) < first or more != [(p, True) for p in PARAMETERS][: len(more)]:
+        if len(parameters) < first or more != [(p, True) for p in ALPHA_BETA][: len(more)]:
             raise ValueError(
                 f"register: {role} takes {inspect.signature(function)}, expected "
                 f"{'(xp, x)' if role == 'forward' else '(xp, dy, x, y)'} and perhaps numbers alpha, beta"
             )
     checks.choice(("output", "input"))("register", "derivative_from", derivative_from)
     new = (InputPair if derivative_from == "input" else Pair)(forward, backward)
-    known = GATES.setdefault(name, new)
+    known = GATE_ACTIVATIONS.setdefault(name, new)
     if (type(known), known) != (type(new), new):
         raise ValueError(f"register: {name} is the name of another activation already")
 
@@ -428,20 +429,20 @@ class Activation(NamedTuple):
 
 
 def parse(text: str | Activation) -> Activation:
-    """Return the name and the parameters of a gate activation, defaults filled in: "elu" -> ("elu", (1.0,)).
+    """Return the name and the parameters of a gate activation, with defaults filled in: "elu" -> ("elu", (1.0,)).
 
     Raises
     ------
     ValueError
-        The name is unknown, or the parameters are not what it takes.
+        The name is unknown, or its parameters are too many, not finite numbers, or out of range.
     """
     if isinstance(text, Activation):
         return text
     match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", text) if isinstance(text, str) else None
-    if match is None or match[1] not in GATES:
-        raise ValueError(f"activations: {text!r} is unknown, expected one of {', '.join(GATES)}")
+    if match is None or match[1] not in GATE_ACTIVATIONS:
+        raise ValueError(f"activations: {text!r} is unknown, expected one of {', '.join(GATE_ACTIVATIONS)}")
     name, given = match[1], [part for part in (match[2] or "").split(",") if part.strip()]
-    defaults = [float(p.default) for p in list(inspect.signature(GATES[name].fwd).parameters.values())[2:]]
+    defaults = [float(p.default) for p in list(inspect.signature(GATE_ACTIVATIONS[name].fwd).parameters.values())[2:]]
     try:
         values = [float(part) for part in given]
     except ValueError:
@@ -457,7 +458,7 @@ def parse(text: str | Activation) -> Activation:
 
 
 def canonical(text: str) -> str:
-    """Return the one way to write a gate activation: "hard_sigmoid" -> "hard_sigmoid(0.2, 0.5)"."""
+    """Return the canonical text of a gate activation: "hard_sigmoid" -> "hard_sigmoid(0.2, 0.5)"."""
     name, values = parse(text)
     return f"{name}({', '.join(map(repr, values))})" if values else name
 
@@ -465,8 +466,8 @@ def canonical(text: str) -> str:
 def pair(text: str | Activation) -> Pair:
     """Return the functions of a gate activation; see `parse`."""
     name, values = parse(text)
-    found = GATES[name]
+    found = GATE_ACTIVATIONS[name]
     if not values:
         return found
-    given = dict(zip(PARAMETERS, values, strict=False))
+    given = dict(zip(ALPHA_BETA, values, strict=False))
     return type(found)(*(functools.partial(f, **given) for f in found))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from xlstm.arrays.namespace import Array, Namespace, Params
-from xlstm.cells.activations import PARAMETERS, Activation, Pair, clamp, clamp_bwd, pair, parse
+from xlstm.cells.activations import ALPHA_BETA, Activation, Pair, clamp, clamp_bwd, pair, parse
 
 
 class Cell:
@@ -18,7 +18,8 @@ class Cell:
     products of the weights with the input x and with the hidden state h, biases included, one row for each of the G
     gates; and the states before the step, each (H, B). Both functions are pure, use arithmetic and functions of the
     array namespace `xp` alone, and do not branch on values, so that they run on every array library and, traced, in
-    every engine. Index a gate as `z[k, ...]`: axes of time may follow the gate axis.
+    every engine. Index a gate as `z[k, ...]`: axes of time may follow the gate axis. `xlstm.register_cell` makes a
+    layer of a cell; see docs/cells.md.
 
     Attributes
     ----------
@@ -29,16 +30,16 @@ class Cell:
     REST : tuple of float
         The value of each state before the first step.
     PARAMETERS : dict of str to int
-        Names of parameters of the cell's own, and their rows: (rows * H,) in the layer. `gates`, `derivatives` and
-        `gates_bwd` take them by name, as (rows, H, 1), or (H, 1) where there is one row.
+        Names of the cell's own parameters, and how many rows each has: it is (rows * H,) in the layer. `gates`,
+        `derivatives` and `gates_bwd` take them by name, as (rows, H, 1), or (H, 1) where there is one row.
     RECURRENT : bool
         Whether there is a product of h. Without one, zh is zero, and the layer has no Wh.
     BIASES : int
         2 where the products of x and of h have a bias each by default; 1 where one serves both.
     activations : tuple of str
-        A field of cells whose activations can be chosen.
+        A field that a cell has where its activations can be chosen.
     clip : float, optional
-        A field of cells whose pre-activations can be bounded.
+        A field that a cell has where its pre-activations can be bounded.
     """
 
     GATES: ClassVar[tuple[str, ...]]
@@ -107,7 +108,7 @@ class Cell:
         saved : NamedTuple
             From `gates`, with an axis of time before H.
         *carry : arrays (k, H, B)
-            The states but h before each step.
+            Every state but h, before each step.
         **own : arrays
             PARAMETERS by name.
 
@@ -134,7 +135,7 @@ class Cell:
         return xp.stack([getattr(saved, gate) for gate in self.GATES])
 
     def own_bwd(self, xp: Namespace, dz: Array, saved: Any, *carry: Array, **own: Array) -> dict[str, Array]:
-        """Return the gradients of PARAMETERS, up to axes of 1 in their shapes.
+        """Return the gradients of PARAMETERS, in their shapes or with axes of length 1 left out.
 
         Parameters
         ----------
@@ -153,31 +154,31 @@ class Cell:
         return {}
 
     def weights(self, xp: Namespace, w: Params) -> Params:
-        """Return the weights of a layer, by their last names, as a step uses them: here the layer's own."""
+        """Return the weights that a step uses, by their last names; by default they are the layer's, `w`."""
         return w
 
     def weights_bwd(self, xp: Namespace, w: Params, grads: Params) -> Params:
-        """Return the gradients of the layer's weights `w` from those of `weights(w)`."""
+        """Return the gradients of the layer's weights `w` from those of `weights(xp, w)`."""
         return grads
 
     @property
     def OWN(self) -> tuple[str, ...]:  # noqa: N802
-        """Names of the arrays, beside the products and states, that the functions of the cell take."""
+        """Names of the arrays that the functions of the cell take besides products and states."""
         return tuple(self.PARAMETERS)
-
-    # Options that are numbers, such as `clip`, change the result but not the operations. Code made from a trace of a
-    # cell takes them as arguments, so that it is compiled once for all of their values.
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle the options alone."""
         return self._fields
+
+    # Options that are numbers, such as `clip`, change the result but not the operations. Code made from a trace of a
+    # cell takes them as arguments, so that it is compiled once for all of their values.
 
     @functools.cached_property
     def numbers(self) -> dict[str, float]:
         """Options that are numbers: fields, and parameters of activations such as `alpha0` of the first."""
         found = {name: float(value) for name, value in self._fields.items() if type(value) in (int, float)}
         for k, (_, values) in enumerate(self._activations):
-            found |= {f"{name}{k}": value for name, value in zip(PARAMETERS, values, strict=False)}
+            found |= {f"{name}{k}": value for name, value in zip(ALPHA_BETA, values, strict=False)}
         return found
 
     @functools.cached_property
@@ -190,7 +191,7 @@ class Cell:
         changed: dict[str, Any] = {name: value for name, value in numbers.items() if name in self._fields}
         if self._activations:
             changed["activations"] = tuple(
-                Activation(name, tuple(numbers[f"{parameter}{k}"] for parameter in PARAMETERS[: len(values)]))
+                Activation(name, tuple(numbers[f"{parameter}{k}"] for parameter in ALPHA_BETA[: len(values)]))
                 for k, (name, values) in enumerate(self._activations)
             )
         return dataclasses.replace(self, **changed)  # type: ignore[type-var]
@@ -200,14 +201,14 @@ class Cell:
         return self._pairs[k].fwd(xp, z if self.clip is None else clamp(xp, z, self.clip))
 
     def _activate_bwd(self, xp: Namespace, k: int, dy: Array, z: Array | None, y: Array) -> Array:
-        """Differentiate y = _activate(z); z is what `_kept` made of it."""
+        """Differentiate y = _activate(z); z is None where `_kept` left it out."""
         if z is None or self.clip is None:
             return self._pairs[k].bwd(xp, dy, z, y)
         return clamp_bwd(xp, self._pairs[k].bwd(xp, dy, clamp(xp, z, self.clip), y), z, self.clip)
 
     def _kept(self, z: Array) -> Array | None:
         """Return the pre-activations where backward needs them: with `clip`, and for some activations."""
-        return z if self.clip is not None or any(pair.from_input for pair in self._pairs) else None
+        return z if self.clip is not None or any(one.from_input for one in self._pairs) else None
 
     @functools.cached_property
     def _fields(self) -> dict[str, Any]:
@@ -232,5 +233,5 @@ class Summed(Cell):
         return {name: p + w["bh"] if name == "b" else p for name, p in w.items() if name != "bh"}
 
     def weights_bwd(self, xp: Namespace, w: Params, grads: Params) -> Params:
-        """Return the gradients with that of b for bh."""
+        """Return the gradients, with that of b repeated for bh."""
         return {**grads, "bh": xp.asarray(grads["b"], copy=True)} if "bh" in w else grads

@@ -15,22 +15,22 @@ from xlstm.cells import cell
 
 
 class Saved(NamedTuple):
-    """The values that backward needs; zg and zn, pre-activations, where an option needs them."""
+    """The values that backward needs; zg and zn are kept only with an option that needs them."""
 
     s: Array  # gates z, r (2, H, B)
     n: Array  # candidate
     h0: Array
-    m: Array | None  # zh of the candidate, or None where the state is reset
-    zg: Array | None
-    zn: Array | None
+    m: Array | None  # zh of the candidate, or None in `ResetBefore`
+    zg: Array | None  # pre-activations of z, r
+    zn: Array | None  # pre-activation of the candidate
 
 
 class Local(NamedTuple):
-    """The local derivatives of one step."""
+    """The local derivatives of one step; the `derivatives` of each cell says how they give the gradients."""
 
-    a: Array  # by the pre-activations, (3, H, B)
-    r: Array
-    z: Array
+    a: Array  # az, ar, an (3, H, B): derivatives by the pre-activations
+    r: Array  # the reset gate (H, B): derivative of r m by m, or of r h0 by h0
+    z: Array  # the update gate (H, B): derivative of h by the h0 in (3)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Cell(cell.Cell):
     GATES = ("z", "r", "n")
 
     def gates(self, xp: Namespace, zx: Array, zh: Array, h0: Array) -> tuple[Array, Saved]:
-        """Run one step: h (H, B), from zx and zh (3, H, B) and h0 (H, B)."""
+        """Run one step: return h (H, B), from zx and zh (3, H, B) and h0 (H, B)."""
         zg = zx[:2, ...] + zh[:2, ...]
         s, m = self._activate(xp, 0, zg), zh[2, ...]  # (1) z, r
         zn = zx[2, ...] + s[1, ...] * m
@@ -52,8 +52,8 @@ class Cell(cell.Cell):
         return h, Saved(s, n, h0, m, self._kept(zg), self._kept(zn))
 
     def derivatives(self, xp: Namespace, saved: Saved) -> Local:
-        """Return a, r, z with dzx = a dh, dzh = dzx but r dzx for the candidate, and dh0 = z dh."""
-        az, an = self._leak_bwd(xp, saved)
+        """Return the local derivatives: dzx = (az, ar, an) dh, dzh = (az, ar, r an) dh and dh0 = z dh."""
+        az, an = self._mean_bwd(xp, saved)
         ar = self._gate_bwd(xp, 1, an * saved.m, saved)  # the reset gate: (2) through r, (1)
         return Local(xp.stack((az, ar, an)), saved.s[1, ...], saved.s[0, ...])
 
@@ -68,13 +68,13 @@ class Cell(cell.Cell):
         """Return the gate values (3, ...) in the order of GATES."""
         return xp.concat((saved.s, saved.n[None, ...]))
 
-    def _leak_bwd(self, xp: Namespace, saved: Saved) -> tuple[Array, Array]:
-        """Differentiate (3) by the pre-activations of the update gate z and of the candidate n."""
+    def _mean_bwd(self, xp: Namespace, saved: Saved) -> tuple[Array, Array]:
+        """Differentiate (3), a mean of n and h0 weighted by z, by the pre-activations of z and of n."""
         az = self._gate_bwd(xp, 0, saved.h0 - saved.n, saved)  # (3) through z, (1)
         return az, self._activate_bwd(xp, 1, 1 - saved.s[0, ...], saved.zn, saved.n)  # (3) through n, (2)
 
     def _gate_bwd(self, xp: Namespace, k: int, dy: Array, saved: Saved) -> Array:
-        """Differentiate gate k of (1)."""
+        """Differentiate gate k of (1), z or r, by its pre-activation."""
         return self._activate_bwd(xp, 0, dy, None if saved.zg is None else saved.zg[k, ...], saved.s[k, ...])
 
 
@@ -83,7 +83,7 @@ class ResetBefore(Cell):
     """A GRU whose reset gate acts on the state: n = act(zx + Wn (r h0)), so that the cell makes a product itself.
 
     Its own parameter is Wn (H, H), the last rows of Wh, and zh has the rows of z and r only. `drop` is the mask
-    (H, B) of recurrent dropout, or 1.
+    (H, B) of recurrent dropout, or 1 without it.
     """
 
     OWN = ("Wn", "drop")
@@ -94,7 +94,7 @@ class ResetBefore(Cell):
         return {**w, "Wh": w["Wh"][: 2 * H, ...], "Wn": w["Wh"][2 * H :, ...]}
 
     def weights_bwd(self, xp: Namespace, w: Params, grads: Params) -> Params:
-        """Return the gradients with that of Wn as the last rows of that of Wh."""
+        """Return the gradients, with that of Wn as the last rows of that of Wh."""
         grads = {**grads, "Wh": xp.concat((grads["Wh"], grads["Wn"]))}
         del grads["Wn"]
         return cell.Summed.weights_bwd(self, xp, w, grads)  # type: ignore[arg-type]
@@ -102,7 +102,7 @@ class ResetBefore(Cell):
     def gates(  # type: ignore[override]
         self, xp: Namespace, zx: Array, zh: Array, h0: Array, Wn: Array, drop: Array | float = 1.0
     ) -> tuple[Array, Saved]:
-        """Run one step: h (H, B), from zx (3, H, B), zh (2, H, B) and h0 (H, B)."""
+        """Run one step: return h (H, B), from zx (3, H, B), zh (2, H, B) and h0 (H, B)."""
         zg = zx[:2, ...] + zh
         s = self._activate(xp, 0, zg)  # (1) z, r
         zn = zx[2, ...] + Wn @ (s[1, ...] * h0 * drop)
@@ -113,8 +113,8 @@ class ResetBefore(Cell):
     def derivatives(  # type: ignore[override]
         self, xp: Namespace, saved: Saved, Wn: Array, drop: Array | float = 1.0
     ) -> Local:
-        """Return a, r, z with dz = (az dh, ar dq, an dh) and dh0 = z dh + r dq, where dq = Wn^T (an dh)."""
-        az, an = self._leak_bwd(xp, saved)
+        """Return the local derivatives: dzx = (az dh, ar dq, an dh) and dh0 = z dh + r dq, with dq = Wn^T (an dh)."""
+        az, an = self._mean_bwd(xp, saved)
         ar = self._gate_bwd(xp, 1, saved.h0, saved)  # the reset gate: (2) through r, (1)
         return Local(xp.stack((az, ar, an)), saved.s[1, ...], saved.s[0, ...])
 

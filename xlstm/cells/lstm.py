@@ -5,7 +5,8 @@ Only the gate axis has a fixed place, the first; the axes after it are (H, B) fo
 
 The backward pass is linear in the gradients that flow back, dh and dc. `derivatives` computes its coefficients, which
 needs no recurrence, for any number of steps at once; `gates_bwd` applies them to one step. Numbers in brackets say
-which line of `gates` a line differentiates. Options of the cell are in `cells/lstm_options.py`.
+which line of `gates` a line differentiates. Options of the cell are in `cells/lstm_options.py`, and initial weights in
+`layers/initializers.py`.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ class Saved(NamedTuple):
 
 
 class Local(NamedTuple):
-    """The local derivatives of one step: dz = (ai dc, ao dh, af dc, ag dc), dc += k dh, dc0 = f dc."""
+    """The local derivatives of one step: first dc += k dh, then dz = (ai dc, ao dh, af dc, ag dc) and dc0 = f dc."""
 
-    a: Array  # ai, ao, af, ag (4, H, B)
-    k: Array
-    f: Array
+    a: Array  # ai, ao, af, ag (4, H, B): derivatives by the pre-activations, of h for ao, else of c
+    k: Array  # derivative of h by c (H, B)
+    f: Array  # derivative of c by c0 (H, B)
 
 
 def gates(xp: Namespace, zx: Array, zh: Array, h0: Array, c0: Array) -> tuple[Array, Array, Saved]:
-    """Run one step: h and c (H, B), from the products zx and zh (4, H, B) and the states before it."""
+    """Run one step: return h and c (H, B), from the products zx and zh (4, H, B) and the states before it."""
     z = zx + zh
     s = sigmoid(xp, z[:3, ...])  # (1) i, o, f
     g = xp.tanh(z[3, ...])  # (2)
@@ -67,7 +68,7 @@ def gates_bwd(xp: Namespace, local: Local, dh: Array, dc: Array) -> tuple[Array,
 
 @dataclass(frozen=True)
 class Cell(cell.Summed):
-    """The plain LSTM cell, which is the functions of this file."""
+    """The plain LSTM cell, made of the functions of this file."""
 
     GATES = ("i", "o", "f", "g")
     STATES = ("h", "c")

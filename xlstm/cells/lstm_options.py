@@ -1,4 +1,4 @@
-"""The LSTM cell with its options: `cells/lstm.py` has the plain one, whose order, layout and split this follows.
+"""The LSTM cell with its options; gate order, layout and passes are those of the plain cell in `cells/lstm.py`.
 
 The options are peepholes (Gers & Schmidhuber 2000), coupled input and forget gates (Greff et al. 2017), a normalised
 cell (Ba et al. 2016, eq. 22), bounds of the pre-activations and of the cell, and other activations.
@@ -17,7 +17,7 @@ from xlstm.cells.normalization import normalize, normalize_bwd
 
 
 class Saved(NamedTuple):
-    """The values that backward needs; from z on, each only with the option that needs it."""
+    """The values that backward needs; z and those after it are kept only with an option that needs them."""
 
     s: Array  # gates i, o, f (3, H, B), or i, o where coupled
     g: Array  # candidate
@@ -31,19 +31,19 @@ class Saved(NamedTuple):
 
 
 class Local(NamedTuple):
-    """The local derivatives of one step: dz = (ai dc, ao dh, af dc, ag dc), dc += k dh, dc0 = e dc.
+    """The local derivatives of one step: first dc += k dh, then dz = (ai dc, ao dh, af dc, ag dc) and dc0 = e dc.
 
-    Where the cell is normalised, k dh is first the gradient of n, `look` dh comes on top, and `dv` dh is the gradient
-    of v, which the gain gc and the bias bc need.
+    In a normalised cell k dh is the gradient of n, and dc gets that of c from it, plus `look` dh; dv dh is the gradient
+    of v, from which those of the gain gc and the bias bc come.
     """
 
-    a: Array
-    k: Array
-    e: Array
-    n: Array | None = None
-    r: Array | None = None
-    look: Array | None = None
-    dv: Array | None = None
+    a: Array  # ai, ao, af, ag (4, H, B), or ai, ao, ag where coupled
+    k: Array  # derivative of h by c, or by n
+    e: Array  # derivative of c by c0
+    n: Array | None = None  # as saved
+    r: Array | None = None  # as saved
+    look: Array | None = None  # derivative of h by c through the peephole of o
+    dv: Array | None = None  # derivative of h by v
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Cell(cell.Summed):
         gc: Array | None = None,
         bc: Array | None = None,
     ) -> tuple[Array, Array, Saved]:
-        """Run one step: h and c (H, B), from zx and zh (4, H, B) and the states before it."""
+        """Run one step: return h and c (H, B), from zx and zh (G, H, B) and the states before it."""
         z = zx + zh
         if p is not None:
             z = z + self._peep(xp, p, c0)
@@ -140,7 +140,7 @@ class Cell(cell.Summed):
     def gates_bwd(  # type: ignore[override]
         self, xp: Namespace, local: Local, dh: Array, dc: Array, **own: Array
     ) -> tuple[Array, Array, None, Array]:
-        """Return dz (4, H, B) of zx and of zh and dc0 (H, B); with a normalised cell dzx has a fifth row, dv."""
+        """Return the gradients dzx and dzh (G, H, B) and dc0 (H, B); in a normalised cell dzx has one row more, dv."""
         a, k, e, n, r, look, dv = local
         dn = k * dh  # (7) (6)
         if n is not None:
@@ -174,11 +174,11 @@ class Cell(cell.Summed):
         return {name: xp.sum(d, axis=(-3, -1)) for name, d in grads.items()}
 
     def activated(self, xp: Namespace, saved: Saved) -> Array:
-        """Return the gate values (4, ...) in the order of GATES."""
+        """Return the gate values (G, ...) in the order of GATES."""
         return xp.concat((saved.s, saved.g[None, ...]))
 
     def _peep(self, xp: Namespace, p: Array, c0: Array) -> Array:
-        """Return the terms of the pre-activations that look at c0, those of i and f."""
+        """Return the terms (G, H, B) that the peepholes at c0, those of i and f, add to the pre-activations."""
         seen = [xp.zeros_like(c0)] * len(self.GATES)
         for k in range(0, len(self.GATES) - 1, 2):
             seen[k] = p[k, ...] * c0

@@ -7,10 +7,10 @@ The layer makes q, k and v (22 to 24) and has the output gate (27). C is kept tr
 exp(m), so that nothing overflows (15 to 17, and appendix A.3); m = -inf with C = n = 0 is the state before the first
 step, and a step with i~ = -inf writes nothing.
 
-There are two forms of the same function: `step` computes one step, `chunkwise` chunks of `chunk` steps by matrix
-products, with a loop over chunks only; one chunk of all steps is the parallel form. Axes before those named are
-free: q and k (..., T, K), v (..., T, V), i and f (..., T), C (..., K, V), n (..., K), m (...). In `chunkwise` a log f
-below -10^5 counts as that: it lets nothing through either.
+There are two forms of the same function. `step` computes one step. `chunkwise` computes all steps: it takes `chunk`
+steps at once by matrix products and loops over the chunks; with a single chunk it is the parallel form. Axes before
+those named are free: q and k (..., T, K), v (..., T, V), i and f (..., T), C (..., K, V), n (..., K), m (...).
+`chunkwise` raises a log f below -10^5 to -10^5, which lets nothing through either.
 """
 
 from __future__ import annotations

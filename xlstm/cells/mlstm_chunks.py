@@ -1,6 +1,6 @@
 """The mLSTM cell, chunk by chunk; see `cells/mlstm.py`.
 
-Within a chunk of L steps, of which C0, n0 and m0 is the state before it and capital letters span all steps:
+These are the equations of a chunk of L steps. C0, n0 and m0 are the state before it; capital letters span its steps.
 
     b_t = sum of log f_s over s <= t                                        (1)
     w_s = i~_s - b_s                                                        (2)
@@ -12,7 +12,7 @@ Within a chunk of L steps, of which C0, n0 and m0 is the state before it and cap
     h = num / den                                                           (8)  eq. 21
     [C, n] = exp(m0 - r_L) [C0, n0] + (exp(w - r_L) / sqrt(K) K)^T [V, 1]   (9)  eqs. 19, 20: the state after it
 
-The normaliser n is one more column of C, and needs no code of its own.
+The normaliser n is kept as one more column of C, so that it needs no code of its own.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from xlstm.arrays.matmul import aligned_width, matmul, packed
 from xlstm.arrays.namespace import Array, Namespace, device_of
 from xlstm.arrays.scan import scan
 from xlstm.cells.activations import FORGET
-from xlstm.cells.stabiliser import at_least, denominator, exp_minus, limit_of, low_of, sign_beyond
+from xlstm.cells.denominator import at_least, denominator, exp_minus, limit_of, low_of, sign_beyond
 
 CHUNK = 64
-FORGOTTEN = -1e5  # the least log f that counts; a lower one would cost the digits of what is in a sum with it
+FORGOTTEN = -1e5  # the least log f in use; a lower one would cost the other terms of its sum their digits
 
 
 class Saved(NamedTuple):
-    """The arrays that `chunkwise` keeps: inputs as they are, the rest in chunks (..., chunks, L), no matrix (L, L)."""
+    """The arrays that `chunkwise` keeps: some as they came, the rest in chunks (..., chunks, L), no matrix (L, L)."""
 
-    inputs: tuple[Array, ...]  # q, k, v, i~, f~
-    logf: Array
-    h: Array
+    inputs: tuple[Array, ...]  # q, k, v, i~, f~, as given
+    logf: Array  # (..., T)
+    h: Array  # (..., T, V)
     logs: Logs
-    C: Array  # before every chunk, (..., chunks, K, V + 1): n is the column after the last one of C
-    end: Array  # after the last one
+    C: Array  # [C, n] before every chunk, (..., chunks, K, V + 1)
+    end: Array  # [C, n] after the last chunk
     s: Array  # (6)
     den: Array  # (7)
 
 
 class Logs(NamedTuple):
-    """Logarithms of every step in its chunk, (..., chunks, L), in float64."""
+    """The logarithms of every step of every chunk, (..., chunks, L), in float64."""
 
     b: Array  # (1)
     w: Array  # (2)
-    most: Array  # the largest w until then
-    m: Array  # before every chunk, (..., chunks)
+    most: Array  # the largest w_s over s <= t
+    m: Array  # m0 of every chunk, (..., chunks)
     r: Array  # (3)
 
 
@@ -68,7 +68,7 @@ def chunkwise(
     forget: str = "sigmoid",
     chunk: int = CHUNK,
 ) -> tuple[Array, Array, Array, Array, Saved]:
-    """Compute all steps: h (..., T, V), the state C, n, m after the last one, and what is kept."""
+    """Compute all steps: return h (..., T, V), the state C, n, m after the last one, and what backward needs."""
     T, V = q.shape[-2], v.shape[-1]
     L = min(chunk, T)
     logf = fuse(xp, FORGET[forget].fwd, f)
@@ -98,7 +98,10 @@ def chunkwise_bwd(
     eps: float = 0.0,
     forget: str = "sigmoid",
 ) -> tuple[Array, ...]:
-    """Return the gradients of q, k, v, i~, f~, C0, n0 and m0; those of the final state may be None all three, for 0."""
+    """Return the gradients of q, k, v, i~, f~, C0, n0 and m0.
+
+    dC, dn and dm may all be None, which means 0.
+    """
     (q, k, v, _, f), logf, h, logs, C, end, s, den = saved
     T, L, V = q.shape[-2], logs.b.shape[-1], v.shape[-1]
     Q, K, V1, H, dH = (_chunks(xp, a, L, -2) for a in (q, k, v, h, dh))
@@ -109,8 +112,7 @@ def chunkwise_bwd(
     ds = fuse(xp, _den_bwd, dh_h, den, s, logs.b, logs.r, limit=limit_of(xp, s.dtype), dtype=s.dtype)  # (7)
     dnum = _with_normaliser(xp, dH / den[..., None], ds)  # (8), that of [num, s]
     dCs = matmul(xp, _T(xp, read[..., None] * Q), dnum)  # (6)
-    final = dC is not None and dn is not None and dm is not None
-    last = _with_normaliser(xp, dC, dn) if dC is not None and dn is not None else xp.zeros_like(end)
+    last = xp.zeros_like(end) if dC is None or dn is None else _with_normaliser(xp, dC, dn)
     ((dCs, dC0),) = scan(xp, _state, [last], keep[..., None, None], dCs, axis=-3, reverse=True)  # (9), after each chunk
     dS = times_D(matmul(xp, dnum, _T(xp, V1)))  # (6) (5), that of Q K^T
     dQ = matmul(xp, dnum, _T(xp, C))
@@ -119,13 +121,14 @@ def chunkwise_bwd(
     dK = fuse(xp, _scale_add, dK, write[..., None], matmul(xp, _T(xp, dS), Q), out=_room(xp, k, L))  # (9) (5)
     dV = matmul(xp, _T(xp, times_D(matmul(xp, Q, _T(xp, K)))), dnum)  # (6)
     dV = matmul(xp, write[..., None] * K, dCs, add=dV)[..., :V]  # (9)
-    # w_s stands in everything that step s wrote, b_t in everything that step t read (4) (6) (9).
+    # w_s enters everything that step s writes, b_t everything that step t reads (4) (6) (9).
     dw = total(xp, K, dK)
     db = fuse(xp, _b_bwd, dh_h, ds, s, dw)
     dtotal = _total_decay_bwd(xp, C, end, dCs)
     dm0 = total(xp, C[..., 0, :, :], dC0, (-2, -1))
-    if final or eps:
-        # Which step has the largest m matters only to the final m itself, and to the size of eps beside it.
+    if dm is not None or eps:
+        # The choice of the maximum cancels out of h, C and n, except for how much eps weighs; it also changes the
+        # final m.
         dms = fuse(xp, _m_bwd, dh_h, den, eps=eps)
         more, dmb, extra = _maximum_bwd(xp, logs, dms, None if dm is None else dm - dtotal[..., -1])  # (3)
         dw, db, dm0 = dw + more, db + dmb, dm0 + extra
@@ -137,7 +140,7 @@ def chunkwise_bwd(
 
 
 def _logs(xp: Namespace, i: Array, logf: Array, m0: Array) -> tuple[Logs, Array]:
-    """Return the logarithms, and m after the last chunk."""
+    """Return the logarithms, from which the running maximum of a step is m = b + r, and m after the last chunk."""
     start = [0.0, -math.inf]
     (b, _), (most, _) = scan(xp, _accumulate, start, i, logf, after=True, at_once=_accumulate_at_once)  # (1)
     ((m, end),) = scan(xp, _m_after, [_wide(xp, m0)], b[..., -1], most[..., -1])
@@ -146,7 +149,7 @@ def _logs(xp: Namespace, i: Array, logf: Array, m0: Array) -> tuple[Logs, Array]
 
 
 def _weights(xp: Namespace, logs: Logs, q: Array) -> tuple[Array, Array, Array]:
-    """Return the exponentials of (6) and (9): to read the old state and to write (..., L), and to keep it (...)."""
+    """Return the weights of (6) and (9), to read the old state and to write to it (..., L), and to keep it (...)."""
     _, w, _, m, r = logs
     low, last = low_of(xp, m.dtype), r[..., -1]
     read, write = fuse(xp, _read_write, w, r, m[..., None], last[..., None], low=low, **_root_and_dtype(q))
@@ -154,7 +157,7 @@ def _weights(xp: Namespace, logs: Logs, q: Array) -> tuple[Array, Array, Array]:
 
 
 def _pairs(xp: Namespace, w: Array, r: Array) -> tuple[Array, ...]:
-    """Return w and r (..., L), and the numbers of the steps, as pairs: of steps that read down, that wrote across."""
+    """Return w and r (..., L) and the step numbers as matrices: rows are steps that read, columns steps that wrote."""
     steps = xp.arange(w.shape[-1], dtype=xp.float32, device=device_of(w))
     return w[..., None, :], r[..., :, None], steps[None, :], steps[:, None]
 
@@ -241,7 +244,7 @@ def _quotient(xp: Namespace, num: Array, den: Array) -> Array:
 
 
 def _scale_add(xp: Namespace, a: Array, scale: Array, b: Array) -> Array:
-    """Return a * scale + b, in the place of `a`, which nobody else has."""
+    """Return a * scale + b, computed in place of `a`, which nothing else uses."""
     a *= scale
     a += b
     return a
@@ -284,7 +287,7 @@ def _wide(xp: Namespace, a: Array) -> Array:
 
 
 def _accumulate_at_once(xp: Namespace, i: Array, logf: Array) -> tuple[Array, Array]:
-    """Return what `_accumulate` carries, after every step."""
+    """Return b and the maximum, which `_accumulate` carries, after every step."""
     i, logf = _wide(xp, i), _wide(xp, logf)
     b = xp.maximum(logf, xp.full_like(logf, FORGOTTEN)) @ xp.triu(_ones(xp, logf, (i.shape[-1],) * 2))
     most, k = i - b, 1
@@ -295,7 +298,7 @@ def _accumulate_at_once(xp: Namespace, i: Array, logf: Array) -> tuple[Array, Ar
 
 
 def _suffix_sums(start: Array) -> Any:
-    """Return the function that adds to `start`, for each step, what comes from it on."""
+    """Return the function of d that gives for each step `start` plus the sum of d from that step on."""
     return lambda xp, d: (d @ xp.tril(_ones(xp, d, (d.shape[-1],) * 2)) + start[..., None],)
 
 
@@ -303,7 +306,7 @@ def _suffix_sums(start: Array) -> Any:
 
 
 def _chunks(xp: Namespace, a: Array, L: int, axis: int, fill: float = 0.0) -> Array:
-    """Return steps along `axis` (-1 or -2) as chunks of L steps, the last one filled up."""
+    """Return steps along `axis` (-1 or -2) as chunks of L steps, the last one filled up with `fill`."""
     T = a.shape[axis]
     before, rest = tuple(a.shape[: a.ndim + axis]), tuple(a.shape[a.ndim + axis + 1 :])
     if T % L:
@@ -320,14 +323,14 @@ def _steps(xp: Namespace, a: Array, T: int, axis: int) -> Array:
 
 
 def _room(xp: Namespace, like: Array, L: int) -> Array | None:
-    """Return room for a result in chunks that has steps first in memory, as the layer has them."""
+    """Return memory for a result in chunks, with steps first in memory, as the layer has them."""
     *before, T, F = like.shape
     k = len(before)
     return room(xp, like, (*before, -(-T // L), L, F), (k, k + 1, *range(k), k + 2))
 
 
 def _with_normaliser(xp: Namespace, v: Array, n: Array | None = None) -> Array:
-    """Return [v, n], or [v, 1], with columns of zeros where products are faster so."""
+    """Return [v, n], or [v, 1] without n, and further columns of zeros where they make products faster."""
     n = _ones(xp, v, tuple(v.shape[:-1])) if n is None else n
     parts = [v, n[..., None]]
     spare = aligned_width(xp, v.shape[-1] + 1) - v.shape[-1] - 1

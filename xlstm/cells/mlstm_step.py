@@ -8,7 +8,7 @@ from xlstm.arrays.fuse import fuse, total
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells.activations import FORGET
-from xlstm.cells.stabiliser import at_least, denominator, exp_minus, limit_of, low_of, sign_beyond
+from xlstm.cells.denominator import at_least, denominator, exp_minus, limit_of, low_of, sign_beyond
 
 
 class SavedStep(NamedTuple):
@@ -36,7 +36,10 @@ def step(
     eps: float = 0.0,
     forget: str = "sigmoid",
 ) -> tuple[Array, Array, Array, Array, SavedStep]:
-    """Compute a step from q, k (..., K), v (..., V), i~, f~ (...) and the state: h (..., V), C, n, m, what is kept."""
+    """Compute one step: return h (..., V), the state C, n, m after it, and what backward needs.
+
+    q and k are (..., K), v is (..., V), i = i~ and f = f~ are (...).
+    """
     root = q.shape[-1] ** -0.5
     logf, m, i1, f1 = fuse(xp, _gates, i, f, m0, forget=forget, low=low_of(xp, m0.dtype))  # (25) (26) by (15) to (17)
     ik, n = fuse(xp, _normaliser, i1[..., None], f1[..., None], k, n0, root=root)  # (23) (20)
@@ -79,7 +82,7 @@ def step_bwd(
 
 
 def _gates(xp: Namespace, i: Array, f: Array, m0: Array, forget: str, low: float) -> tuple[Array, ...]:
-    """Return log f, m and the gates i and f divided by exp(m)."""
+    """Return log f, the running maximum m, and the gates i and f divided by exp(m)."""
     logf = FORGET[forget].fwd(xp, f)  # (26)
     kept = logf + m0
     m = xp.maximum(kept, i)  # (15)

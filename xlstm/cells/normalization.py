@@ -41,9 +41,9 @@ def _by_root(xp: Namespace, x: Array, c: Array | float, axis: int, eps: float) -
 
 
 def _scaled(xp: Namespace, x: Array, axis: int) -> tuple[Array, Array | float]:
-    """Return x times factors c along `axis`, such that its squares are finite, and c.
+    """Return c x, whose squares are finite, and c, one factor for each vector along `axis`.
 
-    c is 1 unless x has larger elements than `fourth_root`; those are so large that eps does not matter beside them.
+    c is 1 unless x has elements larger than `fourth_root`, beside which eps does not matter.
     """
     if squares_below(xp, x, math.inf):
         return x, 1.0
@@ -56,6 +56,6 @@ def _scaled(xp: Namespace, x: Array, axis: int) -> tuple[Array, Array | float]:
 def fourth_root(xp: Namespace, dtype: Any) -> float:
     """Return the fourth root of the largest number of a dtype.
 
-    A sum of many products of three numbers up to it does not overflow.
+    A sum of many products of three numbers that are no larger does not overflow.
     """
     return math.pow(finfo(xp, dtype).max, 0.25)

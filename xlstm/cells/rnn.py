@@ -10,21 +10,21 @@ from xlstm.cells import cell
 
 
 class Saved(NamedTuple):
-    """The values that backward needs; z where an option needs them."""
+    """The values that backward needs."""
 
     h: Array
-    z: Array | None
+    z: Array | None  # pre-activation, where an option needs it
 
 
 class Local(NamedTuple):
     """The local derivative of one step."""
 
-    a: Array  # (1, H, B)
+    a: Array  # derivative of h by its pre-activation (1, H, B)
 
 
 @dataclass(frozen=True)
 class Cell(cell.Summed):
-    """One gate, whose activation is the new state."""
+    """A cell of one gate, whose activation is the new state."""
 
     activations: tuple[str, ...] = ("tanh",)
     clip: float | None = None
@@ -32,13 +32,13 @@ class Cell(cell.Summed):
     GATES = ("h",)
 
     def gates(self, xp: Namespace, zx: Array, zh: Array, h0: Array) -> tuple[Array, Saved]:
-        """Run one step: h (H, B), from zx and zh (1, H, B)."""
+        """Run one step: return h (H, B), from zx and zh (1, H, B)."""
         z = zx[0, ...] + zh[0, ...]
         h = self._activate(xp, 0, z)  # (1)
         return h, Saved(h, self._kept(z))
 
     def derivatives(self, xp: Namespace, saved: Saved) -> Local:
-        """Return a with dz = a dh."""
+        """Return the local derivative: dz = a dh."""
         h, z = saved
         return Local(self._activate_bwd(xp, 0, xp.ones_like(h), z, h)[None, ...])  # (1)
 

@@ -27,15 +27,15 @@ class Saved(NamedTuple):
 
 
 class Local(NamedTuple):
-    """The local derivatives of one step."""
+    """The local derivatives of one step, each of one value by another."""
 
-    ao: Array  # of o by its pre-activation, times q
+    ao: Array  # of h by the pre-activation of o
     kc: Array  # of h by c
     kn: Array  # of h by n
     az: Array  # of c by the pre-activation of z
-    i: Array
+    i: Array  # of n by log i
     iz: Array  # of c by log i
-    f: Array
+    f: Array  # of c by c0, and of n by n0
     fc: Array  # of c by log f
     fn: Array  # of n by log f
     wrote: Array  # 1 where m is the logarithm of i, else 0
@@ -55,7 +55,7 @@ class Cell(cell.Summed):
     def gates(
         self, xp: Namespace, zx: Array, zh: Array, h0: Array, c0: Array, n0: Array, m0: Array
     ) -> tuple[Array, Array, Array, Array, Saved]:
-        """Run one step: h, c, n, m (H, B), from the products zx and zh (4, H, B) and the states before it."""
+        """Run one step: return h, c, n, m (H, B), from the products zx and zh (4, H, B) and the states before it."""
         a = zx + zh
         ai, af = a[0, ...], a[1, ...]
         kept = self._forget.fwd(xp, af) + m0  # (1) logarithm of the share of the old state

@@ -1,4 +1,7 @@
-"""Batches for training: independent windows, or long streams cut in time. All of it is NumPy on the host."""
+"""Batches for training: independent windows, or long streams cut in time. All of it is NumPy on the host.
+
+Sequences of different lengths are sorted and packed in `recurrence/packing.py`, once a layer runs.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ class Batch(NamedTuple):
     x : array (T, B, D), or whole numbers (T, B) for a model of tokens
     target : array (T, B, ...), or (B, ...) for a model that predicts once
     mask : bool array or None
-        Which targets count, of those within their sequences: the leading axes of `target`.
+        Which targets count; those past the end of a sequence never do. Its shape is the leading axes of `target`.
     fresh : bool
         Start from the initial state, not from the last one.
     lengths : whole numbers (B,), optional

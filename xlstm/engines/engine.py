@@ -28,7 +28,8 @@ from xlstm.engines.tape import Gradients, Tape
 class Engine(Protocol):
     """Runs one recurrent layer in one direction over a packed batch.
 
-    To add an engine, write a class with these methods and put it into `ENGINES`.
+    To add an engine, write a class with these methods and put it into `ENGINES`. One step, as for streaming, goes
+    another way: the function `step` has the reference engine or Numba run it.
     """
 
     name: str
@@ -110,7 +111,8 @@ def choose(step: Step, widths: Widths) -> Engine:
 def step(step: Step, x: Array, state: Sequence[Array]) -> Sequence[Array]:
     """Run one step from x (B, D) and the state (B, P), (B, H), ...; return the state after it, of the same shapes.
 
-    A loop that has only one step saves nothing: the reference runs it, but for a single sequence in a small layer.
+    The reference engine runs it, since compiling a loop of one step gains nothing; Numba runs it for a single sequence
+    in a small layer.
 
     Raises
     ------
@@ -133,7 +135,8 @@ def use(name: str) -> Iterator[None]:
 
     Parameters
     ----------
-    name : {"cuda", "numba", "array_api"}
+    name : str
+        The name of one of `ENGINES`.
 
     Returns
     -------

@@ -8,7 +8,7 @@ from xlstm.arrays import checks
 from xlstm.data.preparation import Scaler
 from xlstm.training import precision as precisions
 
-KINDS: dict[str, checks.Kind] = {
+CHECKS: dict[str, checks.Kind] = {
     **dict.fromkeys(("window", "horizon", "hidden_size", "batch_size"), checks.size),
     **dict.fromkeys(("epochs", "patience"), checks.count),
     **dict.fromkeys(("learning_rate", "clip"), checks.above_0),
@@ -61,7 +61,7 @@ class Settings:
     precision: str | None = None
 
     def __post_init__(self) -> None:
-        for name, kind in KINDS.items():
+        for name, kind in CHECKS.items():
             object.__setattr__(self, name, kind("Forecaster", name, getattr(self, name)))
         if self.window < 2:
             raise ValueError(f"Forecaster: window is {self.window}, expected 2 or more: it looks at differences")

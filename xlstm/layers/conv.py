@@ -18,15 +18,15 @@ from xlstm.layers.state import Leaf, Span, State
 
 @dataclass(frozen=True)
 class CausalConv(SameWidth, SequenceLayer):
-    """y_t = b + sum_j W_j x_(t - k + 1 + j), each of D channels by itself.
+    """A convolution of each of D channels by itself: y_t = b + sum_j W_j x_(t - k + 1 + j).
 
     Parameters
     ----------
     size : int
         Number D of channels.
     kernel_size : int
-        Number k of steps that a y sees, its own the last. Parameters are `W` (D, k) and `b` (D,). The state is
-        (x,), the k - 1 steps before, (k - 1, B, D).
+        Number k of steps that each y sees, the last of which is its own. Parameters are `W` (D, k) and `b` (D,). The
+        state is (x,), the k - 1 steps before, (k - 1, B, D).
     bias : bool
         Whether there is a `b`.
     """
@@ -44,7 +44,7 @@ class CausalConv(SameWidth, SequenceLayer):
 
     @functools.cached_property
     def states(self) -> State:
-        """The steps before."""
+        """The leaf of the k - 1 steps before."""
         return (Leaf("x", {"k - 1": self.kernel_size - 1}, {"D": self.size}),)
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
@@ -81,6 +81,6 @@ class CausalConv(SameWidth, SequenceLayer):
         return grads, dxs[before:, ...], (dxs[:before, ...],)
 
     def _ends(self, xp: Namespace, span: Span, like: Array) -> Array:
-        """Return the places of the last k - 1 steps of each sequence in rows (k - 1 + T) B, one after the other."""
+        """Return where the last k - 1 steps of all sequences are among the (k - 1 + T) B rows, as one axis."""
         steps = span.lengths + np.arange(self.kernel_size - 1)[:, None]  # (k - 1, B)
         return xp.asarray((steps * span.B + np.arange(span.B)).ravel(), device=device_of(like))

@@ -1,4 +1,4 @@
-"""Layers of cells that users write: registered by name, they have all that the layers of the library have."""
+"""Layers of users' own cells: once a cell is registered, its layer has all that the layers of the library have."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ LAYERS: dict[str, type[Recurrent]] = {layer.__name__: layer for layer in (LSTM, 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Custom(Recurrent):
-    """The base of layers that `register_cell` makes."""
+    """The base of the layers that `register_cell` makes."""
 
     CELL: ClassVar[type[Cell]]
-    OPTIONS: ClassVar[tuple[str, ...]] = ()  # fields of the cell that are options of the layer alone
+    OPTIONS: ClassVar[tuple[str, ...]] = ()  # fields of the cell that other layers do not have as options
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -31,7 +31,7 @@ class Custom(Recurrent):
         if not self.CELL.RECURRENT:
             for option, given in self._used("recurrent_bias", "recurrent_dropout", "layer_norm").items():
                 raise ValueError(f"{type(self).__name__}: {option} is {given!r}, but its cell has no product of h")
-        self._cell(tuple(self.activations or self.ACTIVATIONS))  # checks the options of the cell, where it checks them
+        self._cell(tuple(self.activations or self.ACTIVATIONS))  # a cell may check its options
 
     def _cell(self, activations: tuple[str, ...]) -> Cell:
         options = {name: getattr(self, name) for name in self.OPTIONS}
@@ -50,7 +50,7 @@ class Custom(Recurrent):
         return found | {name: {f"{rows}H": rows * H} for name, rows in self.CELL.PARAMETERS.items()}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle it by the name of its cell and its options."""
+        """Copy and pickle the layer by its name and its options."""
         return _made, (type(self).__name__, self.__getstate__())
 
 
@@ -66,7 +66,7 @@ def register_cell(cell: type[Cell], name: str | None = None) -> type[Recurrent]:
     cell : subclass of xlstm.Cell
         A frozen dataclass whose fields have defaults.
     name : str, optional
-        The name of the layer, by default that of the class of the cell.
+        The name of the layer, by default that of the cell's class.
 
     Returns
     -------
@@ -76,9 +76,9 @@ def register_cell(cell: type[Cell], name: str | None = None) -> type[Recurrent]:
     Raises
     ------
     TypeError
-        `cell` is no such class.
+        `cell` is not such a class.
     ValueError
-        The name is taken by another cell, or a field has no default.
+        The name is taken by another layer, or a field has no default.
 
     Examples
     --------
@@ -106,12 +106,13 @@ def register_cell(cell: type[Cell], name: str | None = None) -> type[Recurrent]:
         elif field.name != "clip":
             options.append((field.name, field.type, dataclasses.field(default=field.default)))
     namespace = {
-        **{"CELL": cell, "STATES": states, "REST": cell.REST, "ACTIVATIONS": activations},
-        **{
-            "OPTIONS": tuple(option for option, _, _ in options),
-            "__doc__": cell.__doc__,
-            "__module__": cell.__module__,
-        },
+        "CELL": cell,
+        "STATES": states,
+        "REST": cell.REST,
+        "ACTIVATIONS": activations,
+        "OPTIONS": tuple(option for option, _, _ in options),
+        "__doc__": cell.__doc__,
+        "__module__": cell.__module__,
     }
     made: Any = dataclasses.make_dataclass(
         name, options, bases=(Custom,), namespace=namespace, frozen=True, kw_only=True, repr=False
@@ -122,7 +123,7 @@ def register_cell(cell: type[Cell], name: str | None = None) -> type[Recurrent]:
 
 
 def _same(layer: type[Recurrent], cell: type[Cell]) -> bool:
-    """Whether a layer is of the same class, defined once more, as when a file or a notebook's cell runs again."""
+    """Return whether a layer's cell is this class defined once more, as when a file or a notebook's cell runs again."""
     before = getattr(layer, "CELL", None)
     return before is not None and (before.__module__, before.__qualname__) == (cell.__module__, cell.__qualname__)
 

@@ -1,4 +1,4 @@
-"""Rows of a table by number."""
+"""Embedding: a table with a row for each token."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from xlstm.layers.saved import Saved
 
 @dataclass(frozen=True)
 class Embedding(Module):
-    """Tokens, whole numbers from 0 to V - 1, to rows of `W` (V, D).
+    """A table `W` (V, D) with a row for each token, a whole number from 0 to V - 1.
 
     Parameters
     ----------
     vocab_size : int
-        V.
+        Number V of tokens.
     size : int
-        D.
+        Width D of a row.
     std : float, optional
         Deviation of the initial rows, by default sqrt(2 / (5 D)) (Nguyen & Salazar 2019).
     """
@@ -52,20 +52,20 @@ class Embedding(Module):
         return xp.reshape(xp.take(p["W"], flat, axis=0), (*x.shape, self.size)), x
 
     def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Any]:
-        """Return the gradient of W, the rows of dy (..., D) added up by token, and None: tokens have none."""
+        """Return the gradient of W, the rows of dy (..., D) added up by token, and None, as tokens have no gradient."""
         tokens, rows = xp.reshape(kept, (-1,)), xp.reshape(dy, (-1, self.size))
         return {"W": add_rows(xp, tokens, rows, self.vocab_size)}, None
 
 
 def tokens_of(where: str, name: str, xp: Namespace, given: Array, vocab_size: int | None = None) -> Array:
-    """Return tokens as int64, once they are known to be whole numbers, and below `vocab_size` where that is given.
+    """Check that tokens are whole numbers, and below `vocab_size` where it is given, and return them as int64.
 
     Raises
     ------
     TypeError
-        They are no whole numbers.
+        The tokens are not whole numbers.
     ValueError
-        One is not from 0 to V - 1. On a GPU nobody looks, which would be to wait for it.
+        A token is not from 0 to V - 1. Tokens on a GPU are not looked at, as that would mean waiting for it.
     """
     if not xp.isdtype(given.dtype, "integral"):
         raise TypeError(f"{where}: {name} has dtype {given.dtype}, expected whole numbers")

@@ -1,4 +1,4 @@
-"""Layers of a gated cell in a stack, in both directions: options, parameters."""
+"""Recurrent: the options, parameters and states of stacked gated layers, in one direction or both."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Recurrent(Stack):
     recompute: bool = False
 
     STATES: ClassVar[tuple[str, ...]] = ("h",)
-    REST: ClassVar[tuple[float, ...]] = (0.0, 0.0)  # each state before the first step
-    ACTIVATIONS: ClassVar[tuple[str, ...]] = ()
+    REST: ClassVar[tuple[float, ...]] = (0.0,)  # each state before the first step
+    ACTIVATIONS: ClassVar[tuple[str, ...]] = ()  # the activations of the cell by default
 
     def __post_init__(self) -> None:
         where = type(self).__name__
@@ -62,12 +62,12 @@ class Recurrent(Stack):
                 raise ValueError(f"{where}: recompute and {option} exclude one another, {option} is {given}")
 
     def _used(self, *options: str) -> dict[str, Any]:
-        """Return those of some options that are there and are neither 0 nor off."""
+        """Return those of `options` that the layer has and that are in use: neither 0, False nor None."""
         values = {name: getattr(self, name, None) for name in options}
         return {n: v for n, v in values.items() if (any(v) if isinstance(v, tuple) else v)}
 
     def __repr__(self) -> str:
-        """Write the call that makes the layer, without the options that have their default."""
+        """Return the call that makes the layer, without the options that have their defaults."""
         usual = type(self)(self.input_size, self.hidden_size)
         defaults = {f.name: getattr(usual, f.name) for f in fields(self)[2:]}
         defaults["recurrent_bias"] = self.bias and self._needs_recurrent_bias()
@@ -98,8 +98,8 @@ class Recurrent(Stack):
     def states(self) -> State:
         """The `Leaf` of every array of the state, each (layers * directions, B, H)."""
         before = {"layers*directions": self.num_layers * len(self.directions)}
-        kinds = zip(self.STATES, self.state_sizes, self.REST, strict=False)
-        return tuple(Leaf(name, before, {"H": size}, rest) for name, size, rest in kinds)
+        leaves = zip(self.STATES, self.state_sizes, self.REST, strict=True)
+        return tuple(Leaf(name, before, {"H": size}, rest) for name, size, rest in leaves)
 
     @property
     def output_size(self) -> int:
@@ -107,16 +107,11 @@ class Recurrent(Stack):
 
     @functools.cached_property
     def random(self) -> bool:
-        return bool(self.dropout or self.recurrent_dropout or any(self._rates))
-
-    @property
-    def _rates(self) -> tuple[float, ...]:
-        assert isinstance(self.zoneout, tuple)
-        return self.zoneout
+        return bool(self._used("dropout", "recurrent_dropout", "zoneout"))
 
     @functools.cached_property
     def cells(self) -> dict[str, Cell]:
-        """The cell of each direction."""
+        """The cell of each direction; see `directions`."""
         chosen = self.activations or self.ACTIVATIONS * len(self.directions)
         n = len(self.ACTIVATIONS)
         return {name: self._cell(tuple(chosen[n * k : n * (k + 1)])) for k, name in enumerate(self.directions)}
@@ -130,11 +125,11 @@ class Recurrent(Stack):
         return P if len(self.directions) == 1 else f"2{P}"
 
     def _needs_recurrent_bias(self) -> bool:
-        """Return whether a bias of Wh h has an effect that a bias of Wx x has not."""
+        """Return whether a bias of Wh h has another effect than one of Wx x."""
         return False
 
     def _shapes(self, D: dict[str, int]) -> dict[str, checks.Dims]:
-        """Return the parameters of one layer and direction with an input of width D."""
+        """Return the shapes of the parameters of one layer and direction with an input of width D."""
         G, H = self._gates, self.hidden_size
         rows = {f"{G}H" if G > 1 else "H": G * H}
         found: dict[str, checks.Dims] = {"Wx": {**rows, **D}}
@@ -160,6 +155,7 @@ class Recurrent(Stack):
         return initializers.recurrent(self.initializer)(rng, name, shape, self.hidden_size)
 
     def _zoneout(self, where: str) -> tuple[float, ...]:
+        """Return the checked rate of each state."""
         given: Any = self.zoneout
         if isinstance(given, tuple | list):
             if len(given) != len(self.STATES):
@@ -169,6 +165,7 @@ class Recurrent(Stack):
         return tuple(checks.rate(where, "zoneout", rate) for rate in given)
 
     def _activations(self, where: str) -> tuple[str, ...] | None:
+        """Return the checked activations of all directions, or None where they are the default."""
         if self.activations is None:
             return None
         if not isinstance(self.activations, str | tuple | list):

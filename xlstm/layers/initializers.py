@@ -10,7 +10,7 @@ import numpy as np
 from xlstm.arrays import checks
 
 Values = np.ndarray[Any, Any]
-Draw = Callable[[np.random.Generator, tuple[int, ...]], Values]  # the initial values of a parameter of a shape
+Draw = Callable[[np.random.Generator, tuple[int, ...]], Values]  # it draws initial values of a given shape
 
 
 def _uniform(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int) -> Values:
@@ -19,14 +19,17 @@ def _uniform(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int
 
 
 def _notebook(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int) -> Values:
-    """Draw input weights N(0, 2/(D+H)), recurrent weights N(0, 1/H), both variances; the rest zero."""
+    """Draw normal weights, of variance 2/(D+H) for the input and 1/H for h; the rest is zero."""
     if name == "Wx":
         return rng.normal(0.0, (2 / (shape[1] + H)) ** 0.5, shape)
     return rng.normal(0.0, shape[1] ** -0.5, shape) if len(shape) == 2 else np.zeros(shape)
 
 
 def _glorot(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int) -> Values:
-    """Draw as Keras: U(-a, a), a^2 = 6/(D + G H) (Glorot & Bengio 2010), orthogonal Wh (Saxe et al. 2014), else 0."""
+    """Draw as Keras does.
+
+    Wx is U(-a, a) with a^2 = 6/(D + G H) (Glorot & Bengio 2010), Wh is orthogonal (Saxe et al. 2014), the rest is 0.
+    """
     if name == "Wh":
         q, r = np.linalg.qr(rng.standard_normal(shape))
         return np.asarray(q * np.sign(np.diag(r)))
@@ -37,7 +40,7 @@ def _glorot(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int)
 
 
 def _lecun(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int) -> Values:
-    """Draw matrices N(0, 1/inputs) (LeCun et al. 1998), the rest zero."""
+    """Draw matrices N(0, 1/inputs) (LeCun et al. 1998); the rest is zero."""
     return rng.normal(0.0, shape[1] ** -0.5, shape) if len(shape) == 2 else np.zeros(shape)
 
 
@@ -50,7 +53,7 @@ def recurrent(name: str) -> Callable[..., Values]:
     Raises
     ------
     ValueError
-        There is none of that name.
+        There is no initialiser of that name.
     """
     if not isinstance(name, str) or name not in RECURRENT:
         raise ValueError(f"initializer: {checks.shown(name)} is unknown, expected one of {', '.join(RECURRENT)}")
@@ -58,7 +61,7 @@ def recurrent(name: str) -> Callable[..., Values]:
 
 
 def powerlaw(K: int, depth: float = 0.0) -> Values:
-    """Return forget biases of a head of an sLSTM, 5 - 12 (k / (K - 1))^(0.3 + 1.3 depth), as the published package.
+    """Return the forget biases of a head of an sLSTM, 5 - 12 (k / (K - 1))^(0.3 + 1.3 depth), as published.
 
     `depth` goes from 0 for the first block of a stack to 1 for the last.
     """
@@ -66,7 +69,7 @@ def powerlaw(K: int, depth: float = 0.0) -> Values:
 
 
 def slstm_bias(N: int, K: int, forget: Values | float) -> Values:
-    """Return biases (4 N K,) of the N heads of an sLSTM: 0, but for those of the forget gate of each head."""
+    """Return the biases (4 N K,) of an sLSTM of N heads: `forget` in the forget gate of each head, 0 elsewhere."""
     values = np.zeros((4, N, K))
     values[1] = forget
     return values.ravel()

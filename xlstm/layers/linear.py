@@ -1,4 +1,4 @@
-"""y = x W^T + b, whole or by heads."""
+"""Linear maps of the last axis, y = x W^T + b, as a whole or by heads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xlstm.arrays.threads import matmul
 from xlstm.layers.initializers import constant, normal, uniform
 from xlstm.layers.module import Module, SameWidth, Weight, rows, total
 
-BLOCK = 64  # width that heads are joined to
+BLOCK = 64  # narrow heads are joined into blocks of at most this width
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Linear(Module):
     bias : bool
         Whether there is a `b`.
     std : float, optional
-        Initial weights are N(0, std^2) and biases 0, instead of both from U(-1/sqrt(I), 1/sqrt(I)), as
-        `torch.nn.Linear` has them.
+        With it, initial weights are N(0, std^2) and biases 0. Without it, both are U(-1/sqrt(I), 1/sqrt(I)), as in
+        `torch.nn.Linear`.
     """
 
     input_size: int
@@ -104,7 +104,7 @@ class HeadwiseLinear(SameWidth, Module):
 
     @functools.cached_property
     def _together(self) -> int:
-        """Number of narrow heads that are multiplied as one block-diagonal matrix: narrow products are slow."""
+        """Number g of heads that are multiplied as one block-diagonal matrix, since narrow products are slow."""
         N, most = self.num_heads, max(1, BLOCK // (self.size // self.num_heads))
         return next(g for g in range(min(N, most), 0, -1) if N % g == 0)
 

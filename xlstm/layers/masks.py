@@ -17,7 +17,7 @@ def masks(where: str, seed: Seed | None) -> np.random.Generator:
     Raises
     ------
     ValueError
-        There is no seed, or it is none.
+        There is no seed, or `seed` is not one.
     """
     if seed is None:
         raise ValueError(f"{where}: masks are drawn while training, so forward needs a seed; train=False draws none")

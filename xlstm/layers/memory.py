@@ -1,4 +1,4 @@
-"""The mLSTM cell over a batch of sequences: heads in rows, lengths, and the state."""
+"""The mLSTM cell over a batch of sequences: rows are split into heads, and steps past a sequence's end masked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xlstm.layers.state import Leaf, Span, State
 
 
 class Memory(NamedTuple):
-    """N heads, with keys K and values V wide."""
+    """The matrix memories of N heads, whose keys are K wide and whose values are V wide."""
 
     N: int
     K: int
@@ -24,19 +24,19 @@ class Memory(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Steps of a chunk, by default by the width of keys: work within chunks is to that between them as L to K."""
+        """Steps L of a chunk; by default they follow K, as work within chunks is to work between them as L is to K."""
         return self.chunk or min(mlstm.CHUNK, max(16, self.K // 2))
 
     @property
     def states(self) -> State:
-        """C, n and m of every head."""
+        """The leaves C, n and m of all heads."""
         N, K, V = {"N": self.N}, {"K": self.K}, {"V": self.V}
         return Leaf("C", {}, N | K | V), Leaf("n", {}, N | K), Leaf("m", {}, N, rest=-float("inf"))
 
     def run(
         self, q: Array, k: Array, v: Array, i: Array, f: Array, state: State, span: Span
     ) -> tuple[Array, State, Any]:
-        """Return h (T, B, N V), the state and what is kept.
+        """Return h (T, B, N V), the final state, and what `run_bwd` needs.
 
         Queries q and keys k are (T, B, N K), values v (T, B, N V), and pre-activations of the gates i and f (T, B, N).
         """
@@ -48,13 +48,14 @@ class Memory(NamedTuple):
             step = functools.partial(mlstm.step, xp, q, k, v, i[0, ...], f[0, ...], C, n, m, self.eps, self.forget)
             h, *end, _ = heads.step(xp, step, self.K * self.V)
             return xp.reshape(h, (1, B, self.N * self.V)), tuple(end), None
-        i = span.mask(i, -float("inf"))  # writes nothing
-        f = span.mask(f, float("inf") if self.forget == "sigmoid" else 0.0)  # and forgets nothing
+        # Past the end of a sequence a step writes nothing and forgets nothing.
+        i = span.mask(i, -float("inf"))
+        f = span.mask(f, float("inf") if self.forget == "sigmoid" else 0.0)
         cell = functools.partial(mlstm.chunkwise, xp, eps=self.eps, forget=self.forget, chunk=self.steps)
 
         def one(*arrays: Array) -> tuple[Any, ...]:
             h, *end, saved = cell(*arrays)
-            # Copies: what is kept holds every state on the way, and the caller may change the last one.
+            # These are copies, as `saved` refers to the final state too, and the caller may change that.
             return h, *(xp.asarray(s, copy=True) for s in end), saved if keep else None
 
         gates = [xp.permute_dims(a, (1, 2, 0)) for a in (i, f)]  # (B, N, T)
@@ -80,6 +81,7 @@ class Memory(NamedTuple):
 
     @property
     def _state(self) -> list[tuple[bool, tuple[int, ...]]]:
+        """C, n and m as results of `heads.run`."""
         return [(False, shape) for shape in ((self.K, self.V), (self.K,), ())]
 
     def _run(self, span: Span, cell: Any, arrays: list[Array], results: Any, saved: Any = None) -> Any:

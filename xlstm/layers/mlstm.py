@@ -28,11 +28,10 @@ class mLSTM(SequenceLayer):  # noqa: N801
 
     Layer k has the parameters `{k}.Wx` (2 N K + 2 H + 2 N, D) and `{k}.b`, rows of q, k, v, o, i and f in turn. The
     state is (C, n, m), of shapes (L, B, N, K, H / N), (L, B, N, K) and (L, B, N): C and n are divided by exp(m), and m
-    is -inf before the first step. `saved["0"].q` and so on are what the
-    first layer computed.
+    is -inf before the first step. `saved["0"].q` is the q of the first layer, and likewise for k, v, i, f, o and h.
 
-    Elements of the input of a layer beyond r, the fourth root of the largest number of the dtype (4e9 in float32, 1e77
-    in float64), count as r, and those below -r as -r: products of q, k and v are then finite. In float16 none do.
+    The input of each layer is limited to [-r, r], where r is the fourth root of the largest number of the dtype (4e9 in
+    float32, 1e77 in float64), so that products of q, k and v are finite. In float16 it is not limited.
 
     Parameters
     ----------
@@ -41,7 +40,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
     hidden_size : int
         Width H of all values, and of y.
     num_layers : int
-        Number L of layers above each other.
+        Number L of stacked layers.
     num_heads : int
         Number N of heads, each with a memory of its own.
     qk_size : int, optional
@@ -55,10 +54,10 @@ class mLSTM(SequenceLayer):  # noqa: N801
     forget_gate : {"sigmoid", "exponential"}
         f = sigmoid(f~), or exp(f~).
     eps : float
-        Added to the denominator of h~.
+        Number that is added to the denominator of h~.
     chunk_size : int, optional
-        Steps that are computed together by matrix products, by default by the width of heads; it changes the speed,
-        and results by rounding only.
+        Number of steps that are computed together by matrix products; the default follows the width of heads. It
+        changes the speed, and results only by rounding.
 
     Examples
     --------
@@ -102,7 +101,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
 
     @functools.cached_property
     def memory(self) -> Memory:
-        """The heads of a layer."""
+        """The memories of a layer."""
         N = self.num_heads
         assert self.qk_size is not None
         sizes = (N, self.qk_size // N, self.hidden_size // N)
@@ -110,7 +109,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
 
     @functools.cached_property
     def _splits(self) -> dict[str, slice]:
-        """The rows of Wx that q, k, v, o, i and f come from."""
+        """The rows of Wx from which q, k, v, o, i and f come."""
         N, K, V = self.memory[:3]
         ends = np.cumsum([N * K, N * K, N * V, N * V, N, N])
         return {
@@ -130,7 +129,10 @@ class mLSTM(SequenceLayer):  # noqa: N801
         return found
 
     def _draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
-        """Return U(-1/sqrt(H), 1/sqrt(H)); gates without weights, forget biases from 3 to 6 over the heads."""
+        """Draw U(-1/sqrt(H), 1/sqrt(H)) for all but i and f.
+
+        Their weights are 0, biases of i are N(0, 0.1^2), and those of f go from 3 to 6 over the heads.
+        """
         values = uniform(self.hidden_size**-0.5)(rng, shape)
         i, f = self._splits["i"], self._splits["f"]
         values[i.start :] = 0.0
@@ -141,7 +143,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
 
     @functools.cached_property
     def states(self) -> State:
-        """C, n and m of every layer."""
+        """The leaves C, n and m of all layers."""
         return tuple(leaf._replace(before={"L": self.num_layers}) for leaf in self.memory.states)
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
@@ -192,8 +194,8 @@ class mLSTM(SequenceLayer):  # noqa: N801
 class Kept(NamedTuple):
     """The values that one layer keeps, time first."""
 
-    x: Array
-    beyond: Array | None  # x before it was limited, where it was
+    x: Array  # as multiplied by Wx
+    beyond: Array | None  # x before it was limited, or None where it was not
     mask: Array | None
     q: Array
     k: Array
@@ -206,7 +208,7 @@ class Kept(NamedTuple):
 
 
 def _limited(xp: Namespace, x: Array) -> tuple[Array, Array | None]:
-    """Return x within [-r, r], and x as it was; None in its place where x needs no limit."""
+    """Return x limited to [-r, r], and x before that, or None where it needs no limit."""
     if dtype_name(x.dtype) == "float16":  # in which r would be 16
         return x, None
     r = fourth_root(xp, x.dtype)

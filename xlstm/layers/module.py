@@ -26,13 +26,13 @@ Weight = tuple[checks.Dims, Draw]
 
 
 class Module:
-    """Something with parameters, a forward pass and a backward pass. Subclasses are frozen dataclasses.
+    """The base of everything with parameters, a forward pass and a backward pass. Subclasses are frozen dataclasses.
 
-    It holds no arrays: `init` makes the parameters, one dict of dotted names. Those of a part stand under the name of
-    the part.
+    A module holds no arrays: `init` makes the parameters, one dict from dotted names to arrays. The names of a part's
+    parameters begin with the name of the part.
     """
 
-    if TYPE_CHECKING:  # a field of some, which must not find a default here
+    if TYPE_CHECKING:  # subclasses have fields of these names, for which a property would be a default
 
         @property
         def input_size(self) -> int:
@@ -40,26 +40,26 @@ class Module:
 
         num_heads: int
 
-    KINDS: ClassVar[dict[str, checks.Kind]] = {}  # of options, where they differ from those of `options.KINDS`
-    HEADED: ClassVar[tuple[str, ...]] = ()  # widths that `num_heads` divides
-    _symbol: ClassVar[str] = "D"  # of input_size
+    CHECKS: ClassVar[dict[str, checks.Kind]] = {}  # checks of options that differ from those in `options.CHECKS`
+    HEADED: ClassVar[tuple[str, ...]] = ()  # names of widths that have to be divisible by `num_heads`
+    _symbol: ClassVar[str] = "D"  # the letter of input_size in errors
 
     def __post_init__(self) -> None:
-        kinds = options.KINDS | self.KINDS
+        known = options.CHECKS | self.CHECKS
         own = [f.name for f in fields(self)]  # type: ignore[arg-type]
-        checks.fields(self, **{name: kinds[name] for name in own if name in kinds})
+        checks.fields(self, **{name: known[name] for name in own if name in known})
         if self.HEADED:
             widths = {name: getattr(self, name) for name in self.HEADED}
             checks.heads(type(self).__name__, self.num_heads, **widths)
 
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
-        """The modules that this one is made of, by what stands before the names of their parameters."""
+        """The modules that this one is made of, by the prefix of their parameters' names."""
         return {}
 
     @property
     def weights(self) -> dict[str, Weight]:
-        """The parameters that belong to no part: the shape of each, and what draws its initial values."""
+        """The parameters that belong to no part, with the shape and the initialiser of each."""
         return {}
 
     @functools.cached_property
@@ -111,7 +111,7 @@ class Module:
         Raises
         ------
         ValueError, TypeError
-            A parameter is missing or misshapen, or arrays do not belong together.
+            A parameter is missing or misshapen, or arrays differ in library, device or dtype.
         """
         xp = self.namespace(params, {"x": x})
         if x.ndim == 0 or x.shape[-1] != self.input_size:
@@ -126,7 +126,7 @@ class Module:
         Raises
         ------
         ValueError, TypeError
-            `saved` is of another module, a parameter is misshapen, or arrays do not belong together.
+            `saved` comes from another module, an array is misshapen, or arrays differ in library, device or dtype.
         """
         checks.saved(type(self).__name__, self, saved, Saved)
         xp = self.namespace(params, {"dy": dy})
@@ -144,7 +144,7 @@ class Module:
         raise NotImplementedError
 
     def below(self, prefix: str, params: Params) -> Params:
-        """Return the parameters of a part, under their names there."""
+        """Return the parameters of a part, under the names that they have there."""
         return {name: params[f"{prefix}.{name}"] for name in self.parts[prefix].shapes}
 
     def through(self, xp: Namespace, prefix: str, p: Params, x: Array, kept: dict[str, Any]) -> Array:
@@ -161,7 +161,7 @@ class Module:
         return dx
 
     def pieces(self, kept: Any) -> Mapping[str, Any]:
-        """Return what each part kept, by its name, where this module keeps it part by part."""
+        """Return what each part kept, by the part's name; nothing where this module does not keep it by parts."""
         return {name: kept[name] for name in self.parts if name in kept} if isinstance(kept, Mapping) else {}
 
     def check(self, params: Params) -> None:
@@ -169,7 +169,7 @@ class Module:
         checks.params(type(self).__name__, params, self.shapes)
 
     def namespace(self, params: Params, arrays: Mapping[str, Array]) -> Namespace:
-        """Return the namespace of all these arrays, once the parameters are checked."""
+        """Check the parameters, and return the namespace of all these arrays."""
         self.check(params)
         return namespace(type(self).__name__, {**arrays, **params})
 
@@ -179,7 +179,7 @@ class Module:
 
 
 class SameWidth:
-    """A mixin of modules that have one `size`, the width D of x and of y."""
+    """A mixin for modules with one `size`, the width D of x and of y."""
 
     size: int
 
@@ -195,7 +195,7 @@ class SameWidth:
 
 
 def dropped(d: Array, mask: Array | None) -> Array:
-    """Return an array, or its gradient, through a mask of dropout, where there is one."""
+    """Return an array or a gradient times a mask of dropout, or as it is where there is none."""
     return d if mask is None else d * mask
 
 

@@ -1,4 +1,4 @@
-"""Normalisation of the last axis, whole or by heads."""
+"""Normalisation of the last axis, as a whole or by heads."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from xlstm.layers.module import Module, SameWidth, Weight, total
 
 @dataclass(frozen=True)
 class LayerNorm(SameWidth, Module):
-    """y = n w, with n of mean 0 and variance 1 (Ba et al. 2016).
+    """A norm to mean 0 and variance 1, and a gain: y = n w (Ba et al. 2016).
 
     Parameters
     ----------
     size : int
         Width D. The parameter is the gain `w` (D,).
     eps : float
-        Added to the variance, or the mean square.
+        Number that is added to the variance, or to the mean square.
     residual : bool
-        The gain is 1 + w, and w is 0 at first.
+        Whether the gain is 1 + w, with w = 0 at first.
     bias : bool
         Whether a `b` (D,) is added.
     """
@@ -34,7 +34,7 @@ class LayerNorm(SameWidth, Module):
     residual: bool = False
     bias: bool = False
 
-    KINDS: ClassVar = {"eps": checks.divisor}
+    CHECKS: ClassVar = {"eps": checks.divisor}
     NORMAL: ClassVar[tuple[Any, Any]] = (normalize, normalize_bwd)
 
     @property

@@ -1,11 +1,11 @@
-"""The values that each option of a layer may have, by the name of the option, which means the same in every layer."""
+"""The checks of all options of layers, by the name of an option, which means the same in every layer."""
 
 from __future__ import annotations
 
 from xlstm.arrays import checks
 from xlstm.cells.activations import FEED_FORWARD, FORGET
 
-KINDS: dict[str, checks.Kind] = {
+CHECKS: dict[str, checks.Kind] = {
     **dict.fromkeys(("input_size", "hidden_size", "output_size", "size", "kernel_size", "vocab_size"), checks.size),
     **dict.fromkeys(("num_heads", "qkv_block_size"), checks.size),
     **dict.fromkeys(("num_layers", "num_blocks"), checks.depth),

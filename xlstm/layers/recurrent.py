@@ -18,10 +18,10 @@ from xlstm.layers.gated import Recurrent
 class LSTM(Recurrent):
     """Long short-term memory: one layer or several, in one direction or both.
 
-    A frozen description that holds no arrays: `init` makes the parameters, a dict. Those of layer k are
-    `{k}.Wx` (4H, D), `{k}.Wh` (4H, P) and `{k}.b` (4H,), rows in gate order i o f g, and under
-    `{k}.reverse.` those of the reverse direction. Options add `bh` (4H,), `Whr` (P, H), `p` (3H,) in
-    order i o f, `gx`, `gh` (4H,), and `gc`, `bc` (H,).
+    The layer is a frozen description and holds no arrays: `init` makes the parameters, a dict. Those of layer k are
+    `{k}.Wx` (4H, D), `{k}.Wh` (4H, P) and `{k}.b` (4H,), with rows in gate order i o f g; in the reverse direction
+    their names begin with `{k}.reverse.`. Options add `bh` (4H,), `Whr` (P, H), `p` (3H,) in order i o f, `gx`, `gh`
+    (4H,), and `gc`, `bc` (H,).
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class LSTM(Recurrent):
     hidden_size : int
         Width H of the cell, and of the hidden state where there is no projection.
     num_layers : int
-        Layers above each other; each sees the hidden states of the one below, of both directions.
+        Number of stacked layers; each reads the hidden states of the one below, of both directions.
     bidirectional : bool
         Run in both directions of time. y has the forward hidden states first.
     reverse : bool
@@ -45,25 +45,26 @@ class LSTM(Recurrent):
     recurrent_dropout : float
         Rate of dropout of h before Wh, with one mask for all steps (Gal & Ghahramani 2016).
     zoneout : float or (float, float)
-        Rate at which units of h and of c keep their old value (Krueger et al. 2017); outside training
-        its expectation.
+        Rate at which units of h and of c keep their old value (Krueger et al. 2017). Outside training each unit is the
+        mean of old and new that this makes on average.
     layer_norm : bool
         Normalise Wx x, Wh h and, in an LSTM, the cell (Ba et al. 2016, eqs. 20 to 22), with 1e-5 added to each
         variance as `torch.nn.LayerNorm` does.
     clip : float, optional
         Bound of the pre-activations of gates, as ONNX has it.
     activations : str or tuple of str, optional
-        Functions of the gates, the candidate and the output, by default ("sigmoid", "tanh", "tanh"); of a GRU the
-        gates and the candidate; of an RNN one. Twice as many where the directions differ. Known are the
-        names in `xlstm.cells.activations.GATES`, to which `register` adds, with parameters as in
+        Functions of the gates, the candidate and the output, by default ("sigmoid", "tanh", "tanh"). A GRU has those of
+        the gates and the candidate, an RNN has one. Where the directions differ, there are twice as many. The names are
+        those in `xlstm.cells.activations.GATE_ACTIVATIONS`, to which `register` adds; parameters are written as in
         "hard_sigmoid(0.2, 0.5)".
     initializer : {"uniform", "glorot", "lecun", "notebook"}
         "uniform": U(-1/sqrt(H), 1/sqrt(H)), as `torch.nn.LSTM`. "glorot": Glorot's uniform for inputs,
         orthogonal Wh, zero bias but 1 for the forget gate, as Keras. "lecun": N(0, 1/inputs), zero bias.
         "notebook": input weights N(0, 2/(D+H)), recurrent weights N(0, 1/H), zero bias.
     recompute : bool
-        Keep only the states of every step for `backward`, which makes the gates again from one product over all steps:
-        less memory between the passes, some more time. Not with zoneout, recurrent_dropout, layer_norm and proj_size.
+        Keep only the states of every step for `backward`, which rematerialises the gates from one product over all
+        steps. This takes less memory between the passes and some more time, and excludes zoneout, recurrent_dropout,
+        layer_norm and proj_size.
     proj_size : int
         Width P of a linear projection of the hidden state (Sak et al. 2014), as `torch.nn.LSTM`; 0 for none.
     peepholes : bool
@@ -100,6 +101,7 @@ class LSTM(Recurrent):
     forget_bias: float | None = None
 
     STATES = ("h", "c")
+    REST = (0.0, 0.0)
     ACTIVATIONS = ("sigmoid", "tanh", "tanh")
 
     def __post_init__(self) -> None:
@@ -145,17 +147,17 @@ class LSTM(Recurrent):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class GRU(Recurrent):
-    """Gated recurrent units (Cho et al. 2014): options as of `LSTM`, and one of its own.
+    """Gated recurrent units (Cho et al. 2014), with the options of `LSTM` and one more: h = (1 - z) n + z h0.
 
-    Parameters are `{k}.Wx` (3H, D), `{k}.Wh` (3H, H) and `{k}.b` (3H,), with `reset_after` also `{k}.bh`
-    (3H,), rows in gate order z r n; h = (1 - z) n + z h0.
+    Parameters are `{k}.Wx` (3H, D), `{k}.Wh` (3H, H) and `{k}.b` (3H,), and with `reset_after` also `{k}.bh` (3H,),
+    with rows in gate order z r n.
 
     Parameters
     ----------
     reset_after : bool
         Apply the reset gate to the product, n = tanh(Wx x + b + r (Wh h0 + bh)), as cuDNN, PyTorch and by
         default Keras do, instead of to the state, n = tanh(Wx x + b + Wh (r h0)), as the paper and by
-        default ONNX do. Without it there is no layer_norm.
+        default ONNX do. Without it there are no layer_norm and no recompute.
 
     Examples
     --------
@@ -186,14 +188,14 @@ class GRU(Recurrent):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class RNN(Recurrent):
-    """A plain recurrent layer (Elman 1990), h = tanh(Wx x + Wh h0 + b): options as of `LSTM`.
+    """A plain recurrent layer (Elman 1990), h = tanh(Wx x + Wh h0 + b), with the options of `LSTM`.
 
     Parameters are `{k}.Wx` (H, D), `{k}.Wh` (H, H) and `{k}.b` (H,).
 
     Parameters
     ----------
     activations : str
-        "tanh" by default, "relu", or another of `xlstm.cells.activations.GATES`, to which `register` adds.
+        "tanh" by default, "relu", or another of `xlstm.cells.activations.GATE_ACTIVATIONS`, to which `register` adds.
 
     Examples
     --------
@@ -221,10 +223,10 @@ def _forget_bias(where: str, name: str, value: Any) -> float | str:
 class sLSTM(Recurrent):  # noqa: N801
     """LSTM with exponential gates and a normaliser (Beck et al. 2024, xLSTM, section 2.2).
 
-    Options as of `LSTM` where they have a meaning, and some of its own. Parameters are `{k}.Wx` (4H, D), `{k}.Wh`
-    (4, N, K, K) and `{k}.b` (4H,) with gates in order i f z o; K = H / N is the width of a head, and Wh[g, n] goes
-    from the h of head n to its gate g. The state is (h, c, n, m), each (L, B, H): c and n are divided by exp(m), and
-    m is -inf before the first step.
+    It has those options of `LSTM` that have a meaning for it, and some of its own. Parameters are `{k}.Wx` (4H, D),
+    `{k}.Wh` (4, N, K, K) and `{k}.b` (4H,) with gates in order i f z o; K = H / N is the width of a head, and Wh[g, n]
+    goes from the h of head n to its gate g. The state is (h, c, n, m), each (L, B, H): c and n are divided by exp(m),
+    and m is -inf before the first step.
 
     Parameters
     ----------
@@ -233,8 +235,8 @@ class sLSTM(Recurrent):  # noqa: N801
     forget_gate : {"sigmoid", "exponential"}
         f = sigmoid(f~), or exp(f~).
     forget_bias : float or "powerlaw"
-        Initial bias of f; by default 5 - 12 (k / (K - 1))^0.3 for the unit k of a head, as the published package has
-        it. Other biases are 0 at first.
+        Initial bias of f; by default 5 - 12 (k / (K - 1))^0.3 for the unit k of a head, as in the published package.
+        Other biases are 0 at first.
 
     Examples
     --------
@@ -252,7 +254,7 @@ class sLSTM(Recurrent):  # noqa: N801
     STATES = ("h", "c", "n", "m")
     REST = slstm.Cell.REST
     ACTIVATIONS = ("sigmoid", "tanh")
-    KINDS: ClassVar = {"forget_bias": _forget_bias}
+    CHECKS: ClassVar = {"forget_bias": _forget_bias}
     HEADED = ("hidden_size",)
 
     def __post_init__(self) -> None:

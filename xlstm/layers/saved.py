@@ -17,7 +17,7 @@ class Saved:
     are every gate, cell state and hidden state, time first; past the end of a sequence they are zero. With one layer
     and direction, `saved.gates`, `saved.c` and `saved.h` will do.
 
-    It refers to arrays of the call, such as x and y: do not change those in place before `backward`.
+    `saved` refers to arrays of the call, such as x and y: do not change those in place before `backward`.
     """
 
     def __init__(self, layer: Any, shape: tuple[int, ...] | None, kept: Any, span: Span | None = None) -> None:
@@ -47,7 +47,7 @@ class Saved:
         return getattr(self.kept, name)
 
     def _known(self) -> dict[str, Any]:
-        """Return the values that all parts kept, and their parts, by dotted names."""
+        """Return the values that all parts, and parts of parts, kept, by dotted names."""
         found: dict[str, Any] = {}
         for name, kept in self.layer.pieces(self.kept).items():
             part = self.layer.parts.get(name)

@@ -23,7 +23,7 @@ from xlstm.recurrence.packing import Packing
 class SequenceLayer(Module):
     """A module that goes through time with a state."""
 
-    _gradient: ClassVar[str] = "dy"  # the name of this argument of `backward`
+    _gradient: ClassVar[str] = "dy"  # the name of that argument of `backward` in errors
 
     if TYPE_CHECKING:
 
@@ -42,13 +42,16 @@ class SequenceLayer(Module):
 
     @property
     def directions(self) -> tuple[str, ...]:
-        """For each direction of time, "" or "reverse.": what stands before the last name of a parameter."""
+        """The directions of time, each by the prefix of a parameter's last name, "" or "reverse."."""
         return ("",)
 
-    _output_symbol: Any = "D"  # of output_size
+    _output_symbol: Any = "D"  # the letter of output_size in errors
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        """Return y, the final state and what is kept; x is finite past the end of a sequence, y may be anything."""
+        """Return y, the final state and what `scan_bwd` needs.
+
+        Past the end of a sequence x is finite, and y may be anything.
+        """
         raise NotImplementedError
 
     def scan_bwd(
@@ -58,7 +61,7 @@ class SequenceLayer(Module):
         raise NotImplementedError
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        """Run `forward` without checks: x may be anything past the end of a sequence, where y is zero."""
+        """Run `forward` without checks. Past the end of a sequence x may be anything, and y is zero."""
         if loses_bfloat16(x):
             expected = "expected float16 or float32; LSTM, GRU, RNN and sLSTM take it"
             raise TypeError(f"{type(self).__name__}: x is bfloat16, {expected}")
@@ -115,20 +118,20 @@ class SequenceLayer(Module):
             Input, or (B, T, D) with `batch_first`.
         state : tuple, optional
             Initial state, as the class describes it. None, or None in place of any of its parts, is the state before
-            the first step. It is taken as it is: beyond the square root of the largest number of the dtype products
-            with it may overflow.
+            the first step. It is not limited: products with numbers in it beyond the square root of the dtype's largest
+            number may overflow.
         train : bool
             Draw the masks of dropout and zoneout, and keep what `backward` needs.
         lengths : whole numbers (B,), optional
             Lengths of the sequences, each from 0 to T, in any order; T by default. Steps past the end of a sequence
-            take no part: there y is zero, the final state is that at its own end, and the reverse direction starts
-            there.
+            take no part: y is zero there, the final state is that at the sequence's own end, and the reverse direction
+            starts at that end.
         seed : int or numpy.random.Generator
             Seed of the masks, needed only where there are some. Give every training step another seed, or one
             generator to all of them.
         keep : bool, optional
-            Keep what `backward` needs, by default as `train`. With `train=False, keep=True` gradients are those of the
-            model without masks.
+            Whether to keep what `backward` needs, by default as `train`. With `train=False, keep=True` gradients are
+            those of the model without masks.
 
         Returns
         -------
@@ -142,7 +145,7 @@ class SequenceLayer(Module):
         Raises
         ------
         ValueError, TypeError
-            An array is missing, misshapen, or of another library, device or dtype than the rest; lengths are no whole
+            An array is missing, misshapen, or of another library, device or dtype than the rest; lengths are not whole
             numbers from 0 to T; a seed is needed and missing.
         """
         where = type(self).__name__
@@ -172,23 +175,23 @@ class SequenceLayer(Module):
         saved : Saved
             The values that `forward` kept.
         dy : array like y, or None
-            Gradient of the loss by y. None is zero. Past the end of a sequence it has no effect.
+            Gradient of the loss by y; None means zero. Past the end of a sequence it has no effect.
         dstate : tuple as the state, optional
-            Gradient by the final state. None, or None in place of any of its parts, is zero.
+            Gradient by the final state. None, or None in place of any of its parts, means zero.
 
         Returns
         -------
         grads : dict
             Gradients under the names and in the shapes of `params`.
         dx : array
-            In the shape of x; exactly zero past the end of a sequence.
+            Gradient by x, in its shape; exactly zero past the end of a sequence.
         dstate : tuple as the state
             Gradient by the initial state.
 
         Raises
         ------
         ValueError, TypeError
-            `saved` is none, or that of another layer; a gradient has another shape, library, device or dtype.
+            `saved` is None, or comes from another layer; a gradient has another shape, library, device or dtype.
         """
         where = type(self).__name__
         checks.saved(where, self, saved, Saved)
@@ -205,7 +208,7 @@ class SequenceLayer(Module):
         return {name: grads[name] for name in params}, self._swap(xp, dx), start
 
     def step(self, params: Params, x: Array, state: Any = None) -> tuple[Array, State]:
-        """Go one time step, for streaming: from x (B, D) and the state before to y (B, O) and the state after.
+        """Run one time step, for streaming: return y (B, O) and the state after it, from x (B, D) and that before it.
 
         Raises
         ------
@@ -240,7 +243,7 @@ class SequenceLayer(Module):
         return {name: tuple(dims.values()) for name, dims in self.shapes.items()}
 
     def _agree(self, params: Params, x: Array | None, what: str, state: Any) -> Namespace:
-        """Return the namespace of all these arrays, once the parameters are checked; x is the input, or dy."""
+        """Check the parameters, and return the namespace of all these arrays; x is the input, or dy."""
         found = plain_namespace(params, self._sizes, x, state)
         if found is not None:
             return found
@@ -251,7 +254,7 @@ class SequenceLayer(Module):
         return namespace(where, {**given, **params, **arrays_of(where, what, state, self.states)})
 
     def _inner(self, xp: Namespace, x: Array, step: bool = False) -> Array:
-        """Return x as (T, B, D), or (B, D) of one step, once its shape is checked."""
+        """Check the shape of x, and return it as (T, B, D), or as (B, D) for one step."""
         if x.ndim != 3 - step or x.shape[-1] != self.input_size:
             outer = {"B": None} if step else {"B": None, "T": None} if self.batch_first else {"T": None, "B": None}
             checks.shape(type(self).__name__, "x", x, {**outer, "D": self.input_size})
@@ -267,5 +270,5 @@ class SequenceLayer(Module):
         return {**outer, self._output_symbol: self.output_size}
 
     def _swap(self, xp: Namespace, array: Array) -> Array:
-        """Change between the user's order of time and batch and (T, B, ...)."""
+        """Change an array from the user's order of time and batch to (T, B, ...), or back."""
         return xp.permute_dims(array, (1, 0, 2)) if self.batch_first else array

@@ -1,4 +1,4 @@
-"""Gated layers above each other, each in one or both directions, over a packed batch."""
+"""Stack: gated layers on top of each other, each in one or both directions, over a packed batch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NO_MASKS = Masks()
 
 @dataclass(frozen=True)
 class Pass:
-    """The values that one layer and direction kept, readable time first and in the order of time."""
+    """The values that one layer and direction kept, which are read with time first, in the order of time."""
 
     packing: Packing
     reverse: bool
@@ -34,7 +34,7 @@ class Pass:
 
     @property
     def gates(self) -> Array:
-        """Value of every gate at every step, in the order of the cell's GATES, (T, G, B, H)."""
+        """The value of every gate at every step, in the order of the cell's GATES, (T, G, B, H)."""
         return self.tape.step.xp.permute_dims(self._steps(self.tape.gates()), (0, 2, 1, 3))
 
     def __getattr__(self, name: str) -> Array:
@@ -54,7 +54,7 @@ class Kept:
     """The values that all layers and directions kept."""
 
     passes: dict[str, Pass]
-    masks: list[Array | None]  # of dropout, of the input of each layer
+    masks: list[Array | None]  # the mask of dropout of the input of each layer
 
     def __getattr__(self, name: str) -> Array:
         """Return gates or a state of the only layer and direction."""
@@ -67,7 +67,7 @@ class Kept:
 
 
 class Stack(SequenceLayer):
-    """Runs the cells of its layers and directions; `Recurrent` has the options."""
+    """A layer that runs the cells of all its layers and directions; `Recurrent` has the options."""
 
     if TYPE_CHECKING:
         num_layers: int
@@ -82,7 +82,7 @@ class Stack(SequenceLayer):
 
     @functools.cached_property
     def names(self) -> dict[str, dict[str, str]]:
-        """Names of the parameters of each layer and direction, by their last names."""
+        """For each layer and direction, the full name of each parameter by its last name."""
         found: dict[str, dict[str, str]] = {}
         for name in self.shapes:
             prefix, _, last = name.rpartition(".")
@@ -151,7 +151,7 @@ class Stack(SequenceLayer):
         return grads, packing.unpack(xp, rows), _together(xp, starts)
 
     def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
-        """Run `step` without checks: zoneout is its expectation."""
+        """Run `step` without checks; zoneout takes its expectation."""
         masks = Masks(None, tuple([rate or None for rate in self.zoneout])) if any(self.zoneout) else NO_MASKS
         (cell,) = self.cells.values()
         after = []
@@ -168,13 +168,13 @@ class Stack(SequenceLayer):
     def _masks(
         self, xp: Namespace, packing: Packing, rng: np.random.Generator | None, start: Sequence[Array], rows: Array
     ) -> Masks:
-        """Draw the masks of one layer and direction: of h by sequences, of zoneout by packed rows."""
+        """Draw the masks of one layer and direction: one of h a sequence, those of zoneout a packed row."""
         if not self.recurrent_dropout and not any(self.zoneout):
             return NO_MASKS
         P, B = start[0].shape
         drop = dropout(rng, self.recurrent_dropout, (B, P), rows)
         shares: list[Array | float | None] = []
-        for rate, s in zip(self.zoneout, start, strict=False):
+        for rate, s in zip(self.zoneout, start, strict=True):
             if rng is None or not rate:
                 shares.append(rate or None)
             else:
@@ -183,7 +183,7 @@ class Stack(SequenceLayer):
 
 
 def _together(xp: Namespace, columns: Sequence[Sequence[Array]]) -> State:
-    """Return states (H, B) of each layer and direction as (L, B, H), copied: what is kept refers to them too."""
+    """Return copies, (L, B, H), of the states (H, B) of each layer and direction, to which what is kept refers too."""
     if len(columns) == 1:
         return tuple([xp.asarray(s.T[None, ...], copy=True) for s in columns[0]])
     return tuple([xp.stack([s.T for s in one]) for one in zip(*columns, strict=True)])

@@ -12,11 +12,11 @@ from xlstm.arrays.backend import Portable
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.recurrence.packing import Packing
 
-State: TypeAlias = "tuple[Any, ...]"  # of arrays, or of the states of parts
+State: TypeAlias = "tuple[Any, ...]"  # it holds arrays, or the states of parts
 
 
 class Leaf(NamedTuple):
-    """One array of a state: its shape is that of `before`, then B, then that of `after`."""
+    """One array of a state: its shape is the sizes of `before`, then B, then the sizes of `after`."""
 
     name: str
     before: dict[str, int]
@@ -24,14 +24,14 @@ class Leaf(NamedTuple):
     rest: float = 0.0  # its value before the first step
 
     def dims(self, B: int | None) -> checks.Dims:
-        """Return the shape for a batch of B, by symbols."""
+        """Return the sizes for a batch of B by their letters."""
         return {**self.before, "B": B, **self.after}
 
 
 class Span(Portable):
     """The steps and sequences of one call, which are the same for all parts of a layer.
 
-    There are T steps of each of B sequences, or fewer where the packing has lengths. `rng` draws the masks, where there
+    There are B sequences of T steps each, or of fewer where the packing has lengths. `rng` draws the masks, where there
     are any; `keep` says whether to keep what the backward pass needs.
     """
 
@@ -40,7 +40,7 @@ class Span(Portable):
     ) -> None:
         self.xp, self.rng, self.keep = xp, rng, keep
         self.packing, self.T, self.B = packing, packing.T, packing.B
-        self.full = packing.lengths is None and packing.steps == packing.T  # all steps are those of the sequences
+        self.full = packing.lengths is None and packing.steps == packing.T  # every sequence has T steps
         self._there: Array | None = None
 
     @property
@@ -68,20 +68,20 @@ class Span(Portable):
 def complete(
     where: str, xp: Namespace, what: str, state: Any, leaves: State, B: int, params: Params, zero: bool = False
 ) -> State:
-    """Return a state whose arrays have the shapes of `leaves`, with those that are missing filled in.
+    """Check the shapes of a state against `leaves`, and fill in the arrays that are missing.
 
     Parameters
     ----------
     where, what : str
-        Who asks, and the name of the argument, for errors.
+        The names of the layer and of the argument, for errors.
     state : tuple or None
-        The state that is given; None in place of any part is what it is before the first step.
+        The state that is given; None in place of it, or of any part, means the value before the first step.
     leaves : tuple
         The `Leaf` of every array, nested as the state is.
     params : dict
         Arrays of the dtype and on the device that missing ones get.
     zero : bool
-        Missing arrays are zero, as those of gradients are.
+        Whether missing arrays are zero, as those of gradients are.
     """
     if state is not None:
         _check_container(where, what, state, leaves)
@@ -102,7 +102,7 @@ def complete(
 
 
 def arrays_of(where: str, what: str, state: Any, leaves: State) -> dict[str, Array]:
-    """Return the arrays of a state that are there, by the names that errors use."""
+    """Return the arrays of a state that are not missing, by the names that errors use."""
     return dict(_walk(where, what, state, leaves))
 
 

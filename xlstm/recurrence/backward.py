@@ -55,13 +55,11 @@ def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
     grads |= more
     products = {"Wx": (dp, x), "dx": (dp.T, w["Wx"])} if "Wx" in w else {}
     h0 = _masked(tape, tape.h0)
-    if "Wh" not in w:
-        pass  # there is no product of h
-    elif step.heads:
+    if step.heads:
         G, N, K, _ = step.Wh.shape
         heads = xp.permute_dims(reshape(da.T, (x.shape[0], G, N, K)), (1, 2, 3, 0))
         grads["Wh"] = matmul(xp, heads, xp.permute_dims(reshape(h0, (x.shape[0], N, K)), (1, 0, 2)))
-    else:
+    elif "Wh" in w:  # there is a product of h
         products["Wh"] = (da, h0)
     if step.Whr is not None:
         products["Whr"] = (found.arrays["out"], tape.rows(lambda kept: kept.out[0], (step.H,)))
@@ -95,7 +93,7 @@ def _own(tape: Tape, dzx: Array) -> Params:
 
 
 def _masked(tape: Tape, rows: Array) -> Array:
-    """Return rows (N, P) times the mask of their sequence."""
+    """Return rows (N, P) times the mask of recurrent dropout of their sequence."""
     xp, drop, at = tape.step.xp, tape.step.masks.drop, 0
     if drop is None:
         return rows

@@ -31,14 +31,14 @@ def run(
     w : dict
         Weights of the layer and direction under their last names; see `Step`.
     x : array (N, D)
-        Packed rows; where `w` has no Wx, they are the products of x already, (N, R).
+        Packed rows of x, or of the products Wx x, (N, R), where `w` has no Wx.
     widths : list of (steps, width)
         The segments of the packed batch.
     state : arrays (P, B), (H, B), ...
         The state before the first step.
     masks : Masks
     keep : {"nothing", "states", "all"}
-        What is kept for `backward`; with "states" the rest is made again when it is asked for.
+        How much is kept for `backward`. With "states" the rest is rematerialised when it is asked for.
 
     Returns
     -------

@@ -1,7 +1,8 @@
-"""Batches of sequences of different lengths, packed: what lies past the end of a sequence takes no part.
+"""Packing: a batch of sequences of different lengths, without the steps past their ends.
 
-The packed batch has the sequences in order of falling length and is a matrix of rows, all of the first
-step, then all of the second, each with as many rows as there are sequences that long.
+The sequences are sorted, the longest first. The packed batch is a matrix with a row for each step of each sequence: the
+rows of the first step come first, one for each sequence, then those of the second step, one for each sequence that has
+it, and so on. Successive steps that equally many sequences have are a segment.
 """
 
 from __future__ import annotations
@@ -24,16 +25,22 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """How T steps of B sequences are packed. Without `lengths` packing changes nothing but the shape.
+    """The way in which a batch is packed. Where all sequences are equally long, packing changes only the shape.
 
     Attributes
     ----------
-    widths : sequence of (steps, width)
-        The segments: steps of equal width.
+    T : int
+        Number of steps of the batch before packing.
+    B : int
+        Number of sequences.
     steps : int
-        Length of the longest sequence.
+        Length of the longest sequence, at most T.
+    widths : list of (steps, width)
+        The segments: how many steps each has, and how many sequences have these steps.
     order : array (B,) or None
-        Sequence numbers in order of falling length, where they differ.
+        Numbers of the sequences, the longest first; None where all are equally long.
+    lengths : array (B,) or None
+        Length of each sequence in the order of the batch; None where all are equally long.
     """
 
     T: int
@@ -45,7 +52,7 @@ class Packing:
 
     @classmethod
     def of(cls, where: str, lengths: Any, T: int, B: int) -> Packing:
-        """Return the packing for `lengths` (B,) of sequences in T steps, or None where all are T.
+        """Return the packing of B sequences in T steps with these `lengths` (B,); None means that all are T.
 
         Raises
         ------
@@ -113,12 +120,12 @@ class Packing:
 
     @functools.cached_property
     def _places(self) -> tuple[Indices, Indices]:
-        """Where each packed row comes from in (T*B,), and which packed row mirrors it."""
+        """For each packed row, its place among the rows (T*B,) of the batch, and the packed row that mirrors it."""
         assert self.order is not None
         assert self.lengths is not None
         widths = [n for k, n in self.widths for _ in range(k)]
-        starts = np.cumsum([0, *widths])[:-1]  # of each step
-        step = np.repeat(np.arange(len(widths)), widths)  # of each packed row
+        starts = np.cumsum([0, *widths])[:-1]  # the first row of each step
+        step = np.repeat(np.arange(len(widths)), widths)  # the step of each packed row
         column = np.arange(len(step)) - starts[step]
         mirrored = self.lengths[self.order[column]] - 1 - step
         return step * self.B + self.order[column], starts[mirrored] + column

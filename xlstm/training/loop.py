@@ -156,7 +156,7 @@ def train(
     moments = optimizer.init(params)
     losses: list[float] = []
     validations: list[float] = []
-    best_params, best_epoch, done, mean = params, 0, 0, params
+    best_params, best_epoch, done, averaged = params, 0, 0, params
     start = time.perf_counter()
 
     for epoch in range(1, epochs + 1):
@@ -169,34 +169,35 @@ def train(
                 grads = model.backward(used, saved, lowered(dy, low, scaling.scale))[0]
                 grads = raised(grads, home.dtype, scaling.scale)
                 norm = optimizers.global_norm(grads)
-            now, size = map(float, to_numpy(home.xp.stack((value, norm))))  # the one wait for the device in a step
-            losses.append(now)
-            following = after(precision, scaling, math.isfinite(size))
-            if following is None or not math.isfinite(now):
+            # The step waits for the device here and nowhere else.
+            loss_value, norm_value = map(float, to_numpy(home.xp.stack((value, norm))))
+            losses.append(loss_value)
+            next_scaling = after(precision, scaling, math.isfinite(norm_value))
+            if next_scaling is None or not math.isfinite(loss_value):
                 feed.check(f"{where}, step {step}", batch.host, everything=True)
                 narrow = "" if precision is None else f" in {low} at a loss scale of {scaling.scale:g}"
-                raise FloatingPointError(f"{where}, step {step}: {_diagnosis(now, used, grads, narrow)}")
-            scaling = following
-            if math.isfinite(size):
+                raise FloatingPointError(f"{where}, step {step}: {_diagnosis(loss_value, used, grads, narrow)}")
+            scaling = next_scaling
+            if math.isfinite(norm_value):
                 if clip is not None:
                     grads = optimizers.clip_global_norm(grads, clip, norm)
                 params, moments = optimizer.update(params, grads, moments)
                 done += 1
                 decay = min(averaging, 1 - 1 / done)  # at first the plain mean of all steps
-                mean = optimizers.running_mean(mean, params, decay) if decay else params
+                averaged = optimizers.running_mean(averaged, params, decay) if decay else params
             if progress is not None:
                 last, best = validations[-1] if validations else None, min(validations, default=None)
                 seconds = time.perf_counter() - start
-                progress(Progress(epoch, epochs, step, len(data), now, last, best, seconds))
+                progress(Progress(epoch, epochs, step, len(data), loss_value, last, best, seconds))
         if validation is None:
-            best_params, best_epoch = mean, epoch
+            best_params, best_epoch = averaged, epoch
             continue
-        judged = evaluate(model, mean, validation, loss)
-        if not math.isfinite(judged):
-            raise FloatingPointError(f"{where}: the validation loss is {judged:g}")
-        if judged < min(validations, default=math.inf):
-            best_params, best_epoch = mean, epoch
-        validations.append(judged)
+        validation_loss = evaluate(model, averaged, validation, loss)
+        if not math.isfinite(validation_loss):
+            raise FloatingPointError(f"{where}: the validation loss is {validation_loss:g}")
+        if validation_loss < min(validations, default=math.inf):
+            best_params, best_epoch = averaged, epoch
+        validations.append(validation_loss)
         if patience is not None and epoch - best_epoch >= patience:
             break
 

@@ -22,7 +22,7 @@ from xlstm.engines.step import Step
 from xlstm.engines.tape import Gradients, Kept, Tape
 
 REAL: dict[str, Any] = {"float": np.float32, "double": np.float64}
-KINDS = {"all": "forward", "states": "slim", "nothing": "lean"}  # of kernels, by what is kept
+KERNELS = {"all": "forward", "states": "slim", "nothing": "lean"}  # of kernels, by what is kept
 
 
 class Cuda:
@@ -114,7 +114,7 @@ class CudaTape(Tape):
         if keep == "all":
             self.rows_kept |= self._empty(self.function.saved)
         arrays = {"zx": self._products, "y": self.y, **self.rows_kept, **self.constants}
-        self.end = self._run(KINDS[keep], arrays, state)
+        self.end = self._run(KERNELS[keep], arrays, state)
         return self.end
 
     def backward(self, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:

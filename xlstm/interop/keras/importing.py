@@ -45,8 +45,8 @@ def from_keras(
         The layer to read where there are several; in a `.weights.h5` file the name of its group, such as "lstm_1".
     bidirectional, reverse, activations, reset_after : optional
         Options of a layer whose source does not show them: arrays, or a `.weights.h5` file (which does show
-        `bidirectional`, and by its biases `reset_after`). Such a file does not show either what lies between
-        layers: layers that fit each other are read as a stack.
+        `bidirectional`, and by its biases `reset_after`). Such a file also does not say what lies between layers, so
+        layers whose sizes fit are read as a stack.
 
     Returns
     -------

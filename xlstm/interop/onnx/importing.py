@@ -16,7 +16,7 @@ from xlstm.arrays.namespace import Params
 from xlstm.interop.common import Layer, one_dtype, stacked
 from xlstm.interop.onnx.axes import DEEPEST, OPEN, Axes, UnprovenError, Values, permutation
 from xlstm.interop.onnx.graph import DOMAINS, Graph, name_of, subgraphs
-from xlstm.interop.onnx.names import GATES
+from xlstm.interop.onnx.names import GATE_COUNTS
 from xlstm.interop.onnx.node import Node, declared
 
 LAYERS = 1000  # of a stack, at most
@@ -90,14 +90,14 @@ def from_onnx(
 
 def _chosen(graph: Graph, node: str | Sequence[str] | None) -> list[Any]:
     """Return the nodes to read."""
-    nodes = [n for n in graph.nodes if n.op_type in GATES and n.domain in DOMAINS]
+    nodes = [n for n in graph.nodes if n.op_type in GATE_COUNTS and n.domain in DOMAINS]
     if not nodes:
         hint = "PyTorch writes an nn.RNN as one with dynamo=False only"
         raise ValueError(f"{graph.where}: the model has no node LSTM, GRU or RNN ({hint})")
     names = [name_of(n) for n in nodes]
     if node is None:
         for outer in graph.nodes:
-            if any(n.op_type in GATES for inside in subgraphs(outer) for n in inside.node):
+            if any(n.op_type in GATE_COUNTS for inside in subgraphs(outer) for n in inside.node):
                 raise ValueError(
                     f"{graph.where}: {outer.op_type} {shown(name_of(outer))} has recurrent nodes inside, expected "
                     f"node=... to choose from {few(names)}"

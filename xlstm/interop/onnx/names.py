@@ -10,7 +10,7 @@ import numpy as np
 from xlstm.arrays.checks import shown
 from xlstm.cells import activations
 
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+GATE_COUNTS = {"LSTM": 4, "GRU": 3, "RNN": 1}
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 DIRECTIONS = {"forward": ("",), "reverse": ("reverse.",), "bidirectional": ("", "reverse.")}
 # ONNX's name of each of our activations, such as LeakyRelu. Both take their parameters in the same order, alpha, beta.

@@ -13,7 +13,7 @@ from xlstm.arrays.checks import few, shown
 from xlstm.arrays.namespace import Params
 from xlstm.interop.common import Host, Layer, single
 from xlstm.interop.onnx.graph import Graph, name_of
-from xlstm.interop.onnx.names import DIRECTIONS, GATES, INPUTS, from_attributes, library, shortest
+from xlstm.interop.onnx.names import DIRECTIONS, GATE_COUNTS, INPUTS, from_attributes, library, shortest
 from xlstm.layers.recurrent import KINDS
 
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -86,7 +86,7 @@ def declared(graph: Graph, proto: Any) -> Node:
     D = shapes["W"][-1] if shapes["W"] else 0
     for name, size in (("hidden_size", H), ("input_size", D)):
         checks.size(where, name, size)
-    G, directions = GATES[proto.op_type], DIRECTIONS[given["direction"]]
+    G, directions = GATE_COUNTS[proto.op_type], DIRECTIONS[given["direction"]]
     rows = {f"{G}H": G * H}
     expected = {"W": {**rows, "D": D}, "R": {**rows, "H": H}, "B": {f"{2 * G}H": 2 * G * H}, "P": {"3H": 3 * H}}
     for name, shape in shapes.items():

@@ -17,12 +17,12 @@ from xlstm.layers.masks import dropout
 from xlstm.layers.module import SameWidth, Weight
 from xlstm.layers.sequence import SequenceLayer
 
-MULTIPLE = 64  # inner widths are multiples of it
+MULTIPLE = 64  # inner widths are multiples of this
 
 
 @dataclass(frozen=True)
 class Block(SameWidth, SequenceLayer):
-    """Options of all blocks of a stack; a block knows how many there are, and which of them it is."""
+    """The base of the blocks of a stack; a block knows how many there are, and which of them it is."""
 
     size: int
     num_heads: int = 4
@@ -44,7 +44,7 @@ class Block(SameWidth, SequenceLayer):
 
     @property
     def _small(self) -> float:
-        """Deviation of initial weights (Nguyen & Salazar 2019)."""
+        """Standard deviation of initial weights (Nguyen & Salazar 2019)."""
         return math.sqrt(2 / (5 * self.size))
 
     @staticmethod
@@ -55,7 +55,7 @@ class Block(SameWidth, SequenceLayer):
 
 
 class GatesOfHeads(Linear):
-    """Pre-activations of the input and the forget gate of N heads, rows of `W` (2N, I) and `b` (2N,) in this order.
+    """The pre-activations of the input and the forget gates of N heads, by `W` (2N, I) and `b` (2N,) in this order.
 
     At first W is 0, input biases are N(0, 0.1^2), and forget biases go from 3 to 6 over the heads.
     """
@@ -80,13 +80,13 @@ def widened(where: str, name: str, factor: float, size: int) -> int:
     Raises
     ------
     ValueError
-        The width is too large for a size.
+        The width is larger than any size may be.
     """
     if factor * size > checks.LARGEST:
         raise ValueError(f"{where}: {name} is {factor}, expected at most {checks.LARGEST / size:g} for size {size}")
-    return max(MULTIPLE, round_up(factor * size, MULTIPLE))  # the quotient of a tiny factor is 0
+    return max(MULTIPLE, round_up(factor * size, MULTIPLE))  # for a tiny factor the product rounds to 0
 
 
 def round_up(size: float, multiple: int) -> int:
-    """Return the next multiple of `multiple` from `size` on."""
+    """Return the least multiple of `multiple` that is at least `size`."""
     return multiple * math.ceil(size / multiple)

@@ -15,9 +15,10 @@ from xlstm.layers.module import Module, SameWidth
 
 @dataclass(frozen=True)
 class GatedFeedForward(SameWidth, Module):
-    """A gated feed-forward layer: GELU's with "gelu", SwiGLU with "silu".
+    """A gated feed-forward layer: GEGLU with "gelu", SwiGLU with "silu".
 
-    Two products of x are multiplied: beyond the square root of the largest number of the dtype that overflows.
+    Two products of x are multiplied, which overflows where both are beyond the square root of the dtype's largest
+    number.
 
     Parameters
     ----------

@@ -21,10 +21,10 @@ from xlstm.layers.state import Span, State
 
 @dataclass(frozen=True)
 class LargeBlock(Block):
-    """A block of `xLSTMLarge`, which describes its options: mLSTM and feed-forward layer, each added to x.
+    """An mLSTM and a feed-forward layer, each added to x; `xLSTMLarge` describes the options.
 
-    u = RMSNorm(x); q, k, v, o~ and i~, f~ of u; x' = x + down(sigmoid(o~) norm(mLSTM(q, k, v, cap i~, cap f~)));
-    y = x' + feedforward(RMSNorm(x')). The state is (C, n, m).
+    u = RMSNorm(x); q, k, v, o~, i~ and f~ are maps of u; x' = x + down(sigmoid(o~) norm(mLSTM(q, k, v, cap(i~),
+    cap(f~)))); y = x' + feedforward(RMSNorm(x')). The state is (C, n, m).
     """
 
     _: KW_ONLY
@@ -39,7 +39,7 @@ class LargeBlock(Block):
 
     @functools.cached_property
     def memory(self) -> Memory:
-        """The heads."""
+        """The memories of all heads."""
         N = self.num_heads
         return Memory(N, self.qk_size // N, self.v_size // N, eps=self.eps, chunk=self.chunk_size)
 
@@ -100,14 +100,14 @@ class LargeBlock(Block):
 
 @dataclass(frozen=True)
 class xLSTMLarge(Backbone):  # noqa: N801
-    """mLSTM blocks with feed-forward layers, as of the 7B model (Beck et al. 2025, xLSTM 7B), then an RMSNorm.
+    """mLSTM blocks with feed-forward layers, as in the 7B model (Beck et al. 2025, xLSTM 7B), then an RMSNorm.
 
     Parameters
     ----------
     size : int
         Width D of x and y.
     num_blocks : int
-        How many blocks.
+        Number of blocks.
     num_heads : int
         Number of heads of every block.
     qk_size, v_size : int, optional
@@ -115,16 +115,16 @@ class xLSTMLarge(Backbone):  # noqa: N801
     ffn_size : int, optional
         Width of the feed-forward layers, by default 2.6667 D rounded up to a multiple of 64.
     gate_cap : float or None
-        Bound of the pre-activations of gates, cap tanh(x / cap).
+        Soft bound of the pre-activations of gates, which become cap tanh(x / cap); None for no bound.
     bias : bool
         Whether projections and norms have biases.
     norm_eps : float
         Number that every norm adds to a mean square or a variance.
     eps : float
-        Added to the denominator of h; the published package has 1e-6.
+        Number that is added to the denominator of h; the published package has 1e-6.
     chunk_size : int, optional
-        Steps that are computed together, by default by the width of heads; it changes the speed, and results by
-        rounding only.
+        Number of steps that are computed together; the default follows the width of heads. It changes the speed, and
+        results only by rounding.
     post_norm : bool
         Whether there is a norm after the last block.
     post_norm_bias : bool, optional

@@ -22,11 +22,11 @@ from xlstm.layers.state import Span, State
 
 @dataclass(frozen=True)
 class mLSTMBlock(Block):  # noqa: N801
-    """Projects up, convolves, remembers in matrices, and projects down; y = x + that.
+    """A block that projects up, convolves, remembers in matrices, projects down, and adds the result to x.
 
-    x -> LayerNorm -> up -> (a, z); c = silu(conv(a)); q, k of c and v of a, by blocks; i~, f~ of [q, k, v];
-    h = mLSTM(q, k, v, i~, f~); y = x + down((norm(h) + skip c) silu(z)). The state is ((x,), (C, n, m)), of the
-    convolution and of the memories.
+    (a, z) = up(LayerNorm(x)); c = silu(conv(a)); q and k are maps of c and v of a, by blocks; i~ and f~ are maps of
+    [q, k, v]; h = mLSTM(q, k, v, i~, f~); y = x + down((norm(h) + skip c) silu(z)). The state is ((x,), (C, n, m)):
+    that of the convolution, then that of the memories.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class mLSTMBlock(Block):  # noqa: N801
     num_heads : int
         Number N of heads.
     conv_kernel_size : int
-        Steps that the convolution sees.
+        Number of steps that the convolution sees.
     proj_factor : float
         The inner width F is this times D, rounded up to a multiple of 64.
     qkv_block_size : int
@@ -43,14 +43,14 @@ class mLSTMBlock(Block):  # noqa: N801
     bias : bool
         Whether the projections up, down, and to q, k and v have biases.
     eps : float
-        Added to the denominator of h; the published package has 1e-6.
+        Number that is added to the denominator of h; the published package has 1e-6.
     chunk_size : int, optional
-        Steps that are computed together, by default by the width of heads; it changes the speed, and results by
-        rounding only.
+        Number of steps that are computed together; the default follows the width of heads. It changes the speed, and
+        results only by rounding.
     dropout : float
         Rate of dropout of what is added to x.
     num_blocks, index : int
-        How many blocks there are in the stack, for initial weights, and which this is.
+        The number of blocks in the stack, on which initial weights depend, and the place of this one.
     """
 
     _: KW_ONLY
@@ -60,7 +60,7 @@ class mLSTMBlock(Block):  # noqa: N801
     eps: float = 0.0
     chunk_size: int | None = None
 
-    KINDS: ClassVar = {"conv_kernel_size": checks.size}
+    CHECKS: ClassVar = {"conv_kernel_size": checks.size}
     HEADED = ("inner",)
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class mLSTMBlock(Block):  # noqa: N801
 
     @functools.cached_property
     def memory(self) -> Memory:
-        """The heads."""
+        """The memories of all heads."""
         K = self.inner // self.num_heads
         return Memory(self.num_heads, K, K, eps=self.eps, chunk=self.chunk_size)
 

@@ -27,11 +27,11 @@ from xlstm.recurrence.forward import run
 
 @dataclass(frozen=True)
 class sLSTMBlock(Block):  # noqa: N801
-    """Convolves, goes through an sLSTM and through a feed-forward layer; each adds to x.
+    """A convolution and an sLSTM, then a feed-forward layer; the result of either is added to x.
 
-    u = LayerNorm(x); c = silu(conv(u)); i~, f~ of c and z~, o~ of u, by heads; x' = x + norm(sLSTM(i~, f~, z~, o~));
-    y = x' + feedforward(LayerNorm(x')). The state is ((x,), (h, c, n, m)), of the convolution and of the sLSTM, each
-    of the latter (B, D).
+    u = LayerNorm(x); c = silu(conv(u)); i~ and f~ are maps of c, z~ and o~ of u, by heads; x' = x + norm(sLSTM(i~, f~,
+    z~, o~)); y = x' + feedforward(LayerNorm(x')). The state is ((x,), (h, c, n, m)): that of the convolution, then that
+    of the sLSTM, in which each array is (B, D).
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class sLSTMBlock(Block):  # noqa: N801
     num_heads : int
         Number N of heads.
     conv_kernel_size : int
-        Steps that the convolution sees; with 0 there is none, and i~ and f~ are those of u.
+        Number of steps that the convolution sees; with 0 there is none, and i~ and f~ are maps of u.
     ffn_proj_factor : float
         The width of the feed-forward layer is this times D, rounded up to a multiple of 64; with 0 there is none.
     ffn_activation : str
@@ -52,7 +52,7 @@ class sLSTMBlock(Block):  # noqa: N801
     ffn_dropout : float, optional
         Rate of dropout of what the feed-forward layer adds, by default `dropout`.
     num_blocks, index : int
-        How many blocks there are in the stack, and which this is, for initial forget biases.
+        The number of blocks in the stack and the place of this one, on which initial forget biases depend.
     """
 
     _: KW_ONLY
@@ -65,7 +65,7 @@ class sLSTMBlock(Block):  # noqa: N801
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._wide  # noqa: B018 (it is checked)
+        self._wide  # noqa: B018 (this checks it)
 
     @property
     def _wide(self) -> int:
@@ -141,7 +141,7 @@ class sLSTMBlock(Block):  # noqa: N801
 
 @dataclass(frozen=True)
 class Recurrence(SequenceLayer):
-    """The sLSTM from its pre-activations, i f z o, (T, B, 4D): parameters are `Wh` (4, N, K, K) and `b` (4D,)."""
+    """The sLSTM from the products of x, i f z o, (T, B, 4D); parameters are `Wh` (4, N, K, K) and `b` (4D,)."""
 
     size: int
     num_heads: int

@@ -1,4 +1,4 @@
-"""Stacks of blocks, and that of the xLSTM paper."""
+"""Backbone, the base of stacks of blocks, and the stack of the xLSTM paper."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from xlstm.layers.state import Span, State
 
 @dataclass(frozen=True)
 class Backbone(SameWidth, SequenceLayer):
-    """Blocks above each other, and a norm.
+    """Blocks on top of each other, and a norm.
 
-    Parameters are `blocks.{k}....` and `norm.w`; the state is one of each block.
+    Parameters are `blocks.{k}....` and `norm.w`; the state is a tuple of the states of the blocks.
     """
 
     size: int
@@ -29,7 +29,7 @@ class Backbone(SameWidth, SequenceLayer):
 
     @functools.cached_property
     def blocks(self) -> list[Any]:
-        """The blocks, from below."""
+        """The blocks, the first at the input."""
         raise NotImplementedError
 
     @property
@@ -86,9 +86,9 @@ class xLSTMStack(Backbone):  # noqa: N801
     size : int
         Width D of x and y.
     num_blocks : int
-        How many blocks.
+        Number of blocks.
     slstm_at : sequence of int
-        Which of them are sLSTM blocks, from 0 on; the others are mLSTM blocks.
+        The places of sLSTM blocks, counted from 0; all other blocks are mLSTM blocks.
     num_heads : int
         Number of heads of every block.
     conv_kernel_size, proj_factor, qkv_block_size, bias, eps, chunk_size

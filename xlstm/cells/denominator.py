@@ -1,6 +1,7 @@
-"""The stabilised denominator of the mLSTM's h, which both of its forms share: max(|n q|, exp(-m)) + eps.
+"""The stabilised denominator of the mLSTM's h, max(|n q|, exp(-m)) + eps, which both of its forms share.
 
-C and n are kept divided by exp(m) (Beck et al. 2024, appendix A.3), so the 1 of eq. 21 becomes exp(-m).
+C and n are kept divided by exp(m) (Beck et al. 2024, appendix A.3), so the 1 of eq. 21 becomes exp(-m). The running
+maximum m itself is computed in `_gates` of `mlstm_step.py` and in `_logs` of `mlstm_chunks.py`.
 """
 
 from __future__ import annotations
@@ -14,19 +15,22 @@ from xlstm.cells.activations import clamp
 
 
 def at_least(xp: Namespace, m: Array, low: float) -> Array:
-    """Return max(m, low): where nothing was written, C and n are multiplied by exp(low - low) = 1."""
+    """Return max(m, low).
+
+    Before the first write, where m is -inf, the factor of the state is then exp(low - low) = 1 and not nan.
+    """
     return xp.maximum(m, xp.full_like(m, low))
 
 
 @functools.cache
 def low_of(xp: Namespace, dtype: Any) -> float:
-    """Return a logarithm that takes the place of -inf; differences from it are finite."""
+    """Return the finite number that takes the place of -inf in differences of logarithms."""
     return -math.pow(finfo(xp, dtype).max, 0.8)
 
 
 @functools.cache
 def limit_of(xp: Namespace, dtype: Any) -> float:
-    """Return the largest logarithm whose exponential, and one over it, the dtype has."""
+    """Return a bound of |x| up to which exp(x) and exp(-x) are normal numbers of the dtype."""
     return -math.log(float(finfo(xp, dtype).smallest_normal)) - 1
 
 
