@@ -75,6 +75,11 @@ def slstm_bias(N: int, K: int, forget: Values | float) -> Values:
     return values.ravel()
 
 
+def mlstm_bias(rng: np.random.Generator, N: int) -> Values:
+    """Draw the biases (2 N,) of an mLSTM's gates: N(0, 0.1^2) for i, and from 3 to 6 over the N heads for f."""
+    return np.concatenate((rng.normal(0.0, 0.1, N), np.linspace(3.0, 6.0, N)))
+
+
 def normal(std: float) -> Draw:
     """Return the initialiser of N(0, std^2)."""
     return lambda rng, shape: rng.normal(0.0, std, shape)

@@ -14,7 +14,7 @@ from xlstm.arrays.namespace import Array, Namespace, Params, dtype_name, squares
 from xlstm.arrays.threads import matmul
 from xlstm.cells.activations import clamp, clamp_bwd, sigmoid, sigmoid_bwd
 from xlstm.cells.normalization import fourth_root
-from xlstm.layers.initializers import uniform
+from xlstm.layers.initializers import mlstm_bias, uniform
 from xlstm.layers.masks import dropout
 from xlstm.layers.memory import Memory
 from xlstm.layers.module import Weight, dropped, rows, total
@@ -129,16 +129,9 @@ class mLSTM(SequenceLayer):  # noqa: N801
         return found
 
     def _draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
-        """Draw U(-1/sqrt(H), 1/sqrt(H)) for all but i and f.
-
-        Their weights are 0, biases of i are N(0, 0.1^2), and those of f go from 3 to 6 over the heads.
-        """
+        """Draw U(-1/sqrt(H), 1/sqrt(H)), but for the gates i and f weights of 0 and the biases of `mlstm_bias`."""
         values = uniform(self.hidden_size**-0.5)(rng, shape)
-        i, f = self._splits["i"], self._splits["f"]
-        values[i.start :] = 0.0
-        if len(shape) == 1:
-            values[i] = rng.normal(0.0, 0.1, self.num_heads)
-            values[f] = np.linspace(3.0, 6.0, self.num_heads)
+        values[self._splits["i"].start :] = mlstm_bias(rng, self.num_heads) if len(shape) == 1 else 0.0
         return values
 
     @functools.cached_property

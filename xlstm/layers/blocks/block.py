@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
 
 import numpy as np
 
@@ -57,7 +56,7 @@ class Block(SameWidth, SequenceLayer):
 class GatesOfHeads(Linear):
     """The pre-activations of the input and the forget gates of N heads, by `W` (2N, I) and `b` (2N,) in this order.
 
-    At first W is 0, input biases are N(0, 0.1^2), and forget biases go from 3 to 6 over the heads.
+    At first W is 0, and b is drawn by `initializers.mlstm_bias`.
     """
 
     def __init__(self, input_size: int, num_heads: int) -> None:
@@ -66,12 +65,8 @@ class GatesOfHeads(Linear):
     @property
     def weights(self) -> dict[str, Weight]:
         found = super().weights
-        return {"W": (found["W"][0], initializers.constant(0.0)), "b": (found["b"][0], self._draw_b)}
-
-    @staticmethod
-    def _draw_b(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
-        N = shape[0] // 2
-        return np.concatenate((rng.normal(0.0, 0.1, N), np.linspace(3.0, 6.0, N)))
+        b: Weight = found["b"][0], lambda rng, shape: initializers.mlstm_bias(rng, shape[0] // 2)
+        return {"W": (found["W"][0], initializers.constant(0.0)), "b": b}
 
 
 def widened(where: str, name: str, factor: float, size: int) -> int:
