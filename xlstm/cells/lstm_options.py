@@ -33,8 +33,8 @@ class Saved(NamedTuple):
 class Local(NamedTuple):
     """The local derivatives of one step: first dc += k dh, then dz = (ai dc, ao dh, af dc, ag dc) and dc0 = e dc.
 
-    In a normalised cell k dh is the gradient of n, and dc gets that of c from it, plus `look` dh; dv dh is the gradient
-    of v, from which those of the gain gc and the bias bc come.
+    In a normalised cell k dh is the gradient of n instead. The gradient of c follows from it and is added to dc, as is
+    `look` dh; the gradients of the gain gc and the bias bc follow from dv dh, the gradient of v.
     """
 
     a: Array  # ai, ao, af, ag (4, H, B), or ai, ao, ag where coupled
