@@ -101,9 +101,11 @@ def _limited(threads: int, call: Callable[[], R]) -> R:
     outermost = not _unlimited
 
     def restore() -> None:
-        for library, n, meanwhile in changed:
+        while changed:
+            library, n, meanwhile = changed[-1]
             if library.num_threads == meanwhile:
                 _set(library, n)
+            changed.pop()
         if outermost:
             _unlimited.clear()
 
@@ -117,7 +119,10 @@ def _limited(threads: int, call: Callable[[], R]) -> R:
                 changed[-1] = library, n, library.num_threads  # the library may allow less
         return call()
     finally:
-        surely(restore)
+        try:
+            surely(restore)
+        finally:  # a signal handler may raise before the first line of `surely`
+            restore()
 
 
 def surely(end: Callable[[], None]) -> None:

@@ -38,7 +38,10 @@ def run(tasks: Sequence[Callable[[], R]], helpers: int) -> list[R]:
     try:
         shared.begin()
     finally:
-        blas.surely(shared.end)
+        try:
+            blas.surely(shared.end)
+        finally:  # a signal handler may raise before the first line of `surely`
+            shared.end()
     return shared.results()
 
 
