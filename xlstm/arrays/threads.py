@@ -92,6 +92,16 @@ def given() -> int | None:
     return int(digits)
 
 
+def wanted() -> int:
+    """Return into how many parts compiled loops divide large work: XLSTM_NUM_THREADS, else the number of cores."""
+    return given() or cores.usable()
+
+
+def team(size: int) -> Team:
+    """Return a team for work that calls no BLAS."""
+    return SOLO if size == 1 else Team(size, pool.employ(size - 1))
+
+
 def available() -> int:
     """Return how many threads xlstm may use: XLSTM_NUM_THREADS, else as many as BLAS and no more than there are cores.
 

@@ -54,16 +54,18 @@ def kernels(cell: Cell, dtype: str, own: tuple[tuple[str, int | None], ...], add
 
     `own` has the cell's own parameters and their rows, `added` the biases that there are among b and bh.
     """
-    return _kernels(cell.form, dtype, own, added)
+    return _kernels(cell.form, dtype, own, added, jit.shape(dtype))
 
 
 @functools.cache
-def _kernels(form: Any, dtype: str, own: tuple[tuple[str, int | None], ...], added: tuple[str, ...]) -> Kernels | None:
+def _kernels(
+    form: Any, dtype: str, own: tuple[tuple[str, int | None], ...], added: tuple[str, ...], shape: Any
+) -> Kernels | None:
     step = pointwise(form, own, added)
     if step is None or step.gradients["dz"] != len(form.GATES):  # rows for `own_bwd` have no place in the loop
         return None
     carried = dict.fromkeys(step.carried)
-    at = {"zx": "j", **dict.fromkeys((*carried, *step.saved), "t")}
+    at = dict.fromkeys((*carried, *step.saved), "t")
     after, still = at | dict.fromkeys(carried, "t + 1"), at | dict.fromkeys(carried, "0")
     given = ("zx", "zh", "h")
     return Kernels(
@@ -97,7 +99,7 @@ def kernel(
     given : tuple of str
         Names of the arrays that come first among the arguments of the step.
     loads, stores : dict of str to str
-        The index in time, made of j and t, of arrays that are read and written.
+        The index in time, made of t, of arrays that are read and written.
     numbers : names
         Inputs that are scalars, the same for all units.
     """
@@ -118,4 +120,6 @@ def kernel(
 
 
 def _index(times: Mapping[str, str], name: str, row: int | None) -> str:
+    if name == "zx":
+        return f"[{row}, j, unit]"
     return f"[{', '.join(str(part) for part in (times.get(name), row, 'unit') if part is not None)}]"
