@@ -64,15 +64,16 @@ def _kernels(
     step = pointwise(form, own, added)
     if step is None or step.gradients["dz"] != len(form.GATES):  # rows for `own_bwd` have no place in the loop
         return None
-    carried = dict.fromkeys(step.carried)
-    at = dict.fromkeys((*carried, *step.saved), "t")
-    after, still = at | dict.fromkeys(carried, "t + 1"), at | dict.fromkeys(carried, "0")
+    saved, carried = dict.fromkeys(step.saved, "r"), step.carried
+    at = {"zx": "j", "h": "p", **saved, **dict.fromkeys(carried, "pc")}
+    after = {"h": "q", **saved, **dict.fromkeys(carried, "qc")}
+    later = {**saved, **dict.fromkeys(carried, "pc")}
     given = ("zx", "zh", "h")
     return Kernels(
         step,
         kernel(dtype, step.forward, step.before, given, at, after, step.numbers),
-        kernel(dtype, step.lean, step.before, given, still, still, step.numbers),
-        kernel(dtype, step.backward, step.after, ("dz", "dzh", "dh0", "dh"), at, at, step.numbers),
+        kernel(dtype, step.lean, step.before, given, at, after, step.numbers),
+        kernel(dtype, step.backward, step.after, ("dz", "dzh", "dh0", "dh"), later, {}, step.numbers),
         "dzh" in step.gradients,
         "dh0" in step.gradients,
     )
@@ -99,7 +100,7 @@ def kernel(
     given : tuple of str
         Names of the arrays that come first among the arguments of the step.
     loads, stores : dict of str to str
-        The index in time, made of t, of arrays that are read and written.
+        Where arrays that are read and written begin, an argument of the step.
     numbers : names
         Inputs that are scalars, the same for all units.
     """
@@ -115,11 +116,11 @@ def kernel(
             body.append(f"{to}{_index(stores, to, row)} = {args[0]}")
         else:
             body.append(f"{to} = {forms[op].format(*args)}")
-    head = f"def step(j, t, first, last, {', '.join((*given, *names))}):\n    for unit in range(U(first), U(last)):\n"
+    head = f"def step(j, p, q, pc, qc, r, first, last, {', '.join((*given, *names))}):\n"
+    head += "    j, p, q, pc, qc, r = U(j), U(p), U(q), U(pc), U(qc), U(r)\n    for unit in range(U(first), U(last)):\n"
     return Kernel(jit.functions(dtype, head + "".join(f"        {line}\n" for line in body)), names)
 
 
-def _index(times: Mapping[str, str], name: str, row: int | None) -> str:
-    if name == "zx":
-        return f"[{row}, j, unit]"
-    return f"[{', '.join(str(part) for part in (times.get(name), row, 'unit') if part is not None)}]"
+def _index(places: Mapping[str, str], name: str, row: int | None) -> str:
+    unit = f"{places[name]} + unit" if name in places else "unit"
+    return f"[{unit}]" if row is None else f"[{row}, {unit}]"

@@ -87,6 +87,7 @@ def shape(dtype: str) -> Any:
 SHARED = (
     *(products.pack_sliver, products.pack, products.pack_transposed, products.pack_panels),
     *(products.product, products.product_over_rows, products.vector_over_rows, loops.add, loops.to_rows),
+    *(loops.take, loops.wait, loops.cut, loops.product_piece),
 )
 LOOPS = (loops.forward, loops.forward_step, loops.backward)
 FLAGS = {"contract", "nsz"}
@@ -117,6 +118,7 @@ def _shared(dtype: str, shape: Any) -> ModuleType:
     found = _module(f"{dtype} {shape}{text}")
     found.__dict__.update(maths.constants(dtype), U=np.uintp, np=np, math=math)
     found.__dict__.update(vectors.tiles(dtype, shape), DEPTH=products.DEPTH, PATCH=products.PATCH)
+    found.__dict__.update(UNITS=loops.UNITS, PATIENCE=loops.PATIENCE)
     series = maths.series_single if dtype == "float32" else maths.series_double
     _bind(found, (series,))
     found.__dict__["series"] = found.__dict__[series.__name__]

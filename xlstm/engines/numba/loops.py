@@ -1,11 +1,13 @@
-"""The time loops of a cell, as plain Python that Numba compiles.
+"""The time loops of a cell, as plain Python that Numba compiles, and how threads share each step.
 
 `jit.functions` compiles them for a cell: it binds `step` to the cell's own step, which is made from its trace, and F to
-the dtype. `step(j, t, first, last, *arrays)` computes the units from `first` to `last` of time step t, of which the
-products of x are zx[:, j]. Arrays are flat but for time and gates: M are the H units of each of n sequences.
+the dtype. Arrays of a step are flat: n sequences of H units, one after the other, for each gate. Arrays over all steps
+have the rows of the packed batch one after the other; `starts` has the first row of each step, and the end.
 
-Rows are those of a packed batch: `at` is the first row of step 0, and `width` is the distance from a step to the next.
-Weights are packed as `products.py` says, for every head: there is one of all units where a layer has no heads.
+Every thread runs the whole loop. The work of a step has two parts, products and then the cell, and each of them is cut
+into pieces which threads take one by one (`take`), until none is left; then they wait until the last piece is done.
+So nobody waits for a thread that has not begun or that the system holds up, but for the piece that it has; and the bits
+of a result do not depend on who does a piece. Weights are packed as `products.py` says.
 """
 
 from __future__ import annotations
@@ -16,10 +18,18 @@ import numpy as np
 
 F: Any = np.float32
 U: Any = np.uintp  # an unsigned index never counts from the end
+MOST = 12  # rows of the largest tile, and slivers of those with less rows
+SLIVERS1 = SLIVERS2 = SLIVERS4 = SLIVERS6 = 1
+UNITS = 1024  # of the cell in a piece
+PATIENCE = 2000  # times that a waiting thread asks before it lets others have the core
 
 
-def step(j: int, t: int, first: int, last: int, *arrays: Any) -> None:
-    """Stand for the step of a cell."""
+def step(j: int, p: int, q: int, pc: int, qc: int, r: int, first: int, last: int, *arrays: Any) -> None:
+    """Stand for the step of a cell, for its units from `first` to `last`.
+
+    In their arrays the products of x begin at j, h before and after the step at p and q, the other states at pc and qc,
+    and what is saved at r.
+    """
     raise NotImplementedError
 
 
@@ -33,84 +43,212 @@ def rows_times_vector(*arguments: Any) -> None:
     raise NotImplementedError
 
 
-def forward(
-    x: Any, y: Any, at: int, width: int, steps: int, Wx: Any, Wh: Any, zx: Any, zh: Any, h: Any, *arrays: Any
+def count_up(counts: Any, index: int) -> int:
+    """Stand for `vectors.count_up`."""
+    raise NotImplementedError
+
+
+count_of: Any = count_up
+let_others_run: Any = count_up
+
+
+def take(counts: Any, k: int, size: int, pieces: int) -> int:
+    """Return a piece that nobody has taken, or -1: thread k of `size` begins with its own share.
+
+    A share is the same at every step, so that weights stay in the cache of a core.
+    """
+    for i in range(size):
+        owner = (k + i) % size
+        piece = owner * pieces // size + count_up(counts, owner)
+        if piece < (owner + 1) * pieces // size:
+            return piece
+    return -1
+
+
+def wait(counts: Any, size: int, pieces: int) -> None:
+    """Wait until all pieces are done, of which `counts` has the number after those of `take`."""
+    asked = 0
+    while count_of(counts, size) < pieces:
+        asked += 1
+        if asked > PATIENCE:
+            let_others_run()
+
+
+def cut(n: int, slivers: int, heads: int, size: int) -> tuple[int, int, int]:
+    """Return the slivers and the rows of a piece of a product with n rows, and the number of pieces of a head.
+
+    A piece has whole tiles, and all rows unless there would be too few pieces for all threads.
+    """
+    left = n % MOST
+    group = SLIVERS6
+    if left == 1:
+        group = SLIVERS1
+    elif left == 2:
+        group = SLIVERS2
+    elif left in (3, 4):
+        group = SLIVERS4
+    elif left == 0 or left > 6:
+        group = 1
+    group = (heads * slivers // (4 * size) + group) // group * group
+    across, rows = (slivers + group - 1) // group, max(n, 1)
+    if heads * across < size:
+        rows = ((n + size - 1) // size + MOST - 1) // MOST * MOST
+    return group, rows, across * ((n + rows - 1) // rows)
+
+
+def product_piece(
+    piece: int,
+    group: int,
+    rows: int,
+    a: Any,
+    at: int,
+    row: int,
+    n: int,
+    b: Any,
+    out: Any,
+    place: int,
+    line: int,
+    gate: int,
+    width: int,
+    add: bool,
 ) -> None:
-    """Run a segment: the products of x for as many steps as zx (G, steps, M) holds, of h, the cell, and y."""
-    M, (N, H), D = h.size, y.shape, x.shape[1]
-    n, G, heads, block = M // H, zh.shape[0], Wh.shape[0], zx.shape[1]
-    for start in range(0, steps, block):
-        some, row = min(block, steps - start), at + start * width
-        if Wx.size:
-            product(x, row * D, D, some * n, Wx, zx, 0, H, block * M, H, False)
-        else:
-            for s in range(some * n):
-                for g in range(G):
-                    zx[g, s // n, s % n * H : (s % n + 1) * H] = x[row + s, g * H : (g + 1) * H]
-        for j in range(some):
-            for head in range(heads):
-                K = Wh.shape[2]
-                product(h, head * K, H, n, Wh[head], zh, head * K, H, M, K, False)
-            step(j, start + j, 0, M, zx, zh, h, *arrays)
-            row = at + (start + j) * width
-            y[row : row + n] = h.reshape(n, H)
+    """Do a piece of a product, which has `rows` rows and `group` slivers."""
+    slivers = b.shape[0]
+    across = (slivers + group - 1) // group
+    q, i = piece % across * group, piece // across * rows
+    some, stop = min(rows, n - i), min(q + group, slivers)
+    product(a, at + i * row, row, some, b, q, stop, out, place + i * line, line, gate, width, add)
+
+
+def forward(
+    k: int, size: int, first: int, last: int, counts: Any, x: Any, hs: Any, starts: Any, Wx: Any, Wh: Any, zx: Any, zh: Any, lean: bool,
+    *arrays: Any,
+) -> None:
+    """Run all steps of the sequences from `first` to `last` as thread k of `size`.
+
+    hs has h of the sequences of the first step, and then takes that after every step. The products of x are made for
+    as many steps as zx (G, rows * H) holds. If `lean`, states are not kept, and what is saved is not either.
+    """
+    (H, D), flat, n0 = (hs.shape[1], x.shape[1]), hs.reshape(hs.size), starts[1] - starts[0]
+    heads, slivers, K = Wh.shape[0], Wh.shape[1], Wh.shape[2]
+    until = origin = 0
+    for t in range(starts.size - 1):
+        n, before = min(last, starts[t + 1] - starts[t]) - first, starts[t - 1] + n0 if t else 0
+        if n <= 0:
+            break
+        fresh = 0
+        if t == until:
+            origin, until, fresh = starts[t], t + 1, n
+            while last - first == n0 and until < starts.size - 1 and (starts[until + 1] - origin) * H <= zx.shape[1]:
+                until += 1
+                fresh = starts[until] - origin
+        group, high, some = cut(n, slivers, heads, size)
+        wide, tall, few = cut(fresh, Wx.shape[0], 1, size)
+        if Wx.size == 0:
+            few = 1
+        if fresh == 0:
+            few = 0
+        pieces, mine = few + heads * some, counts[2 * t]
+        while True:
+            piece = take(mine, k, size, pieces)
+            if piece < 0:
+                break
+            if piece >= few:
+                head, piece = (piece - few) // some, (piece - few) % some
+                at, place = (before + first) * H + head * K, first * H + head * K
+                product_piece(piece, group, high, hs, at, H, n, Wh[head], zh, place, H, zh.shape[1], K, False)
+            elif Wx.size:
+                at, place = (origin + first) * D, first * H
+                product_piece(piece, wide, tall, x, at, D, fresh, Wx, zx, place, H, zx.shape[1], H, False)
+            else:
+                for s in range(first, first + fresh):
+                    for g in range(zh.shape[0]):
+                        zx[g, s * H : (s + 1) * H] = x[origin + s, g * H : (g + 1) * H]
+            count_up(mine, size)
+        wait(mine, size, pieces)
+        units, mine = n * H, counts[2 * t + 1]
+        pieces = (units + UNITS - 1) // UNITS
+        p, q = (0, 0) if lean else (before * H, (starts[t] + n0) * H)
+        while True:
+            piece = take(mine, k, size, pieces)
+            if piece < 0:
+                break
+            low, high = first * H + piece * UNITS, first * H + min(units, (piece + 1) * UNITS)
+            at, r = (starts[t] - origin) * H, starts[t] * H
+            step(at, before * H, r + n0 * H, p, q, r, low, high, zx, zh, flat, *arrays)
+            count_up(mine, size)
+        wait(mine, size, pieces)
 
 
 def forward_step(x: Any, Wx: Any, Wh: Any, h: Any, *arrays: Any) -> None:
     """Run one step of one sequence, with weights as they are."""
     G = Wx.shape[0] // h.size
-    zx, zh = np.empty((G, 1, h.size), F), np.empty((G, h.size), F)
+    zx, zh = np.empty((G, h.size), F), np.empty((G, h.size), F)
     rows_times_vector(Wx, x, zx.reshape(zx.size))
     rows_times_vector(Wh, h, zh.reshape(zh.size))
-    step(0, 0, 0, h.size, zx, zh, h, *arrays)
+    step(0, 0, 0, 0, 0, 0, 0, h.size, zx, zh, h, *arrays)
 
 
 def backward(
-    dy: Any,
-    at: int,
-    width: int,
-    steps: int,
-    Wh: Any,
-    dZ: Any,
-    dQ: Any,
-    dz: Any,
-    dzh: Any,
-    dh0: Any,
-    dh: Any,
+    k: int, size: int, first: int, last: int, counts: Any, dy: Any, starts: Any, Wh: Any, dZ: Any, dQ: Any, dz: Any, dzh: Any, direct: bool, dh: Any,
     *arrays: Any,
 ) -> None:
-    """Differentiate a segment; dQ and dh0 take what `Gradients` and the cell keep apart, or are empty.
+    """Differentiate all steps of the sequences from `first` to `last` as thread k of `size`.
 
-    Wh (heads, G, ...) is packed for products with the gradients of one gate.
+    dh and the gradients of the other states are those of the final state, and become those of the initial one. dQ takes
+    the gradients of the products of h, or is empty where these are those of x. If `direct`, the cell has a gradient of h
+    before the step, which it writes to dh. Wh (heads, G, ...) is packed for products with the gradients of one gate.
     """
-    heads, G, _, K, _ = Wh.shape
-    H, M = heads * K, dh.size
-    n = M // H
-    for t in range(steps - 1, -1, -1):
-        row = at + t * width
-        if dy.size:
-            add(dy, row * H, dh)
-        step(0, t, 0, M, dz, dzh, dh0, dh, *arrays)
-        for g in range(G):
-            to_rows(dz[g], dZ, row, g * H, H)
-            if dQ.size:
-                to_rows(dzh[g], dQ, row, g * H, H)
-            for head in range(heads):
-                product(dzh, g * M + head * K, H, n, Wh[head, g], dh, head * K, H, 0, K, g > 0)
-        if dh0.size:
-            dh += dh0
+    heads, G, slivers, K = Wh.shape[:4]
+    H, n0 = heads * K, starts[1] - starts[0]
+    for t in range(starts.size - 2, -1, -1):
+        n, before = min(last, starts[t + 1] - starts[t]) - first, starts[t - 1] + n0 if t else 0
+        if n <= 0:
+            continue
+        units, r, mine = n * H, starts[t] * H, counts[2 * t]
+        pieces = (units + UNITS - 1) // UNITS
+        while True:
+            piece = take(mine, k, size, pieces)
+            if piece < 0:
+                break
+            low, high = first * H + piece * UNITS, first * H + min(units, (piece + 1) * UNITS)
+            if dy.size:
+                add(dy, r, dh, low, high)
+            step(0, 0, 0, before * H, 0, r, low, high, dz, dzh, dh, dh, *arrays)
+            for g in range(G):
+                to_rows(dz[g], dZ, starts[t], g * H, H, low, high)
+                if dQ.size:
+                    to_rows(dzh[g], dQ, starts[t], g * H, H, low, high)
+            count_up(mine, size)
+        wait(mine, size, pieces)
+        group, high, some = cut(n, slivers, heads, size)
+        pieces, mine = heads * some, counts[2 * t + 1]
+        while True:
+            piece = take(mine, k, size, pieces)
+            if piece < 0:
+                break
+            head, piece, place = piece // some, piece % some, first * H + piece // some * K
+            for g in range(G):
+                at, more = g * dz.shape[1] + place, g > 0 or direct
+                product_piece(piece, group, high, dzh, at, H, n, Wh[head, g], dh, place, H, 0, K, more)
+            count_up(mine, size)
+        wait(mine, size, pieces)
 
 
-def add(rows: Any, at: int, to: Any) -> None:
-    """Add numbers of rows (N, H), from a place on, to an array (n * H,)."""
+def add(rows: Any, at: int, to: Any, first: int, last: int) -> None:
+    """Add numbers of rows, from the place `at` on, to those of an array from `first` to `last`."""
     flat, at = rows.reshape(rows.size), U(at)
-    for i in range(U(to.size)):
+    for i in range(U(first), U(last)):
         to[i] += flat[at + i]
 
 
-def to_rows(units: Any, rows: Any, at: int, first: int, H: int) -> None:
-    """Copy an array (n * H,) to rows from `at` on, from column `first` on."""
-    at, first, wide = U(at), U(first), U(H)
-    for s in range(U(units.size // H)):
-        for i in range(wide):
-            rows[at + s, first + i] = units[s * wide + i]
+def to_rows(units: Any, rows: Any, at: int, column: int, H: int, first: int, last: int) -> None:
+    """Copy the units from `first` to `last`, H to a row, to rows from `at` on, from a column on."""
+    i = first
+    while i < last:
+        s = i // H
+        end = min(last, (s + 1) * H)
+        row, begin, to = U(at + s), U(s * H), U(column)
+        for unit in range(U(i), U(end)):
+            rows[row, to + (unit - begin)] = units[unit]
+        i = end

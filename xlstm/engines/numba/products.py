@@ -17,6 +17,7 @@ F: Any = np.float32
 U: Any = np.uintp
 MOST, COLUMNS = 12, 32  # rows of the largest tile, and columns of a sliver
 SLIVERS1 = SLIVERS2 = SLIVERS4 = SLIVERS6 = 1  # slivers that a tile of so many rows takes
+
 DEPTH = 192  # so many rows of both factors of `product_over_rows` stay in the cache
 PATCH = 64  # rows and columns of a patch that is transposed within the nearest cache
 
@@ -68,24 +69,37 @@ def pack_transposed(W: Any, packed: Any) -> None:
 
 
 def product(
-    a: Any, at: int, row: int, n: int, b: Any, out: Any, place: int, line: int, gate: int, width: int, add: bool
+    a: Any,
+    at: int,
+    row: int,
+    n: int,
+    b: Any,
+    first: int,
+    stop: int,
+    out: Any,
+    place: int,
+    line: int,
+    gate: int,
+    width: int,
+    add: bool,
 ) -> None:
-    """Multiply n rows by packed matrices of `width` columns, one for each gate g, and set or add to
+    """Multiply n rows by slivers from `first` to `stop` of packed matrices, one for each gate g, of `width` columns:
 
         out[place + g gate + i line + j] = sum over k of a[at + i row + k] b[k, g, j]
 
-    where indices count numbers from the first of an array. Each sliver comes from far memory once, for all rows, and
-    the next one is asked for meanwhile.
+    or add this to it. Indices count numbers from the first of an array. Each sliver comes from far memory once, for all
+    rows, and the next one is asked for meanwhile. `first` is a multiple of the slivers that
+    the tile of the last rows takes.
     """
-    slivers, K, columns = b.shape
+    K, columns = b.shape[1], b.shape[2]
     per, whole = (width + columns - 1) // columns, n // MOST * MOST
     left, last, end = n - whole, at + whole * row, place + whole * line
-    for q in range(slivers):
+    for q in range(first, stop):
         for i in range(0, whole, MOST):
             ahead = (columns + i // MOST * (columns // 2)) * K
             tile(a, at + i * row, row, MOST, b, q, ahead, out, place + i * line, line, gate, width, per, add)
         # The tiles of few rows take several slivers, when the last of these is reached.
-        q1, final = q + 1, q + 1 == slivers
+        q1, final = q + 1, q + 1 == stop
         if left == 0:
             pass
         elif left == 1:
