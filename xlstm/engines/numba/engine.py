@@ -12,7 +12,7 @@ from xlstm.arrays import threads, workspace
 from xlstm.arrays.namespace import Array
 from xlstm.engines.numba import codegen, jit
 from xlstm.engines.numba.codegen import Kernel, Kernels
-from xlstm.engines.numba.weights import Weights, contiguous, product
+from xlstm.engines.numba.weights import Weights, contiguous, products
 from xlstm.engines.segments import Widths, joined, split
 from xlstm.engines.step import Step
 from xlstm.engines.tape import Gradients, Kept, Tape
@@ -66,17 +66,17 @@ class Numba:
         found, start = tape.backward(dy, dstate)
         return found, joined(np, [start], dstate, tape.first)
 
-    def products(self, tape: Tape, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
+    def products(self, tape: Any, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
         """Return the products a @ b of matrices, each over all steps; see `Engine`."""
-        calls = [product(jit.shared(DTYPES[b.dtype]), a, b) for a, b in pairs]
+        outs, calls = products(tape.weights.compiled, pairs)
         size = threads.wanted() if sum(a.size * b.shape[1] for a, b in pairs) > LARGE else 1
 
         def share(k: int) -> None:
-            for (a, _), (_, rows) in zip(pairs, calls, strict=True):
-                rows(a.shape[0] * k // size, a.shape[0] * (k + 1) // size)
+            for rows, call in calls:
+                call(rows * k // size, rows * (k + 1) // size)
 
         threads.team(size).run([functools.partial(share, k) for k in range(size)])
-        return [out for out, _ in calls]
+        return outs
 
     def step(self, step: Step, x: Array, state: Sequence[Array]) -> list[Array]:
         """Run one step of one sequence from x (1, D) and its state (1, H); return the state after it, (1, H)."""
@@ -106,8 +106,11 @@ class NumbaTape(Tape):
         self.x = contiguous(x)
         self.carry: dict[str, Array] = {}
         self.saved: dict[str, Array] = {}
-        n = np.repeat([n for _, n in widths], [k for k, _ in widths])
-        self.starts = np.concatenate(([0], np.cumsum(n)))  # the first row of every step, and the end
+        if len(widths) == 1:
+            self.starts = np.arange(0, x.shape[0] + 1, widths[0][1])  # the first row of every step, and the end
+        else:
+            n = np.repeat([n for _, n in widths], [k for k, _ in widths])
+            self.starts = np.concatenate(([0], np.cumsum(n)))
 
     @functools.cached_property
     def kernels(self) -> Kernels:
@@ -202,7 +205,11 @@ class NumbaTape(Tape):
             carry = []
             for c in self.carry.values():
                 rows = slice(first + at, first + at + k * n)
-                whole = c[before : rows.stop] if rows.start == before + n else np.concatenate((c[before : before + n], c[rows]))
+                whole = (
+                    c[before : rows.stop]
+                    if rows.start == before + n
+                    else np.concatenate((c[before : before + n], c[rows]))
+                )
                 carry.append(whole.reshape(k + 1, n, H).swapaxes(1, 2))
             saved = None
             if self.saved:

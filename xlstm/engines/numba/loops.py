@@ -121,7 +121,19 @@ def product_piece(
 
 
 def forward(
-    k: int, size: int, first: int, last: int, counts: Any, x: Any, hs: Any, starts: Any, Wx: Any, Wh: Any, zx: Any, zh: Any, lean: bool,
+    k: int,
+    size: int,
+    first: int,
+    last: int,
+    counts: Any,
+    x: Any,
+    hs: Any,
+    starts: Any,
+    Wx: Any,
+    Wh: Any,
+    zx: Any,
+    zh: Any,
+    lean: bool,
     *arrays: Any,
 ) -> None:
     """Run all steps of the sequences from `first` to `last` as thread k of `size`.
@@ -190,7 +202,20 @@ def forward_step(x: Any, Wx: Any, Wh: Any, h: Any, *arrays: Any) -> None:
 
 
 def backward(
-    k: int, size: int, first: int, last: int, counts: Any, dy: Any, starts: Any, Wh: Any, dZ: Any, dQ: Any, dz: Any, dzh: Any, direct: bool, dh: Any,
+    k: int,
+    size: int,
+    first: int,
+    last: int,
+    counts: Any,
+    dy: Any,
+    starts: Any,
+    Wh: Any,
+    dZ: Any,
+    dQ: Any,
+    dz: Any,
+    dzh: Any,
+    direct: bool,
+    dh: Any,
     *arrays: Any,
 ) -> None:
     """Differentiate all steps of the sequences from `first` to `last` as thread k of `size`.

@@ -18,7 +18,7 @@ U: Any = np.uintp
 MOST, COLUMNS = 12, 32  # rows of the largest tile, and columns of a sliver
 SLIVERS1 = SLIVERS2 = SLIVERS4 = SLIVERS6 = 1  # slivers that a tile of so many rows takes
 
-DEPTH = 192  # so many rows of both factors of `product_over_rows` stay in the cache
+DEPTH = 256  # so many rows of both factors of `products_over_rows` stay in the cache
 PATCH = 64  # rows and columns of a patch that is transposed within the nearest cache
 
 
@@ -31,9 +31,12 @@ tile1 = tile2 = tile4 = tile6 = tile8 = tile_down = tile
 
 
 def pack(W: Any, packed: Any) -> None:
-    """Pack a matrix (K, columns)."""
-    for q in range(packed.shape[0]):
-        pack_sliver(W, 0, W.shape[0], q * COLUMNS, packed[q])
+    """Pack matrices (gates, K, columns), one after the other."""
+    gates, K, wide = W.shape
+    per = packed.shape[0] // gates
+    for g in range(gates):
+        for q in range(per):
+            pack_sliver(W[g], 0, K, q * COLUMNS, packed[g * per + q])
 
 
 def pack_sliver(W: Any, start: int, K: int, column: int, sliver: Any) -> None:
@@ -53,19 +56,19 @@ def pack_sliver(W: Any, start: int, K: int, column: int, sliver: Any) -> None:
 
 
 def pack_transposed(W: Any, packed: Any) -> None:
-    """Pack the transposed of a matrix (columns, K)."""
-    wide, K, size = W.shape[0], W.shape[1], packed.shape[2]
-    for q in range(packed.shape[0]):
-        first = q * size
-        some = min(size, wide - first)
+    """Pack the transposed of matrices (gates, columns, K), one after the other."""
+    gates, wide, K = W.shape
+    per = packed.shape[0] // gates
+    for sliver in range(packed.shape[0]):
+        g, first = U(sliver // per), sliver % per * COLUMNS
+        some, to = U(min(COLUMNS, wide - first)), packed[sliver]
+        if some < U(COLUMNS):
+            to[:] = F(0)
         for start in range(0, K, PATCH):
-            stop = min(K, start + PATCH)
+            stop = U(min(K, start + PATCH))
             for j in range(some):
-                for k in range(U(start), U(stop)):
-                    packed[q, k, j] = W[first + j, k]
-            for j in range(some, size):
-                for k in range(start, stop):
-                    packed[q, k, j] = F(0)
+                for k in range(U(start), stop):
+                    to[k, j] = W[g, U(first) + j, k]
 
 
 def product(
@@ -124,23 +127,22 @@ def product(
             tile(a, last, row, left, b, q, columns * K, out, end, line, gate, width, per, add)
 
 
-def product_over_rows(a: Any, b: Any, out: Any, first: int, last: int) -> None:
-    """Set the rows from `first` to `last` of out (M, width) = a^T b, from rows a (N, M) and b (N, width)."""
-    N, width = b.shape
-    slivers, panels = (width + COLUMNS - 1) // COLUMNS, (last - first + MOST - 1) // MOST
+def products_over_rows(a: Any, bs: Any, outs: Any, first: int, last: int) -> None:
+    """Set the rows from `first` to `last` of each out (M, width) = a^T b, from rows a (N, M) and b (N, width)."""
+    N, panels = a.shape[0], (last - first + MOST - 1) // MOST
     left, right = np.empty((panels, DEPTH, MOST), F), np.empty((1, DEPTH, COLUMNS), F)
-    if N == 0:
-        out[first:last] = F(0)
     for start in range(0, N, DEPTH):
         some = min(DEPTH, N - start)
         pack_panels(a, start, some, first, last, left)
-        for q in range(slivers):
-            column = q * COLUMNS
-            pack_sliver(b, start, some, column, right[0])
-            for p in range(panels):
-                i = first + p * MOST
-                n, rest, place = min(MOST, last - i), width - column, i * width + column
-                tile_down(left, p * DEPTH * MOST, 0, n, right[:, :some], 0, 0, out, place, width, 0, rest, 1, start > 0)
+        for b, out in zip(bs, outs):  # noqa: B905
+            width = b.shape[1]
+            for column in range(0, width, COLUMNS):
+                pack_sliver(b, start, some, column, right[0])
+                rows = right[:, :some]
+                for p in range(panels):
+                    i = first + p * MOST
+                    n, rest, place = min(MOST, last - i), width - column, i * width + column
+                    tile_down(left, p * DEPTH * MOST, 0, n, rows, 0, 0, out, place, width, 0, rest, 1, start > 0)
 
 
 def vector_over_rows(a: Any, b: Any, out: Any, first: int, last: int) -> None:

@@ -180,23 +180,34 @@ def _generate(tile: _Tile, context: Any, builder: Any, signature: Any, arguments
         allowed, zero = masks(), ir.Constant(vector, [0.0] * lanes)
         return [builder.call(load, [pointer(i, v), ir.Constant(i32, size), allowed[v], zero]) for i, v in cells]
 
+    def stored(full: bool) -> None:
+        values = [builder.load(room) for room in rooms]
+        if full:
+            for cell, value in zip(cells, values, strict=True):
+                builder.store(value, pointer(*cell)).align = size
+            return
+        store = intrinsic_of(f"masked.store.{masked}", ir.VoidType(), vector, vector.as_pointer(), i32, mask)
+        allowed = masks()
+        for (i, v), value in zip(cells, values, strict=True):
+            builder.call(store, [value, pointer(i, v), ir.Constant(i32, size), allowed[v]])
+
     zero = ir.Constant(vector, [0.0] * lanes)
     rooms = [cgutils.alloca_once(builder, vector) for _ in cells]  # LLVM makes registers of them
     for room in rooms:
         builder.store(zero, room)
-    with builder.if_then(add, likely=False):
-        with builder.if_else(whole) as (then, otherwise):
-            for full, branch in ((True, then), (False, otherwise)):
-                with branch:
-                    for value, room in zip(loaded(full), rooms, strict=True):
-                        builder.store(value, room)
     fma = intrinsic_of(f"fma.{name}", vector, vector, vector, vector)
     fetch = intrinsic_of("prefetch.p0i8", ir.VoidType(), ir.IntType(8).as_pointer(), i32, i32, i32)
+    byte = ir.IntType(8).as_pointer()
+
+    def ask(address: Any, write: int, near: int) -> None:
+        builder.call(fetch, [builder.bitcast(address, byte), *(ir.Constant(i32, x) for x in (write, near, 1))])
+
+    with builder.if_then(add):
+        for cell in cells:
+            ask(pointer(*cell), 1, 3)
     with cgutils.for_range(builder, K, intp=i64) as loop:
         if tile.vectors == 2 and not tile.down:
-            soon = builder.gep(weights[0], [builder.add(times(loop.index, number(lanes)), ahead)])
-            soon = builder.bitcast(soon, ir.IntType(8).as_pointer())
-            builder.call(fetch, [soon, *(ir.Constant(i32, setting) for setting in (0, 2, 1))])  # read, to L2, data
+            ask(builder.gep(weights[0], [builder.add(times(loop.index, number(lanes)), ahead)]), 0, 2)
         near = times(loop.index, number(sliver))
         values = []
         for v in range(tile.vectors):
@@ -208,15 +219,13 @@ def _generate(tile: _Tile, context: Any, builder: Any, signature: Any, arguments
             for v in range(tile.vectors):
                 room = rooms[i * tile.vectors + v]
                 builder.store(builder.call(fma, [factor, values[v], builder.load(room)]), room)
-    with builder.if_else(whole, likely=True) as (then, otherwise):
-        with then:
-            for cell, room in zip(cells, rooms, strict=True):
-                builder.store(builder.load(room), pointer(*cell)).align = size
-        with otherwise:
-            store = intrinsic_of(f"masked.store.{masked}", ir.VoidType(), vector, vector.as_pointer(), i32, mask)
-            allowed = masks()
-            for (i, v), room in zip(cells, rooms, strict=True):
-                builder.call(store, [builder.load(room), pointer(i, v), ir.Constant(i32, size), allowed[v]])
+    with builder.if_else(whole, likely=True) as branches:
+        for full, branch in zip((True, False), branches, strict=True):
+            with branch:
+                with builder.if_then(add):
+                    for value, room in zip(loaded(full), rooms, strict=True):
+                        builder.store(builder.fadd(builder.load(room), value), room)
+                stored(full)
     return context.get_dummy_value()
 
 

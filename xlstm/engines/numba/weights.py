@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -31,15 +31,16 @@ class Weights:
     @functools.cached_property
     def forward(self) -> Array:
         """Wh for products with h, (heads, slivers of all gates, K, columns)."""
-        pack = self.compiled.pack_transposed
-        return np.stack([self._packed(pack, W, W.shape[1]) for W in self._by_head])
+        heads, G, K, _ = self._by_head.shape
+        packed = self._packed(self.compiled.pack_transposed, self._by_head.reshape(heads * G, K, K), K)
+        return packed.reshape(heads, -1, *packed.shape[1:])
 
     @functools.cached_property
     def backward(self) -> Array:
         """Wh for products with the gradients of a gate, (heads, G, slivers, K, columns)."""
         heads, G, K, _ = self._by_head.shape
-        packed = np.stack([self._packed(self.compiled.pack, W, K) for W in self._by_head])
-        return packed.reshape(heads, G, -1, *packed.shape[2:])
+        packed = self._packed(self.compiled.pack, self._by_head.reshape(heads * G, K, K), K)
+        return packed.reshape(heads, G, -1, *packed.shape[1:])
 
     @property
     def _by_head(self) -> Array:
@@ -48,32 +49,48 @@ class Weights:
         return step.Wh.transpose(1, 0, 2, 3) if step.heads else step.Wh.reshape(1, step.G, step.H, step.H)
 
     def _packed(self, pack: Callable[[Array, Array], None], W: Array, width: int) -> Array:
-        """Return matrices packed one after the other, each of which has so many columns for its product."""
+        """Return matrices (m, ..., ...) packed one after the other, each with so many columns for its product."""
         columns, K = self.compiled.COLUMNS, W[0].size // width
-        packed = np.empty((W.shape[0], -(-width // columns), K, columns), W.dtype)
-        for one, room in zip(W, packed, strict=True):
-            pack(contiguous(one), room)
-        return packed.reshape(-1, K, columns)
+        packed = np.empty((W.shape[0] * -(-width // columns), K, columns), W.dtype)
+        pack(contiguous(W), packed)
+        return packed
 
 
-def product(compiled: ModuleType, a: Array, b: Array) -> tuple[Array, Callable[[int, int], Any]]:
-    """Return room for a @ b, and a function that computes its rows from one to another.
+def products(
+    compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]
+) -> tuple[list[Array], list[tuple[int, Callable[[int, int], Any]]]]:
+    """Return room for a @ b of every pair, and functions that compute rows from one to another, with the rows of each.
 
-    Either a or its transposed is contiguous.
+    In each pair a is contiguous, or its transposed. Products with the same transposed a are computed together.
     """
+    outs = [workspace.empty(np, (a.shape[0], b.shape[1]), b) for a, b in pairs]
+    calls, together = [], {}
+    for (a, b), out in zip(pairs, outs, strict=True):
+        if a.flags.c_contiguous:
+            calls.append((a.shape[0], _product(compiled, a, b, out)))
+        elif b.shape[1] == 1:
+            calls.append((a.shape[0], functools.partial(compiled.vector_over_rows, a.T, contiguous(b), out)))
+        else:
+            together.setdefault(id(a), (a, [], []))
+            together[id(a)][1].append(contiguous(b))
+            together[id(a)][2].append(out)
+    for a, bs, rooms in together.values():
+        call = functools.partial(compiled.products_over_rows, contiguous(a.T), tuple(bs), tuple(rooms))
+        calls.append((a.shape[0], call))
+    return outs, calls
+
+
+def _product(compiled: ModuleType, a: Array, b: Array, out: Array) -> Callable[[int, int], Any]:
+    """Return a function that computes rows of out = a @ b, with a contiguous."""
     K, width = b.shape
-    out = workspace.empty(np, (a.shape[0], width), b)
-    if not a.flags.c_contiguous:
-        over = compiled.vector_over_rows if width == 1 else compiled.product_over_rows
-        return out, functools.partial(over, contiguous(a.T), contiguous(b), out)
     packed = np.empty((-(-width // compiled.COLUMNS), K, compiled.COLUMNS), b.dtype)
-    compiled.pack(contiguous(b), packed)
-    rows = contiguous(a)
+    compiled.pack(contiguous(b)[None], packed)
+    rows, slivers = contiguous(a), packed.shape[0]
 
     def call(i: int, j: int) -> None:
-        compiled.product(rows, i * K, K, j - i, packed, 0, packed.shape[0], out, i * width, width, 0, width, False)
+        compiled.product(rows, i * K, K, j - i, packed, 0, slivers, out, i * width, width, 0, width, False)
 
-    return out, call
+    return call
 
 
 def contiguous(a: Array) -> Array:
