@@ -12,7 +12,7 @@ from xlstm.arrays import threads, workspace
 from xlstm.arrays.namespace import Array
 from xlstm.engines.numba import codegen, jit
 from xlstm.engines.numba.codegen import Kernel, Kernels
-from xlstm.engines.numba.weights import Weights, contiguous, products
+from xlstm.engines.numba.weights import contiguous, for_gradients, for_inputs, for_states, products
 from xlstm.engines.segments import Widths, joined, split
 from xlstm.engines.step import Step
 from xlstm.engines.tape import Gradients, Kept, Tape
@@ -68,7 +68,7 @@ class Numba:
 
     def products(self, tape: Any, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
         """Return the products a @ b of matrices, each over all steps; see `Engine`."""
-        outs, calls = products(tape.weights.compiled, pairs)
+        outs, calls = products(tape.kernels.backward.loops, pairs)
         size = threads.wanted() if sum(a.size * b.shape[1] for a, b in pairs) > LARGE else 1
 
         def share(k: int) -> None:
@@ -104,6 +104,7 @@ class NumbaTape(Tape):
     def __init__(self, engine: Numba, step: Step, widths: Widths, x: Array, h0: Array) -> None:
         super().__init__(engine, step, widths, x, h0)
         self.x = contiguous(x)
+        self.kernels: Kernels = step.compiled or _kernels(step)
         self.carry: dict[str, Array] = {}
         self.saved: dict[str, Array] = {}
         if len(widths) == 1:
@@ -112,23 +113,11 @@ class NumbaTape(Tape):
             n = np.repeat([n for _, n in widths], [k for k, _ in widths])
             self.starts = np.concatenate(([0], np.cumsum(n)))
 
-    @functools.cached_property
-    def kernels(self) -> Kernels:
-        """The compiled loops of the cell."""
-        found: Kernels = self.step.compiled or _kernels(self.step)
-        return found
-
-    @property
-    def weights(self) -> Weights:
-        """The packed weights, which a copy of the tape packs again."""
-        if self.loop is None:
-            self.loop = Weights(self.step, jit.shared(DTYPES[self.step.Wh.dtype]))
-        packed: Weights = self.loop
-        return packed
-
     def forward(self, state: Sequence[Array], keep: str) -> list[Array]:
         """Run all steps; return the state of each sequence of the first step at its own end."""
         step, found, lean = self.step, self.kernels.step, keep == "nothing"
+        kernel = self.kernels.forward if keep == "all" else self.kernels.lean
+        loops = kernel.loops
         H, first, N = step.H, self.first, self.x.shape[0]
         for name, start in zip(found.carried, state[1:], strict=True):
             self.carry[name] = workspace.empty(np, (first if lean else first + N, H), self.x)
@@ -139,12 +128,12 @@ class NumbaTape(Tape):
         zx = np.empty((step.G, max(first, min(N, ROWS)) * H), self.x.dtype)
         zh = np.empty((step.G, first * H), self.x.dtype)
         self._run(
-            self.kernels.forward if keep == "all" else self.kernels.lean,
+            kernel,
             "forward",
-            (self.x, self.hs, self.starts, self.weights.Wx, self.weights.forward, zx, zh, lean),
+            (self.x, self.hs, self.starts, for_inputs(step, loops), for_states(step, loops), zx, zh, lean),
             self.carry | self.saved,
         )
-        ends = self._ends
+        ends = self._ends()
         after = [self.hs[ends], *(c if lean else c[ends] for c in self.carry.values())]
         if lean:
             self.carry = {}
@@ -152,7 +141,7 @@ class NumbaTape(Tape):
 
     def backward(self, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
         """Differentiate all steps; return the gradients of every step, and those of the initial state."""
-        step, first, found = self.step, self.first, Gradients(self)
+        step, first, found, kernel = self.step, self.first, Gradients(self), self.kernels.backward
         dh, *dcarry = [np.array(d[:, :first].T, order="C") for d in dstate]
         dZ = workspace.empty(np, (self.x.shape[0], step.R), self.x)
         found.arrays["zx"], dQ = dZ.T, NO_ROWS[dZ.dtype]
@@ -164,9 +153,9 @@ class NumbaTape(Tape):
         flat = dh.reshape(dh.size)
         gradients = {f"d{name}": d for name, d in zip(self.carry, dcarry, strict=True)}
         self._run(
-            self.kernels.backward,
+            kernel,
             "backward",
-            (dy, self.starts, self.weights.backward, dZ, dQ, dz, dzh, self.kernels.direct, flat),
+            (dy, self.starts, for_gradients(step, kernel.loops), dZ, dQ, dz, dzh, self.kernels.direct, flat),
             self.carry | self._whole() | gradients,
         )
         return found, [d.T for d in (dh, *dcarry)]
@@ -236,7 +225,6 @@ class NumbaTape(Tape):
                     made[f"s_{name}"][..., at : at + k * n, :] = a.reshape(*a.shape[:-3], k * n, H)
         return made
 
-    @functools.cached_property
     def _ends(self) -> Array:
         """The row of hs with the last h of each sequence of the first step."""
         if len(self.widths) == 1:
@@ -248,7 +236,7 @@ class NumbaTape(Tape):
 
 def _counts(steps: int, size: int) -> Array:
     """Return room in which so many threads count the pieces of both parts of every step."""
-    return np.zeros((2 * steps, -(-(size + 1) // LINE) * LINE), np.int64)
+    return np.zeros(2 * steps * -(-(size + 1) // LINE) * LINE, np.int64)
 
 
 def _constants(step: Step, n: int) -> dict[str, Any]:

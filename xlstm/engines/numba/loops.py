@@ -52,23 +52,26 @@ count_of: Any = count_up
 let_others_run: Any = count_up
 
 
-def take(counts: Any, k: int, size: int, pieces: int) -> int:
+def take(counts: Any, at: int, k: int, size: int, pieces: int) -> int:
     """Return a piece that nobody has taken, or -1: thread k of `size` begins with its own share.
 
     A share is the same at every step, so that weights stay in the cache of a core.
     """
+    if size == 1:
+        counts[at] += 1
+        return counts[at] - 1 if counts[at] <= pieces else -1
     for i in range(size):
         owner = (k + i) % size
-        piece = owner * pieces // size + count_up(counts, owner)
+        piece = owner * pieces // size + count_up(counts, at + owner)
         if piece < (owner + 1) * pieces // size:
             return piece
     return -1
 
 
-def wait(counts: Any, size: int, pieces: int) -> None:
+def wait(counts: Any, at: int, size: int, pieces: int) -> None:
     """Wait until all pieces are done, of which `counts` has the number after those of `take`."""
     asked = 0
-    while count_of(counts, size) < pieces:
+    while count_of(counts, at + size) < pieces:
         asked += 1
         if asked > PATIENCE:
             let_others_run()
@@ -143,7 +146,8 @@ def forward(
     """
     (H, D), flat, n0 = (hs.shape[1], x.shape[1]), hs.reshape(hs.size), starts[1] - starts[0]
     heads, slivers, K = Wh.shape[0], Wh.shape[1], Wh.shape[2]
-    until = origin = 0
+    line, only = counts.size // (2 * (starts.size - 1)), Wh[0]
+    until = origin = rows = group = high = some = wide = tall = 0
     for t in range(starts.size - 1):
         n, before = min(last, starts[t + 1] - starts[t]) - first, starts[t - 1] + n0 if t else 0
         if n <= 0:
@@ -154,42 +158,45 @@ def forward(
             while last - first == n0 and until < starts.size - 1 and (starts[until + 1] - origin) * H <= zx.shape[1]:
                 until += 1
                 fresh = starts[until] - origin
-        group, high, some = cut(n, slivers, heads, size)
-        wide, tall, few = cut(fresh, Wx.shape[0], 1, size)
-        if Wx.size == 0:
-            few = 1
-        if fresh == 0:
-            few = 0
-        pieces, mine = few + heads * some, counts[2 * t]
+        if n != rows:
+            rows, (group, high, some) = n, cut(n, slivers, heads, size)
+        few = 0
+        if fresh > 0:
+            wide, tall, few = cut(fresh, Wx.shape[0], 1, size)
+            if Wx.size == 0:
+                few = 1
+        pieces, at = few + heads * some, 2 * t * line
         while True:
-            piece = take(mine, k, size, pieces)
+            piece = take(counts, at, k, size, pieces)
             if piece < 0:
                 break
             if piece >= few:
                 head, piece = (piece - few) // some, (piece - few) % some
-                at, place = (before + first) * H + head * K, first * H + head * K
-                product_piece(piece, group, high, hs, at, H, n, Wh[head], zh, place, H, zh.shape[1], K, False)
+                place, W = first * H + head * K, only if heads == 1 else Wh[head]
+                product_piece(
+                    piece, group, high, hs, before * H + place, H, n, W, zh, place, H, zh.shape[1], K, False
+                )
             elif Wx.size:
-                at, place = (origin + first) * D, first * H
-                product_piece(piece, wide, tall, x, at, D, fresh, Wx, zx, place, H, zx.shape[1], H, False)
+                row, place = (origin + first) * D, first * H
+                product_piece(piece, wide, tall, x, row, D, fresh, Wx, zx, place, H, zx.shape[1], H, False)
             else:
                 for s in range(first, first + fresh):
                     for g in range(zh.shape[0]):
                         zx[g, s * H : (s + 1) * H] = x[origin + s, g * H : (g + 1) * H]
-            count_up(mine, size)
-        wait(mine, size, pieces)
-        units, mine = n * H, counts[2 * t + 1]
+            count_up(counts, at + size)
+        wait(counts, at, size, pieces)
+        units, at = n * H, (2 * t + 1) * line
         pieces = (units + UNITS - 1) // UNITS
         p, q = (0, 0) if lean else (before * H, (starts[t] + n0) * H)
         while True:
-            piece = take(mine, k, size, pieces)
+            piece = take(counts, at, k, size, pieces)
             if piece < 0:
                 break
             low, high = first * H + piece * UNITS, first * H + min(units, (piece + 1) * UNITS)
-            at, r = (starts[t] - origin) * H, starts[t] * H
-            step(at, before * H, r + n0 * H, p, q, r, low, high, zx, zh, flat, *arrays)
-            count_up(mine, size)
-        wait(mine, size, pieces)
+            j, r = (starts[t] - origin) * H, starts[t] * H
+            step(j, before * H, r + n0 * H, p, q, r, low, high, zx, zh, flat, *arrays)
+            count_up(counts, at + size)
+        wait(counts, at, size, pieces)
 
 
 def forward_step(x: Any, Wx: Any, Wh: Any, h: Any, *arrays: Any) -> None:
@@ -226,14 +233,16 @@ def backward(
     """
     heads, G, slivers, K = Wh.shape[:4]
     H, n0 = heads * K, starts[1] - starts[0]
+    line = counts.size // (2 * (starts.size - 1))
+    rows = group = high = some = 0
     for t in range(starts.size - 2, -1, -1):
         n, before = min(last, starts[t + 1] - starts[t]) - first, starts[t - 1] + n0 if t else 0
         if n <= 0:
             continue
-        units, r, mine = n * H, starts[t] * H, counts[2 * t]
+        units, r, at = n * H, starts[t] * H, 2 * t * line
         pieces = (units + UNITS - 1) // UNITS
         while True:
-            piece = take(mine, k, size, pieces)
+            piece = take(counts, at, k, size, pieces)
             if piece < 0:
                 break
             low, high = first * H + piece * UNITS, first * H + min(units, (piece + 1) * UNITS)
@@ -244,20 +253,21 @@ def backward(
                 to_rows(dz[g], dZ, starts[t], g * H, H, low, high)
                 if dQ.size:
                     to_rows(dzh[g], dQ, starts[t], g * H, H, low, high)
-            count_up(mine, size)
-        wait(mine, size, pieces)
-        group, high, some = cut(n, slivers, heads, size)
-        pieces, mine = heads * some, counts[2 * t + 1]
+            count_up(counts, at + size)
+        wait(counts, at, size, pieces)
+        if n != rows:
+            rows, (group, high, some) = n, cut(n, slivers, heads, size)
+        pieces, at = heads * some, (2 * t + 1) * line
         while True:
-            piece = take(mine, k, size, pieces)
+            piece = take(counts, at, k, size, pieces)
             if piece < 0:
                 break
             head, piece, place = piece // some, piece % some, first * H + piece // some * K
             for g in range(G):
-                at, more = g * dz.shape[1] + place, g > 0 or direct
-                product_piece(piece, group, high, dzh, at, H, n, Wh[head, g], dh, place, H, 0, K, more)
-            count_up(mine, size)
-        wait(mine, size, pieces)
+                start, more = g * dz.shape[1] + place, g > 0 or direct
+                product_piece(piece, group, high, dzh, start, H, n, Wh[head, g], dh, place, H, 0, K, more)
+            count_up(counts, at + size)
+        wait(counts, at, size, pieces)
 
 
 def add(rows: Any, at: int, to: Any, first: int, last: int) -> None:

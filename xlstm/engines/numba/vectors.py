@@ -30,8 +30,9 @@ class Shape(NamedTuple):
     tiles: tuple[tuple[int, int], ...]  # rows of each tile, and the vectors of a row
 
 
+@functools.cache
 def shape(dtype: str) -> Shape:
-    """Return the vectors of this processor for a dtype.
+    """Return the vectors of this processor for a dtype, or those that XLSTM_VECTOR_BYTES asks for; it is read once.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Packed weights of a layer, and products over all steps."""
+"""Weights as compiled loops take them, packed, and products over all steps."""
 
 from __future__ import annotations
 
@@ -14,46 +14,41 @@ from xlstm.arrays.namespace import Array
 from xlstm.engines.step import Step
 
 
-class Weights:
-    """The weights of a step as compiled loops take them, packed when they are asked for first."""
+def for_inputs(step: Step, compiled: ModuleType) -> Array:
+    """Return Wx for products with x, (slivers of all gates, D, columns); empty where x are the products already."""
+    if "Wx" not in step.w:
+        return np.empty((0, 0, 0), step.Wh.dtype)
+    return _packed(compiled, compiled.pack_transposed, step.w["Wx"].reshape(step.G, step.H, -1), step.H)
 
-    def __init__(self, step: Step, compiled: ModuleType) -> None:
-        self.step, self.compiled = step, compiled
 
-    @functools.cached_property
-    def Wx(self) -> Array:  # noqa: N802
-        """Wx for products with x, (slivers of all gates, D, columns); empty where x are the products already."""
-        step = self.step
-        if "Wx" not in step.w:
-            return np.empty((0, 0, 0), step.Wh.dtype)
-        return self._packed(self.compiled.pack_transposed, step.w["Wx"].reshape(step.G, step.H, -1), step.H)
+def for_states(step: Step, compiled: ModuleType) -> Array:
+    """Return Wh for products with h, (heads, slivers of all gates, K, columns)."""
+    W, heads, K = _by_head(step)
+    packed = _packed(compiled, compiled.pack_transposed, W, K)
+    return packed.reshape(heads, -1, *packed.shape[1:])
 
-    @functools.cached_property
-    def forward(self) -> Array:
-        """Wh for products with h, (heads, slivers of all gates, K, columns)."""
-        heads, G, K, _ = self._by_head.shape
-        packed = self._packed(self.compiled.pack_transposed, self._by_head.reshape(heads * G, K, K), K)
-        return packed.reshape(heads, -1, *packed.shape[1:])
 
-    @functools.cached_property
-    def backward(self) -> Array:
-        """Wh for products with the gradients of a gate, (heads, G, slivers, K, columns)."""
-        heads, G, K, _ = self._by_head.shape
-        packed = self._packed(self.compiled.pack, self._by_head.reshape(heads * G, K, K), K)
-        return packed.reshape(heads, G, -1, *packed.shape[1:])
+def for_gradients(step: Step, compiled: ModuleType) -> Array:
+    """Return Wh for products with the gradients of a gate, (heads, G, slivers, K, columns)."""
+    W, heads, K = _by_head(step)
+    packed = _packed(compiled, compiled.pack, W, K)
+    return packed.reshape(heads, step.G, -1, *packed.shape[1:])
 
-    @property
-    def _by_head(self) -> Array:
-        """Wh by heads and gates, (heads, G, K, K)."""
-        step = self.step
-        return step.Wh.transpose(1, 0, 2, 3) if step.heads else step.Wh.reshape(1, step.G, step.H, step.H)
 
-    def _packed(self, pack: Callable[[Array, Array], None], W: Array, width: int) -> Array:
-        """Return matrices (m, ..., ...) packed one after the other, each with so many columns for its product."""
-        columns, K = self.compiled.COLUMNS, W[0].size // width
-        packed = np.empty((W.shape[0] * -(-width // columns), K, columns), W.dtype)
-        pack(contiguous(W), packed)
-        return packed
+def _by_head(step: Step) -> tuple[Array, int, int]:
+    """Return Wh by heads and gates, (heads * G, K, K), the number of heads, and K."""
+    if not step.heads:
+        return step.Wh.reshape(step.G, step.H, step.H), 1, step.H
+    G, heads, K, _ = step.Wh.shape
+    return step.Wh.transpose(1, 0, 2, 3).reshape(heads * G, K, K), heads, K
+
+
+def _packed(compiled: ModuleType, pack: Callable[[Array, Array], None], W: Array, width: int) -> Array:
+    """Return matrices (m, ..., ...) packed one after the other, each with so many columns for its product."""
+    columns, (m, rows, wide) = compiled.COLUMNS, W.shape
+    packed = np.empty((m * -(-width // columns), rows * wide // width, columns), W.dtype)
+    pack(contiguous(W), packed)
+    return packed
 
 
 def products(
