@@ -15,7 +15,7 @@ from xlstm.arrays.backend import usable
 from xlstm.engines.numba import jit
 
 PACKAGES = (
-    *("numpy", "array-api-compat", "safetensors", "threadpoolctl", "numba", "scipy"),
+    *("numpy", "array-api-compat", "safetensors", "threadpoolctl", "numba"),
     *("cupy-cuda12x", "cupy-cuda13x", "torch", "jax", "keras", "onnx", "onnxruntime", "h5py", "matplotlib"),
 )
 # Beginnings of environment variables that change how fast something is.

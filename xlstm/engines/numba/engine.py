@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,8 @@ ROWS = 48
 STEP = 1 << 19
 # So many multiplications over all steps are worth a second thread: to wake it takes 0.1 ms.
 LARGE = 10**7
-# Up to so many weights the threads share the batch, at least COLUMNS sequences each: weights stay in the cache of a core,
-# and nothing goes from one to another. With more of them they share the products of each step.
+# Up to so many weights the threads share the batch, at least COLUMNS sequences each: weights stay in the cache of a
+# core, and nothing goes from one to another. With more of them they share the products of each step.
 NEAR, COLUMNS = 1 << 20, 8
 LINE = 8  # numbers of a cache line: threads that count in one wait for each other
 DTYPES = {np.dtype(name): name for name in ("float32", "float64")}
@@ -240,7 +240,7 @@ def _counts(steps: int, size: int) -> Array:
 
 
 def _constants(step: Step, n: int) -> dict[str, Any]:
-    """Return the parameters that a cell uses beside its units, as they stand beside those of n sequences; its numbers."""
+    """Return the numbers of a cell, and the parameters that it uses beside its units, once for each of n sequences."""
     given = {name: step.w[name].reshape(step.G, step.H) for name in step.added}
     given |= {name: p[..., 0] for name, p in step.own.items()}
     return {name: contiguous(p) if n == 1 else np.tile(p, n) for name, p in given.items()} | dict(step.cell.numbers)

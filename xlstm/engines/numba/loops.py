@@ -173,9 +173,7 @@ def forward(
             if piece >= few:
                 head, piece = (piece - few) // some, (piece - few) % some
                 place, W = first * H + head * K, only if heads == 1 else Wh[head]
-                product_piece(
-                    piece, group, high, hs, before * H + place, H, n, W, zh, place, H, zh.shape[1], K, False
-                )
+                product_piece(piece, group, high, hs, before * H + place, H, n, W, zh, place, H, zh.shape[1], K, False)
             elif Wx.size:
                 row, place = (origin + first) * D, first * H
                 product_piece(piece, wide, tall, x, row, D, fresh, Wx, zx, place, H, zx.shape[1], H, False)
@@ -192,9 +190,9 @@ def forward(
             piece = take(counts, at, k, size, pieces)
             if piece < 0:
                 break
-            low, high = first * H + piece * UNITS, first * H + min(units, (piece + 1) * UNITS)
+            begin, end = first * H + piece * UNITS, first * H + min(units, (piece + 1) * UNITS)
             j, r = (starts[t] - origin) * H, starts[t] * H
-            step(j, before * H, r + n0 * H, p, q, r, low, high, zx, zh, flat, *arrays)
+            step(j, before * H, r + n0 * H, p, q, r, begin, end, zx, zh, flat, *arrays)
             count_up(counts, at + size)
         wait(counts, at, size, pieces)
 
@@ -227,9 +225,10 @@ def backward(
 ) -> None:
     """Differentiate all steps of the sequences from `first` to `last` as thread k of `size`.
 
-    dh and the gradients of the other states are those of the final state, and become those of the initial one. dQ takes
-    the gradients of the products of h, or is empty where these are those of x. If `direct`, the cell has a gradient of h
-    before the step, which it writes to dh. Wh (heads, G, ...) is packed for products with the gradients of one gate.
+    dh and the gradients of the other states are those of the final state, and become those of the initial one. dQ
+    takes the gradients of the products of h, or is empty where these are those of x. If `direct`, the cell has a
+    gradient of h before the step, which it writes to dh. Wh (heads, G, ...) is packed for products with the gradients
+    of one gate.
     """
     heads, G, slivers, K = Wh.shape[:4]
     H, n0 = heads * K, starts[1] - starts[0]
@@ -245,14 +244,14 @@ def backward(
             piece = take(counts, at, k, size, pieces)
             if piece < 0:
                 break
-            low, high = first * H + piece * UNITS, first * H + min(units, (piece + 1) * UNITS)
+            begin, end = first * H + piece * UNITS, first * H + min(units, (piece + 1) * UNITS)
             if dy.size:
-                add(dy, r, dh, low, high)
-            step(0, 0, 0, before * H, 0, r, low, high, dz, dzh, dh, dh, *arrays)
+                add(dy, r, dh, begin, end)
+            step(0, 0, 0, before * H, 0, r, begin, end, dz, dzh, dh, dh, *arrays)
             for g in range(G):
-                to_rows(dz[g], dZ, starts[t], g * H, H, low, high)
+                to_rows(dz[g], dZ, starts[t], g * H, H, begin, end)
                 if dQ.size:
-                    to_rows(dzh[g], dQ, starts[t], g * H, H, low, high)
+                    to_rows(dzh[g], dQ, starts[t], g * H, H, begin, end)
             count_up(counts, at + size)
         wait(counts, at, size, pieces)
         if n != rows:

@@ -32,7 +32,7 @@ tile1 = tile2 = tile4 = tile6 = tile8 = tile_down = tile
 
 def pack(W: Any, packed: Any) -> None:
     """Pack matrices (gates, K, columns), one after the other."""
-    gates, K, wide = W.shape
+    gates, K = W.shape[0], W.shape[1]
     per = packed.shape[0] // gates
     for g in range(gates):
         for q in range(per):

@@ -90,7 +90,7 @@ def tile(dtype: str, lanes: int, rows: int, vectors: int, down: bool = False) ->
         The rows of a are side by side, and lie down in memory: a[at + k * rows + i].
     """
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def compute(  # type: ignore[no-untyped-def]
         context, a, at, row, count, b, q, ahead, out, place, line, gate, width, per, add
     ):
@@ -230,7 +230,7 @@ def _generate(tile: _Tile, context: Any, builder: Any, signature: Any, arguments
     return context.get_dummy_value()
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def count_up(context, counts, index):  # type: ignore[no-untyped-def]
     """Add 1 to counts[index] in one operation that no other thread comes between; return the number before."""
 
@@ -242,7 +242,7 @@ def count_up(context, counts, index):  # type: ignore[no-untyped-def]
     return types.int64(counts, types.int64), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def count_of(context, counts, index):  # type: ignore[no-untyped-def]
     """Return counts[index]; whatever other threads wrote before they added to it can be read afterwards."""
 
@@ -253,7 +253,7 @@ def count_of(context, counts, index):  # type: ignore[no-untyped-def]
     return types.int64(counts, types.int64), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def let_others_run(context):  # type: ignore[no-untyped-def]
     """Give the core to another thread that waits for one, where the system has such a call."""
 

@@ -59,7 +59,8 @@ def products(
     In each pair a is contiguous, or its transposed. Products with the same transposed a are computed together.
     """
     outs = [workspace.empty(np, (a.shape[0], b.shape[1]), b) for a, b in pairs]
-    calls, together = [], {}
+    calls: list[tuple[int, Callable[[int, int], Any]]] = []
+    together: dict[int, tuple[Array, list[Array], list[Array]]] = {}
     for (a, b), out in zip(pairs, outs, strict=True):
         if a.flags.c_contiguous:
             calls.append((a.shape[0], _product(compiled, a, b, out)))
