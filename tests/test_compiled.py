@@ -14,7 +14,7 @@ from tests.conftest import force, make_backend
 from tests.layers import COMPILED, alone, inputs_of, make, pairwise, run
 from xlstm.cells import gru, lstm, lstm_options
 from xlstm.cli import machine
-from xlstm.engines.numba import codegen, jit
+from xlstm.engines.numba import codegen, engine, jit
 from xlstm.engines.numba.engine import NUMBA
 from xlstm.engines.step import Masks, Step
 
@@ -147,7 +147,7 @@ def test_cells_that_are_compiled(monkeypatch):
     assert of(gru.ResetBefore(), (("Wn", None),)) is None  # a product between its gates
     weights = {"Wx": np.empty((12, 2), "f2"), "Wh": np.empty((12, 3), "f2")}
     assert "float16" in NUMBA.refuses(Step(np, lstm.Cell(), weights, Masks()), [(2, 2)])
-    assert set(codegen.DTYPES) == {"float32", "float64"}
+    assert set(engine.DTYPES.values()) == {"float32", "float64"}
 
 
 @needs_numba

@@ -13,6 +13,7 @@ from tests.conftest import force
 from xlstm.arrays import blas, cores, pool, threads
 from xlstm.cells import lstm
 from xlstm.engines import plan
+from xlstm.engines.numba import engine
 from xlstm.engines.plan import SOLO, Rule
 from xlstm.engines.segments import split
 from xlstm.engines.step import Masks, Step
@@ -248,6 +249,7 @@ def test_several_callers_take_turns(rng, monkeypatch):
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_the_variable_bounds_the_parts_of_a_batch(rng, monkeypatch, count):
     force("parts", monkeypatch, count)
+    monkeypatch.setenv("XLSTM_COMPILE", "0")
     layer = xlstm.LSTM(3, 5)
     params = layer.init(0, "numpy", "float64")
     _, _, saved = layer.forward(params, rng.standard_normal((6, 9, 3)))
@@ -273,16 +275,20 @@ def test_how_many_threads_does_not_depend_on_who_works_meanwhile(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("count", "H", "B", "parts"),
+    ("count", "H", "B", "divided"),
     [
-        (2, 256, 64, 2),
-        (3, 256, 64, 3),
-        (8, 128, 32, 4),
-        (16, 512, 64, 8),
-        (16, 512, 8, 1),  # no more than one part
-        (64, 256, 64, 8),  # far more threads than parts
+        (1, 256, 64, (1, 1)),
+        (2, 32, 4, (1, 1)),  # nothing is large enough for a second thread
+        (2, 256, 64, (2, 1)),
+        (3, 256, 64, (3, 1)),
+        (8, 128, 32, (4, 1)),
+        (16, 512, 64, (8, 1)),
+        (16, 512, 8, (1, 16)),  # too few sequences to divide them
+        (2, 512, 1, (1, 2)),
+        (64, 256, 64, (8, 1)),  # far more threads than parts
+        (64, 1024, 64, (1, 64)),  # more weights than a core has near
     ],
 )
-def test_parts_for_more_than_two_threads(monkeypatch, count, H, B, parts):
+def test_how_compiled_loops_divide_work(monkeypatch, count, H, B, divided):
     monkeypatch.setenv(threads.VARIABLE, str(count))
-    assert of(H, B, 100) == Rule(PARTS, parts, blas=1, team=count)
+    assert engine.division(4 * H * H, B, 100) == divided

@@ -112,10 +112,6 @@ class ArrayApi:
         starts = tape.rule.run(functools.partial(self._run_bwd, tape, WT, dy, dstate, found), tape.kept)
         return found, joined(step.xp, starts, dstate, tape.first)
 
-    def products(self, tape: Tape, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
-        """Return the products a @ b of matrices, each over all steps; see `Engine`."""
-        return tape.rule.products(pairs)
-
     def _run_bwd(
         self, tape: Tape, WT: Array, dy: Array | None, dend: Sequence[Array], found: Gradients, part: Sequence[Kept]
     ) -> list[Array]:

@@ -82,9 +82,6 @@ class Engine(Protocol):
             The gradient of the initial state.
         """
 
-    def products(self, tape: Tape, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
-        """Return the products a @ b of matrices, which the gradients of the weights are, over all steps of a tape."""
-
 
 ENGINES: list[Engine] = [CUDA, NUMBA, ARRAY_API]  # the quickest first
 _asked: contextvars.ContextVar[str | None] = contextvars.ContextVar("engine", default=None)

@@ -64,10 +64,6 @@ class Cuda:
         assert isinstance(tape, CudaTape)
         return tape.backward(dy, dstate)
 
-    def products(self, tape: Tape, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
-        """Return the products a @ b of matrices, each over all steps; see `Engine`."""
-        return [a @ b for a, b in pairs]
-
 
 class CudaTape(Tape):
     """A pass over one layer and direction: it makes the arrays, launches the kernels, and keeps what they wrote.

@@ -28,7 +28,8 @@ FORMS = {
 # A loop with a function of libm makes no vectors, and without them libm's exp is quicker, too.
 LIBM = ("expm1", "log", "log1p")
 SCALAR = FORMS | {"exp": "F(math.exp({}))"}
-DTYPES = ("float32", "float64")
+# Arguments of a step: where its numbers begin in arrays over all steps. No parameter of a cell has such a name.
+PLACES = ("_zx", "_h", "_new_h", "_carry", "_new_carry", "_saved")
 
 
 class Kernel(NamedTuple):
@@ -64,10 +65,10 @@ def _kernels(
     step = pointwise(form, own, added)
     if step is None or step.gradients["dz"] != len(form.GATES):  # rows for `own_bwd` have no place in the loop
         return None
-    saved, carried = dict.fromkeys(step.saved, "r"), step.carried
-    at = {"zx": "j", "h": "p", **saved, **dict.fromkeys(carried, "pc")}
-    after = {"h": "q", **saved, **dict.fromkeys(carried, "qc")}
-    later = {**saved, **dict.fromkeys(carried, "pc")}
+    saved, carried = dict.fromkeys(step.saved, "_saved"), step.carried
+    at = {"zx": "_zx", "h": "_h", **saved, **dict.fromkeys(carried, "_carry")}
+    after = {"h": "_new_h", **saved, **dict.fromkeys(carried, "_new_carry")}
+    later = {**saved, **dict.fromkeys(carried, "_carry")}
     given = ("zx", "zh", "h")
     return Kernels(
         step,
@@ -116,8 +117,9 @@ def kernel(
             body.append(f"{to}{_index(stores, to, row)} = {args[0]}")
         else:
             body.append(f"{to} = {forms[op].format(*args)}")
-    head = f"def step(j, p, q, pc, qc, r, first, last, {', '.join((*given, *names))}):\n"
-    head += "    j, p, q, pc, qc, r = U(j), U(p), U(q), U(pc), U(qc), U(r)\n    for unit in range(U(first), U(last)):\n"
+    head = f"def step({', '.join((*PLACES, '_first', '_last', *given, *names))}):\n"
+    head += "".join(f"    {place} = U({place})\n" for place in PLACES)
+    head += "    for unit in range(U(_first), U(_last)):\n"
     return Kernel(jit.functions(dtype, head + "".join(f"        {line}\n" for line in body)), names)
 
 

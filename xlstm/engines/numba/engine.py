@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,18 +67,6 @@ class Numba:
         found, start = tape.backward(dy, dstate)
         return found, joined(np, [start], dstate, tape.first)
 
-    def products(self, tape: Any, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
-        """Return the products a @ b of matrices, each over all steps; see `Engine`."""
-        outs, calls = products(tape.kernels.backward.loops, pairs)
-        size = threads.wanted() if sum(a.size * b.shape[1] for a, b in pairs) > LARGE else 1
-
-        def share(k: int) -> None:
-            for rows, call in calls:
-                call(rows * k // size, rows * (k + 1) // size)
-
-        threads.team(size).run([functools.partial(share, k) for k in range(size)])
-        return outs
-
     def step(self, step: Step, x: Array, state: Sequence[Array]) -> list[Array]:
         """Run one step of one sequence from x (1, D) and its state (1, H); return the state after it, (1, H)."""
         kernels: Kernels = step.compiled or _kernels(step)
@@ -104,14 +93,19 @@ class NumbaTape(Tape):
     def __init__(self, engine: Numba, step: Step, widths: Widths, x: Array, h0: Array) -> None:
         super().__init__(engine, step, widths, x, h0)
         self.x = contiguous(x)
-        self.kernels: Kernels = step.compiled or _kernels(step)
         self.carry: dict[str, Array] = {}
         self.saved: dict[str, Array] = {}
-        if len(widths) == 1:
+        if len(widths) == 1 and self.first:
             self.starts = np.arange(0, x.shape[0] + 1, widths[0][1])  # the first row of every step, and the end
         else:
             n = np.repeat([n for _, n in widths], [k for k, _ in widths])
-            self.starts = np.concatenate(([0], np.cumsum(n)))
+            self.starts = np.concatenate(([0], np.cumsum(n))).astype(np.int64)
+
+    @property
+    def kernels(self) -> Kernels:
+        """The compiled loops of the cell, which a copy looks up again."""
+        found: Kernels = self.step.compiled or _kernels(self.step)
+        return found
 
     def forward(self, state: Sequence[Array], keep: str) -> list[Array]:
         """Run all steps; return the state of each sequence of the first step at its own end."""
@@ -171,24 +165,32 @@ class NumbaTape(Tape):
         def task(k: int, size: int, first: int, last: int, counts: Array) -> None:
             call(k, size, first, last, counts, *given, *more)
 
-        work, most = step.Wh.size * self.first, threads.wanted()
-        if work * steps <= LARGE:
-            most = 1
-        parts = min(most, self.first // COLUMNS) if step.Wh.size <= NEAR else 1
+        parts, size = division(step.Wh.size, self.first, steps)
         if parts > 1:
             spans = [(part[0].first, part[0].first + part[0].n) for part in split(self.widths, parts)]
             tasks = [functools.partial(task, 0, 1, *span, _counts(steps, 1)) for span in spans]
         else:
-            size = min(most, max(1, work // STEP))
             counts = _counts(steps, size)
             tasks = [functools.partial(task, k, size, 0, self.first, counts) for k in range(size)]
         threads.team(len(tasks)).run(tasks)
+
+    def products(self, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
+        """Return the products a @ b of matrices, each over all steps."""
+        outs, calls = products(self.kernels.backward.loops, pairs)
+        size = threads.wanted() if sum(a.size * b.shape[1] for a, b in pairs) > LARGE else 1
+
+        def share(k: int) -> None:
+            for rows, call in calls:
+                call(rows * k // size, rows * (k + 1) // size)
+
+        threads.team(size).run([functools.partial(share, k) for k in range(size)])
+        return outs
 
     @property
     def segments(self) -> list[Kept]:
         """The kept values by segments; those of the cell are made again where they were not kept."""
         found, first, H = [], self.first, self.step.H
-        for segment in split(self.widths, 1)[0]:
+        for segment in itertools.chain(*split(self.widths, 1)):
             k, n, at = segment.k, segment.n, segment.at
             before = self.starts[np.searchsorted(self.starts, at) - 1] + first if at else 0
             carry = []
@@ -232,6 +234,15 @@ class NumbaTape(Tape):
         n = np.diff(self.starts)
         last = n.size - 1 - np.searchsorted(n[::-1], np.arange(self.first), side="right")
         return self.first + self.starts[last] + np.arange(self.first)
+
+
+def division(weights: int, sequences: int, steps: int) -> tuple[int, int]:
+    """Return into how many parts the batch is divided, or how many threads share each step of the whole batch."""
+    work, most = weights * sequences, threads.wanted()
+    if work * steps <= LARGE:
+        return 1, 1
+    parts = min(most, sequences // COLUMNS) if weights <= NEAR else 1
+    return (parts, 1) if parts > 1 else (1, min(most, max(1, work // STEP)))
 
 
 def _counts(steps: int, size: int) -> Array:

@@ -24,11 +24,13 @@ UNITS = 1024  # of the cell in a piece
 PATIENCE = 2000  # times that a waiting thread asks before it lets others have the core
 
 
-def step(j: int, p: int, q: int, pc: int, qc: int, r: int, first: int, last: int, *arrays: Any) -> None:
+def step(
+    zx: int, h: int, new_h: int, carry: int, new_carry: int, saved: int, first: int, last: int, *arrays: Any
+) -> None:
     """Stand for the step of a cell, for its units from `first` to `last`.
 
-    In their arrays the products of x begin at j, h before and after the step at p and q, the other states at pc and qc,
-    and what is saved at r.
+    In their arrays the products of x begin at `zx`, h before and after the step at `h` and `new_h`, the other states at
+    `carry` and `new_carry`, and what is saved at `saved`.
     """
     raise NotImplementedError
 
