@@ -50,7 +50,9 @@ def test_products_of_every_number_of_rows_and_columns(rng, length, dtype):
         expected = a @ W.swapaxes(1, 2)
         scale = np.abs(a) @ np.abs(W).swapaxes(1, 2)
         for add, before in ((False, 0.0), (True, expected)):
-            compiled.product(a, 0, K, n, packed, 0, packed.shape[0], out, 0, width, n * width, width, add)
+            compiled.product(
+                a.reshape(-1), 0, K, n, packed, 0, packed.shape[0], out.reshape(-1), 0, width, n * width, width, add
+            )
             assert intact()
             assert np.all(np.abs(out - expected - before) <= 2 * ROUNDING[dtype] * np.maximum(scale, 1))
         again = np.empty_like(packed)

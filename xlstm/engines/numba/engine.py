@@ -163,7 +163,7 @@ class NumbaTape(Tape):
         more = [flat[name] for name in kernel.names]
 
         def task(k: int, size: int, first: int, last: int, counts: Array) -> None:
-            call(k, size, first, last, counts, *given, *more)
+            call(kernel.loops.PRODUCT, k, size, first, last, counts, *given, *more)
 
         parts, size = division(step.Wh.size, self.first, steps)
         if parts > 1:

@@ -124,6 +124,7 @@ def _shared(dtype: str, shape: Any) -> ModuleType:
     found.__dict__["series"] = found.__dict__[series.__name__]
     _bind(found, (maths.tanh, maths.exp, *SHARED))
     _bind(found, (products.rows_times_vector,), FLAGS | {"reassoc"})
+    found.__dict__["PRODUCT"] = vectors.address(found.__dict__["product"], vectors.product_type(dtype))
     return found
 
 

@@ -35,8 +35,8 @@ def step(
     raise NotImplementedError
 
 
-def product(*arguments: Any) -> None:
-    """Stand for `products.product`."""
+def call_product(*arguments: Any) -> None:
+    """Stand for `vectors.call_product`."""
     raise NotImplementedError
 
 
@@ -102,6 +102,7 @@ def cut(n: int, slivers: int, heads: int, size: int) -> tuple[int, int, int]:
 
 
 def product_piece(
+    where: int,
     piece: int,
     group: int,
     rows: int,
@@ -117,15 +118,16 @@ def product_piece(
     width: int,
     add: bool,
 ) -> None:
-    """Do a piece of a product, which has `rows` rows and `group` slivers."""
+    """Do a piece of a product, which has `rows` rows and `group` slivers; its function lies at `where`."""
     slivers = b.shape[0]
     across = (slivers + group - 1) // group
     q, i = piece % across * group, piece // across * rows
     some, stop = min(rows, n - i), min(q + group, slivers)
-    product(a, at + i * row, row, some, b, q, stop, out, place + i * line, line, gate, width, add)
+    call_product(where, a, at + i * row, row, some, b, q, stop, out, place + i * line, line, gate, width, add)
 
 
 def forward(
+    where: int,
     k: int,
     size: int,
     first: int,
@@ -144,11 +146,13 @@ def forward(
     """Run all steps of the sequences from `first` to `last` as thread k of `size`.
 
     hs has h of the sequences of the first step, and then takes that after every step. The products of x are made for
-    as many steps as zx (G, rows * H) holds. If `lean`, states are not kept, and what is saved is not either.
+    as many steps as zx (G, rows * H) holds. If `lean`, the states but h have
+    no rows for every step: each step overwrites them. `where` is the address of `products.product`.
     """
     (H, D), flat, n0 = (hs.shape[1], x.shape[1]), hs.reshape(hs.size), starts[1] - starts[0]
     heads, slivers, K = Wh.shape[0], Wh.shape[1], Wh.shape[2]
     line, only = counts.size // (2 * (starts.size - 1)), Wh[0]
+    xs, zxs, zhs = x.reshape(x.size), zx.reshape(zx.size), zh.reshape(zh.size)
     until = origin = rows = group = high = some = wide = tall = 0
     for t in range(starts.size - 1):
         n, before = min(last, starts[t + 1] - starts[t]) - first, starts[t - 1] + n0 if t else 0
@@ -175,14 +179,17 @@ def forward(
             if piece >= few:
                 head, piece = (piece - few) // some, (piece - few) % some
                 place, W = first * H + head * K, only if heads == 1 else Wh[head]
-                product_piece(piece, group, high, hs, before * H + place, H, n, W, zh, place, H, zh.shape[1], K, False)
+                product_piece(
+                    where, piece, group, high, flat, before * H + place, H, n, W, zhs, place, H, zh.shape[1], K, False
+                )
             elif Wx.size:
                 row, place = (origin + first) * D, first * H
-                product_piece(piece, wide, tall, x, row, D, fresh, Wx, zx, place, H, zx.shape[1], H, False)
+                product_piece(where, piece, wide, tall, xs, row, D, fresh, Wx, zxs, place, H, zx.shape[1], H, False)
             else:
-                for s in range(first, first + fresh):
-                    for g in range(zh.shape[0]):
-                        zx[g, s * H : (s + 1) * H] = x[origin + s, g * H : (g + 1) * H]
+                for g in range(zh.shape[0]):
+                    for s in range(first, first + fresh):
+                        for unit in range(H):
+                            zx[g, s * H + unit] = x[origin + s, g * H + unit]
             count_up(counts, at + size)
         wait(counts, at, size, pieces)
         units, at = n * H, (2 * t + 1) * line
@@ -209,6 +216,7 @@ def forward_step(x: Any, Wx: Any, Wh: Any, h: Any, *arrays: Any) -> None:
 
 
 def backward(
+    where: int,
     k: int,
     size: int,
     first: int,
@@ -236,6 +244,7 @@ def backward(
     H, n0 = heads * K, starts[1] - starts[0]
     line = counts.size // (2 * (starts.size - 1))
     rows = group = high = some = 0
+    dzhs = dzh.reshape(dzh.size)
     for t in range(starts.size - 2, -1, -1):
         n, before = min(last, starts[t + 1] - starts[t]) - first, starts[t - 1] + n0 if t else 0
         if n <= 0:
@@ -266,7 +275,7 @@ def backward(
             head, piece, place = piece // some, piece % some, first * H + piece // some * K
             for g in range(G):
                 start, more = g * dz.shape[1] + place, g > 0 or direct
-                product_piece(piece, group, high, dzh, start, H, n, Wh[head, g], dh, place, H, 0, K, more)
+                product_piece(where, piece, group, high, dzhs, start, H, n, Wh[head, g], dh, place, H, 0, K, more)
             count_up(counts, at + size)
         wait(counts, at, size, pieces)
 

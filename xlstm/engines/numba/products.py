@@ -63,7 +63,7 @@ def pack_transposed(W: Any, packed: Any) -> None:
         g, first = U(sliver // per), sliver % per * COLUMNS
         some, to = U(min(COLUMNS, wide - first)), packed[sliver]
         if some < U(COLUMNS):
-            to[:] = F(0)
+            to.fill(F(0))
         for start in range(0, K, PATCH):
             stop = U(min(K, start + PATCH))
             for j in range(some):
@@ -148,7 +148,8 @@ def products_over_rows(a: Any, bs: Any, outs: Any, first: int, last: int) -> Non
 def vector_over_rows(a: Any, b: Any, out: Any, first: int, last: int) -> None:
     """Set the rows from `first` to `last` of out (M, 1) = a^T b, from rows a (N, M) and b (N, 1)."""
     first, last = U(first), U(last)
-    out[first:last] = F(0)
+    for i in range(first, last):
+        out[i, 0] = F(0)
     for k in range(U(a.shape[0])):
         for i in range(first, last):
             out[i, 0] += a[k, i] * b[k, 0]

@@ -64,7 +64,12 @@ def tiles(dtype: str, shape: Shape) -> dict[str, Any]:
     found |= {f"SLIVERS{rows}": vectors // 2 for rows, vectors in shape.tiles}
     found |= {"tile": found[f"tile{most}"], "tile_down": tile(dtype, shape.lanes, most, 2, down=True)}
     found.setdefault("tile8", found["tile"])  # less than MOST rows are left, here less than 8
-    found |= {"count_up": count_up, "count_of": count_of, "let_others_run": let_others_run}
+    found |= {
+        "call_product": call_product,
+        "count_up": count_up,
+        "count_of": count_of,
+        "let_others_run": let_others_run,
+    }
     return found | {"MOST": most, "COLUMNS": 2 * shape.lanes}
 
 
@@ -228,6 +233,37 @@ def _generate(tile: _Tile, context: Any, builder: Any, signature: Any, arguments
                         builder.store(builder.fadd(builder.load(room), value), room)
                 stored(full)
     return context.get_dummy_value()
+
+
+def address(function: Any, signature: Any) -> int:
+    """Return where the code of a compiled function lies, for arguments of given types; the function must be kept."""
+    function.compile(signature)
+    (found,) = (one for one in function.overloads.values() if one.signature.args == signature.args)
+    return int(found.library.get_pointer_to_function(found.fndesc.llvm_func_name))
+
+
+def product_type(dtype: str) -> Any:
+    """Return the types of the arguments of `products.product`."""
+    real, n = getattr(types, dtype), types.int64
+    row, packed = types.Array(real, 1, "C"), types.Array(real, 3, "C")
+    return types.void(row, n, n, n, packed, n, n, row, n, n, n, n, types.boolean)
+
+
+@intrinsic
+def call_product(context, where, a, at, row, n, b, first, stop, out, place, line, gate, width, add):  # type: ignore[no-untyped-def]
+    """Call `products.product` by its address.
+
+    Called by its name it would be compiled anew within every loop of every cell, which takes a second each time.
+    """
+    signature = product_type(str(a.dtype))
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        kind = context.call_conv.get_function_type(signature.return_type, signature.args)
+        function = builder.inttoptr(arguments[0], kind.as_pointer())
+        context.call_conv.call_function(builder, function, signature.return_type, signature.args, arguments[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, *signature.args), generate
 
 
 @intrinsic

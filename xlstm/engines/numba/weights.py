@@ -81,10 +81,10 @@ def _product(compiled: ModuleType, a: Array, b: Array, out: Array) -> Callable[[
     K, width = b.shape
     packed = np.empty((-(-width // compiled.COLUMNS), K, compiled.COLUMNS), b.dtype)
     compiled.pack(contiguous(b)[None], packed)
-    rows, slivers = contiguous(a), packed.shape[0]
+    rows, flat, slivers = contiguous(a).reshape(a.size), out.reshape(out.size), packed.shape[0]
 
     def call(i: int, j: int) -> None:
-        compiled.product(rows, i * K, K, j - i, packed, 0, slivers, out, i * width, width, 0, width, False)
+        compiled.product(rows, i * K, K, j - i, packed, 0, slivers, flat, i * width, width, 0, width, False)
 
     return call
 
