@@ -146,8 +146,8 @@ def forward(
     """Run all steps of the sequences from `first` to `last` as thread k of `size`.
 
     hs has h of the sequences of the first step, and then takes that after every step. The products of x are made for
-    as many steps as zx (G, rows * H) holds. If `lean`, the states but h have
-    no rows for every step: each step overwrites them. `where` is the address of `products.product`.
+    as many steps as zx (G, rows * H) holds. If `lean`, each step overwrites the states but h. `where` is the address of
+    `products.product`.
     """
     (H, D), flat, n0 = (hs.shape[1], x.shape[1]), hs.reshape(hs.size), starts[1] - starts[0]
     heads, slivers, K = Wh.shape[0], Wh.shape[1], Wh.shape[2]
