@@ -29,7 +29,7 @@ from xlstm.arrays import threads
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError
 from xlstm.engines import plan
-from xlstm.engines.numba import engine
+from xlstm.engines.numba import tape
 
 DATA = Path(__file__).parent / "data"
 
@@ -90,7 +90,7 @@ def force(plan_name: str, patch: pytest.MonkeyPatch, count: int = 2) -> None:
     for name, value in REFERENCE.items():
         patch.setattr(plan, name, value)
     for name, value in COMPILED[plan_name].items():
-        patch.setattr(engine, name, value)
+        patch.setattr(tape, name, value)
     patch.setattr(threads, "LARGE", 0)
     patch.setenv(threads.VARIABLE, str(count))
 

@@ -13,7 +13,7 @@ from tests.conftest import force
 from xlstm.arrays import blas, cores, pool, threads
 from xlstm.cells import lstm
 from xlstm.engines import plan
-from xlstm.engines.numba import engine
+from xlstm.engines.numba import tape
 from xlstm.engines.plan import SOLO, Rule
 from xlstm.engines.segments import split
 from xlstm.engines.step import Masks, Step
@@ -291,4 +291,4 @@ def test_how_many_threads_does_not_depend_on_who_works_meanwhile(monkeypatch):
 )
 def test_how_compiled_loops_divide_work(monkeypatch, count, H, B, divided):
     monkeypatch.setenv(threads.VARIABLE, str(count))
-    assert engine.division(4 * H * H, B, 100) == divided
+    assert tape.division(4 * H * H, B, 100) == divided

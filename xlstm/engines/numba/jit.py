@@ -112,12 +112,13 @@ def _shared(dtype: str, shape: Any) -> ModuleType:
 
     import numpy as np
 
-    from xlstm.engines.numba import vectors
+    from xlstm.engines.numba import atomics, vectors
 
-    text = "".join(inspect.getsource(module) for module in (maths, products, vectors, loops))
+    text = "".join(inspect.getsource(module) for module in (maths, products, vectors, atomics, loops))
     found = _module(f"{dtype} {shape}{text}")
     found.__dict__.update(maths.constants(dtype), U=np.uintp, np=np, math=math)
-    found.__dict__.update(vectors.tiles(dtype, shape), DEPTH=products.DEPTH, PATCH=products.PATCH)
+    shared = {name: getattr(atomics, name) for name in ("count_up", "count_of", "let_others_run")}
+    found.__dict__.update(vectors.tiles(dtype, shape), **shared, DEPTH=products.DEPTH, PATCH=products.PATCH)
     found.__dict__.update(UNITS=loops.UNITS, PATIENCE=loops.PATIENCE)
     series = maths.series_single if dtype == "float32" else maths.series_double
     _bind(found, (series,))

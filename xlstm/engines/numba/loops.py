@@ -46,7 +46,7 @@ def rows_times_vector(*arguments: Any) -> None:
 
 
 def count_up(counts: Any, index: int) -> int:
-    """Stand for `vectors.count_up`."""
+    """Stand for `atomics.count_up`."""
     raise NotImplementedError
 
 

@@ -64,12 +64,7 @@ def tiles(dtype: str, shape: Shape) -> dict[str, Any]:
     found |= {f"SLIVERS{rows}": vectors // 2 for rows, vectors in shape.tiles}
     found |= {"tile": found[f"tile{most}"], "tile_down": tile(dtype, shape.lanes, most, 2, down=True)}
     found.setdefault("tile8", found["tile"])  # less than MOST rows are left, here less than 8
-    found |= {
-        "call_product": call_product,
-        "count_up": count_up,
-        "count_of": count_of,
-        "let_others_run": let_others_run,
-    }
+    found["call_product"] = call_product
     return found | {"MOST": most, "COLUMNS": 2 * shape.lanes}
 
 
@@ -264,42 +259,6 @@ def call_product(context, where, a, at, row, n, b, first, stop, out, place, line
         return context.get_dummy_value()
 
     return types.void(types.int64, *signature.args), generate
-
-
-@intrinsic
-def count_up(context, counts, index):  # type: ignore[no-untyped-def]
-    """Add 1 to counts[index] in one operation that no other thread comes between; return the number before."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        one = ir.Constant(ir.IntType(64), 1)
-        return builder.atomic_rmw("add", builder.gep(data, [arguments[1]]), one, "acq_rel")
-
-    return types.int64(counts, types.int64), generate
-
-
-@intrinsic
-def count_of(context, counts, index):  # type: ignore[no-untyped-def]
-    """Return counts[index]; whatever other threads wrote before they added to it can be read afterwards."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return builder.load_atomic(builder.gep(data, [arguments[1]]), "acquire", 8)
-
-    return types.int64(counts, types.int64), generate
-
-
-@intrinsic
-def let_others_run(context):  # type: ignore[no-untyped-def]
-    """Give the core to another thread that waits for one, where the system has such a call."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        if hasattr(os, "sched_yield"):
-            kind = ir.FunctionType(ir.IntType(32), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
-        return context.get_dummy_value()
-
-    return types.void(), generate
 
 
 def _splat(builder: Any, value: Any, vector: Any) -> Any:
