@@ -106,7 +106,6 @@ def _functions(dtype: str, step: str, shape: Any) -> ModuleType:
 
 
 @functools.cache
-@functools.cache
 def _shared(dtype: str, shape: Any) -> ModuleType:
     import math
 

@@ -146,8 +146,9 @@ def forward(
     """Run all steps of the sequences from `first` to `last` as thread k of `size`.
 
     hs has h of the sequences of the first step, and then takes that after every step. The products of x are made for
-    as many steps as zx (G, rows * H) holds. If `lean`, each step overwrites the states but h. `where` is the address of
-    `products.product`.
+    as many steps as zx (G, rows * H) holds. If `lean`, the states but h have two places, of
+    which a step reads one and writes the other: in one alone numbers would depend on each other, and LLVM makes no
+    vectors of them. `where` is the address of `products.product`.
     """
     (H, D), flat, n0 = (hs.shape[1], x.shape[1]), hs.reshape(hs.size), starts[1] - starts[0]
     heads, slivers, K = Wh.shape[0], Wh.shape[1], Wh.shape[2]
@@ -194,25 +195,26 @@ def forward(
         wait(counts, at, size, pieces)
         units, at = n * H, (2 * t + 1) * line
         pieces = (units + UNITS - 1) // UNITS
-        p, q = (0, 0) if lean else (before * H, (starts[t] + n0) * H)
+        p, q = (t % 2 * n0, (t + 1) % 2 * n0) if lean else (before, starts[t] + n0)
         while True:
             piece = take(counts, at, k, size, pieces)
             if piece < 0:
                 break
             begin, end = first * H + piece * UNITS, first * H + min(units, (piece + 1) * UNITS)
             j, r = (starts[t] - origin) * H, starts[t] * H
-            step(j, before * H, r + n0 * H, p, q, r, begin, end, zx, zh, flat, *arrays)
+            step(j, before * H, r + n0 * H, p * H, q * H, r, begin, end, zx, zh, flat, *arrays)
             count_up(counts, at + size)
         wait(counts, at, size, pieces)
 
 
 def forward_step(x: Any, Wx: Any, Wh: Any, h: Any, *arrays: Any) -> None:
-    """Run one step of one sequence, with weights as they are."""
-    G = Wx.shape[0] // h.size
-    zx, zh = np.empty((G, h.size), F), np.empty((G, h.size), F)
+    """Run one step of one sequence, with weights as they are; states (2 H,) are the old ones and room for new ones."""
+    H = h.size // 2
+    G = Wx.shape[0] // H
+    zx, zh = np.empty((G, H), F), np.empty((G, H), F)
     rows_times_vector(Wx, x, zx.reshape(zx.size))
-    rows_times_vector(Wh, h, zh.reshape(zh.size))
-    step(0, 0, 0, 0, 0, 0, 0, h.size, zx, zh, h, *arrays)
+    rows_times_vector(Wh, h[:H], zh.reshape(zh.size))
+    step(0, 0, H, 0, H, 0, 0, H, zx, zh, h, *arrays)
 
 
 def backward(

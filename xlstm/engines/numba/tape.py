@@ -67,7 +67,7 @@ class NumbaTape(Tape):
         loops = kernel.loops
         H, first, N = step.H, self.first, self.x.shape[0]
         for name, start in zip(found.carried, state[1:], strict=True):
-            self.carry[name] = workspace.empty(np, (first if lean else first + N, H), self.x)
+            self.carry[name] = workspace.empty(np, (2 * first if lean else first + N, H), self.x)
             self.carry[name][:first] = start[:, :first].T
         if keep == "all":
             shapes = {name: (N, H) if rows is None else (rows, N, H) for name, rows in found.saved.items()}
@@ -80,8 +80,11 @@ class NumbaTape(Tape):
             (self.x, self.hs, self.starts, for_inputs(step, loops), for_states(step, loops), zx, zh, lean),
             self.carry | self.saved,
         )
-        ends = self._ends()
-        after = [self.hs[ends], *(c if lean else c[ends] for c in self.carry.values())]
+        last = self._last()
+        rows = np.arange(first)
+        ends = first + self.starts[last] + rows
+        place = (last + 1) % 2 * first + rows if lean else ends
+        after = [self.hs[ends], *(c[place] for c in self.carry.values())]
         if lean:
             self.carry = {}
         return [a.T for a in after]
@@ -180,13 +183,12 @@ class NumbaTape(Tape):
                     made[f"s_{name}"][..., at : at + k * n, :] = a.reshape(*a.shape[:-3], k * n, H)
         return made
 
-    def _ends(self) -> Array:
-        """The row of hs with the last h of each sequence of the first step."""
+    def _last(self) -> Array:
+        """Return the last step of each sequence of the first step."""
         if len(self.widths) == 1:
-            return np.arange(self.hs.shape[0] - self.first, self.hs.shape[0])
+            return np.full(self.first, self.starts.size - 2)
         n = np.diff(self.starts)
-        last = n.size - 1 - np.searchsorted(n[::-1], np.arange(self.first), side="right")
-        return self.first + self.starts[last] + np.arange(self.first)
+        return n.size - 1 - np.searchsorted(n[::-1], np.arange(self.first), side="right")
 
 
 def division(weights: int, sequences: int, steps: int) -> tuple[int, int]:
