@@ -75,6 +75,20 @@ def test_products_over_rows(rng, length, dtype):
             assert np.all(np.abs(out - a.T @ b) <= 2 * ROUNDING[dtype] * np.maximum(np.abs(a.T) @ np.abs(b), 1))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("K", [1, 40, 600, 1100, 2500])
+def test_products_of_rows(rng, length, dtype, K):
+    """In blocks of rows of the second factor, the last of them partly empty."""
+    from xlstm.engines.numba import weights
+
+    a, b = (rng.standard_normal(shape).astype(dtype) for shape in ((61, K), (K, 45)))
+    (out,), ((rows, call),) = weights.products(jit.shared(dtype), [(a, b)])
+    assert rows == 61
+    for first, last in ((0, 7), (7, 61)):
+        call(first, last)
+    assert np.all(np.abs(out - a @ b) <= 4 * ROUNDING[dtype] * np.maximum(np.abs(a) @ np.abs(b), 1))
+
+
 def test_places_beyond_two_to_the_31(rng):
     """Arrays of 8 GB of which a few pages are used."""
     compiled, n, K, width = jit.shared("float32"), 3, 5, 7

@@ -86,7 +86,14 @@ def shape(dtype: str) -> Any:
 
 SHARED = (
     *(products.pack_sliver, products.pack, products.pack_transposed, products.pack_panels),
-    *(products.product, products.products_over_rows, products.vector_over_rows, loops.add, loops.to_rows),
+    *(
+        products.product,
+        products.product_of_rows,
+        products.products_over_rows,
+        products.vector_over_rows,
+        loops.add,
+        loops.to_rows,
+    ),
     *(loops.take, loops.wait, loops.cut, loops.product_piece),
 )
 LOOPS = (loops.forward, loops.forward_step, loops.backward)

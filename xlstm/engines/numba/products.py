@@ -40,7 +40,7 @@ def pack(W: Any, packed: Any) -> None:
 
 
 def pack_sliver(W: Any, start: int, K: int, column: int, sliver: Any) -> None:
-    """Copy K rows of a matrix from row `start` and a column on to a sliver (K, COLUMNS), which zeros make whole."""
+    """Copy K rows of a matrix from row `start` and a column on to a sliver, which zeros make whole."""
     some = min(COLUMNS, W.shape[1] - column)
     start, column = U(start), U(column)
     if some == COLUMNS:
@@ -53,6 +53,9 @@ def pack_sliver(W: Any, start: int, K: int, column: int, sliver: Any) -> None:
                 sliver[k, j] = W[start + k, column + j]
             for j in range(U(some), U(COLUMNS)):
                 sliver[k, j] = F(0)
+    for k in range(U(K), U(sliver.shape[0])):
+        for j in range(U(COLUMNS)):
+            sliver[k, j] = F(0)
 
 
 def pack_transposed(W: Any, packed: Any) -> None:
@@ -125,6 +128,28 @@ def product(
             tile8(a, last, row, left, b, q, columns * K, out, end, line, gate, width, per, add)
         else:
             tile(a, last, row, left, b, q, columns * K, out, end, line, gate, width, per, add)
+
+
+def product_of_rows(a: Any, b: Any, out: Any, first: int, last: int) -> None:
+    """Set the rows from `first` to `last` of out (n, width) = a (n, K) @ b.
+
+    b is packed by blocks of its rows, (blocks, slivers, k, columns). Some rows of a are copied side by side, since rows
+    whose distance is a power of two would fall into few places of the nearest cache.
+    """
+    (K, width), blocks, slivers, deep = (a.shape[1], out.shape[1]), b.shape[0], b.shape[1], b.shape[2]
+    line, flat = deep + COLUMNS // 2, out.reshape(out.size)
+    room = np.empty(4 * MOST * line, F)
+    for start in range(first, last, 4 * MOST):
+        n = min(4 * MOST, last - start)
+        for block in range(blocks):
+            some = min(deep, K - block * deep)
+            for i in range(n):
+                row, place, column = U(start + i), U(i * line), U(block * deep)
+                for k in range(U(some)):
+                    room[place + k] = a[row, column + k]
+                for k in range(U(some), U(deep)):
+                    room[place + k] = F(0)
+            product(room, 0, line, n, b[block], 0, slivers, flat, start * width, width, 0, width, block > 0)
 
 
 def products_over_rows(a: Any, bs: Any, outs: Any, first: int, last: int) -> None:

@@ -13,6 +13,10 @@ from xlstm.arrays import workspace
 from xlstm.arrays.namespace import Array
 from xlstm.engines.step import Step
 
+# So many rows of the second factor, or up to twice as many where there are more, make a block: meanwhile rows of the
+# first factor lie in the cache of a core.
+SHALLOW = 512
+
 
 def for_inputs(step: Step, compiled: ModuleType) -> Array:
     """Return Wx for products with x, (slivers of all gates, D, columns); empty where x are the products already."""
@@ -79,14 +83,11 @@ def products(
 def _product(compiled: ModuleType, a: Array, b: Array, out: Array) -> Callable[[int, int], Any]:
     """Return a function that computes rows of out = a @ b, with a contiguous."""
     K, width = b.shape
-    packed = np.empty((-(-width // compiled.COLUMNS), K, compiled.COLUMNS), b.dtype)
-    compiled.pack(contiguous(b)[None], packed)
-    rows, flat, slivers = contiguous(a).reshape(a.size), out.reshape(out.size), packed.shape[0]
-
-    def call(i: int, j: int) -> None:
-        compiled.product(rows, i * K, K, j - i, packed, 0, slivers, flat, i * width, width, 0, width, False)
-
-    return call
+    deep = max(1, min(K, max(SHALLOW, K // 2), 2 * SHALLOW))
+    packed = np.empty((-(-K // deep), -(-width // compiled.COLUMNS), deep, compiled.COLUMNS), b.dtype)
+    for block, room in enumerate(packed):
+        compiled.pack(contiguous(b[None, block * deep : (block + 1) * deep]), room)
+    return functools.partial(compiled.product_of_rows, contiguous(a), packed, out)
 
 
 def contiguous(a: Array) -> Array:
