@@ -196,7 +196,7 @@ def _generate(tile: _Tile, context: Any, builder: Any, signature: Any, arguments
     rooms = [cgutils.alloca_once(builder, vector) for _ in cells]  # LLVM makes registers of them
     for room in rooms:
         builder.store(zero, room)
-    fma = intrinsic_of(f"fma.{name}", vector, vector, vector, vector)
+    fma = intrinsic_of(f"fmuladd.{name}", vector, vector, vector, vector)  # two instructions where there is no such one
     fetch = intrinsic_of("prefetch.p0i8", ir.VoidType(), ir.IntType(8).as_pointer(), i32, i32, i32)
     byte = ir.IntType(8).as_pointer()
 
