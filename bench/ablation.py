@@ -9,39 +9,34 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
 import xlstm
 from bench import cases, run
 from bench.cases import LARGE, SHAPES, Case
-from xlstm.arrays import blas, threads
+from xlstm.arrays import threads
 from xlstm.cli.timing import interleave
-from xlstm.engines import plan
 from xlstm.engines.numba import jit
-
-
-def _whole(R: int, K: int, n: int) -> tuple[int, int]:
-    return R, 1
-
-
-def _undivided() -> Any:
-    """Take rules that divide the batch for ones that leave the products to the threads of BLAS."""
-    choose = plan.choose
-
-    def changed(*arguments: Any, **options: Any) -> plan.Rule:
-        found = choose(*arguments, **options)
-        return found._replace(parts=1, blas=threads.available(), team=1) if found.parts > 1 else found
-
-    return mock.patch.object(plan, "choose", changed)
-
 
 MEASURES: dict[str, Callable[[], Any]] = {
     "loops compiled": lambda: cases.variable(jit.VARIABLE, "0"),
     "threads": lambda: cases.variable(threads.VARIABLE, "1"),
-    "work divided": lambda: _undivided(),
-    "products in tiles": lambda: mock.patch.object(blas, "tiles", _whole),
+    "vectors of 64 bytes": lambda: _narrow(),
     "all of these": lambda: _nothing(),
 }
+
+
+@contextlib.contextmanager
+def _narrow() -> Iterator[None]:
+    """Compile for vectors of 32 bytes."""
+    if jit.failure() is not None:
+        yield
+        return
+    from xlstm.engines.numba import vectors
+
+    with cases.variable(vectors.VARIABLE, "32"):
+        vectors.shape.cache_clear()
+        yield
+    vectors.shape.cache_clear()
 
 
 @contextlib.contextmanager

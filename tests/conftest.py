@@ -29,6 +29,7 @@ from xlstm.arrays import threads
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError
 from xlstm.engines import plan
+from xlstm.engines.numba import tape
 
 DATA = Path(__file__).parent / "data"
 
@@ -78,17 +79,18 @@ def covering(items: list[pytest.Item], strength: int) -> Iterable[pytest.Item]:
     return chosen
 
 
-# Thresholds of plan.py with which even the smallest batch is divided, or each product shared out.
-PLANS = {
-    "parts": {"TINY": 0, "COLUMNS": 1, "UNITS": 0},
-    "shared": {"TINY": 0, "COLUMNS": 1, "UNITS": 0, "HUGE": 0},
-}
+# Thresholds with which even the smallest batch is divided, or the products of each step are shared out. The first are
+# those of the reference, which has no second way.
+REFERENCE = {"TINY": 0, "COLUMNS": 1, "UNITS": 0}
+COMPILED = {"parts": {"LARGE": 0, "COLUMNS": 1}, "shared": {"LARGE": 0, "STEP": 1, "NEAR": 0}}
 
 
 def force(plan_name: str, patch: pytest.MonkeyPatch, count: int = 2) -> None:
     """Let even the smallest batch run in `count` threads."""
-    for name, value in PLANS[plan_name].items():
+    for name, value in REFERENCE.items():
         patch.setattr(plan, name, value)
+    for name, value in COMPILED[plan_name].items():
+        patch.setattr(tape, name, value)
     patch.setattr(threads, "LARGE", 0)
     patch.setenv(threads.VARIABLE, str(count))
 

@@ -49,7 +49,6 @@ def test_training_needs_only_four_packages(tmp_path):
         "matplotlib",
         "cupy",
         "torch",
-        "scipy",
         "pandas",
         "jax",
         "onnx",
@@ -67,7 +66,7 @@ def test_import_loads_nothing_heavy(tmp_path):
     assert "xlstm" in loaded
     assert "numpy.f2py" not in python(code, tmp_path).stdout.split()  # as `from numpy import *` would
     heavy = {"typer", "rich", "click", "matplotlib", "cupy", "torch", "safetensors", "jax", "onnx", "h5py", "numba"}
-    assert not loaded & {*heavy, "scipy", "threadpoolctl"}
+    assert not loaded & {*heavy, "threadpoolctl"}
 
 
 @pytest.mark.parametrize(

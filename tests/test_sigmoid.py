@@ -44,7 +44,7 @@ def test_compiled_by_numba(dtype):
 
     x, expected = grid(dtype)
     y = np.empty_like(x)
-    kernel(dtype, lambda xp, x: {"y": sigmoid(xp, x)}, {"x": None}).loops.step(0, 0, 0, x.size, x, y)
+    kernel(dtype, lambda xp, x: {"y": sigmoid(xp, x)}, {"x": None}).loops.step(0, 0, 0, 0, 0, 0, 0, x.size, x, y)
     agree(y, expected, dtype)
 
 
@@ -58,7 +58,7 @@ def test_exponentials_compiled_by_numba(dtype):
     x = np.linspace(np.log(float(info.smallest_subnormal)) - 2, np.log(float(info.max)), 5001).astype(dtype)[:-1]
     x = np.concatenate([x, np.array([0, np.inf, -np.inf, np.nan, info.max, -info.max], dtype)])
     y = np.empty_like(x)
-    kernel(dtype, lambda xp, x: {"y": xp.exp(x)}, {"x": None}).loops.step(0, 0, 0, x.size, x, y)
+    kernel(dtype, lambda xp, x: {"y": xp.exp(x)}, {"x": None}).loops.step(0, 0, 0, 0, 0, 0, 0, x.size, x, y)
     with np.errstate(over="ignore"):
         expected = np.exp(x)
     np.testing.assert_allclose(y, expected, rtol=4 * info.eps, atol=info.smallest_subnormal)

@@ -13,6 +13,7 @@ from tests.conftest import force
 from xlstm.arrays import blas, cores, pool, threads
 from xlstm.cells import lstm
 from xlstm.engines import plan
+from xlstm.engines.numba import tape
 from xlstm.engines.plan import SOLO, Rule
 from xlstm.engines.segments import split
 from xlstm.engines.step import Masks, Step
@@ -134,37 +135,6 @@ def test_the_error_state_of_numpy_goes_along():
     threads.work(2, call)
 
 
-def test_products_are_shared_out(rng, monkeypatch):
-    monkeypatch.setattr(threads, "LARGE", 0)
-    pairs = [
-        (rng.standard_normal((m, k)), rng.standard_normal((k, n))) for m, k, n in ((7, 5, 3), (1, 4, 4), (200, 90, 16))
-    ]
-    pairs.append((rng.standard_normal((30, 50)).T, rng.standard_normal((30, 4))))
-    found = threads.work(2, lambda team: team.products(pairs))
-    for (a, b), c in zip(pairs, found, strict=True):
-        np.testing.assert_allclose(c, a @ b, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    "shape", [(512, 300, 16), (130, 260, 8), (64, 4096, 32), (96, 6000, 16), (33, 5003, 40), (40, 9, 3)]
-)
-def test_products_in_tiles_equal_whole_ones(rng, shape, monkeypatch):
-    """With the tiles that OpenBLAS' AVX-512 kernels get, whatever the BLAS here is."""
-    monkeypatch.setattr(blas, "_unpacked", lambda scipy: True)
-    R, K, n = shape
-    a, b = rng.standard_normal((R, K)), rng.standard_normal((K, n))
-
-    def call():
-        out = np.empty((R, n))
-        blas.product(a, b, out)
-        np.testing.assert_allclose(out, a @ b, rtol=1e-11, atol=1e-11)
-        np.testing.assert_allclose((blas.blocks(a, n) @ b).reshape(R, n), a @ b, rtol=1e-11, atol=1e-11)
-        rows, pieces = blas.tiles(R, K, n)
-        assert (rows, pieces) == (R, 1) or (rows * (K // pieces) * n <= blas.SMALL and K % pieces == 0)
-
-    blas.limited(1, call)
-
-
 def test_the_number_of_threads_is_the_variables_or_blas(monkeypatch):
     monkeypatch.delenv(threads.VARIABLE, raising=False)
     monkeypatch.setattr(cores, "usable", lambda: 64)
@@ -204,42 +174,33 @@ def test_a_wrong_number_of_threads_is_refused_by_every_call(monkeypatch, wrong, 
 def usual(monkeypatch):
     """Rules as they are outside of tests, on four threads."""
     monkeypatch.setenv(threads.VARIABLE, "4")
-    for name, value in {"TINY": 10**6, "COLUMNS": 8, "UNITS": 8192, "HUGE": 1 << 21}.items():
+    for name, value in {"TINY": 10**6, "COLUMNS": 8, "UNITS": 8192}.items():
         monkeypatch.setattr(plan, name, value)
-    monkeypatch.setattr(threads, "LARGE", 10**7)
 
 
-def of(H, B, T, compiled=True, xp=np):
+def of(H, B, T, xp=np):
     """The rule for an LSTM of one width."""
     W, x = np.empty((4 * H, H), dtype=np.float32), np.empty((B * T, H), dtype=np.float32)
-    return plan.choose(Step(xp, lstm.Cell(), {"Wx": W, "Wh": W}, Masks()), x, B, compiled)
+    return plan.choose(Step(xp, lstm.Cell(), {"Wx": W, "Wh": W}, Masks()), x, B)
 
 
 PARTS, BLAS = "parts of the batch", "BLAS's threads"
 
 
 def test_rules(usual):
-    for compiled in (True, False):
-        assert of(64, 1, 16, compiled) == Rule("small")  # BLAS uses one thread by itself
-        assert of(64, 1, 32, compiled) == Rule("small", turn=True)
-    assert of(64, 1, 400) == Rule("one thread", blas=1)
-    assert of(64, 1, 400, compiled=False) == Rule(BLAS, blas=4)
-    assert of(256, 64, 100) == Rule(PARTS, 4, blas=1, team=4)
-    assert of(256, 64, 100, compiled=False) == Rule(BLAS, blas=4)  # too few units in a part
-    assert of(512, 128, 100, compiled=False) == Rule(PARTS, 4, blas=1, team=4)
-    assert of(512, 16, 100) == Rule(PARTS, 2, blas=1, team=4)  # half of them have work
-    assert of(512, 8, 100) == Rule(PARTS, 1, blas=1, team=4)  # too few sequences to divide: no threads of BLAS
-    assert of(512, 8, 100, compiled=False) == Rule(BLAS, blas=4)
-    assert of(64, 8, 400) == Rule(PARTS, 1, blas=1, team=4)
-    assert of(1024, 32, 10) == Rule("products shared", blas=1, team=4, shared=True)
-    assert of(1024, 32, 10, compiled=False) == Rule(PARTS, 4, blas=1, team=4)
-    assert of(512, 64, 100, compiled=False, xp=None) == SOLO
+    assert of(64, 1, 16) == Rule("small")  # BLAS uses one thread by itself
+    assert of(64, 1, 32) == Rule("small", turn=True)
+    assert of(64, 1, 400) == Rule(BLAS, 1, 4, 4)
+    assert of(256, 64, 100) == Rule(BLAS, 1, 4, 4)  # too few units in a part
+    assert of(512, 128, 100) == Rule(PARTS, 4, 1, 4)
+    assert of(512, 8, 100) == Rule(BLAS, 1, 4, 4)
+    assert of(1024, 32, 10) == Rule(PARTS, 4, 1, 4)
+    assert of(512, 64, 100, xp=None) == SOLO
 
 
 def test_one_thread_bounds_blas_too(usual, monkeypatch):
     monkeypatch.setenv(threads.VARIABLE, "1")
-    assert of(512, 64, 100) == Rule(PARTS, 1, blas=1)
-    assert of(512, 64, 100, compiled=False).blas == 1
+    assert of(512, 64, 100) == Rule(BLAS, 1, 1, 1)
 
 
 def test_parts_have_about_equal_work():
@@ -288,6 +249,7 @@ def test_several_callers_take_turns(rng, monkeypatch):
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_the_variable_bounds_the_parts_of_a_batch(rng, monkeypatch, count):
     force("parts", monkeypatch, count)
+    monkeypatch.setenv("XLSTM_COMPILE", "0")
     layer = xlstm.LSTM(3, 5)
     params = layer.init(0, "numpy", "float64")
     _, _, saved = layer.forward(params, rng.standard_normal((6, 9, 3)))
@@ -313,16 +275,20 @@ def test_how_many_threads_does_not_depend_on_who_works_meanwhile(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("count", "H", "B", "parts"),
+    ("count", "H", "B", "divided"),
     [
-        (2, 256, 64, 2),
-        (3, 256, 64, 3),
-        (8, 128, 32, 4),
-        (16, 512, 64, 8),
-        (16, 512, 8, 1),  # no more than one part
-        (64, 256, 64, 8),  # far more threads than parts
+        (1, 256, 64, (1, 1)),
+        (2, 32, 4, (1, 1)),  # nothing is large enough for a second thread
+        (2, 256, 64, (2, 1)),
+        (3, 256, 64, (3, 1)),
+        (8, 128, 32, (4, 1)),
+        (16, 512, 64, (8, 1)),
+        (16, 512, 8, (1, 16)),  # too few sequences to divide them
+        (2, 512, 1, (1, 2)),
+        (64, 256, 64, (8, 1)),  # far more threads than parts
+        (64, 1024, 64, (1, 64)),  # more weights than a core has near
     ],
 )
-def test_parts_for_more_than_two_threads(monkeypatch, count, H, B, parts):
+def test_how_compiled_loops_divide_work(monkeypatch, count, H, B, divided):
     monkeypatch.setenv(threads.VARIABLE, str(count))
-    assert of(H, B, 100) == Rule(PARTS, parts, blas=1, team=count)
+    assert tape.division(4 * H * H, B, 100) == divided

@@ -1,4 +1,4 @@
-"""The BLAS that multiplies matrices on the CPU: its threads, whose turn it is to set them, and shapes it is quick with.
+"""The BLAS that multiplies matrices on the CPU: its threads, and whose turn it is to set them.
 
 The number of BLAS threads is one for the whole process, and the last bits of a large product depend on it. So whoever
 relies on it takes turns with the other threads of the program (`in_turn`), and sets it only meanwhile (`limited`).
@@ -15,14 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
-from xlstm.arrays.namespace import Array
-
-# OpenBLAS multiplies matrices without packing them first where that takes at most SMALL multiplications. Its AVX-512
-# kernels are quicker so: in tiles, (2048, 512) @ (512, 32) ran at 113 GFLOP/s on one core, and at 91 whole.
+# BLAS uses one thread for a product of at most so many multiplications, however many it may have.
 SMALL = 10**6
-UNPACKED = ("SkylakeX", "Cooperlake", "Sapphirerapids")
 # A product of at most so many multiplications has equal bits however many threads BLAS has, for it uses one.
 SINGLE = 1 << 18
 
@@ -147,69 +141,12 @@ def _set(library: Any, threads: int) -> None:
     getattr(library, "_real_set_num_threads", library.set_num_threads)(threads)
 
 
-def tiles(R: int, K: int, n: int) -> tuple[int, int]:
-    """Return how to divide a matrix (R, K) for a product with (K, n): rows of a tile, and pieces along K.
-
-    The result is (R, 1) where the product is quicker whole.
-    """
-    if not 1 < n <= 64 or R * K * n <= SMALL or now() > 1 or not _unpacked(_scipy()):
-        return R, 1
-    least = min(64, max(8, 512 // n))  # rows
-    for pieces in range(1, 17):
-        if K % pieces == 0 and least * (K // pieces) * n <= SMALL:
-            return min(128, SMALL // (K // pieces * n) // 8 * 8), pieces
-    return R, 1
-
-
-def _even_tiles(R: int, K: int, n: int) -> tuple[int, int]:
-    """Return `tiles` with rows that divide R, or (R, 1)."""
-    rows, pieces = tiles(R, K, n)
-    rows = next((rows for rows in range(rows, 7, -8) if R % rows == 0), R) if rows < R else R
-    return rows, pieces if rows < R else 1
-
-
-def product(a: Array, b: Array, out: Array) -> None:
-    """Compute out = a @ b, in tiles where that is quicker; all are matrices, out is contiguous."""
-    (R, K), n = a.shape, b.shape[1]
-    rows, pieces = _even_tiles(R, K, n)
-    if rows == R or a.strides[1] != a.itemsize or b.strides[1] != b.itemsize:
-        np.matmul(a, b, out=out)
-        return
-    depth = K // pieces
-    strides = (depth * a.strides[1], rows * a.strides[0], *a.strides)
-    view = np.lib.stride_tricks.as_strided(a, (pieces, R // rows, rows, depth), strides)
-    if pieces == 1:
-        np.matmul(view[0], b, out=out.reshape(R // rows, rows, n))
-    else:
-        np.sum(np.matmul(view, b.reshape(pieces, 1, depth, n)).reshape(pieces, R, n), axis=0, out=out)
-
-
-def blocks(W: Array, n: int) -> Array:
-    """Return W (R, K) for many products with (K, n): itself, or as (blocks, rows, K) where that is quicker."""
-    R, K = W.shape
-    rows, pieces = _even_tiles(R, K, n)
-    return W if rows == R or pieces > 1 else W.reshape(R // rows, rows, K)
-
-
-def _libraries() -> list[Any]:
-    """Return the libraries whose threads can be set; SciPy brings another one when a compiled loop is loaded."""
-    return _found(_scipy())
-
-
-def _scipy() -> bool:
-    return "scipy.linalg.cython_blas" in sys.modules
-
-
 @functools.cache
-def _found(scipy: bool) -> list[Any]:
+def _libraries() -> list[Any]:
+    """Return the libraries whose threads can be set."""
     import threadpoolctl
 
     return list(threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers)
-
-
-@functools.cache
-def _unpacked(scipy: bool) -> bool:
-    return all(getattr(library, "architecture", None) in UNPACKED for library in _found(scipy))
 
 
 def before_fork() -> None:

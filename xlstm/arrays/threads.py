@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from xlstm.arrays import blas, checks, cores, pool, workspace
+from xlstm.arrays import blas, checks, cores, pool
 from xlstm.arrays.namespace import Array
 
 VARIABLE = "XLSTM_NUM_THREADS"
@@ -46,31 +46,6 @@ class Team:
             return [task() for task in tasks]
         return pool.run(tasks, min(self._workers, len(tasks) - 1))
 
-    def share(self, n: int, do: Callable[[int, int], object]) -> None:
-        """Call `do(first, last)` for each part of range(n), side by side."""
-        self.run([functools.partial(do, *self._cut(n, k)) for k in range(self.size)])
-
-    def product(self, a: Array, b: Array, out: Array) -> None:
-        """Compute the matrix product out = a @ b, its rows shared out."""
-        self.share(a.shape[0], lambda i, j: blas.product(a[i:j, :], b, out[i:j, :]))
-
-    def products(self, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
-        """Return the matrix products a @ b of all pairs, the rows of each shared out where that is worth it."""
-        if self.size == 1 or sum(a.shape[0] * a.shape[1] * b.shape[1] for a, b in pairs) < LARGE:
-            return [a @ b for a, b in pairs]
-        outs = [workspace.empty(np, (a.shape[0], b.shape[1]), a) for a, b in pairs]
-
-        def do(k: int) -> None:
-            for (a, b), out in zip(pairs, outs, strict=True):
-                i, j = self._cut(a.shape[0], k)
-                blas.product(a[i:j, :], b, out[i:j, :])
-
-        self.run([functools.partial(do, k) for k in range(self.size)])
-        return outs
-
-    def _cut(self, n: int, k: int) -> tuple[int, int]:
-        return n * k // self.size, n * (k + 1) // self.size
-
 
 SOLO = Team(1)
 
@@ -90,6 +65,16 @@ def given() -> int | None:
     if not (text.isascii() and text.isdecimal() and 0 < len(digits) <= len(str(MOST)) and int(digits) <= MOST):
         raise ValueError(f"{VARIABLE}: {checks.shown(text)} is not a number of threads, expected 1 to {MOST}")
     return int(digits)
+
+
+def wanted() -> int:
+    """Return into how many parts compiled loops divide large work: XLSTM_NUM_THREADS, else the number of cores."""
+    return given() or cores.usable()
+
+
+def team(size: int) -> Team:
+    """Return a team for work that calls no BLAS."""
+    return SOLO if size == 1 else Team(size, pool.employ(size - 1))
 
 
 def available() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Annotated
@@ -11,7 +12,7 @@ import typer
 import xlstm
 from xlstm.cli import interrupts
 from xlstm.cli.bench import bench
-from xlstm.cli.console import one_line_errors, out
+from xlstm.cli.console import Log, one_line_errors, out
 from xlstm.cli.convert import export, import_
 from xlstm.cli.generate import generate
 from xlstm.cli.info import info
@@ -41,6 +42,9 @@ def options(
 def main() -> None:
     """Run the command line."""
     interrupts.interrupt()
+    log = logging.getLogger("xlstm")
+    log.setLevel(logging.INFO)
+    log.addHandler(Log())
     try:
         typer.main.get_command(app)()  # not app(), which would have Python show tracebacks in another way
     except SystemExit as end:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,6 +65,14 @@ def tell(message: str) -> None:
     """Print a line on standard error, if that can still be done."""
     with contextlib.suppress(OSError):
         err.print(message)
+
+
+class Log(logging.Handler):
+    """Print what the library logs on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the message of a record."""
+        tell(record.getMessage())
 
 
 def printable(command: str) -> None:

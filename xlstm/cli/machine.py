@@ -15,7 +15,7 @@ from xlstm.arrays.backend import usable
 from xlstm.engines.numba import jit
 
 PACKAGES = (
-    *("numpy", "array-api-compat", "safetensors", "threadpoolctl", "numba", "scipy"),
+    *("numpy", "array-api-compat", "safetensors", "threadpoolctl", "numba"),
     *("cupy-cuda12x", "cupy-cuda13x", "torch", "jax", "keras", "onnx", "onnxruntime", "h5py", "matplotlib"),
 )
 # Beginnings of environment variables that change how fast something is.
@@ -25,7 +25,7 @@ VARIABLES = ("OPENBLAS", "OMP", "MKL", "BLIS", "CUPY_TF32", "NVIDIA_TF32", "NUMB
 def describe() -> dict[str, Any]:
     """Return everything by name, as JSON can hold it; packages that are not installed are left out."""
     try:
-        count: int | str = threads.available()
+        count: int | str = threads.wanted() if compiled().startswith("yes") else threads.available()
     except ValueError as error:
         count = f"refused: {error}"
     found: dict[str, Any] = {
@@ -34,7 +34,7 @@ def describe() -> dict[str, Any]:
         "processor": processor(),
         "cores": cores.usable(),
         "threads": count,
-        "compiled loops": compiled(),  # before BLAS: they bring another one
+        "compiled loops": compiled(),
         "blas": blas.describe(),
         "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)},
         "packages": {package: version for package in PACKAGES if (version := version_of(package))},
@@ -65,7 +65,8 @@ def compiled() -> str:
             return f"no: {jit.failure()}"
         from xlstm.engines.numba import codecache
 
-        return f"yes, by Numba {version_of('numba')}, {codecache.describe()}"
+        size = jit.shape("float32").lanes * 4
+        return f"yes, by Numba {version_of('numba')} for vectors of {size} bytes, {codecache.describe()}"
     except (ImportError, ValueError) as error:
         return f"refused: {error}"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import blas, workspace
+from xlstm.arrays import workspace
 from xlstm.arrays.namespace import Array
 from xlstm.engines import plan
 from xlstm.engines.options import Options
@@ -43,12 +43,9 @@ class ArrayApi:
         zx = None
         if step.xp is not np or "gx" in step.w:  # one large product; elsewhere blocks that stay in the cache
             zx, tape.normal = step.project(x)
-        tape.rule = rule = plan.choose(step, x, tape.first, compiled=False)
+        tape.rule = rule = plan.choose(step, x, tape.first)
         parts = split(widths, rule.parts)
-        if len(parts) == 1 and not rule.blas and not rule.turn:
-            done = [self._run(tape, zx, state, keep, parts[0])]
-        else:
-            done = rule.run(functools.partial(self._run, tape, zx, state, keep), parts)
+        done = rule.run(functools.partial(self._run, tape, zx, state, keep), parts)
         tape.kept = [kept for _, kept in done]
         return tape.y, joined(step.xp, [final for final, _ in done], state, tape.first), tape
 
@@ -66,7 +63,6 @@ class ArrayApi:
             if n < state[0].shape[1]:
                 ended.insert(0, [s[:, n:] for s in state])
                 state = [s[:, :n] for s in state]
-            W = blas.blocks(step.Wh, n) if xp is np and not step.heads and step.R * step.P * n > blas.SMALL else step.Wh
             options = None if step.bare else Options(step, segment)
             # Arrays for all steps: a large step then works in the memory that the step before gave back.
             rooms: list[list[Any]] = []
@@ -76,10 +72,10 @@ class ArrayApi:
                 room[0, ...] = s
             for t, zx in enumerate(_projected(tape, projected, segment)):
                 if options is None:
-                    *state, saved = gates(xp, zx, step.recur(W, state[0]), *state, **own)
+                    *state, saved = gates(xp, zx, step.recur(step.Wh, state[0]), *state, **own)
                     groups = (saved,)
                 else:
-                    state, *groups = options.forward(t, W, zx, state)
+                    state, *groups = options.forward(t, step.Wh, zx, state)
                 y[row : row + n, :] = state[0].T
                 row += segment.width
                 if keep == "nothing":
@@ -129,7 +125,6 @@ class ArrayApi:
             if have < n:  # the gradient of the sequences that end here is that of the final state
                 ends = [d[:, first + have : first + n] for d in dend]
                 dstate = [beside(xp, pair) for pair in zip(dstate, ends, strict=True)] if have else ends
-            W = blas.blocks(WT, n) if xp is np and not step.heads and step.R * step.P * n > blas.SMALL else WT
             options = None if step.bare else Options(step, segment)
             own = step.own if options is None else options.own
             block = max(1, DERIVED // max(1, step.R * n))
@@ -145,11 +140,11 @@ class ArrayApi:
                         dstate[0] = dstate[0] + dy[rows, :].T
                     if options is None:
                         dzx, dzh, dh0, *dcarry = cell.gates_bwd(xp, here, *dstate, **own)
-                        dh = step.recur_bwd(W, found.put_products(rows, dzx, dzh))
+                        dh = step.recur_bwd(WT, found.put_products(rows, dzx, dzh))
                         dstate = [dh if dh0 is None else dh + dh0, *dcarry]
                     else:
                         normal = [a[t, ...] for a in kept.normal]
-                        dstate = options.backward(t, W, here, dstate, normal, found)
+                        dstate = options.backward(t, WT, here, dstate, normal, found)
         return dstate
 
 
@@ -175,10 +170,8 @@ def _project_block(step: Step, x: Array) -> Array:
     elif n < WIDE:
         z = np.ascontiguousarray((x.reshape(k * n, D) @ step.w["Wx"].T).reshape(k, n, -1).transpose(0, 2, 1))
     else:
-        W, columns = blas.blocks(step.w["Wx"], n), np.ascontiguousarray(x.transpose(0, 2, 1))
-        z = workspace.empty(np, (k, *W.shape[:-1], n), x)
-        np.matmul(W, columns if W.ndim == 2 else columns[:, None], out=z)
-        z = z.reshape(k, -1, n)
+        z = workspace.empty(np, (k, step.R, n), x)
+        np.matmul(step.w["Wx"], np.ascontiguousarray(x.transpose(0, 2, 1)), out=z)
     if step.b is not None:
         z += step.b[:, None]
     return z

@@ -53,12 +53,11 @@ class Tape:
         self.y = self.hs[first:, :]  # h after every step
         self.kept: list[list[Kept]] = []
         self.rule = SOLO
-        self.loop: Any = None  # what the engine made of the weights
         self.normal: tuple[Array, Array] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copy and pickle it without what an engine can make again."""
-        return {name: value for name, value in self.__dict__.items() if name != "h0"} | {"loop": None}
+        """Copy and pickle it without what can be made again."""
+        return {name: value for name, value in self.__dict__.items() if name != "h0"}
 
     @functools.cached_property
     def h0(self) -> Array:
@@ -83,6 +82,10 @@ class Tape:
         carry = [c[:-1, ...] for c in kept.carry]
         *_, saved = step.cell.gates(xp, zx, zh, xp.permute_dims(h0, (0, 2, 1)), *carry, **step.own)
         return kept._replace(saved=saved._make(None if a is None else swap(xp, a) for a in saved))
+
+    def products(self, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
+        """Return the products a @ b of matrices, each over all steps; gradients of weights are such products."""
+        return self.rule.products(pairs)
 
     def gates(self) -> Array:
         """Return the value of every gate at every step, in the order of the cell's GATES, (N, G, H)."""

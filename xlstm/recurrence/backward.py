@@ -66,7 +66,7 @@ def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
     for bias, d in (("b", dzx), ("bh", dzh)):
         if bias in w:
             products[bias] = (d, xp.ones((d.shape[1], 1), dtype=d.dtype, device=device_of(d)))
-    grads |= dict(zip(products, tape.rule.products(list(products.values())), strict=True))
+    grads |= dict(zip(products, tape.products(list(products.values())), strict=True))
     dx = grads.pop("dx") if "Wx" in w else dzx.T
     if "gh" in w:
         grads["gh"] = xp.sum(dzh * tape.rows(lambda kept: kept.normal[0], (step.R,)).T, axis=1)

@@ -11,7 +11,9 @@ Python, NumPy, Numba and llvmlite, so that code of other versions is never loade
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import logging
 import pickle
 import sys
 from collections.abc import Callable
@@ -63,7 +65,9 @@ class Cache(NullCache):  # type: ignore[misc]
         try:
             data = private.read(_folder(), self._name(sig, target_context.codegen()), LIMIT)
         except OSError:
-            return None
+            data = None
+        if data is None:
+            _say()
         return None if data is None else CompileResult._rebuild(target_context, *pickle.loads(data))
 
     def save_overload(self, sig: Any, result: Any) -> None:
@@ -79,6 +83,12 @@ class Cache(NullCache):  # type: ignore[misc]
     def _name(self, sig: Any, codegen: Any) -> str:
         key = repr((self.function, sig, codegen.magic_tuple(), VERSIONS))
         return f"{self.function}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.nbc"
+
+
+@functools.cache
+def _say() -> None:
+    """Log once that something is compiled."""
+    logging.getLogger("xlstm").info("compiling loops for this processor, which takes some seconds once")
 
 
 def _folder() -> Path:

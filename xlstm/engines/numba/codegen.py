@@ -28,7 +28,8 @@ FORMS = {
 # A loop with a function of libm makes no vectors, and without them libm's exp is quicker, too.
 LIBM = ("expm1", "log", "log1p")
 SCALAR = FORMS | {"exp": "F(math.exp({}))"}
-DTYPES = ("float32", "float64")
+# Arguments of a step: where its numbers begin in arrays over all steps. No parameter of a cell has such a name.
+PLACES = ("_zx", "_h", "_new_h", "_carry", "_new_carry", "_saved")
 
 
 class Kernel(NamedTuple):
@@ -54,23 +55,26 @@ def kernels(cell: Cell, dtype: str, own: tuple[tuple[str, int | None], ...], add
 
     `own` has the cell's own parameters and their rows, `added` the biases that there are among b and bh.
     """
-    return _kernels(cell.form, dtype, own, added)
+    return _kernels(cell.form, dtype, own, added, jit.shape(dtype))
 
 
 @functools.cache
-def _kernels(form: Any, dtype: str, own: tuple[tuple[str, int | None], ...], added: tuple[str, ...]) -> Kernels | None:
+def _kernels(
+    form: Any, dtype: str, own: tuple[tuple[str, int | None], ...], added: tuple[str, ...], shape: Any
+) -> Kernels | None:
     step = pointwise(form, own, added)
     if step is None or step.gradients["dz"] != len(form.GATES):  # rows for `own_bwd` have no place in the loop
         return None
-    carried = dict.fromkeys(step.carried)
-    at = {"zx": "j", **dict.fromkeys((*carried, *step.saved), "t")}
-    after, still = at | dict.fromkeys(carried, "t + 1"), at | dict.fromkeys(carried, "0")
+    saved, carried = dict.fromkeys(step.saved, "_saved"), step.carried
+    at = {"zx": "_zx", "h": "_h", **saved, **dict.fromkeys(carried, "_carry")}
+    after = {"h": "_new_h", **saved, **dict.fromkeys(carried, "_new_carry")}
+    later = {**saved, **dict.fromkeys(carried, "_carry")}
     given = ("zx", "zh", "h")
     return Kernels(
         step,
         kernel(dtype, step.forward, step.before, given, at, after, step.numbers),
-        kernel(dtype, step.lean, step.before, given, still, still, step.numbers),
-        kernel(dtype, step.backward, step.after, ("dz", "dzh", "dh0", "dh"), at, at, step.numbers),
+        kernel(dtype, step.lean, step.before, given, at, after, step.numbers),
+        kernel(dtype, step.backward, step.after, ("dz", "dzh", "dh0", "dh"), later, {}, step.numbers),
         "dzh" in step.gradients,
         "dh0" in step.gradients,
     )
@@ -97,7 +101,7 @@ def kernel(
     given : tuple of str
         Names of the arrays that come first among the arguments of the step.
     loads, stores : dict of str to str
-        The index in time, made of j and t, of arrays that are read and written.
+        Where arrays that are read and written begin, an argument of the step.
     numbers : names
         Inputs that are scalars, the same for all units.
     """
@@ -113,9 +117,12 @@ def kernel(
             body.append(f"{to}{_index(stores, to, row)} = {args[0]}")
         else:
             body.append(f"{to} = {forms[op].format(*args)}")
-    head = f"def step(j, t, first, last, {', '.join((*given, *names))}):\n    for unit in range(U(first), U(last)):\n"
+    head = f"def step({', '.join((*PLACES, '_first', '_last', *given, *names))}):\n"
+    head += "".join(f"    {place} = U({place})\n" for place in PLACES)
+    head += "    for unit in range(U(_first), U(_last)):\n"
     return Kernel(jit.functions(dtype, head + "".join(f"        {line}\n" for line in body)), names)
 
 
-def _index(times: Mapping[str, str], name: str, row: int | None) -> str:
-    return f"[{', '.join(str(part) for part in (times.get(name), row, 'unit') if part is not None)}]"
+def _index(places: Mapping[str, str], name: str, row: int | None) -> str:
+    unit = f"{places[name]} + unit" if name in places else "unit"
+    return f"[{unit}]" if row is None else f"[{row}, {unit}]"

@@ -14,15 +14,15 @@ import linecache
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import FunctionType, ModuleType
 from typing import Any
 
 from xlstm.arrays.probe import first_line
-from xlstm.engines.numba import loops, maths
+from xlstm.engines.numba import loops, maths, products
 
 VARIABLE = "XLSTM_COMPILE"
-PACKAGES = ("numba", "scipy", "platformdirs")  # SciPy has the matrix products that Numba calls
+PACKAGES = ("numba", "platformdirs")
 
 _lock = threading.RLock()  # a signal handler may run a layer while one is compiled
 
@@ -49,7 +49,7 @@ def enabled() -> bool:
 def failure() -> str | None:
     """Import what compiling needs, once per process: None if it works, else what is wrong and the mend."""
     try:
-        for name in (*PACKAGES, "scipy.linalg.cython_blas", "xlstm.engines.numba.codecache"):
+        for name in (*PACKAGES, "xlstm.engines.numba.codecache"):
             importlib.import_module(name)
     except ModuleNotFoundError as error:
         return f"{error.name} is not installed; pip install {' '.join(PACKAGES)}"
@@ -68,18 +68,43 @@ def functions(dtype: str, step: str) -> ModuleType:
         The source of a function `step`, which may call tanh, exp, F and the module math.
     """
     with _lock:
-        return _functions(dtype, step)
+        return _functions(dtype, step, shape(dtype))
 
 
-SHARED = (loops.multiply_vector, loops.multiply, loops.to_rows, loops.to_columns, loops.add_to_columns)
-LOOPS = (loops.forward, loops.forward_alone, loops.forward_step, loops.backward, loops.backward_alone)
+def shared(dtype: str) -> ModuleType:
+    """Return the module of a dtype's functions that do not depend on a step, those of `products.py` among them."""
+    with _lock:
+        return _shared(dtype, shape(dtype))
+
+
+def shape(dtype: str) -> Any:
+    """Return the vectors that code is compiled for, a `vectors.Shape`."""
+    from xlstm.engines.numba import vectors
+
+    return vectors.shape(dtype)
+
+
+SHARED = (
+    *(products.pack_sliver, products.pack, products.pack_transposed, products.pack_panels),
+    *(
+        products.product,
+        products.product_of_rows,
+        products.products_over_rows,
+        products.vector_over_rows,
+        loops.add,
+        loops.to_rows,
+    ),
+    *(loops.take, loops.wait, loops.cut, loops.product_piece),
+)
+LOOPS = (loops.forward, loops.forward_step, loops.backward)
+FLAGS = {"contract", "nsz"}
 
 
 @functools.cache
-def _functions(dtype: str, step: str) -> ModuleType:
-    shared = _shared(dtype)
-    found = _module(shared.__name__ + step)
-    found.__dict__.update({name: value for name, value in vars(shared).items() if not name.startswith("__")})
+def _functions(dtype: str, step: str, shape: Any) -> ModuleType:
+    common = _shared(dtype, shape)
+    found = _module(common.__name__ + step)
+    found.__dict__.update({name: value for name, value in vars(common).items() if not name.startswith("__")})
     name = f"<{found.__name__}>"
     linecache.cache[name] = (len(step), None, step.splitlines(True), name)  # for what Numba says
     exec(compile(step, name, "exec"), found.__dict__)
@@ -88,18 +113,25 @@ def _functions(dtype: str, step: str) -> ModuleType:
 
 
 @functools.cache
-def _shared(dtype: str) -> ModuleType:
-    """Return the functions that do not depend on a step."""
-    series = maths.series_single if dtype == "float32" else maths.series_double
-    found = _module(dtype + inspect.getsource(maths) + inspect.getsource(loops))
+def _shared(dtype: str, shape: Any) -> ModuleType:
     import math
 
     import numpy as np
 
+    from xlstm.engines.numba import atomics, vectors
+
+    text = "".join(inspect.getsource(module) for module in (maths, products, vectors, atomics, loops))
+    found = _module(f"{dtype} {shape}{text}")
     found.__dict__.update(maths.constants(dtype), U=np.uintp, np=np, math=math)
+    shared = {name: getattr(atomics, name) for name in ("count_up", "count_of", "let_others_run")}
+    found.__dict__.update(vectors.tiles(dtype, shape), **shared, DEPTH=products.DEPTH, PATCH=products.PATCH)
+    found.__dict__.update(UNITS=loops.UNITS, PATIENCE=loops.PATIENCE)
+    series = maths.series_single if dtype == "float32" else maths.series_double
     _bind(found, (series,))
     found.__dict__["series"] = found.__dict__[series.__name__]
     _bind(found, (maths.tanh, maths.exp, *SHARED))
+    _bind(found, (products.rows_times_vector,), FLAGS | {"reassoc"})
+    found.__dict__["PRODUCT"] = vectors.address(found.__dict__["product"], vectors.product_type(dtype))
     return found
 
 
@@ -114,7 +146,7 @@ def _module(text: str) -> ModuleType:
     return found
 
 
-def _bind(module: ModuleType, given: tuple[Callable[..., Any], ...]) -> None:
+def _bind(module: ModuleType, given: tuple[Callable[..., Any], ...], flags: Collection[str] = FLAGS) -> None:
     """Compile functions with the names of a module for their globals."""
     from xlstm.engines.numba.codecache import cached
 
@@ -122,7 +154,7 @@ def _bind(module: ModuleType, given: tuple[Callable[..., Any], ...]) -> None:
         assert isinstance(function, FunctionType)
         bound = FunctionType(function.__code__, module.__dict__, function.__name__)
         bound.__module__, bound.__qualname__ = module.__name__, function.__name__
-        compiled = cached(bound, nogil=True, fastmath={"contract", "nsz"}, error_model="numpy")
+        compiled = cached(bound, nogil=True, fastmath=set(flags), error_model="numpy")
         setattr(module, function.__name__, compiled)
 
 

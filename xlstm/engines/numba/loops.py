@@ -1,10 +1,13 @@
-"""The time loops of a cell and the products within, as plain Python that Numba compiles.
+"""The time loops of a cell, as plain Python that Numba compiles, and how threads share each step.
 
 `jit.functions` compiles them for a cell: it binds `step` to the cell's own step, which is made from its trace, and F to
-the dtype. `step(j, t, first, last, *arrays)` computes the units from `first` to `last` of time step t, of which the
-products of x are in row j of zx. Arrays are flat but for time and gates: M are the H units of n sequences.
+the dtype. Arrays of a step are flat: n sequences of H units, one after the other, for each gate. Arrays over all steps
+have the rows of the packed batch one after the other; `starts` has the first row of each step, and the end.
 
-Rows are those of a packed batch: `at` is the first row of step 0, and `width` is the distance from a step to the next.
+Every thread runs the whole loop. The work of a step has two parts, products and then the cell, and each of them is cut
+into pieces which threads take one by one (`take`), until none is left; then they wait until the last piece is done.
+So nobody waits for a thread that has not begun or that the system holds up, but for the piece that it has; and the bits
+of a result do not depend on who does a piece. Weights are packed as `products.py` says.
 """
 
 from __future__ import annotations
@@ -15,180 +18,284 @@ import numpy as np
 
 F: Any = np.float32
 U: Any = np.uintp  # an unsigned index never counts from the end
+MOST = 12  # rows of the largest tile, and slivers of those with less rows
+SLIVERS1 = SLIVERS2 = SLIVERS4 = SLIVERS6 = 1
+UNITS = 1024  # of the cell in a piece
+PATIENCE = 2000  # times that a waiting thread asks before it lets others have the core
 
 
-def step(j: int, t: int, first: int, last: int, *arrays: Any) -> None:
-    """Stand for the step of a cell."""
+def step(
+    zx: int, h: int, new_h: int, carry: int, new_carry: int, saved: int, first: int, last: int, *arrays: Any
+) -> None:
+    """Stand for the step of a cell, for its units from `first` to `last`.
+
+    In their arrays the products of x begin at `zx`, h before and after the step at `h` and `new_h`, the other states at
+    `carry` and `new_carry`, and what is saved at `saved`.
+    """
     raise NotImplementedError
 
 
-def multiply_vector(x: Any, W: Any, y: Any) -> None:
-    """Set y = x @ W, eight rows of W at a time."""
-    whole, high, wide = U(x.shape[0] // 8 * 8), U(x.shape[0]), U(y.shape[0])
-    y[:] = F(0)
-    for i in range(U(0), whole, U(8)):
-        p, q = x[i : i + U(8)], W[i : i + U(8)]
-        a, b, c, d, e, f, g, h = p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]
-        for j in range(wide):
-            y[j] += ((a * q[0, j] + b * q[1, j]) + (c * q[2, j] + d * q[3, j])) + (
-                (e * q[4, j] + f * q[5, j]) + (g * q[6, j] + h * q[7, j])
-            )
-    for i in range(whole, high):
-        a = x[i]
-        for j in range(wide):
-            y[j] += a * W[i, j]
+def call_product(*arguments: Any) -> None:
+    """Stand for `vectors.call_product`."""
+    raise NotImplementedError
 
 
-def multiply(W: Any, x: Any, y: Any, rows: int) -> None:
-    """Set y = W @ x with W in pieces (pieces, R, K) along x, `rows` rows at once.
+def rows_times_vector(*arguments: Any) -> None:
+    """Stand for `products.rows_times_vector`."""
+    raise NotImplementedError
 
-    With rows = 0 they are heads (G N, K, K), which go from the rows of a head to those of its gates, or the reverse.
+
+def count_up(counts: Any, index: int) -> int:
+    """Stand for `atomics.count_up`."""
+    raise NotImplementedError
+
+
+count_of: Any = count_up
+let_others_run: Any = count_up
+
+
+def take(counts: Any, at: int, k: int, size: int, pieces: int) -> int:
+    """Return a piece that nobody has taken, or -1: thread k of `size` begins with its own share.
+
+    A share is the same at every step, so that weights stay in the cache of a core.
     """
-    K = W.shape[2]
-    if rows == 0:
-        heads = min(x.shape[0], y.shape[0]) // K
-        if x.shape[0] < y.shape[0] or W.shape[0] == heads:
-            for j in range(W.shape[0]):
-                n = j % heads * K
-                np.dot(W[j], x[n : n + K], y[j * K : j * K + K])
-        else:
-            y[:] = F(0)
-            for j in range(W.shape[0]):
-                n = j % heads * K
-                y[n : n + K] += np.dot(W[j], x[j * K : j * K + K])
-        return
-    for i in range(0, W.shape[1], rows):
-        np.dot(W[0, i : i + rows], x[:K], y[i : i + rows])
-        for piece in range(1, W.shape[0]):
-            y[i : i + rows] += np.dot(W[piece, i : i + rows], x[piece * K : piece * K + K])
+    if size == 1:
+        counts[at] += 1
+        return counts[at] - 1 if counts[at] <= pieces else -1
+    for i in range(size):
+        owner = (k + i) % size
+        piece = owner * pieces // size + count_up(counts, at + owner)
+        if piece < (owner + 1) * pieces // size:
+            return piece
+    return -1
 
 
-def to_rows(columns: Any, rows: Any, at: int, first: int) -> None:
-    """Copy columns (H, n) to rows from `at` on, from column `first` on, in tiles of a cache line."""
-    at, first, high, wide = U(at), U(first), U(columns.shape[0]), U(columns.shape[1])
-    for tile in range(U(0), high, U(16)):
-        for one in range(wide):
-            for i in range(tile, min(tile + U(16), high)):
-                rows[at + one, first + i] = columns[i, one]
+def wait(counts: Any, at: int, size: int, pieces: int) -> None:
+    """Wait until all pieces are done, of which `counts` has the number after those of `take`."""
+    asked = 0
+    while count_of(counts, at + size) < pieces:
+        asked += 1
+        if asked > PATIENCE:
+            let_others_run()
 
 
-def to_columns(rows: Any, at: int, first: int, columns: Any) -> None:
-    """Copy rows from `at` on to columns (H, n)."""
-    at, first, high, wide = U(at), U(first), U(columns.shape[0]), U(columns.shape[1])
-    for tile in range(U(0), high, U(16)):
-        for one in range(wide):
-            for i in range(tile, min(tile + U(16), high)):
-                columns[i, one] = rows[at + one, first + i]
+def cut(n: int, slivers: int, heads: int, size: int) -> tuple[int, int, int]:
+    """Return the slivers and the rows of a piece of a product with n rows, and the number of pieces of a head.
+
+    A piece has whole tiles, and all rows unless there would be too few pieces for all threads.
+    """
+    left = n % MOST
+    group = SLIVERS6
+    if left == 1:
+        group = SLIVERS1
+    elif left == 2:
+        group = SLIVERS2
+    elif left in (3, 4):
+        group = SLIVERS4
+    elif left == 0 or left > 6:
+        group = 1
+    group = (heads * slivers // (4 * size) + group) // group * group
+    across, rows = (slivers + group - 1) // group, max(n, 1)
+    if heads * across < size:
+        rows = ((n + size - 1) // size + MOST - 1) // MOST * MOST
+    return group, rows, across * ((n + rows - 1) // rows)
 
 
-def add_to_columns(rows: Any, at: int, first: int, columns: Any) -> None:
-    """Add rows from `at` on to columns (H, n)."""
-    at, first, high, wide = U(at), U(first), U(columns.shape[0]), U(columns.shape[1])
-    for tile in range(U(0), high, U(16)):
-        for one in range(wide):
-            for i in range(tile, min(tile + U(16), high)):
-                columns[i, one] += rows[at + one, first + i]
+def product_piece(
+    where: int,
+    piece: int,
+    group: int,
+    rows: int,
+    a: Any,
+    at: int,
+    row: int,
+    n: int,
+    b: Any,
+    out: Any,
+    place: int,
+    line: int,
+    gate: int,
+    width: int,
+    add: bool,
+) -> None:
+    """Do a piece of a product, which has `rows` rows and `group` slivers; its function lies at `where`."""
+    slivers = b.shape[0]
+    across = (slivers + group - 1) // group
+    q, i = piece % across * group, piece // across * rows
+    some, stop = min(rows, n - i), min(q + group, slivers)
+    call_product(where, a, at + i * row, row, some, b, q, stop, out, place + i * line, line, gate, width, add)
 
 
 def forward(
+    where: int,
+    k: int,
+    size: int,
+    first: int,
+    last: int,
+    counts: Any,
     x: Any,
-    y: Any,
-    at: int,
-    width: int,
-    steps: int,
+    hs: Any,
+    starts: Any,
     Wx: Any,
     Wh: Any,
-    rowsx: int,
-    rowsh: int,
-    xs: Any,
     zx: Any,
     zh: Any,
-    h: Any,
+    lean: bool,
     *arrays: Any,
 ) -> None:
-    """Run a segment: the products of x and of h, the cell, and y."""
-    n = xs.shape[1]
-    zxs, zhs, hs = zx.reshape(zx.size // n, n), zh.reshape(zh.size // n, n), h.reshape(h.size // n, n)
-    for t in range(steps):
-        row = at + t * width
-        if Wx.size:
-            to_columns(x, row, 0, xs)
-            multiply(Wx, xs, zxs, rowsx)
-        else:
-            to_columns(x, row, 0, zxs)
-        multiply(Wh, hs, zhs, rowsh)
-        step(0, t, 0, h.size, zx, zh, h, *arrays)
-        to_rows(hs, y, row, 0)
+    """Run all steps of the sequences from `first` to `last` as thread k of `size`.
 
-
-def forward_alone(
-    x: Any, y: Any, at: int, steps: int, WxT: Any, WhT: Any, zx: Any, zh: Any, h: Any, *arrays: Any
-) -> None:
-    """Run a segment of one sequence, where the products of x of a block of steps are one product."""
-    block = zx.shape[0]
-    rows = zx.reshape(block, zx.size // block)
-    for start in range(0, steps, block):
-        some = min(block, steps - start)
-        np.dot(x[at + start : at + start + some], WxT, rows[:some])
-        for j in range(some):
-            multiply_vector(h, WhT, zh.reshape(zh.size))
-            step(j, start + j, 0, h.size, zx, zh, h, *arrays)
-            y[at + start + j, :] = h
+    hs has h of the sequences of the first step, and then takes that after every step. The products of x are made for
+    as many steps as zx (G, rows * H) holds. If `lean`, the states but h have two places, of
+    which a step reads one and writes the other: in one alone numbers would depend on each other, and LLVM makes no
+    vectors of them. `where` is the address of `products.product`.
+    """
+    (H, D), flat, n0 = (hs.shape[1], x.shape[1]), hs.reshape(hs.size), starts[1] - starts[0]
+    heads, slivers, K = Wh.shape[0], Wh.shape[1], Wh.shape[2]
+    line, only = counts.size // (2 * (starts.size - 1)), Wh[0]
+    xs, zxs, zhs = x.reshape(x.size), zx.reshape(zx.size), zh.reshape(zh.size)
+    until = origin = rows = group = high = some = wide = tall = 0
+    for t in range(starts.size - 1):
+        n, before = min(last, starts[t + 1] - starts[t]) - first, starts[t - 1] + n0 if t else 0
+        if n <= 0:
+            break
+        fresh = 0
+        if t == until:
+            origin, until, fresh = starts[t], t + 1, n
+            while last - first == n0 and until < starts.size - 1 and (starts[until + 1] - origin) * H <= zx.shape[1]:
+                until += 1
+                fresh = starts[until] - origin
+        if n != rows:
+            rows, (group, high, some) = n, cut(n, slivers, heads, size)
+        few = 0
+        if fresh > 0:
+            wide, tall, few = cut(fresh, Wx.shape[0], 1, size)
+            if Wx.size == 0:
+                few = 1
+        pieces, at = few + heads * some, 2 * t * line
+        while True:
+            piece = take(counts, at, k, size, pieces)
+            if piece < 0:
+                break
+            if piece >= few:
+                head, piece = (piece - few) // some, (piece - few) % some
+                place, W = first * H + head * K, only if heads == 1 else Wh[head]
+                product_piece(
+                    where, piece, group, high, flat, before * H + place, H, n, W, zhs, place, H, zh.shape[1], K, False
+                )
+            elif Wx.size:
+                row, place = (origin + first) * D, first * H
+                product_piece(where, piece, wide, tall, xs, row, D, fresh, Wx, zxs, place, H, zx.shape[1], H, False)
+            else:
+                for g in range(zh.shape[0]):
+                    for s in range(first, first + fresh):
+                        for unit in range(H):
+                            zx[g, s * H + unit] = x[origin + s, g * H + unit]
+            count_up(counts, at + size)
+        wait(counts, at, size, pieces)
+        units, at = n * H, (2 * t + 1) * line
+        pieces = (units + UNITS - 1) // UNITS
+        p, q = (t % 2 * n0, (t + 1) % 2 * n0) if lean else (before, starts[t] + n0)
+        while True:
+            piece = take(counts, at, k, size, pieces)
+            if piece < 0:
+                break
+            begin, end = first * H + piece * UNITS, first * H + min(units, (piece + 1) * UNITS)
+            j, r = (starts[t] - origin) * H, starts[t] * H
+            step(j, before * H, r + n0 * H, p * H, q * H, r, begin, end, zx, zh, flat, *arrays)
+            count_up(counts, at + size)
+        wait(counts, at, size, pieces)
 
 
 def forward_step(x: Any, Wx: Any, Wh: Any, h: Any, *arrays: Any) -> None:
-    """Run one step of one sequence."""
-    G = Wx.shape[0] // h.size
-    zx, zh = np.empty((1, G, h.size), F), np.empty((G, h.size), F)
-    np.dot(Wx, x, zx.reshape(zx.size))
-    np.dot(Wh, h, zh.reshape(zh.size))
-    step(0, 0, 0, h.size, zx, zh, h, *arrays)
+    """Run one step of one sequence, with weights as they are; states (2 H,) are the old ones and room for new ones."""
+    H = h.size // 2
+    G = Wx.shape[0] // H
+    zx, zh = np.empty((G, H), F), np.empty((G, H), F)
+    rows_times_vector(Wx, x, zx.reshape(zx.size))
+    rows_times_vector(Wh, h[:H], zh.reshape(zh.size))
+    step(0, 0, H, 0, H, 0, 0, H, zx, zh, h, *arrays)
 
 
 def backward(
+    where: int,
+    k: int,
+    size: int,
+    first: int,
+    last: int,
+    counts: Any,
     dy: Any,
-    at: int,
-    width: int,
-    steps: int,
-    WhT: Any,
-    rows: int,
+    starts: Any,
+    Wh: Any,
     dZ: Any,
     dQ: Any,
     dz: Any,
     dzh: Any,
-    dh0: Any,
+    direct: bool,
     dh: Any,
     *arrays: Any,
 ) -> None:
-    """Differentiate a segment; dQ and dh0 take what `Gradients` and the cell keep apart, or are empty."""
-    H = WhT.shape[1] if rows else WhT.shape[0] // dz.shape[0] * WhT.shape[1]  # without rows of a tile these are heads
-    R, n = H * dz.shape[0], dh.size // H
-    dhs, dzs, dzhs = dh.reshape(H, n), dz.reshape(R, n), dzh.reshape(R, n)
-    for t in range(steps - 1, -1, -1):
-        row = at + t * width
-        if dy.size:
-            add_to_columns(dy, row, 0, dhs)
-        step(0, t, 0, dh.size, dz, dzh, dh0, dh, *arrays)
-        to_rows(dzs, dZ, row, 0)
-        multiply(WhT, dzhs, dhs, rows)
-        if dQ.size:
-            to_rows(dzhs, dQ, row, 0)
-        if dh0.size:
-            dh += dh0
+    """Differentiate all steps of the sequences from `first` to `last` as thread k of `size`.
+
+    dh and the gradients of the other states are those of the final state, and become those of the initial one. dQ
+    takes the gradients of the products of h, or is empty where these are those of x. If `direct`, the cell has a
+    gradient of h before the step, which it writes to dh. Wh (heads, G, ...) is packed for products with the gradients
+    of one gate.
+    """
+    heads, G, slivers, K = Wh.shape[:4]
+    H, n0 = heads * K, starts[1] - starts[0]
+    line = counts.size // (2 * (starts.size - 1))
+    rows = group = high = some = 0
+    dzhs = dzh.reshape(dzh.size)
+    for t in range(starts.size - 2, -1, -1):
+        n, before = min(last, starts[t + 1] - starts[t]) - first, starts[t - 1] + n0 if t else 0
+        if n <= 0:
+            continue
+        units, r, at = n * H, starts[t] * H, 2 * t * line
+        pieces = (units + UNITS - 1) // UNITS
+        while True:
+            piece = take(counts, at, k, size, pieces)
+            if piece < 0:
+                break
+            begin, end = first * H + piece * UNITS, first * H + min(units, (piece + 1) * UNITS)
+            if dy.size:
+                add(dy, r, dh, begin, end)
+            step(0, 0, 0, before * H, 0, r, begin, end, dz, dzh, dh, dh, *arrays)
+            for g in range(G):
+                to_rows(dz[g], dZ, starts[t], g * H, H, begin, end)
+                if dQ.size:
+                    to_rows(dzh[g], dQ, starts[t], g * H, H, begin, end)
+            count_up(counts, at + size)
+        wait(counts, at, size, pieces)
+        if n != rows:
+            rows, (group, high, some) = n, cut(n, slivers, heads, size)
+        pieces, at = heads * some, (2 * t + 1) * line
+        while True:
+            piece = take(counts, at, k, size, pieces)
+            if piece < 0:
+                break
+            head, piece, place = piece // some, piece % some, first * H + piece // some * K
+            for g in range(G):
+                start, more = g * dz.shape[1] + place, g > 0 or direct
+                product_piece(where, piece, group, high, dzhs, start, H, n, Wh[head, g], dh, place, H, 0, K, more)
+            count_up(counts, at + size)
+        wait(counts, at, size, pieces)
 
 
-def backward_alone(
-    dy: Any, at: int, steps: int, Wh: Any, dZ: Any, dQ: Any, dz: Any, dzh: Any, dh0: Any, dh: Any, *arrays: Any
-) -> None:
-    """Differentiate a segment of one sequence."""
-    for t in range(steps - 1, -1, -1):
-        row = at + t
-        if dy.size:
-            dh += dy[row]
-        step(0, t, 0, dh.size, dz, dzh, dh0, dh, *arrays)
-        dZ[row, :] = dz.reshape(dz.size)
-        multiply_vector(dzh.reshape(dz.size), Wh, dh)
-        if dQ.size:
-            dQ[row, :] = dzh.reshape(dz.size)
-        if dh0.size:
-            dh += dh0
+def add(rows: Any, at: int, to: Any, first: int, last: int) -> None:
+    """Add numbers of rows, from the place `at` on, to those of an array from `first` to `last`."""
+    flat, at = rows.reshape(rows.size), U(at)
+    for i in range(U(first), U(last)):
+        to[i] += flat[at + i]
+
+
+def to_rows(units: Any, rows: Any, at: int, column: int, H: int, first: int, last: int) -> None:
+    """Copy the units from `first` to `last`, H to a row, to rows from `at` on, from a column on."""
+    i = first
+    while i < last:
+        s = i // H
+        end = min(last, (s + 1) * H)
+        row, begin, to = U(at + s), U(s * H), U(column)
+        for unit in range(U(i), U(end)):
+            rows[row, to + (unit - begin)] = units[unit]
+        i = end

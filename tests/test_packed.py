@@ -1,0 +1,174 @@
+"""Products of packed matrices for every length of vectors, and how threads share the steps of a compiled loop."""
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests.conftest import force, make_backend
+from tests.layers import inputs_of, run
+from xlstm.arrays import threads
+from xlstm.engines.numba import jit
+
+pytestmark = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
+LENGTHS = (16, 32, 64)  # bytes: NEON, AVX2, AVX-512
+ROUNDING = {"float32": 2e-6, "float64": 4e-15}
+PAD = 64
+
+
+@pytest.fixture(params=LENGTHS)
+def length(request, monkeypatch):
+    """Code for vectors of so many bytes, whatever the processor has."""
+    from xlstm.engines.numba import vectors
+
+    monkeypatch.setenv(vectors.VARIABLE, str(request.param))
+    monkeypatch.setenv(jit.VARIABLE, "1")
+    vectors.shape.cache_clear()
+    yield request.param
+    vectors.shape.cache_clear()
+
+
+def guarded(values):
+    """An array amid numbers that are none, and a function that says whether these are still what they were."""
+    room = np.full(values.size + 2 * PAD, np.nan, values.dtype)
+    room[PAD:-PAD] = values.reshape(-1)
+    return room[PAD:-PAD].reshape(values.shape), lambda: bool(np.isnan(room[:PAD]).all() & np.isnan(room[-PAD:]).all())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_products_of_every_number_of_rows_and_columns(rng, length, dtype):
+    """And nothing before or after an array is read or written, since a NaN would reach the result."""
+    compiled = jit.shared(dtype)
+    assert compiled.COLUMNS * np.dtype(dtype).itemsize == 2 * length
+    for n in (*range(1, 14), 17, 24, 33):
+        gates, K, width = int(rng.integers(1, 5)), int(rng.integers(1, 40)), int(rng.integers(1, 70))
+        W, _ = guarded(rng.standard_normal((gates, width, K)).astype(dtype))
+        a, _ = guarded(rng.standard_normal((n, K)).astype(dtype))
+        out, intact = guarded(np.full((gates, n, width), 3.0, dtype))
+        packed, whole = guarded(np.full((gates * -(-width // compiled.COLUMNS), K, compiled.COLUMNS), 5.0, dtype))
+        compiled.pack_transposed(W, packed)
+        assert whole()
+        expected = a @ W.swapaxes(1, 2)
+        scale = np.abs(a) @ np.abs(W).swapaxes(1, 2)
+        for add, before in ((False, 0.0), (True, expected)):
+            compiled.product(
+                a.reshape(-1), 0, K, n, packed, 0, packed.shape[0], out.reshape(-1), 0, width, n * width, width, add
+            )
+            assert intact()
+            assert np.all(np.abs(out - expected - before) <= 2 * ROUNDING[dtype] * np.maximum(scale, 1))
+        again = np.empty_like(packed)
+        compiled.pack(np.ascontiguousarray(W.swapaxes(1, 2)), again)
+        np.testing.assert_array_equal(again, packed)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_products_over_rows(rng, length, dtype):
+    compiled = jit.shared(dtype)
+    for N, M, widths in ((1, 1, (1, 1)), (7, 13, (3, 40)), (300, 25, (33, 64)), (700, 50, (1, 2))):
+        a, _ = guarded(rng.standard_normal((N, M)).astype(dtype))
+        bs = tuple(guarded(rng.standard_normal((N, width)).astype(dtype))[0] for width in widths)
+        outs, intact = zip(*(guarded(np.zeros((M, width), dtype)) for width in widths), strict=True)
+        cut = M // 3
+        for first, last in ((0, cut), (cut, M)):
+            compiled.products_over_rows(a, bs, outs, first, last)
+        for b, out, unchanged in zip(bs, outs, intact, strict=True):
+            assert unchanged()
+            assert np.all(np.abs(out - a.T @ b) <= 2 * ROUNDING[dtype] * np.maximum(np.abs(a.T) @ np.abs(b), 1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("K", [1, 40, 600, 1100, 2500])
+def test_products_of_rows(rng, length, dtype, K):
+    """In blocks of rows of the second factor, the last of them partly empty."""
+    from xlstm.engines.numba import weights
+
+    a, b = (rng.standard_normal(shape).astype(dtype) for shape in ((61, K), (K, 45)))
+    (out,), ((rows, call),) = weights.products(jit.shared(dtype), [(a, b)])
+    assert rows == 61
+    for first, last in ((0, 7), (7, 61)):
+        call(first, last)
+    assert np.all(np.abs(out - a @ b) <= 4 * ROUNDING[dtype] * np.maximum(np.abs(a) @ np.abs(b), 1))
+
+
+def test_places_beyond_two_to_the_31(rng):
+    """Arrays of 8 GB of which a few pages are used."""
+    compiled, n, K, width = jit.shared("float32"), 3, 5, 7
+    at = 2**31 + 123
+    a, out = np.zeros(at + n * K, np.float32), np.zeros(at + n * width, np.float32)
+    a[at:] = rng.standard_normal(n * K)
+    W = rng.standard_normal((1, width, K)).astype(np.float32)
+    packed = np.empty((-(-width // compiled.COLUMNS), K, compiled.COLUMNS), np.float32)
+    compiled.pack_transposed(W, packed)
+    compiled.product(a, at, K, n, packed, 0, packed.shape[0], out, at, width, 0, width, False)
+    np.testing.assert_allclose(out[at:].reshape(n, width), a[at:].reshape(n, K) @ W[0].T, rtol=1e-5, atol=1e-6)
+    assert not out[:1000].any()
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("LSTM", "float32"), ("GRU", "float64"), ("sLSTM", "float32")])
+def test_layers_with_vectors_of_every_length(rng, monkeypatch, length, kind, dtype):
+    """Every array of the engine lies amid numbers that are none, and these stay what they were."""
+    layer = xlstm.sLSTM(5, 38, num_heads=2) if kind == "sLSTM" else getattr(xlstm, kind)(5, 19)
+    params, x, state = inputs_of(layer, make_backend("numpy", dtype), rng, 6, 14)
+    lengths = [6, 0, 5, 6, 1, 2, 6, 4, 4, 3, 6, 1, 0, 2]
+    empty, rooms = np.empty, []
+
+    def room(shape, dtype=float, order="C"):
+        if np.dtype(dtype).kind != "f":
+            return empty(shape, dtype, order)
+        made, intact = guarded(empty(shape, dtype))
+        rooms.append(intact)
+        return made
+
+    run(layer, params, x, state, lengths)  # compiled by now
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "empty", room)
+        found = run(layer, params, x, state, lengths)
+    assert len(rooms) > 5
+    assert all(intact() for intact in rooms)
+    monkeypatch.setenv(jit.VARIABLE, "0")
+    expected = run(layer, params, x, state, lengths)
+    tolerance = {"float32": 3e-5, "float64": 1e-11}[dtype]
+    for name, array in expected.items():
+        limit = tolerance * max(1.0, np.max(np.abs(array), initial=0))
+        np.testing.assert_allclose(found[name], array, rtol=0, atol=limit, err_msg=name)
+
+
+@pytest.mark.parametrize("plan", ["parts", "shared"])
+@pytest.mark.parametrize("B", [1, 2, 13, 40])
+def test_bits_do_not_depend_on_who_works(rng, monkeypatch, plan, B):
+    monkeypatch.setenv(jit.VARIABLE, "1")
+    layer = xlstm.LSTM(7, 33)
+    params, x, state = inputs_of(layer, make_backend("numpy", "float32"), rng, 9, B)
+    results = []
+    for count in (1, 2, 3, 7):
+        for workers in (True, False):  # without any the thread that calls does the tasks of all threads in turn
+            with monkeypatch.context() as patch:
+                force(plan, patch, count)
+                if not workers:
+                    patch.setattr(threads.pool, "employ", lambda wanted: 0)
+                results.append(run(layer, params, x, state))
+        for name, array in results[-1].items():
+            np.testing.assert_array_equal(array, results[-2][name], err_msg=f"{count} {name}")
+            if plan == "shared":  # parts of the batch end at other places, beside which no whole vector is left
+                np.testing.assert_array_equal(array, results[0][name], err_msg=f"{count} {name}")
+
+
+def test_each_piece_is_taken_once():
+    loops = jit.shared("float32")
+    for size in (1, 2, 3, 8):
+        for pieces in (0, 1, 2, 7, 16):
+            counts = np.zeros(size + 1, np.int64)
+            taken = []
+            for k in reversed(range(size)):
+                while (piece := loops.take(counts, 0, k, size, pieces)) >= 0:
+                    taken.append(piece)
+            assert sorted(taken) == list(range(pieces))
+
+
+def test_a_wrong_length_of_vectors_is_refused(monkeypatch):
+    from xlstm.engines.numba import vectors
+
+    monkeypatch.setenv(vectors.VARIABLE, "48")
+    vectors.shape.cache_clear()
+    with pytest.raises(ValueError, match=r"^XLSTM_VECTOR_BYTES: '48', expected one of 16, 32, 64$"):
+        vectors.shape("float32")
+    vectors.shape.cache_clear()

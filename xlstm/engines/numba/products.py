@@ -1,0 +1,215 @@
+"""Matrix products for compiled loops, as plain Python that Numba compiles; `vectors.py` has the innermost loop.
+
+The factor on the right is packed: `slivers` of `columns` columns, two vectors of the processor, each with all its rows
+one after the other, (slivers, K, columns). Packed once, it serves all steps of a loop, where BLAS packs at every call.
+Sums run over k in order, so the bits of a result do not depend on how the work is divided.
+
+`jit` binds the names below to a dtype's own functions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+F: Any = np.float32
+U: Any = np.uintp
+MOST, COLUMNS = 12, 32  # rows of the largest tile, and columns of a sliver
+SLIVERS1 = SLIVERS2 = SLIVERS4 = SLIVERS6 = 1  # slivers that a tile of so many rows takes
+
+DEPTH = 256  # so many rows of both factors of `products_over_rows` stay in the cache
+PATCH = 64  # rows and columns of a patch that is transposed within the nearest cache
+
+
+def tile(*arguments: Any) -> None:
+    """Stand for `vectors.tile` with MOST rows; tile1 to tile8 have as many rows as their names say."""
+    raise NotImplementedError
+
+
+tile1 = tile2 = tile4 = tile6 = tile8 = tile_down = tile
+
+
+def pack(W: Any, packed: Any) -> None:
+    """Pack matrices (gates, K, columns), one after the other."""
+    gates, K = W.shape[0], W.shape[1]
+    per = packed.shape[0] // gates
+    for g in range(gates):
+        for q in range(per):
+            pack_sliver(W[g], 0, K, q * COLUMNS, packed[g * per + q])
+
+
+def pack_sliver(W: Any, start: int, K: int, column: int, sliver: Any) -> None:
+    """Copy K rows of a matrix from row `start` and a column on to a sliver, which zeros make whole."""
+    some = min(COLUMNS, W.shape[1] - column)
+    start, column = U(start), U(column)
+    if some == COLUMNS:
+        for k in range(U(K)):
+            for j in range(U(COLUMNS)):
+                sliver[k, j] = W[start + k, column + j]
+    else:
+        for k in range(U(K)):
+            for j in range(U(some)):
+                sliver[k, j] = W[start + k, column + j]
+            for j in range(U(some), U(COLUMNS)):
+                sliver[k, j] = F(0)
+    for k in range(U(K), U(sliver.shape[0])):
+        for j in range(U(COLUMNS)):
+            sliver[k, j] = F(0)
+
+
+def pack_transposed(W: Any, packed: Any) -> None:
+    """Pack the transposed of matrices (gates, columns, K), one after the other."""
+    gates, wide, K = W.shape
+    per = packed.shape[0] // gates
+    for sliver in range(packed.shape[0]):
+        g, first = U(sliver // per), sliver % per * COLUMNS
+        some, to = U(min(COLUMNS, wide - first)), packed[sliver]
+        if some < U(COLUMNS):
+            to.fill(F(0))
+        for start in range(0, K, PATCH):
+            stop = U(min(K, start + PATCH))
+            for j in range(some):
+                for k in range(U(start), stop):
+                    to[k, j] = W[g, U(first) + j, k]
+
+
+def product(
+    a: Any,
+    at: int,
+    row: int,
+    n: int,
+    b: Any,
+    first: int,
+    stop: int,
+    out: Any,
+    place: int,
+    line: int,
+    gate: int,
+    width: int,
+    add: bool,
+) -> None:
+    """Multiply n rows by slivers from `first` to `stop` of packed matrices, one for each gate g, of `width` columns:
+
+        out[place + g gate + i line + j] = sum over k of a[at + i row + k] b[k, g, j]
+
+    or add this to it. Indices count numbers from the first of an array. Each sliver comes from far memory once, for all
+    rows, and the next one is asked for meanwhile. `first` is a multiple of the slivers that
+    the tile of the last rows takes.
+    """
+    K, columns = b.shape[1], b.shape[2]
+    per, whole = (width + columns - 1) // columns, n // MOST * MOST
+    left, last, end = n - whole, at + whole * row, place + whole * line
+    for q in range(first, stop):
+        for i in range(0, whole, MOST):
+            ahead = (columns + i // MOST * (columns // 2)) * K
+            tile(a, at + i * row, row, MOST, b, q, ahead, out, place + i * line, line, gate, width, per, add)
+        # The tiles of few rows take several slivers, when the last of these is reached.
+        q1, final = q + 1, q + 1 == stop
+        if left == 0:
+            pass
+        elif left == 1:
+            if final or q1 % SLIVERS1 == 0:
+                q -= q % SLIVERS1
+                tile1(a, last, row, left, b, q, 0, out, end, line, gate, width, per, add)
+        elif left == 2:
+            if final or q1 % SLIVERS2 == 0:
+                q -= q % SLIVERS2
+                tile2(a, last, row, left, b, q, 0, out, end, line, gate, width, per, add)
+        elif left <= 4:
+            if final or q1 % SLIVERS4 == 0:
+                q -= q % SLIVERS4
+                tile4(a, last, row, left, b, q, 0, out, end, line, gate, width, per, add)
+        elif left <= 6:
+            if final or q1 % SLIVERS6 == 0:
+                q -= q % SLIVERS6
+                tile6(a, last, row, left, b, q, 0, out, end, line, gate, width, per, add)
+        elif left <= 8:
+            tile8(a, last, row, left, b, q, columns * K, out, end, line, gate, width, per, add)
+        else:
+            tile(a, last, row, left, b, q, columns * K, out, end, line, gate, width, per, add)
+
+
+def product_of_rows(a: Any, b: Any, out: Any, first: int, last: int) -> None:
+    """Set the rows from `first` to `last` of out (n, width) = a (n, K) @ b.
+
+    b is packed by blocks of its rows, (blocks, slivers, k, columns). Some rows of a are copied side by side, since rows
+    whose distance is a power of two would fall into few places of the nearest cache.
+    """
+    (K, width), blocks, slivers, deep = (a.shape[1], out.shape[1]), b.shape[0], b.shape[1], b.shape[2]
+    line, flat = deep + COLUMNS // 2, out.reshape(out.size)
+    room = np.empty(4 * MOST * line, F)
+    for start in range(first, last, 4 * MOST):
+        n = min(4 * MOST, last - start)
+        for block in range(blocks):
+            some = min(deep, K - block * deep)
+            for i in range(n):
+                row, place, column = U(start + i), U(i * line), U(block * deep)
+                for k in range(U(some)):
+                    room[place + k] = a[row, column + k]
+                for k in range(U(some), U(deep)):
+                    room[place + k] = F(0)
+            product(room, 0, line, n, b[block], 0, slivers, flat, start * width, width, 0, width, block > 0)
+
+
+def products_over_rows(a: Any, bs: Any, outs: Any, first: int, last: int) -> None:
+    """Set the rows from `first` to `last` of each out (M, width) = a^T b, from rows a (N, M) and b (N, width)."""
+    N, panels = a.shape[0], (last - first + MOST - 1) // MOST
+    left, right = np.empty((panels, DEPTH, MOST), F), np.empty((1, DEPTH, COLUMNS), F)
+    for start in range(0, N, DEPTH):
+        some = min(DEPTH, N - start)
+        pack_panels(a, start, some, first, last, left)
+        for b, out in zip(bs, outs):  # noqa: B905
+            width = b.shape[1]
+            for column in range(0, width, COLUMNS):
+                pack_sliver(b, start, some, column, right[0])
+                rows = right[:, :some]
+                for p in range(panels):
+                    i = first + p * MOST
+                    n, rest, place = min(MOST, last - i), width - column, i * width + column
+                    tile_down(left, p * DEPTH * MOST, 0, n, rows, 0, 0, out, place, width, 0, rest, 1, start > 0)
+
+
+def vector_over_rows(a: Any, b: Any, out: Any, first: int, last: int) -> None:
+    """Set the rows from `first` to `last` of out (M, 1) = a^T b, from rows a (N, M) and b (N, 1)."""
+    first, last = U(first), U(last)
+    for i in range(first, last):
+        out[i, 0] = F(0)
+    for k in range(U(a.shape[0])):
+        for i in range(first, last):
+            out[i, 0] += a[k, i] * b[k, 0]
+
+
+def pack_panels(a: Any, start: int, K: int, first: int, last: int, panels: Any) -> None:
+    """Copy K rows of the columns from `first` to `last` of a matrix, MOST columns to a panel (K, MOST).
+
+    The last column of all fills the last panel.
+    """
+    whole, rest = U((last - first) // MOST), (last - first) % MOST
+    start, first = U(start), U(first)
+    for k in range(U(K)):
+        for p in range(whole):
+            for i in range(U(MOST)):
+                panels[p, k, i] = a[start + k, first + p * U(MOST) + i]
+    if rest:
+        for k in range(U(K)):
+            for i in range(U(MOST)):
+                panels[whole, k, i] = a[start + k, first + whole * U(MOST) + min(i, U(rest - 1))]
+
+
+def rows_times_vector(W: Any, x: Any, y: Any) -> None:
+    """Set y = W @ x, four rows at a time; sums are in the order that is quickest."""
+    whole, high, wide = U(y.shape[0] // 4 * 4), U(y.shape[0]), U(x.shape[0])
+    for i in range(U(0), whole, U(4)):
+        a, b, c, d = F(0), F(0), F(0), F(0)
+        for k in range(wide):
+            a += W[i, k] * x[k]
+            b += W[i + U(1), k] * x[k]
+            c += W[i + U(2), k] * x[k]
+            d += W[i + U(3), k] * x[k]
+        y[i], y[i + U(1)], y[i + U(2)], y[i + U(3)] = a, b, c, d
+    for i in range(whole, high):
+        a = F(0)
+        for k in range(wide):
+            a += W[i, k] * x[k]
+        y[i] = a

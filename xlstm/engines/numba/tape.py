@@ -1,0 +1,217 @@
+"""A pass of compiled loops over one layer and direction: its arrays, how threads share it, and what it keeps."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xlstm.arrays import threads, workspace
+from xlstm.arrays.namespace import Array
+from xlstm.engines.numba import codegen
+from xlstm.engines.numba.codegen import Kernel, Kernels
+from xlstm.engines.numba.weights import contiguous, for_gradients, for_inputs, for_states, products
+from xlstm.engines.segments import Widths, split
+from xlstm.engines.step import Step
+from xlstm.engines.tape import Gradients, Kept, Tape
+
+# Rows of x whose products are made at once: of several steps, where a step has few.
+ROWS = 48
+# A thread has at least so many multiplications at a step, some 5 us, beside which waiting for the others is little.
+STEP = 1 << 19
+# So many multiplications over all steps are worth a second thread: to wake it takes 0.1 ms.
+LARGE = 10**7
+# Up to so many weights the threads share the batch, at least COLUMNS sequences each: weights stay in the cache of a
+# core, and nothing goes from one to another. With more of them they share the products of each step.
+NEAR, COLUMNS = 1 << 20, 8
+LINE = 8  # numbers of a cache line: threads that count in one wait for each other
+DTYPES = {np.dtype(name): name for name in ("float32", "float64")}
+NO_ROWS = {dtype: np.empty((0, 0), dtype) for dtype in DTYPES}
+
+
+class NumbaTape(Tape):
+    """A pass over one layer and direction: it makes the arrays, runs the loops, and keeps what they wrote.
+
+    Attributes
+    ----------
+    carry : dict of str to array (n + N, H)
+        The states but h, in rows as `hs` has them.
+    saved : dict of str to array (rows, N, H) or (N, H)
+        What the cell saved.
+    """
+
+    def __init__(self, engine: Any, step: Step, widths: Widths, x: Array, h0: Array) -> None:
+        super().__init__(engine, step, widths, x, h0)
+        self.x = contiguous(x)
+        self.carry: dict[str, Array] = {}
+        self.saved: dict[str, Array] = {}
+        if len(widths) == 1 and self.first:
+            self.starts = np.arange(0, x.shape[0] + 1, widths[0][1])  # the first row of every step, and the end
+        else:
+            n = np.repeat([n for _, n in widths], [k for k, _ in widths])
+            self.starts = np.concatenate(([0], np.cumsum(n))).astype(np.int64)
+
+    @property
+    def kernels(self) -> Kernels:
+        """The compiled loops of the cell, which a copy looks up again."""
+        found: Kernels = self.step.compiled or kernels(self.step)
+        return found
+
+    def forward(self, state: Sequence[Array], keep: str) -> list[Array]:
+        """Run all steps; return the state of each sequence of the first step at its own end."""
+        step, found, lean = self.step, self.kernels.step, keep == "nothing"
+        kernel = self.kernels.forward if keep == "all" else self.kernels.lean
+        loops = kernel.loops
+        H, first, N = step.H, self.first, self.x.shape[0]
+        for name, start in zip(found.carried, state[1:], strict=True):
+            self.carry[name] = workspace.empty(np, (2 * first if lean else first + N, H), self.x)
+            self.carry[name][:first] = start[:, :first].T
+        if keep == "all":
+            shapes = {name: (N, H) if rows is None else (rows, N, H) for name, rows in found.saved.items()}
+            self.saved = {name: workspace.empty(np, shape, self.x) for name, shape in shapes.items()}
+        zx = np.empty((step.G, max(first, min(N, ROWS)) * H), self.x.dtype)
+        zh = np.empty((step.G, first * H), self.x.dtype)
+        self._run(
+            kernel,
+            "forward",
+            (self.x, self.hs, self.starts, for_inputs(step, loops), for_states(step, loops), zx, zh, lean),
+            self.carry | self.saved,
+        )
+        last = self._last()
+        rows = np.arange(first)
+        ends = first + self.starts[last] + rows
+        place = (last + 1) % 2 * first + rows if lean else ends
+        after = [self.hs[ends], *(c[place] for c in self.carry.values())]
+        if lean:
+            self.carry = {}
+        return [a.T for a in after]
+
+    def backward(self, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
+        """Differentiate all steps; return the gradients of every step, and those of the initial state."""
+        step, first, found, kernel = self.step, self.first, Gradients(self), self.kernels.backward
+        dh, *dcarry = [np.array(d[:, :first].T, order="C") for d in dstate]
+        dZ = workspace.empty(np, (self.x.shape[0], step.R), self.x)
+        found.arrays["zx"], dQ = dZ.T, NO_ROWS[dZ.dtype]
+        dz = dzh = np.empty((step.G, first * step.H), dZ.dtype)
+        if self.kernels.apart:
+            dQ, dzh = workspace.empty(np, dZ.shape, self.x), np.empty_like(dz)
+            found.arrays["zh"] = dQ.T
+        dy = NO_ROWS[dZ.dtype] if dy is None else contiguous(dy)
+        flat = dh.reshape(dh.size)
+        gradients = {f"d{name}": d for name, d in zip(self.carry, dcarry, strict=True)}
+        self._run(
+            kernel,
+            "backward",
+            (dy, self.starts, for_gradients(step, kernel.loops), dZ, dQ, dz, dzh, self.kernels.direct, flat),
+            self.carry | self._whole() | gradients,
+        )
+        return found, [d.T for d in (dh, *dcarry)]
+
+    def _run(self, kernel: Kernel, loop: str, given: tuple[Any, ...], arrays: dict[str, Array]) -> None:
+        """Run a loop on as many threads as its steps are worth."""
+        steps, step = self.starts.size - 1, self.step
+        flat = {name: a.reshape(*a.shape[:-2], a.shape[-1] * a.shape[-2]) for name, a in arrays.items()}
+        flat |= constants(step, self.first)
+        call = getattr(kernel.loops, loop)
+        more = [flat[name] for name in kernel.names]
+
+        def task(k: int, size: int, first: int, last: int, counts: Array) -> None:
+            call(kernel.loops.PRODUCT, k, size, first, last, counts, *given, *more)
+
+        parts, size = division(step.Wh.size, self.first, steps)
+        if parts > 1:
+            spans = [(part[0].first, part[0].first + part[0].n) for part in split(self.widths, parts)]
+            tasks = [functools.partial(task, 0, 1, *span, _counts(steps, 1)) for span in spans]
+        else:
+            counts = _counts(steps, size)
+            tasks = [functools.partial(task, k, size, 0, self.first, counts) for k in range(size)]
+        threads.team(len(tasks)).run(tasks)
+
+    def products(self, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
+        """Return the products a @ b of matrices, each over all steps."""
+        outs, calls = products(self.kernels.backward.loops, pairs)
+        size = threads.wanted() if sum(a.size * b.shape[1] for a, b in pairs) > LARGE else 1
+
+        def share(k: int) -> None:
+            for rows, call in calls:
+                call(rows * k // size, rows * (k + 1) // size)
+
+        threads.team(size).run([functools.partial(share, k) for k in range(size)])
+        return outs
+
+    @property
+    def segments(self) -> list[Kept]:
+        """The kept values by segments; those of the cell are made again where they were not kept."""
+        found, first, H = [], self.first, self.step.H
+        for segment in itertools.chain(*split(self.widths, 1)):
+            k, n, at = segment.k, segment.n, segment.at
+            before = self.starts[np.searchsorted(self.starts, at) - 1] + first if at else 0
+            carry = []
+            for c in self.carry.values():
+                rows = slice(first + at, first + at + k * n)
+                whole = (
+                    c[before : rows.stop]
+                    if rows.start == before + n
+                    else np.concatenate((c[before : before + n], c[rows]))
+                )
+                carry.append(whole.reshape(k + 1, n, H).swapaxes(1, 2))
+            saved = None
+            if self.saved:
+                steps = {name: a[..., at : at + k * n, :] for name, a in self.saved.items()}
+                steps = {name: a.reshape(*a.shape[:-2], k, n, H) for name, a in steps.items()}
+                saved = self.kernels.step.restore(
+                    {name: np.moveaxis(a, -3, 0).swapaxes(-1, -2) for name, a in steps.items()}
+                )
+            found.append(self.complete(Kept(segment, carry, saved)))
+        return found
+
+    def _whole(self) -> dict[str, Array]:
+        """Return what the cell saved, which is made again where it was not kept."""
+        if self.saved or not self.kernels.step.saved:
+            return self.saved
+        H, N = self.step.H, self.x.shape[0]
+        rows = self.kernels.step.saved
+        made = {name: np.empty((N, H) if r is None else (r, N, H), self.x.dtype) for name, r in rows.items()}
+        for kept in self.segments:
+            k, n, at = kept.segment.k, kept.segment.n, kept.segment.at
+            for name, a in kept.saved._asdict().items():
+                if a is not None:
+                    a = np.moveaxis(a.swapaxes(-1, -2), 0, -3)
+                    made[f"s_{name}"][..., at : at + k * n, :] = a.reshape(*a.shape[:-3], k * n, H)
+        return made
+
+    def _last(self) -> Array:
+        """Return the last step of each sequence of the first step."""
+        if len(self.widths) == 1:
+            return np.full(self.first, self.starts.size - 2)
+        n = np.diff(self.starts)
+        return n.size - 1 - np.searchsorted(n[::-1], np.arange(self.first), side="right")
+
+
+def division(weights: int, sequences: int, steps: int) -> tuple[int, int]:
+    """Return into how many parts the batch is divided, or how many threads share each step of the whole batch."""
+    work, most = weights * sequences, threads.wanted()
+    if work * steps <= LARGE:
+        return 1, 1
+    parts = min(most, sequences // COLUMNS) if weights <= NEAR else 1
+    return (parts, 1) if parts > 1 else (1, min(most, max(1, work // STEP)))
+
+
+def _counts(steps: int, size: int) -> Array:
+    """Return room in which so many threads count the pieces of both parts of every step."""
+    return np.zeros(2 * steps * -(-(size + 1) // LINE) * LINE, np.int64)
+
+
+def constants(step: Step, n: int) -> dict[str, Any]:
+    """Return the numbers of a cell, and the parameters that it uses beside its units, once for each of n sequences."""
+    given = {name: step.w[name].reshape(step.G, step.H) for name in step.added}
+    given |= {name: p[..., 0] for name, p in step.own.items()}
+    return {name: contiguous(p) if n == 1 else np.tile(p, n) for name, p in given.items()} | dict(step.cell.numbers)
+
+
+def kernels(step: Step) -> Any:
+    """Return the compiled loops of a step, or None where there are none."""
+    return codegen.kernels(step.cell, DTYPES[step.Wh.dtype], step.own_rows, step.added)

@@ -1,0 +1,269 @@
+"""The innermost loop of a matrix product, as vector instructions: a tile of the result is held in registers.
+
+LLVM vectorises no loop into this form by itself, so the instructions are written with llvmlite, which Numba brings.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from typing import Any, NamedTuple
+
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+VARIABLE = "XLSTM_VECTOR_BYTES"
+BYTES = (16, 32, 64)
+# Rows of a tile, and the vectors of each row: as many as registers hold, and enough sums that none waits for the last.
+# AVX-512 and NEON have 32 registers, AVX2 has 16. Fewer rows than 12 are for batches of few sequences.
+WIDE = ((1, 8), (2, 8), (4, 4), (6, 4), (8, 2), (12, 2))
+NARROW = ((1, 8), (2, 4), (4, 2), (6, 2))
+
+
+class Shape(NamedTuple):
+    """The vectors of a processor."""
+
+    lanes: int  # numbers in a vector
+    tiles: tuple[tuple[int, int], ...]  # rows of each tile, and the vectors of a row
+
+
+@functools.cache
+def shape(dtype: str) -> Shape:
+    """Return the vectors of this processor for a dtype, or those that XLSTM_VECTOR_BYTES asks for; it is read once.
+
+    Raises
+    ------
+    ValueError
+        XLSTM_VECTOR_BYTES is not one of 16, 32 and 64.
+    """
+    given = os.environ.get(VARIABLE, "")
+    if given and given not in map(str, BYTES):
+        raise ValueError(f"{VARIABLE}: {given!r}, expected one of {', '.join(map(str, BYTES))}")
+    size = int(given or _bytes())
+    registers = WIDE if size == 64 or _neon() else NARROW
+    return Shape(size // (4 if dtype == "float32" else 8), registers)
+
+
+@functools.cache
+def _bytes() -> int:
+    features = binding.get_host_cpu_features()
+    return 64 if features.get("avx512f") else 32 if features.get("avx2") and features.get("fma") else 16
+
+
+def _neon() -> bool:
+    return platform.machine().lower() in ("aarch64", "arm64")
+
+
+def tiles(dtype: str, shape: Shape) -> dict[str, Any]:
+    """Return what `products.py` needs to know of the vectors of a processor, under its names there."""
+    most = shape.tiles[-1][0]
+    found = {f"tile{rows}": tile(dtype, shape.lanes, rows, vectors) for rows, vectors in shape.tiles}
+    found |= {f"SLIVERS{rows}": vectors // 2 for rows, vectors in shape.tiles}
+    found |= {"tile": found[f"tile{most}"], "tile_down": tile(dtype, shape.lanes, most, 2, down=True)}
+    found.setdefault("tile8", found["tile"])  # less than MOST rows are left, here less than 8
+    found["call_product"] = call_product
+    return found | {"MOST": most, "COLUMNS": 2 * shape.lanes}
+
+
+def tile(dtype: str, lanes: int, rows: int, vectors: int, down: bool = False) -> Any:
+    """Return a function for compiled code that computes a tile of a matrix product.
+
+    The function is `tile(a, at, row, count, b, q, ahead, out, place, line, gate, width, per, add)`. It sets, or adds to
+    where `add` is true, for each row i and column j of the slivers q, q + 1, ... of b:
+
+        out[place + g * gate + i * line + j] = sum over k of a[at + i * row + k] * b[sliver, k, column]
+
+    A sliver has two vectors of columns, and `per` slivers make the `width` columns of a gate g; the last of them may be
+    partly empty. All indices count numbers from the first one of an array. Rows from `count` on, and slivers after the
+    last one of b, are the last of them once more: they are computed again instead of a tile of another size. Meanwhile
+    the processor is asked for b from `ahead` numbers after the sliver on, half a sliver.
+
+    Parameters
+    ----------
+    dtype : {"float32", "float64"}
+    lanes, rows, vectors : int
+        The tile has `rows` rows of `vectors` vectors of `lanes` numbers; `vectors` is even.
+    down : bool
+        The rows of a are side by side, and lie down in memory: a[at + k * rows + i].
+    """
+
+    @intrinsic
+    def compute(  # type: ignore[no-untyped-def]
+        context, a, at, row, count, b, q, ahead, out, place, line, gate, width, per, add
+    ):
+        n = types.int64
+        signature = types.void(a, n, n, n, b, n, n, out, n, n, n, n, n, types.boolean)
+        return signature, functools.partial(_generate, _Tile(dtype, lanes, rows, vectors, down))
+
+    return compute
+
+
+class _Tile(NamedTuple):
+    dtype: str
+    lanes: int
+    rows: int
+    vectors: int
+    down: bool
+
+
+def _generate(tile: _Tile, context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    """Write the instructions of `tile`."""
+    a, at, row, count, b, q, ahead, out, place, line, gate, width, per, add = arguments
+    i64, i32 = ir.IntType(64), ir.IntType(32)
+    real = ir.FloatType() if tile.dtype == "float32" else ir.DoubleType()
+    vector, lanes = ir.VectorType(real, tile.lanes), tile.lanes
+    size, sliver = real.get_abi_alignment(context.target_data), 2 * lanes
+    a, b_data, out = (
+        context.make_array(ty)(context, builder, array).data
+        for ty, array in ((signature.args[0], a), (signature.args[4], b), (signature.args[7], out))
+    )
+    slivers, K = cgutils.unpack_tuple(builder, context.make_array(signature.args[4])(context, builder, b).shape, 3)[:2]
+
+    def number(value: int) -> Any:
+        return ir.Constant(i64, value)
+
+    def least(x: Any, y: Any) -> Any:
+        return builder.select(builder.icmp_signed("<", x, y), x, y)
+
+    def times(x: Any, y: Any) -> Any:
+        return builder.mul(x, y)
+
+    # Where rows of a and of the result begin, and slivers of b and of the result.
+    last = builder.sub(count, number(1))
+    chosen = [least(number(i), last) for i in range(tile.rows)]
+    starts = [number(i) for i in range(tile.rows)] if tile.down else [times(i, row) for i in chosen]
+    inputs = [builder.gep(a, [builder.add(at, start)]) for start in starts]
+    pace = number(tile.rows if tile.down else 1)
+    lines = [builder.add(place, times(i, line)) for i in chosen]
+    numbers = [least(builder.add(q, number(j)), builder.sub(slivers, number(1))) for j in range(tile.vectors // 2)]
+    weights = [builder.gep(b_data, [times(times(j, K), number(sliver))]) for j in numbers]
+    gates = [builder.sdiv(j, per) for j in numbers]
+    firsts = [times(builder.sub(j, times(g, per)), number(sliver)) for j, g in zip(numbers, gates, strict=True)]
+    columns = [builder.add(times(g, gate), c) for g, c in zip(gates, firsts, strict=True)]
+    rests = [builder.sub(width, c) for c in firsts]  # columns that there are from the first of a sliver on
+    cells = [(i, v) for i in range(tile.rows) for v in range(tile.vectors)]
+
+    def pointer(i: int, v: int) -> Any:
+        index = builder.add(builder.add(lines[i], columns[v // 2]), number(v % 2 * lanes))
+        return builder.bitcast(builder.gep(out, [index]), vector.as_pointer())
+
+    whole = ir.Constant(ir.IntType(1), 1)
+    for rest in rests:
+        whole = builder.and_(whole, builder.icmp_signed(">=", rest, number(sliver)))
+
+    def masks() -> list[Any]:
+        places = ir.VectorType(i32, lanes)
+        found = []
+        for v in range(tile.vectors):
+            rest = builder.trunc(builder.sub(rests[v // 2], number(v % 2 * lanes)), i32)
+            found.append(
+                builder.icmp_signed("<", ir.Constant(places, list(range(lanes))), _splat(builder, rest, places))
+            )
+        return found
+
+    name = f"v{lanes}f{8 * size}"
+    masked = f"{name}.p0{name}"
+    mask = ir.VectorType(ir.IntType(1), lanes)
+
+    def intrinsic_of(kind: str, returns: Any, *given: Any) -> Any:
+        return cgutils.get_or_insert_function(builder.module, ir.FunctionType(returns, given), f"llvm.{kind}")
+
+    def loaded(full: bool) -> list[Any]:
+        if full:
+            found = [builder.load(pointer(*cell)) for cell in cells]
+            for value in found:
+                value.align = size
+            return found
+        load = intrinsic_of(f"masked.load.{masked}", vector, vector.as_pointer(), i32, mask, vector)
+        allowed, zero = masks(), ir.Constant(vector, [0.0] * lanes)
+        return [builder.call(load, [pointer(i, v), ir.Constant(i32, size), allowed[v], zero]) for i, v in cells]
+
+    def stored(full: bool) -> None:
+        values = [builder.load(room) for room in rooms]
+        if full:
+            for cell, value in zip(cells, values, strict=True):
+                builder.store(value, pointer(*cell)).align = size
+            return
+        store = intrinsic_of(f"masked.store.{masked}", ir.VoidType(), vector, vector.as_pointer(), i32, mask)
+        allowed = masks()
+        for (i, v), value in zip(cells, values, strict=True):
+            builder.call(store, [value, pointer(i, v), ir.Constant(i32, size), allowed[v]])
+
+    zero = ir.Constant(vector, [0.0] * lanes)
+    rooms = [cgutils.alloca_once(builder, vector) for _ in cells]  # LLVM makes registers of them
+    for room in rooms:
+        builder.store(zero, room)
+    fma = intrinsic_of(f"fmuladd.{name}", vector, vector, vector, vector)  # two instructions where there is no such one
+    fetch = intrinsic_of("prefetch.p0i8", ir.VoidType(), ir.IntType(8).as_pointer(), i32, i32, i32)
+    byte = ir.IntType(8).as_pointer()
+
+    def ask(address: Any, write: int, near: int) -> None:
+        builder.call(fetch, [builder.bitcast(address, byte), *(ir.Constant(i32, x) for x in (write, near, 1))])
+
+    with builder.if_then(add):
+        for cell in cells:
+            ask(pointer(*cell), 1, 3)
+    with cgutils.for_range(builder, K, intp=i64) as loop:
+        if tile.vectors == 2 and not tile.down:
+            ask(builder.gep(weights[0], [builder.add(times(loop.index, number(lanes)), ahead)]), 0, 2)
+        near = times(loop.index, number(sliver))
+        values = []
+        for v in range(tile.vectors):
+            spot = builder.gep(weights[v // 2], [builder.add(near, number(v % 2 * lanes))])
+            values.append(builder.load(builder.bitcast(spot, vector.as_pointer())))
+            values[-1].align = size
+        for i in range(tile.rows):
+            factor = _splat(builder, builder.load(builder.gep(inputs[i], [times(loop.index, pace)])), vector)
+            for v in range(tile.vectors):
+                room = rooms[i * tile.vectors + v]
+                builder.store(builder.call(fma, [factor, values[v], builder.load(room)]), room)
+    with builder.if_else(whole, likely=True) as branches:
+        for full, branch in zip((True, False), branches, strict=True):
+            with branch:
+                with builder.if_then(add):
+                    for value, room in zip(loaded(full), rooms, strict=True):
+                        builder.store(builder.fadd(builder.load(room), value), room)
+                stored(full)
+    return context.get_dummy_value()
+
+
+def address(function: Any, signature: Any) -> int:
+    """Return where the code of a compiled function lies, for arguments of given types; the function must be kept."""
+    function.compile(signature)
+    (found,) = (one for one in function.overloads.values() if one.signature.args == signature.args)
+    return int(found.library.get_pointer_to_function(found.fndesc.llvm_func_name))
+
+
+def product_type(dtype: str) -> Any:
+    """Return the types of the arguments of `products.product`."""
+    real, n = getattr(types, dtype), types.int64
+    row, packed = types.Array(real, 1, "C"), types.Array(real, 3, "C")
+    return types.void(row, n, n, n, packed, n, n, row, n, n, n, n, types.boolean)
+
+
+@intrinsic
+def call_product(context, where, a, at, row, n, b, first, stop, out, place, line, gate, width, add):  # type: ignore[no-untyped-def]
+    """Call `products.product` by its address.
+
+    Called by its name it would be compiled anew within every loop of every cell, which takes a second each time.
+    """
+    signature = product_type(str(a.dtype))
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        kind = context.call_conv.get_function_type(signature.return_type, signature.args)
+        function = builder.inttoptr(arguments[0], kind.as_pointer())
+        context.call_conv.call_function(builder, function, signature.return_type, signature.args, arguments[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, *signature.args), generate
+
+
+def _splat(builder: Any, value: Any, vector: Any) -> Any:
+    """Return a vector of one value."""
+    nothing = ir.Constant(vector, ir.Undefined)
+    one = builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
+    everywhere = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
+    return builder.shuffle_vector(one, nothing, everywhere)

@@ -1,0 +1,96 @@
+"""Weights as compiled loops take them, packed, and products over all steps."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from xlstm.arrays import workspace
+from xlstm.arrays.namespace import Array
+from xlstm.engines.step import Step
+
+# So many rows of the second factor, or up to twice as many where there are more, make a block: meanwhile rows of the
+# first factor lie in the cache of a core.
+SHALLOW = 512
+
+
+def for_inputs(step: Step, compiled: ModuleType) -> Array:
+    """Return Wx for products with x, (slivers of all gates, D, columns); empty where x are the products already."""
+    if "Wx" not in step.w:
+        return np.empty((0, 0, 0), step.Wh.dtype)
+    return _packed(compiled, compiled.pack_transposed, step.w["Wx"].reshape(step.G, step.H, -1), step.H)
+
+
+def for_states(step: Step, compiled: ModuleType) -> Array:
+    """Return Wh for products with h, (heads, slivers of all gates, K, columns)."""
+    W, heads, K = _by_head(step)
+    packed = _packed(compiled, compiled.pack_transposed, W, K)
+    return packed.reshape(heads, -1, *packed.shape[1:])
+
+
+def for_gradients(step: Step, compiled: ModuleType) -> Array:
+    """Return Wh for products with the gradients of a gate, (heads, G, slivers, K, columns)."""
+    W, heads, K = _by_head(step)
+    packed = _packed(compiled, compiled.pack, W, K)
+    return packed.reshape(heads, step.G, -1, *packed.shape[1:])
+
+
+def _by_head(step: Step) -> tuple[Array, int, int]:
+    """Return Wh by heads and gates, (heads * G, K, K), the number of heads, and K."""
+    if not step.heads:
+        return step.Wh.reshape(step.G, step.H, step.H), 1, step.H
+    G, heads, K, _ = step.Wh.shape
+    return step.Wh.transpose(1, 0, 2, 3).reshape(heads * G, K, K), heads, K
+
+
+def _packed(compiled: ModuleType, pack: Callable[[Array, Array], None], W: Array, width: int) -> Array:
+    """Return matrices (m, ..., ...) packed one after the other, each with so many columns for its product."""
+    columns, (m, rows, wide) = compiled.COLUMNS, W.shape
+    packed = np.empty((m * -(-width // columns), rows * wide // width, columns), W.dtype)
+    pack(contiguous(W), packed)
+    return packed
+
+
+def products(
+    compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]
+) -> tuple[list[Array], list[tuple[int, Callable[[int, int], Any]]]]:
+    """Return room for a @ b of every pair, and functions that compute rows from one to another, with the rows of each.
+
+    In each pair a is contiguous, or its transposed. Products with the same transposed a are computed together.
+    """
+    outs = [workspace.empty(np, (a.shape[0], b.shape[1]), b) for a, b in pairs]
+    calls: list[tuple[int, Callable[[int, int], Any]]] = []
+    together: dict[int, tuple[Array, list[Array], list[Array]]] = {}
+    for (a, b), out in zip(pairs, outs, strict=True):
+        if a.flags.c_contiguous:
+            calls.append((a.shape[0], _product(compiled, a, b, out)))
+        elif b.shape[1] == 1:
+            calls.append((a.shape[0], functools.partial(compiled.vector_over_rows, a.T, contiguous(b), out)))
+        else:
+            together.setdefault(id(a), (a, [], []))
+            together[id(a)][1].append(contiguous(b))
+            together[id(a)][2].append(out)
+    for a, bs, rooms in together.values():
+        call = functools.partial(compiled.products_over_rows, contiguous(a.T), tuple(bs), tuple(rooms))
+        calls.append((a.shape[0], call))
+    return outs, calls
+
+
+def _product(compiled: ModuleType, a: Array, b: Array, out: Array) -> Callable[[int, int], Any]:
+    """Return a function that computes rows of out = a @ b, with a contiguous."""
+    K, width = b.shape
+    deep = max(1, min(K, max(SHALLOW, K // 2), 2 * SHALLOW))
+    packed = np.empty((-(-K // deep), -(-width // compiled.COLUMNS), deep, compiled.COLUMNS), b.dtype)
+    for block, room in enumerate(packed):
+        compiled.pack(contiguous(b[None, block * deep : (block + 1) * deep]), room)
+    return functools.partial(compiled.product_of_rows, contiguous(a), packed, out)
+
+
+def contiguous(a: Array) -> Array:
+    """Return an array as compiled loops take it, contiguous and not read-only: one compilation serves all."""
+    flags = a.flags
+    return a if flags.c_contiguous and flags.writeable else np.array(a, order="C")
