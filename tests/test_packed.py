@@ -93,7 +93,10 @@ def test_places_beyond_two_to_the_31(rng):
     """Arrays of 8 GB of which a few pages are used."""
     compiled, n, K, width = jit.shared("float32"), 3, 5, 7
     at = 2**31 + 123
-    a, out = np.zeros(at + n * K, np.float32), np.zeros(at + n * width, np.float32)
+    try:
+        a, out = np.zeros(at + n * K, np.float32), np.zeros(at + n * width, np.float32)
+    except MemoryError:
+        pytest.skip("the system gives no memory that is not used")
     a[at:] = rng.standard_normal(n * K)
     W = rng.standard_normal((1, width, K)).astype(np.float32)
     packed = np.empty((-(-width // compiled.COLUMNS), K, compiled.COLUMNS), np.float32)

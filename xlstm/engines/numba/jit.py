@@ -55,7 +55,7 @@ def failure() -> str | None:
         return f"{error.name} is not installed; pip install {' '.join(PACKAGES)}"
     except Exception as error:  # Numba refuses versions of NumPy that it does not know
         return f"Numba does not import ({first_line(error)}); pip install --upgrade {' '.join(PACKAGES)}"
-    return None
+    return "NUMBA_DISABLE_JIT is set" if sys.modules["numba"].config.DISABLE_JIT else None
 
 
 def functions(dtype: str, step: str) -> ModuleType:

@@ -18,7 +18,7 @@ import numpy as np
 
 F: Any = np.float32
 U: Any = np.uintp  # an unsigned index never counts from the end
-MOST = 12  # rows of the largest tile, and slivers of those with less rows
+MOST = 12  # rows of the largest tile; below, how many slivers the smaller tiles take
 SLIVERS1 = SLIVERS2 = SLIVERS4 = SLIVERS6 = 1
 UNITS = 1024  # of the cell in a piece
 PATIENCE = 2000  # times that a waiting thread asks before it lets others have the core
@@ -59,9 +59,10 @@ def take(counts: Any, at: int, k: int, size: int, pieces: int) -> int:
 
     A share is the same at every step, so that weights stay in the cache of a core.
     """
-    if size == 1:
-        counts[at] += 1
-        return counts[at] - 1 if counts[at] <= pieces else -1
+    if size == 1:  # the same two numbers for every part
+        piece = counts[0]
+        counts[0] = piece + 1 if piece < pieces else 0
+        return piece if piece < pieces else -1
     for i in range(size):
         owner = (k + i) % size
         piece = owner * pieces // size + count_up(counts, at + owner)
@@ -73,7 +74,7 @@ def take(counts: Any, at: int, k: int, size: int, pieces: int) -> int:
 def wait(counts: Any, at: int, size: int, pieces: int) -> None:
     """Wait until all pieces are done, of which `counts` has the number after those of `take`."""
     asked = 0
-    while count_of(counts, at + size) < pieces:
+    while size > 1 and count_of(counts, at + size) < pieces:
         asked += 1
         if asked > PATIENCE:
             let_others_run()
@@ -146,23 +147,26 @@ def forward(
     """Run all steps of the sequences from `first` to `last` as thread k of `size`.
 
     hs has h of the sequences of the first step, and then takes that after every step. The products of x are made for
-    as many steps as zx (G, rows * H) holds. If `lean`, the states but h have two places, of
-    which a step reads one and writes the other: in one alone numbers would depend on each other, and LLVM makes no
-    vectors of them. `where` is the address of `products.product`.
+    as many steps as zx (G, rows * H) holds. If `lean`, the states but h have two places,
+    of which a step reads one and writes the other: with one place a step would overwrite what it reads, and LLVM would
+    make no vectors. `where` is the address of `products.product`.
     """
     (H, D), flat, n0 = (hs.shape[1], x.shape[1]), hs.reshape(hs.size), starts[1] - starts[0]
     heads, slivers, K = Wh.shape[0], Wh.shape[1], Wh.shape[2]
-    line, only = counts.size // (2 * (starts.size - 1)), Wh[0]
+    steps, only = starts.size - 1, Wh[0]
+    line = 0 if size == 1 else counts.size // (2 * steps)
+    if size > 1 and count_of(counts, (2 * steps - 1) * line + size) > 0:
+        return  # the others are at the last part
     xs, zxs, zhs = x.reshape(x.size), zx.reshape(zx.size), zh.reshape(zh.size)
     until = origin = rows = group = high = some = wide = tall = 0
-    for t in range(starts.size - 1):
+    for t in range(steps):
         n, before = min(last, starts[t + 1] - starts[t]) - first, starts[t - 1] + n0 if t else 0
         if n <= 0:
             break
         fresh = 0
         if t == until:
             origin, until, fresh = starts[t], t + 1, n
-            while last - first == n0 and until < starts.size - 1 and (starts[until + 1] - origin) * H <= zx.shape[1]:
+            while last - first == n0 and until < steps and (starts[until + 1] - origin) * H <= zx.shape[1]:
                 until += 1
                 fresh = starts[until] - origin
         if n != rows:
@@ -170,7 +174,7 @@ def forward(
         few = 0
         if fresh > 0:
             wide, tall, few = cut(fresh, Wx.shape[0], 1, size)
-            if Wx.size == 0:
+            if Wx.shape[0] == 0:
                 few = 1
         pieces, at = few + heads * some, 2 * t * line
         while True:
@@ -183,7 +187,7 @@ def forward(
                 product_piece(
                     where, piece, group, high, flat, before * H + place, H, n, W, zhs, place, H, zh.shape[1], K, False
                 )
-            elif Wx.size:
+            elif Wx.shape[0]:
                 row, place = (origin + first) * D, first * H
                 product_piece(where, piece, wide, tall, xs, row, D, fresh, Wx, zxs, place, H, zx.shape[1], H, False)
             else:
@@ -244,7 +248,9 @@ def backward(
     """
     heads, G, slivers, K = Wh.shape[:4]
     H, n0 = heads * K, starts[1] - starts[0]
-    line = counts.size // (2 * (starts.size - 1))
+    line = 0 if size == 1 else counts.size // (2 * (starts.size - 1))
+    if size > 1 and count_of(counts, line + size) > 0:
+        return  # the others are at the last part
     rows = group = high = some = 0
     dzhs = dzh.reshape(dzh.size)
     for t in range(starts.size - 2, -1, -1):

@@ -94,8 +94,8 @@ def product(
         out[place + g gate + i line + j] = sum over k of a[at + i row + k] b[k, g, j]
 
     or add this to it. Indices count numbers from the first of an array. Each sliver comes from far memory once, for all
-    rows, and the next one is asked for meanwhile. `first` is a multiple of the slivers that
-    the tile of the last rows takes.
+    rows, and the next one is asked for meanwhile. `first`, and `stop` where it is not the end of b, is a multiple of
+    the number of slivers that the tile of the remaining n % MOST rows takes (`loops.cut` sees to it).
     """
     K, columns = b.shape[1], b.shape[2]
     per, whole = (width + columns - 1) // columns, n // MOST * MOST
@@ -110,20 +110,16 @@ def product(
             pass
         elif left == 1:
             if final or q1 % SLIVERS1 == 0:
-                q -= q % SLIVERS1
-                tile1(a, last, row, left, b, q, 0, out, end, line, gate, width, per, add)
+                tile1(a, last, row, left, b, q - q % SLIVERS1, 0, out, end, line, gate, width, per, add)
         elif left == 2:
             if final or q1 % SLIVERS2 == 0:
-                q -= q % SLIVERS2
-                tile2(a, last, row, left, b, q, 0, out, end, line, gate, width, per, add)
+                tile2(a, last, row, left, b, q - q % SLIVERS2, 0, out, end, line, gate, width, per, add)
         elif left <= 4:
             if final or q1 % SLIVERS4 == 0:
-                q -= q % SLIVERS4
-                tile4(a, last, row, left, b, q, 0, out, end, line, gate, width, per, add)
+                tile4(a, last, row, left, b, q - q % SLIVERS4, 0, out, end, line, gate, width, per, add)
         elif left <= 6:
             if final or q1 % SLIVERS6 == 0:
-                q -= q % SLIVERS6
-                tile6(a, last, row, left, b, q, 0, out, end, line, gate, width, per, add)
+                tile6(a, last, row, left, b, q - q % SLIVERS6, 0, out, end, line, gate, width, per, add)
         elif left <= 8:
             tile8(a, last, row, left, b, q, columns * K, out, end, line, gate, width, per, add)
         else:

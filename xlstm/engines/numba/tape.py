@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ class NumbaTape(Tape):
     Attributes
     ----------
     carry : dict of str to array (n + N, H)
-        The states but h, in rows as `hs` has them.
+        The states but h, in rows as `hs` has them; none are kept of inference.
     saved : dict of str to array (rows, N, H) or (N, H)
         What the cell saved.
     """
@@ -49,7 +49,9 @@ class NumbaTape(Tape):
         self.carry: dict[str, Array] = {}
         self.saved: dict[str, Array] = {}
         if len(widths) == 1 and self.first:
-            self.starts = np.arange(0, x.shape[0] + 1, widths[0][1])  # the first row of every step, and the end
+            self.starts = np.arange(
+                0, x.shape[0] + 1, widths[0][1], dtype=np.int64
+            )  # the first row of every step, and the end
         else:
             n = np.repeat([n for _, n in widths], [k for k, _ in widths])
             self.starts = np.concatenate(([0], np.cumsum(n))).astype(np.int64)
@@ -121,6 +123,8 @@ class NumbaTape(Tape):
         def task(k: int, size: int, first: int, last: int, counts: Array) -> None:
             call(kernel.loops.PRODUCT, k, size, first, last, counts, *given, *more)
 
+        if steps == 0:
+            return
         parts, size = division(step.Wh.size, self.first, steps)
         if parts > 1:
             spans = [(part[0].first, part[0].first + part[0].n) for part in split(self.widths, parts)]
@@ -128,6 +132,8 @@ class NumbaTape(Tape):
         else:
             counts = _counts(steps, size)
             tasks = [functools.partial(task, k, size, 0, self.first, counts) for k in range(size)]
+        if len(tasks) > 1:  # compiled here, of no sequences: a worker would wait for the compiler, and with it a fork
+            task(0, 1, 0, 0, _counts(steps, 1))
         threads.team(len(tasks)).run(tasks)
 
     def products(self, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
@@ -139,13 +145,19 @@ class NumbaTape(Tape):
             for rows, call in calls:
                 call(rows * k // size, rows * (k + 1) // size)
 
+        if size > 1:
+            for _, call in calls:  # compiled here
+                call(0, 0)
         threads.team(size).run([functools.partial(share, k) for k in range(size)])
         return outs
 
     @property
     def segments(self) -> list[Kept]:
         """The kept values by segments; those of the cell are made again where they were not kept."""
-        found, first, H = [], self.first, self.step.H
+        return list(self._segments())
+
+    def _segments(self) -> Iterator[Kept]:
+        first, H = self.first, self.step.H
         for segment in itertools.chain(*split(self.widths, 1)):
             k, n, at = segment.k, segment.n, segment.at
             before = self.starts[np.searchsorted(self.starts, at) - 1] + first if at else 0
@@ -165,8 +177,7 @@ class NumbaTape(Tape):
                 saved = self.kernels.step.restore(
                     {name: np.moveaxis(a, -3, 0).swapaxes(-1, -2) for name, a in steps.items()}
                 )
-            found.append(self.complete(Kept(segment, carry, saved)))
-        return found
+            yield self.complete(Kept(segment, carry, saved))
 
     def _whole(self) -> dict[str, Array]:
         """Return what the cell saved, which is made again where it was not kept."""
@@ -175,7 +186,7 @@ class NumbaTape(Tape):
         H, N = self.step.H, self.x.shape[0]
         rows = self.kernels.step.saved
         made = {name: np.empty((N, H) if r is None else (r, N, H), self.x.dtype) for name, r in rows.items()}
-        for kept in self.segments:
+        for kept in self._segments():
             k, n, at = kept.segment.k, kept.segment.n, kept.segment.at
             for name, a in kept.saved._asdict().items():
                 if a is not None:
@@ -201,8 +212,8 @@ def division(weights: int, sequences: int, steps: int) -> tuple[int, int]:
 
 
 def _counts(steps: int, size: int) -> Array:
-    """Return room in which so many threads count the pieces of both parts of every step."""
-    return np.zeros(2 * steps * -(-(size + 1) // LINE) * LINE, np.int64)
+    """Return room in which so many threads count the pieces of both parts of every step; a thread alone needs two."""
+    return np.zeros(2 if size == 1 else 2 * steps * -(-(size + 1) // LINE) * LINE, np.int64)
 
 
 def constants(step: Step, n: int) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def tile(dtype: str, lanes: int, rows: int, vectors: int, down: bool = False) ->
     A sliver has two vectors of columns, and `per` slivers make the `width` columns of a gate g; the last of them may be
     partly empty. All indices count numbers from the first one of an array. Rows from `count` on, and slivers after the
     last one of b, are the last of them once more: they are computed again instead of a tile of another size. Meanwhile
-    the processor is asked for b from `ahead` numbers after the sliver on, half a sliver.
+    half a sliver of b is prefetched, from `ahead` numbers past the start of this one.
 
     Parameters
     ----------
@@ -248,7 +248,7 @@ def product_type(dtype: str) -> Any:
 def call_product(context, where, a, at, row, n, b, first, stop, out, place, line, gate, width, add):  # type: ignore[no-untyped-def]
     """Call `products.product` by its address.
 
-    Called by its name it would be compiled anew within every loop of every cell, which takes a second each time.
+    If loops called it by its name, Numba would compile it again in each loop of each cell, a second each time.
     """
     signature = product_type(str(a.dtype))
 
