@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import xlstm
@@ -18,6 +18,7 @@ from xlstm.cells.normalization import normalize
 from xlstm.data import Batch
 from xlstm.engines import array_api
 from xlstm.models.sequence import SequenceModel
+from xlstm.testing import GradientError
 from xlstm.training import loop as training
 from xlstm.training import losses, optimizers
 
@@ -115,7 +116,11 @@ def test_gradient_of_any_shape(data):
     lengths = data.draw(st.none() | st.lists(st.integers(0, T), min_size=B, max_size=B))
     layer = make(kind, options, D, H)
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
-    check(layer, *inputs_of(layer, make_backend("numpy"), rng, T, B), lengths=lengths)
+    try:
+        check(layer, *inputs_of(layer, make_backend("numpy"), rng, T, B), lengths=lengths)
+    except GradientError as error:  # of few units all may be zoned out, or be flat: there is next to no gradient
+        assume("cannot be checked" not in str(error))
+        raise
 
 
 @pytest.mark.parametrize("kind", KINDS)
