@@ -82,7 +82,7 @@ def covering(items: list[pytest.Item], strength: int) -> Iterable[pytest.Item]:
 # Thresholds with which even the smallest batch is divided, or the products of each step are shared out. The first are
 # those of the reference, which has no second way.
 REFERENCE = {"TINY": 0, "COLUMNS": 1, "UNITS": 0}
-COMPILED = {"parts": {"LARGE": 0, "COLUMNS": 1}, "shared": {"LARGE": 0, "STEP": 1, "NEAR": 0}}
+COMPILED = {"parts": {"COLUMNS": 1}, "shared": {"STEP": 1, "NEAR": 0}}
 
 
 def force(plan_name: str, patch: pytest.MonkeyPatch, count: int = 2) -> None:

@@ -27,6 +27,11 @@ def length(request, monkeypatch):
     vectors.shape.cache_clear()
 
 
+def functions(dtype):
+    """The compiled functions of a dtype, with a step that does nothing."""
+    return jit.functions(dtype, "def step():\n    pass\n")
+
+
 def guarded(values):
     """An array amid numbers that are none, and a function that says whether these are still what they were."""
     room = np.full(values.size + 2 * PAD, np.nan, values.dtype)
@@ -37,7 +42,7 @@ def guarded(values):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_products_of_every_number_of_rows_and_columns(rng, length, dtype):
     """And nothing before or after an array is read or written, since a NaN would reach the result."""
-    compiled = jit.shared(dtype)
+    compiled = functions(dtype)
     assert compiled.COLUMNS * np.dtype(dtype).itemsize == 2 * length
     for n in (*range(1, 14), 17, 24, 33):
         gates, K, width = int(rng.integers(1, 5)), int(rng.integers(1, 40)), int(rng.integers(1, 70))
@@ -62,7 +67,7 @@ def test_products_of_every_number_of_rows_and_columns(rng, length, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_products_over_rows(rng, length, dtype):
-    compiled = jit.shared(dtype)
+    compiled = functions(dtype)
     for N, M, widths in ((1, 1, (1, 1)), (7, 13, (3, 40)), (300, 25, (33, 64)), (700, 50, (1, 2))):
         a, _ = guarded(rng.standard_normal((N, M)).astype(dtype))
         bs = tuple(guarded(rng.standard_normal((N, width)).astype(dtype))[0] for width in widths)
@@ -82,7 +87,7 @@ def test_products_of_rows(rng, length, dtype, K):
     from xlstm.engines.numba import weights
 
     a, b = (rng.standard_normal(shape).astype(dtype) for shape in ((61, K), (K, 45)))
-    (out,), ((rows, call),) = weights.products(jit.shared(dtype), [(a, b)])
+    (out,), ((rows, call),) = weights.products(functions(dtype), [(a, b)])
     assert rows == 61
     for first, last in ((0, 7), (7, 61)):
         call(first, last)
@@ -91,7 +96,7 @@ def test_products_of_rows(rng, length, dtype, K):
 
 def test_places_beyond_two_to_the_31(rng):
     """Arrays of 8 GB of which a few pages are used."""
-    compiled, n, K, width = jit.shared("float32"), 3, 5, 7
+    compiled, n, K, width = functions("float32"), 3, 5, 7
     at = 2**31 + 123
     try:
         a, out = np.zeros(at + n * K, np.float32), np.zeros(at + n * width, np.float32)
@@ -156,7 +161,7 @@ def test_bits_do_not_depend_on_who_works(rng, monkeypatch, plan, B):
 
 
 def test_each_piece_is_taken_once():
-    loops = jit.shared("float32")
+    loops = functions("float32")
     for size in (1, 2, 3, 8):
         for pieces in (0, 1, 2, 7, 16):
             counts = np.zeros(size + 1, np.int64)

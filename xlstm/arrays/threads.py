@@ -32,10 +32,10 @@ R = TypeVar("R")
 
 
 class Team:
-    """A division of work into `size` parts, which so many workers and the calling thread do side by side."""
+    """Some workers and the calling thread, which do tasks side by side."""
 
-    def __init__(self, size: int, workers: int = 0) -> None:
-        self.size, self._workers = size, workers
+    def __init__(self, workers: int = 0) -> None:
+        self._workers = workers
 
     def run(self, tasks: Sequence[Callable[[], R]]) -> list[R]:
         """Return the results of all tasks, which run side by side where the team has several threads.
@@ -47,7 +47,7 @@ class Team:
         return pool.run(tasks, min(self._workers, len(tasks) - 1))
 
 
-SOLO = Team(1)
+SOLO = Team()
 
 
 def given() -> int | None:
@@ -73,8 +73,8 @@ def wanted() -> int:
 
 
 def team(size: int) -> Team:
-    """Return a team for work that calls no BLAS."""
-    return SOLO if size == 1 else Team(size, pool.employ(size - 1))
+    """Return a team of `size` threads for work that calls no BLAS."""
+    return SOLO if size == 1 else Team(pool.employ(size - 1))
 
 
 def available() -> int:
@@ -109,6 +109,6 @@ def work(size: int, call: Callable[[Team], R], products: int = 1) -> R:
         # A signal handler that interrupts a team must not change the number of BLAS threads under its workers.
         with pool.paused() if blas.limit() not in (None, threads) else contextlib.nullcontext():
             workers = pool.employ(size - 1)
-            return blas.limited(threads, functools.partial(call, Team(size, workers)))
+            return blas.limited(threads, functools.partial(call, Team(workers)))
 
     return blas.in_turn(run)

@@ -63,13 +63,22 @@ def split(widths: Widths, parts: int) -> list[list[Segment]]:
     return found
 
 
+def starts_of(widths: Widths) -> Array:
+    """Return the first row of every step, and the number of rows, (steps + 1,)."""
+    if len(widths) == 1:
+        return np.arange(widths[0][0] + 1, dtype=np.int64) * widths[0][1]
+    starts = np.zeros(sum(k for k, _ in widths) + 1, np.int64)
+    np.cumsum(np.repeat([n for _, n in widths], [k for k, _ in widths]), out=starts[1:])
+    return starts
+
+
 def before(xp: Namespace, hs: Array, widths: Widths) -> Array:
     """Return h before every step, (N, P), from h of the sequences of the first step and then that after every step."""
     N = sum(k * n for k, n in widths)
     if len(widths) == 1:
         return hs[:N, ...]
-    n = np.repeat([n for _, n in widths], [k for k, _ in widths])  # rows of each step
-    starts = np.cumsum(n) - n
+    starts = starts_of(widths)
+    n, starts = np.diff(starts), starts[:-1]
     # The rows of step t begin in hs where those of step t - 1 do in y.
     back = starts - np.concatenate(([0], starts[:-1] + widths[0][1]))
     return xp.take(hs, xp.asarray(np.arange(N) - np.repeat(back, n), device=device_of(hs)), axis=0)

@@ -17,7 +17,7 @@ from xlstm.engines.cuda.launch import Grid, Runtime
 from xlstm.engines.cuda.source import ARRANGE, BLOCK
 from xlstm.engines.cuda.tiling import Tiling
 from xlstm.engines.pointwise import Pointwise, Rows, pointwise
-from xlstm.engines.segments import Widths, beside, reshape, split
+from xlstm.engines.segments import Widths, beside, reshape, split, starts_of
 from xlstm.engines.step import Step
 from xlstm.engines.tape import Gradients, Kept, Tape
 
@@ -258,8 +258,8 @@ class CudaTape(Tape):
     @functools.cached_property
     def _starts(self) -> list[int]:
         """The first row of every step, and the number of rows."""
-        widths = [n for k, n in self.widths for _ in range(k)]
-        return [0, *np.cumsum(widths).tolist()]
+        found: list[int] = starts_of(self.widths).tolist()
+        return found
 
     def _empty(self, arrays: Rows, n: int | None = None) -> dict[str, Array]:
         """Return arrays (n, rows, H), or (n, H) without rows, by name; n is N by default."""

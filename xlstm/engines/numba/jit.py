@@ -71,12 +71,6 @@ def functions(dtype: str, step: str) -> ModuleType:
         return _functions(dtype, step, shape(dtype))
 
 
-def shared(dtype: str) -> ModuleType:
-    """Return the module of a dtype's functions that do not depend on a step, those of `products.py` among them."""
-    with _lock:
-        return _shared(dtype, shape(dtype))
-
-
 def shape(dtype: str) -> Any:
     """Return the vectors that code is compiled for, a `vectors.Shape`."""
     from xlstm.engines.numba import vectors
@@ -85,16 +79,20 @@ def shape(dtype: str) -> Any:
 
 
 SHARED = (
-    *(products.pack_sliver, products.pack, products.pack_transposed, products.pack_panels),
-    *(
-        products.product,
-        products.product_of_rows,
-        products.products_over_rows,
-        products.vector_over_rows,
-        loops.add,
-        loops.to_rows,
-    ),
-    *(loops.take, loops.wait, loops.cut, loops.product_piece),
+    products.pack_sliver,
+    products.pack,
+    products.pack_transposed,
+    products.pack_panels,
+    products.product,
+    products.product_of_rows,
+    products.products_over_rows,
+    products.vector_over_rows,
+    loops.take,
+    loops.wait,
+    loops.cut,
+    loops.product_piece,
+    loops.add,
+    loops.to_rows,
 )
 LOOPS = (loops.forward, loops.forward_step, loops.backward)
 FLAGS = {"contract", "nsz"}
@@ -114,6 +112,7 @@ def _functions(dtype: str, step: str, shape: Any) -> ModuleType:
 
 @functools.cache
 def _shared(dtype: str, shape: Any) -> ModuleType:
+    """Return a module with the functions that do not depend on a step."""
     import math
 
     import numpy as np
@@ -123,8 +122,8 @@ def _shared(dtype: str, shape: Any) -> ModuleType:
     text = "".join(inspect.getsource(module) for module in (maths, products, vectors, atomics, loops))
     found = _module(f"{dtype} {shape}{text}")
     found.__dict__.update(maths.constants(dtype), U=np.uintp, np=np, math=math)
-    shared = {name: getattr(atomics, name) for name in ("count_up", "count_of", "let_others_run")}
-    found.__dict__.update(vectors.tiles(dtype, shape), **shared, DEPTH=products.DEPTH, PATCH=products.PATCH)
+    counting = {name: getattr(atomics, name) for name in ("count_up", "count_of", "let_others_run")}
+    found.__dict__.update(vectors.tiles(dtype, shape), **counting, DEPTH=products.DEPTH, PATCH=products.PATCH)
     found.__dict__.update(UNITS=loops.UNITS, PATIENCE=loops.PATIENCE)
     series = maths.series_single if dtype == "float32" else maths.series_double
     _bind(found, (series,))

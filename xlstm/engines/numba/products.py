@@ -150,6 +150,8 @@ def product_of_rows(a: Any, b: Any, out: Any, first: int, last: int) -> None:
 
 def products_over_rows(a: Any, bs: Any, outs: Any, first: int, last: int) -> None:
     """Set the rows from `first` to `last` of each out (M, width) = a^T b, from rows a (N, M) and b (N, width)."""
+    if first == last:
+        return
     N, panels = a.shape[0], (last - first + MOST - 1) // MOST
     left, right = np.empty((panels, DEPTH, MOST), F), np.empty((1, DEPTH, COLUMNS), F)
     for start in range(0, N, DEPTH):

@@ -14,7 +14,7 @@ from xlstm.arrays.namespace import Array
 from xlstm.engines.numba import codegen
 from xlstm.engines.numba.codegen import Kernel, Kernels
 from xlstm.engines.numba.weights import contiguous, for_gradients, for_inputs, for_states, products
-from xlstm.engines.segments import Widths, split
+from xlstm.engines.segments import Widths, split, starts_of
 from xlstm.engines.step import Step
 from xlstm.engines.tape import Gradients, Kept, Tape
 
@@ -22,8 +22,6 @@ from xlstm.engines.tape import Gradients, Kept, Tape
 ROWS = 48
 # A thread has at least so many multiplications at a step, some 5 us, beside which waiting for the others is little.
 STEP = 1 << 19
-# So many multiplications over all steps are worth a second thread: to wake it takes 0.1 ms.
-LARGE = 10**7
 # Up to so many weights the threads share the batch, at least COLUMNS sequences each: weights stay in the cache of a
 # core, and nothing goes from one to another. With more of them they share the products of each step.
 NEAR, COLUMNS = 1 << 20, 8
@@ -40,7 +38,7 @@ class NumbaTape(Tape):
     carry : dict of str to array (n + N, H)
         The states but h, in rows as `hs` has them; none are kept of inference.
     saved : dict of str to array (rows, N, H) or (N, H)
-        What the cell saved.
+        Arrays that the cell saved.
     """
 
     def __init__(self, engine: Any, step: Step, widths: Widths, x: Array, h0: Array) -> None:
@@ -48,13 +46,7 @@ class NumbaTape(Tape):
         self.x = contiguous(x)
         self.carry: dict[str, Array] = {}
         self.saved: dict[str, Array] = {}
-        if len(widths) == 1 and self.first:
-            self.starts = np.arange(
-                0, x.shape[0] + 1, widths[0][1], dtype=np.int64
-            )  # the first row of every step, and the end
-        else:
-            n = np.repeat([n for _, n in widths], [k for k, _ in widths])
-            self.starts = np.concatenate(([0], np.cumsum(n))).astype(np.int64)
+        self.starts = starts_of(widths)
 
     @property
     def kernels(self) -> Kernels:
@@ -139,7 +131,7 @@ class NumbaTape(Tape):
     def products(self, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
         """Return the products a @ b of matrices, each over all steps."""
         outs, calls = products(self.kernels.backward.loops, pairs)
-        size = threads.wanted() if sum(a.size * b.shape[1] for a, b in pairs) > LARGE else 1
+        size = threads.wanted() if sum(a.size * b.shape[1] for a, b in pairs) > threads.LARGE else 1
 
         def share(k: int) -> None:
             for rows, call in calls:
@@ -205,7 +197,7 @@ class NumbaTape(Tape):
 def division(weights: int, sequences: int, steps: int) -> tuple[int, int]:
     """Return into how many parts the batch is divided, or how many threads share each step of the whole batch."""
     work, most = weights * sequences, threads.wanted()
-    if work * steps <= LARGE:
+    if work * steps <= threads.LARGE:
         return 1, 1
     parts = min(most, sequences // COLUMNS) if weights <= NEAR else 1
     return (parts, 1) if parts > 1 else (1, min(most, max(1, work // STEP)))
