@@ -18,7 +18,11 @@ U: Any = np.uintp
 MOST, COLUMNS = 12, 32  # rows of the largest tile, and columns of a sliver
 SLIVERS1 = SLIVERS2 = SLIVERS4 = SLIVERS6 = 1  # slivers that a tile of so many rows takes
 
-DEPTH = 256  # so many rows of both factors of `products_over_rows` stay in the cache
+import os
+MANY = int(os.environ.get('MANY','8'))
+DEPTH = int(os.environ.get('DEPTH','256'))  # so many rows of both factors of `products_over_rows` stay in the cache
+PANELS = int(os.environ.get('PANELS','40'))  # panels of the left factor
+SOME = int(os.environ.get('SOME','16'))
 PATCH = 64  # rows and columns of a patch that is transposed within the nearest cache
 
 
@@ -27,7 +31,7 @@ def tile(*arguments: Any) -> None:
     raise NotImplementedError
 
 
-tile1 = tile2 = tile4 = tile6 = tile8 = tile_down = tile
+copy = copy_columns = tile1 = tile2 = tile4 = tile6 = tile8 = tile_down = tile
 
 
 def pack(W: Any, packed: Any) -> None:
@@ -134,9 +138,9 @@ def product_of_rows(a: Any, b: Any, out: Any, first: int, last: int) -> None:
     """
     (K, width), blocks, slivers, deep = (a.shape[1], out.shape[1]), b.shape[0], b.shape[1], b.shape[2]
     line, flat = deep + COLUMNS // 2, out.reshape(out.size)
-    room = np.empty(4 * MOST * line, F)
-    for start in range(first, last, 4 * MOST):
-        n = min(4 * MOST, last - start)
+    room = np.empty(MANY * MOST * line, F)
+    for start in range(first, last, MANY * MOST):
+        n = min(MANY * MOST, last - start)
         for block in range(blocks):
             some = min(deep, K - block * deep)
             for i in range(n):
@@ -150,22 +154,49 @@ def product_of_rows(a: Any, b: Any, out: Any, first: int, last: int) -> None:
 
 def products_over_rows(a: Any, bs: Any, outs: Any, first: int, last: int) -> None:
     """Set the rows from `first` to `last` of each out (M, width) = a^T b, from rows a (N, M) and b (N, width)."""
-    if first == last:
-        return
-    N, panels = a.shape[0], (last - first + MOST - 1) // MOST
-    left, right = np.empty((panels, DEPTH, MOST), F), np.empty((1, DEPTH, COLUMNS), F)
+    N, most, slivers = a.shape[0], min(PANELS, (last - first + MOST - 1) // MOST), 0
+    for b in bs:
+        slivers += (b.shape[1] + COLUMNS - 1) // COLUMNS
+    left = room(most * DEPTH * MOST).reshape(most, DEPTH, MOST)
+    space = room(slivers * DEPTH * COLUMNS)
     for start in range(0, N, DEPTH):
-        some = min(DEPTH, N - start)
-        pack_panels(a, start, some, first, last, left)
-        for b, out in zip(bs, outs):  # noqa: B905
-            width = b.shape[1]
-            for column in range(0, width, COLUMNS):
-                pack_sliver(b, start, some, column, right[0])
-                rows = right[:, :some]
-                for p in range(panels):
-                    i = first + p * MOST
-                    n, rest, place = min(MOST, last - i), width - column, i * width + column
-                    tile_down(left, p * DEPTH * MOST, 0, n, rows, 0, 0, out, place, width, 0, rest, 1, start > 0)
+        some, q = min(DEPTH, N - start), 0
+        right = space[: slivers * some * COLUMNS].reshape(slivers, some, COLUMNS)
+        for b in bs:
+            pack_rows(b, start, some, right, q)
+            q += (b.shape[1] + COLUMNS - 1) // COLUMNS
+        for row in range(first, last, PANELS * MOST):
+            stop = min(last, row + PANELS * MOST)
+            panels = (stop - row + MOST - 1) // MOST
+            pack_panels(a, start, some, row, stop, left)
+            q = 0
+            for b, out in zip(bs, outs):  # noqa: B905
+                width = b.shape[1]
+                for column in range(0, width, COLUMNS):
+                    for p in range(panels):
+                        i = row + p * MOST
+                        n, rest, place = min(MOST, stop - i), width - column, i * width + column
+                        tile_down(left, p * DEPTH * MOST, 0, n, right, q, 0, out, place, width, 0, rest, 1, start > 0)
+                    q += 1
+
+
+def pack_rows(b: Any, start: int, K: int, slivers: Any, q: int) -> None:
+    width, deep = b.shape[1], slivers.shape[1]
+    whole, flat = width // COLUMNS, b.reshape(b.size)
+    for row in range(0, K, SOME):
+        stop = min(K, row + SOME)
+        for j in range(whole):
+            for k in range(row, stop):
+                copy_columns(b, (start + k) * width + j * COLUMNS, slivers, ((q + j) * deep + k) * COLUMNS)
+    if width % COLUMNS:
+        pack_sliver(b, start, K, whole * COLUMNS, slivers[q + whole])
+
+
+def room(size: int) -> Any:
+    """Return room for numbers that begins with a cache line, so that no vector crosses lines."""
+    found = np.empty(size + 16, F)
+    first = -found.ctypes.data % 64 // found.itemsize
+    return found[first : first + size]
 
 
 def vector_over_rows(a: Any, b: Any, out: Any, first: int, last: int) -> None:
@@ -183,16 +214,16 @@ def pack_panels(a: Any, start: int, K: int, first: int, last: int, panels: Any) 
 
     The last column of all fills the last panel.
     """
-    whole, rest = U((last - first) // MOST), (last - first) % MOST
-    start, first = U(start), U(first)
-    for k in range(U(K)):
+    whole, rest, line = (last - first) // MOST, (last - first) % MOST, a.shape[1]
+    for row in range(0, K, SOME):
+        stop = min(K, row + SOME)
         for p in range(whole):
-            for i in range(U(MOST)):
-                panels[p, k, i] = a[start + k, first + p * U(MOST) + i]
+            for k in range(row, stop):
+                copy(a, (start + k) * line + first + p * MOST, panels, (p * panels.shape[1] + k) * MOST)
     if rest:
         for k in range(U(K)):
             for i in range(U(MOST)):
-                panels[whole, k, i] = a[start + k, first + whole * U(MOST) + min(i, U(rest - 1))]
+                panels[whole, k, i] = a[U(start) + k, U(first) + U(whole * MOST) + min(i, U(rest - 1))]
 
 
 def rows_times_vector(W: Any, x: Any, y: Any) -> None:

@@ -50,7 +50,7 @@ def _by_head(step: Step) -> tuple[Array, int, int]:
 def _packed(compiled: ModuleType, pack: Callable[[Array, Array], None], W: Array, width: int) -> Array:
     """Return matrices (m, ..., ...) packed one after the other, each with so many columns for its product."""
     columns, (m, rows, wide) = compiled.COLUMNS, W.shape
-    packed = np.empty((m * -(-width // columns), rows * wide // width, columns), W.dtype)
+    packed = workspace.aligned((m * -(-width // columns), rows * wide // width, columns), W.dtype)
     pack(contiguous(W), packed)
     return packed
 
@@ -84,7 +84,7 @@ def _product(compiled: ModuleType, a: Array, b: Array, out: Array) -> Callable[[
     """Return a function that computes rows of out = a @ b, with a contiguous."""
     K, width = b.shape
     deep = max(1, min(K, max(SHALLOW, K // 2), 2 * SHALLOW))
-    packed = np.empty((-(-K // deep), -(-width // compiled.COLUMNS), deep, compiled.COLUMNS), b.dtype)
+    packed = workspace.aligned((-(-K // deep), -(-width // compiled.COLUMNS), deep, compiled.COLUMNS), b.dtype)
     for block, room in enumerate(packed):
         compiled.pack(contiguous(b[None, block * deep : (block + 1) * deep]), room)
     return functools.partial(compiled.product_of_rows, contiguous(a), packed, out)
