@@ -122,10 +122,18 @@ def _shared(dtype: str, shape: Any) -> ModuleType:
     from xlstm.engines.numba import atomics, vectors
 
     text = "".join(inspect.getsource(module) for module in (maths, products, vectors, atomics, loops))
-    found = _module(f"{dtype} {shape}{text}{products.DEPTH,products.PANELS,products.SOME,products.MANY}")
+    found = _module(f"{dtype} {shape}{text}{products.DEPTH, products.PANELS, products.SOME, products.MANY}")
     found.__dict__.update(maths.constants(dtype), U=np.uintp, np=np, math=math)
     counting = {name: getattr(atomics, name) for name in ("count_up", "count_of", "let_others_run")}
-    found.__dict__.update(vectors.tiles(dtype, shape), **counting, DEPTH=products.DEPTH, PATCH=products.PATCH, PANELS=products.PANELS, SOME=products.SOME, MANY=products.MANY)
+    found.__dict__.update(
+        vectors.tiles(dtype, shape),
+        **counting,
+        DEPTH=products.DEPTH,
+        PATCH=products.PATCH,
+        PANELS=products.PANELS,
+        SOME=products.SOME,
+        MANY=products.MANY,
+    )
     found.__dict__.update(UNITS=loops.UNITS, PATIENCE=loops.PATIENCE)
     series = maths.series_single if dtype == "float32" else maths.series_double
     _bind(found, (series,))

@@ -243,16 +243,17 @@ def backward(
 
     dh and the gradients of the other states are those of the final state, and become those of the initial one. dQ
     takes the gradients of the products of h, or is empty where these are those of x. If `direct`, the cell has a
-    gradient of h before the step, which it writes to dh. Wh (heads, G, ...) is packed for products with the gradients
-    of one gate.
+    gradient of h before the step, which it writes to dh. Wh (heads, parts, ...) is packed for products with the
+    gradients of all gates, or with those of one after the other where there are several heads.
     """
-    heads, G, slivers, K = Wh.shape[:4]
-    H, n0 = heads * K, starts[1] - starts[0]
+    (heads, parts, slivers), (G, R) = Wh.shape[:3], (dz.shape[0], dZ.shape[1])
+    H, n0 = R // G, starts[1] - starts[0]
+    K = H // heads
     line = 0 if size == 1 else counts.size // (2 * (starts.size - 1))
     if size > 1 and count_of(counts, line + size) > 0:
         return  # the others are at the last part
     rows = group = high = some = 0
-    dzhs = dzh.reshape(dzh.size)
+    rows_h = dQ.reshape(dQ.size) if dQ.size else dZ.reshape(dZ.size)
     for t in range(starts.size - 2, -1, -1):
         n, before = min(last, starts[t + 1] - starts[t]) - first, starts[t - 1] + n0 if t else 0
         if n <= 0:
@@ -281,9 +282,9 @@ def backward(
             if piece < 0:
                 break
             head, piece, place = piece // some, piece % some, first * H + piece // some * K
-            for g in range(G):
-                start, more = g * dz.shape[1] + place, g > 0 or direct
-                product_piece(where, piece, group, high, dzhs, start, H, n, Wh[head, g], dh, place, H, 0, K, more)
+            for part in range(parts):
+                start, more = (starts[t] + first) * R + part * H + head * K, part > 0 or direct
+                product_piece(where, piece, group, high, rows_h, start, R, n, Wh[head, part], dh, place, H, 0, K, more)
             count_up(counts, at + size)
         wait(counts, at, size, pieces)
 

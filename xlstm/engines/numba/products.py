@@ -19,10 +19,11 @@ MOST, COLUMNS = 12, 32  # rows of the largest tile, and columns of a sliver
 SLIVERS1 = SLIVERS2 = SLIVERS4 = SLIVERS6 = 1  # slivers that a tile of so many rows takes
 
 import os
-MANY = int(os.environ.get('MANY','8'))
-DEPTH = int(os.environ.get('DEPTH','256'))  # so many rows of both factors of `products_over_rows` stay in the cache
-PANELS = int(os.environ.get('PANELS','40'))  # panels of the left factor
-SOME = int(os.environ.get('SOME','16'))
+
+MANY = int(os.environ.get("MANY", "8"))
+DEPTH = int(os.environ.get("DEPTH", "256"))  # so many rows of both factors of `products_over_rows` stay in the cache
+PANELS = int(os.environ.get("PANELS", "40"))  # panels of the left factor
+SOME = int(os.environ.get("SOME", "16"))
 PATCH = 64  # rows and columns of a patch that is transposed within the nearest cache
 
 

@@ -17,7 +17,6 @@ from numba.extending import intrinsic
 
 VARIABLE = "XLSTM_VECTOR_BYTES"
 BYTES = (16, 32, 64)
-OPAQUE = int(os.environ.get('OP','1'))
 # Rows of a tile, and the vectors of each row: as many as registers hold, and enough sums that none waits for the last.
 # AVX-512 and NEON have 32 registers, AVX2 has 16. Fewer rows than 12 are for batches of few sequences.
 WIDE = ((1, 8), (2, 8), (4, 4), (6, 4), (8, 2), (12, 2))
@@ -160,18 +159,9 @@ def _generate(tile: _Tile, context: Any, builder: Any, signature: Any, arguments
     last = builder.sub(count, number(1))
     chosen = [least(number(i), last) for i in range(tile.rows)]
     starts = [number(i) for i in range(tile.rows)] if tile.down else [times(i, row) for i in chosen]
-    def opaque(x):
-        return builder.asm(ir.FunctionType(x.type, [x.type]), "", "=r,0", [x], False)
-    if OPAQUE and not tile.down and tile.rows > 4:
-        hard = [builder.gep(a, [builder.add(at, starts[i])]) for i in range(0, tile.rows, 4)]
-        hard = [opaque(x) for x in hard]
-        r1=opaque(row); r2=opaque(times(row,number(2))); r3 = opaque(times(row,number(3)))
-        rs = [number(0), r1, r2, r3]
-        inputs = [None]*tile.rows
-        opaque_inputs = [(hard[i//4], rs[i%4]) for i in range(tile.rows)]
-    else:
-        inputs = [builder.gep(a, [builder.add(at, start)]) for start in starts]
-        opaque_inputs = None
+    inputs = [builder.gep(a, [builder.add(at, start)]) for start in starts]
+    if not tile.down:  # else LLVM computes each address from the one before, which takes units from the arithmetic
+        inputs = [_opaque(builder, pointer) for pointer in inputs]
     pace = number(tile.rows if tile.down else 1)
     lines = [builder.add(place, times(i, line)) for i in chosen]
     numbers = [least(builder.add(q, number(j)), builder.sub(slivers, number(1))) for j in range(tile.vectors // 2)]
@@ -242,28 +232,20 @@ def _generate(tile: _Tile, context: Any, builder: Any, signature: Any, arguments
     with builder.if_then(add):
         for cell in cells:
             ask(pointer(*cell), 1, 3)
-    def step(k: Any) -> None:
+    with cgutils.for_range(builder, K, intp=i64) as loop:
         if tile.vectors == 2 and not tile.down:
-            ask(builder.gep(weights[0], [builder.add(times(k, number(lanes)), ahead)]), 0, 2)
-        near = times(k, number(sliver))
+            ask(builder.gep(weights[0], [builder.add(times(loop.index, number(lanes)), ahead)]), 0, 2)
+        near = times(loop.index, number(sliver))
         values = []
         for v in range(tile.vectors):
             spot = builder.gep(weights[v // 2], [builder.add(near, number(v % 2 * lanes))])
             values.append(builder.load(builder.bitcast(spot, vector.as_pointer())))
             values[-1].align = size
         for i in range(tile.rows):
-            if opaque_inputs:
-                bp, off = opaque_inputs[i]
-                ptr = builder.gep(builder.gep(bp,[k]), [off])
-            else:
-                ptr = builder.gep(inputs[i], [times(k, pace)])
-            factor = _splat(builder, builder.load(ptr), vector)
+            factor = _splat(builder, builder.load(builder.gep(inputs[i], [times(loop.index, pace)])), vector)
             for v in range(tile.vectors):
                 room = rooms[i * tile.vectors + v]
                 builder.store(builder.call(fma, [factor, values[v], builder.load(room)]), room)
-
-    with cgutils.for_range(builder, K, intp=i64) as loop:
-        step(loop.index)
     with builder.if_else(whole, likely=True) as branches:
         for full, branch in zip((True, False), branches, strict=True):
             with branch:
@@ -303,6 +285,11 @@ def call_product(context, where, a, at, row, n, b, first, stop, out, place, line
         return context.get_dummy_value()
 
     return types.void(types.int64, *signature.args), generate
+
+
+def _opaque(builder: Any, value: Any) -> Any:
+    """Return a value of which LLVM does not know how it was computed."""
+    return builder.asm(ir.FunctionType(value.type, [value.type]), "", "=r,0", [value], False)
 
 
 def _splat(builder: Any, value: Any, vector: Any) -> Any:

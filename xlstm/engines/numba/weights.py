@@ -33,10 +33,15 @@ def for_states(step: Step, compiled: ModuleType) -> Array:
 
 
 def for_gradients(step: Step, compiled: ModuleType) -> Array:
-    """Return Wh for products with the gradients of a gate, (heads, G, slivers, K, columns)."""
+    """Return Wh for products with the gradients of all gates, (1, 1, slivers, R, columns).
+
+    With several heads it is for those of one head and gate, (heads, G, slivers, K, columns).
+    """
     W, heads, K = _by_head(step)
+    if heads == 1:
+        W = W.reshape(1, step.R, K)
     packed = _packed(compiled, compiled.pack, W, K)
-    return packed.reshape(heads, step.G, -1, *packed.shape[1:])
+    return packed.reshape(heads, W.shape[0] // heads, -1, *packed.shape[1:])
 
 
 def _by_head(step: Step) -> tuple[Array, int, int]:
