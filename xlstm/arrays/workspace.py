@@ -10,15 +10,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import math
-from typing import Any
 
 import numpy as np
 
 from xlstm.arrays.namespace import Array, Namespace, device_of
 
 LARGEST = 31 << 20  # bytes
-LINE = 64  # bytes of a cache line
 
 
 def settle(xp: Namespace) -> None:
@@ -36,17 +33,8 @@ def empty(xp: Namespace, shape: tuple[int, ...], like: Array) -> Array:
     """Return an array with any contents, of the dtype and on the device of `like`."""
     if xp is np:
         _settle()
-        return aligned(shape, like.dtype)
+        return np.empty(shape, like.dtype)
     return xp.empty(shape, dtype=like.dtype, device=device_of(like))
-
-
-def aligned(shape: tuple[int, ...], dtype: Any) -> Array:
-    """Return a NumPy array with any contents that begins with a cache line, so that no vector crosses lines."""
-    size = math.prod(shape) * dtype.itemsize
-    room = np.empty(size + LINE, np.uint8)
-    first = -room.ctypes.data % LINE
-    found: Array = room[first : first + size].view(dtype).reshape(shape)
-    return found
 
 
 def release() -> None:

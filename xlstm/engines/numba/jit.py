@@ -80,9 +80,8 @@ def shape(dtype: str) -> Any:
 
 SHARED = (
     products.room,
-    products.pack_sliver,
+    products.pack_slivers,
     products.pack,
-    products.pack_rows,
     products.pack_transposed,
     products.pack_panels,
     products.product,
@@ -122,19 +121,15 @@ def _shared(dtype: str, shape: Any) -> ModuleType:
     from xlstm.engines.numba import atomics, vectors
 
     text = "".join(inspect.getsource(module) for module in (maths, products, vectors, atomics, loops))
-    found = _module(f"{dtype} {shape}{text}{products.DEPTH, products.PANELS, products.SOME, products.MANY}")
+    found = _module(f"{dtype} {shape}{text}")
     found.__dict__.update(maths.constants(dtype), U=np.uintp, np=np, math=math)
     counting = {name: getattr(atomics, name) for name in ("count_up", "count_of", "let_others_run")}
-    found.__dict__.update(
-        vectors.tiles(dtype, shape),
-        **counting,
-        DEPTH=products.DEPTH,
-        PATCH=products.PATCH,
-        PANELS=products.PANELS,
-        SOME=products.SOME,
-        MANY=products.MANY,
-    )
-    found.__dict__.update(UNITS=loops.UNITS, PATIENCE=loops.PATIENCE)
+    found.__dict__.update(vectors.tiles(dtype, shape), **counting)
+    for module, names in (
+        (products, ("DEPTH", "PANELS", "BLOCK", "TOGETHER", "LINE", "PATCH")),
+        (loops, ("UNITS", "PATIENCE")),
+    ):
+        found.__dict__.update({name: getattr(module, name) for name in names})
     series = maths.series_single if dtype == "float32" else maths.series_double
     _bind(found, (series,))
     found.__dict__["series"] = found.__dict__[series.__name__]

@@ -22,6 +22,7 @@ MOST = 12  # rows of the largest tile; below, how many slivers the smaller tiles
 SLIVERS1 = SLIVERS2 = SLIVERS4 = SLIVERS6 = 1
 UNITS = 1024  # of the cell in a piece
 PATIENCE = 2000  # times that a waiting thread asks before it lets others have the core
+SIZES = ("UNITS", "PATIENCE")
 
 
 def step(

@@ -18,13 +18,13 @@ U: Any = np.uintp
 MOST, COLUMNS = 12, 32  # rows of the largest tile, and columns of a sliver
 SLIVERS1 = SLIVERS2 = SLIVERS4 = SLIVERS6 = 1  # slivers that a tile of so many rows takes
 
-import os
-
-MANY = int(os.environ.get("MANY", "8"))
-DEPTH = int(os.environ.get("DEPTH", "256"))  # so many rows of both factors of `products_over_rows` stay in the cache
-PANELS = int(os.environ.get("PANELS", "40"))  # panels of the left factor
-SOME = int(os.environ.get("SOME", "16"))
+DEPTH = 256  # so many rows of both factors of `products_over_rows` stay in the cache
+PANELS = 40  # so many panels of the left one, and no more, stay in the cache of a core
+BLOCK = 96  # rows of the left factor of `product_of_rows` that are copied at once
+TOGETHER = 16  # rows that are copied side by side: a processor foresees no more streams
+LINE = 16  # numbers of a cache line, or of two
 PATCH = 64  # rows and columns of a patch that is transposed within the nearest cache
+SIZES = ("DEPTH", "PANELS", "BLOCK", "TOGETHER", "LINE", "PATCH")
 
 
 def tile(*arguments: Any) -> None:
@@ -32,35 +32,32 @@ def tile(*arguments: Any) -> None:
     raise NotImplementedError
 
 
-copy = copy_columns = tile1 = tile2 = tile4 = tile6 = tile8 = tile_down = tile
+copy_panel = copy_sliver = tile1 = tile2 = tile4 = tile6 = tile8 = tile_down = tile
 
 
 def pack(W: Any, packed: Any) -> None:
     """Pack matrices (gates, K, columns), one after the other."""
-    gates, K = W.shape[0], W.shape[1]
-    per = packed.shape[0] // gates
+    gates = W.shape[0]
     for g in range(gates):
-        for q in range(per):
-            pack_sliver(W[g], 0, K, q * COLUMNS, packed[g * per + q])
+        pack_slivers(W[g], 0, W.shape[1], packed, g * (packed.shape[0] // gates))
 
 
-def pack_sliver(W: Any, start: int, K: int, column: int, sliver: Any) -> None:
-    """Copy K rows of a matrix from row `start` and a column on to a sliver, which zeros make whole."""
-    some = min(COLUMNS, W.shape[1] - column)
-    start, column = U(start), U(column)
-    if some == COLUMNS:
+def pack_slivers(W: Any, start: int, K: int, packed: Any, first: int) -> None:
+    """Copy K rows of a matrix from row `start` on to slivers from `first` on, which zeros make whole."""
+    (width, deep), columns = (W.shape[1], packed.shape[1]), W.shape[1] // COLUMNS * COLUMNS
+    for row in range(0, K, TOGETHER):
+        stop = min(K, row + TOGETHER)
+        for j in range(0, columns, COLUMNS):
+            place = (first + j // COLUMNS) * deep
+            for k in range(row, stop):
+                copy_sliver(W, (start + k) * width + j, packed, (place + k) * COLUMNS)
+    if columns < width:
+        last = packed[first + columns // COLUMNS]
         for k in range(U(K)):
             for j in range(U(COLUMNS)):
-                sliver[k, j] = W[start + k, column + j]
-    else:
-        for k in range(U(K)):
-            for j in range(U(some)):
-                sliver[k, j] = W[start + k, column + j]
-            for j in range(U(some), U(COLUMNS)):
-                sliver[k, j] = F(0)
-    for k in range(U(K), U(sliver.shape[0])):
-        for j in range(U(COLUMNS)):
-            sliver[k, j] = F(0)
+                last[k, j] = W[U(start) + k, U(columns) + j] if j < U(width - columns) else F(0)
+    for q in range(first, first + (width + COLUMNS - 1) // COLUMNS):
+        packed[q, K:] = F(0)
 
 
 def pack_transposed(W: Any, packed: Any) -> None:
@@ -139,64 +136,51 @@ def product_of_rows(a: Any, b: Any, out: Any, first: int, last: int) -> None:
     """
     (K, width), blocks, slivers, deep = (a.shape[1], out.shape[1]), b.shape[0], b.shape[1], b.shape[2]
     line, flat = deep + COLUMNS // 2, out.reshape(out.size)
-    room = np.empty(MANY * MOST * line, F)
-    for start in range(first, last, MANY * MOST):
-        n = min(MANY * MOST, last - start)
+    rows = room(BLOCK * line)
+    for start in range(first, last, BLOCK):
+        n = min(BLOCK, last - start)
         for block in range(blocks):
             some = min(deep, K - block * deep)
             for i in range(n):
                 row, place, column = U(start + i), U(i * line), U(block * deep)
                 for k in range(U(some)):
-                    room[place + k] = a[row, column + k]
+                    rows[place + k] = a[row, column + k]
                 for k in range(U(some), U(deep)):
-                    room[place + k] = F(0)
-            product(room, 0, line, n, b[block], 0, slivers, flat, start * width, width, 0, width, block > 0)
+                    rows[place + k] = F(0)
+            product(rows, 0, line, n, b[block], 0, slivers, flat, start * width, width, 0, width, block > 0)
 
 
 def products_over_rows(a: Any, bs: Any, outs: Any, first: int, last: int) -> None:
     """Set the rows from `first` to `last` of each out (M, width) = a^T b, from rows a (N, M) and b (N, width)."""
+    if first == last:
+        return
     N, most, slivers = a.shape[0], min(PANELS, (last - first + MOST - 1) // MOST), 0
     for b in bs:
         slivers += (b.shape[1] + COLUMNS - 1) // COLUMNS
-    left = room(most * DEPTH * MOST).reshape(most, DEPTH, MOST)
-    space = room(slivers * DEPTH * COLUMNS)
+    left, right = room(most * DEPTH * MOST).reshape(most, DEPTH, MOST), room(slivers * DEPTH * COLUMNS)
     for start in range(0, N, DEPTH):
         some, q = min(DEPTH, N - start), 0
-        right = space[: slivers * some * COLUMNS].reshape(slivers, some, COLUMNS)
+        packed = right[: slivers * some * COLUMNS].reshape(slivers, some, COLUMNS)
         for b in bs:
-            pack_rows(b, start, some, right, q)
+            pack_slivers(b, start, some, packed, q)
             q += (b.shape[1] + COLUMNS - 1) // COLUMNS
         for row in range(first, last, PANELS * MOST):
-            stop = min(last, row + PANELS * MOST)
-            panels = (stop - row + MOST - 1) // MOST
+            stop, q = min(last, row + PANELS * MOST), 0
             pack_panels(a, start, some, row, stop, left)
-            q = 0
             for b, out in zip(bs, outs):  # noqa: B905
                 width = b.shape[1]
                 for column in range(0, width, COLUMNS):
-                    for p in range(panels):
-                        i = row + p * MOST
+                    for i in range(row, stop, MOST):
                         n, rest, place = min(MOST, stop - i), width - column, i * width + column
-                        tile_down(left, p * DEPTH * MOST, 0, n, right, q, 0, out, place, width, 0, rest, 1, start > 0)
+                        at = (i - row) * DEPTH
+                        tile_down(left, at, 0, n, packed, q, 0, out, place, width, 0, rest, 1, start > 0)
                     q += 1
 
 
-def pack_rows(b: Any, start: int, K: int, slivers: Any, q: int) -> None:
-    width, deep = b.shape[1], slivers.shape[1]
-    whole, flat = width // COLUMNS, b.reshape(b.size)
-    for row in range(0, K, SOME):
-        stop = min(K, row + SOME)
-        for j in range(whole):
-            for k in range(row, stop):
-                copy_columns(b, (start + k) * width + j * COLUMNS, slivers, ((q + j) * deep + k) * COLUMNS)
-    if width % COLUMNS:
-        pack_sliver(b, start, K, whole * COLUMNS, slivers[q + whole])
-
-
 def room(size: int) -> Any:
-    """Return room for numbers that begins with a cache line, so that no vector crosses lines."""
-    found = np.empty(size + 16, F)
-    first = -found.ctypes.data % 64 // found.itemsize
+    """Return room for numbers that begins with a cache line, so that no vector lies in two."""
+    found = np.empty(size + LINE, F)
+    first = -found.ctypes.data // found.itemsize % LINE
     return found[first : first + size]
 
 
@@ -215,16 +199,16 @@ def pack_panels(a: Any, start: int, K: int, first: int, last: int, panels: Any) 
 
     The last column of all fills the last panel.
     """
-    whole, rest, line = (last - first) // MOST, (last - first) % MOST, a.shape[1]
-    for row in range(0, K, SOME):
-        stop = min(K, row + SOME)
+    whole, rest, wide = (last - first) // MOST, (last - first) % MOST, a.shape[1]
+    for row in range(0, K, TOGETHER):
+        stop = min(K, row + TOGETHER)
         for p in range(whole):
             for k in range(row, stop):
-                copy(a, (start + k) * line + first + p * MOST, panels, (p * panels.shape[1] + k) * MOST)
+                copy_panel(a, (start + k) * wide + first + p * MOST, panels, (p * panels.shape[1] + k) * MOST)
     if rest:
         for k in range(U(K)):
             for i in range(U(MOST)):
-                panels[whole, k, i] = a[U(start) + k, U(first) + U(whole * MOST) + min(i, U(rest - 1))]
+                panels[whole, k, i] = a[U(start) + k, U(first + whole * MOST) + min(i, U(rest - 1))]
 
 
 def rows_times_vector(W: Any, x: Any, y: Any) -> None:

@@ -65,9 +65,9 @@ def tiles(dtype: str, shape: Shape) -> dict[str, Any]:
     found |= {"tile": found[f"tile{most}"], "tile_down": tile(dtype, shape.lanes, most, 2, down=True)}
     found.setdefault("tile8", found["tile"])  # less than MOST rows are left, here less than 8
     found["call_product"] = call_product
-    found["copy"] = copier(most)
-    found["copy_columns"] = copier(2 * shape.lanes)
-    return found | {"MOST": most, "COLUMNS": 2 * shape.lanes}
+    columns = 2 * shape.lanes
+    found |= {"copy_panel": copier(most), "copy_sliver": copier(columns)}
+    return found | {"MOST": most, "COLUMNS": columns}
 
 
 def tile(dtype: str, lanes: int, rows: int, vectors: int, down: bool = False) -> Any:
@@ -104,7 +104,7 @@ def tile(dtype: str, lanes: int, rows: int, vectors: int, down: bool = False) ->
 
 
 def copier(count: int) -> Any:
-    """Return a function for compiled code that copies `count` numbers as a vector, `copy(a, at, out, place)`."""
+    """Return a function for compiled code that copies `count` numbers side by side: `copy(a, at, out, place)`."""
 
     @intrinsic
     def copy(context, a, at, out, place):  # type: ignore[no-untyped-def]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,8 @@ from xlstm.engines.step import Step
 # So many rows of the second factor, or up to twice as many where there are more, make a block: meanwhile rows of the
 # first factor lie in the cache of a core.
 SHALLOW = 512
+# Packed weights of so many bytes and more begin with a cache line, of so many bytes, so that no vector lies in two.
+LARGE, LINE = 1 << 16, 64
 
 
 def for_inputs(step: Step, compiled: ModuleType) -> Array:
@@ -55,9 +58,18 @@ def _by_head(step: Step) -> tuple[Array, int, int]:
 def _packed(compiled: ModuleType, pack: Callable[[Array, Array], None], W: Array, width: int) -> Array:
     """Return matrices (m, ..., ...) packed one after the other, each with so many columns for its product."""
     columns, (m, rows, wide) = compiled.COLUMNS, W.shape
-    packed = workspace.aligned((m * -(-width // columns), rows * wide // width, columns), W.dtype)
+    packed = _aligned((m * -(-width // columns), rows * wide // width, columns), W.dtype)
     pack(contiguous(W), packed)
     return packed
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return an array with any contents, which begins with a cache line where it is large."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < LARGE:
+        return np.empty(shape, dtype)
+    room = np.empty(size + LINE, np.uint8)
+    return np.ndarray(shape, dtype, room, -room.ctypes.data % LINE)
 
 
 def products(
@@ -89,7 +101,7 @@ def _product(compiled: ModuleType, a: Array, b: Array, out: Array) -> Callable[[
     """Return a function that computes rows of out = a @ b, with a contiguous."""
     K, width = b.shape
     deep = max(1, min(K, max(SHALLOW, K // 2), 2 * SHALLOW))
-    packed = workspace.aligned((-(-K // deep), -(-width // compiled.COLUMNS), deep, compiled.COLUMNS), b.dtype)
+    packed = _aligned((-(-K // deep), -(-width // compiled.COLUMNS), deep, compiled.COLUMNS), b.dtype)
     for block, room in enumerate(packed):
         compiled.pack(contiguous(b[None, block * deep : (block + 1) * deep]), room)
     return functools.partial(compiled.product_of_rows, contiguous(a), packed, out)
