@@ -50,7 +50,7 @@ def test_products_of_every_number_of_rows_and_columns(rng, length, dtype):
         a, _ = guarded(rng.standard_normal((n, K)).astype(dtype))
         out, intact = guarded(np.full((gates, n, width), 3.0, dtype))
         packed, whole = guarded(np.full((gates * -(-width // compiled.COLUMNS), K, compiled.COLUMNS), 5.0, dtype))
-        compiled.pack_transposed(W, packed)
+        compiled.pack_transposed(W, packed, 0, packed.shape[0])
         assert whole()
         expected = a @ W.swapaxes(1, 2)
         scale = np.abs(a) @ np.abs(W).swapaxes(1, 2)
@@ -61,7 +61,7 @@ def test_products_of_every_number_of_rows_and_columns(rng, length, dtype):
             assert intact()
             assert np.all(np.abs(out - expected - before) <= 2 * ROUNDING[dtype] * np.maximum(scale, 1))
         again = np.empty_like(packed)
-        compiled.pack(np.ascontiguousarray(W.swapaxes(1, 2)), again)
+        compiled.pack(np.ascontiguousarray(W.swapaxes(1, 2)), again, 0, again.shape[0])
         np.testing.assert_array_equal(again, packed)
 
 
@@ -105,7 +105,7 @@ def test_places_beyond_two_to_the_31(rng):
     a[at:] = rng.standard_normal(n * K)
     W = rng.standard_normal((1, width, K)).astype(np.float32)
     packed = np.empty((-(-width // compiled.COLUMNS), K, compiled.COLUMNS), np.float32)
-    compiled.pack_transposed(W, packed)
+    compiled.pack_transposed(W, packed, 0, packed.shape[0])
     compiled.product(a, at, K, n, packed, 0, packed.shape[0], out, at, width, 0, width, False)
     np.testing.assert_allclose(out[at:].reshape(n, width), a[at:].reshape(n, K) @ W[0].T, rtol=1e-5, atol=1e-6)
     assert not out[:1000].any()

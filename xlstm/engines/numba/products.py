@@ -35,45 +35,50 @@ def tile(*arguments: Any) -> None:
 copy_panel = copy_sliver = tile1 = tile2 = tile4 = tile6 = tile8 = tile_down = tile
 
 
-def pack(W: Any, packed: Any) -> None:
-    """Pack matrices (gates, K, columns), one after the other."""
-    gates = W.shape[0]
-    for g in range(gates):
-        pack_slivers(W[g], 0, W.shape[1], packed, g * (packed.shape[0] // gates))
+def pack(W: Any, packed: Any, first: int, last: int) -> None:
+    """Pack matrices (gates, K, columns), one after the other: the slivers from `first` to `last`."""
+    per = packed.shape[0] // W.shape[0]
+    while first < last:
+        g, q = first // per, first % per
+        stop = min(per, q + last - first)
+        pack_slivers(W[g], 0, W.shape[1], q, stop, packed, first)
+        first += stop - q
 
 
-def pack_slivers(W: Any, start: int, K: int, packed: Any, first: int) -> None:
-    """Copy K rows of a matrix from row `start` on to slivers from `first` on, which zeros make whole."""
-    (width, deep), columns = (W.shape[1], packed.shape[1]), W.shape[1] // COLUMNS * COLUMNS
+def pack_slivers(W: Any, start: int, K: int, first: int, last: int, packed: Any, to: int) -> None:
+    """Copy K rows of a matrix from row `start` on, its slivers from `first` to `last`, to those from `to` on.
+
+    Zeros make them whole.
+    """
+    (width, deep), whole = (W.shape[1], packed.shape[1]), min(last, W.shape[1] // COLUMNS)
     for row in range(0, K, TOGETHER):
         stop = min(K, row + TOGETHER)
-        for j in range(0, columns, COLUMNS):
-            place = (first + j // COLUMNS) * deep
+        for q in range(first, whole):
             for k in range(row, stop):
-                copy_sliver(W, (start + k) * width + j, packed, (place + k) * COLUMNS)
-    if columns < width:
-        last = packed[first + columns // COLUMNS]
+                place = ((to + q - first) * deep + k) * COLUMNS
+                copy_sliver(W, (start + k) * width + q * COLUMNS, packed, place)
+    if whole < last:
+        sliver, column = packed[to + whole - first], U(whole * COLUMNS)
         for k in range(U(K)):
             for j in range(U(COLUMNS)):
-                last[k, j] = W[U(start) + k, U(columns) + j] if j < U(width - columns) else F(0)
-    for q in range(first, first + (width + COLUMNS - 1) // COLUMNS):
-        packed[q, K:] = F(0)
+                sliver[k, j] = W[U(start) + k, column + j] if column + j < U(width) else F(0)
+    packed[to : to + last - first, K:] = F(0)
 
 
-def pack_transposed(W: Any, packed: Any) -> None:
-    """Pack the transposed of matrices (gates, columns, K), one after the other."""
+def pack_transposed(W: Any, packed: Any, first: int, last: int) -> None:
+    """Pack the transposed of matrices (gates, columns, K), one after the other: the slivers from `first` to `last`."""
     gates, wide, K = W.shape
     per = packed.shape[0] // gates
-    for sliver in range(packed.shape[0]):
-        g, first = U(sliver // per), sliver % per * COLUMNS
-        some, to = U(min(COLUMNS, wide - first)), packed[sliver]
+    for sliver in range(first, last):
+        g, column = U(sliver // per), sliver % per * COLUMNS
+        some, to = U(min(COLUMNS, wide - column)), packed[sliver]
         if some < U(COLUMNS):
             to.fill(F(0))
         for start in range(0, K, PATCH):
             stop = U(min(K, start + PATCH))
             for j in range(some):
                 for k in range(U(start), stop):
-                    to[k, j] = W[g, U(first) + j, k]
+                    to[k, j] = W[g, U(column) + j, k]
 
 
 def product(
@@ -162,8 +167,9 @@ def products_over_rows(a: Any, bs: Any, outs: Any, first: int, last: int) -> Non
         some, q = min(DEPTH, N - start), 0
         packed = right[: slivers * some * COLUMNS].reshape(slivers, some, COLUMNS)
         for b in bs:
-            pack_slivers(b, start, some, packed, q)
-            q += (b.shape[1] + COLUMNS - 1) // COLUMNS
+            every = (b.shape[1] + COLUMNS - 1) // COLUMNS
+            pack_slivers(b, start, some, 0, every, packed, q)
+            q += every
         for row in range(first, last, PANELS * MOST):
             stop, q = min(last, row + PANELS * MOST), 0
             pack_panels(a, start, some, row, stop, left)

@@ -130,18 +130,7 @@ class NumbaTape(Tape):
 
     def products(self, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
         """Return the products a @ b of matrices, each over all steps."""
-        outs, calls = products(self.kernels.backward.loops, pairs)
-        size = threads.wanted() if sum(a.size * b.shape[1] for a, b in pairs) > threads.LARGE else 1
-
-        def share(k: int) -> None:
-            for rows, call in calls:
-                call(rows * k // size, rows * (k + 1) // size)
-
-        if size > 1:
-            for _, call in calls:  # compiled here
-                call(0, 0)
-        threads.team(size).run([functools.partial(share, k) for k in range(size)])
-        return outs
+        return products(self.kernels.backward.loops, pairs)
 
     @property
     def segments(self) -> list[Kept]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import workspace
+from xlstm.arrays import threads, workspace
 from xlstm.arrays.namespace import Array
 from xlstm.engines.step import Step
 
@@ -19,6 +19,9 @@ from xlstm.engines.step import Step
 SHALLOW = 512
 # Packed weights of so many bytes and more begin with a cache line, of so many bytes, so that no vector lies in two.
 LARGE, LINE = 1 << 16, 64
+COPY = 32  # multiplications that take as long as to copy a number
+# A number of rows or slivers, and a function that does those from a first to a last one.
+Call = tuple[int, Callable[[int, int], Any]]
 
 
 def for_inputs(step: Step, compiled: ModuleType) -> Array:
@@ -59,7 +62,7 @@ def _packed(compiled: ModuleType, pack: Callable[[Array, Array], None], W: Array
     """Return matrices (m, ..., ...) packed one after the other, each with so many columns for its product."""
     columns, (m, rows, wide) = compiled.COLUMNS, W.shape
     packed = _aligned((m * -(-width // columns), rows * wide // width, columns), W.dtype)
-    pack(contiguous(W), packed)
+    share([(packed.shape[0], functools.partial(pack, contiguous(W), packed))], COPY * packed.size)
     return packed
 
 
@@ -72,15 +75,13 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     return np.ndarray(shape, dtype, room, -room.ctypes.data % LINE)
 
 
-def products(
-    compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]
-) -> tuple[list[Array], list[tuple[int, Callable[[int, int], Any]]]]:
-    """Return room for a @ b of every pair, and functions that compute rows from one to another, with the rows of each.
+def products(compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
+    """Return a @ b of every pair.
 
     In each pair a is contiguous, or its transposed. Products with the same transposed a are computed together.
     """
     outs = [workspace.empty(np, (a.shape[0], b.shape[1]), b) for a, b in pairs]
-    calls: list[tuple[int, Callable[[int, int], Any]]] = []
+    calls: list[Call] = []
     together: dict[int, tuple[Array, list[Array], list[Array]]] = {}
     for (a, b), out in zip(pairs, outs, strict=True):
         if a.flags.c_contiguous:
@@ -94,7 +95,8 @@ def products(
     for a, bs, rooms in together.values():
         call = functools.partial(compiled.products_over_rows, contiguous(a.T), tuple(bs), tuple(rooms))
         calls.append((a.shape[0], call))
-    return outs, calls
+    share(calls, sum(a.size * b.shape[1] for a, b in pairs))
+    return outs
 
 
 def _product(compiled: ModuleType, a: Array, b: Array, out: Array) -> Callable[[int, int], Any]:
@@ -102,9 +104,26 @@ def _product(compiled: ModuleType, a: Array, b: Array, out: Array) -> Callable[[
     K, width = b.shape
     deep = max(1, min(K, max(SHALLOW, K // 2), 2 * SHALLOW))
     packed = _aligned((-(-K // deep), -(-width // compiled.COLUMNS), deep, compiled.COLUMNS), b.dtype)
-    for block, room in enumerate(packed):
-        compiled.pack(contiguous(b[None, block * deep : (block + 1) * deep]), room)
+    blocks = [contiguous(b[None, block * deep : (block + 1) * deep]) for block in range(len(packed))]
+    calls = [
+        (packed.shape[1], functools.partial(compiled.pack, W, room)) for W, room in zip(blocks, packed, strict=True)
+    ]
+    share(calls, COPY * packed.size)
     return functools.partial(compiled.product_of_rows, contiguous(a), packed, out)
+
+
+def share(calls: Sequence[Call], work: int) -> None:
+    """Do calls on as many threads as so many multiplications are worth: each thread a part of every call."""
+    size = threads.wanted() if work > threads.LARGE else 1
+
+    def part(k: int) -> None:
+        for n, call in calls:
+            call(n * k // size, n * (k + 1) // size)
+
+    if size > 1:  # compiled here, of nothing: a worker would wait for the compiler, and with it a fork
+        for _, call in calls:
+            call(0, 0)
+    threads.team(size).run([functools.partial(part, k) for k in range(size)])
 
 
 def contiguous(a: Array) -> Array:
