@@ -82,15 +82,16 @@ def test_products_over_rows(rng, length, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("K", [1, 40, 600, 1100, 2500])
-def test_products_of_rows(rng, length, dtype, K):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_products_of_rows(rng, monkeypatch, length, dtype, K, threads):
     """In blocks of rows of the second factor, the last of them partly empty."""
+    from xlstm.arrays import threads as sharing
     from xlstm.engines.numba import weights
 
+    monkeypatch.setenv(sharing.VARIABLE, str(threads))
+    monkeypatch.setattr(sharing, "LARGE", 0)
     a, b = (rng.standard_normal(shape).astype(dtype) for shape in ((61, K), (K, 45)))
-    (out,), ((rows, call),) = weights.products(functions(dtype), [(a, b)])
-    assert rows == 61
-    for first, last in ((0, 7), (7, 61)):
-        call(first, last)
+    (out,) = weights.products(functions(dtype), [(a, b)])
     assert np.all(np.abs(out - a @ b) <= 4 * ROUNDING[dtype] * np.maximum(np.abs(a) @ np.abs(b), 1))
 
 
