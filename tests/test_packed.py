@@ -50,7 +50,9 @@ def test_products_of_every_number_of_rows_and_columns(rng, length, dtype):
         a, _ = guarded(rng.standard_normal((n, K)).astype(dtype))
         out, intact = guarded(np.full((gates, n, width), 3.0, dtype))
         packed, whole = guarded(np.full((gates * -(-width // compiled.COLUMNS), K, compiled.COLUMNS), 5.0, dtype))
-        compiled.pack_transposed(W, packed, 0, packed.shape[0])
+        slivers = packed.shape[0]
+        for first, last in ((0, slivers // 3), (slivers // 3, slivers)):
+            compiled.pack_transposed(W, packed, first, last)
         assert whole()
         expected = a @ W.swapaxes(1, 2)
         scale = np.abs(a) @ np.abs(W).swapaxes(1, 2)
@@ -61,7 +63,8 @@ def test_products_of_every_number_of_rows_and_columns(rng, length, dtype):
             assert intact()
             assert np.all(np.abs(out - expected - before) <= 2 * ROUNDING[dtype] * np.maximum(scale, 1))
         again = np.empty_like(packed)
-        compiled.pack(np.ascontiguousarray(W.swapaxes(1, 2)), again, 0, again.shape[0])
+        for first, last in ((0, slivers // 3), (slivers // 3, slivers)):
+            compiled.pack(np.ascontiguousarray(W.swapaxes(1, 2)), again, first, last)
         np.testing.assert_array_equal(again, packed)
 
 
