@@ -14,7 +14,7 @@ from tests.test_engines import REFUSED
 from xlstm.arrays import workspace
 from xlstm.engines import engine
 from xlstm.engines.array_api import ARRAY_API
-from xlstm.engines.numba import jit, weights
+from xlstm.engines.numba import jit
 from xlstm.engines.numba.engine import NUMBA
 from xlstm.engines.numba.tape import NumbaTape
 from xlstm.engines.step import Masks, Step
@@ -128,17 +128,12 @@ def untouched(shape, dtype):
         pytest.skip(f"the system gives no memory that is not used: {error}")
 
 
-@pytest.fixture
-def sparse(monkeypatch):
-    """Large arrays take no memory where they are not used."""
-    if sys.platform != "linux":
-        pytest.skip("memory that is not used is asked for as Linux has it")
-    monkeypatch.setattr(workspace, "empty", lambda xp, shape, like: untouched(shape, like.dtype))
+linux = pytest.mark.skipif(sys.platform != "linux", reason="memory that is not used is asked for as Linux has it")
 
 
-@pytest.mark.usefixtures("sparse")
+@linux
 @pytest.mark.parametrize("kind", ["LSTM", "sLSTM"])
-def test_steps_beyond_two_to_the_31(rng, kind):
+def test_steps_beyond_two_to_the_31(monkeypatch, rng, kind):
     """Steps before which x, each state and each gate have more than 2^31 numbers; nothing is computed of those."""
     D, H, B, T = 65, 66, 3, 4
     layer = xlstm.sLSTM(D, H, num_heads=2) if kind == "sLSTM" else xlstm.LSTM(D, H)
@@ -150,8 +145,10 @@ def test_steps_beyond_two_to_the_31(rng, kind):
     y, end, tape = ARRAY_API.forward(step, x, state, [(T, B)], "all")
     gradients, start = ARRAY_API.backward(tape, dy, state)
 
+    monkeypatch.setenv(jit.VARIABLE, "1")
     first = 2**31 // D + 1  # row of the first step; the rows before it belong to none
     rows = slice(first, first + T * B)
+    monkeypatch.setattr(workspace, "empty", lambda xp, shape, like: untouched(shape, like.dtype))
     far = [untouched((first + T * B, a.shape[1]), "float32") for a in (x, dy)]
     for a, near in zip(far, (x, dy), strict=True):
         a[rows] = near
@@ -172,7 +169,7 @@ def test_steps_beyond_two_to_the_31(rng, kind):
         assert not array[: 2 * T * B].any()
 
 
-@pytest.mark.usefixtures("sparse")
+@linux
 @pytest.mark.parametrize("kind", ["rows", "over rows", "one column"])
 def test_products_beyond_two_to_the_31(rng, kind):
     """The last rows of products of matrices whose rows before have more than 2^31 numbers."""
@@ -180,17 +177,22 @@ def test_products_beyond_two_to_the_31(rng, kind):
     n, K, width = 2**31 // 5 + 100, 7, 1 if kind == "one column" else 6
     a = untouched((n, K), "float32") if kind == "rows" else untouched((K, n), "float32").T
     a[-50:] = rng.standard_normal((50, K))
-    b = rng.standard_normal((K, width)).astype("float32")
-    (out,), ((rows, call),) = weights.products(functions, [(a, b)])
-    assert rows == n
-    call(n - 50, n - 20)
-    call(n - 20, n)
+    b, out = rng.standard_normal((K, width), "float32"), untouched((n, width), "float32")
+    for first, last in ((n - 50, n - 20), (n - 20, n)):
+        if kind == "rows":
+            packed = np.zeros((1, 1, K, functions.COLUMNS), "float32")
+            packed[..., :width] = b
+            functions.product_of_rows(a, packed, out, first, last)
+        elif kind == "over rows":
+            functions.products_over_rows(a.T, (b,), (out,), first, last)
+        else:
+            functions.vector_over_rows(a.T, b, out, first, last)
     np.testing.assert_allclose(out[-50:], a[-50:] @ b, rtol=1e-5, atol=1e-5)
     assert not out[:100].any()
     assert not out[-100:-50].any()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory that is not used is asked for as Linux has it")
+@linux
 def test_weights_beyond_two_to_the_31(rng):
     """The last columns of a product with packed weights of more than 2^31 numbers."""
     functions = jit.functions("float32", "def step():\n    pass\n")
