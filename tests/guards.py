@@ -185,6 +185,10 @@ class Empty:
             setattr(np, name, function)
 
     def __exit__(self, *_: object) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Let NumPy's functions give poison from now on."""
         for name in self._usual:
             setattr(np, name, functools.partial(self.poisoned, name))
 
@@ -296,8 +300,7 @@ def main(kinds: list[str]) -> None:
     jit.functions = functools.partial(compiled.functions, jit.functions)
     threads.team = lambda size: InTurn(compiled.guards)
     rng = np.random.default_rng(0)
-    with EMPTY:
-        pass  # poisoned from here on
+    EMPTY.begin()
     for case in cases():
         sys.stdout.write(f"{case}\n")
         sys.stdout.flush()  # read where the process ends
