@@ -240,7 +240,7 @@ def run_case(case: Case, compiled: Compiled, rng: np.random.Generator, more: boo
     from xlstm.engines import engine
 
     T, B = case.T, case.B
-    options = {"num_heads": case.heads} if case.kind == "sLSTM" else {}
+    options = {"RNN": {"recurrent_bias": True}, "sLSTM": {"num_heads": case.heads}}.get(case.kind, {})
     layer = getattr(xlstm, case.kind)(case.D, case.H, **options)
     params, x, state = layers.inputs_of(layer, make_backend("numpy", case.dtype), rng, T, B, scale=0.3)
     state = tuple(abs(s) + 1 if k == 2 else s for k, s in enumerate(state))  # the normaliser of an sLSTM

@@ -59,7 +59,7 @@ CASES = [
             **{"dropout": 0.4, "num_layers": 2, "recompute": True, "batch_first": True},
         },
     ),
-    (16, "float64", "RNN", {}),
+    (16, "float64", "RNN", {"recurrent_bias": True}),
     (32, "float64", "RNN", {"direction": "reverse", "recurrent_bias": True}),
     (
         *(16, "float32", "sLSTM"),
@@ -111,7 +111,8 @@ def test_options(rng, length, dtype, kind, options):
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN", "sLSTM"])
 def test_gradients(rng, length, kind):
-    layer = xlstm.sLSTM(2, 10, num_heads=2) if kind == "sLSTM" else getattr(xlstm, kind)(2, 9)
+    options = {"RNN": {"recurrent_bias": True}, "sLSTM": {"num_heads": 2}}.get(kind, {})
+    layer = make(kind, options, 2, 10)
     params, x, state = inputs_of(layer, make_backend("numpy"), rng, 4, 3)
     state = tuple(abs(s) + 1 if k == 2 else s for k, s in enumerate(state))
     with engine.use("numba"):
