@@ -17,7 +17,7 @@ import importlib
 import importlib.util
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from xlstm.arrays import threads
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError
 from xlstm.engines import plan
-from xlstm.engines.numba import tape
+from xlstm.engines.numba import jit, tape
 
 DATA = Path(__file__).parent / "data"
 
@@ -161,6 +161,18 @@ def be(request: pytest.FixtureRequest) -> Backend:
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave loops uncompiled, for tests of many options whose subject is not the loop: compiling each takes seconds."""
     monkeypatch.setenv("XLSTM_COMPILE", "0")
+
+
+@pytest.fixture(params=(16, 32, 64))  # NEON, AVX2, AVX-512
+def length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Code for vectors of so many bytes, whatever the processor has."""
+    from xlstm.engines.numba import vectors
+
+    monkeypatch.setenv(vectors.VARIABLE, str(request.param))
+    monkeypatch.setenv(jit.VARIABLE, "1")
+    vectors.shape.cache_clear()
+    yield request.param
+    vectors.shape.cache_clear()
 
 
 @pytest.fixture

@@ -10,21 +10,8 @@ from xlstm.arrays import threads
 from xlstm.engines.numba import jit
 
 pytestmark = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
-LENGTHS = (16, 32, 64)  # bytes: NEON, AVX2, AVX-512
 ROUNDING = {"float32": 2e-6, "float64": 4e-15}
 PAD = 64
-
-
-@pytest.fixture(params=LENGTHS)
-def length(request, monkeypatch):
-    """Code for vectors of so many bytes, whatever the processor has."""
-    from xlstm.engines.numba import vectors
-
-    monkeypatch.setenv(vectors.VARIABLE, str(request.param))
-    monkeypatch.setenv(jit.VARIABLE, "1")
-    vectors.shape.cache_clear()
-    yield request.param
-    vectors.shape.cache_clear()
 
 
 def functions(dtype):

@@ -1,0 +1,312 @@
+"""Guard pages around every array of compiled functions: reading or writing past one ends the process.
+
+`python -m tests.guards KINDS` runs layers in this way and compares their results with the reference; inference and
+single steps too for some kinds, such as "LSTM-float32 GRU-float64". A process of its own does so, since a violation is
+a SIGSEGV. Each array that a compiled function is given, and each that it makes itself, lies
+once flush with the end of its pages and once with their beginning; the pages behind and before them may not be touched.
+The rest of its pages is filled with NaN: numbers that are read there reach a result, and numbers that are written there
+are seen afterwards. Memory without contents is filled with NaN as well.
+
+Tasks of several threads run one after the other, so that one copy of an array serves each call. The first of them does
+all the work that threads share.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import functools
+import itertools
+import mmap
+import sys
+import types
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+PAGE = mmap.PAGESIZE
+POISON = 0xFF  # in every byte it makes a NaN of a float, and -1 of an integer
+FLUSH = ("end", "start")
+DATA = 3  # the word of Numba's MemInfo that has the address of an array
+
+
+class Block(NamedTuple):
+    """Some bytes at an offset of pages, beside which no other may be touched."""
+
+    memory: mmap.mmap
+    pages: int
+    size: int
+    offset: int
+
+    @property
+    def address(self) -> int:
+        """The address of the first byte."""
+        return self._all().ctypes.data + self.offset
+
+    def _all(self) -> Any:
+        return np.frombuffer(self.memory, np.uint8, self.pages * PAGE, PAGE)
+
+    def poison(self) -> None:
+        """Fill the pages with poison."""
+        self._all()[:] = POISON
+
+    def array(self, like: Any) -> Any:
+        """Return the array here that has the shape and dtype of another one."""
+        return np.frombuffer(self.memory, like.dtype, like.size, PAGE + self.offset).reshape(like.shape)
+
+    def intact(self) -> bool:
+        """Whether the pages before and after the bytes have nothing but poison."""
+        found = self._all()
+        return bool((found[: self.offset] == POISON).all() and (found[self.offset + self.size :] == POISON).all())
+
+
+class Guards:
+    """Blocks of memory, which are flush with the end or the start of their pages."""
+
+    def __init__(self) -> None:
+        self.flush = "end"
+        self._free: dict[int, list[mmap.mmap]] = {}
+
+    def take(self, size: int) -> Block:
+        """Return room for so many bytes, which are poison."""
+        pages = max(1, -(-size // PAGE))
+        free = self._free.setdefault(pages, [])
+        memory = free.pop() if free else _fenced(pages)
+        found = Block(memory, pages, size, pages * PAGE - size if self.flush == "end" else 0)
+        found.poison()
+        return found
+
+    def give(self, block: Block, who: str) -> None:
+        """Take room back, which must have been written to alone."""
+        assert block.intact(), f"{who} wrote next to an array of {block.size} bytes"
+        self._free[block.pages].append(block.memory)
+
+
+def _fenced(pages: int) -> mmap.mmap:
+    """Return pages, and one before and one after them that may not be touched."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    memory = mmap.mmap(-1, (pages + 2) * PAGE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for page in (start, start + (pages + 1) * PAGE):
+        if libc.mprotect(ctypes.c_void_p(page), ctypes.c_size_t(PAGE), 0):
+            raise OSError(ctypes.get_errno(), "mprotect")
+    return memory
+
+
+class Compiled:
+    """Compiled functions whose arrays lie between guard pages."""
+
+    def __init__(self) -> None:
+        self.guards = Guards()
+        self.calls: Counter[str] = Counter()  # of each function
+        self.made = 0  # arrays that compiled functions made
+        self._inside: list[Block] = []
+
+    def allocate(self) -> None:
+        """Let compiled functions make arrays between guard pages: those that are linked from now on."""
+        from llvmlite import binding
+        from numba.core.registry import cpu_target
+        from numba.core.runtime import _nrt_python, rtsys
+
+        rtsys.initialize(cpu_target.target_context)
+        kind = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32)
+        usual = kind(_nrt_python.c_helpers["MemInfo_alloc_aligned"])
+
+        def instead(size: int, align: int) -> int:
+            found = usual(size, align)
+            self._inside.append(self.guards.take(size))
+            self.made += 1
+            ctypes.c_void_p.from_address(found + DATA * ctypes.sizeof(ctypes.c_void_p)).value = self._inside[-1].address
+            return found
+
+        self._kept = usual, kind(instead)  # as long as code calls it
+        binding.add_symbol("NRT_MemInfo_alloc_aligned", ctypes.cast(self._kept[1], ctypes.c_void_p).value)
+
+    def functions(self, made: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what `jit.functions` makes, with functions that are guarded."""
+        from numba.core.dispatcher import Dispatcher
+
+        with EMPTY:
+            found = vars(made(*arguments))
+        guarded = {
+            name: functools.partial(self.call, name, value)
+            for name, value in found.items()
+            if isinstance(value, Dispatcher)
+        }
+        return types.SimpleNamespace(**{**found, **guarded})
+
+    def call(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function with copies of its arrays, and copy them back; the same array is the same copy."""
+        copies: dict[tuple[int, int], tuple[Any, Block]] = {}
+
+        def copied(argument: Any) -> Any:
+            if isinstance(argument, tuple):
+                return tuple(copied(one) for one in argument)
+            if not isinstance(argument, np.ndarray):
+                return argument
+            assert argument.flags.c_contiguous, f"{name}: {argument.shape} with strides {argument.strides}"
+            key = (argument.ctypes.data, argument.nbytes)
+            if key not in copies:
+                copies[key] = argument, self.guards.take(argument.nbytes)
+                copies[key][1].array(argument)[...] = argument
+            return copies[key][1].array(argument)
+
+        given = [copied(argument) for argument in arguments]
+        spans = sorted((at, at + size) for at, size in copies if size)
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans)), f"{name}: arrays overlap"
+        with EMPTY:
+            result = function(*given)
+        self.calls[name] += 1
+        for argument, block in copies.values():
+            argument[...] = block.array(argument)
+            self.guards.give(block, name)
+        while self._inside:
+            self.guards.give(self._inside.pop(), name)
+        return result
+
+
+class Empty:
+    """np.empty and np.empty_like with poison, but for what happens in its context: Numba knows the usual ones alone."""
+
+    def __init__(self) -> None:
+        self._usual = {name: getattr(np, name) for name in ("empty", "empty_like")}
+
+    def poisoned(self, name: str, *arguments: Any, **options: Any) -> Any:
+        """Return the array of the usual function, with poison."""
+        found = self._usual[name](*arguments, **options)
+        found.reshape(-1, order="A").view(np.uint8)[:] = POISON
+        return found
+
+    def __enter__(self) -> None:
+        for name, function in self._usual.items():
+            setattr(np, name, function)
+
+    def __exit__(self, *_: object) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Let NumPy's functions give poison from now on."""
+        for name in self._usual:
+            setattr(np, name, functools.partial(self.poisoned, name))
+
+
+EMPTY = Empty()
+
+
+class Case(NamedTuple):
+    """A layer with its inputs."""
+
+    kind: str
+    dtype: str
+    D: int
+    H: int
+    heads: int
+    T: int
+    B: int
+    lengths: bool
+
+
+KINDS = (("LSTM", "float32"), ("LSTM", "float64"), ("GRU", "float64"), ("RNN", "float64"), ("sLSTM", "float64"))
+# D, H, heads of an sLSTM, T, B, and whether lengths differ. H is less and more than vectors, tiles and pieces of a loop
+# have; 680 rows are more than one block of those over which gradients of weights are summed.
+SIZES = (
+    (1, 1, 1, 5, 13, False),
+    (3, 5, 5, 40, 17, False),
+    (50, 33, 3, 6, 1, True),
+    (17, 50, 2, 7, 3, True),
+    (5, 127, 1, 4, 17, True),
+    (33, 129, 3, 3, 13, True),
+)
+PLANS = ((None, 1), ("parts", 2), ("shared", 2))
+
+
+def cases() -> Iterator[Case]:
+    """Yield every kind of layer in every size."""
+    for (kind, dtype), size in itertools.product(KINDS, SIZES):
+        yield Case(kind, dtype, *size)
+
+
+def run_case(case: Case, compiled: Compiled, rng: np.random.Generator, more: bool) -> None:
+    """Run a layer in every plan, once with arrays at the end of pages and once at their beginning.
+
+    Where `more` is true, inference and single steps are run too.
+    """
+    import xlstm
+    from tests import layers
+    from tests.conftest import force, make_backend
+    from xlstm.engines import engine
+
+    T, B = case.T, case.B
+    options = {"RNN": {"recurrent_bias": True}, "sLSTM": {"num_heads": case.heads}}.get(case.kind, {})
+    layer = getattr(xlstm, case.kind)(case.D, case.H, **options)
+    params, x, state = layers.inputs_of(layer, make_backend("numpy", case.dtype), rng, T, B, scale=0.3)
+    state = tuple(abs(s) + 1 if k == 2 else s for k, s in enumerate(state))  # the normaliser of an sLSTM
+    lengths = [T, *rng.integers(0, T + 1, B - 1)] if case.lengths else None
+
+    def results(name: str) -> dict[str, Any]:
+        with engine.use(name):
+            return layers.run(layer, params, x, state, lengths)
+
+    def others(name: str) -> dict[str, Any]:
+        with engine.use(name):
+            y, end, _ = layer.forward(params, x, state, lengths=lengths, train=False)
+            y1, after = layer.step(params, x[0, :1], tuple(s[:, :1] for s in state))
+        return {"inference": y, "step": y1} | {f"{k}": s for k, s in enumerate((*end, *after))}
+
+    expected, inference = results("array_api"), others("array_api") if more else {}
+    for (plan, count), flush in itertools.product(PLANS, FLUSH):
+        compiled.guards.flush = flush
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XLSTM_NUM_THREADS", "1")
+            if plan:
+                force(plan, patch, count)
+            same(results("numba"), expected, case, plan, flush)
+            if more and plan != "parts":
+                same(others("numba"), inference, case, plan, flush)
+
+
+def same(found: dict[str, Any], expected: dict[str, Any], *where: Any) -> None:
+    """Compare results with those of the reference: a number from outside of an array is in none of them."""
+    tolerance = {4: 1e-5, 8: 1e-12}
+    for name, array in expected.items():
+        limit = tolerance[array.itemsize] * max(1.0, np.max(np.abs(array), initial=0))
+        np.testing.assert_allclose(found[name], array, rtol=0, atol=limit, err_msg=f"{name} {where}")
+
+
+class InTurn:
+    """A team whose tasks run one after the other, the last one first where arrays start with a page."""
+
+    def __init__(self, guards: Guards) -> None:
+        self._guards = guards
+
+    def run(self, tasks: list[Callable[[], Any]]) -> list[Any]:
+        """Return the results of all tasks."""
+        if self._guards.flush == "end":
+            return [task() for task in tasks]
+        return [task() for task in tasks[::-1]][::-1]
+
+
+def main(kinds: list[str]) -> None:
+    """Run all cases; the last lines say how often each function was called, and which arrays they made."""
+    from xlstm.arrays import threads
+    from xlstm.engines.numba import jit
+
+    faulthandler.enable()
+    compiled = Compiled()
+    compiled.allocate()
+    jit.functions = functools.partial(compiled.functions, jit.functions)
+    threads.team = lambda size: InTurn(compiled.guards)
+    rng = np.random.default_rng(0)
+    EMPTY.begin()
+    for case in cases():
+        sys.stdout.write(f"{case}\n")
+        sys.stdout.flush()  # read where the process ends
+        run_case(case, compiled, rng, f"{case.kind}-{case.dtype}" in kinds)
+    sys.stdout.write(f"calls {' '.join(sorted(compiled.calls))}\nmade {compiled.made}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
