@@ -119,10 +119,11 @@ def step(step: Step, x: Array, state: Sequence[Array]) -> Sequence[Array]:
     ValueError
         The engine that was asked for with `use` refuses the layer.
     """
-    if _asked.get() is not None:
+    asked = _asked.get()
+    if asked is not None:
         choose(step, [(1, x.shape[0])])
     small = x.shape[0] == 1 and not step.heads and "Wx" in step.w and step.R * step.P <= blas.SMALL
-    if small and _asked.get() in (None, NUMBA.name) and not NUMBA.refuses(step, ()):
+    if small and asked in (None, NUMBA.name) and not NUMBA.refuses(step, ()):
         return NUMBA.step(step, x, state)
     run = functools.partial(ARRAY_API.step, step, x, state)
     largest = x.shape[0] * max(math.prod(p.shape) for p in step.w.values())  # multiplications of a product

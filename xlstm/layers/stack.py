@@ -159,6 +159,9 @@ class Stack(SequenceLayer):
             w = {last: p[name] for last, name in names.items()}
             after.append(run_step(xp, cell, w, x, [s[k, ...] for s in state], masks))
             x = after[-1][0]
+        end = after[0] if len(after) == 1 else None
+        if end is not None:  # quicker than to stack one array, which counts in a stream
+            return xp.asarray(x, copy=True), tuple([xp.asarray(s[None, ...], copy=True) for s in end])
         return xp.asarray(x, copy=True), tuple([xp.stack(states) for states in zip(*after, strict=True)])
 
     def pieces(self, kept: Any) -> Mapping[str, Any]:

@@ -54,12 +54,15 @@ class Numba:
     def step(self, step: Step, x: Array, state: Sequence[Array]) -> list[Array]:
         """Run one step of one sequence from x (1, D) and its state (1, H); return the state after it, (1, H)."""
         found = step.compiled or kernels(step)
-        kernel, flat = found.lean, [np.concatenate((s, s), axis=1)[0, :] for s in state]
-        arrays = {**constants(step, 1), **dict(zip(found.step.carried, flat[1:], strict=True))}
+        kernel, H = found.lean, step.H
+        rooms = [np.empty(2 * H, x.dtype) for _ in state]  # a state before the step, and after it
+        for room, s in zip(rooms, state, strict=True):
+            room[:H] = s
+        arrays = constants(step, 1)
+        arrays |= zip(found.step.carried, rooms[1:], strict=True)
         given = [arrays[name] for name in kernel.names]
-        weights = (contiguous(step.w["Wx"]), contiguous(step.Wh))
-        kernel.loops.forward_step(contiguous(x[0, :]), *weights, flat[0], *given)
-        return [s[None, s.size // 2 :] for s in flat]
+        kernel.loops.forward_step(contiguous(x), contiguous(step.w["Wx"]), contiguous(step.Wh), rooms[0], *given)
+        return [room[None, H:] for room in rooms]
 
 
 NUMBA = Numba()
