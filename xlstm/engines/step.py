@@ -66,8 +66,6 @@ class Step:
     @property
     def own_rows(self) -> tuple[tuple[str, int | None], ...]:
         """Names of the own parameters, and their rows, None for one without that axis."""
-        if not self.own:
-            return ()
         return tuple([(name, p.shape[0] if p.ndim == 3 else None) for name, p in self.own.items()])
 
     @property

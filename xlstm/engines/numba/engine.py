@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from xlstm.arrays import blas
 from xlstm.arrays.namespace import Array
 from xlstm.engines.numba import jit
-from xlstm.engines.numba.tape import DTYPES, NumbaTape, constants, kernels
-from xlstm.engines.numba.weights import contiguous
+from xlstm.engines.numba.stream import Stream
+from xlstm.engines.numba.tape import DTYPES, NumbaTape, kernels
 from xlstm.engines.segments import Widths, joined
 from xlstm.engines.step import Step
 from xlstm.engines.tape import Gradients, Tape
@@ -51,18 +52,13 @@ class Numba:
         found, start = tape.backward(dy, dstate)
         return found, joined(np, [start], dstate, tape.first)
 
-    def step(self, step: Step, x: Array, state: Sequence[Array]) -> list[Array]:
-        """Run one step of one sequence from x (1, D) and its state (1, H); return the state after it, (1, H)."""
-        found = step.compiled or kernels(step)
-        kernel, H = found.lean, step.H
-        rooms = [np.empty(2 * H, x.dtype) for _ in state]  # a state before the step, and after it
-        for room, s in zip(rooms, state, strict=True):
-            room[:H] = s
-        arrays = constants(step, 1)
-        arrays |= zip(found.step.carried, rooms[1:], strict=True)
-        given = [arrays[name] for name in kernel.names]
-        kernel.loops.forward_step(contiguous(x), contiguous(step.w["Wx"]), contiguous(step.Wh), rooms[0], *given)
-        return [room[None, H:] for room in rooms]
+    def stream(self, step: Step) -> Stream | None:
+        """Return what runs single steps of one sequence like this one, or None where the reference should run them.
+
+        In a large layer a step is a product that BLAS computes as fast.
+        """
+        small = not step.heads and "Wx" in step.w and step.R * step.P <= blas.SMALL
+        return Stream(step) if small and not self.refuses(step, ()) else None
 
 
 NUMBA = Numba()

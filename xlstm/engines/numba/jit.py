@@ -73,13 +73,9 @@ def functions(dtype: str, step: str) -> ModuleType:
 
 def shape(dtype: str) -> Any:
     """Return the vectors that code is compiled for, a `vectors.Shape`."""
-    return _vectors().shape(dtype)
+    from xlstm.engines.numba import vectors
 
-
-@functools.cache
-def _vectors() -> ModuleType:
-    """Import what needs llvmlite, once: every step of a stream asks for the shape."""
-    return importlib.import_module("xlstm.engines.numba.vectors")
+    return vectors.shape(dtype)
 
 
 SHARED = (

@@ -210,17 +210,9 @@ def _counts(steps: int, size: int) -> Array:
 
 def constants(step: Step, n: int) -> dict[str, Any]:
     """Return the numbers of a cell, and the parameters that it uses beside its units, once for each of n sequences."""
-    found: dict[str, Any] = dict(step.cell.numbers)
-    for name in step.added:
-        found[name] = _repeated(step.w[name].reshape(step.G, step.H), n)
-    for name, p in step.own.items():
-        found[name] = _repeated(p[..., 0], n)
-    return found
-
-
-def _repeated(p: Array, n: int) -> Array:
-    """Return units (..., H) once for each of n sequences."""
-    return contiguous(p) if n == 1 else np.tile(p, n)
+    given = {name: step.w[name].reshape(step.G, step.H) for name in step.added}
+    given |= {name: p[..., 0] for name, p in step.own.items()}
+    return {name: contiguous(p) if n == 1 else np.tile(p, n) for name, p in given.items()} | dict(step.cell.numbers)
 
 
 def kernels(step: Step) -> Any:

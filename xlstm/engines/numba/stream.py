@@ -1,0 +1,47 @@
+"""One step of one sequence, as in a stream: whatever does not depend on the arrays is looked up once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xlstm.arrays.namespace import Array, Params
+from xlstm.engines.numba.tape import constants, kernels
+from xlstm.engines.numba.weights import contiguous
+from xlstm.engines.step import Step
+
+
+class Stream:
+    """The compiled step of a layer in one direction. It takes arrays in the shapes of a first step, and keeps none.
+
+    Parameters
+    ----------
+    step : Step
+        The first step, which Numba does not refuse.
+    """
+
+    def __init__(self, step: Step) -> None:
+        found = step.compiled or kernels(step)
+        self.cell, self.H, self.Wh = step.cell, step.H, step.Wh.shape
+        self.loop, self.names = found.lean.loops.forward_step, found.lean.names
+        self.carried = found.step.carried
+        self.numbers = dict(step.cell.numbers)
+        self.shapes = {name: p.shape for name, p in constants(step, 1).items() if name not in self.numbers}
+
+    def __call__(self, w: Params, x: Array, state: Sequence[Array]) -> list[Array]:
+        """Return the state (1, H) after a step, from weights by their last names, x (1, D) and the state before it."""
+        w, H = self.cell.weights(np, w), self.H
+        rooms = []  # each has a state before the step, and then the one after it
+        for s in state:
+            room = np.empty(2 * H, x.dtype)
+            room[:H] = s
+            rooms.append(room)
+        arrays: dict[str, Any] = dict(self.numbers)
+        for name, shape in self.shapes.items():
+            arrays[name] = contiguous(w[name]).reshape(shape)
+        arrays |= zip(self.carried, rooms[1:], strict=True)
+        Wh = contiguous(w["Wh"]).reshape(self.Wh) if "Wh" in w else np.zeros(self.Wh, x.dtype)
+        self.loop(contiguous(x), contiguous(w["Wx"]), Wh, rooms[0], *[arrays[name] for name in self.names])
+        return [room[None, H:] for room in rooms]
