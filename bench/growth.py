@@ -2,6 +2,7 @@
 
     python -m bench.growth [--json FILE] [--plot PICTURE]
 
+Results are JSON lines, in bench/results/growth-<machine>.json by default; a file of that name is replaced.
 A unit is one multiplication of the matrix products. The goals: the time per unit of a size is at most 1.3 times that of
 either neighbour at B = 1, 3, 17, 33 and where H is no multiple of the vector; and it never grows by more than 1.3 from
 a size of T or B to a larger one, so that time is linear. Least times are compared, since noise only adds to them.
@@ -140,11 +141,12 @@ def plot(found: Sequence[tuple[Sweep, Mapping[str, Timing]]], path: Path) -> Non
 def main() -> None:
     parser = run.parser(__doc__)
     parser.add_argument("--plot", type=Path, default=Path("bench/results/growth.png"))
-    parser.set_defaults(json=Path("bench/results") / f"growth-{name_of_machine()}.json")
     options = parser.parse_args()
+    if options.json is None:  # a file of its own, which holds the last run
+        options.json = Path("bench/results") / f"growth-{name_of_machine()}.json"
+        options.json.unlink(missing_ok=True)
     run.start("growth")
     backend = xlstm.backend("numpy", dtype="float32")
-    options.json.unlink(missing_ok=True)
     found = []
     for sweep in sweeps():
         timings = interleave({str(case): ours(case, backend) for case in sweep.cases}, options.rounds)

@@ -152,7 +152,6 @@ def test_growth_from_measurement_to_picture(tmp_path, monkeypatch, capsys):
     for letter in "TBH":
         monkeypatch.setattr(growth, letter, [1, 2, 3])
     results, picture = tmp_path / "results.json", tmp_path / "growth.png"
-    results.write_text("of a run before\n")
     monkeypatch.setattr(sys, "argv", ["growth", "--rounds", "1", "--json", str(results), "--plot", str(picture)])
     monkeypatch.setattr(growth, "interleave", lambda calls, rounds: interleave(calls, rounds, 0.0))
     growth.main()

@@ -123,8 +123,10 @@ def step(
     """Run one step from x (B, D) and the state (B, P), (B, H), ...; return the state after it, of the same shapes.
 
     The reference engine runs it, since compiling a loop of one step gains nothing; Numba runs it for a single sequence
-    in a small layer. `streams` has by dtype how Numba does that, once a step has found it out: all steps with the same
-    `streams` have the same cell, masks, and shapes of weights.
+    in a small layer.
+
+    `streams` is a dict that this function fills: it has for each dtype the compiled step, or None where the reference
+    engine runs. All calls with the same dict must have the same cell, masks and shapes of weights.
 
     Raises
     ------

@@ -167,7 +167,7 @@ class Stack(SequenceLayer):
 
     @functools.cached_property
     def _streams(self) -> list[dict[Any, Any]]:
-        """How the single steps of each layer run, which `engine.step` finds out."""
+        """For each layer the compiled single step by dtype, which `engine.step` fills in."""
         return [{} for _ in self.names]
 
     def pieces(self, kept: Any) -> Mapping[str, Any]:

@@ -53,9 +53,9 @@ class Numba:
         return found, joined(np, [start], dstate, tape.first)
 
     def stream(self, step: Step) -> Stream | None:
-        """Return what runs single steps of one sequence like this one, or None where the reference should run them.
+        """Return the compiled single step of a layer, whose first step this is, or None where the reference is to run.
 
-        In a large layer a step is a product that BLAS computes as fast.
+        In a large layer a step is little but products, which BLAS computes on all cores.
         """
         small = not step.heads and "Wx" in step.w and step.R * step.P <= blas.SMALL
         return Stream(step) if small and not self.refuses(step, ()) else None
