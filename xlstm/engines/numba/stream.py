@@ -7,7 +7,6 @@ looked up once for a layer and dtype: the compiled code, the order of its argume
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -27,12 +26,13 @@ class Stream:
     """
 
     def __init__(self, step: Step) -> None:
-        found = step.compiled or kernels(step)
+        found, given = step.compiled or kernels(step), constants(step, 1)
         self.cell, self.H, self.Wh = step.cell, step.H, step.Wh.shape
-        self.loop, self.names = found.lean.loops.forward_step, found.lean.names
-        self.carried = found.step.carried
-        self.numbers = dict(step.cell.numbers)
-        self.shapes = {name: p.shape for name, p in constants(step, 1).items() if name not in self.numbers}
+        self.loop = found.lean.loops.forward_step
+        # The loop takes the states, then vectors of units such as biases, then numbers.
+        names = found.lean.names[len(found.step.carried) :]
+        self.vectors = [(name, given[name].shape) for name in names if name not in found.step.numbers]
+        self.numbers = [given[name] for name in names if name in found.step.numbers]
 
     def __call__(self, w: Params, x: Array, state: Sequence[Array]) -> list[Array]:
         """Return the state (1, H) after a step, from weights by their last names, x (1, D) and the state before it."""
@@ -42,10 +42,7 @@ class Stream:
             room = np.empty(2 * H, x.dtype)
             room[:H] = s
             rooms.append(room)
-        arrays: dict[str, Any] = dict(self.numbers)
-        for name, shape in self.shapes.items():
-            arrays[name] = contiguous(w[name]).reshape(shape)
-        arrays |= zip(self.carried, rooms[1:], strict=True)
+        vectors = [contiguous(w[name]).reshape(shape) for name, shape in self.vectors]
         Wh = contiguous(w["Wh"]).reshape(self.Wh) if "Wh" in w else np.zeros(self.Wh, x.dtype)
-        self.loop(contiguous(x), contiguous(w["Wx"]), Wh, rooms[0], *[arrays[name] for name in self.names])
+        self.loop(contiguous(x), contiguous(w["Wx"]), Wh, *rooms, *vectors, *self.numbers)
         return [room[None, H:] for room in rooms]
