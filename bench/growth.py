@@ -117,8 +117,9 @@ def plot(found: Sequence[tuple[Sweep, Mapping[str, Timing]]], path: Path) -> Non
             continue
         ms = [t.best * 1e3 for t in best]
         axes.plot(sizes, ms, "o", markersize=4, label="measured")
-        linear = [ms[-1] * size / sizes[-1] for size in sizes]
-        axes.plot(sizes, linear, color="0.6", linewidth=1, label="linear, through the largest")
+        least = min(one / size for one, size in zip(ms, sizes, strict=True))
+        linear = [least * size for size in sizes]
+        axes.plot(sizes, linear, color="0.6", linewidth=1, label=f"linear, at the least time per {sweep.letter}")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(sizes if sweep.letter == "T" else [1, 2, 4, 8, 16, 32, 64, 128, 256])
