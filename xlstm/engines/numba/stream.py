@@ -1,6 +1,6 @@
 """One step of one sequence, as in a stream.
 
-Such a step takes 10 us, as long as some twenty calls of Python functions. So what does not depend on the arrays is
+A small step takes as long as some twenty calls of Python functions around it. So what does not depend on the arrays is
 looked up once for a layer and dtype: the compiled code, the order of its arguments, and their shapes.
 """
 
