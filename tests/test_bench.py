@@ -14,6 +14,7 @@ import pytest
 from bench import cases, notebook, peers, products, report
 from bench.cases import Case
 from tests.conftest import DATA
+from xlstm.cli.timing import Timing, interleave
 
 MODULES = (
     "training_step",
@@ -24,6 +25,8 @@ MODULES = (
     "memory",
     "imports",
     "ablation",
+    "busy",
+    "growth",
     "published",
     "tasks",
 )
@@ -142,6 +145,76 @@ def test_layers_from_measurement_to_page(tmp_path, monkeypatch, capsys):
     assert "old" not in text
     assert "| 3,2,4,5 float32 | 4 | 0.50 | 2.00 | 1.25 |" in text
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_growth_from_measurement_to_picture(tmp_path, monkeypatch, capsys):
+    growth = importlib.import_module("bench.growth")
+    for letter in "TBH":
+        monkeypatch.setattr(growth, letter, [1, 2, 3])
+    results, picture = tmp_path / "results.json", tmp_path / "growth.png"
+    monkeypatch.setattr(sys, "argv", ["growth", "--rounds", "1", "--json", str(results), "--plot", str(picture)])
+    monkeypatch.setattr(growth, "interleave", lambda calls, rounds: interleave(calls, rounds, 0.0))
+    growth.main()
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert report.benches(lines) == ["growth with T", "growth with B", "growth with H"]
+    assert len(lines) == 12
+    assert [line["case"]["B"] for line in lines[3:6]] == [1, 2, 3]
+    out = capsys.readouterr().out
+    assert out.count("both at most 1.3 |") == 4
+    assert out.count("time per unit grows by") == 2
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_growth_compares_times_per_unit():
+    growth = importlib.import_module("bench.growth")
+    sweep = growth.Sweep("B", "B", [Case("lstm", 4, B, 3, 5) for B in (2, 3, 8)])
+    case = sweep.cases[0]
+    assert growth.unit(case, Timing(1e-6, 2e-6, 1)) == pytest.approx(1e6 / (3 * 4 * 2 * 20 * (3 + 5)))
+    share = np.log(3 / 2) / np.log(8 / 2)
+    assert growth.rows(sweep, [16.0, 12.0, 9.0]) == [
+        ["", "1.33", "", ""],
+        ["0.75", "1.33", f"{0.75 ** (1 - share) * (4 / 3) ** share:.2f}", "miss"],
+        ["0.75", "", "", ""],
+    ]
+    assert growth.rows(sweep, [10.0, 12.0, 10.0])[1][3] == "pass"
+    assert growth.growth([3.0, 2.0, 2.5, 2.2]) == 1.25
+    assert growth.verdict(1.3) == "pass"
+    assert growth.verdict(1.31) == "miss"
+
+
+def test_beside_a_busy_process(tmp_path, monkeypatch, capsys):
+    busy = importlib.import_module("bench.busy")
+    for name in ("SHAPES", "LARGE"):
+        monkeypatch.setattr(busy, name, [(3, 2, 4, 5)])
+    monkeypatch.setattr(busy, "interleave", lambda calls, rounds: interleave(calls, rounds, 0.0))
+    results = tmp_path / "results.json"
+    monkeypatch.setattr(sys, "argv", ["busy", "--rounds", "2", "--json", str(results)])
+    busy.main()
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [line["bench"] for line in lines] == ["beside a busy process"] * 2
+    assert all(list(line["results"]) == ["xlstm", "idle"] for line in lines)
+    assert all(timing["calls"] >= 2 for line in lines for timing in line["results"].values())
+    assert "times the idle time: " in capsys.readouterr().out
+
+
+def test_a_busy_process_ends_with_its_block(monkeypatch):
+    busy = importlib.import_module("bench.busy")
+    started = []
+    real = busy.subprocess.Popen
+
+    def popen(*args, **options):
+        started.append(real(*args, **options))
+        return started[-1]
+
+    def interrupted():
+        with busy.busy():
+            assert started[0].poll() is None
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(busy.subprocess, "Popen", popen)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert started[0].returncode is not None
 
 
 def test_a_report_without_any_peer():

@@ -1,10 +1,14 @@
 """Compiled loops and threads: the same numbers on every path that a layer can take, and when which is taken."""
 
+import copy
+import gc
 import os
+import pickle
 import re
 import stat
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -100,6 +104,34 @@ def test_inference_and_single_steps(monkeypatch, rng, kind):
             np.testing.assert_allclose(results[1][0][0], results[1][len(end) + 1], rtol=1e-9, atol=1e-11)
             for a, b in zip(*results, strict=True):
                 np.testing.assert_allclose(b, a, rtol=1e-9, atol=1e-11, err_msg=str(layer))
+
+
+@needs_numba
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_of_a_stream_take_other_arrays(monkeypatch, rng, kind):
+    """A layer keeps how its steps run, but no arrays: later ones count, in either dtype, read-only, and in place."""
+    layer = make(kind, {"num_layers": 2}, 3, 5)
+    given = [inputs_of(layer, make_backend("numpy", dtype), rng, 2, 1) for dtype in ("float64", "float32", "float64")]
+    given.append(copy.deepcopy(given[0]))  # which can be written
+    results = {}
+    for compiled in "101":
+        monkeypatch.setenv("XLSTM_COMPILE", compiled)
+        results[compiled] = [layer.step(params, x[0], state) for params, x, state in given]
+    for (params, x, state), (y, after), (y0, after0) in zip(given, results["1"], results["0"], strict=True):
+        tolerance = 1e-11 if x.dtype == "float64" else 1e-5
+        for a, b in zip((y, *after), (y0, *after0), strict=True):
+            assert a.dtype == x.dtype
+            np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+        assert not any(np.shares_memory(a, b) for a in (y, *after) for b in (*params.values(), x, *state))
+        assert not any(np.shares_memory(y, a) for a in after)
+    params, x, state = given[3]
+    params["0.b"] += 1.0
+    assert not np.allclose(layer.step(params, x[0], state)[0], results["1"][3][0])
+    freed = weakref.ref(given[3][0]["0.Wx"])
+    del given, results, params, x, state, a, b, y, after, y0, after0
+    gc.collect()
+    assert freed() is None
+    assert pickle.loads(pickle.dumps(layer)) == layer == copy.deepcopy(layer)
 
 
 @needs_numba

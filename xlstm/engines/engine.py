@@ -11,17 +11,20 @@ import contextvars
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from xlstm.arrays import blas, checks
-from xlstm.arrays.namespace import Array
+from xlstm.arrays.namespace import Array, Namespace, Params
+from xlstm.cells.cell import Cell
 from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cuda.engine import CUDA
+from xlstm.engines.numba import jit
 from xlstm.engines.numba.engine import NUMBA
+from xlstm.engines.numba.stream import Stream
 from xlstm.engines.segments import Widths
-from xlstm.engines.step import Step
+from xlstm.engines.step import Masks, Step
 from xlstm.engines.tape import Gradients, Tape
 
 
@@ -108,25 +111,41 @@ def choose(step: Step, widths: Widths) -> Engine:
     raise AssertionError("the reference engine refuses nothing")
 
 
-def step(step: Step, x: Array, state: Sequence[Array]) -> Sequence[Array]:
+def step(
+    xp: Namespace,
+    cell: Cell,
+    w: Params,
+    masks: Masks,
+    x: Array,
+    state: Sequence[Array],
+    streams: dict[Any, Stream | None],
+) -> Sequence[Array]:
     """Run one step from x (B, D) and the state (B, P), (B, H), ...; return the state after it, of the same shapes.
 
     The reference engine runs it, since compiling a loop of one step gains nothing; Numba runs it for a single sequence
     in a small layer.
+
+    `streams` is a dict that this function fills: it has for each dtype the compiled step, or None where the reference
+    engine runs. All calls with the same dict must have the same cell, masks and shapes of weights.
 
     Raises
     ------
     ValueError
         The engine that was asked for with `use` refuses the layer.
     """
-    if _asked.get() is not None:
+    asked = _asked.get()
+    if xp is np and x.shape[0] == 1 and asked in (None, NUMBA.name) and jit.enabled():
+        if x.dtype not in streams:
+            streams[x.dtype] = NUMBA.stream(Step(xp, cell, w, masks))
+        stream = streams[x.dtype]
+        if stream is not None:
+            return stream(w, x, state)
+    step = Step(xp, cell, w, masks)
+    if asked is not None:
         choose(step, [(1, x.shape[0])])
-    small = x.shape[0] == 1 and not step.heads and "Wx" in step.w and step.R * step.P <= blas.SMALL
-    if small and _asked.get() in (None, NUMBA.name) and not NUMBA.refuses(step, ()):
-        return NUMBA.step(step, x, state)
     run = functools.partial(ARRAY_API.step, step, x, state)
     largest = x.shape[0] * max(math.prod(p.shape) for p in step.w.values())  # multiplications of a product
-    return [s.T for s in (run() if step.xp is not np else blas.in_turn(run, largest))]
+    return [s.T for s in (run() if xp is not np else blas.in_turn(run, largest))]
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ class Pointwise:
     forward: Callable[..., dict[str, Array]]  # the state after the step, and what backward needs
     lean: Callable[..., dict[str, Array]]  # the state alone
     backward: Callable[..., dict[str, Array]]  # dz, dzh where it differs, dh0 where there is one, and dc, ...
-    before: Rows  # inputs of forward and lean
+    before: Rows  # inputs of forward and lean; the states come before the parameters
     saved: Rows
     after: Rows  # inputs of backward
     gradients: Rows  # outputs of backward
@@ -75,7 +75,7 @@ def _pointwise(form: Any, own: tuple[tuple[str, int | None], ...], added: tuple[
 
     scalars: dict[str, int | None] = dict.fromkeys(numbers)
     states: dict[str, int | None] = dict.fromkeys(carried)
-    before = {"zx": G, "zh": G, **dict.fromkeys(added, G), "h": None, **states, **dict(own), **scalars}
+    before = {"zx": G, "zh": G, "h": None, **states, **dict.fromkeys(added, G), **dict(own), **scalars}
     try:
         _, outputs = trace(forward, before)
         saved = {name: rows for name, rows in outputs.items() if name not in form.STATES}

@@ -12,13 +12,14 @@ import numpy as np
 from xlstm.arrays.convert import like
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.cell import Cell
+from xlstm.engines import engine
 from xlstm.engines.step import Masks
 from xlstm.engines.tape import Tape
 from xlstm.layers.masks import dropout
 from xlstm.layers.sequence import SequenceLayer
 from xlstm.layers.state import Span, State, complete
 from xlstm.recurrence.backward import run_bwd
-from xlstm.recurrence.forward import run, run_step
+from xlstm.recurrence.forward import run
 from xlstm.recurrence.packing import Packing
 
 NO_MASKS = Masks()
@@ -154,12 +155,20 @@ class Stack(SequenceLayer):
         """Run `step` without checks; zoneout takes its expectation."""
         masks = Masks(None, tuple([rate or None for rate in self.zoneout])) if any(self.zoneout) else NO_MASKS
         (cell,) = self.cells.values()
-        after = []
+        after: list[Sequence[Array]] = []
         for k, names in enumerate(self.names.values()):
             w = {last: p[name] for last, name in names.items()}
-            after.append(run_step(xp, cell, w, x, [s[k, ...] for s in state], masks))
+            after.append(engine.step(xp, cell, w, masks, x, [s[k, ...] for s in state], self._streams[k]))
             x = after[-1][0]
-        return xp.asarray(x, copy=True), tuple([xp.stack(states) for states in zip(*after, strict=True)])
+        y = xp.asarray(x, copy=True)
+        if len(after) == 1:  # to stack one array takes longer, which counts in a stream
+            return y, tuple([xp.asarray(s[None, ...], copy=True) for s in after[0]])
+        return y, tuple([xp.stack(states) for states in zip(*after, strict=True)])
+
+    @functools.cached_property
+    def _streams(self) -> list[dict[Any, Any]]:
+        """For each layer the compiled single step by dtype, which `engine.step` fills in."""
+        return [{} for _ in self.names]
 
     def pieces(self, kept: Any) -> Mapping[str, Any]:
         """Return what each layer and direction kept, by its name."""

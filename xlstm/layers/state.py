@@ -13,6 +13,7 @@ from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.recurrence.packing import Packing
 
 State: TypeAlias = "tuple[Any, ...]"  # it holds arrays, or the states of parts
+CONTAINERS = (tuple, list)  # what a state is taken in; a stream checks it at every step
 
 
 class Leaf(NamedTuple):
@@ -119,7 +120,7 @@ def _walk(where: str, what: str, state: Any, leaves: State) -> Iterator[tuple[st
 
 def _check_container(where: str, what: str, state: Any, leaves: State) -> None:
     """Raise unless a state is a tuple, or a list, of as many entries as there are leaves."""
-    is_one = isinstance(state, tuple | list)
+    is_one = isinstance(state, CONTAINERS)
     if is_one and len(state) == len(leaves):
         return
     names = ", ".join(leaf.name if isinstance(leaf, Leaf) else "(...)" for leaf in leaves)

@@ -50,8 +50,3 @@ def run(
     """
     step = Step(xp, cell, w, masks)
     return engine.choose(step, widths).forward(step, x, state, widths, keep)
-
-
-def run_step(xp: Namespace, cell: Cell, w: Params, x: Array, state: Sequence[Array], masks: Masks) -> Sequence[Array]:
-    """Run one step from x (B, D) and the state (B, P), (B, H), ...; return the state after it."""
-    return engine.step(Step(xp, cell, w, masks), x, state)

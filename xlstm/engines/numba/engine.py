@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from xlstm.arrays import blas
 from xlstm.arrays.namespace import Array
 from xlstm.engines.numba import jit
-from xlstm.engines.numba.tape import DTYPES, NumbaTape, constants, kernels
-from xlstm.engines.numba.weights import contiguous
+from xlstm.engines.numba.stream import Stream
+from xlstm.engines.numba.tape import DTYPES, NumbaTape, kernels
 from xlstm.engines.segments import Widths, joined
 from xlstm.engines.step import Step
 from xlstm.engines.tape import Gradients, Tape
@@ -51,15 +52,13 @@ class Numba:
         found, start = tape.backward(dy, dstate)
         return found, joined(np, [start], dstate, tape.first)
 
-    def step(self, step: Step, x: Array, state: Sequence[Array]) -> list[Array]:
-        """Run one step of one sequence from x (1, D) and its state (1, H); return the state after it, (1, H)."""
-        found = step.compiled or kernels(step)
-        kernel, flat = found.lean, [np.concatenate((s, s), axis=1)[0, :] for s in state]
-        arrays = {**constants(step, 1), **dict(zip(found.step.carried, flat[1:], strict=True))}
-        given = [arrays[name] for name in kernel.names]
-        weights = (contiguous(step.w["Wx"]), contiguous(step.Wh))
-        kernel.loops.forward_step(contiguous(x[0, :]), *weights, flat[0], *given)
-        return [s[None, s.size // 2 :] for s in flat]
+    def stream(self, step: Step) -> Stream | None:
+        """Return the compiled single step of a layer, whose first step this is, or None where the reference is to run.
+
+        In a large layer a step is little but products, which BLAS computes on all cores.
+        """
+        small = not step.heads and "Wx" in step.w and step.R * step.P <= blas.SMALL
+        return Stream(step) if small and not self.refuses(step, ()) else None
 
 
 NUMBA = Numba()

@@ -213,11 +213,14 @@ def forward(
 
 
 def forward_step(x: Any, Wx: Any, Wh: Any, h: Any, *arrays: Any) -> None:
-    """Run one step of one sequence, with weights as they are; states (2 H,) are the old ones and room for new ones."""
+    """Run one step of one sequence from x (1, D), with the weights as they are.
+
+    Every state is (2 H,): the one before the step, and room for the one after it.
+    """
     H = h.size // 2
     G = Wx.shape[0] // H
     zx, zh = np.empty((G, H), F), np.empty((G, H), F)
-    rows_times_vector(Wx, x, zx.reshape(zx.size))
+    rows_times_vector(Wx, x[0], zx.reshape(zx.size))
     rows_times_vector(Wh, h[:H], zh.reshape(zh.size))
     step(0, 0, H, 0, H, 0, 0, H, zx, zh, h, *arrays)
 
