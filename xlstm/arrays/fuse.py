@@ -19,6 +19,10 @@ from xlstm.tracing.symbols import Symbols, trace
 
 CUPY = "array_api_compat.cupy"
 
+# `loops(function, arrays, out, sums, options)` runs a function over large NumPy arrays as one compiled loop, or returns
+# None. An engine that compiles sets it.
+loops: Callable[..., Any] | None = None
+
 
 def compiles(xp: Namespace) -> bool:
     """Tell whether arrays of this namespace are worth a kernel of their own, which those of CuPy are."""
@@ -55,10 +59,15 @@ def fuse(xp: Namespace, function: Callable[..., Any], *arrays: Array, out: Array
         On CuPy, where the function is not element by element.
     """
     if xp.__name__ != CUPY:  # `compiles` would be one more call, which small arrays feel
+        if xp is np and loops is not None:
+            found = loops(function, arrays, out, 0, options)
+            if found is not None:
+                return found
         found = function(xp, *arrays, **options)
         if out is None:
             return found
-        out[...] = found
+        if found is not out:
+            out[...] = found
         return out
     kernel = _kernel(function, tuple(a.dtype for a in arrays), tuple(options.items()))
     return kernel(*arrays) if out is None else kernel(*arrays, out)
@@ -69,15 +78,19 @@ def multiplier(
 ) -> Callable[[Array], Array]:
     """Return a function that multiplies an array, in its place, by `function(xp, *arrays, **options)`.
 
-    CuPy computes the factor anew within each product, which costs less than to read it from memory. Elsewhere it is
-    computed once.
+    A compiled loop computes the factor anew within each product, which costs less than to read it from memory.
+    Elsewhere it is computed once.
     """
-    if compiles(xp):
-        return lambda a: fuse(xp, _times(function), a, *arrays, out=a, **options)
-    factor = function(xp, *arrays, **options)
+    factor: list[Array] = []
 
     def multiply(a: Array) -> Array:
-        a *= factor
+        if compiles(xp):
+            return fuse(xp, _times(function), a, *arrays, out=a, **options)
+        if xp is np and loops is not None and loops(_times(function), (a, *arrays), a, 0, options) is not None:
+            return a
+        if not factor:
+            factor.append(function(xp, *arrays, **options))
+        a *= factor[0]
         return a
 
     return multiply
@@ -96,6 +109,8 @@ def room(xp: Namespace, like: Array, shape: Sequence[int], order: Sequence[int])
 
 def total(xp: Namespace, a: Array, b: Array, axes: int | tuple[int, ...] = -1) -> Array:
     """Return the sum of a * b over some axes, on CuPy from one launch, where float16 is summed in float32."""
+    if xp is np and axes == -1:
+        return np.vecdot(a, b)
     if xp.__name__ != CUPY or a.dtype != b.dtype:
         return xp.sum(a * b, axis=axes)
     return _total(a.dtype)(a, b, axis=axes)

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from xlstm.arrays import fuse
 from xlstm.arrays.namespace import Array
-from xlstm.engines.numba import jit
+from xlstm.engines.numba import chains, jit
 from xlstm.engines.numba.tape import DTYPES, NumbaTape, constants, kernels
 from xlstm.engines.numba.weights import contiguous
 from xlstm.engines.segments import Widths, joined
@@ -63,3 +64,4 @@ class Numba:
 
 
 NUMBA = Numba()
+fuse.loops = chains.run
