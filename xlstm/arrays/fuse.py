@@ -20,7 +20,7 @@ from xlstm.tracing.symbols import Symbols, trace
 CUPY = "array_api_compat.cupy"
 
 # `loops(function, arrays, out, sums, options)` runs a function over large NumPy arrays as one compiled loop, or returns
-# None. An engine that compiles sets it.
+# None; the last `sums` results are summed over all axes but the last. An engine that compiles sets it.
 loops: Callable[..., Any] | None = None
 
 
@@ -73,6 +73,27 @@ def fuse(xp: Namespace, function: Callable[..., Any], *arrays: Array, out: Array
     return kernel(*arrays) if out is None else kernel(*arrays, out)
 
 
+def summed(xp: Namespace, function: Callable[..., Any], *arrays: Array, sums: int = 1, **options: Any) -> Any:
+    """Return the results of `fuse`, the last `sums` of them summed over all axes but the last."""
+    if xp is np and xp.__name__ != CUPY and loops is not None:
+        found = loops(function, arrays, None, sums, options)
+        if found is not None:
+            return found
+    found = listed(fuse(xp, function, *arrays, **options))
+    first = len(found) - sums
+    found = (*found[:first], *(xp.sum(a, axis=tuple(range(a.ndim - 1))) for a in found[first:]))
+    return found[0] if len(found) == 1 else found
+
+
+def by_rows(xp: Namespace, function: Callable[..., Any], *arrays: Array, **options: Any) -> Any:
+    """Return `function(xp, *arrays, **options)`, which may take means along the last axis and keep that axis.
+
+    It runs in one compiled loop where NumPy's arrays are large.
+    """
+    found = None if xp is not np or xp.__name__ == CUPY or loops is None else loops(function, arrays, None, 0, options)
+    return function(xp, *arrays, **options) if found is None else found
+
+
 def multiplier(
     xp: Namespace, function: Callable[..., Array], *arrays: Array, **options: Any
 ) -> Callable[[Array], Array]:
@@ -109,10 +130,8 @@ def room(xp: Namespace, like: Array, shape: Sequence[int], order: Sequence[int])
 
 def total(xp: Namespace, a: Array, b: Array, axes: int | tuple[int, ...] = -1) -> Array:
     """Return the sum of a * b over some axes, on CuPy from one launch, where float16 is summed in float32."""
-    if xp is np and axes == -1:
-        return np.vecdot(a, b)
     if xp.__name__ != CUPY or a.dtype != b.dtype:
-        return xp.sum(a * b, axis=axes)
+        return np.vecdot(a, b) if xp is np and axes == -1 else xp.sum(a * b, axis=axes)
     return _total(a.dtype)(a, b, axis=axes)
 
 
@@ -157,7 +176,7 @@ def source(function: Callable[..., Any], dtypes: tuple[Any, ...], options: tuple
     def named(xp: Any, **symbols: Symbols) -> dict[str, Symbols]:
         return {f"y{k}": a for k, a in enumerate(listed(function(xp, *symbols.values(), **dict(options))))}
 
-    outputs = {f"y{k}": dtype for k, dtype in enumerate(_results(function, dtypes, dict(options)))}
+    outputs = {f"y{k}": dtype for k, dtype in enumerate(results(function, dtypes, dict(options)))}
     lines, _ = trace(named, dict.fromkeys(inputs))
     body = statements(
         lines,
@@ -168,7 +187,7 @@ def source(function: Callable[..., Any], dtypes: tuple[Any, ...], options: tuple
     return Text(parameters(inputs), parameters(outputs), "\n".join(body))
 
 
-def _results(function: Callable[..., Any], dtypes: tuple[Any, ...], options: dict[str, Any]) -> list[Any]:
+def results(function: Callable[..., Any], dtypes: tuple[Any, ...], options: dict[str, Any]) -> list[Any]:
     """Return the dtypes of the function's results; float16 stands for bfloat16, of which NumPy makes float32."""
     wider = {dtype: np.dtype("float16") for dtype in (*dtypes, *options.values()) if str(dtype) == "bfloat16"}
     back = {half: dtype for dtype, half in wider.items()}
