@@ -197,6 +197,12 @@ class Rows(SymbolicNamespace):
         return self._graph.apply("mean", x)
 
 
+class SingleRows(Rows):
+    """The same where all arrays are float32."""
+
+    float32 = Symbols.dtype
+
+
 @functools.cache
 def _traced(function: Callable[..., Any], dtypes: tuple[Any, ...], options: Options) -> Traced | None:
     """Return the trace of a function, or None where no compiled loop is to run it."""
@@ -206,8 +212,9 @@ def _traced(function: Callable[..., Any], dtypes: tuple[Any, ...], options: Opti
     def named(xp: Any, **symbols: Symbols) -> dict[str, Symbols]:
         return {f"y{k}": a for k, a in enumerate(fuse.listed(function(xp, *symbols.values(), **dict(options))))}
 
+    library = SingleRows if all(dtype == np.float32 for dtype in dtypes) else Rows
     try:
-        lines, _ = trace(named, dict.fromkeys(f"x{k}" for k in range(len(dtypes))), Rows)
+        lines, _ = trace(named, dict.fromkeys(f"x{k}" for k in range(len(dtypes))), library)
     except UntraceableError:
         return None
     results = tuple(fuse.results(function, dtypes, dict(options)))
