@@ -95,16 +95,15 @@ def matmul(a: Array, b: Array) -> Array:
     """Return a @ b; large products of NumPy arrays are shared out among as many threads as xlstm may use.
 
     The threads are xlstm's own, each with a product of one BLAS thread: OpenBLAS's threads ask for work for 0.1 s after
-    each product, and keep the cores from whatever comes next. The axes of the result but the last lie in memory in the
-    order of those of a.
+    each product, and keep the cores from whatever comes next.
     """
     multiplications = math.prod(a.shape) * b.shape[-1]
-    if not isinstance(a, np.ndarray) or multiplications <= blas.SINGLE or a.ndim != b.ndim:
+    if not isinstance(a, np.ndarray) or multiplications <= blas.SINGLE:
         return a @ b
-    order = sorted(range(a.ndim - 1), key=lambda axis: -a.strides[axis])
-    memory = np.empty((*(a.shape[axis] for axis in order), b.shape[-1]), np.result_type(a, b))
-    out = memory.transpose(*np.argsort(order), a.ndim - 1)
-    size = available() if multiplications > LARGE else 1
+    size = available() if multiplications > LARGE and a.ndim == b.ndim else 1
+    if size == 1:
+        return work(1, lambda _: a @ b)
+    out = np.empty((*a.shape[:-1], b.shape[-1]), np.result_type(a, b))
     batch = a.ndim > 2 and a.shape[0] >= size
 
     def share(k: int) -> None:

@@ -21,7 +21,7 @@ def normalize(xp: Namespace, x: Array, axis: int, eps: float = EPS) -> tuple[Arr
 
 def normalize_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Array:
     """Return the gradient of x from that of n, with `n, r = normalize(xp, x, axis)`."""
-    return by_rows(xp, _centred_bwd, dn, n, r, axis=axis)  # type: ignore[no-any-return]
+    return by_rows(xp, _centred_bwd, dn, n, r, axis=axis)
 
 
 def normalize_root(xp: Namespace, x: Array, axis: int, eps: float = EPS) -> tuple[Array, Array]:
@@ -33,7 +33,7 @@ def normalize_root(xp: Namespace, x: Array, axis: int, eps: float = EPS) -> tupl
 
 def normalize_root_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Array:
     """Return the gradient of x from that of n, with `n, r = normalize_root(xp, x, axis)`."""
-    return by_rows(xp, _by_root_bwd, dn, n, r, axis=axis)  # type: ignore[no-any-return]
+    return by_rows(xp, _by_root_bwd, dn, n, r, axis=axis)
 
 
 def _centred(xp: Namespace, x: Array, axis: int, eps: float) -> tuple[Array, Array]:

@@ -72,8 +72,6 @@ def _gated(xp: Namespace, gate: Array, value: Array, activation: str) -> tuple[A
     return a, a * value
 
 
-def _gated_bwd(
-    xp: Namespace, du: Array, gate: Array, value: Array, a: Array, activation: str
-) -> tuple[Array, Array]:
+def _gated_bwd(xp: Namespace, du: Array, gate: Array, value: Array, a: Array, activation: str) -> tuple[Array, Array]:
     """Return the gradients of the gate and of the value."""
     return FEED_FORWARD[activation].bwd(xp, du * value, gate, a), du * a
