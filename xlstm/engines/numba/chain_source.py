@@ -132,10 +132,11 @@ class _Writer:
             if not self.varies[args[0]]:
                 self.single.add(to)
         else:
-            wide = max((self.types[a] or "4" for a in args if self.types[a] != "bool"), default="4")
-            kind = {"double": "8", "single": "4"}.get(op, wide)
+            wide = max((self.types[a] or "" for a in args if self.types[a] != "bool"), default="")
+            kind = {"double": "8", "single": "4"}.get(op, wide) or "8"  # of numbers alone
             self.stage[to], self.varies[to] = max(self.stage[a] for a in args), any(self.varies[a] for a in args)
-            self.types[to], self.args[to] = "bool" if op in CONDITIONS else kind, args
+            self.types[to] = "bool" if op in CONDITIONS else kind if wide or op in ("double", "single") else None
+            self.args[to] = args
             if op == "mean":
                 self.text[to] = f"{to} += {self._operand(args[0], kind)}"
                 self.stage[to], self.varies[to] = self.stage[to] + 1, False

@@ -60,8 +60,7 @@ def run(
     sums : int
         The last so many results are summed over all axes but the last.
     """
-    most = max([a.size for a in arrays])
-    if most * len(arrays) < SMALL or not jit.enabled():
+    if max([a.size for a in arrays]) < SMALL >> 3 or not jit.enabled():  # results may be larger than any array
         return None
     if out is not None and any(a is not out and np.may_share_memory(a, out) for a in arrays):
         return None
