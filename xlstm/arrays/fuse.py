@@ -1,7 +1,7 @@
-"""Functions that work element by element, each as one kernel on CuPy and as it is elsewhere.
+"""Functions that work element by element, each as one kernel on CuPy and as one compiled loop over large NumPy arrays.
 
-On CuPy every operation is a launch and a pass over memory. A chain of operations that is traced and compiled as a whole
-is one launch and one pass, and nothing is written twice for that: the function is the one that NumPy runs.
+Every operation of an array library is a pass over memory, and on CuPy a launch. A chain of operations that is traced
+and compiled as a whole is one pass, and nothing is written twice for that: the function is the one that NumPy runs.
 """
 
 from __future__ import annotations
