@@ -1,7 +1,7 @@
-"""Functions that work element by element, each as one kernel on CuPy and as it is elsewhere.
+"""Functions that work element by element, each as one kernel on CuPy and as one compiled loop over large NumPy arrays.
 
-On CuPy every operation is a launch and a pass over memory. A chain of operations that is traced and compiled as a whole
-is one launch and one pass, and nothing is written twice for that: the function is the one that NumPy runs.
+Every operation of an array library is a pass over memory, and on CuPy a launch. A chain of operations that is traced
+and compiled as a whole is one pass, and nothing is written twice for that: the function is the one that NumPy runs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from xlstm.tracing.c import statements
 from xlstm.tracing.symbols import Symbols, trace
 
 CUPY = "array_api_compat.cupy"
+
+# `loops(function, arrays, out, sums, options)` runs a function over large NumPy arrays as one compiled loop, or returns
+# None; the last `sums` results are summed over all axes but the last. An engine that compiles sets it.
+loops: Callable[..., Any] | None = None
 
 
 def compiles(xp: Namespace) -> bool:
@@ -55,13 +59,39 @@ def fuse(xp: Namespace, function: Callable[..., Any], *arrays: Array, out: Array
         On CuPy, where the function is not element by element.
     """
     if xp.__name__ != CUPY:  # `compiles` would be one more call, which small arrays feel
+        if xp is np and loops is not None:
+            found = loops(function, arrays, out, 0, options)
+            if found is not None:
+                return found
         found = function(xp, *arrays, **options)
         if out is None:
             return found
-        out[...] = found
+        if found is not out:
+            out[...] = found
         return out
     kernel = _kernel(function, tuple(a.dtype for a in arrays), tuple(options.items()))
     return kernel(*arrays) if out is None else kernel(*arrays, out)
+
+
+def summed(xp: Namespace, function: Callable[..., Any], *arrays: Array, sums: int = 1, **options: Any) -> Any:
+    """Return the results of `fuse`, the last `sums` of them summed over all axes but the last."""
+    if xp is np and xp.__name__ != CUPY and loops is not None:
+        found = loops(function, arrays, None, sums, options)
+        if found is not None:
+            return found
+    found = listed(fuse(xp, function, *arrays, **options))
+    first = len(found) - sums
+    found = (*found[:first], *(xp.sum(a, axis=tuple(range(a.ndim - 1))) for a in found[first:]))
+    return found[0] if len(found) == 1 else found
+
+
+def by_rows(xp: Namespace, function: Callable[..., Any], *arrays: Array, **options: Any) -> Any:
+    """Return `function(xp, *arrays, **options)`, which may take means along the last axis and keep that axis.
+
+    It runs in one compiled loop where NumPy's arrays are large.
+    """
+    found = None if xp is not np or xp.__name__ == CUPY or loops is None else loops(function, arrays, None, 0, options)
+    return function(xp, *arrays, **options) if found is None else found
 
 
 def multiplier(
@@ -69,15 +99,19 @@ def multiplier(
 ) -> Callable[[Array], Array]:
     """Return a function that multiplies an array, in its place, by `function(xp, *arrays, **options)`.
 
-    CuPy computes the factor anew within each product, which costs less than to read it from memory. Elsewhere it is
-    computed once.
+    A compiled loop computes the factor anew within each product, which costs less than to read it from memory.
+    Elsewhere it is computed once.
     """
-    if compiles(xp):
-        return lambda a: fuse(xp, _times(function), a, *arrays, out=a, **options)
-    factor = function(xp, *arrays, **options)
+    factor: list[Array] = []
 
     def multiply(a: Array) -> Array:
-        a *= factor
+        if compiles(xp):
+            return fuse(xp, _times(function), a, *arrays, out=a, **options)
+        if xp is np and loops is not None and loops(_times(function), (a, *arrays), a, 0, options) is not None:
+            return a
+        if not factor:
+            factor.append(function(xp, *arrays, **options))
+        a *= factor[0]
         return a
 
     return multiply
@@ -97,7 +131,7 @@ def room(xp: Namespace, like: Array, shape: Sequence[int], order: Sequence[int])
 def total(xp: Namespace, a: Array, b: Array, axes: int | tuple[int, ...] = -1) -> Array:
     """Return the sum of a * b over some axes, on CuPy from one launch, where float16 is summed in float32."""
     if xp.__name__ != CUPY or a.dtype != b.dtype:
-        return xp.sum(a * b, axis=axes)
+        return np.vecdot(a, b) if xp is np and axes == -1 else xp.sum(a * b, axis=axes)
     return _total(a.dtype)(a, b, axis=axes)
 
 
@@ -142,7 +176,7 @@ def source(function: Callable[..., Any], dtypes: tuple[Any, ...], options: tuple
     def named(xp: Any, **symbols: Symbols) -> dict[str, Symbols]:
         return {f"y{k}": a for k, a in enumerate(listed(function(xp, *symbols.values(), **dict(options))))}
 
-    outputs = {f"y{k}": dtype for k, dtype in enumerate(_results(function, dtypes, dict(options)))}
+    outputs = {f"y{k}": dtype for k, dtype in enumerate(results(function, dtypes, dict(options)))}
     lines, _ = trace(named, dict.fromkeys(inputs))
     body = statements(
         lines,
@@ -153,7 +187,7 @@ def source(function: Callable[..., Any], dtypes: tuple[Any, ...], options: tuple
     return Text(parameters(inputs), parameters(outputs), "\n".join(body))
 
 
-def _results(function: Callable[..., Any], dtypes: tuple[Any, ...], options: dict[str, Any]) -> list[Any]:
+def results(function: Callable[..., Any], dtypes: tuple[Any, ...], options: dict[str, Any]) -> list[Any]:
     """Return the dtypes of the function's results; float16 stands for bfloat16, of which NumPy makes float32."""
     wider = {dtype: np.dtype("float16") for dtype in (*dtypes, *options.values()) if str(dtype) == "bfloat16"}
     back = {half: dtype for dtype, half in wider.items()}

@@ -10,7 +10,7 @@ import numpy as np
 
 from xlstm.arrays import fuse, probe
 from xlstm.arrays.fuse import Text, converted, listed, parameters, real
-from xlstm.arrays.namespace import Array, Namespace
+from xlstm.arrays.namespace import Array, Namespace, device_of
 from xlstm.tracing.c import statements
 from xlstm.tracing.symbols import Symbols, trace
 
@@ -59,18 +59,20 @@ def scan(
     n, tail = arrays[0].shape[axis], (slice(None),) * (-axis - 1)
     if at_once is not None:
         return [(kept, kept[(..., 0 if reverse else n - 1, *tail)]) for kept in at_once(xp, *arrays)]
-    places = [(..., t, *tail) for t in (range(n - 1, -1, -1) if reverse else range(n))]
-    steps = [[a[at] for at in places] for a in arrays]
-    carried = tuple(xp.full_like(steps[0][0], s, dtype=xp.float64) if isinstance(s, float) else s for s in start)
-    kept = []
-    for given in zip(*steps, strict=True):
-        new = listed(function(xp, *carried, *given))
-        kept.append(new if after else carried)
+    order = range(n - 1, -1, -1) if reverse else range(n)
+    first = [a[(..., order[0], *tail)] for a in arrays]
+    carried = tuple(xp.full_like(first[0], s, dtype=xp.float64) if isinstance(s, float) else s for s in start)
+    kept: list[Array] = []
+    for t in order:
+        at = (..., t, *tail)
+        new = listed(function(xp, *carried, *(a[at] for a in arrays)))
+        if not kept:  # new ones have the shape and the dtype of all of them
+            axes = [(*a.shape[: a.ndim + axis + 1], n, *a.shape[a.ndim + axis + 1 :]) for a in new]
+            kept = [xp.empty(shape, dtype=a.dtype, device=device_of(a)) for a, shape in zip(new, axes, strict=True)]
+        for room, a in zip(kept, new if after else carried, strict=True):
+            room[at] = a
         carried = new
-    return [
-        (xp.stack(some[::-1] if reverse else some, axis=axis), end)
-        for some, end in zip(zip(*kept, strict=True), carried, strict=True)
-    ]
+    return list(zip(kept, carried, strict=True))
 
 
 def _launch(

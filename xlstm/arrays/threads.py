@@ -92,10 +92,30 @@ def available() -> int:
 
 
 def matmul(a: Array, b: Array) -> Array:
-    """Return a @ b; large NumPy arrays wait for their turn, and BLAS has as many threads as xlstm may use."""
-    if not isinstance(a, np.ndarray) or math.prod(a.shape) * b.shape[-1] <= blas.SINGLE:
+    """Return a @ b; large products of NumPy arrays are shared out among as many threads as xlstm may use.
+
+    The threads are xlstm's own, each with a product of one BLAS thread: OpenBLAS's threads ask for work for 0.1 s after
+    each product, and keep the cores from whatever comes next.
+    """
+    multiplications = math.prod(a.shape) * b.shape[-1]
+    if not isinstance(a, np.ndarray) or multiplications <= blas.SINGLE:
         return a @ b
-    return work(1, lambda _: a @ b, available())
+    size = available() if multiplications > LARGE and a.ndim == b.ndim else 1
+    if size == 1:
+        return work(1, lambda _: a @ b)
+    out = np.empty((*a.shape[:-1], b.shape[-1]), np.result_type(a, b))
+    batch = a.ndim > 2 and a.shape[0] >= size
+
+    def share(k: int) -> None:
+        n = a.shape[0 if batch else -2]
+        part = slice(n * k // size, n * (k + 1) // size)
+        if batch:
+            np.matmul(a[part], b[part], out=out[part])
+        else:
+            np.matmul(a[..., part, :], b, out=out[..., part, :])
+
+    work(size, lambda team: team.run([functools.partial(share, k) for k in range(size)]))
+    return out
 
 
 def work(size: int, call: Callable[[Team], R], products: int = 1) -> R:

@@ -76,7 +76,8 @@ def erf(xp: Namespace, x: Array) -> Array:
         z = u * u
         return u * (_polynomial(ERF_SINGLE[0], z) / _polynomial(ERF_SINGLE[1], z))
     u = xp.abs(x)
-    z, v = xp.minimum(u, xp.full_like(u, 0.5)) ** 2, xp.maximum(u, xp.full_like(u, 0.4))
+    z, v = xp.minimum(u, xp.full_like(u, 0.5)), xp.maximum(u, xp.full_like(u, 0.4))
+    z = z * z
     near = x * (_polynomial(ERF_NEAR[0], z) / _polynomial(ERF_NEAR[1], z))
     v = xp.minimum(v, xp.full_like(v, 10.0))
     far = 1 - xp.exp(-v * v) * (_polynomial(ERF_FAR[0], v) / _polynomial(ERF_FAR[1], v))
@@ -96,7 +97,8 @@ def gelu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
 
 def square_relu(xp: Namespace, x: Array) -> Array:
     """Return max(x, 0)^2 (So et al. 2021)."""
-    return relu(xp, x) ** 2
+    y = relu(xp, x)
+    return y * y
 
 
 def square_relu_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
@@ -111,7 +113,8 @@ def soft_cap(xp: Namespace, x: Array, cap: float) -> Array:
 
 def soft_cap_bwd(xp: Namespace, dy: Array, x: Array, y: Array, cap: float) -> Array:
     """Differentiate `soft_cap`: dx from dy."""
-    return dy * (1 - (y / cap) ** 2)
+    t = y / cap
+    return dy * (1 - t * t)
 
 
 def _polynomial(coefficients: tuple[float, ...], z: Array) -> Array:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from xlstm.arrays.fuse import fuse, multiplier, room, total
+from xlstm.arrays.fuse import compiles, fuse, multiplier, room, total
 from xlstm.arrays.matmul import aligned_width, matmul, packed
 from xlstm.arrays.namespace import Array, Namespace, device_of
 from xlstm.arrays.scan import scan
@@ -116,9 +116,9 @@ def chunkwise_bwd(
     ((dCs, dC0),) = scan(xp, _state, [last], keep[..., None, None], dCs, axis=-3, reverse=True)  # (9), after each chunk
     dS = times_D(matmul(xp, dnum, _T(xp, V1)))  # (6) (5), that of Q K^T
     dQ = matmul(xp, dnum, _T(xp, C))
-    dQ = fuse(xp, _scale_add, dQ, read[..., None], matmul(xp, dS, K), out=_room(xp, q, L))  # (6) (5)
+    dQ = fuse(xp, _scale_add, dQ, read[..., None], matmul(xp, dS, K), out=_room(xp, q, L, dQ))  # (6) (5)
     dK = matmul(xp, V1, _T(xp, dCs))
-    dK = fuse(xp, _scale_add, dK, write[..., None], matmul(xp, _T(xp, dS), Q), out=_room(xp, k, L))  # (9) (5)
+    dK = fuse(xp, _scale_add, dK, write[..., None], matmul(xp, _T(xp, dS), Q), out=_room(xp, k, L, dK))  # (9) (5)
     dV = matmul(xp, _T(xp, times_D(matmul(xp, Q, _T(xp, K)))), dnum)  # (6)
     dV = matmul(xp, write[..., None] * K, dCs, add=dV)[..., :V]  # (9)
     # w_s enters everything that step s writes, b_t everything that step t reads (4) (6) (9).
@@ -322,11 +322,12 @@ def _steps(xp: Namespace, a: Array, T: int, axis: int) -> Array:
     return a if a.shape[axis] == T else a[..., :T] if axis == -1 else a[..., :T, :]
 
 
-def _room(xp: Namespace, like: Array, L: int) -> Array | None:
-    """Return memory for a result in chunks, with steps first in memory, as the layer has them."""
+def _room(xp: Namespace, like: Array, L: int, spare: Array | None = None) -> Array | None:
+    """Return memory for a result in chunks, on CuPy with steps first, as the layer has them, and `spare` elsewhere."""
     *before, T, F = like.shape
     k = len(before)
-    return room(xp, like, (*before, -(-T // L), L, F), (k, k + 1, *range(k), k + 2))
+    found = room(xp, like, (*before, -(-T // L), L, F), (k, k + 1, *range(k), k + 2))
+    return spare if found is None and not compiles(xp) else found
 
 
 def _with_normaliser(xp: Namespace, v: Array, n: Array | None = None) -> Array:

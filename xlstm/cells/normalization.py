@@ -6,6 +6,7 @@ import functools
 import math
 from typing import Any
 
+from xlstm.arrays.fuse import by_rows
 from xlstm.arrays.namespace import Array, Namespace, finfo, squares_below
 
 EPS = 1e-5  # that of torch.nn.LayerNorm
@@ -14,30 +15,44 @@ EPS = 1e-5  # that of torch.nn.LayerNorm
 def normalize(xp: Namespace, x: Array, axis: int, eps: float = EPS) -> tuple[Array, Array]:
     """Return x with mean 0 and variance 1 along `axis` (Ba et al. 2016, eq. 3), and 1 / its standard deviation."""
     x, c = _scaled(xp, x, axis)
-    return _by_root(xp, x - xp.mean(x, axis=axis, keepdims=True), c, axis, eps)
+    n, r = by_rows(xp, _centred, x, axis=axis, eps=eps)
+    return n, r * c
 
 
 def normalize_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Array:
     """Return the gradient of x from that of n, with `n, r = normalize(xp, x, axis)`."""
-    mean, along = (xp.mean(a, axis=axis, keepdims=True) for a in (dn, dn * n))
-    return r * (dn - mean - n * along)
+    return by_rows(xp, _centred_bwd, dn, n, r, axis=axis)
 
 
 def normalize_root(xp: Namespace, x: Array, axis: int, eps: float = EPS) -> tuple[Array, Array]:
     """Return x with mean square 1 along `axis` (Zhang & Sennrich 2019, eq. 4), and 1 / the root of the mean square."""
     x, c = _scaled(xp, x, axis)
-    return _by_root(xp, x, c, axis, eps)
+    n, r = by_rows(xp, _by_root, x, axis=axis, eps=eps)
+    return n, r * c
 
 
 def normalize_root_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Array:
     """Return the gradient of x from that of n, with `n, r = normalize_root(xp, x, axis)`."""
-    return r * (dn - n * xp.mean(dn * n, axis=axis, keepdims=True))
+    return by_rows(xp, _by_root_bwd, dn, n, r, axis=axis)
 
 
-def _by_root(xp: Namespace, x: Array, c: Array | float, axis: int, eps: float) -> tuple[Array, Array]:
-    """Return x with mean square 1, and c / the root of its mean square."""
+def _centred(xp: Namespace, x: Array, axis: int, eps: float) -> tuple[Array, Array]:
+    return _by_root(xp, x - xp.mean(x, axis=axis, keepdims=True), axis, eps)
+
+
+def _centred_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Array:
+    mean, along = (xp.mean(a, axis=axis, keepdims=True) for a in (dn, dn * n))
+    return r * (dn - mean - n * along)
+
+
+def _by_root(xp: Namespace, x: Array, axis: int, eps: float) -> tuple[Array, Array]:
+    """Return x with mean square 1, and 1 / the root of its mean square."""
     r = 1 / xp.sqrt(xp.mean(x * x, axis=axis, keepdims=True) + eps)
-    return x * r, r * c
+    return x * r, r
+
+
+def _by_root_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Array:
+    return r * (dn - n * xp.mean(dn * n, axis=axis, keepdims=True))
 
 
 def _scaled(xp: Namespace, x: Array, axis: int) -> tuple[Array, Array | float]:

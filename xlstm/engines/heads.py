@@ -17,6 +17,8 @@ GROUP = 1 << 18
 
 Group = tuple[slice, slice]  # of sequences, and of heads
 
+_known: set[Any] = set()  # the shapes and dtypes that a cell has run with
+
 
 def run(
     xp: Namespace,
@@ -70,7 +72,13 @@ def run(
 
     tasks = [functools.partial(one, g, m) for (g, _), m in zip(saved, more, strict=True)]
     size = min(threads.available(), len(tasks)) if work > threads.LARGE else 1
-    return outs, threads.work(size, lambda team: team.run(tasks))
+    first: list[tuple[Group, Any]] = []
+    shapes = tuple(a[saved[0][0]].shape for a in arrays)
+    if size > 1 and (shapes, arrays[0].dtype) not in _known:
+        # What the cell needs is compiled here: a worker would wait for the compiler, and with it a fork.
+        first = threads.work(1, lambda _: [tasks.pop(0)()])
+        _known.add((shapes, arrays[0].dtype))
+    return outs, first + threads.work(size, lambda team: team.run(tasks))
 
 
 def step(xp: Namespace, call: Callable[[], tuple[Any, ...]], multiplications: int) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from xlstm.arrays.fuse import fuse, listed, summed
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.arrays.scatter import add_rows
 from xlstm.layers.initializers import uniform
@@ -50,11 +51,8 @@ class CausalConv(SameWidth, SequenceLayer):
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         xp = span.xp
         xs = xp.concat((state[0], x))  # (k - 1 + T, B, D)
-        y = p["W"][:, 0] * xs[: span.T, ...]
-        for j in range(1, self.kernel_size):
-            y += p["W"][:, j] * xs[j : j + span.T, ...]
-        if self.bias:
-            y += p["b"]
+        taps, bias = self._taps(p), (p["b"],) if self.bias else ()
+        y = fuse(xp, _convolved, *taps, *self._windows(xs, span.T), *bias, size=self.kernel_size)
         if span.full:
             return y, (xp.asarray(xs[span.T :, ...], copy=True),), xs
         last = xp.take(rows(xp, xs), self._ends(xp, span, xs), axis=0)
@@ -64,23 +62,44 @@ class CausalConv(SameWidth, SequenceLayer):
         self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
         xp = span.xp
-        before = self.kernel_size - 1
-        dxs = xp.zeros_like(kept)
+        before, T = self.kernel_size - 1, span.T
+        rest = xp.zeros_like(kept[:before, ...])
+        dys = self._windows(xp.concat((rest, dy, rest)), before + T)
+        dxs = fuse(xp, _convolved, *self._taps(p)[::-1], *dys, size=self.kernel_size)
         if dstate is not None and span.full:
-            dxs[span.T :, ...] = dstate[0]
+            dxs[T:, ...] += dstate[0]
         elif dstate is not None:
             dlast = add_rows(xp, self._ends(xp, span, kept), rows(xp, dstate[0]), kept.shape[0] * span.B)
             dxs += xp.reshape(dlast, kept.shape)
-        dW = []
-        for j in range(self.kernel_size):
-            dW.append(total(xp, dy * kept[j : j + span.T, ...]))
-            dxs[j : j + span.T, ...] += p["W"][:, j] * dy
-        grads = {"W": xp.stack(dW, axis=1)}
+        dW = summed(xp, _products, dy, *self._windows(kept, T), sums=self.kernel_size)
+        grads = {"W": xp.stack(listed(dW), axis=1)}
         if self.bias:
             grads["b"] = total(xp, dy)
         return grads, dxs[before:, ...], (dxs[:before, ...],)
+
+    def _taps(self, p: Params) -> list[Array]:
+        """Return the weights of each step that a y sees, (D,), the earliest first."""
+        return [p["W"][:, j] + 0 for j in range(self.kernel_size)]  # copies, whose numbers are side by side
+
+    def _windows(self, xs: Array, T: int) -> list[Array]:
+        """Return the T steps that each of the taps is multiplied by."""
+        return [xs[j : j + T, ...] for j in range(self.kernel_size)]
 
     def _ends(self, xp: Namespace, span: Span, like: Array) -> Array:
         """Return where the last k - 1 steps of all sequences are among the (k - 1 + T) B rows, as one axis."""
         steps = span.lengths + np.arange(self.kernel_size - 1)[:, None]  # (k - 1, B)
         return xp.asarray((steps * span.B + np.arange(span.B)).ravel(), device=device_of(like))
+
+
+def _convolved(xp: Namespace, *arrays: Array, size: int) -> Array:
+    """Return the sum of taps times steps, which are `size` arrays each, and of a bias, if there is one."""
+    y = arrays[0] * arrays[size]
+    for tap, x in zip(arrays[1:size], arrays[size + 1 : 2 * size], strict=True):
+        y += tap * x
+    for b in arrays[2 * size :]:
+        y += b
+    return y
+
+
+def _products(xp: Namespace, dy: Array, *xs: Array) -> tuple[Array, ...]:
+    return tuple(dy * x for x in xs)

@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 from xlstm.arrays import checks
+from xlstm.arrays.fuse import fuse, summed
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.normalization import EPS, normalize, normalize_bwd, normalize_root, normalize_root_bwd
 from xlstm.layers.initializers import constant
@@ -50,21 +51,22 @@ class LayerNorm(SameWidth, Module):
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
         n, r = self.NORMAL[0](xp, self._split(xp, x), -1, self.eps)
-        y = xp.reshape(n, x.shape) * self._gain(p)
-        if self.bias:
-            y += p["b"]
+        y = fuse(xp, _scale, xp.reshape(n, x.shape), self._gain(p), *self._bias(p))
         return y, (n, r)
 
     def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Array]:
         n, r = kept
-        grads = {"w": total(xp, dy * xp.reshape(n, dy.shape))}
+        dn, dw = summed(xp, _scale_bwd, dy, xp.reshape(n, dy.shape), self._gain(p))
+        grads = {"w": dw}
         if self.bias:
             grads["b"] = total(xp, dy)
-        dn = self._split(xp, dy * self._gain(p))
-        return grads, xp.reshape(self.NORMAL[1](xp, dn, n, r, -1), dy.shape)
+        return grads, xp.reshape(self.NORMAL[1](xp, self._split(xp, dn), n, r, -1), dy.shape)
 
     def _gain(self, p: Params) -> Array:
         return 1 + p["w"] if self.residual else p["w"]
+
+    def _bias(self, p: Params) -> tuple[Array, ...]:
+        return (p["b"],) if self.bias else ()
 
     def _split(self, xp: Namespace, x: Array) -> Array:
         return x if self.heads == 1 else xp.reshape(x, (*x.shape[:-1], self.heads, self.size // self.heads))
@@ -94,3 +96,15 @@ class MultiHeadNorm(LayerNorm):
     @property
     def heads(self) -> int:
         return self.num_heads
+
+
+def _scale(xp: Namespace, n: Array, gain: Array, *bias: Array) -> Array:
+    y = n * gain
+    for b in bias:
+        y += b
+    return y
+
+
+def _scale_bwd(xp: Namespace, dy: Array, n: Array, gain: Array) -> tuple[Array, Array]:
+    """Return the gradients of n and of the gain, the latter row by row."""
+    return dy * gain, dy * n

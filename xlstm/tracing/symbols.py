@@ -162,7 +162,9 @@ class Line(NamedTuple):
 
 
 def trace(
-    function: Callable[..., Mapping[str, Symbols]], inputs: Mapping[str, int | None]
+    function: Callable[..., Mapping[str, Symbols]],
+    inputs: Mapping[str, int | None],
+    library: type[SymbolicNamespace] = SymbolicNamespace,
 ) -> tuple[list[Line], dict[str, int | None]]:
     """Return the trace of `function(xp, **inputs)`, and the rows of each output by name.
 
@@ -172,6 +174,8 @@ def trace(
         A pure function, element by element, from arrays to arrays by name.
     inputs : dict of str to int or None
         The rows of the leading axis of each input, None for one without it.
+    library : type
+        The namespace that the function is given.
 
     Returns
     -------
@@ -187,7 +191,7 @@ def trace(
         The function is not element by element, or uses something that cannot be traced.
     """
     graph = Graph()
-    found = function(SymbolicNamespace(graph), **{name: graph.input(name, rows) for name, rows in inputs.items()})
+    found = function(library(graph), **{name: graph.input(name, rows) for name, rows in inputs.items()})
     needed = {n for symbols in found.values() for n in symbols.nodes}
     for number in range(len(graph.nodes) - 1, -1, -1):  # arguments have lower numbers
         op, args = graph.nodes[number]

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import blas
+from xlstm.arrays import blas, fuse
 from xlstm.arrays.namespace import Array
-from xlstm.engines.numba import jit
+from xlstm.engines.numba import chains, jit
 from xlstm.engines.numba.stream import Stream
 from xlstm.engines.numba.tape import DTYPES, NumbaTape, kernels
 from xlstm.engines.segments import Widths, joined
@@ -62,3 +62,4 @@ class Numba:
 
 
 NUMBA = Numba()
+fuse.loops = chains.run

@@ -7,6 +7,7 @@ import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
+from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.activations import FEED_FORWARD
 from xlstm.layers.linear import Linear
@@ -54,13 +55,23 @@ class GatedFeedForward(SameWidth, Module):
         kept: dict[str, Any] = {}
         z = self.through(xp, "up", p, x, kept)  # (1)
         gate, value = z[..., : self.hidden_size], z[..., self.hidden_size :]
-        a = FEED_FORWARD[self.activation].fwd(xp, gate)  # (2)
-        y = self.through(xp, "down", p, a * value, kept)  # (3)
+        a, u = fuse(xp, _gated, gate, value, activation=self.activation)  # (2)
+        y = self.through(xp, "down", p, u, kept)  # (3)
         return y, {**kept, "gate": gate, "value": value, "a": a}
 
     def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Array]:
         grads: Params = {}
         du = self.through_bwd(xp, "down", p, kept, dy, grads)  # (3)
-        dgate = FEED_FORWARD[self.activation].bwd(xp, du * kept["value"], kept["gate"], kept["a"])  # (2)
-        dx = self.through_bwd(xp, "up", p, kept, xp.concat((dgate, du * kept["a"]), axis=-1), grads)  # (1)
-        return grads, dx
+        one = (kept[name] for name in ("gate", "value", "a"))
+        dz = xp.concat(fuse(xp, _gated_bwd, du, *one, activation=self.activation), axis=-1)  # (2)
+        return grads, self.through_bwd(xp, "up", p, kept, dz, grads)  # (1)
+
+
+def _gated(xp: Namespace, gate: Array, value: Array, activation: str) -> tuple[Array, Array]:
+    a = FEED_FORWARD[activation].fwd(xp, gate)
+    return a, a * value
+
+
+def _gated_bwd(xp: Namespace, du: Array, gate: Array, value: Array, a: Array, activation: str) -> tuple[Array, Array]:
+    """Return the gradients of the gate and of the value."""
+    return FEED_FORWARD[activation].bwd(xp, du * value, gate, a), du * a

@@ -8,14 +8,15 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 from xlstm.arrays import checks
-from xlstm.arrays.namespace import Array, Params
+from xlstm.arrays.fuse import fuse, summed
+from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.activations import silu, silu_bwd
 from xlstm.layers.blocks.block import Block, GatesOfHeads, widened
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.initializers import constant
 from xlstm.layers.linear import HeadwiseLinear, Linear
 from xlstm.layers.memory import Memory
-from xlstm.layers.module import Weight, dropped, total
+from xlstm.layers.module import Weight, dropped
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm
 from xlstm.layers.state import Span, State
 
@@ -111,13 +112,13 @@ class mLSTMBlock(Block):  # noqa: N801
         az = self.through(xp, "up", p, u, kept)  # (2)
         a, z = az[..., :F], az[..., F:]
         cc, conv_end = self.along("conv", p, a, state[0], span, kept)  # (3)
-        c = silu(xp, cc)  # (4)
+        c = fuse(xp, silu, cc)  # (4)
         q, k, v = (self.through(xp, name, p, c if name in "qk" else a, kept) for name in "qkv")  # (5)
         gates = self.through(xp, "gates", p, xp.concat((q, k, v), axis=-1), kept)  # (6)
         h, end, memory = self.memory.run(q, k, v, gates[..., :N], gates[..., N:], state[1], span)  # (7)
-        s = self.through(xp, "outnorm", p, h, kept) + p["skip"] * c  # (8)
-        g = silu(xp, z)  # (9)
-        y = self.through(xp, "down", p, s * g, kept)  # (10)
+        n = self.through(xp, "outnorm", p, h, kept)
+        s, g, sg = fuse(xp, _gated, n, p["skip"], c, z)  # (8) (9)
+        y = self.through(xp, "down", p, sg, kept)  # (10)
         y, mask = self._drop(span.rng, y, self.dropout)  # (11)
         kept |= {"z": z, "cc": cc, "c": c, "memory": memory, "s": s, "g": g, "mask": mask}
         return x + y, (conv_end, end), kept
@@ -130,17 +131,27 @@ class mLSTMBlock(Block):  # noqa: N801
         conv_end, end = (None, None) if dstate is None else dstate
         c, g = kept["c"], kept["g"]
         dsg = self.through_bwd(xp, "down", p, kept, dropped(dy, kept["mask"]), grads)  # (11) (10)
-        dz = silu_bwd(xp, dsg * kept["s"], kept["z"], g)  # (9)
-        ds = dsg * g
-        grads["skip"] = total(xp, ds * c)  # (8)
-        dc = ds * p["skip"]
+        dz, ds, dc, grads["skip"] = summed(xp, _gated_bwd, dsg, kept["s"], kept["z"], g, p["skip"], c)  # (9) (8)
         dh = self.through_bwd(xp, "outnorm", p, kept, ds, grads)
         (dq, dk, dv, di, df), start = self.memory.run_bwd(kept["memory"], dh, end, span)  # (7)
         dqkv = self.through_bwd(xp, "gates", p, kept, xp.concat((di, df), axis=-1), grads)  # (6)
         dc += self.through_bwd(xp, "q", p, kept, dq + dqkv[..., :F], grads)  # (5)
         dc += self.through_bwd(xp, "k", p, kept, dk + dqkv[..., F : 2 * F], grads)
         da = self.through_bwd(xp, "v", p, kept, dv + dqkv[..., 2 * F :], grads)
-        dcc = silu_bwd(xp, dc, kept["cc"], c)  # (4)
+        dcc = fuse(xp, silu_bwd, dc, kept["cc"], c)  # (4)
         more, conv_start = self.along_bwd("conv", p, kept, dcc, conv_end, span, grads)  # (3)
         du = self.through_bwd(xp, "up", p, kept, xp.concat((da + more, dz), axis=-1), grads)  # (2)
         return grads, dy + self.through_bwd(xp, "norm", p, kept, du, grads), (conv_start, start)  # (1)
+
+
+def _gated(xp: Namespace, n: Array, skip: Array, c: Array, z: Array) -> tuple[Array, Array, Array]:
+    s, g = n + skip * c, silu(xp, z)  # (8) (9)
+    return s, g, s * g
+
+
+def _gated_bwd(
+    xp: Namespace, dsg: Array, s: Array, z: Array, g: Array, skip: Array, c: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Return the gradients of z, n, c and the skip weights, the last row by row."""
+    ds = dsg * g
+    return silu_bwd(xp, dsg * s, z, g), ds, ds * skip, ds * c  # (9) (8)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
+from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Params
 from xlstm.cells import slstm
 from xlstm.cells.activations import silu, silu_bwd
@@ -106,7 +107,7 @@ class sLSTMBlock(Block):  # noqa: N801
         conv_end: State = ()
         if self.conv_kernel_size:
             kept["cc"], conv_end = self.along("conv", p, u, state[0], span, kept)  # (2)
-            kept["c"] = c = silu(xp, kept["cc"])  # (3)
+            kept["c"] = c = fuse(xp, silu, kept["cc"])  # (3)
         gates = xp.concat([self.through(xp, g, p, c if g in "if" else u, kept) for g in "ifzo"], axis=-1)  # (4)
         h, end = self.along("cell", p, gates, state[1], span, kept)  # (5)
         h, kept["mask"] = self._drop(span.rng, h, self.dropout)  # (6)
@@ -134,7 +135,7 @@ class sLSTMBlock(Block):  # noqa: N801
         )  # (4)
         dc, du, conv_start = di + df, dz + do, ()
         if self.conv_kernel_size:
-            dcc = silu_bwd(xp, dc, kept["cc"], kept["c"])  # (3)
+            dcc = fuse(xp, silu_bwd, dc, kept["cc"], kept["c"])  # (3)
             dc, conv_start = self.along_bwd("conv", p, kept, dcc, conv_end, span, grads)  # (2)
         return grads, dy + self.through_bwd(xp, "norm", p, kept, du + dc, grads), (conv_start, cell_start)  # (1)
 

@@ -1,0 +1,214 @@
+"""Chains of operations as compiled loops: values, shapes, dtypes and memory as NumPy's; products on several threads."""
+
+import numpy as np
+import pytest
+
+import xlstm
+from xlstm.arrays import fuse as elementwise
+from xlstm.arrays import threads
+from xlstm.arrays.fuse import by_rows, fuse, multiplier, summed
+from xlstm.cells.activations import FEED_FORWARD, sigmoid
+from xlstm.cells.normalization import normalize, normalize_bwd, normalize_root, normalize_root_bwd
+from xlstm.engines.numba import chains, jit
+
+pytestmark = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
+SINGLE, DOUBLE = np.dtype("f4"), np.dtype("f8")
+TOLERANCE = {SINGLE: 2e-6, DOUBLE: 1e-13}
+
+
+@pytest.fixture(params=[1, 3])
+def size(request, monkeypatch):
+    """Threads, which share whatever is compiled."""
+    monkeypatch.setenv(threads.VARIABLE, str(request.param))
+    monkeypatch.setattr(chains, "SHARED", 1)
+    return request.param
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Whether each function ran in a compiled loop."""
+    found = []
+
+    def run(function, *rest):
+        result = chains.run(function, *rest)
+        found.append(result is not None)
+        return result
+
+    monkeypatch.setattr(elementwise, "loops", run)
+    return found
+
+
+def mixed(xp, a, b, c, scale, dtype):
+    """Numbers that float32 does not have, conditions, and float64 made narrower."""
+    d = xp.minimum(xp.exp(-xp.abs(a)) * scale + 1, xp.full_like(a, 0.1) * b)
+    d *= 3
+    return xp.astype(d, dtype), xp.astype(d * xp.astype(a < b, dtype), dtype) + xp.tanh(c), xp.where(a > b, a, b)
+
+
+def product(xp, a, b):
+    return a * b
+
+
+def close(found, expected):
+    found, expected = elementwise.listed(found), elementwise.listed(expected)
+    assert len(found) == len(expected)
+    for x, y in zip(found, expected, strict=True):
+        assert (x.shape, x.dtype) == (y.shape, y.dtype)
+        np.testing.assert_allclose(x, y, rtol=TOLERANCE[y.dtype], atol=TOLERANCE[y.dtype])
+
+
+@pytest.mark.parametrize("dtypes", [("f4", "f4", "f4"), ("f8", "f8", "f8"), ("f8", "f4", "f4"), ("f4", "f8", "f4")])
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(40000,)] * 3,
+        [(130, 7, 40), (40,), (130, 1, 1)],
+        [(50, 9, 1, 31), (50, 9, 30, 1), (30, 31)],
+        [(300, 1, 70), (300, 2, 70), ()],
+    ],
+    ids=str,
+)
+def test_values_are_those_of_numpy(size, ran, rng, dtypes, shapes):
+    arrays = [rng.standard_normal(shape).astype(d) for shape, d in zip(shapes, dtypes, strict=True)]
+    expected = np.broadcast_shapes(*shapes)
+    arrays[0] = arrays[0] + np.zeros(expected if shapes[0] != (50, 9, 1, 31) else shapes[0], dtypes[0])
+    given = [np.asarray(a) for a in arrays]
+    close(fuse(np, mixed, *given, scale=0.3, dtype=SINGLE), mixed(np, *given, 0.3, SINGLE))
+    assert ran == [True]
+
+
+def test_arrays_in_any_order_of_memory(size, ran, rng):
+    a, b = rng.standard_normal((40, 60, 50)).transpose(1, 2, 0), rng.standard_normal((60, 50, 80))[..., ::2]
+    found = fuse(np, product, a, np.ascontiguousarray(b))  # columns of a are not those of b
+    np.testing.assert_array_equal(found, a * b)
+    c = rng.standard_normal((60, 40, 50)).transpose(0, 2, 1)
+    found = fuse(np, product, c, c)
+    np.testing.assert_array_equal(found, c * c)
+    assert found.strides == c.strides
+    wide = rng.standard_normal((300, 2, 64))
+    np.testing.assert_array_equal(fuse(np, product, wide[..., 32:], wide[..., :32]), wide[..., 32:] * wide[..., :32])
+    assert ran == [False, True, True]
+    np.testing.assert_array_equal(fuse(np, product, wide[::-1], wide), wide[::-1] * wide)
+    assert ran[-1] is False
+
+
+def test_a_place_for_the_result(size, ran, rng):
+    a, b = rng.standard_normal((2, 200, 100))
+    room = np.zeros((200, 150))
+    assert np.shares_memory(fuse(np, product, a, b, out=room[:, 20:120]), room)
+    np.testing.assert_array_equal(room[:, 20:120], a * b)
+    assert not room[:, :20].any()
+    assert not room[:, 120:].any()
+    expected = a * b
+    assert fuse(np, product, a, b, out=a) is a
+    np.testing.assert_array_equal(a, expected)
+    assert ran == [True, True]
+    expected = a[:-1] * a[1:]
+    fuse(np, product, a[:-1], a[1:], out=a[1:])  # each row would be read after it is written
+    np.testing.assert_array_equal(a[1:], expected)
+    narrow = np.zeros((200, 100), "f4")
+    np.testing.assert_array_equal(fuse(np, product, b, b, out=narrow), (b * b).astype("f4"))
+
+
+def test_a_factor_is_computed_within_the_product(size, ran, rng):
+    a, b, P = rng.standard_normal((300, 1)), rng.standard_normal(90), rng.standard_normal((300, 90))
+    expected = P * (a * b)
+    assert multiplier(np, product, a, b)(P) is P
+    np.testing.assert_allclose(P, expected, rtol=1e-15)
+    assert ran == [True]
+
+
+@pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
+@pytest.mark.parametrize("shape", [(400, 60), (30, 14, 50), (20001, 1), (1, 20000)], ids=str)
+def test_sums_over_all_axes_but_the_last(size, ran, rng, dtype, shape):
+    a, b = rng.standard_normal((2, *shape)).astype(dtype)
+    found = summed(np, lambda xp, a, b: (a - b, a * b), a, b)
+    assert found[0].shape == shape
+    np.testing.assert_array_equal(found[0], a - b)
+    expected = np.sum(a.astype("f8") * b, axis=tuple(range(a.ndim - 1)))
+    np.testing.assert_allclose(found[1], expected, atol=300 * TOLERANCE[dtype])
+    assert found[1].dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
+@pytest.mark.parametrize("shape", [(400, 60), (30, 14, 50), (9, 5, 7, 129)], ids=str)
+@pytest.mark.parametrize("pair", [(normalize, normalize_bwd), (normalize_root, normalize_root_bwd)])
+def test_norms(size, ran, rng, monkeypatch, dtype, shape, pair):
+    x, dn = (3 + rng.standard_normal((2, *shape))).astype(dtype)
+    n, r = pair[0](np, x, -1)
+    dx = pair[1](np, dn, n, r, -1)
+    assert ran == [True, True]
+    monkeypatch.setattr(elementwise, "loops", None)
+    close((n, r), pair[0](np, x, -1))
+    close(dx, pair[1](np, dn, n, r, -1))
+
+
+def test_means_along_other_axes_are_left_to_numpy(ran, rng):
+    x = rng.standard_normal((200, 200))
+    n, _ = normalize(np, x, 0)
+    assert ran == [False]
+    np.testing.assert_allclose(n.std(axis=0), 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
+@pytest.mark.parametrize("name", FEED_FORWARD)
+def test_activations(ran, rng, dtype, name):
+    x, dy = (4 * rng.standard_normal((2, 40000))).astype(dtype)
+    pair = FEED_FORWARD[name]
+    y = pair.fwd(np, x)
+    close(fuse(np, pair.fwd, x), y)
+    close(fuse(np, pair.bwd, dy, x, y), pair.bwd(np, dy, x, y))
+    assert all(ran) or name == "selu"  # which calls libm
+
+
+def test_what_is_no_work_for_a_loop(ran, rng, monkeypatch):
+    a = rng.standard_normal(100)
+    np.testing.assert_array_equal(fuse(np, product, a, a), a * a)  # little
+    whole = np.arange(40000)
+    np.testing.assert_array_equal(fuse(np, product, whole, whole), whole * whole)  # whole numbers
+    narrow = rng.standard_normal((40000, 3))
+    np.testing.assert_array_equal(fuse(np, product, narrow, narrow[:, :1]), narrow * narrow[:, :1])
+    monkeypatch.setenv("XLSTM_COMPILE", "0")
+    big = rng.standard_normal(40000)
+    np.testing.assert_array_equal(fuse(np, sigmoid, big), sigmoid(np, big))
+    assert not any(ran)
+    assert by_rows(np, product, big, big).shape == big.shape
+
+
+def test_nan_stays(ran):
+    x = np.full(40000, np.nan, "f4")
+    assert np.isnan(fuse(np, lambda xp, a: xp.maximum(xp.minimum(a, xp.zeros_like(a)), -xp.ones_like(a)), x)).all()
+    assert ran == [True]
+
+
+@pytest.mark.parametrize("block", [xlstm.mLSTMBlock(64, 2), xlstm.sLSTMBlock(64, 2), xlstm.mLSTM(64, 64, num_heads=2)])
+def test_layers_with_and_without(size, monkeypatch, rng, block):
+    """Large enough that all of it is compiled, with a final state and its gradient."""
+    x, dy = rng.standard_normal((2, 150, 5, 64))
+    params = block.init(0, "numpy", "float64")
+    params = {name: p + 0.1 * rng.standard_normal(p.shape) for name, p in params.items()}
+    found = []
+    for value in ("1", "0"):
+        monkeypatch.setenv("XLSTM_COMPILE", value)
+        y, state, saved = block.forward(params, x)
+        grads, dx, dstate = block.backward(params, saved, dy, state)
+        found.append([y, dx, *leaves(state), *leaves(dstate), *(grads[name] for name in sorted(grads))])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9 * np.abs(b).max())
+
+
+def leaves(state):
+    return [a for part in state for a in leaves(part)] if isinstance(state, tuple) else [state]
+
+
+@pytest.mark.parametrize(
+    "shapes", [((700, 130), (130, 170)), ((5, 400, 80), (5, 80, 90)), ((1, 900, 90), (1, 90, 140))]
+)
+def test_products_on_several_threads(monkeypatch, rng, shapes):
+    a, b = (rng.standard_normal(shape) for shape in shapes)
+    for count in ("1", "2", "3"):
+        monkeypatch.setenv(threads.VARIABLE, count)
+        monkeypatch.setattr(threads, "LARGE", 1)
+        np.testing.assert_allclose(threads.matmul(a, b), a @ b, rtol=1e-12, atol=1e-12)
+        transposed = np.ascontiguousarray(a.swapaxes(-1, -2)).swapaxes(-1, -2)
+        np.testing.assert_allclose(threads.matmul(transposed, b), a @ b, rtol=1e-12, atol=1e-12)

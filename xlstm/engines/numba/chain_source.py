@@ -1,0 +1,223 @@
+"""The source of a chain of element-wise operations, made from its trace: a loop over rows, and within it over columns.
+
+An array is given by the address of its first number and by its steps along two axes of rows, so one compilation serves
+all shapes. No formula stands here.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import linecache
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm.arrays import fuse
+from xlstm.engines.numba import jit, maths
+from xlstm.engines.numba.codegen import FORMS, LIBM
+from xlstm.tracing.symbols import CONDITIONS, Line, SymbolicNamespace, Symbols, UntraceableError, trace
+
+KINDS: dict[Any, str] = {np.dtype("float32"): "4", np.dtype("float64"): "8"}  # bytes of a number, which end names
+
+Options = tuple[tuple[str, Any], ...]
+
+
+class Traced(NamedTuple):
+    """The trace of a function, and the dtypes of its results."""
+
+    lines: list[Line]
+    results: tuple[Any, ...]
+
+    @property
+    def means(self) -> bool:
+        """Whether there is a mean along a row."""
+        return any(line.op == "mean" for line in self.lines)
+
+
+class Rows(SymbolicNamespace):
+    """A namespace with a mean along a row, which a chain takes in a loop of its own."""
+
+    def mean(self, x: Symbols, axis: int = -1, keepdims: bool = True) -> Symbols:
+        if axis != -1 or not keepdims:
+            raise UntraceableError("tracing: a mean along another axis than the last one")
+        return self._graph.apply("mean", x)
+
+
+class SingleRows(Rows):
+    """The same where all arrays are float32."""
+
+    float32 = Symbols.dtype
+
+
+@functools.cache
+def traced(function: Callable[..., Any], dtypes: tuple[Any, ...], options: Options) -> Traced | None:
+    """Return the trace of a function, or None where no compiled loop is to run it."""
+    if not all(dtype in KINDS for dtype in dtypes):
+        return None
+
+    def named(xp: Any, **symbols: Symbols) -> dict[str, Symbols]:
+        return {f"y{k}": a for k, a in enumerate(fuse.listed(function(xp, *symbols.values(), **dict(options))))}
+
+    library = SingleRows if all(dtype == np.float32 for dtype in dtypes) else Rows
+    try:
+        lines, _ = trace(named, dict.fromkeys(f"x{k}" for k in range(len(dtypes))), library)
+    except UntraceableError:
+        return None
+    results = tuple(fuse.results(function, dtypes, dict(options)))
+    known = all(dtype in KINDS for dtype in results) and not any(line.op in LIBM for line in lines)
+    return Traced(lines, results) if known else None
+
+
+@functools.cache
+def compiled(
+    function: Callable[..., Any],
+    dtypes: tuple[Any, ...],
+    options: Options,
+    rows: tuple[bool, ...],
+    sums: int,
+    same: int | None,
+) -> tuple[Callable[..., None], list[bool]]:
+    """Return the compiled loop of a function, and of each result whether there is one number for a row.
+
+    `same` is the array whose place the result takes, if any.
+    """
+    found = traced(function, dtypes, options)
+    assert found is not None
+    inputs, outputs = ([f"{name}{k}" for k in range(len(some))] for name, some in (("x", dtypes), ("y", found.results)))
+    places = {name: name for name in (*inputs, *outputs)} | ({} if same is None else {"y0": f"x{same}"})
+    kinds = {name: KINDS[dtype] for name, dtype in zip(places, (*dtypes, *found.results), strict=True)}
+    writer = _Writer(found.lines, kinds, {x for x, one in zip(inputs, rows, strict=True) if one}, places)
+    head = ", ".join(f"{a}, {a}_s, {a}_t" for a in places)
+    text = [f"def chain(n0, n1, columns, {head}):", "    for i in range(n0):", "        for j in range(n1):"]
+    body = [
+        f"a_{a} = carray(at{kinds[a]}({a} + i * {a}_s + j * {a}_t), {'1' if a in writer.single else 'columns'})"
+        for a in places
+        if places[a] == a
+    ]
+    body += writer.body(outputs[len(outputs) - sums :])
+    text += [f"            {line}" for line in body]
+    return _bound("\n".join(text) + "\n", found.means), [y in writer.single for y in outputs]
+
+
+class _Writer:
+    """Writes a trace as the statements for one row; an operation is in the widest dtype of its operands, as on CuPy.
+
+    A mean needs a loop over the row before whatever depends on it. `stage` is the number of these loops.
+    """
+
+    def __init__(self, lines: Sequence[Line], kinds: dict[str, str], single: set[str], places: dict[str, str]) -> None:
+        self.lines, self.kinds, self.single, self.places = lines, kinds, set(single), places
+        self.types: dict[str, str | None] = {}
+        self.numbers: dict[str, float] = {}
+        self.stage: dict[str, int] = {}
+        self.varies: dict[str, bool] = {}
+        self.args: dict[str, tuple[str, ...]] = {}
+        self.text: dict[str, str] = {}
+        for line in lines:
+            self._read(line)
+
+    def _read(self, line: Line) -> None:
+        to, _, op, args = line
+        if op == "number":
+            self.numbers[to], self.types[to], self.stage[to], self.varies[to] = args[0], None, 0, False
+        elif op == "input":
+            name = args[0]
+            self.types[to], self.stage[to], self.varies[to] = self.kinds[name], 0, name not in self.single
+            self.text[to] = f"{to} = a_{name}[{'unit' if self.varies[to] else '0'}]"
+            self.args[to] = ()
+        elif op == "store":
+            if not self.varies[args[0]]:
+                self.single.add(to)
+        else:
+            wide = max((self.types[a] or "" for a in args if self.types[a] != "bool"), default="")
+            kind = {"double": "8", "single": "4"}.get(op, wide) or "8"  # of numbers alone
+            self.stage[to], self.varies[to] = max(self.stage[a] for a in args), any(self.varies[a] for a in args)
+            self.types[to] = "bool" if op in CONDITIONS else kind if wide or op in ("double", "single") else None
+            self.args[to] = args
+            if op == "mean":
+                self.text[to] = f"{to} += {self._operand(args[0], kind)}"
+                self.stage[to], self.varies[to] = self.stage[to] + 1, False
+                return
+            form = {"exp": f"exp{kind}({{}})", "tanh": f"tanh{kind}({{}})", "double": "{}", "single": "{}"}.get(op)
+            form = form or FORMS[op].replace("F(", f"F{kind}(")
+            self.text[to] = f"{to} = {form.format(*(self._operand(a, kind) for a in args))}"
+
+    def _operand(self, name: str, kind: str) -> str:
+        if name in self.numbers:
+            return f"F{kind}({self.numbers[name]!r})"
+        return name if self.types[name] in (kind, "bool") else f"F{kind}({name})"
+
+    def body(self, summed: Collection[str]) -> list[str]:
+        """Return the statements for a row; results of these names are added to what is there."""
+        found = []
+        means = [line.to for line in self.lines if line.op == "mean"]
+        stores = [line for line in self.lines if line.op == "store"]
+        for stage in range(max(self.stage.values()) + 1):
+            found += [
+                self.text[v] for v, n in self.stage.items() if n == stage and v in self.text and self._alone(v, means)
+            ]
+            now = [m for m in means if self.stage[m] == stage + 1]
+            last = stage == max(self.stage.values())
+            wanted = self._needed([self.args[m][0] for m in now] + [line.args[0] for line in stores if last])
+            found += [f"{m} = F{self.types[m]}(0)" for m in now]
+            found.append("for unit in range(U(columns)):")
+            found += [f"    {self.text[v]}" for v in wanted] + [f"    {self.text[m]}" for m in now]
+            if last:
+                for y, _, _, (v,) in stores:
+                    if y not in self.single:
+                        sign = "+=" if y in summed else "="
+                        found.append(f"    a_{self.places[y]}[unit] {sign} {self._operand(v, self.kinds[y])}")
+            if found[-1].endswith(":"):
+                found.pop()
+            found += [f"{m} /= F{self.types[m]}(columns)" for m in now]
+        found += [f"a_{y}[0] = {self._operand(v, self.kinds[y])}" for y, _, _, (v,) in stores if y in self.single]
+        return found
+
+    def _alone(self, v: str, means: Collection[str]) -> bool:
+        return not self.varies[v] and v not in means
+
+    def _needed(self, roots: Sequence[str]) -> list[str]:
+        """Return the variables that change along a row and on which these depend, in the order of the trace."""
+        todo, found = list(roots), set()
+        while todo:
+            v = todo.pop()
+            if self.varies[v] and v not in found:
+                found.add(v)
+                todo += self.args[v]
+        return [v for v in self.text if v in found]
+
+
+def _bound(text: str, means: bool) -> Callable[..., None]:
+    """Return the compiled function of a text; sums of a mean are in the order that is quickest."""
+    with jit._lock:
+        found = jit._module(f"{text}{means}{_helpers().__name__}")
+        found.__dict__.update({name: value for name, value in vars(_helpers()).items() if not name.startswith("__")})
+        name = f"<{found.__name__}>"
+        linecache.cache[name] = (len(text), None, text.splitlines(True), name)  # for what Numba says
+        exec(compile(text, name, "exec"), found.__dict__)
+        jit._bind(found, (found.chain,), jit.FLAGS | ({"reassoc"} if means else set()))
+        chain: Callable[..., None] = found.chain
+        return chain
+
+
+@functools.cache
+def _helpers() -> Any:
+    """Return a module with the functions that chains call; their names end in 4 or 8, the bytes of a number."""
+    import numba
+
+    from xlstm.engines.numba import pointers
+
+    found = jit._module("".join(inspect.getsource(module) for module in (maths, pointers)))
+    for dtype, kind in KINDS.items():
+        own = jit._module(f"{found.__name__} {dtype}")
+        own.__dict__.update(maths.constants(str(dtype)))
+        series = maths.series_single if kind == "4" else maths.series_double
+        jit._bind(own, (series,))
+        own.__dict__["series"] = own.__dict__[series.__name__]
+        jit._bind(own, (maths.tanh, maths.exp))
+        found.__dict__.update({f"F{kind}": dtype.type, f"tanh{kind}": own.tanh, f"exp{kind}": own.exp})
+    found.__dict__.update(at4=pointers.at4, at8=pointers.at8, carray=numba.carray, U=np.uintp, math=math)
+    return found

@@ -1,0 +1,28 @@
+"""Addresses of numbers as pointers, for compiled code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+
+@intrinsic
+def at4(context, address):  # type: ignore[no-untyped-def]
+    """Return the address of a float32 as a pointer."""
+    return _pointer(types.float32, ir.FloatType())
+
+
+@intrinsic
+def at8(context, address):  # type: ignore[no-untyped-def]
+    """Return the address of a float64 as a pointer."""
+    return _pointer(types.float64, ir.DoubleType())
+
+
+def _pointer(number: Any, real: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], real.as_pointer())
+
+    return types.CPointer(number)(types.int64), generate
