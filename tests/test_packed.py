@@ -71,10 +71,10 @@ def test_products_over_rows(rng, length, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("K", [1, 40, 600, 1100, 2500])
+@pytest.mark.parametrize("K", [1, 40, 1100, 2053, 2500])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_products_of_rows(rng, monkeypatch, length, dtype, K, threads):
-    """In blocks of rows of the second factor, the last of them partly empty."""
+    """In blocks of rows of the second factor, where K can be divided."""
     from xlstm.arrays import threads as sharing
     from xlstm.engines.numba import weights
 

@@ -20,7 +20,7 @@ SLIVERS1 = SLIVERS2 = SLIVERS4 = SLIVERS6 = 1  # slivers that a tile of so many 
 
 DEPTH = 256  # so many rows of both factors of `products_over_rows` stay in the cache
 PANELS = 40  # so many panels of the left one, and no more, stay in the cache of a core
-BLOCK = 96  # rows of the left factor of `product_of_rows` that are copied at once
+BLOCK = 96  # rows of the left factor of `product_of_rows` that stay in the cache of a core
 TOGETHER = 16  # rows that are copied side by side: a processor foresees no more streams
 LINE = 16  # numbers of a cache line, or of two
 PATCH = 64  # rows and columns of a patch that is transposed within the nearest cache
@@ -136,23 +136,15 @@ def product(
 def product_of_rows(a: Any, b: Any, out: Any, first: int, last: int) -> None:
     """Set the rows from `first` to `last` of out (n, width) = a (n, K) @ b.
 
-    b is packed by blocks of its rows, (blocks, slivers, k, columns). Some rows of a are copied side by side, since rows
-    whose distance is a power of two would fall into few places of the nearest cache.
+    b is packed by equal blocks of its rows, (blocks, slivers, rows, columns).
     """
-    (K, width), blocks, slivers, deep = (a.shape[1], out.shape[1]), b.shape[0], b.shape[1], b.shape[2]
-    line, flat = deep + COLUMNS // 2, out.reshape(out.size)
-    rows = room(BLOCK * line)
+    (K, width), flat, to = (a.shape[1], out.shape[1]), a.reshape(a.size), out.reshape(out.size)
+    blocks, slivers, deep = b.shape[:3]
     for start in range(first, last, BLOCK):
         n = min(BLOCK, last - start)
         for block in range(blocks):
-            some = min(deep, K - block * deep)
-            for i in range(n):
-                row, place, column = U(start + i), U(i * line), U(block * deep)
-                for k in range(U(some)):
-                    rows[place + k] = a[row, column + k]
-                for k in range(U(some), U(deep)):
-                    rows[place + k] = F(0)
-            product(rows, 0, line, n, b[block], 0, slivers, flat, start * width, width, 0, width, block > 0)
+            at = start * K + block * deep
+            product(flat, at, K, n, b[block], 0, slivers, to, start * width, width, 0, width, block > 0)
 
 
 def products_over_rows(a: Any, bs: Any, outs: Any, first: int, last: int) -> None:

@@ -14,9 +14,7 @@ from xlstm.arrays import threads, workspace
 from xlstm.arrays.namespace import Array
 from xlstm.engines.step import Step
 
-# So many rows of the second factor, or up to twice as many where there are more, make a block: meanwhile rows of the
-# first factor lie in the cache of a core.
-SHALLOW = 512
+DEEP = 1024  # rows of the second factor of a product for which rows of the first one stay in the cache of a core
 # Packed weights of so many bytes and more begin with a cache line, of so many bytes, so that no vector lies in two.
 LARGE, LINE = 1 << 16, 64
 COPY = 32  # multiplications that take as long as to copy a number
@@ -85,7 +83,8 @@ def products(compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]) -> list
     together: dict[int, tuple[Array, list[Array], list[Array]]] = {}
     for (a, b), out in zip(pairs, outs, strict=True):
         if a.flags.c_contiguous:
-            calls.append((a.shape[0], _product(compiled, a, b, out)))
+            packed = _by_blocks(compiled, b)
+            calls.append((a.shape[0], functools.partial(compiled.product_of_rows, contiguous(a), packed, out)))
         elif b.shape[1] == 1:
             calls.append((a.shape[0], functools.partial(compiled.vector_over_rows, a.T, contiguous(b), out)))
         else:
@@ -99,17 +98,13 @@ def products(compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]) -> list
     return outs
 
 
-def _product(compiled: ModuleType, a: Array, b: Array, out: Array) -> Callable[[int, int], Any]:
-    """Return a function that computes rows of out = a @ b, with a contiguous."""
+def _by_blocks(compiled: ModuleType, b: Array) -> Array:
+    """Return a matrix packed by equal blocks of its rows, of at most DEEP rows unless K has no such divisor."""
     K, width = b.shape
-    deep = max(1, min(K, max(SHALLOW, K // 2), 2 * SHALLOW))
-    packed = _aligned((-(-K // deep), -(-width // compiled.COLUMNS), deep, compiled.COLUMNS), b.dtype)
-    blocks = [contiguous(b[None, block * deep : (block + 1) * deep]) for block in range(len(packed))]
-    calls = [
-        (packed.shape[1], functools.partial(compiled.pack, W, room)) for W, room in zip(blocks, packed, strict=True)
-    ]
-    share(calls, COPY * packed.size)
-    return functools.partial(compiled.product_of_rows, contiguous(a), packed, out)
+    least = -(-K // DEEP)
+    blocks = next((n for n in range(least, 2 * least) if K % n == 0), 1)
+    packed = _packed(compiled, compiled.pack, b.reshape(blocks, -1, width), width)
+    return packed.reshape(blocks, -1, *packed.shape[1:])
 
 
 def share(calls: Sequence[Call], work: int) -> None:
