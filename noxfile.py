@@ -39,7 +39,7 @@ PYTEST = ["pytest", "-n", "2", "--dist", "worksteal", "-q"]
 ALONE = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 RECURRENT = [f"tests/test_{name}.py" for name in ("lstm", "slstm", "lengths", "recurrent", "training")]
 # With others that compile many loops these run in processes of their own: compiled code stays in memory.
-LOOPS = ("compiled", "packed", "vector_lengths", "bounds", "engines", "activations", "custom_cells", "module")
+LOOPS = ("compiled", "chains", "packed", "vector_lengths", "bounds", "engines", "activations", "custom_cells", "module")
 COMPILING = [*RECURRENT, *(f"tests/test_{name}.py" for name in LOOPS)]
 # The environment of every path that recurrent layers of NumPy arrays can take beside the usual one.
 PATHS = [
