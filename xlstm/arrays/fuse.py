@@ -59,10 +59,9 @@ def fuse(xp: Namespace, function: Callable[..., Any], *arrays: Array, out: Array
         On CuPy, where the function is not element by element.
     """
     if xp.__name__ != CUPY:  # `compiles` would be one more call, which small arrays feel
-        if xp is np and loops is not None:
-            found = loops(function, arrays, out, 0, options)
-            if found is not None:
-                return found
+        found = _looped(xp, function, arrays, out, 0, options)
+        if found is not None:
+            return found
         found = function(xp, *arrays, **options)
         if out is None:
             return found
@@ -73,12 +72,25 @@ def fuse(xp: Namespace, function: Callable[..., Any], *arrays: Array, out: Array
     return kernel(*arrays) if out is None else kernel(*arrays, out)
 
 
+def _looped(
+    xp: Namespace,
+    function: Callable[..., Any],
+    arrays: tuple[Array, ...],
+    out: Array | None,
+    sums: int,
+    options: dict[str, Any],
+) -> Any:
+    """Return what `loops` returns, and None for arrays that are not NumPy's."""
+    if xp is not np or loops is None or xp.__name__ == CUPY:
+        return None
+    return loops(function, arrays, out, sums, options)
+
+
 def summed(xp: Namespace, function: Callable[..., Any], *arrays: Array, sums: int = 1, **options: Any) -> Any:
     """Return the results of `fuse`, the last `sums` of them summed over all axes but the last."""
-    if xp is np and xp.__name__ != CUPY and loops is not None:
-        found = loops(function, arrays, None, sums, options)
-        if found is not None:
-            return found
+    found = _looped(xp, function, arrays, None, sums, options)
+    if found is not None:
+        return found
     found = listed(fuse(xp, function, *arrays, **options))
     first = len(found) - sums
     found = (*found[:first], *(xp.sum(a, axis=tuple(range(a.ndim - 1))) for a in found[first:]))
@@ -90,7 +102,7 @@ def by_rows(xp: Namespace, function: Callable[..., Any], *arrays: Array, **optio
 
     It runs in one compiled loop where NumPy's arrays are large.
     """
-    found = None if xp is not np or xp.__name__ == CUPY or loops is None else loops(function, arrays, None, 0, options)
+    found = _looped(xp, function, arrays, None, 0, options)
     return function(xp, *arrays, **options) if found is None else found
 
 
@@ -107,7 +119,7 @@ def multiplier(
     def multiply(a: Array) -> Array:
         if compiles(xp):
             return fuse(xp, _times(function), a, *arrays, out=a, **options)
-        if xp is np and loops is not None and loops(_times(function), (a, *arrays), a, 0, options) is not None:
+        if _looped(xp, _times(function), (a, *arrays), a, 0, options) is not None:
             return a
         if not factor:
             factor.append(function(xp, *arrays, **options))

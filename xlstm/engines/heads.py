@@ -75,7 +75,7 @@ def run(
     first: list[tuple[Group, Any]] = []
     shapes = tuple(a[saved[0][0]].shape for a in arrays)
     if size > 1 and (shapes, arrays[0].dtype) not in _known:
-        # What the cell needs is compiled here: a worker would wait for the compiler, and with it a fork.
+        # The chains of the cell are compiled here: a worker would wait for the compiler, and with it a fork.
         first = threads.work(1, lambda _: [tasks.pop(0)()])
         _known.add((shapes, arrays[0].dtype))
     return outs, first + threads.work(size, lambda team: team.run(tasks))

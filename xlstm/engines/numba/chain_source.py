@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import linecache
 import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
@@ -192,13 +191,9 @@ class _Writer:
 
 def _bound(text: str, means: bool) -> Callable[..., None]:
     """Return the compiled function of a text; sums of a mean are in the order that is quickest."""
-    with jit._lock:
-        found = jit._module(f"{text}{means}{_helpers().__name__}")
-        found.__dict__.update({name: value for name, value in vars(_helpers()).items() if not name.startswith("__")})
-        name = f"<{found.__name__}>"
-        linecache.cache[name] = (len(text), None, text.splitlines(True), name)  # for what Numba says
-        exec(compile(text, name, "exec"), found.__dict__)
-        jit._bind(found, (found.chain,), jit.FLAGS | ({"reassoc"} if means else set()))
+    with jit.lock:
+        found = jit.generated(_helpers(), text)
+        jit.bind(found, (found.chain,), jit.FLAGS | ({"reassoc"} if means else set()))
         chain: Callable[..., None] = found.chain
         return chain
 
@@ -210,14 +205,10 @@ def _helpers() -> Any:
 
     from xlstm.engines.numba import pointers
 
-    found = jit._module("".join(inspect.getsource(module) for module in (maths, pointers)))
+    found = jit.new_module("".join(inspect.getsource(module) for module in (maths, pointers)))
     for dtype, kind in KINDS.items():
-        own = jit._module(f"{found.__name__} {dtype}")
-        own.__dict__.update(maths.constants(str(dtype)))
-        series = maths.series_single if kind == "4" else maths.series_double
-        jit._bind(own, (series,))
-        own.__dict__["series"] = own.__dict__[series.__name__]
-        jit._bind(own, (maths.tanh, maths.exp))
+        own = jit.new_module(f"{found.__name__} {dtype}")
+        jit.bind_maths(own, str(dtype))
         found.__dict__.update({f"F{kind}": dtype.type, f"tanh{kind}": own.tanh, f"exp{kind}": own.exp})
     found.__dict__.update(at4=pointers.at4, at8=pointers.at8, carray=numba.carray, U=np.uintp, math=math)
     return found

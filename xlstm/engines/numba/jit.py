@@ -24,7 +24,7 @@ from xlstm.engines.numba import loops, maths, products
 VARIABLE = "XLSTM_COMPILE"
 PACKAGES = ("numba", "platformdirs")
 
-_lock = threading.RLock()  # a signal handler may run a layer while one is compiled
+lock = threading.RLock()  # a signal handler may run a layer while one is compiled
 
 
 def enabled() -> bool:
@@ -67,7 +67,7 @@ def functions(dtype: str, step: str) -> ModuleType:
     step : str
         The source of a function `step`, which may call tanh, exp, F and the module math.
     """
-    with _lock:
+    with lock:
         return _functions(dtype, step, shape(dtype))
 
 
@@ -102,12 +102,18 @@ FLAGS = {"contract", "nsz"}
 @functools.cache
 def _functions(dtype: str, step: str, shape: Any) -> ModuleType:
     common = _shared(dtype, shape)
-    found = _module(common.__name__ + step)
+    found = generated(common, step)
+    bind(found, (found.step, *LOOPS))
+    return found
+
+
+def generated(common: ModuleType, source: str) -> ModuleType:
+    """Return a module with the names of another one and of a source, whose functions are yet to be compiled."""
+    found = new_module(common.__name__ + source)
     found.__dict__.update({name: value for name, value in vars(common).items() if not name.startswith("__")})
     name = f"<{found.__name__}>"
-    linecache.cache[name] = (len(step), None, step.splitlines(True), name)  # for what Numba says
-    exec(compile(step, name, "exec"), found.__dict__)
-    _bind(found, (found.step, *LOOPS))
+    linecache.cache[name] = (len(source), None, source.splitlines(True), name)  # for what Numba says
+    exec(compile(source, name, "exec"), found.__dict__)
     return found
 
 
@@ -121,25 +127,20 @@ def _shared(dtype: str, shape: Any) -> ModuleType:
     from xlstm.engines.numba import atomics, vectors
 
     text = "".join(inspect.getsource(module) for module in (maths, products, vectors, atomics, loops))
-    found = _module(f"{dtype} {shape}{text}")
-    found.__dict__.update(maths.constants(dtype), U=np.uintp, np=np, math=math)
+    found = new_module(f"{dtype} {shape}{text}")
+    found.__dict__.update(U=np.uintp, np=np, math=math)
     counting = {name: getattr(atomics, name) for name in ("count_up", "count_of", "let_others_run")}
     found.__dict__.update(vectors.tiles(dtype, shape), **counting)
-    for module, names in (
-        (products, ("DEPTH", "PANELS", "BLOCK", "TOGETHER", "LINE", "PATCH")),
-        (loops, ("UNITS", "PATIENCE")),
-    ):
-        found.__dict__.update({name: getattr(module, name) for name in names})
-    series = maths.series_single if dtype == "float32" else maths.series_double
-    _bind(found, (series,))
-    found.__dict__["series"] = found.__dict__[series.__name__]
-    _bind(found, (maths.tanh, maths.exp, *SHARED))
-    _bind(found, (products.rows_times_vector,), FLAGS | {"reassoc"})
+    for module in (products, loops):
+        found.__dict__.update({name: getattr(module, name) for name in module.SIZES})
+    bind_maths(found, dtype)
+    bind(found, SHARED)
+    bind(found, (products.rows_times_vector,), FLAGS | {"reassoc"})
     found.__dict__["PRODUCT"] = vectors.address(found.__dict__["product"], vectors.product_type(dtype))
     return found
 
 
-def _module(text: str) -> ModuleType:
+def new_module(text: str) -> ModuleType:
     """Return an empty module, which Numba looks for among the imported ones.
 
     It is named after all that its functions depend on: their text, and this file, which compiles them.
@@ -150,7 +151,7 @@ def _module(text: str) -> ModuleType:
     return found
 
 
-def _bind(module: ModuleType, given: tuple[Callable[..., Any], ...], flags: Collection[str] = FLAGS) -> None:
+def bind(module: ModuleType, given: tuple[Callable[..., Any], ...], flags: Collection[str] = FLAGS) -> None:
     """Compile functions with the names of a module for their globals."""
     from xlstm.engines.numba.codecache import cached
 
@@ -162,10 +163,19 @@ def _bind(module: ModuleType, given: tuple[Callable[..., Any], ...], flags: Coll
         setattr(module, function.__name__, compiled)
 
 
+def bind_maths(module: ModuleType, dtype: str) -> None:
+    """Compile exp and tanh for a dtype; F, which makes a number of it, is a name of the module, too."""
+    module.__dict__.update(maths.constants(dtype))
+    series = maths.series_single if dtype == "float32" else maths.series_double
+    bind(module, (series,))
+    module.__dict__["series"] = module.__dict__[series.__name__]
+    bind(module, (maths.tanh, maths.exp))
+
+
 def _after_fork() -> None:
     """Make a new lock: another thread of the parent may have held the old one."""
-    global _lock
-    _lock = threading.RLock()
+    global lock
+    lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -48,21 +48,20 @@ def pack(W: Any, packed: Any, first: int, last: int) -> None:
 def pack_slivers(W: Any, start: int, K: int, first: int, last: int, packed: Any, to: int) -> None:
     """Copy K rows of a matrix from row `start` on, its slivers from `first` to `last`, to those from `to` on.
 
-    Zeros make them whole.
+    Each of these has K rows, and zeros after the last column.
     """
-    (width, deep), whole = (W.shape[1], packed.shape[1]), min(last, W.shape[1] // COLUMNS)
+    width, whole = W.shape[1], min(last, W.shape[1] // COLUMNS)
     for row in range(0, K, TOGETHER):
         stop = min(K, row + TOGETHER)
         for q in range(first, whole):
             for k in range(row, stop):
-                place = ((to + q - first) * deep + k) * COLUMNS
+                place = ((to + q - first) * K + k) * COLUMNS
                 copy_sliver(W, (start + k) * width + q * COLUMNS, packed, place)
     if whole < last:
         sliver, column = packed[to + whole - first], U(whole * COLUMNS)
         for k in range(U(K)):
             for j in range(U(COLUMNS)):
                 sliver[k, j] = W[U(start) + k, column + j] if column + j < U(width) else F(0)
-    packed[to : to + last - first, K:] = F(0)
 
 
 def pack_transposed(W: Any, packed: Any, first: int, last: int) -> None:
