@@ -47,7 +47,7 @@ def cache(tmp_path, monkeypatch):
 @functools.cache
 def load():
     """SOURCE as a module, named as those of compiled loops are."""
-    module = jit._module(SOURCE)
+    module = jit.new_module(SOURCE)
     exec(SOURCE, module.__dict__)
     return module
 
@@ -162,10 +162,10 @@ def test_code_of_other_versions_is_not_loaded(cache, monkeypatch):
 
 def test_code_of_other_options_is_not_loaded(monkeypatch):
     """Modules, and so files, are named after the options of their compilation, too, which are written in jit.py."""
-    before = jit._module(SOURCE).__name__
-    assert jit._module(SOURCE).__name__ == before
+    before = jit.new_module(SOURCE).__name__
+    assert jit.new_module(SOURCE).__name__ == before
     monkeypatch.setattr(jit.inspect, "getsource", lambda module: "other options")
-    assert jit._module(SOURCE).__name__ != before
+    assert jit.new_module(SOURCE).__name__ != before
 
 
 def test_a_full_disk(cache, monkeypatch):
@@ -217,7 +217,7 @@ CODE = f"""
 import os
 os.umask(0)
 from xlstm.engines.numba import jit
-module = jit._module({SOURCE!r})
+module = jit.new_module({SOURCE!r})
 exec({SOURCE!r}, module.__dict__)
 print(module.double(1.5), module.triple(1.5))
 """
