@@ -20,7 +20,7 @@ from xlstm.estimators import plots
 from xlstm.estimators.forecaster import Forecaster, Score
 from xlstm.estimators.settings import Settings
 from xlstm.estimators.values import SeriesError
-from xlstm.training import loop
+from xlstm.training import callbacks, loop
 
 MODEL, PICTURE = "model.safetensors", "forecast.png"
 
@@ -137,7 +137,7 @@ def _table(score: Score, step: str) -> Table:
 
 
 @contextlib.contextmanager
-def _bar() -> Iterator[Callable[[loop.Progress], None]]:
+def _bar() -> Iterator[Callable[[callbacks.Progress], None]]:
     """Show a live progress bar on a terminal; give the function that moves it."""
     if not err.is_terminal:  # old versions of rich print an empty line there
         yield lambda now: None
@@ -151,7 +151,7 @@ def _bar() -> Iterator[Callable[[loop.Progress], None]]:
     with Progress(*columns, console=err) as bar:
         task = bar.add_task("", total=None, epoch="")
 
-        def show(now: loop.Progress) -> None:
+        def show(now: callbacks.Progress) -> None:
             validation = "-" if now.validation is None else f"{now.validation:.4f}"
             bar.update(
                 task,

@@ -76,6 +76,12 @@ def together(*paths: AnyPath) -> Iterator[list[Path]]:
         raise
 
 
+def clean(folder: AnyPath) -> None:
+    """Delete the temporary files that processes killed while they wrote have left in a folder that nobody else uses."""
+    for path in Path(folder).glob(".xlstm-*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def append(path: AnyPath, text: str) -> None:
     """Add lines to a file, or to a stream such as /dev/stdout: all of them, or none where the disk is full.
 

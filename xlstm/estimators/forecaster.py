@@ -21,7 +21,7 @@ from xlstm.estimators.settings import Scalers, Settings
 from xlstm.estimators.values import check_reach, series
 from xlstm.layers.recurrent import LSTM
 from xlstm.models.sequence import SequenceModel
-from xlstm.training import checkpoint, loop, optimizers
+from xlstm.training import callbacks, checkpoint, loop, optimizers
 from xlstm.training import precision as precisions
 
 KIND = "forecaster"
@@ -102,7 +102,7 @@ class Forecaster:
         self.scalers: Scalers | None = None
         self.trained: loop.Trained | None = None
 
-    def fit(self, values: Any, progress: Callable[[loop.Progress], None] | None = None) -> Forecaster:
+    def fit(self, values: Any, progress: Callable[[callbacks.Progress], None] | None = None) -> Forecaster:
         """Train on a series.
 
         Parameters

@@ -1,6 +1,25 @@
 """The training loop, losses, optimisers with gradient clipping, schedules, precision and checkpoints."""
 
+from xlstm.training.callbacks import Callback, Clip, EarlyStopping, MovingAverage, Progress, ReduceOnPlateau
 from xlstm.training.feed import Batches
-from xlstm.training.loop import Progress, Trained, evaluate, train
+from xlstm.training.loop import Trained, evaluate, train
+from xlstm.training.signals import Interrupted, Terminated
+from xlstm.training.step import Step, StepState, Taken
 
-__all__ = ["Batches", "Progress", "Trained", "evaluate", "train"]
+__all__ = [
+    "Batches",
+    "Callback",
+    "Clip",
+    "EarlyStopping",
+    "Interrupted",
+    "MovingAverage",
+    "Progress",
+    "ReduceOnPlateau",
+    "Step",
+    "StepState",
+    "Taken",
+    "Terminated",
+    "Trained",
+    "evaluate",
+    "train",
+]

@@ -74,17 +74,21 @@ class Feed:
         backend = backend_like(next(iter(params.values())))
         return cls(model, backend, backend)
 
-    def batches(self, data: Batches, where: str, each: str, rng: np.random.Generator | None = None) -> Iterator[Inputs]:
-        """Yield one epoch; errors call it `where`, and a batch of it `each` and its number.
+    def batches(
+        self, data: Batches, where: str, each: str, rng: np.random.Generator | None = None, skip: int = 0
+    ) -> Iterator[Inputs]:
+        """Yield one epoch without its first `skip` batches; errors call it `where`, and a batch `each` and its number.
 
         Raises
         ------
         ValueError
             There is no batch or none with a target that counts, or numbers are not finite or do not fit the dtype.
         """
-        number, counted = 0, 0.0
+        number, counted = 0, float(skip)
         for number, batch in enumerate(data.batches(rng), 1):
-            inputs = self._inputs(batch, f"{where}{each} {number}")
+            if number <= skip:
+                continue
+            inputs = self.inputs(batch, f"{where}{each} {number}")
             counted += inputs.weight * (batch.lengths is None or bool(np.any(batch.lengths)))
             yield inputs
         if number == 0:
@@ -127,7 +131,8 @@ class Feed:
         """Whether targets have no time axis."""
         return bool(getattr(self.model, "last", False))
 
-    def _inputs(self, batch: Batch, where: str) -> Inputs:
+    def inputs(self, batch: Batch, where: str) -> Inputs:
+        """Return a batch as the model takes it; raises ValueError as `check` does."""
         batch = batch._replace(mask=self._mask(batch))
         self.check(where, batch)
         with np.errstate(over="ignore", invalid="ignore"):  # numbers that do not count may overflow

@@ -1,38 +1,42 @@
-"""The training loop: truncated backpropagation through time, validation, early stopping."""
+"""The training loop: epochs, validation, callbacks, checkpoints, and what happens when it is interrupted."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
+import os
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.backend import backend_of
 from xlstm.arrays.namespace import Params
-from xlstm.arrays.random import generator
-from xlstm.layers.masks import STREAM
-from xlstm.training import optimizers
+from xlstm.arrays.random import Seed, generator
+from xlstm.training import optimizers, runs, signals, trees
+from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress
 from xlstm.training.feed import BATCHES, Batches, Feed, Loss, loss_of
-from xlstm.training.precision import Mixed, Scaling, after, lowered, raised
+from xlstm.training.history import History
+from xlstm.training.precision import Mixed, Scaling
+from xlstm.training.step import Step, StepState, Taken
+
+DATA = checks.optional(BATCHES)
+log = logging.getLogger("xlstm.training")
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where training stands, after every step. Epochs and steps count from 1."""
+class Short(TypedDict, total=False):
+    """Arguments of `train` that stand for callbacks."""
 
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    loss: float
-    validation: float | None  # after the epoch before
-    best: float | None
-    seconds: float
+    patience: int | None
+    clip: float | None
+    averaging: float
+    progress: Callable[[Progress], object] | None
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Trained:
     seconds : float
     skipped : int
         Steps left out because gradients overflowed in a lower precision.
+    unsaved : str
+        What could not be written to the folder of the run, or nothing.
     """
 
     params: Params = field(repr=False)
@@ -61,6 +67,7 @@ class Trained:
     stopped_early: bool
     seconds: float
     skipped: int = 0
+    unsaved: str = ""
 
 
 def train(
@@ -71,18 +78,22 @@ def train(
     *,
     epochs: int,
     validation: Batches | None = None,
-    patience: int | None = None,
     loss: Loss | None = None,
-    clip: float | None = None,
-    averaging: float = 0.0,
-    seed: int = 0,
+    seed: Seed = 0,
     precision: Mixed | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    accumulate: int = 1,
+    callbacks: Iterable[Callback | Callable[[Progress], object]] = (),
+    checkpoints: str | os.PathLike[str] | None = None,
+    every: int | None = None,
+    keep: int = 3,
+    resume: bool | str | os.PathLike[str] = False,
+    **short: Unpack[Short],
 ) -> Trained:
     """Fit a model.
 
     Within an epoch the state is carried from batch to batch unless a batch is `fresh`, and gradients stop at the border
-    of a batch: truncated backpropagation through time. The same seed, data and starting weights give the same result.
+    of a batch: truncated backpropagation through time. The same seed, data and starting weights give the same result,
+    also where a run was stopped and resumed.
 
     Parameters
     ----------
@@ -98,23 +109,30 @@ def train(
     optimizer : Optimizer
     epochs : int
         Most passes over `data`.
-    patience : int, optional
-        Stop when the validation loss has not improved for so many epochs.
     loss : callable, optional
         `loss(y, target, mask) -> (loss, dy)`; by default the model's own `loss`, or else `losses.mse`.
-    clip : float, optional
-        Limit of the global gradient norm.
-    averaging : float
-        Judge and return an exponential moving average of the weights with this decay, which is less noisy than the
-        weights of any one step; 0 means the weights themselves.
     seed : int
         Decides the order of the batches, and the masks of dropout and zoneout.
     precision : Mixed, optional
         Run forward and backward in float16 or bfloat16, on a GPU. The weights stay in the dtype that they have, which
         validation and the optimiser use and which is returned; so do the loss and the sums over gradients. A step
         whose scaled gradients overflow is left out.
-    progress : callable, optional
-        Called after every step.
+    accumulate : int
+        Update the weights after so many batches, by the mean gradient over all their targets.
+    callbacks : list of Callback or callable
+        What else is done: `EarlyStopping`, `MovingAverage`, `ReduceOnPlateau`, `Clip`, or your own. A function is
+        called with a `Progress` after every step, and where it returns True training stops.
+    checkpoints : path, optional
+        The folder of the run, for checkpoints and the history. Without it nothing is written.
+    every : int, optional
+        Batches between two checkpoints; by default there is one after each epoch. There is always one at the end.
+    keep : int
+        The number of checkpoints that are kept, beside `best.safetensors`, that of the best epoch.
+    resume : bool or path
+        Go on from the newest checkpoint in `checkpoints`, if there is one; or from a checkpoint, or the newest one of
+        a folder. Model, data and other arguments are to be those of the run, but `epochs` may be more.
+    patience, clip, averaging, progress : optional
+        Short for the callbacks `EarlyStopping(patience)`, `Clip(clip)`, `MovingAverage(averaging)` and a function.
 
     Returns
     -------
@@ -128,81 +146,322 @@ def train(
         the parameter.
     ValueError
         `data` or `validation` yields no batch or none with a target that counts, or numbers in a batch are not finite
-        or do not fit into the dtype.
+        or do not fit into the dtype. The folder holds another run.
     TypeError, ValueError, BackendError
         A `precision` that does not go with the weights, or a device that does not have it.
+    OSError
+        The folder cannot be written to, or a checkpoint cannot be read, before training begins.
+    Interrupted, Terminated
+        Ctrl-C, or SIGTERM or SIGHUP, after the step was finished and saved; a second signal acts at once. These are a
+        KeyboardInterrupt and a SystemExit, whose `trained` is what was best so far.
     """
-    feed = Feed.of("train", model, params)
-    epochs = checks.count("train", "epochs", epochs)
-    patience = checks.optional(checks.count)("train", "patience", patience)
-    checks.instance(optimizers.Optimizer, "one of xlstm.optim, such as optim.adam(1e-3)")(
-        "train", "optimizer", optimizer
-    )
-    averaging = checks.rate("train", "averaging", averaging)
-    clip = checks.optional(checks.above_0)("train", "clip", clip)
-    loss = loss_of("train", model, loss)
-    checks.optional(checks.function)("train", "progress", progress)
+    found = _callbacks(callbacks, **short)
+    if validation is None and any(callback.needs_validation for callback in found):
+        raise ValueError("train: patience needs validation data, and so does each callback that looks at its loss")
+    step = Step(model, optimizer, loss=loss, precision=precision, callbacks=found, accumulate=accumulate)
     BATCHES("train", "data", data)
-    checks.optional(BATCHES)("train", "validation", validation)
-    checks.optional(checks.instance(Mixed, "None or an xlstm.precision.Mixed"))("train", "precision", precision)
-    if patience is not None and validation is None:
-        raise ValueError("train: patience needs validation data")
-    home, scaling = feed.home, Scaling()
-    if precision is not None:
-        feed, scaling = dataclasses.replace(feed, low=precision.below(home)), precision.init()
-    low = feed.low.dtype
-    order = generator(seed, stream=1, where="train")  # stream 0 drew the weights
-    masks = {"seed": generator(seed, stream=STREAM)} if getattr(model, "random", False) else {}
-    moments = optimizer.init(params)
-    losses: list[float] = []
-    validations: list[float] = []
-    best_params, best_epoch, done, averaged = params, 0, 0, params
-    start = time.perf_counter()
+    DATA("train", "validation", validation)
+    training = _Training(step, data, validation, checks.count("train", "epochs", epochs), found)
+    training.begin(params, seed)
+    if checkpoints is not None:
+        checks.seed_number("train", "seed", seed)
+        training.keep_in(Path(checkpoints), checks.count("train", "keep", keep))
+    training.every = checks.optional(checks.count)("train", "every", every)
+    training.resume(resume)
+    return training.run()
 
-    for epoch in range(1, epochs + 1):
-        where, state = f"train: epoch {epoch}", None
-        for step, batch in enumerate(feed.batches(data, where, ", step", order), 1):
-            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named below
-                used = lowered(params, low)  # copies in a lower precision, where there is one
-                y, state, saved = feed.forward(used, batch, state, train=True, **masks)
-                value, dy = loss(raised(y, home.dtype), batch.target, batch.mask)
-                grads = model.backward(used, saved, lowered(dy, low, scaling.scale))[0]
-                grads = raised(grads, home.dtype, scaling.scale)
-                norm = optimizers.global_norm(grads)
-            # The step waits for the device here and nowhere else.
-            loss_value, norm_value = map(float, to_numpy(home.xp.stack((value, norm))))
-            losses.append(loss_value)
-            next_scaling = after(precision, scaling, math.isfinite(norm_value))
-            if next_scaling is None or not math.isfinite(loss_value):
-                feed.check(f"{where}, step {step}", batch.host, everything=True)
-                narrow = "" if precision is None else f" in {low} at a loss scale of {scaling.scale:g}"
-                raise FloatingPointError(f"{where}, step {step}: {_diagnosis(loss_value, used, grads, narrow)}")
-            scaling = next_scaling
-            if math.isfinite(norm_value):
-                if clip is not None:
-                    grads = optimizers.clip_global_norm(grads, clip, norm)
-                params, moments = optimizer.update(params, grads, moments)
-                done += 1
-                decay = min(averaging, 1 - 1 / done)  # at first the plain mean of all steps
-                averaged = optimizers.running_mean(averaged, params, decay) if decay else params
-            if progress is not None:
-                last, best = validations[-1] if validations else None, min(validations, default=None)
-                seconds = time.perf_counter() - start
-                progress(Progress(epoch, epochs, step, len(data), loss_value, last, best, seconds))
-        if validation is None:
-            best_params, best_epoch = averaged, epoch
-            continue
-        validation_loss = evaluate(model, averaged, validation, loss)
-        if not math.isfinite(validation_loss):
-            raise FloatingPointError(f"{where}: the validation loss is {validation_loss:g}")
-        if validation_loss < min(validations, default=math.inf):
-            best_params, best_epoch = averaged, epoch
-        validations.append(validation_loss)
-        if patience is not None and epoch - best_epoch >= patience:
-            break
 
-    seconds = time.perf_counter() - start
-    return Trained(best_params, losses, validations, best_epoch, epoch < epochs, seconds, len(losses) - done)
+def _callbacks(
+    given: Iterable[Callback | Callable[[Progress], object]],
+    patience: int | None = None,
+    clip: float | None = None,
+    averaging: float = 0.0,
+    progress: Callable[[Progress], object] | None = None,
+) -> list[Callback]:
+    """Return all callbacks, those that arguments of `train` stand for among them."""
+    found: list[Callback] = [] if clip is None else [Clip(checks.above_0("train", "clip", clip))]
+    if averaging := checks.rate("train", "averaging", averaging):
+        found.append(MovingAverage(averaging))
+    if patience is not None:
+        found.append(EarlyStopping(checks.count("train", "patience", patience)))
+    if progress is not None:
+        found.append(Each(checks.function("train", "progress", progress)))
+    for k, callback in enumerate(checks.several("train", "callbacks", given, "a list of callbacks", 1000)):
+        if isinstance(callback, type) or not (isinstance(callback, Callback) or callable(callback)):
+            shown = checks.shown(callback)
+            raise TypeError(f"train: callbacks[{k}] is {shown}, expected a training.Callback or a function")
+        found.append(callback if isinstance(callback, Callback) else Each(callback))
+    return found
+
+
+class _Training:
+    """A run of training, from its first step or from a checkpoint to its end."""
+
+    def __init__(
+        self, step: Step, data: Batches, validation: Batches | None, epochs: int, callbacks: list[Callback]
+    ) -> None:
+        self.step, self.data, self.validation = step, data, validation
+        self.epochs, self.callbacks = epochs, callbacks
+        self.folder: runs.Folder | None = None
+        self.history: History | None = None
+        self.every: int | None = None
+        self.losses: list[float] = []
+        self.validations: list[float] = []
+        self.epoch, self.done = 1, 0  # the epoch that is under way, and its batches done
+        self.best_epoch, self.skipped = 0, 0
+        self.ended = False  # by a callback, after an epoch
+        self.norm = math.nan
+        self.start = time.perf_counter()
+        self.saved_at: Any = None  # where training stood at the last attempt to save it
+
+    def begin(self, params: Params, seed: Seed) -> None:
+        """Set the state before the first step."""
+        self.state: StepState = self.step.init(params, seed)
+        self.order = generator(seed, stream=1, where="train")  # stream 0 drew the weights
+        self.order_before: Any = None  # its state when the epoch began
+        self.best = self.judged = params
+        for callback in self.callbacks:
+            callback.begin(params)
+
+    def keep_in(self, path: Path, keep: int) -> None:
+        """Keep checkpoints and the history in a folder."""
+        self.folder, self.history = runs.Folder(path, keep), History(path)
+        self.folder.begin()
+
+    def resume(self, given: bool | str | os.PathLike[str]) -> None:
+        """Go on from a checkpoint, where that is asked for and there is one."""
+        found = None
+        if given is not False and given is not True:
+            found = runs.find(given)
+        elif self.folder is not None:
+            found = self.folder.newest() if given else None
+            if not given and (old := self.folder.checkpoints()):
+                raise ValueError(
+                    f"train: {self.folder.path} holds a run already ({old[-1].name}); resume=True goes on with it, "
+                    "and another folder begins a new one"
+                )
+        elif given:
+            raise ValueError("train: resume is True, but checkpoints names no folder to resume from")
+        if found is not None:
+            self._restore(found)
+        if self.history is not None:
+            self.history.begin(self.total)
+
+    @property
+    def total(self) -> int:
+        """Batches of all epochs so far."""
+        return len(self.losses)
+
+    def run(self) -> Trained:
+        """Train until the end, or until a signal or a callback stops it."""
+        with signals.deferred() as received:
+            try:
+                while self.epoch <= self.epochs and not self.ended:
+                    if self._epoch(received):
+                        break
+                self._save()
+            finally:
+                if self.history is not None:
+                    self.history.flush()
+        if received.number is None:
+            return self._result()
+        message = self._farewell(received.number)
+        log.warning(message)
+        raise signals.error(message, self._result(), received.number)
+
+    def _epoch(self, received: signals.Received) -> bool:
+        """Train for the rest of an epoch; return whether training is to stop within it."""
+        where, stop = f"train: epoch {self.epoch}", False
+        if self.done == 0:
+            self.order_before = self.order.bit_generator.state
+            self.state = self.state._replace(carried=None)
+        for inputs in self.state.feed.batches(self.data, where, ", step", self.order, self.done):
+            self.state, taken = self.step(self.state, inputs, f"{where}, step {self.done + 1}")
+            self._count(taken)
+            for callback in self.callbacks:
+                stop |= callback.step(self._progress()) is True
+            if stop or received.number is not None:
+                return True
+            if self.every is not None and self.total % self.every == 0:
+                self._save()
+        improved = False
+        if self.validation is None:
+            self.best_epoch = self.epoch
+        else:
+            improved = self._validate(self.validation, where, received)
+            if received.number is not None:
+                return True
+        for callback in self.callbacks:
+            self.ended |= callback.epoch(self._progress()) is True
+        self.epoch, self.done = self.epoch + 1, 0
+        if improved or self.every is None:
+            self._save(improved)
+        return False
+
+    def _count(self, taken: Taken) -> None:
+        """Note a step, and let callbacks see the new weights."""
+        self.losses.append(taken.loss)
+        self.norm, self.done = taken.norm, self.done + 1
+        self.skipped += not math.isfinite(taken.norm)
+        if taken.updated:
+            self.judged = self.state.params
+            for callback in self.callbacks:
+                self.judged = callback.weights(self.judged, self.state.updates)
+        if self.history is not None:
+            self.history.add(
+                total=self.total, epoch=self.epoch, loss=taken.loss, norm=_finite(taken.norm), seconds=self._seconds()
+            )
+
+    def _validate(self, data: Batches, where: str, received: signals.Received) -> bool:
+        """Judge the weights; return whether they are the best so far. A signal ends it at once, without a result."""
+        found = _evaluate(self.step.model, self.judged, data, self.step.loss, lambda: received.number is not None)
+        if received.number is not None:
+            return False
+        if not math.isfinite(found):
+            raise FloatingPointError(f"{where}: the validation loss is {found:g}")
+        improved = found < min(self.validations, default=math.inf)
+        if improved:
+            self.best, self.best_epoch = self.judged, self.epoch
+        self.validations.append(found)
+        if self.history is not None:
+            self.history.add(total=self.total, epoch=self.epoch, validation=found, seconds=self._seconds())
+        return improved
+
+    def _progress(self) -> Progress:
+        return Progress(
+            self.epoch,
+            self.epochs,
+            self.done,
+            len(self.data),
+            self.losses[-1],
+            self.validations[-1] if self.validations else None,
+            min(self.validations, default=None),
+            self._seconds(),
+            self.best_epoch,
+            self.norm,
+            self.total,
+            self.judged,
+        )
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+    def _result(self) -> Trained:
+        missing = "" if self.folder is None else self.folder.missing(self.total)
+        if missing:
+            warnings.warn(f"train: {missing}", RuntimeWarning, stacklevel=4)
+        return Trained(
+            self.best if self.validations else self.judged,
+            self.losses,
+            self.validations,
+            self.best_epoch,
+            self.epoch <= self.epochs,
+            self._seconds(),
+            self.skipped,
+            missing,
+        )
+
+    def _save(self, improved: bool = False) -> None:
+        """Write a checkpoint, where there is a folder and it does not have this one."""
+        at = (self.epoch, self.done, self.ended)
+        if self.folder is None or (at == self.saved_at and not self.folder.problem):
+            return
+        self.saved_at = at
+        self.history.flush()  # type: ignore[union-attr]
+        state = self.state
+        tree = {
+            "params": state.params,
+            "moments": {"step": state.moments.step, "slots": state.moments.slots},
+            "carried": state.carried,
+            "scaling": list(state.scaling),
+            "sums": state.sums,
+            "weight": state.weight,
+            "batches": state.batches,
+            "masks": None if state.masks is None else state.masks.bit_generator.state,
+            "order": self.order_before if self.done else self.order.bit_generator.state,
+            "best": self.best,
+            "judged": self.judged,
+            "losses": np.array(self.losses),
+            "validations": np.array(self.validations),
+            "callbacks": [callback.state() for callback in self.callbacks],
+        }
+        self.folder.save(self.total, self._about(), tree, improved)
+
+    def _about(self) -> dict[str, Any]:
+        """Return what a checkpoint says of its run: first what a run that goes on has to share."""
+        return {
+            **self._settings(),
+            **{name: getattr(self, name) for name in ("epoch", "done", "best_epoch", "skipped", "ended", "epochs")},
+            "total": self.total,
+            "updates": self.state.updates,
+            "seconds": self._seconds(),
+            "loss": _finite(self.losses[-1]) if self.losses else None,
+            "best": min(self.validations, default=None),
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what decides the numbers of a run, apart from the arrays."""
+        step = self.step
+        return {
+            "model": repr(step.model) if dataclasses.is_dataclass(step.model) else type(step.model).__name__,
+            "parameters": {name: list(p.shape) for name, p in self.state.params.items()},
+            "dtype": self.state.feed.home.dtype,
+            "precision": None if step.precision is None else repr(step.precision),
+            "accumulate": step.accumulate,
+            "callbacks": [type(callback).__name__ for callback in self.callbacks if callback.state()],
+            "moments": sorted(self.state.moments.slots),
+            "steps": len(self.data),
+            "validation": self.validation is not None,
+        }
+
+    def _restore(self, found: runs.Checkpoint) -> None:
+        """Go on from a checkpoint; raises ValueError where it is one of another run."""
+        for name, value in self._settings().items():
+            there = found.about.get(name)
+            if there != value:
+                raise ValueError(
+                    f"train: {found.path} is of another run: its {name} is {checks.shown(there)}, "
+                    f"expected {checks.shown(value)}"
+                )
+        home = self.state.feed.home
+        try:
+            tree = trees.unpack(found.value, found.arrays, lambda a, dtype: backend_of(home, dtype).asarray(a))
+            self.state = self.state._replace(
+                params=tree["params"],
+                moments=optimizers.OptimState(tree["moments"]["step"], tree["moments"]["slots"]),
+                carried=tree["carried"],
+                scaling=Scaling(*tree["scaling"]),
+                sums=tree["sums"],
+                weight=tree["weight"],
+                batches=tree["batches"],
+                updates=found.about["updates"],
+            )
+            if self.state.masks is not None:
+                self.state.masks.bit_generator.state = tree["masks"]
+            self.order.bit_generator.state = tree["order"]
+            self.best, self.judged = tree["best"], tree["judged"]
+            self.losses, self.validations = tree["losses"].tolist(), tree["validations"].tolist()
+            for name in ("epoch", "done", "best_epoch", "skipped", "ended"):
+                setattr(self, name, found.about[name])
+            remembering = [callback for callback in self.callbacks if callback.state()]
+            kept = [state for state in tree["callbacks"] if state]
+            for callback, state in zip(remembering, kept, strict=True):
+                callback.restore(state)
+            self.start -= found.about["seconds"]
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{found.path}: not a sound checkpoint ({type(error).__name__}: {error})") from error
+        self.order_before = self.order.bit_generator.state
+        if self.folder is not None and found.path.parent == self.folder.path:
+            self.folder.saved, self.saved_at = self.total, (self.epoch, self.done, self.ended)
+
+    def _farewell(self, number: int) -> str:
+        """Return how a run that a signal stopped can go on."""
+        at = f"epoch {self.epoch}, step {self.done}" if self.done else f"epoch {self.epoch - 1}"
+        if self.folder is None:
+            return f"train: stopped after {at} by signal {number}; without checkpoints nothing is saved"
+        if missing := self.folder.missing(self.total):
+            return f"train: stopped after {at} by signal {number}; {missing}"
+        return f"train: stopped after {at} by signal {number}; resume=True goes on from {self.folder.path}"
 
 
 def evaluate(model: Any, params: Params, data: Batches, loss: Loss | None = None) -> float:
@@ -227,6 +486,11 @@ def evaluate(model: Any, params: Params, data: Batches, loss: Loss | None = None
         `data` yields no batch or none with a target that counts, or numbers in a batch are not finite or do not fit
         into the dtype.
     """
+    return _evaluate(model, params, data, loss, lambda: False)
+
+
+def _evaluate(model: Any, params: Params, data: Batches, loss: Loss | None, stopped: Callable[[], bool]) -> float:
+    """Return the mean loss, or NaN where `stopped` says after a batch that nobody needs it any more."""
     feed = Feed.of("evaluate", model, params)
     BATCHES("evaluate", "data", data)
     loss = loss_of("evaluate", model, loss)
@@ -237,17 +501,11 @@ def evaluate(model: Any, params: Params, data: Batches, loss: Loss | None = None
             value, _ = loss(y, batch.target, batch.mask)
         total += batch.weight * float(value)
         count += batch.weight
+        if stopped():
+            return math.nan
     return total / count
 
 
-def _diagnosis(loss: float, params: Params, grads: Params, narrow: str) -> str:
-    """Return why a step cannot be taken; `narrow` names a lower precision."""
-    for what, arrays in {"parameter": params, "gradient of": grads}.items():
-        for name, array in arrays.items():
-            if not np.all(np.isfinite(to_numpy(array))):
-                wider = ", clipping, or float32" if narrow else " or clipping"
-                problem = f"{what} {name} is not finite{narrow}; a smaller learning rate{wider} may help"
-                return f"loss is {loss:g}, {problem}"
-    if math.isfinite(loss):
-        return f"loss is {loss:g}, the norm of the gradient overflows; clipping values or a wider dtype may help"
-    return f"loss is {loss:g} though every parameter and gradient is finite: are there targets out of range?"
+def _finite(number: float) -> float | None:
+    """Return a number for JSON, which has no infinity."""
+    return number if math.isfinite(number) else None

@@ -1,0 +1,262 @@
+"""Callbacks: what training does beside its steps, such as stopping early, averaging weights, clipping and logging.
+
+A callback of your own is a subclass of `Callback`, or a function of a `Progress` that is called after every step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from xlstm.arrays import checks
+from xlstm.arrays.namespace import Array, Params
+from xlstm.training import optimizers
+from xlstm.training.schedules import Schedule, schedule
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands. Epochs and steps count from 1.
+
+    Attributes
+    ----------
+    epoch, epochs : int
+    step, steps : int
+        Batches of this epoch.
+    loss : float
+        That of the last batch.
+    validation : float or None
+        The last validation loss.
+    best : float or None
+        The lowest validation loss.
+    seconds : float
+        Time that training has taken.
+    best_epoch : int
+        The epoch with the lowest validation loss.
+    norm : float
+        The norm of the gradient of the last batch.
+    total : int
+        Batches of all epochs so far.
+    params : dict of str to array
+        The weights, those that are judged: with `MovingAverage` the average.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    validation: float | None
+    best: float | None
+    seconds: float
+    best_epoch: int = 0
+    norm: float = math.nan
+    total: int = 0
+    params: Params = field(default_factory=dict, repr=False)
+
+
+class Callback:
+    """The base of callbacks: training calls these methods, and here they change nothing.
+
+    A callback that remembers something is to give it in `state`, so that a run goes on as if it had not been
+    interrupted.
+    """
+
+    needs_validation = False
+
+    def begin(self, params: Params) -> None:
+        """Forget what an earlier run has left; `params` are the starting weights."""
+
+    def gradients(self, grads: Params, norm: Array) -> Params:
+        """Return the gradients to update with; `norm` is their global norm, a 0-d array."""
+        return grads
+
+    def weights(self, params: Params, updates: int) -> Params:
+        """Return the weights to judge and to return, after an update; `updates` is its number, from 1."""
+        return params
+
+    def step(self, now: Progress) -> bool | None:
+        """Return True to stop here, after a step; such a run can be resumed."""
+        return None
+
+    def epoch(self, now: Progress) -> bool | None:
+        """Return True to end training, after an epoch and its validation."""
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """Return what the callback remembers: JSON values, and dicts of arrays."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take what `state` gave in an earlier process; its arrays are on the device of the weights."""
+
+
+@dataclass(frozen=True)
+class Each(Callback):
+    """Calls a function of a `Progress` after every step; where it returns True, training stops."""
+
+    function: Callable[[Progress], object]
+
+    def step(self, now: Progress) -> bool | None:
+        return self.function(now) is True
+
+
+@dataclass(frozen=True)
+class Clip(Callback):
+    """Limits the global norm of the gradient (Pascanu et al. 2013), or each of its values.
+
+    Parameters
+    ----------
+    norm : float, optional
+    value : float, optional
+
+    Raises
+    ------
+    ValueError, TypeError
+        A limit is not above 0, or there is none.
+    """
+
+    norm: float | None = None
+    value: float | None = None
+
+    def __post_init__(self) -> None:
+        checks.fields(self, norm=checks.optional(checks.above_0), value=checks.optional(checks.above_0))
+        if self.norm is None and self.value is None:
+            raise ValueError("Clip: norm and value are None, expected a limit")
+
+    def gradients(self, grads: Params, norm: Array) -> Params:
+        if self.value is not None:
+            grads = optimizers.clip_value(grads, self.value)
+            norm = optimizers.global_norm(grads)
+        return grads if self.norm is None else optimizers.clip_global_norm(grads, self.norm, norm)
+
+
+@dataclass(frozen=True)
+class EarlyStopping(Callback):
+    """Ends training when the validation loss has not improved for `patience` epochs.
+
+    Parameters
+    ----------
+    patience : int
+
+    Raises
+    ------
+    ValueError, TypeError
+        `patience` is no whole number from 1 up.
+    """
+
+    patience: int
+
+    needs_validation = True
+
+    def __post_init__(self) -> None:
+        checks.fields(self, patience=checks.count)
+
+    def epoch(self, now: Progress) -> bool | None:
+        return now.epoch - now.best_epoch >= self.patience
+
+
+class MovingAverage(Callback):
+    """Judges and returns an exponential moving average of the weights (Polyak & Juditsky 1992).
+
+    It is less noisy than the weights of any one step. At first it is the plain mean of all steps.
+
+    Parameters
+    ----------
+    decay : float
+        From 0, which gives the weights themselves, to less than 1.
+
+    Raises
+    ------
+    ValueError, TypeError
+        `decay` is out of range.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = checks.rate("MovingAverage", "decay", decay)
+        self.mean: Params = {}
+
+    def begin(self, params: Params) -> None:
+        self.mean = params
+
+    def weights(self, params: Params, updates: int) -> Params:
+        decay = min(self.decay, 1 - 1 / updates)
+        self.mean = optimizers.running_mean(self.mean, params, decay) if decay else params
+        return self.mean
+
+    def state(self) -> dict[str, Any]:
+        return {"mean": self.mean}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.mean = state["mean"]
+
+
+class ReduceOnPlateau(Callback):
+    """A learning rate that shrinks when the validation loss stops improving.
+
+    It is a schedule and a callback: `plateau = ReduceOnPlateau(1e-3)`, then `optim.adam(plateau)` and
+    `train(..., callbacks=[plateau])`. It does as `torch.optim.lr_scheduler.ReduceLROnPlateau`.
+
+    Parameters
+    ----------
+    lr : float or Schedule
+        The learning rate to shrink.
+    factor : float
+        Factor of the rate after each plateau.
+    patience : int
+        Epochs without improvement that are tolerated.
+    threshold : float
+        Share of the best loss by which a loss has to be lower to count as better.
+    floor : float
+        The least factor of the rate in all.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument is out of range.
+    """
+
+    needs_validation = True
+
+    def __init__(
+        self,
+        lr: float | Schedule,
+        factor: float = 0.1,
+        patience: int = 10,
+        threshold: float = 1e-4,
+        floor: float = 0.0,
+    ) -> None:
+        where = "ReduceOnPlateau"
+        self.lr = schedule(where, "lr", lr)
+        self.factor = checks.real(0, 1, strict=True)(where, "factor", factor)
+        self.patience = checks.size_or_0(where, "patience", patience)
+        self.threshold = checks.rate(where, "threshold", threshold)
+        self.floor = checks.real(0, 1)(where, "floor", floor)
+        self.scale, self.best, self.bad = 1.0, math.inf, 0
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate after so many updates."""
+        rate: float = self.lr(step)
+        return self.scale * rate
+
+    def begin(self, params: Params) -> None:
+        self.scale, self.best, self.bad = 1.0, math.inf, 0
+
+    def epoch(self, now: Progress) -> bool | None:
+        assert now.validation is not None
+        if now.validation < self.best * (1 - self.threshold):
+            self.best, self.bad = now.validation, 0
+        else:
+            self.bad += 1
+        if self.bad > self.patience:
+            self.scale, self.bad = max(self.scale * self.factor, self.floor), 0
+        return None
+
+    def state(self) -> dict[str, Any]:
+        return {"scale": self.scale, "best": None if math.isinf(self.best) else self.best, "bad": self.bad}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.scale, self.bad = state["scale"], state["bad"]
+        self.best = math.inf if state["best"] is None else state["best"]

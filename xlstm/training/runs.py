@@ -1,0 +1,173 @@
+"""The folder of a run: its checkpoints and its history.
+
+A checkpoint is one safetensors file with all that training needs to go on: weights, the state of the optimiser and of
+callbacks, random states, the position in the data, the losses so far, and a description of the run. Files are written
+whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm.data import reading, writing
+from xlstm.training import checkpoint, trees
+
+KIND = "training"
+BEST = "best.safetensors"
+NAME = re.compile(r"step-(\d+)\.safetensors")
+Host = np.ndarray[Any, Any]
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that was read: its path, the tree of its values with arrays by name, and the arrays."""
+
+    path: Path
+    about: dict[str, Any]
+    value: Any
+    arrays: dict[str, Host]
+
+
+class Folder:
+    """Where a run keeps its checkpoints.
+
+    Where a checkpoint cannot be written, since the disk is full or the folder went away, training goes on: there is one
+    warning, the next checkpoint tries again, and `missing` says at the end what is not on disk.
+
+    Parameters
+    ----------
+    path : path
+    keep : int
+        The number of checkpoints that are kept, beside that of the best epoch.
+    """
+
+    def __init__(self, path: Path, keep: int) -> None:
+        self.path, self.keep = path, keep
+        self.saved = -1  # batches done at the newest checkpoint on the disk
+        self.problem = ""  # why the last one is not there
+
+    def begin(self) -> None:
+        """Make the folder, try whether files can be written there, and delete what a killed process left half written.
+
+        Raises OSError.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        writing.check(self.path / BEST)
+        writing.clean(self.path)
+
+    def save(self, total: int, about: dict[str, Any], tree: Any, best: bool) -> None:
+        """Write the checkpoint after `total` batches, and delete those that are not to be kept.
+
+        Parameters
+        ----------
+        total : int
+        about : dict
+            What can be read without the arrays.
+        tree : dict
+        best : bool
+            Write it as the best one, too.
+        """
+        value, arrays = trees.pack(tree)
+        names = [f"step-{total:09}.safetensors", *([BEST] if best else [])]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                checkpoint.save(self.path / name, arrays, KIND, {"about": about, "value": value})
+        except OSError as error:
+            if not self.problem:
+                warnings.warn(
+                    f"train: {error}; training goes on, and the next checkpoint tries again",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+            self.problem = str(error)
+            return
+        self.saved, self.problem = total, ""
+        for old in self.checkpoints()[: -self.keep]:
+            old.unlink(missing_ok=True)
+
+    def missing(self, total: int) -> str:
+        """Return what is not on the disk of a run with `total` batches, or nothing."""
+        if not self.problem:
+            return ""
+        newest = f"its newest checkpoint is that of step {self.saved}" if self.saved >= 0 else "no checkpoint was saved"
+        return f"step {total} is not on disk ({self.problem}); {newest}"
+
+    def checkpoints(self) -> list[Path]:
+        """Return the numbered checkpoints, the newest last."""
+        found = [(int(match[1]), path) for path in _entries(self.path) if (match := NAME.fullmatch(path.name))]
+        return [path for _, path in sorted(found)]
+
+    def newest(self) -> Checkpoint | None:
+        """Return the newest checkpoint that can be read, or None where there is none at all.
+
+        A damaged one gives a warning, and the one before it is taken.
+
+        Raises
+        ------
+        ValueError, OSError
+            There are checkpoints, and none of them can be read.
+        """
+        problem: Exception | None = None
+        for path in reversed(self.checkpoints()):
+            try:
+                return read(path)
+            except (ValueError, OSError) as error:
+                warnings.warn(f"train: {error}; an older checkpoint is taken", RuntimeWarning, stacklevel=4)
+                problem = error
+        if problem is not None:
+            raise problem
+        return None
+
+
+@reading.brief()
+def read(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    Checkpoint
+
+    Raises
+    ------
+    OSError, ValueError
+        There is no such file, or it is no checkpoint of training.
+    """
+    arrays, config = checkpoint.load(path, KIND)
+    about, value = config.get("about"), config.get("value")
+    if not isinstance(about, dict) or not isinstance(value, dict):
+        raise ValueError(f"{path}: not a sound checkpoint, it has no description or no values")
+    return Checkpoint(Path(path), about, value, arrays)
+
+
+def find(where: str | os.PathLike[str]) -> Checkpoint:
+    """Return the checkpoint to resume from: a file, or the newest one of a folder.
+
+    Raises
+    ------
+    OSError, ValueError
+        There is none, or none that can be read.
+    """
+    path = Path(where)
+    if not path.is_dir():
+        return read(path)
+    found = Folder(path, 1).newest()
+    if found is None:
+        raise FileNotFoundError(f"{path}: holds no checkpoint (step-*.safetensors) to resume from")
+    return found
+
+
+def _entries(path: Path) -> list[Path]:
+    try:
+        return list(path.iterdir())
+    except OSError:  # the folder went away
+        return []

@@ -1,0 +1,97 @@
+"""Ctrl-C and SIGTERM while training: the step is finished first; a second signal acts at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C ended training after a step.
+
+    Attributes
+    ----------
+    trained : Trained
+        What was best so far.
+    signal : int
+        The number of the signal.
+    """
+
+    def __init__(self, message: str, trained: Any, number: int) -> None:
+        super().__init__(message)
+        self.trained, self.signal = trained, number
+
+
+class Terminated(SystemExit):
+    """SIGTERM or SIGHUP ended training after a step; if nobody catches it, the process ends with 128 + the signal.
+
+    Attributes
+    ----------
+    trained : Trained
+        What was best so far.
+    signal : int
+        The number of the signal.
+    """
+
+    def __init__(self, message: str, trained: Any, number: int) -> None:
+        super().__init__(128 + number)
+        self.message, self.trained, self.signal = message, trained, number
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def error(message: str, trained: Any, number: int) -> Interrupted | Terminated:
+    """Return the exception for a signal."""
+    return (Interrupted if number == signal.SIGINT else Terminated)(message, trained, number)
+
+
+class Received:
+    """The signal that came, if one did."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[Received]:
+    """Note the first signal instead of acting on it; the second one does what it would do outside.
+
+    Signals are left alone in other threads than the main one, which Python does not let handle them, and where they are
+    ignored or handled outside of Python.
+    """
+    received = Received()
+    before: dict[int, Any] = {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received.number is None:
+            received.number = number
+            return
+        restore()
+        outer = signal.getsignal(number)
+        if callable(outer):
+            outer(number, frame)
+        else:
+            os.kill(os.getpid(), number)
+
+    def restore() -> None:
+        while before:
+            signal.signal(*before.popitem())
+
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in NUMBERS:
+                handler = signal.getsignal(number)
+                if handler is not None and handler is not signal.SIG_IGN:
+                    before[number] = handler
+                    signal.signal(number, note)
+        yield received
+    finally:
+        restore()
