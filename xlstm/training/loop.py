@@ -24,7 +24,7 @@ from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, Moving
 from xlstm.training.feed import BATCHES, Batches, Feed, Loss, loss_of
 from xlstm.training.history import History
 from xlstm.training.precision import Mixed, Scaling
-from xlstm.training.step import Step, StepState, Taken
+from xlstm.training.step import MIXED, OPTIMIZER, Step, StepState, Taken
 
 DATA = checks.optional(BATCHES)
 log = logging.getLogger("xlstm.training")
@@ -158,6 +158,9 @@ def train(
     found = _callbacks(callbacks, **short)
     if validation is None and any(callback.needs_validation for callback in found):
         raise ValueError("train: patience needs validation data, and so does each callback that looks at its loss")
+    OPTIMIZER("train", "optimizer", optimizer)
+    MIXED("train", "precision", precision)
+    loss, accumulate = loss_of("train", model, loss), checks.count("train", "accumulate", accumulate)
     step = Step(model, optimizer, loss=loss, precision=precision, callbacks=found, accumulate=accumulate)
     BATCHES("train", "data", data)
     DATA("train", "validation", validation)

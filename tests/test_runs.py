@@ -1,0 +1,452 @@
+"""Runs of training: one that was stopped and resumed gives the bits of one that was not; callbacks; the step."""
+
+import errno
+import json
+import math
+import os
+import shutil
+import signal
+import threading
+import warnings
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests import kills
+from tests.conftest import make_backend
+from xlstm.data import Streams, Windows, writing
+from xlstm.models.sequence import SequenceModel
+from xlstm.training import (
+    Callback,
+    Clip,
+    EarlyStopping,
+    Interrupted,
+    MovingAverage,
+    ReduceOnPlateau,
+    Step,
+    Terminated,
+    history,
+    optimizers,
+    runs,
+    train,
+)
+
+EPOCHS = 3
+
+
+def streams(length=10):
+    v = np.sin(np.arange(201) / 3.0)
+    return Streams(v[:-1, None], v[1:, None], 4, length)  # 5 batches of 4 streams
+
+
+def windows(rng):
+    x = rng.normal(size=(40, 6, 1))
+    return Windows(x, x.sum(axis=1), batch_size=9)  # 5 batches, the last one smaller
+
+
+def plain():
+    model = SequenceModel(xlstm.LSTM(1, 3), 1)
+    return model, streams(), {"validation": streams(25)}
+
+
+def random_masks():
+    model = SequenceModel(xlstm.LSTM(1, 3, num_layers=2, dropout=0.3, zoneout=0.1), 1)
+    return model, streams(), {"averaging": 0.8, "clip": 0.1}
+
+
+def shuffled():
+    rng = np.random.default_rng(0)
+    model = SequenceModel(xlstm.GRU(1, 3), 1, last=True)
+    plateau = ReduceOnPlateau(0.05, factor=0.5, patience=0)
+    return model, windows(rng), {"validation": windows(rng), "callbacks": [plateau], "accumulate": 3}
+
+
+KINDS = (plain, random_masks, shuffled)
+
+
+def fit(kind, folder=None, **options):
+    model, data, given = kind()
+    callbacks = [*given.pop("callbacks", ()), *options.pop("callbacks", ())]
+    rate = callbacks[0] if callbacks and isinstance(callbacks[0], ReduceOnPlateau) else 0.05
+    params = model.init(0, make_backend("numpy", "float32"))
+    options = {"epochs": EPOCHS, "seed": 5, **given, **options}
+    return train(model, params, data, optimizers.adam(rate), checkpoints=folder, callbacks=callbacks, **options)
+
+
+def same(one, two):
+    assert one.params.keys() == two.params.keys()
+    for name, p in one.params.items():
+        assert p.tobytes() == two.params[name].tobytes(), name
+    assert one.losses == two.losses
+    assert one.validations == two.validations
+    assert one.best_epoch == two.best_epoch
+    assert one.stopped_early == two.stopped_early
+
+
+def at(total):
+    return lambda now: now.total == total
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_stopped_at_any_step_and_resumed(kind, tmp_path):
+    whole = fit(kind)
+    for k in range(1, len(whole.losses) + 1):
+        folder = tmp_path / str(k)
+        part = fit(kind, folder, callbacks=[at(k)], every=7)
+        assert len(part.losses) == k
+        assert part.stopped_early
+        same(whole, fit(kind, folder, resume=True))
+    same(whole, fit(kind, folder, resume=True))  # a run that is over
+
+
+def test_stopped_again_and_again(tmp_path):
+    whole = fit(shuffled)
+    for k in range(2, len(whole.losses), 2):
+        fit(shuffled, tmp_path, callbacks=[at(k)], resume=True)
+    same(whole, fit(shuffled, tmp_path, resume=True))
+
+
+def test_in_mixed_precision(tmp_path, monkeypatch):
+    """The scale of gradients and its count of good steps go on, too: float32 stands in for the lower precision."""
+    from xlstm.arrays.backend import backend_of
+    from xlstm.training.precision import Mixed
+
+    monkeypatch.setattr(Mixed, "below", lambda self, home: backend_of(home, "float32"))
+    options = {"precision": Mixed(scale=8.0, every=4), "accumulate": 2}
+    whole = fit(random_masks, **options)
+    for k in range(1, len(whole.losses)):
+        fit(random_masks, tmp_path / str(k), callbacks=[at(k)], **options)
+        same(whole, fit(random_masks, tmp_path / str(k), resume=True, **options))
+
+
+def test_more_epochs_go_on(tmp_path):
+    fit(plain, tmp_path, epochs=2)
+    same(fit(plain), fit(plain, tmp_path, resume=True))
+
+
+def test_what_a_callback_has_ended_is_over(tmp_path):
+    model, data, _ = plain()
+    params = model.init(0, "numpy")
+    options = {"epochs": 9, "validation": data, "callbacks": [EarlyStopping(2)], "checkpoints": tmp_path}
+    one = train(model, params, data, optimizers.sgd(1e-12), **options)
+    assert len(one.validations) < 9
+    same(one, train(model, params, data, optimizers.sgd(1e-12), resume=True, **options))
+
+
+def test_files_that_are_kept(tmp_path):
+    trained = fit(plain, tmp_path, every=4, keep=2)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["best.safetensors", "history.jsonl", "step-000000012.safetensors", "step-000000015.safetensors"]
+    best = runs.read(tmp_path / "best.safetensors")
+    assert best.about["best_epoch"] == trained.best_epoch
+    lines = history.read(tmp_path / "history.jsonl")
+    assert [line["loss"] for line in lines if "loss" in line] == trained.losses
+    assert [line["validation"] for line in lines if "validation" in line] == trained.validations
+
+
+def test_the_history_of_steps_that_are_repeated_is_replaced(tmp_path):
+    trained = fit(plain, tmp_path, every=4)
+    (tmp_path / "step-000000015.safetensors").unlink()
+    fit(plain, tmp_path, resume=True)
+    lines = history.read(tmp_path / "history.jsonl")
+    assert [line["loss"] for line in lines if "loss" in line] == trained.losses
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "code"), [(signal.SIGINT, Interrupted, None), (signal.SIGTERM, Terminated, 143)]
+)
+def test_a_signal_finishes_the_step_and_saves(tmp_path, caplog, number, kind, code):
+    def send(now):
+        if now.total == 8:
+            signal.raise_signal(number)
+
+    whole, handler = fit(plain), signal.getsignal(number)
+    with pytest.raises(kind, match=r"stopped after epoch 2, step 3 by signal .*resume=True goes on from") as caught:
+        fit(plain, tmp_path, progress=send)
+    assert signal.getsignal(number) is handler
+    assert "goes on from" in caplog.text
+    assert len(caught.value.trained.losses) == 8
+    assert caught.value.trained.validations == whole.validations[:1]
+    if code is not None:
+        assert caught.value.code == code
+    same(whole, fit(plain, tmp_path, resume=True))
+
+
+def test_a_signal_while_weights_are_judged(tmp_path):
+    model, data, given = plain()
+    validation, count = given["validation"], []
+
+    class Signalling:
+        def __len__(self):
+            return len(validation)
+
+        def batches(self, rng=None):
+            count.append(1)
+            if len(count) == 2:
+                signal.raise_signal(signal.SIGINT)
+            yield from validation.batches()
+
+    params = model.init(0, make_backend("numpy", "float32"))
+    options = {"epochs": EPOCHS, "seed": 5, "checkpoints": tmp_path}
+    with pytest.raises(Interrupted, match="epoch 2, step 5"):
+        train(model, params, data, optimizers.adam(0.05), validation=Signalling(), **options)
+    again = train(model, params, data, optimizers.adam(0.05), validation=validation, resume=True, **options)
+    same(fit(plain), again)
+
+
+def test_a_second_signal_acts_at_once():
+    def send(now):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("the second one was not raised")
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit(plain, progress=send)
+    assert not isinstance(caught.value, Interrupted)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_training_in_another_thread(tmp_path):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(fit(plain, tmp_path)))
+    thread.start()
+    thread.join()
+    same(fit(plain), found[0])
+
+
+class FullDisk:
+    """A disk that has no room from one write to another."""
+
+    def __init__(self, monkeypatch, first, last=math.inf):
+        self.count, self.first, self.last, self.write = 0, first, last, writing.write
+        monkeypatch.setattr(writing, "write", self)
+
+    def __call__(self, path, blob):
+        self.count += 1
+        if self.first <= self.count <= self.last:
+            raise OSError(errno.ENOSPC, "not saved, No space left on device", str(path))
+        self.write(path, blob)
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    whole = fit(plain)
+    FullDisk(monkeypatch, 5)
+    with pytest.warns(RuntimeWarning) as caught:
+        trained = fit(plain, tmp_path, every=3)
+    same(whole, trained)
+    words = [str(warning.message) for warning in caught]
+    assert len(words) == 2
+    assert "No space left" in words[0]
+    assert "training goes on, and the next checkpoint tries again" in words[0]
+    assert words[1].startswith("train: step 15 is not on disk")
+    assert trained.unsaved in words[1]
+    assert "newest checkpoint is that of step 6" in trained.unsaved
+    monkeypatch.undo()
+    same(whole, fit(plain, tmp_path, resume=True))
+
+
+def test_a_disk_that_was_full_for_a_while(tmp_path, monkeypatch):
+    FullDisk(monkeypatch, 2, 3)
+    with pytest.warns(RuntimeWarning, match="training goes on") as caught:
+        trained = fit(plain, tmp_path, every=3)
+    assert len(caught) == 1
+    assert trained.unsaved == ""
+    assert runs.find(tmp_path).about["total"] == 15
+
+
+def test_a_folder_that_goes_away_is_made_again(tmp_path):
+    def remove(now):
+        if now.total == 7:
+            shutil.rmtree(tmp_path / "run")
+
+    trained = fit(plain, tmp_path / "run", progress=remove, every=2)
+    assert trained.unsaved == ""
+    same(trained, fit(plain, tmp_path / "run", resume=True))
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
+    whole = fit(plain, tmp_path, every=4)
+    newest = runs.Folder(tmp_path, 1).checkpoints()[-1]
+    newest.write_bytes(newest.read_bytes()[:-10])
+    with pytest.warns(RuntimeWarning, match="an older checkpoint is taken"):
+        same(whole, fit(plain, tmp_path, resume=True))
+    for path in runs.Folder(tmp_path, 1).checkpoints():
+        path.write_bytes(b"nothing")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match="not a readable safetensors file"):
+            fit(plain, tmp_path, resume=True)
+
+
+def test_what_a_killed_process_left_is_deleted(tmp_path):
+    (tmp_path / ".xlstm-0123.tmp").write_bytes(b"half")
+    fit(plain, tmp_path)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_any_of_the_checkpoints_can_be_resumed_from(tmp_path):
+    whole = fit(plain, tmp_path / "a", every=4, keep=9)
+    same(whole, fit(plain, tmp_path / "b", resume=tmp_path / "a" / "step-000000008.safetensors"))
+    same(whole, fit(plain, tmp_path / "b", resume=True))
+    same(whole, fit(plain, resume=tmp_path / "a" / "best.safetensors"))
+
+
+REFUSED = [
+    (ValueError, {"resume": True, "checkpoints": None}, "checkpoints names no folder"),
+    (ValueError, {"resume": False}, "holds a run already .step-000000015.safetensors.; resume=True goes on"),
+    (FileNotFoundError, {"resume": "nowhere", "checkpoints": None}, "nowhere: no such file"),
+    (ValueError, {"accumulate": 2}, "of another run: its accumulate is 1, expected 2"),
+    (ValueError, {"validation": None}, "its validation is True, expected False"),
+    (ValueError, {"averaging": 0.5}, r"its callbacks is \[\], expected \['MovingAverage'\]"),
+    (ValueError, {"every": 0}, "every is 0"),
+    (ValueError, {"keep": 0}, "keep is 0"),
+    (ValueError, {"seed": np.random.default_rng(0)}, "seed: expected a whole number"),
+    (TypeError, {"callbacks": [3]}, r"callbacks\[0\] is 3, expected a training.Callback or a function"),
+    (TypeError, {"callbacks": [EarlyStopping]}, "callbacks.0. is .*expected a training.Callback"),
+]
+
+
+@pytest.mark.parametrize(("error", "change", "words"), REFUSED)
+def test_refusals(tmp_path, error, change, words):
+    fit(plain, tmp_path)
+    options = {"folder": tmp_path, "resume": True, **change}
+    if "checkpoints" in options:
+        options["folder"] = options.pop("checkpoints")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(error, match=words):
+        fit(plain, **options)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_another_model_is_refused(tmp_path):
+    fit(plain, tmp_path)
+    with pytest.raises(ValueError, match=r"its model is .*LSTM.*expected .*GRU"):
+        fit(shuffled, tmp_path, resume=True)
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_training(tmp_path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(OSError, match="run"):
+        fit(plain, tmp_path / "run", progress=lambda now: pytest.fail("it trains"))
+
+
+def test_a_history_that_is_none(tmp_path):
+    path = tmp_path / "history.jsonl"
+    path.write_text(json.dumps({"total": 1}) + "\n" + '{"total": 2, "lo')
+    assert history.read(path) == [{"total": 1}]
+    path.write_text("3\n")
+    with pytest.raises(ValueError, match="line 1 is not readable"):
+        history.read(path)
+
+
+def test_random_kills():
+    """`python -m tests.kills` does so 200 times."""
+    assert kills.check(8, seed=1).startswith("8 kills")
+
+
+# Callbacks and the step
+
+
+def test_accumulated_batches_are_one_large_batch(rng):
+    model = SequenceModel(xlstm.LSTM(2, 3), 1, last=True)
+    params = model.init(0, make_backend("numpy", "float64"))
+    x, y = rng.normal(size=(12, 5, 2)), rng.normal(size=(12, 1))
+    mask = rng.random((12, 1)) < 0.7
+    small, large = (Windows(x, y, mask, batch_size=size) for size in (4, 12))
+    one = Step(model, optimizers.sgd(0.3), accumulate=3)
+    state = one.init(params)
+    for k, batch in enumerate(small.batches()):
+        state, taken = one(state, batch)
+        assert taken.updated == (k == 2)
+    other = Step(model, optimizers.sgd(0.3))
+    expected, _ = other(other.init(params), next(large.batches()))
+    for name, p in expected.params.items():
+        np.testing.assert_allclose(state.params[name], p, rtol=1e-12, atol=1e-14)
+
+
+def test_a_loop_of_ones_own_is_train(rng):
+    model, data, _ = random_masks()
+    params = model.init(0, "numpy")
+    step = Step(model, optimizers.adam(0.05), callbacks=[Clip(0.1)])
+    state, found = step.init(params, seed=3), []
+    for _ in range(2):
+        state = state._replace(carried=None)
+        for batch in data.batches():
+            state, taken = step(state, batch)
+            found.append(taken.loss)
+    trained = train(model, params, data, optimizers.adam(0.05), epochs=2, clip=0.1, seed=3)
+    assert trained.losses == found
+    assert all(trained.params[name].tobytes() == p.tobytes() for name, p in state.params.items())
+
+
+def test_clipping_values(rng):
+    grads = {"a": rng.normal(size=5), "b": 10 * rng.normal(size=3)}
+    clipped = Clip(norm=1.0, value=0.5).gradients(grads, optimizers.global_norm(grads))
+    by_value = optimizers.clip_value(grads, 0.5)
+    expected = optimizers.clip_global_norm(by_value, 1.0)
+    assert all(np.array_equal(clipped[name], g) for name, g in expected.items())
+    with pytest.raises(ValueError, match="expected a limit"):
+        Clip()
+
+
+def test_reduce_on_plateau_follows_torch():
+    torch = pytest.importorskip("torch")
+    values = [1.0, 0.9, 0.91, 0.92, 0.9, 0.8999999, 0.7, 0.71, 0.72, 0.73, 0.74, 0.75, 0.76, 0.5, 0.6, 0.6, 0.6]
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    peer = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.3, patience=2, threshold=1e-4)
+    ours = ReduceOnPlateau(0.1, factor=0.3, patience=2)
+    for value in values:
+        peer.step(value)
+        ours.epoch(type("Progress", (), {"validation": value}))
+        assert ours(0) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+
+
+def test_callbacks_see_the_weights_and_all_that_happens():
+    seen = []
+
+    class Watch(Callback):
+        def begin(self, params):
+            seen.append("begin")
+
+        def step(self, now):
+            seen.append((now.epoch, now.step))
+            assert set(now.params) == set(start)
+            assert now.norm > 0
+
+        def epoch(self, now):
+            seen.append(now.validation)
+            return now.epoch == 2
+
+    model, data, given = plain()
+    start = model.init(0, "numpy")
+    trained = train(model, start, data, optimizers.adam(0.05), epochs=9, callbacks=[Watch()], **given)
+    steps = [[(epoch, k) for k in range(1, 6)] for epoch in (1, 2)]
+    assert seen == ["begin", *steps[0], trained.validations[0], *steps[1], trained.validations[1]]
+    assert trained.stopped_early
+
+
+def test_a_callback_that_needs_validation():
+    for callback in (EarlyStopping(3), ReduceOnPlateau(0.1)):
+        with pytest.raises(ValueError, match="needs validation data"):
+            fit(random_masks, callbacks=[callback])
+
+
+def test_a_callback_is_used_again():
+    average = MovingAverage(0.9)
+    model, data, _ = plain()
+    params = model.init(0, "numpy")
+    one, two = (
+        train(model, params, data, optimizers.adam(0.05), epochs=1, callbacks=[average]).params for _ in range(2)
+    )
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+
+
+def test_signals_that_the_shell_ignores_stay_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        trained = fit(plain, progress=lambda now: os.kill(os.getpid(), signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    same(fit(plain), trained)
