@@ -215,3 +215,36 @@ def test_every_name_of_the_public_module():
     names = {"sgd", "rmsprop", "adam", "adamw", "Optimizer", "OptimState", "Schedule", "constant", "step_decay"}
     names |= {"cosine", "warmup", "global_norm", "clip_global_norm", "clip_value", "running_mean"}
     assert names <= set(dir(xlstm.optim))
+
+
+def test_by_name_is_each_optimiser_on_its_part(rng):
+    params = {name: rng.standard_normal(3) for name in ("embedding.W", "0.Wx", "0.b", "head.W", "head.b")}
+    grads = {name: rng.standard_normal(3) for name in params}
+    rules = {"head.b": None, "head.*": optimizers.sgd(0.1, momentum=0.9), "*.Wx": optimizers.adam(0.1)}
+    optimizer = optimizers.by_name(rules, optimizers.adam(0.01))
+    assert [name for name in params if optimizer.frozen(name)] == ["head.b"]
+    parts = {"head.*": ["head.W"], "*.Wx": ["0.Wx"], "": ["embedding.W", "0.b"]}
+    state, now = optimizer.init(params), params
+    alone = {key: {name: params[name] for name in names} for key, names in parts.items()}
+    made = {**rules, "": optimizers.adam(0.01)}
+    states = {key: made[key].init(alone[key]) for key in parts}
+    for _ in range(3):
+        needed = {name: g for name, g in grads.items() if not optimizer.frozen(name)}
+        now, state = optimizer.update(now, needed, state)
+        for key, names in parts.items():
+            alone[key], states[key] = made[key].update(alone[key], {n: grads[n] for n in names}, states[key])
+            for name in names:
+                assert now[name].tobytes() == alone[key][name].tobytes()
+        assert now["head.b"] is params["head.b"]
+    assert state.step == 3
+
+
+def test_by_name_refuses_what_it_cannot_use(rng):
+    params = {"0.W": rng.standard_normal(3)}
+    with pytest.raises(ValueError, match="no parameter matches 'head"):
+        optimizers.by_name({"head.*": None}, optimizers.sgd(0.1)).init(params)
+    with pytest.raises(TypeError, match=r"rules\['0\.\*'\] is 0.1, expected an optimiser"):
+        optimizers.by_name({"0.*": 0.1}, optimizers.sgd(0.1))
+    optimizer = optimizers.by_name({"0.*": optimizers.adam(0.1)}, optimizers.sgd(0.1))
+    with pytest.raises(ValueError, match="is in only one of params and grads"):
+        optimizer.update(params, {}, optimizer.init(params))

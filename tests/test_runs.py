@@ -26,6 +26,7 @@ from xlstm.training import (
     ReduceOnPlateau,
     Step,
     Terminated,
+    find_learning_rate,
     history,
     optimizers,
     runs,
@@ -450,3 +451,39 @@ def test_signals_that_the_shell_ignores_stay_ignored():
     finally:
         signal.signal(signal.SIGINT, before)
     same(fit(plain), trained)
+
+
+def test_frozen_parameters_stay_and_do_not_count_in_the_norm(tmp_path):
+    model, data, _ = plain()
+    params = model.init(0, "numpy")
+    optimizer = optimizers.by_name({"recurrent.*": None}, optimizers.adam(0.05))
+    norms = []
+    options = {"epochs": 2, "clip": 0.1, "progress": lambda now: norms.append(now.norm)}
+    trained = train(model, params, data, optimizer, **options)
+    for name, p in params.items():
+        assert (trained.params[name] is p) == name.startswith("recurrent.")
+    y, _, saved = model.forward(params, next(data.batches()).x.astype("float32"))
+    _, dy = xlstm.losses.mse(y, next(data.batches()).target.astype("float32"))
+    grads = model.backward(params, saved, dy)[0]
+    assert norms[0] == pytest.approx(math.hypot(grads["head.b"][0], *grads["head.W"][0]), rel=1e-6)
+    train(model, params, data, optimizer, checkpoints=tmp_path, epochs=1, clip=0.1)
+    again = train(model, params, data, optimizer, checkpoints=tmp_path, resume=True, epochs=2, clip=0.1)
+    same(trained, again)
+
+
+def test_the_learning_rate_finder_stops_where_training_diverges():
+    model, data, _ = plain()
+    params = model.init(0, "numpy")
+    found = find_learning_rate(model, params, data, optimizers.sgd, low=1e-4, high=1e4, steps=60)
+    assert len(found.rates) == len(found.losses) < 60
+    assert found.losses[-1] > found.losses.min()
+    assert 1e-3 < found.suggestion < found.rates[-1]
+    fast, slow = (
+        train(model, params, data, optimizers.sgd(rate), epochs=4).losses[-1]
+        for rate in (found.suggestion, found.suggestion / 100)
+    )
+    assert fast < slow
+    with pytest.raises(ValueError, match=r"high is 0\.1, expected more than low"):
+        find_learning_rate(model, params, data, low=1.0, high=0.1)
+    with pytest.raises(ValueError, match="steps is 3, expected 10 or more"):
+        find_learning_rate(model, params, data, steps=3)

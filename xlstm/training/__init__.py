@@ -2,6 +2,7 @@
 
 from xlstm.training.callbacks import Callback, Clip, EarlyStopping, MovingAverage, Progress, ReduceOnPlateau
 from xlstm.training.feed import Batches
+from xlstm.training.finder import RangeTest, find_learning_rate
 from xlstm.training.loop import Trained, evaluate, train
 from xlstm.training.signals import Interrupted, Terminated
 from xlstm.training.step import Step, StepState, Taken
@@ -14,6 +15,7 @@ __all__ = [
     "Interrupted",
     "MovingAverage",
     "Progress",
+    "RangeTest",
     "ReduceOnPlateau",
     "Step",
     "StepState",
@@ -21,5 +23,6 @@ __all__ = [
     "Terminated",
     "Trained",
     "evaluate",
+    "find_learning_rate",
     "train",
 ]

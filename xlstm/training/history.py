@@ -30,8 +30,9 @@ class History:
 
     def begin(self, total: int) -> None:
         """Drop the lines of later steps than the `total`-th, which come again."""
-        if self.path.exists():
-            lines = [line for line in read(self.path) if line["total"] <= total]
+        before = read(self.path) if self.path.exists() else []
+        lines = [line for line in before if line["total"] <= total]
+        if lines != before:
             writing.write(self.path, "".join(_line(entry) for entry in lines).encode())
 
     def add(self, **entry: Any) -> None:

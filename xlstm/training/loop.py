@@ -131,8 +131,8 @@ def train(
     resume : bool or path
         Go on from the newest checkpoint in `checkpoints`, if there is one; or from a checkpoint, or the newest one of
         a folder. Model, data and other arguments are to be those of the run, but `epochs` may be more.
-    patience, clip, averaging, progress : optional
-        Short for the callbacks `EarlyStopping(patience)`, `Clip(clip)`, `MovingAverage(averaging)` and a function.
+    short : patience, clip, averaging, progress
+        Keywords that stand for the callbacks `EarlyStopping(patience)`, `Clip(clip)`, `MovingAverage(averaging)` and a function.
 
     Returns
     -------

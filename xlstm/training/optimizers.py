@@ -11,8 +11,9 @@ of updates done. Optimisers and their states can be pickled and copied where the
 
 from __future__ import annotations
 
+import fnmatch
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,11 +32,26 @@ class OptimState(NamedTuple):
     slots: dict[str, Params]
 
 
+def _none(name: str) -> bool:
+    return False
+
+
 class Optimizer(NamedTuple):
-    """An optimiser: `init(params) -> state` and `update(params, grads, state) -> (params, state)`."""
+    """An optimiser.
+
+    Attributes
+    ----------
+    init : callable
+        `init(params) -> state`.
+    update : callable
+        `update(params, grads, state) -> (params, state)`.
+    frozen : callable
+        `frozen(name) -> bool`, whether the parameter stays as it is; its gradient is not needed.
+    """
 
     init: Callable[[Params], OptimState]
     update: Callable[[Params, Params, OptimState], tuple[Params, OptimState]]
+    frozen: Callable[[str], bool] = _none
 
 
 def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> Optimizer:
@@ -148,6 +164,81 @@ def adamw(
         A setting is out of range, or no number.
     """
     return _adam("adamw", lr, betas, eps, weight_decay, decoupled=True)
+
+
+def by_name(rules: Mapping[str, Optimizer | None], otherwise: Optimizer) -> Optimizer:
+    """Make an optimiser that treats parameters by their names: some at rates of their own, some not at all.
+
+    Parameters
+    ----------
+    rules : dict of str to Optimizer or None
+        Patterns of names, such as `"embedding.*"`, as of `fnmatch`; the first one that matches a name decides. None
+        freezes parameters: they stay as they are, and their gradients do not count in the norm that is clipped.
+    otherwise : Optimizer
+        For all other parameters.
+
+    Returns
+    -------
+    Optimizer
+
+    Raises
+    ------
+    TypeError
+        Something is no optimiser.
+    ValueError
+        `init` finds no parameter for a pattern.
+
+    Examples
+    --------
+    >>> optimizer = by_name({"embedding.*": None, "head.*": sgd(0.1)}, adam(1e-3))
+    >>> optimizer.frozen("embedding.W")
+    True
+    """
+    kind = checks.instance(Optimizer, "an optimiser, or None to freeze parameters")
+    for pattern, optimizer in checks.mapping("by_name", rules, "rules").items():
+        checks.optional(kind)("by_name", f"rules[{checks.shown(pattern)}]", optimizer)
+    kind("by_name", "otherwise", otherwise)
+    made = _ByName((*rules.items(), ("*", otherwise)))
+    return Optimizer(made.init, made.update, made.frozen)
+
+
+@dataclass(frozen=True)
+class _ByName:
+    """Optimisers by patterns of names; moments are kept as `pattern: slot`."""
+
+    rules: tuple[tuple[str, Optimizer | None], ...]
+
+    def rule(self, name: str) -> str:
+        return next(pattern for pattern, _ in self.rules if fnmatch.fnmatchcase(name, pattern))
+
+    def frozen(self, name: str) -> bool:
+        optimizer = dict(reversed(self.rules))[self.rule(name)]
+        return optimizer is None or optimizer.frozen(name)
+
+    def init(self, params: Params) -> OptimState:
+        slots: dict[str, Params] = {}
+        for pattern, optimizer in self.rules:
+            part = {name: p for name, p in checks.mapping("by_name", params).items() if self.rule(name) == pattern}
+            if not part and pattern != "*":
+                raise ValueError(f"by_name: no parameter matches {checks.shown(pattern)} first: {checks.few(params)}")
+            if part and optimizer is not None:
+                slots |= {f"{pattern}: {slot}": found for slot, found in optimizer.init(part).slots.items()}
+        return OptimState(0, slots)
+
+    def update(self, params: Params, grads: Params, state: OptimState) -> tuple[Params, OptimState]:
+        new = dict(params)
+        slots: dict[str, Params] = {}
+        for pattern, optimizer in self.rules:
+            part = {name: p for name, p in params.items() if self.rule(name) == pattern}
+            if not part or optimizer is None:
+                continue
+            start = f"{pattern}: "
+            own = {name.removeprefix(start): s for name, s in state.slots.items() if name.startswith(start)}
+            given = {name: grads[name] for name in part if name in grads}
+            updated, after = optimizer.update(part, given, OptimState(state.step, own))
+            new |= updated
+            slots |= {start + slot: found for slot, found in after.slots.items()}
+        return new, OptimState(state.step + 1, slots)
 
 
 def _adam(

@@ -179,6 +179,7 @@ class Step:
             y, carried, saved = feed.forward(used, inputs, state.carried, train=True, **masks)
             value, dy = self.loss(raised(y, dtype), inputs.target, inputs.mask)  # type: ignore[misc]
             grads = self.model.backward(used, saved, lowered(dy, low, scaling.scale))[0]
+            grads = {name: g for name, g in grads.items() if not self.optimizer.frozen(name)}
             grads = raised(grads, dtype, scaling.scale)
             norm = optimizers.global_norm(grads)
         # The step waits for the device here and nowhere else.
