@@ -20,7 +20,8 @@ import numpy as np
 import xlstm
 from xlstm.data import Windows
 from xlstm.models.sequence import SequenceModel
-from xlstm.training import Interrupted, Terminated, optimizers, runs, train
+from xlstm.training import Interrupted, Terminated, optimizers, train
+from xlstm.training import folder as folders
 
 KINDS = ("SIGKILL", "SIGTERM", "SIGINT", "full disk")
 LONGEST = 0.25  # seconds of training before a kill
@@ -91,7 +92,7 @@ def attempt(folder: Path, kind: str, moment: float) -> tuple[int, bool]:
 
 def on_disk(folder: Path) -> int:
     """Return the batches done at the newest checkpoint."""
-    return runs.find(folder).about["total"] if runs.Folder(folder, 1).checkpoints() else 0
+    return folders.find(folder).about["total"] if folders.Folder(folder, 1).checkpoints() else 0
 
 
 def check(kills: int, seed: int = 0) -> str:

@@ -29,9 +29,9 @@ from xlstm.training import (
     find_learning_rate,
     history,
     optimizers,
-    runs,
     train,
 )
+from xlstm.training import folder as folders
 
 EPOCHS = 3
 
@@ -139,7 +139,7 @@ def test_files_that_are_kept(tmp_path):
     trained = fit(plain, tmp_path, every=4, keep=2)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["best.safetensors", "history.jsonl", "step-000000012.safetensors", "step-000000015.safetensors"]
-    best = runs.read(tmp_path / "best.safetensors")
+    best = folders.read(tmp_path / "best.safetensors")
     assert best.about["best_epoch"] == trained.best_epoch
     lines = history.read(tmp_path / "history.jsonl")
     assert [line["loss"] for line in lines if "loss" in line] == trained.losses
@@ -253,7 +253,7 @@ def test_a_disk_that_was_full_for_a_while(tmp_path, monkeypatch):
         trained = fit(plain, tmp_path, every=3)
     assert len(caught) == 1
     assert trained.unsaved == ""
-    assert runs.find(tmp_path).about["total"] == 15
+    assert folders.find(tmp_path).about["total"] == 15
 
 
 def test_a_folder_that_goes_away_is_made_again(tmp_path):
@@ -268,11 +268,11 @@ def test_a_folder_that_goes_away_is_made_again(tmp_path):
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
     whole = fit(plain, tmp_path, every=4)
-    newest = runs.Folder(tmp_path, 1).checkpoints()[-1]
+    newest = folders.Folder(tmp_path, 1).checkpoints()[-1]
     newest.write_bytes(newest.read_bytes()[:-10])
     with pytest.warns(RuntimeWarning, match="an older checkpoint is taken"):
         same(whole, fit(plain, tmp_path, resume=True))
-    for path in runs.Folder(tmp_path, 1).checkpoints():
+    for path in folders.Folder(tmp_path, 1).checkpoints():
         path.write_bytes(b"nothing")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -3,7 +3,8 @@
 from xlstm.training.callbacks import Callback, Clip, EarlyStopping, MovingAverage, Progress, ReduceOnPlateau
 from xlstm.training.feed import Batches
 from xlstm.training.finder import RangeTest, find_learning_rate
-from xlstm.training.loop import Trained, evaluate, train
+from xlstm.training.loop import evaluate, train
+from xlstm.training.run import Trained
 from xlstm.training.signals import Interrupted, Terminated
 from xlstm.training.step import Step, StepState, Taken
 

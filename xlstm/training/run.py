@@ -1,0 +1,353 @@
+"""A run of training, from its first step or from a checkpoint to its end."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.arrays.backend import backend_of
+from xlstm.arrays.namespace import Params
+from xlstm.arrays.random import Seed, generator
+from xlstm.training import optimizers, signals, trees
+from xlstm.training.callbacks import Callback, Progress
+from xlstm.training.feed import BATCHES, Batches, Feed, Loss, loss_of
+from xlstm.training.folder import Checkpoint, Folder, find
+from xlstm.training.history import History
+from xlstm.training.precision import Scaling
+from xlstm.training.step import Step, StepState, Taken
+
+log = logging.getLogger("xlstm.training")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The result of training: the best weights and how it went.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        The best weights.
+    losses : list of float
+        One a step.
+    validations : list of float
+        One an epoch.
+    best_epoch : int
+    stopped_early : bool
+    seconds : float
+    skipped : int
+        Steps left out because gradients overflowed in a lower precision.
+    unsaved : str
+        What could not be written to the folder of the run, or nothing.
+    """
+
+    params: Params = field(repr=False)
+    losses: list[float] = field(repr=False)
+    validations: list[float] = field(repr=False)
+    best_epoch: int
+    stopped_early: bool
+    seconds: float
+    skipped: int = 0
+    unsaved: str = ""
+
+
+class Run:
+    """A run of training, from its first step or from a checkpoint to its end."""
+
+    def __init__(
+        self, step: Step, data: Batches, validation: Batches | None, epochs: int, callbacks: list[Callback]
+    ) -> None:
+        self.step, self.data, self.validation = step, data, validation
+        self.epochs, self.callbacks = epochs, callbacks
+        self.folder: Folder | None = None
+        self.history: History | None = None
+        self.every: int | None = None
+        self.losses: list[float] = []
+        self.validations: list[float] = []
+        self.epoch, self.done = 1, 0  # the epoch that is under way, and its batches done
+        self.best_epoch, self.skipped = 0, 0
+        self.ended = False  # by a callback, after an epoch
+        self.norm = math.nan
+        self.start = time.perf_counter()
+        self.saved_at: Any = None  # where training stood at the last attempt to save it
+
+    def begin(self, params: Params, seed: Seed) -> None:
+        """Set the state before the first step."""
+        self.state: StepState = self.step.init(params, seed)
+        self.order = generator(seed, stream=1, where="train")  # stream 0 drew the weights
+        self.order_before: Any = None  # its state when the epoch began
+        self.best = self.judged = params
+        for callback in self.callbacks:
+            callback.begin(params)
+
+    def keep_in(self, path: Path, keep: int) -> None:
+        """Keep checkpoints and the history in a folder."""
+        self.folder, self.history = Folder(path, keep), History(path)
+        self.folder.begin()
+
+    def resume(self, given: bool | str | os.PathLike[str]) -> None:
+        """Go on from a checkpoint, where that is asked for and there is one."""
+        found = None
+        if given is not False and given is not True:
+            found = find(given)
+        elif self.folder is not None:
+            found = self.folder.newest() if given else None
+            if not given and (old := self.folder.checkpoints()):
+                raise ValueError(
+                    f"train: {self.folder.path} holds a run already ({old[-1].name}); resume=True goes on with it, "
+                    "and another folder begins a new one"
+                )
+        elif given:
+            raise ValueError("train: resume is True, but checkpoints names no folder to resume from")
+        if found is not None:
+            self._restore(found)
+        if self.history is not None:
+            self.history.begin(self.total)
+
+    @property
+    def total(self) -> int:
+        """Batches of all epochs so far."""
+        return len(self.losses)
+
+    def train(self) -> Trained:
+        """Train until the end, or until a signal or a callback stops it."""
+        with signals.deferred() as received:
+            try:
+                while self.epoch <= self.epochs and not self.ended:
+                    if self._epoch(received):
+                        break
+                self._save()
+            finally:
+                if self.history is not None:
+                    self.history.flush()
+        if received.number is None:
+            return self._result()
+        message = self._farewell(received.number)
+        log.warning(message)
+        raise signals.error(message, self._result(), received.number)
+
+    def _epoch(self, received: signals.Received) -> bool:
+        """Train for the rest of an epoch; return whether training is to stop within it."""
+        where, stop = f"train: epoch {self.epoch}", False
+        if self.done == 0:
+            self.order_before = self.order.bit_generator.state
+            self.state = self.state._replace(carried=None)
+        for inputs in self.state.feed.batches(self.data, where, ", step", self.order, self.done):
+            self.state, taken = self.step(self.state, inputs, f"{where}, step {self.done + 1}")
+            self._count(taken)
+            for callback in self.callbacks:
+                stop |= callback.step(self._progress()) is True
+            if stop or received.number is not None:
+                return True
+            if self.every is not None and self.total % self.every == 0:
+                self._save()
+        improved = False
+        if self.validation is None:
+            self.best_epoch = self.epoch
+        else:
+            improved = self._validate(self.validation, where, received)
+            if received.number is not None:
+                return True
+        for callback in self.callbacks:
+            self.ended |= callback.epoch(self._progress()) is True
+        self.epoch, self.done = self.epoch + 1, 0
+        if improved or self.every is None:
+            self._save(improved)
+        return False
+
+    def _count(self, taken: Taken) -> None:
+        """Note a step, and let callbacks see the new weights."""
+        self.losses.append(taken.loss)
+        self.norm, self.done = taken.norm, self.done + 1
+        self.skipped += not math.isfinite(taken.norm)
+        if taken.updated:
+            self.judged = self.state.params
+            for callback in self.callbacks:
+                self.judged = callback.weights(self.judged, self.state.updates)
+        if self.history is not None:
+            self.history.add(
+                total=self.total, epoch=self.epoch, loss=taken.loss, norm=_finite(taken.norm), seconds=self._seconds()
+            )
+
+    def _validate(self, data: Batches, where: str, received: signals.Received) -> bool:
+        """Judge the weights; return whether they are the best so far. A signal ends it at once, without a result."""
+        found = mean_loss(self.step.model, self.judged, data, self.step.loss, lambda: received.number is not None)
+        if received.number is not None:
+            return False
+        if not math.isfinite(found):
+            raise FloatingPointError(f"{where}: the validation loss is {found:g}")
+        improved = found < min(self.validations, default=math.inf)
+        if improved:
+            self.best, self.best_epoch = self.judged, self.epoch
+        self.validations.append(found)
+        if self.history is not None:
+            self.history.add(total=self.total, epoch=self.epoch, validation=found, seconds=self._seconds())
+        return improved
+
+    def _progress(self) -> Progress:
+        return Progress(
+            self.epoch,
+            self.epochs,
+            self.done,
+            len(self.data),
+            self.losses[-1],
+            self.validations[-1] if self.validations else None,
+            min(self.validations, default=None),
+            self._seconds(),
+            self.best_epoch,
+            self.norm,
+            self.total,
+            self.judged,
+        )
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+    def _result(self) -> Trained:
+        missing = "" if self.folder is None else self.folder.missing(self.total)
+        if missing:
+            warnings.warn(f"train: {missing}", RuntimeWarning, stacklevel=4)
+        return Trained(
+            self.best if self.validations else self.judged,
+            self.losses,
+            self.validations,
+            self.best_epoch,
+            self.epoch <= self.epochs,
+            self._seconds(),
+            self.skipped,
+            missing,
+        )
+
+    def _save(self, improved: bool = False) -> None:
+        """Write a checkpoint, where there is a folder and it does not have this one."""
+        at = (self.epoch, self.done, self.ended)
+        if self.folder is None or (at == self.saved_at and not self.folder.problem):
+            return
+        self.saved_at = at
+        self.history.flush()  # type: ignore[union-attr]
+        state = self.state
+        tree = {
+            "params": state.params,
+            "moments": {"step": state.moments.step, "slots": state.moments.slots},
+            "carried": state.carried,
+            "scaling": list(state.scaling),
+            "sums": state.sums,
+            "weight": state.weight,
+            "batches": state.batches,
+            "masks": None if state.masks is None else state.masks.bit_generator.state,
+            "order": self.order_before if self.done else self.order.bit_generator.state,
+            "best": self.best,
+            "judged": self.judged,
+            "losses": np.array(self.losses),
+            "validations": np.array(self.validations),
+            "callbacks": [callback.state() for callback in self.callbacks],
+        }
+        self.folder.save(self.total, self._about(), tree, improved)
+
+    def _about(self) -> dict[str, Any]:
+        """Return what a checkpoint says of its run: first what a run that goes on has to share."""
+        return {
+            **self._settings(),
+            **{name: getattr(self, name) for name in ("epoch", "done", "best_epoch", "skipped", "ended", "epochs")},
+            "total": self.total,
+            "updates": self.state.updates,
+            "seconds": self._seconds(),
+            "loss": _finite(self.losses[-1]) if self.losses else None,
+            "best": min(self.validations, default=None),
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what decides the numbers of a run, apart from the arrays."""
+        step = self.step
+        return {
+            "model": repr(step.model) if dataclasses.is_dataclass(step.model) else type(step.model).__name__,
+            "parameters": {name: list(p.shape) for name, p in self.state.params.items()},
+            "dtype": self.state.feed.home.dtype,
+            "precision": None if step.precision is None else repr(step.precision),
+            "accumulate": step.accumulate,
+            "callbacks": [type(callback).__name__ for callback in self.callbacks if callback.state()],
+            "moments": sorted(self.state.moments.slots),
+            "steps": len(self.data),
+            "validation": self.validation is not None,
+        }
+
+    def _restore(self, found: Checkpoint) -> None:
+        """Go on from a checkpoint; raises ValueError where it is one of another run."""
+        for name, value in self._settings().items():
+            there = found.about.get(name)
+            if there != value:
+                raise ValueError(
+                    f"train: {found.path} is of another run: its {name} is {checks.shown(there)}, "
+                    f"expected {checks.shown(value)}"
+                )
+        home = self.state.feed.home
+        try:
+            tree = trees.unpack(found.value, found.arrays, lambda a, dtype: backend_of(home, dtype).asarray(a))
+            self.state = self.state._replace(
+                params=tree["params"],
+                moments=optimizers.OptimState(tree["moments"]["step"], tree["moments"]["slots"]),
+                carried=tree["carried"],
+                scaling=Scaling(*tree["scaling"]),
+                sums=tree["sums"],
+                weight=tree["weight"],
+                batches=tree["batches"],
+                updates=found.about["updates"],
+            )
+            if self.state.masks is not None:
+                self.state.masks.bit_generator.state = tree["masks"]
+            self.order.bit_generator.state = tree["order"]
+            self.best, self.judged = tree["best"], tree["judged"]
+            self.losses, self.validations = tree["losses"].tolist(), tree["validations"].tolist()
+            for name in ("epoch", "done", "best_epoch", "skipped", "ended"):
+                setattr(self, name, found.about[name])
+            remembering = [callback for callback in self.callbacks if callback.state()]
+            kept = [state for state in tree["callbacks"] if state]
+            for callback, state in zip(remembering, kept, strict=True):
+                callback.restore(state)
+            self.start -= found.about["seconds"]
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{found.path}: not a sound checkpoint ({type(error).__name__}: {error})") from error
+        self.order_before = self.order.bit_generator.state
+        if self.folder is not None and found.path.parent == self.folder.path:
+            self.folder.saved, self.saved_at = self.total, (self.epoch, self.done, self.ended)
+
+    def _farewell(self, number: int) -> str:
+        """Return how a run that a signal stopped can go on."""
+        at = f"epoch {self.epoch}, step {self.done}" if self.done else f"epoch {self.epoch - 1}"
+        if self.folder is None:
+            return f"train: stopped after {at} by signal {number}; without checkpoints nothing is saved"
+        if missing := self.folder.missing(self.total):
+            return f"train: stopped after {at} by signal {number}; {missing}"
+        return f"train: stopped after {at} by signal {number}; resume=True goes on from {self.folder.path}"
+
+
+def mean_loss(model: Any, params: Params, data: Batches, loss: Loss | None, stopped: Callable[[], bool]) -> float:
+    """Return the mean loss, or NaN where `stopped` says after a batch that nobody needs it any more."""
+    feed = Feed.of("evaluate", model, params)
+    BATCHES("evaluate", "data", data)
+    loss = loss_of("evaluate", model, loss)
+    total, count, state = 0.0, 0.0, None
+    for batch in feed.batches(data, "evaluate", ": batch"):
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller sees it in the result
+            y, state, _ = feed.forward(params, batch, state, train=False)
+            value, _ = loss(y, batch.target, batch.mask)
+        total += batch.weight * float(value)
+        count += batch.weight
+        if stopped():
+            return math.nan
+    return total / count
+
+
+def _finite(number: float) -> float | None:
+    """Return a number for JSON, which has no infinity."""
+    return number if math.isfinite(number) else None
