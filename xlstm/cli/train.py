@@ -13,6 +13,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from xlstm import training
 from xlstm.cli.console import BackendOption, ColumnOption, Report, accounted, err, out, printable
 from xlstm.data import writing
 from xlstm.data.series import Series, bundled, read_csv
@@ -20,7 +21,6 @@ from xlstm.estimators import plots
 from xlstm.estimators.forecaster import Forecaster, Score
 from xlstm.estimators.settings import Settings
 from xlstm.estimators.values import SeriesError
-from xlstm.training import callbacks, loop
 
 MODEL, PICTURE = "model.safetensors", "forecast.png"
 
@@ -116,7 +116,7 @@ def _extent(series: Series) -> str:
     return f"{len(series.values)} {series.step}s from {series.labels[0]} to {series.labels[-1]}{gaps}{note}"
 
 
-def _summary(trained: loop.Trained) -> str:
+def _summary(trained: training.Trained) -> str:
     early = ", stopped early" if trained.stopped_early else ""
     skipped = f", {trained.skipped} steps left out" if trained.skipped else ""
     epochs = f"{len(trained.validations)} epochs in {trained.seconds:.1f} s"
@@ -137,7 +137,7 @@ def _table(score: Score, step: str) -> Table:
 
 
 @contextlib.contextmanager
-def _bar() -> Iterator[Callable[[callbacks.Progress], None]]:
+def _bar() -> Iterator[Callable[[training.Progress], None]]:
     """Show a live progress bar on a terminal; give the function that moves it."""
     if not err.is_terminal:  # old versions of rich print an empty line there
         yield lambda now: None
@@ -151,7 +151,7 @@ def _bar() -> Iterator[Callable[[callbacks.Progress], None]]:
     with Progress(*columns, console=err) as bar:
         task = bar.add_task("", total=None, epoch="")
 
-        def show(now: callbacks.Progress) -> None:
+        def show(now: training.Progress) -> None:
             validation = "-" if now.validation is None else f"{now.validation:.4f}"
             bar.update(
                 task,

@@ -21,7 +21,7 @@ from xlstm.estimators.settings import Scalers, Settings
 from xlstm.estimators.values import check_reach, series
 from xlstm.layers.recurrent import LSTM
 from xlstm.models.sequence import SequenceModel
-from xlstm.training import callbacks, checkpoint, loop, optimizers
+from xlstm.training import Progress, Trained, checkpoint, loop, optimizers
 from xlstm.training import precision as precisions
 
 KIND = "forecaster"
@@ -100,9 +100,9 @@ class Forecaster:
         self.model = SequenceModel(LSTM(1, self.settings.hidden_size), self.settings.horizon, last=True)
         self.params: Params | None = None
         self.scalers: Scalers | None = None
-        self.trained: loop.Trained | None = None
+        self.trained: Trained | None = None
 
-    def fit(self, values: Any, progress: Callable[[callbacks.Progress], None] | None = None) -> Forecaster:
+    def fit(self, values: Any, progress: Callable[[Progress], None] | None = None) -> Forecaster:
         """Train on a series.
 
         Parameters
