@@ -146,6 +146,8 @@ EVERY = [
     SequenceModel(xlstm.LSTM(2, 4), 3),
     SequenceModel(xlstm.GRU(2, 4, 2, bidirectional=True), 3, last=True),
     SequenceModel(STACK, 3),
+    SequenceModel(xlstm.mLSTM(2, 4, num_heads=2), 3, last=True),
+    SequenceModel(STACK, 3, last=True, inputs=2),
     xlstm.xLSTMLanguageModel(STACK, 7),
     xlstm.xLSTMLanguageModel(xlstm.LSTM(4, 4), 7, tied=True, logit_cap=2.0, batch_first=False),
     xlstm.Linear(4, 2),

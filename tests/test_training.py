@@ -87,6 +87,35 @@ def test_model_gradient(be, rng):
         xlstm.gradcheck(forward, lambda s, d, model=model: model.backward(*s, *d), (params, x, state))
 
 
+@pytest.mark.parametrize("lengths", [None, [3, 0, 4]])
+@pytest.mark.parametrize("inputs", [None, 3])
+@pytest.mark.parametrize(
+    "layer",
+    [xlstm.LSTM(2, 3, bidirectional=True), xlstm.mLSTM(2, 4, num_heads=2), xlstm.xLSTMStack(2, 2, [1], num_heads=1)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_the_gradient_of_one_prediction_at_the_end(be, rng, layer, inputs, lengths):
+    """In every layer, of every length; with a linear layer before, too."""
+    model = SequenceModel(layer, 2, last=True, inputs=inputs)
+    params = {name: be.asarray(rng.standard_normal(p.shape) / 2) for name, p in model.init(0, "numpy").items()}
+    x = be.asarray(rng.standard_normal((4, 3, model.input_size)))
+
+    def forward(params, x):
+        y, _, saved = model.forward(params, x, lengths=lengths)
+        return y, (params, saved)
+
+    xlstm.gradcheck(forward, lambda s, dy: model.backward(*s, dy)[:2], (params, x))
+
+
+def test_one_prediction_is_that_of_the_last_step(be, rng):
+    layer = xlstm.mLSTM(2, 4, num_heads=2)
+    once, each = (SequenceModel(layer, 2, last=last, inputs=3) for last in (True, False))
+    params, x = once.init(0, be), be.asarray(rng.standard_normal((4, 3, 3)))
+    y, _ = once(params, x, lengths=[3, 1, 4])
+    steps = to_numpy(each(params, x)[0])
+    np.testing.assert_allclose(to_numpy(y), steps[[2, 0, 3], [0, 1, 2]], rtol=1e-5, atol=1e-6)
+
+
 def test_learns_a_wave_on_every_backend(be):
     model = SequenceModel(xlstm.LSTM(1, 8), 1)
     trained = loop.train(model, model.init(0, be), stream_data(), optimizers.adam(0.02), epochs=30, clip=1.0)

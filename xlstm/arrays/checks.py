@@ -12,9 +12,11 @@ reciprocals.
 from __future__ import annotations
 
 import math
+import os
 import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,6 +136,13 @@ def text(where: str, name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{where}: {name} is {shown(value)}, expected a string")
     return str(value)
+
+
+def path(where: str, name: str, value: Any) -> Path:
+    """Check the path of a file or a folder."""
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in os.fsdecode(value):
+        raise TypeError(f"{where}: {name} is {shown(value)}, expected a path")
+    return Path(os.fsdecode(value))
 
 
 def function(where: str, name: str, value: Any) -> Any:

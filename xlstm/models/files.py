@@ -27,7 +27,7 @@ LAYERS: dict[str, Any] = {layer.__name__: layer for layer in Layer.__args__[1:]}
 Model = SequenceModel | xLSTMLanguageModel | Layer
 ARRAYS = 8  # a block has so many, at least
 # Options of what has a layer.
-SEQUENCE = ("output_size", "last")
+SEQUENCE = ("output_size", "last", "inputs")
 LANGUAGE = ("vocab_size", "tied", "logit_cap", "embedding_dropout", "batch_first")
 
 

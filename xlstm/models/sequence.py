@@ -6,6 +6,8 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.layers.gated import Recurrent
@@ -32,23 +34,23 @@ class SequenceModel(SequenceLayer):
     output_size : int
         Width O of the prediction.
     last : bool
-        Predict once, from the last layer's final hidden state (of both directions), instead of at every step. Only
-        with a layer that has one: LSTM, GRU, RNN and sLSTM.
+        Predict once, at the end of the sequence, instead of at every step: from the last layer's final hidden state (of
+        both directions) in LSTM, GRU, RNN and sLSTM, and from y of the last step in the others. With these a sequence
+        of length 0 gives the head's bias.
+    inputs : int, optional
+        Width D of x, where a linear layer under `input.` is to bring it to the width of the layer.
     """
 
     recurrent: Any
     output_size: int
     last: bool = False
+    inputs: int | None = None
 
     _output_symbol = "O"
 
     def __post_init__(self) -> None:
-        checks.fields(self, recurrent=layer)
+        checks.fields(self, recurrent=layer, inputs=checks.optional(checks.size))
         super().__post_init__()
-        if self.last and not isinstance(self.recurrent, Recurrent):
-            raise ValueError(
-                f"SequenceModel: last needs a hidden state, recurrent has none: {checks.shown(self.recurrent)}"
-            )
 
     @property
     def batch_first(self) -> bool:
@@ -60,7 +62,7 @@ class SequenceModel(SequenceLayer):
 
     @property
     def input_size(self) -> int:
-        return int(self.recurrent.input_size)
+        return int(self.recurrent.input_size) if self.inputs is None else self.inputs
 
     @functools.cached_property
     def head(self) -> Linear:
@@ -69,17 +71,22 @@ class SequenceModel(SequenceLayer):
 
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
-        return {"recurrent": self.recurrent, "head": self.head}
+        first = {} if self.inputs is None else {"input": Linear(self.inputs, self.recurrent.input_size)}
+        return {**first, "recurrent": self.recurrent, "head": self.head}
 
     @property
     def states(self) -> State:
         return self.recurrent.states  # type: ignore[no-any-return]
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        y, end, recurrent = self.recurrent.run(self.below("recurrent", p), x, state, span)
-        # The hidden state after the last step is the final state: its gradient goes in there.
-        y, head = self.head.apply(span.xp, self.below("head", p), self._final(span.xp, end[0]) if self.last else y)
-        return y, end, {"recurrent": recurrent, "head": head}
+        kept: dict[str, Any] = {}
+        if self.inputs is not None:
+            x = self.through(span.xp, "input", p, span.mask(x), kept)
+        y, end, kept["recurrent"] = self.recurrent.run(self.below("recurrent", p), x, state, span)
+        if self.last:
+            # The hidden state after the last step is the final state: its gradient goes in there.
+            y = self._final(span.xp, end[0]) if self._has_final else _at_end(y, span)
+        return self.through(span.xp, "head", p, y, kept), end, kept
 
     def run_bwd(
         self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
@@ -90,16 +97,28 @@ class SequenceModel(SequenceLayer):
             dy = span.zeros(self.output_size, p)
             dy = dy[0, ...] if self.last else dy
         dh: Array | None = self.through_bwd(xp, "head", p, kept, dy, grads)
-        if self.last:
+        if self.last and self._has_final:
             if dstate is None:
                 dstate = complete("backward", xp, "dstate", None, self.states, span.B, p, zero=True)
             dstate, dh = (dstate[0] + self._final_bwd(xp, dh), *dstate[1:]), None
+        elif self.last:
+            dh = _at_end_bwd(dh, span)
         found, dx, start = self.recurrent.run_bwd(self.below("recurrent", p), kept["recurrent"], dh, dstate, span)
-        return grads | {f"recurrent.{name}": g for name, g in found.items()}, dx, start
+        grads |= {f"recurrent.{name}": g for name, g in found.items()}
+        if self.inputs is not None:
+            dx = span.mask(self.through_bwd(xp, "input", p, kept, dx, grads))
+        return grads, dx, start
 
     def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
+        if self.inputs is not None:
+            x = self.parts["input"].apply(xp, self.below("input", p), x)[0]
         y, end = self.recurrent.run_step(xp, self.below("recurrent", p), x, state)
         return self.head.apply(xp, self.below("head", p), y)[0], end
+
+    @property
+    def _has_final(self) -> bool:
+        """Whether the layer has a final hidden state."""
+        return isinstance(self.recurrent, Recurrent)
 
     def _output_dims(self, T: int, B: int) -> checks.Dims:
         return {"B": B, "O": self.output_size} if self.last else super()._output_dims(T, B)
@@ -118,6 +137,24 @@ class SequenceModel(SequenceLayer):
         last = xp.permute_dims(xp.reshape(d, (B, directions, d.shape[1] // directions)), (1, 0, 2))
         rest = (self.recurrent.num_layers - 1) * directions
         return xp.concat((xp.zeros((rest, *last.shape[1:]), dtype=d.dtype, device=device_of(d)), last))
+
+
+def _at_end(y: Array, span: Span) -> Array:
+    """Return y (T, B, H) at the last step of each sequence, (B, H); zero where it has none."""
+    xp, T, B = span.xp, y.shape[0], y.shape[1]
+    rows = np.maximum(span.lengths - 1, 0) * B + np.arange(B)
+    found = xp.take(xp.reshape(y, (T * B, y.shape[2])), xp.asarray(rows, device=device_of(y)), axis=0)
+    if np.all(span.lengths > 0):
+        return found
+    there = xp.asarray(span.lengths[:, None] > 0, device=device_of(y))
+    return xp.where(there, found, xp.zeros_like(found))
+
+
+def _at_end_bwd(d: Array, span: Span) -> Array:
+    """Return the gradient of y (T, B, H) from that of `_at_end`, (B, H)."""
+    xp = span.xp
+    at = xp.asarray(np.arange(span.T)[:, None] == span.lengths - 1, device=device_of(d))
+    return xp.where(at[:, :, None], d[None, ...], xp.zeros_like(d[None, ...]))
 
 
 def layer(where: str, name: str, value: Any) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, TypedDict, Unpack
+
+import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
@@ -115,39 +116,39 @@ def train(
         Ctrl-C, or SIGTERM or SIGHUP, after the step was finished and saved; a second signal acts at once. These are a
         KeyboardInterrupt and a SystemExit, whose `trained` is what was best so far.
     """
-    found = _callbacks(callbacks, **short)
+    found = _callbacks(callbacks, short)
     if validation is None and any(callback.needs_validation for callback in found):
         raise ValueError("train: patience needs validation data, and so does each callback that looks at its loss")
     OPTIMIZER("train", "optimizer", optimizer)
     MIXED("train", "precision", precision)
-    loss, accumulate = loss_of("train", model, loss), checks.count("train", "accumulate", accumulate)
-    step = Step(model, optimizer, loss=loss, precision=precision, callbacks=found, accumulate=accumulate)
     BATCHES("train", "data", data)
     DATA("train", "validation", validation)
-    run = Run(step, data, validation, checks.count("train", "epochs", epochs), found)
+    epochs, keep = checks.count("train", "epochs", epochs), checks.count("train", "keep", keep)
+    every = checks.optional(checks.count)("train", "every", every)
+    origin = resume if isinstance(resume, bool | np.bool_) else checks.path("train", "resume", resume)
+    loss, accumulate = loss_of("train", model, loss), checks.count("train", "accumulate", accumulate)
+    step = Step(model, optimizer, loss=loss, precision=precision, callbacks=found, accumulate=accumulate)
+    run = Run(step, data, validation, epochs, every)
     run.begin(params, seed)
     if checkpoints is not None:
         checks.seed_number("train", "seed", seed)
-        run.keep_in(Path(checkpoints), checks.count("train", "keep", keep))
-    run.every = checks.optional(checks.count)("train", "every", every)
-    run.resume(resume)
+        run.keep_in(checks.path("train", "checkpoints", checkpoints), keep)
+    run.resume(origin)
     return run.train()
 
 
-def _callbacks(
-    given: Iterable[Callback | Callable[[Progress], object]],
-    patience: int | None = None,
-    clip: float | None = None,
-    averaging: float = 0.0,
-    progress: Callable[[Progress], object] | None = None,
-) -> list[Callback]:
-    """Return all callbacks, those that arguments of `train` stand for among them."""
-    found: list[Callback] = [] if clip is None else [Clip(checks.above_0("train", "clip", clip))]
-    if averaging := checks.rate("train", "averaging", averaging):
+def _callbacks(given: Iterable[Callback | Callable[[Progress], object]], short: Short) -> list[Callback]:
+    """Return all callbacks, those that keywords of `train` stand for among them."""
+    if unknown := short.keys() - Short.__annotations__.keys():
+        raise TypeError(f"train: {min(unknown)} is no argument; short ones are {', '.join(Short.__annotations__)}")
+    found: list[Callback] = []
+    if (clip := short.get("clip")) is not None:
+        found.append(Clip(checks.above_0("train", "clip", clip)))
+    if averaging := checks.rate("train", "averaging", short.get("averaging", 0.0)):
         found.append(MovingAverage(averaging))
-    if patience is not None:
+    if (patience := short.get("patience")) is not None:
         found.append(EarlyStopping(checks.count("train", "patience", patience)))
-    if progress is not None:
+    if (progress := short.get("progress")) is not None:
         found.append(Each(checks.function("train", "progress", progress)))
     for k, callback in enumerate(checks.several("train", "callbacks", given, "a list of callbacks", 1000)):
         if isinstance(callback, type) or not (isinstance(callback, Callback) or callable(callback)):

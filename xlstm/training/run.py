@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from xlstm.arrays.backend import backend_of
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed, generator
 from xlstm.training import optimizers, signals, trees
-from xlstm.training.callbacks import Callback, Progress
+from xlstm.training.callbacks import Progress
 from xlstm.training.feed import BATCHES, Batches, Feed, Loss, loss_of
 from xlstm.training.folder import Checkpoint, Folder, find
 from xlstm.training.history import History
@@ -64,14 +63,11 @@ class Trained:
 class Run:
     """A run of training, from its first step or from a checkpoint to its end."""
 
-    def __init__(
-        self, step: Step, data: Batches, validation: Batches | None, epochs: int, callbacks: list[Callback]
-    ) -> None:
+    def __init__(self, step: Step, data: Batches, validation: Batches | None, epochs: int, every: int | None) -> None:
         self.step, self.data, self.validation = step, data, validation
-        self.epochs, self.callbacks = epochs, callbacks
+        self.epochs, self.every, self.callbacks = epochs, every, list(step.callbacks)
         self.folder: Folder | None = None
         self.history: History | None = None
-        self.every: int | None = None
         self.losses: list[float] = []
         self.validations: list[float] = []
         self.epoch, self.done = 1, 0  # the epoch that is under way, and its batches done
@@ -95,10 +91,10 @@ class Run:
         self.folder, self.history = Folder(path, keep), History(path)
         self.folder.begin()
 
-    def resume(self, given: bool | str | os.PathLike[str]) -> None:
+    def resume(self, given: bool | Path) -> None:
         """Go on from a checkpoint, where that is asked for and there is one."""
         found = None
-        if given is not False and given is not True:
+        if isinstance(given, Path):
             found = find(given)
         elif self.folder is not None:
             found = self.folder.newest() if given else None
