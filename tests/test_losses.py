@@ -11,11 +11,12 @@ REGRESSIONS = ["mse", "mae", "huber"]
 
 
 def masks(rng):
-    return {"none": None, "steps": rng.random((4, 3)) < 0.6, "elements": rng.random((4, 3, 2)) < 0.6}
+    weights = rng.random((4, 3)) * (rng.random((4, 3)) < 0.6)
+    return {"none": None, "steps": weights > 0, "elements": rng.random((4, 3, 2)) < 0.6, "weights": weights}
 
 
 @pytest.mark.parametrize("name", REGRESSIONS)
-@pytest.mark.parametrize("mask", ["none", "steps", "elements"])
+@pytest.mark.parametrize("mask", ["none", "steps", "elements", "weights"])
 def test_regression_gradient(be, rng, name, mask):
     loss = getattr(losses, name)
     target = be.asarray(rng.standard_normal((4, 3, 2)))
@@ -31,7 +32,8 @@ def test_cross_entropy_gradient(be, rng):
     labels = be.asarray(rng.integers(0, 5, (4, 3)))
     mask = be.asarray(rng.random((4, 3)) < 0.6)
     logits = be.asarray(3 * rng.standard_normal((4, 3, 5)))
-    for chosen in (None, mask):
+    weights = be.asarray(masks(rng)["weights"])
+    for chosen in (None, mask, weights):
         gradcheck(lambda z, m=chosen: losses.cross_entropy(z, labels, m), lambda dz, d: (d * dz,), (logits,))
 
 
@@ -83,7 +85,11 @@ def test_cross_entropy_of_huge_logits_is_finite(be):
     [
         (lambda: losses.mse(np.zeros(3), np.zeros(4)), ValueError, r"target has shape \(4,\), expected that of y"),
         (lambda: losses.mse(np.zeros(3), np.zeros(3, "float32")), TypeError, "target has dtype float32"),
-        (lambda: losses.mse(np.zeros(3), np.zeros(3), np.ones(3)), TypeError, "mask has dtype float64, expected bool"),
+        (
+            lambda: losses.mse(np.zeros(3), np.zeros(3), np.ones(3, "int64")),
+            TypeError,
+            "mask has dtype int64, expected bool or real floating values",
+        ),
         (lambda: losses.mse(np.zeros(3), np.zeros(3), np.ones(2, bool)), ValueError, "mask has shape"),
         (lambda: losses.huber(np.zeros(3), np.zeros(3), delta=0), ValueError, "delta is 0"),
         (lambda: losses.cross_entropy(np.zeros((3, 2)), np.zeros(3)), TypeError, "labels has dtype float64"),
@@ -108,3 +114,16 @@ def test_a_label_out_of_range_is_nan_unless_masked(be):
     assert np.isnan(float(losses.cross_entropy(logits, labels)[0]))
     value, _ = losses.cross_entropy(logits, labels, be.asarray(np.array([True, False])))
     assert float(value) == pytest.approx(np.log(3))
+
+
+@pytest.mark.parametrize("name", [*REGRESSIONS, "cross_entropy"])
+def test_a_weight_is_so_many_repetitions(be, rng, name):
+    loss = getattr(losses, name)
+    counts = np.array([2, 0, 1, 3])
+    y = rng.standard_normal((4, 5))
+    target = rng.integers(0, 5, 4) if name == "cross_entropy" else rng.standard_normal((4, 5))
+    weighted, dy = loss(be.asarray(y), be.asarray(target), be.asarray(counts / 7))
+    repeated, _ = loss(be.asarray(np.repeat(y, counts, 0)), be.asarray(np.repeat(target, counts, 0)))
+    assert float(weighted) == pytest.approx(float(repeated), rel=1e-5)
+    assert not to_numpy(dy)[1].any()
+    assert float(loss(be.asarray(y), be.asarray(target), be.asarray(0.0 * counts))[0]) == 0

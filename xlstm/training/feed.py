@@ -39,7 +39,7 @@ class Inputs(NamedTuple):
     mask: Array | None
     fresh: bool  # start from the initial state
     options: dict[str, Any]  # lengths, where sequences differ in length
-    weight: float  # number of targets that count
+    weight: float  # number of targets that count, or the sum of their weights
     host: Batch
 
 
@@ -106,7 +106,8 @@ class Feed:
         if everything or isinstance(batch.x, np.ndarray):
             finite(where, "x", to_numpy(batch.x), self.low.dtype, counts)
         if everything or isinstance(batch.target, np.ndarray):
-            finite(where, "target", to_numpy(batch.target), self.home.dtype, None if everything else batch.mask)
+            counts = None if everything or batch.mask is None else to_numpy(batch.mask) != 0
+            finite(where, "target", to_numpy(batch.target), self.home.dtype, counts)
 
     def forward(self, params: Params, inputs: Inputs, state: Any, train: bool, **masks: Any) -> tuple[Array, Any, Any]:
         """Run the model: y, the final state, and what it keeps for `backward`."""
@@ -139,7 +140,7 @@ class Feed:
             x, target = self.low.asarray(batch.x), self.home.asarray(batch.target)
         weight, mask = math.prod(target.shape), None
         if batch.mask is not None:
-            weight = np.count_nonzero(to_numpy(batch.mask)) * math.prod(target.shape[batch.mask.ndim :])
+            weight = float(np.sum(to_numpy(batch.mask))) * math.prod(target.shape[batch.mask.ndim :])
             mask = self.home.asarray(batch.mask)
         if getattr(self.model, "batch_first", False):
             x = self._swapped(x)
@@ -155,7 +156,7 @@ class Feed:
         there = np.ones(batch.x.shape[:2], bool) if batch.lengths is None else _within_lengths(batch)
         mask = there if batch.mask is None else to_numpy(batch.mask)
         more = max(0, mask.ndim - 2)
-        return mask.reshape(mask.shape + (1,) * (2 - mask.ndim)) & there.reshape(there.shape + (1,) * more)
+        return mask.reshape(mask.shape + (1,) * (2 - mask.ndim)) * there.reshape(there.shape + (1,) * more)
 
     def _swapped(self, array: Array) -> Array:
         """Return (T, B, ...) as (B, T, ...)."""

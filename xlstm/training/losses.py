@@ -1,7 +1,7 @@
 """Losses: each returns the loss (a 0-d array) and its gradient by the prediction.
 
-A loss is the mean over all elements that `mask` selects. A mask is boolean and covers the leading axes of the target:
-(T, B) masks whole time steps, the target's own shape single values.
+A loss is the mean over all elements that `mask` selects. A mask covers the leading axes of the target: (T, B) masks whole
+time steps, the target's own shape single values. It is boolean, or holds weights from 0 up, for a weighted mean.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def mse(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Arra
     ----------
     y, target : array
         Prediction and truth, of one shape.
-    mask : bool array, optional
-        Elements that count.
+    mask : bool array, or array of weights, optional
+        Elements that count, or how much they do.
 
     Returns
     -------
@@ -47,8 +47,8 @@ def mae(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Arra
     ----------
     y, target : array
         Prediction and truth, of one shape.
-    mask : bool array, optional
-        Elements that count.
+    mask : bool array, or array of weights, optional
+        Elements that count, or how much they do.
 
     Returns
     -------
@@ -73,8 +73,8 @@ def huber(y: Array, target: Array, mask: Array | None = None, delta: float = 1.0
     ----------
     y, target : array
         Prediction and truth, of one shape.
-    mask : bool array, optional
-        Elements that count.
+    mask : bool array, or array of weights, optional
+        Elements that count, or how much they do.
     delta : float
         Where the square ends.
 
@@ -105,8 +105,8 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
     labels : integer array (...)
         From 0 to V - 1. A label outside that range makes the loss NaN, unless it is masked: looking at the values to
         raise an error would stall a GPU.
-    mask : bool array, optional
-        Labels that count.
+    mask : bool array, or array of weights, optional
+        Labels that count, or how much they do.
 
     Returns
     -------
@@ -134,7 +134,8 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
     true = xp.asarray(hit, dtype=logits.dtype)  # one-hot
     known = xp.any(hit, axis=-1)
     if mask is not None:
-        known = xp.logical_or(known, xp.logical_not(xp.broadcast_to(_leading(xp, mask, labels), labels.shape)))
+        left_out = xp.logical_not(xp.astype(mask, xp.bool))
+        known = xp.logical_or(known, xp.broadcast_to(_leading(xp, left_out, labels), labels.shape))
     picked = xp.sum(xp.where(hit, log_p, xp.zeros_like(log_p)), axis=-1)  # log_p may be -inf elsewhere
     picked = xp.where(known, picked, xp.full_like(picked, xp.nan))
     return -xp.sum(weight * picked), (weight if mask is None else weight[..., None]) * (xp.exp(log_p) - true)
@@ -148,17 +149,18 @@ def _regression(where: str, y: Array, target: Array, mask: Array | None) -> tupl
 
 
 def _weight(where: str, xp: Namespace, target: Array, mask: Array | None, like: Array) -> Array:
-    """Return the weight of every element in the mean, 1/count where it counts and else 0; a number without a mask."""
+    """Return the weight of every element in the mean; they add up to 1. Without a mask it is a number."""
     if mask is None:
         return 1 / max(1, math.prod(target.shape))
-    _belongs(where, "mask", xp, mask, "bool")
+    _belongs(where, "mask", xp, mask, ("bool", "real floating"))
     if tuple(mask.shape) != tuple(target.shape[: mask.ndim]):
         raise ValueError(
             f"{where}: mask has shape {tuple(mask.shape)}, expected the leading axes of {tuple(target.shape)}"
         )
     ones = xp.ones(target.shape, dtype=like.dtype, device=device_of(like))
-    chosen = ones * xp.asarray(_leading(xp, mask, target), dtype=like.dtype)
-    return chosen / xp.maximum(xp.sum(chosen), xp.ones_like(xp.sum(chosen)))
+    chosen = ones * xp.astype(_leading(xp, mask, target), like.dtype)
+    total = xp.sum(chosen)
+    return chosen / xp.where(total > 0, total, xp.ones_like(total))
 
 
 def _leading(xp: Namespace, mask: Array, target: Array) -> Array:
@@ -166,7 +168,8 @@ def _leading(xp: Namespace, mask: Array, target: Array) -> Array:
     return xp.reshape(mask, (*mask.shape, *(1,) * (target.ndim - mask.ndim)))
 
 
-def _belongs(where: str, name: str, xp: Namespace, array: Array, kind: str) -> None:
+def _belongs(where: str, name: str, xp: Namespace, array: Array, kind: str | tuple[str, ...]) -> None:
     check_library(where, name, xp, array)
     if not xp.isdtype(array.dtype, kind):
-        raise TypeError(f"{where}: {name} has dtype {array.dtype}, expected {kind} values")
+        kinds = kind if isinstance(kind, str) else " or ".join(kind)
+        raise TypeError(f"{where}: {name} has dtype {array.dtype}, expected {kinds} values")
