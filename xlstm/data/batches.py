@@ -25,7 +25,8 @@ class Batch(NamedTuple):
     x : array (T, B, D), or whole numbers (T, B) for a model of tokens
     target : array (T, B, ...), or (B, ...) for a model that predicts once
     mask : bool array, array of weights, or None
-        Which targets count, or how much they do; those past the end of a sequence never do. Its shape is the leading axes of `target`.
+        Which targets count, or how much they do; those past the end of a sequence never do. Its shape is the leading
+        axes of `target`.
     fresh : bool
         Start from the initial state, not from the last one.
     lengths : whole numbers (B,), optional

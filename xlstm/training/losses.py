@@ -1,7 +1,7 @@
 """Losses: each returns the loss (a 0-d array) and its gradient by the prediction.
 
-A loss is the mean over all elements that `mask` selects. A mask covers the leading axes of the target: (T, B) masks whole
-time steps, the target's own shape single values. It is boolean, or holds weights from 0 up, for a weighted mean.
+A loss is the mean over all elements that `mask` selects. A mask covers the leading axes of the target: (T, B) masks
+whole time steps, the target's own shape single values. It is boolean, or holds weights from 0 up, for a weighted mean.
 """
 
 from __future__ import annotations

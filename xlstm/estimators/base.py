@@ -1,0 +1,106 @@
+"""What all estimators have in common: scikit-learn's conventions, which need no scikit-learn."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import Any, Self
+
+from xlstm.arrays import checks
+
+
+class NotFittedError(ValueError, AttributeError):
+    """An estimator is used before it is fitted."""
+
+
+class Estimator:
+    """The base of estimators.
+
+    A constructor stores its arguments as they are, under their names; `fit` checks them. What `fit` finds out has a
+    name with an underscore at its end.
+    """
+
+    _kind = ""  # scikit-learn's name for the kind of estimator: "classifier", "regressor" or nothing
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        """Return the names of the constructor's parameters."""
+        parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+        return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters of the constructor.
+
+        Parameters
+        ----------
+        deep : bool
+            It makes no difference here; `sklearn` gives it.
+
+        Returns
+        -------
+        dict
+        """
+        return {name: getattr(self, name) for name in self._names()}
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters of the constructor.
+
+        Parameters
+        ----------
+        params : dict
+
+        Returns
+        -------
+        Estimator
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            There is no such parameter.
+        """
+        for name, value in params.items():
+            if name not in self._names():
+                known = ", ".join(self._names())
+                raise ValueError(
+                    f"{type(self).__name__}: {checks.shown(name)} is no parameter, expected some of {known}"
+                )
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        defaults = inspect.signature(type(self).__init__).parameters
+        changed = {n: v for n, v in self.get_params().items() if not _same(v, defaults[n].default)}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Return whether `fit` has found parameters."""
+        return getattr(self, "params_", None) is not None
+
+    def __sklearn_tags__(self) -> Any:
+        """Return what scikit-learn, which calls this, is to know of the estimator."""
+        from sklearn.utils import ClassifierTags, InputTags, RegressorTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type=self._kind or None,
+            target_tags=TargetTags(required=True),
+            classifier_tags=ClassifierTags() if self._kind == "classifier" else None,
+            regressor_tags=RegressorTags() if self._kind == "regressor" else None,
+            input_tags=InputTags(three_d_array=True),
+            non_deterministic=False,
+        )
+
+    def _check_fitted(self) -> None:
+        """Raise NotFittedError, that of scikit-learn where it is in use, unless the estimator is fitted."""
+        if self.__sklearn_is_fitted__():
+            return
+        kind: type[Exception] = NotFittedError
+        if "sklearn" in sys.modules:
+            from sklearn.exceptions import NotFittedError as Known
+
+            kind = Known
+        raise kind(f"{type(self).__name__}: not fitted yet, call fit first")
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is other or (type(one) is type(other) and isinstance(one, (bool, int, float, str)) and one == other)
