@@ -54,7 +54,7 @@ def layer_of(
         raise ValueError(f"{where}: bidirectional is True, but cell {cell!r} goes forward in time only")
     try:
         if cell in gated:
-            both = {"bidirectional": bidirectional, "dropout": dropout}
+            both: dict[str, Any] = {"bidirectional": bidirectional, "dropout": dropout}
             return gated[cell](input_size, hidden_size, num_layers, **both, **options)
         if cell == "mlstm":
             return mLSTM(input_size, hidden_size, num_layers, dropout=dropout, **options)
