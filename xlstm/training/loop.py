@@ -10,9 +10,10 @@ from typing import Any, TypedDict, Unpack
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed
+from xlstm.data.batches import BATCHES, Batches
 from xlstm.training import optimizers
 from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress
-from xlstm.training.feed import BATCHES, Batches, Loss, loss_of
+from xlstm.training.feed import Loss, loss_of
 from xlstm.training.precision import Mixed
 from xlstm.training.run import Run, Trained, mean_loss
 from xlstm.training.step import MIXED, OPTIMIZER, Step
@@ -124,6 +125,9 @@ def train(
     step = Step(model, optimizer, loss=loss, precision=precision, callbacks=found, accumulate=accumulate)
     BATCHES("train", "data", data)
     DATA("train", "validation", validation)
+    for name, given in {"data": data, "validation": validation}.items():
+        if given is not None and len(given) == 0:
+            raise ValueError(f"train: {name} has no batches")
     run = Run(step, data, validation, checks.count("train", "epochs", epochs), found)
     run.begin(params, seed)
     if checkpoints is not None:
