@@ -17,7 +17,7 @@ from xlstm.data import Sequences
 from xlstm.estimators import inputs
 from xlstm.estimators.base import Estimator
 from xlstm.models.network import sequence_model
-from xlstm.training import Callback, Interrupted, Terminated, checkpoint, losses, optimizers, train
+from xlstm.training import Callback, Interrupted, Terminated, losses, optimizers, train
 from xlstm.training import precision as precisions
 
 Host = np.ndarray[Any, Any]
@@ -40,6 +40,8 @@ class SequenceEstimator(Estimator):
     """The base of `SequenceClassifier` and `SequenceRegressor`."""
 
     params_: Any
+    mean_: Host
+    std_: Host
 
     def __init__(
         self,
@@ -136,7 +138,7 @@ class SequenceEstimator(Estimator):
         held = int(self.validation_fraction * count)
         held = held if held >= LEAST else 0
         rows = [(row - mean) / std for row in given.rows]
-        parts = [self._batches(rows, target, weights, part) for part in (order[held:], order[:held])]
+        fitted, judged = (self._batches(rows, target, weights, part) for part in (order[held:], order[:held]))
         self.n_features_in_ = given.width if given.steps is None else given.steps
         if given.names is not None:
             self.feature_names_in_ = np.array(given.names, dtype=object)
@@ -148,10 +150,10 @@ class SequenceEstimator(Estimator):
                 trained = train(
                     model,
                     model.init(self.seed, home) if start is None else start,
-                    parts[0],
+                    fitted,
                     optimizers.adamw(self.learning_rate, weight_decay=self.weight_decay),
                     epochs=self.epochs,
-                    validation=parts[1] if held else None,
+                    validation=judged if held else None,
                     loss=self._loss,
                     seed=self.seed,
                     precision=mixed,
@@ -217,7 +219,7 @@ class SequenceEstimator(Estimator):
         mean, std = steps.mean(axis=0), steps.std(axis=0)
         return mean, np.where(std > 1e-12 * np.abs(mean), std, 1.0)
 
-    def _batches(self, rows: list[Host], target: Host, weights: Host | None, part: Host) -> Sequences | None:
+    def _batches(self, rows: list[Host], target: Host, weights: Host | None, part: Host) -> Any:
         if len(part) == 0:
             return None
         mask = None if weights is None else weights[part]
@@ -317,6 +319,7 @@ class SequenceClassifier(SequenceEstimator):
     """
 
     _kind = "classifier"
+    classes_: Host
 
     def predict(self, X: Any) -> Host:
         """Return the most probable label of each sequence, (N,); X as for `fit`."""
@@ -399,7 +402,8 @@ class SequenceRegressor(SequenceEstimator):
         if not (self.warm_start and self.__sklearn_is_fitted__()):
             std = found.std(axis=0)
             self.target_mean_, self.target_std_ = found.mean(axis=0), np.where(std > 0, std, 1.0)
-        return (found - self.target_mean_) / self.target_std_
+        scaled: Host = (found - self.target_mean_) / self.target_std_
+        return scaled
 
     def _width(self) -> int:
         return len(self.target_mean_)
