@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any, NamedTuple
 
@@ -89,9 +90,8 @@ def targets(where: str, y: Any, count: int, columns: bool = False) -> Host:
         raise ValueError(f"{where}: requires y to be passed, but the target y is None")
     array = np.asarray(to_numpy(y) if hasattr(y, "shape") and not hasattr(y, "to_numpy") else y)
     if array.ndim == 2 and array.shape[1] == 1 and not columns:
-        from_sklearn = _conversion_warning()
         words = "A column-vector y was passed when a 1d array was expected; it is taken as (N,)"
-        warnings.warn(words, from_sklearn, stacklevel=4)
+        warnings.warn(words, _conversion_warning(), stacklevel=4)
         array = array[:, 0]
     if array.ndim != 1 and not (columns and array.ndim == 2):
         raise ValueError(f"{where}: y has shape {array.shape}, expected (N,){' or (N, O)' * columns}")
@@ -116,8 +116,10 @@ def weights(where: str, given: Any, count: int) -> Host | None:
     if found.shape != (count,):
         raise ValueError(f"{where}: sample_weight has shape {found.shape}, expected (N,) = ({count},)")
     _finite(where, "sample_weight", found)
-    if np.any(found < 0) or not np.any(found > 0):
-        raise ValueError(f"{where}: sample_weight has numbers below 0, or none above it")
+    if np.any(found < 0):
+        raise ValueError(f"{where}: sample_weight has a weight of {found.min():g}, expected 0 or more")
+    if not np.any(found):
+        raise ValueError(f"{where}: sample_weight is zero everywhere, expected a weight above zero")
     return found
 
 
@@ -159,8 +161,6 @@ def _names(X: Any) -> list[str] | None:
 
 def _conversion_warning() -> type[Warning]:
     """Return scikit-learn's warning of a y in a column, where scikit-learn is in use."""
-    import sys
-
     if "sklearn" not in sys.modules:
         return UserWarning
     from sklearn.exceptions import DataConversionWarning

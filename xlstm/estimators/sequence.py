@@ -323,7 +323,9 @@ class SequenceClassifier(SequenceEstimator):
 
     def predict(self, X: Any) -> Host:
         """Return the most probable label of each sequence, (N,); X as for `fit`."""
-        return self.classes_[np.argmax(to_numpy(self._outputs(X)), axis=1)]  # type: ignore[no-any-return]
+        logits = to_numpy(self._outputs(X))
+        found: Host = self.classes_[np.argmax(logits, axis=1)]
+        return found
 
     def predict_proba(self, X: Any) -> Any:
         """Return the probability of each class, (N, C), in the library of X; X as for `fit`."""
@@ -334,7 +336,8 @@ class SequenceClassifier(SequenceEstimator):
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the share of sequences whose label is predicted, the accuracy."""
-        hits = self.predict(X) == inputs.targets(type(self).__name__, y, len(self.predict(X)))
+        found = self.predict(X)
+        hits = found == inputs.targets(type(self).__name__, y, len(found))
         return float(np.average(hits, weights=sample_weight))
 
     def _targets(self, y: Host) -> Host:
@@ -379,7 +382,8 @@ class SequenceRegressor(SequenceEstimator):
 
     def predict(self, X: Any) -> Any:
         """Return predictions (N,), or (N, O) where y had columns, in the library of X; X as for `fit`."""
-        found = to_numpy(self._outputs(X)).astype(np.float64) * self.target_std_ + self.target_mean_
+        outputs = to_numpy(self._outputs(X)).astype(np.float64)
+        found = outputs * self.target_std_ + self.target_mean_
         return _as(found[:, 0] if self.one_target_ else found, X)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
