@@ -35,7 +35,7 @@ class Packing:
         Number of sequences.
     steps : int
         Length of the longest sequence, at most T.
-    widths : list of (steps, width)
+    widths : sequence of (steps, width)
         The segments: how many steps each has, and how many sequences have these steps.
     order : array (B,) or None
         Numbers of the sequences, the longest first; None where all are equally long.
@@ -60,7 +60,7 @@ class Packing:
             The lengths are not whole numbers from 0 to T, one for each sequence.
         """
         if lengths is None:
-            return cls(T, B, T, [(T, B)])
+            return _even(T, B)
         if not hasattr(lengths, "shape") or isinstance(lengths, type):
             lengths = checks.host(where, "lengths", lengths, f"shape (B,) = ({B},)")
         found = to_numpy(lengths)
@@ -74,7 +74,7 @@ class Packing:
         found = found.astype(np.int64)
         steps = int(found.max(initial=0))
         if steps and np.all(found == steps):
-            return cls(T, B, steps, [(steps, B)])
+            return cls(T, B, steps, ((steps, B),))
         order = np.argsort(-found, kind="stable")
         widths = np.count_nonzero(found[:, None] > np.arange(steps), axis=0)  # (steps,)
         segments = [(len(list(same)), int(n)) for n, same in itertools.groupby(widths)]
@@ -133,3 +133,9 @@ class Packing:
     @staticmethod
     def _like(xp: Namespace, indices: Indices, array: Array) -> Array:
         return xp.asarray(indices, device=device_of(array))
+
+
+@functools.lru_cache
+def _even(T: int, B: int) -> Packing:
+    """Return the packing of B sequences of T steps each."""
+    return Packing(T, B, T, ((T, B),))

@@ -73,9 +73,12 @@ def functions(dtype: str, step: str) -> ModuleType:
 
 def shape(dtype: str) -> Any:
     """Return the vectors that code is compiled for, a `vectors.Shape`."""
-    from xlstm.engines.numba import vectors
+    return _vectors().shape(dtype)
 
-    return vectors.shape(dtype)
+
+@functools.cache
+def _vectors() -> ModuleType:
+    return importlib.import_module("xlstm.engines.numba.vectors")
 
 
 SHARED = (
