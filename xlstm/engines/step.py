@@ -49,7 +49,7 @@ class Step:
         self.Whr = w.get("Whr")
         self.H = self.P if self.Whr is None else self.Whr.shape[1]
         self.b, self.bh = w.get("b"), w.get("bh")
-        self.zoneout = masks.zoneout != () and any([share is not None for share in masks.zoneout])
+        self.zoneout = bool(masks.zoneout) and any(share is not None for share in masks.zoneout)
         # Nothing but the cell and the product of h.
         self.bare = not self.zoneout and masks.drop is None and self.Whr is None and "gh" not in w
         # Parameters that the cell itself uses, (rows, H, 1) or (H, 1); a matrix as it is.
@@ -66,7 +66,7 @@ class Step:
     @property
     def own_rows(self) -> tuple[tuple[str, int | None], ...]:
         """Names of the own parameters, and their rows, None for one without that axis."""
-        return tuple([(name, p.shape[0] if p.ndim == 3 else None) for name, p in self.own.items()]) if self.own else ()
+        return tuple([(name, p.shape[0] if p.ndim == 3 else None) for name, p in self.own.items()])
 
     @property
     def added(self) -> tuple[str, ...]:
