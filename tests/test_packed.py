@@ -7,7 +7,9 @@ import xlstm
 from tests.conftest import force, make_backend
 from tests.layers import inputs_of, run
 from xlstm.arrays import threads
+from xlstm.cells import rnn
 from xlstm.engines.numba import jit
+from xlstm.engines.step import Masks, Step
 
 pytestmark = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
 ROUNDING = {"float32": 2e-6, "float64": 4e-15}
@@ -68,6 +70,18 @@ def test_products_over_rows(rng, length, dtype):
         for b, out, unchanged in zip(bs, outs, intact, strict=True):
             assert unchanged()
             assert np.all(np.abs(out - a.T @ b) <= 2 * ROUNDING[dtype] * np.maximum(np.abs(a.T) @ np.abs(b), 1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_packed_weights_begin_with_a_cache_line(rng, dtype):
+    """However small they are: else each vector of the processor lies in two lines."""
+    from xlstm.engines.numba import weights
+
+    for H in (1, 3, 19, 64, 130):
+        w = {name: rng.standard_normal((H, width)).astype(dtype) for name, width in (("Wx", 2), ("Wh", H))}
+        step = Step(np, rnn.Cell(("tanh",)), w, Masks())
+        for pack in (weights.for_inputs, weights.for_states, weights.for_gradients):
+            assert pack(step, functions(dtype)).ctypes.data % 64 == 0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

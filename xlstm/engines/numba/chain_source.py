@@ -193,7 +193,7 @@ def _bound(text: str, means: bool) -> Callable[..., None]:
     """Return the compiled function of a text; sums of a mean are in the order that is quickest."""
     with jit.lock:
         found = jit.generated(_helpers(), text)
-        jit.bind(found, (found.chain,), jit.FLAGS | ({"reassoc"} if means else set()))
+        jit.bind(found, (found.chain,), jit.FLAGS | ({"reassoc"} if means else set()), counted=True)
         chain: Callable[..., None] = found.chain
         return chain
 

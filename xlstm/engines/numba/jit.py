@@ -73,20 +73,21 @@ def functions(dtype: str, step: str) -> ModuleType:
 
 def shape(dtype: str) -> Any:
     """Return the vectors that code is compiled for, a `vectors.Shape`."""
-    from xlstm.engines.numba import vectors
+    return _vectors().shape(dtype)
 
-    return vectors.shape(dtype)
+
+@functools.cache
+def _vectors() -> ModuleType:
+    return importlib.import_module("xlstm.engines.numba.vectors")
 
 
 SHARED = (
-    products.room,
     products.pack_slivers,
     products.pack,
     products.pack_transposed,
     products.pack_panels,
     products.product,
     products.product_of_rows,
-    products.products_over_rows,
     products.vector_over_rows,
     loops.take,
     loops.wait,
@@ -95,7 +96,7 @@ SHARED = (
     loops.add,
     loops.to_rows,
 )
-LOOPS = (loops.forward, loops.forward_step, loops.backward)
+COUNTED = (products.room, products.products_over_rows)
 FLAGS = {"contract", "nsz"}
 
 
@@ -103,7 +104,8 @@ FLAGS = {"contract", "nsz"}
 def _functions(dtype: str, step: str, shape: Any) -> ModuleType:
     common = _shared(dtype, shape)
     found = generated(common, step)
-    bind(found, (found.step, *LOOPS))
+    bind(found, (found.step, loops.forward, loops.backward))
+    bind(found, (loops.forward_step,), counted=True)
     return found
 
 
@@ -135,6 +137,7 @@ def _shared(dtype: str, shape: Any) -> ModuleType:
         found.__dict__.update({name: getattr(module, name) for name in module.SIZES})
     bind_maths(found, dtype)
     bind(found, SHARED)
+    bind(found, COUNTED, counted=True)
     bind(found, (products.rows_times_vector,), FLAGS | {"reassoc"})
     found.__dict__["PRODUCT"] = vectors.address(found.__dict__["product"], vectors.product_type(dtype))
     return found
@@ -151,15 +154,24 @@ def new_module(text: str) -> ModuleType:
     return found
 
 
-def bind(module: ModuleType, given: tuple[Callable[..., Any], ...], flags: Collection[str] = FLAGS) -> None:
-    """Compile functions with the names of a module for their globals."""
+def bind(
+    module: ModuleType,
+    given: tuple[Callable[..., Any], ...],
+    flags: Collection[str] = FLAGS,
+    counted: bool = False,
+) -> None:
+    """Compile functions with the names of a module for their globals.
+
+    Functions that make arrays have to be `counted`: Numba counts the references to their arrays. It does so in atomic
+    operations around every call and every view, which took a fifth to a third of the time of a small step.
+    """
     from xlstm.engines.numba.codecache import cached
 
     for function in given:
         assert isinstance(function, FunctionType)
         bound = FunctionType(function.__code__, module.__dict__, function.__name__)
         bound.__module__, bound.__qualname__ = module.__name__, function.__name__
-        compiled = cached(bound, nogil=True, fastmath=set(flags), error_model="numpy")
+        compiled = cached(bound, nogil=True, fastmath=set(flags), error_model="numpy", _nrt=counted)
         setattr(module, function.__name__, compiled)
 
 

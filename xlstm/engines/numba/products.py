@@ -24,7 +24,8 @@ BLOCK = 96  # rows of the left factor of `product_of_rows` that stay in the cach
 TOGETHER = 16  # rows that are copied side by side: a processor foresees no more streams
 LINE = 16  # numbers of a cache line, or of two
 PATCH = 64  # rows and columns of a patch that is transposed within the nearest cache
-SIZES = ("DEPTH", "PANELS", "BLOCK", "TOGETHER", "LINE", "PATCH")
+SIDE = 4  # columns that are transposed side by side, so that a cache line takes several numbers at once
+SIZES = ("DEPTH", "PANELS", "BLOCK", "TOGETHER", "LINE", "PATCH", "SIDE")
 
 
 def tile(*arguments: Any) -> None:
@@ -70,12 +71,17 @@ def pack_transposed(W: Any, packed: Any, first: int, last: int) -> None:
     per = packed.shape[0] // gates
     for sliver in range(first, last):
         g, column = U(sliver // per), sliver % per * COLUMNS
-        some, to = U(min(COLUMNS, wide - column)), packed[sliver]
-        if some < U(COLUMNS):
+        some, to = min(COLUMNS, wide - column), packed[sliver]
+        whole = U(some // SIDE * SIDE)
+        if some < COLUMNS:
             to.fill(F(0))
         for start in range(0, K, PATCH):
             stop = U(min(K, start + PATCH))
-            for j in range(some):
+            for j in range(U(0), whole, U(SIDE)):
+                for k in range(U(start), stop):
+                    for i in range(U(SIDE)):
+                        to[k, j + i] = W[g, U(column) + j + i, k]
+            for j in range(whole, U(some)):
                 for k in range(U(start), stop):
                     to[k, j] = W[g, U(column) + j, k]
 
