@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import blas, fuse
+from xlstm.arrays import matmul as arrays_matmul
 from xlstm.arrays.namespace import Array
-from xlstm.engines.numba import chains, jit
+from xlstm.engines.numba import chains, jit, matmul
 from xlstm.engines.numba.stream import Stream
 from xlstm.engines.numba.tape import DTYPES, NumbaTape, kernels
 from xlstm.engines.segments import Widths, joined
@@ -63,3 +64,4 @@ class Numba:
 
 NUMBA = Numba()
 fuse.loops = chains.run
+arrays_matmul.compiled = matmul.run
