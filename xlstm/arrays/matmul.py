@@ -134,7 +134,7 @@ def plan(a: Sequence[int], a_strides: Sequence[int], b: Sequence[int], b_strides
 
 def _operand(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int]) -> Operand | None:
     """Return how matrices of this shape lie, or None where cuBLAS cannot be told without a copy."""
-    step = _step(shape[:-2], strides[:-2], batch)
+    step = line(shape[:-2], strides[:-2], batch)
     if step is None or step < 0:
         return None
     (rows, columns), (down, right) = shape[-2:], strides[-2:]
@@ -146,8 +146,8 @@ def _operand(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int])
     return None
 
 
-def _step(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int]) -> int | None:
-    """Return the one distance between matrices that makes a line of all axes of the batch, or None."""
+def line(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int]) -> int | None:
+    """Return the one stride that makes a line of all axes of an array that is broadcast to `batch`, or None."""
     missing = len(batch) - len(shape)
     shape, strides = (1,) * missing + tuple(shape), (0,) * missing + tuple(strides)
     step, span = None, 1

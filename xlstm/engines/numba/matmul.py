@@ -39,20 +39,39 @@ def run(a: Array, b: Array, add: Array | None = None, shared: bool = False) -> A
     plan = _plan(a.shape, a.strides, b.shape, b.strides, a.itemsize)
     if plan is None:
         return None
-    compiled, whole = jit.shared(dtype), a.ndim == b.ndim == 2
-    if whole and add is None and (a.flags.c_contiguous or a.flags.f_contiguous):
+    compiled, shape = jit.shared(dtype), (*plan.batch, plan.sizes[0], plan.sizes[2])
+    if add is None and len(shape) == 2 and (a.flags.c_contiguous or a.flags.f_contiguous):
         return weights.products(compiled, [(a, b)])[0]
-    shape = (*plan.batch, plan.sizes[0], plan.sizes[2])
     if add is not None and (add.shape != shape or not add.flags.c_contiguous or add.dtype != a.dtype):
         return None
     out = np.empty(shape, a.dtype) if add is None else add
-    call = functools.partial(_batch, compiled, plan, _address(a), _address(b), _address(out), add is not None)
-    n = math.prod(plan.batch)
+    calls = _calls(compiled, a, b, out, add is not None)
+    if calls is None:
+        return None
     if shared:
-        weights.share([(n, call)], n * math.prod(plan.sizes))
+        weights.share(calls, out.size * plan.sizes[1])
     else:
-        call(0, n)
+        for n, call in calls:
+            call(0, n)
     return out
+
+
+def _calls(compiled: ModuleType, a: Array, b: Array, out: Array, add: bool) -> list[weights.Call] | None:
+    """Return the calls that multiply a batch, or None where operands would have to be copied.
+
+    There are several calls where the matrices of an operand are not equally far apart.
+    """
+    plan = _plan(a.shape, a.strides, b.shape, b.strides, a.itemsize)
+    if plan is None:
+        return None
+    if None not in plan.operands:
+        call = functools.partial(_batch, compiled, plan, _address(a), _address(b), _address(out), add)
+        return [(math.prod(plan.batch), call)]
+    if not plan.batch:
+        return None
+    left, right = (np.broadcast_to(x, (*plan.batch, *x.shape[-2:])) for x in (a, b))
+    found = [_calls(compiled, left[k], right[k], out[k], add) for k in range(plan.batch[0])]
+    return None if None in found else [call for calls in found for call in calls or ()]
 
 
 def _batch(compiled: ModuleType, plan: matmul.Plan, a: int, b: int, out: int, add: bool, first: int, last: int) -> None:
@@ -82,8 +101,7 @@ def _plan(
     except ValueError:  # NumPy says why
         return None
     M, K, N = found.sizes
-    small = math.prod(found.batch) * M * K * N < SMALL or min(M, N) < NARROW
-    return None if small or None in found.operands else found
+    return None if math.prod(found.batch) * M * K * N < SMALL or min(M, N) < NARROW else found
 
 
 def _address(a: Array) -> int:
