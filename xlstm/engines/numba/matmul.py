@@ -81,7 +81,7 @@ def _batch(compiled: ModuleType, plan: matmul.Plan, a: int, b: int, out: int, ad
     assert right is not None
     row, pace = (1, left.lead) if left.columns else (left.lead, 1)
     compiled.products_of_batch(
-        *(first, last, *plan.sizes),
+        *(compiled.PRODUCT, first, last, *plan.sizes),
         *(a, row, pace, left.step),
         *(b, right.lead, right.columns, right.step),
         *(out, add),

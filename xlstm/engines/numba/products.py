@@ -33,6 +33,7 @@ def tile(*arguments: Any) -> None:
 
 
 copy_panel = copy_sliver = copy_turned = tile1 = tile2 = tile4 = tile6 = tile8 = tile
+call_product: Any = tile
 carray: Any = tile
 pointer: Any = tile
 
@@ -187,6 +188,7 @@ def column_of_product(
 
 
 def products_of_batch(
+    where: int,
     first: int,
     last: int,
     M: int,
@@ -205,8 +207,9 @@ def products_of_batch(
 ) -> None:
     """Set the matrices from `first` to `last` of a batch out (M, N) = a (M, K) @ b (K, N), or add the products to them.
 
-    All are given by their addresses. The numbers of the matrix m are a[m a_step + i row + k pace] and
-    b[m b_step + k lead + j], or b[m b_step + j lead + k] where b is `turned`; those of out are contiguous.
+    All are given by their addresses, and `where` is that of `product`. Row i and column k of the matrix m of a are
+    a[m a_step + i row + k pace]. Row k and column j of b are b[m b_step + k lead + j], or b[m b_step + j lead + k]
+    where b is `turned`. Those of out are contiguous.
     """
     left, right, result = carray(pointer(a), 1), carray(pointer(b), 1), carray(pointer(out), 1)
     width = N - N % COLUMNS if N % COLUMNS <= FEW else N
@@ -226,7 +229,7 @@ def products_of_batch(
                     pack_rows(right, m * b_step + start * lead, lead, width, some, 0, slivers, packed, 0)
             from_row = m * a_step + start * pace
             more = add or start > 0
-            product(left, from_row, row, pace, M, packed, 0, slivers, result, m * M * N, N, 0, width, more)
+            call_product(where, left, from_row, row, pace, M, packed, 0, slivers, result, m * M * N, N, 0, width, more)
 
 
 def product_of_rows(a: Any, b: Any, out: Any, first: int, last: int) -> None:
