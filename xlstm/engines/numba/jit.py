@@ -81,8 +81,15 @@ def _vectors() -> ModuleType:
     return importlib.import_module("xlstm.engines.numba.vectors")
 
 
+def shared(dtype: str) -> ModuleType:
+    """Return a module with the functions that do not depend on a step, for a dtype."""
+    with lock:
+        return _shared(dtype, shape(dtype))
+
+
 SHARED = (
-    products.pack_slivers,
+    products.pack_rows,
+    products.pack_columns,
     products.pack,
     products.pack_transposed,
     products.pack_panels,
@@ -121,16 +128,17 @@ def generated(common: ModuleType, source: str) -> ModuleType:
 
 @functools.cache
 def _shared(dtype: str, shape: Any) -> ModuleType:
-    """Return a module with the functions that do not depend on a step."""
     import math
 
+    import numba
     import numpy as np
 
-    from xlstm.engines.numba import atomics, vectors
+    from xlstm.engines.numba import atomics, pointers, vectors
 
-    text = "".join(inspect.getsource(module) for module in (maths, products, vectors, atomics, loops))
+    text = "".join(inspect.getsource(module) for module in (maths, products, vectors, atomics, pointers, loops))
     found = new_module(f"{dtype} {shape}{text}")
-    found.__dict__.update(U=np.uintp, np=np, math=math)
+    pointer = pointers.at4 if dtype == "float32" else pointers.at8
+    found.__dict__.update(U=np.uintp, np=np, math=math, carray=numba.carray, pointer=pointer)
     counting = {name: getattr(atomics, name) for name in ("count_up", "count_of", "let_others_run")}
     found.__dict__.update(vectors.tiles(dtype, shape), **counting)
     for module in (products, loops):
@@ -138,7 +146,8 @@ def _shared(dtype: str, shape: Any) -> ModuleType:
     bind_maths(found, dtype)
     bind(found, SHARED)
     bind(found, COUNTED, counted=True)
-    bind(found, (products.rows_times_vector,), FLAGS | {"reassoc"})
+    bind(found, (products.rows_times_vector, products.column_of_product), FLAGS | {"reassoc"})
+    bind(found, (products.products_of_batch,), counted=True)
     found.__dict__["PRODUCT"] = vectors.address(found.__dict__["product"], vectors.product_type(dtype))
     return found
 

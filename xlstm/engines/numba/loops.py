@@ -125,7 +125,7 @@ def product_piece(
     across = (slivers + group - 1) // group
     q, i = piece % across * group, piece // across * rows
     some, stop = min(rows, n - i), min(q + group, slivers)
-    call_product(where, a, at + i * row, row, some, b, q, stop, out, place + i * line, line, gate, width, add)
+    call_product(where, a, at + i * row, row, 1, some, b, q, stop, out, place + i * line, line, gate, width, add)
 
 
 def forward(
