@@ -1,4 +1,4 @@
-"""Numba: whether it is there and wanted, and the functions of `loops.py` compiled for a cell.
+"""Numba: whether it is there and wanted, and the functions of `loops.py` compiled for a dtype and a cell.
 
 XLSTM_COMPILE=0 in the environment goes without Numba, XLSTM_COMPILE=1 insists on it; by default it is used where it is
 installed.
@@ -65,7 +65,7 @@ def functions(dtype: str, step: str) -> ModuleType:
     ----------
     dtype : {"float32", "float64"}
     step : str
-        The source of a function `step`, which may call tanh, exp, F and the module math.
+        The source of functions `step` and `step_at`, which may call tanh, exp, F and the module math.
     """
     with lock:
         return _functions(dtype, step, shape(dtype))
@@ -94,16 +94,22 @@ SHARED = (
     loops.product_piece,
     loops.add,
     loops.to_rows,
+    loops.enter,
+    loops.forward,
+    loops.backward,
 )
-LOOPS = (loops.forward, loops.forward_step, loops.backward)
 FLAGS = {"contract", "nsz"}
 
 
 @functools.cache
 def _functions(dtype: str, step: str, shape: Any) -> ModuleType:
+    from xlstm.engines.numba import vectors
+
     common = _shared(dtype, shape)
     found = generated(common, step)
-    bind(found, (found.step, *LOOPS))
+    own = tuple(f for f in vars(found).values() if isinstance(f, FunctionType) and f.__module__ == found.__name__)
+    bind(found, (*own, loops.forward_step))
+    found.__dict__["step_address"] = functools.cache(lambda: vectors.address(found.step_at, vectors.step_type()))
     return found
 
 
@@ -122,13 +128,15 @@ def _shared(dtype: str, shape: Any) -> ModuleType:
     """Return a module with the functions that do not depend on a step."""
     import math
 
+    import numba
     import numpy as np
 
-    from xlstm.engines.numba import atomics, vectors
+    from xlstm.engines.numba import atomics, pointers, vectors
 
-    text = "".join(inspect.getsource(module) for module in (maths, products, vectors, atomics, loops))
+    text = "".join(inspect.getsource(module) for module in (maths, products, vectors, atomics, pointers, loops))
     found = new_module(f"{dtype} {shape}{text}")
-    found.__dict__.update(U=np.uintp, np=np, math=math)
+    found.__dict__.update(U=np.uintp, INT=np.int64, np=np, math=math, carray=numba.carray)
+    found.__dict__.update(at=pointers.at4 if dtype == "float32" else pointers.at8, address_of=pointers.address_of)
     counting = {name: getattr(atomics, name) for name in ("count_up", "count_of", "let_others_run")}
     found.__dict__.update(vectors.tiles(dtype, shape), **counting)
     for module in (products, loops):
@@ -159,7 +167,8 @@ def bind(module: ModuleType, given: tuple[Callable[..., Any], ...], flags: Colle
         assert isinstance(function, FunctionType)
         bound = FunctionType(function.__code__, module.__dict__, function.__name__)
         bound.__module__, bound.__qualname__ = module.__name__, function.__name__
-        compiled = cached(bound, nogil=True, fastmath=set(flags), error_model="numpy")
+        # Nobody calls them from C, so code for that would be compiled in vain.
+        compiled = cached(bound, nogil=True, fastmath=set(flags), error_model="numpy", no_cfunc_wrapper=True)
         setattr(module, function.__name__, compiled)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 F: Any = np.float32
 U: Any = np.uintp
+INT: Any = np.int64  # Numba compiles a function for a literal number apart from that for other integers
 MOST, COLUMNS = 12, 32  # rows of the largest tile, and columns of a sliver
 SLIVERS1 = SLIVERS2 = SLIVERS4 = SLIVERS6 = 1  # slivers that a tile of so many rows takes
 
@@ -35,13 +36,23 @@ def tile(*arguments: Any) -> None:
 copy_panel = copy_sliver = tile1 = tile2 = tile4 = tile6 = tile8 = tile_down = tile
 
 
+def call_product(*arguments: Any) -> None:
+    """Stand for `vectors.call_product`."""
+    raise NotImplementedError
+
+
+def address_of(array: Any) -> int:
+    """Stand for `pointers.address_of`."""
+    raise NotImplementedError
+
+
 def pack(W: Any, packed: Any, first: int, last: int) -> None:
     """Pack matrices (gates, K, columns), one after the other: the slivers from `first` to `last`."""
     per = packed.shape[0] // W.shape[0]
     while first < last:
         g, q = first // per, first % per
         stop = min(per, q + last - first)
-        pack_slivers(W[g], 0, W.shape[1], q, stop, packed, first)
+        pack_slivers(W[g], INT(0), W.shape[1], q, stop, packed, first)
         first += stop - q
 
 
@@ -132,10 +143,10 @@ def product(
             tile(a, last, row, left, b, q, columns * K, out, end, line, gate, width, per, add)
 
 
-def product_of_rows(a: Any, b: Any, out: Any, first: int, last: int) -> None:
+def product_of_rows(where: int, a: Any, b: Any, out: Any, first: int, last: int) -> None:
     """Set the rows from `first` to `last` of out (n, width) = a (n, K) @ b.
 
-    b is packed by equal blocks of its rows, (blocks, slivers, rows, columns).
+    b is packed by equal blocks of its rows, (blocks, slivers, rows, columns). `where` is the address of `product`.
     """
     (K, width), flat, to = (a.shape[1], out.shape[1]), a.reshape(a.size), out.reshape(out.size)
     blocks, slivers, deep = b.shape[:3]
@@ -143,7 +154,7 @@ def product_of_rows(a: Any, b: Any, out: Any, first: int, last: int) -> None:
         n = min(BLOCK, last - start)
         for block in range(blocks):
             at = start * K + block * deep
-            product(flat, at, K, n, b[block], 0, slivers, to, start * width, width, 0, width, block > 0)
+            call_product(where, flat, at, K, n, b[block], 0, slivers, to, start * width, width, 0, width, block > 0)
 
 
 def products_over_rows(a: Any, bs: Any, outs: Any, first: int, last: int) -> None:
@@ -155,11 +166,11 @@ def products_over_rows(a: Any, bs: Any, outs: Any, first: int, last: int) -> Non
         slivers += (b.shape[1] + COLUMNS - 1) // COLUMNS
     left, right = room(most * DEPTH * MOST).reshape(most, DEPTH, MOST), room(slivers * DEPTH * COLUMNS)
     for start in range(0, N, DEPTH):
-        some, q = min(DEPTH, N - start), 0
+        some, q = min(DEPTH, N - start), INT(0)
         packed = right[: slivers * some * COLUMNS].reshape(slivers, some, COLUMNS)
         for b in bs:
             every = (b.shape[1] + COLUMNS - 1) // COLUMNS
-            pack_slivers(b, start, some, 0, every, packed, q)
+            pack_slivers(b, start, some, INT(0), every, packed, q)
             q += every
         for row in range(first, last, PANELS * MOST):
             stop, q = min(last, row + PANELS * MOST), 0
@@ -177,7 +188,7 @@ def products_over_rows(a: Any, bs: Any, outs: Any, first: int, last: int) -> Non
 def room(size: int) -> Any:
     """Return room for numbers that begins with a cache line, so that no vector lies in two."""
     found = np.empty(size + LINE, F)
-    first = -found.ctypes.data // found.itemsize % LINE
+    first = -address_of(found) // found.itemsize % LINE
     return found[first : first + size]
 
 

@@ -72,6 +72,7 @@ class NumbaTape(Tape):
             kernel,
             "forward",
             (self.x, self.hs, self.starts, for_inputs(step, loops), for_states(step, loops), zx, zh, lean),
+            (zx, zh, self.hs.reshape(self.hs.size)),
             self.carry | self.saved,
         )
         last = self._last()
@@ -100,23 +101,30 @@ class NumbaTape(Tape):
             kernel,
             "backward",
             (dy, self.starts, for_gradients(step, kernel.loops), dZ, dQ, dz, dzh, self.kernels.direct, flat),
+            (dz, dzh, flat, flat),
             self.carry | self._whole() | gradients,
         )
         return found, [d.T for d in (dh, *dcarry)]
 
-    def _run(self, kernel: Kernel, loop: str, given: tuple[Any, ...], arrays: dict[str, Array]) -> None:
-        """Run a loop on as many threads as its steps are worth."""
+    def _run(
+        self, kernel: Kernel, loop: str, given: tuple[Any, ...], first: tuple[Array, ...], arrays: dict[str, Array]
+    ) -> None:
+        """Run a loop on as many threads as its steps are worth; the step takes some arrays first, others by name."""
         steps, step = self.starts.size - 1, self.step
-        flat = {name: a.reshape(*a.shape[:-2], a.shape[-1] * a.shape[-2]) for name, a in arrays.items()}
-        flat |= constants(step, self.first)
-        call = getattr(kernel.loops, loop)
-        more = [flat[name] for name in kernel.names]
-
-        def task(k: int, size: int, first: int, last: int, counts: Array) -> None:
-            call(kernel.loops.PRODUCT, k, size, first, last, counts, *given, *more)
-
         if steps == 0:
             return
+        flat = {name: a.reshape(*a.shape[:-2], a.shape[-1] * a.shape[-2]) for name, a in arrays.items()}
+        flat |= constants(step, self.first)
+        call, loops = getattr(kernel.loops, loop), kernel.loops
+        taken = [*first, *[flat[name] for name in kernel.names if name not in kernel.numbers]]
+        table = np.empty((len(taken), 2), np.int64)
+        for k, a in enumerate(taken):
+            loops.enter(table, k, a)
+        numbers = np.array([flat[name] for name in kernel.numbers], np.float64)
+
+        def task(k: int, size: int, first: int, last: int, counts: Array) -> None:
+            call(loops.PRODUCT, loops.step_address(), k, size, first, last, counts, table, numbers, *given)
+
         parts, size = division(step.Wh.size, self.first, steps)
         if parts > 1:
             spans = [(part[0].first, part[0].first + part[0].n) for part in split(self.widths, parts)]

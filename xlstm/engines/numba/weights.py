@@ -84,7 +84,9 @@ def products(compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]) -> list
     for (a, b), out in zip(pairs, outs, strict=True):
         if a.flags.c_contiguous:
             packed = _by_blocks(compiled, b)
-            calls.append((a.shape[0], functools.partial(compiled.product_of_rows, contiguous(a), packed, out)))
+            calls.append(
+                (a.shape[0], functools.partial(compiled.product_of_rows, compiled.PRODUCT, contiguous(a), packed, out))
+            )
         elif b.shape[1] == 1:
             calls.append((a.shape[0], functools.partial(compiled.vector_over_rows, a.T, contiguous(b), out)))
         else:
