@@ -103,6 +103,9 @@ class Compiled:
         self.guards = Guards()
         self.calls: Counter[str] = Counter()  # of each function
         self.made = 0  # arrays that compiled functions made
+        self.table: Any = None  # that the arrays of a step were entered last
+        self.entered: list[Any] = []
+        self.write: Any = None
         self._inside: list[Block] = []
 
     def allocate(self) -> None:
@@ -136,7 +139,16 @@ class Compiled:
             for name, value in found.items()
             if isinstance(value, Dispatcher)
         }
+        guarded["enter"] = functools.partial(self.enter, found["enter"])
         return types.SimpleNamespace(**{**found, **guarded})
+
+    def enter(self, function: Callable[..., Any], table: Any, k: int, array: Any) -> None:
+        """Enter an array in a table, and keep it: a call with the table takes one of copies."""
+        if k == 0:
+            self.table, self.entered, self.write = table, [], function
+        assert table is self.table
+        self.entered.append(array)
+        function(table, k, array)
 
     def call(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function with copies of its arrays, and copy them back; the same array is the same copy."""
@@ -147,6 +159,11 @@ class Compiled:
                 return tuple(copied(one) for one in argument)
             if not isinstance(argument, np.ndarray):
                 return argument
+            if argument is self.table:
+                found = np.empty_like(argument)
+                for k, array in enumerate(self.entered):
+                    self.write(found, k, copied(array))
+                return found
             assert argument.flags.c_contiguous, f"{name}: {argument.shape} with strides {argument.strides}"
             key = (argument.ctypes.data, argument.nbytes)
             if key not in copies:

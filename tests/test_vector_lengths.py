@@ -25,7 +25,7 @@ THREADS = (1, 2, 3, 5)
 SIZES = (5, 21)  # D and H: 21 is no multiple of any vector
 
 # Length of vectors, dtype, kind and options. Every option occurs with one length at least, and every length with loops
-# that other tests compile as well: each other loop takes seconds to compile.
+# that other tests compile as well: each other step takes time to compile.
 CASES = [
     *((length, "float32", "LSTM", {"num_layers": 2, "dropout": 0.4}) for length in (16, 32, 64)),
     *(
@@ -183,7 +183,7 @@ def test_products_beyond_two_to_the_31(rng, kind):
         if kind == "rows":
             packed = np.zeros((1, 1, K, functions.COLUMNS), "float32")
             packed[..., :width] = b
-            functions.product_of_rows(a, packed, out, first, last)
+            functions.product_of_rows(functions.PRODUCT, a, packed, out, first, last)
         elif kind == "over rows":
             functions.products_over_rows(a.T, (b,), (out,), first, last)
         else:

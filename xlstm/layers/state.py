@@ -87,7 +87,7 @@ def complete(
     if state is not None:
         _check_container(where, what, state, leaves)
     found: list[Any] = []
-    like = next(iter(params.values()), None)
+    like = next(iter(params.values()))
     for k, leaf in enumerate(leaves):
         part = None if state is None else state[k]
         if not isinstance(leaf, Leaf):

@@ -1,4 +1,4 @@
-"""Numba: whether it is there and wanted, and the functions of `loops.py` compiled for a cell.
+"""Numba: whether it is there and wanted, and the functions of `loops.py` compiled for a dtype and a cell.
 
 XLSTM_COMPILE=0 in the environment goes without Numba, XLSTM_COMPILE=1 insists on it; by default it is used where it is
 installed.
@@ -65,7 +65,7 @@ def functions(dtype: str, step: str) -> ModuleType:
     ----------
     dtype : {"float32", "float64"}
     step : str
-        The source of a function `step`, which may call tanh, exp, F and the module math.
+        The source of functions `step` and `step_at`, which may call tanh, exp, F and the module math.
     """
     with lock:
         return _functions(dtype, step, shape(dtype))
@@ -102,6 +102,9 @@ SHARED = (
     loops.product_piece,
     loops.add,
     loops.to_rows,
+    loops.enter,
+    loops.forward,
+    loops.backward,
 )
 COUNTED = (products.room, products.products_over_rows)
 FLAGS = {"contract", "nsz"}
@@ -109,10 +112,13 @@ FLAGS = {"contract", "nsz"}
 
 @functools.cache
 def _functions(dtype: str, step: str, shape: Any) -> ModuleType:
+    from xlstm.engines.numba import vectors
+
     common = _shared(dtype, shape)
     found = generated(common, step)
-    bind(found, (found.step, loops.forward, loops.backward))
-    bind(found, (loops.forward_step,), counted=True)
+    own = tuple(f for f in vars(found).values() if isinstance(f, FunctionType) and f.__module__ == found.__name__)
+    bind(found, (*own, loops.forward_step), counted=True)
+    found.__dict__["step_address"] = functools.cache(lambda: vectors.address(found.step_at, vectors.step_type()))
     return found
 
 
@@ -137,8 +143,9 @@ def _shared(dtype: str, shape: Any) -> ModuleType:
 
     text = "".join(inspect.getsource(module) for module in (maths, products, vectors, atomics, pointers, loops))
     found = new_module(f"{dtype} {shape}{text}")
+    found.__dict__.update(U=np.uintp, INT=np.int64, np=np, math=math, carray=numba.carray)
     pointer = pointers.at4 if dtype == "float32" else pointers.at8
-    found.__dict__.update(U=np.uintp, np=np, math=math, carray=numba.carray, pointer=pointer)
+    found.__dict__.update(pointer=pointer, address_of=pointers.address_of)
     counting = {name: getattr(atomics, name) for name in ("count_up", "count_of", "let_others_run")}
     found.__dict__.update(vectors.tiles(dtype, shape), **counting)
     for module in (products, loops):
@@ -180,7 +187,9 @@ def bind(
         assert isinstance(function, FunctionType)
         bound = FunctionType(function.__code__, module.__dict__, function.__name__)
         bound.__module__, bound.__qualname__ = module.__name__, function.__name__
-        compiled = cached(bound, nogil=True, fastmath=set(flags), error_model="numpy", _nrt=counted)
+        # Nobody calls them from C, so code for that would be compiled in vain.
+        options = {"error_model": "numpy", "no_cfunc_wrapper": True, "_nrt": counted}
+        compiled = cached(bound, nogil=True, fastmath=set(flags), **options)
         setattr(module, function.__name__, compiled)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 F: Any = np.float32
 U: Any = np.uintp
+INT: Any = np.int64  # Numba compiles a function for a literal number apart from that for other integers
 MOST, COLUMNS, LANES = 12, 32, 16  # rows of the largest tile, columns of a sliver, and numbers of a vector
 SLIVERS1 = SLIVERS2 = SLIVERS4 = SLIVERS6 = 1  # slivers that a tile of so many rows takes
 
@@ -33,9 +34,18 @@ def tile(*arguments: Any) -> None:
 
 
 copy_panel = copy_sliver = copy_turned = tile1 = tile2 = tile4 = tile6 = tile8 = tile
-call_product: Any = tile
 carray: Any = tile
 pointer: Any = tile
+
+
+def call_product(*arguments: Any) -> None:
+    """Stand for `vectors.call_product`."""
+    raise NotImplementedError
+
+
+def address_of(array: Any) -> int:
+    """Stand for `pointers.address_of`."""
+    raise NotImplementedError
 
 
 def pack(W: Any, packed: Any, first: int, last: int) -> None:
@@ -224,18 +234,18 @@ def products_of_batch(
             packed = whole[: slivers * some * COLUMNS].reshape(slivers, some, COLUMNS)
             if m == first or b_step or some < K:
                 if turned:
-                    pack_columns(right, m * b_step + start, lead, width, some, 0, slivers, packed, 0)
+                    pack_columns(right, m * b_step + start, lead, width, some, INT(0), slivers, packed, INT(0))
                 else:
-                    pack_rows(right, m * b_step + start * lead, lead, width, some, 0, slivers, packed, 0)
+                    pack_rows(right, m * b_step + start * lead, lead, width, some, INT(0), slivers, packed, INT(0))
             from_row = m * a_step + start * pace
             more = add or start > 0
             call_product(where, left, from_row, row, pace, M, packed, 0, slivers, result, m * M * N, N, 0, width, more)
 
 
-def product_of_rows(a: Any, b: Any, out: Any, first: int, last: int) -> None:
+def product_of_rows(where: int, a: Any, b: Any, out: Any, first: int, last: int) -> None:
     """Set the rows from `first` to `last` of out (n, width) = a (n, K) @ b.
 
-    b is packed by equal blocks of its rows, (blocks, slivers, rows, columns).
+    b is packed by equal blocks of its rows, (blocks, slivers, rows, columns). `where` is the address of `product`.
     """
     (K, width), flat, to = (a.shape[1], out.shape[1]), a.reshape(a.size), out.reshape(out.size)
     blocks, slivers, deep = b.shape[:3]
@@ -243,7 +253,7 @@ def product_of_rows(a: Any, b: Any, out: Any, first: int, last: int) -> None:
         n = min(BLOCK, last - start)
         for block in range(blocks):
             at = start * K + block * deep
-            product(flat, at, K, 1, n, b[block], 0, slivers, to, start * width, width, 0, width, block > 0)
+            call_product(where, flat, at, K, 1, n, b[block], 0, slivers, to, start * width, width, 0, width, block > 0)
 
 
 def products_over_rows(a: Any, bs: Any, outs: Any, first: int, last: int) -> None:
@@ -255,12 +265,12 @@ def products_over_rows(a: Any, bs: Any, outs: Any, first: int, last: int) -> Non
         slivers += (b.shape[1] + COLUMNS - 1) // COLUMNS
     left, right = room(most * DEPTH * MOST).reshape(most, DEPTH, MOST), room(slivers * DEPTH * COLUMNS)
     for start in range(0, N, DEPTH):
-        some, q = min(DEPTH, N - start), 0
+        some, q = min(DEPTH, N - start), INT(0)
         packed = right[: slivers * some * COLUMNS].reshape(slivers, some, COLUMNS)
         for b in bs:
             every = (b.shape[1] + COLUMNS - 1) // COLUMNS
             width = b.shape[1]
-            pack_rows(b.reshape(b.size), start * width, width, width, some, 0, every, packed, q)
+            pack_rows(b.reshape(b.size), start * width, width, width, some, INT(0), every, packed, q)
             q += every
         for row in range(first, last, PANELS * MOST):
             stop, q = min(last, row + PANELS * MOST), 0
@@ -278,7 +288,7 @@ def products_over_rows(a: Any, bs: Any, outs: Any, first: int, last: int) -> Non
 def room(size: int) -> Any:
     """Return room for numbers that begins with a cache line, so that no vector lies in two."""
     found = np.empty(size + LINE, F)
-    first = -found.ctypes.data // found.itemsize % LINE
+    first = -address_of(found) // found.itemsize % LINE
     return found[first : first + size]
 
 

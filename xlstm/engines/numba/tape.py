@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,7 @@ class NumbaTape(Tape):
         zx = np.empty((step.G, max(first, min(N, ROWS)) * H), self.x.dtype)
         zh = np.empty((step.G, first * H), self.x.dtype)
         given = (self.x, self.hs, self.starts, for_inputs(step, loops), for_states(step, loops), zx, zh, lean)
-        self._run(kernel, loops.forward, given, self.carry | self.saved)
+        self._run(kernel, "forward", given, (zx, zh, self.hs.reshape(-1)), self.carry | self.saved)
         end, place = self._ends(lean)
         after = [self.hs[end].T, *[c[place].T for c in self.carry.values()]]
         if lean:
@@ -92,23 +92,30 @@ class NumbaTape(Tape):
         dy = NO_ROWS[dZ.dtype] if dy is None else contiguous(dy)
         arrays = self.carry | self._whole()
         arrays |= {f"d{name}": d for name, d in zip(self.carry, dcarry, strict=True)}
-        W, loops = for_gradients(step, kernels.backward.loops), kernels.backward.loops
-        given = (dy, self.starts, W, dZ, dQ, dz, dzh, kernels.direct, dh.reshape(-1))
-        self._run(kernels.backward, loops.backward, given, arrays)
+        W, flat = for_gradients(step, kernels.backward.loops), dh.reshape(-1)
+        given = (dy, self.starts, W, dZ, dQ, dz, dzh, kernels.direct, flat)
+        self._run(kernels.backward, "backward", given, (dz, dzh, flat, flat), arrays)
         return found, [d.T for d in (dh, *dcarry)]
 
-    def _run(self, kernel: Kernel, loop: Callable[..., None], given: tuple[Any, ...], arrays: dict[str, Array]) -> None:
-        """Run a loop on as many threads as its steps are worth."""
+    def _run(
+        self, kernel: Kernel, loop: str, given: tuple[Any, ...], first: tuple[Array, ...], arrays: dict[str, Array]
+    ) -> None:
+        """Run a loop on as many threads as its steps are worth; the step takes some arrays first, others by name."""
         steps, step = self.starts.size - 1, self.step
-        flat = {name: a.reshape(-1) if a.ndim == 2 else a.reshape(a.shape[0], -1) for name, a in arrays.items()}
-        flat |= constants(step, self.first)
-        where, more = kernel.loops.PRODUCT, [flat[name] for name in kernel.names]
-
-        def task(k: int, size: int, first: int, last: int, counts: Array) -> None:
-            loop(where, k, size, first, last, counts, *given, *more)
-
         if steps == 0:
             return
+        flat = {name: a.reshape(-1) if a.ndim == 2 else a.reshape(a.shape[0], -1) for name, a in arrays.items()}
+        flat |= constants(step, self.first)
+        call, loops = getattr(kernel.loops, loop), kernel.loops
+        taken = [*first, *[flat[name] for name in kernel.names if name not in kernel.numbers]]
+        table = np.empty((len(taken), 2), np.int64)
+        for k, a in enumerate(taken):
+            loops.enter(table, k, a)
+        numbers = np.array([flat[name] for name in kernel.numbers], np.float64)
+
+        def task(k: int, size: int, first: int, last: int, counts: Array) -> None:
+            call(loops.PRODUCT, loops.step_address(), k, size, first, last, counts, table, numbers, *given)
+
         parts, size = self.shares
         if parts == size == 1:
             task(0, 1, 0, self.first, _counts(steps, 1))

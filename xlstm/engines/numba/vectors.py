@@ -64,7 +64,7 @@ def tiles(dtype: str, shape: Shape) -> dict[str, Any]:
     found |= {f"SLIVERS{rows}": vectors // 2 for rows, vectors in shape.tiles}
     found["tile"] = found[f"tile{most}"]
     found.setdefault("tile8", found["tile"])  # less than MOST rows are left, here less than 8
-    found["call_product"] = call_product
+    found |= {"call_product": call_product, "call_step": call_step}
     columns = 2 * shape.lanes
     found |= {"copy_panel": copier(most), "copy_sliver": copier(columns), "copy_turned": turner(shape.lanes)}
     return found | {"MOST": most, "COLUMNS": columns, "LANES": shape.lanes}
@@ -303,9 +303,25 @@ def product_type(dtype: str) -> Any:
 def call_product(context, where, a, at, row, pace, n, b, first, stop, out, place, line, gate, width, add):  # type: ignore[no-untyped-def]
     """Call `products.product` by its address.
 
-    If loops called it by its name, Numba would compile it again in each loop of each cell, a second each time.
+    If others called it by its name, Numba would compile it again in each of them, a second each time.
     """
-    signature = product_type(str(a.dtype))
+    return _call_by_address(product_type(str(a.dtype)))
+
+
+def step_type() -> Any:
+    """Return the types of the arguments of a step that takes addresses, `loops.call_step`."""
+    table, numbers = types.Array(types.int64, 2, "C"), types.Array(types.float64, 1, "C")
+    return types.void(*[types.int64] * 8, table, numbers)
+
+
+@intrinsic
+def call_step(context, where, zx, h, new_h, carry, new_carry, saved, first, last, table, numbers):  # type: ignore[no-untyped-def]
+    """Call the step of a cell by its address, so that the loops around it are compiled once for all cells."""
+    return _call_by_address(step_type())
+
+
+def _call_by_address(signature: Any) -> Any:
+    """Return what an intrinsic returns that calls the function at its first argument with all others."""
 
     def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
         kind = context.call_conv.get_function_type(signature.return_type, signature.args)
