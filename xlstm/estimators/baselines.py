@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.data.batches import Values
+from xlstm.data.host import Values
 from xlstm.data.preparation import windows
 
 Positions = np.ndarray[Any, Any]  # where each forecast begins, (N,)

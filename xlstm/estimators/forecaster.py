@@ -14,7 +14,8 @@ from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import DType, Params
 from xlstm.data import reading
-from xlstm.data.batches import Values, Windows
+from xlstm.data.batches import Windows
+from xlstm.data.host import Values
 from xlstm.data.preparation import Scaler, carry_forward, split, windows
 from xlstm.estimators import baselines
 from xlstm.estimators.settings import Scalers, Settings
