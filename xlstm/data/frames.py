@@ -166,7 +166,7 @@ def _frame(where: str, given: Any) -> tuple[Any, Any, bool]:
     try:
         import narwhals.stable.v1 as nw
     except ImportError as error:
-        raise ImportError(f"{where}: tables need narwhals; pip install 'xlstm-xp[tables]'") from error
+        raise ImportError(f"{where}: tables need narwhals; pip install narwhals") from error
     try:
         found = nw.from_native(given, eager_only=True, allow_series=True)
         is_column = isinstance(found, nw.Series)

@@ -86,7 +86,9 @@ class Sequences:
         """Return targets (N, ...) and their mask."""
         target = numbers("Sequences", "target", self.target)
         if target.shape[:1] != (len(lengths),):
-            raise ValueError(f"Sequences: target has shape {target.shape}, expected (N, ...) with N = {len(lengths)}")
+            raise ValueError(
+                f"Sequences: target has shape {target.shape}, expected (N, ...) with N = {len(lengths)} sequences"
+            )
         finite("Sequences", "target", target)
         mask: Host | None = checks.optional(flags)("Sequences", "mask", self.mask)
         check_mask("Sequences", mask, target, 1)
