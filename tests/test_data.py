@@ -205,12 +205,12 @@ def test_buckets_leave_less_padding(rng):
     lengths = rng.integers(1, 100, 640)
     rows = [np.ones((n, 1)) for n in lengths]
     steps = {}
-    for bucket in (1, 10):
+    for bucket in (1, 40):
         batches = list(Sequences(rows, lengths, batch_size=16, bucket=bucket).batches(np.random.default_rng(0)))
         steps[bucket] = sum(batch.x.size for batch in batches)
         first = [len(batch.x) for batch in batches]
         assert first != sorted(first)
-    assert steps[10] < 1.2 * lengths.sum() < 1.5 * lengths.sum() < steps[1]
+    assert steps[40] < 1.2 * lengths.sum() < 1.5 * lengths.sum() < steps[1]
 
 
 def test_the_order_is_that_of_the_generator(rng):
@@ -606,7 +606,7 @@ def test_the_index_of_pandas(zone):
     assert type(one) is pd.Series
     assert one.index.equals(index)
     months = pd.DataFrame({"a": [1, 2]}, index=pd.period_range("2020-01", periods=2, freq="M"))
-    assert [str(date)[:7] for date in table_of("f", months).index] == ["2020-01", "2020-02"]
+    np.testing.assert_array_equal(table_of("f", months).index, np.array(["2020-01", "2020-02"], "datetime64[M]"))
     ahead = table_like(months, {"p": [1.0]}, index=np.array(["2020-03"], "datetime64[M]"))
     assert list(ahead.index) == [pd.Period("2020-03", "M")]
     labels = pd.DataFrame({"a": [1, 2]}, index=["u", "v"])
