@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.convert import to_numpy
 
 LIBRARIES = ("pandas", "polars", "pyarrow", "modin", "cudf")
 
@@ -135,7 +136,7 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
     """
     where = "table_like"
     nw, frame, is_column = _frame(where, given)
-    made: dict[str, Any] = {name: np.asarray(column) for name, column in columns.items()}
+    made: dict[str, Any] = {name: to_numpy(column) for name, column in columns.items()}
     rows = {column.shape for column in made.values()} | (set() if index is None else {(len(index),)})
     if len(rows) != 1 or len(min(rows)) != 1:
         raise ValueError(f"{where}: columns and index have shapes {sorted(rows)}, expected one shape (N,)")
@@ -214,6 +215,6 @@ def _dates_like(nw: Any, dates: Any, dtype: Any) -> Any:
 
 def _index_like(index: Any, old: Any) -> Any:
     """Return an index of pandas with the time zone, or the periods, of another one; dates without a zone are UTC's."""
-    if getattr(old, "tz", None) is not None and index.tz is None:
+    if getattr(old, "tz", None) is not None and getattr(index, "tz", old.tz) is None:
         return index.tz_localize("UTC").tz_convert(old.tz)
     return index.to_period(old.freq) if hasattr(old, "to_timestamp") and hasattr(index, "to_period") else index
