@@ -610,7 +610,7 @@ def test_the_index_of_pandas(zone):
     given = pd.DataFrame({"a": [1, 2, 3]}, index=index)
     found = table_of("f", given)
     assert found.index_name == "day"
-    assert str(found.index[0]) == ("2020-01-01T00:00:00.000000" if zone is None else "2019-12-31T23:00:00.000000")
+    assert found.index[0] == np.datetime64("2020-01-01T00:00" if zone is None else "2019-12-31T23:00")
     made = table_like(given, {"p": np.ones(3)})
     assert made.index.equals(index)
     assert made.index.freq == index.freq
@@ -675,7 +675,7 @@ def test_what_is_no_table():
     assert not is_table([1])
     assert not is_table(pd.DataFrame)
     for given, words in (
-        (pl.LazyFrame({"a": [1]}), r"f: a polars.*LazyFrame is not taken as a table"),
+        (pl.LazyFrame({"a": [1]}), r"f: a polars.LazyFrame is not taken as a table"),
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), r"f: a pandas.DataFrame is not taken as a table .*unique.* 'a'"),
         (pd.DataFrame({"a": [object()]}), r"column 'a' holds Object"),
         (np.ones(3), "f: a numpy.ndarray is not taken"),

@@ -147,7 +147,7 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
     if index is None and length != len(frame) and (own is not None or dated is not None):
         raise ValueError(f"{where}: columns have {length} rows, expected {len(frame)}, or index= with their labels")
     if dated is not None:
-        made = {dated: frame.get_column(dated) if index is None else index, **made}
+        made = {dated: nw.to_native(frame.get_column(dated)) if index is None else index, **made}
     table = nw.from_dict(made, native_namespace=space)
     if dated is not None and index is not None:
         table = table.with_columns(_dates_like(nw, table.get_column(dated), frame.schema[dated]))
@@ -174,7 +174,7 @@ def _frame(where: str, given: Any) -> tuple[Any, Any, bool]:
         frame = found.to_frame() if is_column else found
         frame.schema  # noqa: B018 (where two columns have one name it raises)
     except Exception as error:  # its kind depends on the version of narwhals
-        kind = f"{type(given).__module__}.{type(given).__name__}"
+        kind = f"{type(given).__module__.partition('.')[0]}.{type(given).__name__}"
         raise TypeError(f"{where}: a {kind} is not taken as a table ({' '.join(str(error).split())})") from error
     return nw, frame, is_column
 
