@@ -86,7 +86,7 @@ def _parquet(path: Path, wanted: list[str] | None) -> Columns:
             kinds = pyarrow.types
             dated = [f.name for f in found.schema_arrow if kinds.is_date(f.type) or kinds.is_timestamp(f.type)]
             chosen = [*chosen, *(dated if len(dated) == 1 and dated[0] not in chosen else [])]
-            table = None if unknown else found.read(chosen).select(chosen)
+            table = None if unknown else found.read(chosen)
         except pyarrow.ArrowException as error:
             raise ValueError(f"{path}: not a readable Parquet file ({error})") from error
     if unknown:
