@@ -1,7 +1,19 @@
 """Estimators with fit, predict and score, and pictures of their forecasts."""
 
+from xlstm.estimators.base import NotFittedError
 from xlstm.estimators.forecaster import Forecaster, Score
+from xlstm.estimators.sequence import SequenceClassifier, SequenceRegressor
 from xlstm.estimators.settings import Settings
+from xlstm.estimators.textmodel import TextModel
 from xlstm.estimators.values import SeriesError
 
-__all__ = ["Forecaster", "Score", "SeriesError", "Settings"]
+__all__ = [
+    "Forecaster",
+    "NotFittedError",
+    "Score",
+    "SequenceClassifier",
+    "SequenceRegressor",
+    "SeriesError",
+    "Settings",
+    "TextModel",
+]
