@@ -21,7 +21,7 @@ class Estimator:
     """
 
     _kind = ""  # scikit-learn's name for the kind of estimator: "classifier", "regressor" or nothing
-    _takes = ("two_d_array", "three_d_array")  # scikit-learn's names for the kinds of X
+    _takes: tuple[str, ...] = ("two_d_array", "three_d_array")  # scikit-learn's names for the kinds of X
 
     @classmethod
     def _names(cls) -> list[str]:
