@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -12,21 +13,40 @@ import typer
 import xlstm
 from xlstm.cli import interrupts
 from xlstm.cli.bench import bench
-from xlstm.cli.console import Log, one_line_errors, out
+from xlstm.cli.console import Log, out, warn
 from xlstm.cli.convert import export, import_
+from xlstm.cli.evaluate import evaluate
 from xlstm.cli.generate import generate
+from xlstm.cli.groups import HELP, Root, Usual
 from xlstm.cli.info import info
-from xlstm.cli.train import predict, train
+from xlstm.cli.options import Command, configurable
+from xlstm.cli.predict import predict
+from xlstm.cli.runs import runs
+from xlstm.cli.train import train
+from xlstm.cli.train_classify import train_classify
+from xlstm.cli.train_text import train_text
 
 app = typer.Typer(
     help="The LSTM family with hand-written gradients, on NumPy and CuPy.",
+    cls=Root,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": list(HELP)},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (train, predict, export, import_, generate, bench, info):
-    app.command(command.__name__.rstrip("_"))(one_line_errors(command))
+trains = typer.Typer(
+    help="Train a model of a series (forecast, unless another is named), a text, or sequences with labels.",
+    cls=Usual,
+    subcommand_metavar="[forecast|text|classify] ...",
+    rich_markup_mode=None,
+)
+app.add_typer(trains, name="train")
+jobs: dict[str, Command] = {"forecast": train, "text": train_text, "classify": train_classify}
+for name, job in jobs.items():
+    trains.command(name)(configurable(job))
+commands: tuple[Command, ...] = (evaluate, predict, generate, runs, export, import_, bench, info)
+for command in commands:
+    app.command(command.__name__.rstrip("_"))(command)
 
 
 @app.callback(invoke_without_command=True)
@@ -45,6 +65,7 @@ def main() -> None:
     log = logging.getLogger("xlstm")
     log.setLevel(logging.INFO)
     log.addHandler(Log())
+    warnings.showwarning = warn  # type: ignore[assignment]
     try:
         typer.main.get_command(app)()  # not app(), which would have Python show tracebacks in another way
     except SystemExit as end:

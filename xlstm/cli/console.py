@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import json
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from xlstm.arrays.convert import BackendError
 from xlstm.cli import interrupts
+from xlstm.training import Interrupted, Terminated
 
 # Errors whose message says enough; others show a traceback.
 ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError, BackendError)
@@ -35,30 +37,54 @@ out = _Console(highlight=False, markup=False, soft_wrap=True)
 err = _Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
-def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
     """End a command with one line on standard error and exit code 2 for bad input, quietly for signals and pipes."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-            if sys.stdout is not None:
-                sys.stdout.flush()
-        except BrokenPipeError:  # whoever read the output has had enough
-            raise typer.Exit(CLOSED) from None
-        except (*ERRORS, KeyboardInterrupt) as error:
-            if interrupted(error):
-                tell("interrupted")
-                raise typer.Exit(INTERRUPTED) from None
-            tell(f"error: {error}")
-            raise typer.Exit(2) from None
-
-    return run
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has had enough
+        raise typer.Exit(CLOSED) from None
+    except (*ERRORS, KeyboardInterrupt, Terminated) as error:
+        if interrupted(error):
+            tell("interrupted")
+            raise typer.Exit(code(error)) from None
+        tell(f"error: {error}")
+        raise typer.Exit(2) from None
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # that of a usage error, whose class is not public in every version
+            raise
+        context = getattr(error, "ctx", None)
+        path = "xlstm" if context is None else context.command_path
+        tell(f"error: {' '.join(error.format_message().split())} ({path} --help lists what there is)")
+        raise typer.Exit(2) from None
 
 
 def interrupted(error: BaseException) -> bool:
     """Return whether a signal caused an error; some libraries turn it into an error of their own."""
-    return isinstance(error, KeyboardInterrupt) or interrupts.received() is not None
+    return isinstance(error, KeyboardInterrupt | Terminated) or interrupts.received() is not None
+
+
+def code(error: BaseException) -> int:
+    """Return the exit code for an error that a signal caused."""
+    return 128 + error.signal if isinstance(error, Interrupted | Terminated) else interrupts.received() or INTERRUPTED
+
+
+def again(context: typer.Context, option: str) -> str:
+    """Return the command that runs, with an option added."""
+    words = ["xlstm", *context.obj]
+    return shlex.join(words if option in words else [*words, option])
+
+
+@contextlib.contextmanager
+def quieted(quiet: bool) -> Iterator[None]:
+    """Print nothing but errors, warnings and what a program asked for."""
+    before, out.quiet = out.quiet, quiet
+    try:
+        yield
+    finally:
+        out.quiet = before
 
 
 def tell(message: str) -> None:
@@ -71,8 +97,14 @@ class Log(logging.Handler):
     """Print what the library logs on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print the message of a record."""
-        tell(record.getMessage())
+        """Print the message of a record; commands say in their own words how training ended."""
+        if record.name != "xlstm.training" and not (out.quiet and record.levelno < logging.WARNING):
+            tell(record.getMessage())
+
+
+def warn(message: Warning | str, *rest: Any) -> None:
+    """Print a warning as a line on standard error, in the place of `warnings.showwarning`."""
+    tell(f"warning: {message}")
 
 
 def printable(command: str) -> None:
@@ -82,42 +114,67 @@ def printable(command: str) -> None:
 
 
 class Report:
-    """Lines on standard output; where they cannot be printed, the work goes on, and `finish` raises the error."""
+    """Lines on standard output; where they cannot be printed, the work goes on, and `finish` raises the error.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    as_json : bool
+        Print no lines, but at the end one JSON object.
+    """
+
+    def __init__(self, as_json: bool = False) -> None:
+        self.as_json = as_json
         self.error: OSError | ValueError | None = None
 
     def print(self, line: Any, **options: Any) -> None:
         """Print a line, unless an earlier one could not be printed."""
-        if self.error is None:
-            try:
-                out.print(line, **options)
-            except (OSError, ValueError) as error:  # ValueError: the terminal does not have a letter
-                self.error = error
+        if not self.as_json:
+            self._try(lambda: out.print(line, **options))
 
-    def finish(self) -> None:
-        """Raise the error of the first line that could not be printed."""
+    def finish(self, **values: Any) -> None:
+        """Print the values where JSON is asked for, and raise the error of the first line that could not be printed."""
+        if self.as_json:
+            self._try(lambda: typer.echo(json.dumps(values)))
         if isinstance(self.error, OSError):
             raise OSError(self.error.errno, f"the results could not be printed, {self.error.strerror}")
         if self.error is not None:
             raise ValueError(f"the results could not be printed, {self.error}")
 
+    def _try(self, act: Callable[[], None]) -> None:
+        if self.error is None:
+            try:
+                act()
+            except (OSError, ValueError) as error:  # ValueError: the terminal does not have a letter
+                self.error = error
+
 
 @contextlib.contextmanager
-def accounted(files: list[Path]) -> Iterator[None]:
-    """Where a command fails or is interrupted, say which of its files it has written: exit code 1 if any."""
+def accounted(files: list[Path], resume: Callable[[], str] = str) -> Iterator[None]:
+    """Where a command fails or is interrupted, say which of its files it has written: exit code 1 if any.
+
+    Parameters
+    ----------
+    files : list of Path
+    resume : callable
+        It returns the command that goes on after an interrupt, or nothing.
+    """
     before = [_stamp(file) for file in files]
     try:
         yield
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, Terminated) as error:
         written = [_stamp(file) != stamp for file, stamp in zip(files, before, strict=True)]
         if isinstance(error, BrokenPipeError) or not (interrupted(error) or any(written)):
             raise
         words = [f"{file} is{'' if new else ' not'} saved" for file, new in zip(files, written, strict=True)]
         account = ", ".join(words) if any(written) else "nothing was saved"
         what = f"error: {error}" if isinstance(error, ERRORS) else f"error: {type(error).__name__}: {error}"
-        tell(f"{'interrupted' if interrupted(error) else what}; {account}")
-        raise typer.Exit(INTERRUPTED if interrupted(error) else 1) from None
+        if not interrupted(error):
+            tell(f"{what}; {account}")
+            raise typer.Exit(1) from None
+        how = resume()
+        parts = ["interrupted", account if any(written) or not how else "", f"go on with: {how}" if how else ""]
+        tell("; ".join(part for part in parts if part))
+        raise typer.Exit(code(error)) from None
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:

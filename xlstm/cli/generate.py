@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from xlstm.cli import convert
 from xlstm.cli.console import BackendOption, printable
 from xlstm.data import text
+from xlstm.estimators import textmodel
+from xlstm.training import checkpoint
 
 
 def generate(
-    model: Annotated[Path, typer.Argument(help="Model file, or folder or file of a published xLSTM checkpoint.")],
+    model: Annotated[
+        Path, typer.Argument(help="Model file of train text, or folder or file of a published xLSTM checkpoint.")
+    ],
     prompt: Annotated[str, typer.Option(help="Text, or tokens such as '3 1 4' if there is no tokenizer.json.")],
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Tokens to add, at most.")] = 100,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token always.")] = 0.0,
@@ -29,14 +34,26 @@ def generate(
 ) -> None:
     """Go on from a prompt with a language model, token by token."""
     printable("generate")
-    codec = text.codec(model, as_bytes)
-    tokens = codec.encode(prompt)
-    network, params = convert.language(model, backend, dtype)
-    drawn = network.stream(
-        params, [tokens], max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
-    )
-    typer.echo(f"{prompt}{codec.GAP}", nl=False)  # as it is: not everything that looks like markup is
+    draws: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    if model.is_file() and checkpoint.is_ours(model) and checkpoint.kind_of(model) == textmodel.KIND:
+        if stop is not None or as_bytes or dtype is not None:
+            raise ValueError(f"{model}: is a text model with tokens of its own, not for --stop, --bytes and --dtype")
+        gap = ""
+        pieces = textmodel.TextModel.load(model, backend).stream(prompt, max_tokens, **draws)
+    else:
+        codec = text.codec(model, as_bytes)
+        gap, tokens = codec.GAP, codec.encode(prompt)
+        network, params = convert.language(model, backend, dtype)
+        pieces = _pieces(codec, network.stream(params, [tokens], max_tokens, stop=stop, **draws))
+    typer.echo(f"{prompt}{gap}", nl=False)  # as it is: not everything that looks like markup is
+    for piece in pieces:
+        typer.echo(piece, nl=False)
+    typer.echo()
+
+
+def _pieces(codec: text.Codec, drawn: Iterator[Any]) -> Iterator[str]:
+    """Yield the text of tokens."""
     shown = text.Stream(codec)
     for token, _ in drawn:
-        typer.echo(shown.push(int(token[0])), nl=False)
-    typer.echo(shown.rest())
+        yield shown.push(int(token[0]))
+    yield shown.rest()

@@ -1,20 +1,18 @@
-"""`xlstm train` and `xlstm predict`: a forecaster of a series in a CSV file."""
+"""`xlstm train`: a forecaster of a series in a CSV file."""
 
 from __future__ import annotations
 
 import contextlib
-import csv as csvlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from xlstm import training
-from xlstm.cli.console import BackendOption, ColumnOption, Report, accounted, err, out, printable
+from xlstm.cli.console import BackendOption, ColumnOption, Report, accounted, out
+from xlstm.cli.progress import bar
 from xlstm.data import writing
 from xlstm.data.series import Series, bundled, read_csv
 from xlstm.estimators import plots
@@ -54,7 +52,7 @@ def train(
     )
     series = read_csv(csv or bundled("sunspots"), column)
     forecaster = Forecaster(settings, backend, dtype, series.name)
-    with _dated(series):
+    with dated(series):
         forecaster.examples(series.values)  # whether it can be trained on, before anything is made or printed
     files = [output / MODEL] + [output / PICTURE] * plots.available()
     output.mkdir(parents=True, exist_ok=True)
@@ -65,14 +63,14 @@ def train(
     report.print(f"backend: {forecaster.backend}, {dtype}{narrow} ({forecaster.backend.reason})")
     report.print(f"series:  {series.name}, {_extent(series)}")
     with accounted(files):
-        with _bar() as show:
+        with bar() as show:
             forecaster.fit(series.values, show)
             forecaster.save(files[0])  # before anything else can go wrong
         assert forecaster.trained is not None
         report.print(f"trained: {_summary(forecaster.trained)}")
         report.print(f"model:   {files[0]}")
         score = forecaster.score(series.values)
-        report.print(_table(score, series.step), width=max(80, out.width))  # numbers are never cut short
+        report.print(table(score, series.step), width=max(80, out.width))  # numbers are never cut short
         for picture in files[1:]:
             plots.forecast(picture, series, score.at, score.forecasts[:, 0])
             report.print(f"picture: {picture}")
@@ -81,28 +79,8 @@ def train(
         report.finish()
 
 
-def predict(
-    model: Annotated[Path, typer.Argument(help="Model file that train wrote.")],
-    csv: Annotated[Path, typer.Argument(help="CSV file with the series so far.")],
-    column: ColumnOption = None,
-    steps: Annotated[int | None, typer.Option(help="Steps to forecast; beyond the horizon by feeding back.")] = None,
-    backend: BackendOption = "auto",
-) -> None:
-    """Forecast what comes after the last value of a series; prints CSV."""
-    printable("predict")
-    forecaster = Forecaster.load(model, backend)
-    series = read_csv(csv, column, usual=forecaster.name)
-    with _dated(series):
-        values = forecaster.predict(series.values, steps)
-    if series.name != forecaster.name:
-        err.print(f"note: the model was trained on {forecaster.name}, this is {series.name}")
-    writer = csvlib.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["time", series.name])
-    writer.writerows((label, f"{value:.9g}") for label, value in zip(series.after(len(values)), values, strict=True))
-
-
 @contextlib.contextmanager
-def _dated(series: Series) -> Iterator[None]:
+def dated(series: Series) -> Iterator[None]:
     """Name the row of a value that cannot be used by its date."""
     try:
         yield
@@ -123,7 +101,13 @@ def _summary(trained: training.Trained) -> str:
     return f"{epochs}, best after epoch {trained.best_epoch}{early}{skipped}"
 
 
-def _table(score: Score, step: str) -> Table:
+def scored(score: Score) -> dict[str, Any]:
+    """Return errors on the test part by method, a list along the horizon each, as JSON can hold them."""
+    rmse = {name: getattr(score, name).tolist() for name in ("model", "persistence", "autoregression")}
+    return {"forecasts": score.points, "order": score.order, "rmse": rmse}
+
+
+def table(score: Score, step: str) -> Table:
     """Return the RMSE on the test part by method, a row for each of some steps ahead."""
     table = Table(title=f"test RMSE on the last 20 %, {score.points} forecasts", title_justify="left")
     table.add_column("", no_wrap=True)
@@ -134,31 +118,3 @@ def _table(score: Score, step: str) -> Table:
         errors = (score.model, score.persistence, score.autoregression)
         table.add_row(f"{h} {step}{'s' if h > 1 else ''} ahead", *(f"{e[h - 1]:.4g}" for e in errors))
     return table
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[Callable[[training.Progress], None]]:
-    """Show a live progress bar on a terminal; give the function that moves it."""
-    if not err.is_terminal:  # old versions of rich print an empty line there
-        yield lambda now: None
-        return
-    columns = (
-        TextColumn("{task.fields[epoch]}"),
-        BarColumn(16),
-        TextColumn("{task.description}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err) as bar:
-        task = bar.add_task("", total=None, epoch="")
-
-        def show(now: training.Progress) -> None:
-            validation = "-" if now.validation is None else f"{now.validation:.4f}"
-            bar.update(
-                task,
-                total=now.epochs * now.steps,  # training may stop early, so the time left is at most that
-                completed=(now.epoch - 1) * now.steps + now.step,
-                epoch=f"{now.epoch}/{now.epochs}",
-                description=f"loss {now.loss:.4f}  validation {validation}  left",
-            )
-
-        yield show

@@ -32,6 +32,11 @@ def check_header(table: Table) -> None:
         raise ValueError(f"{table.path}: line 1 holds data, expected a header with the names of the columns")
 
 
+def is_date(cell: str) -> bool:
+    """Return whether a cell is an ISO date with more than a year."""
+    return ISO_DATE.fullmatch(cell) is not None and "-" in cell
+
+
 def column(table: Table) -> int | None:
     """Find the column of dates: the first that is mostly ISO dates, else a first column that holds no numbers.
 

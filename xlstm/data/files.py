@@ -1,16 +1,20 @@
-"""Tables read from files: CSV and Parquet."""
+"""Tables in files: CSV and Parquet."""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data import dates
+from xlstm.data import dates, writing
 from xlstm.data.frames import Columns, table_of
+from xlstm.data.host import Values
 from xlstm.data.series import column_numbers
 from xlstm.data.table import Table
 
@@ -46,7 +50,141 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = Non
     wanted = (
         None if columns is None else checks.several(str(path), "columns", columns, "a list of names", checks.LARGEST)
     )
-    return (_parquet if Path(path).suffix.lower() == ".parquet" else _csv)(Path(path), wanted)
+    return (_parquet if is_parquet(path) else _csv)(Path(path), wanted)
+
+
+def read_header(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
+    """Return the names of all columns of a CSV or Parquet file, and of those that hold ISO dates.
+
+    Raises
+    ------
+    OSError, ValueError, ImportError
+        As for `read_table`.
+    """
+    if is_parquet(path):
+        names, dated, _ = _opened(Path(path), lambda names, dated: [])
+        return names, dated
+    table = Table(path)
+    dates.check_header(table)
+    cells = zip(*table.sample, strict=True) if table.sample else [()] * len(table.header)
+    found = {name: column for name, column in zip(table.header, cells, strict=True) if column}
+    return table.header, [name for name, column in found.items() if all(map(dates.is_date, column))]
+
+
+def read_numbers(path: str | os.PathLike[str], columns: Sequence[str]) -> Values:
+    """Read columns of numbers as `read_table` does, but without a look at dates.
+
+    Parameters
+    ----------
+    path : path
+    columns : list of str
+
+    Returns
+    -------
+    array (N, C)
+        NaN where a cell is empty.
+
+    Raises
+    ------
+    OSError, TypeError, ValueError, ImportError
+        As for `read_table`.
+    """
+    if is_parquet(path):
+        chosen = _opened(Path(path), lambda names, dated: [_one(Path(path), name, names) for name in columns])[2]
+        return table_of(str(path), chosen).values
+    table = Table(path)
+    indices = [table.header.index(_one(table.path, name, table.header)) for name in columns]
+    if table.rows == 0:
+        raise ValueError(f"{path}: 0 rows under the header, expected some")
+    return np.stack([column_numbers(table, index) for index in indices], axis=1)
+
+
+def read_names(path: str | os.PathLike[str], column: str) -> np.ndarray[Any, Any]:
+    """Read a column of names, such as labels of classes.
+
+    Parameters
+    ----------
+    path : path
+        As for `read_table`.
+    column : str
+
+    Returns
+    -------
+    array (N,) of str
+        Numbers are written out.
+
+    Raises
+    ------
+    OSError, TypeError, ValueError, ImportError
+        As for `read_table`, or a cell is empty; names file, column and row.
+    """
+    if is_parquet(path):
+        _, _, table = _opened(Path(path), lambda names, dated: [_one(Path(path), column, names)])
+        cells = ["" if cell is None else str(cell) for cell in table.column(column).to_pylist()]
+    else:
+        read = Table(path)
+        cells = [str(cell) for cell in read.text(read.header.index(_one(Path(path), column, read.header)))]
+    if not cells:
+        raise ValueError(f"{path}: 0 rows, expected some")
+    if "" in cells:
+        raise ValueError(f"{path}: column {checks.shown(column)} is empty in row {cells.index('') + 1}")
+    return np.array(cells)
+
+
+def check_table(path: str | os.PathLike[str]) -> None:
+    """Raise unless a table can be written to a path: ValueError, ImportError or OSError."""
+    if is_parquet(path):
+        _pyarrow(Path(path))
+    elif Path(path).suffix.lower() != ".csv":
+        raise ValueError(f"{path}: ends in {Path(path).suffix!r}, expected .csv or .parquet")
+    writing.check(path)
+
+
+def write_table(path: str | os.PathLike[str], columns: Mapping[str, Sequence[Any]]) -> None:
+    """Write a table to a CSV or Parquet file, whole or not at all.
+
+    Parameters
+    ----------
+    path : path
+        Its name ends in ".csv" or ".parquet".
+    columns : dict of str to list
+        Text or numbers, as many in each column.
+
+    Raises
+    ------
+    ValueError, ImportError, OSError
+        As for `check_table`.
+    """
+    check_table(path)
+    if not is_parquet(path):
+        writing.write(path, as_csv(columns).encode())
+        return
+    pyarrow, parquet = _pyarrow(Path(path))
+    with writing.whole(path) as temporary:
+        parquet.write_table(pyarrow.table({name: list(cells) for name, cells in columns.items()}), temporary)
+
+
+def as_csv(columns: Mapping[str, Sequence[Any]]) -> str:
+    """Return a table as the text of a CSV file; numbers have nine digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in zip(*columns.values(), strict=True):
+        writer.writerow([f"{cell:.9g}" if isinstance(cell, float) else cell for cell in row])
+    return text.getvalue()
+
+
+def is_parquet(path: str | os.PathLike[str]) -> bool:
+    """Return whether the name of a file is that of a Parquet file."""
+    return Path(path).suffix.lower() == ".parquet"
+
+
+def _one(path: Path, column: str, names: Sequence[str]) -> str:
+    """Return the name of a column, which has to be in the header once."""
+    if names.count(column) != 1:
+        problem = "is not in" if column not in names else "is more than once in"
+        raise ValueError(f"{path}: column {checks.shown(column)} {problem} the header, which has {checks.few(names)}")
+    return column
 
 
 def _csv(path: Path, wanted: list[str] | None) -> Columns:
@@ -57,13 +195,8 @@ def _csv(path: Path, wanted: list[str] | None) -> Columns:
     wanted = [name for name in (table.header if wanted is None else wanted) if name != label]
     if table.rows == 0 or not wanted:
         raise ValueError(f"{path}: {table.rows} rows under the header and {len(wanted)} columns, expected some")
-    for name in wanted:
-        if table.header.count(name) != 1:
-            problem = "is not in" if name not in table.header else "is more than once in"
-            raise ValueError(
-                f"{path}: column {checks.shown(name)} {problem} the header, which has {checks.few(table.header)}"
-            )
-    values = np.stack([column_numbers(table, table.header.index(name)) for name in wanted], axis=1)
+    indices = [table.header.index(_one(path, name, table.header)) for name in wanted]
+    values = np.stack([column_numbers(table, index) for index in indices], axis=1)
     if date is None:
         return Columns(wanted, values)
     text = table.text(date)
@@ -72,23 +205,37 @@ def _csv(path: Path, wanted: list[str] | None) -> Columns:
 
 
 def _parquet(path: Path, wanted: list[str] | None) -> Columns:
+    def choose(names: list[str], dated: list[str]) -> list[str]:
+        chosen = names if wanted is None else wanted
+        for name in chosen:
+            if name not in names:
+                raise ValueError(
+                    f"{path}: column {checks.shown(name)} is not in the file, which has {checks.few(names)}"
+                )
+        return [*chosen, *(dated if len(dated) == 1 and dated[0] not in chosen else [])]
+
+    return table_of(str(path), _opened(path, choose)[2])
+
+
+def _opened(path: Path, choose: Callable[[list[str], list[str]], list[str]]) -> tuple[list[str], list[str], Any]:
+    """Return the names of all columns of a Parquet file, those of dates, and the columns that are chosen by them."""
+    pyarrow, parquet = _pyarrow(path)
+    with path.open("rb") as file:
+        try:
+            found = parquet.ParquetFile(file)
+            kinds = pyarrow.types
+            dated = [f.name for f in found.schema_arrow if kinds.is_date(f.type) or kinds.is_timestamp(f.type)]
+            names = found.schema_arrow.names
+            return names, dated, found.read(choose(names, dated))
+        except pyarrow.ArrowException as error:
+            raise ValueError(f"{path}: not a readable Parquet file ({error})") from error
+
+
+def _pyarrow(path: Path) -> tuple[Any, Any]:
+    """Return the packages that read and write Parquet files."""
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise ImportError(f"{path}: Parquet files need PyArrow and narwhals; pip install pyarrow narwhals") from error
-    with path.open("rb") as file:
-        try:
-            found = parquet.ParquetFile(file)
-            names = found.schema_arrow.names
-            chosen = names if wanted is None else wanted
-            unknown = [name for name in chosen if name not in names]
-            kinds = pyarrow.types
-            dated = [f.name for f in found.schema_arrow if kinds.is_date(f.type) or kinds.is_timestamp(f.type)]
-            chosen = [*chosen, *(dated if len(dated) == 1 and dated[0] not in chosen else [])]
-            table = None if unknown else found.read(chosen)
-        except pyarrow.ArrowException as error:
-            raise ValueError(f"{path}: not a readable Parquet file ({error})") from error
-    if unknown:
-        raise ValueError(f"{path}: column {checks.shown(unknown[0])} is not in the file, which has {checks.few(names)}")
-    return table_of(str(path), table)
+    return pyarrow, parquet

@@ -13,8 +13,8 @@ from xlstm.arrays.backend import Backend, backend_like, backend_of
 from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.namespace import DType
 from xlstm.arrays.random import generator
-from xlstm.data import Sequences
-from xlstm.estimators import inputs
+from xlstm.data import Sequences, reading
+from xlstm.estimators import inputs, sequence_files
 from xlstm.estimators.base import Estimator
 from xlstm.models.network import sequence_model
 from xlstm.training import Callback, Interrupted, Terminated, losses, optimizers, train
@@ -40,6 +40,7 @@ class SequenceEstimator(Estimator):
     """The base of `SequenceClassifier` and `SequenceRegressor`."""
 
     params_: Any
+    note_: dict[str, Any]
     mean_: Host
     std_: Host
 
@@ -120,14 +121,13 @@ class SequenceEstimator(Estimator):
             A signal ended training after a step; the estimator has what was best so far.
         """
         where = type(self).__name__
-        for name, kind in CHECKS.items():
-            kind(where, name, getattr(self, name))
+        self.check()
         given = inputs.sequences(where, X)
         count = len(given.rows)
         target = self._targets(inputs.targets(where, y, count, self._kind == "regressor"))
         weights = inputs.weights(where, sample_weight, count)
         mean, std = self._scale(given)
-        model = self._model(given.width)
+        model = self.network(given.width)
         home = self._backend(X)
         mixed, context = precisions.named(self.precision, home)
         start = None
@@ -169,6 +169,49 @@ class SequenceEstimator(Estimator):
                 raise
         self._take(model, trained)
         return self
+
+    def save(self, path: str | os.PathLike[str], note: dict[str, Any] | None = None) -> None:
+        """Write weights, scaling, labels and parameters to a safetensors file, whole or not at all.
+
+        Parameters
+        ----------
+        path : path
+        note : dict, optional
+            Anything JSON can hold; `load` gives it back as `note_`.
+
+        Raises
+        ------
+        ValueError
+            It is not fitted yet, or labels of classes are neither text nor numbers.
+        OSError
+            The file cannot be written.
+        """
+        self._check_fitted()
+        names = [name for name in CHECKS if name not in ("warm_start", "resume")]
+        sequence_files.save(path, self, [*names, "cell", "options", "dtype"], note)
+
+    @classmethod
+    @reading.brief()
+    def load(cls, path: str | os.PathLike[str], backend: str | Backend | None = None) -> Self:
+        """Read a file that `save` wrote.
+
+        Parameters
+        ----------
+        path : path
+        backend : str or Backend, optional
+            As for `xlstm.backend`, by default "auto".
+
+        Returns
+        -------
+        SequenceEstimator
+
+        Raises
+        ------
+        OSError, ValueError
+            There is no such file, or it is not that of such an estimator.
+        """
+        made: Self = sequence_files.load(path, cls, backend)
+        return made
 
     def _take(self, model: Any, trained: Any) -> None:
         self.model_, self.params_, self.trained_ = model, trained.params, trained
@@ -225,7 +268,13 @@ class SequenceEstimator(Estimator):
         mask = None if weights is None else weights[part]
         return Sequences([rows[k] for k in part], target[part], mask, batch_size=self.batch_size)
 
-    def _model(self, width: int) -> Any:
+    def check(self) -> None:
+        """Raise ValueError or TypeError where a parameter is out of range."""
+        for name, kind in CHECKS.items():
+            kind(type(self).__name__, name, getattr(self, name))
+
+    def network(self, width: int) -> Any:
+        """Return the model for sequences of a width D."""
         sizes = {name: getattr(self, name) for name in ("hidden_size", "num_layers", "bidirectional", "dropout")}
         options = {} if self.options is None else dict(self.options)
         return sequence_model(type(self).__name__, self.cell, width, self._width(), last=True, **sizes, **options)

@@ -1,0 +1,52 @@
+"""`xlstm evaluate`: how well a model in a file does on data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xlstm.cli import judging, labelled, train, train_text
+from xlstm.cli.console import BackendOption, ColumnOption, Report, out, printable
+from xlstm.cli.options import JsonOption
+from xlstm.data.series import read_csv
+from xlstm.estimators import forecaster, textmodel
+from xlstm.estimators.sequence import SequenceClassifier
+from xlstm.estimators.sequence_files import kind_of
+from xlstm.training import checkpoint
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Model file of train forecast, train text or train classify.")],
+    data: Annotated[Path, typer.Argument(help="Series as CSV, text, or table of sequences with labels.")],
+    column: ColumnOption = None,
+    backend: BackendOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Show errors of forecasts on the last fifth of a series, the loss of a text, or the accuracy on sequences."""
+    printable("evaluate")
+    report, kind = Report(as_json), checkpoint.kind_of(model)
+    if column is not None and kind != forecaster.KIND:
+        raise ValueError(f"{model}: is a {kind}, --column goes with a forecaster")
+    if kind == textmodel.KIND:
+        loaded = textmodel.TextModel.load(model, backend)
+        values = judging.text(report, loaded.nats(train_text.read(data)), str(data))
+    elif kind == kind_of(SequenceClassifier):
+        classifier = SequenceClassifier.load(model, backend)
+        found = labelled.read(data, labelled.Layout.kept(model, classifier.note_))
+        assert found.labels is not None
+        unknown = sorted({*found.labels.tolist()} - {*classifier.classes_.tolist()})
+        if unknown:
+            raise ValueError(f"{data}: label {unknown[0]!r} is not one of those that {model} knows")
+        values = judging.classification(report, found.labels, classifier.predict(found.sequences), classifier.classes_)
+    elif kind == forecaster.KIND:
+        fitted = forecaster.Forecaster.load(model, backend)
+        series = read_csv(data, column, usual=fitted.name)
+        with train.dated(series):
+            score = fitted.score(series.values)
+        report.print(train.table(score, series.step), width=max(80, out.width))
+        values = train.scored(score)
+    else:
+        raise ValueError(f"{model}: is a {kind}, expected a model that `xlstm train` wrote")
+    report.finish(kind=kind, **values)

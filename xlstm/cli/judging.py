@@ -1,0 +1,50 @@
+"""How well predictions fit, as lines and tables and as values of JSON."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from xlstm.cli import labelled
+from xlstm.cli.console import Report, out
+
+
+def classification(report: Report, truth: Any, found: Any, classes: Any) -> dict[str, Any]:
+    """Print accuracy and confusion of predicted labels, and return them.
+
+    Parameters
+    ----------
+    report : Report
+    truth, found : array (N,)
+    classes : array (C,)
+        All labels that occur.
+    """
+    accuracy, counts = float(np.mean(truth == found)), labelled.confusion(truth, found, classes)
+    report.print(f"accuracy: {accuracy:.2%} of {len(truth)} sequences")
+    names = [str(label) for label in classes]
+    table = Table(title="sequences by label (rows) and predicted label (columns)", title_justify="left")
+    table.add_column("", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right")
+    for name, row in zip(names, counts.tolist(), strict=True):
+        table.add_row(name, *map(str, row))
+    report.print(table, width=max(80, out.width))
+    return {"sequences": len(truth), "accuracy": accuracy, "classes": names, "confusion": counts.tolist()}
+
+
+def text(report: Report, nats: float, what: str) -> dict[str, Any]:
+    """Print the loss of a text, and return it.
+
+    Parameters
+    ----------
+    report : Report
+    nats : float
+        The mean of -log p of a token.
+    what : str
+        The text, in words.
+    """
+    report.print(f"{what}: {nats:.4f} nats a token, perplexity {math.exp(nats):.4g}")
+    return {"nats": nats, "perplexity": math.exp(nats)}

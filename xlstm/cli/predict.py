@@ -1,0 +1,74 @@
+"""`xlstm predict`: forecasts, or labels of sequences, of a model in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from xlstm.cli import labelled
+from xlstm.cli.console import BackendOption, ColumnOption, err, printable
+from xlstm.cli.train import dated
+from xlstm.data import files
+from xlstm.data.series import read_csv
+from xlstm.estimators import forecaster
+from xlstm.estimators.sequence import SequenceClassifier
+from xlstm.estimators.sequence_files import kind_of
+from xlstm.training import checkpoint
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="Model file that train forecast or train classify wrote.")],
+    table: Annotated[Path, typer.Argument(help="CSV file with the series so far, or table of sequences.")],
+    column: ColumnOption = None,
+    steps: Annotated[int | None, typer.Option(help="Steps to forecast; beyond the horizon by feeding back.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write, .csv or .parquet; else CSV is printed.")
+    ] = None,
+    backend: BackendOption = "auto",
+) -> None:
+    """Forecast what comes after the last value of a series, or tell the labels of sequences and their probabilities."""
+    if output is None:
+        printable("predict")
+    else:
+        files.check_table(output)
+    kind = checkpoint.kind_of(model)
+    if kind == kind_of(SequenceClassifier):
+        if column is not None or steps is not None:
+            raise ValueError(f"{model}: is a classifier, --column and --steps go with a forecaster")
+        found = _labels(model, table, backend)
+    else:
+        found = _forecast(model, table, column, steps, backend)
+    if output is None:
+        typer.echo(files.as_csv(found), nl=False)
+    else:
+        files.write_table(output, found)
+
+
+def _forecast(
+    model: Path, table: Path, column: str | None, steps: int | None, backend: str
+) -> dict[str, Sequence[Any]]:
+    """Return times and values after the end of a series."""
+    fitted = forecaster.Forecaster.load(model, backend)
+    series = read_csv(table, column, usual=fitted.name)
+    with dated(series):
+        values = fitted.predict(series.values, steps)
+    if series.name != fitted.name:
+        err.print(f"note: the model was trained on {fitted.name}, this is {series.name}")
+    name = "value" if series.name == "time" else series.name
+    return {"time": series.after(len(values)), name: values.tolist()}
+
+
+def _labels(model: Path, table: Path, backend: str) -> dict[str, Sequence[Any]]:
+    """Return names of sequences, their likeliest labels, and the probability of each label."""
+    classifier = SequenceClassifier.load(model, backend)
+    layout = labelled.Layout.kept(model, classifier.note_)
+    data = labelled.read(table, layout, labels=False)
+    shares = classifier.predict_proba(data.sequences)
+    found: dict[str, Sequence[Any]] = {
+        layout.sequence or "row": data.names,
+        layout.label: classifier.classes_[shares.argmax(axis=1)].tolist(),
+    }
+    return found | {f"p({label})": shares[:, k].tolist() for k, label in enumerate(classifier.classes_)}
