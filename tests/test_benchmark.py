@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 
 import xlstm
 from tests.docs import blocks
-from xlstm.cli import benchmark, machine, peak
+from xlstm.cli import benchmark, machine, peak, peers
 from xlstm.cli.app import app
 from xlstm.cli.benchmark import Case, Row, Size
 from xlstm.cli.timing import Timing, interleave
+from xlstm.estimators import plots
 from xlstm.layers import custom
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux keeps account of peak memory")
@@ -57,11 +58,14 @@ def row(H, backend, ratio, dtype="float32"):
 @pytest.mark.parametrize(
     ("ratios", "said"),
     [
-        ((3.0, 0.9, 0.2), "lstm float32: cupy is faster than numpy from T,B,D,H = 8,2,64,64 on"),
-        ((0.9, 1.2, 0.2), "lstm float32: cupy is faster than numpy from T,B,D,H = 8,2,256,256 on"),
-        ((0.5, 0.9, 0.2), "lstm float32: cupy is faster than numpy at every size measured"),
-        ((0.5, 0.9, 1.2), "lstm float32: cupy is faster than numpy at T,B,D,H = 8,2,16,16 and 8,2,64,64, but not at"),
-        ((1.5, 0.99, 1.0), "lstm float32: cupy is faster than numpy at no size measured"),
+        ((3.0, 0.9, 0.2), "lstm float32: {cupy} is faster than {numpy} from T,B,D,H = 8,2,64,64 on"),
+        ((0.9, 1.2, 0.2), "lstm float32: {cupy} is faster than {numpy} from T,B,D,H = 8,2,256,256 on"),
+        ((0.5, 0.9, 0.2), "lstm float32: {cupy} is faster than {numpy} at every size measured"),
+        (
+            (0.5, 0.9, 1.2),
+            "lstm float32: {cupy} is faster than {numpy} at T,B,D,H = 8,2,16,16 and 8,2,64,64, but not at",
+        ),
+        ((1.5, 0.99, 1.0), "lstm float32: {cupy} is faster than {numpy} at no size measured"),
     ],
 )
 def test_from_which_size_on_a_backend_wins(ratios, said):
@@ -69,7 +73,7 @@ def test_from_which_size_on_a_backend_wins(ratios, said):
         r for H, ratio in zip((16, 64, 256), ratios, strict=True) for r in (row(H, "numpy", 1), row(H, "cupy", ratio))
     ]
     (found,) = benchmark.crossover(rows)
-    assert found.startswith(said)
+    assert found.startswith(said.format(**benchmark.WORDS))
 
 
 def test_rows_derive_from_what_was_measured():
@@ -127,7 +131,7 @@ def test_the_command(bench, tmp_path):
     assert result.exit_code == 0, result.output
     for words in ("lstm float32, forward and backward", "gru float32", "6,2,3,4", "compiled loops", "times.png"):
         assert words in result.output
-    assert "torch is" in result.output  # faster or not: said for both layers
+    assert "this library on PyTorch tensors is" in result.output  # faster or not: said for both layers
     assert (tmp_path / "times.png").read_bytes().startswith(b"\x89PNG")
     lines = [json.loads(line) for line in (tmp_path / "times.json").read_text().splitlines()]
     assert [(r["layer"], r["size"]["T"], r["backend"]) for r in lines] == [
@@ -144,6 +148,63 @@ def test_the_command(bench, tmp_path):
     assert "rnn float32, inference" in result.output
     lines = [json.loads(line) for line in (tmp_path / "times.json").read_text().splitlines()[4:]]  # appended
     assert [line["size"]["T"] for line in lines] == [2, 6]  # from little work to much
+
+
+def test_rows_are_named_for_what_runs_in_them(bench, tmp_path, monkeypatch):
+    """torch.nn is a row of its own where it has the layer, and cases are counted where there is no terminal."""
+    pytest.importorskip("torch")
+    monkeypatch.setattr(benchmark.peak, "of", lambda *a: None)
+    names = ("numpy", "torch", "torch.nn")
+    rows = [word for name in names for word in ("--backend", name)]
+    result = bench("gru", "slstm", "--size", "6,2,3,4", "--rounds", 1, *rows, "--json", "t.json")
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in (tmp_path / "t.json").read_text().splitlines()]
+    assert [(line["layer"], line["name"]) for line in lines] == [
+        ("gru", "this library on NumPy arrays"),
+        ("gru", "this library on PyTorch tensors"),
+        ("gru", "torch.nn"),
+        ("slstm", "this library on NumPy arrays"),
+        ("slstm", "this library on PyTorch tensors"),
+    ]
+    assert result.stderr == "1/2 gru 6,2,3,4 float32\n2/2 slstm 6,2,3,4 float32\n"
+
+
+@pytest.mark.parametrize("layer", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("train", [True, False])
+def test_torch_nn_does_the_same_work(layer, train, monkeypatch):
+    """Its layer has the sizes of the case, and in training gradients of weights and of the input."""
+    torch = pytest.importorskip("torch")
+    made = []
+    real = getattr(torch.nn, peers.LAYERS[layer])
+    monkeypatch.setattr(torch.nn, peers.LAYERS[layer], lambda *sizes: made.append(real(*sizes)) or made[-1])
+    seen = []
+    monkeypatch.setattr(torch.Tensor, "backward", lambda y, dy: seen.append((y, torch.autograd.backward(y, dy))))
+    case = Case(layer, Size(3, 2, 5, 4), train=train)
+    work, _ = benchmark.runner("torch.nn", "float32").prepared(case)
+    work()
+    work()
+    assert (made[0].input_size, made[0].hidden_size) == (5, 4)
+    assert len(seen) == 2 * train
+    assert all((p.grad is not None) == train for p in made[0].parameters())
+    if train:
+        assert seen[0][0].shape == (3, 2, 4)
+
+
+def test_sizes_are_drawn_by_their_work(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **o: figures.append(figure))
+    rows = [r for H in (256, 16, 64) for r in (row(H, "numpy", 1.0), row(H, "torch.nn", 0.5))]
+    plots.comparison(tmp_path / "p.png", rows)
+    (axes,) = figures[0].axes
+    work = sorted(r.operations for r in rows[::2])
+    assert axes.get_xscale() == "log"
+    for line in axes.lines:
+        assert list(line.get_xdata()) == work
+    ticks = dict(zip(axes.get_xticks(), (label.get_text() for label in axes.get_xticklabels()), strict=True))
+    assert [ticks[w] for w in work] == ["8,2,16,16", "8,2,64,64", "8,2,256,256"]
+    assert [line.get_label() for line in axes.lines] == ["this library on NumPy arrays, numpy", "torch.nn, torch.nn"]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +258,7 @@ def test_a_backend_that_fails_is_left_out_and_the_rest_is_kept(bench, monkeypatc
         (2, "torch", None),
         (6, "numpy", None),
     ]
-    assert "6,2,3,4  numpy" in result.stdout
+    assert "6,2,3,4  this library on NumPy arrays" in result.stdout
 
 
 def test_a_dtype_that_some_backends_lack(bench, monkeypatch):

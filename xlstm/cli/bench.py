@@ -1,4 +1,4 @@
-"""`xlstm bench`: backends compared on this machine."""
+"""`xlstm bench`: backends and `torch.nn` compared on this machine."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from rich.progress import BarColumn, Progress
 from rich.table import Table
 
 from xlstm.arrays import threads
-from xlstm.arrays.backend import NAMES, Backend, backend
 from xlstm.arrays.convert import BackendError
 from xlstm.cli import benchmark, machine
-from xlstm.cli.console import INTERRUPTED, err, out, tell
+from xlstm.cli.console import INTERRUPTED, WIDE, err, out, tell
 from xlstm.data import writing
 from xlstm.estimators import plots
 
@@ -34,7 +33,7 @@ def bench(
     ] = None,
     backends: Annotated[
         list[str] | None,
-        typer.Option("--backend", help="numpy, cupy or torch, the first to be compared with; all usable if left out."),
+        typer.Option("--backend", help="numpy, cupy, torch or torch.nn, the first as the measure; all if left out."),
     ] = None,
     files: Annotated[
         list[Path] | None,
@@ -45,7 +44,7 @@ def bench(
     json: Annotated[Path | None, typer.Option("--json", help="Append results to this file, a line each.")] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Picture to draw; needs matplotlib.")] = None,
 ) -> None:
-    """Compare backends on this machine: time, speed and memory of layers forward and backward.
+    """Compare backends and torch.nn on this machine: time, speed and memory of layers forward and backward.
 
     They run side by side, in turn. From which size on another backend is faster than the first is said at the end.
     """
@@ -59,8 +58,8 @@ def bench(
     if json is not None:
         writing.append(json, "")  # whether it can be written to, before any work is done
     chosen = _chosen(backends, dtypes)
-    for be in chosen:
-        out.print(f"backend: {be}")
+    for name, be in chosen:
+        out.print(f"row: {benchmark.WORDS[name]}, {be}")
     out.print(f"threads: {threads.available()}, compiled loops: {machine.compiled()}")
     rows: list[benchmark.Row] = []
     try:
@@ -68,8 +67,15 @@ def bench(
             bar.disable = not err.is_terminal
             task = bar.add_task("", total=len(todo))
 
+            case = 0
+
             def show(now: str) -> None:
+                nonlocal case
                 bar.update(task, description=now)
+                done = int(bar.tasks[0].completed)
+                if bar.disable and done == case:
+                    case += 1
+                    err.print(f"{case}/{len(todo)} {todo[case - 1]}")
 
             for done in benchmark.run(todo, chosen, rounds, show, _note, files or ()):
                 rows += done
@@ -96,13 +102,13 @@ def _note(reason: str) -> None:
     err.print(f"note: {reason}")
 
 
-def _chosen(names: list[str] | None, dtypes: list[str]) -> list[Backend]:
-    """Return the backends named, or all that work here; each has at least one of the dtypes."""
-    found: dict[str, Backend] = {}
+def _chosen(names: list[str] | None, dtypes: list[str]) -> list[benchmark.Runner]:
+    """Return the runners named, or all that work here; each has at least one of the dtypes."""
+    found: dict[str, benchmark.Runner] = {}
     refused: list[Exception] = []
-    for name, dtype in itertools.product(dict.fromkeys(names or NAMES), dtypes):
+    for name, dtype in itertools.product(dict.fromkeys(names or benchmark.WORDS), dtypes):
         try:
-            found.setdefault(name, backend(name, dtype=dtype))
+            found.setdefault(name, benchmark.runner(name, dtype))
         except TypeError as error:
             refused.append(TypeError(f"{name}: {error}"))
         except BackendError as error:
@@ -119,16 +125,16 @@ def _chosen(names: list[str] | None, dtypes: list[str]) -> list[Backend]:
 def _print_rows(rows: list[benchmark.Row]) -> None:
     """Print times, a table for each layer and dtype with a row for each size and backend."""
     for (layer, dtype), some in benchmark.groups(rows, lambda r: (r.case.layer, r.case.dtype)).items():
-        title = f"{layer} {dtype}, {rows[0].case.what}: median time of a call, ratio to {rows[0].backend}"
+        title = f"{layer} {dtype}, {rows[0].case.what}: median time of a call, ratio to {rows[0].name}"
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        for heading in ("T,B,D,H", "backend"):
+        for heading in ("T,B,D,H", "timed"):
             table.add_column(heading, no_wrap=True)
         for heading in ("ms", "seq/s", "GFLOP/s", "share", "peak MB", "ratio"):
             table.add_column(heading, justify="right", no_wrap=True)
         for row in some:
             speed = (f"{row.timing.median * 1e3:.4g}", f"{row.sequences:.4g}", f"{row.speed / 1e9:.3g}")
             memory = "-" if row.peak is None else f"{row.peak / 1e6:.1f}"
-            table.add_row(str(row.case.size), row.backend, *speed, f"{row.share:.0%}", memory, f"{row.ratio:.2f}")
-        out.print(table)
+            table.add_row(str(row.case.size), row.name, *speed, f"{row.share:.0%}", memory, f"{row.ratio:.2f}")
+        out.print(table, width=WIDE)
     speeds = {f"{r.device} {r.case.dtype}: {r.product_speed / 1e9:.4g} GFLOP/s": None for r in rows}
     out.print(f"share is that of the speed of a large matrix product: {', '.join(speeds)}")

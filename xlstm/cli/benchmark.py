@@ -1,4 +1,4 @@
-"""Backends compared: one layer forward and backward on each, side by side.
+"""Backends and `torch.nn` compared: one layer forward and backward on each, side by side.
 
 Time, sequences and floating-point operations a second, the share of the speed that a large matrix product of the same
 library reaches, peak memory, and from which size on another backend is the faster one.
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from xlstm.arrays import blas, probe, threads
 from xlstm.arrays.backend import Backend, backend, backend_of
 from xlstm.arrays.random import generator
-from xlstm.cli import peak
+from xlstm.cli import peak, peers
 from xlstm.cli.timing import Timing, interleave
 from xlstm.layers import custom
 from xlstm.layers.mlstm import mLSTM
@@ -26,6 +26,31 @@ from xlstm.layers.recurrent import GRU, LSTM, RNN, sLSTM
 
 LAYERS: dict[str, type[Any]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN, "slstm": sLSTM, "mlstm": mLSTM}
 SIZES = ((32, 1, 1, 50), (128, 1, 64, 64), (100, 32, 64, 128), (128, 64, 256, 256), (128, 64, 512, 512))
+
+# Rows are named for what runs in them.
+WORDS = {
+    **{"numpy": "this library on NumPy arrays", "cupy": "this library on CuPy arrays"},
+    **{"torch": "this library on PyTorch tensors", peers.TORCH: peers.TORCH},
+}
+
+
+class Runner(NamedTuple):
+    """What is timed in a row: this library on a backend, or `torch.nn` on the tensors of one."""
+
+    name: str  # that of the backend, or "torch.nn"
+    backend: Backend
+
+    def prepared(self, case: Case) -> tuple[Callable[[], None], Backend]:
+        """Return the work of a case, and the backend with its dtype; TypeError if it has no such dtype or layer."""
+        chosen = backend_of(self.backend, case.dtype)
+        if chosen.name == "torch":
+            probe.torch().set_num_threads(threads.available())
+        return (peers.call if self.name == peers.TORCH else call)(case, chosen), chosen
+
+
+def runner(name: str, dtype: str) -> Runner:
+    """Return a runner by its name; raises as `backend` does."""
+    return Runner(name, backend("torch" if name == peers.TORCH else name, dtype=dtype))
 
 
 class Size(NamedTuple):
@@ -67,7 +92,7 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """The result of one backend in one case."""
+    """The result of one backend, or of `torch.nn`, in one case."""
 
     case: Case
     backend: str
@@ -77,6 +102,11 @@ class Row:
     product_speed: float  # operations a second of a large product, measured in the same run
     peak: int | None  # bytes
     ratio: float  # its median time over that of the first backend
+
+    @property
+    def name(self) -> str:
+        """The thing that was timed, in words."""
+        return WORDS[self.backend]
 
     @property
     def sequences(self) -> float:
@@ -99,6 +129,7 @@ class Row:
             **self.case._asdict(),
             "size": self.case.size._asdict(),
             "backend": self.backend,
+            "name": self.name,
             "device": self.device,
             "seconds": asdict(self.timing),
             "sequences_per_second": self.sequences,
@@ -160,37 +191,36 @@ def cases(layers: Sequence[str], sizes: Sequence[Size], dtypes: Sequence[str], t
 
 def run(
     todo: Sequence[Case],
-    backends: Sequence[Backend],
+    runners: Sequence[Runner],
     rounds: int = 9,
     show: Callable[[str], object] = lambda now: None,
     miss: Callable[[str], object] = lambda reason: None,
     files: Sequence[Path] = (),
 ) -> Iterator[list[Row]]:
-    """Yield the rows of each case, one a backend, as they are done.
+    """Yield the rows of each case, one a runner, as they are done.
 
-    A backend that does not have the dtype is left out of a case, and so is one that fails. `show` is told what is being
-    done, `miss` what could not be measured and why. `files` have been loaded, and are loaded again in the process that
-    measures memory.
+    A runner that does not have the dtype or the layer is left out of a case, and so is one that fails. `show` is told
+    what is being done, `miss` what could not be measured and why. `files` have been loaded, and are loaded again in the
+    process that measures memory.
     """
     speeds: dict[tuple[str, str], float] = {}
     for case in todo:
         calls: dict[str, Callable[[], None]] = {}
-        used: list[Backend] = []
-        for be in backends:
-            show(f"{be.name}: {case}")
+        used: list[Runner] = []
+        for one in runners:
+            show(f"{one.name}: {case}")
             try:
-                chosen = backend_of(be, case.dtype)
-                work = call(case, chosen)
+                work, chosen = one.prepared(case)
                 work()
-                if (be.name, case.dtype) not in speeds:
-                    speeds[be.name, case.dtype] = product_speed(chosen)
+                if (chosen.name, case.dtype) not in speeds:
+                    speeds[chosen.name, case.dtype] = product_speed(chosen)
             except TypeError:
                 continue
             except (MemoryError, RuntimeError) as error:
-                miss(f"{case}: without {be.name}, {error}")
+                miss(f"{case}: without {one.name}, {error}")
                 continue
-            calls[be.name] = work
-            used.append(chosen)
+            calls[one.name] = work
+            used.append(Runner(one.name, chosen))
         if not used:
             yield []
             continue
@@ -199,28 +229,26 @@ def run(
         calls.clear()
         peak.release()
         rows = []
-        for be in used:
-            show(f"{be.name}: {case}, memory")
-            ratio = timings[be.name].median / timings[used[0].name].median
-            taken, speed = _peak(case, be, miss, files), speeds[be.name, case.dtype]
-            rows.append(Row(case, be.name, str(be), timings[be.name], operations(case), speed, taken, ratio))
+        for name, be in used:
+            show(f"{name}: {case}, memory")
+            ratio = timings[name].median / timings[used[0].name].median
+            taken, speed = _peak(case, name, miss, files), speeds[be.name, case.dtype]
+            rows.append(Row(case, name, str(be), timings[name], operations(case), speed, taken, ratio))
         yield rows
 
 
-def _peak(case: Case, be: Backend, miss: Callable[[str], object], files: Sequence[Path]) -> int | None:
+def _peak(case: Case, name: str, miss: Callable[[str], object], files: Sequence[Path]) -> int | None:
     given = [case.layer, list(case.size), case.dtype, case.train]
     try:
-        return peak.of("xlstm.cli.benchmark:prepare", given, be.name, [str(file) for file in files])
+        return peak.of("xlstm.cli.benchmark:prepare", given, name, [str(file) for file in files])
     except RuntimeError as error:
-        miss(f"{case}: memory of {be.name} was not measured, {error}")
+        miss(f"{case}: memory of {name} was not measured, {error}")
         return None
 
 
 def call(case: Case, be: Backend) -> Callable[[], None]:
     """Return the work of a case, finished when it returns; on a CPU, in as many threads as xlstm may use."""
     T, B, D, H = case.size
-    if be.name == "torch":
-        probe.torch().set_num_threads(threads.available())
     layer = known()[case.layer](D, H)
     params, rng = layer.init(0, be), generator(0)
     x, dy = (be.asarray(rng.standard_normal((T, B, n))) for n in (D, H))
@@ -239,9 +267,9 @@ def prepare(case: Sequence[Any], name: str, files: Sequence[str] = ()) -> Callab
     for file in files:
         load(Path(file))
     layer, size, dtype, train = case
-    given, be = Case(layer, Size(*size), dtype, bool(train)), backend(name, dtype=dtype)
-    call(given._replace(size=Size(2, given.size.B, 4, 4)), be)()
-    return call(given, be)
+    given, chosen = Case(layer, Size(*size), dtype, bool(train)), runner(name, dtype)
+    chosen.prepared(given._replace(size=Size(2, given.size.B, 4, 4)))[0]()
+    return chosen.prepared(given)[0]
 
 
 def operations(case: Case) -> float:
@@ -266,7 +294,7 @@ def product_speed(be: Backend) -> float:
 
 
 def crossover(rows: Sequence[Row]) -> list[str]:
-    """Say from which size on each other backend is faster than the first one.
+    """Say from which size on each other row is faster than the first one.
 
     Times within 5 % of each other are equal. A backend that wins at some size and does not at a larger one wins only
     from beyond that.
@@ -284,5 +312,5 @@ def crossover(rows: Sequence[Row]) -> list[str]:
             where = f"at T,B,D,H = {sizes}, but not at the largest size"
         else:
             where = "at no size measured"
-        found.append(f"{layer} {dtype}: {name} is faster than {first} {where}")
+        found.append(f"{layer} {dtype}: {WORDS[name]} is faster than {WORDS[first]} {where}")
     return found

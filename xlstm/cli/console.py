@@ -20,6 +20,7 @@ from xlstm.training import Interrupted, Terminated
 
 # Errors whose message says enough; others show a traceback.
 ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError, BackendError)
+WIDE = 10_000  # columns for tables, which are as wide as they need to be: nothing in them is cut short
 INTERRUPTED, CLOSED = 130, 141  # exit codes, those of a shell for SIGINT and SIGPIPE
 BackendOption = Annotated[str, typer.Option("--backend", help="auto, numpy, cupy or torch.")]
 ColumnOption = Annotated[str | None, typer.Option("--column", help="Column to forecast, if several hold numbers.")]

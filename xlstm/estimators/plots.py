@@ -63,20 +63,32 @@ def forecast(path: str | os.PathLike[str], series: Series, at: np.ndarray[Any, A
 
 
 def comparison(path: str | os.PathLike[str], rows: Sequence[Any]) -> None:
-    """Draw sequences a second of every backend by size, a panel for each layer and dtype."""
+    """Draw sequences a second of everything that was timed by the work of a call, a panel for each layer and dtype.
+
+    Marks on the axis of work are the sizes.
+
+    Parameters
+    ----------
+    path : path
+        The file to write; its ending decides the format.
+    rows : list of benchmark.Row
+    """
     from matplotlib.figure import Figure
 
     panels = list(dict.fromkeys((r.case.layer, r.case.dtype) for r in rows))
-    figure = Figure(figsize=(10, 1 + 3 * len(panels)), layout="constrained")
+    figure = Figure(figsize=(10, 1 + 3.5 * len(panels)), layout="constrained")
     for (layer, dtype), axes in zip(panels, figure.subplots(len(panels), 1, squeeze=False)[:, 0], strict=True):
         some = [r for r in rows if (r.case.layer, r.case.dtype) == (layer, dtype)]
-        for name in dict.fromkeys(r.device for r in some):
-            mine = [r for r in some if r.device == name]
-            sizes = [",".join(map(str, r.case.size)) for r in mine]
-            axes.plot(sizes, [r.sequences for r in mine], marker="o", label=name)
+        for name in dict.fromkeys((r.name, r.device) for r in some):
+            mine = sorted((r for r in some if (r.name, r.device) == name), key=lambda r: r.operations)
+            axes.plot([r.operations for r in mine], [r.sequences for r in mine], marker="o", label=", ".join(name))
+        axes.set_xscale("log")
         axes.set_yscale("log")
+        sizes = {r.operations: ",".join(map(str, r.case.size)) for r in some}
+        axes.set_xticks([*sizes], labels=[*sizes.values()], rotation=20, ha="right", fontsize=8)
+        axes.set_xticks([], minor=True)
         axes.set_ylabel("sequences a second")
-        axes.set_xlabel("T,B,D,H")
+        axes.set_xlabel("T,B,D,H, placed by the floating-point operations of a call")
         axes.set_title(f"{layer} {dtype}, {some[0].case.what}", loc="left", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)
