@@ -15,7 +15,7 @@ from rich.table import Table
 from xlstm.arrays import threads
 from xlstm.arrays.convert import BackendError
 from xlstm.cli import benchmark, machine
-from xlstm.cli.console import INTERRUPTED, WIDE, err, out, tell
+from xlstm.cli.console import INTERRUPTED, err, out, tell, uncut
 from xlstm.data import writing
 from xlstm.estimators import plots
 
@@ -135,6 +135,6 @@ def _print_rows(rows: list[benchmark.Row]) -> None:
             speed = (f"{row.timing.median * 1e3:.4g}", f"{row.sequences:.4g}", f"{row.speed / 1e9:.3g}")
             memory = "-" if row.peak is None else f"{row.peak / 1e6:.1f}"
             table.add_row(str(row.case.size), row.name, *speed, f"{row.share:.0%}", memory, f"{row.ratio:.2f}")
-        out.print(table, width=WIDE)
+        out.print(uncut(table))
     speeds = {f"{r.device} {r.case.dtype}: {r.product_speed / 1e9:.4g} GFLOP/s": None for r in rows}
     out.print(f"share is that of the speed of a large matrix product: {', '.join(speeds)}")

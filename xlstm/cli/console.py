@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 from xlstm.arrays.convert import BackendError
 from xlstm.cli import interrupts
@@ -20,7 +22,7 @@ from xlstm.training import Interrupted, Terminated
 
 # Errors whose message says enough; others show a traceback.
 ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError, BackendError)
-WIDE = 10_000  # columns for tables, which are as wide as they need to be: nothing in them is cut short
+WIDE = 10_000  # columns of the widest table
 INTERRUPTED, CLOSED = 130, 141  # exit codes, those of a shell for SIGINT and SIGPIPE
 BackendOption = Annotated[str, typer.Option("--backend", help="auto, numpy, cupy or torch.")]
 ColumnOption = Annotated[str | None, typer.Option("--column", help="Column to forecast, if several hold numbers.")]
@@ -92,6 +94,12 @@ def tell(message: str) -> None:
     """Print a line on standard error, if that can still be done."""
     with contextlib.suppress(OSError):
         err.print(message)
+
+
+def uncut(table: Table) -> Table:
+    """Return a table that is as wide as it needs to be, whatever the terminal: nothing in it is cut short."""
+    table.width = Measurement.get(out, out.options.update(max_width=WIDE), table).maximum
+    return table
 
 
 class Log(logging.Handler):

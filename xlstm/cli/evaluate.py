@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from xlstm.cli import judging, labelled, train, train_text
-from xlstm.cli.console import WIDE, BackendOption, ColumnOption, Report, printable
+from xlstm.cli.console import BackendOption, ColumnOption, Report, printable, uncut
 from xlstm.cli.options import JsonOption
 from xlstm.data.series import read_csv
 from xlstm.estimators import forecaster, textmodel
@@ -45,7 +45,7 @@ def evaluate(
         series = read_csv(data, column, usual=fitted.name)
         with train.dated(series):
             score = fitted.score(series.values)
-        report.print(train.table(score, series.step), width=WIDE)
+        report.print(uncut(train.table(score, series.step)))
         values = train.scored(score)
     else:
         raise ValueError(f"{model}: is a {kind}, expected a model that `xlstm train` wrote")

@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from xlstm.cli import labelled
-from xlstm.cli.console import WIDE, Report
+from xlstm.cli.console import Report, uncut
 
 
 def classification(report: Report, truth: Any, found: Any, classes: Any) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def classification(report: Report, truth: Any, found: Any, classes: Any) -> dict
         table.add_column(name, justify="right")
     for name, row in zip(names, counts.tolist(), strict=True):
         table.add_row(name, *map(str, row))
-    report.print(table, width=WIDE)
+    report.print(uncut(table))
     return {"sequences": len(truth), "accuracy": accuracy, "classes": names, "confusion": counts.tolist()}
 
 

@@ -13,7 +13,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from xlstm.cli.console import WIDE, out, printable, tell
+from xlstm.cli.console import out, printable, tell, uncut
 from xlstm.cli.folders import OPTIONS
 from xlstm.cli.options import JsonOption
 from xlstm.training import folder, history
@@ -73,7 +73,7 @@ def runs(
     for row in sorted(found, key=lambda row: (row.best is None, row.best)):
         numbers = (row.steps, row.epoch, row.loss, row.best, row.best_epoch, round(row.seconds, 1))
         table.add_row(row.run, *map(_cell, (*numbers, *(row.settings.get(name) for name in differing))))
-    out.print(table, width=WIDE)
+    out.print(uncut(table))
 
 
 def find(folders: Sequence[Path]) -> list[Path]:
