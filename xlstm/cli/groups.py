@@ -37,11 +37,19 @@ class Usual(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the name of the command, or put that of the usual one in its place."""
-        named = args and (args[0] in self.commands or args[0] in HELP)
+        named = args[0] in self.commands or args[0] in HELP if args else ctx.resilient_parsing
         return super().parse_args(ctx, args if named else [next(iter(self.commands)), *args])
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Show the options of the usual command, and the other commands."""
-        usual = next(iter(self.commands.values()))
-        usual.format_options(ctx, formatter)
+        self.usual.format_options(ctx, formatter)
         self.format_commands(ctx, formatter)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Return the commands, and the options of the usual one, that begin as the last word does."""
+        return [*super().shell_complete(ctx, incomplete), *self.usual.shell_complete(ctx, incomplete)]
+
+    @property
+    def usual(self) -> Any:
+        """The command that is run where none is named."""
+        return next(iter(self.commands.values()))

@@ -1,0 +1,495 @@
+"""Commands of text, classification and runs, files of options, and how commands refuse wrong input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+import typing
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from xlstm.cli import labelled
+from xlstm.cli.app import app
+from xlstm.data.files import write_table
+from xlstm.data.series import bundled
+from xlstm.estimators import Forecaster, SequenceClassifier, Settings, TextModel
+from xlstm.training import checkpoint, history
+
+TEXT = ["train", "text", "a.txt", "--backend", "numpy", "--hidden-size", 8, "--embedding-size", 4, "--batch-size", 4]
+TEXT += ["--length", 8, "--steps", 12, "--sample", 5]
+CLASSES = ["train", "classify", "long.csv", "--label", "kind", "--sequence", "id", "--backend", "numpy"]
+CLASSES += ["--hidden-size", 8, "--epochs", 2]
+SMALL = ["--hidden-size", 8, "--batch-size", 4, "--length", 8]
+VERSE = "the cat sat on the mat and saw a rat. " * 30
+
+
+def steps_of_sequences(seed=0):
+    """60 sequences of two classes, which rise and fall."""
+    rng = np.random.default_rng(seed)
+    columns = {"id": [], "kind": [], "day": [], "x": [], "y": []}
+    for k in range(60):
+        for t in range(rng.integers(4, 9)):
+            row = (f"s{k}", ("down", "up")[k % 2], f"2024-01-{t + 1:02}", (2 * (k % 2) - 1) * t, rng.normal())
+            for name, cell in zip(columns, row, strict=True):
+                columns[name].append(cell)
+    return columns
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text(VERSE)
+    write_table("long.csv", steps_of_sequences())
+
+    def run(*args, code=0):
+        result = CliRunner().invoke(app, [str(a) for a in args])
+        assert result.exit_code == code, result.output + str(result.exception)
+        return result
+
+    return run
+
+
+def test_text(run, tmp_path):
+    result = run(*TEXT)
+    for words in (
+        "trained: 12 batches",
+        "nats a token, perplexity",
+        "model: xlstm-text/model.safetensors",
+        "sample:\nt",
+    ):
+        assert words in result.stdout
+    assert sorted(os.listdir(tmp_path / "xlstm-text"))[:3] == ["history.jsonl", "model.safetensors", "options.toml"]
+    model = TextModel.load("xlstm-text/model.safetensors", "numpy")
+    result = run("generate", "xlstm-text/model.safetensors", "--prompt", "the c", "--max-tokens", 7)
+    assert result.stdout == model.generate("the c", 7, temperature=0) + "\n"
+    (tmp_path / "b.txt").write_text("a rat sat on the cat")
+    found = json.loads(run("evaluate", "xlstm-text/model.safetensors", "b.txt", "--json").stdout)
+    assert found["kind"] == "text model"
+    assert found["nats"] == model.nats("a rat sat on the cat")
+    assert found["perplexity"] == pytest.approx(np.exp(found["nats"]))
+    assert f"b.txt: {found['nats']:.4f} nats a token" in run("evaluate", "xlstm-text/model.safetensors", "b.txt").stdout
+
+
+def test_a_longer_run_goes_on_where_the_shorter_one_ended(run, tmp_path):
+    run(*TEXT, "-o", "one", "--steps", 32, "--every", 5)  # one pass over the text
+    found = json.loads(run(*TEXT, "-o", "one", "--steps", 40, "--resume", "--json").stdout)
+    other = json.loads(run(*TEXT, "-o", "two", "--steps", 40, "--json").stdout)
+    assert found["steps"] == other["steps"] == 40
+    assert found["nats"] == other["nats"]
+    assert (tmp_path / "one/model.safetensors").read_bytes() == (tmp_path / "two/model.safetensors").read_bytes()
+    assert len(history.read(tmp_path / "one/history.jsonl")) == len(history.read(tmp_path / "two/history.jsonl"))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_classes_of_sequences_by_steps(run, suffix):
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+        pytest.importorskip("narwhals")
+        write_table("long.parquet", steps_of_sequences())
+    words = [f"long.{suffix}" if word == "long.csv" else word for word in CLASSES]
+    result = run(*words, "--epochs", 30, "--columns", "x")
+    assert "on 48 sequences" in result.stdout
+    assert "accuracy: 100.00% of 12 sequences" in result.stdout
+    rows = [line.split() for line in result.stdout.splitlines() if "down" in line or "up" in line]
+    assert rows[1][1::2] == ["down", "6", "0"]
+    assert rows[2][1::2] == ["up", "0", "6"]
+    model = "xlstm-classify/model.safetensors"
+    found = json.loads(run("evaluate", model, f"long.{suffix}", "--json").stdout)
+    assert found == {
+        **{"kind": "sequence classifier", "sequences": 60, "accuracy": 1.0, "classes": ["down", "up"]},
+        "confusion": [[30, 0], [0, 30]],
+    }
+    lines = run("predict", model, f"long.{suffix}").stdout.splitlines()
+    assert lines[0] == "id,kind,p(down),p(up)"
+    assert [line.split(",")[:2] for line in lines[1:4]] == [["s0", "down"], ["s1", "up"], ["s2", "down"]]
+    first = [float(cell) for cell in lines[1].split(",")[2:]]
+    assert sum(first) == pytest.approx(1)
+    assert first[0] > 0.5
+    run("predict", model, f"long.{suffix}", "-o", f"found.{suffix}")
+    again = labelled.read_names(f"found.{suffix}", "kind").tolist()
+    assert again == ["down", "up"] * 30
+
+
+def test_sequences_are_put_together_in_the_order_of_their_rows(tmp_path):
+    """Rows of several sequences may alternate; columns of dates are no features, and may begin anew."""
+    cells = {"id": [*"babab"], "kind": [*"21212"], "day": ["2024-01-01"] * 5, "x": [1, 2, 3, 4, 5], "y": [0.5] * 5}
+    write_table(tmp_path / "t.csv", cells)
+    layout = labelled.Layout.of(tmp_path / "t.csv", "kind", "id", None)
+    assert layout.features == ["x", "y"]
+    found = labelled.read(tmp_path / "t.csv", layout)
+    assert (found.names, found.labels.tolist()) == (["b", "a"], ["2", "1"])
+    assert [rows[:, 0].tolist() for rows in found.sequences] == [[1, 3, 5], [2, 4]]
+
+
+def test_held_out_sequences_are_the_same_share_of_each_class():
+    labels = np.array(["a"] * 30 + ["b"] * 10)
+    rows, test = labelled.held_out(labels, 0.2, 0)
+    assert sorted([*rows, *test]) == list(range(40))
+    assert labels[test].tolist() == ["a"] * 6 + ["b"] * 2
+    assert labelled.held_out(labels, 0.2, 1)[1].tolist() != test.tolist()
+    assert labelled.held_out(labels, 0.0, 0)[1].tolist() == []
+
+
+def test_classes_of_rows(run):
+    rng = np.random.default_rng(0)
+    table = {"label": [f"{k % 3}" for k in range(60)]}
+    table |= {f"t{t}": [(k % 3 - 1) * t + 0.1 * rng.normal() for k in range(60)] for t in range(5)}
+    write_table("wide.csv", table)
+    words = ("train", "classify", "wide.csv", "--label", "label", "--backend", "numpy", "--epochs", 30, "--json")
+    found = json.loads(run(*words, "--hidden-size", 8).stdout)
+    assert found["accuracy"] == 1.0
+    assert found["confusion"] == [[4, 0, 0], [0, 4, 0], [0, 0, 4]]
+    lines = run("predict", found["model"], "wide.csv").stdout.splitlines()
+    assert lines[0] == "row,label,p(0),p(1),p(2)"
+    assert [line.split(",")[:2] for line in lines[1:5]] == [["1", "0"], ["2", "1"], ["3", "2"], ["4", "0"]]
+
+
+def test_forecasts_as_a_table_and_their_errors(run):
+    fitted = Forecaster(Settings(12, hidden_size=2, epochs=1), "numpy", name="sunspots")
+    fitted.fit(np.sin(np.arange(100.0))).save("m")
+    printed = run("predict", "m", bundled("sunspots"), "--steps", 3).stdout
+    run("predict", "m", bundled("sunspots"), "--steps", 3, "--output", "p.csv")
+    with open("p.csv") as file:
+        assert file.read() == printed
+    found = json.loads(run("evaluate", "m", bundled("sunspots"), "--json").stdout)
+    assert (found["kind"], found["forecasts"]) == ("forecaster", 564)
+    assert found["rmse"]["persistence"][0] == pytest.approx(20.09, abs=0.01)
+    assert "20.09" in run("evaluate", "m", bundled("sunspots")).stdout
+
+
+def test_options_of_a_file(run, tmp_path):
+    """The command line beats the file; --save-config writes what --config reads, required options too."""
+    (tmp_path / "o.toml").write_text('cell = "gru"\nsteps = 3\nlearning-rate = 1\nhidden-size = 6\n')
+    run(*[word for word in TEXT if word != "--steps" and word != 12], "--config", "o.toml", "--save-config", "s.toml")
+    model = TextModel.load("xlstm-text/model.safetensors", "numpy")
+    assert (model.cell, model.steps, model.learning_rate, model.hidden_size) == ("gru", 3, 1.0, 8)
+    saved = tomllib.loads((tmp_path / "s.toml").read_text())
+    assert (saved["cell"], saved["steps"], saved["hidden-size"], saved["embedding-size"]) == ("gru", 3, 8, 4)
+    assert not {"config", "save-config", "resume", "json", "quiet", "file"} & saved.keys()
+    assert (tmp_path / "xlstm-text/options.toml").read_text() == (tmp_path / "s.toml").read_text()
+    run("train", "text", "a.txt", "--config", "s.toml", "-o", "again")
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (
+        tmp_path / "xlstm-text/model.safetensors"
+    ).read_bytes()
+    run(*CLASSES, "--no-standardize", "--save-config", "c.toml")
+    run("train", "classify", "long.csv", "--config", "c.toml", "-o", "other")
+    assert SequenceClassifier.load("other/model.safetensors", "numpy").standardize is False
+
+
+def test_options_of_the_main_job(run, tmp_path):
+    (tmp_path / "o.toml").write_text('epochs = 1\nwindow = 12\nhidden-size = 3\nbackend = "numpy"\noutput = "out"\n')
+    result = run("train", "--config", "o.toml", "--window", 10)
+    assert "1 month ahead" in result.stdout
+    settings = Forecaster.load("out/model.safetensors", "numpy").settings
+    assert (settings.epochs, settings.window, settings.hidden_size) == (1, 10, 3)
+    result = run("train", "forecast", bundled("sunspots"), "--config", "o.toml", "--quiet")
+    assert result.output == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("stepz = 3", "o.toml: key 'stepz' is unknown, expected some of output, resume, sample"),
+        ('steps = "3"', "o.toml: steps is '3', expected a whole number"),
+        ("steps = 3.5", "o.toml: steps is 3.5, expected a whole number"),
+        ("steps = true", "o.toml: steps is True, expected a whole number"),
+        ("learning-rate = 'fast'", "o.toml: learning-rate is 'fast', expected a number"),
+        ("cell = 3", "o.toml: cell is 3, expected text"),
+        ("resume = 1", "o.toml: resume is 1, expected true or false"),
+        ("output = []", "o.toml: output is [], expected a path"),
+        ("config = 'p.toml'", "o.toml: key 'config' is unknown"),
+        ("[model]\ncell = 'gru'", "o.toml: key 'model' is unknown"),
+        ("steps: 3", "o.toml: not a readable TOML file (Expected '=' after a key"),
+        ("a = " + "[" * 5000, "o.toml: not a readable TOML file"),
+        ("steps = 0", "steps is 0"),
+        ("cell = 'nosuch'", "cell is 'nosuch', expected one of lstm, gru"),
+        (b"\xff", "o.toml: not a readable TOML file"),
+    ],
+)
+def test_wrong_files_of_options(run, tmp_path, text, words):
+    (tmp_path / "o.toml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    result = run("train", "text", "a.txt", *SMALL, "--backend", "numpy", "--config", "o.toml", code=2)
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert words in result.stderr
+    assert not (tmp_path / "xlstm-text").exists()
+
+
+WRONG = [
+    (["train", "nosuch.csv"], "nosuch.csv"),
+    (["train", "text"], "Missing argument"),
+    (["train", "text", "nosuch.txt"], "No such file or directory: 'nosuch.txt'"),
+    (["train", "text", "."], "Is a directory"),
+    (["train", "text", "empty"], "empty: the file is empty, expected a text"),
+    (["train", "text", "binary"], "binary: not UTF-8 text (invalid start byte at byte 0)"),
+    (["train", "text", "short.txt"], "the text has 4 tokens to learn from, expected 8193 or more"),
+    (["train", "text", "short.txt", "--resume"], "xlstm-text: holds no run to resume"),
+    (["train", "text", "a.txt", *SMALL, "-o", "empty"], "it is a file, expected a folder: 'empty'"),
+    (["train", "text", "a.txt", *SMALL, "-o", "empty/x"], "empty/x"),
+    (["train", "text", "a.txt", *SMALL, "-o", "/proc/xlstm"], "/proc/xlstm"),
+    (["train", "text", "a.txt", *SMALL, "-o", "there"], "there: holds a run already; --resume goes on with it"),
+    (["train", "text", "a.txt", *SMALL, "-o", "there", "--resume"], "is of another run: its model is"),
+    (["train", "text", "a.txt", *SMALL, "-o", "busy"], "it is a folder: 'busy/model.safetensors'"),
+    (["train", "text", "a.txt", *SMALL, "--cell", "lstmm"], "cell is 'lstmm', expected one of lstm, gru, rnn"),
+    (["train", "text", "a.txt", *SMALL, "--steps", "0"], "steps is 0"),
+    (["train", "text", "a.txt", *SMALL, "--steps", "many"], "Invalid value for '--steps'"),
+    (["train", "text", "a.txt", *SMALL, "--schedule", "linear"], "schedule is 'linear', expected one of constant, co"),
+    (["train", "text", "a.txt", *SMALL, "--dropout", "1.5"], "dropout is 1.5"),
+    (["train", "text", "a.txt", *SMALL, "--tokens", "words"], "tokens is 'words', expected 'characters', 'bytes' or"),
+    (["train", "text", "a.txt", *SMALL, "--every", "0"], "every is 0"),
+    (["train", "text", "a.txt", *SMALL, "--sample", "-1"], "Invalid value for '--sample'"),
+    (["train", "text", "a.txt", *SMALL, "--lr", "1e30", "--steps", "9"], "is not finite"),
+    (["train", "text", "a.txt", "--stepz", "3"], "No such option"),
+    (["train", "text", "a.txt", "--config", "nosuch.toml"], "No such file or directory: 'nosuch.toml'"),
+    (["train", "text", "a.txt", *SMALL, "--save-config", "no/o.toml"], "no/o.toml"),
+    (["train", "classify", "long.csv"], "Missing option '--label'"),
+    (["train", "classify", "nosuch.csv", "--label", "kind"], "No such file or directory: 'nosuch.csv'"),
+    (["train", "classify", "empty", "--label", "kind"], "empty: the file is empty"),
+    (["train", "classify", "header.csv", "--label", "kind"], "header.csv: 0 rows under the header, expected some"),
+    (["train", "classify", "long.csv", "--label", "kin"], "column 'kin' is not in the header, which has id, kind, day"),
+    (["train", "classify", "long.csv", "--label", "kind", "--sequence", "who"], "column 'who' is not in the header"),
+    (["train", "classify", "long.csv", "--label", "kind", "--sequence", "kind"], "label and sequence are both 'kind'"),
+    (["train", "classify", "long.csv", "--label", "kind"], "line 2, column id holds 's0', expected a finite number"),
+    (["train", "classify", "long.csv", "--label", "kind", "--columns", "x,z"], "column 'z' is not in the header"),
+    (["train", "classify", "long.csv", "--label", "kind", "--columns", "kind"], "column 'kind' is label or sequence"),
+    (["train", "classify", "one.csv", "--label", "kind"], "all labels are a, expected two classes or more"),
+    (["train", "classify", "few.csv", "--label", "kind"], "no class has enough sequences to hold out 20%, the largest"),
+    (["train", "classify", "gap.csv", "--label", "kind"], "gap.csv: column 'x' is empty in row 2"),
+    (["train", "classify", "nolabel.csv", "--label", "kind"], "nolabel.csv: column 'kind' is empty in row 3"),
+    (["train", "classify", "alone.csv", "--label", "kind"], "no column is left for features, the header has kind"),
+    (
+        ["train", "classify", "mixed.csv", "--label", "kind", "--sequence", "id"],
+        "sequence 's' has labels a, b",
+    ),
+    (["train", "classify", "garbage.parquet", "--label", "kind"], "garbage.parquet: not a readable Parquet file"),
+    ([*CLASSES, "--test-fraction", "2"], "Invalid value for '--test-fraction'"),
+    ([*CLASSES, "--cell", "mlstm", "--bidirectional"], "bidirectional is True, but cell 'mlstm' goes forward"),
+    ([*CLASSES, "--backend", "abacus"], "'abacus' is not a backend"),
+    ([*CLASSES, "--dtype", "float16"], "float16 on a CPU"),
+    ([*CLASSES, "--resume"], "xlstm-classify: holds no run to resume"),
+    (["evaluate", "nosuch", "a.txt"], "nosuch: no such file"),
+    (["evaluate", "text", "nosuch.txt"], "No such file or directory: 'nosuch.txt'"),
+    (["evaluate", "text", "other.txt"], "'Z' is not one of the"),
+    (["evaluate", "text", "a.txt", "--column", "x"], "text: is a text model, --column goes with a forecaster"),
+    (["evaluate", "classes", "relabelled.csv"], "relabelled.csv: label 'left' is not one of those that classes knows"),
+    (["evaluate", "classes", "one.csv"], "one.csv: column 'y' is not in the header"),
+    (["evaluate", "plain", "long.csv"], "plain: says nothing of a table, expected a model of `xlstm train classify`"),
+    (["predict", "text", "long.csv"], "text: kind is 'text model', expected 'forecaster'"),
+    (["predict", "classes", "long.csv", "--steps", "3"], "classes: is a classifier, --column and --steps go with"),
+    (["predict", "classes", "long.csv", "-o", "p.txt"], "p.txt: ends in '.txt', expected .csv or .parquet"),
+    (["predict", "classes", "long.csv", "-o", "no/p.csv"], "no/p.csv"),
+    (["generate", "text", "--prompt", "Z"], "'Z' is not one of the"),
+    (["generate", "text", "--prompt", ""], "error: "),
+    (["generate", "text", "--prompt", "a", "--bytes"], "text: is a text model with tokens of its own, not for --stop"),
+    (["generate", "text", "--prompt", "a", "--temperature", "-1"], "temperature is -1"),
+    (["runs"], "holds no run, which has a file history.jsonl"),
+    (["runs", "nosuch"], "nosuch: no such folder"),
+    (["runs", "torn"], "none of the runs has a readable history"),
+    (["nosuch"], "No such command 'nosuch'"),
+    (["--nosuch"], "No such option"),
+    (["bench", "--rounds", "0"], "Invalid value for '--rounds'"),
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Files of models and a run, made once."""
+    folder = tmp_path_factory.mktemp("models")
+    sizes = {"hidden_size": 4, "embedding_size": 4, "batch_size": 2, "length": 4, "steps": 2, "backend": "numpy"}
+    TextModel(**sizes, checkpoints=folder / "there").fit(VERSE).save(folder / "text")
+    classifier = SequenceClassifier(hidden_size=4, epochs=1, backend="numpy")
+    classifier.fit(np.arange(24.0).reshape(4, 3, 2), ["down", "up"] * 2)
+    classifier.save(folder / "plain")
+    classifier.save(folder / "classes", labelled.Layout(["x", "y"], "kind", "id").as_dict())
+    return folder
+
+
+@pytest.mark.parametrize(("args", "words"), WRONG, ids=lambda value: value if isinstance(value, str) else None)
+def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path, models, args, words):
+    for name in ("text", "plain", "classes"):
+        (tmp_path / name).write_bytes((models / name).read_bytes())
+    if args[0] != "runs" or len(args) > 1:
+        (tmp_path / "there").symlink_to(models / "there")
+        (tmp_path / "torn").mkdir()
+        (tmp_path / "torn/history.jsonl").write_text("nonsense\n")
+    (tmp_path / "busy/model.safetensors").mkdir(parents=True)
+    files = {
+        **{"empty": "", "short.txt": "abcd", "header.csv": "kind,x\n", "one.csv": "kind,x\na,1\na,2\na,3\n"},
+        **{
+            "few.csv": "kind,x\na,1\nb,2\n",
+            "gap.csv": "kind,x\na,1\nb,\nb,3\n",
+            "nolabel.csv": "kind,x\na,1\nb,2\n,3\n",
+        },
+        **{"alone.csv": "kind\na\nb\n", "mixed.csv": "id,kind,x\ns,a,1\ns,b,2\n", "garbage.parquet": "garbage"},
+        **{"other.txt": "the Zebra", "relabelled.csv": "id,kind,x,y\ns,left,1,2\n"},
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    before = sorted(os.listdir(tmp_path))
+    usual = ["--backend", "numpy"] if args[0] == "train" and len(args) > 2 and "--backend" not in args else []
+    result = run(*args, *usual, code=2)
+    lines = result.stderr.splitlines()
+    assert lines[-1].startswith("error: "), result.stderr
+    assert words in lines[-1]
+    assert len(lines) == (2 if "torn" in args else 1)
+    assert result.stdout == ""
+    assert set(os.listdir(tmp_path)) - set(before) <= ({"xlstm-text"} if "1e30" in args else set())
+
+
+def test_quiet_and_json(run):
+    assert run(*TEXT, "--quiet").output == ""
+    result = run(*TEXT, "-o", "two", "--json", "-q")
+    assert json.loads(result.stdout)["model"] == "two/model.safetensors"
+    assert result.stderr == ""
+    assert "trained: " in run(*TEXT, "-o", "three").stdout  # quiet ends with its command
+
+
+def commands(group, path=()):
+    for name, command in group.commands.items():
+        yield (*path, name)
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+
+
+@pytest.mark.parametrize("path", [*commands(typer.main.get_command(app))], ids=" ".join)
+def test_every_command_has_help(run, path):
+    result = run(*path, "-h")
+    assert "Usage:" in result.stdout
+    assert "--help" in result.stdout
+    if path == ("train",):
+        for words in ("--window", "forecast", "text", "classify"):
+            assert words in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["tr"], "train"),
+        (["train", "te"], "text"),
+        (["train", "--epo"], "--epochs"),
+        (["train", "text", "--ste"], "--steps"),
+        (["train", "sales.csv", "--hor"], "--horizon"),
+    ],
+)
+def test_completion(words, found):
+    code = "import sys; sys.argv = ['xlstm']\nfrom xlstm.cli import main\nmain()"
+    asked = {
+        "_XLSTM_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(["xlstm", *words]),
+        "COMP_CWORD": f"{len(words)}",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **asked}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == [found]
+
+
+def test_runs(run, tmp_path):
+    run(*TEXT, "-o", "r/one")
+    run(*TEXT, "-o", "r/two", "--cell", "gru", "--steps", 9)
+    (tmp_path / "r/three").mkdir()
+    (tmp_path / "r/three/history.jsonl").write_text(
+        '{"total": 1, "epoch": 1, "loss": 2.0, "norm": 1.0, "seconds": 0.5}\n'
+        '{"total": 1, "epoch": 1, "validation": 0.25, "seconds": 0.7}\n'
+        '{"total": 2, "epoch": 2, "validation": 0.5, "seconds": 1.0}\n'
+    )
+    rows = {row["run"]: row for row in json.loads(run("runs", "r", "--json").stdout)}
+    assert list(rows) == ["r/one", "r/three", "r/two"]
+    assert {k: v for k, v in rows["r/three"].items() if k != "settings"} == {
+        **{"run": "r/three", "steps": 2, "epoch": 2, "loss": 2.0, "best": 0.25, "best_epoch": 1, "seconds": 1.0},
+    }
+    assert (rows["r/one"]["steps"], rows["r/two"]["steps"]) == (12, 9)
+    assert (rows["r/one"]["settings"]["cell"], rows["r/two"]["settings"]["cell"]) == ("lstm", "gru")
+    lines = run("runs", "r/one", "r/two").stdout.splitlines()
+    heading = next(line.split() for line in lines if "run" in line)
+    assert heading[-2:] == ["cell", "steps"]
+    assert "embedding-size" not in heading
+    assert next(line.split() for line in lines if "r/two" in line)[-2:] == ["gru", "9"]
+
+
+def test_runs_from_python(run, models):
+    (row,) = json.loads(run("runs", models / "there", "--json").stdout)
+    assert row["steps"] == 2
+    assert row["settings"]["model"].startswith("xLSTMLanguageModel(")
+
+
+def test_a_full_disk_does_not_end_training(run, monkeypatch):
+    real = checkpoint.save
+
+    def save(path, *args):
+        if "step-" in str(path):
+            raise OSError(28, "No space left on device", str(path))
+        real(path, *args)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    with pytest.warns(RuntimeWarning, match="No space left on device"):
+        found = json.loads(run(*TEXT, "--json").stdout)
+    assert "step 12 is not on disk" in found["unsaved"]
+    TextModel.load(found["model"], "numpy")
+
+
+# The command with a signal, or two, after its third step. The second one comes while the run is saved.
+SIGNALS = """
+import signal, sys
+from xlstm.training import run
+numbers = [getattr(signal, name) for name in sys.argv.pop(1).split()]
+count, save = run.Run._count, run.Run._save
+def _count(self, taken):
+    count(self, taken)
+    if self.total == 3 and numbers:
+        signal.raise_signal(numbers[0])
+def _save(self, *rest):
+    if self.total == 3 and numbers[1:]:
+        signal.raise_signal(numbers.pop())
+    save(self, *rest)
+run.Run._count, run.Run._save = _count, _save
+sys.argv[0] = "xlstm"
+from xlstm.cli import main
+main()
+"""
+
+
+def stopped(folder, numbers, args):
+    (folder / "signals.py").write_text(SIGNALS)
+    environment = {**os.environ, "XLSTM_COMPILE": "0"}
+    command = [sys.executable, "signals.py", " ".join(number.name for number in numbers), *map(str, args)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("args", [TEXT, CLASSES], ids=["text", "classify"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(run, tmp_path, number, args):
+    assert stopped(tmp_path, [], [*args, "-o", "whole"]).returncode == 0
+    done = stopped(tmp_path, [number], [*args, "-o", "o u t"])
+    assert done.returncode == 128 + number
+    words = " ".join(map(str, [*args, "-o", "'o u t'", "--resume"]))
+    assert done.stderr == f"interrupted; o u t/model.safetensors is saved; go on with: xlstm {words}\n"
+    assert done.stdout == ""
+    assert [line["total"] for line in history.read(tmp_path / "o u t/history.jsonl")] == [1, 2, 3]
+    assert stopped(tmp_path, [], [*args, "-o", "o u t", "--resume"]).returncode == 0
+    assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "o u t/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_second_signal_stops_at_once(tmp_path, second):
+    (tmp_path / "a.txt").write_text(VERSE)
+    done = stopped(tmp_path, [signal.SIGINT, second], TEXT)
+    assert (done.returncode, done.stderr) == (128 + second, "interrupted; nothing was saved\n")
+    assert sorted(os.listdir(tmp_path / "xlstm-text")) == ["history.jsonl", "options.toml"]
+
+
+def test_options_are_those_of_the_estimators():
+    """Every option of a parameter has its default and its type."""
+    group = typer.main.get_command(app).commands["train"].commands
+    for name, estimator in {"text": TextModel, "classify": SequenceClassifier}.items():
+        hints, made = typing.get_type_hints(estimator.__init__), estimator()
+        settings = [p for p in group[name].params if p.name in hints]
+        assert len(settings) > 15
+        for parameter in settings:
+            assert parameter.default == getattr(made, parameter.name), parameter.name
