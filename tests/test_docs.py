@@ -83,17 +83,22 @@ def calls(text):
 
 
 def command_of(words):
-    assert words[0] in COMMANDS.commands, f"there is no command {words[0]}"
-    command = COMMANDS.commands[words[0]]
-    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    """Return the command that some words call, and the words after its name."""
+    command = COMMANDS
+    while hasattr(command, "commands"):
+        name = words[0] if words and words[0] in command.commands else None
+        assert name or hasattr(command, "usual"), f"there is no command {words[:1]}"
+        words, command = words[1:] if name else words, command.commands[name] if name else command.usual
+    known = {option for p in command.params for option in (*p.opts, *p.secondary_opts)} | {"-h", "--help"}
     assert {word for word in words if word.startswith("-")} <= known
-    return command
+    return command, words
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
 def test_commands_parse(page):
     for words in calls("\n".join(blocks(page, "sh"))):
-        command_of(words).make_context(words[0], words[1:])  # parses and checks the arguments, and runs nothing
+        command, rest = command_of(words)
+        command.make_context("xlstm", rest)  # parses and checks the arguments, and runs nothing
     for text in re.findall(r"`(xlstm [a-z][^`]*)`", page.read_text(encoding="utf-8")):
         command_of(shlex.split(text)[1:])
 

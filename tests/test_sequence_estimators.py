@@ -11,6 +11,7 @@ from xlstm import training
 from xlstm.arrays.convert import to_numpy
 from xlstm.estimators import NotFittedError, SequenceClassifier, SequenceRegressor
 from xlstm.models.network import CELLS
+from xlstm.training import checkpoint
 
 sklearn = pytest.importorskip("sklearn")
 
@@ -195,6 +196,81 @@ def test_pickles(rng):
     X, y = ragged(rng)
     classifier = SequenceClassifier(**FAST).fit(X, y)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(classifier)).predict(X), classifier.predict(X))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_files(rng, tmp_path, cell):
+    """Predictions of a model that was read are those of the one that was written, bit for bit."""
+    path, options = tmp_path / "m", {"layer_norm": True} if cell in ("lstm", "gru", "rnn") else None
+    X, y = ragged(rng)
+    made = SequenceClassifier(**{**FAST, "cell": cell}, options=options, num_layers=2).fit(X, y)
+    made.save(path, {"columns": ["a", "b"]})
+    again = SequenceClassifier.load(path, "numpy")
+    assert again.predict_proba(X).tobytes() == made.predict_proba(X).tobytes()
+    assert (again.classes_.tolist(), again.note_) == (["down", "up"], {"columns": ["a", "b"]})
+    assert again.get_params() == {**made.get_params(), "warm_start": False, "resume": False}
+    first = path.read_bytes()
+    again.save(path, again.note_)
+    assert path.read_bytes() == first
+
+
+@pytest.mark.parametrize("y", [np.arange(60.0), np.arange(120.0).reshape(60, 2) ** 2], ids=["one", "two"])
+def test_files_of_regressors_and_tables(rng, tmp_path, y):
+    import pandas as pd
+
+    X = pd.DataFrame(rng.normal(size=(60, 4)), columns=[*"abcd"])
+    made = SequenceRegressor(**FAST).fit(X, y)
+    made.save(tmp_path / "m")
+    again = SequenceRegressor.load(tmp_path / "m", "numpy")
+    assert again.predict(X).tobytes() == made.predict(X).tobytes()
+    assert again.predict(X).shape == y.shape
+    assert (again.note_, [*again.feature_names_in_]) == ({}, [*"abcd"])
+    with pytest.raises(ValueError, match="The feature names should match"):
+        again.predict(X.rename(columns={"a": "z"}))
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [True, False], [0.0, 2.0], ["a", "b"]], ids=str)
+def test_labels_of_files(rng, tmp_path, labels):
+    made = SequenceClassifier(**FAST).fit(rng.normal(size=(20, 3)), labels * 10)
+    made.save(tmp_path / "m")
+    found = SequenceClassifier.load(tmp_path / "m", "numpy").classes_
+    assert found.tolist() == sorted(labels)
+    assert found.dtype.kind == made.classes_.dtype.kind
+
+
+def test_files_that_are_refused(rng, tmp_path):
+    path, X = tmp_path / "m", rng.normal(size=(20, 3))
+    with pytest.raises(ValueError, match="not fitted yet"):
+        SequenceClassifier().save(path)
+    dates = np.array(["2024-01-01", "2024-01-02"] * 10, dtype="datetime64[D]")
+    with pytest.raises(ValueError, match=r"classes_ holds .*, expected text or numbers"):
+        SequenceClassifier(**FAST).fit(X, dates).save(path)
+    SequenceRegressor(**FAST).fit(X, X[:, 0]).save(path)
+    with pytest.raises(ValueError, match="kind is 'sequence regressor', expected 'sequence classifier'"):
+        SequenceClassifier.load(path)
+    arrays, config = checkpoint.load(path, "sequence regressor")
+    facts = config["facts"]
+    for changed, words in [
+        ({"settings": {"units": 3}}, "units"),
+        ({"settings": config["settings"] | {"hidden_size": 5}}, "expected"),
+        ({"settings": config["settings"] | {"epochs": 0}}, "epochs is 0"),
+        ({"settings": None}, "settings is None, expected an object"),
+        ({"facts": facts | {"table_": 1}}, "table_ is 1, expected True or False"),
+        ({"facts": facts | {"width_": 0}}, "width_ is 0"),
+        ({"facts": {}}, "n_features_in_ is None"),
+        ({"names": []}, "names is .*, expected a list"),
+    ]:
+        checkpoint.save(path, arrays, "sequence regressor", config | changed)
+        with pytest.raises(ValueError, match=f"not a sound sequence regressor .*{words}"):
+            SequenceRegressor.load(path)
+    for name in ("mean_", "target_std_"):
+        less = {key: array for key, array in arrays.items() if key != name}
+        checkpoint.save(path, less, "sequence regressor", config)
+        with pytest.raises(ValueError, match=f"not a sound sequence regressor .*{name}"):
+            SequenceRegressor.load(path)
+    checkpoint.save(path, arrays | {"mean_": np.ones((2, 1))}, "sequence regressor", config)
+    with pytest.raises(ValueError, match=r"mean_ has shape \(2, 1\)"):
+        SequenceRegressor.load(path)
 
 
 def test_the_words_of_an_estimator():

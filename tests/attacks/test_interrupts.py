@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.attacks.bounds import examples
-from xlstm.training import checkpoint
+from xlstm.training import checkpoint, history
 
 # The command with a signal at the K-th event (a call or a return, of Python or of C) of the main thread, whatever the
 # speed of the machine; they count from when the package handles signals. At the end it writes how many there were.
@@ -34,6 +34,8 @@ finally:
     sys.setprofile(None)
     open(report, "w").write(str(events))
 """
+TEXT = ["train", "text", "a.txt", "--hidden-size", "2", "--embedding-size", "2", "--batch-size", "2", "--length", "8"]
+TEXT += ["--steps", "6", "--every", "2", "--sample", "3", "--backend", "numpy", "-o", "out"]
 TRAIN = ["train", "--epochs", "1", "--window", "8", "--hidden-size", "2", "--backend", "numpy", "-o", "out"]
 
 
@@ -47,10 +49,24 @@ def run(folder, arguments, number, moment):
     return done.returncode, done.stdout, done.stderr, int(report.read_text() or 0) if report.exists() else 0
 
 
+def text(folder):
+    (folder / "a.txt").write_text("to be or not to be, that is the question. " * 4)
+
+
 @pytest.fixture(scope="module")
 def events(tmp_path_factory):
     """How many events the command has."""
     code, _, errors, found = run(tmp_path_factory.mktemp("whole"), TRAIN, signal.SIGINT, 0)
+    assert code == 0, errors
+    return found
+
+
+@pytest.fixture(scope="module")
+def events_of_text(tmp_path_factory):
+    """How many events the training of a text has."""
+    folder = tmp_path_factory.mktemp("text")
+    text(folder)
+    code, _, errors, found = run(folder, TEXT, signal.SIGINT, 0)
     assert code == 0, errors
     return found
 
@@ -73,3 +89,31 @@ def test_a_signal_at_any_moment_of_training(tmp_path, events, number):
             saved = f"{os.path.join('out', name)} is saved" in errors or code == 0
             assert saved or not errors.startswith("interrupted;"), where
             os.remove(tmp_path / "out" / name)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_at_any_moment_of_training_a_text(tmp_path, events_of_text, number):
+    """Where the command says how to go on, the same command with --resume ends well."""
+    rng = random.Random(int(number))
+    for k in range(examples(1)):
+        folder = tmp_path / str(k)
+        folder.mkdir()
+        text(folder)
+        moment = rng.randint(1, events_of_text)
+        code, output, errors, _ = run(folder, TEXT, number, moment)
+        where = f"at event {moment} of {events_of_text}: {code}\n{output}\n{errors}"
+        assert "Traceback" not in output + errors, where
+        assert code in (0, 128 + number), where
+        written = sorted(os.listdir(folder / "out")) if (folder / "out").exists() else []
+        assert not [name for name in written if name.startswith(".")], where
+        if "model.safetensors" in written:
+            checkpoint.load(folder / "out/model.safetensors", "text model")
+            assert code == 0 or "out/model.safetensors is saved" in errors or not errors.startswith("interrupted;"), (
+                where
+            )
+        if "go on with: " in errors:
+            again = errors.strip().rpartition("go on with: xlstm ")[2]
+            assert again == " ".join([*TEXT, "--resume"]), where
+            code, _, errors, _ = run(folder, [*TEXT, "--resume"], number, 0)
+            assert code == 0, errors
+            assert len(history.read(folder / "out/history.jsonl")) == 6

@@ -11,6 +11,8 @@ from rich.table import Table
 from xlstm.cli import labelled
 from xlstm.cli.console import Report, uncut
 
+LARGEST = 700.0  # nats whose perplexity is a number
+
 
 def classification(report: Report, truth: Any, found: Any, classes: Any) -> dict[str, Any]:
     """Print accuracy and confusion of predicted labels, and return them.
@@ -46,5 +48,7 @@ def text(report: Report, nats: float, what: str) -> dict[str, Any]:
     what : str
         The text, in words.
     """
-    report.print(f"{what}: {nats:.4f} nats a token, perplexity {math.exp(nats):.4g}")
-    return {"nats": nats, "perplexity": math.exp(nats)}
+    perplexity = math.exp(nats) if nats < LARGEST else None
+    shown = "" if perplexity is None else f", perplexity {perplexity:.4g}"
+    report.print(f"{what}: {nats:.4f} nats a token{shown}")
+    return {"nats": nats, "perplexity": perplexity}

@@ -64,9 +64,12 @@ def load(path: str | os.PathLike[str], kind: type[Any], backend: str | Backend |
         made.check()
         for name in ("n_features_in_", "width_"):
             setattr(made, name, checks.size("file", name, facts.get(name)))
-        for name in ("table_", *(["one_target_"] if "one_target_" in facts else [])):
+        regressor = kind._kind == "regressor"
+        for name in ("table_", "one_target_") if regressor else ("table_",):
             setattr(made, name, checks.flag("file", name, facts.get(name)))
-        for name in [name for name in SCALES if name in arrays]:
+        for name in SCALES if regressor else SCALES[:2]:
+            if name not in arrays or arrays[name].ndim > 2 or not np.all(np.isfinite(arrays[name])):
+                raise ValueError(f"{name} is missing or not finite")
             setattr(made, name, arrays.pop(name).astype(np.float64))
         if "classes" in config:
             made.classes_ = np.array(_list(config, "classes"))
@@ -75,7 +78,11 @@ def load(path: str | os.PathLike[str], kind: type[Any], backend: str | Backend |
         steps = made.n_features_in_ if made.table_ else 1
         for name in ("mean_", "std_"):
             if getattr(made, name).shape not in ((1,), (made.width_,), (steps, made.width_)):
-                raise ValueError(f"{name} has shape {getattr(made, name).shape}")
+                raise ValueError(f"{name} has shape {getattr(made, name).shape}, expected {(steps, made.width_)}")
+        if regressor and (made.target_mean_.ndim != 1 or made.target_mean_.shape != made.target_std_.shape):
+            raise ValueError(
+                f"target_mean_ and target_std_ have shapes {made.target_mean_.shape}, {made.target_std_.shape}"
+            )
         made.model_ = made.network(made.width_)
         made.model_.check(arrays)
     except (TypeError, ValueError, AttributeError) as error:
