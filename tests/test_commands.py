@@ -357,6 +357,18 @@ def test_quiet_and_json(run):
     assert "trained: " in run(*TEXT, "-o", "three").stdout  # quiet ends with its command
 
 
+def test_json_of_the_main_job_and_of_the_machine(run):
+    words = ["--epochs", 1, "--window", 12, "--hidden-size", 3, "--backend", "numpy", "--json"]
+    found = json.loads(run("train", *words).stdout)
+    assert found["model"] == "xlstm-output/model.safetensors"
+    assert found["rmse"]["persistence"][0] == pytest.approx(20.09, abs=0.01)
+    found = json.loads(run("info", "--json").stdout)
+    assert found["backend numpy"] == "numpy on CPU"
+    assert found["packages"]["numpy"] == np.__version__
+    found = json.loads(run("info", "--explain", "lstm", 64, 8, 64, "float32", "--card", "h100", "--json").stdout)
+    assert "kernel" in " ".join(map(str, found.values()))
+
+
 def commands(group, path=()):
     for name, command in group.commands.items():
         yield (*path, name)

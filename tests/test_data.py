@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import itertools
+import os
 import sys
 import threading
 import tracemalloc
@@ -20,6 +21,7 @@ from xlstm.data import (
     Streams,
     Windows,
     carry_forward,
+    files,
     is_table,
     read_table,
     table_like,
@@ -771,3 +773,48 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ImportError, match="Parquet files need PyArrow and narwhals; pip install pyarrow narwhals"):
         read_table(tmp_path / "t.parquet")
+
+
+COLUMNS = {"name": ["a", "b"], "label": [1, 2], "day": ["2024-01-01", "2024-01-01"], "x": [0.1, -2.5e-9]}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_tables_that_are_written_and_read(tmp_path, suffix):
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+        pytest.importorskip("narwhals")
+    path = tmp_path / f"t.{suffix}"
+    files.write_table(path, COLUMNS)
+    assert files.read_header(path) == ([*COLUMNS], ["day"] if suffix == "csv" else [])
+    assert files.read_names(path, "name").tolist() == ["a", "b"]
+    assert files.read_names(path, "label").tolist() == ["1", "2"]
+    np.testing.assert_array_equal(files.read_numbers(path, ["x", "label"]), [[0.1, 1], [-2.5e-9, 2]])
+    for read in (files.read_names, lambda path, name: files.read_numbers(path, [name])):
+        with pytest.raises(ValueError, match="column 'z' is not in the header, which has name, label, day, x"):
+            read(path, "z")
+    with pytest.raises((ValueError, TypeError), match="name"):
+        files.read_numbers(path, ["name"])
+
+
+def test_dates_of_parquet_files_are_named(tmp_path):
+    pytest.importorskip("pyarrow")
+    files.write_table(tmp_path / "t.parquet", {"day": np.array(["2024-01-01"], "datetime64[D]").tolist(), "x": [1.0]})
+    assert files.read_header(tmp_path / "t.parquet") == (["day", "x"], ["day"])
+
+
+def test_tables_that_cannot_be_written(tmp_path):
+    for name, words in {"t.txt": "ends in '.txt', expected .csv or .parquet", "no/t.csv": "no/t.csv"}.items():
+        with pytest.raises((ValueError, OSError), match=words):
+            files.check_table(tmp_path / name)
+    with pytest.raises(ValueError, match="zip"):
+        files.write_table(tmp_path / "t.csv", {"a": [1], "b": [1, 2]})
+    assert os.listdir(tmp_path) == []
+
+
+def test_names_that_are_missing(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b\nx,1\n,2\n")
+    with pytest.raises(ValueError, match=r"t\.csv: column 'a' is empty in row 2"):
+        files.read_names(tmp_path / "t.csv", "a")
+    (tmp_path / "t.csv").write_text("a,a\nx,1\n")
+    with pytest.raises(ValueError, match="column 'a' is more than once in the header"):
+        files.read_names(tmp_path / "t.csv", "a")

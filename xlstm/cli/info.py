@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
 import typer
 
@@ -10,6 +11,7 @@ from xlstm.arrays.backend import Backend, backend, usable
 from xlstm.arrays.convert import BackendError
 from xlstm.cli import explain, machine
 from xlstm.cli.console import out
+from xlstm.cli.options import JsonOption
 
 
 def info(
@@ -18,11 +20,12 @@ def info(
         typer.Option("--explain", metavar="LAYER T B H DTYPE", help="How it runs on a GPU: lstm 512 64 512 float16."),
     ] = None,
     card: Annotated[str | None, typer.Option(help="For --explain: a100, h100 or h200 instead of the GPU here.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Show versions, devices, threads, and which backend is chosen and why."""
     if layer is not None:
-        for name, line in explain.explain(*layer, card):
-            out.print(f"{name:14s}{line}")
+        lines = explain.explain(*layer, card)
+        _print(dict(lines), 14, as_json)
         return
     if card is not None:
         raise ValueError("info: --card goes with --explain")
@@ -37,5 +40,13 @@ def info(
         rows["auto chooses"] = f"{chosen} ({chosen.reason})"
     except (ValueError, BackendError) as error:
         rows["auto chooses"] = f"nothing: {error}"
+    _print({**found, **rows} if as_json else rows, 18, as_json)
+
+
+def _print(rows: dict[str, Any], width: int, as_json: bool) -> None:
+    """Print names and values, as lines or as one JSON object."""
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
     for name, value in rows.items():
-        out.print(f"{name:18s}{value}")
+        out.print(f"{name:{width}s}{value}")

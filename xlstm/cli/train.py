@@ -12,6 +12,7 @@ from rich.table import Table
 
 from xlstm import training
 from xlstm.cli.console import BackendOption, ColumnOption, Report, accounted, out
+from xlstm.cli.options import JsonOption
 from xlstm.cli.progress import bar
 from xlstm.data import writing
 from xlstm.data.series import Series, bundled, read_csv
@@ -42,6 +43,7 @@ def train(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the model and the picture; older ones are replaced.")
     ] = Path("xlstm-output"),
+    as_json: JsonOption = False,
 ) -> None:
     """Train an LSTM to forecast a series, and compare it with persistence and a linear autoregression.
 
@@ -58,7 +60,7 @@ def train(
     output.mkdir(parents=True, exist_ok=True)
     for file in files:
         writing.check(file)
-    report = Report()
+    report = Report(as_json)
     narrow = "" if precision is None else f", training in {precision}"
     report.print(f"backend: {forecaster.backend}, {dtype}{narrow} ({forecaster.backend.reason})")
     report.print(f"series:  {series.name}, {_extent(series)}")
@@ -76,7 +78,7 @@ def train(
             report.print(f"picture: {picture}")
         if len(files) == 1:
             report.print("picture: none, matplotlib is not installed (pip install matplotlib)")
-        report.finish()
+        report.finish(model=str(files[0]), seconds=forecaster.trained.seconds, **scored(score))
 
 
 @contextlib.contextmanager
