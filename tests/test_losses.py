@@ -54,6 +54,23 @@ def test_values_follow_torch(rng):
     )
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("compiled", ["0", "1"])
+def test_cross_entropy_of_many_logits_follows_torch(rng, dtype, compiled, monkeypatch):
+    """Large enough for a compiled loop."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setenv("XLSTM_COMPILE", compiled)
+    logits, labels = (10 * rng.standard_normal((40, 9, 70))).astype(dtype), rng.integers(0, 70, (40, 9))
+    peer = torch.tensor(logits, requires_grad=True)
+    expected = torch.nn.functional.cross_entropy(peer.reshape(-1, 70), torch.tensor(labels).reshape(-1))
+    expected.backward()
+    loss, dlogits = losses.cross_entropy(logits, labels)
+    rtol = {"float32": 1e-5, "float64": 1e-12}[dtype]
+    assert dlogits.dtype == dtype
+    assert loss == pytest.approx(expected.item(), rel=rtol)
+    np.testing.assert_allclose(dlogits, peer.grad.numpy(), rtol=rtol, atol=rtol / 1000)
+
+
 @pytest.mark.parametrize("name", [*REGRESSIONS, "cross_entropy"])
 def test_masked_elements_do_not_matter(be, rng, name):
     loss = getattr(losses, name)
