@@ -147,7 +147,7 @@ def lowest(session: nox.Session) -> None:
     constraints = session.cache_dir / "lowest.txt"
     lines = [re.sub(">=", "==", package) for packages in declared for package in packages if "[" not in package]
     constraints.write_text("\n".join(lines))
-    project = ".[fast,plot,keras,onnx,text]"
+    project = ".[fast,plot,keras,onnx,text,tables]"
     session.install("--no-compile", "-e", project, "-c", str(constraints), *group("runner"))
     session.run(*PYTEST, *VERSIONS, "-W", "ignore::DeprecationWarning", *session.posargs, env=NUMPY)
 

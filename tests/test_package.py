@@ -50,6 +50,8 @@ def test_training_needs_only_four_packages(tmp_path):
         "cupy",
         "torch",
         "pandas",
+        "narwhals",
+        "pyarrow",
         "jax",
         "onnx",
         "h5py",
@@ -72,6 +74,9 @@ def test_import_loads_nothing_heavy(tmp_path):
 @pytest.mark.parametrize(
     ("module", "needs"),
     [
+        ("data.sequences", "numpy"),
+        ("data.series_windows", "numpy"),
+        ("data.batches", "numpy"),
         ("layers.recurrent", "numpy"),
         ("layers.mlstm", "numpy"),
         ("models.language", "numpy"),

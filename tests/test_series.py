@@ -320,8 +320,8 @@ def test_every_step_windows_put_time_first():
         Windows(x, np.zeros((5, 3, 1)), every_step=True)
     with pytest.raises(ValueError, match="mask has shape"):
         Windows(x, target, np.ones(4, bool))
-    with pytest.raises(TypeError, match="target is a list"):
-        Windows(x, [1, 2, 3, 4, 5])
+    with pytest.raises(TypeError, match="target is '123', expected an array of real numbers"):
+        Windows(x, "123")
 
 
 def test_scaler_refuses_nonsense():

@@ -498,6 +498,29 @@ OTHERS: dict[str, Case] = {
     "Windows": Case(
         data.Windows, {"x": X, "target": ROW, "mask": None, "batch_size": 4, "every_step": False}, epoch, more=DATA_MORE
     ),
+    "Sequences": Case(
+        data.Sequences,
+        {"sequences": X, "target": ROW, "batch_size": 4, "bucket": 2},
+        epoch,
+        more={
+            "sequences": arrays((6, 3, 2)),
+            "target": arrays((6, 1)),
+            "mask": arrays((6, 1)),
+            "lengths": arrays((6,)),
+        },
+    ),
+    "SeriesWindows": Case(
+        data.SeriesWindows, {"series": X[:, 0], "window": 3, "horizon": 2}, epoch, more={"series": arrays((6, 2))}
+    ),
+    "Prefetch": Case(data.Prefetch, {"data": data.Windows(X, ROW), "ahead": 2}, epoch, long="ahead"),
+    "Streams of tokens": Case(
+        data.Streams.of_tokens,
+        {"tokens": np.arange(9), "batch_size": 2, "length": 2},
+        epoch,
+        who="Streams",
+        words={"tokens": "tokens|rows"},
+        more={"tokens": arrays((9,))},
+    ),
     "Streams": Case(
         data.Streams,
         {"x": X[:, 0], "target": ROW, "batch_size": 2, "length": 2},

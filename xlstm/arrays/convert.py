@@ -32,7 +32,7 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     if array_api_compat.is_torch_array(array):
         host = array.detach().cpu()
         return np.asarray((host.float() if dtype_name(host.dtype) == "bfloat16" else host).numpy())
-    if array_api_compat.is_array_api_obj(array):
+    if array_api_compat.is_array_api_obj(array) or hasattr(array, "__dlpack__"):
         return np.from_dlpack(array, device="cpu", copy=True)
     return np.asarray(array)
 

@@ -1,20 +1,24 @@
 """Batches for training: independent windows, or long streams cut in time. All of it is NumPy on the host.
 
-Sequences of different lengths are sorted and packed in `recurrence/packing.py`, once a layer runs.
+Sequences of different lengths are put together in `sequences.py`, and packed in `recurrence/packing.py`, once a
+layer runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.data.host import Host, finite, flags, numbers
+from xlstm.recurrence.packing import checked_lengths
 
-Host = np.ndarray[Any, Any]
-Values = np.ndarray[Any, np.dtype[np.floating[Any]]]
+BATCHES = checks.having(
+    "batches", "__len__", expected="Windows, Sequences, Streams, or something else that yields batches"
+)
 
 
 class Batch(NamedTuple):
@@ -40,9 +44,19 @@ class Batch(NamedTuple):
     lengths: Any | None = None
 
 
+class Batches(Protocol):
+    """Data for training: `Windows`, `Sequences`, `Streams`, or anything else that yields batches."""
+
+    def __len__(self) -> int: ...
+    def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
+        """Yield the batches of one epoch, in an order that `rng` may decide."""
+
+
 @dataclass(frozen=True)
 class Windows:
     """Independent examples in shuffled batches, each from the initial state.
+
+    Arrays may be of any library, or lists; they are kept on the host.
 
     Parameters
     ----------
@@ -54,6 +68,14 @@ class Windows:
     batch_size : int
     every_step : bool
         Targets and mask have a time axis.
+    lengths : whole numbers (N,), optional
+        Lengths of the sequences, where some end before step T. Numbers in `x` past an end do not matter, and with
+        `every_step` targets past an end do not count. `Sequences` does the same with less padding.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Shapes do not go together, or numbers are not finite.
     """
 
     x: Host = field(repr=False)
@@ -61,12 +83,17 @@ class Windows:
     mask: Host | None = field(default=None, repr=False)
     batch_size: int = 64
     every_step: bool = False
+    lengths: Host | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        checks.fields(self, batch_size=checks.size, every_step=checks.flag)
-        _check_arrays("Windows", self.x, self.target)
-        if self.mask is not None and not (isinstance(self.mask, np.ndarray) and self.mask.dtype == bool):
-            raise TypeError(f"Windows: mask is {checks.shown(self.mask)}, expected a NumPy array of bool")
+        checks.fields(
+            self,
+            x=numbers,
+            target=numbers,
+            mask=checks.optional(flags),
+            batch_size=checks.size,
+            every_step=checks.flag,
+        )
         axes = 2 if self.every_step else 1
         if not _is_input(self.x, 3) or 0 in self.x.shape[:2] or self.x.shape[:axes] != self.target.shape[:axes]:
             leading = "(N, T, ...) with every_step" if self.every_step else "(N, ...)"
@@ -74,10 +101,15 @@ class Windows:
                 f"Windows: x has shape {self.x.shape} and target {self.target.shape}, "
                 f"expected (N, T, D) and {leading}; x may also be tokens, whole numbers (N, T)"
             )
-        if self.mask is not None and (self.mask.ndim < axes or self.mask.shape != self.target.shape[: self.mask.ndim]):
-            raise ValueError(
-                f"Windows: mask has shape {self.mask.shape}, expected leading axes of the target, {self.target.shape}"
-            )
+        check_mask("Windows", self.mask, self.target, axes)
+        there = None
+        if self.lengths is not None:
+            N, T = self.x.shape[:2]
+            lengths = checked_lengths("Windows", self.lengths, T, N)
+            object.__setattr__(self, "lengths", lengths)
+            there = np.arange(T) < lengths[:, None]
+        finite("Windows", "x", self.x, counts=there)
+        finite("Windows", "target", self.target)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -91,7 +123,8 @@ class Windows:
             target, mask = self.target[rows], None if self.mask is None else self.mask[rows]
             if self.every_step:
                 target, mask = _time_first(target), None if mask is None else _time_first(mask)
-            yield Batch(_time_first(self.x[rows]), target, mask, True)
+            lengths = None if self.lengths is None else self.lengths[rows]
+            yield Batch(_time_first(self.x[rows]), target, mask, True, lengths)
 
 
 @dataclass(frozen=True)
@@ -110,6 +143,11 @@ class Streams:
         Number B of streams.
     length : int
         Steps T in a batch.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Shapes do not go together, numbers are not finite, or there are too few rows.
     """
 
     x: Host = field(repr=False)
@@ -118,8 +156,7 @@ class Streams:
     length: int
 
     def __post_init__(self) -> None:
-        checks.fields(self, batch_size=checks.size, length=checks.size)
-        _check_arrays("Streams", self.x, self.target)
+        checks.fields(self, x=numbers, target=numbers, batch_size=checks.size, length=checks.size)
         if not _is_input(self.x, 2) or self.target.ndim == 0 or len(self.x) != len(self.target):
             raise ValueError(
                 f"Streams: x has shape {self.x.shape} and target {self.target.shape}, expected (N, D) and (N, ...); "
@@ -131,6 +168,45 @@ class Streams:
                 f"Streams: {self.batch_size} streams (batch_size) of {self.length} steps (length) need {need} rows, "
                 f"got {len(self.x)}"
             )
+        finite("Streams", "x", self.x)
+        finite("Streams", "target", self.target)
+
+    @classmethod
+    def of_tokens(cls, tokens: Any, batch_size: int, length: int) -> Streams:
+        """Return the streams of a text, in which the target of each token is the next one.
+
+        Parameters
+        ----------
+        tokens : whole numbers (N,), or bytes
+            The text as tokens, one token a byte where it is given as bytes. An array in a file (`numpy.memmap`) stays
+            there.
+        batch_size, length : int
+            As for `Streams`.
+
+        Returns
+        -------
+        Streams
+            Of N - 1 rows.
+
+        Raises
+        ------
+        TypeError, ValueError
+            These are no tokens, or too few.
+
+        Examples
+        --------
+        >>> (batch,) = Streams.of_tokens(b"hello", batch_size=2, length=2).batches()
+        >>> bytes(batch.x[:, 0]), bytes(batch.target[:, 0])
+        (b'he', b'el')
+        """
+        if isinstance(tokens, str):
+            raise TypeError("Streams: tokens is a text, expected whole numbers; text.encode() has one token a byte")
+        found = np.frombuffer(tokens, np.uint8) if isinstance(tokens, bytes) else numbers("Streams", "tokens", tokens)
+        if found.ndim != 1 or found.dtype.kind not in "iu":
+            raise ValueError(
+                f"Streams: tokens has dtype {found.dtype} and shape {found.shape}, expected whole numbers (N,)"
+            )
+        return cls(found[:-1], found[1:], batch_size, length)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -149,40 +225,10 @@ class Streams:
         return np.swapaxes(rows[: each * self.batch_size].reshape(self.batch_size, each, *rows.shape[1:]), 0, 1)
 
 
-def check_numbers(where: str, name: str, array: Any, ndim: int | None = None) -> None:
-    """Raise unless `array` is a NumPy array of real numbers, with one axis if `ndim` is 1."""
-    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
-        raise TypeError(f"{where}: {name} is a {type(array).__name__}, expected a NumPy array")
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{where}: {name} has dtype {str(array.dtype)[: checks.SHOWN]}, expected real numbers")
-    if ndim is not None and array.ndim != ndim:
-        raise ValueError(f"{where}: {name} has shape {array.shape}, expected (N,)")
-
-
-def finite(where: str, name: str, array: Host, dtype: str = "float64", counts: Host | None = None) -> None:
-    """Raise ValueError unless the numbers of an array are finite, in the dtype that they are to be given too.
-
-    `counts` is boolean and covers the leading axes: which of them matter. Whole numbers are always fine.
-    """
-    if array.dtype.kind != "f" or array.size == 0:
-        return
-    most = float(np.finfo("float32" if dtype == "bfloat16" else dtype).max)
-    if -most <= float(array.min()) and float(array.max()) <= most:
-        return
-    bad = ~(np.abs(array) <= most)
-    if counts is not None:
-        bad &= counts.reshape(counts.shape + (1,) * (array.ndim - counts.ndim))
-    if np.any(bad):
-        at = tuple(int(k) for k in np.argwhere(bad)[0])
-        value = array[at]
-        expected = f"more than {dtype} has room for" if np.isfinite(value) else "expected finite numbers"
-        raise ValueError(f"{where}: {name}{list(at)} is {value:g}, {expected}")
-
-
-def _check_arrays(where: str, x: Any, target: Any) -> None:
-    for name, array in (("x", x), ("target", target)):
-        check_numbers(where, name, array)
-        finite(where, name, array)
+def check_mask(where: str, mask: Host | None, target: Host, axes: int) -> None:
+    """Raise ValueError unless a mask has leading axes of the target, at least the first `axes` of them."""
+    if mask is not None and (mask.ndim < axes or mask.shape != target.shape[: mask.ndim]):
+        raise ValueError(f"{where}: mask has shape {mask.shape}, expected leading axes of the target, {target.shape}")
 
 
 def _is_input(x: Host, ndim: int) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from xlstm.arrays.checks import shown
 from xlstm.data.notations import COMPACT, HEADERS, ISO_DATE, as_iso, is_other_date
-from xlstm.data.table import Table, Text
+from xlstm.data.table import Table, Text, is_number
 
 Dates = np.ndarray[Any, np.dtype[np.datetime64]]
 
@@ -24,6 +24,12 @@ class Calendar(NamedTuple):
     place: np.ndarray[Any, np.dtype[np.int64]]  # the step of each row of the file
     unit: str  # a NumPy datetime code, or "B" for business days
     every: int  # units from a step to the next
+
+
+def check_header(table: Table) -> None:
+    """Raise ValueError where the first line of a table holds numbers and dates instead of names."""
+    if all(is_number(cell) or ISO_DATE.fullmatch(cell) for cell in table.header):
+        raise ValueError(f"{table.path}: line 1 holds data, expected a header with the names of the columns")
 
 
 def column(table: Table) -> int | None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data.batches import Values, check_numbers
+from xlstm.data.host import Values, check_numbers
 
 
 def carry_forward(values: Values) -> Values:
@@ -19,15 +19,18 @@ def carry_forward(values: Values) -> Values:
 
     Parameters
     ----------
-    values : array (N,)
+    values : array (N,) or (N, C)
 
     Returns
     -------
-    array (N,)
+    array (N,) or (N, C)
     """
-    check_numbers("carry_forward", "values", values, 1)
-    last = np.maximum.accumulate(np.where(np.isnan(values), 0, np.arange(len(values))))
-    return values[last]
+    check_numbers("carry_forward", "values", values)
+    if values.ndim not in (1, 2):
+        raise ValueError(f"carry_forward: values has shape {values.shape}, expected (N,) or (N, C)")
+    rows = np.arange(len(values)).reshape(-1, *(1,) * (values.ndim - 1))
+    last = np.maximum.accumulate(np.where(np.isnan(values), 0, rows), axis=0)
+    return np.take_along_axis(values, last, axis=0)
 
 
 class Split(NamedTuple):

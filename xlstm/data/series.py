@@ -15,9 +15,8 @@ import numpy as np
 
 from xlstm.arrays.checks import few, shown
 from xlstm.data import dates
-from xlstm.data.batches import Values
-from xlstm.data.notations import ISO_DATE
-from xlstm.data.table import Table, is_number
+from xlstm.data.host import Values
+from xlstm.data.table import Table
 
 DATASETS = ("sunspots", "co2")
 STEP_NAMES = {
@@ -151,14 +150,13 @@ def read_csv(path: str | os.PathLike[str], column: str | None = None, usual: str
     """
     table = Table(path)
     where = table.path
-    if all(is_number(cell) or ISO_DATE.fullmatch(cell) for cell in table.header):
-        raise ValueError(f"{where}: line 1 holds data, expected a header with the names of the columns")
+    dates.check_header(table)
     if table.rows < 2:
         raise ValueError(f"{where}: {table.rows} rows under the header, expected a series")
     date = dates.column(table)
     index = _column(table, column, usual, date)
     name = table.header[index]
-    values = _numbers(table, index)
+    values = column_numbers(table, index)
     there = np.flatnonzero(~np.isnan(values))
     if there.size == 0:
         raise ValueError(f"{where}: column {name} has no numbers")
@@ -204,7 +202,7 @@ def _column(table: Table, column: str | None, usual: str | None, date: int | Non
     return numeric[0]
 
 
-def _numbers(table: Table, k: int) -> Values:
+def column_numbers(table: Table, k: int) -> Values:
     """Return the numbers of a column, (N,), NaN for empty cells."""
     found = array("d")
     for cells in table.blocks(k):

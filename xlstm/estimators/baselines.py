@@ -6,7 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.data.batches import Values
+<<<<<<< HEAD
+from xlstm.data.host import Values
+=======
+from xlstm.data.host import Values
+from xlstm.data.preparation import windows
+>>>>>>> data
 
 Positions = np.ndarray[Any, Any]  # where each forecast begins, (N,)
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.data import dates as calendars
-from xlstm.data.batches import Values
+from xlstm.data.host import Values
 from xlstm.data.dates import Calendar, Dates
 
 DAY, WEEK, YEAR = 86_400.0, 7 * 86_400.0, 365.2425 * 86_400.0  # in seconds

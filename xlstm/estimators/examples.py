@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.data.batches import Batch, Values
+from xlstm.data.batches import Batch
+from xlstm.data.host import Values
 from xlstm.estimators.scaling import Origins, Scaling, standard
 from xlstm.estimators.tracks import Track
 

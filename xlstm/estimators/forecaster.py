@@ -14,7 +14,7 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.namespace import DType, Params
 from xlstm.data import reading
-from xlstm.data.batches import Values
+from xlstm.data.host import Values
 from xlstm.data.preparation import split
 from xlstm.estimators import highway, intervals, predictor, scores, seasons, storage, tracks
 from xlstm.estimators.base import Estimator

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.data.batches import Values
+from xlstm.data.host import Values
 from xlstm.estimators.scaling import FAR, Origins, Scaling, standard
 from xlstm.estimators.tracks import Track
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.data.batches import Values
+from xlstm.data.host import Values
 
 RECENT = 100  # forecasts whose errors decide
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.data import writing
-from xlstm.data.batches import Values
+from xlstm.data.host import Values
 from xlstm.data.series import Series
 
 

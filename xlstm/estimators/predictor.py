@@ -11,7 +11,7 @@ import numpy as np
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, Params, namespace
-from xlstm.data.batches import Values
+from xlstm.data.host import Values
 from xlstm.estimators import highway
 from xlstm.estimators.examples import Examples, inputs
 from xlstm.estimators.highway import Highway

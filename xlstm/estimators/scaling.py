@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data.batches import Values
+from xlstm.data.host import Values
 from xlstm.estimators.tracks import Track
 
 FAR = 1e3  # usual changes beyond which a change counts as no larger, so that one outlier does not decide all

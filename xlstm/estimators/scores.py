@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.data.batches import Values
+from xlstm.data.host import Values
 from xlstm.estimators import baselines
 from xlstm.estimators.tracks import Track
 from xlstm.training.losses import pinball

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from xlstm.data.batches import Values
+from xlstm.data.host import Values
 
 LEAST = 0.2  # least autocorrelation of a season
 NEAR = 0.9  # a shorter season is taken where its autocorrelation is this share of the best

@@ -12,7 +12,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.data import reading
-from xlstm.data.batches import Values
+from xlstm.data.host import Values
 from xlstm.estimators import intervals
 from xlstm.estimators.highway import Highway
 from xlstm.estimators.predictor import Predictor

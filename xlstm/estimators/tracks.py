@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data.batches import Values
+from xlstm.data.host import Values
 from xlstm.data.dates import Calendar
 from xlstm.data.preparation import carry_forward
 from xlstm.estimators import calendars

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data.batches import Values
+from xlstm.data.host import Values
 
 LARGEST = 1e150  # largest value of a series, so that squares of differences are finite
 

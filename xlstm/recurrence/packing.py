@@ -61,17 +61,7 @@ class Packing:
         """
         if lengths is None:
             return cls(T, B, T, [(T, B)])
-        if not hasattr(lengths, "shape") or isinstance(lengths, type):
-            lengths = checks.host(where, "lengths", lengths, f"shape (B,) = ({B},)")
-        found = to_numpy(lengths)
-        if found.shape != (B,):
-            raise ValueError(f"{where}: lengths has shape {found.shape}, expected (B,) = ({B},)")
-        if found.dtype.kind not in "iu" and found.size:
-            raise TypeError(f"{where}: lengths has dtype {found.dtype}, expected whole numbers")
-        bad = np.flatnonzero((found < 0) | (found > T))
-        if bad.size:
-            raise ValueError(f"{where}: lengths[{bad[0]}] is {found[bad[0]]}, expected 0 to T = {T}")
-        found = found.astype(np.int64)
+        found = checked_lengths(where, lengths, T, B)
         steps = int(found.max(initial=0))
         if steps and np.all(found == steps):
             return cls(T, B, steps, [(steps, B)])
@@ -133,3 +123,18 @@ class Packing:
     @staticmethod
     def _like(xp: Namespace, indices: Indices, array: Array) -> Array:
         return xp.asarray(indices, device=device_of(array))
+
+
+def checked_lengths(where: str, lengths: Any, T: int, B: int) -> Indices:
+    """Return lengths (B,) on the host; raise TypeError or ValueError unless they are whole numbers from 0 to T."""
+    if not hasattr(lengths, "shape") or isinstance(lengths, type):
+        lengths = checks.host(where, "lengths", lengths, f"shape (B,) = ({B},)")
+    found = to_numpy(lengths)
+    if found.shape != (B,):
+        raise ValueError(f"{where}: lengths has shape {found.shape}, expected (B,) = ({B},)")
+    if found.dtype.kind not in "iu" and found.size:
+        raise TypeError(f"{where}: lengths has dtype {found.dtype}, expected whole numbers")
+    bad = np.flatnonzero((found < 0) | (found > T))
+    if bad.size:
+        raise ValueError(f"{where}: lengths[{bad[0]}] is {found[bad[0]]}, expected 0 to T = {T}")
+    return found.astype(np.int64)

@@ -1,7 +1,7 @@
 """The training loop, losses, optimisers with gradient clipping, schedules, precision and checkpoints."""
 
+from xlstm.data.batches import Batches
 from xlstm.training.callbacks import Callback, Clip, EarlyStopping, MovingAverage, Progress, ReduceOnPlateau
-from xlstm.training.feed import Batches
 from xlstm.training.finder import RangeTest, find_learning_rate
 from xlstm.training.loop import evaluate, train
 from xlstm.training.run import Trained

@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,20 +15,12 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_like
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, Params, namespace
-from xlstm.data.batches import Batch, Host, finite
+from xlstm.data.batches import Batch, Batches
+from xlstm.data.host import Host, finite
 from xlstm.training.losses import mse
 
 Loss = Callable[..., tuple[Array, Array]]
 MODEL = checks.having("forward", "backward", expected="a model or a layer")
-BATCHES = checks.having("batches", "__len__", expected="Windows, Streams, or something else that yields batches")
-
-
-class Batches(Protocol):
-    """`Windows`, `Streams`, or anything else that yields batches."""
-
-    def __len__(self) -> int: ...
-    def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
-        """Yield the batches of one epoch, in an order that `rng` may decide."""
 
 
 class Inputs(NamedTuple):
@@ -46,6 +38,16 @@ class Inputs(NamedTuple):
 def loss_of(where: str, model: Any, loss: Loss | None) -> Loss:
     """Return the loss to train a model with: `loss`, else the model's own, else the mean squared error."""
     found: Loss = checks.function(where, "loss", getattr(model, "loss", mse) if loss is None else loss)
+    try:
+        signature = inspect.signature(found)
+    except ValueError:  # some functions that are not written in Python have none
+        return found
+    try:
+        signature.bind("y", "target", "mask")
+    except TypeError:
+        raise TypeError(
+            f"{where}: loss takes {signature}, expected loss(y, target, mask) -> (loss, dy); mask may be None"
+        ) from None
     return found
 
 
@@ -133,7 +135,9 @@ class Feed:
         return bool(getattr(self.model, "last", False))
 
     def inputs(self, batch: Batch, where: str) -> Inputs:
-        """Return a batch as the model takes it; raises ValueError as `check` does."""
+        """Return a batch as the model takes it; raises TypeError if it is none, and ValueError as `check` does."""
+        if not isinstance(batch, Batch):
+            raise TypeError(f"{where}: the batch is {checks.shown(batch)}, expected an xlstm.data.Batch")
         batch = batch._replace(mask=self._mask(batch))
         self.check(where, batch)
         with np.errstate(over="ignore", invalid="ignore"):  # numbers that do not count may overflow

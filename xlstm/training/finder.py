@@ -11,7 +11,8 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed, generator
-from xlstm.training.feed import BATCHES, Batches, Inputs, Loss
+from xlstm.data.batches import BATCHES, Batches
+from xlstm.training.feed import Inputs, Loss
 from xlstm.training.optimizers import Optimizer, adam
 from xlstm.training.schedules import Schedule
 from xlstm.training.step import Step

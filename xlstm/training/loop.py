@@ -11,9 +11,10 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed
+from xlstm.data.batches import BATCHES, Batches
 from xlstm.training import optimizers
 from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress
-from xlstm.training.feed import BATCHES, Batches, Loss, loss_of
+from xlstm.training.feed import Loss, loss_of
 from xlstm.training.precision import Mixed
 from xlstm.training.run import Run, Trained, mean_loss
 from xlstm.training.step import MIXED, OPTIMIZER, Step
@@ -123,6 +124,9 @@ def train(
     MIXED("train", "precision", precision)
     BATCHES("train", "data", data)
     DATA("train", "validation", validation)
+    for name, given in {"data": data, "validation": validation}.items():
+        if given is not None and len(given) == 0:
+            raise ValueError(f"train: {name} has no batches")
     epochs, keep = checks.count("train", "epochs", epochs), checks.count("train", "keep", keep)
     every = checks.optional(checks.count)("train", "every", every)
     origin = resume if isinstance(resume, bool | np.bool_) else checks.path("train", "resume", resume)

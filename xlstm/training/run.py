@@ -18,9 +18,10 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_of
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed, generator
+from xlstm.data.batches import BATCHES, Batches
 from xlstm.training import optimizers, signals, trees
 from xlstm.training.callbacks import Progress
-from xlstm.training.feed import BATCHES, Batches, Feed, Loss, loss_of
+from xlstm.training.feed import Feed, Loss, loss_of
 from xlstm.training.folder import Checkpoint, Folder, find
 from xlstm.training.history import History
 from xlstm.training.precision import Scaling

@@ -1,0 +1,751 @@
+"""Data for training: sequences of unequal length, windows over several series, prefetching, tables and their files."""
+
+import dataclasses
+import datetime
+import itertools
+import sys
+import threading
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import xlstm
+from xlstm import optim, training
+from xlstm.data import (
+    Batch,
+    Prefetch,
+    Sequences,
+    SeriesWindows,
+    Streams,
+    Windows,
+    carry_forward,
+    is_table,
+    read_table,
+    table_like,
+    table_of,
+)
+from xlstm.models.sequence import SequenceModel
+
+LENGTHS = np.array([3, 1, 5, 2, 4, 5, 1])
+
+
+def ragged(rng, D=2, lengths=LENGTHS):
+    return [rng.normal(size=(n, D)) for n in lengths]
+
+
+def padded(rows, fill=0.0):
+    found = np.full((len(rows), max(map(len, rows)), *rows[0].shape[1:]), fill)
+    for k, row in enumerate(rows):
+        found[k, : len(row)] = row
+    return found
+
+
+def equal(one, other):
+    """Compare batches, bit for bit."""
+    assert len(one) == len(other)
+    for left, right in zip(one, other, strict=True):
+        assert left.fresh == right.fresh
+        for a, b in zip(left, right, strict=True):
+            assert (a is None) == (b is None)
+            assert a is None or (np.asarray(a).dtype == np.asarray(b).dtype and np.array_equal(a, b))
+
+
+# Windows, and where arrays come from
+
+
+def test_windows_of_unequal_length(rng):
+    rows = ragged(rng)
+    x = padded(rows, fill=np.nan)
+    data = Windows(x, np.arange(7.0)[:, None], batch_size=4, lengths=LENGTHS.tolist())
+    for batch in data.batches(rng):
+        for b, k in enumerate(batch.target[:, 0].astype(int)):
+            assert batch.lengths[b] == LENGTHS[k]
+            np.testing.assert_array_equal(batch.x[: LENGTHS[k], b], rows[k])
+    model = SequenceModel(xlstm.LSTM(2, 3), 1, last=True)
+    params = model.init(0, "numpy", "float64")
+    one_by_one = [training.evaluate(model, params, Windows(rows[k][None], [[float(k)]])) for k in range(len(rows))]
+    assert training.evaluate(model, params, data) == pytest.approx(np.mean(one_by_one), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "error", "words"),
+    [
+        ([1, 2, 3], ValueError, r"Windows: lengths has shape \(3,\), expected \(B,\) = \(7,\)"),
+        ([1, 2, 3, 4, 5, 6, 7], ValueError, r"Windows: lengths\[5\] is 6, expected 0 to T = 5"),
+        ([1.0] * 7, TypeError, "Windows: lengths has dtype float64, expected whole numbers"),
+    ],
+)
+def test_lengths_that_do_not_fit(lengths, error, words):
+    with pytest.raises(error, match=words):
+        Windows(np.ones((7, 5, 2)), np.ones((7, 1)), lengths=lengths)
+
+
+def test_nan_within_a_length_is_named():
+    x = np.ones((2, 3, 1))
+    x[1, 1] = np.nan
+    with pytest.raises(ValueError, match=r"Windows: x\[1, 1, 0\] is nan"):
+        Windows(x, [[0.0], [0.0]], lengths=[3, 2])
+    Windows(x, [[0.0], [0.0]], lengths=[3, 1])
+
+
+class Elsewhere:
+    """An array that gives its numbers through DLPack alone."""
+
+    def __init__(self, array):
+        self._array = array
+
+    def __dlpack__(self, **options):
+        return self._array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self._array.__dlpack_device__()
+
+
+def test_arrays_of_any_library(be, rng):
+    x, target = rng.normal(size=(6, 3, 2)), rng.normal(size=(6, 1))
+    expected = list(Windows(x, target, target > 0).batches())
+    for convert in (np.ndarray.tolist, be.asarray, Elsewhere):
+        mask = (target > 0).tolist()
+        found = list(Windows(convert(x), convert(target), mask).batches())
+        assert all(type(array) is np.ndarray for array in (found[0].x, found[0].target, found[0].mask))
+        np.testing.assert_allclose(found[0].x, expected[0].x, rtol=1e-6)
+    assert Windows(x, target).x is x
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "words"),
+    [
+        ("text", TypeError, "Streams: x is 'text', expected an array of real numbers"),
+        (None, TypeError, "Streams: x is None"),
+        (["a"], TypeError, "Streams: x has dtype <U1, expected real numbers"),
+        ([[1.0], [1.0, 2.0]], ValueError, "Streams: x is ragged"),
+        (np.ma.masked_array(np.ones((4, 1))), TypeError, "x is a MaskedArray"),
+        (np.ones((4, 1), complex), TypeError, "x has dtype complex128"),
+        (Elsewhere, TypeError, "x is the class Elsewhere"),
+    ],
+)
+def test_what_is_no_array_of_numbers(x, error, words):
+    with pytest.raises(error, match=words):
+        Streams(x, np.ones((4, 1)), 1, 1)
+
+
+# Streams of tokens
+
+
+def test_streams_of_tokens(tmp_path):
+    ids = np.arange(11, dtype=np.uint16)
+    expected = list(Streams(ids[:-1], ids[1:], 2, 5).batches())
+    ids.tofile(tmp_path / "tokens")
+    on_disk = np.memmap(tmp_path / "tokens", np.uint16)
+    for given in (ids, on_disk):
+        equal(expected, list(Streams.of_tokens(given, 2, 5).batches()))
+    np.testing.assert_array_equal(next(Streams.of_tokens(ids.tolist(), 2, 5).batches()).target[0], [1, 6])
+    assert np.shares_memory(Streams.of_tokens(on_disk, 2, 5).x, on_disk)
+    (batch,) = Streams.of_tokens(b"abcde", 1, 4).batches()
+    assert bytes(batch.x[:, 0]) == b"abcd"
+    for bad, error, words in (
+        ("abc", TypeError, r"tokens is a text, expected whole numbers; text.encode\(\)"),
+        (np.ones(5), ValueError, r"tokens has dtype float64 and shape \(5,\), expected whole numbers"),
+        (np.ones((5, 2), int), ValueError, r"shape \(5, 2\)"),
+        ([1, 2, 3], ValueError, "need 10 rows, got 2"),
+    ):
+        with pytest.raises(error, match=words):
+            Streams.of_tokens(bad, 2, 5)
+
+
+# Sequences
+
+
+@pytest.mark.parametrize("given", ["list", "padded"])
+@pytest.mark.parametrize("order", [None, 3])
+def test_sequences_come_once_each_and_whole(rng, given, order):
+    rows = ragged(rng)
+    arrays = {"sequences": rows} if given == "list" else {"sequences": padded(rows, np.nan), "lengths": LENGTHS}
+    data = Sequences(**arrays, target=np.arange(7), mask=np.arange(7) != 3, batch_size=3, bucket=2)
+    batches = list(data.batches(None if order is None else np.random.default_rng(order)))
+    assert len(batches) == len(data) == 3
+    seen = []
+    for batch in batches:
+        assert batch.fresh
+        assert batch.x.shape == (max(batch.lengths), len(batch.target), 2)
+        np.testing.assert_array_equal(batch.mask, batch.target != 3)
+        for b, k in enumerate(batch.target):
+            assert batch.lengths[b] == LENGTHS[k]
+            np.testing.assert_array_equal(batch.x[: LENGTHS[k], b], rows[k])
+            assert not np.any(batch.x[LENGTHS[k] :, b])
+            seen.append(k)
+    assert sorted(seen) == list(range(7))
+    assert (seen == list(range(7))) == (order is None)
+
+
+@pytest.mark.parametrize("targets", ["list", "padded"])
+def test_sequences_with_targets_at_every_step(rng, targets):
+    rows = ragged(rng)
+    truth, mask = [2 * row for row in rows], [row > 0 for row in rows]
+    given = (truth, mask) if targets == "list" else (padded(truth), padded(mask).astype(bool))
+    for batch in Sequences(rows, *given, batch_size=3, every_step=True).batches(rng):
+        np.testing.assert_array_equal(batch.target, 2 * batch.x)
+        np.testing.assert_array_equal(batch.mask, batch.x > 0)
+
+
+def test_sequences_of_tokens_and_of_numbers():
+    tokens = [np.array([1, 2, 3], np.uint8), np.array([4], np.uint8)]
+    (batch,) = Sequences(tokens, [0, 1]).batches()
+    np.testing.assert_array_equal(batch.x, [[1, 4], [2, 0], [3, 0]])
+    assert batch.x.dtype == np.uint8
+    for numbers in ([tokens[0], np.array([0.5])], [np.ones(2), np.ones((3, 1))], [[1.0, 2.0], [3]]):
+        (batch,) = Sequences(numbers, [0, 1]).batches()
+        assert batch.x.ndim == 3
+        assert batch.x.shape[2] == 1
+        assert batch.x.dtype == np.float64
+
+
+def test_buckets_leave_less_padding(rng):
+    lengths = rng.integers(1, 100, 640)
+    rows = [np.ones((n, 1)) for n in lengths]
+    steps = {}
+    for bucket in (1, 40):
+        batches = list(Sequences(rows, lengths, batch_size=16, bucket=bucket).batches(np.random.default_rng(0)))
+        steps[bucket] = sum(batch.x.size for batch in batches)
+        first = [len(batch.x) for batch in batches]
+        assert first != sorted(first)
+    assert steps[40] < 1.2 * lengths.sum() < 1.5 * lengths.sum() < steps[1]
+
+
+def test_the_order_is_that_of_the_generator(rng):
+    data = Sequences(ragged(rng), np.arange(7), batch_size=2)
+    one, two, three = (list(data.batches(np.random.default_rng(seed))) for seed in (1, 1, 2))
+    equal(one, two)
+    assert [list(batch.target) for batch in one] != [list(batch.target) for batch in three]
+
+
+def test_the_loss_does_not_depend_on_the_bucket(rng):
+    """Losses of padded batches are those of the sequences one by one."""
+    rows = ragged(rng)
+    truth = [row.sum(axis=1, keepdims=True) for row in rows]
+    model = SequenceModel(xlstm.GRU(2, 3), 1)
+    params = model.init(0, "numpy", "float64")
+    total = sum(len(row) * training.evaluate(model, params, Windows(row[None], t[None], every_step=True))
+                for row, t in zip(rows, truth, strict=True))  # fmt: skip
+    for size in (1, 3, 7):
+        found = training.evaluate(model, params, Sequences(rows, truth, batch_size=size, every_step=True))
+        assert found == pytest.approx(total / LENGTHS.sum(), rel=1e-12)
+
+
+def test_a_run_on_sequences_is_resumed(rng, tmp_path):
+    data = Sequences(ragged(rng), LENGTHS[:, None].astype(float), batch_size=2, bucket=2)
+    model = SequenceModel(xlstm.LSTM(2, 3), 1, last=True)
+    params = model.init(0, "numpy")
+
+    def fit(folder, **options):
+        return training.train(model, params, data, optim.adam(0.05), epochs=3, checkpoints=folder, **options)
+
+    whole = fit(tmp_path / "a")
+    fit(tmp_path / "b", every=1, progress=lambda now: now.total == 6)  # stops within the second epoch
+    again = fit(tmp_path / "b", resume=True)
+    assert again.losses == whole.losses
+    assert all(np.array_equal(again.params[name], p) for name, p in whole.params.items())
+
+
+ROWS = [np.ones((3, 2)), np.ones((2, 2))]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (([], [1]), ValueError, "there are no sequences"),
+        ((3, [1]), TypeError, "sequences is 3, expected a list of arrays"),
+        (("text", [1]), TypeError, "sequences is 'text', expected a list"),
+        (([1.0, 2.0], [0, 1]), TypeError, r"sequences\[0\] is 1.0, expected an array"),
+        (([ROWS[0], np.ones((0, 2))], [0, 1]), ValueError, r"sequences\[1\] is empty"),
+        (([ROWS[0], np.ones((2, 3))], [0, 1]), ValueError, r"sequences\[1\] has shape \(2, 3\) and .*0.* \(3, 2\)"),
+        (([ROWS[0], np.full((1, 2), np.nan)], [0, 1]), ValueError, r"sequences\[1\]\[0, 0\] is nan"),
+        ((ROWS, [0]), ValueError, r"target has shape \(1,\), expected \(N, ...\) with N = 2"),
+        ((ROWS, [0, np.inf]), ValueError, r"target\[1\] is inf"),
+        ((ROWS, [0, 1], [True]), ValueError, r"mask has shape \(1,\)"),
+        ((ROWS, [0, 1], [0, 1]), TypeError, "mask is .* expected an array of bool"),
+        ((ROWS, [0, 1], None, 0), ValueError, "batch_size is 0"),
+        ((ROWS, ROWS[::-1], None, 2, True), ValueError, r"target\[0\] has shape \(2, 2\), expected .* T = 3"),
+        ((ROWS, ROWS[:1], None, 2, True), ValueError, "target has 1 entries, expected one for each of 2"),
+        ((ROWS, [np.ones((3, 1)), ROWS[1]], None, 2, True), ValueError, r"target\[1\] has shape \(2, 2\)"),
+        ((ROWS, np.ones((2, 2, 1)), None, 2, True), ValueError, r"target has .* with every_step .*N = 2 and T of 3"),
+        ((ROWS, ROWS, [np.ones(3, bool)] * 2, 2, True), ValueError, r"mask\[1\] has shape \(3,\)"),
+        ((np.ones((2, 3, 1)), [0, 1], None, 2, False, [4, 1]), ValueError, r"lengths\[0\] is 4, expected 0 to T = 3"),
+        ((np.ones((2, 3, 1)), [0, 1], None, 2, False, [0, 1]), ValueError, r"sequences\[0\] is empty"),
+        ((np.ones(2), [0, 1], None, 2, False, [0, 1]), ValueError, r"sequences has shape \(2,\)"),
+    ],
+)  # fmt: skip
+def test_sequences_that_are_refused(arguments, error, words):
+    with pytest.raises(error, match=f"Sequences: {words}"):
+        Sequences(*arguments)
+
+
+# Windows over several series
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+@pytest.mark.parametrize("targets", [None, [1], [1, 0]])
+def test_windows_over_several_series(stride, targets):
+    lengths = [9, 3, 12]
+    series = [100.0 * k + np.arange(2.0 * n).reshape(n, 2) for k, n in enumerate(lengths)]
+    data = SeriesWindows(series, 4, 2, targets, batch_size=4, stride=stride)
+    chosen = [0, 1] if targets is None else targets
+    expected = [
+        (one[start : start + 4], one[start + 4 : start + 6][:, chosen])
+        for one in series
+        for start in range(0, len(one) - 5, stride)
+    ]
+    batches = list(data.batches())
+    assert len(batches) == len(data) == -(-len(expected) // 4)
+    x = np.concatenate([batch.x for batch in batches], axis=1)
+    target = np.concatenate([batch.target for batch in batches])
+    np.testing.assert_array_equal(x, np.stack([e[0] for e in expected], axis=1))
+    np.testing.assert_array_equal(target, np.stack([e[1] for e in expected]))
+    assert all(batch.mask is None and batch.fresh for batch in batches)
+    shuffled = list(data.batches(np.random.default_rng(0)))
+    assert sorted(x[0, :, 0]) == sorted(np.concatenate([batch.x[0, :, 0] for batch in shuffled]))
+    assert not np.array_equal(x[:, :4], shuffled[0].x)
+    flat = list(dataclasses.replace(data, flat=True).batches())
+    np.testing.assert_array_equal(flat[0].target, batches[0].target.reshape(4, -1))
+
+
+def test_gaps_are_bridged_in_x_and_masked_as_targets():
+    a = np.array([np.nan, 1, 2, np.nan, 4, 5, np.nan, 7])
+    b = np.arange(10.0, 18.0)
+    data = SeriesWindows(np.stack([a, b], axis=1), 2, 2, batch_size=9)
+    (batch,) = data.batches()
+    assert list(data.starts) == [1, 2, 3, 4]  # the first row has no value of a to begin with
+    np.testing.assert_array_equal(batch.x[:, :, 0], [[1, 2, 2, 4], [2, 2, 4, 5]])
+    np.testing.assert_array_equal(batch.mask[:, :, 0], [[0, 1], [1, 1], [1, 0], [0, 1]])
+    np.testing.assert_array_equal(batch.target[batch.mask], batch.target[batch.mask])
+    assert batch.mask[:, :, 1].all()
+    assert np.all(np.isfinite(batch.target))
+    (flat,) = dataclasses.replace(data, flat=True, targets=[0]).batches()
+    np.testing.assert_array_equal(flat.mask, batch.mask[:, :, 0])
+
+
+def test_windows_over_series_take_memory_of_the_series_only():
+    series = [np.ones((20_000, 1)), np.ones((20_000, 1))]
+    tracemalloc.start()
+    data = SeriesWindows(series, 1000, 10)
+    next(data.batches())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * sum(one.nbytes for one in series)  # all windows are 1000 times as much
+
+
+def test_training_on_several_series(rng):
+    series = [np.sin(np.arange(60) / 5 + shift) for shift in (0, 1, 2)]
+    data = SeriesWindows(series, 8, 2, flat=True, batch_size=16)
+    model = SequenceModel(xlstm.LSTM(1, 6), 2, last=True)
+    trained = training.train(model, model.init(0, "numpy"), data, optim.adam(0.02), epochs=10)
+    assert trained.losses[-1] < 0.3 * trained.losses[0]
+
+
+@pytest.mark.parametrize(
+    ("series", "options", "error", "words"),
+    [
+        ([], {}, ValueError, r"series have \[\] columns"),
+        (np.ones((5, 0)), {}, ValueError, r"series have \[0\] columns"),
+        ([np.ones((9, 2)), np.ones((9, 1))], {}, ValueError, r"series have \[1, 2\] columns, expected one"),
+        ([np.ones(9), "x"], {}, TypeError, r"series\[1\] is 'x', expected an array"),
+        ([np.ones(9), np.array([1, np.inf, 1])], {}, ValueError, r"series\[1\]\[1\] is inf"),
+        ([np.ones((9, 2)), np.full((9, 2), [1, np.nan])], {}, ValueError, r"series\[1\] has no values in column 1"),
+        ([np.ones(4), np.ones(2)], {}, ValueError, "a window of 4 and a horizon of 1 need 5 rows, the longest .* 4"),
+        (np.ones((9, 1)), {"targets": [1]}, ValueError, r"targets\[0\] is 1, expected at most 0"),
+        (np.ones((9, 1)), {"targets": 0}, TypeError, "targets is 0, expected a list of columns"),
+        (np.ones((9, 1)), {"stride": 0}, ValueError, "stride is 0"),
+        (np.ones((9, 1, 1)), {}, ValueError, r"series has shape \(9, 1, 1\), expected \(N, C\)"),
+    ],
+)  # fmt: skip
+def test_series_that_are_refused(series, options, error, words):
+    with pytest.raises(error, match=f"SeriesWindows: {words}"):
+        SeriesWindows(series, 4, **options)
+
+
+def test_gaps_of_several_columns_are_filled():
+    values = np.array([[np.nan, 1], [2, np.nan], [np.nan, np.nan], [4, 4]])
+    np.testing.assert_array_equal(carry_forward(values), [[np.nan, 1], [2, 1], [2, 1], [4, 4]])
+    np.testing.assert_array_equal(carry_forward(values[:, 0]), [np.nan, 2, 2, 4])
+
+
+# Prefetching
+
+
+class Drawing:
+    """Batches that take random numbers as they come, and the last one some more; `fail` is the batch that raises."""
+
+    def __init__(self, count=5, fail=None):
+        self.count, self.fail, self.made = count, fail, 0
+
+    def __len__(self):
+        return self.count
+
+    def batches(self, rng=None):
+        rng = np.random.default_rng(7) if rng is None else rng
+        for k in range(self.count):
+            if k == self.fail:
+                raise OSError("the file is gone")
+            self.made += 1
+            yield Batch(rng.normal(size=(4, 2, 1)), np.full((2, 1), float(k)), None, True)
+        rng.normal(size=3)
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("xlstm-prefetch")]
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 20])
+def test_prefetched_batches_are_those_of_the_data(ahead):
+    data = Drawing()
+    one, two = np.random.default_rng(3), np.random.default_rng(3)
+    found = []
+    inner = data.batches(one)
+    for batch in Prefetch(data, ahead).batches(two):
+        found.append((next(inner), batch))
+        assert one.bit_generator.state == two.bit_generator.state
+    assert next(inner, None) is None
+    assert len(found) == len(Prefetch(data)) == 5
+    equal(*zip(*found, strict=True))
+    assert one.bit_generator.state == two.bit_generator.state
+    equal(list(data.batches()), list(Prefetch(data, ahead).batches()))
+    assert not threads()
+
+
+def test_prefetching_is_some_batches_ahead_and_no_more():
+    data = Drawing(20)
+    batches = Prefetch(data, 3).batches()
+    next(batches)
+    while data.made < 4:  # the first, and three more
+        pass
+    assert len(threads()) == 1
+    batches.close()
+    assert data.made == 4
+    assert not threads()
+
+
+def test_an_error_of_the_data_comes_after_the_batches_before_it():
+    batches = Prefetch(Drawing(fail=3)).batches(np.random.default_rng(0))
+    seen = list(itertools.islice(batches, 3))
+    assert len(seen) == 3
+    with pytest.raises(OSError, match="the file is gone"):
+        next(batches)
+    assert not threads()
+    with pytest.raises(TypeError, match="Prefetch: data is 3, expected Windows"):
+        Prefetch(3)
+
+
+@pytest.mark.parametrize("stop", [4, 5, 7, None])
+def test_a_run_on_prefetched_data_is_the_run_without(tmp_path, stop):
+    """Also where it stops within an epoch and is resumed."""
+    model = SequenceModel(xlstm.LSTM(1, 3), 1, last=True)
+    params = model.init(0, "numpy")
+
+    def fit(data, **options):
+        return training.train(model, params, data, optim.adam(0.05), epochs=3, **options)
+
+    whole = fit(Drawing())
+    if stop is not None:
+        fit(Prefetch(Drawing()), checkpoints=tmp_path, progress=lambda now: now.total == stop)
+        assert not threads()
+    again = fit(Prefetch(Drawing()), checkpoints=tmp_path, resume=True)
+    assert again.losses == whole.losses
+    assert all(np.array_equal(again.params[name], p) for name, p in whole.params.items())
+
+
+def test_no_thread_is_left_when_a_step_fails():
+    model = SequenceModel(xlstm.LSTM(1, 3), 1, last=True)
+
+    def fail(y, target, mask):
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        training.train(model, model.init(0, "numpy"), Prefetch(Drawing()), optim.sgd(0.1), epochs=1, loss=fail)
+    assert not threads()
+
+
+# Errors before any work
+
+
+class Yields:
+    def __init__(self, *given):
+        self.given = given
+
+    def __len__(self):
+        return len(self.given)
+
+    def batches(self, rng=None):
+        return iter(self.given)
+
+
+def fit_one(data, **options):
+    model = SequenceModel(xlstm.LSTM(1, 2), 1)
+    return training.train(model, model.init(0, "numpy"), data, optim.sgd(0.1), epochs=1, **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ((1, 2), r"\(1, 2\)"),
+        (np.ones((3, 2, 1)), "an array of float64 of shape"),
+        (None, "None"),
+        ({"x": 1}, "{'x': 1}"),
+    ],
+)
+def test_a_batch_that_is_none_is_named(given, words):
+    with pytest.raises(
+        TypeError, match=rf"train: epoch 1, step 1: the batch is {words}.*, expected an xlstm.data.Batch"
+    ):
+        fit_one(Yields(given))
+    model = SequenceModel(xlstm.LSTM(1, 2), 1)
+    step = training.Step(model, optim.sgd(0.1))
+    with pytest.raises(TypeError, match="step: the batch is"):
+        step(step.init(model.init(0, "numpy")), given)
+
+
+def test_a_loss_that_takes_no_mask_is_named():
+    data = Streams(np.ones((4, 1)), np.ones((4, 1)), 1, 2)
+    model = SequenceModel(xlstm.LSTM(1, 2), 1)
+
+    def plain(y, target):
+        raise AssertionError("it is called")
+
+    words = r"loss takes \(y, target\), expected loss\(y, target, mask\) -> \(loss, dy\)"
+    with pytest.raises(TypeError, match=f"train: {words}"):
+        fit_one(data, loss=plain)
+    with pytest.raises(TypeError, match=f"evaluate: {words}"):
+        training.evaluate(model, model.init(0, "numpy"), data, plain)
+    with pytest.raises(TypeError, match=f"Step: {words}"):
+        training.Step(model, optim.sgd(0.1), loss=plain)
+    for fine in (
+        lambda y, target, mask: (0.0 * y[0, 0, 0], 0 * y),
+        lambda *args: (0.0 * args[0][0, 0, 0], 0 * args[0]),
+    ):
+        fit_one(data, loss=fine)
+
+
+@pytest.mark.parametrize("name", ["data", "validation"])
+def test_data_without_batches_are_named_before_training(name):
+    data = {"data": Streams(np.ones((4, 1)), np.ones((4, 1)), 1, 2), "validation": None, name: Yields()}
+    with pytest.raises(ValueError, match=f"train: {name} has no batches"):
+        fit_one(**data, progress=lambda now: pytest.fail("it trains"))
+
+
+# Tables
+
+DAYS = [datetime.date(2020, 1, day) for day in (1, 2, 4)]
+LIBRARIES = ("pandas", "polars", "pyarrow")
+
+
+def library(name):
+    pytest.importorskip("narwhals")
+    return pytest.importorskip(name)
+
+
+def make(name, columns):
+    module = library(name)
+    return module.table(columns) if name == "pyarrow" else module.DataFrame(columns)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_the_columns_of_a_table(name):
+    dates = np.array(DAYS, "datetime64[us]") if name == "pandas" else DAYS
+    table = make(name, {"a": [1, 2, 3], "day": dates, "b": [0.5, None, 1.5], "c": [True, False, True]})
+    found = table_of("f", table)
+    assert is_table(table)
+    assert found.names == ["a", "b", "c"]
+    np.testing.assert_array_equal(found.values, [[1, 0.5, 1], [2, np.nan, 0], [3, 1.5, 1]])
+    assert found.index_name == "day"
+    np.testing.assert_array_equal(found.index.astype("datetime64[D]"), np.array(DAYS, "datetime64[D]"))
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize("dated", [True, False])
+def test_tables_in_tables_out(name, dated):
+    dates = {"day": np.array(DAYS, "datetime64[us]") if name == "pandas" else DAYS} if dated else {}
+    given = make(name, {**dates, "a": [1, 2, 3]})
+    made = table_like(given, {"p": np.arange(3.0), "q": np.ones(3)})
+    assert type(made) is type(given)
+    back = table_of("f", made)
+    assert back.names == ["p", "q"]
+    np.testing.assert_array_equal(back.values[:, 0], [0, 1, 2])
+    expected = table_of("f", given)
+    assert back.index_name == expected.index_name
+    assert (back.index is None) == (not dated)
+    if not dated:
+        assert len(table_of("f", table_like(given, {"p": np.ones(5)})).values) == 5
+        return
+    assert back.index.dtype == expected.index.dtype
+    np.testing.assert_array_equal(back.index, expected.index)
+    ahead = table_of("f", table_like(given, {"p": [1.0]}, index=np.array(["2020-01-05"], "datetime64[D]")))
+    assert ahead.index_name == "day"
+    assert ahead.index.dtype == expected.index.dtype
+    assert str(ahead.index[0])[:10] == "2020-01-05"
+    with pytest.raises(ValueError, match="columns have 2 rows, expected 3, or index="):
+        table_like(given, {"p": np.ones(2)})
+    with pytest.raises(ValueError, match=r"columns and index have shapes \[\(2,\), \(3,\)\]"):
+        table_like(given, {"p": np.ones(2), "q": np.ones(3)})
+
+
+@pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
+def test_the_index_of_pandas(zone):
+    pd = library("pandas")
+    index = pd.date_range("2020-01-01", periods=3, freq="D", name="day", tz=zone)
+    given = pd.DataFrame({"a": [1, 2, 3]}, index=index)
+    found = table_of("f", given)
+    assert found.index_name == "day"
+    assert str(found.index[0]) == ("2020-01-01T00:00:00.000000" if zone is None else "2019-12-31T23:00:00.000000")
+    made = table_like(given, {"p": np.ones(3)})
+    assert made.index.equals(index)
+    assert made.index.freq == index.freq
+    ahead = table_like(given, {"p": np.ones(2)}, index=found.index[-1] + np.array([1, 2], "timedelta64[D]"))
+    assert list(ahead.index) == list(pd.date_range("2020-01-04", periods=2, freq="D", tz=zone))
+    assert ahead.index.name == "day"
+    one = table_like(given["a"], {"p": np.ones(3)})
+    assert type(one) is pd.Series
+    assert one.index.equals(index)
+    months = pd.DataFrame({"a": [1, 2]}, index=pd.period_range("2020-01", periods=2, freq="M"))
+    np.testing.assert_array_equal(table_of("f", months).index, np.array(["2020-01", "2020-02"], "datetime64[M]"))
+    ahead = table_like(months, {"p": [1.0]}, index=np.array(["2020-03"], "datetime64[M]"))
+    assert list(ahead.index) == [pd.Period("2020-03", "M")]
+    labels = pd.DataFrame({"a": [1, 2]}, index=["u", "v"])
+    assert list(table_of("f", labels).index) == ["u", "v"]
+    assert list(table_like(labels, {"p": [1, 2]}).index) == ["u", "v"]
+
+
+def test_dates_in_a_time_zone():
+    pl = library("polars")
+    zone = datetime.UTC
+    given = pl.DataFrame({"t": [datetime.datetime(2020, 1, 1, tzinfo=zone)], "a": [1]})
+    given = given.with_columns(pl.col("t").dt.convert_time_zone("Europe/Berlin"))
+    found = table_of("f", given)
+    assert found.index[0] == np.datetime64("2020-01-01T00:00")
+    made = table_like(given, {"p": [1.0]}, index=found.index)
+    assert made["t"].dtype == given["t"].dtype
+    assert made["t"][0] == given["t"][0]
+
+
+def test_missing_values_of_pandas_are_nan():
+    pd = library("pandas")
+    given = pd.DataFrame({"a": pd.array([1, None], "Int64"), "b": pd.array([True, None], "boolean")})
+    np.testing.assert_array_equal(table_of("f", given).values, [[1, 1], [np.nan, np.nan]])
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_tables_that_are_refused(name):
+    for columns, error, words in (
+        (
+            {"a": [1], "city": ["x"]},
+            TypeError,
+            "f: column 'city' holds .*, expected numbers; leave it out or encode it",
+        ),
+        ({"a": [1.0, np.inf]}, ValueError, "f: column 'a' is inf in row 1, expected a finite number"),
+        ({"a": np.ones(0)}, ValueError, "f: the table has 0 rows and 1 columns of numbers"),
+        ({"t": np.array(DAYS, "datetime64[us]")}, ValueError, "f: the table has 3 rows and 0 columns of numbers"),
+        (
+            {"t": np.array(DAYS, "datetime64[us]"), "u": np.array(DAYS, "datetime64[us]")},
+            ValueError,
+            "f: columns t, u hold dates, expected at most one",
+        ),
+    ):
+        with pytest.raises(error, match=words):
+            table_of("f", make(name, columns))
+
+
+def test_what_is_no_table():
+    pd, pl = library("pandas"), library("polars")
+    assert not is_table(np.ones(3))
+    assert not is_table([1])
+    assert not is_table(pd.DataFrame)
+    for given, words in (
+        (pl.LazyFrame({"a": [1]}), r"f: a polars.*LazyFrame is not taken as a table"),
+        (pd.DataFrame([[1, 2]], columns=["a", "a"]), r"f: a pandas.DataFrame is not taken as a table .*unique.* 'a'"),
+        (pd.DataFrame({"a": [object()]}), r"column 'a' holds Object"),
+        (np.ones(3), "f: a numpy.ndarray is not taken"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            table_of("f", given)
+
+
+def test_tables_without_narwhals(monkeypatch):
+    pd = library("pandas")
+    monkeypatch.setitem(sys.modules, "narwhals.stable.v1", None)
+    with pytest.raises(ImportError, match="f: tables need narwhals; pip install narwhals"):
+        table_of("f", pd.DataFrame({"a": [1]}))
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_tables_as_series_and_columns_as_targets(name):
+    v = np.sin(np.arange(20.0))
+    tables = [make(name, {"a": v, "b": 2 * v}), make(name, {"a": v[:9], "b": v[:9]})]
+    arrays = [np.stack([v, 2 * v], axis=1), np.stack([v[:9], v[:9]], axis=1)]
+    equal(list(SeriesWindows(tables, 4).batches()), list(SeriesWindows(arrays, 4).batches()))
+    classes = make(name, {"class": [0, 1, 1]})["class"]
+    (batch,) = Windows(np.ones((3, 2, 1)), classes).batches()
+    assert batch.target.dtype == np.int64
+    assert batch.target.shape == (3,)
+    with pytest.raises(TypeError, match=r"SeriesWindows: series\[0\]: column 'a' holds"):
+        SeriesWindows([make(name, {"a": ["x"]})], 4)
+
+
+# Files of tables
+
+
+def test_a_csv_file_as_a_table(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("date;a;b\n2020-01-01;1,5;2\n2020-01-02;;3\n2020-01-05;4;5\n")
+    found = read_table(path)
+    assert found.names == ["a", "b"]
+    np.testing.assert_array_equal(found.values, [[1.5, 2], [np.nan, 3], [4, 5]])
+    assert found.index_name == "date"
+    np.testing.assert_array_equal(found.index, np.array(["2020-01-01", "2020-01-02", "2020-01-05"], "datetime64[D]"))
+    np.testing.assert_array_equal(read_table(path, ["b"]).values, [[2], [3], [5]])
+    path.write_text("a,b\n1,2\n3,4\n")
+    found = read_table(str(path), ("b", "a"))
+    assert (found.names, found.values.tolist(), found.index) == (["b", "a"], [[2, 1], [4, 3]], None)
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "error", "words"),
+    [
+        ("a,b\n1,x\n", None, ValueError, "t.csv: line 2, column b holds 'x', expected a finite number"),
+        ("a,b\n1,2\n", ["c"], ValueError, "t.csv: column 'c' is not in the header, which has a, b"),
+        ("a,a\n1,2\n", ["a"], ValueError, "t.csv: column 'a' is more than once in"),
+        ("a,b\n", None, ValueError, "t.csv: 0 rows under the header"),
+        ("1,2\n3,4\n", None, ValueError, "t.csv: line 1 holds data, expected a header"),
+        ("", None, ValueError, "the file is empty"),
+        ("a\n1\n", "a", TypeError, "t.csv: columns is 'a', expected a list of names"),
+        ("date,a\n2020-01-02,1\n2020-01-01,2\n", None, ValueError, "line 3: date 2020-01-01 does not come after"),
+    ],
+)
+def test_csv_files_that_are_refused(tmp_path, text, columns, error, words):
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    with pytest.raises(error, match=words):
+        read_table(path, columns)
+
+
+def test_a_parquet_file(tmp_path):
+    pa = library("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "t.parquet"
+    parquet.write_table(pa.table({"day": DAYS, "a": [1, None, 3], "name": ["x", "y", "z"]}), path)
+    found = read_table(path, ["day", "a"])
+    assert (found.names, found.index_name) == (["a"], "day")
+    np.testing.assert_array_equal(found.values, [[1], [np.nan], [3]])
+    with pytest.raises(TypeError, match=r"t.parquet: column 'name' holds String, expected numbers"):
+        read_table(path)
+    with pytest.raises(ValueError, match=r"t.parquet: column 'b' is not in the file, which has day, a, name"):
+        read_table(path, ["b"])
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1" + bytes(50))
+    with pytest.raises(ValueError, match=r"bad.parquet: not a readable Parquet file"):
+        read_table(tmp_path / "bad.parquet")
+    with pytest.raises(FileNotFoundError):
+        read_table(tmp_path / "none.parquet")
+
+
+def test_parquet_without_pyarrow(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ImportError, match="Parquet files need PyArrow and narwhals; pip install pyarrow narwhals"):
+        read_table(tmp_path / "t.parquet")

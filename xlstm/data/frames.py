@@ -1,0 +1,219 @@
+"""Tables of pandas, Polars and PyArrow: their columns as numbers, and numbers as a table of the same kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from xlstm.arrays import checks
+
+LIBRARIES = ("pandas", "polars", "pyarrow", "modin", "cudf")
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """The columns of a table.
+
+    Attributes
+    ----------
+    names : list of str
+        Names of the columns of numbers.
+    values : float64 array (N, C)
+        Their numbers; NaN where one is missing.
+    index : array (N,) or None
+        Dates or other labels of the rows: those of the index of pandas, else the one column of dates. None where rows
+        have none, or only their numbers.
+    index_name : str or None
+        The name of the index, or of the column of dates.
+    """
+
+    names: list[str]
+    values: np.ndarray[Any, np.dtype[np.floating[Any]]] = field(repr=False)
+    index: np.ndarray[Any, Any] | None = field(default=None, repr=False)
+    index_name: str | None = None
+
+
+def is_table(given: Any) -> bool:
+    """Return whether an object is a table, or one column, of pandas, Polars or another library of tables.
+
+    Parameters
+    ----------
+    given : object
+
+    Returns
+    -------
+    bool
+    """
+    kinds = () if isinstance(given, type) else type(given).__mro__
+    return any(kind.__module__.partition(".")[0] in LIBRARIES for kind in kinds)
+
+
+def table_of(where: str, given: Any) -> Columns:
+    """Return the columns of a table as numbers.
+
+    A column of dates, and the index of pandas, are labels of the rows and not among the numbers.
+
+    Parameters
+    ----------
+    where : str
+        The caller, for errors.
+    given : table
+        A table or one column of pandas, Polars, PyArrow, or another library that narwhals knows.
+
+    Returns
+    -------
+    Columns
+
+    Raises
+    ------
+    TypeError
+        This is no table, or a column holds text or other objects; names the column.
+    ValueError
+        There are no numbers, two columns have one name or hold dates, or a number is infinite.
+    ImportError
+        The package narwhals is not installed.
+    """
+    nw, frame, _ = _frame(where, given)
+    dated = _date_column(where, nw, frame)
+    names, arrays = [], []
+    for name, dtype in frame.schema.items():
+        if name == dated:
+            continue
+        if not dtype.is_numeric() and dtype != nw.Boolean:
+            raise TypeError(
+                f"{where}: column {checks.shown(name)} holds {dtype}, expected numbers; leave it out or encode it"
+            )
+        column = np.asarray(frame.get_column(name).cast(nw.Float64).to_numpy(), np.float64)
+        beyond = np.flatnonzero(np.isinf(column))
+        if beyond.size:
+            row = int(beyond[0])
+            raise ValueError(
+                f"{where}: column {checks.shown(name)} is {column[row]:g} in row {row}, "
+                "expected a finite number, or none for a gap"
+            )
+        names.append(str(name))
+        arrays.append(column)
+    if not arrays or len(frame) == 0:
+        raise ValueError(f"{where}: the table has {len(frame)} rows and {len(names)} columns of numbers, expected some")
+    values, own = np.stack(arrays, axis=1), _own_index(nw, frame)
+    if own is not None:
+        labels = own.to_timestamp() if hasattr(own, "to_timestamp") else own  # periods are dates, too
+        found = nw.from_native(labels.to_series(), series_only=True)
+        return Columns(names, values, _labels(nw, found), None if own.name is None else str(own.name))
+    if dated is not None:
+        return Columns(names, values, _labels(nw, frame.get_column(dated)), str(dated))
+    return Columns(names, values)
+
+
+def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any:
+    """Return numbers as a table of the library of another one, with its rows' labels or with new ones.
+
+    Parameters
+    ----------
+    given : table
+        As for `table_of`.
+    columns : dict of str to array (N,)
+        Numbers by the names of their columns.
+    index : array (N,), optional
+        Labels of the rows, such as dates after those of `given`; by default those of `given`. They become the index of
+        pandas, or the column that `given` has its dates in.
+
+    Returns
+    -------
+    table
+        One column where `given` is one and there is one, else a table.
+
+    Raises
+    ------
+    ValueError
+        The numbers are not as many as the rows of `given`, though these have labels and `index` is not given.
+    TypeError, ImportError
+        As for `table_of`.
+    """
+    where = "table_like"
+    nw, frame, is_column = _frame(where, given)
+    made: dict[str, Any] = {name: np.asarray(column) for name, column in columns.items()}
+    rows = {column.shape for column in made.values()} | (set() if index is None else {(len(index),)})
+    if len(rows) != 1 or len(min(rows)) != 1:
+        raise ValueError(f"{where}: columns and index have shapes {sorted(rows)}, expected one shape (N,)")
+    (length,) = min(rows)
+    native, space = nw.to_native(frame), nw.get_native_namespace(frame)
+    own = _own_index(nw, frame)
+    dated = _date_column(where, nw, frame) if own is None else None
+    if index is None and length != len(frame) and (own is not None or dated is not None):
+        raise ValueError(f"{where}: columns have {length} rows, expected {len(frame)}, or index= with their labels")
+    if dated is not None:
+        made = {dated: frame.get_column(dated) if index is None else index, **made}
+    table = nw.from_dict(made, native_namespace=space)
+    if dated is not None and index is not None:
+        table = table.with_columns(_dates_like(nw, table.get_column(dated), frame.schema[dated]))
+    if is_column and len(columns) == 1:
+        table = table.get_column(next(iter(columns)))
+    table = nw.to_native(table)
+    if hasattr(native, "index") and dated is None:  # pandas and its kin
+        if index is not None:
+            table.index = _index_like(space.Index(index, name=native.index.name), native.index)
+        elif length == len(frame):
+            table.index = native.index
+    return table
+
+
+def _frame(where: str, given: Any) -> tuple[Any, Any, bool]:
+    """Return narwhals, a table as narwhals has it, and whether it was one column."""
+    try:
+        import narwhals.stable.v1 as nw
+    except ImportError as error:
+        raise ImportError(f"{where}: tables need narwhals; pip install narwhals") from error
+    try:
+        found = nw.from_native(given, eager_only=True, allow_series=True)
+        is_column = isinstance(found, nw.Series)
+        frame = found.to_frame() if is_column else found
+        frame.schema  # noqa: B018 (where two columns have one name it raises)
+    except Exception as error:  # its kind depends on the version of narwhals
+        kind = f"{type(given).__module__}.{type(given).__name__}"
+        raise TypeError(f"{where}: a {kind} is not taken as a table ({' '.join(str(error).split())})") from error
+    return nw, frame, is_column
+
+
+def _date_column(where: str, nw: Any, frame: Any) -> Any:
+    """Return the name of the column of dates, or None."""
+    names = [name for name, dtype in frame.schema.items() if dtype in (nw.Date, nw.Datetime)]
+    if len(names) > 1:
+        raise ValueError(
+            f"{where}: columns {checks.few(map(str, names))} hold dates, expected at most one column of dates"
+        )
+    return names[0] if names else None
+
+
+def _own_index(nw: Any, frame: Any) -> Any:
+    """Return the index of a table of pandas, or None where it only numbers the rows."""
+    index = getattr(nw.to_native(frame), "index", None)
+    return None if index is None or type(index).__name__ == "RangeIndex" else index
+
+
+def _labels(nw: Any, labels: Any) -> np.ndarray[Any, Any]:
+    """Return labels of rows as an array; dates in a time zone become those of UTC."""
+    if labels.dtype == nw.Datetime and labels.dtype.time_zone is not None:
+        labels = labels.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    return np.asarray(labels.to_numpy())
+
+
+def _dates_like(nw: Any, dates: Any, dtype: Any) -> Any:
+    """Return a column of dates in the dtype of another one; without a time zone they are those of UTC."""
+    if dtype == nw.Date:
+        return dates.cast(nw.Date)
+    if dates.dtype != nw.Datetime or dates.dtype.time_zone is None:
+        dates = dates.cast(nw.Datetime(dtype.time_unit))
+        if dtype.time_zone is not None:
+            dates = dates.dt.replace_time_zone("UTC").dt.convert_time_zone(dtype.time_zone)
+    return dates
+
+
+def _index_like(index: Any, old: Any) -> Any:
+    """Return an index of pandas with the time zone, or the periods, of another one; dates without a zone are UTC's."""
+    if getattr(old, "tz", None) is not None and index.tz is None:
+        return index.tz_localize("UTC").tz_convert(old.tz)
+    return index.to_period(old.freq) if hasattr(old, "to_timestamp") and hasattr(index, "to_period") else index
