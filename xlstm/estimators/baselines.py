@@ -6,12 +6,7 @@ from typing import Any
 
 import numpy as np
 
-<<<<<<< HEAD
 from xlstm.data.host import Values
-=======
-from xlstm.data.host import Values
-from xlstm.data.preparation import windows
->>>>>>> data
 
 Positions = np.ndarray[Any, Any]  # where each forecast begins, (N,)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.data import dates as calendars
-from xlstm.data.host import Values
 from xlstm.data.dates import Calendar, Dates
+from xlstm.data.host import Values
 
 DAY, WEEK, YEAR = 86_400.0, 7 * 86_400.0, 365.2425 * 86_400.0  # in seconds
 HARMONICS = 2  # sines and cosines of a year: its half is one of them
@@ -21,7 +23,7 @@ def read(given: object) -> Calendar:
     TypeError, ValueError
         These are no rising dates, or they have no common rhythm.
     """
-    found = checks.host("Forecaster", "dates", given, "dates (N,)")
+    found: Any = checks.host("Forecaster", "dates", given, "dates (N,)")
     try:
         found = found.astype("datetime64") if found.dtype.kind in "UTO" else found
     except (TypeError, ValueError):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
-from typing import Any, NamedTuple, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 
@@ -15,36 +14,19 @@ from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.namespace import DType, Params
 from xlstm.data import reading
 from xlstm.data.host import Values
-from xlstm.data.preparation import split
-from xlstm.estimators import highway, intervals, predictor, scores, seasons, storage, tracks
+from xlstm.estimators import fitting, intervals, judging, preparation, scores, storage, tables, tracks
 from xlstm.estimators.base import Estimator
-from xlstm.estimators.examples import Examples, width
-from xlstm.estimators.highway import Highway
+from xlstm.estimators.examples import Examples
 from xlstm.estimators.predictor import Predictor
-from xlstm.estimators.scaling import Origins, Scaling
 from xlstm.estimators.scores import Score
 from xlstm.estimators.settings import DECILES, Settings
-from xlstm.estimators.tracks import Beside, Track
+from xlstm.estimators.tables import Given, Roles
+from xlstm.estimators.tracks import Beside, Known, Track
 from xlstm.estimators.values import check_reach
-from xlstm.models.network import sequence_model
-from xlstm.models.sequence import SequenceModel
-from xlstm.training import Callback, Interrupted, Progress, Terminated, Trained, loop, optimizers
+from xlstm.training import Callback, Interrupted, Progress, Terminated, Trained
 from xlstm.training import precision as precisions
 
 KIND = storage.KIND
-
-
-class Prepared(NamedTuple):
-    """Series ready to be trained on: what every part of training shares."""
-
-    settings: Settings
-    tracks: list[Track]
-    scaling: Scaling
-    line: Highway
-    model: SequenceModel
-    data: dict[str, Examples]
-    spread: Values
-    calendar: bool
 
 
 class Forecaster(Estimator):
@@ -70,6 +52,11 @@ class Forecaster(Estimator):
     window, horizon, hidden_size, epochs, patience, learning_rate, weight_decay, batch_size, clip, averaging, seed, \
 precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway, season, calendar, refit
         As for `Settings`.
+    targets, past, future, static : list of str, optional
+        In tables, names of columns: those to predict, by default all others; covariates that are known up to the last
+        value; covariates that are known in advance; and numbers that do not change within a series.
+    series_id : str, optional
+        The column of tables that tells several series apart.
     checkpoints : path, optional
         A folder for checkpoints of training, as for `training.train`.
     resume : bool
@@ -95,6 +82,8 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         Steps that the linear autoregression looks back to.
     n_targets_ : int
         Columns that are predicted.
+    feature_names_in_ : array of str
+        Their names, where there was a table.
 
     Examples
     --------
@@ -138,6 +127,11 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         season: int | str = Settings.season,
         calendar: bool | str = Settings.calendar,
         refit: bool = True,
+        targets: str | Sequence[str] | None = None,
+        past: str | Sequence[str] | None = None,
+        future: str | Sequence[str] | None = None,
+        static: str | Sequence[str] | None = None,
+        series_id: str | None = None,
         checkpoints: str | os.PathLike[str] | None = None,
         resume: bool = False,
         callbacks: Sequence[Callback | Callable[[Progress], object]] = (),
@@ -156,6 +150,8 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         self.precision, self.cell, self.num_layers, self.bidirectional = precision, cell, num_layers, bidirectional
         self.dropout, self.quantiles, self.scaling, self.highway = dropout, quantiles, scaling, highway
         self.season, self.calendar, self.refit = season, calendar, refit
+        self.targets, self.past, self.future, self.static = targets, past, future, static
+        self.series_id = series_id
         self.checkpoints, self.resume, self.callbacks, self.warm_start = checkpoints, resume, callbacks, warm_start
         if settings is not None:
             self._take(settings)
@@ -179,34 +175,21 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         """`params_`, or None before `fit`."""
         return getattr(self, "params_", None)
 
-    def fit(
-        self,
-        values: Any,
-        progress: Callable[[Progress], None] | None = None,
-        *,
-        past: Any = None,
-        future: Any = None,
-        static: Any = None,
-        dates: Any = None,
-    ) -> Self:
+    def fit(self, values: Any, progress: Callable[[Progress], None] | None = None, **beside: Unpack[Known]) -> Self:
         """Train on a series, or on several.
 
         Parameters
         ----------
-        values : array (N,) or (N, C), or list of such arrays
+        values : array (N,) or (N, C), list of such arrays, or table
             A series of one target, of several, or several series. NaN is a gap, which is bridged by the value before it
-            and never a target.
+            and never a target. Dates in a table are looked at.
         progress : callable, optional
             Called with a `training.Progress` after every step.
-        past : array (N, P), optional
-            Covariates that are known up to the last value. Where there are several series, this and what follows are
-            lists with one entry for each.
-        future : array (N or more, F), optional
-            Covariates that are known in advance.
-        static : array (S,), optional
-            Numbers that do not change within a series.
-        dates : array (N,), optional
-            Rising dates, of which features of the calendar are made. Rows that are missing become gaps.
+        beside : past, future, static, dates
+            `past` (N, P) are covariates that are known up to the last value, `future` (N or more, F) those that are
+            known in advance, `static` (S,) numbers that do not change, and `dates` (N,) rising dates, of which features
+            of the calendar are made; rows that are missing become gaps. Where there are several series, these are
+            lists with one entry for each. In a table they are columns.
 
         Returns
         -------
@@ -226,39 +209,20 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
             Ctrl-C or SIGTERM ended training. The forecaster is fitted then, with the best weights so far.
         """
         checks.optional(checks.function)("Forecaster", "progress", progress)
-        backend = self._backend()
-        made = self._prepared(values, Beside(past, future, static, dates), backend)
-        stop: BaseException | None = None
-        try:
-            trained = self._train(made, backend, made.data["train"], progress, made.data["validation"])
-        except (Interrupted, Terminated) as error:
-            stop, trained = error, error.trained
-        s = made.settings
-        judge = Predictor(s, backend, made.scaling, made.line, made.spread, made.model, trained.params)
-        whole = judge
-        if s.refit and stop is None:
-            try:
-                whole = self._refitted(made, backend, trained.best_epoch, progress)
-            except (Interrupted, Terminated) as error:
-                stop = error
-        adjustment = np.zeros((*judge.spread.shape, len(intervals.pairs(s.quantiles))))
-        if adjustment.size:
-            adjustment = intervals.adjustment(
-                [self._outside(judge, made.tracks, k) for k in range(len(made.tracks))], s.quantiles
-            )
-        season = s.season if s.season != "auto" else _season(made.tracks)
-        self._keep(judge, whole, adjustment, int(season), made.calendar)
-        self.trained_ = trained
-        if stop is not None:
-            raise stop
+        s, backend = self.settings, self._backend()
+        given = tables.given(values, Beside(**beside), self._roles())
+        variants = self._variants(given, s)
+        self._fit(variants, s, backend, progress)
+        if given.names:
+            self.feature_names_in_ = np.array(given.names, dtype=object)
         return self
 
-    def examples(self, values: Any, **beside: Any) -> dict[str, Examples]:
+    def examples(self, values: Any, **beside: Unpack[Known]) -> dict[str, Examples]:
         """Return the windows to train on, and those to validate with, by "train" and "validation".
 
         Parameters
         ----------
-        values, past, future, static, dates
+        values, beside
             As for `fit`.
 
         Returns
@@ -270,18 +234,12 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         ValueError, TypeError, BackendError
             As `fit` does.
         """
-        return self._prepared(values, Beside(**beside), self._backend()).data
+        s, backend = self.settings, self._backend()
+        given = tables.given(values, Beside(**beside), self._roles())
+        made = preparation.prepared(self._variants(given, s), s, backend.dtype)
+        return {"train": made.train, "validation": made.validation}
 
-    def predict(
-        self,
-        values: Any,
-        steps: int | None = None,
-        *,
-        past: Any = None,
-        future: Any = None,
-        static: Any = None,
-        dates: Any = None,
-    ) -> Any:
+    def predict(self, values: Any, steps: int | None = None, **beside: Unpack[Known]) -> Any:
         """Return the values after the end of a series.
 
         Beyond the horizon the predictions are fed back as if they had been observed, and past covariates stay as they
@@ -289,19 +247,18 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
 
         Parameters
         ----------
-        values : array (N,) or (N, C), or list of such arrays
+        values : array (N,) or (N, C), list of such arrays, or table
             As for `fit`. A series that is shorter than the highway looks back is taken as constant before its
             beginning.
         steps : int, optional
             How many values; by default as many as the horizon.
-        past, static, dates
-            As for `fit`.
-        future : array (N + steps, F), optional
-            As for `fit`, with the rows that are predicted.
+        beside : past, future, static, dates
+            As for `fit`; `future` has the rows that are predicted, too, (N + steps, F). With a table it is a table of
+            these rows.
 
         Returns
         -------
-        array (steps,) or (steps, C), or list of such arrays
+        array (steps,) or (steps, C), list of such arrays, or table
 
         Raises
         ------
@@ -312,25 +269,21 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         """
         self._check_fitted()
         steps = self._whole.settings.horizon if steps is None else checks.size("Forecaster", "steps", steps)
-        found = self._checked(values, Beside(past, future, static, dates), steps)
-        ahead = [self._ahead(found, k, steps) for k in range(len(found))]
-        flat = [one[:, 0] if is_flat else one for one, is_flat in zip(ahead, _flat(values), strict=True)]
-        return flat if tracks.is_several(values) else flat[0]
+        given, found = self._read(values, Beside(**beside), steps)
+        return given.like([self._ahead(found, k, steps) for k in range(len(found))], found)
 
-    def predict_quantiles(
-        self, values: Any, *, past: Any = None, future: Any = None, static: Any = None, dates: Any = None
-    ) -> Any:
+    def predict_quantiles(self, values: Any, **beside: Unpack[Known]) -> Any:
         """Return quantiles of the values of the horizon after the end of a series.
 
         Parameters
         ----------
-        values, past, future, static, dates
+        values, beside
             As for `predict`.
 
         Returns
         -------
-        array (horizon, Q) or (horizon, C, Q), or list of such arrays
-            In the order of the parameter `quantiles`.
+        array (horizon, Q) or (horizon, C, Q), list of such arrays, or table
+            In the order of the parameter `quantiles`; columns of a table have the quantile at the end of their names.
 
         Raises
         ------
@@ -343,22 +296,16 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         s = self._whole.settings
         if not s.quantiles:
             raise ValueError("Forecaster: it was fitted without quantiles, expected quantiles=(0.1, 0.9) or others")
-        found = self._checked(values, Beside(past, future, static, dates), s.horizon)
-        ahead = []
-        for k, track in enumerate(found):
-            _, quantiles, scale = self._whole.forecast(found, k, np.array([len(track.values)]))
-            ahead.append(intervals.widen(quantiles, scale, self._adjustment, s.quantiles)[0])
-        flat = [one[:, 0] if is_flat else one for one, is_flat in zip(ahead, _flat(values), strict=True)]
-        return flat if tracks.is_several(values) else flat[0]
+        given, found = self._read(values, Beside(**beside), s.horizon)
+        ahead = [self._next(found, k)[1] for k in range(len(found))]
+        return given.like(ahead, found, [f" {q:g}" for q in s.quantiles])
 
-    def forecasts(
-        self, values: Any, *, past: Any = None, future: Any = None, static: Any = None, dates: Any = None
-    ) -> tuple[np.ndarray[Any, Any], Values]:
+    def forecasts(self, values: Any, **beside: Unpack[Known]) -> tuple[np.ndarray[Any, Any], Values]:
         """Return all forecasts over the test part, by the network that has not seen it.
 
         Parameters
         ----------
-        values, past, future, static, dates
+        values, beside
             As for `fit`.
 
         Returns
@@ -369,18 +316,16 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
             Those of several series follow each other.
         """
         self._check_fitted()
-        found = self._checked(values, Beside(past, future, static, dates), 0)
-        horizon = self._judge.settings.horizon
-        parts = []
+        given, found = self._read(values, Beside(**beside), 0)
+        s, parts = self._judge.settings, []
         for k, track in enumerate(found):
-            at = np.arange(_rows(track, self._judge.settings)["test"].start, len(track.values) - horizon + 1)
+            first = preparation.parts_of(len(track.values), s)["test"].start
+            at = np.arange(first, len(track.values) - s.horizon + 1)
             parts.append((at, self._judge.forecast(found, k, at)[0]))
         at, forecasts = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return at, forecasts[:, :, 0] if all(_flat(values)) else forecasts
+        return at, forecasts[:, :, 0] if all(given.flat) else forecasts
 
-    def score(
-        self, values: Any, *, past: Any = None, future: Any = None, static: Any = None, dates: Any = None
-    ) -> Score:
+    def score(self, values: Any, **beside: Unpack[Known]) -> Score:
         """Return errors on the test part beside those of baselines, by the network that has not seen it.
 
         Baselines repeat the last value or the last season, or are a linear autoregression with 24 coefficients (fewer
@@ -388,7 +333,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
 
         Parameters
         ----------
-        values, past, future, static, dates
+        values, beside
             As for `fit`.
 
         Returns
@@ -396,21 +341,55 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         Score
         """
         self._check_fitted()
-        found = self._checked(values, Beside(past, future, static, dates), 0)
-        s, judged = self._judge.settings, []
-        for k, track in enumerate(found):
-            rows = _rows(track, s)
-            first, last = rows["validation"].start, len(track.values)
-            origins = np.arange(first, last)
-            mean, quantiles, scale = self._judge.forecast(found, k, origins)
-            truth = highway.targets(track, origins, s.horizon, last)
-            cut = rows["test"].start - first
-            if s.quantiles:
-                outside = intervals.errors(quantiles, truth, scale, s.quantiles)
-                by = intervals.rolling(outside, cut, s.quantiles)
-                quantiles = intervals.widen(quantiles[cut:], scale[cut:], by, s.quantiles)
-            judged.append(scores.Judged(origins[cut:], mean[cut:], quantiles[-len(truth[cut:]) :], truth[cut:]))
-        return scores.score(found, judged, s.quantiles, self.season_, all(_flat(values)))
+        given, found = self._read(values, Beside(**beside), 0)
+        judged = [judging.tested(self._judge, found, k) for k in range(len(found))]
+        return scores.score(found, judged, self._judge.settings.quantiles, self.season_, all(given.flat))
+
+    def backtest(self, values: Any, folds: int = 5, refit: bool = True, **beside: Unpack[Known]) -> Score:
+        """Return errors of forecasts from rolling origins, one horizon after another at the end of the series.
+
+        Parameters
+        ----------
+        values, beside
+            As for `fit`.
+        folds : int
+            How many forecasts of each series.
+        refit : bool
+            Fit a forecaster with the same parameters to all that comes before each forecast. Without, the network of
+            `score` makes them, and they are to lie in the test part.
+
+        Returns
+        -------
+        Score
+
+        Raises
+        ------
+        ValueError, TypeError, BackendError
+            As for `fit` and `predict`; there is not enough room for the folds.
+        """
+        folds, refit = checks.count("Forecaster", "folds", folds), checks.flag("Forecaster", "refit", refit)
+        if not refit:
+            self._check_fitted()
+            given, found = self._read(values, Beside(**beside), 0)
+            judged = [judging.tested(self._judge, found, k) for k in range(len(found))]
+            judged = [judging.last(one, folds, self._judge.settings.horizon) for one in judged]
+            return scores.score(found, judged, self._judge.settings.quantiles, self.season_, all(given.flat))
+        s, backend = self.settings, self._backend()
+        given = tables.given(values, Beside(**beside), self._roles())
+        variants, rounds = self._variants(given, s), []
+        for back in range(folds, 0, -1):
+            ends = [len(track.values) - back * s.horizon for track in variants[0]]
+            if min(ends) < 1:
+                raise ValueError(f"Forecaster: {folds} folds of {s.horizon} steps leave nothing of a series to fit to")
+            cut = [[track.until(end) for track, end in zip(some, ends, strict=True)] for some in variants]
+            one = type(self)(**{**self.get_params(), "checkpoints": None, "resume": False})
+            one._fit(cut, s, backend, None)
+            chosen = cut[-1] if one.calendar_ else cut[0]
+            rounds.append([(end, *one._next(chosen, k)) for k, end in enumerate(ends)])
+        judged = [
+            judging.joined(track, each) for track, each in zip(variants[0], zip(*rounds, strict=True), strict=True)
+        ]
+        return scores.score(variants[0], judged, s.quantiles, preparation.season_of(variants[0], s), all(given.flat))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights, scaling, settings and name to a safetensors file, whole or not at all."""
@@ -444,7 +423,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         OSError, ValueError
             There is no such file, or it is not a forecaster's.
         """
-        found = storage.load(path, backend, network)
+        found = storage.load(path, backend, preparation.network)
         s = found.judge.settings
         made = cls(s, found.judge.backend, found.judge.backend.dtype, found.name)
         made._keep(found.judge, found.whole, found.adjustment, found.season, found.calendar)
@@ -469,202 +448,89 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         self.highway_, self.n_targets_ = judge.line.order, judge.spread.shape[1]
 
     def _backend(self) -> Backend:
+        """Return the backend, after a check that it has the precision."""
         backend = backend_of(self.backend, self.dtype)
-        precisions.named(self.settings.precision, backend)  # what cannot be had is refused before any work
+        precisions.named(self.settings.precision, backend)
         return backend
 
-    def _checked(self, values: Any, beside: Beside, steps: int) -> list[Track]:
+    def _roles(self) -> Roles:
+        return Roles(self.targets, self.past, self.future, self.static, self.series_id)
+
+    def _warm(self) -> bool:
+        """Return whether the weights of an earlier fit are to be the first ones, after checks of what is no setting."""
+        checks.text("Forecaster", "name", self.name)
+        checks.flag("Forecaster", "resume", self.resume)
+        return checks.flag("Forecaster", "warm_start", self.warm_start) and self.__sklearn_is_fitted__()
+
+    def _variants(self, given: Given, settings: Settings) -> list[list[Track]]:
+        """Return tracks to train on, without a look at the calendar and with one where there are dates."""
+        looks = [settings.calendar] if isinstance(settings.calendar, bool) else [False, True]
+        found = [tracks.read(given.values, given.beside, settings.horizon, look) for look in looks]
+        return found if found[-1][0].marks else found[:1]
+
+    def _fit(
+        self,
+        variants: list[list[Track]],
+        s: Settings,
+        backend: Backend,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        """Train on tracks and store the result, also where a signal ends it."""
+        start = self._judge.params if self._warm() else None
+        made = preparation.prepared(variants, s, backend.dtype)
+        stop: BaseException | None = None
+        options: dict[str, Any] = {"patience": s.patience, "callbacks": self.callbacks, "resume": self.resume}
+        options |= {"epochs": s.epochs, "checkpoints": self.checkpoints, "progress": progress}
+        try:
+            trained = fitting.train(made, backend, made.train, start, validation=made.validation, **options)
+        except (Interrupted, Terminated) as error:
+            stop, trained = error, error.trained
+        judge = whole = fitting.judge(made, backend, trained.params)
+        if s.refit and stop is None:
+            try:
+                whole = fitting.refitted(made, backend, start, trained.best_epoch, progress)
+            except (Interrupted, Terminated) as error:
+                stop = error
+        outside = [judging.unseen(judge, made.tracks, k).outside for k in range(len(made.tracks))]
+        adjustment = intervals.adjustment(outside, s.quantiles)
+        self._keep(judge, whole, adjustment, preparation.season_of(made.tracks, s), made.tracks[0].marks > 0)
+        self.trained_ = trained
+        if stop is not None:
+            raise stop
+
+    def _read(self, values: Any, beside: Beside, steps: int) -> tuple[Given, list[Track]]:
         """Return tracks to predict after, with `steps` rows ahead; raise unless they go with the fitted ones."""
-        judge = self._judge
-        s, scaling = judge.settings, judge.scaling
-        found = tracks.read(values, beside, max(steps, s.horizon), self.calendar_)
-        units = scaling.of(found, s.window)
-        for track, unit in zip(found, units, strict=True):
-            widths = {
-                "values": (track.values.shape[1], len(scaling.units[0])),
-                "past": (track.past.shape[1], len(scaling.past[0])),
-                "future": (track.future.shape[1], len(scaling.future[0])),
-                "static": (len(track.static), len(scaling.static[0])),
-            }
-            for name, (given, fitted) in widths.items():
-                if given != fitted:
-                    what = f"{name} has {given} columns (with those that dates give)"
-                    raise ValueError(f"Forecaster: {what}, expected {fitted}, as in fit")
+        given = tables.given(values, beside, self._roles())
+        s, scaling = self._judge.settings, self._judge.scaling
+        found = tracks.read(given.values, given.beside, max(steps, s.horizon), self.calendar_)
+        fitted = [len(scaling.units[0]), *(len(part[0]) for part in (scaling.past, scaling.future, scaling.static))]
+        for track in found:
             N = len(track.values)
-            if N < s.window:
+            widths = [track.values.shape[1], track.past.shape[1], track.future.shape[1], len(track.static)]
+            if widths != fitted:
+                names = "values, past, future (with what dates give) and static"
+                raise ValueError(f"Forecaster: {names} have {widths} columns, expected {fitted}, as in fit")
+            if s.window > N:
                 raise ValueError(f"Forecaster: a forecast needs {s.window} values to look back on, the series has {N}")
             if track.future.shape[1] and len(track.future) < N + steps:
                 have = len(track.future) - N
                 raise ValueError(f"Forecaster: future has {have} rows after the series, expected {steps}")
-            check_reach(track.known, unit, judge.backend.dtype)
-        return found
+        for track, unit in zip(found, scaling.of(found, s.window), strict=True):
+            check_reach(track.known, unit, self._judge.backend.dtype)
+        return given, found
+
+    def _next(self, found: Sequence[Track], k: int) -> tuple[Values, Values]:
+        """Return the mean (H, C) and calibrated quantiles (H, C, Q) after the end of a series."""
+        mean, quantiles, scale = self._whole.forecast(found, k, np.array([len(found[k].values)]))
+        return mean[0], intervals.widen(quantiles, scale, self._adjustment, self._whole.settings.quantiles)[0]
 
     def _ahead(self, found: Sequence[Track], k: int, steps: int) -> Values:
         """Return forecasts (steps, C) after a series, fed back beyond the horizon."""
-        done = list(found)
-        track = found[k]
-        ahead: list[Values] = []
-        count = 0
-        while count < steps:
-            block, _, _ = self._whole.forecast(done, k, np.array([len(done[k].values)]))
-            ahead.append(block[0])
-            count += len(block[0])
-            now = done[k]
-            past = np.concatenate((now.past, np.repeat(now.past[-1:], len(block[0]), axis=0)))
-            known = np.concatenate((now.known, block[0]))
-            done[k] = track._replace(values=known, known=known, past=past)
-        return np.concatenate(ahead)[:steps]
-
-    def _prepared(self, values: Any, beside: Beside, backend: Backend) -> Prepared:
-        """Return all that training needs, checked."""
-        s = self.settings
-        checks.text("Forecaster", "name", self.name)
-        checks.flag("Forecaster", "warm_start", self.warm_start)
-        kinds = [s.calendar] if s.calendar != "auto" else [False] if beside.dates is None else [True, False]
-        variants = [self._lined(tracks.read(values, beside, s.horizon, bool(kind)), backend) for kind in kinds]
-        found, scaling, line, rows, _ = min(variants, key=lambda variant: variant[-1])
-        data, spread = {}, None
-        for name in ("train", "validation"):
-            at = [_origins(part[name]) for part in rows]
-            end = [part[name].stop for part in rows]
-            data[name], spread = predictor.examples(found, scaling, line, s, at, end, spread)
-        assert spread is not None
-        return Prepared(s, found, scaling, line, network(s, scaling), data, spread, found[0].marks > 0)
-
-    def _lined(
-        self, found: list[Track], backend: Backend
-    ) -> tuple[list[Track], Scaling, Highway, list[dict[str, slice]], float]:
-        """Return checked tracks with their scaling, the best highway, the rows of their parts, and its error."""
-        s = self.settings
-        rows = [_rows(track, s) for track in found]
-        scaling = Scaling.fit(found, s.window, [part["train"].stop for part in rows])
-        units = scaling.of(found, s.window)
-        for track, unit, part in zip(found, units, rows, strict=True):
-            check_reach(track.known, unit, backend.dtype)
-            for name, chosen in part.items():
-                there = ~np.isnan(highway.targets(track, _origins(chosen), s.horizon, chosen.stop))
-                if not np.all(np.any(there, axis=0)):
-                    raise ValueError(f"Forecaster: the {name} part of the series has no values to predict")
-        lines = _highways(found, scaling, units, s, rows)
-        errors = [highway.error(line, found, scaling, units, rows) for line in lines]
-        best = int(np.argmin(errors))
-        return found, scaling, lines[best], rows, errors[best]
-
-    def _train(
-        self,
-        made: Prepared,
-        backend: Backend,
-        data: Examples,
-        progress: Callable[[Progress], None] | None,
-        validation: Examples | None,
-        epochs: int | None = None,
-    ) -> Trained:
-        """Train a network, with a validation part or for so many epochs."""
-        s = made.settings
-        mixed, context = precisions.named(s.precision, backend)
-        start = predictor.begin(made.model, s, data, backend)
-        old = getattr(self, "_judge", None) if self.warm_start else None
-        if old is not None and {n: p.shape for n, p in old.params.items()} == {n: p.shape for n, p in start.items()}:
-            start = {name: backend.asarray(p) for name, p in old.params.items()}
-        options: dict[str, Any] = {}
-        if validation is not None:
-            options = {"validation": validation, "patience": s.patience, "callbacks": self.callbacks}
-            options |= {"checkpoints": self.checkpoints, "resume": self.resume}
-        with context:
-            return loop.train(
-                made.model,
-                start,
-                data,
-                optimizers.adamw(s.learning_rate, weight_decay=s.weight_decay),
-                epochs=s.epochs if epochs is None else epochs,
-                loss=functools.partial(predictor.loss, s.quantiles),
-                clip=s.clip,
-                averaging=s.averaging,
-                seed=s.seed,
-                precision=mixed,
-                progress=progress,
-                **options,
-            )
-
-    def _refitted(
-        self, made: Prepared, backend: Backend, epochs: int, progress: Callable[[Progress], None] | None
-    ) -> Predictor:
-        """Return a network and a highway that are fitted to all rows."""
-        s, found = made.settings, made.tracks
-        stops = [len(track.values) for track in found]
-        units = made.scaling.of(found, s.window)
-        origins = [np.arange(s.window, stop) for stop in stops]
-        line = made.line
-        if s.highway != 0:
-            (line,) = highway.fit(found, made.scaling, units, origins, stops, s.horizon, line.order, (line.ridge,))
-        data, spread = predictor.examples(found, made.scaling, line, s, origins, stops)
-        trained = self._train(made, backend, data, progress, None, max(1, epochs))
-        return Predictor(s, backend, made.scaling, line, spread, made.model, trained.params)
-
-    def _outside(self, judge: Predictor, found: Sequence[Track], k: int) -> Values:
-        """Return by how much truths lie outside of the judge's intervals, since the training part of a series."""
-        s, track = judge.settings, found[k]
-        origins = np.arange(_rows(track, s)["validation"].start, len(track.values))
-        _, quantiles, scale = judge.forecast(found, k, origins)
-        truth = highway.targets(track, origins, s.horizon, len(track.values))
-        return intervals.errors(quantiles, truth, scale, s.quantiles)
-
-
-def network(settings: Settings, scaling: Scaling) -> SequenceModel:
-    """Return the network of a forecaster: recurrent layers and a head for each step ahead, target and quantile."""
-    s = settings
-    outputs = s.horizon * len(scaling.units[0]) * (1 + len(s.quantiles))
-    sizes = {name: getattr(s, name) for name in ("hidden_size", "num_layers", "bidirectional", "dropout")}
-    return sequence_model("Forecaster", s.cell, width(scaling), outputs, True, **sizes)
-
-
-def _rows(track: Track, settings: Settings) -> dict[str, slice]:
-    """Return the first rows after the windows of each part of a series: those of a part predict into it."""
-    window, horizon, N = settings.window, settings.horizon, len(track.values)
-    rows = {}
-    for name, part in split(N)._asdict().items():
-        first = max(window, part.start)
-        if first + horizon > part.stop:
-            need = horizon if part.start else window + horizon
-            raise ValueError(
-                f"Forecaster: a window of {window} and a horizon of {horizon} need {need} rows "
-                f"in rows {part.start + 1} to {part.stop} of the series"
-            )
-        rows[name] = slice(first, part.stop)
-    return rows
-
-
-def _origins(rows: slice) -> Origins:
-    return np.arange(rows.start, rows.stop)
-
-
-def _highways(
-    found: Sequence[Track],
-    scaling: Scaling,
-    units: Sequence[Values],
-    settings: Settings,
-    rows: Sequence[dict[str, slice]],
-) -> list[Highway]:
-    """Return highways of some lengths and penalties, fitted to the training parts."""
-    s = settings
-    if s.highway == 0:
-        return [highway.none(1, scaling, s.horizon)]
-    origins = [_origins(part["train"]) for part in rows]
-    stops = [part["train"].stop for part in rows]
-    orders = [n for n in (s.window, 2 * s.window, 3 * s.window) if n == s.window or n <= min(stops) // 3]
-    return [
-        line
-        for order in (orders if s.highway == "auto" else [int(s.highway)])
-        for line in highway.fit(found, scaling, units, origins, stops, s.horizon, order)
-    ]
-
-
-def _season(found: Sequence[Track]) -> int:
-    """Return the season of the first target in the training part of the longest series."""
-    track = max(found, key=lambda one: len(one.values))
-    return seasons.find(track.known[split(len(track.values)).train, 0])
-
-
-def _flat(values: Any) -> list[bool]:
-    """Return for each series whether it came without an axis of targets."""
-    return [np.ndim(one) == 1 for one in (values if tracks.is_several(values) else [values])]
+        done, ahead = list(found), np.empty((0, self.n_targets_))
+        while len(ahead) < steps:
+            now, block = done[k], self._next(done, k)[0]
+            ahead = np.concatenate((ahead, block))
+            known = np.concatenate((now.known, block))
+            past = np.concatenate((now.past, np.repeat(now.past[-1:], len(block), axis=0)))
+            done[k] = now._replace(values=known, known=known, past=past)
+        return ahead[:steps]

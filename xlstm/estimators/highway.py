@@ -67,7 +67,7 @@ def fit(
     stops: Sequence[int],
     horizon: int,
     order: int,
-    ridges: Sequence[float] = RIDGES,
+    ridges: Sequence[float],
 ) -> list[Highway]:
     """Return a highway for each penalty, fitted to the values before the rows `stops`.
 

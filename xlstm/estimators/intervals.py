@@ -7,6 +7,7 @@ fitted. Only the most recent of these count, since a series changes. Errors are 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -22,12 +23,9 @@ Pairs = list[tuple[int, int]]
 
 def pairs(quantiles: Sequence[float]) -> Pairs:
     """Return the positions of quantiles q and 1 - q, the widest interval first."""
-    found = []
-    for low, q in enumerate(quantiles):
-        for high in range(low + 1, len(quantiles)):
-            if math.isclose(q + quantiles[high], 1.0):
-                found.append((low, high))
-    return found
+    ranks = range(len(quantiles))
+    both = itertools.combinations(ranks, 2)
+    return [(low, high) for low, high in both if math.isclose(quantiles[low] + quantiles[high], 1.0)]
 
 
 def coverages(quantiles: Sequence[float]) -> Values:
@@ -35,19 +33,20 @@ def coverages(quantiles: Sequence[float]) -> Values:
     return np.array([quantiles[high] - quantiles[low] for low, high in pairs(quantiles)])
 
 
-def errors(found: Values, truth: Values, scale: Values, quantiles: Sequence[float]) -> Values:
+def errors(levels: Values, truth: Values, scale: Values, quantiles: Sequence[float]) -> Values:
     """Return by how much truths lie outside of the intervals, (M, H, C, P); below 0 inside, NaN where there is none.
 
     Parameters
     ----------
-    found : array (M, H, C, Q)
+    levels : array (M, H, C, Q)
         Quantiles.
     truth : array (M, H, C)
     scale : array (M, C)
     quantiles : list of Q floats
     """
-    outside = [np.maximum(found[..., low] - truth, truth - found[..., high]) for low, high in pairs(quantiles)]
-    return np.stack(outside, axis=-1) / scale[:, None, :, None] if outside else np.empty((*truth.shape, 0))
+    outside = [np.maximum(levels[..., low] - truth, truth - levels[..., high]) for low, high in pairs(quantiles)]
+    found = np.stack(outside, axis=-1) if outside else np.empty((*truth.shape, 0))
+    return found / scale[:, None, :, None]
 
 
 def adjustment(outside: Sequence[Values], quantiles: Sequence[float]) -> Values:

@@ -99,12 +99,12 @@ def scales(known: Values, origins: Origins, window: int, units: Values, kind: st
     total = np.zeros((len(origins), known.shape[1]))
     for lag in range(2, window + 1):
         total += np.minimum(np.abs(known[origins - lag] - known[origins - 1]) / units, FARTHEST) ** 2
-    return units * np.maximum(np.sqrt(total / (window - 1)), LEAST)
+    return np.asarray(units * np.maximum(np.sqrt(total / (window - 1)), LEAST))
 
 
 def standard(values: Values, moments: Rows) -> Values:
     """Return covariates in units of one."""
-    return (values - np.array(moments[0])) / np.array(moments[1])
+    return np.asarray((values - np.array(moments[0])) / np.array(moments[1]))
 
 
 def _moments(values: Values) -> list[list[float]]:

@@ -89,7 +89,14 @@ class Score:
 
 
 class Judged(NamedTuple):
-    """Forecasts of one series to be judged: positions (N,), means (N, H, C), quantiles (N, H, C, Q), truths (N, H, C)."""
+    """Forecasts of one series to be judged.
+
+    Attributes
+    ----------
+    at : array (N,)
+    forecasts, truth : array (N, H, C)
+    quantiles : array (N, H, C, Q)
+    """
 
     at: np.ndarray[Any, Any]
     forecasts: Values
@@ -116,28 +123,35 @@ def score(tracks: Sequence[Track], judged: Sequence[Judged], levels: Sequence[fl
         before, lag = track.values[: one.at[0]], min(season or 1, int(one.at[0]) - 1)
         usual.append(np.broadcast_to(mean(np.abs(before[lag:] - before[:-lag])), (len(one.at), before.shape[1])))
     base = np.concatenate(usual)[:, None]
-    shaped = (lambda a: a[:, 0]) if flat else (lambda a: a)
-    errors = {
-        name: Errors(*map(shaped, _errors(np.concatenate(parts), truth, base))) for name, parts in methods.items()
-    }
+    errors = {}
+    for name, parts in methods.items():
+        table = _errors(np.concatenate(parts), truth, base)
+        errors[name] = Errors(*(_shaped(one, flat) for one in table))
     quantiles = np.concatenate([one.quantiles for one in judged])
     forecasts = np.concatenate(methods["model"])
     crps, coverage = _probabilistic(quantiles, truth, levels)
     return Score(
-        *(errors[name].rmse for name in ("model", "persistence", "autoregression")),
-        order,
-        int(np.count_nonzero(~np.isnan(truth[:, 0]))),
-        np.concatenate([one.at for one in judged]),
-        forecasts[..., 0] if flat else forecasts,
-        errors["seasonal"].rmse,
-        season,
-        errors,
-        quantiles[:, :, 0] if flat else quantiles,
-        shaped(crps),
-        shaped(coverage),
-        levels[-1] - levels[0] if len(levels) > 1 else np.nan,
-        np.repeat(np.arange(len(judged)), [len(one.at) for one in judged]),
+        model=errors["model"].rmse,
+        persistence=errors["persistence"].rmse,
+        autoregression=errors["autoregression"].rmse,
+        order=order,
+        points=int(np.count_nonzero(~np.isnan(truth[:, 0]))),
+        at=np.concatenate([one.at for one in judged]),
+        forecasts=forecasts[:, :, 0] if flat else forecasts,
+        seasonal=errors["seasonal"].rmse,
+        season=season,
+        errors=errors,
+        quantiles=quantiles[:, :, 0] if flat else quantiles,
+        crps=_shaped(crps, flat),
+        coverage=_shaped(coverage, flat),
+        interval=levels[-1] - levels[0] if len(levels) > 1 else np.nan,
+        series=np.repeat(np.arange(len(judged)), [len(one.at) for one in judged]),
     )
+
+
+def _shaped(values: Values, flat: bool) -> Values:
+    """Return numbers by steps ahead and targets, (H, C), or with `flat` those of the one target, (H,)."""
+    return values[:, 0] if flat else values
 
 
 def mean(values: Values) -> Values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ def _quantiles(where: str, name: str, value: Any) -> tuple[float, ...]:
     share = checks.real(0, 1, strict=True)
     given = checks.several(where, name, value, expected, 1000)
     found = tuple(share(where, f"{name}[{k}]", one) for k, one in enumerate(given))
-    if any(one >= two for one, two in zip(found, found[1:], strict=False)):
+    if any(one >= two for one, two in itertools.pairwise(found)):
         raise ValueError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
     return found
 

@@ -84,9 +84,8 @@ def load(path: AnyPath, backend: str | Backend | None, network: Callable[[Settin
         home, model = backend_of(backend, dtype), network(settings, scaling)
         H, C, P = settings.horizon, len(scaling.units[0]), len(intervals.pairs(settings.quantiles))
         adjustment = _taken(arrays, "adjustment", {"H": H, "C": C, "P": P})
-        parts = {
-            prefix: _part(arrays, prefix, lines[prefix], settings, scaling) for prefix in (JUDGE, "") if prefix in lines
-        }
+        prefixes = [prefix for prefix in (JUDGE, "") if prefix in lines]
+        parts = {prefix: _part(arrays, prefix, lines[prefix], settings, scaling) for prefix in prefixes}
         for _, _, params in parts.values():
             model.check(params)
     except (TypeError, ValueError) as error:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data.host import Values
 from xlstm.data.dates import Calendar
+from xlstm.data.host import Values
 from xlstm.data.preparation import carry_forward
 from xlstm.estimators import calendars
 from xlstm.estimators.values import numbers, series
@@ -57,6 +56,15 @@ class Beside(NamedTuple):
     dates: Any = None
 
 
+class Known(TypedDict, total=False):
+    """Keywords that stand for a `Beside`."""
+
+    past: Any
+    future: Any
+    static: Any
+    dates: Any
+
+
 def read(values: Any, beside: Beside, more: int, look: bool) -> list[Track]:
     """Return tracks of one series or of several, with room for `more` rows of the calendar.
 
@@ -92,7 +100,7 @@ def is_several(values: Any) -> bool:
     return isinstance(values, list | tuple) and any(np.ndim(one) > 0 for one in values[:1])
 
 
-def _each(name: str, given: Any, number: int) -> Sequence[Any]:
+def _each(name: str, given: Any, number: int) -> Any:
     """Return what stands beside each of several series."""
     if given is None:
         return [None] * number

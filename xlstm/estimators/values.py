@@ -37,7 +37,7 @@ def numbers(name: str, given: Any, expected: str = "real numbers (N,) or (N, C)"
     if array.ndim not in (1, 2) or 0 in array.shape[1:]:
         what = "the series" if name == "values" else name
         raise ValueError(f"Forecaster: {what} has shape {array.shape}, expected (N,) or (N, C)")
-    return array.reshape(len(array), -1)
+    return array[:, None] if array.ndim == 1 else array
 
 
 def series(given: Any) -> Values:
