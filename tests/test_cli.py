@@ -215,7 +215,7 @@ def test_readers_who_go_away_end_a_command_quietly(tmp_path, args):
 )
 @pytest.mark.parametrize("where", ["score", "forecast"])
 def test_the_model_is_saved_before_comparison_and_picture(run, tmp_path, monkeypatch, where, error):
-    def fail(*args):
+    def fail(*args, **options):
         raise error
 
     monkeypatch.setattr(*((Forecaster, "score") if where == "score" else (plots, "forecast")), fail)

@@ -210,7 +210,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         """
         checks.optional(checks.function)("Forecaster", "progress", progress)
         s, backend = self.settings, self._backend()
-        given = tables.given(values, Beside(**beside), self._roles())
+        given = tables.given(values, Beside.of(beside), self._roles())
         variants = self._variants(given, s)
         self._fit(variants, s, backend, progress)
         if given.names:
@@ -235,7 +235,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
             As `fit` does.
         """
         s, backend = self.settings, self._backend()
-        given = tables.given(values, Beside(**beside), self._roles())
+        given = tables.given(values, Beside.of(beside), self._roles())
         made = preparation.prepared(self._variants(given, s), s, backend.dtype)
         return {"train": made.train, "validation": made.validation}
 
@@ -269,7 +269,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         """
         self._check_fitted()
         steps = self._whole.settings.horizon if steps is None else checks.size("Forecaster", "steps", steps)
-        given, found = self._read(values, Beside(**beside), steps)
+        given, found = self._read(values, Beside.of(beside), steps)
         return given.like([self._ahead(found, k, steps) for k in range(len(found))], found)
 
     def predict_quantiles(self, values: Any, **beside: Unpack[Known]) -> Any:
@@ -296,7 +296,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         s = self._whole.settings
         if not s.quantiles:
             raise ValueError("Forecaster: it was fitted without quantiles, expected quantiles=(0.1, 0.9) or others")
-        given, found = self._read(values, Beside(**beside), s.horizon)
+        given, found = self._read(values, Beside.of(beside), s.horizon)
         ahead = [self._next(found, k)[1] for k in range(len(found))]
         return given.like(ahead, found, [f" {q:g}" for q in s.quantiles])
 
@@ -316,7 +316,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
             Those of several series follow each other.
         """
         self._check_fitted()
-        given, found = self._read(values, Beside(**beside), 0)
+        given, found = self._read(values, Beside.of(beside), 0)
         s, parts = self._judge.settings, []
         for k, track in enumerate(found):
             first = preparation.parts_of(len(track.values), s)["test"].start
@@ -341,7 +341,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         Score
         """
         self._check_fitted()
-        given, found = self._read(values, Beside(**beside), 0)
+        given, found = self._read(values, Beside.of(beside), 0)
         judged = [judging.tested(self._judge, found, k) for k in range(len(found))]
         return scores.score(found, judged, self._judge.settings.quantiles, self.season_, all(given.flat))
 
@@ -370,12 +370,12 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         folds, refit = checks.count("Forecaster", "folds", folds), checks.flag("Forecaster", "refit", refit)
         if not refit:
             self._check_fitted()
-            given, found = self._read(values, Beside(**beside), 0)
+            given, found = self._read(values, Beside.of(beside), 0)
             judged = [judging.tested(self._judge, found, k) for k in range(len(found))]
             judged = [judging.last(one, folds, self._judge.settings.horizon) for one in judged]
             return scores.score(found, judged, self._judge.settings.quantiles, self.season_, all(given.flat))
         s, backend = self.settings, self._backend()
-        given = tables.given(values, Beside(**beside), self._roles())
+        given = tables.given(values, Beside.of(beside), self._roles())
         variants, rounds = self._variants(given, s), []
         for back in range(folds, 0, -1):
             ends = [len(track.values) - back * s.horizon for track in variants[0]]

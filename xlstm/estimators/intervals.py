@@ -46,13 +46,14 @@ def errors(levels: Values, truth: Values, scale: Values, quantiles: Sequence[flo
     """
     outside = [np.maximum(levels[..., low] - truth, truth - levels[..., high]) for low, high in pairs(quantiles)]
     found = np.stack(outside, axis=-1) if outside else np.empty((*truth.shape, 0))
-    return found / scale[:, None, :, None]
+    return np.asarray(found / scale[:, None, :, None])
 
 
 def adjustment(outside: Sequence[Values], quantiles: Sequence[float]) -> Values:
     """Return by how much to widen intervals after the last forecasts of several series, (H, C, P)."""
     recent = np.concatenate([one[-RECENT:] for one in outside])
-    return _limit(np.moveaxis(recent, 0, -1), coverages(quantiles))
+    found: Values = _limit(np.moveaxis(recent, 0, -1), coverages(quantiles))
+    return found
 
 
 def rolling(outside: Values, first: int, quantiles: Sequence[float]) -> Values:

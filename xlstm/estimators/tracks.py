@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -54,6 +55,13 @@ class Beside(NamedTuple):
     future: Any = None
     static: Any = None
     dates: Any = None
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Beside:
+        """Return keywords as what they stand for; raise TypeError where one is unknown."""
+        if unknown := given.keys() - set(cls._fields):
+            raise TypeError(f"Forecaster: {min(unknown)} is no argument, expected some of {', '.join(cls._fields)}")
+        return cls(**given)
 
 
 class Known(TypedDict, total=False):
