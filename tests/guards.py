@@ -103,6 +103,9 @@ class Compiled:
         self.guards = Guards()
         self.calls: Counter[str] = Counter()  # of each function
         self.made = 0  # arrays that compiled functions made
+        self.table: Any = None  # that the arrays of a step were entered last
+        self.entered: list[Any] = []
+        self.write: Any = None
         self._inside: list[Block] = []
 
     def allocate(self) -> None:
@@ -136,7 +139,16 @@ class Compiled:
             for name, value in found.items()
             if isinstance(value, Dispatcher)
         }
+        guarded["enter"] = functools.partial(self.enter, found["enter"])
         return types.SimpleNamespace(**{**found, **guarded})
+
+    def enter(self, function: Callable[..., Any], table: Any, k: int, array: Any) -> None:
+        """Enter an array in a table, and keep it: a call with the table takes one of copies."""
+        if k == 0:
+            self.table, self.entered, self.write = table, [], function
+        assert table is self.table
+        self.entered.append(array)
+        function(table, k, array)
 
     def call(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function with copies of its arrays, and copy them back; the same array is the same copy."""
@@ -147,6 +159,11 @@ class Compiled:
                 return tuple(copied(one) for one in argument)
             if not isinstance(argument, np.ndarray):
                 return argument
+            if argument is self.table:
+                found = np.empty_like(argument)
+                for k, array in enumerate(self.entered):
+                    self.write(found, k, copied(array))
+                return found
             assert argument.flags.c_contiguous, f"{name}: {argument.shape} with strides {argument.strides}"
             key = (argument.ctypes.data, argument.nbytes)
             if key not in copies:
@@ -163,9 +180,14 @@ class Compiled:
         for argument, block in copies.values():
             argument[...] = block.array(argument)
             self.guards.give(block, name)
-        while self._inside:
-            self.guards.give(self._inside.pop(), name)
+        for block in self.drain():
+            self.guards.give(block, name)
         return result
+
+    def drain(self) -> list[Block]:
+        """Return the arrays that compiled functions have made, which are nobody's any more."""
+        found, self._inside[:] = self._inside[:], []
+        return found
 
 
 class Empty:
@@ -220,6 +242,11 @@ SIZES = (
     (5, 127, 1, 4, 17, True),
     (33, 129, 3, 3, 13, True),
 )
+# M, K and N of products: rows of every tile and less, columns of slivers, and more of K than is multiplied at once.
+PRODUCTS = (
+    *((1, 1, 1), (3, 40, 2), (13, 17, 33), (32, 65, 64), (64, 32, 65), (12, 300, 35)),
+    *((50, 600, 3), (8, 16, 31), (11, 20, 40), (5, 9, 70), (3, 33, 70), (7, 5, 130)),
+)
 PLANS = ((None, 1), ("parts", 2), ("shared", 2))
 
 
@@ -268,6 +295,31 @@ def run_case(case: Case, compiled: Compiled, rng: np.random.Generator, more: boo
                 same(others("numba"), inference, case, plan, flush)
 
 
+def run_products(compiled: Compiled, rng: np.random.Generator) -> None:
+    """Add products of two matrices each to an array, the factors transposed or not."""
+    from xlstm.engines.numba import matmul
+
+    guards = compiled.guards
+    for dtype, (M, K, N), turned, guards.flush in itertools.product(
+        ("float32", "float64"), PRODUCTS, itertools.product((False, True), repeat=2), FLUSH
+    ):
+        shapes = [shape[::-1] if turn else shape for shape, turn in zip(((M, K), (K, N)), turned, strict=True)]
+        values = [rng.standard_normal((2, *shape)).astype(dtype) for shape in (*shapes, (M, N))]
+        blocks = [guards.take(value.nbytes) for value in values]
+        a, b, out = (block.array(value) for block, value in zip(blocks, values, strict=True))
+        for place, value in zip((a, b, out), values, strict=True):
+            place[...] = value
+        a, b = (x.swapaxes(1, 2) if turn else x for x, turn in zip((a, b), turned, strict=True))
+        expected = {"out": out + a @ b}
+        with EMPTY, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(matmul, "SMALL", 0)
+            patch.setattr(matmul, "NARROW", 0)
+            assert matmul.run(a, b, out) is out
+        same({"out": out}, expected, dtype, M, K, N, turned)
+        for block in (*blocks, *compiled.drain()):
+            guards.give(block, "products_of_batch")
+
+
 def same(found: dict[str, Any], expected: dict[str, Any], *where: Any) -> None:
     """Compare results with those of the reference: a number from outside of an array is in none of them."""
     tolerance = {4: 1e-5, 8: 1e-12}
@@ -305,6 +357,9 @@ def main(kinds: list[str]) -> None:
         sys.stdout.write(f"{case}\n")
         sys.stdout.flush()  # read where the process ends
         run_case(case, compiled, rng, f"{case.kind}-{case.dtype}" in kinds)
+    sys.stdout.write("products\n")
+    sys.stdout.flush()
+    run_products(compiled, rng)
     sys.stdout.write(f"calls {' '.join(sorted(compiled.calls))}\nmade {compiled.made}\n")
 
 

@@ -63,7 +63,7 @@ def alone(kind: str) -> list[dict]:
     return [{}] + [{**one, "num_layers": 2} if "dropout" in one else one for one in found]
 
 
-# Options that change the loop of a cell as it is compiled; each combination of them takes seconds to compile.
+# Options that change the step of a cell as it is compiled; each combination of them takes time to compile.
 COMPILED = ("bias", "recurrent_bias", "clip", "activations", "peepholes", "coupled_input_forget", "cell_clip")
 
 

@@ -42,7 +42,7 @@ PATHS = {
 def test_every_path_gives_the_same_numbers(monkeypatch, rng, kind, dtype, path):
     """y, states, and gradients of everything, of all options alone; and the same bits each time.
 
-    In float32 the options that are compiled go together in pairs: each other loop takes seconds to compile.
+    In float32 the options that are compiled go together in pairs: each other step takes time to compile.
     """
     compiled, forced, count = PATHS[path]
     options_of_all = [*alone(kind), {"num_layers": 2, "direction": "bidirectional"}]

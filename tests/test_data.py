@@ -81,6 +81,17 @@ def test_lengths_that_do_not_fit(lengths, error, words):
         Windows(np.ones((7, 5, 2)), np.ones((7, 1)), lengths=lengths)
 
 
+def test_weights_of_examples(rng):
+    x, target = rng.normal(size=(6, 3, 2)), rng.normal(size=(6, 1))
+    weights = np.array([0, 1, 2, 0.5, 0, 1])
+    model = SequenceModel(xlstm.LSTM(2, 3), 1, last=True)
+    params = model.init(0, "numpy", "float64")
+    each = [training.evaluate(model, params, Windows(x[k : k + 1], target[k : k + 1])) for k in range(6)]
+    expected = np.average(each, weights=weights)
+    for data in (Windows(x, target, weights, batch_size=4), Sequences(x, target, weights, batch_size=4)):
+        assert training.evaluate(model, params, data) == pytest.approx(expected, rel=1e-12)
+
+
 def test_nan_within_a_length_is_named():
     x = np.ones((2, 3, 1))
     x[1, 1] = np.nan
@@ -264,7 +275,11 @@ ROWS = [np.ones((3, 2)), np.ones((2, 2))]
         ((ROWS, [0]), ValueError, r"target has shape \(1,\), expected \(N, ...\) with N = 2"),
         ((ROWS, [0, np.inf]), ValueError, r"target\[1\] is inf"),
         ((ROWS, [0, 1], [True]), ValueError, r"mask has shape \(1,\)"),
-        ((ROWS, [0, 1], [0, 1]), TypeError, "mask is .* expected an array of bool"),
+        ((ROWS, [0, 1], [0, 1]), TypeError, "mask is .* expected an array of bool, or of weights"),
+        ((ROWS, [0, 1], [0.5, -1]), ValueError, "mask has a weight of -1"),
+        ((ROWS, [0, 1], [0.5, np.nan]), ValueError, r"mask\[1\] is nan"),
+        (({"a": ROWS}, [1]), TypeError, "sequences is .*, expected a list of arrays"),
+        ((np.float64(1), [1]), TypeError, "sequences is .*, expected a list of arrays"),
         ((ROWS, [0, 1], None, 0), ValueError, "batch_size is 0"),
         ((ROWS, ROWS[::-1], None, 2, True), ValueError, r"target\[0\] has shape \(2, 2\), expected .* T = 3"),
         ((ROWS, ROWS[:1], None, 2, True), ValueError, "target has 1 entries, expected one for each of 2"),
@@ -595,13 +610,14 @@ def test_the_index_of_pandas(zone):
     given = pd.DataFrame({"a": [1, 2, 3]}, index=index)
     found = table_of("f", given)
     assert found.index_name == "day"
-    assert str(found.index[0]) == ("2020-01-01T00:00:00.000000" if zone is None else "2019-12-31T23:00:00.000000")
+    assert found.index[0] == np.datetime64("2020-01-01T00:00" if zone is None else "2019-12-31T23:00")
     made = table_like(given, {"p": np.ones(3)})
     assert made.index.equals(index)
     assert made.index.freq == index.freq
     ahead = table_like(given, {"p": np.ones(2)}, index=found.index[-1] + np.array([1, 2], "timedelta64[D]"))
     assert list(ahead.index) == list(pd.date_range("2020-01-04", periods=2, freq="D", tz=zone))
     assert ahead.index.name == "day"
+    assert list(table_like(given, {"p": np.ones(2)}, index=["u", "v"]).index) == ["u", "v"]
     one = table_like(given["a"], {"p": np.ones(3)})
     assert type(one) is pd.Series
     assert one.index.equals(index)
@@ -659,7 +675,7 @@ def test_what_is_no_table():
     assert not is_table([1])
     assert not is_table(pd.DataFrame)
     for given, words in (
-        (pl.LazyFrame({"a": [1]}), r"f: a polars.*LazyFrame is not taken as a table"),
+        (pl.LazyFrame({"a": [1]}), r"f: a polars.LazyFrame is not taken as a table"),
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), r"f: a pandas.DataFrame is not taken as a table .*unique.* 'a'"),
         (pd.DataFrame({"a": [object()]}), r"column 'a' holds Object"),
         (np.ones(3), "f: a numpy.ndarray is not taken"),
@@ -700,7 +716,10 @@ def test_a_csv_file_as_a_table(tmp_path):
     np.testing.assert_array_equal(found.values, [[1.5, 2], [np.nan, 3], [4, 5]])
     assert found.index_name == "date"
     np.testing.assert_array_equal(found.index, np.array(["2020-01-01", "2020-01-02", "2020-01-05"], "datetime64[D]"))
-    np.testing.assert_array_equal(read_table(path, ["b"]).values, [[2], [3], [5]])
+    for columns in (["b"], ["b", "date"]):
+        found = read_table(path, columns)
+        np.testing.assert_array_equal(found.values, [[2], [3], [5]])
+        assert found.index_name == "date"
     path.write_text("a,b\n1,2\n3,4\n")
     found = read_table(str(path), ("b", "a"))
     assert (found.names, found.values.tolist(), found.index) == (["b", "a"], [[2, 1], [4, 3]], None)
@@ -730,14 +749,17 @@ def test_a_parquet_file(tmp_path):
     pa = library("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "t.parquet"
-    parquet.write_table(pa.table({"day": DAYS, "a": [1, None, 3], "name": ["x", "y", "z"]}), path)
-    found = read_table(path, ["day", "a"])
-    assert (found.names, found.index_name) == (["a"], "day")
-    np.testing.assert_array_equal(found.values, [[1], [np.nan], [3]])
+    columns = {"day": DAYS, "a": [1, None, 3], "b": [4, 5, 6], "name": ["x", "y", "z"]}
+    parquet.write_table(pa.table(columns), path)
+    np.testing.assert_array_equal(read_table(path, ["b", "a"]).values, [[4, 1], [5, np.nan], [6, 3]])
+    for columns in (["day", "a"], ["a"]):
+        found = read_table(path, columns)
+        assert (found.names, found.index_name) == (["a"], "day")
+        np.testing.assert_array_equal(found.values, [[1], [np.nan], [3]])
     with pytest.raises(TypeError, match=r"t.parquet: column 'name' holds String, expected numbers"):
         read_table(path)
-    with pytest.raises(ValueError, match=r"t.parquet: column 'b' is not in the file, which has day, a, name"):
-        read_table(path, ["b"])
+    with pytest.raises(ValueError, match=r"t.parquet: column 'c' is not in the file, which has day, a, b, name"):
+        read_table(path, ["c"])
     (tmp_path / "bad.parquet").write_bytes(b"PAR1" + bytes(50))
     with pytest.raises(ValueError, match=r"bad.parquet: not a readable Parquet file"):
         read_table(tmp_path / "bad.parquet")

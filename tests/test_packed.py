@@ -7,7 +7,9 @@ import xlstm
 from tests.conftest import force, make_backend
 from tests.layers import inputs_of, run
 from xlstm.arrays import threads
+from xlstm.cells import rnn
 from xlstm.engines.numba import jit
+from xlstm.engines.step import Masks, Step
 
 pytestmark = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
 ROUNDING = {"float32": 2e-6, "float64": 4e-15}
@@ -45,7 +47,7 @@ def test_products_of_every_number_of_rows_and_columns(rng, length, dtype):
         scale = np.abs(a) @ np.abs(W).swapaxes(1, 2)
         for add, before in ((False, 0.0), (True, expected)):
             compiled.product(
-                a.reshape(-1), 0, K, n, packed, 0, packed.shape[0], out.reshape(-1), 0, width, n * width, width, add
+                a.reshape(-1), 0, K, 1, n, packed, 0, slivers, out.reshape(-1), 0, width, n * width, width, add
             )
             assert intact()
             assert np.all(np.abs(out - expected - before) <= 2 * ROUNDING[dtype] * np.maximum(scale, 1))
@@ -68,6 +70,18 @@ def test_products_over_rows(rng, length, dtype):
         for b, out, unchanged in zip(bs, outs, intact, strict=True):
             assert unchanged()
             assert np.all(np.abs(out - a.T @ b) <= 2 * ROUNDING[dtype] * np.maximum(np.abs(a.T) @ np.abs(b), 1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_packed_weights_begin_with_a_cache_line(rng, dtype):
+    """However small they are: else each vector of the processor lies in two lines."""
+    from xlstm.engines.numba import weights
+
+    for H in (1, 3, 19, 64, 130):
+        w = {name: rng.standard_normal((H, width)).astype(dtype) for name, width in (("Wx", 2), ("Wh", H))}
+        step = Step(np, rnn.Cell(("tanh",)), w, Masks())
+        for pack in (weights.for_inputs, weights.for_states, weights.for_gradients):
+            assert pack(step, functions(dtype)).ctypes.data % 64 == 0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -97,7 +111,7 @@ def test_places_beyond_two_to_the_31(rng):
     W = rng.standard_normal((1, width, K)).astype(np.float32)
     packed = np.empty((-(-width // compiled.COLUMNS), K, compiled.COLUMNS), np.float32)
     compiled.pack_transposed(W, packed, 0, packed.shape[0])
-    compiled.product(a, at, K, n, packed, 0, packed.shape[0], out, at, width, 0, width, False)
+    compiled.product(a, at, K, 1, n, packed, 0, packed.shape[0], out, at, width, 0, width, False)
     np.testing.assert_allclose(out[at:].reshape(n, width), a[at:].reshape(n, K) @ W[0].T, rtol=1e-5, atol=1e-6)
     assert not out[:1000].any()
 
@@ -107,6 +121,7 @@ def test_layers_with_vectors_of_every_length(rng, monkeypatch, length, kind, dty
     """Every array of the engine lies amid numbers that are none, and these stay what they were."""
     layer = xlstm.sLSTM(5, 38, num_heads=2) if kind == "sLSTM" else getattr(xlstm, kind)(5, 19)
     params, x, state = inputs_of(layer, make_backend("numpy", dtype), rng, 6, 14)
+    state = tuple(abs(s) + 1 if k == 2 else s for k, s in enumerate(state))  # the normaliser of an sLSTM
     lengths = [6, 0, 5, 6, 1, 2, 6, 4, 4, 3, 6, 1, 0, 2]
     empty, rooms = np.empty, []
 

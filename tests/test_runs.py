@@ -121,6 +121,18 @@ def test_in_mixed_precision(tmp_path, monkeypatch):
         same(whole, fit(random_masks, tmp_path / str(k), resume=True, **options))
 
 
+def test_steps_end_the_last_epoch(tmp_path):
+    whole = fit(shuffled, epochs=None, steps=13)
+    assert (len(whole.losses), len(whole.validations), whole.stopped_early) == (13, 3, False)
+    for k in range(1, 13):
+        fit(shuffled, tmp_path / str(k), callbacks=[at(k)], epochs=None, steps=13)
+        for _ in range(2):
+            same(whole, fit(shuffled, tmp_path / str(k), resume=True, epochs=None, steps=13))
+    assert fit(plain, epochs=2, steps=99).stopped_early is False
+    with pytest.raises(ValueError, match="epochs and steps are None, expected one of them"):
+        fit(plain, epochs=None)
+
+
 def test_more_epochs_go_on(tmp_path):
     fit(plain, tmp_path, epochs=2)
     same(fit(plain), fit(plain, tmp_path, resume=True))

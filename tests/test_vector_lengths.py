@@ -25,7 +25,7 @@ THREADS = (1, 2, 3, 5)
 SIZES = (5, 21)  # D and H: 21 is no multiple of any vector
 
 # Length of vectors, dtype, kind and options. Every option occurs with one length at least, and every length with loops
-# that other tests compile as well: each other loop takes seconds to compile.
+# that other tests compile as well: each other step takes time to compile.
 CASES = [
     *((length, "float32", "LSTM", {"num_layers": 2, "dropout": 0.4}) for length in (16, 32, 64)),
     *(
@@ -183,7 +183,7 @@ def test_products_beyond_two_to_the_31(rng, kind):
         if kind == "rows":
             packed = np.zeros((1, 1, K, functions.COLUMNS), "float32")
             packed[..., :width] = b
-            functions.product_of_rows(a, packed, out, first, last)
+            functions.product_of_rows(functions.PRODUCT, a, packed, out, first, last)
         elif kind == "over rows":
             functions.products_over_rows(a.T, (b,), (out,), first, last)
         else:
@@ -203,5 +203,5 @@ def test_weights_beyond_two_to_the_31(rng):
     packed, out = untouched((slivers, K, columns), "float32"), untouched(n * width, "float32")
     a = rng.standard_normal((n, K)).astype("float32")
     packed[-1] = rng.standard_normal((K, columns))
-    functions.product(a.reshape(-1), 0, K, n, packed, slivers - 1, slivers, out, 0, width, 0, width, False)
+    functions.product(a.reshape(-1), 0, K, 1, n, packed, slivers - 1, slivers, out, 0, width, 0, width, False)
     np.testing.assert_allclose(out.reshape(n, width)[:, -columns:], a @ packed[-1], rtol=1e-5, atol=1e-5)

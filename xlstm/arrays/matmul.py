@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,11 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 LIMIT = 2**31  # sizes for cuBLAS are less
 ALIGNED = 8  # cuBLAS is fast with rows of a multiple of so many elements
 PEDANTIC, TF32 = 2, 7  # CuPy's numbers of compute types
+
+
+# Multiplies NumPy arrays, and may add the product to an array, as `matmul` does; the last argument says whether threads
+# are to share it. None where that is no work for it. An engine that compiles sets it.
+compiled: Callable[[Array, Array, Array | None, bool], Array | None] | None = None
 
 
 class Operand(NamedTuple):
@@ -63,27 +68,30 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None) -> Array
         On CuPy, where shapes do not fit.
     """
     if not fuse.compiles(xp) or A.dtype != B.dtype or fuse.name(A.dtype) not in FLOATS:
+        found = compiled(A, B, add, False) if xp is np and compiled is not None else None
+        if found is not None:
+            return found
         if add is None:
             return A @ B
         add += A @ B
         return add
     cp = probe.cupy()
-    found = plan(A.shape, strides(A), B.shape, strides(B))
-    M, K, N = found.sizes
-    shape = (*found.batch, M, N)
+    way = plan(A.shape, strides(A), B.shape, strides(B))
+    M, K, N = way.sizes
+    shape = (*way.batch, M, N)
     if add is not None and (add.shape != shape or not add.flags.c_contiguous or add.dtype != A.dtype):
         add += matmul(xp, A, B)
         return add
     if 0 in shape or K == 0:
         return cp.zeros(shape, dtype=A.dtype) if add is None else add
-    if None in found.operands:
+    if None in way.operands:
         A, B = (
-            a if operand else cp.ascontiguousarray(cp.broadcast_to(a, (*found.batch, *a.shape[-2:])))
-            for a, operand in zip((A, B), found.operands, strict=True)
+            a if operand else cp.ascontiguousarray(cp.broadcast_to(a, (*way.batch, *a.shape[-2:])))
+            for a, operand in zip((A, B), way.operands, strict=True)
         )
-        found = plan(A.shape, strides(A), B.shape, strides(B))
+        way = plan(A.shape, strides(A), B.shape, strides(B))
     out = cp.empty(shape, dtype=A.dtype) if add is None else add
-    _gemm(cp, found, A, B, out, add is not None)
+    _gemm(cp, way, A, B, out, add is not None)
     return out
 
 
@@ -126,7 +134,7 @@ def plan(a: Sequence[int], a_strides: Sequence[int], b: Sequence[int], b_strides
 
 def _operand(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int]) -> Operand | None:
     """Return how matrices of this shape lie, or None where cuBLAS cannot be told without a copy."""
-    step = _step(shape[:-2], strides[:-2], batch)
+    step = line(shape[:-2], strides[:-2], batch)
     if step is None or step < 0:
         return None
     (rows, columns), (down, right) = shape[-2:], strides[-2:]
@@ -138,8 +146,8 @@ def _operand(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int])
     return None
 
 
-def _step(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int]) -> int | None:
-    """Return the one distance between matrices that makes a line of all axes of the batch, or None."""
+def line(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int]) -> int | None:
+    """Return the one stride that makes a line of all axes of an array that is broadcast to `batch`, or None."""
     missing = len(batch) - len(shape)
     shape, strides = (1,) * missing + tuple(shape), (0,) * missing + tuple(strides)
     step, span = None, 1

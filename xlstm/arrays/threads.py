@@ -20,6 +20,7 @@ from typing import TypeVar
 import numpy as np
 
 from xlstm.arrays import blas, checks, cores, pool
+from xlstm.arrays import matmul as products
 from xlstm.arrays.namespace import Array
 
 VARIABLE = "XLSTM_NUM_THREADS"
@@ -94,11 +95,16 @@ def available() -> int:
 def matmul(a: Array, b: Array) -> Array:
     """Return a @ b; large products of NumPy arrays are shared out among as many threads as xlstm may use.
 
-    The threads are xlstm's own, each with a product of one BLAS thread: OpenBLAS's threads ask for work for 0.1 s after
-    each product, and keep the cores from whatever comes next.
+    The threads are xlstm's own, each with a product of compiled tiles or of one BLAS thread: OpenBLAS's threads ask for
+    work for 0.1 s after each product, and keep the cores from whatever comes next.
     """
     multiplications = math.prod(a.shape) * b.shape[-1]
-    if not isinstance(a, np.ndarray) or multiplications <= blas.SINGLE:
+    if not isinstance(a, np.ndarray):
+        return a @ b
+    found = products.compiled(a, b, None, True) if products.compiled else None
+    if found is not None:
+        return found
+    if multiplications <= blas.SINGLE:
         return a @ b
     size = available() if multiplications > LARGE and a.ndim == b.ndim else 1
     if size == 1:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data.host import Host, finite, flags, numbers
+from xlstm.data.host import Host, finite, mask, numbers
 from xlstm.recurrence.packing import checked_lengths
 
 BATCHES = checks.having(
@@ -63,8 +63,8 @@ class Windows:
     x : array (N, T, D), or whole numbers (N, T) for a model of tokens
     target : array (N, ...), or (N, T, ...) with `every_step`
         The truth after the last step, or after every step.
-    mask : bool array, optional
-        Targets that count in the loss: the target's shape, or its leading axes.
+    mask : array of bool, or of weights from 0 up, optional
+        Targets that count in the loss, or how much they do: the target's shape, or its leading axes.
     batch_size : int
     every_step : bool
         Targets and mask have a time axis.
@@ -90,7 +90,7 @@ class Windows:
             self,
             x=numbers,
             target=numbers,
-            mask=checks.optional(flags),
+            mask=checks.optional(mask),
             batch_size=checks.size,
             every_step=checks.flag,
         )

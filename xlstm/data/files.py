@@ -27,7 +27,8 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = Non
     path : path
         Its name ends with ".parquet" for a Parquet file, and with anything else for a CSV file.
     columns : list of str, optional
-        Names of the columns, in the order in which they are wanted; by default all but the dates.
+        Names of the columns, in the order in which they are wanted; by default all but the dates. Dates are
+        labels of the rows whether they are named or not.
 
     Returns
     -------
@@ -52,7 +53,8 @@ def _csv(path: Path, wanted: list[str] | None) -> Columns:
     table = Table(path)
     dates.check_header(table)
     date = dates.column(table) if table.rows else None
-    wanted = [name for k, name in enumerate(table.header) if k != date] if wanted is None else wanted
+    label = None if date is None else table.header[date]
+    wanted = [name for name in (table.header if wanted is None else wanted) if name != label]
     if table.rows == 0 or not wanted:
         raise ValueError(f"{path}: {table.rows} rows under the header and {len(wanted)} columns, expected some")
     for name in wanted:
@@ -66,7 +68,7 @@ def _csv(path: Path, wanted: list[str] | None) -> Columns:
         return Columns(wanted, values)
     text = table.text(date)
     found = dates.read(text, table.line)
-    return Columns(wanted, values, text if found is None else found, table.header[date])
+    return Columns(wanted, values, text if found is None else found, label)
 
 
 def _parquet(path: Path, wanted: list[str] | None) -> Columns:
@@ -79,8 +81,12 @@ def _parquet(path: Path, wanted: list[str] | None) -> Columns:
         try:
             found = parquet.ParquetFile(file)
             names = found.schema_arrow.names
-            unknown = [name for name in wanted or () if name not in names]
-            table = None if unknown else found.read(wanted)
+            chosen = names if wanted is None else wanted
+            unknown = [name for name in chosen if name not in names]
+            kinds = pyarrow.types
+            dated = [f.name for f in found.schema_arrow if kinds.is_date(f.type) or kinds.is_timestamp(f.type)]
+            chosen = [*chosen, *(dated if len(dated) == 1 and dated[0] not in chosen else [])]
+            table = None if unknown else found.read(chosen)
         except pyarrow.ArrowException as error:
             raise ValueError(f"{path}: not a readable Parquet file ({error})") from error
     if unknown:

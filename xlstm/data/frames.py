@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.convert import to_numpy
 
 LIBRARIES = ("pandas", "polars", "pyarrow", "modin", "cudf")
 
@@ -135,7 +136,7 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
     """
     where = "table_like"
     nw, frame, is_column = _frame(where, given)
-    made: dict[str, Any] = {name: np.asarray(column) for name, column in columns.items()}
+    made: dict[str, Any] = {name: to_numpy(column) for name, column in columns.items()}
     rows = {column.shape for column in made.values()} | (set() if index is None else {(len(index),)})
     if len(rows) != 1 or len(min(rows)) != 1:
         raise ValueError(f"{where}: columns and index have shapes {sorted(rows)}, expected one shape (N,)")
@@ -146,7 +147,7 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
     if index is None and length != len(frame) and (own is not None or dated is not None):
         raise ValueError(f"{where}: columns have {length} rows, expected {len(frame)}, or index= with their labels")
     if dated is not None:
-        made = {dated: frame.get_column(dated) if index is None else index, **made}
+        made = {dated: nw.to_native(frame.get_column(dated)) if index is None else index, **made}
     table = nw.from_dict(made, native_namespace=space)
     if dated is not None and index is not None:
         table = table.with_columns(_dates_like(nw, table.get_column(dated), frame.schema[dated]))
@@ -207,7 +208,7 @@ def _frame(where: str, given: Any) -> tuple[Any, Any, bool]:
         frame = found.to_frame() if is_column else found
         frame.schema  # noqa: B018 (where two columns have one name it raises)
     except Exception as error:  # its kind depends on the version of narwhals
-        kind = f"{type(given).__module__}.{type(given).__name__}"
+        kind = f"{type(given).__module__.partition('.')[0]}.{type(given).__name__}"
         raise TypeError(f"{where}: a {kind} is not taken as a table ({' '.join(str(error).split())})") from error
     return nw, frame, is_column
 
@@ -248,6 +249,6 @@ def _dates_like(nw: Any, dates: Any, dtype: Any) -> Any:
 
 def _index_like(index: Any, old: Any) -> Any:
     """Return an index of pandas with the time zone, or the periods, of another one; dates without a zone are UTC's."""
-    if getattr(old, "tz", None) is not None and index.tz is None:
+    if getattr(old, "tz", None) is not None and getattr(index, "tz", old.tz) is None:
         return index.tz_localize("UTC").tz_convert(old.tz)
     return index.to_period(old.freq) if hasattr(old, "to_timestamp") and hasattr(index, "to_period") else index

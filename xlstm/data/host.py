@@ -24,11 +24,15 @@ def numbers(where: str, name: str, given: Any) -> Host:
     return found
 
 
-def flags(where: str, name: str, given: Any) -> Host:
-    """Return an array of bool on the host, of the same kinds as `numbers`."""
-    found = _array(where, name, given, "an array of bool")
-    if found.dtype != bool:
-        raise TypeError(f"{where}: {name} is {checks.shown(given)}, expected an array of bool")
+def mask(where: str, name: str, given: Any) -> Host:
+    """Return a mask on the host: bool, or weights from 0 up, of the same kinds of arrays as `numbers`."""
+    expected = "an array of bool, or of weights from 0 up"
+    found = _array(where, name, given, expected)
+    if found.dtype.kind not in "bf":
+        raise TypeError(f"{where}: {name} is {checks.shown(given)}, expected {expected}")
+    finite(where, name, found)
+    if found.dtype.kind == "f" and np.any(found < 0):
+        raise ValueError(f"{where}: {name} has a weight of {found.min():g}, expected {expected}")
     return found
 
 

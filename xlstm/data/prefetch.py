@@ -23,8 +23,8 @@ class Prefetch:
     the data is raised where its batch would have come. The thread ends with the epoch, or when its batches are no
     longer asked for.
 
-    This is for data that read files or wait for something else. Data that hold arrays gain nothing: batches of `Windows`
-    take about 2 % of the time in which a small LSTM trains with them.
+    This is for data that read files or wait for something else. Data that hold arrays gain nothing: their batches
+    take about 2 % of the time in which a small LSTM trains with them (`Windows`).
 
     Parameters
     ----------

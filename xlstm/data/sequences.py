@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.data import host
 from xlstm.data.batches import Batch, check_mask
-from xlstm.data.host import Host, finite, flags, numbers
+from xlstm.data.host import Host, finite, numbers
 from xlstm.recurrence.packing import checked_lengths
 
 
@@ -29,8 +30,8 @@ class Sequences:
         array (N, T, D) or (N, T) of sequences that are padded at the end.
     target : array (N, ...), or list of N arrays (T_i, ...) with `every_step`
         The truth after the last step, or after every step. An array (N, T, ...) will do for the latter, too.
-    mask : array of bool, or list of such arrays, optional
-        Targets that count in the loss: the shape of the targets, or its leading axes.
+    mask : array of bool, or of weights from 0 up, or list of such arrays, optional
+        Targets that count in the loss, or how much they do: the shape of the targets, or its leading axes.
     batch_size : int
     every_step : bool
         Targets and mask have a time axis.
@@ -90,14 +91,14 @@ class Sequences:
                 f"Sequences: target has shape {target.shape}, expected (N, ...) with N = {len(lengths)} sequences"
             )
         finite("Sequences", "target", target)
-        mask: Host | None = checks.optional(flags)("Sequences", "mask", self.mask)
+        mask: Host | None = checks.optional(host.mask)("Sequences", "mask", self.mask)
         check_mask("Sequences", mask, target, 1)
         return target, mask
 
     def _targets_of_steps(self, lengths: Host) -> tuple[list[Host], list[Host] | None]:
         """Return targets (T_i, ...) and their masks."""
         target = _every_step("target", self.target, numbers, lengths)
-        mask = None if self.mask is None else _every_step("mask", self.mask, flags, lengths)
+        mask = None if self.mask is None else _every_step("mask", self.mask, host.mask, lengths)
         for k, row in enumerate(target):
             finite("Sequences", f"target[{k}]", row)
             if row.shape[1:] != target[0].shape[1:]:
@@ -134,7 +135,7 @@ class Sequences:
 
 def _arrays(name: str, given: Any, kind: checks.Kind) -> list[Host]:
     """Return a list of arrays, or the rows of an array, as arrays on the host."""
-    if not hasattr(given, "__len__") or not hasattr(given, "__getitem__") or isinstance(given, str | bytes | type):
+    if not isinstance(given, list | tuple) and (not hasattr(given, "__dlpack__") or given.ndim == 0):
         raise TypeError(f"Sequences: {name} is {checks.shown(given)}, expected a list of arrays")
     return [kind("Sequences", f"{name}[{k}]", given[k]) for k in range(len(given))]
 

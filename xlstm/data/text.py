@@ -62,22 +62,46 @@ class Bytes(Codec):
         return bytes(token for token in tokens if token < 256).decode(errors="replace")
 
 
-class Tokenizer(Codec):
-    """A `tokenizer.json`, read by the package tokenizers."""
+class Characters(Codec):
+    """One token a character of an alphabet."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, alphabet: str) -> None:
+        self.alphabet = alphabet
+        self._numbers = {character: number for number, character in enumerate(alphabet)}
+
+    @classmethod
+    def of(cls, text: str) -> Characters:
+        """Return the codec of all characters of a text."""
+        return cls("".join(sorted(set(text))))
+
+    def encode(self, text: str) -> list[int]:
+        try:
+            return [self._numbers[character] for character in text]
+        except KeyError as error:
+            problem = f"{error.args[0]!r} is not one of the {len(self.alphabet)} characters that the model knows"
+            raise ValueError(f"text: {problem}") from None
+
+    def decode(self, tokens: list[int]) -> str:
+        return "".join(self.alphabet[token] for token in tokens)
+
+
+class Tokenizer(Codec):
+    """A `tokenizer.json`, read by the package tokenizers; `content` is the text of the file."""
+
+    def __init__(self, file: Path, content: bytes | None = None) -> None:
         try:
             import tokenizers
         except ModuleNotFoundError as error:
             raise ImportError(f"{file}: to read it, pip install tokenizers") from error
         self._file = file
         with reading.brief():
-            content = reading.content(file, LONGEST)
+            self.content = content = reading.content(file, LONGEST) if content is None else content
             with self._errors("not a readable tokenizer"):
                 _check_growth(reading.from_json("content", content))
                 self._inner: Any = tokenizers.Tokenizer.from_str(content.decode())
                 self._inner.no_padding()  # a prompt is one text, as long as it is
                 self._inner.no_truncation()
+                self.size = int(self._inner.get_vocab_size())
                 if self._inner.num_special_tokens_to_add(is_pair=False) > ADDED:
                     raise ValueError(f"it adds more than {ADDED} tokens to a text")
 

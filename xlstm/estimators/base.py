@@ -83,7 +83,7 @@ class Estimator:
 
         return Tags(
             estimator_type=self._kind or None,
-            target_tags=TargetTags(required=True),
+            target_tags=TargetTags(required=True, multi_output=self._kind == "regressor"),
             classifier_tags=ClassifierTags() if self._kind == "classifier" else None,
             regressor_tags=RegressorTags() if self._kind == "regressor" else None,
             input_tags=InputTags(three_d_array=True),

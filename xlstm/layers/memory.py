@@ -25,7 +25,7 @@ class Memory(NamedTuple):
     @property
     def steps(self) -> int:
         """Steps L of a chunk; by default they follow K, as work within chunks is to work between them as L is to K."""
-        return self.chunk or min(mlstm.CHUNK, max(16, self.K // 2))
+        return self.chunk or min(mlstm.CHUNK, max(16, self.K))
 
     @property
     def states(self) -> State:

@@ -35,7 +35,7 @@ class Packing:
         Number of sequences.
     steps : int
         Length of the longest sequence, at most T.
-    widths : list of (steps, width)
+    widths : sequence of (steps, width)
         The segments: how many steps each has, and how many sequences have these steps.
     order : array (B,) or None
         Numbers of the sequences, the longest first; None where all are equally long.
@@ -60,11 +60,11 @@ class Packing:
             The lengths are not whole numbers from 0 to T, one for each sequence.
         """
         if lengths is None:
-            return cls(T, B, T, [(T, B)])
+            return _even(T, B)
         found = checked_lengths(where, lengths, T, B)
         steps = int(found.max(initial=0))
         if steps and np.all(found == steps):
-            return cls(T, B, steps, [(steps, B)])
+            return cls(T, B, steps, ((steps, B),))
         order = np.argsort(-found, kind="stable")
         widths = np.count_nonzero(found[:, None] > np.arange(steps), axis=0)  # (steps,)
         segments = [(len(list(same)), int(n)) for n, same in itertools.groupby(widths)]
@@ -138,3 +138,9 @@ def checked_lengths(where: str, lengths: Any, T: int, B: int) -> Indices:
     if bad.size:
         raise ValueError(f"{where}: lengths[{bad[0]}] is {found[bad[0]]}, expected 0 to T = {T}")
     return found.astype(np.int64)
+
+
+@functools.lru_cache
+def _even(T: int, B: int) -> Packing:
+    """Return the packing of B sequences of T steps each."""
+    return Packing(T, B, T, ((T, B),))

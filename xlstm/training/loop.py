@@ -37,7 +37,8 @@ def train(
     data: Batches,
     optimizer: optimizers.Optimizer,
     *,
-    epochs: int,
+    epochs: int | None = None,
+    steps: int | None = None,
     validation: Batches | None = None,
     loss: Loss | None = None,
     seed: Seed = 0,
@@ -68,8 +69,10 @@ def train(
     data, validation : Batches
         The data to fit, and those to judge by.
     optimizer : Optimizer
-    epochs : int
+    epochs : int, optional
         Most passes over `data`.
+    steps : int, optional
+        Most batches in all; the last epoch ends with them. One of `epochs` and `steps` is needed.
     loss : callable, optional
         `loss(y, target, mask) -> (loss, dy)`; by default the model's own `loss`, or else `losses.mse`.
     seed : int
@@ -91,7 +94,8 @@ def train(
         The number of checkpoints that are kept, beside `best.safetensors`, that of the best epoch.
     resume : bool or path
         Go on from the newest checkpoint in `checkpoints`, if there is one; or from a checkpoint, or the newest one of
-        a folder. Model, data and other arguments are to be those of the run, but `epochs` may be more.
+        a folder. Model, data and other arguments are to be those of the run, but `epochs` and
+        `steps` may be more.
     short : patience, clip, averaging, progress
         Keywords that stand for the callbacks `EarlyStopping(patience)`, `Clip(clip)`, `MovingAverage(averaging)` and a
         function.
@@ -127,12 +131,18 @@ def train(
     for name, given in {"data": data, "validation": validation}.items():
         if given is not None and len(given) == 0:
             raise ValueError(f"train: {name} has no batches")
-    epochs, keep = checks.count("train", "epochs", epochs), checks.count("train", "keep", keep)
+    if epochs is None and steps is None:
+        raise ValueError("train: epochs and steps are None, expected one of them")
+    epochs, steps = (
+        checks.COUNTED if most is None else checks.count("train", name, most)
+        for name, most in (("epochs", epochs), ("steps", steps))
+    )
+    keep = checks.count("train", "keep", keep)
     every = checks.optional(checks.count)("train", "every", every)
     origin = resume if isinstance(resume, bool | np.bool_) else checks.path("train", "resume", resume)
     loss, accumulate = loss_of("train", model, loss), checks.count("train", "accumulate", accumulate)
     step = Step(model, optimizer, loss=loss, precision=precision, callbacks=found, accumulate=accumulate)
-    run = Run(step, data, validation, epochs, every)
+    run = Run(step, data, validation, epochs, steps, every)
     run.begin(params, seed)
     if checkpoints is not None:
         checks.seed_number("train", "seed", seed)

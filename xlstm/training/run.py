@@ -64,9 +64,18 @@ class Trained:
 class Run:
     """A run of training, from its first step or from a checkpoint to its end."""
 
-    def __init__(self, step: Step, data: Batches, validation: Batches | None, epochs: int, every: int | None) -> None:
+    def __init__(
+        self,
+        step: Step,
+        data: Batches,
+        validation: Batches | None,
+        epochs: int,
+        steps: int,
+        every: int | None,
+    ) -> None:
         self.step, self.data, self.validation = step, data, validation
-        self.epochs, self.every, self.callbacks = epochs, every, list(step.callbacks)
+        self.epochs, self.steps, self.every = epochs, steps, every
+        self.callbacks = list(step.callbacks)
         self.folder: Folder | None = None
         self.history: History | None = None
         self.losses: list[float] = []
@@ -120,7 +129,7 @@ class Run:
         """Train until the end, or until a signal or a callback stops it."""
         with signals.deferred() as received:
             try:
-                while self.epoch <= self.epochs and not self.ended:
+                while self.epoch <= self.epochs and self.total < self.steps and not self.ended:
                     if self._epoch(received):
                         break
                 self._save()
@@ -146,6 +155,8 @@ class Run:
                 stop |= callback.step(self._progress()) is True
             if stop or received.number is not None:
                 return True
+            if self.total == self.steps:
+                break
             if self.every is not None and self.total % self.every == 0:
                 self._save()
         improved = False
@@ -194,7 +205,7 @@ class Run:
     def _progress(self) -> Progress:
         return Progress(
             self.epoch,
-            self.epochs,
+            min(self.epochs, -(-self.steps // max(1, len(self.data)))),
             self.done,
             len(self.data),
             self.losses[-1],
@@ -219,7 +230,7 @@ class Run:
             self.losses,
             self.validations,
             self.best_epoch,
-            self.epoch <= self.epochs,
+            self.epoch <= self.epochs and self.total < self.steps,
             self._seconds(),
             self.skipped,
             missing,

@@ -77,16 +77,16 @@ def compiled(
     options: Options,
     rows: tuple[bool, ...],
     sums: int,
-    same: int | None,
+    same: tuple[int, ...],
 ) -> tuple[Callable[..., None], list[bool]]:
     """Return the compiled loop of a function, and of each result whether there is one number for a row.
 
-    `same` is the array whose place the result takes, if any.
+    `same` has the arrays whose places the first results take.
     """
     found = traced(function, dtypes, options)
     assert found is not None
     inputs, outputs = ([f"{name}{k}" for k in range(len(some))] for name, some in (("x", dtypes), ("y", found.results)))
-    places = {name: name for name in (*inputs, *outputs)} | ({} if same is None else {"y0": f"x{same}"})
+    places = {name: name for name in (*inputs, *outputs)} | {f"y{k}": f"x{x}" for k, x in enumerate(same)}
     kinds = {name: KINDS[dtype] for name, dtype in zip(places, (*dtypes, *found.results), strict=True)}
     writer = _Writer(found.lines, kinds, {x for x, one in zip(inputs, rows, strict=True) if one}, places)
     head = ", ".join(f"{a}, {a}_s, {a}_t" for a in places)
@@ -193,7 +193,7 @@ def _bound(text: str, means: bool) -> Callable[..., None]:
     """Return the compiled function of a text; sums of a mean are in the order that is quickest."""
     with jit.lock:
         found = jit.generated(_helpers(), text)
-        jit.bind(found, (found.chain,), jit.FLAGS | ({"reassoc"} if means else set()))
+        jit.bind(found, (found.chain,), jit.FLAGS | ({"reassoc"} if means else set()), counted=True)
         chain: Callable[..., None] = found.chain
         return chain
 

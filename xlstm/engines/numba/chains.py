@@ -66,7 +66,7 @@ def run(
         return None
     signature = tuple([(a.shape, a.strides, a.dtype) for a in arrays])
     target = None if out is None else (out.shape, out.strides, out.dtype)
-    same = next((k for k, a in enumerate(arrays) if a is out), None)
+    same = tuple([k for k, a in enumerate(arrays) if a is out][:1])
     plan = _plan(function, signature, target, same, sums, tuple(options.items()))
     if plan is None:
         return None
@@ -106,7 +106,7 @@ def _plan(
     function: Callable[..., Any],
     arrays: tuple[tuple[Any, ...], ...],
     out: tuple[Any, ...] | None,
-    same: int | None,
+    same: tuple[int, ...],
     sums: int,
     options: Options,
 ) -> Plan | None:

@@ -33,10 +33,11 @@ PLACES = ("_zx", "_h", "_new_h", "_carry", "_new_carry", "_saved")
 
 
 class Kernel(NamedTuple):
-    """Compiled loops, and the names of the arrays that their step takes, after those that the loops know."""
+    """Compiled loops, and the names of the arrays and numbers that their step takes, after those that loops know."""
 
     loops: ModuleType
     names: tuple[str, ...]
+    numbers: tuple[str, ...]  # those among the names that are numbers
 
 
 class Kernels(NamedTuple):
@@ -91,6 +92,10 @@ def kernel(
 ) -> Kernel:
     """Write a traced function as the source of a step, and return the loops around it.
 
+    The source has the step twice. `step` takes arrays and numbers one after the other, those of `given` first.
+    `step_at` takes a table with the address of each array and the length of its rows, and a float64 array of the
+    numbers. So it has the same arguments for all cells, and the loops that call it by its address are compiled once.
+
     Parameters
     ----------
     dtype : {"float32", "float64"}
@@ -108,19 +113,29 @@ def kernel(
     lines, outputs = trace(function, inputs)
     forms = SCALAR if any(line.op in LIBM for line in lines) else FORMS
     names = tuple(name for name in dict.fromkeys((*inputs, *outputs)) if name not in given)
-    body = []
+    body, rows = [], {}
     for to, row, op, args in lines:
         if op == "input":
             name, of_row = args
+            rows[name] = of_row
             body.append(f"{to} = F({name})" if name in numbers else f"{to} = {name}{_index(loads, name, of_row)}")
         elif op == "store":
+            rows[to] = row
             body.append(f"{to}{_index(stores, to, row)} = {args[0]}")
         else:
             body.append(f"{to} = {forms[op].format(*args)}")
-    head = f"def step({', '.join((*PLACES, '_first', '_last', *given, *names))}):\n"
-    head += "".join(f"    {place} = U({place})\n" for place in PLACES)
-    head += "    for unit in range(U(_first), U(_last)):\n"
-    return Kernel(jit.functions(dtype, head + "".join(f"        {line}\n" for line in body)), names)
+    loop = [f"    {place} = U({place})" for place in PLACES]
+    loop += ["    for unit in range(U(_first), U(_last)):", *(f"        {line}" for line in body)]
+    places, scalars = ", ".join((*PLACES, "_first", "_last")), tuple(name for name in names if name in numbers)
+    arrays = [name for name in (*given, *names) if name not in numbers]
+    text = [f"def step({', '.join((places, *given, *names))}):", *loop, f"def step_at({places}, _table, _numbers):"]
+    for k, name in enumerate(arrays):
+        if name in rows:
+            text.append(
+                f"    {name} = carray(pointer(_table[{k}, 0]), ({'' if rows[name] is None else '1, '}_table[{k}, 1],))"
+            )
+    text += [f"    {name} = _numbers[{k}]" for k, name in enumerate(scalars)]
+    return Kernel(jit.functions(dtype, "\n".join([*text, *loop, ""])), names, scalars)
 
 
 def _index(places: Mapping[str, str], name: str, row: int | None) -> str:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import blas, fuse
+from xlstm.arrays import blas, fuse, scan
+from xlstm.arrays import matmul as products
 from xlstm.arrays.namespace import Array
-from xlstm.engines.numba import chains, jit
+from xlstm.engines.numba import chains, jit, matmul, scans
 from xlstm.engines.numba.stream import Stream
 from xlstm.engines.numba.tape import DTYPES, NumbaTape, kernels
 from xlstm.engines.segments import Widths, joined
@@ -63,3 +64,5 @@ class Numba:
 
 NUMBA = Numba()
 fuse.loops = chains.run
+products.compiled = matmul.run
+scan.loops = scans.run

@@ -1,4 +1,4 @@
-"""Numba: whether it is there and wanted, and the functions of `loops.py` compiled for a cell.
+"""Numba: whether it is there and wanted, and the functions of `loops.py` compiled for a dtype and a cell.
 
 XLSTM_COMPILE=0 in the environment goes without Numba, XLSTM_COMPILE=1 insists on it; by default it is used where it is
 installed.
@@ -65,7 +65,7 @@ def functions(dtype: str, step: str) -> ModuleType:
     ----------
     dtype : {"float32", "float64"}
     step : str
-        The source of a function `step`, which may call tanh, exp, F and the module math.
+        The source of functions `step` and `step_at`, which may call tanh, exp, F and the module math.
     """
     with lock:
         return _functions(dtype, step, shape(dtype))
@@ -73,20 +73,28 @@ def functions(dtype: str, step: str) -> ModuleType:
 
 def shape(dtype: str) -> Any:
     """Return the vectors that code is compiled for, a `vectors.Shape`."""
-    from xlstm.engines.numba import vectors
+    return _vectors().shape(dtype)
 
-    return vectors.shape(dtype)
+
+@functools.cache
+def _vectors() -> ModuleType:
+    return importlib.import_module("xlstm.engines.numba.vectors")
+
+
+def shared(dtype: str) -> ModuleType:
+    """Return a module with the functions that do not depend on a step, for a dtype."""
+    with lock:
+        return _shared(dtype, shape(dtype))
 
 
 SHARED = (
-    products.room,
-    products.pack_slivers,
+    products.pack_rows,
+    products.pack_columns,
     products.pack,
     products.pack_transposed,
     products.pack_panels,
     products.product,
     products.product_of_rows,
-    products.products_over_rows,
     products.vector_over_rows,
     loops.take,
     loops.wait,
@@ -94,16 +102,23 @@ SHARED = (
     loops.product_piece,
     loops.add,
     loops.to_rows,
+    loops.enter,
+    loops.forward,
+    loops.backward,
 )
-LOOPS = (loops.forward, loops.forward_step, loops.backward)
+COUNTED = (products.room, products.products_over_rows)
 FLAGS = {"contract", "nsz"}
 
 
 @functools.cache
 def _functions(dtype: str, step: str, shape: Any) -> ModuleType:
+    from xlstm.engines.numba import vectors
+
     common = _shared(dtype, shape)
     found = generated(common, step)
-    bind(found, (found.step, *LOOPS))
+    own = tuple(f for f in vars(found).values() if isinstance(f, FunctionType) and f.__module__ == found.__name__)
+    bind(found, (*own, loops.forward_step), counted=True)
+    found.__dict__["step_address"] = functools.cache(lambda: vectors.address(found.step_at, vectors.step_type()))
     return found
 
 
@@ -119,23 +134,27 @@ def generated(common: ModuleType, source: str) -> ModuleType:
 
 @functools.cache
 def _shared(dtype: str, shape: Any) -> ModuleType:
-    """Return a module with the functions that do not depend on a step."""
     import math
 
+    import numba
     import numpy as np
 
-    from xlstm.engines.numba import atomics, vectors
+    from xlstm.engines.numba import atomics, pointers, vectors
 
-    text = "".join(inspect.getsource(module) for module in (maths, products, vectors, atomics, loops))
+    text = "".join(inspect.getsource(module) for module in (maths, products, vectors, atomics, pointers, loops))
     found = new_module(f"{dtype} {shape}{text}")
-    found.__dict__.update(U=np.uintp, np=np, math=math)
+    found.__dict__.update(U=np.uintp, INT=np.int64, np=np, math=math, carray=numba.carray)
+    pointer = pointers.at4 if dtype == "float32" else pointers.at8
+    found.__dict__.update(pointer=pointer, address_of=pointers.address_of)
     counting = {name: getattr(atomics, name) for name in ("count_up", "count_of", "let_others_run")}
     found.__dict__.update(vectors.tiles(dtype, shape), **counting)
     for module in (products, loops):
         found.__dict__.update({name: getattr(module, name) for name in module.SIZES})
     bind_maths(found, dtype)
     bind(found, SHARED)
-    bind(found, (products.rows_times_vector,), FLAGS | {"reassoc"})
+    bind(found, COUNTED, counted=True)
+    bind(found, (products.rows_times_vector, products.column_of_product), FLAGS | {"reassoc"})
+    bind(found, (products.products_of_batch,), counted=True)
     found.__dict__["PRODUCT"] = vectors.address(found.__dict__["product"], vectors.product_type(dtype))
     return found
 
@@ -151,15 +170,26 @@ def new_module(text: str) -> ModuleType:
     return found
 
 
-def bind(module: ModuleType, given: tuple[Callable[..., Any], ...], flags: Collection[str] = FLAGS) -> None:
-    """Compile functions with the names of a module for their globals."""
+def bind(
+    module: ModuleType,
+    given: tuple[Callable[..., Any], ...],
+    flags: Collection[str] = FLAGS,
+    counted: bool = False,
+) -> None:
+    """Compile functions with the names of a module for their globals.
+
+    Functions that make arrays have to be `counted`: Numba counts the references to their arrays. It does so in atomic
+    operations around every call and every view, which took a fifth to a third of the time of a small step.
+    """
     from xlstm.engines.numba.codecache import cached
 
     for function in given:
         assert isinstance(function, FunctionType)
         bound = FunctionType(function.__code__, module.__dict__, function.__name__)
         bound.__module__, bound.__qualname__ = module.__name__, function.__name__
-        compiled = cached(bound, nogil=True, fastmath=set(flags), error_model="numpy")
+        # Nobody calls them from C, so code for that would be compiled in vain.
+        options = {"error_model": "numpy", "no_cfunc_wrapper": True, "_nrt": counted}
+        compiled = cached(bound, nogil=True, fastmath=set(flags), **options)
         setattr(module, function.__name__, compiled)
 
 

@@ -1,8 +1,10 @@
 """The time loops of a cell, as plain Python that Numba compiles, and how threads share each step.
 
-`jit.functions` compiles them for a cell: it binds `step` to the cell's own step, which is made from its trace, and F to
-the dtype. Arrays of a step are flat: n sequences of H units, one after the other, for each gate. Arrays over all steps
-have the rows of the packed batch one after the other; `starts` has the first row of each step, and the end.
+`jit.functions` binds F to the dtype, and compiles the loops over all steps once for each dtype. They call the step of a
+cell, which is made from its trace, by its address, with a table of the addresses of its arrays.
+
+Arrays of a step are flat: n sequences of H units, one after the other, for each gate. Arrays over all steps have the
+rows of the packed batch one after the other; `starts` has the first row of each step, and the end.
 
 Every thread runs the whole loop. The work of a step has two parts, products and then the cell, and each of them is cut
 into pieces which threads take one by one (`take`), until none is left; then they wait until the last piece is done.
@@ -18,6 +20,7 @@ import numpy as np
 
 F: Any = np.float32
 U: Any = np.uintp  # an unsigned index never counts from the end
+INT: Any = np.int64  # Numba compiles a function for a literal number apart from that for other integers
 MOST = 12  # rows of the largest tile; below, how many slivers the smaller tiles take
 SLIVERS1 = SLIVERS2 = SLIVERS4 = SLIVERS6 = 1
 UNITS = 1024  # of the cell in a piece
@@ -41,6 +44,11 @@ def call_product(*arguments: Any) -> None:
     raise NotImplementedError
 
 
+def call_step(*arguments: Any) -> None:
+    """Stand for `vectors.call_step`: the address of a step, its places, its units, and its table and numbers."""
+    raise NotImplementedError
+
+
 def rows_times_vector(*arguments: Any) -> None:
     """Stand for `products.rows_times_vector`."""
     raise NotImplementedError
@@ -53,6 +61,7 @@ def count_up(counts: Any, index: int) -> int:
 
 count_of: Any = count_up
 let_others_run: Any = count_up
+address_of: Any = count_up
 
 
 def take(counts: Any, at: int, k: int, size: int, pieces: int) -> int:
@@ -125,16 +134,19 @@ def product_piece(
     across = (slivers + group - 1) // group
     q, i = piece % across * group, piece // across * rows
     some, stop = min(rows, n - i), min(q + group, slivers)
-    call_product(where, a, at + i * row, row, some, b, q, stop, out, place + i * line, line, gate, width, add)
+    call_product(where, a, at + i * row, row, 1, some, b, q, stop, out, place + i * line, line, gate, width, add)
 
 
 def forward(
     where: int,
+    cell: int,
     k: int,
     size: int,
     first: int,
     last: int,
     counts: Any,
+    table: Any,
+    numbers: Any,
     x: Any,
     hs: Any,
     starts: Any,
@@ -143,14 +155,14 @@ def forward(
     zx: Any,
     zh: Any,
     lean: bool,
-    *arrays: Any,
 ) -> None:
     """Run all steps of the sequences from `first` to `last` as thread k of `size`.
 
     hs has h of the sequences of the first step, and then takes that after every step. The products of x are made for
     as many steps as zx (G, rows * H) holds. If `lean`, the states but h have two places,
     of which a step reads one and writes the other: with one place a step would overwrite what it reads, and LLVM would
-    make no vectors. `where` is the address of `products.product`.
+    make no vectors. `where` is the address of `products.product`, and `cell` that of the step, which takes
+    `table` and `numbers` as `codegen.kernel` says.
     """
     (H, D), flat, n0 = (hs.shape[1], x.shape[1]), hs.reshape(hs.size), starts[1] - starts[0]
     heads, slivers, K = Wh.shape[0], Wh.shape[1], Wh.shape[2]
@@ -174,7 +186,7 @@ def forward(
             rows, (group, high, some) = n, cut(n, slivers, heads, size)
         few = 0
         if fresh > 0:
-            wide, tall, few = cut(fresh, Wx.shape[0], 1, size)
+            wide, tall, few = cut(fresh, Wx.shape[0], INT(1), size)
             if Wx.shape[0] == 0:
                 few = 1
         pieces, at = few + heads * some, 2 * t * line
@@ -207,7 +219,7 @@ def forward(
                 break
             begin, end = first * H + piece * UNITS, first * H + min(units, (piece + 1) * UNITS)
             j, r = (starts[t] - origin) * H, starts[t] * H
-            step(j, before * H, r + n0 * H, p * H, q * H, r, begin, end, zx, zh, flat, *arrays)
+            call_step(cell, j, before * H, r + n0 * H, p * H, q * H, r, begin, end, table, numbers)
             count_up(counts, at + size)
         wait(counts, at, size, pieces)
 
@@ -227,11 +239,14 @@ def forward_step(x: Any, Wx: Any, Wh: Any, h: Any, *arrays: Any) -> None:
 
 def backward(
     where: int,
+    cell: int,
     k: int,
     size: int,
     first: int,
     last: int,
     counts: Any,
+    table: Any,
+    numbers: Any,
     dy: Any,
     starts: Any,
     Wh: Any,
@@ -241,7 +256,6 @@ def backward(
     dzh: Any,
     direct: bool,
     dh: Any,
-    *arrays: Any,
 ) -> None:
     """Differentiate all steps of the sequences from `first` to `last` as thread k of `size`.
 
@@ -271,7 +285,7 @@ def backward(
             begin, end = first * H + piece * UNITS, first * H + min(units, (piece + 1) * UNITS)
             if dy.size:
                 add(dy, r, dh, begin, end)
-            step(0, 0, 0, before * H, 0, r, begin, end, dz, dzh, dh, dh, *arrays)
+            call_step(cell, 0, 0, 0, before * H, 0, r, begin, end, table, numbers)
             for g in range(G):
                 to_rows(dz[g], dZ, starts[t], g * H, H, begin, end)
                 if dQ.size:
@@ -288,9 +302,18 @@ def backward(
             head, piece, place = piece // some, piece % some, first * H + piece // some * K
             for part in range(parts):
                 start, more = (starts[t] + first) * R + part * H + head * K, part > 0 or direct
-                product_piece(where, piece, group, high, rows_h, start, R, n, Wh[head, part], dh, place, H, 0, K, more)
+                W = Wh[head, part]
+                product_piece(where, piece, group, high, rows_h, start, R, n, W, dh, place, H, INT(0), K, more)
             count_up(counts, at + size)
         wait(counts, at, size, pieces)
+
+
+def enter(table: Any, k: int, array: Any) -> None:
+    """Write the address of an array and the length of its rows to row k of a table; Python takes 1 us for the address.
+
+    The array must outlive the table.
+    """
+    table[k, 0], table[k, 1] = address_of(array), array.shape[array.ndim - 1]
 
 
 def add(rows: Any, at: int, to: Any, first: int, last: int) -> None:

@@ -1,4 +1,4 @@
-"""Addresses of numbers as pointers, for compiled code."""
+"""Addresses of numbers and pointers to them, for compiled code."""
 
 from __future__ import annotations
 
@@ -19,6 +19,17 @@ def at4(context, address):  # type: ignore[no-untyped-def]
 def at8(context, address):  # type: ignore[no-untyped-def]
     """Return the address of a float64 as a pointer."""
     return _pointer(types.float64, ir.DoubleType())
+
+
+@intrinsic
+def address_of(context, array):  # type: ignore[no-untyped-def]
+    """Return the address of the first number of an array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.ptrtoint(data, ir.IntType(64))
+
+    return types.int64(array), generate
 
 
 def _pointer(number: Any, real: Any) -> Any:

@@ -15,16 +15,17 @@ import numpy as np
 
 F: Any = np.float32
 U: Any = np.uintp
-MOST, COLUMNS = 12, 32  # rows of the largest tile, and columns of a sliver
+INT: Any = np.int64  # Numba compiles a function for a literal number apart from that for other integers
+MOST, COLUMNS, LANES = 12, 32, 16  # rows of the largest tile, columns of a sliver, and numbers of a vector
 SLIVERS1 = SLIVERS2 = SLIVERS4 = SLIVERS6 = 1  # slivers that a tile of so many rows takes
 
 DEPTH = 256  # so many rows of both factors of `products_over_rows` stay in the cache
 PANELS = 40  # so many panels of the left one, and no more, stay in the cache of a core
 BLOCK = 96  # rows of the left factor of `product_of_rows` that stay in the cache of a core
+FEW = 3  # columns after the last whole sliver that are computed one by one
 TOGETHER = 16  # rows that are copied side by side: a processor foresees no more streams
 LINE = 16  # numbers of a cache line, or of two
-PATCH = 64  # rows and columns of a patch that is transposed within the nearest cache
-SIZES = ("DEPTH", "PANELS", "BLOCK", "TOGETHER", "LINE", "PATCH")
+SIZES = ("DEPTH", "PANELS", "BLOCK", "FEW", "TOGETHER", "LINE")
 
 
 def tile(*arguments: Any) -> None:
@@ -32,58 +33,82 @@ def tile(*arguments: Any) -> None:
     raise NotImplementedError
 
 
-copy_panel = copy_sliver = tile1 = tile2 = tile4 = tile6 = tile8 = tile_down = tile
+copy_panel = copy_sliver = copy_turned = tile1 = tile2 = tile4 = tile6 = tile8 = tile
+carray: Any = tile
+pointer: Any = tile
+
+
+def call_product(*arguments: Any) -> None:
+    """Stand for `vectors.call_product`."""
+    raise NotImplementedError
+
+
+def address_of(array: Any) -> int:
+    """Stand for `pointers.address_of`."""
+    raise NotImplementedError
 
 
 def pack(W: Any, packed: Any, first: int, last: int) -> None:
     """Pack matrices (gates, K, columns), one after the other: the slivers from `first` to `last`."""
-    per = packed.shape[0] // W.shape[0]
+    (gates, K, width), flat = W.shape, W.reshape(W.size)
+    per = packed.shape[0] // gates
     while first < last:
         g, q = first // per, first % per
         stop = min(per, q + last - first)
-        pack_slivers(W[g], 0, W.shape[1], q, stop, packed, first)
+        pack_rows(flat, g * K * width, width, width, K, q, stop, packed, first)
         first += stop - q
 
 
-def pack_slivers(W: Any, start: int, K: int, first: int, last: int, packed: Any, to: int) -> None:
-    """Copy K rows of a matrix from row `start` on, its slivers from `first` to `last`, to those from `to` on.
+def pack_transposed(W: Any, packed: Any, first: int, last: int) -> None:
+    """Pack the transposed of matrices (gates, columns, K), one after the other: the slivers from `first` to `last`."""
+    (gates, width, K), flat = W.shape, W.reshape(W.size)
+    per = packed.shape[0] // gates
+    while first < last:
+        g, q = first // per, first % per
+        stop = min(per, q + last - first)
+        pack_columns(flat, g * K * width, K, width, K, q, stop, packed, first)
+        first += stop - q
 
-    Each of these has K rows, and zeros after the last column.
+
+def pack_rows(W: Any, at: int, lead: int, width: int, K: int, first: int, last: int, packed: Any, to: int) -> None:
+    """Copy the slivers from `first` to `last` of a matrix (K, width) to those of `packed` from `to` on.
+
+    Its numbers are W[at + k lead + j]. Each sliver has K rows, and zeros after the last column.
     """
-    width, whole = W.shape[1], min(last, W.shape[1] // COLUMNS)
+    whole = min(last, width // COLUMNS)
     for row in range(0, K, TOGETHER):
         stop = min(K, row + TOGETHER)
         for q in range(first, whole):
             for k in range(row, stop):
                 place = ((to + q - first) * K + k) * COLUMNS
-                copy_sliver(W, (start + k) * width + q * COLUMNS, packed, place)
-    if whole < last:
-        sliver, column = packed[to + whole - first], U(whole * COLUMNS)
+                copy_sliver(W, at + k * lead + q * COLUMNS, packed, place)
+    if max(first, whole) < last:
+        sliver, column = packed[to + whole - first], whole * COLUMNS
         for k in range(U(K)):
+            start = U(at + column) + k * U(lead)
             for j in range(U(COLUMNS)):
-                sliver[k, j] = W[U(start) + k, column + j] if column + j < U(width) else F(0)
+                sliver[k, j] = W[start + j] if j < U(width - column) else F(0)
 
 
-def pack_transposed(W: Any, packed: Any, first: int, last: int) -> None:
-    """Pack the transposed of matrices (gates, columns, K), one after the other: the slivers from `first` to `last`."""
-    gates, wide, K = W.shape
-    per = packed.shape[0] // gates
-    for sliver in range(first, last):
-        g, column = U(sliver // per), sliver % per * COLUMNS
-        some, to = U(min(COLUMNS, wide - column)), packed[sliver]
-        if some < U(COLUMNS):
-            to.fill(F(0))
-        for start in range(0, K, PATCH):
-            stop = U(min(K, start + PATCH))
-            for j in range(some):
-                for k in range(U(start), stop):
-                    to[k, j] = W[g, U(column) + j, k]
+def pack_columns(W: Any, at: int, lead: int, width: int, K: int, first: int, last: int, packed: Any, to: int) -> None:
+    """Do what `pack_rows` does for a matrix whose columns are contiguous: its numbers are W[at + j lead + k]."""
+    deep = K // LANES * LANES
+    for q in range(first, last):
+        sliver, start, wide = to + q - first, at + q * COLUMNS * lead, min(COLUMNS, width - q * COLUMNS)
+        whole = wide // LANES * LANES
+        for j in range(0, whole, LANES):
+            for k in range(0, deep, LANES):
+                copy_turned(W, start + j * lead + k, lead, packed, (sliver * K + k) * COLUMNS + j, COLUMNS)
+        for j in range(U(COLUMNS)):
+            for k in range(U(deep if j < U(whole) else 0), U(K)):
+                packed[sliver, k, j] = W[U(start) + j * U(lead) + k] if j < U(wide) else F(0)
 
 
 def product(
     a: Any,
     at: int,
     row: int,
+    pace: int,
     n: int,
     b: Any,
     first: int,
@@ -97,7 +122,7 @@ def product(
 ) -> None:
     """Multiply n rows by slivers from `first` to `stop` of packed matrices, one for each gate g, of `width` columns:
 
-        out[place + g gate + i line + j] = sum over k of a[at + i row + k] b[k, g, j]
+        out[place + g gate + i line + j] = sum over k of a[at + i row + k pace] b[k, g, j]
 
     or add this to it. Indices count numbers from the first of an array. Each sliver comes from far memory once, for all
     rows, and the next one is asked for meanwhile. `first`, and `stop` where it is not the end of b, is a multiple of
@@ -109,33 +134,118 @@ def product(
     for q in range(first, stop):
         for i in range(0, whole, MOST):
             ahead = (columns + i // MOST * (columns // 2)) * K
-            tile(a, at + i * row, row, MOST, b, q, ahead, out, place + i * line, line, gate, width, per, add)
+            tile(a, at + i * row, row, pace, MOST, b, q, ahead, out, place + i * line, line, gate, width, per, add)
         # The tiles of few rows take several slivers, when the last of these is reached.
         q1, final = q + 1, q + 1 == stop
         if left == 0:
             pass
         elif left == 1:
             if final or q1 % SLIVERS1 == 0:
-                tile1(a, last, row, left, b, q - q % SLIVERS1, 0, out, end, line, gate, width, per, add)
+                tile1(a, last, row, pace, left, b, q - q % SLIVERS1, 0, out, end, line, gate, width, per, add)
         elif left == 2:
             if final or q1 % SLIVERS2 == 0:
-                tile2(a, last, row, left, b, q - q % SLIVERS2, 0, out, end, line, gate, width, per, add)
+                tile2(a, last, row, pace, left, b, q - q % SLIVERS2, 0, out, end, line, gate, width, per, add)
         elif left <= 4:
             if final or q1 % SLIVERS4 == 0:
-                tile4(a, last, row, left, b, q - q % SLIVERS4, 0, out, end, line, gate, width, per, add)
+                tile4(a, last, row, pace, left, b, q - q % SLIVERS4, 0, out, end, line, gate, width, per, add)
         elif left <= 6:
             if final or q1 % SLIVERS6 == 0:
-                tile6(a, last, row, left, b, q - q % SLIVERS6, 0, out, end, line, gate, width, per, add)
+                tile6(a, last, row, pace, left, b, q - q % SLIVERS6, 0, out, end, line, gate, width, per, add)
         elif left <= 8:
-            tile8(a, last, row, left, b, q, columns * K, out, end, line, gate, width, per, add)
+            tile8(a, last, row, pace, left, b, q, columns * K, out, end, line, gate, width, per, add)
         else:
-            tile(a, last, row, left, b, q, columns * K, out, end, line, gate, width, per, add)
+            tile(a, last, row, pace, left, b, q, columns * K, out, end, line, gate, width, per, add)
 
 
-def product_of_rows(a: Any, b: Any, out: Any, first: int, last: int) -> None:
+def column_of_product(
+    a: Any,
+    at: int,
+    row: int,
+    pace: int,
+    M: int,
+    K: int,
+    b: Any,
+    start: int,
+    far: int,
+    spare: Any,
+    out: Any,
+    place: int,
+    line: int,
+    add: bool,
+) -> None:
+    """Set M numbers out[place + i line] = sum over k of a[at + i row + k pace] b[start + k far], or add this to them.
+
+    Either `row` or `pace` is 1; `spare` is room for K + M numbers. With a `pace` of 1, sums are in the quickest order.
+    """
+    column, sums = spare[:K], spare[K:]
+    for k in range(U(K)):
+        column[k] = b[U(start) + k * U(far)]
+    if pace == 1:
+        for i in range(U(M)):
+            found, first = F(0), U(at) + i * U(row)
+            for k in range(U(K)):
+                found += a[first + k] * column[k]
+            sums[i] = found
+    else:
+        sums.fill(F(0))
+        for k in range(U(K)):
+            factor, first = column[k], U(at) + k * U(pace)
+            for i in range(U(M)):
+                sums[i] += a[first + i] * factor
+    for i in range(U(M)):
+        to = U(place) + i * U(line)
+        out[to] = out[to] + sums[i] if add else sums[i]
+
+
+def products_of_batch(
+    where: int,
+    first: int,
+    last: int,
+    M: int,
+    K: int,
+    N: int,
+    a: int,
+    row: int,
+    pace: int,
+    a_step: int,
+    b: int,
+    lead: int,
+    turned: bool,
+    b_step: int,
+    out: int,
+    add: bool,
+) -> None:
+    """Set the matrices from `first` to `last` of a batch out (M, N) = a (M, K) @ b (K, N), or add the products to them.
+
+    All are given by their addresses, and `where` is that of `product`. Row i and column k of the matrix m of a are
+    a[m a_step + i row + k pace]. Row k and column j of b are b[m b_step + k lead + j], or b[m b_step + j lead + k]
+    where b is `turned`. Those of out are contiguous.
+    """
+    left, right, result = carray(pointer(a), 1), carray(pointer(b), 1), carray(pointer(out), 1)
+    width = N - N % COLUMNS if N % COLUMNS <= FEW else N
+    slivers, (near, far) = (width + COLUMNS - 1) // COLUMNS, (lead, 1) if turned else (1, lead)
+    whole, spare = room(slivers * min(K, DEPTH) * COLUMNS), room(K + M)
+    for m in range(first, last):
+        for j in range(width, N):
+            column, to = m * b_step + j * near, m * M * N + j
+            column_of_product(left, m * a_step, row, pace, M, K, right, column, far, spare, result, to, N, add)
+        for start in range(0, K, DEPTH):
+            some = min(DEPTH, K - start)
+            packed = whole[: slivers * some * COLUMNS].reshape(slivers, some, COLUMNS)
+            if m == first or b_step or some < K:
+                if turned:
+                    pack_columns(right, m * b_step + start, lead, width, some, INT(0), slivers, packed, INT(0))
+                else:
+                    pack_rows(right, m * b_step + start * lead, lead, width, some, INT(0), slivers, packed, INT(0))
+            from_row = m * a_step + start * pace
+            more = add or start > 0
+            call_product(where, left, from_row, row, pace, M, packed, 0, slivers, result, m * M * N, N, 0, width, more)
+
+
+def product_of_rows(where: int, a: Any, b: Any, out: Any, first: int, last: int) -> None:
     """Set the rows from `first` to `last` of out (n, width) = a (n, K) @ b.
 
-    b is packed by equal blocks of its rows, (blocks, slivers, rows, columns).
+    b is packed by equal blocks of its rows, (blocks, slivers, rows, columns). `where` is the address of `product`.
     """
     (K, width), flat, to = (a.shape[1], out.shape[1]), a.reshape(a.size), out.reshape(out.size)
     blocks, slivers, deep = b.shape[:3]
@@ -143,7 +253,7 @@ def product_of_rows(a: Any, b: Any, out: Any, first: int, last: int) -> None:
         n = min(BLOCK, last - start)
         for block in range(blocks):
             at = start * K + block * deep
-            product(flat, at, K, n, b[block], 0, slivers, to, start * width, width, 0, width, block > 0)
+            call_product(where, flat, at, K, 1, n, b[block], 0, slivers, to, start * width, width, 0, width, block > 0)
 
 
 def products_over_rows(a: Any, bs: Any, outs: Any, first: int, last: int) -> None:
@@ -155,11 +265,12 @@ def products_over_rows(a: Any, bs: Any, outs: Any, first: int, last: int) -> Non
         slivers += (b.shape[1] + COLUMNS - 1) // COLUMNS
     left, right = room(most * DEPTH * MOST).reshape(most, DEPTH, MOST), room(slivers * DEPTH * COLUMNS)
     for start in range(0, N, DEPTH):
-        some, q = min(DEPTH, N - start), 0
+        some, q = min(DEPTH, N - start), INT(0)
         packed = right[: slivers * some * COLUMNS].reshape(slivers, some, COLUMNS)
         for b in bs:
             every = (b.shape[1] + COLUMNS - 1) // COLUMNS
-            pack_slivers(b, start, some, 0, every, packed, q)
+            width = b.shape[1]
+            pack_rows(b.reshape(b.size), start * width, width, width, some, INT(0), every, packed, q)
             q += every
         for row in range(first, last, PANELS * MOST):
             stop, q = min(last, row + PANELS * MOST), 0
@@ -170,14 +281,14 @@ def products_over_rows(a: Any, bs: Any, outs: Any, first: int, last: int) -> Non
                     for i in range(row, stop, MOST):
                         n, rest, place = min(MOST, stop - i), width - column, i * width + column
                         at = (i - row) * DEPTH
-                        tile_down(left, at, 0, n, packed, q, 0, out, place, width, 0, rest, 1, start > 0)
+                        tile(left, at, 1, MOST, n, packed, q, 0, out, place, width, 0, rest, 1, start > 0)
                     q += 1
 
 
 def room(size: int) -> Any:
     """Return room for numbers that begins with a cache line, so that no vector lies in two."""
     found = np.empty(size + LINE, F)
-    first = -found.ctypes.data // found.itemsize % LINE
+    first = -address_of(found) // found.itemsize % LINE
     return found[first : first + size]
 
 
@@ -192,10 +303,7 @@ def vector_over_rows(a: Any, b: Any, out: Any, first: int, last: int) -> None:
 
 
 def pack_panels(a: Any, start: int, K: int, first: int, last: int, panels: Any) -> None:
-    """Copy K rows of the columns from `first` to `last` of a matrix, MOST columns to a panel (K, MOST).
-
-    The last column of all fills the last panel.
-    """
+    """Copy K rows of the columns from `first` to `last` of a matrix, MOST columns to a panel (K, MOST)."""
     whole, rest, wide = (last - first) // MOST, (last - first) % MOST, a.shape[1]
     for row in range(0, K, TOGETHER):
         stop = min(K, row + TOGETHER)
@@ -204,8 +312,8 @@ def pack_panels(a: Any, start: int, K: int, first: int, last: int, panels: Any) 
                 copy_panel(a, (start + k) * wide + first + p * MOST, panels, (p * panels.shape[1] + k) * MOST)
     if rest:
         for k in range(U(K)):
-            for i in range(U(MOST)):
-                panels[whole, k, i] = a[U(start) + k, U(first + whole * MOST) + min(i, U(rest - 1))]
+            for i in range(U(rest)):
+                panels[whole, k, i] = a[U(start) + k, U(first + whole * MOST) + i]
 
 
 def rows_times_vector(W: Any, x: Any, y: Any) -> None:

@@ -31,8 +31,8 @@ class Stream:
         self.loop = found.lean.loops.forward_step
         # The loop takes the states, then vectors of units such as biases, then numbers.
         names = found.lean.names[len(found.step.carried) :]
-        self.vectors = [(name, given[name].shape) for name in names if name not in found.step.numbers]
-        self.numbers = [given[name] for name in names if name in found.step.numbers]
+        self.vectors = [(name, given[name].shape) for name in names if name not in found.lean.numbers]
+        self.numbers = [given[name] for name in found.lean.numbers]
 
     def __call__(self, w: Params, x: Array, state: Sequence[Array]) -> list[Array]:
         """Return the state (1, H) after a step, from weights by their last names, x (1, D) and the state before it."""

@@ -39,6 +39,8 @@ class NumbaTape(Tape):
         The states but h, in rows as `hs` has them; none are kept of inference.
     saved : dict of str to array (rows, N, H) or (N, H)
         Arrays that the cell saved.
+    shares : (int, int)
+        As `division` has it.
     """
 
     def __init__(self, engine: Any, step: Step, widths: Widths, x: Array, h0: Array) -> None:
@@ -47,6 +49,7 @@ class NumbaTape(Tape):
         self.carry: dict[str, Array] = {}
         self.saved: dict[str, Array] = {}
         self.starts = starts_of(widths)
+        self.shares = division(step.Wh.size, self.first, self.starts.size - 1)
 
     @property
     def kernels(self) -> Kernels:
@@ -61,71 +64,70 @@ class NumbaTape(Tape):
         loops = kernel.loops
         H, first, N = step.H, self.first, self.x.shape[0]
         for name, start in zip(found.carried, state[1:], strict=True):
-            self.carry[name] = workspace.empty(np, (2 * first if lean else first + N, H), self.x)
-            self.carry[name][:first] = start[:, :first].T
+            self.carry[name] = room = workspace.empty(np, (2 * first if lean else first + N, H), self.x)
+            room[:first] = start[:, :first].T
         if keep == "all":
-            shapes = {name: (N, H) if rows is None else (rows, N, H) for name, rows in found.saved.items()}
-            self.saved = {name: workspace.empty(np, shape, self.x) for name, shape in shapes.items()}
+            for name, rows in found.saved.items():
+                self.saved[name] = workspace.empty(np, (N, H) if rows is None else (rows, N, H), self.x)
         zx = np.empty((step.G, max(first, min(N, ROWS)) * H), self.x.dtype)
         zh = np.empty((step.G, first * H), self.x.dtype)
-        self._run(
-            kernel,
-            "forward",
-            (self.x, self.hs, self.starts, for_inputs(step, loops), for_states(step, loops), zx, zh, lean),
-            self.carry | self.saved,
-        )
-        last = self._last()
-        rows = np.arange(first)
-        ends = first + self.starts[last] + rows
-        place = (last + 1) % 2 * first + rows if lean else ends
-        after = [self.hs[ends], *(c[place] for c in self.carry.values())]
+        given = (self.x, self.hs, self.starts, for_inputs(step, loops), for_states(step, loops), zx, zh, lean)
+        self._run(kernel, "forward", given, (zx, zh, self.hs.reshape(-1)), self.carry | self.saved)
+        end, place = self._ends(lean)
+        after = [self.hs[end].T, *[c[place].T for c in self.carry.values()]]
         if lean:
             self.carry = {}
-        return [a.T for a in after]
+        return after
 
     def backward(self, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
         """Differentiate all steps; return the gradients of every step, and those of the initial state."""
-        step, first, found, kernel = self.step, self.first, Gradients(self), self.kernels.backward
+        step, first, found, kernels = self.step, self.first, Gradients(self), self.kernels
         dh, *dcarry = [np.array(d[:, :first].T, order="C") for d in dstate]
         dZ = workspace.empty(np, (self.x.shape[0], step.R), self.x)
         found.arrays["zx"], dQ = dZ.T, NO_ROWS[dZ.dtype]
         dz = dzh = np.empty((step.G, first * step.H), dZ.dtype)
-        if self.kernels.apart:
+        if kernels.apart:
             dQ, dzh = workspace.empty(np, dZ.shape, self.x), np.empty_like(dz)
             found.arrays["zh"] = dQ.T
         dy = NO_ROWS[dZ.dtype] if dy is None else contiguous(dy)
-        flat = dh.reshape(dh.size)
-        gradients = {f"d{name}": d for name, d in zip(self.carry, dcarry, strict=True)}
-        self._run(
-            kernel,
-            "backward",
-            (dy, self.starts, for_gradients(step, kernel.loops), dZ, dQ, dz, dzh, self.kernels.direct, flat),
-            self.carry | self._whole() | gradients,
-        )
+        arrays = self.carry | self._whole()
+        arrays |= {f"d{name}": d for name, d in zip(self.carry, dcarry, strict=True)}
+        W, flat = for_gradients(step, kernels.backward.loops), dh.reshape(-1)
+        given = (dy, self.starts, W, dZ, dQ, dz, dzh, kernels.direct, flat)
+        self._run(kernels.backward, "backward", given, (dz, dzh, flat, flat), arrays)
         return found, [d.T for d in (dh, *dcarry)]
 
-    def _run(self, kernel: Kernel, loop: str, given: tuple[Any, ...], arrays: dict[str, Array]) -> None:
-        """Run a loop on as many threads as its steps are worth."""
+    def _run(
+        self, kernel: Kernel, loop: str, given: tuple[Any, ...], first: tuple[Array, ...], arrays: dict[str, Array]
+    ) -> None:
+        """Run a loop on as many threads as its steps are worth; the step takes some arrays first, others by name."""
         steps, step = self.starts.size - 1, self.step
-        flat = {name: a.reshape(*a.shape[:-2], a.shape[-1] * a.shape[-2]) for name, a in arrays.items()}
-        flat |= constants(step, self.first)
-        call = getattr(kernel.loops, loop)
-        more = [flat[name] for name in kernel.names]
-
-        def task(k: int, size: int, first: int, last: int, counts: Array) -> None:
-            call(kernel.loops.PRODUCT, k, size, first, last, counts, *given, *more)
-
         if steps == 0:
             return
-        parts, size = division(step.Wh.size, self.first, steps)
+        flat = {name: a.reshape(-1) if a.ndim == 2 else a.reshape(a.shape[0], -1) for name, a in arrays.items()}
+        flat |= constants(step, self.first)
+        call, loops = getattr(kernel.loops, loop), kernel.loops
+        taken = [*first, *[flat[name] for name in kernel.names if name not in kernel.numbers]]
+        table = np.empty((len(taken), 2), np.int64)
+        for k, a in enumerate(taken):
+            loops.enter(table, k, a)
+        numbers = np.array([flat[name] for name in kernel.numbers], np.float64)
+
+        def task(k: int, size: int, first: int, last: int, counts: Array) -> None:
+            call(loops.PRODUCT, loops.step_address(), k, size, first, last, counts, table, numbers, *given)
+
+        parts, size = self.shares
+        if parts == size == 1:
+            task(0, 1, 0, self.first, _counts(steps, 1))
+            return
         if parts > 1:
             spans = [(part[0].first, part[0].first + part[0].n) for part in split(self.widths, parts)]
             tasks = [functools.partial(task, 0, 1, *span, _counts(steps, 1)) for span in spans]
         else:
             counts = _counts(steps, size)
             tasks = [functools.partial(task, k, size, 0, self.first, counts) for k in range(size)]
-        if len(tasks) > 1:  # compiled here, of no sequences: a worker would wait for the compiler, and with it a fork
-            task(0, 1, 0, 0, _counts(steps, 1))
+        # Compiled here, of no sequences: a worker would wait for the compiler, and with it a fork.
+        task(0, 1, 0, 0, _counts(steps, 1))
         threads.team(len(tasks)).run(tasks)
 
     def products(self, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
@@ -175,19 +177,26 @@ class NumbaTape(Tape):
                     made[f"s_{name}"][..., at : at + k * n, :] = a.reshape(*a.shape[:-3], k * n, H)
         return made
 
-    def _last(self) -> Array:
-        """Return the last step of each sequence of the first step."""
+    def _ends(self, lean: bool) -> tuple[Any, Any]:
+        """Return the rows of `hs` and those of `carry` that hold the state of each sequence at its own end."""
+        first, steps = self.first, self.starts.size - 1
         if len(self.widths) == 1:
-            return np.full(self.first, self.starts.size - 2)
-        n = np.diff(self.starts)
-        return n.size - 1 - np.searchsorted(n[::-1], np.arange(self.first), side="right")
+            at, place = first + int(self.starts[-2]), steps % 2 * first
+            end = slice(at, at + first)
+            return end, slice(place, place + first) if lean else end
+        rows, n = np.arange(first), np.diff(self.starts)
+        last = steps - 1 - np.searchsorted(n[::-1], rows, side="right")
+        ends = first + self.starts[last] + rows
+        return ends, (last + 1) % 2 * first + rows if lean else ends
 
 
 def division(weights: int, sequences: int, steps: int) -> tuple[int, int]:
-    """Return into how many parts the batch is divided, or how many threads share each step of the whole batch."""
-    work, most = weights * sequences, threads.wanted()
+    """Return into how many parts the batch is divided, and how many threads share each step of a part."""
+    work = weights * sequences
     if work * steps <= threads.LARGE:
+        threads.given()  # raises an error of the setting, however small the work is
         return 1, 1
+    most = threads.wanted()
     parts = min(most, sequences // COLUMNS) if weights <= NEAR else 1
     return (parts, 1) if parts > 1 else (1, min(most, max(1, work // STEP)))
 
@@ -199,9 +208,16 @@ def _counts(steps: int, size: int) -> Array:
 
 def constants(step: Step, n: int) -> dict[str, Any]:
     """Return the numbers of a cell, and the parameters that it uses beside its units, once for each of n sequences."""
-    given = {name: step.w[name].reshape(step.G, step.H) for name in step.added}
-    given |= {name: p[..., 0] for name, p in step.own.items()}
-    return {name: contiguous(p) if n == 1 else np.tile(p, n) for name, p in given.items()} | dict(step.cell.numbers)
+    given: dict[str, Any] = {**step.cell.numbers}
+    for name in step.added:
+        given[name] = _repeated(step.w[name].reshape(step.G, step.H), n)
+    for name, p in step.own.items():
+        given[name] = _repeated(p[..., 0], n)
+    return given
+
+
+def _repeated(p: Array, n: int) -> Array:
+    return contiguous(p) if n == 1 else np.tile(p, n)
 
 
 def kernels(step: Step) -> Any:

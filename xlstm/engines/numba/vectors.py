@@ -62,21 +62,21 @@ def tiles(dtype: str, shape: Shape) -> dict[str, Any]:
     most = shape.tiles[-1][0]
     found = {f"tile{rows}": tile(dtype, shape.lanes, rows, vectors) for rows, vectors in shape.tiles}
     found |= {f"SLIVERS{rows}": vectors // 2 for rows, vectors in shape.tiles}
-    found |= {"tile": found[f"tile{most}"], "tile_down": tile(dtype, shape.lanes, most, 2, down=True)}
+    found["tile"] = found[f"tile{most}"]
     found.setdefault("tile8", found["tile"])  # less than MOST rows are left, here less than 8
-    found["call_product"] = call_product
+    found |= {"call_product": call_product, "call_step": call_step}
     columns = 2 * shape.lanes
-    found |= {"copy_panel": copier(most), "copy_sliver": copier(columns)}
-    return found | {"MOST": most, "COLUMNS": columns}
+    found |= {"copy_panel": copier(most), "copy_sliver": copier(columns), "copy_turned": turner(shape.lanes)}
+    return found | {"MOST": most, "COLUMNS": columns, "LANES": shape.lanes}
 
 
-def tile(dtype: str, lanes: int, rows: int, vectors: int, down: bool = False) -> Any:
+def tile(dtype: str, lanes: int, rows: int, vectors: int) -> Any:
     """Return a function for compiled code that computes a tile of a matrix product.
 
-    The function is `tile(a, at, row, count, b, q, ahead, out, place, line, gate, width, per, add)`. It sets, or adds to
-    where `add` is true, for each row i and column j of the slivers q, q + 1, ... of b:
+    The function is `tile(a, at, row, pace, count, b, q, ahead, out, place, line, gate, width, per, add)`. It sets, or
+    adds to where `add` is true, for each row i and column j of the slivers q, q + 1, ... of b:
 
-        out[place + g * gate + i * line + j] = sum over k of a[at + i * row + k] * b[sliver, k, column]
+        out[place + g * gate + i * line + j] = sum over k of a[at + i * row + k * pace] * b[sliver, k, column]
 
     A sliver has two vectors of columns, and `per` slivers make the `width` columns of a gate g; the last of them may be
     partly empty. All indices count numbers from the first one of an array. Rows from `count` on, and slivers after the
@@ -88,17 +88,15 @@ def tile(dtype: str, lanes: int, rows: int, vectors: int, down: bool = False) ->
     dtype : {"float32", "float64"}
     lanes, rows, vectors : int
         The tile has `rows` rows of `vectors` vectors of `lanes` numbers; `vectors` is even.
-    down : bool
-        The rows of a are side by side, and lie down in memory: a[at + k * rows + i].
     """
 
     @intrinsic
     def compute(  # type: ignore[no-untyped-def]
-        context, a, at, row, count, b, q, ahead, out, place, line, gate, width, per, add
+        context, a, at, row, pace, count, b, q, ahead, out, place, line, gate, width, per, add
     ):
         n = types.int64
-        signature = types.void(a, n, n, n, b, n, n, out, n, n, n, n, n, types.boolean)
-        return signature, functools.partial(_generate, _Tile(dtype, lanes, rows, vectors, down))
+        signature = types.void(a, n, n, n, n, b, n, n, out, n, n, n, n, n, types.boolean)
+        return signature, functools.partial(_generate, _Tile(dtype, lanes, rows, vectors))
 
     return compute
 
@@ -109,15 +107,11 @@ def copier(count: int) -> Any:
     @intrinsic
     def copy(context, a, at, out, place):  # type: ignore[no-untyped-def]
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            spots = []
-            for ty, array, index in zip(signature.args[::2], arguments[::2], arguments[1::2], strict=True):
-                data = context.make_array(ty)(context, builder, array).data
-                spots.append(builder.gep(data, [index]))
-            vector = ir.VectorType(spots[0].type.pointee, count)
-            size = spots[0].type.pointee.get_abi_alignment(context.target_data)
-            value = builder.load(builder.bitcast(spots[0], vector.as_pointer()))
+            (source, size), (target, _) = (_numbers(context, builder, signature, arguments, k) for k in (0, 2))
+            vector = ir.VectorType(source.type.pointee, count).as_pointer()
+            value = builder.load(builder.bitcast(builder.gep(source, [arguments[1]]), vector))
             value.align = size
-            builder.store(value, builder.bitcast(spots[1], vector.as_pointer())).align = size
+            builder.store(value, builder.bitcast(builder.gep(target, [arguments[3]]), vector)).align = size
             return context.get_dummy_value()
 
         return types.void(a, types.int64, out, types.int64), generate
@@ -125,26 +119,64 @@ def copier(count: int) -> Any:
     return copy
 
 
+def turner(count: int) -> Any:
+    """Return a function for compiled code that transposes `count` rows of as many numbers, a power of two.
+
+    The function is `turn(a, at, lead, out, place, line)`: out[place + k line + j] = a[at + j lead + k].
+    """
+
+    @intrinsic
+    def turn(context, a, at, lead, out, place, line):  # type: ignore[no-untyped-def]
+        n = types.int64
+        return types.void(a, n, n, out, n, n), functools.partial(_generate_turn, count)
+
+    return turn
+
+
+def _generate_turn(count: int, context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    """Write the instructions of `turner`: each round shuffles rows whose numbers differ in one bit together."""
+    _, at, lead, _, place, line = arguments
+    (source, size), (target, _) = (_numbers(context, builder, signature, arguments, k) for k in (0, 3))
+    vector = ir.VectorType(source.type.pointee, count)
+
+    def pointer(data: Any, start: Any, far: Any, k: int) -> Any:
+        index = builder.add(start, builder.mul(far, ir.Constant(ir.IntType(64), k)))
+        return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
+    rows = [builder.load(pointer(source, at, lead, k)) for k in range(count)]
+    for one in rows:
+        one.align = size
+    half, places = count // 2, ir.VectorType(ir.IntType(32), count)
+    halves = [[first + k // 2 + k % 2 * count for k in range(count)] for first in (0, half)]
+    for _ in range(count.bit_length() - 1):
+        pairs = zip(rows[:half], rows[half:], strict=True)
+        rows = [builder.shuffle_vector(x, y, ir.Constant(places, one)) for x, y in pairs for one in halves]
+    for k, one in enumerate(rows):
+        builder.store(one, pointer(target, place, line, k)).align = size
+    return context.get_dummy_value()
+
+
+def _numbers(context: Any, builder: Any, signature: Any, arguments: Any, k: int) -> tuple[Any, int]:
+    """Return the pointer to the numbers of the array that is argument k, and the bytes of a number."""
+    data = context.make_array(signature.args[k])(context, builder, arguments[k]).data
+    return data, data.type.pointee.get_abi_alignment(context.target_data)
+
+
 class _Tile(NamedTuple):
     dtype: str
     lanes: int
     rows: int
     vectors: int
-    down: bool
 
 
 def _generate(tile: _Tile, context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     """Write the instructions of `tile`."""
-    a, at, row, count, b, q, ahead, out, place, line, gate, width, per, add = arguments
+    a, at, row, pace, count, b, q, ahead, out, place, line, gate, width, per, add = arguments
     i64, i32 = ir.IntType(64), ir.IntType(32)
     real = ir.FloatType() if tile.dtype == "float32" else ir.DoubleType()
-    vector, lanes = ir.VectorType(real, tile.lanes), tile.lanes
-    size, sliver = real.get_abi_alignment(context.target_data), 2 * lanes
-    a, b_data, out = (
-        context.make_array(ty)(context, builder, array).data
-        for ty, array in ((signature.args[0], a), (signature.args[4], b), (signature.args[7], out))
-    )
-    slivers, K = cgutils.unpack_tuple(builder, context.make_array(signature.args[4])(context, builder, b).shape, 3)[:2]
+    vector, lanes, sliver = ir.VectorType(real, tile.lanes), tile.lanes, 2 * tile.lanes
+    (a, size), (b_data, _), (out, _) = (_numbers(context, builder, signature, arguments, k) for k in (0, 5, 8))
+    slivers, K = cgutils.unpack_tuple(builder, context.make_array(signature.args[5])(context, builder, b).shape, 3)[:2]
 
     def number(value: int) -> Any:
         return ir.Constant(i64, value)
@@ -158,11 +190,8 @@ def _generate(tile: _Tile, context: Any, builder: Any, signature: Any, arguments
     # Where rows of a and of the result begin, and slivers of b and of the result.
     last = builder.sub(count, number(1))
     chosen = [least(number(i), last) for i in range(tile.rows)]
-    starts = [number(i) for i in range(tile.rows)] if tile.down else [times(i, row) for i in chosen]
-    inputs = [builder.gep(a, [builder.add(at, start)]) for start in starts]
-    if not tile.down:  # else LLVM computes each address from the one before, which takes units from the arithmetic
-        inputs = [_opaque(builder, pointer) for pointer in inputs]
-    pace = number(tile.rows if tile.down else 1)
+    # Opaque, or LLVM computes each address from the one before, which takes units from the arithmetic.
+    inputs = [_opaque(builder, builder.gep(a, [builder.add(at, times(i, row))])) for i in chosen]
     lines = [builder.add(place, times(i, line)) for i in chosen]
     numbers = [least(builder.add(q, number(j)), builder.sub(slivers, number(1))) for j in range(tile.vectors // 2)]
     weights = [builder.gep(b_data, [times(times(j, K), number(sliver))]) for j in numbers]
@@ -233,7 +262,7 @@ def _generate(tile: _Tile, context: Any, builder: Any, signature: Any, arguments
         for cell in cells:
             ask(pointer(*cell), 1, 3)
     with cgutils.for_range(builder, K, intp=i64) as loop:
-        if tile.vectors == 2 and not tile.down:
+        if tile.vectors == 2:
             ask(builder.gep(weights[0], [builder.add(times(loop.index, number(lanes)), ahead)]), 0, 2)
         near = times(loop.index, number(sliver))
         values = []
@@ -267,16 +296,32 @@ def product_type(dtype: str) -> Any:
     """Return the types of the arguments of `products.product`."""
     real, n = getattr(types, dtype), types.int64
     row, packed = types.Array(real, 1, "C"), types.Array(real, 3, "C")
-    return types.void(row, n, n, n, packed, n, n, row, n, n, n, n, types.boolean)
+    return types.void(row, n, n, n, n, packed, n, n, row, n, n, n, n, types.boolean)
 
 
 @intrinsic
-def call_product(context, where, a, at, row, n, b, first, stop, out, place, line, gate, width, add):  # type: ignore[no-untyped-def]
+def call_product(context, where, a, at, row, pace, n, b, first, stop, out, place, line, gate, width, add):  # type: ignore[no-untyped-def]
     """Call `products.product` by its address.
 
-    If loops called it by its name, Numba would compile it again in each loop of each cell, a second each time.
+    If others called it by its name, Numba would compile it again in each of them, a second each time.
     """
-    signature = product_type(str(a.dtype))
+    return _call_by_address(product_type(str(a.dtype)))
+
+
+def step_type() -> Any:
+    """Return the types of the arguments of a step that takes addresses, `loops.call_step`."""
+    table, numbers = types.Array(types.int64, 2, "C"), types.Array(types.float64, 1, "C")
+    return types.void(*[types.int64] * 8, table, numbers)
+
+
+@intrinsic
+def call_step(context, where, zx, h, new_h, carry, new_carry, saved, first, last, table, numbers):  # type: ignore[no-untyped-def]
+    """Call the step of a cell by its address, so that the loops around it are compiled once for all cells."""
+    return _call_by_address(step_type())
+
+
+def _call_by_address(signature: Any) -> Any:
+    """Return what an intrinsic returns that calls the function at its first argument with all others."""
 
     def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
         kind = context.call_conv.get_function_type(signature.return_type, signature.args)

@@ -1,0 +1,108 @@
+"""Matrix products of NumPy arrays outside the time loops, by the tiles of `products.py`.
+
+BLAS multiplies the matrices of a batch one by one, each as if it were large. `arrays/matmul.py` and
+`arrays/threads.py` call `run`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from types import ModuleType
+
+import numpy as np
+
+from xlstm.arrays import matmul
+from xlstm.arrays.namespace import Array
+from xlstm.engines.numba import jit, weights
+
+DTYPES = {np.dtype("float32"): "float32", np.dtype("float64"): "float64"}
+SMALL = 1 << 16  # multiplications below which NumPy's call costs less
+NARROW = 8  # rows or columns below which a tile would be mostly empty
+
+
+def run(a: Array, b: Array, add: Array | None = None, shared: bool = False) -> Array | None:
+    """Return a @ b of matrices in the last two axes, or None where this is no work for compiled tiles.
+
+    Parameters
+    ----------
+    a, b : array
+        (..., M, K) and (..., K, N), float32 or float64, the axes before broadcast.
+    add : array, optional
+        (..., M, N), contiguous: the product is added to it, in its place.
+    shared : bool
+        Whether threads share a large product.
+    """
+    dtype = DTYPES.get(a.dtype)
+    if dtype is None or a.dtype != b.dtype or min(a.ndim, b.ndim) < 2 or not jit.enabled():
+        return None
+    plan = _plan(a.shape, a.strides, b.shape, b.strides, a.itemsize)
+    if plan is None:
+        return None
+    compiled, shape = jit.shared(dtype), (*plan.batch, plan.sizes[0], plan.sizes[2])
+    if add is None and len(shape) == 2 and (a.flags.c_contiguous or a.flags.f_contiguous):
+        return weights.products(compiled, [(a, b)])[0]
+    if add is not None and (add.shape != shape or not add.flags.c_contiguous or add.dtype != a.dtype):
+        return None
+    out = np.empty(shape, a.dtype) if add is None else add
+    calls = _calls(compiled, a, b, out, add is not None)
+    if calls is None:
+        return None
+    if shared:
+        weights.share(calls, out.size * plan.sizes[1])
+    else:
+        for n, call in calls:
+            call(0, n)
+    return out
+
+
+def _calls(compiled: ModuleType, a: Array, b: Array, out: Array, add: bool) -> list[weights.Call] | None:
+    """Return the calls that multiply a batch, or None where operands would have to be copied.
+
+    There are several calls where the matrices of an operand are not equally far apart.
+    """
+    plan = _plan(a.shape, a.strides, b.shape, b.strides, a.itemsize)
+    if plan is None:
+        return None
+    if None not in plan.operands:
+        call = functools.partial(_batch, compiled, plan, _address(a), _address(b), _address(out), add)
+        return [(math.prod(plan.batch), call)]
+    if not plan.batch:
+        return None
+    left, right = (np.broadcast_to(x, (*plan.batch, *x.shape[-2:])) for x in (a, b))
+    found = [_calls(compiled, left[k], right[k], out[k], add) for k in range(plan.batch[0])]
+    return None if None in found else [call for calls in found for call in calls or ()]
+
+
+def _batch(compiled: ModuleType, plan: matmul.Plan, a: int, b: int, out: int, add: bool, first: int, last: int) -> None:
+    """Multiply the matrices from `first` to `last` of a batch."""
+    left, right = plan.operands
+    assert left is not None
+    assert right is not None
+    row, pace = (1, left.lead) if left.columns else (left.lead, 1)
+    compiled.products_of_batch(
+        *(compiled.PRODUCT, first, last, *plan.sizes),
+        *(a, row, pace, left.step),
+        *(b, right.lead, right.columns, right.step),
+        *(out, add),
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    a: tuple[int, ...], a_strides: tuple[int, ...], b: tuple[int, ...], b_strides: tuple[int, ...], itemsize: int
+) -> matmul.Plan | None:
+    """Return how to multiply arrays of these shapes and strides (in bytes), or None where compiled tiles are not to."""
+    if any(s % itemsize for s in (*a_strides, *b_strides)):
+        return None
+    left, right = ([s // itemsize for s in strides] for strides in (a_strides, b_strides))
+    try:
+        found = matmul.plan(a, left, b, right)
+    except ValueError:  # NumPy says why
+        return None
+    M, K, N = found.sizes
+    return None if math.prod(found.batch) * M * K * N < SMALL or min(M, N) < NARROW else found
+
+
+def _address(a: Array) -> int:
+    return int(a.__array_interface__["data"][0])

@@ -1,0 +1,168 @@
+"""X, y and weights as scikit-learn and its users give them, made into sequences and targets."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.arrays.convert import to_numpy
+
+Host = np.ndarray[Any, Any]
+MANY = (
+    "Reshape your data either using array.reshape(-1, 1) if it has one feature or array.reshape(1, -1) if it is one row"
+)
+
+
+class Sequences(NamedTuple):
+    """Sequences (T_i, D) of float64, and how they were given.
+
+    Attributes
+    ----------
+    rows : list of array (T_i, D)
+    steps : int or None
+        The number of steps T, where X was a table (N, T) whose columns are steps.
+    names : list of str or None
+        The names of the columns of such a table.
+    """
+
+    rows: list[Host]
+    steps: int | None
+    names: list[str] | None
+
+    @property
+    def width(self) -> int:
+        """Width D."""
+        return int(self.rows[0].shape[1])
+
+
+def sequences(where: str, X: Any) -> Sequences:
+    """Return X as sequences.
+
+    Parameters
+    ----------
+    where : str
+        The caller, for errors.
+    X : array (N, T, D), list of N arrays (T_i, D) or (T_i,), or table or array (N, T) of sequences with D = 1
+
+    Returns
+    -------
+    Sequences
+
+    Raises
+    ------
+    TypeError, ValueError
+        X is none of these, or holds numbers that are missing or not finite.
+    """
+    if type(X).__module__.partition(".")[0] == "scipy" or hasattr(X, "toarray"):
+        raise TypeError(f"{where}: X is sparse, which is not supported; X.toarray() makes it dense")
+    if isinstance(X, list | tuple) and X and not np.isscalar(X[0]) and not _is_row(X):
+        rows = [_numbers(where, f"X[{k}]", row) for k, row in enumerate(X)]
+        rows = [row[:, None] if row.ndim == 1 else row for row in rows]
+        for k, row in enumerate(rows):
+            if row.ndim != 2 or row.shape[1] != rows[0].shape[-1] or 0 in row.shape:
+                raise ValueError(
+                    f"{where}: X[{k}] has shape {row.shape} and X[0] {rows[0].shape}, expected (T, D) with one D, "
+                    "and a step at least"
+                )
+            _finite(where, f"X[{k}]", row)
+        return Sequences(rows, None, None)
+    array = _numbers(where, "X", X)
+    if array.ndim < 2:
+        raise ValueError(f"{where}: X has shape {array.shape}, expected (N, T, D), (N, T) or a list of (T, D). {MANY}.")
+    if array.ndim > 3:
+        raise ValueError(f"{where}: X has shape {array.shape}, expected (N, T, D), (N, T) or a list of (T, D)")
+    if len(array) == 0:
+        raise ValueError(f"{where}: X has shape {array.shape}, found 0 sample(s) while a minimum of 1 is required.")
+    if 0 in array.shape:
+        raise ValueError(f"{where}: X: 0 feature(s) (shape={array.shape}) while a minimum of 1 is required.")
+    _finite(where, "X", array)
+    table = array.ndim == 2
+    return Sequences(list(array[:, :, None] if table else array), array.shape[1] if table else None, _names(X))
+
+
+def targets(where: str, y: Any, count: int, columns: bool = False) -> Host:
+    """Return y on the host, (N,), or (N, O) where `columns` are allowed; raises ValueError as `sequences` does."""
+    if y is None:
+        raise ValueError(f"{where}: requires y to be passed, but the target y is None")
+    array = np.asarray(to_numpy(y) if hasattr(y, "shape") and not hasattr(y, "to_numpy") else y)
+    if array.ndim == 2 and array.shape[1] == 1 and not columns:
+        words = "A column-vector y was passed when a 1d array was expected; it is taken as (N,)"
+        warnings.warn(words, _conversion_warning(), stacklevel=4)
+        array = array[:, 0]
+    if array.ndim != 1 and not (columns and array.ndim == 2):
+        raise ValueError(f"{where}: y has shape {array.shape}, expected (N,){' or (N, O)' * columns}")
+    if len(array) != count:
+        raise ValueError(
+            f"{where}: Found input variables with inconsistent numbers of samples: [{count}, {len(array)}]"
+        )
+    if array.dtype.kind == "c":
+        raise ValueError(f"{where}: y: Complex data not supported")
+    if array.dtype.kind == "f":
+        _finite(where, "y", array)
+    return array
+
+
+def weights(where: str, given: Any, count: int) -> Host | None:
+    """Return the weights of samples (N,), or None; raises ValueError unless they are numbers from 0 up."""
+    if given is None:
+        return None
+    found = _numbers(where, "sample_weight", given)
+    if found.ndim == 0:
+        found = np.full(count, float(found))
+    if found.shape != (count,):
+        raise ValueError(f"{where}: sample_weight has shape {found.shape}, expected (N,) = ({count},)")
+    _finite(where, "sample_weight", found)
+    if np.any(found < 0):
+        raise ValueError(f"{where}: sample_weight has a weight of {found.min():g}, expected 0 or more")
+    if not np.any(found):
+        raise ValueError(f"{where}: sample_weight is zero everywhere, expected a weight above zero")
+    return found
+
+
+def _is_row(X: Any) -> bool:
+    """Return whether a list is a table (N, T) or (N, T, D) written out, rather than a list of arrays."""
+    return not any(hasattr(row, "shape") for row in X) and len({len(row) for row in X if hasattr(row, "__len__")}) == 1
+
+
+def _numbers(where: str, name: str, given: Any) -> Host:
+    """Return float64 numbers on the host."""
+    try:
+        plain = isinstance(given, np.ndarray | list | tuple) or hasattr(given, "to_numpy")
+        array = np.asarray(given) if plain else np.asarray(to_numpy(given))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {name} is {checks.shown(given)}, expected real numbers") from error
+    if array.dtype.kind == "c":
+        raise ValueError(f"{where}: {name}: Complex data not supported")
+    if array.dtype.kind not in "fiub":
+        try:
+            array = array.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            problem = f"{name} has dtype {array.dtype}, expected real numbers ({error})"
+            raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{where}: {problem}") from error
+    return array.astype(np.float64, copy=False)
+
+
+def _finite(where: str, name: str, array: Host) -> None:
+    if not np.all(np.isfinite(array)):
+        problem = "NaN" if np.any(np.isnan(array)) else "infinity"
+        raise ValueError(f"{where}: {name} contains {problem}, expected finite numbers")
+
+
+def _names(X: Any) -> list[str] | None:
+    """Return the names of columns, where all of them are text."""
+    columns = getattr(X, "columns", None)
+    found = None if columns is None else [*columns]
+    return found if found and all(isinstance(name, str) for name in found) else None
+
+
+def _conversion_warning() -> type[Warning]:
+    """Return scikit-learn's warning of a y in a column, where scikit-learn is in use."""
+    if "sklearn" not in sys.modules:
+        return UserWarning
+    from sklearn.exceptions import DataConversionWarning
+
+    return DataConversionWarning  # type: ignore[no-any-return]

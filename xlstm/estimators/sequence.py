@@ -1,0 +1,423 @@
+"""The estimators of one target a sequence: a classifier and a regressor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any, Self
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.arrays.backend import Backend, backend_like, backend_of
+from xlstm.arrays.convert import like, to_numpy
+from xlstm.arrays.namespace import DType
+from xlstm.arrays.random import generator
+from xlstm.data import Sequences
+from xlstm.estimators import inputs
+from xlstm.estimators.base import Estimator
+from xlstm.models.network import sequence_model
+from xlstm.training import Callback, Interrupted, Terminated, losses, optimizers, train
+from xlstm.training import precision as precisions
+
+Host = np.ndarray[Any, Any]
+CHECKS: dict[str, checks.Kind] = {
+    **dict.fromkeys(("hidden_size", "batch_size"), checks.size),
+    **dict.fromkeys(("epochs", "patience"), checks.count),
+    **dict.fromkeys(("bidirectional", "standardize", "warm_start", "resume"), checks.flag),
+    **dict.fromkeys(("dropout", "averaging", "validation_fraction"), checks.rate),
+    **dict.fromkeys(("learning_rate", "clip"), checks.above_0),
+    "num_layers": checks.depth,
+    "weight_decay": checks.non_negative,
+    "seed": checks.seed_number,
+    "precision": checks.optional(checks.choice(precisions.NAMES)),
+}
+LEAST = 10  # sequences to validate with; with fewer the validation loss says little
+CHUNK = 256  # sequences predicted at once
+
+
+class SequenceEstimator(Estimator):
+    """The base of `SequenceClassifier` and `SequenceRegressor`."""
+
+    params_: Any
+    mean_: Host
+    std_: Host
+
+    def __init__(
+        self,
+        *,
+        cell: str = "lstm",
+        hidden_size: int = 64,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        options: dict[str, Any] | None = None,
+        standardize: bool = True,
+        epochs: int = 100,
+        batch_size: int = 32,
+        learning_rate: float = 3e-3,
+        weight_decay: float = 0.01,
+        clip: float = 1.0,
+        averaging: float = 0.9,
+        validation_fraction: float = 0.1,
+        patience: int = 15,
+        seed: int = 0,
+        precision: str | None = None,
+        backend: str | Backend | None = None,
+        dtype: DType = "float32",
+        warm_start: bool = False,
+        callbacks: Iterable[Callback] = (),
+        checkpoints: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+    ) -> None:
+        self.cell = cell
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bidirectional = bidirectional
+        self.dropout = dropout
+        self.options = options
+        self.standardize = standardize
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.clip = clip
+        self.averaging = averaging
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.seed = seed
+        self.precision = precision
+        self.backend = backend
+        self.dtype = dtype
+        self.warm_start = warm_start
+        self.callbacks = callbacks
+        self.checkpoints = checkpoints
+        self.resume = resume
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train on sequences.
+
+        Parameters
+        ----------
+        X : array (N, T, D), list of N arrays (T_i, D) or (T_i,), or table or array (N, T) of sequences with D = 1
+        y : array (N,)
+            The target of each sequence; of a regressor also (N, O).
+        sample_weight : array (N,), optional
+            How much each sequence counts.
+
+        Returns
+        -------
+        SequenceEstimator
+            Itself.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A parameter is out of range; X or y is of the wrong shape or kind, or not finite.
+        FloatingPointError
+            Training diverged.
+        Interrupted, Terminated
+            A signal ended training after a step; the estimator has what was best so far.
+        """
+        where = type(self).__name__
+        for name, kind in CHECKS.items():
+            kind(where, name, getattr(self, name))
+        given = inputs.sequences(where, X)
+        count = len(given.rows)
+        target = self._targets(inputs.targets(where, y, count, self._kind == "regressor"))
+        weights = inputs.weights(where, sample_weight, count)
+        mean, std = self._scale(given)
+        model = self._model(given.width)
+        home = self._backend(X)
+        mixed, context = precisions.named(self.precision, home)
+        start = None
+        if self.warm_start and self.__sklearn_is_fitted__():
+            start, mean, std = self.params_, self.mean_, self.std_
+            model.check(start)
+        order = generator(self.seed, stream=3, where=where).permutation(count)
+        held = int(self.validation_fraction * count)
+        held = held if held >= LEAST else 0
+        rows = [(row - mean) / std for row in given.rows]
+        fitted, judged = (self._batches(rows, target, weights, part) for part in (order[held:], order[:held]))
+        self.n_features_in_ = given.width if given.steps is None else given.steps
+        if given.names is not None:
+            self.feature_names_in_ = np.array(given.names, dtype=object)
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
+        self.table_, self.width_, self.mean_, self.std_ = given.steps is not None, given.width, mean, std
+        with context:
+            try:
+                trained = train(
+                    model,
+                    model.init(self.seed, home) if start is None else start,
+                    fitted,
+                    optimizers.adamw(self.learning_rate, weight_decay=self.weight_decay),
+                    epochs=self.epochs,
+                    validation=judged if held else None,
+                    loss=self._loss,
+                    seed=self.seed,
+                    precision=mixed,
+                    patience=self.patience if held else None,
+                    clip=self.clip,
+                    averaging=self.averaging,
+                    callbacks=self.callbacks,
+                    checkpoints=self.checkpoints,
+                    resume=self.resume,
+                )
+            except (Interrupted, Terminated) as error:
+                self._take(model, error.trained)
+                raise
+        self._take(model, trained)
+        return self
+
+    def _take(self, model: Any, trained: Any) -> None:
+        self.model_, self.params_, self.trained_ = model, trained.params, trained
+        self.n_iter_ = max(1, len(trained.validations) or trained.best_epoch)
+
+    def _outputs(self, X: Any) -> Any:
+        """Return what the model gives for each sequence, (N, O), on its device."""
+        self._check_fitted()
+        where = type(self).__name__
+        given = inputs.sequences(where, X)
+        self._check_features(where, given)
+        home = backend_like(next(iter(self.params_.values())))
+        found = []
+        for start in range(0, len(given.rows), CHUNK):
+            rows = given.rows[start : start + CHUNK]
+            batch = np.zeros((max(map(len, rows)), len(rows), given.width))
+            for k, row in enumerate(rows):
+                batch[: len(row), k] = (row - self.mean_) / self.std_
+            lengths = None if self.table_ else np.array([len(row) for row in rows])
+            found.append(self.model_(self.params_, home.asarray(batch), lengths=lengths)[0])
+        return home.xp.concat(found)
+
+    def _check_features(self, where: str, given: inputs.Sequences) -> None:
+        count = given.width if given.steps is None else given.steps
+        if (given.steps is not None) != self.table_ or count != self.n_features_in_:
+            raise ValueError(
+                f"{where}: X has {count} features, but {where} is expecting {self.n_features_in_} features as input"
+            )
+        names = getattr(self, "feature_names_in_", None)
+        if names is not None and given.names is not None and list(names) != given.names:
+            raise ValueError(
+                f"{where}: The feature names should match those that were passed during fit: they are "
+                f"{checks.shown(given.names)}, expected {checks.shown(list(names))}"
+            )
+
+    def _backend(self, X: Any) -> Backend:
+        """Return the backend that is asked for, or that of X where it is an array of a library other than NumPy."""
+        here = isinstance(X, np.ndarray | list | tuple) or hasattr(X, "columns") or not hasattr(X, "dtype")
+        if self.backend is not None or here:
+            return backend_of(self.backend, self.dtype)
+        return backend_of(backend_like(X), self.dtype)
+
+    def _scale(self, given: inputs.Sequences) -> tuple[Host, Host]:
+        """Return mean and deviation over all steps, (D,), or in a table by its columns, (T, 1)."""
+        if not self.standardize:
+            return np.zeros(1), np.ones(1)
+        steps = np.stack(given.rows) if given.steps is not None else np.concatenate(given.rows)
+        mean, std = steps.mean(axis=0), steps.std(axis=0)
+        return mean, np.where(std > 1e-12 * np.abs(mean), std, 1.0)
+
+    def _batches(self, rows: list[Host], target: Host, weights: Host | None, part: Host) -> Any:
+        if len(part) == 0:
+            return None
+        mask = None if weights is None else weights[part]
+        return Sequences([rows[k] for k in part], target[part], mask, batch_size=self.batch_size)
+
+    def _model(self, width: int) -> Any:
+        sizes = {name: getattr(self, name) for name in ("hidden_size", "num_layers", "bidirectional", "dropout")}
+        options = {} if self.options is None else dict(self.options)
+        return sequence_model(type(self).__name__, self.cell, width, self._width(), last=True, **sizes, **options)
+
+    def _targets(self, y: Host) -> Host:
+        """Note what is to be known of y, and return it as the loss takes it."""
+        raise NotImplementedError
+
+    def _width(self) -> int:
+        """Return the width of the model's output."""
+        raise NotImplementedError
+
+    def _loss(self, y: Any, target: Any, mask: Any) -> tuple[Any, Any]:
+        raise NotImplementedError
+
+
+class SequenceClassifier(SequenceEstimator):
+    """Classify sequences, which may differ in length, with a recurrent network.
+
+    The network reads a sequence and predicts once, from its state at the end (Elman 1990; Hochreiter & Schmidhuber
+    1997). It follows scikit-learn's conventions and needs no scikit-learn. Part of the sequences is held out to decide
+    when to stop.
+
+    Parameters
+    ----------
+    cell : {"lstm", "gru", "rnn", "slstm", "mlstm", "xlstm"}, or the name of a registered cell
+    hidden_size, num_layers : int
+    bidirectional : bool
+        Read the sequence in both directions; not for "mlstm" and "xlstm".
+    dropout : float
+        Rate of dropout between layers.
+    options : dict, optional
+        Further options of the layer, such as `{"layer_norm": True}`.
+    standardize : bool
+        Subtract the mean of each feature and divide by its deviation.
+    epochs : int
+        Most passes over the sequences.
+    batch_size : int
+    learning_rate, weight_decay : float
+        Options of AdamW.
+    clip : float
+        Limit of the global norm of the gradient.
+    averaging : float
+        Decay of the moving average of the weights that is judged and kept.
+    validation_fraction : float
+        Share of the sequences that is held out to decide when to stop; none where that would be fewer than ten.
+    patience : int
+        Epochs without a better validation loss before training stops.
+    seed : int
+        Decides the initial weights, the part that is held out, the order of the batches, and the masks of dropout.
+    precision : {"float16", "bfloat16", "tf32"}, optional
+        Arithmetic of training, on a GPU.
+    backend : str or Backend, optional
+        As for `xlstm.backend`. By default that of X where it is an array of CuPy or PyTorch, and else "auto".
+    dtype : {"float32", "float64"}
+    warm_start : bool
+        Let `fit` go on from the weights and the scaling that it found before.
+    callbacks : list of Callback
+        Callbacks of `training.train`.
+    checkpoints : path, optional
+        The folder for checkpoints and the history.
+    resume : bool
+        Go on from the newest checkpoint there.
+
+    Attributes
+    ----------
+    classes_ : array (C,)
+        The labels.
+    params_ : dict of str to array
+        The weights.
+    model_ : SequenceModel
+    trained_ : Trained
+        How training went.
+    n_features_in_ : int
+        Width D of sequences, or the number of columns of a table.
+    feature_names_in_ : array of str
+        The names of the columns, where X was a table that has them.
+    n_iter_ : int
+        Epochs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlstm.estimators import SequenceClassifier
+    >>> rng = np.random.default_rng(0)
+    >>> X = [rng.normal(size=(rng.integers(3, 9), 2)) for _ in range(60)]
+    >>> y = ["up" if x.mean() > 0 else "down" for x in X]
+    >>> classifier = SequenceClassifier(hidden_size=8, epochs=20, backend="numpy").fit(X, y)
+    >>> classifier.predict(X[:2]).shape
+    (2,)
+    """
+
+    _kind = "classifier"
+    classes_: Host
+
+    def predict(self, X: Any) -> Host:
+        """Return the most probable label of each sequence, (N,); X as for `fit`."""
+        logits = to_numpy(self._outputs(X))
+        found: Host = self.classes_[np.argmax(logits, axis=1)]
+        return found
+
+    def predict_proba(self, X: Any) -> Any:
+        """Return the probability of each class, (N, C), in the library of X; X as for `fit`."""
+        logits = to_numpy(self._outputs(X)).astype(np.float64)
+        logits -= logits.max(axis=1, keepdims=True)
+        found = np.exp(logits)
+        return _as(found / found.sum(axis=1, keepdims=True), X)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the share of sequences whose label is predicted, the accuracy."""
+        found = self.predict(X)
+        hits = found == inputs.targets(type(self).__name__, y, len(found))
+        return float(np.average(hits, weights=sample_weight))
+
+    def _targets(self, y: Host) -> Host:
+        where = type(self).__name__
+        if y.dtype.kind == "f" and np.any(y != np.round(y)):
+            raise ValueError(f"{where}: Unknown label type: continuous. y holds fractions, expected labels of classes")
+        classes, found = np.unique(y, return_inverse=True)
+        if len(classes) < 2:
+            raise ValueError(f"{where}: y holds one class, {checks.shown(classes[0])}, expected two or more")
+        if self.warm_start and self.__sklearn_is_fitted__() and not np.array_equal(classes, self.classes_):
+            known = checks.shown(list(self.classes_))
+            raise ValueError(
+                f"{where}: y holds the classes {checks.shown(list(classes))}, expected those of before, {known}"
+            )
+        self.classes_ = classes
+        return found.reshape(-1)
+
+    def _width(self) -> int:
+        return len(self.classes_)
+
+    def _loss(self, y: Any, target: Any, mask: Any) -> tuple[Any, Any]:
+        return losses.cross_entropy(y, target, mask)
+
+
+class SequenceRegressor(SequenceEstimator):
+    """Predict numbers from sequences, which may differ in length, with a recurrent network.
+
+    Parameters and attributes are those of `SequenceClassifier`, but for `classes_`. Targets are scaled to deviation 1
+    for training.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlstm.estimators import SequenceRegressor
+    >>> X = np.random.default_rng(0).normal(size=(60, 8, 1))
+    >>> regressor = SequenceRegressor(hidden_size=8, epochs=20, backend="numpy").fit(X, X.sum(axis=(1, 2)))
+    >>> regressor.predict(X[:2]).shape
+    (2,)
+    """
+
+    _kind = "regressor"
+
+    def predict(self, X: Any) -> Any:
+        """Return predictions (N,), or (N, O) where y had columns, in the library of X; X as for `fit`."""
+        outputs = to_numpy(self._outputs(X)).astype(np.float64)
+        found = outputs * self.target_std_ + self.target_mean_
+        return _as(found[:, 0] if self.one_target_ else found, X)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the coefficient of determination R^2, the mean over targets."""
+        found = np.asarray(to_numpy(self.predict(X)))
+        truth = inputs.targets(type(self).__name__, y, len(found), True).astype(np.float64).reshape(found.shape)
+        mean = np.average(truth, axis=0, weights=sample_weight)
+        squares = [np.average((truth - other) ** 2, axis=0, weights=sample_weight) for other in (found, mean)]
+        return float(np.mean(1 - squares[0] / np.where(squares[1] > 0, squares[1], 1.0)))
+
+    def _targets(self, y: Host) -> Host:
+        if y.dtype.kind not in "fiub":
+            try:
+                y = y.astype(np.float64)
+            except (TypeError, ValueError) as error:
+                where = type(self).__name__
+                raise ValueError(f"{where}: y has dtype {y.dtype}, expected real numbers ({error})") from error
+        self.one_target_ = y.ndim == 1
+        found = y.reshape(len(y), -1).astype(np.float64)
+        if not (self.warm_start and self.__sklearn_is_fitted__()):
+            std = found.std(axis=0)
+            self.target_mean_, self.target_std_ = found.mean(axis=0), np.where(std > 0, std, 1.0)
+        scaled: Host = (found - self.target_mean_) / self.target_std_
+        return scaled
+
+    def _width(self) -> int:
+        return len(self.target_mean_)
+
+    def _loss(self, y: Any, target: Any, mask: Any) -> tuple[Any, Any]:
+        return losses.mse(y, target, mask)
+
+
+def _as(found: Host, X: Any) -> Any:
+    """Return numbers in the library of X, where it is an array of one other than NumPy."""
+    if isinstance(X, np.ndarray | list | tuple) or hasattr(X, "columns") or not hasattr(X, "dtype"):
+        return found
+    return like(found, X)
