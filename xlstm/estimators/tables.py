@@ -94,8 +94,8 @@ class Given(NamedTuple):
                 columns[f"{name}{suffix}"] = rows[:, c, k]
         dates = [calendars.after(one.calendar, steps) for one in read if one.calendar is not None]
         index = np.concatenate(dates) if dates else None
-        if index is not None and str(np.datetime_data(index.dtype)[0]) not in ("s", "ms", "us", "ns"):
-            index = index.astype("datetime64[s]")  # tables have no coarser ones
+        if index is not None and str(np.datetime_data(index.dtype)[0]) not in ("us", "ns"):
+            index = index.astype("datetime64[us]")  # not every library has coarser ones
         if index is None and frames.table_of("Forecaster", self.table).index is not None:
             raise ValueError("Forecaster: rows of the table have labels that are no dates, expected dates or none")
         return frames.table_like(self.table, columns, index)
