@@ -170,14 +170,23 @@ def _errors(forecasts: Values, truth: Values, base: Values) -> Errors:
 
 
 def _probabilistic(quantiles: Values, truth: Values, levels: Sequence[float]) -> tuple[Values, Values]:
-    """Return the CRPS (H, C), twice the mean pinball loss over quantiles (Gneiting & Ranjan 2011), and the coverage."""
+    """Return the CRPS and the coverage of the widest interval, (H, C) each; NaN without quantiles.
+
+    The CRPS is twice the integral of the pinball loss over all quantiles (Gneiting & Ranjan 2011), here by the
+    trapezoidal rule; the loss of the quantiles 0 and 1 is 0.
+    """
+    crps, coverage = np.full(truth.shape[1:], np.nan), np.full(truth.shape[1:], np.nan)
     if not levels:
-        return np.full(truth.shape[1:], np.nan), np.full(truth.shape[1:], np.nan)
-    there = ~np.isnan(truth)
-    crps = np.full(truth.shape[1:], np.nan)
-    for at in np.ndindex(crps.shape):
-        some = (there[(slice(None), *at)], *at)
-        if np.any(some[0]):
-            crps[at] = 2 / len(levels) * float(pinball(quantiles[some], truth[some], None, levels)[0])
+        return crps, coverage
+    ends = np.array([0.0, *levels, 1.0])
+    weights = (ends[2:] - ends[:-2]) / 2
+    for h, c in np.ndindex(crps.shape):
+        there = ~np.isnan(truth[:, h, c])
+        if np.any(there):
+            found, values = quantiles[there, h, c], truth[there, h, c]
+            crps[h, c] = sum(
+                2 * weight * float(pinball(found[:, k : k + 1], values, None, (level,))[0])
+                for k, (level, weight) in enumerate(zip(levels, weights, strict=True))
+            )
     inside = (truth >= quantiles[..., 0]) & (truth <= quantiles[..., -1])
-    return crps, mean(np.where(there, inside, np.nan))
+    return crps, mean(np.where(np.isnan(truth), np.nan, inside))

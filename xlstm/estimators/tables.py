@@ -150,6 +150,6 @@ def _columns(columns: Columns, names: Sequence[str]) -> Values:
     for name in names:
         if name not in columns.names:
             raise ValueError(
-                f"Forecaster: column {checks.shown(name)} is not in the table, {checks.few(columns.names)}"
+                f"Forecaster: column {checks.shown(name)} is not in the table, which has {checks.few(columns.names)}"
             )
     return columns.values[:, [columns.names.index(name) for name in names]]
