@@ -10,7 +10,7 @@ import pytest
 
 from xlstm.data.preparation import carry_forward
 from xlstm.data.series import bundled, read_csv
-from xlstm.estimators import Forecaster, NotFittedError, Settings, baselines, calendars, highway, intervals, seasons
+from xlstm.estimators import Forecaster, NotFittedError, Settings, baselines, calendars, intervals, seasons
 from xlstm.training import Interrupted, losses
 
 QUICK = {
@@ -177,7 +177,7 @@ def test_the_highway_is_ridge_regression(rng):
     for h in range(2):
         there = at + h < 120
         target = (values[np.minimum(at + h, 199)] - values[at - 1])[there] / unit
-        weights = np.full(5, highway.LIGHT)
+        weights = np.full(5, line.light)
         weights[:4] = line.ridge * np.mean(lags**2)
         rows = np.diag(np.sqrt(there.sum() * weights))
         expected, *_ = np.linalg.lstsq(np.concatenate((design[there], rows)), np.concatenate((target, np.zeros(5))))

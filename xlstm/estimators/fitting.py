@@ -66,7 +66,8 @@ def refitted(made: Prepared, backend: Backend, start: Params | None, epochs: int
     origins = [np.arange(s.window, stop) for stop in stops]
     if s.highway != 0:
         units = made.scaling.of(tracks, s.window)
-        (line,) = highway.fit(tracks, made.scaling, units, origins, stops, s.horizon, line.order, (line.ridge,))
+        penalties = [(line.ridge, line.light)]
+        (line,) = highway.fit(tracks, made.scaling, units, origins, stops, s.horizon, line.order, penalties)
     data, spread = predictor.examples(tracks, made.scaling, line, s, origins, stops)
     trained = train(made, backend, data, start, epochs=max(1, epochs), progress=progress)
     return Predictor(s, backend, made.scaling, line, spread, made.model, trained.params)

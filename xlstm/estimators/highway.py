@@ -6,6 +6,7 @@ well. Here its weights come from ridge regression (Hoerl & Kennard 1970), and th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,8 @@ from xlstm.estimators.scaling import FAR, Origins, Scaling, standard
 from xlstm.estimators.tracks import Track
 
 RIDGES = (0.01, 0.1, 1.0)  # penalties that are tried, in units of the mean square of a lag
-LIGHT = 1e-3  # penalty of what is no lag
+LIGHTS = (0.001, 0.01, 0.1)  # the same for what is no lag, in units of one
+PENALTIES = tuple(itertools.product(RIDGES, LIGHTS))
 MOST = 20_000  # rows that are enough for least squares
 
 Host = np.ndarray[Any, Any]
@@ -33,13 +35,14 @@ class Highway:
         Values that it looks back to; it sees by how much the others differ from the last one.
     coefficients : array (C, H, K)
         Of `order` - 1 differences, a constant, static numbers, and covariates known for the step that is predicted.
-    ridge : float
-        The penalty of the differences.
+    ridge, light : float
+        The penalty of the differences, and that of the others.
     """
 
     order: int
     coefficients: Host
     ridge: float = 0.0
+    light: float = 0.0
 
     def apply(self, track: Track, scaling: Scaling, units: Values, origins: Origins) -> Values:
         """Return by how much the targets after each origin differ from the last value, (M, H, C), in `units`."""
@@ -67,7 +70,7 @@ def fit(
     stops: Sequence[int],
     horizon: int,
     order: int,
-    ridges: Sequence[float],
+    penalties: Sequence[tuple[float, float]],
 ) -> list[Highway]:
     """Return a highway for each penalty, fitted to the values before the rows `stops`.
 
@@ -88,18 +91,18 @@ def fit(
             change.append(changes(track, at, horizon, stop, unit)[:, :, c])
         x, y = np.concatenate(design), np.concatenate(change)
         K = x.shape[1] + F
-        penalty = np.full(K, LIGHT)
+        penalty = np.empty(K)
         lags = max(float(np.mean(x[:, : order - 1] ** 2)), 1e-12) if order > 1 else 0.0
-        weights = np.zeros((len(ridges), horizon, K))
+        weights = np.zeros((len(penalties), horizon, K))
         for h in range(horizon):
             there = ~np.isnan(y[:, h])
             A, b = np.concatenate((x[there], ahead[there, h]), axis=1), y[there, h]
             gram, right = A.T @ A, A.T @ b
-            for k, ridge in enumerate(ridges):
-                penalty[: order - 1] = ridge * lags
+            for k, (ridge, light) in enumerate(penalties):
+                penalty[: order - 1], penalty[order - 1 :] = ridge * lags, light
                 weights[k, h] = np.linalg.solve(gram + np.diag(max(1, len(A)) * penalty), right)
         found.append(weights)
-    return [Highway(order, np.stack([weights[k] for weights in found]), ridge) for k, ridge in enumerate(ridges)]
+    return [Highway(order, np.stack([weights[k] for weights in found]), *penalties[k]) for k in range(len(penalties))]
 
 
 def error(

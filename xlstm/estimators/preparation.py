@@ -94,7 +94,7 @@ def lined(tracks: list[Track], settings: Settings, dtype: str) -> Lined:
         lines = [
             line
             for order in orders
-            for line in highway.fit(tracks, scaling, units, origins, stops, s.horizon, order, highway.RIDGES)
+            for line in highway.fit(tracks, scaling, units, origins, stops, s.horizon, order, highway.PENALTIES)
         ]
     errors = [highway.error(line, tracks, scaling, units, parts) for line in lines]
     best = int(np.argmin(errors))

@@ -47,7 +47,7 @@ def save(path: AnyPath, judge: Predictor, whole: Predictor, adjustment: Values, 
     for prefix, one in networks.items():
         arrays |= {f"{prefix}{name}": array for name, array in one.params.items()}
         arrays |= {f"{prefix}highway": one.line.coefficients, f"{prefix}spread": one.spread}
-        lines[prefix] = {"order": one.line.order, "ridge": one.line.ridge}
+        lines[prefix] = {"order": one.line.order, "ridge": one.line.ridge, "light": one.line.light}
     checkpoint.save(path, arrays, KIND, {**about, "scaling": asdict(judge.scaling), "highways": lines})
 
 
@@ -114,7 +114,7 @@ def _part(
     spread = _taken(arrays, f"{prefix}spread", {"H": H, "C": C})
     names = [name for name in arrays if name.startswith(prefix)]
     params = {name.removeprefix(prefix): arrays.pop(name) for name in names}
-    return Highway(line.order, coefficients, line.ridge), spread, params
+    return Highway(line.order, coefficients, line.ridge, line.light), spread, params
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,10 @@ class _Line:
 
     order: int
     ridge: float
+    light: float
 
     def __post_init__(self) -> None:
-        kinds = {"order": checks.size, "ridge": checks.non_negative}
+        kinds = {"order": checks.size, "ridge": checks.non_negative, "light": checks.non_negative}
         for name, kind in kinds.items():
             object.__setattr__(self, name, kind("highways", name, getattr(self, name)))
 
