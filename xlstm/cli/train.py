@@ -152,10 +152,10 @@ def _summary(trained: training.Trained, seconds: float) -> str:
 
 
 def _table(score: Score, step: str, cell: str) -> Table:
-    """Return the RMSE on the test part by method, a row for each of some steps ahead."""
+    """Return a row for each of some steps ahead: the RMSE on the test part by method, and the share in the interval."""
     table = Table(title=f"test RMSE on the last 20 %, {score.points} forecasts", title_justify="left")
     table.add_column("", no_wrap=True)
-    interval = f"in the {100 * score.interval:.0f} % interval"
+    interval = f"{100 * score.interval:.0f} % interval"
     for name in (CELLS.get(cell, cell), "persistence", f"autoregression of {score.order}", interval):
         table.add_column(name, justify="right")
     horizon = len(score.model)
