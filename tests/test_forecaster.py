@@ -195,6 +195,16 @@ def test_without_a_highway_and_without_quantiles():
         forecaster.predict_quantiles(values)
 
 
+def test_nothing_is_forecast_below_the_least():
+    values = np.maximum(driven()[0] - 10, 0)
+    found = [Forecaster(**QUICK, least=least).fit(values) for least in (None, 0.0)]
+    free, limited = (one.score(values).quantiles for one in found)
+    assert np.min(free) < 0
+    assert np.min(limited) == np.min(found[1].predict_quantiles(values)) == 0.0
+    np.testing.assert_array_equal(limited, np.maximum(free, 0.0))
+    assert np.min(found[1].predict(values, 30)) >= 0
+
+
 def test_seasons():
     rng = np.random.default_rng(0)
     co2 = carry_forward(read_csv(bundled("co2")).values)

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from xlstm import training
 from xlstm.arrays.backend import backend_of
-from xlstm.cli.console import BackendOption, ColumnOption, Report, accounted, err, out, printable
+from xlstm.cli.console import BackendOption, ColumnOption, Report, accounted, err, out, printable, tell
 from xlstm.data import writing
 from xlstm.data.dates import Dates
 from xlstm.data.series import Series, bundled, read_csv
@@ -64,15 +64,23 @@ def train(
     """
     series = read_csv(csv or bundled("sunspots"), column)
     horizon = max(1, min(HORIZON, len(series.values) // SHORT)) if horizon is None else horizon
+    least = 0.0 if np.nanmin(series.values) >= 0 else None  # what never was below 0 will not be
     settings = Settings(
-        window, horizon, hidden_size, epochs, learning_rate=learning_rate, seed=seed, precision=precision, cell=cell
+        window,
+        horizon,
+        hidden_size,
+        epochs,
+        learning_rate=learning_rate,
+        seed=seed,
+        precision=precision,
+        cell=cell,
+        least=least,
     )
     home = backend_of(backend, dtype)
     forecaster = Forecaster(settings, home, name=series.name)
     with _dated(series):
-        forecaster.examples(
-            series.values, dates=_dates(series)
-        )  # whether it can be trained on, before anything is made or printed
+        # Whether it can be trained on comes out before anything is made or printed.
+        forecaster.examples(series.values, dates=_dates(series))
     files = [output / MODEL] + [output / PICTURE] * plots.available()
     output.mkdir(parents=True, exist_ok=True)
     for file in files:
@@ -86,8 +94,10 @@ def train(
         with _bar() as show:
             try:
                 forecaster.fit(series.values, show, dates=_dates(series))
-            except (training.Interrupted, training.Terminated):
+            except (training.Interrupted, training.Terminated) as stopped:
                 forecaster.save(files[0])  # the best so far
+                if isinstance(stopped, training.Terminated):
+                    tell(f"terminated; {files[0]} is saved")
                 raise
             forecaster.save(files[0])  # before anything else can go wrong
         report.print(f"trained: {_summary(forecaster.trained_, time.perf_counter() - start)}")

@@ -50,7 +50,7 @@ class Forecaster(Estimator):
     name : str
         A name for the series, kept in the model file.
     window, horizon, hidden_size, epochs, patience, learning_rate, weight_decay, batch_size, clip, averaging, seed, \
-precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway, season, calendar, refit
+precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway, season, calendar, least, refit
         As for `Settings`.
     targets, past, future, static : list of str, optional
         In tables, names of columns: those to predict, by default all others; covariates that are known up to the last
@@ -126,6 +126,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         highway: int | str = Settings.highway,
         season: int | str = Settings.season,
         calendar: bool | str = Settings.calendar,
+        least: float | None = Settings.least,
         refit: bool = Settings.refit,
         targets: str | Sequence[str] | None = None,
         past: str | Sequence[str] | None = None,
@@ -149,7 +150,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         self.batch_size, self.clip, self.averaging, self.seed = batch_size, clip, averaging, seed
         self.precision, self.cell, self.num_layers, self.bidirectional = precision, cell, num_layers, bidirectional
         self.dropout, self.quantiles, self.scaling, self.highway = dropout, quantiles, scaling, highway
-        self.season, self.calendar, self.refit = season, calendar, refit
+        self.season, self.calendar, self.least, self.refit = season, calendar, least, refit
         self.targets, self.past, self.future, self.static = targets, past, future, static
         self.series_id = series_id
         self.checkpoints, self.resume, self.callbacks, self.warm_start = checkpoints, resume, callbacks, warm_start
@@ -522,7 +523,8 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
     def _next(self, found: Sequence[Track], k: int) -> tuple[Values, Values]:
         """Return the mean (H, C) and calibrated quantiles (H, C, Q) after the end of a series."""
         mean, quantiles, scale = self._whole.forecast(found, k, np.array([len(found[k].values)]))
-        return mean[0], intervals.widen(quantiles, scale, self._adjustment, self._whole.settings.quantiles)[0]
+        quantiles = intervals.widen(quantiles, scale, self._adjustment, self._whole.settings.quantiles)
+        return mean[0], self._whole.limited(quantiles)[0]
 
     def _ahead(self, found: Sequence[Track], k: int, steps: int) -> Values:
         """Return forecasts (steps, C) after a series, fed back beyond the horizon."""

@@ -6,6 +6,7 @@ well. Here its weights come from ridge regression (Hoerl & Kennard 1970), and th
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from xlstm.arrays import blas
 from xlstm.data.host import Values
 from xlstm.estimators.scaling import FAR, Origins, Scaling, standard
 from xlstm.estimators.tracks import Track
@@ -80,29 +82,32 @@ def fit(
     chosen = whole if sum(map(len, whole)) >= 2 * order else list(origins)
     every = -(-sum(map(len, chosen)) // MOST)
     chosen = [o[::every] for o in chosen]
-    C, F = len(units[0]), len(scaling.future[0])
     ahead = np.concatenate([_ahead(t, scaling, o, horizon) for t, o in zip(tracks, chosen, strict=True)])
     found: list[Host] = []
-    for c in range(C):
-        parts = zip(tracks, units, chosen, stops, strict=True)
+    for c in range(len(units[0])):
         design, change = [], []
-        for track, unit, at, stop in parts:
+        for track, unit, at, stop in zip(tracks, units, chosen, stops, strict=True):
             design.append(_design(track, scaling, unit, at, order, c))
             change.append(changes(track, at, horizon, stop, unit)[:, :, c])
         x, y = np.concatenate(design), np.concatenate(change)
-        K = x.shape[1] + F
-        penalty = np.empty(K)
-        lags = max(float(np.mean(x[:, : order - 1] ** 2)), 1e-12) if order > 1 else 0.0
-        weights = np.zeros((len(penalties), horizon, K))
-        for h in range(horizon):
-            there = ~np.isnan(y[:, h])
-            A, b = np.concatenate((x[there], ahead[there, h]), axis=1), y[there, h]
-            gram, right = A.T @ A, A.T @ b
-            for k, (ridge, light) in enumerate(penalties):
-                penalty[: order - 1], penalty[order - 1 :] = ridge * lags, light
-                weights[k, h] = np.linalg.solve(gram + np.diag(max(1, len(A)) * penalty), right)
-        found.append(weights)
+        # The systems are small: threads of BLAS would mostly wait for each other, long where the cores have other work.
+        found.append(blas.limited(1, functools.partial(_solved, x, ahead, y, order, penalties)))
     return [Highway(order, np.stack([weights[k] for weights in found]), *penalties[k]) for k in range(len(penalties))]
+
+
+def _solved(x: Values, ahead: Values, y: Values, order: int, penalties: Sequence[tuple[float, float]]) -> Host:
+    """Return coefficients (penalties, H, K) of ridge regressions of y (M, H) on x (M, K - F) and ahead (M, H, F)."""
+    H, K = y.shape[1], x.shape[1] + ahead.shape[2]
+    lags = max(float(np.mean(x[:, : order - 1] ** 2)), 1e-12) if order > 1 else 0.0
+    weights, penalty = np.zeros((len(penalties), H, K)), np.empty(K)
+    for h in range(H):
+        there = ~np.isnan(y[:, h])
+        A, b = np.concatenate((x[there], ahead[there, h]), axis=1), y[there, h]
+        gram, right = A.T @ A, A.T @ b
+        for k, (ridge, light) in enumerate(penalties):
+            penalty[: order - 1], penalty[order - 1 :] = ridge * lags, light
+            weights[k, h] = np.linalg.solve(gram + np.diag(max(1, len(A)) * penalty), right)
+    return weights
 
 
 def error(

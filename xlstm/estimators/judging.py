@@ -58,7 +58,7 @@ def tested(judge: Predictor, tracks: Sequence[Track], k: int) -> Judged:
     test = slice(found.test, None)
     by = intervals.rolling(found.outside, found.test, levels)
     quantiles = intervals.widen(found.quantiles[test], found.scale[test], by, levels)
-    return Judged(found.origins[test], found.mean[test], quantiles, found.truth[test])
+    return Judged(found.origins[test], found.mean[test], judge.limited(quantiles), found.truth[test])
 
 
 def last(found: Judged, folds: int, horizon: int) -> Judged:

@@ -74,7 +74,11 @@ class Predictor:
         found = base[..., None] + found * (self.spread * scale[:, None])[..., None]
         if not np.all(np.isfinite(found)):
             raise FloatingPointError("Forecaster: the forecast is not finite; the series or the weights are too large")
-        return found[..., 0], np.sort(found[..., 1:], axis=-1), scale
+        return self.limited(found[..., 0]), np.sort(found[..., 1:], axis=-1), scale
+
+    def limited(self, found: Values) -> Values:
+        """Return forecasts that are not below the least value that there can be."""
+        return found if self.settings.least is None else np.maximum(found, self.settings.least)
 
 
 def examples(

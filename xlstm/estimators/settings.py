@@ -43,6 +43,7 @@ CHECKS: dict[str, checks.Kind] = {
     "calendar": _flag_or_auto,
     "seed": checks.seed_number,
     "precision": checks.optional(checks.choice(precisions.NAMES)),
+    "least": checks.optional(checks.finite),
     "cell": checks.text,
     "num_layers": checks.depth,
     "dropout": checks.rate,
@@ -95,6 +96,8 @@ class Settings:
         training part.
     calendar : bool or "auto"
         Look at the time of the year, the week and the day, where there are dates. With "auto" validation decides.
+    least : float, optional
+        Forecasts and intervals do not go below it, such as 0 for counts and prices.
     refit : bool
         Train once more on all rows, for as many epochs as were best, before anything beyond them is predicted.
     """
@@ -120,6 +123,7 @@ class Settings:
     highway: int | str = "auto"
     season: int | str = "auto"
     calendar: bool | str = "auto"
+    least: float | None = None
     refit: bool = True
 
     def __post_init__(self) -> None:
