@@ -111,7 +111,7 @@ def given(values: Any, beside: Beside, roles: Roles) -> Given:
     """
     if not frames.is_table(values):
         several = values if tracks.is_several(values) else [values]
-        return Given(values, beside, [np.ndim(one) == 1 for one in several])
+        return Given(values, beside, [tracks.axes(one) == 1 for one in several])
     roles = roles.checked()
     for name, other in beside._asdict().items():
         if other is not None and not (name == "future" and frames.is_table(other)):

@@ -105,7 +105,12 @@ def read(values: Any, beside: Beside, more: int, look: bool) -> list[Track]:
 
 def is_several(values: Any) -> bool:
     """Return whether an argument is a list of series, and not one series."""
-    return isinstance(values, list | tuple) and any(np.ndim(one) > 0 for one in values[:1])
+    return isinstance(values, list | tuple) and any(axes(one) > 0 for one in values[:1])
+
+
+def axes(given: Any) -> int:
+    """Return the number of axes of what may be an array or a list."""
+    return 1 if isinstance(given, range) else np.ndim(given)
 
 
 def _each(name: str, given: Any, number: int) -> Any:
