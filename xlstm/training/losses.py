@@ -7,6 +7,7 @@ whole time steps, the target's own shape single values. It is boolean, or holds 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from xlstm.arrays import checks
 from xlstm.arrays.fuse import by_rows
@@ -95,6 +96,50 @@ def huber(y: Array, target: Array, mask: Array | None = None, delta: float = 1.0
     e = y - target
     de = clamp(xp, e, delta)
     return xp.sum(weight * de * (e - 0.5 * de)), weight * de
+
+
+def pinball(
+    y: Array, target: Array, mask: Array | None = None, quantiles: Sequence[float] = (0.1, 0.5, 0.9)
+) -> tuple[Array, Array]:
+    """Return the mean of max(q e, (q - 1) e), where e = target - y, summed over quantiles, and its gradient by y.
+
+    Its minimum is the quantile q of the target given the inputs (Koenker & Bassett 1978). The gradient is 0 where e is.
+
+    Parameters
+    ----------
+    y : array (..., Q)
+        A prediction for each quantile.
+    target : array (...)
+    mask : bool array, or array of weights, optional
+        Elements of the target that count, or how much they do.
+    quantiles : list of Q floats
+        Between 0 and 1.
+
+    Returns
+    -------
+    loss : 0-d array
+    dy : array (..., Q)
+
+    Raises
+    ------
+    ValueError, TypeError
+        Shapes, libraries or dtypes do not match, or a quantile is not between 0 and 1.
+    """
+    share = checks.real(0, 1, strict=True)
+    given = checks.several("pinball", "quantiles", quantiles, "a list of numbers between 0 and 1", checks.LARGEST)
+    levels = [share("pinball", f"quantiles[{k}]", value) for k, value in enumerate(given)]
+    xp = namespace("pinball", {"y": y, "target": target})
+    if tuple(y.shape) != (*target.shape, len(levels)):
+        raise ValueError(
+            f"pinball: y has shape {tuple(y.shape)}, expected that of target and one axis of {len(levels)} quantiles, "
+            f"{(*target.shape, len(levels))}"
+        )
+    weight = _weight("pinball", xp, target, mask, y)
+    weight = weight if mask is None else weight[..., None]
+    q = xp.asarray(levels, dtype=y.dtype, device=device_of(y))
+    e = target[..., None] - y
+    slope = q - xp.astype(e < 0, y.dtype)  # the derivative of the loss by e
+    return xp.sum(weight * slope * e), -weight * xp.where(e == 0, xp.zeros_like(e), slope)
 
 
 def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tuple[Array, Array]:
