@@ -25,6 +25,8 @@ TEXT += ["--length", 8, "--steps", 12, "--sample", 5]
 CLASSES = ["train", "classify", "long.csv", "--label", "kind", "--sequence", "id", "--backend", "numpy"]
 CLASSES += ["--hidden-size", 8, "--epochs", 2]
 SMALL = ["--hidden-size", 8, "--batch-size", 4, "--length", 8]
+SERIES = ["train", "forecast", bundled("sunspots"), "--backend", "numpy", "--window", 12, "--epochs", 1]
+SERIES += ["--hidden-size", 3]
 VERSE = "the cat sat on the mat and saw a rat. " * 30
 
 
@@ -150,14 +152,20 @@ def test_classes_of_rows(run):
 
 
 def test_forecasts_as_a_table_and_their_errors(run):
-    fitted = Forecaster(Settings(12, hidden_size=2, epochs=1), "numpy", name="sunspots")
+    fitted = Forecaster(Settings(12, 3, hidden_size=2, epochs=1), "numpy", name="sunspots")
     fitted.fit(np.sin(np.arange(100.0))).save("m")
     printed = run("predict", "m", bundled("sunspots"), "--steps", 3).stdout
     run("predict", "m", bundled("sunspots"), "--steps", 3, "--output", "p.csv")
     with open("p.csv") as file:
         assert file.read() == printed
+    lines = run("predict", "m", bundled("sunspots"), "--steps", 2, "--intervals").stdout.splitlines()
+    assert lines[0] == "time,sunspots," + ",".join(f"sunspots 0.{k}" for k in range(1, 10))
+    assert [line.split(",")[:2] for line in lines[:3]] == [line.split(",") for line in printed.splitlines()[:3]]
+    shares = [[float(cell) for cell in line.split(",")[2:]] for line in lines[1:]]
+    assert np.all(np.diff(shares, axis=1) >= 0)
     found = json.loads(run("evaluate", "m", bundled("sunspots"), "--json").stdout)
     assert (found["kind"], found["forecasts"]) == ("forecaster", 564)
+    assert len(found["coverage"]) == 3
     assert found["rmse"]["persistence"][0] == pytest.approx(20.09, abs=0.01)
     assert "20.09" in run("evaluate", "m", bundled("sunspots")).stdout
 
@@ -187,8 +195,19 @@ def test_options_of_the_main_job(run, tmp_path):
     assert "1 month ahead" in result.stdout
     settings = Forecaster.load("out/model.safetensors", "numpy").settings
     assert (settings.epochs, settings.window, settings.hidden_size) == (1, 10, 3)
-    result = run("train", "forecast", bundled("sunspots"), "--config", "o.toml", "--quiet")
+    result = run("train", "forecast", bundled("sunspots"), "--config", "o.toml", "-o", "run", "--quiet")
     assert result.output == ""
+    assert sorted(os.listdir(tmp_path / "out")) == ["forecast.png", "model.safetensors"]
+    assert {"forecast.png", "model.safetensors", "history.jsonl", "options.toml"} <= {*os.listdir(tmp_path / "run")}
+
+
+def test_a_forecaster_of_all_options(run):
+    words = ["--cell", "gru", "--num-layers", 2, "--dropout", 0.1, "--highway", 5, "--season", 12, "--least", -3]
+    words += ["--no-refit", "--scaling", "series", "--horizon", 4, "--epochs", 1, "--window", 12, "--hidden-size", 3]
+    run("train", "forecast", bundled("sunspots"), *words, "--backend", "numpy", "--quiet")
+    settings = Forecaster.load("xlstm-forecast/model.safetensors", "numpy").settings
+    assert (settings.cell, settings.num_layers, settings.dropout, settings.highway) == ("gru", 2, 0.1, 5)
+    assert (settings.season, settings.least, settings.refit, settings.scaling) == (12, -3.0, False, "series")
 
 
 @pytest.mark.parametrize(
@@ -280,7 +299,19 @@ WRONG = [
     (["evaluate", "classes", "one.csv"], "one.csv: column 'y' is not in the header"),
     (["evaluate", "plain", "long.csv"], "plain: says nothing of a table, expected a model of `xlstm train classify`"),
     (["predict", "text", "long.csv"], "text: kind is 'text model', expected 'forecaster'"),
-    (["predict", "classes", "long.csv", "--steps", "3"], "classes: is a classifier, --column and --steps go with"),
+    (["predict", "classes", "long.csv", "--steps", "3"], "classes: is a classifier, --column, --steps and --interva"),
+    (
+        ["predict", "series", bundled("sunspots"), "--steps", "9", "--intervals"],
+        "intervals end at the horizon, 2",
+    ),
+    (["train", "forecast"], "Missing argument"),
+    (["train", "forecast", "short.csv"], "Forecaster: "),
+    (["train", "forecast", "long.csv"], "several columns hold numbers, choose one of x, y with --column"),
+    (["train", "forecast", bundled("co2"), "-o", "there"], "there: holds a run already; --resume goes on with it"),
+    (["train", "forecast", bundled("co2"), "-o", "there", "--resume"], "is of another run"),
+    (["train", "forecast", bundled("co2"), "--cell", "lstmm"], "'lstmm'"),
+    (["train", "forecast", bundled("co2"), "--highway", "some"], "highway is 'some'"),
+    (["train", "forecast", bundled("co2"), "--horizon", "0"], "horizon is 0"),
     (["predict", "classes", "long.csv", "-o", "p.txt"], "p.txt: ends in '.txt', expected .csv or .parquet"),
     (["predict", "classes", "long.csv", "-o", "no/p.csv"], "no/p.csv"),
     (["generate", "text", "--prompt", "Z"], "'Z' is not one of the"),
@@ -306,12 +337,14 @@ def models(tmp_path_factory):
     classifier.fit(np.arange(24.0).reshape(4, 3, 2), ["down", "up"] * 2)
     classifier.save(folder / "plain")
     classifier.save(folder / "classes", labelled.Layout(["x", "y"], "kind", "id").as_dict())
+    forecaster = Forecaster(window=4, horizon=2, hidden_size=2, epochs=1, backend="numpy", name="sunspots")
+    forecaster.fit(np.sin(np.arange(60.0))).save(folder / "series")
     return folder
 
 
 @pytest.mark.parametrize(("args", "words"), WRONG, ids=lambda value: value if isinstance(value, str) else None)
 def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path, models, args, words):
-    for name in ("text", "plain", "classes"):
+    for name in ("text", "plain", "classes", "series"):
         (tmp_path / name).write_bytes((models / name).read_bytes())
     if args[0] != "runs" or len(args) > 1:
         (tmp_path / "there").symlink_to(models / "there")
@@ -326,7 +359,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path, models, args, wo
             "nolabel.csv": "kind,x\na,1\nb,2\n,3\n",
         },
         **{"alone.csv": "kind\na\nb\n", "mixed.csv": "id,kind,x\ns,a,1\ns,b,2\n", "garbage.parquet": "garbage"},
-        **{"other.txt": "the Zebra", "relabelled.csv": "id,kind,x,y\ns,left,1,2\n"},
+        **{"short.csv": "v\n1\n2\n4\n", "other.txt": "the Zebra", "relabelled.csv": "id,kind,x,y\ns,left,1,2\n"},
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
@@ -338,7 +371,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path, models, args, wo
     assert lines[-1].startswith("error: "), result.stderr
     assert words in lines[-1]
     assert len(lines) == (2 if "torn" in args else 1)
-    assert result.stdout == ""
+    assert result.stdout == "" or "another run" in words  # found once it is said what is trained
     assert sorted(os.listdir(tmp_path)) == before
 
 
@@ -481,15 +514,16 @@ def stopped(folder, numbers, args):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("args", [TEXT, CLASSES], ids=["text", "classify"])
+@pytest.mark.parametrize("args", [TEXT, CLASSES, SERIES], ids=["text", "classify", "forecast"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(run, tmp_path, number, args):
     assert stopped(tmp_path, [], [*args, "-o", "whole"]).returncode == 0
     done = stopped(tmp_path, [number], [*args, "-o", "o u t"])
     assert done.returncode == 128 + number
     words = " ".join(map(str, [*args, "-o", "'o u t'", "--resume"]))
-    assert done.stderr == f"interrupted; o u t/model.safetensors is saved; go on with: xlstm {words}\n"
-    assert done.stdout == ""
+    picture = ", o u t/forecast.png is not saved" if args is SERIES else ""
+    what = "interrupted" if number == signal.SIGINT else "terminated"
+    assert done.stderr == f"{what}; o u t/model.safetensors is saved{picture}; go on with: xlstm {words}\n"
     assert [line["total"] for line in history.read(tmp_path / "o u t/history.jsonl")] == [1, 2, 3]
     assert stopped(tmp_path, [], [*args, "-o", "o u t", "--resume"]).returncode == 0
     assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "o u t/model.safetensors").read_bytes()
@@ -506,9 +540,9 @@ def test_a_second_signal_stops_at_once(tmp_path, second):
 def test_options_are_those_of_the_estimators():
     """Every option of a parameter has its default and its type."""
     group = typer.main.get_command(app).commands["train"].commands
-    for name, estimator in {"text": TextModel, "classify": SequenceClassifier}.items():
+    for name, estimator in {"text": TextModel, "classify": SequenceClassifier, "forecast": Settings}.items():
         hints, made = typing.get_type_hints(estimator.__init__), estimator()
-        settings = [p for p in group[name].params if p.name in hints]
+        settings = [p for p in group[name].params if p.name in hints and p.name != "horizon"]
         assert len(settings) > 15
         for parameter in settings:
             assert parameter.default == getattr(made, parameter.name), parameter.name

@@ -24,6 +24,7 @@ from xlstm.cli.predict import predict
 from xlstm.cli.runs import runs
 from xlstm.cli.train import train
 from xlstm.cli.train_classify import train_classify
+from xlstm.cli.train_forecast import train_forecast
 from xlstm.cli.train_text import train_text
 
 app = typer.Typer(
@@ -41,9 +42,9 @@ trains = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(trains, name="train")
-jobs: dict[str, Command] = {"forecast": train, "text": train_text, "classify": train_classify}
+jobs: dict[str, Command] = {"series": train, "forecast": train_forecast, "text": train_text, "classify": train_classify}
 for name, job in jobs.items():
-    trains.command(name)(configurable(job))
+    trains.command(name, hidden=name == "series")(configurable(job))
 commands: tuple[Command, ...] = (evaluate, predict, generate, runs, export, import_, bench, info)
 for command in commands:
     app.command(command.__name__.rstrip("_"))(command)

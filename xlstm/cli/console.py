@@ -59,6 +59,8 @@ def one_line_errors() -> Iterator[None]:
         if not hasattr(error, "format_message"):  # that of a usage error, whose class is not public in every version
             raise
         context = getattr(error, "ctx", None)
+        if context is not None and context.command.hidden:  # the usual command of a group
+            context = context.parent
         path = "xlstm" if context is None else context.command_path
         tell(f"error: {' '.join(error.format_message().split())} ({path} --help lists what there is)")
         raise typer.Exit(2) from None
@@ -181,7 +183,8 @@ def accounted(files: list[Path], resume: Callable[[], str] = str) -> Iterator[No
             tell(f"{what}; {account}")
             raise typer.Exit(1) from None
         how = resume()
-        parts = ["interrupted", account if any(written) or not how else "", f"go on with: {how}" if how else ""]
+        what = "terminated" if isinstance(error, Terminated) else "interrupted"
+        parts = [what, account if any(written) or not how else "", f"go on with: {how}" if how else ""]
         tell("; ".join(part for part in parts if part))
         raise typer.Exit(code(error)) from None
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from xlstm.cli import judging, labelled, train, train_text
+from xlstm.cli import forecasting, judging, labelled, train_text
 from xlstm.cli.console import BackendOption, ColumnOption, Report, printable, uncut
 from xlstm.cli.options import JsonOption
 from xlstm.data.series import read_csv
@@ -43,10 +43,10 @@ def evaluate(
     elif kind == forecaster.KIND:
         fitted = forecaster.Forecaster.load(model, backend)
         series = read_csv(data, column, usual=fitted.name)
-        with train.dated(series):
-            score = fitted.score(series.values)
-        report.print(uncut(train.table(score, series.step)))
-        values = train.scored(score)
+        with forecasting.dated(series):
+            score = fitted.score(series.values, dates=forecasting.dates_of(series))
+        report.print(uncut(forecasting.table(score, series.step, fitted.cell)))
+        values = forecasting.scored(score)
     else:
         raise ValueError(f"{model}: is a {kind}, expected a model that `xlstm train` wrote")
     report.finish(kind=kind, **values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +18,8 @@ from xlstm.training import Callback, Interrupted, Progress, Terminated
 from xlstm.training.callbacks import Each
 from xlstm.training.folder import Folder
 
-Fit = Callable[[Callable[..., Any], tuple[Any, ...], Callable[[Any, Path], None]], Any]
+Learn = Callable[[Any, Callable[[Progress], None]], None]
+Fit = Callable[[Callable[..., Any], Learn, Callable[[Any, Path], None]], Any]
 MODEL, OPTIONS = "model.safetensors", "options.toml"
 OutputOption = Annotated[
     Path, typer.Option("--output", "-o", help="Folder for the model, checkpoints and the history.")
@@ -55,11 +56,11 @@ def check(output: Path, resume: bool) -> None:
 
 
 @contextlib.contextmanager
-def run(context: typer.Context, output: Path, resume: bool) -> Iterator[Fit]:
+def run(context: typer.Context, output: Path, resume: bool, more: Sequence[Path] = ()) -> Iterator[Fit]:
     """Give the function that trains an estimator into a folder; where that or more fails, say what is saved.
 
-    The function is given what makes the estimator of `checkpoints`, `resume` and `callbacks`, the arguments of its
-    `fit`, and what writes it to a file. It saves the model also where a signal ends training.
+    The function is given what makes the estimator of `checkpoints`, `resume` and `callbacks`, what trains it and is
+    given a function for progress, and what writes it to a file. It saves the model also where a signal ends training.
 
     Parameters
     ----------
@@ -67,16 +68,18 @@ def run(context: typer.Context, output: Path, resume: bool) -> Iterator[Fit]:
         That of the command.
     output : Path
     resume : bool
+    more : list of Path
+        Further files that the command writes.
     """
     check(output, resume)
     saved = output / MODEL
 
-    def fit(make: Callable[..., Any], data: tuple[Any, ...], save: Callable[[Any, Path], None]) -> Any:
+    def fit(make: Callable[..., Any], learn: Learn, save: Callable[[Any, Path], None]) -> Any:
         with bar() as show:
-            callbacks = [Each(show), _Note(output / OPTIONS, as_toml(context))]
-            made = make(checkpoints=output, resume=resume, callbacks=callbacks)
+            note = _Note(output / OPTIONS, as_toml(context))
+            made = make(checkpoints=output, resume=resume, callbacks=[note])
             try:
-                made.fit(*data)
+                learn(made, show)
             except (Interrupted, Terminated):
                 save(made, saved)  # the best so far
                 raise
@@ -86,5 +89,14 @@ def run(context: typer.Context, output: Path, resume: bool) -> Iterator[Fit]:
     def how() -> str:
         return again(context, "--resume") if Folder(output, 1).checkpoints() else ""
 
-    with accounted([saved], how):
+    with accounted([saved, *more], how):
         yield fit
+
+
+def learn(*data: Any) -> Learn:
+    """Return what trains an estimator with data, and shows the progress."""
+
+    def act(made: Any, show: Callable[[Progress], None]) -> None:
+        made.set_params(callbacks=[*made.callbacks, Each(show)]).fit(*data)
+
+    return act

@@ -33,11 +33,12 @@ class Root(TyperGroup):
 
 
 class Usual(TyperGroup):
-    """A group whose first command is run where none is named."""
+    """A group whose first command, which is hidden, is run where none is named."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the name of the command, or put that of the usual one in its place."""
-        named = args[0] in self.commands or args[0] in HELP if args else ctx.resilient_parsing
+        known = [*HELP, *(name for name, command in self.commands.items() if not command.hidden)]
+        named = args[0] in known if args else ctx.resilient_parsing
         return super().parse_args(ctx, args if named else [next(iter(self.commands)), *args])
 
     def format_options(self, ctx: Any, formatter: Any) -> None:

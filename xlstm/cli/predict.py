@@ -10,7 +10,7 @@ import typer
 
 from xlstm.cli import labelled
 from xlstm.cli.console import BackendOption, ColumnOption, err, printable
-from xlstm.cli.train import dated
+from xlstm.cli.forecasting import dated, dates_of
 from xlstm.data import files
 from xlstm.data.series import read_csv
 from xlstm.estimators import forecaster
@@ -24,6 +24,9 @@ def predict(
     table: Annotated[Path, typer.Argument(help="CSV file with the series so far, or table of sequences.")],
     column: ColumnOption = None,
     steps: Annotated[int | None, typer.Option(help="Steps to forecast; beyond the horizon by feeding back.")] = None,
+    intervals: Annotated[
+        bool, typer.Option("--intervals", help="Add quantiles of forecasts, as far as the horizon reaches.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write, .csv or .parquet; else CSV is printed.")
     ] = None,
@@ -36,11 +39,11 @@ def predict(
         files.check_table(output)
     kind = checkpoint.kind_of(model)
     if kind == kind_of(SequenceClassifier):
-        if column is not None or steps is not None:
-            raise ValueError(f"{model}: is a classifier, --column and --steps go with a forecaster")
+        if column is not None or steps is not None or intervals:
+            raise ValueError(f"{model}: is a classifier, --column, --steps and --intervals go with a forecaster")
         found = _labels(model, table, backend)
     else:
-        found = _forecast(model, table, column, steps, backend)
+        found = _forecast(model, table, column, steps, intervals, backend)
     if output is None:
         typer.echo(files.as_csv(found), nl=False)
     else:
@@ -48,17 +51,24 @@ def predict(
 
 
 def _forecast(
-    model: Path, table: Path, column: str | None, steps: int | None, backend: str
+    model: Path, table: Path, column: str | None, steps: int | None, intervals: bool, backend: str
 ) -> dict[str, Sequence[Any]]:
     """Return times and values after the end of a series."""
     fitted = forecaster.Forecaster.load(model, backend)
     series = read_csv(table, column, usual=fitted.name)
+    dates = dates_of(series) if fitted.calendar_ else None
     with dated(series):
-        values = fitted.predict(series.values, steps)
+        values = fitted.predict(series.values, steps, dates=dates)
+        if intervals and len(values) > fitted.horizon:
+            raise ValueError(f"{model}: steps is {len(values)}, but intervals end at the horizon, {fitted.horizon}")
+        shares = fitted.predict_quantiles(series.values, dates=dates) if intervals else None
     if series.name != fitted.name:
         err.print(f"note: the model was trained on {fitted.name}, this is {series.name}")
     name = "value" if series.name == "time" else series.name
-    return {"time": series.after(len(values)), name: values.tolist()}
+    found: dict[str, Sequence[Any]] = {"time": series.after(len(values)), name: values.tolist()}
+    if shares is not None:
+        found |= {f"{name} {q:g}": shares[: len(values), k].tolist() for k, q in enumerate(fitted.quantiles)}
+    return found
 
 
 def _labels(model: Path, table: Path, backend: str) -> dict[str, Sequence[Any]]:

@@ -65,8 +65,8 @@ def train_classify(
     rows, test = labelled.held_out(data.labels, test_fraction, settings["seed"])
     report = Report(as_json)
     with folders.run(context, output, resume) as fit:
-        made = partial(SequenceClassifier, **settings)
-        model = fit(made, (data.part(rows), data.labels[rows]), partial(SequenceClassifier.save, note=layout.as_dict()))
+        made, learn = partial(SequenceClassifier, **settings), folders.learn(data.part(rows), data.labels[rows])
+        model = fit(made, learn, partial(SequenceClassifier.save, note=layout.as_dict()))
         trained, saved = model.trained_, output / folders.MODEL
         report.print(f"trained: {model.n_iter_} epochs on {len(rows)} sequences in {trained.seconds:.1f} s")
         report.print(f"model: {saved}")

@@ -56,7 +56,7 @@ def train_text(
     whole = read(file)
     report = Report(as_json)
     with folders.run(context, output, resume) as fit:
-        model = fit(partial(TextModel, **settings), (whole,), TextModel.save)
+        model = fit(partial(TextModel, **settings), folders.learn(whole), TextModel.save)
         trained, nats = model.trained_, model.held_out_
         report.print(f"trained: {len(trained.losses)} batches in {trained.seconds:.1f} s")
         judged = {} if nats is None else judging.text(report, nats, "held out")
