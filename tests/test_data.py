@@ -818,3 +818,31 @@ def test_names_that_are_missing(tmp_path):
     (tmp_path / "t.csv").write_text("a,a\nx,1\n")
     with pytest.raises(ValueError, match="column 'a' is more than once in the header"):
         files.read_names(tmp_path / "t.csv", "a")
+
+
+@pytest.mark.parametrize("unit", ["D", "ns"])
+def test_series_of_parquet_files(tmp_path, unit):
+    """As those of a CSV file: dates, missing rows as gaps, the one column of numbers."""
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("narwhals")
+    months = np.array(["2024-01-01", "2024-02-01", "2024-04-01", "2024-05-01", "2024-06-01"], "datetime64[D]")
+    days = months.astype(f"datetime64[{unit}]").astype("datetime64[us]").tolist() if unit == "ns" else months.tolist()
+    values = [1.0, 2.0, 4.0, None, 6.0]
+    files.write_table(tmp_path / "t.parquet", {"day": days, "v": values})
+    text = "".join(f"{day},{'' if v is None else v}\n" for day, v in zip(months, values, strict=True))
+    (tmp_path / "t.csv").write_text("day,v\n" + text)
+    one, two = (files.read_series(tmp_path / name) for name in ("t.parquet", "t.csv"))
+    np.testing.assert_array_equal(one.values, two.values)
+    assert (one.name, one.labels, one.unit, one.every, one.note) == (
+        two.name,
+        two.labels,
+        two.unit,
+        two.every,
+        two.note,
+    )
+    assert one.gaps == 2
+    files.write_table(tmp_path / "t.parquet", {"a": [1.0, 2.0], "b": [3.0, 4.0]})
+    with pytest.raises(ValueError, match="several columns hold numbers, choose one of a, b with --column"):
+        files.read_series(tmp_path / "t.parquet")
+    assert files.read_series(tmp_path / "t.parquet", "b").values.tolist() == [3, 4]
+    assert files.read_series(tmp_path / "t.parquet", usual="a").labels == ["1", "2"]

@@ -10,7 +10,7 @@ import typer
 from xlstm.cli import forecasting, judging, labelled, train_text
 from xlstm.cli.console import BackendOption, ColumnOption, Report, printable, uncut
 from xlstm.cli.options import JsonOption
-from xlstm.data.series import read_csv
+from xlstm.data.files import read_series
 from xlstm.estimators import forecaster, textmodel
 from xlstm.estimators.sequence import SequenceClassifier
 from xlstm.estimators.sequence_files import kind_of
@@ -19,7 +19,7 @@ from xlstm.training import checkpoint
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Model file of train forecast, train text or train classify.")],
-    data: Annotated[Path, typer.Argument(help="Series as CSV, text, or table of sequences with labels.")],
+    data: Annotated[Path, typer.Argument(help="Series (CSV, Parquet), text, or table of sequences with labels.")],
     column: ColumnOption = None,
     backend: BackendOption = "auto",
     as_json: JsonOption = False,
@@ -42,7 +42,7 @@ def evaluate(
         values = judging.classification(report, found.labels, classifier.predict(found.sequences), classifier.classes_)
     elif kind == forecaster.KIND:
         fitted = forecaster.Forecaster.load(model, backend)
-        series = read_csv(data, column, usual=fitted.name)
+        series = read_series(data, column, usual=fitted.name)
         with forecasting.dated(series):
             score = fitted.score(series.values, dates=forecasting.dates_of(series))
         report.print(uncut(forecasting.table(score, series.step, fitted.cell)))

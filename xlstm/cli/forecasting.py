@@ -15,7 +15,8 @@ from xlstm import training
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.cli.console import Report, uncut
 from xlstm.data.dates import Dates
-from xlstm.data.series import Series, bundled, read_csv
+from xlstm.data.files import read_series
+from xlstm.data.series import Series, bundled
 from xlstm.estimators import plots
 from xlstm.estimators.forecaster import Forecaster
 from xlstm.estimators.scores import Score
@@ -72,7 +73,7 @@ class Job(NamedTuple):
         cls, path: Path | None, column: str | None, backend: str, dtype: str, horizon: int | None, **settings: Any
     ) -> Job:
         """Read a series, by default that of sunspots, and choose what is left open."""
-        series = read_csv(path or bundled("sunspots"), column)
+        series = read_series(path or bundled("sunspots"), column)
         horizon = max(1, min(HORIZON, len(series.values) // SHORT)) if horizon is None else horizon
         for name in ("highway", "season"):
             if settings[name].isdigit():

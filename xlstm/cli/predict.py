@@ -12,7 +12,6 @@ from xlstm.cli import labelled
 from xlstm.cli.console import BackendOption, ColumnOption, err, printable
 from xlstm.cli.forecasting import dated, dates_of
 from xlstm.data import files
-from xlstm.data.series import read_csv
 from xlstm.estimators import forecaster
 from xlstm.estimators.sequence import SequenceClassifier
 from xlstm.estimators.sequence_files import kind_of
@@ -21,7 +20,7 @@ from xlstm.training import checkpoint
 
 def predict(
     model: Annotated[Path, typer.Argument(help="Model file that train forecast or train classify wrote.")],
-    table: Annotated[Path, typer.Argument(help="CSV file with the series so far, or table of sequences.")],
+    table: Annotated[Path, typer.Argument(help="CSV or Parquet file with the series so far, or with sequences.")],
     column: ColumnOption = None,
     steps: Annotated[int | None, typer.Option(help="Steps to forecast; beyond the horizon by feeding back.")] = None,
     intervals: Annotated[
@@ -55,7 +54,7 @@ def _forecast(
 ) -> dict[str, Sequence[Any]]:
     """Return times and values after the end of a series."""
     fitted = forecaster.Forecaster.load(model, backend)
-    series = read_csv(table, column, usual=fitted.name)
+    series = files.read_series(table, column, usual=fitted.name)
     dates = dates_of(series) if fitted.calendar_ else None
     with dated(series):
         values = fitted.predict(series.values, steps, dates=dates)

@@ -20,7 +20,7 @@ from xlstm.estimators.settings import Settings
 
 @with_settings(Settings, SETTINGS)
 def train(
-    csv: Annotated[Path | None, typer.Argument(help="CSV file with a header; monthly sunspots if left out.")] = None,
+    csv: Annotated[Path | None, typer.Argument(help="CSV or Parquet file; monthly sunspots if left out.")] = None,
     column: ColumnOption = None,
     horizon: HorizonOption = None,
     backend: BackendOption = "auto",

@@ -20,7 +20,7 @@ from xlstm.estimators.settings import Settings
 @with_settings(Settings, SETTINGS)
 def train_forecast(
     context: typer.Context,
-    table: Annotated[Path, typer.Argument(help="CSV file with a header.")],
+    table: Annotated[Path, typer.Argument(help="CSV or Parquet file.")],
     column: ColumnOption = None,
     horizon: HorizonOption = None,
     backend: BackendOption = "auto",

@@ -15,7 +15,7 @@ from xlstm.arrays import checks
 from xlstm.data import dates, writing
 from xlstm.data.frames import Columns, table_of
 from xlstm.data.host import Values
-from xlstm.data.series import column_numbers
+from xlstm.data.series import Series, column_numbers, read_csv, series_of
 from xlstm.data.table import Table
 
 
@@ -51,6 +51,40 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = Non
         None if columns is None else checks.several(str(path), "columns", columns, "a list of names", checks.LARGEST)
     )
     return (_parquet if is_parquet(path) else _csv)(Path(path), wanted)
+
+
+def read_series(path: str | os.PathLike[str], column: str | None = None, usual: str | None = None) -> Series:
+    """Read one column of a CSV or Parquet file as a series, as `xlstm.series.read_csv` does.
+
+    Parameters
+    ----------
+    path : path
+    column : str, optional
+        Name of the column; not needed if only one holds numbers.
+    usual : str, optional
+        Taken if no column is named, several hold numbers, and this is one of them.
+
+    Returns
+    -------
+    Series
+
+    Raises
+    ------
+    OSError, TypeError, ValueError, ImportError
+        As for `read_csv` and `read_table`.
+    """
+    if not is_parquet(path):
+        return read_csv(path, column, usual)
+    found = read_table(path, None if column is None else [column])
+    if len(found.names) > 1 and usual not in found.names:
+        names = checks.few(found.names)
+        raise ValueError(f"{path}: several columns hold numbers, choose one of {names} with --column")
+    name = found.names[0] if usual not in found.names else str(usual)
+    text = None
+    if found.index is not None and found.index.dtype.kind == "M":
+        text = np.datetime_as_string(found.index, unit="auto").astype(np.dtypes.StringDType())
+    values = found.values[:, found.names.index(name)]
+    return series_of(f"{path}: column {name}", name, values, text, lambda row: f"{path}: row {row + 1}")
 
 
 def read_header(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from xlstm.arrays.checks import few, shown
 from xlstm.data import dates
 from xlstm.data.host import Values
-from xlstm.data.table import Table
+from xlstm.data.table import Table, Text
 
 DATASETS = ("sunspots", "co2")
 STEP_NAMES = {
@@ -155,25 +155,48 @@ def read_csv(path: str | os.PathLike[str], column: str | None = None, usual: str
         raise ValueError(f"{where}: {table.rows} rows under the header, expected a series")
     date = dates.column(table)
     index = _column(table, column, usual, date)
+    text = None if date is None or index == date else table.text(date)
     name = table.header[index]
-    values = column_numbers(table, index)
+    return series_of(f"{where}: column {name}", name, column_numbers(table, index), text, table.line)
+
+
+def series_of(where: str, name: str, values: Values, dated: Text | None, line: Callable[[int], str]) -> Series:
+    """Return rows as a series: gaps at the ends are dropped, and rows missing from the rhythm of dates become gaps.
+
+    Parameters
+    ----------
+    where : str
+        File and column, for errors.
+    name : str
+    values : array (N,)
+        NaN where there is a gap.
+    dated : array (N,) of text, or None
+        Dates or labels of the rows.
+    line : callable
+        It names a row, for errors.
+
+    Raises
+    ------
+    ValueError
+        There are no numbers, dates do not rise, or a gap is too long to be filled.
+    """
     there = np.flatnonzero(~np.isnan(values))
     if there.size == 0:
-        raise ValueError(f"{where}: column {name} has no numbers")
+        raise ValueError(f"{where} has no numbers")
     first, last = int(there[0]), int(there[-1])
     values = values[first : last + 1]
-    if date is None or index == date:
+    if dated is None:
         return Series(name, values, Labels(np.arange(1, len(values) + 1)))
-    labels = Labels(table.text(date)[first : last + 1])
+    labels = Labels(dated[first : last + 1])
 
-    def line(row: int) -> str:
-        return table.line(first + row)
+    def named(row: int) -> str:
+        return line(first + row)
 
-    found = dates.read(labels.values, line)
+    found = dates.read(labels.values, named)
     if found is None:
         note = "" if any(label.isdigit() for label in labels) else "no ISO 8601 dates, rows taken as equal steps"
         return Series(name, values, labels, note=note)
-    calendar = dates.calendar(found, line)
+    calendar = dates.calendar(found, named)
     if calendar is None:
         return Series(name, values, Labels(found), note="dates have no common rhythm, rows taken as equal steps")
     full = np.full(len(calendar.dates), np.nan)
