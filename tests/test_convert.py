@@ -85,7 +85,7 @@ def test_the_command_line(tmp_path):
     result = CliRunner().invoke(app, ["export", str(source), "--to", "onnx", "--lengths", "--state"])
     assert result.exit_code == 0, result.output
     assert result.output.endswith(
-        "holds: SequenceModel(recurrent=GRU(2, 3, num_layers=2), output_size=1, last=False, inputs=None)\n"
+        "holds: SequenceModel(recurrent=GRU(2, 3, num_layers=2), output_size=1, last=False)\n"
     )
     result = CliRunner().invoke(app, ["import", str(tmp_path / "net.onnx"), "-o", str(tmp_path / "back")])
     assert result.exit_code == 0, result.output

@@ -342,6 +342,23 @@ def test_parameters_are_those_of_scikit_learn(fitted):
     np.testing.assert_array_equal(again.predict_quantiles(driven()[0]), fitted.predict_quantiles(driven()[0]))
 
 
+@pytest.mark.filterwarnings("ignore:.*does not inherit from", "ignore:Can't test estimator")
+def test_in_scikit_learn_tools():
+    selection = pytest.importorskip("sklearn.model_selection")
+    checks = pytest.importorskip("sklearn.utils.estimator_checks")
+    values = driven()[0]
+    forecaster = Forecaster(**{**QUICK, "epochs": 1})
+    found = checks.check_estimator(forecaster, on_skip=None)
+    assert [each["status"] for each in found] == ["passed"] * len(found)
+    folds = selection.TimeSeriesSplit(2)
+    scores = selection.cross_val_score(forecaster, values, cv=folds)
+    train, test = list(folds.split(values))[1]
+    expected = Forecaster(**{**QUICK, "epochs": 1}).fit(values[train]).score(values[test])
+    assert scores[1] == pytest.approx(-np.mean(expected.model))
+    search = selection.GridSearchCV(forecaster, {"hidden_size": [2, 3]}, cv=folds).fit(values)
+    assert search.best_estimator_.predict(values).shape == (forecaster.horizon,)
+
+
 def test_tables_in_tables_out():
     pd = pytest.importorskip("pandas")
     values, price = driven()

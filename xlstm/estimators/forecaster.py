@@ -96,7 +96,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
     (3, 9)
     """
 
-    _kind = "regressor"
+    _takes = ("one_d_array",)  # rows of a table are steps, not samples
 
     def __init__(
         self,
@@ -216,6 +216,8 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         self._fit(variants, s, backend, progress)
         if given.names:
             self.feature_names_in_ = np.array(given.names, dtype=object)
+        else:
+            vars(self).pop("feature_names_in_", None)  # those of an earlier fit
         return self
 
     def examples(self, values: Any, **beside: Unpack[Known]) -> dict[str, Examples]:

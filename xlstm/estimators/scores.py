@@ -87,6 +87,13 @@ class Score:
     interval: float
     series: np.ndarray[Any, Any] = field(repr=False)
 
+    def item(self) -> float:
+        """Return one number of which more is better, minus the mean of `model`.
+
+        scikit-learn asks for it, so that searches of parameters and cross-validation can compare forecasters.
+        """
+        return -float(np.mean(self.model))
+
 
 class Judged(NamedTuple):
     """Forecasts of one series to be judged.
