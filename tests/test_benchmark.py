@@ -174,13 +174,15 @@ def test_torch_nn_does_the_same_work(layer, train, monkeypatch):
     made = []
     real = getattr(torch.nn, peers.LAYERS[layer])
     monkeypatch.setattr(torch.nn, peers.LAYERS[layer], lambda *sizes: made.append(real(*sizes)) or made[-1])
-    seen = []
+    seen, wanted = [], []
+    monkeypatch.setattr(torch.Tensor, "requires_grad_", lambda x, flag: wanted.append((tuple(x.shape), flag)))
     monkeypatch.setattr(torch.Tensor, "backward", lambda y, dy: seen.append((y, torch.autograd.backward(y, dy))))
     case = Case(layer, Size(3, 2, 5, 4), train=train)
     work, _ = benchmark.runner("torch.nn", "float32").prepared(case)
     work()
     work()
     assert (made[0].input_size, made[0].hidden_size) == (5, 4)
+    assert ((3, 2, 5), train) in wanted
     assert len(seen) == 2 * train
     assert all((p.grad is not None) == train for p in made[0].parameters())
     if train:

@@ -381,3 +381,10 @@ def test_windows_and_streams_of_tokens():
         Windows(np.ones((5, 2)), np.ones((5, 2)), every_step=True)
     with pytest.raises(ValueError, match=r"Streams: x has shape \(10,\) .* tokens, whole numbers \(N,\)"):
         Streams(np.ones(10), np.ones(10), 2, 2)
+
+
+def test_lines_are_counted_from_the_beginning_of_the_file(tmp_path):
+    """Rows without a value at the beginning are dropped, and errors name the line all the same."""
+    (tmp_path / "s.csv").write_text("day,v\n2001-01-01,\n2001-01-02,1\n2001-01-03,2\n2001-01-02,3\n")
+    with pytest.raises(ValueError, match=r"s\.csv: line 5"):
+        read_csv(tmp_path / "s.csv")
