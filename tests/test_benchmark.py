@@ -190,6 +190,7 @@ def test_torch_nn_does_the_same_work(layer, train, monkeypatch):
 
 
 def test_sizes_are_drawn_by_their_work(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure
 
     figures = []

@@ -216,7 +216,7 @@ def test_files(rng, tmp_path, cell):
 
 @pytest.mark.parametrize("y", [np.arange(60.0), np.arange(120.0).reshape(60, 2) ** 2], ids=["one", "two"])
 def test_files_of_regressors_and_tables(rng, tmp_path, y):
-    import pandas as pd
+    pd = pytest.importorskip("pandas")
 
     X = pd.DataFrame(rng.normal(size=(60, 4)), columns=[*"abcd"])
     made = SequenceRegressor(**FAST).fit(X, y)
