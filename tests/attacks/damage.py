@@ -19,6 +19,7 @@ from safetensors.numpy import save as to_bytes
 import xlstm
 from xlstm.cli import convert
 from xlstm.data import text
+from xlstm.estimators import SequenceClassifier, TextModel
 from xlstm.estimators import forecaster as estimators
 from xlstm.interop import nxai
 from xlstm.interop.keras import from_keras
@@ -52,6 +53,10 @@ def sound(folder: Path) -> dict[str, Kind]:
         files.save(folder / name, model, model.init(backend="numpy"))
     forecaster = estimators.Forecaster(estimators.Settings(hidden_size=3, window=4, epochs=1), "numpy")
     forecaster.fit(np.sin(np.arange(60.0))).save(folder / "forecaster")
+    labels = SequenceClassifier(hidden_size=3, epochs=1, backend="numpy").fit(np.eye(4), [*"abab"])
+    labels.save(folder / "classifier", {"label": "kind"})
+    words = TextModel(hidden_size=3, embedding_size=2, batch_size=1, length=4, steps=1, backend="numpy")
+    words.fit("to be or not").save(folder / "text")
     convert.export_file(folder / "model", "torch", folder / "torch.safetensors")
     convert.export_file(folder / "model", "keras", folder / "keras.weights.h5")
     for name, model in (("json", large), ("yaml", stack)):
@@ -69,6 +74,8 @@ def sound(folder: Path) -> dict[str, Kind]:
         "model": single("model", lambda path: files.load(path, "numpy")),
         "language": single("language", lambda path: convert.language(path, "numpy")),
         "forecaster": single("forecaster", lambda path: estimators.Forecaster.load(path, "numpy")),
+        "classifier": single("classifier", lambda path: SequenceClassifier.load(path, "numpy")),
+        "text": single("text", lambda path: TextModel.load(path, "numpy")),
         "torch": single("torch.safetensors", lambda path: convert.import_file(path, name="recurrent.")),
         "weights.h5": single("keras.weights.h5", from_keras),
         "keras": Kind({"m.keras": zipped(_keras_config(), h5)}, lambda at: from_keras(at / "m.keras")),

@@ -9,7 +9,8 @@ import pytest
 from tests.attacks import damage
 from tests.attacks.bounds import examples, refusal
 
-KINDS = ("model", "language", "forecaster", "torch", "weights.h5", "keras", "nxai", "yaml", "shards", "tokenizer")
+KINDS = ("model", "language", "forecaster", "classifier", "text", "torch", "weights.h5", "keras", "nxai", "yaml")
+KINDS += ("shards", "tokenizer")
 
 
 @pytest.fixture(scope="module")
