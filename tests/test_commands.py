@@ -62,7 +62,7 @@ def test_text(run, tmp_path):
     result = run(*TEXT)
     for words in (
         "trained: 12 batches",
-        "nats a token, perplexity",
+        "nats a character, perplexity",
         "model: xlstm-text/model.safetensors",
         "sample:\nt",
     ):
@@ -76,7 +76,10 @@ def test_text(run, tmp_path):
     assert found["kind"] == "text model"
     assert found["nats"] == model.nats("a rat sat on the cat")
     assert found["perplexity"] == pytest.approx(np.exp(found["nats"]))
-    assert f"b.txt: {found['nats']:.4f} nats a token" in run("evaluate", "xlstm-text/model.safetensors", "b.txt").stdout
+    assert (
+        f"b.txt: {found['nats']:.4f} nats a character"
+        in run("evaluate", "xlstm-text/model.safetensors", "b.txt").stdout
+    )
 
 
 def test_a_longer_run_goes_on_where_the_shorter_one_ended(run, tmp_path):

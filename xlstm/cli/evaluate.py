@@ -31,7 +31,7 @@ def evaluate(
         raise ValueError(f"{model}: is a {kind}, --column goes with a forecaster")
     if kind == textmodel.KIND:
         loaded = textmodel.TextModel.load(model, backend)
-        values = judging.text(report, loaded.nats(train_text.read(data)), str(data))
+        values = judging.text(report, loaded.codec_, loaded.nats(train_text.read(data)), str(data))
     elif kind == kind_of(SequenceClassifier):
         classifier = SequenceClassifier.load(model, backend)
         found = labelled.read(data, labelled.Layout.kept(model, classifier.note_))

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from xlstm.cli import labelled
 from xlstm.cli.console import Report, uncut
+from xlstm.data.text import Bytes, Characters, Codec
 
 LARGEST = 700.0  # nats whose perplexity is a number
 
@@ -37,12 +38,14 @@ def classification(report: Report, truth: Any, found: Any, classes: Any) -> dict
     return {"sequences": len(truth), "accuracy": accuracy, "classes": names, "confusion": counts.tolist()}
 
 
-def text(report: Report, nats: float, what: str) -> dict[str, Any]:
+def text(report: Report, codec: Codec, nats: float, what: str) -> dict[str, Any]:
     """Print the loss of a text, and return it.
 
     Parameters
     ----------
     report : Report
+    codec : Codec
+        That of the model.
     nats : float
         The mean of -log p of a token.
     what : str
@@ -50,5 +53,6 @@ def text(report: Report, nats: float, what: str) -> dict[str, Any]:
     """
     perplexity = math.exp(nats) if nats < LARGEST else None
     shown = "" if perplexity is None else f", perplexity {perplexity:.4g}"
-    report.print(f"{what}: {nats:.4f} nats a token{shown}")
+    unit = "character" if isinstance(codec, Characters) else "byte" if isinstance(codec, Bytes) else "token"
+    report.print(f"{what}: {nats:.4f} nats a {unit}{shown}")
     return {"nats": nats, "perplexity": perplexity}

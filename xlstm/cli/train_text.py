@@ -49,17 +49,14 @@ def train_text(
     as_json: JsonOption = False,
     **settings: Any,
 ) -> None:
-    """Train a language model on a text, and show the loss on its held-out end and a sample.
-
-    Nats are those of a token: of a character, unless --tokens says otherwise.
-    """
+    """Train a language model on a text, and show the loss on its held-out end and a sample."""
     whole = read(file)
     report = Report(as_json)
     with folders.run(context, output, resume) as fit:
         model = fit(partial(TextModel, **settings), folders.learn(whole), TextModel.save)
         trained, nats = model.trained_, model.held_out_
         report.print(f"trained: {len(trained.losses)} batches in {trained.seconds:.1f} s")
-        judged = {} if nats is None else judging.text(report, nats, "held out")
+        judged = {} if nats is None else judging.text(report, model.codec_, nats, "held out")
         report.print(f"model: {output / folders.MODEL}")
         text = model.generate(whole[:1], sample, seed=model.seed) if sample else ""
         if text:
