@@ -140,7 +140,7 @@ def saturation(saved: Any) -> Any:
         As `saturation_table` does.
     """
     rows = saturation_table(saved)[::-1]  # the first one on top
-    figure, (axes,) = figures.panels(1, 1, 1.1 + 0.24 * len(rows))
+    figure, (axes,) = figures.panels(1, 1, 1.4 + 0.28 * len(rows))
     below, above = (100 * np.array(column) for column in ([r.below for r in rows], [r.above for r in rows]))
     places = np.arange(len(rows))
     axes.barh(places, below, 0.7, color=figures.DARK, label=f"below {LOW:g}, nearly closed")
@@ -149,7 +149,7 @@ def saturation(saved: Any) -> Any:
     axes.set_xlim(0, 100)
     figures.label(axes, x="share of a gate's values (%)", y="layer and gate")
     figures.tick_names(axes.yaxis, [f"{row.layer}  {row.gate}" for row in rows])
-    figures.legend(figure, loc="outside upper left", ncols=2)
+    figures.legend(figure, axes, loc="outside upper left", ncols=2)
     return figure
 
 

@@ -17,6 +17,7 @@ from xlstm.layers.state import Leaf
 from xlstm.plots import figures
 
 Host = np.ndarray[Any, Any]
+LEAST = 3  # steps, for two norms of a state
 STATES = ("h", "c", "C")  # the states that carry content; n and m scale them
 LAYER = checks.instance(SequenceLayer, "a recurrent layer, a stack, or a model of them")
 
@@ -27,10 +28,11 @@ class GradientNorm(NamedTuple):
     Attributes
     ----------
     of : str
-        "x", the input of the step, or "h", "c" or "C", the state that enters it.
+        "x", the input of the step, or "h", "c" or "C", the state after it.
     layer : str
         The layer of a state, or nothing.
-    norms : array (T,)
+    norms : array (T,) or (T - 1,)
+        Step by step; that of y of the last step is where the gradient comes from, so states end before it.
     factor : float
         The mean factor by which the norm changes with each step back: below 1 the gradient vanishes, above 1 it grows.
     """
@@ -56,7 +58,7 @@ def gradient_norms(
         A recurrent layer, block, stack or model.
     params : dict of str to array
     x : array (T, B, D), or (B, T, D) with `batch_first`; or whole numbers for a language model
-        Two steps or more.
+        Three steps or more.
     dy : array (B, O), optional
         The gradient of a loss by y of the last step; by default random numbers of norm 1.
     state : tuple, optional
@@ -71,12 +73,12 @@ def gradient_norms(
     Raises
     ------
     ValueError, TypeError
-        An argument is misshapen, x has fewer than two steps, or the gradient is not finite.
+        An argument is misshapen, x has fewer than three steps, or the gradient is not finite.
     """
     LAYER("gradient_norms", "layer", layer)
     first = bool(layer.batch_first)
-    if getattr(x, "ndim", 0) < 2 or x.shape[first] < 2:
-        raise ValueError(f"gradient_norms: x is {checks.shown(x)}, expected two time steps or more")
+    if getattr(x, "ndim", 0) < 2 or x.shape[first] < LEAST:
+        raise ValueError(f"gradient_norms: x is {checks.shown(x)}, expected {LEAST} time steps or more")
     run = _by_step if layer.directions == ("",) else _at_once
     found = run(layer, params, x, dy, state, seed, first)
     for (of, name), norms in found.items():
@@ -113,7 +115,7 @@ def gradients(norms: Sequence[GradientNorm] | Mapping[str, Sequence[GradientNorm
         for k, (name, one) in enumerate(mine):
             look = figures.line(k)
             words = " ".join(part for part in (name, f"layer {one.layer}" if one.layer else "") if part)
-            text = f"{words}: times {one.factor:.3g} a step back" if words else f"times {one.factor:.3g} a step back"
+            text = f"{words}: {one.factor:.3g}" if words else f"{one.factor:.3g}"
             axes.plot(
                 np.where(one.norms > 0, one.norms, np.nan),
                 label=figures.named(text),
@@ -124,11 +126,11 @@ def gradients(norms: Sequence[GradientNorm] | Mapping[str, Sequence[GradientNorm
             )
         axes.set_yscale("log")
         figures.whole_numbers(axes.xaxis)
-        what = "x_t" if kind == "x" else f"{kind}_{{t-1}}"
         last = kind == kinds[-1]
         figures.label(axes, x="time step t; the gradient comes from the last one" if last else "")
-        axes.set_ylabel(rf"$\Vert \partial L / \partial {what} \Vert$", fontsize=figures.TEXT)
-        figures.legend(axes, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.set_ylabel(rf"$\Vert \partial L / \partial {kind}_t \Vert$", fontsize=figures.TEXT)
+        place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "title_fontsize": figures.SMALL}
+        figures.legend(axes, title="mean factor\na step back", **place)
     return figure
 
 
@@ -146,9 +148,11 @@ def _by_step(
     for t in range(T - 1, -1, -1):
         _, dx, dstate = layer.backward(params, kept[t], d, dstate)
         d = None
-        parts = [("x", "", dx)] if dx is not None else []
-        for of, name, array in (*parts, *_leaves(layer.states, dstate)):
-            found.setdefault((of, name), np.zeros(T))[t] = _norm(array)
+        if dx is not None:
+            found.setdefault(("x", ""), np.zeros(T))[t] = _norm(dx)
+        if t:  # before the first step there is no state of the sequence
+            for of, name, array in _leaves(layer.states, dstate):
+                found.setdefault((of, name), np.zeros(T - 1))[t - 1] = _norm(array)
     return found
 
 

@@ -35,7 +35,6 @@ LINES = (
     Line("#7fc49a", (0, (6, 2, 1, 2, 1, 2)), "v"),
     Line("#dcc63a", (0, (10, 3)), "P"),
 )
-PALE = "0.8"
 
 
 def line(k: int) -> Line:
@@ -123,7 +122,7 @@ def panels(count: int, columns: int, height: float, **options: Any) -> tuple[Any
     for axes in found[count:]:
         axes.remove()
     for k, axes in enumerate(found[:count]):
-        axes.tick_params(labelsize=SMALL, labelbottom=True if k + columns >= count else None)
+        axes.tick_params(labelsize=SMALL, **({"labelbottom": True} if k + columns >= count else {}))
         axes.spines[["top", "right"]].set_visible(False)
     return figure, found[:count]
 

@@ -81,7 +81,9 @@ def confusion(truth: Any, predicted: Any, labels: Sequence[Any] | None = None) -
     totals = counts.sum(axis=1, keepdims=True)
     shares = 100 * counts / np.maximum(totals, 1)
     C, names = len(known), [str(label) for label in known]
-    figure, (axes,) = figures.panels(1, 1, min(7.0, 2.2 + 0.45 * C))
+    height = min(figures.WIDTH, 2.2 + 0.45 * C)
+    figure, (axes,) = figures.panels(1, 1, height)
+    figure.set_size_inches(min(figures.WIDTH, height + 1 + 0.06 * max(map(len, names))), height)
     image = axes.imshow(shares, cmap=figures.COLOURS, vmin=0, vmax=100)
     bar = figure.colorbar(image, ax=axes)
     bar.set_label("share of the true label (%)", fontsize=figures.TEXT)

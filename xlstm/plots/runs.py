@@ -66,18 +66,17 @@ def course(run: Any, where: str = "course") -> Course:
     return found
 
 
-def curves(runs: Any, smoothing: float = 0.9) -> Any:
+def curves(runs: Any, window: int | None = None) -> Any:
     """Draw the losses, validation losses and norms of gradients of one run, or of several over each other.
 
-    Losses are drawn as they are in a pale shade, and smoothed: an exponential moving average, divided by the sum of its
-    weights so that the first values count in full.
+    Losses and norms are drawn as they are in a pale shade, and as the mean of the batches around each one.
 
     Parameters
     ----------
     runs : path, Trained, list of dict, or dict of str to these
         As for `course`; a dict has the names of several runs.
-    smoothing : float
-        The weight of the average so far at each step, from 0 (none) to below 1.
+    window : int, optional
+        The number of batches of a mean; by default a twentieth of the run. With 1 nothing is smoothed.
 
     Returns
     -------
@@ -88,7 +87,7 @@ def curves(runs: Any, smoothing: float = 0.9) -> Any:
     OSError, ValueError, TypeError
         As `course` does.
     """
-    weight = checks.rate("curves", "smoothing", smoothing)
+    window = checks.optional(checks.size)("curves", "window", window)
     several = isinstance(runs, Mapping)
     found = {str(name): course(run, "curves") for name, run in (runs if several else {"": runs}).items()}
     if not found:
@@ -98,7 +97,7 @@ def curves(runs: Any, smoothing: float = 0.9) -> Any:
     figure, panels = figures.panels(len(kinds), 1, 1.9, sharex=True)
     for axes, kind in zip(panels, kinds, strict=True):
         for k, (name, one) in enumerate(found.items()):
-            _draw(axes, kind, getattr(one, kind), weight, figures.line(k), figures.named(name) if several else "")
+            _draw(axes, kind, getattr(one, kind), window, figures.line(k), figures.named(name) if several else "")
         if kind == "norm":
             axes.set_yscale("log")
         figures.label(axes, x="batches" if kind == kinds[-1] else "", y=titles[kind])
@@ -107,17 +106,16 @@ def curves(runs: Any, smoothing: float = 0.9) -> Any:
     return figure
 
 
-def smoothed(values: Host, weight: float) -> Host:
-    """Return the exponential moving average of values (n,), divided by the sum of its weights."""
-    found, total, share = np.empty(len(values)), 0.0, 0.0
-    for k, value in enumerate(values):
-        total = weight * total + (1 - weight) * float(value)
-        share = weight * share + (1 - weight)
-        found[k] = total / share
+def smoothed(values: Host, window: int) -> Host:
+    """Return the mean of the values around each one, at most `window` of them and fewer at the ends (n,)."""
+    sums = np.concatenate(([0.0], np.cumsum(values)))
+    at, half = np.arange(len(values)), window // 2
+    reach = np.minimum(half, np.minimum(at, len(values) - 1 - at))  # the same on both sides
+    found: Host = (sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1)
     return found
 
 
-def _draw(axes: Any, kind: str, points: Host, weight: float, look: figures.Line, name: str) -> None:
+def _draw(axes: Any, kind: str, points: Host, window: int | None, look: figures.Line, name: str) -> None:
     if len(points) == 0:
         return
     at, values = points.T
@@ -125,9 +123,10 @@ def _draw(axes: Any, kind: str, points: Host, weight: float, look: figures.Line,
     if kind == "validation":
         axes.plot(at, values, label=name, markersize=4, linewidth=1.2, **look._asdict())
         return
-    if weight:
+    size = max(1, len(at) // 20) if window is None else window
+    if size > 1:
         axes.plot(at[few], values[few], color=look.color, alpha=0.25, linewidth=0.7)
-        values = smoothed(values, weight)
+        values = smoothed(values, size)
     axes.plot(at[few], values[few], label=name, color=look.color, linestyle=look.linestyle, linewidth=1.4)
 
 

@@ -95,11 +95,12 @@ def traces(where: str, saved: Any, part: str | None = None) -> list[Trace]:
 def _found(saved: Saved) -> Iterator[Trace]:
     assert saved.span is not None
     lengths = saved.span.lengths
-    for name in saved.names():
-        kept = saved[name]
+    parts = {type(saved.layer).__name__: saved.kept} | {name: saved[name] for name in saved.names()}
+    for name, part in parts.items():
+        kept = part.kept if isinstance(part, Saved) else part
         if isinstance(kept, Pass):
             yield _gated(name, kept, lengths)
-        elif (memory := _memory(kept)) is not None:
+        elif (memory := kept.get("memory") if isinstance(kept, dict) else getattr(kept, "memory", None)) is not None:
             yield _matrix(name, kept, memory, lengths)
 
 
@@ -113,17 +114,11 @@ def _gated(name: str, kept: Pass, lengths: Host) -> Trace:
     return Trace(name, gates, states, cell.SHARES, None if retained is None else to_numpy(retained), lengths)
 
 
-def _memory(kept: Any) -> Any:
-    """Return what the matrix memory of an mLSTM layer or block kept, or None."""
-    inner = getattr(kept, "kept", kept)
-    return inner.get("memory") if isinstance(inner, dict) else getattr(inner, "memory", None)
-
-
 def _matrix(name: str, kept: Any, memory: Any, lengths: Host) -> Trace:
     log_i, log_f = (to_numpy(a) for a in gates_of(namespace_of(memory[0][1].logf), memory))
     gates, states = {"log i": log_i, "f": np.exp(log_f)}, {}
     shares = ["f"] if np.all(log_f <= 0) else []  # the exponential of a gate may be more than 1
-    if not isinstance(kept, Saved):  # an mLSTM layer has an output gate, and h before it, as wide as y
+    if not isinstance(kept, dict):  # an mLSTM layer, and no block, has an output gate, and h before it, as wide as y
         gates["o"], states["h"] = to_numpy(kept.o), to_numpy(kept.h)
         shares.append("o")
     return Trace(name, gates, states, tuple(shares), gates["f"], lengths, ("log i", "f"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from xlstm.plots import figures
 
 MOST = 120  # panels of one figure
 BINS = 40
+LETTERS = 26  # of a line of a panel's title
 
 
 class Parameter(NamedTuple):
@@ -80,9 +82,15 @@ def parameters(params: Params) -> Any:
         axes.axvline(0, color="0.3", linewidth=0.6)
         axes.locator_params(nbins=4)
         shape = " x ".join(map(str, row.shape)) or "a number"
-        title = f"{row.name}\n{shape}, norm {row.norm:.3g}"
+        title = f"{_folded(row.name)}\n{shape}, norm {row.norm:.3g}"
         figures.label(axes, title, "value" if k + 3 >= len(host) else "", "count" if k % 3 == 0 else "")
     return figure
+
+
+def _folded(name: str) -> str:
+    """Return a name in lines that are no wider than a panel, folded at its dots where it has some."""
+    parts = textwrap.wrap(name.replace(".", ". "), LETTERS)
+    return "\n".join(part.replace(". ", ".") for part in parts)
 
 
 def _host(where: str, params: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
