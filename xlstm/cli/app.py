@@ -16,6 +16,7 @@ from xlstm.cli.console import Log, one_line_errors, out
 from xlstm.cli.convert import export, import_
 from xlstm.cli.generate import generate
 from xlstm.cli.info import info
+from xlstm.cli.inspect import inspect
 from xlstm.cli.train import predict, train
 
 app = typer.Typer(
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (train, predict, export, import_, generate, bench, info):
+for command in (train, predict, export, import_, generate, bench, info, inspect):
     app.command(command.__name__.rstrip("_"))(one_line_errors(command))
 
 

@@ -30,7 +30,7 @@ class GradientNorm(NamedTuple):
     of : str
         "x", the input of the step, or "h", "c" or "C", the state after it.
     layer : str
-        The layer of a state, or nothing.
+        The number of the layer or block of a state, or nothing.
     norms : array (T,) or (T - 1,)
         Step by step; that of y of the last step is where the gradient comes from, so states end before it.
     factor : float
@@ -185,15 +185,15 @@ def _upstream(layer: Any, y: Array, dy: Any, seed: int) -> Array:
     return like(given.reshape(y.shape), y)
 
 
-def _leaves(leaves: Any, state: Any, path: str = "") -> Iterator[tuple[str, str, Array]]:
-    """Yield the name, the layer and the array of every state that carries content."""
+def _leaves(leaves: Any, state: Any, block: str = "") -> Iterator[tuple[str, str, Array]]:
+    """Yield the name, the layer or block, and the array of every state that carries content."""
     for k, (leaf, part) in enumerate(zip(leaves, state, strict=True)):
         if not isinstance(leaf, Leaf):
-            yield from _leaves(leaf, part, f"{path}.{k}" if path else str(k))
+            yield from _leaves(leaf, part, block or str(k))
+        elif leaf.name in STATES and leaf.before:
+            yield from ((leaf.name, str(n), part[n, ...]) for n in range(part.shape[0]))
         elif leaf.name in STATES:
-            layers = [part[n, ...] for n in range(part.shape[0])] if leaf.before else [part]
-            for n, one in enumerate(layers):
-                yield leaf.name, ".".join(p for p in (path, str(n) if leaf.before else "") if p), one
+            yield leaf.name, block, part
 
 
 def _norm(array: Array) -> float:
