@@ -127,9 +127,9 @@ def look(seen: Seen, history: Path | None = None, draw: bool = True) -> Found:
     OSError, ValueError, TypeError
         The history cannot be read, or there are too few steps.
     """
-    found = Found({"parameters": plots.parameter_table(seen.params)}, {}, [])
+    names = list(seen.network.shapes)  # from the input to the output; a file has them in the order of the alphabet
+    found = Found({"parameters": plots.parameter_table({name: seen.params[name] for name in names})}, {}, [])
     if draw:
-        names = list(seen.params)
         for k in range(0, len(names), MOST):
             some = {name: seen.params[name] for name in names[k : k + MOST]}
             found.pictures[f"parameters {k // MOST + 1}" if k else "parameters"] = plots.parameters(some)
