@@ -127,9 +127,9 @@ def panels(count: int, columns: int, height: float, **options: Any) -> tuple[Any
     return figure, found[:count]
 
 
-def label(axes: Any, title: str = "", x: str = "", y: str = "") -> None:
+def label(axes: Any, title: str = "", x: str = "", y: str = "", size: int = TITLE) -> None:
     """Label a panel; names are shown as they are, whatever letters they have."""
-    axes.set_title(title, loc="left", fontsize=TITLE, parse_math=False)
+    axes.set_title(title, loc="left", fontsize=size, parse_math=False)
     axes.set_xlabel(x, fontsize=TEXT)
     axes.set_ylabel(y, fontsize=TEXT)
 

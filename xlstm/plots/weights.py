@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from xlstm.plots import figures
 
 MOST = 120  # panels of one figure
 BINS = 40
-LETTERS = 26  # of a line of a panel's title
+LETTERS = 28  # of a line of a panel's title
 
 
 class Parameter(NamedTuple):
@@ -83,14 +83,18 @@ def parameters(params: Params) -> Any:
         axes.locator_params(nbins=4)
         shape = " x ".join(map(str, row.shape)) or "a number"
         title = f"{_folded(row.name)}\n{shape}, norm {row.norm:.3g}"
-        figures.label(axes, title, "value" if k + 3 >= len(host) else "", "count" if k % 3 == 0 else "")
+        figures.label(axes, title, "value" if k + 3 >= len(host) else "", "count" if k % 3 == 0 else "", figures.SMALL)
     return figure
 
 
 def _folded(name: str) -> str:
     """Return a name in lines that are no wider than a panel, folded at its dots where it has some."""
-    parts = textwrap.wrap(name.replace(".", ". "), LETTERS)
-    return "\n".join(part.replace(". ", ".") for part in parts)
+    lines = [""]
+    for part in re.findall(r"[^.]*\.?", name):
+        if lines[-1] and len(lines[-1] + part) > LETTERS:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _host(where: str, params: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
