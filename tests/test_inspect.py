@@ -85,6 +85,9 @@ def test_numbers_as_json_are_those_of_the_model(run, tmp_path, model, table):
     np.testing.assert_allclose([row["forget"] for row in found["memory"]], forget, rtol=1e-8)
     assert {row["of"]: len(row["norms"]) for row in found["gradients"]} == {"x": 30, "h": 29, "c": 29}
     assert set(json.loads(run("m", "--json").stdout)) == {"model", "parameters"}
+    params["recurrent.0.b"][8] = 100.0  # the forget gate of unit 0 is 1, and its time constant infinite
+    models.save(tmp_path / "m", layer, params)
+    assert json.loads(run("m", "rows.csv", "--json").stdout)["memory"][0]["steps"] is None
 
 
 def test_numbers_need_no_matplotlib(run, monkeypatch, model, table):
