@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import xlstm
+from xlstm import training
 from xlstm.cli.app import app
 from xlstm.data.series import bundled, read_csv
 from xlstm.estimators import plots
@@ -215,7 +216,7 @@ def test_readers_who_go_away_end_a_command_quietly(tmp_path, args):
 )
 @pytest.mark.parametrize("where", ["score", "forecast"])
 def test_the_model_is_saved_before_comparison_and_picture(run, tmp_path, monkeypatch, where, error):
-    def fail(*args):
+    def fail(*args, **options):
         raise error
 
     monkeypatch.setattr(*((Forecaster, "score") if where == "score" else (plots, "forecast")), fail)
@@ -237,6 +238,24 @@ def test_an_interrupt_before_the_model_is_saved(run, tmp_path, monkeypatch):
     result = run("train", *QUICK)
     assert (result.exit_code, result.stderr) == (130, "interrupted; nothing was saved\n")
     assert (tmp_path / "xlstm-output/model.safetensors").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [(training.Interrupted, 130, "interrupted; "), (training.Terminated, 143, "terminated; ")],
+)
+def test_a_signal_while_training_saves_the_best_so_far(run, tmp_path, monkeypatch, error, code, words):
+    fit = Forecaster.fit
+
+    def stop(forecaster, *args, **options):
+        fit(forecaster, *args, **options)
+        raise error("stopped", forecaster.trained_, code - 128)
+
+    monkeypatch.setattr(Forecaster, "fit", stop)
+    result = run("train", *QUICK)
+    assert result.exit_code == code
+    assert f"{words}xlstm-output/model.safetensors is saved" in result.stderr
+    assert Forecaster.load(tmp_path / "xlstm-output/model.safetensors", "numpy").settings.window == 12
 
 
 def test_a_picture_is_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Model files in and out of other libraries' formats, from Python and from the command line."""
 
+import importlib
+
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -57,9 +59,9 @@ def test_a_forecaster_is_exported_with_its_head(tmp_path, to):
     forecaster = Forecaster(Settings(epochs=1, hidden_size=4, window=12), "numpy").fit(np.sin(np.arange(200) / 5))
     forecaster.save(tmp_path / "model.safetensors")
     path = convert.export_file(tmp_path / "model.safetensors", to, tmp_path / "out")
-    past, future = forecaster.scalers.past.std, forecaster.scalers.future.std
-    expected = f"x is (value - latest value) / {past!r}, y is (value - latest value) / {future!r}"
-    assert convert.units(tmp_path / "model.safetensors") == expected
+    units = convert.units(tmp_path / "model.safetensors")
+    assert units.startswith("x is (value - latest value) / scale, scale is root mean square of these differences")
+    assert units.endswith("the mean, then quantiles")
     if to == "torch":
         weights = safetensors.numpy.load_file(path)
         assert weights["head.weight"].tobytes() == forecaster.params["head.W"].tobytes()
@@ -171,3 +173,10 @@ def test_what_others_do_not_have_is_refused(tmp_path, to, layer):
         files.save(tmp_path / "model", model, model.init(0, "numpy"))
         with pytest.raises(TypeError, match=f"layer is a {type(layer).__name__}, expected an LSTM, GRU, RNN"):
             convert.export_file(tmp_path / "model", to)
+
+
+def test_a_linear_layer_before_is_refused():
+    model = SequenceModel(xlstm.LSTM(4, 4), 2, inputs=3)
+    for library in ("torch", "keras", "onnx"):
+        with pytest.raises(ValueError, match=f"to_{library}: inputs is 3, expected None"):
+            getattr(importlib.import_module(f"xlstm.interop.{library}"), f"to_{library}")(model, model.init(0, "numpy"))

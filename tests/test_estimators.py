@@ -1,6 +1,7 @@
 """The forecaster from Python."""
 
 import copy
+import dataclasses
 import pickle
 
 import numpy as np
@@ -68,8 +69,10 @@ def test_fit_does_not_see_the_test_part(fitted):
     changed = wave()
     changed[240:] *= -5.0
     again = Forecaster(fitted.settings, "numpy").fit(changed)
-    for name, p in again.params.items():
-        np.testing.assert_array_equal(p, fitted.params[name])
+    np.testing.assert_array_equal(again.forecasts(wave())[1], fitted.forecasts(wave())[1])
+    kept = Forecaster(**{**fitted.get_params(), "refit": False}).fit(changed)
+    np.testing.assert_array_equal(kept.forecasts(wave())[1], fitted.forecasts(wave())[1])
+    assert kept.trained_.losses == fitted.trained_.losses
 
 
 def test_level_does_not_matter(fitted):
@@ -105,12 +108,17 @@ def test_save_and_load(fitted, tmp_path):
     np.testing.assert_array_equal(loaded.predict(wave(), 5), fitted.predict(wave(), 5))
 
 
+def damaged(fitted, bias):
+    """A copy whose network has another bias in its head."""
+    broken = copy.copy(fitted)
+    broken._whole = dataclasses.replace(fitted._whole, params={**fitted.params, "head.b": bias})
+    return broken
+
+
 def test_load_refuses_other_shapes(fitted, tmp_path):
     path = tmp_path / "model.safetensors"
-    broken = Forecaster(fitted.settings, "numpy")
-    broken.params, broken.scalers = {**fitted.params, "head.b": np.zeros(7, "float32")}, fitted.scalers
-    broken.save(path)
-    with pytest.raises(ValueError, match=r"head\.b has shape \(7,\), expected \(O,\) = \(3,\)"):
+    damaged(fitted, np.zeros(7, "float32")).save(path)
+    with pytest.raises(ValueError, match=r"head\.b has shape \(7,\), expected \(O,\) = \(30,\)"):
         Forecaster.load(path)
 
 
@@ -120,7 +128,7 @@ def test_load_refuses_other_shapes(fitted, tmp_path):
         (np.full(300, 3.0), {}, "constant at 3"),
         (wave(30), {"window": 100}, "a window of 100 and a horizon of 1 need 101 rows"),
         (wave(2), {}, "too few"),
-        (np.ones((5, 2)), {}, r"shape \(5, 2\), expected \(N,\)"),
+        (np.ones((5, 2, 2)), {}, r"shape \(5, 2, 2\), expected \(N,\) or \(N, C\)"),
         (np.where(np.arange(300) == 5, np.inf, wave()), {}, r"values\[5\] is inf"),
         (wave(gaps=(0,)), {}, "begins with a gap"),
         (wave(gaps=range(170, 245)), {}, "validation part of the series has no values"),
@@ -177,18 +185,21 @@ def test_settings_take_numpy_numbers():
 
 def test_load_refuses_damaged_weights(fitted, tmp_path):
     path = tmp_path / "model.safetensors"
-    broken = Forecaster(fitted.settings, "numpy")
-    broken.params, broken.scalers = {**fitted.params, "head.b": np.full(3, np.nan, "float32")}, fitted.scalers
-    broken.save(path)
+    damaged(fitted, np.full(30, np.nan, "float32")).save(path)
     with pytest.raises(ValueError, match=r"head\.b is not finite"):
         Forecaster.load(path)
-    config = {"name": "", "settings": {"hidden_size": 10**8}, "scalers": {}, "dtype": "float32"}
+    config = {"name": "", "settings": {"hidden_size": 10**8}, "scaling": {}, "dtype": "float32"}
+    config |= {"highways": {"": {}}, "season": 0, "calendar": False}
     checkpoint.save(path, fitted.params, "forecaster", config)
-    with pytest.raises(ValueError, match=r"not a sound forecaster .*past: is None, expected an object"):
+    with pytest.raises(ValueError, match=r"not a sound forecaster .*scaling: units is missing"):
         Forecaster.load(path)
-    scale = {"mean": 0.0, "std": 0.0}
-    checkpoint.save(path, fitted.params, "forecaster", {**config, "scalers": {"past": scale, "future": scale}})
-    with pytest.raises(ValueError, match="std above 0"):
+    scaling = {"units": [[0.0]], "past": [[], []], "future": [[], []], "static": [[], []]}
+    checkpoint.save(path, fitted.params, "forecaster", {**config, "scaling": scaling})
+    with pytest.raises(ValueError, match=r"units\[0\] is 0\.0, expected 0 < units"):
+        Forecaster.load(path)
+    scaling["units"] = [[1.0]]
+    checkpoint.save(path, fitted.params, "forecaster", {**config, "scaling": scaling})
+    with pytest.raises(ValueError, match="adjustment is missing"):
         Forecaster.load(path)
 
 
@@ -196,7 +207,7 @@ def test_gaps_are_no_targets_and_not_scored():
     """By hand: which targets count, and persistence on what is there."""
     v = wave(gaps=(50, 51, 250, 260))
     forecaster = Forecaster(Settings(**QUICK), "numpy")
-    data, _ = forecaster.examples(v)
+    data = forecaster.examples(v)
     window = forecaster.settings.window
     np.testing.assert_array_equal(data["train"].mask[:, 0], ~np.isnan(v[window:180]))
     assert np.count_nonzero(~data["train"].mask) == 2
@@ -240,7 +251,7 @@ def test_forecasters_are_pickled_and_copied(fitted, again):
     new = again(Forecaster(Settings(**QUICK, seed=5), "numpy", name="new"))
     assert (new.settings.seed, new.name, new.params) == (5, "new", None)
     other = again(fitted)
-    assert (other.settings, other.name, other.scalers) == (fitted.settings, fitted.name, fitted.scalers)
+    assert (other.settings, other.name, other.scaling_) == (fitted.settings, fitted.name, fitted.scaling_)
     assert other.trained.losses == fitted.trained.losses
     np.testing.assert_array_equal(other.predict(wave(), 5), fitted.predict(wave(), 5))
     before = fitted.predict(wave(), 5)

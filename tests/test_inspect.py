@@ -57,7 +57,7 @@ def test_a_forecaster_over_its_series(run, tmp_path):
     page = (tmp_path / "deep/er/inspect.html").read_text(encoding="utf-8")
     assert page.count("<img ") == 5
     assert "http" not in page
-    for words in ("parameters: 64 in 5 arrays", "saturation: recurrent.0 gate i", "gradient of c, layer 0: times"):
+    for words in ("parameters: 100 in 5 arrays", "saturation: recurrent.0 gate i", "gradient of c, layer 0: times"):
         assert words in result.output
     assert result.output.endswith("wrote: deep/er/inspect.html and 5 pictures as PNG and SVG\n")
 

@@ -28,6 +28,30 @@ def test_regression_gradient(be, rng, name, mask):
     gradcheck(lambda y: loss(y, target, chosen), lambda dy, d: (d * dy,), (y,))
 
 
+@pytest.mark.parametrize("mask", ["none", "steps", "elements", "weights"])
+def test_pinball_gradient(be, rng, mask):
+    target = be.asarray(rng.standard_normal((4, 3, 2)))
+    chosen = masks(rng)[mask]
+    chosen = None if chosen is None else be.asarray(chosen)
+    sizes = rng.choice([0.3, 0.7, 1.5], (4, 3, 2, 3)) * rng.choice([-1.0, 1.0], (4, 3, 2, 3))  # clear of 0
+    y = target[..., None] + be.asarray(sizes)
+    levels = (0.1, 0.5, 0.8)
+    gradcheck(lambda y: losses.pinball(y, target, chosen, levels), lambda dy, d: (d * dy,), (y,))
+
+
+def test_pinball_is_least_at_quantiles(rng):
+    target = rng.standard_normal(999)
+    levels = (0.1, 0.5, 0.8)
+    best = np.quantile(target, levels)
+    least = losses.pinball(np.tile(best, (999, 1)), target, None, levels)[0]
+    for shift in (-0.05, 0.05):
+        assert losses.pinball(np.tile(best + shift, (999, 1)), target, None, levels)[0] > least
+    both = losses.pinball(target[:, None], target[::-1].copy(), None, (0.5,))[0]
+    assert both == pytest.approx(losses.mae(target, target[::-1].copy())[0] / 2, rel=1e-12)
+    with pytest.raises(ValueError, match=r"pinball: y has shape \(3, 2\), expected .* \(3, 3\)"):
+        losses.pinball(np.ones((3, 2)), np.ones(3), None, levels)
+
+
 def test_cross_entropy_gradient(be, rng):
     labels = be.asarray(rng.integers(0, 5, (4, 3)))
     mask = be.asarray(rng.random((4, 3)) < 0.6)
@@ -52,6 +76,23 @@ def test_values_follow_torch(rng):
     assert losses.cross_entropy(y, labels)[0] == pytest.approx(
         f.cross_entropy(ty, torch.tensor(labels)).item(), rel=1e-12
     )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("compiled", ["0", "1"])
+def test_cross_entropy_of_many_logits_follows_torch(rng, dtype, compiled, monkeypatch):
+    """Large enough for a compiled loop."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setenv("XLSTM_COMPILE", compiled)
+    logits, labels = (10 * rng.standard_normal((40, 9, 70))).astype(dtype), rng.integers(0, 70, (40, 9))
+    peer = torch.tensor(logits, requires_grad=True)
+    expected = torch.nn.functional.cross_entropy(peer.reshape(-1, 70), torch.tensor(labels).reshape(-1))
+    expected.backward()
+    loss, dlogits = losses.cross_entropy(logits, labels)
+    rtol = {"float32": 1e-5, "float64": 1e-12}[dtype]
+    assert dlogits.dtype == dtype
+    assert loss == pytest.approx(expected.item(), rel=rtol)
+    np.testing.assert_allclose(dlogits, peer.grad.numpy(), rtol=rtol, atol=rtol / 1000)
 
 
 @pytest.mark.parametrize("name", [*REGRESSIONS, "cross_entropy"])

@@ -38,7 +38,8 @@ CASES = {
 def test_follows_torch(be, rng, name):
     torch = pytest.importorskip("torch")
     make, peer_name, settings = CASES[name]
-    start = {"a": rng.standard_normal((3, 4)), "b": rng.standard_normal(5)}
+    # The last one is large enough for a compiled loop.
+    start = {"a": rng.standard_normal((3, 4)), "b": rng.standard_normal(5), "c": rng.standard_normal((130, 70))}
     params = {n: be.asarray(p) for n, p in start.items()}
     peers = {n: torch.tensor(p, requires_grad=True) for n, p in start.items()}
     optimizer, peer = make(), getattr(torch.optim, peer_name)(list(peers.values()), **settings)

@@ -25,6 +25,7 @@ from xlstm.training import (
     MovingAverage,
     ReduceOnPlateau,
     Step,
+    TensorBoard,
     Terminated,
     find_learning_rate,
     history,
@@ -499,3 +500,18 @@ def test_the_learning_rate_finder_stops_where_training_diverges():
         find_learning_rate(model, params, data, low=1.0, high=0.1)
     with pytest.raises(ValueError, match="steps is 3, expected 10 or more"):
         find_learning_rate(model, params, data, steps=3)
+
+
+def test_curves_for_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trained = fit(plain, callbacks=[TensorBoard(tmp_path)])
+    found = EventAccumulator(str(tmp_path), {"tensors": 0})
+    found.Reload()
+    curves = {}
+    for tag in ("loss", "validation loss"):
+        curves[tag] = [(e.step, float(e.tensor_proto.float_val[0])) for e in found.Tensors(tag)]
+    assert curves["loss"] == [(k, pytest.approx(loss, rel=1e-6)) for k, loss in enumerate(trained.losses, 1)]
+    expected = [(5 * k, pytest.approx(loss, rel=1e-6)) for k, loss in enumerate(trained.validations, 1)]
+    assert curves["validation loss"] == expected

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 from safetensors.numpy import load_file
 from safetensors.numpy import save as to_bytes
 
 import xlstm
 from xlstm.cli import convert
-from xlstm.data import Scaler, text
+from xlstm.data import text
 from xlstm.estimators import forecaster as estimators
 from xlstm.interop import nxai
 from xlstm.interop.keras import from_keras
@@ -49,10 +50,8 @@ def sound(folder: Path) -> dict[str, Kind]:
     large = xlstm.xLSTMLanguageModel(xlstm.xLSTMLarge(8, 1, 2, chunk_size=64, ffn_size=64), 7)
     for name, model in (("model", head), ("language", stack)):
         files.save(folder / name, model, model.init(backend="numpy"))
-    forecaster = estimators.Forecaster(estimators.Settings(hidden_size=3, window=4), "numpy")
-    forecaster.params = forecaster.model.init(backend="numpy")
-    forecaster.scalers = estimators.Scalers(Scaler(0.0, 1.0), Scaler(0.0, 2.0))
-    forecaster.save(folder / "forecaster")
+    forecaster = estimators.Forecaster(estimators.Settings(hidden_size=3, window=4, epochs=1), "numpy")
+    forecaster.fit(np.sin(np.arange(60.0))).save(folder / "forecaster")
     convert.export_file(folder / "model", "torch", folder / "torch.safetensors")
     convert.export_file(folder / "model", "keras", folder / "keras.weights.h5")
     for name, model in (("json", large), ("yaml", stack)):

@@ -27,7 +27,7 @@ from tests.attacks.bounds import examples
 from tests.attacks.rounds import calls, follow, small
 from xlstm.arrays.checks import shown
 from xlstm.arrays.convert import BackendError
-from xlstm.estimators.forecaster import Forecaster, Scalers, Settings
+from xlstm.estimators.forecaster import Forecaster, Settings
 from xlstm.layers.blocks.feedforward import GatedFeedForward
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.embedding import Embedding
@@ -453,10 +453,7 @@ def finite_loss(found: Any, arguments: dict[str, Any]) -> None:
 
 
 def fitted() -> Forecaster:
-    made = Forecaster(Settings(window=4, hidden_size=3), "numpy")
-    made.params = made.model.init(0, "numpy")
-    made.scalers = Scalers(data.Scaler(0.0, 1.0), data.Scaler(0.0, 1.0))
-    return made
+    return Forecaster(Settings(window=4, hidden_size=3, epochs=1), "numpy").fit(SERIES)
 
 
 OTHERS: dict[str, Case] = {
@@ -490,6 +487,12 @@ OTHERS: dict[str, Case] = {
     "mse": Case(losses.mse, LOSS, finite_loss, more=LOSS_MORE),
     "mae": Case(losses.mae, LOSS, finite_loss, more=LOSS_MORE),
     "huber": Case(losses.huber, {**LOSS, "delta": 1.0}, finite_loss, more=LOSS_MORE),
+    "pinball": Case(
+        losses.pinball,
+        {"y": np.full((3, 2), 0.5), "target": np.full(3, 0.25), "mask": None, "quantiles": (0.1, 0.9)},
+        finite_loss,
+        more={"y": arrays((3, 2)), "target": arrays((3,)), "mask": arrays((3,))},
+    ),
     "cross_entropy": Case(
         losses.cross_entropy,
         {"logits": np.full((3, 4), 0.5), "labels": LABELS, "mask": None},
@@ -551,7 +554,8 @@ OTHERS: dict[str, Case] = {
         {"values": SERIES},
         long="steps",
         who="Forecaster",
-        words={"values": "series|values"},
+        words={"values": "series|values|value"},
+        only=("values", "steps"),
         more={"steps": [3, np.int64(2)], "values": [SERIES.tolist(), [None, 1.0], *arrays((9,))]},
     ),
     "Mixed": Case(precision.Mixed, {}, plain),

@@ -13,7 +13,7 @@ from safetensors.numpy import save as to_bytes
 import xlstm
 from tests.attacks.bounds import refusal
 from tests.attacks.damage import safetensors, tokenizer, zipped
-from xlstm.data import Scaler, text
+from xlstm.data import text
 from xlstm.estimators import forecaster
 from xlstm.interop import nxai
 from xlstm.interop.keras import from_keras, to_keras
@@ -150,16 +150,22 @@ def test_weights_that_are_not_finite(tmp_path, value):
         ('"name": ""', '"name": [[]]', "not a sound forecaster"),
         ('"dtype": "float32"', '"dtype": {}', "not a sound forecaster"),
         ('"settings": {', '"settings": {"x": 1, ', "settings: 'x' is unknown"),
-        ('"mean": 0.0', '"mean": null', "not a sound forecaster"),
-        ('"std": 2.0', '"std": 1e400', "a number is '1e400'"),
-        ('"past": ', '"now": ', "past: is None, expected an object"),
+        ('"units": [[', '"units": [[null, ', "not a sound forecaster"),
+        ('"units": [[', '"units": [[1e400, ', "a number is '1e400'"),
+        ('"units": [[', '"units": [[1.0, ', "adjustment has shape"),
+        ('"scaling": {', '"now": {', "scaling: is None, expected an object"),
+        ('"past": [[], []]', '"past": [[], [1.0]]', "lists of several lengths"),
+        ('"order": ', '"order": 9999', "highway has shape"),
+        ('"": {"order"', '"other": {"order"', "highways are"),
+        ('"season": 6', '"season": -1', "season is -1"),
+        ('"calendar": false', '"calendar": 0', "expected True or False"),
+        ('"horizon": 1', '"horizon": 2', "adjustment has shape"),
     ],
 )
 def test_descriptions_of_forecasters(tmp_path, old, new, words):
-    made = forecaster.Forecaster(forecaster.Settings(hidden_size=3), "numpy")
-    made.params, made.scalers = made.model.init(backend="numpy"), forecaster.Scalers(Scaler(0.0, 1.0), Scaler(0.0, 2.0))
+    made = forecaster.Forecaster(forecaster.Settings(hidden_size=3, window=4, epochs=1), "numpy")
     path = tmp_path / "f"
-    made.save(path)
+    made.fit(np.sin(np.arange(60.0))).save(path)
     blob = path.read_bytes()
     size = int.from_bytes(blob[:8], "little")
     header = json.loads(blob[8 : 8 + size])

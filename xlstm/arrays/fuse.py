@@ -106,6 +106,21 @@ def by_rows(xp: Namespace, function: Callable[..., Any], *arrays: Array, **optio
     return function(xp, *arrays, **options) if found is None else found
 
 
+def with_numbers(
+    xp: Namespace, function: Callable[..., Any], arrays: Sequence[Array], numbers: Sequence[float], **options: Any
+) -> Any:
+    """Return `function(xp, *arrays, *numbers, **options)` for numbers that change from call to call.
+
+    It runs in one compiled loop where NumPy's arrays are large, which takes the numbers as arrays without axes.
+    """
+    if xp is np and loops is not None:
+        given = [np.asarray(number, arrays[0].dtype) for number in numbers]
+        found = _looped(xp, function, (*arrays, *given), None, 0, options)
+        if found is not None:
+            return found
+    return function(xp, *arrays, *numbers, **options)
+
+
 def multiplier(
     xp: Namespace, function: Callable[..., Array], *arrays: Array, **options: Any
 ) -> Callable[[Array], Array]:

@@ -84,10 +84,15 @@ def units(path: AnyPath) -> str:
     """Return the units in which the network of a forecaster sees and predicts values; "" for other models."""
     if checkpoint.kind_of(path) != KIND:
         return ""
-    scalers = Forecaster.load(path, "numpy").scalers
-    assert scalers is not None
-    seen, predicted = (f"(value - latest value) / {scaler.std!r}" for scaler in (scalers.past, scalers.future))
-    return f"x is {seen}, y is {predicted}"
+    forecaster = Forecaster.load(path, "numpy")
+    units = ", ".join(f"{unit!r}" for row in forecaster.scaling_.units for unit in row)
+    scale = units if forecaster.scaling == "series" else "root mean square of these differences in the window"
+    covariates = ", then covariates" if forecaster.model.input_size > forecaster.n_targets_ else ""
+    quantiles = ", then quantiles" if forecaster.settings.quantiles else ""
+    return (
+        f"x is (value - latest value) / scale{covariates}, scale is {scale}; y is what the linear highway leaves "
+        f"of (value - latest value) / scale, divided by its spread: the mean{quantiles}"
+    )
 
 
 def export_file(

@@ -16,6 +16,7 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_like
 from xlstm.arrays.namespace import Params
 from xlstm.cli.console import Report, accounted, out, printable
+from xlstm.cli.train import dated, dates_of
 from xlstm.data import text, writing
 from xlstm.data.files import read_table
 from xlstm.data.series import read_csv
@@ -105,8 +106,7 @@ def read(model: Path, data: Path | None, column: str | None, steps: int) -> Seen
         raise ValueError(f"{model}: --column is for a forecaster, this is a {kind}")
     if kind == forecaster.KIND:
         made = forecaster.Forecaster.load(model, "numpy")
-        assert made.params is not None
-        return Seen(made.model, made.params, None if data is None else _windows(made, data, column, steps))
+        return Seen(made.model, made.params_, None if data is None else _windows(made, data, column, steps))
     if kind == textmodel.KIND:
         writer = textmodel.TextModel.load(model, "numpy")
         return Seen(writer.model_, writer.params_, None if data is None else _tokens(writer.codec_, data, steps))
@@ -161,10 +161,10 @@ def _add(found: Found, name: str, table: Callable[[], list[Any]], figure: Callab
 
 
 def _windows(made: forecaster.Forecaster, data: Path, column: str | None, steps: int) -> Any:
-    """Return the windows of the test part of a series, as the network sees them."""
-    parts, _ = made.examples(read_csv(data, column, usual=made.name).values)
-    x = next(iter(parts["test"].batches())).x
-    return made.backend.asarray(x[-steps:])
+    """Return the last windows of a series, as the network sees them."""
+    series = read_csv(data, column, usual=made.name)
+    with dated(series):
+        return made.windows(series.values, dates=dates_of(series) if made.calendar_ else None)[-steps:]
 
 
 def _tokens(codec: Any, data: Path, steps: int) -> Any:

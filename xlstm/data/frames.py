@@ -162,6 +162,40 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
     return table
 
 
+def groups(where: str, given: Any, column: str) -> dict[Any, Any]:
+    """Return the rows of a table by the values of a column, which the tables of the groups do not have.
+
+    Parameters
+    ----------
+    where : str
+        The caller, for errors.
+    given : table
+        As for `table_of`.
+    column : str
+
+    Returns
+    -------
+    dict of object to table
+        In the order in which the values come first.
+
+    Raises
+    ------
+    ValueError
+        There is no such column, or it has missing values.
+    TypeError, ImportError
+        As for `table_of`.
+    """
+    nw, frame, _ = _frame(where, given)
+    if column not in frame.columns:
+        names = checks.few(map(str, frame.columns))
+        raise ValueError(f"{where}: column {checks.shown(column)} is not in the table, which has {names}")
+    labels = frame.get_column(column)
+    if labels.is_null().any():
+        raise ValueError(f"{where}: column {checks.shown(column)} has missing values, expected the name of a group")
+    found = labels.unique(maintain_order=True).to_list()
+    return {label: nw.to_native(frame.filter(nw.col(column) == label).drop(column)) for label in found}
+
+
 def _frame(where: str, given: Any) -> tuple[Any, Any, bool]:
     """Return narwhals, a table as narwhals has it, and whether it was one column."""
     try:

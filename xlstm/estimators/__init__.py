@@ -1,7 +1,21 @@
 """Estimators with fit, predict and score, and pictures of their forecasts."""
 
-from xlstm.estimators.forecaster import Forecaster, Score
+from xlstm.estimators.base import NotFittedError
+from xlstm.estimators.forecaster import Forecaster
+from xlstm.estimators.scores import Errors, Score
+from xlstm.estimators.sequence import SequenceClassifier, SequenceRegressor
 from xlstm.estimators.settings import Settings
+from xlstm.estimators.textmodel import TextModel
 from xlstm.estimators.values import SeriesError
 
-__all__ = ["Forecaster", "Score", "SeriesError", "Settings"]
+__all__ = [
+    "Errors",
+    "Forecaster",
+    "NotFittedError",
+    "Score",
+    "SequenceClassifier",
+    "SequenceRegressor",
+    "SeriesError",
+    "Settings",
+    "TextModel",
+]

@@ -21,6 +21,7 @@ class Estimator:
     """
 
     _kind = ""  # scikit-learn's name for the kind of estimator: "classifier", "regressor" or nothing
+    _takes: tuple[str, ...] = ("two_d_array", "three_d_array")  # scikit-learn's names for the kinds of X
 
     @classmethod
     def _names(cls) -> list[str]:
@@ -83,10 +84,10 @@ class Estimator:
 
         return Tags(
             estimator_type=self._kind or None,
-            target_tags=TargetTags(required=True, multi_output=self._kind == "regressor"),
+            target_tags=TargetTags(required=bool(self._kind), multi_output=self._kind == "regressor"),
             classifier_tags=ClassifierTags() if self._kind == "classifier" else None,
             regressor_tags=RegressorTags() if self._kind == "regressor" else None,
-            input_tags=InputTags(three_d_array=True),
+            input_tags=InputTags(**{"two_d_array": False, **dict.fromkeys(self._takes, True)}),
             non_deterministic=False,
         )
 

@@ -1,90 +1,99 @@
-"""The forecaster: a series and its future, with fit, predict and score."""
+"""The forecaster: series and their future, with fit, predict and score."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from typing import Any, Self, Unpack
 
 import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
-from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.namespace import DType, Params
+from xlstm.arrays.namespace import Array, DType, Params
 from xlstm.data import reading
-from xlstm.data.batches import Windows
 from xlstm.data.host import Values
-from xlstm.data.preparation import Scaler, carry_forward, split, windows
-from xlstm.estimators import baselines
-from xlstm.estimators.settings import Scalers, Settings
-from xlstm.estimators.values import check_reach, series
-from xlstm.layers.recurrent import LSTM
-from xlstm.models.sequence import SequenceModel
-from xlstm.training import Progress, Trained, checkpoint, loop, optimizers
+from xlstm.estimators import fitting, intervals, judging, preparation, scores, storage, tables, tracks
+from xlstm.estimators.base import Estimator
+from xlstm.estimators.examples import Examples
+from xlstm.estimators.predictor import Predictor
+from xlstm.estimators.scores import Score
+from xlstm.estimators.settings import DECILES, Settings
+from xlstm.estimators.tables import Given, Roles
+from xlstm.estimators.tracks import Beside, Known, Track
+from xlstm.estimators.values import check_reach
+from xlstm.training import Callback, Interrupted, Progress, Terminated, Trained
 from xlstm.training import precision as precisions
 
-KIND = "forecaster"
-CHUNK = 4096  # windows forecast at once
-AR_ORDER = 24  # coefficients of the linear autoregression it is compared with
+KIND = storage.KIND
 
 
-@dataclass(frozen=True)
-class Score:
-    """Forecasts of the test part and their root mean square errors, in the series' own units.
+class Forecaster(Estimator):
+    """Forecast series with a recurrent network beside a linear autoregression.
 
-    Attributes
-    ----------
-    model, persistence, autoregression : array (horizon,)
-    order : int
-        Coefficients of the autoregression.
-    points : int
-        Values forecast one step ahead that are there to compare with.
-    at : array (N,)
-        Positions of the first value of each forecast.
-    forecasts : array (N, horizon)
-        Those of the model.
-    """
+    A network sees by how much each of the last `window` values differs from the latest one, in units of the window's
+    own changes, and covariates. It predicts the mean and quantiles of the next `horizon` values at once, as what a
+    linear autoregression leaves of them (LSTNet, Lai et al. 2018). Neither the level nor the scale of a series matters.
 
-    model: Values
-    persistence: Values
-    autoregression: Values
-    order: int
-    points: int
-    at: np.ndarray[Any, Any]
-    forecasts: Values
-
-
-class Forecaster:
-    """Forecast a series with an LSTM and a linear head.
-
-    The model sees by how much each of the last `window` values differs from the latest one, and predicts by how much
-    each of the next `horizon` values will, so the level of the series may drift. Both are scaled to a root mean square
-    of one. It is fitted on the first 60 % of the series and stops early by the next 20 %; only `score` uses the last
-    20 %.
+    `fit` trains on the first 60 % of a series and stops early by the next 20 %. The last 20 % are for `score`, whose
+    network has not seen them. `predict` has a second network that is trained on all rows, unless `refit` is False.
+    Intervals are widened by errors of the past (Romano et al. 2019).
 
     Parameters
     ----------
     settings : Settings, optional
+        A `Settings` in place of the keywords of the same names.
     backend : str or Backend, optional
         As for `xlstm.backend`, by default "auto".
     dtype : {"float32", "float64"}, optional
     name : str
         A name for the series, kept in the model file.
+    window, horizon, hidden_size, epochs, patience, learning_rate, weight_decay, batch_size, clip, averaging, seed, \
+precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway, season, calendar, least, refit
+        As for `Settings`.
+    targets, past, future, static : list of str, optional
+        In tables, names of columns: those to predict, by default all others; covariates that are known up to the last
+        value; covariates that are known in advance; and numbers that do not change within a series.
+    series_id : str, optional
+        The column of tables that tells several series apart.
+    checkpoints : path, optional
+        A folder for checkpoints of training, as for `training.train`.
+    resume : bool
+        Go on from the newest checkpoint there.
+    callbacks : list of Callback or callable
+        As for `training.train`; they see the training that validation ends.
+    warm_start : bool
+        Begin with the weights of the last fit, where they have the right shapes.
 
     Attributes
     ----------
-    trained : Trained or None
-        How training went, after `fit`.
+    trained_ : Trained
+        How the training went that validation ended.
+    params_ : dict of str to array
+        Weights of the network that `predict` has.
+    scaling_ : Scaling
+        Units of values and covariates.
+    season_ : int
+        Steps of a season; 0 for none.
+    calendar_ : bool
+        Whether dates are looked at.
+    highway_ : int
+        Steps that the linear autoregression looks back to.
+    n_targets_ : int
+        Columns that are predicted.
+    feature_names_in_ : array of str
+        Their names, where there was a table.
 
     Examples
     --------
     >>> import numpy as np
     >>> values = np.sin(np.arange(400) / 5)
-    >>> forecaster = Forecaster(Settings(epochs=5, hidden_size=8), "numpy").fit(values)
+    >>> forecaster = Forecaster(epochs=5, hidden_size=8, horizon=3, backend="numpy").fit(values)
     >>> forecaster.predict(values, steps=12).shape
     (12,)
+    >>> forecaster.predict_quantiles(values).shape
+    (3, 9)
     """
 
     def __init__(
@@ -93,25 +102,93 @@ class Forecaster:
         backend: str | Backend | None = None,
         dtype: DType | None = None,
         name: str = "",
+        *,
+        window: int = Settings.window,
+        horizon: int = Settings.horizon,
+        hidden_size: int = Settings.hidden_size,
+        epochs: int = Settings.epochs,
+        patience: int = Settings.patience,
+        learning_rate: float = Settings.learning_rate,
+        weight_decay: float = Settings.weight_decay,
+        batch_size: int = Settings.batch_size,
+        clip: float = Settings.clip,
+        averaging: float = Settings.averaging,
+        seed: int = Settings.seed,
+        precision: str | None = Settings.precision,
+        cell: str = Settings.cell,
+        num_layers: int = Settings.num_layers,
+        bidirectional: bool = Settings.bidirectional,
+        dropout: float = Settings.dropout,
+        quantiles: Sequence[float] = DECILES,
+        scaling: str = Settings.scaling,
+        highway: int | str = Settings.highway,
+        season: int | str = Settings.season,
+        calendar: bool | str = Settings.calendar,
+        least: float | None = Settings.least,
+        refit: bool = Settings.refit,
+        targets: str | Sequence[str] | None = None,
+        past: str | Sequence[str] | None = None,
+        future: str | Sequence[str] | None = None,
+        static: str | Sequence[str] | None = None,
+        series_id: str | None = None,
+        checkpoints: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        callbacks: Sequence[Callback | Callable[[Progress], object]] = (),
+        warm_start: bool = False,
     ) -> None:
-        self.name = checks.text("Forecaster", "name", name)
         checks.optional(checks.instance(Settings, "Settings"))("Forecaster", "settings", settings)
-        self.settings = Settings() if settings is None else settings
-        self.backend = backend_of(backend, dtype)
-        self.model = SequenceModel(LSTM(1, self.settings.hidden_size), self.settings.horizon, last=True)
-        self.params: Params | None = None
-        self.scalers: Scalers | None = None
-        self.trained: Trained | None = None
+        self.backend, self.dtype, self.name = backend, dtype, name
+        self.window, self.horizon, self.hidden_size = window, horizon, hidden_size
+        self.epochs, self.patience, self.learning_rate, self.weight_decay = (
+            epochs,
+            patience,
+            learning_rate,
+            weight_decay,
+        )
+        self.batch_size, self.clip, self.averaging, self.seed = batch_size, clip, averaging, seed
+        self.precision, self.cell, self.num_layers, self.bidirectional = precision, cell, num_layers, bidirectional
+        self.dropout, self.quantiles, self.scaling, self.highway = dropout, quantiles, scaling, highway
+        self.season, self.calendar, self.least, self.refit = season, calendar, least, refit
+        self.targets, self.past, self.future, self.static = targets, past, future, static
+        self.series_id = series_id
+        self.checkpoints, self.resume, self.callbacks, self.warm_start = checkpoints, resume, callbacks, warm_start
+        if settings is not None:
+            self._take(settings)
 
-    def fit(self, values: Any, progress: Callable[[Progress], None] | None = None) -> Forecaster:
-        """Train on a series.
+    @classmethod
+    def _names(cls) -> list[str]:
+        return [name for name in super()._names() if name != "settings"]
+
+    @property
+    def settings(self) -> Settings:
+        """The parameters that decide how it is built and trained, checked."""
+        return Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
+
+    @property
+    def trained(self) -> Trained | None:
+        """`trained_`, or None before `fit`."""
+        return getattr(self, "trained_", None)
+
+    @property
+    def params(self) -> Params | None:
+        """`params_`, or None before `fit`."""
+        return getattr(self, "params_", None)
+
+    def fit(self, values: Any, progress: Callable[[Progress], None] | None = None, **beside: Unpack[Known]) -> Self:
+        """Train on a series, or on several.
 
         Parameters
         ----------
-        values : array (N,)
-            The series; NaN is a gap, which is bridged by the value before it and never a target.
+        values : array (N,) or (N, C), list of such arrays, or table
+            A series of one target, of several, or several series. NaN is a gap, which is bridged by the value before it
+            and never a target. Dates in a table are looked at.
         progress : callable, optional
             Called with a `training.Progress` after every step.
+        beside : past, future, static, dates
+            `past` (N, P) are covariates that are known up to the last value, `future` (N or more, F) those that are
+            known in advance, `static` (S,) numbers that do not change, and `dates` (N,) rising dates, of which features
+            of the calendar are made; rows that are missing become gaps. Where there are several series, these are
+            lists with one entry for each. In a table they are columns.
 
         Returns
         -------
@@ -121,90 +198,68 @@ class Forecaster:
         Raises
         ------
         ValueError
-            The series is too short for the window, constant, or not finite, or a value is so large, or so far from the
-            others, that its square overflows; a `SeriesError` names it.
+            A series is too short for the window, constant, or not finite, or a value is so large, or so far from the
+            others, that its square overflows; a `SeriesError` names it. A parameter is out of range.
         FloatingPointError
             Training diverged.
         TypeError, BackendError
             The backend does not have the precision.
+        Interrupted, Terminated
+            Ctrl-C or SIGTERM ended training. The forecaster is fitted then, with the best weights so far.
         """
-        s = self.settings
         checks.optional(checks.function)("Forecaster", "progress", progress)
-        data, scalers = self.examples(values)
-        mixed, context = precisions.named(s.precision, self.backend)
-        with context:
-            trained = loop.train(
-                self.model,
-                self.model.init(s.seed, self.backend),
-                data["train"],
-                optimizers.adamw(s.learning_rate, weight_decay=s.weight_decay),
-                epochs=s.epochs,
-                validation=data["validation"],
-                patience=s.patience,
-                clip=s.clip,
-                averaging=s.averaging,
-                seed=s.seed,
-                precision=mixed,
-                progress=progress,
-            )
-        self.trained, self.scalers, self.params = trained, scalers, trained.params
+        s, backend = self.settings, self._backend()
+        given = tables.given(values, Beside.of(beside), self._roles())
+        variants = self._variants(given, s)
+        self._fit(variants, s, backend, progress)
+        if given.names:
+            self.feature_names_in_ = np.array(given.names, dtype=object)
+        else:
+            vars(self).pop("feature_names_in_", None)  # those of an earlier fit
         return self
 
-    def examples(self, values: Any) -> tuple[dict[str, Windows], Scalers]:
-        """Return the windows to train on, to validate with and to test on, by part, and their scaling.
+    def examples(self, values: Any, **beside: Unpack[Known]) -> dict[str, Examples]:
+        """Return the windows to train on, and those to validate with, by "train" and "validation".
 
         Parameters
         ----------
-        values : array (N,)
-            The series; NaN is a gap.
+        values, beside
+            As for `fit`.
 
         Returns
         -------
-        windows : dict of str to Windows
-            "train", "validation" and "test".
-        scalers : Scalers
+        dict of str to Examples
 
         Raises
         ------
         ValueError, TypeError, BackendError
             As `fit` does.
         """
-        s = self.settings
-        precisions.named(s.precision, self.backend)  # a precision that cannot be had is refused before any work
-        values = series(values)
-        rows, fitted = self._rows(len(values)), values[split(len(values)).train]
-        if np.nanmin(fitted) == np.nanmax(fitted):
-            raise ValueError(
-                f"Forecaster: the training part of the series is constant at {values[0]:g}, there is nothing to learn"
-            )
-        filled = carry_forward(values)
-        known, target = windows(filled, s.window, s.horizon)
-        observed = ~np.isnan(windows(values, s.window, s.horizon)[1])
-        past, future = known - known[:, -1:], target - known[:, -1:]
-        for name, chosen in rows.items():
-            if not np.all(np.any(observed[chosen], axis=0)):
-                raise ValueError(f"Forecaster: the {name} part of the series has no values to predict")
-        scalers = Scalers(*(Scaler.fit(array[rows["train"]], center=False) for array in (past, future)))
-        check_reach(filled, scalers, self.backend.dtype)
-        x, target = scalers.past.apply(past)[:, :, None], scalers.future.apply(future)
-        found = {n: Windows(x[chosen], target[chosen], observed[chosen], s.batch_size) for n, chosen in rows.items()}
-        return found, scalers
+        s, backend = self.settings, self._backend()
+        given = tables.given(values, Beside.of(beside), self._roles())
+        made = preparation.prepared(self._variants(given, s), s, backend.dtype)
+        return {"train": made.train, "validation": made.validation}
 
-    def predict(self, values: Any, steps: int | None = None) -> Values:
+    def predict(self, values: Any, steps: int | None = None, **beside: Unpack[Known]) -> Any:
         """Return the values after the end of a series.
 
-        Beyond the horizon the predictions are fed back as if they had been observed.
+        Beyond the horizon the predictions are fed back as if they had been observed, and past covariates stay as they
+        are.
 
         Parameters
         ----------
-        values : array (N,)
-            The series; NaN is a gap.
+        values : array (N,) or (N, C), list of such arrays, or table
+            As for `fit`. A series that is shorter than the highway looks back is taken as constant before its
+            beginning.
         steps : int, optional
             How many values; by default as many as the horizon.
+        beside : past, future, static, dates
+            As for `fit`; `future` has the rows that are predicted, too, (N + steps, F). With a table it is a table of
+            these rows.
 
         Returns
         -------
-        array (steps,)
+        array (steps,) or (steps, C), list of such arrays, or table
 
         Raises
         ------
@@ -213,72 +268,171 @@ class Forecaster:
         FloatingPointError
             The forecast is not finite.
         """
-        steps = self.settings.horizon if steps is None else checks.size("Forecaster", "steps", steps)
-        known = carry_forward(series(values))
-        check_reach(known, self._fitted()[1], self.backend.dtype)
-        if len(known) < self.settings.window:
-            raise ValueError(
-                f"Forecaster: a forecast needs {self.settings.window} values to look back on, "
-                f"the series has {len(known)}"
-            )
-        recent = known[-self.settings.window :]
-        ahead: list[float] = []
-        while len(ahead) < steps:
-            block = self._predict(recent[None])[0]
-            ahead.extend(block)
-            recent = np.concatenate((recent, block))[-self.settings.window :]
-        return np.array(ahead[:steps])
+        self._check_fitted()
+        steps = self._whole.settings.horizon if steps is None else checks.size("Forecaster", "steps", steps)
+        given, found = self._read(values, Beside.of(beside), steps)
+        return given.like([self._ahead(found, k, steps) for k in range(len(found))], found)
 
-    def forecasts(self, values: Any) -> tuple[np.ndarray[Any, Any], Values]:
-        """Return all forecasts over the test part.
+    def predict_quantiles(self, values: Any, **beside: Unpack[Known]) -> Any:
+        """Return quantiles of the values of the horizon after the end of a series.
 
         Parameters
         ----------
-        values : array (N,)
-            The series; NaN is a gap.
+        values, beside
+            As for `predict`.
+
+        Returns
+        -------
+        array (horizon, Q) or (horizon, C, Q), list of such arrays, or table
+            In the order of the parameter `quantiles`; columns of a table have the quantile at the end of their names.
+
+        Raises
+        ------
+        ValueError
+            As for `predict`, or there are no quantiles.
+        FloatingPointError
+            The forecast is not finite.
+        """
+        self._check_fitted()
+        s = self._whole.settings
+        if not s.quantiles:
+            raise ValueError("Forecaster: it was fitted without quantiles, expected quantiles=(0.1, 0.9) or others")
+        given, found = self._read(values, Beside.of(beside), s.horizon)
+        ahead = [self._next(found, k)[1] for k in range(len(found))]
+        return given.like(ahead, found, [f" {q:g}" for q in s.quantiles])
+
+    def forecasts(self, values: Any, **beside: Unpack[Known]) -> tuple[np.ndarray[Any, Any], Values]:
+        """Return all forecasts over the test part, by the network that has not seen it.
+
+        Parameters
+        ----------
+        values, beside
+            As for `fit`.
 
         Returns
         -------
         at : array (N,)
             Positions of the first value of each forecast.
-        forecasts : array (N, horizon)
+        forecasts : array (N, horizon) or (N, horizon, C)
+            Those of several series follow each other.
         """
-        values = series(values)
-        rows = self._rows(len(values))["test"]
-        known = carry_forward(values)
-        check_reach(known, self._fitted()[1], self.backend.dtype)
-        x, _ = windows(known, self.settings.window, self.settings.horizon)
-        return np.arange(rows.start, rows.stop) + self.settings.window, self._predict(x[rows])
+        self._check_fitted()
+        given, found = self._read(values, Beside.of(beside), 0)
+        s, parts = self._judge.settings, []
+        for k, track in enumerate(found):
+            first = preparation.parts_of(len(track.values), s)["test"].start
+            at = np.arange(first, len(track.values) - s.horizon + 1)
+            parts.append((at, self._judge.forecast(found, k, at)[0]))
+        at, forecasts = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return at, forecasts[:, :, 0] if all(given.flat) else forecasts
 
-    def score(self, values: Any) -> Score:
-        """Return errors on the test part, with those of repeating the last value and of a linear autoregression.
+    def windows(self, values: Any, count: int = 64, **beside: Unpack[Known]) -> Array:
+        """Return the last windows of a series, or of the first of several, as the network sees them.
 
-        The autoregression has `AR_ORDER` coefficients (fewer in a short series) and a constant for each step ahead.
+        Parameters
+        ----------
+        values, beside
+            As for `predict`.
+        count : int
+            The number of windows, at most; the last one ends with the series.
+
+        Returns
+        -------
+        array (window, M, D)
+            Input of `model` with `params_`, such as `xlstm.plots` asks for.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `predict` does.
         """
-        values = series(values)
-        at, forecasts = self.forecasts(values)
-        horizon, known = self.settings.horizon, carry_forward(values)
-        truth = values[at[:, None] + np.arange(horizon)]  # (N, horizon)
-        order = min(AR_ORDER, int(at[0]) // 3)
-        return Score(
-            model=baselines.rmse(forecasts, truth),
-            persistence=baselines.rmse(baselines.persistence(known, horizon, at), truth),
-            autoregression=baselines.rmse(baselines.autoregression(known, values, order, horizon, at), truth),
-            order=order,
-            points=int(np.count_nonzero(~np.isnan(truth[:, 0]))),
-            at=at,
-            forecasts=forecasts,
-        )
+        self._check_fitted()
+        s, count = self._whole.settings, checks.size("Forecaster", "count", count)
+        _, found = self._read(values, Beside.of(beside), s.horizon)
+        N = len(found[0].values)
+        return self._whole.seen(found, 0, np.arange(max(s.window, N - count + 1), N + 1))[0]
+
+    def score(self, values: Any, **beside: Unpack[Known]) -> Score:
+        """Return errors on the test part beside those of baselines, by the network that has not seen it.
+
+        Baselines repeat the last value or the last season, or are a linear autoregression with 24 coefficients (fewer
+        in a short series) and a constant for each step ahead, fitted on all that comes before the test part.
+
+        Parameters
+        ----------
+        values, beside
+            As for `fit`.
+
+        Returns
+        -------
+        Score
+        """
+        self._check_fitted()
+        given, found = self._read(values, Beside.of(beside), 0)
+        judged = [judging.tested(self._judge, found, k) for k in range(len(found))]
+        return scores.score(found, judged, self._judge.settings.quantiles, self.season_, all(given.flat))
+
+    def backtest(self, values: Any, folds: int = 5, refit: bool = True, **beside: Unpack[Known]) -> Score:
+        """Return errors of forecasts from rolling origins, one horizon after another at the end of the series.
+
+        Parameters
+        ----------
+        values, beside
+            As for `fit`.
+        folds : int
+            How many forecasts of each series.
+        refit : bool
+            Fit a forecaster with the same parameters to all that comes before each forecast. Without, the network of
+            `score` makes them, and they are to lie in the test part.
+
+        Returns
+        -------
+        Score
+
+        Raises
+        ------
+        ValueError, TypeError, BackendError
+            As for `fit` and `predict`; there is not enough room for the folds.
+        """
+        folds, refit = checks.count("Forecaster", "folds", folds), checks.flag("Forecaster", "refit", refit)
+        if not refit:
+            self._check_fitted()
+            given, found = self._read(values, Beside.of(beside), 0)
+            judged = [judging.tested(self._judge, found, k) for k in range(len(found))]
+            judged = [judging.last(one, folds, self._judge.settings.horizon) for one in judged]
+            return scores.score(found, judged, self._judge.settings.quantiles, self.season_, all(given.flat))
+        s, backend = self.settings, self._backend()
+        given = tables.given(values, Beside.of(beside), self._roles())
+        variants, rounds = self._variants(given, s), []
+        for back in range(folds, 0, -1):
+            ends = [len(track.values) - back * s.horizon for track in variants[0]]
+            if min(ends) < 1:
+                raise ValueError(f"Forecaster: {folds} folds of {s.horizon} steps leave nothing of a series to fit to")
+            cut = [[track.until(end) for track, end in zip(some, ends, strict=True)] for some in variants]
+            one = type(self)(**{**self.get_params(), "checkpoints": None, "resume": False})
+            one._fit(cut, s, backend, None)
+            chosen = cut[-1] if one.calendar_ else cut[0]
+            rounds.append([(end, *one._next(chosen, k)) for k, end in enumerate(ends)])
+        judged = [
+            judging.joined(track, each) for track, each in zip(variants[0], zip(*rounds, strict=True), strict=True)
+        ]
+        return scores.score(variants[0], judged, s.quantiles, preparation.season_of(variants[0], s), all(given.flat))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights, scaling, settings and name to a safetensors file, whole or not at all."""
-        params, scalers = self._fitted()
-        config = {"name": self.name, "settings": asdict(self.settings), "scalers": asdict(scalers)}
-        checkpoint.save(path, params, KIND, config | {"dtype": self.backend.dtype})
+        self._check_fitted()
+        about = {"name": self.name, "settings": asdict(self._whole.settings), "dtype": self._whole.backend.dtype}
+        storage.save(
+            path,
+            self._judge,
+            self._whole,
+            self._adjustment,
+            about | {"season": self.season_, "calendar": self.calendar_},
+        )
 
     @classmethod
     @reading.brief()
-    def load(cls, path: str | os.PathLike[str], backend: str | Backend | None = None) -> Forecaster:
+    def load(cls, path: str | os.PathLike[str], backend: str | Backend | None = None) -> Self:
         """Read a file that `save` wrote.
 
         Parameters
@@ -296,51 +450,115 @@ class Forecaster:
         OSError, ValueError
             There is no such file, or it is not a forecaster's.
         """
-        arrays, config = checkpoint.load(path, KIND)
-        try:
-            name, dtype, scalers = (config.get(key) for key in ("name", "dtype", "scalers"))
-            if not (isinstance(name, str) and isinstance(dtype, str) and isinstance(scalers, dict)):
-                raise TypeError(f"name, dtype and scalers are {checks.shown([name, dtype, scalers])}")
-            settings = reading.made("settings", Settings, config.get("settings"))
-            forecaster = cls(settings, backend, dtype, name)
-            past, future = (reading.made(part, Scaler, scalers.get(part)) for part in ("past", "future"))
-            forecaster.scalers = Scalers(past, future)
-            forecaster.model.check(arrays)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: not a sound forecaster ({type(error).__name__}: {error})") from error
-        checkpoint.finite(path, arrays, forecaster.backend.dtype)
-        forecaster.params = {name: forecaster.backend.asarray(array) for name, array in arrays.items()}
-        return forecaster
+        found = storage.load(path, backend, preparation.network)
+        s = found.judge.settings
+        made = cls(s, found.judge.backend, found.judge.backend.dtype, found.name)
+        made._keep(found.judge, found.whole, found.adjustment, found.season, found.calendar)
+        return made
 
-    def _fitted(self) -> tuple[dict[str, Any], Scalers]:
-        if self.params is None or self.scalers is None:
-            raise ValueError("Forecaster: not fitted yet, call fit first")
-        return self.params, self.scalers
-
-    def _rows(self, length: int) -> dict[str, slice]:
-        """Return the windows of a series whose targets all lie in a part of it, by the name of the part."""
-        window, horizon = self.settings.window, self.settings.horizon
-        rows = {}
-        for name, part in split(length)._asdict().items():
-            first, end = max(0, part.start - window), part.stop - window - horizon + 1
-            if first >= end:
-                need = horizon if part.start else window + horizon
-                raise ValueError(
-                    f"Forecaster: a window of {window} and a horizon of {horizon} need {need} rows "
-                    f"in rows {part.start + 1} to {part.stop} of the series"
+    def _take(self, settings: Settings) -> None:
+        """Store settings under the names of keywords, which are not to say something else."""
+        for field in fields(Settings):
+            given, wanted = getattr(self, field.name), getattr(settings, field.name)
+            if given is not getattr(Settings, field.name) and given != wanted:
+                raise TypeError(
+                    f"Forecaster: {field.name} is {checks.shown(given)}, but settings has {checks.shown(wanted)}; "
+                    "expected one of the two"
                 )
-            rows[name] = slice(first, end)
-        return rows
+            setattr(self, field.name, wanted)
 
-    def _predict(self, known: Values) -> Values:
-        """Return forecasts (N, horizon) after windows (N, window)."""
-        if len(known) > CHUNK:
-            return np.concatenate([self._predict(known[k : k + CHUNK]) for k in range(0, len(known), CHUNK)])
-        params, scalers = self._fitted()
-        past = scalers.past.apply(known - known[:, -1:])
-        x = self.backend.asarray(np.ascontiguousarray(past.T[:, :, None]))  # (window, N, 1)
-        change, _, _ = self.model.forward(params, x, train=False)
-        forecast = known[:, -1:] + scalers.future.invert(to_numpy(change).astype(np.float64))
-        if not np.all(np.isfinite(forecast)):
-            raise FloatingPointError("Forecaster: the forecast is not finite; the series or the weights are too large")
-        return forecast
+    def _keep(self, judge: Predictor, whole: Predictor, adjustment: Values, season: int, calendar: bool) -> None:
+        """Store what was fitted."""
+        self._judge, self._whole, self._adjustment = judge, whole, adjustment
+        self.params_, self.scaling_, self.model = whole.params, judge.scaling, judge.model
+        self.season_, self.calendar_ = season, calendar
+        self.highway_, self.n_targets_ = judge.line.order, judge.spread.shape[1]
+
+    def _backend(self) -> Backend:
+        """Return the backend, after a check that it has the precision."""
+        backend = backend_of(self.backend, self.dtype)
+        precisions.named(self.settings.precision, backend)
+        return backend
+
+    def _roles(self) -> Roles:
+        return Roles(self.targets, self.past, self.future, self.static, self.series_id)
+
+    def _warm(self) -> bool:
+        """Return whether the weights of an earlier fit are to be the first ones, after checks of what is no setting."""
+        checks.text("Forecaster", "name", self.name)
+        checks.flag("Forecaster", "resume", self.resume)
+        return checks.flag("Forecaster", "warm_start", self.warm_start) and self.__sklearn_is_fitted__()
+
+    def _variants(self, given: Given, settings: Settings) -> list[list[Track]]:
+        """Return tracks to train on, without a look at the calendar and with one where there are dates."""
+        looks = [settings.calendar] if isinstance(settings.calendar, bool) else [False, True]
+        found = [tracks.read(given.values, given.beside, settings.horizon, look) for look in looks]
+        return found if found[-1][0].marks else found[:1]
+
+    def _fit(
+        self,
+        variants: list[list[Track]],
+        s: Settings,
+        backend: Backend,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        """Train on tracks and store the result, also where a signal ends it."""
+        start = self._judge.params if self._warm() else None
+        made = preparation.prepared(variants, s, backend.dtype)
+        stop: BaseException | None = None
+        options: dict[str, Any] = {"patience": s.patience, "callbacks": self.callbacks, "resume": self.resume}
+        options |= {"epochs": s.epochs, "checkpoints": self.checkpoints, "progress": progress}
+        try:
+            trained = fitting.train(made, backend, made.train, start, validation=made.validation, **options)
+        except (Interrupted, Terminated) as error:
+            stop, trained = error, error.trained
+        judge = whole = fitting.judge(made, backend, trained.params)
+        if s.refit and stop is None:
+            try:
+                whole = fitting.refitted(made, backend, start, trained.best_epoch, progress)
+            except (Interrupted, Terminated) as error:
+                stop = error
+        outside = [judging.unseen(judge, made.tracks, k).outside for k in range(len(made.tracks))]
+        adjustment = intervals.adjustment(outside, s.quantiles)
+        self._keep(judge, whole, adjustment, preparation.season_of(made.tracks, s), made.tracks[0].marks > 0)
+        self.trained_ = trained
+        if stop is not None:
+            raise stop
+
+    def _read(self, values: Any, beside: Beside, steps: int) -> tuple[Given, list[Track]]:
+        """Return tracks to predict after, with `steps` rows ahead; raise unless they go with the fitted ones."""
+        given = tables.given(values, beside, self._roles())
+        s, scaling = self._judge.settings, self._judge.scaling
+        found = tracks.read(given.values, given.beside, max(steps, s.horizon), self.calendar_)
+        fitted = [len(scaling.units[0]), *(len(part[0]) for part in (scaling.past, scaling.future, scaling.static))]
+        for track in found:
+            N = len(track.values)
+            widths = [track.values.shape[1], track.past.shape[1], track.future.shape[1], len(track.static)]
+            if widths != fitted:
+                names = "values, past, future (with what dates give) and static"
+                raise ValueError(f"Forecaster: {names} have {widths} columns, expected {fitted}, as in fit")
+            if s.window > N:
+                raise ValueError(f"Forecaster: a forecast needs {s.window} values to look back on, the series has {N}")
+            if track.future.shape[1] and len(track.future) < N + steps:
+                have = len(track.future) - N
+                raise ValueError(f"Forecaster: future has {have} rows after the series, expected {steps}")
+        for track, unit in zip(found, scaling.of(found, s.window), strict=True):
+            check_reach(track.known, unit, self._judge.backend.dtype)
+        return given, found
+
+    def _next(self, found: Sequence[Track], k: int) -> tuple[Values, Values]:
+        """Return the mean (H, C) and calibrated quantiles (H, C, Q) after the end of a series."""
+        mean, quantiles, scale = self._whole.forecast(found, k, np.array([len(found[k].values)]))
+        quantiles = intervals.widen(quantiles, scale, self._adjustment, self._whole.settings.quantiles)
+        return mean[0], self._whole.limited(quantiles)[0]
+
+    def _ahead(self, found: Sequence[Track], k: int, steps: int) -> Values:
+        """Return forecasts (steps, C) after a series, fed back beyond the horizon."""
+        done, ahead = list(found), np.empty((0, self.n_targets_))
+        while len(ahead) < steps:
+            now, block = done[k], self._next(done, k)[0]
+            ahead = np.concatenate((ahead, block))
+            known = np.concatenate((now.known, block))
+            past = np.concatenate((now.past, np.repeat(now.past[-1:], len(block), axis=0)))
+            done[k] = now._replace(values=known, known=known, past=past)
+        return ahead[:steps]

@@ -1,20 +1,54 @@
-"""Settings of a forecaster, and its scaling."""
+"""Settings of a forecaster."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from typing import Any
 
 from xlstm.arrays import checks
-from xlstm.data.preparation import Scaler
 from xlstm.training import precision as precisions
+
+DECILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def _or_auto(where: str, name: str, value: Any) -> int | str:
+    """Check a whole number from 0 up, or "auto"."""
+    return value if isinstance(value, str) and value == "auto" else checks.size_or_0(where, name, value)
+
+
+def _flag_or_auto(where: str, name: str, value: Any) -> bool | str:
+    """Check True, False or "auto"."""
+    return value if isinstance(value, str) and value == "auto" else checks.flag(where, name, value)
+
+
+def _quantiles(where: str, name: str, value: Any) -> tuple[float, ...]:
+    """Check rising numbers between 0 and 1."""
+    expected = "rising numbers between 0 and 1"
+    share = checks.real(0, 1, strict=True)
+    given = checks.several(where, name, value, expected, 1000)
+    found = tuple(share(where, f"{name}[{k}]", one) for k, one in enumerate(given))
+    if any(one >= two for one, two in itertools.pairwise(found)):
+        raise ValueError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
+    return found
+
 
 CHECKS: dict[str, checks.Kind] = {
     **dict.fromkeys(("window", "horizon", "hidden_size", "batch_size"), checks.size),
     **dict.fromkeys(("epochs", "patience"), checks.count),
     **dict.fromkeys(("learning_rate", "clip"), checks.above_0),
     **dict.fromkeys(("weight_decay", "averaging"), checks.non_negative),
+    **dict.fromkeys(("bidirectional", "refit"), checks.flag),
+    **dict.fromkeys(("highway", "season"), _or_auto),
+    "calendar": _flag_or_auto,
     "seed": checks.seed_number,
     "precision": checks.optional(checks.choice(precisions.NAMES)),
+    "least": checks.optional(checks.finite),
+    "cell": checks.text,
+    "num_layers": checks.depth,
+    "dropout": checks.rate,
+    "quantiles": _quantiles,
+    "scaling": checks.choice(("window", "series")),
 }
 
 
@@ -25,11 +59,11 @@ class Settings:
     Attributes
     ----------
     window : int
-        Steps it looks back.
+        Steps that the network looks back.
     horizon : int
         Steps ahead that are predicted at once.
     hidden_size : int
-        Units of the LSTM.
+        Units of the recurrent layers.
     epochs : int
         Most passes over the training part.
     patience : int
@@ -45,6 +79,27 @@ class Settings:
         Decides initial weights and the order of batches.
     precision : {"float16", "bfloat16", "tf32"}, optional
         Arithmetic of training, on a GPU; the weights stay float32. See `xlstm.precision`.
+    cell : {"lstm", "gru", "rnn", "slstm", "mlstm", "xlstm"}, or the name of a registered cell
+    num_layers : int
+    bidirectional : bool
+    dropout : float
+        Between layers.
+    quantiles : list of float
+        Quantiles that are predicted beside the mean; without any there are no intervals.
+    scaling : {"window", "series"}
+        Scale each window by its own changes, or all windows of a series by the usual change in its training part.
+    highway : int or "auto"
+        Steps that the linear autoregression looks back to which the network adds; 0 for none. With "auto" validation
+        decides.
+    season : int or "auto"
+        Steps of a season, of which the seasonal naive forecast is made; 0 for none. With "auto" it is found in the
+        training part.
+    calendar : bool or "auto"
+        Look at the time of the year, the week and the day, where there are dates. With "auto" validation decides.
+    least : float, optional
+        Forecasts and intervals do not go below it, such as 0 for counts and prices.
+    refit : bool
+        Train once more on all rows, for as many epochs as were best, before anything beyond them is predicted.
     """
 
     window: int = 48
@@ -59,6 +114,17 @@ class Settings:
     averaging: float = 0.99
     seed: int = 0
     precision: str | None = None
+    cell: str = "lstm"
+    num_layers: int = 1
+    bidirectional: bool = False
+    dropout: float = 0.0
+    quantiles: tuple[float, ...] = DECILES
+    scaling: str = "window"
+    highway: int | str = "auto"
+    season: int | str = "auto"
+    calendar: bool | str = "auto"
+    least: float | None = None
+    refit: bool = True
 
     def __post_init__(self) -> None:
         for name, kind in CHECKS.items():
@@ -67,11 +133,3 @@ class Settings:
             raise ValueError(f"Forecaster: window is {self.window}, expected 2 or more: it looks at differences")
         if self.averaging >= 1:
             raise ValueError(f"Forecaster: averaging is {self.averaging}, expected less than 1")
-
-
-@dataclass(frozen=True)
-class Scalers:
-    """Scaling of what the model sees, `past`, and of what it predicts, `future`."""
-
-    past: Scaler
-    future: Scaler

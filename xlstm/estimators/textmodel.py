@@ -109,6 +109,8 @@ class TextModel(Estimator):
     'to be'
     """
 
+    _takes = ("string",)
+
     def __init__(
         self,
         *,

@@ -9,7 +9,6 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.data.host import Values
-from xlstm.estimators.settings import Scalers
 
 LARGEST = 1e150  # largest value of a series, so that squares of differences are finite
 
@@ -26,34 +25,52 @@ class SeriesError(ValueError):
         return f"Forecaster: values[{row}] is {value:g}, {problem}"
 
 
-def series(values: Any) -> Values:
-    """Return a series as float64 (N,), with NaN for gaps; raise unless it is one."""
-    expected = "real numbers (N,)"
-    array = checks.host("Forecaster", "values", values, expected)
+def numbers(name: str, given: Any, expected: str = "real numbers (N,) or (N, C)") -> Values:
+    """Return an argument as float64 (N, C), with NaN for gaps; raise unless it is one."""
+    array = checks.host("Forecaster", name, given, expected)
     try:
         if array.dtype.kind not in "fiubO":
             raise TypeError
         array = array.astype(np.float64)  # None, a gap, becomes NaN
     except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"Forecaster: values is {checks.shown(values)}, expected {expected}") from None
-    if array.ndim != 1:
-        raise ValueError(f"Forecaster: the series has shape {array.shape}, expected (N,)")
-    if array.size and np.isnan(array[0]):
-        raise ValueError("Forecaster: the series begins with a gap, expected a value")
-    beyond = np.flatnonzero(np.abs(array) > LARGEST)
-    if beyond.size:
-        row = int(beyond[0])
-        raise SeriesError(row, array[row], f"expected numbers from {-LARGEST:g} to {LARGEST:g}")
+        raise TypeError(f"Forecaster: {name} is {checks.shown(given)}, expected {expected}") from None
+    if array.ndim not in (1, 2) or 0 in array.shape[1:]:
+        what = "the series" if name == "values" else name
+        raise ValueError(f"Forecaster: {what} has shape {array.shape}, expected (N,) or (N, C)")
+    return array[:, None] if array.ndim == 1 else array
+
+
+def series(given: Any) -> Values:
+    """Return a series as float64 (N, C), with NaN for gaps; raise unless it is one."""
+    array = numbers("values", given)
+    for c, column in enumerate(array.T):
+        where = f" in column {c}" if array.shape[1] > 1 else ""
+        if column.size and np.isnan(column[0]):
+            raise ValueError(f"Forecaster: the series begins with a gap{where}, expected a value")
+        beyond = np.flatnonzero(np.abs(column) > LARGEST)
+        if beyond.size:
+            row = int(beyond[0])
+            raise SeriesError(row, column[row], f"expected numbers from {-LARGEST:g} to {LARGEST:g}{where}")
     return array
 
 
-def check_reach(known: Values, scalers: Scalers, dtype: str) -> None:
-    """Raise SeriesError for a value so far from the others that its square, once scaled, overflows the dtype."""
-    if known.size == 0:
-        return
-    with np.errstate(over="ignore"):
-        far = np.abs(known - np.median(known)) / min(scalers.past.std, scalers.future.std)
-    row = int(np.argmax(far))
-    if far[row] > math.sqrt(float(np.finfo(dtype).max)) / 4:
-        times = f"{far[row]:.2g} times the usual change of the series"
-        raise SeriesError(row, known[row], f"{times}, more than {dtype} has room for")
+def check_reach(known: Values, units: Values, dtype: str) -> None:
+    """Raise SeriesError for a value so far from the others that its square, once scaled, overflows the dtype.
+
+    Parameters
+    ----------
+    known : array (N, C)
+    units : array (C,)
+        The usual change of each column.
+    dtype : str
+    """
+    for c, (column, unit) in enumerate(zip(known.T, units, strict=True)):
+        if column.size == 0:
+            continue
+        with np.errstate(over="ignore"):
+            far = np.abs(column - np.median(column)) / unit
+        row = int(np.argmax(far))
+        if far[row] > math.sqrt(float(np.finfo(dtype).max)) / 4:
+            times = f"{far[row]:.2g} times the usual change of the series"
+            where = f" in column {c}" if known.shape[1] > 1 else ""
+            raise SeriesError(row, column[row], f"{times}, more than {dtype} has room for{where}")

@@ -45,6 +45,8 @@ def prepared(who: str, library: str, model: Any, params: Params, absent: Mapping
         raise TypeError(
             f"{who}: layer is a {type(layer).__name__}, expected an LSTM, GRU, RNN or SequenceModel of one of them"
         )
+    if whole and model.inputs is not None:
+        raise ValueError(f"{who}: inputs is {model.inputs}, expected None: {library} gets no linear layer before")
     nowhere = {"layer_norm": False, "cell_clip": None, "zoneout": (0.0,) * len(layer.STATES)}
     for name, unused in {**absent, **nowhere}.items():
         value = getattr(layer, name, unused)

@@ -19,7 +19,7 @@ from xlstm.layers.state import Span, State, complete
 SavedModel = Saved  # the name that it had
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SequenceModel(SequenceLayer):
     """A recurrent layer with a linear head.
 
@@ -51,6 +51,10 @@ class SequenceModel(SequenceLayer):
     def __post_init__(self) -> None:
         checks.fields(self, recurrent=layer, inputs=checks.optional(checks.size))
         super().__post_init__()
+
+    def __repr__(self) -> str:
+        shown = f"recurrent={self.recurrent!r}, output_size={self.output_size}, last={self.last}"
+        return f"SequenceModel({shown}{'' if self.inputs is None else f', inputs={self.inputs}'})"
 
     @property
     def batch_first(self) -> bool:

@@ -7,6 +7,7 @@ from xlstm.training.loop import evaluate, train
 from xlstm.training.run import Trained
 from xlstm.training.signals import Interrupted, Terminated
 from xlstm.training.step import Step, StepState, Taken
+from xlstm.training.tensorboard import TensorBoard
 
 __all__ = [
     "Batches",
@@ -21,6 +22,7 @@ __all__ = [
     "Step",
     "StepState",
     "Taken",
+    "TensorBoard",
     "Terminated",
     "Trained",
     "evaluate",

@@ -7,10 +7,12 @@ whole time steps, the target's own shape single values. It is boolean, or holds 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from xlstm.arrays import checks
-from xlstm.arrays.namespace import Array, Namespace, check_library, device_of, namespace
-from xlstm.cells.activations import clamp, log_softmax
+from xlstm.arrays.fuse import by_rows
+from xlstm.arrays.namespace import Array, Namespace, check_library, device_of, finfo, namespace
+from xlstm.cells.activations import clamp
 
 
 def mse(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Array]:
@@ -96,6 +98,50 @@ def huber(y: Array, target: Array, mask: Array | None = None, delta: float = 1.0
     return xp.sum(weight * de * (e - 0.5 * de)), weight * de
 
 
+def pinball(
+    y: Array, target: Array, mask: Array | None = None, quantiles: Sequence[float] = (0.1, 0.5, 0.9)
+) -> tuple[Array, Array]:
+    """Return the mean of max(q e, (q - 1) e), where e = target - y, summed over quantiles, and its gradient by y.
+
+    Its minimum is the quantile q of the target given the inputs (Koenker & Bassett 1978). The gradient is 0 where e is.
+
+    Parameters
+    ----------
+    y : array (..., Q)
+        A prediction for each quantile.
+    target : array (...)
+    mask : bool array, or array of weights, optional
+        Elements of the target that count, or how much they do.
+    quantiles : list of Q floats
+        Between 0 and 1.
+
+    Returns
+    -------
+    loss : 0-d array
+    dy : array (..., Q)
+
+    Raises
+    ------
+    ValueError, TypeError
+        Shapes, libraries or dtypes do not match, or a quantile is not between 0 and 1.
+    """
+    share = checks.real(0, 1, strict=True)
+    given = checks.several("pinball", "quantiles", quantiles, "a list of numbers between 0 and 1", checks.LARGEST)
+    levels = [share("pinball", f"quantiles[{k}]", value) for k, value in enumerate(given)]
+    xp = namespace("pinball", {"y": y, "target": target})
+    if tuple(y.shape) != (*target.shape, len(levels)):
+        raise ValueError(
+            f"pinball: y has shape {tuple(y.shape)}, expected that of target and one axis of {len(levels)} quantiles, "
+            f"{(*target.shape, len(levels))}"
+        )
+    weight = _weight("pinball", xp, target, mask, y)
+    weight = weight if mask is None else weight[..., None]
+    q = xp.asarray(levels, dtype=y.dtype, device=device_of(y))
+    e = target[..., None] - y
+    slope = q - xp.astype(e < 0, y.dtype)  # the derivative of the loss by e
+    return xp.sum(weight * slope * e), -weight * xp.where(e == 0, xp.zeros_like(e), slope)
+
+
 def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tuple[Array, Array]:
     """Return the mean of -log softmax(logits)[label], in nats, and its gradient by the logits.
 
@@ -128,17 +174,33 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
             f"expected that of the logits without the last axis, {tuple(logits.shape[:-1])}"
         )
     weight = _weight("cross_entropy", xp, labels, mask, logits)
-    log_p = log_softmax(xp, logits)
-    classes = xp.arange(logits.shape[-1], dtype=xp.int64, device=device_of(logits))
-    hit = xp.asarray(labels, dtype=xp.int64)[..., None] == classes  # (..., V)
-    true = xp.asarray(hit, dtype=logits.dtype)  # one-hot
-    known = xp.any(hit, axis=-1)
+    V, device = logits.shape[-1], device_of(logits)
+    kind = logits.dtype if V * finfo(xp, logits.dtype).eps < 1 else xp.float64  # it holds every label
+    label = xp.asarray(labels, dtype=xp.int64)
+    known = xp.logical_and(label >= 0, label < V)
+    label = xp.where(known, label, xp.zeros_like(label))
     if mask is not None:
         left_out = xp.logical_not(xp.astype(mask, xp.bool))
         known = xp.logical_or(known, xp.broadcast_to(_leading(xp, left_out, labels), labels.shape))
-    picked = xp.sum(xp.where(hit, log_p, xp.zeros_like(log_p)), axis=-1)  # log_p may be -inf elsewhere
-    picked = xp.where(known, picked, xp.full_like(picked, xp.nan))
-    return -xp.sum(weight * picked), (weight if mask is None else weight[..., None]) * (xp.exp(log_p) - true)
+    top = xp.max(logits, axis=-1, keepdims=True)
+    share = xp.ones_like(top) * weight if mask is None else weight[..., None]
+    classes = xp.arange(V, dtype=kind, device=device)
+    error, mean = by_rows(xp, _softmax_error, logits, top, xp.astype(label, kind)[..., None], classes, share, width=V)
+    rows = xp.arange(math.prod(labels.shape), dtype=xp.int64, device=device) * V + xp.reshape(label, (-1,))
+    picked = xp.reshape(xp.take(xp.reshape(logits, (-1,)), rows, axis=0), labels.shape)
+    log_p = picked - (top + xp.log(V * mean))[..., 0]
+    log_p = xp.where(known, log_p, xp.full_like(log_p, xp.nan))
+    return -xp.sum(weight * log_p), xp.astype(error, logits.dtype, copy=False)
+
+
+def _softmax_error(
+    xp: Namespace, z: Array, top: Array, label: Array, classes: Array, weight: Array, width: int
+) -> tuple[Array, Array]:
+    """Return weight (softmax(z) - one-hot(label)) over the last axis, and the mean of exp(z - top)."""
+    e = xp.exp(z - top)
+    mean = xp.mean(e, axis=-1, keepdims=True)
+    hit = 1 - xp.minimum(xp.abs(classes - label), xp.ones_like(classes))
+    return weight * (e / (mean * width) - hit), mean
 
 
 def _regression(where: str, y: Array, target: Array, mask: Array | None) -> tuple[Namespace, Array]:

@@ -15,9 +15,10 @@ import fnmatch
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from xlstm.arrays import checks
+from xlstm.arrays.fuse import listed, with_numbers
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace
 from xlstm.cells.activations import clamp
 from xlstm.training.schedules import Schedule, constant, cosine, schedule, step_decay, warmup  # noqa: F401
@@ -316,12 +317,19 @@ class _Sgd(_Rule):
     nesterov: bool
 
     def apply(self, xp: Namespace, p: Array, g: Array, moments: list[Array], lr: float, step: int) -> Updated:
-        if self.decay:
-            g = g + self.decay * p
-        if not self.momentum:
-            return p - lr * g, []
-        v = self.momentum * moments[0] + g
-        return p - lr * (g + self.momentum * v if self.nesterov else v), [v]
+        options = {"decay": self.decay, "momentum": self.momentum, "nesterov": self.nesterov}
+        new, *moments = listed(with_numbers(xp, _sgd, (p, g, *moments), (lr,), **options))
+        return new, moments
+
+
+def _sgd(xp: Namespace, p: Array, g: Array, *rest: Any, decay: float, momentum: float, nesterov: bool) -> Any:
+    *moments, lr = rest
+    if decay:
+        g = g + decay * p
+    if not momentum:
+        return p - lr * g
+    v = momentum * moments[0] + g
+    return p - lr * (g + momentum * v if nesterov else v), v
 
 
 @dataclass(frozen=True)
@@ -331,14 +339,23 @@ class _RmsProp(_Rule):
     momentum: float
 
     def apply(self, xp: Namespace, p: Array, g: Array, moments: list[Array], lr: float, step: int) -> Updated:
-        if self.decay:
-            g = g + self.decay * p
-        s = self.alpha * moments[0] + (1 - self.alpha) * (g * g)
-        d = g / (xp.sqrt(s) + self.eps)
-        if not self.momentum:
-            return p - lr * d, [s]
-        v = self.momentum * moments[1] + d
-        return p - lr * v, [s, v]
+        options = {"decay": self.decay, "alpha": self.alpha, "eps": self.eps, "momentum": self.momentum}
+        new, *moments = with_numbers(xp, _rmsprop, (p, g, *moments), (lr,), **options)
+        return new, moments
+
+
+def _rmsprop(
+    xp: Namespace, p: Array, g: Array, s: Array, *rest: Any, decay: float, alpha: float, eps: float, momentum: float
+) -> Any:
+    *moments, lr = rest
+    if decay:
+        g = g + decay * p
+    s = alpha * s + (1 - alpha) * (g * g)
+    d = g / (xp.sqrt(s) + eps)
+    if not momentum:
+        return p - lr * d, s
+    v = momentum * moments[0] + d
+    return p - lr * v, s, v
 
 
 @dataclass(frozen=True)
@@ -349,16 +366,36 @@ class _Adam(_Rule):
     decoupled: bool
 
     def apply(self, xp: Namespace, p: Array, g: Array, moments: list[Array], lr: float, step: int) -> Updated:
-        if self.decay and self.decoupled:
-            p = (1 - lr * self.decay) * p
-        elif self.decay:
-            g = g + self.decay * p
-        m = self.b1 * moments[0] + (1 - self.b1) * g
-        v = self.b2 * moments[1] + (1 - self.b2) * (g * g)
-        root = xp.sqrt(v)
-        root *= 1 / math.sqrt(1 - self.b2**step)
-        root += self.eps
-        return p - (lr / (1 - self.b1**step)) * (m / root), [m, v]
+        numbers = (lr / (1 - self.b1**step), 1 / math.sqrt(1 - self.b2**step), lr * self.decay)
+        options = {"b1": self.b1, "b2": self.b2, "eps": self.eps, "decay": self.decay, "decoupled": self.decoupled}
+        new, *moments = with_numbers(xp, _adam_update, (p, g, *moments), numbers, **options)
+        return new, moments
+
+
+def _adam_update(
+    xp: Namespace,
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    rate: Any,
+    widening: Any,
+    share: Any,
+    *,
+    b1: float,
+    b2: float,
+    eps: float,
+    decay: float,
+    decoupled: bool,
+) -> tuple[Array, Array, Array]:
+    """Return p, m and v after an update; `rate` and `widening` correct for moments that begin at zero."""
+    if decay and decoupled:
+        p = p - share * p
+    elif decay:
+        g = g + decay * p
+    m = b1 * m + (1 - b1) * g
+    v = b2 * v + (1 - b2) * (g * g)
+    return p - rate * (m / (widening * xp.sqrt(v) + eps)), m, v
 
 
 def global_norm(grads: Params) -> Array:

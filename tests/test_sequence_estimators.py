@@ -1,0 +1,285 @@
+"""The classifier and the regressor of sequences: scikit-learn's checks and tools, what they take, what they refuse."""
+
+import pickle
+import signal
+
+import numpy as np
+import pytest
+
+from tests.attacks.bounds import examples
+from xlstm import training
+from xlstm.arrays.convert import to_numpy
+from xlstm.estimators import NotFittedError, SequenceClassifier, SequenceRegressor
+from xlstm.models.network import CELLS
+
+sklearn = pytest.importorskip("sklearn")
+
+QUICK = {"cell": "gru", "hidden_size": 16, "backend": "numpy"}
+FAST = {**QUICK, "hidden_size": 4, "epochs": 3}
+# Batches and the part that is held out are drawn for so many sequences: with a weight of two a sequence
+# counts twice in a batch, while one that is there twice comes in two of them.
+NOT_EQUIVALENT = {
+    "check_sample_weight_equivalence_on_dense_data": "stochastic gradient descent: batches are drawn for N sequences",
+    "check_sample_weight_equivalence_on_sparse_data": "stochastic gradient descent: batches are drawn for N sequences",
+}
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [SequenceClassifier(**QUICK, epochs=40), SequenceRegressor(**QUICK)],
+    ids=lambda estimator: type(estimator).__name__,
+)
+@pytest.mark.filterwarnings("ignore")
+def test_scikit_learn_checks(estimator):
+    """All checks of `check_estimator` pass but those that are declared with their reasons."""
+    from sklearn.utils.estimator_checks import check_estimator
+
+    found = check_estimator(estimator, expected_failed_checks=NOT_EQUIVALENT, on_fail=None, on_skip=None)
+    assert len(found) > 50
+    assert {each["check_name"]: each["exception"] for each in found if each["status"] == "failed"} == {}
+
+
+def ragged(rng, N=60, D=2):
+    """Sequences of unequal length, and whether their mean is positive."""
+    X = [rng.normal(loc=rng.choice([-1, 1]), size=(int(n), D)) for n in rng.integers(1, 8, N)]
+    return X, np.array(["up" if x.mean() > 0 else "down" for x in X])
+
+
+def test_digits_by_rows_with_unequal_lengths():
+    """`python -m bench.estimators` measures what defaults reach; here are few epochs."""
+    from sklearn.datasets import load_digits
+
+    images, y = load_digits(return_X_y=True)
+    lengths = np.random.default_rng(0).integers(6, 9, len(images))
+    X = [image[:length] for image, length in zip(images.reshape(-1, 8, 8), lengths, strict=True)]
+    classifier = SequenceClassifier(backend="numpy", epochs=8).fit(X[:1300], y[:1300])
+    assert classifier.score(X[1300:], y[1300:]) > 0.85
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_cell(cell, rng):
+    X, y = ragged(rng)
+    options = {"hidden_size": 8, "num_layers": 2, "dropout": 0.1, "epochs": 30, "backend": "numpy"}
+    if cell == "xlstm":
+        options["options"] = {"num_heads": 2}
+    classifier = SequenceClassifier(cell=cell, **options).fit(X, y)
+    assert classifier.score(X, y) > 0.85
+    regressor = SequenceRegressor(cell=cell, **options).fit(X, [x.mean() for x in X])
+    assert regressor.score(X, [x.mean() for x in X]) > 0.5
+
+
+def test_prediction_does_not_depend_on_what_comes_along(rng):
+    X, y = ragged(rng)
+    classifier = SequenceClassifier(**FAST).fit(X, y)
+    together = classifier.predict_proba(X)
+    np.testing.assert_allclose(together.sum(axis=1), 1, rtol=1e-12)
+    for k in range(0, 60, 7):
+        np.testing.assert_allclose(classifier.predict_proba([X[k]])[0], together[k], rtol=1e-5)
+    assert list(classifier.predict(X)) == [classifier.classes_[k] for k in together.argmax(axis=1)]
+
+
+def test_targets_in_columns(rng):
+    X = rng.normal(size=(50, 4, 2))
+    y = np.stack([X.sum(axis=(1, 2)), 100 + 10 * X[:, -1, 0]], axis=1)
+    regressor = SequenceRegressor(**{**QUICK, "epochs": 60}).fit(X, y)
+    assert regressor.predict(X).shape == (50, 2)
+    assert regressor.score(X, y) > 0.8
+    one = SequenceRegressor(**FAST).fit(X, y[:, 0])
+    assert one.predict(X).shape == (50,)
+
+
+def test_scores_are_those_of_scikit_learn(rng):
+    from sklearn.metrics import accuracy_score, r2_score
+
+    X, y = ragged(rng)
+    weights = rng.random(60)
+    classifier = SequenceClassifier(**FAST).fit(X, y)
+    for given in (None, weights):
+        assert classifier.score(X, y, given) == pytest.approx(
+            accuracy_score(y, classifier.predict(X), sample_weight=given)
+        )
+    numbers = np.array([x.sum() for x in X])
+    regressor = SequenceRegressor(**FAST).fit(X, numbers)
+    for given in (None, weights):
+        found = regressor.score(X, numbers, given)
+        assert found == pytest.approx(r2_score(numbers, regressor.predict(X), sample_weight=given))
+
+
+def test_weights_count(rng):
+    """Of two contradictory labels the one with the weight wins."""
+    X = np.repeat(rng.normal(size=(20, 3, 1)), 2, axis=0)
+    y = np.tile([0, 1], 20)
+    for winner in (0, 1):
+        weights = np.where(y == winner, 1.0, 0.01)
+        classifier = SequenceClassifier(**{**FAST, "epochs": 20}, validation_fraction=0.0).fit(X, y, weights)
+        assert np.all(classifier.predict(X) == winner)
+
+
+def test_in_scikit_learn_tools(rng):
+    from sklearn.model_selection import GridSearchCV, cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    X = rng.normal(size=(60, 5))
+    y = (X.sum(axis=1) > 0).astype(int)
+    search = GridSearchCV(SequenceClassifier(**FAST), {"hidden_size": [2, 4], "cell": ["rnn"]}, cv=2).fit(X, y)
+    assert search.best_estimator_.cell == "rnn"
+    assert search.best_estimator_.hidden_size in (2, 4)
+    pipeline = make_pipeline(StandardScaler(), SequenceRegressor(**FAST)).fit(X, y)
+    assert pipeline.predict(X).shape == (60,)
+    pipeline.set_params(sequenceregressor__epochs=1)
+    assert len(cross_val_score(pipeline, X, y, cv=2)) == 2
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_tables(library, rng):
+    table = pytest.importorskip(library)
+    X = rng.normal(size=(40, 4))
+    y = table.Series(["a", "b"] * 20)
+    frame = table.DataFrame(dict(zip("pqrs", X.T, strict=True)))
+    classifier = SequenceClassifier(**FAST).fit(frame, y)
+    assert list(classifier.feature_names_in_) == list("pqrs")
+    assert classifier.n_features_in_ == 4
+    plain = SequenceClassifier(**FAST).fit(X, np.array(["a", "b"] * 20))
+    np.testing.assert_array_equal(classifier.predict_proba(frame), plain.predict_proba(X))
+    other = table.DataFrame(dict(zip("pqst", X.T, strict=True)))
+    with pytest.raises(ValueError, match="feature names should match"):
+        classifier.predict(other)
+
+
+def test_arrays_of_another_library_stay_there(rng):
+    torch = pytest.importorskip("torch")
+    X = torch.tensor(rng.normal(size=(20, 4, 2)))
+    y = torch.arange(20) % 2
+    options = {**FAST, "backend": None}
+    classifier = SequenceClassifier(**options).fit(X, y)
+    assert all(type(p) is torch.Tensor for p in classifier.params_.values())
+    assert type(classifier.predict_proba(X)) is torch.Tensor
+    regressor = SequenceRegressor(**options).fit(X, y)
+    assert type(regressor.predict(X)) is torch.Tensor
+    plain = SequenceRegressor(**FAST).fit(to_numpy(X), to_numpy(y))
+    np.testing.assert_allclose(to_numpy(regressor.predict(X)), plain.predict(to_numpy(X)), rtol=1e-4, atol=1e-5)
+
+
+def test_warm_start_goes_on(rng):
+    X, y = ragged(rng)
+    one = SequenceClassifier(**FAST, warm_start=True, validation_fraction=0.0).fit(X, y)
+    before, losses = one.params_, one.trained_.losses
+    one.fit(X, y)
+    assert one.trained_.losses[0] < losses[0]
+    assert any(not np.array_equal(before[name], p) for name, p in one.params_.items())
+    with pytest.raises(ValueError, match="expected those of before"):
+        one.fit(X, ["x", "y"] * 30)
+
+
+def test_checkpoints_and_resumption(rng, tmp_path):
+    X, y = ragged(rng)
+    whole = SequenceClassifier(**FAST).fit(X, y)
+
+    def stop(now):
+        if now.total == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    part = SequenceClassifier(**FAST, checkpoints=tmp_path, callbacks=[stop])
+    with pytest.raises(training.Interrupted):
+        part.fit(X, y)
+    assert part.predict(X).shape == (60,)  # what was best so far
+    again = part.set_params(callbacks=(), resume=True).fit(X, y)
+    for name, p in whole.params_.items():
+        assert p.tobytes() == again.params_[name].tobytes()
+    with pytest.raises(ValueError, match="holds a run already"):
+        part.set_params(resume=False).fit(X, y)
+
+
+def test_pickles(rng):
+    X, y = ragged(rng)
+    classifier = SequenceClassifier(**FAST).fit(X, y)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(classifier)).predict(X), classifier.predict(X))
+
+
+def test_the_words_of_an_estimator():
+    assert repr(SequenceClassifier(cell="rnn", hidden_size=96, epochs=3)) == "SequenceClassifier(cell='rnn', epochs=3)"
+    with pytest.raises(ValueError, match="'units' is no parameter, expected some of cell"):
+        SequenceClassifier().set_params(units=3)
+
+
+def test_what_is_not_fitted():
+    from sklearn.exceptions import NotFittedError as Known
+
+    assert issubclass(NotFittedError, ValueError)
+    with pytest.raises(Known, match="SequenceRegressor: not fitted yet, call fit first"):
+        SequenceRegressor().predict(np.ones((1, 2)))
+
+
+X3, Y3 = np.ones((4, 3, 2)), [0, 1, 0, 1]
+REFUSED = [
+    ({"cell": "elman"}, X3, Y3, ValueError, "cell is 'elman', expected"),
+    ({"hidden_size": 0}, X3, Y3, ValueError, "hidden_size is 0"),
+    ({"hidden_size": "8"}, X3, Y3, TypeError, "hidden_size is '8', expected a whole number"),
+    ({"options": {"activations": "nope"}}, X3, Y3, ValueError, "cell 'gru' cannot be made: .*activations"),
+    ({"cell": "mlstm", "bidirectional": True}, X3, Y3, ValueError, "bidirectional is True, but cell 'mlstm'"),
+    ({"options": {"units": 3}}, X3, Y3, TypeError, "cannot be made: .*units"),
+    ({"dropout": 1.0}, X3, Y3, ValueError, "dropout is 1.0"),
+    ({"epochs": 0}, X3, Y3, ValueError, "epochs is 0"),
+    ({"learning_rate": -1}, X3, Y3, ValueError, "learning_rate is -1"),
+    ({"validation_fraction": 1.5}, X3, Y3, ValueError, "validation_fraction is 1.5"),
+    ({"seed": -1}, X3, Y3, ValueError, "seed"),
+    ({"precision": "int8"}, X3, Y3, ValueError, "precision is 'int8'"),
+    ({"warm_start": 1}, X3, Y3, TypeError, "warm_start is 1, expected True or False"),
+    ({"callbacks": [3]}, X3, Y3, TypeError, r"callbacks\[0\] is 3"),
+    ({}, np.ones(4), Y3, ValueError, r"X has shape \(4,\)"),
+    ({}, np.ones((4, 3, 2, 1)), Y3, ValueError, r"X has shape \(4, 3, 2, 1\)"),
+    ({}, np.ones((0, 3)), [], ValueError, "0 sample"),
+    ({}, np.ones((4, 0)), Y3, ValueError, "0 feature"),
+    ({}, [], [], ValueError, r"X has shape \(0,\)"),
+    ({}, [np.ones((2, 2)), np.ones((2, 3))], [0, 1], ValueError, r"X\[1\] has shape \(2, 3\) and X\[0\] \(2, 2\)"),
+    ({}, [np.ones((2, 2)), np.ones((0, 2))], [0, 1], ValueError, r"X\[1\] has shape \(0, 2\)"),
+    ({}, [np.ones((2, 2)), np.full((2, 2), np.nan)], [0, 1], ValueError, r"X\[1\] contains NaN"),
+    ({}, np.full((4, 3), np.inf), Y3, ValueError, "X contains infinity"),
+    ({}, np.array([["a"] * 3] * 4), Y3, ValueError, "X has dtype <U1, expected real numbers"),
+    ({}, X3 * 1j, Y3, ValueError, "Complex data not supported"),
+    ({}, X3, None, ValueError, "requires y to be passed, but the target y is None"),
+    ({}, X3, [0, 1], ValueError, r"inconsistent numbers of samples: \[4, 2\]"),
+    ({}, X3, [0, 0, 0, 0], ValueError, "y holds one class, .*0.*, expected two or more"),
+    ({}, X3, [0.5, 1.5, 0.1, 0.2], ValueError, "Unknown label type: continuous"),
+    ({}, X3, np.ones((4, 2)), ValueError, r"y has shape \(4, 2\), expected \(N,\)"),
+    ({}, X3, [0, 1, np.nan, 1], ValueError, "y contains NaN"),
+    ({}, "text", Y3, ValueError, "X"),
+]
+
+
+@pytest.mark.parametrize(("change", "X", "y", "error", "words"), REFUSED)
+def test_what_is_refused(change, X, y, error, words):
+    options = {**FAST, **change}
+    with pytest.raises(error, match=words):
+        SequenceClassifier(**options).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ([1, 2], r"sample_weight has shape \(2,\), expected \(N,\) = \(4,\)"),
+        ([1, 2, 3, -1], "sample_weight has a weight of -1"),
+        ([0, 0, 0, 0], "sample_weight is zero everywhere"),
+        ([1, 2, 3, np.nan], "sample_weight contains NaN"),
+    ],
+)
+def test_weights_that_are_refused(weights, words):
+    with pytest.raises(ValueError, match=words):
+        SequenceRegressor(**FAST).fit(X3, Y3, weights)
+
+
+def test_another_width_is_refused(rng):
+    regressor = SequenceRegressor(**FAST).fit(X3, Y3)
+    for X in (np.ones((2, 3, 1)), np.ones((2, 2)), [np.ones((2, 3))]):
+        with pytest.raises(ValueError, match="SequenceRegressor is expecting 2 features as input"):
+            regressor.predict(X)
+
+
+def test_many_random_shapes(rng):
+    """Whatever the lengths, what is fitted predicts once for each sequence."""
+    for _ in range(examples(3)):
+        N, D = int(rng.integers(2, 30)), int(rng.integers(1, 4))
+        X = [rng.normal(size=(int(n), D)) for n in rng.integers(1, 12, N)]
+        regressor = SequenceRegressor(**FAST).fit(X, rng.normal(size=N))
+        assert regressor.predict(X).shape == (N,)

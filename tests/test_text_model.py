@@ -1,0 +1,151 @@
+"""TextModel: what it learns and writes, its files, and what it refuses."""
+
+import math
+import pickle
+import signal
+
+import numpy as np
+import pytest
+
+from xlstm import training
+from xlstm.estimators import TextModel
+from xlstm.models.network import CELLS
+
+VERSE = "to be or not to be, that is the question:\n" * 40
+QUICK = {"hidden_size": 24, "embedding_size": 8, "steps": 60, "batch_size": 4, "length": 20, "backend": "numpy"}
+FAST = {**QUICK, "hidden_size": 8, "steps": 3}
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return TextModel(**{**QUICK, "learning_rate": 0.01, "steps": 120}).fit(VERSE)
+
+
+def test_a_verse_is_learnt(fitted):
+    assert fitted.held_out_ < 0.5
+    assert fitted.perplexity(VERSE) == pytest.approx(math.exp(fitted.nats(VERSE)))
+    assert fitted.score(VERSE) == -fitted.nats(VERSE)
+    assert fitted.generate("to be or n", 20, temperature=0.0) == "to be or not to be, that is th"
+    assert fitted.vocab_size_ == len(set(VERSE))
+
+
+def test_streams_are_what_is_generated(fitted):
+    pieces = list(fitted.stream("that", 30, seed=3))
+    assert len(pieces) > 5
+    assert "that" + "".join(pieces) == fitted.generate("that", 30, seed=3)
+    assert fitted.generate("that", 30, seed=4) != fitted.generate("that", 30, seed=3)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_cell(cell):
+    options = {"num_heads": 2} if cell == "xlstm" else None
+    model = TextModel(**{**FAST, "num_layers": 2, "dropout": 0.1, "cell": cell, "options": options}).fit(VERSE)
+    assert model.held_out_ < math.log(len(set(VERSE))) + 0.5
+    assert model.generate("to", 3).startswith("to")
+
+
+@pytest.mark.parametrize("tokens", ["characters", "bytes"])
+def test_files(tmp_path, tokens):
+    text = VERSE + "über naïve Ω 🦉" * 3 + VERSE
+    model = TextModel(**FAST, tokens=tokens).fit(text)
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    again = TextModel.load(path, "numpy")
+    assert again.nats(text) == model.nats(text)
+    assert again.generate("Ω 🦉", 9, seed=1) == model.generate("Ω 🦉", 9, seed=1)
+    assert again.get_params()["hidden_size"] == 8
+    same = pickle.loads(pickle.dumps(model))
+    assert same.nats(text) == model.nats(text)
+
+
+def test_a_tokenizer(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    words = sorted(set(VERSE.replace(",", " ,").replace(":", " :").split()))
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: k for k, w in enumerate([*words, "?"])}, "?"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    file = tmp_path / "tokenizer.json"
+    made.save(str(file))
+    model = TextModel(**FAST, tokens=file).fit(VERSE)
+    assert model.vocab_size_ == len(words) + 1
+    model.save(tmp_path / "model.safetensors")
+    file.unlink()  # the vocabulary is in the model's file
+    assert TextModel.load(tmp_path / "model.safetensors", "numpy").nats(VERSE) == model.nats(VERSE)
+
+
+def test_interrupted_and_resumed(tmp_path):
+    def stop(now):
+        if now.total == 30:
+            signal.raise_signal(signal.SIGTERM)
+
+    whole = TextModel(**QUICK, dropout=0.1, schedule="cosine").fit(VERSE)
+    part = TextModel(**QUICK, dropout=0.1, schedule="cosine", checkpoints=tmp_path, every=7, callbacks=[stop])
+    with pytest.raises(training.Terminated):
+        part.fit(VERSE)
+    assert part.n_iter_ == 30
+    assert part.generate("to", 3)
+    part.set_params(callbacks=(), resume=True).fit(VERSE)
+    assert part.held_out_ == whole.held_out_
+    assert all(p.tobytes() == part.params_[name].tobytes() for name, p in whole.params_.items())
+
+
+def test_warm_start(fitted):
+    model = TextModel(**FAST, warm_start=True).fit(VERSE)
+    before = model.held_out_
+    assert model.fit(VERSE[: len(VERSE) // 2]).held_out_ < before
+    with pytest.raises(ValueError, match="'é' is not one of the"):
+        model.fit(VERSE + "é")
+
+
+def test_several_texts_follow_each_other():
+    parts = [VERSE[:500], VERSE[500:]]
+    assert TextModel(**FAST).fit(parts).held_out_ == TextModel(**FAST).fit(VERSE).held_out_
+
+
+REFUSED = [
+    ({}, 3, TypeError, "X is 3, expected a text or a list of texts"),
+    ({}, [], TypeError, "expected a text or a list of texts"),
+    ({}, ["a", 3], TypeError, "expected a text or a list of texts"),
+    ({}, np.ones((3, 3)), TypeError, "expected a text or a list of texts"),
+    ({}, "", ValueError, "the text has 0 tokens to learn from, expected 81 or more"),
+    ({}, "abc", ValueError, "the text has 3 tokens to learn from"),
+    ({"tokens": "words"}, VERSE, FileNotFoundError, "tokens is 'words', expected 'characters', 'bytes' or a tok"),
+    ({"tokens": 3}, VERSE, TypeError, "tokens is 3, expected a path"),
+    ({"cell": "attention"}, VERSE, ValueError, "cell is 'attention'"),
+    ({"steps": 0}, VERSE, ValueError, "steps is 0"),
+    ({"length": 1.5}, VERSE, TypeError, "length is 1.5"),
+    ({"schedule": "linear"}, VERSE, ValueError, "schedule is 'linear'"),
+    ({"validation_fraction": -0.1}, VERSE, ValueError, "validation_fraction is -0.1"),
+    ({"clip": 0}, VERSE, ValueError, "clip is 0"),
+]
+
+
+@pytest.mark.parametrize(("change", "X", "error", "words"), REFUSED)
+def test_what_is_refused(change, X, error, words):
+    with pytest.raises(error, match=words):
+        TextModel(**{**FAST, **change}).fit(X)
+
+
+def test_prompts_that_are_refused(fitted):
+    with pytest.raises(ValueError, match="'É' is not one of the"):
+        fitted.generate("É", 3)
+    with pytest.raises(ValueError, match="the prompt has shape"):
+        fitted.generate("", 3)
+    with pytest.raises(ValueError, match="the text has 1 tokens, expected 2 or more"):
+        fitted.nats("t")
+    with pytest.raises(ValueError, match="temperature is -1"):
+        fitted.generate("to", 3, temperature=-1)
+
+
+def test_files_that_are_refused(tmp_path, fitted):
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        TextModel.load(path)
+    training_file = tmp_path / "other.safetensors"
+    from xlstm.training import checkpoint
+
+    checkpoint.save(training_file, {"a": np.ones(3)}, "model", {})
+    with pytest.raises(ValueError, match="kind is 'model', expected 'text model'"):
+        TextModel.load(training_file)
+    checkpoint.save(training_file, {"vocabulary": np.ones(3, "uint8")}, "text model", {"settings": {"units": 3}})
+    with pytest.raises(ValueError, match="not a sound text model"):
+        TextModel.load(training_file)

@@ -1,0 +1,158 @@
+"""The linear highway: an autoregression by least squares to which the network adds.
+
+Lai et al. 2018 (LSTNet) put an autoregression beside a network, since networks do not follow the scale of their input
+well. Here its weights come from ridge regression (Hoerl & Kennard 1970), and the network learns what is left.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xlstm.arrays import blas
+from xlstm.data.host import Values
+from xlstm.estimators.scaling import FAR, Origins, Scaling, standard
+from xlstm.estimators.tracks import Track
+
+RIDGES = (0.01, 0.1, 1.0)  # penalties that are tried, in units of the mean square of a lag
+LIGHTS = (0.001, 0.01, 0.1)  # the same for what is no lag, in units of one
+PENALTIES = tuple(itertools.product(RIDGES, LIGHTS))
+MOST = 20_000  # rows that are enough for least squares
+
+Host = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Highway:
+    """A linear forecast of each target for each step ahead.
+
+    Attributes
+    ----------
+    order : int
+        Values that it looks back to; it sees by how much the others differ from the last one.
+    coefficients : array (C, H, K)
+        Of `order` - 1 differences, a constant, static numbers, and covariates known for the step that is predicted.
+    ridge, light : float
+        The penalty of the differences, and that of the others.
+    """
+
+    order: int
+    coefficients: Host
+    ridge: float = 0.0
+    light: float = 0.0
+
+    def apply(self, track: Track, scaling: Scaling, units: Values, origins: Origins) -> Values:
+        """Return by how much the targets after each origin differ from the last value, (M, H, C), in `units`."""
+        C, H, _ = self.coefficients.shape
+        found = np.empty((len(origins), H, C))
+        ahead = _ahead(track, scaling, origins, H)
+        for c in range(C):
+            design = _design(track, scaling, units, origins, self.order, c)  # (M, K - F)
+            own, known = np.split(self.coefficients[c], [design.shape[1]], axis=1)
+            found[:, :, c] = design @ own.T + np.einsum("mhf,hf->mh", ahead, known)
+        return found
+
+
+def none(order: int, scaling: Scaling, horizon: int) -> Highway:
+    """Return the highway that repeats the last value."""
+    C, K = len(scaling.units[0]), order + len(scaling.static[0]) + len(scaling.future[0])
+    return Highway(order, np.zeros((C, horizon, K)))
+
+
+def fit(
+    tracks: Sequence[Track],
+    scaling: Scaling,
+    units: Sequence[Values],
+    origins: Sequence[Origins],
+    stops: Sequence[int],
+    horizon: int,
+    order: int,
+    penalties: Sequence[tuple[float, float]],
+) -> list[Highway]:
+    """Return a highway for each penalty, fitted to the values before the rows `stops`.
+
+    Windows that reach back before the beginning of their series do not count, if there are enough others.
+    """
+    whole = [o[o >= order] for o in origins]
+    chosen = whole if sum(map(len, whole)) >= 2 * order else list(origins)
+    every = -(-sum(map(len, chosen)) // MOST)
+    chosen = [o[::every] for o in chosen]
+    ahead = np.concatenate([_ahead(t, scaling, o, horizon) for t, o in zip(tracks, chosen, strict=True)])
+    found: list[Host] = []
+    for c in range(len(units[0])):
+        design, change = [], []
+        for track, unit, at, stop in zip(tracks, units, chosen, stops, strict=True):
+            design.append(_design(track, scaling, unit, at, order, c))
+            change.append(changes(track, at, horizon, stop, unit)[:, :, c])
+        x, y = np.concatenate(design), np.concatenate(change)
+        # The systems are small: threads of BLAS would mostly wait for each other, long where the cores have other work.
+        found.append(blas.limited(1, functools.partial(_solved, x, ahead, y, order, penalties)))
+    return [Highway(order, np.stack([weights[k] for weights in found]), *penalties[k]) for k in range(len(penalties))]
+
+
+def _solved(x: Values, ahead: Values, y: Values, order: int, penalties: Sequence[tuple[float, float]]) -> Host:
+    """Return coefficients (penalties, H, K) of ridge regressions of y (M, H) on x (M, K - F) and ahead (M, H, F)."""
+    H, K = y.shape[1], x.shape[1] + ahead.shape[2]
+    lags = max(float(np.mean(x[:, : order - 1] ** 2)), 1e-12) if order > 1 else 0.0
+    weights, penalty = np.zeros((len(penalties), H, K)), np.empty(K)
+    for h in range(H):
+        there = ~np.isnan(y[:, h])
+        A, b = np.concatenate((x[there], ahead[there, h]), axis=1), y[there, h]
+        gram, right = A.T @ A, A.T @ b
+        for k, (ridge, light) in enumerate(penalties):
+            penalty[: order - 1], penalty[order - 1 :] = ridge * lags, light
+            weights[k, h] = np.linalg.solve(gram + np.diag(max(1, len(A)) * penalty), right)
+    return weights
+
+
+def error(
+    line: Highway,
+    tracks: Sequence[Track],
+    scaling: Scaling,
+    units: Sequence[Values],
+    rows: Sequence[Mapping[str, slice]],
+) -> float:
+    """Return the mean square error over the validation parts, relative to that of repeating the last value."""
+    H = line.coefficients.shape[1]
+    own, naive = [], []
+    for track, unit, part in zip(tracks, units, rows, strict=True):
+        at = np.arange(part["validation"].start, part["validation"].stop)
+        change = changes(track, at, H, part["validation"].stop, unit)
+        own.append((change - line.apply(track, scaling, unit, at)) ** 2)
+        naive.append(change**2)
+    there = ~np.isnan(np.concatenate(own))
+    total, base = (np.sum(np.where(there, np.concatenate(part), 0.0), axis=0) for part in (own, naive))
+    return float(np.mean(total / np.maximum(base, 1e-12)))
+
+
+def targets(track: Track, origins: Origins, horizon: int, stop: int) -> Values:
+    """Return the values (M, H, C) after each origin; NaN from row `stop` on, and where one is missing."""
+    rows = origins[:, None] + np.arange(horizon)
+    found = track.values[np.minimum(rows, len(track.values) - 1)]
+    return np.where((rows < min(stop, len(track.values)))[:, :, None], found, np.nan)
+
+
+def changes(track: Track, origins: Origins, horizon: int, stop: int, units: Values) -> Values:
+    """Return by how much `targets` differ from the last value before each origin, in units, within sane limits."""
+    found = (targets(track, origins, horizon, stop) - track.known[origins - 1, None]) / units
+    return np.clip(found, -FAR, FAR)
+
+
+def _design(track: Track, scaling: Scaling, units: Values, origins: Origins, order: int, c: int) -> Values:
+    """Return lags of a target, a constant and static numbers; before its beginning a series is as at its beginning."""
+    column = track.known[:, c]
+    lags = column[np.maximum(origins[:, None] - np.arange(order, 1, -1), 0)] - column[origins - 1, None]
+    static = standard(track.static[None], scaling.static)
+    lags = np.clip(lags / units[c], -FAR, FAR)
+    return np.concatenate((lags, np.ones((len(origins), 1)), np.repeat(static, len(origins), axis=0)), axis=1)
+
+
+def _ahead(track: Track, scaling: Scaling, origins: Origins, horizon: int) -> Values:
+    """Return covariates (M, H, F) of the steps that are predicted; the last row stands for those that are missing."""
+    rows = np.minimum(origins[:, None] + np.arange(horizon), len(track.future) - 1)
+    return standard(track.future[rows], scaling.future)

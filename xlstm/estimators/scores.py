@@ -1,0 +1,199 @@
+"""How good forecasts are, beside those of baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm.data.host import Values
+from xlstm.estimators import baselines
+from xlstm.estimators.tracks import Track
+from xlstm.training.losses import pinball
+
+AR_ORDER = 24  # coefficients of the linear autoregression that models are compared with
+
+
+class Errors(NamedTuple):
+    """Errors of one method by steps ahead, (horizon,), or (horizon, C) for several targets.
+
+    Attributes
+    ----------
+    rmse, mae : array
+        In the series' own units.
+    mase : array
+        The mean absolute error, divided by that of repeating the last season, or the last value where there is no
+        season, one step ahead before the test part (Hyndman & Koehler 2006).
+    smape : array
+        Per cent; twice the error divided by the sum of the forecast's size and the truth's.
+    """
+
+    rmse: Values
+    mae: Values
+    mase: Values
+    smape: Values
+
+
+@dataclass(frozen=True)
+class Score:
+    """Forecasts of the test part and their errors, in the series' own units.
+
+    Arrays by steps ahead are (horizon,), or (horizon, C) for several targets.
+
+    Attributes
+    ----------
+    model, persistence, autoregression, seasonal : array
+        Root mean square errors of the model, of repeating the last value, of a linear autoregression, and of repeating
+        the last season.
+    order : int
+        Coefficients of the autoregression.
+    points : int
+        Values forecast one step ahead that are there to compare with.
+    at : array (N,)
+        Positions of the first value of each forecast.
+    forecasts : array (N, horizon) or (N, horizon, C)
+        Those of the model.
+    season : int
+        Steps of the season; 0 for none, and then `seasonal` repeats the last value.
+    errors : dict of str to Errors
+        Of "model", "persistence", "autoregression" and "seasonal".
+    quantiles : array (N, horizon, Q) or (N, horizon, C, Q)
+        Those of the model, calibrated by errors that were known when the forecast was made.
+    crps : array
+        Continuous ranked probability scores, from the quantiles; NaN without any.
+    coverage : array
+        Shares of values within the widest interval; NaN without quantiles.
+    interval : float
+        The share that this interval is to cover.
+    series : array (N,)
+        The series of each forecast.
+    """
+
+    model: Values
+    persistence: Values
+    autoregression: Values
+    order: int
+    points: int
+    at: np.ndarray[Any, Any]
+    forecasts: Values
+    seasonal: Values
+    season: int
+    errors: Mapping[str, Errors] = field(repr=False)
+    quantiles: Values = field(repr=False)
+    crps: Values
+    coverage: Values
+    interval: float
+    series: np.ndarray[Any, Any] = field(repr=False)
+
+    def item(self) -> float:
+        """Return one number of which more is better, minus the mean of `model`.
+
+        scikit-learn asks for it, so that searches of parameters and cross-validation can compare forecasters.
+        """
+        return -float(np.mean(self.model))
+
+
+class Judged(NamedTuple):
+    """Forecasts of one series to be judged.
+
+    Attributes
+    ----------
+    at : array (N,)
+    forecasts, truth : array (N, H, C)
+    quantiles : array (N, H, C, Q)
+    """
+
+    at: np.ndarray[Any, Any]
+    forecasts: Values
+    quantiles: Values
+    truth: Values
+
+
+def score(tracks: Sequence[Track], judged: Sequence[Judged], levels: Sequence[float], season: int, flat: bool) -> Score:
+    """Return the score of forecasts of one series or several; with `flat` there is one target without an axis."""
+    truth = np.concatenate([one.truth for one in judged])
+    H = truth.shape[1]
+    methods: dict[str, list[Values]] = {"model": [one.forecasts for one in judged]}
+    methods |= {"persistence": [], "autoregression": [], "seasonal": []}
+    order = min(AR_ORDER, *(int(one.at[0]) // 3 for one in judged))
+    usual = []  # errors that the mean absolute scaled error is measured by
+    for track, one in zip(tracks, judged, strict=True):
+        found: dict[str, list[Values]] = {"persistence": [], "autoregression": [], "seasonal": []}
+        for known, values in zip(track.known.T, track.values.T, strict=True):
+            found["persistence"].append(baselines.persistence(known, H, one.at))
+            found["autoregression"].append(baselines.autoregression(known, values, order, H, one.at))
+            found["seasonal"].append(baselines.seasonal(known, season or 1, H, one.at))
+        for name, columns in found.items():
+            methods[name].append(np.stack(columns, axis=-1))
+        before, lag = track.values[: one.at[0]], min(season or 1, int(one.at[0]) - 1)
+        usual.append(np.broadcast_to(mean(np.abs(before[lag:] - before[:-lag])), (len(one.at), before.shape[1])))
+    base = np.concatenate(usual)[:, None]
+    errors = {}
+    for name, parts in methods.items():
+        table = _errors(np.concatenate(parts), truth, base)
+        errors[name] = Errors(*(_shaped(one, flat) for one in table))
+    quantiles = np.concatenate([one.quantiles for one in judged])
+    forecasts = np.concatenate(methods["model"])
+    crps, coverage = _probabilistic(quantiles, truth, levels)
+    return Score(
+        model=errors["model"].rmse,
+        persistence=errors["persistence"].rmse,
+        autoregression=errors["autoregression"].rmse,
+        order=order,
+        points=int(np.count_nonzero(~np.isnan(truth[:, 0]))),
+        at=np.concatenate([one.at for one in judged]),
+        forecasts=forecasts[:, :, 0] if flat else forecasts,
+        seasonal=errors["seasonal"].rmse,
+        season=season,
+        errors=errors,
+        quantiles=quantiles[:, :, 0] if flat else quantiles,
+        crps=_shaped(crps, flat),
+        coverage=_shaped(coverage, flat),
+        interval=levels[-1] - levels[0] if len(levels) > 1 else np.nan,
+        series=np.repeat(np.arange(len(judged)), [len(one.at) for one in judged]),
+    )
+
+
+def _shaped(values: Values, flat: bool) -> Values:
+    """Return numbers by steps ahead and targets, (H, C), or with `flat` those of the one target, (H,)."""
+    return values[:, 0] if flat else values
+
+
+def mean(values: Values) -> Values:
+    """Return the mean over the first axis, of the values that are there; NaN where there are none."""
+    there = ~np.isnan(values)
+    count = np.count_nonzero(there, axis=0)
+    return np.where(count > 0, np.sum(np.where(there, values, 0.0), axis=0) / np.maximum(count, 1), np.nan)
+
+
+def _errors(forecasts: Values, truth: Values, base: Values) -> Errors:
+    e = np.abs(forecasts - truth)
+    sizes = np.abs(forecasts) + np.abs(truth)
+    relative = np.where(sizes == 0, 0.0, 200 * e / np.where(sizes == 0, 1.0, sizes))
+    scaled = e / np.where(base > 0, base, np.nan)
+    return Errors(np.sqrt(mean(e**2)), mean(e), mean(scaled), mean(relative))
+
+
+def _probabilistic(quantiles: Values, truth: Values, levels: Sequence[float]) -> tuple[Values, Values]:
+    """Return the CRPS and the coverage of the widest interval, (H, C) each; NaN without quantiles.
+
+    The CRPS is twice the integral of the pinball loss over all quantiles (Gneiting & Ranjan 2011), here by the
+    trapezoidal rule; the loss of the quantiles 0 and 1 is 0.
+    """
+    crps, coverage = np.full(truth.shape[1:], np.nan), np.full(truth.shape[1:], np.nan)
+    if not levels:
+        return crps, coverage
+    ends = np.array([0.0, *levels, 1.0])
+    weights = (ends[2:] - ends[:-2]) / 2
+    for h, c in np.ndindex(crps.shape):
+        there = ~np.isnan(truth[:, h, c])
+        if np.any(there):
+            found, values = quantiles[there, h, c], truth[there, h, c]
+            crps[h, c] = sum(
+                2 * weight * float(pinball(found[:, k : k + 1], values, None, (level,))[0])
+                for k, (level, weight) in enumerate(zip(levels, weights, strict=True))
+            )
+    inside = (truth >= quantiles[..., 0]) & (truth <= quantiles[..., -1])
+    return crps, mean(np.where(np.isnan(truth), np.nan, inside))

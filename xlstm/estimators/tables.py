@@ -1,0 +1,155 @@
+"""Tables of series as a forecaster takes them, and its forecasts as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.data import frames
+from xlstm.data.frames import Columns
+from xlstm.data.host import Values
+from xlstm.estimators import calendars, tracks
+from xlstm.estimators.tracks import Beside, Track
+
+
+class Roles(NamedTuple):
+    """Which columns of a table are what; by default all are targets.
+
+    Attributes
+    ----------
+    targets, past, future, static : list of str, str or None
+    series_id : str or None
+        The column that tells series apart.
+    """
+
+    targets: Any = None
+    past: Any = None
+    future: Any = None
+    static: Any = None
+    series_id: Any = None
+
+    def checked(self) -> Roles:
+        """Return the roles with lists of names; a single name stands for a list of it."""
+        found: dict[str, Any] = {}
+        for name, value in self._asdict().items():
+            given = [value] if isinstance(value, str) or value is None else value
+            named = checks.several("Forecaster", name, given, "names of columns", checks.LARGEST)
+            found[name] = [checks.text("Forecaster", f"{name}[{k}]", n) for k, n in enumerate(named) if n is not None]
+        if len(found["series_id"]) > 1:
+            raise ValueError(
+                f"Forecaster: series_id is {checks.shown(self.series_id)}, expected the name of one column"
+            )
+        return Roles(**found)
+
+
+class Given(NamedTuple):
+    """Series as they were given: as arrays, with what is needed to give forecasts in the same kind.
+
+    Attributes
+    ----------
+    values : array, or list of arrays
+    beside : Beside
+    flat : list of bool
+        Which of the series came without an axis of targets.
+    names : list of str
+        Names of targets; empty where there was no table.
+    table : object
+        The table, or None.
+    ids : list
+        Names of the series, where a column has them.
+    id_name : str
+    """
+
+    values: Any
+    beside: Beside
+    flat: list[bool]
+    names: list[str] = []  # noqa: RUF012 (never changed)
+    table: Any = None
+    ids: Sequence[Any] = ()
+    id_name: str = ""
+
+    def like(self, found: Sequence[Values], read: Sequence[Track], suffixes: Sequence[str] = ("",)) -> Any:
+        """Return forecasts after the ends of series in the kind that the series came in.
+
+        Parameters
+        ----------
+        found : list of arrays (steps, C, ...)
+        read : list of Track
+        suffixes : list of str
+            Ends of the names of columns, along the last axis of forecasts, if there is one.
+        """
+        if self.table is None:
+            shaped = [one[:, 0] if flat else one for one, flat in zip(found, self.flat, strict=True)]
+            return shaped if tracks.is_several(self.values) else shaped[0]
+        steps = len(found[0])
+        columns: dict[str, Any] = {}
+        if self.id_name:
+            columns[self.id_name] = np.repeat(np.array(self.ids), steps)
+        rows = np.concatenate(found).reshape(steps * len(found), len(self.names), len(suffixes))
+        for c, name in enumerate(self.names):
+            for k, suffix in enumerate(suffixes):
+                columns[f"{name}{suffix}"] = rows[:, c, k]
+        dates = [calendars.after(one.calendar, steps) for one in read if one.calendar is not None]
+        index = np.concatenate(dates) if dates else None
+        if index is not None and str(np.datetime_data(index.dtype)[0]) not in ("us", "ns"):
+            index = index.astype("datetime64[us]")  # not every library has coarser ones
+        if index is None and frames.table_of("Forecaster", self.table).index is not None:
+            raise ValueError("Forecaster: rows of the table have labels that are no dates, expected dates or none")
+        return frames.table_like(self.table, columns, index)
+
+
+def given(values: Any, beside: Beside, roles: Roles) -> Given:
+    """Return series as arrays, from a table or from what are arrays already.
+
+    Raises
+    ------
+    ValueError, TypeError
+        A column is not there, two series have one, or a table comes with arrays beside it.
+    """
+    if not frames.is_table(values):
+        several = values if tracks.is_several(values) else [values]
+        return Given(values, beside, [tracks.axes(one) == 1 for one in several])
+    roles = roles.checked()
+    for name, other in beside._asdict().items():
+        if other is not None and not (name == "future" and frames.is_table(other)):
+            raise ValueError(f"Forecaster: {name} is {checks.shown(other)}, expected columns of the table, by name")
+    parts = _parts(values, roles)
+    later = {} if beside.future is None else _parts(beside.future, roles)
+    read = {label: frames.table_of("Forecaster", part) for label, part in parts.items()}
+    used = {*roles.past, *roles.future, *roles.static}
+    names = roles.targets or [name for name in next(iter(read.values())).names if name not in used]
+    arrays, past, future, static, dates = [], [], [], [], []
+    for label, columns in read.items():
+        arrays.append(_columns(columns, names))
+        past.append(_columns(columns, roles.past))
+        ahead = _columns(columns, roles.future)
+        if label in later:
+            more = _columns(frames.table_of("Forecaster", later[label]), roles.future)
+            ahead = np.concatenate((ahead, more))
+        future.append(ahead if roles.future else None)
+        fixed = _columns(columns, roles.static)
+        if np.any(fixed != fixed[:1]):
+            raise ValueError(f"Forecaster: static columns {checks.few(roles.static)} change within a series")
+        static.append(fixed[0])
+        dates.append(columns.index if columns.index is not None and columns.index.dtype.kind == "M" else None)
+    found = Beside(past if roles.past else None, future, static if roles.static else None, dates)
+    id_name = "".join(roles.series_id)
+    return Given(arrays, found, [False] * len(arrays), names, values, list(parts), id_name)
+
+
+def _parts(table: Any, roles: Roles) -> Mapping[Any, Any]:
+    """Return the tables of all series by their names."""
+    return frames.groups("Forecaster", table, roles.series_id[0]) if roles.series_id else {"": table}
+
+
+def _columns(columns: Columns, names: Sequence[str]) -> Values:
+    """Return some columns, (N, K)."""
+    for name in names:
+        if name not in columns.names:
+            raise ValueError(
+                f"Forecaster: column {checks.shown(name)} is not in the table, which has {checks.few(columns.names)}"
+            )
+    return columns.values[:, [columns.names.index(name) for name in names]]
