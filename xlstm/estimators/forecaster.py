@@ -96,6 +96,8 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
     (3, 9)
     """
 
+    _takes = ("one_d_array",)  # rows of a table are steps, not samples
+
     def __init__(
         self,
         settings: Settings | None = None,
