@@ -272,7 +272,7 @@ def test_memory_is_drawn_by_layer(x):
     assert len(figure.axes) == 2
     assert [sum(patch.get_height() for patch in axes.patches) for axes in figure.axes] == [H, H]
     median = np.median([row.steps for row in plots.memory_table(saved) if row.layer == "1"])
-    assert figure.axes[1].get_title(loc="left") == f"1: median {median:.3g} steps"
+    assert figure.axes[1].get_title(loc="left") == f"1\nmedian {median:.3g} steps"
     assert figure.axes[1].get_xlabel() == "time constant (steps)"
     assert figure.axes[0].lines[0].get_xdata()[0] == T
 
@@ -511,6 +511,17 @@ def overlapping(figure):
     pairs = [(a, b) for k, (a, one) in enumerate(boxes) for b, other in boxes[:k] if one.overlaps(other)]
     inside = figure.bbox.padded(1)
     return pairs + [a for a, box in boxes if not (inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1))]
+
+
+def test_type_has_two_sizes():
+    """Also the labels between powers of ten, which are there where an axis spans less than one."""
+    rows = [plots.GradientNorm("h", "0", np.linspace(0.2, 0.9, 9), 1.1)]
+    figure = plots.gradients(rows)
+    figure.draw_without_rendering()
+    ticks = figure.axes[0].yaxis.get_minorticklabels()
+    assert any(tick.get_text() for tick in ticks)
+    shown = [text for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
+    assert {text.get_fontsize() for text in [*shown, *ticks]} == {figures.SMALL, figures.TEXT}
 
 
 def test_labels_do_not_collide(x, run, tmp_path):

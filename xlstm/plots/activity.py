@@ -211,7 +211,7 @@ def memory(saved: Any) -> Any:
     T = int(np.max(saved.span.lengths))
     ends = np.array([*finite, T])
     bins = np.geomspace(ends.min() / 1.2, ends.max() * 1.2, BINS)
-    figure, panels = figures.panels(len(names), 2, 1.8, sharex=True)
+    figure, panels = figures.panels(len(names), 2, 2.0, sharex=True)
     for k, (axes, name) in enumerate(zip(panels, names, strict=True)):
         mine = [row.steps for row in rows if row.layer == name]
         known = [steps for steps in mine if steps and math.isfinite(steps)]
@@ -221,7 +221,7 @@ def memory(saved: Any) -> Any:
         figures.whole_numbers(axes.yaxis)
         left = len(mine) - len(known)
         middle = f"median {np.median(known):.3g} steps" if known else "none forgets"
-        title = f"{name}: {middle}" + (f", {left} of {len(mine)} not shown" if left else "")
+        title = f"{name}\n{middle}" + (f", {left} of {len(mine)} not shown" if left else "")
         last = k + 2 >= len(names)
         figures.label(axes, title, "time constant (steps)" if last else "", "units" if k % 2 == 0 else "")
     figures.legend(figure, panels[0], loc="outside upper right")

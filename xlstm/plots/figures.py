@@ -122,7 +122,9 @@ def panels(count: int, columns: int, height: float, **options: Any) -> tuple[Any
     for axes in found[count:]:
         axes.remove()
     for k, axes in enumerate(found[:count]):
-        axes.tick_params(labelsize=SMALL, **({"labelbottom": True} if k + columns >= count else {}))
+        axes.tick_params(which="both", labelsize=SMALL)
+        if k + columns >= count:  # the lowest one of its column, whatever axes are shared
+            axes.tick_params(labelbottom=True)
         axes.spines[["top", "right"]].set_visible(False)
     return figure, found[:count]
 
