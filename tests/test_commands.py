@@ -480,6 +480,14 @@ def test_runs(run, tmp_path):
     assert next(line.split() for line in lines if "r/two" in line)[-2:] == ["gru", "9"]
 
 
+def test_curves_of_runs(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    run(*TEXT, "-o", "r/one", "--quiet")
+    run("runs", "r", "--plot", "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "ends in '.txt'" in run("runs", "r", "--plot", "curves.txt", code=2).stderr
+
+
 def test_runs_from_python(run, models):
     (row,) = json.loads(run("runs", models / "there", "--json").stdout)
     assert row["steps"] == 2

@@ -43,6 +43,21 @@ def test_goals_on_sunspots_with_one_epoch(monkeypatch):
     assert score.interval == pytest.approx(0.8)
 
 
+def test_windows_end_with_the_series(fitted):
+    """The network sees by how much values differ from the last one, in some unit."""
+    values = driven()[0]
+    x = fitted.windows(values, 3)
+    assert x.shape == (12, 3, 1)
+    for k in range(3):
+        window = values[len(values) - 14 + k :][:12]
+        change = window - window[-1]
+        np.testing.assert_allclose(x[:-1, k, 0] / x[0, k, 0], change[:-1] / change[0], rtol=1e-4)
+    assert fitted.windows(values[:13]).shape == (12, 2, 1)  # there are no more
+    with pytest.raises(ValueError, match="count is 0, expected 1 or more"):
+        fitted.windows(values, 0)
+    assert fitted.model(fitted.params_, x)[0].shape == (3, fitted.model.output_size)
+
+
 def test_what_is_known_in_advance_is_used():
     values, price = driven()
     score = Forecaster(**QUICK).fit(values, future=price[:300]).score(values, future=price[:300])

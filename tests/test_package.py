@@ -151,7 +151,7 @@ def test_every_public_function_and_class_has_a_docstring():
     assert not [name for name, value in public() if not inspect.getdoc(value)]
 
 
-@pytest.mark.parametrize("module", ["losses", "optim", "training", "estimators", "data", "models"])
+@pytest.mark.parametrize("module", ["losses", "optim", "training", "estimators", "plots", "data", "models"])
 def test_functions_document_parameters_and_results(module):
     """In numpydoc's sections: every function that takes arguments, and every one that returns something."""
     own = getattr(xlstm, module)

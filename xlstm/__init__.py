@@ -26,6 +26,7 @@ Training
 Data and forecasts
     data, series        windows and batches; series from files
     estimators          fit, predict and score
+    plots               pictures of models and of their training
 
 Backends
     backend, Backend, BackendError      the array library and device of new arrays
@@ -77,6 +78,7 @@ __all__ = [
     "mLSTMBlock",
     "models",
     "optim",
+    "plots",
     "precision",
     "register_cell",
     "sLSTM",

@@ -351,6 +351,7 @@ GATE_ACTIVATIONS: dict[str, Pair] = {
     "softplus": Pair(softplus, softplus_bwd),
     "exponential": Pair(exponential, exponential_bwd),
 }
+SHARES = ("sigmoid", "hard_sigmoid")  # those of them whose values are shares, from 0 to 1
 # The activations of gated feed-forward layers.
 FEED_FORWARD = {
     "gelu": InputPair(gelu, gelu_bwd),

@@ -32,6 +32,8 @@ class Cell:
     PARAMETERS : dict of str to int
         Names of the cell's own parameters, and how many rows each has: it is (rows * H,) in the layer. `gates`,
         `derivatives` and `gates_bwd` take them by name, as (rows, H, 1), or (H, 1) where there is one row.
+    SHARES : tuple of str
+        Names of the gates whose values are shares, from 0 to 1, for pictures.
     RECURRENT : bool
         Whether there is a product of h. Without one, zh is zero, and the layer has no Wh.
     BIASES : int
@@ -46,6 +48,7 @@ class Cell:
     STATES: ClassVar[tuple[str, ...]] = ("h",)
     REST: ClassVar[tuple[float, ...]] = (0.0,)
     PARAMETERS: ClassVar[dict[str, int]] = {}
+    SHARES: ClassVar[tuple[str, ...]] = ()
     RECURRENT: ClassVar[bool] = True
     BIASES: ClassVar[int] = 1
 
@@ -133,6 +136,21 @@ class Cell:
             By default the fields of `saved` that are named in GATES.
         """
         return xp.stack([getattr(saved, gate) for gate in self.GATES])
+
+    def retained(self, xp: Namespace, saved: Any) -> Array | None:
+        """Return the share of the old state that each unit keeps at a step, for pictures.
+
+        Parameters
+        ----------
+        xp : namespace
+        saved : NamedTuple
+
+        Returns
+        -------
+        array (H, ...) or None
+            By default None: the cell has no such share.
+        """
+        return None
 
     def own_bwd(self, xp: Namespace, dz: Array, saved: Any, *carry: Array, **own: Array) -> dict[str, Array]:
         """Return the gradients of PARAMETERS, in their shapes or with axes of length 1 left out.

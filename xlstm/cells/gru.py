@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells import cell
+from xlstm.cells.activations import SHARES
 
 
 class Saved(NamedTuple):
@@ -42,6 +43,10 @@ class Cell(cell.Cell):
 
     GATES = ("z", "r", "n")
 
+    @property
+    def SHARES(self) -> tuple[str, ...]:  # type: ignore[override]  # noqa: N802
+        return self.GATES[:-1] if self._activations[0].name in SHARES else ()
+
     def gates(self, xp: Namespace, zx: Array, zh: Array, h0: Array) -> tuple[Array, Saved]:
         """Run one step: return h (H, B), from zx and zh (3, H, B) and h0 (H, B)."""
         zg = zx[:2, ...] + zh[:2, ...]
@@ -67,6 +72,10 @@ class Cell(cell.Cell):
     def activated(self, xp: Namespace, saved: Saved) -> Array:
         """Return the gate values (3, ...) in the order of GATES."""
         return xp.concat((saved.s, saved.n[None, ...]))
+
+    def retained(self, xp: Namespace, saved: Saved) -> Array:
+        """Return the update gate (H, ...), the z of (3)."""
+        return saved.s[0, ...]
 
     def _mean_bwd(self, xp: Namespace, saved: Saved) -> tuple[Array, Array]:
         """Differentiate (3), a mean of n and h0 weighted by z, by the pre-activations of z and of n."""

@@ -73,6 +73,7 @@ class Cell(cell.Summed):
     GATES = ("i", "o", "f", "g")
     STATES = ("h", "c")
     REST = (0.0, 0.0)
+    SHARES = ("i", "o", "f")
 
     gates = staticmethod(gates)
     derivatives = staticmethod(derivatives)
@@ -81,3 +82,7 @@ class Cell(cell.Summed):
     def activated(self, xp: Namespace, saved: Saved) -> Array:
         """Return the gate values (4, ...) in the order of GATES."""
         return xp.concat((saved.s, saved.g[None, ...]))
+
+    def retained(self, xp: Namespace, saved: Saved) -> Array:
+        """Return the forget gate (H, ...), the f of (3)."""
+        return saved.s[2, ...]

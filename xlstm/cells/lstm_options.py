@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells import cell
-from xlstm.cells.activations import clamp, clamp_bwd
+from xlstm.cells.activations import SHARES, clamp, clamp_bwd
 from xlstm.cells.normalization import normalize, normalize_bwd
 
 
@@ -66,6 +66,10 @@ class Cell(cell.Summed):
     @functools.cached_property
     def GATES(self) -> tuple[str, ...]:  # type: ignore[override]  # noqa: N802
         return ("i", "o", "g") if self.coupled else ("i", "o", "f", "g")
+
+    @property
+    def SHARES(self) -> tuple[str, ...]:  # type: ignore[override]  # noqa: N802
+        return self.GATES[:-1] if self._activations[0].name in SHARES else ()
 
     def gates(
         self,
@@ -176,6 +180,10 @@ class Cell(cell.Summed):
     def activated(self, xp: Namespace, saved: Saved) -> Array:
         """Return the gate values (G, ...) in the order of GATES."""
         return xp.concat((saved.s, saved.g[None, ...]))
+
+    def retained(self, xp: Namespace, saved: Saved) -> Array:
+        """Return the f of (3), (H, ...)."""
+        return 1 - saved.s[0, ...] if self.coupled else saved.s[2, ...]
 
     def _peep(self, xp: Namespace, p: Array, c0: Array) -> Array:
         """Return the terms (G, H, B) that the peepholes at c0, those of i and f, add to the pre-activations."""

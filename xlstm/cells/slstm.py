@@ -51,6 +51,7 @@ class Cell(cell.Summed):
     GATES = ("i", "f", "z", "o")
     STATES = ("h", "c", "n", "m")
     REST = (0.0, 0.0, 0.0, -math.inf)
+    SHARES = ("o",)  # i and f are divided by exp(m), so that one of them is always 1
 
     def gates(
         self, xp: Namespace, zx: Array, zh: Array, h0: Array, c0: Array, n0: Array, m0: Array
@@ -96,6 +97,10 @@ class Cell(cell.Summed):
     def activated(self, xp: Namespace, saved: Saved) -> Array:
         """Return the gate values (4, ...) in the order of GATES; i and f are divided by exp(m)."""
         return saved.s
+
+    def retained(self, xp: Namespace, saved: Saved) -> Array:
+        """Return the forget gate before it is divided by exp(m), (H, ...)."""
+        return xp.exp(self._forget.fwd(xp, saved.af))
 
     @functools.cached_property
     def _forget(self) -> Pair:

@@ -19,6 +19,7 @@ from xlstm.cli.evaluate import evaluate
 from xlstm.cli.generate import generate
 from xlstm.cli.groups import HELP, Root, Usual
 from xlstm.cli.info import info
+from xlstm.cli.inspect import inspect
 from xlstm.cli.options import Command, configurable
 from xlstm.cli.predict import predict
 from xlstm.cli.runs import runs
@@ -45,7 +46,7 @@ app.add_typer(trains, name="train")
 jobs: dict[str, Command] = {"series": train, "forecast": train_forecast, "text": train_text, "classify": train_classify}
 for name, job in jobs.items():
     trains.command(name, hidden=name == "series")(configurable(job))
-commands: tuple[Command, ...] = (evaluate, predict, generate, runs, export, import_, bench, info)
+commands: tuple[Command, ...] = (evaluate, predict, generate, runs, export, import_, bench, info, inspect)
 for command in commands:
     app.command(command.__name__.rstrip("_"))(command)
 

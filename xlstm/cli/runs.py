@@ -13,9 +13,11 @@ import typer
 from rich import box
 from rich.table import Table
 
+from xlstm import plots
 from xlstm.cli.console import out, printable, tell, uncut
 from xlstm.cli.folders import OPTIONS
 from xlstm.cli.options import JsonOption
+from xlstm.plots import figures
 from xlstm.training import folder, history
 
 SETTINGS = ("model", "dtype", "precision", "accumulate", "callbacks")  # of a checkpoint, where a run has no options
@@ -56,12 +58,17 @@ def runs(
         list[Path] | None, typer.Argument(help="Folders of runs, or folders that hold some; this one if left out.")
     ] = None,
     as_json: JsonOption = False,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Picture of curves to draw; needs matplotlib.")] = None,
 ) -> None:
     """Compare runs of training: steps, losses, time, and the settings in which they differ."""
     printable("runs")
+    if plot is not None:
+        figures.check(plot)
     found = [row for path in find(folders or [Path()]) if (row := _read(path)) is not None]
     if not found:
         raise ValueError("runs: none of the runs has a readable history with a step")
+    if plot is not None:
+        plots.save(plots.curves({row.run: Path(row.run) for row in found}), plot)
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in found]))
         return

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from xlstm.arrays import workspace
 from xlstm.arrays.namespace import Array, device_of
+from xlstm.cells.cell import Cell
 from xlstm.engines.plan import SOLO
 from xlstm.engines.segments import Segment, Widths, before, reshape
 from xlstm.engines.step import Step
@@ -96,6 +97,17 @@ class Tape:
             return swap(xp, step.cell.activated(xp, saved))
 
         return self.rows(values, (step.G, step.H))
+
+    def retained(self) -> Array | None:
+        """Return the share of the old state that each unit keeps at every step, (N, H), or None without one."""
+        xp, step = self.step.xp, self.step
+        if type(step.cell).retained is Cell.retained:
+            return None
+
+        def values(kept: Kept) -> Array:
+            return step.cell.retained(xp, kept.saved._make(None if a is None else swap(xp, a) for a in kept.saved))
+
+        return self.rows(values, (step.H,))
 
     def state(self, name: str) -> Array:
         """Return a state after every step, (N, P) or (N, H)."""

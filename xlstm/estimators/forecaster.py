@@ -11,7 +11,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
-from xlstm.arrays.namespace import DType, Params
+from xlstm.arrays.namespace import Array, DType, Params
 from xlstm.data import reading
 from xlstm.data.host import Values
 from xlstm.estimators import fitting, intervals, judging, preparation, scores, storage, tables, tracks
@@ -327,6 +327,32 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
             parts.append((at, self._judge.forecast(found, k, at)[0]))
         at, forecasts = (np.concatenate(part) for part in zip(*parts, strict=True))
         return at, forecasts[:, :, 0] if all(given.flat) else forecasts
+
+    def windows(self, values: Any, count: int = 64, **beside: Unpack[Known]) -> Array:
+        """Return the last windows of a series, or of the first of several, as the network sees them.
+
+        Parameters
+        ----------
+        values, beside
+            As for `predict`.
+        count : int
+            The number of windows, at most; the last one ends with the series.
+
+        Returns
+        -------
+        array (window, M, D)
+            Input of `model` with `params_`, such as `xlstm.plots` asks for.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `predict` does.
+        """
+        self._check_fitted()
+        s, count = self._whole.settings, checks.size("Forecaster", "count", count)
+        _, found = self._read(values, Beside.of(beside), s.horizon)
+        N = len(found[0].values)
+        return self._whole.seen(found, 0, np.arange(max(s.window, N - count + 1), N + 1))[0]
 
     def score(self, values: Any, **beside: Unpack[Known]) -> Score:
         """Return errors on the test part beside those of baselines, by the network that has not seen it.

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.data import writing
 from xlstm.data.host import Values
 from xlstm.data.series import Series
+from xlstm.plots.figures import available, check, save
 
-
-def available() -> bool:
-    """Return whether matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
-
-
-def check(path: Path) -> None:
-    """Raise unless a picture can be written to a path: ImportError, or ValueError or OSError about the path."""
-    if not available():
-        raise ImportError(f"{path}: matplotlib is not installed; pip install matplotlib")
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    formats = FigureCanvasBase.get_supported_filetypes()
-    if path.suffix.removeprefix(".") not in formats:
-        raise ValueError(f"{path}: ends in {path.suffix!r}, expected one of .{', .'.join(sorted(formats))}")
-    writing.check(path)
+__all__ = ["Fan", "available", "check", "comparison", "forecast"]
 
 
 class Fan(NamedTuple):
@@ -76,7 +59,7 @@ def forecast(
     handles = dict(zip(*reversed(whole.get_legend_handles_labels()), strict=True))
     handles |= {label: handle for axes in last for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside upper right", frameon=False, ncols=3, fontsize=9)
-    _save(figure, Path(path))
+    save(figure, path)
 
 
 def _fan(axes: Any, series: Series, ahead: Fan) -> None:
@@ -141,10 +124,4 @@ def comparison(path: str | os.PathLike[str], rows: Sequence[Any]) -> None:
         axes.set_title(f"{layer} {dtype}, {some[0].case.what}", loc="left", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=9)
-    _save(figure, Path(path))
-
-
-def _save(figure: Any, path: Path) -> None:
-    """Write a picture whole or not at all; the ending of `path` decides the format."""
-    with writing.whole(path) as temporary:
-        figure.savefig(temporary, dpi=120, format=path.suffix.removeprefix("."))
+    save(figure, path)

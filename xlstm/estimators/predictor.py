@@ -65,9 +65,7 @@ class Predictor:
             parts = [self.forecast(tracks, series, origins[k : k + CHUNK]) for k in range(0, len(origins), CHUNK)]
             return tuple(np.concatenate(part) for part in zip(*parts, strict=True))  # type: ignore[return-value]
         s, track = self.settings, tracks[series]
-        units = self.scaling.of(tracks, s.window)[series]
-        scale = scales(track.known, origins, s.window, units, s.scaling)
-        x = self.backend.asarray(inputs(track, self.scaling, scale, origins, s.window, s.horizon))
+        x, units, scale = self.seen(tracks, series, origins)
         y, _, _ = self.model.forward(self.params, x, train=False)
         found = to_numpy(y).astype(np.float64).reshape(len(origins), *self.spread.shape, 1 + len(s.quantiles))
         base = track.known[origins - 1, None] + units * self.line.apply(track, self.scaling, units, origins)
@@ -75,6 +73,13 @@ class Predictor:
         if not np.all(np.isfinite(found)):
             raise FloatingPointError("Forecaster: the forecast is not finite; the series or the weights are too large")
         return self.limited(found[..., 0]), np.sort(found[..., 1:], axis=-1), scale
+
+    def seen(self, tracks: Sequence[Track], series: int, origins: Origins) -> tuple[Array, Values, Values]:
+        """Return windows (T, M, D) as the network sees them, the units of the series (C,) and the scale (M, C)."""
+        s, track = self.settings, tracks[series]
+        units = self.scaling.of(tracks, s.window)[series]
+        scale = scales(track.known, origins, s.window, units, s.scaling)
+        return self.backend.asarray(inputs(track, self.scaling, scale, origins, s.window, s.horizon)), units, scale
 
     def limited(self, found: Values) -> Values:
         """Return forecasts that are not below the least value that there can be."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from xlstm.arrays import threads
@@ -10,6 +11,18 @@ from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells import mlstm
 from xlstm.engines import heads
 from xlstm.layers.state import Leaf, Span, State
+
+
+def gates_of(xp: Namespace, kept: Any) -> tuple[Array, Array]:
+    """Return the logarithms of the gates i and f at every step, (T, B, N), from what `Memory.run` kept."""
+
+    def whole(parts: Iterable[Array]) -> Array:
+        rows: dict[Any, list[Array]] = {}  # the heads of some sequences each, in their order
+        for ((batch, _), _), part in zip(kept, parts, strict=True):
+            rows.setdefault(batch.start, []).append(part)
+        return xp.permute_dims(xp.concat([xp.concat(heads, axis=1) for heads in rows.values()]), (2, 0, 1))
+
+    return whole(saved.inputs[3] for _, saved in kept), whole(saved.logf for _, saved in kept)
 
 
 class Memory(NamedTuple):

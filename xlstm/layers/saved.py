@@ -23,6 +23,10 @@ class Saved:
     def __init__(self, layer: Any, shape: tuple[int, ...] | None, kept: Any, span: Span | None = None) -> None:
         self.layer, self.shape, self.kept, self.span = layer, shape, kept, span
 
+    def names(self) -> list[str]:
+        """Return the names of the parts that `saved[...]` takes."""
+        return list(self._known())
+
     def __getitem__(self, name: str | int) -> Any:
         """Return the values that a part kept.
 

@@ -38,6 +38,12 @@ class Pass:
         """The value of every gate at every step, in the order of the cell's GATES, (T, G, B, H)."""
         return self.tape.step.xp.permute_dims(self._steps(self.tape.gates()), (0, 2, 1, 3))
 
+    @property
+    def retained(self) -> Array | None:
+        """The share of the old state that each unit keeps at every step, (T, B, H), or None if the cell has none."""
+        found = self.tape.retained()
+        return None if found is None else self._steps(found)
+
     def __getattr__(self, name: str) -> Array:
         """Return a state of the cell after every step, such as h or c, (T, B, H)."""
         if name.startswith("_"):

@@ -1,0 +1,150 @@
+"""`xlstm inspect`, as a user meets it: files, numbers and one-line errors."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import xlstm
+from xlstm import models
+from xlstm.cli.app import app
+from xlstm.data.series import bundled
+from xlstm.estimators.forecaster import Forecaster, Settings
+from xlstm.estimators.textmodel import TextModel
+
+PICTURES = ("gradients", "memory", "parameters", "saturation")
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*args):
+        return CliRunner().invoke(app, ["inspect", *map(str, args)])
+
+    return run
+
+
+def files(*names):
+    return sorted([*(f"{name}.{kind}" for name in names for kind in ("png", "svg")), "inspect.html"])
+
+
+@pytest.fixture
+def table(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(30, 2))
+    np.savetxt(tmp_path / "rows.csv", rows, "%.9f", ",", header="a,b", comments="")
+    return rows
+
+
+@pytest.fixture
+def model(tmp_path):
+    model = models.SequenceModel(xlstm.LSTM(2, 4), 1)
+    params = model.init(seed=0, backend="numpy", dtype="float64")
+    models.save(tmp_path / "m", model, params)
+    return model, params
+
+
+def test_a_forecaster_over_its_series(run, tmp_path):
+    forecaster = Forecaster(Settings(12, hidden_size=3, epochs=1), "numpy", name="sunspots")
+    forecaster.fit(np.loadtxt(bundled("sunspots"), delimiter=",", skiprows=1, usecols=1)).save(tmp_path / "f")
+    result = run("f", bundled("sunspots"), "-o", "deep/er")
+    assert result.exit_code == 0, result.output
+    assert sorted(os.listdir(tmp_path / "deep/er")) == files("gates-recurrent.0", *PICTURES)
+    assert (tmp_path / "deep/er/memory.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "deep/er/inspect.html").read_text(encoding="utf-8")
+    assert page.count("<img ") == 5
+    assert "http" not in page
+    for words in ("parameters: 100 in 5 arrays", "saturation: recurrent.0 gate i", "gradient of c, layer 0: times"):
+        assert words in result.output
+    assert result.output.endswith("wrote: deep/er/inspect.html and 5 pictures as PNG and SVG\n")
+
+
+def test_a_text_model_over_a_text_with_its_history(run, tmp_path):
+    text = "to be or not to be, that is the question: " * 20
+    options = {"hidden_size": 4, "embedding_size": 3, "steps": 3, "batch_size": 4, "length": 16, "backend": "numpy"}
+    TextModel(**options, checkpoints="run").fit(text).save("t")
+    (tmp_path / "words.txt").write_text(text, encoding="utf-8")
+    result = run("t", "words.txt", "--history", "run", "--steps", 20)
+    assert result.exit_code == 0, result.output
+    assert sorted(os.listdir(tmp_path / "xlstm-inspect")) == files("gates-backbone.0", "training", *PICTURES)
+
+
+def test_numbers_as_json_are_those_of_the_model(run, tmp_path, model, table):
+    layer, params = model
+    result = run("m", "rows.csv", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert not (tmp_path / "xlstm-inspect").exists()
+    assert set(found) == {"model", "parameters", "saturation", "memory", "gradients"}
+    assert [row["name"] for row in found["parameters"]] == list(params)
+    _, _, saved = layer.forward(params, table[:, None], train=False, keep=True)
+    forget = saved["recurrent.0"].gates[:, 2].mean(axis=(0, 1))
+    np.testing.assert_allclose([row["forget"] for row in found["memory"]], forget, rtol=1e-8)
+    assert {row["of"]: len(row["norms"]) for row in found["gradients"]} == {"x": 30, "h": 29, "c": 29}
+    assert set(json.loads(run("m", "--json").stdout)) == {"model", "parameters"}
+    params["recurrent.0.b"][8] = 100.0  # the forget gate of unit 0 is 1, and its time constant infinite
+    models.save(tmp_path / "m", layer, params)
+    assert json.loads(run("m", "rows.csv", "--json").stdout)["memory"][0]["steps"] is None
+
+
+def test_numbers_need_no_matplotlib(run, monkeypatch, model, table):
+    monkeypatch.setattr(xlstm.plots.figures, "available", lambda: False)
+    assert run("m", "rows.csv", "--json").exit_code == 0
+    result = run("m")
+    assert result.exit_code == 2
+    assert result.stderr == "error: plots: matplotlib is not installed; pip install matplotlib\n"
+
+
+def test_tokens_of_a_language_model_and_a_layer_with_batch_first(run, tmp_path, table):
+    model = xlstm.xLSTMLanguageModel(xlstm.GRU(4, 4), vocab_size=5, batch_first=False)
+    models.save(tmp_path / "l", model, model.init(backend="numpy"))
+    (tmp_path / "tokens.txt").write_text("1 2 3 4 " * 9)
+    found = json.loads(run("l", "tokens.txt", "--json", "--steps", 10).stdout)
+    assert len(found["gradients"][0]["norms"]) == 9
+    rnn = xlstm.RNN(2, 3, batch_first=True)
+    models.save(tmp_path / "r", rnn, rnn.init(backend="numpy"))
+    result = run("r", "rows.csv", "-o", "out")
+    assert result.exit_code == 0, result.output
+    assert "no saturation: RNN(2, 3, batch_first=True) has no gate with values from 0 to 1" in result.output
+    assert "no memory: RNN(2, 3, batch_first=True) has no forget gate" in result.output
+    assert sorted(os.listdir("out")) == files("gates-0", "gradients", "parameters")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["absent"], "absent: no such file"),
+        (["rows.csv"], "rows.csv: not a readable safetensors file"),
+        (["m", "absent.csv"], "absent.csv"),
+        (["m", "three.csv"], "three.csv: has 3 columns of numbers (a, b, c), x of the model has D = 2"),
+        (["m", "gap.csv"], "gap.csv: has gaps, expected numbers"),
+        (["m", "short.csv"], "short.csv: has 2 rows, expected 3 or more"),
+        (["m", "rows.csv", "--steps", "2"], "inspect: steps is 2, expected 3 or more"),
+        (["m", "rows.csv", "--column", "a"], "m: --column is for a forecaster, this is a model"),
+        (["m", "--history", "empty.jsonl"], "empty.jsonl has no losses, expected the history of a run"),
+        (["m", "--history", "rows.csv"], "rows.csv: line 1 is not readable"),
+        (["m", "-o", "rows.csv"], "rows.csv"),
+        (["l", "rows.csv"], "rows.csv: prompt: "),
+        (["l", "high.txt"], "token"),
+        (["l", "few.txt"], "few.txt: has 2 tokens, expected 3 or more"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, model, table, args, words):
+    (tmp_path / "three.csv").write_text("a,b,c\n" + "1,2,3\n" * 9)
+    (tmp_path / "gap.csv").write_text("a,b\n" + "1,2\n" * 9 + "1,\n")
+    (tmp_path / "short.csv").write_text("a,b\n" + "1,2\n" * 2)
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "high.txt").write_text("1 2 3 9")
+    (tmp_path / "few.txt").write_text("1 2")
+    language = xlstm.xLSTMLanguageModel(xlstm.GRU(4, 4), vocab_size=5)
+    models.save(tmp_path / "l", language, language.init(backend="numpy"))
+    before = sorted(os.listdir(tmp_path))
+    result = run(*args)
+    assert result.exit_code == 2, result.output
+    assert words in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert sorted(os.listdir(tmp_path)) == before

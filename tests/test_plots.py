@@ -1,0 +1,597 @@
+"""Pictures: labels, numbers in what is drawn, colours in grey, files and pages."""
+
+import base64
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests.conftest import later
+from xlstm import optim, plots, training
+from xlstm.cells import gru
+from xlstm.data.batches import Windows
+from xlstm.models import SequenceModel
+from xlstm.plots import figures
+from xlstm.plots.runs import smoothed
+from xlstm.plots.traces import traces
+
+matplotlib = later("matplotlib")
+T, B, D, H = 7, 3, 2, 4
+LAYERS = {
+    "lstm": xlstm.LSTM(D, H),
+    "coupled": xlstm.LSTM(D, H, coupled_input_forget=True),
+    "peepholes": xlstm.LSTM(D, H, peepholes=True, activations=("tanh", "tanh", "tanh")),
+    "gru": xlstm.GRU(D, H),
+    "reset before": xlstm.GRU(D, H, reset_after=False),
+    "slstm": xlstm.sLSTM(D, H),
+    "exponential": xlstm.sLSTM(D, H, forget_gate="exponential"),
+    "mlstm": xlstm.mLSTM(D, H, num_heads=2),
+    "rnn": xlstm.RNN(D, H),
+}
+
+
+@pytest.fixture
+def x(rng):
+    return rng.normal(size=(T, B, D))
+
+
+def ran(layer, x, **options):
+    params = layer.init(seed=1, backend="numpy", dtype="float64")
+    return params, layer.forward(params, x, keep=True, train=False, **options)[2]
+
+
+def texts(figure):
+    return [t.get_text() for t in figure.findobj(matplotlib.text.Text) if t.get_text()]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_numbers_are_the_same_on_every_backend(be, x, name):
+    layer = LAYERS[name]
+    params, saved = ran(layer, x)
+    given = {key: be.asarray(p) for key, p in params.items()}
+    _, _, kept = layer.forward(given, be.asarray(x), train=False, keep=True)
+    (one,), (other,) = traces("test", saved), traces("test", kept)
+    for key, values in {**one.gates, **one.states}.items():
+        np.testing.assert_allclose({**other.gates, **other.states}[key], values, rtol=1e-9, atol=1e-12)
+    assert (one.retained is None) == (other.retained is None)
+    if one.retained is not None:
+        np.testing.assert_allclose(other.retained, one.retained, rtol=1e-9)
+    rows = plots.gradient_norms(layer, params, x)
+    for row, same in zip(rows, plots.gradient_norms(layer, given, be.asarray(x)), strict=True):
+        np.testing.assert_allclose(same.norms, row.norms, rtol=1e-9)
+    assert plots.parameter_table(given) == plots.parameter_table(params)
+
+
+def sigmoid(a):
+    return 1 / (1 + np.exp(-a))
+
+
+# Parameters
+
+
+def test_parameters_have_their_numbers_and_a_panel_each():
+    params = {"0.Wx": np.array([[3.0, -4.0]]), "0.b": np.arange(6.0)}
+    first, second = plots.parameter_table(params)
+    assert first == ("0.Wx", (1, 2), 5.0, -0.5, 3.5, -4.0, 3.0)
+    assert second.shape == (6,)
+    figure = plots.parameters(params)
+    assert len(figure.axes) == 2
+    assert figure.axes[0].get_title(loc="left") == "0.Wx\n1 x 2, norm 5"
+    assert sum(patch.get_height() for patch in figure.axes[1].patches) == 6
+    assert [axes.get_xlabel() for axes in figure.axes] == ["value", "value"]
+    assert figure.axes[0].get_ylabel() == "count"
+
+
+def test_long_names_are_folded_at_their_dots():
+    name = "backbone.blocks.11.feedforward.down.W"
+    title = plots.parameters({name: np.ones(3)}).axes[0].get_title(loc="left")
+    lines = title.split("\n")[:-1]
+    assert "".join(lines) == name
+    assert lines == ["backbone.blocks.11.", "feedforward.down.W"]
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "words"),
+    [
+        ({}, ValueError, "parameters are empty"),
+        (3, TypeError, "parameters are a int"),
+        ({"W": np.array([1.0, math.nan])}, ValueError, "W is not finite"),
+        ({"W": np.array(["a"])}, TypeError, "W is an array of .* expected an array of numbers"),
+        ({f"{k}": np.ones(1) for k in range(121)}, ValueError, "there are 121 parameters, expected at most 120"),
+    ],
+)
+def test_parameters_that_are_none(params, error, words):
+    with pytest.raises(error, match=words):
+        plots.parameters(params)
+
+
+# Gates
+
+
+def test_gates_are_drawn_as_saved(x):
+    _, saved = ran(xlstm.LSTM(D, H), x, lengths=[7, 5, 2])
+    figure = plots.gates(saved, sequence=1)
+    panels = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title(loc="left") for axes in panels] == [
+        *(f"gate {name}" for name in "iofg"),
+        "state h",
+        "state c",
+    ]
+    for k in range(4):
+        np.testing.assert_array_equal(panels[k].images[0].get_array(), saved.gates[:5, k, 1].T)
+    np.testing.assert_array_equal(panels[5].images[0].get_array(), saved.c[:5, 1].T)
+    assert panels[0].images[0].get_clim() == (0, 1)
+    for axes, values in zip(panels[3:], (saved.gates[:5, 3, 1], saved.h[:5, 1], saved.c[:5, 1]), strict=True):
+        low, high = axes.images[0].get_clim()
+        assert low == -high == -np.abs(values).max()
+    assert {axes.get_ylabel() for axes in panels} == {"unit"}
+    assert [axes.get_xlabel() for axes in panels] == [""] * 4 + ["time step"] * 2
+
+
+def test_layers_are_named_as_their_parameters(x):
+    params, saved = ran(xlstm.LSTM(D, H, 2, bidirectional=True), x)
+    assert plots.layers_of(saved) == ["0", "0.reverse", "1", "1.reverse"]
+    assert {name.rpartition(".")[0] for name in params} == set(plots.layers_of(saved))
+    np.testing.assert_array_equal(
+        plots.gates(saved, "1.reverse").axes[0].images[0].get_array(), saved["1.reverse"].gates[:, 0, 0].T
+    )
+    with pytest.raises(ValueError, match=r"gates: there are several layers, expected one of 0, 0.reverse, 1, 1.rev"):
+        plots.gates(saved)
+    with pytest.raises(ValueError, match=r"there is no layer '2', only 0, 0.reverse, 1"):
+        plots.gates(saved, "2")
+    with pytest.raises(ValueError, match="sequence is 3, expected at most 2"):
+        plots.gates(saved, "1.reverse", 3)
+
+
+def test_blocks_and_models_have_layers(x):
+    stack = xlstm.xLSTMStack(8, 2, slstm_at=[1], num_heads=2)
+    _, saved = ran(SequenceModel(stack, 1, inputs=D), x)
+    assert plots.layers_of(saved) == ["recurrent.blocks.0", "recurrent.blocks.1.cell"]
+    assert len(plots.gates(saved, "recurrent.blocks.0").axes) == 2 * 2
+    _, saved = ran(xlstm.mLSTMBlock(8, num_heads=2), np.ones((T, B, 8)))
+    assert plots.layers_of(saved) == ["mLSTMBlock"]
+
+
+def test_gates_of_an_mlstm_are_those_of_its_weights(x):
+    layer = xlstm.mLSTM(D, H, num_heads=2)
+    params = layer.init(seed=1, backend="numpy", dtype="float64")
+    params = {name: p + np.random.default_rng(2).normal(size=p.shape) for name, p in params.items()}
+    saved = layer.forward(params, x, keep=True, train=False)[2]
+    a = x @ params["0.Wx"].T + params["0.b"]
+    (trace,) = traces("test", saved)
+    np.testing.assert_allclose(trace.gates["log i"], a[..., -4:-2], rtol=1e-12)
+    np.testing.assert_allclose(trace.gates["f"], sigmoid(a[..., -2:]), rtol=1e-12)
+    np.testing.assert_allclose(trace.gates["o"], sigmoid(a[..., 3 * H : 4 * H]), rtol=1e-12)
+
+
+def test_groups_of_heads_are_put_together(rng):
+    """On NumPy a memory that is large works on some sequences and heads at a time."""
+    layer = xlstm.mLSTM(4, 256, num_heads=2)
+    x = rng.normal(size=(3000, 2, 4))
+    params, saved = ran(layer, x)
+    assert len(saved.kept["0"].memory) == 4
+    (trace,) = traces("test", saved)
+    rows = params["0.Wx"][-4:], params["0.b"][-4:]
+    np.testing.assert_allclose(trace.gates["log i"], (x @ rows[0].T + rows[1])[..., :2], rtol=1e-12)
+
+
+def test_saved_has_to_have_gates(x):
+    linear = xlstm.Linear(D, H)
+    _, kept = linear.forward(linear.init(backend="numpy", dtype="float64"), x)
+    with pytest.raises(TypeError, match=r"gates: saved is .* expected what forward of a recurrent layer keeps"):
+        plots.gates(kept)
+    with pytest.raises(TypeError, match="saved is None"):
+        plots.saturation(None)
+    _, saved = ran(xlstm.RNN(D, H), x)
+    with pytest.raises(ValueError, match=r"saturation: RNN\(2, 4\) has no gate with values from 0 to 1"):
+        plots.saturation(saved)
+    with pytest.raises(ValueError, match=r"memory: RNN\(2, 4\) has no forget gate"):
+        plots.memory(saved)
+    assert len([axes for axes in plots.gates(saved).axes if axes.images]) == 1  # h
+
+
+# Saturation
+
+
+def test_saturation_counts_values_before_the_ends(x):
+    layer, lengths = xlstm.GRU(D, H), [7, 5, 2]
+    params = {name: 6 * p for name, p in layer.init(seed=0, backend="numpy", dtype="float64").items()}
+    saved = layer.forward(params, x, keep=True, train=False, lengths=lengths)[2]
+    rows = plots.saturation_table(saved)
+    assert [(row.layer, row.gate) for row in rows] == [("0", "z"), ("0", "r")]
+    for k, row in enumerate(rows):
+        values = np.concatenate([saved.gates[:n, k, b].ravel() for b, n in enumerate(lengths)])
+        assert row.below == np.mean(values < 0.05)
+        assert row.above == np.mean(values > 0.95)
+        assert 0 < row.below < 1
+    figure = plots.saturation(saved)
+    (axes,) = figure.axes
+    widths = [patch.get_width() for patch in axes.patches]
+    np.testing.assert_allclose(widths, 100 * np.array([rows[1].below, rows[0].below, rows[1].above, rows[0].above]))
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0  r", "0  z"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("share of a gate's values (%)", "layer and gate")
+
+
+@pytest.mark.parametrize(
+    ("name", "gates"),
+    [("lstm", "iof"), ("coupled", "io"), ("gru", "zr"), ("reset before", "zr"), ("slstm", "o"), ("mlstm", "fo")],
+)
+def test_gates_that_are_shares(x, name, gates):
+    _, saved = ran(LAYERS[name], x)
+    assert "".join(row.gate for row in plots.saturation_table(saved)) == gates
+
+
+def test_gates_of_other_activations_are_no_shares(x):
+    _, saved = ran(LAYERS["peepholes"], x)
+    with pytest.raises(ValueError, match="has no gate with values from 0 to 1"):
+        plots.saturation_table(saved)
+
+
+# Memory
+
+
+def test_memory_is_the_mean_forget_gate(x):
+    expected = {"lstm": lambda g: g[:, 2], "coupled": lambda g: 1 - g[:, 0], "gru": lambda g: g[:, 0]}
+    for name, of in {**expected, "reset before": expected["gru"]}.items():
+        _, saved = ran(LAYERS[name], x)
+        rows = plots.memory_table(saved)
+        means = of(saved.gates).mean(axis=(0, 1))
+        np.testing.assert_allclose([row.forget for row in rows], means, rtol=1e-12)
+        np.testing.assert_allclose([row.steps for row in rows], -1 / np.log(means), rtol=1e-12)
+        assert [row.unit for row in rows] == list(range(H))
+
+
+def test_retained_shares_have_the_order_of_time(x):
+    _, saved = ran(xlstm.LSTM(D, H, bidirectional=True), x, lengths=[2, 7, 5])
+    for name in ("0", "0.reverse"):
+        np.testing.assert_array_equal(saved[name].retained, saved[name].gates[:, 2])
+
+
+@pytest.mark.parametrize("name", ["slstm", "exponential"])
+def test_memory_of_an_slstm_is_that_before_stabilising(x, name):
+    params, saved = ran(LAYERS[name], x)
+    h0 = np.concatenate((np.zeros((1, B, H)), saved.h[:-1]))
+    a = (x @ params["0.Wx"].T + h0 @ params["0.Wh"][:, 0].reshape(4 * H, H).T + params["0.b"])[..., H : 2 * H]
+    f = sigmoid(a) if name == "slstm" else np.exp(a)
+    means = f.mean(axis=(0, 1))
+    rows = plots.memory_table(saved)
+    np.testing.assert_allclose([row.forget for row in rows], means, rtol=1e-12)
+    assert [row.steps is None for row in rows] == list(means > 1)
+    assert any(means > 1) == (name == "exponential")
+
+
+def test_memory_is_drawn_by_layer(x):
+    _, saved = ran(xlstm.LSTM(D, H, 2), x)
+    figure = plots.memory(saved)
+    assert len(figure.axes) == 2
+    assert [sum(patch.get_height() for patch in axes.patches) for axes in figure.axes] == [H, H]
+    median = np.median([row.steps for row in plots.memory_table(saved) if row.layer == "1"])
+    assert figure.axes[1].get_title(loc="left") == f"1\nmedian {median:.3g} steps"
+    assert figure.axes[1].get_xlabel() == "time constant (steps)"
+    assert figure.axes[0].lines[0].get_xdata()[0] == T
+
+
+def test_units_that_forget_nothing_are_counted(x):
+    layer = xlstm.LSTM(D, H)
+    params = layer.init(seed=0, backend="numpy", dtype="float64")
+    params["0.b"][2 * H] = 100.0  # the forget gate of unit 0 is 1
+    saved = layer.forward(params, x, keep=True, train=False)[2]
+    assert plots.memory_table(saved)[0] == ("0", 0, 1.0, math.inf)
+    assert "1 of 4 not shown" in plots.memory(saved).axes[0].get_title(loc="left")
+
+
+@dataclass(frozen=True)
+class Leaky(gru.Cell):
+    """A cell of a user, which says which gates are shares and what it keeps."""
+
+    SHARES = ("r",)
+
+    def retained(self, xp, saved):
+        return saved.s[1, ...]
+
+
+def test_cells_of_users_say_what_they_keep(x):
+    layer = xlstm.register_cell(Leaky, "Leaky")(D, H)
+    _, saved = ran(layer, x)
+    assert [row.gate for row in plots.saturation_table(saved)] == ["r"]
+    means = saved.gates[:, 1].mean(axis=(0, 1))
+    np.testing.assert_allclose([row.forget for row in plots.memory_table(saved)], means, rtol=1e-12)
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_reach_inputs_as_in_one_pass(x, name):
+    layer = LAYERS[name]
+    params, saved = ran(layer, x)
+    end = np.random.default_rng(5).normal(size=(B, layer.output_size))
+    dy = np.zeros((T, B, layer.output_size))
+    dy[-1] = end
+    _, dx, _ = layer.backward(params, saved, dy)
+    rows = {(row.of, row.layer): row for row in plots.gradient_norms(layer, params, x, end)}
+    np.testing.assert_allclose(rows["x", ""].norms, np.linalg.norm(dx.reshape(T, -1), axis=1), rtol=1e-9)
+    first, last = rows["x", ""].norms[[0, -1]]
+    assert rows["x", ""].factor == pytest.approx((first / last) ** (1 / (T - 1)))
+
+
+def test_gradients_of_states_are_those_of_a_cut(x):
+    """The gradient by a state is that of the initial state of what comes after it."""
+    layer = xlstm.LSTM(D, H, 2)
+    params, _ = ran(layer, x)
+    end = np.random.default_rng(5).normal(size=(B, H))
+    rows = {(row.of, row.layer): row.norms for row in plots.gradient_norms(layer, params, x, end)}
+    assert set(rows) == {("x", ""), ("h", "0"), ("h", "1"), ("c", "0"), ("c", "1")}
+    for t in range(T - 1):
+        _, state, _ = layer.forward(params, x[: t + 1], train=False)
+        _, _, saved = layer.forward(params, x[t + 1 :], state, train=False, keep=True)
+        dy = np.zeros((T - t - 1, B, H))
+        dy[-1] = end
+        _, _, (dh, dc) = layer.backward(params, saved, dy)
+        for k in range(2):
+            np.testing.assert_allclose(rows["h", str(k)][t], np.linalg.norm(dh[k]), rtol=1e-9)
+            np.testing.assert_allclose(rows["c", str(k)][t], np.linalg.norm(dc[k]), rtol=1e-9)
+
+
+def test_gradients_in_other_orders_and_directions(x):
+    layer = xlstm.LSTM(D, H)
+    params = layer.init(seed=1, backend="numpy", dtype="float64")
+    rows = plots.gradient_norms(layer, params, x, seed=3)
+    swapped = plots.gradient_norms(xlstm.LSTM(D, H, batch_first=True), params, x.swapaxes(0, 1), seed=3)
+    for row, other in zip(rows, swapped, strict=True):
+        np.testing.assert_allclose(row.norms, other.norms, rtol=1e-12)
+    for first in (False, True):
+        both = xlstm.LSTM(D, H, bidirectional=True, batch_first=first)
+        params = both.init(seed=1, backend="numpy", dtype="float64")
+        (row,) = plots.gradient_norms(both, params, x.swapaxes(0, 1) if first else x)
+        assert (row.of, row.norms.shape) == ("x", (T,))
+        assert np.all(row.norms > 0)
+
+
+def test_gradients_of_models(x):
+    model = SequenceModel(xlstm.GRU(D, H), 2, last=True)
+    params, _ = ran(model, x)
+    assert {row.of for row in plots.gradient_norms(model, params, x)} == {"h", "x"}
+    stack = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(8, 2, slstm_at=[1], num_heads=2), vocab_size=5)
+    tokens = np.random.default_rng(0).integers(0, 5, (2, T))
+    params = stack.init(backend="numpy", dtype="float64")
+    params = {name: p + 0.1 for name, p in params.items()}  # recurrent weights of blocks are 0 at first
+    rows = plots.gradient_norms(stack, params, tokens)
+    assert sorted((row.of, row.layer) for row in rows) == [("C", "0"), ("c", "1"), ("h", "1")]  # and no x
+    assert all(np.all(row.norms > 0) for row in rows)
+
+
+def test_gradients_are_drawn_on_a_logarithmic_axis(x):
+    runs = {}
+    for name in ("lstm", "rnn"):
+        runs[name] = plots.gradient_norms(LAYERS[name], ran(LAYERS[name], x)[0], x)
+    figure = plots.gradients(runs)
+    assert [axes.get_yscale() for axes in figure.axes] == ["log"] * 3  # h, c, x
+    assert [len(axes.lines) for axes in figure.axes] == [2, 1, 2]
+    h = next(row for row in runs["rnn"] if row.of == "h")
+    np.testing.assert_array_equal(figure.axes[0].lines[1].get_ydata(), h.norms)
+    assert f"rnn layer 0: {h.factor:.3g}" in texts(figure)
+    assert figure.axes[2].get_ylabel() == r"$\Vert \partial L / \partial x_t \Vert$"
+    assert "time step t" in figure.axes[2].get_xlabel()
+
+
+def test_gradients_that_are_none(x):
+    layer = xlstm.LSTM(D, H)
+    params = layer.init(backend="numpy", dtype="float64")
+    with pytest.raises(ValueError, match=r"x is an array of float64 of shape \(2, 3, 2\), expected 3 time steps"):
+        plots.gradient_norms(layer, params, x[:2])
+    with pytest.raises(ValueError, match=r"dy has shape \(3, 5\), expected \(B, O\) = \(3, 4\)"):
+        plots.gradient_norms(layer, params, x, np.ones((3, 5)))
+    with pytest.raises(TypeError, match="layer is 3, expected a recurrent layer"):
+        plots.gradient_norms(3, params, x)
+    with pytest.raises(ValueError, match=r"norms is \{\}, expected what gradient_norms returns"):
+        plots.gradients({})
+
+
+# Training
+
+
+@pytest.fixture
+def run(rng, tmp_path):
+    model = SequenceModel(xlstm.RNN(D, 3), 1, last=True)
+    data = Windows(rng.normal(size=(24, 5, D)), rng.normal(size=(24, 1)), batch_size=4)
+    start = model.init(backend="numpy")
+    return training.train(model, start, data, optim.adam(1e-2), epochs=4, validation=data, checkpoints=tmp_path)
+
+
+def test_curves_are_those_of_the_history(run, tmp_path):
+    lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    found = plots.course(tmp_path)
+    assert found.loss.tolist() == [[line["total"], line["loss"]] for line in lines if "loss" in line]
+    assert found.norm.tolist() == [[line["total"], line["norm"]] for line in lines if "norm" in line]
+    assert found.validation.tolist() == [[6 * k, v] for k, v in enumerate(run.validations, 1)]
+    own = plots.course(run)
+    assert own.loss.tolist() == found.loss.tolist()
+    assert own.validation.tolist() == found.validation.tolist()
+    assert len(own.norm) == 0
+    assert len(plots.curves(run).axes) == 2
+    figure = plots.curves({"a": tmp_path, "_b": tmp_path / "history.jsonl"}, window=1)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["training loss", "validation loss", "norm of the gradient"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "", "batches"]
+    np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), found.loss[:, 1])
+    np.testing.assert_array_equal(figure.axes[1].lines[1].get_xydata(), found.validation)
+    assert {"a", " _b"} <= set(texts(figure))
+
+
+def test_smoothed_curves_are_means_around_each_value(rng):
+    values = rng.normal(size=20)
+    expected = [values[k - r : k + r + 1].mean() for k in range(20) for r in [min(2, k, 19 - k)]]
+    np.testing.assert_allclose(smoothed(values, 5), expected, rtol=1e-12)
+    lines = [{"total": k, "loss": v} for k, v in enumerate(values.tolist(), 1)]
+    raw, mean = plots.curves(lines, window=5).axes[0].lines
+    np.testing.assert_array_equal(raw.get_ydata(), values)
+    np.testing.assert_allclose(mean.get_ydata(), expected, rtol=1e-12)
+
+
+def test_histories_that_are_none(tmp_path):
+    (tmp_path / "history.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"history\.jsonl has no losses, expected the history of a run that made a"):
+        plots.curves(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        plots.curves(tmp_path / "absent")
+    with pytest.raises(ValueError, match="runs is empty"):
+        plots.curves({})
+    with pytest.raises(TypeError, match="expected lines of a history"):
+        plots.curves([1, 2])
+    assert plots.course([{"total": 1, "loss": math.nan}, {"total": 2, "loss": 3.0}]).loss.tolist() == [[2, 3]]
+
+
+# Results
+
+
+def test_confusion_counts_pairs():
+    truth, predicted = ["b", "a", "b", "b"], ["b", "b", "a", "b"]
+    labels, counts = plots.confusion_counts(truth, predicted)
+    assert labels == ["a", "b"]
+    assert counts.tolist() == [[0, 1], [1, 2]]
+    labels, counts = plots.confusion_counts(np.array(truth), np.array(predicted), ["b", "a", "c"])
+    assert counts.tolist() == [[2, 1, 0], [1, 0, 0], [0, 0, 0]]
+    figure = plots.confusion(truth, predicted)
+    axes = figure.axes[0]
+    assert [t.get_text() for t in axes.texts] == ["0\n0 %", "1\n100 %", "1\n33 %", "2\n67 %"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted label", "true label")
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["a", "b"]
+    assert axes.get_title(loc="left") == "2 of 4 right"
+    with pytest.raises(ValueError, match="predicted has the label 'c', expected one of a, b"):
+        plots.confusion(["a"], ["c"], ["a", "b"])
+    with pytest.raises(ValueError, match=r"truth and predicted have shapes \(1,\) and \(2,\)"):
+        plots.confusion(["a"], ["a", "b"])
+
+
+def test_errors_of_forecasts_are_drawn_by_horizon():
+    figure = plots.forecast_errors({"LSTM": [1.0, 2.0], "persistence": [2.0, 3.0]}, "kg", "day")
+    (axes,) = figure.axes
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[1, 1], [2, 2]], [[1, 2], [2, 3]]]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("days ahead", "RMSE (kg)")
+    (axes,) = plots.forecast_errors({"LSTM": [1.0], "persistence": [2.0]}, step="day").axes
+    assert [patch.get_width() for patch in axes.patches] == [2, 1]
+    for errors in ({}, {"a": [1.0], "b": [1.0, 2.0]}, {"a": [math.nan]}, {"a": ["x"]}):
+        with pytest.raises(ValueError, match=r"forecast_errors: "):
+            plots.forecast_errors(errors)
+
+
+# Look, files and pages
+
+
+def lightness(color):
+    return float(np.dot(matplotlib.colors.to_rgb(color), (0.299, 0.587, 0.114)))
+
+
+def test_colours_survive_a_print_in_grey():
+    grey = [lightness(line.color) for line in figures.LINES]
+    assert np.min(np.diff(grey)) > 0.08
+    assert len({(str(line.linestyle), line.marker) for line in figures.LINES}) == len(figures.LINES)
+    assert len({line.marker for line in figures.LINES}) == len(figures.LINES)
+    assert abs(lightness(figures.DARK) - lightness(figures.LIGHT)) > 0.3
+    shades = [lightness(c) for c in matplotlib.colormaps[figures.COLOURS](np.linspace(0, 1, 20))[:, :3]]
+    assert np.all(np.diff(shades) > 0)
+
+
+def overlapping(figure):
+    """Return the texts of tick labels, titles and labels that lie on top of one another."""
+    figure.draw_without_rendering()
+    boxes = []
+    for axes in figure.axes:
+        names = [axes.xaxis.label, axes.yaxis.label, axes.title, axes._left_title]
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            names += [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+        boxes += [(t.get_text(), t.get_window_extent()) for t in names if t.get_visible() and t.get_text()]
+    pairs = [(a, b) for k, (a, one) in enumerate(boxes) for b, other in boxes[:k] if one.overlaps(other)]
+    inside = figure.bbox.padded(1)
+    return pairs + [a for a, box in boxes if not (inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1))]
+
+
+def test_type_has_two_sizes():
+    """Also the labels between powers of ten, which are there where an axis spans less than one."""
+    rows = [plots.GradientNorm("h", "0", np.linspace(0.2, 0.9, 9), 1.1)]
+    figure = plots.gradients(rows)
+    figure.draw_without_rendering()
+    ticks = figure.axes[0].yaxis.get_minorticklabels()
+    assert any(tick.get_text() for tick in ticks)
+    shown = [text for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
+    assert {text.get_fontsize() for text in [*shown, *ticks]} == {figures.SMALL, figures.TEXT}
+
+
+def test_labels_do_not_collide(x, run, tmp_path):
+    _, saved = ran(xlstm.LSTM(D, H, 2), x)
+    stack = SequenceModel(xlstm.xLSTMStack(8, 2, slstm_at=[1], num_heads=2), 1, inputs=D)
+    params, kept = ran(stack, x)
+    assert overlapping(plots.gates(saved, "1")) == []
+    assert overlapping(plots.saturation(kept)) == []
+    assert overlapping(plots.memory(kept)) == []
+    assert overlapping(plots.parameters(params)) == []
+    assert overlapping(plots.gradients(plots.gradient_norms(stack, params, x))) == []
+    assert overlapping(plots.curves({"a": tmp_path, "b": run})) == []
+    assert overlapping(plots.forecast_errors({"a": np.arange(1.0, 40), "b": np.arange(2.0, 41)})) == []
+
+
+@pytest.mark.parametrize(
+    ("suffix", "begin"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")], ids=["png", "svg", "pdf"]
+)
+def test_equal_figures_are_equal_files(tmp_path, suffix, begin):
+    for name in "ab":
+        plots.save(plots.parameters({"W": np.arange(9.0)}), tmp_path / f"{name}.{suffix}")
+    a, b = ((tmp_path / f"{name}.{suffix}").read_bytes() for name in "ab")
+    assert a.startswith(begin)
+    assert a == b
+
+
+def test_files_are_whole_or_not_at_all(tmp_path):
+    figure = plots.parameters({"W": np.ones(3)})
+    with pytest.raises(ValueError, match=r"a\.doc: ends in '\.doc', expected one of"):
+        plots.save(figure, tmp_path / "a.doc")
+    with pytest.raises(OSError, match=r"absent/a\.png"):
+        plots.save(figure, tmp_path / "absent" / "a.png")
+    with pytest.raises(TypeError, match="figure is 3, expected a figure of matplotlib"):
+        plots.save(3, tmp_path / "a.png")
+    assert os.listdir(tmp_path) == []
+
+
+class Reader(HTMLParser):
+    """Reads a page, and finds tags that are not closed."""
+
+    EMPTY = ("meta", "img")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.sources = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert tag in self.EMPTY or self.open.pop() == tag
+
+
+def test_a_page_needs_nothing_else():
+    params = {f"<{k}>": np.full(3, float(k)) for k in range(40)}
+    rows = [plots.Memory("0", 1, 1.2, None)]
+    tables = {"parameters": plots.parameter_table(params), "m": rows}
+    page = plots.page("a & b", {"parameters": plots.parameters(params)}, tables, ["<n>"])
+    reader = Reader()
+    reader.feed(page)
+    assert reader.open == []
+    assert "http" not in page
+    assert "script" not in reader.tags
+    assert "link" not in reader.tags
+    assert [source[:26] for source in reader.sources] == ["data:image/svg+xml;base64,"]
+    assert base64.b64decode(reader.sources[0][26:]).startswith(b"<?xml")
+    assert "<title>a &amp; b</title>" in page
+    assert "<summary>40 rows</summary>" in page
+    assert re.search(r"<td>&lt;2&gt;</td><td>3</td><td>3.464</td><td>2</td>", page)
+    assert "<td>1.2</td><td>-</td>" in page

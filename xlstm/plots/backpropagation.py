@@ -1,0 +1,208 @@
+"""The gradient on its way back through time: whether it vanishes or explodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.arrays.convert import like, to_numpy
+from xlstm.arrays.namespace import Array, Params
+from xlstm.arrays.random import generator
+from xlstm.layers.sequence import SequenceLayer
+from xlstm.layers.state import Leaf
+from xlstm.plots import figures
+
+Host = np.ndarray[Any, Any]
+LEAST = 3  # steps, for two norms of a state
+STATES = ("h", "c", "C")  # the states that carry content; n and m scale them
+LAYER = checks.instance(SequenceLayer, "a recurrent layer, a stack, or a model of them")
+
+
+class GradientNorm(NamedTuple):
+    """The L2 norm of a gradient at every step, over all sequences and units.
+
+    Attributes
+    ----------
+    of : str
+        "x", the input of the step, or "h", "c" or "C", the state after it.
+    layer : str
+        The number of the layer or block of a state, or nothing.
+    norms : array (T,) or (T - 1,)
+        Step by step; that of y of the last step is where the gradient comes from, so states end before it.
+    factor : float
+        The mean factor by which the norm changes with each step back: below 1 the gradient vanishes, above 1 it grows.
+    """
+
+    of: str
+    layer: str
+    norms: Host
+    factor: float
+
+
+def gradient_norms(
+    layer: Any, params: Params, x: Array, dy: Any = None, state: Any = None, seed: int = 0
+) -> list[GradientNorm]:
+    """Put a gradient at y of the last step, and return how much of it reaches each step before.
+
+    The layer runs step by step, and `layer.backward` hands the gradient of the state from step to step, so these are
+    the exact gradients of backpropagation through time. A layer with a reverse direction runs as a whole, which gives
+    the gradient of x alone. Dropout and zoneout draw no masks.
+
+    Parameters
+    ----------
+    layer : SequenceLayer
+        A recurrent layer, block, stack or model.
+    params : dict of str to array
+    x : array (T, B, D), or (B, T, D) with `batch_first`; or whole numbers for a language model
+        Three steps or more.
+    dy : array (B, O), optional
+        The gradient of a loss by y of the last step; by default random numbers of norm 1.
+    state : tuple, optional
+        Initial state.
+    seed : int
+        Seed of the random numbers.
+
+    Returns
+    -------
+    list of GradientNorm
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument is misshapen, x has fewer than three steps, or the gradient is not finite.
+    """
+    LAYER("gradient_norms", "layer", layer)
+    first = bool(layer.batch_first)
+    if getattr(x, "ndim", 0) < 2 or x.shape[first] < LEAST:
+        raise ValueError(f"gradient_norms: x is {checks.shown(x)}, expected {LEAST} time steps or more")
+    run = _by_step if layer.directions == ("",) else _at_once
+    found = run(layer, params, x, dy, state, seed, first)
+    for (of, name), norms in found.items():
+        if not np.all(np.isfinite(norms)):
+            raise ValueError(f"gradient_norms: the gradient of {of} is not finite{f' in layer {name}' if name else ''}")
+    return [GradientNorm(of, name, norms, _factor(norms)) for (of, name), norms in found.items()]
+
+
+def gradients(norms: Sequence[GradientNorm] | Mapping[str, Sequence[GradientNorm]]) -> Any:
+    """Draw norms of gradients over time on a logarithmic axis, a panel for each of x, h and c.
+
+    Parameters
+    ----------
+    norms : list of GradientNorm, or dict of str to such lists
+        From `gradient_norms`; several are drawn over each other by their names.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError, TypeError
+        There are no norms.
+    """
+    runs = norms if isinstance(norms, Mapping) else {"": norms}
+    lines = [(str(name), one) for name, several in runs.items() for one in several]
+    if not lines or not all(isinstance(one, GradientNorm) for _, one in lines):
+        raise ValueError(f"gradients: norms is {checks.shown(norms)}, expected what gradient_norms returns")
+    kinds = sorted({one.of for _, one in lines}, key=("h", "c", "C", "x").index)
+    figure, panels = figures.panels(len(kinds), 1, 2.2, sharex=True)
+    for axes, kind in zip(panels, kinds, strict=True):
+        mine = [(name, one) for name, one in lines if one.of == kind]
+        for k, (name, one) in enumerate(mine):
+            look = figures.line(k)
+            words = " ".join(part for part in (name, f"layer {one.layer}" if one.layer else "") if part)
+            text = f"{words}: {one.factor:.3g}" if words else f"{one.factor:.3g}"
+            axes.plot(
+                np.where(one.norms > 0, one.norms, np.nan),
+                label=figures.named(text),
+                linewidth=1.4,
+                markevery=max(1, len(one.norms) // 8),
+                markersize=4,
+                **look._asdict(),
+            )
+        axes.set_yscale("log")
+        figures.whole_numbers(axes.xaxis)
+        last = kind == kinds[-1]
+        figures.label(axes, x="time step t; the gradient comes from the last one" if last else "")
+        axes.set_ylabel(rf"$\Vert \partial L / \partial {kind}_t \Vert$", fontsize=figures.TEXT)
+        place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "title_fontsize": figures.SMALL}
+        figures.legend(axes, title="mean factor\na step back", **place)
+    return figure
+
+
+def _by_step(
+    layer: Any, params: Params, x: Array, dy: Any, state: Any, seed: int, first: bool
+) -> dict[tuple[str, str], Host]:
+    T = x.shape[first]
+    kept = []
+    for t in range(T):
+        one = x[:, t : t + 1, ...] if first else x[t : t + 1, ...]
+        y, state, saved = layer.forward(params, one, state, train=False, keep=True)
+        kept.append(saved)
+    dstate, d = None, _upstream(layer, y, dy, seed)
+    found: dict[tuple[str, str], Host] = {}
+    for t in range(T - 1, -1, -1):
+        _, dx, dstate = layer.backward(params, kept[t], d, dstate)
+        d = None
+        if dx is not None:
+            found.setdefault(("x", ""), np.zeros(T))[t] = _norm(dx)
+        if t:  # before the first step there is no state of the sequence
+            for of, name, array in _leaves(layer.states, dstate):
+                found.setdefault((of, name), np.zeros(T - 1))[t - 1] = _norm(array)
+    return found
+
+
+def _at_once(
+    layer: Any, params: Params, x: Array, dy: Any, state: Any, seed: int, first: bool
+) -> dict[tuple[str, str], Host]:
+    y, _, saved = layer.forward(params, x, state, train=False, keep=True)
+    if y.ndim == 3:
+        end = y[:, -1, :] if first else y[-1, :, :]
+        whole = np.zeros(y.shape)
+        whole[(slice(None), -1) if first else -1] = to_numpy(_upstream(layer, end, dy, seed))
+        d = like(whole, y)
+    else:
+        d = _upstream(layer, y, dy, seed)
+    _, dx, _ = layer.backward(params, saved, d)
+    host = to_numpy(dx).astype(np.float64)
+    axes = (0, 2) if first else (1, 2)
+    return {("x", ""): np.sqrt(np.sum(host**2, axis=axes))}
+
+
+def _upstream(layer: Any, y: Array, dy: Any, seed: int) -> Array:
+    """Return the gradient at y of the last step, in its shape."""
+    B, size = int(y.shape[1 if y.ndim == 3 and not layer.batch_first else 0]), int(y.shape[-1])
+    if dy is None:
+        values = generator(seed, where="gradient_norms").standard_normal((B, size))
+        return like((values / np.linalg.norm(values)).reshape(y.shape), y)
+    given = to_numpy(dy)
+    if given.shape != (B, size):
+        raise ValueError(f"gradient_norms: dy has shape {given.shape}, expected (B, O) = ({B}, {size})")
+    return like(given.reshape(y.shape), y)
+
+
+def _leaves(leaves: Any, state: Any, block: str = "") -> Iterator[tuple[str, str, Array]]:
+    """Yield the name, the layer or block, and the array of every state that carries content."""
+    for k, (leaf, part) in enumerate(zip(leaves, state, strict=True)):
+        if not isinstance(leaf, Leaf):
+            yield from _leaves(leaf, part, block or str(k))
+        elif leaf.name in STATES and leaf.before:
+            yield from ((leaf.name, str(n), part[n, ...]) for n in range(part.shape[0]))
+        elif leaf.name in STATES:
+            yield leaf.name, block, part
+
+
+def _norm(array: Array) -> float:
+    return float(np.linalg.norm(to_numpy(array).astype(np.float64)))
+
+
+def _factor(norms: Host) -> float:
+    """Return the mean factor a step back, between the first and the last norm."""
+    first, last = float(norms[0]), float(norms[-1])
+    if last == 0:
+        return math.nan
+    return float((first / last) ** (1 / (len(norms) - 1)))
