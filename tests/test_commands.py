@@ -509,6 +509,37 @@ def test_a_full_disk_does_not_end_training(run, monkeypatch):
     TextModel.load(found["model"], "numpy")
 
 
+FULL = """
+import sys
+from xlstm.training import checkpoint
+real = checkpoint.save
+def save(path, *rest):
+    if "step-" in str(path):
+        raise OSError(28, "No space left on device", str(path))
+    real(path, *rest)
+checkpoint.save = save
+sys.argv[0] = "xlstm"
+from xlstm.cli import main
+main()
+"""
+
+
+def test_warnings_are_lines(tmp_path):
+    (tmp_path / "a.txt").write_text(VERSE)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, *map(str, TEXT)],
+        cwd=tmp_path,
+        env={**os.environ, "XLSTM_COMPILE": "0"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("warning: train: ") and "No space left on device" in line for line in lines)
+
+
 # The command with a signal, or two, after its third step. The second one comes while the run is saved.
 SIGNALS = """
 import signal, sys
