@@ -240,6 +240,13 @@ def test_by_name_is_each_optimiser_on_its_part(rng):
     assert state.step == 3
 
 
+def test_by_name_with_a_rule_for_everything(rng):
+    params = {"a": np.ones(2), "b": np.ones(2)}
+    optimizer = optimizers.by_name({"a": optimizers.sgd(1.0), "*": optimizers.sgd(0.1)}, optimizers.sgd(100.0))
+    new, _ = optimizer.update(params, params, optimizer.init(params))
+    assert (new["a"][0], new["b"][0]) == (0.0, 0.9)
+
+
 def test_by_name_refuses_what_it_cannot_use(rng):
     params = {"0.W": rng.standard_normal(3)}
     with pytest.raises(ValueError, match="no parameter matches 'head"):

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import pickle
 import shutil
 import signal
 import threading
@@ -515,3 +516,145 @@ def test_curves_for_tensorboard(tmp_path):
     assert curves["loss"] == [(k, pytest.approx(loss, rel=1e-6)) for k, loss in enumerate(trained.losses, 1)]
     expected = [(5 * k, pytest.approx(loss, rel=1e-6)) for k, loss in enumerate(trained.validations, 1)]
     assert curves["validation loss"] == expected
+
+
+# What a reviewer found
+
+
+def test_a_run_stopped_in_its_last_step_is_validated(tmp_path):
+    whole = fit(shuffled, epochs=None, steps=13)
+    fit(shuffled, tmp_path, callbacks=[at(13)], epochs=None, steps=13)
+    same(whole, fit(shuffled, tmp_path, resume=True, epochs=None, steps=13))
+
+
+def test_later_checkpoints_of_another_run_are_not_mixed_with(tmp_path):
+    fit(plain, tmp_path / "a", every=4)
+    fit(plain, tmp_path / "b", every=4, callbacks=[at(5)])
+    with pytest.raises(ValueError, match=r"a holds later checkpoints than .*step-000000005.*delete them"):
+        fit(plain, tmp_path / "a", resume=tmp_path / "b")
+
+
+def test_a_history_that_a_power_cut_has_cut(tmp_path):
+    trained = fit(plain, tmp_path, every=4, callbacks=[at(9)])
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(path.read_bytes()[:-20] + b"\n" + bytes(30))
+    for total in (11, 13):
+        trained = fit(plain, tmp_path, resume=True, every=4, callbacks=[at(total)])
+    lines = history.read(path)
+    assert [line["loss"] for line in lines if "loss" in line][-4:] == trained.losses[-4:]
+
+
+def test_validations_that_are_repeated_are_there_once(tmp_path):
+    fit(plain, tmp_path, every=5, callbacks=[at(10)])
+    fit(plain, tmp_path, every=5, resume=True)
+    lines = history.read(tmp_path / "history.jsonl")
+    assert [line["total"] for line in lines if "validation" in line] == [5, 10, 15]
+
+
+def test_the_best_one_is_written_when_there_is_room_again(tmp_path, monkeypatch):
+    model, data, _ = plain()
+    params = model.init(0, "numpy")
+    # The first epoch is the best; its two files cannot be written.
+    FullDisk(monkeypatch, 1, 1)
+    options = {"epochs": 3, "validation": data, "checkpoints": tmp_path}
+    with pytest.warns(RuntimeWarning, match="training goes on"):
+        trained = train(model, params, data, optimizers.sgd(1e-30), **options)
+    assert trained.best_epoch == 1
+    assert folders.read(tmp_path / "best.safetensors").about["best_epoch"] == 1
+    assert trained.unsaved == ""
+
+
+def test_a_history_that_cannot_be_written_is_said(tmp_path, monkeypatch):
+    def append(path, text):
+        raise OSError(errno.ENOSPC, "No space left", str(path))
+
+    monkeypatch.setattr(writing, "append", append)
+    with pytest.warns(RuntimeWarning, match="the history is not on disk"):
+        assert "history" in fit(plain, tmp_path).unsaved
+
+
+def test_one_run_in_a_folder_at_a_time(tmp_path):
+    inner = []
+
+    def begin(now):
+        if now.total == 2:
+            with pytest.raises(ValueError, match="another run is going on in"):
+                fit(plain, tmp_path, resume=True)
+            inner.append(1)
+
+    same(fit(plain), fit(plain, tmp_path, progress=begin))
+    assert inner == [1]
+
+
+class Remembers(Callback):
+    def __init__(self, value):
+        self.value = value
+
+    def state(self):
+        return {} if self.value is None else {"value": self.value}
+
+    def restore(self, state):
+        self.value = state.get("value")
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, None, [1, (2.5, "x")], np.arange(3)])
+def test_states_of_callbacks(tmp_path, value):
+    fit(plain, tmp_path, callbacks=[Remembers(value), at(3)])
+    found = Remembers(0)
+    fit(plain, tmp_path, callbacks=[found], resume=True)
+    assert str(found.value) == str(value)
+
+
+@pytest.mark.parametrize("value", [{1, 2}, np.array(["a"]), {1: 2}])
+def test_states_that_cannot_be_saved_are_refused_before_training(tmp_path, value):
+    with pytest.raises(TypeError, match=r"the state of Remembers\.value is .*expected numbers, text"):
+        fit(plain, tmp_path, callbacks=[Remembers(value)], progress=lambda now: pytest.fail("it trains"))
+
+
+def test_a_callback_may_answer_as_numpy_does():
+    assert len(fit(plain, callbacks=[lambda now: np.bool_(now.total == 3)]).losses) == 3
+    assert len(fit(plain, callbacks=[lambda now: "no"]).losses) == 15
+
+
+def test_other_data_are_refused(tmp_path):
+    model, data, _ = plain()
+    params = model.init(0, "numpy")
+    train(model, params, data, optimizers.sgd(0.1), epochs=1, checkpoints=tmp_path)
+    other = Streams(2 * data.x, data.target, 4, 10)
+    with pytest.raises(ValueError, match="another run: its first batch is"):
+        train(model, params, other, optimizers.sgd(0.1), epochs=2, checkpoints=tmp_path, resume=True)
+
+
+def test_an_error_within_an_epoch_leaves_the_state_before_it(tmp_path):
+    def fail(now):
+        if now.total == 8:
+            raise RuntimeError("of a user")
+
+    with pytest.raises(RuntimeError, match="of a user"):
+        fit(plain, tmp_path, progress=fail)
+    assert folders.find(tmp_path).about["total"] == 8
+    same(fit(plain), fit(plain, tmp_path, resume=True))
+
+
+def test_more_to_accumulate_than_there_is_is_refused():
+    with pytest.raises(ValueError, match="accumulate is 16, but there are 15 batches in all"):
+        fit(plain, accumulate=16)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e-3])
+def test_small_weights_do_not_shrink_accumulated_gradients(factor):
+    x, y = np.ones((8, 3, 1)), np.arange(8.0)[:, None]
+    model = SequenceModel(xlstm.LSTM(1, 2), 1, last=True)
+    params = model.init(0, make_backend("numpy", "float64"))
+    data = Windows(x, y, np.full((8, 1), factor), batch_size=4)
+    plain_data = Windows(x, y, batch_size=8)
+    one = train(model, params, data, optimizers.sgd(0.1), epochs=1, accumulate=2)
+    other = train(model, params, plain_data, optimizers.sgd(0.1), epochs=1)
+    for name, p in other.params.items():
+        np.testing.assert_allclose(one.params[name], p, rtol=1e-10)
+
+
+def test_interrupts_are_pickled():
+    for error in (Interrupted("a", None, 2), Terminated("b", None, 15)):
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again), again.signal) == (type(error), str(error), error.signal)

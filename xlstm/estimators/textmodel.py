@@ -286,9 +286,9 @@ class TextModel(Estimator):
         """
         self._check_fitted()
         numbers = self.codec_.encode(checks.text("TextModel", "prompt", prompt))
-        drawn = self.model_.stream(
-            self.params_, [numbers], max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
-        )
+        options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        with np.errstate(over="ignore", invalid="ignore"):  # the sampler names what is not finite
+            drawn = self.model_.stream(self.params_, [numbers], max_tokens, **options)
         return _pieces(text.Stream(self.codec_), drawn)
 
     def generate(self, prompt: str, max_tokens: int = 200, **options: Any) -> str:
@@ -415,7 +415,11 @@ def _known(path: Path, kind: Any, content: bytes) -> text.Codec:
 
 
 def _pieces(shown: text.Stream, drawn: Iterator[Any]) -> Iterator[str]:
-    for token, _ in drawn:
+    while True:
+        with np.errstate(over="ignore", invalid="ignore"):
+            token, _ = next(drawn, (None, None))
+        if token is None:
+            break
         if piece := shown.push(int(token[0])):
             yield piece
     if piece := shown.rest():

@@ -97,10 +97,11 @@ class Callback:
 class Each(Callback):
     """Calls a function of a `Progress` after every step; where it returns True, training stops."""
 
-    function: Callable[[Progress], object]
+    function: Callable[[Progress], Any]
 
     def step(self, now: Progress) -> bool | None:
-        return self.function(now) is True
+        answer: bool | None = self.function(now)
+        return answer
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,7 @@ def find_learning_rate(
     if high <= low:
         raise ValueError(f"{where}: high is {high:g}, expected more than low, which is {low:g}")
     BATCHES(where, "data", data)
+    checks.function(where, "optimizer", optimizer)
     rates = low * (high / low) ** (np.arange(steps) / (steps - 1))
     step = Step(model, optimizer(lambda done: float(rates[min(done, steps - 1)])), loss=loss)
     state = step.init(params, seed)

@@ -7,6 +7,7 @@ whole or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import warnings
@@ -50,17 +51,58 @@ class Folder:
         self.path, self.keep = path, keep
         self.saved = -1  # batches done at the newest checkpoint on the disk
         self.problem = ""  # why the last one is not there
+        self._owed = False  # the best one could not be written
+        self._lock: int | None = None
 
     def begin(self) -> None:
-        """Make the folder, try whether files can be written there, and delete what a killed process left half written.
+        """Make the folder, try whether files can be written there, and keep others from training there.
 
-        Raises OSError.
+        Raises
+        ------
+        OSError
+            The folder cannot be written to.
+        ValueError
+            Another process trains there.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         writing.check(self.path / BEST)
+        with contextlib.suppress(ImportError):  # not every system has locks of this kind
+            import fcntl
+
+            self._lock = os.open(self.path, os.O_RDONLY)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.close()
+                raise ValueError(f"train: another run is going on in {self.path}; choose another folder") from None
+            except OSError:  # a file system without locks
+                self.close()
+
+    def close(self) -> None:
+        """Let others train in the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def check(self, found: Checkpoint | None) -> None:
+        """Raise ValueError where the folder holds checkpoints that a run from `found` on would mix with its own."""
+        later = [path for path in self.checkpoints() if found is None or _total(path) > int(found.about["total"])]
+        if later and found is None:
+            raise ValueError(
+                f"train: {self.path} holds a run already ({later[-1].name}); resume=True goes on with it, "
+                "and another folder begins a new one"
+            )
+        if later:
+            raise ValueError(
+                f"train: {self.path} holds later checkpoints than {found.path} ({later[-1].name}); "  # type: ignore[union-attr]
+                "delete them, or choose another folder"
+            )
+
+    def clean(self) -> None:
+        """Delete what a killed process has left half written."""
         writing.clean(self.path)
 
-    def save(self, total: int, about: dict[str, Any], tree: Any, best: bool) -> None:
+    def save(self, total: int, about: dict[str, Any], tree: Any, best: bool, judged: bool) -> None:
         """Write the checkpoint after `total` batches, and delete those that are not to be kept.
 
         Parameters
@@ -71,9 +113,12 @@ class Folder:
         tree : dict
         best : bool
             Write it as the best one, too.
+        judged : bool
+            There is a best one, which is to be written again where it is missing.
         """
         value, arrays = trees.pack(tree)
-        names = [f"step-{total:09}.safetensors", *([BEST] if best else [])]
+        self._owed |= best or (judged and not (self.path / BEST).exists())
+        names = [f"step-{total:09}.safetensors", *([BEST] if self._owed else [])]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for name in names:
@@ -87,7 +132,7 @@ class Folder:
                 )
             self.problem = str(error)
             return
-        self.saved, self.problem = total, ""
+        self.saved, self.problem, self._owed = total, "", False
         for old in self.checkpoints()[: -self.keep]:
             old.unlink(missing_ok=True)
 
@@ -100,13 +145,12 @@ class Folder:
 
     def checkpoints(self) -> list[Path]:
         """Return the numbered checkpoints, the newest last."""
-        found = [(int(match[1]), path) for path in _entries(self.path) if (match := NAME.fullmatch(path.name))]
-        return [path for _, path in sorted(found)]
+        return sorted((path for path in _entries(self.path) if NAME.fullmatch(path.name)), key=_total)
 
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint that can be read, or None where there is none at all.
 
-        A damaged one gives a warning, and the one before it is taken.
+        A damaged one gives a warning and another name, and the one before it is taken.
 
         Raises
         ------
@@ -120,6 +164,9 @@ class Folder:
             except (ValueError, OSError) as error:
                 warnings.warn(f"train: {error}; an older checkpoint is taken", RuntimeWarning, stacklevel=4)
                 problem = error
+                if self._lock is not None and isinstance(error, ValueError):  # it is not in the way of later ones
+                    with contextlib.suppress(OSError):
+                        path.rename(path.with_suffix(".damaged"))
         if problem is not None:
             raise problem
         return None
@@ -164,6 +211,13 @@ def find(where: str | os.PathLike[str]) -> Checkpoint:
     if found is None:
         raise FileNotFoundError(f"{path}: holds no checkpoint (step-*.safetensors) to resume from")
     return found
+
+
+def _total(path: Path) -> int:
+    """Return the number in the name of a checkpoint."""
+    match = NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
 
 
 def _entries(path: Path) -> list[Path]:

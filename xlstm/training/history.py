@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -27,13 +28,28 @@ class History:
         self.path = folder / FILE
         self._lines: list[str] = []
         self._next = 0.0
+        self.problem = ""  # why lines are not on the disk
 
-    def begin(self, total: int) -> None:
-        """Drop the lines of later steps than the `total`-th, which come again."""
-        before = read(self.path) if self.path.exists() else []
-        lines = [line for line in before if line["total"] <= total]
-        if lines != before:
-            writing.write(self.path, "".join(_line(entry) for entry in lines).encode())
+    def begin(self, total: int, validations: int) -> None:
+        """Drop the lines of steps after the `total`-th and of later validations, which come again.
+
+        So does what a power cut may have left of a line; a checkpoint is all that a run needs to go on.
+        """
+        if not self.path.exists():
+            return
+        found: list[dict[str, Any]] = []
+        blob = self.path.read_bytes()
+        for line in blob.split(b"\n"):
+            with contextlib.suppress(ValueError):
+                found.append(_entry(line))
+        kept, judged = [], 0
+        for entry in found:
+            judged += "validation" in entry
+            if entry["total"] <= total and ("validation" not in entry or judged <= validations):
+                kept.append(entry)
+        text = "".join(_line(entry) for entry in kept).encode()
+        if text != blob:
+            writing.write(self.path, text)
 
     def add(self, **entry: Any) -> None:
         """Add a line."""
@@ -41,16 +57,16 @@ class History:
         if time.monotonic() >= self._next:
             self.flush()
 
-    def flush(self) -> bool:
-        """Write the lines that wait; return whether that worked."""
+    def flush(self) -> None:
+        """Write the lines that wait; `problem` says why where that does not work."""
         self._next = time.monotonic() + EVERY
         try:
             if self._lines:
                 writing.append(self.path, "".join(self._lines))
-        except OSError:
-            return False
-        self._lines = []
-        return True
+        except OSError as error:
+            self.problem = str(error)
+        else:
+            self._lines, self.problem = [], ""
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -75,13 +91,17 @@ def read(path: Path) -> list[dict[str, Any]]:
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], 1):  # what follows the last end of a line is not whole
         try:
-            entry = json.loads(line)
-            if not isinstance(entry, dict) or not isinstance(entry.get("total"), int):
-                raise ValueError("it is no object with a total")
+            found.append(_entry(line))
         except ValueError as error:
             raise ValueError(f"{path}: line {number} is not readable ({error})") from error
-        found.append(entry)
     return found
+
+
+def _entry(line: bytes) -> dict[str, Any]:
+    entry = json.loads(line.decode())
+    if not isinstance(entry, dict) or not isinstance(entry.get("total"), int):
+        raise ValueError("it is no object with a total")
+    return entry
 
 
 def _line(entry: dict[str, Any]) -> str:

@@ -72,7 +72,8 @@ def train(
     epochs : int, optional
         Most passes over `data`.
     steps : int, optional
-        Most batches in all; the last epoch ends with them. One of `epochs` and `steps` is needed.
+        Most batches in all; the last epoch ends with them, and a run that is given more begins a new epoch. One of
+        `epochs` and `steps` is needed.
     loss : callable, optional
         `loss(y, target, mask) -> (loss, dy)`; by default the model's own `loss`, or else `losses.mse`.
     seed : int
@@ -144,11 +145,14 @@ def train(
     step = Step(model, optimizer, loss=loss, precision=precision, callbacks=found, accumulate=accumulate)
     run = Run(step, data, validation, epochs, steps, every)
     run.begin(params, seed)
-    if checkpoints is not None:
-        checks.seed_number("train", "seed", seed)
-        run.keep_in(checks.path("train", "checkpoints", checkpoints), keep)
-    run.resume(origin)
-    return run.train()
+    try:
+        if checkpoints is not None:
+            checks.seed_number("train", "seed", seed)
+            run.keep_in(checks.path("train", "checkpoints", checkpoints), keep)
+        run.resume(origin)
+        return run.train()
+    finally:
+        run.close()
 
 
 def _callbacks(given: Iterable[Callback | Callable[[Progress], object]], short: Short) -> list[Callback]:

@@ -205,40 +205,41 @@ def by_name(rules: Mapping[str, Optimizer | None], otherwise: Optimizer) -> Opti
 
 @dataclass(frozen=True)
 class _ByName:
-    """Optimisers by patterns of names; moments are kept as `pattern: slot`."""
+    """Optimisers by patterns of names; the moments of the k-th are kept as `k.slot`."""
 
     rules: tuple[tuple[str, Optimizer | None], ...]
 
-    def rule(self, name: str) -> str:
-        return next(pattern for pattern, _ in self.rules if fnmatch.fnmatchcase(name, pattern))
+    def place(self, name: str) -> int:
+        """Return the number of the rule that decides for a parameter."""
+        return next(k for k, (pattern, _) in enumerate(self.rules) if fnmatch.fnmatchcase(name, pattern))
 
     def frozen(self, name: str) -> bool:
-        optimizer = dict(reversed(self.rules))[self.rule(name)]
+        optimizer = self.rules[self.place(name)][1]
         return optimizer is None or optimizer.frozen(name)
 
     def init(self, params: Params) -> OptimState:
+        checks.mapping("by_name", params)
         slots: dict[str, Params] = {}
-        for pattern, optimizer in self.rules:
-            part = {name: p for name, p in checks.mapping("by_name", params).items() if self.rule(name) == pattern}
-            if not part and pattern != "*":
+        for k, (pattern, optimizer) in enumerate(self.rules):
+            part = {name: p for name, p in params.items() if self.place(name) == k}
+            if not part and k < len(self.rules) - 1:
                 raise ValueError(f"by_name: no parameter matches {checks.shown(pattern)} first: {checks.few(params)}")
             if part and optimizer is not None:
-                slots |= {f"{pattern}: {slot}": found for slot, found in optimizer.init(part).slots.items()}
+                slots |= {f"{k}.{slot}": found for slot, found in optimizer.init(part).slots.items()}
         return OptimState(0, slots)
 
     def update(self, params: Params, grads: Params, state: OptimState) -> tuple[Params, OptimState]:
         new = dict(params)
         slots: dict[str, Params] = {}
-        for pattern, optimizer in self.rules:
-            part = {name: p for name, p in params.items() if self.rule(name) == pattern}
+        for k, (_, optimizer) in enumerate(self.rules):
+            part = {name: p for name, p in params.items() if self.place(name) == k}
             if not part or optimizer is None:
                 continue
-            start = f"{pattern}: "
-            own = {name.removeprefix(start): s for name, s in state.slots.items() if name.startswith(start)}
+            own = {name.removeprefix(f"{k}."): s for name, s in state.slots.items() if name.startswith(f"{k}.")}
             given = {name: grads[name] for name in part if name in grads}
             updated, after = optimizer.update(part, given, OptimState(state.step, own))
             new |= updated
-            slots |= {start + slot: found for slot, found in after.slots.items()}
+            slots |= {f"{k}.{slot}": found for slot, found in after.slots.items()}
         return new, OptimState(state.step + 1, slots)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import time
 import warnings
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,13 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_of
+from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed, generator
 from xlstm.data.batches import BATCHES, Batches
 from xlstm.training import optimizers, signals, trees
-from xlstm.training.callbacks import Progress
-from xlstm.training.feed import Feed, Loss, loss_of
+from xlstm.training.callbacks import Callback, Progress
+from xlstm.training.feed import Feed, Inputs, Loss, loss_of
 from xlstm.training.folder import Checkpoint, Folder, find
 from xlstm.training.history import History
 from xlstm.training.precision import Scaling
@@ -86,6 +90,7 @@ class Run:
         self.norm = math.nan
         self.start = time.perf_counter()
         self.saved_at: Any = None  # where training stood at the last attempt to save it
+        self.lowest = math.inf  # validation loss
 
     def begin(self, params: Params, seed: Seed) -> None:
         """Set the state before the first step."""
@@ -95,30 +100,40 @@ class Run:
         self.best = self.judged = params
         for callback in self.callbacks:
             callback.begin(params)
+        most = min(self.epochs * len(self.data), self.steps)
+        if self.step.accumulate > most:
+            raise ValueError(f"train: accumulate is {self.step.accumulate}, but there are {most} batches in all")
 
     def keep_in(self, path: Path, keep: int) -> None:
         """Keep checkpoints and the history in a folder."""
+        for callback in self.callbacks:  # what cannot be saved is refused before any work
+            trees.pack({f"the state of {type(callback).__name__}": callback.state()})
         self.folder, self.history = Folder(path, keep), History(path)
         self.folder.begin()
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        if self.folder is not None:
+            self.folder.close()
 
     def resume(self, given: bool | Path) -> None:
         """Go on from a checkpoint, where that is asked for and there is one."""
         found = None
         if isinstance(given, Path):
             found = find(given)
-        elif self.folder is not None:
-            found = self.folder.newest() if given else None
-            if not given and (old := self.folder.checkpoints()):
-                raise ValueError(
-                    f"train: {self.folder.path} holds a run already ({old[-1].name}); resume=True goes on with it, "
-                    "and another folder begins a new one"
-                )
-        elif given:
+        elif given and self.folder is None:
             raise ValueError("train: resume is True, but checkpoints names no folder to resume from")
+        elif given:
+            found = self.folder.newest()  # type: ignore[union-attr]
+        if self.folder is not None:
+            self.folder.check(found)
         if found is not None:
             self._restore(found)
-        if self.history is not None:
-            self.history.begin(self.total)
+            if self.ended:
+                log.info(f"train: {found.path} is the end of a run that a callback ended; it does not go on")
+        if self.folder is not None and self.history is not None:
+            self.folder.clean()
+            self.history.begin(self.total, len(self.validations))
 
     @property
     def total(self) -> int:
@@ -129,10 +144,15 @@ class Run:
         """Train until the end, or until a signal or a callback stops it."""
         with signals.deferred() as received:
             try:
-                while self.epoch <= self.epochs and self.total < self.steps and not self.ended:
+                # A run that was stopped after its last step has that epoch's validation before it.
+                while self.epoch <= self.epochs and (self.total < self.steps or self.done) and not self.ended:
                     if self._epoch(received):
                         break
                 self._save()
+            except Exception:  # the state before the step that failed is sound
+                with contextlib.suppress(Exception):
+                    self._save()
+                raise
             finally:
                 if self.history is not None:
                     self.history.flush()
@@ -148,11 +168,16 @@ class Run:
         if self.done == 0:
             self.order_before = self.order.bit_generator.state
             self.state = self.state._replace(carried=None)
-        for inputs in self.state.feed.batches(self.data, where, ", step", self.order, self.done):
+        rest: Iterable[Inputs] = ()
+        if self.total < self.steps:
+            rest = self.state.feed.batches(self.data, where, ", step", self.order, self.done)
+        for inputs in rest:
             self.state, taken = self.step(self.state, inputs, f"{where}, step {self.done + 1}")
             self._count(taken)
-            for callback in self.callbacks:
-                stop |= callback.step(self._progress()) is True
+            if self.callbacks:
+                now = self._progress()
+                answers = [callback.step(now) for callback in self.callbacks]  # all of them are asked
+                stop = any(map(says, answers))
             if stop or received.number is not None:
                 return True
             if self.total == self.steps:
@@ -166,8 +191,9 @@ class Run:
             improved = self._validate(self.validation, where, received)
             if received.number is not None:
                 return True
-        for callback in self.callbacks:
-            self.ended |= callback.epoch(self._progress()) is True
+        now = self._progress()
+        answers = [callback.epoch(now) for callback in self.callbacks]
+        self.ended = any(map(says, answers))
         self.epoch, self.done = self.epoch + 1, 0
         if improved or self.every is None:
             self._save(improved)
@@ -194,9 +220,9 @@ class Run:
             return False
         if not math.isfinite(found):
             raise FloatingPointError(f"{where}: the validation loss is {found:g}")
-        improved = found < min(self.validations, default=math.inf)
+        improved = found < self.lowest
         if improved:
-            self.best, self.best_epoch = self.judged, self.epoch
+            self.best, self.best_epoch, self.lowest = self.judged, self.epoch, found
         self.validations.append(found)
         if self.history is not None:
             self.history.add(total=self.total, epoch=self.epoch, validation=found, seconds=self._seconds())
@@ -210,7 +236,7 @@ class Run:
             len(self.data),
             self.losses[-1],
             self.validations[-1] if self.validations else None,
-            min(self.validations, default=None),
+            self.lowest if self.validations else None,
             self._seconds(),
             self.best_epoch,
             self.norm,
@@ -223,6 +249,8 @@ class Run:
 
     def _result(self) -> Trained:
         missing = "" if self.folder is None else self.folder.missing(self.total)
+        if self.history is not None and self.history.problem:
+            missing += f"{'; ' * bool(missing)}the history is not on disk ({self.history.problem})"
         if missing:
             warnings.warn(f"train: {missing}", RuntimeWarning, stacklevel=4)
         return Trained(
@@ -258,9 +286,9 @@ class Run:
             "judged": self.judged,
             "losses": np.array(self.losses),
             "validations": np.array(self.validations),
-            "callbacks": [callback.state() for callback in self.callbacks],
+            "callbacks": [callback.state() for callback in self._remembering],
         }
-        self.folder.save(self.total, self._about(), tree, improved)
+        self.folder.save(self.total, self._about(), tree, improved, bool(self.validations))
 
     def _about(self) -> dict[str, Any]:
         """Return what a checkpoint says of its run: first what a run that goes on has to share."""
@@ -271,7 +299,7 @@ class Run:
             "updates": self.state.updates,
             "seconds": self._seconds(),
             "loss": _finite(self.losses[-1]) if self.losses else None,
-            "best": min(self.validations, default=None),
+            "best": self.lowest if self.validations else None,
         }
 
     def _settings(self) -> dict[str, Any]:
@@ -283,11 +311,30 @@ class Run:
             "dtype": self.state.feed.home.dtype,
             "precision": None if step.precision is None else repr(step.precision),
             "accumulate": step.accumulate,
-            "callbacks": [type(callback).__name__ for callback in self.callbacks if callback.state()],
+            "callbacks": [type(callback).__name__ for callback in self._remembering],
             "moments": sorted(self.state.moments.slots),
             "steps": len(self.data),
             "validation": self.validation is not None,
+            "first batch": self._first_batch,
         }
+
+    @functools.cached_property
+    def _first_batch(self) -> str:
+        """A number that tells data apart: it is made of their first batch in order."""
+        batches = self.data.batches()
+        first = next(iter(batches), None)
+        found = 0
+        for array in () if first is None else (first.x, first.target, first.lengths):
+            if array is not None:
+                found = zlib.crc32(np.ascontiguousarray(to_numpy(array)).tobytes(), found)
+        if isinstance(batches, Generator):
+            batches.close()
+        return f"{found:08x}"
+
+    @property
+    def _remembering(self) -> list[Callback]:
+        """Callbacks that have a state."""
+        return [callback for callback in self.callbacks if type(callback).state is not Callback.state]
 
     def _restore(self, found: Checkpoint) -> None:
         """Go on from a checkpoint; raises ValueError where it is one of another run."""
@@ -318,9 +365,8 @@ class Run:
             self.losses, self.validations = tree["losses"].tolist(), tree["validations"].tolist()
             for name in ("epoch", "done", "best_epoch", "skipped", "ended"):
                 setattr(self, name, found.about[name])
-            remembering = [callback for callback in self.callbacks if callback.state()]
-            kept = [state for state in tree["callbacks"] if state]
-            for callback, state in zip(remembering, kept, strict=True):
+            self.lowest = min(self.validations, default=math.inf)
+            for callback, state in zip(self._remembering, tree["callbacks"], strict=True):
                 callback.restore(state)
             self.start -= found.about["seconds"]
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -354,6 +400,11 @@ def mean_loss(model: Any, params: Params, data: Batches, loss: Loss | None, stop
         if stopped():
             return math.nan
     return total / count
+
+
+def says(answer: object) -> bool:
+    """Tell whether a callback says that training is to stop: by True, or NumPy's."""
+    return isinstance(answer, bool | np.bool_) and bool(answer)
 
 
 def _finite(number: float) -> float | None:

@@ -28,6 +28,9 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(message)
         self.trained, self.signal = trained, number
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Interrupted, (self.args[0], self.trained, self.signal)
+
 
 class Terminated(SystemExit):
     """SIGTERM or SIGHUP ended training after a step; if nobody catches it, the process ends with 128 + the signal.
@@ -46,6 +49,9 @@ class Terminated(SystemExit):
 
     def __str__(self) -> str:
         return self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Terminated, (self.message, self.trained, self.signal)
 
 
 def error(message: str, trained: Any, number: int) -> Interrupted | Terminated:

@@ -209,7 +209,7 @@ class Step:
         batches, total = state.batches + 1, state.weight + weight
         if batches < self.accumulate:
             return state._replace(sums=sums, weight=total, batches=batches), grads
-        mean = {name: g / max(total, 1.0) for name, g in sums.items()}
+        mean = {name: g / (total or 1.0) for name, g in sums.items()}
         return state._replace(sums=None, weight=0.0, batches=0), mean
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,8 @@ def pack(tree: Any) -> tuple[Any, dict[str, Host]]:
     Returns
     -------
     value : JSON value
-        A container is {"dict": ...}, {"list": ...} or {"tuple": ...}; an array is {"array": name, "dtype": dtype}.
+        A container is {"dict": ...}, {"list": ...} or {"tuple": ...}, an array {"array": name, "dtype": dtype}, and a
+        number that is not finite {"float": "inf"}.
     arrays : dict of str to NumPy array
 
     Raises
@@ -39,17 +41,21 @@ def pack(tree: Any) -> tuple[Any, dict[str, Host]]:
     names: dict[int, str] = {}
 
     def packed(value: Any, path: str) -> Any:
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, float) and not math.isfinite(value):
+            return {"float": str(value)}  # which JSON does not have
         if isinstance(value, PLAIN):
             return value
-        if isinstance(value, np.generic):
-            return value.item()
-        if isinstance(value, dict):
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
             return {"dict": {key: packed(part, f"{path}.{key}") for key, part in value.items()}}
         if isinstance(value, list | tuple):
             kind = "list" if isinstance(value, list) else "tuple"
             return {kind: [packed(part, f"{path}.{k}") for k, part in enumerate(value)]}
-        if not hasattr(value, "shape"):
-            raise TypeError(f"{path[1:]} is {shown(value)}, expected an array, a number, text, or a container of them")
+        if not hasattr(value, "shape") or (isinstance(value, np.ndarray) and value.dtype.kind not in "fiub"):
+            raise TypeError(
+                f"{path[1:]} is {shown(value)}, expected numbers, text, arrays of numbers, or containers of them"
+            )
         name = names.setdefault(id(value), path[1:])
         if name not in arrays:
             arrays[name] = np.ascontiguousarray(to_numpy(value)).reshape(value.shape)
@@ -87,6 +93,8 @@ def unpack(value: Any, arrays: dict[str, Host], put: Callable[[Host, str], Array
                 return [unpacked(part) for part in parts]
             case {"tuple": list() as parts}:
                 return tuple(unpacked(part) for part in parts)
+            case {"float": "inf" | "-inf" | "nan" as number}:
+                return float(number)
             case {"array": str() as name, "dtype": str() as dtype} if name in arrays:
                 if name not in placed:
                     placed[name] = put(arrays[name], dtype) if dtype else arrays[name]
