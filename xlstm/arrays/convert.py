@@ -33,7 +33,10 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
         host = array.detach().cpu()
         return np.asarray((host.float() if dtype_name(host.dtype) == "bfloat16" else host).numpy())
     if array_api_compat.is_array_api_obj(array) or hasattr(array, "__dlpack__"):
-        return np.from_dlpack(array, device="cpu", copy=True)
+        try:
+            return np.from_dlpack(array, device="cpu", copy=True)
+        except TypeError:  # NumPy 2.0 takes arrays on the host alone
+            return np.array(np.from_dlpack(array))
     return np.asarray(array)
 
 
