@@ -106,6 +106,26 @@ def test_scores_are_those_of_scikit_learn(rng):
         assert found == pytest.approx(r2_score(numbers, regressor.predict(X), sample_weight=given))
 
 
+def test_a_fit_that_fails_leaves_the_estimator_as_it_was(rng):
+    X, y = ragged(rng)
+    classifier = SequenceClassifier(**FAST).fit(X, y)
+    before = dict(vars(classifier))
+    with pytest.raises(ValueError, match="sample_weight has a weight of -1"):
+        classifier.fit([x[:, :1] for x in X], np.where(y == "up", "b", "a"), np.full(60, -1.0))
+    assert vars(classifier) == before
+    assert set(classifier.predict(X)) <= {"up", "down"}
+    totals = np.array([x.sum() for x in X])
+    regressor = SequenceRegressor(**FAST).fit(X, totals)
+    before = regressor.predict(X)
+
+    def fail(now):
+        raise FloatingPointError("diverged")
+
+    with pytest.raises(FloatingPointError):
+        regressor.set_params(callbacks=[fail]).fit(np.ones((60, 7)), 1000 + totals)
+    np.testing.assert_array_equal(regressor.predict(X), before)
+
+
 def test_weights_count(rng):
     """Of two contradictory labels the one with the weight wins."""
     X = np.repeat(rng.normal(size=(20, 3, 1)), 2, axis=0)
@@ -256,7 +276,7 @@ def test_files_that_are_refused(rng, tmp_path):
         ({"settings": config["settings"] | {"epochs": 0}}, "epochs is 0"),
         ({"settings": None}, "settings is None, expected an object"),
         ({"facts": facts | {"table_": 1}}, "table_ is 1, expected True or False"),
-        ({"facts": facts | {"width_": 0}}, "width_ is 0"),
+        ({"facts": facts | {"n_features_in_": 0}}, "n_features_in_ is 0"),
         ({"facts": {}}, "n_features_in_ is None"),
         ({"names": []}, "names is .*, expected a list"),
     ]:

@@ -38,6 +38,11 @@ class Sequences(NamedTuple):
         """Width D."""
         return int(self.rows[0].shape[1])
 
+    @property
+    def features(self) -> int:
+        """Number of features as scikit-learn counts them: the columns of a table, or the width D."""
+        return self.width if self.steps is None else self.steps
+
 
 def sequences(where: str, X: Any) -> Sequences:
     """Return X as sequences.

@@ -39,8 +39,11 @@ CHUNK = 256  # sequences predicted at once
 class SequenceEstimator(Estimator):
     """The base of `SequenceClassifier` and `SequenceRegressor`."""
 
+    _each_output: str  # the attribute with an entry for each output of the model
     params_: Any
     note_: dict[str, Any]
+    table_: bool
+    n_features_in_: int
     mean_: Host
     std_: Host
 
@@ -124,14 +127,15 @@ class SequenceEstimator(Estimator):
         self.check()
         given = inputs.sequences(where, X)
         count = len(given.rows)
-        target = self._targets(inputs.targets(where, y, count, self._kind == "regressor"))
+        again = self.warm_start and self.__sklearn_is_fitted__()
+        found, target = self._targets(inputs.targets(where, y, count, self._kind == "regressor"), again)
         weights = inputs.weights(where, sample_weight, count)
         mean, std = self._scale(given)
-        model = self.network(given.width)
+        model = self.network(given.width, len(found[self._each_output]))
         home = self._backend(X)
         mixed, context = precisions.named(self.precision, home)
         start = None
-        if self.warm_start and self.__sklearn_is_fitted__():
+        if again:
             start, mean, std = self.params_, self.mean_, self.std_
             model.check(start)
         order = generator(self.seed, stream=3, where=where).permutation(count)
@@ -139,12 +143,9 @@ class SequenceEstimator(Estimator):
         held = held if held >= LEAST else 0
         rows = [(row - mean) / std for row in given.rows]
         fitted, judged = (self._batches(rows, target, weights, part) for part in (order[held:], order[:held]))
-        self.n_features_in_ = given.width if given.steps is None else given.steps
+        found |= {"table_": given.steps is not None, "n_features_in_": given.features, "mean_": mean, "std_": std}
         if given.names is not None:
-            self.feature_names_in_ = np.array(given.names, dtype=object)
-        elif hasattr(self, "feature_names_in_"):
-            del self.feature_names_in_
-        self.table_, self.width_, self.mean_, self.std_ = given.steps is not None, given.width, mean, std
+            found["feature_names_in_"] = np.array(given.names, dtype=object)
         with context:
             try:
                 trained = train(
@@ -165,9 +166,9 @@ class SequenceEstimator(Estimator):
                     resume=self.resume,
                 )
             except (Interrupted, Terminated) as error:
-                self._take(model, error.trained)
+                self._take(model, error.trained, found)
                 raise
-        self._take(model, trained)
+        self._take(model, trained, found)
         return self
 
     def save(self, path: str | os.PathLike[str], note: dict[str, Any] | None = None) -> None:
@@ -213,7 +214,10 @@ class SequenceEstimator(Estimator):
         made: Self = sequence_files.load(path, cls, backend)
         return made
 
-    def _take(self, model: Any, trained: Any) -> None:
+    def _take(self, model: Any, trained: Any, found: dict[str, Any]) -> None:
+        """Become what was trained, all at once: a fit that fails leaves the estimator as it was."""
+        vars(self).pop("feature_names_in_", None)
+        vars(self).update(found)
         self.model_, self.params_, self.trained_ = model, trained.params, trained
         self.n_iter_ = max(1, len(trained.validations) or trained.best_epoch)
 
@@ -235,7 +239,7 @@ class SequenceEstimator(Estimator):
         return home.xp.concat(found)
 
     def _check_features(self, where: str, given: inputs.Sequences) -> None:
-        count = given.width if given.steps is None else given.steps
+        count = given.features
         if (given.steps is not None) != self.table_ or count != self.n_features_in_:
             raise ValueError(
                 f"{where}: X has {count} features, but {where} is expecting {self.n_features_in_} features as input"
@@ -273,18 +277,14 @@ class SequenceEstimator(Estimator):
         for name, kind in CHECKS.items():
             kind(type(self).__name__, name, getattr(self, name))
 
-    def network(self, width: int) -> Any:
-        """Return the model for sequences of a width D."""
+    def network(self, width: int, outputs: int) -> Any:
+        """Return the model for sequences of a width D that gives so many numbers for each."""
         sizes = {name: getattr(self, name) for name in ("hidden_size", "num_layers", "bidirectional", "dropout")}
         options = {} if self.options is None else dict(self.options)
-        return sequence_model(type(self).__name__, self.cell, width, self._width(), last=True, **sizes, **options)
+        return sequence_model(type(self).__name__, self.cell, width, outputs, last=True, **sizes, **options)
 
-    def _targets(self, y: Host) -> Host:
-        """Note what is to be known of y, and return it as the loss takes it."""
-        raise NotImplementedError
-
-    def _width(self) -> int:
-        """Return the width of the model's output."""
+    def _targets(self, y: Host, again: bool) -> tuple[dict[str, Any], Host]:
+        """Return the attributes that y decides, and y as the loss takes it; `again` in a warm start."""
         raise NotImplementedError
 
     def _loss(self, y: Any, target: Any, mask: Any) -> tuple[Any, Any]:
@@ -368,6 +368,7 @@ class SequenceClassifier(SequenceEstimator):
     """
 
     _kind = "classifier"
+    _each_output = "classes_"
     classes_: Host
 
     def predict(self, X: Any) -> Host:
@@ -389,23 +390,19 @@ class SequenceClassifier(SequenceEstimator):
         hits = found == inputs.targets(type(self).__name__, y, len(found))
         return float(np.average(hits, weights=sample_weight))
 
-    def _targets(self, y: Host) -> Host:
+    def _targets(self, y: Host, again: bool) -> tuple[dict[str, Any], Host]:
         where = type(self).__name__
         if y.dtype.kind == "f" and np.any(y != np.round(y)):
             raise ValueError(f"{where}: Unknown label type: continuous. y holds fractions, expected labels of classes")
         classes, found = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(f"{where}: y holds one class, {checks.shown(classes[0])}, expected two or more")
-        if self.warm_start and self.__sklearn_is_fitted__() and not np.array_equal(classes, self.classes_):
+        if again and not np.array_equal(classes, self.classes_):
             known = checks.shown(list(self.classes_))
             raise ValueError(
                 f"{where}: y holds the classes {checks.shown(list(classes))}, expected those of before, {known}"
             )
-        self.classes_ = classes
-        return found.reshape(-1)
-
-    def _width(self) -> int:
-        return len(self.classes_)
+        return {"classes_": classes}, found.reshape(-1)
 
     def _loss(self, y: Any, target: Any, mask: Any) -> tuple[Any, Any]:
         return losses.cross_entropy(y, target, mask)
@@ -428,6 +425,10 @@ class SequenceRegressor(SequenceEstimator):
     """
 
     _kind = "regressor"
+    _each_output = "target_mean_"
+    target_mean_: Host
+    target_std_: Host
+    one_target_: bool
 
     def predict(self, X: Any) -> Any:
         """Return predictions (N,), or (N, O) where y had columns, in the library of X; X as for `fit`."""
@@ -443,23 +444,20 @@ class SequenceRegressor(SequenceEstimator):
         squares = [np.average((truth - other) ** 2, axis=0, weights=sample_weight) for other in (found, mean)]
         return float(np.mean(1 - squares[0] / np.where(squares[1] > 0, squares[1], 1.0)))
 
-    def _targets(self, y: Host) -> Host:
+    def _targets(self, y: Host, again: bool) -> tuple[dict[str, Any], Host]:
         if y.dtype.kind not in "fiub":
             try:
                 y = y.astype(np.float64)
             except (TypeError, ValueError) as error:
                 where = type(self).__name__
                 raise ValueError(f"{where}: y has dtype {y.dtype}, expected real numbers ({error})") from error
-        self.one_target_ = y.ndim == 1
         found = y.reshape(len(y), -1).astype(np.float64)
-        if not (self.warm_start and self.__sklearn_is_fitted__()):
-            std = found.std(axis=0)
-            self.target_mean_, self.target_std_ = found.mean(axis=0), np.where(std > 0, std, 1.0)
-        scaled: Host = (found - self.target_mean_) / self.target_std_
-        return scaled
-
-    def _width(self) -> int:
-        return len(self.target_mean_)
+        if again:
+            mean, std = self.target_mean_, self.target_std_
+        else:
+            mean, std = found.mean(axis=0), found.std(axis=0)
+            std = np.where(std > 0, std, 1.0)
+        return {"target_mean_": mean, "target_std_": std, "one_target_": y.ndim == 1}, (found - mean) / std
 
     def _loss(self, y: Any, target: Any, mask: Any) -> tuple[Any, Any]:
         return losses.mse(y, target, mask)
