@@ -327,7 +327,10 @@ REFUSED = [
     ({}, np.ones((4, 3, 2, 1)), Y3, ValueError, r"X has shape \(4, 3, 2, 1\)"),
     ({}, np.ones((0, 3)), [], ValueError, "0 sample"),
     ({}, np.ones((4, 0)), Y3, ValueError, "0 feature"),
-    ({}, [], [], ValueError, r"X has shape \(0,\)"),
+    ({}, [], [], ValueError, r"X has shape \(0,\), found 0 sample\(s\)"),
+    ({}, np.empty(0, object), [], ValueError, r"found 0 sample\(s\)"),
+    ({}, iter(X3), Y3, TypeError, r"X is .*iterator.*, expected .* list\(X\) makes a list"),
+    ({}, (x for x in X3), Y3, TypeError, r"X is .*generator.*, expected .* list\(X\) makes a list"),
     ({}, [np.ones((2, 2)), np.ones((2, 3))], [0, 1], ValueError, r"X\[1\] has shape \(2, 3\) and X\[0\] \(2, 2\)"),
     ({}, [np.ones((2, 2)), np.ones((0, 2))], [0, 1], ValueError, r"X\[1\] has shape \(0, 2\)"),
     ({}, [np.ones((2, 2)), np.full((2, 2), np.nan)], [0, 1], ValueError, r"X\[1\] contains NaN"),
@@ -367,9 +370,45 @@ def test_weights_that_are_refused(weights, words):
 
 def test_another_width_is_refused(rng):
     regressor = SequenceRegressor(**FAST).fit(X3, Y3)
-    for X in (np.ones((2, 3, 1)), np.ones((2, 2)), [np.ones((2, 3))]):
+    for X in (np.ones((2, 3, 1)), [np.ones((2, 3))]):
         with pytest.raises(ValueError, match="SequenceRegressor is expecting 2 features as input"):
             regressor.predict(X)
+    words = r"X is a table \(3, 2\), expected a list of sequences \(T, D\) with D = 2; \[X\] is a list of one"
+    with pytest.raises(ValueError, match=words):
+        regressor.predict(X3[0])
+    table = SequenceRegressor(**FAST).fit(np.ones((4, 5)), Y3)
+    with pytest.raises(ValueError, match="is expecting 5 features as input"):
+        table.predict(np.ones((4, 3)))
+    with pytest.raises(ValueError, match=r"X is sequences \(T, D\) with D = 2, expected a table \(N, T\) with T = 5"):
+        table.predict(X3)
+    with pytest.raises(ValueError, match=r"0 sample\(s\)"):
+        table.predict([])
+
+
+def test_plain_lists_are_sequences_where_those_of_fit_were(rng):
+    X = [rng.normal(size=int(n)).tolist() for n in rng.integers(1, 5, 40)]
+    regressor = SequenceRegressor(**FAST).fit(X, [sum(x) for x in X])
+    together = regressor.predict(X)
+    np.testing.assert_allclose(regressor.predict(X[:1]), together[:1], rtol=1e-5)
+    same = [k for k in range(40) if len(X[k]) == 3]
+    np.testing.assert_allclose(regressor.predict([X[k] for k in same]), together[same], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("holder", ["numpy", "pandas", "polars"])
+def test_holders_of_ragged_data(rng, holder):
+    from sklearn.model_selection import cross_val_score
+
+    X, y = ragged(rng, D=1)
+    X = [x[:, 0] for x in X]
+    held = np.empty(60, dtype=object)
+    held[:] = X
+    if holder != "numpy":
+        held = pytest.importorskip(holder).Series(X)
+    classifier = SequenceClassifier(**{**FAST, "backend": None}).fit(held, y)
+    plain = SequenceClassifier(**FAST).fit(X, y)
+    np.testing.assert_array_equal(classifier.predict_proba(held), plain.predict_proba(X))
+    np.testing.assert_allclose(classifier.predict_proba(held[3:4]), plain.predict_proba(X[3:4]))
+    assert np.all(np.isfinite(cross_val_score(SequenceClassifier(**FAST), held, y, cv=2)))
 
 
 def test_many_random_shapes(rng):

@@ -104,6 +104,7 @@ class SequenceEstimator(Estimator):
         Parameters
         ----------
         X : array (N, T, D), list of N arrays (T_i, D) or (T_i,), or table or array (N, T) of sequences with D = 1
+            An array of objects (N,) and a Series of pandas or Polars are lists of their arrays.
         y : array (N,)
             The target of each sequence; of a regressor also (N, O).
         sample_weight : array (N,), optional
@@ -225,7 +226,7 @@ class SequenceEstimator(Estimator):
         """Return what the model gives for each sequence, (N, O), on its device."""
         self._check_fitted()
         where = type(self).__name__
-        given = inputs.sequences(where, X)
+        given = inputs.sequences(where, X, self.table_)
         self._check_features(where, given)
         home = backend_like(next(iter(self.params_.values())))
         found = []
@@ -239,11 +240,18 @@ class SequenceEstimator(Estimator):
         return home.xp.concat(found)
 
     def _check_features(self, where: str, given: inputs.Sequences) -> None:
-        count = given.features
-        if (given.steps is not None) != self.table_ or count != self.n_features_in_:
+        count, known = given.features, self.n_features_in_
+        if given.steps is not None and not self.table_:
             raise ValueError(
-                f"{where}: X has {count} features, but {where} is expecting {self.n_features_in_} features as input"
+                f"{where}: X is a table {(len(given.rows), given.steps)}, expected a list of sequences (T, D) with "
+                f"D = {known}; [X] is a list of one sequence"
             )
+        if given.steps is None and self.table_:
+            raise ValueError(
+                f"{where}: X is sequences (T, D) with D = {count}, expected a table (N, T) with T = {known} columns"
+            )
+        if count != known:
+            raise ValueError(f"{where}: X has {count} features, but {where} is expecting {known} features as input")
         names = getattr(self, "feature_names_in_", None)
         if names is not None and given.names is not None and list(names) != given.names:
             raise ValueError(
@@ -253,10 +261,8 @@ class SequenceEstimator(Estimator):
 
     def _backend(self, X: Any) -> Backend:
         """Return the backend that is asked for, or that of X where it is an array of a library other than NumPy."""
-        here = isinstance(X, np.ndarray | list | tuple) or hasattr(X, "columns") or not hasattr(X, "dtype")
-        if self.backend is not None or here:
-            return backend_of(self.backend, self.dtype)
-        return backend_of(backend_like(X), self.dtype)
+        chosen = backend_like(X) if self.backend is None and inputs.is_foreign(X) else self.backend
+        return backend_of(chosen, self.dtype)
 
     def _scale(self, given: inputs.Sequences) -> tuple[Host, Host]:
         """Return mean and deviation over all steps, (D,), or in a table by its columns, (T, 1)."""
@@ -465,6 +471,4 @@ class SequenceRegressor(SequenceEstimator):
 
 def _as(found: Host, X: Any) -> Any:
     """Return numbers in the library of X, where it is an array of one other than NumPy."""
-    if isinstance(X, np.ndarray | list | tuple) or hasattr(X, "columns") or not hasattr(X, "dtype"):
-        return found
-    return like(found, X)
+    return like(found, X) if inputs.is_foreign(X) else found
