@@ -191,6 +191,9 @@ def test_warm_start_goes_on(rng):
     assert any(not np.array_equal(before[name], p) for name, p in one.params_.items())
     with pytest.raises(ValueError, match="expected those of before"):
         one.fit(X, ["x", "y"] * 30)
+    two = SequenceRegressor(**FAST, warm_start=True).fit(X, np.ones(60))
+    with pytest.raises(ValueError, match="y has 2 targets, expected those of before, 1"):
+        two.fit(X, np.ones((60, 2)))
 
 
 def test_checkpoints_and_resumption(rng, tmp_path):
@@ -344,6 +347,16 @@ REFUSED = [
     ({}, X3, np.ones((4, 2)), ValueError, r"y has shape \(4, 2\), expected \(N,\)"),
     ({}, X3, [0, 1, np.nan, 1], ValueError, "y contains NaN"),
     ({}, "text", Y3, ValueError, "X"),
+    ({}, X3, np.array([0, 1, np.nan, 1]), ValueError, "y contains NaN"),
+    ({}, X3, ["a", "b", None, "a"], ValueError, r"y contains NaN or None: y\[2\] is None"),
+    ({}, X3, ["a", "b", "a", np.nan], ValueError, r"y contains NaN or None: y\[3\] is nan"),
+    ({}, X3, np.array(["a", None, "b", "a"], object), ValueError, r"y\[1\] is None"),
+    ({}, X3, np.array(["a", 1, "b", "a"], object), ValueError, r"y\[1\] is 1 and y\[0\] 'a', expected labels of one"),
+    ({}, X3, ["a", 1, "b", "a"], ValueError, r"y\[1\] is 1 and y\[0\] 'a', expected labels of one kind"),
+    ({}, X3, np.array([{}, {}, {}, {}], object), ValueError, r"y holds {}, expected text or numbers"),
+    ({}, X3, [[0], [1, 2], [0], [1]], ValueError, r"y is ragged, expected \(N,\)"),
+    ({}, X3 * 1e300, Y3, ValueError, r"X\[0, 0, 0\] is 1e\+300, whose square overflows; expected numbers from -1e"),
+    ({}, [*X3[:3], X3[3] * -1e200], Y3, ValueError, r"X\[3\]\[0, 0\] is -1e\+200, whose square overflows"),
 ]
 
 
@@ -366,6 +379,27 @@ def test_what_is_refused(change, X, y, error, words):
 def test_weights_that_are_refused(weights, words):
     with pytest.raises(ValueError, match=words):
         SequenceRegressor(**FAST).fit(X3, Y3, weights)
+
+
+@pytest.mark.parametrize(
+    ("y", "words"),
+    [
+        ([1, 2, 3, 1e300], r"y\[3\] is 1e\+300, whose square overflows"),
+        ([1, 2, 3, 10**200], r"y\[3\] is 1e\+200, whose square overflows"),
+        (np.array([1, None, 2, 3], object), "y contains NaN"),
+        (["a", "b", "c", "d"], "y has dtype <U1, expected real numbers"),
+    ],
+)
+def test_targets_that_are_refused(y, words):
+    with pytest.raises(ValueError, match=words):
+        SequenceRegressor(**FAST).fit(X3, y)
+
+
+@pytest.mark.parametrize("kind", [SequenceClassifier, SequenceRegressor])
+def test_weights_of_a_score_that_are_refused(kind):
+    made = kind(**FAST).fit(X3, Y3)
+    with pytest.raises(ValueError, match=r"sample_weight has shape \(2,\), expected \(N,\) = \(4,\)"):
+        made.score(X3, Y3, [1, 2])
 
 
 def test_another_width_is_refused(rng):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import warnings
+from numbers import Number
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
+from xlstm.estimators.values import LARGEST
 
 Host = np.ndarray[Any, Any]
 FORMS = "(N, T, D), (N, T) or a list of (T, D)"
@@ -64,7 +66,7 @@ def sequences(where: str, X: Any, table: bool | None = None) -> Sequences:
     Raises
     ------
     TypeError, ValueError
-        X is none of these, or holds numbers that are missing or not finite.
+        X is none of these, or holds numbers that are missing, not finite, or so large that their squares overflow.
     """
     if type(X).__module__.partition(".")[0] == "scipy" or hasattr(X, "toarray"):
         raise TypeError(f"{where}: X is sparse, which is not supported; X.toarray() makes it dense")
@@ -97,14 +99,54 @@ def sequences(where: str, X: Any, table: bool | None = None) -> Sequences:
     return Sequences(list(array[:, :, None] if flat else array), array.shape[1] if flat else None, _names(X))
 
 
-def targets(where: str, y: Any, count: int, columns: bool = False) -> Host:
-    """Return y on the host, (N,), or (N, O) where `columns` are allowed; raises ValueError as `sequences` does."""
+def labels(where: str, y: Any, count: int) -> Host:
+    """Return labels on the host, (N,).
+
+    Raises
+    ------
+    ValueError
+        The number of labels is not `count`, a label is missing, or they are of several kinds.
+    """
+    array = _column(where, y, count, False)
+    if array.dtype.kind == "c":
+        raise ValueError(f"{where}: y: Complex data not supported")
+    if array.dtype.kind == "f":
+        _finite(where, "y", array)
+    given = y if isinstance(y, list | tuple) else array if array.dtype == object else ()
+    for k, label in enumerate(given):
+        if label is None or (isinstance(label, float) and label != label):
+            raise ValueError(f"{where}: y contains NaN or None: y[{k}] is {label}, expected a label")
+        if _family(label) is not _family(given[0]):
+            problem = f"y[{k}] is {checks.shown(label)} and y[0] {checks.shown(given[0])}"
+            raise ValueError(f"{where}: {problem}, expected labels of one kind: text or numbers")
+    return array
+
+
+def targets(where: str, y: Any, count: int) -> Host:
+    """Return targets on the host as float64, (N,) or (N, O); raises ValueError or TypeError as `sequences` does."""
+    array = _numbers(where, "y", _column(where, y, count, True))
+    _finite(where, "y", array)
+    return array
+
+
+def _family(label: Any) -> type[Any]:
+    """Return the class of which all labels are to be."""
+    if isinstance(label, str):
+        return str
+    return Number if isinstance(label, Number | np.bool_) else type(label)
+
+
+def _column(where: str, y: Any, count: int, columns: bool) -> Host:
+    """Return y on the host, (N,), or (N, O) where `columns` are allowed."""
     if y is None:
         raise ValueError(f"{where}: requires y to be passed, but the target y is None")
-    array = np.asarray(to_numpy(y) if is_foreign(y) else y)
+    try:
+        array = np.asarray(to_numpy(y) if is_foreign(y) else y)
+    except ValueError as error:
+        raise ValueError(f"{where}: y is ragged, expected (N,){' or (N, O)' * columns}") from error
     if array.ndim == 2 and array.shape[1] == 1 and not columns:
         words = "A column-vector y was passed when a 1d array was expected; it is taken as (N,)"
-        warnings.warn(words, _conversion_warning(), stacklevel=4)
+        warnings.warn(words, _conversion_warning(), stacklevel=5)
         array = array[:, 0]
     if array.ndim != 1 and not (columns and array.ndim == 2):
         raise ValueError(f"{where}: y has shape {array.shape}, expected (N,){' or (N, O)' * columns}")
@@ -112,10 +154,6 @@ def targets(where: str, y: Any, count: int, columns: bool = False) -> Host:
         raise ValueError(
             f"{where}: Found input variables with inconsistent numbers of samples: [{count}, {len(array)}]"
         )
-    if array.dtype.kind == "c":
-        raise ValueError(f"{where}: y: Complex data not supported")
-    if array.dtype.kind == "f":
-        _finite(where, "y", array)
     return array
 
 
@@ -175,6 +213,11 @@ def _finite(where: str, name: str, array: Host) -> None:
     if not np.all(np.isfinite(array)):
         problem = "NaN" if np.any(np.isnan(array)) else "infinity"
         raise ValueError(f"{where}: {name} contains {problem}, expected finite numbers")
+    beyond = np.argwhere(np.abs(array) > LARGEST)
+    if len(beyond):
+        place = tuple(int(k) for k in beyond[0])
+        problem = f"{name}{[*place]} is {array[place]:g}, whose square overflows"
+        raise ValueError(f"{where}: {problem}; expected numbers from {-LARGEST:g} to {LARGEST:g}")
 
 
 def _names(X: Any) -> list[str] | None:

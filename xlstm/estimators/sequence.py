@@ -129,7 +129,7 @@ class SequenceEstimator(Estimator):
         given = inputs.sequences(where, X)
         count = len(given.rows)
         again = self.warm_start and self.__sklearn_is_fitted__()
-        found, target = self._targets(inputs.targets(where, y, count, self._kind == "regressor"), again)
+        found, target = self._targets(y, count, again)
         weights = inputs.weights(where, sample_weight, count)
         mean, std = self._scale(given)
         model = self.network(given.width, len(found[self._each_output]))
@@ -289,8 +289,8 @@ class SequenceEstimator(Estimator):
         options = {} if self.options is None else dict(self.options)
         return sequence_model(type(self).__name__, self.cell, width, outputs, last=True, **sizes, **options)
 
-    def _targets(self, y: Host, again: bool) -> tuple[dict[str, Any], Host]:
-        """Return the attributes that y decides, and y as the loss takes it; `again` in a warm start."""
+    def _targets(self, y: Any, count: int, again: bool) -> tuple[dict[str, Any], Host]:
+        """Return the attributes that y (N,) decides, and y as the loss takes it; `again` in a warm start."""
         raise NotImplementedError
 
     def _loss(self, y: Any, target: Any, mask: Any) -> tuple[Any, Any]:
@@ -393,14 +393,19 @@ class SequenceClassifier(SequenceEstimator):
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the share of sequences whose label is predicted, the accuracy."""
         found = self.predict(X)
-        hits = found == inputs.targets(type(self).__name__, y, len(found))
-        return float(np.average(hits, weights=sample_weight))
-
-    def _targets(self, y: Host, again: bool) -> tuple[dict[str, Any], Host]:
         where = type(self).__name__
+        hits = found == inputs.labels(where, y, len(found))
+        return float(np.average(hits, weights=inputs.weights(where, sample_weight, len(found))))
+
+    def _targets(self, y: Any, count: int, again: bool) -> tuple[dict[str, Any], Host]:
+        where = type(self).__name__
+        y = inputs.labels(where, y, count)
         if y.dtype.kind == "f" and np.any(y != np.round(y)):
             raise ValueError(f"{where}: Unknown label type: continuous. y holds fractions, expected labels of classes")
-        classes, found = np.unique(y, return_inverse=True)
+        try:
+            classes, found = np.unique(y, return_inverse=True)
+        except TypeError as error:
+            raise ValueError(f"{where}: y holds {checks.shown(y[0])}, expected text or numbers ({error})") from error
         if len(classes) < 2:
             raise ValueError(f"{where}: y holds one class, {checks.shown(classes[0])}, expected two or more")
         if again and not np.array_equal(classes, self.classes_):
@@ -445,21 +450,22 @@ class SequenceRegressor(SequenceEstimator):
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the coefficient of determination R^2, the mean over targets."""
         found = np.asarray(to_numpy(self.predict(X)))
-        truth = inputs.targets(type(self).__name__, y, len(found), True).astype(np.float64).reshape(found.shape)
-        mean = np.average(truth, axis=0, weights=sample_weight)
-        squares = [np.average((truth - other) ** 2, axis=0, weights=sample_weight) for other in (found, mean)]
+        where = type(self).__name__
+        truth = inputs.targets(where, y, len(found)).reshape(found.shape)
+        weights = inputs.weights(where, sample_weight, len(found))
+        mean = np.average(truth, axis=0, weights=weights)
+        squares = [np.average((truth - other) ** 2, axis=0, weights=weights) for other in (found, mean)]
         return float(np.mean(1 - squares[0] / np.where(squares[1] > 0, squares[1], 1.0)))
 
-    def _targets(self, y: Host, again: bool) -> tuple[dict[str, Any], Host]:
-        if y.dtype.kind not in "fiub":
-            try:
-                y = y.astype(np.float64)
-            except (TypeError, ValueError) as error:
-                where = type(self).__name__
-                raise ValueError(f"{where}: y has dtype {y.dtype}, expected real numbers ({error})") from error
-        found = y.reshape(len(y), -1).astype(np.float64)
+    def _targets(self, y: Any, count: int, again: bool) -> tuple[dict[str, Any], Host]:
+        where = type(self).__name__
+        y = inputs.targets(where, y, count)
+        found = y.reshape(count, -1)
         if again:
             mean, std = self.target_mean_, self.target_std_
+            if found.shape[1] != len(mean):
+                problem = f"y has {found.shape[1]} targets, expected those of before, {len(mean)}"
+                raise ValueError(f"{where}: {problem}, or warm_start=False")
         else:
             mean, std = found.mean(axis=0), found.std(axis=0)
             std = np.where(std > 0, std, 1.0)
