@@ -9,6 +9,7 @@ import pytest
 from tests.attacks.bounds import examples
 from xlstm import training
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.random import generator
 from xlstm.estimators import NotFittedError, SequenceClassifier, SequenceRegressor
 from xlstm.models.network import CELLS
 from xlstm.training import checkpoint
@@ -136,6 +137,17 @@ def test_weights_count(rng):
         assert np.all(classifier.predict(X) == winner)
 
 
+@pytest.mark.parametrize("part", [slice(None, 12), slice(12, None)], ids=["held out", "rest"])
+def test_weights_that_are_zero_in_a_part(rng, part):
+    """Where a part has no weight, nothing is held out."""
+    X = rng.normal(size=(120, 3))
+    weights = np.ones(120)
+    weights[generator(0, stream=3, where="").permutation(120)[part]] = 0
+    regressor = SequenceRegressor(**FAST).fit(X, X.sum(axis=1), weights)
+    assert regressor.trained_.validations == []
+    assert SequenceRegressor(**FAST).fit(X, X.sum(axis=1)).trained_.validations != []
+
+
 def test_in_scikit_learn_tools(rng):
     from sklearn.model_selection import GridSearchCV, cross_val_score
     from sklearn.pipeline import make_pipeline
@@ -194,6 +206,17 @@ def test_warm_start_goes_on(rng):
     two = SequenceRegressor(**FAST, warm_start=True).fit(X, np.ones(60))
     with pytest.raises(ValueError, match="y has 2 targets, expected those of before, 1"):
         two.fit(X, np.ones((60, 2)))
+    with pytest.raises(ValueError, match="X has 1 features, but SequenceRegressor is expecting 2"):
+        two.fit([x[:, :1] for x in X], np.ones(60))
+    with pytest.raises(ValueError, match=r"X is a table \(60, 4\), expected a list of sequences"):
+        two.fit(np.ones((60, 4)), np.ones(60))
+    for change in ({"hidden_size": 5}, {"cell": "lstm"}, {"num_layers": 2}):
+        other = SequenceRegressor(**FAST, warm_start=True).fit(X, np.ones(60))
+        with pytest.raises(ValueError, match=r"warm_start goes on from GRU.*, expected its cell and sizes, but there"):
+            other.set_params(**change).fit(X, np.ones(60))
+    gates = SequenceRegressor(**{**FAST, "cell": "slstm"}, warm_start=True).fit(X, np.ones(60))
+    with pytest.raises(ValueError, match="warm_start goes on from sLSTM"):
+        gates.set_params(cell="lstm").fit(X, np.ones(60))
 
 
 def test_checkpoints_and_resumption(rng, tmp_path):
@@ -326,6 +349,8 @@ REFUSED = [
     ({"precision": "int8"}, X3, Y3, ValueError, "precision is 'int8'"),
     ({"warm_start": 1}, X3, Y3, TypeError, "warm_start is 1, expected True or False"),
     ({"callbacks": [3]}, X3, Y3, TypeError, r"callbacks\[0\] is 3"),
+    ({"options": [1]}, X3, Y3, TypeError, r"options is \[1\], expected a dict of name to value"),
+    ({"options": {"hidden_size": 3}}, X3, Y3, ValueError, "options has 'hidden_size', which SequenceClassifier gives"),
     ({}, np.ones(4), Y3, ValueError, r"X has shape \(4,\)"),
     ({}, np.ones((4, 3, 2, 1)), Y3, ValueError, r"X has shape \(4, 3, 2, 1\)"),
     ({}, np.ones((0, 3)), [], ValueError, "0 sample"),

@@ -96,6 +96,28 @@ def test_warm_start(fitted):
         model.fit(VERSE + "é")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tokens": "bytes"}, "tokens is 'bytes', expected those of before, 'characters'"),
+        ({"cell": "gru"}, "warm_start goes on from LSTM.*, expected its cell and sizes, but there is GRU"),
+        ({"hidden_size": 9}, "warm_start goes on from LSTM"),
+    ],
+)
+def test_a_warm_start_that_is_refused(change, words):
+    model = TextModel(**FAST, warm_start=True).fit(VERSE)
+    with pytest.raises(ValueError, match=words):
+        model.set_params(**change).fit(VERSE)
+
+
+def test_a_warm_start_from_a_file(tmp_path):
+    TextModel(**FAST, tokens="bytes").fit(VERSE).save(tmp_path / "m")
+    model = TextModel.load(tmp_path / "m", "numpy")
+    assert model.tokens == "bytes"
+    before = model.nats(VERSE)
+    assert model.set_params(warm_start=True).fit(VERSE).nats(VERSE) < before
+
+
 def test_several_texts_follow_each_other():
     parts = [VERSE[:500], VERSE[500:]]
     assert TextModel(**FAST).fit(parts).held_out_ == TextModel(**FAST).fit(VERSE).held_out_
@@ -116,6 +138,8 @@ REFUSED = [
     ({"schedule": "linear"}, VERSE, ValueError, "schedule is 'linear'"),
     ({"validation_fraction": -0.1}, VERSE, ValueError, "validation_fraction is -0.1"),
     ({"clip": 0}, VERSE, ValueError, "clip is 0"),
+    ({"options": [1]}, VERSE, TypeError, r"options is \[1\], expected a dict of name to value"),
+    ({"options": {"hidden_size": 3}}, VERSE, ValueError, "options has 'hidden_size', which TextModel gives"),
 ]
 
 

@@ -15,7 +15,7 @@ from xlstm.arrays.namespace import DType
 from xlstm.arrays.random import generator
 from xlstm.data import Sequences, reading
 from xlstm.estimators import inputs, sequence_files
-from xlstm.estimators.base import Estimator
+from xlstm.estimators.base import Estimator, check_warm_start, layer_options
 from xlstm.models.network import sequence_model
 from xlstm.training import Callback, Interrupted, Terminated, losses, optimizers, train
 from xlstm.training import precision as precisions
@@ -129,6 +129,8 @@ class SequenceEstimator(Estimator):
         given = inputs.sequences(where, X)
         count = len(given.rows)
         again = self.warm_start and self.__sklearn_is_fitted__()
+        if again:
+            self._check_features(where, given)
         found, target = self._targets(y, count, again)
         weights = inputs.weights(where, sample_weight, count)
         mean, std = self._scale(given)
@@ -138,10 +140,12 @@ class SequenceEstimator(Estimator):
         start = None
         if again:
             start, mean, std = self.params_, self.mean_, self.std_
-            model.check(start)
+            check_warm_start(where, self.model_.recurrent, model.recurrent)
         order = generator(self.seed, stream=3, where=where).permutation(count)
         held = int(self.validation_fraction * count)
-        held = held if held >= LEAST else 0
+        counts = np.ones(count) if weights is None else weights[order]
+        if held < LEAST or not (np.any(counts[:held]) and np.any(counts[held:])):
+            held = 0
         rows = [(row - mean) / std for row in given.rows]
         fitted, judged = (self._batches(rows, target, weights, part) for part in (order[held:], order[:held]))
         found |= {"table_": given.steps is not None, "n_features_in_": given.features, "mean_": mean, "std_": std}
@@ -286,8 +290,9 @@ class SequenceEstimator(Estimator):
     def network(self, width: int, outputs: int) -> Any:
         """Return the model for sequences of a width D that gives so many numbers for each."""
         sizes = {name: getattr(self, name) for name in ("hidden_size", "num_layers", "bidirectional", "dropout")}
-        options = {} if self.options is None else dict(self.options)
-        return sequence_model(type(self).__name__, self.cell, width, outputs, last=True, **sizes, **options)
+        where = type(self).__name__
+        options = layer_options(where, self.options, (*sizes, "input_size", "output_size", "last", "cell", "where"))
+        return sequence_model(where, self.cell, width, outputs, last=True, **sizes, **options)
 
     def _targets(self, y: Any, count: int, again: bool) -> tuple[dict[str, Any], Host]:
         """Return the attributes that y (N,) decides, and y as the loss takes it; `again` in a warm start."""
@@ -326,7 +331,8 @@ class SequenceClassifier(SequenceEstimator):
     averaging : float
         Decay of the moving average of the weights that is judged and kept.
     validation_fraction : float
-        Share of the sequences that is held out to decide when to stop; none where that would be fewer than ten.
+        Share of the sequences that is held out to decide when to stop; none where that would be fewer than ten, or
+        where `sample_weight` is zero in all of that part or in all of the rest.
     patience : int
         Epochs without a better validation loss before training stops.
     seed : int

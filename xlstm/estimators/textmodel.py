@@ -15,7 +15,7 @@ from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.namespace import DType
 from xlstm.data import reading, text
 from xlstm.data.batches import Streams
-from xlstm.estimators.base import Estimator
+from xlstm.estimators.base import Estimator, check_warm_start, layer_options
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.network import layer_of
 from xlstm.training import Callback, Interrupted, Terminated, Trained, checkpoint, evaluate, optimizers, train
@@ -95,6 +95,8 @@ class TextModel(Estimator):
     ----------
     codec_ : object
         It has `encode(text)` and `decode(tokens)`.
+    tokens_ : str or path
+        The `tokens` of the codec.
     params_ : dict of str to array
         The weights.
     model_ : xLSTMLanguageModel
@@ -195,6 +197,9 @@ class TextModel(Estimator):
             kind(where, name, getattr(self, name))
         whole = _text(where, X)
         again = self.warm_start and self.__sklearn_is_fitted__()
+        if again and self.tokens != self.tokens_:
+            shown = f"tokens is {checks.shown(self.tokens)}, expected those of before, {checks.shown(self.tokens_)}"
+            raise ValueError(f"{where}: {shown}, or warm_start=False")
         codec = self.codec_ if again else self._codec(whole)
         numbers = np.array(codec.encode(whole), dtype=np.int64)
         held = int(self.validation_fraction * len(numbers))
@@ -207,8 +212,9 @@ class TextModel(Estimator):
         fitted, kept = numbers[: len(numbers) - held], numbers[len(numbers) - held :]
         model, home = self._model(_size(codec)), backend_of(self.backend, self.dtype)
         mixed, context = precisions.named(self.precision, home)
+        if again:
+            check_warm_start(where, self.model_.backbone, model.backbone)
         start = self.params_ if again else model.init(self.seed, home)
-        model.check(start)
         rate = self.learning_rate
         with context:
             try:
@@ -336,6 +342,7 @@ class TextModel(Estimator):
                 check("TextModel", name, getattr(made, name))
             content = arrays.pop(VOCABULARY).astype(np.uint8).tobytes()
             made.codec_ = _known(Path(path), kind, content)
+            made.tokens = made.tokens_ = kind if kind in TOKENS else made.tokens
             made.model_ = made._model(_size(made.codec_))
             made.model_.check(arrays)
         except (TypeError, ValueError, UnicodeDecodeError) as error:
@@ -347,6 +354,7 @@ class TextModel(Estimator):
 
     def _take(self, codec: Any, model: xLSTMLanguageModel, trained: Trained, kept: np.ndarray[Any, Any]) -> None:
         self.codec_, self.model_, self.params_, self.trained_ = codec, model, trained.params, trained
+        self.tokens_ = self.tokens
         self.vocab_size_, self.n_iter_ = model.vocab_size, len(trained.losses)
         self.held_out_ = self._nats(kept) if len(kept) >= LEAST else None
 
@@ -370,7 +378,8 @@ class TextModel(Estimator):
         return text.Tokenizer(path)
 
     def _model(self, vocab_size: int) -> xLSTMLanguageModel:
-        options = {} if self.options is None else dict(self.options)
+        own = ("hidden_size", "num_layers", "dropout", "input_size", "cell", "where")
+        options = layer_options("TextModel", self.options, own)
         layer = layer_of(
             "TextModel",
             self.cell,
