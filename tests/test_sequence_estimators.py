@@ -80,6 +80,24 @@ def test_prediction_does_not_depend_on_what_comes_along(rng):
     assert list(classifier.predict(X)) == [classifier.classes_[k] for k in together.argmax(axis=1)]
 
 
+def test_prediction_pads_little(rng, monkeypatch):
+    """Sequences of similar lengths go together, and results come in the order of X."""
+    monkeypatch.setattr("xlstm.estimators.sequence.CHUNK", 4)
+    X = [rng.normal(size=(n, 2)) for n in [*range(1, 41)] * 2]
+    rng.shuffle(X)
+    regressor, steps = SequenceRegressor(**FAST).fit(X, [x.sum() for x in X]), []
+    one_by_one = [regressor.predict([x])[0] for x in X]
+    model = regressor.model_
+
+    def counted(params, x, **options):
+        steps.append(x.shape[0] * x.shape[1])
+        return model(params, x, **options)
+
+    regressor.model_ = counted
+    np.testing.assert_allclose(regressor.predict(X), one_by_one, rtol=1e-4, atol=1e-5)
+    assert sum(steps) <= sum(map(len, X)) + 40 * 2
+
+
 def test_targets_in_columns(rng):
     X = rng.normal(size=(50, 4, 2))
     y = np.stack([X.sum(axis=(1, 2)), 100 + 10 * X[:, -1, 0]], axis=1)

@@ -138,6 +138,9 @@ REFUSED = [
     ({"schedule": "linear"}, VERSE, ValueError, "schedule is 'linear'"),
     ({"validation_fraction": -0.1}, VERSE, ValueError, "validation_fraction is -0.1"),
     ({"clip": 0}, VERSE, ValueError, "clip is 0"),
+    ({"every": 0}, VERSE, ValueError, "TextModel: every is 0"),
+    ({}, VERSE + "\ud800", ValueError, r"X has '\\ud800' at position 1680, half of a surrogate pair"),
+    ({"tokens": "bytes"}, ["a", VERSE + "\ud800"], ValueError, r"X has '\\ud800' at position 1681"),
     ({"options": [1]}, VERSE, TypeError, r"options is \[1\], expected a dict of name to value"),
     ({"options": {"hidden_size": 3}}, VERSE, ValueError, "options has 'hidden_size', which TextModel gives"),
 ]
@@ -152,8 +155,10 @@ def test_what_is_refused(change, X, error, words):
 def test_prompts_that_are_refused(fitted):
     with pytest.raises(ValueError, match="'É' is not one of the"):
         fitted.generate("É", 3)
-    with pytest.raises(ValueError, match="the prompt has shape"):
+    with pytest.raises(ValueError, match="prompt is '', expected a token at least"):
         fitted.generate("", 3)
+    with pytest.raises(ValueError, match=r"prompt has '\\udfff' at position 1, half of a surrogate pair"):
+        fitted.generate("t\udfff", 3)
     with pytest.raises(ValueError, match="the text has 1 tokens, expected 2 or more"):
         fitted.nats("t")
     with pytest.raises(ValueError, match="temperature is -1"):

@@ -226,22 +226,23 @@ class SequenceEstimator(Estimator):
         self.model_, self.params_, self.trained_ = model, trained.params, trained
         self.n_iter_ = max(1, len(trained.validations) or trained.best_epoch)
 
-    def _outputs(self, X: Any) -> Any:
-        """Return what the model gives for each sequence, (N, O), on its device."""
+    def _outputs(self, X: Any) -> Host:
+        """Return what the model gives for each sequence, (N, O) of float64, on the host."""
         self._check_fitted()
         where = type(self).__name__
         given = inputs.sequences(where, X, self.table_)
         self._check_features(where, given)
         home = backend_like(next(iter(self.params_.values())))
-        found = []
-        for start in range(0, len(given.rows), CHUNK):
-            rows = given.rows[start : start + CHUNK]
-            batch = np.zeros((max(map(len, rows)), len(rows), given.width))
-            for k, row in enumerate(rows):
-                batch[: len(row), k] = (row - self.mean_) / self.std_
-            lengths = None if self.table_ else np.array([len(row) for row in rows])
-            found.append(self.model_(self.params_, home.asarray(batch), lengths=lengths)[0])
-        return home.xp.concat(found)
+        lengths = np.array([len(row) for row in given.rows])
+        order, found = np.argsort(lengths, kind="stable"), []  # sorted by length, sequences need little padding
+        for start in range(0, len(order), CHUNK):
+            places = order[start : start + CHUNK]
+            batch = np.zeros((lengths[places[-1]], len(places), given.width))  # (T, B, D)
+            for k, place in enumerate(places):
+                batch[: lengths[place], k] = (given.rows[place] - self.mean_) / self.std_
+            y, *_ = self.model_(self.params_, home.asarray(batch), lengths=None if self.table_ else lengths[places])
+            found.append(to_numpy(y).astype(np.float64))
+        return np.concatenate(found)[np.argsort(order)]
 
     def _check_features(self, where: str, given: inputs.Sequences) -> None:
         count, known = given.features, self.n_features_in_
@@ -385,13 +386,13 @@ class SequenceClassifier(SequenceEstimator):
 
     def predict(self, X: Any) -> Host:
         """Return the most probable label of each sequence, (N,); X as for `fit`."""
-        logits = to_numpy(self._outputs(X))
+        logits = self._outputs(X)
         found: Host = self.classes_[np.argmax(logits, axis=1)]
         return found
 
     def predict_proba(self, X: Any) -> Any:
         """Return the probability of each class, (N, C), in the library of X; X as for `fit`."""
-        logits = to_numpy(self._outputs(X)).astype(np.float64)
+        logits = self._outputs(X)
         logits -= logits.max(axis=1, keepdims=True)
         found = np.exp(logits)
         return _as(found / found.sum(axis=1, keepdims=True), X)
@@ -449,8 +450,7 @@ class SequenceRegressor(SequenceEstimator):
 
     def predict(self, X: Any) -> Any:
         """Return predictions (N,), or (N, O) where y had columns, in the library of X; X as for `fit`."""
-        outputs = to_numpy(self._outputs(X)).astype(np.float64)
-        found = outputs * self.target_std_ + self.target_mean_
+        found = self._outputs(X) * self.target_std_ + self.target_mean_
         return _as(found[:, 0] if self.one_target_ else found, X)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:

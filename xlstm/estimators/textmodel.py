@@ -28,10 +28,11 @@ TOKENS = ("characters", "bytes")
 LEAST = 2  # tokens of a text that can be learnt from or judged
 CHECKS: dict[str, checks.Kind] = {
     **dict.fromkeys(("hidden_size", "embedding_size", "batch_size", "length"), checks.size),
-    **dict.fromkeys(("steps",), checks.count),
     **dict.fromkeys(("warm_start", "resume"), checks.flag),
     **dict.fromkeys(("dropout", "averaging", "validation_fraction"), checks.rate),
     **dict.fromkeys(("learning_rate", "clip"), checks.above_0),
+    "steps": checks.count,
+    "every": checks.optional(checks.count),
     "schedule": checks.choice(("constant", "cosine")),
     "num_layers": checks.depth,
     "weight_decay": checks.non_negative,
@@ -291,7 +292,9 @@ class TextModel(Estimator):
             The prompt is empty or has a character that is not known, or an option is out of range.
         """
         self._check_fitted()
-        numbers = self.codec_.encode(checks.text("TextModel", "prompt", prompt))
+        numbers = self.codec_.encode(_sound("TextModel", "prompt", checks.text("TextModel", "prompt", prompt)))
+        if not numbers:
+            raise ValueError(f"TextModel: prompt is {checks.shown(prompt)}, expected a token at least")
         drawn = self.model_.stream(
             self.params_, [numbers], max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
         )
@@ -304,7 +307,7 @@ class TextModel(Estimator):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights, vocabulary and parameters to a safetensors file, whole or not at all; raises OSError."""
         self._check_fitted()
-        names = [name for name in CHECKS if name not in ("warm_start", "resume")]
+        names = [name for name in CHECKS if name not in ("warm_start", "resume", "every")]
         config = {name: getattr(self, name) for name in (*names, "cell", "options", "dtype")}
         kind = {text.Characters: "characters", text.Bytes: "bytes", text.Tokenizer: "tokenizer"}[type(self.codec_)]
         vocabulary = {"characters": lambda: self.codec_.alphabet.encode(), "tokenizer": lambda: self.codec_.content}
@@ -395,14 +398,24 @@ class TextModel(Estimator):
 def _text(where: str, X: Any) -> str:
     """Return X as one text."""
     if isinstance(X, str):
-        return X
+        return _sound(where, "X", X)
     try:
         parts = [*X]
     except TypeError:
         parts = [X]
     if not parts or not all(isinstance(part, str) for part in parts):
         raise TypeError(f"{where}: X is {checks.shown(X)}, expected a text or a list of texts")
-    return "".join(parts)
+    return _sound(where, "X", "".join(parts))
+
+
+def _sound(where: str, name: str, given: str) -> str:
+    """Return a text; raise ValueError if UTF-8, in which it is kept, cannot hold it."""
+    try:
+        given.encode()
+    except UnicodeEncodeError as error:
+        problem = f"{name} has {given[error.start]!r} at position {error.start}, half of a surrogate pair"
+        raise ValueError(f"{where}: {problem}; expected text that UTF-8 can hold") from None
+    return given
 
 
 def _size(codec: Any) -> int:
