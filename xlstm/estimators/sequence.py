@@ -219,6 +219,28 @@ class SequenceEstimator(Estimator):
         made: Self = sequence_files.load(path, cls, backend)
         return made
 
+    def prepared(self, X: Any) -> list[Host]:
+        """Return sequences as the network sees them, scaled.
+
+        Parameters
+        ----------
+        X : as for `fit`
+
+        Returns
+        -------
+        list of array (T_i, D)
+
+        Raises
+        ------
+        ValueError, TypeError
+            It is not fitted yet, or X is of another kind or width than that of `fit`, or not finite.
+        """
+        self._check_fitted()
+        where = type(self).__name__
+        given = inputs.sequences(where, X, self.table_)
+        self._check_features(where, given)
+        return [(row - self.mean_) / self.std_ for row in given.rows]
+
     def _take(self, model: Any, trained: Any, found: dict[str, Any]) -> None:
         """Become what was trained, all at once: a fit that fails leaves the estimator as it was."""
         vars(self).pop("feature_names_in_", None)
@@ -228,18 +250,15 @@ class SequenceEstimator(Estimator):
 
     def _outputs(self, X: Any) -> Host:
         """Return what the model gives for each sequence, (N, O) of float64, on the host."""
-        self._check_fitted()
-        where = type(self).__name__
-        given = inputs.sequences(where, X, self.table_)
-        self._check_features(where, given)
+        rows = self.prepared(X)
         home = backend_like(next(iter(self.params_.values())))
-        lengths = np.array([len(row) for row in given.rows])
+        lengths = np.array([len(row) for row in rows])
         order, found = np.argsort(lengths, kind="stable"), []  # sorted by length, sequences need little padding
         for start in range(0, len(order), CHUNK):
             places = order[start : start + CHUNK]
-            batch = np.zeros((lengths[places[-1]], len(places), given.width))  # (T, B, D)
+            batch = np.zeros((lengths[places[-1]], len(places), rows[0].shape[1]))  # (T, B, D)
             for k, place in enumerate(places):
-                batch[: lengths[place], k] = (given.rows[place] - self.mean_) / self.std_
+                batch[: lengths[place], k] = rows[place]
             y, *_ = self.model_(self.params_, home.asarray(batch), lengths=None if self.table_ else lengths[places])
             found.append(to_numpy(y).astype(np.float64))
         return np.concatenate(found)[np.argsort(order)]
