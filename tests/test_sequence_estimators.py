@@ -445,6 +445,16 @@ def test_weights_of_a_score_that_are_refused(kind):
         made.score(X3, Y3, [1, 2])
 
 
+def test_values_far_from_those_of_fit_are_refused(rng):
+    X = rng.normal(size=(20, 3))
+    regressor = SequenceRegressor(**FAST).fit(X, X[:, 0])
+    assert np.all(np.isfinite(regressor.predict(X * 1e15)))
+    with pytest.raises(ValueError, match=r"X\[0\] is .* from the mean once scaled, whose .* overflows; .*float32"):
+        regressor.predict(X * 1e30)
+    wide = SequenceRegressor(**FAST, dtype="float64").fit(X, X[:, 0])
+    assert np.all(np.isfinite(wide.predict(X * 1e30)))
+
+
 def test_another_width_is_refused(rng):
     regressor = SequenceRegressor(**FAST).fit(X3, Y3)
     for X in (np.ones((2, 3, 1)), [np.ones((2, 3))]):
@@ -467,6 +477,8 @@ def test_plain_lists_are_sequences_where_those_of_fit_were(rng):
     regressor = SequenceRegressor(**FAST).fit(X, [sum(x) for x in X])
     together = regressor.predict(X)
     np.testing.assert_allclose(regressor.predict(X[:1]), together[:1], rtol=1e-5)
+    regressor.set_params(warm_start=True).fit([[1.0, 2.0]] * 4, Y3)
+    regressor.set_params(warm_start=False).fit(X, [sum(x) for x in X])
     same = [k for k in range(40) if len(X[k]) == 3]
     np.testing.assert_allclose(regressor.predict([X[k] for k in same]), together[same], rtol=1e-5, atol=1e-6)
 

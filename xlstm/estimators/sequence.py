@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from typing import Any, Self
@@ -126,9 +127,9 @@ class SequenceEstimator(Estimator):
         """
         where = type(self).__name__
         self.check()
-        given = inputs.sequences(where, X)
-        count = len(given.rows)
         again = self.warm_start and self.__sklearn_is_fitted__()
+        given = inputs.sequences(where, X, self.table_ if again else None)
+        count = len(given.rows)
         if again:
             self._check_features(where, given)
         found, target = self._targets(y, count, again)
@@ -233,13 +234,20 @@ class SequenceEstimator(Estimator):
         Raises
         ------
         ValueError, TypeError
-            It is not fitted yet, or X is of another kind or width than that of `fit`, or not finite.
+            It is not fitted yet, or X is of another kind or width than that of `fit`, not finite, or so far from the
+            data of `fit` that squares overflow.
         """
         self._check_fitted()
         where = type(self).__name__
         given = inputs.sequences(where, X, self.table_)
         self._check_features(where, given)
-        return [(row - self.mean_) / self.std_ for row in given.rows]
+        rows = [(row - self.mean_) / self.std_ for row in given.rows]
+        most = math.sqrt(np.finfo(self.dtype).max)
+        for k, row in enumerate(rows):
+            if not np.all(np.abs(row) < most):
+                problem = f"X[{k}] is {np.max(np.abs(row)):.3g} from the mean once scaled, whose square overflows"
+                raise ValueError(f"{where}: {problem}; expected less than {most:.3g} for {self.dtype}")
+        return rows
 
     def _take(self, model: Any, trained: Any, found: dict[str, Any]) -> None:
         """Become what was trained, all at once: a fit that fails leaves the estimator as it was."""
