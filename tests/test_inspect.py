@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 import xlstm
 from xlstm import models
 from xlstm.cli.app import app
+from xlstm.cli.inspect import read
 from xlstm.data.series import bundled
+from xlstm.estimators import SequenceClassifier, SequenceRegressor
 from xlstm.estimators.forecaster import Forecaster, Settings
 from xlstm.estimators.textmodel import TextModel
 
@@ -96,6 +98,40 @@ def test_numbers_need_no_matplotlib(run, monkeypatch, model, table):
     result = run("m")
     assert result.exit_code == 2
     assert result.stderr == "error: plots: matplotlib is not installed; pip install matplotlib\n"
+
+
+@pytest.mark.parametrize(("names", "length"), [(["a", "b"], 30), (["a", "b", "c", "d"], 4)], ids=["steps", "rows"])
+def test_sequence_estimators(run, tmp_path, names, length):
+    """A table is one sequence, or has a row for each; the network sees it scaled."""
+    rng, options = np.random.default_rng(0), {"cell": "gru", "hidden_size": 3, "epochs": 1, "backend": "numpy"}
+    rows = 100 + rng.normal(size=(30, len(names)))
+    np.savetxt(tmp_path / "rows.csv", rows, "%.9f", ",", header=",".join(names), comments="")
+    X = rows if length == 4 else [rows, rows[:9]]
+    SequenceRegressor(**options).fit(X, np.arange(len(X))).save(tmp_path / "r")
+    result = run("r", "rows.csv", "--json")
+    assert result.exit_code == 0, result.output
+    assert [len(row["norms"]) for row in json.loads(result.stdout)["gradients"]] == [length, length - 1]
+    x = read(tmp_path / "r", tmp_path / "rows.csv", None, 200).x
+    assert x.shape == ((4, 30, 1) if length == 4 else (30, 1, 2))
+    assert abs(x).max() < 9
+    assert run("r", "--json").exit_code == 0
+
+
+def test_a_classifier_of_train_classify(run, tmp_path):
+    rows = [f"{k // 5},{'ab'[k // 5 % 2]},{k % 7},{k % 3}" for k in range(100)]
+    (tmp_path / "c.csv").write_text("id,kind,x,y\n" + "\n".join(rows))
+    X = [np.array([[k % 7, k % 3] for k in range(n, n + 5)]) for n in range(0, 100, 5)]
+    made = SequenceClassifier(hidden_size=3, epochs=1, backend="numpy").fit(X, ["a", "b"] * 10)
+    made.save(tmp_path / "m", {"features": ["x", "y"], "label": "kind", "sequence": "id"})
+    found = json.loads(run("m", "c.csv", "--json").stdout)
+    assert [len(row["norms"]) for row in found["gradients"]] == [5, 4, 4]
+    result = run("m", "c.csv", "--json", "--column", "x")
+    assert "--column is for a forecaster, this is a sequence classifier" in result.stderr
+    made.save(tmp_path / "m")
+    (tmp_path / "c.csv").write_text("x,y,z\n" + "1,2,3\n" * 9)
+    result = run("m", "c.csv", "--json")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "c.csv: SequenceClassifier: X has 3 features, but SequenceClassifier is expecting 2" in result.stderr
 
 
 def test_tokens_of_a_language_model_and_a_layer_with_batch_first(run, tmp_path, table):

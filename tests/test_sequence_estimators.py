@@ -9,6 +9,7 @@ import pytest
 from tests.attacks.bounds import examples
 from xlstm import training
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.random import generator
 from xlstm.estimators import NotFittedError, SequenceClassifier, SequenceRegressor
 from xlstm.models.network import CELLS
 from xlstm.training import checkpoint
@@ -80,6 +81,24 @@ def test_prediction_does_not_depend_on_what_comes_along(rng):
     assert list(classifier.predict(X)) == [classifier.classes_[k] for k in together.argmax(axis=1)]
 
 
+def test_prediction_pads_little(rng, monkeypatch):
+    """Sequences of similar lengths go together, and results come in the order of X."""
+    monkeypatch.setattr("xlstm.estimators.sequence.CHUNK", 4)
+    X = [rng.normal(size=(n, 2)) for n in [*range(1, 41)] * 2]
+    rng.shuffle(X)
+    regressor, steps = SequenceRegressor(**FAST).fit(X, [x.sum() for x in X]), []
+    one_by_one = [regressor.predict([x])[0] for x in X]
+    model = regressor.model_
+
+    def counted(params, x, **options):
+        steps.append(x.shape[0] * x.shape[1])
+        return model(params, x, **options)
+
+    regressor.model_ = counted
+    np.testing.assert_allclose(regressor.predict(X), one_by_one, rtol=1e-4, atol=1e-5)
+    assert sum(steps) <= sum(map(len, X)) + 40 * 2
+
+
 def test_targets_in_columns(rng):
     X = rng.normal(size=(50, 4, 2))
     y = np.stack([X.sum(axis=(1, 2)), 100 + 10 * X[:, -1, 0]], axis=1)
@@ -107,6 +126,26 @@ def test_scores_are_those_of_scikit_learn(rng):
         assert found == pytest.approx(r2_score(numbers, regressor.predict(X), sample_weight=given))
 
 
+def test_a_fit_that_fails_leaves_the_estimator_as_it_was(rng):
+    X, y = ragged(rng)
+    classifier = SequenceClassifier(**FAST).fit(X, y)
+    before = dict(vars(classifier))
+    with pytest.raises(ValueError, match="sample_weight has a weight of -1"):
+        classifier.fit([x[:, :1] for x in X], np.where(y == "up", "b", "a"), np.full(60, -1.0))
+    assert vars(classifier) == before
+    assert set(classifier.predict(X)) <= {"up", "down"}
+    totals = np.array([x.sum() for x in X])
+    regressor = SequenceRegressor(**FAST).fit(X, totals)
+    before = regressor.predict(X)
+
+    def fail(now):
+        raise FloatingPointError("diverged")
+
+    with pytest.raises(FloatingPointError):
+        regressor.set_params(callbacks=[fail]).fit(np.ones((60, 7)), 1000 + totals)
+    np.testing.assert_array_equal(regressor.predict(X), before)
+
+
 def test_weights_count(rng):
     """Of two contradictory labels the one with the weight wins."""
     X = np.repeat(rng.normal(size=(20, 3, 1)), 2, axis=0)
@@ -115,6 +154,17 @@ def test_weights_count(rng):
         weights = np.where(y == winner, 1.0, 0.01)
         classifier = SequenceClassifier(**{**FAST, "epochs": 20}, validation_fraction=0.0).fit(X, y, weights)
         assert np.all(classifier.predict(X) == winner)
+
+
+@pytest.mark.parametrize("part", [slice(None, 12), slice(12, None)], ids=["held out", "rest"])
+def test_weights_that_are_zero_in_a_part(rng, part):
+    """Where a part has no weight, nothing is held out."""
+    X = rng.normal(size=(120, 3))
+    weights = np.ones(120)
+    weights[generator(0, stream=3, where="").permutation(120)[part]] = 0
+    regressor = SequenceRegressor(**FAST).fit(X, X.sum(axis=1), weights)
+    assert regressor.trained_.validations == []
+    assert SequenceRegressor(**FAST).fit(X, X.sum(axis=1)).trained_.validations != []
 
 
 def test_in_scikit_learn_tools(rng):
@@ -172,6 +222,20 @@ def test_warm_start_goes_on(rng):
     assert any(not np.array_equal(before[name], p) for name, p in one.params_.items())
     with pytest.raises(ValueError, match="expected those of before"):
         one.fit(X, ["x", "y"] * 30)
+    two = SequenceRegressor(**FAST, warm_start=True).fit(X, np.ones(60))
+    with pytest.raises(ValueError, match="y has 2 targets, expected those of before, 1"):
+        two.fit(X, np.ones((60, 2)))
+    with pytest.raises(ValueError, match="X has 1 features, but SequenceRegressor is expecting 2"):
+        two.fit([x[:, :1] for x in X], np.ones(60))
+    with pytest.raises(ValueError, match=r"X is a table \(60, 4\), expected a list of sequences"):
+        two.fit(np.ones((60, 4)), np.ones(60))
+    for change in ({"hidden_size": 5}, {"cell": "lstm"}, {"num_layers": 2}):
+        other = SequenceRegressor(**FAST, warm_start=True).fit(X, np.ones(60))
+        with pytest.raises(ValueError, match=r"warm_start goes on from GRU.*, expected its cell and sizes, but there"):
+            other.set_params(**change).fit(X, np.ones(60))
+    gates = SequenceRegressor(**{**FAST, "cell": "slstm"}, warm_start=True).fit(X, np.ones(60))
+    with pytest.raises(ValueError, match="warm_start goes on from sLSTM"):
+        gates.set_params(cell="lstm").fit(X, np.ones(60))
 
 
 def test_checkpoints_and_resumption(rng, tmp_path):
@@ -257,7 +321,7 @@ def test_files_that_are_refused(rng, tmp_path):
         ({"settings": config["settings"] | {"epochs": 0}}, "epochs is 0"),
         ({"settings": None}, "settings is None, expected an object"),
         ({"facts": facts | {"table_": 1}}, "table_ is 1, expected True or False"),
-        ({"facts": facts | {"width_": 0}}, "width_ is 0"),
+        ({"facts": facts | {"n_features_in_": 0}}, "n_features_in_ is 0"),
         ({"facts": {}}, "n_features_in_ is None"),
         ({"names": []}, "names is .*, expected a list"),
     ]:
@@ -304,11 +368,16 @@ REFUSED = [
     ({"precision": "int8"}, X3, Y3, ValueError, "precision is 'int8'"),
     ({"warm_start": 1}, X3, Y3, TypeError, "warm_start is 1, expected True or False"),
     ({"callbacks": [3]}, X3, Y3, TypeError, r"callbacks\[0\] is 3"),
+    ({"options": [1]}, X3, Y3, TypeError, r"options is \[1\], expected a dict of name to value"),
+    ({"options": {"hidden_size": 3}}, X3, Y3, ValueError, "options has 'hidden_size', which SequenceClassifier gives"),
     ({}, np.ones(4), Y3, ValueError, r"X has shape \(4,\)"),
     ({}, np.ones((4, 3, 2, 1)), Y3, ValueError, r"X has shape \(4, 3, 2, 1\)"),
     ({}, np.ones((0, 3)), [], ValueError, "0 sample"),
     ({}, np.ones((4, 0)), Y3, ValueError, "0 feature"),
-    ({}, [], [], ValueError, r"X has shape \(0,\)"),
+    ({}, [], [], ValueError, r"X has shape \(0,\), found 0 sample\(s\)"),
+    ({}, np.empty(0, object), [], ValueError, r"found 0 sample\(s\)"),
+    ({}, iter(X3), Y3, TypeError, r"X is .*iterator.*, expected .* list\(X\) makes a list"),
+    ({}, (x for x in X3), Y3, TypeError, r"X is .*generator.*, expected .* list\(X\) makes a list"),
     ({}, [np.ones((2, 2)), np.ones((2, 3))], [0, 1], ValueError, r"X\[1\] has shape \(2, 3\) and X\[0\] \(2, 2\)"),
     ({}, [np.ones((2, 2)), np.ones((0, 2))], [0, 1], ValueError, r"X\[1\] has shape \(0, 2\)"),
     ({}, [np.ones((2, 2)), np.full((2, 2), np.nan)], [0, 1], ValueError, r"X\[1\] contains NaN"),
@@ -322,6 +391,16 @@ REFUSED = [
     ({}, X3, np.ones((4, 2)), ValueError, r"y has shape \(4, 2\), expected \(N,\)"),
     ({}, X3, [0, 1, np.nan, 1], ValueError, "y contains NaN"),
     ({}, "text", Y3, ValueError, "X"),
+    ({}, X3, np.array([0, 1, np.nan, 1]), ValueError, "y contains NaN"),
+    ({}, X3, ["a", "b", None, "a"], ValueError, r"y contains NaN or None: y\[2\] is None"),
+    ({}, X3, ["a", "b", "a", np.nan], ValueError, r"y contains NaN or None: y\[3\] is nan"),
+    ({}, X3, np.array(["a", None, "b", "a"], object), ValueError, r"y\[1\] is None"),
+    ({}, X3, np.array(["a", 1, "b", "a"], object), ValueError, r"y\[1\] is 1 and y\[0\] 'a', expected labels of one"),
+    ({}, X3, ["a", 1, "b", "a"], ValueError, r"y\[1\] is 1 and y\[0\] 'a', expected labels of one kind"),
+    ({}, X3, np.array([{}, {}, {}, {}], object), ValueError, r"y holds {}, expected text or numbers"),
+    ({}, X3, [[0], [1, 2], [0], [1]], ValueError, r"y is ragged, expected \(N,\)"),
+    ({}, X3 * 1e300, Y3, ValueError, r"X\[0, 0, 0\] is 1e\+300, whose square overflows; expected numbers from -1e"),
+    ({}, [*X3[:3], X3[3] * -1e200], Y3, ValueError, r"X\[3\]\[0, 0\] is -1e\+200, whose square overflows"),
 ]
 
 
@@ -346,11 +425,80 @@ def test_weights_that_are_refused(weights, words):
         SequenceRegressor(**FAST).fit(X3, Y3, weights)
 
 
+@pytest.mark.parametrize(
+    ("y", "words"),
+    [
+        ([1, 2, 3, 1e300], r"y\[3\] is 1e\+300, whose square overflows"),
+        ([1, 2, 3, 10**200], r"y\[3\] is 1e\+200, whose square overflows"),
+        (np.array([1, None, 2, 3], object), "y contains NaN"),
+        (["a", "b", "c", "d"], "y has dtype <U1, expected real numbers"),
+    ],
+)
+def test_targets_that_are_refused(y, words):
+    with pytest.raises(ValueError, match=words):
+        SequenceRegressor(**FAST).fit(X3, y)
+
+
+@pytest.mark.parametrize("kind", [SequenceClassifier, SequenceRegressor])
+def test_weights_of_a_score_that_are_refused(kind):
+    made = kind(**FAST).fit(X3, Y3)
+    with pytest.raises(ValueError, match=r"sample_weight has shape \(2,\), expected \(N,\) = \(4,\)"):
+        made.score(X3, Y3, [1, 2])
+
+
+def test_values_far_from_those_of_fit_are_refused(rng):
+    X = rng.normal(size=(20, 3))
+    regressor = SequenceRegressor(**FAST).fit(X, X[:, 0])
+    assert np.all(np.isfinite(regressor.predict(X * 1e15)))
+    with pytest.raises(ValueError, match=r"X\[0\] is .* from the mean once scaled, whose .* overflows; .*float32"):
+        regressor.predict(X * 1e30)
+    wide = SequenceRegressor(**FAST, dtype="float64").fit(X, X[:, 0])
+    assert np.all(np.isfinite(wide.predict(X * 1e30)))
+
+
 def test_another_width_is_refused(rng):
     regressor = SequenceRegressor(**FAST).fit(X3, Y3)
-    for X in (np.ones((2, 3, 1)), np.ones((2, 2)), [np.ones((2, 3))]):
+    for X in (np.ones((2, 3, 1)), [np.ones((2, 3))]):
         with pytest.raises(ValueError, match="SequenceRegressor is expecting 2 features as input"):
             regressor.predict(X)
+    words = r"X is a table \(3, 2\), expected a list of sequences \(T, D\) with D = 2; \[X\] is a list of one"
+    with pytest.raises(ValueError, match=words):
+        regressor.predict(X3[0])
+    table = SequenceRegressor(**FAST).fit(np.ones((4, 5)), Y3)
+    with pytest.raises(ValueError, match="is expecting 5 features as input"):
+        table.predict(np.ones((4, 3)))
+    with pytest.raises(ValueError, match=r"X is sequences \(T, D\) with D = 2, expected a table \(N, T\) with T = 5"):
+        table.predict(X3)
+    with pytest.raises(ValueError, match=r"0 sample\(s\)"):
+        table.predict([])
+
+
+def test_plain_lists_are_sequences_where_those_of_fit_were(rng):
+    X = [rng.normal(size=int(n)).tolist() for n in rng.integers(1, 5, 40)]
+    regressor = SequenceRegressor(**FAST).fit(X, [sum(x) for x in X])
+    together = regressor.predict(X)
+    np.testing.assert_allclose(regressor.predict(X[:1]), together[:1], rtol=1e-5)
+    regressor.set_params(warm_start=True).fit([[1.0, 2.0]] * 4, Y3)
+    regressor.set_params(warm_start=False).fit(X, [sum(x) for x in X])
+    same = [k for k in range(40) if len(X[k]) == 3]
+    np.testing.assert_allclose(regressor.predict([X[k] for k in same]), together[same], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("holder", ["numpy", "pandas", "polars"])
+def test_holders_of_ragged_data(rng, holder):
+    from sklearn.model_selection import cross_val_score
+
+    X, y = ragged(rng, D=1)
+    X = [x[:, 0] for x in X]
+    held = np.empty(60, dtype=object)
+    held[:] = X
+    if holder != "numpy":
+        held = pytest.importorskip(holder).Series(X)
+    classifier = SequenceClassifier(**{**FAST, "backend": None}).fit(held, y)
+    plain = SequenceClassifier(**FAST).fit(X, y)
+    np.testing.assert_array_equal(classifier.predict_proba(held), plain.predict_proba(X))
+    np.testing.assert_allclose(classifier.predict_proba(held[3:4]), plain.predict_proba(X[3:4]))
+    assert np.all(np.isfinite(cross_val_score(SequenceClassifier(**FAST), held, y, cv=2)))
 
 
 def test_many_random_shapes(rng):

@@ -96,6 +96,28 @@ def test_warm_start(fitted):
         model.fit(VERSE + "é")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tokens": "bytes"}, "tokens is 'bytes', expected those of before, 'characters'"),
+        ({"cell": "gru"}, "warm_start goes on from LSTM.*, expected its cell and sizes, but there is GRU"),
+        ({"hidden_size": 9}, "warm_start goes on from LSTM"),
+    ],
+)
+def test_a_warm_start_that_is_refused(change, words):
+    model = TextModel(**FAST, warm_start=True).fit(VERSE)
+    with pytest.raises(ValueError, match=words):
+        model.set_params(**change).fit(VERSE)
+
+
+def test_a_warm_start_from_a_file(tmp_path):
+    TextModel(**FAST, tokens="bytes").fit(VERSE).save(tmp_path / "m")
+    model = TextModel.load(tmp_path / "m", "numpy")
+    assert model.tokens == "bytes"
+    before = model.nats(VERSE)
+    assert model.set_params(warm_start=True).fit(VERSE).nats(VERSE) < before
+
+
 def test_several_texts_follow_each_other():
     parts = [VERSE[:500], VERSE[500:]]
     assert TextModel(**FAST).fit(parts).held_out_ == TextModel(**FAST).fit(VERSE).held_out_
@@ -116,6 +138,11 @@ REFUSED = [
     ({"schedule": "linear"}, VERSE, ValueError, "schedule is 'linear'"),
     ({"validation_fraction": -0.1}, VERSE, ValueError, "validation_fraction is -0.1"),
     ({"clip": 0}, VERSE, ValueError, "clip is 0"),
+    ({"every": 0}, VERSE, ValueError, "TextModel: every is 0"),
+    ({}, VERSE + "\ud800", ValueError, r"X has '\\ud800' at position 1680, half of a surrogate pair"),
+    ({"tokens": "bytes"}, ["a", VERSE + "\ud800"], ValueError, r"X has '\\ud800' at position 1681"),
+    ({"options": [1]}, VERSE, TypeError, r"options is \[1\], expected a dict of name to value"),
+    ({"options": {"hidden_size": 3}}, VERSE, ValueError, "options has 'hidden_size', which TextModel gives"),
 ]
 
 
@@ -128,8 +155,10 @@ def test_what_is_refused(change, X, error, words):
 def test_prompts_that_are_refused(fitted):
     with pytest.raises(ValueError, match="'É' is not one of the"):
         fitted.generate("É", 3)
-    with pytest.raises(ValueError, match="the prompt has shape"):
+    with pytest.raises(ValueError, match="prompt is '', expected a token at least"):
         fitted.generate("", 3)
+    with pytest.raises(ValueError, match=r"prompt has '\\udfff' at position 1, half of a surrogate pair"):
+        fitted.generate("t\udfff", 3)
     with pytest.raises(ValueError, match="the text has 1 tokens, expected 2 or more"):
         fitted.nats("t")
     with pytest.raises(ValueError, match="temperature is -1"):

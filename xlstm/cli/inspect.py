@@ -15,11 +15,13 @@ from xlstm import plots
 from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_like
 from xlstm.arrays.namespace import Params
+from xlstm.cli import labelled
 from xlstm.cli.console import Report, accounted, out, printable
 from xlstm.cli.forecasting import dated, dates_of
 from xlstm.data import text, writing
 from xlstm.data.files import read_series, read_table
-from xlstm.estimators import forecaster, textmodel
+from xlstm.estimators import SequenceClassifier, SequenceRegressor, forecaster, textmodel
+from xlstm.estimators.sequence_files import kind_of
 from xlstm.models import files
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.plots.activity import HIGH, LOW
@@ -28,7 +30,8 @@ from xlstm.training import checkpoint
 
 PAGE, FOLDER = "inspect.html", Path("xlstm-inspect")
 LETTERS = 32  # of a text that are read for a token; a number with its gap has fewer
-KINDS = (files.KIND, forecaster.KIND, textmodel.KIND)
+SEQUENCES = {kind_of(each): each for each in (SequenceClassifier, SequenceRegressor)}
+KINDS = (files.KIND, forecaster.KIND, textmodel.KIND, *SEQUENCES)
 
 
 class Seen(NamedTuple):
@@ -50,7 +53,7 @@ class Found(NamedTuple):
 def inspect(
     model: Annotated[Path, typer.Argument(help="Model file of train, models.save or an estimator.")],
     data: Annotated[
-        Path | None, typer.Argument(help="Series (CSV) of a forecaster, text of a language model, or table of numbers.")
+        Path | None, typer.Argument(help="Series (CSV) of a forecaster, text of a language model, or table.")
     ] = None,
     history: Annotated[Path | None, typer.Option(help="Folder of a run, or its history.jsonl, for its curves.")] = None,
     column: Annotated[str | None, typer.Option("--column", help="Column of the series of a forecaster.")] = None,
@@ -109,6 +112,9 @@ def read(model: Path, data: Path | None, column: str | None, steps: int) -> Seen
     if kind == textmodel.KIND:
         writer = textmodel.TextModel.load(model, "numpy")
         return Seen(writer.model_, writer.params_, None if data is None else _tokens(writer.codec_, data, steps))
+    if kind in SEQUENCES:
+        reader = SEQUENCES[kind].load(model, "numpy")
+        return Seen(reader.model_, reader.params_, None if data is None else _sequences(model, reader, data, steps))
     network, params = files.load(model, "numpy")
     if data is None:
         return Seen(network, params, None)
@@ -176,6 +182,23 @@ def _tokens(codec: Any, data: Path, steps: int) -> Any:
     if len(found) < 3:
         raise ValueError(f"{data}: has {len(found)} tokens, expected 3 or more")
     return np.array(found)[None]
+
+
+def _sequences(model: Path, made: SequenceClassifier | SequenceRegressor, data: Path, steps: int) -> Any:
+    """Return the first sequence of a table, or its first rows where each is a sequence, as the network sees them."""
+    if {"features", "label"} <= made.note_.keys():
+        X = labelled.read(data, labelled.Layout.kept(model, made.note_), labels=False).sequences
+    else:
+        values = read_table(data).values
+        X = values if made.table_ else [values]
+    try:
+        rows = made.prepared(X)
+    except ValueError as error:
+        raise ValueError(f"{data}: {error}") from error
+    x = np.stack(rows[:steps], axis=1) if made.table_ else rows[0][:steps, None]  # (T, B, D)
+    if len(x) < 3:
+        raise ValueError(f"{data}: a sequence has {len(x)} steps, expected 3 or more")
+    return backend_like(next(iter(made.params_.values()))).asarray(x)
 
 
 def _table(network: Any, params: Params, data: Path, steps: int) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Mapping
 from typing import Any, Self
 
 from xlstm.arrays import checks
@@ -101,6 +102,46 @@ class Estimator:
 
             kind = Known
         raise kind(f"{type(self).__name__}: not fitted yet, call fit first")
+
+
+def layer_options(where: str, given: Any, own: tuple[str, ...]) -> dict[str, Any]:
+    """Return the options of a layer as a dict.
+
+    Parameters
+    ----------
+    where : str
+        The estimator, for errors.
+    given : dict or None
+    own : tuple of str
+        Names that the estimator itself gives to the layer.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no dict of names, or has one of `own`.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise TypeError(f"{where}: options is {checks.shown(given)}, expected a dict of name to value")
+    for name in given:
+        if name in own:
+            raise ValueError(f"{where}: options has {name!r}, which {where} gives to the layer; expected other options")
+    return dict(given)
+
+
+def check_warm_start(where: str, before: Any, layer: Any) -> None:
+    """Raise ValueError unless `layer`, which the parameters make now, can go on from the weights of `before`.
+
+    Parameters
+    ----------
+    where : str
+        The estimator, for errors.
+    before, layer : SequenceLayer
+    """
+    if type(before) is not type(layer) or before.shapes != layer.shapes:
+        problem = f"warm_start goes on from {before}, expected its cell and sizes, but there is {layer}"
+        raise ValueError(f"{where}: {problem}")
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from typing import Any, Self
@@ -15,7 +16,7 @@ from xlstm.arrays.namespace import DType
 from xlstm.arrays.random import generator
 from xlstm.data import Sequences, reading
 from xlstm.estimators import inputs, sequence_files
-from xlstm.estimators.base import Estimator
+from xlstm.estimators.base import Estimator, check_warm_start, layer_options
 from xlstm.models.network import sequence_model
 from xlstm.training import Callback, Interrupted, Terminated, losses, optimizers, train
 from xlstm.training import precision as precisions
@@ -39,8 +40,11 @@ CHUNK = 256  # sequences predicted at once
 class SequenceEstimator(Estimator):
     """The base of `SequenceClassifier` and `SequenceRegressor`."""
 
+    _each_output: str  # the attribute with an entry for each output of the model
     params_: Any
     note_: dict[str, Any]
+    table_: bool
+    n_features_in_: int
     mean_: Host
     std_: Host
 
@@ -101,6 +105,7 @@ class SequenceEstimator(Estimator):
         Parameters
         ----------
         X : array (N, T, D), list of N arrays (T_i, D) or (T_i,), or table or array (N, T) of sequences with D = 1
+            An array of objects (N,) and a Series of pandas or Polars are lists of their arrays.
         y : array (N,)
             The target of each sequence; of a regressor also (N, O).
         sample_weight : array (N,), optional
@@ -122,29 +127,31 @@ class SequenceEstimator(Estimator):
         """
         where = type(self).__name__
         self.check()
-        given = inputs.sequences(where, X)
+        again = self.warm_start and self.__sklearn_is_fitted__()
+        given = inputs.sequences(where, X, self.table_ if again else None)
         count = len(given.rows)
-        target = self._targets(inputs.targets(where, y, count, self._kind == "regressor"))
+        if again:
+            self._check_features(where, given)
+        found, target = self._targets(y, count, again)
         weights = inputs.weights(where, sample_weight, count)
         mean, std = self._scale(given)
-        model = self.network(given.width)
+        model = self.network(given.width, len(found[self._each_output]))
         home = self._backend(X)
         mixed, context = precisions.named(self.precision, home)
         start = None
-        if self.warm_start and self.__sklearn_is_fitted__():
+        if again:
             start, mean, std = self.params_, self.mean_, self.std_
-            model.check(start)
+            check_warm_start(where, self.model_.recurrent, model.recurrent)
         order = generator(self.seed, stream=3, where=where).permutation(count)
         held = int(self.validation_fraction * count)
-        held = held if held >= LEAST else 0
+        counts = np.ones(count) if weights is None else weights[order]
+        if held < LEAST or not (np.any(counts[:held]) and np.any(counts[held:])):
+            held = 0
         rows = [(row - mean) / std for row in given.rows]
         fitted, judged = (self._batches(rows, target, weights, part) for part in (order[held:], order[:held]))
-        self.n_features_in_ = given.width if given.steps is None else given.steps
+        found |= {"table_": given.steps is not None, "n_features_in_": given.features, "mean_": mean, "std_": std}
         if given.names is not None:
-            self.feature_names_in_ = np.array(given.names, dtype=object)
-        elif hasattr(self, "feature_names_in_"):
-            del self.feature_names_in_
-        self.table_, self.width_, self.mean_, self.std_ = given.steps is not None, given.width, mean, std
+            found["feature_names_in_"] = np.array(given.names, dtype=object)
         with context:
             try:
                 trained = train(
@@ -165,9 +172,9 @@ class SequenceEstimator(Estimator):
                     resume=self.resume,
                 )
             except (Interrupted, Terminated) as error:
-                self._take(model, error.trained)
+                self._take(model, error.trained, found)
                 raise
-        self._take(model, trained)
+        self._take(model, trained, found)
         return self
 
     def save(self, path: str | os.PathLike[str], note: dict[str, Any] | None = None) -> None:
@@ -213,33 +220,70 @@ class SequenceEstimator(Estimator):
         made: Self = sequence_files.load(path, cls, backend)
         return made
 
-    def _take(self, model: Any, trained: Any) -> None:
+    def prepared(self, X: Any) -> list[Host]:
+        """Return sequences as the network sees them, scaled.
+
+        Parameters
+        ----------
+        X : as for `fit`
+
+        Returns
+        -------
+        list of array (T_i, D)
+
+        Raises
+        ------
+        ValueError, TypeError
+            It is not fitted yet, or X is of another kind or width than that of `fit`, not finite, or so far from the
+            data of `fit` that squares overflow.
+        """
+        self._check_fitted()
+        where = type(self).__name__
+        given = inputs.sequences(where, X, self.table_)
+        self._check_features(where, given)
+        rows = [(row - self.mean_) / self.std_ for row in given.rows]
+        most = math.sqrt(np.finfo(self.dtype).max)
+        for k, row in enumerate(rows):
+            if not np.all(np.abs(row) < most):
+                problem = f"X[{k}] is {np.max(np.abs(row)):.3g} from the mean once scaled, whose square overflows"
+                raise ValueError(f"{where}: {problem}; expected less than {most:.3g} for {self.dtype}")
+        return rows
+
+    def _take(self, model: Any, trained: Any, found: dict[str, Any]) -> None:
+        """Become what was trained, all at once: a fit that fails leaves the estimator as it was."""
+        vars(self).pop("feature_names_in_", None)
+        vars(self).update(found)
         self.model_, self.params_, self.trained_ = model, trained.params, trained
         self.n_iter_ = max(1, len(trained.validations) or trained.best_epoch)
 
-    def _outputs(self, X: Any) -> Any:
-        """Return what the model gives for each sequence, (N, O), on its device."""
-        self._check_fitted()
-        where = type(self).__name__
-        given = inputs.sequences(where, X)
-        self._check_features(where, given)
+    def _outputs(self, X: Any) -> Host:
+        """Return what the model gives for each sequence, (N, O) of float64, on the host."""
+        rows = self.prepared(X)
         home = backend_like(next(iter(self.params_.values())))
-        found = []
-        for start in range(0, len(given.rows), CHUNK):
-            rows = given.rows[start : start + CHUNK]
-            batch = np.zeros((max(map(len, rows)), len(rows), given.width))
-            for k, row in enumerate(rows):
-                batch[: len(row), k] = (row - self.mean_) / self.std_
-            lengths = None if self.table_ else np.array([len(row) for row in rows])
-            found.append(self.model_(self.params_, home.asarray(batch), lengths=lengths)[0])
-        return home.xp.concat(found)
+        lengths = np.array([len(row) for row in rows])
+        order, found = np.argsort(lengths, kind="stable"), []  # sorted by length, sequences need little padding
+        for start in range(0, len(order), CHUNK):
+            places = order[start : start + CHUNK]
+            batch = np.zeros((lengths[places[-1]], len(places), rows[0].shape[1]))  # (T, B, D)
+            for k, place in enumerate(places):
+                batch[: lengths[place], k] = rows[place]
+            y, *_ = self.model_(self.params_, home.asarray(batch), lengths=None if self.table_ else lengths[places])
+            found.append(to_numpy(y).astype(np.float64))
+        return np.concatenate(found)[np.argsort(order)]
 
     def _check_features(self, where: str, given: inputs.Sequences) -> None:
-        count = given.width if given.steps is None else given.steps
-        if (given.steps is not None) != self.table_ or count != self.n_features_in_:
+        count, known = given.features, self.n_features_in_
+        if given.steps is not None and not self.table_:
             raise ValueError(
-                f"{where}: X has {count} features, but {where} is expecting {self.n_features_in_} features as input"
+                f"{where}: X is a table {(len(given.rows), given.steps)}, expected a list of sequences (T, D) with "
+                f"D = {known}; [X] is a list of one sequence"
             )
+        if given.steps is None and self.table_:
+            raise ValueError(
+                f"{where}: X is sequences (T, D) with D = {count}, expected a table (N, T) with T = {known} columns"
+            )
+        if count != known:
+            raise ValueError(f"{where}: X has {count} features, but {where} is expecting {known} features as input")
         names = getattr(self, "feature_names_in_", None)
         if names is not None and given.names is not None and list(names) != given.names:
             raise ValueError(
@@ -249,10 +293,8 @@ class SequenceEstimator(Estimator):
 
     def _backend(self, X: Any) -> Backend:
         """Return the backend that is asked for, or that of X where it is an array of a library other than NumPy."""
-        here = isinstance(X, np.ndarray | list | tuple) or hasattr(X, "columns") or not hasattr(X, "dtype")
-        if self.backend is not None or here:
-            return backend_of(self.backend, self.dtype)
-        return backend_of(backend_like(X), self.dtype)
+        chosen = backend_like(X) if self.backend is None and inputs.is_foreign(X) else self.backend
+        return backend_of(chosen, self.dtype)
 
     def _scale(self, given: inputs.Sequences) -> tuple[Host, Host]:
         """Return mean and deviation over all steps, (D,), or in a table by its columns, (T, 1)."""
@@ -273,18 +315,15 @@ class SequenceEstimator(Estimator):
         for name, kind in CHECKS.items():
             kind(type(self).__name__, name, getattr(self, name))
 
-    def network(self, width: int) -> Any:
-        """Return the model for sequences of a width D."""
+    def network(self, width: int, outputs: int) -> Any:
+        """Return the model for sequences of a width D that gives so many numbers for each."""
         sizes = {name: getattr(self, name) for name in ("hidden_size", "num_layers", "bidirectional", "dropout")}
-        options = {} if self.options is None else dict(self.options)
-        return sequence_model(type(self).__name__, self.cell, width, self._width(), last=True, **sizes, **options)
+        where = type(self).__name__
+        options = layer_options(where, self.options, (*sizes, "input_size", "output_size", "last", "cell", "where"))
+        return sequence_model(where, self.cell, width, outputs, last=True, **sizes, **options)
 
-    def _targets(self, y: Host) -> Host:
-        """Note what is to be known of y, and return it as the loss takes it."""
-        raise NotImplementedError
-
-    def _width(self) -> int:
-        """Return the width of the model's output."""
+    def _targets(self, y: Any, count: int, again: bool) -> tuple[dict[str, Any], Host]:
+        """Return the attributes that y (N,) decides, and y as the loss takes it; `again` in a warm start."""
         raise NotImplementedError
 
     def _loss(self, y: Any, target: Any, mask: Any) -> tuple[Any, Any]:
@@ -320,7 +359,8 @@ class SequenceClassifier(SequenceEstimator):
     averaging : float
         Decay of the moving average of the weights that is judged and kept.
     validation_fraction : float
-        Share of the sequences that is held out to decide when to stop; none where that would be fewer than ten.
+        Share of the sequences that is held out to decide when to stop; none where that would be fewer than ten, or
+        where `sample_weight` is zero in all of that part or in all of the rest.
     patience : int
         Epochs without a better validation loss before training stops.
     seed : int
@@ -368,17 +408,18 @@ class SequenceClassifier(SequenceEstimator):
     """
 
     _kind = "classifier"
+    _each_output = "classes_"
     classes_: Host
 
     def predict(self, X: Any) -> Host:
         """Return the most probable label of each sequence, (N,); X as for `fit`."""
-        logits = to_numpy(self._outputs(X))
+        logits = self._outputs(X)
         found: Host = self.classes_[np.argmax(logits, axis=1)]
         return found
 
     def predict_proba(self, X: Any) -> Any:
         """Return the probability of each class, (N, C), in the library of X; X as for `fit`."""
-        logits = to_numpy(self._outputs(X)).astype(np.float64)
+        logits = self._outputs(X)
         logits -= logits.max(axis=1, keepdims=True)
         found = np.exp(logits)
         return _as(found / found.sum(axis=1, keepdims=True), X)
@@ -386,26 +427,27 @@ class SequenceClassifier(SequenceEstimator):
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the share of sequences whose label is predicted, the accuracy."""
         found = self.predict(X)
-        hits = found == inputs.targets(type(self).__name__, y, len(found))
-        return float(np.average(hits, weights=sample_weight))
-
-    def _targets(self, y: Host) -> Host:
         where = type(self).__name__
+        hits = found == inputs.labels(where, y, len(found))
+        return float(np.average(hits, weights=inputs.weights(where, sample_weight, len(found))))
+
+    def _targets(self, y: Any, count: int, again: bool) -> tuple[dict[str, Any], Host]:
+        where = type(self).__name__
+        y = inputs.labels(where, y, count)
         if y.dtype.kind == "f" and np.any(y != np.round(y)):
             raise ValueError(f"{where}: Unknown label type: continuous. y holds fractions, expected labels of classes")
-        classes, found = np.unique(y, return_inverse=True)
+        try:
+            classes, found = np.unique(y, return_inverse=True)
+        except TypeError as error:
+            raise ValueError(f"{where}: y holds {checks.shown(y[0])}, expected text or numbers ({error})") from error
         if len(classes) < 2:
             raise ValueError(f"{where}: y holds one class, {checks.shown(classes[0])}, expected two or more")
-        if self.warm_start and self.__sklearn_is_fitted__() and not np.array_equal(classes, self.classes_):
+        if again and not np.array_equal(classes, self.classes_):
             known = checks.shown(list(self.classes_))
             raise ValueError(
                 f"{where}: y holds the classes {checks.shown(list(classes))}, expected those of before, {known}"
             )
-        self.classes_ = classes
-        return found.reshape(-1)
-
-    def _width(self) -> int:
-        return len(self.classes_)
+        return {"classes_": classes}, found.reshape(-1)
 
     def _loss(self, y: Any, target: Any, mask: Any) -> tuple[Any, Any]:
         return losses.cross_entropy(y, target, mask)
@@ -428,38 +470,39 @@ class SequenceRegressor(SequenceEstimator):
     """
 
     _kind = "regressor"
+    _each_output = "target_mean_"
+    target_mean_: Host
+    target_std_: Host
+    one_target_: bool
 
     def predict(self, X: Any) -> Any:
         """Return predictions (N,), or (N, O) where y had columns, in the library of X; X as for `fit`."""
-        outputs = to_numpy(self._outputs(X)).astype(np.float64)
-        found = outputs * self.target_std_ + self.target_mean_
+        found = self._outputs(X) * self.target_std_ + self.target_mean_
         return _as(found[:, 0] if self.one_target_ else found, X)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the coefficient of determination R^2, the mean over targets."""
         found = np.asarray(to_numpy(self.predict(X)))
-        truth = inputs.targets(type(self).__name__, y, len(found), True).astype(np.float64).reshape(found.shape)
-        mean = np.average(truth, axis=0, weights=sample_weight)
-        squares = [np.average((truth - other) ** 2, axis=0, weights=sample_weight) for other in (found, mean)]
+        where = type(self).__name__
+        truth = inputs.targets(where, y, len(found)).reshape(found.shape)
+        weights = inputs.weights(where, sample_weight, len(found))
+        mean = np.average(truth, axis=0, weights=weights)
+        squares = [np.average((truth - other) ** 2, axis=0, weights=weights) for other in (found, mean)]
         return float(np.mean(1 - squares[0] / np.where(squares[1] > 0, squares[1], 1.0)))
 
-    def _targets(self, y: Host) -> Host:
-        if y.dtype.kind not in "fiub":
-            try:
-                y = y.astype(np.float64)
-            except (TypeError, ValueError) as error:
-                where = type(self).__name__
-                raise ValueError(f"{where}: y has dtype {y.dtype}, expected real numbers ({error})") from error
-        self.one_target_ = y.ndim == 1
-        found = y.reshape(len(y), -1).astype(np.float64)
-        if not (self.warm_start and self.__sklearn_is_fitted__()):
-            std = found.std(axis=0)
-            self.target_mean_, self.target_std_ = found.mean(axis=0), np.where(std > 0, std, 1.0)
-        scaled: Host = (found - self.target_mean_) / self.target_std_
-        return scaled
-
-    def _width(self) -> int:
-        return len(self.target_mean_)
+    def _targets(self, y: Any, count: int, again: bool) -> tuple[dict[str, Any], Host]:
+        where = type(self).__name__
+        y = inputs.targets(where, y, count)
+        found = y.reshape(count, -1)
+        if again:
+            mean, std = self.target_mean_, self.target_std_
+            if found.shape[1] != len(mean):
+                problem = f"y has {found.shape[1]} targets, expected those of before, {len(mean)}"
+                raise ValueError(f"{where}: {problem}, or warm_start=False")
+        else:
+            mean, std = found.mean(axis=0), found.std(axis=0)
+            std = np.where(std > 0, std, 1.0)
+        return {"target_mean_": mean, "target_std_": std, "one_target_": y.ndim == 1}, (found - mean) / std
 
     def _loss(self, y: Any, target: Any, mask: Any) -> tuple[Any, Any]:
         return losses.mse(y, target, mask)
@@ -467,6 +510,4 @@ class SequenceRegressor(SequenceEstimator):
 
 def _as(found: Host, X: Any) -> Any:
     """Return numbers in the library of X, where it is an array of one other than NumPy."""
-    if isinstance(X, np.ndarray | list | tuple) or hasattr(X, "columns") or not hasattr(X, "dtype"):
-        return found
-    return like(found, X)
+    return like(found, X) if inputs.is_foreign(X) else found

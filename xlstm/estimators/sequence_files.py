@@ -13,7 +13,7 @@ from xlstm.training import checkpoint
 
 Host = np.ndarray[Any, Any]
 SCALES = ("mean_", "std_", "target_mean_", "target_std_")  # arrays of float64 beside the weights
-FACTS = ("table_", "width_", "n_features_in_", "one_target_")  # plain values that `fit` found out
+FACTS = ("table_", "n_features_in_", "one_target_")  # plain values that `fit` found out
 
 
 def save(path: str | os.PathLike[str], estimator: Any, names: list[str], note: dict[str, Any] | None) -> None:
@@ -62,8 +62,7 @@ def load(path: str | os.PathLike[str], kind: type[Any], backend: str | Backend |
         settings, facts, note = (_object(config, name) for name in ("settings", "facts", "note"))
         made = kind(**settings, backend=backend)
         made.check()
-        for name in ("n_features_in_", "width_"):
-            setattr(made, name, checks.size("file", name, facts.get(name)))
+        made.n_features_in_ = checks.size("file", "n_features_in_", facts.get("n_features_in_"))
         regressor = kind._kind == "regressor"
         for name in ("table_", "one_target_") if regressor else ("table_",):
             setattr(made, name, checks.flag("file", name, facts.get(name)))
@@ -75,15 +74,15 @@ def load(path: str | os.PathLike[str], kind: type[Any], backend: str | Backend |
             made.classes_ = np.array(_list(config, "classes"))
         if "names" in config:
             made.feature_names_in_ = np.array(_list(config, "names"), dtype=object)
-        steps = made.n_features_in_ if made.table_ else 1
+        steps, width = (made.n_features_in_, 1) if made.table_ else (1, made.n_features_in_)
         for name in ("mean_", "std_"):
-            if getattr(made, name).shape not in ((1,), (made.width_,), (steps, made.width_)):
-                raise ValueError(f"{name} has shape {getattr(made, name).shape}, expected {(steps, made.width_)}")
+            if getattr(made, name).shape not in ((1,), (width,), (steps, width)):
+                raise ValueError(f"{name} has shape {getattr(made, name).shape}, expected {(steps, width)}")
         if regressor and (made.target_mean_.ndim != 1 or made.target_mean_.shape != made.target_std_.shape):
             raise ValueError(
                 f"target_mean_ and target_std_ have shapes {made.target_mean_.shape}, {made.target_std_.shape}"
             )
-        made.model_ = made.network(made.width_)
+        made.model_ = made.network(width, len(getattr(made, kind._each_output)))
         made.model_.check(arrays)
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: not a sound {kind_of(kind)} ({type(error).__name__}: {error})") from error

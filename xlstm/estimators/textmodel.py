@@ -15,7 +15,7 @@ from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.namespace import DType
 from xlstm.data import reading, text
 from xlstm.data.batches import Streams
-from xlstm.estimators.base import Estimator
+from xlstm.estimators.base import Estimator, check_warm_start, layer_options
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.network import layer_of
 from xlstm.training import Callback, Interrupted, Terminated, Trained, checkpoint, evaluate, optimizers, train
@@ -28,10 +28,11 @@ TOKENS = ("characters", "bytes")
 LEAST = 2  # tokens of a text that can be learnt from or judged
 CHECKS: dict[str, checks.Kind] = {
     **dict.fromkeys(("hidden_size", "embedding_size", "batch_size", "length"), checks.size),
-    **dict.fromkeys(("steps",), checks.count),
     **dict.fromkeys(("warm_start", "resume"), checks.flag),
     **dict.fromkeys(("dropout", "averaging", "validation_fraction"), checks.rate),
     **dict.fromkeys(("learning_rate", "clip"), checks.above_0),
+    "steps": checks.count,
+    "every": checks.optional(checks.count),
     "schedule": checks.choice(("constant", "cosine")),
     "num_layers": checks.depth,
     "weight_decay": checks.non_negative,
@@ -95,6 +96,8 @@ class TextModel(Estimator):
     ----------
     codec_ : object
         It has `encode(text)` and `decode(tokens)`.
+    tokens_ : str or path
+        The `tokens` of the codec.
     params_ : dict of str to array
         The weights.
     model_ : xLSTMLanguageModel
@@ -195,6 +198,9 @@ class TextModel(Estimator):
             kind(where, name, getattr(self, name))
         whole = _text(where, X)
         again = self.warm_start and self.__sklearn_is_fitted__()
+        if again and self.tokens != self.tokens_:
+            shown = f"tokens is {checks.shown(self.tokens)}, expected those of before, {checks.shown(self.tokens_)}"
+            raise ValueError(f"{where}: {shown}, or warm_start=False")
         codec = self.codec_ if again else self._codec(whole)
         numbers = np.array(codec.encode(whole), dtype=np.int64)
         held = int(self.validation_fraction * len(numbers))
@@ -207,8 +213,9 @@ class TextModel(Estimator):
         fitted, kept = numbers[: len(numbers) - held], numbers[len(numbers) - held :]
         model, home = self._model(_size(codec)), backend_of(self.backend, self.dtype)
         mixed, context = precisions.named(self.precision, home)
+        if again:
+            check_warm_start(where, self.model_.backbone, model.backbone)
         start = self.params_ if again else model.init(self.seed, home)
-        model.check(start)
         rate = self.learning_rate
         with context:
             try:
@@ -285,7 +292,9 @@ class TextModel(Estimator):
             The prompt is empty or has a character that is not known, or an option is out of range.
         """
         self._check_fitted()
-        numbers = self.codec_.encode(checks.text("TextModel", "prompt", prompt))
+        numbers = self.codec_.encode(_sound("TextModel", "prompt", checks.text("TextModel", "prompt", prompt)))
+        if not numbers:
+            raise ValueError(f"TextModel: prompt is {checks.shown(prompt)}, expected a token at least")
         options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
         with np.errstate(over="ignore", invalid="ignore"):  # the sampler names what is not finite
             drawn = self.model_.stream(self.params_, [numbers], max_tokens, **options)
@@ -298,7 +307,7 @@ class TextModel(Estimator):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights, vocabulary and parameters to a safetensors file, whole or not at all; raises OSError."""
         self._check_fitted()
-        names = [name for name in CHECKS if name not in ("warm_start", "resume")]
+        names = [name for name in CHECKS if name not in ("warm_start", "resume", "every")]
         config = {name: getattr(self, name) for name in (*names, "cell", "options", "dtype")}
         kind = {text.Characters: "characters", text.Bytes: "bytes", text.Tokenizer: "tokenizer"}[type(self.codec_)]
         vocabulary = {"characters": lambda: self.codec_.alphabet.encode(), "tokenizer": lambda: self.codec_.content}
@@ -336,6 +345,7 @@ class TextModel(Estimator):
                 check("TextModel", name, getattr(made, name))
             content = arrays.pop(VOCABULARY).astype(np.uint8).tobytes()
             made.codec_ = _known(Path(path), kind, content)
+            made.tokens = made.tokens_ = kind if kind in TOKENS else made.tokens
             made.model_ = made._model(_size(made.codec_))
             made.model_.check(arrays)
         except (TypeError, ValueError, UnicodeDecodeError) as error:
@@ -347,6 +357,7 @@ class TextModel(Estimator):
 
     def _take(self, codec: Any, model: xLSTMLanguageModel, trained: Trained, kept: np.ndarray[Any, Any]) -> None:
         self.codec_, self.model_, self.params_, self.trained_ = codec, model, trained.params, trained
+        self.tokens_ = self.tokens
         self.vocab_size_, self.n_iter_ = model.vocab_size, len(trained.losses)
         self.held_out_ = self._nats(kept) if len(kept) >= LEAST else None
 
@@ -370,7 +381,8 @@ class TextModel(Estimator):
         return text.Tokenizer(path)
 
     def _model(self, vocab_size: int) -> xLSTMLanguageModel:
-        options = {} if self.options is None else dict(self.options)
+        own = ("hidden_size", "num_layers", "dropout", "input_size", "cell", "where")
+        options = layer_options("TextModel", self.options, own)
         layer = layer_of(
             "TextModel",
             self.cell,
@@ -386,14 +398,24 @@ class TextModel(Estimator):
 def _text(where: str, X: Any) -> str:
     """Return X as one text."""
     if isinstance(X, str):
-        return X
+        return _sound(where, "X", X)
     try:
         parts = [*X]
     except TypeError:
         parts = [X]
     if not parts or not all(isinstance(part, str) for part in parts):
         raise TypeError(f"{where}: X is {checks.shown(X)}, expected a text or a list of texts")
-    return "".join(parts)
+    return _sound(where, "X", "".join(parts))
+
+
+def _sound(where: str, name: str, given: str) -> str:
+    """Return a text; raise ValueError if UTF-8, in which it is kept, cannot hold it."""
+    try:
+        given.encode()
+    except UnicodeEncodeError as error:
+        problem = f"{name} has {given[error.start]!r} at position {error.start}, half of a surrogate pair"
+        raise ValueError(f"{where}: {problem}; expected text that UTF-8 can hold") from None
+    return given
 
 
 def _size(codec: Any) -> int:
