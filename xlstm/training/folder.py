@@ -51,11 +51,16 @@ class Folder:
         self.saved = -1  # batches done at the newest checkpoint on the disk
         self.problem = ""  # why the last one is not there
 
-    def begin(self) -> None:
+    def begin(self, new: bool) -> None:
         """Make the folder, try whether files can be written there, and delete what a killed process left half written.
 
-        Raises OSError.
+        Raises OSError, and ValueError where a new run is to begin and the folder holds one.
         """
+        if new and (old := self.checkpoints()):
+            raise ValueError(
+                f"train: {self.path} holds a run already ({old[-1].name}); resume=True goes on with it, "
+                "and another folder begins a new one"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
         writing.check(self.path / BEST)
         writing.clean(self.path)

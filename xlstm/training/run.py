@@ -96,25 +96,17 @@ class Run:
         for callback in self.callbacks:
             callback.begin(params)
 
-    def keep_in(self, path: Path, keep: int) -> None:
+    def keep_in(self, folder: Folder) -> None:
         """Keep checkpoints and the history in a folder."""
-        self.folder, self.history = Folder(path, keep), History(path)
-        self.folder.begin()
+        self.folder, self.history = folder, History(folder.path)
 
     def resume(self, given: bool | Path) -> None:
         """Go on from a checkpoint, where that is asked for and there is one."""
         found = None
         if isinstance(given, Path):
             found = find(given)
-        elif self.folder is not None:
-            found = self.folder.newest() if given else None
-            if not given and (old := self.folder.checkpoints()):
-                raise ValueError(
-                    f"train: {self.folder.path} holds a run already ({old[-1].name}); resume=True goes on with it, "
-                    "and another folder begins a new one"
-                )
-        elif given:
-            raise ValueError("train: resume is True, but checkpoints names no folder to resume from")
+        elif self.folder is not None and given:
+            found = self.folder.newest()
         if found is not None:
             self._restore(found)
         if self.history is not None:
@@ -333,7 +325,7 @@ class Run:
         """Return how a run that a signal stopped can go on."""
         at = f"epoch {self.epoch}, step {self.done}" if self.done else f"epoch {self.epoch - 1}"
         if self.folder is None:
-            return f"train: stopped after {at} by signal {number}; without checkpoints nothing is saved"
+            return f"train: stopped after {at} by signal {number}; it keeps no checkpoints"
         if missing := self.folder.missing(self.total):
             return f"train: stopped after {at} by signal {number}; {missing}"
         return f"train: stopped after {at} by signal {number}; resume=True goes on from {self.folder.path}"
