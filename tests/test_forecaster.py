@@ -10,7 +10,7 @@ import pytest
 
 from xlstm.data.preparation import carry_forward
 from xlstm.data.series import bundled, read_csv
-from xlstm.estimators import Forecaster, NotFittedError, Settings, baselines, calendars, intervals, seasons
+from xlstm.estimators import Forecaster, NotFittedError, Settings, baselines, calendars, highway, intervals, seasons
 from xlstm.training import Interrupted, losses
 
 QUICK = {
@@ -448,3 +448,208 @@ def test_settings_say_what_a_file_needs():
     """Every setting is a keyword with the same default."""
     usual = Forecaster().get_params()
     assert {f.name: getattr(Settings(), f.name) for f in dataclasses.fields(Settings)}.items() <= usual.items()
+
+
+def test_level_and_scale_of_a_series_do_not_matter(fitted):
+    """Also not where there are as many series as were fitted, and for one series among others."""
+    values, _ = driven()
+    for other in (1e-4 * values, 100 + 5 * values):
+        plain = Forecaster(**QUICK).fit(other)
+        np.testing.assert_allclose(fitted.predict(other), plain.predict(other), rtol=1e-4)
+        np.testing.assert_allclose(fitted.score(other).quantiles, plain.score(other).quantiles, rtol=1e-3)
+        np.testing.assert_array_equal(fitted.predict([other, values])[0], fitted.predict(other))
+
+
+def test_units_of_named_series_go_with_their_names():
+    pd = pytest.importorskip("pandas")
+    values, _ = driven()
+    table = pd.DataFrame({"shop": ["a"] * 300 + ["b"] * 300, "sales": np.concatenate((values, 1e3 * values[::-1]))})
+    forecaster = Forecaster(**QUICK, series_id="shop")
+    found = forecaster.fit(table).predict(table, 2)
+    turned = forecaster.predict(pd.concat((table[300:], table[:300]), ignore_index=True), 2)
+    np.testing.assert_array_equal(turned["sales"], found["sales"][[2, 3, 0, 1]])
+    alone = table[300:].reset_index(drop=True)
+    np.testing.assert_array_equal(forecaster.predict(alone, 2)["sales"], found["sales"][2:])
+    changed = alone.assign(shop="c")
+    np.testing.assert_allclose(forecaster.predict(changed, 2)["sales"], found["sales"][2:], rtol=1e-6)
+
+
+def test_a_series_that_does_not_change_is_forecast(fitted):
+    values, _ = driven()
+    found = fitted.predict([values, np.ones(100), np.zeros(12)], 9)
+    np.testing.assert_array_equal(found[0], fitted.predict(values, 9))
+    np.testing.assert_allclose(found[1], 1, rtol=1e-12)
+    np.testing.assert_allclose(found[2], 0, atol=1e-12)
+
+
+def test_units_of_many_series_are_measured_once(fitted, monkeypatch):
+    from xlstm.estimators import scaling
+
+    calls, measured = [], scaling.own_units
+    monkeypatch.setattr(scaling, "own_units", lambda *given: calls.append(1) or measured(*given))
+    fitted.predict([driven()[0]] * 20, 18)
+    assert len(calls) == 20
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_series_of_a_table_may_have_no_dates(library):
+    frames = pytest.importorskip(library)
+    values, _ = driven()
+    table = frames.DataFrame({"shop": ["a"] * 300 + ["b"] * 300, "sales": np.concatenate((values, 5 * values))})
+    found = Forecaster(**QUICK, series_id="shop").fit(table).predict(table, 2)
+    assert list(found.columns) == ["shop", "sales"]
+    assert list(found["shop"]) == ["a", "a", "b", "b"]
+    expected = Forecaster(**QUICK).fit([values, 5 * values]).predict([values, 5 * values], 2)
+    np.testing.assert_array_equal(found["sales"], np.concatenate(expected))
+
+
+@pytest.mark.parametrize(("first", "labels"), [("7", [300, 301]), (7, [307, 308])])
+def test_rows_with_labels_that_are_no_dates_are_numbered_on(first, labels):
+    pd = pytest.importorskip("pandas")
+    index = pd.Index([type(first)(int(first) + k) for k in range(300)], name="row")
+    table = pd.DataFrame({"sales": driven()[0]}, index=index)
+    found = Forecaster(**{**QUICK, "epochs": 1}).fit(table).predict(table, 2)
+    assert (list(found.index), found.index.name) == (labels, "row")
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_later_covariates_are_placed_by_date(library):
+    frames = pytest.importorskip(library)
+    values, price = driven()
+    days = np.datetime64("2020-01-01", "us") + np.arange(320) * np.timedelta64(1, "D")
+    table = frames.DataFrame({"day": days[:300], "sales": values, "price": price[:300]})
+    forecaster = Forecaster(**{**QUICK, "epochs": 1}, future="price").fit(table)
+
+    def predicted(rows):
+        return forecaster.predict(table, future=frames.DataFrame({"day": days[rows], "price": price[rows]}))["sales"]
+
+    ahead = np.arange(300, 306)
+    found = predicted(ahead)
+    np.testing.assert_array_equal(predicted(ahead[::-1]), found)
+    plain = forecaster.predict(table, future=frames.DataFrame({"price": price[ahead]}))  # in order
+    np.testing.assert_array_equal(plain["sales"], found)
+    for wrong, first in ((ahead + 1, "2020-10-28"), (np.delete(ahead, 3), "2020-10-31")):
+        with pytest.raises(ValueError, match=f"future has a row for {first}.*, expected 2020-10-.*, the next step"):
+            predicted(wrong)
+    undated = frames.DataFrame({"sales": values, "price": price[:300]})
+    with pytest.raises(ValueError, match="the rows of future have dates, expected none"):
+        forecaster.predict(undated, future=frames.DataFrame({"day": days[ahead], "price": price[ahead]}))
+
+
+@pytest.mark.parametrize("role", ["past", "future", "static", "series_id"])
+def test_a_column_has_one_role(role):
+    pd = pytest.importorskip("pandas")
+    table = pd.DataFrame({"sales": driven()[0]})
+    with pytest.raises(ValueError, match=f"column 'sales' is in targets and {role}, expected one role"):
+        Forecaster(**QUICK, targets="sales", **{role: "sales"}).fit(table)
+
+
+def test_only_columns_with_a_role_are_read():
+    pd = pytest.importorskip("pandas")
+    values, _ = driven()
+    table = pd.DataFrame({"sales": values, "note": ["dull"] * 300, "size": 1.0})
+    settings = {**QUICK, "epochs": 1, "static": "size"}
+    found = Forecaster(**settings, targets="sales").fit(table).predict(table)
+    expected = Forecaster(**settings).fit(table[["sales", "size"]]).predict(table[["sales", "size"]])
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match="column 'moon' is not in the table, which has sales, size"):
+        Forecaster(**{**settings, "static": "moon"}).fit(table[["sales", "size"]])
+    with pytest.raises(TypeError, match="column 'note' holds String"):
+        Forecaster(**settings).fit(table)
+    with pytest.raises(ValueError, match="static column 'size' has missing values"):
+        Forecaster(**settings, targets="sales").fit(table.assign(size=np.nan))
+
+
+def test_targets_of_a_table_go_by_name():
+    pd = pytest.importorskip("pandas")
+    values, price = driven()
+    table = pd.DataFrame({"sales": values, "price": price[:300]})
+    forecaster = Forecaster(**{**QUICK, "epochs": 1}).fit(table)
+    found = forecaster.predict(table)
+    pd.testing.assert_frame_equal(forecaster.predict(table[["price", "sales"]]), found)
+    for other in (table.rename(columns={"price": "cost"}), table[["sales"]], table.assign(more=1.0)):
+        with pytest.raises(ValueError, match=r"the targets of the table are sales.*, expected sales, price, as in fit"):
+            forecaster.predict(other)
+    np.testing.assert_array_equal(forecaster.predict(table.to_numpy()), found)
+
+
+def test_a_loaded_forecaster_reads_the_tables_that_it_was_fitted_to(tmp_path):
+    pd = pytest.importorskip("pandas")
+    values, price = driven()
+    several = [values, values[::-1]]
+    columns = {"shop": ["a"] * 300 + ["b"] * 300, "size": [1.0] * 300 + [2.0] * 300}
+    columns |= {"sales": np.concatenate(several), "price": np.tile(price[:300], 2), "rain": np.tile(price[20:], 2)}
+    table = pd.DataFrame(columns)
+    later = pd.DataFrame({"shop": ["a"] * 6 + ["b"] * 6, "price": np.tile(price[300:306], 2)})
+    roles = {"past": "rain", "future": ["price"], "static": "size", "series_id": "shop"}
+    forecaster = Forecaster(**{**QUICK, "epochs": 1}, **roles).fit(table)
+    forecaster.save(tmp_path / "f")
+    loaded = Forecaster.load(tmp_path / "f", "numpy")
+    assert (loaded.past, loaded.future, loaded.targets, loaded.series_id) == (["rain"], ["price"], None, "shop")
+    assert list(loaded.feature_names_in_) == ["sales"]
+    turned = pd.concat((table[300:], table[:300]), ignore_index=True)
+    for rows in (table, turned):
+        pd.testing.assert_frame_equal(loaded.predict(rows, future=later), forecaster.predict(rows, future=later))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"checkpoints": 3}, "checkpoints is 3, expected a path"),
+        ({"checkpoints": "FILE"}, "File exists"),
+        ({"checkpoints": "RUN"}, "holds a run already"),
+        ({"resume": True}, "checkpoints names no folder to resume from"),
+        ({"callbacks": [3]}, r"callbacks\[0\] is 3, expected a training.Callback or a function"),
+    ],
+)
+def test_how_training_is_kept_is_checked_before_any_work(wrong, words, tmp_path, monkeypatch):
+    (tmp_path / "FILE").touch()
+    (tmp_path / "RUN").mkdir()
+    (tmp_path / "RUN" / "step-000000001.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(highway, "fit", lambda *_: pytest.fail("the highway is fitted"))
+    with pytest.raises((TypeError, ValueError, OSError), match=words):
+        Forecaster(**QUICK, **wrong).fit(driven()[0])
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_interrupt_of_the_second_training_says_what_there_is(fitted, kept, tmp_path):
+    values, _ = driven()
+    seen = []
+
+    def interrupt(now):
+        seen.append(now.total)
+        if seen.count(1) == 2 and now.total == 5:  # 6 steps an epoch, then 9
+            os.kill(os.getpid(), signal.SIGINT)
+
+    checkpoints = {"checkpoints": tmp_path / "run"} if kept else {}
+    words = (
+        "signal 2 stopped the training on all rows; the forecaster has the network of epoch [1-5], which has not seen"
+    )
+    with pytest.raises(Interrupted, match=words) as caught:
+        Forecaster(**QUICK, **checkpoints).fit(values, interrupt)
+    assert ("resume=True goes on" in str(caught.value)) == kept
+    assert len(caught.value.trained.losses) == 30
+    if kept:
+        again = Forecaster(**QUICK, **checkpoints, resume=True).fit(values)
+        np.testing.assert_array_equal(again.predict(values), fitted.predict(values))
+
+
+@pytest.mark.parametrize("empty", [[], np.empty(0), np.empty((0, 2)), [np.arange(300.0), []]])
+def test_an_empty_series_is_named(fitted, empty):
+    for call in (Forecaster(**QUICK).fit, fitted.predict, fitted.score):
+        with pytest.raises(ValueError, match="the series is empty, expected values"):
+            call(empty)
+
+
+def test_days_of_a_time_zone_across_a_change_of_clocks():
+    pd = pytest.importorskip("pandas")
+    days = pd.date_range("2020-01-01", periods=300, freq="D", tz="Europe/Berlin")
+    table = pd.DataFrame({"sales": driven()[0]}, index=days)
+    forecaster = Forecaster(**{**QUICK, "epochs": 1})
+    words = "no common step.*; dates of Europe/Berlin are taken to UTC; where clocks change, give local ones"
+    with pytest.raises(ValueError, match=words):
+        forecaster.fit(table)
+    local = table.tz_localize(None)
+    found = forecaster.fit(local).predict(local, 2)
+    assert list(found.index.astype(str)) == ["2020-10-27", "2020-10-28"]

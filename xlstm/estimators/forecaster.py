@@ -23,7 +23,7 @@ from xlstm.estimators.settings import DECILES, Settings
 from xlstm.estimators.tables import Given, Roles
 from xlstm.estimators.tracks import Beside, Known, Track
 from xlstm.estimators.values import check_reach
-from xlstm.training import Callback, Interrupted, Progress, Terminated, Trained
+from xlstm.training import Callback, Interrupted, Progress, Terminated, Trained, loop, signals
 from xlstm.training import precision as precisions
 
 KIND = storage.KIND
@@ -53,8 +53,9 @@ class Forecaster(Estimator):
 precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway, season, calendar, least, refit
         As for `Settings`.
     targets, past, future, static : list of str, optional
-        In tables, names of columns: those to predict, by default all others; covariates that are known up to the last
-        value; covariates that are known in advance; and numbers that do not change within a series.
+        In tables, names of columns, of which each has one role: those to predict, by default all others; covariates
+        that are known up to the last value; covariates that are known in advance; and numbers that do not change
+        within a series. With `targets` columns without a role are not read.
     series_id : str, optional
         The column of tables that tells several series apart.
     checkpoints : path, optional
@@ -213,11 +214,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         s, backend = self.settings, self._backend()
         given = tables.given(values, Beside.of(beside), self._roles())
         variants = self._variants(given, s)
-        self._fit(variants, s, backend, progress)
-        if given.names:
-            self.feature_names_in_ = np.array(given.names, dtype=object)
-        else:
-            vars(self).pop("feature_names_in_", None)  # those of an earlier fit
+        self._fit(variants, given, s, backend, progress)
         return self
 
     def examples(self, values: Any, **beside: Unpack[Known]) -> dict[str, Examples]:
@@ -239,7 +236,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         """
         s, backend = self.settings, self._backend()
         given = tables.given(values, Beside.of(beside), self._roles())
-        made = preparation.prepared(self._variants(given, s), s, backend.dtype)
+        made = preparation.prepared(self._variants(given, s), given.ids, s, backend.dtype)
         return {"train": made.train, "validation": made.validation}
 
     def predict(self, values: Any, steps: int | None = None, **beside: Unpack[Known]) -> Any:
@@ -252,12 +249,13 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         ----------
         values : array (N,) or (N, C), list of such arrays, or table
             As for `fit`. A series that is shorter than the highway looks back is taken as constant before its
-            beginning.
+            beginning. Series of a table with the name of a fitted one have its units; all others are measured as in
+            `fit`, so that neither their level nor their scale matters.
         steps : int, optional
             How many values; by default as many as the horizon.
         beside : past, future, static, dates
             As for `fit`; `future` has the rows that are predicted, too, (N + steps, F). With a table it is a table of
-            these rows.
+            the rows that are predicted, in any order if they have dates.
 
         Returns
         -------
@@ -272,8 +270,8 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         """
         self._check_fitted()
         steps = self._whole.settings.horizon if steps is None else checks.size("Forecaster", "steps", steps)
-        given, found = self._read(values, Beside.of(beside), steps)
-        return given.like([self._ahead(found, k, steps) for k in range(len(found))], found)
+        given, found, units = self._read(values, Beside.of(beside), steps)
+        return given.like([self._ahead(*one, steps) for one in zip(found, units, strict=True)], found)
 
     def predict_quantiles(self, values: Any, **beside: Unpack[Known]) -> Any:
         """Return quantiles of the values of the horizon after the end of a series.
@@ -299,8 +297,8 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         s = self._whole.settings
         if not s.quantiles:
             raise ValueError("Forecaster: it was fitted without quantiles, expected quantiles=(0.1, 0.9) or others")
-        given, found = self._read(values, Beside.of(beside), s.horizon)
-        ahead = [self._next(found, k)[1] for k in range(len(found))]
+        given, found, units = self._read(values, Beside.of(beside), s.horizon)
+        ahead = [self._next(*one)[1] for one in zip(found, units, strict=True)]
         return given.like(ahead, found, [f" {q:g}" for q in s.quantiles])
 
     def forecasts(self, values: Any, **beside: Unpack[Known]) -> tuple[np.ndarray[Any, Any], Values]:
@@ -319,12 +317,12 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
             Those of several series follow each other.
         """
         self._check_fitted()
-        given, found = self._read(values, Beside.of(beside), 0)
+        given, found, units = self._read(values, Beside.of(beside), 0)
         s, parts = self._judge.settings, []
-        for k, track in enumerate(found):
+        for track, unit in zip(found, units, strict=True):
             first = preparation.parts_of(len(track.values), s)["test"].start
             at = np.arange(first, len(track.values) - s.horizon + 1)
-            parts.append((at, self._judge.forecast(found, k, at)[0]))
+            parts.append((at, self._judge.forecast(track, unit, at)[0]))
         at, forecasts = (np.concatenate(part) for part in zip(*parts, strict=True))
         return at, forecasts[:, :, 0] if all(given.flat) else forecasts
 
@@ -350,9 +348,9 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         """
         self._check_fitted()
         s, count = self._whole.settings, checks.size("Forecaster", "count", count)
-        _, found = self._read(values, Beside.of(beside), s.horizon)
+        _, found, units = self._read(values, Beside.of(beside), s.horizon)
         N = len(found[0].values)
-        return self._whole.seen(found, 0, np.arange(max(s.window, N - count + 1), N + 1))[0]
+        return self._whole.seen(found[0], units[0], np.arange(max(s.window, N - count + 1), N + 1))[0]
 
     def score(self, values: Any, **beside: Unpack[Known]) -> Score:
         """Return errors on the test part beside those of baselines, by the network that has not seen it.
@@ -370,8 +368,8 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         Score
         """
         self._check_fitted()
-        given, found = self._read(values, Beside.of(beside), 0)
-        judged = [judging.tested(self._judge, found, k) for k in range(len(found))]
+        given, found, units = self._read(values, Beside.of(beside), 0)
+        judged = [judging.tested(self._judge, *one) for one in zip(found, units, strict=True)]
         return scores.score(found, judged, self._judge.settings.quantiles, self.season_, all(given.flat))
 
     def backtest(self, values: Any, folds: int = 5, refit: bool = True, **beside: Unpack[Known]) -> Score:
@@ -399,8 +397,8 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         folds, refit = checks.count("Forecaster", "folds", folds), checks.flag("Forecaster", "refit", refit)
         if not refit:
             self._check_fitted()
-            given, found = self._read(values, Beside.of(beside), 0)
-            judged = [judging.tested(self._judge, found, k) for k in range(len(found))]
+            given, found, units = self._read(values, Beside.of(beside), 0)
+            judged = [judging.tested(self._judge, *one) for one in zip(found, units, strict=True)]
             judged = [judging.last(one, folds, self._judge.settings.horizon) for one in judged]
             return scores.score(found, judged, self._judge.settings.quantiles, self.season_, all(given.flat))
         s, backend = self.settings, self._backend()
@@ -412,16 +410,17 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
                 raise ValueError(f"Forecaster: {folds} folds of {s.horizon} steps leave nothing of a series to fit to")
             cut = [[track.until(end) for track, end in zip(some, ends, strict=True)] for some in variants]
             one = type(self)(**{**self.get_params(), "checkpoints": None, "resume": False})
-            one._fit(cut, s, backend, None)
+            one._fit(cut, given, s, backend, None)
             chosen = cut[-1] if one.calendar_ else cut[0]
-            rounds.append([(end, *one._next(chosen, k)) for k, end in enumerate(ends)])
+            units = one.scaling_.of(chosen, given.ids, s.window)
+            rounds.append([(end, *one._next(track, u)) for end, track, u in zip(ends, chosen, units, strict=True)])
         judged = [
             judging.joined(track, each) for track, each in zip(variants[0], zip(*rounds, strict=True), strict=True)
         ]
         return scores.score(variants[0], judged, s.quantiles, preparation.season_of(variants[0], s), all(given.flat))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write weights, scaling, settings and name to a safetensors file, whole or not at all."""
+        """Write weights, scaling, settings, name and roles of columns to a safetensors file, whole or not at all."""
         self._check_fitted()
         about = {"name": self.name, "settings": asdict(self._whole.settings), "dtype": self._whole.backend.dtype}
         storage.save(
@@ -429,7 +428,9 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
             self._judge,
             self._whole,
             self._adjustment,
-            about | {"season": self.season_, "calendar": self.calendar_},
+            about
+            | {"season": self.season_, "calendar": self.calendar_, "roles": self._roles()._asdict()}
+            | {"names": [*vars(self).get("feature_names_in_", ())]},
         )
 
     @classmethod
@@ -454,8 +455,8 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         """
         found = storage.load(path, backend, preparation.network)
         s = found.judge.settings
-        made = cls(s, found.judge.backend, found.judge.backend.dtype, found.name)
-        made._keep(found.judge, found.whole, found.adjustment, found.season, found.calendar)
+        made = cls(s, found.judge.backend, found.judge.backend.dtype, found.name, **found.roles.given())
+        made._keep(found.judge, found.whole, found.adjustment, found.season, found.calendar, found.names)
         return made
 
     def _take(self, settings: Settings) -> None:
@@ -469,12 +470,17 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
                 )
             setattr(self, field.name, wanted)
 
-    def _keep(self, judge: Predictor, whole: Predictor, adjustment: Values, season: int, calendar: bool) -> None:
+    def _keep(
+        self, judge: Predictor, whole: Predictor, adjustment: Values, season: int, calendar: bool, names: Sequence[str]
+    ) -> None:
         """Store what was fitted."""
         self._judge, self._whole, self._adjustment = judge, whole, adjustment
         self.params_, self.scaling_, self.model = whole.params, judge.scaling, judge.model
         self.season_, self.calendar_ = season, calendar
         self.highway_, self.n_targets_ = judge.line.order, judge.spread.shape[1]
+        vars(self).pop("feature_names_in_", None)  # those of an earlier fit
+        if names:
+            self.feature_names_in_ = np.array(names, dtype=object)
 
     def _backend(self) -> Backend:
         """Return the backend, after a check that it has the precision."""
@@ -483,7 +489,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         return backend
 
     def _roles(self) -> Roles:
-        return Roles(self.targets, self.past, self.future, self.static, self.series_id)
+        return Roles(self.targets, self.past, self.future, self.static, self.series_id).checked()
 
     def _warm(self) -> bool:
         """Return whether the weights of an earlier fit are to be the first ones, after checks of what is no setting."""
@@ -500,13 +506,15 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
     def _fit(
         self,
         variants: list[list[Track]],
+        given: Given,
         s: Settings,
         backend: Backend,
         progress: Callable[[Progress], None] | None,
     ) -> None:
         """Train on tracks and store the result, also where a signal ends it."""
         start = self._judge.params if self._warm() else None
-        made = preparation.prepared(variants, s, backend.dtype)
+        loop.check_run(self.callbacks, self.checkpoints, self.resume)
+        made = preparation.prepared(variants, given.ids, s, backend.dtype)
         stop: BaseException | None = None
         options: dict[str, Any] = {"patience": s.patience, "callbacks": self.callbacks, "resume": self.resume}
         options |= {"epochs": s.epochs, "checkpoints": self.checkpoints, "progress": progress}
@@ -519,17 +527,28 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
             try:
                 whole = fitting.refitted(made, backend, start, trained.best_epoch, progress)
             except (Interrupted, Terminated) as error:
-                stop = error
-        outside = [judging.unseen(judge, made.tracks, k).outside for k in range(len(made.tracks))]
+                stop = signals.error(self._farewell(trained, error.signal), trained, error.signal)
+        units = made.scaling.fitted()
+        outside = [judging.unseen(judge, *one).outside for one in zip(made.tracks, units, strict=True)]
         adjustment = intervals.adjustment(outside, s.quantiles)
-        self._keep(judge, whole, adjustment, preparation.season_of(made.tracks, s), made.tracks[0].marks > 0)
+        season = preparation.season_of(made.tracks, s)
+        self._keep(judge, whole, adjustment, season, made.tracks[0].marks > 0, given.names)
         self.trained_ = trained
         if stop is not None:
             raise stop
 
-    def _read(self, values: Any, beside: Beside, steps: int) -> tuple[Given, list[Track]]:
-        """Return tracks to predict after, with `steps` rows ahead; raise unless they go with the fitted ones."""
-        given = tables.given(values, beside, self._roles())
+    def _farewell(self, trained: Trained, number: int) -> str:
+        """Return what there is after a signal stopped the training on all rows."""
+        more = "" if self.checkpoints is None else f"; resume=True goes on from {self.checkpoints}"
+        has = f"the network of epoch {trained.best_epoch}, which has not seen the last rows"
+        return f"Forecaster: signal {number} stopped the training on all rows; the forecaster has {has}{more}"
+
+    def _read(self, values: Any, beside: Beside, steps: int) -> tuple[Given, list[Track], list[Values]]:
+        """Return tracks to predict after, with `steps` rows ahead, and their units.
+
+        An error is raised unless they go with the fitted ones.
+        """
+        given = tables.given(values, beside, self._roles(), list(vars(self).get("feature_names_in_", ())))
         s, scaling = self._judge.settings, self._judge.scaling
         found = tracks.read(given.values, given.beside, max(steps, s.horizon), self.calendar_)
         fitted = [len(scaling.units[0]), *(len(part[0]) for part in (scaling.past, scaling.future, scaling.static))]
@@ -544,23 +563,24 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
             if track.future.shape[1] and len(track.future) < N + steps:
                 have = len(track.future) - N
                 raise ValueError(f"Forecaster: future has {have} rows after the series, expected {steps}")
-        for track, unit in zip(found, scaling.of(found, s.window), strict=True):
+        units = scaling.of(found, given.ids, s.window)
+        for track, unit in zip(found, units, strict=True):
             check_reach(track.known, unit, self._judge.backend.dtype)
-        return given, found
+        return given, found, units
 
-    def _next(self, found: Sequence[Track], k: int) -> tuple[Values, Values]:
+    def _next(self, track: Track, units: Values) -> tuple[Values, Values]:
         """Return the mean (H, C) and calibrated quantiles (H, C, Q) after the end of a series."""
-        mean, quantiles, scale = self._whole.forecast(found, k, np.array([len(found[k].values)]))
+        mean, quantiles, scale = self._whole.forecast(track, units, np.array([len(track.values)]))
         quantiles = intervals.widen(quantiles, scale, self._adjustment, self._whole.settings.quantiles)
         return mean[0], self._whole.limited(quantiles)[0]
 
-    def _ahead(self, found: Sequence[Track], k: int, steps: int) -> Values:
+    def _ahead(self, track: Track, units: Values, steps: int) -> Values:
         """Return forecasts (steps, C) after a series, fed back beyond the horizon."""
-        done, ahead = list(found), np.empty((0, self.n_targets_))
+        ahead = np.empty((0, self.n_targets_))
         while len(ahead) < steps:
-            now, block = done[k], self._next(done, k)[0]
+            block = self._next(track, units)[0]
             ahead = np.concatenate((ahead, block))
-            known = np.concatenate((now.known, block))
-            past = np.concatenate((now.past, np.repeat(now.past[-1:], len(block), axis=0)))
-            done[k] = now._replace(values=known, known=known, past=past)
+            known = np.concatenate((track.known, block))
+            past = np.concatenate((track.past, np.repeat(track.past[-1:], len(block), axis=0)))
+            track = track._replace(values=known, known=known, past=past)
         return ahead[:steps]

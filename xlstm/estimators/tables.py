@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,7 +43,23 @@ class Roles(NamedTuple):
             raise ValueError(
                 f"Forecaster: series_id is {checks.shown(self.series_id)}, expected the name of one column"
             )
+        uses = [(column, role) for role, names in found.items() for column in names]
+        for column in dict(uses):
+            roles = [role for other, role in uses if other == column]
+            if len(roles) > 1:
+                raise ValueError(
+                    f"Forecaster: column {checks.shown(column)} is in {' and '.join(roles)}, expected one role"
+                )
         return Roles(**found)
+
+    def given(self) -> dict[str, Any]:
+        """Return checked roles as the parameters of a forecaster, None where there are no columns."""
+        return {**{name: names or None for name, names in self._asdict().items()}, "series_id": self.id_name or None}
+
+    @property
+    def id_name(self) -> str:
+        """The column of checked roles that tells series apart, or no text."""
+        return "".join(self.series_id)
 
 
 class Given(NamedTuple):
@@ -58,9 +75,11 @@ class Given(NamedTuple):
         Names of targets; empty where there was no table.
     table : object
         The table, or None.
-    ids : list
-        Names of the series, where a column has them.
+    labels : list
+        What the column `id_name` has for each series.
     id_name : str
+    rows : list of array
+        For each series of the table labels of its rows that are no dates; empty where rows have none.
     """
 
     values: Any
@@ -68,8 +87,14 @@ class Given(NamedTuple):
     flat: list[bool]
     names: list[str] = []  # noqa: RUF012 (never changed)
     table: Any = None
-    ids: Sequence[Any] = ()
+    labels: Sequence[Any] = ()
     id_name: str = ""
+    rows: Sequence[Any] = ()
+
+    @property
+    def ids(self) -> list[str]:
+        """Names of the series, where a column has them."""
+        return [str(label) for label in self.labels] if self.id_name else []
 
     def like(self, found: Sequence[Values], read: Sequence[Track], suffixes: Sequence[str] = ("",)) -> Any:
         """Return forecasts after the ends of series in the kind that the series came in.
@@ -87,69 +112,113 @@ class Given(NamedTuple):
         steps = len(found[0])
         columns: dict[str, Any] = {}
         if self.id_name:
-            columns[self.id_name] = np.repeat(np.array(self.ids), steps)
+            columns[self.id_name] = np.repeat(np.array(self.labels), steps)
         rows = np.concatenate(found).reshape(steps * len(found), len(self.names), len(suffixes))
         for c, name in enumerate(self.names):
             for k, suffix in enumerate(suffixes):
                 columns[f"{name}{suffix}"] = rows[:, c, k]
-        dates = [calendars.after(one.calendar, steps) for one in read if one.calendar is not None]
-        index = np.concatenate(dates) if dates else None
-        if index is not None and str(np.datetime_data(index.dtype)[0]) not in ("us", "ns"):
+        ahead = [calendars.after(one.calendar, steps) for one in read if one.calendar is not None]
+        ahead = ahead or [_numbers_after(labels, steps) for labels in self.rows]
+        index = np.concatenate(ahead) if ahead else None
+        if index is not None and index.dtype.kind == "M" and str(np.datetime_data(index.dtype)[0]) not in ("us", "ns"):
             index = index.astype("datetime64[us]")  # not every library has coarser ones
-        if index is None and frames.table_of("Forecaster", self.table).index is not None:
-            raise ValueError("Forecaster: rows of the table have labels that are no dates, expected dates or none")
         return frames.table_like(self.table, columns, index)
 
 
-def given(values: Any, beside: Beside, roles: Roles) -> Given:
+def given(values: Any, beside: Beside, roles: Roles, fitted: Sequence[str] = ()) -> Given:
     """Return series as arrays, from a table or from what are arrays already.
+
+    Targets of a table are in the order of the names in `fitted`, if there are some.
 
     Raises
     ------
     ValueError, TypeError
-        A column is not there, two series have one, or a table comes with arrays beside it.
+        A column is not there, the targets are not those of `fitted`, or a table comes with arrays beside it.
     """
     if not frames.is_table(values):
         several = values if tracks.is_several(values) else [values]
         return Given(values, beside, [tracks.axes(one) == 1 for one in several])
-    roles = roles.checked()
     for name, other in beside._asdict().items():
-        if other is not None and not (name == "future" and frames.is_table(other)):
+        if other is not None and not (name == "future" and roles.future and frames.is_table(other)):
             raise ValueError(f"Forecaster: {name} is {checks.shown(other)}, expected columns of the table, by name")
     parts = _parts(values, roles)
     later = {} if beside.future is None else _parts(beside.future, roles)
-    read = {label: frames.table_of("Forecaster", part) for label, part in parts.items()}
-    used = {*roles.past, *roles.future, *roles.static}
+    used = [*roles.past, *roles.future, *roles.static]
+    only = [*roles.targets, *used] if roles.targets else None
+    read = {label: frames.table_of("Forecaster", part, only) for label, part in parts.items()}
     names = roles.targets or [name for name in next(iter(read.values())).names if name not in used]
-    arrays, past, future, static, dates = [], [], [], [], []
+    if fitted and sorted(names) != sorted(fitted):
+        few = checks.few
+        raise ValueError(f"Forecaster: the targets of the table are {few(names)}, expected {few(fitted)}, as in fit")
+    names = [*fitted] or names
+    arrays, past, future, static, dates, rows = [], [], [], [], [], []
     for label, columns in read.items():
         arrays.append(_columns(columns, names))
         past.append(_columns(columns, roles.past))
-        ahead = _columns(columns, roles.future)
+        ahead, dated = _columns(columns, roles.future), _dates(columns)
         if label in later:
-            more = _columns(frames.table_of("Forecaster", later[label]), roles.future)
-            ahead = np.concatenate((ahead, more))
+            more = frames.table_of("Forecaster", later[label], roles.future)
+            ahead = np.concatenate((ahead, _columns(_in_order(more, dated), roles.future)))
         future.append(ahead if roles.future else None)
         fixed = _columns(columns, roles.static)
+        if np.any(np.isnan(fixed)):
+            name = roles.static[int(np.argmax(np.any(np.isnan(fixed), axis=0)))]
+            raise ValueError(f"Forecaster: static column {checks.shown(name)} has missing values, expected one number")
         if np.any(fixed != fixed[:1]):
             raise ValueError(f"Forecaster: static columns {checks.few(roles.static)} change within a series")
         static.append(fixed[0])
-        dates.append(columns.index if columns.index is not None and columns.index.dtype.kind == "M" else None)
+        dates.append(dated)
+        rows += [columns.index] if dated is None and columns.index is not None else []
     found = Beside(past if roles.past else None, future, static if roles.static else None, dates)
-    id_name = "".join(roles.series_id)
-    return Given(arrays, found, [False] * len(arrays), names, values, list(parts), id_name)
+    return Given(arrays, found, [False] * len(arrays), names, values, list(parts), roles.id_name, rows)
+
+
+def _numbers_after(labels: Any, steps: int) -> Any:
+    """Return labels for the rows after others: the next numbers, or where those are no numbers that of each row."""
+    return (labels[-1] + 1 if labels.dtype.kind in "iu" else len(labels)) + np.arange(steps)
 
 
 def _parts(table: Any, roles: Roles) -> Mapping[Any, Any]:
     """Return the tables of all series by their names."""
-    return frames.groups("Forecaster", table, roles.series_id[0]) if roles.series_id else {"": table}
+    return frames.groups("Forecaster", table, roles.id_name) if roles.id_name else {"": table}
+
+
+def _dates(columns: Columns) -> Any:
+    """Return the dates of rows (N,), or None; those of a time zone without a common step in UTC raise ValueError."""
+    if columns.index is None or columns.index.dtype.kind != "M":
+        return None
+    if columns.zone is not None and len(columns.index) > 1:
+        try:
+            calendars.read(columns.index)
+        except ValueError as error:
+            advice = f"dates of {columns.zone} are taken to UTC; where clocks change, give local ones without a zone"
+            raise ValueError(f"{error}; {advice}") from None
+    return columns.index
+
+
+def _in_order(later: Columns, dates: Any) -> Columns:
+    """Return rows after those of `dates` in the order of their own dates, where they have some.
+
+    Raises
+    ------
+    ValueError
+        They are not for the steps right after the last date.
+    """
+    own = _dates(later)
+    if own is None:
+        return later
+    if dates is None:
+        raise ValueError("Forecaster: the rows of future have dates, expected none, as in the table of the series")
+    order, expected = np.argsort(own), calendars.after(calendars.read(dates), len(own))
+    wrong = np.flatnonzero(own[order].astype(expected.dtype) != expected)
+    if wrong.size:
+        row, wanted = order[wrong[0]], expected[wrong[0]]
+        raise ValueError(f"Forecaster: future has a row for {own[row]}, expected {wanted}, the next step of the series")
+    return replace(later, values=later.values[order], index=own[order])
 
 
 def _columns(columns: Columns, names: Sequence[str]) -> Values:
     """Return some columns, (N, K)."""
     for name in names:
-        if name not in columns.names:
-            raise ValueError(
-                f"Forecaster: column {checks.shown(name)} is not in the table, which has {checks.few(columns.names)}"
-            )
+        frames.check_has("Forecaster", columns.names, name)
     return columns.values[:, [columns.names.index(name) for name in names]]

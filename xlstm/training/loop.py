@@ -15,6 +15,7 @@ from xlstm.data.batches import BATCHES, Batches
 from xlstm.training import optimizers
 from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress
 from xlstm.training.feed import Loss, loss_of
+from xlstm.training.folder import Folder
 from xlstm.training.precision import Mixed
 from xlstm.training.run import Run, Trained, mean_loss
 from xlstm.training.step import MIXED, OPTIMIZER, Step
@@ -153,6 +154,26 @@ def train(
         return run.train()
     finally:
         run.close()
+
+
+def check_run(
+    callbacks: Iterable[Callback | Callable[[Progress], object]],
+    checkpoints: str | os.PathLike[str] | None,
+    resume: bool,
+) -> None:
+    """Raise, as `train` would, where it could not begin with these arguments; make the folder."""
+    _callbacks(callbacks, {})
+    if checkpoints is None:
+        if resume:
+            raise ValueError("train: resume is True, but checkpoints names no folder to resume from")
+        return
+    folder = Folder(checks.path("train", "checkpoints", checkpoints), 1)
+    try:
+        folder.begin()
+        if not resume:
+            folder.check(None)
+    finally:
+        folder.close()
 
 
 def _callbacks(given: Iterable[Callback | Callable[[Progress], object]], short: Short) -> list[Callback]:
