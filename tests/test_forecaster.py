@@ -448,3 +448,65 @@ def test_settings_say_what_a_file_needs():
     """Every setting is a keyword with the same default."""
     usual = Forecaster().get_params()
     assert {f.name: getattr(Settings(), f.name) for f in dataclasses.fields(Settings)}.items() <= usual.items()
+
+
+def test_level_and_scale_of_a_series_do_not_matter(fitted):
+    """Also not where there are as many series as were fitted, and for one series among others."""
+    values, _ = driven()
+    for other in (1e-4 * values, 100 + 5 * values):
+        plain = Forecaster(**QUICK).fit(other)
+        np.testing.assert_allclose(fitted.predict(other), plain.predict(other), rtol=1e-4)
+        np.testing.assert_allclose(fitted.score(other).quantiles, plain.score(other).quantiles, rtol=1e-3)
+        np.testing.assert_array_equal(fitted.predict([other, values])[0], fitted.predict(other))
+
+
+def test_units_of_named_series_go_with_their_names():
+    pd = pytest.importorskip("pandas")
+    values, _ = driven()
+    table = pd.DataFrame({"shop": ["a"] * 300 + ["b"] * 300, "sales": np.concatenate((values, 1e3 * values[::-1]))})
+    forecaster = Forecaster(**QUICK, series_id="shop")
+    found = forecaster.fit(table).predict(table, 2)
+    turned = forecaster.predict(pd.concat((table[300:], table[:300]), ignore_index=True), 2)
+    np.testing.assert_array_equal(turned["sales"], found["sales"][[2, 3, 0, 1]])
+    alone = table[300:].reset_index(drop=True)
+    np.testing.assert_array_equal(forecaster.predict(alone, 2)["sales"], found["sales"][2:])
+    changed = alone.assign(shop="c")
+    np.testing.assert_allclose(forecaster.predict(changed, 2)["sales"], found["sales"][2:], rtol=1e-6)
+
+
+def test_a_series_that_does_not_change_is_forecast(fitted):
+    values, _ = driven()
+    found = fitted.predict([values, np.ones(100), np.zeros(12)], 9)
+    np.testing.assert_array_equal(found[0], fitted.predict(values, 9))
+    np.testing.assert_allclose(found[1], 1, rtol=1e-12)
+    np.testing.assert_allclose(found[2], 0, atol=1e-12)
+
+
+def test_units_of_many_series_are_measured_once(fitted, monkeypatch):
+    from xlstm.estimators import scaling
+
+    calls, measured = [], scaling.own_units
+    monkeypatch.setattr(scaling, "own_units", lambda *given: calls.append(1) or measured(*given))
+    fitted.predict([driven()[0]] * 20, 18)
+    assert len(calls) == 20
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_series_of_a_table_may_have_no_dates(library):
+    frames = pytest.importorskip(library)
+    values, _ = driven()
+    table = frames.DataFrame({"shop": ["a"] * 300 + ["b"] * 300, "sales": np.concatenate((values, 5 * values))})
+    found = Forecaster(**QUICK, series_id="shop").fit(table).predict(table, 2)
+    assert list(found.columns) == ["shop", "sales"]
+    assert list(found["shop"]) == ["a", "a", "b", "b"]
+    expected = Forecaster(**QUICK).fit([values, 5 * values]).predict([values, 5 * values], 2)
+    np.testing.assert_array_equal(found["sales"], np.concatenate(expected))
+
+
+@pytest.mark.parametrize(("first", "labels"), [("7", [300, 301]), (7, [307, 308])])
+def test_rows_with_labels_that_are_no_dates_are_numbered_on(first, labels):
+    pd = pytest.importorskip("pandas")
+    index = pd.Index([type(first)(int(first) + k) for k in range(300)], name="row")
+    table = pd.DataFrame({"sales": driven()[0]}, index=index)
+    found = Forecaster(**{**QUICK, "epochs": 1}).fit(table).predict(table, 2)
+    assert (list(found.index), found.index.name) == (labels, "row")

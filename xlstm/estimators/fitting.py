@@ -65,7 +65,7 @@ def refitted(made: Prepared, backend: Backend, start: Params | None, epochs: int
     stops = [len(track.values) for track in tracks]
     origins = [np.arange(s.window, stop) for stop in stops]
     if s.highway != 0:
-        units = made.scaling.of(tracks, s.window)
+        units = made.scaling.fitted()
         penalties = [(line.ridge, line.light)]
         (line,) = highway.fit(tracks, made.scaling, units, origins, stops, s.horizon, line.order, penalties)
     data, spread = predictor.examples(tracks, made.scaling, line, s, origins, stops)

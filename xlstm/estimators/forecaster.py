@@ -213,7 +213,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         s, backend = self.settings, self._backend()
         given = tables.given(values, Beside.of(beside), self._roles())
         variants = self._variants(given, s)
-        self._fit(variants, s, backend, progress)
+        self._fit(variants, given, s, backend, progress)
         if given.names:
             self.feature_names_in_ = np.array(given.names, dtype=object)
         else:
@@ -239,7 +239,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         """
         s, backend = self.settings, self._backend()
         given = tables.given(values, Beside.of(beside), self._roles())
-        made = preparation.prepared(self._variants(given, s), s, backend.dtype)
+        made = preparation.prepared(self._variants(given, s), given.ids, s, backend.dtype)
         return {"train": made.train, "validation": made.validation}
 
     def predict(self, values: Any, steps: int | None = None, **beside: Unpack[Known]) -> Any:
@@ -252,7 +252,8 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         ----------
         values : array (N,) or (N, C), list of such arrays, or table
             As for `fit`. A series that is shorter than the highway looks back is taken as constant before its
-            beginning.
+            beginning. Series of a table with the name of a fitted one have its units; all others are measured as in
+            `fit`, so that neither their level nor their scale matters.
         steps : int, optional
             How many values; by default as many as the horizon.
         beside : past, future, static, dates
@@ -272,8 +273,8 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         """
         self._check_fitted()
         steps = self._whole.settings.horizon if steps is None else checks.size("Forecaster", "steps", steps)
-        given, found = self._read(values, Beside.of(beside), steps)
-        return given.like([self._ahead(found, k, steps) for k in range(len(found))], found)
+        given, found, units = self._read(values, Beside.of(beside), steps)
+        return given.like([self._ahead(*one, steps) for one in zip(found, units, strict=True)], found)
 
     def predict_quantiles(self, values: Any, **beside: Unpack[Known]) -> Any:
         """Return quantiles of the values of the horizon after the end of a series.
@@ -299,8 +300,8 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         s = self._whole.settings
         if not s.quantiles:
             raise ValueError("Forecaster: it was fitted without quantiles, expected quantiles=(0.1, 0.9) or others")
-        given, found = self._read(values, Beside.of(beside), s.horizon)
-        ahead = [self._next(found, k)[1] for k in range(len(found))]
+        given, found, units = self._read(values, Beside.of(beside), s.horizon)
+        ahead = [self._next(*one)[1] for one in zip(found, units, strict=True)]
         return given.like(ahead, found, [f" {q:g}" for q in s.quantiles])
 
     def forecasts(self, values: Any, **beside: Unpack[Known]) -> tuple[np.ndarray[Any, Any], Values]:
@@ -319,12 +320,12 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
             Those of several series follow each other.
         """
         self._check_fitted()
-        given, found = self._read(values, Beside.of(beside), 0)
+        given, found, units = self._read(values, Beside.of(beside), 0)
         s, parts = self._judge.settings, []
-        for k, track in enumerate(found):
+        for track, unit in zip(found, units, strict=True):
             first = preparation.parts_of(len(track.values), s)["test"].start
             at = np.arange(first, len(track.values) - s.horizon + 1)
-            parts.append((at, self._judge.forecast(found, k, at)[0]))
+            parts.append((at, self._judge.forecast(track, unit, at)[0]))
         at, forecasts = (np.concatenate(part) for part in zip(*parts, strict=True))
         return at, forecasts[:, :, 0] if all(given.flat) else forecasts
 
@@ -350,9 +351,9 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         """
         self._check_fitted()
         s, count = self._whole.settings, checks.size("Forecaster", "count", count)
-        _, found = self._read(values, Beside.of(beside), s.horizon)
+        _, found, units = self._read(values, Beside.of(beside), s.horizon)
         N = len(found[0].values)
-        return self._whole.seen(found, 0, np.arange(max(s.window, N - count + 1), N + 1))[0]
+        return self._whole.seen(found[0], units[0], np.arange(max(s.window, N - count + 1), N + 1))[0]
 
     def score(self, values: Any, **beside: Unpack[Known]) -> Score:
         """Return errors on the test part beside those of baselines, by the network that has not seen it.
@@ -370,8 +371,8 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         Score
         """
         self._check_fitted()
-        given, found = self._read(values, Beside.of(beside), 0)
-        judged = [judging.tested(self._judge, found, k) for k in range(len(found))]
+        given, found, units = self._read(values, Beside.of(beside), 0)
+        judged = [judging.tested(self._judge, *one) for one in zip(found, units, strict=True)]
         return scores.score(found, judged, self._judge.settings.quantiles, self.season_, all(given.flat))
 
     def backtest(self, values: Any, folds: int = 5, refit: bool = True, **beside: Unpack[Known]) -> Score:
@@ -399,8 +400,8 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         folds, refit = checks.count("Forecaster", "folds", folds), checks.flag("Forecaster", "refit", refit)
         if not refit:
             self._check_fitted()
-            given, found = self._read(values, Beside.of(beside), 0)
-            judged = [judging.tested(self._judge, found, k) for k in range(len(found))]
+            given, found, units = self._read(values, Beside.of(beside), 0)
+            judged = [judging.tested(self._judge, *one) for one in zip(found, units, strict=True)]
             judged = [judging.last(one, folds, self._judge.settings.horizon) for one in judged]
             return scores.score(found, judged, self._judge.settings.quantiles, self.season_, all(given.flat))
         s, backend = self.settings, self._backend()
@@ -412,9 +413,10 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
                 raise ValueError(f"Forecaster: {folds} folds of {s.horizon} steps leave nothing of a series to fit to")
             cut = [[track.until(end) for track, end in zip(some, ends, strict=True)] for some in variants]
             one = type(self)(**{**self.get_params(), "checkpoints": None, "resume": False})
-            one._fit(cut, s, backend, None)
+            one._fit(cut, given, s, backend, None)
             chosen = cut[-1] if one.calendar_ else cut[0]
-            rounds.append([(end, *one._next(chosen, k)) for k, end in enumerate(ends)])
+            units = one.scaling_.of(chosen, given.ids, s.window)
+            rounds.append([(end, *one._next(track, u)) for end, track, u in zip(ends, chosen, units, strict=True)])
         judged = [
             judging.joined(track, each) for track, each in zip(variants[0], zip(*rounds, strict=True), strict=True)
         ]
@@ -500,13 +502,14 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
     def _fit(
         self,
         variants: list[list[Track]],
+        given: Given,
         s: Settings,
         backend: Backend,
         progress: Callable[[Progress], None] | None,
     ) -> None:
         """Train on tracks and store the result, also where a signal ends it."""
         start = self._judge.params if self._warm() else None
-        made = preparation.prepared(variants, s, backend.dtype)
+        made = preparation.prepared(variants, given.ids, s, backend.dtype)
         stop: BaseException | None = None
         options: dict[str, Any] = {"patience": s.patience, "callbacks": self.callbacks, "resume": self.resume}
         options |= {"epochs": s.epochs, "checkpoints": self.checkpoints, "progress": progress}
@@ -520,15 +523,19 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
                 whole = fitting.refitted(made, backend, start, trained.best_epoch, progress)
             except (Interrupted, Terminated) as error:
                 stop = error
-        outside = [judging.unseen(judge, made.tracks, k).outside for k in range(len(made.tracks))]
+        units = made.scaling.fitted()
+        outside = [judging.unseen(judge, *one).outside for one in zip(made.tracks, units, strict=True)]
         adjustment = intervals.adjustment(outside, s.quantiles)
         self._keep(judge, whole, adjustment, preparation.season_of(made.tracks, s), made.tracks[0].marks > 0)
         self.trained_ = trained
         if stop is not None:
             raise stop
 
-    def _read(self, values: Any, beside: Beside, steps: int) -> tuple[Given, list[Track]]:
-        """Return tracks to predict after, with `steps` rows ahead; raise unless they go with the fitted ones."""
+    def _read(self, values: Any, beside: Beside, steps: int) -> tuple[Given, list[Track], list[Values]]:
+        """Return tracks to predict after, with `steps` rows ahead, and their units.
+
+        An error is raised unless they go with the fitted ones.
+        """
         given = tables.given(values, beside, self._roles())
         s, scaling = self._judge.settings, self._judge.scaling
         found = tracks.read(given.values, given.beside, max(steps, s.horizon), self.calendar_)
@@ -544,23 +551,24 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
             if track.future.shape[1] and len(track.future) < N + steps:
                 have = len(track.future) - N
                 raise ValueError(f"Forecaster: future has {have} rows after the series, expected {steps}")
-        for track, unit in zip(found, scaling.of(found, s.window), strict=True):
+        units = scaling.of(found, given.ids, s.window)
+        for track, unit in zip(found, units, strict=True):
             check_reach(track.known, unit, self._judge.backend.dtype)
-        return given, found
+        return given, found, units
 
-    def _next(self, found: Sequence[Track], k: int) -> tuple[Values, Values]:
+    def _next(self, track: Track, units: Values) -> tuple[Values, Values]:
         """Return the mean (H, C) and calibrated quantiles (H, C, Q) after the end of a series."""
-        mean, quantiles, scale = self._whole.forecast(found, k, np.array([len(found[k].values)]))
+        mean, quantiles, scale = self._whole.forecast(track, units, np.array([len(track.values)]))
         quantiles = intervals.widen(quantiles, scale, self._adjustment, self._whole.settings.quantiles)
         return mean[0], self._whole.limited(quantiles)[0]
 
-    def _ahead(self, found: Sequence[Track], k: int, steps: int) -> Values:
+    def _ahead(self, track: Track, units: Values, steps: int) -> Values:
         """Return forecasts (steps, C) after a series, fed back beyond the horizon."""
-        done, ahead = list(found), np.empty((0, self.n_targets_))
+        ahead = np.empty((0, self.n_targets_))
         while len(ahead) < steps:
-            now, block = done[k], self._next(done, k)[0]
+            block = self._next(track, units)[0]
             ahead = np.concatenate((ahead, block))
-            known = np.concatenate((now.known, block))
-            past = np.concatenate((now.past, np.repeat(now.past[-1:], len(block), axis=0)))
-            done[k] = now._replace(values=known, known=known, past=past)
+            known = np.concatenate((track.known, block))
+            past = np.concatenate((track.past, np.repeat(track.past[-1:], len(block), axis=0)))
+            track = track._replace(values=known, known=known, past=past)
         return ahead[:steps]

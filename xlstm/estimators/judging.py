@@ -40,21 +40,21 @@ class Unseen(NamedTuple):
     outside: Values
 
 
-def unseen(judge: Predictor, tracks: Sequence[Track], k: int) -> Unseen:
+def unseen(judge: Predictor, track: Track, units: Values) -> Unseen:
     """Return the forecasts of a series from its validation part on."""
-    s, track = judge.settings, tracks[k]
+    s = judge.settings
     parts = parts_of(len(track.values), s)
     first = parts["validation"].start
     origins = np.arange(first, len(track.values))
-    mean, quantiles, scale = judge.forecast(tracks, k, origins)
+    mean, quantiles, scale = judge.forecast(track, units, origins)
     truth = highway.targets(track, origins, s.horizon, len(track.values))
     outside = intervals.errors(quantiles, truth, scale, s.quantiles)
     return Unseen(origins, parts["test"].start - first, mean, quantiles, truth, scale, outside)
 
 
-def tested(judge: Predictor, tracks: Sequence[Track], k: int) -> Judged:
+def tested(judge: Predictor, track: Track, units: Values) -> Judged:
     """Return the forecasts of the test part of a series, with intervals calibrated by what was known."""
-    found, levels = unseen(judge, tracks, k), judge.settings.quantiles
+    found, levels = unseen(judge, track, units), judge.settings.quantiles
     test = slice(found.test, None)
     by = intervals.rolling(found.outside, found.test, levels)
     quantiles = intervals.widen(found.quantiles[test], found.scale[test], by, levels)

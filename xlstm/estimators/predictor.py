@@ -53,8 +53,10 @@ class Predictor:
     model: SequenceModel
     params: Params
 
-    def forecast(self, tracks: Sequence[Track], series: int, origins: Origins) -> tuple[Values, Values, Values]:
+    def forecast(self, track: Track, units: Values, origins: Origins) -> tuple[Values, Values, Values]:
         """Return the mean (M, H, C), quantiles (M, H, C, Q) and the scale (M, C) after the windows of a series.
+
+        Its units (C,) are those of `Scaling.of`.
 
         Raises
         ------
@@ -62,10 +64,10 @@ class Predictor:
             A forecast is not finite.
         """
         if len(origins) > CHUNK:
-            parts = [self.forecast(tracks, series, origins[k : k + CHUNK]) for k in range(0, len(origins), CHUNK)]
+            parts = [self.forecast(track, units, origins[k : k + CHUNK]) for k in range(0, len(origins), CHUNK)]
             return tuple(np.concatenate(part) for part in zip(*parts, strict=True))  # type: ignore[return-value]
-        s, track = self.settings, tracks[series]
-        x, units, scale = self.seen(tracks, series, origins)
+        s = self.settings
+        x, scale = self.seen(track, units, origins)
         y, _, _ = self.model.forward(self.params, x, train=False)
         found = to_numpy(y).astype(np.float64).reshape(len(origins), *self.spread.shape, 1 + len(s.quantiles))
         base = track.known[origins - 1, None] + units * self.line.apply(track, self.scaling, units, origins)
@@ -74,12 +76,11 @@ class Predictor:
             raise FloatingPointError("Forecaster: the forecast is not finite; the series or the weights are too large")
         return self.limited(found[..., 0]), np.sort(found[..., 1:], axis=-1), scale
 
-    def seen(self, tracks: Sequence[Track], series: int, origins: Origins) -> tuple[Array, Values, Values]:
-        """Return windows (T, M, D) as the network sees them, the units of the series (C,) and the scale (M, C)."""
-        s, track = self.settings, tracks[series]
-        units = self.scaling.of(tracks, s.window)[series]
+    def seen(self, track: Track, units: Values, origins: Origins) -> tuple[Array, Values]:
+        """Return windows (T, M, D) as the network sees them, and their scale (M, C)."""
+        s = self.settings
         scale = scales(track.known, origins, s.window, units, s.scaling)
-        return self.backend.asarray(inputs(track, self.scaling, scale, origins, s.window, s.horizon)), units, scale
+        return self.backend.asarray(inputs(track, self.scaling, scale, origins, s.window, s.horizon)), scale
 
     def limited(self, found: Values) -> Values:
         """Return forecasts that are not below the least value that there can be."""
@@ -97,8 +98,7 @@ def examples(
 ) -> tuple[Examples, Values]:
     """Return examples of windows before `origins`, with targets before the rows `stops`, and the spread (H, C)."""
     s, made = settings, []
-    for k, (track, at, stop) in enumerate(zip(tracks, origins, stops, strict=True)):
-        units = scaling.of(tracks, s.window)[k]
+    for k, (track, units, at, stop) in enumerate(zip(tracks, scaling.fitted(), origins, stops, strict=True)):
         scale = scales(track.known, at, s.window, units, s.scaling)
         change = highway.changes(track, at, s.horizon, stop, units)
         left = (change - line.apply(track, scaling, units, at)) * (units / scale[:, None])

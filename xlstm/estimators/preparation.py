@@ -66,8 +66,8 @@ def origins_of(rows: slice) -> Origins:
     return np.arange(rows.start, rows.stop)
 
 
-def lined(tracks: list[Track], settings: Settings, dtype: str) -> Lined:
-    """Return checked tracks with their scaling and the best highway.
+def lined(tracks: list[Track], ids: Sequence[str], settings: Settings, dtype: str) -> Lined:
+    """Return checked tracks, whose names are `ids` if they have some, with their scaling and the best highway.
 
     Raises
     ------
@@ -77,8 +77,8 @@ def lined(tracks: list[Track], settings: Settings, dtype: str) -> Lined:
     s = settings
     parts = [parts_of(len(track.values), s) for track in tracks]
     stops = [part["train"].stop for part in parts]
-    scaling = Scaling.fit(tracks, s.window, stops)
-    units = scaling.of(tracks, s.window)
+    scaling = Scaling.fit(tracks, ids, s.window, stops)
+    units = scaling.fitted()
     for track, unit, part in zip(tracks, units, parts, strict=True):
         check_reach(track.known, unit, dtype)
         for name, rows in part.items():
@@ -101,7 +101,7 @@ def lined(tracks: list[Track], settings: Settings, dtype: str) -> Lined:
     return Lined(tracks, parts, scaling, lines[best], errors[best])
 
 
-def prepared(variants: Sequence[list[Track]], settings: Settings, dtype: str) -> Prepared:
+def prepared(variants: Sequence[list[Track]], ids: Sequence[str], settings: Settings, dtype: str) -> Prepared:
     """Return a network for tracks, and the examples to train and to judge it by.
 
     Of variants of the tracks that one is taken whose highway forecasts the validation part best.
@@ -111,7 +111,7 @@ def prepared(variants: Sequence[list[Track]], settings: Settings, dtype: str) ->
     ValueError
         As `lined` does.
     """
-    found = min((lined(tracks, settings, dtype) for tracks in variants), key=lambda one: one.error)
+    found = min((lined(tracks, ids, settings, dtype) for tracks in variants), key=lambda one: one.error)
     examples: list[Examples] = []
     spread: Values | None = None
     for name in ("train", "validation"):

@@ -10,10 +10,12 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.data.host import Values
+from xlstm.data.preparation import split
 from xlstm.estimators.tracks import Track
 
 FAR = 1e3  # usual changes beyond which a change counts as no larger, so that one outlier does not decide all
 FARTHEST = 1e100  # the same for scales, whose squares are to be finite
+FLAT = (float(np.finfo(np.float64).eps), 1e-200)  # unit of a constant series: a share of its value, and the least one
 LEAST = 0.05  # least scale of a window, as a share of the usual change of its series
 
 Rows = Sequence[Sequence[float]]
@@ -30,12 +32,15 @@ class Scaling:
         The usual change within a window, of each series and target: a root mean square.
     past, future, static : list of two lists of floats
         Means and standard deviations of covariates.
+    ids : list of S str
+        Names of the series, where they have some.
     """
 
     units: Rows
     past: Rows
     future: Rows
     static: Rows
+    ids: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name in ("units", "past", "future", "static"):
@@ -50,9 +55,14 @@ class Scaling:
             object.__setattr__(self, name, tuple(found))
             if len({len(row) for row in found}) > 1 or not found:
                 raise ValueError(f"Scaling: {name} has lists of several lengths or none, expected lists of one length")
+        named = checks.several("Scaling", "ids", self.ids, "names of series", checks.LARGEST)
+        if len(named) not in (0, len(self.units)):
+            raise ValueError(f"Scaling: ids has {len(named)} names, expected one for each of {len(self.units)} series")
+        ids = tuple(checks.text("Scaling", f"ids[{k}]", name) for k, name in enumerate(named))
+        object.__setattr__(self, "ids", ids)
 
     @classmethod
-    def fit(cls, tracks: Sequence[Track], window: int, stops: Sequence[int]) -> Scaling:
+    def fit(cls, tracks: Sequence[Track], ids: Sequence[str], window: int, stops: Sequence[int]) -> Scaling:
         """Return the units of tracks, each up to a row of `stops`.
 
         Raises
@@ -64,16 +74,18 @@ class Scaling:
         cut = [(t.past[:stop], t.future[:stop]) for t, stop in zip(tracks, stops, strict=True)]
         past, future = (np.concatenate(part) for part in zip(*cut, strict=True))
         static = np.stack([t.static for t in tracks])
-        return cls(units, *(_moments(part) for part in (past, future, static)))
+        return cls(units, _moments(past), _moments(future), _moments(static), ids)
 
-    def of(self, tracks: Sequence[Track], window: int) -> list[Values]:
-        """Return the units (C,) of tracks: those of the fitted ones in their order, if there are as many of them.
+    def fitted(self) -> list[Values]:
+        """Return the units (C,) of the series that it was fitted to, in their order."""
+        return [np.array(row) for row in self.units]
 
-        Other series have units of their own.
-        """
-        if len(tracks) == len(self.units):
-            return [np.array(row) for row in self.units]
-        return [np.array(units_of(track, window, len(track.values))) for track in tracks]
+    def of(self, tracks: Sequence[Track], ids: Sequence[str], window: int) -> list[Values]:
+        """Return the units (C,) of tracks: those of the fitted series of the same name, else their own."""
+        named = dict(zip(self.ids, self.fitted(), strict=False))  # without names there are none to look up
+        return [
+            named[ids[k]] if ids and ids[k] in named else own_units(track, window) for k, track in enumerate(tracks)
+        ]
 
 
 def units_of(track: Track, window: int, stop: int) -> list[float]:
@@ -86,10 +98,25 @@ def units_of(track: Track, window: int, stop: int) -> list[float]:
             raise ValueError(
                 f"Forecaster: the training part of the series is constant{at}{where}, there is nothing to learn"
             )
-    lags = range(1, min(window, len(known)))
+    return [float(unit) for unit in _usual(known, window)]
+
+
+def own_units(track: Track, window: int) -> Values:
+    """Return the units (C,) of a series that is forecast: those of the part of it that `fit` would train on.
+
+    A series that does not change there is measured as a whole; one that never changes has a unit of next to nothing.
+    """
+    known = track.known
+    whole = np.maximum(_usual(known, window), np.maximum(FLAT[0] * np.abs(known[-1]), FLAT[1]))
+    part = _usual(known[split(max(len(known), 3)).train], window)  # fewer than 3 rows have no parts
+    return np.where(part > 0, part, whole)
+
+
+def _usual(known: Values, window: int) -> Values:
+    """Return the root mean square of changes within a window, (C,); 0 for a single row."""
     with np.errstate(over="ignore"):
-        squares = np.mean([np.mean((known[lag:] - known[:-lag]) ** 2, axis=0) for lag in lags], axis=0)
-    return [float(unit) for unit in np.sqrt(squares)]
+        squares = [np.mean((known[lag:] - known[:-lag]) ** 2, axis=0) for lag in range(1, min(window, len(known)))]
+    return np.sqrt(np.mean(squares, axis=0)) if squares else np.zeros(known.shape[1])
 
 
 def scales(known: Values, origins: Origins, window: int, units: Values, kind: str) -> Values:

@@ -58,9 +58,11 @@ class Given(NamedTuple):
         Names of targets; empty where there was no table.
     table : object
         The table, or None.
-    ids : list
-        Names of the series, where a column has them.
+    labels : list
+        What the column `id_name` has for each series.
     id_name : str
+    rows : list of array
+        For each series of the table labels of its rows that are no dates; empty where rows have none.
     """
 
     values: Any
@@ -68,8 +70,14 @@ class Given(NamedTuple):
     flat: list[bool]
     names: list[str] = []  # noqa: RUF012 (never changed)
     table: Any = None
-    ids: Sequence[Any] = ()
+    labels: Sequence[Any] = ()
     id_name: str = ""
+    rows: Sequence[Any] = ()
+
+    @property
+    def ids(self) -> list[str]:
+        """Names of the series, where a column has them."""
+        return [str(label) for label in self.labels] if self.id_name else []
 
     def like(self, found: Sequence[Values], read: Sequence[Track], suffixes: Sequence[str] = ("",)) -> Any:
         """Return forecasts after the ends of series in the kind that the series came in.
@@ -87,17 +95,16 @@ class Given(NamedTuple):
         steps = len(found[0])
         columns: dict[str, Any] = {}
         if self.id_name:
-            columns[self.id_name] = np.repeat(np.array(self.ids), steps)
+            columns[self.id_name] = np.repeat(np.array(self.labels), steps)
         rows = np.concatenate(found).reshape(steps * len(found), len(self.names), len(suffixes))
         for c, name in enumerate(self.names):
             for k, suffix in enumerate(suffixes):
                 columns[f"{name}{suffix}"] = rows[:, c, k]
-        dates = [calendars.after(one.calendar, steps) for one in read if one.calendar is not None]
-        index = np.concatenate(dates) if dates else None
-        if index is not None and str(np.datetime_data(index.dtype)[0]) not in ("us", "ns"):
+        ahead = [calendars.after(one.calendar, steps) for one in read if one.calendar is not None]
+        ahead = ahead or [_numbers_after(labels, steps) for labels in self.rows]
+        index = np.concatenate(ahead) if ahead else None
+        if index is not None and index.dtype.kind == "M" and str(np.datetime_data(index.dtype)[0]) not in ("us", "ns"):
             index = index.astype("datetime64[us]")  # not every library has coarser ones
-        if index is None and frames.table_of("Forecaster", self.table).index is not None:
-            raise ValueError("Forecaster: rows of the table have labels that are no dates, expected dates or none")
         return frames.table_like(self.table, columns, index)
 
 
@@ -121,7 +128,7 @@ def given(values: Any, beside: Beside, roles: Roles) -> Given:
     read = {label: frames.table_of("Forecaster", part) for label, part in parts.items()}
     used = {*roles.past, *roles.future, *roles.static}
     names = roles.targets or [name for name in next(iter(read.values())).names if name not in used]
-    arrays, past, future, static, dates = [], [], [], [], []
+    arrays, past, future, static, dates, rows = [], [], [], [], [], []
     for label, columns in read.items():
         arrays.append(_columns(columns, names))
         past.append(_columns(columns, roles.past))
@@ -134,10 +141,17 @@ def given(values: Any, beside: Beside, roles: Roles) -> Given:
         if np.any(fixed != fixed[:1]):
             raise ValueError(f"Forecaster: static columns {checks.few(roles.static)} change within a series")
         static.append(fixed[0])
-        dates.append(columns.index if columns.index is not None and columns.index.dtype.kind == "M" else None)
+        dated = columns.index is not None and columns.index.dtype.kind == "M"
+        dates.append(columns.index if dated else None)
+        rows += [] if dated or columns.index is None else [columns.index]
     found = Beside(past if roles.past else None, future, static if roles.static else None, dates)
     id_name = "".join(roles.series_id)
-    return Given(arrays, found, [False] * len(arrays), names, values, list(parts), id_name)
+    return Given(arrays, found, [False] * len(arrays), names, values, list(parts), id_name, rows)
+
+
+def _numbers_after(labels: Any, steps: int) -> Any:
+    """Return labels for the rows after others: the next numbers, or where those are no numbers that of each row."""
+    return (labels[-1] + 1 if labels.dtype.kind in "iu" else len(labels)) + np.arange(steps)
 
 
 def _parts(table: Any, roles: Roles) -> Mapping[Any, Any]:
