@@ -510,3 +510,51 @@ def test_rows_with_labels_that_are_no_dates_are_numbered_on(first, labels):
     table = pd.DataFrame({"sales": driven()[0]}, index=index)
     found = Forecaster(**{**QUICK, "epochs": 1}).fit(table).predict(table, 2)
     assert (list(found.index), found.index.name) == (labels, "row")
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_later_covariates_are_placed_by_date(library):
+    frames = pytest.importorskip(library)
+    values, price = driven()
+    days = np.datetime64("2020-01-01", "us") + np.arange(320) * np.timedelta64(1, "D")
+    table = frames.DataFrame({"day": days[:300], "sales": values, "price": price[:300]})
+    forecaster = Forecaster(**{**QUICK, "epochs": 1}, future="price").fit(table)
+
+    def predicted(rows):
+        return forecaster.predict(table, future=frames.DataFrame({"day": days[rows], "price": price[rows]}))["sales"]
+
+    ahead = np.arange(300, 306)
+    found = predicted(ahead)
+    np.testing.assert_array_equal(predicted(ahead[::-1]), found)
+    plain = forecaster.predict(table, future=frames.DataFrame({"price": price[ahead]}))  # in order
+    np.testing.assert_array_equal(plain["sales"], found)
+    for wrong, first in ((ahead + 1, "2020-10-28"), (np.delete(ahead, 3), "2020-10-31")):
+        with pytest.raises(ValueError, match=f"future has a row for {first}.*, expected 2020-10-.*, the next step"):
+            predicted(wrong)
+    undated = frames.DataFrame({"sales": values, "price": price[:300]})
+    with pytest.raises(ValueError, match="the rows of future have dates, expected none"):
+        forecaster.predict(undated, future=frames.DataFrame({"day": days[ahead], "price": price[ahead]}))
+
+
+@pytest.mark.parametrize("role", ["past", "future", "static", "series_id"])
+def test_a_column_has_one_role(role):
+    pd = pytest.importorskip("pandas")
+    table = pd.DataFrame({"sales": driven()[0]})
+    with pytest.raises(ValueError, match=f"column 'sales' is in targets and {role}, expected one role"):
+        Forecaster(**QUICK, targets="sales", **{role: "sales"}).fit(table)
+
+
+def test_only_columns_with_a_role_are_read():
+    pd = pytest.importorskip("pandas")
+    values, _ = driven()
+    table = pd.DataFrame({"sales": values, "note": ["dull"] * 300, "size": 1.0})
+    settings = {**QUICK, "epochs": 1, "static": "size"}
+    found = Forecaster(**settings, targets="sales").fit(table).predict(table)
+    expected = Forecaster(**settings).fit(table[["sales", "size"]]).predict(table[["sales", "size"]])
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match="column 'moon' is not in the table, which has sales, size"):
+        Forecaster(**{**settings, "static": "moon"}).fit(table[["sales", "size"]])
+    with pytest.raises(TypeError, match="column 'note' holds String"):
+        Forecaster(**settings).fit(table)
+    with pytest.raises(ValueError, match="static column 'size' has missing values"):
+        Forecaster(**settings, targets="sales").fit(table.assign(size=np.nan))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,7 +52,7 @@ def is_table(given: Any) -> bool:
     return any(kind.__module__.partition(".")[0] in LIBRARIES for kind in kinds)
 
 
-def table_of(where: str, given: Any) -> Columns:
+def table_of(where: str, given: Any, only: Sequence[str] | None = None) -> Columns:
     """Return the columns of a table as numbers.
 
     A column of dates, and the index of pandas, are labels of the rows and not among the numbers.
@@ -63,6 +63,8 @@ def table_of(where: str, given: Any) -> Columns:
         The caller, for errors.
     given : table
         A table or one column of pandas, Polars, PyArrow, or another library that narwhals knows.
+    only : list of str, optional
+        The columns of numbers to read; by default all.
 
     Returns
     -------
@@ -73,15 +75,18 @@ def table_of(where: str, given: Any) -> Columns:
     TypeError
         This is no table, or a column holds text or other objects; names the column.
     ValueError
-        There are no numbers, two columns have one name or hold dates, or a number is infinite.
+        There are no numbers, one of `only` is missing, two columns have one name or hold dates, or a number is
+        infinite.
     ImportError
         The package narwhals is not installed.
     """
     nw, frame, _ = _frame(where, given)
+    for name in only or ():
+        check_has(where, frame.columns, name)
     dated = _date_column(where, nw, frame)
     names, arrays = [], []
     for name, dtype in frame.schema.items():
-        if name == dated:
+        if name == dated or (only is not None and name not in only):
             continue
         if not dtype.is_numeric() and dtype != nw.Boolean:
             raise TypeError(
@@ -186,14 +191,19 @@ def groups(where: str, given: Any, column: str) -> dict[Any, Any]:
         As for `table_of`.
     """
     nw, frame, _ = _frame(where, given)
-    if column not in frame.columns:
-        names = checks.few(map(str, frame.columns))
-        raise ValueError(f"{where}: column {checks.shown(column)} is not in the table, which has {names}")
+    check_has(where, frame.columns, column)
     labels = frame.get_column(column)
     if labels.is_null().any():
         raise ValueError(f"{where}: column {checks.shown(column)} has missing values, expected the name of a group")
     found = labels.unique(maintain_order=True).to_list()
     return {label: nw.to_native(frame.filter(nw.col(column) == label).drop(column)) for label in found}
+
+
+def check_has(where: str, columns: Iterable[Any], column: str) -> None:
+    """Raise ValueError unless a column is among those of a table."""
+    names = [*map(str, columns)]
+    if column not in names:
+        raise ValueError(f"{where}: column {checks.shown(column)} is not in the table, which has {checks.few(names)}")
 
 
 def _frame(where: str, given: Any) -> tuple[Any, Any, bool]:

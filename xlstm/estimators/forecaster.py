@@ -53,8 +53,9 @@ class Forecaster(Estimator):
 precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway, season, calendar, least, refit
         As for `Settings`.
     targets, past, future, static : list of str, optional
-        In tables, names of columns: those to predict, by default all others; covariates that are known up to the last
-        value; covariates that are known in advance; and numbers that do not change within a series.
+        In tables, names of columns, of which each has one role: those to predict, by default all others; covariates
+        that are known up to the last value; covariates that are known in advance; and numbers that do not change
+        within a series. With `targets` columns without a role are not read.
     series_id : str, optional
         The column of tables that tells several series apart.
     checkpoints : path, optional
@@ -258,7 +259,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
             How many values; by default as many as the horizon.
         beside : past, future, static, dates
             As for `fit`; `future` has the rows that are predicted, too, (N + steps, F). With a table it is a table of
-            these rows.
+            the rows that are predicted, in any order if they have dates.
 
         Returns
         -------
@@ -485,7 +486,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         return backend
 
     def _roles(self) -> Roles:
-        return Roles(self.targets, self.past, self.future, self.static, self.series_id)
+        return Roles(self.targets, self.past, self.future, self.static, self.series_id).checked()
 
     def _warm(self) -> bool:
         """Return whether the weights of an earlier fit are to be the first ones, after checks of what is no setting."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +43,13 @@ class Roles(NamedTuple):
             raise ValueError(
                 f"Forecaster: series_id is {checks.shown(self.series_id)}, expected the name of one column"
             )
+        uses = [(column, role) for role, names in found.items() for column in names]
+        for column in dict(uses):
+            roles = [role for other, role in uses if other == column]
+            if len(roles) > 1:
+                raise ValueError(
+                    f"Forecaster: column {checks.shown(column)} is in {' and '.join(roles)}, expected one role"
+                )
         return Roles(**found)
 
 
@@ -119,31 +127,33 @@ def given(values: Any, beside: Beside, roles: Roles) -> Given:
     if not frames.is_table(values):
         several = values if tracks.is_several(values) else [values]
         return Given(values, beside, [tracks.axes(one) == 1 for one in several])
-    roles = roles.checked()
     for name, other in beside._asdict().items():
-        if other is not None and not (name == "future" and frames.is_table(other)):
+        if other is not None and not (name == "future" and roles.future and frames.is_table(other)):
             raise ValueError(f"Forecaster: {name} is {checks.shown(other)}, expected columns of the table, by name")
     parts = _parts(values, roles)
     later = {} if beside.future is None else _parts(beside.future, roles)
-    read = {label: frames.table_of("Forecaster", part) for label, part in parts.items()}
-    used = {*roles.past, *roles.future, *roles.static}
+    used = [*roles.past, *roles.future, *roles.static]
+    only = [*roles.targets, *used] if roles.targets else None
+    read = {label: frames.table_of("Forecaster", part, only) for label, part in parts.items()}
     names = roles.targets or [name for name in next(iter(read.values())).names if name not in used]
     arrays, past, future, static, dates, rows = [], [], [], [], [], []
     for label, columns in read.items():
         arrays.append(_columns(columns, names))
         past.append(_columns(columns, roles.past))
-        ahead = _columns(columns, roles.future)
+        ahead, dated = _columns(columns, roles.future), _dates(columns)
         if label in later:
-            more = _columns(frames.table_of("Forecaster", later[label]), roles.future)
-            ahead = np.concatenate((ahead, more))
+            more = frames.table_of("Forecaster", later[label], roles.future)
+            ahead = np.concatenate((ahead, _columns(_in_order(more, dated), roles.future)))
         future.append(ahead if roles.future else None)
         fixed = _columns(columns, roles.static)
+        if np.any(np.isnan(fixed)):
+            name = roles.static[int(np.argmax(np.any(np.isnan(fixed), axis=0)))]
+            raise ValueError(f"Forecaster: static column {checks.shown(name)} has missing values, expected one number")
         if np.any(fixed != fixed[:1]):
             raise ValueError(f"Forecaster: static columns {checks.few(roles.static)} change within a series")
         static.append(fixed[0])
-        dated = columns.index is not None and columns.index.dtype.kind == "M"
-        dates.append(columns.index if dated else None)
-        rows += [] if dated or columns.index is None else [columns.index]
+        dates.append(dated)
+        rows += [columns.index] if dated is None and columns.index is not None else []
     found = Beside(past if roles.past else None, future, static if roles.static else None, dates)
     id_name = "".join(roles.series_id)
     return Given(arrays, found, [False] * len(arrays), names, values, list(parts), id_name, rows)
@@ -159,11 +169,34 @@ def _parts(table: Any, roles: Roles) -> Mapping[Any, Any]:
     return frames.groups("Forecaster", table, roles.series_id[0]) if roles.series_id else {"": table}
 
 
+def _dates(columns: Columns) -> Any:
+    """Return the dates of rows (N,), or None."""
+    return columns.index if columns.index is not None and columns.index.dtype.kind == "M" else None
+
+
+def _in_order(later: Columns, dates: Any) -> Columns:
+    """Return rows after those of `dates` in the order of their own dates, where they have some.
+
+    Raises
+    ------
+    ValueError
+        They are not for the steps right after the last date.
+    """
+    own = _dates(later)
+    if own is None:
+        return later
+    if dates is None:
+        raise ValueError("Forecaster: the rows of future have dates, expected none, as in the table of the series")
+    order, expected = np.argsort(own), calendars.after(calendars.read(dates), len(own))
+    wrong = np.flatnonzero(own[order].astype(expected.dtype) != expected)
+    if wrong.size:
+        row, wanted = order[wrong[0]], expected[wrong[0]]
+        raise ValueError(f"Forecaster: future has a row for {own[row]}, expected {wanted}, the next step of the series")
+    return replace(later, values=later.values[order], index=own[order])
+
+
 def _columns(columns: Columns, names: Sequence[str]) -> Values:
     """Return some columns, (N, K)."""
     for name in names:
-        if name not in columns.names:
-            raise ValueError(
-                f"Forecaster: column {checks.shown(name)} is not in the table, which has {checks.few(columns.names)}"
-            )
+        frames.check_has("Forecaster", columns.names, name)
     return columns.values[:, [columns.names.index(name) for name in names]]
