@@ -558,3 +558,35 @@ def test_only_columns_with_a_role_are_read():
         Forecaster(**settings).fit(table)
     with pytest.raises(ValueError, match="static column 'size' has missing values"):
         Forecaster(**settings, targets="sales").fit(table.assign(size=np.nan))
+
+
+def test_targets_of_a_table_go_by_name():
+    pd = pytest.importorskip("pandas")
+    values, price = driven()
+    table = pd.DataFrame({"sales": values, "price": price[:300]})
+    forecaster = Forecaster(**{**QUICK, "epochs": 1}).fit(table)
+    found = forecaster.predict(table)
+    pd.testing.assert_frame_equal(forecaster.predict(table[["price", "sales"]]), found)
+    for other in (table.rename(columns={"price": "cost"}), table[["sales"]], table.assign(more=1.0)):
+        with pytest.raises(ValueError, match=r"the targets of the table are sales.*, expected sales, price, as in fit"):
+            forecaster.predict(other)
+    np.testing.assert_array_equal(forecaster.predict(table.to_numpy()), found)
+
+
+def test_a_loaded_forecaster_reads_the_tables_that_it_was_fitted_to(tmp_path):
+    pd = pytest.importorskip("pandas")
+    values, price = driven()
+    several = [values, values[::-1]]
+    columns = {"shop": ["a"] * 300 + ["b"] * 300, "size": [1.0] * 300 + [2.0] * 300}
+    columns |= {"sales": np.concatenate(several), "price": np.tile(price[:300], 2), "rain": np.tile(price[20:], 2)}
+    table = pd.DataFrame(columns)
+    later = pd.DataFrame({"shop": ["a"] * 6 + ["b"] * 6, "price": np.tile(price[300:306], 2)})
+    roles = {"past": "rain", "future": ["price"], "static": "size", "series_id": "shop"}
+    forecaster = Forecaster(**{**QUICK, "epochs": 1}, **roles).fit(table)
+    forecaster.save(tmp_path / "f")
+    loaded = Forecaster.load(tmp_path / "f", "numpy")
+    assert (loaded.past, loaded.future, loaded.targets, loaded.series_id) == (["rain"], ["price"], None, "shop")
+    assert list(loaded.feature_names_in_) == ["sales"]
+    turned = pd.concat((table[300:], table[:300]), ignore_index=True)
+    for rows in (table, turned):
+        pd.testing.assert_frame_equal(loaded.predict(rows, future=later), forecaster.predict(rows, future=later))

@@ -215,10 +215,6 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         given = tables.given(values, Beside.of(beside), self._roles())
         variants = self._variants(given, s)
         self._fit(variants, given, s, backend, progress)
-        if given.names:
-            self.feature_names_in_ = np.array(given.names, dtype=object)
-        else:
-            vars(self).pop("feature_names_in_", None)  # those of an earlier fit
         return self
 
     def examples(self, values: Any, **beside: Unpack[Known]) -> dict[str, Examples]:
@@ -424,7 +420,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         return scores.score(variants[0], judged, s.quantiles, preparation.season_of(variants[0], s), all(given.flat))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write weights, scaling, settings and name to a safetensors file, whole or not at all."""
+        """Write weights, scaling, settings, name and roles of columns to a safetensors file, whole or not at all."""
         self._check_fitted()
         about = {"name": self.name, "settings": asdict(self._whole.settings), "dtype": self._whole.backend.dtype}
         storage.save(
@@ -432,7 +428,9 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
             self._judge,
             self._whole,
             self._adjustment,
-            about | {"season": self.season_, "calendar": self.calendar_},
+            about
+            | {"season": self.season_, "calendar": self.calendar_, "roles": self._roles()._asdict()}
+            | {"names": [*vars(self).get("feature_names_in_", ())]},
         )
 
     @classmethod
@@ -457,8 +455,8 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         """
         found = storage.load(path, backend, preparation.network)
         s = found.judge.settings
-        made = cls(s, found.judge.backend, found.judge.backend.dtype, found.name)
-        made._keep(found.judge, found.whole, found.adjustment, found.season, found.calendar)
+        made = cls(s, found.judge.backend, found.judge.backend.dtype, found.name, **found.roles.given())
+        made._keep(found.judge, found.whole, found.adjustment, found.season, found.calendar, found.names)
         return made
 
     def _take(self, settings: Settings) -> None:
@@ -472,12 +470,17 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
                 )
             setattr(self, field.name, wanted)
 
-    def _keep(self, judge: Predictor, whole: Predictor, adjustment: Values, season: int, calendar: bool) -> None:
+    def _keep(
+        self, judge: Predictor, whole: Predictor, adjustment: Values, season: int, calendar: bool, names: Sequence[str]
+    ) -> None:
         """Store what was fitted."""
         self._judge, self._whole, self._adjustment = judge, whole, adjustment
         self.params_, self.scaling_, self.model = whole.params, judge.scaling, judge.model
         self.season_, self.calendar_ = season, calendar
         self.highway_, self.n_targets_ = judge.line.order, judge.spread.shape[1]
+        vars(self).pop("feature_names_in_", None)  # those of an earlier fit
+        if names:
+            self.feature_names_in_ = np.array(names, dtype=object)
 
     def _backend(self) -> Backend:
         """Return the backend, after a check that it has the precision."""
@@ -527,7 +530,8 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         units = made.scaling.fitted()
         outside = [judging.unseen(judge, *one).outside for one in zip(made.tracks, units, strict=True)]
         adjustment = intervals.adjustment(outside, s.quantiles)
-        self._keep(judge, whole, adjustment, preparation.season_of(made.tracks, s), made.tracks[0].marks > 0)
+        season = preparation.season_of(made.tracks, s)
+        self._keep(judge, whole, adjustment, season, made.tracks[0].marks > 0, given.names)
         self.trained_ = trained
         if stop is not None:
             raise stop
@@ -537,7 +541,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
 
         An error is raised unless they go with the fitted ones.
         """
-        given = tables.given(values, beside, self._roles())
+        given = tables.given(values, beside, self._roles(), list(vars(self).get("feature_names_in_", ())))
         s, scaling = self._judge.settings, self._judge.scaling
         found = tracks.read(given.values, given.beside, max(steps, s.horizon), self.calendar_)
         fitted = [len(scaling.units[0]), *(len(part[0]) for part in (scaling.past, scaling.future, scaling.static))]

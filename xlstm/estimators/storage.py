@@ -18,6 +18,7 @@ from xlstm.estimators.highway import Highway
 from xlstm.estimators.predictor import Predictor
 from xlstm.estimators.scaling import Scaling
 from xlstm.estimators.settings import Settings
+from xlstm.estimators.tables import Roles
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import checkpoint
 
@@ -37,6 +38,8 @@ class Stored(NamedTuple):
     adjustment: Values
     season: int
     calendar: bool
+    roles: Roles
+    names: list[str]
 
 
 def save(path: AnyPath, judge: Predictor, whole: Predictor, adjustment: Values, about: Mapping[str, Any]) -> None:
@@ -79,9 +82,12 @@ def load(path: AnyPath, backend: str | Backend | None, network: Callable[[Settin
             raise ValueError(f"highways are {checks.shown(sorted(lines))}, expected '' and {JUDGE!r}")
         season = checks.size_or_0("Forecaster", "season", config.get("season"))
         calendar = checks.flag("Forecaster", "calendar", config.get("calendar"))
+        roles, names = _columns(config)
         settings = reading.made("settings", Settings, config.get("settings"))
         scaling = reading.made("scaling", Scaling, config.get("scaling"))
         home, model = backend_of(backend, dtype), network(settings, scaling)
+        if len(names) not in (0, len(scaling.units[0])):
+            raise ValueError(f"names are {checks.few(names)}, expected one for each of {len(scaling.units[0])} targets")
         H, C, P = settings.horizon, len(scaling.units[0]), len(intervals.pairs(settings.quantiles))
         adjustment = _taken(arrays, "adjustment", {"H": H, "C": C, "P": P})
         prefixes = [prefix for prefix in (JUDGE, "") if prefix in lines]
@@ -97,7 +103,16 @@ def load(path: AnyPath, backend: str | Backend | None, network: Callable[[Settin
         checkpoint.finite(path, {f"{prefix}{key}": array for key, array in params.items()}, dtype)
         params = {key: home.asarray(array) for key, array in params.items()}
         made[prefix] = Predictor(settings, home, scaling, line, spread, model, params)
-    return Stored(name, made.get(JUDGE, made[""]), made[""], adjustment, season, calendar)
+    return Stored(name, made.get(JUDGE, made[""]), made[""], adjustment, season, calendar, roles, names)
+
+
+def _columns(config: dict[str, Any]) -> tuple[Roles, list[str]]:
+    """Return the roles of columns, and the names of targets, where it was fitted to a table."""
+    roles = config.get("roles", {})
+    if not isinstance(roles, dict):
+        raise TypeError(f"roles are {checks.shown(roles)}, expected an object")
+    names = checks.several("Forecaster", "names", config.get("names", []), "names of columns", checks.LARGEST)
+    return Roles(**roles).checked(), [checks.text("Forecaster", f"names[{k}]", name) for k, name in enumerate(names)]
 
 
 def _part(

@@ -52,6 +52,15 @@ class Roles(NamedTuple):
                 )
         return Roles(**found)
 
+    def given(self) -> dict[str, Any]:
+        """Return checked roles as the parameters of a forecaster, None where there are no columns."""
+        return {**{name: names or None for name, names in self._asdict().items()}, "series_id": self.id_name or None}
+
+    @property
+    def id_name(self) -> str:
+        """The column of checked roles that tells series apart, or no text."""
+        return "".join(self.series_id)
+
 
 class Given(NamedTuple):
     """Series as they were given: as arrays, with what is needed to give forecasts in the same kind.
@@ -116,13 +125,15 @@ class Given(NamedTuple):
         return frames.table_like(self.table, columns, index)
 
 
-def given(values: Any, beside: Beside, roles: Roles) -> Given:
+def given(values: Any, beside: Beside, roles: Roles, fitted: Sequence[str] = ()) -> Given:
     """Return series as arrays, from a table or from what are arrays already.
+
+    Targets of a table are in the order of the names in `fitted`, if there are some.
 
     Raises
     ------
     ValueError, TypeError
-        A column is not there, two series have one, or a table comes with arrays beside it.
+        A column is not there, the targets are not those of `fitted`, or a table comes with arrays beside it.
     """
     if not frames.is_table(values):
         several = values if tracks.is_several(values) else [values]
@@ -136,6 +147,10 @@ def given(values: Any, beside: Beside, roles: Roles) -> Given:
     only = [*roles.targets, *used] if roles.targets else None
     read = {label: frames.table_of("Forecaster", part, only) for label, part in parts.items()}
     names = roles.targets or [name for name in next(iter(read.values())).names if name not in used]
+    if fitted and sorted(names) != sorted(fitted):
+        few = checks.few
+        raise ValueError(f"Forecaster: the targets of the table are {few(names)}, expected {few(fitted)}, as in fit")
+    names = [*fitted] or names
     arrays, past, future, static, dates, rows = [], [], [], [], [], []
     for label, columns in read.items():
         arrays.append(_columns(columns, names))
@@ -155,8 +170,7 @@ def given(values: Any, beside: Beside, roles: Roles) -> Given:
         dates.append(dated)
         rows += [columns.index] if dated is None and columns.index is not None else []
     found = Beside(past if roles.past else None, future, static if roles.static else None, dates)
-    id_name = "".join(roles.series_id)
-    return Given(arrays, found, [False] * len(arrays), names, values, list(parts), id_name, rows)
+    return Given(arrays, found, [False] * len(arrays), names, values, list(parts), roles.id_name, rows)
 
 
 def _numbers_after(labels: Any, steps: int) -> Any:
@@ -166,7 +180,7 @@ def _numbers_after(labels: Any, steps: int) -> Any:
 
 def _parts(table: Any, roles: Roles) -> Mapping[Any, Any]:
     """Return the tables of all series by their names."""
-    return frames.groups("Forecaster", table, roles.series_id[0]) if roles.series_id else {"": table}
+    return frames.groups("Forecaster", table, roles.id_name) if roles.id_name else {"": table}
 
 
 def _dates(columns: Columns) -> Any:
