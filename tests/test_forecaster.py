@@ -10,7 +10,7 @@ import pytest
 
 from xlstm.data.preparation import carry_forward
 from xlstm.data.series import bundled, read_csv
-from xlstm.estimators import Forecaster, NotFittedError, Settings, baselines, calendars, intervals, seasons
+from xlstm.estimators import Forecaster, NotFittedError, Settings, baselines, calendars, highway, intervals, seasons
 from xlstm.training import Interrupted, losses
 
 QUICK = {
@@ -590,3 +590,46 @@ def test_a_loaded_forecaster_reads_the_tables_that_it_was_fitted_to(tmp_path):
     turned = pd.concat((table[300:], table[:300]), ignore_index=True)
     for rows in (table, turned):
         pd.testing.assert_frame_equal(loaded.predict(rows, future=later), forecaster.predict(rows, future=later))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"checkpoints": 3}, "checkpoints is 3, expected a path"),
+        ({"checkpoints": "FILE"}, "File exists"),
+        ({"checkpoints": "RUN"}, "holds a run already"),
+        ({"resume": True}, "checkpoints names no folder to resume from"),
+        ({"callbacks": [3]}, r"callbacks\[0\] is 3, expected a training.Callback or a function"),
+    ],
+)
+def test_how_training_is_kept_is_checked_before_any_work(wrong, words, tmp_path, monkeypatch):
+    (tmp_path / "FILE").touch()
+    (tmp_path / "RUN").mkdir()
+    (tmp_path / "RUN" / "step-000000001.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(highway, "fit", lambda *_: pytest.fail("the highway is fitted"))
+    with pytest.raises((TypeError, ValueError, OSError), match=words):
+        Forecaster(**QUICK, **wrong).fit(driven()[0])
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_interrupt_of_the_second_training_says_what_there_is(fitted, kept, tmp_path):
+    values, _ = driven()
+    seen = []
+
+    def interrupt(now):
+        seen.append(now.total)
+        if seen.count(1) == 2 and now.total == 5:  # 6 steps an epoch, then 9
+            os.kill(os.getpid(), signal.SIGINT)
+
+    checkpoints = {"checkpoints": tmp_path / "run"} if kept else {}
+    words = (
+        "signal 2 stopped the training on all rows; the forecaster has the network of epoch [1-5], which has not seen"
+    )
+    with pytest.raises(Interrupted, match=words) as caught:
+        Forecaster(**QUICK, **checkpoints).fit(values, interrupt)
+    assert ("resume=True goes on" in str(caught.value)) == kept
+    assert len(caught.value.trained.losses) == 30
+    if kept:
+        again = Forecaster(**QUICK, **checkpoints, resume=True).fit(values)
+        np.testing.assert_array_equal(again.predict(values), fitted.predict(values))

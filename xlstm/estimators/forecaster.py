@@ -23,7 +23,7 @@ from xlstm.estimators.settings import DECILES, Settings
 from xlstm.estimators.tables import Given, Roles
 from xlstm.estimators.tracks import Beside, Known, Track
 from xlstm.estimators.values import check_reach
-from xlstm.training import Callback, Interrupted, Progress, Terminated, Trained
+from xlstm.training import Callback, Interrupted, Progress, Terminated, Trained, loop, signals
 from xlstm.training import precision as precisions
 
 KIND = storage.KIND
@@ -513,6 +513,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
     ) -> None:
         """Train on tracks and store the result, also where a signal ends it."""
         start = self._judge.params if self._warm() else None
+        loop.check_run(self.callbacks, self.checkpoints, self.resume)
         made = preparation.prepared(variants, given.ids, s, backend.dtype)
         stop: BaseException | None = None
         options: dict[str, Any] = {"patience": s.patience, "callbacks": self.callbacks, "resume": self.resume}
@@ -526,7 +527,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
             try:
                 whole = fitting.refitted(made, backend, start, trained.best_epoch, progress)
             except (Interrupted, Terminated) as error:
-                stop = error
+                stop = signals.error(self._farewell(trained, error.signal), trained, error.signal)
         units = made.scaling.fitted()
         outside = [judging.unseen(judge, *one).outside for one in zip(made.tracks, units, strict=True)]
         adjustment = intervals.adjustment(outside, s.quantiles)
@@ -535,6 +536,12 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         self.trained_ = trained
         if stop is not None:
             raise stop
+
+    def _farewell(self, trained: Trained, number: int) -> str:
+        """Return what there is after a signal stopped the training on all rows."""
+        more = "" if self.checkpoints is None else f"; resume=True goes on from {self.checkpoints}"
+        has = f"the network of epoch {trained.best_epoch}, which has not seen the last rows"
+        return f"Forecaster: signal {number} stopped the training on all rows; the forecaster has {has}{more}"
 
     def _read(self, values: Any, beside: Beside, steps: int) -> tuple[Given, list[Track], list[Values]]:
         """Return tracks to predict after, with `steps` rows ahead, and their units.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
@@ -15,6 +16,7 @@ from xlstm.data.batches import BATCHES, Batches
 from xlstm.training import optimizers
 from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress
 from xlstm.training.feed import Loss, loss_of
+from xlstm.training.folder import Folder
 from xlstm.training.precision import Mixed
 from xlstm.training.run import Run, Trained, mean_loss
 from xlstm.training.step import MIXED, OPTIMIZER, Step
@@ -146,13 +148,39 @@ def train(
     run = Run(step, data, validation, epochs, steps, every)
     run.begin(params, seed)
     try:
-        if checkpoints is not None:
+        if (folder := _folder(checkpoints, keep, origin)) is not None:
             checks.seed_number("train", "seed", seed)
-            run.keep_in(checks.path("train", "checkpoints", checkpoints), keep)
+            run.keep_in(folder)
         run.resume(origin)
         return run.train()
     finally:
         run.close()
+
+
+def check_run(
+    callbacks: Iterable[Callback | Callable[[Progress], object]],
+    checkpoints: str | os.PathLike[str] | None,
+    resume: bool,
+) -> None:
+    """Raise, as `train` would, where it could not begin with these arguments; make the folder."""
+    _callbacks(callbacks, {})
+    if (folder := _folder(checkpoints, 1, resume)) is None:
+        return
+    try:
+        folder.begin()
+        if not resume:
+            folder.check(None)
+    finally:
+        folder.close()
+
+
+def _folder(checkpoints: str | os.PathLike[str] | None, keep: int, resume: bool | Path) -> Folder | None:
+    """Return the folder of a run, or None."""
+    if checkpoints is not None:
+        return Folder(checks.path("train", "checkpoints", checkpoints), keep)
+    if resume and not isinstance(resume, Path):
+        raise ValueError("train: resume is True, but checkpoints names no folder to resume from")
+    return None
 
 
 def _callbacks(given: Iterable[Callback | Callable[[Progress], object]], short: Short) -> list[Callback]:
