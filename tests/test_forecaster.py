@@ -633,3 +633,10 @@ def test_an_interrupt_of_the_second_training_says_what_there_is(fitted, kept, tm
     if kept:
         again = Forecaster(**QUICK, **checkpoints, resume=True).fit(values)
         np.testing.assert_array_equal(again.predict(values), fitted.predict(values))
+
+
+@pytest.mark.parametrize("empty", [[], np.empty(0), np.empty((0, 2)), [np.arange(300.0), []]])
+def test_an_empty_series_is_named(fitted, empty):
+    for call in (Forecaster(**QUICK).fit, fitted.predict, fitted.score):
+        with pytest.raises(ValueError, match="the series is empty, expected values"):
+            call(empty)

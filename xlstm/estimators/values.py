@@ -43,6 +43,8 @@ def numbers(name: str, given: Any, expected: str = "real numbers (N,) or (N, C)"
 def series(given: Any) -> Values:
     """Return a series as float64 (N, C), with NaN for gaps; raise unless it is one."""
     array = numbers("values", given)
+    if len(array) == 0:
+        raise ValueError("Forecaster: the series is empty, expected values (N,) or (N, C)")
     for c, column in enumerate(array.T):
         where = f" in column {c}" if array.shape[1] > 1 else ""
         if column.size and np.isnan(column[0]):
