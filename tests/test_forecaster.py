@@ -640,3 +640,16 @@ def test_an_empty_series_is_named(fitted, empty):
     for call in (Forecaster(**QUICK).fit, fitted.predict, fitted.score):
         with pytest.raises(ValueError, match="the series is empty, expected values"):
             call(empty)
+
+
+def test_days_of_a_time_zone_across_a_change_of_clocks():
+    pd = pytest.importorskip("pandas")
+    days = pd.date_range("2020-01-01", periods=300, freq="D", tz="Europe/Berlin")
+    table = pd.DataFrame({"sales": driven()[0]}, index=days)
+    forecaster = Forecaster(**{**QUICK, "epochs": 1})
+    words = "no common step.*; dates of Europe/Berlin are taken to UTC; where clocks change, give local ones"
+    with pytest.raises(ValueError, match=words):
+        forecaster.fit(table)
+    local = table.tz_localize(None)
+    found = forecaster.fit(local).predict(local, 2)
+    assert list(found.index.astype(str)) == ["2020-10-27", "2020-10-28"]

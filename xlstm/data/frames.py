@@ -29,12 +29,15 @@ class Columns:
         have none, or only their numbers.
     index_name : str or None
         The name of the index, or of the column of dates.
+    zone : str or None
+        The time zone that the dates had, which are those of UTC here.
     """
 
     names: list[str]
     values: np.ndarray[Any, np.dtype[np.floating[Any]]] = field(repr=False)
     index: np.ndarray[Any, Any] | None = field(default=None, repr=False)
     index_name: str | None = None
+    zone: str | None = None
 
 
 def is_table(given: Any) -> bool:
@@ -108,9 +111,9 @@ def table_of(where: str, given: Any, only: Sequence[str] | None = None) -> Colum
     if own is not None:
         labels = own.to_timestamp() if hasattr(own, "to_timestamp") else own  # periods are dates, too
         found = nw.from_native(labels.to_series(), series_only=True)
-        return Columns(names, values, _labels(nw, found), None if own.name is None else str(own.name))
+        return Columns(names, values, *_labels(nw, found, None if own.name is None else str(own.name)))
     if dated is not None:
-        return Columns(names, values, _labels(nw, frame.get_column(dated)), str(dated))
+        return Columns(names, values, *_labels(nw, frame.get_column(dated), str(dated)))
     return Columns(names, values)
 
 
@@ -239,11 +242,12 @@ def _own_index(nw: Any, frame: Any) -> Any:
     return None if index is None or type(index).__name__ == "RangeIndex" else index
 
 
-def _labels(nw: Any, labels: Any) -> np.ndarray[Any, Any]:
-    """Return labels of rows as an array; dates in a time zone become those of UTC."""
-    if labels.dtype == nw.Datetime and labels.dtype.time_zone is not None:
+def _labels(nw: Any, labels: Any, name: str | None) -> tuple[np.ndarray[Any, Any], str | None, str | None]:
+    """Return labels of rows as an array, their name, and their time zone; dates in one become those of UTC."""
+    zone = labels.dtype.time_zone if labels.dtype == nw.Datetime else None
+    if zone is not None:
         labels = labels.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-    return np.asarray(labels.to_numpy())
+    return np.asarray(labels.to_numpy()), name, zone
 
 
 def _dates_like(nw: Any, dates: Any, dtype: Any) -> Any:

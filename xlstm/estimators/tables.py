@@ -184,8 +184,16 @@ def _parts(table: Any, roles: Roles) -> Mapping[Any, Any]:
 
 
 def _dates(columns: Columns) -> Any:
-    """Return the dates of rows (N,), or None."""
-    return columns.index if columns.index is not None and columns.index.dtype.kind == "M" else None
+    """Return the dates of rows (N,), or None; those of a time zone without a common step in UTC raise ValueError."""
+    if columns.index is None or columns.index.dtype.kind != "M":
+        return None
+    if columns.zone is not None and len(columns.index) > 1:
+        try:
+            calendars.read(columns.index)
+        except ValueError as error:
+            advice = f"dates of {columns.zone} are taken to UTC; where clocks change, give local ones without a zone"
+            raise ValueError(f"{error}; {advice}") from None
+    return columns.index
 
 
 def _in_order(later: Columns, dates: Any) -> Columns:
