@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
@@ -147,9 +148,9 @@ def train(
     run = Run(step, data, validation, epochs, steps, every)
     run.begin(params, seed)
     try:
-        if checkpoints is not None:
+        if (folder := _folder(checkpoints, keep, origin)) is not None:
             checks.seed_number("train", "seed", seed)
-            run.keep_in(checks.path("train", "checkpoints", checkpoints), keep)
+            run.keep_in(folder)
         run.resume(origin)
         return run.train()
     finally:
@@ -163,17 +164,23 @@ def check_run(
 ) -> None:
     """Raise, as `train` would, where it could not begin with these arguments; make the folder."""
     _callbacks(callbacks, {})
-    if checkpoints is None:
-        if resume:
-            raise ValueError("train: resume is True, but checkpoints names no folder to resume from")
+    if (folder := _folder(checkpoints, 1, resume)) is None:
         return
-    folder = Folder(checks.path("train", "checkpoints", checkpoints), 1)
     try:
         folder.begin()
         if not resume:
             folder.check(None)
     finally:
         folder.close()
+
+
+def _folder(checkpoints: str | os.PathLike[str] | None, keep: int, resume: bool | Path) -> Folder | None:
+    """Return the folder of a run, or None."""
+    if checkpoints is not None:
+        return Folder(checks.path("train", "checkpoints", checkpoints), keep)
+    if resume and not isinstance(resume, Path):
+        raise ValueError("train: resume is True, but checkpoints names no folder to resume from")
+    return None
 
 
 def _callbacks(given: Iterable[Callback | Callable[[Progress], object]], short: Short) -> list[Callback]:

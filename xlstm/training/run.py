@@ -104,11 +104,11 @@ class Run:
         if self.step.accumulate > most:
             raise ValueError(f"train: accumulate is {self.step.accumulate}, but there are {most} batches in all")
 
-    def keep_in(self, path: Path, keep: int) -> None:
+    def keep_in(self, folder: Folder) -> None:
         """Keep checkpoints and the history in a folder."""
         for callback in self.callbacks:  # what cannot be saved is refused before any work
             trees.pack({f"the state of {type(callback).__name__}": callback.state()})
-        self.folder, self.history = Folder(path, keep), History(path)
+        self.folder, self.history = folder, History(folder.path)
         self.folder.begin()
 
     def close(self) -> None:
@@ -121,10 +121,8 @@ class Run:
         found = None
         if isinstance(given, Path):
             found = find(given)
-        elif given and self.folder is None:
-            raise ValueError("train: resume is True, but checkpoints names no folder to resume from")
-        elif given:
-            found = self.folder.newest()  # type: ignore[union-attr]
+        elif given and self.folder is not None:
+            found = self.folder.newest()
         if self.folder is not None:
             self.folder.check(found)
         if found is not None:
@@ -379,7 +377,7 @@ class Run:
         """Return how a run that a signal stopped can go on."""
         at = f"epoch {self.epoch}, step {self.done}" if self.done else f"epoch {self.epoch - 1}"
         if self.folder is None:
-            return f"train: stopped after {at} by signal {number}; without checkpoints nothing is saved"
+            return f"train: stopped after {at} by signal {number}; it keeps no checkpoints"
         if missing := self.folder.missing(self.total):
             return f"train: stopped after {at} by signal {number}; {missing}"
         return f"train: stopped after {at} by signal {number}; resume=True goes on from {self.folder.path}"
