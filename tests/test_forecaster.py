@@ -653,3 +653,16 @@ def test_days_of_a_time_zone_across_a_change_of_clocks():
     local = table.tz_localize(None)
     found = forecaster.fit(local).predict(local, 2)
     assert list(found.index.astype(str)) == ["2020-10-27", "2020-10-28"]
+
+
+@pytest.mark.parametrize(("step", "zone"), [("h", "Europe/Berlin"), ("MS", None), ("W", None), ("B", None)])
+def test_later_covariates_of_every_calendar_are_placed_by_date(step, zone):
+    pd = pytest.importorskip("pandas")
+    values, price = driven()
+    dates = pd.date_range("1990-01-01", periods=306, freq=step, tz=zone)
+    table = pd.DataFrame({"sales": values, "price": price[:300]}, index=dates[:300])
+    later = pd.DataFrame({"price": price[300:306]}, index=dates[300:])
+    forecaster = Forecaster(**{**QUICK, "epochs": 1}, future="price").fit(table)
+    found = forecaster.predict(table, future=later)
+    assert list(found.index) == list(dates[300:])
+    pd.testing.assert_frame_equal(forecaster.predict(table, future=later[::-1]), found)

@@ -153,6 +153,7 @@ def given(values: Any, beside: Beside, roles: Roles, fitted: Sequence[str] = ())
     names = [*fitted] or names
     arrays, past, future, static, dates, rows = [], [], [], [], [], []
     for label, columns in read.items():
+        _check_zone(columns)
         arrays.append(_columns(columns, names))
         past.append(_columns(columns, roles.past))
         ahead, dated = _columns(columns, roles.future), _dates(columns)
@@ -184,16 +185,19 @@ def _parts(table: Any, roles: Roles) -> Mapping[Any, Any]:
 
 
 def _dates(columns: Columns) -> Any:
-    """Return the dates of rows (N,), or None; those of a time zone without a common step in UTC raise ValueError."""
-    if columns.index is None or columns.index.dtype.kind != "M":
-        return None
-    if columns.zone is not None and len(columns.index) > 1:
-        try:
-            calendars.read(columns.index)
-        except ValueError as error:
-            advice = f"dates of {columns.zone} are taken to UTC; where clocks change, give local ones without a zone"
-            raise ValueError(f"{error}; {advice}") from None
-    return columns.index
+    """Return the dates of rows (N,), or None."""
+    return columns.index if columns.index is not None and columns.index.dtype.kind == "M" else None
+
+
+def _check_zone(columns: Columns) -> None:
+    """Raise ValueError for dates of a time zone that have no common step in UTC."""
+    if columns.zone is None:
+        return
+    try:
+        calendars.read(columns.index)
+    except ValueError as error:
+        advice = f"dates of {columns.zone} are taken to UTC; where clocks change, give local ones without a zone"
+        raise ValueError(f"{error}; {advice}") from None
 
 
 def _in_order(later: Columns, dates: Any) -> Columns:
