@@ -310,6 +310,7 @@ WRONG = [
     (["evaluate", "text", "nosuch.txt"], "No such file or directory: 'nosuch.txt'"),
     (["evaluate", "text", "other.txt"], "'Z' is not one of the"),
     (["evaluate", "text", "a.txt", "--column", "x"], "text: is a text model, --column goes with a forecaster"),
+    (["evaluate", "text", "a.txt", "--encoding", "latin-1"], "text: is a text model, --day-first, --month-first"),
     (["evaluate", "classes", "relabelled.csv"], "relabelled.csv: label 'left' is not one of those that classes knows"),
     (["evaluate", "classes", "one.csv"], "one.csv: column 'y' is not in the header"),
     (["evaluate", "plain", "long.csv"], "plain: says nothing of a table, expected a model of `xlstm train classify`"),

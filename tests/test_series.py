@@ -1,6 +1,7 @@
 """CSV files of every kind that people have."""
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -196,16 +197,9 @@ def test_first_columns_that_are_no_calendar(write, labels):
 @pytest.mark.parametrize(
     ("dates", "reading"),
     [
-        (["03/02/2024", "02/02/2024", "01/02/2024"], "2024-02-03 or 2024-03-02"),  # the newest first
-        (["31.01.2024", "30.01.2024"], "2024-01-31"),
         (["1/2/24", "1/3/24"], "2024-02-01 or 2024-01-02"),
         (["2024/1/5", "2024/1/6"], "2024-01-05"),
-        (["2024-01-01T00:00+02:00", "2024-01-01T01:00+02:00"], "2023-12-31T22:00:00"),
-        (["20240101", "20240102"], "2024-01-01"),
         (["20240101T060000", "20240101T070000"], "2024-01-01T06:00:00"),
-        (["2024Q2", "2024Q3"], "2024-04"),
-        (["2024-Q2", "2024-Q3"], "2024-04"),
-        (["Q2 2024", "Q3 2024"], "2024-04"),
         (["2024-W05", "2024-W06"], "2024-01-29"),
         (["2024-060", "2024-061"], "2024-02-29"),
         (["5 Jan 2024", "6 Jan 2024"], "2024-01-05"),
@@ -214,8 +208,8 @@ def test_first_columns_that_are_no_calendar(write, labels):
         (["Jan-24", "Feb-24"], "2024-02-29, 2024-02 or 2024-02-29T06:00"),
         (["202402", "202403"], "2024-02"),
         (["05/2024", "06/2024"], "2024-05"),
+        (["2/2024", "3/2024"], "2024-02"),
         (["05.2024", "06.2024"], "2024-05"),
-        (["2Q2024", "3Q2024"], "2024-04"),
         (["2Q24", "3Q24"], "2024-02-29, 2024-02 or 2024-02-29T06:00"),
         (["2024-H2", "2024-H1"], "2024-02-29, 2024-02 or 2024-02-29T06:00"),
         (["2024.5", "2024.75"], "2024-02-29, 2024-02 or 2024-02-29T06:00"),
@@ -243,8 +237,119 @@ def test_dates_in_another_notation_are_refused_with_what_would_be_read(write, da
 
 
 def test_days_without_signs_under_another_header(write):
-    with pytest.raises(ValueError, match=r"line 2, column Datum holds '20200103', .* write 2020-01-03, or"):
+    assert read_csv(write("Datum,v\n20200101,1\n20200102,2\n20200104,3\n"), "v").after(1) == ["2020-01-05"]
+    with pytest.raises(ValueError, match=r"line 3: date 2020-01-02 does not come after 2020-01-03"):
         read_csv(write("Datum,v\n20200103,1\n20200102,2\n20200101,3\n"), "v")
+
+
+@pytest.mark.parametrize(
+    ("dates", "said", "labels", "step"),
+    [
+        (["30/12/2023", "31/12/2023", "01/01/2024"], None, ["2023-12-30", "2023-12-31", "2024-01-01"], "day"),
+        (["12/30/2023", "12/31/2023", "1/1/2024"], None, ["2023-12-30", "2023-12-31", "2024-01-01"], "day"),
+        (["30.12.2023", "31.12.2023", "1.1.2024"], None, ["2023-12-30", "2023-12-31", "2024-01-01"], "day"),
+        (["30-12-2023", "31-12-2023", "01-01-2024"], True, ["2023-12-30", "2023-12-31", "2024-01-01"], "day"),
+        (["01/02/2024", "02/02/2024", "03/02/2024"], True, ["2024-02-01", "2024-02-02", "2024-02-03"], "day"),
+        (["01/02/2024", "02/02/2024", "03/02/2024"], False, ["2024-01", "2024-02", "2024-03"], "month"),
+        (["01/01/2024", "02/02/2024", "03/03/2024"], None, ["2024-01-01", "2024-02-02", "2024-03-03"], "step"),
+        (["31/12/2024 9:00", "31/12/2024 10:00"], None, ["2024-12-31T09:00", "2024-12-31T10:00"], "hour"),
+        (["20240228", "20240229", "20240301"], None, ["2024-02-28", "2024-02-29", "2024-03-01"], "day"),
+        (["2024Q3", "2024Q4", "2025Q1"], None, ["2024-07", "2024-10", "2025-01"], "quarter"),
+        (["2024-Q3", "2024-Q4", "2025-Q1"], None, ["2024-07", "2024-10", "2025-01"], "quarter"),
+        (["Q3 2024", "Q4 2024", "Q1 2025"], None, ["2024-07", "2024-10", "2025-01"], "quarter"),
+        (["2024-01-01T01:00+02:00", "2024-01-01T02:00+0200"], None, ["2023-12-31T23:00", "2024-01-01T00:00"], "hour"),
+        (["2024-01-01 00:00:00.5-05:30", "2024-01-01 00:00:01-05:30"], None, None, None),
+        (
+            ["2024-10-27T02:00+02:00", "2024-10-27T02:00+01:00", "2024-10-27T03:00+01:00"],  # the clocks go back
+            None,
+            ["2024-10-27T00:00", "2024-10-27T01:00", "2024-10-27T02:00"],
+            "hour",
+        ),
+        (
+            ["2024-03-31T00:00Z", "2024-03-31T02:00+01:00", "2024-03-31T03:00+01:00"],  # London
+            None,
+            ["2024-03-31T00:00", "2024-03-31T01:00", "2024-03-31T02:00"],
+            "hour",
+        ),
+    ],
+)
+def test_notations_with_one_meaning_are_read(write, dates, said, labels, step):
+    for header, at in (("date,v", ""), ("v2,date,v", "7,"), ("row,date,v", "x,")):
+        path = write(header + "\n" + "".join(f"{at}{date},{k}\n" for k, date in enumerate(dates)))
+        s = read_csv(path, "v", day_first=said)
+        if labels is None:
+            labels = ["2024-01-01T05:30:00.500", "2024-01-01T05:30:01.000"]
+        assert list(s.labels) == labels
+        assert step is None or s.step == step
+
+
+@pytest.mark.parametrize(
+    ("dates", "said", "words"),
+    [
+        (
+            ["03/02/2024", "04/02/2024"],
+            None,
+            "line 2, column date holds '03/02/2024', which is 2024-02-03 with the day first and 2024-03-02 with the "
+            "month first; say --day-first or --month-first (day_first=True or False)",
+        ),
+        (
+            ["02.02.2024", "03.02.2024", "04.02.2024"],
+            None,
+            "2024-02-03 with the day first and 2024-03-02 with the month first",
+        ),
+        (["13/02/2024", "02/14/2024"], None, "line 3, column date: in 02/14/2024 day and month are in another order"),
+        (["01/02/2024", "13/02/2024"], False, "line 3, column date: 13/02/2024 does not have the month first"),
+        (["02/13/2024", "02/14/2024"], True, "line 2, column date: 02/13/2024 does not have the day first"),
+        (["13/13/2024", "14/13/2024"], None, "line 2, column date: 13/13/2024 has no month"),
+        (["31.01.2024", "30.01.2024"], None, "line 3: date 2024-01-30 does not come after 2024-01-31"),
+        (["30/02/2024", "31/02/2024"], None, "line 2: '2024-02-30' is not a date like the others"),
+        (["20240101", "20240102", "5"], None, "line 4: '5' is not a date like the others"),
+        (["2024-01-01", "2024-01-02", "5"], None, "line 4: '5' is not a date like the others"),
+        (["2024Q1", "2024Q2", "2024Q5"], None, "line 4: '2024Q5' is not a date like the others"),
+        (["2024-01-01T00:00+02:00", "2024-01-01T00:00-05:00"], None, "line 3, column date: .* is of another zone than"),
+        (["2024-01-01T00:00+02:00", "2024-01-01T01:00+02:00", "2024-01-01T02:00"], None, "02:00 has no zone"),
+        (["2024-02-31T00:00+02:00", "2024-03-01T01:00+02:00"], None, "line 2: .* is not a date like the others"),
+    ],
+)
+def test_dates_with_two_readings_or_none_are_refused(write, dates, said, words):
+    path = write("date,v\n" + "".join(f"{date},{k}\n" for k, date in enumerate(dates)))
+    with pytest.raises(ValueError, match=words if ".*" in words else re.escape(words)):
+        read_csv(path, day_first=said)
+
+
+def test_decimal_commas_are_declared(write):
+    for path in (write("date\tv\n2001\t3,14\n2002\t2\n"), write('date,v\n2001,"3,14"\n2002,2\n')):
+        np.testing.assert_array_equal(read_csv(path, decimal=",").values, [3.14, 2])
+        with pytest.raises(ValueError, match=r"line 2, column v holds '3,14', .*say so with --decimal , \(decimal='"):
+            read_csv(path)
+    path = write("date;v\n2001;3,14\n2002;.5\n")
+    with pytest.raises(ValueError, match=r"line 3, column v holds '\.5', .* the decimal sign is a comma, as was said"):
+        read_csv(path, decimal=",")
+    with pytest.raises(ValueError, match=r"line 2, column v holds '3,14', .*say so with --decimal"):
+        read_csv(path, decimal=".")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1", "cp1252"])
+def test_encodings_are_declared(write, encoding):
+    path = write("date,gr\u00f6\u00dfe\n2001,1\n2002,2\n", encoding)
+    s = read_csv(path, encoding=encoding)
+    assert (s.name, list(s.values), s.labels) == ("gr\u00f6\u00dfe", [1, 2], ["2001", "2002"])
+    with pytest.raises(
+        ValueError, match=r"not UTF-8 text \(.*\); if it is in utf-16 or latin-1 or cp1252, say so with"
+    ):
+        read_csv(path)
+
+
+def test_what_no_dialect_is(write):
+    path = write("date,v\n2001,1\n2002,2\n")
+    with pytest.raises(ValueError, match=r"not UTF-16 text"):
+        read_csv(path, encoding="utf-16")
+    with pytest.raises(ValueError, match="encoding is 'hex', expected one of utf-8, utf-16, latin-1, cp1252"):
+        read_csv(path, encoding="hex")
+    with pytest.raises(ValueError, match="decimal is ';', expected"):
+        read_csv(path, decimal=";")
+    with pytest.raises(TypeError, match="day_first is 'yes', expected True, False or None"):
+        read_csv(path, day_first="yes")
 
 
 def test_numbers_are_no_dates(write):

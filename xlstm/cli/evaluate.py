@@ -9,32 +9,38 @@ import typer
 
 from xlstm.cli import forecasting, judging, labelled, train_text
 from xlstm.cli.console import BackendOption, ColumnOption, Report, printable, uncut
-from xlstm.cli.options import JsonOption
+from xlstm.cli.options import JsonOption, reads_tables
 from xlstm.data.files import read_series
+from xlstm.data.table import PLAIN, Dialect
 from xlstm.estimators import forecaster, textmodel
 from xlstm.estimators.sequence import SequenceClassifier
 from xlstm.estimators.sequence_files import kind_of
 from xlstm.training import checkpoint
 
 
+@reads_tables
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Model file of train forecast, train text or train classify.")],
     data: Annotated[Path, typer.Argument(help="Series (CSV, Parquet), text, or table of sequences with labels.")],
     column: ColumnOption = None,
     backend: BackendOption = "auto",
     as_json: JsonOption = False,
+    *,
+    dialect: Dialect,
 ) -> None:
     """Show errors of forecasts on the last fifth of a series, the loss of a text, or the accuracy on sequences."""
     printable("evaluate")
     report, kind = Report(as_json), checkpoint.kind_of(model)
     if column is not None and kind != forecaster.KIND:
         raise ValueError(f"{model}: is a {kind}, --column goes with a forecaster")
+    if dialect != PLAIN and kind == textmodel.KIND:
+        raise ValueError(f"{model}: is a {kind}, --day-first, --month-first, --decimal and --encoding go with tables")
     if kind == textmodel.KIND:
         loaded = textmodel.TextModel.load(model, backend)
         values = judging.text(report, loaded.codec_, loaded.nats(train_text.read(data)), str(data))
     elif kind == kind_of(SequenceClassifier):
         classifier = SequenceClassifier.load(model, backend)
-        found = labelled.read(data, labelled.Layout.kept(model, classifier.note_))
+        found = labelled.read(data, labelled.Layout.kept(model, classifier.note_), dialect)
         assert found.labels is not None
         unknown = sorted({*found.labels.tolist()} - {*classifier.classes_.tolist()})
         if unknown:
@@ -42,7 +48,7 @@ def evaluate(
         values = judging.classification(report, found.labels, classifier.predict(found.sequences), classifier.classes_)
     elif kind == forecaster.KIND:
         fitted = forecaster.Forecaster.load(model, backend)
-        series = read_series(data, column, usual=fitted.name)
+        series = read_series(data, column, usual=fitted.name, **vars(dialect))
         with forecasting.dated(series):
             score = fitted.score(series.values, dates=forecasting.dates_of(series))
         report.print(uncut(forecasting.table(score, series.step, fitted.cell)))

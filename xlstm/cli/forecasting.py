@@ -17,6 +17,7 @@ from xlstm.cli.console import Report, uncut
 from xlstm.data.dates import Dates
 from xlstm.data.files import read_series
 from xlstm.data.series import Series, bundled
+from xlstm.data.table import Dialect
 from xlstm.estimators import plots
 from xlstm.estimators.forecaster import Forecaster
 from xlstm.estimators.scores import Score
@@ -70,10 +71,17 @@ class Job(NamedTuple):
 
     @classmethod
     def of(
-        cls, path: Path | None, column: str | None, backend: str, dtype: str, horizon: int | None, **settings: Any
+        cls,
+        path: Path | None,
+        column: str | None,
+        dialect: Dialect,
+        backend: str,
+        dtype: str,
+        horizon: int | None,
+        **settings: Any,
     ) -> Job:
         """Read a series, by default that of sunspots, and choose what is left open."""
-        series = read_series(path or bundled("sunspots"), column)
+        series = read_series(path or bundled("sunspots"), column, **vars(dialect))
         horizon = max(1, min(HORIZON, len(series.values) // SHORT)) if horizon is None else horizon
         for name in ("highway", "season"):
             if settings[name].isdigit():

@@ -11,6 +11,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.data.files import read_header, read_names, read_numbers
+from xlstm.data.table import PLAIN, Dialect
 
 Host = np.ndarray[Any, Any]
 
@@ -33,9 +34,9 @@ class Layout:
     sequence: str | None = None
 
     @classmethod
-    def of(cls, path: Path, label: str, sequence: str | None, features: str | None) -> Self:
+    def of(cls, path: Path, label: str, sequence: str | None, features: str | None, dialect: Dialect = PLAIN) -> Self:
         """Return the layout of a file, whose features are by default all other columns but that of dates."""
-        names, dates = read_header(path)
+        names, dates = read_header(path, dialect)
         for name in (label, sequence):
             if name is not None and name not in names:
                 shown = checks.shown(name)
@@ -86,13 +87,15 @@ class Labelled:
         return self.sequences[rows] if isinstance(self.sequences, np.ndarray) else [self.sequences[k] for k in rows]
 
 
-def read(path: Path, layout: Layout, labels: bool = True) -> Labelled:
+def read(path: Path, layout: Layout, dialect: Dialect = PLAIN, labels: bool = True) -> Labelled:
     """Read sequences from a CSV or Parquet file.
 
     Parameters
     ----------
     path : Path
     layout : Layout
+    dialect : Dialect
+        Of a CSV file.
     labels : bool
         Whether labels are read.
 
@@ -102,14 +105,14 @@ def read(path: Path, layout: Layout, labels: bool = True) -> Labelled:
         The file cannot be read, a column is missing or holds no numbers, a number is missing, or a sequence has two
         labels.
     """
-    values = read_numbers(path, layout.features)
+    values = read_numbers(path, layout.features, dialect)
     if missing := np.argwhere(np.isnan(values)).tolist():
         row, column = missing[0]
         raise ValueError(f"{path}: column {checks.shown(layout.features[column])} is empty in row {row + 1}")
-    given = read_names(path, layout.label) if labels else None
+    given = read_names(path, layout.label, dialect) if labels else None
     if layout.sequence is None:
         return Labelled(values, [str(row) for row in range(1, len(values) + 1)], given)
-    ids = read_names(path, layout.sequence)
+    ids = read_names(path, layout.sequence, dialect)
     _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
     order = np.argsort(inverse.reshape(-1), kind="stable")
     groups = np.split(order, np.cumsum(np.bincount(inverse.reshape(-1)))[:-1])

@@ -16,11 +16,20 @@ import typer
 from xlstm.arrays import checks
 from xlstm.cli.console import quieted
 from xlstm.data import reading, writing
+from xlstm.data.table import ENCODINGS, Dialect
 
 Command = Callable[..., None]
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors, warnings and what --json asks for.")]
+DayFirstOption = Annotated[
+    bool | None,
+    typer.Option("--day-first/--month-first", help="Order of dates such as 01/02/2024; else a part above 12 shows it."),
+]
+DecimalOption = Annotated[
+    str | None, typer.Option("--decimal", help="Decimal sign of a CSV file, a point or a comma.", metavar="SIGN")
+]
+EncodingOption = Annotated[str, typer.Option("--encoding", help=f"That of a CSV file: {', '.join(ENCODINGS)}.")]
 ALIASES = {"learning_rate": ("--lr",)}
 LONGEST = 1 << 20  # bytes of a file of options
 HOW = ("config", "save-config", "resume", "json", "quiet", "help")  # options that say nothing of what is trained
@@ -45,6 +54,22 @@ def with_settings(estimator: type[Any], words: Mapping[str, str]) -> Callable[[C
         return _with_parameters(command, [*own, *added])
 
     return decorate
+
+
+def reads_tables(command: Command) -> Command:
+    """Give a command options that say how a CSV file is written, in the place of its `dialect`."""
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "dialect"]
+    added = [
+        inspect.Parameter("day_first", KEYWORD, annotation=DayFirstOption, default=None),
+        inspect.Parameter("decimal", KEYWORD, annotation=DecimalOption, default=None),
+        inspect.Parameter("encoding", KEYWORD, annotation=EncodingOption, default="utf-8"),
+    ]
+
+    @functools.wraps(command)
+    def run(day_first: bool | None, decimal: str | None, encoding: str, **given: Any) -> None:
+        command(**given, dialect=Dialect(day_first, decimal, encoding))
+
+    return _with_parameters(run, [*own, *added])
 
 
 def configurable(command: Command) -> Command:

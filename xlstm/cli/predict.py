@@ -11,13 +11,16 @@ import typer
 from xlstm.cli import labelled
 from xlstm.cli.console import BackendOption, ColumnOption, err, printable
 from xlstm.cli.forecasting import dated, dates_of
+from xlstm.cli.options import reads_tables
 from xlstm.data import files
+from xlstm.data.table import Dialect
 from xlstm.estimators import forecaster
 from xlstm.estimators.sequence import SequenceClassifier
 from xlstm.estimators.sequence_files import kind_of
 from xlstm.training import checkpoint
 
 
+@reads_tables
 def predict(
     model: Annotated[Path, typer.Argument(help="Model file that train forecast or train classify wrote.")],
     table: Annotated[Path, typer.Argument(help="CSV or Parquet file with the series so far, or with sequences.")],
@@ -30,6 +33,8 @@ def predict(
         Path | None, typer.Option("--output", "-o", help="File to write, .csv or .parquet; else CSV is printed.")
     ] = None,
     backend: BackendOption = "auto",
+    *,
+    dialect: Dialect,
 ) -> None:
     """Forecast what comes after the last value of a series, or tell the labels of sequences and their probabilities."""
     if output is None:
@@ -40,9 +45,9 @@ def predict(
     if kind == kind_of(SequenceClassifier):
         if column is not None or steps is not None or intervals:
             raise ValueError(f"{model}: is a classifier, --column, --steps and --intervals go with a forecaster")
-        found = _labels(model, table, backend)
+        found = _labels(model, table, dialect, backend)
     else:
-        found = _forecast(model, table, column, steps, intervals, backend)
+        found = _forecast(model, table, column, dialect, steps, intervals, backend)
     if output is None:
         typer.echo(files.as_csv(found), nl=False)
     else:
@@ -50,11 +55,11 @@ def predict(
 
 
 def _forecast(
-    model: Path, table: Path, column: str | None, steps: int | None, intervals: bool, backend: str
+    model: Path, table: Path, column: str | None, dialect: Dialect, steps: int | None, intervals: bool, backend: str
 ) -> dict[str, Sequence[Any]]:
     """Return times and values after the end of a series."""
     fitted = forecaster.Forecaster.load(model, backend)
-    series = files.read_series(table, column, usual=fitted.name)
+    series = files.read_series(table, column, usual=fitted.name, **vars(dialect))
     dates = dates_of(series) if fitted.calendar_ else None
     with dated(series):
         values = fitted.predict(series.values, steps, dates=dates)
@@ -70,11 +75,11 @@ def _forecast(
     return found
 
 
-def _labels(model: Path, table: Path, backend: str) -> dict[str, Sequence[Any]]:
+def _labels(model: Path, table: Path, dialect: Dialect, backend: str) -> dict[str, Sequence[Any]]:
     """Return names of sequences, their likeliest labels, and the probability of each label."""
     classifier = SequenceClassifier.load(model, backend)
     layout = labelled.Layout.kept(model, classifier.note_)
-    data = labelled.read(table, layout, labels=False)
+    data = labelled.read(table, layout, dialect, labels=False)
     shares = classifier.predict_proba(data.sequences)
     found: dict[str, Sequence[Any]] = {
         layout.sequence or "row": data.names,

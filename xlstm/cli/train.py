@@ -12,12 +12,14 @@ from xlstm import training
 from xlstm.cli.console import BackendOption, ColumnOption, Report, accounted
 from xlstm.cli.folders import MODEL
 from xlstm.cli.forecasting import SETTINGS, DtypeOption, HorizonOption, Job, pictures
-from xlstm.cli.options import JsonOption, with_settings
+from xlstm.cli.options import JsonOption, reads_tables, with_settings
 from xlstm.cli.progress import bar
 from xlstm.data import writing
+from xlstm.data.table import Dialect
 from xlstm.estimators.settings import Settings
 
 
+@reads_tables
 @with_settings(Settings, SETTINGS)
 def train(
     csv: Annotated[Path | None, typer.Argument(help="CSV or Parquet file; monthly sunspots if left out.")] = None,
@@ -29,6 +31,8 @@ def train(
         Path, typer.Option("--output", "-o", help="Folder for the model and the picture; older ones are replaced.")
     ] = Path("xlstm-output"),
     as_json: JsonOption = False,
+    *,
+    dialect: Dialect,
     **settings: Any,
 ) -> None:
     """Train a network to forecast a series, and compare it with persistence and a linear autoregression.
@@ -36,7 +40,7 @@ def train(
     The first 60 % of the series are fitted, the next 20 % decide when to stop, the last 20 % are the test. Then the
     model is trained once more on all of it.
     """
-    job = Job.of(csv, column, backend, dtype, horizon, **settings)
+    job = Job.of(csv, column, dialect, backend, dtype, horizon, **settings)
     model = job.forecaster()
     job.check(model)
     files = [output / MODEL, *pictures(output)]

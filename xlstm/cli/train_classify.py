@@ -10,7 +10,8 @@ import typer
 
 from xlstm.cli import folders, judging, labelled
 from xlstm.cli.console import Report
-from xlstm.cli.options import JsonOption, with_settings
+from xlstm.cli.options import JsonOption, reads_tables, with_settings
+from xlstm.data.table import Dialect
 from xlstm.estimators.sequence import SequenceClassifier
 
 SETTINGS = {
@@ -35,6 +36,7 @@ SETTINGS = {
 }
 
 
+@reads_tables
 @with_settings(SequenceClassifier, SETTINGS)
 def train_classify(
     context: typer.Context,
@@ -53,14 +55,16 @@ def train_classify(
     output: folders.OutputOption = Path("xlstm-classify"),
     resume: folders.ResumeOption = False,
     as_json: JsonOption = False,
+    *,
+    dialect: Dialect,
     **settings: Any,
 ) -> None:
     """Train a classifier of sequences, and show its accuracy on sequences that were held out.
 
     With --sequence each row is a step of a sequence, in order of time. Without it each row is a sequence of numbers.
     """
-    layout = labelled.Layout.of(table, label, sequence, columns)
-    data = labelled.read(table, layout)
+    layout = labelled.Layout.of(table, label, sequence, columns, dialect)
+    data = labelled.read(table, layout, dialect)
     assert data.labels is not None
     rows, test = labelled.held_out(data.labels, test_fraction, settings["seed"])
     report = Report(as_json)

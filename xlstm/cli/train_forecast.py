@@ -11,12 +11,14 @@ import typer
 from xlstm.cli import folders
 from xlstm.cli.console import BackendOption, ColumnOption, Report
 from xlstm.cli.forecasting import SETTINGS, DtypeOption, HorizonOption, Job, pictures
-from xlstm.cli.options import JsonOption, with_settings
+from xlstm.cli.options import JsonOption, reads_tables, with_settings
 from xlstm.data import writing
+from xlstm.data.table import Dialect
 from xlstm.estimators.forecaster import Forecaster
 from xlstm.estimators.settings import Settings
 
 
+@reads_tables
 @with_settings(Settings, SETTINGS)
 def train_forecast(
     context: typer.Context,
@@ -28,6 +30,8 @@ def train_forecast(
     output: folders.OutputOption = Path("xlstm-forecast"),
     resume: folders.ResumeOption = False,
     as_json: JsonOption = False,
+    *,
+    dialect: Dialect,
     **settings: Any,
 ) -> None:
     """Train a network to forecast a series as `xlstm train` does, and keep checkpoints and the history.
@@ -35,7 +39,7 @@ def train_forecast(
     The first 60 % of the series are fitted, the next 20 % decide when to stop, the last 20 % are the test. Then the
     model is trained once more on all of it.
     """
-    job = Job.of(table, column, backend, dtype, horizon, **settings)
+    job = Job.of(table, column, dialect, backend, dtype, horizon, **settings)
     job.check(job.forecaster())
     for picture in pictures(output) if output.is_dir() else []:
         writing.check(picture)

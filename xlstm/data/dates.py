@@ -1,4 +1,4 @@
-"""Dates of a table: ISO 8601 read, other notations refused, rows put on a calendar."""
+"""Dates of a table: those with one meaning are read, others refused, and rows put on a calendar."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 from xlstm.arrays.checks import shown
 from xlstm.data.notations import COMPACT, HEADERS, ISO_DATE, as_iso, is_other_date
 from xlstm.data.table import Table, Text, is_number
+from xlstm.data.translation import as_iso as translated
+from xlstm.data.translation import is_translated, notation_of
 
 Dates = np.ndarray[Any, np.dtype[np.datetime64]]
 
@@ -28,43 +30,58 @@ class Calendar(NamedTuple):
 
 def check_header(table: Table) -> None:
     """Raise ValueError where the first line of a table holds numbers and dates instead of names."""
-    if all(is_number(cell) or ISO_DATE.fullmatch(cell) for cell in table.header):
+    if all(is_number(cell) or ISO_DATE.fullmatch(cell) or is_translated(cell) for cell in table.header):
         raise ValueError(f"{table.path}: line 1 holds data, expected a header with the names of the columns")
 
 
 def is_date(cell: str) -> bool:
-    """Return whether a cell is an ISO date with more than a year."""
-    return ISO_DATE.fullmatch(cell) is not None and "-" in cell
+    """Return whether a cell is a date that is read, and no number."""
+    return (ISO_DATE.fullmatch(cell) is not None and "-" in cell) or is_translated(cell)
 
 
 def column(table: Table) -> int | None:
-    """Find the column of dates: the first that is mostly ISO dates, else a first column that holds no numbers.
+    """Find the column of dates: the first that is mostly ISO dates, else dates in another notation that is read.
 
-    Where there is none, but a column looks like dates in another notation, a ValueError shows how to write them.
+    Else it is a first column that holds no numbers. Where there is none of these, but a column looks like dates in
+    another notation, a ValueError shows how to write them.
     """
+    read: list[int] = []
     strange: list[tuple[int, int]] = []  # columns and rows
     for k, name in enumerate(table.header):
         cells = [row[k] for row in table.sample]
         found = [cell for cell in cells if ISO_DATE.fullmatch(cell) and (k == 0 or "-" in cell)]
         if 2 * len(found) > len(cells) and (name.lower() in HEADERS or "-" in found[0]):
             return k
+        days = name.lower() in HEADERS or (k == 0 and len(table.header) > 1 and all(map(COMPACT.fullmatch, cells)))
+        notation = notation_of(cells)
+        if notation is not None and (notation is not COMPACT or days):
+            read.append(k)
         others = [row for row, cell in enumerate(cells) if is_other_date(name.lower(), cell)]
-        if not others and k == 0 and len(table.header) > 1 and all(COMPACT.fullmatch(cell) for cell in cells):
-            strange.append((k, 0))
-        elif others and 2 * (len(found) + len(others)) > len(cells):
+        if others and 2 * (len(found) + len(others)) > len(cells):
             strange.append((k, others[0]))
+    if read:
+        return read[0]
     if strange:
         k, row = strange[0]
         cell = table.sample[row][k]
         written = " or ".join(as_iso(cell)) or "2024-02-29, 2024-02 or 2024-02-29T06:00"
         raise ValueError(
             f"{table.line(row)}, column {table.header[k]} holds {shown(cell)}, which looks like a date but is not in "
-            f"ISO 8601 (in UTC or without a zone); write {written}, or leave the column out to take rows as equal "
+            f"a notation that is read; write {written}, or leave the column out to take rows as equal "
             "steps in the order of the file"
         )
     if len(table.header) > 1 and (table.header[0].lower() in HEADERS or not table.numeric[0]):
         return 0
     return None
+
+
+def text(table: Table, k: int) -> Text:
+    """Return the cells of a column of dates, (N,), in ISO 8601 where they are in another notation that is read."""
+    cells, notation = table.text(k), notation_of([row[k] for row in table.sample])
+    if notation is None:
+        return cells
+    name = table.header[k]
+    return translated(cells, notation, table.dialect.day_first, lambda row: f"{table.line(row)}, column {name}")
 
 
 def read(cells: Text, line: Callable[[int], str]) -> Dates | None:
@@ -74,7 +91,7 @@ def read(cells: Text, line: Callable[[int], str]) -> Dates | None:
     come after the one before, a ValueError names the line, by `line` of its row.
     """
     strange = [row for row, cell in enumerate(cells) if not ISO_DATE.fullmatch(cell)]
-    if len(strange) == len(cells) or (strange and all(cells[row].isdigit() for row in strange)):
+    if len(strange) == len(cells) or (strange and all(cell.isdigit() for cell in cells)):
         return None  # or an index that has just reached four digits
     dates = None if strange else _datetimes(cells)
     if dates is None:

@@ -16,14 +16,21 @@ from xlstm.data import dates, writing
 from xlstm.data.frames import Columns, table_of
 from xlstm.data.host import Values
 from xlstm.data.series import Series, column_numbers, read_csv, series_of
-from xlstm.data.table import Table
+from xlstm.data.table import PLAIN, Dialect, Table
 
 
-def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = None) -> Columns:
+def read_table(
+    path: str | os.PathLike[str],
+    columns: Sequence[str] | None = None,
+    *,
+    day_first: bool | None = None,
+    decimal: str | None = None,
+    encoding: str = "utf-8",
+) -> Columns:
     """Read columns of numbers from a CSV or a Parquet file.
 
     A CSV file is one as `xlstm.series.read_csv` takes it: with a header, and commas, semicolons, tabs or bars between
-    cells. A column of dates, which has to be in ISO 8601 in a CSV file, gives the labels of the rows. The rows stay as
+    cells. A column of dates gives the labels of the rows. The rows stay as
     they are in the file.
 
     Parameters
@@ -33,6 +40,8 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = Non
     columns : list of str, optional
         Names of the columns, in the order in which they are wanted; by default all but the dates. Dates are
         labels of the rows whether they are named or not.
+    day_first, decimal, encoding
+        As for `xlstm.series.read_csv`; a Parquet file needs none of them.
 
     Returns
     -------
@@ -50,10 +59,19 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = Non
     wanted = (
         None if columns is None else checks.several(str(path), "columns", columns, "a list of names", checks.LARGEST)
     )
-    return (_parquet if is_parquet(path) else _csv)(Path(path), wanted)
+    dialect = Dialect(day_first, decimal, encoding)
+    return _parquet(Path(path), wanted) if is_parquet(path) else _csv(Path(path), wanted, dialect)
 
 
-def read_series(path: str | os.PathLike[str], column: str | None = None, usual: str | None = None) -> Series:
+def read_series(
+    path: str | os.PathLike[str],
+    column: str | None = None,
+    usual: str | None = None,
+    *,
+    day_first: bool | None = None,
+    decimal: str | None = None,
+    encoding: str = "utf-8",
+) -> Series:
     """Read one column of a CSV or Parquet file as a series, as `xlstm.series.read_csv` does.
 
     Parameters
@@ -63,6 +81,8 @@ def read_series(path: str | os.PathLike[str], column: str | None = None, usual: 
         Name of the column; not needed if only one holds numbers.
     usual : str, optional
         Taken if no column is named, several hold numbers, and this is one of them.
+    day_first, decimal, encoding
+        As for `xlstm.series.read_csv`; a Parquet file needs none of them.
 
     Returns
     -------
@@ -74,7 +94,7 @@ def read_series(path: str | os.PathLike[str], column: str | None = None, usual: 
         As for `read_csv` and `read_table`.
     """
     if not is_parquet(path):
-        return read_csv(path, column, usual)
+        return read_csv(path, column, usual, day_first=day_first, decimal=decimal, encoding=encoding)
     found = read_table(path, None if column is None else [column])
     if len(found.names) > 1 and usual not in found.names:
         names = checks.few(found.names)
@@ -87,8 +107,8 @@ def read_series(path: str | os.PathLike[str], column: str | None = None, usual: 
     return series_of(f"{path}: column {name}", name, values, text, lambda row: f"{path}: row {row + 1}")
 
 
-def read_header(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
-    """Return the names of all columns of a CSV or Parquet file, and of those that hold ISO dates.
+def read_header(path: str | os.PathLike[str], dialect: Dialect = PLAIN) -> tuple[list[str], list[str]]:
+    """Return the names of all columns of a CSV or Parquet file, and of those that hold dates.
 
     Raises
     ------
@@ -98,20 +118,22 @@ def read_header(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
     if is_parquet(path):
         names, dated, _ = _opened(Path(path), lambda names, dated: [])
         return names, dated
-    table = Table(path)
+    table = Table(path, dialect)
     dates.check_header(table)
     cells = zip(*table.sample, strict=True) if table.sample else [()] * len(table.header)
     found = {name: column for name, column in zip(table.header, cells, strict=True) if column}
     return table.header, [name for name, column in found.items() if all(map(dates.is_date, column))]
 
 
-def read_numbers(path: str | os.PathLike[str], columns: Sequence[str]) -> Values:
+def read_numbers(path: str | os.PathLike[str], columns: Sequence[str], dialect: Dialect = PLAIN) -> Values:
     """Read columns of numbers as `read_table` does, but without a look at dates.
 
     Parameters
     ----------
     path : path
     columns : list of str
+    dialect : Dialect
+        Of a CSV file.
 
     Returns
     -------
@@ -126,14 +148,14 @@ def read_numbers(path: str | os.PathLike[str], columns: Sequence[str]) -> Values
     if is_parquet(path):
         chosen = _opened(Path(path), lambda names, dated: [_one(Path(path), name, names) for name in columns])[2]
         return table_of(str(path), chosen).values
-    table = Table(path)
+    table = Table(path, dialect)
     indices = [table.header.index(_one(table.path, name, table.header)) for name in columns]
     if table.rows == 0:
         raise ValueError(f"{path}: 0 rows under the header, expected some")
     return np.stack([column_numbers(table, index) for index in indices], axis=1)
 
 
-def read_names(path: str | os.PathLike[str], column: str) -> np.ndarray[Any, Any]:
+def read_names(path: str | os.PathLike[str], column: str, dialect: Dialect = PLAIN) -> np.ndarray[Any, Any]:
     """Read a column of names, such as labels of classes.
 
     Parameters
@@ -141,6 +163,8 @@ def read_names(path: str | os.PathLike[str], column: str) -> np.ndarray[Any, Any
     path : path
         As for `read_table`.
     column : str
+    dialect : Dialect
+        Of a CSV file.
 
     Returns
     -------
@@ -156,7 +180,7 @@ def read_names(path: str | os.PathLike[str], column: str) -> np.ndarray[Any, Any
         _, _, table = _opened(Path(path), lambda names, dated: [_one(Path(path), column, names)])
         cells = ["" if cell is None else str(cell) for cell in table.column(column).to_pylist()]
     else:
-        read = Table(path)
+        read = Table(path, dialect)
         cells = [str(cell) for cell in read.text(read.header.index(_one(Path(path), column, read.header)))]
     if not cells:
         raise ValueError(f"{path}: 0 rows, expected some")
@@ -221,8 +245,8 @@ def _one(path: Path, column: str, names: Sequence[str]) -> str:
     return column
 
 
-def _csv(path: Path, wanted: list[str] | None) -> Columns:
-    table = Table(path)
+def _csv(path: Path, wanted: list[str] | None, dialect: Dialect) -> Columns:
+    table = Table(path, dialect)
     dates.check_header(table)
     date = dates.column(table) if table.rows else None
     label = None if date is None else table.header[date]
@@ -233,7 +257,7 @@ def _csv(path: Path, wanted: list[str] | None) -> Columns:
     values = np.stack([column_numbers(table, index) for index in indices], axis=1)
     if date is None:
         return Columns(wanted, values)
-    text = table.text(date)
+    text = dates.text(table, date)
     found = dates.read(text, table.line)
     return Columns(wanted, values, text if found is None else found, label)
 

@@ -35,7 +35,7 @@ COMPACT = re.compile(rf"{YEAR_MONTH.pattern}(0[1-9]|[12][0-9]|3[01])")
 NUMBERS = re.compile(rf"{COMPACT.pattern}|{YEAR_MONTH.pattern}|{YEAR}\.[0-9]+|(0?[1-9]|1[0-2])\.{YEAR}")
 SERIAL = re.compile(r"[2-7][0-9]{4}(\.[0-9]+)?")
 EPOCH = re.compile(r"[0-9]{9,19}(\.[0-9]+)?")
-QUARTER = re.compile(r"([0-9]{4})[-/ ]?q([1-4])|q?([1-4])q?[-/ ]?([0-9]{4})", re.IGNORECASE)
+QUARTER = re.compile(r"([0-9]{4})[-/ ]?q([1-4])|(?=.*q)q?([1-4])q?[-/ ]?([0-9]{4})", re.IGNORECASE)
 # Notations that mean one ISO date each, once other signs and names are brought into this form.
 FORMS = ("%d/%m/%Y", "%m/%d/%Y", "%Y/%m/%d", "%d/%m/%y", "%m/%d/%y", "%d/%b/%Y", "%b/%d/%Y", "%b/%Y", "%Y/%b", "%m/%Y")
 
@@ -50,6 +50,11 @@ def is_other_date(header: str, cell: str) -> bool:
     return OTHER_DATE.fullmatch(cell) is not None
 
 
+def first_month(quarter: re.Match[str]) -> str:
+    """Return the first month of a quarter in ISO 8601."""
+    return f"{quarter[1] or quarter[4]}-{3 * int(quarter[2] or quarter[3]) - 2:02d}"
+
+
 def as_iso(cell: str) -> list[str]:
     """Return the ISO dates that a cell in another notation may mean."""
     if EPOCH.fullmatch(cell) and not COMPACT.fullmatch(cell):
@@ -61,7 +66,7 @@ def as_iso(cell: str) -> list[str]:
     if YEAR_MONTH.fullmatch(cell):
         return [f"{cell[:4]}-{cell[4:]}"]
     if quarter := QUARTER.fullmatch(cell):
-        return [f"{quarter[1] or quarter[4]}-{3 * int(quarter[2] or quarter[3]) - 2:02d}"]
+        return [first_month(quarter)]
     with contextlib.suppress(ValueError, OverflowError):  # zones, weeks, days without signs between
         moment = datetime.datetime.fromisoformat(cell)
         if moment.tzinfo is not None:

@@ -16,11 +16,11 @@ import numpy as np
 from xlstm.arrays.checks import few, shown
 from xlstm.data import dates
 from xlstm.data.host import Values
-from xlstm.data.table import Table, Text
+from xlstm.data.table import Dialect, Table, Text
 
 DATASETS = ("sunspots", "co2")
 STEP_NAMES = {
-    **{("Y", 1): "year", ("M", 1): "month", ("D", 7): "week", ("D", 1): "day"},
+    **{("Y", 1): "year", ("M", 1): "month", ("M", 3): "quarter", ("D", 7): "week", ("D", 1): "day"},
     **{("B", 1): "business day", ("h", 1): "hour", ("m", 60): "hour"},
 }
 
@@ -119,13 +119,22 @@ def bundled(name: str) -> Path:
     return Path(__file__).parent / "datasets" / f"{name}.csv"
 
 
-def read_csv(path: str | os.PathLike[str], column: str | None = None, usual: str | None = None) -> Series:
+def read_csv(
+    path: str | os.PathLike[str],
+    column: str | None = None,
+    usual: str | None = None,
+    *,
+    day_first: bool | None = None,
+    decimal: str | None = None,
+    encoding: str = "utf-8",
+) -> Series:
     """Read one column of a CSV file as a series.
 
     The file has a header line and commas, semicolons (then a decimal comma is understood), tabs or bars between cells.
-    If a column holds dates (ISO 8601 in UTC or without a zone: 1958, 1958-03, 1958-03-29, 1958-03-29T06:00), or the
-    first ones are year and month, they must rise, and rows missing from their rhythm become gaps, weekends excepted
-    where no row falls on one. An empty cell is a gap; gaps at the beginning and the end are dropped.
+    If a column holds dates (ISO 8601: 1958, 1958-03, 1958-03-29, 1958-03-29T06:00, 1958-03-29T06:00+02:00, which is
+    brought to UTC; 19580329, 1958Q1; 29/03/1958, 29.03.1958 or 03/29/1958 where the order is said or a part above 12
+    shows it), or the first ones are year and month, they must rise, and rows missing from their rhythm become gaps,
+    weekends excepted where no row falls on one. An empty cell is a gap; gaps at the beginning and the end are dropped.
 
     Parameters
     ----------
@@ -134,6 +143,12 @@ def read_csv(path: str | os.PathLike[str], column: str | None = None, usual: str
         Name of the column; not needed if only one holds numbers.
     usual : str, optional
         Taken if no column is named, several hold numbers, and this is one of them.
+    day_first : bool, optional
+        Whether 01/02/2024 is the first of February; False makes it the second of January.
+    decimal : {".", ","}, optional
+        The decimal sign; by default a point, and a comma, too, where semicolons stand between cells.
+    encoding : {"utf-8", "utf-16", "latin-1", "cp1252"}
+        How letters are stored.
 
     Returns
     -------
@@ -145,17 +160,17 @@ def read_csv(path: str | os.PathLike[str], column: str | None = None, usual: str
         The file cannot be read.
     ValueError
         The file is empty or malformed, the column is unknown or could be several, a cell is not a finite number, dates
-        do not rise or are in another notation than ISO 8601, or a gap is too long to be filled. Names file, row and
-        column.
+        do not rise, have two readings or are in a notation that is not read, or a gap is too long to be filled. Names
+        file, row and column.
     """
-    table = Table(path)
+    table = Table(path, Dialect(day_first, decimal, encoding))
     where = table.path
     dates.check_header(table)
     if table.rows < 2:
         raise ValueError(f"{where}: {table.rows} rows under the header, expected a series")
     date = dates.column(table)
     index = _column(table, column, usual, date)
-    text = None if date is None or index == date else table.text(date)
+    text = None if date is None or index == date else dates.text(table, date)
     name = table.header[index]
     return series_of(f"{where}: column {name}", name, column_numbers(table, index), text, table.line)
 
@@ -232,6 +247,8 @@ def column_numbers(table: Table, k: int) -> Values:
         start = len(found)
         texts = [cell or "nan" for cell in cells]
         if table.decimal == ",":
+            if table.dialect.decimal == ",":  # a point is that of thousands, or a mistake
+                texts = [text.replace(".", "x") for text in texts]
             texts = [text.replace(",", ".") for text in texts]
         with contextlib.suppress(ValueError):  # the cell after the last one that is read is no number
             found.extend(map(float, texts))
@@ -239,8 +256,12 @@ def column_numbers(table: Table, k: int) -> Values:
         if len(read) < len(cells) or not np.all(np.isfinite(read)):
             for row, cell in enumerate(cells):
                 if row == len(read) or (cell and not math.isfinite(read[row])):
+                    comma = "," in cell and table.decimal == "."
+                    hint = "; if the comma is a decimal sign, say so with --decimal , (decimal=',')" if comma else ""
+                    if "." in cell and table.dialect.decimal == ",":
+                        hint = "; the decimal sign is a comma, as was said"
                     raise ValueError(
                         f"{table.line(start + row)}, column {table.header[k]} holds {shown(cell)}, "
-                        "expected a finite number or nothing for a gap"
+                        f"expected a finite number or nothing for a gap{hint}"
                     )
     return np.array(found)

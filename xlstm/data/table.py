@@ -8,10 +8,13 @@ import io
 import itertools
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from xlstm.arrays.checks import shown
 
 Text = np.ndarray[Any, Any]  # (N,) of NumPy's variable-length strings
 
@@ -20,13 +23,56 @@ LINE = 1 << 20  # characters of the header line that are searched for the delimi
 BLOCK = 1 << 16  # cells read at a time
 SAMPLE = 1000  # rows that show whether a column holds dates
 
+# Encodings by the names that declare them; a mark at the beginning of a file is no part of its text.
+ENCODINGS = {"utf-8": "utf-8-sig", "utf-16": "utf-16", "latin-1": "latin-1", "cp1252": "cp1252"}
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a CSV file writes dates, numbers and letters, where that is declared.
+
+    Attributes
+    ----------
+    day_first : bool or None
+        Whether 01/02/2024 is the first of February or the second of January; None reads such dates only where
+        another row shows the order.
+    decimal : {".", ","} or None
+        The decimal sign; None takes a point, and a comma, too, where semicolons stand between cells.
+    encoding : {"utf-8", "utf-16", "latin-1", "cp1252"}
+
+    Raises
+    ------
+    TypeError, ValueError
+        A value is none of these.
+    """
+
+    day_first: bool | None = None
+    decimal: str | None = None
+    encoding: str = "utf-8"
+
+    def __post_init__(self) -> None:
+        if self.day_first is not None and not isinstance(self.day_first, bool):
+            raise TypeError(f"day_first is {shown(self.day_first)}, expected True, False or None")
+        if self.decimal not in (None, ".", ","):
+            raise ValueError(f"decimal is {shown(self.decimal)}, expected '.' or ','")
+        if self.encoding not in ENCODINGS:
+            raise ValueError(f"encoding is {shown(self.encoding)}, expected one of {', '.join(ENCODINGS)}")
+
+
+PLAIN = Dialect()
+
 
 class Table:
     """A CSV file with a header line, and commas, semicolons, tabs or bars between cells.
 
     Columns "year" and "month" at the beginning, and "day" after them, become one column "date". A pipe is read into
-    memory, as it can be read only once. A file that is empty, no UTF-8 text, malformed or too wide is a ValueError that
-    names file and line.
+    memory, as it can be read only once. A file that is empty, no text in its encoding, malformed or too wide is a
+    ValueError that names file and line.
+
+    Parameters
+    ----------
+    path : path
+    dialect : Dialect
 
     Attributes
     ----------
@@ -39,19 +85,19 @@ class Table:
     numeric : list of bool
         Whether some cell of a column is a number.
     decimal : str
-        The decimal sign: a comma where semicolons stand between cells, else a point.
+        The decimal sign: that of the dialect, else a comma where semicolons stand between cells, else a point.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], dialect: Dialect = PLAIN) -> None:
+        self.path, self.dialect = Path(path), dialect
         with self.path.open("rb") as file:
             self._content = None if file.seekable() else file.read()
         with self._opened() as opened:
             try:
                 self._delimiter = max(",;\t|", key=opened.readline(LINE).count)
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}: not UTF-8 text ({error.reason})") from error
-        self.decimal = "," if self._delimiter == ";" else "."
+            except UnicodeError as error:
+                raise self._no_text(error, "") from error
+        self.decimal = dialect.decimal or ("," if self._delimiter == ";" else ".")
         self.header = [cell.strip() for cell in next(self._rows(), (0, []))[1]]
         if not self.header:
             raise ValueError(f"{path}: the file is empty, expected a header line and rows")
@@ -112,7 +158,7 @@ class Table:
     @contextlib.contextmanager
     def _opened(self) -> Iterator[io.TextIOWrapper]:
         binary: Any = self.path.open("rb") if self._content is None else io.BytesIO(self._content)
-        with io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(binary, encoding=ENCODINGS[self.dialect.encoding], newline="") as file:
             yield file
 
     @contextlib.contextmanager
@@ -121,11 +167,19 @@ class Table:
             reader = csv.reader(file, delimiter=self._delimiter, strict=True)
             try:
                 yield reader
-            except UnicodeDecodeError as error:
-                after = f"{error.reason} after line {reader.line_num}"
-                raise ValueError(f"{self.path}: not UTF-8 text ({after})") from error
+            except UnicodeError as error:
+                raise self._no_text(error, f" after line {reader.line_num}") from error
             except csv.Error as error:
                 raise ValueError(f"{self.path}: not a CSV file ({error} after line {reader.line_num})") from error
+
+    def _no_text(self, error: UnicodeError, where: str) -> ValueError:
+        """Return the error of a file that is no text in its encoding."""
+        encoding = self.dialect.encoding
+        others = " or ".join(name for name in ENCODINGS if name != encoding)
+        return ValueError(
+            f"{self.path}: not {encoding.upper()} text ({getattr(error, 'reason', error)}{where}); "
+            f"if it is in {others}, say so with --encoding (encoding=)"
+        )
 
 
 def is_number(cell: str) -> bool:
