@@ -92,6 +92,15 @@ def test_numbers_as_json_are_those_of_the_model(run, tmp_path, model, table):
     assert json.loads(run("m", "rows.csv", "--json").stdout)["memory"][0]["steps"] is None
 
 
+def test_a_table_with_decimal_commas(run, tmp_path, model, table):
+    text = (tmp_path / "rows.csv").read_text()
+    (tmp_path / "commas.csv").write_text(text.replace(",", "\t").replace(".", ","), encoding="utf-16")
+    said = ["--decimal", ",", "--encoding", "utf-16"]
+    result = run("m", "commas.csv", "--json", *said)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == json.loads(run("m", "rows.csv", "--json").stdout)
+
+
 def test_numbers_need_no_matplotlib(run, monkeypatch, model, table):
     monkeypatch.setattr(xlstm.plots.figures, "available", lambda: False)
     assert run("m", "rows.csv", "--json").exit_code == 0
@@ -164,6 +173,7 @@ def test_tokens_of_a_language_model_and_a_layer_with_batch_first(run, tmp_path, 
         (["m", "--history", "rows.csv"], "rows.csv: line 1 is not readable"),
         (["m", "-o", "rows.csv"], "rows.csv"),
         (["l", "rows.csv"], "rows.csv: prompt: "),
+        (["l", "rows.csv", "--encoding", "utf-16"], "l: is a language model, --day-first, --month-first"),
         (["l", "high.txt"], "token"),
         (["l", "few.txt"], "few.txt: has 2 tokens, expected 3 or more"),
     ],

@@ -9,9 +9,9 @@ import typer
 
 from xlstm.cli import forecasting, judging, labelled, train_text
 from xlstm.cli.console import BackendOption, ColumnOption, Report, printable, uncut
-from xlstm.cli.options import JsonOption, reads_tables
+from xlstm.cli.options import JsonOption, check_no_table, reads_tables
 from xlstm.data.files import read_series
-from xlstm.data.table import PLAIN, Dialect
+from xlstm.data.table import Dialect
 from xlstm.estimators import forecaster, textmodel
 from xlstm.estimators.sequence import SequenceClassifier
 from xlstm.estimators.sequence_files import kind_of
@@ -33,9 +33,8 @@ def evaluate(
     report, kind = Report(as_json), checkpoint.kind_of(model)
     if column is not None and kind != forecaster.KIND:
         raise ValueError(f"{model}: is a {kind}, --column goes with a forecaster")
-    if dialect != PLAIN and kind == textmodel.KIND:
-        raise ValueError(f"{model}: is a {kind}, --day-first, --month-first, --decimal and --encoding go with tables")
     if kind == textmodel.KIND:
+        check_no_table(model, kind, dialect)
         loaded = textmodel.TextModel.load(model, backend)
         values = judging.text(report, loaded.codec_, loaded.nats(train_text.read(data)), str(data))
     elif kind == kind_of(SequenceClassifier):

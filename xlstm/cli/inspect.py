@@ -18,8 +18,10 @@ from xlstm.arrays.namespace import Params
 from xlstm.cli import labelled
 from xlstm.cli.console import Report, accounted, out, printable
 from xlstm.cli.forecasting import dated, dates_of
+from xlstm.cli.options import check_no_table, reads_tables
 from xlstm.data import text, writing
 from xlstm.data.files import read_series, read_table
+from xlstm.data.table import PLAIN, Dialect
 from xlstm.estimators import SequenceClassifier, SequenceRegressor, forecaster, textmodel
 from xlstm.estimators.sequence_files import kind_of
 from xlstm.models import files
@@ -50,6 +52,7 @@ class Found(NamedTuple):
     notes: list[str]
 
 
+@reads_tables
 def inspect(
     model: Annotated[Path, typer.Argument(help="Model file of train, models.save or an estimator.")],
     data: Annotated[
@@ -63,11 +66,13 @@ def inspect(
         typer.Option("--output", "-o", help="Folder for PNG, SVG and a page; xlstm-inspect, or none with --json."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print numbers as JSON.")] = False,
+    *,
+    dialect: Dialect,
 ) -> None:
     """Draw the parameters of a model and, over data, its gates, states, memory and gradients."""
     printable("inspect")
     checks.whole(3, checks.LARGEST)("inspect", "steps", steps)
-    seen = read(model, data, column, steps)
+    seen = read(model, data, column, steps, dialect)
     folder = FOLDER if output is None and not as_json else output
     found = look(seen, history, draw=folder is not None)
     if folder is not None:
@@ -94,7 +99,7 @@ def inspect(
     report.finish()
 
 
-def read(model: Path, data: Path | None, column: str | None, steps: int) -> Seen:
+def read(model: Path, data: Path | None, column: str | None, steps: int, dialect: Dialect = PLAIN) -> Seen:
     """Read a model file, and what the model is shown of the data: at most `steps` steps.
 
     Raises
@@ -108,20 +113,23 @@ def read(model: Path, data: Path | None, column: str | None, steps: int) -> Seen
         raise ValueError(f"{model}: --column is for a forecaster, this is a {kind}")
     if kind == forecaster.KIND:
         made = forecaster.Forecaster.load(model, "numpy")
-        return Seen(made.model, made.params_, None if data is None else _windows(made, data, column, steps))
+        return Seen(made.model, made.params_, None if data is None else _windows(made, data, column, steps, dialect))
     if kind == textmodel.KIND:
+        check_no_table(model, kind, dialect)
         writer = textmodel.TextModel.load(model, "numpy")
         return Seen(writer.model_, writer.params_, None if data is None else _tokens(writer.codec_, data, steps))
     if kind in SEQUENCES:
         reader = SEQUENCES[kind].load(model, "numpy")
-        return Seen(reader.model_, reader.params_, None if data is None else _sequences(model, reader, data, steps))
+        x = None if data is None else _sequences(model, reader, data, steps, dialect)
+        return Seen(reader.model_, reader.params_, x)
     network, params = files.load(model, "numpy")
     if data is None:
         return Seen(network, params, None)
     if isinstance(network, xLSTMLanguageModel):
+        check_no_table(model, "language model", dialect)
         tokens = _tokens(text.codec(model), data, steps)
         return Seen(network, params, tokens if network.batch_first else tokens.T)
-    return Seen(network, params, _table(network, params, data, steps))
+    return Seen(network, params, _table(network, params, data, steps, dialect))
 
 
 def look(seen: Seen, history: Path | None = None, draw: bool = True) -> Found:
@@ -165,9 +173,9 @@ def _add(found: Found, name: str, table: Callable[[], list[Any]], figure: Callab
         found.pictures[name] = figure()
 
 
-def _windows(made: forecaster.Forecaster, data: Path, column: str | None, steps: int) -> Any:
+def _windows(made: forecaster.Forecaster, data: Path, column: str | None, steps: int, dialect: Dialect) -> Any:
     """Return the last windows of a series, as the network sees them."""
-    series = read_series(data, column, usual=made.name)
+    series = read_series(data, column, usual=made.name, **vars(dialect))
     with dated(series):
         return made.windows(series.values, dates=dates_of(series) if made.calendar_ else None)[-steps:]
 
@@ -184,12 +192,14 @@ def _tokens(codec: Any, data: Path, steps: int) -> Any:
     return np.array(found)[None]
 
 
-def _sequences(model: Path, made: SequenceClassifier | SequenceRegressor, data: Path, steps: int) -> Any:
+def _sequences(
+    model: Path, made: SequenceClassifier | SequenceRegressor, data: Path, steps: int, dialect: Dialect
+) -> Any:
     """Return the first sequence of a table, or its first rows where each is a sequence, as the network sees them."""
     if {"features", "label"} <= made.note_.keys():
-        X = labelled.read(data, labelled.Layout.kept(model, made.note_), labels=False).sequences
+        X = labelled.read(data, labelled.Layout.kept(model, made.note_), dialect, labels=False).sequences
     else:
-        values = read_table(data).values
+        values = read_table(data, **vars(dialect)).values
         X = values if made.table_ else [values]
     try:
         rows = made.prepared(X)
@@ -201,9 +211,9 @@ def _sequences(model: Path, made: SequenceClassifier | SequenceRegressor, data: 
     return backend_like(next(iter(made.params_.values()))).asarray(x)
 
 
-def _table(network: Any, params: Params, data: Path, steps: int) -> Any:
+def _table(network: Any, params: Params, data: Path, steps: int, dialect: Dialect) -> Any:
     """Return the first rows of a table as one sequence."""
-    columns = read_table(data)
+    columns = read_table(data, **vars(dialect))
     rows, D = columns.values[:steps], network.input_size
     if rows.shape[1] != D:
         names = checks.few(columns.names)

@@ -16,7 +16,7 @@ import typer
 from xlstm.arrays import checks
 from xlstm.cli.console import quieted
 from xlstm.data import reading, writing
-from xlstm.data.table import ENCODINGS, Dialect
+from xlstm.data.table import ENCODINGS, PLAIN, Dialect
 
 Command = Callable[..., None]
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
@@ -70,6 +70,13 @@ def reads_tables(command: Command) -> Command:
         command(**given, dialect=Dialect(day_first, decimal, encoding))
 
     return _with_parameters(run, [*own, *added])
+
+
+def check_no_table(model: Path, kind: str, dialect: Dialect) -> None:
+    """Raise ValueError where it is said how a table is written, but a model reads text."""
+    if dialect != PLAIN:
+        options = "--day-first, --month-first, --decimal and --encoding"
+        raise ValueError(f"{model}: is a {kind}, {options} go with tables")
 
 
 def configurable(command: Command) -> Command:
