@@ -30,8 +30,7 @@ def read_table(
     """Read columns of numbers from a CSV or a Parquet file.
 
     A CSV file is one as `xlstm.series.read_csv` takes it: with a header, and commas, semicolons, tabs or bars between
-    cells. A column of dates gives the labels of the rows. The rows stay as
-    they are in the file.
+    cells. A column of dates gives the labels of the rows. The rows stay as they are in the file.
 
     Parameters
     ----------
@@ -40,7 +39,7 @@ def read_table(
     columns : list of str, optional
         Names of the columns, in the order in which they are wanted; by default all but the dates. Dates are
         labels of the rows whether they are named or not.
-    day_first, decimal, encoding
+    day_first, decimal, encoding : optional
         As for `xlstm.series.read_csv`; a Parquet file needs none of them.
 
     Returns
@@ -81,7 +80,7 @@ def read_series(
         Name of the column; not needed if only one holds numbers.
     usual : str, optional
         Taken if no column is named, several hold numbers, and this is one of them.
-    day_first, decimal, encoding
+    day_first, decimal, encoding : optional
         As for `xlstm.series.read_csv`; a Parquet file needs none of them.
 
     Returns
