@@ -20,6 +20,7 @@ from xlstm.cli.console import out
 from xlstm.data.files import write_table
 from xlstm.data.series import bundled
 from xlstm.estimators import Forecaster, SequenceClassifier, Settings, TextModel, plots
+from xlstm.plots.results import counted
 from xlstm.training import checkpoint, history
 
 TEXT = ["train", "text", "a.txt", "--backend", "numpy", "--hidden-size", 8, "--embedding-size", 4, "--batch-size", 4]
@@ -144,7 +145,7 @@ def test_held_out_sequences_are_the_same_share_of_each_class():
 
 def test_confusion_has_a_row_for_each_label():
     truth, found = np.array(["a", "a", "b", "a"]), np.array(["b", "b", "b", "a"])
-    assert labelled.confusion(truth, found, np.array(["a", "b", "c"])).tolist() == [[1, 2, 0], [0, 1, 0], [0, 0, 0]]
+    assert counted(truth.tolist(), found.tolist(), ["a", "b", "c"]).tolist() == [[1, 2, 0], [0, 1, 0], [0, 0, 0]]
 
 
 def test_classes_of_rows(run):

@@ -518,7 +518,7 @@ def test_curves_for_tensorboard(tmp_path):
     assert curves["validation loss"] == expected
 
 
-# What a reviewer found
+# Moments at which runs are stopped, and folders that are shared, full or cut
 
 
 def test_a_run_stopped_in_its_last_step_is_validated(tmp_path):

@@ -147,7 +147,7 @@ def test_a_fit_that_fails_leaves_the_estimator_as_it_was(rng):
 
 
 def test_weights_count(rng):
-    """Of two contradictory labels the one with the weight wins."""
+    """The one with the weight wins where labels contradict each other."""
     X = np.repeat(rng.normal(size=(20, 3, 1)), 2, axis=0)
     y = np.tile([0, 1], 20)
     for winner in (0, 1):

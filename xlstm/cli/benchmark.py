@@ -35,7 +35,7 @@ WORDS = {
 
 
 class Runner(NamedTuple):
-    """What is timed in a row: this library on a backend, or `torch.nn` on the tensors of one."""
+    """The subject of a row: this library on a backend, or `torch.nn` on the tensors of one."""
 
     name: str  # that of the backend, or "torch.nn"
     backend: Backend

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from xlstm.cli import labelled
 from xlstm.cli.console import Report, uncut
 from xlstm.data.text import Bytes, Characters, Codec
+from xlstm.plots.results import counted
 
 LARGEST = 700.0  # nats whose perplexity is a number
 
@@ -25,7 +25,7 @@ def classification(report: Report, truth: Any, found: Any, classes: Any) -> dict
     classes : array (C,)
         All labels that occur.
     """
-    accuracy, counts = float(np.mean(truth == found)), labelled.confusion(truth, found, classes)
+    accuracy, counts = float(np.mean(truth == found)), counted(truth.tolist(), found.tolist(), classes.tolist())
     report.print(f"accuracy: {accuracy:.2%} of {len(truth)} sequences")
     names = [str(label) for label in classes]
     table = Table(title="sequences by label (rows) and predicted label (columns)", title_justify="left")

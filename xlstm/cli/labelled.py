@@ -95,7 +95,7 @@ def read(path: Path, layout: Layout, dialect: Dialect = PLAIN, labels: bool = Tr
     path : Path
     layout : Layout
     dialect : Dialect
-        Of a CSV file.
+        How a CSV file is written.
     labels : bool
         Whether labels are read.
 
@@ -149,12 +149,3 @@ def held_out(labels: Host, fraction: float, seed: int) -> tuple[Host, Host]:
         most = max(found.values())
         raise ValueError(f"classify: no class has enough sequences to hold out {fraction:.0%}, the largest has {most}")
     return np.setdiff1d(np.arange(len(labels)), test), test
-
-
-def confusion(truth: Host, found: Host, classes: Host) -> Host:
-    """Return how many sequences of each class (rows) were given each label (columns), (C, C)."""
-    at = {label: k for k, label in enumerate(classes.tolist())}
-    counts = np.zeros((len(classes), len(classes)), int)
-    for one, other in zip(truth.tolist(), found.tolist(), strict=True):
-        counts[at[one], at[other]] += 1
-    return counts

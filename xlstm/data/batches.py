@@ -186,7 +186,7 @@ class Streams:
         Returns
         -------
         Streams
-            Of N - 1 rows.
+            It has N - 1 rows.
 
         Raises
         ------

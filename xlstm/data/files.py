@@ -132,7 +132,7 @@ def read_numbers(path: str | os.PathLike[str], columns: Sequence[str], dialect: 
     path : path
     columns : list of str
     dialect : Dialect
-        Of a CSV file.
+        How a CSV file is written.
 
     Returns
     -------
@@ -163,7 +163,7 @@ def read_names(path: str | os.PathLike[str], column: str, dialect: Dialect = PLA
         As for `read_table`.
     column : str
     dialect : Dialect
-        Of a CSV file.
+        How a CSV file is written.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""What all estimators have in common: scikit-learn's conventions, which need no scikit-learn."""
+"""The common part of all estimators: scikit-learn's conventions without scikit-learn, checks, and training."""
 
 from __future__ import annotations
 
@@ -8,6 +8,23 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from xlstm.arrays import checks
+from xlstm.arrays.backend import Backend
+from xlstm.arrays.namespace import Params
+from xlstm.training import Batches, Trained, loop, optimizers
+from xlstm.training import precision as precisions
+from xlstm.training.schedules import Schedule
+
+# Checks of the parameters that every estimator of one network has.
+CHECKS: dict[str, checks.Kind] = {
+    **dict.fromkeys(("hidden_size", "batch_size"), checks.size),
+    **dict.fromkeys(("warm_start", "resume"), checks.flag),
+    **dict.fromkeys(("dropout", "averaging", "validation_fraction"), checks.rate),
+    **dict.fromkeys(("learning_rate", "clip"), checks.above_0),
+    "num_layers": checks.depth,
+    "weight_decay": checks.non_negative,
+    "seed": checks.seed_number,
+    "precision": checks.optional(checks.choice(precisions.NAMES)),
+}
 
 
 class NotFittedError(ValueError, AttributeError):
@@ -17,8 +34,8 @@ class NotFittedError(ValueError, AttributeError):
 class Estimator:
     """The base of estimators.
 
-    A constructor stores its arguments as they are, under their names; `fit` checks them. What `fit` finds out has a
-    name with an underscore at its end.
+    A constructor stores its arguments as they are, under their names; `fit` checks them. Results of `fit` have names
+    with an underscore at their end.
     """
 
     _kind = ""  # scikit-learn's name for the kind of estimator: "classifier", "regressor" or nothing
@@ -102,6 +119,50 @@ class Estimator:
 
             kind = Known
         raise kind(f"{type(self).__name__}: not fitted yet, call fit first")
+
+
+def learn(
+    given: Any,
+    model: Any,
+    params: Params,
+    data: Batches,
+    home: Backend,
+    schedule: Schedule | None = None,
+    **options: Any,
+) -> Trained:
+    """Train with the options that every estimator has.
+
+    Parameters
+    ----------
+    given : estimator or Settings
+        It has learning_rate, weight_decay, clip, averaging, seed and precision.
+    model, params, data
+        As for `training.train`.
+    home : Backend
+        Where the parameters are.
+    schedule : Schedule, optional
+        The learning rate, by default that of `given`.
+    options : dict
+        Further arguments of `training.train`.
+
+    Returns
+    -------
+    Trained
+    """
+    mixed, context = precisions.named(given.precision, home)
+    rate = given.learning_rate if schedule is None else schedule
+    with context:
+        return loop.train(
+            model,
+            params,
+            data,
+            optimizers.adamw(rate, weight_decay=given.weight_decay),
+            seed=given.seed,
+            precision=mixed,
+            clip=given.clip,
+            averaging=given.averaging,
+            **options,
+        )
 
 
 def layer_options(where: str, given: Any, own: tuple[str, ...]) -> dict[str, Any]:

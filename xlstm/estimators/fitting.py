@@ -9,12 +9,11 @@ import numpy as np
 
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import Params
-from xlstm.estimators import highway, predictor
+from xlstm.estimators import base, highway, predictor
 from xlstm.estimators.examples import Examples
 from xlstm.estimators.predictor import Predictor
 from xlstm.estimators.preparation import Prepared
-from xlstm.training import Trained, loop, optimizers
-from xlstm.training import precision as precisions
+from xlstm.training import Trained
 
 
 def train(made: Prepared, backend: Backend, data: Examples, start: Params | None, **options: Any) -> Trained:
@@ -28,30 +27,18 @@ def train(made: Prepared, backend: Backend, data: Examples, start: Params | None
     start : dict of str to array, optional
         First weights, where they have the shapes of the network's.
     options : dict
-        Further arguments of `loop.train`.
+        Further arguments of `training.train`.
 
     Returns
     -------
     Trained
     """
     s = made.settings
-    mixed, context = precisions.named(s.precision, backend)
     params = predictor.begin(made.model, s, data, backend)
     if start is not None and {n: p.shape for n, p in start.items()} == {n: p.shape for n, p in params.items()}:
         params = {name: backend.asarray(p) for name, p in start.items()}
-    with context:
-        return loop.train(
-            made.model,
-            params,
-            data,
-            optimizers.adamw(s.learning_rate, weight_decay=s.weight_decay),
-            loss=functools.partial(predictor.loss, s.quantiles),
-            clip=s.clip,
-            averaging=s.averaging,
-            seed=s.seed,
-            precision=mixed,
-            **options,
-        )
+    loss = functools.partial(predictor.loss, s.quantiles)
+    return base.learn(s, made.model, params, data, backend, loss=loss, **options)
 
 
 def judge(made: Prepared, backend: Backend, params: Params) -> Predictor:

@@ -36,7 +36,7 @@ class Highway:
     order : int
         Values that it looks back to; it sees by how much the others differ from the last one.
     coefficients : array (C, H, K)
-        Of `order` - 1 differences, a constant, static numbers, and covariates known for the step that is predicted.
+        Those of `order` - 1 differences, a constant, static numbers, and covariates known for the step to predict.
     ridge, light : float
         The penalty of the differences, and that of the others.
     """

@@ -104,7 +104,7 @@ def lined(tracks: list[Track], ids: Sequence[str], settings: Settings, dtype: st
 def prepared(variants: Sequence[list[Track]], ids: Sequence[str], settings: Settings, dtype: str) -> Prepared:
     """Return a network for tracks, and the examples to train and to judge it by.
 
-    Of variants of the tracks that one is taken whose highway forecasts the validation part best.
+    The variant of the tracks is taken whose highway forecasts the validation part best.
 
     Raises
     ------

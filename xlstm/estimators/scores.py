@@ -58,7 +58,7 @@ class Score:
     season : int
         Steps of the season; 0 for none, and then `seasonal` repeats the last value.
     errors : dict of str to Errors
-        Of "model", "persistence", "autoregression" and "seasonal".
+        Those of "model", "persistence", "autoregression" and "seasonal".
     quantiles : array (N, horizon, Q) or (N, horizon, C, Q)
         Those of the model, calibrated by errors that were known when the forecast was made.
     crps : array

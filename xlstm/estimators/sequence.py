@@ -15,23 +15,16 @@ from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.namespace import DType
 from xlstm.arrays.random import generator
 from xlstm.data import Sequences, reading
-from xlstm.estimators import inputs, sequence_files
+from xlstm.estimators import base, inputs, sequence_files
 from xlstm.estimators.base import Estimator, check_warm_start, layer_options
 from xlstm.models.network import sequence_model
-from xlstm.training import Callback, Interrupted, Terminated, losses, optimizers, train
-from xlstm.training import precision as precisions
+from xlstm.training import Callback, Interrupted, Terminated, losses
 
 Host = np.ndarray[Any, Any]
 CHECKS: dict[str, checks.Kind] = {
-    **dict.fromkeys(("hidden_size", "batch_size"), checks.size),
+    **base.CHECKS,
     **dict.fromkeys(("epochs", "patience"), checks.count),
-    **dict.fromkeys(("bidirectional", "standardize", "warm_start", "resume"), checks.flag),
-    **dict.fromkeys(("dropout", "averaging", "validation_fraction"), checks.rate),
-    **dict.fromkeys(("learning_rate", "clip"), checks.above_0),
-    "num_layers": checks.depth,
-    "weight_decay": checks.non_negative,
-    "seed": checks.seed_number,
-    "precision": checks.optional(checks.choice(precisions.NAMES)),
+    **dict.fromkeys(("bidirectional", "standardize"), checks.flag),
 }
 LEAST = 10  # sequences to validate with; with fewer the validation loss says little
 CHUNK = 256  # sequences predicted at once
@@ -137,7 +130,6 @@ class SequenceEstimator(Estimator):
         mean, std = self._scale(given)
         model = self.network(given.width, len(found[self._each_output]))
         home = self._backend(X)
-        mixed, context = precisions.named(self.precision, home)
         start = None
         if again:
             start, mean, std = self.params_, self.mean_, self.std_
@@ -152,28 +144,24 @@ class SequenceEstimator(Estimator):
         found |= {"table_": given.steps is not None, "n_features_in_": given.features, "mean_": mean, "std_": std}
         if given.names is not None:
             found["feature_names_in_"] = np.array(given.names, dtype=object)
-        with context:
-            try:
-                trained = train(
-                    model,
-                    model.init(self.seed, home) if start is None else start,
-                    fitted,
-                    optimizers.adamw(self.learning_rate, weight_decay=self.weight_decay),
-                    epochs=self.epochs,
-                    validation=judged if held else None,
-                    loss=self._loss,
-                    seed=self.seed,
-                    precision=mixed,
-                    patience=self.patience if held else None,
-                    clip=self.clip,
-                    averaging=self.averaging,
-                    callbacks=self.callbacks,
-                    checkpoints=self.checkpoints,
-                    resume=self.resume,
-                )
-            except (Interrupted, Terminated) as error:
-                self._take(model, error.trained, found)
-                raise
+        try:
+            trained = base.learn(
+                self,
+                model,
+                model.init(self.seed, home) if start is None else start,
+                fitted,
+                home,
+                epochs=self.epochs,
+                validation=judged if held else None,
+                loss=self._loss,
+                patience=self.patience if held else None,
+                callbacks=self.callbacks,
+                checkpoints=self.checkpoints,
+                resume=self.resume,
+            )
+        except (Interrupted, Terminated) as error:
+            self._take(model, error.trained, found)
+            raise
         self._take(model, trained, found)
         return self
 

@@ -30,7 +30,7 @@ Host = np.ndarray[Any, Any]
 
 
 class Stored(NamedTuple):
-    """What a file holds."""
+    """The content of a file."""
 
     name: str
     judge: Predictor
@@ -134,7 +134,7 @@ def _part(
 
 @dataclass(frozen=True)
 class _Line:
-    """What a file says of a highway."""
+    """The description of a highway in a file."""
 
     order: int
     ridge: float

@@ -15,11 +15,11 @@ from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.namespace import DType
 from xlstm.data import reading, text
 from xlstm.data.batches import Streams
+from xlstm.estimators import base
 from xlstm.estimators.base import Estimator, check_warm_start, layer_options
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.network import layer_of
-from xlstm.training import Callback, Interrupted, Terminated, Trained, checkpoint, evaluate, optimizers, train
-from xlstm.training import precision as precisions
+from xlstm.training import Callback, Interrupted, Terminated, Trained, checkpoint, evaluate
 from xlstm.training.schedules import cosine
 
 KIND = "text model"
@@ -27,17 +27,11 @@ VOCABULARY = "vocabulary"  # the array of a model file with the alphabet, or the
 TOKENS = ("characters", "bytes")
 LEAST = 2  # tokens of a text that can be learnt from or judged
 CHECKS: dict[str, checks.Kind] = {
-    **dict.fromkeys(("hidden_size", "embedding_size", "batch_size", "length"), checks.size),
-    **dict.fromkeys(("warm_start", "resume"), checks.flag),
-    **dict.fromkeys(("dropout", "averaging", "validation_fraction"), checks.rate),
-    **dict.fromkeys(("learning_rate", "clip"), checks.above_0),
+    **base.CHECKS,
+    **dict.fromkeys(("embedding_size", "length"), checks.size),
     "steps": checks.count,
     "every": checks.optional(checks.count),
     "schedule": checks.choice(("constant", "cosine")),
-    "num_layers": checks.depth,
-    "weight_decay": checks.non_negative,
-    "seed": checks.seed_number,
-    "precision": checks.optional(checks.choice(precisions.NAMES)),
 }
 
 
@@ -212,34 +206,27 @@ class TextModel(Estimator):
             )
         fitted, kept = numbers[: len(numbers) - held], numbers[len(numbers) - held :]
         model, home = self._model(_size(codec)), backend_of(self.backend, self.dtype)
-        mixed, context = precisions.named(self.precision, home)
         if again:
             check_warm_start(where, self.model_.backbone, model.backbone)
         start = self.params_ if again else model.init(self.seed, home)
         rate = self.learning_rate
-        with context:
-            try:
-                trained = train(
-                    model,
-                    start,
-                    Streams(fitted[:-1], fitted[1:], self.batch_size, self.length),
-                    optimizers.adamw(
-                        rate if self.schedule == "constant" else cosine(rate, self.steps, rate / 10),
-                        weight_decay=self.weight_decay,
-                    ),
-                    steps=self.steps,
-                    seed=self.seed,
-                    precision=mixed,
-                    clip=self.clip,
-                    averaging=self.averaging,
-                    callbacks=self.callbacks,
-                    checkpoints=self.checkpoints,
-                    every=self.every,
-                    resume=self.resume,
-                )
-            except (Interrupted, Terminated) as error:
-                self._take(codec, model, error.trained, kept)
-                raise
+        try:
+            trained = base.learn(
+                self,
+                model,
+                start,
+                Streams(fitted[:-1], fitted[1:], self.batch_size, self.length),
+                home,
+                None if self.schedule == "constant" else cosine(rate, self.steps, rate / 10),
+                steps=self.steps,
+                callbacks=self.callbacks,
+                checkpoints=self.checkpoints,
+                every=self.every,
+                resume=self.resume,
+            )
+        except (Interrupted, Terminated) as error:
+            self._take(codec, model, error.trained, kept)
+            raise
         self._take(codec, model, trained, kept)
         return self
 

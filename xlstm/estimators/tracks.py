@@ -49,7 +49,7 @@ class Track(NamedTuple):
 
 
 class Beside(NamedTuple):
-    """What is known beside the values, each for one series or a list of them for several."""
+    """Numbers that are known beside the values, each for one series or a list of them for several."""
 
     past: Any = None
     future: Any = None

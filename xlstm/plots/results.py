@@ -47,16 +47,14 @@ def confusion_counts(truth: Any, predicted: Any, labels: Sequence[Any] | None = 
         raise TypeError("confusion: labels are of several types, expected numbers or text") from None
     if len(known) > MOST:
         raise ValueError(f"confusion: there are {len(known)} labels, expected at most {MOST}")
-    place = {label: k for k, label in enumerate(known)}
-    if len(place) < len(known):
+    listed = set(known)
+    if len(listed) < len(known):
         raise ValueError("confusion: a label is listed twice")
-    counts = np.zeros((len(known), len(known)), dtype=np.int64)
     for name, column in _pairs(*plain):
-        if unknown := [label for label in column if label not in place]:
+        if unknown := [label for label in column if label not in listed]:
             shown = checks.few(map(str, known))
             raise ValueError(f"confusion: {name} has the label {checks.shown(unknown[0])}, expected one of {shown}")
-    np.add.at(counts, tuple([[place[label] for label in column] for column in plain]), 1)
-    return known, counts
+    return known, counted(plain[0], plain[1], known)
 
 
 def confusion(truth: Any, predicted: Any, labels: Sequence[Any] | None = None) -> Any:
@@ -154,6 +152,14 @@ def forecast_errors(errors: Mapping[str, Any], unit: str = "", step: str = "step
     figures.label(axes, x=f"{step}s ahead", y=label)
     figures.legend(figure, axes, loc="outside upper left", ncols=3)
     return figure
+
+
+def counted(truth: Sequence[Any], predicted: Sequence[Any], labels: Sequence[Any]) -> Host:
+    """Return how often each of the labels (rows) is taken for each (columns), (C, C); all of them are known."""
+    place = {label: k for k, label in enumerate(labels)}
+    counts = np.zeros((len(labels), len(labels)), dtype=np.int64)
+    np.add.at(counts, ([place[label] for label in truth], [place[label] for label in predicted]), 1)
+    return counts
 
 
 def _pairs(truth: Any, predicted: Any) -> tuple[tuple[str, Any], tuple[str, Any]]:

@@ -86,15 +86,15 @@ class Folder:
 
     def check(self, found: Checkpoint | None) -> None:
         """Raise ValueError where the folder holds checkpoints that a run from `found` on would mix with its own."""
-        later = [path for path in self.checkpoints() if found is None or _total(path) > int(found.about["total"])]
-        if later and found is None:
+        old = self.checkpoints()
+        if old and found is None:
             raise ValueError(
-                f"train: {self.path} holds a run already ({later[-1].name}); resume=True goes on with it, "
+                f"train: {self.path} holds a run already ({old[-1].name}); resume=True goes on with it, "
                 "and another folder begins a new one"
             )
-        if later:
+        if old and found is not None and _total(old[-1]) > int(found.about["total"]):
             raise ValueError(
-                f"train: {self.path} holds later checkpoints than {found.path} ({later[-1].name}); "  # type: ignore[union-attr]
+                f"train: {self.path} holds later checkpoints than {found.path} ({old[-1].name}); "
                 "delete them, or choose another folder"
             )
 

@@ -175,7 +175,7 @@ class Run:
             if self.callbacks:
                 now = self._progress()
                 answers = [callback.step(now) for callback in self.callbacks]  # all of them are asked
-                stop = any(map(says, answers))
+                stop = any(map(_says, answers))
             if stop or received.number is not None:
                 return True
             if self.total == self.steps:
@@ -191,7 +191,7 @@ class Run:
                 return True
         now = self._progress()
         answers = [callback.epoch(now) for callback in self.callbacks]
-        self.ended = any(map(says, answers))
+        self.ended = any(map(_says, answers))
         self.epoch, self.done = self.epoch + 1, 0
         if improved or self.every is None:
             self._save(improved)
@@ -400,7 +400,7 @@ def mean_loss(model: Any, params: Params, data: Batches, loss: Loss | None, stop
     return total / count
 
 
-def says(answer: object) -> bool:
+def _says(answer: object) -> bool:
     """Tell whether a callback says that training is to stop: by True, or NumPy's."""
     return isinstance(answer, bool | np.bool_) and bool(answer)
 
