@@ -15,10 +15,11 @@ from xlstm.arrays.random import Seed
 from xlstm.data.batches import BATCHES, Batches
 from xlstm.training import optimizers
 from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress
+from xlstm.training.evaluation import mean_loss
 from xlstm.training.feed import Loss, loss_of
 from xlstm.training.folder import Folder
 from xlstm.training.precision import Mixed
-from xlstm.training.run import Run, Trained, mean_loss
+from xlstm.training.run import Run, Trained
 from xlstm.training.step import MIXED, OPTIMIZER, Step
 
 DATA = checks.optional(BATCHES)

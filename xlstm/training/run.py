@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import math
 import time
 import warnings
-import zlib
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import checks
-from xlstm.arrays.backend import backend_of
-from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed, generator
-from xlstm.data.batches import BATCHES, Batches
-from xlstm.training import optimizers, signals, trees
-from xlstm.training.callbacks import Callback, Progress
-from xlstm.training.feed import Feed, Inputs, Loss, loss_of
-from xlstm.training.folder import Checkpoint, Folder, find
+from xlstm.data.batches import Batches
+from xlstm.training import signals, snapshot, trees
+from xlstm.training.callbacks import Progress
+from xlstm.training.evaluation import mean_loss
+from xlstm.training.feed import Inputs
+from xlstm.training.folder import Folder, find
 from xlstm.training.history import History
-from xlstm.training.precision import Scaling
+from xlstm.training.snapshot import finite
 from xlstm.training.step import Step, StepState, Taken
 
 log = logging.getLogger("xlstm.training")
@@ -126,7 +122,7 @@ class Run:
         if self.folder is not None:
             self.folder.check(found)
         if found is not None:
-            self._restore(found)
+            snapshot.restore(self, found)
             if self.ended:
                 log.info(f"train: {found.path} is the end of a run that a callback ended; it does not go on")
         if self.folder is not None and self.history is not None:
@@ -208,7 +204,7 @@ class Run:
                 self.judged = callback.weights(self.judged, self.state.updates)
         if self.history is not None:
             self.history.add(
-                total=self.total, epoch=self.epoch, loss=taken.loss, norm=_finite(taken.norm), seconds=self._seconds()
+                total=self.total, epoch=self.epoch, loss=taken.loss, norm=finite(taken.norm), seconds=self.seconds
             )
 
     def _validate(self, data: Batches, where: str, received: signals.Received) -> bool:
@@ -223,7 +219,7 @@ class Run:
             self.best, self.best_epoch, self.lowest = self.judged, self.epoch, found
         self.validations.append(found)
         if self.history is not None:
-            self.history.add(total=self.total, epoch=self.epoch, validation=found, seconds=self._seconds())
+            self.history.add(total=self.total, epoch=self.epoch, validation=found, seconds=self.seconds)
         return improved
 
     def _progress(self) -> Progress:
@@ -235,14 +231,16 @@ class Run:
             self.losses[-1],
             self.validations[-1] if self.validations else None,
             self.lowest if self.validations else None,
-            self._seconds(),
+            self.seconds,
             self.best_epoch,
             self.norm,
             self.total,
             self.judged,
         )
 
-    def _seconds(self) -> float:
+    @property
+    def seconds(self) -> float:
+        """Seconds since the run began, with those before a checkpoint."""
         return time.perf_counter() - self.start
 
     def _result(self) -> Trained:
@@ -257,10 +255,15 @@ class Run:
             self.validations,
             self.best_epoch,
             self.epoch <= self.epochs and self.total < self.steps,
-            self._seconds(),
+            self.seconds,
             self.skipped,
             missing,
         )
+
+    @functools.cached_property
+    def first_batch(self) -> str:
+        """The number that tells the data apart."""
+        return snapshot.first_batch(self.data)
 
     def _save(self, improved: bool = False) -> None:
         """Write a checkpoint, where there is a folder and it does not have this one."""
@@ -269,109 +272,7 @@ class Run:
             return
         self.saved_at = at
         self.history.flush()  # type: ignore[union-attr]
-        state = self.state
-        tree = {
-            "params": state.params,
-            "moments": {"step": state.moments.step, "slots": state.moments.slots},
-            "carried": state.carried,
-            "scaling": list(state.scaling),
-            "sums": state.sums,
-            "weight": state.weight,
-            "batches": state.batches,
-            "masks": None if state.masks is None else state.masks.bit_generator.state,
-            "order": self.order_before if self.done else self.order.bit_generator.state,
-            "best": self.best,
-            "judged": self.judged,
-            "losses": np.array(self.losses),
-            "validations": np.array(self.validations),
-            "callbacks": [callback.state() for callback in self._remembering],
-        }
-        self.folder.save(self.total, self._about(), tree, improved, bool(self.validations))
-
-    def _about(self) -> dict[str, Any]:
-        """Return what a checkpoint says of its run: first what a run that goes on has to share."""
-        return {
-            **self._settings(),
-            **{name: getattr(self, name) for name in ("epoch", "done", "best_epoch", "skipped", "ended", "epochs")},
-            "total": self.total,
-            "updates": self.state.updates,
-            "seconds": self._seconds(),
-            "loss": _finite(self.losses[-1]) if self.losses else None,
-            "best": self.lowest if self.validations else None,
-        }
-
-    def _settings(self) -> dict[str, Any]:
-        """Return what decides the numbers of a run, apart from the arrays."""
-        step = self.step
-        return {
-            "model": repr(step.model) if dataclasses.is_dataclass(step.model) else type(step.model).__name__,
-            "parameters": {name: list(p.shape) for name, p in self.state.params.items()},
-            "dtype": self.state.feed.home.dtype,
-            "precision": None if step.precision is None else repr(step.precision),
-            "accumulate": step.accumulate,
-            "callbacks": [type(callback).__name__ for callback in self._remembering],
-            "moments": sorted(self.state.moments.slots),
-            "steps": len(self.data),
-            "validation": self.validation is not None,
-            "first batch": self._first_batch,
-        }
-
-    @functools.cached_property
-    def _first_batch(self) -> str:
-        """A number that tells data apart: it is made of their first batch in order."""
-        batches = self.data.batches()
-        first = next(iter(batches), None)
-        found = 0
-        for array in () if first is None else (first.x, first.target, first.lengths):
-            if array is not None:
-                found = zlib.crc32(np.ascontiguousarray(to_numpy(array)).tobytes(), found)
-        if isinstance(batches, Generator):
-            batches.close()
-        return f"{found:08x}"
-
-    @property
-    def _remembering(self) -> list[Callback]:
-        """Callbacks that have a state."""
-        return [callback for callback in self.callbacks if type(callback).state is not Callback.state]
-
-    def _restore(self, found: Checkpoint) -> None:
-        """Go on from a checkpoint; raises ValueError where it is one of another run."""
-        for name, value in self._settings().items():
-            there = found.about.get(name)
-            if there != value:
-                raise ValueError(
-                    f"train: {found.path} is of another run: its {name} is {checks.shown(there)}, "
-                    f"expected {checks.shown(value)}"
-                )
-        home = self.state.feed.home
-        try:
-            tree = trees.unpack(found.value, found.arrays, lambda a, dtype: backend_of(home, dtype).asarray(a))
-            self.state = self.state._replace(
-                params=tree["params"],
-                moments=optimizers.OptimState(tree["moments"]["step"], tree["moments"]["slots"]),
-                carried=tree["carried"],
-                scaling=Scaling(*tree["scaling"]),
-                sums=tree["sums"],
-                weight=tree["weight"],
-                batches=tree["batches"],
-                updates=found.about["updates"],
-            )
-            if self.state.masks is not None:
-                self.state.masks.bit_generator.state = tree["masks"]
-            self.order.bit_generator.state = tree["order"]
-            self.best, self.judged = tree["best"], tree["judged"]
-            self.losses, self.validations = tree["losses"].tolist(), tree["validations"].tolist()
-            for name in ("epoch", "done", "best_epoch", "skipped", "ended"):
-                setattr(self, name, found.about[name])
-            self.lowest = min(self.validations, default=math.inf)
-            for callback, state in zip(self._remembering, tree["callbacks"], strict=True):
-                callback.restore(state)
-            self.start -= found.about["seconds"]
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{found.path}: not a sound checkpoint ({type(error).__name__}: {error})") from error
-        self.order_before = self.order.bit_generator.state
-        if self.folder is not None and found.path.parent == self.folder.path:
-            self.folder.saved, self.saved_at = self.total, (self.epoch, self.done, self.ended)
+        self.folder.save(self.total, snapshot.about(self), snapshot.tree(self), improved, bool(self.validations))
 
     def _farewell(self, number: int) -> str:
         """Return how a run that a signal stopped can go on."""
@@ -383,28 +284,6 @@ class Run:
         return f"train: stopped after {at} by signal {number}; resume=True goes on from {self.folder.path}"
 
 
-def mean_loss(model: Any, params: Params, data: Batches, loss: Loss | None, stopped: Callable[[], bool]) -> float:
-    """Return the mean loss, or NaN where `stopped` says after a batch that nobody needs it any more."""
-    feed = Feed.of("evaluate", model, params)
-    BATCHES("evaluate", "data", data)
-    loss = loss_of("evaluate", model, loss)
-    total, count, state = 0.0, 0.0, None
-    for batch in feed.batches(data, "evaluate", ": batch"):
-        with np.errstate(over="ignore", invalid="ignore"):  # the caller sees it in the result
-            y, state, _ = feed.forward(params, batch, state, train=False)
-            value, _ = loss(y, batch.target, batch.mask)
-        total += batch.weight * float(value)
-        count += batch.weight
-        if stopped():
-            return math.nan
-    return total / count
-
-
 def _says(answer: object) -> bool:
     """Tell whether a callback says that training is to stop: by True, or NumPy's."""
     return isinstance(answer, bool | np.bool_) and bool(answer)
-
-
-def _finite(number: float) -> float | None:
-    """Return a number for JSON, which has no infinity."""
-    return number if math.isfinite(number) else None
