@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -76,3 +77,9 @@ def options(values: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
 def values(made: Any, keys: Keys) -> dict[str, Any]:
     """Return the options of a layer of ours under their names."""
     return {name: getattr(made, key.ours) for name, key in keys.items() if key.ours}
+
+
+def factor(D: int, size: int) -> float:
+    """Return a number that makes `size` of D when the product is rounded down."""
+    factor = size / D
+    return factor if int(D * factor) == size else math.nextafter(factor, math.inf)

@@ -8,7 +8,7 @@ from typing import Any
 
 from xlstm.arrays.checks import shown
 from xlstm.data import reading
-from xlstm.interop.keys import only, options, values
+from xlstm.interop.keys import factor, only, options, values
 from xlstm.interop.nxai import keys
 from xlstm.interop.nxai.keys import take
 from xlstm.layers.blocks.block import round_up
@@ -175,19 +175,13 @@ def _large_config(model: xLSTMLanguageModel, style: str) -> dict[str, Any]:
     config = {
         **values(backbone, keys.LARGE),
         "vocab_size": model.vocab_size,
-        **{name: _factor(backbone.size, getattr(backbone, ours)) for name, ours in sizes.items()},
+        **{name: factor(backbone.size, getattr(backbone, ours)) for name, ours in sizes.items()},
         "ffn_round_up_to_multiple_of": 1,
         "output_logit_soft_cap": model.logit_cap,
     }
     if config["chunk_size"] is None:
         del config["chunk_size"]
     return config if style == "xlstm" else _transformers(config, model)
-
-
-def _factor(D: int, size: int) -> float:
-    """Return a number that makes `size` of D when the product is rounded down."""
-    factor = size / D
-    return factor if int(D * factor) == size else math.nextafter(factor, math.inf)
 
 
 def _transformers(config: dict[str, Any], model: xLSTMLanguageModel) -> dict[str, Any]:
