@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -103,6 +103,74 @@ class Network(Backbone):
         found, dh, start = super().scan_bwd(p, kept, dh, dstate, span)
         grads |= found
         return grads, self.through_bwd(span.xp, "input", p, kept, dh, grads), start
+
+    def outputs(
+        self, params: Params, tokens: Array, state: Any = None, *, last: int = 1, **rows: Any
+    ) -> tuple[Array, State]:
+        """Run for inference, and compute y of the last tokens alone: a forecast needs no other.
+
+        Parameters
+        ----------
+        params : dict
+        tokens : array (B, T, 2P)
+        state : tuple, optional
+        last : int
+            Number n of tokens, at most T.
+        **rows
+            groups, targets and known, as of `TiRex2.forward`.
+
+        Returns
+        -------
+        y : array (B, n, Q, P)
+        state : tuple
+        """
+        where = type(self).__name__
+        x, start, span = self._begin(params, tokens, state, groups=self._groups(tokens, **rows))
+        last = checks.whole(1, span.T)(where, "last", last)
+        *below, top = range(self.num_blocks)
+        *_, (h, ends) = self._levels(params, x, start, span, below)
+        block, name = self.blocks[top], f"blocks.{top}"
+        p = self.below(name, params)
+        kept: dict[str, Any] = {}
+        h, end = block.over_time(p, h, start[top], span, kept)
+        h = block.at_each_step(p, h[span.T - last :, ...], span, kept)
+        h = self.through(span.xp, "norm", params, h, {}) if "norm" in self.parts else h
+        y = self._parted(span.xp, self.through(span.xp, "output", params, h, {}))
+        return self._swap(span.xp, y), (*ends, end)
+
+    def hidden(self, params: Params, tokens: Array, state: Any = None, **rows: Any) -> tuple[list[Array], State]:
+        """Run for inference without the layers after the last block, and return the output of every block.
+
+        Parameters
+        ----------
+        params, tokens, state, rows
+            As of `outputs`.
+
+        Returns
+        -------
+        levels : list of arrays (B, T, D)
+            What the first block is given, and the output of each block.
+        state : tuple
+        """
+        x, start, span = self._begin(params, tokens, state, groups=self._groups(tokens, **rows))
+        levels = list(self._levels(params, x, start, span, range(self.num_blocks)))
+        return [self._swap(span.xp, h) for h, _ in levels], levels[-1][1]
+
+    def _levels(
+        self, p: Params, x: Array, start: State, span: Span, blocks: Iterable[int]
+    ) -> Iterator[tuple[Array, State]]:
+        """Yield what the first block is given, then the output of each of some blocks, and the states after it."""
+        h = self.through(span.xp, "input", p, x, {})
+        ends: State = ()
+        yield h, ends
+        for k in blocks:
+            h, end = self.along(f"blocks.{k}", p, h, start[k], span, {})
+            ends = (*ends, end)
+            yield h, ends
+
+    def _groups(self, x: Array) -> Groups | None:
+        """Return the groups of the rows of x (B, T, 2P)."""
+        return None
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         y, end, kept = super().run(p, x, state, span)
@@ -361,12 +429,15 @@ class TiRex2(Network):
         ValueError, TypeError
             As of `LSTM.forward`; or `groups`, `targets` or `known` do not fit, or come with `lengths`.
         """
-        where, found = "TiRex2", None
-        if not (groups is None and targets is None and known is None):
-            if lengths is not None:
-                raise ValueError(f"{where}: lengths and groups, targets or known exclude one another")
-            found = Groups.of(where, x.shape[0] if x.ndim else 0, groups, targets, known)
+        found = self._groups(x, groups, targets, known)
+        if found is not None and lengths is not None:
+            raise ValueError("TiRex2: lengths and groups, targets or known exclude one another")
         return self._forward(params, x, state, train, lengths, seed, keep, found)
+
+    def _groups(self, x: Array, groups: Any = None, targets: Any = None, known: Any = None) -> Groups | None:
+        if groups is None and targets is None and known is None:
+            return None
+        return Groups.of("TiRex2", x.shape[0] if x.ndim else 0, groups, targets, known)
 
 
 def feed_forward_size(model: Any) -> int:
