@@ -267,3 +267,13 @@ def test_options_that_do_not_fit_are_named(options, message):
 def test_recipes_that_do_not_fit_are_named(recipe, message):
     with pytest.raises(ValueError, match=f"TiRex2: {message}"):
         TiRex2(4, recipe, **SIZES)
+
+
+def test_the_mlstm_of_tirex2_begins_at_m_0():
+    """Its i is small and its f nearly 1, so that m stays where it began."""
+    model = TiRex2(4, [("mlstm", 2, 2)], **SIZES)
+    params = model.init(0, "numpy", "float64")
+    params["blocks.0.gates.W"] *= 0
+    params["blocks.0.gates.b"] = np.array([-100.0, -100.0, 100.0, 100.0])
+    _, ((_, _, m),) = model(params, np.ones((1, 4, 4)))
+    assert np.all(abs(m) < 1e-5)
