@@ -148,6 +148,20 @@ class SequenceLayer(Module):
             An array is missing, misshapen, or of another library, device or dtype than the rest; lengths are not whole
             numbers from 0 to T; a seed is needed and missing.
         """
+        return self._forward(params, x, state, train, lengths, seed, keep)
+
+    def _forward(
+        self,
+        params: Params,
+        x: Array,
+        state: Any,
+        train: bool,
+        lengths: Any,
+        seed: Seed | None,
+        keep: bool | None,
+        groups: Any = None,
+    ) -> tuple[Array, State, Saved | None]:
+        """Run `forward`; `groups` is for `Span`."""
         where = type(self).__name__
         keep = checks.keeps(where, train, keep)
         xp = self._agree(params, x, "state", state)
@@ -159,7 +173,7 @@ class SequenceLayer(Module):
             rng = masks(where, seed)
         elif seed is not None:
             checks.seed(where, "seed", seed)
-        span = Span(xp, packing, rng, keep)
+        span = Span(xp, packing, rng, keep, groups)
         start = complete(where, xp, "state", state, self.states, B, params)
         y, end, kept = self.run(params, x, start, span)
         y = self._swap(xp, y)
@@ -271,4 +285,4 @@ class SequenceLayer(Module):
 
     def _swap(self, xp: Namespace, array: Array) -> Array:
         """Change an array from the user's order of time and batch to (T, B, ...), or back."""
-        return xp.permute_dims(array, (1, 0, 2)) if self.batch_first else array
+        return xp.permute_dims(array, (1, 0, *range(2, array.ndim))) if self.batch_first else array
