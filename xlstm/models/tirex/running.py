@@ -11,6 +11,7 @@ from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.namespace import Params, device_of, namespace_of
 from xlstm.data.host import Values
 from xlstm.layers.state import Leaf, State
+from xlstm.models.tirex.variates import Groups
 
 
 class Starts:
@@ -77,8 +78,9 @@ def outputs(
     -------
     array (R, S, P, Q)
     """
+    together = Groups.of(type(starts.model).__name__, len(tokens), **groups) if groups else None
     chosen = None if rows is None else np.flatnonzero(rows)
-    y = starts.model.read(starts.params, like(tokens, starts.like), state, some, chosen, **groups)
+    y = starts.model.read(starts.params, like(tokens, starts.like), state, some, chosen, together)
     return to_numpy(y).astype(np.float64).swapaxes(2, 3)
 
 
