@@ -68,9 +68,7 @@ class Tensors:
         found: Host = np.fromfile(self._file, DTYPES[dtype], math.prod(shape))
         if found.size != math.prod(shape):
             raise ValueError(f"{self.path}: {name} ends early, the file has changed while it was read")
-        if dtype == "BF16":
-            found = (found.astype(np.uint32) << 16).view(np.float32)
-        return found.reshape(shape)
+        return widened(found, dtype).reshape(shape)
 
     def _read_header(self) -> None:
         size = os.fstat(self._file.fileno()).st_size
@@ -111,3 +109,8 @@ class Tensors:
             raise ValueError(f"{name} of {dtype} has shape {shown(shape)} but lies in {shown(span)}")
         self.shapes[name], self.dtypes[name] = tuple(shape), dtype
         return span[0], span[1]
+
+
+def widened(array: Host, dtype: str) -> Host:
+    """Return an array as it was read; bfloat16, which NumPy does not have, as float32."""
+    return (array.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else array
