@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from tests.conftest import DATA
-from xlstm.models.tirex import calibration, resampling, trends, windows
+from xlstm.interop import tirex
+from xlstm.models.tirex import calibration, resampling, windows
 from xlstm.models.tirex.rows import Item, rows
 from xlstm.models.tirex.scaling import RobustScaler, StandardScaler
 
 ONES = {name: DATA / "tirex1" / name for name in "abc"}
 TWOS = {name: DATA / "tirex2" / name for name in "abc"}
-EXACT = 1e-10  # of a row's largest value
+EXACT, SINGLE = 1e-10, 2e-5  # of the largest value of a row
 
 
 def close(found, expected, most=EXACT):
@@ -100,4 +101,48 @@ def test_resampling(name):
     close(resampling.downsampled(x, factor)[None], io[f"{name}_resampled"][None], 2e-6)
     forecast = io[f"{name}_fc"].T.astype(np.float64)
     assert resampling.steps(200, factor) == len(forecast)
-    close(resampling.upsampled(forecast, factor, 200).T, io[f"{name}_fc_up"][:, :200], 1e-6)
+    close(resampling.upsampled(forecast, factor, 200).T, io[f"{name}_fc_up"][:, :200], SINGLE)
+
+
+def model(folder, dtype="float64"):
+    return tirex.load(folder, backend="numpy", dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", "abc")
+def test_forecasts_of_tirex_1(name, dtype):
+    """Every horizon, and every number of patches at once."""
+    _, io = golden(ONES[name])
+    own, params = model(ONES[name], dtype)
+    for key in (key for key in io if key.startswith("q_h") and key.endswith(f"_{dtype[0]}{dtype[-2:]}")):
+        horizon, _, rollout = key[3:-4].partition("_r")
+        found = own.forecast(params, series(io), int(horizon), rollout=int(rollout or 1))
+        close(found.quantiles, io[key], EXACT if dtype == "float64" else SINGLE)
+        np.testing.assert_array_equal(found.mean, found.quantiles[..., found.levels.index(0.5)])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", "abc")
+@pytest.mark.filterwarnings("ignore::xlstm.models.HorizonWarning")
+def test_forecasts_of_tirex_2(name, dtype):
+    """Every horizon, every option, with items of several targets and with covariates."""
+    _, io = golden(TWOS[name])
+    own, params = model(TWOS[name], dtype)
+    ways = {
+        "plain": {"sign_flip": False, "differencing": False},
+        "flip": {"sign_flip": True, "differencing": False},
+        "diff": {"sign_flip": False, "differencing": True},
+        "flipdiff": {"sign_flip": True, "differencing": True},
+        "nopad": {"pad_context": False},
+    }
+    given = items(io)
+    past = [item.past if len(item.past) else None for item in given]
+    future = [item.future if len(item.future) else None for item in given]
+    keys = [key for key in io if key.startswith("q_h") and key.endswith(f"_{dtype[0]}{dtype[-2:]}")]
+    assert len(keys) > 6
+    for key in keys:
+        horizon, _, way = key[3:-4].partition("_")
+        H = min(int(horizon), own.horizon)  # the published package goes no further
+        found = own.forecast(params, [i.target for i in given], H, past=past, future=future, **ways.get(way, {}))
+        rows = np.concatenate(found.quantiles).swapaxes(1, 2)
+        close(rows, io[key], EXACT if dtype == "float64" else SINGLE)

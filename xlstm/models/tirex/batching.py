@@ -6,6 +6,7 @@ from the state after as many of them as all of its rows begin with.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,9 +40,10 @@ def batches(leads: Numbers, sizes: Numbers, tokens: int, batch_size: int) -> lis
     kinds = np.unique(leads)
     rows = np.array([int(np.sum(sizes[leads == kind])) for kind in kinds])
     edges = [*_cuts(kinds, rows, tokens), len(kinds)]
-    for first, end in zip(edges[:-1], edges[1:], strict=True):
+    for first, end in itertools.pairwise(edges):
         some = np.flatnonzero((leads >= kinds[first]) & (leads <= kinds[end - 1]))
-        room, part = batch_size, []
+        room = batch_size
+        part: list[int] = []
         for entry in some[np.argsort(leads[some], kind="stable")]:
             if part and sizes[entry] > room:
                 found.append(Batch(np.array(part), int(leads[part[0]])))

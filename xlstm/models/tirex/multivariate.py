@@ -17,7 +17,7 @@ from xlstm.models.tirex.batching import batches
 from xlstm.models.tirex.forecast import Forecast
 from xlstm.models.tirex.rows import Item, Rows
 from xlstm.models.tirex.running import Starts, outputs
-from xlstm.models.tirex.scaling import RobustScaler, Units
+from xlstm.models.tirex.scaling import RobustScaler
 
 
 class HorizonWarning(RuntimeWarning):
@@ -25,10 +25,22 @@ class HorizonWarning(RuntimeWarning):
 
 
 class Look(NamedTuple):
-    """An item as the network sees it: how many rows it has, whether covariates are known ahead, and the tokens at its
-    beginning that may be left out."""
+    """How the network is to see an item.
+
+    Attributes
+    ----------
+    rows : int
+        Rows of a batch that it takes.
+    grouped : bool
+        Whether it has more rows than that of one target.
+    known : bool
+        Whether covariates are known in advance.
+    lead : int
+        Tokens at its beginning that hold no value, and may be left out.
+    """
 
     rows: int
+    grouped: bool
     known: bool
     lead: int
 
@@ -67,20 +79,14 @@ class Call:
         found = self.rows([item])
         known = bool(np.any(found.known))  # rows that are read backwards need all tokens
         leads = [0 if known else windows.leading(row, self.model.patch_size, self.first) for row in found.x]
-        return Look(len(found.x) * (1 if self.opposite is None else 2), known, min(leads))
+        return Look(len(found.x) * (1 if self.opposite is None else 2), len(found.x) > 1, known, min(leads))
 
     def quantiles(self, items: Sequence[Item], lead: int) -> Values:
         """Return quantiles (V, H, Q) of the targets of items, whose first `lead` tokens hold no value."""
         found = self.rows(items)
         if self.opposite is None:
             return self._one_way(found, lead)
-        both = Rows(
-            np.concatenate((found.x, -found.x)),
-            np.concatenate((found.groups, found.groups + len(items))),
-            *(np.tile(mask, 2) for mask in (found.targets, found.known, found.summed)),
-            np.concatenate((found.latest, -found.latest)),
-        )
-        q, mirrored = np.split(self._one_way(both, lead), 2)
+        q, mirrored = np.split(self._one_way(found.mirrored(), lead), 2)
         return (q - mirrored[..., self.opposite]) / 2
 
     def _one_way(self, found: Rows, lead: int) -> Values:
@@ -94,8 +100,7 @@ class Call:
         some = slice(self.first - lead, last - lead)
         groups = {"groups": found.groups, "targets": found.targets, "known": found.known}
         y = outputs(self.starts, tokens[:, lead:end], state, some, found.targets, **groups)
-        units = Units(*(one[found.targets] for one in units))
-        q = self.scaler.restored(y, units).reshape(len(y), -1, y.shape[-1])[:, : self.horizon]
+        q = self.scaler.restored(y, units.of(found.targets)).reshape(len(y), -1, y.shape[-1])[:, : self.horizon]
         made = calibration.calibrated(q)
         made[found.summed] = calibration.summed(q[found.summed], found.latest[found.summed])
         return made
@@ -138,7 +143,7 @@ def _all(call: Call, items: Sequence[Item], batch_size: int) -> list[Values]:
     looks = [call.look(item) for item in items]
     leads, sizes = np.array([look.lead for look in looks]), np.array([look.rows for look in looks])
     found: list[Any] = [None] * len(items)
-    ways = [(look.known, len(item.target) + len(item.past) + len(item.future) > 1) for look, item in zip(looks, items, strict=True)]
+    ways = [(look.known, look.grouped) for look in looks]
     for way in sorted(set(ways)):
         numbers = np.flatnonzero([own == way for own in ways])
         for batch in batches(leads[numbers], sizes[numbers], call.tokens, batch_size):

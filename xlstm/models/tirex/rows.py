@@ -58,6 +58,13 @@ class Rows(NamedTuple):
     summed: Mask
     latest: Values
 
+    def mirrored(self) -> Rows:
+        """Return the rows, and after them those of the negated series."""
+        x, latest = np.concatenate((self.x, -self.x)), np.concatenate((self.latest, -self.latest))
+        groups = np.concatenate((self.groups, self.groups + 1 + np.max(self.groups)))
+        targets, known, summed = (np.tile(mask, 2) for mask in (self.targets, self.known, self.summed))
+        return Rows(x, groups, targets, known, summed, latest)
+
 
 def rows(items: Sequence[Item], horizon: int, ahead: int, context: int, differencing: bool) -> Rows:
     """Return the rows of some items.

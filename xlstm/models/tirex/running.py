@@ -1,4 +1,4 @@
-"""The network of a TiRex over tokens on the host: late starts, and outputs of the tokens and rows that are asked for."""
+"""The network of a TiRex over tokens on the host: late starts, and outputs of some tokens and rows alone."""
 
 from __future__ import annotations
 

@@ -31,6 +31,10 @@ class Units(NamedTuple):
     scale: Values
     binary: Mask
 
+    def of(self, rows: Mask) -> Units:
+        """Return the units of some rows."""
+        return Units(self.loc[rows], self.scale[rows], self.binary[rows])
+
 
 @dataclass(frozen=True)
 class StandardScaler:

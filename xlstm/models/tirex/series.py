@@ -61,7 +61,10 @@ def read(where: str, given: Any, most: int) -> Given:
         It is no such thing, a series has no values, or a value is beyond 1e150.
     """
     if frames.is_table(given) and hasattr(given, "columns"):
-        raise TypeError(f"{where}: series is a table, expected {FORMS[most]}; estimators.ZeroShotForecaster takes tables")
+        advice = "estimators.ZeroShotForecaster takes tables"
+        raise TypeError(f"{where}: series is a table, expected {FORMS[most]}; {advice}")
+    if isinstance(given, np.ndarray) and given.dtype == object and given.ndim == 1:
+        given = list(given)
     listed = isinstance(given, list | tuple)
     if listed and len(given) and not any(_axes(one) for one in given):
         given, listed = np.asarray(given, dtype=object), False
@@ -75,7 +78,8 @@ def read(where: str, given: Any, most: int) -> Given:
     if len(given) == 0:
         raise ValueError(f"{where}: series is empty, expected {FORMS[most]}")
     arrays = [_array(where, f"series[{k}]", one, FORMS[most]) for k, one in enumerate(given)]
-    return Given([_values(where, f"series[{k}]", one, most) for k, one in enumerate(arrays)], [a.ndim for a in arrays], False)
+    rows = [_values(where, f"series[{k}]", one, most) for k, one in enumerate(arrays)]
+    return Given(rows, [one.ndim for one in arrays], False)
 
 
 def beside(where: str, name: str, given: Any, series: Given) -> list[Values]:
@@ -108,14 +112,15 @@ def beside(where: str, name: str, given: Any, series: Given) -> list[Values]:
 
 
 def _axes(one: Any) -> int:
-    """Return the number of axes of an entry of a list."""
-    return len(one.shape) if hasattr(one, "shape") else int(isinstance(one, list | tuple | range) or hasattr(one, "__array__"))
+    """Return the number of axes of an entry of a list, or 1 where it is another list."""
+    listed = isinstance(one, list | tuple | range) or hasattr(one, "__array__")
+    return len(one.shape) if hasattr(one, "shape") else int(listed)
 
 
 def _array(where: str, name: str, given: Any, expected: str) -> np.ndarray[Any, Any]:
     """Return numbers of any kind as float64 on the host, NaN for what is missing or masked."""
     if isinstance(given, np.ma.MaskedArray):
-        given = given.astype(np.float64).filled(np.nan)
+        given = np.where(np.ma.getmaskarray(given), np.nan, np.ma.getdata(given))
     held = given if isinstance(given, np.ndarray) else None
     if held is None and hasattr(given, "__dlpack__"):
         held = to_numpy(given)
@@ -125,6 +130,8 @@ def _array(where: str, name: str, given: Any, expected: str) -> np.ndarray[Any, 
             raise TypeError
         return array.astype(np.float64)  # None becomes NaN
     except (TypeError, ValueError, OverflowError):
+        if frames.is_table(given):  # a column with missing values of its library's own kind
+            return frames.table_of(f"{where}: {name}", given).values[:, 0]
         raise TypeError(f"{where}: {name} is {checks.shown(given)}, expected numbers {expected}") from None
 
 

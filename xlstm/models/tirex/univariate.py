@@ -50,9 +50,7 @@ def forecast(
     rows = [resampling.downsampled(row[0], f) for row, f in zip(found.rows, factors, strict=True)]
     steps = [resampling.steps(horizon, f) for f in factors]
     q = _ahead(starts, rows, steps, batch_size, rollout)
-    ahead = [
-        resampling.upsampled(one[:n], f, horizon)[None] for one, n, f in zip(q, steps, factors, strict=True)
-    ]
+    ahead = [resampling.upsampled(one[:n], f, horizon)[None] for one, n, f in zip(q, steps, factors, strict=True)]
     return Forecast.of(found, ahead, model.quantiles, levels)
 
 
