@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Numbers = np.ndarray[Any, Any]
-STEP = 8  # a step of a batch takes as long as so many rows more of it; a rough number is enough
+# The time of a call, and of each of its steps, in that of a row's step. Rough numbers, from the published size, do.
+CALL, STEP = 100, 2
 
 
 class Batch(NamedTuple):
@@ -22,8 +23,8 @@ class Batch(NamedTuple):
     lead: int
 
 
-def batches(leads: Numbers, sizes: Numbers, tokens: int, batch_size: int) -> list[Batch]:
-    """Return entries in batches that take the least time.
+def batches(leads: Numbers, sizes: Numbers, tokens: int, batch_size: int, kept: bool = False) -> list[Batch]:
+    """Return entries in batches that take the least time, those that start late last.
 
     Parameters
     ----------
@@ -35,40 +36,47 @@ def batches(leads: Numbers, sizes: Numbers, tokens: int, batch_size: int) -> lis
         Tokens of every row.
     batch_size : int
         Most rows of a batch, unless a single entry has more.
+    kept : bool
+        Whether states are kept for later calls, so that it pays to compute them for a few rows, too.
     """
-    found = []
-    kinds = np.unique(leads)
+    kinds = np.unique([0, *leads])
     rows = np.array([int(np.sum(sizes[leads == kind])) for kind in kinds])
-    edges = [*_cuts(kinds, rows, tokens), len(kinds)]
-    for first, end in itertools.pairwise(edges):
-        some = np.flatnonzero((leads >= kinds[first]) & (leads <= kinds[end - 1]))
-        room = batch_size
-        part: list[int] = []
-        for entry in some[np.argsort(leads[some], kind="stable")]:
-            if part and sizes[entry] > room:
-                found.append(Batch(np.array(part), int(leads[part[0]])))
-                room, part = batch_size, []
-            part.append(entry)
-            room -= sizes[entry]
-        found.append(Batch(np.array(part), int(leads[part[0]])))
+    found = []
+    for first, end in itertools.pairwise([*_cuts(kinds, rows, tokens, kept), len(kinds)]):
+        some = np.flatnonzero((leads >= kinds[first]) & (leads < [*kinds, tokens][end]))
+        parts = _parts(some[np.argsort(leads[some], kind="stable")], sizes, batch_size)
+        found += [Batch(part, int(leads[part[0]]) if kinds[first] else 0) for part in parts]
     return found
 
 
-def _cuts(kinds: Numbers, rows: Numbers, tokens: int) -> list[int]:
+def _parts(entries: Numbers, sizes: Numbers, batch_size: int) -> list[Numbers]:
+    """Return entries in parts of at most `batch_size` rows, but of one entry or more."""
+    parts: list[list[int]] = []
+    room = 0
+    for entry in entries:
+        if not parts or sizes[entry] > room:
+            parts.append([])
+            room = batch_size
+        parts[-1].append(entry)
+        room -= sizes[entry]
+    return [np.array(part) for part in parts]
+
+
+def _cuts(kinds: Numbers, rows: Numbers, tokens: int, kept: bool) -> list[int]:
     """Return where groups of rows begin, which are sorted by their leading tokens.
 
-    A group takes the time of its steps after those that its first rows begin with, and the last group that of the state
-    it starts from. The fastest division of the first n kinds follows from those of fewer.
+    A group takes a call, of the steps after those that its first rows begin with. Before all groups comes the call that
+    computes the state of the last one. The fastest division of the first kinds follows from those of fewer.
     """
     above = np.concatenate(([0], np.cumsum(rows)))
     best: list[tuple[float, list[int]]] = [(0.0, [])]
     for end in range(1, len(kinds) + 1):
         options = []
         for first in range(end):
-            steps = tokens - kinds[first]
-            time = best[first][0] + steps * (STEP + above[end] - above[first])
-            if end == len(kinds):
-                time += kinds[first] * (STEP + 1)
+            count, steps = above[end] - above[first], tokens - kinds[first]
+            time = best[first][0] + (CALL + steps * (STEP + count) if count else 0)
+            if end == len(kinds) and kinds[first] and not kept:
+                time += CALL + kinds[first] * (STEP + 1)
             options.append((float(time), [*best[first][1], first]))
         best.append(min(options))
     return best[-1][1]

@@ -146,7 +146,7 @@ def _all(call: Call, items: Sequence[Item], batch_size: int) -> list[Values]:
     ways = [(look.known, look.grouped) for look in looks]
     for way in sorted(set(ways)):
         numbers = np.flatnonzero([own == way for own in ways])
-        for batch in batches(leads[numbers], sizes[numbers], call.tokens, batch_size):
+        for batch in batches(leads[numbers], sizes[numbers], call.tokens, batch_size, call.starts.kept):
             some = numbers[batch.entries]
             q = call.quantiles([items[k] for k in some], batch.lead)
             ends = np.cumsum([len(items[k].target) for k in some])

@@ -23,11 +23,13 @@ class Starts:
     ----------
     model : TiRex or TiRex2
     params : dict of str to array
+    kept : bool
+        Whether the object is there for several calls.
     """
 
-    def __init__(self, model: Any, params: Params) -> None:
+    def __init__(self, model: Any, params: Params, kept: bool = True) -> None:
         model.namespace(params, {})  # checks them
-        self.model, self.params = model, params
+        self.model, self.params, self.kept = model, params, kept
         self.like = next(iter(params.values()))
         self._found: dict[bool, dict[int, State]] = {False: {}, True: {}}
 
@@ -35,7 +37,7 @@ class Starts:
     def checked(cls, where: str, model: Any, params: Params, given: Starts | None) -> Starts:
         """Return the given object, if there is one for this model and these parameters, or a new one."""
         if given is None:
-            return cls(model, params)
+            return cls(model, params, kept=False)
         checks.instance(cls, "a Starts")(where, "starts", given)
         if given.model != model or given.params is not params:
             raise ValueError(f"{where}: starts is that of another model or of other parameters")

@@ -62,7 +62,7 @@ def _ahead(starts: Starts, rows: list[Values], steps: list[int], batch_size: int
     found = [np.empty((-(-n // P) * P, Q)) for n in steps]
     T = model.context // P
     leads = np.array([windows.leading(_seen(model, rows, look), P, T - 1) for look in looks])
-    for batch in batches(leads, np.ones_like(leads), T, batch_size):
+    for batch in batches(leads, np.ones_like(leads), T, batch_size, starts.kept):
         some = [looks[k] for k in batch.entries]
         x = np.stack([_seen(model, rows, look) for look in some])
         units = SCALER.units(x)
