@@ -13,6 +13,7 @@ from xlstm.engines.numba import jit
 from xlstm.layers.attention import attention, attention_bwd
 from xlstm.layers.state import Span, complete
 from xlstm.models import TiRex, TiRex2
+from xlstm.models.tirex.variates import Groups
 from xlstm.recurrence.packing import Packing
 
 FILES = ("tirex1/a", "tirex1/b", "tirex1/c", "tirex2/a", "tirex2/b", "tirex2/c")
@@ -78,7 +79,7 @@ def test_activations_are_those_of_the_package(be, which):
         name = f"block{k - 1}{suffix}" if k else f"embed{suffix}"
         assert error(to_numpy(level), io[name]) < (1e-10 if io[name].dtype == np.float64 else 1e-6), name
     if f"head{suffix}" in io:
-        y, _ = model.outputs(params, x, last=x.shape[1], **given)
+        y, _, _ = model.forward(params, x, train=False, **given)
         expected = io[f"head{suffix}"]
         assert error(to_numpy(y), expected) < (1e-10 if expected.dtype == np.float64 else 1e-6)
 
@@ -132,7 +133,7 @@ def test_rounding_is_that_of_the_package(be, which):
     errors = []
     for rounding in ("bfloat16", None):
         same = TiRex(**{**model.__getstate__(), "rounding": rounding})
-        y, _ = same.outputs(params, x)
+        y = same.read(params, x, tokens=slice(-1, None))
         q = to_numpy(y)[:, 0, ...].swapaxes(1, 2) * io["scale_f64"][:, None] + io["loc_f64"][:, None]
         errors.append(error(q, expected))
     assert errors[0] < 5e-4 < 2e-3 < errors[1] < 2e-2
@@ -175,18 +176,17 @@ def test_the_network_is_compiled(monkeypatch, rng, rounding):
 
 
 @pytest.mark.parametrize("model", [FIRST, SECOND], ids=["TiRex", "TiRex2"])
-def test_outputs_of_the_last_tokens(be, rng, model):
-    """They and the state are those of a whole pass, also from a state."""
+def test_outputs_of_some_tokens_and_rows(be, rng, model):
+    """They are those of a whole pass, also from a state."""
     params, x = inputs_of(model, be, rng, 8)
     given = GROUPS if model is SECOND else {}
+    groups = Groups.of("", 8, **given) if given else None
     state = None
     for _ in range(2):
-        expected, ends, _ = model.forward(params, x, state, train=False, **given)
-        y, state = model.outputs(params, x, state, last=3, **given)
-        np.testing.assert_allclose(to_numpy(y), to_numpy(expected)[:, 1:], rtol=1e-12, atol=1e-13)
-        np.testing.assert_allclose(to_numpy(state[-1][-1][0]), to_numpy(ends[-1][-1][0]), rtol=1e-12, atol=1e-13)
-    with pytest.raises(ValueError, match=r"TiRex2?: last is 5, expected .* 4"):
-        model.outputs(params, x, last=5)
+        expected, end, _ = model.forward(params, x, state, train=False, **given)
+        y = model.read(params, x, state, slice(1, 3), np.array([4, 1]), groups)
+        np.testing.assert_allclose(to_numpy(y), to_numpy(expected)[[4, 1], 1:3], rtol=1e-12, atol=1e-13)
+        state = end
 
 
 def test_who_sees_whom(rng):
