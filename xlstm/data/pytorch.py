@@ -6,7 +6,6 @@ not compressed. `pickles.py` reads the pickle. Sizes that it declares are checke
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import struct
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays.checks import shown
-from xlstm.data import pickles
+from xlstm.data import pickles, writing
 from xlstm.data.pickles import ORDERED, Call, Name, Persistent
 from xlstm.data.tensors import AXES, DTYPES, Host, widened
 
@@ -194,8 +193,8 @@ class TorchFile:
         return state
 
 
-def dumps(content: Mapping[str, Any], arrays: Mapping[str, Host]) -> bytes:
-    """Return a checkpoint of plain values and of arrays in the entry `state_dict`, as torch.load reads it."""
+def save(path: str | os.PathLike[str], content: Mapping[str, Any], arrays: Mapping[str, Host]) -> None:
+    """Write a checkpoint that torch.load reads, whole or not at all: plain values, and arrays as `state_dict`."""
     kinds = {np.dtype(DTYPES[dtype]): kind for kind, dtype in STORAGES.items() if dtype != "BF16"}
     state, storages = {}, {}
     for k, (name, array) in enumerate(arrays.items()):
@@ -204,18 +203,16 @@ def dumps(content: Mapping[str, Any], arrays: Mapping[str, Host]) -> bytes:
         strides = tuple(step // host.itemsize for step in host.strides)
         hooks = Call(Name(*ORDERED.split(".")), ())
         state[name] = Call(REBUILD, (storage, 0, host.shape, strides, False, hooks))
-    room = io.BytesIO()
-    with zipfile.ZipFile(room, "w") as archive:
+    with writing.whole(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         archive.writestr("archive/data.pkl", pickles.dumps({**content, "state_dict": state}))
         archive.writestr("archive/byteorder", "little")
         for name, host in storages.items():
-            archive.writestr(f"archive/{name}", host.data if host.size else b"")
+            archive.writestr(f"archive/{name}", host.tobytes())
         archive.writestr("archive/version", "3\n")
-    return room.getvalue()
 
 
 def _tensor(*given: Any) -> Tensor:
-    """Return the tensor that `_rebuild_tensor_v2` makes of a storage, an offset, a shape, strides, and what is not used."""
+    """Return the tensor that `_rebuild_tensor_v2` makes of a storage, an offset, a shape, strides and more."""
     storage, offset, shape, strides = (*given, None, None, None, None)[:4]
     counts = [*shape, *strides, offset] if isinstance(shape, tuple) and isinstance(strides, tuple) else [None]
     if not isinstance(storage, Storage) or not all(type(n) is int and n >= 0 for n in counts):

@@ -10,8 +10,8 @@ from typing import Any
 
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.namespace import DType, Params
-from xlstm.data import pickles, reading
+from xlstm.arrays.namespace import Params
+from xlstm.data import pickles, pytorch, reading
 from xlstm.data.pytorch import TorchFile
 from xlstm.data.tensors import Tensors
 from xlstm.interop import pieces
@@ -27,7 +27,7 @@ HYPER = "hyper_parameters"
 
 @reading.brief()
 def load(
-    path: str | os.PathLike[str], *, backend: str | Backend | None = None, dtype: DType | None = None
+    path: str | os.PathLike[str], *, backend: str | Backend | None = None, dtype: str | None = None
 ) -> tuple[TiRex | TiRex2, Params]:
     """Read TiRex-1 or TiRex-2 from a published checkpoint.
 
@@ -73,8 +73,9 @@ def save(path: str | os.PathLike[str], model: TiRex | TiRex2, params: Params) ->
     Parameters
     ----------
     path : path
-        A folder, which gets `model.safetensors` and `config.json`, as the package of TiRex-2 reads them; or a file
-        `NAME.safetensors`, which gets `NAME_config.json` beside it. Each is written whole or not at all.
+        A folder, which gets `model.safetensors` and `config.json`, as the package of TiRex-2 reads them; a file
+        `NAME.safetensors`, which gets `NAME_config.json` beside it; or for TiRex-1 a file `NAME.ckpt`, as its package
+        reads it. Each file is written whole or not at all.
     model : TiRex or TiRex2
     params : dict
         Its parameters, on any backend.
@@ -91,6 +92,11 @@ def save(path: str | os.PathLike[str], model: TiRex | TiRex2, params: Params) ->
     model.namespace(params, {})
     config = config_of(model)
     arrays = pieces.written(names.pieces_of(model), {name: to_numpy(p) for name, p in params.items()})
+    if Path(path).suffix in PICKLED:
+        if not isinstance(model, TiRex):
+            raise ValueError(f"save: path is {path}, expected a folder or NAME.safetensors for a TiRex2")
+        pytorch.save(path, {HYPER: config}, {names.pickled(name): a for name, a in arrays.items()})
+        return
     file, beside = places(Path(path))
     write(file, arrays, {beside: json.dumps(config, indent=2)})
 

@@ -54,9 +54,17 @@ SECOND = {
 OUTNORM = {True: "time_mixer.fwd_cell.group_norm", False: "time_mixer.fwd_cell.multihead_norm"}  # sLSTM or mLSTM
 
 
+STACK = "block_stack."  # before names of blocks and of the last norm in the pickled checkpoint of TiRex-1
+
+
+def pickled(name: str) -> str:
+    """Return the name of an array in the pickled checkpoint of TiRex-1."""
+    return name if name.startswith(tuple(EDGES.values())) else STACK + name
+
+
 def canonical(name: str) -> str:
     """Return the name that stands for all names of an array in checkpoints."""
-    name = name.removeprefix("block_stack.").replace(".rev_cell.", ".fwd_cell.")
+    name = name.removeprefix(STACK).replace(".rev_cell.", ".fwd_cell.")
     name = re.sub(r"\.recurrent_kernel$", f".{KERNEL}", name)
     return re.sub(r"_cell\.bias$", f"_cell.{BIAS}", name)
 
