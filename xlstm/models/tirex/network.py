@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from xlstm.arrays import checks
+from xlstm.arrays import checks, workspace
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.arrays.random import Seed
 from xlstm.layers.blocks.block import MULTIPLE, round_up
@@ -17,9 +17,13 @@ from xlstm.layers.blocks.feedforward import ResidualFeedForward
 from xlstm.layers.blocks.stack import Backbone
 from xlstm.layers.norm import RMSNorm
 from xlstm.layers.saved import Saved
-from xlstm.layers.state import Span, State
+from xlstm.layers.state import Span, State, complete
+from xlstm.models.tirex import multivariate, univariate
 from xlstm.models.tirex.blocks import TiRexBlock, mLSTMVariates, sLSTMVariates
-from xlstm.models.tirex.variates import NORM_EPS, Groups
+from xlstm.models.tirex.forecast import Forecast
+from xlstm.models.tirex.running import Starts
+from xlstm.models.tirex.variates import NORM_EPS, Groups, take
+from xlstm.recurrence.packing import Packing
 
 QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CELLS = ("slstm", "mlstm")
@@ -89,11 +93,17 @@ class Network(Backbone):
         return {"input": first, **super().parts, "output": last}
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+        h, end, kept = self.hidden(p, x, state, span)
+        return self.through(span.xp, "output", p, h, kept), end, kept
+
+    def hidden(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, dict[str, Any]]:
+        """Return what the output layer is given, (T, B, D), the final state and what `scan_bwd` needs."""
         kept: dict[str, Any] = {}
         h = self.through(span.xp, "input", p, x, kept)
+        if not span.keep:
+            kept.clear()
         h, end, more = super().scan(p, h, state, span)
-        kept |= more
-        return self.through(span.xp, "output", p, h, kept), end, kept
+        return h, end, kept | more
 
     def scan_bwd(
         self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
@@ -118,6 +128,44 @@ class Network(Backbone):
     def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
         y, end = super().run_step(xp, p, x, state)
         return self._parted(xp, y), end
+
+    def read(
+        self,
+        params: Params,
+        x: Array,
+        state: Any = None,
+        tokens: slice = slice(None),
+        rows: Any = None,
+        groups: Groups | None = None,
+    ) -> Array:
+        """Return y of some tokens of some rows, (R, S, Q, P), for inference: the output layer is given no others.
+
+        Parameters
+        ----------
+        params : dict
+        x : array (B, T, 2P)
+            Tokens.
+        state : tuple, optional
+            As for `forward`.
+        tokens : slice
+        rows : whole numbers (R,), optional
+            All rows by default.
+        groups : Groups, optional
+            Which rows belong together.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for `forward`.
+        """
+        where, xp = type(self).__name__, self._agree(params, x, "state", state)
+        x = self._inner(xp, x)
+        span = Span(xp, Packing.of(where, None, *x.shape[:2]), groups=groups)
+        start = complete(where, xp, "state", state, self.states, span.B, params)
+        workspace.settle(xp)
+        h, _, _ = self.hidden(params, x, start, span)
+        h = h[tokens, ...] if rows is None else take(xp, h[tokens, ...], rows)
+        return self._swap(xp, self._parted(xp, self.through(xp, "output", params, h, {})))
 
     def _parted(self, xp: Namespace, y: Array) -> Array:
         """Return (..., Q P) as (..., Q, P)."""
@@ -202,6 +250,67 @@ class TiRex(Network):
     def _ends(self) -> tuple[ResidualFeedForward, ResidualFeedForward]:
         D, U = self.size, self.input_ff_size
         return ResidualFeedForward(self.input_size, U, D), ResidualFeedForward(D, U, self.output_size)
+
+    def forecast(
+        self,
+        params: Params,
+        series: Any,
+        horizon: int,
+        *,
+        quantiles: Any = None,
+        batch_size: int = 512,
+        rollout: int = 1,
+        resample: str | None = None,
+        starts: Starts | None = None,
+    ) -> Forecast:
+        """Forecast series without any training on them.
+
+        The network sees the last `context` values of a series, in units of their mean and standard deviation, and
+        predicts a patch. Later patches follow from the same values and missing ones after them: a forecast is never fed
+        back. Beyond a horizon of `context` steps the network sees no value any more.
+
+        Parameters
+        ----------
+        params : dict
+        series : array (L,) or (B, L), or list of arrays (L,)
+            Numbers of any kind; NaN, None and infinity are missing values. In a list the lengths may differ.
+        horizon : int
+            Number H of steps to forecast.
+        quantiles : list of float, optional
+            Levels, by default those that the model was trained for. Others are interpolated linearly between two of
+            those, and may not lie outside of them.
+        batch_size : int
+            Windows that the network sees at once, at most.
+        rollout : int
+            Patches that are predicted from one window at most. More than 1 is quicker for long horizons and less exact;
+            the published package has it as `max_accelerated_rollout_steps`.
+        resample : {"frequency"}, optional
+            Forecast a series of 2000 values or more with a period of more than 64 steps at a lower rate, where the
+            horizon is 100 or more, as the published package does.
+        starts : Starts, optional
+            States that earlier calls with the same parameters have computed.
+
+        Returns
+        -------
+        Forecast
+            `quantiles` (H, Q) or (B, H, Q), `mean` (H,) or (B, H), in float64 on the host. Quantiles may cross.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A series is empty or has values beyond 1e150, an option is out of range, or parameters are not those of the
+            model.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from xlstm.models import TiRex
+        >>> model = TiRex(16, 2, 2, patch_size=4, input_ff_size=24, context=32)
+        >>> found = model.forecast(model.init(backend="numpy"), np.sin(np.arange(100) / 5), horizon=6)
+        >>> found.quantiles.shape, found.mean.shape
+        ((6, 9), (6,))
+        """
+        return univariate.forecast(self, params, series, horizon, quantiles, batch_size, rollout, resample, starts)
 
 
 class Mixers(NamedTuple):
@@ -367,6 +476,86 @@ class TiRex2(Network):
                 raise ValueError(f"{where}: lengths and groups, targets or known exclude one another")
             found = Groups.of(where, x.shape[0] if x.ndim else 0, groups, targets, known)
         return self._forward(params, x, state, train, lengths, seed, keep, found)
+
+    def forecast(
+        self,
+        params: Params,
+        series: Any,
+        horizon: int,
+        *,
+        past: Any = None,
+        future: Any = None,
+        quantiles: Any = None,
+        batch_size: int = 512,
+        sign_flip: bool | None = None,
+        differencing: bool | None = None,
+        pad_context: bool = True,
+        starts: Starts | None = None,
+    ) -> Forecast:
+        """Forecast series, of one target or of several with covariates, without any training on them.
+
+        The network sees the last `context` values of each row, in units of their mean and standard deviation, and
+        predicts all steps at once. The targets and covariates of one item see each other, but a covariate sees no
+        target. Items do not influence each other.
+
+        Parameters
+        ----------
+        params : dict
+        series : array (L,), (B, L) or (B, V, L), or list of arrays (L,) or (V, L)
+            Numbers of any kind; NaN, None and infinity are missing values. (V, L) is an item of V targets. In a list
+            the lengths and the numbers of targets may differ.
+        horizon : int
+            Number H of steps to forecast. Beyond the model's `horizon`, for which it was trained, there is a
+            `HorizonWarning`.
+        past : array (L,) or (P, L), or list, optional
+            Covariates that are known as far as the series: one array for one series, a list with an array or None for
+            each of several.
+        future : array (N,) or (F, N), or list, optional
+            Covariates that are known in advance, N of L + H or more; those after L + H are not looked at.
+        quantiles : list of float, optional
+            Levels, by default those that the model was trained for. Others are interpolated linearly between two of
+            those, and may not lie outside of them.
+        batch_size : int
+            Rows that the network sees at once, at most, unless one item has more.
+        sign_flip : bool, optional
+            Return the mean of this forecast and of that of the negated series, which takes twice the time. By default
+            as the model says.
+        differencing : bool, optional
+            Forecast the changes of targets with a trend, and sum them up. By default as the model says.
+        pad_context : bool
+            Give the network windows of full width. With False they are only as wide as the longest series of the call
+            needs, on which all forecasts then depend a little.
+        starts : Starts, optional
+            States that earlier calls with the same parameters have computed.
+
+        Returns
+        -------
+        Forecast
+            `quantiles` and `mean` have the axes of the series, with (H, Q) and (H,) in the place of L: (V, H, Q) for
+            an item of V targets. A list of items whose numbers of targets differ gives lists. They are in float64 on
+            the host. Quantiles may cross.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A series is empty or has values beyond 1e150, covariates are not as long as they have to be, an option is
+            out of range, or parameters are not those of the model.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from xlstm.models import TiRex2
+        >>> sizes = dict(patch_size=4, input_ff_size=24, output_ff_size=24, context=32, horizon=8)
+        >>> model = TiRex2(16, [("mlstm", 2, 2), ("slstm", 2, 2)], **sizes)
+        >>> rng = np.random.default_rng(0)
+        >>> params, price = model.init(backend="numpy"), rng.normal(size=36)
+        >>> model.forecast(params, rng.normal(size=(2, 30)), 6).quantiles.shape
+        (2, 6, 9)
+        >>> model.forecast(params, [rng.normal(size=(2, 30))], 6, future=[price]).quantiles.shape
+        (1, 2, 6, 9)
+        """
+        options = (quantiles, batch_size, sign_flip, differencing, pad_context, starts)
+        return multivariate.forecast(self, params, series, horizon, past, future, *options)
 
 
 def feed_forward_size(model: Any) -> int:
