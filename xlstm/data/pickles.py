@@ -6,6 +6,7 @@ stands for it is a function that the caller gives under this name. All else is r
 
 from __future__ import annotations
 
+import io
 import pickletools
 import struct
 from collections.abc import Callable, Mapping
@@ -23,6 +24,10 @@ CONTAINERS: dict[str, type] = {"EMPTY_LIST": list, "EMPTY_DICT": dict}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT")
 TEXTS = ("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
+TAKEN = {*VALUES, *CONTAINERS, *TUPLES, *NUMBERS, *TEXTS, "PROTO", "FRAME", "STOP", "MARK", "TUPLE", "MEMOIZE"}
+TAKEN |= {"BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "APPEND", "APPENDS", "SETITEM", "SETITEMS"}
+TAKEN |= {"GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "BINPERSID"}
+OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes if opcode.name in TAKEN}
 
 
 class Ordered(dict[Any, Any]):
@@ -76,14 +81,26 @@ def loads(blob: bytes, known: Mapping[str, Callable[..., Any] | None], persisten
     if len(blob) > BYTES:
         raise ValueError(f"the pickle has {len(blob)} bytes, expected at most {BYTES}")
     machine = _Machine({ORDERED: Ordered, **known}, persistent)
-    for opcode, argument, position in pickletools.genops(blob):
+    stream = io.BytesIO(blob)
+    while code := stream.read(1):
+        position, opcode = stream.tell() - 1, OPCODES.get(code)
+        if opcode is None:
+            other = next((o.name for o in pickletools.opcodes if o.code.encode("latin-1") == code), code)
+            raise ValueError(f"it holds opcode {other!r} at byte {position}")
         try:
-            if machine.does(opcode.name, argument):
-                continue
+            if opcode.name == "STOP":
+                return machine.result()
+            machine.follow(opcode.name, _argument(opcode, stream))
         except IndexError:
             raise ValueError(f"{opcode.name} at byte {position} finds nothing on the stack") from None
-        return machine.result()
-    raise ValueError("the pickle has no end")  # genops raises before
+    raise ValueError("it has no end")
+
+
+def _argument(opcode: pickletools.OpcodeInfo, stream: io.BytesIO) -> Any:
+    """Read the argument of an opcode; a name as two lines, whose escapes pickletools would undo with warnings."""
+    if opcode.name != "GLOBAL":
+        return None if opcode.arg is None else opcode.arg.reader(stream)
+    return [stream.readline().removesuffix(b"\n").decode("ascii") for _ in range(2)]
 
 
 class _Machine:
@@ -93,8 +110,8 @@ class _Machine:
         self.below: list[list[Any]] = []  # stacks below the marks
         self.memo: dict[int, Any] = {}
 
-    def does(self, name: str, argument: Any) -> bool:
-        """Follow an opcode; return False at the end."""
+    def follow(self, name: str, argument: Any) -> None:
+        """Do what an opcode says; IndexError where the stack is too short."""
         stack = self.stack
         if name in NUMBERS or name in TEXTS:
             stack.append(argument)
@@ -127,7 +144,7 @@ class _Machine:
         elif name == "SETITEMS":
             self._update(self._marked())
         elif name == "GLOBAL":
-            self._named(*(argument.split(" ", 1) if " " in argument else (argument, "")))
+            self._named(*argument)
         elif name == "STACK_GLOBAL":
             last, module = stack.pop(), stack.pop()
             self._named(module, last)
@@ -139,11 +156,6 @@ class _Machine:
                 raise ValueError(f"it gives attributes to a {type(stack[-1]).__name__}")
         elif name == "BINPERSID":
             stack.append(self.persistent(stack.pop()))
-        elif name == "STOP":
-            return False
-        elif name not in ("PROTO", "FRAME"):
-            raise ValueError(f"it holds opcode {name}")
-        return True
 
     def result(self) -> Any:
         if len(self.stack) != 1 or self.below:

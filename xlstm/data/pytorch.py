@@ -21,7 +21,7 @@ import numpy as np
 from xlstm.arrays.checks import shown
 from xlstm.data import pickles, writing
 from xlstm.data.pickles import ORDERED, Call, Name, Persistent
-from xlstm.data.tensors import AXES, DTYPES, Host, widened
+from xlstm.data.tensors import DTYPES, Host, check_shape, widened
 
 STORAGES = {
     **{"Double": "F64", "Float": "F32", "Half": "F16", "BFloat16": "BF16", "Bool": "BOOL"},
@@ -116,7 +116,7 @@ class TorchFile:
         found: Host = np.fromfile(self._file, dtype, tensor.span)
         if found.size != tensor.span:
             raise ValueError(f"{self.path}: {name} ends early, the file has changed while it was read")
-        if found.size == math.prod(tensor.shape) and _is_contiguous(tensor):
+        if not found.size or _is_contiguous(tensor):
             return widened(found.reshape(tensor.shape), tensor.storage.dtype)
         steps = [stride * dtype.itemsize for stride in tensor.strides]
         view = np.lib.stride_tricks.as_strided(found, tensor.shape, steps)
@@ -218,8 +218,9 @@ def _tensor(*given: Any) -> Tensor:
     if not isinstance(storage, Storage) or not all(type(n) is int and n >= 0 for n in counts):
         raise ValueError(f"a tensor is {shown(given)}, expected a storage, an offset, a shape and strides")
     found = Tensor(storage, offset, shape, strides)
-    if len(shape) != len(strides) or len(shape) > AXES:
+    if len(shape) != len(strides):
         raise ValueError(f"a tensor has shape {shown(shape)} and strides {shown(strides)}")
+    check_shape("a tensor", shape, np.dtype(DTYPES[storage.dtype]).itemsize)
     if offset + found.span > storage.numel or math.prod(shape) > storage.numel:
         where = f"shape {shown(shape)}, strides {shown(strides)} and offset {shown(offset)}"
         raise ValueError(f"a tensor of {where} does not lie within its storage of {storage.numel} numbers")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +103,7 @@ class Tensors:
             if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
                 raise ValueError(f"{name} has {shown(numbers)}, expected whole numbers from 0 up")
         itemsize = np.dtype(DTYPES[dtype]).itemsize
-        if len(shape) > AXES or math.prod(n or 1 for n in shape) * itemsize >= 2**63:
-            raise ValueError(f"{name} has shape {shown(shape)}, which no array can have")
+        check_shape(name, shape, itemsize)
         if len(span) != 2 or span[1] - span[0] != math.prod(shape) * itemsize:
             raise ValueError(f"{name} of {dtype} has shape {shown(shape)} but lies in {shown(span)}")
         self.shapes[name], self.dtypes[name] = tuple(shape), dtype
@@ -114,3 +113,9 @@ class Tensors:
 def widened(array: Host, dtype: str) -> Host:
     """Return an array as it was read; bfloat16, which NumPy does not have, as float32."""
     return (array.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else array
+
+
+def check_shape(name: str, shape: Sequence[int], itemsize: int) -> None:
+    """Raise ValueError for a shape that no array of NumPy can have."""
+    if len(shape) > AXES or math.prod(n or 1 for n in shape) * itemsize >= 2**63:
+        raise ValueError(f"{name} has shape {shown(shape)}, which no array can have")

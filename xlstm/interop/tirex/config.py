@@ -184,7 +184,8 @@ def _second_config(model: TiRex2) -> dict[str, Any]:
         time = {"model_type": types[cell], "embedding_dim": D, "num_heads": heads, "num_slstm_heads": heads}
         variates = {"embedding_dim": D, "num_heads": variate_heads}
         templates[names[-1]] = {"time_mixer": time, "variate_mixer": variates, "dropout": 0.0, "eps": 1e-7}
-    theirs = next(name for name, ours in ACTIVATIONS.items() if ours == model.activation)
+    classes = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+    checks.choice(classes)("save", "activation", model.activation)
     return {
         **values(model, SECOND),
         "num_blocks": len(names),
@@ -192,7 +193,7 @@ def _second_config(model: TiRex2) -> dict[str, Any]:
         "tokenizer_cfg": dict.fromkeys(TOKENIZER, P),
         "quantiles": list(model.quantiles),
         "h_expand": factor(D, model.output_ff_size),
-        "act_func": theirs,
+        "act_func": classes[model.activation],
         "scaler_cfg": values(model, SCALER),
         "stack_config": {"templates": templates, "recipe": names},
         "stack_out_norm_config": None if model.norm_eps is None else {"eps": model.norm_eps},
