@@ -19,7 +19,7 @@ from xlstm.layers.blocks.stack import Backbone
 from xlstm.layers.norm import RMSNorm
 from xlstm.layers.saved import Saved
 from xlstm.layers.state import Span, State
-from xlstm.models.tirex import calibration, multivariate, univariate
+from xlstm.models.tirex import calibration, embedding, multivariate, univariate
 from xlstm.models.tirex.blocks import TiRexBlock, mLSTMVariates, sLSTMVariates
 from xlstm.models.tirex.forecast import Forecast
 from xlstm.models.tirex.running import Starts
@@ -154,6 +154,33 @@ class Network(Backbone):
     def calibrated(self, q: Values) -> Values:
         """Return quantiles (R, H, Q) of rows that are no differences, as a forecast has them."""
         return q
+
+    def embed(self, params: Params, series: Any, *, batch_size: int = 64) -> Values:
+        """Return the embeddings of series, as features for other models.
+
+        The outputs of each block, after the tokens that hold values of a series, are averaged over these tokens and
+        divided by their norm; all blocks and variates of a series lie side by side, with mean 0 and variance 1. So the
+        published package of TiRex-1 makes the features of its classifiers.
+
+        Parameters
+        ----------
+        params : dict of str to array
+        series : array (L,), (S, L) or (S, V, L), or list of arrays (L,) or (V, L)
+            Each variate is by itself. NaN is a missing value; of a longer series the last `context` values count.
+        batch_size : int
+            Rows that the network sees at once, at most.
+
+        Returns
+        -------
+        array (S, num_blocks * V * D), or (num_blocks * V * D,) of one series
+            float64, on the host.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The series or the parameters are none, or series differ in their number of variates.
+        """
+        return embedding.embed(self, params, series, batch_size)
 
     def stream(self, params: Params, series: Any, *, renew: int | None = None) -> Stream:
         """Return an object that takes new values of series and forecasts after any of them; see `Stream`."""
