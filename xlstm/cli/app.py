@@ -16,6 +16,7 @@ from xlstm.cli.bench import bench
 from xlstm.cli.console import Log, out, warn
 from xlstm.cli.convert import export, import_
 from xlstm.cli.evaluate import evaluate
+from xlstm.cli.forecast import forecast
 from xlstm.cli.generate import generate
 from xlstm.cli.groups import HELP, Root, Usual
 from xlstm.cli.info import info
@@ -46,7 +47,7 @@ app.add_typer(trains, name="train")
 jobs: dict[str, Command] = {"series": train, "forecast": train_forecast, "text": train_text, "classify": train_classify}
 for name, job in jobs.items():
     trains.command(name, hidden=name == "series")(configurable(job))
-commands: tuple[Command, ...] = (evaluate, predict, generate, runs, export, import_, bench, info, inspect)
+commands: tuple[Command, ...] = (evaluate, predict, forecast, generate, runs, export, import_, bench, info, inspect)
 for command in commands:
     app.command(command.__name__.rstrip("_"))(command)
 

@@ -29,7 +29,7 @@ def synthetic(rng: np.random.Generator, count: int, length: int) -> Values:
 
 def _one(rng: np.random.Generator, n: int) -> Values:
     t = np.arange(n, dtype=np.float64)
-    x = np.zeros(n)
+    x: Values = np.zeros(n)
     if rng.random() < 0.5:
         x += rng.normal(scale=2.0) * t / n
     for _ in range(rng.integers(0, 3)):
@@ -42,7 +42,7 @@ def _one(rng: np.random.Generator, n: int) -> Values:
         for at in rng.integers(0, n, rng.integers(1, 4)):
             x[at:] += rng.normal()
     x += np.exp(rng.uniform(-4.0, 0.0)) * rng.normal(size=n)
-    x = 10.0 ** rng.uniform(-3, 3) * (x + rng.uniform(-10, 10))
+    x = float(10.0 ** rng.uniform(-3, 3)) * (x + rng.uniform(-10, 10))
     if rng.random() < 0.1:
         start = rng.integers(0, n)
         x[start : start + rng.integers(1, max(2, int(GAP * n)))] = np.nan
@@ -54,5 +54,4 @@ def _season(rng: np.random.Generator, t: Values) -> Values:
     angle = 2 * np.pi * t / np.exp(rng.uniform(np.log(SHORTEST), np.log(max(SHORTEST + 1, len(t) / 3))))
     count = int(rng.integers(1, HARMONICS + 1))
     waves = [np.sin(k * angle + rng.uniform(0, 2 * np.pi)) / k for k in range(1, 1 + count)]
-    total: Values = np.sum(waves, axis=0)
-    return total
+    return np.asarray(np.sum(waves, axis=0))

@@ -8,6 +8,7 @@ from xlstm.estimators.sequence import SequenceClassifier, SequenceRegressor
 from xlstm.estimators.settings import Settings
 from xlstm.estimators.textmodel import TextModel
 from xlstm.estimators.values import SeriesError
+from xlstm.estimators.zero_shot import ZeroShotForecaster
 
 __all__ = [
     "Errors",
@@ -20,4 +21,5 @@ __all__ = [
     "Settings",
     "TextModel",
     "TiRexFeatures",
+    "ZeroShotForecaster",
 ]
