@@ -79,24 +79,24 @@ class MixerBlock(Block):
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         kept: dict[str, Any] = {}
-        x, end = self.through_time(p, x, state, span, kept)
-        return self.feed(p, x, span, kept), end, kept
+        x, end = self.over_time(p, x, state, span, kept)
+        return self.at_each_step(p, x, span, kept), end, kept
 
     def scan_bwd(
         self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
         grads: Params = {}
-        dy = self.feed_bwd(p, kept, dy, span, grads)
+        dy = self.at_each_step_bwd(p, kept, dy, span, grads)
         du, start = self.mix_bwd(p, kept, dy, dstate, span, grads)  # (2)
         return grads, dy + self.through_bwd(span.xp, "norm", p, kept, du, grads), start  # (1)
 
-    def through_time(self, p: Params, x: Array, state: State, span: Span, kept: dict[str, Any]) -> tuple[Array, State]:
+    def over_time(self, p: Params, x: Array, state: State, span: Span, kept: dict[str, Any]) -> tuple[Array, State]:
         """Return x with what mixes time added, and the final state."""
         u = self.through(span.xp, "norm", p, x, kept)  # (1)
         m, end = self.mix(p, u, state, span, kept)  # (2)
         return x + m, end
 
-    def feed(self, p: Params, x: Array, span: Span, kept: dict[str, Any]) -> Array:
+    def at_each_step(self, p: Params, x: Array, span: Span, kept: dict[str, Any]) -> Array:
         """Return x with the feed-forward layer added, which looks at each step by itself."""
         xp = span.xp
         kept["ffn_mask"] = None
@@ -106,8 +106,8 @@ class MixerBlock(Block):
         w, kept["ffn_mask"] = self._drop(span.rng, w, self.ffn_rate)  # (4)
         return x + w
 
-    def feed_bwd(self, p: Params, kept: Any, dy: Array, span: Span, grads: Params) -> Array:
-        """Return the gradient of x from that of `feed`."""
+    def at_each_step_bwd(self, p: Params, kept: Any, dy: Array, span: Span, grads: Params) -> Array:
+        """Return the gradient of x from that of `at_each_step`."""
         xp = span.xp
         if "ffn" not in self.parts:
             return dy

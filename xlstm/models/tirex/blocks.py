@@ -79,18 +79,13 @@ class Multivariate(MixerBlock if TYPE_CHECKING else object):  # type: ignore[mis
         both = Linear(2 * D, D, bias=False, std=self._small)
         return {**super().parts, "combination": both, "mixer": mixer}
 
-    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        y, end, kept = super().scan(p, x, state, span)
-        y, _ = self.along("mixer", p, y, (), span, kept)
-        return y, end, kept
+    def at_each_step(self, p: Params, x: Array, span: Span, kept: dict[str, Any]) -> Array:
+        x = super().at_each_step(p, x, span, kept)
+        return self.along("mixer", p, x, (), span, kept)[0]
 
-    def scan_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
-    ) -> tuple[Params, Array, State]:
-        grads: Params = {}
+    def at_each_step_bwd(self, p: Params, kept: Any, dy: Array, span: Span, grads: Params) -> Array:
         dy, _ = self.along_bwd("mixer", p, kept, dy, None, span, grads)
-        found, dx, start = super().scan_bwd(p, kept, dy, dstate, span)
-        return grads | found, dx, start
+        return super().at_each_step_bwd(p, kept, dy, span, grads)
 
     def mix(self, p: Params, u: Array, state: State, span: Span, kept: dict[str, Any]) -> tuple[Array, State]:
         y, end = super().mix(p, u, state, span, kept)

@@ -5,25 +5,27 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from xlstm.arrays import checks, workspace
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.arrays.random import Seed
+from xlstm.data.host import Values
 from xlstm.layers.blocks.block import MULTIPLE, round_up
 from xlstm.layers.blocks.feedforward import ResidualFeedForward
 from xlstm.layers.blocks.stack import Backbone
 from xlstm.layers.norm import RMSNorm
 from xlstm.layers.saved import Saved
-from xlstm.layers.state import Span, State, complete
-from xlstm.models.tirex import multivariate, univariate
+from xlstm.layers.state import Span, State
+from xlstm.models.tirex import calibration, embedding, multivariate, univariate
 from xlstm.models.tirex.blocks import TiRexBlock, mLSTMVariates, sLSTMVariates
 from xlstm.models.tirex.forecast import Forecast
 from xlstm.models.tirex.running import Starts
+from xlstm.models.tirex.scaling import RobustScaler, StandardScaler
+from xlstm.models.tirex.streaming import Stream
 from xlstm.models.tirex.variates import NORM_EPS, Groups, take
-from xlstm.recurrence.packing import Packing
 
 QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CELLS = ("slstm", "mlstm")
@@ -93,17 +95,13 @@ class Network(Backbone):
         return {"input": first, **super().parts, "output": last}
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        h, end, kept = self.hidden(p, x, state, span)
-        return self.through(span.xp, "output", p, h, kept), end, kept
-
-    def hidden(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, dict[str, Any]]:
-        """Return what the output layer is given, (T, B, D), the final state and what `scan_bwd` needs."""
         kept: dict[str, Any] = {}
         h = self.through(span.xp, "input", p, x, kept)
         if not span.keep:
             kept.clear()
         h, end, more = super().scan(p, h, state, span)
-        return h, end, kept | more
+        kept |= more
+        return self.through(span.xp, "output", p, h, kept), end, kept
 
     def scan_bwd(
         self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
@@ -113,6 +111,84 @@ class Network(Backbone):
         found, dh, start = super().scan_bwd(p, kept, dh, dstate, span)
         grads |= found
         return grads, self.through_bwd(span.xp, "input", p, kept, dh, grads), start
+
+    def hidden(self, params: Params, tokens: Array, state: Any = None, **rows: Any) -> tuple[list[Array], State]:
+        """Run for inference without the layers after the last block, and return the output of every block.
+
+        Parameters
+        ----------
+        params : dict
+        tokens : array (B, T, 2P)
+        state : tuple, optional
+        **rows
+            groups, targets and known, as of `TiRex2.forward`.
+
+        Returns
+        -------
+        levels : list of arrays (B, T, D)
+            What the first block is given, and the output of each block.
+        state : tuple
+        """
+        x, start, span = self._begin(params, tokens, state, groups=self._groups(tokens, **rows))
+        workspace.settle(span.xp)
+        levels = list(self._levels(params, x, start, span, range(self.num_blocks)))
+        return [self._swap(span.xp, h) for h, _ in levels], levels[-1][1]
+
+    def _levels(
+        self, p: Params, x: Array, start: State, span: Span, blocks: Iterable[int]
+    ) -> Iterator[tuple[Array, State]]:
+        """Yield what the first block is given, then the output of each of some blocks, and the states after it."""
+        h = self.through(span.xp, "input", p, x, {})
+        ends: State = ()
+        yield h, ends
+        for k in blocks:
+            h, end = self.along(f"blocks.{k}", p, h, start[k], span, {})
+            ends = (*ends, end)
+            yield h, ends
+
+    @property
+    def scaler(self) -> Any:
+        """The scaler of the windows that the network is given."""
+        raise NotImplementedError
+
+    def calibrated(self, q: Values) -> Values:
+        """Return quantiles (R, H, Q) of rows that are no differences, as a forecast has them."""
+        return q
+
+    def embed(self, params: Params, series: Any, *, batch_size: int = 64) -> Values:
+        """Return the embeddings of series, as features for other models.
+
+        The outputs of each block, after the tokens that hold values of a series, are averaged over these tokens and
+        divided by their norm; all blocks and variates of a series lie side by side, with mean 0 and variance 1. So the
+        published package of TiRex-1 makes the features of its classifiers.
+
+        Parameters
+        ----------
+        params : dict of str to array
+        series : array (L,), (S, L) or (S, V, L), or list of arrays (L,) or (V, L)
+            Each variate is by itself. NaN is a missing value; of a longer series the last `context` values count.
+        batch_size : int
+            Rows that the network sees at once, at most.
+
+        Returns
+        -------
+        array (S, num_blocks * V * D), or (num_blocks * V * D,) of one series
+            float64, on the host.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The series or the parameters are none, or series differ in their number of variates.
+        """
+        return embedding.embed(self, params, series, batch_size)
+
+    def stream(self, params: Params, series: Any, *, renew: int | None = None) -> Stream:
+        """Return an object that takes new values of series and forecasts after any of them; see `Stream`."""
+        return Stream(self, params, series, renew)
+
+    def _groups(self, x: Array) -> Groups | None:
+        """Return the groups of the rows of x (B, T, 2P)."""
+        return None
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         y, end, kept = super().run(p, x, state, span)
@@ -138,7 +214,9 @@ class Network(Backbone):
         rows: Any = None,
         groups: Groups | None = None,
     ) -> Array:
-        """Return y of some tokens of some rows, (R, S, Q, P), for inference: the output layer is given no others.
+        """Return y of some tokens of some rows, (R, S, Q, P), for inference.
+
+        Others are not computed after the last block has mixed time.
 
         Parameters
         ----------
@@ -158,14 +236,17 @@ class Network(Backbone):
         ValueError, TypeError
             As for `forward`.
         """
-        where, xp = type(self).__name__, self._agree(params, x, "state", state)
-        x = self._inner(xp, x)
-        span = Span(xp, Packing.of(where, None, *x.shape[:2]), groups=groups)
-        start = complete(where, xp, "state", state, self.states, span.B, params)
+        x, start, span = self._begin(params, x, state, groups=groups)
+        xp, top = span.xp, self.num_blocks - 1
         workspace.settle(xp)
-        h, _, _ = self.hidden(params, x, start, span)
-        h = h[tokens, ...] if rows is None else take(xp, h[tokens, ...], rows)
-        return self._swap(xp, self._parted(xp, self.through(xp, "output", params, h, {})))
+        *_, (h, _) = self._levels(params, x, start, span, range(top))
+        block, p = self.blocks[top], self.below(f"blocks.{top}", params)
+        h, _ = block.over_time(p, h, start[top], span, {})
+        h = block.at_each_step(p, h[tokens, ...], span, {})
+        h = h if rows is None else take(xp, h, rows)
+        for name in ("norm", "output"):
+            h = self.through(xp, name, params, h, {}) if name in self.parts else h
+        return self._swap(xp, self._parted(xp, h))
 
     def _parted(self, xp: Namespace, y: Array) -> Array:
         """Return (..., Q P) as (..., Q, P)."""
@@ -245,6 +326,10 @@ class TiRex(Network):
     @property
     def norm(self) -> Any:
         return RMSNorm(self.size, eps=NORM_EPS)
+
+    @property
+    def scaler(self) -> StandardScaler:
+        return StandardScaler()
 
     @property
     def _ends(self) -> tuple[ResidualFeedForward, ResidualFeedForward]:
@@ -420,6 +505,13 @@ class TiRex2(Network):
         return self._made(mLSTMVariates, norm_eps=NORM_EPS, eps=1e-6, rest=0.0, **own)
 
     @property
+    def scaler(self) -> RobustScaler:
+        return RobustScaler(self.arcsinh, self.binary, self.scale_eps)
+
+    def calibrated(self, q: Values) -> Values:
+        return calibration.calibrated(q)
+
+    @property
     def norm(self) -> Any:
         return None if self.norm_eps is None else RMSNorm(self.size, eps=self.norm_eps)
 
@@ -470,12 +562,15 @@ class TiRex2(Network):
         ValueError, TypeError
             As of `LSTM.forward`; or `groups`, `targets` or `known` do not fit, or come with `lengths`.
         """
-        where, found = "TiRex2", None
-        if not (groups is None and targets is None and known is None):
-            if lengths is not None:
-                raise ValueError(f"{where}: lengths and groups, targets or known exclude one another")
-            found = Groups.of(where, x.shape[0] if x.ndim else 0, groups, targets, known)
+        found = self._groups(x, groups, targets, known)
+        if found is not None and lengths is not None:
+            raise ValueError("TiRex2: lengths and groups, targets or known exclude one another")
         return self._forward(params, x, state, train, lengths, seed, keep, found)
+
+    def _groups(self, x: Array, groups: Any = None, targets: Any = None, known: Any = None) -> Groups | None:
+        if groups is None and targets is None and known is None:
+            return None
+        return Groups.of("TiRex2", x.shape[0] if x.ndim else 0, groups, targets, known)
 
     def forecast(
         self,
