@@ -39,7 +39,7 @@ def test_new_values_cost_a_token_and_change_nothing_else(monkeypatch, rng, model
     """
     params = model.init(0, "numpy", "float64")
     x = rng.standard_normal((2, 6))
-    stream = model.stream(params, x[:, :4])
+    stream = model.stream(params, x[:, :4], renew=0)
     units = stream._now().units
     monkeypatch.setattr(type(model.scaler), "units", lambda self, rows: units)
     tokens = []
@@ -64,7 +64,8 @@ def test_units_are_renewed(rng):
     """With `renew` a forecast is that of the last window again, and without it is not; a jump shows it."""
     params = FIRST.init(0, "numpy", "float64")
     x = np.concatenate((rng.standard_normal(20), 1000 + rng.standard_normal(12)))
-    frozen, renewed = FIRST.stream(params, x[:20]), FIRST.stream(params, x[:20], renew=12)
+    frozen, renewed = FIRST.stream(params, x[:20], renew=0), FIRST.stream(params, x[:20], renew=12)
+    assert FIRST.stream(params, x).renew == 1
     for stream in (frozen, renewed):
         stream.forecast(2)
         for part in (x[20:22], x[22:30], x[30:]):
@@ -78,7 +79,7 @@ def test_units_are_renewed(rng):
 def test_a_stream_that_was_left_alone_reads_a_window_again(rng):
     params = FIRST.init(0, "numpy", "float64")
     x = rng.standard_normal(40)
-    stream = FIRST.stream(params, x[:20])
+    stream = FIRST.stream(params, x[:20], renew=0)
     stream.forecast(2)
     stream.push(x[20:])
     np.testing.assert_allclose(stream.forecast(2).quantiles, FIRST.forecast(params, x, 2).quantiles, rtol=1e-9)
@@ -88,7 +89,7 @@ def test_of_recorded_series():
     """A stream over rows of all oddities, value by value, is finite, and fresh at its end it is the package's."""
     model, params, io = golden("tirex1/a")
     rows = [row[-n:] for row, n in zip(io["context"], io["lengths"], strict=True)]
-    stream = model.stream(params, rows)
+    stream = model.stream(params, rows, renew=5)
     for _ in range(2 * model.patch_size):
         stream.push(np.full(len(rows), np.nan))
         assert np.all(np.isfinite(stream.forecast(9).quantiles))

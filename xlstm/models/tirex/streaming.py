@@ -18,6 +18,8 @@ from xlstm.models.tirex.forecast import Forecast
 from xlstm.models.tirex.running import Starts
 from xlstm.models.tirex.scaling import Units
 
+RENEWED = 8  # by default a window is read again after this share of the context
+
 
 @dataclass
 class Track:
@@ -64,7 +66,8 @@ class Stream:
     given : array (L,), (B, L), or list of arrays (L,)
         The values so far; NaN is a missing value.
     renew : int, optional
-        After so many new values a window is read again, with units of its own; never by default.
+        After so many new values a window is read again, with units of its own; by default after an eighth of `context`.
+        With 0 that is never done, while there are forecasts often enough.
 
     Raises
     ------
@@ -74,7 +77,7 @@ class Stream:
 
     def __init__(self, model: Any, params: Params, given: Any, renew: int | None = None) -> None:
         self.model, self._where = model, f"{type(model).__name__}.stream"
-        self.renew = checks.optional(checks.size)(self._where, "renew", renew)
+        self.renew = checks.size_or_0(self._where, "renew", model.context // RENEWED if renew is None else renew)
         self._starts = Starts(model, params)
         found = series.read(self._where, given, 1)
         self._single = found.single
@@ -143,7 +146,7 @@ class Stream:
         """Return the network after patches that end with the last value."""
         P, phase = self.model.patch_size, self.count % self.model.patch_size
         track = self._tracks.get(phase)
-        old = track is not None and self.renew is not None and self.count - track.began >= self.renew
+        old = track is not None and 0 < self.renew <= self.count - track.began
         if track is None or old or self.count - track.at > self.model.context:
             units = self.model.scaler.units(self._seen)
             T = self.model.context // P
