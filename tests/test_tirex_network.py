@@ -6,6 +6,7 @@ import pytest
 import xlstm
 from tests.conftest import make_backend
 from tests.tirex import error, golden, gradients, rows, tokens, written
+from xlstm import models
 from xlstm.arrays.convert import to_numpy
 from xlstm.cells.slstm import to_bfloat16
 from xlstm.engines import engine
@@ -15,6 +16,7 @@ from xlstm.layers.state import Span, complete
 from xlstm.models import TiRex, TiRex2
 from xlstm.models.tirex.variates import Groups
 from xlstm.recurrence.packing import Packing
+from xlstm.training import checkpoint
 
 FILES = ("tirex1/a", "tirex1/b", "tirex1/c", "tirex2/a", "tirex2/b", "tirex2/c")
 FIRST = TiRex(4, 2, 2, patch_size=2, quantiles=(0.2, 0.5), input_ff_size=3, context=8)
@@ -277,3 +279,26 @@ def test_the_mlstm_of_tirex2_begins_at_m_0():
     params["blocks.0.gates.b"] = np.array([-100.0, -100.0, 100.0, 100.0])
     _, ((_, _, m),) = model(params, np.ones((1, 4, 4)))
     assert np.all(abs(m) < 1e-5)
+
+
+@pytest.mark.parametrize("model", [FIRST, SECOND], ids=["TiRex", "TiRex2"])
+def test_models_come_back_from_their_files(be, tmp_path, model):
+    params = model.init(0, be)
+    models.save(tmp_path / "model", model, params)
+    again, found = models.load(tmp_path / "model", be)
+    assert again == model
+    assert set(found) == set(params)
+    for name, p in params.items():
+        np.testing.assert_array_equal(to_numpy(found[name]), to_numpy(p))
+
+
+def test_a_file_that_declares_more_blocks_than_it_has_is_refused(tmp_path):
+    checkpoint.save(
+        tmp_path / "m", SECOND.init(0, "numpy"), "model", described(SECOND, recipe=[["slstm", 1, 1]] * 9999)
+    )
+    with pytest.raises(ValueError, match=r"blocks of recipe is 9999, the file holds \d+ arrays"):
+        models.load(tmp_path / "m")
+
+
+def described(model, **options):
+    return {"layer": type(model).__name__, "options": model.__getstate__() | options, "head": None}

@@ -21,7 +21,7 @@ import numpy as np
 from xlstm.arrays.checks import shown
 from xlstm.data import pickles, writing
 from xlstm.data.pickles import ORDERED, Call, Name, Persistent
-from xlstm.data.tensors import DTYPES, Host, check_shape, widened
+from xlstm.data.tensors import DTYPES, Host, check_shape, read_at, widened
 
 STORAGES = {
     **{"Double": "F64", "Float": "F32", "Half": "F16", "BFloat16": "BF16", "Bool": "BOOL"},
@@ -112,10 +112,8 @@ class TorchFile:
     def _read(self, name: str) -> Host:
         tensor = self._tensors[name]
         dtype = np.dtype(DTYPES[tensor.storage.dtype])
-        self._file.seek(tensor.storage.start + tensor.offset * dtype.itemsize)
-        found: Host = np.fromfile(self._file, dtype, tensor.span)
-        if found.size != tensor.span:
-            raise ValueError(f"{self.path}: {name} ends early, the file has changed while it was read")
+        start = tensor.storage.start + tensor.offset * dtype.itemsize
+        found = read_at(f"{self.path}: {name}", self._file, start, DTYPES[tensor.storage.dtype], tensor.span)
         if not found.size or _is_contiguous(tensor):
             return widened(found.reshape(tensor.shape), tensor.storage.dtype)
         steps = [stride * dtype.itemsize for stride in tensor.strides]

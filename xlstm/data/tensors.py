@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from xlstm.arrays.checks import shown
 from xlstm.data import reading
 
 Host = np.ndarray[Any, Any]
+ONE = threading.Lock()  # of the position of files
 METADATA = "__metadata__"
 AXES = 32
 # The format's own names; float8 and the like are refused.
@@ -64,10 +66,7 @@ class Tensors:
 
     def _read(self, name: str) -> Host:
         shape, dtype = self.shapes[name], self.dtypes[name]
-        self._file.seek(self._starts[name])
-        found: Host = np.fromfile(self._file, DTYPES[dtype], math.prod(shape))
-        if found.size != math.prod(shape):
-            raise ValueError(f"{self.path}: {name} ends early, the file has changed while it was read")
+        found = read_at(f"{self.path}: {name}", self._file, self._starts[name], DTYPES[dtype], math.prod(shape))
         return widened(found, dtype).reshape(shape)
 
     def _read_header(self) -> None:
@@ -108,6 +107,23 @@ class Tensors:
             raise ValueError(f"{name} of {dtype} has shape {shown(shape)} but lies in {shown(span)}")
         self.shapes[name], self.dtypes[name] = tuple(shape), dtype
         return span[0], span[1]
+
+
+def read_at(where: str, file: BinaryIO, start: int, dtype: str, count: int) -> Host:
+    """Return `count` numbers from a byte of a file on; several threads may read one file at the same time."""
+    found = np.empty(count, dtype)
+    room, done = found.view(np.uint8).data, 0
+    while done < found.nbytes:
+        if hasattr(os, "preadv"):
+            some = os.preadv(file.fileno(), [room[done:]], start + done)
+        else:  # Windows
+            with ONE:
+                file.seek(start + done)
+                some = file.readinto(room[done:])  # type: ignore[attr-defined]
+        if not some:
+            raise ValueError(f"{where} ends early, the file has changed while it was read")
+        done += some
+    return found
 
 
 def widened(array: Host, dtype: str) -> Host:

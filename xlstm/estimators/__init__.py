@@ -1,6 +1,7 @@
 """Estimators with fit, predict and score, and pictures of their forecasts."""
 
 from xlstm.estimators.base import NotFittedError
+from xlstm.estimators.features import TiRexFeatures
 from xlstm.estimators.forecaster import Forecaster
 from xlstm.estimators.scores import Errors, Score
 from xlstm.estimators.sequence import SequenceClassifier, SequenceRegressor
@@ -19,5 +20,6 @@ __all__ = [
     "SeriesError",
     "Settings",
     "TextModel",
+    "TiRexFeatures",
     "ZeroShotForecaster",
 ]

@@ -54,12 +54,11 @@ def take(
         if fixed is None or name not in fixed:
             raise ValueError(f"{where}: key {shown(name)} is unknown, expected some of {', '.join(known)}")
         only(where, name, value, fixed[name])
-    found = {}
-    for name, key in known.items():
-        value = config.get(name, key.usual)
-        if key.usual is _Missing and (value is _Missing or value is None):
-            raise ValueError(f"{where}: {name} is missing")
-        found[name] = key.check(where, name, value)
+    missing = [name for name, key in known.items() if key.usual is _Missing and config.get(name) is None]
+    given = {name: config.get(name, key.usual) for name, key in known.items() if name not in missing}
+    found = {name: known[name].check(where, name, value) for name, value in given.items()}
+    if missing:
+        raise ValueError(f"{where}: {missing[0]} is missing")
     return found
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import checks
+from xlstm.arrays import checks, threads
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.namespace import Params
 from xlstm.interop.shards import Shards
@@ -16,6 +17,8 @@ from xlstm.training import checkpoint
 Host = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 LAST = {"W": "weight", "w": "weight", "b": "bias"}  # their endings of names by ours
+
+AHEAD = 4  # arrays for each thread that are read together
 
 
 class Layout(NamedTuple):
@@ -73,9 +76,16 @@ def params(
     backend: str | Backend | None,
     dtype: str | None,
 ) -> Params:
-    """Read parameters of these shapes from a checkpoint that is checked, array by array."""
+    """Read parameters of these shapes from a checkpoint that is checked, a few arrays at a time by several threads."""
     chosen = backend_of(backend, dtype or (backend.dtype if isinstance(backend, Backend) else shards.dtype))
-    return {n: chosen.asarray(_assembled(shards, some, shapes[n], chosen.dtype)) for n, some in pieces.items()}
+    size, names = threads.wanted(), list(pieces)
+    found: Params = {}
+    team = threads.team(size)
+    for k in range(0, len(names), AHEAD * size):
+        some = names[k : k + AHEAD * size]
+        tasks = [functools.partial(_assembled, shards, pieces[n], shapes[n], chosen.dtype) for n in some]
+        found |= {n: chosen.asarray(array) for n, array in zip(some, team.run(tasks), strict=True)}
+    return found
 
 
 def written(pieces: Mapping[str, list[Piece]], arrays: Mapping[str, Host]) -> dict[str, Host]:

@@ -17,7 +17,6 @@ from xlstm.models.tirex.batching import batches
 from xlstm.models.tirex.forecast import Forecast
 from xlstm.models.tirex.rows import Item, Rows
 from xlstm.models.tirex.running import Starts, outputs
-from xlstm.models.tirex.scaling import RobustScaler
 
 
 class HorizonWarning(RuntimeWarning):
@@ -61,7 +60,7 @@ class Call:
     def __init__(self, starts: Starts, horizon: int, context: int, sign_flip: bool, differencing: bool) -> None:
         self.starts, self.horizon, self.context, self.differencing = starts, horizon, context, differencing
         model: Any = starts.model
-        self.model, self.scaler = model, RobustScaler(model.arcsinh, model.binary, model.scale_eps)
+        self.model, self.scaler = model, model.scaler
         self.opposite = calibration.opposite(model.quantiles) if sign_flip else None
         P = model.patch_size
         self.needed = -(-horizon // P)  # patches
@@ -101,7 +100,7 @@ class Call:
         groups = {"groups": found.groups, "targets": found.targets, "known": found.known}
         y = outputs(self.starts, tokens[:, lead:end], state, some, found.targets, **groups)
         q = self.scaler.restored(y, units.of(found.targets)).reshape(len(y), -1, y.shape[-1])[:, : self.horizon]
-        made = calibration.calibrated(q)
+        made: Values = self.model.calibrated(q)
         made[found.summed] = calibration.summed(q[found.summed], found.latest[found.summed])
         return made
 

@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from xlstm.arrays import checks, workspace
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.arrays.random import Seed
+from xlstm.data.host import Values
 from xlstm.layers.blocks.block import MULTIPLE, round_up
 from xlstm.layers.blocks.feedforward import ResidualFeedForward
 from xlstm.layers.blocks.stack import Backbone
 from xlstm.layers.norm import RMSNorm
 from xlstm.layers.saved import Saved
 from xlstm.layers.state import Span, State
-from xlstm.models.tirex import multivariate, univariate
+from xlstm.models.tirex import calibration, embedding, multivariate, univariate
 from xlstm.models.tirex.blocks import TiRexBlock, mLSTMVariates, sLSTMVariates
 from xlstm.models.tirex.forecast import Forecast
 from xlstm.models.tirex.running import Starts
+from xlstm.models.tirex.scaling import RobustScaler, StandardScaler
+from xlstm.models.tirex.streaming import Stream
 from xlstm.models.tirex.variates import NORM_EPS, Groups, take
 
 QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -142,6 +145,46 @@ class Network(Backbone):
             h, end = self.along(f"blocks.{k}", p, h, start[k], span, {})
             ends = (*ends, end)
             yield h, ends
+
+    @property
+    def scaler(self) -> Any:
+        """The scaler of the windows that the network is given."""
+        raise NotImplementedError
+
+    def calibrated(self, q: Values) -> Values:
+        """Return quantiles (R, H, Q) of rows that are no differences, as a forecast has them."""
+        return q
+
+    def embed(self, params: Params, series: Any, *, batch_size: int = 64) -> Values:
+        """Return the embeddings of series, as features for other models.
+
+        The outputs of each block, after the tokens that hold values of a series, are averaged over these tokens and
+        divided by their norm; all blocks and variates of a series lie side by side, with mean 0 and variance 1. So the
+        published package of TiRex-1 makes the features of its classifiers.
+
+        Parameters
+        ----------
+        params : dict of str to array
+        series : array (L,), (S, L) or (S, V, L), or list of arrays (L,) or (V, L)
+            Each variate is by itself. NaN is a missing value; of a longer series the last `context` values count.
+        batch_size : int
+            Rows that the network sees at once, at most.
+
+        Returns
+        -------
+        array (S, num_blocks * V * D), or (num_blocks * V * D,) of one series
+            float64, on the host.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The series or the parameters are none, or series differ in their number of variates.
+        """
+        return embedding.embed(self, params, series, batch_size)
+
+    def stream(self, params: Params, series: Any, *, renew: int | None = None) -> Stream:
+        """Return an object that takes new values of series and forecasts after any of them; see `Stream`."""
+        return Stream(self, params, series, renew)
 
     def _groups(self, x: Array) -> Groups | None:
         """Return the groups of the rows of x (B, T, 2P)."""
@@ -283,6 +326,10 @@ class TiRex(Network):
     @property
     def norm(self) -> Any:
         return RMSNorm(self.size, eps=NORM_EPS)
+
+    @property
+    def scaler(self) -> StandardScaler:
+        return StandardScaler()
 
     @property
     def _ends(self) -> tuple[ResidualFeedForward, ResidualFeedForward]:
@@ -456,6 +503,13 @@ class TiRex2(Network):
             return self._made(sLSTMVariates, head_eps=NORM_EPS, head_residual=False, **own)
         own |= {"qk_size": self.size // 2, "v_size": self.size, "gate_cap": 15.0, "bias": False, "chunk_size": None}
         return self._made(mLSTMVariates, norm_eps=NORM_EPS, eps=1e-6, rest=0.0, **own)
+
+    @property
+    def scaler(self) -> RobustScaler:
+        return RobustScaler(self.arcsinh, self.binary, self.scale_eps)
+
+    def calibrated(self, q: Values) -> Values:
+        return calibration.calibrated(q)
 
     @property
     def norm(self) -> Any:

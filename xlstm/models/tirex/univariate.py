@@ -14,9 +14,6 @@ from xlstm.models.tirex import resampling, series, windows
 from xlstm.models.tirex.batching import batches
 from xlstm.models.tirex.forecast import Forecast
 from xlstm.models.tirex.running import Starts, outputs
-from xlstm.models.tirex.scaling import StandardScaler
-
-SCALER = StandardScaler()
 
 
 class Window(NamedTuple):
@@ -65,13 +62,13 @@ def _ahead(starts: Starts, rows: list[Values], steps: list[int], batch_size: int
     for batch in batches(leads, np.ones_like(leads), T, batch_size, starts.kept):
         some = [looks[k] for k in batch.entries]
         x = np.stack([_seen(model, rows, look) for look in some])
-        units = SCALER.units(x)
+        units = model.scaler.units(x)
         most = max(look.patches for look in some)
-        tokens = windows.tokens(SCALER.scaled(x, units), P)[:, batch.lead :]
+        tokens = windows.tokens(model.scaler.scaled(x, units), P)[:, batch.lead :]
         tokens = np.pad(tokens, ((0, 0), (0, most - 1), (0, 0)))
         state = starts.after(batch.lead, len(some))
         y = outputs(starts, tokens, state, slice(-most, None))  # (R, most, P, Q)
-        y = SCALER.restored(y, units)
+        y = model.scaler.restored(y, units)
         for look, one in zip(some, y, strict=True):
             found[look.series][look.ahead * P : (look.ahead + look.patches) * P] = one[: look.patches].reshape(-1, Q)
     return found
