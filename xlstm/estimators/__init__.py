@@ -3,6 +3,7 @@
 from xlstm.estimators.base import NotFittedError
 from xlstm.estimators.features import TiRexFeatures
 from xlstm.estimators.forecaster import Forecaster
+from xlstm.estimators.pretraining import TiRexTrainer
 from xlstm.estimators.scores import Errors, Score
 from xlstm.estimators.sequence import SequenceClassifier, SequenceRegressor
 from xlstm.estimators.settings import Settings
@@ -21,5 +22,6 @@ __all__ = [
     "Settings",
     "TextModel",
     "TiRexFeatures",
+    "TiRexTrainer",
     "ZeroShotForecaster",
 ]

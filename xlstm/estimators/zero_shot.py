@@ -10,16 +10,15 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend
-from xlstm.arrays.convert import dtype_text
 from xlstm.arrays.namespace import DType, Params
 from xlstm.data.preparation import split
 from xlstm.estimators import highway, preparation, scores, settings, tables, tracks
 from xlstm.estimators.base import Estimator
+from xlstm.estimators.checkpoints import model_of
 from xlstm.estimators.pretrained import Pretrained
 from xlstm.estimators.scores import Judged, Score
 from xlstm.estimators.tables import Given, Roles
 from xlstm.estimators.tracks import Beside, Known, Track
-from xlstm.interop import tirex
 from xlstm.models.tirex import TiRex, TiRex2
 from xlstm.models.tirex.quantiles import levels
 from xlstm.models.tirex.running import Starts
@@ -292,18 +291,13 @@ class ZeroShotForecaster(Estimator):
 
     def _network(self) -> Pretrained:
         """Return the model with its parameters and options; a checkpoint is read once."""
-        held = (self.checkpoint, self.backend, self.dtype)
-        if self.checkpoint is None:
-            if self.model is None or self.params is None:
-                raise ValueError(f"{WHERE}: there is no checkpoint, expected one, or model and params")
-            checks.instance((TiRex, TiRex2), "a TiRex or a TiRex2")(WHERE, "model", self.model)
-            model, params, starts = self.model, self.params, None  # others may change these parameters
-        elif self.model is not None or self.params is not None:
-            raise ValueError(f"{WHERE}: there are a checkpoint and model or params, expected one of the two")
+        held, own = (self.checkpoint, self.backend, self.dtype), self.model is not None or self.params is not None
+        if self.checkpoint is None or own:
+            model, params = model_of(WHERE, self)
+            starts = None  # others may change these parameters
         else:
             if getattr(self, "_held", None) != held:
-                dtype = None if self.dtype is None else dtype_text(WHERE, self.dtype)
-                model, params = tirex.load(self.checkpoint, backend=self.backend, dtype=dtype)
+                model, params = model_of(WHERE, self)
                 self._held, self._loaded = held, (model, params, Starts(model, params))
             model, params, starts = self._loaded
         return Pretrained(model, params, {**self._options(model), "starts": starts})

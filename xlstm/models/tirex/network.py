@@ -10,7 +10,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from xlstm.arrays import checks, workspace
-from xlstm.arrays.namespace import Array, Namespace, Params
+from xlstm.arrays.namespace import Array, Namespace, Params, namespace
 from xlstm.arrays.random import Seed
 from xlstm.data.host import Values
 from xlstm.layers.blocks.block import MULTIPLE, round_up
@@ -19,13 +19,15 @@ from xlstm.layers.blocks.stack import Backbone
 from xlstm.layers.norm import RMSNorm
 from xlstm.layers.saved import Saved
 from xlstm.layers.state import Span, State
-from xlstm.models.tirex import calibration, embedding, multivariate, univariate
+from xlstm.models.tirex import calibration, embedding, multivariate, tuning, univariate
 from xlstm.models.tirex.blocks import TiRexBlock, mLSTMVariates, sLSTMVariates
 from xlstm.models.tirex.forecast import Forecast
 from xlstm.models.tirex.running import Starts
 from xlstm.models.tirex.scaling import RobustScaler, StandardScaler
 from xlstm.models.tirex.streaming import Stream
+from xlstm.models.tirex.tuning import Tuned
 from xlstm.models.tirex.variates import NORM_EPS, Groups, take
+from xlstm.training.losses import pinball
 
 QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CELLS = ("slstm", "mlstm")
@@ -181,6 +183,91 @@ class Network(Backbone):
             The series or the parameters are none, or series differ in their number of variates.
         """
         return embedding.embed(self, params, series, batch_size)
+
+    def loss(self, y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Array]:
+        """Return the mean pinball loss of scaled values at the model's quantiles, and its gradient.
+
+        Parameters
+        ----------
+        y : array (B, T, Q, P)
+        target : array (B, T, P)
+            Of each token the values of the next patch, in the units of its window.
+        mask : bool array (B, T, P), or array of weights, optional
+            Values that count, or how much they do.
+
+        Returns
+        -------
+        loss : 0-d array
+        dy : array (B, T, Q, P)
+
+        Raises
+        ------
+        ValueError, TypeError
+            As of `losses.pinball`.
+        """
+        xp = namespace(type(self).__name__, {"y": y})
+        value, dy = pinball(xp.permute_dims(y, (0, 1, 3, 2)), target, mask, self.quantiles)
+        return value, xp.permute_dims(dy, (0, 1, 3, 2))
+
+    def fine_tune(
+        self,
+        params: Params,
+        series: Any,
+        *,
+        weights: str = "all",
+        horizon: int | None = None,
+        rank: int = 8,
+        epochs: int = 10,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.0,
+        batch_size: int = 32,
+        stride: int | None = None,
+        validation_fraction: float = 0.2,
+        seed: int = 0,
+        **options: Any,
+    ) -> Tuned:
+        """Train on series, with the pinball loss of the patch after each token.
+
+        Parameters
+        ----------
+        params : dict of str to array
+            They are not changed.
+        series : array (L,) or (S, L), or list of arrays (L,)
+            NaN is a missing value. Each series is by itself.
+        weights : {"all", "head", "adapters"}
+            What is trained: all parameters, the layer after the last block, or low-rank changes of all matrices, which
+            are `training.LowRank`. Those that single series do not use, in the variate mixers of TiRex-2, stay.
+        horizon : int, optional
+            Steps to learn to forecast, by default a patch; see `PatchWindows`.
+        rank : int
+            Rank of the changes.
+        epochs : int
+            Passes over all windows.
+        learning_rate, weight_decay : float
+            Of AdamW.
+        batch_size : int
+        stride : int, optional
+            Values from the end of a window to that of the next, by default a patch.
+        validation_fraction : float
+            The share of each series, at its end, that is not trained on: the parameters are those of the epoch with the
+            least loss there. With 0 they are the last ones.
+        seed : int
+        **options
+            Further arguments of `training.train`, such as `patience`, `clip`, `callbacks` and `checkpoints`.
+
+        Returns
+        -------
+        Tuned
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument is out of range, or the series are too short.
+        FloatingPointError, OSError, Interrupted, Terminated
+            As of `training.train`.
+        """
+        sizes = (weights, horizon, rank, epochs, learning_rate, weight_decay, batch_size, stride)
+        return tuning.fine_tune(self, params, series, *sizes, validation_fraction, seed, options)
 
     def stream(self, params: Params, series: Any, *, renew: int | None = None) -> Stream:
         """Return an object that takes new values of series and forecasts after any of them; see `Stream`."""
