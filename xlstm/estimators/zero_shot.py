@@ -24,6 +24,7 @@ from xlstm.models.tirex.quantiles import levels
 from xlstm.models.tirex.running import Starts
 
 WHERE = "ZeroShotForecaster"
+FEWEST = 3  # rows before the first forecast of a score, for the baselines
 # Options of forecasts that only one of the models has.
 OWN: dict[type[Any], tuple[str, ...]] = {TiRex: ("rollout", "resample"), TiRex2: ("sign_flip", "differencing")}
 
@@ -259,8 +260,10 @@ class ZeroShotForecaster(Estimator):
         for track in found:
             N = len(track.values)
             at = origins(N, H)
-            if len(at) == 0 or at[0] < 3:
-                raise ValueError(f"{WHERE}: a series of {N} rows leaves too few before the first forecast, at {at[:1]}")
+            if at[0] < FEWEST:
+                raise ValueError(
+                    f"{WHERE}: a series of {N} rows has {max(0, at[0])} before the first forecast, expected {FEWEST}"
+                )
             median, quantiles = network.forecast(track, at, H)
             judged.append(Judged(at, median, quantiles, highway.targets(track, at, H, N)))
         return scores.score(found, judged, levels, preparation.season_of(found, season), all(given.flat))
