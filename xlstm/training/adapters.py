@@ -140,7 +140,6 @@ class LowRank:
         transpose = self.xp.matrix_transpose
         grads: Params = {}
         for name in self.names:
-            d = self.scale * found[name]
-            grads[f"{name}.A"] = transpose(params[f"{name}.B"]) @ d  # (1)
-            grads[f"{name}.B"] = d @ transpose(params[f"{name}.A"])  # (1)
+            grads[f"{name}.A"] = self.scale * (transpose(params[f"{name}.B"]) @ found[name])  # (1)
+            grads[f"{name}.B"] = self.scale * (found[name] @ transpose(params[f"{name}.A"]))  # (1)
         return grads, dx, start
