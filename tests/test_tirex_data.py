@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import DATA
 from xlstm.interop import tirex
 from xlstm.models import HorizonWarning, TiRex
-from xlstm.models.tirex import batching, calibration, resampling, windows
+from xlstm.models.tirex import batching, calibration, resampling, trends, windows
 from xlstm.models.tirex.rows import Item, rows
 from xlstm.models.tirex.running import Starts
 from xlstm.models.tirex.scaling import RobustScaler, StandardScaler
@@ -279,13 +279,53 @@ def test_any_quantiles(one):
     own, params = one
     x = np.random.default_rng(0).normal(size=40)
     usual = own.forecast(params, x, 6)
-    found = own.forecast(params, x, 6, quantiles=[0.9, 0.15, 0.5, 0.1])
-    assert found.levels == (0.9, 0.15, 0.5, 0.1)
+    found = own.forecast(params, x, 6, quantiles=[0.9, 0.12, 0.5, 0.1])
+    assert found.levels == (0.9, 0.12, 0.5, 0.1)
     q = usual.quantiles
-    np.testing.assert_allclose(found.quantiles, np.stack([q[:, 8], (q[:, 0] + q[:, 1]) / 2, q[:, 4], q[:, 0]], axis=1))
+    between = 0.8 * q[:, 0] + 0.2 * q[:, 1]
+    np.testing.assert_allclose(found.quantiles, np.stack([q[:, 8], between, q[:, 4], q[:, 0]], axis=1))
     np.testing.assert_array_equal(found.quantiles[:, [0, 2, 3]], q[:, [8, 4, 0]])
     np.testing.assert_array_equal(found.mean, usual.mean)
     assert own.forecast(params, x, 6, quantiles=()).quantiles.shape == (6, 0)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3, 0.5, 0.7, 1.5])
+def test_trends_follow_a_line(noise):
+    """The share that a line explains is the square of the correlation; missing values count for the length alone."""
+    rng = np.random.default_rng(0)
+    for rise in (3.0, -3.0, 0.0):
+        row = rise * np.linspace(-1, 1, 60) + noise * rng.normal(size=60)
+        row[rng.random(60) < 0.3] = np.nan
+        at = np.flatnonzero(~np.isnan(row))
+        share = np.corrcoef(at, row[at])[0, 1] ** 2 if noise or rise else 0.0
+        assert trends.trends(row) == (share >= 0.87)
+    sparse = np.where(np.arange(400) % 100 == 0, np.arange(400.0), np.nan)
+    assert trends.trends(sparse)
+    assert not trends.trends(np.full(30, 7.0))
+    short = np.full(40, np.nan)
+    short[[3, 4, 5]] = 1, 2, 3
+    assert not trends.trends(short)
+    short[6] = 4
+    assert trends.trends(short)
+
+
+def test_narrow_windows_are_those_of_a_model_with_less_context(two):
+    own, params = two
+    x = [np.random.default_rng(0).normal(size=n) for n in (12, 7)]
+    narrow = dataclasses.replace(own, context=12)
+    close(own.forecast(params, x, 5, pad_context=False).quantiles, narrow.forecast(params, x, 5).quantiles, 1e-12)
+    wide = own.forecast(params, x, 5).quantiles
+    assert np.max(np.abs(wide - narrow.forecast(params, x, 5).quantiles)) > 1e-4
+    uneven = own.forecast(params, x[1], 5, pad_context=False).quantiles  # the first patch has one missing value
+    close(uneven, dataclasses.replace(own, context=8).forecast(params, x[1], 5).quantiles, 1e-12)
+
+
+@pytest.mark.parametrize(("ratio", "factor"), [(2, 1 / 10), (3, 1 / 3)])
+def test_an_overtone_gives_way_to_its_octave(ratio, factor):
+    """Of two peaks an octave apart the lower counts, of others the higher."""
+    at = np.arange(6400) * 2 * np.pi / 640
+    found = resampling.factor(np.sin(at) + 2 * np.sin(ratio * at), 200)
+    assert found == pytest.approx(factor, rel=1e-6)
 
 
 def test_resampled_forecasts(one):
@@ -386,4 +426,13 @@ def test_a_constant_has_no_deviation():
     assert units.loc == 0.1
     assert units.scale == 0.1 + 1e-5
     np.testing.assert_array_equal(StandardScaler().scaled(rows, units), 0.0)
-    assert RobustScaler(True, True, 1e-8).units(rows).scale == 1e-8
+    scaler = RobustScaler(True, True, 1e-8)
+    assert scaler.units(rows).scale == 1e-8
+
+
+def test_large_outputs_stay_finite():
+    """Beyond 20 the hyperbolic sine is that of 20."""
+    scaler = RobustScaler(True, False, 1e-8)
+    units = scaler.units(np.array([[1.0, 3.0]]))
+    found = scaler.restored(np.array([[[-1e3, 20.0, 1e3]]]), units)
+    np.testing.assert_allclose(found, 2 + np.sinh([[[-20, 20, 20]]]))

@@ -28,6 +28,7 @@ from tests.attacks.rounds import calls, follow, small
 from xlstm.arrays.checks import shown
 from xlstm.arrays.convert import BackendError
 from xlstm.estimators.forecaster import Forecaster, Settings
+from xlstm.estimators.zero_shot import ZeroShotForecaster
 from xlstm.layers.blocks.feedforward import GatedFeedForward
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.embedding import Embedding
@@ -456,7 +457,76 @@ def fitted() -> Forecaster:
     return Forecaster(Settings(window=4, hidden_size=3, epochs=1), "numpy").fit(SERIES)
 
 
+SMALL = {"patch_size": 2, "input_ff_size": 4, "context": 8}
+ONE = xlstm.models.TiRex(4, 1, 2, **SMALL)
+TWO = xlstm.models.TiRex2(4, [("mlstm", 1, 2), ("slstm", 2, 1)], **SMALL, output_ff_size=4, horizon=100)
+VALUES = [
+    SERIES.tolist(),
+    [SERIES, SERIES[:5]],
+    [[None, 1.0], range(3)],
+    *arrays((9,)),
+    *arrays((2, 9)),
+    *arrays((2, 2, 9)),
+]
+
+
+def forecast_made(found: Any, arguments: dict[str, Any]) -> None:
+    """A forecast has numbers for the steps that were asked for."""
+    parts = found.quantiles if isinstance(found.quantiles, list) else [found.quantiles]
+    for part in parts:
+        assert part.shape[-2:] == (arguments["horizon"], len(found.levels))
+        assert np.all(np.isfinite(part))
+
+
+def zero_shot(model: Any) -> Any:
+    return ZeroShotForecaster(model=model, params=model.init(0, "numpy"))
+
+
+def zero_shot_forecast(
+    horizon=None, quantiles=None, batch_size=512, rollout=None, resample=None, sign_flip=None, targets=None, model=ONE
+):
+    options = {name: value for name, value in locals().items() if name != "model"}
+    return zero_shot(ONE).set_params(**options, model=model).predict(SERIES)
+
+
 OTHERS: dict[str, Case] = {
+    "TiRex": Case(
+        ONE.forecast,
+        {"params": ONE.init(0, "numpy"), "series": SERIES, "horizon": 3},
+        forecast_made,
+        words={**WORDS, "series": "series"},
+        more={"params": dicts(ONE.init(0, "numpy")), "series": VALUES, "resample": ["frequency"]},
+        long="horizon",
+    ),
+    "TiRex2": Case(
+        TWO.forecast,
+        {"params": TWO.init(0, "numpy"), "series": SERIES, "horizon": 3, "future": None, "past": None},
+        forecast_made,
+        words={**WORDS, "series": "series"},
+        more={
+            "params": dicts(TWO.init(0, "numpy")),
+            "series": VALUES,
+            "past": [SERIES, [SERIES, None], *arrays((2, 60))],
+            "future": [np.ones(63), [SERIES, None], *arrays((2, 63))],
+        },
+        long="horizon",
+    ),
+    "ZeroShotForecaster": Case(
+        zero_shot(TWO).predict_quantiles,
+        {"values": SERIES, "steps": 3},
+        who="Forecaster|ZeroShotForecaster|TiRex2",
+        words={"values": "series|values|value"},
+        only=("values", "steps"),
+        more={"values": VALUES},
+        long="steps",
+    ),
+    "ZeroShotForecaster made": Case(
+        zero_shot_forecast,
+        {"horizon": 3},
+        who=r"Forecaster|ZeroShotForecaster|TiRex|backend|asarray",
+        words={**WORDS, "model": "model|param", "params": "param"},
+        long="horizon",
+    ),
     "sgd": Case(optimizers.sgd, {"lr": 0.1, "momentum": 0.9}, steps),
     "rmsprop": Case(optimizers.rmsprop, {"lr": 0.1}, steps),
     "adam": Case(optimizers.adam, {"lr": 0.1}, steps),

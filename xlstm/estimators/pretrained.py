@@ -55,6 +55,6 @@ class Pretrained(NamedTuple):
 
 
 def _until(rows: Values, end: int) -> Values:
-    """Return the first rows; those after the last one are gaps."""
+    """Return rows up to `end` at least, with gaps after the last one."""
     more = max(0, end - len(rows))
-    return np.pad(rows[:end], ((0, more), (0, 0)), constant_values=np.nan)
+    return np.pad(rows, ((0, more), (0, 0)), constant_values=np.nan) if more else rows
