@@ -60,7 +60,8 @@ class LowRank:
         self.xp = model.namespace(params, {})
         self.params, self.rank = params, checks.size(where, "rank", rank)
         self.scale = checks.above_0(where, "scale", scale)
-        patterns = checks.several(where, "names", names, "a list of patterns of names", checks.LARGEST)
+        given = checks.several(where, "names", names, "a list of patterns of names", checks.LARGEST)
+        patterns = [checks.text(where, f"names[{k}]", one) for k, one in enumerate(given)]
         self.names = [
             name
             for name, p in params.items()

@@ -562,7 +562,7 @@ class TiRex2(Network):
             raise ValueError(f"{where}: recipe is empty, expected a block or more")
         recipe = []
         for k, one in enumerate(given):
-            if isinstance(one, str) or not 1 <= len(one) <= len(Mixers._fields):
+            if not isinstance(one, tuple | list) or not 1 <= len(one) <= len(Mixers._fields):
                 raise ValueError(f"{where}: recipe[{k}] is {checks.shown(one)}, expected ({', '.join(Mixers._fields)})")
             cell, *heads = Mixers(*one)
             checks.choice(CELLS)(where, f"recipe[{k}].cell", cell)

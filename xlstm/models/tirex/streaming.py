@@ -101,6 +101,8 @@ class Stream:
         B = len(self._seen)
         expected = "a number or (n,)" if self._single else f"(B,) or (B, n) with B = {B}"
         host = checks.host(self._where, "values", values, expected)
+        if host.dtype.kind not in "fiubO":
+            raise TypeError(f"{self._where}: values is {checks.shown(values)}, expected numbers {expected}")
         new = host.reshape(1, -1) if self._single and host.ndim < 2 else host[:, None] if host.ndim == 1 else host
         if new.ndim != 2 or len(new) != B:
             raise ValueError(f"{self._where}: values has shape {host.shape}, expected {expected}")
