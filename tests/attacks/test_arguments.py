@@ -554,8 +554,6 @@ OTHERS: dict[str, Case] = {
         who=r"\w+",
         words={**WORDS, "series": "series", "learning_rate": r"lr|learning_rate", "options": r"\w"},
         only=("params", "series", "weights", "horizon", "rank", "epochs", "batch_size", "stride", "seed"),
-            *("batch_size", "stride", "validation_fraction", "seed"),
-        ),
         more={"params": dicts(ONE.init(0, "numpy")), "series": VALUES, "weights": ["all", "head", "adapters"]},
         long="epochs",
     ),
