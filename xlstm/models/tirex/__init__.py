@@ -1,5 +1,6 @@
 """TiRex-1 and TiRex-2, forecasters that need no training on a series."""
 
-from xlstm.models.tirex.network import Mixers, TiRex, TiRex2
+from xlstm.models.tirex.tirex1 import TiRex
+from xlstm.models.tirex.tirex2 import Mixers, TiRex2
 
 __all__ = ["Mixers", "TiRex", "TiRex2"]
