@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.tirex import golden
-from xlstm.models import TiRex, TiRex2
+from xlstm.models import HorizonWarning, TiRex, TiRex2
 
 FIRST = TiRex(4, 2, 2, patch_size=2, quantiles=(0.2, 0.5), input_ff_size=3, context=8)
 SIZES = {"patch_size": 2, "quantiles": (0.1, 0.5, 0.9), "input_ff_size": 3, "output_ff_size": 5, "context": 8}
@@ -96,6 +96,14 @@ def test_of_recorded_series():
     found = model.stream(params, rows).forecast(model.patch_size).quantiles
     expected = io[f"q_h{model.patch_size}_f64"]
     assert np.max(abs(found - expected) / np.max(abs(expected), axis=(1, 2), keepdims=True)) < 1e-10
+
+
+def test_a_horizon_beyond_that_of_the_training_is_said_so():
+    stream = SECOND.stream(SECOND.init(0, "numpy"), np.arange(9.0))
+    stream.forecast(6)
+    with pytest.warns(HorizonWarning, match="TiRex2.stream: horizon is 7, and the model was trained for 6") as found:
+        assert stream.forecast(7).quantiles.shape == (7, 3)
+    assert found[0].filename == __file__
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.data.host import Values
 from xlstm.layers.state import State
+from xlstm.models.tirex import multivariate, series, windows
 from xlstm.models.tirex import quantiles as levels_of
-from xlstm.models.tirex import series, windows
 from xlstm.models.tirex.forecast import Forecast
 from xlstm.models.tirex.running import Starts
 from xlstm.models.tirex.scaling import Units
@@ -130,10 +130,17 @@ class Stream:
         ------
         TypeError, ValueError
             An argument is out of range.
+
+        Warns
+        -----
+        HorizonWarning
+            TiRex-2 was trained for a shorter horizon.
         """
         model = self.model
         horizon = checks.size(self._where, "horizon", horizon)
         levels = levels_of.levels(self._where, quantiles, model.quantiles)
+        if hasattr(model, "horizon"):  # TiRex-2 has one
+            multivariate.warn_beyond(self._where, model, horizon, 3)
         track = self._now()
         ahead = [track.y]
         more = -(-horizon // model.patch_size) - 1
