@@ -436,3 +436,13 @@ def test_large_outputs_stay_finite():
     units = scaler.units(np.array([[1.0, 3.0]]))
     found = scaler.restored(np.array([[[-1e3, 20.0, 1e3]]]), units)
     np.testing.assert_allclose(found, 2 + np.sinh([[[-20, 20, 20]]]))
+
+
+def test_batches_are_not_larger_than_they_may_be():
+    """In the order of their leading tokens; an entry with more rows than a batch has one of its own."""
+    leads, sizes = np.array([3, 0, 2, 0, 1]), np.array([2, 1, 2, 7, 2])
+    found = batching.batches(leads, sizes, 8, 4)
+    assert [batch.entries.tolist() for batch in found] == [[1], [3], [4, 2], [0]]
+    assert [batch.lead for batch in found] == [0, 0, 0, 0]
+    late = batching.batches(np.array([6, 6, 0]), np.array([400, 400, 400]), 8, 800)
+    assert [(batch.entries.tolist(), batch.lead) for batch in late] == [([2], 0), ([0, 1], 6)]
