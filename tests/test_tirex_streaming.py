@@ -1,5 +1,6 @@
 """Streams of TiRex: forecasts of series that grow, beside those of whole windows."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -93,6 +94,10 @@ def test_of_recorded_series():
     for _ in range(2 * model.patch_size):
         stream.push(np.full(len(rows), np.nan))
         assert np.all(np.isfinite(stream.forecast(9).quantiles))
+    again = copy.deepcopy(stream)
+    for one in (stream, again):
+        one.push(np.ones(len(rows)))
+    np.testing.assert_array_equal(again.forecast(3).quantiles, stream.forecast(3).quantiles)
     found = model.stream(params, rows).forecast(model.patch_size).quantiles
     expected = io[f"q_h{model.patch_size}_f64"]
     assert np.max(abs(found - expected) / np.max(abs(expected), axis=(1, 2), keepdims=True)) < 1e-10
