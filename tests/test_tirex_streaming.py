@@ -1,12 +1,13 @@
 """Streams of TiRex: forecasts of series that grow, beside those of whole windows."""
 
+import copy
 import dataclasses
 
 import numpy as np
 import pytest
 
 from tests.tirex import golden
-from xlstm.models import TiRex, TiRex2
+from xlstm.models import HorizonWarning, TiRex, TiRex2
 
 FIRST = TiRex(4, 2, 2, patch_size=2, quantiles=(0.2, 0.5), input_ff_size=3, context=8)
 SIZES = {"patch_size": 2, "quantiles": (0.1, 0.5, 0.9), "input_ff_size": 3, "output_ff_size": 5, "context": 8}
@@ -39,7 +40,7 @@ def test_new_values_cost_a_token_and_change_nothing_else(monkeypatch, rng, model
     """
     params = model.init(0, "numpy", "float64")
     x = rng.standard_normal((2, 6))
-    stream = model.stream(params, x[:, :4])
+    stream = model.stream(params, x[:, :4], renew=0)
     units = stream._now().units
     monkeypatch.setattr(type(model.scaler), "units", lambda self, rows: units)
     tokens = []
@@ -64,7 +65,8 @@ def test_units_are_renewed(rng):
     """With `renew` a forecast is that of the last window again, and without it is not; a jump shows it."""
     params = FIRST.init(0, "numpy", "float64")
     x = np.concatenate((rng.standard_normal(20), 1000 + rng.standard_normal(12)))
-    frozen, renewed = FIRST.stream(params, x[:20]), FIRST.stream(params, x[:20], renew=12)
+    frozen, renewed = FIRST.stream(params, x[:20], renew=0), FIRST.stream(params, x[:20], renew=12)
+    assert FIRST.stream(params, x).renew == 1
     for stream in (frozen, renewed):
         stream.forecast(2)
         for part in (x[20:22], x[22:30], x[30:]):
@@ -78,7 +80,7 @@ def test_units_are_renewed(rng):
 def test_a_stream_that_was_left_alone_reads_a_window_again(rng):
     params = FIRST.init(0, "numpy", "float64")
     x = rng.standard_normal(40)
-    stream = FIRST.stream(params, x[:20])
+    stream = FIRST.stream(params, x[:20], renew=0)
     stream.forecast(2)
     stream.push(x[20:])
     np.testing.assert_allclose(stream.forecast(2).quantiles, FIRST.forecast(params, x, 2).quantiles, rtol=1e-9)
@@ -88,13 +90,25 @@ def test_of_recorded_series():
     """A stream over rows of all oddities, value by value, is finite, and fresh at its end it is the package's."""
     model, params, io = golden("tirex1/a")
     rows = [row[-n:] for row, n in zip(io["context"], io["lengths"], strict=True)]
-    stream = model.stream(params, rows)
+    stream = model.stream(params, rows, renew=5)
     for _ in range(2 * model.patch_size):
         stream.push(np.full(len(rows), np.nan))
         assert np.all(np.isfinite(stream.forecast(9).quantiles))
+    again = copy.deepcopy(stream)
+    for one in (stream, again):
+        one.push(np.ones(len(rows)))
+    np.testing.assert_array_equal(again.forecast(3).quantiles, stream.forecast(3).quantiles)
     found = model.stream(params, rows).forecast(model.patch_size).quantiles
     expected = io[f"q_h{model.patch_size}_f64"]
     assert np.max(abs(found - expected) / np.max(abs(expected), axis=(1, 2), keepdims=True)) < 1e-10
+
+
+def test_a_horizon_beyond_that_of_the_training_is_said_so():
+    stream = SECOND.stream(SECOND.init(0, "numpy"), np.arange(9.0))
+    stream.forecast(6)
+    with pytest.warns(HorizonWarning, match="TiRex2.stream: horizon is 7, and the model was trained for 6") as found:
+        assert stream.forecast(7).quantiles.shape == (7, 3)
+    assert found[0].filename == __file__
 
 
 @pytest.mark.parametrize(

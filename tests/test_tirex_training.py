@@ -1,5 +1,7 @@
 """Training of TiRex: windows and targets, the loss, fine-tuning of all, of the head and of adapters."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -117,6 +119,8 @@ def test_adapters_begin_as_nothing_and_are_merged(rng):
     assert not np.allclose(y, MODEL(params, x)[0])
     assert adapters.rank == 2
     assert adapters.batch_first
+    again = pickle.loads(pickle.dumps(adapters))
+    np.testing.assert_array_equal(again.forward(given, x)[0], y)
     with pytest.raises(ValueError, match="LowRank: no matrix of the model has rank 99 and names"):
         LowRank(MODEL, params, 99)
 

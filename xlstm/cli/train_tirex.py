@@ -36,7 +36,6 @@ SETTINGS = {
     "backend": "auto, numpy, cupy or torch.",
     "dtype": "float32 or float64.",
 }
-CONFIG = "model_config.json"  # beside the model
 
 
 @with_settings(TiRexTrainer, SETTINGS)
@@ -53,16 +52,14 @@ def train_tirex(
     shown. `xlstm forecast` takes the model.
     """
     report = Report(as_json)
-    with folders.run(context, output, resume, [output / CONFIG]) as fit:
+    with folders.run(context, output, resume) as fit:
         model = fit(partial(TiRexTrainer, **settings), folders.learn(), TiRexTrainer.save)
         trained, saved = model.trained_, output / folders.MODEL
         report.print(f"trained: {len(trained.losses)} batches in {trained.seconds:.1f} s")
         data = SyntheticPatches(model.model_, 8, model.horizon, model.batch_size)
         loss = evaluate(model.model_, model.params_, data)
         first = evaluate(model.model_, model.model_.init(model.seed, model.backend, model.dtype), data)
-        report.print(
-            f"pinball loss of scaled values on series it did not see: {loss:.4f}, with random weights {first:.4f}"
-        )
+        report.print(f"pinball loss on other series: {loss:.4f} in their scaled units; with random weights {first:.4f}")
         report.print(f"model: {saved}")
         values = {"model": str(saved), "steps": len(trained.losses), "seconds": trained.seconds}
         report.finish(**values, loss=loss, random_loss=first, unsaved=trained.unsaved)

@@ -19,7 +19,8 @@ from xlstm.layers.gated import Recurrent
 from xlstm.layers.mlstm import mLSTM
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import SequenceModel
-from xlstm.models.tirex.network import TiRex, TiRex2
+from xlstm.models.tirex.tirex1 import TiRex
+from xlstm.models.tirex.tirex2 import TiRex2
 from xlstm.training import checkpoint
 
 KIND = "model"

@@ -11,7 +11,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.convert import like
-from xlstm.arrays.namespace import Array, Params
+from xlstm.arrays.namespace import Array, Params, namespace_of
 from xlstm.arrays.random import Seed, generator
 from xlstm.layers.sequence import SequenceLayer
 
@@ -53,14 +53,20 @@ class LowRank:
     """
 
     def __init__(
-        self, model: Any, params: Params, rank: int = 8, scale: float = 1.0, names: Sequence[str] = ("*.W", "*.Wh")
+        self,
+        model: Any,
+        params: Params,
+        rank: int = 8,
+        scale: float = 1.0,
+        names: Sequence[str] = ("*.W", "*.Wx", "*.Wh"),
     ) -> None:
         where = "LowRank"
         self.model = SEQUENCE(where, "model", model)
-        self.xp = model.namespace(params, {})
+        model.namespace(params, {})  # checks them
         self.params, self.rank = params, checks.size(where, "rank", rank)
         self.scale = checks.above_0(where, "scale", scale)
-        patterns = checks.several(where, "names", names, "a list of patterns of names", checks.LARGEST)
+        given = checks.several(where, "names", names, "a list of patterns of names", checks.LARGEST)
+        patterns = [checks.text(where, f"names[{k}]", one) for k, one in enumerate(given)]
         self.names = [
             name
             for name, p in params.items()
@@ -137,10 +143,9 @@ class LowRank:
         """Return the gradients of the A and B, of x and of the initial state; see `LSTM.backward`."""
         used, kept = saved
         found, dx, start = self.model.backward(used, kept, dy, dstate)
-        transpose = self.xp.matrix_transpose
+        transpose = namespace_of(params[f"{self.names[0]}.A"]).matrix_transpose
         grads: Params = {}
         for name in self.names:
-            d = self.scale * found[name]
-            grads[f"{name}.A"] = transpose(params[f"{name}.B"]) @ d  # (1)
-            grads[f"{name}.B"] = d @ transpose(params[f"{name}.A"])  # (1)
+            grads[f"{name}.A"] = self.scale * (transpose(params[f"{name}.B"]) @ found[name])  # (1)
+            grads[f"{name}.B"] = self.scale * (found[name] @ transpose(params[f"{name}.A"]))  # (1)
         return grads, dx, start

@@ -131,10 +131,15 @@ def forecast(
     longest = max(row.shape[1] for row in found.rows)
     starts = Starts.checked(where, model, params, starts)
     call = Call(starts, horizon, model.context if pad else min(model.context, longest), flip, differ)
+    warn_beyond(where, model, horizon, 4)
+    return Forecast.of(found, _all(call, items, batch_size), model.quantiles, levels)
+
+
+def warn_beyond(where: str, model: Any, horizon: int, level: int) -> None:
+    """Give a `HorizonWarning`, at a level as for `warnings.warn`, where a model was not trained for so many steps."""
     if horizon > model.horizon:
         beyond = f"horizon is {horizon}, and the model was trained for {model.horizon} steps at most"
-        warnings.warn(f"{where}: {beyond}; those after them may be poor", HorizonWarning, stacklevel=3)
-    return Forecast.of(found, _all(call, items, batch_size), model.quantiles, levels)
+        warnings.warn(f"{where}: {beyond}; those after them may be poor", HorizonWarning, stacklevel=level)
 
 
 def _all(call: Call, items: Sequence[Item], batch_size: int) -> list[Values]:

@@ -16,6 +16,7 @@ from xlstm.data.synthetic import synthetic
 from xlstm.models.tirex import series, windows
 
 Numbers = np.ndarray[Any, Any]
+MODEL = checks.having("patch_size", "context", "scaler", expected="a TiRex or a TiRex2")
 SIZES = dict.fromkeys(("stride", "horizon"), checks.optional(checks.size))
 UNSEEN = 7  # the seed of synthetic series that no run of training draws
 
@@ -58,11 +59,15 @@ class PatchWindows:
 
     def __post_init__(self) -> None:
         where = "PatchWindows"
-        checks.fields(self, batch_size=checks.size, **SIZES)
+        checks.fields(self, model=MODEL, batch_size=checks.size, **SIZES)
         rows = [row[0] for row in series.read(where, self.series, 1).rows]
-        since = [0] * len(rows) if self.since is None else list(self.since)
-        if len(since) != len(rows):
-            raise ValueError(f"{where}: since has {len(since)} numbers, expected one for each of {len(rows)} series")
+        since = [0] * len(rows)
+        if self.since is not None:
+            given = checks.several(where, "since", self.since, "one number for each series", checks.LARGEST)
+            since = [checks.size_or_0(where, f"since[{k}]", n) for k, n in enumerate(given)]
+            if len(since) != len(rows):
+                problem = f"since has {len(since)} numbers"
+                raise ValueError(f"{where}: {problem}, expected one for each of {len(rows)} series")
         P = self.model.patch_size
         if (self.horizon or P) >= self.model.context:
             raise ValueError(
@@ -134,7 +139,7 @@ class SyntheticPatches:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        checks.fields(self, count=checks.size, batch_size=checks.size, **{"horizon": SIZES["horizon"]})
+        checks.fields(self, model=MODEL, count=checks.size, batch_size=checks.size, horizon=SIZES["horizon"])
         next(self.batches())  # checks the horizon
 
     def __len__(self) -> int:

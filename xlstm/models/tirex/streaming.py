@@ -12,11 +12,13 @@ from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.data.host import Values
 from xlstm.layers.state import State
+from xlstm.models.tirex import multivariate, series, windows
 from xlstm.models.tirex import quantiles as levels_of
-from xlstm.models.tirex import series, windows
 from xlstm.models.tirex.forecast import Forecast
 from xlstm.models.tirex.running import Starts
 from xlstm.models.tirex.scaling import Units
+
+RENEWED = 8  # by default a window is read again after this share of the context
 
 
 @dataclass
@@ -64,7 +66,8 @@ class Stream:
     given : array (L,), (B, L), or list of arrays (L,)
         The values so far; NaN is a missing value.
     renew : int, optional
-        After so many new values a window is read again, with units of its own; never by default.
+        After so many new values a window is read again, with units of its own; by default after an eighth of `context`.
+        With 0 that is never done, while there are forecasts often enough.
 
     Raises
     ------
@@ -74,7 +77,7 @@ class Stream:
 
     def __init__(self, model: Any, params: Params, given: Any, renew: int | None = None) -> None:
         self.model, self._where = model, f"{type(model).__name__}.stream"
-        self.renew = checks.optional(checks.size)(self._where, "renew", renew)
+        self.renew = checks.size_or_0(self._where, "renew", model.context // RENEWED if renew is None else renew)
         self._starts = Starts(model, params)
         found = series.read(self._where, given, 1)
         self._single = found.single
@@ -98,6 +101,8 @@ class Stream:
         B = len(self._seen)
         expected = "a number or (n,)" if self._single else f"(B,) or (B, n) with B = {B}"
         host = checks.host(self._where, "values", values, expected)
+        if host.dtype.kind not in "fiubO":
+            raise TypeError(f"{self._where}: values is {checks.shown(values)}, expected numbers {expected}")
         new = host.reshape(1, -1) if self._single and host.ndim < 2 else host[:, None] if host.ndim == 1 else host
         if new.ndim != 2 or len(new) != B:
             raise ValueError(f"{self._where}: values has shape {host.shape}, expected {expected}")
@@ -125,10 +130,17 @@ class Stream:
         ------
         TypeError, ValueError
             An argument is out of range.
+
+        Warns
+        -----
+        HorizonWarning
+            TiRex-2 was trained for a shorter horizon.
         """
         model = self.model
         horizon = checks.size(self._where, "horizon", horizon)
         levels = levels_of.levels(self._where, quantiles, model.quantiles)
+        if hasattr(model, "horizon"):  # TiRex-2 has one
+            multivariate.warn_beyond(self._where, model, horizon, 3)
         track = self._now()
         ahead = [track.y]
         more = -(-horizon // model.patch_size) - 1
@@ -143,7 +155,7 @@ class Stream:
         """Return the network after patches that end with the last value."""
         P, phase = self.model.patch_size, self.count % self.model.patch_size
         track = self._tracks.get(phase)
-        old = track is not None and self.renew is not None and self.count - track.began >= self.renew
+        old = track is not None and 0 < self.renew <= self.count - track.began
         if track is None or old or self.count - track.at > self.model.context:
             units = self.model.scaler.units(self._seen)
             T = self.model.context // P

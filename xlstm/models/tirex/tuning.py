@@ -48,6 +48,7 @@ def fine_tune(
 ) -> Tuned:
     """Run `fine_tune` of a TiRex, which describes the arguments."""
     where = f"{type(model).__name__}.fine_tune"
+    model.namespace(params, {})
     checks.choice(FROZEN)(where, "weights", weights)
     share = checks.rate(where, "validation_fraction", validation_fraction)
     rows = [row[0] for row in series.read(where, given, 1).rows]
