@@ -53,7 +53,8 @@ class ZeroShotForecaster(Estimator):
     quantiles : list of float, optional
         Rising levels within those that the model was trained for, which are the default.
     batch_size : int
-        Windows that the network sees at once, at most.
+        Windows that the network sees at once, at most. More take more memory, and a CPU is
+        no quicker with them; for a GPU 512 is a good number.
     rollout, resample : optional
         Options of `TiRex.forecast`.
     sign_flip, differencing : optional
@@ -100,7 +101,7 @@ class ZeroShotForecaster(Estimator):
         params: Params | None = None,
         horizon: int | None = None,
         quantiles: Sequence[float] | None = None,
-        batch_size: int = 512,
+        batch_size: int = 16,
         rollout: int | None = None,
         resample: str | None = None,
         sign_flip: bool | None = None,
