@@ -9,12 +9,12 @@ import numpy as np
 
 import xlstm
 from xlstm.arrays.convert import to_numpy
-from xlstm.layers.blocks.feedforward import GatedFeedForward
+from xlstm.layers.blocks.feedforward import GatedFeedForward, ResidualFeedForward
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.embedding import Embedding
 from xlstm.layers.linear import HeadwiseLinear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
-from xlstm.models import SequenceModel
+from xlstm.models import SequenceModel, TiRex, TiRex2
 
 # Every option with the values worth a test, the first being the default.
 COMMON = {
@@ -128,6 +128,7 @@ def run(layer, params, x, state=None, lengths=None, dy=None, dstate=None, **opti
     return {name: to_numpy(a) for name, a in found.items()}
 
 
+PATCHES = {"patch_size": 2, "quantiles": (0.2, 0.5), "input_ff_size": 3, "context": 4}
 STACK = xlstm.xLSTMStack(4, 2, [1], 2, dropout=0.2)
 # One or more of every kind of layer and model.
 EVERY = [
@@ -150,12 +151,15 @@ EVERY = [
     SequenceModel(STACK, 3, last=True, inputs=2),
     xlstm.xLSTMLanguageModel(STACK, 7),
     xlstm.xLSTMLanguageModel(xlstm.LSTM(4, 4), 7, tied=True, logit_cap=2.0, batch_first=False),
+    TiRex(4, 2, 2, **PATCHES),
+    TiRex2(4, [("slstm", 2, 1), ("mlstm", 2, 2)], output_ff_size=5, horizon=2, **PATCHES),
     xlstm.Linear(4, 2),
     HeadwiseLinear(4, 2),
     LayerNorm(4),
     RMSNorm(4),
     MultiHeadNorm(4, num_heads=2),
     GatedFeedForward(4, 6),
+    ResidualFeedForward(4, 6, 3),
     Embedding(7, 4),
 ]
 

@@ -19,7 +19,7 @@ from xlstm.cli.app import app
 from xlstm.cli.console import out
 from xlstm.data.files import write_table
 from xlstm.data.series import bundled
-from xlstm.estimators import Forecaster, SequenceClassifier, Settings, TextModel, plots
+from xlstm.estimators import Forecaster, SequenceClassifier, Settings, TextModel, TiRexTrainer, plots
 from xlstm.plots.results import counted
 from xlstm.training import checkpoint, history
 
@@ -30,6 +30,8 @@ CLASSES += ["--hidden-size", 8, "--epochs", 2]
 SMALL = ["--hidden-size", 8, "--batch-size", 4, "--length", 8]
 SERIES = ["train", "forecast", bundled("sunspots"), "--backend", "numpy", "--window", 12, "--epochs", 1]
 SERIES += ["--hidden-size", 3]
+TIREX = ["train", "tirex", "--backend", "numpy", "--size", 8, "--num-heads", 2, "--num-blocks", 1, "--patch-size", 4]
+TIREX += ["--context-length", 32, "--horizon", 8, "--batch-size", 4, "--steps", 7, "--every", 4]
 VERSE = "the cat sat on the mat and saw a rat. " * 30
 
 
@@ -432,7 +434,7 @@ def test_every_command_has_help(run, path):
     assert "Usage:" in result.stdout
     assert "--help" in result.stdout
     if path == ("train",):
-        for words in ("--window", "forecast", "text", "classify"):
+        for words in ("--window", "forecast", "text", "classify", "tirex"):
             assert words in result.stdout
 
 
@@ -488,6 +490,16 @@ def test_curves_of_runs(run, tmp_path):
     run("runs", "r", "--plot", "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "ends in '.txt'" in run("runs", "r", "--plot", "curves.txt", code=2).stderr
+
+
+def test_a_tirex_from_nothing_forecasts_a_table(run):
+    """And its loss is that which is shown, and less than that of random weights."""
+    found = json.loads(run(*TIREX, "-o", "net", "--steps", 40, "--json").stdout)
+    assert found["steps"] == 40
+    assert found["loss"] < 0.95 * found["random_loss"]
+    table = run("forecast", found["model"], bundled("co2"), "--horizon", 3).stdout.splitlines()
+    assert len(table) == 4
+    assert "0.9" in table[0]
 
 
 def test_runs_from_python(run, models):
@@ -570,7 +582,7 @@ def stopped(folder, numbers, args):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("args", [TEXT, CLASSES, SERIES], ids=["text", "classify", "forecast"])
+@pytest.mark.parametrize("args", [TEXT, CLASSES, SERIES, TIREX], ids=["text", "classify", "forecast", "tirex"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(run, tmp_path, number, args):
     assert stopped(tmp_path, [], [*args, "-o", "whole"]).returncode == 0
@@ -596,7 +608,8 @@ def test_a_second_signal_stops_at_once(tmp_path, second):
 def test_options_are_those_of_the_estimators():
     """Every option of a parameter has its default and its type."""
     group = typer.main.get_command(app).commands["train"].commands
-    for name, estimator in {"text": TextModel, "classify": SequenceClassifier, "forecast": Settings}.items():
+    kinds = {"text": TextModel, "classify": SequenceClassifier, "forecast": Settings, "tirex": TiRexTrainer}
+    for name, estimator in kinds.items():
         hints, made = typing.get_type_hints(estimator.__init__), estimator()
         settings = [p for p in group[name].params if p.name in hints and p.name != "horizon"]
         assert len(settings) > 15

@@ -27,6 +27,7 @@ from xlstm.engines.cuda.engine import Cuda, CudaTape
 from xlstm.engines.cuda.tiling import Device
 from xlstm.engines.pointwise import pointwise
 from xlstm.engines.step import Masks, Step
+from xlstm.models import TiRex
 from xlstm.recurrence.backward import run_bwd
 
 # Small enough that groups have to wait for one another.
@@ -127,6 +128,26 @@ def test_lengths_stacks_directions_and_recomputing(on_device, path, dtype, kind,
     found = results(layer, lengths, dtype=dtype, B=11)
     assert len(runtime.launches) > 8
     agree(found, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("path", ["pointwise", "plain"])
+def test_the_limit_of_a_forget_gate(on_device, path):
+    """In a network of TiRex, where it matters to some gates and not to others."""
+    model = TiRex(8, 1, 2, patch_size=2, quantiles=(0.5,), input_ff_size=4, context=8)
+    params = model.init(0, "numpy", "float64")
+    params["blocks.0.cell.b"][8:16] = np.linspace(14, 16, 8)
+    x = generator(1).standard_normal((3, 4, 4))
+
+    def everything():
+        y, _, saved = model.forward(params, x)
+        grads, dx, _ = model.backward(params, saved, y)
+        return {"y": y, "dx": dx, **grads}
+
+    expected = everything()
+    runtime = on_device(path)
+    found = everything()
+    assert runtime.launches
+    agree(found, expected, TOLERANCE["float64"])
 
 
 @pytest.mark.parametrize("path", ["pointwise", "plain"])

@@ -22,6 +22,7 @@ CELLS = {
     "gru": pointwise(gru.Cell(), (), ("b", "bh")),
     "rnn": pointwise(rnn.Cell(), (), ("b",)),
     "slstm": pointwise(slstm.Cell(), (), ("b",)),
+    "slstm, rounded": pointwise(slstm.Rounded(forget_limit=15.0), (), ("b",)),
 }
 TENSOR = ("3xtf32", "tf32", "float16", "bfloat16")
 # Units of a head, heads, sequences; a spread of all, and the sizes that are measured.

@@ -131,6 +131,7 @@ def public():
         "interop.keras",
         "interop.nxai",
         "interop.onnx",
+        "interop.tirex",
         "interop.torch",
     ):
         modules[name] = importlib.import_module(f"xlstm.{name}")

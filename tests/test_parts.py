@@ -5,13 +5,15 @@ import pytest
 
 import xlstm
 from tests.conftest import make_backend
+from tests.layers import PATCHES
 from xlstm.arrays.convert import to_numpy
-from xlstm.layers.blocks.feedforward import GatedFeedForward
+from xlstm.layers.blocks.feedforward import GatedFeedForward, ResidualFeedForward
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.embedding import Embedding
 from xlstm.layers.linear import HeadwiseLinear, Linear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
 from xlstm.layers.state import Leaf
+from xlstm.models import TiRex, TiRex2
 
 POINTWISE = [
     Linear(4, 3, bias=False, std=0.1),
@@ -23,6 +25,7 @@ POINTWISE = [
     MultiHeadNorm(6, num_heads=2, residual=True),
     *(GatedFeedForward(4, 3, activation=name) for name in ("gelu", "silu", "relu", "square_relu", "sigmoid", "selu")),
     GatedFeedForward(4, 3, bias=True),
+    *(ResidualFeedForward(4, 3, 5, activation=name) for name in ("gelu", "silu", "relu")),
 ]
 SEQUENCES = [
     CausalConv(2),
@@ -42,6 +45,8 @@ SEQUENCES = [
     xlstm.xLSTMLarge(4, 1, 1, bias=True, gate_cap=None, qk_size=3, v_size=5, post_norm=False),
     xlstm.xLSTMLarge(4, 1, 1, bias=True, post_norm_bias=False),
     xlstm.sLSTMBlock(4, 1, ffn_dropout=0.3),
+    TiRex(4, 2, 2, **PATCHES),
+    TiRex2(4, [("slstm", 2, 1), ("mlstm", 2, 2)], output_ff_size=5, horizon=2, **PATCHES),
 ]
 
 
@@ -152,7 +157,8 @@ def test_what_lies_past_an_end_does_not_matter(rng, layer):
     spoiled = np.where((np.arange(6)[:, None] < lengths)[..., None], x, np.nan)
     y2, end2, saved2 = layer.forward(params, swap(spoiled), lengths=lengths, train=False, keep=True)
     dy = np.where(swap((np.arange(6)[:, None] < lengths)[..., None]), 1.0, np.nan)
-    grads2, dx2, start2 = layer.backward(params, saved2, np.broadcast_to(dy, y.shape), dstate)
+    dy = np.broadcast_to(dy.reshape(dy.shape[:2] + (1,) * (y.ndim - 2)), y.shape)
+    grads2, dx2, start2 = layer.backward(params, saved2, dy, dstate)
     assert np.all(swap(y)[4:, 0] == 0)
     assert np.all(swap(dx)[4:, 0] == 0)
     for a, b in zip(

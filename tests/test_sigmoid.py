@@ -65,6 +65,25 @@ def test_exponentials_compiled_by_numba(dtype):
 
 
 @DTYPES
+def test_logarithms_compiled_by_numba(dtype):
+    """log1p, to the smallest and the largest, as NumPy's."""
+    pytest.importorskip("numba")
+    from xlstm.engines.numba.codegen import kernel
+
+    info = np.finfo(dtype)
+    small = np.exp(np.linspace(np.log(float(info.smallest_subnormal)), 0, 5001))
+    special = [0, -1, -2, np.inf, -np.inf, np.nan, info.max, info.tiny, -info.tiny]
+    x = np.concatenate([small, -small, np.linspace(-1, 8, 5001)[1:], 1 / small[small > 1 / info.max], special]).astype(
+        dtype
+    )
+    y = np.empty_like(x)
+    kernel(dtype, lambda xp, x: {"y": xp.log1p(x)}, {"x": None}).loops.step(0, 0, 0, 0, 0, 0, 0, x.size, x, y)
+    with np.errstate(all="ignore"):
+        expected = np.log1p(x)
+    np.testing.assert_allclose(y, expected, rtol=2 * info.eps, atol=info.smallest_subnormal)
+
+
+@DTYPES
 def test_as_c(dtype):
     x, expected = grid(dtype)
     agree(run(lambda xp, x: {"y": sigmoid(xp, x)}, {"x": x}, dtype)["y"], expected, dtype)

@@ -19,8 +19,9 @@ def inputs_of(layer, be, rng, T, B):
 @pytest.mark.parametrize("forget", ["sigmoid", "exponential"])
 @pytest.mark.parametrize("gates", [1.0, 4.0])
 @pytest.mark.parametrize("steps", [1, 3])
-def test_cell_gradient(be, rng, forget, gates, steps):
-    cell = Cell(forget)
+@pytest.mark.parametrize("limit", [None, 0.3])
+def test_cell_gradient(be, rng, forget, gates, steps, limit):
+    cell = Cell(forget, limit)
     shape = (steps, 3, 2)
     a = be.asarray(gates * rng.standard_normal((4, *shape)))
     c0, m0 = (be.asarray(rng.standard_normal(shape)) for _ in range(2))

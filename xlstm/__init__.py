@@ -39,7 +39,6 @@ Other libraries
 """
 
 import importlib
-import importlib.abc
 import importlib.machinery
 import sys
 from typing import Any
@@ -127,12 +126,13 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-class _PublicModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class _PublicModules:  # `importlib.abc`, which has a base for it, takes as long to import as half of NumPy
     """Makes `import xlstm.optim` give the module that `xlstm.optim` is."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         package, _, last = name.rpartition(".")
-        return importlib.machinery.ModuleSpec(name, self) if package == "xlstm" and last in _MODULES else None
+        loader: Any = self
+        return importlib.machinery.ModuleSpec(name, loader) if package == "xlstm" and last in _MODULES else None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> Any:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickletools
 import random
 import re
 import zipfile
@@ -18,14 +19,15 @@ from safetensors.numpy import save as to_bytes
 
 import xlstm
 from xlstm.cli import convert
-from xlstm.data import text
+from xlstm.data import pickles, pytorch, text
 from xlstm.estimators import SequenceClassifier, TextModel
 from xlstm.estimators import forecaster as estimators
-from xlstm.interop import nxai
+from xlstm.interop import nxai, tirex
 from xlstm.interop.keras import from_keras
-from xlstm.models import files
+from xlstm.models import TiRex, TiRex2, files
 
 Content = dict[str, bytes]  # files of a folder by their names
+WEIGHTS = "model.safetensors"
 MARK = "@hostile@"  # in a structure: the hostile value of the number that follows
 HOSTILE = [
     *("null", "true", "false", "NaN", "Infinity", "0", "-1", "1", "2", "0.5", "1e-320", "1e30", "1e308", "1e400"),
@@ -64,6 +66,18 @@ def sound(folder: Path) -> dict[str, Kind]:
     config, weights = (folder / "json" / name for name in ("config.json", "model.safetensors"))
     h5 = (folder / "keras.weights.h5").read_bytes()
 
+    first = TiRex(4, 1, 2, patch_size=2, quantiles=(0.1, 0.5), input_ff_size=3, context=8)
+    recipe = [("slstm", 2, 2), ("mlstm", 2, 2)]
+    second = TiRex2(4, recipe, patch_size=2, quantiles=(0.5,), input_ff_size=3, output_ff_size=4, context=8, horizon=4)
+    for name, forecaster_model in (("first", first), ("first.ckpt", first), ("second", second)):
+        tirex.save(folder / name, forecaster_model, forecaster_model.init(backend="numpy"))
+    arrays = load_file(folder / "second" / "model.safetensors")
+    pytorch.save(folder / "second.ckpt", {}, arrays | {n.replace("fwd", "rev"): a for n, a in arrays.items()})
+    second_config = (folder / "second" / "config.json").read_bytes()
+
+    def forecast(content: Content) -> Kind:
+        return Kind(content, lambda at: tirex.load(at, backend="numpy"))
+
     def single(name: str, read: Callable[[Path], Any]) -> Kind:
         return Kind({name: (folder / name).read_bytes()}, lambda at: read(at / name))
 
@@ -87,6 +101,15 @@ def sound(folder: Path) -> dict[str, Kind]:
             }
         ),
         "shards": published({"config.json": config.read_bytes(), **_sharded(weights)}),
+        "tirex": forecast({name: (folder / "first" / name).read_bytes() for name in ("config.json", WEIGHTS)}),
+        "tirex2": forecast({"config.json": second_config, WEIGHTS: (folder / "second" / WEIGHTS).read_bytes()}),
+        "tirex.ckpt": forecast({"model.ckpt": (folder / "first.ckpt").read_bytes()}),
+        "tirex2.ckpt": forecast(
+            {
+                "model-config.yaml": _yaml(json.loads(second_config)).encode(),
+                "model.ckpt": (folder / "second.ckpt").read_bytes(),
+            }
+        ),
         "tokenizer": Kind({"tokenizer.json": json.dumps(tokenizer()).encode()}, _tokenized),
     }
 
@@ -100,6 +123,8 @@ def damaged(content: Content, rng: random.Random) -> Content:
         edits.append(_json if name.endswith(".json") or rng.random() < 0.5 else _lines)
     elif name.endswith(".keras"):
         edits += [_archive, _archive]
+    elif name.endswith(".ckpt"):
+        edits += [_pickled, _pickled, _pickled]
     elif not name.endswith(".h5"):
         edits += [_header, _description]
     return {**content, name: rng.choice(edits)(blob, rng)}
@@ -251,12 +276,65 @@ def _archive(blob: bytes, rng: random.Random) -> bytes:
     return zipped(_json(config, rng), weights) if rng.random() < 0.7 else zipped(config, _bytes(weights, rng))
 
 
+def _pickled(blob: bytes, rng: random.Random) -> bytes:
+    """A checkpoint of PyTorch with a damaged pickle, or storages of another size, in a sound archive."""
+    with zipfile.ZipFile(io.BytesIO(blob)) as archive:
+        entries = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+    name = "data.pkl" if rng.random() < 0.8 else rng.choice(list(entries))
+    edits = [_bytes] if name != "data.pkl" else [_bytes, _opcodes, _opcodes, _opcodes]
+    for _ in range(rng.choice((1, 1, 2))):
+        if entries[name]:
+            entries[name] = rng.choice(edits)(entries[name], rng)
+    return zipped_entries(entries, rng.choice((zipfile.ZIP_STORED,) * 9 + (zipfile.ZIP_DEFLATED,)))
+
+
+def _opcodes(blob: bytes, rng: random.Random) -> bytes:
+    """A pickle with an opcode, whole or with its argument, replaced, left out, repeated, or with others before it."""
+    try:
+        places = [place for _, _, place in pickletools.genops(blob)]
+    except ValueError:  # damaged already
+        return _bytes(blob, rng)
+    k = rng.randrange(len(places))
+    start, end = places[k], places[k + 1] if k + 1 < len(places) else len(blob)
+    own, code = blob[start:end], rng.choice(pickletools.opcodes).code.encode("latin-1")
+    number = rng.choice((0, 1, 2**31 - 1, 2**31, 2**32 - 1)).to_bytes(4, "little")
+    call = b"cos\nsystem\nX\x04\0\0\0true\x85R"
+    large = b"\x8a\x0a" + rng.randbytes(10)
+    return rng.choice(
+        (
+            lambda: blob[:start] + code + own[1:] + blob[end:],
+            lambda: blob[:start] + code + blob[end:],
+            lambda: blob[:start] + code + number + blob[end:],
+            lambda: blob[:start] + own[:1] + number + blob[end:],
+            lambda: blob[:start] + large + blob[end:],
+            lambda: blob[:start] + rng.choice((b"]", b"}", b")", b"N", b"(")) + blob[end:],
+            lambda: blob[:start] + call + blob[start:],
+            lambda: blob[:start] + own + blob[start:],
+            lambda: blob[:start] + blob[end:],
+        )
+    )()
+
+
 def zipped(config: bytes, weights: bytes) -> bytes:
     """A .keras file."""
     room = io.BytesIO()
     with zipfile.ZipFile(room, "w") as archive:
         archive.writestr("config.json", config)
         archive.writestr("model.weights.h5", weights)
+    return room.getvalue()
+
+
+def torch_file(content: Any, entries: Content, method: int = zipfile.ZIP_STORED) -> bytes:
+    """A checkpoint of PyTorch: a pickle, and other entries of the zip."""
+    return zipped_entries({"data.pkl": pickles.dumps(content), **entries}, method)
+
+
+def zipped_entries(entries: Content, method: int) -> bytes:
+    """A zip as PyTorch writes it."""
+    room = io.BytesIO()
+    with zipfile.ZipFile(room, "w", method) as archive:
+        for name, blob in entries.items():
+            archive.writestr(f"archive/{name}", blob)
     return room.getvalue()
 
 

@@ -25,17 +25,21 @@ import xlstm
 import xlstm.data as data
 from tests.attacks.bounds import examples
 from tests.attacks.rounds import calls, follow, small
+from xlstm import training
 from xlstm.arrays.checks import shown
 from xlstm.arrays.convert import BackendError
+from xlstm.estimators.features import TiRexFeatures
 from xlstm.estimators.forecaster import Forecaster, Settings
-from xlstm.layers.blocks.feedforward import GatedFeedForward
+from xlstm.estimators.zero_shot import ZeroShotForecaster
+from xlstm.layers.blocks.feedforward import GatedFeedForward, ResidualFeedForward
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.embedding import Embedding
 from xlstm.layers.linear import HeadwiseLinear, Linear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
-from xlstm.models import files
+from xlstm.models import TiRex, TiRex2, files
 from xlstm.models.sampling import Sampler
 from xlstm.models.sequence import SequenceModel
+from xlstm.models.tirex.patches import PatchWindows
 from xlstm.testing import GradientError
 from xlstm.training import loop, losses, optimizers, precision
 
@@ -173,6 +177,7 @@ def layer(made: Any, arguments: dict[str, Any]) -> None:
 
 
 STACK = xlstm.xLSTMStack(4, 2, [1], 2)
+SMALL = {"patch_size": 2, "input_ff_size": 4, "context": 8}
 BLOCK = r"(mLSTM|sLSTM)Block|GatedFeedForward"
 LAYERS: dict[str, Case] = {
     "LSTM": Case(xlstm.LSTM, {"input_size": 2, "hidden_size": 4, "num_layers": 2, "dropout": 0.2}),
@@ -206,6 +211,9 @@ LAYERS: dict[str, Case] = {
     "CausalConv": Case(CausalConv, {"size": 4, "kernel_size": 2}),
     "Embedding": Case(Embedding, {"vocab_size": 5, "size": 4}),
     "GatedFeedForward": Case(GatedFeedForward, {"size": 4, "hidden_size": 6}),
+    "ResidualFeedForward": Case(ResidualFeedForward, {"input_size": 4, "hidden_size": 6, "output_size": 3}),
+    "TiRex": Case(TiRex, {"size": 4, "num_blocks": 1, "num_heads": 2, **SMALL}),
+    "TiRex2": Case(TiRex2, {"size": 4, "recipe": [("mlstm", 1, 2), ("slstm", 2, 1)], **SMALL, "horizon": 4}),
 }
 
 
@@ -325,6 +333,8 @@ TREES = (
     SequenceModel(xlstm.LSTM(2, 4), 3),
     SequenceModel(xlstm.GRU(2, 4, bidirectional=True), 3, last=True),
     SequenceModel(STACK, 3),
+    TiRex(4, 1, 2, **SMALL),
+    TiRex2(4, [("mlstm", 1, 2), ("slstm", 2, 1)], **SMALL, output_ff_size=4, horizon=4),
     xlstm.xLSTMLanguageModel(STACK, 7),
     xlstm.xLSTMLanguageModel(xlstm.LSTM(4, 4), 7, tied=True, batch_first=False, embedding_dropout=0.1),
     Linear(4, 2),
@@ -456,7 +466,132 @@ def fitted() -> Forecaster:
     return Forecaster(Settings(window=4, hidden_size=3, epochs=1), "numpy").fit(SERIES)
 
 
+ONE = TiRex(4, 1, 2, **SMALL)
+TWO = TiRex2(4, [("mlstm", 1, 2), ("slstm", 2, 1)], **SMALL, output_ff_size=4, horizon=100)
+VALUES = [
+    SERIES.tolist(),
+    [SERIES, SERIES[:5]],
+    [[None, 1.0], range(3)],
+    *arrays((9,)),
+    *arrays((2, 9)),
+    *arrays((2, 2, 9)),
+]
+
+
+def forecast_made(found: Any, arguments: dict[str, Any]) -> None:
+    """A forecast has numbers for the steps that were asked for."""
+    parts = found.quantiles if isinstance(found.quantiles, list) else [found.quantiles]
+    for part in parts:
+        assert part.shape[-2:] == (arguments["horizon"], len(found.levels))
+        assert np.all(np.isfinite(part))
+
+
+def numbers_of(*arrays: Any) -> None:
+    """Arrays are of finite numbers."""
+    assert all(np.all(np.isfinite(a)) for a in arrays)
+
+
+def streamed(params, series, renew=None, values=0.5, horizon=3, quantiles=None):
+    stream = ONE.stream(params, series, renew=renew)
+    stream.forecast(2)
+    stream.push(values)
+    numbers_of(stream.forecast(horizon, quantiles=quantiles).quantiles)
+
+
+def zero_shot(model: Any) -> Any:
+    return ZeroShotForecaster(model=model, params=model.init(0, "numpy"))
+
+
+def zero_shot_forecast(
+    horizon=None, quantiles=None, batch_size=512, rollout=None, resample=None, sign_flip=None, targets=None, model=ONE
+):
+    options = {name: value for name, value in locals().items() if name != "model"}
+    return zero_shot(ONE).set_params(**options, model=model).predict(SERIES)
+
+
 OTHERS: dict[str, Case] = {
+    "TiRex": Case(
+        ONE.forecast,
+        {"params": ONE.init(0, "numpy"), "series": SERIES, "horizon": 3},
+        forecast_made,
+        words={**WORDS, "series": "series"},
+        more={"params": dicts(ONE.init(0, "numpy")), "series": VALUES, "resample": ["frequency"]},
+        long="horizon",
+    ),
+    "TiRex2": Case(
+        TWO.forecast,
+        {"params": TWO.init(0, "numpy"), "series": SERIES, "horizon": 3, "future": None, "past": None},
+        forecast_made,
+        words={**WORDS, "series": "series"},
+        more={
+            "params": dicts(TWO.init(0, "numpy")),
+            "series": VALUES,
+            "past": [SERIES, [SERIES, None], *arrays((2, 60))],
+            "future": [np.ones(63), [SERIES, None], *arrays((2, 63))],
+        },
+        long="horizon",
+    ),
+    "stream": Case(
+        streamed,
+        {"params": ONE.init(0, "numpy"), "series": SERIES},
+        who="TiRex",
+        words={**WORDS, "series": "series|values", "values": "values|series"},
+        more={"params": dicts(ONE.init(0, "numpy")), "series": VALUES, "values": [1.0, [1.0, None], *arrays((3,))]},
+        long="horizon",
+    ),
+    "embed": Case(
+        TWO.embed,
+        {"params": TWO.init(0, "numpy"), "series": SERIES},
+        lambda found, arguments: numbers_of(found),
+        who="TiRex2",
+        words={**WORDS, "series": "series"},
+        more={"params": dicts(TWO.init(0, "numpy")), "series": VALUES},
+    ),
+    "fine_tune": Case(
+        ONE.fine_tune,
+        {"params": ONE.init(0, "numpy"), "series": SERIES, "epochs": 1, "stride": 20, "rank": 1},
+        lambda found, arguments: numbers_of(*found.params.values()),
+        who=r"\w+",
+        words={**WORDS, "series": "series", "learning_rate": r"lr|learning_rate", "options": r"\w"},
+        only=("params", "series", "weights", "horizon", "rank", "epochs", "batch_size", "stride", "seed"),
+        more={"params": dicts(ONE.init(0, "numpy")), "series": VALUES, "weights": ["all", "head", "adapters"]},
+        long="epochs",
+    ),
+    "PatchWindows": Case(
+        PatchWindows, {"model": ONE, "series": SERIES}, epoch, more={"series": VALUES, "since": [[3], (0,), [9]]}
+    ),
+    "TiRexFeatures": Case(
+        TiRexFeatures(model=ONE, params=ONE.init(0, "numpy")).fit_transform,
+        {"X": np.ones((2, 9))},
+        lambda found, arguments: numbers_of(found),
+        words={"X": "X|series"},
+        only=("X",),
+        more={"X": VALUES},
+    ),
+    "LowRank": Case(
+        training.LowRank,
+        {"model": xlstm.LSTM(2, 4), "params": xlstm.LSTM(2, 4).init(0, "numpy"), "rank": 1, "names": ["*"]},
+        lambda found, arguments: numbers_of(*found.merged(found.init()).values()),
+        who="LowRank|LSTM|sLSTM|GRU|xLSTMStack|mLSTMBlock|SequenceModel|TiRex",
+        words={"params": "param|0", "model": "model|param", "names": "names"},
+        more={"params": dicts(xlstm.LSTM(2, 4).init(0, "numpy")), "names": [["*.Wh"], ["no"]]},
+    ),
+    "ZeroShotForecaster": Case(
+        zero_shot(TWO).predict_quantiles,
+        {"values": SERIES, "steps": 3},
+        who="Forecaster|ZeroShotForecaster|TiRex2",
+        words={"values": "series|values|value"},
+        only=("values", "steps"),
+        more={"values": VALUES},
+        long="steps",
+    ),
+    "ZeroShotForecaster made": Case(
+        zero_shot_forecast,
+        {"horizon": 3},
+        who=r"Forecaster|ZeroShotForecaster|TiRex|backend|asarray",
+        words={**WORDS, "model": "model|param", "params": "param"},
+        long="horizon",
+    ),
     "sgd": Case(optimizers.sgd, {"lr": 0.1, "momentum": 0.9}, steps),
     "rmsprop": Case(optimizers.rmsprop, {"lr": 0.1}, steps),
     "adam": Case(optimizers.adam, {"lr": 0.1}, steps),

@@ -10,7 +10,7 @@ from tests.attacks import damage
 from tests.attacks.bounds import examples, refusal
 
 KINDS = ("model", "language", "forecaster", "classifier", "text", "torch", "weights.h5", "keras", "nxai", "yaml")
-KINDS += ("shards", "tokenizer")
+KINDS += ("shards", "tirex", "tirex2", "tirex.ckpt", "tirex2.ckpt", "tokenizer")
 
 
 @pytest.fixture(scope="module")

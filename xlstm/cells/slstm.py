@@ -16,6 +16,8 @@ from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells import cell
 from xlstm.cells.activations import FORGET, Pair, sigmoid, sigmoid_bwd, tanh_bwd
 
+SPLIT = 2.0**16 + 1  # of the 24 binary digits of float32 it leaves 8
+
 
 class Saved(NamedTuple):
     """The values that backward needs."""
@@ -44,9 +46,13 @@ class Local(NamedTuple):
 
 @dataclass(frozen=True)
 class Cell(cell.Summed):
-    """An sLSTM cell; log f is log_sigmoid(f~), or f~ with forget_gate "exponential"."""
+    """An sLSTM cell; log f is log_sigmoid(f~), or f~ with forget_gate "exponential".
+
+    With `forget_limit` a pre-activation f~ above that number counts as the number.
+    """
 
     forget_gate: str = "sigmoid"
+    forget_limit: float | None = None
 
     GATES = ("i", "f", "z", "o")
     STATES = ("h", "c", "n", "m")
@@ -59,7 +65,7 @@ class Cell(cell.Summed):
         """Run one step: return h, c, n, m (H, B), from the products zx and zh (4, H, B) and the states before it."""
         a = zx + zh
         ai, af = a[0, ...], a[1, ...]
-        kept = self._forget.fwd(xp, af) + m0  # (1) logarithm of the share of the old state
+        kept = self._log_forget(xp, af) + m0  # (1) logarithm of the share of the old state
         m = xp.maximum(kept, ai)  # (2)
         i, f = xp.exp(ai - m), xp.exp(kept - m)  # (3)
         z, o = xp.tanh(a[2, ...]), sigmoid(xp, a[3, ...])  # (4)
@@ -76,7 +82,7 @@ class Cell(cell.Summed):
         k = o / n  # (8) through c, (7)
         az = tanh_bwd(xp, i, z, z)  # (5) through z, (4)
         wrote = xp.where(i < 1, xp.zeros_like(i), xp.ones_like(i))  # (2) m is the logarithm of i
-        r = self._forget.bwd(xp, xp.ones_like(af), af, af)  # (1)
+        r = self._log_forget_bwd(xp, af)  # (1)
         return Local(ao, k, -k * q, az, i, i * z, f, f * c0, f * n0, wrote, r)
 
     def gates_bwd(
@@ -100,8 +106,46 @@ class Cell(cell.Summed):
 
     def retained(self, xp: Namespace, saved: Saved) -> Array:
         """Return the forget gate before it is divided by exp(m), (H, ...)."""
-        return xp.exp(self._forget.fwd(xp, saved.af))
+        return xp.exp(self._log_forget(xp, saved.af))
+
+    def _log_forget(self, xp: Namespace, af: Array) -> Array:
+        """Return log f from its pre-activation."""
+        return self._forget.fwd(xp, self._limited(xp, af))
+
+    def _log_forget_bwd(self, xp: Namespace, af: Array) -> Array:
+        """Return the derivative of log f by its pre-activation."""
+        limited = self._limited(xp, af)
+        r = self._forget.bwd(xp, xp.ones_like(af), limited, limited)
+        return r if self.forget_limit is None else r * xp.astype(af < self.forget_limit, af.dtype)
+
+    def _limited(self, xp: Namespace, af: Array) -> Array:
+        return af if self.forget_limit is None else xp.minimum(af, xp.full_like(af, self.forget_limit))
 
     @functools.cached_property
     def _forget(self) -> Pair:
         return FORGET[self.forget_gate]
+
+
+@dataclass(frozen=True)
+class Rounded(Cell):
+    """An sLSTM cell in float32 that rounds the product of h and every state to bfloat16.
+
+    The published package of TiRex computes so where it does not run a kernel of CUDA. Gradients are those of the cell
+    without the rounding.
+    """
+
+    def gates(self, xp: Namespace, zx: Array, zh: Array, *state: Array) -> tuple[Array, Array, Array, Array, Saved]:
+        """Run one step; see `Cell.gates`."""
+        h, c, n, m, saved = super().gates(xp, zx, to_bfloat16(xp, zh), *state)
+        return *(to_bfloat16(xp, s) for s in (h, c, n, m)), saved
+
+
+def to_bfloat16(xp: Namespace, x: Array) -> Array:
+    """Return float32 numbers rounded to the 8 binary digits of bfloat16, the nearest, and of two the even one.
+
+    The splitting of Veltkamp (Dekker 1971) makes it from arithmetic, which runs in every engine.
+    """
+    a = xp.abs(x)
+    c = xp.maximum(a * SPLIT, a)  # the maximum, which changes nothing, keeps compilers from fusing the product away
+    r = c - (c - a)
+    return xp.where(x < 0, -r, r)

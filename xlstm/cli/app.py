@@ -16,6 +16,7 @@ from xlstm.cli.bench import bench
 from xlstm.cli.console import Log, out, warn
 from xlstm.cli.convert import export, import_
 from xlstm.cli.evaluate import evaluate
+from xlstm.cli.forecast import forecast
 from xlstm.cli.generate import generate
 from xlstm.cli.groups import HELP, Root, Usual
 from xlstm.cli.info import info
@@ -27,6 +28,7 @@ from xlstm.cli.train import train
 from xlstm.cli.train_classify import train_classify
 from xlstm.cli.train_forecast import train_forecast
 from xlstm.cli.train_text import train_text
+from xlstm.cli.train_tirex import train_tirex
 
 app = typer.Typer(
     help="The LSTM family with hand-written gradients, on NumPy and CuPy.",
@@ -37,16 +39,22 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 trains = typer.Typer(
-    help="Train a model of a series (forecast, unless another is named), a text, or sequences with labels.",
+    help="Train a model of a series (forecast, unless another is named), a text, sequences with labels, or any series.",
     cls=Usual,
-    subcommand_metavar="[forecast|text|classify] ...",
+    subcommand_metavar="[forecast|text|classify|tirex] ...",
     rich_markup_mode=None,
 )
 app.add_typer(trains, name="train")
-jobs: dict[str, Command] = {"series": train, "forecast": train_forecast, "text": train_text, "classify": train_classify}
+jobs: dict[str, Command] = {
+    "series": train,
+    "forecast": train_forecast,
+    "text": train_text,
+    "classify": train_classify,
+    "tirex": train_tirex,
+}
 for name, job in jobs.items():
     trains.command(name, hidden=name == "series")(configurable(job))
-commands: tuple[Command, ...] = (evaluate, predict, generate, runs, export, import_, bench, info, inspect)
+commands: tuple[Command, ...] = (evaluate, predict, forecast, generate, runs, export, import_, bench, info, inspect)
 for command in commands:
     app.command(command.__name__.rstrip("_"))(command)
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data.files import read_header, read_names, read_numbers
+from xlstm.data.files import by_name, read_header, read_names, read_numbers
 from xlstm.data.table import PLAIN, Dialect
 
 Host = np.ndarray[Any, Any]
@@ -112,17 +112,13 @@ def read(path: Path, layout: Layout, dialect: Dialect = PLAIN, labels: bool = Tr
     given = read_names(path, layout.label, dialect) if labels else None
     if layout.sequence is None:
         return Labelled(values, [str(row) for row in range(1, len(values) + 1)], given)
-    ids = read_names(path, layout.sequence, dialect)
-    _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
-    order = np.argsort(inverse.reshape(-1), kind="stable")
-    groups = np.split(order, np.cumsum(np.bincount(inverse.reshape(-1)))[:-1])
-    groups = [groups[k] for k in np.argsort(first)]  # in the order in which they come
-    for group in groups:
-        if given is not None and len(set(given[group])) > 1:
-            some = checks.few(dict.fromkeys(given[group].tolist()))
-            raise ValueError(f"{path}: sequence {checks.shown(str(ids[group[0]]))} has labels {some}, expected one")
-    firsts = np.array([group[0] for group in groups])
-    return Labelled([values[group] for group in groups], ids[firsts].tolist(), None if given is None else given[firsts])
+    groups = by_name(read_names(path, layout.sequence, dialect))
+    for name, rows in groups.items():
+        if given is not None and len(set(given[rows])) > 1:
+            some = checks.few(dict.fromkeys(given[rows].tolist()))
+            raise ValueError(f"{path}: sequence {checks.shown(name)} has labels {some}, expected one")
+    firsts = np.array([rows[0] for rows in groups.values()])
+    return Labelled([values[rows] for rows in groups.values()], [*groups], None if given is None else given[firsts])
 
 
 def held_out(labels: Host, fraction: float, seed: int) -> tuple[Host, Host]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.data import dates, writing
-from xlstm.data.frames import Columns, table_of
+from xlstm.data.frames import Columns, groups, table_of
 from xlstm.data.host import Values
 from xlstm.data.series import Series, column_numbers, read_csv, series_of
 from xlstm.data.table import PLAIN, Dialect, Table
@@ -60,6 +60,53 @@ def read_table(
     )
     dialect = Dialect(day_first, decimal, encoding)
     return _parquet(Path(path), wanted) if is_parquet(path) else _csv(Path(path), wanted, dialect)
+
+
+def read_groups(
+    path: str | os.PathLike[str],
+    column: str | None = None,
+    columns: Sequence[str] | None = None,
+    dialect: Dialect = PLAIN,
+) -> dict[str, Columns]:
+    """Read a table of several series below each other, as `read_table` does, by the names in a column.
+
+    Parameters
+    ----------
+    path : path
+    column : str, optional
+        The column that tells series apart; by default the table is one series, named "".
+    columns : list of str, optional
+        Names of columns of numbers; by default all that hold some, but dates and the names.
+    dialect : Dialect
+        How a CSV file is written.
+
+    Returns
+    -------
+    dict of str to Columns
+        In the order in which the names come first. The dates of each have to rise.
+
+    Raises
+    ------
+    OSError, TypeError, ValueError, ImportError
+        As for `read_table`, or a name is missing.
+    """
+    where = str(path)
+    if is_parquet(path):
+        table = _opened(Path(path), lambda names, dated: names)[2]
+        parts = {"": table} if column is None else groups(where, table, column)
+        return {str(name): table_of(where, part, columns) for name, part in parts.items()}
+    read = _Read(Path(path), dialect)
+    numbers = read.numbers([name for name in read.numeric if name != column] if columns is None else columns)
+    if column is None:
+        return {"": read.columns(numbers)}
+    return {name: read.columns(numbers, rows) for name, rows in by_name(read_names(path, column, dialect)).items()}
+
+
+def by_name(names: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the rows that have each name (N,), in the order in which the names come first."""
+    found, first, inverse = np.unique(names, return_index=True, return_inverse=True)
+    rows = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
+    return {str(found[k]): rows[k] for k in np.argsort(first)}
 
 
 def read_series(
@@ -244,21 +291,44 @@ def _one(path: Path, column: str, names: Sequence[str]) -> str:
     return column
 
 
+class _Read:
+    """A CSV file with its column of dates."""
+
+    def __init__(self, path: Path, dialect: Dialect) -> None:
+        self.path, self.table = path, Table(path, dialect)
+        dates.check_header(self.table)
+        self.date = dates.column(self.table) if self.table.rows else None
+        self.label = None if self.date is None else self.table.header[self.date]
+        self.text = None if self.date is None else dates.text(self.table, self.date)
+
+    @property
+    def numeric(self) -> list[str]:
+        """The columns that hold numbers, but no dates."""
+        pairs = zip(self.table.header, self.table.numeric, strict=True)
+        return [name for name, holds in pairs if holds and name != self.label]
+
+    def numbers(self, names: Sequence[str]) -> dict[str, Values]:
+        """Return columns of numbers (N,) by their names; dates are left out."""
+        wanted = [name for name in names if name != self.label]
+        if self.table.rows == 0 or not wanted:
+            some = f"{self.table.rows} rows under the header and {len(wanted)} columns"
+            raise ValueError(f"{self.path}: {some}, expected some")
+        indices = {name: self.table.header.index(_one(self.path, name, self.table.header)) for name in wanted}
+        return {name: column_numbers(self.table, index) for name, index in indices.items()}
+
+    def columns(self, numbers: Mapping[str, Values], rows: Any = slice(None)) -> Columns:
+        """Return some rows of columns of numbers, with their dates."""
+        names, values = list(numbers), np.stack(list(numbers.values()), axis=1)[rows]
+        if self.text is None:
+            return Columns(names, values)
+        text, numbered = self.text[rows], np.arange(self.table.rows)[rows]
+        found = dates.read(text, lambda row: self.table.line(int(numbered[row])))
+        return Columns(names, values, text if found is None else found, self.label)
+
+
 def _csv(path: Path, wanted: list[str] | None, dialect: Dialect) -> Columns:
-    table = Table(path, dialect)
-    dates.check_header(table)
-    date = dates.column(table) if table.rows else None
-    label = None if date is None else table.header[date]
-    wanted = [name for name in (table.header if wanted is None else wanted) if name != label]
-    if table.rows == 0 or not wanted:
-        raise ValueError(f"{path}: {table.rows} rows under the header and {len(wanted)} columns, expected some")
-    indices = [table.header.index(_one(path, name, table.header)) for name in wanted]
-    values = np.stack([column_numbers(table, index) for index in indices], axis=1)
-    if date is None:
-        return Columns(wanted, values)
-    text = dates.text(table, date)
-    found = dates.read(text, table.line)
-    return Columns(wanted, values, text if found is None else found, label)
+    read = _Read(path, dialect)
+    return read.columns(read.numbers(read.table.header if wanted is None else wanted))
 
 
 def _parquet(path: Path, wanted: list[str] | None) -> Columns:

@@ -25,8 +25,8 @@ class Columns:
     values : float64 array (N, C)
         Their numbers; NaN where one is missing.
     index : array (N,) or None
-        Dates or other labels of the rows: those of the index of pandas, else the one column of dates. None where rows
-        have none, or only their numbers.
+        Dates or other labels of the rows: those of the index of pandas, else the one column of dates, which also comes
+        before an index of whole numbers. None where rows have none, or only their numbers.
     index_name : str or None
         The name of the index, or of the column of dates.
     zone : str or None
@@ -237,9 +237,14 @@ def _date_column(where: str, nw: Any, frame: Any) -> Any:
 
 
 def _own_index(nw: Any, frame: Any) -> Any:
-    """Return the index of a table of pandas, or None where it only numbers the rows."""
+    """Return the index of a table of pandas, or None where it only numbers rows, as whole numbers beside dates do."""
     index = getattr(nw.to_native(frame), "index", None)
-    return None if index is None or type(index).__name__ == "RangeIndex" else index
+    if index is None or type(index).__name__ == "RangeIndex":
+        return None
+    numbers = getattr(index.dtype, "kind", "") in "iu" and any(
+        d in (nw.Date, nw.Datetime) for d in frame.schema.values()
+    )
+    return None if numbers else index
 
 
 def _labels(nw: Any, labels: Any, name: str | None) -> tuple[np.ndarray[Any, Any], str | None, str | None]:

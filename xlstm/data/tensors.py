@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from xlstm.arrays.checks import shown
 from xlstm.data import reading
 
 Host = np.ndarray[Any, Any]
+ONE = threading.Lock()  # of the position of files
 METADATA = "__metadata__"
 AXES = 32
 # The format's own names; float8 and the like are refused.
@@ -64,13 +66,8 @@ class Tensors:
 
     def _read(self, name: str) -> Host:
         shape, dtype = self.shapes[name], self.dtypes[name]
-        self._file.seek(self._starts[name])
-        found: Host = np.fromfile(self._file, DTYPES[dtype], math.prod(shape))
-        if found.size != math.prod(shape):
-            raise ValueError(f"{self.path}: {name} ends early, the file has changed while it was read")
-        if dtype == "BF16":
-            found = (found.astype(np.uint32) << 16).view(np.float32)
-        return found.reshape(shape)
+        found = read_at(f"{self.path}: {name}", self._file, self._starts[name], DTYPES[dtype], math.prod(shape))
+        return widened(found, dtype).reshape(shape)
 
     def _read_header(self) -> None:
         size = os.fstat(self._file.fileno()).st_size
@@ -105,9 +102,36 @@ class Tensors:
             if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
                 raise ValueError(f"{name} has {shown(numbers)}, expected whole numbers from 0 up")
         itemsize = np.dtype(DTYPES[dtype]).itemsize
-        if len(shape) > AXES or math.prod(n or 1 for n in shape) * itemsize >= 2**63:
-            raise ValueError(f"{name} has shape {shown(shape)}, which no array can have")
+        check_shape(name, shape, itemsize)
         if len(span) != 2 or span[1] - span[0] != math.prod(shape) * itemsize:
             raise ValueError(f"{name} of {dtype} has shape {shown(shape)} but lies in {shown(span)}")
         self.shapes[name], self.dtypes[name] = tuple(shape), dtype
         return span[0], span[1]
+
+
+def read_at(where: str, file: BinaryIO, start: int, dtype: str, count: int) -> Host:
+    """Return `count` numbers from a byte of a file on; several threads may read one file at the same time."""
+    found = np.empty(count, dtype)
+    room, done = found.view(np.uint8).data, 0
+    while done < found.nbytes:
+        if hasattr(os, "preadv"):
+            some = os.preadv(file.fileno(), [room[done:]], start + done)
+        else:  # Windows
+            with ONE:
+                file.seek(start + done)
+                some = file.readinto(room[done:])  # type: ignore[attr-defined]
+        if not some:
+            raise ValueError(f"{where} ends early, the file has changed while it was read")
+        done += some
+    return found
+
+
+def widened(array: Host, dtype: str) -> Host:
+    """Return an array as it was read; bfloat16, which NumPy does not have, as float32."""
+    return (array.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else array
+
+
+def check_shape(name: str, shape: Sequence[int], itemsize: int) -> None:
+    """Raise ValueError for a shape that no array of NumPy can have."""
+    if len(shape) > AXES or math.prod(n or 1 for n in shape) * itemsize >= 2**63:
+        raise ValueError(f"{name} has shape {shown(shape)}, which no array can have")

@@ -1,12 +1,15 @@
 """Estimators with fit, predict and score, and pictures of their forecasts."""
 
 from xlstm.estimators.base import NotFittedError
+from xlstm.estimators.features import TiRexFeatures
 from xlstm.estimators.forecaster import Forecaster
+from xlstm.estimators.pretraining import TiRexTrainer
 from xlstm.estimators.scores import Errors, Score
 from xlstm.estimators.sequence import SequenceClassifier, SequenceRegressor
 from xlstm.estimators.settings import Settings
 from xlstm.estimators.textmodel import TextModel
 from xlstm.estimators.values import SeriesError
+from xlstm.estimators.zero_shot import ZeroShotForecaster
 
 __all__ = [
     "Errors",
@@ -18,4 +21,7 @@ __all__ = [
     "SeriesError",
     "Settings",
     "TextModel",
+    "TiRexFeatures",
+    "TiRexTrainer",
+    "ZeroShotForecaster",
 ]

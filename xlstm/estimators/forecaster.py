@@ -417,7 +417,9 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         judged = [
             judging.joined(track, each) for track, each in zip(variants[0], zip(*rounds, strict=True), strict=True)
         ]
-        return scores.score(variants[0], judged, s.quantiles, preparation.season_of(variants[0], s), all(given.flat))
+        return scores.score(
+            variants[0], judged, s.quantiles, preparation.season_of(variants[0], s.season), all(given.flat)
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights, scaling, settings, name and roles of columns to a safetensors file, whole or not at all."""
@@ -531,7 +533,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         units = made.scaling.fitted()
         outside = [judging.unseen(judge, *one).outside for one in zip(made.tracks, units, strict=True)]
         adjustment = intervals.adjustment(outside, s.quantiles)
-        season = preparation.season_of(made.tracks, s)
+        season = preparation.season_of(made.tracks, s.season)
         self._keep(judge, whole, adjustment, season, made.tracks[0].marks > 0, given.names)
         self.trained_ = trained
         if stop is not None:

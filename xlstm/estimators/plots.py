@@ -12,7 +12,7 @@ from xlstm.data.host import Values
 from xlstm.data.series import Series
 from xlstm.plots.figures import available, check, save
 
-__all__ = ["Fan", "available", "check", "comparison", "forecast"]
+__all__ = ["Fan", "ahead", "available", "check", "comparison", "forecast"]
 
 
 class Fan(NamedTuple):
@@ -59,6 +59,27 @@ def forecast(
     handles = dict(zip(*reversed(whole.get_legend_handles_labels()), strict=True))
     handles |= {label: handle for axes in last for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside upper right", frameon=False, ncols=3, fontsize=9)
+    save(figure, path)
+
+
+def ahead(path: str | os.PathLike[str], series: Sequence[Series], fans: Sequence[Fan]) -> None:
+    """Draw the ends of series and quantiles of what comes after them, a panel for each.
+
+    Parameters
+    ----------
+    path : path
+        The file to write; its ending decides the format.
+    series : list of Series
+    fans : list of Fan
+        As many.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 0.5 + 3 * len(series)), layout="constrained")
+    panels = figure.subplots(len(series), 1, squeeze=False)[:, 0]
+    for axes, one, fan in zip(panels, series, fans, strict=True):
+        _fan(axes, one, fan)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", frameon=False, ncols=3, fontsize=9)
     save(figure, path)
 
 

@@ -133,9 +133,9 @@ def network(settings: Settings, scaling: Scaling) -> SequenceModel:
     return sequence_model("Forecaster", s.cell, width(scaling), outputs, True, **sizes)
 
 
-def season_of(tracks: Sequence[Track], settings: Settings) -> int:
+def season_of(tracks: Sequence[Track], asked: int | str) -> int:
     """Return the season that was asked for, or that of the first target in the training part of the longest series."""
-    if not isinstance(settings.season, str):
-        return settings.season
+    if not isinstance(asked, str):
+        return asked
     track = max(tracks, key=lambda one: len(one.values))
     return seasons.find(track.known[split(len(track.values)).train, 0])

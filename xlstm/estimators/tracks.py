@@ -73,10 +73,11 @@ class Known(TypedDict, total=False):
     dates: Any
 
 
-def read(values: Any, beside: Beside, more: int, look: bool) -> list[Track]:
+def read(values: Any, beside: Beside, more: int, look: bool, gaps: bool = False) -> list[Track]:
     """Return tracks of one series or of several, with room for `more` rows of the calendar.
 
-    With `look` features of dates are among the covariates that are known in advance.
+    With `look` features of dates are among the covariates that are known in advance. With `gaps` covariates keep their
+    gaps, and all may begin with some; `known` then has the first value in their place, or 0 where there is none.
 
     Raises
     ------
@@ -84,14 +85,14 @@ def read(values: Any, beside: Beside, more: int, look: bool) -> list[Track]:
         Series are not sound, or what is beside them has not as many rows.
     """
     if not is_several(values):
-        return [_track(values, beside, more, look)]
+        return [_track(values, beside, more, look, gaps)]
     if len(values) == 0:
         raise ValueError("Forecaster: values is an empty list, expected a series or more")
     several = [_each(name, given, len(values)) for name, given in beside._asdict().items()]
     found = []
     for k, one in enumerate(values):
         try:
-            found.append(_track(one, Beside(*(given[k] for given in several)), more, look))
+            found.append(_track(one, Beside(*(given[k] for given in several)), more, look, gaps))
         except (TypeError, ValueError) as error:
             error.add_note(f"in series {k}")
             raise
@@ -122,8 +123,8 @@ def _each(name: str, given: Any, number: int) -> Any:
     return given
 
 
-def _track(given: Any, beside: Beside, more: int, look: bool) -> Track:
-    values = series(given)
+def _track(given: Any, beside: Beside, more: int, look: bool, gaps: bool) -> Track:
+    values = series(given, gaps)
     N = len(values)
     calendar = None if beside.dates is None else calendars.read(beside.dates)
     place, rows = np.arange(N), N
@@ -132,8 +133,8 @@ def _track(given: Any, beside: Beside, more: int, look: bool) -> Track:
             raise ValueError(f"Forecaster: dates has {len(calendar.place)} rows, expected {N}, as many as the series")
         place, rows = calendar.place, len(calendar.dates)
         values = _placed(values, place, rows)
-    past = _covariates("past", beside.past, N, N)
-    future = _covariates("future", beside.future, N, None)
+    past = _covariates("past", beside.past, N, N, gaps)
+    future = _covariates("future", beside.future, N, None, gaps)
     ahead = np.concatenate((place, rows + np.arange(len(future) - N))) if len(future) else place
     future = _placed(future, ahead, rows + max(0, len(future) - N)) if len(future) else np.empty((rows + more, 0))
     marks = 0
@@ -145,20 +146,24 @@ def _track(given: Any, beside: Beside, more: int, look: bool) -> Track:
     static = np.empty(0) if beside.static is None else numbers("static", np.atleast_1d(beside.static))[:, 0]
     if not np.all(np.isfinite(static)):
         raise ValueError("Forecaster: static has a number that is not finite, expected finite numbers (S,)")
-    return Track(
-        values, _bridged(values), _bridged(_placed(past, place, rows)), _bridged(future), static, calendar, marks
-    )
+    past, known = _placed(past, place, rows), _bridged(values)
+    if gaps:
+        return Track(values, _begun(known), past, future, static, calendar, marks)
+    return Track(values, known, _bridged(past), _bridged(future), static, calendar, marks)
 
 
-def _covariates(name: str, given: Any, N: int, most: int | None) -> Values:
-    """Return covariates (N, K) or, without `most`, of more rows; those that begin with a gap or are infinite raise."""
+def _covariates(name: str, given: Any, N: int, most: int | None, gaps: bool) -> Values:
+    """Return covariates (N, K) or, without `most`, of more rows; those that are infinite raise.
+
+    Those that begin with a gap raise, too, but not with `gaps`.
+    """
     if given is None:
         return np.empty((N if most else 0, 0))
     found = numbers(name, given, "real numbers (N,) or (N, K)")
     if len(found) < N or (most is not None and len(found) > most):
         more = "" if most else " or more"
         raise ValueError(f"Forecaster: {name} has {len(found)} rows, expected {N}{more}, as many as the series")
-    if np.any(np.isinf(found)) or np.any(np.isnan(found[:1])):
+    if np.any(np.isinf(found)) or (np.any(np.isnan(found[:1])) and not gaps):
         raise ValueError(f"Forecaster: {name} begins with a gap or is infinite somewhere, expected finite numbers")
     return found
 
@@ -170,6 +175,13 @@ def _placed(values: Values, place: Any, rows: int) -> Values:
     full = np.full((rows, values.shape[1]), np.nan)
     full[place] = values
     return full
+
+
+def _begun(known: Values) -> Values:
+    """Return bridged values with the first one of each column in the place of gaps before it."""
+    there = ~np.isnan(known)
+    first = np.take_along_axis(known, np.argmax(there, axis=0)[None], axis=0)
+    return np.where(there, known, np.where(np.isnan(first), 0.0, first))
 
 
 def _bridged(values: Values) -> Values:

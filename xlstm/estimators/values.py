@@ -40,14 +40,14 @@ def numbers(name: str, given: Any, expected: str = "real numbers (N,) or (N, C)"
     return array[:, None] if array.ndim == 1 else array
 
 
-def series(given: Any) -> Values:
-    """Return a series as float64 (N, C), with NaN for gaps; raise unless it is one."""
+def series(given: Any, gaps: bool = False) -> Values:
+    """Return a series as float64 (N, C), with NaN for gaps; raise unless it is one that begins as it may."""
     array = numbers("values", given)
     if len(array) == 0:
         raise ValueError("Forecaster: the series is empty, expected values (N,) or (N, C)")
     for c, column in enumerate(array.T):
         where = f" in column {c}" if array.shape[1] > 1 else ""
-        if column.size and np.isnan(column[0]):
+        if column.size and np.isnan(column[0]) and not gaps:
             raise ValueError(f"Forecaster: the series begins with a gap{where}, expected a value")
         beyond = np.flatnonzero(np.abs(column) > LARGEST)
         if beyond.size:

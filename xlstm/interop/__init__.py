@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-__all__ = ["keras", "nxai", "onnx", "torch"]
+__all__ = ["keras", "nxai", "onnx", "tirex", "torch"]
 
 
 def __getattr__(name: str) -> Any:

@@ -34,6 +34,7 @@ class Memory(NamedTuple):
     eps: float = 0.0
     forget: str = "sigmoid"
     chunk: int | None = None
+    rest: float = -float("inf")  # m before the first step
 
     @property
     def steps(self) -> int:
@@ -44,7 +45,7 @@ class Memory(NamedTuple):
     def states(self) -> State:
         """The leaves C, n and m of all heads."""
         N, K, V = {"N": self.N}, {"K": self.K}, {"V": self.V}
-        return Leaf("C", {}, N | K | V), Leaf("n", {}, N | K), Leaf("m", {}, N, rest=-float("inf"))
+        return Leaf("C", {}, N | K | V), Leaf("n", {}, N | K), Leaf("m", {}, N, rest=self.rest)
 
     def run(
         self, q: Array, k: Array, v: Array, i: Array, f: Array, state: State, span: Span

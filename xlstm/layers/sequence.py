@@ -148,22 +148,42 @@ class SequenceLayer(Module):
             An array is missing, misshapen, or of another library, device or dtype than the rest; lengths are not whole
             numbers from 0 to T; a seed is needed and missing.
         """
+        return self._forward(params, x, state, train, lengths, seed, keep)
+
+    def _forward(
+        self,
+        params: Params,
+        x: Array,
+        state: Any,
+        train: bool,
+        lengths: Any,
+        seed: Seed | None,
+        keep: bool | None,
+        groups: Any = None,
+    ) -> tuple[Array, State, Saved | None]:
+        """Run `forward`; `groups` is for `Span`."""
         where = type(self).__name__
         keep = checks.keeps(where, train, keep)
+        x, start, span = self._begin(params, x, state, lengths, groups)
+        span.keep = keep
+        if train and self.random:
+            span.rng = masks(where, seed)
+        elif seed is not None:
+            checks.seed(where, "seed", seed)
+        y, end, kept = self.run(params, x, start, span)
+        y = self._swap(span.xp, y)
+        return y, end, Saved(self, tuple(y.shape), kept, span) if keep else None
+
+    def _begin(
+        self, params: Params, x: Array, state: Any, lengths: Any = None, groups: Any = None
+    ) -> tuple[Array, State, Span]:
+        """Check the arguments of a call, and return x (T, B, D), the initial state and the span for inference."""
+        where = type(self).__name__
         xp = self._agree(params, x, "state", state)
         x = self._inner(xp, x)
         T, B = x.shape[:2]
-        packing = Packing.of(where, lengths, T, B)
-        rng = None
-        if train and self.random:
-            rng = masks(where, seed)
-        elif seed is not None:
-            checks.seed(where, "seed", seed)
-        span = Span(xp, packing, rng, keep)
-        start = complete(where, xp, "state", state, self.states, B, params)
-        y, end, kept = self.run(params, x, start, span)
-        y = self._swap(xp, y)
-        return y, end, Saved(self, tuple(y.shape), kept, span) if keep else None
+        span = Span(xp, Packing.of(where, lengths, T, B), groups=groups)
+        return x, complete(where, xp, "state", state, self.states, B, params), span
 
     def backward(self, params: Params, saved: Any, dy: Array | None, dstate: Any = None) -> tuple[Params, Array, State]:
         """Backpropagate through time.
@@ -271,4 +291,4 @@ class SequenceLayer(Module):
 
     def _swap(self, xp: Namespace, array: Array) -> Array:
         """Change an array from the user's order of time and batch to (T, B, ...), or back."""
-        return xp.permute_dims(array, (1, 0, 2)) if self.batch_first else array
+        return xp.permute_dims(array, (1, 0, *range(2, array.ndim))) if self.batch_first else array

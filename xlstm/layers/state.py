@@ -33,13 +33,19 @@ class Span(Portable):
     """The steps and sequences of one call, which are the same for all parts of a layer.
 
     There are B sequences of T steps each, or of fewer where the packing has lengths. `rng` draws the masks, where there
-    are any; `keep` says whether to keep what the backward pass needs.
+    are any; `keep` says whether to keep what the backward pass needs. `groups` tells which sequences belong together,
+    for the layers that let them see each other.
     """
 
     def __init__(
-        self, xp: Namespace, packing: Packing, rng: np.random.Generator | None = None, keep: bool = False
+        self,
+        xp: Namespace,
+        packing: Packing,
+        rng: np.random.Generator | None = None,
+        keep: bool = False,
+        groups: Any = None,
     ) -> None:
-        self.xp, self.rng, self.keep = xp, rng, keep
+        self.xp, self.rng, self.keep, self.groups = xp, rng, keep, groups
         self.packing, self.T, self.B = packing, packing.T, packing.B
         self.full = packing.lengths is None and packing.steps == packing.T  # every sequence has T steps
         self._there: Array | None = None

@@ -3,5 +3,8 @@
 from xlstm.models.files import load, save
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import SavedModel, SequenceModel
+from xlstm.models.tirex.multivariate import HorizonWarning
+from xlstm.models.tirex.tirex1 import TiRex
+from xlstm.models.tirex.tirex2 import TiRex2
 
-__all__ = ["SavedModel", "SequenceModel", "load", "save", "xLSTMLanguageModel"]
+__all__ = ["HorizonWarning", "SavedModel", "SequenceModel", "TiRex", "TiRex2", "load", "save", "xLSTMLanguageModel"]

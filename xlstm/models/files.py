@@ -19,10 +19,12 @@ from xlstm.layers.gated import Recurrent
 from xlstm.layers.mlstm import mLSTM
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import SequenceModel
+from xlstm.models.tirex.tirex1 import TiRex
+from xlstm.models.tirex.tirex2 import TiRex2
 from xlstm.training import checkpoint
 
 KIND = "model"
-Layer = Recurrent | mLSTM | xLSTMStack | xLSTMLarge | mLSTMBlock | sLSTMBlock
+Layer = Recurrent | mLSTM | xLSTMStack | xLSTMLarge | mLSTMBlock | sLSTMBlock | TiRex | TiRex2
 LAYERS: dict[str, Any] = {layer.__name__: layer for layer in Layer.__args__[1:]}  # beside the gated ones
 Model = SequenceModel | xLSTMLanguageModel | Layer
 ARRAYS = 8  # a block has so many, at least
@@ -37,7 +39,7 @@ def save(path: str | os.PathLike[str], model: Model, params: Params) -> None:
     Parameters
     ----------
     path : path
-    model : SequenceModel, xLSTMLanguageModel, or a layer
+    model : SequenceModel, xLSTMLanguageModel, TiRex, TiRex2, or a layer
     params : dict of str to array
 
     Raises
@@ -81,7 +83,7 @@ def load(
 
     Returns
     -------
-    model : SequenceModel, xLSTMLanguageModel, or a layer
+    model : SequenceModel, xLSTMLanguageModel, TiRex, TiRex2, or a layer
     params : dict of str to array
 
     Raises
@@ -115,7 +117,9 @@ def _described(config: dict[str, Any], count: int) -> Model:
         raise ValueError(f"layer is {checks.shown(name)}, expected one of {', '.join(_layers())}")
     # Before their names are listed, however many are declared.
     depth, least = ("num_blocks", ARRAYS) if issubclass(_layers()[name], Backbone) else ("num_layers", 1)
-    declared = options.get(depth) if isinstance(options, dict) else None
+    declared = options.get(depth, options.get("recipe")) if isinstance(options, dict) else None
+    if isinstance(declared, list):
+        depth, declared = "blocks of recipe", len(declared)
     if isinstance(declared, int) and declared * least > count:
         raise ValueError(f"{depth} is {declared}, the file holds {count} arrays")
     layer: Any = reading.made("options", _layers()[name], options)

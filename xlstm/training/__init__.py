@@ -1,6 +1,7 @@
 """The training loop, losses, optimisers with gradient clipping, schedules, precision and checkpoints."""
 
 from xlstm.data.batches import Batches
+from xlstm.training.adapters import LowRank
 from xlstm.training.callbacks import Callback, Clip, EarlyStopping, MovingAverage, Progress, ReduceOnPlateau
 from xlstm.training.finder import RangeTest, find_learning_rate
 from xlstm.training.loop import evaluate, train
@@ -15,6 +16,7 @@ __all__ = [
     "Clip",
     "EarlyStopping",
     "Interrupted",
+    "LowRank",
     "MovingAverage",
     "Progress",
     "RangeTest",

@@ -19,6 +19,7 @@ from xlstm.engines.numba import jit, maths
 from xlstm.engines.numba.codegen import FORMS, LIBM
 from xlstm.tracing.symbols import CONDITIONS, Line, SymbolicNamespace, Symbols, UntraceableError, trace
 
+HELPERS = ("tanh", "exp", "log1p")  # functions of `maths.py`
 KINDS: dict[Any, str] = {np.dtype("float32"): "4", np.dtype("float64"): "8"}  # bytes of a number, which end names
 
 Options = tuple[tuple[str, Any], ...]
@@ -140,8 +141,10 @@ class _Writer:
                 self.text[to] = f"{to} += {self._operand(args[0], kind)}"
                 self.stage[to], self.varies[to] = self.stage[to] + 1, False
                 return
-            form = {"exp": f"exp{kind}({{}})", "tanh": f"tanh{kind}({{}})", "double": "{}", "single": "{}"}.get(op)
-            form = form or FORMS[op].replace("F(", f"F{kind}(")
+            if op in HELPERS:
+                form = f"{op}{kind}({{}})"
+            else:
+                form = "{}" if op in ("double", "single") else FORMS[op].replace("F(", f"F{kind}(")
             self.text[to] = f"{to} = {form.format(*(self._operand(a, kind) for a in args))}"
 
     def _operand(self, name: str, kind: str) -> str:
@@ -209,6 +212,6 @@ def _helpers() -> Any:
     for dtype, kind in KINDS.items():
         own = jit.new_module(f"{found.__name__} {dtype}")
         jit.bind_maths(own, str(dtype))
-        found.__dict__.update({f"F{kind}": dtype.type, f"tanh{kind}": own.tanh, f"exp{kind}": own.exp})
+        found.__dict__.update({f"F{kind}": dtype.type, **{f"{name}{kind}": getattr(own, name) for name in HELPERS}})
     found.__dict__.update(at4=pointers.at4, at8=pointers.at8, carray=numba.carray, U=np.uintp, math=math)
     return found

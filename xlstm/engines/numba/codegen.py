@@ -22,11 +22,11 @@ FORMS = {
     **{"less": "{} < {}", "less_equal": "{} <= {}", "and": "{} & {}", "where": "{1} if {0} else {2}"},
     "maximum": "{0} if ({0} > {1}) | ({0} != {0}) else {1}",
     "minimum": "{0} if ({0} < {1}) | ({0} != {0}) else {1}",
-    **{"number": "F({!r})", "tanh": "tanh({})", "exp": "exp({})", "abs": "abs({})"},
-    **{name: f"F(math.{name}({{}}))" for name in ("expm1", "log", "log1p", "sqrt")},
+    **{"number": "F({!r})", "tanh": "tanh({})", "exp": "exp({})", "log1p": "log1p({})"},
+    **{"abs": "abs({})", **{name: f"F(math.{name}({{}}))" for name in ("expm1", "log", "sqrt")}},
 }
 # A loop with a function of libm makes no vectors, and without them libm's exp is quicker, too.
-LIBM = ("expm1", "log", "log1p")
+LIBM = ("expm1", "log")
 SCALAR = FORMS | {"exp": "F(math.exp({}))"}
 # Arguments of a step: where its numbers begin in arrays over all steps. No parameter of a cell has such a name.
 PLACES = ("_zx", "_h", "_new_h", "_carry", "_new_carry", "_saved")

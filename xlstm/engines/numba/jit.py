@@ -101,6 +101,7 @@ SHARED = (
     loops.cut,
     loops.product_piece,
     loops.add,
+    loops.copy,
     loops.to_rows,
     loops.enter,
     loops.forward,
@@ -154,7 +155,7 @@ def _shared(dtype: str, shape: Any) -> ModuleType:
     bind(found, SHARED)
     bind(found, COUNTED, counted=True)
     bind(found, (products.rows_times_vector, products.column_of_product), FLAGS | {"reassoc"})
-    bind(found, (products.products_of_batch,), counted=True)
+    bind(found, (products.products_of_batch, products.pack_blocks), counted=True)
     found.__dict__["PRODUCT"] = vectors.address(found.__dict__["product"], vectors.product_type(dtype))
     return found
 
@@ -194,12 +195,14 @@ def bind(
 
 
 def bind_maths(module: ModuleType, dtype: str) -> None:
-    """Compile exp and tanh for a dtype; F, which makes a number of it, is a name of the module, too."""
+    """Compile exp, tanh and log1p for a dtype; F, which makes a number of it, is a name of the module, too."""
     module.__dict__.update(maths.constants(dtype))
-    series = maths.series_single if dtype == "float32" else maths.series_double
-    bind(module, (series,))
-    module.__dict__["series"] = module.__dict__[series.__name__]
-    bind(module, (maths.tanh, maths.exp))
+    single = {"series": maths.series_single, "atanh": maths.atanh_single}
+    double = {"series": maths.series_double, "atanh": maths.atanh_double}
+    for name, function in (single if dtype == "float32" else double).items():
+        bind(module, (function,))
+        module.__dict__[name] = module.__dict__[function.__name__]
+    bind(module, (maths.tanh, maths.exp, maths.log1p))
 
 
 def _after_fork() -> None:

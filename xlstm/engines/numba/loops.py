@@ -206,8 +206,7 @@ def forward(
             else:
                 for g in range(zh.shape[0]):
                     for s in range(first, first + fresh):
-                        for unit in range(H):
-                            zx[g, s * H + unit] = x[origin + s, g * H + unit]
+                        copy(xs, (origin + s) * D + g * H, zxs, g * zx.shape[1] + s * H, H)
             count_up(counts, at + size)
         wait(counts, at, size, pieces)
         units, at = n * H, (2 * t + 1) * line
@@ -306,6 +305,13 @@ def backward(
                 product_piece(where, piece, group, high, rows_h, start, R, n, W, dh, place, H, INT(0), K, more)
             count_up(counts, at + size)
         wait(counts, at, size, pieces)
+
+
+def copy(rows: Any, at: int, to: Any, place: int, n: int) -> None:
+    """Copy n numbers of an array, from one place on, to another array."""
+    at, place = U(at), U(place)
+    for i in range(U(n)):
+        to[place + i] = rows[at + i]
 
 
 def enter(table: Any, k: int, array: Any) -> None:

@@ -1,4 +1,4 @@
-"""tanh and exp in arithmetic alone, so that LLVM makes vectors of them: libm's functions make none.
+"""tanh, exp and log1p in arithmetic alone, so that LLVM makes vectors of them: libm's functions make none.
 
 These functions are compiled by `jit.functions`, which binds the names below to a dtype's own.
 """
@@ -13,14 +13,14 @@ import numpy as np
 F: Any = np.float32  # the dtype
 I: Any = np.int32  # the integer of its size  # noqa: E741
 LOG2E = MAGIC = HIGH = LOW = LIMIT = LOWEST = HIGHEST = 0.0
-MANTISSA = BIAS = 0
+MANTISSA = BIAS = MIDDLE = 0
 
 
 def constants(dtype: str) -> dict[str, Any]:
     """Return what the functions here need to know of a dtype.
 
     MANTISSA is the number of bits of the mantissa, BIAS that of the exponent, tanh(LIMIT) is 1, exp(x) is neither 0 nor
-    infinite from LOWEST to HIGHEST, and HIGH + LOW is ln 2.
+    infinite from LOWEST to HIGHEST, HIGH + LOW is ln 2, and MIDDLE are the bits of sqrt(1/2).
     """
     single = dtype == "float32"
     real, integer = (np.float32, np.int32) if single else (np.float64, np.int64)
@@ -31,7 +31,8 @@ def constants(dtype: str) -> dict[str, Any]:
     numbers = {"LOG2E": 1 / math.log(2), "MAGIC": 1.5 * 2.0**mantissa, "HIGH": high, "LOW": low, "LIMIT": limit}
     numbers |= {"LOWEST": lowest, "HIGHEST": highest}
     found = {name: real(value) for name, value in numbers.items()}
-    return {"F": real, "I": integer, "MANTISSA": integer(mantissa), "BIAS": integer(bias), **found}
+    middle = real(math.sqrt(0.5)).view(integer)
+    return {"F": real, "I": integer, "MANTISSA": integer(mantissa), "BIAS": integer(bias), "MIDDLE": middle, **found}
 
 
 def series_single(r: Any) -> Any:
@@ -49,6 +50,20 @@ def series_double(r: Any) -> Any:
 
 
 series: Any = series_single
+
+
+def atanh_single(z: Any) -> Any:
+    """Return 2 (atanh(s) / s - 1) for z = s^2 <= 0.03 in float32, by its series."""
+    return z * (F(2 / 3) + z * (F(2 / 5) + z * (F(2 / 7) + z * F(2 / 9))))
+
+
+def atanh_double(z: Any) -> Any:
+    """Return 2 (atanh(s) / s - 1) for z = s^2 <= 0.03 in float64, by its series."""
+    p = F(2 / 15) + z * (F(2 / 17) + z * (F(2 / 19) + z * (F(2 / 21) + z * F(2 / 23))))
+    return z * (F(2 / 3) + z * (F(2 / 5) + z * (F(2 / 7) + z * (F(2 / 9) + z * (F(2 / 11) + z * (F(2 / 13) + z * p))))))
+
+
+atanh: Any = atanh_single
 
 
 def tanh(x: Any) -> Any:
@@ -74,3 +89,19 @@ def exp(x: Any) -> Any:
     n = I(I(F(w).view(I) - F(MAGIC).view(I)) + BIAS + BIAS)
     m = I(n >> I(1))
     return (series(r) + F(1)) * I(m << MANTISSA).view(F) * I(I(n - m) << MANTISSA).view(F)
+
+
+def log1p(x: Any) -> Any:
+    """Return k ln 2 + log(1 + f) with 1 + x = 2^k (1 + f), and log(1 + f) = 2 atanh(s) with s = f / (2 + f).
+
+    What is lost of x in 1 + x is added at last. As libm has it, log1p(-1) is -inf, and below there is NaN.
+    """
+    u = F(1) + x
+    lost = (x - (u - F(1))) / u
+    bits = I(F(u).view(I) - MIDDLE)
+    k = I(bits >> MANTISSA)
+    f = I(F(u).view(I) - I(k << MANTISSA)).view(F) - F(1)
+    s = f / (F(2) + f)
+    y = F(k) * HIGH + (f - (s * (f - atanh(s * s)) - (F(k) * LOW + lost)))
+    y = y if u < F(np.inf) else u
+    return y if u > F(0) else F(-np.inf) if u == F(0) else F(np.nan)

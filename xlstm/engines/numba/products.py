@@ -242,6 +242,22 @@ def products_of_batch(
             call_product(where, left, from_row, row, pace, M, packed, 0, slivers, result, m * M * N, N, 0, width, more)
 
 
+def pack_blocks(b: int, lead: int, turned: bool, width: int, per: int, packed: Any, first: int, last: int) -> None:
+    """Pack a matrix (K, width) by equal blocks of its rows, `per` slivers each: the slivers from `first` to `last`.
+
+    b is given by its address. Its rows are `lead` numbers apart, or where it is `turned` its columns.
+    """
+    flat, deep = carray(pointer(b), 1), packed.shape[1]
+    while first < last:
+        block, q = first // per, first % per
+        stop = min(per, q + last - first)
+        if turned:
+            pack_columns(flat, block * deep, lead, width, deep, q, stop, packed, first)
+        else:
+            pack_rows(flat, block * deep * lead, lead, width, deep, q, stop, packed, first)
+        first += stop - q
+
+
 def product_of_rows(where: int, a: Any, b: Any, out: Any, first: int, last: int) -> None:
     """Set the rows from `first` to `last` of out (n, width) = a (n, K) @ b.
 

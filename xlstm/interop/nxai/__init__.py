@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Backend, backend_of
+from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
-from xlstm.data import reading, writing
+from xlstm.data import reading
+from xlstm.data.tensors import Tensors
+from xlstm.interop import pieces
 from xlstm.interop.nxai import names
 from xlstm.interop.nxai.config import config_of, model_of
-from xlstm.interop.nxai.files import Shards, config_beside
+from xlstm.interop.shards import Shards, config_beside, files_of, places, write
 from xlstm.layers.blocks.large import xLSTMLarge
 from xlstm.layers.blocks.stack import xLSTMStack
 from xlstm.models.language import xLSTMLanguageModel
-from xlstm.training import checkpoint
 
 STYLES = ("xlstm", "transformers")
 
@@ -65,18 +66,16 @@ def load(
         the configuration is unknown. Names and shapes are checked before anything is read.
     """
     path = Path(path)
-    shards = Shards(path)
+    shards = Shards(path, map(Tensors, files_of(path)))
     large = any(name.startswith("backbone.") for name in shards.shapes)
-    found = config_beside(path) if config is None else config
+    found = config_beside(path, instead=", or config=") if config is None else config
     model, style = model_of(found, most=len(shards.shapes), large=large)
-    _check(model, style, shards)
+    theirs = names.pieces(model, style, shards.shapes)
+    pieces.check(theirs, shards, {names.HEAD, names.embedding_of(model, style)} if model.tied else ())
     if model.tied and not _same_head(model, style, shards):
         model = dataclasses.replace(model, tied=False)
-    chosen = backend_of(backend, dtype or (backend.dtype if isinstance(backend, Backend) else shards.dtype))
-    params: Params = {}
-    for name, pieces in names.pieces(model, style, shards.shapes).items():
-        params[name] = chosen.asarray(_assembled(shards, pieces, model.shapes[name], chosen.dtype))
-    return model, params
+        theirs = names.pieces(model, style, shards.shapes)
+    return model, pieces.params(theirs, shards, model.shapes, backend, dtype)
 
 
 def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params, *, style: str = "xlstm") -> None:
@@ -108,49 +107,19 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
     if not isinstance(backbone, xLSTMStack | xLSTMLarge):
         raise TypeError(f"save: model is {model!r}, expected an xLSTMLanguageModel of an xLSTMStack or xLSTMLarge")
     model.namespace(params, {})
-    path = Path(path)
     config = config_of(model, style)
     arrays = names.written(model, style, {name: to_numpy(p) for name, p in params.items()})
-    if path.suffix == ".safetensors":
-        file, beside = path, path.with_name(f"{path.stem}_config.json")
-    else:
-        path.mkdir(parents=True, exist_ok=True)
-        file, beside = path / "model.safetensors", path / "config.json"
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
+    file, beside = places(Path(path))
     texts = {beside: json.dumps(config, indent=2)}
     if beside.name == "config.json" and style == "xlstm" and isinstance(backbone, xLSTMLarge):
-        texts[path / "config.yaml"] = _yaml(config)
-    with writing.together(file, *texts) as (weights, *descriptions):
-        try:
-            save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, weights, metadata={"format": "pt"})
-        except SafetensorError as error:  # a full disk, for one
-            raise OSError(str(error)) from error
-        for description, text in zip(descriptions, texts.values(), strict=True):
-            description.write_bytes(text.encode())
+        texts[beside.with_name("config.yaml")] = _yaml(config)
+    write(file, arrays, texts)
 
 
 def _yaml(config: Mapping[str, Any]) -> str:
     """Return a configuration without others in it as YAML, where 1e-06 would be a string."""
     lines = "".join(f"{name}: {json.dumps(value)}\n" for name, value in config.items())
     return re.sub(r"(: \d+)e", r"\1.0e", lines)
-
-
-def _check(model: xLSTMLanguageModel, style: str, shards: Shards) -> None:
-    """Raise ValueError unless the checkpoint has the arrays of the model, in their shapes."""
-    pieces = names.pieces(model, style, shards.shapes).values()
-    expected = {piece.name: piece.layout.there for some in pieces for piece in some}
-    for name, shape in expected.items():
-        if name not in shards.shapes:
-            raise ValueError(f"{shards.path}: {name} is missing, expected it in shape {shape}")
-        if shards.shapes[name] != shape:
-            raise ValueError(f"{shards.path}: {name} has shape {shards.shapes[name]}, expected {shape}")
-    twice = {names.HEAD, names.embedding_of(model, style)} if model.tied else set()
-    surplus = [name for name in shards.shapes if name not in expected and name not in twice]
-    if surplus:
-        more = f" and {len(surplus) - 1} more" if len(surplus) > 1 else ""
-        raise ValueError(f"{shards.path}: {surplus[0]}{more} is surplus, the configuration has no place for it")
 
 
 def _same_head(model: xLSTMLanguageModel, style: str, shards: Shards) -> bool:
@@ -162,16 +131,3 @@ def _same_head(model: xLSTMLanguageModel, style: str, shards: Shards) -> bool:
     if style == "transformers" and shards.shapes[names.HEAD] == shards.shapes[embedding]:
         return False
     raise ValueError(f"{shards.path}: {names.HEAD} is another array than {embedding}, expected the same as it is tied")
-
-
-def _assembled(shards: Shards, pieces: list[names.Piece], dims: checks.Dims, dtype: str) -> Any:
-    """Return a parameter of ours made of its pieces, in the dtype asked for and never twice in memory."""
-    shape = tuple(n or 0 for n in dims.values())
-    whole = None if len(pieces) == 1 else np.empty(shape, dtype=dtype)
-    for piece in pieces:
-        found = shards.read(piece.name)
-        checkpoint.finite(shards.path, {piece.name: found}, dtype)
-        if whole is None:
-            return np.ascontiguousarray(piece.layout.read(found, shape), dtype=dtype)
-        whole[piece.rows] = found
-    return whole

@@ -8,8 +8,9 @@ from typing import Any
 
 from xlstm.arrays.checks import shown
 from xlstm.data import reading
+from xlstm.interop.keys import factor, only, options, values
 from xlstm.interop.nxai import keys
-from xlstm.interop.nxai.keys import only, take
+from xlstm.interop.nxai.keys import take
 from xlstm.layers.blocks.block import round_up
 from xlstm.layers.blocks.large import xLSTMLarge
 from xlstm.layers.blocks.stack import xLSTMStack
@@ -82,10 +83,10 @@ def _stack(config: Config, where: str) -> xLSTMLanguageModel:
         mlstm, slstm = {**own, "proj_factor": own["mlstm_proj_factor"]}, own
         feed = {"proj_factor": own["slstm_ffn_proj_factor"], "act_fn": own["slstm_ffn_act"], "dropout": own["dropout"]}
     backbone = xLSTMStack(
-        **keys.options(own, keys.STACK),
-        **keys.options(mlstm, keys.MLSTM),
-        **keys.options(slstm, keys.SLSTM),
-        **keys.options(feed, keys.FEED_FORWARD),
+        **options(own, keys.STACK),
+        **options(mlstm, keys.MLSTM),
+        **options(slstm, keys.SLSTM),
+        **options(feed, keys.FEED_FORWARD),
         slstm_at=range(own["num_blocks"]) if at == "all" else at,
         eps=EPS,
         ffn_activation=keys.ACTIVATIONS[feed["act_fn"]],
@@ -103,7 +104,7 @@ def _stack_config(model: xLSTMLanguageModel) -> dict[str, Any]:
     if model.embedding_dropout not in (0.0, backbone.dropout):
         raise ValueError(f"save: embedding_dropout is {model.embedding_dropout}, expected 0 or that of the blocks")
     every, some = len(backbone.slstm_at) == backbone.num_blocks, bool(backbone.slstm_at)
-    mlstm, slstm = keys.values(backbone, keys.MLSTM), keys.values(backbone, keys.SLSTM)
+    mlstm, slstm = values(backbone, keys.MLSTM), values(backbone, keys.SLSTM)
     slstm = {name: mlstm[name] if value is None else value for name, value in slstm.items()}
     if 1 in [block["conv1d_kernel_size"] for block, there in ((mlstm, not every), (slstm, some)) if there]:
         raise ValueError("save: conv_kernel_size is 1, expected 2 or more as the block-stack package fails with 1")
@@ -112,9 +113,9 @@ def _stack_config(model: xLSTMLanguageModel) -> dict[str, Any]:
     if backbone.ffn_proj_factor:
         act = next(name for name, ours in keys.ACTIVATIONS.items() if ours == backbone.ffn_activation)
         dropout = backbone.dropout if backbone.ffn_dropout is None else backbone.ffn_dropout
-        feed = {**keys.values(backbone, keys.FEED_FORWARD), "act_fn": act, "dropout": dropout}
+        feed = {**values(backbone, keys.FEED_FORWARD), "act_fn": act, "dropout": dropout}
     return {
-        **keys.values(backbone, keys.STACK),
+        **values(backbone, keys.STACK),
         "context_length": CONTEXT,
         "vocab_size": model.vocab_size,
         "slstm_at": list(backbone.slstm_at),
@@ -149,7 +150,7 @@ def _large(config: Config, where: str, transformers: bool) -> xLSTMLanguageModel
     own = take(config, known, where, ignored)
     D = own["embedding_dim"]
     backbone = xLSTMLarge(
-        **keys.options(own, keys.LARGE),
+        **options(own, keys.LARGE),
         qk_size=int(D * own["qk_dim_factor"]),
         v_size=int(D * own["v_dim_factor"]),
         ffn_size=round_up(math.floor(D * own["ffn_proj_factor"]), own["ffn_round_up_to_multiple_of"]),
@@ -172,21 +173,15 @@ def _large_config(model: xLSTMLanguageModel, style: str) -> dict[str, Any]:
         raise ValueError(f"save: post_norm_bias is {bias}, expected {expected} as {reason}")
     sizes = {"qk_dim_factor": "qk_size", "v_dim_factor": "v_size", "ffn_proj_factor": "ffn_size"}
     config = {
-        **keys.values(backbone, keys.LARGE),
+        **values(backbone, keys.LARGE),
         "vocab_size": model.vocab_size,
-        **{name: _factor(backbone.size, getattr(backbone, ours)) for name, ours in sizes.items()},
+        **{name: factor(backbone.size, getattr(backbone, ours)) for name, ours in sizes.items()},
         "ffn_round_up_to_multiple_of": 1,
         "output_logit_soft_cap": model.logit_cap,
     }
     if config["chunk_size"] is None:
         del config["chunk_size"]
     return config if style == "xlstm" else _transformers(config, model)
-
-
-def _factor(D: int, size: int) -> float:
-    """Return a number that makes `size` of D when the product is rounded down."""
-    factor = size / D
-    return factor if int(D * factor) == size else math.nextafter(factor, math.inf)
 
 
 def _transformers(config: dict[str, Any], model: xLSTMLanguageModel) -> dict[str, Any]:

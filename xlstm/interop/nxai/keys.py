@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from xlstm.arrays import checks
 from xlstm.arrays.checks import shown
-
-
-class Key(NamedTuple):
-    """A key: the value where it is missing, the check of a value, and our option of the same meaning."""
-
-    usual: Any
-    check: checks.Kind
-    ours: str = ""
-
-
-Keys = dict[str, Key]
+from xlstm.interop import keys
+from xlstm.interop.keys import Key, Keys, anything, needed
 
 
 def _places(where: str, name: str, value: Any) -> Any:
@@ -25,10 +15,6 @@ def _places(where: str, name: str, value: Any) -> Any:
     numbers = isinstance(value, list | tuple | range) and all(type(k) is int for k in value)
     if not (value == "all" or numbers):
         raise TypeError(f"{where}: {name} is {shown(value)}, expected numbers of blocks or 'all'")
-    return value
-
-
-def _anything(where: str, name: str, value: Any) -> Any:
     return value
 
 
@@ -43,20 +29,19 @@ def _words(text: str) -> frozenset[str]:
 # Our name of each activation of a feed-forward layer.
 ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "relu^2": "square_relu", "sigmoid": "sigmoid", "swish": "silu"}
 ACTIVATIONS |= {"selu": "selu"}
-NEEDED = Key(None, checks.optional(checks.size))  # keys with this very check must not be None
 # A block stack, with a dict for each of its blocks; and its keys where all is in one dict.
 STACK: Keys = {
     "num_blocks": Key(1, checks.size, "num_blocks"),
     "embedding_dim": Key(128, checks.size, "size"),
-    "vocab_size": NEEDED,
+    "vocab_size": needed(checks.size),
     "slstm_at": Key((), _places),
     "add_post_blocks_norm": Key(True, checks.flag, "post_norm"),
     "bias": Key(False, checks.flag, "bias"),
     "dropout": Key(0.0, checks.non_negative, "dropout"),
     "tie_weights": Key(False, checks.flag),
     "add_embedding_dropout": Key(False, checks.flag),
-    "mlstm_block": Key(None, _anything),
-    "slstm_block": Key(None, _anything),
+    "mlstm_block": Key(None, anything),
+    "slstm_block": Key(None, anything),
 }
 MLSTM: Keys = {
     "num_heads": Key(4, checks.size, "num_heads"),
@@ -68,7 +53,7 @@ SLSTM: Keys = {
     "num_heads": Key(4, checks.size, "slstm_num_heads"),
     "conv1d_kernel_size": Key(4, checks.size_or_0, "slstm_conv_kernel_size"),  # 0 where there is no convolution
 }
-BLOCK: Keys = {"mlstm": Key({}, _anything), "slstm": Key({}, _anything), "feedforward": Key({}, _anything)}
+BLOCK: Keys = {"mlstm": Key({}, anything), "slstm": Key({}, anything), "feedforward": Key({}, anything)}
 FEED_FORWARD: Keys = {
     "proj_factor": Key(1.3, checks.non_negative, "ffn_proj_factor"),
     "act_fn": Key("gelu", _activation),
@@ -83,10 +68,10 @@ FLAT: Keys = {
 }
 # A large model. The factors times the width are widths.
 LARGE: Keys = {
-    "embedding_dim": NEEDED._replace(ours="size"),
-    "num_heads": NEEDED._replace(ours="num_heads"),
-    "num_blocks": NEEDED._replace(ours="num_blocks"),
-    "vocab_size": NEEDED,
+    "embedding_dim": needed(checks.size, "size"),
+    "num_heads": needed(checks.size, "num_heads"),
+    "num_blocks": needed(checks.size, "num_blocks"),
+    "vocab_size": needed(checks.size),
     "use_bias": Key(False, checks.flag, "bias"),
     "norm_eps": Key(1e-6, checks.non_negative, "norm_eps"),
     "add_out_norm": Key(True, checks.flag, "post_norm"),
@@ -157,39 +142,5 @@ IGNORED_TRANSFORMERS = IGNORED_LARGE | _words(
 
 
 def take(config: Any, known: Keys, where: str, ignored: frozenset[str] = IGNORED) -> dict[str, Any]:
-    """Return the values of the known keys, with defaults where they are missing.
-
-    Raise ValueError or TypeError if a key is unknown, a value is of another type or out of range, or it means something
-    that ours has no option for.
-    """
-    if not isinstance(config, Mapping):
-        raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
-    for name, value in config.items():
-        if not isinstance(name, str):
-            raise TypeError(f"{where}: key {shown(name)} is a {type(name).__name__}, expected text")
-        if name in known or name in ignored or name.startswith("_"):
-            continue
-        if name not in FIXED:
-            raise ValueError(f"{where}: key {shown(name)} is unknown, expected some of {', '.join(known)}")
-        only(where, name, value, FIXED[name])
-    found = {name: key.check(where, name, config.get(name, key.usual)) for name, key in known.items()}
-    for name, key in known.items():
-        if key.check is NEEDED.check and found[name] is None:
-            raise ValueError(f"{where}: {name} is missing")
-    return found
-
-
-def only(where: str, name: str, value: Any, expected: Any) -> None:
-    """Raise ValueError unless a key that ours has no option for has the one value that ours amounts to."""
-    if value != expected:
-        raise ValueError(f"{where}: {name} is {shown(value)}, which xlstm cannot express, expected {expected!r}")
-
-
-def options(values: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
-    """Return values of theirs under the names of our options."""
-    return {key.ours: values[name] for name, key in keys.items() if key.ours}
-
-
-def values(made: Any, keys: Keys) -> dict[str, Any]:
-    """Return the options of a layer of ours under their names."""
-    return {name: getattr(made, key.ours) for name, key in keys.items() if key.ours}
+    """Return the values of the known keys as `keys.take` does, with the ignored and the fixed keys of the packages."""
+    return keys.take(config, known, where, ignored, FIXED)

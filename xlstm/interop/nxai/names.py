@@ -7,18 +7,14 @@ the input gate. Its recurrent kernel has another layout in checkpoints of CUDA's
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
 
-import numpy as np
-
+from xlstm.interop import pieces as pieces_of
+from xlstm.interop.pieces import LAST, Host, Layout, Piece, Shape
 from xlstm.layers.blocks.large import xLSTMLarge
 from xlstm.layers.blocks.slstm import sLSTMBlock
 from xlstm.models.language import xLSTMLanguageModel
 
-Host = np.ndarray[Any, Any]
-Shape = tuple[int, ...]
 HEAD = "lm_head.weight"
-LAST = {"W": "weight", "w": "weight", "b": "bias"}
 
 # By our name within a block the name of theirs, or of several that lie one below the other in ours.
 MLSTM = {
@@ -55,30 +51,6 @@ LARGE = {
 FUSED = {"qkvo": "mlstm_layer.qkv_opreact", "gates": "mlstm_layer.ifgate_preact", "ffn.up": "ffn.proj_up_gate_z"}
 
 
-class Layout(NamedTuple):
-    """The layout of an array there: ours is divided into `fine` axes, which are permuted and joined to `there`."""
-
-    fine: Shape
-    order: Shape
-    there: Shape
-
-    def write(self, array: Host) -> Host:
-        """Return an array of ours in their layout."""
-        return array.reshape(self.fine).transpose(self.order).reshape(self.there)
-
-    def read(self, array: Host, shape: Shape) -> Host:
-        """Return an array of theirs in our layout and shape."""
-        return array.reshape([self.fine[k] for k in self.order]).transpose(np.argsort(self.order)).reshape(shape)
-
-
-class Piece(NamedTuple):
-    """Some rows of a parameter of ours, as an array of theirs, whose shape is `layout.there`."""
-
-    name: str
-    rows: slice
-    layout: Layout
-
-
 def pieces(model: xLSTMLanguageModel, style: str, shapes: Mapping[str, Shape] | None = None) -> dict[str, list[Piece]]:
     """Return by each of our names the arrays of theirs that make it up, one below the other.
 
@@ -94,11 +66,9 @@ def pieces(model: xLSTMLanguageModel, style: str, shapes: Mapping[str, Shape] | 
         heights = [shape[0] // len(listed)] * len(listed)
         if len(listed) == 4:  # q, k, v and o
             heights = [*[model.backbone.qk_size] * 2, *[model.backbone.v_size] * 2]
-        found[ours], start = [], 0
-        for name, height in zip(listed, heights, strict=True):
-            layout = _layout(model, ours, name, (height, *shape[1:]), given)
-            found[ours].append(Piece(name, slice(start, start + height), layout))
-            start += height
+        layouts = [_layout(model, ours, name, (n, *shape[1:]), given) for name, n in zip(listed, heights, strict=True)]
+        some = pieces_of.below(listed, heights, shape[1:])
+        found[ours] = [piece._replace(layout=layout) for piece, layout in zip(some, layouts, strict=True)]
     return found
 
 
@@ -145,11 +115,7 @@ def embedding_of(model: xLSTMLanguageModel, style: str) -> str:
 
 def written(model: xLSTMLanguageModel, style: str, arrays: Mapping[str, Host]) -> dict[str, Host]:
     """Return arrays under our names, such as parameters or their gradients, as they are there."""
-    found = {
-        piece.name: piece.layout.write(np.asarray(arrays[name])[piece.rows])
-        for name, some in pieces(model, style).items()
-        for piece in some
-    }
+    found = pieces_of.written(pieces(model, style), arrays)
     if model.tied:  # it is there twice; transformers 5 would draw a head that is missing
         found[HEAD] = found[embedding_of(model, style)]
     return found

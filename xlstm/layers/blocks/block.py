@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.namespace import Array
+from xlstm.arrays.namespace import Array, Params
 from xlstm.layers import initializers
 from xlstm.layers.linear import Linear
 from xlstm.layers.masks import dropout
-from xlstm.layers.module import SameWidth, Weight
+from xlstm.layers.module import SameWidth, Weight, dropped
 from xlstm.layers.sequence import SequenceLayer
+from xlstm.layers.state import Span, State
 
 MULTIPLE = 64  # inner widths are multiples of this
 
@@ -51,6 +53,66 @@ class Block(SameWidth, SequenceLayer):
         """Return y through a mask of dropout, and the mask, which is None where none is drawn."""
         mask = dropout(rng, rate, tuple(y.shape), y)
         return (y if mask is None else y * mask), mask
+
+
+class MixerBlock(Block):
+    """The base of blocks that mix time, and then have a feed-forward layer: x' = x + mix(norm(x)); y = x' +
+    ffn(ffn_norm(x')).
+
+    A subclass gives `mix` and `mix_bwd`, and the parts `norm`, `ffn_norm` and `ffn`; the last two may be missing.
+    """
+
+    @property
+    def ffn_rate(self) -> float:
+        """Rate of dropout of what the feed-forward layer adds."""
+        return 0.0
+
+    def mix(self, p: Params, u: Array, state: State, span: Span, kept: dict[str, Any]) -> tuple[Array, State]:
+        """Return what is added to x, from its norm u, and the final state; `mix_bwd` needs what goes to `kept`."""
+        raise NotImplementedError
+
+    def mix_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span, grads: Params
+    ) -> tuple[Array, State]:
+        """Return the gradients of u and of the initial state; those of parameters are added to `grads`."""
+        raise NotImplementedError
+
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+        kept: dict[str, Any] = {}
+        x, end = self.over_time(p, x, state, span, kept)
+        return self.at_each_step(p, x, span, kept), end, kept
+
+    def scan_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
+    ) -> tuple[Params, Array, State]:
+        grads: Params = {}
+        dy = self.at_each_step_bwd(p, kept, dy, span, grads)
+        du, start = self.mix_bwd(p, kept, dy, dstate, span, grads)  # (2)
+        return grads, dy + self.through_bwd(span.xp, "norm", p, kept, du, grads), start  # (1)
+
+    def over_time(self, p: Params, x: Array, state: State, span: Span, kept: dict[str, Any]) -> tuple[Array, State]:
+        """Return x with what mixes time added, and the final state."""
+        u = self.through(span.xp, "norm", p, x, kept)  # (1)
+        m, end = self.mix(p, u, state, span, kept)  # (2)
+        return x + m, end
+
+    def at_each_step(self, p: Params, x: Array, span: Span, kept: dict[str, Any]) -> Array:
+        """Return x with the feed-forward layer added, which looks at each step by itself."""
+        xp = span.xp
+        kept["ffn_mask"] = None
+        if "ffn" not in self.parts:
+            return x
+        w = self.through(xp, "ffn", p, self.through(xp, "ffn_norm", p, x, kept), kept)  # (3)
+        w, kept["ffn_mask"] = self._drop(span.rng, w, self.ffn_rate)  # (4)
+        return x + w
+
+    def at_each_step_bwd(self, p: Params, kept: Any, dy: Array, span: Span, grads: Params) -> Array:
+        """Return the gradient of x from that of `at_each_step`."""
+        xp = span.xp
+        if "ffn" not in self.parts:
+            return dy
+        dw = self.through_bwd(xp, "ffn", p, kept, dropped(dy, kept["ffn_mask"]), grads)  # (4) (3)
+        return dy + self.through_bwd(xp, "ffn_norm", p, kept, dw, grads)
 
 
 class GatesOfHeads(Linear):

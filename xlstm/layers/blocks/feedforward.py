@@ -1,4 +1,5 @@
-"""Gated feed-forward layers, y = (act(x G^T) * (x U^T)) D^T (Dauphin et al. 2017; Shazeer 2020)."""
+"""Feed-forward layers: gated ones, y = (act(x G^T) * (x U^T)) D^T (Dauphin et al. 2017; Shazeer 2020), and residual
+ones, y = act(x H^T) O^T + x R^T (Das et al. 2023)."""
 
 from __future__ import annotations
 
@@ -65,6 +66,45 @@ class GatedFeedForward(SameWidth, Module):
         one = (kept[name] for name in ("gate", "value", "a"))
         dz = xp.concat(fuse(xp, _gated_bwd, du, *one, activation=self.activation), axis=-1)  # (2)
         return grads, self.through_bwd(xp, "up", p, kept, dz, grads)  # (1)
+
+
+@dataclass(frozen=True)
+class ResidualFeedForward(Module):
+    """A feed-forward layer beside a linear one: y = output(act(hidden(x))) + residual(x), all three with biases.
+
+    Parameters
+    ----------
+    input_size, hidden_size, output_size : int
+        Widths I, U and O. Parameters are `hidden.W` (U, I), `output.W` (O, U), `residual.W` (O, I), and as many `b`.
+    activation : {"gelu", "silu", "relu", "square_relu", "sigmoid", "selu"}
+    """
+
+    input_size: int
+    hidden_size: int
+    output_size: int
+    _: KW_ONLY
+    activation: str = "relu"
+
+    @functools.cached_property
+    def parts(self) -> dict[str, Any]:
+        I, U, O = self.input_size, self.hidden_size, self.output_size  # noqa: E741
+        return {"hidden": Linear(I, U), "output": Linear(U, O), "residual": Linear(I, O)}
+
+    def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
+        kept: dict[str, Any] = {}
+        z = self.through(xp, "hidden", p, x, kept)  # (1)
+        a = fuse(xp, FEED_FORWARD[self.activation].fwd, z)  # (2)
+        y = self.through(xp, "output", p, a, kept)  # (3)
+        y += self.through(xp, "residual", p, x, kept)  # (4)
+        return y, {**kept, "z": z, "a": a}
+
+    def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Array]:
+        grads: Params = {}
+        dx = self.through_bwd(xp, "residual", p, kept, dy, grads)  # (4)
+        da = self.through_bwd(xp, "output", p, kept, dy, grads)  # (3)
+        dz = fuse(xp, FEED_FORWARD[self.activation].bwd, da, kept["z"], kept["a"])  # (2)
+        dx += self.through_bwd(xp, "hidden", p, kept, dz, grads)  # (1)
+        return grads, dx
 
 
 def _gated(xp: Namespace, gate: Array, value: Array, activation: str) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ from typing import Any
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array, Params
 from xlstm.cells.activations import sigmoid, sigmoid_bwd, soft_cap, soft_cap_bwd
-from xlstm.layers.blocks.block import MULTIPLE, Block, GatesOfHeads, round_up
+from xlstm.layers.blocks.block import MULTIPLE, GatesOfHeads, MixerBlock, round_up
 from xlstm.layers.blocks.feedforward import GatedFeedForward
 from xlstm.layers.blocks.stack import Backbone
 from xlstm.layers.linear import Linear
@@ -20,7 +20,7 @@ from xlstm.layers.state import Span, State
 
 
 @dataclass(frozen=True)
-class LargeBlock(Block):
+class LargeBlock(MixerBlock):
     """An mLSTM and a feed-forward layer, each added to x; `xLSTMLarge` describes the options.
 
     u = RMSNorm(x); q, k, v, o~, i~ and f~ are maps of u; x' = x + down(sigmoid(o~) norm(mLSTM(q, k, v, cap(i~),
@@ -36,12 +36,14 @@ class LargeBlock(Block):
     norm_eps: float
     eps: float
     chunk_size: int | None
+    rest: float = -math.inf  # m before the first step
 
     @functools.cached_property
     def memory(self) -> Memory:
         """The memories of all heads."""
         N = self.num_heads
-        return Memory(N, self.qk_size // N, self.v_size // N, eps=self.eps, chunk=self.chunk_size)
+        sizes = N, self.qk_size // N, self.v_size // N
+        return Memory(*sizes, eps=self.eps, chunk=self.chunk_size, rest=self.rest)
 
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
@@ -61,41 +63,34 @@ class LargeBlock(Block):
     def states(self) -> State:
         return self.memory.states
 
-    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+    def mix(self, p: Params, u: Array, state: State, span: Span, kept: dict[str, Any]) -> tuple[Array, State]:
         xp = span.xp
-        kept: dict[str, Any] = {}
         N, K, V = self.num_heads, self.qk_size, self.v_size
-        u = self.through(xp, "norm", p, x, kept)  # (1)
-        qkvo = self.through(xp, "qkvo", p, u, kept)  # (2)
+        qkvo = self.through(xp, "qkvo", p, u, kept)  # (1)
         q, k, v, o = qkvo[..., :K], qkvo[..., K : 2 * K], qkvo[..., 2 * K : 2 * K + V], qkvo[..., 2 * K + V :]
-        gates = self.through(xp, "gates", p, u, kept)  # (3)
+        gates = self.through(xp, "gates", p, u, kept)  # (2)
         if self.gate_cap is not None:
-            gates = soft_cap(xp, gates, self.gate_cap)  # (4)
-        h, end, memory = self.memory.run(q, k, v, gates[..., :N], gates[..., N:], state, span)  # (5)
-        n = self.through(xp, "outnorm", p, h, kept)  # (6)
-        s = sigmoid(xp, o)  # (7)
-        x = x + self.through(xp, "down", p, s * n, kept)  # (8)
-        t = self.through(xp, "ffn_norm", p, x, kept)  # (9)
-        y = x + self.through(xp, "ffn", p, t, kept)  # (10)
-        return y, end, {**kept, "capped": gates, "memory": memory, "n": n, "s": s}
+            gates = soft_cap(xp, gates, self.gate_cap)  # (3)
+        h, end, memory = self.memory.run(q, k, v, gates[..., :N], gates[..., N:], state, span)  # (4)
+        n = self.through(xp, "outnorm", p, h, kept)  # (5)
+        s = sigmoid(xp, o)  # (6)
+        kept |= {"capped": gates, "memory": memory, "n": n, "s": s}
+        return self.through(xp, "down", p, s * n, kept), end  # (7)
 
-    def scan_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
-    ) -> tuple[Params, Array, State]:
+    def mix_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span, grads: Params
+    ) -> tuple[Array, State]:
         xp = span.xp
-        grads: Params = {}
-        dt = self.through_bwd(xp, "ffn", p, kept, dy, grads)  # (10)
-        dy = dy + self.through_bwd(xp, "ffn_norm", p, kept, dt, grads)  # (9)
-        dsn = self.through_bwd(xp, "down", p, kept, dy, grads)  # (8)
-        do = sigmoid_bwd(xp, dsn * kept["n"], None, kept["s"])  # (7)
-        dh = self.through_bwd(xp, "outnorm", p, kept, dsn * kept["s"], grads)  # (6)
-        (dq, dk, dv, di, df), start = self.memory.run_bwd(kept["memory"], dh, dstate, span)  # (5)
+        dsn = self.through_bwd(xp, "down", p, kept, dy, grads)  # (7)
+        do = sigmoid_bwd(xp, dsn * kept["n"], None, kept["s"])  # (6)
+        dh = self.through_bwd(xp, "outnorm", p, kept, dsn * kept["s"], grads)  # (5)
+        (dq, dk, dv, di, df), start = self.memory.run_bwd(kept["memory"], dh, dstate, span)  # (4)
         dgates = xp.concat((di, df), axis=-1)
         if self.gate_cap is not None:
-            dgates = soft_cap_bwd(xp, dgates, None, kept["capped"], self.gate_cap)  # (4)
-        du = self.through_bwd(xp, "gates", p, kept, dgates, grads)  # (3)
-        du += self.through_bwd(xp, "qkvo", p, kept, xp.concat((dq, dk, dv, do), axis=-1), grads)  # (2)
-        return grads, dy + self.through_bwd(xp, "norm", p, kept, du, grads), start  # (1)
+            dgates = soft_cap_bwd(xp, dgates, None, kept["capped"], self.gate_cap)  # (3)
+        du = self.through_bwd(xp, "gates", p, kept, dgates, grads)  # (2)
+        du += self.through_bwd(xp, "qkvo", p, kept, xp.concat((dq, dk, dv, do), axis=-1), grads)  # (1)
+        return du, start
 
 
 @dataclass(frozen=True)
@@ -131,6 +126,8 @@ class xLSTMLarge(Backbone):  # noqa: N801
         Whether that norm has a bias, by default as `bias`; in transformers it never has one.
     """
 
+    size: int
+    num_blocks: int
     num_heads: int = 8
     _: KW_ONLY
     qk_size: int | None = None

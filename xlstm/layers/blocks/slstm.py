@@ -13,7 +13,7 @@ from xlstm.cells import slstm
 from xlstm.cells.activations import silu, silu_bwd
 from xlstm.engines.step import Masks
 from xlstm.layers import initializers
-from xlstm.layers.blocks.block import Block, widened
+from xlstm.layers.blocks.block import MixerBlock, widened
 from xlstm.layers.blocks.feedforward import GatedFeedForward
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.linear import HeadwiseLinear
@@ -27,7 +27,7 @@ from xlstm.recurrence.forward import run
 
 
 @dataclass(frozen=True)
-class sLSTMBlock(Block):  # noqa: N801
+class sLSTMBlock(MixerBlock):  # noqa: N801
     """A convolution and an sLSTM, then a feed-forward layer; the result of either is added to x.
 
     u = LayerNorm(x); c = silu(conv(u)); i~ and f~ are maps of c, z~ and o~ of u, by heads; x' = x + norm(sLSTM(i~, f~,
@@ -74,12 +74,12 @@ class sLSTMBlock(Block):  # noqa: N801
         return widened("sLSTMBlock", "ffn_proj_factor", self.ffn_proj_factor, self.size)
 
     @property
-    def _ffn_rate(self) -> float:
+    def ffn_rate(self) -> float:
         return self.dropout if self.ffn_dropout is None else self.ffn_dropout
 
     @functools.cached_property
     def random(self) -> bool:
-        return self.dropout > 0 or self._ffn_rate > 0
+        return self.dropout > 0 or self.ffn_rate > 0
 
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
@@ -100,56 +100,54 @@ class sLSTMBlock(Block):  # noqa: N801
     def states(self) -> State:
         return self.parts["conv"].states if self.conv_kernel_size else (), self.parts["cell"].states
 
-    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+    def mix(self, p: Params, u: Array, state: State, span: Span, kept: dict[str, Any]) -> tuple[Array, State]:
         xp = span.xp
-        kept: dict[str, Any] = {}
-        c = u = self.through(xp, "norm", p, x, kept)  # (1)
+        c = u
         conv_end: State = ()
         if self.conv_kernel_size:
-            kept["cc"], conv_end = self.along("conv", p, u, state[0], span, kept)  # (2)
-            kept["c"] = c = fuse(xp, silu, kept["cc"])  # (3)
-        gates = xp.concat([self.through(xp, g, p, c if g in "if" else u, kept) for g in "ifzo"], axis=-1)  # (4)
-        h, end = self.along("cell", p, gates, state[1], span, kept)  # (5)
-        h, kept["mask"] = self._drop(span.rng, h, self.dropout)  # (6)
-        y = x + self.through(xp, "outnorm", p, h, kept)  # (7)
-        kept["ffn_mask"] = None
-        if self.ffn_proj_factor:
-            w = self.through(xp, "ffn", p, self.through(xp, "ffn_norm", p, y, kept), kept)  # (8)
-            w, kept["ffn_mask"] = self._drop(span.rng, w, self._ffn_rate)  # (9)
-            y = y + w
-        return y, (conv_end, end), kept
+            kept["cc"], conv_end = self.along("conv", p, u, state[0], span, kept)  # (1)
+            kept["c"] = c = fuse(xp, silu, kept["cc"])  # (2)
+        gates = xp.concat([self.through(xp, g, p, c if g in "if" else u, kept) for g in "ifzo"], axis=-1)  # (3)
+        h, end = self.along("cell", p, gates, state[1], span, kept)  # (4)
+        h, kept["mask"] = self._drop(span.rng, h, self.dropout)  # (5)
+        return self.through(xp, "outnorm", p, h, kept), (conv_end, end)  # (6)
 
-    def scan_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
-    ) -> tuple[Params, Array, State]:
+    def mix_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span, grads: Params
+    ) -> tuple[Array, State]:
         xp, D = span.xp, self.size
-        grads: Params = {}
         conv_end, cell_end = (None, None) if dstate is None else dstate
-        if self.ffn_proj_factor:
-            dw = self.through_bwd(xp, "ffn", p, kept, dropped(dy, kept["ffn_mask"]), grads)  # (9) (8)
-            dy = dy + self.through_bwd(xp, "ffn_norm", p, kept, dw, grads)
-        dh = dropped(self.through_bwd(xp, "outnorm", p, kept, dy, grads), kept["mask"])  # (7) (6)
-        dgates, cell_start = self.along_bwd("cell", p, kept, dh, cell_end, span, grads)  # (5)
+        dh = dropped(self.through_bwd(xp, "outnorm", p, kept, dy, grads), kept["mask"])  # (6) (5)
+        dgates, cell_start = self.along_bwd("cell", p, kept, dh, cell_end, span, grads)  # (4)
         di, df, dz, do = (
             self.through_bwd(xp, g, p, kept, dgates[..., j * D : (j + 1) * D], grads) for j, g in enumerate("ifzo")
-        )  # (4)
+        )  # (3)
         dc, du, conv_start = di + df, dz + do, ()
         if self.conv_kernel_size:
-            dcc = fuse(xp, silu_bwd, dc, kept["cc"], kept["c"])  # (3)
-            dc, conv_start = self.along_bwd("conv", p, kept, dcc, conv_end, span, grads)  # (2)
-        return grads, dy + self.through_bwd(xp, "norm", p, kept, du + dc, grads), (conv_start, cell_start)  # (1)
+            dcc = fuse(xp, silu_bwd, dc, kept["cc"], kept["c"])  # (2)
+            dc, conv_start = self.along_bwd("conv", p, kept, dcc, conv_end, span, grads)  # (1)
+        return du + dc, (conv_start, cell_start)
 
 
 @dataclass(frozen=True)
 class Recurrence(SequenceLayer):
-    """The sLSTM from the products of x, i f z o, (T, B, 4D); parameters are `Wh` (4, N, K, K) and `b` (4D,)."""
+    """The sLSTM from the products of x, i f z o, (T, B, 4D); parameters are `Wh` (4, N, K, K) and `b` (4D,).
+
+    With `rounded` the products, `Wh` and all states are rounded to bfloat16, which takes float32.
+    """
 
     size: int
     num_heads: int
     recurrent_init: str
     depth: float
+    _: KW_ONLY
+    forget_limit: float | None = None
+    rounded: bool = False
 
-    CELL = slstm.Cell()
+    @functools.cached_property
+    def cell(self) -> slstm.Cell:
+        """The cell."""
+        return (slstm.Rounded if self.rounded else slstm.Cell)(forget_limit=self.forget_limit)
 
     @property
     def input_size(self) -> int:
@@ -169,14 +167,18 @@ class Recurrence(SequenceLayer):
 
     @functools.cached_property
     def states(self) -> State:
-        pairs = zip(self.CELL.STATES, self.CELL.REST, strict=True)
+        pairs = zip(self.cell.STATES, self.cell.REST, strict=True)
         return tuple(Leaf(name, {}, {"D": self.size}, rest) for name, rest in pairs)
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         xp, packing = span.xp, span.packing
+        if self.rounded:
+            if x.dtype != xp.float32:
+                raise TypeError(f"rounding: arrays are {x.dtype}, expected float32, which is rounded to bfloat16")
+            x, p = slstm.to_bfloat16(xp, x), {**p, "Wh": slstm.to_bfloat16(xp, p["Wh"])}
         start = packing.sort(xp, [s.T for s in state])
         kept = "all" if span.keep else "nothing"
-        h, end, tape = run(xp, self.CELL, p, packing.pack(xp, x), packing.widths, start, Masks(), kept)
+        h, end, tape = run(xp, self.cell, p, packing.pack(xp, x), packing.widths, start, Masks(), kept)
         end = tuple([xp.asarray(s.T, copy=True) for s in packing.unsort(xp, end)])
         return packing.unpack(xp, h), end, Pass(packing, False, tape) if span.keep else None
 
@@ -185,7 +187,7 @@ class Recurrence(SequenceLayer):
     ) -> tuple[Params, Array, State]:
         xp, packing = span.xp, span.packing
         if dstate is None:
-            ends: Sequence[Array] = [xp.zeros_like(dy[0, ...]).T] * len(self.CELL.STATES)
+            ends: Sequence[Array] = [xp.zeros_like(dy[0, ...]).T] * len(self.cell.STATES)
         else:
             ends = packing.sort(xp, [d.T for d in dstate])
         grads, dx, start = run_bwd(kept.tape, packing.pack(xp, dy), ends)

@@ -17,14 +17,12 @@ from xlstm.layers.sequence import SequenceLayer
 from xlstm.layers.state import Span, State
 
 
-@dataclass(frozen=True)
 class Backbone(SameWidth, SequenceLayer):
-    """Blocks on top of each other, and a norm.
+    """Blocks on top of each other, and a norm. Subclasses have the fields `size` and `num_blocks`.
 
     Parameters are `blocks.{k}....` and `norm.w`; the state is a tuple of the states of the blocks.
     """
 
-    size: int
     num_blocks: int
 
     @functools.cached_property
@@ -39,7 +37,7 @@ class Backbone(SameWidth, SequenceLayer):
 
     def _made(self, kind: Any, **own: Any) -> Any:
         """Return a block with those options of the stack that its class has."""
-        given = {f.name: getattr(self, f.name) for f in fields(self)} | own
+        given = {f.name: getattr(self, f.name) for f in fields(self)} | own  # type: ignore[arg-type]
         return kind(**{f.name: given[f.name] for f in fields(kind) if f.name in given})
 
     @functools.cached_property
@@ -101,6 +99,8 @@ class xLSTMStack(Backbone):  # noqa: N801
         Whether there is a norm after the last block.
     """
 
+    size: int
+    num_blocks: int
     slstm_at: Several[int] = ()
     num_heads: int = 4
     _: KW_ONLY

@@ -1,0 +1,189 @@
+"""Forecasts of TiRex-1 and TiRex-2 at their published sizes beside the published packages, on the CPU.
+
+    python -m bench.tirex --peer FOLDER [--threads 1] [--rounds N] [--compiled] [--json FILE]
+
+The packages go to a folder of their own; they need PyTorch, and a C++ compiler for `--compiled`:
+
+    pip install --target FOLDER --no-deps tirex-ts==1.4.2 tirex-2==0.4.0 flashrnn==1.0.8 mlstm_kernels==2.0.6
+    pip install torch numpy huggingface-hub scikit-learn safetensors narwhals pyyaml einops
+
+Checkpoints with random weights of the published sizes are made in a temporary folder, and both sides read the same. Each
+case is a whole forecast from series of 2048 values, in float32: TiRex-1 of 32 steps, TiRex-2 of 320 steps, of one series
+and of 64. Then come the memory that 64 series take beside the model, and the time to import and to load. The packages
+run in a process of their own, which waits while ours runs. Times of processors are beside those of the clock, for
+machines that have other work; with `--threads 1` they are those of one core.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import run
+from xlstm.arrays import threads
+from xlstm.cli import peak
+from xlstm.cli.timing import Timing, interleave
+from xlstm.interop import tirex
+from xlstm.models import TiRex, TiRex2
+
+CONTEXT = 2048
+HORIZONS = {"tirex1": 32, "tirex2": 320}
+SERIES = (1, 64)
+RECIPE = [("mlstm", 4, 4), ("slstm", 4, 4)] * 6
+AGREE = 2e-2  # of a row's largest value: TiRex-1's package rounds to bfloat16 in its cell
+
+
+def checkpoints(folder: Path) -> None:
+    """Write random checkpoints and series."""
+    first, second = TiRex(512, 12), TiRex2(512, RECIPE)
+    rng = np.random.default_rng(0)
+    (folder / "first" / "TiRex").mkdir(parents=True)
+    tirex.save(folder / "first" / "TiRex" / "model.ckpt", first, first.init(0, "numpy"))
+    tirex.save(folder / "second", second, second.init(0, "numpy"))
+    for rows in SERIES:
+        np.save(folder / f"series{rows}.npy", np.cumsum(rng.standard_normal((rows, CONTEXT), np.float32), axis=1))
+
+
+def path_of(folder: Path, model: str) -> Path:
+    """Where the checkpoint of a model lies."""
+    return folder / "second" if model == "tirex2" else folder / "first" / "TiRex" / "model.ckpt"
+
+
+def ours(folder: Path, model: str, rows: int) -> Callable[[], Any]:
+    """A forecast of ours."""
+    network, params = tirex.load(path_of(folder, model), backend="numpy")
+    series = np.load(folder / f"series{rows}.npy")
+    return lambda: network.forecast(params, series, HORIZONS[model], batch_size=rows)
+
+
+def prepare(folder: str, model: str, rows: int) -> Callable[[], object]:
+    """For `peak.of`."""
+    call = ours(Path(folder), model, rows)
+    call()
+    return call
+
+
+class Theirs:
+    """The published packages in a process of their own."""
+
+    def __init__(self, peer: Path, folder: Path) -> None:
+        worker, count = Path(__file__).with_name("tirex_worker.py"), str(threads.available())
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(worker), str(peer), count],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env=environment,
+        )
+
+    def ask(self, *request: Any) -> Any:
+        """The answer to a request."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the process of the published packages ended at {request}; see above")
+        return json.loads(line)
+
+
+def processor(call: Callable[[], Any], rounds: int) -> Timing:
+    """Seconds of all processors that a call takes, or says that it took."""
+    found = []
+    for _ in range(rounds):
+        before = time.process_time()
+        answer = call()
+        found.append(answer if isinstance(answer, float) else time.process_time() - before)
+    return Timing(min(found), float(np.median(found)), rounds)
+
+
+def loading(peer: Path | None, folder: Path, model: str) -> dict[str, Callable[[], object]]:
+    """New processes that import and load."""
+    mine = f"from xlstm.interop import tirex; tirex.load({str(path_of(folder, model))!r}, backend='numpy')"
+    package, more = ("tirex2", "") if model == "tirex2" else ("tirex", ", backend='torch'")
+    place = str(path_of(folder, model).relative_to(folder))
+    theirs = f"import {package}; {package}.load_model({place!r}, device='cpu'{more})"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    calls: dict[str, Callable[[], object]] = {"xlstm": functools.partial(_python, mine, None, dict(os.environ))}
+    if peer is not None:
+        calls["package"] = functools.partial(_python, theirs, folder, {**environment, "PYTHONPATH": str(peer)})
+    return calls
+
+
+def _python(code: str, folder: Path | None, environment: dict[str, str]) -> None:
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=folder, env=environment, capture_output=True)
+
+
+def agree(name: str, mine: Any, theirs: Any) -> None:
+    """Stop where the forecasts are not the same: then their times say nothing."""
+    mine, theirs = np.asarray(mine, np.float64), np.asarray(theirs, np.float64)
+    far = np.max(np.abs(mine - theirs), axis=(1, 2)) / np.max(np.abs(theirs), axis=(1, 2))
+    print(f"  {name}: forecasts differ by at most {np.max(far):.1e} of a row's largest value")
+    if not np.all(far <= AGREE):
+        raise SystemExit(f"{name}: forecasts differ by {np.max(far):.1e}, expected at most {AGREE}")
+
+
+def main() -> None:
+    parser = run.parser(__doc__)
+    parser.add_argument(
+        "--peer", type=Path, default=os.environ.get("XLSTM_BENCH_TIREX"), help="where theirs are installed"
+    )
+    parser.add_argument("--threads", type=int, help="of both; by default one for each core")
+    parser.add_argument("--compiled", action="store_true", help="also theirs compiled, which takes minutes at first")
+    options = parser.parse_args()
+    if options.threads:
+        os.environ[threads.VARIABLE] = str(options.threads)
+    run.start("beside the published packages")
+    with tempfile.TemporaryDirectory() as place:
+        measure(options, Path(place).resolve())
+
+
+def measure(options: Any, folder: Path) -> None:
+    """Run all cases."""
+    checkpoints(folder)
+    missing, theirs, peer = {}, None, None
+    if options.peer is None:
+        missing = {"published": "--peer is not given; " + " ".join((__doc__ or "").split("\n\n")[3].split())}
+    else:
+        peer = Path(options.peer).resolve()
+        theirs = Theirs(peer, folder)
+    for model, horizon in HORIZONS.items():
+        for rows in SERIES:
+            name = f"{model} {rows} series, horizon {horizon}"
+            case = {"series": rows, "horizon": horizon, "threads": threads.available()}
+            mine = ours(folder, model, rows)
+            calls: dict[str, Callable[[], object]] = {"xlstm": mine}
+            for compiled in (False, True) if options.compiled else (False,):
+                if theirs is not None:
+                    theirs.ask("make", model, compiled, rows, horizon)
+                    agree(name, mine().quantiles, theirs.ask("forecast", model, compiled, rows, horizon))
+                    call = functools.partial(theirs.ask, "run", model, compiled, rows, horizon)
+                    calls["package, compiled" if compiled else "package"] = call
+            run.finish("tirex", name, interleave(calls, options.rounds), options.json, missing, case)
+            spent = {who: processor(call, 3) for who, call in calls.items()}
+            run.finish("tirex processors", name, spent, options.json, missing, case)
+            if theirs is not None and rows == max(SERIES):
+                used = {"package": {"median": theirs.ask("memory", model, False, rows, horizon)}}
+                found = {"xlstm": {"median": peak.of("bench.tirex:prepare", str(folder), model, rows)}, **used}
+                run.record("tirex memory", name, found, "bytes", options.json, missing, case)
+            if theirs is not None:
+                theirs.ask("forget")
+        timings = interleave(loading(peer, folder, model), options.rounds, block=0)
+        run.finish("tirex import and load", f"{model} import and load", timings, options.json, missing)
+
+
+if __name__ == "__main__":
+    main()

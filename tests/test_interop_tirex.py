@@ -1,0 +1,279 @@
+"""Checkpoints of TiRex-1 and TiRex-2: names, layouts, configurations and files, and what is wrong with some."""
+
+import collections
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import xlstm
+from tests.conftest import DATA
+from xlstm.data import pytorch
+from xlstm.interop import tirex
+from xlstm.models import TiRex, TiRex2
+
+FOLDERS = [f"{model}/{name}" for model in ("tirex1", "tirex2") for name in "abc"]
+FIRST, SECOND = DATA / "tirex1" / "a", DATA / "tirex2" / "a"
+
+
+def config_of(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+def written(folder, arrays, config):
+    """A folder with these arrays and this configuration."""
+    folder.mkdir(exist_ok=True)
+    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def same(found, expected):
+    """Whether parameters have the same names and bits."""
+    return found.keys() == expected.keys() and all(np.array_equal(found[name], a) for name, a in expected.items())
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_there_and_back_are_the_same_bits(tmp_path, name):
+    model, params = tirex.load(DATA / name, backend="numpy")
+    tirex.save(tmp_path / "out", model, params)
+    assert same(load_file(tmp_path / "out" / "model.safetensors"), load_file(DATA / name / "model.safetensors"))
+    tirex.save(tmp_path / "one.safetensors", model, params)
+    for path in (tmp_path / "out", tmp_path / "one.safetensors"):
+        again, found = tirex.load(path, backend="numpy")
+        assert again == model
+        assert same(found, params)
+
+
+def test_configurations_are_models():
+    model, _ = tirex.load(DATA / "tirex1" / "c", backend="numpy")
+    options = {"patch_size": 5, "quantiles": (0.1, 0.5, 0.9), "input_ff_size": 8, "ffn_proj_factor": 1.3}
+    assert model == TiRex(20, 1, 1, context=35, **options)
+    model, _ = tirex.load(DATA / "tirex2" / "b", backend="numpy")
+    options = {"patch_size": 8, "quantiles": (0.1, 0.25, 0.5, 0.75, 0.9), "input_ff_size": 20, "output_ff_size": 36}
+    options |= {"context": 64, "horizon": 24, "sign_flip": True}
+    assert model == TiRex2(24, [("slstm", 3, 4), ("mlstm", 2, 4), ("mlstm", 2, 4)], **options)
+    model, _ = tirex.load(DATA / "tirex2" / "c", backend="numpy")
+    options = {"patch_size": 2, "quantiles": (0.1, 0.5, 0.9), "input_ff_size": 12, "output_ff_size": 16}
+    options |= {"context": 120, "horizon": 16, "activation": "relu", "norm_eps": None, "scale_eps": 1e-5}
+    options |= dict.fromkeys(("qk_norm", "arcsinh", "binary", "differencing"), False)
+    assert model == TiRex2(16, [("slstm", 4, 1), ("mlstm", 4, 1)], **options)
+
+
+def test_network_follows_the_package():
+    """Its output for the tokens of a golden file, which no wrong name or layout leaves as it is."""
+    golden = np.load(FIRST / "io.npz")
+    model, params = tirex.load(FIRST, backend="numpy", dtype="float64")
+    scaled = golden["tokens_f64"]
+    y, _ = model(params, np.concatenate([np.nan_to_num(scaled), ~np.isnan(scaled)], axis=-1))
+    expected = golden["head_f64"]
+    assert np.max(np.abs(y.reshape(expected.shape) - expected)) <= 1e-10 * np.max(np.abs(expected))
+
+
+def test_gates_have_their_true_names():
+    for folder, prefix, ours in (
+        (FIRST, "blocks.1.slstm_layer.", "blocks.1."),
+        (SECOND, "stack.1.time_mixer.fwd_cell.", "blocks.1."),
+    ):
+        arrays, (_, params) = load_file(folder / "model.safetensors"), tirex.load(folder, backend="numpy")
+        for gate, theirs in (("i", "fgate"), ("f", "igate"), ("z", "zgate"), ("o", "ogate")):
+            np.testing.assert_array_equal(params[f"{ours}{gate}.W"], arrays[f"{prefix}{theirs}.weight"])
+
+
+def test_names_of_the_pickled_checkpoint(tmp_path):
+    """With `block_stack.` in front, in a safetensors file with the configuration of its folder."""
+    model, params = tirex.load(FIRST, backend="numpy")
+    again, found = tirex.load(FIRST / "ckpt_state_dict.safetensors", backend="numpy")
+    assert again == model
+    assert same(found, params)
+
+
+def test_aliases(tmp_path):
+    """Each name of an array by itself, and all of them."""
+    _, params = tirex.load(SECOND, backend="numpy")
+    arrays, config = load_file(SECOND / "model.safetensors"), config_of(SECOND)
+    aliases = json.loads((SECOND / "aliases.json").read_text())
+    other = {theirs: alias for alias, theirs in aliases.items()}
+    copies = {alias: arrays[theirs] for alias, theirs in aliases.items()}
+    older = {name.replace("_bias_", "bias"): a for name, a in arrays.items()}
+    for some in ({other.get(name, name): a for name, a in arrays.items()}, {**arrays, **copies}, older):
+        assert some.keys() != arrays.keys()
+        assert same(tirex.load(written(tmp_path / "x", some, config), backend="numpy")[1], params)
+    name = "stack.1.time_mixer.rev_cell.recurrent_kernel"
+    copies[name] = copies[name].copy()
+    copies[name][1, 2, 3, 4] += 1
+    with pytest.raises(ValueError, match=rf"{name} is another array than stack\.1\.time_mixer\.fwd_cell\._rec"):
+        tirex.load(written(tmp_path / "x", {**arrays, **copies}, config))
+    copies[name] = copies[name][:1]
+    with pytest.raises(ValueError, match=r"another array than .*_recurrent_kernel_, expected the same"):
+        tirex.load(written(tmp_path / "x", {**arrays, **copies}, config))
+
+
+def test_checkpoint_of_lightning(tmp_path):
+    """As its trainer writes it, and as a folder of the hub has it."""
+    torch = pytest.importorskip("torch")
+    model, params = tirex.load(FIRST, backend="numpy")
+    arrays = load_file(FIRST / "ckpt_state_dict.safetensors")
+    state = collections.OrderedDict((name, torch.from_numpy(a)) for name, a in arrays.items())
+    state._metadata = {"": {"version": 1}}
+    adam = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-3}]}
+    whole = {
+        **{"epoch": 1, "global_step": 3, "pytorch-lightning_version": "2.4.0", "state_dict": state},
+        **{"loops": {"fit_loop": {"state_dict": {}}}, "callbacks": {}, "optimizer_states": [adam], "lr_schedulers": []},
+        **{"hparams_name": "kwargs", "hyper_parameters": {**config_of(FIRST), "lr": 0.1}},
+    }
+    torch.save(whole, tmp_path / "model.ckpt")
+    for path in (tmp_path / "model.ckpt", tmp_path):
+        again, found = tirex.load(path, backend="numpy")
+        assert again == model
+        assert same(found, params)
+
+
+def test_checkpoint_for_the_package(tmp_path):
+    """Written without PyTorch, it has the names and the configuration that PyTorch reads."""
+    torch = pytest.importorskip("torch")
+    model, params = tirex.load(FIRST, backend="numpy")
+    tirex.save(tmp_path / "model.ckpt", model, params)
+    found = torch.load(tmp_path / "model.ckpt", weights_only=True)
+    expected = load_file(FIRST / "ckpt_state_dict.safetensors")
+    assert same({name: tensor.numpy() for name, tensor in found["state_dict"].items()}, expected)
+    config = found["hyper_parameters"]
+    assert config["model_config"]["block_kwargs"].pop("ffn_proj_factor") == 2.6667
+    assert config == config_of(FIRST)
+
+
+def test_older_files_of_the_second(tmp_path):
+    """A pickled checkpoint with all aliases, and a configuration in YAML."""
+    yaml = pytest.importorskip("yaml")
+    model, params = tirex.load(SECOND, backend="numpy")
+    arrays = load_file(SECOND / "model.safetensors")
+    aliases = json.loads((SECOND / "aliases.json").read_text())
+    arrays |= {alias: arrays[theirs] for alias, theirs in aliases.items()}
+    pytorch.save(tmp_path / "model.ckpt", {}, arrays)
+    (tmp_path / "model-config.yaml").write_text(yaml.safe_dump(config_of(SECOND)))
+    again, found = tirex.load(tmp_path, backend="numpy")
+    assert again == model
+    assert same(found, params)
+
+
+def test_dtypes(tmp_path):
+    _, params = tirex.load(FIRST, backend="numpy", dtype="float64")
+    assert {a.dtype for a in params.values()} == {np.dtype("float64")}
+    halves = {name: a.astype("float16") for name, a in load_file(FIRST / "model.safetensors").items()}
+    _, params = tirex.load(written(tmp_path / "x", halves, config_of(FIRST)), backend="numpy")
+    assert {a.dtype for a in params.values()} == {np.dtype("float32")}
+
+
+def test_keys_that_may_be_missing_or_change_nothing(tmp_path):
+    arrays, config = load_file(SECOND / "model.safetensors"), config_of(SECOND)
+    model, _ = tirex.load(SECOND, backend="numpy")
+    for name in ("tokenizer_cfg", "use_qk_norm", "tta_diff", "tta_sign_flip", "device", "stack_out_norm_config"):
+        del config[name]
+    config["act_func"] = "torch.nn.modules.activation.SiLU"
+    config |= {
+        "matmul_precision": "high",
+        "postprocessor_cfg": {"a": 1},
+        "use_flex_attention": None,
+        "rnn_backend": "x",
+    }
+    for template in config["stack_config"]["templates"].values():
+        template["time_mixer"]["num_slstm_heads"] = None
+    assert tirex.load(written(tmp_path / "x", arrays, config), backend="numpy")[0] == model
+
+
+def nested(config, path, value):
+    """Set a value in dicts in dicts, or delete it."""
+    *outer, last = path.split("/")
+    for name in outer:
+        config = config[name]
+    if value is None:
+        del config[last]
+    else:
+        config[last] = value
+
+
+@pytest.mark.parametrize(
+    ("folder", "path", "value", "message"),
+    [
+        (FIRST, "model_config/colour", 1, "config model_config: key 'colour' is unknown, expected some of input_patch"),
+        (FIRST, "model_config/input_ff_dim", None, "config model_config: input_ff_dim is missing"),
+        (FIRST, "train_ctx_len", None, "config: train_ctx_len is missing"),
+        (FIRST, "train_ctx_len", 33, "context is 33, expected a multiple of patch_size, 4"),
+        (FIRST, "model_config/output_patch_size", 8, "output_patch_size is 8, expected the same as the model's, 4"),
+        (FIRST, "model_config/quantiles", [0.1, 0.9], "expected 0.5 among them"),
+        (FIRST, "model_config/quantiles", "x", "quantiles is 'x', expected rising numbers"),
+        (FIRST, "model_config/block_kwargs", [], "block_kwargs: is a list, expected a dict"),
+        (FIRST, "model_config/block_kwargs/num_blocks", 10**6, "num_blocks is 1000000, expected at most"),
+        (FIRST, "model_config/block_kwargs/num_heads", 3, "size is 16, expected a multiple of num_heads, 3"),
+        (FIRST, "model_config", None, "expected model_config for TiRex-1 or stack_config for TiRex-2"),
+        (SECOND, "colour", 1, "config: key 'colour' is unknown"),
+        (SECOND, "num_blocks", 3, "recipe has 2 blocks, expected num_blocks, 3"),
+        (SECOND, "act_func", "Tanh", "act_func is 'Tanh', expected one of SiLU, ReLU, GELU"),
+        (SECOND, "act_func", "os.system.SiLU", "act_func is 'os.system.SiLU', expected one of"),
+        (SECOND, "tokenizer_cfg/input_patch_stride", 2, "input_patch_stride is 2, expected the same as the model's, 4"),
+        (SECOND, "scaler_cfg/use_arcsinh", "no", "use_arcsinh is 'no', expected True or False"),
+        (SECOND, "scaler_cfg/colour", 1, "config scaler_cfg: key 'colour' is unknown"),
+        (SECOND, "stack_config/recipe", ["slstm_attn", "x"], "recipe has 'x', expected some of mlstm_attn, slstm_attn"),
+        (SECOND, "stack_config/recipe", [["x"]], "expected names of templates"),
+        (SECOND, "stack_config/templates/slstm_attn/time_mixer/model_type", "lstm", "is 'lstm', expected one of bi-sl"),
+        (SECOND, "stack_config/templates/slstm_attn/time_mixer/num_slstm_heads", 3, "num_heads, 3"),
+        (SECOND, "stack_config/templates/slstm_attn/variate_mixer/embedding_dim", 8, "embedding_dim is 8, expected"),
+        (SECOND, "stack_out_norm_config/eps", 0, "eps is 0, expected"),
+        (SECOND, "h_expand", 1e31, "output_ff_size"),
+        (SECOND, "future_len", 15, "horizon is 15, expected a multiple of patch_size, 4"),
+    ],
+)
+def test_bad_configurations_are_named(tmp_path, folder, path, value, message):
+    config = config_of(folder)
+    nested(config, path, value)
+    shutil.copy(folder / "model.safetensors", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises((ValueError, TypeError), match=message):
+        tirex.load(tmp_path, backend="numpy")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.pop("out_norm.weight"), r"out_norm.weight is missing, expected it in shape \(16,\)"),
+        (lambda a: a.update(extra=np.zeros(2)), "extra is surplus"),
+        (lambda a: a.update({"out_norm.weight": np.zeros(3)}), r"out_norm.weight has shape \(3,\), expected \(16,\)"),
+        (lambda a: a["out_norm.weight"].__setitem__(0, np.nan), "out_norm.weight is not finite"),
+        (lambda a: a.update({"out_norm.weight": np.zeros(16, "int32")}), "out_norm.weight has dtype I32, expected"),
+    ],
+)
+def test_bad_checkpoints_are_named(tmp_path, change, message):
+    arrays = {name: a.copy() for name, a in load_file(FIRST / "model.safetensors").items()}
+    change(arrays)
+    with pytest.raises(ValueError, match=message):
+        tirex.load(written(tmp_path / "x", arrays, config_of(FIRST)), backend="numpy")
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        tirex.load(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in it, expected model\.safetensors"):
+        tirex.load(tmp_path)
+    shutil.copy(FIRST / "model.safetensors", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no configuration beside it, expected config\.json or model-config"):
+        tirex.load(tmp_path)
+    pytorch.save(tmp_path / "model.ckpt", {"hyper_parameters": {"model_config": {1: 2}}}, {})
+    with pytest.raises(ValueError, match=r"model\.ckpt: hyper_parameters are no configuration \(a key is no text"):
+        tirex.load(tmp_path / "model.ckpt")
+
+
+def test_what_theirs_cannot_express_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="expected a TiRex or TiRex2"):
+        tirex.save(tmp_path / "x", xlstm.LSTM(1, 1), {})
+    model, params = tirex.load(SECOND, backend="numpy")
+    with pytest.raises(ValueError, match=r"expected a folder or NAME\.safetensors for a TiRex2"):
+        tirex.save(tmp_path / "x.ckpt", model, params)
+    other = TiRex2(16, [("slstm", 2, 2)], ffn_proj_factor=1.0, patch_size=2, context=4, horizon=2)
+    with pytest.raises(ValueError, match=r"ffn_proj_factor is 1\.0, expected that of TiRex-2, 2\.6667"):
+        tirex.save(tmp_path / "x", other, other.init(backend="numpy"))
+    odd = TiRex2(16, [("slstm", 2, 2)], activation="sigmoid", patch_size=2, context=4, horizon=2)
+    with pytest.raises(ValueError, match="activation is 'sigmoid', expected one of silu, relu, gelu"):
+        tirex.save(tmp_path / "x", odd, odd.init(backend="numpy"))
+    assert not list(tmp_path.iterdir())

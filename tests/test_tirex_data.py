@@ -1,0 +1,446 @@
+"""TiRex: everything from series to tokens, and from the network's output to forecasts."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from tests.conftest import DATA
+from xlstm.interop import tirex
+from xlstm.models import HorizonWarning, TiRex
+from xlstm.models.tirex import batching, calibration, resampling, trends, windows
+from xlstm.models.tirex.rows import Item, rows
+from xlstm.models.tirex.running import Starts
+from xlstm.models.tirex.scaling import RobustScaler, StandardScaler
+
+ONES = {name: DATA / "tirex1" / name for name in "abc"}
+TWOS = {name: DATA / "tirex2" / name for name in "abc"}
+EXACT, SINGLE = 1e-10, 2e-5  # of the largest value of a row
+
+
+def close(found, expected, most=EXACT):
+    """Differences are at most so large a share of the largest value of each row."""
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert found.shape == expected.shape
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+    size = np.nanmax(np.abs(expected.reshape(len(expected), -1)), axis=1, initial=0.0)
+    error = np.nanmax(np.abs(found - expected).reshape(len(expected), -1), axis=1, initial=0.0)
+    assert np.all(error <= most * size), (error / size).max()
+
+
+def golden(folder):
+    return json.loads((folder / "config.json").read_text()), dict(np.load(folder / "io.npz"))
+
+
+def series(io):
+    """The series of TiRex-1's golden files, without the missing values that align them."""
+    return [row[len(row) - n :].astype(np.float64) for row, n in zip(io["context"], io["lengths"], strict=True)]
+
+
+def items(io):
+    """The items of TiRex-2's golden files."""
+    found = []
+    for k in range(int(io["n_series"])):
+        target = io[f"s{k}_target"].astype(np.float64)
+        none = np.empty((0, target.shape[1]))
+        found.append(Item(target, *(io.get(f"s{k}_{name}", none).astype(np.float64) for name in ("past", "future"))))
+    return found
+
+
+@pytest.mark.parametrize("name", "abc")
+def test_windows_scaler_and_tokens_of_tirex_1(name):
+    config, io = golden(ONES[name])
+    P = config["model_config"]["input_patch_size"]
+    x = np.stack([windows.last(row, config["train_ctx_len"]) for row in series(io)])
+    scaler = StandardScaler()
+    units = scaler.units(x)
+    close(units.loc, io["loc_f64"])
+    close(units.scale, io["scale_f64"])
+    scaled = scaler.scaled(x, units)
+    most = EXACT if io["tokens_f64"].dtype == np.float64 else 1e-7  # some were recorded in single precision
+    close(scaled, io["tokens_f64"].reshape(len(x), -1), most)
+    found = windows.tokens(scaled, P)
+    values, there = found[..., :P], found[..., P:]
+    np.testing.assert_array_equal(values, np.nan_to_num(scaled).reshape(values.shape))
+    np.testing.assert_array_equal(there, ~np.isnan(io["tokens_f64"]))
+    head = io["head_f64"][:, -1].reshape(len(x), -1, P).swapaxes(1, 2).astype(np.float64)  # (B, P, Q)
+    close(scaler.restored(head, units), io[f"q_h{P}_f64"], 10 * most)
+
+
+@pytest.mark.parametrize("name", "abc")
+def test_rows_scaler_and_calibration_of_tirex_2(name):
+    config, io = golden(TWOS[name])
+    H, way = io["pred"].shape[2], "diff" if config["tta_diff"] else "plain"
+    sizes = (H, config["future_len"], config["context_len"])
+    np.testing.assert_array_equal(rows(items(io), *sizes, True).summed, io["trend"])
+    found = rows(items(io), *sizes, config["tta_diff"])
+    close(found.x, io["x"])
+    np.testing.assert_array_equal(found.groups + 1, io["group"])
+    np.testing.assert_array_equal(found.targets, io["target_mask"])
+    np.testing.assert_array_equal(found.known, io["known_mask"])
+    options = config["scaler_cfg"]
+    scaler = RobustScaler(
+        options.get("use_arcsinh", False), options.get("binaryaware", False), options.get("eps", 1e-8)
+    )
+    units = scaler.units(found.x)
+    close(units.loc, io["loc"])
+    close(units.scale, io["scale"])
+    np.testing.assert_array_equal(units.binary, io.get("binary", np.zeros_like(units.binary)))
+    close(scaler.scaled(found.x, units), io["scaled"])
+    q = io["pred"][io["target_mask"]].swapaxes(1, 2)  # (V, H, Q)
+    summed = calibration.summed(q, found.latest)
+    made = np.where(found.summed[:, None, None], summed, calibration.calibrated(q))
+    close(made, io[f"q_h{H}_{way}_f64"].swapaxes(1, 2))
+
+
+@pytest.mark.parametrize("name", "abc")
+def test_resampling(name):
+    """The rate, the series at that rate, and a forecast brought back, which were recorded in single precision."""
+    io = np.load(DATA / "tirex1" / "resample.npz")
+    x = io[f"{name}_x"].astype(np.float64)
+    factor = resampling.factor(x, 200)
+    assert factor == io[f"{name}_factor"]
+    close(resampling.downsampled(x, factor)[None], io[f"{name}_resampled"][None], 2e-6)
+    forecast = io[f"{name}_fc"].T.astype(np.float64)
+    assert resampling.steps(200, factor) == len(forecast)
+    close(resampling.upsampled(forecast, factor, 200).T, io[f"{name}_fc_up"][:, :200], SINGLE)
+
+
+def model(folder, dtype="float64", backend="numpy"):
+    return tirex.load(folder, backend=backend, dtype=dtype)
+
+
+def beside(given):
+    """The covariates of items as arguments of `TiRex2.forecast`."""
+    return {name: [getattr(i, name) if len(getattr(i, name)) else None for i in given] for name in ("past", "future")}
+
+
+def recorded(io, dtype):
+    """The names of recorded forecasts, with the horizon and what follows it."""
+    end = f"_{dtype[0]}{dtype[-2:]}"
+    for key in io:
+        if key.startswith("q_h") and key.endswith(end):
+            horizon, _, way = key.removeprefix("q_h").removesuffix(end).partition("_")
+            yield key, int(horizon), way
+
+
+@pytest.fixture(params=["usual", "late"])
+def starts(request, monkeypatch):
+    """Makes the argument `starts`; with "late" every row starts after its leading tokens."""
+    if request.param == "usual":
+        return lambda model, params: None
+    monkeypatch.setattr(batching, "CALL", 0)
+    return Starts
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", "abc")
+def test_forecasts_of_tirex_1(name, dtype, starts):
+    """Every horizon, and every number of patches at once."""
+    _, io = golden(ONES[name])
+    own, params = model(ONES[name], dtype)
+    kept = starts(own, params)
+    for key, horizon, way in recorded(io, dtype):
+        rollout = int(way.removeprefix("r") or 1)
+        found = own.forecast(params, series(io), horizon, rollout=rollout, batch_size=7, starts=kept)
+        close(found.quantiles, io[key], EXACT if dtype == "float64" else SINGLE)
+        np.testing.assert_array_equal(found.mean, found.quantiles[..., found.levels.index(0.5)])
+
+
+WAYS = {
+    "": {},
+    "plain": {"sign_flip": False, "differencing": False},
+    "flip": {"sign_flip": True, "differencing": False},
+    "diff": {"sign_flip": False, "differencing": True},
+    "flipdiff": {"sign_flip": True, "differencing": True},
+    "nopad": {"pad_context": False},
+}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", "abc")
+def test_forecasts_of_tirex_2(name, dtype, starts):
+    """Every horizon, every option, with items of several targets and with covariates."""
+    _, io = golden(TWOS[name])
+    own, params = model(TWOS[name], dtype)
+    given, kept, seen = items(io), starts(own, params), set()
+    for key, horizon, way in recorded(io, dtype):
+        H = min(horizon, own.horizon)  # the published package goes no further
+        options = {**beside(given), **WAYS[way], "starts": kept, "batch_size": 9}
+        found = own.forecast(params, [item.target for item in given], H, **options)
+        close(np.concatenate(found.quantiles).swapaxes(1, 2), io[key], EXACT if dtype == "float64" else SINGLE)
+        seen.add(way)
+    assert seen == set(WAYS)
+
+
+def test_late_starts_are_taken(monkeypatch):
+    """The network sees fewer tokens where there are enough short series."""
+    own, params = model(ONES["a"])
+    seen, read = [], TiRex.read
+
+    def looked(self, params, x, *rest):
+        seen.append(x.shape)
+        return read(self, params, x, *rest)
+
+    monkeypatch.setattr(TiRex, "read", looked)
+    short = np.arange(10.0)
+    expected = own.forecast(params, [short] * 2, 4).quantiles
+    assert seen == [(2, 8, 8)]
+    found = own.forecast(params, [short] * 20, 4).quantiles
+    assert seen[1:] == [(20, 3, 8)]
+    close(found, np.repeat(expected[:1], 20, axis=0), 1e-12)
+
+
+@pytest.mark.parametrize("name", "abc")
+def test_forecasts_on_every_backend(be, name):
+    _, io = golden(TWOS[name])
+    own, params = model(TWOS[name], backend=be)
+    given = items(io)[-4:]
+    found = own.forecast(params, [item.target for item in given], 2, **beside(given)).quantiles
+    expected, weights = model(TWOS[name])
+    again = expected.forecast(weights, [item.target for item in given], 2, **beside(given)).quantiles
+    for one, other in zip(found, again, strict=True):
+        assert isinstance(one, np.ndarray)
+        close(one, other)
+
+
+@pytest.fixture(scope="module")
+def one():
+    return model(ONES["a"])
+
+
+@pytest.fixture(scope="module")
+def two():
+    return model(TWOS["a"])
+
+
+def test_series_of_every_kind(one, two):
+    """One series, several, lists of unequal ones; numbers of any kind; missing values of any kind."""
+    x = np.random.default_rng(0).normal(size=(3, 40)).round(1)
+    gaps = np.where(np.arange(40) % 7 == 3, np.nan, x[0])
+    for own, params in (one, two):
+        whole = own.forecast(params, x, 6)
+        assert whole.quantiles.shape == (3, 6, 9)
+        assert whole.mean.shape == (3, 6)
+        assert whole.levels == own.quantiles
+        first = own.forecast(params, x[0], 6)
+        assert first.quantiles.shape == (6, 9)
+        assert first.mean.shape == (6,)
+        close(first.quantiles, whole.quantiles[0], 1e-12)
+        for given in (x.tolist(), list(x), tuple(x)):
+            np.testing.assert_array_equal(own.forecast(params, given, 6).quantiles, whole.quantiles)
+        unequal = own.forecast(params, [x[0], x[1, 5:], list(x[2, 20:])], 6).quantiles
+        close(unequal[1], own.forecast(params, x[1, 5:], 6).quantiles, 1e-12)
+        expected = own.forecast(params, gaps, 6).quantiles
+        masked = np.ma.masked_invalid(gaps)
+        for given in (
+            np.where(np.isnan(gaps), np.inf, gaps),
+            [None if np.isnan(v) else v for v in gaps],
+            np.array([None if np.isnan(v) else v for v in gaps]),
+            masked,
+        ):
+            np.testing.assert_array_equal(own.forecast(params, given, 6).quantiles, expected)
+        numbers = np.arange(40) % 5
+        expected = own.forecast(params, numbers.astype(np.float64), 6).quantiles
+        for given in (numbers, numbers.astype(np.uint8), numbers.astype(np.float16), list(map(int, numbers))):
+            np.testing.assert_array_equal(own.forecast(params, given, 6).quantiles, expected)
+        assert np.all(np.isfinite(own.forecast(params, [np.full(5, np.nan), np.zeros(1)], 6).quantiles))
+        assert np.all(np.isfinite(own.forecast(params, [[1e150, -1e150, 3], [1e-300, 2e-300]], 6).quantiles))
+
+
+def test_items_of_several_targets(two):
+    """The axes of forecasts are those of the series; where items differ, forecasts are a list."""
+    own, params = two
+    x = np.random.default_rng(0).normal(size=(2, 3, 30))
+    found = own.forecast(params, x, 5)
+    assert found.quantiles.shape == (2, 3, 5, 9)
+    assert found.mean.shape == (2, 3, 5)
+    listed = own.forecast(params, list(x), 5).quantiles
+    np.testing.assert_array_equal(listed, found.quantiles)
+    mixed = own.forecast(params, [x[0], x[1, 0], x[1, :2, 4:]], 5)
+    assert [q.shape for q in mixed.quantiles] == [(3, 5, 9), (5, 9), (2, 5, 9)]
+    assert [m.shape for m in mixed.mean] == [(3, 5), (5,), (2, 5)]
+    close(mixed.quantiles[0], found.quantiles[0], 1e-12)
+    price = np.random.default_rng(1).normal(size=40)
+    single = own.forecast(params, x[0, 0], 5, past=x[1, 0], future=price).quantiles
+    several = own.forecast(params, [x[0, 0], x[0, 1]], 5, past=[x[1], None], future=[price, None]).quantiles
+    assert single.shape == (5, 9)
+    assert several.shape == (2, 5, 9)
+    close(own.forecast(params, x[:, 0], 5, past=[x[1, :1], None], future=[price, None]).quantiles[0], single, 1e-12)
+    assert np.max(np.abs(several[0] - single)) > 1e-4  # other covariates
+    changed = own.forecast(params, x[0, 0], 5, past=x[1, 0], future=np.where(np.arange(40) < 35, price, 9.0)).quantiles
+    close(changed, single, 1e-12)  # nobody looks further than the horizon
+
+
+def test_any_quantiles(one):
+    own, params = one
+    x = np.random.default_rng(0).normal(size=40)
+    usual = own.forecast(params, x, 6)
+    found = own.forecast(params, x, 6, quantiles=[0.9, 0.12, 0.5, 0.1])
+    assert found.levels == (0.9, 0.12, 0.5, 0.1)
+    q = usual.quantiles
+    between = 0.8 * q[:, 0] + 0.2 * q[:, 1]
+    np.testing.assert_allclose(found.quantiles, np.stack([q[:, 8], between, q[:, 4], q[:, 0]], axis=1))
+    np.testing.assert_array_equal(found.quantiles[:, [0, 2, 3]], q[:, [8, 4, 0]])
+    np.testing.assert_array_equal(found.mean, usual.mean)
+    assert own.forecast(params, x, 6, quantiles=()).quantiles.shape == (6, 0)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3, 0.5, 0.7, 1.5])
+def test_trends_follow_a_line(noise):
+    """The share that a line explains is the square of the correlation; missing values count for the length alone."""
+    rng = np.random.default_rng(0)
+    for rise in (3.0, -3.0, 0.0):
+        row = rise * np.linspace(-1, 1, 60) + noise * rng.normal(size=60)
+        row[rng.random(60) < 0.3] = np.nan
+        at = np.flatnonzero(~np.isnan(row))
+        share = np.corrcoef(at, row[at])[0, 1] ** 2 if noise or rise else 0.0
+        assert trends.trends(row) == (share >= 0.87)
+    sparse = np.where(np.arange(400) % 100 == 0, np.arange(400.0), np.nan)
+    assert trends.trends(sparse)
+    assert not trends.trends(np.full(30, 7.0))
+    short = np.full(40, np.nan)
+    short[[3, 4, 5]] = 1, 2, 3
+    assert not trends.trends(short)
+    short[6] = 4
+    assert trends.trends(short)
+
+
+def test_narrow_windows_are_those_of_a_model_with_less_context(two):
+    own, params = two
+    x = [np.random.default_rng(0).normal(size=n) for n in (12, 7)]
+    narrow = dataclasses.replace(own, context=12)
+    close(own.forecast(params, x, 5, pad_context=False).quantiles, narrow.forecast(params, x, 5).quantiles, 1e-12)
+    wide = own.forecast(params, x, 5).quantiles
+    assert np.max(np.abs(wide - narrow.forecast(params, x, 5).quantiles)) > 1e-4
+    uneven = own.forecast(params, x[1], 5, pad_context=False).quantiles  # the first patch has one missing value
+    close(uneven, dataclasses.replace(own, context=8).forecast(params, x[1], 5).quantiles, 1e-12)
+
+
+@pytest.mark.parametrize(("ratio", "factor"), [(2, 1 / 10), (3, 1 / 3)])
+def test_an_overtone_gives_way_to_its_octave(ratio, factor):
+    """Of two peaks an octave apart the lower counts, of others the higher."""
+    at = np.arange(6400) * 2 * np.pi / 640
+    found = resampling.factor(np.sin(at) + 2 * np.sin(ratio * at), 200)
+    assert found == pytest.approx(factor, rel=1e-6)
+
+
+def test_resampled_forecasts(one):
+    """A series is forecast at the lower rate, and those without a long period as they are."""
+    own, params = one
+    at = np.arange(2400)
+    slow, quick = np.sin(at * 2 * np.pi / 640), np.sin(at * 2 * np.pi / 20)
+    factor = resampling.factor(slow, 120)
+    assert factor == resampling.FACTORS[8]
+    found = own.forecast(params, [slow, quick], 120, resample="frequency").quantiles
+    low = own.forecast(params, resampling.downsampled(slow, factor), 14).quantiles
+    close(found[0], resampling.upsampled(low, factor, 120))
+    close(found[1], own.forecast(params, quick, 120).quantiles)
+    assert resampling.factor(slow, 99) == resampling.factor(slow[:1999], 120) == 1
+    assert resampling.factor(np.full(2400, np.nan), 120) == resampling.factor(np.ones(2400), 120) == 1
+
+
+def test_beyond_the_trained_horizon(two):
+    """More missing patches follow, and the warning says so."""
+    own, params = two
+    x = np.random.default_rng(0).normal(size=(2, 40))
+    with pytest.warns(HorizonWarning, match="horizon is 25, and the model was trained for 16 steps at most"):
+        found = own.forecast(params, x, 25).quantiles
+    assert found.shape == (2, 25, 9)
+    close(found[:, :16], own.forecast(params, x, 16).quantiles, 1e-12)
+
+
+X = np.arange(30.0)
+
+
+@pytest.mark.parametrize(
+    ("which", "arguments", "error", "words"),
+    [
+        ("one", {"horizon": 0}, ValueError, "TiRex: horizon is 0, expected 1 or more"),
+        ("one", {"horizon": 2.5}, TypeError, "TiRex: horizon is 2.5, expected a whole number"),
+        ("one", {"batch_size": 0}, ValueError, "TiRex: batch_size is 0"),
+        ("one", {"rollout": 0}, ValueError, "TiRex: rollout is 0"),
+        ("one", {"resample": "auto"}, ValueError, "TiRex: resample is 'auto', expected one of frequency"),
+        ("one", {"quantiles": [0.05]}, ValueError, r"TiRex: quantiles\[0\] is 0.05, expected 0.1 to 0.9, the range"),
+        ("one", {"quantiles": "0.5"}, TypeError, "TiRex: quantiles is '0.5', expected a list of numbers"),
+        ("one", {"quantiles": [None]}, TypeError, r"TiRex: quantiles\[0\] is None, expected a number"),
+        ("one", {"series": []}, ValueError, "TiRex: series is empty, expected"),
+        ("one", {"series": [X, []]}, ValueError, r"TiRex: series\[1\] has shape \(0,\), expected \(L,\)"),
+        ("one", {"series": "text"}, TypeError, "TiRex: series is 'text', expected numbers"),
+        ("one", {"series": [["a", "b"]]}, TypeError, r"TiRex: series\[0\] is .*, expected numbers"),
+        ("one", {"series": X + 1j}, TypeError, "TiRex: series is an array of complex128 of shape"),
+        (
+            "one",
+            {"series": np.ones((2, 3, 4))},
+            ValueError,
+            r"TiRex: series has shape \(2, 3, 4\), expected \(L,\), \(B, L\)",
+        ),
+        ("one", {"series": [np.ones((3, 4))]}, ValueError, r"TiRex: series\[0\] has shape \(3, 4\), expected \(L,\)"),
+        ("one", {"series": [X, [1, 2e150]]}, ValueError, r"TiRex: series\[1\]\[1\] is 2e\+150, expected numbers from"),
+        ("one", {"params": {}}, ValueError, "TiRex: parameter .* is missing"),
+        ("two", {"series": [np.ones((2, 3)) * [1, 1, 2e150]]}, ValueError, r"TiRex2: series\[0\]\[0, 2\] is 2e\+150"),
+        ("two", {"past": X[1:]}, ValueError, "TiRex2: past has 29 steps, expected 30, as many as the series"),
+        ("two", {"future": X}, ValueError, "TiRex2: future has 30 steps, expected 34 or more, those of the series and"),
+        ("two", {"series": [X, X], "past": [X]}, ValueError, "TiRex2: past has 1 entries, expected one for each of 2"),
+        ("two", {"series": [X, X], "past": [X, X[1:]]}, ValueError, r"TiRex2: past\[1\] has 29 steps"),
+        ("two", {"series": [X, X], "past": 3}, TypeError, "TiRex2: past is 3, expected one entry for each of 2 series"),
+        ("two", {"future": "x"}, TypeError, "TiRex2: future is 'x', expected numbers"),
+        ("two", {"sign_flip": 1}, TypeError, "TiRex2: sign_flip is 1, expected True or False"),
+        ("two", {"differencing": "no"}, TypeError, "TiRex2: differencing is 'no', expected True or False"),
+        ("two", {"pad_context": None}, TypeError, "TiRex2: pad_context is None, expected True or False"),
+        ("two", {"starts": 3}, TypeError, "TiRex2: starts is 3, expected a Starts"),
+    ],
+)
+def test_bad_arguments_are_named_before_any_work(request, monkeypatch, which, arguments, error, words):
+    own, params = request.getfixturevalue(which)
+    monkeypatch.setattr(type(own), "read", None)
+    with pytest.raises(error, match=words):
+        own.forecast(**{"params": params, "series": X, "horizon": 4, **arguments})
+
+
+def test_tables_go_to_the_estimator(one):
+    pandas = pytest.importorskip("pandas")
+    own, params = one
+    with pytest.raises(TypeError, match=r"TiRex: series is a table, .*; estimators.ZeroShotForecaster takes tables"):
+        own.forecast(params, pandas.DataFrame({"a": X}), 4)
+    expected = own.forecast(params, X, 4).quantiles
+    np.testing.assert_array_equal(own.forecast(params, pandas.Series(X), 4).quantiles, expected)
+    gaps = pandas.Series([1, None, 3, 4], dtype="Int64")
+    expected = own.forecast(params, [1, np.nan, 3, 4], 4).quantiles
+    np.testing.assert_array_equal(own.forecast(params, gaps, 4).quantiles, expected)
+
+
+def test_sign_flip_needs_opposite_quantiles(two):
+    own = dataclasses.replace(two[0], quantiles=(0.1, 0.5, 0.8))
+    with pytest.raises(ValueError, match=r"TiRex2: sign_flip needs quantile 0.9 beside 0.1, the model has not"):
+        own.forecast(own.init(backend="numpy"), X, 4, sign_flip=True)
+
+
+def test_a_constant_has_no_deviation():
+    """Also where the mean of so many equal numbers is rounded."""
+    rows = np.full((1, 30), 0.1)
+    units = StandardScaler().units(rows)
+    assert units.loc == 0.1
+    assert units.scale == 0.1 + 1e-5
+    np.testing.assert_array_equal(StandardScaler().scaled(rows, units), 0.0)
+    scaler = RobustScaler(True, True, 1e-8)
+    assert scaler.units(rows).scale == 1e-8
+
+
+def test_large_outputs_stay_finite():
+    """Beyond 20 the hyperbolic sine is that of 20."""
+    scaler = RobustScaler(True, False, 1e-8)
+    units = scaler.units(np.array([[1.0, 3.0]]))
+    found = scaler.restored(np.array([[[-1e3, 20.0, 1e3]]]), units)
+    np.testing.assert_allclose(found, 2 + np.sinh([[[-20, 20, 20]]]))
+
+
+def test_batches_are_not_larger_than_they_may_be():
+    """In the order of their leading tokens; an entry with more rows than a batch has one of its own."""
+    leads, sizes = np.array([3, 0, 2, 0, 1]), np.array([2, 1, 2, 7, 2])
+    found = batching.batches(leads, sizes, 8, 4)
+    assert [batch.entries.tolist() for batch in found] == [[1], [3], [4, 2], [0]]
+    assert [batch.lead for batch in found] == [0, 0, 0, 0]
+    late = batching.batches(np.array([6, 6, 0]), np.array([400, 400, 400]), 8, 800)
+    assert [(batch.entries.tolist(), batch.lead) for batch in late] == [([2], 0), ([0, 1], 6)]

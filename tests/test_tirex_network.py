@@ -1,0 +1,304 @@
+"""The networks of TiRex-1 and TiRex-2: gradients, recorded numbers of the packages, groups, engines, errors."""
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests.conftest import make_backend
+from tests.tirex import error, golden, gradients, rows, tokens, written
+from xlstm import models
+from xlstm.arrays.convert import to_numpy
+from xlstm.cells.slstm import to_bfloat16
+from xlstm.engines import engine
+from xlstm.engines.numba import jit
+from xlstm.layers.attention import attention, attention_bwd
+from xlstm.layers.state import Span, complete
+from xlstm.models import TiRex, TiRex2
+from xlstm.models.tirex.variates import Groups
+from xlstm.recurrence.packing import Packing
+from xlstm.training import checkpoint
+
+FILES = ("tirex1/a", "tirex1/b", "tirex1/c", "tirex2/a", "tirex2/b", "tirex2/c")
+FIRST = TiRex(4, 2, 2, patch_size=2, quantiles=(0.2, 0.5), input_ff_size=3, context=8)
+SIZES = {"patch_size": 2, "quantiles": (0.5,), "input_ff_size": 3, "output_ff_size": 5, "context": 8, "horizon": 4}
+SECOND = TiRex2(4, [("mlstm", 2, 2), ("slstm", 1, 1)], **SIZES)
+GROUPS = {
+    "groups": [7, 1, 7, 3, 1, 3, 3, 2],
+    "targets": [True, True, False, True, True, False, False, True],
+    "known": [False, False, True, False, False, True, False, False],
+}
+
+
+def inputs_of(model, be, rng, B=3, T=4):
+    """Random parameters and tokens."""
+    params = {name: be.asarray(p + 0.5 * rng.standard_normal(p.shape)) for name, p in model.draw(rng).items()}
+    return params, be.asarray(rng.standard_normal((B, T, model.input_size)))
+
+
+def test_attention_gradient(be, rng):
+    q, k, v = (be.asarray(rng.standard_normal((2, 3, 4, 5))) for _ in range(3))
+    seen = be.xp.asarray(np.tril(np.ones((4, 4), bool)), device=be.device)
+    xlstm.gradcheck(
+        lambda q, k, v: attention(be.xp, q, k, v, seen), lambda kept, dy: attention_bwd(be.xp, dy, kept), (q, k, v)
+    )
+
+
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_gradient_of_groups(rng, qk_norm):
+    """By tokens, every parameter and every initial state, with rows alone, in groups, and known ones."""
+    model = TiRex2(4, SECOND.recipe, qk_norm=qk_norm, norm_eps=None, activation="gelu", **SIZES)
+    params, x = inputs_of(model, make_backend("numpy"), rng, 8, 3)
+    _, end = model(params, x)
+
+    def forward(params, x, state):
+        y, end, saved = model.forward(params, x, state, **GROUPS)
+        return (y, end), (params, saved)
+
+    xlstm.gradcheck(forward, lambda saved, d: model.backward(*saved, *d), (params, x, end), directions=1)
+
+
+def test_backends_agree_on_groups(be, rng):
+    """The output and every gradient are NumPy's."""
+    params, x = inputs_of(SECOND, make_backend("numpy"), rng, 8)
+    found = []
+    for backend in (make_backend("numpy"), be):
+        given = {name: backend.asarray(p) for name, p in params.items()}
+        y, _, saved = SECOND.forward(given, backend.asarray(x), **GROUPS)
+        grads, dx, _ = SECOND.backward(given, saved, y)
+        found.append([to_numpy(a) for a in (y, dx, *grads.values())])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("which", FILES)
+def test_activations_are_those_of_the_package(be, which):
+    model, params, io = golden(which, be)
+    suffix = "_f64" if "tirex1" in which else ""
+    x = be.asarray(tokens(io["tokens_f64" if suffix else "scaled"], model.patch_size))
+    given = {} if suffix else rows(io)
+    levels, _ = model.hidden(params, x, **given)
+    for k, level in enumerate(levels):
+        name = f"block{k - 1}{suffix}" if k else f"embed{suffix}"
+        assert error(to_numpy(level), io[name]) < (1e-10 if io[name].dtype == np.float64 else 1e-6), name
+    if f"head{suffix}" in io:
+        y, _, _ = model.forward(params, x, train=False, **given)
+        expected = io[f"head{suffix}"]
+        assert error(to_numpy(y), expected) < (1e-10 if expected.dtype == np.float64 else 1e-6)
+
+
+@pytest.mark.parametrize("which", FILES)
+def test_activations_in_single_precision(which):
+    model, params, io = golden(which, dtype="float32")
+    suffix = "_f64" if "tirex1" in which else ""
+    x = tokens(io["tokens_f64" if suffix else "scaled"], model.patch_size).astype(np.float32)
+    levels, _ = model.hidden(params, x, **({} if suffix else rows(io)))
+    assert levels[-1].dtype == np.float32
+    assert error(levels[-1], io[f"block{model.num_blocks - 1}{suffix}"]) < 2e-5
+
+
+@pytest.mark.parametrize("which", ["tirex1/a", "tirex2/a"])
+def test_gradients_are_those_of_the_package(be, which):
+    model, params, io = golden(which, be)
+    first = "tirex1" in which
+    x = be.asarray(tokens(io["tokens_f64" if first else "scaled"], model.patch_size))
+    y, _, saved = model.forward(params, x, **({} if first else rows(io)))
+    grads, dx, _ = model.backward(params, saved, be.asarray(io["dhead"].reshape(y.shape)))
+    if first:
+        assert error(to_numpy(dx), io["dinput_f64"]) < 1e-10
+    found = written(model, {name: to_numpy(g) for name, g in grads.items()})
+    expected = gradients(which)
+    assert set(found) == set(expected)
+    for name, grad in expected.items():
+        assert np.max(abs(found[name] - grad)) < 1e-8 * np.max(abs(grad)), name
+
+
+@pytest.mark.parametrize("name", ["s", "m"])
+def test_cells_are_those_of_the_package(name):
+    """What the first sLSTM and the first mLSTM of TiRex-2 add, from the recorded norm of their input."""
+    model, params, io = golden("tirex2/a")
+    k = int(io["first_cell_blocks"]["sm".index(name)])
+    block, mine = model.blocks[k], model.below(f"blocks.{k}", params)
+    u = io[f"{name}cell_norm"].swapaxes(0, 1)
+    T, B, _ = u.shape
+    start = complete("", np, "state", None, block.states, B, mine)
+    y, _ = block.mix(mine, u, start, Span(np, Packing.of("", None, T, B)), {})
+    assert error(y.swapaxes(0, 1), io[f"{name}cell_fwd"]) < 1e-10
+
+
+@pytest.mark.parametrize("which", ["tirex1/a", "tirex1/b", "tirex1/c"])
+def test_rounding_is_that_of_the_package(be, which):
+    """Forecasts within a rounding that falls the other way; the exact ones are farther off."""
+    single = make_backend("strict" if be.name == "array_api_strict" else be.name, "float32")
+    model, params, io = golden(which, single, "float32")
+    expected = io[f"q_h{model.patch_size}_bf16"]
+    x = single.asarray(tokens(io["tokens_f64"], model.patch_size))
+    errors = []
+    for rounding in ("bfloat16", None):
+        same = TiRex(**{**model.__getstate__(), "rounding": rounding})
+        y = same.read(params, x, tokens=slice(-1, None))
+        q = to_numpy(y)[:, 0, ...].swapaxes(1, 2) * io["scale_f64"][:, None] + io["loc_f64"][:, None]
+        errors.append(error(q, expected))
+    assert errors[0] < 5e-4 < 2e-3 < errors[1] < 2e-2
+
+
+def test_rounding_to_bfloat16(be, rng):
+    """PyTorch's, for numbers of all sizes and for those between two; and it goes with float32 alone."""
+    torch = pytest.importorskip("torch")
+    x = (rng.standard_normal(2000) * np.exp(8 * rng.standard_normal(2000))).astype(np.float32)
+    between = (x.view(np.uint32) & 0xFFFF0000 | 0x8000).view(np.float32)
+    x = np.concatenate((x, between, [0.0]), dtype=np.float32)
+    found = to_numpy(to_bfloat16(be.xp, be.asarray(x, "float32")))
+    np.testing.assert_array_equal(found, torch.from_numpy(x).bfloat16().float().numpy())
+    model = TiRex(**{**FIRST.__getstate__(), "rounding": "bfloat16"})
+    with pytest.raises(TypeError, match=r"rounding: arrays are .*float64, expected float32"):
+        model(*inputs_of(model, be, rng))
+
+
+@pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
+@pytest.mark.parametrize("rounding", [None, "bfloat16"])
+def test_the_network_is_compiled(monkeypatch, rng, rounding):
+    """It takes Numba by itself, also with the limit of f and with rounding, and gives the reference's numbers."""
+    monkeypatch.delenv(jit.VARIABLE, raising=False)
+    be = make_backend("numpy", "float32" if rounding else "float64")
+    model = TiRex(**{**FIRST.__getstate__(), "rounding": rounding})
+    params, x = inputs_of(model, be, rng)
+    b = params["blocks.0.cell.b"].copy()
+    b[4:8] += 15  # so that the limit of f matters to about half of them
+    params["blocks.0.cell.b"] = b
+    found = {}
+    for name in ("numba", "array_api"):
+        with engine.use(name):
+            y, _, saved = model.forward(params, x)
+            grads, dx, _ = model.backward(params, saved, y)
+        found[name] = {"y": y, "dx": dx, **grads}
+    _, _, saved = model.forward(params, x)
+    assert saved["blocks.0.cell"].tape.engine.name == "numba"
+    for name, a in found["array_api"].items():
+        assert np.max(abs(found["numba"][name] - a)) <= (1e-2 if rounding else 1e-11) * np.max(abs(a)), name
+
+
+@pytest.mark.parametrize("model", [FIRST, SECOND], ids=["TiRex", "TiRex2"])
+def test_outputs_of_some_tokens_and_rows(be, rng, model):
+    """They are those of a whole pass, also from a state."""
+    params, x = inputs_of(model, be, rng, 8)
+    given = GROUPS if model is SECOND else {}
+    groups = Groups.of("", 8, **given) if given else None
+    state = None
+    for _ in range(2):
+        expected, end, _ = model.forward(params, x, state, train=False, **given)
+        y = model.read(params, x, state, slice(1, 3), np.array([4, 1]), groups)
+        np.testing.assert_allclose(to_numpy(y), to_numpy(expected)[[4, 1], 1:3], rtol=1e-12, atol=1e-13)
+        state = end
+
+
+def test_who_sees_whom(rng):
+    """Rows alone are as without groups; covariates see no target, targets see all; the order of rows is free."""
+    be = make_backend("numpy")
+    params, x = inputs_of(SECOND, be, rng, 8)
+    alone, _ = SECOND(params, x)
+    y, _, _ = SECOND.forward(params, x, **GROUPS)
+    same = [b for b in range(8) if np.allclose(y[b], alone[b], rtol=1e-12, atol=1e-12)]
+    assert same == [7]
+    changed = {}
+    for b in range(8):
+        other = x.copy()
+        other[b] += 1
+        z, _, _ = SECOND.forward(params, other, **GROUPS)
+        changed[b] = [k for k in range(8) if not np.allclose(z[k], y[k], rtol=1e-9, atol=1e-9)]
+    assert changed == {0: [0], 1: [1, 4], 2: [0, 2], 3: [3], 4: [1, 4], 5: [3, 5, 6], 6: [3, 5, 6], 7: [7]}
+    order = rng.permutation(8)
+    z, _, _ = SECOND.forward(params, x[order], **{name: np.asarray(v)[order] for name, v in GROUPS.items()})
+    np.testing.assert_allclose(z, y[order], rtol=1e-11, atol=1e-12)
+
+
+def test_a_known_row_is_read_from_its_end(rng):
+    """Its first output depends on its last token, which that of other rows does not."""
+    be = make_backend("numpy")
+    params, x = inputs_of(SECOND, be, rng, 2)
+    other = x.copy()
+    other[:, -1] += 1
+    y, z = (SECOND.forward(params, a, known=[True, False])[0] for a in (x, other))
+    assert not np.allclose(y[0, 0], z[0, 0])
+    np.testing.assert_array_equal(y[1, 0], z[1, 0])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"groups": [0, 1]}, r"groups has shape \(2,\), expected whole numbers \(B,\) = \(3,\)"),
+        ({"groups": [0.0, 1.0, 1.0]}, r"groups has dtype float64, expected whole numbers"),
+        ({"targets": [1, 0, 1]}, "targets has dtype int64, expected truth values"),
+        ({"known": "yes"}, "known"),
+        ({"known": [True] * 3, "lengths": [1, 2, 3]}, "lengths and groups, targets or known exclude one another"),
+    ],
+)
+def test_groups_that_do_not_fit_are_named(rng, given, message):
+    params, x = inputs_of(SECOND, make_backend("numpy"), rng)
+    with pytest.raises((TypeError, ValueError), match=f"TiRex2: {message}"):
+        SECOND.forward(params, x, **given)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_heads": 3}, "size is 4, expected a multiple of num_heads, 3"),
+        ({"context": 7}, "context is 7, expected a multiple of patch_size, 2"),
+        ({"quantiles": (0.1, 0.9)}, "quantiles is .*, expected 0.5 among them"),
+        ({"quantiles": (0.5, 0.1)}, "quantiles is .*, expected rising numbers between 0 and 1"),
+        ({"quantiles": (0.5, 1.0)}, r"quantiles\[1\] is 1.0, expected"),
+        ({"ffn_proj_factor": 1e-9}, "ffn_proj_factor . size is 0, expected"),
+        ({"rounding": "float16"}, "rounding is 'float16', expected one of bfloat16"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(options, message):
+    with pytest.raises(ValueError, match=f"TiRex: {message}"):
+        TiRex(**{**FIRST.__getstate__(), **options})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ([], "recipe is empty, expected a block or more"),
+        (["slstm"], r"recipe\[0\] is 'slstm', expected \(cell, num_heads, variate_heads\)"),
+        ([("lstm", 1, 1)], r"recipe\[0\].cell is 'lstm', expected one of slstm, mlstm"),
+        ([("slstm", 3, 1)], r"size is 4, expected a multiple of recipe\[0\].num_heads, 3"),
+        ([("mlstm", 4, 1)], r"half of size is 2, expected a multiple of recipe\[0\].num_heads, 4"),
+        ([("slstm", 1, 0)], r"recipe\[0\].variate_heads is 0, expected 1 or more"),
+    ],
+)
+def test_recipes_that_do_not_fit_are_named(recipe, message):
+    with pytest.raises(ValueError, match=f"TiRex2: {message}"):
+        TiRex2(4, recipe, **SIZES)
+
+
+def test_the_mlstm_of_tirex2_begins_at_m_0():
+    """Its i is small and its f nearly 1, so that m stays where it began."""
+    model = TiRex2(4, [("mlstm", 2, 2)], **SIZES)
+    params = model.init(0, "numpy", "float64")
+    params["blocks.0.gates.W"] *= 0
+    params["blocks.0.gates.b"] = np.array([-100.0, -100.0, 100.0, 100.0])
+    _, ((_, _, m),) = model(params, np.ones((1, 4, 4)))
+    assert np.all(abs(m) < 1e-5)
+
+
+@pytest.mark.parametrize("model", [FIRST, SECOND], ids=["TiRex", "TiRex2"])
+def test_models_come_back_from_their_files(be, tmp_path, model):
+    params = model.init(0, be)
+    models.save(tmp_path / "model", model, params)
+    again, found = models.load(tmp_path / "model", be)
+    assert again == model
+    assert set(found) == set(params)
+    for name, p in params.items():
+        np.testing.assert_array_equal(to_numpy(found[name]), to_numpy(p))
+
+
+def test_a_file_that_declares_more_blocks_than_it_has_is_refused(tmp_path):
+    checkpoint.save(
+        tmp_path / "m", SECOND.init(0, "numpy"), "model", described(SECOND, recipe=[["slstm", 1, 1]] * 9999)
+    )
+    with pytest.raises(ValueError, match=r"blocks of recipe is 9999, the file holds \d+ arrays"):
+        models.load(tmp_path / "m")
+
+
+def described(model, **options):
+    return {"layer": type(model).__name__, "options": model.__getstate__() | options, "head": None}

@@ -1,0 +1,126 @@
+"""Streams of TiRex: forecasts of series that grow, beside those of whole windows."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests.tirex import golden
+from xlstm.models import HorizonWarning, TiRex, TiRex2
+
+FIRST = TiRex(4, 2, 2, patch_size=2, quantiles=(0.2, 0.5), input_ff_size=3, context=8)
+SIZES = {"patch_size": 2, "quantiles": (0.1, 0.5, 0.9), "input_ff_size": 3, "output_ff_size": 5, "context": 8}
+SECOND = TiRex2(4, [("mlstm", 2, 2), ("slstm", 1, 1)], horizon=6, **SIZES)
+
+
+def whole(model, params, series, horizon):
+    """The forecast that a fresh stream gives."""
+    options = {"rollout": -(-horizon // model.patch_size)} if isinstance(model, TiRex) else {"differencing": False}
+    return model.forecast(params, series, horizon, **options)
+
+
+@pytest.mark.parametrize("model", [FIRST, SECOND], ids=["TiRex", "TiRex2"])
+@pytest.mark.parametrize("L", [3, 8, 21])
+def test_a_fresh_stream_forecasts_as_the_model_does(be, rng, model, L):
+    """From a short series, from a window, and from more; values are missing, and quantiles are chosen."""
+    params = model.init(0, be)
+    x = rng.standard_normal((3, L))
+    x[0, 1] = np.nan
+    for horizon in (1, 5):
+        found = model.stream(params, x).forecast(horizon)
+        np.testing.assert_allclose(found.quantiles, whole(model, params, x, horizon).quantiles, rtol=1e-9, atol=1e-9)
+    assert model.stream(params, x[1]).forecast(3, quantiles=[0.5]).quantiles.shape == (3, 1)
+
+
+@pytest.mark.parametrize("model", [FIRST, SECOND], ids=["TiRex", "TiRex2"])
+def test_new_values_cost_a_token_and_change_nothing_else(monkeypatch, rng, model):
+    """While its units are frozen a state is that of a whole pass over all values, of which a longer window has as many
+    missing ones before them.
+    """
+    params = model.init(0, "numpy", "float64")
+    x = rng.standard_normal((2, 6))
+    stream = model.stream(params, x[:, :4], renew=0)
+    units = stream._now().units
+    monkeypatch.setattr(type(model.scaler), "units", lambda self, rows: units)
+    tokens = []
+    forward = type(model).forward
+
+    def counted(self, params, x, *rest, **options):
+        tokens.append(x.shape[1])
+        return forward(self, params, x, *rest, **options)
+
+    for t, context in ((4, 8), (5, 10)):
+        stream.push(x[:, t])
+        longer = dataclasses.replace(model, context=context)
+        expected = whole(longer, params, x[:, : t + 1], 5).quantiles
+        monkeypatch.setattr(type(model), "forward", counted)
+        np.testing.assert_allclose(stream.forecast(5).quantiles, expected, rtol=1e-9, atol=1e-9)
+        monkeypatch.setattr(type(model), "forward", forward)
+    assert stream.count == 2
+    assert tokens == [1, 3, 2, 1, 2]  # a missing patch and three; then one more; and two of the horizon each
+
+
+def test_units_are_renewed(rng):
+    """With `renew` a forecast is that of the last window again, and without it is not; a jump shows it."""
+    params = FIRST.init(0, "numpy", "float64")
+    x = np.concatenate((rng.standard_normal(20), 1000 + rng.standard_normal(12)))
+    frozen, renewed = FIRST.stream(params, x[:20], renew=0), FIRST.stream(params, x[:20], renew=12)
+    assert FIRST.stream(params, x).renew == 1
+    for stream in (frozen, renewed):
+        stream.forecast(2)
+        for part in (x[20:22], x[22:30], x[30:]):
+            stream.push(part)
+            assert stream.forecast(2).quantiles.shape == (2, 2)
+    expected = FIRST.forecast(params, x, 2).quantiles
+    np.testing.assert_allclose(renewed.forecast(2).quantiles, expected, rtol=1e-9)
+    assert not np.allclose(frozen.forecast(2).quantiles, expected, rtol=1e-3)
+
+
+def test_a_stream_that_was_left_alone_reads_a_window_again(rng):
+    params = FIRST.init(0, "numpy", "float64")
+    x = rng.standard_normal(40)
+    stream = FIRST.stream(params, x[:20], renew=0)
+    stream.forecast(2)
+    stream.push(x[20:])
+    np.testing.assert_allclose(stream.forecast(2).quantiles, FIRST.forecast(params, x, 2).quantiles, rtol=1e-9)
+
+
+def test_of_recorded_series():
+    """A stream over rows of all oddities, value by value, is finite, and fresh at its end it is the package's."""
+    model, params, io = golden("tirex1/a")
+    rows = [row[-n:] for row, n in zip(io["context"], io["lengths"], strict=True)]
+    stream = model.stream(params, rows, renew=5)
+    for _ in range(2 * model.patch_size):
+        stream.push(np.full(len(rows), np.nan))
+        assert np.all(np.isfinite(stream.forecast(9).quantiles))
+    again = copy.deepcopy(stream)
+    for one in (stream, again):
+        one.push(np.ones(len(rows)))
+    np.testing.assert_array_equal(again.forecast(3).quantiles, stream.forecast(3).quantiles)
+    found = model.stream(params, rows).forecast(model.patch_size).quantiles
+    expected = io[f"q_h{model.patch_size}_f64"]
+    assert np.max(abs(found - expected) / np.max(abs(expected), axis=(1, 2), keepdims=True)) < 1e-10
+
+
+def test_a_horizon_beyond_that_of_the_training_is_said_so():
+    stream = SECOND.stream(SECOND.init(0, "numpy"), np.arange(9.0))
+    stream.forecast(6)
+    with pytest.warns(HorizonWarning, match="TiRex2.stream: horizon is 7, and the model was trained for 6") as found:
+        assert stream.forecast(7).quantiles.shape == (7, 3)
+    assert found[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros(3), r"TiRex.stream: values has shape \(3,\), expected \(B,\) or \(B, n\) with B = 2"),
+        (np.zeros((2, 1, 1)), r"values has shape \(2, 1, 1\)"),
+        (["a", "b"], "expected numbers"),
+    ],
+)
+def test_values_that_do_not_fit_are_named(values, message):
+    stream = FIRST.stream(FIRST.init(0, "numpy"), np.zeros((2, 5)))
+    with pytest.raises((TypeError, ValueError), match=message):
+        stream.push(values)
+    assert stream.count == 0

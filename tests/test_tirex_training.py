@@ -1,0 +1,207 @@
+"""Training of TiRex: windows and targets, the loss, fine-tuning of all, of the head and of adapters."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests.conftest import make_backend
+from xlstm.arrays.convert import to_numpy
+from xlstm.data.synthetic import synthetic
+from xlstm.models import TiRex, TiRex2
+from xlstm.models.tirex.patches import PatchWindows, SyntheticPatches
+from xlstm.training import LowRank, evaluate, losses, optimizers, train
+
+MODEL = TiRex(8, 2, 2, patch_size=2, quantiles=(0.1, 0.5, 0.9), input_ff_size=8, context=16)
+SIZES = {"patch_size": 2, "quantiles": (0.1, 0.5, 0.9), "input_ff_size": 8, "output_ff_size": 8, "context": 16}
+SECOND = TiRex2(8, [("mlstm", 2, 2), ("slstm", 2, 2)], horizon=4, **SIZES)
+
+
+def test_windows_and_targets():
+    """Each token of a window has the next patch as its target, in the units of the window."""
+    row = np.arange(30.0) ** 2
+    row[20] = np.nan
+    data = PatchWindows(MODEL, row, stride=3, batch_size=4)
+    batches = list(data.batches())
+    assert len(batches) == len(data) == 3
+    ends = range(28, 1, -3)
+    assert sum(b.x.shape[1] for b in batches) == len(ends)
+    n = 0
+    for batch in batches:
+        for b in range(batch.x.shape[1]):
+            e = ends[n]
+            seen = np.concatenate((np.full(16, np.nan), row[:e]))[-16:]
+            loc, scale = np.nanmean(seen), np.nanstd(seen)
+            x = ((seen - loc) / scale).reshape(8, 2)
+            np.testing.assert_allclose(batch.x[:, b, :2], np.nan_to_num(x), rtol=1e-12, atol=1e-12)
+            np.testing.assert_array_equal(batch.x[:, b, 2:], ~np.isnan(x))
+            y = (np.concatenate((np.full(16, np.nan), row[: e + 2]))[-16:] - loc) / scale
+            np.testing.assert_array_equal(batch.mask[:, b], ~np.isnan(y.reshape(8, 2)))
+            np.testing.assert_allclose(batch.target[:, b], np.nan_to_num(y).reshape(8, 2), rtol=1e-12, atol=1e-12)
+            n += 1
+
+
+def test_hidden_patches():
+    """The last ones of a window are missing and stay targets; all of the horizon where nothing is drawn."""
+    row = np.arange(40.0)
+    (batch,) = PatchWindows(MODEL, row, horizon=6, stride=40).batches()
+    np.testing.assert_array_equal(batch.x[:, 0, 2], [1] * 6 + [0] * 2)
+    assert np.all(batch.mask)
+    found = set()
+    for seed in range(20):
+        (batch,) = PatchWindows(MODEL, row, horizon=6, stride=40).batches(np.random.default_rng(seed))
+        found.add(int(np.sum(batch.x[:, 0, 2] == 0)))
+    assert found == {0, 1, 2}
+
+
+def test_what_may_be_a_target():
+    """Only what comes since; windows whose targets all come before are left out."""
+    data = PatchWindows(MODEL, [np.arange(40.0), np.arange(9.0)], since=[33, 0])
+    (batch,) = data.batches()
+    counted = np.flatnonzero([np.any(batch.mask[:, b]) for b in range(batch.x.shape[1])])
+    assert len(counted) == batch.x.shape[1]
+    assert np.sum(batch.mask[:, 0]) == 7  # of the values 24 to 39
+    with pytest.raises(ValueError, match="PatchWindows: no series has a value after its first one"):
+        PatchWindows(MODEL, [[1.0], [np.nan, np.nan]])
+    with pytest.raises(ValueError, match="horizon is 16, expected less than 16, the context"):
+        PatchWindows(MODEL, np.arange(9.0), horizon=16)
+    with pytest.raises(ValueError, match="since has 2 numbers, expected one for each of 1 series"):
+        PatchWindows(MODEL, np.arange(9.0), since=[1, 2])
+
+
+@pytest.mark.parametrize("L", [2, 3, 4, 5])
+def test_short_series_have_a_window(L):
+    (batch,) = PatchWindows(MODEL, np.arange(float(L))).batches()
+    assert np.any(batch.mask)
+
+
+def test_the_loss_is_pinball_of_each_value(be, rng):
+    y, target = rng.standard_normal((2, 3, 3, 2)), rng.standard_normal((2, 3, 2))
+    mask = rng.random((2, 3, 2)) < 0.7
+    value, dy = MODEL.loss(be.asarray(y), be.asarray(target), be.xp.asarray(mask, device=be.device))
+    e = target[:, :, None] - y
+    q = np.array([0.1, 0.5, 0.9])[:, None]
+    expected = np.sum(mask[:, :, None] * np.maximum(q * e, (q - 1) * e)) / np.sum(mask)
+    np.testing.assert_allclose(float(value), expected, rtol=1e-12)
+    xlstm.gradcheck(
+        lambda y: (MODEL.loss(y, be.asarray(target))[0], y),
+        lambda y, d: (d * MODEL.loss(y, be.asarray(target))[1],),
+        (be.asarray(y),),
+    )
+    assert tuple(dy.shape) == y.shape
+
+
+@pytest.mark.parametrize("model", [xlstm.LSTM(2, 3), MODEL], ids=["LSTM", "TiRex"])
+def test_gradient_of_adapters(be, rng, model):
+    params = {name: be.asarray(p + 0.3 * rng.standard_normal(p.shape)) for name, p in model.draw(rng).items()}
+    adapters = LowRank(model, params, 1, scale=0.7, names=["0.W?", "*.up.W", "*.cell.Wh", "*.i.W"])
+    given = {name: be.asarray(rng.standard_normal(tuple(p.shape))) for name, p in adapters.init().items()}
+    assert set(given) == set(adapters.shapes)
+    x = be.asarray(rng.standard_normal((3, 2, model.input_size)))
+
+    def forward(params, x):
+        y, _, saved = adapters.forward(params, x)
+        return y, (params, saved)
+
+    xlstm.gradcheck(forward, lambda saved, dy: adapters.backward(*saved, dy)[:2], (given, x), directions=1)
+
+
+def test_adapters_begin_as_nothing_and_are_merged(rng):
+    be = make_backend("numpy")
+    params, x = MODEL.init(0, be), be.asarray(rng.standard_normal((2, 5, 4)))
+    adapters = LowRank(MODEL, params, 2)
+    given = adapters.init()
+    np.testing.assert_array_equal(adapters.forward(given, x)[0], MODEL(params, x)[0])
+    given = {name: p + 0.1 for name, p in given.items()}
+    y, _, _ = adapters.forward(given, x, train=False)
+    np.testing.assert_allclose(MODEL(adapters.merged(given), x)[0], y, rtol=1e-12)
+    assert not np.allclose(y, MODEL(params, x)[0])
+    assert adapters.rank == 2
+    assert adapters.batch_first
+    again = pickle.loads(pickle.dumps(adapters))
+    np.testing.assert_array_equal(again.forward(given, x)[0], y)
+    with pytest.raises(ValueError, match="LowRank: no matrix of the model has rank 99 and names"):
+        LowRank(MODEL, params, 99)
+
+
+def series_of(rng, count=4, n=120):
+    """Series that a model can learn: a season each, whose shape is the same, and a little noise."""
+    t = np.arange(n)
+    return [np.sign(np.sin(2 * np.pi * (t + 3 * k) / 12)) + 0.05 * rng.standard_normal(n) for k in range(count)]
+
+
+@pytest.mark.parametrize("model", [MODEL, SECOND], ids=["TiRex", "TiRex2"])
+@pytest.mark.parametrize("weights", ["all", "head", "adapters"])
+def test_fine_tuning_lowers_the_held_out_loss(rng, model, weights):
+    """On series that it did not see, too; and it changes what it is to change."""
+    series = series_of(rng)
+    series[0][5:9] = np.nan
+    params = model.init(0, "numpy")
+    options = {"weights": weights, "horizon": 4, "learning_rate": 1e-2, "epochs": 3, "rank": 2, "weight_decay": 0.01}
+    tuned = model.fine_tune(params, series, **options)
+    later = PatchWindows(model, series_of(rng, 1), horizon=4)
+    before, after = evaluate(model, params, later), evaluate(model, tuned.params, later)
+    assert after < 0.9 * before
+    assert len(tuned.trained.validations) == 3
+    assert min(tuned.trained.validations) == tuned.trained.validations[tuned.trained.best_epoch - 1]
+    changed = {name for name in params if not np.array_equal(params[name], tuned.params[name])}
+    if weights == "head":
+        assert changed == {name for name in params if name.startswith("output.")}
+    elif weights == "adapters":
+        assert set(tuned.trained.params) == {f"{name}.{end}" for name in changed for end in "AB"}
+    else:
+        used = {name for name in params if ".mixer." not in name and ".combination." not in name}
+        assert changed == used
+    assert model.fine_tune(params, series, **options).trained.losses == tuned.trained.losses
+
+
+def test_a_tiny_model_learns_from_synthetic_series():
+    model = TiRex(8, 1, 2, patch_size=4, quantiles=(0.1, 0.5, 0.9), input_ff_size=16, context=32)
+    data = SyntheticPatches(model, 12, horizon=8, batch_size=16)
+    params = model.init(0, "numpy")
+    trained = train(model, params, data, optimizers.adamw(3e-3), epochs=3, validation=SyntheticPatches(model, 4))
+    assert trained.validations[-1] < 0.9 * evaluate(model, params, SyntheticPatches(model, 4))
+    first = [batch.x for batch in data.batches(np.random.default_rng(0))]
+    again = [batch.x for batch in data.batches(np.random.default_rng(0))]
+    other = [batch.x for batch in data.batches(np.random.default_rng(1))]
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(first[0], other[0])
+    assert not np.array_equal(first[0], first[1])
+
+
+def test_synthetic_series(rng):
+    """All finite but for gaps, none constant, and of many sizes."""
+    found = synthetic(rng, 200, 64)
+    assert found.shape == (200, 64)
+    gaps = np.any(np.isnan(found), axis=1)
+    assert 5 < np.sum(gaps) < 50
+    scale = np.nanstd(found, axis=1)
+    assert np.all(scale > 0)
+    assert np.nanmax(scale) / np.nanmin(scale) > 1e3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": "some"}, "weights is 'some', expected one of all, head, adapters"),
+        ({"validation_fraction": 1.0}, "validation_fraction is 1.0"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"unknown": 1}, "unknown"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        MODEL.fine_tune(MODEL.init(0, "numpy"), np.arange(50.0), **options)
+
+
+def test_pinball_is_what_the_model_is_judged_by(rng):
+    """The loss of one batch by hand."""
+    be = make_backend("numpy")
+    params = MODEL.init(0, be)
+    data = PatchWindows(MODEL, np.cumsum(rng.standard_normal(40)))
+    (batch,) = data.batches()
+    y = to_numpy(MODEL(params, batch.x.swapaxes(0, 1))[0]).swapaxes(2, 3)
+    mask, target = batch.mask.swapaxes(0, 1), batch.target.swapaxes(0, 1)
+    expected, _ = losses.pinball(y, target, mask, MODEL.quantiles)
+    np.testing.assert_allclose(evaluate(MODEL, params, data), float(expected), rtol=1e-9)

@@ -1,0 +1,345 @@
+"""Forecasts of pretrained models through the estimator and the command line: series and tables in, tables out."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from tests.conftest import DATA
+from xlstm.cli.app import app
+from xlstm.data.files import read_groups, write_table
+from xlstm.data.series import bundled
+from xlstm.estimators import ZeroShotForecaster, plots
+from xlstm.interop import tirex
+
+ONE, TWO = DATA / "tirex1" / "a", DATA / "tirex2" / "a"
+
+
+def of(checkpoint, **options):
+    return ZeroShotForecaster(checkpoint, "numpy", "float64", **options)
+
+
+@pytest.fixture(scope="module")
+def one():
+    return of(ONE, horizon=5).fit()
+
+
+@pytest.fixture(scope="module")
+def two():
+    return of(TWO, horizon=5).fit()
+
+
+@pytest.fixture
+def x():
+    return np.random.default_rng(0).normal(size=(50, 3)).cumsum(axis=0)
+
+
+def same(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_series_and_their_forecasts(one, two, x):
+    """One target, several, several series; those of TiRex-2 see each other."""
+    model, params = tirex.load(ONE, backend="numpy", dtype="float64")
+    expected = model.forecast(params, x.T, 5)
+    assert one.predict(x[:, 0]).shape == (5,)
+    same(one.predict(x), expected.mean.T)
+    same(one.predict_quantiles(x), expected.quantiles.swapaxes(0, 1))
+    same(one.predict(x[:, 0], steps=9), model.forecast(params, x[:, 0], 9).mean)
+    both = one.predict([x[:, 0], x[20:, 1]])
+    assert [found.shape for found in both] == [(5,), (5,)]
+    same(both[1], model.forecast(params, x[20:, 1], 5).mean)
+    model, params = tirex.load(TWO, backend="numpy", dtype="float64")
+    same(two.predict(x), model.forecast(params, x.T[None], 5).mean[0].T)
+    same(two.predict(x[:, 0]), model.forecast(params, x[:, 0], 5).mean)
+    assert np.max(np.abs(two.predict(x)[:, 0] - two.predict(x[:, 0]))) > 1e-6
+    assert of(ONE).predict(x[:, 0]).shape == (4,)  # a patch
+
+
+def test_covariates(two, x):
+    model, params = tirex.load(TWO, backend="numpy", dtype="float64")
+    price = np.sin(np.arange(55))
+    found = two.predict_quantiles(x[:, 0], past=x[:, 1:], future=price)
+    same(found, model.forecast(params, x[:, 0], 5, past=x[:, 1:].T, future=price).quantiles)
+    several = two.predict_quantiles([x[:, 0], x[10:, 1]], future=[price, price[10:]])
+    same(several[1], model.forecast(params, x[10:, 1], 5, future=price[10:]).quantiles)
+    gaps = np.where(np.arange(55) % 5 == 0, np.nan, price)  # the first one, too
+    same(two.predict(x[:, 0], future=gaps), model.forecast(params, x[:, 0], 5, future=gaps).mean)
+
+
+def test_gaps_are_missing_values(one, x):
+    """Also at the beginning, and where dates leave rows out."""
+    model, params = tirex.load(ONE, backend="numpy", dtype="float64")
+    gaps = np.where(np.isin(np.arange(50), [0, 1, 30, 31, 49]), np.nan, x[:, 0])
+    expected = model.forecast(params, gaps, 5).mean
+    same(one.predict(gaps), expected)
+    there = ~np.isnan(gaps) | (np.arange(50) == 49)
+    dates = np.datetime64("2024-01-01") + np.arange(50)
+    same(one.predict(gaps[there], dates=dates[there]), expected)
+    score = one.score(np.where(np.arange(50) < 20, np.nan, x[:, 0]))
+    assert np.all(np.isfinite([score.model, score.persistence, score.autoregression]))
+
+
+LIBRARIES = ["pandas", "polars", "pyarrow"]
+
+
+def table(library, columns):
+    module = pytest.importorskip(library)
+    return module.table(columns) if library == "pyarrow" else module.DataFrame(columns)
+
+
+def columns_of(found):
+    """The columns of a table of any library."""
+    if hasattr(found, "to_pylist"):
+        return {name: np.array(found[name].to_pylist()) for name in found.column_names}
+    return {str(name): np.array(found[name].to_list()) for name in found.columns}
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_wide_tables(library, one, x):
+    days = np.datetime64("2024-02-20") + np.arange(50)
+    given = table(library, {"day": days.astype("datetime64[us]"), "a": x[:, 0], "b": x[:, 1]})
+    found = columns_of(one.predict(given))
+    assert list(found) == ["day", "a", "b"]
+    assert [str(day)[:10] for day in found["day"][:2]] == ["2024-04-10", "2024-04-11"]
+    same(np.stack([found["a"], found["b"]], axis=1), one.predict(x[:, :2]))
+    found = columns_of(of(ONE, horizon=5, targets="b", quantiles=[0.1, 0.5]).predict_quantiles(given))
+    assert list(found) == ["day", "b 0.1", "b 0.5"]
+    same(found["b 0.5"], one.predict(x[:, 1]))
+
+
+def long_columns(x, order, rows=(50, 40)):
+    """Two shops below each other, or in the order of their days."""
+    day = [np.datetime64("2024-01-01") + np.arange(n) for n in rows]
+    columns = {
+        "shop": np.repeat(["north", "south"], rows),
+        "day": np.concatenate(day).astype("datetime64[us]"),
+        "sales": np.concatenate([x[:n, k] for k, n in enumerate(rows)]),
+        "price": np.concatenate([np.cos(np.arange(n) + k) for k, n in enumerate(rows)]),
+    }
+    place = np.argsort(columns["day"], kind="stable") if order == "days" else np.arange(sum(rows))
+    return {name: column[place] for name, column in columns.items()}
+
+
+@pytest.mark.parametrize("order", ["shops", "days"])
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_long_tables(library, order, two, x):
+    every = long_columns(np.pad(x, ((0, 5), (0, 0))), order, (55, 45))
+    number = np.where(every["shop"] == "north", 50, 40)
+    so_far = every["day"] < np.datetime64("2024-01-01") + number
+    given = table(library, {name: column[so_far] for name, column in every.items()})
+    later = table(library, {name: column[~so_far] for name, column in every.items() if name != "sales"})
+    shops = of(TWO, horizon=5, targets="sales", future="price", series_id="shop")
+    found = columns_of(shops.predict(given, future=later))
+    assert set(found) == {"shop", "day", "sales"}
+    assert found["shop"].tolist() == ["north"] * 5 + ["south"] * 5
+    assert [str(day)[:10] for day in found["day"][[0, 5]]] == ["2024-02-20", "2024-02-10"]
+    price = [np.cos(np.arange(55)), np.cos(np.arange(45) + 1)]
+    same(found["sales"], np.concatenate(two.predict([x[:, 0], x[:40, 1]], future=price)))
+    score = shops.backtest(given, 2)
+    assert score.series.tolist() == [0, 0, 1, 1]
+
+
+def test_scores_are_those_of_forecasts(two, x):
+    """Each forecast sees what comes before it, beside the same baselines."""
+    price = np.sin(np.arange(50))  # nobody knows it after the end
+    model, params = tirex.load(TWO, backend="numpy", dtype="float64")
+    score = two.score(x[:, 0], stride=3, future=price)
+    assert score.at.tolist() == [40, 43, 46, 49]
+    for at, forecast, quantiles in zip(score.at, score.forecasts, score.quantiles, strict=True):
+        known = np.concatenate((price, np.full(5, np.nan)))[: at + 5]
+        expected = model.forecast(params, x[:at, 0], 5, future=known)
+        same(forecast, expected.mean)
+        same(quantiles, expected.quantiles)
+    truth = np.concatenate((x[:, 0], np.full(5, np.nan)))[score.at[:, None] + np.arange(5)]
+    same(score.model, np.sqrt(np.nanmean((score.forecasts - truth) ** 2, axis=0)))
+    same(score.persistence, np.sqrt(np.nanmean((x[score.at - 1, 0, None] - truth) ** 2, axis=0)))
+    assert score.interval == pytest.approx(0.8)
+    assert two.score(x, stride=5).model.shape == (5, 3)
+    score = two.backtest(x[:, 0], folds=3)
+    assert score.at.tolist() == [35, 40, 45]
+    same(score.forecasts[1], two.predict(x[:40, 0]))
+    assert score.item() == -np.mean(score.model)
+
+
+def test_conventions_of_scikit_learn(one, x):
+    base = pytest.importorskip("sklearn.base")
+    again = base.clone(one)
+    assert again.get_params() == one.get_params()
+    assert repr(again).startswith("ZeroShotForecaster(checkpoint=")
+    np.testing.assert_array_equal(again.predict(x), one.predict(x))
+    copied = pickle.loads(pickle.dumps(one))
+    np.testing.assert_array_equal(copied.predict(x), one.predict(x))
+    again.set_params(checkpoint=TWO)
+    assert np.any(again.predict(x) != one.predict(x))
+    model, params = tirex.load(ONE, backend="numpy", dtype="float64")
+    own = ZeroShotForecaster(model=model, params=params, horizon=5)
+    np.testing.assert_array_equal(own.predict(x), one.predict(x))
+    same(own.predict(x[:5]), one.predict(x[:5]))
+    params["input.output.b"] = params["input.output.b"] * 2 + 1  # others may change these
+    same(own.predict(x[:5]), model.forecast(params, x[:5].T, 5).mean.T)
+
+
+def test_columns_of_fit_are_those_of_later_tables(x):
+    pandas = pytest.importorskip("pandas")
+    given = pandas.DataFrame(x, columns=list("abc"))
+    fitted = of(ONE, horizon=5).fit(given)
+    assert fitted.feature_names_in_.tolist() == ["a", "b", "c"]
+    assert list(fitted.predict(given[["c", "a", "b"]]).columns) == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="the targets of the table are a, b, expected a, b, c"):
+        fitted.predict(given[["a", "b"]])
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments", "error", "words"),
+    [
+        ({}, {"past": np.ones(50)}, ValueError, "there are 1 covariates, which TiRex does not take; TiRex2 does"),
+        ({"checkpoint": TWO}, {"static": [1.0]}, ValueError, "static has 1 numbers, expected none"),
+        ({"checkpoint": TWO}, {"future": np.ones(52)}, ValueError, "future has 2 rows after the series, expected 5"),
+        ({"checkpoint": None}, {}, ValueError, "there is no checkpoint, expected one, or model and params"),
+        ({"params": {}}, {}, ValueError, "there are a checkpoint and model or params, expected one of the two"),
+        ({"checkpoint": None, "model": 3, "params": {}}, {}, TypeError, "model is 3, expected a TiRex or a TiRex2"),
+        ({"checkpoint": "absent"}, {}, OSError, "absent"),
+        ({"horizon": 0}, {}, ValueError, "horizon is 0, expected 1 or more"),
+        ({}, {"steps": -1}, ValueError, "steps is -1, expected 1 or more"),
+        ({"sign_flip": True}, {}, ValueError, "sign_flip is True, expected None, as the model is a TiRex"),
+        ({"checkpoint": TWO, "rollout": 2}, {}, ValueError, "rollout is 2, expected None, as the model is a TiRex2"),
+        ({"quantiles": [0.5, 0.1]}, {}, ValueError, r"quantiles is \[0.5, 0.1\], expected rising numbers"),
+        ({"quantiles": [0.95]}, {}, ValueError, r"quantiles\[0\] is 0.95, expected 0.1 to 0.9"),
+        ({"name": 3}, {}, TypeError, "name is 3, expected a string"),
+    ],
+)
+def test_wrong_arguments_are_named(options, arguments, error, words, x):
+    with pytest.raises(error, match=words):
+        of(**{"checkpoint": ONE, "horizon": 5, **options}).predict(x[:, 0], **arguments)
+
+
+def test_scores_need_some_rows(one, x):
+    with pytest.raises(ValueError, match="a series of 12 rows has 0 before the first forecast, expected 3"):
+        one.backtest(x[:12, 0], folds=5)
+    with pytest.raises(ValueError, match="season is -1, expected 0 or more"):
+        of(ONE, season=-1).score(x[:, 0])
+    with pytest.raises(ValueError, match="stride is 0, expected 1 or more"):
+        one.score(x[:, 0], stride=0)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args, code=0):
+        result = CliRunner().invoke(app, ["forecast", *(str(a) for a in args), "--backend", "numpy"])
+        assert result.exit_code == code, result.output + str(result.exception)
+        return result
+
+    return run
+
+
+def shops(x):
+    """Two shops with prices that are known for 5 days more."""
+    every = long_columns(np.pad(x, ((0, 5), (0, 0)), constant_values=np.nan), "days", (55, 45))
+    ends = np.where(every["shop"] == "north", 50, 40)
+    sold = every["day"] < np.datetime64("2024-01-01") + ends
+    cells = [f"{value!r}" if known else "" for value, known in zip(every["sales"].tolist(), sold, strict=True)]
+    day = every["day"].astype("datetime64[D]").astype(str).tolist()
+    return {"shop": every["shop"].tolist(), "day": day, "sales": cells, "price": every["price"].tolist()}
+
+
+def test_the_command_forecasts_a_series(run):
+    lines = run(ONE, bundled("sunspots"), "--horizon", 3, "--quantiles", "0.5,0.1").stdout.splitlines()
+    assert lines[0] == "time,sunspots,sunspots 0.1,sunspots 0.5"
+    assert [line[:7] for line in lines[1:]] == ["1984-01", "1984-02", "1984-03"]
+    values = np.loadtxt(bundled("sunspots"), delimiter=",", skiprows=1, usecols=1)
+    expected = ZeroShotForecaster(ONE, "numpy", horizon=3, quantiles=[0.1, 0.5]).predict_quantiles(values)
+    found = np.array([line.split(",")[1:] for line in lines[1:]], dtype=np.float64)
+    np.testing.assert_allclose(found, expected[:, [1, 0, 1]], rtol=1e-6)
+    write_table("plain.csv", {"a": values[:20].tolist(), "b": values[20:40].tolist()})
+    lines = run(TWO, "plain.csv", "--horizon", 2).stdout.splitlines()
+    assert lines[0].startswith("time,a,a 0.1,a 0.2")
+    assert [line.split(",")[0] for line in lines[1:]] == ["+1", "+2"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_the_command_forecasts_a_long_table(run, suffix, x):
+    """Rows after the last sales say what is known in advance."""
+    given = shops(x)
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+        given["sales"] = [float(cell) if cell else None for cell in given["sales"]]
+        given["day"] = [np.datetime64(day).astype(object) for day in given["day"]]
+    write_table(f"shops.{suffix}", given)
+    roles = ["--target", "sales", "--future", "price", "--series-id", "shop", "--horizon", 5, "--quantiles", "0.1"]
+    printed = run(TWO, f"shops.{suffix}", *roles, "--dtype", "float64").stdout
+    lines = printed.splitlines()
+    assert lines[0] == "shop,time,sales,sales 0.1"
+    assert [line.split(",")[:2] for line in lines[1:7:5]] == [["north", "2024-02-20"], ["south", "2024-02-10"]]
+    price = [np.cos(np.arange(55)), np.cos(np.arange(45) + 1)]
+    expected = np.concatenate(of(TWO, horizon=5).predict([x[:, 0], x[:40, 1]], future=price))
+    np.testing.assert_allclose([float(line.split(",")[2]) for line in lines[1:]], expected, rtol=1e-6)
+    found = json.loads(run(TWO, f"shops.{suffix}", *roles, "--json").stdout)
+    assert (found["model"], found["horizon"], found["quantiles"]) == ("TiRex2", 5, [0.1])
+    assert list(found["forecasts"]) == ["shop", "time", "sales", "sales 0.1"]
+    assert run(TWO, f"shops.{suffix}", *roles, "-o", "ahead.csv", "--quiet", "--dtype", "float64").stdout == ""
+    assert Path("ahead.csv").read_text() == printed
+    said = run(TWO, f"shops.{suffix}", *roles, "-o", "ahead.csv").stdout
+    assert said == "forecasts: ahead.csv\n"
+
+
+@pytest.mark.skipif(not plots.available(), reason="matplotlib is not installed")
+def test_the_command_draws(run, x):
+    write_table("shops.csv", shops(x))
+    run(ONE, "shops.csv", "--target", "sales", "--series-id", "shop", "--picture", "ahead.svg")
+    drawn = Path("ahead.svg").read_text()
+    assert "north sales" in drawn
+    assert "south sales" in drawn
+    many = {"id": [f"s{k}" for k in range(14) for _ in range(6)], "y": list(map(float, range(84)))}
+    write_table("many.csv", many)
+    assert "has the first 12 of 14 forecasts" in run(ONE, "many.csv", "--series-id", "id", "--picture", "p.png").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["shops.csv", "--series-id", "shop", "--target", "sold"], "shops.csv: column 'sold' is not in the header"),
+        (["shops.csv", "--series-id", "town", "--target", "sales"], "shops.csv: column 'town' is not in the header"),
+        (["shops.csv", "--series-id", "shop", "--target", "day"], "expected some"),
+        (["shops.csv", "--target", "sales"], "does not come after"),
+        (["shops.csv", "--target", "sales", "--past", "sales"], "column 'sales' is in targets and past, expected one"),
+        (
+            ["shops.csv", "--past", "price", "--past", "sales", "--series-id", "shop"],
+            "are covariates, expected one to f",
+        ),
+        (["shops.csv", "--series-id", "shop", "--future", "price"], "1 covariates, which TiRex does not take"),
+        (["absent.csv"], "absent.csv"),
+        (["shops.csv", "--quantiles", "a"], "--quantiles is 'a', expected numbers such as 0.1,0.5,0.9"),
+        (["shops.csv", "-o", "a.txt"], "a.txt: ends in '.txt', expected .csv or .parquet"),
+        (["shops.csv", "--picture", "a.nothing"], "a.nothing: ends in '.nothing', expected one of"),
+        (["empty.csv", "--target", "a"], "empty.csv: the table has no value to forecast from"),
+        (
+            ["later.csv", "--future", "b", "--target", "a"],
+            "later.csv: the table has a row for 2024-01-09, expected 2024-01-04",
+        ),
+    ],
+)
+def test_the_command_refuses_wrong_input(run, x, arguments, words):
+    write_table("shops.csv", shops(x))
+    write_table("empty.csv", {"b": ["1", "2"], "a": ["", ""]})
+    days = ["2024-01-01", "2024-01-02", "2024-01-03", "2024-01-09"]
+    write_table("later.csv", {"day": days, "a": ["1", "2", "3", ""], "b": ["1", "2", "3", "4"]})
+    result = run(ONE, *arguments, code=2)
+    assert words in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_groups_of_a_file(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("id,day,a,note\nb,2024-01-02,1,x\na,2024-01-01,2,\nb,2024-01-03,,\n")
+    found = read_groups(path, "id")
+    assert list(found) == ["b", "a"]
+    assert found["b"].names == ["a"]
+    np.testing.assert_array_equal(found["b"].values, [[1], [np.nan]])
+    assert found["b"].index.astype(str).tolist() == ["2024-01-02", "2024-01-03"]

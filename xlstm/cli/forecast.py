@@ -1,0 +1,134 @@
+"""`xlstm forecast`: forecasts of a table by a published TiRex, without any training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xlstm.arrays import checks
+from xlstm.cli import tabular
+from xlstm.cli.console import BackendOption, Report, err, printable, quieted
+from xlstm.cli.options import JsonOption, QuietOption, reads_tables
+from xlstm.data import files
+from xlstm.data.table import Dialect
+from xlstm.estimators import plots
+from xlstm.estimators.tables import Roles
+from xlstm.estimators.zero_shot import ZeroShotForecaster
+
+PANELS = 12  # of a picture at most
+
+CheckpointArgument = Annotated[Path, typer.Argument(help="Folder or file of a published checkpoint of TiRex.")]
+TableArgument = Annotated[Path, typer.Argument(help="CSV or Parquet file with one series or several.")]
+HorizonOption = Annotated[int | None, typer.Option(help="Steps to forecast; by default a patch of the model.")]
+TargetOption = Annotated[
+    list[str] | None, typer.Option(help="Column to forecast, may be repeated; by default all others.")
+]
+PastOption = Annotated[list[str] | None, typer.Option(help="Column that is known as far as targets, for TiRex-2.")]
+FutureOption = Annotated[
+    list[str] | None, typer.Option(help="Column that is known in advance, in rows after the targets, for TiRex-2.")
+]
+IdOption = Annotated[str | None, typer.Option(help="Column that tells several series apart.")]
+QuantilesOption = Annotated[str | None, typer.Option(help="Levels such as 0.1,0.5,0.9; by default those of the model.")]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="File to write, .csv or .parquet; else CSV is printed.")
+]
+PictureOption = Annotated[Path | None, typer.Option(help="Draw the forecasts to a file such as ahead.png.")]
+DtypeOption = Annotated[str | None, typer.Option(help="float32 or float64; by default that of the checkpoint.")]
+SignFlipOption = Annotated[
+    bool | None, typer.Option("--sign-flip/--no-sign-flip", help="Add the forecast of the negated series; TiRex-2.")
+]
+DifferencingOption = Annotated[
+    bool | None, typer.Option("--differencing/--no-differencing", help="Forecast changes of trends; TiRex-2.")
+]
+RolloutOption = Annotated[int | None, typer.Option(help="Patches from one window at most; TiRex-1.")]
+ResampleOption = Annotated[
+    bool, typer.Option("--resample", help="Forecast long series with a long period at a lower rate; TiRex-1.")
+]
+
+
+@reads_tables
+def forecast(
+    checkpoint: CheckpointArgument,
+    table: TableArgument,
+    horizon: HorizonOption = None,
+    target: TargetOption = None,
+    past: PastOption = None,
+    future: FutureOption = None,
+    series_id: IdOption = None,
+    quantiles: QuantilesOption = None,
+    output: OutputOption = None,
+    picture: PictureOption = None,
+    backend: BackendOption = "auto",
+    dtype: DtypeOption = None,
+    sign_flip: SignFlipOption = None,
+    differencing: DifferencingOption = None,
+    rollout: RolloutOption = None,
+    resample: ResampleOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    *,
+    dialect: Dialect,
+) -> None:
+    """Forecast the series of a table with a published TiRex, without any training: the median and quantiles."""
+    if output is None:
+        printable("forecast")
+    else:
+        files.check_table(output)
+    if picture is not None:
+        plots.check(picture)
+    levels = None if quantiles is None else _levels(quantiles)
+    forecaster = ZeroShotForecaster(
+        checkpoint,
+        backend,
+        dtype,
+        horizon=horizon,
+        sign_flip=sign_flip,
+        differencing=differencing,
+        rollout=rollout,
+        resample="frequency" if resample else None,
+    )
+    roles = Roles(target, past, future, None, series_id).checked()
+    parts, names = tabular.read(table, roles, dialect)
+    model = forecaster.fit().model_
+    levels = [*model.quantiles] if levels is None else levels
+    known = sorted({*levels, 0.5})
+    forecaster.set_params(quantiles=known)
+    found = forecaster.predict_quantiles(
+        [part.targets for part in parts],
+        past=[part.past for part in parts] if roles.past else None,
+        future=[part.future for part in parts] if roles.future else None,
+        dates=None if parts[0].dates is None else [part.dates for part in parts],
+    )
+    columns = tabular.columns(parts, names, series_id, found, known, levels)
+    report = Report(as_json)
+    with quieted(quiet):
+        if output is not None:
+            files.write_table(output, columns)
+            report.print(f"forecasts: {output}")
+        if picture is not None:
+            _draw(picture, parts, names, [[plots.Fan(one[:, c], known) for c in range(len(names))] for one in found])
+    if output is None and not as_json:
+        typer.echo(files.as_csv(columns), nl=False)
+    about = {"model": type(model).__name__, "horizon": len(found[0]), "quantiles": levels}
+    report.finish(**about, output=None if output is None else str(output), forecasts=columns)
+
+
+def _draw(path: Path, parts: Sequence[tabular.Part], names: Sequence[str], fans: Sequence[Sequence[plots.Fan]]) -> None:
+    """Draw the first forecasts."""
+    every = [
+        (part.series(c, name), some[c]) for part, some in zip(parts, fans, strict=True) for c, name in enumerate(names)
+    ]
+    plots.ahead(path, *zip(*every[:PANELS], strict=True))
+    if len(every) > PANELS:
+        err.print(f"note: {path} has the first {PANELS} of {len(every)} forecasts")
+
+
+def _levels(given: str) -> list[float]:
+    """Return levels from text with commas between them."""
+    try:
+        return sorted({float(level) for level in given.split(",")})
+    except ValueError:
+        raise ValueError(f"--quantiles is {checks.shown(given)}, expected numbers such as 0.1,0.5,0.9") from None

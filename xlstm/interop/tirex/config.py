@@ -1,0 +1,212 @@
+"""Configurations of TiRex-1 and TiRex-2 as models of ours, and the reverse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from xlstm.arrays import checks
+from xlstm.arrays.checks import shown
+from xlstm.interop.keys import Key, Keys, anything, factor, needed, options, take, values
+from xlstm.models.tirex import Mixers, TiRex, TiRex2
+
+Config = Mapping[str, Any]
+BLOCKS = 1 << 10  # more than any model has
+FFN_PROJ_FACTOR = 2.6667
+
+ACTIVATIONS = {"SiLU": "silu", "ReLU": "relu", "GELU": "gelu"}  # our names by those of classes of torch.nn
+CELLS = {"bi-slstm": "slstm", "bi-mlstm": "mlstm"}
+
+
+def _activation(where: str, name: str, value: Any) -> str:
+    """Return our name of a class of torch.nn, which may be written with its package."""
+    path = checks.text(where, name, value)
+    last = path.rpartition(".")[2]
+    if path != last and not path.startswith("torch.nn."):
+        last = path
+    return ACTIVATIONS[checks.choice(ACTIVATIONS)(where, name, last)]
+
+
+# TiRex-1: hyper_parameters of the checkpoint, its model_config, and block_kwargs in this.
+HYPER: Keys = {"model_config": needed(anything), "train_ctx_len": needed(checks.size, "context")}
+FIRST: Keys = {
+    "input_patch_size": needed(checks.size, "patch_size"),
+    "output_patch_size": needed(checks.size),
+    "quantiles": needed(anything, "quantiles"),
+    "input_ff_dim": needed(checks.size, "input_ff_size"),
+    "block_kwargs": needed(anything),
+}
+BLOCK: Keys = {
+    "num_blocks": needed(checks.depth, "num_blocks"),
+    "embedding_dim": needed(checks.size, "size"),
+    "num_heads": needed(checks.size, "num_heads"),
+    "ffn_proj_factor": Key(FFN_PROJ_FACTOR, checks.above_0, "ffn_proj_factor"),
+}
+# TiRex-2, and the dicts in its configuration.
+SECOND: Keys = {
+    "embedding_dim": needed(checks.size, "size"),
+    "num_blocks": needed(checks.depth),
+    "input_patch_size": needed(checks.size, "patch_size"),
+    "output_patch_size": needed(checks.size),
+    "tokenizer_cfg": Key({}, anything),
+    "context_len": needed(checks.size, "context"),
+    "future_len": needed(checks.size, "horizon"),
+    "quantiles": needed(anything, "quantiles"),
+    "input_ff_dim": needed(checks.size, "input_ff_size"),
+    "h_expand": needed(checks.above_0),
+    "act_func": needed(_activation, "activation"),
+    "scaler_cfg": Key({}, anything),
+    "stack_config": needed(anything),
+    "stack_out_norm_config": Key({}, anything),
+    "use_qk_norm": Key(True, checks.flag, "qk_norm"),
+    "tta_sign_flip": Key(False, checks.flag, "sign_flip"),
+    "tta_diff": Key(True, checks.flag, "differencing"),
+}
+TOKENIZER: Keys = {
+    name: Key(None, checks.optional(checks.size))
+    for name in ("input_patch_size", "output_patch_size", "input_patch_stride")
+}
+SCALER: Keys = {
+    "use_arcsinh": Key(False, checks.flag, "arcsinh"),
+    "binaryaware": Key(False, checks.flag, "binary"),
+    "eps": Key(1e-8, checks.non_negative, "scale_eps"),
+}
+STACK: Keys = {"templates": needed(anything), "recipe": needed(anything)}
+TEMPLATE: Keys = {"time_mixer": needed(anything), "variate_mixer": needed(anything)}
+TIME: Keys = {
+    "model_type": needed(checks.choice(CELLS)),
+    "embedding_dim": needed(checks.size),
+    "num_heads": Key(4, checks.size),
+    "num_slstm_heads": Key(None, checks.optional(checks.size)),
+}
+VARIATES: Keys = {"embedding_dim": needed(checks.size), "num_heads": Key(4, checks.size)}
+OUT_NORM: Keys = {"eps": Key(1e-7, checks.divisor)}
+# Keys that change no result.
+IGNORED = ("dropout", "device", "matmul_precision", "postprocessor_cfg", "use_flex_attention", "rnn_backend")
+UNUSED = {"templates": ("dropout", "eps"), "norm": ("use_rmsnorm",)}
+
+
+def model_of(config: Config, where: str = "config", most: int = BLOCKS) -> TiRex | TiRex2:
+    """Return the model that a configuration describes: TiRex-1 with `model_config`, TiRex-2 with `stack_config`.
+
+    Messages call the configuration `where`. It may have `most` blocks, such as the number of arrays in the checkpoint.
+    Raise ValueError or TypeError if it is neither, a key is unknown or missing, or a value is none that ours expresses.
+    """
+    if not isinstance(config, Mapping):
+        raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
+    if ("model_config" in config) == ("stack_config" in config):
+        raise ValueError(f"{where}: expected model_config for TiRex-1 or stack_config for TiRex-2")
+    return _first(config, where, most) if "model_config" in config else _second(config, where, most)
+
+
+def config_of(model: TiRex | TiRex2) -> dict[str, Any]:
+    """Return the configuration of a model, the reverse of `model_of`; raise ValueError if theirs cannot express it."""
+    return _first_config(model) if isinstance(model, TiRex) else _second_config(model)
+
+
+def _first(config: Config, where: str, most: int) -> TiRex:
+    hyper = take({name: config[name] for name in HYPER if name in config}, HYPER, where)
+    own = take(hyper["model_config"], FIRST, f"{where} model_config")
+    inner = own["block_kwargs"]
+    if not isinstance(inner, Mapping):
+        raise TypeError(f"{where} block_kwargs: is a {type(inner).__name__}, expected a dict")
+    blocks = take({name: inner[name] for name in BLOCK if name in inner}, BLOCK, f"{where} block_kwargs")
+    _few(f"{where} block_kwargs", blocks["num_blocks"], most)
+    _same(where, "output_patch_size", own["output_patch_size"], own["input_patch_size"])
+    return TiRex(**options(blocks, BLOCK), **options(own, FIRST), **options(hyper, HYPER))
+
+
+def _first_config(model: TiRex) -> dict[str, Any]:
+    own = {**values(model, FIRST), "output_patch_size": model.patch_size, "quantiles": list(model.quantiles)}
+    return {"model_config": {**own, "block_kwargs": values(model, BLOCK)}, **values(model, HYPER)}
+
+
+def _second(config: Config, where: str, most: int) -> TiRex2:
+    own = take(config, SECOND, where, IGNORED)
+    _few(where, own["num_blocks"], most)
+    P, D = own["input_patch_size"], own["embedding_dim"]
+    tokenizer = take(own["tokenizer_cfg"], TOKENIZER, f"{where} tokenizer_cfg")
+    _same(where, "output_patch_size", own["output_patch_size"], P)
+    for name, value in tokenizer.items():
+        _same(f"{where} tokenizer_cfg", name, P if value is None else value, P)
+    norm = own["stack_out_norm_config"]
+    if norm is not None:
+        norm = take(norm, OUT_NORM, f"{where} stack_out_norm_config", UNUSED["norm"])["eps"]
+    return TiRex2(
+        recipe=_recipe(own, f"{where} stack_config"),
+        **options(own, SECOND),
+        **options(take(own["scaler_cfg"], SCALER, f"{where} scaler_cfg"), SCALER),
+        output_ff_size=int(D * own["h_expand"]),
+        ffn_proj_factor=FFN_PROJ_FACTOR,
+        norm_eps=norm,
+    )
+
+
+def _recipe(own: Config, where: str) -> list[Mixers]:
+    """Return the blocks in their order."""
+    stack = take(own["stack_config"], STACK, where)
+    templates, recipe = stack["templates"], stack["recipe"]
+    if not isinstance(templates, Mapping):
+        raise TypeError(f"{where}: templates is {shown(templates)}, expected a dict")
+    if not isinstance(recipe, list | tuple) or not all(isinstance(name, str) for name in recipe):
+        raise TypeError(f"{where}: recipe is {shown(recipe)}, expected names of templates")
+    if len(recipe) != own["num_blocks"]:
+        raise ValueError(f"{where}: recipe has {len(recipe)} blocks, expected num_blocks, {own['num_blocks']}")
+    known = {name: _mixers(given, own["embedding_dim"], f"{where} {name}") for name, given in templates.items()}
+    for name in recipe:
+        if name not in known:
+            raise ValueError(f"{where}: recipe has {shown(name)}, expected some of {checks.few(known)}")
+    return [known[name] for name in recipe]
+
+
+def _mixers(template: Any, size: int, where: str) -> Mixers:
+    parts = take(template, TEMPLATE, where, UNUSED["templates"])
+    time = take(parts["time_mixer"], TIME, f"{where} time_mixer")
+    variates = take(parts["variate_mixer"], VARIATES, f"{where} variate_mixer")
+    for name, one in (("time_mixer", time), ("variate_mixer", variates)):
+        _same(f"{where} {name}", "embedding_dim", one["embedding_dim"], size)
+    heads = time["num_heads"]
+    if time["model_type"] == "bi-slstm" and time["num_slstm_heads"] is not None:
+        heads = time["num_slstm_heads"]
+    return Mixers(CELLS[time["model_type"]], heads, variates["num_heads"])
+
+
+def _second_config(model: TiRex2) -> dict[str, Any]:
+    if model.ffn_proj_factor != FFN_PROJ_FACTOR:
+        raise ValueError(
+            f"save: ffn_proj_factor is {model.ffn_proj_factor}, expected that of TiRex-2, {FFN_PROJ_FACTOR}"
+        )
+    D, P = model.size, model.patch_size
+    types = {ours: theirs for theirs, ours in CELLS.items()}
+    names, templates = [], {}
+    for cell, heads, variate_heads in model.recipe:
+        names.append(f"{cell}_{heads}_{variate_heads}")
+        time = {"model_type": types[cell], "embedding_dim": D, "num_heads": heads, "num_slstm_heads": heads}
+        variates = {"embedding_dim": D, "num_heads": variate_heads}
+        templates[names[-1]] = {"time_mixer": time, "variate_mixer": variates, "dropout": 0.0, "eps": 1e-7}
+    classes = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+    checks.choice(classes)("save", "activation", model.activation)
+    return {
+        **values(model, SECOND),
+        "num_blocks": len(names),
+        "output_patch_size": P,
+        "tokenizer_cfg": dict.fromkeys(TOKENIZER, P),
+        "quantiles": list(model.quantiles),
+        "h_expand": factor(D, model.output_ff_size),
+        "act_func": classes[model.activation],
+        "scaler_cfg": values(model, SCALER),
+        "stack_config": {"templates": templates, "recipe": names},
+        "stack_out_norm_config": None if model.norm_eps is None else {"eps": model.norm_eps},
+        "dropout": 0.0,
+    }
+
+
+def _few(where: str, blocks: int, most: int) -> None:
+    """Raise ValueError before too many blocks are made."""
+    if blocks > min(most, BLOCKS):
+        raise ValueError(f"{where}: num_blocks is {blocks}, expected at most {min(most, BLOCKS)}")
+
+
+def _same(where: str, name: str, value: int, expected: int) -> None:
+    if value != expected:
+        raise ValueError(f"{where}: {name} is {shown(value)}, expected the same as the model's, {expected}")

@@ -1,0 +1,39 @@
+"""Forecasts: quantiles of the steps after the end of series."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from xlstm.data.host import Values
+from xlstm.models.tirex import quantiles as levels_of
+from xlstm.models.tirex import series
+
+MEDIAN = (0.5,)
+
+
+class Forecast(NamedTuple):
+    """Forecasts of the steps after the end of series, in float64 on the host.
+
+    Attributes
+    ----------
+    quantiles : array (..., H, Q), or list of arrays
+        The axes are those of the series, with those of the forecast in the place of the time. It is a list where series
+        of several targets differ in their number.
+    mean : array (..., H), or list of arrays
+        The median, which the published packages call so.
+    levels : tuple of Q floats
+        The levels of the quantiles.
+    """
+
+    quantiles: Any
+    mean: Any
+    levels: tuple[float, ...]
+
+    @classmethod
+    def of(
+        cls, given: series.Given, q: Sequence[Values], trained: Sequence[float], levels: tuple[float, ...]
+    ) -> Forecast:
+        """Return quantiles (V, H, Q) of trained levels for each series as a forecast of other levels."""
+        wanted = given.like([levels_of.between(one, trained, levels) for one in q])
+        return cls(wanted, given.like([levels_of.between(one, trained, MEDIAN)[..., 0] for one in q]), levels)

@@ -1,0 +1,347 @@
+"""The network that both versions of TiRex share: patches of a series in, quantiles of the next patch out."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from xlstm.arrays import checks, workspace
+from xlstm.arrays.namespace import Array, Namespace, Params, namespace
+from xlstm.data.host import Values
+from xlstm.layers.blocks.block import MULTIPLE, round_up
+from xlstm.layers.blocks.feedforward import ResidualFeedForward
+from xlstm.layers.blocks.stack import Backbone
+from xlstm.layers.state import Span, State
+from xlstm.models.tirex import embedding, tuning
+from xlstm.models.tirex.streaming import Stream
+from xlstm.models.tirex.tuning import Tuned
+from xlstm.models.tirex.variates import Groups, take
+from xlstm.training.losses import pinball
+
+QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def rising(where: str, name: str, given: Any) -> tuple[float, ...]:
+    """Return quantiles, which rise from 0 to 1."""
+    found = checks.several(where, name, given, "rising numbers between 0 and 1", checks.LARGEST)
+    levels = tuple(checks.real(0.0, 1.0, strict=True)(where, f"{name}[{k}]", q) for k, q in enumerate(found))
+    if not levels or any(a >= b for a, b in itertools.pairwise(levels)):
+        raise ValueError(f"{where}: {name} is {checks.shown(given)}, expected rising numbers between 0 and 1")
+    return levels
+
+
+class Network(Backbone):
+    """The base of both models: a residual layer, blocks, an RMSNorm and a residual layer.
+
+    A token is a patch of P values, zero where one is missing, and P marks, 1 where a value is present and 0 where not.
+    y of token t are Q quantiles of each value of patch t + 1.
+    """
+
+    if TYPE_CHECKING:
+        patch_size: int
+        quantiles: Sequence[float]
+
+    CHECKS: ClassVar[dict[str, Any]] = {
+        **dict.fromkeys(("patch_size", "input_ff_size", "output_ff_size", "context", "horizon"), checks.size),
+        "quantiles": rising,
+        "ffn_proj_factor": checks.above_0,
+        "rounding": checks.optional(checks.choice(["bfloat16"])),
+        "norm_eps": checks.optional(checks.divisor),
+        **dict.fromkeys(("qk_norm", "arcsinh", "binary", "sign_flip", "differencing"), checks.flag),
+        "scale_eps": checks.non_negative,
+    }
+    _symbol = "2P"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("context", "horizon"):
+            steps = getattr(self, name, 0)
+            if steps % self.patch_size:
+                expected = f"a multiple of patch_size, {self.patch_size}"
+                raise ValueError(f"{type(self).__name__}: {name} is {steps}, expected {expected}")
+
+    @property
+    def batch_first(self) -> bool:
+        return True
+
+    @property
+    def input_size(self) -> int:
+        """Width 2 P of a token."""
+        return 2 * self.patch_size
+
+    @property
+    def output_size(self) -> int:
+        """Number Q P of the quantiles of a patch."""
+        return len(self.quantiles) * self.patch_size
+
+    @property
+    def _ends(self) -> tuple[ResidualFeedForward, ResidualFeedForward]:
+        """The layers from tokens to x of the first block, and from y of the last one to quantiles."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def parts(self) -> dict[str, Any]:
+        first, last = self._ends
+        return {"input": first, **super().parts, "output": last}
+
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+        kept: dict[str, Any] = {}
+        h = self.through(span.xp, "input", p, x, kept)
+        if not span.keep:
+            kept.clear()
+        h, end, more = super().scan(p, h, state, span)
+        kept |= more
+        return self.through(span.xp, "output", p, h, kept), end, kept
+
+    def scan_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
+    ) -> tuple[Params, Array, State]:
+        grads: Params = {}
+        dh = self.through_bwd(span.xp, "output", p, kept, dy, grads)
+        found, dh, start = super().scan_bwd(p, kept, dh, dstate, span)
+        grads |= found
+        return grads, self.through_bwd(span.xp, "input", p, kept, dh, grads), start
+
+    def hidden(self, params: Params, tokens: Array, state: Any = None, **rows: Any) -> tuple[list[Array], State]:
+        """Run for inference without the layers after the last block, and return the output of every block.
+
+        Parameters
+        ----------
+        params : dict
+        tokens : array (B, T, 2P)
+        state : tuple, optional
+        **rows
+            groups, targets and known, as of `TiRex2.forward`.
+
+        Returns
+        -------
+        levels : list of arrays (B, T, D)
+            What the first block is given, and the output of each block.
+        state : tuple
+        """
+        x, start, span = self._begin(params, tokens, state, groups=self._groups(tokens, **rows))
+        workspace.settle(span.xp)
+        levels = list(self._levels(params, x, start, span, range(self.num_blocks)))
+        return [self._swap(span.xp, h) for h, _ in levels], levels[-1][1]
+
+    def _levels(
+        self, p: Params, x: Array, start: State, span: Span, blocks: Iterable[int]
+    ) -> Iterator[tuple[Array, State]]:
+        """Yield what the first block is given, then the output of each of some blocks, and the states after it."""
+        h = self.through(span.xp, "input", p, x, {})
+        ends: State = ()
+        yield h, ends
+        for k in blocks:
+            h, end = self.along(f"blocks.{k}", p, h, start[k], span, {})
+            ends = (*ends, end)
+            yield h, ends
+
+    @property
+    def scaler(self) -> Any:
+        """The scaler of the windows that the network is given."""
+        raise NotImplementedError
+
+    def calibrated(self, q: Values) -> Values:
+        """Return quantiles (R, H, Q) of rows that are no differences, as a forecast has them."""
+        return q
+
+    def embed(self, params: Params, series: Any, *, batch_size: int = 64) -> Values:
+        """Return the embeddings of series, as features for other models.
+
+        The outputs of each block, after the tokens that hold values of a series, are averaged over these tokens and
+        divided by their norm; all blocks and variates of a series lie side by side, with mean 0 and variance 1. So the
+        published package of TiRex-1 makes the features of its classifiers.
+
+        Parameters
+        ----------
+        params : dict of str to array
+        series : array (L,), (S, L) or (S, V, L), or list of arrays (L,) or (V, L)
+            Each variate is by itself. NaN is a missing value; of a longer series the last `context` values count.
+        batch_size : int
+            Rows that the network sees at once, at most.
+
+        Returns
+        -------
+        array (S, num_blocks * V * D), or (num_blocks * V * D,) of one series
+            float64, on the host.
+
+        Raises
+        ------
+        TypeError, ValueError
+            The series or the parameters are none, or series differ in their number of variates.
+        """
+        return embedding.embed(self, params, series, batch_size)
+
+    def loss(self, y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Array]:
+        """Return the mean pinball loss of scaled values at the model's quantiles, and its gradient.
+
+        Parameters
+        ----------
+        y : array (B, T, Q, P)
+        target : array (B, T, P)
+            Of each token the values of the next patch, in the units of its window.
+        mask : bool array (B, T, P), or array of weights, optional
+            Values that count, or how much they do.
+
+        Returns
+        -------
+        loss : 0-d array
+        dy : array (B, T, Q, P)
+
+        Raises
+        ------
+        ValueError, TypeError
+            As of `losses.pinball`.
+        """
+        xp = namespace(type(self).__name__, {"y": y})
+        value, dy = pinball(xp.permute_dims(y, (0, 1, 3, 2)), target, mask, self.quantiles)
+        return value, xp.permute_dims(dy, (0, 1, 3, 2))
+
+    def fine_tune(
+        self,
+        params: Params,
+        series: Any,
+        *,
+        weights: str = "all",
+        horizon: int | None = None,
+        rank: int = 8,
+        epochs: int = 10,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.0,
+        batch_size: int = 32,
+        stride: int | None = None,
+        validation_fraction: float = 0.2,
+        seed: int = 0,
+        **options: Any,
+    ) -> Tuned:
+        """Train on series, with the pinball loss of the patch after each token.
+
+        Parameters
+        ----------
+        params : dict of str to array
+            They are not changed.
+        series : array (L,) or (S, L), or list of arrays (L,)
+            NaN is a missing value. Each series is by itself.
+        weights : {"all", "head", "adapters"}
+            What is trained: all parameters, the layer after the last block, or low-rank changes of all matrices, which
+            are `training.LowRank`. Those that single series do not use, in the variate mixers of TiRex-2, stay.
+        horizon : int, optional
+            Steps to learn to forecast, by default a patch; see `PatchWindows`.
+        rank : int
+            Rank of the changes.
+        epochs : int
+            Passes over all windows.
+        learning_rate, weight_decay : float
+            Of AdamW.
+        batch_size : int
+        stride : int, optional
+            Values from the end of a window to that of the next, by default a patch.
+        validation_fraction : float
+            The share of each series, at its end, that is not trained on: the parameters are those of the epoch with the
+            least loss there. With 0 they are the last ones.
+        seed : int
+        **options
+            Further arguments of `training.train`, such as `patience`, `clip`, `callbacks` and `checkpoints`.
+
+        Returns
+        -------
+        Tuned
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument is out of range, or the series are too short.
+        FloatingPointError, OSError, Interrupted, Terminated
+            As of `training.train`.
+        """
+        sizes = (weights, horizon, rank, epochs, learning_rate, weight_decay, batch_size, stride)
+        return tuning.fine_tune(self, params, series, *sizes, validation_fraction, seed, options)
+
+    def stream(self, params: Params, series: Any, *, renew: int | None = None) -> Stream:
+        """Return an object that takes new values of series and forecasts after any of them; see `Stream`."""
+        return Stream(self, params, series, renew)
+
+    def _groups(self, x: Array) -> Groups | None:
+        """Return the groups of the rows of x (B, T, 2P)."""
+        return None
+
+    def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+        y, end, kept = super().run(p, x, state, span)
+        return self._parted(span.xp, y), end, kept
+
+    def run_bwd(
+        self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
+    ) -> tuple[Params, Array, State]:
+        if dy is not None:
+            dy = span.xp.reshape(dy, (*dy.shape[:2], self.output_size))
+        return super().run_bwd(p, kept, dy, dstate, span)
+
+    def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
+        y, end = super().run_step(xp, p, x, state)
+        return self._parted(xp, y), end
+
+    def read(
+        self,
+        params: Params,
+        x: Array,
+        state: Any = None,
+        tokens: slice = slice(None),
+        rows: Any = None,
+        groups: Groups | None = None,
+    ) -> Array:
+        """Return y of some tokens of some rows, (R, S, Q, P), for inference.
+
+        Others are not computed after the last block has mixed time.
+
+        Parameters
+        ----------
+        params : dict
+        x : array (B, T, 2P)
+            Tokens.
+        state : tuple, optional
+            As for `forward`.
+        tokens : slice
+        rows : whole numbers (R,), optional
+            All rows by default.
+        groups : Groups, optional
+            Which rows belong together.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for `forward`.
+        """
+        x, start, span = self._begin(params, x, state, groups=groups)
+        xp, top = span.xp, self.num_blocks - 1
+        workspace.settle(xp)
+        *_, (h, _) = self._levels(params, x, start, span, range(top))
+        block, p = self.blocks[top], self.below(f"blocks.{top}", params)
+        h, _ = block.over_time(p, h, start[top], span, {})
+        h = block.at_each_step(p, h[tokens, ...], span, {})
+        h = h if rows is None else take(xp, h, rows)
+        for name in ("norm", "output"):
+            h = self.through(xp, name, params, h, {}) if name in self.parts else h
+        return self._swap(xp, self._parted(xp, h))
+
+    def _parted(self, xp: Namespace, y: Array) -> Array:
+        """Return (..., Q P) as (..., Q, P)."""
+        return xp.reshape(y, (*y.shape[:-1], len(self.quantiles), self.patch_size))
+
+    def _output_dims(self, T: int, B: int) -> checks.Dims:
+        return {"B": B, "T": T, "Q": len(self.quantiles), "P": self.patch_size}
+
+
+def feed_forward_size(model: Any) -> int:
+    """Return the width of the feed-forward layers of a model's blocks.
+
+    Raises
+    ------
+    ValueError
+        It is 0, or larger than any size may be.
+    """
+    size = round_up(math.floor(model.ffn_proj_factor * model.size), MULTIPLE)
+    checks.size(type(model).__name__, "ffn_proj_factor * size", size)
+    return size

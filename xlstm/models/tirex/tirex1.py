@@ -1,0 +1,163 @@
+"""TiRex-1, whose blocks have sLSTMs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar
+
+from xlstm.arrays import checks
+from xlstm.arrays.namespace import Params
+from xlstm.layers.blocks.feedforward import ResidualFeedForward
+from xlstm.layers.norm import RMSNorm
+from xlstm.models.tirex import univariate
+from xlstm.models.tirex.blocks import TiRexBlock
+from xlstm.models.tirex.forecast import Forecast
+from xlstm.models.tirex.network import QUANTILES, Network, feed_forward_size
+from xlstm.models.tirex.running import Starts
+from xlstm.models.tirex.scaling import StandardScaler
+from xlstm.models.tirex.variates import NORM_EPS
+
+
+@dataclass(frozen=True)
+class TiRex(Network):
+    """TiRex-1: sLSTM blocks with feed-forward layers over patches of a series (Auer et al. 2025).
+
+    Parameters are `input.` (`hidden`, `output`, `residual`, with `W` and `b` each), `blocks.{k}.`, `norm.w` and
+    `output.`; within a block `norm.w`, `i.W f.W z.W o.W` (N, K, K), `cell.Wh` (4, N, K, K), `cell.b` (4D,),
+    `outnorm.w`, `ffn_norm.w`, `ffn.up.W` (2U, D) and `ffn.down.W` (D, U). The state is a tuple of those of the blocks,
+    ((), (h, c, n, m)), each array (B, D).
+
+    Parameters
+    ----------
+    size : int
+        Width D of the blocks.
+    num_blocks : int
+        Number of blocks.
+    num_heads : int
+        Number N of heads.
+    patch_size : int
+        Number P of values in a patch.
+    quantiles : sequence of float
+        The quantiles that are predicted, rising, 0.5 among them.
+    input_ff_size : int
+        Width of the hidden layers at the input and at the output.
+    ffn_proj_factor : float
+        The width U of the feed-forward layers is this times D, rounded down, and up to a multiple of 64.
+    context : int
+        Number of values that the network is given for a forecast, a multiple of `patch_size`.
+    rounding : {"bfloat16"}, optional
+        Round within the sLSTM as the published package does on a CPU; this takes float32. Gradients are those without
+        rounding.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlstm.models import TiRex
+    >>> model = TiRex(16, 2, 2, patch_size=4, input_ff_size=24, context=32)
+    >>> y, state = model(model.init(backend="numpy"), np.ones((3, 8, 8), dtype="float32"))
+    >>> y.shape
+    (3, 8, 9, 4)
+    """
+
+    size: int
+    num_blocks: int
+    num_heads: int = 4
+    _: KW_ONLY
+    patch_size: int = 32
+    quantiles: Sequence[float] = QUANTILES
+    input_ff_size: int = 2048
+    ffn_proj_factor: float = 2.6667
+    context: int = 2048
+    rounding: str | None = None
+
+    HEADED = ("size",)
+    FORGET_LIMIT: ClassVar[float] = 15.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 0.5 not in self.quantiles:
+            raise ValueError(f"TiRex: quantiles is {checks.shown(self.quantiles)}, expected 0.5 among them")
+        feed_forward_size(self)
+
+    @functools.cached_property
+    def blocks(self) -> list[Any]:
+        options: dict[str, Any] = {"ffn_size": feed_forward_size(self), "head_eps": 1e-5, "head_residual": True}
+        options |= {"forget_limit": self.FORGET_LIMIT, "rounded": self.rounding is not None}
+        return [self._made(TiRexBlock, index=k, **options) for k in range(self.num_blocks)]
+
+    @property
+    def norm(self) -> Any:
+        return RMSNorm(self.size, eps=NORM_EPS)
+
+    @property
+    def scaler(self) -> StandardScaler:
+        return StandardScaler()
+
+    @property
+    def _ends(self) -> tuple[ResidualFeedForward, ResidualFeedForward]:
+        D, U = self.size, self.input_ff_size
+        return ResidualFeedForward(self.input_size, U, D), ResidualFeedForward(D, U, self.output_size)
+
+    def forecast(
+        self,
+        params: Params,
+        series: Any,
+        horizon: int,
+        *,
+        quantiles: Any = None,
+        batch_size: int = 16,
+        rollout: int = 1,
+        resample: str | None = None,
+        starts: Starts | None = None,
+    ) -> Forecast:
+        """Forecast series without any training on them.
+
+        The network sees the last `context` values of a series, in units of their mean and standard deviation, and
+        predicts a patch. Later patches follow from the same values and missing ones after them: a forecast is never fed
+        back. Beyond a horizon of `context` steps the network sees no value any more.
+
+        Parameters
+        ----------
+        params : dict
+        series : array (L,) or (B, L), or list of arrays (L,)
+            Numbers of any kind; NaN, None and infinity are missing values. In a list the lengths may differ.
+        horizon : int
+            Number H of steps to forecast.
+        quantiles : list of float, optional
+            Levels, by default those that the model was trained for. Others are interpolated linearly between two of
+            those, and may not lie outside of them.
+        batch_size : int
+            Windows that the network sees at once, at most. More take more memory, and a CPU is
+            no quicker with them; for a GPU 512 is a good number.
+        rollout : int
+            Patches that are predicted from one window at most. More than 1 is quicker for long horizons and less exact;
+            the published package has it as `max_accelerated_rollout_steps`.
+        resample : {"frequency"}, optional
+            Forecast a series of 2000 values or more with a period of more than 64 steps at a lower rate, where the
+            horizon is 100 or more, as the published package does.
+        starts : Starts, optional
+            States that earlier calls with the same parameters have computed.
+
+        Returns
+        -------
+        Forecast
+            `quantiles` (H, Q) or (B, H, Q), `mean` (H,) or (B, H), in float64 on the host. Quantiles may cross.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A series is empty or has values beyond 1e150, an option is out of range, or parameters are not those of the
+            model.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from xlstm.models import TiRex
+        >>> model = TiRex(16, 2, 2, patch_size=4, input_ff_size=24, context=32)
+        >>> found = model.forecast(model.init(backend="numpy"), np.sin(np.arange(100) / 5), horizon=6)
+        >>> found.quantiles.shape, found.mean.shape
+        ((6, 9), (6,))
+        """
+        return univariate.forecast(self, params, series, horizon, quantiles, batch_size, rollout, resample, starts)

@@ -1,0 +1,282 @@
+"""TiRex-2, whose blocks have sLSTMs or mLSTMs, and let series that belong together see each other."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, NamedTuple
+
+from xlstm.arrays import checks
+from xlstm.arrays.namespace import Array, Params
+from xlstm.arrays.random import Seed
+from xlstm.data.host import Values
+from xlstm.layers.blocks.feedforward import ResidualFeedForward
+from xlstm.layers.norm import RMSNorm
+from xlstm.layers.saved import Saved
+from xlstm.layers.state import State
+from xlstm.models.tirex import calibration, multivariate
+from xlstm.models.tirex.blocks import mLSTMVariates, sLSTMVariates
+from xlstm.models.tirex.forecast import Forecast
+from xlstm.models.tirex.network import QUANTILES, Network, feed_forward_size
+from xlstm.models.tirex.running import Starts
+from xlstm.models.tirex.scaling import RobustScaler
+from xlstm.models.tirex.variates import NORM_EPS, Groups
+
+CELLS = ("slstm", "mlstm")
+
+
+class Mixers(NamedTuple):
+    """A block of `TiRex2`: the cell that mixes time, "slstm" or "mlstm", its heads, and those of the variate mixer."""
+
+    cell: str
+    num_heads: int = 4
+    variate_heads: int = 4
+
+
+@dataclass(frozen=True)
+class TiRex2(Network):
+    """TiRex-2: sLSTM and mLSTM blocks over patches of one series, or of several that belong together (2026).
+
+    Parameters are those of `TiRex` with, in each block, `combination.W` (D, 2D) and the `VariateMixer` under `mixer.`;
+    a block with an mLSTM has `qkvo.W`, `gates.W`, `gates.b`, `outnorm.w` and `down.W` in the place of the sLSTM's. The
+    state is a tuple of those of the blocks, ((), (h, c, n, m)) of an sLSTM and (C, n, m) of an mLSTM, whose m is 0
+    before the first step.
+
+    Parameters
+    ----------
+    size : int
+        Width D of the blocks.
+    recipe : sequence of (cell, num_heads, variate_heads)
+        The blocks, the first at the input; see `Mixers`.
+    patch_size : int
+        Number P of values in a patch.
+    quantiles : sequence of float
+        The quantiles that are predicted, rising.
+    input_ff_size, output_ff_size : int
+        Widths of the hidden layers at the input and at the output.
+    activation : {"silu", "relu", "gelu", "square_relu", "sigmoid", "selu"}
+        Activation of these layers and of the variate mixers.
+    ffn_proj_factor : float
+        The width of the feed-forward layers of blocks is this times D, rounded down, and up to a multiple of 64.
+    context, horizon : int
+        Numbers of values that the network is given for a forecast: those of the past, and missing ones after them,
+        which are the longest horizon that it was trained for. Multiples of `patch_size`.
+    norm_eps : float, optional
+        Number that the norm after the last block adds to the mean square; with None there is no such norm.
+    qk_norm : bool
+        Whether the variate mixers normalise queries and keys.
+    arcsinh, binary : bool
+        Whether a forecast gives the network the arcsinh of scaled values, and leaves rows of zeros and ones as they
+        are.
+    scale_eps : float
+        The least scale of a row.
+    sign_flip, differencing : bool
+        Whether a forecast is by default averaged with that of the negated series, and that of a series with a trend
+        made from its differences.
+    """
+
+    size: int
+    recipe: Sequence[Sequence[Any]]
+    _: KW_ONLY
+    patch_size: int = 32
+    quantiles: Sequence[float] = QUANTILES
+    input_ff_size: int = 2048
+    output_ff_size: int = 2048
+    activation: str = "silu"
+    ffn_proj_factor: float = 2.6667
+    context: int = 2048
+    horizon: int = 320
+    norm_eps: float | None = 1e-7
+    qk_norm: bool = True
+    arcsinh: bool = True
+    binary: bool = True
+    scale_eps: float = 1e-8
+    sign_flip: bool = False
+    differencing: bool = True
+
+    def __post_init__(self) -> None:
+        where = "TiRex2"
+        super().__post_init__()
+        given = checks.several(where, "recipe", self.recipe, "a (cell, num_heads, variate_heads) per block", 2**16)
+        if not given:
+            raise ValueError(f"{where}: recipe is empty, expected a block or more")
+        recipe = []
+        for k, one in enumerate(given):
+            if not isinstance(one, tuple | list) or not 1 <= len(one) <= len(Mixers._fields):
+                raise ValueError(f"{where}: recipe[{k}] is {checks.shown(one)}, expected ({', '.join(Mixers._fields)})")
+            cell, *heads = Mixers(*one)
+            checks.choice(CELLS)(where, f"recipe[{k}].cell", cell)
+            for name, n in zip(Mixers._fields[1:], heads, strict=True):
+                n = checks.size(where, f"recipe[{k}].{name}", n)
+                half = {"half of size": self.size // 2} if cell == "mlstm" and name == "num_heads" else {}
+                checks.heads(where, n, f"recipe[{k}].{name}", size=self.size, **half)
+            recipe.append(Mixers(cell, *heads))
+        object.__setattr__(self, "recipe", tuple(recipe))
+        feed_forward_size(self)
+
+    @property
+    def num_blocks(self) -> int:  # type: ignore[override]
+        """Number of blocks."""
+        return len(self.recipe)
+
+    @functools.cached_property
+    def blocks(self) -> list[Any]:
+        return [self._block(k, *one) for k, one in enumerate(self.recipe)]
+
+    def _block(self, k: int, cell: str, num_heads: int, variate_heads: int) -> Any:
+        own: dict[str, Any] = {"index": k, "num_blocks": self.num_blocks, "ffn_size": feed_forward_size(self)}
+        own |= {"num_heads": num_heads, "variate_heads": variate_heads}
+        if cell == "slstm":
+            return self._made(sLSTMVariates, head_eps=NORM_EPS, head_residual=False, **own)
+        own |= {"qk_size": self.size // 2, "v_size": self.size, "gate_cap": 15.0, "bias": False, "chunk_size": None}
+        return self._made(mLSTMVariates, norm_eps=NORM_EPS, eps=1e-6, rest=0.0, **own)
+
+    @property
+    def scaler(self) -> RobustScaler:
+        return RobustScaler(self.arcsinh, self.binary, self.scale_eps)
+
+    def calibrated(self, q: Values) -> Values:
+        return calibration.calibrated(q)
+
+    @property
+    def norm(self) -> Any:
+        return None if self.norm_eps is None else RMSNorm(self.size, eps=self.norm_eps)
+
+    @property
+    def _ends(self) -> tuple[ResidualFeedForward, ResidualFeedForward]:
+        D, kind = self.size, {"activation": self.activation}
+        first = ResidualFeedForward(self.input_size, self.input_ff_size, D, **kind)
+        return first, ResidualFeedForward(D, self.output_ff_size, self.output_size, **kind)
+
+    def forward(
+        self,
+        params: Params,
+        x: Array,
+        state: Any = None,
+        train: bool = True,
+        *,
+        lengths: Any = None,
+        seed: Seed | None = None,
+        keep: bool | None = None,
+        groups: Any = None,
+        targets: Any = None,
+        known: Any = None,
+    ) -> tuple[Array, State, Saved | None]:
+        """Run over a batch of rows of tokens.
+
+        Parameters
+        ----------
+        params : dict
+        x : array (B, T, 2P)
+            Tokens.
+        state, train, lengths, seed, keep
+            As of `LSTM.forward`.
+        groups : whole numbers (B,), optional
+            The group of each row: rows with the same number see each other. By default each row is alone.
+        targets : bool (B,), optional
+            Rows that are targets; the others are covariates, which do not see targets. By default all are targets.
+        known : bool (B,), optional
+            Rows whose future is known, which are also read from the end to the beginning; by default none is.
+
+        Returns
+        -------
+        y : array (B, T, Q, P)
+        state : tuple
+        saved : Saved or None
+
+        Raises
+        ------
+        ValueError, TypeError
+            As of `LSTM.forward`; or `groups`, `targets` or `known` do not fit, or come with `lengths`.
+        """
+        found = self._groups(x, groups, targets, known)
+        if found is not None and lengths is not None:
+            raise ValueError("TiRex2: lengths and groups, targets or known exclude one another")
+        return self._forward(params, x, state, train, lengths, seed, keep, found)
+
+    def _groups(self, x: Array, groups: Any = None, targets: Any = None, known: Any = None) -> Groups | None:
+        if groups is None and targets is None and known is None:
+            return None
+        return Groups.of("TiRex2", x.shape[0] if x.ndim else 0, groups, targets, known)
+
+    def forecast(
+        self,
+        params: Params,
+        series: Any,
+        horizon: int,
+        *,
+        past: Any = None,
+        future: Any = None,
+        quantiles: Any = None,
+        batch_size: int = 16,
+        sign_flip: bool | None = None,
+        differencing: bool | None = None,
+        pad_context: bool = True,
+        starts: Starts | None = None,
+    ) -> Forecast:
+        """Forecast series, of one target or of several with covariates, without any training on them.
+
+        The network sees the last `context` values of each row, in units of their mean and standard deviation, and
+        predicts all steps at once. The targets and covariates of one item see each other, but a covariate sees no
+        target. Items do not influence each other.
+
+        Parameters
+        ----------
+        params : dict
+        series : array (L,), (B, L) or (B, V, L), or list of arrays (L,) or (V, L)
+            Numbers of any kind; NaN, None and infinity are missing values. (V, L) is an item of V targets. In a list
+            the lengths and the numbers of targets may differ.
+        horizon : int
+            Number H of steps to forecast. Beyond the model's `horizon`, for which it was trained, there is a
+            `HorizonWarning`.
+        past : array (L,) or (P, L), or list, optional
+            Covariates that are known as far as the series: one array for one series, a list with an array or None for
+            each of several.
+        future : array (N,) or (F, N), or list, optional
+            Covariates that are known in advance, N of L + H or more; those after L + H are not looked at.
+        quantiles : list of float, optional
+            Levels, by default those that the model was trained for. Others are interpolated linearly between two of
+            those, and may not lie outside of them.
+        batch_size : int
+            Rows that the network sees at once, at most, unless one item has more. More take more memory, and a CPU is
+            no quicker with them; for a GPU 512 is a good number.
+        sign_flip : bool, optional
+            Return the mean of this forecast and of that of the negated series, which takes twice the time. By default
+            as the model says.
+        differencing : bool, optional
+            Forecast the changes of targets with a trend, and sum them up. By default as the model says.
+        pad_context : bool
+            Give the network windows of full width. With False they are only as wide as the longest series of the call
+            needs, on which all forecasts then depend a little.
+        starts : Starts, optional
+            States that earlier calls with the same parameters have computed.
+
+        Returns
+        -------
+        Forecast
+            `quantiles` and `mean` have the axes of the series, with (H, Q) and (H,) in the place of L: (V, H, Q) for
+            an item of V targets. A list of items whose numbers of targets differ gives lists. They are in float64 on
+            the host. Quantiles may cross.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A series is empty or has values beyond 1e150, covariates are not as long as they have to be, an option is
+            out of range, or parameters are not those of the model.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from xlstm.models import TiRex2
+        >>> sizes = dict(patch_size=4, input_ff_size=24, output_ff_size=24, context=32, horizon=8)
+        >>> model = TiRex2(16, [("mlstm", 2, 2), ("slstm", 2, 2)], **sizes)
+        >>> rng = np.random.default_rng(0)
+        >>> params, price = model.init(backend="numpy"), rng.normal(size=36)
+        >>> model.forecast(params, rng.normal(size=(2, 30)), 6).quantiles.shape
+        (2, 6, 9)
+        >>> model.forecast(params, [rng.normal(size=(2, 30))], 6, future=[price]).quantiles.shape
+        (1, 2, 6, 9)
+        """
+        options = (quantiles, batch_size, sign_flip, differencing, pad_context, starts)
+        return multivariate.forecast(self, params, series, horizon, past, future, *options)

@@ -1,0 +1,151 @@
+"""Low-rank adapters: small changes of large matrices are trained, and the matrices stay (Hu et al. 2021)."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.arrays.convert import like
+from xlstm.arrays.namespace import Array, Params, namespace_of
+from xlstm.arrays.random import Seed, generator
+from xlstm.layers.sequence import SequenceLayer
+
+SEQUENCE = checks.instance(SequenceLayer, "a layer or a model that goes through time")
+
+
+class LowRank:
+    """A model in which each chosen matrix W (..., O, I) is W + scale B A, with A (..., rank, I) and B (..., O, rank).
+
+    The parameters of this object are the A and B, `{name}.A` and `{name}.B`; the others, which it holds, stay as they
+    are. It can be trained as any model, and `merged` gives the parameters of the model itself. At first B is 0.
+
+    Parameters
+    ----------
+    model : SequenceLayer
+        A layer or model.
+    params : dict of str to array
+        Its parameters. They are not changed, and not to be changed.
+    rank : int
+        Rank of the changes, less than both sides of a matrix; smaller ones are left out.
+    scale : float
+        Factor of the changes.
+    names : list of str
+        Patterns of the names of matrices, as of `fnmatch`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The parameters are not those of the model, or no matrix is chosen.
+
+    Examples
+    --------
+    >>> import numpy as np, xlstm
+    >>> from xlstm.training import LowRank
+    >>> lstm = xlstm.LSTM(3, 8)
+    >>> adapters = LowRank(lstm, lstm.init(backend="numpy"), rank=2, names=["*.Wh"])
+    >>> {name: a.shape for name, a in adapters.init().items()}
+    {'0.Wh.A': (2, 8), '0.Wh.B': (32, 2)}
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        params: Params,
+        rank: int = 8,
+        scale: float = 1.0,
+        names: Sequence[str] = ("*.W", "*.Wx", "*.Wh"),
+    ) -> None:
+        where = "LowRank"
+        self.model = SEQUENCE(where, "model", model)
+        model.namespace(params, {})  # checks them
+        self.params, self.rank = params, checks.size(where, "rank", rank)
+        self.scale = checks.above_0(where, "scale", scale)
+        given = checks.several(where, "names", names, "a list of patterns of names", checks.LARGEST)
+        patterns = [checks.text(where, f"names[{k}]", one) for k, one in enumerate(given)]
+        self.names = [
+            name
+            for name, p in params.items()
+            if p.ndim >= 2 and min(p.shape[-2:]) > rank and any(fnmatch.fnmatchcase(name, one) for one in patterns)
+        ]
+        if not self.names:
+            chosen = f"rank {rank} and names {checks.shown(names)}"
+            raise ValueError(f"{where}: no matrix of the model has {chosen}, expected one or more")
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the model, such as `batch_first` and its `loss`."""
+        if name.startswith("_") or name == "model":
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
+    def init(self, seed: Seed = 0) -> Params:
+        """Draw A from N(0, 1 / I), and make B of zeros, beside the parameters of the model.
+
+        Parameters
+        ----------
+        seed : int or numpy.random.Generator
+
+        Returns
+        -------
+        dict of str to array
+        """
+        rng = generator(seed, where="LowRank")
+        found: Params = {}
+        for name in self.names:
+            W = self.params[name]
+            *before, O, I = W.shape  # noqa: E741
+            found[f"{name}.A"] = like(rng.standard_normal((*before, self.rank, I)) / math.sqrt(I), W)
+            found[f"{name}.B"] = like(np.zeros((*before, O, self.rank)), W)
+        return found
+
+    def merged(self, params: Params) -> Params:
+        """Return the parameters of the model with the changes in them.
+
+        Parameters
+        ----------
+        params : dict of str to array
+            The A and B.
+
+        Returns
+        -------
+        dict of str to array
+        """
+        checks.params("LowRank", params, self.shapes)
+        found = dict(self.params)
+        for name in self.names:
+            found[name] = found[name] + self.scale * (params[f"{name}.B"] @ params[f"{name}.A"])  # (1)
+        return found
+
+    @property
+    def shapes(self) -> dict[str, checks.Dims]:
+        """Names and shapes of the A and B."""
+        found: dict[str, checks.Dims] = {}
+        for name in self.names:
+            *before, O, I = self.params[name].shape  # noqa: E741
+            outer = {f"{' ' * k}N": n for k, n in enumerate(before)}
+            found[f"{name}.A"] = {**outer, "rank": self.rank, "I": I}
+            found[f"{name}.B"] = {**outer, "O": O, "rank": self.rank}
+        return found
+
+    def forward(
+        self, params: Params, x: Array, state: Any = None, train: bool = True, **options: Any
+    ) -> tuple[Array, Any, Any]:
+        """Run the model with the changed matrices; see `LSTM.forward`."""
+        used = self.merged(params)
+        y, end, saved = self.model.forward(used, x, state, train, **options)
+        return y, end, None if saved is None else (used, saved)
+
+    def backward(self, params: Params, saved: Any, dy: Array | None, dstate: Any = None) -> tuple[Params, Any, Any]:
+        """Return the gradients of the A and B, of x and of the initial state; see `LSTM.backward`."""
+        used, kept = saved
+        found, dx, start = self.model.backward(used, kept, dy, dstate)
+        transpose = namespace_of(params[f"{self.names[0]}.A"]).matrix_transpose
+        grads: Params = {}
+        for name in self.names:
+            grads[f"{name}.A"] = self.scale * (transpose(params[f"{name}.B"]) @ found[name])  # (1)
+            grads[f"{name}.B"] = self.scale * (found[name] @ transpose(params[f"{name}.A"]))  # (1)
+        return grads, dx, start
