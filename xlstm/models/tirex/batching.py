@@ -42,10 +42,10 @@ def batches(leads: Numbers, sizes: Numbers, tokens: int, batch_size: int, kept: 
     kinds = np.unique([0, *leads])
     rows = np.array([int(np.sum(sizes[leads == kind])) for kind in kinds])
     found = []
-    for first, end in itertools.pairwise([*_cuts(kinds, rows, tokens, kept), len(kinds)]):
+    for first, end in itertools.pairwise([*_cuts(kinds, rows, tokens, batch_size, kept), len(kinds)]):
         some = np.flatnonzero((leads >= kinds[first]) & (leads < [*kinds, tokens][end]))
         parts = _parts(some[np.argsort(leads[some], kind="stable")], sizes, batch_size)
-        found += [Batch(part, int(leads[part[0]]) if kinds[first] else 0) for part in parts]
+        found += [Batch(part, int(kinds[first])) for part in parts]
     return found
 
 
@@ -62,21 +62,21 @@ def _parts(entries: Numbers, sizes: Numbers, batch_size: int) -> list[Numbers]:
     return [np.array(part) for part in parts]
 
 
-def _cuts(kinds: Numbers, rows: Numbers, tokens: int, kept: bool) -> list[int]:
+def _cuts(kinds: Numbers, rows: Numbers, tokens: int, batch_size: int, kept: bool) -> list[int]:
     """Return where groups of rows begin, which are sorted by their leading tokens.
 
-    A group takes a call, of the steps after those that its first rows begin with. Before all groups comes the call that
-    computes the state of the last one. The fastest division of the first kinds follows from those of fewer.
+    A group takes some calls, of the steps after those that its first rows begin with, and before them one that goes on
+    to its state from that of the group before. The fastest division of the first kinds follows from those of fewer.
     """
     above = np.concatenate(([0], np.cumsum(rows)))
     best: list[tuple[float, list[int]]] = [(0.0, [])]
     for end in range(1, len(kinds) + 1):
         options = []
         for first in range(end):
-            count, steps = above[end] - above[first], tokens - kinds[first]
-            time = best[first][0] + (CALL + steps * count if count else 0)
-            if end == len(kinds) and kinds[first] and not kept:
-                time += CALL + kinds[first]
+            count = above[end] - above[first]
+            time = best[first][0] + CALL * -(-count // batch_size) + (tokens - kinds[first]) * count
+            if kinds[first] and not kept:
+                time += CALL + (kinds[first] if end == len(kinds) else 0)
             options.append((float(time), [*best[first][1], first]))
         best.append(min(options))
     return best[-1][1]
