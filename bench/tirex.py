@@ -7,11 +7,11 @@ The packages go to a folder of their own; they need PyTorch, and a C++ compiler 
     pip install --target FOLDER --no-deps tirex-ts==1.4.2 tirex-2==0.4.0 flashrnn==1.0.8 mlstm_kernels==2.0.6
     pip install torch numpy huggingface-hub scikit-learn safetensors narwhals pyyaml einops
 
-Checkpoints with random weights of the published sizes are made in a temporary folder, and both sides read the same. Each
-case is a whole forecast from series of 2048 values, in float32: TiRex-1 of 32 steps, TiRex-2 of 320 steps, of one series
-and of 64. Then come the memory that 64 series take beside the model, and the time to import and to load. The packages
-run in a process of their own, which waits while ours runs. Times of processors are beside those of the clock, for
-machines that have other work; with `--threads 1` they are those of one core.
+Checkpoints with random weights of the published sizes are made in a temporary folder, and both sides read the same.
+Each case is a whole forecast from series of 2048 values, in float32: TiRex-1 of 32 steps, TiRex-2 of 320 steps, of one
+series and of 64. Then come the memory that 64 series take beyond one, the peak of the whole process, and the time to
+import and to load. The packages run in a process of their own, which waits while ours runs. Times of processors are
+beside those of the clock, for machines that have other work; with `--threads 1` they are those of one core.
 """
 
 from __future__ import annotations

@@ -186,11 +186,11 @@ def test_late_starts_are_taken(monkeypatch):
 
     monkeypatch.setattr(TiRex, "read", looked)
     short = np.arange(10.0)
-    read_all = own.forecast(params, [short] * 20, 4).quantiles
-    assert seen == [(20, 8, 8)]
+    read_all = own.forecast(params, [short] * 12, 4).quantiles
+    assert seen == [(12, 8, 8)]
     monkeypatch.setattr(batching, "CALL", 0)
-    found = own.forecast(params, [short] * 20, 4).quantiles
-    assert seen[1:] == [(20, 3, 8)]
+    found = own.forecast(params, [short] * 12, 4).quantiles
+    assert seen[1:] == [(12, 3, 8)]
     close(found, read_all, 1e-12)
 
 
