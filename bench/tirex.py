@@ -63,14 +63,17 @@ def ours(folder: Path, model: str, rows: int) -> Callable[[], Any]:
     """A forecast of ours."""
     network, params = tirex.load(path_of(folder, model), backend="numpy")
     series = np.load(folder / f"series{rows}.npy")
-    return lambda: network.forecast(params, series, HORIZONS[model], batch_size=rows)
+    return lambda: network.forecast(params, series, HORIZONS[model])
 
 
-def prepare(folder: str, model: str, rows: int) -> Callable[[], object]:
-    """For `peak.of`."""
-    call = ours(Path(folder), model, rows)
-    call()
-    return call
+def memory(folder: str, model: str, rows: int) -> None:
+    """Print the bytes that a forecast takes beyond one of a single series, and the peak of this process."""
+    network, params = tirex.load(path_of(Path(folder), model), backend="numpy")
+    series = np.load(Path(folder) / f"series{rows}.npy")
+    network.forecast(params, series[:1], HORIZONS[model])
+    start = peak.resident("VmRSS")
+    network.forecast(params, series, HORIZONS[model])
+    print(json.dumps({"beyond": peak.resident("VmHWM") - start, "peak": peak.resident("VmHWM")}))
 
 
 class Theirs:
@@ -89,7 +92,7 @@ class Theirs:
         )
 
     def ask(self, *request: Any) -> Any:
-        """The answer to a request."""
+        """The answer to a request: what, the model, whether it is compiled, the number of series, and the horizon."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")
@@ -123,8 +126,9 @@ def loading(peer: Path | None, folder: Path, model: str) -> dict[str, Callable[[
     return calls
 
 
-def _python(code: str, folder: Path | None, environment: dict[str, str]) -> None:
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=folder, env=environment, capture_output=True)
+def _python(code: str, folder: Path | None, environment: dict[str, str]) -> str:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, check=True, cwd=folder, env=environment, capture_output=True, text=True).stdout
 
 
 def agree(name: str, mine: Any, theirs: Any) -> None:
@@ -168,19 +172,19 @@ def measure(options: Any, folder: Path) -> None:
             calls: dict[str, Callable[[], object]] = {"xlstm": mine}
             for compiled in (False, True) if options.compiled else (False,):
                 if theirs is not None:
-                    theirs.ask("make", model, compiled, rows, horizon)
                     agree(name, mine().quantiles, theirs.ask("forecast", model, compiled, rows, horizon))
                     call = functools.partial(theirs.ask, "run", model, compiled, rows, horizon)
                     calls["package, compiled" if compiled else "package"] = call
             run.finish("tirex", name, interleave(calls, options.rounds), options.json, missing, case)
-            spent = {who: processor(call, 3) for who, call in calls.items()}
+            spent = {who: processor(call, options.rounds) for who, call in calls.items()}
             run.finish("tirex processors", name, spent, options.json, missing, case)
-            if theirs is not None and rows == max(SERIES):
-                used = {"package": {"median": theirs.ask("memory", model, False, rows, horizon)}}
-                found = {"xlstm": {"median": peak.of("bench.tirex:prepare", str(folder), model, rows)}, **used}
-                run.record("tirex memory", name, found, "bytes", options.json, missing, case)
-            if theirs is not None:
-                theirs.ask("forget")
+        code = f"from bench import tirex; tirex.memory({str(folder)!r}, {model!r}, {rows})"
+        used = {"xlstm": json.loads(_python(code, None, dict(os.environ)))}
+        if peer is not None:
+            used["package"] = Theirs(peer, folder).ask("memory", model, False, rows, horizon)
+        for what in ("beyond", "peak"):
+            found = {who: {"median": answer[what]} for who, answer in used.items()}
+            run.record(f"tirex memory, {what}", f"{name}: memory, {what}", found, "bytes", options.json, missing, case)
         timings = interleave(loading(peer, folder, model), options.rounds, block=0)
         run.finish("tirex import and load", f"{model} import and load", timings, options.json, missing)
 
