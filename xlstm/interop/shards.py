@@ -104,8 +104,8 @@ def config_beside(path: Path, names: Sequence[str] = NAMES, instead: str = "") -
     raise FileNotFoundError(f"{path}: no configuration beside it, expected {' or '.join(names)}{instead}")
 
 
-def files_of(path: Path) -> list[Path]:
-    """Return the safetensors files of a checkpoint."""
+def files_of(path: Path, instead: str = "") -> list[Path]:
+    """Return the safetensors files of a checkpoint; `instead` says in messages what else would do."""
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -126,5 +126,5 @@ def files_of(path: Path) -> list[Path]:
     while (path / f"model_{len(found)}.safetensors").is_file():
         found.append(path / f"model_{len(found)}.safetensors")
     if not found:
-        raise FileNotFoundError(f"{path}: no checkpoint in it, expected model.safetensors or shards of it")
+        raise FileNotFoundError(f"{path}: no checkpoint in it, expected model.safetensors or shards of it{instead}")
     return found
