@@ -369,6 +369,8 @@ X = np.arange(30.0)
         ("one", {"series": [X, []]}, ValueError, r"TiRex: series\[1\] has shape \(0,\), expected \(L,\)"),
         ("one", {"series": "text"}, TypeError, "TiRex: series is 'text', expected numbers"),
         ("one", {"series": [["a", "b"]]}, TypeError, r"TiRex: series\[0\] is .*, expected numbers"),
+        ("one", {"series": ["a", "b"]}, TypeError, r"TiRex: series is \['a', 'b'\], expected numbers"),
+        ("one", {"series": ["1", "2"]}, TypeError, r"TiRex: series is \['1', '2'\], expected numbers"),
         ("one", {"series": X + 1j}, TypeError, "TiRex: series is an array of complex128 of shape"),
         (
             "one",
@@ -409,6 +411,13 @@ def test_tables_go_to_the_estimator(one):
     gaps = pandas.Series([1, None, 3, 4], dtype="Int64")
     expected = own.forecast(params, [1, np.nan, 3, 4], 4).quantiles
     np.testing.assert_array_equal(own.forecast(params, gaps, 4).quantiles, expected)
+
+
+def test_the_middle_quantile_is_the_one_by_position():
+    """Of an even number it is the upper one; the others go away from it with the steps."""
+    q = np.broadcast_to([1.0, 2.0, 4.0, 8.0], (2, 4))
+    expected = 4 + np.sqrt(0.9) * np.array([[1.0], [2**0.02]]) * (q - 4)
+    np.testing.assert_allclose(calibration.calibrated(q), expected, rtol=1e-14)
 
 
 def test_sign_flip_needs_opposite_quantiles(two):
