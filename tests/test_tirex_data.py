@@ -337,6 +337,7 @@ def test_resampled_forecasts(one):
     low = own.forecast(params, resampling.downsampled(slow, factor), 14).quantiles
     close(found[0], resampling.upsampled(low, factor, 120))
     close(found[1], own.forecast(params, quick, 120).quantiles)
+    assert resampling.factor(slow + 7 * (-1.0) ** at, 120) == factor  # the last bin, of 2 steps, counts once
     assert resampling.factor(slow, 99) == resampling.factor(slow[:1999], 120) == 1
     assert resampling.factor(np.full(2400, np.nan), 120) == resampling.factor(np.ones(2400), 120) == 1
 
