@@ -17,6 +17,7 @@ from xlstm.models.tirex.scaling import RobustScaler, StandardScaler
 ONES = {name: DATA / "tirex1" / name for name in "abc"}
 TWOS = {name: DATA / "tirex2" / name for name in "abc"}
 EXACT, SINGLE = 1e-10, 2e-5  # of the largest value of a row
+BLIND = pytest.mark.filterwarnings("ignore:TiRex. the last steps")  # horizons beyond the context
 
 
 def close(found, expected, most=EXACT):
@@ -134,6 +135,7 @@ def starts(request, monkeypatch):
     return Starts
 
 
+@BLIND
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", "abc")
 def test_forecasts_of_tirex_1(name, dtype, starts):
@@ -326,6 +328,7 @@ def test_an_overtone_gives_way_to_its_octave(ratio, factor):
     assert found == pytest.approx(factor, rel=1e-6)
 
 
+@BLIND
 def test_resampled_forecasts(one):
     """A series is forecast at the lower rate, and those without a long period as they are."""
     own, params = one
@@ -350,6 +353,21 @@ def test_beyond_the_trained_horizon(two):
         found = own.forecast(params, x, 25).quantiles
     assert found.shape == (2, 25, 9)
     close(found[:, :16], own.forecast(params, x, 16).quantiles, 1e-12)
+
+
+def test_windows_without_a_value(one):
+    """Those after as many steps as the context has; they are all the same, and the warning says so."""
+    own, params = one
+    assert own.context == 32
+    x = np.random.default_rng(0).normal(100, 1, 50)
+    usual = own.forecast(params, x, 32).quantiles
+    with pytest.warns(HorizonWarning, match="TiRex: the last steps come from windows of 32 values") as found:
+        longer = own.forecast(params, x, 40).quantiles
+    assert found[0].filename == __file__
+    close(longer[:32], usual)
+    np.testing.assert_array_equal(longer[32:36], longer[36:])
+    assert np.max(np.abs(longer[32:])) < 50 < np.min(np.abs(usual))
+    own.forecast(params, x, 40, rollout=10)
 
 
 X = np.arange(30.0)
