@@ -41,7 +41,9 @@ def test_there_and_back_are_the_same_bits(tmp_path, name):
     tirex.save(tmp_path / "out", model, params)
     assert same(load_file(tmp_path / "out" / "model.safetensors"), load_file(DATA / name / "model.safetensors"))
     tirex.save(tmp_path / "one.safetensors", model, params)
-    for path in (tmp_path / "out", tmp_path / "one.safetensors"):
+    (tmp_path / "run").mkdir()
+    tirex.save(tmp_path / "run" / "model.safetensors", model, params)
+    for path in (tmp_path / "out", tmp_path / "one.safetensors", tmp_path / "run"):
         again, found = tirex.load(path, backend="numpy")
         assert again == model
         assert same(found, params)

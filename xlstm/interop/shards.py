@@ -95,8 +95,8 @@ def config_beside(path: Path, names: Sequence[str] = NAMES, instead: str = "") -
     `names` are those of files in its folder, and `instead` says in messages what else would do. Raise FileNotFoundError
     if there is none, ValueError if it cannot be read, and ImportError without PyYAML.
     """
-    if not path.is_dir():
-        names = (*(f"{path.stem}_{name}" for name in names), *names)
+    own = "model_config.json"  # beside a `model.safetensors` that was written as a file by itself
+    names = (*names, own) if path.is_dir() else (*(f"{path.stem}_{name}" for name in names), *names)
     folder = path if path.is_dir() else path.parent
     for name in names:
         if (folder / name).is_file():
