@@ -261,9 +261,14 @@ def test_missing_files_are_named(tmp_path):
 
 
 def test_what_theirs_cannot_express_is_refused(tmp_path):
-    with pytest.raises(TypeError, match="expected a TiRex or TiRex2"):
+    with pytest.raises(TypeError, match=r"save: model is LSTM\(1, 1\), expected a TiRex or a TiRex2"):
         tirex.save(tmp_path / "x", xlstm.LSTM(1, 1), {})
     model, params = tirex.load(SECOND, backend="numpy")
+    with pytest.raises(TypeError, match=r"save: model is .*, expected a TiRex") as caught:
+        tirex.save(tmp_path / "x", params, model)
+    assert len(str(caught.value)) < 200
+    with pytest.raises(TypeError, match="save: path is 3, expected a path"):
+        tirex.save(3, model, params)
     with pytest.raises(ValueError, match=r"expected a folder or NAME\.safetensors for a TiRex2"):
         tirex.save(tmp_path / "x.ckpt", model, params)
     other = TiRex2(16, [("slstm", 2, 2)], ffn_proj_factor=1.0, patch_size=2, context=4, horizon=2)

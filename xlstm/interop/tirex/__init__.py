@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from xlstm.arrays import checks
@@ -89,17 +88,17 @@ def save(path: str | os.PathLike[str], model: TiRex | TiRex2, params: Params) ->
     OSError
         The folder cannot be written to, or a file cannot be replaced.
     """
-    if not isinstance(model, TiRex | TiRex2):
-        raise TypeError(f"save: model is {model!r}, expected a TiRex or TiRex2")
+    path = checks.path("save", "path", path)
+    checks.instance((TiRex, TiRex2), "a TiRex or a TiRex2")("save", "model", model)
     model.namespace(params, {})
     config = config_of(model)
     arrays = pieces.written(names.pieces_of(model), {name: to_numpy(p) for name, p in params.items()})
-    if Path(path).suffix in PICKLED:
+    if path.suffix in PICKLED:
         if not isinstance(model, TiRex):
             raise ValueError(f"save: path is {path}, expected a folder or NAME.safetensors for a TiRex2")
         pytorch.save(path, {HYPER: config}, {names.pickled(name): a for name, a in arrays.items()})
         return
-    file, beside = places(Path(path))
+    file, beside = places(path)
     write(file, arrays, {beside: json.dumps(config, indent=2)})
 
 
