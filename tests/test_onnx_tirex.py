@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import xlstm
 from tests.conftest import DATA
 from xlstm.cli import convert
 from xlstm.interop import tirex
@@ -75,5 +76,9 @@ def test_bad_arguments_are_named(tmp_path):
         to_onnx(model, params, opset=13)
     with pytest.raises(ValueError, match="tokens is 0, expected 1 or more"):
         to_onnx(model, params, tokens=0)
+    with pytest.raises(ValueError, match="lengths is True, expected False: the tokens of a TiRex are fixed"):
+        to_onnx(model, params, lengths=True)
+    with pytest.raises(ValueError, match="tokens is 5, expected None for a GRU, which takes any number of steps"):
+        to_onnx(xlstm.GRU(2, 3), xlstm.GRU(2, 3).init(backend="numpy"), tokens=5)
     with pytest.raises(ValueError, match=r"parameter input\.hidden\.W is missing"):
         to_onnx(model, {"a": np.ones(1)})

@@ -309,6 +309,18 @@ def test_trends_follow_a_line(noise):
     assert trends.trends(short)
 
 
+def test_changes_are_summed_from_the_last_value_there_is(two):
+    """A series that rises and ends with a gap goes on from the value before it; one without values, from 0."""
+    own, params = two
+    own = dataclasses.replace(own, differencing=True)
+    row = np.append(100 + np.arange(30.0), np.nan)
+    assert trends.trends(row)
+    assert trends.latest(row) == 129
+    assert trends.latest(row * np.nan) == trends.latest(np.zeros(0)) == 0
+    higher = own.forecast(params, row + 50, 5).quantiles - own.forecast(params, row, 5).quantiles
+    np.testing.assert_allclose(higher, 50, rtol=1e-6)
+
+
 def test_narrow_windows_are_those_of_a_model_with_less_context(two):
     own, params = two
     x = [np.random.default_rng(0).normal(size=n) for n in (12, 7)]

@@ -170,6 +170,8 @@ def test_a_tiny_model_learns_from_synthetic_series():
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[0], other[0])
     assert not np.array_equal(first[0], first[1])
+    judged, same = ([batch.x for batch in data.batches()] for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(judged, same, strict=True))
 
 
 def test_synthetic_series(rng):

@@ -53,7 +53,7 @@ def to_onnx(
     lengths : bool
         Whether the model has the input `lengths`.
     state : bool
-        Whether it has the inputs `h0` and `c0`; without them the initial state is zero.
+        Whether it has the inputs `h0` and `c0`; without them the initial state is zero, as it is in a TiRex.
     opset : int
         Version of ONNX's operators, 14 or newer.
     tokens : int, optional
@@ -88,11 +88,17 @@ def to_onnx(
     """
     newest = library().defs.onnx_opset_version()
     if isinstance(layer, TiRex | TiRex2):
+        if lengths:
+            kind = type(layer).__name__
+            raise ValueError(f"to_onnx: lengths is True, expected False: the tokens of a {kind} are fixed")
         layer.check(params)
         _check_opset(opset, newest)
         usual = (layer.context + getattr(layer, "horizon", 0)) // layer.patch_size
         tokens = usual if tokens is None else checks.size("to_onnx", "tokens", tokens)
         return _finished(scanning.network(layer, params, tokens, opset), opset, path)
+    if tokens is not None:
+        problem = f"tokens is {checks.shown(tokens)}, expected None for a {type(layer).__name__}"
+        raise ValueError(f"to_onnx: {problem}, which takes any number of steps")
     given = prepared("to_onnx", "ONNX", layer, params, {"proj_size": 0})
     _check_opset(opset, newest)
     last = isinstance(layer, SequenceModel) and layer.last
