@@ -1,6 +1,7 @@
 """PyTorch's checkpoints, read and written without it: every kind of tensor, and what is refused."""
 
 import collections
+import os
 import pickle
 import struct
 import zipfile
@@ -267,6 +268,20 @@ def test_files_that_change_while_they_are_read(tmp_path):
         opened.truncate(100)
     with pytest.raises(ValueError, match="x ends early, the file has changed"):
         file.read(["x"])
+
+
+@pytest.mark.parametrize("system", ["few bytes at once", "no preadv"])
+def test_reads_go_on_where_they_stopped(tmp_path, monkeypatch, system):
+    """A call may read less than it is asked for, and Windows has no preadv."""
+    pytorch.save(tmp_path / "m", {}, ARRAYS)
+    file = TorchFile(tmp_path / "m")
+    if system == "no preadv":
+        monkeypatch.delattr(os, "preadv", raising=False)
+    elif hasattr(os, "preadv"):
+        preadv = os.preadv
+        monkeypatch.setattr(os, "preadv", lambda number, rooms, at: preadv(number, [rooms[0][:5]], at))
+    for name, array in file.read(ARRAYS).items():
+        np.testing.assert_array_equal(array, ARRAYS[name])
 
 
 def test_entries_that_overlap_the_end(tmp_path):
