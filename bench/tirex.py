@@ -7,11 +7,11 @@ The packages go to a folder of their own; they need PyTorch, and a C++ compiler 
     pip install --target FOLDER --no-deps tirex-ts==1.4.2 tirex-2==0.4.0 flashrnn==1.0.8 mlstm_kernels==2.0.6
     pip install torch numpy huggingface-hub scikit-learn safetensors narwhals pyyaml einops
 
-Checkpoints with random weights of the published sizes are made in a temporary folder, and both sides read the same. Each
-case is a whole forecast from series of 2048 values, in float32: TiRex-1 of 32 steps, TiRex-2 of 320 steps, of one series
-and of 64. Then come the memory that 64 series take beside the model, and the time to import and to load. The packages
-run in a process of their own, which waits while ours runs. Times of processors are beside those of the clock, for
-machines that have other work; with `--threads 1` they are those of one core.
+Checkpoints with random weights of the published sizes are made in a temporary folder, and both sides read the same.
+Each case is a whole forecast from series of 2048 values, in float32: TiRex-1 of 32 steps, TiRex-2 of 320 steps, of one
+series and of 64. Then come the memory that 64 series take beyond one, the peak of the whole process, and the time to
+import and to load. The packages run in a process of their own, which waits while ours runs. Times of processors are
+beside those of the clock, for machines that have other work; with `--threads 1` they are those of one core.
 """
 
 from __future__ import annotations
@@ -63,14 +63,17 @@ def ours(folder: Path, model: str, rows: int) -> Callable[[], Any]:
     """A forecast of ours."""
     network, params = tirex.load(path_of(folder, model), backend="numpy")
     series = np.load(folder / f"series{rows}.npy")
-    return lambda: network.forecast(params, series, HORIZONS[model], batch_size=rows)
+    return lambda: network.forecast(params, series, HORIZONS[model])
 
 
-def prepare(folder: str, model: str, rows: int) -> Callable[[], object]:
-    """For `peak.of`."""
-    call = ours(Path(folder), model, rows)
-    call()
-    return call
+def memory(folder: str, model: str, rows: int) -> None:
+    """Print the bytes that a forecast takes beyond one of a single series, and the peak of this process."""
+    network, params = tirex.load(path_of(Path(folder), model), backend="numpy")
+    series = np.load(Path(folder) / f"series{rows}.npy")
+    network.forecast(params, series[:1], HORIZONS[model])
+    start = peak.resident("VmRSS")
+    network.forecast(params, series, HORIZONS[model])
+    print(json.dumps({"beyond": peak.resident("VmHWM") - start, "peak": peak.resident("VmHWM")}))
 
 
 class Theirs:
@@ -89,7 +92,7 @@ class Theirs:
         )
 
     def ask(self, *request: Any) -> Any:
-        """The answer to a request."""
+        """The answer to a request: what, the model, whether it is compiled, the number of series, and the horizon."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")
@@ -123,8 +126,9 @@ def loading(peer: Path | None, folder: Path, model: str) -> dict[str, Callable[[
     return calls
 
 
-def _python(code: str, folder: Path | None, environment: dict[str, str]) -> None:
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=folder, env=environment, capture_output=True)
+def _python(code: str, folder: Path | None, environment: dict[str, str]) -> str:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, check=True, cwd=folder, env=environment, capture_output=True, text=True).stdout
 
 
 def agree(name: str, mine: Any, theirs: Any) -> None:
@@ -168,19 +172,19 @@ def measure(options: Any, folder: Path) -> None:
             calls: dict[str, Callable[[], object]] = {"xlstm": mine}
             for compiled in (False, True) if options.compiled else (False,):
                 if theirs is not None:
-                    theirs.ask("make", model, compiled, rows, horizon)
                     agree(name, mine().quantiles, theirs.ask("forecast", model, compiled, rows, horizon))
                     call = functools.partial(theirs.ask, "run", model, compiled, rows, horizon)
                     calls["package, compiled" if compiled else "package"] = call
             run.finish("tirex", name, interleave(calls, options.rounds), options.json, missing, case)
-            spent = {who: processor(call, 3) for who, call in calls.items()}
+            spent = {who: processor(call, options.rounds) for who, call in calls.items()}
             run.finish("tirex processors", name, spent, options.json, missing, case)
-            if theirs is not None and rows == max(SERIES):
-                used = {"package": {"median": theirs.ask("memory", model, False, rows, horizon)}}
-                found = {"xlstm": {"median": peak.of("bench.tirex:prepare", str(folder), model, rows)}, **used}
-                run.record("tirex memory", name, found, "bytes", options.json, missing, case)
-            if theirs is not None:
-                theirs.ask("forget")
+        code = f"from bench import tirex; tirex.memory({str(folder)!r}, {model!r}, {rows})"
+        used = {"xlstm": json.loads(_python(code, None, dict(os.environ)))}
+        if peer is not None:
+            used["package"] = Theirs(peer, folder).ask("memory", model, False, rows, horizon)
+        for what in ("beyond", "peak"):
+            found = {who: {"median": answer[what]} for who, answer in used.items()}
+            run.record(f"tirex memory, {what}", f"{name}: memory, {what}", found, "bytes", options.json, missing, case)
         timings = interleave(loading(peer, folder, model), options.rounds, block=0)
         run.finish("tirex import and load", f"{model} import and load", timings, options.json, missing)
 

@@ -29,6 +29,7 @@ MODULES = (
     "growth",
     "published",
     "tasks",
+    "tirex",
 )
 
 

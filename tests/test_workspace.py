@@ -25,7 +25,7 @@ def test_memory_is_used_again_and_can_be_given_back():
 import platform, resource
 import numpy as np
 from xlstm.arrays import workspace
-from xlstm.cli.peak import _resident
+from xlstm.cli.peak import resident
 like = np.zeros(1, "f4")
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -34,9 +34,9 @@ def faults():
         a.fill(1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 first, second = faults(), faults()
-before = _resident("VmRSS")
+before = resident("VmRSS")
 workspace.release()
-print(platform.libc_ver()[0], first, second, before - _resident("VmRSS"))
+print(platform.libc_ver()[0], first, second, before - resident("VmRSS"))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     library, first, second, released = done.stdout.split()
@@ -50,16 +50,16 @@ def test_little_stays_after_a_large_call():
     """A call takes 700 MB, and most of the memory that it leaves is freed at once."""
     code = """
 import numpy as np, xlstm
-from xlstm.cli.peak import _resident
+from xlstm.cli.peak import resident
 layer = xlstm.LSTM(64, 64)
 params = layer.init(0, "numpy")
 def call(T):
     y, _, saved = layer.forward(params, np.ones((T, 256, 64), "f4"))
     layer.backward(params, saved, y)
 call(2)
-before = _resident("VmRSS")
+before = resident("VmRSS")
 call(800)
-print(_resident("VmRSS") - before, _resident("VmHWM") - before)
+print(resident("VmRSS") - before, resident("VmHWM") - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     left, peak = map(int, done.stdout.split())

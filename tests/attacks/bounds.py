@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable
 
-from xlstm.cli.peak import _REFS, _resident
+from xlstm.cli.peak import _REFS, resident
 
 ERRORS = (ValueError, TypeError, OSError)  # what bad input may raise; everything else is a defect
 MESSAGE = 2000  # characters of an error message at most
@@ -38,7 +38,7 @@ def refusal(call: Callable[[], object], size: int = 0) -> Exception | None:
     assert len(str(found)) <= MESSAGE, f"a message of {len(str(found))} characters: {str(found)[:300]}"
     assert seconds < SECONDS, f"{seconds:.1f} s"
     if memory is not None:
-        grown = _resident("VmHWM") - memory
+        grown = resident("VmHWM") - memory
         assert grown <= 10 * size + SPARE, f"{grown / 1e6:.0f} MB for {size} bytes"
     return found
 
@@ -47,6 +47,6 @@ def _peak_from_now() -> int | None:
     """Resident memory now, from which Linux keeps account of the peak; None elsewhere."""
     try:
         _REFS.write_text("5")
-        return _resident("VmRSS")
+        return resident("VmRSS")
     except OSError:
         return None

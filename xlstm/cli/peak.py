@@ -45,7 +45,7 @@ def here(call: Callable[[], object]) -> int | None:
             before, peak = cuda.memory_allocated(), cuda.max_memory_allocated
         else:
             _REFS.write_text("5")  # the peak starts anew
-            before, peak = _resident("VmRSS"), lambda: _resident("VmHWM")
+            before, peak = resident("VmRSS"), lambda: resident("VmHWM")
         for _ in range(CALLS):
             call()
         return int(peak() - before)
@@ -73,7 +73,7 @@ def _torch_cuda() -> Any:
     return probe.torch().cuda if used else None
 
 
-def _resident(name: str) -> int:
+def resident(name: str) -> int:
     """Return bytes of resident memory, as Linux keeps account of them."""
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024

@@ -7,24 +7,28 @@ from typing import Any
 
 import numpy as np
 
+from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.data import writing
 from xlstm.interop.common import Exported, Host, Layer, prepared
+from xlstm.interop.onnx import scanning
 from xlstm.interop.onnx.names import DIRECTIONS, INPUTS, library, to_attributes
 from xlstm.layers.recurrent import GRU, LSTM
 from xlstm.models.sequence import SequenceModel
+from xlstm.models.tirex import TiRex, TiRex2
 
 OLDEST = 14  # the first opset whose LSTM, GRU and RNN all runtimes of today agree on
 
 
 def to_onnx(
-    layer: Layer | SequenceModel,
+    layer: Layer | SequenceModel | TiRex | TiRex2,
     params: Params,
     path: str | os.PathLike[str] | None = None,
     *,
     lengths: bool = False,
     state: bool = True,
     opset: int = 17,
+    tokens: int | None = None,
 ) -> Any:
     """Write a layer or model as ONNX, in float32.
 
@@ -35,10 +39,13 @@ def to_onnx(
     (L, B, H), and `lengths` (B,) of int32. Its outputs are `y`, the layer's output or the head's prediction, and the
     final state, `h` and for an LSTM `c` (L, B, H).
 
+    Of a TiRex or TiRex2 the univariate network is written, for a fixed number T of tokens: its input is `tokens` (B, T,
+    2P), its output `y` (B, T, Q, P).
+
     Parameters
     ----------
-    layer : LSTM, GRU, RNN or SequenceModel
-        The layer, or a model of one.
+    layer : LSTM, GRU, RNN, SequenceModel, TiRex or TiRex2
+        The layer, a model of one, or a forecaster.
     params : dict of str to array
         Its parameters, on any backend; float64 is rounded to float32.
     path : path, optional
@@ -49,6 +56,8 @@ def to_onnx(
         Whether it has the inputs `h0` and `c0`; without them the initial state is zero.
     opset : int
         Version of ONNX's operators, 14 or newer.
+    tokens : int, optional
+        Number T of tokens of a TiRex or TiRex2, by default those of its context and horizon.
 
     Returns
     -------
@@ -77,13 +86,27 @@ def to_onnx(
     >>> y.shape, h.shape
     ((12, 5, 8), (1, 5, 8))
     """
-    onnx = library()
+    newest = library().defs.onnx_opset_version()
+    if isinstance(layer, TiRex | TiRex2):
+        layer.check(params)
+        _check_opset(opset, newest)
+        usual = (layer.context + getattr(layer, "horizon", 0)) // layer.patch_size
+        tokens = usual if tokens is None else checks.size("to_onnx", "tokens", tokens)
+        return _finished(scanning.network(layer, params, tokens, opset), opset, path)
     given = prepared("to_onnx", "ONNX", layer, params, {"proj_size": 0})
-    newest = onnx.defs.onnx_opset_version()
+    _check_opset(opset, newest)
+    last = isinstance(layer, SequenceModel) and layer.last
+    return _finished(_graph(given, layer.output_size, last, state, lengths), opset, path)
+
+
+def _check_opset(opset: int, newest: int) -> None:
     if not OLDEST <= opset <= newest:
         raise ValueError(f"to_onnx: opset is {opset}, expected {OLDEST} to {newest}, the installed onnx's newest")
-    last = isinstance(layer, SequenceModel) and layer.last
-    graph = _graph(given, layer.output_size, last, state, lengths)
+
+
+def _finished(graph: Any, opset: int, path: str | os.PathLike[str] | None) -> Any:
+    """Return the checked model of a graph, which is written to a path."""
+    onnx = library()
     versions = [onnx.helper.make_opsetid("", opset)]
     ir_version = onnx.helper.find_min_ir_version_for(versions)
     model = onnx.helper.make_model(graph, producer_name="xlstm", opset_imports=versions, ir_version=ir_version)

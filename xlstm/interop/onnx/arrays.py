@@ -1,0 +1,348 @@
+"""Arrays that write ONNX: a namespace of the array API whose functions add nodes to a graph.
+
+A layer that runs on these arrays writes what it computes, so that no formula stands here. The batch may have any size:
+in shapes `BATCH` stands for it, a prime number that divides no other size.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import contextvars
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from xlstm.interop.common import Host
+from xlstm.interop.onnx.names import library
+
+BATCH = 2**31 - 1
+AXES_GIVEN = 18  # the opset from which on the axes of means and of maxima are inputs
+CONDITIONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And")
+SMALL = 64  # numbers of a constant that is looked for among those there are
+
+float32, float64, int64 = np.dtype("float32"), np.dtype("float64"), np.dtype("int64")
+finfo = np.finfo
+
+
+class Graph:
+    """Nodes and constants in the making; a graph within a node shares the constants of the graph around it."""
+
+    def __init__(self, opset: int, outer: Graph | None = None) -> None:
+        self.opset = opset
+        self.nodes: list[Any] = []
+        self.constants: dict[str, Host] = {} if outer is None else outer.constants
+        self._count: list[int] = [0] if outer is None else outer._count
+        self._known: dict[tuple[Any, ...], str] = {} if outer is None else outer._known
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Write what arrays do in this context to this graph."""
+        token = _current.set(self)
+        try:
+            yield
+        finally:
+            _current.reset(token)
+
+    def name(self) -> str:
+        """Return a name that nothing else has."""
+        self._count[0] += 1
+        return f"v{self._count[0]}"
+
+    def node(self, op_type: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> list[str]:
+        """Add a node, and return the names of its outputs."""
+        names = [self.name() for _ in range(outputs)]
+        self.nodes.append(library().helper.make_node(op_type, list(inputs), names, name=names[0], **attributes))
+        return names
+
+    def enter(self, values: Any, dtype: Any = None) -> str:
+        """Return the name of a constant; small ones are there once."""
+        host = np.array(values, dtype, order="C")
+        key = (host.dtype.str, host.shape, host.tobytes()) if host.size < SMALL else (len(self.constants),)
+        if key not in self._known:
+            self._known[key] = name = f"c{len(self.constants)}"
+            self.constants[name] = host
+        return self._known[key]
+
+
+_current: contextvars.ContextVar[Graph] = contextvars.ContextVar("graph")
+
+
+def current() -> Graph:
+    """Return the graph that is written."""
+    return _current.get()
+
+
+def _operator(op_type: str, swapped: bool = False) -> Any:
+    """Return the method that adds a node; operands are swapped in reflected operators."""
+
+    def operate(self: Array, other: Any) -> Array:
+        return _pointwise(op_type, *((other, self) if swapped else (self, other)))
+
+    return operate
+
+
+class Array:
+    """The result of a node, or a constant."""
+
+    device = "cpu"
+
+    def __init__(self, name: str, shape: Sequence[int], dtype: Any) -> None:
+        self.name = name
+        self.shape, self.dtype = tuple(int(n) for n in shape), np.dtype(dtype)
+
+    def __array_namespace__(self, api_version: str | None = None) -> Any:
+        return sys.modules[__name__]
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def T(self) -> Array:  # noqa: N802
+        """The transposed."""
+        return matrix_transpose(self)
+
+    def __getitem__(self, key: Any) -> Array:
+        keys = list(key) if isinstance(key, tuple) else [key]
+        given = [k for k in keys if k is not None and k is not Ellipsis]
+        spread: list[Any] = [slice(None)] * (self.ndim - len(given))
+        at = next((n for n, k in enumerate(keys) if k is Ellipsis), len(keys))
+        cuts, found, shape, axis = [], [], [], 0
+        for k in [*keys[:at], *spread, *keys[at + 1 :]]:
+            if k is None:
+                shape.append(1)
+                continue
+            n = self.shape[axis]
+            start, stop, step = (k % n, k % n + 1, 1) if isinstance(k, int) else k.indices(n)
+            found.append(len(range(start, stop, step)))
+            shape += [] if isinstance(k, int) else found[-1:]
+            if (start, stop, step) != (0, n, 1):
+                cuts.append((start, stop if stop >= 0 else -n - 1, axis, step))
+            axis += 1
+        if not cuts:
+            return reshape(self, shape)
+        bounds = [current().enter(numbers, int64) for numbers in zip(*cuts, strict=True)]
+        return reshape(_made("Slice", [self, *bounds], found, self.dtype), shape)
+
+    __add__, __radd__ = _operator("Add"), _operator("Add", swapped=True)
+    __mul__, __rmul__ = _operator("Mul"), _operator("Mul", swapped=True)
+    __sub__, __rsub__ = _operator("Sub"), _operator("Sub", swapped=True)
+    __truediv__, __rtruediv__ = _operator("Div"), _operator("Div", swapped=True)
+    __lt__, __le__ = _operator("Less"), _operator("LessOrEqual")
+    __gt__, __ge__ = _operator("Greater"), _operator("GreaterOrEqual")
+    __and__ = _operator("And")
+
+    def __neg__(self) -> Array:
+        return _pointwise("Neg", self)
+
+    def __matmul__(self, other: Array) -> Array:
+        batch = np.broadcast_shapes(self.shape[:-2], other.shape[:-2])
+        return _made("MatMul", [self, other], (*batch, self.shape[-2], other.shape[-1]), self.dtype)
+
+
+class Room(Array):
+    """An array that is filled step by step along one axis, and read once it is full."""
+
+    def __init__(self, shape: Sequence[int], dtype: Any) -> None:
+        self.steps: dict[int, Array] = {}
+        super().__init__("", shape, dtype)
+
+    def __setitem__(self, key: tuple[Any, ...], value: Array) -> None:
+        _, step, *tail = key  # (..., step, :, :)
+        self.axis = self.ndim - 1 - len(tail)
+        self.steps[step] = value[(..., None, *tail)]
+
+    @property
+    def name(self) -> str:
+        """The name of all steps together."""
+        if self.steps:
+            whole = concat([self.steps[step] for step in range(self.shape[self.axis])], self.axis)
+            self.name = whole.name
+        return self._name
+
+    @name.setter
+    def name(self, given: str) -> None:
+        self._name, self.steps = given, {}
+
+
+def _made(op_type: str, inputs: Sequence[Any], shape: Sequence[int], dtype: Any, **attributes: Any) -> Array:
+    """Add a node of arrays and names, and return its result."""
+    names = [a.name if isinstance(a, Array) else a for a in inputs]
+    return Array(current().node(op_type, names, **attributes)[0], shape, dtype)
+
+
+def _pointwise(op_type: str, *operands: Any) -> Array:
+    """Add a node that works element by element, on numbers as well."""
+    numeric = [a.dtype for a in operands if isinstance(a, Array) and a.dtype != bool]
+    wide = np.result_type(*numeric) if numeric else np.dtype(bool)
+    given = [
+        constant(a, wide) if not isinstance(a, Array) else a if a.dtype in (wide, bool) else astype(a, wide)
+        for a in operands
+    ]
+    dtype = bool if op_type in CONDITIONS else wide
+    return _made(op_type, given, np.broadcast_shapes(*(a.shape for a in given)), dtype)
+
+
+# Element by element:
+
+
+def exp(x: Array) -> Array:
+    return _pointwise("Exp", x)
+
+
+def expm1(x: Array) -> Array:
+    return _pointwise("Sub", exp(x), 1)
+
+
+def log(x: Array) -> Array:
+    return _pointwise("Log", x)
+
+
+def log1p(x: Array) -> Array:
+    return log(_pointwise("Add", x, 1))
+
+
+def tanh(x: Array) -> Array:
+    return _pointwise("Tanh", x)
+
+
+def sqrt(x: Array) -> Array:
+    return _pointwise("Sqrt", x)
+
+
+def abs(x: Array) -> Array:
+    return _pointwise("Abs", x)
+
+
+def maximum(a: Any, b: Any) -> Array:
+    return _pointwise("Max", a, b)
+
+
+def minimum(a: Any, b: Any) -> Array:
+    return _pointwise("Min", a, b)
+
+
+def where(condition: Array, a: Any, b: Any) -> Array:
+    return _pointwise("Where", condition, a, b)
+
+
+def astype(x: Array, dtype: Any, copy: bool = True) -> Array:
+    code = library().helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    return x if x.dtype == dtype else _made("Cast", [x], x.shape, dtype, to=code)
+
+
+def asarray(x: Any, dtype: Any = None, device: Any = None, copy: Any = None) -> Array:
+    found = x if isinstance(x, Array) else constant(x)
+    return found if dtype is None else astype(found, dtype)
+
+
+# Shapes:
+
+
+def reshape(x: Array, shape: Sequence[int]) -> Array:
+    """Return x in another shape, in which the axis of the batch is what the others leave."""
+    shape = tuple(int(n) for n in shape)
+    if shape == x.shape:
+        return x
+    numbers = [-1 if n and n % BATCH == 0 else n for n in shape]
+    return _made("Reshape", [x, current().enter(numbers, int64)], shape, x.dtype)
+
+
+def permute_dims(x: Array, axes: Sequence[int]) -> Array:
+    return _made("Transpose", [x], [x.shape[k] for k in axes], x.dtype, perm=list(axes))
+
+
+def matrix_transpose(x: Array) -> Array:
+    return permute_dims(x, [*range(x.ndim - 2), x.ndim - 1, x.ndim - 2])
+
+
+def concat(arrays: Sequence[Array], axis: int = 0) -> Array:
+    first, axis = arrays[0], axis % arrays[0].ndim
+    total = builtins.sum(a.shape[axis] for a in arrays)
+    return _made("Concat", arrays, (*first.shape[:axis], total, *first.shape[axis + 1 :]), first.dtype, axis=axis)
+
+
+def stack(arrays: Sequence[Array]) -> Array:
+    return concat([a[None, ...] for a in arrays])
+
+
+# Along axes:
+
+
+def _reduced(op_type: str, axes_given: bool, x: Array, axis: Any, keepdims: bool) -> Array:
+    axes = [k % x.ndim for k in (axis if isinstance(axis, tuple) else (axis,))]
+    shape = [1 if k in axes else n for k, n in enumerate(x.shape) if keepdims or k not in axes]
+    inputs = [x.name, current().enter(axes, int64)] if axes_given else [x.name]
+    attributes = {} if axes_given else {"axes": axes}
+    return _made(op_type, inputs, shape, x.dtype, keepdims=int(keepdims), **attributes)
+
+
+def sum(x: Array, axis: Any, keepdims: bool = False) -> Array:
+    return _reduced("ReduceSum", True, x, axis, keepdims)
+
+
+def mean(x: Array, axis: Any, keepdims: bool = False) -> Array:
+    return _reduced("ReduceMean", current().opset >= AXES_GIVEN, x, axis, keepdims)
+
+
+def max(x: Array, axis: Any, keepdims: bool = False) -> Array:
+    return _reduced("ReduceMax", current().opset >= AXES_GIVEN, x, axis, keepdims)
+
+
+# New arrays:
+
+
+def constant(values: Any, dtype: Any = None) -> Array:
+    """Return an array of numbers that are known."""
+    host = np.asarray(values, dtype)
+    return Array(current().enter(host), host.shape, host.dtype)
+
+
+def full(shape: Sequence[int], value: float, dtype: Any = float32, device: Any = None) -> Array:
+    """Return one number in any shape; the constant `batch` of the graph has the size of the batch."""
+    number, batch = constant(value, dtype), Array("batch", (1,), int64)
+    if not any(n and n % BATCH == 0 for n in shape):
+        return constant(np.full(shape, value, dtype))
+    sizes = [_pointwise("Mul", batch, n // BATCH) if n % BATCH == 0 else constant([n], int64) for n in shape]
+    return _made("Expand", [number, concat(sizes)], shape, dtype)
+
+
+def zeros(shape: Sequence[int], dtype: Any = float32, device: Any = None) -> Array:
+    return full(shape, 0.0, dtype)
+
+
+def ones(shape: Sequence[int], dtype: Any = float32, device: Any = None) -> Array:
+    return full(shape, 1.0, dtype)
+
+
+def empty(shape: Sequence[int], dtype: Any = float32, device: Any = None) -> Array:
+    return Room(shape, dtype)
+
+
+def full_like(x: Array, value: float, dtype: Any = None, device: Any = None) -> Array:
+    return full(x.shape, value, x.dtype if dtype is None else dtype)
+
+
+def zeros_like(x: Array, dtype: Any = None) -> Array:
+    return full_like(x, 0.0, dtype)
+
+
+def ones_like(x: Array, dtype: Any = None) -> Array:
+    return full_like(x, 1.0, dtype)
+
+
+def arange(*bounds: Any, dtype: Any = None, device: Any = None) -> Array:
+    return constant(np.arange(*bounds, dtype=dtype))
+
+
+def eye(n: int, dtype: Any = float32, device: Any = None) -> Array:
+    return constant(np.eye(n, dtype=dtype))
+
+
+def triu(x: Array) -> Array:
+    """Return the upper triangle of a matrix of constants."""
+    return constant(np.triu(current().constants[x.name]))
