@@ -185,20 +185,11 @@ def test_late_starts_are_taken(monkeypatch):
 
     monkeypatch.setattr(TiRex, "read", looked)
     short = np.arange(10.0)
-<<<<<<< HEAD
     expected = own.forecast(params, [short] * 2, 4).quantiles
     assert seen == [(2, 8, 8)]
     found = own.forecast(params, [short] * 20, 4).quantiles
     assert seen[1:] == [(16, 3, 8), (4, 3, 8)]
     close(found, np.repeat(expected[:1], 20, axis=0), 1e-12)
-=======
-    read_all = own.forecast(params, [short] * 12, 4).quantiles
-    assert seen == [(12, 8, 8)]
-    monkeypatch.setattr(batching, "CALL", 0)
-    found = own.forecast(params, [short] * 12, 4).quantiles
-    assert seen[1:] == [(12, 3, 8)]
-    close(found, read_all, 1e-12)
->>>>>>> tirex-files
 
 
 @pytest.mark.parametrize("name", "abc")
