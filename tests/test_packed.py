@@ -88,7 +88,7 @@ def test_packed_weights_begin_with_a_cache_line(rng, dtype):
 @pytest.mark.parametrize("K", [1, 40, 1100, 2053, 2500])
 @pytest.mark.parametrize(("threads", "lies"), [(1, "rows"), (3, "columns"), (3, "apart"), (1, "columns")])
 def test_products_of_rows(rng, monkeypatch, length, dtype, K, threads, lies):
-    """In blocks of rows of the second factor, where K can be divided; it lies by rows, by columns, or in no one piece."""
+    """In blocks of rows of the second factor, where K can be divided; it lies by rows, columns, or in no one piece."""
     from xlstm.arrays import threads as sharing
     from xlstm.engines.numba import weights
 
