@@ -86,16 +86,17 @@ def test_packed_weights_begin_with_a_cache_line(rng, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("K", [1, 40, 1100, 2053, 2500])
-@pytest.mark.parametrize("threads", [1, 3])
-def test_products_of_rows(rng, monkeypatch, length, dtype, K, threads):
-    """In blocks of rows of the second factor, where K can be divided."""
+@pytest.mark.parametrize(("threads", "lies"), [(1, "rows"), (3, "columns"), (3, "apart"), (1, "columns")])
+def test_products_of_rows(rng, monkeypatch, length, dtype, K, threads, lies):
+    """In blocks of rows of the second factor, where K can be divided; it lies by rows, columns, or in no one piece."""
     from xlstm.arrays import threads as sharing
     from xlstm.engines.numba import weights
 
     monkeypatch.setenv(sharing.VARIABLE, str(threads))
     monkeypatch.setattr(sharing, "LARGE", 0)
     a, b = (rng.standard_normal(shape).astype(dtype) for shape in ((61, K), (K, 45)))
-    (out,) = weights.products(functions(dtype), [(a, b)])
+    given = {"rows": b, "columns": np.ascontiguousarray(b.T).T, "apart": np.repeat(b, 2, axis=0)[::2]}[lies]
+    (out,) = weights.products(functions(dtype), [(a, given)])
     assert np.all(np.abs(out - a @ b) <= 4 * ROUNDING[dtype] * np.maximum(np.abs(a) @ np.abs(b), 1))
 
 

@@ -92,6 +92,7 @@ SHARED = (
     products.pack_columns,
     products.pack,
     products.pack_transposed,
+    products.pack_blocks,
     products.pack_panels,
     products.product,
     products.product_of_rows,
@@ -155,7 +156,7 @@ def _shared(dtype: str, shape: Any) -> ModuleType:
     bind(found, SHARED)
     bind(found, COUNTED, counted=True)
     bind(found, (products.rows_times_vector, products.column_of_product), FLAGS | {"reassoc"})
-    bind(found, (products.products_of_batch, products.pack_blocks), counted=True)
+    bind(found, (products.products_of_batch,), counted=True)
     found.__dict__["PRODUCT"] = vectors.address(found.__dict__["product"], vectors.product_type(dtype))
     return found
 

@@ -242,19 +242,19 @@ def products_of_batch(
             call_product(where, left, from_row, row, pace, M, packed, 0, slivers, result, m * M * N, N, 0, width, more)
 
 
-def pack_blocks(b: int, lead: int, turned: bool, width: int, per: int, packed: Any, first: int, last: int) -> None:
-    """Pack a matrix (K, width) by equal blocks of its rows, `per` slivers each: the slivers from `first` to `last`.
+def pack_blocks(W: Any, turned: bool, per: int, packed: Any, first: int, last: int) -> None:
+    """Pack a matrix by equal blocks of its rows, `per` slivers each: the slivers from `first` to `last`.
 
-    b is given by its address. Its rows are `lead` numbers apart, or where it is `turned` its columns.
+    W is the matrix (K, width), or the transposed of one that is `turned`.
     """
-    flat, deep = carray(pointer(b), 1), packed.shape[1]
+    flat, lead, deep = W.reshape(W.size), W.shape[1], packed.shape[1]
     while first < last:
         block, q = first // per, first % per
         stop = min(per, q + last - first)
         if turned:
-            pack_columns(flat, block * deep, lead, width, deep, q, stop, packed, first)
+            pack_columns(flat, block * deep, lead, W.shape[0], deep, q, stop, packed, first)
         else:
-            pack_rows(flat, block * deep * lead, lead, width, deep, q, stop, packed, first)
+            pack_rows(flat, block * deep * lead, lead, lead, deep, q, stop, packed, first)
         first += stop - q
 
 

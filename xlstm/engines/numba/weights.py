@@ -103,17 +103,13 @@ def products(compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]) -> list
 def _by_blocks(compiled: ModuleType, b: Array) -> Array:
     """Return a matrix packed by equal blocks of its rows, of at most DEEP rows unless K has no such divisor.
 
-    Its rows or its columns are contiguous: a transposed one is not copied.
+    One whose columns are contiguous is packed as it lies.
     """
-    turned = not b.flags.c_contiguous
-    lying = b.T if turned else b
-    lying = lying if lying.flags.c_contiguous else np.array(lying, order="C")
-    K, width = b.shape
+    turned, (K, width) = b.flags.f_contiguous and not b.flags.c_contiguous, b.shape
     least, slivers = -(-K // DEEP), -(-width // compiled.COLUMNS)
     blocks = 1 if least == 1 else next((n for n in range(least, 2 * least) if K % n == 0), 1)
     packed = _aligned(blocks * slivers, K // blocks, compiled.COLUMNS, b.dtype)
-    at, lead = int(lying.__array_interface__["data"][0]), lying.shape[1]
-    pack = functools.partial(compiled.pack_blocks, at, lead, turned, width, slivers, packed)
+    pack = functools.partial(compiled.pack_blocks, contiguous(b.T if turned else b), turned, slivers, packed)
     share([(packed.shape[0], pack)], COPY * packed.size)
     return packed.reshape(blocks, -1, *packed.shape[1:])
 
