@@ -404,6 +404,8 @@ def test_tables_go_to_the_estimator(one):
     own, params = one
     with pytest.raises(TypeError, match=r"TiRex: series is a table, .*; estimators.ZeroShotForecaster takes tables"):
         own.forecast(params, pandas.DataFrame({"a": X}), 4)
+    with pytest.raises(TypeError, match=r"TiRex: series\[0\] is a table"):
+        own.forecast(params, [pandas.DataFrame({"a": X})], 4)
     expected = own.forecast(params, X, 4).quantiles
     np.testing.assert_array_equal(own.forecast(params, pandas.Series(X), 4).quantiles, expected)
     gaps = pandas.Series([1, None, 3, 4], dtype="Int64")
