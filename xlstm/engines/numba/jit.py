@@ -96,6 +96,7 @@ SHARED = (
     products.pack_panels,
     products.product,
     products.product_of_rows,
+    products.turn,
     products.vector_over_rows,
     loops.take,
     loops.wait,
@@ -108,7 +109,7 @@ SHARED = (
     loops.forward,
     loops.backward,
 )
-COUNTED = (products.room, products.products_over_rows)
+COUNTED = (products.room, products.products_over_rows, products.product_of_few_rows)
 FLAGS = {"contract", "nsz"}
 
 
