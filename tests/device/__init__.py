@@ -39,23 +39,39 @@ class ShimRuntime:
                 values.append(ctypes.c_void_p(a.ctypes.data))
             else:
                 values.append(SCALARS[a.dtype.name](a.item()))
-        together = entry == source.name and source.blocks
+        together = bool(entry == source.name and source.blocks)
         cluster = grid.x if together and source.cluster else 1
-        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
-        run = getattr(library(source.text), f"run_{entry}")
-        if together:
-            failed = run(grid.x, grid.y, grid.threads, grid.shared, cluster, self.seed, pointers, 0)
-            assert not failed, f"{entry}: threads wait for what never comes"
-            return
-        for x in range(grid.x):  # blocks that need not be there together
-            run(1, 1, grid.threads, grid.shared, 1, 0, pointers, x)
+        run(source.text, entry, *grid[:3], grid.shared, cluster, values, together, self.seed)
+
+
+def run(
+    text: str,
+    entry: str,
+    x: int,
+    y: int,
+    threads: int,
+    shared: int,
+    cluster: int,
+    values: Sequence[Any],
+    together: bool,
+    seed: int = 0,
+) -> None:
+    """Run a kernel of a text on values of ctypes; blocks that need not be there together run one after the other."""
+    pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
+    launch = getattr(library(text), f"run_{entry}")
+    if together or y > 1:
+        assert not launch(x, y, threads, shared, cluster, seed, pointers, 0), f"{entry}: threads wait for what never comes"
+        return
+    for block in range(x):
+        launch(1, 1, threads, shared, 1, seed, pointers, block)
 
 
 @functools.cache
 def library(text: str) -> ctypes.CDLL:
     """A source with the shim in the place of the device, compiled once for all processes."""
-    text = text.replace(file("device.cuh"), SHIM.read_text(encoding="utf-8"))
-    entries = set(re.findall(r"#define (?:KERNEL|ARRANGE) (\w+)", text))
+    shim, device = SHIM.read_text(encoding="utf-8"), file("device.cuh")
+    text = text.replace(device, shim) if device in text else shim + text
+    entries = {*re.findall(r"#define (?:KERNEL|ARRANGE) (\w+)", text), *re.findall(r"\) (xlstm_\w+)\(", text)}
     text += "".join(
         f'\nextern "C" int run_{entry}(int x, int y, int threads, int shared, int cluster, unsigned seed, void** args, '
         f"int first) {{ return shim::launch({entry}, x, y, threads, shared, cluster, seed, args, first); }}"
