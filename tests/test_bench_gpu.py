@@ -283,7 +283,7 @@ def test_barriers_compile(capability, ways):
     for blocks, cluster in ways:
         assert nvrtc.compile_for(capability, barriers.source(blocks, cluster).text).spilled == 0
         if cluster:
-            nvrtc.compile_for(capability, barriers.source(blocks, True, True, 232448).text)
+            nvrtc.compile_for(capability, barriers.source(blocks, True, "resident", 232448).text)
     if capability == 90:
         nvrtc.compile_for(capability, events.SPIN)
 

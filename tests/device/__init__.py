@@ -7,7 +7,7 @@ import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,10 @@ from xlstm.engines.cuda.tiling import Device
 
 SHIM = Path(__file__).with_name("shim.hpp")
 SCALARS = {"int32": ctypes.c_int32, "int64": ctypes.c_int64, "float32": ctypes.c_float, "float64": ctypes.c_double}
+TOGETHER, IN_TURN, WITHOUT_WAITING = range(3)  # ways to run blocks
+DECLARED = re.compile(
+    r'^extern "C"(?: __global__)? void ([^{;]*?)(\w+)\(([^(){;]*)\)\s*\{((?:.*?\n)?)\}', re.MULTILINE | re.DOTALL
+)
 COMPILE = ("g++", "-x", "c++", "-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w")
 
 
@@ -58,23 +62,48 @@ def run(
 ) -> None:
     """Run a kernel of a text on values of ctypes; blocks that need not be there together run one after the other."""
     pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
-    launch = getattr(library(text), f"run_{entry}")
-    if together or y > 1:
-        assert not launch(x, y, threads, shared, cluster, seed, pointers, 0), f"{entry}: threads wait for what never comes"
-        return
-    for block in range(x):
-        launch(1, 1, threads, shared, 1, seed, pointers, block)
+    way = TOGETHER if together else IN_TURN if entries(text)[entry].waits else WITHOUT_WAITING
+    stuck = getattr(library(text), f"run_{entry}")(x, y, threads, shared, cluster, seed, pointers, way)
+    assert not stuck, f"{entry}: threads wait for what never comes"
 
 
 @functools.cache
 def library(text: str) -> ctypes.CDLL:
     """A source with the shim in the place of the device, compiled once for all processes."""
+    names = sorted(entries(text))
     shim, device = SHIM.read_text(encoding="utf-8"), file("device.cuh")
     text = text.replace(device, shim) if device in text else shim + text
-    entries = {*re.findall(r"#define (?:KERNEL|ARRANGE) (\w+)", text), *re.findall(r"\) (xlstm_\w+)\(", text)}
     text += "".join(
-        f'\nextern "C" int run_{entry}(int x, int y, int threads, int shared, int cluster, unsigned seed, void** args, '
-        f"int first) {{ return shim::launch({entry}, x, y, threads, shared, cluster, seed, args, first); }}"
-        for entry in sorted(entries)
+        f'\nextern "C" int run_{name}(int x, int y, int threads, int shared, int cluster, unsigned seed, void** args, '
+        f"int way) {{ return shim::launch({name}, x, y, threads, shared, cluster, seed, args, way); }}"
+        for name in names
     )
     return load(text, *COMPILE)
+
+
+class Entry(NamedTuple):
+    """A kernel in a text, as far as can be read there."""
+
+    types: list[str]  # of its parameters, in C without `const`
+    cluster: int  # blocks of a cluster
+    waits: bool  # whether its threads wait for one another
+
+
+@functools.cache
+def entries(text: str) -> dict[str, Entry]:
+    """The kernels of a text by name; names that the text defines are replaced."""
+    defined = {name: value or "" for name, value in re.findall(r"^#define (\w+)(?:[ \t]+(.*))?$", text, re.MULTILINE)}
+
+    def replaced(words: str) -> str:
+        for _ in range(4):
+            words = re.sub(r"\w+", lambda word: defined.get(word.group(), word.group()), words)
+        return words
+
+    found = {}
+    for said, name, parameters, body in DECLARED.findall(text):
+        cluster = re.search(r"__cluster_dims__\((\d+)", replaced(said))
+        plain = re.sub(r"\bconst\b|__restrict__", "", replaced(parameters)).split(",")
+        types = [" ".join(re.sub(r"\w+$", "", p.strip()).split()) for p in plain if p.strip()]
+        waits = bool(re.search(r"sync_block|_group\(|_cluster\(|\bmma\(", body))
+        found[replaced(name)] = Entry(types, int(cluster.group(1)) if cluster else 1, waits)
+    return found

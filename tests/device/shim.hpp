@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <ctime>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -161,6 +162,14 @@ DEVICE void wait_flag(const unsigned* flag, unsigned value) {
 }
 template <class T>
 DEVICE T load_fresh(const T* from) { return *from; }
+DEVICE long long nanoseconds() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+DEVICE unsigned atomicAdd(unsigned* to, unsigned v) { return std::exchange(*to, *to + v); }
+DEVICE unsigned atomicSub(unsigned* to, unsigned v) { return std::exchange(*to, *to - v); }
+DEVICE unsigned atomicMax(unsigned* to, unsigned v) { return std::exchange(*to, *to > v ? *to : v); }
 
 namespace shim {
 
@@ -172,6 +181,8 @@ static void (*body)(void**);
 static void** arguments;
 static int alive;
 
+inline dim3_ block_index(int b) { return {b % gridDim_.x, b / gridDim_.x, 0}; }
+
 inline void run_fiber() {
     body(arguments);
     alive--;
@@ -180,17 +191,11 @@ inline void run_fiber() {
     yield();
 }
 
-// All blocks of the grid at once. 1: threads wait for what never comes.
-template <class... A>
-int launch(void (*kernel)(A...), int grid_x, int grid_y, int threads, int shared, int cluster, unsigned seed, void** args,
-           int first_block = 0) {
-    static void (*chosen)(A...);
-    chosen = kernel;
-    body = [](void** given) { call(chosen, given, std::index_sequence_for<A...>()); };
-    arguments = args;
-    blockDim_ = {(unsigned)threads, 1, 1};
-    gridDim_ = {(unsigned)grid_x, (unsigned)grid_y, 1};
-    const int blocks = grid_x * grid_y, warps = (threads + 31) / 32;
+enum Way { TOGETHER, IN_TURN, WITHOUT_WAITING };
+
+// Runs the threads of all blocks from `first` to `last` as fibers. True: they wait for what never comes.
+inline bool run_blocks(int first, int last, int threads, int shared, int cluster, unsigned seed) {
+    const int blocks = last - first, warps = (threads + 31) / 32;
     std::vector<Block> all(blocks);
     std::vector<Warp> lanes(blocks * warps);
     std::vector<uint4> memory((size_t)blocks * (shared / 16 + 1), uint4{0x7fc07fc0, 0x7fc07fc0, 0x7fc07fc0, 0x7fc07fc0});
@@ -200,9 +205,9 @@ int launch(void (*kernel)(A...), int grid_x, int grid_y, int threads, int shared
     fibers = std::vector<Fiber>(blocks * threads);
     std::vector<int> order;
     for (int b = 0; b < blocks; b++) {
-        const int first = b / cluster * cluster * threads;
-        all[b] = {{(unsigned)(first_block + b % grid_x), (unsigned)(b / grid_x), 0}, (unsigned char*)&memory[(size_t)b * (shared / 16 + 1)],
-                  b * threads, first, cluster * threads};
+        const int cluster_first = b / cluster * cluster * threads;
+        all[b] = {block_index(first + b), (unsigned char*)&memory[(size_t)b * (shared / 16 + 1)], b * threads, cluster_first,
+                  cluster * threads};
         for (int t = 0; t < threads; t++) {
             const int i = b * threads + t;
             Fiber* fiber = &fibers[i];
@@ -234,6 +239,33 @@ int launch(void (*kernel)(A...), int grid_x, int grid_y, int threads, int shared
         stuck = progress == before;
     }
     delete[] stacks;
+    return stuck;
+}
+
+// 1: threads wait for what never comes.
+template <class... A>
+int launch(void (*kernel)(A...), int grid_x, int grid_y, int threads, int shared, int cluster, unsigned seed, void** args,
+           int way) {
+    static void (*chosen)(A...);
+    chosen = kernel;
+    body = [](void** given) { call(chosen, given, std::index_sequence_for<A...>()); };
+    arguments = args;
+    blockDim_ = {(unsigned)threads, 1, 1};
+    gridDim_ = {(unsigned)grid_x, (unsigned)grid_y, 1};
+    const int blocks = grid_x * grid_y;
+    if (way == TOGETHER) return run_blocks(0, blocks, threads, shared, cluster, seed);
+    bool stuck = false;
+    for (int b = 0; b < blocks && !stuck; b++) {
+        if (way == IN_TURN) {
+            stuck = run_blocks(b, b + 1, threads, shared, 1, seed);
+            continue;
+        }
+        Block block = {block_index(b), nullptr, 0, 0, 0};
+        Fiber fiber = {};
+        fiber.block = &block;
+        now = &fiber;
+        for (fiber.thread = 0; fiber.thread < threads; fiber.thread++) body(args);
+    }
     return stuck;
 }
 

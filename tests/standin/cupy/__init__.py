@@ -10,6 +10,7 @@ from numpy import (  # noqa: F401
     complex128,
     dtype,
     e,
+    complexfloating,
     finfo,
     float16,
     float32,

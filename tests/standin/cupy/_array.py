@@ -109,6 +109,12 @@ class ndarray:  # noqa: N801
     def __reduce__(self) -> Any:
         return cupy.array, (self._fetch(),)
 
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, self._memory.number
+
+    def __dlpack__(self, **options: Any) -> Any:
+        raise BufferError("the stand-in shares no memory")
+
     # What NumPy is called with: CuPy's function of the name takes it.
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-import re
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +12,7 @@ import numpy as np
 from cupy._array import here, ndarray
 from cupy._counts import record
 from cupy._dtypes import canonical
-from cupy.cards import CARDS, current
+from cupy.cards import card, current
 from tests import ctargets, device
 
 
@@ -78,42 +76,11 @@ def _once(compiled: set[int], name: str) -> None:
         record("compiled", name)
 
 
-DECLARED = re.compile(r'extern "C" __global__ void ([^{;]*?)(\w+)\(([^(){;]*)\)\s*\{')
 TYPES = {
     **{"float": "float32", "double": "float64", "half_t": "float16", "bf16_t": "bfloat16", "uint4": "uint32"},
     **{"int": "int32", "unsigned": "uint32", "long long": "int64", "unsigned long long": "uint64"},
     **{"unsigned char": "uint8"},
 }
-
-
-class Entry:
-    """A kernel in a text: its name, what is said of it, and the types of its parameters."""
-
-    def __init__(self, name: str, said: str, parameters: str) -> None:
-        self.name = name
-        cluster = re.search(r"__cluster_dims__\((\d+)", said)
-        self.cluster = int(cluster.group(1)) if cluster else 1
-        plain = parameters.replace("const ", "").replace("__restrict__", "").replace("\n", " ")
-        self.types = [re.sub(r"\s*\w+$", "", p.strip()).replace(" ", " ").strip() for p in plain.split(",") if p.strip()]
-
-
-@functools.cache
-def entries(text: str) -> dict[str, Entry]:
-    """The kernels of a text, with the names that it defines in their place."""
-    defined = dict(re.findall(r"^#define (\w+)[ \t]+(.*)$", text, re.MULTILINE)) | {
-        name: "" for name in re.findall(r"^#define (\w+)[ \t]*$", text, re.MULTILINE)
-    }
-    found = {}
-    for said, name, parameters in DECLARED.findall(text):
-        said, name, parameters = (_replaced(part, defined) for part in (said, name, parameters))
-        found[name] = Entry(name, said, parameters)
-    return found
-
-
-def _replaced(text: str, defined: dict[str, str]) -> str:
-    for _ in range(4):
-        text = re.sub(r"\w+", lambda word: defined.get(word.group(), word.group()), text)
-    return text
 
 
 def _argument(where: str, kind: str, a: Any) -> Any:
@@ -152,9 +119,9 @@ class RawKernel:
         self.large_clusters = False
         self.kernel = SimpleNamespace(ptr=id(self))
         FUNCTIONS[id(self)] = self
-        if name not in entries(code):
+        if name not in device.entries(code):
             raise RuntimeError(f"CUDA_ERROR_NOT_FOUND: named symbol not found: {name}")
-        self.entry = entries(code)[name]
+        self.entry = device.entries(code)[name]
 
     @property
     def max_dynamic_shared_size_bytes(self) -> int:
@@ -162,7 +129,7 @@ class RawKernel:
 
     @max_dynamic_shared_size_bytes.setter
     def max_dynamic_shared_size_bytes(self, nbytes: int) -> None:
-        if nbytes > CARDS[current.number].shared:
+        if nbytes > card().shared:
             raise RuntimeError("CUDA_ERROR_INVALID_VALUE: invalid argument")
         self._most = nbytes
 
@@ -171,13 +138,13 @@ class RawKernel:
             if type(what) is not tuple:
                 raise TypeError(f"Expected tuple, got {type(what).__name__}")
         _once(self.compiled, self.name)
-        (x, y), threads, card, cluster = (*grid, 1)[:2], block[0], CARDS[current.number], self.entry.cluster
+        (x, y), threads, gpu, cluster = (*grid, 1)[:2], block[0], card(), self.entry.cluster
         if shared_mem > self._most or threads > 1024:
             raise RuntimeError("CUDA_ERROR_INVALID_VALUE: invalid argument")
-        if x % cluster or (cluster > 8 and not self.large_clusters) or not card.clusters(cluster, threads, shared_mem):
+        if x % cluster or (cluster > 8 and not self.large_clusters) or not gpu.clusters(cluster, threads, shared_mem):
             if cluster > 1:
                 raise RuntimeError("CUDA_ERROR_INVALID_CLUSTER_SIZE: cluster misconfiguration")
-        if self.together and x * y > card.sms * max(1, card.shared // (shared_mem + 1024) if shared_mem else 1):
+        if self.together and x * y > gpu.sms * max(1, gpu.shared // (shared_mem + 1024) if shared_mem else 1):
             raise RuntimeError("CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE: too many blocks in cooperative launch")
         types = self.entry.types
         assert len(types) == len(args), f"{self.name}: {len(args)} arguments, expected {types}"

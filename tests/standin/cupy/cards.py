@@ -33,6 +33,11 @@ class _Current(threading.local):
 current = _Current()
 
 
+def card() -> Card:
+    """The card of the current device."""
+    return CARDS[current.number]
+
+
 @dataclass
 class Memory:
     """An allocation: it is the device's again when nobody has it any more."""

@@ -62,7 +62,7 @@ class MemoryPool:
     """The pool of the current device."""
 
     def used_bytes(self) -> int:
-        return cards.CARDS[cards.current.number].used
+        return cards.card().used
 
     total_bytes = used_bytes
 
