@@ -83,13 +83,18 @@ def at_once(be: Backend, run: Runtime, blocks: int) -> int:
     return int(counts[1])
 
 
-def measure(be: Backend) -> dict[str, Any]:
-    """Measure everything, fit for JSON: microseconds by number of blocks, and clusters at once."""
+def measure(be: Backend, done: Callable[[dict[str, Any]], object] = lambda found: None) -> dict[str, Any]:
+    """Measure everything, fit for JSON: microseconds by number of blocks, and clusters at once.
+
+    `done` is given what there is after every measurement.
+    """
     run = runtime(be.xp, be.asarray([0.0]))
     if run is None:
         raise RuntimeError(f"barriers: {be} has no kernels")
-    grids = dict.fromkeys([*(n for n in GRIDS if n <= run.device.sms), run.device.sms])
-    found: dict[str, Any] = {"threads": THREADS, "grid": {str(n): latency(be, run, n, False) for n in grids}}
+    found: dict[str, Any] = {"threads": THREADS, "grid": {}}
+    for n in dict.fromkeys([*(n for n in GRIDS if n <= run.device.sms), run.device.sms]):
+        found["grid"][str(n)] = latency(be, run, n, False)
+        done(found)
     if run.device.cluster:
         found["cluster"], found["clusters at once"], found["failed"] = {}, {}, {}
         for n in CLUSTERS:
@@ -98,6 +103,7 @@ def measure(be: Backend) -> dict[str, Any]:
                 found["clusters at once"][str(n)] = at_once(be, run, n)
             except cuda.CudaError as error:
                 found["failed"][str(n)] = str(error)
+            done(found)
     return found
 
 
@@ -134,10 +140,12 @@ def main() -> int:
         be = xlstm.backend("cupy")
     except xlstm.BackendError as reason:
         raise SystemExit(f"barriers: {reason}") from None
-    found = measure(be)
-    print("\n".join(table(found)))
-    if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+    def done(found: dict[str, Any]) -> None:
+        if options.json is not None:
+            options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+    print("\n".join(table(measure(be, done))))
     return 0
 
 

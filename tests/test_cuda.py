@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from types import SimpleNamespace
 
@@ -192,6 +193,7 @@ def fake_cupy(monkeypatch, kernel, error=None):
     )
     cuda_module = SimpleNamespace(
         runtime=runtime,
+        Device=contextlib.nullcontext,
         compiler=SimpleNamespace(CompileException=CompileException),
         driver=SimpleNamespace(funcSetAttribute=lambda *a: attributes.append(a)),
     )

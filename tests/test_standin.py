@@ -20,8 +20,8 @@ from xlstm.engines.cuda.launch import CudaError, Grid
 if not standin.asked_for():
     pytest.skip(f"the stand-in for CuPy is not in place ({standin.VARIABLE}=1 puts it there)", allow_module_level=True)
 
-import cupy  # noqa: E402
-from cupy import cards  # noqa: E402
+import cupy
+from cupy import cards
 
 
 @pytest.fixture

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from cupy import _functions, _ufunc, cards  # noqa: F401
+from cupy._array import ndarray  # noqa: F401
+from cupy._functions import *  # noqa: F403
+from cupy._kernels import ElementwiseKernel, RawKernel, RawModule, ReductionKernel  # noqa: F401
+from cupy._ufunc import ufunc  # noqa: F401
 from numpy import (  # noqa: F401
     bool_,
     broadcast_shapes,
     can_cast,
     complex64,
     complex128,
+    complexfloating,
     dtype,
     e,
-    complexfloating,
     finfo,
     float16,
     float32,
@@ -37,14 +42,8 @@ from numpy import (  # noqa: F401
     uint64,
 )
 
-from cupy import _functions, _ufunc, cards  # noqa: F401
-from cupy._array import ndarray  # noqa: F401
-from cupy._functions import *  # noqa: F403
-from cupy._kernels import ElementwiseKernel, RawKernel, RawModule, ReductionKernel  # noqa: F401
-from cupy._ufunc import ufunc  # noqa: F401
-
 globals().update(_ufunc.UFUNCS | _functions.NAMED)
-abs, divide, bitwise_not = (_ufunc.UFUNCS[name] for name in ("absolute", "true_divide", "invert"))  # noqa: A001
+abs, divide, bitwise_not = (_ufunc.UFUNCS[name] for name in ("absolute", "true_divide", "invert"))
 where, clip = _functions.where, _functions.clip
 
 from cupy import _core, cuda, fft, linalg  # noqa: E402, F401

@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
 import cupy
+import numpy as np
 from cupy._counts import record
 from cupy._dtypes import canonical, check
 from cupy.cards import Memory, current
 
 Host = np.ndarray[Any, Any]
-NOT_IMPLICIT = "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array explicitly."
+NOT_IMPLICIT = (
+    "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array explicitly."
+)
 
 
 class ndarray:  # noqa: N801

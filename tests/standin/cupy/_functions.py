@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
 from cupy._array import here, ndarray
 from cupy._counts import record
 from cupy._dtypes import canonical, check, wide
@@ -162,9 +161,7 @@ def where(condition: Any, x: Any, y: Any) -> ndarray:
 
 def clip(a: Any, a_min: Any = None, a_max: Any = None, out: Any = None) -> ndarray:
     if a_min is None or a_max is None:
-        return (
-            UFUNCS["minimum"](a, a_max, out=out) if a_min is None else UFUNCS["maximum"](a, a_min, out=out)
-        )
+        return UFUNCS["minimum"](a, a_max, out=out) if a_min is None else UFUNCS["maximum"](a, a_min, out=out)
     return UFUNCS["clip"](a, a_min, a_max, out=out)
 
 
@@ -280,7 +277,9 @@ def count_nonzero(a: Any, axis: Any = None) -> ndarray:
 def var(a: Any, axis: Any = None, dtype: Any = None, out: Any = None, ddof: int = 0, keepdims: bool = False) -> ndarray:
     record("launches", "mean")
     record("launches", "var")
-    return ndarray._made(canonical(np.array(np.var(wide(a._host), axis=axis, ddof=ddof, keepdims=keepdims)).astype(a.dtype)))
+    return ndarray._made(
+        canonical(np.array(np.var(wide(a._host), axis=axis, ddof=ddof, keepdims=keepdims)).astype(a.dtype))
+    )
 
 
 def std(a: Any, axis: Any = None, dtype: Any = None, out: Any = None, ddof: int = 0, keepdims: bool = False) -> ndarray:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-
 from cupy._array import here, ndarray
 from cupy._counts import record
 from cupy._dtypes import canonical
 from cupy.cards import card, current
+
 from tests import ctargets, device
 
 
@@ -99,7 +98,9 @@ def _argument(where: str, kind: str, a: Any) -> Any:
     if not isinstance(a, np.generic):
         raise TypeError(f"Unsupported type {type(a)}")
     expected = "uint64" if pointer else TYPES.get(kind, "")
-    fits = a.dtype.name == expected or (a.dtype.kind in "iu" and expected[-2:] == a.dtype.name[-2:] and "int" in expected)
+    fits = a.dtype.name == expected or (
+        a.dtype.kind in "iu" and expected[-2:] == a.dtype.name[-2:] and "int" in expected
+    )
     assert fits, f"{where}: a number of {a.dtype} for a parameter {kind}"
     return (ctypes.c_char * a.nbytes).from_buffer_copy(a.tobytes())
 
@@ -148,7 +149,9 @@ class RawKernel:
             raise RuntimeError("CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE: too many blocks in cooperative launch")
         types = self.entry.types
         assert len(types) == len(args), f"{self.name}: {len(args)} arguments, expected {types}"
-        values = [_argument(f"{self.name}, argument {k}", t, a) for k, (t, a) in enumerate(zip(types, args, strict=True))]
+        values = [
+            _argument(f"{self.name}, argument {k}", t, a) for k, (t, a) in enumerate(zip(types, args, strict=True))
+        ]
         record("launches", self.name)
         device.run(self.code, self.name, x, y, threads, shared_mem, cluster, values, self.together or cluster > 1)
 
@@ -168,5 +171,3 @@ class RawModule:
     def get_function(self, name: str) -> RawKernel:
         together = self.enable_cooperative_groups
         return RawKernel(self.code, name, self.options, enable_cooperative_groups=together)
-
-

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
 from cupy._array import here, ndarray
 from cupy._counts import record
 from cupy._dtypes import canonical, dtype_of, matching, wide

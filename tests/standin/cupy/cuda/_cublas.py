@@ -3,6 +3,7 @@
 from typing import Any
 
 from cupy._counts import record
+
 from tests import ctargets
 
 
