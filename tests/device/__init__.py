@@ -22,7 +22,17 @@ TOGETHER, IN_TURN, WITHOUT_WAITING = range(3)  # ways to run blocks
 DECLARED = re.compile(
     r'^extern "C"(?: __global__)? void ([^{;]*?)(\w+)\(([^(){;]*)\)\s*\{((?:.*?\n)?)\}', re.MULTILINE | re.DOTALL
 )
-COMPILE = ("g++", "-x", "c++", "-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w")
+COMPILE = (
+    "g++",
+    "-x",
+    "c++",
+    "-std=c++17",
+    "-O1",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-w",
+    "-U_FORTIFY_SOURCE",
+)
 
 
 class ShimRuntime:

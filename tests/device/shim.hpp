@@ -5,6 +5,7 @@
 // is all that is drawn: with every barrier in its place the results are the same bits.
 
 #define IN_SHIM 1
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -34,7 +35,9 @@ struct Block {
 };
 struct Warp { unsigned a[32][4], b[32][2]; };
 struct Fiber {
-    ucontext_t context;
+    ucontext_t context;  // that it begins with; after that it jumps, which asks nothing of the system
+    jmp_buf place;
+    bool begun;
     Block* block;
     Warp* warp;
     int thread;
@@ -43,11 +46,21 @@ struct Fiber {
 
 static std::vector<Fiber> fibers;
 static Fiber* now;
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 static dim3_ blockDim_, gridDim_;
 static long progress;  // of anything; a thread that waits for memory makes none
 
-inline void yield() { swapcontext(&now->context, &scheduler); }
+inline void yield() {
+    if (!_setjmp(now->place)) _longjmp(scheduler, 1);
+}
+
+inline void resume(Fiber* fiber) {
+    now = fiber;
+    if (_setjmp(scheduler)) return;
+    if (fiber->begun) _longjmp(fiber->place, 1);
+    fiber->begun = true;
+    setcontext(&fiber->context);
+}
 
 inline void arrive(int kind) {
     now->waits[kind]++;
@@ -232,10 +245,7 @@ inline bool run_blocks(int first, int last, int threads, int shared, int cluster
             std::swap(order[left - 1], order[(state >> 33) % left]);
         }
         for (int i : order)
-            if (fibers[i].thread >= 0) {
-                now = &fibers[i];
-                swapcontext(&scheduler, &now->context);
-            }
+            if (fibers[i].thread >= 0) resume(&fibers[i]);
         stuck = progress == before;
     }
     delete[] stacks;

@@ -1,8 +1,8 @@
 """A stand-in for CuPy on host memory: what runs on a GPU runs here without one, and everything asked of it is counted.
 
-`install()` puts the package `cupy` of this folder in the place of the real one; `pytest` does so where the environment
-has XLSTM_TEST_STANDIN=1, and so does a process whose PYTHONPATH has this folder. `counted()` counts what a block of code
-asks of the device.
+`install()` puts the package `cupy` of this folder in the place of the real one. `pytest` does so where the environment
+has XLSTM_TEST_STANDIN=1, and PYTHONPATH does so for other processes. `counted()` counts what a block of code asks of
+the device.
 
 These are acted out as CuPy 14 has them:
 
@@ -31,6 +31,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 VARIABLE = "XLSTM_TEST_STANDIN"
 FOLDER = Path(__file__).parent
 
@@ -46,6 +48,13 @@ def install() -> None:
         sys.path.insert(0, str(FOLDER))
         paths = [str(FOLDER), str(FOLDER.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+
+
+def real() -> Any:
+    """The CuPy that is installed, for a test of what it has; such a test is skipped on the stand-in."""
+    if asked_for():
+        pytest.skip("CuPy is acted out here")
+    return pytest.importorskip("cupy")
 
 
 def counted(where: bool = False) -> Any:

@@ -142,9 +142,9 @@ class RawKernel:
         (x, y), threads, gpu, cluster = (*grid, 1)[:2], block[0], card(), self.entry.cluster
         if shared_mem > self._most or threads > 1024:
             raise RuntimeError("CUDA_ERROR_INVALID_VALUE: invalid argument")
-        if x % cluster or (cluster > 8 and not self.large_clusters) or not gpu.clusters(cluster, threads, shared_mem):
-            if cluster > 1:
-                raise RuntimeError("CUDA_ERROR_INVALID_CLUSTER_SIZE: cluster misconfiguration")
+        possible = cluster <= 8 or self.large_clusters
+        if cluster > 1 and (x % cluster or not possible or not gpu.clusters(cluster, threads, shared_mem)):
+            raise RuntimeError("CUDA_ERROR_INVALID_CLUSTER_SIZE: cluster misconfiguration")
         if self.together and x * y > gpu.sms * max(1, gpu.shared // (shared_mem + 1024) if shared_mem else 1):
             raise RuntimeError("CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE: too many blocks in cooperative launch")
         types = self.entry.types

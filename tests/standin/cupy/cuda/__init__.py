@@ -11,7 +11,7 @@ from cupy._counts import record
 from cupy._kernels import FUNCTIONS
 from cupy.cuda import compiler, device  # noqa: F401
 from cupy.cuda._cublas import Cublas
-from cupy.cuda.device import Device
+from cupy.cuda.device import Device  # noqa: F401
 
 OPTIN = 97  # cudaDevAttrMaxSharedMemoryPerBlockOptin
 NONPORTABLE = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
