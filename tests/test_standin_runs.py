@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import runpy
 import sys
@@ -127,7 +128,7 @@ def test_the_gpu_check(monkeypatch, tmp_path, capsys):
     def here(argv, seconds, environment):
         if argv[1] in ("pytest", "xlstm"):
             return gpu.OK, ""
-        arguments = [a if before != "--processes" else "1" for before, a in zip(argv[1:], argv[2:], strict=False)]
+        arguments = [a if before != "--processes" else "1" for before, a in itertools.pairwise(argv[1:])]
         return (gpu.FAILED if program(monkeypatch, argv[1], *arguments) else gpu.OK), "ran"
 
     monkeypatch.setattr(gpu.check, "__defaults__", (here, gpu.check.__defaults__[1]))

@@ -19,6 +19,9 @@
 #define DEVICE inline
 #define SHARED_MEMORY(name) unsigned char* name = shim::now->block->shared
 #define __global__
+#define __device__
+#define __forceinline__ inline
+#define __shared__ static  // of the one block that runs at a time
 #define __restrict__
 #define __cluster_dims__(x, y, z)
 #define __launch_bounds__(threads, blocks)
@@ -155,6 +158,7 @@ DEVICE void mma(float, float (&c)[4], unsigned a0, unsigned a1, unsigned a2, uns
 }
 
 DEVICE void sync_block() { shim::barrier(1, shim::now->block->first, blockDim.x); }
+DEVICE void __syncthreads() { sync_block(); }
 DEVICE void arrive_cluster() { shim::arrive(2); }
 DEVICE void wait_cluster() {
     const shim::Block* block = shim::now->block;
