@@ -103,7 +103,7 @@ def each(
         chunks = _chunks(columns[0])
         flat = [probe.cupy().empty((chunks * CHUNK,), dtype=dtype) for _ in range(results)]
         for part in _parts(columns, dtype):
-            kernel((part.blocks,), (THREADS,), (part.table, part.count, np.int64(part.start * CHUNK), *flat, *given))
+            kernel((part.blocks,), (THREADS,), (part.table, part.arrays, np.int64(part.start * CHUNK), *flat, *given))
     return list(zip(*(_views(a, shapes) for a in flat), strict=True))
 
 
@@ -117,7 +117,7 @@ def norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
     with device_of(arrays[0]):
         sums = probe.cupy().empty((_chunks(arrays),), dtype=dtype)
         for part in _parts([arrays], dtype):
-            kernel((part.blocks,), (THREADS,), (part.table, part.count, np.int64(part.start), sums))
+            kernel((part.blocks,), (THREADS,), (part.table, part.arrays, np.int64(part.start), sums))
         return root(sums, axis=0)
 
 
@@ -130,7 +130,7 @@ class _Part(NamedTuple):
     """Arrays that one launch does, and the first of their chunks among those of all launches."""
 
     table: np.ndarray[Any, Any]
-    count: np.int32
+    arrays: np.int32
     blocks: int
     start: int
 
