@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xlstm.arrays.convert import like
+from xlstm.arrays.bernoulli import bernoulli
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.cell import Cell
 from xlstm.engines import engine
@@ -193,7 +193,7 @@ class Stack(SequenceLayer):
             if rng is None or not rate:
                 shares.append(rate or None)
             else:
-                shares.append(like(rng.random((rows.shape[0], s.shape[0]), dtype=np.float32) < rate, rows))
+                shares.append(bernoulli(rng, rate, (rows.shape[0], s.shape[0]), rows))
         return Masks(None if drop is None else packing.sort(xp, [drop.T])[0], tuple(shares))
 
 
