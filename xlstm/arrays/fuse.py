@@ -164,6 +164,12 @@ def total(xp: Namespace, a: Array, b: Array, axes: int | tuple[int, ...] = -1) -
     return _total(a.dtype)(a, b, axis=axes)
 
 
+def windows(a: Array, width: int) -> Array:
+    """Return a view of a CuPy array (T + width - 1, ...) as (T, ..., width): for each step `width` steps from it on."""
+    shape, steps = (a.shape[0] - width + 1, *a.shape[1:], width), (*a.strides, a.strides[0])
+    return probe.cupy().lib.stride_tricks.as_strided(a, shape, steps)
+
+
 class Text(NamedTuple):
     """A kernel as CuPy takes it: parameters in and out ("float32 x0, float64 x1") and statements for one element."""
 

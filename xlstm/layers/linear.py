@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.arrays.threads import matmul
@@ -56,6 +57,12 @@ class Linear(Module):
         if self.bias:
             grads["b"] = xp.sum(dz, axis=0)
         return grads, xp.reshape(matmul(dz, p["W"]), kept.shape)
+
+
+@functools.lru_cache(maxsize=64)
+def _diagonal(xp: Namespace, g: int, dtype: Any, device: Any) -> Array:
+    """Return a matrix of ones on the diagonal, (1, g, 1, g, 1), which nobody changes."""
+    return xp.reshape(xp.eye(g, dtype=dtype, device=device), (1, g, 1, g, 1))
 
 
 @dataclass(frozen=True)
@@ -125,8 +132,7 @@ class HeadwiseLinear(SameWidth, Module):
         return xp.reshape(xp.sum(blocks, axis=3), (N, K, K))
 
     def _diagonal(self, xp: Namespace, like: Array) -> Array:
-        g = self._together
-        return xp.reshape(xp.eye(g, dtype=like.dtype, device=device_of(like)), (1, g, 1, g, 1))
+        return _diagonal(xp, self._together, like.dtype, device_of(like))
 
     def _split(self, xp: Namespace, x: Array) -> Array:
         """Return (..., D) as (N / g, rows, g K)."""

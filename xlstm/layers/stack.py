@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xlstm.arrays.bernoulli import bernoulli
+from xlstm.arrays.concat import concat
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.cell import Cell
 from xlstm.engines import engine
@@ -123,7 +124,7 @@ class Stack(SequenceLayer):
                 outputs.append(packing.mirror(xp, y) if direction else y)
                 if span.keep:
                     passes[name] = Pass(packing, bool(direction), tape)
-            rows = outputs[0] if len(outputs) == 1 else xp.concat(outputs, axis=1)
+            rows = outputs[0] if len(outputs) == 1 else concat(xp, outputs, 1)
         return packing.unpack(xp, rows), _together(xp, ends), Kept(passes, masks)
 
     def run_bwd(

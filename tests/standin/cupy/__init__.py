@@ -46,7 +46,7 @@ globals().update(_ufunc.UFUNCS | _functions.NAMED)
 abs, divide, bitwise_not = (_ufunc.UFUNCS[name] for name in ("absolute", "true_divide", "invert"))
 where, clip = _functions.where, _functions.clip
 
-from cupy import _core, cuda, fft, linalg  # noqa: E402, F401
+from cupy import _core, cuda, fft, lib, linalg  # noqa: E402, F401
 
 __version__ = "14.2.0"
 __all__ = [name for name in globals() if not name.startswith("_")]

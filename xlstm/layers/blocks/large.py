@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from xlstm.arrays import checks
+from xlstm.arrays.concat import concat
 from xlstm.arrays.namespace import Array, Params
 from xlstm.cells.activations import sigmoid, sigmoid_bwd, soft_cap, soft_cap_bwd
 from xlstm.layers.blocks.block import MULTIPLE, Block, GatesOfHeads, round_up
@@ -90,11 +91,11 @@ class LargeBlock(Block):
         do = sigmoid_bwd(xp, dsn * kept["n"], None, kept["s"])  # (7)
         dh = self.through_bwd(xp, "outnorm", p, kept, dsn * kept["s"], grads)  # (6)
         (dq, dk, dv, di, df), start = self.memory.run_bwd(kept["memory"], dh, dstate, span)  # (5)
-        dgates = xp.concat((di, df), axis=-1)
+        dgates = concat(xp, (di, df), -1)
         if self.gate_cap is not None:
             dgates = soft_cap_bwd(xp, dgates, None, kept["capped"], self.gate_cap)  # (4)
         du = self.through_bwd(xp, "gates", p, kept, dgates, grads)  # (3)
-        du += self.through_bwd(xp, "qkvo", p, kept, xp.concat((dq, dk, dv, do), axis=-1), grads)  # (2)
+        du += self.through_bwd(xp, "qkvo", p, kept, concat(xp, (dq, dk, dv, do), -1), grads)  # (2)
         return grads, dy + self.through_bwd(xp, "norm", p, kept, du, grads), start  # (1)
 
 

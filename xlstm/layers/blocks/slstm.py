@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
+from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Params
 from xlstm.cells import slstm
@@ -108,7 +109,7 @@ class sLSTMBlock(Block):  # noqa: N801
         if self.conv_kernel_size:
             kept["cc"], conv_end = self.along("conv", p, u, state[0], span, kept)  # (2)
             kept["c"] = c = fuse(xp, silu, kept["cc"])  # (3)
-        gates = xp.concat([self.through(xp, g, p, c if g in "if" else u, kept) for g in "ifzo"], axis=-1)  # (4)
+        gates = concat(xp, [self.through(xp, g, p, c if g in "if" else u, kept) for g in "ifzo"], -1)  # (4)
         h, end = self.along("cell", p, gates, state[1], span, kept)  # (5)
         h, kept["mask"] = self._drop(span.rng, h, self.dropout)  # (6)
         y = x + self.through(xp, "outnorm", p, h, kept)  # (7)
