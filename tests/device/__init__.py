@@ -114,6 +114,6 @@ def entries(text: str) -> dict[str, Entry]:
         cluster = re.search(r"__cluster_dims__\((\d+)", replaced(said))
         plain = re.sub(r"\bconst\b|__restrict__", "", replaced(parameters)).split(",")
         types = [" ".join(re.sub(r"\w+$", "", p.strip()).split()) for p in plain if p.strip()]
-        waits = bool(re.search(r"sync_block|__syncthreads|_group\(|_cluster\(|\bmma\(", body))
+        waits = bool(re.search(r"sync_|__syncthreads|_group\(|_cluster\(|\bmma\(", body))
         found[replaced(name)] = Entry(types, int(cluster.group(1)) if cluster else 1, waits)
     return found

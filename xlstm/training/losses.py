@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 
 from xlstm.arrays import checks
-from xlstm.arrays.fuse import by_rows
 from xlstm.arrays.namespace import Array, Namespace, check_library, device_of, finfo, namespace
+from xlstm.arrays.rows import by_rows
 from xlstm.cells.activations import clamp
 
 
