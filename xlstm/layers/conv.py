@@ -56,7 +56,8 @@ class CausalConv(SameWidth, SequenceLayer):
         taps, bias = self._taps(xp, p), (p["b"],) if self.bias else ()
         y = fuse(xp, _convolved, *taps, *self._windows(xs, span.T), *bias, size=self.kernel_size)
         if span.full:
-            return y, (xp.asarray(xs[span.T :, ...], copy=True),), xs
+            end = xs[span.T :, ...]  # to which what is kept refers, too
+            return y, (xp.asarray(end, copy=True) if span.keep or xp is np else end,), xs
         last = xp.take(rows(xp, xs), self._ends(xp, span, xs), axis=0)
         return y, (xp.reshape(last, state[0].shape),), xs
 

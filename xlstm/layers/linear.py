@@ -7,12 +7,15 @@ import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
+from xlstm.arrays import matmul as products
+from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.arrays.threads import matmul
 from xlstm.layers.initializers import constant, normal, uniform
 from xlstm.layers.module import Module, SameWidth, Weight, rows, total
 
 BLOCK = 64  # narrow heads are joined into blocks of at most this width
+FEW = 64  # rows that a GPU multiplies by heads as they are: to join them would take longer
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ class Linear(Module):
         return grads, xp.reshape(matmul(dz, p["W"]), kept.shape)
 
 
+def _by_heads(xp: Namespace, x: Array, W: Array) -> Array:
+    """Return the products (N, rows, K) of heads, which on CuPy lie as those of all heads of a row do."""
+    return products.matmul(xp, x, W, rows_first=True) if compiles(xp) else matmul(x, W)
+
+
 @functools.lru_cache(maxsize=64)
 def _diagonal(xp: Namespace, g: int, dtype: Any, device: Any) -> Array:
     """Return a matrix of ones on the diagonal, (1, g, 1, g, 1), which nobody changes."""
@@ -97,7 +105,11 @@ class HeadwiseLinear(SameWidth, Module):
         return found | ({"b": ({"D": self.size}, constant(0.0))} if self.bias else {})
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Array]:
-        y = self._merge(xp, matmul(self._split(xp, x), xp.matrix_transpose(self._joined(xp, p["W"]))), x)
+        if compiles(xp) and math.prod(x.shape[:-1]) <= FEW:
+            W, heads = p["W"], self._split(xp, x, self.num_heads)
+        else:
+            W, heads = self._joined(xp, p["W"]), self._split(xp, x)
+        y = self._merge(xp, _by_heads(xp, heads, xp.matrix_transpose(W)), x)
         if self.bias:
             y += p["b"]
         return y, x
@@ -107,7 +119,7 @@ class HeadwiseLinear(SameWidth, Module):
         grads = {"W": self._parted(xp, matmul(xp.matrix_transpose(dz), self._split(xp, kept)))}
         if self.bias:
             grads["b"] = total(xp, dy)
-        return grads, self._merge(xp, matmul(dz, self._joined(xp, p["W"])), dy)
+        return grads, self._merge(xp, _by_heads(xp, dz, self._joined(xp, p["W"])), dy)
 
     @functools.cached_property
     def _together(self) -> int:
@@ -134,9 +146,9 @@ class HeadwiseLinear(SameWidth, Module):
     def _diagonal(self, xp: Namespace, like: Array) -> Array:
         return _diagonal(xp, self._together, like.dtype, device_of(like))
 
-    def _split(self, xp: Namespace, x: Array) -> Array:
-        """Return (..., D) as (N / g, rows, g K)."""
-        N = self.num_heads // self._together
+    def _split(self, xp: Namespace, x: Array, N: int = 0) -> Array:
+        """Return (..., D) as (N / g, rows, g K), or as another number of heads."""
+        N = N or self.num_heads // self._together
         return xp.permute_dims(xp.reshape(x, (math.prod(x.shape[:-1]), N, self.size // N)), (1, 0, 2))
 
     def _merge(self, xp: Namespace, heads: Array, like: Array) -> Array:
