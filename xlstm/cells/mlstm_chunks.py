@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from xlstm.arrays import constants
 from xlstm.arrays.concat import Filled, concat
 from xlstm.arrays.fuse import compiles, fuse, multiplier, room, total
 from xlstm.arrays.matmul import aligned_width, matmul, packed
@@ -159,7 +160,7 @@ def _weights(xp: Namespace, logs: Logs, q: Array) -> tuple[Array, Array, Array]:
 
 def _pairs(xp: Namespace, w: Array, r: Array) -> tuple[Array, ...]:
     """Return w and r (..., L) and the step numbers as matrices: rows are steps that read, columns steps that wrote."""
-    steps = xp.arange(w.shape[-1], dtype=xp.float32, device=device_of(w))
+    steps = constants.steps(xp, w.shape[-1], xp.float32, device_of(w))
     return w[..., None, :], r[..., :, None], steps[None, :], steps[:, None]
 
 

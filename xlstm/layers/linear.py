@@ -7,6 +7,7 @@ import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
+from xlstm.arrays import constants, fuse
 from xlstm.arrays import matmul as products
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
@@ -67,12 +68,6 @@ def _by_heads(xp: Namespace, x: Array, W: Array) -> Array:
     return products.matmul(xp, x, W, rows_first=True) if compiles(xp) else matmul(x, W)
 
 
-@functools.lru_cache(maxsize=64)
-def _diagonal(xp: Namespace, g: int, dtype: Any, device: Any) -> Array:
-    """Return a matrix of ones on the diagonal, (1, g, 1, g, 1), which nobody changes."""
-    return xp.reshape(xp.eye(g, dtype=dtype, device=device), (1, g, 1, g, 1))
-
-
 @dataclass(frozen=True)
 class HeadwiseLinear(SameWidth, Module):
     """A linear map of each head by itself, y[n] = x[n] W[n]^T + b[n]: a block-diagonal matrix.
@@ -112,14 +107,16 @@ class HeadwiseLinear(SameWidth, Module):
         y = self._merge(xp, _by_heads(xp, heads, xp.matrix_transpose(W)), x)
         if self.bias:
             y += p["b"]
-        return y, x
+        return y, (heads, W)
 
-    def apply_bwd(self, xp: Namespace, p: Params, kept: Array, dy: Array) -> tuple[Params, Array]:
-        dz = self._split(xp, dy)
-        grads = {"W": self._parted(xp, matmul(xp.matrix_transpose(dz), self._split(xp, kept)))}
+    def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Array]:
+        heads, W = kept
+        dz = self._split(xp, dy, W.shape[0])
+        dW = matmul(xp.matrix_transpose(dz), heads)
+        grads = {"W": dW if dW.shape == p["W"].shape else self._parted(xp, dW)}
         if self.bias:
             grads["b"] = total(xp, dy)
-        return grads, self._merge(xp, _by_heads(xp, dz, self._joined(xp, p["W"])), dy)
+        return grads, self._merge(xp, _by_heads(xp, dz, W), dy)
 
     @functools.cached_property
     def _together(self) -> int:
@@ -140,11 +137,12 @@ class HeadwiseLinear(SameWidth, Module):
         g, N, K = self._together, self.num_heads, self.size // self.num_heads
         if g == 1:
             return dW
-        blocks = xp.reshape(dW, (N // g, g, K, g, K)) * self._diagonal(xp, dW)
-        return xp.reshape(xp.sum(blocks, axis=3), (N, K, K))
+        blocks = xp.reshape(dW, (N // g, g, K, g, K))
+        return xp.reshape(fuse.total(xp, blocks, self._diagonal(xp, dW), 3), (N, K, K))
 
     def _diagonal(self, xp: Namespace, like: Array) -> Array:
-        return _diagonal(xp, self._together, like.dtype, device_of(like))
+        g = self._together
+        return xp.reshape(constants.identity(xp, g, like.dtype, device_of(like)), (1, g, 1, g, 1))
 
     def _split(self, xp: Namespace, x: Array, N: int = 0) -> Array:
         """Return (..., D) as (N / g, rows, g K), or as another number of heads."""
