@@ -107,6 +107,17 @@ def each(
     return list(zip(*(_views(a, shapes) for a in flat), strict=True))
 
 
+def copies(xp: Namespace, arrays: Sequence[Array]) -> list[Array]:
+    """Return copies of arrays, on CuPy from one launch."""
+    if not _takes(xp, [arrays]) or not all(a.flags.c_contiguous for a in arrays):
+        return [xp.asarray(a, copy=True) for a in arrays]
+    return [a for (a,) in each(xp, _same, [arrays])]
+
+
+def _same(xp: Namespace, a: Array) -> Array:
+    return a
+
+
 def norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
     """Return the root of the sum of the squares of all elements, a 0-d array; on CuPy from two launches."""
     if not _takes(xp, [arrays]):

@@ -160,6 +160,7 @@ class SequenceLayer(Module):
         elif seed is not None:
             checks.seed(where, "seed", seed)
         span = Span(xp, packing, rng, keep)
+        span.rest = state is None
         start = complete(where, xp, "state", state, self.states, B, params)
         y, end, kept = self.run(params, x, start, span)
         y = self._swap(xp, y)

@@ -43,6 +43,7 @@ class Span(Portable):
         self, xp: Namespace, packing: Packing, rng: np.random.Generator | None = None, keep: bool = False
     ) -> None:
         self.xp, self.rng, self.keep = xp, rng, keep
+        self.rest = False  # whether the state is the same for all sequences, that before the first step
         self.packing, self.T, self.B = packing, packing.T, packing.B
         self.full = packing.lengths is None and packing.steps == packing.T  # every sequence has T steps
         self._there: Array | None = None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, device_of, dtype_name
+from xlstm.arrays.namespace import Array, Namespace, device_of, dtype_name
 from xlstm.engines.cuda import launch, source
 from xlstm.engines.cuda.choice import Choice, choose, told
 from xlstm.engines.cuda.launch import Grid, Runtime
@@ -187,7 +187,7 @@ class CudaTape(Tape):
         at_once = groups if tiling.cluster else min(groups, self.runtime.device.sms // tiling.blocks)
         offsets = flags = exchange = None
         if len(self.widths) > 1:  # the first row of every step, where steps differ in width
-            offsets = xp.asarray(np.asarray(self._starts, dtype=np.int32), device=where)
+            offsets = _offsets(xp, tuple(self.widths), where)
         if not tiling.cluster:
             exchange = xp.empty((tiling.exchange * at_once,), dtype=xp.uint8, device=where)
         for group in range(0, groups, at_once):
@@ -272,6 +272,12 @@ class CudaTape(Tape):
     def _given(self, a: Array) -> Array:
         """Return an array as kernels read it: contiguous, and of the weights' dtype, which CuPy may not keep."""
         return _contiguous(a if a.dtype == self.Wh.dtype else self.step.xp.astype(a, self.Wh.dtype))
+
+
+@functools.lru_cache(maxsize=32)
+def _offsets(xp: Namespace, widths: tuple[tuple[int, int], ...], device: Any) -> Array:
+    """Return the first row of every step, on the device."""
+    return xp.asarray(starts_of(widths).astype(np.int32), device=device)
 
 
 def _plan(step: Step, widths: Widths, runtime: Runtime) -> tuple[Pointwise | None, Choice, str]:

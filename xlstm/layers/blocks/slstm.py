@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
+from xlstm.arrays import together
 from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Params
@@ -178,7 +179,7 @@ class Recurrence(SequenceLayer):
         start = packing.sort(xp, [s.T for s in state])
         kept = "all" if span.keep else "nothing"
         h, end, tape = run(xp, self.CELL, p, packing.pack(xp, x), packing.widths, start, Masks(), kept)
-        end = tuple([xp.asarray(s.T, copy=True) for s in packing.unsort(xp, end)])
+        end = tuple(together.copies(xp, [s.T for s in packing.unsort(xp, end)]))
         return packing.unpack(xp, h), end, Pass(packing, False, tape) if span.keep else None
 
     def scan_bwd(
