@@ -170,9 +170,13 @@ class Stack(SequenceLayer):
         after: list[Sequence[Array]] = []
         for k, names in enumerate(self.names.values()):
             w = {last: p[name] for last, name in names.items()}
-            after.append(engine.step(xp, cell, w, masks, x, [s[k, ...] for s in state], self._streams[k]))
-            x = after[-1][0]
-        y = xp.asarray(x, copy=True)
+            x, found = engine.step(xp, cell, w, masks, x, [s[k, ...] for s in state], self._streams[k])
+            after.append(found)
+        new = x is not after[-1][0]  # all arrays are
+        y = x if new else xp.asarray(x, copy=True)
+        if new:
+            stacked = [[s[None, ...] for s in one] for one in zip(*after, strict=True)]
+            return y, tuple([one[0] if len(one) == 1 else concat(xp, one, 0) for one in stacked])
         if len(after) == 1:  # to stack one array takes longer, which counts in a stream
             return y, tuple([xp.asarray(s[None, ...], copy=True) for s in after[0]])
         return y, tuple([xp.stack(states) for states in zip(*after, strict=True)])
