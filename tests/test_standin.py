@@ -129,6 +129,37 @@ def test_an_array_of_another_dtype_reaches_no_kernel():
         runtime.launch(step, step.name, Grid(1, 1, 32), [np.int64(0), np.int32(0), *arrays])
 
 
+ZONEOUT = {
+    "LSTM": xlstm.LSTM(3, 20, zoneout=(0.3, 0.2)),
+    "LSTM, of c": xlstm.LSTM(3, 20, zoneout=(0.0, 0.4), peepholes=True),
+    "GRU": xlstm.GRU(3, 20, 2, bidirectional=True, zoneout=0.3),
+}
+
+
+@pytest.mark.parametrize("path", ["pointwise", "plain", "grid", "cluster"])
+@pytest.mark.parametrize("cell", ZONEOUT)
+def test_zoneout_in_every_kernel(path, cell):
+    """With masks, and with their expectation where there are none."""
+    layer, rng, found = ZONEOUT[cell], np.random.default_rng(0), {}
+    params = {name: p.astype("float64") for name, p in layer.init(0, "numpy").items()}
+    x, dy = rng.standard_normal((5, 4, 3)), rng.standard_normal((5, 4, layer.output_size))
+    for backend in ("cupy", "numpy"):
+        be = xlstm.backend(backend, dtype="float32" if backend == "cupy" and path in ("grid", "cluster") else "float64")
+        p = {name: be.asarray(a) for name, a in params.items()}
+        with cuda.use(path):
+            for train in (True, False):
+                masks = {"train": train, "keep": True, "seed": 1}
+                y, end, saved = layer.forward(p, be.asarray(x), lengths=[5, 2, 0, 3], **masks)
+                grads, dx, start = layer.backward(p, saved, be.asarray(dy), end)
+                gates = [saved[name].gates for name in saved.kept.passes]
+                arrays = [y, *end, dx, *start, *grads.values(), *gates]
+                found[backend, train] = [to_numpy(a) for a in arrays]
+    for train in (True, False):
+        for a, b in zip(found["cupy", train], found["numpy", train], strict=True):
+            gap = 1e-12 if a.dtype == "float64" else 1e-5
+            np.testing.assert_allclose(a, b, rtol=gap, atol=gap * max(1.0, np.max(np.abs(b), initial=0.0)))
+
+
 LOOPS = """
 import json, cupy
 print(json.dumps({name: f.types for name in dir(cupy) if isinstance(f := getattr(cupy, name), cupy.ufunc)}))

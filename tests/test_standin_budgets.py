@@ -56,7 +56,7 @@ def passes(backend, layer, lengths=None, **options):
         (xlstm.LSTM(D, H), [25, 3, 5, 1], 8, 10),
         (xlstm.GRU(D, H), None, 6, 9),
         (xlstm.sLSTM(D, H, num_heads=2), None, 7, 9),
-        (xlstm.mLSTM(D, H, num_heads=2), None, 38, 47),
+        (xlstm.mLSTM(D, H, num_heads=2), None, 38, 49),
         (xlstm.LSTM(D, H, 4, bidirectional=True, dropout=0.1), None, 67, 84),
     ],
     ids=["LSTM", "LSTM, lengths", "GRU", "sLSTM", "mLSTM", "4 layers, 2 directions"],
@@ -70,7 +70,7 @@ def test_a_pass(backend, layer, lengths, forward, backward):
 @pytest.mark.parametrize(
     ("options", "forward", "backward"),
     [
-        ({"zoneout": 0.1}, 26, 15),
+        ({"zoneout": 0.1}, 0, 0),
         ({"recurrent_dropout": 0.1}, 19, 10),
         ({"layer_norm": True}, 55, 29),
         ({"proj_size": 4}, 20, 11),

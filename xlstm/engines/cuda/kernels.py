@@ -46,6 +46,11 @@ class Kernels:
         given = step.own | {name: step.w[name] for name in step.added}
         self.constants: dict[str, Any] = {f"p_{name}": self.given(p) for name, p in given.items()}
         self.constants |= {f"p_{name}": self.real(value) for name, value in step.cell.numbers.items()}
+        for name, share in zip(step.cell.STATES, step.masks.zoneout, strict=False):
+            if isinstance(share, float):
+                self.constants[f"p_zone_{name}"] = self.real(share)
+            elif share is not None:
+                self.constants[f"zone_{name}"] = self.given(share)
 
     @functools.cached_property
     def runtime(self) -> Runtime:
@@ -57,7 +62,7 @@ class Kernels:
     @functools.cached_property
     def function(self) -> Pointwise:
         """The functions of the cell's step."""
-        found = pointwise(self.step.cell, self.step.own_rows, self.step.added)
+        found = pointwise(self.step.cell, self.step.own_rows, self.step.added, self.step.zones)
         assert found is not None
         return found
 
@@ -132,8 +137,9 @@ class Single(Kernels):
 
 def plan(step: Step, widths: Widths, runtime: Runtime) -> tuple[Pointwise | None, Choice, str]:
     """Return the functions of a step, or None; the path that it takes; and why it has no functions."""
-    found = None if step.obstacle else pointwise(step.cell, step.own_rows, step.added)
-    why = "" if found is not None else f"no kernel does {step.obstacle or 'this cell'}"
+    obstacle = step.product_obstacle
+    found = None if obstacle else pointwise(step.cell, step.own_rows, step.added, step.zones)
+    why = "" if found is not None else f"no kernel does {obstacle or 'this cell'}"
     (heads, width), dtype = heads_of(step), dtype_name(step.Wh.dtype)
     return found, choose("cuda", told(), found, why, dtype, width, heads, widths[0][1], runtime.device), why
 

@@ -116,9 +116,9 @@ class _Cell:
         used = {line.args[0] for line in self.lines if line.op == "input"}
         self.states = ("h", *step.carried)
         self.passed_on = "dzh" if "dzh" in outputs else "dz"  # the gradient by the product of h
-        each = ("dy", *step.carried, *step.saved) if self.back else ("zx",)
+        each = (*(("dy", *step.carried, *step.saved) if self.back else ("zx",)), *step.shares)
         self.fetched: Rows = {name: inputs.get(name) for name in each if name in used or name == "dy"}
-        constant = used & (step.before.keys() - {"zx", "zh", *self.states})
+        constant = used & (step.before.keys() - {"zx", "zh", *self.states, *step.shares})
         self.constant: Rows = {f"p_{name}": step.before[name] for name in step.before if name in constant}
         self.numbers = [f"p_{name}" for name in step.numbers if name in used]
         kept = {"forward": ("y", *step.carried), "slim": ("y", *step.carried), "lean": ("y",)}.get(kind, ())
