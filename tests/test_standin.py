@@ -110,6 +110,24 @@ def test_a_device_that_is_not_current_has_its_clusters(machine):
     assert cupy.cuda.runtime.getDevice() == 0
 
 
+def test_a_second_device(machine):
+    """Training there gives the numbers of the first, and leaves it alone."""
+    machine({}, {"capability": 80})
+    found = []
+    for number in range(2):
+        with cupy.cuda.Device(number):
+            be, layer = xlstm.backend("cupy"), xlstm.LSTM(3, 8, dropout=0.2, num_layers=2)
+            optimizer = xlstm.optim.adam(0.1)
+            params, x = layer.init(0, be), be.asarray(np.ones((4, 3, 3)))
+            y, _, saved = layer.forward(params, x, lengths=[4, 2, 0], seed=1)
+            grads = xlstm.optim.clip_global_norm(layer.backward(params, saved, y)[0], 0.1)
+            params, _ = optimizer.update(params, grads, optimizer.init(params))
+            assert {p.device.id for p in params.values()} == {number}
+            found.append({name: to_numpy(p) for name, p in params.items()})
+    for name, p in found[0].items():
+        np.testing.assert_allclose(found[1][name], p, rtol=1e-5, atol=1e-6)
+
+
 def test_an_array_of_another_dtype_reaches_no_kernel():
     import array_api_compat.cupy as xp
 

@@ -46,8 +46,8 @@ class Memory:
     number: int = field(default_factory=lambda: current.number)
 
     def __post_init__(self) -> None:
-        CARDS[self.number].used += self.nbytes
+        self.card = CARDS[self.number]
+        self.card.used += self.nbytes
 
     def __del__(self) -> None:
-        if self.number < len(CARDS):
-            CARDS[self.number].used -= self.nbytes
+        self.card.used -= self.nbytes
