@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from types import SimpleNamespace
 
@@ -104,7 +105,7 @@ def test_options_that_no_kernel_has_are_named(monkeypatch):
     monkeypatch.setattr(launch, "runtime", lambda xp, like: Nothing())
     x = np.ones((2, 3, 4), dtype="float32")
     for options, what in (
-        ({"zoneout": 0.1, "layer_norm": True}, "zoneout and layer normalisation"),
+        ({"recurrent_dropout": 0.1, "layer_norm": True}, "recurrent dropout and layer normalisation"),
         ({"proj_size": 2}, "a projection"),
         ({"recurrent_dropout": 0.5}, "recurrent dropout"),
     ):
@@ -121,8 +122,10 @@ def test_bfloat16_is_refused_where_cupy_would_lose_it(monkeypatch):
     weights = {"Wh": np.zeros((8, 2), dtype=ml_dtypes.bfloat16), "b": np.zeros(8, dtype=ml_dtypes.bfloat16)}
     step = Step(np, lstm.Cell(), weights, Masks())
     assert Cuda().refuses(step, [(3, 4)]) == ""
-    with pytest.raises(TypeError, match="path 'loop' has no bfloat16, no kernel does zoneout; expected float16"):
-        Cuda().refuses(Step(np, lstm.Cell(), weights, Masks(zoneout=(0.1, None))), [(3, 4)])
+    with pytest.raises(
+        TypeError, match="path 'loop' has no bfloat16, no kernel does recurrent dropout; expected float16"
+    ):
+        Cuda().refuses(Step(np, lstm.Cell(), weights, Masks(np.ones((2, 4)))), [(3, 4)])
     with cuda.use("loop"), pytest.raises(TypeError, match="no bfloat16, and it was asked for"):
         Cuda().refuses(step, [(3, 4)])
     monkeypatch.setattr(sys.modules["xlstm.arrays.namespace"], "_on_cpu_array", lambda array: False)
@@ -192,6 +195,7 @@ def fake_cupy(monkeypatch, kernel, error=None):
     )
     cuda_module = SimpleNamespace(
         runtime=runtime,
+        Device=contextlib.nullcontext,
         compiler=SimpleNamespace(CompileException=CompileException),
         driver=SimpleNamespace(funcSetAttribute=lambda *a: attributes.append(a)),
     )

@@ -5,11 +5,13 @@
 // is all that is drawn: with every barrier in its place the results are the same bits.
 
 #define IN_SHIM 1
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <ctime>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -17,6 +19,9 @@
 #define DEVICE inline
 #define SHARED_MEMORY(name) unsigned char* name = shim::now->block->shared
 #define __global__
+#define __device__
+#define __forceinline__ inline
+#define __shared__ static  // of the one block that runs at a time
 #define __restrict__
 #define __cluster_dims__(x, y, z)
 #define __launch_bounds__(threads, blocks)
@@ -33,7 +38,9 @@ struct Block {
 };
 struct Warp { unsigned a[32][4], b[32][2]; };
 struct Fiber {
-    ucontext_t context;
+    ucontext_t context;  // that it begins with; after that it jumps, which asks nothing of the system
+    jmp_buf place;
+    bool begun;
     Block* block;
     Warp* warp;
     int thread;
@@ -42,11 +49,21 @@ struct Fiber {
 
 static std::vector<Fiber> fibers;
 static Fiber* now;
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 static dim3_ blockDim_, gridDim_;
 static long progress;  // of anything; a thread that waits for memory makes none
 
-inline void yield() { swapcontext(&now->context, &scheduler); }
+inline void yield() {
+    if (!_setjmp(now->place)) _longjmp(scheduler, 1);
+}
+
+inline void resume(Fiber* fiber) {
+    now = fiber;
+    if (_setjmp(scheduler)) return;
+    if (fiber->begun) _longjmp(fiber->place, 1);
+    fiber->begun = true;
+    setcontext(&fiber->context);
+}
 
 inline void arrive(int kind) {
     now->waits[kind]++;
@@ -141,6 +158,7 @@ DEVICE void mma(float, float (&c)[4], unsigned a0, unsigned a1, unsigned a2, uns
 }
 
 DEVICE void sync_block() { shim::barrier(1, shim::now->block->first, blockDim.x); }
+DEVICE void __syncthreads() { sync_block(); }
 DEVICE void arrive_cluster() { shim::arrive(2); }
 DEVICE void wait_cluster() {
     const shim::Block* block = shim::now->block;
@@ -161,6 +179,14 @@ DEVICE void wait_flag(const unsigned* flag, unsigned value) {
 }
 template <class T>
 DEVICE T load_fresh(const T* from) { return *from; }
+DEVICE long long nanoseconds() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+DEVICE unsigned atomicAdd(unsigned* to, unsigned v) { return std::exchange(*to, *to + v); }
+DEVICE unsigned atomicSub(unsigned* to, unsigned v) { return std::exchange(*to, *to - v); }
+DEVICE unsigned atomicMax(unsigned* to, unsigned v) { return std::exchange(*to, *to > v ? *to : v); }
 
 namespace shim {
 
@@ -172,6 +198,8 @@ static void (*body)(void**);
 static void** arguments;
 static int alive;
 
+inline dim3_ block_index(int b) { return {b % gridDim_.x, b / gridDim_.x, 0}; }
+
 inline void run_fiber() {
     body(arguments);
     alive--;
@@ -180,17 +208,11 @@ inline void run_fiber() {
     yield();
 }
 
-// All blocks of the grid at once. 1: threads wait for what never comes.
-template <class... A>
-int launch(void (*kernel)(A...), int grid_x, int grid_y, int threads, int shared, int cluster, unsigned seed, void** args,
-           int first_block = 0) {
-    static void (*chosen)(A...);
-    chosen = kernel;
-    body = [](void** given) { call(chosen, given, std::index_sequence_for<A...>()); };
-    arguments = args;
-    blockDim_ = {(unsigned)threads, 1, 1};
-    gridDim_ = {(unsigned)grid_x, (unsigned)grid_y, 1};
-    const int blocks = grid_x * grid_y, warps = (threads + 31) / 32;
+enum Way { TOGETHER, IN_TURN, WITHOUT_WAITING };
+
+// Runs the threads of all blocks from `first` to `last` as fibers. True: they wait for what never comes.
+inline bool run_blocks(int first, int last, int threads, int shared, int cluster, unsigned seed) {
+    const int blocks = last - first, warps = (threads + 31) / 32;
     std::vector<Block> all(blocks);
     std::vector<Warp> lanes(blocks * warps);
     std::vector<uint4> memory((size_t)blocks * (shared / 16 + 1), uint4{0x7fc07fc0, 0x7fc07fc0, 0x7fc07fc0, 0x7fc07fc0});
@@ -200,9 +222,9 @@ int launch(void (*kernel)(A...), int grid_x, int grid_y, int threads, int shared
     fibers = std::vector<Fiber>(blocks * threads);
     std::vector<int> order;
     for (int b = 0; b < blocks; b++) {
-        const int first = b / cluster * cluster * threads;
-        all[b] = {{(unsigned)(first_block + b % grid_x), (unsigned)(b / grid_x), 0}, (unsigned char*)&memory[(size_t)b * (shared / 16 + 1)],
-                  b * threads, first, cluster * threads};
+        const int cluster_first = b / cluster * cluster * threads;
+        all[b] = {block_index(first + b), (unsigned char*)&memory[(size_t)b * (shared / 16 + 1)], b * threads, cluster_first,
+                  cluster * threads};
         for (int t = 0; t < threads; t++) {
             const int i = b * threads + t;
             Fiber* fiber = &fibers[i];
@@ -227,13 +249,37 @@ int launch(void (*kernel)(A...), int grid_x, int grid_y, int threads, int shared
             std::swap(order[left - 1], order[(state >> 33) % left]);
         }
         for (int i : order)
-            if (fibers[i].thread >= 0) {
-                now = &fibers[i];
-                swapcontext(&scheduler, &now->context);
-            }
+            if (fibers[i].thread >= 0) resume(&fibers[i]);
         stuck = progress == before;
     }
     delete[] stacks;
+    return stuck;
+}
+
+// 1: threads wait for what never comes.
+template <class... A>
+int launch(void (*kernel)(A...), int grid_x, int grid_y, int threads, int shared, int cluster, unsigned seed, void** args,
+           int way) {
+    static void (*chosen)(A...);
+    chosen = kernel;
+    body = [](void** given) { call(chosen, given, std::index_sequence_for<A...>()); };
+    arguments = args;
+    blockDim_ = {(unsigned)threads, 1, 1};
+    gridDim_ = {(unsigned)grid_x, (unsigned)grid_y, 1};
+    const int blocks = grid_x * grid_y;
+    if (way == TOGETHER) return run_blocks(0, blocks, threads, shared, cluster, seed);
+    bool stuck = false;
+    for (int b = 0; b < blocks && !stuck; b++) {
+        if (way == IN_TURN) {
+            stuck = run_blocks(b, b + 1, threads, shared, 1, seed);
+            continue;
+        }
+        Block block = {block_index(b), nullptr, 0, 0, 0};
+        Fiber fiber = {};
+        fiber.block = &block;
+        now = &fiber;
+        for (fiber.thread = 0; fiber.thread < threads; fiber.thread++) body(args);
+    }
     return stuck;
 }
 

@@ -87,3 +87,10 @@ DEVICE uint4 load_fresh(const uint4* from) {
     }
 DEFINE_LOAD_FRESH(float, "f32", "=f")
 DEFINE_LOAD_FRESH(double, "f64", "=d")
+
+// The time of the device, which the benchmarks read.
+DEVICE long long nanoseconds() {
+    long long now;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    return now;
+}

@@ -15,7 +15,7 @@ constexpr int V_ROW = (K * SIZE / 64 % 2 ? K * SIZE : K * SIZE + 64) / 16;  // o
 DEVICE operand_t to_operand(REAL v) {
     operand_t found;
 #if TF32
-    narrow(found, round_tf32(v));
+    narrow(found, v != v ? v : round_tf32(v));  // which would make -0 of a GPU's NaN, all bits of whose fraction are set
 #else
     narrow(found, v);
 #endif
