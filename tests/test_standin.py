@@ -110,6 +110,37 @@ def test_a_device_that_is_not_current_has_its_clusters(machine):
     assert cupy.cuda.runtime.getDevice() == 0
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_halves_are_computed_in_float32(dtype):
+    """In the kernels for many arrays, and in those for rows: one rounding in the end."""
+    import array_api_compat.cupy as xp
+
+    from tests.test_rows import expected, standard
+    from xlstm.arrays import rows, together
+    from xlstm.training import precision
+
+    be, rng = xlstm.backend("cupy", dtype=dtype), np.random.default_rng(0)
+    given = {str(k): be.asarray(rng.standard_normal(shape)) for k, shape in enumerate(((3,), (5000,), (7, 11)))}
+    exact = {name: to_numpy(a).astype("float64") for name, a in given.items()}
+    with standin.counted() as found:
+        up = precision.raised(given, "float32", 4.0)
+        down = precision.lowered(up, dtype, 2.0)
+        norm = together.norm(xp, list(given.values()))
+    assert found.operations == 4
+    for name, a in exact.items():
+        np.testing.assert_array_equal(to_numpy(up[name]), a / 4)
+        np.testing.assert_array_equal(to_numpy(down[name]), a / 2)
+    gap = {"float16": 1e-3, "bfloat16": 8e-3}[dtype]
+    assert norm.dtype == given["0"].dtype
+    np.testing.assert_allclose(to_numpy(norm), np.sqrt(sum(np.sum(a * a) for a in exact.values())), rtol=gap)
+    x, gain, shift = (be.asarray(rng.standard_normal(shape)) for shape in ((4, 50), (50,), (1,)))
+    y, r, c = rows.by_rows(xp, standard, x, gain, shift, scale=0.25)
+    assert y.dtype == r.dtype == x.dtype
+    arrays = [to_numpy(a).astype("float64") for a in (x, gain, shift)]
+    for a, b in zip((y, r, c), expected(*arrays, 0.25), strict=True):
+        np.testing.assert_allclose(to_numpy(a).astype("float64"), b, rtol=gap, atol=gap)
+
+
 def test_a_second_device(machine):
     """Training there gives the numbers of the first, and leaves it alone."""
     machine({}, {"capability": 80})

@@ -64,7 +64,7 @@ def test_kernels_compile(monkeypatch, capability):
     acted = SimpleNamespace(RawKernel=lambda text, *a, **o: texts.append(text), ReductionKernel=lambda *a: None)
     monkeypatch.setattr(probe, "cupy", lambda: acted)
     for dtype in (np.dtype("f4"), np.dtype("f8")):
-        together._each_kernel.__wrapped__(moved, dtype, 2, (True, False), (("power", 2),))
+        together._each_kernel.__wrapped__(moved, (dtype, dtype), ("float", None), (("power", 2),))
         together._squares_kernels.__wrapped__(dtype)
     for text in texts:
         assert nvrtc.compile_for(capability, text).spilled == 0

@@ -15,7 +15,7 @@ import numpy as np
 from xlstm.arrays import probe
 from xlstm.arrays.namespace import HALVES, Array, Namespace, device_of
 from xlstm.tracing.c import statements
-from xlstm.tracing.symbols import Symbols, trace
+from xlstm.tracing.symbols import Line, SymbolicNamespace, Symbols, trace
 
 CUPY = "array_api_compat.cupy"
 
@@ -198,12 +198,8 @@ def listed(found: Any) -> tuple[Any, ...]:
 def source(function: Callable[..., Any], dtypes: tuple[Any, ...], options: tuple[tuple[str, Any], ...]) -> Text:
     """Return the text of the kernel that `fuse` runs: inputs are x0, x1, ..., results y0, y1, ..."""
     inputs = {f"x{k}": dtype for k, dtype in enumerate(dtypes)}
-
-    def named(xp: Any, **symbols: Symbols) -> dict[str, Symbols]:
-        return {f"y{k}": a for k, a in enumerate(listed(function(xp, *symbols.values(), **dict(options))))}
-
     outputs = {f"y{k}": dtype for k, dtype in enumerate(results(function, dtypes, dict(options)))}
-    lines, _ = trace(named, dict.fromkeys(inputs))
+    lines = traced(function, len(dtypes), options)
     body = statements(
         lines,
         lambda x, _: converted(x, inputs[x]),
@@ -211,6 +207,20 @@ def source(function: Callable[..., Any], dtypes: tuple[Any, ...], options: tuple
         {x: real(dtype) for x, dtype in inputs.items()},
     )
     return Text(parameters(inputs), parameters(outputs), "\n".join(body))
+
+
+def traced(
+    function: Callable[..., Any],
+    inputs: int,
+    options: tuple[tuple[str, Any], ...],
+    library: type[SymbolicNamespace] = SymbolicNamespace,
+) -> list[Line]:
+    """Return the trace of a function of x0, x1, ..., which gives y0, y1, ..."""
+
+    def named(xp: Any, **symbols: Symbols) -> dict[str, Symbols]:
+        return {f"y{k}": a for k, a in enumerate(listed(function(xp, *symbols.values(), **dict(options))))}
+
+    return trace(named, dict.fromkeys(f"x{k}" for k in range(inputs)), library)[0]
 
 
 def results(function: Callable[..., Any], dtypes: tuple[Any, ...], options: dict[str, Any]) -> list[Any]:

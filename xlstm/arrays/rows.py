@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import fuse, probe
-from xlstm.arrays.namespace import DOUBLE, SINGLE, Array, Namespace, device_of
+from xlstm.arrays import device, fuse, probe
+from xlstm.arrays.namespace import SINGLE, Array, Namespace, device_of
 from xlstm.tracing.c import statements
 from xlstm.tracing.rows import REDUCTIONS, Rows, SingleRows
-from xlstm.tracing.symbols import Line, Symbols, UntraceableError, trace
+from xlstm.tracing.symbols import Line, UntraceableError
 
 OUTER, MOST = 3, 256  # axes of rows, and threads of a block at most
 
@@ -55,8 +55,7 @@ extern "C" __global__ void {name}(const Layout layout, long long columns{paramet
 def by_rows(xp: Namespace, function: Callable[..., Any], *arrays: Array, **options: Any) -> Any:
     """Return `function(xp, *arrays, **options)`, which may take means and maxima along the last axis, which it keeps.
 
-    It runs in one compiled loop where NumPy's arrays are large, and in one kernel where those of CuPy are float32 or
-    float64; maxima are for CuPy alone.
+    It runs in one compiled loop where NumPy's arrays are large, and in one kernel on CuPy; maxima are for CuPy alone.
     """
     found = _launched(function, arrays, options) if fuse.compiles(xp) else None
     found = fuse.looped(xp, function, arrays, None, 0, options) if found is None else found
@@ -74,7 +73,7 @@ class _Source(NamedTuple):
 def _launched(function: Callable[..., Any], arrays: Sequence[Array], options: dict[str, Any]) -> Any:
     """Return the results from one launch, or None where there is no kernel for these arrays."""
     dtypes = tuple(a.dtype for a in arrays)
-    if any(dtype not in (SINGLE, DOUBLE) for dtype in dtypes):
+    if not all(map(device.known, dtypes)):
         return None
     shape = np.broadcast_shapes(*(a.shape for a in arrays))
     if math.prod(shape) == 0:
@@ -135,13 +134,8 @@ def _source(
 ) -> _Source | None:
     """Return the kernel of a function, or None where its trace has something else."""
     inputs = [f"x{k}" for k in range(len(dtypes))]
-
-    def named(xp: Any, **symbols: Symbols) -> dict[str, Symbols]:
-        return {f"y{k}": a for k, a in enumerate(fuse.listed(function(xp, *symbols.values(), **dict(options))))}
-
     try:
-        library = SingleRows if all(dtype == SINGLE for dtype in dtypes) else Rows
-        lines, _ = trace(named, dict.fromkeys(inputs), library)
+        lines = fuse.traced(function, len(dtypes), options, SingleRows if set(dtypes) == {SINGLE} else Rows)
     except UntraceableError:
         return None
     results = fuse.results(function, dtypes, dict(options))
@@ -230,14 +224,14 @@ class _Writer:
         largest = {f"part_{line.to}" for line in reductions if line.op == "max"}
 
         def load(name: str, _: int | None) -> str:
-            return f"{name}[0]" if name in self.single else f"{name}[unit * layout.along[{name[1:]}]]"
+            return f"widen({name}[{'0' if name in self.single else f'unit * layout.along[{name[1:]}]'}])"
 
         def store(name: str, _: int | None, value: str) -> str:
             if name in largest:
                 return f"{name} = ({value} > {name} || {value} != {value}) ? {value} : {name};"
             if name.startswith("part_"):
                 return f"{name} += {value};"
-            return f"{name}[{'row' if name in self.single else 'row * columns + unit'}] = {value};"
+            return f"narrow({name}[{'row' if name in self.single else 'row * columns + unit'}], {value});"
 
         return statements([*lines, *gathered, *stores], load, store, self.real, self.kinds if kinds is None else kinds)
 
@@ -274,9 +268,9 @@ def text(
     """Return the text of a kernel for blocks of so many threads; `single` has which arrays are one number for a row."""
     made = _source(function, dtypes, single, options)
     assert made is not None
-    parameters = [f"const {fuse.real(dtype)}* x{k}" for k, dtype in enumerate(dtypes)]
-    parameters += [f"{fuse.real(dtype)}* y{k}" for k, (dtype, _) in enumerate(made.results)]
-    return TEXT.format(
+    parameters = [f"const {device.type_of(dtype)}* x{k}" for k, dtype in enumerate(dtypes)]
+    parameters += [f"{device.type_of(dtype)}* y{k}" for k, (dtype, _) in enumerate(made.results)]
+    return device.TEXT + TEXT.format(
         name=f"xlstm_rows_{function.__name__.strip('_')}",
         **{"outer": OUTER, "arrays": len(dtypes), "threads": threads, "begin": made.begin, "body": made.body},
         parameters="".join(f", {p}" for p in parameters),

@@ -13,15 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import fuse, probe
-from xlstm.arrays.namespace import DOUBLE, SINGLE, Array, Namespace, device_of
+from xlstm.arrays import device, fuse, probe
+from xlstm.arrays.namespace import Array, Namespace, device_of
+from xlstm.tracing.c import statements
 
 CHUNK, THREADS = 2048, 256  # elements of a block, which belong to one array, and its threads
+REAL = {"float": np.float32, "double": np.float64}
 ROOM = 3840  # bytes of a kernel's arguments for addresses and sizes; a device takes 4096 bytes in all
 
 TABLE = """
 struct Table {{
-    const {real}* x[{columns}][{most}];
+{members}
     long long size[{most}];
     int first[{most}];  // chunk of each array
 }};
@@ -53,8 +55,10 @@ extern "C" __global__ void {name}(const Table table, int count, long long start,
     const int k = array_of(table, count);
     const long long from = (long long)((int)blockIdx.x - table.first[k]) * {chunk};
     {real} sum = 0;
-    for (int at = threadIdx.x; at < {chunk} && from + at < table.size[k]; at += {threads})
-        sum += table.x[0][k][from + at] * table.x[0][k][from + at];
+    for (int at = threadIdx.x; at < {chunk} && from + at < table.size[k]; at += {threads}) {{
+        const {real} x = widen(table.x0[k][from + at]);
+        sum += x * x;
+    }}
     sums[threadIdx.x] = sum;
     for (int half = {threads} / 2; half > 0; half /= 2) {{
         __syncthreads();
@@ -81,7 +85,7 @@ def each(
     function
         As for `fuse`; each result has the shape of the arrays.
     columns : sequence of sequences of arrays
-        Arguments of the function: one array of each. Those of one call have one shape, and all have one dtype.
+        Arguments of the function: one array of each. Those of one call have one shape, those of a column one dtype.
     numbers : sequence of float or 0-d array
         More arguments, which change from call to call and are the same for all arrays.
     options
@@ -95,14 +99,14 @@ def each(
     if not _takes(xp, columns):
         calls = zip(*columns, strict=True)
         return [fuse.listed(fuse.with_numbers(xp, function, arrays, numbers, **options)) for arrays in calls]
-    dtype, shapes = columns[0][0].dtype, [a.shape for a in columns[0]]
-    known = tuple(not hasattr(number, "ndim") for number in numbers)
-    kernel, results = _each_kernel(function, dtype, len(columns), known, tuple(options.items()))
-    given = [dtype.type(number) if host else number for number, host in zip(numbers, known, strict=True)]
+    dtypes, shapes = tuple(column[0].dtype for column in columns), [a.shape for a in columns[0]]
+    known = tuple(None if hasattr(number, "ndim") else fuse.real(dtypes[0]) for number in numbers)
+    kernel, results = _each_kernel(function, dtypes, known, tuple(options.items()))
+    given = [REAL[real](number) if real else number for number, real in zip(numbers, known, strict=True)]
     with device_of(columns[0][0]):
         chunks = _chunks(columns[0])
-        flat = [probe.cupy().empty((chunks * CHUNK,), dtype=dtype) for _ in range(results)]
-        for part in _parts(columns, dtype):
+        flat = [probe.cupy().empty((chunks * CHUNK,), dtype=dtype) for dtype in results]
+        for part in _parts(columns):
             kernel((part.blocks,), (THREADS,), (part.table, part.arrays, np.int64(part.start * CHUNK), *flat, *given))
     return list(zip(*(_views(a, shapes) for a in flat), strict=True))
 
@@ -126,15 +130,17 @@ def norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
     dtype = arrays[0].dtype
     kernel, root = _squares_kernels(dtype)
     with device_of(arrays[0]):
-        sums = probe.cupy().empty((_chunks(arrays),), dtype=dtype)
-        for part in _parts([arrays], dtype):
+        sums = probe.cupy().empty((_chunks(arrays),), dtype=REAL[fuse.real(dtype)])
+        for part in _parts([arrays]):
             kernel((part.blocks,), (THREADS,), (part.table, part.arrays, np.int64(part.start), sums))
         return root(sums, axis=0)
 
 
 def _takes(xp: Namespace, columns: Sequence[Sequence[Array]]) -> bool:
     """Return whether there is a kernel for these arrays."""
-    return fuse.compiles(xp) and columns[0][0].dtype in (SINGLE, DOUBLE) and all(a.size for a in columns[0])
+    if not fuse.compiles(xp) or not all(a.size for a in columns[0]):
+        return False
+    return all(device.known(column[0].dtype) and all(a.dtype == column[0].dtype for a in column) for column in columns)
 
 
 class _Part(NamedTuple):
@@ -155,7 +161,7 @@ def _most(columns: int) -> int:
     return ROOM // (8 * columns + 12)
 
 
-def _parts(columns: Sequence[Sequence[Array]], dtype: Any) -> Iterator[_Part]:
+def _parts(columns: Sequence[Sequence[Array]]) -> Iterator[_Part]:
     """Yield what each launch does."""
     most, start = _most(len(columns)), 0
     for k in range(0, len(columns[0]), most):
@@ -191,35 +197,45 @@ def _views(flat: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
 @functools.cache
 def _each_kernel(
     function: Callable[..., Any],
-    dtype: Any,
-    columns: int,
-    known: tuple[bool, ...],
+    dtypes: tuple[Any, ...],
+    known: tuple[str | None, ...],
     options: tuple[tuple[str, Any], ...],
-) -> tuple[Any, int]:
-    """Return the kernel, and the number of results; `known` says which numbers the host knows."""
-    body, real = fuse.source(function, (dtype,) * (columns + len(known)), options), fuse.real(dtype)
-    results = body.outputs.count(",") + 1
-    load = [f"const {real} x{k} = table.x[{k}][k][from + at];" for k in range(columns)]
-    load += [f"const {real} x{columns + k} = {'' if host else '*'}number{k};" for k, host in enumerate(known)]
-    load += [f"{real}& y{k} = to{k}[to + at];" for k in range(results)]
-    parameters = [f"{real}* to{k}" for k in range(results)]
-    parameters += [f"{real} number{k}" if host else f"const {real}* number{k}" for k, host in enumerate(known)]
-    name, text = f"xlstm_each_{function.__name__.strip('_')}", "\n        ".join(load)
-    return _kernel(
-        EACH, name, real, columns, load=text, body=body.body, parameters="".join(f", {p}" for p in parameters)
-    ), results
+) -> tuple[Any, tuple[Any, ...]]:
+    """Return the kernel, and the dtypes of its results; `known` has the types of numbers that the host knows."""
+    own = (*dtypes, *(dtypes[0] for _ in known))
+    results = tuple(fuse.results(function, own, dict(options)))
+    body = statements(
+        fuse.traced(function, len(own), options),
+        lambda x, _: x,
+        lambda y, _, value: f"narrow({y}, {value});",
+        {f"x{k}": fuse.real(dtype) for k, dtype in enumerate(own)},
+    )
+    load, parameters = [], [f"{device.type_of(dtype)}* to{k}" for k, dtype in enumerate(results)]
+    for k, dtype in enumerate(own):
+        number = k - len(dtypes)
+        given = f"table.x{k}[k][from + at]" if number < 0 else f"number{number}{'' if known[number] else '[0]'}"
+        load.append(f"const {fuse.real(dtype)} x{k} = widen({given});")
+    load += [f"{device.type_of(dtype)}& y{k} = to{k}[to + at];" for k, dtype in enumerate(results)]
+    for k, real in enumerate(known):
+        parameters.append(f"{real} number{k}" if real else f"const {device.type_of(dtypes[0])}* number{k}")
+    parts = {"load": load, "body": body, "parameters": [f", {p}" for p in parameters]}
+    return _kernel(EACH, f"xlstm_each_{function.__name__.strip('_')}", dtypes, **parts), results
 
 
 @functools.cache
 def _squares_kernels(dtype: Any) -> tuple[Any, Any]:
     """Return the kernel that sums the squares of chunks, and the one that makes a norm of the sums."""
-    real, name = fuse.real(dtype), fuse.name(dtype)
-    root = probe.cupy().ReductionKernel(
-        f"{name} x0", f"{name} y0", "x0", "a + b", "y0 = sqrt(a)", "0", "xlstm_norm", real
-    )
-    return _kernel(SQUARES, "xlstm_squares", real, 1), root
+    real = fuse.real(dtype)
+    name = {"float": "float32", "double": "float64"}[real]
+    end = f"y0 = {fuse.converted('sqrt(a)', dtype)}"
+    parts = (f"{name} x0", f"{fuse.name(dtype)} y0", "x0", "a + b", end, "0", "xlstm_norm", real)
+    return _kernel(SQUARES, "xlstm_squares", (dtype,)), probe.cupy().ReductionKernel(*parts)
 
 
-def _kernel(text: str, name: str, real: str, columns: int, **parts: str) -> Any:
-    sizes = {"real": real, "columns": columns, "most": _most(columns), "chunk": CHUNK, "threads": THREADS}
-    return probe.cupy().RawKernel((TABLE + text).format(name=name, **sizes, **parts), name, backend="nvrtc")
+def _kernel(text: str, name: str, dtypes: Sequence[Any], **parts: Sequence[str]) -> Any:
+    most = _most(len(dtypes))
+    members = [f"    const {device.type_of(dtype)}* x{k}[{most}];" for k, dtype in enumerate(dtypes)]
+    sizes = {"name": name, "real": fuse.real(dtypes[0]), "most": most, "chunk": CHUNK, "threads": THREADS}
+    lines = {part: ("" if part == "parameters" else "\n        ").join(some) for part, some in parts.items()}
+    made = device.TEXT + (TABLE + text).format(members="\n".join(members), **sizes, **lines)
+    return probe.cupy().RawKernel(made, name, backend="nvrtc")

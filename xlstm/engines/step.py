@@ -78,7 +78,10 @@ class Step:
     @property
     def obstacle(self) -> str:
         """The options that make a step more than the cell beside the product of h, in words."""
-        return " and ".join(["zoneout"] * self.zoneout + [self.product_obstacle] * bool(self.product_obstacle))
+        if self.bare and not self.own:
+            return ""
+        other = self.product_obstacle
+        return " and ".join(["zoneout"] * self.zoneout + [other] * bool(other))
 
     @property
     def zones(self) -> tuple[tuple[str, bool], ...]:

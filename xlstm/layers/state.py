@@ -107,14 +107,14 @@ def complete(
     if state is not None:
         _check_container(where, what, state, leaves)
     found: list[Any] = []
-    like = next(iter(params.values()))
+    like, later = next(iter(params.values())), xp is not np and compiles(xp)
     for k, leaf in enumerate(leaves):
         part = None if state is None else state[k]
         if not isinstance(leaf, Leaf):
             found.append(complete(where, xp, f"{what}[{k}]", part, leaf, B, params, zero, False))
             continue
         shape = (*leaf.before.values(), B, *leaf.after.values())
-        if part is None and compiles(xp):
+        if part is None and later:
             part = Missing(shape, 0.0 if zero else leaf.rest)
         elif part is None:
             rest, home = 0.0 if zero else leaf.rest, {"dtype": like.dtype, "device": device_of(like)}
@@ -123,7 +123,7 @@ def complete(
         elif getattr(part, "shape", None) != shape:
             checks.shape(where, f"{what} {leaf.name}", part, leaf.dims(B))
         found.append(part)
-    return _filled(xp, tuple(found), like) if outer else tuple(found)
+    return _filled(xp, tuple(found), like) if outer and later else tuple(found)
 
 
 class Missing(NamedTuple):

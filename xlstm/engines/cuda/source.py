@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from xlstm.arrays import device
 from xlstm.engines.cuda.tiling import Arithmetic, Tiling
 from xlstm.engines.pointwise import Pointwise, Rows
 from xlstm.tracing.c import statements
@@ -96,6 +97,8 @@ def _parameter(declared: str, a: Arithmetic) -> Parameter:
 @functools.cache
 def file(name: str) -> str:
     """Return the text of a template."""
+    if name == "device.cuh":
+        return device.TEXT
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
