@@ -19,10 +19,8 @@ constexpr int CELLS = (UNITS * NB + THREADS - 1) / THREADS;
 template <class F>
 DEVICE void cells(const Group group, int columns, F f) {
     const int unit0 = group.rank * UNITS;
-#pragma unroll
-    for (int i = 0; i < CELLS; i++) {
-        const int at = threadIdx.x + i * THREADS, column = at / UNITS, unit = at % UNITS;
-        if (at < UNITS * NB && group.column0 + column < columns && unit0 + unit < WIDTH)
-            f(i, column, unit, group.head * WIDTH + unit0 + unit);
-    }
+    deal<UNITS * NB>([&](int i, unsigned at) {
+        const int column = at / UNITS, unit = at % UNITS;
+        if (group.column0 + column < columns && unit0 + unit < WIDTH) f(i, column, unit, group.head * WIDTH + unit0 + unit);
+    });
 }

@@ -70,9 +70,9 @@ DEVICE void set_flag(unsigned* flag, unsigned value) {
 DEVICE void wait_flag(const unsigned* flag, unsigned value) {
     unsigned found;
     do {
-        asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(found) : "l"(flag) : "memory");
+        // Not a relaxed load and a fence: a fence would also wait for the stores that this thread has on their way.
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(found) : "l"(flag) : "memory");
     } while (found < value);
-    asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
 DEVICE uint4 load_fresh(const uint4* from) {
     uint4 v;

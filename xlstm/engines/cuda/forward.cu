@@ -84,16 +84,17 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
         constexpr int PIECES = UNITS * SIZE / 16;  // of a column
 #if CLUSTER
         uint4* to = V + (t + 1) % 2 * (V_BYTES / 16);
-        for (int at = threadIdx.x; at < BLOCKS * NB * PIECES; at += THREADS) {
+        deal<BLOCKS * NB * PIECES>([&](int, unsigned at) {
             const int piece = at % PIECES, column = at / PIECES % NB;
             store_remote(to + column * V_ROW + group.rank * PIECES + piece, at / (PIECES * NB),
                          ((uint4*)out)[column * PIECES + piece]);
-        }
+        });
 #else
         constexpr int ROW = BLOCKS * PIECES;
         uint4* through = (uint4*)exchange + ((t + 1) % 2 * (long long)gridDim.y + blockIdx.y) * NB * ROW;
-        for (int at = threadIdx.x; at < NB * PIECES; at += THREADS)
+        deal<NB * PIECES>([&](int, unsigned at) {
             through[at / PIECES * ROW + group.rank * PIECES + at % PIECES] = ((uint4*)out)[at];
+        });
 #endif
         arrive_group(group);
         keep_all();
@@ -101,7 +102,9 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
         cells(group, rows.width(t + 1), [&](int i, int column, int, int all) { fetch(fetched[i], a, next + column, all); });
         wait_group(group);
 #if !CLUSTER
-        for (int at = threadIdx.x; at < NB * ROW; at += THREADS) V[at / ROW * V_ROW + at % ROW] = load_fresh(through + at);
+        uint4 fresh[(NB * ROW + THREADS - 1) / THREADS];  // all loads are on their way before the first is waited for
+        deal<NB * ROW>([&](int i, unsigned at) { fresh[i] = load_fresh(through + at); });
+        deal<NB * ROW>([&](int i, unsigned at) { V[at / ROW * V_ROW + at % ROW] = fresh[i]; });
         sync_block();
 #endif
     }
