@@ -7,13 +7,21 @@ import pytest
 from tests.nvrtc import compile_for
 from xlstm.cells import gru, lstm, lstm_options, rnn, slstm
 from xlstm.engines.cuda import source, tiling
-from xlstm.engines.cuda.choice import LOOPS
+from xlstm.engines.cuda.choice import LOOPS, choose
+from xlstm.engines.cuda.peaks import peaks
 from xlstm.engines.cuda.tiling import ARITHMETIC, Device
 from xlstm.engines.pointwise import pointwise
 
 DEVICES = {
     80: Device("A100", 80, 108, 166912),
     90: Device("H100", 90, 132, 232448, 16),
+}
+CARDS = {
+    **DEVICES,
+    86: Device("NVIDIA GeForce RTX 3090", 86, 82, 101376),
+    89: Device("NVIDIA GeForce RTX 4090", 89, 128, 101376),
+    100: Device("B200", 100, 148, 232448, 16),
+    120: Device("NVIDIA GeForce RTX 5090", 120, 170, 101376, 8),
 }
 CELLS = {
     "lstm": pointwise(lstm.Cell(), (), ("b",)),
@@ -36,6 +44,7 @@ SIZES = [
     (1024, 1, 16),
 ]
 FEW = [(50, 1, 32), (512, 1, 64), (1024, 1, 16)]
+MEASURED = [(512, 1, 64), (1024, 1, 16), (256, 1, 256)]
 
 
 def ways(capability, cell, name, kind, size, cluster):
@@ -61,6 +70,43 @@ def test_with_tensor_cores(cell, name, capability, cluster):
             assert found.shared <= DEVICES[capability].shared
             made += 1
     assert made >= 3
+
+
+@pytest.mark.parametrize("size", MEASURED)
+@pytest.mark.parametrize(("dtype", "precision"), [("float32", "float32"), ("float32", "tf32"), ("bfloat16", "float32")])
+@pytest.mark.parametrize("capability", CARDS)
+def test_what_cards_choose_for_the_sizes_that_are_measured(capability, dtype, precision, size):
+    width, heads, B = size
+    found = choose("LSTM", ("auto", precision), CELLS["lstm"], "", dtype, width, heads, B, CARDS[capability])
+    if found.forward is None:  # too large for this card
+        return
+    for kind, one in (("forward", found.forward), ("backward", found.backward)):
+        done = compile_for(capability, source.loop(CELLS["lstm"], kind, one).text)
+        assert (done.stack, done.spilled) == (0, 0), (kind, done.log)
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+@pytest.mark.parametrize("capability", [89, 120])
+def test_a_wide_layer_fits_all_blocks_of_a_large_card(capability, precision):
+    """Eight units a block spread the weights of 1024 units over the registers of 128 blocks."""
+    found = choose("LSTM", ("auto", precision), CELLS["lstm"], "", "float32", 1024, 1, 16, CARDS[capability])
+    assert (found.path, found.forward.units, found.forward.blocks) == ("grid", 8, 128)
+
+
+def test_peaks_of_cards():
+    """Data sheets: those of a GeForce sum the products of tensor cores in float32 at half the rate of its chip."""
+    for name, capability, sms, tf32, half in (
+        ("NVIDIA H100 80GB HBM3", 90, 132, 495, 989),
+        ("NVIDIA A100-SXM4-40GB", 80, 108, 156, 312),
+        ("NVIDIA GeForce RTX 4090", 89, 128, 82.6, 165),
+        ("NVIDIA L40S", 89, 142, 183, 362),
+        ("NVIDIA GeForce RTX 5090", 120, 170, 105, 210),
+        ("Tesla T4", 75, 40, 0, 65),
+        ("a card of 2030", 150, 188, 251, 504),
+    ):
+        found = peaks(name, capability)
+        assert found.tf32 * sms / 1e6 == pytest.approx(tf32, rel=0.1)
+        assert found.half * sms / 1e6 == pytest.approx(half, rel=0.1)
 
 
 @pytest.mark.parametrize("cell", CELLS)

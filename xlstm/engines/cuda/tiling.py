@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from xlstm.engines.cuda.peaks import peaks
 from xlstm.engines.pointwise import Pointwise
 
 KB = 1024
@@ -36,7 +37,8 @@ class Arithmetic(NamedTuple):
     size: int  # bytes of an operand
     mma: int  # 0: without tensor cores, 1: with them, 2: with a float32 as two TF32
     tf32: bool
-    peak: float  # FLOP per microsecond and SM, an estimate from an H100's data sheet
+    peak: str  # the field of Peaks that it is measured by
+    share: float  # of the peak that it reaches, an estimate: mma.sync reaches 0.62 on an H100
 
     @property
     def real_size(self) -> int:
@@ -46,14 +48,14 @@ class Arithmetic(NamedTuple):
 ARITHMETIC = {
     a.name: a
     for a in (
-        Arithmetic("float64", "double", "double", "double", 8, 0, False, 0.13e6),
-        Arithmetic("float32", "float", "float", "float", 4, 0, False, 0.25e6),
-        Arithmetic("3xtf32", "float", "float", "float", 4, 2, False, 0.33e6),
-        Arithmetic("tf32", "float", "float", "float", 4, 1, True, 2.3e6),
-        Arithmetic("float16", "half_t", "float", "half_t", 2, 1, False, 4.6e6),
-        Arithmetic("bfloat16", "bf16_t", "float", "bf16_t", 2, 1, False, 4.6e6),
-        Arithmetic("float16 plain", "half_t", "float", "float", 4, 0, False, 0.25e6),
-        Arithmetic("bfloat16 plain", "bf16_t", "float", "float", 4, 0, False, 0.25e6),
+        Arithmetic("float64", "double", "double", "double", 8, 0, False, "float64", 0.5),
+        Arithmetic("float32", "float", "float", "float", 4, 0, False, "float32", 0.5),
+        Arithmetic("3xtf32", "float", "float", "float", 4, 2, False, "tf32", 0.15),
+        Arithmetic("tf32", "float", "float", "float", 4, 1, True, "tf32", 0.62),
+        Arithmetic("float16", "half_t", "float", "half_t", 2, 1, False, "half", 0.62),
+        Arithmetic("bfloat16", "bf16_t", "float", "bf16_t", 2, 1, False, "half", 0.62),
+        Arithmetic("float16 plain", "half_t", "float", "float", 4, 0, False, "float32", 0.5),
+        Arithmetic("bfloat16 plain", "bf16_t", "float", "float", 4, 0, False, "float32", 0.5),
     )
 }
 SYNC = {True: 0.6, False: 1.2}  # microseconds of a step, in a cluster and through global memory: estimates
@@ -82,6 +84,7 @@ class Tiling:
     cluster: bool
     groups: int  # of blocks, for the whole batch
     waves: int  # how often groups have to wait for others to end
+    rate: float  # FLOP per microsecond and SM, an estimate
     M: int
     K: int
     threads: int
@@ -128,7 +131,7 @@ class Tiling:
         else:
             between = 2 * M * columns * a.real_size
         cells = -(-self.units * columns // self.threads) * CELL
-        cost = SYNC[self.cluster] + max(2 * M * K * columns / a.peak, near / MEMORY) + between / BETWEEN + cells
+        cost = SYNC[self.cluster] + max(2 * M * K * columns / self.rate, near / MEMORY) + between / BETWEEN + cells
         return cost * self.waves
 
     @property
@@ -153,13 +156,13 @@ def best(
     cluster : bool
         Blocks are clusters; otherwise they are a grid.
     """
-    found = []
+    found, rate = [], a.share * getattr(peaks(device.name, device.capability), a.peak)
     for (units, blocks), columns in itertools.product(_blocks(width, a, device, cluster), COLUMNS):
         # A cluster lies within one part of the chip, of which some SMs are left over.
         room = int(device.sms * 0.97) // blocks if cluster else device.sms // blocks
         if columns <= _up(min(B, 128), 8) and room > 0:
             groups = -(-B // columns) * heads
-            block = (kind, a, width, heads, units, blocks, columns, cluster, groups, -(-groups // room))
+            block = (kind, a, width, heads, units, blocks, columns, cluster, groups, -(-groups // room), rate)
             found += [Tiling(*block, *ways) for ways in _divisions(kind, step, a, units, blocks, columns)]
     found = [tiling for tiling in found if tiling.shared <= device.shared]
     return min(found, key=lambda tiling: (tiling.time, tiling.shared), default=None)
@@ -172,7 +175,7 @@ def _blocks(width: int, a: Arithmetic, device: Device, cluster: bool) -> list[tu
         return [(units, blocks) for units, blocks in ways if units * (blocks - 1) < width]  # the last one has work
     if not a.mma:
         return [(units, -(-width // units)) for units in (4, 8, 12, 16, 24, 32, 48, 64)]
-    ways = [(units, -(-width // units)) for units in (16, 32, 48, 64)]
+    ways = [(units, -(-width // units)) for units in (8, 16, 32, 48, 64)]
     # Where there are many blocks, there are as many as give every warp the same number of tiles.
     return [(units, _up(blocks, 8) if blocks > 8 else blocks) for units, blocks in ways]
 
@@ -188,7 +191,9 @@ def _divisions(
     if not a.mma:
         yield M, _up(K, chunk), 32 * WARPS, 1, 0, 1
         return
-    tiles = M // 16
+    tiles, rest = divmod(M, 16)
+    if rest:  # eight units of one or three gates
+        return
     if kind == "forward":
         ways = [(m, WARPS // m) for m in (1, 2, 4, 8) if tiles % m == 0]
     else:
