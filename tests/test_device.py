@@ -192,15 +192,17 @@ def test_results_do_not_depend_on_the_order_of_threads(on_device, path):
 
 
 @pytest.mark.parametrize(
-    ("part", "text"),
+    ("path", "part", "text"),
     [
-        ("forward.cu", "        sync_block();\n        const long long row0"),  # sums are read before they are there
-        ("forward.cu", "        sync_block();\n\n        constexpr int PIECES"),  # h is passed on before it is there
-        ("backward.cu", "        sync_block();\n        product(weights"),  # dz is multiplied before it is there
-        ("exchange.cuh", "    wait_cluster();"),
+        # Sums are read before they are there; h is passed on, dz is multiplied, parts of dh are added before they are.
+        ("cluster", "forward.cu", "        sync_block();\n        const long long row0"),
+        ("cluster", "forward.cu", "        sync_block();\n\n        constexpr int PIECES"),
+        ("cluster", "backward.cu", "        sync_block();\n        product(weights"),
+        ("grid", "backward.cu", "        sync_block();\n    };"),
+        ("cluster", "exchange.cuh", "    wait_cluster();"),
     ],
 )
-def test_a_missing_barrier_is_seen(on_device, monkeypatch, part, text):
+def test_a_missing_barrier_is_seen(on_device, monkeypatch, path, part, text):
     """The test of the test above."""
     layer = xlstm.GRU(3, 40)
     expected = results(layer, T=4)
@@ -212,7 +214,7 @@ def test_a_missing_barrier_is_seen(on_device, monkeypatch, part, text):
     wrong = []
     try:
         for seed in (1, 2):
-            on_device("cluster", seed=seed)
+            on_device(path, seed=seed)
             found = results(layer, dtype="float32", T=4)
             wrong += [n for n, v in expected.items() if not np.max(np.abs(found[n] - v)) <= 1e-4]
     finally:

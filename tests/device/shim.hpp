@@ -147,7 +147,7 @@ DEVICE void wait_cluster() {
     shim::wait(2, block->cluster_first, block->cluster_size);
 }
 template <class T>
-DEVICE void store_remote(T* local, int rank, T v) {
+DEVICE void store_remote(T* local, int rank, const T& v) {
     const shim::Block* mine = shim::now->block;
     const shim::Block* other = shim::fibers[mine->cluster_first + rank * (int)blockDim.x].block;
     *(T*)(other->shared + ((unsigned char*)local - mine->shared)) = v;
@@ -159,6 +159,8 @@ DEVICE void set_flag(unsigned* flag, unsigned value) {
 DEVICE void wait_flag(const unsigned* flag, unsigned value) {
     while (*(volatile const unsigned*)flag < value) shim::yield();
 }
+template <class T>
+DEVICE void store_wide(T* to, const T& v) { *to = v; }
 template <class T>
 DEVICE T load_fresh(const T* from) { return *from; }
 

@@ -1,11 +1,15 @@
 // The time loop backward: one launch for all steps. A block has UNITS units of a head and NB sequences; it keeps the rows of
 // Wh of its units on the chip, transposed, multiplies its own dz by them, and gets from every block a part of dh of its
-// units, which it adds in the order of blocks. Only dz leaves the chip.
+// units, which it adds in an order that is always the same. Only dz leaves the chip.
 
-constexpr int PART_ROW = UNITS + 4;  // without conflicts
+constexpr int PART_ROW = CLUSTER ? UNITS + 4 : UNITS;  // without conflicts in shared memory
 constexpr int PART = NB * PART_ROW;
 constexpr int V_BYTES = NB * V_ROW * 16;
-constexpr int PARTS_BYTES = CLUSTER ? 2 * BLOCKS * PART * (int)sizeof(REAL) : 0;
+// Parts of a grid are in global memory: all threads read them, each a share of the blocks, 16 bytes at a time.
+constexpr int WIDE = 16 / (int)sizeof(REAL), PIECES = PART / WIDE;
+constexpr int SHARES = THREADS / PIECES < 1 ? 1 : THREADS / PIECES < BLOCKS ? THREADS / PIECES : BLOCKS;
+constexpr int SHARE = (BLOCKS + SHARES - 1) / SHARES;
+constexpr int PARTS_BYTES = (CLUSTER ? 2 * BLOCKS : SHARES) * PART * (int)sizeof(REAL);
 constexpr int SHARED_BYTES = V_BYTES + PARTS_BYTES + WEIGHT_BYTES;
 static_assert(SHARED_BYTES == SHARED_PLANNED, "shared memory as planned");
 static_assert(PARTS_BYTES % 16 == 0 && K >= GATES * UNITS && M == BLOCKS * UNITS && WARPS_K == 1, "units");
@@ -20,9 +24,7 @@ DEVICE REAL weight(const IO* Wh, int head, int block, int row, int k) {
 extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERNEL(PARAMETERS) {
     SHARED_MEMORY(memory);
     uint4* V = (uint4*)memory;  // dz of this block (NB, K)
-#if CLUSTER
-    REAL* parts = (REAL*)(memory + V_BYTES);  // of dh (BLOCKS, NB, UNITS), twice
-#endif
+    REAL* parts = (REAL*)(memory + V_BYTES);  // of dh: (BLOCKS, NB, UNITS), twice, in a cluster; (SHARES, NB, UNITS) in a grid
     uint4* spare = (uint4*)(memory + V_BYTES + PARTS_BYTES);
     const Arrays a = ARRAYS;
 
@@ -53,24 +55,32 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
     wait_group(group);
 #endif
 
+#if !CLUSTER
+    // Adds what all blocks found at step t to as many parts as there are shares.
+    auto receive = [&](int t) {
+        const uint4* from = (const uint4*)exchange
+            + ((t % 2 * (long long)gridDim.y + blockIdx.y) * BLOCKS + group.rank) * BLOCKS * PIECES;
+        deal<SHARES * PIECES>([&](int, unsigned at) {
+            const int first = at / PIECES * SHARE;
+            Pack<REAL, WIDE> sum = {};
+#pragma unroll 8
+            for (int n = 0; n < SHARE; n++) {
+                if (BLOCKS % SHARE && first + n >= BLOCKS) break;
+                const uint4 v = load_fresh(from + (first + n) * PIECES + at % PIECES);
+#pragma unroll
+                for (int e = 0; e < WIDE; e++) sum.value[e] += ((const REAL*)&v)[e];
+            }
+            ((Pack<REAL, WIDE>*)parts)[at] = sum;
+        });
+        sync_block();
+    };
+#endif
     // The sum of what all blocks found of a cell's dh at step t.
     auto received = [&](int t, int column, int unit) {
+        const REAL* from = parts + (CLUSTER ? t % 2 * BLOCKS * PART : 0) + column * PART_ROW + unit;
         REAL sum = 0;
-#if CLUSTER
-        const REAL* from = parts + t % 2 * BLOCKS * PART;
-#else
-        const REAL* from = (const REAL*)exchange
-            + ((t % 2 * (long long)gridDim.y + blockIdx.y) * BLOCKS + group.rank) * BLOCKS * PART;
-#endif
-        from += column * PART_ROW + unit;
-#pragma unroll 8
-        for (int block = 0; block < BLOCKS; block++, from += PART) {
-#if CLUSTER
-            sum += *from;
-#else
-            sum += load_fresh(from);
-#endif
-        }
+#pragma unroll 16
+        for (int part = 0; part < (CLUSTER ? BLOCKS : SHARES); part++) sum += from[part * PART];
         return sum;
     };
     for (int t = last; t >= 0; t--) {
@@ -84,13 +94,13 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
                 ((operand_t*)V)[column * V_ROW * VECTOR + gate * UNITS + unit] = to_operand(dz[gate]);
         });
         sync_block();
-        product(weights, spare, V, [&](int, int row, int column, REAL value) {
+        product(weights, spare, V, [&](int, int row, int column, auto values) {
             const int to = row / UNITS, place = column * PART_ROW + row % UNITS;
 #if CLUSTER
-            store_remote(parts + (t % 2 * BLOCKS + group.rank) * PART + place, to, value);
+            store_remote((decltype(values)*)(parts + (t % 2 * BLOCKS + group.rank) * PART + place), to, values);
 #else
-            ((REAL*)exchange)[(((t % 2 * (long long)gridDim.y + blockIdx.y) * BLOCKS + to) * BLOCKS + group.rank) * PART
-                              + place] = value;
+            const long long part = ((t % 2 * (long long)gridDim.y + blockIdx.y) * BLOCKS + to) * BLOCKS + group.rank;
+            store_wide((decltype(values)*)((REAL*)exchange + part * PART + place), values);
 #endif
         });
         arrive_group(group);
@@ -100,6 +110,9 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
             cells(group, rows.width(t - 1), [&](int i, int column, int, int all) { fetch(fetched[i], a, next + column, all); });
         }
         wait_group(group);
+#if !CLUSTER
+        receive(t);
+#endif
     }
     cells(group, rows.width(0), [&](int i, int column, int unit, int all) {
         if (last >= 0) state[i].h += received(0, column, unit);

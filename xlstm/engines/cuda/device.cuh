@@ -54,12 +54,15 @@ DEVICE unsigned remote(const void* local, int rank) {
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(found) : "r"((unsigned)__cvta_generic_to_shared(local)), "r"(rank));
     return found;
 }
-DEVICE void store_remote(uint4* local, int rank, uint4 v) {
-    asm volatile("st.shared::cluster.v4.u32 [%0], {%1,%2,%3,%4};"
-                 ::"r"(remote(local, rank)), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
-}
-DEVICE void store_remote(float* local, int rank, float v) {
-    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote(local, rank)), "f"(v) : "memory");
+template <class T>
+DEVICE void store_remote(T* local, int rank, const T& v) {
+    const unsigned to = remote(local, rank), *w = (const unsigned*)&v;
+    static_assert(sizeof(T) == 8 || sizeof(T) == 16, "two words or four");
+    if constexpr (sizeof(T) == 8)
+        asm volatile("st.shared::cluster.v2.u32 [%0], {%1,%2};" ::"r"(to), "r"(w[0]), "r"(w[1]) : "memory");
+    else
+        asm volatile("st.shared::cluster.v4.u32 [%0], {%1,%2,%3,%4};"
+                     ::"r"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]) : "memory");
 }
 
 // Flags in global memory: what the thread and, after sync_block, its block wrote before is seen by the thread that waited
@@ -74,16 +77,19 @@ DEVICE void wait_flag(const unsigned* flag, unsigned value) {
         asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(found) : "l"(flag) : "memory");
     } while (found < value);
 }
+// Stores 8 or 16 bytes to global memory at once; the compiler makes two or four stores of a struct.
+template <class T>
+DEVICE void store_wide(T* to, const T& v) {
+    const unsigned* w = (const unsigned*)&v;
+    if constexpr (sizeof(T) == 16)
+        asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]) : "memory");
+    else if constexpr (sizeof(T) == 8)
+        asm volatile("st.global.v2.u32 [%0], {%1,%2};" ::"l"(to), "r"(w[0]), "r"(w[1]) : "memory");
+    else
+        *to = v;
+}
 DEVICE uint4 load_fresh(const uint4* from) {
     uint4 v;
     asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
     return v;
 }
-#define DEFINE_LOAD_FRESH(type, kind, place)                                                     \
-    DEVICE type load_fresh(const type* from) {                                                   \
-        type v;                                                                                  \
-        asm volatile("ld.global.cg." kind " %0, [%1];" : place(v) : "l"(from) : "memory");       \
-        return v;                                                                                \
-    }
-DEFINE_LOAD_FRESH(float, "f32", "=f")
-DEFINE_LOAD_FRESH(double, "f64", "=d")

@@ -55,8 +55,8 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
 #endif
 
     for (int t = 0; t < steps && rows.width(t) > group.column0; t++) {
-        product(weights, spare, V + (CLUSTER ? t % 2 : 0) * (V_BYTES / 16), [&](int part, int row, int column, REAL value) {
-            Z[(part * NB + column) * Z_ROW + row] = value;
+        product(weights, spare, V + (CLUSTER ? t % 2 : 0) * (V_BYTES / 16), [&](int part, int row, int column, auto values) {
+            *(decltype(values)*)(Z + (part * NB + column) * Z_ROW + row) = values;
         });
         sync_block();
         const long long row0 = rows.first(t) + group.column0;

@@ -28,6 +28,12 @@ union Words {
     operand_t element[VECTOR];
 };
 
+// Numbers next to each other in memory, which go there at once.
+template <class T, int N>
+struct alignas(N * sizeof(T)) Pack {
+    T value[N];
+};
+
 // A kernel of its own lays the weights out as the blocks read them, 16 bytes a thread, in the type of products.
 // weight(Wh, head, block, row, k) is 0 outside of the matrix.
 constexpr int VECTORS = M * K / VECTOR;  // of a block
@@ -53,10 +59,16 @@ constexpr int WARPS = THREADS / 32, WARPS_K = WARPS / WARPS_M;
 constexpr int TILES = M / 16 / WARPS_M, CHUNKS = K * SIZE / 64 / WARPS_K;  // of a warp
 constexpr int COLUMNS = NB / 8;
 constexpr int SPARE = CHUNKS - CHUNKS_KEPT;
+// Rows are dealt to tiles so that a lane has some next to each other: both of its rows of a tile, or of two.
+constexpr int TOGETHER = TILES % 2 ? 2 : 4;
 // Where there are few tiles, each of the three products has a sum of its own, so that none waits for another.
 constexpr int SUMS = TILES * COLUMNS_AT_ONCE <= (MMA == 2 ? 4 : 2) ? MMA + 1 : 1;
 constexpr int WEIGHT_BYTES = WARPS * TILES * SPARE * 1024;
 static_assert(M % (16 * WARPS_M) == 0 && K * SIZE % (64 * WARPS_K) == 0 && NB % (8 * COLUMNS_AT_ONCE) == 0, "tiles");
+
+DEVICE int first_row(int warp, int tiles, int lane) {
+    return ((warp % WARPS_M + tiles * WARPS_M) * 8 + lane / 4) * TOGETHER;
+}
 
 struct Weights {
     uint4 kept[TILES][CHUNKS_KEPT][2];
@@ -65,7 +77,7 @@ struct Weights {
 DEVICE void place(int vector, int& row, int& k) {
     const int lane = vector % 32, half = vector / 32 % 2, j = vector / 64 % CHUNKS;
     const int i = vector / (64 * CHUNKS) % TILES, warp = vector / (64 * CHUNKS * TILES);
-    row = (warp % WARPS_M + i * WARPS_M) * 16 + lane / 4 + 8 * half;
+    row = first_row(warp, i / (TOGETHER / 2), lane) + i % (TOGETHER / 2) * 2 + half;
     k = ((warp / WARPS_M * CHUNKS + j) * 4 + lane % 4) * VECTOR;
 }
 
@@ -115,7 +127,7 @@ DEVICE void multiply(float (&c)[SUMS][4], uint4 low, uint4 high, uint4 v) {
 #endif
 }
 
-// Calls put(part, row, column, value) for every element, in WARPS_K parts to be added.
+// Calls put(part, row, column, values) for all elements, TOGETHER rows from `row` on, in WARPS_K parts to be added.
 template <class Put>
 DEVICE void product(const Weights& weights, const uint4* spare, const uint4* V, Put put) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = warp / WARPS_M;
@@ -144,22 +156,22 @@ DEVICE void product(const Weights& weights, const uint4* spare, const uint4* V, 
             }
         }
 #pragma unroll
-        for (int i = 0; i < TILES; i++) {
-            const int row = (warp % WARPS_M + i * WARPS_M) * 16 + lane / 4;
+        for (int i = 0; i < TILES; i += TOGETHER / 2) {
+            const int row = first_row(warp, i / (TOGETHER / 2), lane);
 #pragma unroll
             for (int n = 0; n < COLUMNS_AT_ONCE; n++) {
-                const int column = (at + n) * 8 + lane % 4 * 2;
-                float sum[4];
+                Pack<REAL, TOGETHER> sums[2];  // of two columns
 #pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    sum[e] = c[i][n][0][e];  // the smallest first
+                for (int e = 0; e < 2 * TOGETHER; e++) {
+                    const float(&parts)[SUMS][4] = c[i + e / 4][n];
+                    float sum = parts[0][e % 4];  // the smallest first
 #pragma unroll
-                    for (int s = 1; s < SUMS; s++) sum[e] += c[i][n][s][e];
+                    for (int s = 1; s < SUMS; s++) sum += parts[s][e % 4];
+                    sums[e % 2].value[e / 2] = sum;
                 }
-                put(part, row, column, sum[0]);  // in a loop they took registers that there were not
-                put(part, row, column + 1, sum[1]);
-                put(part, row + 8, column, sum[2]);
-                put(part, row + 8, column + 1, sum[3]);
+                const int column = (at + n) * 8 + lane % 4 * 2;
+                put(part, row, column, sums[0]);
+                put(part, row, column + 1, sums[1]);
             }
         }
     }
@@ -167,7 +179,7 @@ DEVICE void product(const Weights& weights, const uint4* spare, const uint4* V, 
 
 #else
 
-constexpr int WARPS_K = 1;
+constexpr int WARPS_K = 1, TOGETHER = 1;
 constexpr int WEIGHT_ROW = K * SIZE / 16 + 1;
 constexpr int WEIGHT_BYTES = M * WEIGHT_ROW * 16;
 
@@ -198,7 +210,7 @@ DEVICE void product(const Weights&, const uint4* all, const uint4* V, Put put) {
         REAL sum = 0;
 #pragma unroll
         for (int e = 0; e < VECTOR; e++) sum += sums[e];
-        put(0, row, column, sum);
+        put(0, row, column, Pack<REAL, 1>{{sum}});
     }
 }
 

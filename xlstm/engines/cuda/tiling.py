@@ -108,15 +108,16 @@ class Tiling:
         if self.kind == "forward":
             Z = self._parts * (self.M + 4) * self.columns * real
             return (2 if self.cluster else 1) * V + Z + self.columns * self.units * self.arithmetic.size + self.weights
-        return V + (self.exchange if self.cluster else 0) + self.weights
+        return V + (self.exchange if self.cluster else self._shares * self.columns * self.units * real) + self.weights
 
     @property
     def exchange(self) -> int:
         """Bytes through which a group exchanges, twice; those of a grid are in global memory."""
         if self.kind == "forward":
             return 2 * self.columns * self.blocks * self.units * self.arithmetic.size
-        blocks = self.blocks if self.cluster else self.blocks**2  # a block of a cluster has what the others give it
-        return 2 * blocks * self.columns * (self.units + 4) * self.arithmetic.real_size
+        # A block of a cluster has what the others give it, in rows that are read without conflicts.
+        parts = self.blocks * (self.units + 4) if self.cluster else self.blocks**2 * self.units
+        return 2 * parts * self.columns * self.arithmetic.real_size
 
     @property
     def time(self) -> float:
@@ -133,6 +134,12 @@ class Tiling:
         cells = -(-self.units * columns // self.threads) * CELL
         cost = SYNC[self.cluster] + max(2 * M * K * columns / self.rate, near / MEMORY) + between / BETWEEN + cells
         return cost * self.waves
+
+    @property
+    def _shares(self) -> int:
+        """Threads that share the sum of partial dh of a cell in a grid."""
+        pieces = self.columns * self.units * self.arithmetic.real_size // 16  # that a thread reads at once
+        return max(1, min(self.blocks, self.threads // pieces))
 
     @property
     def _parts(self) -> int:
