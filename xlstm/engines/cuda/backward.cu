@@ -29,7 +29,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
     const Arrays a = ARRAYS;
 
     Group group = group_of(group0, flags);
-    const Offsets rows = {offsets, width};
+    const Offsets offset = {offsets, steps, width};
 
     Weights weights;
     load_weights(weights, spare, (const uint4*)arranged + (long long)(group.head * BLOCKS + group.rank) * VECTORS);
@@ -40,14 +40,15 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
     Fetched fetched[CELLS];
     Result result[CELLS];
     int last = steps - 1;
-    while (last >= 0 && rows.width(last) <= group.column0) last--;
-    cells(group, rows.width(0), [&](int i, int column, int, int unit) {
+    while (last >= 0 && offset(last + 1) - offset(last) <= group.column0) last--;
+    int row = offset(last), end = offset(last + 1), before = offset(last - 1);  // rows of step t and of the one before it
+    cells(group, width, [&](int i, int column, int, int unit) {
         start(state[i], a, group.column0 + column, unit);
         constants(constant[i], a, unit);
     });
     if (last >= 0) {
-        const long long row0 = rows.first(last) + group.column0;
-        cells(group, rows.width(last), [&](int i, int column, int, int all) { fetch(fetched[i], a, row0 + column, all); });
+        const long long row0 = row + group.column0;
+        cells(group, end - row, [&](int i, int column, int, int all) { fetch(fetched[i], a, row0 + column, all); });
     }
     sync_block();
 #if CLUSTER
@@ -84,8 +85,8 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
         return sum;
     };
     for (int t = last; t >= 0; t--) {
-        const long long row0 = rows.first(t) + group.column0;
-        cells(group, rows.width(t), [&](int i, int column, int unit, int) {
+        const long long row0 = row + group.column0;
+        cells(group, end - row, [&](int i, int column, int unit, int) {
             const REAL dh = t == last ? REAL(0) : received(t + 1, column, unit);
             REAL dz[GATES];
             step(state[i], constant[i], fetched[i], dh, dz, result[i]);
@@ -104,17 +105,17 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
 #endif
         });
         arrive_group(group);
-        cells(group, rows.width(t), [&](int i, int column, int, int all) { keep(result[i], a, row0 + column, all); });
-        if (t > 0) {
-            const long long next = rows.first(t - 1) + group.column0;
-            cells(group, rows.width(t - 1), [&](int i, int column, int, int all) { fetch(fetched[i], a, next + column, all); });
-        }
+        cells(group, end - row, [&](int i, int column, int, int all) { keep(result[i], a, row0 + column, all); });
+        const int preceding = offset(t - 2);
+        const long long next = before + group.column0;
+        cells(group, row - before, [&](int i, int column, int, int all) { fetch(fetched[i], a, next + column, all); });
+        end = row, row = before, before = preceding;
         wait_group(group);
 #if !CLUSTER
         receive(t);
 #endif
     }
-    cells(group, rows.width(0), [&](int i, int column, int unit, int all) {
+    cells(group, width, [&](int i, int column, int unit, int all) {
         if (last >= 0) state[i].h += received(0, column, unit);
         finish(state[i], a, group.column0 + column, all);
     });

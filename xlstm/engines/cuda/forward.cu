@@ -25,7 +25,8 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
     const Arrays a = ARRAYS;
 
     Group group = group_of(group0, flags);
-    const Offsets rows = {offsets, width};
+    const Offsets offset = {offsets, steps, width};
+    int row = offset(0), end = offset(1), next_end = offset(2);  // rows of step t and of the next one
 
     Weights weights;
     load_weights(weights, spare, (const uint4*)arranged + (long long)(group.head * BLOCKS + group.rank) * VECTORS);
@@ -34,7 +35,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
     sync_block();
     for (int at = threadIdx.x; at < NB * WIDTH; at += THREADS) {
         const int column = at / WIDTH, k = at % WIDTH;
-        if (group.column0 + column < rows.width(0))
+        if (group.column0 + column < width)
             ((operand_t*)V)[column * V_ROW * VECTOR + k] = to_operand(
                 widen(a.before_h[(long long)(group.column0 + column) * HEADS * WIDTH + group.head * WIDTH + k]));
     }
@@ -43,7 +44,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
     Constant constant[CELLS];
     Fetched fetched[CELLS];
     Result result[CELLS];
-    cells(group, rows.width(0), [&](int i, int column, int, int unit) {
+    cells(group, width, [&](int i, int column, int, int unit) {
         start(state[i], a, group.column0 + column, unit);
         constants(constant[i], a, unit);
         fetch(fetched[i], a, group.column0 + column, unit);
@@ -54,13 +55,13 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
     wait_group(group);
 #endif
 
-    for (int t = 0; t < steps && rows.width(t) > group.column0; t++) {
+    for (int t = 0; end - row > group.column0; t++) {
         product(weights, spare, V + (CLUSTER ? t % 2 : 0) * (V_BYTES / 16), [&](int part, int row, int column, auto values) {
             *(decltype(values)*)(Z + (part * NB + column) * Z_ROW + row) = values;
         });
         sync_block();
-        const long long row0 = rows.first(t) + group.column0;
-        cells(group, rows.width(t), [&](int i, int column, int unit, int all) {
+        const long long row0 = row + group.column0;
+        cells(group, end - row, [&](int i, int column, int unit, int all) {
             REAL zh[GATES];
 #pragma unroll
             for (int gate = 0; gate < GATES; gate++) {
@@ -73,9 +74,9 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
             out[column * UNITS + unit] = to_operand(state[i].h);
         });
         auto keep_all = [&] {
-            cells(group, rows.width(t), [&](int i, int column, int, int all) { keep(result[i], a, row0 + column, all); });
+            cells(group, end - row, [&](int i, int column, int, int all) { keep(result[i], a, row0 + column, all); });
         };
-        if (t + 1 == steps || rows.width(t + 1) <= group.column0) {
+        if (next_end - end <= group.column0) {
             keep_all();
             break;
         }
@@ -98,8 +99,9 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
 #endif
         arrive_group(group);
         keep_all();
-        const long long next = rows.first(t + 1) + group.column0;
-        cells(group, rows.width(t + 1), [&](int i, int column, int, int all) { fetch(fetched[i], a, next + column, all); });
+        const int following = offset(t + 3);
+        const long long next = end + group.column0;
+        cells(group, next_end - end, [&](int i, int column, int, int all) { fetch(fetched[i], a, next + column, all); });
         wait_group(group);
 #if !CLUSTER
         uint4 fresh[(NB * ROW + THREADS - 1) / THREADS];  // all loads are on their way before the first is waited for
@@ -107,6 +109,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
         deal<NB * ROW>([&](int i, unsigned at) { V[at / ROW * V_ROW + at % ROW] = fresh[i]; });
         sync_block();
 #endif
+        row = end, end = next_end, next_end = following;
     }
-    cells(group, rows.width(0), [&](int i, int column, int, int unit) { finish(state[i], a, group.column0 + column, unit); });
+    cells(group, width, [&](int i, int column, int, int unit) { finish(state[i], a, group.column0 + column, unit); });
 }
