@@ -154,6 +154,25 @@ def test_any_width(on_device, H):
     agree(results(layer, dtype="float32", T=3, B=2), expected, TOLERANCE["float32"])
 
 
+@pytest.mark.parametrize("path", ["plain", "grid", "cluster"])
+@pytest.mark.parametrize("smaller", [1.0, 1e-6, 1e-12])
+def test_float32_as_two_halves_has_its_digits(on_device, path, smaller):
+    """Also where numbers are beyond the range of float16, and where each sequence is a tenth of the one before it."""
+    layer, rng, B = xlstm.LSTM(3, 40), generator(2), 8
+    params = {n: (0.3 * rng.standard_normal(p.shape)) for n, p in layer.draw(generator(0)).items()}
+    params |= {n: 0 * p for n, p in params.items() if n.endswith((".b", ".bh"))}
+    each = smaller * 10.0 ** -np.arange(B)[:, None]
+    x, dy = each * rng.standard_normal((5, B, 3)), each * rng.standard_normal((5, B, 40))
+    expected = layers.run(layer, params, x, dy=dy)
+    on_device(path)
+    params, x, dy = {n: p.astype("float32") for n, p in params.items()}, x.astype("float32"), dy.astype("float32")
+    found = layers.run(layer, params, x, dy=dy)
+    for name, value in expected.items():
+        by_sequence = (0, 2) if value.ndim == 3 else None
+        gap = np.max(np.abs(found[name] - value), axis=by_sequence)
+        assert np.all(gap <= 2e-6 * np.max(np.abs(value), axis=by_sequence)), (name, gap)
+
+
 def test_arrays_that_do_not_lie_in_order_and_batches_without_sequences(on_device):
     layer = xlstm.LSTM(3, 1, bidirectional=True)
     rng = generator(0)
@@ -244,7 +263,7 @@ extern "C" void KERNEL(const unsigned* a, const unsigned* b, float* c) {
     const int lane = threadIdx.x, g = lane / 4, q = lane % 4;
     float sum[4] = {0, 0, 0, 0};
     const unsigned *low = a + g * 8 + q, *high = low + 64, *other = b + g * 8 + q;
-    mma(half_t(), sum, low[0], high[0], low[4], high[4], other[0], other[4]);
+    mma(half_t(), sum, uint4{low[0], high[0], low[4], high[4]}, other[0], other[4]);
     c[g * 8 + 2 * q] = sum[0]; c[g * 8 + 2 * q + 1] = sum[1];
     c[(g + 8) * 8 + 2 * q] = sum[2]; c[(g + 8) * 8 + 2 * q + 1] = sum[3];
 }

@@ -7,6 +7,7 @@
 #define IN_SHIM 1
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -95,17 +96,16 @@ DEVICE void narrow(bf16_t& to, float v) {
 }
 DEVICE void narrow(float& to, float v) { to = v; }
 DEVICE void narrow(double& to, double v) { to = v; }
-DEVICE void forget(uint4&) {}
 DEVICE float round_tf32(float v) { return float_of((bits_of(v) + 0x1000u) & ~0x1fffu); }
 
 // mma.sync as the PTX manual draws it: matrices by element, from the words of the lanes.
 template <class T, int DEPTH, class Read>
-DEVICE void mma_model(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1, Read read) {
+DEVICE void mma_model(float (&c)[4], uint4 a, unsigned b0, unsigned b1, Read read) {
     shim::Fiber* me = shim::now;
     shim::Warp& warp = *me->warp;
     const int lane = me->thread % 32, first = me->block->first + me->thread / 32 * 32;
-    const unsigned a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1};
-    std::memcpy(warp.a[lane], a, sizeof a);
+    const unsigned b[2] = {b0, b1};
+    std::memcpy(warp.a[lane], &a, sizeof a);
     std::memcpy(warp.b[lane], b, sizeof b);
     shim::barrier(0, first, 32);
     constexpr int WORD = 4 / sizeof(T);  // elements
@@ -130,16 +130,28 @@ DEVICE void mma_model(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsi
 DEVICE float half_of(unsigned word, int which) { return widen(half_t{(unsigned short)(word >> (16 * which))}); }
 DEVICE float bf16_of(unsigned word, int which) { return widen(bf16_t{(unsigned short)(word >> (16 * which))}); }
 DEVICE float tf32_of(unsigned word, int) { return float_of(word & ~0x1fffu); }  // the hardware reads no more
-DEVICE void mma(half_t, float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-    mma_model<half_t, 16>(c, a0, a1, a2, a3, b0, b1, half_of);
+DEVICE void mma(half_t, float (&c)[4], uint4 a, unsigned b0, unsigned b1) {
+    mma_model<half_t, 16>(c, a, b0, b1, half_of);
 }
-DEVICE void mma(bf16_t, float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-    mma_model<bf16_t, 16>(c, a0, a1, a2, a3, b0, b1, bf16_of);
+DEVICE void mma(bf16_t, float (&c)[4], uint4 a, unsigned b0, unsigned b1) {
+    mma_model<bf16_t, 16>(c, a, b0, b1, bf16_of);
 }
-DEVICE void mma(float, float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-    mma_model<float, 8>(c, a0, a1, a2, a3, b0, b1, tf32_of);
+DEVICE void mma(float, float (&c)[4], uint4 a, unsigned b0, unsigned b1) {
+    mma_model<float, 8>(c, a, b0, b1, tf32_of);
 }
 
+template <int LANES>
+DEVICE unsigned largest(unsigned v) {
+    shim::Fiber* me = shim::now;
+    const int lane = me->thread % 32, first = me->block->first + me->thread / 32 * 32;
+    me->warp->a[lane][0] = v;
+    shim::barrier(0, first, 32);
+    for (int i = lane / LANES * LANES; i < lane / LANES * LANES + LANES; i++) v = std::max(v, me->warp->a[i][0]);
+    shim::barrier(0, first, 32);
+    return v;
+}
+
+DEVICE void sync_warp() {}  // nothing in a warp waits for it
 DEVICE void sync_block() { shim::barrier(1, shim::now->block->first, blockDim.x); }
 DEVICE void arrive_cluster() { shim::arrive(2); }
 DEVICE void wait_cluster() {

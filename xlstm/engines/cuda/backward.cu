@@ -4,7 +4,7 @@
 
 constexpr int PART_ROW = CLUSTER ? UNITS + 4 : UNITS;  // without conflicts in shared memory
 constexpr int PART = NB * PART_ROW;
-constexpr int V_BYTES = NB * V_ROW * 16;
+constexpr int V_BYTES = NB * V_ROW * 16 + SCALES * 4;
 // Parts of a grid are in global memory: all threads read them, each a share of the blocks, 16 bytes at a time.
 constexpr int WIDE = 16 / (int)sizeof(REAL), PIECES = PART / WIDE;
 constexpr int SHARES = THREADS / PIECES < 1 ? 1 : THREADS / PIECES < BLOCKS ? THREADS / PIECES : BLOCKS;
@@ -23,7 +23,8 @@ DEVICE REAL weight(const IO* Wh, int head, int block, int row, int k) {
 
 extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERNEL(PARAMETERS) {
     SHARED_MEMORY(memory);
-    uint4* V = (uint4*)memory;  // dz of this block (NB, K)
+    uint4* V = (uint4*)memory;  // dz of this block (NB, K), and its scales
+    float* scales = (float*)(V + NB * V_ROW);
     REAL* parts = (REAL*)(memory + V_BYTES);  // of dh: (BLOCKS, NB, UNITS), twice, in a cluster; (SHARES, NB, UNITS) in a grid
     uint4* spare = (uint4*)(memory + V_BYTES + PARTS_BYTES);
     const Arrays a = ARRAYS;
@@ -32,8 +33,8 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
     const Offsets offset = {offsets, steps, width};
 
     Weights weights;
-    load_weights(weights, spare, (const uint4*)arranged + (long long)(group.head * BLOCKS + group.rank) * VECTORS);
-    for (int at = threadIdx.x; at < NB * V_ROW; at += THREADS) V[at] = uint4{0, 0, 0, 0};
+    load_weights(weights, spare, (const uint4*)arranged, group.head * BLOCKS + group.rank);
+    for (int at = threadIdx.x; at < V_BYTES / 16; at += THREADS) V[at] = uint4{0, 0, 0, 0};
 
     State state[CELLS];
     Constant constant[CELLS];
@@ -86,16 +87,13 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
     };
     for (int t = last; t >= 0; t--) {
         const long long row0 = row + group.column0;
-        cells(group, end - row, [&](int i, int column, int unit, int) {
-            const REAL dh = t == last ? REAL(0) : received(t + 1, column, unit);
-            REAL dz[GATES];
-            step(state[i], constant[i], fetched[i], dh, dz, result[i]);
-#pragma unroll
-            for (int gate = 0; gate < GATES; gate++)
-                ((operand_t*)V)[column * V_ROW * VECTOR + gate * UNITS + unit] = to_operand(dz[gate]);
+        all_cells(group, end - row, [&](int i, int column, int unit, int, bool there) {
+            REAL dz[GATES] = {};
+            if (there) step(state[i], constant[i], fetched[i], t == last ? REAL(0) : received(t + 1, column, unit), dz, result[i]);
+            put_factors<UNITS>((operand_t*)V + column * V_ROW * VECTOR, scales + column, unit, dz);
         });
         sync_block();
-        product(weights, spare, V, [&](int, int row, int column, auto values) {
+        product(weights, spare, V, scales, [&](int, int row, int column, auto values) {
             const int to = row / UNITS, place = column * PART_ROW + row % UNITS;
 #if CLUSTER
             store_remote((decltype(values)*)(parts + (t % 2 * BLOCKS + group.rank) * PART + place), to, values);

@@ -16,14 +16,24 @@ DEVICE Group group_of(int group0, unsigned* flags) {
     return {(int)blockIdx.x, number % HEADS, number / HEADS * NB, flags + blockIdx.y * BLOCKS, 0};
 }
 
-// The cells of this thread, with consecutive units next to each other: f(cell, column, unit of the block and of all), for
-// the first `columns` sequences of the batch. The group is passed by value: by reference it took registers that there were not.
+// The cells of this thread, with consecutive units next to each other: f(cell, column, unit of the block and of all, whether
+// it is one of the first `columns` sequences of the batch and a unit of the head). The group is passed by value: by
+// reference it took registers that there were not.
 constexpr int CELLS = (UNITS * NB + THREADS - 1) / THREADS;
 template <class F>
-DEVICE void cells(const Group group, int columns, F f) {
+DEVICE void all_cells(const Group group, int columns, F f) {
     const int unit0 = group.rank * UNITS;
     deal<UNITS * NB>([&](int i, unsigned at) {
         const int column = at / UNITS, unit = at % UNITS;
-        if (group.column0 + column < columns && unit0 + unit < WIDTH) f(i, column, unit, group.head * WIDTH + unit0 + unit);
+        const bool there = group.column0 + column < columns && unit0 + unit < WIDTH;
+        f(i, column, unit, group.head * WIDTH + unit0 + unit, there);
+    });
+}
+
+// The same for cells that are there.
+template <class F>
+DEVICE void cells(const Group group, int columns, F f) {
+    all_cells(group, columns, [&](int i, int column, int unit, int all, bool there) {
+        if (there) f(i, column, unit, all);
     });
 }

@@ -19,7 +19,7 @@ from xlstm.engines.pointwise import Pointwise
 # "cluster" with tensor cores and clusters of blocks.
 PATHS = ("loop", "pointwise", "plain", "grid", "cluster")
 PRECISIONS = ("float32", "tf32")
-TENSOR = {("float32", "float32"): "3xtf32", ("float32", "tf32"): "tf32"}  # arithmetic of tensor cores
+TENSOR = {("float32", "float32"): "3xfp16", ("float32", "tf32"): "tf32"}  # arithmetic of tensor cores
 PATH, PRECISION = "XLSTM_CUDA_PATH", "XLSTM_CUDA_PRECISION"
 # Microseconds that the host takes to ask for a product and a kernel, of which "loop" has five a step: estimates.
 LAUNCHES = {"loop": 75.0, "pointwise": 15.0}
@@ -55,8 +55,8 @@ def use(path: str | None = None, precision: str | None = None) -> contextlib.Abs
         variable XLSTM_CUDA_PATH does the same for the process.
     precision : {"float32", "tf32"}, optional
         The precision of products of float32 arrays in the loops. "float32", the default, has its digits, on tensor
-        cores as three products in TF32; "tf32" is one product, with 11 bits of each factor. XLSTM_CUDA_PRECISION does
-        the same.
+        cores as three products of two float16; "tf32" is one product, with 11 bits of each factor.
+        XLSTM_CUDA_PRECISION does the same.
 
     Raises
     ------

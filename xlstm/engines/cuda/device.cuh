@@ -21,28 +21,49 @@ DEVICE void narrow(bf16_t& to, float v) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(t
 DEVICE void narrow(float& to, float v) { to = v; }
 DEVICE void narrow(double& to, double v) { to = v; }
 
-// Makes the compiler take it for another value each time, so that it does not make ahead what is made of it.
-DEVICE void forget(uint4& v) { asm volatile("" : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)); }
-
 DEVICE unsigned bits_of(float v) { return __float_as_uint(v); }
 DEVICE float float_of(unsigned v) { return __uint_as_float(v); }
 
 // Rounds to the nearest that has 11 bits, as cvt.rna.tf32.f32 does, which takes more instructions.
 DEVICE float round_tf32(float v) { return __uint_as_float((__float_as_uint(v) + 0x1000u) & ~0x1fffu); }
 
-// c (16 x 8) += a (16 x k) b (k x 8) by a warp. a0 and a2 are of row lane / 4, a1 and a3 of row lane / 4 + 8, b of column
+// c (16 x 8) += a (16 x k) b (k x 8) by a warp. a.x and a.z are of row lane / 4, a.y and a.w of row lane / 4 + 8, b of column
 // lane / 4; c0 and c1 are in row lane / 4, c2 and c3 in row lane / 4 + 8, in columns 2 (lane % 4) and the next.
 #define DEFINE_MMA(type, shape)                                                                                           \
-    DEVICE void mma(type, float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) { \
+    DEVICE void mma(type, float (&c)[4], uint4 a, unsigned b0, unsigned b1) {                                            \
         asm volatile("mma.sync.aligned." shape " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                  \
             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                             \
-            : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));                                                     \
+            : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));                                                 \
     }
 DEFINE_MMA(half_t, "m16n8k16.row.col.f32.f16.f16.f32")
 DEFINE_MMA(bf16_t, "m16n8k16.row.col.f32.bf16.bf16.f32")
 DEFINE_MMA(float, "m16n8k8.row.col.f32.tf32.tf32.f32")
 
+DEVICE void sync_warp() { __syncwarp(); }
 DEVICE void sync_block() { __syncthreads(); }
+
+DEVICE unsigned from_lane_xor(unsigned v, int mask) {
+    unsigned found;
+    asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 0x1f, 0xffffffff;" : "=r"(found) : "r"(v), "r"(mask));
+    return found;
+}
+// The largest of so many neighbouring lanes, 16 or 32 from a multiple of that on.
+template <int LANES>
+DEVICE unsigned largest(unsigned v) {
+#if __CUDA_ARCH__ >= 800
+    if constexpr (LANES == 32) {
+        unsigned found;
+        asm volatile("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(found) : "r"(v));
+        return found;
+    }
+#endif
+#pragma unroll
+    for (int mask = LANES / 2; mask; mask /= 2) {
+        const unsigned other = from_lane_xor(v, mask);
+        v = other > v ? other : v;
+    }
+    return v;
+}
 
 // The barrier of a cluster: what its blocks wrote before arriving, also to others' shared memory, is seen after waiting.
 DEVICE void arrive_cluster() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }

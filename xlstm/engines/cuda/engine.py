@@ -15,7 +15,7 @@ from xlstm.engines.cuda import launch, source
 from xlstm.engines.cuda.choice import Choice, choose, told
 from xlstm.engines.cuda.launch import Grid, Runtime
 from xlstm.engines.cuda.source import ARRANGE, BLOCK
-from xlstm.engines.cuda.tiling import Tiling
+from xlstm.engines.cuda.tiling import ARRANGERS, Tiling
 from xlstm.engines.pointwise import Pointwise, Rows, pointwise
 from xlstm.engines.segments import Widths, beside, reshape, split, starts_of
 from xlstm.engines.step import Step
@@ -180,9 +180,8 @@ class CudaTape(Tape):
         """Launch one kernel for all steps; where not all groups fit the device, one after the other."""
         made, run, xp = source.loop(self.function, kind, tiling), self.runtime.launch, self.step.xp
         where = device_of(self.Wh)
-        vectors = tiling.heads * tiling.blocks * tiling.M * tiling.K * tiling.arithmetic.size // 16
-        arranged = xp.empty((vectors * 4,), dtype=xp.uint32, device=where)
-        run(made, ARRANGE, Grid(-(-vectors // BLOCK), 1, BLOCK), [self.Wh, arranged])
+        arranged = xp.empty((tiling.arranged // 4,), dtype=xp.uint32, device=where)
+        run(made, ARRANGE, Grid(tiling.arrangers, 1, ARRANGERS, 32), [self.Wh, arranged])
         groups = -(-self.first // tiling.columns) * tiling.heads
         at_once = groups if tiling.cluster else min(groups, self.runtime.device.sms // tiling.blocks)
         offsets = flags = exchange = None

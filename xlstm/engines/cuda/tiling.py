@@ -35,7 +35,7 @@ class Arithmetic(NamedTuple):
     real: str  # C type in which the cell is computed
     operand: str  # C type of the factors of the recurrent product
     size: int  # bytes of an operand
-    mma: int  # 0: without tensor cores, 1: with them, 2: with a float32 as two TF32
+    mma: int  # 0: without tensor cores, 1: with them, 2: with a float32 as two float16
     tf32: bool
     peak: str  # the field of Peaks that it is measured by
     share: float  # of the peak that it reaches, an estimate: mma.sync reaches 0.62 on an H100
@@ -50,7 +50,7 @@ ARITHMETIC = {
     for a in (
         Arithmetic("float64", "double", "double", "double", 8, 0, False, "float64", 0.5),
         Arithmetic("float32", "float", "float", "float", 4, 0, False, "float32", 0.5),
-        Arithmetic("3xtf32", "float", "float", "float", 4, 2, False, "tf32", 0.15),
+        Arithmetic("3xfp16", "float", "float", "float", 4, 2, False, "half", 0.2),
         Arithmetic("tf32", "float", "float", "float", 4, 1, True, "tf32", 0.62),
         Arithmetic("float16", "half_t", "float", "half_t", 2, 1, False, "half", 0.62),
         Arithmetic("bfloat16", "bf16_t", "float", "bf16_t", 2, 1, False, "half", 0.62),
@@ -63,10 +63,11 @@ MEMORY = 0.22e6  # bytes per microsecond and SM from shared memory, an estimate
 BETWEEN = 0.1e6  # bytes per microsecond from one SM to others, an estimate
 CELL = 0.06  # microseconds of one cell of each thread, an estimate
 WARPS = 8
+ARRANGERS = 256  # threads of a block that arranges weights
 CELLS = 4  # cells of a thread at most, beside tensor cores
 COLUMNS = (8, 16, 24, 32, 48, 64, 96, 128)  # sequences of a block
 # Registers of a thread for weights, sums and what it keeps of its cells, by the products of a pair. None of the kernels
-# that the tests compile spills with these; three products need some registers for themselves.
+# that the tests compile spills with these.
 REGISTERS = {0: 0, 1: 174, 2: 166}
 
 
@@ -104,17 +105,18 @@ class Tiling:
     def shared(self) -> int:
         """Bytes of shared memory; the kernels assert that it is what they need."""
         row, real = self.K * self.arithmetic.size, self.arithmetic.real_size
-        V = self.columns * (row if row // 64 % 2 else row + 64)
+        V = self.columns * (row if row // 64 % 2 else row + 64) + self._scales * self.K
         if self.kind == "forward":
             Z = self._parts * (self.M + 4) * self.columns * real
-            return (2 if self.cluster else 1) * V + Z + self.columns * self.units * self.arithmetic.size + self.weights
+            out = self.units * (self.columns * self.arithmetic.size + self._scales)
+            return (2 if self.cluster else 1) * V + Z + out + self.weights
         return V + (self.exchange if self.cluster else self._shares * self.columns * self.units * real) + self.weights
 
     @property
     def exchange(self) -> int:
         """Bytes through which a group exchanges, twice; those of a grid are in global memory."""
         if self.kind == "forward":
-            return 2 * self.columns * self.blocks * self.units * self.arithmetic.size
+            return 2 * self.blocks * self.units * (self.columns * self.arithmetic.size + self._scales)
         # A block of a cluster has what the others give it, in rows that are read without conflicts.
         parts = self.blocks * (self.units + 4) if self.cluster else self.blocks**2 * self.units
         return 2 * parts * self.columns * self.arithmetic.real_size
@@ -134,6 +136,34 @@ class Tiling:
         cells = -(-self.units * columns // self.threads) * CELL
         cost = SYNC[self.cluster] + max(2 * M * K * columns / self.rate, near / MEMORY) + between / BETWEEN + cells
         return cost * self.waves
+
+    @property
+    def arranged(self) -> int:
+        """Bytes of the weights as blocks read them; with scales where a float32 is two float16."""
+        scales = 4 * self._tiles if self.arithmetic.mma == 2 else 0
+        return self.heads * self.blocks * (self.M * self.K * self.arithmetic.size + scales)
+
+    @property
+    def arrangers(self) -> int:
+        """Blocks of the kernel that makes them."""
+        if self.arithmetic.mma == 2:
+            return self.heads * self.blocks * self._tiles
+        return -(-self.arranged // (16 * ARRANGERS))
+
+    @property
+    def _tiles(self) -> int:
+        return self.M // 16 * (self.threads // 32 // self.warps_m)
+
+    @property
+    def same_scale(self) -> int:
+        """Chunks of K that have the same scale, where a float32 is two float16: see `product.cuh`."""
+        lanes = 16 if self.units % 32 else 32
+        return self.K // 16 if self.kind == "backward" and self.units == lanes else lanes // 16
+
+    @property
+    def _scales(self) -> int:
+        """Bytes of scales for a k of all columns."""
+        return self.columns // 4 if self.arithmetic.mma == 2 else 0
 
     @property
     def _shares(self) -> int:
@@ -182,7 +212,7 @@ def _blocks(width: int, a: Arithmetic, device: Device, cluster: bool) -> list[tu
         return [(units, blocks) for units, blocks in ways if units * (blocks - 1) < width]  # the last one has work
     if not a.mma:
         return [(units, -(-width // units)) for units in (4, 8, 12, 16, 24, 32, 48, 64)]
-    ways = [(units, -(-width // units)) for units in (8, 16, 32, 48, 64)]
+    ways = [(units, -(-width // units)) for units in (8, 16, 32, 48, 64) if units > 8 or a.mma == 1]
     # Where there are many blocks, there are as many as give every warp the same number of tiles.
     return [(units, _up(blocks, 8) if blocks > 8 else blocks) for units, blocks in ways]
 
@@ -202,7 +232,9 @@ def _divisions(
     if rest:  # eight units of one or three gates
         return
     if kind == "forward":
-        ways = [(m, WARPS // m) for m in (1, 2, 4, 8) if tiles % m == 0]
+        # Of one tile the compiler begins so many chunks of three products that it finds no registers.
+        least = 2 if a.mma == 2 and tiles > 1 else 1
+        ways = [(m, WARPS // m) for m in (1, 2, 4, 8) if tiles % m == 0 and tiles // m >= least]
     else:
         ways = [(max(m for m in range(1, WARPS + 1) if tiles % m == 0), 1)]
     inputs = step.after if kind == "backward" else step.before
@@ -212,12 +244,17 @@ def _divisions(
         deep, warps = _up(K, chunk * warps_k), warps_m * warps_k
         own, chunks = tiles // warps_m, deep // chunk // warps_k
         cells = -(-units * columns // (32 * warps))
-        sums = a.mma + 1 if own * at_once <= (4 if a.mma == 2 else 2) else 1
+        sums = 2 if a.mma == 2 or own * at_once <= 2 else 1
         # Beside its values a cell takes room for what it writes and where the next one lies.
         left = REGISTERS[a.mma] - 4 * own * at_once * sums - 16 * (at_once - 1) - (cells * (values + 12) - 12)
+        if a.mma == 2:  # the compiler begins sums before it ends others
+            ahead = 16 if kind == "forward" and own != 2 else 0
+            left -= 10 * (cells - 1) + 16 * (at_once - 1) + ahead
         kept = min(chunks, left // (8 * own))
-        if kept < chunks:  # those from shared memory pass through registers, too
-            kept = (left - 8) // (8 * own)
+        if kept < chunks or a.mma == 2:  # those from shared memory pass through registers, too
+            kept = min(chunks - 2 * (a.mma == 2 and own == 2), (left - 8) // (8 * own))
+        if a.mma == 2 and chunks - kept > 5:  # they come two in a turn
+            kept -= (chunks - kept) % 2
         # With more sums at once the compiler finds no registers.
         if kept >= 1 and own * at_once <= 8 and cells <= CELLS and columns // 8 % at_once == 0:
             yield M, deep, 32 * warps, warps_m, kept, at_once
