@@ -218,14 +218,14 @@ def test_results_do_not_depend_on_the_order_of_threads(on_device, path):
         ("cluster", "forward.cu", "        sync_block();\n\n        constexpr int PIECES"),
         ("cluster", "backward.cu", "        sync_block();\n        product(weights"),
         ("grid", "backward.cu", "        sync_block();\n    };"),
-        ("cluster", "exchange.cuh", "    wait_cluster();"),
+        ("cluster", "exchange.cuh", "    wait_arrivals(arrivals, (group.step - 1) / 2 % 2);"),
     ],
 )
 def test_a_missing_barrier_is_seen(on_device, monkeypatch, path, part, text):
     """The test of the test above."""
     layer = xlstm.GRU(3, 40)
     expected = results(layer, T=4)
-    broken = source.file(part).replace(text, text.replace("sync_block();", "").replace("wait_cluster();", ""))
+    broken = source.file(part).replace(text, text.replace("sync_block();", "").replace("wait_arrivals", "(void)"))
     assert broken != source.file(part)
     whole = source.file
     monkeypatch.setattr(source, "file", lambda name: broken if name == part else whole(name))
@@ -234,7 +234,11 @@ def test_a_missing_barrier_is_seen(on_device, monkeypatch, path, part, text):
     try:
         for seed in (1, 2):
             on_device(path, seed=seed)
-            found = results(layer, dtype="float32", T=4)
+            try:
+                found = results(layer, dtype="float32", T=4)
+            except AssertionError as error:
+                wrong.append(str(error))
+                continue
             wrong += [n for n, v in expected.items() if not np.max(np.abs(found[n] - v)) <= 1e-4]
     finally:
         source.loop.cache_clear()

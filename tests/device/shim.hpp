@@ -46,6 +46,7 @@ static Fiber* now;
 static ucontext_t scheduler;
 static dim3_ blockDim_, gridDim_;
 static long progress;  // of anything; a thread that waits for memory makes none
+static bool misused;  // a barrier, in a way that its manual forbids
 
 inline void yield() { swapcontext(&now->context, &scheduler); }
 
@@ -158,11 +159,39 @@ DEVICE void wait_cluster() {
     const shim::Block* block = shim::now->block;
     shim::wait(2, block->cluster_first, block->cluster_size);
 }
+// An mbarrier as the PTX manual has it: a turn ends when a thread has said what to expect and as many bytes have come.
+struct Arrivals {
+    short turn, said;
+    int missing;
+    void check() {
+        if (said && missing == 0) turn++, said = 0;
+        shim::progress++;
+    }
+};
+static_assert(sizeof(Arrivals) == 8, "as large as on a device");
+DEVICE void init_arrivals(Arrivals* a) { *a = Arrivals{0, 0, 0}; }
+DEVICE void publish_arrivals() {}
+DEVICE void expect(Arrivals* a, int bytes) {
+    if (a->said) shim::misused = true;  // of two turns at once
+    a->said = 1;
+    a->missing += bytes;
+    a->check();
+}
 template <class T>
-DEVICE void store_remote(T* local, int rank, const T& v) {
+DEVICE T* remote(T* local, int rank) {
     const shim::Block* mine = shim::now->block;
     const shim::Block* other = shim::fibers[mine->cluster_first + rank * (int)blockDim.x].block;
-    *(T*)(other->shared + ((unsigned char*)local - mine->shared)) = v;
+    return (T*)(other->shared + ((unsigned char*)local - mine->shared));
+}
+template <class T>
+DEVICE void send_remote(T* local, int rank, const T& v, Arrivals* arrivals) {
+    *remote(local, rank) = v;
+    Arrivals* to = remote(arrivals, rank);
+    to->missing -= sizeof(T);
+    to->check();
+}
+DEVICE void wait_arrivals(Arrivals* a, unsigned odd) {
+    while ((((volatile Arrivals*)a)->turn & 1) == odd) shim::yield();
 }
 DEVICE void set_flag(unsigned* flag, unsigned value) {
     *flag = value;
@@ -194,7 +223,7 @@ inline void run_fiber() {
     yield();
 }
 
-// All blocks of the grid at once. 1: threads wait for what never comes.
+// All blocks of the grid at once. 1: threads wait for what never comes, or misuse what they wait for.
 template <class... A>
 int launch(void (*kernel)(A...), int grid_x, int grid_y, int threads, int shared, int cluster, unsigned seed, void** args,
            int first_block = 0) {
@@ -233,7 +262,7 @@ int launch(void (*kernel)(A...), int grid_x, int grid_y, int threads, int shared
     }
     alive = (int)fibers.size();
     uint64_t state = seed;
-    bool stuck = false;
+    bool stuck = misused = false;
     while (alive && !stuck) {
         const long before = progress;
         for (size_t left = seed ? order.size() : 0; left > 1; left--) {
@@ -248,7 +277,7 @@ int launch(void (*kernel)(A...), int grid_x, int grid_y, int threads, int shared
         stuck = progress == before;
     }
     delete[] stacks;
-    return stuck;
+    return stuck || misused;
 }
 
 }  // namespace shim

@@ -10,7 +10,8 @@ constexpr int WIDE = 16 / (int)sizeof(REAL), PIECES = PART / WIDE;
 constexpr int SHARES = THREADS / PIECES < 1 ? 1 : THREADS / PIECES < BLOCKS ? THREADS / PIECES : BLOCKS;
 constexpr int SHARE = (BLOCKS + SHARES - 1) / SHARES;
 constexpr int PARTS_BYTES = (CLUSTER ? 2 * BLOCKS : SHARES) * PART * (int)sizeof(REAL);
-constexpr int SHARED_BYTES = V_BYTES + PARTS_BYTES + WEIGHT_BYTES;
+constexpr int ARRIVAL_BYTES = CLUSTER ? 16 : 0, STEP_BYTES = BLOCKS * NB * UNITS * (int)sizeof(REAL);
+constexpr int SHARED_BYTES = V_BYTES + PARTS_BYTES + WEIGHT_BYTES + ARRIVAL_BYTES;
 static_assert(SHARED_BYTES == SHARED_PLANNED, "shared memory as planned");
 static_assert(PARTS_BYTES % 16 == 0 && K >= GATES * UNITS && M == BLOCKS * UNITS && WARPS_K == 1, "units");
 
@@ -29,7 +30,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
     uint4* spare = (uint4*)(memory + V_BYTES + PARTS_BYTES);
     const Arrays a = ARRAYS;
 
-    Group group = group_of(group0, flags);
+    Group group = group_of(group0, flags, (Arrivals*)(memory + SHARED_BYTES - ARRIVAL_BYTES));
     const Offsets offset = {offsets, steps, width};
 
     Weights weights;
@@ -52,10 +53,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
         cells(group, end - row, [&](int i, int column, int, int all) { fetch(fetched[i], a, row0 + column, all); });
     }
     sync_block();
-#if CLUSTER
-    arrive_group(group);  // nobody writes to a block that has not begun
-    wait_group(group);
-#endif
+    begin_group(group, STEP_BYTES);
 
 #if !CLUSTER
     // Adds what all blocks found at step t to as many parts as there are shares.
@@ -96,7 +94,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
         product(weights, spare, V, scales, [&](int, int row, int column, auto values) {
             const int to = row / UNITS, place = column * PART_ROW + row % UNITS;
 #if CLUSTER
-            store_remote((decltype(values)*)(parts + (t % 2 * BLOCKS + group.rank) * PART + place), to, values);
+            send(group, (decltype(values)*)(parts + (t % 2 * BLOCKS + group.rank) * PART + place), to, values);
 #else
             const long long part = ((t % 2 * (long long)gridDim.y + blockIdx.y) * BLOCKS + to) * BLOCKS + group.rank;
             store_wide((decltype(values)*)((REAL*)exchange + part * PART + place), values);
@@ -108,7 +106,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
         const long long next = before + group.column0;
         cells(group, row - before, [&](int i, int column, int, int all) { fetch(fetched[i], a, next + column, all); });
         end = row, row = before, before = preceding;
-        wait_group(group);
+        wait_group(group, STEP_BYTES);
 #if !CLUSTER
         receive(t);
 #endif

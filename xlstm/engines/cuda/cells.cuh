@@ -11,9 +11,9 @@ struct Offsets {
     }
 };
 
-DEVICE Group group_of(int group0, unsigned* flags) {
+DEVICE Group group_of(int group0, unsigned* flags, Arrivals* arrivals) {
     const int number = group0 + blockIdx.y;
-    return {(int)blockIdx.x, number % HEADS, number / HEADS * NB, flags + blockIdx.y * BLOCKS, 0};
+    return {(int)blockIdx.x, number % HEADS, number / HEADS * NB, flags + blockIdx.y * BLOCKS, 0, arrivals};
 }
 
 // The cells of this thread, with consecutive units next to each other: f(cell, column, unit of the block and of all, whether

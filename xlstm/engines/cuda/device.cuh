@@ -75,15 +75,39 @@ DEVICE unsigned remote(const void* local, int rank) {
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(found) : "r"((unsigned)__cvta_generic_to_shared(local)), "r"(rank));
     return found;
 }
+
+// An mbarrier: a thread says how many bytes it expects, and a turn ends when they have come from any block of the cluster.
+using Arrivals = unsigned long long;
+DEVICE unsigned shared_address(const void* local) { return (unsigned)__cvta_generic_to_shared(local); }
+DEVICE void init_arrivals(Arrivals* a) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(a)) : "memory");
+}
+// To the other blocks of the cluster, which then wait at its barrier.
+DEVICE void publish_arrivals() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+DEVICE void expect(Arrivals* a, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(a)), "r"(bytes) : "memory");
+}
+// Sends 8 or 16 bytes to their place in another block of the cluster, or in this one. They count in that block's arrivals:
+// whoever waited for these sees the bytes.
 template <class T>
-DEVICE void store_remote(T* local, int rank, const T& v) {
-    const unsigned to = remote(local, rank), *w = (const unsigned*)&v;
+DEVICE void send_remote(T* local, int rank, const T& v, Arrivals* arrivals) {
+    const unsigned to = remote(local, rank), at = remote(arrivals, rank), *w = (const unsigned*)&v;
     static_assert(sizeof(T) == 8 || sizeof(T) == 16, "two words or four");
     if constexpr (sizeof(T) == 8)
-        asm volatile("st.shared::cluster.v2.u32 [%0], {%1,%2};" ::"r"(to), "r"(w[0]), "r"(w[1]) : "memory");
+        asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1,%2}, [%3];"
+                     ::"r"(to), "r"(w[0]), "r"(w[1]), "r"(at) : "memory");
     else
-        asm volatile("st.shared::cluster.v4.u32 [%0], {%1,%2,%3,%4};"
-                     ::"r"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]) : "memory");
+        asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, [%5];"
+                     ::"r"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(at) : "memory");
+}
+// Waits for the end of an even or an odd turn.
+DEVICE void wait_arrivals(Arrivals* a, unsigned odd) {
+    unsigned done;
+    do {
+        asm volatile(
+            "{.reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+            : "=r"(done) : "r"(shared_address(a)), "r"(odd) : "memory");
+    } while (!done);
 }
 
 // Flags in global memory: what the thread and, after sync_block, its block wrote before is seen by the thread that waited

@@ -6,7 +6,8 @@ constexpr int V_BYTES = NB * V_ROW * 16 + SCALES * 4, V_ROOMS = CLUSTER ? 2 : 1;
 constexpr int Z_BYTES = WARPS_K * NB * Z_ROW * (int)sizeof(REAL);
 constexpr int OUT_SCALES = SCALES ? NB * UNITS / 16 : 0;  // that a block makes
 constexpr int OUT_BYTES = NB * UNITS * SIZE + OUT_SCALES * 4;
-constexpr int SHARED_BYTES = V_ROOMS * V_BYTES + Z_BYTES + OUT_BYTES + WEIGHT_BYTES;
+constexpr int ARRIVAL_BYTES = CLUSTER ? 16 : 0;
+constexpr int SHARED_BYTES = V_ROOMS * V_BYTES + Z_BYTES + OUT_BYTES + WEIGHT_BYTES + ARRIVAL_BYTES;
 static_assert(SHARED_BYTES == SHARED_PLANNED, "shared memory as planned");
 static_assert(UNITS * SIZE % 16 == 0 && K >= BLOCKS * UNITS && M == GATES * UNITS, "units");
 
@@ -25,7 +26,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
     uint4* spare = (uint4*)(memory + V_ROOMS * V_BYTES + Z_BYTES + OUT_BYTES);
     const Arrays a = ARRAYS;
 
-    Group group = group_of(group0, flags);
+    Group group = group_of(group0, flags, (Arrivals*)(memory + SHARED_BYTES - ARRIVAL_BYTES));
     const Offsets offset = {offsets, steps, width};
     int row = offset(0), end = offset(1), next_end = offset(2);  // rows of step t and of the next one
 
@@ -52,10 +53,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
         fetch(fetched[i], a, group.column0 + column, unit);
     });
     sync_block();
-#if CLUSTER
-    arrive_group(group);  // nobody writes to a block that has not begun
-    wait_group(group);
-#endif
+    begin_group(group, BLOCKS * OUT_BYTES);
 
     for (int t = 0; end - row > group.column0; t++) {
         const uint4* h = V + (CLUSTER ? t % 2 : 0) * (V_BYTES / 16);
@@ -93,13 +91,13 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
         uint4* to = V + (t + 1) % 2 * (V_BYTES / 16);
         deal<BLOCKS * NB * PIECES>([&](int, unsigned at) {
             const int piece = at % PIECES, column = at / PIECES % NB;
-            store_remote(to + column * V_ROW + group.rank * PIECES + piece, at / (PIECES * NB),
-                         ((uint4*)out)[column * PIECES + piece]);
+            send(group, to + column * V_ROW + group.rank * PIECES + piece, at / (PIECES * NB),
+                 ((uint4*)out)[column * PIECES + piece]);
         });
         deal<BLOCKS * SCALE_PIECES>([&](int, unsigned at) {
             const int piece = at % SCALE_PIECES;
-            store_remote(to + NB * V_ROW + group.rank * SCALE_PIECES + piece, at / SCALE_PIECES,
-                         ((uint4*)out)[NB * PIECES + piece]);
+            send(group, to + NB * V_ROW + group.rank * SCALE_PIECES + piece, at / SCALE_PIECES,
+                 ((uint4*)out)[NB * PIECES + piece]);
         });
 #else
         constexpr int ROW = BLOCKS * PIECES, ALL_SCALES = BLOCKS * SCALE_PIECES;
@@ -116,7 +114,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
         const int following = offset(t + 3);
         const long long next = end + group.column0;
         cells(group, next_end - end, [&](int i, int column, int, int all) { fetch(fetched[i], a, next + column, all); });
-        wait_group(group);
+        wait_group(group, BLOCKS * OUT_BYTES);
 #if !CLUSTER
         constexpr int FRESH = NB * ROW + ALL_SCALES;
         uint4 fresh[(FRESH + THREADS - 1) / THREADS];  // all loads are on their way before the first is waited for

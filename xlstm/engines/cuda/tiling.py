@@ -104,13 +104,14 @@ class Tiling:
     @property
     def shared(self) -> int:
         """Bytes of shared memory; the kernels assert that it is what they need."""
-        row, real = self.K * self.arithmetic.size, self.arithmetic.real_size
+        row, real, arrivals = self.K * self.arithmetic.size, self.arithmetic.real_size, 16 * self.cluster
         V = self.columns * (row if row // 64 % 2 else row + 64) + self._scales * self.K
         if self.kind == "forward":
             Z = self._parts * (self.M + 4) * self.columns * real
             out = self.units * (self.columns * self.arithmetic.size + self._scales)
-            return (2 if self.cluster else 1) * V + Z + out + self.weights
-        return V + (self.exchange if self.cluster else self._shares * self.columns * self.units * real) + self.weights
+            return (2 if self.cluster else 1) * V + Z + out + self.weights + arrivals
+        parts = self.exchange if self.cluster else self._shares * self.columns * self.units * real
+        return V + parts + self.weights + arrivals
 
     @property
     def exchange(self) -> int:
