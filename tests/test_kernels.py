@@ -18,6 +18,7 @@ DEVICES = {
 }
 CARDS = {
     **DEVICES,
+    75: Device("Tesla T4", 75, 40, 65536),
     86: Device("NVIDIA GeForce RTX 3090", 86, 82, 101376),
     89: Device("NVIDIA GeForce RTX 4090", 89, 128, 101376),
     100: Device("B200", 100, 148, 232448, 16),
@@ -73,8 +74,14 @@ def test_with_tensor_cores(cell, name, capability, cluster):
 
 
 @pytest.mark.parametrize("size", MEASURED)
-@pytest.mark.parametrize(("dtype", "precision"), [("float32", "float32"), ("float32", "tf32"), ("bfloat16", "float32")])
-@pytest.mark.parametrize("capability", CARDS)
+@pytest.mark.parametrize(
+    ("capability", "dtype", "precision"),
+    [
+        *((75, dtype, "float32") for dtype in ("float32", "float16")),
+        *((card, "float32", precision) for card in CARDS.keys() - {75} for precision in ("float32", "tf32")),
+        *((card, "bfloat16", "float32") for card in CARDS.keys() - {75}),
+    ],
+)
 def test_what_cards_choose_for_the_sizes_that_are_measured(capability, dtype, precision, size):
     width, heads, B = size
     found = choose("LSTM", ("auto", precision), CELLS["lstm"], "", dtype, width, heads, B, CARDS[capability])
@@ -90,6 +97,18 @@ def test_a_wide_layer_fits_all_blocks_of_a_large_card(capability):
     """Eight units a block spread the weights of 1024 units over the registers of 128 blocks."""
     found = choose("LSTM", ("auto", "tf32"), CELLS["lstm"], "", "float32", 1024, 1, 16, CARDS[capability])
     assert (found.path, found.forward.units, found.forward.blocks) == ("grid", 8, 128)
+
+
+def test_a_t4_has_tensor_cores_in_float16():
+    """float32 is two float16 there, also where TF32 was asked for, which it has not."""
+    for dtype, name in (("float16", "float16"), ("float32", "3xfp16")):
+        for precision in ("float32", "tf32"):
+            found = choose("LSTM", ("auto", precision), CELLS["lstm"], "", dtype, 256, 1, 64, CARDS[75])
+            assert (found.path, found.arithmetic.name) == ("grid", name)
+            text = source.loop(CELLS["lstm"], "forward", found.forward).text
+            assert compile_for(75, text).spilled == 0
+    found = choose("LSTM", ("auto", "float32"), CELLS["lstm"], "", "float16", 256, 1, 64, Device("V100", 70, 80, 98304))
+    assert found.others["grid"] == "V100 is sm_70, tensor cores are not used below sm_75"
 
 
 def test_peaks_of_cards():

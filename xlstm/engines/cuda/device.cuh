@@ -35,7 +35,18 @@ DEVICE float round_tf32(float v) { return __uint_as_float((__float_as_uint(v) + 
             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                             \
             : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));                                                 \
     }
+#if __CUDA_ARCH__ >= 800
 DEFINE_MMA(half_t, "m16n8k16.row.col.f32.f16.f16.f32")
+#else  // sm_75 has half of it
+DEVICE void mma_of_8(float (&c)[4], unsigned a0, unsigned a1, unsigned b) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(b));
+}
+DEVICE void mma(half_t, float (&c)[4], uint4 a, unsigned b0, unsigned b1) {
+    mma_of_8(c, a.x, a.y, b0);
+    mma_of_8(c, a.z, a.w, b1);
+}
+#endif
 DEFINE_MMA(bf16_t, "m16n8k16.row.col.f32.bf16.bf16.f32")
 DEFINE_MMA(float, "m16n8k8.row.col.f32.tf32.tf32.f32")
 
