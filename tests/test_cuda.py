@@ -51,13 +51,13 @@ def test_the_path_follows_shape_dtype_and_device(arguments, path):
 
 
 def test_float32_keeps_its_digits_unless_told_otherwise(monkeypatch):
-    assert choose().arithmetic.name == "3xtf32"
+    assert choose().arithmetic.name == "3xfp16"
     with cuda.use(precision="tf32"):
         assert choose().arithmetic.name == "tf32"
         with cuda.use(path="plain"):
             assert choose().arithmetic.name == "float32"
         with cuda.use(precision="float32"):
-            assert choose().arithmetic.name == "3xtf32"
+            assert choose().arithmetic.name == "3xfp16"
     monkeypatch.setenv("XLSTM_CUDA_PRECISION", "tf32")
     assert choose().arithmetic.name == "tf32"
 
@@ -67,7 +67,7 @@ def test_float32_keeps_its_digits_unless_told_otherwise(monkeypatch):
     [
         ("cluster", {"device": A100}, "'cluster' was asked for, but A100 is sm_80, clusters need sm_90"),
         ("grid", {"dtype": "float64"}, "tensor cores are not used for float64; loop, pointwise, plain can do it"),
-        ("cluster", {"width": 4096}, r"no way to divide 1 x 4096 units, 64 sequences and 3xtf32 fits 132 SMs"),
+        ("cluster", {"width": 4096}, r"no way to divide 1 x 4096 units, 64 sequences and 3xfp16 fits 132 SMs"),
         ("plain", {"why": "no kernel does zoneout"}, "no kernel does zoneout; loop can do it"),
         ("pointwise", {"dtype": "bfloat16", "device": Device("V100", 70, 80, 98304)}, "sm_70, bfloat16 needs sm_80"),
     ],

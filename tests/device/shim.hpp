@@ -8,6 +8,7 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -52,6 +53,7 @@ static Fiber* now;
 static jmp_buf scheduler;
 static dim3_ blockDim_, gridDim_;
 static long progress;  // of anything; a thread that waits for memory makes none
+static bool misused;  // a barrier, in a way that its manual forbids
 
 inline void yield() {
     if (!_setjmp(now->place)) _longjmp(scheduler, 1);
@@ -112,17 +114,16 @@ DEVICE void narrow(bf16_t& to, float v) {
 }
 DEVICE void narrow(float& to, float v) { to = v; }
 DEVICE void narrow(double& to, double v) { to = v; }
-DEVICE void forget(uint4&) {}
 DEVICE float round_tf32(float v) { return float_of((bits_of(v) + 0x1000u) & ~0x1fffu); }
 
 // mma.sync as the PTX manual draws it: matrices by element, from the words of the lanes.
 template <class T, int DEPTH, class Read>
-DEVICE void mma_model(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1, Read read) {
+DEVICE void mma_model(float (&c)[4], uint4 a, unsigned b0, unsigned b1, Read read) {
     shim::Fiber* me = shim::now;
     shim::Warp& warp = *me->warp;
     const int lane = me->thread % 32, first = me->block->first + me->thread / 32 * 32;
-    const unsigned a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1};
-    std::memcpy(warp.a[lane], a, sizeof a);
+    const unsigned b[2] = {b0, b1};
+    std::memcpy(warp.a[lane], &a, sizeof a);
     std::memcpy(warp.b[lane], b, sizeof b);
     shim::barrier(0, first, 32);
     constexpr int WORD = 4 / sizeof(T);  // elements
@@ -147,16 +148,28 @@ DEVICE void mma_model(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsi
 DEVICE float half_of(unsigned word, int which) { return widen(half_t{(unsigned short)(word >> (16 * which))}); }
 DEVICE float bf16_of(unsigned word, int which) { return widen(bf16_t{(unsigned short)(word >> (16 * which))}); }
 DEVICE float tf32_of(unsigned word, int) { return float_of(word & ~0x1fffu); }  // the hardware reads no more
-DEVICE void mma(half_t, float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-    mma_model<half_t, 16>(c, a0, a1, a2, a3, b0, b1, half_of);
+DEVICE void mma(half_t, float (&c)[4], uint4 a, unsigned b0, unsigned b1) {
+    mma_model<half_t, 16>(c, a, b0, b1, half_of);
 }
-DEVICE void mma(bf16_t, float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-    mma_model<bf16_t, 16>(c, a0, a1, a2, a3, b0, b1, bf16_of);
+DEVICE void mma(bf16_t, float (&c)[4], uint4 a, unsigned b0, unsigned b1) {
+    mma_model<bf16_t, 16>(c, a, b0, b1, bf16_of);
 }
-DEVICE void mma(float, float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-    mma_model<float, 8>(c, a0, a1, a2, a3, b0, b1, tf32_of);
+DEVICE void mma(float, float (&c)[4], uint4 a, unsigned b0, unsigned b1) {
+    mma_model<float, 8>(c, a, b0, b1, tf32_of);
 }
 
+template <int LANES>
+DEVICE unsigned largest(unsigned v) {
+    shim::Fiber* me = shim::now;
+    const int lane = me->thread % 32, first = me->block->first + me->thread / 32 * 32;
+    me->warp->a[lane][0] = v;
+    shim::barrier(0, first, 32);
+    for (int i = lane / LANES * LANES; i < lane / LANES * LANES + LANES; i++) v = std::max(v, me->warp->a[i][0]);
+    shim::barrier(0, first, 32);
+    return v;
+}
+
+DEVICE void sync_warp() {}  // nothing in a warp waits for it
 DEVICE void sync_block() { shim::barrier(1, shim::now->block->first, blockDim.x); }
 DEVICE void __syncthreads() { sync_block(); }
 DEVICE void arrive_cluster() { shim::arrive(2); }
@@ -164,11 +177,39 @@ DEVICE void wait_cluster() {
     const shim::Block* block = shim::now->block;
     shim::wait(2, block->cluster_first, block->cluster_size);
 }
+// An mbarrier as the PTX manual has it: a turn ends when a thread has said what to expect and as many bytes have come.
+struct Arrivals {
+    short turn, said;
+    int missing;
+    void check() {
+        if (said && missing == 0) turn++, said = 0;
+        shim::progress++;
+    }
+};
+static_assert(sizeof(Arrivals) == 8, "as large as on a device");
+DEVICE void init_arrivals(Arrivals* a) { *a = Arrivals{0, 0, 0}; }
+DEVICE void publish_arrivals() {}
+DEVICE void expect(Arrivals* a, int bytes) {
+    if (a->said) shim::misused = true;  // of two turns at once
+    a->said = 1;
+    a->missing += bytes;
+    a->check();
+}
 template <class T>
-DEVICE void store_remote(T* local, int rank, T v) {
+DEVICE T* remote(T* local, int rank) {
     const shim::Block* mine = shim::now->block;
     const shim::Block* other = shim::fibers[mine->cluster_first + rank * (int)blockDim.x].block;
-    *(T*)(other->shared + ((unsigned char*)local - mine->shared)) = v;
+    return (T*)(other->shared + ((unsigned char*)local - mine->shared));
+}
+template <class T>
+DEVICE void send_remote(T* local, int rank, const T& v, Arrivals* arrivals) {
+    *remote(local, rank) = v;
+    Arrivals* to = remote(arrivals, rank);
+    to->missing -= sizeof(T);
+    to->check();
+}
+DEVICE void wait_arrivals(Arrivals* a, unsigned odd) {
+    while ((((volatile Arrivals*)a)->turn & 1) == odd) shim::yield();
 }
 DEVICE void set_flag(unsigned* flag, unsigned value) {
     *flag = value;
@@ -177,6 +218,8 @@ DEVICE void set_flag(unsigned* flag, unsigned value) {
 DEVICE void wait_flag(const unsigned* flag, unsigned value) {
     while (*(volatile const unsigned*)flag < value) shim::yield();
 }
+template <class T>
+DEVICE void store_wide(T* to, const T& v) { *to = v; }
 template <class T>
 DEVICE T load_fresh(const T* from) { return *from; }
 DEVICE long long nanoseconds() {
@@ -241,7 +284,7 @@ inline bool run_blocks(int first, int last, int threads, int shared, int cluster
     }
     alive = (int)fibers.size();
     uint64_t state = seed;
-    bool stuck = false;
+    bool stuck = misused = false;
     while (alive && !stuck) {
         const long before = progress;
         for (size_t left = seed ? order.size() : 0; left > 1; left--) {
@@ -253,10 +296,10 @@ inline bool run_blocks(int first, int last, int threads, int shared, int cluster
         stuck = progress == before;
     }
     delete[] stacks;
-    return stuck;
+    return stuck || misused;
 }
 
-// 1: threads wait for what never comes.
+// 1: threads wait for what never comes, or misuse what they wait for.
 template <class... A>
 int launch(void (*kernel)(A...), int grid_x, int grid_y, int threads, int shared, int cluster, unsigned seed, void** args,
            int way) {

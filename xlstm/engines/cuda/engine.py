@@ -14,8 +14,8 @@ from xlstm.engines.cuda import launch, source
 from xlstm.engines.cuda.choice import told
 from xlstm.engines.cuda.kernels import Kernels, Single, contiguous, plan
 from xlstm.engines.cuda.launch import Grid
-from xlstm.engines.cuda.source import ARRANGE, BLOCK
-from xlstm.engines.cuda.tiling import Tiling
+from xlstm.engines.cuda.source import ARRANGE
+from xlstm.engines.cuda.tiling import ARRANGERS, Tiling
 from xlstm.engines.segments import Widths, beside, reshape, split, starts_of
 from xlstm.engines.step import Step
 from xlstm.engines.tape import Gradients, Kept, Tape
@@ -162,9 +162,8 @@ class CudaTape(Kernels, Tape):
         """Launch one kernel for all steps; where not all groups fit the device, one after the other."""
         made, run, xp = source.loop(self.function, kind, tiling), self.runtime.launch, self.step.xp
         where = device_of(self.Wh)
-        vectors = tiling.heads * tiling.blocks * tiling.M * tiling.K * tiling.arithmetic.size // 16
-        arranged = xp.empty((vectors * 4,), dtype=xp.uint32, device=where)
-        run(made, ARRANGE, Grid(-(-vectors // BLOCK), 1, BLOCK), [self.Wh, arranged])
+        arranged = xp.empty((tiling.arranged // 4,), dtype=xp.uint32, device=where)
+        run(made, ARRANGE, Grid(tiling.arrangers, 1, ARRANGERS, 32), [self.Wh, arranged])
         groups = -(-self.first // tiling.columns) * tiling.heads
         at_once = groups if tiling.cluster else min(groups, self.runtime.device.sms // tiling.blocks)
         offsets = flags = exchange = None
