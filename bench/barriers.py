@@ -56,7 +56,7 @@ def wait(run: Runtime, zeros: Callable[[int], Any], blocks: int, cluster: bool, 
     """Let groups of blocks meet so often; an array with the barriers that each block passed."""
     flags, met = zeros(groups * blocks), zeros(groups * blocks)
     given = [np.int32(steps), flags, met]
-    run.launch(source(blocks, cluster), "xlstm_barriers", Grid(blocks, groups, THREADS), given)
+    run.launch(source(blocks, cluster), "xlstm_barriers", Grid(blocks, groups, THREADS, 16 + 32 * blocks), given)
     return met
 
 
