@@ -17,6 +17,7 @@ from xlstm.models.tirex.scaling import RobustScaler, StandardScaler
 ONES = {name: DATA / "tirex1" / name for name in "abc"}
 TWOS = {name: DATA / "tirex2" / name for name in "abc"}
 EXACT, SINGLE = 1e-10, 2e-5  # of the largest value of a row
+BLIND = pytest.mark.filterwarnings("ignore:TiRex. the last steps")  # horizons beyond the context
 
 
 def close(found, expected, most=EXACT):
@@ -134,6 +135,7 @@ def starts(request, monkeypatch):
     return Starts
 
 
+@BLIND
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", "abc")
 def test_forecasts_of_tirex_1(name, dtype, starts):
@@ -340,6 +342,7 @@ def test_an_overtone_gives_way_to_its_octave(ratio, factor):
     assert found == pytest.approx(factor, rel=1e-6)
 
 
+@BLIND
 def test_resampled_forecasts(one):
     """A series is forecast at the lower rate, and those without a long period as they are."""
     own, params = one
@@ -351,6 +354,7 @@ def test_resampled_forecasts(one):
     low = own.forecast(params, resampling.downsampled(slow, factor), 14).quantiles
     close(found[0], resampling.upsampled(low, factor, 120))
     close(found[1], own.forecast(params, quick, 120).quantiles)
+    assert resampling.factor(slow + 7 * (-1.0) ** at, 120) == factor  # the last bin, of 2 steps, counts once
     assert resampling.factor(slow, 99) == resampling.factor(slow[:1999], 120) == 1
     assert resampling.factor(np.full(2400, np.nan), 120) == resampling.factor(np.ones(2400), 120) == 1
 
@@ -363,6 +367,21 @@ def test_beyond_the_trained_horizon(two):
         found = own.forecast(params, x, 25).quantiles
     assert found.shape == (2, 25, 9)
     close(found[:, :16], own.forecast(params, x, 16).quantiles, 1e-12)
+
+
+def test_windows_without_a_value(one):
+    """Those after as many steps as the context has; they are all the same, and the warning says so."""
+    own, params = one
+    assert own.context == 32
+    x = np.random.default_rng(0).normal(100, 1, 50)
+    usual = own.forecast(params, x, 32).quantiles
+    with pytest.warns(HorizonWarning, match="TiRex: the last steps come from windows of 32 values") as found:
+        longer = own.forecast(params, x, 40).quantiles
+    assert found[0].filename == __file__
+    close(longer[:32], usual)
+    np.testing.assert_array_equal(longer[32:36], longer[36:])
+    assert np.max(np.abs(longer[32:])) < 50 < np.min(np.abs(usual))
+    own.forecast(params, x, 40, rollout=10)
 
 
 X = np.arange(30.0)
@@ -383,6 +402,8 @@ X = np.arange(30.0)
         ("one", {"series": [X, []]}, ValueError, r"TiRex: series\[1\] has shape \(0,\), expected \(L,\)"),
         ("one", {"series": "text"}, TypeError, "TiRex: series is 'text', expected numbers"),
         ("one", {"series": [["a", "b"]]}, TypeError, r"TiRex: series\[0\] is .*, expected numbers"),
+        ("one", {"series": ["a", "b"]}, TypeError, r"TiRex: series is \['a', 'b'\], expected numbers"),
+        ("one", {"series": ["1", "2"]}, TypeError, r"TiRex: series is \['1', '2'\], expected numbers"),
         ("one", {"series": X + 1j}, TypeError, "TiRex: series is an array of complex128 of shape"),
         (
             "one",
@@ -425,6 +446,13 @@ def test_tables_go_to_the_estimator(one):
     gaps = pandas.Series([1, None, 3, 4], dtype="Int64")
     expected = own.forecast(params, [1, np.nan, 3, 4], 4).quantiles
     np.testing.assert_array_equal(own.forecast(params, gaps, 4).quantiles, expected)
+
+
+def test_the_middle_quantile_is_the_one_by_position():
+    """Of an even number it is the upper one; the others go away from it with the steps."""
+    q = np.broadcast_to([1.0, 2.0, 4.0, 8.0], (2, 4))
+    expected = 4 + np.sqrt(0.9) * np.array([[1.0], [2**0.02]]) * (q - 4)
+    np.testing.assert_allclose(calibration.calibrated(q), expected, rtol=1e-14)
 
 
 def test_sign_flip_needs_opposite_quantiles(two):

@@ -76,6 +76,18 @@ def test_the_transformer_follows_scikit_learn(rng):
     assert several.get_feature_names_out()[5] == "block0_variate1_unit1"
 
 
+def test_a_table_has_a_row_for_each_series(rng):
+    """As tables that scikit-learn takes have, in which a missing number is a missing value."""
+    pandas = pytest.importorskip("pandas")
+    X = rng.standard_normal((4, 9))
+    X[1, 3] = np.nan
+    features = TiRexFeatures(model=MODEL, params=MODEL.init(0, "numpy"))
+    found = features.fit(pandas.DataFrame(X)).transform(pandas.DataFrame(X))
+    np.testing.assert_array_equal(found, features.fit_transform(X))
+    with pytest.raises(TypeError, match="TiRexFeatures: column 'a' holds String, expected numbers"):
+        features.fit(pandas.DataFrame({"a": ["x", "y"]}))
+
+
 @pytest.mark.parametrize(
     ("options", "X", "message"),
     [

@@ -45,16 +45,24 @@ def test_attention_gradient(be, rng):
 
 @pytest.mark.parametrize("qk_norm", [True, False])
 def test_gradient_of_groups(rng, qk_norm):
-    """By tokens, every parameter and every initial state, with rows alone, in groups, and known ones."""
+    """Of y by every parameter, and of y and the states by tokens and the states before, with rows alone, in groups, and
+    known ones. Those of states by parameters are checked without groups, in `tests/test_parts.py`.
+    """
     model = TiRex2(4, SECOND.recipe, qk_norm=qk_norm, norm_eps=None, activation="gelu", **SIZES)
     params, x = inputs_of(model, make_backend("numpy"), rng, 8, 3)
     _, end = model(params, x)
 
-    def forward(params, x, state):
+    def of_params(params):
+        y, _, saved = model.forward(params, x, end, **GROUPS)
+        return y, (params, saved)
+
+    def of_rest(x, state):
         y, end, saved = model.forward(params, x, state, **GROUPS)
         return (y, end), (params, saved)
 
-    xlstm.gradcheck(forward, lambda saved, d: model.backward(*saved, *d), (params, x, end), directions=1)
+    xlstm.gradcheck(of_params, lambda saved, dy: model.backward(*saved, dy)[:1], (params,), directions=1)
+    if qk_norm:  # which changes nothing in the ways of states
+        xlstm.gradcheck(of_rest, lambda saved, d: model.backward(*saved, *d)[1:], (x, end), directions=1)
 
 
 def test_backends_agree_on_groups(be, rng):

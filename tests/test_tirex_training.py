@@ -118,6 +118,8 @@ def test_adapters_begin_as_nothing_and_are_merged(rng):
     np.testing.assert_allclose(MODEL(adapters.merged(given), x)[0], y, rtol=1e-12)
     assert not np.allclose(y, MODEL(params, x)[0])
     assert adapters.rank == 2
+    wide = LowRank(xlstm.LSTM(2, 900), xlstm.LSTM(2, 900).init(0, be), 2, names=["*.Wh"])
+    np.testing.assert_allclose(np.std(wide.init()["0.Wh.A"]), 1 / 30, rtol=0.1)
     assert adapters.batch_first
     again = pickle.loads(pickle.dumps(adapters))
     np.testing.assert_array_equal(again.forward(given, x)[0], y)
@@ -132,7 +134,7 @@ def series_of(rng, count=4, n=120):
 
 
 @pytest.mark.parametrize("model", [MODEL, SECOND], ids=["TiRex", "TiRex2"])
-@pytest.mark.parametrize("weights", ["all", "head", "adapters"])
+@pytest.mark.parametrize("weights", ["all", "head", "lora"])
 def test_fine_tuning_lowers_the_held_out_loss(rng, model, weights):
     """On series that it did not see, too; and it changes what it is to change."""
     series = series_of(rng)
@@ -148,7 +150,7 @@ def test_fine_tuning_lowers_the_held_out_loss(rng, model, weights):
     changed = {name for name in params if not np.array_equal(params[name], tuned.params[name])}
     if weights == "head":
         assert changed == {name for name in params if name.startswith("output.")}
-    elif weights == "adapters":
+    elif weights == "lora":
         assert set(tuned.trained.params) == {f"{name}.{end}" for name in changed for end in "AB"}
     else:
         used = {name for name in params if ".mixer." not in name and ".combination." not in name}
@@ -184,7 +186,7 @@ def test_synthetic_series(rng):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weights": "some"}, "weights is 'some', expected one of all, head, adapters"),
+        ({"weights": "some"}, "weights is 'some', expected one of all, head, adapters, lora"),
         ({"validation_fraction": 1.0}, "validation_fraction is 1.0"),
         ({"epochs": 0}, "epochs is 0"),
         ({"unknown": 1}, "unknown"),

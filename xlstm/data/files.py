@@ -311,7 +311,7 @@ class _Read:
         """Return columns of numbers (N,) by their names; dates are left out."""
         wanted = [name for name in names if name != self.label]
         if self.table.rows == 0 or not wanted:
-            some = f"{self.table.rows} rows under the header and {len(wanted)} columns"
+            some = f"{self.table.rows} rows under the header and {len(wanted)} columns of numbers"
             raise ValueError(f"{self.path}: {some}, expected some")
         indices = {name: self.table.header.index(_one(self.path, name, self.table.header)) for name in wanted}
         return {name: column_numbers(self.table, index) for name, index in indices.items()}

@@ -1,7 +1,8 @@
 """Pickles read by a small interpreter of our own, which makes plain values and executes and imports nothing.
 
-It knows the opcodes of numbers, texts, tuples, lists and dicts. A class or a function in a pickle is a name here; what
-stands for it is a function that the caller gives under this name. All else is refused. `dumps` writes the same values.
+It knows the opcodes of numbers of up to 255 bytes, texts, tuples, lists and dicts. A class or a function in a pickle is
+a name here; what stands for it is a function that the caller gives under this name. All else is refused. `dumps` writes
+the same values.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from xlstm.data import reading
 
 BYTES = 1 << 20  # of a pickle, for which the interpreter takes a second or two
 SCALARS = (str, int, float, type(None))  # kinds of keys of dicts
+NUMBERED = 1 << 12  # keys that are no text: a file can have numbers that all fall on one place of a dict
 ORDERED = "collections.OrderedDict"
 VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 CONTAINERS: dict[str, type] = {"EMPTY_LIST": list, "EMPTY_DICT": dict}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT")
+NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT")
 TEXTS = ("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
 TAKEN = {*VALUES, *CONTAINERS, *TUPLES, *NUMBERS, *TEXTS, "PROTO", "FRAME", "STOP", "MARK", "TUPLE", "MEMOIZE"}
 TAKEN |= {"BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "APPEND", "APPENDS", "SETITEM", "SETITEMS"}
@@ -109,6 +111,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # stacks below the marks
         self.memo: dict[int, Any] = {}
+        self.numbered = 0  # keys that were no text
 
     def follow(self, name: str, argument: Any) -> None:
         """Do what an opcode says; IndexError where the stack is too short."""
@@ -179,6 +182,9 @@ class _Machine:
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, SCALARS):
                 raise ValueError(f"a key is a {type(key).__name__}, expected text or a number")
+            self.numbered += not isinstance(key, str)
+            if self.numbered > NUMBERED:
+                raise ValueError(f"it has more than {NUMBERED} keys that are no text")
             if key in there:
                 raise ValueError(f"key {shown(key)} is there twice")
             there[key] = value

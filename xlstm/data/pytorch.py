@@ -34,9 +34,8 @@ CONVERSION = (
     "safetensors.torch.save_file({n: t.clone() for n, t in c['state_dict'].items()}, 'model.safetensors'); "
     "json.dump(c['hyper_parameters'], open('config.json', 'w'))"
 )
-LOCAL = struct.Struct(
-    "<4s22xHH"
-)  # of an entry, before its name: the signature, lengths of the name and of an extra field
+# Of an entry, before its name: the signature, and the lengths of the name and of an extra field.
+LOCAL = struct.Struct("<4s22xHH")
 DAMAGED = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OverflowError, struct.error, OSError)
 
 

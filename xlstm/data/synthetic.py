@@ -22,7 +22,7 @@ def synthetic(rng: np.random.Generator, count: int, length: int) -> Values:
     Returns
     -------
     array (count, length)
-        Of a size between 0.001 and 1000, around a level of up to ten times that. A tenth have a gap, of NaN.
+        Their sizes are between 0.001 and 1000, and their levels up to ten times that. A tenth have a gap, of NaN.
     """
     return np.stack([_one(rng, length) for _ in range(count)])
 

@@ -9,10 +9,16 @@ import numpy as np
 
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import DType, Params
+from xlstm.data import frames
 from xlstm.data.host import Values
 from xlstm.estimators.base import Estimator
 from xlstm.estimators.checkpoints import model_of
 from xlstm.models.tirex import TiRex, TiRex2, series
+
+
+def _rows(X: Any) -> Any:
+    """Return series, those of a table as its rows."""
+    return frames.table_of("TiRexFeatures", X).values if frames.is_table(X) and hasattr(X, "columns") else X
 
 
 def _variates(X: Any) -> int:
@@ -88,7 +94,7 @@ class TiRexFeatures(Estimator):
 
         Parameters
         ----------
-        X : array (S, L) or (S, V, L), or list of S arrays (L,) or (V, L)
+        X : array (S, L) or (S, V, L), list of S arrays (L,) or (V, L), or table with a row for each series
             Series, of which NaN are missing values.
         y : object, optional
             It is not used.
@@ -104,7 +110,7 @@ class TiRexFeatures(Estimator):
             The checkpoint or the series are none.
         """
         model, params = model_of("TiRexFeatures", self)
-        self.n_variates_ = _variates(X)
+        self.n_variates_ = _variates(_rows(X))
         self.model_, self.params_ = model, params
         return self
 
@@ -113,7 +119,7 @@ class TiRexFeatures(Estimator):
 
         Parameters
         ----------
-        X : array (S, L) or (S, V, L), or list of S arrays (L,) or (V, L)
+        X : array (S, L) or (S, V, L), list of S arrays (L,) or (V, L), or table with a row for each series
             They have as many variates as those of `fit`, and any length.
 
         Returns
@@ -127,6 +133,7 @@ class TiRexFeatures(Estimator):
             `fit` was not called, or the series do not fit.
         """
         self._check_fitted()
+        X = _rows(X)
         if _variates(X) != self.n_variates_:
             expected = f"expected {self.n_variates_}, as in fit"
             raise ValueError(f"TiRexFeatures: series have {_variates(X)} variates, {expected}")

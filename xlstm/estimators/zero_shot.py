@@ -280,7 +280,8 @@ class ZeroShotForecaster(Estimator):
                 raise ValueError(f"{WHERE}: static has {track.static.size} numbers, expected none")
             covariates = track.past.shape[1] + track.future.shape[1]
             if covariates and not isinstance(network.model, TiRex2):
-                raise ValueError(f"{WHERE}: there are {covariates} covariates, which TiRex does not take; TiRex2 does")
+                problem = f"past and future have {covariates} columns"
+                raise ValueError(f"{WHERE}: {problem}, expected none: TiRex takes no covariates, TiRex2 does")
             more = len(track.future) - len(track.values)
             if track.future.shape[1] and more < steps:
                 raise ValueError(f"{WHERE}: future has {more} rows after the series, expected {steps}")

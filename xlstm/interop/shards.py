@@ -95,8 +95,8 @@ def config_beside(path: Path, names: Sequence[str] = NAMES, instead: str = "") -
     `names` are those of files in its folder, and `instead` says in messages what else would do. Raise FileNotFoundError
     if there is none, ValueError if it cannot be read, and ImportError without PyYAML.
     """
-    if not path.is_dir():
-        names = (*(f"{path.stem}_{name}" for name in names), *names)
+    own = "model_config.json"  # beside a `model.safetensors` that was written as a file by itself
+    names = (*names, own) if path.is_dir() else (*(f"{path.stem}_{name}" for name in names), *names)
     folder = path if path.is_dir() else path.parent
     for name in names:
         if (folder / name).is_file():
@@ -104,8 +104,8 @@ def config_beside(path: Path, names: Sequence[str] = NAMES, instead: str = "") -
     raise FileNotFoundError(f"{path}: no configuration beside it, expected {' or '.join(names)}{instead}")
 
 
-def files_of(path: Path) -> list[Path]:
-    """Return the safetensors files of a checkpoint."""
+def files_of(path: Path, instead: str = "") -> list[Path]:
+    """Return the safetensors files of a checkpoint; `instead` says in messages what else would do."""
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -126,5 +126,5 @@ def files_of(path: Path) -> list[Path]:
     while (path / f"model_{len(found)}.safetensors").is_file():
         found.append(path / f"model_{len(found)}.safetensors")
     if not found:
-        raise FileNotFoundError(f"{path}: no checkpoint in it, expected model.safetensors or shards of it")
+        raise FileNotFoundError(f"{path}: no checkpoint in it, expected model.safetensors or shards of it{instead}")
     return found

@@ -3,7 +3,7 @@
 from xlstm.models.files import load, save
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import SavedModel, SequenceModel
-from xlstm.models.tirex.multivariate import HorizonWarning
+from xlstm.models.tirex.forecast import HorizonWarning
 from xlstm.models.tirex.tirex1 import TiRex
 from xlstm.models.tirex.tirex2 import TiRex2
 

@@ -39,7 +39,7 @@ def to_onnx(
     (L, B, H), and `lengths` (B,) of int32. Its outputs are `y`, the layer's output or the head's prediction, and the
     final state, `h` and for an LSTM `c` (L, B, H).
 
-    Of a TiRex or TiRex2 the univariate network is written, for a fixed number T of tokens: its input is `tokens` (B, T,
+    A TiRex or TiRex2 is written as its univariate network, for a fixed number T of tokens: its input is `tokens` (B, T,
     2P), its output `y` (B, T, Q, P).
 
     Parameters

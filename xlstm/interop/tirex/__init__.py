@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
@@ -36,7 +37,7 @@ def load(
     path : path
         A folder with `model.safetensors` or `model.ckpt`, or such a file. The configuration is `config.json` or
         `model-config.yaml` beside it, for a file `NAME.safetensors` also `NAME_config.json`; the checkpoint of TiRex-1
-        (`.ckpt`) has its own. Of a `.ckpt` only tensors and plain values are read, and nothing is executed. Arrays are
+        (`.ckpt`) has its own. Only tensors and plain values of a `.ckpt` are read, and nothing is executed. Arrays are
         read one at a time, under any of the names that the published packages have for them.
     backend : str or Backend, optional
         Where the parameters are put: a name as for `xlstm.backend`, by default "auto".
@@ -54,14 +55,15 @@ def load(
         There is no such checkpoint, it is damaged, arrays are missing, surplus, misshapen or not finite, copies of an
         array differ, or a key of the configuration is unknown. Names and shapes are checked before anything is read.
     """
-    path = Path(path)
+    path = checks.path("load", "path", path)
     file = path / "model.ckpt" if path.is_dir() and not list(path.glob("*.safetensors*")) else path
     if file.suffix in PICKLED and file.is_file():
         pickled = TorchFile(file)
         shards, config = Shards(file, [pickled], names.canonical), _own_config(pickled)
     else:
-        shards, config = Shards(path, map(Tensors, files_of(path)), names.canonical), None
-    model = model_of(config_beside(path, CONFIGS) if config is None else config, most=len(shards.shapes))
+        shards, config = Shards(path, map(Tensors, files_of(path, " or model.ckpt")), names.canonical), None
+    config = config_beside(path, CONFIGS) if config is None else config
+    model = model_of(config, f"{path}: config", most=len(shards.shapes))
     theirs = names.pieces_of(model)
     pieces.check(theirs, shards)
     return model, pieces.params(theirs, shards, model.shapes, backend, dtype)

@@ -94,7 +94,8 @@ def model_of(config: Config, where: str = "config", most: int = BLOCKS) -> TiRex
     if not isinstance(config, Mapping):
         raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
     if ("model_config" in config) == ("stack_config" in config):
-        raise ValueError(f"{where}: expected model_config for TiRex-1 or stack_config for TiRex-2")
+        problem = f"has the keys {checks.few(map(str, config))}"
+        raise ValueError(f"{where}: {problem}, expected model_config for TiRex-1 or stack_config for TiRex-2")
     return _first(config, where, most) if "model_config" in config else _second(config, where, most)
 
 

@@ -12,6 +12,10 @@ from xlstm.models.tirex import series
 MEDIAN = (0.5,)
 
 
+class HorizonWarning(RuntimeWarning):
+    """A forecast reaches further than the model was trained for, or than it sees values of the series."""
+
+
 class Forecast(NamedTuple):
     """Forecasts of the steps after the end of series, in float64 on the host.
 

@@ -14,13 +14,9 @@ from xlstm.data.host import Values
 from xlstm.models.tirex import calibration, rows, series, windows
 from xlstm.models.tirex import quantiles as levels_of
 from xlstm.models.tirex.batching import batches
-from xlstm.models.tirex.forecast import Forecast
+from xlstm.models.tirex.forecast import Forecast, HorizonWarning
 from xlstm.models.tirex.rows import Item, Rows
 from xlstm.models.tirex.running import Starts, outputs
-
-
-class HorizonWarning(RuntimeWarning):
-    """A forecast reaches further than the model was trained for."""
 
 
 class Look(NamedTuple):

@@ -225,9 +225,10 @@ class Network(Backbone):
             They are not changed.
         series : array (L,) or (S, L), or list of arrays (L,)
             NaN is a missing value. Each series is by itself.
-        weights : {"all", "head", "adapters"}
+        weights : {"all", "head", "adapters", "lora"}
             What is trained: all parameters, the layer after the last block, or low-rank changes of all matrices, which
-            are `training.LowRank`. Those that single series do not use, in the variate mixers of TiRex-2, stay.
+            are `training.LowRank` and have two names here. Those that single series do not use, in the variate mixers
+            of TiRex-2, stay.
         horizon : int, optional
             Steps to learn to forecast, by default a patch; see `PatchWindows`.
         rank : int

@@ -64,7 +64,7 @@ def read(where: str, given: Any, most: int) -> Given:
         given = list(given)
     listed = isinstance(given, list | tuple)
     if listed and len(given) and not any(_axes(one) for one in given):
-        given, listed = np.asarray(given, dtype=object), False
+        listed = False
     if not listed:
         array = _array(where, "series", given, FORMS[most])
         if array.ndim == 1:

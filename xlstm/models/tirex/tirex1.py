@@ -116,7 +116,7 @@ class TiRex(Network):
 
         The network sees the last `context` values of a series, in units of their mean and standard deviation, and
         predicts a patch. Later patches follow from the same values and missing ones after them: a forecast is never fed
-        back. Beyond a horizon of `context` steps the network sees no value any more.
+        back. Beyond a horizon of `context` steps the network sees no value any more, and there is a `HorizonWarning`.
 
         Parameters
         ----------

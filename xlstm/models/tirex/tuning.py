@@ -12,7 +12,7 @@ from xlstm.models.tirex.patches import PatchWindows
 from xlstm.training import LowRank, Trained, optimizers, train
 
 TOGETHER = ("*.mixer.*", "*.combination.*")  # parameters that the network does not use for single series
-FROZEN = {"all": TOGETHER, "head": ("input.*", "blocks.*", "norm.*"), "adapters": ()}  # by what is trained
+FROZEN = {"all": TOGETHER, "head": ("input.*", "blocks.*", "norm.*"), "adapters": (), "lora": ()}  # by what is trained
 
 
 class Tuned(NamedTuple):
@@ -61,7 +61,7 @@ def fine_tune(
     if patterns:
         optimizer = optimizers.by_name(dict.fromkeys(patterns), optimizer)
     adapters = None
-    if weights == "adapters":
+    if weights in ("adapters", "lora"):
         unused = {name for one in TOGETHER for name in fnmatch.filter(params, one)}
         matrices = [name for name in params if name.endswith((".W", ".Wh")) and name not in unused]
         adapters = LowRank(model, params, rank, names=matrices)

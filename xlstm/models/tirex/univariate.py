@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from xlstm.data.host import Values
 from xlstm.models.tirex import quantiles as levels_of
 from xlstm.models.tirex import resampling, series, windows
 from xlstm.models.tirex.batching import batches
-from xlstm.models.tirex.forecast import Forecast
+from xlstm.models.tirex.forecast import Forecast, HorizonWarning
 from xlstm.models.tirex.running import Starts, outputs
 
 
@@ -56,6 +57,9 @@ def _ahead(starts: Starts, rows: list[Values], steps: list[int], batch_size: int
     model: Any = starts.model
     P, Q = model.patch_size, len(model.quantiles)
     looks = [look for k, n in enumerate(steps) for look in _looks(k, -(-n // P), rollout)]
+    if any(look.ahead * P >= model.context for look in looks):
+        blind = f"the last steps come from windows of {model.context} values that hold none of the series"
+        warnings.warn(f"{type(model).__name__}: {blind}, and know neither its level nor its scale", HorizonWarning, 4)
     found = [np.empty((-(-n // P) * P, Q)) for n in steps]
     T = model.context // P
     leads = np.array([windows.leading(_seen(model, rows, look), P, T - 1) for look in looks])
