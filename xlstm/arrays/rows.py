@@ -53,9 +53,10 @@ extern "C" __global__ void {name}(const Layout layout, long long columns{paramet
 
 
 def by_rows(xp: Namespace, function: Callable[..., Any], *arrays: Array, **options: Any) -> Any:
-    """Return `function(xp, *arrays, **options)`, which may take means and maxima along the last axis, which it keeps.
+    """Return `function(xp, *arrays, **options)`, which may take sums, means and maxima along the last axis.
 
-    It runs in one compiled loop where NumPy's arrays are large, and in one kernel on CuPy; maxima are for CuPy alone.
+    It keeps that axis. It runs in one compiled loop where NumPy's arrays are large, and in one kernel on CuPy; sums and
+    maxima are for CuPy alone.
     """
     found = _launched(function, arrays, options) if fuse.compiles(xp) else None
     found = fuse.looped(xp, function, arrays, None, 0, options) if found is None else found
@@ -182,7 +183,7 @@ class _Writer:
             stores = [line for line in self.stores if line.to not in self.single] if stage == last else []
             needed = self._needed([line.args[0] for line in (*now, *stores)])
             inner = self._statements([self.lines[v] for v in needed], dict(self.kinds), stores, now)
-            start = {"mean": "0", "max": "-1.0f / 0.0f"}
+            start = {"sum": "0", "mean": "0", "max": "-1.0f / 0.0f"}
             found += [f"{self._kind(line)} part_{line.to} = {start[line.op]};" for line in now]
             if now or stores:
                 found += ["for (long long unit = threadIdx.x; unit < columns; unit += blockDim.x) {"]

@@ -170,7 +170,7 @@ def checked_lengths(where: str, lengths: Any, T: int, B: int) -> Indices:
     return found.astype(np.int64)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=4)  # each keeps some whole numbers for every step of every sequence
 def _packing(lengths: bytes, T: int, B: int) -> Packing:
     """Return the packing of B sequences with these lengths; it keeps its indices on the device for the next call."""
     found = np.frombuffer(lengths, np.int64)

@@ -1,14 +1,17 @@
-"""Functions that work element by element but for means and maxima along a row, which they keep as an axis."""
+"""Functions that work element by element but for sums, means and maxima along a row, which they keep as an axis."""
 
 from __future__ import annotations
 
 from xlstm.tracing.symbols import SymbolicNamespace, Symbols, UntraceableError
 
-REDUCTIONS = ("mean", "max")  # operations along a row
+REDUCTIONS = ("sum", "mean", "max")  # operations along a row
 
 
 class Rows(SymbolicNamespace):
-    """A namespace with a mean and a maximum along a row, which a loop of its own finds."""
+    """A namespace with a sum, a mean and a maximum along a row, which a loop of its own finds."""
+
+    def sum(self, x: Symbols, axis: int = -1, keepdims: bool = True) -> Symbols:
+        return self._along("sum", x, axis, keepdims)
 
     def mean(self, x: Symbols, axis: int = -1, keepdims: bool = True) -> Symbols:
         return self._along("mean", x, axis, keepdims)

@@ -53,7 +53,7 @@ def traced(function: Callable[..., Any], dtypes: tuple[Any, ...], options: Optio
     except UntraceableError:
         return None
     results = tuple(fuse.results(function, dtypes, dict(options)))
-    known = all(dtype in KINDS for dtype in results) and not any(line.op in (*LIBM, "max") for line in lines)
+    known = all(dtype in KINDS for dtype in results) and not any(line.op in (*LIBM, "max", "sum") for line in lines)
     return Traced(lines, results) if known else None
 
 
