@@ -61,7 +61,8 @@ def loop(step: Pointwise, kind: str, tiling: Tiling) -> Source:
         "CLUSTER_DIMENSIONS": f"__cluster_dims__({tiling.blocks}, 1, 1)" if tiling.cluster else "",
         "SHARED_PLANNED": tiling.shared,
     }
-    files = ("product.cuh", "exchange.cuh", "cells.cuh", "backward.cu" if kind == "backward" else "forward.cu")
+    schedule = "backward.cu" if kind == "backward" else "forward.cu"
+    files = ("factors.cuh", "product.cuh", "exchange.cuh", "cells.cuh", schedule)
     made = _source(step, kind, tiling.arithmetic, sizes, files)
     return made._replace(shared=tiling.shared, blocks=tiling.blocks, cluster=tiling.cluster)
 
