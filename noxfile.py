@@ -30,7 +30,7 @@ def runs(version: str) -> bool:
 LOWEST = "3.11"  # the lowest Python that the project declares, for the lowest versions of packages
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 OTHERS = [version for version in ("3.11", "3.12", "3.13", "3.14") if version != HERE and runs(version)]
-nox.options.sessions = ["lint", "types", "tests", *(["pythons"] if OTHERS else []), "lowest", "build"]
+nox.options.sessions = ["lint", "types", "tests", "cupy", *(["pythons"] if OTHERS else []), "lowest", "build"]
 
 # Two processes; one that is done takes tests from the other, which has begun with those that come after it in the list:
 # so most files, and what they compile and import, stay in one process.
@@ -58,6 +58,7 @@ VERSIONS = [
     "--deselect=tests/test_vector_lengths.py::test_options",
     *(f"--ignore=tests/test_{name}.py" for name in ("bench", "bench_gpu", "bench_tasks")),
 ]
+STANDIN = {"XLSTM_TEST_STANDIN": "1", "XLSTM_TEST_BACKENDS": "cupy", "XLSTM_TEST_REQUIRE": "cupy"}
 NUMPY = {**ALONE, "XLSTM_TEST_BACKENDS": "numpy", "XLSTM_COMPILE": "0"}
 
 
@@ -96,6 +97,14 @@ def tests(session: nox.Session) -> None:
         return
     on_every_path(session, "--cover", "1")
     session.run("python", "-m", "tests.parity", "--brief", "--processes", "2", env={**ALONE, "XLSTM_COMPILE": "0"})
+
+
+@nox.session
+def cupy(session: nox.Session) -> None:
+    """Whatever takes CuPy arrays, on a CuPy that is acted out on the CPU (`tests/standin`); kernels are made by g++."""
+    session.install("--no-compile", "-e", ".[fast]", *group("test", "torch", "bench", "device"))
+    tests = session.posargs or ["-k", "cupy or standin"]
+    session.run(*PYTEST, "--cover", "2", *tests, env={**ALONE, **STANDIN})
 
 
 @nox.session

@@ -25,7 +25,7 @@ from xlstm.arrays import probe
 from xlstm.arrays.backend import Backend
 from xlstm.engines import cuda
 from xlstm.engines.cuda.launch import Grid, Runtime, runtime
-from xlstm.engines.cuda.source import Source
+from xlstm.engines.cuda.source import Source, file
 
 CLUSTERS = (1, 2, 4, 8, 16)
 GRIDS = (2, 16, 32, 64, 128)
@@ -37,27 +37,26 @@ MANY_CLUSTERS = 256
 
 
 @functools.cache
-def source(blocks: int, cluster: bool, resident: bool = False, shared: int = 0) -> Source:
-    """The kernel for groups of `blocks`; `resident` has also the one that counts clusters."""
-    here = Path(cuda.__file__).parent
-    sizes = {"BLOCKS": blocks, "THREADS": THREADS, "CLUSTER": int(cluster), "RESIDENT": int(resident)}
+def source(blocks: int, cluster: bool, what: str = "barriers", shared: int = 0) -> Source:
+    """The kernel for groups of `blocks` that meet, or ("resident") the one that counts clusters."""
+    sizes = {"BLOCKS": blocks, "THREADS": THREADS, "CLUSTER": int(cluster)}
     text = "\n".join(
         [
             *(f"#define {name} {value}" for name, value in sizes.items()),
-            "#define KERNEL xlstm_barriers",
+            f"#define KERNEL xlstm_{what}",
             f"#define CLUSTER_DIMENSIONS {f'__cluster_dims__({blocks}, 1, 1)' if cluster else ''}",
-            *((here / name).read_text(encoding="utf-8") for name in ("device.cuh", "exchange.cuh")),
-            Path(__file__).with_name("barriers.cu").read_text(encoding="utf-8"),
+            *(file(name) for name in ("device.cuh", "exchange.cuh")),
+            Path(__file__).with_name(f"{what}.cu").read_text(encoding="utf-8"),
         ]
     )
-    return Source("xlstm_barriers", text, (), shared, blocks, cluster)
+    return Source(f"xlstm_{what}", text, (), shared, blocks, cluster)
 
 
 def wait(run: Runtime, zeros: Callable[[int], Any], blocks: int, cluster: bool, steps: int, groups: int = 1) -> Any:
     """Let groups of blocks meet so often; an array with the barriers that each block passed."""
     flags, met = zeros(groups * blocks), zeros(groups * blocks)
     given = [np.int32(steps), flags, met]
-    run.launch(source(blocks, cluster), "xlstm_barriers", Grid(blocks, groups, THREADS), given)
+    run.launch(source(blocks, cluster), "xlstm_barriers", Grid(blocks, groups, THREADS, 16 + 32 * blocks), given)
     return met
 
 
@@ -77,20 +76,25 @@ def latency(be: Backend, run: Runtime, blocks: int, cluster: bool) -> float:
 def at_once(be: Backend, run: Runtime, blocks: int) -> int:
     """Return how many clusters of so many blocks the device has at once, each block with an SM of its own."""
     counts = _zeros(be)(2)
-    made = source(blocks, True, True, run.device.shared)
+    made = source(blocks, True, "resident", run.device.shared)
     grid = Grid(blocks, MANY_CLUSTERS, THREADS, run.device.shared)
-    run.launch(made, "xlstm_resident", grid, [np.int64(STAY), counts])
+    run.launch(made, made.name, grid, [np.int64(STAY), counts])
     be.synchronize()
     return int(counts[1])
 
 
-def measure(be: Backend) -> dict[str, Any]:
-    """Measure everything, fit for JSON: microseconds by number of blocks, and clusters at once."""
+def measure(be: Backend, done: Callable[[dict[str, Any]], object] = lambda found: None) -> dict[str, Any]:
+    """Measure everything, fit for JSON: microseconds by number of blocks, and clusters at once.
+
+    `done` is given what there is after every measurement.
+    """
     run = runtime(be.xp, be.asarray([0.0]))
     if run is None:
         raise RuntimeError(f"barriers: {be} has no kernels")
-    grids = dict.fromkeys([*(n for n in GRIDS if n <= run.device.sms), run.device.sms])
-    found: dict[str, Any] = {"threads": THREADS, "grid": {str(n): latency(be, run, n, False) for n in grids}}
+    found: dict[str, Any] = {"threads": THREADS, "grid": {}}
+    for n in dict.fromkeys([*(n for n in GRIDS if n <= run.device.sms), run.device.sms]):
+        found["grid"][str(n)] = latency(be, run, n, False)
+        done(found)
     if run.device.cluster:
         found["cluster"], found["clusters at once"], found["failed"] = {}, {}, {}
         for n in CLUSTERS:
@@ -99,6 +103,7 @@ def measure(be: Backend) -> dict[str, Any]:
                 found["clusters at once"][str(n)] = at_once(be, run, n)
             except cuda.CudaError as error:
                 found["failed"][str(n)] = str(error)
+            done(found)
     return found
 
 
@@ -135,10 +140,12 @@ def main() -> int:
         be = xlstm.backend("cupy")
     except xlstm.BackendError as reason:
         raise SystemExit(f"barriers: {reason}") from None
-    found = measure(be)
-    print("\n".join(table(found)))
-    if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+    def done(found: dict[str, Any]) -> None:
+        if options.json is not None:
+            options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+    print("\n".join(table(measure(be, done))))
     return 0
 
 

@@ -15,17 +15,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from xlstm.arrays import probe
+from xlstm.engines.cuda.source import file
 
 ROUNDS = 5
 BLOCK = 0.02  # seconds of one call's turn, at least one call
 LONGEST = 0.02  # seconds that the device is kept busy at most
-SPIN = r"""
-extern "C" __global__ void bench_spin(long long nanoseconds) {
-    long long begin, now;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(begin));
-    do asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-    while (now - begin < nanoseconds);
-}
+SPIN = f"""{file("device.cuh")}
+extern "C" __global__ void bench_spin(long long stay) {{
+    const long long begin = nanoseconds();
+    while (nanoseconds() - begin < stay) {{}}
+}}
 """
 
 

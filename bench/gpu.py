@@ -168,7 +168,10 @@ def smi() -> str:
         return "nvidia-smi is not there"
     fields = "name,driver_version,clocks.max.sm,clocks.max.mem,power.limit,memory.total"
     words = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=20)
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"nvidia-smi says nothing: {error}"
     return (done.stdout or done.stderr).strip()
 
 

@@ -1,6 +1,6 @@
 """Forecasts of TiRex-1 and TiRex-2 at their published sizes beside the published packages, on the CPU.
 
-    python -m bench.tirex --peer FOLDER [--threads 1] [--rounds N] [--compiled] [--json FILE]
+    python -m bench.tirex --peer FOLDER [--threads 1] [--series 1 64] [--rounds N] [--compiled] [--json FILE]
 
 The packages go to a folder of their own; they need PyTorch, and a C++ compiler for `--compiled`:
 
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,14 @@ RECIPE = [("mlstm", 4, 4), ("slstm", 4, 4)] * 6
 AGREE = 2e-2  # of a row's largest value: TiRex-1's package rounds to bfloat16 in its cell
 
 
-def checkpoints(folder: Path) -> None:
+def checkpoints(folder: Path, series: Sequence[int]) -> None:
     """Write random checkpoints and series."""
     first, second = TiRex(512, 12), TiRex2(512, RECIPE)
     rng = np.random.default_rng(0)
     (folder / "first" / "TiRex").mkdir(parents=True)
     tirex.save(folder / "first" / "TiRex" / "model.ckpt", first, first.init(0, "numpy"))
     tirex.save(folder / "second", second, second.init(0, "numpy"))
-    for rows in SERIES:
+    for rows in series:
         np.save(folder / f"series{rows}.npy", np.cumsum(rng.standard_normal((rows, CONTEXT), np.float32), axis=1))
 
 
@@ -146,6 +146,7 @@ def main() -> None:
         "--peer", type=Path, default=os.environ.get("XLSTM_BENCH_TIREX"), help="where theirs are installed"
     )
     parser.add_argument("--threads", type=int, help="of both; by default one for each core")
+    parser.add_argument("--series", type=int, nargs="+", default=SERIES, help="how many at once, case by case")
     parser.add_argument("--compiled", action="store_true", help="also theirs compiled, which takes minutes at first")
     options = parser.parse_args()
     if options.threads:
@@ -157,7 +158,7 @@ def main() -> None:
 
 def measure(options: Any, folder: Path) -> None:
     """Run all cases."""
-    checkpoints(folder)
+    checkpoints(folder, options.series)
     missing, theirs, peer = {}, None, None
     if options.peer is None:
         missing = {"published": "--peer is not given; " + " ".join((__doc__ or "").split("\n\n")[3].split())}
@@ -165,7 +166,7 @@ def measure(options: Any, folder: Path) -> None:
         peer = Path(options.peer).resolve()
         theirs = Theirs(peer, folder)
     for model, horizon in HORIZONS.items():
-        for rows in SERIES:
+        for rows in options.series:
             name = f"{model} {rows} series, horizon {horizon}"
             case = {"series": rows, "horizon": horizon, "threads": threads.available()}
             mine = ours(folder, model, rows)

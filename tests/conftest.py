@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 
 import xlstm
+from tests import standin
 from xlstm.arrays import threads
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError
@@ -32,6 +33,9 @@ from xlstm.engines import plan
 from xlstm.engines.numba import jit, tape
 
 DATA = Path(__file__).parent / "data"
+
+if standin.asked_for():
+    standin.install()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

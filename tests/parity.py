@@ -256,10 +256,25 @@ def here() -> dict[str, Backend]:
     return {name: be for name, be in backends().items() if isinstance(be, Backend)}
 
 
-def run_all(names: list[str], processes: int, seconds: float) -> tuple[list[Row], list[str]]:
-    """Rows of all functions in their order, and the names of those for which there was no time."""
-    found = dict(_each(names, processes, time.monotonic() + seconds))
-    return [row for name in names for row in found.get(name, [])], [name for name in names if name not in found]
+def run_all(
+    names: list[str],
+    processes: int,
+    seconds: float,
+    done: Callable[[list[Row], list[str]], object] = lambda rows, left_out: None,
+) -> tuple[list[Row], list[str]]:
+    """Rows of all functions in their order, and the names of those for which there was no time.
+
+    `done` is given both after every function.
+    """
+    found: dict[str, list[Row]] = {}
+    rows: list[Row] = []
+    left_out = list(names)
+    for name, some in _each(names, processes, time.monotonic() + seconds):
+        found[name] = some
+        rows = [row for one in names for row in found.get(one, [])]
+        left_out = [one for one in names if one not in found]
+        done(rows, left_out)
+    return rows, left_out
 
 
 def _each(names: list[str], processes: int, until: float) -> Iterator[tuple[str, list[Row]]]:
@@ -299,7 +314,15 @@ def main() -> int:
     usable = {name: be for name, be in found.items() if isinstance(be, Backend)}
     # Those with paths first: they take longest, and there are none where they are not compared.
     names = sorted([*(WIDE if "cupy" in usable else ()), *FUNCTIONS], key=lambda name: name not in WIDE)
-    rows, left_out = run_all(names, options.processes, options.seconds)
+    about = {name: str(be) for name, be in found.items()}
+
+    def done(rows: list[Row], left_out: list[str]) -> None:
+        """Keep what there is."""
+        if options.json is not None:
+            text = json.dumps({"backends": about, "rows": rows, "left out": left_out}, indent=1)
+            options.json.write_text(text + "\n", encoding="utf-8")
+
+    rows, left_out = run_all(names, options.processes, options.seconds, done)
     print_rows([row for row in rows if not options.brief or not row["ok"]])
     bad = sum(not row["ok"] for row in rows)
     impossible = sum("impossible" in row for row in rows)
@@ -310,10 +333,6 @@ def main() -> int:
         + (f"; paths: {parity_paths.TOLERANCE}, {impossible} not possible" if "cupy" in usable else "")
         + (f"; {len(left_out)} functions left out" if left_out else "")
     )
-    if options.json is not None:
-        about = {name: str(be) for name, be in found.items()}
-        text = json.dumps({"backends": about, "rows": rows, "left out": left_out}, indent=1)
-        options.json.write_text(text + "\n", encoding="utf-8")
     return 1 if bad or len(usable) < 2 else 0
 
 

@@ -186,6 +186,30 @@ def test_the_table_and_the_goals():
         assert part in text
 
 
+@pytest.mark.parametrize(
+    "barriers",
+    [
+        None,
+        {"threads": 256, "grid": {}},
+        {"grid": {"2": 0.5}, "cluster": {"8": 0.1}, "clusters at once": {}, "failed": {}},
+    ],
+)
+def test_a_record_that_was_cut_short_has_a_table(barriers):
+    record = {"card": H100, "barriers": barriers, "cudnn": {"rows": [row()], "left out": ["one more"]}, "parts": []}
+    assert "one more" in gpu_table.text(record)
+    assert gpu_table.text({**record, "cudnn": None})
+
+
+def test_nvidia_smi_that_hangs_is_said(monkeypatch):
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: name)
+
+    def hang(*arguments, **options):
+        raise gpu.subprocess.TimeoutExpired("nvidia-smi", 20)
+
+    monkeypatch.setattr(gpu.subprocess, "run", hang)
+    assert "says nothing" in gpu.smi()
+
+
 def test_wrong_results_meet_no_goal_and_unknown_cards_have_no_limit():
     wrong = row("fp16", 0.1, (4.0, 3.0), difference=float("nan"))
     record = {"card": "another", "barriers": None, "cudnn": {"rows": [wrong], "left out": []}, "parts": []}
@@ -227,7 +251,7 @@ def test_cases_beyond_the_time_are_named():
     assert record["rows"][1]["error"] == "RuntimeError: no memory"
     assert record["left out"] == [str(case) for case in todo[3:]]
     assert told == [1, 2, 3]
-    assert len(set(map(str, cudnn.cases()))) == len(cudnn.cases()) == 80
+    assert len(set(map(str, cudnn.cases()))) == len(cudnn.cases()) == 100
 
 
 @pytest.mark.parametrize("layer", ["lstm", "gru"])
@@ -283,7 +307,7 @@ def test_barriers_compile(capability, ways):
     for blocks, cluster in ways:
         assert nvrtc.compile_for(capability, barriers.source(blocks, cluster).text).spilled == 0
         if cluster:
-            nvrtc.compile_for(capability, barriers.source(blocks, True, True, 232448).text)
+            nvrtc.compile_for(capability, barriers.source(blocks, True, "resident", 232448).text)
     if capability == 90:
         nvrtc.compile_for(capability, events.SPIN)
 

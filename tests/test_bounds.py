@@ -14,7 +14,16 @@ pytestmark = [
     pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure())),
     pytest.mark.skipif(os.name == "nt", reason="this system has no mprotect"),
 ]
-FUNCTIONS = {"forward", "backward", "pack", "pack_transposed", "product_of_rows", "products_over_rows"}
+FUNCTIONS = {
+    "forward",
+    "backward",
+    "pack",
+    "pack_transposed",
+    "pack_blocks",
+    "product_of_rows",
+    "product_of_few_rows",
+    "products_over_rows",
+}
 
 
 def python(*arguments, **environment):

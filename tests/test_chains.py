@@ -6,7 +6,8 @@ import pytest
 import xlstm
 from xlstm.arrays import fuse as elementwise
 from xlstm.arrays import threads
-from xlstm.arrays.fuse import by_rows, fuse, multiplier, summed
+from xlstm.arrays.fuse import fuse, multiplier, summed
+from xlstm.arrays.rows import by_rows
 from xlstm.arrays.scan import scan
 from xlstm.cells.activations import FEED_FORWARD, sigmoid
 from xlstm.cells.normalization import normalize, normalize_bwd, normalize_root, normalize_root_bwd

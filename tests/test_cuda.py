@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from types import SimpleNamespace
 
@@ -50,13 +51,13 @@ def test_the_path_follows_shape_dtype_and_device(arguments, path):
 
 
 def test_float32_keeps_its_digits_unless_told_otherwise(monkeypatch):
-    assert choose().arithmetic.name == "3xtf32"
+    assert choose().arithmetic.name == "3xfp16"
     with cuda.use(precision="tf32"):
         assert choose().arithmetic.name == "tf32"
         with cuda.use(path="plain"):
             assert choose().arithmetic.name == "float32"
         with cuda.use(precision="float32"):
-            assert choose().arithmetic.name == "3xtf32"
+            assert choose().arithmetic.name == "3xfp16"
     monkeypatch.setenv("XLSTM_CUDA_PRECISION", "tf32")
     assert choose().arithmetic.name == "tf32"
 
@@ -66,7 +67,7 @@ def test_float32_keeps_its_digits_unless_told_otherwise(monkeypatch):
     [
         ("cluster", {"device": A100}, "'cluster' was asked for, but A100 is sm_80, clusters need sm_90"),
         ("grid", {"dtype": "float64"}, "tensor cores are not used for float64; loop, pointwise, plain can do it"),
-        ("cluster", {"width": 4096}, r"no way to divide 1 x 4096 units, 64 sequences and 3xtf32 fits 132 SMs"),
+        ("cluster", {"width": 4096}, r"no way to divide 1 x 4096 units, 64 sequences and 3xfp16 fits 132 SMs"),
         ("plain", {"why": "no kernel does zoneout"}, "no kernel does zoneout; loop can do it"),
         ("pointwise", {"dtype": "bfloat16", "device": Device("V100", 70, 80, 98304)}, "sm_70, bfloat16 needs sm_80"),
     ],
@@ -104,7 +105,7 @@ def test_options_that_no_kernel_has_are_named(monkeypatch):
     monkeypatch.setattr(launch, "runtime", lambda xp, like: Nothing())
     x = np.ones((2, 3, 4), dtype="float32")
     for options, what in (
-        ({"zoneout": 0.1, "layer_norm": True}, "zoneout and layer normalisation"),
+        ({"recurrent_dropout": 0.1, "layer_norm": True}, "recurrent dropout and layer normalisation"),
         ({"proj_size": 2}, "a projection"),
         ({"recurrent_dropout": 0.5}, "recurrent dropout"),
     ):
@@ -121,8 +122,10 @@ def test_bfloat16_is_refused_where_cupy_would_lose_it(monkeypatch):
     weights = {"Wh": np.zeros((8, 2), dtype=ml_dtypes.bfloat16), "b": np.zeros(8, dtype=ml_dtypes.bfloat16)}
     step = Step(np, lstm.Cell(), weights, Masks())
     assert Cuda().refuses(step, [(3, 4)]) == ""
-    with pytest.raises(TypeError, match="path 'loop' has no bfloat16, no kernel does zoneout; expected float16"):
-        Cuda().refuses(Step(np, lstm.Cell(), weights, Masks(zoneout=(0.1, None))), [(3, 4)])
+    with pytest.raises(
+        TypeError, match="path 'loop' has no bfloat16, no kernel does recurrent dropout; expected float16"
+    ):
+        Cuda().refuses(Step(np, lstm.Cell(), weights, Masks(np.ones((2, 4)))), [(3, 4)])
     with cuda.use("loop"), pytest.raises(TypeError, match="no bfloat16, and it was asked for"):
         Cuda().refuses(step, [(3, 4)])
     monkeypatch.setattr(sys.modules["xlstm.arrays.namespace"], "_on_cpu_array", lambda array: False)
@@ -192,6 +195,7 @@ def fake_cupy(monkeypatch, kernel, error=None):
     )
     cuda_module = SimpleNamespace(
         runtime=runtime,
+        Device=contextlib.nullcontext,
         compiler=SimpleNamespace(CompileException=CompileException),
         driver=SimpleNamespace(funcSetAttribute=lambda *a: attributes.append(a)),
     )

@@ -161,8 +161,11 @@ def test_dtypes(tmp_path):
 def test_keys_that_may_be_missing_or_change_nothing(tmp_path):
     arrays, config = load_file(SECOND / "model.safetensors"), config_of(SECOND)
     model, _ = tirex.load(SECOND, backend="numpy")
-    for name in ("tokenizer_cfg", "use_qk_norm", "tta_diff", "tta_sign_flip", "device", "stack_out_norm_config"):
+    for name in ("use_qk_norm", "tta_diff", "tta_sign_flip", "device"):
         del config[name]
+    for name in ("scaler_cfg", "stack_out_norm_config"):  # in which the package ignores what it does not know
+        config[name]["colour"] = 1
+    del config["stack_out_norm_config"]["eps"]
     config["act_func"] = "torch.nn.modules.activation.SiLU"
     config |= {
         "matmul_precision": "high",
@@ -172,6 +175,7 @@ def test_keys_that_may_be_missing_or_change_nothing(tmp_path):
     }
     for template in config["stack_config"]["templates"].values():
         template["time_mixer"]["num_slstm_heads"] = None
+        template["colour"] = 1
     assert tirex.load(written(tmp_path / "x", arrays, config), backend="numpy")[0] == model
 
 
@@ -206,7 +210,9 @@ def nested(config, path, value):
         (SECOND, "act_func", "os.system.SiLU", "act_func is 'os.system.SiLU', expected one of"),
         (SECOND, "tokenizer_cfg/input_patch_stride", 2, "input_patch_stride is 2, expected the same as the model's, 4"),
         (SECOND, "scaler_cfg/use_arcsinh", "no", "use_arcsinh is 'no', expected True or False"),
-        (SECOND, "scaler_cfg/colour", 1, "config scaler_cfg: key 'colour' is unknown"),
+        (SECOND, "tokenizer_cfg/colour", 1, "config tokenizer_cfg: key 'colour' is unknown"),
+        (SECOND, "tokenizer_cfg", None, "config: tokenizer_cfg is missing"),
+        (SECOND, "stack_out_norm_config", None, "stack_out_norm.weight is surplus"),
         (SECOND, "stack_config/recipe", ["slstm_attn", "x"], "recipe has 'x', expected some of mlstm_attn, slstm_attn"),
         (SECOND, "stack_config/recipe", [["x"]], "expected names of templates"),
         (SECOND, "stack_config/templates/slstm_attn/time_mixer/model_type", "lstm", "is 'lstm', expected one of bi-sl"),

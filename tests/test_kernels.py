@@ -7,13 +7,22 @@ import pytest
 from tests.nvrtc import compile_for
 from xlstm.cells import gru, lstm, lstm_options, rnn, slstm
 from xlstm.engines.cuda import source, tiling
-from xlstm.engines.cuda.choice import LOOPS
+from xlstm.engines.cuda.choice import LOOPS, choose
+from xlstm.engines.cuda.peaks import peaks
 from xlstm.engines.cuda.tiling import ARITHMETIC, Device
 from xlstm.engines.pointwise import pointwise
 
 DEVICES = {
     80: Device("A100", 80, 108, 166912),
     90: Device("H100", 90, 132, 232448, 16),
+}
+CARDS = {
+    **DEVICES,
+    75: Device("Tesla T4", 75, 40, 65536),
+    86: Device("NVIDIA GeForce RTX 3090", 86, 82, 101376),
+    89: Device("NVIDIA GeForce RTX 4090", 89, 128, 101376),
+    100: Device("B200", 100, 148, 232448, 16),
+    120: Device("NVIDIA GeForce RTX 5090", 120, 170, 101376, 8),
 }
 CELLS = {
     "lstm": pointwise(lstm.Cell(), (), ("b",)),
@@ -24,7 +33,7 @@ CELLS = {
     "slstm": pointwise(slstm.Cell(), (), ("b",)),
     "slstm, rounded": pointwise(slstm.Rounded(forget_limit=15.0), (), ("b",)),
 }
-TENSOR = ("3xtf32", "tf32", "float16", "bfloat16")
+TENSOR = ("3xfp16", "tf32", "float16", "bfloat16")
 # Units of a head, heads, sequences; a spread of all, and the sizes that are measured.
 SIZES = [
     (50, 1, 32),
@@ -37,6 +46,7 @@ SIZES = [
     (1024, 1, 16),
 ]
 FEW = [(50, 1, 32), (512, 1, 64), (1024, 1, 16)]
+MEASURED = [(512, 1, 64), (1024, 1, 16), (256, 1, 256)]
 
 
 def ways(capability, cell, name, kind, size, cluster):
@@ -62,6 +72,60 @@ def test_with_tensor_cores(cell, name, capability, cluster):
             assert found.shared <= DEVICES[capability].shared
             made += 1
     assert made >= 3
+
+
+@pytest.mark.parametrize("size", MEASURED)
+@pytest.mark.parametrize(
+    ("capability", "dtype", "precision"),
+    [
+        *((75, dtype, "float32") for dtype in ("float32", "float16")),
+        *((card, "float32", precision) for card in CARDS.keys() - {75} for precision in ("float32", "tf32")),
+        *((card, "bfloat16", "float32") for card in CARDS.keys() - {75}),
+    ],
+)
+def test_what_cards_choose_for_the_sizes_that_are_measured(capability, dtype, precision, size):
+    width, heads, B = size
+    found = choose("LSTM", ("auto", precision), CELLS["lstm"], "", dtype, width, heads, B, CARDS[capability])
+    if found.forward is None:  # too large for this card
+        return
+    for kind, one in (("forward", found.forward), ("backward", found.backward)):
+        done = compile_for(capability, source.loop(CELLS["lstm"], kind, one).text)
+        assert (done.stack, done.spilled) == (0, 0), (kind, done.log)
+
+
+@pytest.mark.parametrize("capability", [89, 120])
+def test_a_wide_layer_fits_all_blocks_of_a_large_card(capability):
+    """Eight units a block spread the weights of 1024 units over the registers of 128 blocks."""
+    found = choose("LSTM", ("auto", "tf32"), CELLS["lstm"], "", "float32", 1024, 1, 16, CARDS[capability])
+    assert (found.path, found.forward.units, found.forward.blocks) == ("grid", 8, 128)
+
+
+def test_a_t4_has_tensor_cores_in_float16():
+    """float32 is two float16 there, also where TF32 was asked for, which it has not."""
+    for dtype, name in (("float16", "float16"), ("float32", "3xfp16")):
+        for precision in ("float32", "tf32"):
+            found = choose("LSTM", ("auto", precision), CELLS["lstm"], "", dtype, 256, 1, 64, CARDS[75])
+            assert (found.path, found.arithmetic.name) == ("grid", name)
+            text = source.loop(CELLS["lstm"], "forward", found.forward).text
+            assert compile_for(75, text).spilled == 0
+    found = choose("LSTM", ("auto", "float32"), CELLS["lstm"], "", "float16", 256, 1, 64, Device("V100", 70, 80, 98304))
+    assert found.others["grid"] == "V100 is sm_70, tensor cores are not used below sm_75"
+
+
+def test_peaks_of_cards():
+    """Data sheets: those of a GeForce sum the products of tensor cores in float32 at half the rate of its chip."""
+    for name, capability, sms, tf32, half in (
+        ("NVIDIA H100 80GB HBM3", 90, 132, 495, 989),
+        ("NVIDIA A100-SXM4-40GB", 80, 108, 156, 312),
+        ("NVIDIA GeForce RTX 4090", 89, 128, 82.6, 165),
+        ("NVIDIA L40S", 89, 142, 183, 362),
+        ("NVIDIA GeForce RTX 5090", 120, 170, 105, 210),
+        ("Tesla T4", 75, 40, 0, 65),
+        ("a card of 2030", 150, 188, 251, 504),
+    ):
+        found = peaks(name, capability)
+        assert found.tf32 * sms / 1e6 == pytest.approx(tf32, rel=0.1)
+        assert found.half * sms / 1e6 == pytest.approx(half, rel=0.1)
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -86,17 +86,39 @@ def test_packed_weights_begin_with_a_cache_line(rng, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("K", [1, 40, 1100, 2053, 2500])
-@pytest.mark.parametrize("threads", [1, 3])
-def test_products_of_rows(rng, monkeypatch, length, dtype, K, threads):
-    """In blocks of rows of the second factor, where K can be divided."""
+@pytest.mark.parametrize(("threads", "lies"), [(1, "rows"), (3, "columns"), (3, "apart"), (1, "columns")])
+def test_products_of_rows(rng, monkeypatch, length, dtype, K, threads, lies):
+    """In blocks of rows of the second factor, where K can be divided; it lies by rows, columns, or in no one piece."""
     from xlstm.arrays import threads as sharing
     from xlstm.engines.numba import weights
 
     monkeypatch.setenv(sharing.VARIABLE, str(threads))
     monkeypatch.setattr(sharing, "LARGE", 0)
-    a, b = (rng.standard_normal(shape).astype(dtype) for shape in ((61, K), (K, 45)))
-    (out,) = weights.products(functions(dtype), [(a, b)])
+    width = 45 if threads == 1 else 143  # a right factor with more columns than the left one has rows stays as it is
+    a, b = (rng.standard_normal(shape).astype(dtype) for shape in ((61, K), (K, width)))
+    given = {"rows": b, "columns": np.ascontiguousarray(b.T).T, "apart": np.repeat(b, 2, axis=0)[::2]}[lies]
+    (out,) = weights.products(functions(dtype), [(a, given)])
     assert np.all(np.abs(out - a @ b) <= 4 * ROUNDING[dtype] * np.maximum(np.abs(a) @ np.abs(b), 1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_products_of_few_rows(rng, length, dtype):
+    """With the left factor packed, in one block or in two, for parts of the columns, and nothing beside them."""
+    compiled = functions(dtype)
+    for n, K, width, blocks in ((1, 3, 5, 1), (13, 40, 70, 2), (64, 6, 200, 1), (35, 18, 130, 2)):
+        a, _ = guarded(rng.standard_normal((n, K)).astype(dtype))
+        W, _ = guarded(rng.standard_normal((width, K)).astype(dtype))
+        out, intact = guarded(np.full((n, width), 3.0, dtype))
+        slivers = -(-n // compiled.COLUMNS)
+        packed, whole = guarded(np.full((blocks * slivers, K // blocks, compiled.COLUMNS), 5.0, dtype))
+        compiled.pack_blocks(a, True, slivers, packed, 0, packed.shape[0])
+        packed = packed.reshape(blocks, slivers, -1, compiled.COLUMNS)
+        compiled.product_of_few_rows(compiled.PRODUCT, W, packed, out, width // 3, width)
+        assert np.all(out[:, : width // 3] == 3)
+        compiled.product_of_few_rows(compiled.PRODUCT, W, packed, out, 0, width // 3)
+        assert intact()
+        assert whole()
+        assert np.all(np.abs(out - a @ W.T) <= 2 * ROUNDING[dtype] * np.maximum(np.abs(a) @ np.abs(W).T, 1))
 
 
 def test_places_beyond_two_to_the_31(rng):

@@ -150,6 +150,20 @@ def test_forecasts_of_tirex_1(name, dtype, starts):
         np.testing.assert_array_equal(found.mean, found.quantiles[..., found.levels.index(0.5)])
 
 
+@pytest.mark.parametrize("name", "abc")
+def test_forecasts_with_the_rounding_of_the_package(name):
+    """Most follow it to the digits of float32; where one rounding falls the other way, they are further off."""
+    _, io = golden(ONES[name])
+    own, params = model(ONES[name], "float32")
+    rounded = dataclasses.replace(own, rounding="bfloat16")
+    for key in (key for key in io if key.startswith("q_h") and key.endswith("_bf16")):
+        horizon, _, rollout = key.removeprefix("q_h").removesuffix("_bf16").partition("_r")
+        found = rounded.forecast(params, series(io), int(horizon), rollout=int(rollout or 1)).quantiles
+        close(found, io[key], 5e-4)
+        size = np.max(np.abs(io[key]), axis=(1, 2))
+        assert np.median(np.max(np.abs(found - io[key]), axis=(1, 2)) / size) <= 1e-6
+
+
 WAYS = {
     "": {},
     "plain": {"sign_flip": False, "differencing": False},
@@ -437,6 +451,8 @@ def test_tables_go_to_the_estimator(one):
     own, params = one
     with pytest.raises(TypeError, match=r"TiRex: series is a table, .*; estimators.ZeroShotForecaster takes tables"):
         own.forecast(params, pandas.DataFrame({"a": X}), 4)
+    with pytest.raises(TypeError, match=r"TiRex: series\[0\] is a table"):
+        own.forecast(params, [pandas.DataFrame({"a": X})], 4)
     expected = own.forecast(params, X, 4).quantiles
     np.testing.assert_array_equal(own.forecast(params, pandas.Series(X), 4).quantiles, expected)
     gaps = pandas.Series([1, None, 3, 4], dtype="Int64")

@@ -289,6 +289,25 @@ def test_the_command_forecasts_a_long_table(run, suffix, x):
     assert said == "forecasts: ahead.csv\n"
 
 
+def test_the_command_judges(run, x):
+    """The errors of forecasts of the last values, beside those of baselines."""
+    write_table("shops.csv", shops(x))
+    roles = ["shops.csv", "--target", "sales", "--series-id", "shop", "--horizon", 5, "--backtest", 2]
+    result = run(ONE, *roles)
+    assert "RMSE of 4 forecasts of 5 steps" in result.stderr
+    assert result.stdout.startswith("shop,time,sales,")
+    found = json.loads(run(ONE, *roles, "--json", "--dtype", "float64").stdout)["backtest"]
+    expected = of(ONE, horizon=5).backtest([x[:50, 0], x[:40, 1]], 2)
+    same(found["rmse"]["sales"]["model"], expected.model)
+    same(found["rmse"]["sales"]["persistence"], expected.persistence)
+    same(found["coverage"]["sales"], expected.coverage)
+    assert found["at"] == [40, 45, 30, 35]
+    assert run(ONE, *roles, "--quiet", "-o", "a.csv").stderr == ""
+    write_table("gap.csv", {"y": [*map(str, range(30)), "", "5"]})
+    plain = run(ONE, "gap.csv", "--horizon", 2, "--backtest", 1, "--quantiles", "0.5", "--json").stdout
+    assert json.loads(plain, parse_constant=pytest.fail)["backtest"]["rmse"]["y"]["model"][0] is None
+
+
 @DRAWS
 def test_the_command_draws(run, x):
     write_table("shops.csv", shops(x))

@@ -5,11 +5,14 @@
 // is all that is drawn: with every barrier in its place the results are the same bits.
 
 #define IN_SHIM 1
+#include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <ctime>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -17,6 +20,9 @@
 #define DEVICE inline
 #define SHARED_MEMORY(name) unsigned char* name = shim::now->block->shared
 #define __global__
+#define __device__
+#define __forceinline__ inline
+#define __shared__ static  // of the one block that runs at a time
 #define __restrict__
 #define __cluster_dims__(x, y, z)
 #define __launch_bounds__(threads, blocks)
@@ -33,7 +39,9 @@ struct Block {
 };
 struct Warp { unsigned a[32][4], b[32][2]; };
 struct Fiber {
-    ucontext_t context;
+    ucontext_t context;  // that it begins with; after that it jumps, which asks nothing of the system
+    jmp_buf place;
+    bool begun;
     Block* block;
     Warp* warp;
     int thread;
@@ -42,11 +50,22 @@ struct Fiber {
 
 static std::vector<Fiber> fibers;
 static Fiber* now;
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 static dim3_ blockDim_, gridDim_;
 static long progress;  // of anything; a thread that waits for memory makes none
+static bool misused;  // a barrier, in a way that its manual forbids
 
-inline void yield() { swapcontext(&now->context, &scheduler); }
+inline void yield() {
+    if (!_setjmp(now->place)) _longjmp(scheduler, 1);
+}
+
+inline void resume(Fiber* fiber) {
+    now = fiber;
+    if (_setjmp(scheduler)) return;
+    if (fiber->begun) _longjmp(fiber->place, 1);
+    fiber->begun = true;
+    setcontext(&fiber->context);
+}
 
 inline void arrive(int kind) {
     now->waits[kind]++;
@@ -95,17 +114,16 @@ DEVICE void narrow(bf16_t& to, float v) {
 }
 DEVICE void narrow(float& to, float v) { to = v; }
 DEVICE void narrow(double& to, double v) { to = v; }
-DEVICE void forget(uint4&) {}
 DEVICE float round_tf32(float v) { return float_of((bits_of(v) + 0x1000u) & ~0x1fffu); }
 
 // mma.sync as the PTX manual draws it: matrices by element, from the words of the lanes.
 template <class T, int DEPTH, class Read>
-DEVICE void mma_model(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1, Read read) {
+DEVICE void mma_model(float (&c)[4], uint4 a, unsigned b0, unsigned b1, Read read) {
     shim::Fiber* me = shim::now;
     shim::Warp& warp = *me->warp;
     const int lane = me->thread % 32, first = me->block->first + me->thread / 32 * 32;
-    const unsigned a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1};
-    std::memcpy(warp.a[lane], a, sizeof a);
+    const unsigned b[2] = {b0, b1};
+    std::memcpy(warp.a[lane], &a, sizeof a);
     std::memcpy(warp.b[lane], b, sizeof b);
     shim::barrier(0, first, 32);
     constexpr int WORD = 4 / sizeof(T);  // elements
@@ -130,27 +148,68 @@ DEVICE void mma_model(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsi
 DEVICE float half_of(unsigned word, int which) { return widen(half_t{(unsigned short)(word >> (16 * which))}); }
 DEVICE float bf16_of(unsigned word, int which) { return widen(bf16_t{(unsigned short)(word >> (16 * which))}); }
 DEVICE float tf32_of(unsigned word, int) { return float_of(word & ~0x1fffu); }  // the hardware reads no more
-DEVICE void mma(half_t, float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-    mma_model<half_t, 16>(c, a0, a1, a2, a3, b0, b1, half_of);
+DEVICE void mma(half_t, float (&c)[4], uint4 a, unsigned b0, unsigned b1) {
+    mma_model<half_t, 16>(c, a, b0, b1, half_of);
 }
-DEVICE void mma(bf16_t, float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-    mma_model<bf16_t, 16>(c, a0, a1, a2, a3, b0, b1, bf16_of);
+DEVICE void mma(bf16_t, float (&c)[4], uint4 a, unsigned b0, unsigned b1) {
+    mma_model<bf16_t, 16>(c, a, b0, b1, bf16_of);
 }
-DEVICE void mma(float, float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-    mma_model<float, 8>(c, a0, a1, a2, a3, b0, b1, tf32_of);
+DEVICE void mma(float, float (&c)[4], uint4 a, unsigned b0, unsigned b1) {
+    mma_model<float, 8>(c, a, b0, b1, tf32_of);
 }
 
+template <int LANES>
+DEVICE unsigned largest(unsigned v) {
+    shim::Fiber* me = shim::now;
+    const int lane = me->thread % 32, first = me->block->first + me->thread / 32 * 32;
+    me->warp->a[lane][0] = v;
+    shim::barrier(0, first, 32);
+    for (int i = lane / LANES * LANES; i < lane / LANES * LANES + LANES; i++) v = std::max(v, me->warp->a[i][0]);
+    shim::barrier(0, first, 32);
+    return v;
+}
+
+DEVICE void sync_warp() {}  // nothing in a warp waits for it
 DEVICE void sync_block() { shim::barrier(1, shim::now->block->first, blockDim.x); }
+DEVICE void __syncthreads() { sync_block(); }
 DEVICE void arrive_cluster() { shim::arrive(2); }
 DEVICE void wait_cluster() {
     const shim::Block* block = shim::now->block;
     shim::wait(2, block->cluster_first, block->cluster_size);
 }
+// An mbarrier as the PTX manual has it: a turn ends when a thread has said what to expect and as many bytes have come.
+struct Arrivals {
+    short turn, said;
+    int missing;
+    void check() {
+        if (said && missing == 0) turn++, said = 0;
+        shim::progress++;
+    }
+};
+static_assert(sizeof(Arrivals) == 8, "as large as on a device");
+DEVICE void init_arrivals(Arrivals* a) { *a = Arrivals{0, 0, 0}; }
+DEVICE void publish_arrivals() {}
+DEVICE void expect(Arrivals* a, int bytes) {
+    if (a->said) shim::misused = true;  // of two turns at once
+    a->said = 1;
+    a->missing += bytes;
+    a->check();
+}
 template <class T>
-DEVICE void store_remote(T* local, int rank, T v) {
+DEVICE T* remote(T* local, int rank) {
     const shim::Block* mine = shim::now->block;
     const shim::Block* other = shim::fibers[mine->cluster_first + rank * (int)blockDim.x].block;
-    *(T*)(other->shared + ((unsigned char*)local - mine->shared)) = v;
+    return (T*)(other->shared + ((unsigned char*)local - mine->shared));
+}
+template <class T>
+DEVICE void send_remote(T* local, int rank, const T& v, Arrivals* arrivals) {
+    *remote(local, rank) = v;
+    Arrivals* to = remote(arrivals, rank);
+    to->missing -= sizeof(T);
+    to->check();
+}
+DEVICE void wait_arrivals(Arrivals* a, unsigned odd) {
+    while ((((volatile Arrivals*)a)->turn & 1) == odd) shim::yield();
 }
 DEVICE void set_flag(unsigned* flag, unsigned value) {
     *flag = value;
@@ -160,7 +219,17 @@ DEVICE void wait_flag(const unsigned* flag, unsigned value) {
     while (*(volatile const unsigned*)flag < value) shim::yield();
 }
 template <class T>
+DEVICE void store_wide(T* to, const T& v) { *to = v; }
+template <class T>
 DEVICE T load_fresh(const T* from) { return *from; }
+DEVICE long long nanoseconds() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+DEVICE unsigned atomicAdd(unsigned* to, unsigned v) { return std::exchange(*to, *to + v); }
+DEVICE unsigned atomicSub(unsigned* to, unsigned v) { return std::exchange(*to, *to - v); }
+DEVICE unsigned atomicMax(unsigned* to, unsigned v) { return std::exchange(*to, *to > v ? *to : v); }
 
 namespace shim {
 
@@ -172,6 +241,8 @@ static void (*body)(void**);
 static void** arguments;
 static int alive;
 
+inline dim3_ block_index(int b) { return {b % gridDim_.x, b / gridDim_.x, 0}; }
+
 inline void run_fiber() {
     body(arguments);
     alive--;
@@ -180,17 +251,11 @@ inline void run_fiber() {
     yield();
 }
 
-// All blocks of the grid at once. 1: threads wait for what never comes.
-template <class... A>
-int launch(void (*kernel)(A...), int grid_x, int grid_y, int threads, int shared, int cluster, unsigned seed, void** args,
-           int first_block = 0) {
-    static void (*chosen)(A...);
-    chosen = kernel;
-    body = [](void** given) { call(chosen, given, std::index_sequence_for<A...>()); };
-    arguments = args;
-    blockDim_ = {(unsigned)threads, 1, 1};
-    gridDim_ = {(unsigned)grid_x, (unsigned)grid_y, 1};
-    const int blocks = grid_x * grid_y, warps = (threads + 31) / 32;
+enum Way { TOGETHER, IN_TURN, WITHOUT_WAITING };
+
+// Runs the threads of all blocks from `first` to `last` as fibers. True: they wait for what never comes.
+inline bool run_blocks(int first, int last, int threads, int shared, int cluster, unsigned seed) {
+    const int blocks = last - first, warps = (threads + 31) / 32;
     std::vector<Block> all(blocks);
     std::vector<Warp> lanes(blocks * warps);
     std::vector<uint4> memory((size_t)blocks * (shared / 16 + 1), uint4{0x7fc07fc0, 0x7fc07fc0, 0x7fc07fc0, 0x7fc07fc0});
@@ -200,9 +265,9 @@ int launch(void (*kernel)(A...), int grid_x, int grid_y, int threads, int shared
     fibers = std::vector<Fiber>(blocks * threads);
     std::vector<int> order;
     for (int b = 0; b < blocks; b++) {
-        const int first = b / cluster * cluster * threads;
-        all[b] = {{(unsigned)(first_block + b % grid_x), (unsigned)(b / grid_x), 0}, (unsigned char*)&memory[(size_t)b * (shared / 16 + 1)],
-                  b * threads, first, cluster * threads};
+        const int cluster_first = b / cluster * cluster * threads;
+        all[b] = {block_index(first + b), (unsigned char*)&memory[(size_t)b * (shared / 16 + 1)], b * threads, cluster_first,
+                  cluster * threads};
         for (int t = 0; t < threads; t++) {
             const int i = b * threads + t;
             Fiber* fiber = &fibers[i];
@@ -219,7 +284,7 @@ int launch(void (*kernel)(A...), int grid_x, int grid_y, int threads, int shared
     }
     alive = (int)fibers.size();
     uint64_t state = seed;
-    bool stuck = false;
+    bool stuck = misused = false;
     while (alive && !stuck) {
         const long before = progress;
         for (size_t left = seed ? order.size() : 0; left > 1; left--) {
@@ -227,13 +292,37 @@ int launch(void (*kernel)(A...), int grid_x, int grid_y, int threads, int shared
             std::swap(order[left - 1], order[(state >> 33) % left]);
         }
         for (int i : order)
-            if (fibers[i].thread >= 0) {
-                now = &fibers[i];
-                swapcontext(&scheduler, &now->context);
-            }
+            if (fibers[i].thread >= 0) resume(&fibers[i]);
         stuck = progress == before;
     }
     delete[] stacks;
+    return stuck || misused;
+}
+
+// 1: threads wait for what never comes, or misuse what they wait for.
+template <class... A>
+int launch(void (*kernel)(A...), int grid_x, int grid_y, int threads, int shared, int cluster, unsigned seed, void** args,
+           int way) {
+    static void (*chosen)(A...);
+    chosen = kernel;
+    body = [](void** given) { call(chosen, given, std::index_sequence_for<A...>()); };
+    arguments = args;
+    blockDim_ = {(unsigned)threads, 1, 1};
+    gridDim_ = {(unsigned)grid_x, (unsigned)grid_y, 1};
+    const int blocks = grid_x * grid_y;
+    if (way == TOGETHER) return run_blocks(0, blocks, threads, shared, cluster, seed);
+    bool stuck = false;
+    for (int b = 0; b < blocks && !stuck; b++) {
+        if (way == IN_TURN) {
+            stuck = run_blocks(b, b + 1, threads, shared, 1, seed);
+            continue;
+        }
+        Block block = {block_index(b), nullptr, 0, 0, 0};
+        Fiber fiber = {};
+        fiber.block = &block;
+        now = &fiber;
+        for (fiber.thread = 0; fiber.thread < threads; fiber.thread++) body(args);
+    }
     return stuck;
 }
 

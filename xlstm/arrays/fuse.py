@@ -15,7 +15,7 @@ import numpy as np
 from xlstm.arrays import probe
 from xlstm.arrays.namespace import HALVES, Array, Namespace, device_of
 from xlstm.tracing.c import statements
-from xlstm.tracing.symbols import Symbols, trace
+from xlstm.tracing.symbols import Line, SymbolicNamespace, Symbols, trace
 
 CUPY = "array_api_compat.cupy"
 
@@ -59,7 +59,7 @@ def fuse(xp: Namespace, function: Callable[..., Any], *arrays: Array, out: Array
         On CuPy, where the function is not element by element.
     """
     if xp.__name__ != CUPY:  # `compiles` would be one more call, which small arrays feel
-        found = _looped(xp, function, arrays, out, 0, options)
+        found = looped(xp, function, arrays, out, 0, options)
         if found is not None:
             return found
         found = function(xp, *arrays, **options)
@@ -72,7 +72,7 @@ def fuse(xp: Namespace, function: Callable[..., Any], *arrays: Array, out: Array
     return kernel(*arrays) if out is None else kernel(*arrays, out)
 
 
-def _looped(
+def looped(
     xp: Namespace,
     function: Callable[..., Any],
     arrays: tuple[Array, ...],
@@ -88,22 +88,13 @@ def _looped(
 
 def summed(xp: Namespace, function: Callable[..., Any], *arrays: Array, sums: int = 1, **options: Any) -> Any:
     """Return the results of `fuse`, the last `sums` of them summed over all axes but the last."""
-    found = _looped(xp, function, arrays, None, sums, options)
+    found = looped(xp, function, arrays, None, sums, options)
     if found is not None:
         return found
     found = listed(fuse(xp, function, *arrays, **options))
     first = len(found) - sums
     found = (*found[:first], *(xp.sum(a, axis=tuple(range(a.ndim - 1))) for a in found[first:]))
     return found[0] if len(found) == 1 else found
-
-
-def by_rows(xp: Namespace, function: Callable[..., Any], *arrays: Array, **options: Any) -> Any:
-    """Return `function(xp, *arrays, **options)`, which may take means along the last axis and keep that axis.
-
-    It runs in one compiled loop where NumPy's arrays are large.
-    """
-    found = _looped(xp, function, arrays, None, 0, options)
-    return function(xp, *arrays, **options) if found is None else found
 
 
 def with_numbers(
@@ -115,7 +106,7 @@ def with_numbers(
     """
     if xp is np and loops is not None:
         given = [np.asarray(number, arrays[0].dtype) for number in numbers]
-        found = _looped(xp, function, (*arrays, *given), None, 0, options)
+        found = looped(xp, function, (*arrays, *given), None, 0, options)
         if found is not None:
             return found
     return function(xp, *arrays, *numbers, **options)
@@ -134,7 +125,7 @@ def multiplier(
     def multiply(a: Array) -> Array:
         if compiles(xp):
             return fuse(xp, _times(function), a, *arrays, out=a, **options)
-        if _looped(xp, _times(function), (a, *arrays), a, 0, options) is not None:
+        if looped(xp, _times(function), (a, *arrays), a, 0, options) is not None:
             return a
         if not factor:
             factor.append(function(xp, *arrays, **options))
@@ -162,6 +153,12 @@ def total(xp: Namespace, a: Array, b: Array, axes: int | tuple[int, ...] = -1) -
             a, b, axes = a.reshape(*a.shape[:-2], -1), b.reshape(*b.shape[:-2], -1), -1
         return np.vecdot(a, b) if xp is np and axes == -1 else xp.sum(a * b, axis=axes)
     return _total(a.dtype)(a, b, axis=axes)
+
+
+def windows(a: Array, width: int) -> Array:
+    """Return a view of a CuPy array (T + width - 1, ...) as (T, ..., width): for each step `width` steps from it on."""
+    shape, steps = (a.shape[0] - width + 1, *a.shape[1:], width), (*a.strides, a.strides[0])
+    return probe.cupy().lib.stride_tricks.as_strided(a, shape, steps)
 
 
 class Text(NamedTuple):
@@ -201,12 +198,8 @@ def listed(found: Any) -> tuple[Any, ...]:
 def source(function: Callable[..., Any], dtypes: tuple[Any, ...], options: tuple[tuple[str, Any], ...]) -> Text:
     """Return the text of the kernel that `fuse` runs: inputs are x0, x1, ..., results y0, y1, ..."""
     inputs = {f"x{k}": dtype for k, dtype in enumerate(dtypes)}
-
-    def named(xp: Any, **symbols: Symbols) -> dict[str, Symbols]:
-        return {f"y{k}": a for k, a in enumerate(listed(function(xp, *symbols.values(), **dict(options))))}
-
     outputs = {f"y{k}": dtype for k, dtype in enumerate(results(function, dtypes, dict(options)))}
-    lines, _ = trace(named, dict.fromkeys(inputs))
+    lines = traced(function, len(dtypes), options)
     body = statements(
         lines,
         lambda x, _: converted(x, inputs[x]),
@@ -214,6 +207,20 @@ def source(function: Callable[..., Any], dtypes: tuple[Any, ...], options: tuple
         {x: real(dtype) for x, dtype in inputs.items()},
     )
     return Text(parameters(inputs), parameters(outputs), "\n".join(body))
+
+
+def traced(
+    function: Callable[..., Any],
+    inputs: int,
+    options: tuple[tuple[str, Any], ...],
+    library: type[SymbolicNamespace] = SymbolicNamespace,
+) -> list[Line]:
+    """Return the trace of a function of x0, x1, ..., which gives y0, y1, ..."""
+
+    def named(xp: Any, **symbols: Symbols) -> dict[str, Symbols]:
+        return {f"y{k}": a for k, a in enumerate(listed(function(xp, *symbols.values(), **dict(options))))}
+
+    return trace(named, dict.fromkeys(f"x{k}" for k in range(inputs)), library)[0]
 
 
 def results(function: Callable[..., Any], dtypes: tuple[Any, ...], options: dict[str, Any]) -> list[Any]:

@@ -43,7 +43,7 @@ class Plan(NamedTuple):
     operands: tuple[Operand | None, Operand | None]
 
 
-def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None) -> Array:
+def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, rows_first: bool = False) -> Array:
     """Return A @ B of matrices in the last two axes, the axes before broadcast.
 
     Parameters
@@ -55,6 +55,8 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None) -> Array
         rows or columns are contiguous and the matrices of the batch equally far apart, and a copy where not.
     add : array, optional
         (..., M, N), contiguous: the product is added to it, in its place.
+    rows_first : bool
+        Whether on CuPy a batch with one axis is to lie in memory as (M, batch, N).
 
     Returns
     -------
@@ -90,7 +92,12 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None) -> Array
             for a, operand in zip((A, B), way.operands, strict=True)
         )
         way = plan(A.shape, strides(A), B.shape, strides(B))
-    out = cp.empty(shape, dtype=A.dtype) if add is None else add
+    if add is not None:
+        out = add
+    elif rows_first and len(shape) == 3:
+        out = cp.empty((M, shape[0], N), dtype=A.dtype).transpose(1, 0, 2)
+    else:
+        out = cp.empty(shape, dtype=A.dtype)
     _gemm(cp, way, A, B, out, add is not None)
     return out
 
@@ -176,7 +183,7 @@ def _gemm(cp: Any, found: Plan, A: Array, B: Array, out: Array, add: bool) -> No
     assert a is not None
     assert b is not None
     M, K, N = found.sizes
-    cublas, dtype = cp.cuda.cublas, fuse.name(A.dtype)
+    cublas, dtype, (*apart, lead, _) = cp.cuda.cublas, fuse.name(A.dtype), strides(out)
     _, zero, one = _scalars(dtype)
     kind = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}[dtype]  # its number in cudaDataType
     cublas.gemmStridedBatchedEx(
@@ -186,7 +193,7 @@ def _gemm(cp: Any, found: Plan, A: Array, B: Array, out: Array, add: bool) -> No
         *(_address(B), kind, b.lead, b.step),
         *(_address(A), kind, a.lead, a.step),
         one if add else zero,
-        *(_address(out), kind, N, M * N),
+        *(_address(out), kind, max(lead, N), apart[-1] if apart else M * N),
         *(math.prod(found.batch), _compute(cp, cublas, dtype), cublas.CUBLAS_GEMM_DEFAULT),
     )
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from xlstm.arrays import blas, checks, cores, pool
 from xlstm.arrays import matmul as products
-from xlstm.arrays.namespace import Array
+from xlstm.arrays.namespace import Array, namespace_of
 
 VARIABLE = "XLSTM_NUM_THREADS"
 MOST = 1024  # the largest number that the variable may have
@@ -100,7 +100,7 @@ def matmul(a: Array, b: Array) -> Array:
     """
     multiplications = math.prod(a.shape) * b.shape[-1]
     if not isinstance(a, np.ndarray):
-        return a @ b
+        return a @ b if a.ndim == 2 else products.matmul(namespace_of(a), a, b)
     found = products.compiled(a, b, None, True) if products.compiled else None
     if found is not None:
         return found

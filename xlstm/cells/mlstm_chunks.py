@@ -20,6 +20,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from xlstm.arrays import constants
+from xlstm.arrays.concat import Filled, concat
 from xlstm.arrays.fuse import compiles, fuse, multiplier, room, total
 from xlstm.arrays.matmul import aligned_width, matmul, packed
 from xlstm.arrays.namespace import Array, Namespace, device_of
@@ -158,7 +160,7 @@ def _weights(xp: Namespace, logs: Logs, q: Array) -> tuple[Array, Array, Array]:
 
 def _pairs(xp: Namespace, w: Array, r: Array) -> tuple[Array, ...]:
     """Return w and r (..., L) and the step numbers as matrices: rows are steps that read, columns steps that wrote."""
-    steps = xp.arange(w.shape[-1], dtype=xp.float32, device=device_of(w))
+    steps = constants.steps(xp, w.shape[-1], xp.float32, device_of(w))
     return w[..., None, :], r[..., :, None], steps[None, :], steps[:, None]
 
 
@@ -310,8 +312,7 @@ def _chunks(xp: Namespace, a: Array, L: int, axis: int, fill: float = 0.0) -> Ar
     T = a.shape[axis]
     before, rest = tuple(a.shape[: a.ndim + axis]), tuple(a.shape[a.ndim + axis + 1 :])
     if T % L:
-        spare = xp.full((*before, L - T % L, *rest), fill, dtype=a.dtype, device=device_of(a))
-        a = xp.concat((a, spare), axis=axis)
+        a = concat(xp, (a, Filled(fill, L - T % L)), axis)
     return xp.reshape(a, (*before, -(-T // L), L, *rest))
 
 
@@ -332,12 +333,11 @@ def _room(xp: Namespace, like: Array, L: int, spare: Array | None = None) -> Arr
 
 def _with_normaliser(xp: Namespace, v: Array, n: Array | None = None) -> Array:
     """Return [v, n], or [v, 1] without n, and further columns of zeros where they make products faster."""
-    n = _ones(xp, v, tuple(v.shape[:-1])) if n is None else n
-    parts = [v, n[..., None]]
+    parts = [v, Filled(1.0, 1) if n is None else n[..., None]]
     spare = aligned_width(xp, v.shape[-1] + 1) - v.shape[-1] - 1
     if spare:
-        parts.append(xp.zeros((*v.shape[:-1], spare), dtype=v.dtype, device=device_of(v)))
-    return xp.concat(parts, axis=-1)
+        parts.append(Filled(0.0, spare))
+    return concat(xp, parts, -1)
 
 
 def _ones(xp: Namespace, like: Array, shape: tuple[int, ...]) -> Array:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from xlstm.arrays.fuse import fuse, total
+from xlstm.arrays.fuse import compiles, fuse, total
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace
+from xlstm.arrays.rows import by_rows
 from xlstm.cells.activations import FORGET
 from xlstm.cells.denominator import at_least, denominator, exp_minus, limit_of, low_of, sign_beyond
 
@@ -41,6 +42,14 @@ def step(
     q and k are (..., K), v is (..., V), i = i~ and f = f~ are (...).
     """
     root = q.shape[-1] ** -0.5
+    if compiles(xp):
+        gates, row = {"forget": forget, "low": low_of(xp, m0.dtype)}, [a[..., None] for a in (i, f, m0)]
+        options = {**gates, "root": root, "eps": eps, "limit": limit_of(xp, q.dtype), "dtype": q.dtype}
+        *found, ik, n = by_rows(xp, _begin, *row, q, k, n0, **options)
+        logf, m, i1, f1, s, den = (a[..., 0] for a in found)
+        C = fuse(xp, _memory, C0, f1[..., None, None], ik[..., :, None], v[..., None, :])  # (19)
+        h = matmul(xp, q[..., None, :], C)[..., 0, :] / den[..., None]  # (21) C q
+        return h, C, n, m, SavedStep((q, k, v, i, f, C0, n0, m0), logf, (i1, f1), (C, n, m), s, den, h)
     logf, m, i1, f1 = fuse(xp, _gates, i, f, m0, forget=forget, low=low_of(xp, m0.dtype))  # (25) (26) by (15) to (17)
     ik, n = fuse(xp, _normaliser, i1[..., None], f1[..., None], k, n0, root=root)  # (23) (20)
     C = fuse(xp, _memory, C0, f1[..., None, None], ik[..., :, None], v[..., None, :])  # (19)
@@ -79,6 +88,29 @@ def step_bwd(
 
 
 # Element by element:
+
+
+def _begin(
+    xp: Namespace,
+    i: Array,
+    f: Array,
+    m0: Array,
+    q: Array,
+    k: Array,
+    n0: Array,
+    *,
+    forget: str,
+    low: float,
+    root: float,
+    eps: float,
+    limit: float,
+    dtype: Any,
+) -> tuple[Array, ...]:
+    """Return all but the memory and h: what `_gates` gives, n q, the denominator, i k and n."""
+    logf, m, i1, f1 = _gates(xp, i, f, m0, forget=forget, low=low)  # (25) (26) by (15) to (17)
+    ik, n = _normaliser(xp, i1, f1, k, n0, root=root)  # (23) (20)
+    s = xp.sum(q * n, axis=-1, keepdims=True)  # (21) n q
+    return logf, m, i1, f1, s, denominator(xp, s, m, eps=eps, limit=limit, dtype=dtype), ik, n
 
 
 def _gates(xp: Namespace, i: Array, f: Array, m0: Array, forget: str, low: float) -> tuple[Array, ...]:

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
-from xlstm.arrays.fuse import by_rows
+import numpy as np
+
 from xlstm.arrays.namespace import Array, Namespace, finfo, squares_below
+from xlstm.arrays.rows import by_rows
+
+
+class Normal(NamedTuple):
+    """A norm: its functions forward and backward, and the formulas for a row that they apply."""
+
+    forward: Any
+    backward: Any
+    row: Any
+    row_bwd: Any
+
 
 EPS = 1e-5  # that of torch.nn.LayerNorm
 
 
 def normalize(xp: Namespace, x: Array, axis: int, eps: float = EPS) -> tuple[Array, Array]:
     """Return x with mean 0 and variance 1 along `axis` (Ba et al. 2016, eq. 3), and 1 / its standard deviation."""
-    x, c = _scaled(xp, x, axis)
-    n, r = by_rows(xp, _centred, x, axis=axis, eps=eps)
-    return n, r * c
+    return _normalized(xp, x, axis, eps, _centred)
 
 
 def normalize_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Array:
@@ -26,9 +36,7 @@ def normalize_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Ar
 
 def normalize_root(xp: Namespace, x: Array, axis: int, eps: float = EPS) -> tuple[Array, Array]:
     """Return x with mean square 1 along `axis` (Zhang & Sennrich 2019, eq. 4), and 1 / the root of the mean square."""
-    x, c = _scaled(xp, x, axis)
-    n, r = by_rows(xp, _by_root, x, axis=axis, eps=eps)
-    return n, r * c
+    return _normalized(xp, x, axis, eps, _by_root)
 
 
 def normalize_root_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Array:
@@ -55,16 +63,36 @@ def _by_root_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Arr
     return r * (dn - n * xp.mean(dn * n, axis=axis, keepdims=True))
 
 
-def _scaled(xp: Namespace, x: Array, axis: int) -> tuple[Array, Array | float]:
-    """Return c x, whose squares are finite, and c, one factor for each vector along `axis`.
+MEAN_AND_VARIANCE = Normal(normalize, normalize_bwd, _centred, _centred_bwd)
+MEAN_SQUARE = Normal(normalize_root, normalize_root_bwd, _by_root, _by_root_bwd)
 
-    c is 1 unless x has elements larger than `fourth_root`, beside which eps does not matter.
+
+def _normalized(xp: Namespace, x: Array, axis: int, eps: float, formula: Any) -> tuple[Array, Array]:
+    """Return what a formula gives for c x, whose squares are finite, and c times the factor."""
+    if squares_below(xp, x, math.inf):  # c is 1
+        return by_rows(xp, formula, x, axis=axis, eps=eps)  # type: ignore[no-any-return]
+    limit = fourth_root(xp, x.dtype)
+    if xp is not np:
+        return by_rows(xp, scaled, x, formula=formula, axis=axis, eps=eps, limit=limit)  # type: ignore[no-any-return]
+    c = _factor(xp, x, axis, limit)
+    n, r = by_rows(xp, formula, x * c, axis=axis, eps=eps)
+    return n, r * c
+
+
+def scaled(xp: Namespace, x: Array, formula: Any, axis: int, eps: float, limit: float) -> tuple[Array, Array]:
+    """Return what a formula gives for c x, and c times the factor."""
+    c = _factor(xp, x, axis, limit)
+    n, r = formula(xp, x * c, axis, eps)
+    return n, r * c
+
+
+def _factor(xp: Namespace, x: Array, axis: int, limit: float) -> Array:
+    """Return c, one factor for each vector along `axis`.
+
+    It is 1 unless x has elements larger than the limit, `fourth_root`, beside which eps does not matter.
     """
-    if squares_below(xp, x, math.inf):
-        return x, 1.0
-    most, limit = xp.max(xp.abs(x), axis=axis, keepdims=True), fourth_root(xp, x.dtype)
-    c = limit / xp.maximum(most, xp.full_like(most, limit))
-    return x * c, c
+    most = xp.max(xp.abs(x), axis=axis, keepdims=True)
+    return limit / xp.maximum(most, xp.full_like(most, limit))
 
 
 @functools.cache

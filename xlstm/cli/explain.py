@@ -8,16 +8,25 @@ from xlstm.arrays import checks, probe
 from xlstm.arrays.namespace import DTYPES
 from xlstm.engines.cuda import launch
 from xlstm.engines.cuda.choice import choose, told
+from xlstm.engines.cuda.peaks import peaks
 from xlstm.engines.cuda.tiling import Device, Tiling
 from xlstm.engines.pointwise import pointwise
 from xlstm.layers.recurrent import KINDS, sLSTM
 
 LAYERS: dict[str, type[Any]] = {**KINDS, "slstm": sLSTM}
-# Cards to ask about where there is none: SMs, and the shared memory of a block.
+# Cards to ask about where there is none: SMs, the shared memory of a block, and blocks of a cluster.
 CARDS = {
+    "v100": Device("Tesla V100", 70, 80, 96 * 1024),
+    "t4": Device("Tesla T4", 75, 40, 64 * 1024),
     "a100": Device("NVIDIA A100", 80, 108, 163 * 1024),
+    "a10": Device("NVIDIA A10", 86, 72, 99 * 1024),
+    "rtx3090": Device("NVIDIA GeForce RTX 3090", 86, 82, 99 * 1024),
+    "l4": Device("NVIDIA L4", 89, 58, 99 * 1024),
+    "rtx4090": Device("NVIDIA GeForce RTX 4090", 89, 128, 99 * 1024),
     "h100": Device("NVIDIA H100", 90, 132, 227 * 1024, 16),
     "h200": Device("NVIDIA H200", 90, 132, 227 * 1024, 16),
+    "b200": Device("NVIDIA B200", 100, 148, 227 * 1024, 16),
+    "rtx5090": Device("NVIDIA GeForce RTX 5090", 120, 170, 99 * 1024, 8),
 }
 PATHS = {
     "loop": "the array library alone, step by step",
@@ -48,10 +57,16 @@ def explain(kind: str, T: int, B: int, H: int, dtype: str, card: str | None = No
     return [
         ("layer", f"{layer!r}, {T} steps of {B} sequences, {dtype}"),
         ("device", about),
+        ("peaks", f"{_peaks(device)} TFLOP/s, from data sheets"),
         ("path", f"{found.path}: {PATHS[found.path]}"),
         *((tiling.kind, _words(tiling, T)) for tiling in (found.forward, found.backward) if tiling is not None),
         *((f"not {path}", reason) for path, reason in found.others.items()),
     ]
+
+
+def _peaks(device: Device) -> str:
+    found = peaks(device.name, device.capability)._asdict()
+    return ", ".join(f"{name} {peak * device.sms / 1e6:.3g}" for name, peak in found.items() if peak)
 
 
 def _words(t: Tiling, T: int) -> str:

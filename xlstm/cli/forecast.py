@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import typer
+from rich.table import Table
 
 from xlstm.arrays import checks
 from xlstm.cli import tabular
-from xlstm.cli.console import BackendOption, Report, err, printable, quieted
+from xlstm.cli.console import BackendOption, Report, err, printable, quieted, uncut
 from xlstm.cli.options import JsonOption, QuietOption, reads_tables
 from xlstm.data import files
+from xlstm.data.host import Values
 from xlstm.data.table import Dialect
 from xlstm.estimators import plots
+from xlstm.estimators.scores import Score
 from xlstm.estimators.tables import Roles
+from xlstm.estimators.tracks import Known
 from xlstm.estimators.zero_shot import ZeroShotForecaster
 
 PANELS = 12  # of a picture at most
@@ -34,6 +39,9 @@ IdOption = Annotated[str | None, typer.Option(help="Column that tells several se
 QuantilesOption = Annotated[str | None, typer.Option(help="Levels such as 0.1,0.5,0.9; by default those of the model.")]
 OutputOption = Annotated[
     Path | None, typer.Option("--output", "-o", help="File to write, .csv or .parquet; else CSV is printed.")
+]
+BacktestOption = Annotated[
+    int | None, typer.Option(help="Forecast the last values, too, so many horizons, and compare with baselines.")
 ]
 PictureOption = Annotated[Path | None, typer.Option(help="Draw the forecasts to a file such as ahead.png.")]
 DtypeOption = Annotated[str | None, typer.Option(help="float32 or float64; by default that of the checkpoint.")]
@@ -61,6 +69,7 @@ def forecast(
     quantiles: QuantilesOption = None,
     output: OutputOption = None,
     picture: PictureOption = None,
+    backtest: BacktestOption = None,
     backend: BackendOption = "auto",
     dtype: DtypeOption = None,
     sign_flip: SignFlipOption = None,
@@ -96,12 +105,13 @@ def forecast(
     levels = [*model.quantiles] if levels is None else levels
     known = sorted({*levels, 0.5})
     forecaster.set_params(quantiles=known)
-    found = forecaster.predict_quantiles(
-        [part.targets for part in parts],
-        past=[part.past for part in parts] if roles.past else None,
-        future=[part.future for part in parts] if roles.future else None,
-        dates=None if parts[0].dates is None else [part.dates for part in parts],
-    )
+    beside: Known = {
+        "past": [part.past for part in parts] if roles.past else None,
+        "future": [part.future for part in parts] if roles.future else None,
+        "dates": None if parts[0].dates is None else [part.dates for part in parts],
+    }
+    found = forecaster.predict_quantiles([part.targets for part in parts], **beside)
+    score = None if backtest is None else forecaster.backtest([part.targets for part in parts], backtest, **beside)
     columns = tabular.columns(parts, names, series_id, found, known, levels)
     report = Report(as_json)
     with quieted(quiet):
@@ -110,10 +120,39 @@ def forecast(
             report.print(f"forecasts: {output}")
         if picture is not None:
             _draw(picture, parts, names, [[plots.Fan(one[:, c], known) for c in range(len(names))] for one in found])
+        if score is not None and not (as_json or quiet):
+            err.print(uncut(_table(score, names)))
     if output is None and not as_json:
         typer.echo(files.as_csv(columns), nl=False)
     about = {"model": type(model).__name__, "horizon": len(found[0]), "quantiles": levels}
-    report.finish(**about, output=None if output is None else str(output), forecasts=columns)
+    judged = None if score is None else _judged(score, names)
+    report.finish(**about, output=None if output is None else str(output), forecasts=columns, backtest=judged)
+
+
+def _judged(score: Score, names: Sequence[str]) -> dict[str, Any]:
+    """Return errors of each target along the horizon by method, as JSON can hold them."""
+    errors = {method: _plain(one.rmse) for method, one in score.errors.items()}
+    rmse = {name: {method: rows[c] for method, rows in errors.items()} for c, name in enumerate(names)}
+    return {"rmse": rmse, "coverage": dict(zip(names, _plain(score.coverage), strict=True)), "at": score.at.tolist()}
+
+
+def _plain(errors: Values) -> list[list[float | None]]:
+    """Return numbers (H, C) by target; None where there was nothing to compare with."""
+    return np.where(np.isnan(errors), None, errors).T.tolist()  # type: ignore[no-any-return, call-overload]
+
+
+def _table(score: Score, names: Sequence[str]) -> Table:
+    """Return a row for each target: the mean RMSE over the horizon by method, and the share in the interval."""
+    title = f"RMSE of {len(score.at)} forecasts of {len(score.model)} steps"
+    found = Table(title=title, title_justify="left")
+    found.add_column("", no_wrap=True)
+    within = f"{100 * score.interval:.0f} % interval" if score.interval > 0 else "interval"
+    for name in (*score.errors, within):
+        found.add_column(name, justify="right")
+    for c, name in enumerate(names):
+        errors = (f"{np.nanmean(one.rmse[:, c]):.4g}" for one in score.errors.values())
+        found.add_row(name, *errors, f"{100 * np.nanmean(score.coverage[:, c]):.0f} %")
+    return found
 
 
 def _draw(path: Path, parts: Sequence[tabular.Part], names: Sequence[str], fans: Sequence[Sequence[plots.Fan]]) -> None:

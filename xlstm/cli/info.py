@@ -19,7 +19,7 @@ def info(
         tuple[str, int, int, int, str] | None,
         typer.Option("--explain", metavar="LAYER T B H DTYPE", help="How it runs on a GPU: lstm 512 64 512 float16."),
     ] = None,
-    card: Annotated[str | None, typer.Option(help="For --explain: a100, h100 or h200 instead of the GPU here.")] = None,
+    card: Annotated[str | None, typer.Option(help="For --explain: t4, rtx4090, h100, ... instead of the GPU.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show versions, devices, threads, and which backend is chosen and why."""

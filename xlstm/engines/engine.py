@@ -119,11 +119,11 @@ def step(
     x: Array,
     state: Sequence[Array],
     streams: dict[Any, Stream | None],
-) -> Sequence[Array]:
-    """Run one step from x (B, D) and the state (B, P), (B, H), ...; return the state after it, of the same shapes.
+) -> tuple[Array, Sequence[Array]]:
+    """Run one step from x (B, D) and the state (B, P), (B, H), ...; return h, and the state after it, of these shapes.
 
     The reference engine runs it, since compiling a loop of one step gains nothing; Numba runs it for a single sequence
-    in a small layer.
+    in a small layer, and a kernel where there is a GPU. h is an array of its own where all of these are new.
 
     `streams` is a dict that this function fills: it has for each dtype the compiled step, or None where the reference
     engine runs. All calls with the same dict must have the same cell, masks and shapes of weights.
@@ -139,13 +139,18 @@ def step(
             streams[x.dtype] = NUMBA.stream(Step(xp, cell, w, masks))
         stream = streams[x.dtype]
         if stream is not None:
-            return stream(w, x, state)
+            after = stream(w, x, state)
+            return after[0], after
     step = Step(xp, cell, w, masks)
     if asked is not None:
         choose(step, [(1, x.shape[0])])
+    launched = CUDA.step(step, x, state) if asked in (None, CUDA.name) and xp is not np else None
+    if launched is not None:
+        return launched[0], launched[1:]
     run = functools.partial(ARRAY_API.step, step, x, state)
     largest = x.shape[0] * max(math.prod(p.shape) for p in step.w.values())  # multiplications of a product
-    return [s.T for s in (run() if xp is not np else blas.in_turn(run, largest))]
+    found = [s.T for s in (run() if xp is not np else blas.in_turn(run, largest))]
+    return found[0], found
 
 
 @contextlib.contextmanager

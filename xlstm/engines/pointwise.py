@@ -3,7 +3,8 @@
 The arrays of a step are zx and zh (G, M), the products of x and of h; b and bh (G, M), which are added to them; h and
 the other states (M,); the fields of what the cell saves, each with the prefix `s_`, (rows, M) or (M,); and gradients
 likewise. M are all units of all sequences. The numbers among the cell's options, such as `clip`, are arguments like
-these, each a scalar: one step serves all cells of one form.
+these, each a scalar: one step serves all cells of one form. zone_h and so on are the shares of the old states that
+zoneout keeps (Krueger et al. 2017).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells.cell import Cell
 from xlstm.tracing.symbols import UntraceableError, trace
 
+Zoneout = tuple[tuple[str, bool], ...]  # a state, and whether its share is one number instead of a mask
 Rows = Mapping[str, "int | None"]  # of the leading axis of each array, None where it has none
 
 
@@ -32,32 +34,42 @@ class Pointwise:
     after: Rows  # inputs of backward
     gradients: Rows  # outputs of backward
     carried: tuple[str, ...]  # the states but h
-    numbers: tuple[str, ...]  # inputs of all three that are scalars: the cell's `numbers`
+    numbers: tuple[str, ...]  # inputs of all three that are scalars: the cell's `numbers`, and shares without a mask
+    shares: tuple[str, ...]  # inputs of all three that each row has anew: masks of zoneout
     restore: Callable[[Mapping[str, Array]], Any]  # what the cell saved, from arrays by name
 
 
-def pointwise(cell: Cell, own: tuple[tuple[str, int | None], ...], added: tuple[str, ...]) -> Pointwise | None:
+def pointwise(
+    cell: Cell, own: tuple[tuple[str, int | None], ...], added: tuple[str, ...], zoneout: Zoneout = ()
+) -> Pointwise | None:
     """Return the step of a cell, or None where it is not element by element.
 
-    `own` has the cell's own parameters and their rows, `added` the biases that there are among b and bh. Cells that
-    differ in the values of their numbers alone have the same step.
+    `own` has the cell's own parameters and their rows, `added` the biases that there are among b and bh, and `zoneout`
+    the states with zoneout. Cells that differ in the values of their numbers alone have the same step.
     """
-    return _pointwise(cell.form, own, added)
+    return _pointwise(cell.form, own, added, zoneout)
 
 
 @functools.cache
-def _pointwise(form: Any, own: tuple[tuple[str, int | None], ...], added: tuple[str, ...]) -> Pointwise | None:
+def _pointwise(
+    form: Any, own: tuple[tuple[str, int | None], ...], added: tuple[str, ...], zoneout: Zoneout
+) -> Pointwise | None:
     G, carried, numbers = len(form.GATES), tuple(form.STATES[1:]), tuple(form.numbers)
+    zones = [name for name, _ in zoneout]
     kind: list[Any] = []  # the NamedTuple that the cell saves
 
     def forward(xp: Namespace, zx: Array, zh: Array, h: Array, **rest: Array) -> dict[str, Array]:
-        cell = form.given({name: rest[name] for name in numbers})
+        cell = form.given({name: rest[name] for name in form.numbers})
         carry, mine = [rest[name] for name in carried], {name: rest[name] for name, _ in own}
         zx, zh = (z + rest[name] if name in added else z for z, name in ((zx, "b"), (zh, "bh")))
-        h, *new, saved = cell.gates(xp, zx, zh, h, *carry, **mine)
+        *new, saved = cell.gates(xp, zx, zh, h, *carry, **mine)
         kind[:] = [type(saved)]
         kept = {f"s_{field}": a for field, a in saved._asdict().items() if a is not None}
-        return {"h": h, **dict(zip(carried, new, strict=True)), **kept}
+        state, old = dict(zip(("h", *carried), new, strict=True)), {"h": h, **rest}
+        for name in zones:
+            share = rest[f"zone_{name}"]
+            state[name] = share * old[name] + (1 - share) * state[name]
+        return state | kept
 
     def lean(xp: Namespace, **arrays: Array) -> dict[str, Array]:
         return {name: a for name, a in forward(xp, **arrays).items() if name in form.STATES}
@@ -66,14 +78,23 @@ def _pointwise(form: Any, own: tuple[tuple[str, int | None], ...], added: tuple[
         return kind[0](**{field: arrays.get(f"s_{field}") for field in kind[0]._fields})
 
     def backward(xp: Namespace, dh: Array, **rest: Array) -> dict[str, Array]:
-        cell = form.given({name: rest[name] for name in numbers})
+        cell = form.given({name: rest[name] for name in form.numbers})
         carry, mine = [rest[name] for name in carried], {name: rest[name] for name, _ in own}
         local = cell.derivatives(xp, restore(rest), *carry, **mine)
-        dz, dzh, dh0, *dcarry = cell.gates_bwd(xp, local, dh, *(rest[f"d{c}"] for c in carried), **mine)
-        found = {"dz": dz, **({} if dzh is dz else {"dzh": dzh}), **({} if dh0 is None else {"dh0": dh0})}
-        return found | {f"d{name}": d for name, d in zip(carried, dcarry, strict=True)}
+        d = {"h": dh, **{name: rest[f"d{name}"] for name in carried}}
+        direct = {name: rest[f"zone_{name}"] * d[name] for name in zones}  # which zoneout lets through to the old state
+        given = [d[name] - direct[name] if name in direct else d[name] for name in d]
+        dz, dzh, *old = cell.gates_bwd(xp, local, *given, **mine)
+        start = dict(zip(d, old, strict=True))
+        for name, kept in direct.items():
+            start[name] = kept if start[name] is None else start[name] + kept
+        found = {"dz": dz, **({} if dzh is dz else {"dzh": dzh})}
+        found |= {} if start["h"] is None else {"dh0": start["h"]}
+        return found | {f"d{name}": start[name] for name in carried}
 
-    scalars: dict[str, int | None] = dict.fromkeys(numbers)
+    numbers = (*numbers, *(f"zone_{name}" for name, one in zoneout if one))
+    shares = tuple(f"zone_{name}" for name, one in zoneout if not one)
+    scalars: dict[str, int | None] = dict.fromkeys((*numbers, *shares))
     states: dict[str, int | None] = dict.fromkeys(carried)
     before = {"zx": G, "zh": G, "h": None, **states, **dict.fromkeys(added, G), **dict(own), **scalars}
     try:
@@ -83,4 +104,4 @@ def _pointwise(form: Any, own: tuple[tuple[str, int | None], ...], added: tuple[
         _, gradients = trace(backward, after)
     except UntraceableError:
         return None
-    return Pointwise(forward, lean, backward, before, saved, after, gradients, carried, numbers, restore)
+    return Pointwise(forward, lean, backward, before, saved, after, gradients, carried, numbers, shares, restore)

@@ -77,11 +77,24 @@ class Step:
 
     @property
     def obstacle(self) -> str:
+        """The options that make a step more than the cell beside the product of h, in words."""
+        if self.bare and not self.own:
+            return ""
+        other = self.product_obstacle
+        return " and ".join(["zoneout"] * self.zoneout + [other] * bool(other))
+
+    @property
+    def zones(self) -> tuple[tuple[str, bool], ...]:
+        """The states with zoneout, and whether their share is one number instead of a mask."""
+        pairs = zip(self.cell.STATES, self.masks.zoneout, strict=False)
+        return tuple([(name, isinstance(share, float)) for name, share in pairs if share is not None])
+
+    @property
+    def product_obstacle(self) -> str:
         """The options that make a step more than one function of units beside the product of h, in words."""
         if self.bare and not self.own:
             return ""
         there = {
-            "zoneout": self.zoneout,
             "recurrent dropout": self.masks.drop is not None,
             "a projection": self.Whr is not None,
             "layer normalisation": "gh" in self.w,

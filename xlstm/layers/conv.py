@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays.fuse import fuse, listed, summed
+from xlstm.arrays.concat import Filled, concat
+from xlstm.arrays.fuse import compiles, fuse, listed, summed, total, windows
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.arrays.scatter import add_rows
 from xlstm.layers.initializers import uniform
-from xlstm.layers.module import SameWidth, Weight, rows, total
+from xlstm.layers.module import SameWidth, Weight, rows
+from xlstm.layers.module import total as column_sums
 from xlstm.layers.sequence import SequenceLayer
 from xlstm.layers.state import Leaf, Span, State
 
@@ -50,11 +52,12 @@ class CausalConv(SameWidth, SequenceLayer):
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         xp = span.xp
-        xs = xp.concat((state[0], x))  # (k - 1 + T, B, D)
-        taps, bias = self._taps(p), (p["b"],) if self.bias else ()
+        xs = concat(xp, (state[0], x), 0)  # (k - 1 + T, B, D)
+        taps, bias = self._taps(xp, p), (p["b"],) if self.bias else ()
         y = fuse(xp, _convolved, *taps, *self._windows(xs, span.T), *bias, size=self.kernel_size)
         if span.full:
-            return y, (xp.asarray(xs[span.T :, ...], copy=True),), xs
+            end = xs[span.T :, ...]  # to which what is kept refers, too
+            return y, (xp.asarray(end, copy=True) if span.keep or xp is np else end,), xs
         last = xp.take(rows(xp, xs), self._ends(xp, span, xs), axis=0)
         return y, (xp.reshape(last, state[0].shape),), xs
 
@@ -63,23 +66,27 @@ class CausalConv(SameWidth, SequenceLayer):
     ) -> tuple[Params, Array, State]:
         xp = span.xp
         before, T = self.kernel_size - 1, span.T
-        rest = xp.zeros_like(kept[:before, ...])
-        dys = self._windows(xp.concat((rest, dy, rest)), before + T)
-        dxs = fuse(xp, _convolved, *self._taps(p)[::-1], *dys, size=self.kernel_size)
+        rest = Filled(0.0, before)
+        dys = self._windows(concat(xp, (rest, dy, rest), 0), before + T)
+        dxs = fuse(xp, _convolved, *self._taps(xp, p)[::-1], *dys, size=self.kernel_size)
         if dstate is not None and span.full:
             dxs[T:, ...] += dstate[0]
         elif dstate is not None:
             dlast = add_rows(xp, self._ends(xp, span, kept), rows(xp, dstate[0]), kept.shape[0] * span.B)
             dxs += xp.reshape(dlast, kept.shape)
-        dW = summed(xp, _products, dy, *self._windows(kept, T), sums=self.kernel_size)
-        grads = {"W": xp.stack(listed(dW), axis=1)}
+        if compiles(xp):
+            grads = {"W": total(xp, dy[..., None], windows(kept, self.kernel_size), (0, 1))}
+        else:
+            dW = summed(xp, _products, dy, *self._windows(kept, T), sums=self.kernel_size)
+            grads = {"W": xp.stack(listed(dW), axis=1)}
         if self.bias:
-            grads["b"] = total(xp, dy)
+            grads["b"] = column_sums(xp, dy)
         return grads, dxs[before:, ...], (dxs[:before, ...],)
 
-    def _taps(self, p: Params) -> list[Array]:
+    def _taps(self, xp: Namespace, p: Params) -> list[Array]:
         """Return the weights of each step that a y sees, (D,), the earliest first."""
-        return [p["W"][:, j] + 0 for j in range(self.kernel_size)]  # copies, whose numbers are side by side
+        taps = [p["W"][:, j] for j in range(self.kernel_size)]
+        return taps if compiles(xp) else [tap + 0 for tap in taps]  # copies, whose numbers are side by side
 
     def _windows(self, xs: Array, T: int) -> list[Array]:
         """Return the T steps that each of the taps is multiplied by."""

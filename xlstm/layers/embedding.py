@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, Params, check_library
 from xlstm.arrays.scatter import add_rows
 from xlstm.layers.initializers import normal
@@ -71,7 +72,7 @@ def tokens_of(where: str, name: str, xp: Namespace, given: Array, vocab_size: in
         raise TypeError(f"{where}: {name} has dtype {given.dtype}, expected whole numbers")
     if vocab_size is not None:
         within(where, name, given, vocab_size)
-    return xp.astype(xp.asarray(given), xp.int64)  # NumPy 2.0 does not cast its scalars
+    return xp.astype(xp.asarray(given), xp.int64, copy=not compiles(xp))  # NumPy 2.0 does not cast its scalars
 
 
 def within(where: str, name: str, tokens: Array, vocab_size: int) -> None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
+from xlstm.arrays import constants, fuse
+from xlstm.arrays import matmul as products
+from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.arrays.threads import matmul
 from xlstm.layers.initializers import constant, normal, uniform
 from xlstm.layers.module import Module, SameWidth, Weight, rows, total
 
 BLOCK = 64  # narrow heads are joined into blocks of at most this width
+FEW = 64  # rows that a GPU multiplies by heads as they are: to join them would take longer
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,11 @@ class Linear(Module):
         return grads, xp.reshape(matmul(dz, p["W"]), kept.shape)
 
 
+def _by_heads(xp: Namespace, x: Array, W: Array) -> Array:
+    """Return the products (N, rows, K) of heads, which on CuPy lie as those of all heads of a row do."""
+    return products.matmul(xp, x, W, rows_first=True) if compiles(xp) else matmul(x, W)
+
+
 @dataclass(frozen=True)
 class HeadwiseLinear(SameWidth, Module):
     """A linear map of each head by itself, y[n] = x[n] W[n]^T + b[n]: a block-diagonal matrix.
@@ -90,17 +100,23 @@ class HeadwiseLinear(SameWidth, Module):
         return found | ({"b": ({"D": self.size}, constant(0.0))} if self.bias else {})
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Array]:
-        y = self._merge(xp, matmul(self._split(xp, x), xp.matrix_transpose(self._joined(xp, p["W"]))), x)
+        if compiles(xp) and math.prod(x.shape[:-1]) <= FEW:
+            W, heads = p["W"], self._split(xp, x, self.num_heads)
+        else:
+            W, heads = self._joined(xp, p["W"]), self._split(xp, x)
+        y = self._merge(xp, _by_heads(xp, heads, xp.matrix_transpose(W)), x)
         if self.bias:
             y += p["b"]
-        return y, x
+        return y, (heads, W)
 
-    def apply_bwd(self, xp: Namespace, p: Params, kept: Array, dy: Array) -> tuple[Params, Array]:
-        dz = self._split(xp, dy)
-        grads = {"W": self._parted(xp, matmul(xp.matrix_transpose(dz), self._split(xp, kept)))}
+    def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Array]:
+        heads, W = kept
+        dz = self._split(xp, dy, W.shape[0])
+        dW = matmul(xp.matrix_transpose(dz), heads)
+        grads = {"W": dW if dW.shape == p["W"].shape else self._parted(xp, dW)}
         if self.bias:
             grads["b"] = total(xp, dy)
-        return grads, self._merge(xp, matmul(dz, self._joined(xp, p["W"])), dy)
+        return grads, self._merge(xp, _by_heads(xp, dz, W), dy)
 
     @functools.cached_property
     def _together(self) -> int:
@@ -121,16 +137,16 @@ class HeadwiseLinear(SameWidth, Module):
         g, N, K = self._together, self.num_heads, self.size // self.num_heads
         if g == 1:
             return dW
-        blocks = xp.reshape(dW, (N // g, g, K, g, K)) * self._diagonal(xp, dW)
-        return xp.reshape(xp.sum(blocks, axis=3), (N, K, K))
+        blocks = xp.reshape(dW, (N // g, g, K, g, K))
+        return xp.reshape(fuse.total(xp, blocks, self._diagonal(xp, dW), 3), (N, K, K))
 
     def _diagonal(self, xp: Namespace, like: Array) -> Array:
         g = self._together
-        return xp.reshape(xp.eye(g, dtype=like.dtype, device=device_of(like)), (1, g, 1, g, 1))
+        return xp.reshape(constants.identity(xp, g, like.dtype, device_of(like)), (1, g, 1, g, 1))
 
-    def _split(self, xp: Namespace, x: Array) -> Array:
-        """Return (..., D) as (N / g, rows, g K)."""
-        N = self.num_heads // self._together
+    def _split(self, xp: Namespace, x: Array, N: int = 0) -> Array:
+        """Return (..., D) as (N / g, rows, g K), or as another number of heads."""
+        N = N or self.num_heads // self._together
         return xp.permute_dims(xp.reshape(x, (math.prod(x.shape[:-1]), N, self.size // N)), (1, 0, 2))
 
     def _merge(self, xp: Namespace, heads: Array, like: Array) -> Array:

@@ -1,10 +1,10 @@
-"""Masks of dropout, drawn on the host so that equal seeds give equal bits on every backend."""
+"""Masks of dropout; equal seeds give equal bits on every backend."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from xlstm.arrays.convert import like
+from xlstm.arrays.bernoulli import bernoulli
 from xlstm.arrays.namespace import Array
 from xlstm.arrays.random import Seed, generator
 
@@ -28,4 +28,4 @@ def dropout(rng: np.random.Generator | None, rate: float, shape: tuple[int, ...]
     """Draw a mask for an array: 0 with probability `rate`, else 1 / (1 - rate); None where there is none."""
     if rng is None or not rate:
         return None
-    return like((rng.random(shape, dtype=np.float32) >= rate) / (1 - rate), array)
+    return bernoulli(rng, rate, shape, array, dropout=True)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params, dtype_name, squares_below
 from xlstm.arrays.threads import matmul
@@ -169,7 +170,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
             end = None if dstate is None else tuple(d[k, ...] for d in dstate)
             (dq, dk, dv, di, df), start = self.memory.run_bwd(one.memory, dy * one.o, end, span)
             do = fuse(xp, _gated_bwd, dy, one.o, one.h)
-            dz = rows(xp, xp.concat((dq, dk, dv, do, di, df), axis=-1))
+            dz = rows(xp, concat(xp, (dq, dk, dv, do, di, df), -1))
             grads[f"{k}.Wx"] = matmul(dz.T, rows(xp, one.x))
             if self.bias:
                 grads[f"{k}.b"] = total(xp, dz)

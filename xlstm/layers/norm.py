@@ -6,9 +6,10 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 from xlstm.arrays import checks
-from xlstm.arrays.fuse import fuse, summed
+from xlstm.arrays.fuse import compiles, fuse, summed
 from xlstm.arrays.namespace import Array, Namespace, Params
-from xlstm.cells.normalization import EPS, normalize, normalize_bwd, normalize_root, normalize_root_bwd
+from xlstm.arrays.rows import by_rows
+from xlstm.cells.normalization import EPS, MEAN_AND_VARIANCE, MEAN_SQUARE, Normal, fourth_root, scaled
 from xlstm.layers.initializers import constant
 from xlstm.layers.module import Module, SameWidth, Weight, total
 
@@ -36,7 +37,7 @@ class LayerNorm(SameWidth, Module):
     bias: bool = False
 
     CHECKS: ClassVar = {"eps": checks.divisor}
-    NORMAL: ClassVar[tuple[Any, Any]] = (normalize, normalize_bwd)
+    NORMAL: ClassVar[Normal] = MEAN_AND_VARIANCE
 
     @property
     def heads(self) -> int:
@@ -50,20 +51,31 @@ class LayerNorm(SameWidth, Module):
         return found | ({"b": (D, constant(0.0))} if self.bias else {})
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
-        n, r = self.NORMAL[0](xp, self._split(xp, x), -1, self.eps)
-        y = fuse(xp, _scale, xp.reshape(n, x.shape), self._gain(p), *self._bias(p))
+        if compiles(xp):
+            arrays = [self._split(xp, a) for a in (x, p["w"], *self._bias(p))]
+            options = {"formula": self.NORMAL.row, "eps": self.eps, "limit": fourth_root(xp, x.dtype)}
+            n, r, y = by_rows(xp, _normed, *arrays, **options, residual=self.residual)
+            return xp.reshape(y, x.shape), (n, r)
+        n, r = self.NORMAL.forward(xp, self._split(xp, x), -1, self.eps)
+        y = fuse(xp, _scale, xp.reshape(n, x.shape), self._gain(p["w"]), *self._bias(p))
         return y, (n, r)
 
     def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Array]:
         n, r = kept
-        dn, dw = summed(xp, _scale_bwd, dy, xp.reshape(n, dy.shape), self._gain(p))
-        grads = {"w": dw}
+        if compiles(xp):
+            arrays = (self._split(xp, dy), n, r, self._split(xp, p["w"]))
+            dx, dws = by_rows(xp, _normed_bwd, *arrays, formula=self.NORMAL.row_bwd, residual=self.residual)
+            grads = {"w": total(xp, xp.reshape(dws, dy.shape))}
+        else:
+            dn, dw = summed(xp, _scale_bwd, dy, xp.reshape(n, dy.shape), self._gain(p["w"]))
+            grads = {"w": dw}
+            dx = self.NORMAL.backward(xp, self._split(xp, dn), n, r, -1)
         if self.bias:
             grads["b"] = total(xp, dy)
-        return grads, xp.reshape(self.NORMAL[1](xp, self._split(xp, dn), n, r, -1), dy.shape)
+        return grads, xp.reshape(dx, dy.shape)
 
-    def _gain(self, p: Params) -> Array:
-        return 1 + p["w"] if self.residual else p["w"]
+    def _gain(self, w: Array) -> Array:
+        return _gain(w, self.residual)
 
     def _bias(self, p: Params) -> tuple[Array, ...]:
         return (p["b"],) if self.bias else ()
@@ -75,7 +87,7 @@ class LayerNorm(SameWidth, Module):
 class RMSNorm(LayerNorm):
     """A norm to mean square 1 (Zhang & Sennrich 2019); otherwise as `LayerNorm`."""
 
-    NORMAL = (normalize_root, normalize_root_bwd)
+    NORMAL = MEAN_SQUARE
 
 
 @dataclass(frozen=True)
@@ -96,6 +108,26 @@ class MultiHeadNorm(LayerNorm):
     @property
     def heads(self) -> int:
         return self.num_heads
+
+
+def _gain(w: Array, residual: bool) -> Array:
+    return 1 + w if residual else w
+
+
+def _normed(
+    xp: Namespace, x: Array, w: Array, *bias: Array, formula: Any, eps: float, limit: float, residual: bool
+) -> tuple[Array, Array, Array]:
+    """Return a row with its norm, 1 / what it was divided by, and the row times the gain, plus the bias."""
+    n, r = scaled(xp, x, formula, -1, eps, limit)
+    return n, r, _scale(xp, n, _gain(w, residual), *bias)
+
+
+def _normed_bwd(
+    xp: Namespace, dy: Array, n: Array, r: Array, w: Array, formula: Any, residual: bool
+) -> tuple[Array, Array]:
+    """Return the gradients of a row, and of the gain by this row."""
+    dn, dw = _scale_bwd(xp, dy, n, _gain(w, residual))
+    return formula(xp, dn, n, r, -1), dw
 
 
 def _scale(xp: Namespace, n: Array, gain: Array, *bias: Array) -> Array:

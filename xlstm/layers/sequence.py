@@ -183,6 +183,7 @@ class SequenceLayer(Module):
         x = self._inner(xp, x)
         T, B = x.shape[:2]
         span = Span(xp, Packing.of(where, lengths, T, B), groups=groups)
+        span.rest = state is None
         return x, complete(where, xp, "state", state, self.states, B, params), span
 
     def backward(self, params: Params, saved: Any, dy: Array | None, dstate: Any = None) -> tuple[Params, Array, State]:

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xlstm.arrays.convert import like
+from xlstm.arrays import together
+from xlstm.arrays.bernoulli import bernoulli
+from xlstm.arrays.concat import concat
+from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.cell import Cell
 from xlstm.engines import engine
@@ -115,7 +118,8 @@ class Stack(SequenceLayer):
             for direction, cell in self.cells.items():
                 name = f"{k}.{direction}"[:-1]
                 w = {last: p[full] for last, full in self.names[name].items()}
-                start = packing.sort(xp, [s[len(ends), ...].T for s in state])
+                first = [s[len(ends), ...].T for s in state]
+                start = first if span.rest else packing.sort(xp, first)
                 drawn = self._masks(xp, packing, rng, start, rows)
                 given = packing.mirror(xp, rows) if direction else rows
                 y, end, tape = run(xp, cell, w, given, packing.widths, start, drawn, keep)
@@ -123,14 +127,15 @@ class Stack(SequenceLayer):
                 outputs.append(packing.mirror(xp, y) if direction else y)
                 if span.keep:
                     passes[name] = Pass(packing, bool(direction), tape)
-            rows = outputs[0] if len(outputs) == 1 else xp.concat(outputs, axis=1)
-        return packing.unpack(xp, rows), _together(xp, ends), Kept(passes, masks)
+            rows = outputs[0] if len(outputs) == 1 else concat(xp, outputs, 1)
+        return packing.unpack(xp, rows), _together(xp, ends, packing), Kept(passes, masks)
 
     def run_bwd(
         self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
     ) -> tuple[Params, Array, State]:
         """Run `backward` without checks; a dy or dstate of None is zero."""
         xp, packing = span.xp, span.packing
+        rest = dstate is None
         if dstate is None:
             dstate = complete("backward", xp, "dstate", None, self.states, span.B, p, zero=True)
         rows = None if dy is None else packing.pack(xp, dy)
@@ -147,7 +152,8 @@ class Stack(SequenceLayer):
                 part = rows if rows is None or directions == 1 else rows[:, d * P : (d + 1) * P]
                 if part is not None and one.reverse:
                     part = packing.mirror(xp, part)
-                dend = packing.sort(xp, [s[at, ...].T for s in dstate])
+                last = [s[at, ...].T for s in dstate]
+                dend = last if rest else packing.sort(xp, last)
                 found, below, start = run_bwd(one.tape, part, dend)
                 grads |= {f"{names[at]}.{name}": g for name, g in found.items()}
                 starts[at] = packing.unsort(xp, start)
@@ -155,7 +161,7 @@ class Stack(SequenceLayer):
                     below = packing.mirror(xp, below)
                 dx = below if dx is None else dx + below
             rows = dx if kept.masks[k] is None else dx * kept.masks[k]
-        return grads, packing.unpack(xp, rows), _together(xp, starts)
+        return grads, packing.unpack(xp, rows), _together(xp, starts, packing)
 
     def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
         """Run `step` without checks; zoneout takes its expectation."""
@@ -164,9 +170,13 @@ class Stack(SequenceLayer):
         after: list[Sequence[Array]] = []
         for k, names in enumerate(self.names.values()):
             w = {last: p[name] for last, name in names.items()}
-            after.append(engine.step(xp, cell, w, masks, x, [s[k, ...] for s in state], self._streams[k]))
-            x = after[-1][0]
-        y = xp.asarray(x, copy=True)
+            x, found = engine.step(xp, cell, w, masks, x, [s[k, ...] for s in state], self._streams[k])
+            after.append(found)
+        new = x is not after[-1][0]  # all arrays are
+        y = x if new else xp.asarray(x, copy=True)
+        if new:
+            stacked = [[s[None, ...] for s in one] for one in zip(*after, strict=True)]
+            return y, tuple([one[0] if len(one) == 1 else concat(xp, one, 0) for one in stacked])
         if len(after) == 1:  # to stack one array takes longer, which counts in a stream
             return y, tuple([xp.asarray(s[None, ...], copy=True) for s in after[0]])
         return y, tuple([xp.stack(states) for states in zip(*after, strict=True)])
@@ -193,12 +203,15 @@ class Stack(SequenceLayer):
             if rng is None or not rate:
                 shares.append(rate or None)
             else:
-                shares.append(like(rng.random((rows.shape[0], s.shape[0]), dtype=np.float32) < rate, rows))
+                shares.append(bernoulli(rng, rate, (rows.shape[0], s.shape[0]), rows))
         return Masks(None if drop is None else packing.sort(xp, [drop.T])[0], tuple(shares))
 
 
-def _together(xp: Namespace, columns: Sequence[Sequence[Array]]) -> State:
+def _together(xp: Namespace, columns: Sequence[Sequence[Array]], packing: Packing) -> State:
     """Return copies, (L, B, H), of the states (H, B) of each layer and direction, to which what is kept refers too."""
     if len(columns) == 1:
+        if compiles(xp):
+            states = [s.T[None, ...] for s in columns[0]]
+            return tuple(states if packing.order is not None else together.copies(xp, states))  # the order is a copy
         return tuple([xp.asarray(s.T[None, ...], copy=True) for s in columns[0]])
     return tuple([xp.stack([s.T for s in one]) for one in zip(*columns, strict=True)])

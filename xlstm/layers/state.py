@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeAlias
 
@@ -9,10 +10,12 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Portable
+from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.recurrence.packing import Packing
 
 State: TypeAlias = "tuple[Any, ...]"  # it holds arrays, or the states of parts
+ALIGNED = 64  # elements between the beginnings of arrays that are made together
 CONTAINERS = (tuple, list)  # what a state is taken in; a stream checks it at every step
 
 
@@ -46,6 +49,7 @@ class Span(Portable):
         groups: Any = None,
     ) -> None:
         self.xp, self.rng, self.keep, self.groups = xp, rng, keep, groups
+        self.rest = False  # whether the state is the same for all sequences, that before the first step
         self.packing, self.T, self.B = packing, packing.T, packing.B
         self.full = packing.lengths is None and packing.steps == packing.T  # every sequence has T steps
         self._there: Array | None = None
@@ -73,7 +77,15 @@ class Span(Portable):
 
 
 def complete(
-    where: str, xp: Namespace, what: str, state: Any, leaves: State, B: int, params: Params, zero: bool = False
+    where: str,
+    xp: Namespace,
+    what: str,
+    state: Any,
+    leaves: State,
+    B: int,
+    params: Params,
+    zero: bool = False,
+    outer: bool = True,
 ) -> State:
     """Check the shapes of a state against `leaves`, and fill in the arrays that are missing.
 
@@ -89,25 +101,59 @@ def complete(
         Arrays of the dtype and on the device that missing ones get.
     zero : bool
         Whether missing arrays are zero, as those of gradients are.
+    outer : bool
+        Whether this is the whole state, and not a part of one.
     """
     if state is not None:
         _check_container(where, what, state, leaves)
     found: list[Any] = []
-    like = next(iter(params.values()))
+    like, later = next(iter(params.values())), xp is not np and compiles(xp)
     for k, leaf in enumerate(leaves):
         part = None if state is None else state[k]
         if not isinstance(leaf, Leaf):
-            found.append(complete(where, xp, f"{what}[{k}]", part, leaf, B, params, zero))
+            found.append(complete(where, xp, f"{what}[{k}]", part, leaf, B, params, zero, False))
             continue
         shape = (*leaf.before.values(), B, *leaf.after.values())
-        if part is None:
+        if part is None and later:
+            part = Missing(shape, 0.0 if zero else leaf.rest)
+        elif part is None:
             rest, home = 0.0 if zero else leaf.rest, {"dtype": like.dtype, "device": device_of(like)}
             # NumPy makes zeros in a sixth of the time.
             part = xp.full(shape, rest, **home) if rest else xp.zeros(shape, **home)
         elif getattr(part, "shape", None) != shape:
             checks.shape(where, f"{what} {leaf.name}", part, leaf.dims(B))
         found.append(part)
-    return tuple(found)
+    return _filled(xp, tuple(found), like) if outer and later else tuple(found)
+
+
+class Missing(NamedTuple):
+    """An array that is to be made."""
+
+    shape: tuple[int, ...]
+    value: float
+
+
+def _filled(xp: Namespace, state: State, like: Array) -> State:
+    """Return a state with the arrays that were missing: parts of one array, filled by one launch, for each value."""
+    sizes: dict[float, int] = {}
+
+    def place(part: Any) -> Any:
+        if not isinstance(part, Missing):
+            return tuple(place(p) for p in part) if isinstance(part, tuple) else part
+        start = sizes.get(part.value, 0)
+        size = math.prod(part.shape)
+        sizes[part.value] = start + -(-size // ALIGNED) * ALIGNED
+        return part, slice(start, start + size)
+
+    def filled(part: Any) -> Any:
+        if isinstance(part, tuple) and part and isinstance(part[0], Missing):
+            (shape, value), where = part
+            return xp.reshape(rooms[value][where], shape)
+        return tuple(filled(p) for p in part) if isinstance(part, tuple) else part
+
+    placed, home = place(state), {"dtype": like.dtype, "device": device_of(like)}
+    rooms = {value: xp.full((size,), value, **home) for value, size in sizes.items()}
+    return filled(placed)  # type: ignore[no-any-return]
 
 
 def arrays_of(where: str, what: str, state: Any, leaves: State) -> dict[str, Array]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from xlstm.arrays.fuse import compiles
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Params, device_of
 from xlstm.engines.segments import reshape
@@ -65,7 +66,10 @@ def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
         products["Whr"] = (found.arrays["out"], tape.rows(lambda kept: kept.out[0], (step.H,)))
     for bias, d in (("b", dzx), ("bh", dzh)):
         if bias in w:
-            products[bias] = (d, xp.ones((d.shape[1], 1), dtype=d.dtype, device=device_of(d)))
+            if compiles(xp):
+                grads[bias] = xp.sum(d, axis=1)
+            else:
+                products[bias] = (d, xp.ones((d.shape[1], 1), dtype=d.dtype, device=device_of(d)))
     grads |= dict(zip(products, tape.products(list(products.values())), strict=True))
     dx = grads.pop("dx") if "Wx" in w else dzx.T
     if "gh" in w:

@@ -7,20 +7,34 @@ it, and so on. Successive steps that equally many sequences have are a segment.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.concat import Filled, concat
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.fuse import compiles
+from xlstm.arrays.gather import gather
 from xlstm.arrays.namespace import Array, Namespace, device_of
 from xlstm.engines.segments import Widths, reshape
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class _Indices(NamedTuple):
+    """Where rows and sequences go, each an array of whole numbers."""
+
+    pack: Any  # the place of each packed row among the rows (T*B,) of the batch
+    unpack: Any  # the packed row of each row of the batch, their number where there is none
+    mirror: Any  # the packed row that each packed row changes places with in the reverse direction
+    sort: Any  # the sequences, the longest first
+    unsort: Any  # the place of each sequence among those
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +64,10 @@ class Packing:
     order: Indices | None = None
     lengths: Indices | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle it without what is made from it."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
     @classmethod
     def of(cls, where: str, lengths: Any, T: int, B: int) -> Packing:
         """Return the packing of B sequences in T steps with these `lengths` (B,); None means that all are T.
@@ -61,52 +79,68 @@ class Packing:
         """
         if lengths is None:
             return _even(T, B)
-        found = checked_lengths(where, lengths, T, B)
-        steps = int(found.max(initial=0))
-        if steps and np.all(found == steps):
-            return cls(T, B, steps, ((steps, B),))
-        order = np.argsort(-found, kind="stable")
-        widths = np.count_nonzero(found[:, None] > np.arange(steps), axis=0)  # (steps,)
-        segments = [(len(list(same)), int(n)) for n, same in itertools.groupby(widths)]
-        return cls(T, B, steps, segments, order, found)
+        return _packing(checked_lengths(where, lengths, T, B).tobytes(), T, B)
 
     def pack(self, xp: Namespace, array: Array) -> Array:
         """Pack (T, B, F) into (N, F)."""
         if self.order is None:
             return reshape(array[: self.steps, ...], (self.steps * self.B, array.shape[2]))
         rows = reshape(array, (self.T * self.B, array.shape[2]))
-        return xp.take(rows, self._like(xp, self._places[0], array), axis=0)
+        return gather(xp, [rows], self._indices(xp, array).pack)[0]
 
     def unpack(self, xp: Namespace, rows: Array) -> Array:
         """Unpack (N, ...) into (T, B, ...), zero past the end of a sequence."""
-        shape, N = (self.T, self.B, *rows.shape[1:]), rows.shape[0]
+        shape = (self.T, self.B, *rows.shape[1:])
         if self.steps == self.T and self.order is None:
             return reshape(rows, shape)
         spare = 1 if self.order is not None else (self.T - self.steps) * self.B
-        nothing = xp.zeros((spare, *rows.shape[1:]), dtype=rows.dtype, device=device_of(rows))
         if self.order is None:
-            return reshape(xp.concat((rows, nothing)), shape)
-        back = np.full(self.T * self.B, N)
-        back[self._places[0]] = np.arange(N)
-        return reshape(xp.take(xp.concat((rows, nothing)), self._like(xp, back, rows), axis=0), shape)
+            return reshape(concat(xp, (rows, Filled(0.0, spare)), 0), shape)
+        if not compiles(xp):
+            rows = xp.concat((rows, xp.zeros((spare, *rows.shape[1:]), dtype=rows.dtype, device=device_of(rows))))
+        return reshape(gather(xp, [rows], self._indices(xp, rows).unpack)[0], shape)
 
     def mirror(self, xp: Namespace, rows: Array) -> Array:
         """Return rows (N, ...) with the steps of each sequence in reverse order."""
         if self.order is None:
             steps = reshape(rows, (self.steps, self.B, *rows.shape[1:]))
             return reshape(xp.flip(steps, axis=0), rows.shape)
-        return xp.take(rows, self._like(xp, self._places[1], rows), axis=0)
+        return gather(xp, [rows], self._indices(xp, rows).mirror)[0]
 
     def sort(self, xp: Namespace, states: Sequence[Array]) -> Sequence[Array]:
         """Return states (F, B) with their columns in the packed order."""
-        return states if self.order is None else self._take(xp, states, self.order)
+        return states if self.order is None else self._take(xp, states, self._indices(xp, states[0]).sort)
 
     def unsort(self, xp: Namespace, states: Sequence[Array]) -> Sequence[Array]:
         """Return states with their columns in the order of the batch."""
-        return states if self.order is None else self._take(xp, states, np.argsort(self.order))
+        return states if self.order is None else self._take(xp, states, self._indices(xp, states[0]).unsort)
 
-    def _take(self, xp: Namespace, states: Sequence[Array], order: Indices) -> list[Array]:
-        return [xp.take(s, self._like(xp, order, s), axis=1) for s in states]
+    def _take(self, xp: Namespace, states: Sequence[Array], order: Array) -> list[Array]:
+        if compiles(xp):
+            return [s.T for s in gather(xp, [s.T for s in states], order)]
+        return [xp.take(s, order, axis=1) for s in states]
+
+    def _indices(self, xp: Namespace, like: Array) -> _Indices:
+        """Return the indices on the device of an array: one copy from the host, the first time."""
+        key = xp.__name__, str(device_of(like))
+        if key not in self._there:
+            there = xp.asarray(np.concatenate(self._here), device=device_of(like))
+            ends = np.cumsum([len(part) for part in self._here])
+            self._there[key] = _Indices(*(there[end - len(p) : end] for end, p in zip(ends, self._here, strict=True)))
+        return self._there[key]
+
+    @functools.cached_property
+    def _there(self) -> dict[Any, _Indices]:
+        return {}
+
+    @functools.cached_property
+    def _here(self) -> _Indices:
+        assert self.order is not None
+        places, mirrored = self._places
+        N = len(places)
+        unpack = np.full(self.T * self.B, N)  # where there is no row
+        unpack[places] = np.arange(N)
+        return _Indices(places, unpack, mirrored, self.order, np.argsort(self.order))
 
     @functools.cached_property
     def _places(self) -> tuple[Indices, Indices]:
@@ -119,10 +153,6 @@ class Packing:
         column = np.arange(len(step)) - starts[step]
         mirrored = self.lengths[self.order[column]] - 1 - step
         return step * self.B + self.order[column], starts[mirrored] + column
-
-    @staticmethod
-    def _like(xp: Namespace, indices: Indices, array: Array) -> Array:
-        return xp.asarray(indices, device=device_of(array))
 
 
 def checked_lengths(where: str, lengths: Any, T: int, B: int) -> Indices:
@@ -138,6 +168,19 @@ def checked_lengths(where: str, lengths: Any, T: int, B: int) -> Indices:
     if bad.size:
         raise ValueError(f"{where}: lengths[{bad[0]}] is {found[bad[0]]}, expected 0 to T = {T}")
     return found.astype(np.int64)
+
+
+@functools.lru_cache(maxsize=4)  # each keeps some whole numbers for every step of every sequence
+def _packing(lengths: bytes, T: int, B: int) -> Packing:
+    """Return the packing of B sequences with these lengths; it keeps its indices on the device for the next call."""
+    found = np.frombuffer(lengths, np.int64)
+    steps = int(found.max(initial=0))
+    if steps and np.all(found == steps):
+        return Packing(T, B, steps, ((steps, B),))
+    order = np.argsort(-found, kind="stable")
+    widths = np.count_nonzero(found[:, None] > np.arange(steps), axis=0)  # (steps,)
+    segments = tuple((len(list(same)), int(n)) for n, same in itertools.groupby(widths))
+    return Packing(T, B, steps, segments, order, found)
 
 
 @functools.lru_cache

@@ -27,6 +27,7 @@ def statements(
     load: Callable[[str, int | None], str],
     store: Callable[[str, int | None, str], str],
     real: str | Mapping[str, str] = "float",
+    kinds: dict[str, str | None] | None = None,
 ) -> list[str]:
     """Return the statements of a trace.
 
@@ -39,6 +40,8 @@ def statements(
     real : {"float", "double"} or dict of str to str
         The type that is computed in, or that of each input by name: then each operation is in the widest type of its
         operands, where numbers widen none.
+    kinds : dict, optional
+        The types of variables that there are already, to which those of the statements are added.
 
     Raises
     ------
@@ -46,7 +49,8 @@ def statements(
         An operation has no form in C.
     """
     all_in = real if isinstance(real, str) else None
-    kinds: dict[str, str | None] = {}  # types of variables; a number has none of its own, unless all have the same
+    # Types of variables; a number has none of its own, unless all have the same.
+    kinds = {} if kinds is None else kinds
     found = []
     for to, row, op, args in lines:
         if op == "store":

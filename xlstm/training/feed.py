@@ -169,4 +169,4 @@ class Feed:
 
 def _within_lengths(batch: Batch) -> Host:
     """Return which steps (T, B) lie within their sequences."""
-    return np.arange(batch.x.shape[0])[:, None] < np.asarray(batch.lengths)
+    return np.arange(batch.x.shape[0])[:, None] < to_numpy(batch.lengths)

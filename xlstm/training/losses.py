@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from xlstm.arrays import checks
-from xlstm.arrays.fuse import by_rows
+from xlstm.arrays import checks, constants
+from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, check_library, device_of, finfo, namespace
+from xlstm.arrays.rows import by_rows
 from xlstm.cells.activations import clamp
 
 
@@ -176,6 +177,11 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
     weight = _weight("cross_entropy", xp, labels, mask, logits)
     V, device = logits.shape[-1], device_of(logits)
     kind = logits.dtype if V * finfo(xp, logits.dtype).eps < 1 else xp.float64  # it holds every label
+    if compiles(xp):
+        share = xp.full((1,), weight, dtype=logits.dtype, device=device) if mask is None else weight[..., None]
+        arrays = (logits, xp.astype(labels, kind)[..., None], constants.steps(xp, V, kind, device), share)
+        error, lost = by_rows(xp, _entropy, *arrays, width=V)
+        return xp.sum(lost), xp.astype(error, logits.dtype, copy=False)
     label = xp.asarray(labels, dtype=xp.int64)
     known = xp.logical_and(label >= 0, label < V)
     label = xp.where(known, label, xp.zeros_like(label))
@@ -199,8 +205,23 @@ def _softmax_error(
     """Return weight (softmax(z) - one-hot(label)) over the last axis, and the mean of exp(z - top)."""
     e = xp.exp(z - top)
     mean = xp.mean(e, axis=-1, keepdims=True)
-    hit = 1 - xp.minimum(xp.abs(classes - label), xp.ones_like(classes))
-    return weight * (e / (mean * width) - hit), mean
+    return weight * (e / (mean * width) - _hit(xp, classes, label)), mean
+
+
+def _hit(xp: Namespace, classes: Array, label: Array) -> Array:
+    """Return 1 for the class that is the label, and 0 for the others."""
+    return 1 - xp.minimum(xp.abs(classes - label), xp.ones_like(classes))
+
+
+def _entropy(xp: Namespace, z: Array, label: Array, classes: Array, weight: Array, width: int) -> tuple[Array, Array]:
+    """Return the gradient of a row, and -weight log softmax(z)[label], NaN for a label that there is not."""
+    top = xp.max(z, axis=-1, keepdims=True)
+    error, mean = _softmax_error(xp, z, top, label, classes, weight, width)
+    hit, below = _hit(xp, classes, label), z - top
+    known = width * xp.mean(hit, axis=-1, keepdims=True)
+    picked = width * xp.mean(xp.where(hit > 0.5, below, xp.zeros_like(below)), axis=-1, keepdims=True)
+    lost = weight * (xp.log(width * mean) - picked) * (known / known)
+    return error, xp.where(weight > 0, lost, xp.zeros_like(lost))
 
 
 def _regression(where: str, y: Array, target: Array, mask: Array | None) -> tuple[Namespace, Array]:

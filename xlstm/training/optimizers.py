@@ -17,13 +17,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from xlstm.arrays import checks
-from xlstm.arrays.fuse import listed, with_numbers
+from xlstm.arrays import checks, together
+from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace
 from xlstm.cells.activations import clamp
 from xlstm.training.schedules import Schedule, constant, cosine, schedule, step_decay, warmup  # noqa: F401
-
-Updated = tuple[Array, list[Array]]  # a parameter and its moments
 
 
 class OptimState(NamedTuple):
@@ -254,17 +252,25 @@ def _adam(
     return _Adam(where, schedule(where, "lr", lr), ("m", "v"), decay, b1, b2, eps, decoupled).pair()
 
 
+class _Formula(NamedTuple):
+    """How a parameter is updated: `function(xp, p, g, *moments, *numbers, **options)` gives it and its moments."""
+
+    function: Callable[..., Any]
+    numbers: tuple[float, ...]  # which change from update to update
+    options: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class _Rule:
-    """An optimiser that treats every parameter by itself, in `apply`."""
+    """An optimiser that treats every parameter by itself, by the same formula."""
 
     where: str
     lr: Schedule
     slots: tuple[str, ...]
     decay: float
 
-    def apply(self, xp: Namespace, p: Array, g: Array, moments: list[Array], lr: float, step: int) -> Updated:
-        """Return the parameter and the moments after an update, the `step`-th from 1."""
+    def formula(self, lr: float, step: int) -> _Formula:
+        """Return the formula of an update, the `step`-th from 1."""
         raise NotImplementedError
 
     def pair(self) -> Optimizer:
@@ -281,14 +287,11 @@ class _Rule:
         """Return parameters and state after an update."""
         xp = self._check(params, grads, state)
         lr, step = checks.finite(self.where, "lr", self.lr(state.step)), state.step + 1
-        new: Params = {}
-        slots: dict[str, Params] = {slot: {} for slot in self.slots}
-        for name, p in params.items():
-            moments = [state.slots[slot][name] for slot in self.slots]
-            new[name], moments = self.apply(xp, p, grads[name], moments, lr, step)
-            for slot, moment in zip(self.slots, moments, strict=True):
-                slots[slot][name] = moment
-        return new, OptimState(step, slots)
+        function, numbers, options = self.formula(lr, step)
+        given = [params, grads, *(state.slots[slot] for slot in self.slots)]
+        found = together.each(xp, function, [[one[name] for name in params] for one in given], numbers, **options)
+        new, *moments = (dict(zip(params, arrays, strict=True)) for arrays in zip(*found, strict=True))
+        return new, OptimState(step, dict(zip(self.slots, moments, strict=True)))
 
     def _check(self, params: Params, grads: Params, state: OptimState) -> Namespace:
         """Return the namespace of parameters and gradients, which must belong together and to the state."""
@@ -317,10 +320,8 @@ class _Sgd(_Rule):
     momentum: float
     nesterov: bool
 
-    def apply(self, xp: Namespace, p: Array, g: Array, moments: list[Array], lr: float, step: int) -> Updated:
-        options = {"decay": self.decay, "momentum": self.momentum, "nesterov": self.nesterov}
-        new, *moments = listed(with_numbers(xp, _sgd, (p, g, *moments), (lr,), **options))
-        return new, moments
+    def formula(self, lr: float, step: int) -> _Formula:
+        return _Formula(_sgd, (lr,), {"decay": self.decay, "momentum": self.momentum, "nesterov": self.nesterov})
 
 
 def _sgd(xp: Namespace, p: Array, g: Array, *rest: Any, decay: float, momentum: float, nesterov: bool) -> Any:
@@ -339,10 +340,9 @@ class _RmsProp(_Rule):
     eps: float
     momentum: float
 
-    def apply(self, xp: Namespace, p: Array, g: Array, moments: list[Array], lr: float, step: int) -> Updated:
+    def formula(self, lr: float, step: int) -> _Formula:
         options = {"decay": self.decay, "alpha": self.alpha, "eps": self.eps, "momentum": self.momentum}
-        new, *moments = with_numbers(xp, _rmsprop, (p, g, *moments), (lr,), **options)
-        return new, moments
+        return _Formula(_rmsprop, (lr,), options)
 
 
 def _rmsprop(
@@ -366,11 +366,10 @@ class _Adam(_Rule):
     eps: float
     decoupled: bool
 
-    def apply(self, xp: Namespace, p: Array, g: Array, moments: list[Array], lr: float, step: int) -> Updated:
+    def formula(self, lr: float, step: int) -> _Formula:
         numbers = (lr / (1 - self.b1**step), 1 / math.sqrt(1 - self.b2**step), lr * self.decay)
         options = {"b1": self.b1, "b2": self.b2, "eps": self.eps, "decay": self.decay, "decoupled": self.decoupled}
-        new, *moments = with_numbers(xp, _adam_update, (p, g, *moments), numbers, **options)
-        return new, moments
+        return _Formula(_adam_update, numbers, options)
 
 
 def _adam_update(
@@ -417,8 +416,7 @@ def global_norm(grads: Params) -> Array:
     """
     checks.mapping("global_norm", grads, "gradients")
     xp = namespace("global_norm", grads)
-    squares = [xp.sum(g * g) for g in grads.values()]
-    return xp.sqrt(sum(squares[1:], squares[0]))
+    return together.norm(xp, list(grads.values()))
 
 
 def clip_global_norm(grads: Params, limit: float, norm: Array | None = None) -> Params:
@@ -444,8 +442,20 @@ def clip_global_norm(grads: Params, limit: float, norm: Array | None = None) -> 
     checks.mapping("clip_global_norm", grads, "gradients")
     xp = namespace("clip_global_norm", grads)
     norm = global_norm(grads) if norm is None else norm
-    scale = limit / xp.maximum(norm, xp.full_like(norm, limit))
+    if compiles(xp):
+        found = together.each(xp, _scaled, [list(grads.values())], (norm, limit))
+        return {name: g for name, (g,) in zip(grads, found, strict=True)}
+    scale = _scale(xp, norm, limit)
     return {name: g * scale for name, g in grads.items()}
+
+
+def _scaled(xp: Namespace, g: Array, norm: Array, limit: Any) -> Array:
+    return g * _scale(xp, norm, limit)
+
+
+def _scale(xp: Namespace, norm: Array, limit: Any) -> Array:
+    """Return the factor that makes a norm `limit` at most."""
+    return limit / xp.maximum(norm, xp.full_like(norm, limit))
 
 
 def clip_value(grads: Params, limit: float) -> Params:

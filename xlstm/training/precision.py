@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import checks, probe
+from xlstm.arrays import checks, probe, together
 from xlstm.arrays.backend import Backend, backend_of
-from xlstm.arrays.convert import BackendError, cast, dtype_text
-from xlstm.arrays.namespace import HALVES, Params
+from xlstm.arrays.convert import BackendError, cast, dtype_of, dtype_text
+from xlstm.arrays.fuse import compiles
+from xlstm.arrays.namespace import HALVES, Array, Namespace, Params, namespace_of
 from xlstm.engines.cuda import use
 
 DTYPES = HALVES
@@ -143,8 +144,20 @@ def raised(arrays: Any, dtype: str = "float32", scale: float = 1.0) -> Any:
 def _cast(arrays: Any, dtype: str, before: float, after: float) -> Any:
     """Multiply by `before` in the old dtype, and by `after` in the new one."""
     given: Params = arrays if isinstance(arrays, dict) else {"": arrays}
+    xp = namespace_of(next(iter(given.values()))) if given else None
+    if xp is not None and compiles(xp) and 1 in (before, after):
+        target = dtype_of(xp, dtype)
+        if before * after == 1 and all(a.dtype == target for a in given.values()):
+            return arrays
+        made = together.each(xp, _recast, [list(given.values())], (before * after,), dtype=np.dtype(target))
+        found = {name: a for name, (a,) in zip(given, made, strict=True)}
+        return found if isinstance(arrays, dict) else found[""]
     found = _times(cast(_times(given, before), dtype), after)
     return found if isinstance(arrays, dict) else found[""]
+
+
+def _recast(xp: Namespace, a: Array, factor: Any, dtype: Any) -> Array:
+    return xp.astype(factor * a, dtype)
 
 
 def _times(arrays: Params, factor: float) -> Params:

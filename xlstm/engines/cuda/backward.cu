@@ -1,12 +1,17 @@
 // The time loop backward: one launch for all steps. A block has UNITS units of a head and NB sequences; it keeps the rows of
 // Wh of its units on the chip, transposed, multiplies its own dz by them, and gets from every block a part of dh of its
-// units, which it adds in the order of blocks. Only dz leaves the chip.
+// units, which it adds in an order that is always the same. Only dz leaves the chip.
 
-constexpr int PART_ROW = UNITS + 4;  // without conflicts
+constexpr int PART_ROW = CLUSTER ? UNITS + 4 : UNITS;  // without conflicts in shared memory
 constexpr int PART = NB * PART_ROW;
-constexpr int V_BYTES = NB * V_ROW * 16;
-constexpr int PARTS_BYTES = CLUSTER ? 2 * BLOCKS * PART * (int)sizeof(REAL) : 0;
-constexpr int SHARED_BYTES = V_BYTES + PARTS_BYTES + WEIGHT_BYTES;
+constexpr int V_BYTES = NB * V_ROW * 16 + SCALES * 4;
+// Parts of a grid are in global memory: all threads read them, each a share of the blocks, 16 bytes at a time.
+constexpr int WIDE = 16 / (int)sizeof(REAL), PIECES = PART / WIDE;
+constexpr int SHARES = THREADS / PIECES < 1 ? 1 : THREADS / PIECES < BLOCKS ? THREADS / PIECES : BLOCKS;
+constexpr int SHARE = (BLOCKS + SHARES - 1) / SHARES;
+constexpr int PARTS_BYTES = (CLUSTER ? 2 * BLOCKS : SHARES) * PART * (int)sizeof(REAL);
+constexpr int ARRIVAL_BYTES = CLUSTER ? 16 : 0, STEP_BYTES = BLOCKS * NB * UNITS * (int)sizeof(REAL);
+constexpr int SHARED_BYTES = V_BYTES + PARTS_BYTES + WEIGHT_BYTES + ARRIVAL_BYTES;
 static_assert(SHARED_BYTES == SHARED_PLANNED, "shared memory as planned");
 static_assert(PARTS_BYTES % 16 == 0 && K >= GATES * UNITS && M == BLOCKS * UNITS && WARPS_K == 1, "units");
 
@@ -19,89 +24,94 @@ DEVICE REAL weight(const IO* Wh, int head, int block, int row, int k) {
 
 extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERNEL(PARAMETERS) {
     SHARED_MEMORY(memory);
-    uint4* V = (uint4*)memory;  // dz of this block (NB, K)
-#if CLUSTER
-    REAL* parts = (REAL*)(memory + V_BYTES);  // of dh (BLOCKS, NB, UNITS), twice
-#endif
+    uint4* V = (uint4*)memory;  // dz of this block (NB, K), and its scales
+    float* scales = (float*)(V + NB * V_ROW);
+    REAL* parts = (REAL*)(memory + V_BYTES);  // of dh: (BLOCKS, NB, UNITS), twice, in a cluster; (SHARES, NB, UNITS) in a grid
     uint4* spare = (uint4*)(memory + V_BYTES + PARTS_BYTES);
     const Arrays a = ARRAYS;
 
-    Group group = group_of(group0, flags);
-    const Offsets rows = {offsets, width};
+    Group group = group_of(group0, flags, (Arrivals*)(memory + SHARED_BYTES - ARRIVAL_BYTES));
+    const Offsets offset = {offsets, steps, width};
 
     Weights weights;
-    load_weights(weights, spare, (const uint4*)arranged + (long long)(group.head * BLOCKS + group.rank) * VECTORS);
-    for (int at = threadIdx.x; at < NB * V_ROW; at += THREADS) V[at] = uint4{0, 0, 0, 0};
+    load_weights(weights, spare, (const uint4*)arranged, group.head * BLOCKS + group.rank);
+    for (int at = threadIdx.x; at < V_BYTES / 16; at += THREADS) V[at] = uint4{0, 0, 0, 0};
 
     State state[CELLS];
     Constant constant[CELLS];
     Fetched fetched[CELLS];
     Result result[CELLS];
     int last = steps - 1;
-    while (last >= 0 && rows.width(last) <= group.column0) last--;
-    cells(group, rows.width(0), [&](int i, int column, int, int unit) {
+    while (last >= 0 && offset(last + 1) - offset(last) <= group.column0) last--;
+    int row = offset(last), end = offset(last + 1), before = offset(last - 1);  // rows of step t and of the one before it
+    cells(group, width, [&](int i, int column, int, int unit) {
         start(state[i], a, group.column0 + column, unit);
         constants(constant[i], a, unit);
     });
     if (last >= 0) {
-        const long long row0 = rows.first(last) + group.column0;
-        cells(group, rows.width(last), [&](int i, int column, int, int all) { fetch(fetched[i], a, row0 + column, all); });
+        const long long row0 = row + group.column0;
+        cells(group, end - row, [&](int i, int column, int, int all) { fetch(fetched[i], a, row0 + column, all); });
     }
     sync_block();
-#if CLUSTER
-    arrive_group(group);  // nobody writes to a block that has not begun
-    wait_group(group);
-#endif
+    begin_group(group, STEP_BYTES);
 
+#if !CLUSTER
+    // Adds what all blocks found at step t to as many parts as there are shares.
+    auto receive = [&](int t) {
+        const uint4* from = (const uint4*)exchange
+            + ((t % 2 * (long long)gridDim.y + blockIdx.y) * BLOCKS + group.rank) * BLOCKS * PIECES;
+        deal<SHARES * PIECES>([&](int, unsigned at) {
+            const int first = at / PIECES * SHARE;
+            Pack<REAL, WIDE> sum = {};
+#pragma unroll 8
+            for (int n = 0; n < SHARE; n++) {
+                if (BLOCKS % SHARE && first + n >= BLOCKS) break;
+                const uint4 v = load_fresh(from + (first + n) * PIECES + at % PIECES);
+#pragma unroll
+                for (int e = 0; e < WIDE; e++) sum.value[e] += ((const REAL*)&v)[e];
+            }
+            ((Pack<REAL, WIDE>*)parts)[at] = sum;
+        });
+        sync_block();
+    };
+#endif
     // The sum of what all blocks found of a cell's dh at step t.
     auto received = [&](int t, int column, int unit) {
+        const REAL* from = parts + (CLUSTER ? t % 2 * BLOCKS * PART : 0) + column * PART_ROW + unit;
         REAL sum = 0;
-#if CLUSTER
-        const REAL* from = parts + t % 2 * BLOCKS * PART;
-#else
-        const REAL* from = (const REAL*)exchange
-            + ((t % 2 * (long long)gridDim.y + blockIdx.y) * BLOCKS + group.rank) * BLOCKS * PART;
-#endif
-        from += column * PART_ROW + unit;
-#pragma unroll 8
-        for (int block = 0; block < BLOCKS; block++, from += PART) {
-#if CLUSTER
-            sum += *from;
-#else
-            sum += load_fresh(from);
-#endif
-        }
+#pragma unroll 16
+        for (int part = 0; part < (CLUSTER ? BLOCKS : SHARES); part++) sum += from[part * PART];
         return sum;
     };
     for (int t = last; t >= 0; t--) {
-        const long long row0 = rows.first(t) + group.column0;
-        cells(group, rows.width(t), [&](int i, int column, int unit, int) {
-            const REAL dh = t == last ? REAL(0) : received(t + 1, column, unit);
-            REAL dz[GATES];
-            step(state[i], constant[i], fetched[i], dh, dz, result[i]);
-#pragma unroll
-            for (int gate = 0; gate < GATES; gate++)
-                ((operand_t*)V)[column * V_ROW * VECTOR + gate * UNITS + unit] = to_operand(dz[gate]);
+        const long long row0 = row + group.column0;
+        all_cells(group, end - row, [&](int i, int column, int unit, int, bool there) {
+            REAL dz[GATES] = {};
+            if (there) step(state[i], constant[i], fetched[i], t == last ? REAL(0) : received(t + 1, column, unit), dz, result[i]);
+            put_factors<UNITS>((operand_t*)V + column * V_ROW * VECTOR, scales + column, unit, dz);
         });
         sync_block();
-        product(weights, spare, V, [&](int, int row, int column, REAL value) {
+        product(weights, spare, V, scales, [&](int, int row, int column, auto values) {
             const int to = row / UNITS, place = column * PART_ROW + row % UNITS;
 #if CLUSTER
-            store_remote(parts + (t % 2 * BLOCKS + group.rank) * PART + place, to, value);
+            send(group, (decltype(values)*)(parts + (t % 2 * BLOCKS + group.rank) * PART + place), to, values);
 #else
-            ((REAL*)exchange)[(((t % 2 * (long long)gridDim.y + blockIdx.y) * BLOCKS + to) * BLOCKS + group.rank) * PART
-                              + place] = value;
+            const long long part = ((t % 2 * (long long)gridDim.y + blockIdx.y) * BLOCKS + to) * BLOCKS + group.rank;
+            store_wide((decltype(values)*)((REAL*)exchange + part * PART + place), values);
 #endif
         });
         arrive_group(group);
-        cells(group, rows.width(t), [&](int i, int column, int, int all) { keep(result[i], a, row0 + column, all); });
-        if (t > 0) {
-            const long long next = rows.first(t - 1) + group.column0;
-            cells(group, rows.width(t - 1), [&](int i, int column, int, int all) { fetch(fetched[i], a, next + column, all); });
-        }
-        wait_group(group);
+        cells(group, end - row, [&](int i, int column, int, int all) { keep(result[i], a, row0 + column, all); });
+        const int preceding = offset(t - 2);
+        const long long next = before + group.column0;
+        cells(group, row - before, [&](int i, int column, int, int all) { fetch(fetched[i], a, next + column, all); });
+        end = row, row = before, before = preceding;
+        wait_group(group, STEP_BYTES);
+#if !CLUSTER
+        receive(t);
+#endif
     }
-    cells(group, rows.width(0), [&](int i, int column, int unit, int all) {
+    cells(group, width, [&](int i, int column, int unit, int all) {
         if (last >= 0) state[i].h += received(0, column, unit);
         finish(state[i], a, group.column0 + column, all);
     });

@@ -1,28 +1,39 @@
 // The rows and cells of a block and of each of its threads, forward and backward.
 
-// Packed rows: all of the first step, then all of the second, each with as many as there are sequences that long.
+// Packed rows: all of the first step, then all of the second, each with as many as there are sequences that long. The loops
+// keep the first rows of two neighbouring steps and of what follows in registers, and load one more while others work.
 struct Offsets {
     const int* offsets;  // the first row of each step and the end, or none where all steps are `same` wide
-    int same;
-    DEVICE int first(int t) const { return offsets ? offsets[t] : t * same; }
-    DEVICE int width(int t) const { return offsets ? offsets[t + 1] - offsets[t] : same; }
+    int steps, same;
+    DEVICE int operator()(int t) const {
+        t = t < 0 ? 0 : t < steps ? t : steps;  // steps before the first and after the last have no rows
+        return offsets ? offsets[t] : t * same;
+    }
 };
 
-DEVICE Group group_of(int group0, unsigned* flags) {
+DEVICE Group group_of(int group0, unsigned* flags, Arrivals* arrivals) {
     const int number = group0 + blockIdx.y;
-    return {(int)blockIdx.x, number % HEADS, number / HEADS * NB, flags + blockIdx.y * BLOCKS, 0};
+    return {(int)blockIdx.x, number % HEADS, number / HEADS * NB, flags + blockIdx.y * BLOCKS, 0, arrivals};
 }
 
-// The cells of this thread, with consecutive units next to each other: f(cell, column, unit of the block and of all), for
-// the first `columns` sequences of the batch. The group is passed by value: by reference it took registers that there were not.
+// The cells of this thread, with consecutive units next to each other: f(cell, column, unit of the block and of all, whether
+// it is one of the first `columns` sequences of the batch and a unit of the head). The group is passed by value: by
+// reference it took registers that there were not.
 constexpr int CELLS = (UNITS * NB + THREADS - 1) / THREADS;
 template <class F>
-DEVICE void cells(const Group group, int columns, F f) {
+DEVICE void all_cells(const Group group, int columns, F f) {
     const int unit0 = group.rank * UNITS;
-#pragma unroll
-    for (int i = 0; i < CELLS; i++) {
-        const int at = threadIdx.x + i * THREADS, column = at / UNITS, unit = at % UNITS;
-        if (at < UNITS * NB && group.column0 + column < columns && unit0 + unit < WIDTH)
-            f(i, column, unit, group.head * WIDTH + unit0 + unit);
-    }
+    deal<UNITS * NB>([&](int i, unsigned at) {
+        const int column = at / UNITS, unit = at % UNITS;
+        const bool there = group.column0 + column < columns && unit0 + unit < WIDTH;
+        f(i, column, unit, group.head * WIDTH + unit0 + unit, there);
+    });
+}
+
+// The same for cells that are there.
+template <class F>
+DEVICE void cells(const Group group, int columns, F f) {
+    all_cells(group, columns, [&](int i, int column, int unit, int all, bool there) {
+        if (there) f(i, column, unit, all);
+    });
 }

@@ -19,11 +19,12 @@ from xlstm.engines.pointwise import Pointwise
 # "cluster" with tensor cores and clusters of blocks.
 PATHS = ("loop", "pointwise", "plain", "grid", "cluster")
 PRECISIONS = ("float32", "tf32")
-TENSOR = {("float32", "float32"): "3xtf32", ("float32", "tf32"): "tf32"}  # arithmetic of tensor cores
+TENSOR = {("float32", "float32"): "3xfp16", ("float32", "tf32"): "tf32"}  # arithmetic of tensor cores
 PATH, PRECISION = "XLSTM_CUDA_PATH", "XLSTM_CUDA_PRECISION"
 # Microseconds that the host takes to ask for a product and a kernel, of which "loop" has five a step: estimates.
 LAUNCHES = {"loop": 75.0, "pointwise": 15.0}
-LOOPS = 70  # the first sm that has the instructions of loops through global memory
+# The first sm with the instructions of loops through global memory; with tensor cores in float16; in TF32 and bfloat16.
+LOOPS, MMA, TF32 = 70, 75, 80
 
 _told: contextvars.ContextVar[tuple[str | None, str | None]] = contextvars.ContextVar("told", default=(None, None))
 
@@ -55,8 +56,8 @@ def use(path: str | None = None, precision: str | None = None) -> contextlib.Abs
         variable XLSTM_CUDA_PATH does the same for the process.
     precision : {"float32", "tf32"}, optional
         The precision of products of float32 arrays in the loops. "float32", the default, has its digits, on tensor
-        cores as three products in TF32; "tf32" is one product, with 11 bits of each factor. XLSTM_CUDA_PRECISION does
-        the same.
+        cores as three products of two float16; "tf32" is one product, with 11 bits of each factor.
+        XLSTM_CUDA_PRECISION does the same.
 
     Raises
     ------
@@ -131,7 +132,8 @@ def choose(
         if not refused and name not in LAUNCHES:
             assert step is not None
             plain = ARITHMETIC.get(f"{dtype} plain", ARITHMETIC[dtype])
-            a = plain if name == "plain" else ARITHMETIC[TENSOR.get((dtype, precision), dtype)]
+            exact = precision if device.capability >= TF32 else "float32"  # more digits than were asked for
+            a = plain if name == "plain" else ARITHMETIC[TENSOR.get((dtype, exact), dtype)]
             ways = [tiling.best(kind, step, width, heads, B, a, device, name == "cluster") for kind in tiling.PASSES]
             made = Choice(name, a, ways[0], ways[1])
             if None in ways:
@@ -162,15 +164,15 @@ def choose(
 def _refuses(path: str, dtype: str, device: Device) -> str:
     """Return why a device has no such path for a dtype, or ""."""
     sm = f"{device.name} is sm_{device.capability}"
-    if dtype == "bfloat16" and device.capability < 80:
-        return f"{sm}, bfloat16 needs sm_80"
+    if dtype == "bfloat16" and device.capability < TF32:
+        return f"{sm}, bfloat16 needs sm_{TF32}"
     if path != "pointwise" and device.capability < LOOPS:
         return f"{sm}, which needs sm_{LOOPS}"
     if path in ("grid", "cluster"):
         if dtype == "float64":
             return "tensor cores are not used for float64"
-        if device.capability < 80:
-            return f"{sm}, its tensor cores are not used below sm_80"
+        if device.capability < MMA:
+            return f"{sm}, tensor cores are not used below sm_{MMA}"
     if path == "cluster" and not device.cluster:
         return f"{sm}, clusters need sm_90, and did not run on it"
     return ""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import probe
+from xlstm.arrays.convert import dtype_of
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.engines.cuda.source import ARRANGE, Source
 from xlstm.engines.cuda.tiling import Device
@@ -45,17 +46,22 @@ class Runtime:
             properties["multiProcessorCount"],
             runtime.deviceGetAttribute(OPTIN, number),
         )
-        self._functions: dict[tuple[str, str], Callable[..., None]] = {}
+        self._functions: dict[tuple[str, str], tuple[Callable[..., None], list[Any]]] = {}
         self._lock = threading.Lock()
         if self.device.capability >= 90:
-            largest = next((blocks for blocks in (16, 8) if self._clusters(blocks)), 0)
+            with probe.cupy().cuda.Device(number):
+                largest = next((blocks for blocks in (16, 8) if self._clusters(blocks)), 0)
             self.device = self.device._replace(cluster=largest)
 
     def _clusters(self, blocks: int) -> bool:
-        """Return whether clusters of so many blocks run: not every chip has SMs enough together."""
+        """Return whether clusters of so many blocks run: not every chip has SMs enough together.
+
+        Each block has as much shared memory as one may have, and so an SM of its own, as blocks of large layers have.
+        """
         text = f'extern "C" __global__ void __cluster_dims__({blocks}, 1, 1) xlstm_probe() {{}}'
+        grid = Grid(blocks, 1, 32, self.device.shared)
         try:
-            self.launch(Source("xlstm_probe", text, (), 0, blocks, True), "xlstm_probe", Grid(blocks, 1, 32), [])
+            self.launch(Source("xlstm_probe", text, (), grid.shared, blocks, True), "xlstm_probe", grid, [])
         except CudaError:
             return False
         return True
@@ -72,16 +78,24 @@ class Runtime:
         if key not in self._functions:
             with self._lock:
                 if key not in self._functions:
-                    self._functions[key] = _compiled(source, entry)
-        for a in args:
-            if a is not None and not isinstance(a, np.generic) and not a.flags.c_contiguous:
+                    parameters = source.parameters if entry == source.name else ()
+                    dtypes = [np.dtype(dtype_of(np, p.dtype)) if p.dtype else None for p in parameters]
+                    self._functions[key] = _compiled(source, entry), dtypes or [None] * len(args)
+        function, dtypes = self._functions[key]
+        for k, (a, dtype) in enumerate(zip(args, dtypes, strict=False)):
+            if a is None or isinstance(a, np.generic):
+                continue
+            if not a.flags.c_contiguous:
                 raise CudaError(f"cuda: {entry} was given an array of shape {a.shape} that is not contiguous")
+            if dtype is not None and a.dtype != dtype:
+                name = source.parameters[k].name
+                raise CudaError(f"cuda: {entry} was given {a.dtype} for {name}, expected {dtype}")
         if probe.cupy().cuda.runtime.getDevice() != self.number:
             raise CudaError(f"cuda: arrays are on device {self.number}, which is not CuPy's current one")
         nothing = np.uintp(0)
         given = tuple([nothing if a is None else a for a in args])
         try:
-            self._functions[key]((grid.x, grid.y), (grid.threads,), given, shared_mem=grid.shared)
+            function((grid.x, grid.y), (grid.threads,), given, shared_mem=grid.shared)
         except Exception as error:
             raise CudaError(
                 f"cuda: {entry} was not launched on {self.device.name} ({probe.first_line(error)}): "

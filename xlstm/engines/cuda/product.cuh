@@ -1,51 +1,16 @@
 // The product of weights that stay on the chip with a few columns, V (K, NB), by one block.
 //
 // MMA = 0: all weights are in shared memory and are multiplied by ordinary arithmetic. MMA = 1: tensor cores multiply them
-// (2: float32 as the sum of two TF32); weights are fragments in registers, those beyond CHUNKS_KEPT of each warp in shared
-// memory.
+// (2: float32 as two float16, see factors.cuh); weights are fragments in registers, those beyond CHUNKS_KEPT of each warp in
+// shared memory.
 //
 // A row is read in chunks of 64 bytes, 16 by each of four lanes, which are words w0..w3 of a lane: two products of tensor
 // cores take w0, w1 and w2, w3 of two rows of weights and of a column. The order of k differs from that in memory, but is
-// the same for both factors, and nothing else matters in a sum.
+// the same for both factors, and nothing else matters in a sum. Weights lie as the instruction wants its registers, two
+// rows in turn, so that nothing is moved between a load and a product.
 
-constexpr int SIZE = sizeof(operand_t);
-constexpr int VECTOR = 16 / SIZE;  // elements of a lane
-constexpr int V_ROW = (K * SIZE / 64 % 2 ? K * SIZE : K * SIZE + 64) / 16;  // of a column, in 16 bytes: without conflicts
-
-DEVICE operand_t to_operand(REAL v) {
-    operand_t found;
-#if TF32
-    narrow(found, round_tf32(v));
-#else
-    narrow(found, v);
-#endif
-    return found;
-}
-
-union Words {
-    uint4 vector;
-    unsigned word[4];
-    operand_t element[VECTOR];
-};
-
-// A kernel of its own lays the weights out as the blocks read them, 16 bytes a thread, in the type of products.
-// weight(Wh, head, block, row, k) is 0 outside of the matrix.
 constexpr int VECTORS = M * K / VECTOR;  // of a block
-DEVICE REAL weight(const IO* Wh, int head, int block, int row, int k);
-DEVICE void place(int vector, int& row, int& k);
-
-extern "C" __global__ void ARRANGE(const IO* __restrict__ Wh, uint4* to) {
-    const long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (at >= (long long)HEADS * BLOCKS * VECTORS) return;
-    const int block = (int)(at / VECTORS);
-    int row, k;
-    place((int)(at % VECTORS), row, k);
-    Words found;
-#pragma unroll
-    for (int e = 0; e < VECTOR; e++)
-        found.element[e] = to_operand(weight(Wh, block / BLOCKS, block % BLOCKS, row, k + e));
-    to[at] = found.vector;
-}
+DEVICE REAL weight(const IO* Wh, int head, int block, int row, int k);  // 0 outside of the matrix
 
 #if MMA
 
@@ -53,113 +18,134 @@ constexpr int WARPS = THREADS / 32, WARPS_K = WARPS / WARPS_M;
 constexpr int TILES = M / 16 / WARPS_M, CHUNKS = K * SIZE / 64 / WARPS_K;  // of a warp
 constexpr int COLUMNS = NB / 8;
 constexpr int SPARE = CHUNKS - CHUNKS_KEPT;
-// Where there are few tiles, each of the three products has a sum of its own, so that none waits for another.
-constexpr int SUMS = TILES * COLUMNS_AT_ONCE <= (MMA == 2 ? 4 : 2) ? MMA + 1 : 1;
+// Rows are dealt to tiles so that a lane has some next to each other: both of its rows of a tile, or of two.
+constexpr int TOGETHER = TILES % 2 ? 2 : 4;
+constexpr int SUMS = MMA == 1 && TILES * COLUMNS_AT_ONCE <= 2 ? 2 : 1;  // with few tiles, so that no product waits for another
+#if MMA == 2
+// Chunks with the same scale, of which a sum is made; and those from shared memory in a turn of a loop, for the compiler
+// begins as many sums as it finds, and finds no registers for more.
+constexpr int SPAN = SCALE_CHUNKS == 2 && (CHUNKS % 2 || (CHUNKS_KEPT % 2 && SPARE)) ? 1 : SCALE_CHUNKS;
+constexpr int TURN = SPARE < 6 ? SPARE + !SPARE : SPARE % 4 ? SPARE % 2 ? 1 : 2 : 4;
+#else
+constexpr int TURN = SPARE ? SPARE : 1;
+#endif
 constexpr int WEIGHT_BYTES = WARPS * TILES * SPARE * 1024;
 static_assert(M % (16 * WARPS_M) == 0 && K * SIZE % (64 * WARPS_K) == 0 && NB % (8 * COLUMNS_AT_ONCE) == 0, "tiles");
 
-struct Weights {
-    uint4 kept[TILES][CHUNKS_KEPT][2];
-};
-
-DEVICE void place(int vector, int& row, int& k) {
-    const int lane = vector % 32, half = vector / 32 % 2, j = vector / 64 % CHUNKS;
-    const int i = vector / (64 * CHUNKS) % TILES, warp = vector / (64 * CHUNKS * TILES);
-    row = (warp % WARPS_M + i * WARPS_M) * 16 + lane / 4 + 8 * half;
-    k = ((warp / WARPS_M * CHUNKS + j) * 4 + lane % 4) * VECTOR;
+DEVICE int first_row(int warp, int tiles, int lane) {
+    return ((warp % WARPS_M + tiles * WARPS_M) * 8 + lane / 4) * TOGETHER;
 }
 
-DEVICE void load_weights(Weights& weights, uint4* spare, const uint4* from) {
+struct Weights {
+    uint4 kept[TILES][CHUNKS_KEPT][2];  // of two products; with MMA = 2 large parts, then small ones
+#if MMA == 2
+    float down[TILES];  // by which sums are multiplied
+#endif
+};
+
+DEVICE void place(int vector, int element, int& row, int& k) {
+    constexpr int WORD = 4 / SIZE;  // elements
+    const int lane = vector % 32, second = vector / 32 % 2, j = vector / 64 % CHUNKS, word = element / WORD;
+    const int i = vector / (64 * CHUNKS) % TILES, warp = vector / (64 * CHUNKS * TILES);
+    row = first_row(warp, i / (TOGETHER / 2), lane) + i % (TOGETHER / 2) * 2 + word % 2;
+    k = ((warp / WARPS_M * CHUNKS + j) * 4 + lane % 4) * VECTOR + (second * 2 + word / 2) * WORD + element % WORD;
+}
+
+DEVICE void load_weights(Weights& weights, uint4* spare, const uint4* arranged, int block) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const uint4* from = arranged + (long long)block * VECTORS + warp * TILES * CHUNKS * 64 + lane;
 #pragma unroll
     for (int i = 0; i < TILES; i++) {
 #pragma unroll
         for (int j = 0; j < CHUNKS; j++) {
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const uint4 v = from[(((warp * TILES + i) * CHUNKS + j) * 2 + half) * 32 + lane];
-                if (j < CHUNKS_KEPT) weights.kept[i][j < CHUNKS_KEPT ? j : 0][half] = v;
-                else spare[(((warp * TILES + i) * SPARE + j - CHUNKS_KEPT) * 2 + half) * 32 + lane] = v;
+            for (int which = 0; which < 2; which++) {
+                const uint4 v = from[((i * CHUNKS + j) * 2 + which) * 32];
+                if (j < CHUNKS_KEPT) weights.kept[i][j < CHUNKS_KEPT ? j : 0][which] = v;
+                else spare[(((warp * TILES + i) * SPARE + j - CHUNKS_KEPT) * 2 + which) * 32 + lane] = v;
             }
         }
-    }
-}
-
-DEVICE void multiply(float (&c)[SUMS][4], uint4 low, uint4 high, uint4 v) {
-#if MMA == 1
-    mma(operand_t(), c[0], low.x, high.x, low.y, high.y, v.x, v.y);
-    mma(operand_t(), c[SUMS - 1], low.z, high.z, low.w, high.w, v.z, v.w);
-#else
-    forget(low);
-    forget(high);
-    Words parts[3] = {{low}, {high}, {v}}, rests[3];
-#pragma unroll
-    for (int p = 0; p < 3; p++) {
-#pragma unroll
-        for (int w = 0; w < 4; w++) {
-            const float all = float_of(parts[p].word[w]), part = round_tf32(all);
-            parts[p].word[w] = bits_of(part);
-            rests[p].word[w] = bits_of(all - part);  // of which a tensor core reads the 11 bits that matter
-        }
-    }
-#pragma unroll
-    for (int w = 0; w < 4; w += 2) {
-        const unsigned* l = parts[0].word + w;
-        const unsigned* h = parts[1].word + w;
-        const unsigned* b = parts[2].word + w;
-        const unsigned *lr = rests[0].word + w, *hr = rests[1].word + w, *br = rests[2].word + w;
-        mma(0.0f, c[0], lr[0], hr[0], lr[1], hr[1], b[0], b[1]);
-        mma(0.0f, c[SUMS / 2], l[0], h[0], l[1], h[1], br[0], br[1]);
-        mma(0.0f, c[SUMS - 1], l[0], h[0], l[1], h[1], b[0], b[1]);
-    }
+#if MMA == 2
+        weights.down[i] = ((const float*)(arranged + (long long)HEADS * BLOCKS * VECTORS))[(block * WARPS + warp) * TILES + i];
 #endif
+    }
 }
 
-// Calls put(part, row, column, value) for every element, in WARPS_K parts to be added.
+// Calls put(part, row, column, values) for all elements, TOGETHER rows from `row` on, in WARPS_K parts to be added.
 template <class Put>
-DEVICE void product(const Weights& weights, const uint4* spare, const uint4* V, Put put) {
+DEVICE void product(const Weights& weights, const uint4* spare, const uint4* V, const float* scales, Put put) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = warp / WARPS_M;
 #pragma unroll 1
     for (int at = 0; at < COLUMNS; at += COLUMNS_AT_ONCE) {
         float c[TILES][COLUMNS_AT_ONCE][SUMS][4] = {};
+        auto add = [&](auto chunks, int first_chunk, auto weights_of) {
+            constexpr int COUNT = sizeof(*chunks);
+#if MMA == 2
+            float sums[TILES][COLUMNS_AT_ONCE][4];  // that have not been multiplied by their scale
+#endif
 #pragma unroll
-        for (int j = 0; j < CHUNKS; j++) {
-            uint4 v[COLUMNS_AT_ONCE];
+            for (int j = 0; j < COUNT; j++) {
+#if MMA == 2
+                if (j % 4 == 3) sync_warp();  // nothing is loaded before: of all chunks at once it takes too many registers
+#endif
+                const int chunk = part * CHUNKS + first_chunk + j;
+                uint4 v[COLUMNS_AT_ONCE];
 #pragma unroll
-            for (int n = 0; n < COLUMNS_AT_ONCE; n++)
-                v[n] = V[((at + n) * 8 + lane / 4) * V_ROW + (part * CHUNKS + j) * 4 + lane % 4];
+                for (int n = 0; n < COLUMNS_AT_ONCE; n++) v[n] = V[((at + n) * 8 + lane / 4) * V_ROW + chunk * 4 + lane % 4];
 #pragma unroll
-            for (int i = 0; i < TILES; i++) {
-                uint4 low, high;
-                if (j < CHUNKS_KEPT) {
-                    low = weights.kept[i][j < CHUNKS_KEPT ? j : 0][0];
-                    high = weights.kept[i][j < CHUNKS_KEPT ? j : 0][1];
-                } else {
-                    const uint4* from = spare + ((warp * TILES + i) * SPARE + j - CHUNKS_KEPT) * 64 + lane;
-                    low = from[0];
-                    high = from[32];
+                for (int i = 0; i < TILES; i++) {
+                    uint4 first, second;
+                    weights_of(i, j, first, second);
+#pragma unroll
+                    for (int n = 0; n < COLUMNS_AT_ONCE; n++) {
+#if MMA == 1
+                        mma(operand_t(), c[i][n][0], first, v[n].x, v[n].y);
+                        mma(operand_t(), c[i][n][SUMS - 1], second, v[n].z, v[n].w);
+#else
+                        float(&sum)[4] = sums[i][n];
+                        if (j % SPAN == 0) sum[0] = sum[1] = sum[2] = sum[3] = 0;
+                        mma(half_t(), sum, second, v[n].x, v[n].y);  // the smallest first
+                        mma(half_t(), sum, first, v[n].z, v[n].w);
+                        mma(half_t(), sum, first, v[n].x, v[n].y);
+                        if (j % SPAN == SPAN - 1 || j == COUNT - 1) {
+                            const float* down = scales + chunk * NB + (at + n) * 8 + lane % 4 * 2;
+#pragma unroll
+                            for (int e = 0; e < 4; e++) c[i][n][0][e] += sum[e] * down[e % 2];
+                        }
+#endif
+                    }
                 }
-#pragma unroll
-                for (int n = 0; n < COLUMNS_AT_ONCE; n++) multiply(c[i][n], low, high, v[n]);
             }
-        }
+        };
+        add((char(*)[CHUNKS_KEPT])0, 0, [&](int i, int j, uint4& first, uint4& second) {
+            first = weights.kept[i][j][0];
+            second = weights.kept[i][j][1];
+        });
+#pragma unroll 1
+        for (int j0 = 0; j0 < SPARE; j0 += TURN)
+            add((char(*)[TURN])0, CHUNKS_KEPT + j0, [&](int i, int j, uint4& first, uint4& second) {
+                const uint4* from = spare + ((warp * TILES + i) * SPARE + j0 + j) * 64 + lane;
+                first = from[0];
+                second = from[32];
+            });
 #pragma unroll
-        for (int i = 0; i < TILES; i++) {
-            const int row = (warp % WARPS_M + i * WARPS_M) * 16 + lane / 4;
+        for (int i = 0; i < TILES; i += TOGETHER / 2) {
+            const int row = first_row(warp, i / (TOGETHER / 2), lane);
 #pragma unroll
             for (int n = 0; n < COLUMNS_AT_ONCE; n++) {
-                const int column = (at + n) * 8 + lane % 4 * 2;
-                float sum[4];
+                Pack<REAL, TOGETHER> sums[2];  // of two columns
 #pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    sum[e] = c[i][n][0][e];  // the smallest first
-#pragma unroll
-                    for (int s = 1; s < SUMS; s++) sum[e] += c[i][n][s][e];
+                for (int e = 0; e < 2 * TOGETHER; e++) {
+                    const float(&parts)[SUMS][4] = c[i + e / 4][n];
+#if MMA == 2
+                    sums[e % 2].value[e / 2] = parts[0][e % 4] * weights.down[i + e / 4];
+#else
+                    sums[e % 2].value[e / 2] = SUMS == 1 ? parts[0][e % 4] : parts[0][e % 4] + parts[SUMS - 1][e % 4];
+#endif
                 }
-                put(part, row, column, sum[0]);  // in a loop they took registers that there were not
-                put(part, row, column + 1, sum[1]);
-                put(part, row + 8, column, sum[2]);
-                put(part, row + 8, column + 1, sum[3]);
+                const int column = (at + n) * 8 + lane % 4 * 2;
+                put(part, row, column, sums[0]);
+                put(part, row, column + 1, sums[1]);
             }
         }
     }
@@ -167,24 +153,25 @@ DEVICE void product(const Weights& weights, const uint4* spare, const uint4* V, 
 
 #else
 
-constexpr int WARPS_K = 1;
+constexpr int WARPS_K = 1, TOGETHER = 1;
 constexpr int WEIGHT_ROW = K * SIZE / 16 + 1;
 constexpr int WEIGHT_BYTES = M * WEIGHT_ROW * 16;
 
 struct Weights {};
 
-DEVICE void place(int vector, int& row, int& k) {
+DEVICE void place(int vector, int element, int& row, int& k) {
     row = vector / (K / VECTOR);
-    k = vector % (K / VECTOR) * VECTOR;
+    k = vector % (K / VECTOR) * VECTOR + element;
 }
 
-DEVICE void load_weights(Weights&, uint4* all, const uint4* from) {
+DEVICE void load_weights(Weights&, uint4* all, const uint4* arranged, int block) {
+    const uint4* from = arranged + (long long)block * VECTORS;
     for (int at = threadIdx.x; at < VECTORS; at += THREADS)
         all[at / (K / VECTOR) * WEIGHT_ROW + at % (K / VECTOR)] = from[at];
 }
 
 template <class Put>
-DEVICE void product(const Weights&, const uint4* all, const uint4* V, Put put) {
+DEVICE void product(const Weights&, const uint4* all, const uint4* V, const float*, Put put) {
     for (int at = threadIdx.x; at < M * NB; at += THREADS) {
         const int row = at % M, column = at / M;
         const uint4 *w = all + row * WEIGHT_ROW, *v = V + column * V_ROW;
@@ -198,8 +185,53 @@ DEVICE void product(const Weights&, const uint4* all, const uint4* V, Put put) {
         REAL sum = 0;
 #pragma unroll
         for (int e = 0; e < VECTOR; e++) sum += sums[e];
-        put(0, row, column, sum);
+        put(0, row, column, Pack<REAL, 1>{{sum}});
     }
 }
 
 #endif
+
+// A kernel of its own lays the weights out as the blocks read them, 16 bytes a thread, in the type of products.
+extern "C" __global__ void ARRANGE(const IO* __restrict__ Wh, uint4* to) {
+#if MMA == 2
+    // A block of this kernel has the chunks of one tile of one warp, and their scale.
+    SHARED_MEMORY(memory);
+    unsigned most = 0, *of_warps = (unsigned*)memory;
+    const int tile = blockIdx.x % (WARPS * TILES), block = blockIdx.x / (WARPS * TILES);
+    auto element = [&](int vector, int e) {
+        int row, k;
+        place(tile * CHUNKS * 64 + vector, e, row, k);
+        return (float)weight(Wh, block / BLOCKS, block % BLOCKS, row, k);
+    };
+    for (int at = threadIdx.x; at < CHUNKS * 64 * 4; at += blockDim.x)
+        most = greater(most, bits_of(element(at / 4, at % 4)) & 0x7fffffffu);
+    most = largest<32>(most);
+    if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = most;
+    sync_block();
+    for (int warp = 0; warp < blockDim.x / 32; warp++) most = greater(most, of_warps[warp]);
+    const Scale scale = scale_of(most);
+    if (threadIdx.x == 0) ((float*)(to + (long long)HEADS * BLOCKS * VECTORS))[blockIdx.x] = scale.down;
+    for (int at = threadIdx.x; at < CHUNKS * 32; at += blockDim.x) {
+        const int first = at / 32 * 64 + at % 32;  // of two vectors, from which large and small parts are made
+        half_t large[8], small[8];
+#pragma unroll
+        for (int e = 0; e < 8; e++)  // a word has two k of one row
+            split(scale.up * element(first + e / 4 * 32, e % 2 * 2 + e / 2 % 2), large[e], small[e]);
+        uint4* found = to + (long long)blockIdx.x * CHUNKS * 64 + first;
+        found[0] = *(const uint4*)large;
+        found[32] = *(const uint4*)small;
+    }
+#else
+    const long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= (long long)HEADS * BLOCKS * VECTORS) return;
+    const int block = (int)(at / VECTORS);
+    Words found;
+#pragma unroll
+    for (int e = 0; e < VECTOR; e++) {
+        int row, k;
+        place((int)(at % VECTORS), e, row, k);
+        found.element[e] = to_operand(weight(Wh, block / BLOCKS, block % BLOCKS, row, k));
+    }
+    to[at] = found.vector;
+#endif
+}

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from xlstm.arrays import device
 from xlstm.engines.cuda.tiling import Arithmetic, Tiling
 from xlstm.engines.pointwise import Pointwise, Rows
 from xlstm.tracing.c import statements
@@ -24,6 +25,15 @@ ARRANGE = "xlstm_arrange"  # the kernel in every loop's text that lays weights o
 BLOCK = 256  # threads of a block of a kernel without a loop
 LOOP = "const int* offsets, int steps, int width, int group0, unsigned* flags, void* exchange, const void* arranged"
 STEP = "long long row0, int count"
+DTYPES = {"int": "int32", "unsigned": "uint32", "long long": "int64", "void": ""}  # of C types
+DTYPES |= {"float": "float32", "double": "float64", "half_t": "float16", "bf16_t": "bfloat16"}
+
+
+class Parameter(NamedTuple):
+    """A parameter of a kernel: its name, and the dtype of the array that it takes, "" where any will do."""
+
+    name: str
+    dtype: str
 
 
 class Source(NamedTuple):
@@ -35,6 +45,7 @@ class Source(NamedTuple):
     shared: int = 0  # bytes of dynamic shared memory
     blocks: int = 0  # that work together; 0 for any number of them
     cluster: bool = False  # whether they are a cluster
+    parameters: tuple[Parameter, ...] = ()
 
 
 @functools.cache
@@ -44,12 +55,14 @@ def loop(step: Pointwise, kind: str, tiling: Tiling) -> Source:
         **{"WIDTH": tiling.width, "HEADS": tiling.heads, "UNITS": tiling.units, "BLOCKS": tiling.blocks},
         **{"NB": tiling.columns, "M": tiling.M, "K": tiling.K, "THREADS": tiling.threads},
         **{"WARPS_M": tiling.warps_m, "CHUNKS_KEPT": tiling.kept, "COLUMNS_AT_ONCE": tiling.at_once},
+        "SCALE_CHUNKS": tiling.same_scale,
         **{"CLUSTER": int(tiling.cluster), "MMA": tiling.arithmetic.mma, "TF32": int(tiling.arithmetic.tf32)},
         "ARRANGE": ARRANGE,
         "CLUSTER_DIMENSIONS": f"__cluster_dims__({tiling.blocks}, 1, 1)" if tiling.cluster else "",
         "SHARED_PLANNED": tiling.shared,
     }
-    files = ("product.cuh", "exchange.cuh", "cells.cuh", "backward.cu" if kind == "backward" else "forward.cu")
+    schedule = "backward.cu" if kind == "backward" else "forward.cu"
+    files = ("factors.cuh", "product.cuh", "exchange.cuh", "cells.cuh", schedule)
     made = _source(step, kind, tiling.arithmetic, sizes, files)
     return made._replace(shared=tiling.shared, blocks=tiling.blocks, cluster=tiling.cluster)
 
@@ -73,12 +86,21 @@ def _source(step: Pointwise, kind: str, a: Arithmetic, sizes: Mapping[str, objec
     }
     lines = [f"#define {key} {value}" for key, value in defines.items()]
     text = "\n".join([*lines, file("device.cuh"), cell.text(), *(file(part) for part in files)])
-    return Source(name, text, tuple(names))
+    return Source(name, text, tuple(names), parameters=tuple(_parameter(one, a) for one in arguments.split(", ")))
+
+
+def _parameter(declared: str, a: Arithmetic) -> Parameter:
+    """Return a parameter from its declaration, such as "const IO* a_zx"."""
+    type_, _, name = declared.replace("const ", "").replace(" __restrict__", "").rpartition(" ")
+    type_ = type_.removesuffix("*")
+    return Parameter(name.removeprefix("a_"), DTYPES[{"IO": a.io, "REAL": a.real}.get(type_, type_)])
 
 
 @functools.cache
 def file(name: str) -> str:
     """Return the text of a template."""
+    if name == "device.cuh":
+        return device.TEXT
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
@@ -99,9 +121,9 @@ class _Cell:
         used = {line.args[0] for line in self.lines if line.op == "input"}
         self.states = ("h", *step.carried)
         self.passed_on = "dzh" if "dzh" in outputs else "dz"  # the gradient by the product of h
-        each = ("dy", *step.carried, *step.saved) if self.back else ("zx",)
+        each = (*(("dy", *step.carried, *step.saved) if self.back else ("zx",)), *step.shares)
         self.fetched: Rows = {name: inputs.get(name) for name in each if name in used or name == "dy"}
-        constant = used & (step.before.keys() - {"zx", "zh", *self.states})
+        constant = used & (step.before.keys() - {"zx", "zh", *self.states, *step.shares})
         self.constant: Rows = {f"p_{name}": step.before[name] for name in step.before if name in constant}
         self.numbers = [f"p_{name}" for name in step.numbers if name in used]
         kept = {"forward": ("y", *step.carried), "slim": ("y", *step.carried), "lean": ("y",)}.get(kind, ())

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from xlstm.engines.cuda.peaks import peaks
 from xlstm.engines.pointwise import Pointwise
 
 KB = 1024
@@ -34,9 +35,10 @@ class Arithmetic(NamedTuple):
     real: str  # C type in which the cell is computed
     operand: str  # C type of the factors of the recurrent product
     size: int  # bytes of an operand
-    mma: int  # 0: without tensor cores, 1: with them, 2: with a float32 as two TF32
+    mma: int  # 0: without tensor cores, 1: with them, 2: with a float32 as two float16
     tf32: bool
-    peak: float  # FLOP per microsecond and SM, an estimate from an H100's data sheet
+    peak: str  # the field of Peaks that it is measured by
+    share: float  # of the peak that it reaches, an estimate: mma.sync reaches 0.62 on an H100
 
     @property
     def real_size(self) -> int:
@@ -46,14 +48,14 @@ class Arithmetic(NamedTuple):
 ARITHMETIC = {
     a.name: a
     for a in (
-        Arithmetic("float64", "double", "double", "double", 8, 0, False, 0.13e6),
-        Arithmetic("float32", "float", "float", "float", 4, 0, False, 0.25e6),
-        Arithmetic("3xtf32", "float", "float", "float", 4, 2, False, 0.33e6),
-        Arithmetic("tf32", "float", "float", "float", 4, 1, True, 2.3e6),
-        Arithmetic("float16", "half_t", "float", "half_t", 2, 1, False, 4.6e6),
-        Arithmetic("bfloat16", "bf16_t", "float", "bf16_t", 2, 1, False, 4.6e6),
-        Arithmetic("float16 plain", "half_t", "float", "float", 4, 0, False, 0.25e6),
-        Arithmetic("bfloat16 plain", "bf16_t", "float", "float", 4, 0, False, 0.25e6),
+        Arithmetic("float64", "double", "double", "double", 8, 0, False, "float64", 0.5),
+        Arithmetic("float32", "float", "float", "float", 4, 0, False, "float32", 0.5),
+        Arithmetic("3xfp16", "float", "float", "float", 4, 2, False, "half", 0.2),
+        Arithmetic("tf32", "float", "float", "float", 4, 1, True, "tf32", 0.62),
+        Arithmetic("float16", "half_t", "float", "half_t", 2, 1, False, "half", 0.62),
+        Arithmetic("bfloat16", "bf16_t", "float", "bf16_t", 2, 1, False, "half", 0.62),
+        Arithmetic("float16 plain", "half_t", "float", "float", 4, 0, False, "float32", 0.5),
+        Arithmetic("bfloat16 plain", "bf16_t", "float", "float", 4, 0, False, "float32", 0.5),
     )
 }
 SYNC = {True: 0.6, False: 1.2}  # microseconds of a step, in a cluster and through global memory: estimates
@@ -61,11 +63,12 @@ MEMORY = 0.22e6  # bytes per microsecond and SM from shared memory, an estimate
 BETWEEN = 0.1e6  # bytes per microsecond from one SM to others, an estimate
 CELL = 0.06  # microseconds of one cell of each thread, an estimate
 WARPS = 8
+ARRANGERS = 256  # threads of a block that arranges weights
 CELLS = 4  # cells of a thread at most, beside tensor cores
 COLUMNS = (8, 16, 24, 32, 48, 64, 96, 128)  # sequences of a block
 # Registers of a thread for weights, sums and what it keeps of its cells, by the products of a pair. None of the kernels
-# that the tests compile spills with these; three products need some registers for themselves.
-REGISTERS = {0: 0, 1: 174, 2: 166}
+# that the tests compile spills with these.
+REGISTERS = {0: 0, 1: 206, 2: 166}
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Tiling:
     cluster: bool
     groups: int  # of blocks, for the whole batch
     waves: int  # how often groups have to wait for others to end
+    rate: float  # FLOP per microsecond and SM, an estimate
     M: int
     K: int
     threads: int
@@ -100,20 +104,23 @@ class Tiling:
     @property
     def shared(self) -> int:
         """Bytes of shared memory; the kernels assert that it is what they need."""
-        row, real = self.K * self.arithmetic.size, self.arithmetic.real_size
-        V = self.columns * (row if row // 64 % 2 else row + 64)
+        row, real, arrivals = self.K * self.arithmetic.size, self.arithmetic.real_size, 16 * self.cluster
+        V = self.columns * (row if row // 64 % 2 else row + 64) + self._scales * self.K
         if self.kind == "forward":
             Z = self._parts * (self.M + 4) * self.columns * real
-            return (2 if self.cluster else 1) * V + Z + self.columns * self.units * self.arithmetic.size + self.weights
-        return V + (self.exchange if self.cluster else 0) + self.weights
+            out = self.units * (self.columns * self.arithmetic.size + self._scales)
+            return (2 if self.cluster else 1) * V + Z + out + self.weights + arrivals
+        parts = self.exchange if self.cluster else self._shares * self.columns * self.units * real
+        return V + parts + self.weights + arrivals
 
     @property
     def exchange(self) -> int:
         """Bytes through which a group exchanges, twice; those of a grid are in global memory."""
         if self.kind == "forward":
-            return 2 * self.columns * self.blocks * self.units * self.arithmetic.size
-        blocks = self.blocks if self.cluster else self.blocks**2  # a block of a cluster has what the others give it
-        return 2 * blocks * self.columns * (self.units + 4) * self.arithmetic.real_size
+            return 2 * self.blocks * self.units * (self.columns * self.arithmetic.size + self._scales)
+        # A block of a cluster has what the others give it, in rows that are read without conflicts.
+        parts = self.blocks * (self.units + 4) if self.cluster else self.blocks**2 * self.units
+        return 2 * parts * self.columns * self.arithmetic.real_size
 
     @property
     def time(self) -> float:
@@ -128,8 +135,42 @@ class Tiling:
         else:
             between = 2 * M * columns * a.real_size
         cells = -(-self.units * columns // self.threads) * CELL
-        cost = SYNC[self.cluster] + max(2 * M * K * columns / a.peak, near / MEMORY) + between / BETWEEN + cells
+        cost = SYNC[self.cluster] + max(2 * M * K * columns / self.rate, near / MEMORY) + between / BETWEEN + cells
         return cost * self.waves
+
+    @property
+    def arranged(self) -> int:
+        """Bytes of the weights as blocks read them; with scales where a float32 is two float16."""
+        scales = 4 * self._tiles if self.arithmetic.mma == 2 else 0
+        return self.heads * self.blocks * (self.M * self.K * self.arithmetic.size + scales)
+
+    @property
+    def arrangers(self) -> int:
+        """Blocks of the kernel that makes them."""
+        if self.arithmetic.mma == 2:
+            return self.heads * self.blocks * self._tiles
+        return -(-self.arranged // (16 * ARRANGERS))
+
+    @property
+    def _tiles(self) -> int:
+        return self.M // 16 * (self.threads // 32 // self.warps_m)
+
+    @property
+    def same_scale(self) -> int:
+        """Chunks of K that have the same scale, where a float32 is two float16: see `factors.cuh`."""
+        lanes = 16 if self.units % 32 else 32
+        return self.K // 16 if self.kind == "backward" and self.units == lanes else lanes // 16
+
+    @property
+    def _scales(self) -> int:
+        """Bytes of scales for a k of all columns."""
+        return self.columns // 4 if self.arithmetic.mma == 2 else 0
+
+    @property
+    def _shares(self) -> int:
+        """Threads that share the sum of partial dh of a cell in a grid."""
+        pieces = self.columns * self.units * self.arithmetic.real_size // 16  # that a thread reads at once
+        return max(1, min(self.blocks, self.threads // pieces))
 
     @property
     def _parts(self) -> int:
@@ -153,13 +194,13 @@ def best(
     cluster : bool
         Blocks are clusters; otherwise they are a grid.
     """
-    found = []
+    found, rate = [], a.share * getattr(peaks(device.name, device.capability), a.peak)
     for (units, blocks), columns in itertools.product(_blocks(width, a, device, cluster), COLUMNS):
         # A cluster lies within one part of the chip, of which some SMs are left over.
         room = int(device.sms * 0.97) // blocks if cluster else device.sms // blocks
         if columns <= _up(min(B, 128), 8) and room > 0:
             groups = -(-B // columns) * heads
-            block = (kind, a, width, heads, units, blocks, columns, cluster, groups, -(-groups // room))
+            block = (kind, a, width, heads, units, blocks, columns, cluster, groups, -(-groups // room), rate)
             found += [Tiling(*block, *ways) for ways in _divisions(kind, step, a, units, blocks, columns)]
     found = [tiling for tiling in found if tiling.shared <= device.shared]
     return min(found, key=lambda tiling: (tiling.time, tiling.shared), default=None)
@@ -172,7 +213,7 @@ def _blocks(width: int, a: Arithmetic, device: Device, cluster: bool) -> list[tu
         return [(units, blocks) for units, blocks in ways if units * (blocks - 1) < width]  # the last one has work
     if not a.mma:
         return [(units, -(-width // units)) for units in (4, 8, 12, 16, 24, 32, 48, 64)]
-    ways = [(units, -(-width // units)) for units in (16, 32, 48, 64)]
+    ways = [(units, -(-width // units)) for units in (8, 16, 32, 48, 64) if units > 8 or a.mma == 1]
     # Where there are many blocks, there are as many as give every warp the same number of tiles.
     return [(units, _up(blocks, 8) if blocks > 8 else blocks) for units, blocks in ways]
 
@@ -188,9 +229,13 @@ def _divisions(
     if not a.mma:
         yield M, _up(K, chunk), 32 * WARPS, 1, 0, 1
         return
-    tiles = M // 16
+    tiles, rest = divmod(M, 16)
+    if rest:  # eight units of one or three gates
+        return
     if kind == "forward":
-        ways = [(m, WARPS // m) for m in (1, 2, 4, 8) if tiles % m == 0]
+        # Of one tile the compiler begins so many chunks of three products that it finds no registers.
+        least = 2 if a.mma == 2 and tiles > 1 else 1
+        ways = [(m, WARPS // m) for m in (1, 2, 4, 8) if tiles % m == 0 and tiles // m >= least]
     else:
         ways = [(max(m for m in range(1, WARPS + 1) if tiles % m == 0), 1)]
     inputs = step.after if kind == "backward" else step.before
@@ -200,12 +245,17 @@ def _divisions(
         deep, warps = _up(K, chunk * warps_k), warps_m * warps_k
         own, chunks = tiles // warps_m, deep // chunk // warps_k
         cells = -(-units * columns // (32 * warps))
-        sums = a.mma + 1 if own * at_once <= (4 if a.mma == 2 else 2) else 1
+        sums = 2 if a.mma == 2 or own * at_once <= 2 else 1
         # Beside its values a cell takes room for what it writes and where the next one lies.
-        left = REGISTERS[a.mma] - 4 * own * at_once * sums - 16 * (at_once - 1) - (cells * (values + 12) - 12)
+        left = REGISTERS[a.mma] - 4 * own * at_once * sums - 24 * (at_once - 1) - (cells * (values + 12) - 12)
+        if a.mma == 2:  # the compiler begins sums before it ends others
+            ahead = 16 if kind == "forward" and own != 2 else 0
+            left -= 10 * (cells - 1) + 8 * (at_once - 1) + ahead
         kept = min(chunks, left // (8 * own))
-        if kept < chunks:  # those from shared memory pass through registers, too
-            kept = (left - 8) // (8 * own)
+        if kept < chunks or a.mma == 2:  # those from shared memory pass through registers, too
+            kept = min(chunks - 2 * (a.mma == 2 and own == 2), (left - 8) // (8 * own))
+        if a.mma == 2 and chunks - kept > 5:  # they come two in a turn
+            kept -= (chunks - kept) % 2
         # With more sums at once the compiler finds no registers.
         if kept >= 1 and own * at_once <= 8 and cells <= CELLS and columns // 8 % at_once == 0:
             yield M, deep, 32 * warps, warps_m, kept, at_once

@@ -17,7 +17,8 @@ import numpy as np
 from xlstm.arrays import fuse
 from xlstm.engines.numba import jit, maths
 from xlstm.engines.numba.codegen import FORMS, LIBM
-from xlstm.tracing.symbols import CONDITIONS, Line, SymbolicNamespace, Symbols, UntraceableError, trace
+from xlstm.tracing.rows import Rows, SingleRows
+from xlstm.tracing.symbols import CONDITIONS, Line, Symbols, UntraceableError, trace
 
 HELPERS = ("tanh", "exp", "log1p")  # functions of `maths.py`
 KINDS: dict[Any, str] = {np.dtype("float32"): "4", np.dtype("float64"): "8"}  # bytes of a number, which end names
@@ -37,21 +38,6 @@ class Traced(NamedTuple):
         return any(line.op == "mean" for line in self.lines)
 
 
-class Rows(SymbolicNamespace):
-    """A namespace with a mean along a row, which a chain takes in a loop of its own."""
-
-    def mean(self, x: Symbols, axis: int = -1, keepdims: bool = True) -> Symbols:
-        if axis != -1 or not keepdims:
-            raise UntraceableError("tracing: a mean along another axis than the last one")
-        return self._graph.apply("mean", x)
-
-
-class SingleRows(Rows):
-    """The same where all arrays are float32."""
-
-    float32 = Symbols.dtype
-
-
 @functools.cache
 def traced(function: Callable[..., Any], dtypes: tuple[Any, ...], options: Options) -> Traced | None:
     """Return the trace of a function, or None where no compiled loop is to run it."""
@@ -67,7 +53,7 @@ def traced(function: Callable[..., Any], dtypes: tuple[Any, ...], options: Optio
     except UntraceableError:
         return None
     results = tuple(fuse.results(function, dtypes, dict(options)))
-    known = all(dtype in KINDS for dtype in results) and not any(line.op in LIBM for line in lines)
+    known = all(dtype in KINDS for dtype in results) and not any(line.op in (*LIBM, "max", "sum") for line in lines)
     return Traced(lines, results) if known else None
 
 

@@ -92,9 +92,11 @@ SHARED = (
     products.pack_columns,
     products.pack,
     products.pack_transposed,
+    products.pack_blocks,
     products.pack_panels,
     products.product,
     products.product_of_rows,
+    products.turn,
     products.vector_over_rows,
     loops.take,
     loops.wait,
@@ -107,7 +109,7 @@ SHARED = (
     loops.forward,
     loops.backward,
 )
-COUNTED = (products.room, products.products_over_rows)
+COUNTED = (products.room, products.products_over_rows, products.product_of_few_rows)
 FLAGS = {"contract", "nsz"}
 
 
@@ -155,7 +157,7 @@ def _shared(dtype: str, shape: Any) -> ModuleType:
     bind(found, SHARED)
     bind(found, COUNTED, counted=True)
     bind(found, (products.rows_times_vector, products.column_of_product), FLAGS | {"reassoc"})
-    bind(found, (products.products_of_batch, products.pack_blocks), counted=True)
+    bind(found, (products.products_of_batch,), counted=True)
     found.__dict__["PRODUCT"] = vectors.address(found.__dict__["product"], vectors.product_type(dtype))
     return found
 

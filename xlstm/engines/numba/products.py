@@ -242,19 +242,19 @@ def products_of_batch(
             call_product(where, left, from_row, row, pace, M, packed, 0, slivers, result, m * M * N, N, 0, width, more)
 
 
-def pack_blocks(b: int, lead: int, turned: bool, width: int, per: int, packed: Any, first: int, last: int) -> None:
-    """Pack a matrix (K, width) by equal blocks of its rows, `per` slivers each: the slivers from `first` to `last`.
+def pack_blocks(W: Any, turned: bool, per: int, packed: Any, first: int, last: int) -> None:
+    """Pack a matrix by equal blocks of its rows, `per` slivers each: the slivers from `first` to `last`.
 
-    b is given by its address. Its rows are `lead` numbers apart, or where it is `turned` its columns.
+    W is the matrix (K, width), or the transposed of one that is `turned`.
     """
-    flat, deep = carray(pointer(b), 1), packed.shape[1]
+    flat, lead, deep = W.reshape(W.size), W.shape[1], packed.shape[1]
     while first < last:
         block, q = first // per, first % per
         stop = min(per, q + last - first)
         if turned:
-            pack_columns(flat, block * deep, lead, width, deep, q, stop, packed, first)
+            pack_columns(flat, block * deep, lead, W.shape[0], deep, q, stop, packed, first)
         else:
-            pack_rows(flat, block * deep * lead, lead, width, deep, q, stop, packed, first)
+            pack_rows(flat, block * deep * lead, lead, lead, deep, q, stop, packed, first)
         first += stop - q
 
 
@@ -270,6 +270,33 @@ def product_of_rows(where: int, a: Any, b: Any, out: Any, first: int, last: int)
         for block in range(blocks):
             at = start * K + block * deep
             call_product(where, flat, at, K, 1, n, b[block], 0, slivers, to, start * width, width, 0, width, block > 0)
+
+
+def product_of_few_rows(where: int, W: Any, b: Any, out: Any, first: int, last: int) -> None:
+    """Set the columns from `first` to `last` of out (n, width) = a (n, K) @ W^T, for few rows and a large W (width, K).
+
+    W is the left factor of the transposed product, as it lies: it comes from far memory, and packed it would go there
+    and come back. b is a^T, packed by equal blocks of its rows. `where` is the address of `product`.
+    """
+    (n, width), (blocks, slivers, deep), K = out.shape, b.shape[:3], W.shape[1]
+    flat, to, turned = W.reshape(W.size), out.reshape(out.size), room(BLOCK * n)
+    for start in range(first, last, BLOCK):
+        some = min(BLOCK, last - start)
+        for k in range(blocks):
+            at = start * K + k * deep
+            call_product(where, flat, at, K, 1, some, b[k], 0, slivers, turned, 0, n, 0, n, k > 0)
+        turn(turned, n, some, n, to, start, width)
+
+
+def turn(rows: Any, lead: int, height: int, width: int, to: Any, place: int, line: int) -> None:
+    """Copy a matrix (height, width), its rows `lead` apart, to its transposed, whose rows are `line` apart."""
+    high, wide = height // LANES * LANES, width // LANES * LANES
+    for i in range(0, high, LANES):
+        for k in range(0, wide, LANES):
+            copy_turned(rows, i * lead + k, lead, to, place + k * line + i, line)
+    for k in range(U(width)):
+        for i in range(U(high if k < U(wide) else 0), U(height)):
+            to[U(place) + k * U(line) + i] = rows[i * U(lead) + k]
 
 
 def products_over_rows(a: Any, bs: Any, outs: Any, first: int, last: int) -> None:

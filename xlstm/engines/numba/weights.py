@@ -15,6 +15,8 @@ from xlstm.arrays.namespace import Array
 from xlstm.engines.step import Step
 
 DEEP = 1024  # rows of the second factor of a product for which rows of the first one stay in the cache of a core
+# The left factor of a product is packed if it has so few rows, and they fill their slivers but for an eighth.
+FEW, FULL = 128, 1.125
 LINE = 64  # bytes of a cache line, with which packed weights begin, so that no vector lies in two
 COPY = 32  # multiplications that take as long as to copy a number
 # A number of rows or slivers, and a function that does those from a first to a last one.
@@ -83,10 +85,7 @@ def products(compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]) -> list
         outs.append(out := workspace.empty(np, (a.shape[0], b.shape[1]), b))
         work += a.size * b.shape[1]
         if a.flags.c_contiguous:
-            packed = _by_blocks(compiled, b)
-            calls.append(
-                (a.shape[0], functools.partial(compiled.product_of_rows, compiled.PRODUCT, contiguous(a), packed, out))
-            )
+            calls.append(_of_rows(compiled, a, b, out))
         elif b.shape[1] == 1:
             calls.append((a.shape[0], functools.partial(compiled.vector_over_rows, a.T, contiguous(b), out)))
         else:
@@ -100,20 +99,26 @@ def products(compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]) -> list
     return outs
 
 
+def _of_rows(compiled: ModuleType, a: Array, b: Array, out: Array) -> Call:
+    """Return the call of a product with contiguous a: b is packed, or a if it is smaller and fills its slivers."""
+    rows = -(-a.shape[0] // compiled.COLUMNS) * compiled.COLUMNS
+    if rows <= min(FEW, b.shape[1], a.shape[0] * FULL) and b.flags.f_contiguous:
+        packed, W = _by_blocks(compiled, a.T), contiguous(b.T)
+        return b.shape[1], functools.partial(compiled.product_of_few_rows, compiled.PRODUCT, W, packed, out)
+    packed = _by_blocks(compiled, b)
+    return a.shape[0], functools.partial(compiled.product_of_rows, compiled.PRODUCT, contiguous(a), packed, out)
+
+
 def _by_blocks(compiled: ModuleType, b: Array) -> Array:
     """Return a matrix packed by equal blocks of its rows, of at most DEEP rows unless K has no such divisor.
 
-    Its rows or its columns are contiguous: a transposed one is not copied.
+    One whose columns are contiguous is packed as it lies.
     """
-    turned = not b.flags.c_contiguous
-    lying = b.T if turned else b
-    lying = lying if lying.flags.c_contiguous else np.array(lying, order="C")
-    K, width = b.shape
+    turned, (K, width) = b.flags.f_contiguous and not b.flags.c_contiguous, b.shape
     least, slivers = -(-K // DEEP), -(-width // compiled.COLUMNS)
     blocks = 1 if least == 1 else next((n for n in range(least, 2 * least) if K % n == 0), 1)
     packed = _aligned(blocks * slivers, K // blocks, compiled.COLUMNS, b.dtype)
-    at, lead = int(lying.__array_interface__["data"][0]), lying.shape[1]
-    pack = functools.partial(compiled.pack_blocks, at, lead, turned, width, slivers, packed)
+    pack = functools.partial(compiled.pack_blocks, contiguous(b.T if turned else b), turned, slivers, packed)
     share([(packed.shape[0], pack)], COPY * packed.size)
     return packed.reshape(blocks, -1, *packed.shape[1:])
 

@@ -48,16 +48,16 @@ SECOND: Keys = {
     "num_blocks": needed(checks.depth),
     "input_patch_size": needed(checks.size, "patch_size"),
     "output_patch_size": needed(checks.size),
-    "tokenizer_cfg": Key({}, anything),
+    "tokenizer_cfg": needed(anything),
     "context_len": needed(checks.size, "context"),
     "future_len": needed(checks.size, "horizon"),
     "quantiles": needed(anything, "quantiles"),
     "input_ff_dim": needed(checks.size, "input_ff_size"),
     "h_expand": needed(checks.above_0),
     "act_func": needed(_activation, "activation"),
-    "scaler_cfg": Key({}, anything),
+    "scaler_cfg": needed(anything),
     "stack_config": needed(anything),
-    "stack_out_norm_config": Key({}, anything),
+    "stack_out_norm_config": Key(None, anything),
     "use_qk_norm": Key(True, checks.flag, "qk_norm"),
     "tta_sign_flip": Key(False, checks.flag, "sign_flip"),
     "tta_diff": Key(True, checks.flag, "differencing"),
@@ -83,7 +83,6 @@ VARIATES: Keys = {"embedding_dim": needed(checks.size), "num_heads": Key(4, chec
 OUT_NORM: Keys = {"eps": Key(1e-7, checks.divisor)}
 # Keys that change no result.
 IGNORED = ("dropout", "device", "matmul_precision", "postprocessor_cfg", "use_flex_attention", "rnn_backend")
-UNUSED = {"templates": ("dropout", "eps"), "norm": ("use_rmsnorm",)}
 
 
 def model_of(config: Config, where: str = "config", most: int = BLOCKS) -> TiRex | TiRex2:
@@ -106,12 +105,9 @@ def config_of(model: TiRex | TiRex2) -> dict[str, Any]:
 
 
 def _first(config: Config, where: str, most: int) -> TiRex:
-    hyper = take({name: config[name] for name in HYPER if name in config}, HYPER, where)
+    hyper = _lenient(config, HYPER, where)
     own = take(hyper["model_config"], FIRST, f"{where} model_config")
-    inner = own["block_kwargs"]
-    if not isinstance(inner, Mapping):
-        raise TypeError(f"{where} block_kwargs: is a {type(inner).__name__}, expected a dict")
-    blocks = take({name: inner[name] for name in BLOCK if name in inner}, BLOCK, f"{where} block_kwargs")
+    blocks = _lenient(own["block_kwargs"], BLOCK, f"{where} block_kwargs")
     _few(f"{where} block_kwargs", blocks["num_blocks"], most)
     _same(where, "output_patch_size", own["output_patch_size"], own["input_patch_size"])
     return TiRex(**options(blocks, BLOCK), **options(own, FIRST), **options(hyper, HYPER))
@@ -132,11 +128,11 @@ def _second(config: Config, where: str, most: int) -> TiRex2:
         _same(f"{where} tokenizer_cfg", name, P if value is None else value, P)
     norm = own["stack_out_norm_config"]
     if norm is not None:
-        norm = take(norm, OUT_NORM, f"{where} stack_out_norm_config", UNUSED["norm"])["eps"]
+        norm = _lenient(norm, OUT_NORM, f"{where} stack_out_norm_config")["eps"]
     return TiRex2(
         recipe=_recipe(own, f"{where} stack_config"),
         **options(own, SECOND),
-        **options(take(own["scaler_cfg"], SCALER, f"{where} scaler_cfg"), SCALER),
+        **options(_lenient(own["scaler_cfg"], SCALER, f"{where} scaler_cfg"), SCALER),
         output_ff_size=int(D * own["h_expand"]),
         ffn_proj_factor=FFN_PROJ_FACTOR,
         norm_eps=norm,
@@ -161,7 +157,7 @@ def _recipe(own: Config, where: str) -> list[Mixers]:
 
 
 def _mixers(template: Any, size: int, where: str) -> Mixers:
-    parts = take(template, TEMPLATE, where, UNUSED["templates"])
+    parts = _lenient(template, TEMPLATE, where)
     time = take(parts["time_mixer"], TIME, f"{where} time_mixer")
     variates = take(parts["variate_mixer"], VARIATES, f"{where} variate_mixer")
     for name, one in (("time_mixer", time), ("variate_mixer", variates)):
@@ -200,6 +196,13 @@ def _second_config(model: TiRex2) -> dict[str, Any]:
         "stack_out_norm_config": None if model.norm_eps is None else {"eps": model.norm_eps},
         "dropout": 0.0,
     }
+
+
+def _lenient(config: Any, known: Keys, where: str) -> dict[str, Any]:
+    """Return the values of the known keys of a dict in which the packages ignore others."""
+    if not isinstance(config, Mapping):
+        raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
+    return take({name: config[name] for name in known if name in config}, known, where)
 
 
 def _few(where: str, blocks: int, most: int) -> None:

@@ -8,6 +8,7 @@ import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
+from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.activations import FEED_FORWARD
@@ -64,7 +65,7 @@ class GatedFeedForward(SameWidth, Module):
         grads: Params = {}
         du = self.through_bwd(xp, "down", p, kept, dy, grads)  # (3)
         one = (kept[name] for name in ("gate", "value", "a"))
-        dz = xp.concat(fuse(xp, _gated_bwd, du, *one, activation=self.activation), axis=-1)  # (2)
+        dz = concat(xp, fuse(xp, _gated_bwd, du, *one, activation=self.activation), -1)  # (2)
         return grads, self.through_bwd(xp, "up", p, kept, dz, grads)  # (1)
 
 

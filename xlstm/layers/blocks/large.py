@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from xlstm.arrays import checks
+from xlstm.arrays.concat import concat
 from xlstm.arrays.namespace import Array, Params
 from xlstm.cells.activations import sigmoid, sigmoid_bwd, soft_cap, soft_cap_bwd
 from xlstm.layers.blocks.block import MULTIPLE, GatesOfHeads, MixerBlock, round_up
@@ -85,11 +86,11 @@ class LargeBlock(MixerBlock):
         do = sigmoid_bwd(xp, dsn * kept["n"], None, kept["s"])  # (6)
         dh = self.through_bwd(xp, "outnorm", p, kept, dsn * kept["s"], grads)  # (5)
         (dq, dk, dv, di, df), start = self.memory.run_bwd(kept["memory"], dh, dstate, span)  # (4)
-        dgates = xp.concat((di, df), axis=-1)
+        dgates = concat(xp, (di, df), -1)
         if self.gate_cap is not None:
             dgates = soft_cap_bwd(xp, dgates, None, kept["capped"], self.gate_cap)  # (3)
         du = self.through_bwd(xp, "gates", p, kept, dgates, grads)  # (2)
-        du += self.through_bwd(xp, "qkvo", p, kept, xp.concat((dq, dk, dv, do), axis=-1), grads)  # (1)
+        du += self.through_bwd(xp, "qkvo", p, kept, concat(xp, (dq, dk, dv, do), -1), grads)  # (1)
         return du, start
 
 

@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 from xlstm.arrays import checks
+from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import fuse, summed
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.activations import silu, silu_bwd
@@ -114,7 +115,7 @@ class mLSTMBlock(Block):  # noqa: N801
         cc, conv_end = self.along("conv", p, a, state[0], span, kept)  # (3)
         c = fuse(xp, silu, cc)  # (4)
         q, k, v = (self.through(xp, name, p, c if name in "qk" else a, kept) for name in "qkv")  # (5)
-        gates = self.through(xp, "gates", p, xp.concat((q, k, v), axis=-1), kept)  # (6)
+        gates = self.through(xp, "gates", p, concat(xp, (q, k, v), -1), kept)  # (6)
         h, end, memory = self.memory.run(q, k, v, gates[..., :N], gates[..., N:], state[1], span)  # (7)
         n = self.through(xp, "outnorm", p, h, kept)
         s, g, sg = fuse(xp, _gated, n, p["skip"], c, z)  # (8) (9)
@@ -134,13 +135,13 @@ class mLSTMBlock(Block):  # noqa: N801
         dz, ds, dc, grads["skip"] = summed(xp, _gated_bwd, dsg, kept["s"], kept["z"], g, p["skip"], c)  # (9) (8)
         dh = self.through_bwd(xp, "outnorm", p, kept, ds, grads)
         (dq, dk, dv, di, df), start = self.memory.run_bwd(kept["memory"], dh, end, span)  # (7)
-        dqkv = self.through_bwd(xp, "gates", p, kept, xp.concat((di, df), axis=-1), grads)  # (6)
+        dqkv = self.through_bwd(xp, "gates", p, kept, concat(xp, (di, df), -1), grads)  # (6)
         dc += self.through_bwd(xp, "q", p, kept, dq + dqkv[..., :F], grads)  # (5)
         dc += self.through_bwd(xp, "k", p, kept, dk + dqkv[..., F : 2 * F], grads)
         da = self.through_bwd(xp, "v", p, kept, dv + dqkv[..., 2 * F :], grads)
         dcc = fuse(xp, silu_bwd, dc, kept["cc"], c)  # (4)
         more, conv_start = self.along_bwd("conv", p, kept, dcc, conv_end, span, grads)  # (3)
-        du = self.through_bwd(xp, "up", p, kept, xp.concat((da + more, dz), axis=-1), grads)  # (2)
+        du = self.through_bwd(xp, "up", p, kept, concat(xp, (da + more, dz), -1), grads)  # (2)
         return grads, dy + self.through_bwd(xp, "norm", p, kept, du, grads), (conv_start, start)  # (1)
 
 

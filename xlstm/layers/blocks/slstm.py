@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
+from xlstm.arrays import together
+from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Params
 from xlstm.cells import slstm
@@ -107,7 +109,7 @@ class sLSTMBlock(MixerBlock):  # noqa: N801
         if self.conv_kernel_size:
             kept["cc"], conv_end = self.along("conv", p, u, state[0], span, kept)  # (1)
             kept["c"] = c = fuse(xp, silu, kept["cc"])  # (2)
-        gates = xp.concat([self.through(xp, g, p, c if g in "if" else u, kept) for g in "ifzo"], axis=-1)  # (3)
+        gates = concat(xp, [self.through(xp, g, p, c if g in "if" else u, kept) for g in "ifzo"], -1)  # (3)
         h, end = self.along("cell", p, gates, state[1], span, kept)  # (4)
         h, kept["mask"] = self._drop(span.rng, h, self.dropout)  # (5)
         return self.through(xp, "outnorm", p, h, kept), (conv_end, end)  # (6)
@@ -179,7 +181,7 @@ class Recurrence(SequenceLayer):
         start = packing.sort(xp, [s.T for s in state])
         kept = "all" if span.keep else "nothing"
         h, end, tape = run(xp, self.cell, p, packing.pack(xp, x), packing.widths, start, Masks(), kept)
-        end = tuple([xp.asarray(s.T, copy=True) for s in packing.unsort(xp, end)])
+        end = tuple(together.copies(xp, [s.T for s in packing.unsort(xp, end)]))
         return packing.unpack(xp, h), end, Pass(packing, False, tape) if span.keep else None
 
     def scan_bwd(

@@ -60,9 +60,6 @@ def read(where: str, given: Any, most: int) -> Given:
     TypeError, ValueError
         It is no such thing, a series has no values, or a value is beyond 1e150.
     """
-    if frames.is_table(given) and hasattr(given, "columns"):
-        advice = "estimators.ZeroShotForecaster takes tables"
-        raise TypeError(f"{where}: series is a table, expected {FORMS[most]}; {advice}")
     if isinstance(given, np.ndarray) and given.dtype == object and given.ndim == 1:
         given = list(given)
     listed = isinstance(given, list | tuple)
@@ -119,6 +116,9 @@ def _axes(one: Any) -> int:
 
 def _array(where: str, name: str, given: Any, expected: str) -> np.ndarray[Any, Any]:
     """Return numbers of any kind as float64 on the host, NaN for what is missing or masked."""
+    if frames.is_table(given) and hasattr(given, "columns"):
+        advice = "estimators.ZeroShotForecaster takes tables"
+        raise TypeError(f"{where}: {name} is a table, expected {expected}; {advice}")
     if isinstance(given, np.ma.MaskedArray):
         given = np.where(np.ma.getmaskarray(given), np.nan, np.ma.getdata(given))
     held = given if isinstance(given, np.ndarray) else None

@@ -1,0 +1,40 @@
+"""Arrays one beside the other, and parts filled with a number, on every backend."""
+
+import numpy as np
+import pytest
+
+from tests import nvrtc
+from xlstm.arrays import concat as concats
+from xlstm.arrays.concat import Filled, concat
+from xlstm.arrays.convert import to_numpy
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_parts_of_any_order_of_memory(be, rng, dtype, axis):
+    shapes = [[4, 3, 5] for _ in range(4)]
+    for k, shape in enumerate(shapes):
+        shape[axis] = k  # one is empty
+    arrays = [rng.integers(0, 99, shape) for shape in shapes]
+    given = [be.asarray(a, dtype) for a in arrays]
+    given[2] = be.xp.permute_dims(be.asarray(np.ascontiguousarray(arrays[2].T), dtype), (2, 1, 0))
+    given[3] = be.asarray(np.concatenate((arrays[3], arrays[3]), axis=2), dtype)[:, :, : arrays[3].shape[2]]
+    found = concat(be.xp, [given[0], Filled(7, 2), *given[1:], Filled(-1, 1)], axis)
+    filled = [
+        np.full([n if k != axis % 3 else width for k, n in enumerate((4, 3, 5))], v) for v, width in ((7, 2), (-1, 1))
+    ]
+    assert found.dtype == given[0].dtype
+    np.testing.assert_array_equal(
+        to_numpy(found), np.concatenate([arrays[0], filled[0], *arrays[1:], filled[1]], axis=axis)
+    )
+
+
+def test_many_parts_and_nothing(be):
+    ones = be.asarray(np.ones((2, 1)))
+    assert concat(be.xp, [ones] * (concats.PARTS + 1), 1).shape == (2, concats.PARTS + 1)
+    assert concat(be.xp, [ones[:0, :], Filled(1.0, 2)], 1).shape == (0, 3)
+
+
+@pytest.mark.parametrize("capability", [75, 90])
+def test_the_kernel_compiles(capability):
+    assert nvrtc.compile_for(capability, concats.TEXT.format(parts=concats.PARTS, axes=concats.AXES)).spilled == 0

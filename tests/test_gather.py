@@ -1,0 +1,34 @@
+"""Rows of several arrays at places, on every backend; on CuPy they are one launch."""
+
+import numpy as np
+import pytest
+
+from tests import nvrtc
+from xlstm.arrays import gather as gathers
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.fuse import compiles
+from xlstm.arrays.gather import gather
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_of_several_arrays(be, rng, dtype):
+    shapes = [(5, 3), (5, 700), (5,), (5, 2, 4), (5, 0)]
+    arrays = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+    given = [be.asarray(a, dtype) for a in arrays]
+    given[1] = be.xp.permute_dims(be.asarray(np.ascontiguousarray(arrays[1].T), dtype), (1, 0))
+    places = np.array([4, 0, 0, 2, 3, 1, 4])
+    for found, a in zip(gather(be.xp, given, be.asarray(places)), arrays, strict=True):
+        np.testing.assert_array_equal(to_numpy(found), a[places])
+    assert [a.shape for a in gather(be.xp, given[:2], be.asarray(places[:0]))] == [(0, 3), (0, 700)]
+
+
+def test_a_row_that_there_is_not(be):
+    if not compiles(be.xp):
+        pytest.skip("other libraries raise, or do anything")
+    (found,) = gather(be.xp, [be.asarray(np.ones((2, 3)))], be.asarray(np.array([1, 2, 0])))
+    np.testing.assert_array_equal(to_numpy(found), [[1, 1, 1], [0, 0, 0], [1, 1, 1]])
+
+
+@pytest.mark.parametrize("capability", [75, 90])
+def test_the_kernel_compiles(capability):
+    assert nvrtc.compile_for(capability, gathers.TEXT.format(arrays=gathers.ARRAYS)).spilled == 0

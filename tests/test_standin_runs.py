@@ -1,0 +1,164 @@
+"""Training, mixed precision, estimators, and the programs of `bench` that need a GPU, on the stand-in for CuPy."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import runpy
+import sys
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests import standin
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import dtype_name
+from xlstm.data import Streams, Windows
+from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, Settings, TextModel
+from xlstm.training import optimizers, train
+from xlstm.training.callbacks import Clip
+from xlstm.training.precision import Mixed
+
+if not standin.asked_for():
+    pytest.skip(f"the stand-in for CuPy is not in place ({standin.VARIABLE}=1 puts it there)", allow_module_level=True)
+
+WAVE = np.sin(np.arange(120) / 5)
+VERSE = "to be or not to be, that is the question:\n" * 10
+
+
+@pytest.mark.parametrize("low", ["float16", "bfloat16"])
+def test_mixed_precision_learns_what_float32_learns(low):
+    be, model = xlstm.backend("cupy"), xlstm.LSTM(1, 4)
+    data = Windows(
+        WAVE[:100].reshape(10, 10, 1), np.repeat(WAVE[10:110].reshape(10, 10, 1), 4, axis=2), every_step=True
+    )
+    found = {}
+    for precision in (None, Mixed(low)):
+        params = train(model, model.init(0, be), data, optimizers.adam(0.02), epochs=3, precision=precision).params
+        assert {dtype_name(p.dtype) for p in params.values()} == {"float32"}
+        found[precision] = {name: to_numpy(p) for name, p in params.items()}
+    start = model.init(0, "numpy")
+    for name, p in found[None].items():
+        moved = np.linalg.norm(p - start[name])
+        assert 0 < np.linalg.norm(p - found[Mixed(low)][name]) < 0.2 * moved, name
+
+
+@pytest.mark.parametrize("model", [xlstm.xLSTMStack(8, 2, [1], 2), xlstm.xLSTMLarge(8, 1, 2)], ids=["stack", "large"])
+def test_a_language_model_trains_and_writes_as_on_numpy(model):
+    model = xlstm.xLSTMLanguageModel(model, 7)
+    tokens, found = np.arange(201) % 7, {}
+    data = Streams(tokens[:-1], tokens[1:], 4, 10)
+    for name in ("cupy", "numpy"):
+        be = xlstm.backend(name, dtype="float64")
+        trained = train(model, model.init(0, be), data, optimizers.adamw(0.01), epochs=2, callbacks=[Clip(1.0)])
+        written, _ = model.generate(trained.params, be.asarray([[1, 2, 3]]), 4, temperature=0.0)
+        found[name] = trained.params, written.tolist()
+    assert found["cupy"][1] == found["numpy"][1]
+    for name, p in found["numpy"][0].items():
+        np.testing.assert_allclose(to_numpy(found["cupy"][0][name]), p, rtol=1e-6, atol=1e-9, err_msg=name)
+
+
+def forecaster(backend):
+    return Forecaster(Settings(epochs=1, hidden_size=4), backend=backend).fit(WAVE).predict(WAVE)
+
+
+def classifier(backend):
+    X, y = WAVE.reshape(20, 6), np.arange(20) % 2
+    return SequenceClassifier(hidden_size=4, epochs=2, backend=backend).fit(X, y).predict_proba(X)
+
+
+def regressor(backend):
+    X = WAVE.reshape(20, 6)
+    return SequenceRegressor(hidden_size=4, epochs=2, backend=backend).fit(X, X.sum(axis=1)).predict(X)
+
+
+def text(backend):
+    options = {"hidden_size": 8, "embedding_size": 4, "steps": 3, "batch_size": 2, "length": 10}
+    return np.array([TextModel(**options, backend=backend).fit(VERSE).nats(VERSE)])
+
+
+@pytest.mark.parametrize("estimate", [forecaster, classifier, regressor, text])
+def test_estimators_give_what_they_give_on_numpy(estimate):
+    np.testing.assert_allclose(estimate("cupy"), estimate("numpy"), rtol=2e-3, atol=2e-4)
+
+
+def small(monkeypatch):
+    """Sizes of the programs with which they run in seconds."""
+    from bench import barriers, cudnn, events, sanitized
+    from tests import parity, parity_paths
+
+    sizes = {"FEW": 2, "MANY": 4, "THREADS": 32, "STAY": 1, "MANY_CLUSTERS": 2, "ROUNDS": 1, "GRIDS": (2,)}
+    for name, value in sizes.items():
+        monkeypatch.setattr(barriers, name, value)
+    monkeypatch.setattr(barriers, "CLUSTERS", (1, 2))
+    monkeypatch.setattr(cudnn, "SHAPES", ((3, 2, 6),))
+    monkeypatch.setattr(cudnn, "PRECISIONS", {name: cudnn.PRECISIONS[name] for name in ("TF32", "bf16")})
+    monkeypatch.setattr(cudnn, "LONGEST", 0.0)
+    monkeypatch.setattr(events, "BLOCK", 0.0)
+    monkeypatch.setattr(events, "LONGEST", 0.0)
+    monkeypatch.setattr(sanitized.run, "__defaults__", ((5,),))
+    monkeypatch.setattr(sanitized, "WAYS", {path: ways[:1] for path, ways in sanitized.WAYS.items()})
+    every = sanitized.layers
+    monkeypatch.setattr(sanitized, "layers", lambda H: {n: every(H)[n] for n in ("LSTM, recomputed", "RNN")})
+    monkeypatch.setattr(parity, "FUNCTIONS", {n: parity.FUNCTIONS[n] for n in ("linear", "RNN")})
+    monkeypatch.setattr(parity, "WIDE", {})
+    monkeypatch.setattr(parity_paths, "DTYPES", {path: dtypes[:1] for path, dtypes in parity_paths.DTYPES.items()})
+
+
+def program(monkeypatch, name, *arguments):
+    """Run the main function of a module as from the command line; its exit status."""
+    module = importlib.import_module(name)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    return module.main()
+
+
+def test_the_gpu_check(monkeypatch, tmp_path, capsys):
+    """Its parts but the tests, which are these, one after the other in this process."""
+    from bench import cudnn, gpu
+
+    small(monkeypatch)
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    measure = cudnn.measure
+    monkeypatch.setattr(cudnn, "measure", lambda case, clock, until: measure(case, clock, until, "cpu"))
+    monkeypatch.setattr(cudnn.Torch, "captured", lambda peer: peer.eager)
+
+    def here(argv, seconds, environment):
+        if argv[1] in ("pytest", "xlstm"):
+            return gpu.OK, ""
+        arguments = [a if before != "--processes" else "1" for before, a in itertools.pairwise(argv[1:])]
+        return (gpu.FAILED if program(monkeypatch, argv[1], *arguments) else gpu.OK), "ran"
+
+    monkeypatch.setattr(gpu.check, "__defaults__", (here, gpu.check.__defaults__[1]))
+    assert program(monkeypatch, "bench.gpu", "--output", str(tmp_path), "--seconds", "1000") == 0, (
+        capsys.readouterr().out
+    )
+    record = json.loads((tmp_path / "gpu-a-small-one.json").read_text())
+    assert [part["result"] for part in record["parts"]] == [gpu.OK] * 5
+    assert set(record["barriers"]["grid"]) == {"2", "8"}
+    assert len(record["cudnn"]["rows"]) == 10
+    assert not [row for row in record["cudnn"]["rows"] if "error" in row]
+    assert record["cudnn"]["left out"] == []
+    said = capsys.readouterr().out
+    assert "2, across the grid" in said
+    assert "forward + backward by each path" in said
+    assert json.loads((tmp_path / "gpu-a-small-one-parity.json").read_text())["left out"] == []
+
+
+def test_what_the_sanitizer_runs(monkeypatch, capsys):
+    small(monkeypatch)
+    assert program(monkeypatch, "bench.sanitized") == 0
+    assert "12 layers ran" in capsys.readouterr().out
+
+
+def test_the_main_job(monkeypatch, tmp_path):
+    monkeypatch.setenv("XLSTM_CUDA_PATH", "pointwise")  # whose threads wait for nobody, which takes less time here
+    monkeypatch.setattr(
+        sys, "argv", ["xlstm", "train", "--backend", "cupy", "--epochs", "1", "--output", str(tmp_path / "run")]
+    )
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("xlstm", run_name="__main__")
+    assert not ended.value.code
+    assert (tmp_path / "run" / "model.safetensors").exists()

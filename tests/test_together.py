@@ -1,0 +1,70 @@
+"""One function of many arrays, and their norm: on every backend, and the kernels of CuPy by NVRTC."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tests import nvrtc
+from xlstm.arrays import probe, together
+from xlstm.arrays.convert import to_numpy
+
+# Empty or not, less than a chunk, just one, and more; more arrays than one kernel takes.
+SHAPES = [(), (1,), (7, 3), (together.CHUNK,), (together.CHUNK + 1,), (3, 2000), *[(k % 5 + 1, 2) for k in range(300)]]
+
+
+def moved(xp, a, b, far, scale, *, power):
+    """Two results, with a number from the host and one from the device."""
+    c = a + far * b
+    return c * scale, c * c if power == 2 else c
+
+
+def drawn(be, rng, dtype):
+    columns = [[rng.standard_normal(shape) for shape in SHAPES] for _ in range(2)]
+    return columns, [[be.asarray(a, dtype) for a in column] for column in columns]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_each_array_by_itself(be, rng, dtype):
+    (a, b), given = drawn(be, rng, dtype)
+    given[1][2] = be.asarray(np.ascontiguousarray(b[2].T), dtype).T  # in another order of memory
+    scale = be.asarray(np.array(1.5), dtype)
+    found = together.each(be.xp, moved, given, (0.25, scale), power=2)
+    tolerance = {"float32": 1e-6, "float64": 1e-14}[dtype]
+    assert len(found) == len(SHAPES)
+    for x, y, (first, second) in zip(a, b, found, strict=True):
+        assert first.dtype == second.dtype == given[0][0].dtype
+        np.testing.assert_allclose(to_numpy(first), 1.5 * (x + 0.25 * y), rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(to_numpy(second), (x + 0.25 * y) ** 2, rtol=10 * tolerance, atol=tolerance)
+    np.testing.assert_array_equal(to_numpy(given[0][5]), a[5].astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_norm(be, rng, dtype):
+    (a, _), (given, _) = drawn(be, rng, dtype)
+    found = together.norm(be.xp, given)
+    assert found.shape == ()
+    assert found.dtype == given[0].dtype
+    expected = np.sqrt(sum(np.sum(x * x) for x in a))
+    np.testing.assert_allclose(to_numpy(found), expected, rtol={"float32": 1e-6, "float64": 1e-14}[dtype])
+    infinite = together.norm(be.xp, [*given[:3], given[3] * np.inf])
+    assert not np.isfinite(to_numpy(infinite))
+
+
+def test_empty_arrays(be):
+    empty, full = be.asarray(np.zeros((0, 3))), be.asarray(np.ones(2))
+    (a,), (b,) = together.each(be.xp, lambda xp, x: x + x, [[empty, full]])
+    assert (a.shape, b.shape) == ((0, 3), (2,))
+    assert float(together.norm(be.xp, [empty, full])) == pytest.approx(2**0.5)
+
+
+@pytest.mark.parametrize("capability", [75, 90])
+def test_kernels_compile(monkeypatch, capability):
+    texts = []
+    acted = SimpleNamespace(RawKernel=lambda text, *a, **o: texts.append(text), ReductionKernel=lambda *a: None)
+    monkeypatch.setattr(probe, "cupy", lambda: acted)
+    for dtype in (np.dtype("f4"), np.dtype("f8")):
+        together._each_kernel.__wrapped__(moved, (dtype, dtype), ("float", None), (("power", 2),))
+        together._squares_kernels.__wrapped__(dtype)
+    for text in texts:
+        assert nvrtc.compile_for(capability, text).spilled == 0

@@ -1,0 +1,141 @@
+"""Arrays of two values, chosen at random: masks. On CuPy a kernel draws the bits that NumPy's generator would draw.
+
+NumPy's PCG64 is a linear congruential generator, x' = a x + c modulo 2^128 (O'Neill 2014), of which any later state is
+known after few multiplications (Brown 1994). So each thread of a kernel begins where it is to draw, no number is copied
+to the device, and the generator on the host goes on from where it would be.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from xlstm.arrays import fuse, probe
+from xlstm.arrays.convert import like
+from xlstm.arrays.namespace import Array, device_of, namespace_of
+
+State = Any  # of a PCG64, a dict
+
+A, M = 0x2360ED051FC65DA44385DF649FCCF645, 1 << 128  # the multiplier of PCG64, and the modulus
+THREADS, BLOCKS = 256, 1024  # of a launch at most
+OPTIONS = ("-device-int128",)
+
+TEXT = """
+typedef unsigned long long u64;
+typedef unsigned __int128 u128;
+
+__device__ __forceinline__ u128 joined(u64 high, u64 low) { return (u128)high << 64 | low; }
+
+// Writes one of two values for each number: of so many bytes, for numbers below `rate`, and for the others.
+extern "C" __global__ void xlstm_bernoulli(
+    void* to, long long count, int size, float rate, unsigned long long below, unsigned long long other, int kept,
+    unsigned first, unsigned long long state_high, unsigned long long state_low, unsigned long long c_high,
+    unsigned long long c_low, unsigned long long stride_a_high, unsigned long long stride_a_low,
+    unsigned long long stride_c_high, unsigned long long stride_c_low) {
+    const long long thread = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    const long long threads = (long long)gridDim.x * blockDim.x;
+    auto put = [&](long long at, unsigned drawn) {
+        if (at >= count) return;
+        const u64 value = (drawn >> 8) * (1.0f / 16777216.0f) < rate ? below : other;
+        if (size == 2) ((unsigned short*)to)[at] = (unsigned short)value;
+        else if (size == 4) ((unsigned*)to)[at] = (unsigned)value;
+        else ((u64*)to)[at] = value;
+    };
+    if (thread == 0 && kept) put(0, first);
+    // The state after thread + 1 steps, by squaring.
+    u128 a = joined(MULTIPLIER_HIGH, MULTIPLIER_LOW), c = joined(c_high, c_low), state = joined(state_high, state_low);
+    u128 all_a = 1, all_c = 0;
+    for (u64 steps = thread + 1; steps; steps >>= 1) {
+        if (steps & 1) {
+            all_a *= a;
+            all_c = all_c * a + c;
+        }
+        c = (a + 1) * c;
+        a *= a;
+    }
+    state = all_a * state + all_c;
+    const u128 stride_a = joined(stride_a_high, stride_a_low), stride_c = joined(stride_c_high, stride_c_low);
+    for (long long draw = thread; 2 * draw + kept < count; draw += threads) {
+        const u64 high = (u64)(state >> 64), mixed = high ^ (u64)state;
+        const int turn = (int)(high >> 58);
+        const u64 drawn = mixed >> turn | mixed << (-turn & 63);
+        put(2 * draw + kept, (unsigned)drawn);
+        put(2 * draw + kept + 1, (unsigned)(drawn >> 32));
+        state = stride_a * state + stride_c;
+    }
+}
+"""
+
+
+def bernoulli(
+    rng: np.random.Generator, rate: float, shape: tuple[int, ...], array: Array, *, dropout: bool = False
+) -> Array:
+    """Return an array that is 1 with a probability, else 0; or, as dropout needs it, 0 with that, else 1 / (1 - rate).
+
+    Equal states of the generator give equal results on every backend, and the same state after it.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        It is on the host, and draws numbers from [0, 1) in float32, which are copied to CuPy unless it is a PCG64.
+    rate : float
+        The probability, less than 1.
+    shape : tuple of int
+    array : array
+        Its library, device and dtype are those of the result.
+    dropout : bool
+    """
+    xp = namespace_of(array)
+    if not fuse.compiles(xp) or not isinstance(rng.bit_generator, np.random.PCG64):
+        drawn = rng.random(shape, dtype=np.float32)
+        return like((drawn >= rate) / (1 - rate) if dropout else drawn < rate, array)
+    found = xp.empty(shape, dtype=array.dtype, device=device_of(array))
+    state: State = rng.bit_generator.state
+    if found.size:
+        _launch(found, rate, (0.0, 1 / (1 - rate)) if dropout else (1.0, 0.0), state)
+        rng.bit_generator.state = _after(state, found.size)
+    return found
+
+
+def _launch(to: Array, rate: float, pair: tuple[float, float], state: State) -> None:
+    """Draw on the device; a pair has the values of an array for numbers less than `rate`, and for others."""
+    values = np.array(pair).astype(to.dtype).view(f"u{to.itemsize}").astype(np.uint64)
+    draws = -(-to.size // 2)
+    blocks = min(BLOCKS, -(-draws // THREADS))
+    c = state["state"]["inc"]
+    numbers = (state["state"]["state"], c, *_jump(blocks * THREADS, c))
+    halves = [np.uint64(half) for number in numbers for half in (number >> 64, number & (2**64 - 1))]
+    kept = np.int32(state["has_uint32"]), np.uint32(state["uinteger"])
+    given = (to, np.int64(to.size), np.int32(to.itemsize), np.float32(rate), *values, *kept, *halves)
+    with device_of(to):
+        _kernel()((blocks,), (THREADS,), given)
+
+
+def _jump(steps: int, c: int) -> tuple[int, int]:
+    """Return a and c of so many steps at once."""
+    a, all_a, all_c = A, 1, 0
+    while steps:
+        if steps & 1:
+            all_a, all_c = all_a * a % M, (all_c * a + c) % M
+        a, c, steps = a * a % M, (a + 1) * c % M, steps >> 1
+    return all_a, all_c
+
+
+def _after(state: State, count: int) -> State:
+    """Return the state after `count` numbers of 32 bits, of which NumPy takes the low half of 64 first."""
+    count -= state["has_uint32"]
+    if not count:
+        return {**state, "has_uint32": 0}
+    bits = np.random.PCG64()
+    bits.state = state
+    bits.advance(-(-count // 2) - 1)
+    last = int(bits.random_raw())
+    return {**bits.state, "has_uint32": count % 2, "uinteger": last >> 32}
+
+
+@functools.cache
+def _kernel() -> Any:
+    defined = f"#define MULTIPLIER_HIGH {A >> 64}ULL\n#define MULTIPLIER_LOW {A & (2**64 - 1)}ULL\n"
+    return probe.cupy().RawKernel(defined + TEXT, "xlstm_bernoulli", OPTIONS, backend="nvrtc")

@@ -1,0 +1,22 @@
+"""The instructions of a GPU that kernels use, as the text that each of them begins with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from xlstm.arrays import fuse
+
+TEXT = Path(__file__).with_name("device.cuh").read_text(encoding="utf-8")
+# C types of elements in memory, by dtype; `widen` makes of one what is computed in, and `narrow` the reverse.
+TYPES = {"float32": "float", "float64": "double", "float16": "half_t", "bfloat16": "bf16_t"}
+
+
+def known(dtype: Any) -> bool:
+    """Tell whether there are elements of a dtype."""
+    return fuse.name(dtype) in TYPES
+
+
+def type_of(dtype: Any) -> str:
+    """Return the C type of elements of a dtype."""
+    return TYPES[fuse.name(dtype)]

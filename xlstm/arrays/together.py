@@ -1,0 +1,241 @@
+"""One function of many arrays, each by itself: on CuPy one launch does all of them.
+
+An optimiser does a little with each of many arrays, and so does what clips gradients. To ask a GPU for a kernel takes
+longer than most of these arrays do. So a kernel is given the addresses of as many arrays as its arguments have room
+for, and each of its blocks finds the array that its chunk of elements belongs to.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm.arrays import device, fuse, probe
+from xlstm.arrays.namespace import Array, Namespace, device_of
+from xlstm.tracing.c import statements
+
+CHUNK, THREADS = 2048, 256  # elements of a block, which belong to one array, and its threads
+REAL = {"float": np.float32, "double": np.float64}
+ROOM = 3840  # bytes of a kernel's arguments for addresses and sizes; a device takes 4096 bytes in all
+
+TABLE = """
+struct Table {{
+{members}
+    long long size[{most}];
+    int first[{most}];  // chunk of each array
+}};
+// The number of the array that a block belongs to.
+__device__ __forceinline__ int array_of(const Table& table, int count) {{
+    int low = 0;
+    for (int high = count; high - low > 1;) {{
+        const int middle = (low + high) / 2;
+        if (table.first[middle] <= (int)blockIdx.x) low = middle;
+        else high = middle;
+    }}
+    return low;
+}}
+"""
+EACH = """
+extern "C" __global__ void {name}(const Table table, int count, long long start{parameters}) {{
+    const int k = array_of(table, count);
+    const long long from = (long long)((int)blockIdx.x - table.first[k]) * {chunk};
+    const long long to = start + (long long)blockIdx.x * {chunk};
+    for (int at = threadIdx.x; at < {chunk} && from + at < table.size[k]; at += {threads}) {{
+        {load}
+        {body}
+    }}
+}}
+"""
+SQUARES = """
+extern "C" __global__ void {name}(const Table table, int count, long long start, {real}* to) {{
+    __shared__ {real} sums[{threads}];
+    const int k = array_of(table, count);
+    const long long from = (long long)((int)blockIdx.x - table.first[k]) * {chunk};
+    {real} sum = 0;
+    for (int at = threadIdx.x; at < {chunk} && from + at < table.size[k]; at += {threads}) {{
+        const {real} x = widen(table.x0[k][from + at]);
+        sum += x * x;
+    }}
+    sums[threadIdx.x] = sum;
+    for (int half = {threads} / 2; half > 0; half /= 2) {{
+        __syncthreads();
+        if ((int)threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+    }}
+    if (threadIdx.x == 0) to[start + blockIdx.x] = sums[0];
+}}
+"""
+
+
+def each(
+    xp: Namespace,
+    function: Callable[..., Any],
+    columns: Sequence[Sequence[Array]],
+    numbers: Sequence[Any] = (),
+    **options: Any,
+) -> list[tuple[Array, ...]]:
+    """Return the results of `function(xp, *arrays, *numbers, **options)` for the k-th arrays of all columns, for all k.
+
+    Parameters
+    ----------
+    xp
+        The namespace of the arrays.
+    function
+        As for `fuse`; each result has the shape of the arrays.
+    columns : sequence of sequences of arrays
+        Arguments of the function: one array of each. Those of one call have one shape, those of a column one dtype.
+    numbers : sequence of float or 0-d array
+        More arguments, which change from call to call and are the same for all arrays.
+    options
+        Options of the function; hashable. On CuPy there is a kernel for each set of options.
+
+    Returns
+    -------
+    list of tuple of array
+        On CuPy parts of one array for each result, which stays in memory as long as any of them.
+    """
+    if not _takes(xp, columns):
+        calls = zip(*columns, strict=True)
+        return [fuse.listed(fuse.with_numbers(xp, function, arrays, numbers, **options)) for arrays in calls]
+    dtypes, shapes = tuple(column[0].dtype for column in columns), [a.shape for a in columns[0]]
+    known = tuple(None if hasattr(number, "ndim") else fuse.real(dtypes[0]) for number in numbers)
+    kernel, results = _each_kernel(function, dtypes, known, tuple(options.items()))
+    given = [REAL[real](number) if real else number for number, real in zip(numbers, known, strict=True)]
+    with device_of(columns[0][0]):
+        chunks = _chunks(columns[0])
+        flat = [probe.cupy().empty((chunks * CHUNK,), dtype=dtype) for dtype in results]
+        for part in _parts(columns):
+            kernel((part.blocks,), (THREADS,), (part.table, part.arrays, np.int64(part.start * CHUNK), *flat, *given))
+    return list(zip(*(_views(a, shapes) for a in flat), strict=True))
+
+
+def copies(xp: Namespace, arrays: Sequence[Array]) -> list[Array]:
+    """Return copies of arrays, on CuPy from one launch."""
+    if not _takes(xp, [arrays]) or not all(a.flags.c_contiguous for a in arrays):
+        return [xp.asarray(a, copy=True) for a in arrays]
+    return [a for (a,) in each(xp, _same, [arrays])]
+
+
+def _same(xp: Namespace, a: Array) -> Array:
+    return a
+
+
+def norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
+    """Return the root of the sum of the squares of all elements, a 0-d array; on CuPy from two launches."""
+    if not _takes(xp, [arrays]):
+        squares = [xp.sum(a * a) for a in arrays]
+        return xp.sqrt(sum(squares[1:], squares[0]))
+    dtype = arrays[0].dtype
+    kernel, root = _squares_kernels(dtype)
+    with device_of(arrays[0]):
+        sums = probe.cupy().empty((_chunks(arrays),), dtype=REAL[fuse.real(dtype)])
+        for part in _parts([arrays]):
+            kernel((part.blocks,), (THREADS,), (part.table, part.arrays, np.int64(part.start), sums))
+        return root(sums, axis=0)
+
+
+def _takes(xp: Namespace, columns: Sequence[Sequence[Array]]) -> bool:
+    """Return whether there is a kernel for these arrays."""
+    if not fuse.compiles(xp) or not all(a.size for a in columns[0]):
+        return False
+    return all(device.known(column[0].dtype) and all(a.dtype == column[0].dtype for a in column) for column in columns)
+
+
+class _Part(NamedTuple):
+    """Arrays that one launch does, and the first of their chunks among those of all launches."""
+
+    table: np.ndarray[Any, Any]
+    arrays: np.int32
+    blocks: int
+    start: int
+
+
+def _chunks(arrays: Sequence[Array]) -> int:
+    return sum(-(-a.size // CHUNK) for a in arrays)
+
+
+def _most(columns: int) -> int:
+    """Return how many arrays of so many columns the arguments of a kernel have room for."""
+    return ROOM // (8 * columns + 12)
+
+
+def _parts(columns: Sequence[Sequence[Array]]) -> Iterator[_Part]:
+    """Yield what each launch does."""
+    most, start = _most(len(columns)), 0
+    for k in range(0, len(columns[0]), most):
+        some = [[a if a.flags.c_contiguous else a.copy(order="C") for a in column[k : k + most]] for column in columns]
+        sizes = [a.size for a in some[0]]
+        ends = np.cumsum([-(-size // CHUNK) for size in sizes])
+        table = np.zeros((), _layout(len(columns)))
+        for j, column in enumerate(some):
+            table["x"][j, : len(sizes)] = [a.data.ptr for a in column]
+        table["size"][: len(sizes)] = sizes
+        table["first"][1 : len(sizes)] = ends[:-1]
+        yield _Part(table, np.int32(len(sizes)), int(ends[-1]), start)
+        start += int(ends[-1])
+
+
+@functools.cache
+def _layout(columns: int) -> np.dtype[Any]:
+    """Return the layout of `Table`."""
+    most = _most(columns)
+    return np.dtype([("x", "u8", (columns, most)), ("size", "i8", (most,)), ("first", "i4", (most,))], align=True)
+
+
+def _views(flat: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
+    """Return the arrays that lie in chunks one after the other."""
+    found, start = [], 0
+    for shape in shapes:
+        size = int(np.prod(shape, dtype=np.int64))
+        found.append(flat[start : start + size].reshape(shape))
+        start += -(-size // CHUNK) * CHUNK
+    return found
+
+
+@functools.cache
+def _each_kernel(
+    function: Callable[..., Any],
+    dtypes: tuple[Any, ...],
+    known: tuple[str | None, ...],
+    options: tuple[tuple[str, Any], ...],
+) -> tuple[Any, tuple[Any, ...]]:
+    """Return the kernel, and the dtypes of its results; `known` has the types of numbers that the host knows."""
+    own = (*dtypes, *(dtypes[0] for _ in known))
+    results = tuple(fuse.results(function, own, dict(options)))
+    body = statements(
+        fuse.traced(function, len(own), options),
+        lambda x, _: x,
+        lambda y, _, value: f"narrow({y}, {value});",
+        {f"x{k}": fuse.real(dtype) for k, dtype in enumerate(own)},
+    )
+    load, parameters = [], [f"{device.type_of(dtype)}* to{k}" for k, dtype in enumerate(results)]
+    for k, dtype in enumerate(own):
+        number = k - len(dtypes)
+        given = f"table.x{k}[k][from + at]" if number < 0 else f"number{number}{'' if known[number] else '[0]'}"
+        load.append(f"const {fuse.real(dtype)} x{k} = widen({given});")
+    load += [f"{device.type_of(dtype)}& y{k} = to{k}[to + at];" for k, dtype in enumerate(results)]
+    for k, real in enumerate(known):
+        parameters.append(f"{real} number{k}" if real else f"const {device.type_of(dtypes[0])}* number{k}")
+    parts = {"load": load, "body": body, "parameters": [f", {p}" for p in parameters]}
+    return _kernel(EACH, f"xlstm_each_{function.__name__.strip('_')}", dtypes, **parts), results
+
+
+@functools.cache
+def _squares_kernels(dtype: Any) -> tuple[Any, Any]:
+    """Return the kernel that sums the squares of chunks, and the one that makes a norm of the sums."""
+    real = fuse.real(dtype)
+    name = {"float": "float32", "double": "float64"}[real]
+    end = f"y0 = {fuse.converted('sqrt(a)', dtype)}"
+    parts = (f"{name} x0", f"{fuse.name(dtype)} y0", "x0", "a + b", end, "0", "xlstm_norm", real)
+    return _kernel(SQUARES, "xlstm_squares", (dtype,)), probe.cupy().ReductionKernel(*parts)
+
+
+def _kernel(text: str, name: str, dtypes: Sequence[Any], **parts: Sequence[str]) -> Any:
+    most = _most(len(dtypes))
+    members = [f"    const {device.type_of(dtype)}* x{k}[{most}];" for k, dtype in enumerate(dtypes)]
+    sizes = {"name": name, "real": fuse.real(dtypes[0]), "most": most, "chunk": CHUNK, "threads": THREADS}
+    lines = {part: ("" if part == "parameters" else "\n        ").join(some) for part, some in parts.items()}
+    made = device.TEXT + (TABLE + text).format(members="\n".join(members), **sizes, **lines)
+    return probe.cupy().RawKernel(made, name, backend="nvrtc")
