@@ -150,6 +150,7 @@ def test_forecasts_of_tirex_1(name, dtype, starts):
         np.testing.assert_array_equal(found.mean, found.quantiles[..., found.levels.index(0.5)])
 
 
+@BLIND
 @pytest.mark.parametrize("name", "abc")
 def test_forecasts_with_the_rounding_of_the_package(name):
     """Most follow it to the digits of float32; where one rounding falls the other way, they are further off."""
