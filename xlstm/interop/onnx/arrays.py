@@ -34,6 +34,7 @@ class Graph:
         self.opset = opset
         self.nodes: list[Any] = []
         self.constants: dict[str, Host] = {} if outer is None else outer.constants
+        self.device: Any = object() if outer is None else outer.device
         self._count: list[int] = [0] if outer is None else outer._count
         self._known: dict[tuple[Any, ...], str] = {} if outer is None else outer._known
 
@@ -87,14 +88,17 @@ def _operator(op_type: str, swapped: bool = False) -> Any:
 class Array:
     """The result of a node, or a constant."""
 
-    device = "cpu"
-
     def __init__(self, name: str, shape: Sequence[int], dtype: Any) -> None:
         self.name = name
         self.shape, self.dtype = tuple(int(n) for n in shape), np.dtype(dtype)
 
     def __array_namespace__(self, api_version: str | None = None) -> Any:
         return sys.modules[__name__]
+
+    @property
+    def device(self) -> Any:
+        """What tells graphs apart: arrays that are kept from call to call are kept for each device."""
+        return current().device
 
     @property
     def ndim(self) -> int:
