@@ -209,19 +209,44 @@ def test_zoneout_in_every_kernel(path, cell):
             np.testing.assert_allclose(a, b, rtol=gap, atol=gap * max(1.0, np.max(np.abs(b), initial=0.0)))
 
 
-LOOPS = """
+REAL = """
 import json, cupy
-print(json.dumps({name: f.types for name in dir(cupy) if isinstance(f := getattr(cupy, name), cupy.ufunc)}))
+loops = {name: f.types for name in dir(cupy) if isinstance(f := getattr(cupy, name), cupy.ufunc)}
+classes = [cupy.ndarray, cupy.cuda.Device, cupy.cuda.Event, cupy.cuda.Stream, cupy.cuda.MemoryPool, cupy.RawKernel]
+names = {kind.__name__: dir(kind) for kind in classes}
+names |= {"cupy": dir(cupy), "cuda": dir(cupy.cuda), "runtime": dir(cupy.cuda.runtime)}
+keys = [kind.__name__ for kind in classes if kind.__hash__ is not None]
+print(json.dumps({"loops": loops, "names": names, "keys": keys}))
 """
 
 
-def test_loops_are_those_of_cupy():
-    """CuPy itself says for which dtypes it has loops, in which order, without a GPU."""
+@pytest.fixture(scope="module")
+def real():
+    """Return what CuPy itself says of its names and loops, which takes no GPU."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", standin.VARIABLE)}
-    done = subprocess.run([sys.executable, "-c", LOOPS], capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run([sys.executable, "-c", REAL], capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         pytest.skip("CuPy is not installed")
-    expected = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def test_loops_are_those_of_cupy(real):
+    """Which decide on the dtypes of results."""
     for name, ufunc in cupy._ufunc.UFUNCS.items():
         if name not in ("where", "clip"):
-            assert ufunc.types == expected[name], name
+            assert ufunc.types == real["loops"][name], name
+
+
+def test_cupy_has_all_that_the_standin_has(real):
+    """Code that runs on the stand-in finds the same names in CuPy, and the same classes are no keys."""
+    classes = [cupy.ndarray, cupy.cuda.Device, cupy.cuda.Event, cupy.cuda.Stream, cupy.cuda.MemoryPool, cupy.RawKernel]
+    parts = {kind.__name__: dir(kind) for kind in classes}
+    parts |= {"cupy": dir(cupy), "cuda": dir(cupy.cuda), "runtime": list(vars(cupy.cuda.runtime))}
+    own = {"cards", "OPTIN", "NONPORTABLE", "FUNCTIONS", "SimpleNamespace", "Any", "Cublas", "record", "time", "ptr"}
+    own |= {"cublas", "CUDARuntimeError"}  # cublas is loaded when it is asked for
+    usual = {*dir(type), "__weakref__", "__dict__", "__module__", "__copy__"}  # of every class of Python
+    for part, names in parts.items():
+        public = {name for name in names if not name.startswith("_") or name.endswith("__")}
+        missing = public - set(real["names"][part]) - own - usual
+        assert not {name for name in missing if not name.startswith("__")}, (part, missing)
+    assert {kind.__name__ for kind in classes if kind.__hash__ is not None} <= set(real["keys"])

@@ -30,6 +30,10 @@ def test_each_array_by_itself(be, rng, dtype):
     given[1][2] = be.asarray(np.ascontiguousarray(b[2].T), dtype).T  # in another order of memory
     scale = be.asarray(np.array(1.5), dtype)
     found = together.each(be.xp, moved, given, (0.25, scale), power=2)
+    if be.xp is np or be.name == "cupy":  # others take no numbers of NumPy
+        again = together.each(be.xp, moved, given, (np.float64(0.25), scale), power=2)
+        for one, other in zip(found, again, strict=True):
+            np.testing.assert_allclose(to_numpy(other[0]), to_numpy(one[0]), rtol=1e-6)
     tolerance = {"float32": 1e-6, "float64": 1e-14}[dtype]
     assert len(found) == len(SHAPES)
     for x, y, (first, second) in zip(a, b, found, strict=True):

@@ -8,13 +8,34 @@ from typing import Any
 from xlstm.arrays.namespace import Array, Namespace
 
 
-@functools.lru_cache(maxsize=64)
+class Home:
+    """A device as a key: CuPy's own have no hash."""
+
+    def __init__(self, device: Any) -> None:
+        self.device, self._text = device, str(device)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Home) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
 def steps(xp: Namespace, n: int, dtype: Any, device: Any) -> Array:
     """Return the numbers from 0 to n - 1."""
-    return xp.arange(n, dtype=dtype, device=device)
+    return _steps(xp, n, dtype, Home(device))
+
+
+def identity(xp: Namespace, n: int, dtype: Any, device: Any) -> Array:
+    """Return a matrix with ones on its diagonal, (n, n)."""
+    return _identity(xp, n, dtype, Home(device))
 
 
 @functools.lru_cache(maxsize=64)
-def identity(xp: Namespace, n: int, dtype: Any, device: Any) -> Array:
-    """Return a matrix with ones on its diagonal, (n, n)."""
-    return xp.eye(n, dtype=dtype, device=device)
+def _steps(xp: Namespace, n: int, dtype: Any, home: Home) -> Array:
+    return xp.arange(n, dtype=dtype, device=home.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _identity(xp: Namespace, n: int, dtype: Any, home: Home) -> Array:
+    return xp.eye(n, dtype=dtype, device=home.device)

@@ -17,7 +17,14 @@ DEVICE float widen(float v) { return v; }
 DEVICE double widen(double v) { return v; }
 
 DEVICE void narrow(half_t& to, float v) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(v)); }
-DEVICE void narrow(bf16_t& to, float v) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(v)); }
+DEVICE void narrow(bf16_t& to, float v) {
+#if __CUDA_ARCH__ >= 800
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(v));
+#else
+    const unsigned u = __float_as_uint(v);
+    to.bits = v != v ? 0x7fff : (u + 0x7fffu + (u >> 16 & 1)) >> 16;  // to the nearest, ties to even
+#endif
+}
 DEVICE void narrow(float& to, float v) { to = v; }
 DEVICE void narrow(double& to, double v) { to = v; }
 

@@ -100,7 +100,8 @@ def each(
         calls = zip(*columns, strict=True)
         return [fuse.listed(fuse.with_numbers(xp, function, arrays, numbers, **options)) for arrays in calls]
     dtypes, shapes = tuple(column[0].dtype for column in columns), [a.shape for a in columns[0]]
-    known = tuple(None if hasattr(number, "ndim") else fuse.real(dtypes[0]) for number in numbers)
+    real = fuse.real(dtypes[0])
+    known = tuple(real if isinstance(number, int | float | np.generic) else None for number in numbers)
     kernel, results = _each_kernel(function, dtypes, known, tuple(options.items()))
     given = [REAL[real](number) if real else number for number, real in zip(numbers, known, strict=True)]
     with device_of(columns[0][0]):

@@ -144,10 +144,6 @@ def broadcast_arrays(*arrays: Any) -> list[ndarray]:
     return [a._view(np.broadcast_to(a._host, shape)) for a in arrays]
 
 
-def unstack(a: Any, /, *, axis: int = 0) -> tuple[ndarray, ...]:
-    return tuple(NAMED["moveaxis"](a, axis, 0))
-
-
 # Arrays that are moved.
 
 
@@ -349,10 +345,6 @@ def dot(a: Any, b: Any, out: Any = None) -> ndarray:
     return matmul(a, b, out)
 
 
-def vecdot(a: Any, b: Any, /, *, axis: int = -1) -> ndarray:
-    return NAMED["sum"](UFUNCS["multiply"](a, b), axis=axis)
-
-
 def tensordot(a: Any, b: Any, axes: Any = 2) -> ndarray:
     record("products", "tensordot")
     return ndarray._made(canonical(np.tensordot(a._host, b._host, axes)))
@@ -371,3 +363,7 @@ def asnumpy(a: Any) -> Any:
 
 def isdtype(dtype: Any, kind: Any) -> bool:
     return np.isdtype(np.dtype(dtype), kind)
+
+
+_own = {name: f for name, f in globals().items() if getattr(f, "__module__", "") == __name__}
+__all__ = [name for name in _own if not name.startswith("_")]

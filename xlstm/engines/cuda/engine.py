@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from xlstm.arrays.constants import Home
 from xlstm.arrays.namespace import Array, Namespace, device_of, dtype_name
 from xlstm.engines.cuda import launch, source
 from xlstm.engines.cuda.choice import told
@@ -168,7 +169,7 @@ class CudaTape(Kernels, Tape):
         at_once = groups if tiling.cluster else min(groups, self.runtime.device.sms // tiling.blocks)
         offsets = flags = exchange = None
         if len(self.widths) > 1:  # the first row of every step, where steps differ in width
-            offsets = _offsets(xp, tuple(self.widths), where)
+            offsets = _offsets(xp, tuple(self.widths), Home(where))
         if not tiling.cluster:
             exchange = xp.empty((tiling.exchange * at_once,), dtype=xp.uint8, device=where)
         for group in range(0, groups, at_once):
@@ -208,9 +209,9 @@ class CudaTape(Kernels, Tape):
 
 
 @functools.lru_cache(maxsize=32)
-def _offsets(xp: Namespace, widths: tuple[tuple[int, int], ...], device: Any) -> Array:
+def _offsets(xp: Namespace, widths: tuple[tuple[int, int], ...], home: Home) -> Array:
     """Return the first row of every step, on the device."""
-    return xp.asarray(starts_of(widths).astype(np.int32), device=device)
+    return xp.asarray(starts_of(widths).astype(np.int32), device=home.device)
 
 
 CUDA = Cuda()
