@@ -195,21 +195,40 @@ DEVICE void expect(Arrivals* a, int bytes) {
     a->missing += bytes;
     a->check();
 }
-template <class T>
-DEVICE T* remote(T* local, int rank) {
-    const shim::Block* mine = shim::now->block;
-    const shim::Block* other = shim::fibers[mine->cluster_first + rank * (int)blockDim.x].block;
-    return (T*)(other->shared + ((unsigned char*)local - mine->shared));
-}
+// What is sent comes later, in an order of its own: while somebody waits, one after the other.
+struct Sent {
+    int thread;  // one of the block that it is sent to
+    size_t to, arrivals;  // places in shared memory
+    int size;
+    unsigned char bytes[16];
+};
+static std::vector<Sent> sent;
 template <class T>
 DEVICE void send_remote(T* local, int rank, const T& v, Arrivals* arrivals) {
-    *remote(local, rank) = v;
-    Arrivals* to = remote(arrivals, rank);
-    to->missing -= sizeof(T);
-    to->check();
+    const shim::Block* mine = shim::now->block;
+    auto place = [&](void* p) { return (size_t)((unsigned char*)p - mine->shared); };
+    Sent one = {mine->cluster_first + rank * (int)blockDim.x, place(local), place(arrivals), (int)sizeof(T)};
+    std::memcpy(one.bytes, &v, sizeof(T));
+    sent.push_back(one);
+}
+DEVICE void receive_one() {
+    static uint64_t drawn = 1;
+    if (sent.empty()) return;
+    drawn = drawn * 6364136223846793005u + 1442695040888963407u;
+    std::swap(sent[(drawn >> 33) % sent.size()], sent.back());
+    const Sent one = sent.back();
+    sent.pop_back();
+    unsigned char* shared = shim::fibers[one.thread].block->shared;
+    std::memcpy(shared + one.to, one.bytes, one.size);
+    Arrivals* arrivals = (Arrivals*)(shared + one.arrivals);
+    arrivals->missing -= one.size;
+    arrivals->check();
 }
 DEVICE void wait_arrivals(Arrivals* a, unsigned odd) {
-    while ((((volatile Arrivals*)a)->turn & 1) == odd) shim::yield();
+    while ((((volatile Arrivals*)a)->turn & 1) == odd) {
+        receive_one();
+        shim::yield();
+    }
 }
 DEVICE void set_flag(unsigned* flag, unsigned value) {
     *flag = value;
