@@ -247,6 +247,9 @@ PRODUCTS = (
     *((1, 1, 1), (3, 40, 2), (13, 17, 33), (32, 65, 64), (64, 32, 65), (12, 300, 35)),
     *((50, 600, 3), (8, 16, 31), (11, 20, 40), (5, 9, 70), (3, 33, 70), (7, 5, 130)),
 )
+# The same of products with few rows, which fill their slivers: one block of K, and two.
+FEW_ROWS = ((31, 6, 70), (32, 41, 33), (63, 1100, 129))
+NO_STEP = "def step():\n    pass\n"
 PLANS = ((None, 1), ("parts", 2), ("shared", 2))
 
 
@@ -320,6 +323,16 @@ def run_products(compiled: Compiled, rng: np.random.Generator) -> None:
             guards.give(block, "products_of_batch")
 
 
+def run_few_rows(compiled: Compiled, rng: np.random.Generator) -> None:
+    """Multiply few rows by many, which stay as they are, in one block and in two."""
+    from xlstm.engines.numba import jit, weights
+
+    for dtype, (M, K, N), compiled.guards.flush in itertools.product(("float32", "float64"), FEW_ROWS, FLUSH):
+        a, W = (rng.standard_normal(shape).astype(dtype) for shape in ((M, K), (N, K)))
+        (found,) = weights.products(jit.functions(dtype, NO_STEP), [(a, W.T)])
+        same({"out": found}, {"out": a @ W.T}, dtype, M, K, N)
+
+
 def same(found: dict[str, Any], expected: dict[str, Any], *where: Any) -> None:
     """Compare results with those of the reference: a number from outside of an array is in none of them."""
     tolerance = {4: 1e-5, 8: 1e-12}
@@ -360,6 +373,7 @@ def main(kinds: list[str]) -> None:
     sys.stdout.write("products\n")
     sys.stdout.flush()
     run_products(compiled, rng)
+    run_few_rows(compiled, rng)
     sys.stdout.write(f"calls {' '.join(sorted(compiled.calls))}\nmade {compiled.made}\n")
 
 
