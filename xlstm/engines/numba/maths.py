@@ -30,9 +30,10 @@ def constants(dtype: str) -> dict[str, Any]:
     high, low = (0.693359375, -2.12194440e-4) if single else (6.93147180369123816490e-01, 1.90821492927058770002e-10)
     numbers = {"LOG2E": 1 / math.log(2), "MAGIC": 1.5 * 2.0**mantissa, "HIGH": high, "LOW": low, "LIMIT": limit}
     numbers |= {"LOWEST": lowest, "HIGHEST": highest}
-    found = {name: real(value) for name, value in numbers.items()}
+    found: dict[str, Any] = {name: real(value) for name, value in numbers.items()}
     middle = real(math.sqrt(0.5)).view(integer)
-    return {"F": real, "I": integer, "MANTISSA": integer(mantissa), "BIAS": integer(bias), "MIDDLE": middle, **found}
+    found |= {"I": integer, "MANTISSA": integer(mantissa), "BIAS": integer(bias), "MIDDLE": middle}
+    return {"np": np, "F": real, **found}
 
 
 def series_single(r: Any) -> Any:
