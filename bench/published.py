@@ -13,19 +13,16 @@ by hand there, and with autograd's), the vanilla sLSTM cell, and four blocks, on
 from __future__ import annotations
 
 import functools
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 import xlstm
 from bench import run
-from xlstm.arrays import threads, workspace
+from bench.theirs import Theirs
+from xlstm.arrays import workspace
 from xlstm.cli import peak
 from xlstm.cli.timing import interleave
 from xlstm.layers.memory import Memory
@@ -87,36 +84,6 @@ def ours(kind: str, sizes: tuple[int, ...]) -> Callable[[], object]:
     return call
 
 
-class Theirs:
-    """The published packages in a process of their own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                str(Path(__file__).with_name("published_worker.py")),
-                str(folder),
-                str(threads.available()),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=os.path.sep,  # nothing of ours is to be found there
-        )
-        self.ask("ready")
-
-    def ask(self, *request: Any) -> Any:
-        """The answer to a request, or the reason why there is none."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"the process of the published packages ended at {request}; see above")
-        return json.loads(line)
-
-
 def prepare(peer: str, sizes: list[int]) -> Callable[[], object]:
     """For `peak.of`."""
     ours("mlstm", (1, 1, 128, 64))()
@@ -134,7 +101,8 @@ def main() -> None:
     if options.peer is None:
         missing = {"published": "--peer is not given; " + " ".join((__doc__ or "").split("\n\n")[3].split())}
     else:
-        theirs = Theirs(Path(options.peer).resolve())
+        theirs = Theirs("published_worker.py", Path(options.peer).resolve(), os.path.sep)
+        theirs.ask("ready")
     for kind, cases in CASES.items():
         for sizes in cases:
             calls: dict[str, Callable[[], object]] = {"xlstm": ours(kind, sizes)}

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from bench import run
+from bench.theirs import Theirs
 from xlstm.arrays import threads
 from xlstm.cli import peak
 from xlstm.cli.timing import Timing, interleave
@@ -74,33 +75,6 @@ def memory(folder: str, model: str, rows: int) -> None:
     start = peak.resident("VmRSS")
     network.forecast(params, series, HORIZONS[model])
     print(json.dumps({"beyond": peak.resident("VmHWM") - start, "peak": peak.resident("VmHWM")}))
-
-
-class Theirs:
-    """The published packages in a process of their own."""
-
-    def __init__(self, peer: Path, folder: Path) -> None:
-        worker, count = Path(__file__).with_name("tirex_worker.py"), str(threads.available())
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        self.process = subprocess.Popen(
-            [sys.executable, str(worker), str(peer), count],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=folder,
-            env=environment,
-        )
-
-    def ask(self, *request: Any) -> Any:
-        """The answer to a request: what, the model, whether it is compiled, the number of series, and the horizon."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"the process of the published packages ended at {request}; see above")
-        return json.loads(line)
 
 
 def processor(call: Callable[[], Any], rounds: int) -> Timing:
@@ -164,7 +138,7 @@ def measure(options: Any, folder: Path) -> None:
         missing = {"published": "--peer is not given; " + " ".join((__doc__ or "").split("\n\n")[3].split())}
     else:
         peer = Path(options.peer).resolve()
-        theirs = Theirs(peer, folder)
+        theirs = Theirs("tirex_worker.py", peer, folder)
     for model, horizon in HORIZONS.items():
         for rows in options.series:
             name = f"{model} {rows} series, horizon {horizon}"
@@ -182,7 +156,7 @@ def measure(options: Any, folder: Path) -> None:
         code = f"from bench import tirex; tirex.memory({str(folder)!r}, {model!r}, {rows})"
         used = {"xlstm": json.loads(_python(code, None, dict(os.environ)))}
         if peer is not None:
-            used["package"] = Theirs(peer, folder).ask("memory", model, False, rows, horizon)
+            used["package"] = Theirs("tirex_worker.py", peer, folder).ask("memory", model, False, rows, horizon)
         for what in ("beyond", "peak"):
             found = {who: {"median": answer[what]} for who, answer in used.items()}
             run.record(f"tirex memory, {what}", f"{name}: memory, {what}", found, "bytes", options.json, missing, case)

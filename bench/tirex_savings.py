@@ -1,4 +1,4 @@
-"""What forecasts of TiRex leave out, and the time without it, at the published sizes with random weights.
+"""The work that forecasts of TiRex leave out, and the time with it, at the published sizes with random weights.
 
 python -m bench.tirex_savings [--rounds N] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""What a call asks of a GPU: launches, copies and waits, counted on the stand-in for CuPy and held to budgets.
+"""Launches, copies and waits of calls on a GPU, counted on the stand-in for CuPy and held to budgets.
 
 A number here is a bound; where a call asks for less, the bound goes down with it.
 """

@@ -116,7 +116,7 @@ class ndarray:  # noqa: N801
     def __dlpack__(self, **options: Any) -> Any:
         raise BufferError("the stand-in shares no memory")
 
-    # What NumPy is called with: CuPy's function of the name takes it.
+    # CuPy's function of the same name takes a call of NumPy's.
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         found = getattr(cupy, ufunc.__name__, None)

@@ -354,7 +354,7 @@ def outer(a: Any, b: Any) -> ndarray:
     return UFUNCS["multiply"](a.reshape((-1, 1)), b.reshape((1, -1)))
 
 
-# What is no array.
+# Names that are no arrays.
 
 
 def asnumpy(a: Any) -> Any:

@@ -1,0 +1,34 @@
+"""Published packages in a process of their own, for they may have the import name of this project."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from xlstm.arrays import threads
+
+
+class Theirs:
+    """A process that runs a worker, a file of this folder, with the place of the packages and the number of threads."""
+
+    def __init__(self, worker: str, peer: Path, folder: str | Path) -> None:
+        """Start it in a folder in which nothing of ours is to be found."""
+        command = [sys.executable, str(Path(__file__).with_name(worker)), str(peer), str(threads.available())]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, cwd=folder, env=environment, **pipes)  # type: ignore[call-overload]
+
+    def ask(self, *request: Any) -> Any:
+        """Return the answer to a request; the worker says which there are."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the process of the published packages ended at {request}; see above")
+        return json.loads(line)
