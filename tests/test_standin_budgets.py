@@ -27,7 +27,7 @@ def backend():
 
 
 def counts(call):
-    """What the second of two equal calls asks for."""
+    """Count what the second of two equal calls asks for."""
     call()
     with standin.counted(where=True) as found:
         call()

@@ -349,7 +349,7 @@ def test_narrow_windows_are_those_of_a_model_with_less_context(two):
 
 @pytest.mark.parametrize(("ratio", "factor"), [(2, 1 / 10), (3, 1 / 3)])
 def test_an_overtone_gives_way_to_its_octave(ratio, factor):
-    """Of two peaks an octave apart the lower counts, of others the higher."""
+    """The lower of two peaks an octave apart counts, and the higher of others."""
     at = np.arange(6400) * 2 * np.pi / 640
     found = resampling.factor(np.sin(at) + 2 * np.sin(ratio * at), 200)
     assert found == pytest.approx(factor, rel=1e-6)
@@ -462,7 +462,7 @@ def test_tables_go_to_the_estimator(one):
 
 
 def test_the_middle_quantile_is_the_one_by_position():
-    """Of an even number it is the upper one; the others go away from it with the steps."""
+    """An even number of quantiles has the upper one as its middle; the others go away from it with the steps."""
     q = np.broadcast_to([1.0, 2.0, 4.0, 8.0], (2, 4))
     expected = 4 + np.sqrt(0.9) * np.array([[1.0], [2**0.02]]) * (q - 4)
     np.testing.assert_allclose(calibration.calibrated(q), expected, rtol=1e-14)

@@ -45,8 +45,10 @@ def test_attention_gradient(be, rng):
 
 @pytest.mark.parametrize("qk_norm", [True, False])
 def test_gradient_of_groups(rng, qk_norm):
-    """Of y by every parameter, and of y and the states by tokens and the states before, with rows alone, in groups, and
-    known ones. Those of states by parameters are checked without groups, in `tests/test_parts.py`.
+    """Gradients of y by every parameter, and of y and the states by tokens and the states before.
+
+    Rows are alone, in groups, and known. Gradients of states by parameters are checked without groups, in
+    `tests/test_parts.py`.
     """
     model = TiRex2(4, SECOND.recipe, qk_norm=qk_norm, norm_eps=None, activation="gelu", **SIZES)
     params, x = inputs_of(model, make_backend("numpy"), rng, 8, 3)
@@ -122,7 +124,7 @@ def test_gradients_are_those_of_the_package(be, which):
 
 @pytest.mark.parametrize("name", ["s", "m"])
 def test_cells_are_those_of_the_package(name):
-    """What the first sLSTM and the first mLSTM of TiRex-2 add, from the recorded norm of their input."""
+    """The first sLSTM and the first mLSTM of TiRex-2 add what was recorded, from the recorded norm of their input."""
     model, params, io = golden("tirex2/a")
     k = int(io["first_cell_blocks"]["sm".index(name)])
     block, mine = model.blocks[k], model.below(f"blocks.{k}", params)

@@ -44,7 +44,7 @@ def gather(xp: Namespace, arrays: Sequence[Array], places: Array) -> list[Array]
     xp
         The namespace of the arrays.
     arrays : sequence of array (N, ...)
-        Of one dtype.
+        They have one dtype.
     places : int64 array (M,)
         Numbers of rows; on CuPy N gives a row of zeros.
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import device, fuse, probe
+from xlstm.arrays import axes, device, fuse, probe
 from xlstm.arrays.namespace import SINGLE, Array, Namespace, device_of
 from xlstm.tracing.c import statements
 from xlstm.tracing.rows import REDUCTIONS, Rows, SingleRows
@@ -94,23 +94,8 @@ def _launched(function: Callable[..., Any], arrays: Sequence[Array], options: di
 
 def _layout(shape: Sequence[int], arrays: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Any:
     """Return `Layout` from the shapes and steps of arrays, or None where their rows have too many axes."""
-    steps = []
-    for own, step in arrays:
-        steps.append([0] * (len(shape) - len(own)) + [0 if n == 1 else s for n, s in zip(own, step, strict=True)])
-    sizes: list[int] = []
-    along: list[list[int]] = [[] for _ in arrays]
-    for axis, n in enumerate(shape[:-1]):
-        new = [step[axis] for step in steps]
-        if n == 1:
-            continue
-        if sizes and all(far[-1] == s * n for far, s in zip(along, new, strict=True)):
-            sizes[-1] *= n
-            for far, s in zip(along, new, strict=True):
-                far[-1] = s
-        else:
-            sizes.append(n)
-            for far, s in zip(along, new, strict=True):
-                far.append(s)
+    steps = [axes.broadcast(shape, own, step) for own, step in arrays]
+    sizes, along = axes.joined(range(len(shape) - 1), shape, steps)
     if len(sizes) > OUTER:
         return None
     found = np.zeros((), _struct(len(arrays)))

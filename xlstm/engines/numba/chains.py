@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import threads
+from xlstm.arrays import axes, threads
 from xlstm.arrays.namespace import Array
 from xlstm.engines.numba import jit
 from xlstm.engines.numba.chain_source import Options, compiled, traced
@@ -148,29 +148,13 @@ def _layout(arrays: Sequence[tuple[Any, ...]], apart: bool) -> Layout | None:
     If `apart`, the columns are the last axis of the arrays alone.
     """
     shape = np.broadcast_shapes(*(own for own, _, _ in arrays))
-    steps = []
-    for own, step, _ in arrays:
-        steps.append([0] * (len(shape) - len(own)) + [0 if n == 1 else s for n, s in zip(own, step, strict=True)])
+    steps = [axes.broadcast(shape, own, step) for own, step, _ in arrays]
     order = list(range(len(shape)))
     for (own, _, _), step in zip(arrays, steps, strict=True):
         if own == shape:
             order.sort(key=lambda axis: -step[axis] if shape[axis] > 1 else -math.inf)
             break
-    sizes: list[int] = []
-    along: list[list[int]] = [[] for _ in arrays]
-    for axis in order:
-        n, new = shape[axis], [step[axis] for step in steps]
-        if n == 1:
-            continue
-        alone = apart and axis == len(shape) - 1
-        if sizes and not alone and all(far[-1] == s * n for far, s in zip(along, new, strict=True)):
-            sizes[-1] *= n
-            for far, s in zip(along, new, strict=True):
-                far[-1] = s
-        else:
-            sizes.append(n)
-            for far, s in zip(along, new, strict=True):
-                far.append(s)
+    sizes, along = axes.joined(order, shape, steps, len(shape) - 1 if apart else None)
     if apart and (order[-1] != len(shape) - 1 or shape[-1] == 1):
         return None
     if not 1 <= len(sizes) <= 3 or min(sizes) < 1 or sizes[-1] < NARROW or any(s < 0 for far in along for s in far):

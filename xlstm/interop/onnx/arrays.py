@@ -97,7 +97,7 @@ class Array:
 
     @property
     def device(self) -> Any:
-        """What tells graphs apart: arrays that are kept from call to call are kept for each device."""
+        """The mark that tells graphs apart: arrays that are kept from call to call are kept for each device."""
         return current().device
 
     @property
