@@ -275,20 +275,25 @@ def test_how_many_threads_does_not_depend_on_who_works_meanwhile(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("count", "H", "B", "divided"),
+    ("count", "H", "B", "heads", "divided"),
     [
-        (1, 256, 64, (1, 1)),
-        (2, 32, 4, (1, 1)),  # nothing is large enough for a second thread
-        (2, 256, 64, (2, 1)),
-        (3, 256, 64, (3, 1)),
-        (8, 128, 32, (4, 1)),
-        (16, 512, 64, (8, 1)),
-        (16, 512, 8, (1, 16)),  # too few sequences to divide them
-        (2, 512, 1, (1, 2)),
-        (64, 256, 64, (8, 1)),  # far more threads than parts
-        (64, 1024, 64, (1, 64)),  # more weights than a core has near
+        (1, 256, 64, 1, (1, 1, 1)),
+        (2, 32, 4, 1, (1, 1, 1)),  # nothing is large enough for a second thread
+        (2, 256, 64, 1, (2, 1, 1)),
+        (3, 256, 64, 1, (3, 1, 1)),
+        (8, 128, 32, 1, (4, 1, 1)),
+        (16, 512, 64, 1, (8, 1, 1)),
+        (16, 512, 8, 1, (1, 1, 16)),  # too few sequences to divide them
+        (2, 512, 1, 1, (1, 1, 2)),
+        (64, 256, 64, 1, (8, 1, 1)),  # far more threads than parts
+        (64, 1024, 64, 1, (1, 1, 64)),  # more weights than a core has near
+        (2, 512, 1, 4, (1, 2, 1)),  # heads do not meet
+        (2, 512, 64, 4, (1, 2, 1)),
+        (3, 512, 64, 4, (1, 3, 1)),
+        (16, 512, 64, 4, (4, 4, 1)),
+        (16, 512, 8, 4, (1, 4, 1)),
     ],
 )
-def test_how_compiled_loops_divide_work(monkeypatch, count, H, B, divided):
+def test_how_compiled_loops_divide_work(monkeypatch, count, H, B, heads, divided):
     monkeypatch.setenv(threads.VARIABLE, str(count))
-    assert tape.division(4 * H * H, B, 100) == divided
+    assert tape.division(4 * H * H // heads, B, 100, heads) == divided

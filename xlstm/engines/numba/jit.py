@@ -101,6 +101,8 @@ SHARED = (
     loops.take,
     loops.wait,
     loops.cut,
+    loops.count_pieces,
+    loops.units_of,
     loops.product_piece,
     loops.add,
     loops.copy,

@@ -10,6 +10,8 @@ Every thread runs the whole loop. The work of a step has two parts, products and
 into pieces which threads take one by one (`take`), until none is left; then they wait until the last piece is done.
 So nobody waits for a thread that has not begun or that the system holds up, but for the piece that it has; and the bits
 of a result do not depend on who does a piece. Weights are packed as `products.py` says.
+
+Heads do not meet in a loop, so a thread may also run the units from `low` to `high`, which are those of whole heads.
 """
 
 from __future__ import annotations
@@ -112,6 +114,18 @@ def cut(n: int, slivers: int, heads: int, size: int) -> tuple[int, int, int]:
     return group, rows, across * ((n + rows - 1) // rows)
 
 
+def count_pieces(n: int, H: int, low: int, high: int) -> int:
+    """Return into how many pieces the cell's work on some units of n sequences is cut."""
+    return (n * H + UNITS - 1) // UNITS if high - low == H else n
+
+
+def units_of(piece: int, first: int, n: int, H: int, low: int, high: int) -> tuple[int, int]:
+    """Return the first unit and the end of a piece of the cell's work on n sequences from `first` on."""
+    if high - low == H:
+        return first * H + piece * UNITS, first * H + min(n * H, (piece + 1) * UNITS)
+    return (first + piece) * H + low, (first + piece) * H + high
+
+
 def product_piece(
     where: int,
     piece: int,
@@ -144,6 +158,8 @@ def forward(
     size: int,
     first: int,
     last: int,
+    low: int,
+    high: int,
     counts: Any,
     table: Any,
     numbers: Any,
@@ -156,22 +172,23 @@ def forward(
     zh: Any,
     lean: bool,
 ) -> None:
-    """Run all steps of the sequences from `first` to `last` as thread k of `size`.
+    """Run all steps of some units of the sequences from `first` to `last` as thread k of `size`.
 
-    hs has h of the sequences of the first step, and then takes that after every step. The products of x are made for
+    Wx has the columns of these units alone. hs has h of the sequences of the first step, and then takes that after every step. The products of x are made for
     as many steps as zx (G, rows * H) holds. If `lean`, the states but h have two places,
     of which a step reads one and writes the other: with one place a step would overwrite what it reads, and LLVM would
     make no vectors. `where` is the address of `products.product`, and `cell` that of the step, which takes
     `table` and `numbers` as `codegen.kernel` says.
     """
     (H, D), flat, n0 = (hs.shape[1], x.shape[1]), hs.reshape(hs.size), starts[1] - starts[0]
-    heads, slivers, K = Wh.shape[0], Wh.shape[1], Wh.shape[2]
+    slivers, K = Wh.shape[1], Wh.shape[2]
+    heads, start_head, some_units = (high - low) // K, low // K, high - low
     steps, only = starts.size - 1, Wh[0]
     line = 0 if size == 1 else counts.size // (2 * steps)
     if size > 1 and count_of(counts, (2 * steps - 1) * line + size) > 0:
         return  # the others are at the last part
     xs, zxs, zhs = x.reshape(x.size), zx.reshape(zx.size), zh.reshape(zh.size)
-    until = origin = rows = group = high = some = wide = tall = 0
+    until = origin = rows = group = height = some = wide = tall = 0
     for t in range(steps):
         n, before = min(last, starts[t + 1] - starts[t]) - first, starts[t - 1] + n0 if t else 0
         if n <= 0:
@@ -183,7 +200,7 @@ def forward(
                 until += 1
                 fresh = starts[until] - origin
         if n != rows:
-            rows, (group, high, some) = n, cut(n, slivers, heads, size)
+            rows, (group, height, some) = n, cut(n, slivers, heads, size)
         few = 0
         if fresh > 0:
             wide, tall, few = cut(fresh, Wx.shape[0], INT(1), size)
@@ -195,28 +212,28 @@ def forward(
             if piece < 0:
                 break
             if piece >= few:
-                head, piece = (piece - few) // some, (piece - few) % some
-                place, W = first * H + head * K, only if heads == 1 else Wh[head]
+                head, piece = start_head + (piece - few) // some, (piece - few) % some
+                place, W = first * H + head * K, only if Wh.shape[0] == 1 else Wh[head]
                 product_piece(
                     where, piece, group, high, flat, before * H + place, H, n, W, zhs, place, H, zh.shape[1], K, False
                 )
             elif Wx.shape[0]:
-                row, place = (origin + first) * D, first * H
-                product_piece(where, piece, wide, tall, xs, row, D, fresh, Wx, zxs, place, H, zx.shape[1], H, False)
+                row, place, gate = (origin + first) * D, first * H + low, zx.shape[1]
+                product_piece(where, piece, wide, tall, xs, row, D, fresh, Wx, zxs, place, H, gate, some_units, False)
             else:
                 for g in range(zh.shape[0]):
                     for s in range(first, first + fresh):
-                        copy(xs, (origin + s) * D + g * H, zxs, g * zx.shape[1] + s * H, H)
+                        at_gate, to = (origin + s) * D + g * H + low, g * zx.shape[1] + s * H + low
+                        copy(xs, at_gate, zxs, to, some_units)
             count_up(counts, at + size)
         wait(counts, at, size, pieces)
-        units, at = n * H, (2 * t + 1) * line
-        pieces = (units + UNITS - 1) // UNITS
+        pieces, at = count_pieces(n, H, low, high), (2 * t + 1) * line
         p, q = (t % 2 * n0, (t + 1) % 2 * n0) if lean else (before, starts[t] + n0)
         while True:
             piece = take(counts, at, k, size, pieces)
             if piece < 0:
                 break
-            begin, end = first * H + piece * UNITS, first * H + min(units, (piece + 1) * UNITS)
+            begin, end = units_of(piece, first, n, H, low, high)
             j, r = (starts[t] - origin) * H, starts[t] * H
             call_step(cell, j, before * H, r + n0 * H, p * H, q * H, r, begin, end, table, numbers)
             count_up(counts, at + size)
@@ -243,6 +260,8 @@ def backward(
     size: int,
     first: int,
     last: int,
+    low: int,
+    high: int,
     counts: Any,
     table: Any,
     numbers: Any,
@@ -256,32 +275,32 @@ def backward(
     direct: bool,
     dh: Any,
 ) -> None:
-    """Differentiate all steps of the sequences from `first` to `last` as thread k of `size`.
+    """Differentiate all steps of some units of the sequences from `first` to `last` as thread k of `size`.
 
     dh and the gradients of the other states are those of the final state, and become those of the initial one. dQ
     takes the gradients of the products of h, or is empty where these are those of x. If `direct`, the cell has a
     gradient of h before the step, which it writes to dh. Wh (heads, parts, ...) is packed for products with the
     gradients of all gates, or with those of one after the other where there are several heads.
     """
-    (heads, parts, slivers), (G, R) = Wh.shape[:3], (dz.shape[0], dZ.shape[1])
+    (parts, slivers), (G, R) = Wh.shape[1:3], (dz.shape[0], dZ.shape[1])
     H, n0 = R // G, starts[1] - starts[0]
-    K = H // heads
+    K = H // Wh.shape[0]
+    heads, start_head = (high - low) // K, low // K
     line = 0 if size == 1 else counts.size // (2 * (starts.size - 1))
     if size > 1 and count_of(counts, line + size) > 0:
         return  # the others are at the last part
-    rows = group = high = some = 0
+    rows = group = height = some = 0
     rows_h = dQ.reshape(dQ.size) if dQ.size else dZ.reshape(dZ.size)
     for t in range(starts.size - 2, -1, -1):
         n, before = min(last, starts[t + 1] - starts[t]) - first, starts[t - 1] + n0 if t else 0
         if n <= 0:
             continue
-        units, r, at = n * H, starts[t] * H, 2 * t * line
-        pieces = (units + UNITS - 1) // UNITS
+        pieces, r, at = count_pieces(n, H, low, high), starts[t] * H, 2 * t * line
         while True:
             piece = take(counts, at, k, size, pieces)
             if piece < 0:
                 break
-            begin, end = first * H + piece * UNITS, first * H + min(units, (piece + 1) * UNITS)
+            begin, end = units_of(piece, first, n, H, low, high)
             if dy.size:
                 add(dy, r, dh, begin, end)
             call_step(cell, 0, 0, 0, before * H, 0, r, begin, end, table, numbers)
@@ -292,17 +311,18 @@ def backward(
             count_up(counts, at + size)
         wait(counts, at, size, pieces)
         if n != rows:
-            rows, (group, high, some) = n, cut(n, slivers, heads, size)
+            rows, (group, height, some) = n, cut(n, slivers, heads, size)
         pieces, at = heads * some, (2 * t + 1) * line
         while True:
             piece = take(counts, at, k, size, pieces)
             if piece < 0:
                 break
-            head, piece, place = piece // some, piece % some, first * H + piece // some * K
+            head, piece = start_head + piece // some, piece % some
+            place = first * H + head * K
             for part in range(parts):
                 start, more = (starts[t] + first) * R + part * H + head * K, part > 0 or direct
                 W = Wh[head, part]
-                product_piece(where, piece, group, high, rows_h, start, R, n, W, dh, place, H, INT(0), K, more)
+                product_piece(where, piece, group, height, rows_h, start, R, n, W, dh, place, H, INT(0), K, more)
             count_up(counts, at + size)
         wait(counts, at, size, pieces)
 

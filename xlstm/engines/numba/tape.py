@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,8 +39,7 @@ class NumbaTape(Tape):
         The states but h, in rows as `hs` has them; none are kept of inference.
     saved : dict of str to array (rows, N, H) or (N, H)
         Arrays that the cell saved.
-    shares : (int, int)
-        As `division` has it.
+    shares : Division
     """
 
     def __init__(self, engine: Any, step: Step, widths: Widths, x: Array, h0: Array) -> None:
@@ -49,7 +48,10 @@ class NumbaTape(Tape):
         self.carry: dict[str, Array] = {}
         self.saved: dict[str, Array] = {}
         self.starts = starts_of(widths)
-        self.shares = division(step.Wh.size, self.first, self.starts.size - 1)
+        heads = step.Wh.shape[1] if step.heads else 1
+        self.shares = division(step.Wh.size, self.first, self.starts.size - 1, heads)
+        bounds = [step.H // heads * (heads * k // self.shares.heads) for k in range(self.shares.heads + 1)]
+        self.units = [slice(*pair) for pair in itertools.pairwise(bounds)]
 
     @property
     def kernels(self) -> Kernels:
@@ -71,7 +73,10 @@ class NumbaTape(Tape):
                 self.saved[name] = workspace.empty(np, (N, H) if rows is None else (rows, N, H), self.x)
         zx = np.empty((step.G, max(first, min(N, ROWS)) * H), self.x.dtype)
         zh = np.empty((step.G, first * H), self.x.dtype)
-        given = (self.x, self.hs, self.starts, for_inputs(step, loops), for_states(step, loops), zx, zh, lean)
+        Wh = for_states(step, loops)
+        given = [
+            (self.x, self.hs, self.starts, for_inputs(step, loops, units), Wh, zx, zh, lean) for units in self.units
+        ]
         self._run(kernel, "forward", given, (zx, zh, self.hs.reshape(-1)), self.carry | self.saved)
         end, place = self._ends(lean)
         after = [self.hs[end].T, *[c[place].T for c in self.carry.values()]]
@@ -93,14 +98,22 @@ class NumbaTape(Tape):
         arrays = self.carry | self._whole()
         arrays |= {f"d{name}": d for name, d in zip(self.carry, dcarry, strict=True)}
         W, flat = for_gradients(step, kernels.backward.loops), dh.reshape(-1)
-        given = (dy, self.starts, W, dZ, dQ, dz, dzh, kernels.direct, flat)
+        given = [(dy, self.starts, W, dZ, dQ, dz, dzh, kernels.direct, flat)] * len(self.units)
         self._run(kernels.backward, "backward", given, (dz, dzh, flat, flat), arrays)
         return found, [d.T for d in (dh, *dcarry)]
 
     def _run(
-        self, kernel: Kernel, loop: str, given: tuple[Any, ...], first: tuple[Array, ...], arrays: dict[str, Array]
+        self,
+        kernel: Kernel,
+        loop: str,
+        given: Sequence[tuple[Any, ...]],
+        first: tuple[Array, ...],
+        arrays: dict[str, Array],
     ) -> None:
-        """Run a loop on as many threads as its steps are worth; the step takes some arrays first, others by name."""
+        """Run a loop on as many threads as its steps are worth; the step takes some arrays first, others by name.
+
+        `given` has the loop's own arguments for each of `units`.
+        """
         steps, step = self.starts.size - 1, self.step
         if steps == 0:
             return
@@ -113,21 +126,24 @@ class NumbaTape(Tape):
             loops.enter(table, k, a)
         numbers = np.array([flat[name] for name in kernel.numbers], np.float64)
 
-        def task(k: int, size: int, first: int, last: int, counts: Array) -> None:
-            call(loops.PRODUCT, loops.step_address(), k, size, first, last, counts, table, numbers, *given)
+        def task(k: int, size: int, first: int, last: int, part: int, counts: Array) -> None:
+            low, high = self.units[part].start, self.units[part].stop
+            places = (k, size, first, last, low, high)
+            call(loops.PRODUCT, loops.step_address(), *places, counts, table, numbers, *given[part])
 
-        parts, size = self.shares
-        if parts == size == 1:
-            task(0, 1, 0, self.first, _counts(steps, 1))
+        parts, heads, size = self.shares
+        if parts == heads == size == 1:
+            task(0, 1, 0, self.first, 0, _counts(steps, 1))
             return
-        if parts > 1:
+        if size == 1:
             spans = [(part[0].first, part[0].first + part[0].n) for part in split(self.widths, parts)]
-            tasks = [functools.partial(task, 0, 1, *span, _counts(steps, 1)) for span in spans]
+            pairs = itertools.product(spans, range(heads))
+            tasks = [functools.partial(task, 0, 1, *span, part, _counts(steps, 1)) for span, part in pairs]
         else:
             counts = _counts(steps, size)
-            tasks = [functools.partial(task, k, size, 0, self.first, counts) for k in range(size)]
+            tasks = [functools.partial(task, k, size, 0, self.first, 0, counts) for k in range(size)]
         # Compiled here, of no sequences: a worker would wait for the compiler, and with it a fork.
-        task(0, 1, 0, 0, _counts(steps, 1))
+        task(0, 1, 0, 0, 0, _counts(steps, 1))
         threads.team(len(tasks)).run(tasks)
 
     def products(self, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
@@ -190,15 +206,26 @@ class NumbaTape(Tape):
         return ends, (last + 1) % 2 * first + rows if lean else ends
 
 
-def division(weights: int, sequences: int, steps: int) -> tuple[int, int]:
-    """Return into how many parts the batch is divided, and how many threads share each step of a part."""
+class Division(NamedTuple):
+    """How threads divide a pass: into how many parts of the batch and of the heads, or how many share each step."""
+
+    parts: int = 1
+    heads: int = 1
+    size: int = 1
+
+
+def division(weights: int, sequences: int, steps: int, heads: int) -> Division:
+    """Return how threads divide a pass of a layer with so many recurrent weights."""
     work = weights * sequences
     if work * steps <= threads.LARGE:
         threads.given()  # raises an error of the setting, however small the work is
-        return 1, 1
+        return Division()
     most = threads.wanted()
+    if heads > 1:  # each thread has the weights of its heads alone
+        heads = min(heads, most)
+        return Division(max(1, min(most // heads, sequences // COLUMNS)), heads)
     parts = min(most, sequences // COLUMNS) if weights <= NEAR else 1
-    return (parts, 1) if parts > 1 else (1, min(most, max(1, work // STEP)))
+    return Division(parts) if parts > 1 else Division(size=min(most, max(1, work // STEP)))
 
 
 def _counts(steps: int, size: int) -> Array:

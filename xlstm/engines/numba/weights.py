@@ -23,11 +23,15 @@ COPY = 32  # multiplications that take as long as to copy a number
 Call = tuple[int, Callable[[int, int], Any]]
 
 
-def for_inputs(step: Step, compiled: ModuleType) -> Array:
-    """Return Wx for products with x, (slivers of all gates, D, columns); empty where x are the products already."""
+def for_inputs(step: Step, compiled: ModuleType, units: slice) -> Array:
+    """Return Wx of some units for products with x, (slivers of all gates, D, columns).
+
+    It is empty where x are the products already.
+    """
     if "Wx" not in step.w:
         return np.empty((0, 0, 0), step.Wh.dtype)
-    return _packed(compiled, compiled.pack_transposed, step.w["Wx"].reshape(step.G, step.H, -1), step.H)
+    W = step.w["Wx"].reshape(step.G, step.H, -1)[:, units]
+    return _packed(compiled, compiled.pack_transposed, W, W.shape[1])
 
 
 def for_states(step: Step, compiled: ModuleType) -> Array:
