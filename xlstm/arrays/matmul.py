@@ -25,6 +25,8 @@ PEDANTIC, TF32 = 2, 7  # CuPy's numbers of compute types
 # Multiplies NumPy arrays, and may add the product to an array, as `matmul` does; the last argument says whether threads
 # are to share it. None where that is no work for it. An engine that compiles sets it.
 compiled: Callable[[Array, Array, Array | None, bool], Array | None] | None = None
+# Sets each `out` of (a, b, out) to a product, as `multiply` of `threads.py` does, or returns False.
+compiled_into: Callable[[Sequence[tuple[Array, Array, Array]]], bool] | None = None
 
 
 class Operand(NamedTuple):
@@ -43,7 +45,7 @@ class Plan(NamedTuple):
     operands: tuple[Operand | None, Operand | None]
 
 
-def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, rows_first: bool = False) -> Array:
+def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None) -> Array:
     """Return A @ B of matrices in the last two axes, the axes before broadcast.
 
     Parameters
@@ -55,8 +57,6 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, rows_fir
         rows or columns are contiguous and the matrices of the batch equally far apart, and a copy where not.
     add : array, optional
         (..., M, N), contiguous: the product is added to it, in its place.
-    rows_first : bool
-        Whether on CuPy a batch with one axis is to lie in memory as (M, batch, N).
 
     Returns
     -------
@@ -77,29 +77,31 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, rows_fir
             return A @ B
         add += A @ B
         return add
-    cp = probe.cupy()
-    way = plan(A.shape, strides(A), B.shape, strides(B))
-    M, K, N = way.sizes
-    shape = (*way.batch, M, N)
+    batch, (M, _, N), _ = plan(A.shape, strides(A), B.shape, strides(B))
+    shape = (*batch, M, N)
     if add is not None and (add.shape != shape or not add.flags.c_contiguous or add.dtype != A.dtype):
         add += matmul(xp, A, B)
         return add
-    if 0 in shape or K == 0:
-        return cp.zeros(shape, dtype=A.dtype) if add is None else add
+    out = probe.cupy().empty(shape, dtype=A.dtype) if add is None else add
+    multiply(A, B, out, add is not None)
+    return out
+
+
+def multiply(A: Array, B: Array, out: Array, add: bool = False) -> None:
+    """Set a CuPy array (..., M, N) to A @ B, or add this; its rows are contiguous, its matrices equally far apart."""
+    cp = probe.cupy()
+    way = plan(A.shape, strides(A), B.shape, strides(B))
+    if out.size == 0 or way.sizes[1] == 0:
+        if not add:
+            out[...] = 0
+        return
     if None in way.operands:
         A, B = (
             a if operand else cp.ascontiguousarray(cp.broadcast_to(a, (*way.batch, *a.shape[-2:])))
             for a, operand in zip((A, B), way.operands, strict=True)
         )
         way = plan(A.shape, strides(A), B.shape, strides(B))
-    if add is not None:
-        out = add
-    elif rows_first and len(shape) == 3:
-        out = cp.empty((M, shape[0], N), dtype=A.dtype).transpose(1, 0, 2)
-    else:
-        out = cp.empty(shape, dtype=A.dtype)
-    _gemm(cp, way, A, B, out, add is not None)
-    return out
+    _gemm(cp, way, A, B, out, add)
 
 
 def packed(xp: Namespace, a: Array) -> Array:

@@ -21,7 +21,8 @@ import numpy as np
 
 from xlstm.arrays import blas, checks, cores, pool
 from xlstm.arrays import matmul as products
-from xlstm.arrays.namespace import Array, namespace_of
+from xlstm.arrays.fuse import compiles
+from xlstm.arrays.namespace import Array, Namespace, namespace_of
 
 VARIABLE = "XLSTM_NUM_THREADS"
 MOST = 1024  # the largest number that the variable may have
@@ -122,6 +123,24 @@ def matmul(a: Array, b: Array) -> Array:
 
     work(size, lambda team: team.run([functools.partial(share, k) for k in range(size)]))
     return out
+
+
+def multiply(xp: Namespace, triples: Sequence[tuple[Array, Array, Array]]) -> None:
+    """Set each `out` of (a, b, out), NumPy or CuPy arrays of one dtype, to a @ b.
+
+    Parameters
+    ----------
+    xp
+        The namespace of the arrays.
+    triples : sequence of (array (n, M, K), array (n, K, N), array (n, M, N))
+        The rows of an `out` are contiguous; those of its matrices may have other numbers between them.
+    """
+    if compiles(xp):
+        for a, b, out in triples:
+            products.multiply(a, b, out)
+    elif products.compiled_into is None or not products.compiled_into(triples):
+        for a, b, out in triples:
+            out[...] = matmul(a, b)
 
 
 def work(size: int, call: Callable[[Team], R], products: int = 1) -> R:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
+import numpy as np
+
 from xlstm.arrays import constants, fuse
-from xlstm.arrays import matmul as products
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
-from xlstm.arrays.threads import matmul
+from xlstm.arrays.threads import matmul, multiply
 from xlstm.layers.initializers import constant, normal, uniform
 from xlstm.layers.module import Module, SameWidth, Weight, rows, total
 
@@ -63,11 +65,6 @@ class Linear(Module):
         return grads, xp.reshape(matmul(dz, p["W"]), kept.shape)
 
 
-def _by_heads(xp: Namespace, x: Array, W: Array) -> Array:
-    """Return the products (N, rows, K) of heads, which on CuPy lie as those of all heads of a row do."""
-    return products.matmul(xp, x, W, rows_first=True) if compiles(xp) else matmul(x, W)
-
-
 @dataclass(frozen=True)
 class HeadwiseLinear(SameWidth, Module):
     """A linear map of each head by itself, y[n] = x[n] W[n]^T + b[n]: a block-diagonal matrix.
@@ -99,15 +96,33 @@ class HeadwiseLinear(SameWidth, Module):
         found: dict[str, Weight] = {"W": ({"N": self.num_heads, "K": K, "K ": K}, normal(std))}
         return found | ({"b": ({"D": self.size}, constant(0.0))} if self.bias else {})
 
-    def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Array]:
-        if compiles(xp) and math.prod(x.shape[:-1]) <= FEW:
-            W, heads = p["W"], self._split(xp, x, self.num_heads)
-        else:
-            W, heads = self._joined(xp, p["W"]), self._split(xp, x)
-        y = self._merge(xp, _by_heads(xp, heads, xp.matrix_transpose(W)), x)
+    def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
+        y, kept = self.beside(xp, [(p, x)])
+        return y, kept[0]
+
+    def beside(self, xp: Namespace, maps: Sequence[tuple[Params, Array]]) -> tuple[Array, list[Any]]:
+        """Return maps of this kind, each of its x (..., D), side by side in the last axis, and what `apply_bwd` needs.
+
+        Parameters
+        ----------
+        xp
+            The namespace of the arrays.
+        maps : sequence of (params, array (..., D))
+
+        Returns
+        -------
+        y : array (..., G D)
+            The G results one after the other.
+        kept : list
+        """
+        like = maps[0][1]
+        joined = not compiles(xp) or math.prod(like.shape[:-1]) > FEW
+        Ws = [self._joined(xp, p["W"]) if joined else p["W"] for p, _ in maps]
+        heads = [self._split(xp, x, Ws[0].shape[0]) for _, x in maps]
+        y = self._map(xp, [(x, xp.matrix_transpose(W)) for x, W in zip(heads, Ws, strict=True)], like)
         if self.bias:
-            y += p["b"]
-        return y, (heads, W)
+            y += xp.concat([p["b"] for p, _ in maps])
+        return y, list(zip(heads, Ws, strict=True))
 
     def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Array]:
         heads, W = kept
@@ -116,7 +131,17 @@ class HeadwiseLinear(SameWidth, Module):
         grads = {"W": dW if dW.shape == p["W"].shape else self._parted(xp, dW)}
         if self.bias:
             grads["b"] = total(xp, dy)
-        return grads, self._merge(xp, _by_heads(xp, dz, W), dy)
+        return grads, self._map(xp, [(dz, W)], dy)
+
+    def _map(self, xp: Namespace, pairs: Sequence[tuple[Array, Array]], like: Array) -> Array:
+        """Return the products (N, rows, K) of all heads, of one pair after the other, as (..., G D)."""
+        if xp is not np and not compiles(xp):
+            parts = [xp.reshape(xp.permute_dims(a @ b, (1, 0, 2)), like.shape) for a, b in pairs]
+            return parts[0] if len(parts) == 1 else xp.concat(parts, axis=like.ndim - 1)
+        y = xp.empty((*like.shape[:-1], len(pairs) * self.size), dtype=like.dtype, device=device_of(like))
+        N = pairs[0][0].shape[0]
+        multiply(xp, [(a, b, self._split(xp, y, N, part)) for part, (a, b) in enumerate(pairs)])
+        return y
 
     @functools.cached_property
     def _together(self) -> int:
@@ -144,10 +169,7 @@ class HeadwiseLinear(SameWidth, Module):
         g = self._together
         return xp.reshape(constants.identity(xp, g, like.dtype, device_of(like)), (1, g, 1, g, 1))
 
-    def _split(self, xp: Namespace, x: Array, N: int = 0) -> Array:
-        """Return (..., D) as (N / g, rows, g K), or as another number of heads."""
-        N = N or self.num_heads // self._together
-        return xp.permute_dims(xp.reshape(x, (math.prod(x.shape[:-1]), N, self.size // N)), (1, 0, 2))
-
-    def _merge(self, xp: Namespace, heads: Array, like: Array) -> Array:
-        return xp.reshape(xp.permute_dims(heads, (1, 0, 2)), like.shape)
+    def _split(self, xp: Namespace, x: Array, N: int, part: int = 0) -> Array:
+        """Return a part (..., D) of x (..., G D), one of several side by side, by N heads, (N, rows, D / N)."""
+        whole = xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1] // self.size, N, self.size // N))
+        return xp.permute_dims(whole[:, part, ...], (1, 0, 2))

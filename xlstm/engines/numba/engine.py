@@ -65,4 +65,5 @@ class Numba:
 NUMBA = Numba()
 fuse.loops = chains.run
 products.compiled = matmul.run
+products.compiled_into = matmul.run_into
 scan.loops = scans.run

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from types import ModuleType
 
 import numpy as np
@@ -56,6 +57,25 @@ def run(a: Array, b: Array, add: Array | None = None, shared: bool = False) -> A
     return out
 
 
+def run_into(triples: Sequence[tuple[Array, Array, Array]]) -> bool:
+    """Set each `out` of (a, b, out) to a @ b, or return False where this is no work for compiled tiles.
+
+    They are (n, M, K), (n, K, N) and (n, M, N), of one dtype; the rows of `out` are contiguous. Threads share the work.
+    """
+    dtype = DTYPES.get(triples[0][0].dtype)
+    if dtype is None or any(x.dtype != triples[0][0].dtype for triple in triples for x in triple) or not jit.enabled():
+        return False
+    compiled, calls, multiplications = jit.shared(dtype), [], 0
+    for a, b, out in triples:
+        some = _calls(compiled, a, b, out, False)
+        if some is None:
+            return False
+        calls += some
+        multiplications += out.size * a.shape[-1]
+    weights.share(calls, multiplications)
+    return True
+
+
 def _calls(compiled: ModuleType, a: Array, b: Array, out: Array, add: bool) -> list[weights.Call] | None:
     """Return the calls that multiply a batch, or None where operands would have to be copied.
 
@@ -65,7 +85,9 @@ def _calls(compiled: ModuleType, a: Array, b: Array, out: Array, add: bool) -> l
     if plan is None:
         return None
     if None not in plan.operands:
-        call = functools.partial(_batch, compiled, plan, _address(a), _address(b), _address(out), add)
+        *apart, line, _ = out.strides
+        to = (_address(out), line // out.itemsize, apart[-1] // out.itemsize if apart else 0)
+        call = functools.partial(_batch, compiled, plan, _address(a), _address(b), to, add)
         return [(math.prod(plan.batch), call)]
     if not plan.batch:
         return None
@@ -74,8 +96,17 @@ def _calls(compiled: ModuleType, a: Array, b: Array, out: Array, add: bool) -> l
     return None if None in found else [call for calls in found for call in calls or ()]
 
 
-def _batch(compiled: ModuleType, plan: matmul.Plan, a: int, b: int, out: int, add: bool, first: int, last: int) -> None:
-    """Multiply the matrices from `first` to `last` of a batch."""
+def _batch(
+    compiled: ModuleType,
+    plan: matmul.Plan,
+    a: int,
+    b: int,
+    out: tuple[int, int, int],
+    add: bool,
+    first: int,
+    last: int,
+) -> None:
+    """Multiply the matrices from `first` to `last` of a batch; `out` has an address and two distances."""
     left, right = plan.operands
     assert left is not None
     assert right is not None
@@ -84,7 +115,7 @@ def _batch(compiled: ModuleType, plan: matmul.Plan, a: int, b: int, out: int, ad
         *(compiled.PRODUCT, first, last, *plan.sizes),
         *(a, row, pace, left.step),
         *(b, right.lead, right.columns, right.step),
-        *(out, add),
+        *(*out, add),
     )
 
 

@@ -213,13 +213,15 @@ def products_of_batch(
     turned: bool,
     b_step: int,
     out: int,
+    line: int,
+    out_step: int,
     add: bool,
 ) -> None:
     """Set the matrices from `first` to `last` of a batch out (M, N) = a (M, K) @ b (K, N), or add the products to them.
 
     All are given by their addresses, and `where` is that of `product`. Row i and column k of the matrix m of a are
     a[m a_step + i row + k pace]. Row k and column j of b are b[m b_step + k lead + j], or b[m b_step + j lead + k]
-    where b is `turned`. Those of out are contiguous.
+    where b is `turned`. Row i and column j of out are out[m out_step + i line + j].
     """
     left, right, result = carray(pointer(a), 1), carray(pointer(b), 1), carray(pointer(out), 1)
     width = N - N % COLUMNS if N % COLUMNS <= FEW else N
@@ -227,8 +229,8 @@ def products_of_batch(
     whole, spare = room(slivers * min(K, DEPTH) * COLUMNS), room(K + M)
     for m in range(first, last):
         for j in range(width, N):
-            column, to = m * b_step + j * near, m * M * N + j
-            column_of_product(left, m * a_step, row, pace, M, K, right, column, far, spare, result, to, N, add)
+            column, to = m * b_step + j * near, m * out_step + j
+            column_of_product(left, m * a_step, row, pace, M, K, right, column, far, spare, result, to, line, add)
         for start in range(0, K, DEPTH):
             some = min(DEPTH, K - start)
             packed = whole[: slivers * some * COLUMNS].reshape(slivers, some, COLUMNS)
@@ -239,7 +241,8 @@ def products_of_batch(
                     pack_rows(right, m * b_step + start * lead, lead, width, some, INT(0), slivers, packed, INT(0))
             from_row = m * a_step + start * pace
             more = add or start > 0
-            call_product(where, left, from_row, row, pace, M, packed, 0, slivers, result, m * M * N, N, 0, width, more)
+            to = m * out_step
+            call_product(where, left, from_row, row, pace, M, packed, 0, slivers, result, to, line, 0, width, more)
 
 
 def pack_blocks(W: Any, turned: bool, per: int, packed: Any, first: int, last: int) -> None:

@@ -8,7 +8,6 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from xlstm.arrays import together
-from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Params
 from xlstm.cells import slstm
@@ -109,7 +108,9 @@ class sLSTMBlock(MixerBlock):  # noqa: N801
         if self.conv_kernel_size:
             kept["cc"], conv_end = self.along("conv", p, u, state[0], span, kept)  # (1)
             kept["c"] = c = fuse(xp, silu, kept["cc"])  # (2)
-        gates = concat(xp, [self.through(xp, g, p, c if g in "if" else u, kept) for g in "ifzo"], -1)  # (3)
+        maps = [(self.below(g, p), c if g in "if" else u) for g in "ifzo"]
+        gates, found = self.parts["i"].beside(xp, maps)  # (3)
+        kept |= zip("ifzo", found, strict=True)
         h, end = self.along("cell", p, gates, state[1], span, kept)  # (4)
         h, kept["mask"] = self._drop(span.rng, h, self.dropout)  # (5)
         return self.through(xp, "outnorm", p, h, kept), (conv_end, end)  # (6)
