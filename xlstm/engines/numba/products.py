@@ -29,11 +29,14 @@ SIZES = ("DEPTH", "PANELS", "BLOCK", "FEW", "TOGETHER", "LINE")
 
 
 def tile(*arguments: Any) -> None:
-    """Stand for `vectors.tile` with MOST rows; tile1 to tile8 have as many rows as their names say."""
+    """Stand for `vectors.tile` with MOST rows; tile1 to tile8 have as many rows as their names say.
+
+    tile_half has MOST rows of one vector.
+    """
     raise NotImplementedError
 
 
-copy_panel = copy_sliver = copy_turned = tile1 = tile2 = tile4 = tile6 = tile8 = tile
+copy_panel = copy_sliver = copy_turned = tile_half = tile1 = tile2 = tile4 = tile6 = tile8 = tile
 carray: Any = tile
 pointer: Any = tile
 
@@ -131,10 +134,15 @@ def product(
     K, columns = b.shape[1], b.shape[2]
     per, whole = (width + columns - 1) // columns, n // MOST * MOST
     left, last, end = n - whole, at + whole * row, place + whole * line
+    short = (width + LANES - 1) // LANES % 2 == 1  # the last sliver of a gate has columns for one vector alone
     for q in range(first, stop):
+        half = short and q % per + 1 == per
         for i in range(0, whole, MOST):
-            ahead = (columns + i // MOST * (columns // 2)) * K
-            tile(a, at + i * row, row, pace, MOST, b, q, ahead, out, place + i * line, line, gate, width, per, add)
+            ahead, to = (columns + i // MOST * (columns // 2)) * K, place + i * line
+            if half:
+                tile_half(a, at + i * row, row, pace, MOST, b, q, ahead, out, to, line, gate, width, per, add)
+            else:
+                tile(a, at + i * row, row, pace, MOST, b, q, ahead, out, to, line, gate, width, per, add)
         # The tiles of few rows take several slivers, when the last of these is reached.
         q1, final = q + 1, q + 1 == stop
         if left == 0:

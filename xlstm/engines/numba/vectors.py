@@ -62,7 +62,7 @@ def tiles(dtype: str, shape: Shape) -> dict[str, Any]:
     most = shape.tiles[-1][0]
     found = {f"tile{rows}": tile(dtype, shape.lanes, rows, vectors) for rows, vectors in shape.tiles}
     found |= {f"SLIVERS{rows}": vectors // 2 for rows, vectors in shape.tiles}
-    found["tile"] = found[f"tile{most}"]
+    found["tile"], found["tile_half"] = found[f"tile{most}"], tile(dtype, shape.lanes, most, 1)
     found.setdefault("tile8", found["tile"])  # less than MOST rows are left, here less than 8
     found |= {"call_product": call_product, "call_step": call_step}
     columns = 2 * shape.lanes
@@ -87,7 +87,8 @@ def tile(dtype: str, lanes: int, rows: int, vectors: int) -> Any:
     ----------
     dtype : {"float32", "float64"}
     lanes, rows, vectors : int
-        The tile has `rows` rows of `vectors` vectors of `lanes` numbers; `vectors` is even.
+        The tile has `rows` rows of `vectors` vectors of `lanes` numbers; `vectors` is even, or 1 for the first half of
+        a sliver.
     """
 
     @intrinsic
@@ -193,7 +194,8 @@ def _generate(tile: _Tile, context: Any, builder: Any, signature: Any, arguments
     # Opaque, or LLVM computes each address from the one before, which takes units from the arithmetic.
     inputs = [_opaque(builder, builder.gep(a, [builder.add(at, times(i, row))])) for i in chosen]
     lines = [builder.add(place, times(i, line)) for i in chosen]
-    numbers = [least(builder.add(q, number(j)), builder.sub(slivers, number(1))) for j in range(tile.vectors // 2)]
+    taken = range((tile.vectors + 1) // 2)
+    numbers = [least(builder.add(q, number(j)), builder.sub(slivers, number(1))) for j in taken]
     weights = [builder.gep(b_data, [times(times(j, K), number(sliver))]) for j in numbers]
     gates = [builder.sdiv(j, per) for j in numbers]
     firsts = [times(builder.sub(j, times(g, per)), number(sliver)) for j, g in zip(numbers, gates, strict=True)]
@@ -207,7 +209,7 @@ def _generate(tile: _Tile, context: Any, builder: Any, signature: Any, arguments
 
     whole = ir.Constant(ir.IntType(1), 1)
     for rest in rests:
-        whole = builder.and_(whole, builder.icmp_signed(">=", rest, number(sliver)))
+        whole = builder.and_(whole, builder.icmp_signed(">=", rest, number(min(2, tile.vectors) * lanes)))
 
     def masks() -> list[Any]:
         places = ir.VectorType(i32, lanes)

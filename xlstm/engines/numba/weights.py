@@ -15,8 +15,7 @@ from xlstm.arrays.namespace import Array
 from xlstm.engines.step import Step
 
 DEEP = 1024  # rows of the second factor of a product for which rows of the first one stay in the cache of a core
-# The left factor of a product is packed if it has so few rows, and they fill their slivers but for an eighth.
-FEW, FULL = 128, 1.125
+FEW = 128  # rows of the left factor of a product up to which it is packed, and not the right one
 LINE = 64  # bytes of a cache line, with which packed weights begin, so that no vector lies in two
 COPY = 32  # multiplications that take as long as to copy a number
 # A number of rows or slivers, and a function that does those from a first to a last one.
@@ -104,9 +103,8 @@ def products(compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]) -> list
 
 
 def _of_rows(compiled: ModuleType, a: Array, b: Array, out: Array) -> Call:
-    """Return the call of a product with contiguous a: b is packed, or a if it is smaller and fills its slivers."""
-    rows = -(-a.shape[0] // compiled.COLUMNS) * compiled.COLUMNS
-    if rows <= min(FEW, b.shape[1], a.shape[0] * FULL) and b.flags.f_contiguous:
+    """Return the call of a product with contiguous a: b is packed, or a if it is small."""
+    if a.shape[0] <= min(FEW, b.shape[1]) and b.flags.f_contiguous:
         packed, W = _by_blocks(compiled, a.T), contiguous(b.T)
         return b.shape[1], functools.partial(compiled.product_of_few_rows, compiled.PRODUCT, W, packed, out)
     packed = _by_blocks(compiled, b)
