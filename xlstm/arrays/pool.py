@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import ctypes
 import functools
 import os
 import queue
@@ -18,6 +19,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+
 from xlstm.arrays import blas, cores
 
 # Seconds for which a waiting thread asks again and again before it goes to sleep. To wake one takes 0.1 ms, handing
@@ -25,6 +28,7 @@ from xlstm.arrays import blas, cores
 SPIN = 2e-4
 # Seconds after which a layer in a signal handler gives up waiting for workers.
 PATIENCE = 60.0
+SIZE, RINGS = 40, 32  # of `board`
 
 R = TypeVar("R")
 
@@ -58,7 +62,7 @@ class _Shared(Generic[R]):
     def begin(self) -> None:
         """Call workers for help, and do tasks until none is left."""
         for busy in self._busy:
-            jobs.put(functools.partial(self._help, busy))
+            _call(functools.partial(self._help, busy))
         while self._do():
             pass
 
@@ -67,7 +71,7 @@ class _Shared(Generic[R]):
         with busy:
             self._context.copy().run(self._do)
         if self._todo:
-            jobs.put(functools.partial(self._help, busy))
+            _call(functools.partial(self._help, busy))
 
     def _do(self) -> bool:
         """Do a task that nobody has begun; return False where there is none."""
@@ -105,8 +109,10 @@ class _Shared(Generic[R]):
 class _Worker:
     """A daemon thread that does jobs as they come."""
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        self.number = number  # from 1 on
         self.free = threading.Lock()  # held while it does a job
+        self.asleep = False
         self._claims = [True]  # until a thread has begun: to take from a list is atomic
 
     @property
@@ -122,10 +128,20 @@ class _Worker:
             return
         mine = jobs
         while True:
-            deadline = time.perf_counter() + SPIN
-            while mine.empty() and time.perf_counter() < deadline:
+            self._look(mine)
+            self.asleep = True
+            job = mine.get()  # sleeps where there is none
+            self.asleep = False
+            self._do(job)
+
+    def _look(self, mine: queue.SimpleQueue[Callable[[], object]]) -> None:
+        """Wait for a job for a while, and help compiled code meanwhile."""
+        rings, deadline = int(board[RINGS]), time.perf_counter() + SPIN
+        while mine.empty() and time.perf_counter() < deadline:
+            if helping is None:
                 _pause()
-            self._do(mine.get())  # sleeps where there is none
+            else:
+                helping(self.number, rings)
 
     def _do(self, job: Callable[[], object]) -> None:
         """Do a job; in a function of its own, so that nothing refers to a job that is done."""
@@ -133,6 +149,19 @@ class _Worker:
             job()
 
 
+def _call(job: Callable[[], object]) -> None:
+    """Have a worker do a job."""
+    jobs.put(job)
+    board[RINGS] += 1
+
+
+# Numbers that compiled code shares work by, in cache lines of their own, and the place of the number of jobs so far. It
+# is never given back: a worker may look at it until the process ends.
+board = np.zeros(SIZE, np.int64)
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(board))
+# Helps compiled code, as a worker of some number, until there was nothing to do for a while, or the number of jobs is
+# no longer the one that is given. An engine that compiles sets it.
+helping: Callable[[int, int], None] | None = None
 jobs: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
 workers: list[_Worker] = []
 
@@ -147,15 +176,16 @@ def employ(wanted: int) -> int:
         return 0
     wanted = min(wanted, cores.usable() - 1)
     while len(workers) < wanted:
-        workers.append(_Worker())
+        workers.append(_Worker(len(workers) + 1))
     try:
         for worker in workers[:wanted]:
             if not worker.begun:
                 threading.Thread(target=worker.run, name="xlstm", daemon=True).start()
     except RuntimeError:  # there can be no more threads
         wanted = sum(worker.begun for worker in workers[:wanted])
-    for _ in range(wanted):
-        jobs.put(_pause)  # a job that does nothing
+    for worker in workers[:wanted]:
+        if worker.asleep:
+            jobs.put(_pause)  # a job that does nothing
     return wanted
 
 
@@ -190,6 +220,7 @@ def _after_fork(in_child: bool) -> None:
     if in_child:
         workers.clear()
         jobs = queue.SimpleQueue()
+        board[:] = 0
     _forks.pop().close()
     blas.after_fork(in_child)
 

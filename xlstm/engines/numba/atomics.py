@@ -35,6 +35,31 @@ def count_of(context, counts, index):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def put(context, counts, index, value):  # type: ignore[no-untyped-def]
+    """Set counts[index]; whatever this thread wrote before can be read by those that see the new number."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        builder.store_atomic(arguments[2], builder.gep(data, [arguments[1]]), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(counts, types.int64, types.int64), generate
+
+
+@intrinsic
+def swap(context, counts, index, old, new):  # type: ignore[no-untyped-def]
+    """Set counts[index] to a number where it is `old`, in one operation, and return whether it was."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        place = builder.gep(data, [arguments[1]])
+        found = builder.cmpxchg(place, arguments[2], arguments[3], "acq_rel", "acquire")
+        return builder.extract_value(found, 1)
+
+    return types.boolean(counts, types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
 def let_others_run(context):  # type: ignore[no-untyped-def]
     """Give the core to another thread that waits for one, where the system has such a call."""
 

@@ -16,6 +16,7 @@ import numpy as np
 from xlstm.arrays import matmul
 from xlstm.arrays.namespace import Array
 from xlstm.engines.numba import jit, weights
+from xlstm.engines.numba.team import Call, share
 
 DTYPES = {np.dtype("float32"): "float32", np.dtype("float64"): "float64"}
 SMALL = 1 << 16  # multiplications below which NumPy's call costs less
@@ -50,10 +51,10 @@ def run(a: Array, b: Array, add: Array | None = None, shared: bool = False) -> A
     if calls is None:
         return None
     if shared:
-        weights.share(calls, out.size * plan.sizes[1])
+        share(calls, out.size * plan.sizes[1])
     else:
-        for n, call in calls:
-            call(0, n)
+        for call in calls:
+            call()
     return out
 
 
@@ -72,11 +73,11 @@ def run_into(triples: Sequence[tuple[Array, Array, Array]]) -> bool:
             return False
         calls += some
         multiplications += out.size * a.shape[-1]
-    weights.share(calls, multiplications)
+    share(calls, multiplications)
     return True
 
 
-def _calls(compiled: ModuleType, a: Array, b: Array, out: Array, add: bool) -> list[weights.Call] | None:
+def _calls(compiled: ModuleType, a: Array, b: Array, out: Array, add: bool) -> list[Call] | None:
     """Return the calls that multiply a batch, or None where operands would have to be copied.
 
     There are several calls where the matrices of an operand are not equally far apart.
@@ -85,38 +86,22 @@ def _calls(compiled: ModuleType, a: Array, b: Array, out: Array, add: bool) -> l
     if plan is None:
         return None
     if None not in plan.operands:
+        left, right = plan.operands
+        assert left is not None
+        assert right is not None
         *apart, line, _ = out.strides
-        to = (_address(out), line // out.itemsize, apart[-1] // out.itemsize if apart else 0)
-        call = functools.partial(_batch, compiled, plan, _address(a), _address(b), to, add)
-        return [(math.prod(plan.batch), call)]
+        given = (
+            *(compiled.PRODUCT, *plan.sizes),
+            *(_address(a), *((1, left.lead) if left.columns else (left.lead, 1)), left.step),
+            *(_address(b), right.lead, right.columns, right.step),
+            *(_address(out), line // out.itemsize, apart[-1] // out.itemsize if apart else 0, add),
+        )
+        return [Call(math.prod(plan.batch), compiled.products_of_batch, given)]
     if not plan.batch:
         return None
     left, right = (np.broadcast_to(x, (*plan.batch, *x.shape[-2:])) for x in (a, b))
     found = [_calls(compiled, left[k], right[k], out[k], add) for k in range(plan.batch[0])]
     return None if None in found else [call for calls in found for call in calls or ()]
-
-
-def _batch(
-    compiled: ModuleType,
-    plan: matmul.Plan,
-    a: int,
-    b: int,
-    out: tuple[int, int, int],
-    add: bool,
-    first: int,
-    last: int,
-) -> None:
-    """Multiply the matrices from `first` to `last` of a batch; `out` has an address and two distances."""
-    left, right = plan.operands
-    assert left is not None
-    assert right is not None
-    row, pace = (1, left.lead) if left.columns else (left.lead, 1)
-    compiled.products_of_batch(
-        *(compiled.PRODUCT, first, last, *plan.sizes),
-        *(a, row, pace, left.step),
-        *(b, right.lead, right.columns, right.step),
-        *(*out, add),
-    )
 
 
 @functools.lru_cache(maxsize=1024)

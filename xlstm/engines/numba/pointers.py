@@ -22,6 +22,12 @@ def at8(context, address):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def at_integer(context, address):  # type: ignore[no-untyped-def]
+    """Return the address of an int64 as a pointer."""
+    return _pointer(types.int64, ir.IntType(64))
+
+
+@intrinsic
 def address_of(context, array):  # type: ignore[no-untyped-def]
     """Return the address of the first number of an array."""
 

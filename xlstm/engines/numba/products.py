@@ -207,8 +207,6 @@ def column_of_product(
 
 def products_of_batch(
     where: int,
-    first: int,
-    last: int,
     M: int,
     K: int,
     N: int,
@@ -224,6 +222,8 @@ def products_of_batch(
     line: int,
     out_step: int,
     add: bool,
+    first: int,
+    last: int,
 ) -> None:
     """Set the matrices from `first` to `last` of a batch out (M, N) = a (M, K) @ b (K, N), or add the products to them.
 

@@ -322,16 +322,28 @@ def call_step(context, where, zx, h, new_h, carry, new_carry, saved, first, last
     return _call_by_address(step_type())
 
 
-def _call_by_address(signature: Any) -> Any:
-    """Return what an intrinsic returns that calls the function at its first argument with all others."""
+@intrinsic
+def call_part(context, where, given, first, last):  # type: ignore[no-untyped-def]
+    """Call a function that takes the address of its arguments, as `team.py` makes it; return 1 where it failed."""
+    return _call_by_address(types.void(*[types.int64] * 3), types.int64)
+
+
+def _call_by_address(signature: Any, failed: Any = types.void) -> Any:
+    """Return what an intrinsic returns that calls the function at its first argument with all others.
+
+    With an integer type for `failed`, the intrinsic returns whether the function raised an error.
+    """
 
     def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
         kind = context.call_conv.get_function_type(signature.return_type, signature.args)
         function = builder.inttoptr(arguments[0], kind.as_pointer())
-        context.call_conv.call_function(builder, function, signature.return_type, signature.args, arguments[1:])
-        return context.get_dummy_value()
+        convention = context.call_conv
+        status, _ = convention.call_function(builder, function, signature.return_type, signature.args, arguments[1:])
+        if failed is types.void:
+            return context.get_dummy_value()
+        return builder.zext(status.is_error, context.get_value_type(failed))
 
-    return types.void(types.int64, *signature.args), generate
+    return failed(types.int64, *signature.args), generate
 
 
 def _opaque(builder: Any, value: Any) -> Any:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import threads, workspace
+from xlstm.arrays import workspace
 from xlstm.arrays.namespace import Array
+from xlstm.engines.numba.team import Call, share
 from xlstm.engines.step import Step
 
 DEEP = 1024  # rows of the second factor of a product for which rows of the first one stay in the cache of a core
 FEW = 128  # rows of the left factor of a product up to which it is packed, and not the right one
 LINE = 64  # bytes of a cache line, with which packed weights begin, so that no vector lies in two
 COPY = 32  # multiplications that take as long as to copy a number
-# A number of rows or slivers, and a function that does those from a first to a last one.
-Call = tuple[int, Callable[[int, int], Any]]
+ROWS, SLIVERS = 24, 4  # so many rows or slivers stay together where threads share them
 
 
 def for_inputs(step: Step, compiled: ModuleType, units: slice) -> Array:
@@ -64,7 +63,7 @@ def _packed(compiled: ModuleType, pack: Callable[[Array, Array], None], W: Array
     """Return matrices (m, ..., ...) packed one after the other, each with so many columns for its product."""
     columns, (m, rows, wide) = compiled.COLUMNS, W.shape
     packed = _aligned(m * -(-width // columns), rows * wide // width, columns, W.dtype)
-    share([(packed.shape[0], functools.partial(pack, contiguous(W), packed))], COPY * packed.size)
+    share([Call(packed.shape[0], pack, (contiguous(W), packed), SLIVERS)], COPY * packed.size)
     return packed
 
 
@@ -90,14 +89,13 @@ def products(compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]) -> list
         if a.flags.c_contiguous:
             calls.append(_of_rows(compiled, a, b, out))
         elif b.shape[1] == 1:
-            calls.append((a.shape[0], functools.partial(compiled.vector_over_rows, a.T, contiguous(b), out)))
+            calls.append(Call(a.shape[0], compiled.vector_over_rows, (contiguous(a.T), contiguous(b), out), ROWS))
         else:
             _, bs, rooms = together.setdefault(id(a), (a, [], []))
             bs.append(contiguous(b))
             rooms.append(out)
     for a, bs, rooms in together.values():
-        call = functools.partial(compiled.products_over_rows, contiguous(a.T), tuple(bs), tuple(rooms))
-        calls.append((a.shape[0], call))
+        calls.append(Call(a.shape[0], compiled.products_over_rows, (contiguous(a.T), tuple(bs), tuple(rooms)), ROWS))
     share(calls, work)
     return outs
 
@@ -105,10 +103,10 @@ def products(compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]) -> list
 def _of_rows(compiled: ModuleType, a: Array, b: Array, out: Array) -> Call:
     """Return the call of a product with contiguous a: b is packed, or a if it is small."""
     if a.shape[0] <= min(FEW, b.shape[1]) and b.flags.f_contiguous:
-        packed, W = _by_blocks(compiled, a.T), contiguous(b.T)
-        return b.shape[1], functools.partial(compiled.product_of_few_rows, compiled.PRODUCT, W, packed, out)
-    packed = _by_blocks(compiled, b)
-    return a.shape[0], functools.partial(compiled.product_of_rows, compiled.PRODUCT, contiguous(a), packed, out)
+        given = (compiled.PRODUCT, contiguous(b.T), _by_blocks(compiled, a.T), out)
+        return Call(b.shape[1], compiled.product_of_few_rows, given, ROWS)
+    given = (compiled.PRODUCT, contiguous(a), _by_blocks(compiled, b), out)
+    return Call(a.shape[0], compiled.product_of_rows, given, ROWS)
 
 
 def _by_blocks(compiled: ModuleType, b: Array) -> Array:
@@ -120,26 +118,9 @@ def _by_blocks(compiled: ModuleType, b: Array) -> Array:
     least, slivers = -(-K // DEEP), -(-width // compiled.COLUMNS)
     blocks = 1 if least == 1 else next((n for n in range(least, 2 * least) if K % n == 0), 1)
     packed = _aligned(blocks * slivers, K // blocks, compiled.COLUMNS, b.dtype)
-    pack = functools.partial(compiled.pack_blocks, contiguous(b.T if turned else b), turned, slivers, packed)
-    share([(packed.shape[0], pack)], COPY * packed.size)
+    given = (contiguous(b.T if turned else b), turned, slivers, packed)
+    share([Call(packed.shape[0], compiled.pack_blocks, given, SLIVERS)], COPY * packed.size)
     return packed.reshape(blocks, -1, *packed.shape[1:])
-
-
-def share(calls: Sequence[Call], work: int) -> None:
-    """Do calls on as many threads as so many multiplications are worth: each thread a part of every call."""
-    size = threads.wanted() if work > threads.LARGE else 1
-    if size == 1:
-        for n, call in calls:
-            call(0, n)
-        return
-
-    def part(k: int) -> None:
-        for n, call in calls:
-            call(n * k // size, n * (k + 1) // size)
-
-    for _, call in calls:  # compiled here, of nothing: a worker would wait for the compiler, and with it a fork
-        call(0, 0)
-    threads.team(size).run([functools.partial(part, k) for k in range(size)])
 
 
 def contiguous(a: Array) -> Array:

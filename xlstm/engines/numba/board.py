@@ -1,0 +1,99 @@
+"""How threads of compiled code share work, as plain Python that Numba compiles: nobody needs the interpreter for it.
+
+A thread that leads writes what is to be done to the board, an array of integers that all threads see, and takes pieces
+of it one by one, as do the workers that look at the board meanwhile. Nobody waits for a worker that takes nothing, but
+the leader for the pieces that others have taken. `team.py` binds the names below.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xlstm.arrays import pool
+
+# Places on the board. Those that several threads write lie in different cache lines.
+LED = 0  # 1 while a thread leads
+OPEN = 8  # how many workers may help, how many pieces there are, and how many are taken, in one number
+DONE = 16  # pieces that are done
+JOB, COUNT, APART, FAILED = 24, 25, 26, 27  # address and number of calls; each is a piece; pieces that failed
+RINGS = pool.RINGS  # jobs that the interpreter had for workers so far
+SHIFT, MASK = 24, (1 << 24) - 1
+SETTLE = (
+    12  # times that a worker lets others run before it asks for the interpreter, which its caller is to leave first
+)
+
+
+def count_up(board: Any, place: int) -> int:
+    """Stand for `atomics.count_up`."""
+    raise NotImplementedError
+
+
+count_of: Any = count_up
+put: Any = count_up
+swap: Any = count_up
+let_others_run: Any = count_up
+carray: Any = count_up
+integers: Any = count_up
+call_part: Any = count_up
+
+
+def lead(board: Any, job: int, count: int, apart: bool, helpers: int, pieces: int) -> int:
+    """Do all calls of a job with the workers that look at the board, and return how many pieces failed.
+
+    Row k of the job (count, 4) has the address of a function, the address of its arguments, the number n of what it
+    does, and how many of these stay together. Piece k is part k of every call, or, if `apart`, call k.
+    """
+    if not swap(board, LED, 0, 1):  # another thread leads
+        failed = 0
+        for k in range(pieces):
+            failed += part(job, count, apart, k, pieces)
+        return failed
+    board[JOB], board[COUNT], board[APART], board[FAILED], board[DONE] = job, count, apart, 0, 0
+    put(board, OPEN, (helpers << 2 * SHIFT) | (pieces << SHIFT))
+    while take(board, 0):
+        pass
+    while count_of(board, DONE) < pieces:
+        let_others_run()
+    failed = board[FAILED]
+    put(board, LED, 0)
+    return failed
+
+
+def take(board: Any, worker: int) -> bool:
+    """Do a piece that nobody has taken, as one of the workers from 0 on, and return whether there may be more."""
+    state = count_of(board, OPEN)
+    helpers, pieces, k = state >> 2 * SHIFT, (state >> SHIFT) & MASK, state & MASK
+    if k >= pieces or worker > helpers:
+        return False
+    if swap(board, OPEN, state, state + 1):
+        if part(board[JOB], board[COUNT], board[APART] != 0, k, pieces):
+            count_up(board, FAILED)
+        count_up(board, DONE)
+    return True
+
+
+def part(job: int, count: int, apart: bool, k: int, pieces: int) -> int:
+    """Do a piece of a job, and return 1 where it failed."""
+    calls, failed = carray(integers(job), (count, 4)), 0
+    for c in range(k if apart else 0, k + 1 if apart else count):
+        n, unit = calls[c, 2], calls[c, 3]
+        units = (n + unit - 1) // unit
+        first, last = units * k // pieces * unit, min(n, units * (k + 1) // pieces * unit)
+        if apart:
+            first, last = 0, n
+        if first < last:
+            failed |= call_part(calls[c, 0], calls[c, 1], first, last)
+    return failed
+
+
+def help_others(board: Any, worker: int, rings: int, turns: int) -> None:
+    """Take pieces as a worker, from 1 on, until there were none so many times, or the interpreter has jobs."""
+    asked = 0
+    while asked < turns:
+        if take(board, worker):
+            asked = 0
+        elif count_of(board, RINGS) != rings:
+            turns, rings, asked = SETTLE, count_of(board, RINGS), 0
+        else:
+            asked += 1
+            let_others_run()
