@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from xlstm.arrays import threads, workspace
 from xlstm.arrays.namespace import Array
 from xlstm.engines.numba import codegen
 from xlstm.engines.numba.codegen import Kernel, Kernels
+from xlstm.engines.numba.team import Call, together
 from xlstm.engines.numba.weights import contiguous, for_gradients, for_inputs, for_states, products
 from xlstm.engines.segments import Widths, split, starts_of
 from xlstm.engines.step import Step
@@ -126,25 +126,21 @@ class NumbaTape(Tape):
             loops.enter(table, k, a)
         numbers = np.array([flat[name] for name in kernel.numbers], np.float64)
 
-        def task(k: int, size: int, first: int, last: int, part: int, counts: Array) -> None:
-            low, high = self.units[part].start, self.units[part].stop
-            places = (k, size, first, last, low, high)
-            call(loops.PRODUCT, loops.step_address(), *places, counts, table, numbers, *given[part])
+        def task(k: int, size: int, first: int, last: int, part: int, counts: Array) -> Call:
+            units = self.units[part]
+            places = (k, size, first, last, units.start, units.stop)
+            return Call(
+                None, call, (loops.PRODUCT, loops.step_address(), *places, counts, table, numbers, *given[part])
+            )
 
         parts, heads, size = self.shares
-        if parts == heads == size == 1:
-            task(0, 1, 0, self.first, 0, _counts(steps, 1))
-            return
-        if size == 1:
-            spans = [(part[0].first, part[0].first + part[0].n) for part in split(self.widths, parts)]
-            pairs = itertools.product(spans, range(heads))
-            tasks = [functools.partial(task, 0, 1, *span, part, _counts(steps, 1)) for span, part in pairs]
-        else:
+        if size > 1:
             counts = _counts(steps, size)
-            tasks = [functools.partial(task, k, size, 0, self.first, 0, counts) for k in range(size)]
-        # Compiled here, of no sequences: a worker would wait for the compiler, and with it a fork.
-        task(0, 1, 0, 0, 0, _counts(steps, 1))
-        threads.team(len(tasks)).run(tasks)
+            together([task(k, size, 0, self.first, 0, counts) for k in range(size)])
+            return
+        spans = [(part[0].first, part[0].first + part[0].n) for part in split(self.widths, parts)]
+        pairs = itertools.product(spans, range(heads))
+        together([task(0, 1, *span, part, _counts(steps, 1)) for span, part in pairs])
 
     def products(self, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
         """Return the products a @ b of matrices, each over all steps."""

@@ -19,7 +19,7 @@ from xlstm.arrays import pool, threads
 from xlstm.arrays.namespace import Array
 from xlstm.engines.numba import board, jit
 
-TURNS = 500  # times that a worker looks for work before it sleeps, 0.2 ms
+TURNS = 2000  # times that a worker looks for work before it sleeps, some 0.5 ms
 PIECES = 8  # of a job, for each thread, so that all end at about the same time
 WORTH = 1 << 21  # multiplications that a piece is worth, 20 us
 
@@ -27,14 +27,14 @@ WORTH = 1 << 21  # multiplications that a piece is worth, 20 us
 class Call(NamedTuple):
     """A call of a compiled function, `function(*given, first, last)`, for what it does from a first to a last one."""
 
-    n: int  # how many there are
+    n: int | None  # how many there are; None where the function takes no first and last one, and does all at once
     function: Callable[..., None]
     given: tuple[Any, ...]  # numbers, contiguous arrays, and tuples of them
     unit: int = 1  # so many are done together
 
     def __call__(self) -> None:
         """Do all of it in this thread."""
-        self.function(*self.given, 0, self.n)
+        self.function(*self.given, *(() if self.n is None else (0, self.n)))
 
 
 def share(calls: Sequence[Call], work: int) -> None:
@@ -46,7 +46,7 @@ def share(calls: Sequence[Call], work: int) -> None:
         A function had no memory; results are incomplete.
     """
     size = threads.wanted() if work > threads.LARGE else 1
-    pieces = min(PIECES * size, max(size, work // WORTH), max(-(-call.n // call.unit) for call in calls))
+    pieces = min(PIECES * size, max(size, work // WORTH), max(-(-(call.n or 1) // call.unit) for call in calls))
     _run(calls, size, pieces, False)
 
 
@@ -72,7 +72,8 @@ def _run(calls: Sequence[Call], size: int, pieces: int, apart: bool) -> None:
         numbers: list[int] = []
         kind = _enter(call.given, numbers)
         tables.append(np.array(numbers, np.int64))
-        job[k] = _entry(call.function, kind), _address(tables[-1]), call.n, call.unit
+        entry = _entry(call.function, kind, call.n is not None)
+        job[k] = entry, _address(tables[-1]), 1 if call.n is None else call.n, call.unit
     if _compiled().lead(pool.board, _address(job), len(calls), apart, helpers, pieces):
         raise MemoryError("a compiled function of xlstm had no memory")
 
@@ -104,7 +105,7 @@ def _expression(kind: Any, places: Iterator[int]) -> str:
 
 
 @functools.cache
-def _entry(function: Any, kind: tuple[Any, ...]) -> int:
+def _entry(function: Any, kind: tuple[Any, ...], ranged: bool) -> int:
     """Return the address of a function that takes the address of its arguments, and calls another one with them."""
     from numba import types
 
@@ -114,7 +115,7 @@ def _entry(function: Any, kind: tuple[Any, ...]) -> int:
     arguments = "".join(_expression(one, places) + ", " for one in kind)
     source = f"""def entry(at, first, last):
     table = carray(i8(at), ({next(places)},))
-    function({arguments}first, last)
+    function({arguments}{"first, last" if ranged else ""})
 """
     found = jit.new_module(f"{function.__module__}.{function.__name__}{source}")
     found.__dict__.update(_common(), function=function)
