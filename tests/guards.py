@@ -341,29 +341,29 @@ def same(found: dict[str, Any], expected: dict[str, Any], *where: Any) -> None:
         np.testing.assert_allclose(found[name], array, rtol=0, atol=limit, err_msg=f"{name} {where}")
 
 
-class InTurn:
-    """A team whose tasks run one after the other, the last one first where arrays start with a page."""
+def in_turn(guards: Guards, calls: list[Any], size: int, pieces: int, apart: bool) -> None:
+    """Do calls of a team one after the other, the last one first where arrays start with a page.
 
-    def __init__(self, guards: Guards) -> None:
-        self._guards = guards
-
-    def run(self, tasks: list[Callable[[], Any]]) -> list[Any]:
-        """Return the results of all tasks."""
-        if self._guards.flush == "end":
-            return [task() for task in tasks]
-        return [task() for task in tasks[::-1]][::-1]
+    What threads would share is done in parts, of which two end within the numbers that stay together.
+    """
+    for call in calls if guards.flush == "end" else calls[::-1]:
+        if call.n is None or size == 1:
+            call()
+            continue
+        cuts = [0, call.n // 3, call.n * 2 // 3, call.n]
+        for first, last in itertools.pairwise(cuts):
+            call.function(*call.given, first, last)
 
 
 def main(kinds: list[str]) -> None:
     """Run all cases; the last lines say how often each function was called, and which arrays they made."""
-    from xlstm.arrays import threads
-    from xlstm.engines.numba import jit
+    from xlstm.engines.numba import jit, team
 
     faulthandler.enable()
     compiled = Compiled()
     compiled.allocate()
     jit.functions = functools.partial(compiled.functions, jit.functions)
-    threads.team = lambda size: InTurn(compiled.guards)
+    team._run = functools.partial(in_turn, compiled.guards)
     rng = np.random.default_rng(0)
     EMPTY.begin()
     for case in cases():

@@ -54,7 +54,7 @@ def lead(board: Any, job: int, count: int, apart: bool, helpers: int, pieces: in
         pass
     while count_of(board, DONE) < pieces:
         let_others_run()
-    failed = board[FAILED]
+    failed = int(board[FAILED])
     put(board, LED, 0)
     return failed
 

@@ -99,8 +99,8 @@ def _calls(compiled: ModuleType, a: Array, b: Array, out: Array, add: bool) -> l
         return [Call(math.prod(plan.batch), compiled.products_of_batch, given)]
     if not plan.batch:
         return None
-    left, right = (np.broadcast_to(x, (*plan.batch, *x.shape[-2:])) for x in (a, b))
-    found = [_calls(compiled, left[k], right[k], out[k], add) for k in range(plan.batch[0])]
+    a, b = (np.broadcast_to(x, (*plan.batch, *x.shape[-2:])) for x in (a, b))
+    found = [_calls(compiled, a[k], b[k], out[k], add) for k in range(plan.batch[0])]
     return None if None in found else [call for calls in found for call in calls or ()]
 
 
