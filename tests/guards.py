@@ -341,29 +341,29 @@ def same(found: dict[str, Any], expected: dict[str, Any], *where: Any) -> None:
         np.testing.assert_allclose(found[name], array, rtol=0, atol=limit, err_msg=f"{name} {where}")
 
 
-def in_turn(guards: Guards, calls: list[Any], size: int, pieces: int, apart: bool) -> None:
-    """Do calls of a team one after the other, the last one first where arrays start with a page.
+def in_turn(calls: list[Any], work: int) -> None:
+    """Do calls that threads would share in parts, of which two end within the numbers that stay together."""
+    for n, function, given, _ in calls:
+        for first, last in itertools.pairwise([0, n // 3, n * 2 // 3, n] if work else [0, n]):
+            function(*given, first, last)
 
-    What threads would share is done in parts, of which two end within the numbers that stay together.
-    """
-    for call in calls if guards.flush == "end" else calls[::-1]:
-        if call.n is None or size == 1:
-            call()
-            continue
-        cuts = [0, call.n // 3, call.n * 2 // 3, call.n]
-        for first, last in itertools.pairwise(cuts):
-            call.function(*call.given, first, last)
+
+def one_by_one(guards: Guards, function: Callable[..., None], given: list[tuple[Any, ...]]) -> None:
+    """Do what threads would do together, the last first where arrays start with a page."""
+    for own in given if guards.flush == "end" else given[::-1]:
+        function(*own)
 
 
 def main(kinds: list[str]) -> None:
     """Run all cases; the last lines say how often each function was called, and which arrays they made."""
-    from xlstm.engines.numba import jit, team
+    from xlstm.engines.numba import chains, jit, matmul, tape, weights
 
     faulthandler.enable()
     compiled = Compiled()
     compiled.allocate()
     jit.functions = functools.partial(compiled.functions, jit.functions)
-    team._run = functools.partial(in_turn, compiled.guards)
+    weights.share = matmul.share = in_turn
+    tape.together = chains.together = functools.partial(one_by_one, compiled.guards)
     rng = np.random.default_rng(0)
     EMPTY.begin()
     for case in cases():

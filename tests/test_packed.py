@@ -82,7 +82,7 @@ def test_packed_weights_begin_with_a_cache_line(rng, dtype):
     for H in (1, 3, 19, 64, 130):
         w = {name: rng.standard_normal((H, width)).astype(dtype) for name, width in (("Wx", 2), ("Wh", H))}
         step = Step(np, rnn.Cell(("tanh",)), w, Masks())
-        inputs = functools.partial(weights.for_inputs, units=slice(0, H))
+        inputs = functools.partial(weights.for_inputs, units=(0, H))
         for pack in (inputs, weights.for_states, weights.for_gradients):
             assert pack(step, functions(dtype)).ctypes.data % 64 == 0
 

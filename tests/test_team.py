@@ -61,10 +61,10 @@ def two_cores(monkeypatch):
 
 def call(n, unit=1):
     seen, rows = np.zeros(n, np.int64), np.zeros((n, 3))
-    return team.Call(n, count, (seen, (np.zeros(0), rows), True), unit), seen, rows
+    return (n, count, (seen, (np.zeros(0), rows), True), unit), seen, rows
 
 
-@pytest.mark.parametrize("unit", [1, 4, 24])
+@pytest.mark.parametrize("unit", [0, 1, 4, 24])
 @pytest.mark.parametrize("sizes", [[1], [7], [100], [3, 0, 50]])
 def test_all_is_done_once(sizes, unit):
     for _ in range(20):
@@ -78,7 +78,7 @@ def test_all_is_done_once(sizes, unit):
 
 def test_calls_that_stay_whole():
     rooms = [np.zeros(5, np.int64) for _ in range(9)]
-    team.together([team.Call(None, fill, (room, k)) for k, room in enumerate(rooms)])
+    team.together(fill, [(room, k) for k, room in enumerate(rooms)])
     for k, room in enumerate(rooms):
         assert (room == k).all()
 
@@ -87,7 +87,7 @@ def test_a_worker_takes_part():
     """Two calls wait for each other, so that one thread alone would not end well."""
     for _ in range(20):  # a worker may be late
         counts = np.zeros(2, np.int64)
-        team.together([team.Call(None, meet, (counts,))] * 2)
+        team.together(meet, [(counts,)] * 2)
         if counts[1]:
             return
     pytest.fail("no worker took a call")
@@ -97,7 +97,7 @@ def test_a_worker_takes_part():
 def test_a_call_without_memory_is_an_error(monkeypatch, cores_usable):
     monkeypatch.setattr(cores, "usable", lambda: cores_usable)
     with pytest.raises(MemoryError):
-        team.share([team.Call(9, fail, (np.zeros(9, np.int64),))], 1 << 40)
+        team.share([(9, fail, (np.zeros(9, np.int64),), 1)], 1 << 40)
     one, seen, _ = call(9)
     team.share([one], 1 << 40)  # the next one is none
     assert (seen == 1).all()

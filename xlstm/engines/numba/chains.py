@@ -18,7 +18,7 @@ from xlstm.arrays import axes, threads
 from xlstm.arrays.namespace import Array
 from xlstm.engines.numba import jit
 from xlstm.engines.numba.chain_source import Options, compiled, traced
-from xlstm.engines.numba.team import Call, together
+from xlstm.engines.numba.team import together
 
 SMALL = 1 << 14  # elements below which NumPy's calls cost less than the way to a compiled loop
 SHARED = 1 << 19  # elements from which on threads share a loop; less takes about as long as to wake one
@@ -86,16 +86,16 @@ def run(
     size = min(threads.wanted(), whole) if work >= SHARED else 1
     rooms = [np.zeros((size, columns), dtype) for dtype, _ in dtypes[kept:]]
 
-    def part(k: int) -> Call:
+    def part(k: int) -> tuple[int, ...]:
         first, last = whole * k // size, whole * (k + 1) // size
         numbers: list[int] = []
         for a, (s, t, c) in zip((*arrays, *found), steps, strict=True):
             numbers += (a.__array_interface__["data"][0] + first * (c if flat else s), s, t)
         for room in rooms:
             numbers += (room[k].__array_interface__["data"][0] + (first * room.itemsize if flat else 0), 0, 0)
-        return Call(None, chain, (*((1, 1, last - first) if flat else (last - first, n1, columns)), *numbers))
+        return (*((1, 1, last - first) if flat else (last - first, n1, columns)), *numbers)
 
-    together([part(k) for k in range(size)])
+    together(chain, [part(k) for k in range(size)])
     every = (*found, *(room.sum(axis=0) for room in rooms))
     return every[0] if len(every) == 1 else every
 

@@ -50,11 +50,7 @@ def run(a: Array, b: Array, add: Array | None = None, shared: bool = False) -> A
     calls = _calls(compiled, a, b, out, add is not None)
     if calls is None:
         return None
-    if shared:
-        share(calls, out.size * plan.sizes[1])
-    else:
-        for call in calls:
-            call()
+    share(calls, out.size * plan.sizes[1] if shared else 0)
     return out
 
 
@@ -96,7 +92,7 @@ def _calls(compiled: ModuleType, a: Array, b: Array, out: Array, add: bool) -> l
             *(_address(b), right.lead, right.columns, right.step),
             *(_address(out), line // out.itemsize, apart[-1] // out.itemsize if apart else 0, add),
         )
-        return [Call(math.prod(plan.batch), compiled.products_of_batch, given)]
+        return [(math.prod(plan.batch), compiled.products_of_batch, given, 1)]
     if not plan.batch:
         return None
     a, b = (np.broadcast_to(x, (*plan.batch, *x.shape[-2:])) for x in (a, b))

@@ -12,7 +12,7 @@ from xlstm.arrays import threads, workspace
 from xlstm.arrays.namespace import Array
 from xlstm.engines.numba import codegen
 from xlstm.engines.numba.codegen import Kernel, Kernels
-from xlstm.engines.numba.team import Call, together
+from xlstm.engines.numba.team import together
 from xlstm.engines.numba.weights import contiguous, for_gradients, for_inputs, for_states, products
 from xlstm.engines.segments import Widths, split, starts_of
 from xlstm.engines.step import Step
@@ -40,6 +40,8 @@ class NumbaTape(Tape):
     saved : dict of str to array (rows, N, H) or (N, H)
         Arrays that the cell saved.
     shares : Division
+    units : list of (int, int)
+        The first of the units of each part of the heads, and their end.
     """
 
     def __init__(self, engine: Any, step: Step, widths: Widths, x: Array, h0: Array) -> None:
@@ -50,8 +52,8 @@ class NumbaTape(Tape):
         self.starts = starts_of(widths)
         heads = step.Wh.shape[1] if step.heads else 1
         self.shares = division(step.Wh.size, self.first, self.starts.size - 1, heads)
-        bounds = [step.H // heads * (heads * k // self.shares.heads) for k in range(self.shares.heads + 1)]
-        self.units = [slice(*pair) for pair in itertools.pairwise(bounds)]
+        K, parts = step.H // heads, self.shares.heads
+        self.units = [(K * (heads * k // parts), K * (heads * (k + 1) // parts)) for k in range(parts)]
 
     @property
     def kernels(self) -> Kernels:
@@ -126,21 +128,18 @@ class NumbaTape(Tape):
             loops.enter(table, k, a)
         numbers = np.array([flat[name] for name in kernel.numbers], np.float64)
 
-        def task(k: int, size: int, first: int, last: int, part: int, counts: Array) -> Call:
-            units = self.units[part]
-            places = (k, size, first, last, units.start, units.stop)
-            return Call(
-                None, call, (loops.PRODUCT, loops.step_address(), *places, counts, table, numbers, *given[part])
-            )
+        def arguments(k: int, size: int, first: int, last: int, part: int, counts: Array) -> tuple[Any, ...]:
+            own = (loops.PRODUCT, loops.step_address(), k, size, first, last, *self.units[part])
+            return (*own, counts, table, numbers, *given[part])
 
         parts, heads, size = self.shares
-        if size > 1:
+        if parts == heads == 1:
             counts = _counts(steps, size)
-            together([task(k, size, 0, self.first, 0, counts) for k in range(size)])
+            together(call, [arguments(k, size, 0, self.first, 0, counts) for k in range(size)])
             return
         spans = [(part[0].first, part[0].first + part[0].n) for part in split(self.widths, parts)]
         pairs = itertools.product(spans, range(heads))
-        together([task(0, 1, *span, part, _counts(steps, 1)) for span, part in pairs])
+        together(call, [arguments(0, 1, *span, part, _counts(steps, 1)) for span, part in pairs])
 
     def products(self, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
         """Return the products a @ b of matrices, each over all steps."""

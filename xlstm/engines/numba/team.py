@@ -11,7 +11,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from types import FunctionType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -24,17 +24,9 @@ PIECES = 8  # of a job, for each thread, so that all end at about the same time
 WORTH = 1 << 21  # multiplications that a piece is worth, 20 us
 
 
-class Call(NamedTuple):
-    """A call of a compiled function, `function(*given, first, last)`, for what it does from a first to a last one."""
-
-    n: int | None  # how many there are; None where the function takes no first and last one, and does all at once
-    function: Callable[..., None]
-    given: tuple[Any, ...]  # numbers, contiguous arrays, and tuples of them
-    unit: int = 1  # so many are done together
-
-    def __call__(self) -> None:
-        """Do all of it in this thread."""
-        self.function(*self.given, *(() if self.n is None else (0, self.n)))
+# The number n of what a call does, its compiled function, which is called as `function(*given, first, last)`, what is
+# given (numbers, contiguous arrays, and tuples of them), and how many of the n stay together, or 0 for a part a thread.
+Call = tuple[int, Callable[..., None], tuple[Any, ...], int]
 
 
 def share(calls: Sequence[Call], work: int) -> None:
@@ -46,34 +38,40 @@ def share(calls: Sequence[Call], work: int) -> None:
         A function had no memory; results are incomplete.
     """
     size = threads.wanted() if work > threads.LARGE else 1
-    pieces = min(PIECES * size, max(size, work // WORTH), max(-(-(call.n or 1) // call.unit) for call in calls))
-    _run(calls, size, pieces, False)
+    helpers = pool.employ(size - 1) if size > 1 else 0
+    if not helpers:
+        for n, function, given, _ in calls:
+            function(*given, 0, n)
+        return
+    calls = [(n, function, given, unit or max(1, -(-n // size))) for n, function, given, unit in calls]
+    fewest = min(-(-n // unit) for n, _, _, unit in calls)
+    _lead(calls, helpers, max(size, min(PIECES * size, work // WORTH, fewest)), False)
 
 
-def together(calls: Sequence[Call]) -> None:
-    """Do calls, each as a whole in one thread, on as many threads as there are calls.
+def together(function: Callable[..., None], given: Sequence[tuple[Any, ...]]) -> None:
+    """Call a compiled function with several lists of arguments, on as many threads.
 
     Raises
     ------
     MemoryError
         A function had no memory; results are incomplete.
     """
-    _run(calls, len(calls), len(calls), True)
+    helpers = pool.employ(len(given) - 1) if len(given) > 1 else 0
+    if helpers:
+        _lead([(1, function, own, 1) for own in given], helpers, len(given), True)
+    else:
+        for own in given:
+            function(*own)
 
 
-def _run(calls: Sequence[Call], size: int, pieces: int, apart: bool) -> None:
-    helpers = pool.employ(size - 1) if pieces > 1 else 0
-    if not helpers:
-        for call in calls:
-            call()
-        return
+def _lead(calls: Sequence[Call], helpers: int, pieces: int, apart: bool) -> None:
+    """Do calls with so many helpers, in pieces of all of them, or each by itself, without a first and a last one."""
     job, tables = np.empty((len(calls), 4), np.int64), []
-    for k, call in enumerate(calls):
+    for k, (n, function, given, unit) in enumerate(calls):
         numbers: list[int] = []
-        kind = _enter(call.given, numbers)
+        kind = _enter(given, numbers)
         tables.append(np.array(numbers, np.int64))
-        entry = _entry(call.function, kind, call.n is not None)
-        job[k] = entry, _address(tables[-1]), 1 if call.n is None else call.n, call.unit
+        job[k] = _entry(function, kind, not apart), _address(tables[-1]), n, unit
     if _compiled().lead(pool.board, _address(job), len(calls), apart, helpers, pieces):
         raise MemoryError("a compiled function of xlstm had no memory")
 

@@ -18,17 +18,18 @@ DEEP = 1024  # rows of the second factor of a product for which rows of the firs
 FEW = 128  # rows of the left factor of a product up to which it is packed, and not the right one
 LINE = 64  # bytes of a cache line, with which packed weights begin, so that no vector lies in two
 COPY = 32  # multiplications that take as long as to copy a number
-ROWS, SLIVERS = 24, 4  # so many rows or slivers stay together where threads share them
+# So many rows or slivers stay together where threads share them, and blocks of rows where there are many.
+ROWS, SLIVERS, BLOCK, MANY = 24, 4, 96, 1024
 
 
-def for_inputs(step: Step, compiled: ModuleType, units: slice) -> Array:
-    """Return Wx of some units for products with x, (slivers of all gates, D, columns).
+def for_inputs(step: Step, compiled: ModuleType, units: tuple[int, int]) -> Array:
+    """Return Wx of the units from a first to a last one for products with x, (slivers of all gates, D, columns).
 
     It is empty where x are the products already.
     """
     if "Wx" not in step.w:
         return np.empty((0, 0, 0), step.Wh.dtype)
-    W = step.w["Wx"].reshape(step.G, step.H, -1)[:, units]
+    W = step.w["Wx"].reshape(step.G, step.H, -1)[:, slice(*units)]
     return _packed(compiled, compiled.pack_transposed, W, W.shape[1])
 
 
@@ -63,7 +64,7 @@ def _packed(compiled: ModuleType, pack: Callable[[Array, Array], None], W: Array
     """Return matrices (m, ..., ...) packed one after the other, each with so many columns for its product."""
     columns, (m, rows, wide) = compiled.COLUMNS, W.shape
     packed = _aligned(m * -(-width // columns), rows * wide // width, columns, W.dtype)
-    share([Call(packed.shape[0], pack, (contiguous(W), packed), SLIVERS)], COPY * packed.size)
+    share([(packed.shape[0], pack, (contiguous(W), packed), SLIVERS)], COPY * packed.size)
     return packed
 
 
@@ -89,13 +90,14 @@ def products(compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]) -> list
         if a.flags.c_contiguous:
             calls.append(_of_rows(compiled, a, b, out))
         elif b.shape[1] == 1:
-            calls.append(Call(a.shape[0], compiled.vector_over_rows, (contiguous(a.T), contiguous(b), out), ROWS))
+            calls.append((a.shape[0], compiled.vector_over_rows, (contiguous(a.T), contiguous(b), out), ROWS))
         else:
             _, bs, rooms = together.setdefault(id(a), (a, [], []))
             bs.append(contiguous(b))
             rooms.append(out)
     for a, bs, rooms in together.values():
-        calls.append(Call(a.shape[0], compiled.products_over_rows, (contiguous(a.T), tuple(bs), tuple(rooms)), ROWS))
+        # Every part packs all of the right factors, so each thread has one.
+        calls.append((a.shape[0], compiled.products_over_rows, (contiguous(a.T), tuple(bs), tuple(rooms)), 0))
     share(calls, work)
     return outs
 
@@ -104,9 +106,9 @@ def _of_rows(compiled: ModuleType, a: Array, b: Array, out: Array) -> Call:
     """Return the call of a product with contiguous a: b is packed, or a if it is small."""
     if a.shape[0] <= min(FEW, b.shape[1]) and b.flags.f_contiguous:
         given = (compiled.PRODUCT, contiguous(b.T), _by_blocks(compiled, a.T), out)
-        return Call(b.shape[1], compiled.product_of_few_rows, given, ROWS)
+        return b.shape[1], compiled.product_of_few_rows, given, ROWS
     given = (compiled.PRODUCT, contiguous(a), _by_blocks(compiled, b), out)
-    return Call(a.shape[0], compiled.product_of_rows, given, ROWS)
+    return a.shape[0], compiled.product_of_rows, given, BLOCK if a.shape[0] >= MANY else 0
 
 
 def _by_blocks(compiled: ModuleType, b: Array) -> Array:
@@ -119,7 +121,7 @@ def _by_blocks(compiled: ModuleType, b: Array) -> Array:
     blocks = 1 if least == 1 else next((n for n in range(least, 2 * least) if K % n == 0), 1)
     packed = _aligned(blocks * slivers, K // blocks, compiled.COLUMNS, b.dtype)
     given = (contiguous(b.T if turned else b), turned, slivers, packed)
-    share([Call(packed.shape[0], compiled.pack_blocks, given, SLIVERS)], COPY * packed.size)
+    share([(packed.shape[0], compiled.pack_blocks, given, SLIVERS)], COPY * packed.size)
     return packed.reshape(blocks, -1, *packed.shape[1:])
 
 
