@@ -47,9 +47,10 @@ def test_products_of_every_number_of_rows_and_columns(rng, length, dtype):
         assert whole()
         expected = a @ W.swapaxes(1, 2)
         scale = np.abs(a) @ np.abs(W).swapaxes(1, 2)
-        for add, before in ((False, 0.0), (True, expected)):
+        for add, before, far in ((False, 0.0, False), (True, expected, True)):
             compiled.product(
-                a.reshape(-1), 0, K, 1, n, packed, 0, slivers, out.reshape(-1), 0, width, n * width, width, add
+                *(a.reshape(-1), 0, K, 1, n, packed, 0, slivers),
+                *(out.reshape(-1), 0, width, n * width, width, add, far),
             )
             assert intact()
             assert np.all(np.abs(out - expected - before) <= 2 * ROUNDING[dtype] * np.maximum(scale, 1))
@@ -136,7 +137,7 @@ def test_places_beyond_two_to_the_31(rng):
     W = rng.standard_normal((1, width, K)).astype(np.float32)
     packed = np.empty((-(-width // compiled.COLUMNS), K, compiled.COLUMNS), np.float32)
     compiled.pack_transposed(W, packed, 0, packed.shape[0])
-    compiled.product(a, at, K, 1, n, packed, 0, packed.shape[0], out, at, width, 0, width, False)
+    compiled.product(a, at, K, 1, n, packed, 0, packed.shape[0], out, at, width, 0, width, False, False)
     np.testing.assert_allclose(out[at:].reshape(n, width), a[at:].reshape(n, K) @ W[0].T, rtol=1e-5, atol=1e-6)
     assert not out[:1000].any()
 

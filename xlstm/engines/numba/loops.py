@@ -148,7 +148,8 @@ def product_piece(
     across = (slivers + group - 1) // group
     q, i = piece % across * group, piece // across * rows
     some, stop = min(rows, n - i), min(q + group, slivers)
-    call_product(where, a, at + i * row, row, 1, some, b, q, stop, out, place + i * line, line, gate, width, add)
+    from_row, to = at + i * row, place + i * line
+    call_product(where, a, from_row, row, 1, some, b, q, stop, out, to, line, gate, width, add, False)
 
 
 def forward(

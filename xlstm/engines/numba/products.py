@@ -122,23 +122,28 @@ def product(
     gate: int,
     width: int,
     add: bool,
+    far: bool,
 ) -> None:
     """Multiply n rows by slivers from `first` to `stop` of packed matrices, one for each gate g, of `width` columns:
 
         out[place + g gate + i line + j] = sum over k of a[at + i row + k pace] b[k, g, j]
 
     or add this to it. Indices count numbers from the first of an array. Each sliver comes from far memory once, for all
-    rows, and the next one is asked for meanwhile. `first`, and `stop` where it is not the end of b, is a multiple of
+    rows, and the next one is asked for meanwhile. If `far`, it is rows of a that come from there, each for the first
+    sliver: the next ones are asked for meanwhile. `first`, and `stop` where it is not the end of b, is a multiple of
     the number of slivers that the tile of the remaining n % MOST rows takes (`loops.cut` sees to it).
     """
     K, columns = b.shape[1], b.shape[2]
     per, whole = (width + columns - 1) // columns, n // MOST * MOST
     left, last, end = n - whole, at + whole * row, place + whole * line
+    between = (address_of(a) - address_of(b)) // a.itemsize  # numbers from the first of b to the first of a
     short = (width + LANES - 1) // LANES % 2 == 1  # the last sliver of a gate has columns for one vector alone
     for q in range(first, stop):
         half = short and q % per + 1 == per
         for i in range(0, whole, MOST):
             ahead, to = (columns + i // MOST * (columns // 2)) * K, place + i * line
+            if far and q == first:
+                ahead = between + at + (i + MOST) * row - q * K * columns
             if half:
                 tile_half(a, at + i * row, row, pace, MOST, b, q, ahead, out, to, line, gate, width, per, add)
             else:
@@ -250,7 +255,9 @@ def products_of_batch(
             from_row = m * a_step + start * pace
             more = add or start > 0
             to = m * out_step
-            call_product(where, left, from_row, row, pace, M, packed, 0, slivers, result, to, line, 0, width, more)
+            call_product(
+                where, left, from_row, row, pace, M, packed, 0, slivers, result, to, line, 0, width, more, False
+            )
 
 
 def pack_blocks(W: Any, turned: bool, per: int, packed: Any, first: int, last: int) -> None:
@@ -280,7 +287,8 @@ def product_of_rows(where: int, a: Any, b: Any, out: Any, first: int, last: int)
         n = min(BLOCK, last - start)
         for block in range(blocks):
             at = start * K + block * deep
-            call_product(where, flat, at, K, 1, n, b[block], 0, slivers, to, start * width, width, 0, width, block > 0)
+            row = start * width
+            call_product(where, flat, at, K, 1, n, b[block], 0, slivers, to, row, width, 0, width, block > 0, False)
 
 
 def product_of_few_rows(where: int, W: Any, b: Any, out: Any, first: int, last: int) -> None:
@@ -295,7 +303,7 @@ def product_of_few_rows(where: int, W: Any, b: Any, out: Any, first: int, last: 
         some = min(BLOCK, last - start)
         for k in range(blocks):
             at = start * K + k * deep
-            call_product(where, flat, at, K, 1, some, b[k], 0, slivers, turned, 0, n, 0, n, k > 0)
+            call_product(where, flat, at, K, 1, some, b[k], 0, slivers, turned, 0, n, 0, n, k > 0, True)
         turn(turned, n, some, n, to, start, width)
 
 

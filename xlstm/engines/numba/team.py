@@ -22,6 +22,7 @@ from xlstm.engines.numba import board, jit
 TURNS = 2000  # times that a worker looks for work before it sleeps, some 0.5 ms
 PIECES = 8  # of a job, for each thread, so that all end at about the same time
 WORTH = 1 << 21  # multiplications that a piece is worth, 20 us
+LARGE = 1 << 22  # multiplications from which on a job is shared, 40 us: a worker that sleeps costs 5 us to wake
 
 
 # The number n of what a call does, its compiled function, which is called as `function(*given, first, last)`, what is
@@ -37,7 +38,7 @@ def share(calls: Sequence[Call], work: int) -> None:
     MemoryError
         A function had no memory; results are incomplete.
     """
-    size = threads.wanted() if work > threads.LARGE else 1
+    size = threads.wanted() if work > LARGE else 1
     helpers = pool.employ(size - 1) if size > 1 else 0
     if not helpers:
         for n, function, given, _ in calls:

@@ -81,7 +81,7 @@ def tile(dtype: str, lanes: int, rows: int, vectors: int) -> Any:
     A sliver has two vectors of columns, and `per` slivers make the `width` columns of a gate g; the last of them may be
     partly empty. All indices count numbers from the first one of an array. Rows from `count` on, and slivers after the
     last one of b, are the last of them once more: they are computed again instead of a tile of another size. Meanwhile
-    half a sliver of b is prefetched, from `ahead` numbers past the start of this one.
+    as many numbers as half a sliver of b has are prefetched, from `ahead` numbers past the start of this one.
 
     Parameters
     ----------
@@ -264,7 +264,7 @@ def _generate(tile: _Tile, context: Any, builder: Any, signature: Any, arguments
         for cell in cells:
             ask(pointer(*cell), 1, 3)
     with cgutils.for_range(builder, K, intp=i64) as loop:
-        if tile.vectors == 2:
+        if tile.vectors <= 2:
             ask(builder.gep(weights[0], [builder.add(times(loop.index, number(lanes)), ahead)]), 0, 2)
         near = times(loop.index, number(sliver))
         values = []
@@ -298,11 +298,13 @@ def product_type(dtype: str) -> Any:
     """Return the types of the arguments of `products.product`."""
     real, n = getattr(types, dtype), types.int64
     row, packed = types.Array(real, 1, "C"), types.Array(real, 3, "C")
-    return types.void(row, n, n, n, n, packed, n, n, row, n, n, n, n, types.boolean)
+    return types.void(row, n, n, n, n, packed, n, n, row, n, n, n, n, types.boolean, types.boolean)
 
 
 @intrinsic
-def call_product(context, where, a, at, row, pace, n, b, first, stop, out, place, line, gate, width, add):  # type: ignore[no-untyped-def]
+def call_product(  # type: ignore[no-untyped-def]
+    context, where, a, at, row, pace, n, b, first, stop, out, place, line, gate, width, add, far
+):
     """Call `products.product` by its address.
 
     If others called it by its name, Numba would compile it again in each of them, a second each time.
