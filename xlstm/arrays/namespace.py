@@ -143,10 +143,9 @@ def squares_below(xp: Namespace, x: Array, limit: float) -> bool:
     """
     if xp is not np:
         return False
-    if x.flags.c_contiguous:
-        return bool(np.vdot(x, x) < limit)
-    axes = list(range(x.ndim))
-    return bool(np.einsum(x, axes, x, axes, []) < limit)
+    flat = x.reshape(-1) if x.flags.c_contiguous else x
+    axes = list(range(flat.ndim))  # not BLAS's product, which wakes BLAS's threads
+    return bool(np.einsum(flat, axes, flat, axes, []) < limit)
 
 
 def _kind(value: Any) -> str:
