@@ -203,5 +203,5 @@ def test_weights_beyond_two_to_the_31(rng):
     packed, out = untouched((slivers, K, columns), "float32"), untouched(n * width, "float32")
     a = rng.standard_normal((n, K)).astype("float32")
     packed[-1] = rng.standard_normal((K, columns))
-    functions.product(a.reshape(-1), 0, K, 1, n, packed, slivers - 1, slivers, out, 0, width, 0, width, False)
+    functions.product(a.reshape(-1), 0, K, 1, n, packed, slivers - 1, slivers, out, 0, width, 0, width, False, False)
     np.testing.assert_allclose(out.reshape(n, width)[:, -columns:], a @ packed[-1], rtol=1e-5, atol=1e-5)
