@@ -74,6 +74,17 @@ def test_with_tensor_cores(cell, name, capability, cluster):
     assert made >= 3
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru", "slstm"])
+@pytest.mark.parametrize(("name", "cluster"), [("3xfp16", False), ("tf32", True), ("bfloat16", True)])
+def test_with_steps_of_different_widths(cell, name, cluster):
+    """Such a kernel keeps h before every step, too."""
+    for size in FEW:
+        step, found = ways(90, cell, name, "forward", size, cluster)
+        if found is not None:
+            done = compile_for(90, source.loop(step, "forward", found, keep_h=True).text)
+            assert (done.stack, done.spilled) == (0, 0), (size, done.log)
+
+
 @pytest.mark.parametrize("size", MEASURED)
 @pytest.mark.parametrize(
     ("capability", "dtype", "precision"),

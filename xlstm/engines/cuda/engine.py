@@ -81,8 +81,11 @@ class CudaTape(Kernels, Tape):
     """
 
     def __init__(self, engine: Cuda, step: Step, widths: Widths, x: Array, h0: Array) -> None:
-        super().__init__(engine, step, widths, x, h0)
+        self.step, self.x = step, x
         self.prepare(widths)
+        # Where steps differ in width, the rows of h before every step are no part of `hs`, so kernels keep them.
+        self.uneven = len(widths) > 1
+        super().__init__(engine, step, widths, x, None if self.uneven and self.choice.forward is not None else h0)
         self.rows_kept: dict[str, Array] = {}
         self.end: list[Array] = []  # the state of each sequence at its own end
 
@@ -93,7 +96,7 @@ class CudaTape(Kernels, Tape):
     def forward(self, state: Sequence[Array], keep: str) -> list[Array]:
         """Run all steps; return the state of each sequence at its own end."""
         if keep != "nothing":
-            self.rows_kept = self.empty(dict.fromkeys(self.function.carried))
+            self.rows_kept = self.empty(dict.fromkeys((*("h" for _ in range(self.uneven)), *self.function.carried)))
         if keep == "all":
             self.rows_kept |= self.empty(self.function.saved)
         arrays = {"zx": self.projected, "y": self.y, **self.rows_kept, **self.constants}
@@ -109,6 +112,11 @@ class CudaTape(Kernels, Tape):
         start = self._run("backward", arrays, dstate)
         found.arrays = {f"z{'x' if name == 'dz' else 'h'}": reshape(a, (a.shape[0], -1)).T for name, a in made.items()}
         return found, start
+
+    @functools.cached_property
+    def h0(self) -> Array:
+        """h before every step, (N, P)."""
+        return self.rows_kept["h"] if self.uneven else super().h0
 
     @property
     def segments(self) -> list[Kept]:
@@ -161,14 +169,14 @@ class CudaTape(Kernels, Tape):
 
     def _loop(self, kind: str, arrays: dict[str, Any], tiling: Tiling) -> None:
         """Launch one kernel for all steps; where not all groups fit the device, one after the other."""
-        made, run, xp = source.loop(self.function, kind, tiling), self.runtime.launch, self.step.xp
+        made, run, xp = source.loop(self.function, kind, tiling, self.uneven), self.runtime.launch, self.step.xp
         where = device_of(self.Wh)
         arranged = xp.empty((tiling.arranged // 4,), dtype=xp.uint32, device=where)
         run(made, ARRANGE, Grid(tiling.arrangers, 1, ARRANGERS, 32), [self.Wh, arranged])
         groups = -(-self.first // tiling.columns) * tiling.heads
         at_once = groups if tiling.cluster else min(groups, self.runtime.device.sms // tiling.blocks)
         offsets = flags = exchange = None
-        if len(self.widths) > 1:  # the first row of every step, where steps differ in width
+        if self.uneven:  # the first row of every step, where steps differ in width
             offsets = _offsets(xp, tuple(self.widths), Home(where))
         if not tiling.cluster:
             exchange = xp.empty((tiling.exchange * at_once,), dtype=xp.uint8, device=where)
@@ -185,7 +193,7 @@ class CudaTape(Kernels, Tape):
         before = 0  # first row of h before the step
         for at, end in itertools.pairwise(self._starts):
             arrays["product"] = self.through(self.hs[before : before + end - at, :])
-            self.launch_step(kind, arrays, at, end - at)
+            self.launch_step(kind, arrays, at, end - at, self.uneven)
             before = self.first + at
 
     def _steps_backward(self, arrays: dict[str, Any]) -> Array:

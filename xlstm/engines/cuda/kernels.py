@@ -66,8 +66,8 @@ class Kernels:
         assert found is not None
         return found
 
-    def launch_step(self, kind: str, arrays: dict[str, Any], row0: int, count: int) -> None:
-        made = source.pointwise(self.function, kind, self.choice.arithmetic, self.heads, self.width)
+    def launch_step(self, kind: str, arrays: dict[str, Any], row0: int, count: int, keep_h: bool = False) -> None:
+        made = source.pointwise(self.function, kind, self.choice.arithmetic, self.heads, self.width, keep_h)
         grid = Grid(-(-count * self.step.H // BLOCK), 1, BLOCK)
         given = [np.int64(row0), np.int32(count), *(arrays[name] for name in made.arrays)]
         self.runtime.launch(made, made.name, grid, given)

@@ -49,8 +49,8 @@ class Source(NamedTuple):
 
 
 @functools.cache
-def loop(step: Pointwise, kind: str, tiling: Tiling) -> Source:
-    """Return the kernel of a whole pass, of any kind but "again"."""
+def loop(step: Pointwise, kind: str, tiling: Tiling, keep_h: bool = False) -> Source:
+    """Return the kernel of a whole pass, of any kind but "again"; `keep_h` says to keep h before every step, too."""
     sizes = {
         **{"WIDTH": tiling.width, "HEADS": tiling.heads, "UNITS": tiling.units, "BLOCKS": tiling.blocks},
         **{"NB": tiling.columns, "M": tiling.M, "K": tiling.K, "THREADS": tiling.threads},
@@ -63,20 +63,24 @@ def loop(step: Pointwise, kind: str, tiling: Tiling) -> Source:
     }
     schedule = "backward.cu" if kind == "backward" else "forward.cu"
     files = ("factors.cuh", "product.cuh", "exchange.cuh", "cells.cuh", schedule)
-    made = _source(step, kind, tiling.arithmetic, sizes, files)
+    made = _source(step, kind, tiling.arithmetic, sizes, files, keep_h)
     return made._replace(shared=tiling.shared, blocks=tiling.blocks, cluster=tiling.cluster)
 
 
 @functools.cache
-def pointwise(step: Pointwise, kind: str, arithmetic: Arithmetic, heads: int, width: int) -> Source:
+def pointwise(
+    step: Pointwise, kind: str, arithmetic: Arithmetic, heads: int, width: int, keep_h: bool = False
+) -> Source:
     """Return the kernel of one step without the product of h."""
     sizes = {"WIDTH": width, "HEADS": heads, "THREADS": BLOCK, "BACKWARD": int(kind == "backward")}
-    return _source(step, kind, arithmetic, sizes, ("pointwise.cu",))
+    return _source(step, kind, arithmetic, sizes, ("pointwise.cu",), keep_h)
 
 
-def _source(step: Pointwise, kind: str, a: Arithmetic, sizes: Mapping[str, object], files: tuple[str, ...]) -> Source:
+def _source(
+    step: Pointwise, kind: str, a: Arithmetic, sizes: Mapping[str, object], files: tuple[str, ...], keep_h: bool
+) -> Source:
     loop = "MMA" in sizes
-    cell, name = _Cell(step, kind, a.real, loop), f"xlstm_{kind}{'' if loop else '_step'}"
+    cell, name = _Cell(step, kind, a.real, loop, keep_h), f"xlstm_{kind}{'' if loop else '_step'}"
     names = [array for _, array in cell.arrays]
     arguments = ", ".join([LOOP if loop else STEP, *(f"{type_} a_{array}" for type_, array in cell.arrays)])
     defines = {
@@ -113,7 +117,7 @@ class _Cell:
     array library made of h or of dz.
     """
 
-    def __init__(self, step: Pointwise, kind: str, real: str, loop: bool) -> None:
+    def __init__(self, step: Pointwise, kind: str, real: str, loop: bool, keep_h: bool) -> None:
         self.kind, self.real, self.back = kind, real, kind == "backward"
         inputs = step.after if self.back else step.before
         lean = step.lean if kind in ("slim", "lean") else step.forward
@@ -128,6 +132,7 @@ class _Cell:
         self.numbers = [f"p_{name}" for name in step.numbers if name in used]
         kept = {"forward": ("y", *step.carried), "slim": ("y", *step.carried), "lean": ("y",)}.get(kind, ())
         made = ("dz", "dzh") if self.back else step.saved
+        kept += ("h",) if keep_h and kind in ("forward", "slim") else ()
         self.results: Rows = dict.fromkeys(kept) | {name: outputs[name] for name in made if name in outputs}
         io = "IO" if loop or kind == "again" else "REAL"
         self.ends = () if kind == "again" else self.states  # the states that the kernel leaves
