@@ -69,6 +69,29 @@ class Tape:
         return before(self.step.xp, self.hs, self.widths)
 
     @property
+    def passed(self) -> Array:
+        """h before every step as the recurrent weight takes it, with the mask of recurrent dropout, (N, P)."""
+        drop, at = self.step.masks.drop, 0
+        if drop is None:
+            return self.h0
+        found = []
+        for k, n in self.widths:
+            steps = reshape(self.h0[at : at + k * n, :], (k, n, self.step.P)) * drop[:, :n].T
+            found.append(reshape(steps, (k * n, self.step.P)))
+            at += k * n
+        return found[0] if len(found) == 1 else self.step.xp.concat(found)
+
+    @property
+    def out(self) -> Array:
+        """h of every step before its projection, (N, H)."""
+        return self.rows(lambda kept: kept.out[0], (self.step.H,))
+
+    @property
+    def product(self) -> Array:
+        """The product of h of every step, normalised, (N, R)."""
+        return self.rows(lambda kept: kept.normal[0], (self.step.R,))
+
+    @property
     def segments(self) -> list[Kept]:
         """The kept values by segments; those of the cell are made again where they were not kept."""
         return [self.complete(kept) for part in self.kept for kept in part]

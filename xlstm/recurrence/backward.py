@@ -55,7 +55,7 @@ def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
     more, dp = step.project_bwd(dzx, tape.normal)
     grads |= more
     products = {"Wx": (dp, x), "dx": (dp.T, w["Wx"])} if "Wx" in w else {}
-    h0 = _masked(tape, tape.h0)
+    h0 = tape.passed
     if step.heads:
         G, N, K, _ = step.Wh.shape
         heads = xp.permute_dims(reshape(da.T, (x.shape[0], G, N, K)), (1, 2, 3, 0))
@@ -63,7 +63,7 @@ def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
     elif "Wh" in w:  # there is a product of h
         products["Wh"] = (da, h0)
     if step.Whr is not None:
-        products["Whr"] = (found.arrays["out"], tape.rows(lambda kept: kept.out[0], (step.H,)))
+        products["Whr"] = (found.arrays["out"], tape.out)
     for bias, d in (("b", dzx), ("bh", dzh)):
         if bias in w:
             if compiles(xp):
@@ -73,7 +73,7 @@ def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
     grads |= dict(zip(products, tape.products(list(products.values())), strict=True))
     dx = grads.pop("dx") if "Wx" in w else dzx.T
     if "gh" in w:
-        grads["gh"] = xp.sum(dzh * tape.rows(lambda kept: kept.normal[0], (step.R,)).T, axis=1)
+        grads["gh"] = xp.sum(dzh * tape.product.T, axis=1)
     return {name: reshape(grads[name], tuple(p.shape)) for name, p in w.items()}, dx
 
 
@@ -94,16 +94,3 @@ def _own(tape: Tape, dzx: Array) -> Params:
         for name, d in step.cell.own_bwd(xp, dz, saved, *(c[:-1, ...] for c in kept.carry), **own).items():
             grads[name] = grads[name] + d if name in grads else d
     return grads
-
-
-def _masked(tape: Tape, rows: Array) -> Array:
-    """Return rows (N, P) times the mask of recurrent dropout of their sequence."""
-    xp, drop, at = tape.step.xp, tape.step.masks.drop, 0
-    if drop is None:
-        return rows
-    found = []
-    for k, n in tape.widths:
-        steps = reshape(rows[at : at + k * n, :], (k, n, rows.shape[1])) * drop[:, :n].T
-        found.append(reshape(steps, (k * n, rows.shape[1])))
-        at += k * n
-    return xp.concat(found)
