@@ -18,6 +18,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.concat import Filled, concat
+from xlstm.arrays.constants import Home
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.gather import gather
@@ -132,16 +133,7 @@ class Packing:
 
     def _indices(self, xp: Namespace, like: Array) -> _Indices:
         """Return the indices on the device of an array: one copy from the host, the first time."""
-        key = xp.__name__, str(device_of(like))
-        if key not in self._there:
-            there = xp.asarray(np.concatenate(self._here), device=device_of(like))
-            ends = np.cumsum([len(part) for part in self._here])
-            self._there[key] = _Indices(*(there[end - len(p) : end] for end, p in zip(ends, self._here, strict=True)))
-        return self._there[key]
-
-    @functools.cached_property
-    def _there(self) -> dict[Any, _Indices]:
-        return {}
+        return _copied(xp, self, Home(device_of(like)))
 
     @functools.cached_property
     def _here(self) -> _Indices:
@@ -191,6 +183,15 @@ def _packing(lengths: bytes, T: int, B: int) -> Packing:
     widths = np.count_nonzero(found[:, None] > np.arange(steps), axis=0)  # (steps,)
     segments = tuple((len(list(same)), int(n)) for n, same in itertools.groupby(widths))
     return Packing(T, B, steps, segments, order, found)
+
+
+@functools.lru_cache(maxsize=16)
+def _copied(xp: Namespace, packing: Packing, home: Home) -> _Indices:
+    """Return the indices of a packing on a device."""
+    here = packing._here
+    there = xp.asarray(np.concatenate(here), device=home.device)
+    ends = np.cumsum([len(part) for part in here])
+    return _Indices(*(there[end - len(part) : end] for end, part in zip(ends, here, strict=True)))
 
 
 @functools.lru_cache

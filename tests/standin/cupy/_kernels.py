@@ -153,10 +153,13 @@ class RawKernel:
             _argument(f"{self.name}, argument {k}", t, a) for k, (t, a) in enumerate(zip(types, args, strict=True))
         ]
         record("launches", self.name)
-        device.run(self.code, self.name, x, y, threads, shared_mem, cluster, values, self.together or cluster > 1)
+        device.run(
+            self.code, self.name, x, y, threads, shared_mem, cluster, values, self.together or cluster > 1, ORDER.seed
+        )
 
 
 FUNCTIONS: dict[int, RawKernel] = {}  # by their addresses
+ORDER = SimpleNamespace(seed=0)  # draws the order in which threads run, 0 for that of their numbers
 
 
 class RawModule:
