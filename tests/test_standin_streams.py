@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -116,6 +117,22 @@ def test_threads_with_the_default_stream_of_each(work):
         thread.start()
         thread.join()
     assert found == [0, 0]
+
+
+@pytest.mark.parametrize("name", ["LSTM with lengths", "mLSTM", "training"])
+def test_threads_at_the_same_time(name):
+    call, *arguments = WORK[name]
+    expected = [to_numpy(a) for a in call(*arguments)]
+
+    def run(stream):
+        with stream:
+            return [to_numpy(a) for a in call(*arguments)]
+
+    streams = [cupy.cuda.Stream(non_blocking=True), *[cupy.cuda.Stream.ptds] * 2]
+    with ThreadPoolExecutor(3) as pool:
+        for made in pool.map(run, streams * 2):
+            for a, b in zip(made, expected, strict=True):
+                np.testing.assert_array_equal(a, b)
 
 
 def test_all_memory_is_from_the_current_allocator(work):

@@ -59,8 +59,13 @@ def by_rows(xp: Namespace, function: Callable[..., Any], *arrays: Array, **optio
     """Return `function(xp, *arrays, **options)`, which may take sums, means and maxima along the last axis.
 
     It keeps that axis. It runs in one compiled loop where NumPy's arrays are large, and in one kernel on CuPy; sums and
-    maxima are for CuPy alone.
+    maxima are for CuPy alone. Where `axis` is among the options, that axis takes the place of the last one.
     """
+    axis = options.get("axis", -1)
+    if isinstance(axis, int) and axis >= 0 and fuse.compiles(xp):
+        found = by_rows(xp, function, *(xp.moveaxis(a, axis, -1) for a in arrays), **{**options, "axis": -1})
+        back = tuple(xp.moveaxis(a, -1, axis) for a in fuse.listed(found))
+        return back[0] if len(back) == 1 else back
     found = _launched(function, arrays, options) if fuse.compiles(xp) else None
     found = fuse.looped(xp, function, arrays, None, 0, options) if found is None else found
     return function(xp, *arrays, **options) if found is None else found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, NamedTuple
 
+from xlstm.arrays.fuse import total
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.cells.cell import Cell
 from xlstm.cells.normalization import layer_norm, layer_norm_bwd
@@ -117,7 +118,7 @@ class Step:
         """Return the gradient of gx where there is one, and that of Wx x, from that of zx (R, N)."""
         if normal is None:
             return {}, dzx
-        grads = {"gx": self.xp.sum(dzx * normal[0], axis=1)}
+        grads = {"gx": total(self.xp, dzx, normal[0])}
         return grads, layer_norm_bwd(self.xp, dzx, self.w["gx"][:, None], *normal, 0)
 
     def recur(self, W: Array, h: Array) -> Array:

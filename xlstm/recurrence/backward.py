@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xlstm.arrays.fuse import compiles
+from xlstm.arrays.fuse import compiles, total
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Params, device_of
 from xlstm.engines.segments import reshape
@@ -73,7 +73,7 @@ def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
     grads |= dict(zip(products, tape.products(list(products.values())), strict=True))
     dx = grads.pop("dx") if "Wx" in w else dzx.T
     if "gh" in w:
-        grads["gh"] = xp.sum(dzh * tape.product.T, axis=1)
+        grads["gh"] = total(xp, dzh, tape.product.T)
     return {name: reshape(grads[name], tuple(p.shape)) for name, p in w.items()}, dx
 
 
@@ -92,5 +92,6 @@ def _own(tape: Tape, dzx: Array) -> Params:
         if "drop" in step.cell.OWN and step.masks.drop is not None:
             own = {**own, "drop": step.masks.drop[:, segment.first : segment.first + n]}
         for name, d in step.cell.own_bwd(xp, dz, saved, *(c[:-1, ...] for c in kept.carry), **own).items():
+            d = d if d.dtype == dzx.dtype else xp.astype(d, dzx.dtype)  # a number makes float32 of bfloat16 on CuPy
             grads[name] = grads[name] + d if name in grads else d
     return grads
