@@ -17,10 +17,11 @@ from tests.conftest import make_backend
 from xlstm.arrays import probe
 from xlstm.arrays.adopt import adopt, is_other
 from xlstm.arrays.convert import to_numpy
-from xlstm.data import Sequences, Streams, Windows
+from xlstm.data import Batch, Sequences, Streams, Windows
 from xlstm.estimators import SequenceRegressor
 from xlstm.models import TiRex
-from xlstm.training import losses, optimizers
+from xlstm.models.sequence import SequenceModel
+from xlstm.training import Step, losses, optimizers
 
 T, B, D, H = 4, 3, 5, 6
 
@@ -161,6 +162,21 @@ def test_losses_and_optimisers(name, kind):
     expected, _ = adam.update({"a": y}, {"a": target}, adam.init({"a": y}))
     np.testing.assert_array_equal(to_numpy(new["a"]), to_numpy(expected["a"]))
     assert float(optimizers.global_norm({"a": kind(y)})) == float(optimizers.global_norm({"a": y}))
+
+
+@cases()
+def test_training(name, kind):
+    be, rng = backend(name), np.random.default_rng(0)
+    model = SequenceModel(xlstm.LSTM(D, H), 2)
+    params = {n: be.asarray(p, "float64") for n, p in model.draw(rng).items()}
+    x, target = (be.asarray(rng.standard_normal((T, B, size)), "float64") for size in (D, 2))
+    mask, step, found = be.asarray(np.ones((T, B), bool)), Step(model, optimizers.adam(0.1)), []
+    for one in (kind, lambda a: a):
+        state = step.init({n: one(p) for n, p in params.items()})
+        batch = Batch(one(x), one(target), one(mask), True, np.array([4, 1, 2]))
+        found.append(step(state, batch)[0].params)
+    for n, p in found[1].items():
+        np.testing.assert_array_equal(to_numpy(found[0][n]), to_numpy(p))
 
 
 @cases((Described, Offered, Column))
