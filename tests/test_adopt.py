@@ -81,6 +81,14 @@ def cases(kinds=(Described, Offered)):
     )
 
 
+def mapped(kind, state):
+    return tuple(mapped(kind, s) if isinstance(s, tuple) else kind(s) for s in state)
+
+
+def leaves(state):
+    return [a for s in state for a in (leaves(s) if isinstance(s, tuple) else [s])]
+
+
 def everything(layer, be, kind, lengths=None):
     """Give a layer all its arrays as objects of a kind; return all that it gives."""
     rng = np.random.default_rng(0)
@@ -89,10 +97,10 @@ def everything(layer, be, kind, lengths=None):
     x, dy = kind(made(rng.standard_normal((T, B, layer.input_size)))), None
     y, state, saved = layer.forward(params, x, lengths=lengths)
     dy = kind(made(rng.standard_normal(y.shape)))
-    given = tuple(kind(s) for s in state)
+    given = mapped(kind, state)
     grads, dx, start = layer.backward(params, saved, dy, given)
     once, after = layer.step(params, kind(made(rng.standard_normal((B, layer.input_size)))), given)
-    found = [y, *state, *grads.values(), dx, *start, once, *after]
+    found = [y, *leaves(state), *grads.values(), dx, *leaves(start), once, *leaves(after)]
     assert all(type(a) is type(made(1.0)) for a in found)
     return [to_numpy(a) for a in found]
 
@@ -200,22 +208,57 @@ def test_data_and_estimators(name, kind):
     np.testing.assert_array_equal(model.forecast(params, series, 2).mean, model.forecast(params, x[0, :, 0], 2).mean)
 
 
-@pytest.mark.parametrize("layer", [xlstm.LSTM(D, H), xlstm.mLSTM(D, H, num_heads=2), xlstm.LSTM(D, H, layer_norm=True)])
-def test_arrays_in_fortran_order(be, layer):
-    """As the values of a cuDF table are; also those that are every second element of another array."""
+def columns(be, a):
+    """Return an array in Fortran order, as the values of a cuDF table are."""
+    if a.ndim < 2:
+        return a
+    return be.xp.permute_dims(be.asarray(np.ascontiguousarray(to_numpy(a).T)), tuple(reversed(range(a.ndim))))
 
-    def columns(a):
-        if a.ndim < 2:
-            return a
-        return be.xp.permute_dims(be.asarray(np.ascontiguousarray(to_numpy(a).T)), tuple(reversed(range(a.ndim))))
 
-    def apart(a):
-        return be.asarray(np.repeat(to_numpy(a), 2, axis=-1))[..., ::2]
+def apart(be, a):
+    """Return an array that is every second element of another one."""
+    return be.asarray(np.repeat(to_numpy(a), 2, axis=-1))[..., ::2] if a.ndim else a
 
-    expected = everything(layer, be, lambda a: a)
-    for strided in (columns, apart):
-        for a, b in zip(everything(layer, be, strided), expected, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+def close(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(to_numpy(a), to_numpy(b), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("strided", [columns, apart])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        xlstm.LSTM(D, H),
+        xlstm.LSTM(D, H, layer_norm=True),
+        xlstm.mLSTM(D, H, num_heads=2),
+        xlstm.xLSTMStack(D + 1, 2, [1], num_heads=2),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_of_arrays_in_any_order_of_memory(be, layer, strided):
+    close(everything(layer, be, functools.partial(strided, be)), everything(layer, be, lambda a: a))
+
+
+@pytest.mark.parametrize("strided", [columns, apart])
+def test_functions_of_arrays_in_any_order_of_memory(be, rng, strided):
+    y, target = (be.asarray(rng.standard_normal((4, 3, 5))) for _ in range(2))
+    labels, linear = be.asarray(rng.integers(5, size=(4, 3))), xlstm.Linear(5, 2)
+    a, b, places = (strided(be, one) for one in (y, target, labels))
+    close(losses.huber(a, b), losses.huber(y, target))
+    close(losses.cross_entropy(a, places), losses.cross_entropy(y, labels))
+    adam = optimizers.adamw(0.1)
+    new, _ = adam.update({"a": a}, {"a": b}, adam.init({"a": a}))
+    close([new["a"]], [adam.update({"a": y}, {"a": target}, adam.init({"a": y}))[0]["a"]])
+    close([optimizers.global_norm({"a": a})], [optimizers.global_norm({"a": y})])
+    params = {n: be.asarray(p) for n, p in linear.draw(rng).items()}
+    (found, saved), (expected, other) = linear.forward(params, a), linear.forward(params, y)
+    close([found], [expected])
+    grads, dx = linear.backward(params, saved, strided(be, found))
+    same, dy = linear.backward(params, other, expected)
+    close([*grads.values(), dx], [*same.values(), dy])
+    windows = Windows(a, b, every_step=True)
+    close([windows.x, windows.target], [y, target])
 
 
 def test_nothing_is_copied(gpu):

@@ -137,7 +137,7 @@ class CudaTape(Steps, Tape):
 
     @functools.cached_property
     def h0(self) -> Array:
-        """h before every step, (N, P)."""
+        """h before every step, (N, P), times its mask where kernels keep it."""
         return self.rows_kept["h"] if self.keep_h else super().h0
 
     @property
