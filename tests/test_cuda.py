@@ -104,16 +104,16 @@ def test_options_that_no_kernel_has_are_named(monkeypatch):
 
     monkeypatch.setattr(launch, "runtime", lambda xp, like: Nothing())
     x = np.ones((2, 3, 4), dtype="float32")
-    for options, what in (
-        ({"recurrent_dropout": 0.1, "layer_norm": True}, "recurrent dropout and layer normalisation"),
-        ({"proj_size": 2}, "a projection"),
-        ({"recurrent_dropout": 0.5}, "recurrent dropout"),
+    for layer, what in (
+        (xlstm.LSTM(4, 8, layer_norm=True), "several steps with means along units; loop, pointwise"),
+        (xlstm.LSTM(4, 8, proj_size=2), "several steps with a projection; loop, pointwise"),
+        (xlstm.GRU(4, 8, reset_after=False), "several steps with a product within the cell; loop, pointwise"),
+        (xlstm.LSTM(4, 8, proj_size=2, zoneout=0.1), "zoneout of a projection; loop"),
     ):
-        layer = xlstm.LSTM(4, 8, **options)
-        params = layer.init(backend="numpy")
-        layer.forward(params, x, seed=0)  # by the array library
-        with cuda.use("grid"), pytest.raises(ValueError, match=f"no kernel does {what}; loop can do it"):
-            layer.forward(params, x, seed=0)
+        params, seed = layer.init(backend="numpy"), 0 if layer.random else None
+        with cuda.use("grid"), pytest.raises(ValueError, match=f"no kernel does {what} can do it"):
+            layer.forward(params, x, seed=seed)
+    layer.forward(params, x, seed=seed)  # by the array library
 
 
 def test_bfloat16_is_refused_where_cupy_would_lose_it(monkeypatch):
@@ -122,10 +122,11 @@ def test_bfloat16_is_refused_where_cupy_would_lose_it(monkeypatch):
     weights = {"Wh": np.zeros((8, 2), dtype=ml_dtypes.bfloat16), "b": np.zeros(8, dtype=ml_dtypes.bfloat16)}
     step = Step(np, lstm.Cell(), weights, Masks())
     assert Cuda().refuses(step, [(3, 4)]) == ""
+    projected = {**weights, "Whr": np.zeros((2, 2), dtype=ml_dtypes.bfloat16)}
     with pytest.raises(
-        TypeError, match="path 'loop' has no bfloat16, no kernel does recurrent dropout; expected float16"
+        TypeError, match="path 'loop' has no bfloat16, no kernel does zoneout of a projection; expected float16"
     ):
-        Cuda().refuses(Step(np, lstm.Cell(), weights, Masks(np.ones((2, 4)))), [(3, 4)])
+        Cuda().refuses(Step(np, lstm.Cell(), projected, Masks(None, (0.1, None))), [(3, 4)])
     with cuda.use("loop"), pytest.raises(TypeError, match="no bfloat16, and it was asked for"):
         Cuda().refuses(step, [(3, 4)])
     monkeypatch.setattr(sys.modules["xlstm.arrays.namespace"], "_on_cpu_array", lambda array: False)

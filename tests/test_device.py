@@ -73,7 +73,7 @@ def results(layer, lengths=None, dtype="float64", T=5, B=9, seed=3):
     if "n" in layer.STATES:
         state[2] = abs(state[2]) + 1
     state = tuple(s.astype(dtype) for s in state)
-    y, end, saved = layer.forward(params, x, state, lengths=lengths)
+    y, end, saved = layer.forward(params, x, state, lengths=lengths, seed=5 if layer.random else None)
     dy, dend = rng.standard_normal(y.shape).astype(dtype), [rng.standard_normal(s.shape).astype(dtype) for s in end]
     grads, dx, start = layer.backward(params, saved, dy, dend)
     found = {"y": y, "dx": dx, **grads}
@@ -127,6 +127,43 @@ def test_lengths_stacks_directions_and_recomputing(on_device, path, dtype, kind,
     runtime = on_device(path)
     found = results(layer, lengths, dtype=dtype, B=11)
     assert len(runtime.launches) > 8
+    agree(found, expected, TOLERANCE[dtype])
+
+
+OPTIONS = {
+    "recurrent dropout": lambda **more: xlstm.LSTM(3, 20, recurrent_dropout=0.4, **more),
+    "recurrent dropout of a GRU": lambda **more: xlstm.GRU(3, 20, recurrent_dropout=0.4, zoneout=0.2, **more),
+    "layer_norm": lambda **more: xlstm.LSTM(3, 20, layer_norm=True, recurrent_bias=True, **more),
+    "layer_norm and more": lambda **more: xlstm.LSTM(
+        3, 20, layer_norm=True, peepholes=True, zoneout=0.2, recurrent_dropout=0.4, cell_clip=0.5, **more
+    ),
+    "layer_norm of a GRU": lambda **more: xlstm.GRU(3, 20, layer_norm=True, **more),
+    "layer_norm of an RNN": lambda **more: xlstm.RNN(3, 20, layer_norm=True, **more),
+    "projection": lambda **more: xlstm.LSTM(3, 20, proj_size=7, **more),
+    "projection and more": lambda **more: xlstm.LSTM(
+        3, 20, proj_size=7, recurrent_dropout=0.4, layer_norm=True, zoneout=(0.0, 0.2), **more
+    ),
+    "reset before": lambda **more: xlstm.GRU(3, 20, reset_after=False, **more),
+    "reset before and more": lambda **more: xlstm.GRU(
+        3, 20, reset_after=False, recurrent_dropout=0.4, clip=0.5, recurrent_bias=True, **more
+    ),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(("path", "dtype"), [("pointwise", "float64"), ("pointwise", "float32"), ("plain", "float64")])
+@pytest.mark.parametrize("lengths", [None, [4, 2, 0, 5, 1, 5, 3, 1, 1]])
+def test_options(on_device, options, path, dtype, lengths):
+    layer = OPTIONS[options](num_layers=2, bidirectional=True)
+    if path == "plain" and not options.startswith("recurrent"):
+        on_device(path)
+        with pytest.raises(ValueError, match="no kernel does several steps with"):
+            results(layer, lengths)
+        return
+    expected = results(layer, lengths)
+    runtime = on_device(path)
+    found = results(layer, lengths, dtype=dtype)
+    assert ("xlstm_forward" if path == "plain" else "xlstm_forward_step") in runtime.launches
     agree(found, expected, TOLERANCE[dtype])
 
 
@@ -336,7 +373,7 @@ def test_bfloat16(on_device):
         assert tape.choice.path == path
         ends = tape.forward(state, "all")
         gradients, starts = tape.backward(dy.astype(dtype), ends)
-        found[path] = {"hs": tape.hs, "dZ": gradients.arrays["zx"], "ends": np.stack(ends), "starts": np.stack(starts)}
+        found[path] = {"y": tape.y, "dZ": gradients.arrays["zx"], "ends": np.stack(ends), "starts": np.stack(starts)}
     expected = found.pop("pointwise")
     for other in found.values():
         agree(other, expected, TOLERANCE["bfloat16"])

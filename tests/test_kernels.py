@@ -10,7 +10,7 @@ from xlstm.engines.cuda import source, tiling
 from xlstm.engines.cuda.choice import LOOPS, choose
 from xlstm.engines.cuda.peaks import peaks
 from xlstm.engines.cuda.tiling import ARITHMETIC, Device
-from xlstm.engines.pointwise import pointwise
+from xlstm.engines.pointwise import Around, pointwise
 
 DEVICES = {
     80: Device("A100", 80, 108, 166912),
@@ -72,6 +72,50 @@ def test_with_tensor_cores(cell, name, capability, cluster):
             assert found.shared <= DEVICES[capability].shared
             made += 1
     assert made >= 3
+
+
+@pytest.mark.parametrize(("cell", "added"), [(lstm.Cell(), ("b",)), (gru.Cell(), ("b", "bh"))], ids=["lstm", "gru"])
+@pytest.mark.parametrize("name", TENSOR)
+@pytest.mark.parametrize("cluster", [False, True])
+def test_with_recurrent_dropout(cell, added, name, cluster):
+    step = pointwise(cell, (), added, (), Around(drop=True))
+    for width, heads, B in FEW:
+        for kind in tiling.PASSES:
+            found = tiling.best(kind, step, width, heads, B, ARITHMETIC[name], DEVICES[90], cluster)
+            if found is not None:
+                done = compile_for(90, source.loop(step, kind, found, keep_h=True).text)
+                assert (done.stack, done.spilled) == (0, 0), (width, kind, done.log)
+
+
+@pytest.mark.parametrize("kind", source.KINDS + source.FACTORS)
+@pytest.mark.parametrize("name", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("options", ["layer_norm", "projection", "reset before"])
+def test_options_in_kernels_of_one_step(options, name, kind):
+    step = {
+        "layer_norm": pointwise(
+            lstm_options.Cell(), (("gc", None), ("bc", None)), ("b",), (), Around(drop=True, normal=True, units=True)
+        ),
+        "projection": pointwise(lstm.Cell(), (), ("b",), (), Around(projected=True)),
+        "reset before": pointwise(
+            gru.ResetBefore(), (("Wn", None),), ("b",), (), Around(drop=True, matrix="Wn", rows=2)
+        ),
+    }[options]
+    if kind in source.FACTORS and options != "reset before":
+        return
+    made = source.pointwise(step, kind, ARITHMETIC[name], 1, 40, keep_h=options != "projection")
+    for capability in DEVICES:
+        assert compile_for(capability, made.text).spilled == 0
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "slstm"])
+@pytest.mark.parametrize(("name", "cluster"), [("3xfp16", False), ("tf32", True), ("bfloat16", True)])
+def test_with_steps_of_different_widths(cell, name, cluster):
+    """Such a kernel keeps h before every step, too."""
+    for size in FEW:
+        step, found = ways(90, cell, name, "forward", size, cluster)
+        if found is not None:
+            done = compile_for(90, source.loop(step, "forward", found, keep_h=True).text)
+            assert (done.stack, done.spilled) == (0, 0), (size, done.log)
 
 
 @pytest.mark.parametrize("size", MEASURED)

@@ -36,6 +36,18 @@ def test_rows_of_any_order_of_memory(be, rng, dtype, columns):
     assert [str(a.dtype).rpartition(".")[2] for a in found] == [dtype, dtype, "float64"]
 
 
+def first_axis(xp, x, y, *, axis):
+    return x - xp.mean(x, axis=axis, keepdims=True), xp.mean(x * y, axis=axis, keepdims=True)
+
+
+def test_rows_along_another_axis(be, rng):
+    x, y = rng.standard_normal((7, 3, 2)), rng.standard_normal((7, 3, 2))
+    for axis in (0, 1, -1):
+        found = by_rows(be.xp, first_axis, be.asarray(x), be.asarray(y), axis=axis)
+        for a, b in zip(found, first_axis(np, x, y, axis=axis), strict=True):
+            np.testing.assert_allclose(to_numpy(a), b, rtol=1e-13, atol=1e-13)
+
+
 def test_what_is_not_a_number_stays_in_its_row(be):
     x = np.ones((3, 5))
     x[1, 2] = np.nan

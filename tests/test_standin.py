@@ -209,6 +209,32 @@ def test_zoneout_in_every_kernel(path, cell):
             np.testing.assert_allclose(a, b, rtol=gap, atol=gap * max(1.0, np.max(np.abs(b), initial=0.0)))
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 0.02), ("bfloat16", 0.2)])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        xlstm.LSTM(5, 12, layer_norm=True),
+        xlstm.LSTM(5, 12, proj_size=4, recurrent_dropout=0.3),
+        xlstm.LSTM(5, 12, recurrent_dropout=0.3),
+        xlstm.GRU(5, 12, reset_after=False),
+    ],
+    ids=repr,
+)
+def test_options_in_low_precision(layer, dtype, tolerance):
+    found = {}
+    for name in ("float64", dtype):
+        be, rng = xlstm.backend("cupy", dtype=name), np.random.default_rng(0)
+        params, x = layer.init(0, be), be.asarray(rng.standard_normal((7, 3, 5)))
+        y, state, saved = layer.forward(params, x, lengths=[7, 3, 5], seed=1 if layer.random else None)
+        grads, dx, start = layer.backward(params, saved, y, state)
+        once, _ = layer.step(params, x[0, ...], state)
+        arrays = [y, *state, dx, *grads.values(), *start, once]
+        assert all(str(a.dtype) == name for a in arrays)
+        found[name] = [to_numpy(a).astype("float64") for a in arrays]
+    for a, b in zip(found[dtype], found["float64"], strict=True):
+        assert np.max(np.abs(a - b)) <= tolerance * np.max(np.abs(b))
+
+
 REAL = """
 import json, cupy
 loops = {name: f.types for name in dir(cupy) if isinstance(f := getattr(cupy, name), cupy.ufunc)}
@@ -244,6 +270,7 @@ def test_cupy_has_all_that_the_standin_has(real):
     parts |= {"cupy": dir(cupy), "cuda": dir(cupy.cuda), "runtime": list(vars(cupy.cuda.runtime))}
     own = {"cards", "OPTIN", "NONPORTABLE", "FUNCTIONS", "SimpleNamespace", "Any", "Cublas", "record", "time", "ptr"}
     own |= {"cublas", "CUDARuntimeError"}  # cublas is loaded when it is asked for
+    own |= {"DefaultPool", "Iterator", "contextlib", "threading", "synchronize_all"}
     usual = {*dir(type), "__weakref__", "__dict__", "__module__", "__copy__"}  # of every class of Python
     for part, names in parts.items():
         public = {name for name in names if not name.startswith("_") or name.endswith("__")}

@@ -12,12 +12,13 @@ These are acted out as CuPy 14 has them:
 - what is a view, what is a kernel, a copy or a call of cuBLAS, and which operands are copied before a product
 - `ElementwiseKernel`, `ReductionKernel`, `RawKernel` and `RawModule`, compiled by g++ (`tests/ctargets.py`,
   `tests/device/`), with the types of their arguments checked; cuBLAS by its definition
+- the current stream and allocator of a thread, and memory that one stream fills and another one reads without a wait
 - two devices, each with a card of its own (`cupy.cards`), the current one, and arrays that are on another; the largest
   cluster that a card has room for, cooperative launches and shared memory up to its limits
 
 These are not:
 
-- time, and what happens at the same time: every call is done when it returns, streams and events only have names
+- time, and what happens at the same time: every call is done when it returns
 - races, and memory that is read beyond an array's end
 - arithmetic of a GPU: fused multiply-add, its exp and tanh, numbers below 2^-126 as zero, the order of sums, TF32
 - the text that NVRTC and the driver say, NVRTC itself (`tests/nvrtc.py` has it), and what it takes to compile

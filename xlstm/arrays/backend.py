@@ -16,6 +16,7 @@ import array_api_compat
 import numpy as np
 
 from xlstm.arrays import checks, probe
+from xlstm.arrays.adopt import adopt, is_other
 from xlstm.arrays.convert import BackendError, dtype_of, dtype_text, to_numpy
 from xlstm.arrays.namespace import (
     DTYPES,
@@ -74,6 +75,7 @@ class Backend(Portable):
         Parameters
         ----------
         values : array or nested numbers
+            An array may be of any library that offers `__cuda_array_interface__` or DLPack.
         dtype : str, optional
             By default that of the backend for floating-point values; integers and booleans keep their own.
 
@@ -81,6 +83,7 @@ class Backend(Portable):
         -------
         array
         """
+        values = adopt("asarray", values) if is_other(values) else values
         if not array_api_compat.is_array_api_obj(values):
             values = np.asarray(values)
         if dtype is None and is_floating(namespace_of(values), values.dtype):

@@ -1,24 +1,39 @@
-"""Small arrays that are the same in every call, which are made once; nobody changes them."""
+"""Small arrays that are the same in every call, which are made once for each stream; nobody changes them."""
 
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Any
 
+from xlstm.arrays import probe
 from xlstm.arrays.namespace import Array, Namespace
+
+PER_THREAD = 2  # the address that CUDA has for the default stream of each thread
 
 
 class Home:
-    """A device as a key: CuPy's own have no hash."""
+    """A device as a key, with its current stream on CuPy, for arrays that stay there from call to call.
+
+    If two streams had such an array together, one of them might read it before the other one has filled it, and its
+    memory might be used anew too early.
+    """
 
     def __init__(self, device: Any) -> None:
-        self.device, self._text = device, str(device)
+        self.device = device
+        self._key = (str(device), *_stream()) if type(device).__module__.startswith("cupy") else (str(device),)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Home) and other._text == self._text
+        return isinstance(other, Home) and other._key == self._key
 
     def __hash__(self) -> int:
-        return hash(self._text)
+        return hash(self._key)
+
+
+def _stream() -> tuple[int, int]:
+    """Return the address of the current stream, and the thread where that is not enough to know it."""
+    address = int(probe.cupy().cuda.get_current_stream().ptr)
+    return address, threading.get_ident() if address == PER_THREAD else 0
 
 
 def steps(xp: Namespace, n: int, dtype: Any, device: Any) -> Array:

@@ -9,6 +9,7 @@ import array_api_compat
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.adopt import adopt, is_other
 from xlstm.arrays.namespace import DTYPES, Array, Namespace, Params, device_of, dtype_name, namespace_of
 
 # dtypes beside those that layers compute in, which `Backend.asarray` knows too
@@ -22,8 +23,24 @@ class BackendError(RuntimeError):
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     """Return a NumPy array with the values of `array`, copied to the host where they are elsewhere.
 
-    NumPy has no bfloat16, so its values come as float32, which has them all.
+    Parameters
+    ----------
+    array : array
+        Of NumPy, CuPy, PyTorch, or of another library that offers `__cuda_array_interface__` or DLPack.
+
+    Returns
+    -------
+    numpy array
+        NumPy has no bfloat16, so its values come as float32, which has them all.
+
+    Raises
+    ------
+    TypeError
+        The array is on a GPU, and CuPy does not work here.
     """
+    if is_other(array):
+        found = adopt("to_numpy", array)
+        return np.array(found) if isinstance(found, np.ndarray) else to_numpy(found)
     if isinstance(array, np.ndarray | np.generic):
         low = array.dtype.kind == "V" and dtype_name(array.dtype) == "bfloat16"
         return np.asarray(array.astype(np.float32) if low else array)
@@ -32,7 +49,7 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     if array_api_compat.is_torch_array(array):
         host = array.detach().cpu()
         return np.asarray((host.float() if dtype_name(host.dtype) == "bfloat16" else host).numpy())
-    if array_api_compat.is_array_api_obj(array) or hasattr(array, "__dlpack__"):
+    if array_api_compat.is_array_api_obj(array):
         try:
             return np.from_dlpack(array, device="cpu", copy=True)
         except TypeError:  # NumPy 2.0 takes arrays on the host alone

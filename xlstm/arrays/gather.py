@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,27 +18,30 @@ TEXT = """
 struct Sources {{
     const void* from[{arrays}];
     void* to[{arrays}];
+    const long long* places[{arrays}];
     long long width[{arrays}];
+    long long count[{arrays}];  // of places
+    long long rows[{arrays}];
 }};
 template <class T>
 __device__ __forceinline__ void put(const Sources& all, int k, bool there, long long row, long long at) {{
     ((T*)all.to[k])[at] = there ? ((const T*)all.from[k])[row * all.width[k] + at % all.width[k]] : T(0);
 }}
-extern "C" __global__ void xlstm_gather(
-    const Sources all, const long long* places, long long count, long long rows, int size) {{
+extern "C" __global__ void xlstm_gather(const Sources all, int size) {{
     const int k = blockIdx.y;
     const long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x, width = all.width[k];
-    if (at >= count * width) return;
-    const long long row = places[at / width];
-    if (size == 2) put<unsigned short>(all, k, row < rows, row, at);
-    else if (size == 4) put<unsigned>(all, k, row < rows, row, at);
-    else put<unsigned long long>(all, k, row < rows, row, at);
+    if (at >= all.count[k] * width) return;
+    const long long row = all.places[k][at / width];
+    const bool there = row < all.rows[k];
+    if (size == 2) put<unsigned short>(all, k, there, row, at);
+    else if (size == 4) put<unsigned>(all, k, there, row, at);
+    else put<unsigned long long>(all, k, there, row, at);
 }}
 """
 
 
-def gather(xp: Namespace, arrays: Sequence[Array], places: Array) -> list[Array]:
-    """Return the rows of each array at the same places.
+def gather(xp: Namespace, arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:
+    """Return the rows of each array at its places.
 
     Parameters
     ----------
@@ -45,34 +49,43 @@ def gather(xp: Namespace, arrays: Sequence[Array], places: Array) -> list[Array]
         The namespace of the arrays.
     arrays : sequence of array (N, ...)
         They have one dtype.
-    places : int64 array (M,)
-        Numbers of rows; on CuPy N gives a row of zeros.
+    places : sequence of int64 array (M,)
+        Numbers of rows, for each array; on CuPy N gives a row of zeros.
 
     Returns
     -------
     list of array (M, ...)
     """
-    if not fuse.compiles(xp) or len(arrays) > ARRAYS or arrays[0].itemsize == 1:
-        return [xp.take(a, places, axis=0) for a in arrays]
-    M = places.shape[0]
+    if not fuse.compiles(xp) or arrays[0].itemsize == 1:
+        return [xp.take(a, at, axis=0) for a, at in zip(arrays, places, strict=True)]
+    found: list[Array] = []
+    with device_of(places[0]):
+        for k in range(0, len(arrays), ARRAYS):
+            found += _launched(arrays[k : k + ARRAYS], places[k : k + ARRAYS])
+    return found
+
+
+def _launched(arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:
+    """Return the rows of at most `ARRAYS` arrays."""
     given = [a if a.flags.c_contiguous else a.copy(order="C") for a in arrays]
-    with device_of(places):
-        found = [probe.cupy().empty((M, *a.shape[1:]), dtype=a.dtype) for a in given]
-        widths = [int(np.prod(a.shape[1:], dtype=np.int64)) for a in given]
-        if M and max(widths):
-            table = np.zeros((), _layout())
-            table["from"][: len(given)] = [a.data.ptr for a in given]
-            table["to"][: len(given)] = [a.data.ptr for a in found]
-            table["width"][: len(given)] = widths
-            grid = (-(-M * max(widths) // THREADS), len(given))
-            sizes = np.int64(M), np.int64(given[0].shape[0]), np.int32(given[0].itemsize)
-            _kernel()(grid, (THREADS,), (table, places, *sizes))
+    found = [probe.cupy().empty((at.size, *a.shape[1:]), dtype=a.dtype) for a, at in zip(given, places, strict=True)]
+    most = max(a.size for a in found)
+    if most:
+        table, some = np.zeros((), _layout()), len(given)
+        table["from"][:some] = [a.data.ptr for a in given]
+        table["to"][:some] = [a.data.ptr for a in found]
+        table["places"][:some] = [at.data.ptr for at in places]
+        table["width"][:some] = [math.prod(a.shape[1:]) for a in given]
+        table["count"][:some] = [at.size for at in places]
+        table["rows"][:some] = [a.shape[0] for a in given]
+        _kernel()((-(-most // THREADS), some), (THREADS,), (table, np.int32(given[0].itemsize)))
     return found
 
 
 @functools.cache
 def _layout() -> np.dtype[Any]:
-    return np.dtype([("from", "u8", (ARRAYS,)), ("to", "u8", (ARRAYS,)), ("width", "i8", (ARRAYS,))])
+    addresses = [(name, "u8", (ARRAYS,)) for name in ("from", "to", "places")]
+    return np.dtype([*addresses, *((name, "i8", (ARRAYS,)) for name in ("width", "count", "rows"))])
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import array_api_compat
 import numpy as np
 
-from xlstm.arrays import checks
+from xlstm.arrays import checks, probe
 
 Array = Any  # an array of whichever library is in use
 Namespace = Any  # the array API namespace of that library
@@ -38,7 +38,7 @@ def namespace(where: str, arrays: Mapping[str, Array]) -> Namespace:
         Something is no array; or the arrays are of different libraries, devices or dtypes, are not
         floating-point, are float16 or bfloat16 on a CPU, or would record an autograd graph.
     ValueError
-        There are no arrays.
+        There are no arrays, or those of CuPy are not on the current device.
     """
     if not arrays:
         raise ValueError(f"{where}: there are no arrays, expected parameters")
@@ -65,6 +65,13 @@ def namespace(where: str, arrays: Mapping[str, Array]) -> Namespace:
             raise TypeError(f"{where}: {name} is on {device_of(array)} but {first_name} on {home}, expected one device")
         if getattr(array, "requires_grad", False):
             raise TypeError(f"{where}: {name} requires grad; gradients are computed by hand here, pass {name}.detach()")
+    if array_api_compat.is_cupy_array(first):
+        current = int(probe.cupy().cuda.runtime.getDevice())
+        if home.id != current:
+            raise ValueError(
+                f"{where}: {first_name} is on CUDA device {home.id}, which is not the current one, {current}; "
+                f"with cupy.cuda.Device({home.id}): works with it"
+            )
     if dtype_name(first.dtype) in HALVES and _on_cpu_array(first):
         raise TypeError(f"{where}: {first_name} is {first.dtype} on a CPU, expected float32 or float64")
     return xp

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,26 +21,29 @@ from xlstm.tracing.symbols import Line, UntraceableError
 
 OUTER, MOST = 3, 256  # axes of rows, and threads of a block at most
 
+# The sum or the maximum of a value of all threads of a block, of which there are a power of two.
+SYNC = """
+template <class T>
+__device__ __forceinline__ T sync_row(T v, T* room, bool largest) {
+    __syncthreads();
+    room[threadIdx.x] = v;
+    for (int half = blockDim.x / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if ((int)threadIdx.x < half) {
+            const T a = room[threadIdx.x], b = room[threadIdx.x + half];
+            room[threadIdx.x] = largest ? (a > b || a != a ? a : b) : a + b;
+        }
+    }
+    __syncthreads();
+    return room[0];
+}
+"""
 TEXT = """
 struct Layout {{
     long long shape[{outer}];           // of the rows
     long long steps[{arrays}][{outer}];  // of each array along these axes, in elements
     long long along[{arrays}];          // and along a row
 }};
-template <class T>
-__device__ __forceinline__ T sync_row(T v, T* room, bool largest) {{
-    __syncthreads();
-    room[threadIdx.x] = v;
-    for (int half = {threads} / 2; half > 0; half /= 2) {{
-        __syncthreads();
-        if ((int)threadIdx.x < half) {{
-            const T a = room[threadIdx.x], b = room[threadIdx.x + half];
-            room[threadIdx.x] = largest ? (a > b || a != a ? a : b) : a + b;
-        }}
-    }}
-    __syncthreads();
-    return room[0];
-}}
 extern "C" __global__ void {name}(const Layout layout, long long columns{parameters}) {{
     __shared__ double memory[{threads}];
     const long long row = blockIdx.x;
@@ -56,8 +59,13 @@ def by_rows(xp: Namespace, function: Callable[..., Any], *arrays: Array, **optio
     """Return `function(xp, *arrays, **options)`, which may take sums, means and maxima along the last axis.
 
     It keeps that axis. It runs in one compiled loop where NumPy's arrays are large, and in one kernel on CuPy; sums and
-    maxima are for CuPy alone.
+    maxima are for CuPy alone. Where `axis` is among the options, that axis takes the place of the last one.
     """
+    axis = options.get("axis", -1)
+    if isinstance(axis, int) and axis >= 0 and fuse.compiles(xp):
+        found = by_rows(xp, function, *(xp.moveaxis(a, axis, -1) for a in arrays), **{**options, "axis": -1})
+        back = tuple(xp.moveaxis(a, -1, axis) for a in fuse.listed(found))
+        return back[0] if len(back) == 1 else back
     found = _launched(function, arrays, options) if fuse.compiles(xp) else None
     found = fuse.looped(xp, function, arrays, None, 0, options) if found is None else found
     return function(xp, *arrays, **options) if found is None else found
@@ -126,7 +134,14 @@ def _source(
         return None
     results = fuse.results(function, dtypes, dict(options))
     real = {name: fuse.real(dtype) for name, dtype in zip(inputs, dtypes, strict=True)}
-    writer = _Writer(lines, {name for name, one in zip(inputs, single, strict=True) if one}, real)
+
+    def load(name: str, _: int | None) -> str:
+        return f"widen({name}[{'0' if name in writer.single else f'unit * layout.along[{name[1:]}]'}])"
+
+    def store(name: str, _: int | None, value: str) -> str:
+        return f"narrow({name}[{'row' if name in writer.single else 'row * columns + unit'}], {value});"
+
+    writer = Writer(lines, {name for name, one in zip(inputs, single, strict=True) if one}, real, load, store)
     begin = [
         f"x{k} += i0 * layout.steps[{k}][0] + i1 * layout.steps[{k}][1] + i2 * layout.steps[{k}][2];"
         for k in range(len(dtypes))
@@ -136,14 +151,40 @@ def _source(
     return _Source("\n    ".join(begin), "\n    ".join(body), tuple(zip(results, ones, strict=True)))
 
 
-class _Writer:
-    """Writes a trace as C for one row; `stage` is the number of reductions that a variable has to wait for."""
+class Writer:
+    """Writes a trace as C for one row of `columns` units.
 
-    def __init__(self, lines: Sequence[Line], single: set[str], real: dict[str, str]) -> None:
-        self.single, self.real = set(single), real
+    Parameters
+    ----------
+    lines : sequence of Line
+    single : set of str
+        The inputs that have one number for a row.
+    real : dict of str to str
+        The C type of each input.
+    load, store : callable
+        As `statements` takes them.
+    everywhere : bool
+        Whether outputs that are one number for a row are stored for every unit, instead of once.
+
+    Attributes
+    ----------
+    single : set of str
+        Inputs and outputs that have one number for a row.
+    """
+
+    def __init__(
+        self,
+        lines: Sequence[Line],
+        single: set[str],
+        real: Mapping[str, str],
+        load: Callable[[str, int | None], str],
+        store: Callable[[str, int | None, str], str],
+        everywhere: bool = False,
+    ) -> None:
+        self.single, self.real, self.load, self.store = set(single), real, load, store
         self.stores = [line for line in lines if line.op == "store"]
         self.lines = {line.to: line for line in lines if line.op != "store"}
-        self.stage: dict[str, int] = {}
+        self.stage: dict[str, int] = {}  # the number of reductions that a variable has to wait for
         self.varies: dict[str, bool] = {}
         self.kinds: dict[str, str | None] = {}
         for to, line in self.lines.items():
@@ -152,7 +193,8 @@ class _Writer:
             self.varies[to] = any(self.varies[a] for a in line.args) if not known else self._varies(line)
             if line.op in REDUCTIONS:
                 self.stage[to], self.varies[to] = self.stage[to] + 1, False
-        self.single |= {line.to for line in self.stores if not self.varies[line.args[0]]}
+        if not everywhere:
+            self.single |= {line.to for line in self.stores if not self.varies[line.args[0]]}
 
     def _varies(self, line: Line) -> bool:
         return line.op == "input" and line.args[0] not in self.single
@@ -209,17 +251,13 @@ class _Writer:
         gathered = [Line(f"part_{line.to}", None, "store", (line.args[0],)) for line in reductions]
         largest = {f"part_{line.to}" for line in reductions if line.op == "max"}
 
-        def load(name: str, _: int | None) -> str:
-            return f"widen({name}[{'0' if name in self.single else f'unit * layout.along[{name[1:]}]'}])"
-
-        def store(name: str, _: int | None, value: str) -> str:
+        def store(name: str, row: int | None, value: str) -> str:
             if name in largest:
                 return f"{name} = ({value} > {name} || {value} != {value}) ? {value} : {name};"
-            if name.startswith("part_"):
-                return f"{name} += {value};"
-            return f"narrow({name}[{'row' if name in self.single else 'row * columns + unit'}], {value});"
+            return f"{name} += {value};" if name.startswith("part_") else self.store(name, row, value)
 
-        return statements([*lines, *gathered, *stores], load, store, self.real, self.kinds if kinds is None else kinds)
+        kinds = self.kinds if kinds is None else kinds
+        return statements([*lines, *gathered, *stores], self.load, store, self.real, kinds)
 
     def _needed(self, roots: Sequence[str]) -> list[str]:
         """Return the variables that change along a row and on which these depend, in the order of the trace."""
@@ -256,8 +294,12 @@ def text(
     assert made is not None
     parameters = [f"const {device.type_of(dtype)}* x{k}" for k, dtype in enumerate(dtypes)]
     parameters += [f"{device.type_of(dtype)}* y{k}" for k, (dtype, _) in enumerate(made.results)]
-    return device.TEXT + TEXT.format(
-        name=f"xlstm_rows_{function.__name__.strip('_')}",
-        **{"outer": OUTER, "arrays": len(dtypes), "threads": threads, "begin": made.begin, "body": made.body},
-        parameters="".join(f", {p}" for p in parameters),
+    return (
+        device.TEXT
+        + SYNC
+        + TEXT.format(
+            name=f"xlstm_rows_{function.__name__.strip('_')}",
+            **{"outer": OUTER, "arrays": len(dtypes), "threads": threads, "begin": made.begin, "body": made.body},
+            parameters="".join(f", {p}" for p in parameters),
+        )
     )

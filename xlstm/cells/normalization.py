@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -21,17 +21,30 @@ class Normal(NamedTuple):
     row_bwd: Any
 
 
+Axis: TypeAlias = "int | tuple[int, ...]"
+
 EPS = 1e-5  # that of torch.nn.LayerNorm
 
 
-def normalize(xp: Namespace, x: Array, axis: int, eps: float = EPS) -> tuple[Array, Array]:
+def normalize(xp: Namespace, x: Array, axis: Axis, eps: float = EPS) -> tuple[Array, Array]:
     """Return x with mean 0 and variance 1 along `axis` (Ba et al. 2016, eq. 3), and 1 / its standard deviation."""
     return _normalized(xp, x, axis, eps, _centred)
 
 
-def normalize_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Array:
+def normalize_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: Axis) -> Array:
     """Return the gradient of x from that of n, with `n, r = normalize(xp, x, axis)`."""
     return by_rows(xp, _centred_bwd, dn, n, r, axis=axis)
+
+
+def layer_norm(xp: Namespace, x: Array, gain: Array, axis: Axis) -> tuple[Array, tuple[Array, Array]]:
+    """Return x normalised and times a gain, and what `normalize` returns."""
+    n, r = normalize(xp, x, axis)
+    return gain * n, (n, r)
+
+
+def layer_norm_bwd(xp: Namespace, dy: Array, gain: Array, n: Array, r: Array, axis: Axis) -> Array:
+    """Return the gradient of x from that of y, with `y, (n, r) = layer_norm(xp, x, gain, axis)`."""
+    return normalize_bwd(xp, gain * dy, n, r, axis)
 
 
 def normalize_root(xp: Namespace, x: Array, axis: int, eps: float = EPS) -> tuple[Array, Array]:
@@ -44,16 +57,16 @@ def normalize_root_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) 
     return by_rows(xp, _by_root_bwd, dn, n, r, axis=axis)
 
 
-def _centred(xp: Namespace, x: Array, axis: int, eps: float) -> tuple[Array, Array]:
+def _centred(xp: Namespace, x: Array, axis: Axis, eps: float) -> tuple[Array, Array]:
     return _by_root(xp, x - xp.mean(x, axis=axis, keepdims=True), axis, eps)
 
 
-def _centred_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Array:
+def _centred_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: Axis) -> Array:
     mean, along = (xp.mean(a, axis=axis, keepdims=True) for a in (dn, dn * n))
     return r * (dn - mean - n * along)
 
 
-def _by_root(xp: Namespace, x: Array, axis: int, eps: float) -> tuple[Array, Array]:
+def _by_root(xp: Namespace, x: Array, axis: Axis, eps: float) -> tuple[Array, Array]:
     """Return x with mean square 1, and 1 / the root of its mean square."""
     r = 1 / xp.sqrt(xp.mean(x * x, axis=axis, keepdims=True) + eps)
     return x * r, r
@@ -67,7 +80,7 @@ MEAN_AND_VARIANCE = Normal(normalize, normalize_bwd, _centred, _centred_bwd)
 MEAN_SQUARE = Normal(normalize_root, normalize_root_bwd, _by_root, _by_root_bwd)
 
 
-def _normalized(xp: Namespace, x: Array, axis: int, eps: float, formula: Any) -> tuple[Array, Array]:
+def _normalized(xp: Namespace, x: Array, axis: Axis, eps: float, formula: Any) -> tuple[Array, Array]:
     """Return what a formula gives for c x, whose squares are finite, and c times the factor."""
     if squares_below(xp, x, math.inf):  # c is 1
         return by_rows(xp, formula, x, axis=axis, eps=eps)  # type: ignore[no-any-return]
@@ -79,14 +92,14 @@ def _normalized(xp: Namespace, x: Array, axis: int, eps: float, formula: Any) ->
     return n, r * c
 
 
-def scaled(xp: Namespace, x: Array, formula: Any, axis: int, eps: float, limit: float) -> tuple[Array, Array]:
+def scaled(xp: Namespace, x: Array, formula: Any, axis: Axis, eps: float, limit: float) -> tuple[Array, Array]:
     """Return what a formula gives for c x, and c times the factor."""
     c = _factor(xp, x, axis, limit)
     n, r = formula(xp, x * c, axis, eps)
     return n, r * c
 
 
-def _factor(xp: Namespace, x: Array, axis: int, limit: float) -> Array:
+def _factor(xp: Namespace, x: Array, axis: Axis, limit: float) -> Array:
     """Return c, one factor for each vector along `axis`.
 
     It is 1 unless x has elements larger than the limit, `fourth_root`, beside which eps does not matter.

@@ -55,6 +55,11 @@ def is_table(given: Any) -> bool:
     return any(kind.__module__.partition(".")[0] in LIBRARIES for kind in kinds)
 
 
+def is_on_gpu(given: Any) -> bool:
+    """Return whether an object is a column that is on a GPU, as those of cuDF are, which NumPy may not read."""
+    return hasattr(type(given), "__cuda_array_interface__") and hasattr(given, "to_numpy")
+
+
 def table_of(where: str, given: Any, only: Sequence[str] | None = None) -> Columns:
     """Return the columns of a table as numbers.
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.adopt import is_other
 from xlstm.arrays.convert import to_numpy
 from xlstm.data import frames
 
@@ -17,7 +18,8 @@ Values = np.ndarray[Any, np.dtype[np.floating[Any]]]
 def numbers(where: str, name: str, given: Any) -> Host:
     """Return real numbers on the host.
 
-    A NumPy array stays as it is. Lists, tables, and arrays that CuPy or another library with DLPack holds are copied.
+    A NumPy array stays as it is. Lists, tables, and arrays that CuPy or another library with DLPack or
+    `__cuda_array_interface__` holds are copied.
     """
     found = _array(where, name, given, "an array of real numbers")
     check_numbers(where, name, found)
@@ -40,10 +42,12 @@ def _array(where: str, name: str, given: Any, expected: str) -> Host:
     if isinstance(given, np.ndarray):
         return given
     if frames.is_table(given):  # or one column, which has its own dtype
-        return frames.table_of(f"{where}: {name}", given).values if hasattr(given, "columns") else np.asarray(given)
+        if hasattr(given, "columns"):
+            return frames.table_of(f"{where}: {name}", given).values
+        return to_numpy(given) if frames.is_on_gpu(given) else np.asarray(given)
     if isinstance(given, list | tuple | range):
         return checks.host(where, name, given, expected)
-    if isinstance(given, type) or not hasattr(given, "__dlpack__"):
+    if isinstance(given, type) or not (hasattr(given, "__dlpack__") or is_other(given)):
         raise TypeError(f"{where}: {name} is {checks.shown(given)}, expected {expected}")
     return to_numpy(given)
 

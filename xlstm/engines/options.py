@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from xlstm.arrays.namespace import Array, Params
-from xlstm.cells.normalization import normalize, normalize_bwd
+from xlstm.cells.normalization import layer_norm, layer_norm_bwd
 from xlstm.engines.segments import Segment, reshape
 from xlstm.engines.step import Step
 from xlstm.engines.tape import Gradients
@@ -35,8 +35,7 @@ class Options:
         if self.gh is None:
             zh = step.recur(W, h)
         else:
-            normal = normalize(xp, reshape(W @ h, (step.R, h.shape[1])), 0)
-            zh = self.gh * normal[0]
+            zh, normal = layer_norm(xp, reshape(W @ h, (step.R, h.shape[1])), self.gh, 0)
             zh = reshape(zh if step.bh is None else zh + step.bh[:, None], (-1, step.H, h.shape[1]))
         h, *carry, saved = step.cell.gates(xp, zx, zh, *state, **self.own)
         out: tuple[Array, ...] = ()
@@ -63,7 +62,7 @@ class Options:
         dzx, dzh, dh0, *dcarry = step.cell.gates_bwd(xp, local, dh, *dcarry, **self.own)
         da = found.put_products(rows, dzx, dzh)
         if self.gh is not None:
-            da = found.put("a", rows, normalize_bwd(xp, self.gh * da, normal[0], normal[1], 0))
+            da = found.put("a", rows, layer_norm_bwd(xp, da, self.gh, normal[0], normal[1], 0))
         dh = step.recur_bwd(WT, da)
         if self.drop is not None:
             dh = dh * self.drop

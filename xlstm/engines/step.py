@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import Any, NamedTuple
 
+from xlstm.arrays.fuse import total
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.cells.cell import Cell
-from xlstm.cells.normalization import normalize, normalize_bwd
+from xlstm.cells.normalization import layer_norm, layer_norm_bwd
 from xlstm.engines.segments import reshape
 
 
@@ -108,8 +109,7 @@ class Step:
         zx = w["Wx"] @ x.T if "Wx" in w else xp.asarray(x.T, copy=True)
         normal = None
         if "gx" in w:
-            normal = normalize(xp, zx, 0)
-            zx = w["gx"][:, None] * normal[0]
+            zx, normal = layer_norm(xp, zx, w["gx"][:, None], 0)
         if self.b is not None:
             zx += self.b[:, None]
         return zx, normal
@@ -118,8 +118,8 @@ class Step:
         """Return the gradient of gx where there is one, and that of Wx x, from that of zx (R, N)."""
         if normal is None:
             return {}, dzx
-        grads = {"gx": self.xp.sum(dzx * normal[0], axis=1)}
-        return grads, normalize_bwd(self.xp, self.w["gx"][:, None] * dzx, *normal, 0)
+        grads = {"gx": total(self.xp, dzx, normal[0])}
+        return grads, layer_norm_bwd(self.xp, dzx, self.w["gx"][:, None], *normal, 0)
 
     def recur(self, W: Array, h: Array) -> Array:
         """Return W h + bh (gates, H, n), with W the recurrent weight or blocks of its rows; heads go by themselves."""

@@ -35,7 +35,8 @@ class Tape:
     x : array (N, D)
         Packed rows of the input.
     hs : array (n + N, P)
-        h of the n sequences of the first step, then h after every step.
+        h of the n sequences of the first step, then h after every step; where an engine keeps `h0` by itself, the
+        latter alone.
     y : array (N, P)
         h after every step.
     kept : list of Kept
@@ -46,12 +47,14 @@ class Tape:
         Wx x normalised (R, N), and 1 / its deviation, with layer_norm.
     """
 
-    def __init__(self, engine: Any, step: Step, widths: Widths, x: Array, h0: Array) -> None:
+    def __init__(self, engine: Any, step: Step, widths: Widths, x: Array, h0: Array | None) -> None:
         self.engine, self.step, self.widths, self.x = engine, step, widths, x
         self.first = first = widths[0][1] if widths else 0  # sequences of the first step
-        self.hs = workspace.empty(step.xp, (first + x.shape[0], step.P), x)
-        self.hs[:first, :] = h0[:, :first].T
-        self.y = self.hs[first:, :]  # h after every step
+        ahead = 0 if h0 is None else first
+        self.hs = workspace.empty(step.xp, (ahead + x.shape[0], step.P), x)
+        if h0 is not None:
+            self.hs[:first, :] = h0[:, :first].T
+        self.y = self.hs[ahead:, :]  # h after every step
         self.kept: list[list[Kept]] = []
         self.rule = SOLO
         self.normal: tuple[Array, Array] | None = None
@@ -64,6 +67,29 @@ class Tape:
     def h0(self) -> Array:
         """h before every step, (N, P), a copy where lengths differ."""
         return before(self.step.xp, self.hs, self.widths)
+
+    @property
+    def passed(self) -> Array:
+        """h before every step as the recurrent weight takes it, with the mask of recurrent dropout, (N, P)."""
+        drop, at = self.step.masks.drop, 0
+        if drop is None:
+            return self.h0
+        found = []
+        for k, n in self.widths:
+            steps = reshape(self.h0[at : at + k * n, :], (k, n, self.step.P)) * drop[:, :n].T
+            found.append(reshape(steps, (k * n, self.step.P)))
+            at += k * n
+        return found[0] if len(found) == 1 else self.step.xp.concat(found)
+
+    @property
+    def out(self) -> Array:
+        """h of every step before its projection, (N, H)."""
+        return self.rows(lambda kept: kept.out[0], (self.step.H,))
+
+    @property
+    def product(self) -> Array:
+        """The product of h of every step, normalised, (N, R)."""
+        return self.rows(lambda kept: kept.normal[0], (self.step.R,))
 
     @property
     def segments(self) -> list[Kept]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
+from xlstm.data.frames import is_on_gpu
 from xlstm.estimators.values import LARGEST
 
 Host = np.ndarray[Any, Any]
@@ -176,7 +177,7 @@ def weights(where: str, given: Any, count: int) -> Host | None:
 
 def is_foreign(X: Any) -> bool:
     """Return whether X is an array of a library other than NumPy, and no table."""
-    return hasattr(X, "dtype") and not isinstance(X, np.ndarray) and not hasattr(X, "to_numpy")
+    return hasattr(X, "dtype") and not isinstance(X, np.ndarray) and (is_on_gpu(X) or not hasattr(X, "to_numpy"))
 
 
 def _held(X: Any) -> list[Any] | None:

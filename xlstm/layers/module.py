@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.adopt import adopt
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.namespace import Array, DType, Namespace, Params, namespace
 from xlstm.arrays.random import Seed, generator
@@ -113,7 +114,7 @@ class Module:
         ValueError, TypeError
             A parameter is missing or misshapen, or arrays differ in library, device or dtype.
         """
-        xp = self.namespace(params, {"x": x})
+        xp, params, x = self._agreed(params, "x", x)
         if x.ndim == 0 or x.shape[-1] != self.input_size:
             expected = f"(..., {self._symbol}) = (..., {self.input_size})"
             raise ValueError(f"{type(self).__name__}: x has shape {tuple(x.shape)}, expected {expected}")
@@ -129,7 +130,7 @@ class Module:
             `saved` comes from another module, an array is misshapen, or arrays differ in library, device or dtype.
         """
         checks.saved(type(self).__name__, self, saved, Saved)
-        xp = self.namespace(params, {"dy": dy})
+        xp, params, dy = self._agreed(params, "dy", dy)
         if tuple(dy.shape) != saved.shape:
             shape = tuple(dy.shape)
             raise ValueError(f"{type(self).__name__}: dy has shape {shape}, expected that of y, {saved.shape}")
@@ -172,6 +173,11 @@ class Module:
         """Check the parameters, and return the namespace of all these arrays."""
         self.check(params)
         return namespace(type(self).__name__, {**arrays, **params})
+
+    def _agreed(self, params: Params, name: str, x: Array) -> tuple[Namespace, Params, Array]:
+        """Check the parameters, and return the namespace of all these arrays, and the arrays as it has them."""
+        params, x = adopt(type(self).__name__, (params, x))
+        return self.namespace(params, {name: x}), params, x
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the options alone, for copies and pickles."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from xlstm.arrays import checks, workspace
+from xlstm.arrays.adopt import adopt
 from xlstm.arrays.namespace import Array, Namespace, Params, loses_bfloat16, namespace, plain_namespace
 from xlstm.arrays.random import Seed
 from xlstm.layers.masks import masks
@@ -164,7 +165,7 @@ class SequenceLayer(Module):
         """Run `forward`; `groups` is for `Span`."""
         where = type(self).__name__
         keep = checks.keeps(where, train, keep)
-        x, start, span = self._begin(params, x, state, lengths, groups)
+        params, x, start, span = self._begin(params, x, state, lengths, groups)
         span.keep = keep
         if train and self.random:
             span.rng = masks(where, seed)
@@ -176,15 +177,15 @@ class SequenceLayer(Module):
 
     def _begin(
         self, params: Params, x: Array, state: Any, lengths: Any = None, groups: Any = None
-    ) -> tuple[Array, State, Span]:
-        """Check the arguments of a call, and return x (T, B, D), the initial state and the span for inference."""
+    ) -> tuple[Params, Array, State, Span]:
+        """Check the arguments of a call, and return them, x (T, B, D), the initial state and the span for inference."""
         where = type(self).__name__
-        xp = self._agree(params, x, "state", state)
+        xp, params, x, state = self._agree(params, x, "state", state)
         x = self._inner(xp, x)
         T, B = x.shape[:2]
         span = Span(xp, Packing.of(where, lengths, T, B), groups=groups)
         span.rest = state is None
-        return x, complete(where, xp, "state", state, self.states, B, params), span
+        return params, x, complete(where, xp, "state", state, self.states, B, params), span
 
     def backward(self, params: Params, saved: Any, dy: Array | None, dstate: Any = None) -> tuple[Params, Array, State]:
         """Backpropagate through time.
@@ -217,7 +218,7 @@ class SequenceLayer(Module):
         where = type(self).__name__
         checks.saved(where, self, saved, Saved)
         span = saved.span
-        xp = self._agree(params, dy, "dstate", dstate)
+        xp, params, dy, dstate = self._agree(params, dy, "dstate", dstate)
         if dy is not None:
             if dy.shape != saved.shape:
                 checks.shape(where, self._gradient, dy, self._output_dims(span.T, span.B))
@@ -239,7 +240,7 @@ class SequenceLayer(Module):
         where = type(self).__name__
         if self.directions != ("",):
             raise ValueError(f"{where}: step goes forward in time, the reverse direction needs the whole sequence")
-        xp = self._agree(params, x, "state", state)
+        xp, params, x, state = self._agree(params, x, "state", state)
         x = self._inner(xp, x, step=True)
         start = complete(where, xp, "state", state, self.states, x.shape[0], params)
         return self.run_step(xp, params, x, start)
@@ -263,16 +264,21 @@ class SequenceLayer(Module):
     def _sizes(self) -> dict[str, tuple[int | None, ...]]:
         return {name: tuple(dims.values()) for name, dims in self.shapes.items()}
 
-    def _agree(self, params: Params, x: Array | None, what: str, state: Any) -> Namespace:
-        """Check the parameters, and return the namespace of all these arrays; x is the input, or dy."""
+    def _agree(self, params: Params, x: Array | None, what: str, state: Any) -> tuple[Namespace, Params, Any, Any]:
+        """Check the parameters, and return the namespace of all these arrays, and the arrays as it has them.
+
+        x is the input, or dy.
+        """
         found = plain_namespace(params, self._sizes, x, state)
         if found is not None:
-            return found
+            return found, params, x, state
         where = type(self).__name__
+        params, x, state = adopt(where, (params, x, state))
         name = "x" if what == "state" else self._gradient
         given = {} if x is None else {name: x}
         self.check(params)
-        return namespace(where, {**given, **params, **arrays_of(where, what, state, self.states)})
+        xp = namespace(where, {**given, **params, **arrays_of(where, what, state, self.states)})
+        return xp, params, x, state
 
     def _inner(self, xp: Namespace, x: Array, step: bool = False) -> Array:
         """Check the shape of x, and return it as (T, B, D), or as (B, D) for one step."""

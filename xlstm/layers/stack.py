@@ -123,12 +123,13 @@ class Stack(SequenceLayer):
                 drawn = self._masks(xp, packing, rng, start, rows)
                 given = packing.mirror(xp, rows) if direction else rows
                 y, end, tape = run(xp, cell, w, given, packing.widths, start, drawn, keep)
-                ends.append(packing.unsort(xp, end))
+                ends.append(end)
                 outputs.append(packing.mirror(xp, y) if direction else y)
                 if span.keep:
                     passes[name] = Pass(packing, bool(direction), tape)
             rows = outputs[0] if len(outputs) == 1 else concat(xp, outputs, 1)
-        return packing.unpack(xp, rows), _together(xp, ends, packing), Kept(passes, masks)
+        y, columns = packing.restore(xp, rows, ends)
+        return y, _together(xp, columns, packing), Kept(passes, masks)
 
     def run_bwd(
         self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
@@ -156,12 +157,13 @@ class Stack(SequenceLayer):
                 dend = last if rest else packing.sort(xp, last)
                 found, below, start = run_bwd(one.tape, part, dend)
                 grads |= {f"{names[at]}.{name}": g for name, g in found.items()}
-                starts[at] = packing.unsort(xp, start)
+                starts[at] = start
                 if one.reverse:
                     below = packing.mirror(xp, below)
                 dx = below if dx is None else dx + below
             rows = dx if kept.masks[k] is None else dx * kept.masks[k]
-        return grads, packing.unpack(xp, rows), _together(xp, starts, packing)
+        dx, columns = packing.restore(xp, rows, starts)
+        return grads, dx, _together(xp, columns, packing)
 
     def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
         """Run `step` without checks; zoneout takes its expectation."""

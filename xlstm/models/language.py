@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.adopt import adopt
 from xlstm.arrays.backend import backend_like
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, Namespace, Params, check_library
@@ -312,6 +313,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         """Yield one token (B,) and the state before it at a time; arguments are those of `generate`."""
         sampler = Sampler(temperature, top_k, top_p, seed)
         max_tokens = checks.count("generate", "max_tokens", max_tokens)
+        params = adopt("generate", params)
         self.namespace(params, {})
         host = self._prompt(prompt)
         stop = checks.optional(checks.integer)("generate", "stop", stop)
@@ -323,7 +325,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
 
     def _read(self, params: Params, tokens: Array, state: Any) -> tuple[np.ndarray[Any, Any], Any]:
         """Return logits after a prompt (B, P), on the host, and the state; a piece at a time, to save memory."""
-        xp = self._agree(params, tokens, "state", state)
+        xp, params, tokens, state = self._agree(params, tokens, "state", state)
         embedding, below = self.parts["embedding"], self.below("backbone", params)
         for first in range(0, tokens.shape[1], PROMPT):
             some = tokens[:, first : min(first + PROMPT, tokens.shape[1])].T
@@ -356,9 +358,10 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         within("xLSTMLanguageModel", "the prompt", host, self.vocab_size)
         return host.astype(np.int64)
 
-    def _agree(self, params: Params, x: Array | None, what: str, state: Any) -> Namespace:
+    def _agree(self, params: Params, x: Array | None, what: str, state: Any) -> tuple[Namespace, Params, Any, Any]:
         """Leave out tokens, which have a dtype of their own; `_inner` checks them."""
-        return super()._agree(params, x if what == "dstate" else None, what, state)
+        xp, params, dy, state = super()._agree(params, x if what == "dstate" else None, what, state)
+        return xp, params, dy if what == "dstate" else adopt(type(self).__name__, x), state
 
     def _inner(self, xp: Namespace, x: Array, step: bool = False) -> Array:
         """Return tokens as int64, (T, B), or (B,) of one step, once they are checked but for values."""

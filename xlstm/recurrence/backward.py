@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xlstm.arrays.fuse import compiles
+from xlstm.arrays.fuse import compiles, total
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Params, device_of
 from xlstm.engines.segments import reshape
@@ -55,7 +55,7 @@ def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
     more, dp = step.project_bwd(dzx, tape.normal)
     grads |= more
     products = {"Wx": (dp, x), "dx": (dp.T, w["Wx"])} if "Wx" in w else {}
-    h0 = _masked(tape, tape.h0)
+    h0 = tape.passed
     if step.heads:
         G, N, K, _ = step.Wh.shape
         heads = xp.permute_dims(reshape(da.T, (x.shape[0], G, N, K)), (1, 2, 3, 0))
@@ -63,7 +63,7 @@ def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
     elif "Wh" in w:  # there is a product of h
         products["Wh"] = (da, h0)
     if step.Whr is not None:
-        products["Whr"] = (found.arrays["out"], tape.rows(lambda kept: kept.out[0], (step.H,)))
+        products["Whr"] = (found.arrays["out"], tape.out)
     for bias, d in (("b", dzx), ("bh", dzh)):
         if bias in w:
             if compiles(xp):
@@ -73,7 +73,7 @@ def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
     grads |= dict(zip(products, tape.products(list(products.values())), strict=True))
     dx = grads.pop("dx") if "Wx" in w else dzx.T
     if "gh" in w:
-        grads["gh"] = xp.sum(dzh * tape.rows(lambda kept: kept.normal[0], (step.R,)).T, axis=1)
+        grads["gh"] = total(xp, dzh, tape.product.T)
     return {name: reshape(grads[name], tuple(p.shape)) for name, p in w.items()}, dx
 
 
@@ -92,18 +92,6 @@ def _own(tape: Tape, dzx: Array) -> Params:
         if "drop" in step.cell.OWN and step.masks.drop is not None:
             own = {**own, "drop": step.masks.drop[:, segment.first : segment.first + n]}
         for name, d in step.cell.own_bwd(xp, dz, saved, *(c[:-1, ...] for c in kept.carry), **own).items():
+            d = d if d.dtype == dzx.dtype else xp.astype(d, dzx.dtype)  # a number makes float32 of bfloat16 on CuPy
             grads[name] = grads[name] + d if name in grads else d
     return grads
-
-
-def _masked(tape: Tape, rows: Array) -> Array:
-    """Return rows (N, P) times the mask of recurrent dropout of their sequence."""
-    xp, drop, at = tape.step.xp, tape.step.masks.drop, 0
-    if drop is None:
-        return rows
-    found = []
-    for k, n in tape.widths:
-        steps = reshape(rows[at : at + k * n, :], (k, n, rows.shape[1])) * drop[:, :n].T
-        found.append(reshape(steps, (k * n, rows.shape[1])))
-        at += k * n
-    return xp.concat(found)

@@ -18,6 +18,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.concat import Filled, concat
+from xlstm.arrays.constants import Home
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.gather import gather
@@ -86,7 +87,7 @@ class Packing:
         if self.order is None:
             return reshape(array[: self.steps, ...], (self.steps * self.B, array.shape[2]))
         rows = reshape(array, (self.T * self.B, array.shape[2]))
-        return gather(xp, [rows], self._indices(xp, array).pack)[0]
+        return gather(xp, [rows], [self._indices(xp, array).pack])[0]
 
     def unpack(self, xp: Namespace, rows: Array) -> Array:
         """Unpack (N, ...) into (T, B, ...), zero past the end of a sequence."""
@@ -98,40 +99,41 @@ class Packing:
             return reshape(concat(xp, (rows, Filled(0.0, spare)), 0), shape)
         if not compiles(xp):
             rows = xp.concat((rows, xp.zeros((spare, *rows.shape[1:]), dtype=rows.dtype, device=device_of(rows))))
-        return reshape(gather(xp, [rows], self._indices(xp, rows).unpack)[0], shape)
+        return reshape(gather(xp, [rows], [self._indices(xp, rows).unpack])[0], shape)
 
     def mirror(self, xp: Namespace, rows: Array) -> Array:
         """Return rows (N, ...) with the steps of each sequence in reverse order."""
         if self.order is None:
             steps = reshape(rows, (self.steps, self.B, *rows.shape[1:]))
             return reshape(xp.flip(steps, axis=0), rows.shape)
-        return gather(xp, [rows], self._indices(xp, rows).mirror)[0]
+        return gather(xp, [rows], [self._indices(xp, rows).mirror])[0]
 
     def sort(self, xp: Namespace, states: Sequence[Array]) -> Sequence[Array]:
         """Return states (F, B) with their columns in the packed order."""
-        return states if self.order is None else self._take(xp, states, self._indices(xp, states[0]).sort)
-
-    def unsort(self, xp: Namespace, states: Sequence[Array]) -> Sequence[Array]:
-        """Return states with their columns in the order of the batch."""
-        return states if self.order is None else self._take(xp, states, self._indices(xp, states[0]).unsort)
-
-    def _take(self, xp: Namespace, states: Sequence[Array], order: Array) -> list[Array]:
+        if self.order is None:
+            return states
+        order = self._indices(xp, states[0]).sort
         if compiles(xp):
-            return [s.T for s in gather(xp, [s.T for s in states], order)]
+            return [s.T for s in gather(xp, [s.T for s in states], [order] * len(states))]
         return [xp.take(s, order, axis=1) for s in states]
+
+    def restore(
+        self, xp: Namespace, rows: Array, columns: Sequence[Sequence[Array]]
+    ) -> tuple[Array, Sequence[Sequence[Array]]]:
+        """Unpack rows, and return the states of several layers with their columns in the order of the batch."""
+        if self.order is None:
+            return self.unpack(xp, rows), columns
+        at = self._indices(xp, rows)
+        if not compiles(xp):
+            return self.unpack(xp, rows), [[xp.take(s, at.unsort, axis=1) for s in states] for states in columns]
+        given = [s.T for states in columns for s in states]
+        steps, *found = gather(xp, [rows, *given], [at.unpack, *[at.unsort] * len(given)])
+        left = iter(found)
+        return reshape(steps, (self.T, self.B, *rows.shape[1:])), [[next(left).T for _ in states] for states in columns]
 
     def _indices(self, xp: Namespace, like: Array) -> _Indices:
         """Return the indices on the device of an array: one copy from the host, the first time."""
-        key = xp.__name__, str(device_of(like))
-        if key not in self._there:
-            there = xp.asarray(np.concatenate(self._here), device=device_of(like))
-            ends = np.cumsum([len(part) for part in self._here])
-            self._there[key] = _Indices(*(there[end - len(p) : end] for end, p in zip(ends, self._here, strict=True)))
-        return self._there[key]
-
-    @functools.cached_property
-    def _there(self) -> dict[Any, _Indices]:
-        return {}
+        return _copied(xp, self, Home(device_of(like)))
 
     @functools.cached_property
     def _here(self) -> _Indices:
@@ -181,6 +183,15 @@ def _packing(lengths: bytes, T: int, B: int) -> Packing:
     widths = np.count_nonzero(found[:, None] > np.arange(steps), axis=0)  # (steps,)
     segments = tuple((len(list(same)), int(n)) for n, same in itertools.groupby(widths))
     return Packing(T, B, steps, segments, order, found)
+
+
+@functools.lru_cache(maxsize=16)
+def _copied(xp: Namespace, packing: Packing, home: Home) -> _Indices:
+    """Return the indices of a packing on a device."""
+    here = packing._here
+    there = xp.asarray(np.concatenate(here), device=home.device)
+    ends = np.cumsum([len(part) for part in here])
+    return _Indices(*(there[end - len(part) : end] for end, part in zip(ends, here, strict=True)))
 
 
 @functools.lru_cache

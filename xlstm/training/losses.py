@@ -10,12 +10,14 @@ import math
 from collections.abc import Sequence
 
 from xlstm.arrays import checks, constants
+from xlstm.arrays.adopt import adopting
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, check_library, device_of, finfo, namespace
 from xlstm.arrays.rows import by_rows
 from xlstm.cells.activations import clamp
 
 
+@adopting
 def mse(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Array]:
     """Return the mean squared error, mean((y - target)^2), and its gradient by y.
 
@@ -43,6 +45,7 @@ def mse(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Arra
     return xp.sum(de * e), 2 * de
 
 
+@adopting
 def mae(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Array]:
     """Return the mean absolute error, mean(|y - target|), and its gradient by y, which is 0 at 0.
 
@@ -69,6 +72,7 @@ def mae(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Arra
     return xp.sum(weight * xp.abs(e)), weight * xp.sign(e)
 
 
+@adopting
 def huber(y: Array, target: Array, mask: Array | None = None, delta: float = 1.0) -> tuple[Array, Array]:
     """Return the mean of e^2/2 where |e| <= delta, else delta (|e| - delta/2), and its gradient by y (Huber 1964).
 
@@ -99,6 +103,7 @@ def huber(y: Array, target: Array, mask: Array | None = None, delta: float = 1.0
     return xp.sum(weight * de * (e - 0.5 * de)), weight * de
 
 
+@adopting
 def pinball(
     y: Array, target: Array, mask: Array | None = None, quantiles: Sequence[float] = (0.1, 0.5, 0.9)
 ) -> tuple[Array, Array]:
@@ -143,6 +148,7 @@ def pinball(
     return xp.sum(weight * slope * e), -weight * xp.where(e == 0, xp.zeros_like(e), slope)
 
 
+@adopting
 def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tuple[Array, Array]:
     """Return the mean of -log softmax(logits)[label], in nats, and its gradient by the logits.
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from xlstm.arrays import checks, together
+from xlstm.arrays.adopt import adopt, adopting
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace
 from xlstm.cells.activations import clamp
@@ -279,12 +280,14 @@ class _Rule:
 
     def init(self, params: Params) -> OptimState:
         """Return the state before the first update."""
+        params = adopt(self.where, params)
         checks.mapping(self.where, params)
         xp = namespace(self.where, params)
         return OptimState(0, {slot: {name: xp.zeros_like(p) for name, p in params.items()} for slot in self.slots})
 
     def update(self, params: Params, grads: Params, state: OptimState) -> tuple[Params, OptimState]:
         """Return parameters and state after an update."""
+        params, grads = adopt(self.where, (params, grads))
         xp = self._check(params, grads, state)
         lr, step = checks.finite(self.where, "lr", self.lr(state.step)), state.step + 1
         function, numbers, options = self.formula(lr, step)
@@ -398,6 +401,7 @@ def _adam_update(
     return p - rate * (m / (widening * xp.sqrt(v) + eps)), m, v
 
 
+@adopting
 def global_norm(grads: Params) -> Array:
     """Return the Euclidean norm of all gradients together, a 0-d array.
 
@@ -419,6 +423,7 @@ def global_norm(grads: Params) -> Array:
     return together.norm(xp, list(grads.values()))
 
 
+@adopting
 def clip_global_norm(grads: Params, limit: float, norm: Array | None = None) -> Params:
     """Scale all gradients together so that their global norm is at most `limit` (Pascanu et al. 2013).
 
@@ -458,6 +463,7 @@ def _scale(xp: Namespace, norm: Array, limit: Any) -> Array:
     return limit / xp.maximum(norm, xp.full_like(norm, limit))
 
 
+@adopting
 def clip_value(grads: Params, limit: float) -> Params:
     """Clip every element of every gradient to [-limit, limit].
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.adopt import adopt
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed, generator
@@ -142,6 +143,7 @@ class Step:
         TypeError, ValueError, BackendError
             These are no parameters of a model, or a `precision` does not go with them.
         """
+        params = adopt("train", params)
         feed, scaling = Feed.of("train", self.model, params), Scaling()
         if self.precision is not None:
             feed, scaling = dataclasses.replace(feed, low=self.precision.below(feed.home)), self.precision.init()

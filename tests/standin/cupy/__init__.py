@@ -53,4 +53,4 @@ __all__ = [name for name in globals() if not name.startswith("_")]
 
 
 def get_default_memory_pool() -> cuda.MemoryPool:
-    return cuda.MemoryPool()
+    return cuda.DefaultPool()

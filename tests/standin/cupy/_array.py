@@ -9,6 +9,7 @@ from typing import Any
 
 import cupy
 import numpy as np
+from cupy import _streams as streams
 from cupy._counts import record
 from cupy._dtypes import canonical, check
 from cupy.cards import Memory, current
@@ -42,7 +43,16 @@ class ndarray:  # noqa: N801
 
     def _own(self) -> None:
         record("allocations", "")
-        self._memory = Memory(self._host.nbytes)
+        allocator = cupy.cuda.get_allocator()
+        held = None if allocator is None else allocator(self._host.nbytes)
+        self._memory = Memory(self._host.nbytes, streams.asked(), held, self._host.ctypes.data)
+
+    @classmethod
+    def _foreign(cls, host: Host, owner: Any, number: int) -> ndarray:
+        """An array in the memory of another library."""
+        made = cls.__new__(cls)
+        made._host, made._memory = host, Memory(0, (0, 0), owner, number=number)
+        return made
 
     def _view(self, host: Any) -> ndarray:
         """An array of the same memory."""
@@ -60,7 +70,11 @@ class ndarray:  # noqa: N801
     T = property(lambda self: self._view(self._host.T))
     mT = property(lambda self: self._view(self._host.mT))
     device = property(lambda self: cupy.cuda.Device(self._memory.number))
-    data = property(lambda self: SimpleNamespace(ptr=self._host.ctypes.data, device_id=self._memory.number))
+
+    @property
+    def data(self) -> Any:
+        ordered(self)
+        return SimpleNamespace(ptr=self._host.ctypes.data, device_id=self._memory.number)
 
     @property
     def flags(self) -> Any:
@@ -70,8 +84,9 @@ class ndarray:  # noqa: N801
     # From the device to the host: the host waits.
 
     def _fetch(self) -> Host:
+        ordered(self)
         record("to_host", f"{self.shape} {self.dtype}")
-        record("waits", "")
+        cupy.cuda.get_current_stream().synchronize()
         return self._host.copy()
 
     def get(self) -> Host:
@@ -114,7 +129,15 @@ class ndarray:  # noqa: N801
         return 2, self._memory.number
 
     def __dlpack__(self, **options: Any) -> Any:
-        raise BufferError("the stand-in shares no memory")
+        return self._host.__dlpack__()
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        host = self._host
+        strides = None if host.flags.c_contiguous else host.strides
+        stream = cupy.cuda.get_current_stream().ptr or 1
+        described = {"shape": host.shape, "typestr": host.dtype.str, "strides": strides, "stream": stream}
+        return {**described, "data": (host.ctypes.data, False), "version": 3}
 
     # CuPy's function of the same name takes a call of NumPy's.
 
@@ -271,8 +294,15 @@ for _name in ("sum", "prod", "mean", "max", "min", "any", "all", "argmax", "argm
     _reduction(_name)
 
 
+def ordered(a: ndarray) -> None:
+    """Count an array that another stream filled, if nothing makes the current one wait for that."""
+    if not streams.in_order(*a._memory.filled):
+        record("unordered", f"{a.shape} {a.dtype}")
+
+
 def here(a: ndarray) -> None:
     """Raise ValueError unless an array is on the current device: the two of the stand-in cannot see each other."""
+    ordered(a)
     if a._memory.number != current.number:
         raise ValueError(
             f"Array device must be same as the current device: array device = {a._memory.number} "

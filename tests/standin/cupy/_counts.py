@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+OPERATIONS = ("launches", "products", "to_device", "to_host")
 
 
 @dataclass
@@ -20,13 +23,15 @@ class Counts:
     waits: int = 0  # of the host for the device
     allocations: int = 0  # from the pool
     compiled: int = 0  # kernels that were compiled
+    unordered: int = 0  # arrays that another stream filled, and that the current one did not wait for
+    streams: set[int] = field(default_factory=set)  # addresses of those that had operations
     where: bool = False
     log: list[str] = field(default_factory=list)
 
     @property
     def operations(self) -> int:
         """All that the device is asked to do."""
-        return self.launches + self.products + self.to_device + self.to_host
+        return sum(getattr(self, kind) for kind in OPERATIONS)
 
     def places(self) -> str:
         """The operations by what they are and the line that asked for them, the most frequent first."""
@@ -50,6 +55,8 @@ def record(kind: str, what: str) -> None:
     """Count one operation of a kind, which is the name of a field of `Counts`."""
     for counts in _counting:
         setattr(counts, kind, getattr(counts, kind) + 1)
+        if kind in OPERATIONS:
+            counts.streams.add(sys.modules["cupy._streams"].get_current_stream().ptr)
         if counts.where and kind not in ("allocations", "waits"):
             counts.log.append(f"{kind:9s} {what:28s} {_line()}")
 

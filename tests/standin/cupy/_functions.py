@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import cupy
 import numpy as np
+from cupy import _streams
 from cupy._array import here, ndarray
 from cupy._counts import record
 from cupy._dtypes import canonical, check, wide
 from cupy._ufunc import UFUNCS
+from cupy.cards import device_of
 
 SINGLE_KERNEL = 8  # more arrays than these are put together by one kernel, which is sent their addresses
 
@@ -22,6 +26,8 @@ NAMED: dict[str, Callable[..., Any]] = {}  # functions that are made from their 
 def array(obj: Any, dtype: Any = None, copy: Any = True, order: str = "K", ndmin: int = 0, **options: Any) -> ndarray:
     if isinstance(obj, ndarray):
         return obj.astype(obj.dtype if dtype is None else dtype, order=order or "K", copy=bool(copy))
+    if hasattr(obj, "__cuda_array_interface__"):
+        return array(_described(obj), dtype, copy, order)
     if isinstance(obj, list | tuple) and any(isinstance(o, ndarray) for o in obj):
         made = stack([o if isinstance(o, ndarray) else array(o) for o in obj])
         return made if dtype is None else made.astype(dtype, copy=False)
@@ -32,6 +38,27 @@ def array(obj: Any, dtype: Any = None, copy: Any = True, order: str = "K", ndmin
     elif host.size:
         record("to_device", f"{host.shape} {host.dtype}")
     return ndarray._made(host)
+
+
+def _described(owner: Any) -> ndarray:
+    """The array that another library describes, without a copy."""
+    found = owner.__cuda_array_interface__
+    if found.get("mask") is not None:
+        raise ValueError("CuPy currently does not support masked arrays.")
+    if found.get("stream") is not None:
+        _streams.wait_for(found["stream"])
+    shown = {key: found.get(key) for key in ("shape", "typestr", "strides")} | {"data": found["data"], "version": 3}
+    return ndarray._foreign(np.asarray(SimpleNamespace(__array_interface__=shown)), owner, device_of(found["data"][0]))
+
+
+def from_dlpack(array: Any, *, device: Any = None, copy: Any = None) -> ndarray:
+    kind, number = array.__dlpack_device__()
+    if kind not in (2, 13):
+        raise TypeError("CPU arrays cannot be directly imported to CuPy. Use `cupy.array(numpy.from_dlpack(input))`.")
+    with cupy.cuda.Device(number):
+        capsule = array.__dlpack__(stream=cupy.cuda.get_current_stream().ptr or 1)
+    on_host = SimpleNamespace(__dlpack__=lambda **options: capsule, __dlpack_device__=lambda: (1, 0))
+    return ndarray._foreign(np.from_dlpack(on_host), array, number)
 
 
 def asarray(a: Any, dtype: Any = None, order: Any = None, **options: Any) -> ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -153,10 +154,14 @@ class RawKernel:
             _argument(f"{self.name}, argument {k}", t, a) for k, (t, a) in enumerate(zip(types, args, strict=True))
         ]
         record("launches", self.name)
-        device.run(self.code, self.name, x, y, threads, shared_mem, cluster, values, self.together or cluster > 1)
+        together = self.together or cluster > 1
+        with ONE:
+            device.run(self.code, self.name, x, y, threads, shared_mem, cluster, values, together, ORDER.seed)
 
 
 FUNCTIONS: dict[int, RawKernel] = {}  # by their addresses
+ONE = threading.Lock()  # shared memory is a variable of a kernel, so one kernel runs at a time
+ORDER = SimpleNamespace(seed=0)  # draws the order in which threads run, 0 for that of their numbers
 
 
 class RawModule:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -38,16 +40,29 @@ def card() -> Card:
     return CARDS[current.number]
 
 
-@dataclass
+@dataclass(eq=False)
 class Memory:
     """An allocation: it is the device's again when nobody has it any more."""
 
     nbytes: int
+    filled: tuple[int, int]  # by an operation of a stream
+    held: Any = None  # what the user's allocator gave, or who has the memory
+    start: int = 0  # its address
     number: int = field(default_factory=lambda: current.number)
 
     def __post_init__(self) -> None:
         self.card = CARDS[self.number]
         self.card.used += self.nbytes
+        LIVE.add(self)
 
     def __del__(self) -> None:
         self.card.used -= self.nbytes
+
+
+LIVE: weakref.WeakSet[Memory] = weakref.WeakSet()
+
+
+def device_of(address: int) -> int:
+    """The device that has an address; the current one where nobody knows it."""
+    found = (memory.number for memory in LIVE if memory.start <= address < memory.start + memory.nbytes)
+    return next(found, current.number)

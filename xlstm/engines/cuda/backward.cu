@@ -112,7 +112,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
 #endif
     }
     cells(group, width, [&](int i, int column, int unit, int all) {
-        if (last >= 0) state[i].h += received(0, column, unit);
+        if (last >= 0) state[i].h += masked(state[i], received(0, column, unit));
         finish(state[i], a, group.column0 + column, all);
     });
 }

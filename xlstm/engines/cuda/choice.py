@@ -128,6 +128,8 @@ def choose(
     found, others = {}, {}
     for name in PATHS:
         refused = "" if name == "loop" else why if step is None else _refuses(name, dtype, device)
+        if step is not None and step.obstacle and name not in LAUNCHES:
+            refused = f"no kernel does several steps with {step.obstacle}"
         made = Choice(name, ARITHMETIC[dtype])
         if not refused and name not in LAUNCHES:
             assert step is not None

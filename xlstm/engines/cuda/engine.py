@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,14 +12,16 @@ from xlstm.arrays.constants import Home
 from xlstm.arrays.namespace import Array, Namespace, device_of, dtype_name
 from xlstm.engines.cuda import launch, source
 from xlstm.engines.cuda.choice import told
-from xlstm.engines.cuda.kernels import Kernels, Single, contiguous, plan
+from xlstm.engines.cuda.kernels import Single, plan
 from xlstm.engines.cuda.launch import Grid
 from xlstm.engines.cuda.source import ARRANGE
+from xlstm.engines.cuda.steps import Steps
 from xlstm.engines.cuda.tiling import ARRANGERS, Tiling
 from xlstm.engines.segments import Widths, beside, reshape, split, starts_of
 from xlstm.engines.step import Step
 from xlstm.engines.tape import Gradients, Kept, Tape
 
+GRADIENTS = {"dz": "zx", "dzh": "zh", "da": "a"}  # the names that `Gradients` has for those of kernels
 KERNELS = {"all": "forward", "states": "slim", "nothing": "lean"}  # of kernels, by what is kept
 
 
@@ -71,7 +72,7 @@ class Cuda:
         return tape.backward(dy, dstate)
 
 
-class CudaTape(Kernels, Tape):
+class CudaTape(Steps, Tape):
     """A pass over one layer and direction: it makes the arrays, launches the kernels, and keeps what they wrote.
 
     Attributes
@@ -81,8 +82,12 @@ class CudaTape(Kernels, Tape):
     """
 
     def __init__(self, engine: Cuda, step: Step, widths: Widths, x: Array, h0: Array) -> None:
-        super().__init__(engine, step, widths, x, h0)
+        self.step, self.x = step, x
         self.prepare(widths)
+        # Where steps differ in width, the rows of h before every step are no part of `hs`, so kernels keep them.
+        projected = self.function.around.projected
+        self.uneven, self.keep_h = len(widths) > 1, len(widths) > 1 and not projected
+        super().__init__(engine, step, widths, x, None if self.uneven and self.choice.forward is not None else h0)
         self.rows_kept: dict[str, Array] = {}
         self.end: list[Array] = []  # the state of each sequence at its own end
 
@@ -93,9 +98,11 @@ class CudaTape(Kernels, Tape):
     def forward(self, state: Sequence[Array], keep: str) -> list[Array]:
         """Run all steps; return the state of each sequence at its own end."""
         if keep != "nothing":
-            self.rows_kept = self.empty(dict.fromkeys(self.function.carried))
+            self.rows_kept = self.empty(dict.fromkeys((*["h"] * self.keep_h, *self.function.carried)))
         if keep == "all":
             self.rows_kept |= self.empty(self.function.saved)
+        if self.function.around.projected:
+            self.rows_kept |= self.empty(self.kept_of_h)
         arrays = {"zx": self.projected, "y": self.y, **self.rows_kept, **self.constants}
         self.end = self._run(KERNELS[keep], arrays, state)
         return self.end
@@ -103,12 +110,35 @@ class CudaTape(Kernels, Tape):
     def backward(self, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
         """Differentiate all steps; return the gradients of every step, and those of the initial state."""
         found, rows = Gradients(self), self.function.gradients
-        made = self.empty({name: rows[name] for name in ("dz", "dzh") if name in rows})
+        made = self.empty({name: rows[name] for name in GRADIENTS if name in rows})
         dy = self.step.xp.zeros_like(self.y) if dy is None else self.given(dy)
+        if self.function.around.projected:
+            dy = self.step.xp.asarray(dy, copy=True)  # which collects the whole gradient of h
+            found.arrays["out"] = dy.T
         arrays = {"dy": dy, **made, **self._whole(), **self.constants}
         start = self._run("backward", arrays, dstate)
-        found.arrays = {f"z{'x' if name == 'dz' else 'h'}": reshape(a, (a.shape[0], -1)).T for name, a in made.items()}
+        found.arrays |= {GRADIENTS[name]: reshape(a, (a.shape[0], -1)).T for name, a in made.items()}
         return found, start
+
+    @property
+    def passed(self) -> Array:
+        """h before every step as the recurrent weight takes it, (N, P)."""
+        return self.h0 if self.keep_h else super().passed  # kernels keep it with its mask
+
+    @property
+    def out(self) -> Array:
+        """h of every step before its projection, (N, H)."""
+        return self.rows_kept["out"]
+
+    @property
+    def product(self) -> Array:
+        """The product of h of every step, normalised, (N, R)."""
+        return reshape(self.rows_kept["n_zh"], (-1, self.step.R))
+
+    @functools.cached_property
+    def h0(self) -> Array:
+        """h before every step, (N, P), times its mask where kernels keep it."""
+        return self.rows_kept["h"] if self.keep_h else super().h0
 
     @property
     def segments(self) -> list[Kept]:
@@ -144,31 +174,27 @@ class CudaTape(Kernels, Tape):
         tiling = self.choice.backward if kind == "backward" else self.choice.forward
         before = [s[:, :first].T for s in states]
         if tiling is not None:
-            before = [self.given(s) for s in before]
             after = list(self.empty(dict.fromkeys(names), first).values())
-        else:  # each step overwrites them
-            before = after = [contiguous(xp.astype(s, self.real, copy=True)) for s in before]
-        arrays |= {f"before_{name}": s for name, s in zip(names, before, strict=True)}
-        arrays |= {f"after_{name}": s for name, s in zip(names, after, strict=True)}
-        if tiling is not None:
+            arrays |= {f"before_{name}": self.given(s) for name, s in zip(names, before, strict=True)}
+            arrays |= {f"after_{name}": s for name, s in zip(names, after, strict=True)}
             self._loop(kind, arrays, tiling)
         elif kind == "backward":
-            after = [after[0] + self._steps_backward(arrays), *after[1:]]
+            after = self.steps_backward(arrays, before)
         else:
-            self._steps_forward(kind, arrays)
+            after = self.steps_forward(kind, arrays, before)
         after = [s if s.dtype == self.Wh.dtype else xp.astype(s, self.Wh.dtype) for s in after]
         return [beside(xp, (a.T, s[:, first:])) for a, s in zip(after, states, strict=True)]
 
     def _loop(self, kind: str, arrays: dict[str, Any], tiling: Tiling) -> None:
         """Launch one kernel for all steps; where not all groups fit the device, one after the other."""
-        made, run, xp = source.loop(self.function, kind, tiling), self.runtime.launch, self.step.xp
+        made, run, xp = source.loop(self.function, kind, tiling, self.keep_h), self.runtime.launch, self.step.xp
         where = device_of(self.Wh)
         arranged = xp.empty((tiling.arranged // 4,), dtype=xp.uint32, device=where)
         run(made, ARRANGE, Grid(tiling.arrangers, 1, ARRANGERS, 32), [self.Wh, arranged])
         groups = -(-self.first // tiling.columns) * tiling.heads
         at_once = groups if tiling.cluster else min(groups, self.runtime.device.sms // tiling.blocks)
         offsets = flags = exchange = None
-        if len(self.widths) > 1:  # the first row of every step, where steps differ in width
+        if self.uneven:  # the first row of every step, where steps differ in width
             offsets = _offsets(xp, tuple(self.widths), Home(where))
         if not tiling.cluster:
             exchange = xp.empty((tiling.exchange * at_once,), dtype=xp.uint8, device=where)
@@ -176,36 +202,9 @@ class CudaTape(Kernels, Tape):
             count = min(at_once, groups - group)
             if not tiling.cluster:
                 flags = xp.zeros((count * tiling.blocks,), dtype=xp.uint32, device=where)
-            numbers = [np.int32(len(self._starts) - 1), np.int32(self.first), np.int32(group)]
+            numbers = [np.int32(len(self.starts) - 1), np.int32(self.first), np.int32(group)]
             given = [offsets, *numbers, flags, exchange, arranged, *(arrays[name] for name in made.arrays)]
             run(made, made.name, Grid(tiling.blocks, count, tiling.threads, tiling.shared), given)
-
-    def _steps_forward(self, kind: str, arrays: dict[str, Any]) -> None:
-        """Launch a product and a kernel a step."""
-        before = 0  # first row of h before the step
-        for at, end in itertools.pairwise(self._starts):
-            arrays["product"] = self.through(self.hs[before : before + end - at, :])
-            self.launch_step(kind, arrays, at, end - at)
-            before = self.first + at
-
-    def _steps_backward(self, arrays: dict[str, Any]) -> Array:
-        """Launch a kernel and a product a step; return the last product."""
-        xp, dz = self.step.xp, arrays.get("dzh", arrays["dz"])
-        product = self.empty({"product": None}, 0)["product"]
-        for at, end in reversed(list(itertools.pairwise(self._starts))):
-            ending = (end - at - product.shape[0], self.step.H)  # sequences whose last step this is
-            if ending[0]:
-                product = xp.concat((product, xp.zeros(ending, dtype=product.dtype, device=device_of(product))))
-            arrays["product"] = product
-            self.launch_step("backward", arrays, at, end - at)
-            product = self.through_bwd(reshape(dz[at:end, ...], (end - at, self.step.R)))
-        return product
-
-    @functools.cached_property
-    def _starts(self) -> list[int]:
-        """The first row of every step, and the number of rows."""
-        found: list[int] = starts_of(self.widths).tolist()
-        return found
 
 
 @functools.lru_cache(maxsize=32)

@@ -39,7 +39,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
     for (int at = threadIdx.x; at < NB * K; at += THREADS) {
         const int column = at / K, k = at % K;
         const long long from = (long long)(group.column0 + column) * HEADS * WIDTH + group.head * WIDTH + k;
-        const REAL h[] = {group.column0 + column < width && k < WIDTH ? widen(a.before_h[from]) : 0};
+        const REAL h[] = {group.column0 + column < width && k < WIDTH ? first_h(a, from) : 0};
         put_factors<0>((operand_t*)V + column * V_ROW * VECTOR, (float*)(V + NB * V_ROW) + column, k, h);
     }
 
@@ -73,7 +73,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
             }
             if (there) {
                 step(state[i], constant[i], fetched[i], zh, result[i]);
-                made[0] = state[i].h;
+                made[0] = masked(state[i], state[i].h);
             }
             put_factors<0>(out + column * UNITS, (float*)(out + NB * UNITS) + column, unit, made);
         });

@@ -10,11 +10,12 @@ import numpy as np
 
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, device_of, dtype_name
+from xlstm.cells.normalization import layer_norm
 from xlstm.engines.cuda import launch, source
 from xlstm.engines.cuda.choice import Choice, choose, told
 from xlstm.engines.cuda.launch import Grid, Runtime
 from xlstm.engines.cuda.source import BLOCK
-from xlstm.engines.pointwise import Pointwise, Rows, pointwise
+from xlstm.engines.pointwise import Around, Pointwise, Rows, pointwise
 from xlstm.engines.segments import Widths, reshape
 from xlstm.engines.step import Step
 
@@ -35,6 +36,7 @@ class Kernels:
 
     step: Step
     x: Array
+    normal: tuple[Array, Array] | None
 
     def prepare(self, widths: Widths) -> None:
         """Make the arrays that kernels are given in every launch."""
@@ -43,7 +45,8 @@ class Kernels:
         self.heads, self.width = heads_of(step)
         self.real = REAL[self.choice.arithmetic.real]
         self.Wh = contiguous(step.Wh)
-        given = step.own | {name: step.w[name] for name in step.added}
+        names = (*step.own, *step.added, *(["gh"] if "gh" in step.w else []))
+        given = {name: step.own.get(name, step.w[name]) for name in names if name != self.function.around.matrix}
         self.constants: dict[str, Any] = {f"p_{name}": self.given(p) for name, p in given.items()}
         self.constants |= {f"p_{name}": self.real(value) for name, value in step.cell.numbers.items()}
         for name, share in zip(step.cell.STATES, step.masks.zoneout, strict=False):
@@ -51,6 +54,8 @@ class Kernels:
                 self.constants[f"p_zone_{name}"] = self.real(share)
             elif share is not None:
                 self.constants[f"zone_{name}"] = self.given(share)
+        if step.masks.drop is not None:
+            self.constants["drop"] = self.given(step.masks.drop.T)  # (B, P)
 
     @functools.cached_property
     def runtime(self) -> Runtime:
@@ -62,45 +67,80 @@ class Kernels:
     @functools.cached_property
     def function(self) -> Pointwise:
         """The functions of the cell's step."""
-        found = pointwise(self.step.cell, self.step.own_rows, self.step.added, self.step.zones)
+        found = function_of(self.step)
         assert found is not None
         return found
 
-    def launch_step(self, kind: str, arrays: dict[str, Any], row0: int, count: int) -> None:
-        made = source.pointwise(self.function, kind, self.choice.arithmetic, self.heads, self.width)
-        grid = Grid(-(-count * self.step.H // BLOCK), 1, BLOCK)
+    def ask(self, kind: str, arrays: dict[str, Any], h: Array, row0: int, keep_h: bool = False) -> None:
+        """Ask for one step forward of the rows that begin at `row0`, from h (n, P) before it."""
+        count, drop = h.shape[0], self.constants.get("drop")
+        arrays["product"] = self.through(h if drop is None else h * drop[:count, :])
+        self.multiply_inside("factor", arrays, row0, count)
+        self.launch_step(kind, arrays, row0, count, keep_h)
+
+    def ask_bwd(self, arrays: dict[str, Any], row0: int, count: int) -> None:
+        """Ask for one step backward, from `product`, the gradient (n, H) of h by its product or its projection."""
+        self.multiply_inside("factor_bwd", arrays, row0, count)
+        self.launch_step("backward", arrays, row0, count)
+
+    def multiply_inside(self, kind: str, arrays: dict[str, Any], row0: int, count: int) -> None:
+        """Make the product within the cell, where there is one."""
+        matrix = self.function.around.matrix
+        if matrix:
+            arrays["after_factor"] = self.empty({"": None}, count)[""]
+            self.launch_step(kind, arrays, row0, count)
+            W = self.step.own[matrix]
+            arrays["inner"] = self.given(arrays["after_factor"] @ (W.T if kind == "factor" else W))
+
+    def launch_step(self, kind: str, arrays: dict[str, Any], row0: int, count: int, keep_h: bool = False) -> None:
+        made = source.pointwise(self.function, kind, self.choice.arithmetic, self.heads, self.width, keep_h)
+        grid = Grid(count if self.function.reduces else -(-count * self.step.H // BLOCK), 1, BLOCK)
         given = [np.int64(row0), np.int32(count), *(arrays[name] for name in made.arrays)]
         self.runtime.launch(made, made.name, grid, given)
 
     @property
     def projected(self) -> Array:
-        """Wx x of all steps, (N, R)."""
+        """Wx x of all steps, (N, R), which layer_norm normalises."""
         w = self.step.w
-        return self.given(self.x @ w["Wx"].T if "Wx" in w else self.x)
+        z = self.x @ w["Wx"].T if "Wx" in w else self.x
+        if "gx" in w:
+            z, (n, r) = layer_norm(self.step.xp, z, w["gx"], -1)
+            self.normal = n.T, r.T
+        return self.given(z)
 
     def through(self, h: Array) -> Array:
-        """Return the products Wh h of rows (n, H): (n, R)."""
+        """Return the products Wh h of rows (n, P): (n, R)."""
         if self.heads == 1:
-            return self.given(h @ reshape(self.Wh, (self.step.R, self.step.H)).T)
+            return self.given(h @ self.matrix.T)
         xp, n, N, K, G = self.step.xp, h.shape[0], self.heads, self.width, self.step.G
         z = matmul(xp, xp.permute_dims(reshape(h, (n, N, K)), (1, 0, 2)), self.by_head)  # (N, n, G K)
         z = xp.permute_dims(reshape(z, (N, n, G, K)), (1, 2, 0, 3))
         return self.given(reshape(z, (n, self.step.R)))
 
     def through_bwd(self, dz: Array) -> Array:
-        """Return the products Wh^T dz of rows (n, R): (n, H)."""
+        """Return the products Wh^T dz of rows (n, R): (n, P)."""
         if self.heads == 1:
-            return self.given(dz @ reshape(self.Wh, (self.step.R, self.step.H)))
+            return self.given(dz @ self.matrix)
         xp, n, N, K, G = self.step.xp, dz.shape[0], self.heads, self.width, self.step.G
         dz = xp.permute_dims(reshape(dz, (n, G, N, K)), (2, 0, 1, 3))
         dh = matmul(xp, reshape(dz, (N, n, G * K)), xp.matrix_transpose(self.by_head))
         return self.given(reshape(xp.permute_dims(dh, (1, 0, 2)), (n, self.step.H)))
 
     @functools.cached_property
+    def matrix(self) -> Array:
+        """Wh, (R, P)."""
+        return reshape(self.Wh, (self.step.R, self.step.P))
+
+    @functools.cached_property
     def by_head(self) -> Array:
         """Wh by heads, (N, K, G K)."""
         W = self.step.xp.permute_dims(self.Wh, (1, 3, 0, 2))
         return reshape(W, (self.heads, self.width, self.step.G * self.width))
+
+    @property
+    def kept_of_h(self) -> Rows:
+        """The array in which every kind of kernel keeps h after the step, or before its projection."""
+        return {"out" if self.function.around.projected else "y": None}
 
     def empty(self, arrays: Rows, n: int | None = None) -> dict[str, Array]:
         """Return arrays (n, rows, H), or (n, H) without rows, by name; n is N by default."""
@@ -124,24 +164,42 @@ class Single(Kernels):
 
     def run(self, state: Sequence[Array]) -> list[Array]:
         """Return h after the step, and the state after it; all are new arrays."""
-        xp, B, names = self.step.xp, self.x.shape[0], ("h", *self.function.carried)
-        before = [contiguous(s if s.dtype == self.real else xp.astype(s, self.real)) for s in state]
+        xp, projected = self.step.xp, self.function.around.projected
+        names = self.function.carried if projected else ("h", *self.function.carried)
+        before = [contiguous(s if s.dtype == self.real else xp.astype(s, self.real)) for s in state[-len(names) :]]
         after = [xp.empty(s.shape, dtype=self.real, device=device_of(s)) for s in before]
-        arrays = {"zx": self.projected, "product": self.through(self.given(state[0])), **self.constants}
-        arrays |= self.empty({"y": None})
+        arrays: dict[str, Any] = {"zx": self.projected, **self.constants, **self.empty(self.kept_of_h)}
         arrays |= {f"before_{name}": s for name, s in zip(names, before, strict=True)}
         arrays |= {f"after_{name}": s for name, s in zip(names, after, strict=True)}
-        self.launch_step("lean", arrays, 0, B)
-        return [arrays["y"], *(s if s.dtype == self.Wh.dtype else xp.astype(s, self.Wh.dtype) for s in after)]
+        self.ask("lean", arrays, self.given(state[0]), 0)
+        found = [s if s.dtype == self.Wh.dtype else xp.astype(s, self.Wh.dtype) for s in after]
+        if not projected:
+            return [arrays["y"], *found]
+        h = arrays["out"] @ self.step.w["Whr"].T
+        return [h, h, *found]
 
 
 def plan(step: Step, widths: Widths, runtime: Runtime) -> tuple[Pointwise | None, Choice, str]:
     """Return the functions of a step, or None; the path that it takes; and why it has no functions."""
-    obstacle = step.product_obstacle
-    found = None if obstacle else pointwise(step.cell, step.own_rows, step.added, step.zones)
-    why = "" if found is not None else f"no kernel does {obstacle or 'this cell'}"
+    found = function_of(step)
+    why = "" if found is not None else f"no kernel does {_obstacle(step) or 'this cell'}"
     (heads, width), dtype = heads_of(step), dtype_name(step.Wh.dtype)
     return found, choose("cuda", told(), found, why, dtype, width, heads, widths[0][1], runtime.device), why
+
+
+def function_of(step: Step) -> Pointwise | None:
+    """Return the functions of a step, or None where it is not one of units."""
+    if _obstacle(step):
+        return None
+    matrix = next((name for name, p in step.own.items() if p.ndim == 2 and p.shape[1] > 1), "")
+    rows = None if step.R == step.G * step.H else step.R // step.H
+    around = Around(step.masks.drop is not None, "gh" in step.w, step.Whr is not None, matrix, rows, units=True)
+    return pointwise(step.cell, step.own_rows, step.added, step.zones, around)
+
+
+def _obstacle(step: Step) -> str:
+    projected = step.Whr is not None and any(name == "h" for name, _ in step.zones)
+    return "zoneout of a projection" if projected else ""
 
 
 def heads_of(step: Step) -> tuple[int, int]:

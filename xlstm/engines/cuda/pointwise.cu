@@ -19,8 +19,8 @@ extern "C" __global__ void KERNEL(PARAMETERS) {
     step(state, constant, fetched, widen(a.product[at]), product, result);
 #else
 #pragma unroll
-    for (int gate = 0; gate < GATES; gate++)
-        product[gate] = widen(a.product[((long long)column * GATES + gate) * ALL + unit]);
+    for (int gate = 0; gate < ROWS; gate++)
+        product[gate] = widen(a.product[((long long)column * ROWS + gate) * ALL + unit]);
     step(state, constant, fetched, product, result);
 #endif
     keep(result, a, row0 + column, unit);

@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from xlstm.arrays import device
+from xlstm.arrays.rows import SYNC, Writer
 from xlstm.engines.cuda.tiling import Arithmetic, Tiling
 from xlstm.engines.pointwise import Pointwise, Rows
 from xlstm.tracing.c import statements
 from xlstm.tracing.symbols import trace
 
 # "forward" keeps what backward needs, "slim" keeps the carried states alone, and "lean" nothing. "again" makes what the
-# cell saves from what slim kept, for all steps at once.
+# cell saves from what slim kept, for all steps at once. Where a cell makes a product itself, "factor" and "factor_bwd"
+# make the other factor of its matrix.
 KINDS = ("forward", "slim", "lean", "again", "backward")
+FACTORS = ("factor", "factor_bwd")
+BACK = ("backward", "factor_bwd")
 ARRANGE = "xlstm_arrange"  # the kernel in every loop's text that lays weights out for it
 BLOCK = 256  # threads of a block of a kernel without a loop
 LOOP = "const int* offsets, int steps, int width, int group0, unsigned* flags, void* exchange, const void* arranged"
@@ -49,8 +53,8 @@ class Source(NamedTuple):
 
 
 @functools.cache
-def loop(step: Pointwise, kind: str, tiling: Tiling) -> Source:
-    """Return the kernel of a whole pass, of any kind but "again"."""
+def loop(step: Pointwise, kind: str, tiling: Tiling, keep_h: bool = False) -> Source:
+    """Return the kernel of a whole pass, of any kind but "again"; `keep_h` says to keep h before every step, too."""
     sizes = {
         **{"WIDTH": tiling.width, "HEADS": tiling.heads, "UNITS": tiling.units, "BLOCKS": tiling.blocks},
         **{"NB": tiling.columns, "M": tiling.M, "K": tiling.K, "THREADS": tiling.threads},
@@ -63,20 +67,26 @@ def loop(step: Pointwise, kind: str, tiling: Tiling) -> Source:
     }
     schedule = "backward.cu" if kind == "backward" else "forward.cu"
     files = ("factors.cuh", "product.cuh", "exchange.cuh", "cells.cuh", schedule)
-    made = _source(step, kind, tiling.arithmetic, sizes, files)
+    made = _source(step, kind, tiling.arithmetic, sizes, files, keep_h)
     return made._replace(shared=tiling.shared, blocks=tiling.blocks, cluster=tiling.cluster)
 
 
 @functools.cache
-def pointwise(step: Pointwise, kind: str, arithmetic: Arithmetic, heads: int, width: int) -> Source:
-    """Return the kernel of one step without the product of h."""
-    sizes = {"WIDTH": width, "HEADS": heads, "THREADS": BLOCK, "BACKWARD": int(kind == "backward")}
-    return _source(step, kind, arithmetic, sizes, ("pointwise.cu",))
+def pointwise(
+    step: Pointwise, kind: str, arithmetic: Arithmetic, heads: int, width: int, keep_h: bool = False
+) -> Source:
+    """Return the kernel of one step without the product of h; where it takes means, a block has one sequence."""
+    rows = step.before["zh"]
+    sizes = {"WIDTH": width, "HEADS": heads, "THREADS": BLOCK, "ROWS": rows, "BACKWARD": int(kind in BACK)}
+    return _source(step, kind, arithmetic, sizes, ("units.cu" if step.reduces else "pointwise.cu",), keep_h)
 
 
-def _source(step: Pointwise, kind: str, a: Arithmetic, sizes: Mapping[str, object], files: tuple[str, ...]) -> Source:
+def _source(
+    step: Pointwise, kind: str, a: Arithmetic, sizes: Mapping[str, object], files: tuple[str, ...], keep_h: bool
+) -> Source:
     loop = "MMA" in sizes
-    cell, name = _Cell(step, kind, a.real, loop), f"xlstm_{kind}{'' if loop else '_step'}"
+    made = _Units if step.reduces else _Cell
+    cell, name = made(step, kind, a.real, loop, keep_h), f"xlstm_{kind}{'' if loop else '_step'}"
     names = [array for _, array in cell.arrays]
     arguments = ", ".join([LOOP if loop else STEP, *(f"{type_} a_{array}" for type_, array in cell.arrays)])
     defines = {
@@ -110,33 +120,42 @@ class _Cell:
     Arrays are named as in `engines/pointwise.py`, the cell's own parameters, biases and numbers with the prefix `p_`. A
     kernel reads the states, backward their gradients, from `before_` + name and leaves them in `after_` + name. Where
     each step has a kernel of its own, both are one array, in the type that is computed in, and `product` is what the
-    array library made of h or of dz.
+    array library made of h or of dz. `drop` and `inner` have a row for each sequence of the step.
     """
 
-    def __init__(self, step: Pointwise, kind: str, real: str, loop: bool) -> None:
-        self.kind, self.real, self.back = kind, real, kind == "backward"
-        inputs = step.after if self.back else step.before
+    def __init__(self, step: Pointwise, kind: str, real: str, loop: bool, keep_h: bool) -> None:
+        self.kind, self.real, self.back = kind, real, kind in BACK
+        inputs, drop = step.after if self.back else step.before, step.around.drop
         lean = step.lean if kind in ("slim", "lean") else step.forward
-        self.lines, outputs = trace(step.backward if self.back else lean, inputs)
+        function = {"backward": step.backward, "factor": step.factor, "factor_bwd": step.factor_bwd}.get(kind, lean)
+        self.lines, outputs = trace(function, inputs, step.library)
         used = {line.args[0] for line in self.lines if line.op == "input"}
-        self.states = ("h", *step.carried)
-        self.passed_on = "dzh" if "dzh" in outputs else "dz"  # the gradient by the product of h
-        each = (*(("dy", *step.carried, *step.saved) if self.back else ("zx",)), *step.shares)
+        self.inside = ("h", *step.carried)
+        self.states = step.carried if step.around.projected else self.inside  # that the kernel is given
+        # The mask of h, and the cell's own product.
+        self.beside = tuple(name for name in ("drop", "inner") if name in used or (name == "drop" and drop))
+        self.passed_on = next(name for name in ("da", "dzh", "dz") if name in step.gradients)  # by the product of h
+        dy = () if step.around.projected else ("dy",)
+        each = (*((*dy, *step.carried, *step.saved) if self.back else ("zx",)), *step.shares)
         self.fetched: Rows = {name: inputs.get(name) for name in each if name in used or name == "dy"}
-        constant = used & (step.before.keys() - {"zx", "zh", *self.states, *step.shares})
+        constant = used & (step.before.keys() - {"zx", "zh", "drop", "inner", *self.inside, *step.shares})
         self.constant: Rows = {f"p_{name}": step.before[name] for name in step.before if name in constant}
         self.numbers = [f"p_{name}" for name in step.numbers if name in used]
-        kept = {"forward": ("y", *step.carried), "slim": ("y", *step.carried), "lean": ("y",)}.get(kind, ())
-        made = ("dz", "dzh") if self.back else step.saved
+        self.y = "out" if step.around.projected else "y"  # what is kept of h after the step
+        kept = {"forward": (self.y, *step.carried), "slim": (self.y, *step.carried), "lean": (self.y,)}.get(kind, ())
+        kept += ("h",) if keep_h and kind in ("forward", "slim") else ()
+        made = ("dz", "dzh", "da") if self.back else step.saved
         self.results: Rows = dict.fromkeys(kept) | {name: outputs[name] for name in made if name in outputs}
         io = "IO" if loop or kind == "again" else "REAL"
-        self.ends = () if kind == "again" else self.states  # the states that the kernel leaves
-        read = [*self.fetched, *(name for name in self.constant if name not in self.numbers)]
+        self.factor = ("factor",) if "factor" in outputs else ()
+        self.ends = () if kind == "again" or self.factor else self.states  # the states that the kernel leaves
+        read = [*self.fetched, *(name for name in self.constant if name not in self.numbers), *self.beside]
         self.arrays = [  # types and names
             *(("const IO* __restrict__", name) for name in (*read, *(() if loop else ("product",)))),
             *((f"const {io}*", f"before_{name}") for name in self.states),
             *(("IO*", name) for name in self.results),
             *((f"{io}*", f"after_{name}") for name in self.ends),
+            *(("IO*", f"after_{name}") for name in self.factor),
             *(("REAL", name) for name in self.numbers),
         ]
 
@@ -148,17 +167,24 @@ class _Cell:
         constants = _each(given, "k.{name}[{row}] = widen(a.{name}[{row} * ALL + unit]);")
         constants += [f"k.{name}[0] = a.{name};" for name in self.numbers]
         start = [f"s.{name} = widen(a.before_{name}[at * ALL + unit]);" for name in self.states]
-        finish = [f"narrow(a.after_{name}[at * ALL + unit], s.{name});" for name in self.ends]
+        start += [f"s.{name} = widen(a.{name}[at * ALL + unit]);" for name in self.beside]
+        start += ["s.h = 0;"] if "h" not in self.states else []
+        finish = [f"narrow(a.after_{name}[at * ALL + unit], s.{name});" for name in (*self.ends, *self.factor)]
+        before = "widen(a.before_h[at])" if "h" in self.states else "REAL(0)"
+        first = f"return {before}{' * widen(a.drop[at])' if 'drop' in self.beside else ''};"
         return "\n".join(
             [
-                _struct("Arrays", (f"{type_.removesuffix(' __restrict__')} {name}" for type_, name in self.arrays)),
-                _struct("State", (f"REAL {name}" for name in self.states)),
+                self._struct_of_arrays(),
+                _struct("State", (f"REAL {name}" for name in (*self.inside, *self.beside, *self.factor))),
                 _struct("Constant", _fields("REAL", self.constant)),
                 _struct("Fetched", _fields("IO", self.fetched)),
                 _struct("Result", _fields("IO", self.results)),
                 _function(f"constants(Constant& k, {arrays}, int unit)", constants),
                 # Numbers stay in the type of memory here: then nothing waits for them yet.
                 _function(f"fetch(Fetched& f, {row})", _each(self.fetched, "f.{name}[{row}] = a.{name}[{at}];")),
+                # What the product takes of h, and gives back to it, with the mask of recurrent dropout.
+                _function("masked(const State& s, REAL h)", [f"return {self._masked('h')};"], "REAL"),
+                _function("first_h(const Arrays& a, long long at)", [first], "REAL"),
                 _function(f"step(State& s, const Constant& k, const Fetched& f, {product}, Result& r)", self._step()),
                 _function(f"keep(const Result& r, {row})", _each(self.results, "a.{name}[{at}] = r.{name}[{row}];")),
                 _function(f"start(State& s, {arrays}, {sequence})", start),
@@ -169,15 +195,30 @@ class _Cell:
     def _step(self) -> list[str]:
         before, after = ["State after = s;"], ["s = after;"]
         if self.back:  # s.h is the gradient of h that does not pass through the product
-            before += ["dh += s.h;", "dh += widen(f.dy[0]);", "after.h = 0;"]
+            before += [f"dh = {self._gradient('dh', 's.h', 'widen(f.dy[0])')};", "after.h = 0;"]
         else:
-            before += [f"narrow(r.{name}[0], s.{name});" for name in self.states if name in self.results]
-            after += ["narrow(r.y[0], s.h);"] if "y" in self.results else []
+            kept = {"h": self._masked("s.h")}
+            before += [f"narrow(r.{n}[0], {kept.get(n, f's.{n}')});" for n in self.inside if n in self.results]
+            after += [f"narrow(r.{self.y}[0], s.h);"] if self.y in self.results else []
         return [*before, *statements(self.lines, self._load, self._store, self.real), *after]
+
+    def _masked(self, h: str) -> str:
+        return f"{h} * s.drop" if "drop" in self.beside else h
+
+    def _gradient(self, product: str, other: str, dy: str) -> str:
+        """Return the gradient of h from that by its product, that which goes past it, and that of y."""
+        if "h" not in self.states:  # before its projection
+            return product
+        return f"{self._masked(product)} + {other} + {dy}"
+
+    def _struct_of_arrays(self) -> str:
+        return _struct("Arrays", (f"{type_.removesuffix(' __restrict__')} {name}" for type_, name in self.arrays))
 
     def _load(self, name: str, row: int | None) -> str:
         if name in self.fetched:
             return f"widen(f.{name}[{row or 0}])"
+        if name in self.beside:
+            return f"s.{name}"
         if f"p_{name}" in self.constant:
             return f"k.p_{name}[{row or 0}]"
         if name == "zh":
@@ -187,17 +228,73 @@ class _Cell:
         return f"s.{name}"
 
     def _store(self, name: str, row: int | None, value: str) -> str:
-        if name in self.results and name not in self.states:
+        if name == "factor":
+            return f"after.factor = {value};"
+        if name in self.results and name not in self.inside:
             passed_on = f" dz[{row}] = {value};" if name == self.passed_on else ""
             return f"narrow(r.{name}[{row or 0}], {value});{passed_on}"
         to = "h" if name == "dh0" else name[1:] if self.back else name
         return f"after.{to} = {value};"
 
 
+class _Units(_Cell):
+    """A cell that takes means along its units, in a kernel of one step in which a block has one sequence."""
+
+    def text(self) -> str:
+        """Return the structs, and the function of a sequence."""
+        inputs = {str(line.args[0]) for line in self.lines if line.op == "input"}
+        single = {name for name in inputs if f"p_{name}" in self.numbers}
+        body = Writer(self.lines, single, dict.fromkeys(inputs, self.real), self._load, self._store, True).body()
+        head = "sync_units(const Arrays& a, long long row, long long column, double* memory)"
+        return "\n".join([SYNC, self._struct_of_arrays(), _function(head, ["const int columns = ALL;", *body])])
+
+    def _load(self, name: str, row: int | None) -> str:
+        at = "column * ALL + unit"
+        if name in self.fetched:
+            return f"widen(a.{name}[{_place(self.fetched[name], row)}])"
+        if f"p_{name}" in self.numbers:
+            return f"a.p_{name}"
+        if f"p_{name}" in self.constant:
+            return f"widen(a.p_{name}[{row or 0} * ALL + unit])"
+        if name == "zh":
+            return f"widen(a.product[(column * ROWS + {row}) * ALL + unit])"
+        if name in self.beside:
+            return f"widen(a.{name}[{at}])"
+        if self.back and name == "dh":
+            dy = f"widen(a.dy[{_place(None, None)}])"
+            return self._gradient(f"widen(a.product[{at}])", f"widen(a.before_h[{at}])", dy)
+        return f"widen(a.before_{name[1:] if self.back else name}[{at}])"
+
+    def _masked(self, h: str) -> str:
+        return f"{h} * widen(a.drop[column * ALL + unit])" if "drop" in self.beside else h
+
+    def _store(self, name: str, row: int | None, value: str) -> str:
+        at, first = "column * ALL + unit", _place(None, None)
+        if name == "factor":
+            return f"narrow(a.after_factor[{at}], {value});"
+        if name in self.results and name not in self.inside:
+            found = f"narrow(a.{name}[{_place(self.results[name], row)}], {value});"
+            if name == "dz" and not row and "h" in self.ends and not any(line.to == "dh0" for line in self.lines):
+                found += f" narrow(a.after_h[{at}], REAL(0));"
+            return found
+        to, found = "h" if name == "dh0" else name[1:] if self.back else name, ""
+        if to in self.results:  # before the step
+            before = f"widen(a.before_{to}[{at}])"
+            found += f"narrow(a.{to}[{first}], {self._masked(before) if to == 'h' else before}); "
+        if to == "h" and self.y in self.results:
+            found += f"narrow(a.{self.y}[{first}], {value}); "
+        return found + (f"narrow(a.after_{to}[{at}], {value});" if to in self.ends else "")
+
+
+def _place(rows: int | None, row: int | None) -> str:
+    """Return the place of a unit in an array (N, rows, H)."""
+    return f"(row * {rows or 1} + {row or 0}) * ALL + unit"
+
+
 def _each(arrays: Rows, form: str) -> list[str]:
     """Return a statement for each row of each array; `at` is the place of a unit in an array (N, rows, H)."""
     return [
-        form.format(name=name, row=row, at=f"(row * {rows or 1} + {row}) * ALL + unit")
+        form.format(name=name, row=row, at=_place(rows, row))
         for name, rows in arrays.items()
         for row in range(rows or 1)
     ]
@@ -211,5 +308,5 @@ def _struct(name: str, fields: Iterable[str]) -> str:
     return f"struct {name} {{\n" + "".join(f"    {field};\n" for field in fields) + "};"
 
 
-def _function(head: str, body: list[str]) -> str:
-    return f"DEVICE void {head} {{\n" + "".join(f"    {line}\n" for line in body) + "}"
+def _function(head: str, body: list[str], result: str = "void") -> str:
+    return f"DEVICE {result} {head} {{\n" + "".join(f"    {line}\n" for line in body) + "}"

@@ -239,8 +239,8 @@ def _divisions(
     else:
         ways = [(max(m for m in range(1, WARPS + 1) if tiles % m == 0), 1)]
     inputs = step.after if kind == "backward" else step.before
-    read = [rows or 1 for name, rows in inputs.items() if name not in ("zh", *step.numbers)]
-    values = sum(read) + len(step.carried) + 1  # that a thread keeps for each of its cells
+    read = [rows or 1 for name, rows in inputs.items() if name not in ("zh", "drop", *step.numbers)]
+    values = sum(read) + len(step.carried) + 1 + step.around.drop  # that a thread keeps for each of its cells
     for (warps_m, warps_k), at_once in itertools.product(ways, (1, 2)):
         deep, warps = _up(K, chunk * warps_k), warps_m * warps_k
         own, chunks = tiles // warps_m, deep // chunk // warps_k

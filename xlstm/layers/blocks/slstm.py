@@ -182,8 +182,8 @@ class Recurrence(SequenceLayer):
         start = packing.sort(xp, [s.T for s in state])
         kept = "all" if span.keep else "nothing"
         h, end, tape = run(xp, self.cell, p, packing.pack(xp, x), packing.widths, start, Masks(), kept)
-        end = tuple(together.copies(xp, [s.T for s in packing.unsort(xp, end)]))
-        return packing.unpack(xp, h), end, Pass(packing, False, tape) if span.keep else None
+        y, (end,) = packing.restore(xp, h, [end])
+        return y, tuple(together.copies(xp, [s.T for s in end])), Pass(packing, False, tape) if span.keep else None
 
     def scan_bwd(
         self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
@@ -194,4 +194,5 @@ class Recurrence(SequenceLayer):
         else:
             ends = packing.sort(xp, [d.T for d in dstate])
         grads, dx, start = run_bwd(kept.tape, packing.pack(xp, dy), ends)
-        return grads, packing.unpack(xp, dx), tuple([d.T for d in packing.unsort(xp, start)])
+        dx, (start,) = packing.restore(xp, dx, [start])
+        return grads, dx, tuple([d.T for d in start])

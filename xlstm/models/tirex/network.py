@@ -122,7 +122,7 @@ class Network(Backbone):
             What the first block is given, and the output of each block.
         state : tuple
         """
-        x, start, span = self._begin(params, tokens, state, groups=self._groups(tokens, **rows))
+        params, x, start, span = self._begin(params, tokens, state, groups=self._groups(tokens, **rows))
         workspace.settle(span.xp)
         levels = list(self._levels(params, x, start, span, range(self.num_blocks)))
         return [self._swap(span.xp, h) for h, _ in levels], levels[-1][1]
@@ -315,7 +315,7 @@ class Network(Backbone):
         ValueError, TypeError
             As for `forward`.
         """
-        x, start, span = self._begin(params, x, state, groups=groups)
+        params, x, start, span = self._begin(params, x, state, groups=groups)
         xp, top = span.xp, self.num_blocks - 1
         workspace.settle(xp)
         *_, (h, _) = self._levels(params, x, start, span, range(top))

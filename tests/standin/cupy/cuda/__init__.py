@@ -1,14 +1,16 @@
-"""Devices, streams, events, the runtime, the driver and cuBLAS."""
+"""Devices, memory, the runtime, the driver and cuBLAS."""
 
 from __future__ import annotations
 
-import time
+import contextlib
+import threading
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 from cupy import cards
-from cupy._counts import record
 from cupy._kernels import FUNCTIONS
+from cupy._streams import Event, Stream, get_current_stream, get_elapsed_time, synchronize_all  # noqa: F401
 from cupy.cuda import compiler, device  # noqa: F401
 from cupy.cuda._cublas import Cublas
 from cupy.cuda.device import Device  # noqa: F401
@@ -21,61 +23,66 @@ class CUDARuntimeError(RuntimeError):
     pass
 
 
-class Stream:
-    """A name: all is done in the order in which it is asked for."""
+class MemoryPointer:
+    """Memory that an allocator gave."""
 
-    null: Stream
-    ptr = 0
+    def __init__(self, pool: MemoryPool, size: int) -> None:
+        self.pool, self.size = pool, size
+        pool.used += size
 
-    def __init__(self, null: bool = False, non_blocking: bool = False, ptds: bool = False) -> None:
-        self.ptr = 0 if null else id(self)
-
-    def __enter__(self) -> Stream:
-        _streams.append(self)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        _streams.remove(self)
-
-    def synchronize(self) -> None:
-        record("waits", "")
-
-
-Stream.null = Stream(null=True)
-_streams = [Stream.null]
-
-
-class Event:
-    """A time of the host."""
-
-    def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
-        self.time = 0.0
-
-    def record(self, stream: Any = None) -> None:
-        self.time = time.perf_counter()
-
-    def synchronize(self) -> None:
-        record("waits", "")
+    def __del__(self) -> None:
+        self.pool.used -= self.size
 
 
 class MemoryPool:
-    """The pool of the current device."""
+    """A pool of its own."""
+
+    def __init__(self, allocator: Any = None) -> None:
+        self.used = 0
+
+    def malloc(self, size: int) -> MemoryPointer:
+        return MemoryPointer(self, size)
 
     def used_bytes(self) -> int:
-        return cards.card().used
+        return self.used
 
-    total_bytes = used_bytes
+    def total_bytes(self) -> int:
+        return self.used_bytes()
 
     def free_all_blocks(self) -> None:
         pass
 
 
-def get_current_stream() -> Stream:
-    return _streams[-1]
+class DefaultPool(MemoryPool):
+    """The pool of the current device."""
+
+    def used_bytes(self) -> int:
+        return cards.card().used
 
 
-def get_elapsed_time(start: Event, end: Event) -> float:
-    return (end.time - start.time) * 1e3
+class _Allocators(threading.local):
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+
+
+_allocators, _default = _Allocators(), [None]
+
+
+def set_allocator(allocator: Any = None) -> None:
+    _default[0] = allocator
+
+
+def get_allocator() -> Any:
+    return _allocators.stack[-1] if _allocators.stack else _default[0]
+
+
+@contextlib.contextmanager
+def using_allocator(allocator: Any = None) -> Iterator[None]:
+    _allocators.stack.append(allocator)
+    try:
+        yield
+    finally:
+        _allocators.stack.pop()
 
 
 def is_available() -> bool:
@@ -88,10 +95,6 @@ def get_cublas_handle() -> int:
 
 def get_local_runtime_version() -> int:
     return 12090
-
-
-def set_allocator(allocator: Any = None) -> None:
-    pass
 
 
 def _properties(number: int) -> dict[str, Any]:
@@ -128,7 +131,7 @@ runtime = SimpleNamespace(
     getDeviceCount=lambda: len(cards.CARDS),
     getDeviceProperties=_properties,
     deviceGetAttribute=_attribute,
-    deviceSynchronize=lambda: record("waits", ""),
+    deviceSynchronize=synchronize_all,
     runtimeGetVersion=lambda: 12090,
     driverGetVersion=lambda: 12090,
     memGetInfo=lambda: (60 << 30, 80 << 30),

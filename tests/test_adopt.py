@@ -1,0 +1,333 @@
+"""Arrays of other libraries, by `__cuda_array_interface__` and by DLPack, wherever arrays are taken.
+
+Small objects act as arrays of Numba and of other libraries: on a GPU that is acted out, and on the CPU with the DLPack
+of NumPy.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests import standin
+from tests.conftest import make_backend
+from xlstm.arrays import probe
+from xlstm.arrays.adopt import adopt, is_other
+from xlstm.arrays.convert import to_numpy
+from xlstm.data import Batch, Sequences, Streams, Windows
+from xlstm.estimators import SequenceRegressor
+from xlstm.models import TiRex
+from xlstm.models.sequence import SequenceModel
+from xlstm.training import Step, losses, optimizers
+
+T, B, D, H = 4, 3, 5, 6
+
+
+class Described:
+    """An array that offers `__cuda_array_interface__` alone, as those of Numba do; `more` is added to it."""
+
+    def __init__(self, array, **more):
+        self.array, self.more = array, more
+        self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
+
+    @property
+    def __cuda_array_interface__(self):
+        return {**self.array.__cuda_array_interface__, "stream": None, **self.more}
+
+
+class Offered:
+    """An array that offers DLPack alone, on the device that its array is on or on the one of another kind."""
+
+    def __init__(self, array, kind=None):
+        self.array, self.kind = array, kind
+        self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
+
+    def __dlpack_device__(self):
+        kind, number = self.array.__dlpack_device__()
+        return kind if self.kind is None else self.kind, number
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+
+class Column(Described):
+    """A column of a table on a GPU, as those of cuDF are."""
+
+    def to_numpy(self):
+        return self.array.get()
+
+    def __array__(self, *args, **options):
+        raise TypeError("Implicit conversion to a host NumPy array via __array__ is not allowed")
+
+
+Column.__module__ = "cudf.core.series"
+
+
+def backend(name):
+    return make_backend(name) if name == "cupy" else xlstm.backend(name, dtype="float64")
+
+
+@pytest.fixture(params=["cupy"])
+def gpu(request):
+    return make_backend(request.param)
+
+
+def cases(kinds=(Described, Offered)):
+    return pytest.mark.parametrize(
+        ("name", "kind"), [("cupy", kind) for kind in kinds] + [("numpy", Offered)] * (Offered in kinds)
+    )
+
+
+def mapped(kind, state):
+    return tuple(mapped(kind, s) if isinstance(s, tuple) else kind(s) for s in state)
+
+
+def leaves(state):
+    return [a for s in state for a in (leaves(s) if isinstance(s, tuple) else [s])]
+
+
+def everything(layer, be, kind, lengths=None):
+    """Give a layer all its arrays as objects of a kind; return all that it gives."""
+    rng = np.random.default_rng(0)
+    made = functools.partial(be.asarray, dtype="float64")
+    params = {name: kind(made(p)) for name, p in layer.draw(rng).items()}
+    x, dy = kind(made(rng.standard_normal((T, B, layer.input_size)))), None
+    y, state, saved = layer.forward(params, x, lengths=lengths)
+    dy = kind(made(rng.standard_normal(y.shape)))
+    given = mapped(kind, state)
+    grads, dx, start = layer.backward(params, saved, dy, given)
+    once, after = layer.step(params, kind(made(rng.standard_normal((B, layer.input_size)))), given)
+    found = [y, *leaves(state), *grads.values(), dx, *leaves(start), once, *leaves(after)]
+    assert all(type(a) is type(made(1.0)) for a in found)
+    return [to_numpy(a) for a in found]
+
+
+@cases()
+@pytest.mark.parametrize(
+    "layer",
+    [
+        xlstm.LSTM(D, H),
+        xlstm.LSTM(D, H, proj_size=3),
+        xlstm.GRU(D, H, reset_after=False),
+        xlstm.mLSTM(D, H, num_heads=2),
+    ],
+)
+def test_layers(name, kind, layer):
+    be = backend(name)
+    lengths = Offered(np.array([4, 1, 2])) if kind is Offered else None
+    for a, b in zip(everything(layer, be, kind, lengths), everything(layer, be, lambda a: a, lengths), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@cases()
+def test_modules_without_time(name, kind):
+    be, rng = backend(name), np.random.default_rng(0)
+    linear, x = xlstm.Linear(D, 2), rng.standard_normal((B, D))
+    params = {n: be.asarray(p, "float64") for n, p in linear.draw(rng).items()}
+    x = be.asarray(x, "float64")
+    y, saved = linear.forward(params, x)
+    other = {n: kind(p) for n, p in params.items()}
+    np.testing.assert_array_equal(to_numpy(linear.forward(other, kind(x))[0]), to_numpy(y))
+    for a, b in zip(linear.backward(other, saved, kind(y)), linear.backward(params, saved, y), strict=True):
+        for one, two in zip(
+            a.values() if isinstance(a, dict) else [a], b.values() if isinstance(b, dict) else [b], strict=True
+        ):
+            np.testing.assert_array_equal(to_numpy(one), to_numpy(two))
+
+
+@cases()
+def test_language_models(name, kind):
+    be = backend(name)
+    model = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(8, 1, num_heads=2), 7)
+    params = {n: be.asarray(p, "float64") for n, p in model.draw(np.random.default_rng(0)).items()}
+    other, tokens = {n: kind(p) for n, p in params.items()}, be.asarray(np.array([[1, 2, 3], [4, 5, 6]]))
+    y, _, saved = model.forward(params, tokens)
+    np.testing.assert_array_equal(to_numpy(model.forward(other, kind(tokens))[0]), to_numpy(y))
+    value, dy = model.loss(y, tokens)
+    assert float(model.loss(kind(y), kind(tokens))[0]) == float(value)
+    grads, *_ = model.backward(other, saved, kind(dy))
+    expected, *_ = model.backward(params, saved, dy)
+    for n, g in expected.items():
+        np.testing.assert_array_equal(to_numpy(grads[n]), to_numpy(g))
+    one = tokens[:, 0]
+    np.testing.assert_array_equal(to_numpy(model.step(other, kind(one))[0]), to_numpy(model.step(params, one)[0]))
+    np.testing.assert_array_equal(model.generate(other, kind(tokens), 3)[0], model.generate(params, tokens, 3)[0])
+
+
+@cases()
+def test_losses_and_optimisers(name, kind):
+    be, rng = backend(name), np.random.default_rng(0)
+    y, target = (be.asarray(rng.standard_normal((4, 3)), "float64") for _ in range(2))
+    mask = be.asarray(np.array([True, False, True, True]))
+    for loss in (losses.mse, losses.mae, losses.huber):
+        for a, b in zip(loss(kind(y), kind(target), kind(mask)), loss(y, target, mask), strict=True):
+            np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
+    adam = optimizers.adam(0.1)
+    new, _ = adam.update({"a": kind(y)}, {"a": kind(target)}, adam.init({"a": kind(y)}))
+    expected, _ = adam.update({"a": y}, {"a": target}, adam.init({"a": y}))
+    np.testing.assert_array_equal(to_numpy(new["a"]), to_numpy(expected["a"]))
+    assert float(optimizers.global_norm({"a": kind(y)})) == float(optimizers.global_norm({"a": y}))
+
+
+@cases()
+def test_training(name, kind):
+    be, rng = backend(name), np.random.default_rng(0)
+    model = SequenceModel(xlstm.LSTM(D, H), 2)
+    params = {n: be.asarray(p, "float64") for n, p in model.draw(rng).items()}
+    x, target = (be.asarray(rng.standard_normal((T, B, size)), "float64") for size in (D, 2))
+    mask, step, found = be.asarray(np.ones((T, B), bool)), Step(model, optimizers.adam(0.1)), []
+    for one in (kind, lambda a: a):
+        state = step.init({n: one(p) for n, p in params.items()})
+        batch = Batch(one(x), one(target), one(mask), True, np.array([4, 1, 2]))
+        found.append(step(state, batch)[0].params)
+    for n, p in found[1].items():
+        np.testing.assert_array_equal(to_numpy(found[0][n]), to_numpy(p))
+
+
+@cases((Described, Offered, Column))
+def test_data_and_estimators(name, kind):
+    be, rng = backend(name), np.random.default_rng(0)
+    x, target = rng.standard_normal((9, T, D)), rng.standard_normal((9,))
+    there = [kind(be.asarray(a, "float64")) for a in (x, target)]
+    windows = Windows(*there)
+    np.testing.assert_array_equal(windows.x, x)
+    np.testing.assert_array_equal(windows.target, target)
+    streams = Streams(kind(be.asarray(x[:, 0], "float64")), there[1], batch_size=2, length=2)
+    np.testing.assert_array_equal(streams.x, x[:, 0])
+    several = Sequences([kind(be.asarray(x[k], "float64")) for k in range(3)], target[:3])
+    assert len(several) == len(Sequences(list(x[:3]), target[:3]))
+    options = {"hidden_size": 3, "epochs": 1, "backend": be, "seed": 0}
+    found, expected = (SequenceRegressor(**options).fit(*data) for data in (there, (x, target)))
+    np.testing.assert_array_equal(to_numpy(found.predict(there[0])), expected.predict(x))
+    model = TiRex(8, 1, 2, patch_size=2, quantiles=(0.5,), input_ff_size=4, context=8)
+    params = model.init(0, be, "float64")
+    series = kind(be.asarray(x[0, :, 0], "float64"))
+    np.testing.assert_array_equal(model.forecast(params, series, 2).mean, model.forecast(params, x[0, :, 0], 2).mean)
+
+
+def columns(be, a):
+    """Return an array in Fortran order, as the values of a cuDF table are."""
+    if a.ndim < 2:
+        return a
+    return be.xp.permute_dims(be.asarray(np.ascontiguousarray(to_numpy(a).T)), tuple(reversed(range(a.ndim))))
+
+
+def apart(be, a):
+    """Return an array that is every second element of another one."""
+    return be.asarray(np.repeat(to_numpy(a), 2, axis=-1))[..., ::2] if a.ndim else a
+
+
+def close(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(to_numpy(a), to_numpy(b), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("strided", [columns, apart])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        xlstm.LSTM(D, H),
+        xlstm.LSTM(D, H, layer_norm=True),
+        xlstm.mLSTM(D, H, num_heads=2),
+        xlstm.xLSTMStack(D + 1, 2, [1], num_heads=2),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_of_arrays_in_any_order_of_memory(be, layer, strided):
+    close(everything(layer, be, functools.partial(strided, be)), everything(layer, be, lambda a: a))
+
+
+@pytest.mark.parametrize("strided", [columns, apart])
+def test_functions_of_arrays_in_any_order_of_memory(be, rng, strided):
+    y, target = (be.asarray(rng.standard_normal((4, 3, 5))) for _ in range(2))
+    labels, linear = be.asarray(rng.integers(5, size=(4, 3))), xlstm.Linear(5, 2)
+    a, b, places = (strided(be, one) for one in (y, target, labels))
+    close(losses.huber(a, b), losses.huber(y, target))
+    close(losses.cross_entropy(a, places), losses.cross_entropy(y, labels))
+    adam = optimizers.adamw(0.1)
+    new, _ = adam.update({"a": a}, {"a": b}, adam.init({"a": a}))
+    close([new["a"]], [adam.update({"a": y}, {"a": target}, adam.init({"a": y}))[0]["a"]])
+    close([optimizers.global_norm({"a": a})], [optimizers.global_norm({"a": y})])
+    params = {n: be.asarray(p) for n, p in linear.draw(rng).items()}
+    (found, saved), (expected, other) = linear.forward(params, a), linear.forward(params, y)
+    close([found], [expected])
+    grads, dx = linear.backward(params, saved, strided(be, found))
+    same, dy = linear.backward(params, other, expected)
+    close([*grads.values(), dx], [*same.values(), dy])
+    windows = Windows(a, b, every_step=True)
+    close([windows.x, windows.target], [y, target])
+
+
+def test_nothing_is_copied(gpu):
+    a = gpu.asarray(np.arange(12.0).reshape(3, 4).T, "float64")
+    for kind in (Described, Offered):
+        found = adopt("here", kind(a))
+        assert type(found) is type(a)
+        assert (found.data.ptr, found.strides) == (a.data.ptr, a.strides)
+    host = np.arange(4.0)
+    assert np.shares_memory(adopt("here", Offered(host)), host)
+    for same in (a, host, [host], {"a": a}, (a, None), "text", 1.0):
+        assert adopt("here", same) is same
+    assert not is_other(np.ndarray)
+
+
+def test_results_are_offered_the_same_way(gpu):
+    layer = xlstm.LSTM(D, H)
+    y, _ = layer(layer.init(0, gpu), gpu.asarray(np.ones((T, B, D))))
+    assert y.__cuda_array_interface__["shape"] == (T, B, H)
+    assert y.__dlpack_device__() == (2, 0)
+    np.testing.assert_array_equal(to_numpy(Described(y)), to_numpy(y))
+
+
+def test_the_stream_of_an_array_is_waited_for_and_read_only_arrays_are_taken(gpu):
+    """Version 3 of the interface has a stream, in which the array may still be on its way."""
+    if not standin.asked_for():
+        pytest.skip("waits are counted on the stand-in for CuPy alone")
+    a, layer = gpu.asarray(np.ones((T, B, D))), xlstm.LSTM(D, H)
+    params = layer.init(0, gpu)
+    for more, waits in (({}, 0), ({"stream": 1}, 1), ({"data": (a.data.ptr, True)}, 0), ({"version": 2}, 0)):
+        with standin.counted() as found:
+            layer(params, Described(a, **more))
+        assert found.waits == waits, more
+
+
+def test_what_cannot_be_taken_is_refused(gpu, monkeypatch):
+    layer, a = xlstm.LSTM(D, H), gpu.asarray(np.ones((T, B, D)))
+    params = layer.init(0, gpu)
+    with pytest.raises(
+        TypeError, match=r"^LSTM: an array of tests \(Described\) cannot be taken as it is \(ValueError: CuPy cu"
+    ):
+        layer(params, Described(a, mask=a))
+    with pytest.raises(
+        TypeError, match=r"^LSTM: an array of tests \(Offered\) is on a DLPack device of kind 7, expected 1 \("
+    ):
+        layer(params, Offered(a, kind=7))
+    with pytest.raises(TypeError, match=r"^LSTM: 0.Wx is a cupy array, expected a numpy array like the others"):
+        layer(params, Offered(np.ones((T, B, D), "float32")))
+    monkeypatch.setattr(probe, "cupy_failure", lambda: "no driver")
+    with pytest.raises(
+        TypeError, match=r"^LSTM: an array of tests \(Described\) is on a GPU, which needs CuPy: no driver$"
+    ):
+        layer(params, Described(a))
+
+
+def test_arrays_on_a_device_that_is_not_the_current_one_are_refused(gpu):
+    cupy, layer = probe.cupy(), xlstm.LSTM(D, H)
+    if cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("there is one GPU")
+    params = layer.init(0, gpu)
+    with cupy.cuda.Device(1):
+        there = cupy.ones((T, B, D))
+        other = layer.init(0, xlstm.backend("cupy", dtype="float64"))
+        with pytest.raises(ValueError, match=r"^LSTM: x is on CUDA device 0, which is not the current one, 1; with"):
+            layer(params, gpu.asarray(np.ones((T, B, D))))
+        y, _ = layer(other, Described(there))
+        assert y.device.id == 1
+    assert adopt("here", Described(there)).device.id == 1
+    with pytest.raises(TypeError, match=r"LSTM: 0.Wx is on <CUDA Device 0> but x on <CUDA Device 1>, expected"):
+        layer(params, Described(there))
+    with pytest.raises(ValueError, match=r"^LSTM: x is on CUDA device 1, which is not the current one, 0; with"):
+        layer(other, Described(there))

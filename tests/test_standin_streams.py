@@ -1,0 +1,171 @@
+"""Streams, memory, devices and threads of the caller: all that is asked of a GPU goes where the caller says.
+
+The stand-in for CuPy knows the current stream and allocator of each operation, and counts arrays that one stream filled
+and another one reads without a wait.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests import standin
+from xlstm.arrays.convert import to_numpy
+from xlstm.data import Streams, Windows
+from xlstm.models.sequence import SequenceModel
+from xlstm.training import Step, optimizers
+from xlstm.training.callbacks import Clip
+
+if not standin.asked_for():
+    pytest.skip(f"the stand-in for CuPy is not in place ({standin.VARIABLE}=1 puts it there)", allow_module_level=True)
+
+import cupy
+
+T, B, D, H = 6, 4, 8, 8
+LENGTHS = [6, 3, 0, 2]
+LAYERS = {
+    "LSTM": xlstm.LSTM(D, H, 2, bidirectional=True, dropout=0.1),
+    "options": xlstm.LSTM(D, H, layer_norm=True, recurrent_dropout=0.2, zoneout=0.1),
+    "projection": xlstm.LSTM(D, H, proj_size=4),
+    "GRU": xlstm.GRU(D, H, reset_after=False),
+    "sLSTM": xlstm.sLSTM(D, H, num_heads=2),
+    "mLSTM": xlstm.mLSTM(D, H, num_heads=2),
+    "blocks": xlstm.xLSTMStack(D, 2, [1], num_heads=2),
+}
+
+
+def passes(layer, lengths=None):
+    """Run a layer forward and backward, and a step of it, on new arrays of the current device and stream."""
+    backend, rng = xlstm.backend("cupy"), np.random.default_rng(0)
+    params = layer.init(0, backend)
+    x = backend.asarray(rng.standard_normal((T, B, D)))
+    y, state, saved = layer.forward(params, x, lengths=lengths, seed=1 if layer.random else None)
+    grads, dx, _ = layer.backward(params, saved, y, state)
+    found = [y, dx, *grads.values()]
+    if layer.directions == ("",):
+        found.append(layer.step(params, x[0, ...], state)[0])
+    return found
+
+
+def train():
+    """Take steps of training, and write text with the model; return all parameters."""
+    backend = xlstm.backend("cupy")
+    model = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 2, [1], 2), 11)
+    tokens = np.arange(101) % 11
+    step = Step(model, optimizers.adamw(1e-2), callbacks=[Clip(1.0)])
+    state, data = step.init(model.init(0, backend)), Streams(tokens[:-1], tokens[1:], B, T)
+    for batch in data.batches():
+        state, _ = step(state, batch)
+    model.generate(state.params, np.array([[1, 2]]), 3)
+
+    small, rng = SequenceModel(xlstm.LSTM(4, H), 3), np.random.default_rng(0)
+    windows = Windows(rng.standard_normal((8, T, 4)), rng.standard_normal((8, T, 3)), every_step=True, batch_size=4)
+    step = Step(small, optimizers.adam(1e-2))
+    other = step.init(small.init(0, backend))
+    for batch in windows.batches():
+        other, _ = step(other, batch)
+    return [*state.params.values(), *other.params.values()]
+
+
+WORK = {
+    f"{name}{' with lengths' * bool(n)}": (passes, layer, n) for name, layer in LAYERS.items() for n in (None, LENGTHS)
+}
+WORK["training"] = (train,)
+
+
+@pytest.fixture(params=WORK)
+def work(request):
+    call, *arguments = WORK[request.param]
+    return lambda: call(*arguments)
+
+
+def test_all_goes_to_the_current_stream(work):
+    for stream in (cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream.ptds):
+        with stream, standin.counted() as found:
+            work()
+        assert found.streams == {stream.ptr}
+
+
+def test_streams_share_nothing_that_one_of_them_has_to_wait_for(work):
+    """What is kept between calls, such as indices of lengths, each stream has for itself."""
+    expected = [to_numpy(a) for a in work()]
+    for stream in (cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream(non_blocking=True)):
+        with stream, standin.counted(where=True) as found:
+            made = work()
+            assert not found.unordered, found.places()
+            for a, b in zip(made, expected, strict=True):
+                np.testing.assert_array_equal(to_numpy(a), b)
+
+
+def test_threads_with_the_default_stream_of_each(work):
+    """Their default streams have one address, and are not the same."""
+    work()
+    found = []
+
+    def run():
+        with cupy.cuda.Stream.ptds, standin.counted() as counts:
+            work()
+        found.append(counts.unordered)
+
+    for _ in range(2):
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    assert found == [0, 0]
+
+
+@pytest.mark.parametrize("name", ["LSTM with lengths", "mLSTM", "training"])
+def test_threads_at_the_same_time(name):
+    call, *arguments = WORK[name]
+    expected = [to_numpy(a) for a in call(*arguments)]
+
+    def run(stream):
+        with stream:
+            return [to_numpy(a) for a in call(*arguments)]
+
+    streams = [cupy.cuda.Stream(non_blocking=True), *[cupy.cuda.Stream.ptds] * 2]
+    with ThreadPoolExecutor(3) as pool:
+        for made in pool.map(run, streams * 2):
+            for a, b in zip(made, expected, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_all_memory_is_from_the_current_allocator(work):
+    pool = cupy.cuda.MemoryPool()
+    asked = []
+
+    def allocate(size):
+        asked.append(size)
+        return pool.malloc(size)
+
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream, cupy.cuda.using_allocator(allocate), standin.counted() as found:
+        work()
+    assert len(asked) == found.allocations > 0
+
+
+def test_results_are_the_same_bits_in_any_order_of_threads(work, monkeypatch):
+    """No sum depends on which thread comes first; sums of floating-point numbers have no atomic operations."""
+    expected = [to_numpy(a) for a in work()]
+    for seed in (1, 2):
+        monkeypatch.setattr(cupy._kernels.ORDER, "seed", seed)
+        for a, b in zip(work(), expected, strict=True):
+            np.testing.assert_array_equal(to_numpy(a), b)
+    for kernel in cupy._kernels.FUNCTIONS.values():
+        assert not re.search(r"atomicAdd|(red|atom)\.[\w.:]*add\.(f|bf)", kernel.code), kernel.name
+
+
+def test_several_devices(work):
+    expected = [to_numpy(a) for a in work()]
+    with cupy.cuda.Device(1):
+        made = work()
+        assert {a.device.id for a in made} == {1}
+        for a, b in zip(made, expected, strict=True):
+            np.testing.assert_array_equal(to_numpy(a), b)
+    for a, b in zip(work(), expected, strict=True):
+        np.testing.assert_array_equal(to_numpy(a), b)

@@ -1,0 +1,98 @@
+"""Arrays of other libraries, by the protocols that array libraries have for one another.
+
+An object with `__cuda_array_interface__`, such as an array of Numba or a column of cuDF, becomes a CuPy array, and one
+with DLPack's `__dlpack__` a CuPy or NumPy array, by the device that it is on. No values are copied. Arrays that layers
+take as they are, those of NumPy, CuPy, PyTorch, and of libraries with the array API, stay what they are.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import array_api_compat
+import numpy as np
+
+from xlstm.arrays import probe
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# DLPack's numbers of the kinds of memory that each library takes.
+HOST, DEVICE = {1: "a CPU", 3: "a CPU, pinned"}, {2: "a GPU", 13: "managed"}
+
+
+def is_other(value: Any) -> bool:
+    """Tell whether a value is an array that has to be adopted."""
+    kind = type(value)
+    if kind is np.ndarray or array_api_compat.is_array_api_obj(value):
+        return False
+    return hasattr(kind, "__cuda_array_interface__") or hasattr(kind, "__dlpack_device__")
+
+
+def adopt(where: str, value: Any) -> Any:
+    """Return a value in which arrays of other libraries are those of NumPy or CuPy.
+
+    Parameters
+    ----------
+    where : str
+        The caller, with whose name an error begins.
+    value
+        An array, a dict, tuple or list of such values, or anything else, which is returned as it is.
+
+    Returns
+    -------
+    The value itself, where nothing in it is of another library.
+
+    Raises
+    ------
+    TypeError
+        The memory of an array is none that NumPy or CuPy takes, or CuPy does not work here; or the array has a mask.
+    """
+    if type(value) is np.ndarray or value is None:
+        return value
+    if type(value) is dict:
+        found = {name: adopt(where, a) for name, a in value.items()}
+        return found if any(found[name] is not a for name, a in value.items()) else value
+    if type(value) in (tuple, list):
+        some = [adopt(where, a) for a in value]
+        return type(value)(some) if any(a is not b for a, b in zip(some, value, strict=True)) else value
+    return _adopted(where, value) if is_other(value) else value
+
+
+def adopting(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function take arrays of other libraries in all its arguments."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        return function(*adopt(function.__name__, args), **adopt(function.__name__, options))
+
+    return call
+
+
+def _adopted(where: str, value: Any) -> Any:
+    described = hasattr(type(value), "__cuda_array_interface__")
+    if not described:
+        kind = int(value.__dlpack_device__()[0])
+        if kind in HOST:
+            return _taken(where, value, np.from_dlpack)
+        if kind not in DEVICE:
+            known = ", ".join(f"{number} ({words})" for number, words in sorted((HOST | DEVICE).items()))
+            raise TypeError(f"{where}: {_kind(value)} is on a DLPack device of kind {kind}, expected {known}")
+    failure = probe.cupy_failure()
+    if failure is not None:
+        raise TypeError(f"{where}: {_kind(value)} is on a GPU, which needs CuPy: {failure}")
+    cupy = probe.cupy()
+    return _taken(where, value, cupy.asarray if described else cupy.from_dlpack)
+
+
+def _taken(where: str, value: Any, take: Callable[[Any], Any]) -> Any:
+    try:
+        return take(value)
+    except Exception as error:  # of the library that made it, or of the one that takes it
+        raise TypeError(f"{where}: {_kind(value)} cannot be taken as it is ({probe.first_line(error)})") from error
+
+
+def _kind(value: Any) -> str:
+    return f"an array of {type(value).__module__.partition('.')[0]} ({type(value).__name__})"
