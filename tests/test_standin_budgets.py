@@ -112,7 +112,7 @@ def test_training_of_a_small_lstm(backend):
     rng = np.random.default_rng(0)
     data = Windows(rng.standard_normal((8, T, 4)), rng.standard_normal((8, T, 3)), every_step=True, batch_size=8)
     whole, clip, update = training(backend, SequenceModel(xlstm.LSTM(4, H), 3), data, optimizers.adam(1e-3))
-    within(whole, 33, to_device=2, to_host=1, waits=1)  # the batch, and the loss and the norm together
+    within(whole, 33, to_device=3, to_host=1, waits=1)  # the batch and the optimiser's numbers; how the step went
     within(clip, 3)
     within(update, 1)
 
@@ -122,7 +122,7 @@ def test_training_of_a_language_model(backend):
     tokens = np.arange(201) % 11
     data = Streams(tokens[:-1], tokens[1:], B, T)
     whole, clip, update = training(backend, model, data, optimizers.adamw(1e-3))
-    within(whole, 423, to_device=2, to_host=1, waits=1)
+    within(whole, 423, to_device=3, to_host=1, waits=1)
     within(clip, 3)
     within(update, 1)
 
