@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+
 import numpy as np
 import pytest
 
 import xlstm
 from tests import standin
-from xlstm.arrays.convert import to_numpy
+from xlstm.arrays import constants
+from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.data import Streams, Windows
+from xlstm.engines.cuda import engine
 from xlstm.models.sequence import SequenceModel
-from xlstm.training import Clip, Step, optimizers, step
+from xlstm.recurrence import packing
+from xlstm.training import Callback, Clip, ReduceOnPlateau, Step, graphs, optimizers, step, train
+from xlstm.training.folder import Folder
 from xlstm.training.precision import Mixed
 
 if not standin.asked_for():
     pytest.skip(f"the stand-in for CuPy is not in place ({standin.VARIABLE}=1 puts it there)", allow_module_level=True)
+
+import cupy
 
 
 def windows(count=12, T=5, wrong=None):
@@ -75,14 +84,18 @@ def all_steps(made, params, data, seen=lambda k: None):
         seen(k)
 
 
+def same_arrays(one, two):
+    assert one.keys() == two.keys()
+    for name, a in one.items():
+        np.testing.assert_array_equal(to_numpy(a), to_numpy(two[name]), err_msg=name)
+
+
 def same(found, expected):
     (state, steps), (other, others) = found, expected
     np.testing.assert_array_equal(steps, others)
     (one, numbers), (two, expected_numbers) = arrays(state), arrays(other)
     assert numbers == expected_numbers
-    assert one.keys() == two.keys()
-    for name, a in one.items():
-        np.testing.assert_array_equal(a, two[name], err_msg=name)
+    same_arrays(one, two)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -93,8 +106,20 @@ def test_the_device_decides_as_the_host_does(backend, case):
     host = taken(Step(model, optimizer._replace(parts=None), **options), data, params)
     same(taken(Step(model, optimizer, **options), data, params), host)
     same(taken(Step(model, optimizer, wait=False, **options), data, params), host)
-    if "float16" in case and "b" not in case:
+    if case.startswith("float16"):
         assert any(not updated for *_, updated in host[1])  # some steps were left out
+
+
+@pytest.mark.parametrize("wait", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_captured_steps_have_the_same_bits(backend, case, wait):
+    model, data, optimizer, options = CASES[case]
+    params = model.init(0, backend)
+    found = taken(Step(model, optimizer, wait=wait, graph=True, **options), data, params, epochs=3)
+    same(found, taken(Step(model, optimizer, **options), data, params, epochs=3))
+    graphs = found[0].graphs
+    assert len(graphs.captured) == (2 if "accumulated" in case or model is LANGUAGE else 1)
+    same_arrays(params, model.init(0, backend))
 
 
 def test_a_step_without_a_wait_does_not_wait(backend):
@@ -110,20 +135,32 @@ def test_a_step_without_a_wait_does_not_wait(backend):
     assert (found.waits, found.to_host) == (1, 1)
 
 
+def test_a_replay_is_one_launch(backend):
+    """Beside it: the batch, the optimiser's numbers and the generator's states on their way, and how the step went."""
+    for wait in (True, False):
+        made = Step(LSTM, ADAM, wait=wait, graph=True, callbacks=[Clip(1.0)])
+        state, batch = made.init(LSTM.init(0, backend)), next(iter(windows().batches()))
+        for _ in range(3):
+            state, _ = made(state, batch)
+        with standin.counted(where=True) as found:
+            state, _ = made(state, batch)
+        assert (found.to_device, found.launches, found.products) == (4, 5 + (not wait), 0), found.places()
+        assert (found.to_host, found.waits) == (wait, wait)
+
+
+@pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("options", [{}, {"precision": Mixed("float16")}, {"accumulate": 3}], ids=str)
-def test_a_loss_that_is_not_finite_stops_training_later(backend, options):
+def test_a_loss_that_is_not_finite_stops_training_later(backend, options, graph):
     """Nothing changes after it, and the error is that of a step that waits."""
     data, params = windows(wrong=6), LSTM.init(0, backend)
-    made = Step(LSTM, ADAM, wait=False, **options)
+    made = Step(LSTM, ADAM, wait=False, graph=graph, **options)
     state = made.init(params)
     for k, batch in enumerate(data.batches(), 1):
-        before = state
-        state, _ = made(state, batch, f"step {k}")
         if k == 4:
-            last = before
+            last = arrays(state._replace(sums=None))[0]
+        state, _ = made(state, batch, f"step {k}")
     there = arrays(state)[0]
-    for name, a in arrays(last._replace(sums=None))[0].items():
-        np.testing.assert_array_equal(there[name], a, err_msg=name)
+    same_arrays({name: there[name] for name in last}, last)
     with pytest.raises(FloatingPointError, match=r"^step 4: loss is inf, .*(not finite|overflows)") as later:
         made.settle(state)
     waiting = Step(LSTM, ADAM, **options)
@@ -139,6 +176,154 @@ def test_it_stops_by_itself_before_long(backend, monkeypatch):
     with pytest.raises(FloatingPointError, match=r"^step 2: "):
         all_steps(made, LSTM.init(0, backend), windows(wrong=2), asked.append)
     assert asked == [1, 2, 3]
+
+
+def lengths(count, T=5):
+    """Batches of two sequences, some of which have lengths that come again."""
+    rng = np.random.default_rng(0)
+    x, target = rng.standard_normal((2 * count, T, 2)), rng.standard_normal((2 * count, T, 3))
+    given = [[5, 3], [5, 5], [4, 2], [5, 3], [5, 5], [5, 3], [1, 5], [5, 3], [5, 5]]
+    return Windows(x, target, every_step=True, batch_size=2, lengths=np.concatenate(given[:count]))
+
+
+def test_each_shape_has_a_graph(backend):
+    """Batches that differ in size or lengths; those that do not come again go without."""
+    data, params = lengths(9), LSTM.init(0, backend)
+    found = taken(Step(LSTM, ADAM, graph=True), data, params, epochs=1)
+    same(found, taken(Step(LSTM, ADAM), data, params, epochs=1))
+    assert len(found[0].graphs.captured) == 2
+    uneven = windows(11)  # the last batch is smaller
+    found = taken(Step(LSTM, ADAM, graph=True), uneven, params, epochs=3)
+    same(found, taken(Step(LSTM, ADAM), uneven, params, epochs=3))
+    assert len(found[0].graphs.captured) == 2
+
+
+def test_the_number_of_graphs_is_bounded(backend, monkeypatch):
+    monkeypatch.setattr(graphs, "MOST", 1)
+    monkeypatch.setattr(graphs, "SEEN", 2)
+    data, params = lengths(9), LSTM.init(0, backend)
+    found = taken(Step(LSTM, ADAM, graph=True), data, params)
+    same(found, taken(Step(LSTM, ADAM), data, params))
+    assert len(found[0].graphs.captured) == 1
+    assert len(found[0].graphs.seen) == 2
+
+
+def test_memory_that_others_drop_stays(backend):
+    """Indices of lengths and constants lie in caches, from which other calls push them out."""
+    data, params = lengths(9), LANGUAGE.init(0, backend)
+    batches = list(data.batches())
+    made, plain = Step(LSTM, ADAM, graph=True), Step(LSTM, ADAM)
+    params = LSTM.init(0, backend)
+    states = [made.init(params), plain.init(params)]
+    for k in (0, 0, 0, None, 0, 0):
+        if k is None:
+            for cache in (packing._packing, constants._steps, constants._copied, engine._offsets):
+                cache.cache_clear()
+            continue
+        states = [one(state, batches[k])[0] for one, state in zip((made, plain), states, strict=True)]
+    same_arrays(arrays(states[0])[0], arrays(states[1])[0])
+
+
+def test_a_state_of_before_goes_on(backend):
+    """A state with arrays of its own is put where graphs read it, its weights, moments and counts."""
+    made, data, params = Step(LSTM, ADAM, graph=True), windows(), LSTM.init(0, backend)
+    plain, batches = Step(LSTM, ADAM), list(data.batches())
+    state, other = made.init(params), plain.init(params)
+    for batch in batches[:4]:
+        state, _ = made(state, batch)
+    other, _ = plain(other, batches[0])
+    masks = other.masks.bit_generator.state
+    state = other._replace(graphs=state.graphs, masks=state.masks)
+    state.masks.bit_generator.state = masks
+    for batch in batches[1:4]:
+        (state, how), (other, expected) = made(state, batch), plain(other, batch)
+        assert how == expected
+    same_arrays(arrays(state)[0], arrays(other)[0])
+
+
+RUNS = {
+    "averaged": ({"averaging": 0.9, "clip": 1.0}, windows()),
+    "watched": ({"progress": lambda now: now.total == 9}, windows()),
+    "validated": ({"validation": windows(8), "patience": 2}, windows()),
+    "plateau": ({"validation": windows(8)}, windows()),
+    "accumulated": ({"accumulate": 2, "precision": Mixed("float16", 2.0**24)}, windows()),
+    "streams": ({}, Streams(np.sin(np.arange(41.0))[:-1, None], np.zeros((40, 3)), 2, 5)),
+}
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_a_captured_run_is_the_run(backend, tmp_path, case):
+    """With its losses, best weights, averages, checkpoints and schedules, also where it goes on from a checkpoint."""
+    options, data = RUNS[case]
+    model = SequenceModel(xlstm.LSTM(next(iter(data.batches())).x.shape[-1], 4, 2, dropout=0.25), 3)
+    params, found = model.init(0, backend), []
+    for graph in (False, True):
+        plateau = ReduceOnPlateau(0.05, patience=0, threshold=0.5) if case == "plateau" else None
+        given = {"callbacks": [plateau]} if plateau else {}
+        optimizer = optimizers.adam(plateau or optimizers.cosine(0.05, 20))
+        given |= options
+        run = functools.partial(train, model, params, data, optimizer, checkpoints=tmp_path / str(graph), graph=graph)
+        run(steps=4, **given)
+        found.append(run(epochs=2, resume=True, **given))
+    one, other = found
+    assert one.losses == other.losses
+    assert (one.validations, one.best_epoch, one.skipped) == (other.validations, other.best_epoch, other.skipped)
+    same_arrays(one.params, other.params)
+
+
+def test_weights_that_a_callback_keeps_stay(backend):
+    kept = []
+    trained = train(LSTM, LSTM.init(0, backend), windows(), ADAM, epochs=2, graph=True, progress=kept.append)
+    values = [to_numpy(now.params["head.W"]) for now in kept]
+    assert all(np.any(a != b) for a, b in itertools.pairwise(values))
+    np.testing.assert_array_equal(values[-1], to_numpy(trained.params["head.W"]))
+
+
+def test_a_captured_run_stops_at_a_loss_that_is_not_finite(backend, tmp_path):
+    """The last checkpoint is that of the run without graphs."""
+    found = []
+    for graph in (False, True):
+        folder = tmp_path / str(graph)
+        with pytest.raises(FloatingPointError, match=r"^train: epoch 1, step 6: loss is inf, ") as stopped:
+            train(LSTM, LSTM.init(0, backend), windows(wrong=5), ADAM, epochs=1, checkpoints=folder, graph=graph)
+        newest = Folder(folder, 1).newest()
+        found.append((str(stopped.value), newest.value, newest.arrays))
+    assert found[0][0] == found[1][0]
+    same_arrays(found[0][2], found[1][2])
+
+
+class Reads(Callback):
+    """A callback that waits for the device."""
+
+    def gradients(self, grads, norm):
+        return {} if float(norm) < 0 else grads
+
+
+class Times(Callback):
+    """A callback that multiplies as CuPy does by itself."""
+
+    def gradients(self, grads, norm):
+        return {name: g @ (g.T @ g) if g.ndim == 2 else g for name, g in grads.items()}
+
+
+@pytest.mark.parametrize(("callback", "words"), [(Reads(), "StreamCaptureUnsupported"), (Times(), "cuBLAS API")])
+def test_a_step_that_cannot_be_captured_says_so(backend, callback, words):
+    made = Step(LSTM, ADAM, graph=True, callbacks=[callback])
+    state, batch = made.init(LSTM.init(0, backend)), next(iter(windows().batches()))
+    state, _ = made(state, batch, "step 1")
+    with pytest.raises(BackendError, match=f"^step 2: graph is True, but the step cannot be captured .*{words}"):
+        made(state, batch, "step 2")
+    assert not cupy.cuda.get_current_stream().is_capturing()
+
+
+def test_what_cannot_have_graphs_is_refused(backend):
+    with pytest.raises(BackendError, match=r"graph is True, which needs arrays of CuPy, the backend is numpy on CPU"):
+        Step(LSTM, ADAM, graph=True).init(LSTM.init(0, "numpy"))
+    with pytest.raises(ValueError, match="graph is True, which needs an optimizer with parts"):
+        Step(LSTM, ADAM._replace(parts=None), graph=True)
+    rng = np.random.Generator(np.random.MT19937(0))
+    with pytest.raises(ValueError, match="generator with MT19937, expected one with PCG64"):
+        Step(LSTM, ADAM, graph=True).init(LSTM.init(0, backend), rng)
 
 
 def test_other_libraries_wait():

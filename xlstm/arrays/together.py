@@ -107,6 +107,8 @@ def each(
     list of tuple of array
         On CuPy parts of one array for each result, which stays in memory as long as any of them.
     """
+    if into and not all(a.flags.c_contiguous for k in into for a in columns[k]):
+        raise ValueError("together: results take the places of contiguous arrays alone")
     if not _takes(xp, columns):
         calls = zip(*columns, strict=True)
         plain = [xp.take(n.values, xp.astype(n.at, xp.int64)) if isinstance(n, Picked) else n for n in numbers]

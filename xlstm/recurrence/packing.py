@@ -21,6 +21,7 @@ from xlstm.arrays.concat import Filled, concat
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.gather import gather
+from xlstm.arrays.graph import kept
 from xlstm.arrays.namespace import Array, Namespace, device_of
 from xlstm.engines.segments import Widths, reshape
 
@@ -127,7 +128,7 @@ class Packing:
             there = xp.asarray(np.concatenate(self._here), device=device_of(like))
             ends = np.cumsum([len(part) for part in self._here])
             self._there[key] = _Indices(*(there[end - len(p) : end] for end, p in zip(ends, self._here, strict=True)))
-        return self._there[key]
+        return kept(self._there[key])
 
     @functools.cached_property
     def _there(self) -> dict[Any, _Indices]:

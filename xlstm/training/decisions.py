@@ -78,18 +78,18 @@ class Given(NamedTuple):
     values: Array
     width: int
 
-    @classmethod
-    def of(cls, home: Backend, weight: float, first: int, rows: Sequence[Sequence[float]], room: int) -> Given:
-        """Put numbers on the device, with room for so many rows."""
-        values = np.zeros(2 + len(rows[0]) * room)
-        values[:2] = weight, first
-        values[2:].reshape(-1, room)[:, : len(rows)] = np.transpose(rows)
-        return cls(home.asarray(values, "float64"), len(rows[0]))
-
     def numbers(self, board: Array) -> list[Picked]:
         """Return the numbers of the update that comes next by a board."""
         rows, at = self.values[2:].reshape((self.width, -1)), value(board, "row")
         return [Picked(rows[k], at) for k in range(self.width)]
+
+
+def given(weight: float, first: int, rows: Sequence[Sequence[float]], room: int) -> np.ndarray[Any, Any]:
+    """Return the values of `Given` on the host, with room for so many rows."""
+    values = np.zeros(2 + len(rows[0]) * room)
+    values[:2] = weight, first
+    values[2:].reshape(-1, room)[:, : len(rows)] = np.transpose(rows)
+    return values
 
 
 def begin(home: Backend, known: Decided) -> Array:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks, together
-from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.fuse import compiles, listed
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace_of
 from xlstm.arrays.random import Seed, generator
@@ -22,6 +22,7 @@ from xlstm.training import decisions, optimizers
 from xlstm.training.callbacks import Callback
 from xlstm.training.decisions import Decided, Given
 from xlstm.training.feed import Feed, Inputs, Loss, loss_of
+from xlstm.training.graphs import Graphs
 from xlstm.training.precision import Mixed, Scaling, after, lowered, raised
 
 OPTIMIZER = checks.instance(optimizers.Optimizer, "one of xlstm.optim, such as optim.adam(1e-3)")
@@ -69,6 +70,8 @@ class StepState(NamedTuple):
     pending : tuple of Pending
         Steps that the host has not looked at yet. Until then `scaling`, `weight`, `batches` and `updates` are those of
         a run in which every step is taken.
+    graphs : Graphs or None
+        CUDA graphs of steps, which have the arrays of this state and change them.
     """
 
     params: Params
@@ -83,6 +86,7 @@ class StepState(NamedTuple):
     feed: Feed
     board: Array | None = None
     pending: tuple[Pending, ...] = ()
+    graphs: Graphs | None = None
 
 
 class Taken(NamedTuple):
@@ -128,6 +132,11 @@ class Step:
         `updated` are arrays on the GPU, and whether a step could be taken shows in `settle`, or a hundred steps later.
         Nothing changes after a step that could not be taken. Steps wait all the same with other libraries, with an
         optimiser without `parts`, and where scaled gradients are accumulated.
+    graph : bool
+        Capture steps in CUDA graphs on CuPy: when batches of a shape come for the third time, and from then on, a step
+        is one launch, with the same bits. The arrays of a state are changed by the step after it, so copy those that
+        you keep. What a loss, a model or a callback's `gradients` computes on the host holds as it was when the step
+        was captured.
 
     Raises
     ------
@@ -156,9 +165,13 @@ class Step:
     callbacks: Iterable[Callback] = field(default=(), kw_only=True)
     accumulate: int = field(default=1, kw_only=True)
     wait: bool = field(default=True, kw_only=True)
+    graph: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        checks.fields(self, optimizer=OPTIMIZER, precision=MIXED, accumulate=checks.count, wait=checks.flag)
+        flags = {"wait": checks.flag, "graph": checks.flag}
+        checks.fields(self, optimizer=OPTIMIZER, precision=MIXED, accumulate=checks.count, **flags)
+        if self.graph and self.optimizer.parts is None:
+            raise ValueError("Step: graph is True, which needs an optimizer with parts, such as those of xlstm.optim")
         object.__setattr__(self, "loss", loss_of("Step", self.model, self.loss))
 
     def init(self, params: Params, seed: Seed = 0) -> StepState:
@@ -184,7 +197,13 @@ class Step:
         if self.precision is not None:
             feed, scaling = dataclasses.replace(feed, low=self.precision.below(feed.home)), self.precision.init()
         masks = generator(seed, stream=STREAM) if getattr(self.model, "random", False) else None
-        return StepState(params, self.optimizer.init(params), None, scaling, None, 0.0, 0, 0, masks, feed)
+        graphs = None
+        if self.graph:
+            if not compiles(feed.home.xp):
+                raise BackendError(f"Step: graph is True, which needs arrays of CuPy, the backend is {feed.home}")
+            graphs = Graphs(feed.home, masks)
+        moments = self.optimizer.init(params)
+        return StepState(params, moments, None, scaling, None, 0.0, 0, 0, masks, feed, graphs=graphs)
 
     def __call__(self, state: StepState, batch: Batch | Inputs, where: str = "step") -> tuple[StepState, Taken]:
         """Take a step.
@@ -217,7 +236,7 @@ class Step:
         if self.wait or (self.accumulate > 1 and self._scales):
             state, found = self._settled(state)
             return state, Taken(found.loss, found.norm, bool(found.updated))
-        board = state.board
+        board = state.board if state.graphs is None else state.feed.home.xp.asarray(state.board, copy=True)
         return state, Taken(*(decisions.value(board, name) for name in ("loss", "norm", "updated")))
 
     def settle(self, state: StepState) -> StepState:
@@ -283,17 +302,27 @@ class Step:
         if self._scales and not self.wait:  # only the device knows how many updates there were
             rows, room = [*(step.numbers for step in state.pending), numbers], AHEAD
         first = state.pending[0].updates if room > 1 and state.pending else state.updates
-        given = Given.of(state.feed.home, inputs.weight, first, rows, room)
-        last = state.batches + 1 == self.accumulate
-        state = self._arrays(state, inputs, given, last)
-        if last:
-            state = state._replace(updates=state.updates + 1, weight=0.0, batches=0)
+        values = decisions.given(inputs.weight, first, rows, room)
+        if state.graphs is not None:
+            state = state.graphs.take(self._in_place, state, inputs, values, len(numbers), where)
+        else:
+            given = Given(state.feed.home.asarray(values, "float64"), len(numbers))
+            state = self._arrays(state, inputs, given)
+        if state.batches + 1 == self.accumulate:
+            moments = state.moments._replace(step=state.moments.step + 1)
+            state = state._replace(moments=moments, updates=state.updates + 1, weight=0.0, batches=0)
         else:
             state = state._replace(weight=state.weight + inputs.weight, batches=state.batches + 1)
         return state._replace(pending=(*state.pending, one))
 
-    def _arrays(self, state: StepState, inputs: Inputs, given: Given, last: bool) -> StepState:
-        """Return the state with its arrays after a step, the `last` one before an update; nothing here waits."""
+    def _in_place(self, state: StepState, inputs: Inputs, given: Given) -> StepState:
+        return self._arrays(state, inputs, given, in_place=True)
+
+    def _arrays(self, state: StepState, inputs: Inputs, given: Given, in_place: bool = False) -> StepState:
+        """Return the state with its arrays after a step; nothing here waits, and a graph can capture it.
+
+        With `in_place` parameters, moments and sums of gradients are changed where they are.
+        """
         xp, board = state.feed.home.xp, state.board
         scale = decisions.value(board, "scale") if self._scales else 1.0
         loss, carried, _, grads = self._gradients(state, inputs, scale)
@@ -302,17 +331,17 @@ class Step:
         counts, updated = (decisions.value(board, name) for name in ("counts", "updated"))
         state = state._replace(carried=carried, board=board)
         if self.accumulate > 1:
-            sums = self._sums(state, grads, given.values[0], counts)
+            sums = self._sums(state, grads, given.values[0], counts, in_place=in_place)
             state = state._replace(sums=sums)
-            if not last:
+            if state.batches + 1 < self.accumulate:
                 return state
             grads = _mean(sums, decisions.value(board, "total"))
             norm = optimizers.global_norm(grads)
         for callback in self.callbacks:
             grads = callback.gradients(grads, norm)
         apply, moments = self.optimizer.parts.apply, state.moments  # type: ignore[union-attr]
-        params, slots = apply(state.params, grads, moments.slots, given.numbers(board), updated)
-        return state._replace(params=params, moments=optimizers.OptimState(moments.step + 1, slots))
+        params, slots = apply(state.params, grads, moments.slots, given.numbers(board), updated, in_place)
+        return state._replace(params=params, moments=moments._replace(slots=slots))
 
     def _gradients(self, state: StepState, inputs: Inputs, scale: float | Array) -> tuple[Array, Any, Params, Params]:
         """Return the loss, the state of the model at the end, the weights that it was run with, and the gradients."""
@@ -326,12 +355,16 @@ class Step:
             grads = {name: g for name, g in grads.items() if not self.optimizer.frozen(name)}
             return value, carried, used, raised(grads, dtype, scale)
 
-    def _sums(self, state: StepState, grads: Params, weight: float | Array, *counts: Array) -> Params:
+    def _sums(
+        self, state: StepState, grads: Params, weight: float | Array, *counts: Array, in_place: bool = False
+    ) -> Params:
         """Return the gradients, times their targets, added to those that wait, unless the batch does not count."""
-        if state.batches == 0:
+        if state.batches == 0 and (state.sums is None or not in_place):
             return _each(_weighted, [grads], weight)
         assert state.sums is not None
-        return _each(_added_unless_0 if counts else _added, [state.sums, grads], weight, *counts)
+        function = _first if state.batches == 0 else _added_unless_0 if counts else _added
+        numbers = (weight,) if state.batches == 0 else (weight, *counts)
+        return _each(function, [state.sums, grads], *numbers, into=(0,) if in_place else ())
 
     def _settled(self, state: StepState) -> tuple[StepState, Decided]:
         """Wait, and return the state with what the host knows then."""
@@ -363,17 +396,20 @@ class Step:
         raise FloatingPointError(f"{step.where}: loss is {found.loss:g}, norm of the gradient {found.norm:g}")
 
 
-def _each(function: Any, columns: list[Params], *numbers: Any) -> Params:
+def _each(function: Any, columns: list[Params], *numbers: Any, into: tuple[int, ...] = ()) -> Params:
     """Return a function of arrays by name and of numbers, for each name."""
     names = list(columns[0])
-    found = together.each(
-        namespace_of(columns[0][names[0]]), function, [[one[name] for name in names] for one in columns], numbers
-    )
+    given = [[one[name] for name in names] for one in columns]
+    found = together.each(namespace_of(given[0][0]), function, given, numbers, into)
     return {name: listed(a)[0] for name, a in zip(names, found, strict=True)}
 
 
 def _weighted(xp: Namespace, g: Array, weight: Any) -> Array:
     return weight * g
+
+
+def _first(xp: Namespace, sums: Array, g: Array, weight: Any) -> Array:
+    return _weighted(xp, g, weight)
 
 
 def _added(xp: Namespace, sums: Array, g: Array, weight: Any) -> Array:

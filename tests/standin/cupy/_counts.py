@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from cupy import _capture
+
 
 @dataclass
 class Counts:
@@ -48,6 +50,7 @@ def counted(where: bool = False) -> Iterator[Counts]:
 
 def record(kind: str, what: str) -> None:
     """Count one operation of a kind, which is the name of a field of `Counts`."""
+    _capture.asked(kind)
     for counts in _counting:
         setattr(counts, kind, getattr(counts, kind) + 1)
         if counts.where and kind not in ("allocations", "waits"):

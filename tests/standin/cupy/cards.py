@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import threading
+import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 
@@ -44,10 +47,23 @@ class Memory:
 
     nbytes: int
     number: int = field(default_factory=lambda: current.number)
+    address: int = 0
 
     def __post_init__(self) -> None:
         self.card = CARDS[self.number]
         self.card.used += self.nbytes
+        ALL[id(self)] = self
 
     def __del__(self) -> None:
         self.card.used -= self.nbytes
+
+
+ALL: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
+
+
+def there(addresses: Iterable[int]) -> list[Memory]:
+    """Return the allocations that addresses are in."""
+    found = sorted((m.address, m.nbytes, k, m) for k, m in enumerate(list(ALL.values())))
+    starts = [start for start, *_ in found]
+    places = {address: bisect.bisect_right(starts, address) - 1 for address in addresses}
+    return [found[k][3] for address, k in places.items() if k >= 0 and address < found[k][0] + found[k][1]]

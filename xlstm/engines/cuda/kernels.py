@@ -76,12 +76,12 @@ class Kernels:
     def projected(self) -> Array:
         """Wx x of all steps, (N, R)."""
         w = self.step.w
-        return self.given(self.x @ w["Wx"].T if "Wx" in w else self.x)
+        return self.given(matmul(self.step.xp, self.x, w["Wx"].T) if "Wx" in w else self.x)
 
     def through(self, h: Array) -> Array:
         """Return the products Wh h of rows (n, H): (n, R)."""
         if self.heads == 1:
-            return self.given(h @ reshape(self.Wh, (self.step.R, self.step.H)).T)
+            return self.given(matmul(self.step.xp, h, reshape(self.Wh, (self.step.R, self.step.H)).T))
         xp, n, N, K, G = self.step.xp, h.shape[0], self.heads, self.width, self.step.G
         z = matmul(xp, xp.permute_dims(reshape(h, (n, N, K)), (1, 0, 2)), self.by_head)  # (N, n, G K)
         z = xp.permute_dims(reshape(z, (N, n, G, K)), (1, 2, 0, 3))
@@ -90,7 +90,7 @@ class Kernels:
     def through_bwd(self, dz: Array) -> Array:
         """Return the products Wh^T dz of rows (n, R): (n, H)."""
         if self.heads == 1:
-            return self.given(dz @ reshape(self.Wh, (self.step.R, self.step.H)))
+            return self.given(matmul(self.step.xp, dz, reshape(self.Wh, (self.step.R, self.step.H))))
         xp, n, N, K, G = self.step.xp, dz.shape[0], self.heads, self.width, self.step.G
         dz = xp.permute_dims(reshape(dz, (n, G, N, K)), (2, 0, 1, 3))
         dh = matmul(xp, reshape(dz, (N, n, G * K)), xp.matrix_transpose(self.by_head))

@@ -6,11 +6,20 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-from cupy import cards
+from cupy import _capture, cards
+from cupy._capture import Graph
 from cupy._counts import record
 from cupy._kernels import FUNCTIONS
 from cupy.cuda import compiler, device  # noqa: F401
 from cupy.cuda._cublas import Cublas
+from cupy.cuda._memory import (  # noqa: F401
+    MemoryPointer,
+    MemoryPool,
+    PythonFunctionAllocator,
+    get_allocator,
+    set_allocator,
+    using_allocator,
+)
 from cupy.cuda.device import Device  # noqa: F401
 
 OPTIN = 97  # cudaDevAttrMaxSharedMemoryPerBlockOptin
@@ -40,6 +49,24 @@ class Stream:
     def synchronize(self) -> None:
         record("waits", "")
 
+    def begin_capture(self, mode: Any = None) -> None:
+        if self.ptr == 0 or _capture.now.capture is not None:
+            raise CUDARuntimeError(
+                "cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing"
+            )
+        _capture.now.capture = _capture.Capture(self)
+
+    def end_capture(self) -> Graph:
+        capture, _capture.now.capture = _capture.now.capture, None
+        if capture is None or capture.stream is not self:
+            raise CUDARuntimeError("cudaErrorIllegalState: the operation cannot be performed in the present state")
+        if capture.broken:
+            raise CUDARuntimeError("cudaErrorStreamCaptureInvalidated: operation failed due to a previous error")
+        return Graph._of(capture)
+
+    def is_capturing(self) -> bool:
+        return _capture.now.capture is not None and _capture.now.capture.stream is self
+
 
 Stream.null = Stream(null=True)
 _streams = [Stream.null]
@@ -56,18 +83,6 @@ class Event:
 
     def synchronize(self) -> None:
         record("waits", "")
-
-
-class MemoryPool:
-    """The pool of the current device."""
-
-    def used_bytes(self) -> int:
-        return cards.card().used
-
-    total_bytes = used_bytes
-
-    def free_all_blocks(self) -> None:
-        pass
 
 
 def get_current_stream() -> Stream:
@@ -88,10 +103,6 @@ def get_cublas_handle() -> int:
 
 def get_local_runtime_version() -> int:
     return 12090
-
-
-def set_allocator(allocator: Any = None) -> None:
-    pass
 
 
 def _properties(number: int) -> dict[str, Any]:
