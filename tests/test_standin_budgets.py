@@ -93,6 +93,20 @@ def test_a_step_of_a_stream(backend):
     within(counts(lambda: layer.step(params, x, state)), 3)
 
 
+def replay(backend, model, data, optimizer, wait):
+    """Counts of a captured step."""
+    step = Step(model, optimizer, callbacks=[Clip(1.0)], graph=True, wait=wait)
+    state, batch = step.init(model.init(0, backend)), next(iter(data.batches()))
+    for _ in range(2):
+        state, _ = step(state._replace(carried=None), batch)
+    now = [state]
+
+    def take():
+        now[0], _ = step(now[0]._replace(carried=None), batch)
+
+    return counts(take)
+
+
 def training(backend, model, data, optimizer):
     """Counts of a step of training, of the norm and clipping of its gradients, and of its update."""
     step = Step(model, optimizer, callbacks=[Clip(1.0)])
@@ -115,6 +129,9 @@ def test_training_of_a_small_lstm(backend):
     within(whole, 33, to_device=3, to_host=1, waits=1)  # the batch and the optimiser's numbers; how the step went
     within(clip, 3)
     within(update, 1)
+    model = SequenceModel(xlstm.LSTM(4, H), 3)
+    within(replay(backend, model, data, optimizers.adam(1e-3), True), 8, to_device=3, to_host=1, waits=1)
+    within(replay(backend, model, data, optimizers.adam(1e-3), False), 8, to_device=3)
 
 
 def test_training_of_a_language_model(backend):
@@ -125,6 +142,7 @@ def test_training_of_a_language_model(backend):
     within(whole, 423, to_device=3, to_host=1, waits=1)
     within(clip, 3)
     within(update, 1)
+    within(replay(backend, model, data, optimizers.adamw(1e-3), True), 8, to_device=3, to_host=1, waits=1)
 
 
 def test_a_token(backend):

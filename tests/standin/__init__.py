@@ -12,6 +12,9 @@ These are acted out as CuPy 14 has them:
 - what is a view, what is a kernel, a copy or a call of cuBLAS, and which operands are copied before a product
 - `ElementwiseKernel`, `ReductionKernel`, `RawKernel` and `RawModule`, compiled by g++ (`tests/ctargets.py`,
   `tests/device/`), with the types of their arguments checked; cuBLAS by its definition
+- captures: operations of a stream that are kept, and done by each launch of the graph on the same memory; within one no
+  wait, no copy to or from the host, no compilation, no function of cuBLAS but by the library (`cuda.cublas.__file__`),
+  and no array in a pool that others use; and no launch on memory that was given back
 - two devices, each with a card of its own (`cupy.cards`), the current one, and arrays that are on another; the largest
   cluster that a card has room for, cooperative launches and shared memory up to its limits
 
