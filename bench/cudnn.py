@@ -177,9 +177,10 @@ class Ours:
             It cannot be captured.
         """
         try:
-            with self.around():
+            recorder = Recorder()
+            with self.around(), recorder.rehearsal():
                 self.call()
-                return Recorder().capture(self.call).launch
+                return recorder.capture(self.call).launch
         except (RuntimeError, NotImplementedError) as error:
             raise MissingError(f"no graph of it: {probe.first_line(error)}") from error
 

@@ -64,7 +64,7 @@ def test_empty_arrays(be):
 
 
 @pytest.mark.parametrize("empty", [False, True])
-def test_numbers_on_the_device_and_results_in_place(empty):
+def test_numbers_on_the_device_and_results_in_place_on_cupy(empty):
     """A number that the device picks among others, of another dtype; an empty array goes without a kernel."""
     if not standin.asked_for():
         pytest.skip("the stand-in for CuPy is not in place")

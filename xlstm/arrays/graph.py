@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from xlstm.arrays import probe
@@ -34,38 +34,54 @@ class Graph:
         self.made.launch()  # type: ignore[attr-defined]
 
 
-class Recorder:
-    """Captures graphs that are launched one at a time, and that share the memory of their intermediate arrays.
+class _Memory:
+    """Memory from the pool that is current, which is not given back before this object is gone.
 
-    That memory is taken from the current pool and not given back before the recorder and all its graphs are gone: a
-    graph writes to it whenever it is launched.
+    A pool gives memory back where it has too little, but graphs write to it whenever they are launched.
     """
 
     def __init__(self) -> None:
         cuda = probe.cupy().cuda
-        self._take, self._memory = cuda.get_allocator(), list[Any]()
-        self._pool = cuda.MemoryPool(cuda.PythonFunctionAllocator(self._malloc, self._free).malloc)
+        self._take, self._stream, self._chunks = cuda.get_allocator(), cuda.get_current_stream(), list[Any]()
+
+    def malloc(self, size: int, device: int) -> int:
+        with self._stream:  # on which graphs are launched: others may have used the memory there before
+            self._chunks.append(self._take(size))
+        return int(self._chunks[-1].ptr)
+
+    def free(self, address: int, device: int) -> None:
+        pass
+
+
+class Recorder:
+    """Captures graphs that are launched one at a time, and that share the memory of their intermediate arrays."""
+
+    def __init__(self) -> None:
+        cuda, memory = probe.cupy().cuda, _Memory()
+        self._pool = cuda.MemoryPool(cuda.PythonFunctionAllocator(memory.malloc, memory.free).malloc)
         self._stream = cuda.Stream(non_blocking=True)
-        self.cublas = Handle()
+        self._cublas = Handle()
+
+    @contextlib.contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Multiply as captures do, so that all that cuBLAS needs is loaded before."""
+        self._cublas.use(probe.cupy().cuda.get_current_stream().ptr)
+        token = _handle.set(self._cublas)
+        try:
+            yield
+        finally:
+            _handle.reset(token)
 
     def capture(self, function: Callable[[], None]) -> Graph:
-        """Return the graph of what a function asks for; it was called before, so that its kernels are compiled."""
-        graph, cuda = Graph(self), probe.cupy().cuda
+        """Return the graph of what a function asks for; it was called in a rehearsal, which compiled its kernels."""
+        graph = Graph(self)
         token = _capturing.set(graph)
         try:
-            with cuda.using_allocator(self._pool.malloc), self._stream:
-                self.cublas.use(self._stream.ptr)
+            with probe.cupy().cuda.using_allocator(self._pool.malloc), self._stream, self.rehearsal():
                 graph.made = _captured(self._stream, function)
         finally:
             _capturing.reset(token)
         return graph
-
-    def _malloc(self, size: int, device: int) -> int:
-        self._memory.append(self._take(size))
-        return int(self._memory[-1].ptr)
-
-    def _free(self, address: int, device: int) -> None:
-        """Keep it: the pool gives memory back where it has too little, and graphs have its address."""
 
 
 def _captured(stream: Any, function: Callable[[], None]) -> Any:
@@ -84,6 +100,11 @@ def capturing() -> Graph | None:
     return _capturing.get()
 
 
+def handle() -> Handle | None:
+    """Return the handle of cuBLAS that captures and their rehearsals multiply with, within one."""
+    return _handle.get()
+
+
 def kept(found: Kept) -> Kept:
     """Return what a cache has found, and keep it as long as the graph that is captured now, if any."""
     if (graph := _capturing.get()) is not None:
@@ -91,4 +112,5 @@ def kept(found: Kept) -> Kept:
     return found
 
 
+_handle: contextvars.ContextVar[Handle | None] = contextvars.ContextVar("handle", default=None)
 _capturing: contextvars.ContextVar[Graph | None] = contextvars.ContextVar("capturing", default=None)

@@ -200,8 +200,8 @@ def _gemm(cp: Any, found: Plan, A: Array, B: Array, out: Array, add: bool) -> No
         *(_address(out), kind, max(lead, N), apart[-1] if apart else M * N),
         *(math.prod(found.batch), _compute(cp, cublas, dtype), cublas.CUBLAS_GEMM_DEFAULT),
     )
-    if (captured := graph.capturing()) is not None:
-        captured.recorder.cublas.gemm(*args)
+    if (handle := graph.handle()) is not None:
+        handle.gemm(*args)
     else:
         cublas.gemmStridedBatchedEx(cp.cuda.get_cublas_handle(), *args)
 

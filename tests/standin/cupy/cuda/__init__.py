@@ -44,7 +44,7 @@ class Stream:
         return self
 
     def __exit__(self, *error: object) -> None:
-        _streams.remove(self)
+        _streams.pop()
 
     def synchronize(self) -> None:
         record("waits", "")
