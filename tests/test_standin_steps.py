@@ -169,6 +169,24 @@ def test_a_loss_that_is_not_finite_stops_training_later(backend, options, graph)
     assert str(later.value) == str(at_once.value)
 
 
+def test_the_state_of_the_model_stays_as_well(backend):
+    """A captured step that cannot be taken leaves the state that it began with, from which its error is found."""
+    target = np.zeros((40, 3))
+    target[32] = 3e38
+    data = Streams(np.sin(np.arange(40.0))[:, None], target, 2, 4)
+    model = SequenceModel(xlstm.LSTM(1, 4), 3)
+    made = Step(model, ADAM, wait=False, graph=True)
+    state, carried = made.init(model.init(0, backend)), []
+    for k, batch in enumerate(data.batches(), 1):
+        carried.append([] if state.carried is None else [to_numpy(a) for a in state.carried])
+        state, _ = made(state, batch, f"step {k}")
+    assert len(carried) == 5
+    for a, b in zip(state.carried, carried[3], strict=True):
+        np.testing.assert_array_equal(to_numpy(a), b)
+    with pytest.raises(FloatingPointError, match=r"^step 4: loss is inf"):
+        made.settle(state)
+
+
 def test_it_stops_by_itself_before_long(backend, monkeypatch):
     monkeypatch.setattr(step, "AHEAD", 3)
     made = Step(LSTM, ADAM, wait=False)

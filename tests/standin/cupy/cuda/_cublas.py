@@ -50,6 +50,7 @@ class _Library:
 
     def __init__(self) -> None:
         self.numbers, self.streams, self.rooms = itertools.count(100), dict[int, int](), dict[int, int]()
+        self.loaded: set[tuple[int, ...]] = set()
 
     def cublasCreate_v2(self, made: Any) -> int:  # noqa: N802
         if _capture.now.capture is not None:
@@ -76,6 +77,10 @@ class _Library:
         if self.streams[handle] != cupy.cuda.get_current_stream().ptr or not self.rooms[handle]:
             return 14  # CUBLAS_STATUS_INTERNAL_ERROR: the stand-in asks for the current stream and a workspace
         given = [a or 0 for a in args]
+        kind = (*given[:2], *(given[k] for k in (7, 20)))
+        if _capture.now.capture is not None and kind not in self.loaded:
+            return 14  # its kernels would be loaded within the capture, which not every CUDA can do
+        self.loaded.add(kind)
         _product((handle, *given))
         _capture.run(
             lambda: ctargets.Cublas().gemmStridedBatchedEx(handle, *given), [], [given[k] for k in (6, 10, 15)]
@@ -98,6 +103,7 @@ def _library() -> str:
     made = load('#include <stddef.h>\nextern "C" {\n' + "\n".join(text) + "\n}", "g++", "-x", "c++", "-w")
     if not _KEPT:
         library = _Library()
+        _KEPT.append(library)
         for name, types in PARAMETERS.items():
             function = ctypes.CFUNCTYPE(ctypes.c_int, *(TYPES[type_] for type_ in types))(getattr(library, name))
             _KEPT.append(function)
