@@ -76,6 +76,10 @@ def taken(made, data, params, epochs=1):
     return made.settle(state), [[float(a) for a in how] for how in found]
 
 
+def masks(state):
+    return state.masks.bit_generator.state
+
+
 def all_steps(made, params, data, seen=lambda k: None):
     """Take a step with each batch."""
     state = made.init(params)
@@ -150,19 +154,21 @@ def test_a_replay_is_one_launch(backend):
 
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("options", [{}, {"precision": Mixed("float16")}, {"accumulate": 3}], ids=str)
-def test_a_loss_that_is_not_finite_stops_training_later(backend, options, graph):
-    """Nothing changes after it, and the error is that of a step that waits."""
-    data, params = windows(wrong=6), LSTM.init(0, backend)
+def test_a_loss_that_is_not_finite_stops_training_later(backend, monkeypatch, options, graph):
+    """Nothing changes after it; the step is taken again with its own masks, and has the error of one that waits."""
+    data, params, explained, watched = windows(12, wrong=6), LSTM.init(0, backend), [], Step._watched
+    monkeypatch.setattr(Step, "_watched", lambda made, *a: (explained.append(masks(a[0])), watched(made, *a))[1])
     made = Step(LSTM, ADAM, wait=False, graph=graph, **options)
     state = made.init(params)
     for k, batch in enumerate(data.batches(), 1):
         if k == 4:
-            last = arrays(state._replace(sums=None))[0]
+            last, before = arrays(state._replace(sums=None))[0], masks(state)
         state, _ = made(state, batch, f"step {k}")
     there = arrays(state)[0]
     same_arrays({name: there[name] for name in last}, last)
     with pytest.raises(FloatingPointError, match=r"^step 4: loss is inf, .*(not finite|overflows)") as later:
         made.settle(state)
+    assert explained == [before]
     waiting = Step(LSTM, ADAM, **options)
     with pytest.raises(FloatingPointError) as at_once:
         all_steps(waiting, params, data)
@@ -297,9 +303,8 @@ def test_a_state_of_before_goes_on(backend):
     for batch in batches[:4]:
         state, _ = made(state, batch)
     other, _ = plain(other, batches[0])
-    masks = other.masks.bit_generator.state
+    state.masks.bit_generator.state = masks(other)
     state = other._replace(graphs=state.graphs, masks=state.masks)
-    state.masks.bit_generator.state = masks
     for batch in batches[1:4]:
         (state, how), (other, expected) = made(state, batch), plain(other, batch)
         assert how == expected
@@ -379,6 +384,21 @@ def test_a_step_that_cannot_be_captured_says_so(backend, callback, words):
     with pytest.raises(BackendError, match=f"^step 2: graph is True, but the step cannot be captured .*{words}"):
         made(state, batch, "step 2")
     assert not cupy.cuda.get_current_stream().is_capturing()
+
+
+def test_a_state_comes_from_a_step_of_another_shape(backend):
+    batches = list(Streams(np.sin(np.arange(64.0))[:, None], np.zeros((64, 3)), 2, 4).batches())
+    short = batches[5]._replace(x=batches[5].x[:2], target=batches[5].target[:2])
+    model, found = SequenceModel(xlstm.LSTM(1, 4), 3), []
+    for graph in (False, True):
+        made = Step(model, ADAM, graph=graph)
+        state = made.init(model.init(0, backend))
+        for batch in (*batches[:5], short, *batches[6:]):
+            state, how = made(state, batch)
+        found.append((state, how))
+    assert len(found[1][0].graphs.captured) == 1
+    assert found[0][1] == found[1][1]
+    same_arrays(arrays(found[0][0])[0], arrays(found[1][0])[0])
 
 
 def test_what_cannot_have_graphs_is_refused(backend):

@@ -84,7 +84,6 @@ def restore(run: Run, found: Checkpoint) -> None:
             weight=held["weight"],
             batches=held["batches"],
             updates=found.about["updates"],
-            board=None,
         )
         if run.state.masks is not None:
             run.state.masks.bit_generator.state = held["masks"]

@@ -13,8 +13,12 @@ from cupy import cards
 class MemoryPointer:
     """An address of memory, in which nothing lies here."""
 
-    def __init__(self, ptr: int, owner: Any = None) -> None:
-        self.ptr, self._owner = ptr, owner
+    def __init__(self, ptr: int, free: Any = None) -> None:
+        self.ptr, self._free = ptr, free
+
+    def __del__(self) -> None:
+        if self._free is not None:
+            self._free(self.ptr, cards.current.number)
 
 
 class PythonFunctionAllocator:
@@ -24,17 +28,20 @@ class PythonFunctionAllocator:
         self._malloc, self._free = malloc_func, free_func
 
     def malloc(self, size: int) -> MemoryPointer:
-        return MemoryPointer(self._malloc(size, cards.current.number))
+        return MemoryPointer(self._malloc(size, cards.current.number), self._free)
 
 
 class MemoryPool:
     """The pool of the current device."""
 
     def __init__(self, allocator: Any = None) -> None:
-        self._allocator = allocator
+        self._allocator, self._blocks = allocator, list[MemoryPointer]()
 
     def malloc(self, size: int) -> MemoryPointer:
-        return MemoryPointer(next(_ADDRESSES)) if self._allocator is None else self._allocator(size)
+        if self._allocator is None:
+            return MemoryPointer(next(_ADDRESSES))
+        self._blocks.append(self._allocator(size))
+        return MemoryPointer(self._blocks[-1].ptr)
 
     def used_bytes(self) -> int:
         return cards.card().used
@@ -42,7 +49,7 @@ class MemoryPool:
     total_bytes = used_bytes
 
     def free_all_blocks(self) -> None:
-        pass
+        self._blocks.clear()
 
 
 def get_allocator() -> Any:
