@@ -226,8 +226,8 @@ def alone(layer, last=False, lengths=None, loss=None, **more):
     """A model of a layer, one batch, and the options of a step."""
     rng = np.random.default_rng(0)
     model = SequenceModel(layer, 3, last=last, **more)
-    target = rng.standard_normal((2, 3) if last else (2, 4, 3))
-    data = Windows(rng.standard_normal((2, 4, 2)), target, every_step=not last, batch_size=2, lengths=lengths)
+    target = rng.standard_normal((2, 3) if last else (2, 12, 3))
+    data = Windows(rng.standard_normal((2, 12, 2)), target, every_step=not last, batch_size=2, lengths=lengths)
     return model, next(iter(data.batches())), {"loss": loss}
 
 
@@ -235,7 +235,7 @@ def quantiles(y, target, mask):
     return losses.pinball(y, target[..., 0], mask, quantiles=(0.1, 0.5, 0.9))
 
 
-UNEVEN = np.array([2, 4])
+UNEVEN = np.array([5, 12])
 LAYERS = {
     "recurrent dropout": alone(xlstm.LSTM(2, 4, recurrent_dropout=0.2)),
     "zoneout": alone(xlstm.LSTM(2, 4, zoneout=0.2)),
