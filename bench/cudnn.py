@@ -25,6 +25,7 @@ from bench.events import Clock, CupyClock, Side, side_by_side
 from bench.peers import MissingError, module
 from xlstm.arrays import probe
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.graph import Recorder
 from xlstm.cli.benchmark import LAYERS
 from xlstm.engines import cuda
 from xlstm.engines.cuda.engine import CudaTape
@@ -36,7 +37,7 @@ SHAPES = ((512, 64, 512), (1024, 16, 1024), (1024, 16, 768), (128, 256, 256), (1
 PRECISIONS = {"TF32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 # Largest difference of a result to PyTorch's, relative to its largest value, beyond which something is wrong.
 AGREE = {"fp32": 1e-3, "TF32": 2e-2, "fp16": 2e-2, "bf16": 1e-1}
-EAGER, CAPTURED, OURS = "cuDNN", "cuDNN captured", "xlstm"
+EAGER, CAPTURED, OURS, OURS_CAPTURED = "cuDNN", "cuDNN captured", "xlstm", "xlstm captured"
 WARM = 3  # calls before a capture
 LONGEST = 4.0  # seconds of rounds of a case, beyond the first
 
@@ -167,6 +168,22 @@ class Ours:
         if self.case.train:
             self.grads, self.dx, _ = self.layer.backward(self.params, saved, self.dy)
 
+    def captured(self) -> Callable[[], object]:
+        """A call that asks for the same as one graph.
+
+        Raises
+        ------
+        MissingError
+            It cannot be captured.
+        """
+        try:
+            recorder = Recorder()
+            with self.around(), recorder.rehearsal():
+                self.call()
+                return recorder.capture(self.call).launch
+        except (RuntimeError, NotImplementedError) as error:
+            raise MissingError(f"no graph of it: {probe.first_line(error)}") from error
+
     def choice(self) -> dict[str, Any]:
         """The path that is chosen, how it divides the work, and why others are not taken."""
         _, _, saved = self.layer.forward(self.params, self.x)
@@ -223,10 +240,11 @@ def measure(case: Case, clock: Clock, until: float = float("inf"), device: str =
         theirs.eager()
     row["difference"] = agreement(ours.results(), theirs.results())
     if not case.forced:
-        try:
-            sides[CAPTURED] = Side(theirs.captured(), theirs.around)
-        except MissingError as reason:
-            row["missing"][CAPTURED] = str(reason)
+        for name, side in ((CAPTURED, theirs), (OURS_CAPTURED, ours)):
+            try:
+                sides[name] = Side(side.captured(), side.around)
+            except MissingError as reason:
+                row["missing"][name] = str(reason)
     for path in cuda.PATHS if case.forced else ():
         if path == row["choice"]["path"]:
             continue

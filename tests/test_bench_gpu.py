@@ -10,7 +10,7 @@ import pytest
 
 from bench import barriers, cudnn, events, gpu, gpu_table, limits, sanitize, sanitized
 from bench.budget import Budget, Part
-from bench.cudnn import CAPTURED, EAGER, OURS, Case
+from bench.cudnn import CAPTURED, EAGER, OURS, OURS_CAPTURED, Case
 from tests import nvrtc
 from tests.device import ShimRuntime
 from xlstm.arrays import probe
@@ -288,11 +288,12 @@ def test_a_case_from_arrays_to_its_line(monkeypatch, what):
     monkeypatch.setattr(cudnn.xlstm, "backend", lambda name, dtype: Backend("numpy", np, "cpu", dtype))
     monkeypatch.setattr(cudnn.precision, "tf32", lambda on: contextlib.nullcontext())
     monkeypatch.setattr(cudnn.Torch, "captured", lambda peer: peer.eager)
+    monkeypatch.setattr(cudnn.Ours, "captured", lambda ours: ours.call)
     clock = Clock()
     monkeypatch.setattr(clock, "synchronize", lambda: clock.ask(0.01, 0.0))
     row = cudnn.measure(Case("gru", 3, 2, 6, "TF32", **what), clock, device="cpu")
     path = row["choice"]["path"]
-    names = [f"xlstm {p}" for p in cudnn.cuda.PATHS if p != path] if what.get("forced") else [CAPTURED]
+    names = [f"xlstm {p}" for p in cudnn.cuda.PATHS if p != path] if what.get("forced") else [CAPTURED, OURS_CAPTURED]
     assert list(row["seconds"]) == [OURS, EAGER, *names]
     assert not row["missing"]
     assert row["difference"] < 1e-3

@@ -268,9 +268,9 @@ def test_cupy_has_all_that_the_standin_has(real):
     classes = [cupy.ndarray, cupy.cuda.Device, cupy.cuda.Event, cupy.cuda.Stream, cupy.cuda.MemoryPool, cupy.RawKernel]
     parts = {kind.__name__: dir(kind) for kind in classes}
     parts |= {"cupy": dir(cupy), "cuda": dir(cupy.cuda), "runtime": list(vars(cupy.cuda.runtime))}
-    own = {"cards", "OPTIN", "NONPORTABLE", "FUNCTIONS", "SimpleNamespace", "Any", "Cublas", "record", "time", "ptr"}
+    own = {"cards", "OPTIN", "NONPORTABLE", "FUNCTIONS", "SimpleNamespace", "Any", "Cublas", "ptr"}
     own |= {"cublas", "CUDARuntimeError"}  # cublas is loaded when it is asked for
-    own |= {"DefaultPool", "Iterator", "contextlib", "threading", "synchronize_all"}
+    own |= {"DefaultPool", "synchronize_all"}
     usual = {*dir(type), "__weakref__", "__dict__", "__module__", "__copy__"}  # of every class of Python
     for part, names in parts.items():
         public = {name for name in names if not name.startswith("_") or name.endswith("__")}

@@ -100,6 +100,20 @@ def test_a_step_of_a_stream(backend):
     within(counts(lambda: layer.step(params, x, state)), 3)
 
 
+def replay(backend, model, data, optimizer, wait):
+    """Counts of a captured step."""
+    step = Step(model, optimizer, callbacks=[Clip(1.0)], graph=True, wait=wait)
+    state, batch = step.init(model.init(0, backend)), next(iter(data.batches()))
+    for _ in range(2):
+        state, _ = step(state._replace(carried=None), batch)
+    now = [state]
+
+    def take():
+        now[0], _ = step(now[0]._replace(carried=None), batch)
+
+    return counts(take)
+
+
 def training(backend, model, data, optimizer):
     """Counts of a step of training, of the norm and clipping of its gradients, and of its update."""
     step = Step(model, optimizer, callbacks=[Clip(1.0)])
@@ -119,9 +133,12 @@ def test_training_of_a_small_lstm(backend):
     rng = np.random.default_rng(0)
     data = Windows(rng.standard_normal((8, T, 4)), rng.standard_normal((8, T, 3)), every_step=True, batch_size=8)
     whole, clip, update = training(backend, SequenceModel(xlstm.LSTM(4, H), 3), data, optimizers.adam(1e-3))
-    within(whole, 33, to_device=2, to_host=1, waits=1)  # the batch, and the loss and the norm together
+    within(whole, 33, to_device=3, to_host=1, waits=1)  # the batch and the optimiser's numbers; how the step went
     within(clip, 3)
     within(update, 1)
+    model = SequenceModel(xlstm.LSTM(4, H), 3)
+    within(replay(backend, model, data, optimizers.adam(1e-3), True), 8, to_device=3, to_host=1, waits=1)
+    within(replay(backend, model, data, optimizers.adam(1e-3), False), 8, to_device=3)
 
 
 def test_training_of_a_language_model(backend):
@@ -129,9 +146,10 @@ def test_training_of_a_language_model(backend):
     tokens = np.arange(201) % 11
     data = Streams(tokens[:-1], tokens[1:], B, T)
     whole, clip, update = training(backend, model, data, optimizers.adamw(1e-3))
-    within(whole, 423, to_device=2, to_host=1, waits=1)
+    within(whole, 423, to_device=3, to_host=1, waits=1)
     within(clip, 3)
     within(update, 1)
+    within(replay(backend, model, data, optimizers.adamw(1e-3), True), 8, to_device=3, to_host=1, waits=1)
 
 
 def test_a_token(backend):

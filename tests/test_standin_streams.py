@@ -119,6 +119,31 @@ def test_threads_with_the_default_stream_of_each(work):
     assert found == [0, 0]
 
 
+def captured(graph=True):
+    """Take steps of training in CUDA graphs; return all parameters."""
+    model, rng = SequenceModel(xlstm.LSTM(4, H, 2, dropout=0.1), 3), np.random.default_rng(0)
+    x, target = rng.standard_normal((8, T, 4)), rng.standard_normal((8, T, 3))
+    data = Windows(x, target, every_step=True, batch_size=4, lengths=LENGTHS * 2)
+    step = Step(model, optimizers.adam(1e-2), graph=graph)
+    state = step.init(model.init(0, xlstm.backend("cupy")), 1)
+    for batch in [*data.batches()] * 3:
+        state, _ = step(state, batch)
+    assert not graph or state.graphs.captured
+    return [*state.params.values()]
+
+
+def test_graphs_are_launched_on_the_current_stream():
+    """What they read, the stream that was current before the capture has filled."""
+    expected = [to_numpy(a) for a in captured(graph=False)]
+    for stream in (cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream.ptds, cupy.cuda.Stream(non_blocking=True)):
+        with stream, standin.counted(where=True) as found:
+            made = [to_numpy(a) for a in captured()]
+        assert found.streams == {stream.ptr}
+        assert not found.unordered, found.places()
+        for a, b in zip(made, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("name", ["LSTM with lengths", "mLSTM", "training"])
 def test_threads_at_the_same_time(name):
     call, *arguments = WORK[name]

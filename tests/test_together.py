@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests import nvrtc
+import xlstm
+from tests import nvrtc, standin
 from xlstm.arrays import probe, together
 from xlstm.arrays.convert import to_numpy
 
@@ -62,13 +63,33 @@ def test_empty_arrays(be):
     assert float(together.norm(be.xp, [empty, full])) == pytest.approx(2**0.5)
 
 
+@pytest.mark.parametrize("empty", [False, True])
+def test_numbers_on_the_device_and_results_in_place_on_cupy(empty):
+    """A number that the device picks among others, of another dtype; an empty array goes without a kernel."""
+    if not standin.asked_for():
+        pytest.skip("the stand-in for CuPy is not in place")
+    be, rng = xlstm.backend("cupy"), np.random.default_rng(0)
+    shapes = [(), (3, 2000), (0, 2)][: 2 + empty]
+    given = [[be.asarray(rng.standard_normal(shape)) for shape in shapes] for _ in range(2)]
+    picked = together.Picked(be.asarray(np.array([1.0, 0.1, 3.0]), "float64"), be.asarray(np.array(1.0), "float64"))
+    two = be.asarray(np.array(2.0), "float64")
+    expected = together.each(be.xp, moved, given, (0.1, 2.0), power=2)
+    found = together.each(be.xp, moved, given, (picked, two), (0, 1), power=2)
+    for k, (results, others) in enumerate(zip(found, expected, strict=True)):
+        for j, (a, b) in enumerate(zip(results, others, strict=True)):
+            assert a is given[j][k]
+            np.testing.assert_allclose(to_numpy(a), to_numpy(b), rtol=0, atol=1e-6 * empty)
+
+
 @pytest.mark.parametrize("capability", [75, 90])
 def test_kernels_compile(monkeypatch, capability):
     texts = []
     acted = SimpleNamespace(RawKernel=lambda text, *a, **o: texts.append(text), ReductionKernel=lambda *a: None)
     monkeypatch.setattr(probe, "cupy", lambda: acted)
     for dtype in (np.dtype("f4"), np.dtype("f8")):
-        together._each_kernel.__wrapped__(moved, (dtype, dtype), ("float", None), (("power", 2),))
+        together._each_kernel.__wrapped__(moved, (dtype, dtype), (None, ("float", False)), (), (("power", 2),))
+        numbers = ("double", True), ("half_t", False)
+        together._each_kernel.__wrapped__(moved, (dtype, dtype), numbers, (0, 1), (("power", 2),))
         together._squares_kernels.__wrapped__(dtype)
     for text in texts:
         assert nvrtc.compile_for(capability, text).spilled == 0

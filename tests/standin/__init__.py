@@ -13,6 +13,9 @@ These are acted out as CuPy 14 has them:
 - `ElementwiseKernel`, `ReductionKernel`, `RawKernel` and `RawModule`, compiled by g++ (`tests/ctargets.py`,
   `tests/device/`), with the types of their arguments checked; cuBLAS by its definition
 - the current stream and allocator of a thread, and memory that one stream fills and another one reads without a wait
+- captures: operations of a stream that are kept, and done by each launch of the graph on the same memory; within one no
+  wait, no copy to or from the host, no compilation, no function of cuBLAS but by the library (`cuda.cublas.__file__`),
+  and no array in a pool that others use; and no launch on memory that was given back
 - two devices, each with a card of its own (`cupy.cards`), the current one, and arrays that are on another; the largest
   cluster that a card has room for, cooperative launches and shared memory up to its limits
 

@@ -8,6 +8,7 @@ to the device, and the generator on the host goes on from where it would be.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ State = Any  # of a PCG64, a dict
 A, M = 0x2360ED051FC65DA44385DF649FCCF645, 1 << 128  # the multiplier of PCG64, and the modulus
 THREADS, BLOCKS = 256, 1024  # of a launch at most
 OPTIONS = ("-device-int128",)
+STATE = 4  # numbers of a state on the device: whether a half is kept, that half, and the 128 bits
 
 TEXT = """
 typedef unsigned long long u64;
@@ -31,9 +33,9 @@ __device__ __forceinline__ u128 joined(u64 high, u64 low) { return (u128)high <<
 // Writes one of two values for each number: of so many bytes, for numbers below `rate`, and for the others.
 extern "C" __global__ void xlstm_bernoulli(
     void* to, long long count, int size, float rate, unsigned long long below, unsigned long long other, int kept,
-    unsigned first, unsigned long long state_high, unsigned long long state_low, unsigned long long c_high,
-    unsigned long long c_low, unsigned long long stride_a_high, unsigned long long stride_a_low,
-    unsigned long long stride_c_high, unsigned long long stride_c_low) {
+    unsigned first, const unsigned long long* there, unsigned long long state_high, unsigned long long state_low,
+    unsigned long long c_high, unsigned long long c_low, unsigned long long stride_a_high,
+    unsigned long long stride_a_low, unsigned long long stride_c_high, unsigned long long stride_c_low) {
     const long long thread = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     const long long threads = (long long)gridDim.x * blockDim.x;
     auto put = [&](long long at, unsigned drawn) {
@@ -43,6 +45,12 @@ extern "C" __global__ void xlstm_bernoulli(
         else if (size == 4) ((unsigned*)to)[at] = (unsigned)value;
         else ((u64*)to)[at] = value;
     };
+    if (there) {
+        kept = (int)there[0];
+        first = (unsigned)there[1];
+        state_high = there[2];
+        state_low = there[3];
+    }
     if (thread == 0 && kept) put(0, first);
     // The state after thread + 1 steps, by squaring.
     u128 a = joined(MULTIPLIER_HIGH, MULTIPLIER_LOW), c = joined(c_high, c_low), state = joined(state_high, state_low);
@@ -88,26 +96,70 @@ def bernoulli(
     dropout : bool
     """
     xp = namespace_of(array)
+    if isinstance(rng, Later):
+        found = xp.empty(shape, dtype=array.dtype, device=device_of(array))
+        _launch(found, rate, _pair(rate, dropout), rng.bit_generator.state, rng.place(found.size))
+        return found
     if not fuse.compiles(xp) or not isinstance(rng.bit_generator, np.random.PCG64):
         drawn = rng.random(shape, dtype=np.float32)
         return like((drawn >= rate) / (1 - rate) if dropout else drawn < rate, array)
     found = xp.empty(shape, dtype=array.dtype, device=device_of(array))
     state: State = rng.bit_generator.state
     if found.size:
-        _launch(found, rate, (0.0, 1 / (1 - rate)) if dropout else (1.0, 0.0), state)
+        _launch(found, rate, _pair(rate, dropout), state)
         rng.bit_generator.state = _after(state, found.size)
     return found
 
 
-def _launch(to: Array, rate: float, pair: tuple[float, float], state: State) -> None:
-    """Draw on the device; a pair has the values of an array for numbers less than `rate`, and for others."""
+class Later(np.random.Generator):
+    """A PCG64 for masks that are captured: they are drawn from states on the device, which are put there before.
+
+    Parameters
+    ----------
+    bits : PCG64
+        Only its increment counts, which later states share.
+    states : array (most, STATE)
+        Room on the device for the states that masks are drawn from, uint64.
+    """
+
+    def __init__(self, bits: np.random.BitGenerator, states: Array) -> None:
+        super().__init__(bits)
+        self.states, self.sizes = states, list[int]()
+
+    def place(self, size: int) -> Array:
+        """Return where the state of the next mask will be, which draws so many numbers."""
+        self.sizes.append(size)
+        if len(self.sizes) > len(self.states):
+            raise ValueError(f"a captured step draws more masks than {len(self.states)}")
+        return self.states[len(self.sizes) - 1]
+
+
+def states(rng: np.random.Generator, sizes: Sequence[int]) -> np.ndarray[Any, Any]:
+    """Return the states (masks, STATE) that masks of so many numbers are drawn from, and leave `rng` after them."""
+    found = np.zeros((len(sizes), STATE), np.uint64)
+    state: State = rng.bit_generator.state
+    for row, size in zip(found, sizes, strict=True):
+        number = state["state"]["state"]
+        row[:] = state["has_uint32"], state["uinteger"], number >> 64, number & (2**64 - 1)
+        state = _after(state, size) if size else state
+    rng.bit_generator.state = state
+    return found
+
+
+def _pair(rate: float, dropout: bool) -> tuple[float, float]:
+    """Return the values of a mask for numbers less than the rate, and for others."""
+    return (0.0, 1 / (1 - rate)) if dropout else (1.0, 0.0)
+
+
+def _launch(to: Array, rate: float, pair: tuple[float, float], state: State, there: Array | None = None) -> None:
+    """Draw on the device, from a state that the host knows, or that is `there`; a pair is as `_pair` gives it."""
     values = np.array(pair).astype(to.dtype).view(f"u{to.itemsize}").astype(np.uint64)
     draws = -(-to.size // 2)
     blocks = min(BLOCKS, -(-draws // THREADS))
     c = state["state"]["inc"]
     numbers = (state["state"]["state"], c, *_jump(blocks * THREADS, c))
     halves = [np.uint64(half) for number in numbers for half in (number >> 64, number & (2**64 - 1))]
-    kept = np.int32(state["has_uint32"]), np.uint32(state["uinteger"])
+    kept = np.int32(state["has_uint32"]), np.uint32(state["uinteger"]), np.uintp(0) if there is None else there
     given = (to, np.int64(to.size), np.int32(to.itemsize), np.float32(rate), *values, *kept, *halves)
     with device_of(to):
         _kernel()((blocks,), (THREADS,), given)

@@ -6,7 +6,11 @@ import functools
 import threading
 from typing import Any
 
-from xlstm.arrays import probe
+import numpy as np
+
+from xlstm.arrays import graph
+from xlstm.arrays.fuse import compiles
+from xlstm.arrays.graph import kept
 from xlstm.arrays.namespace import Array, Namespace
 
 PER_THREAD = 2  # the address that CUDA has for the default stream of each thread
@@ -32,18 +36,30 @@ class Home:
 
 def _stream() -> tuple[int, int]:
     """Return the address of the current stream, and the thread where that is not enough to know it."""
-    address = int(probe.cupy().cuda.get_current_stream().ptr)
+    address = graph.stream()
     return address, threading.get_ident() if address == PER_THREAD else 0
 
 
 def steps(xp: Namespace, n: int, dtype: Any, device: Any) -> Array:
     """Return the numbers from 0 to n - 1."""
-    return _steps(xp, n, dtype, Home(device))
+    return kept(_steps(xp, n, dtype, Home(device)))
 
 
 def identity(xp: Namespace, n: int, dtype: Any, device: Any) -> Array:
     """Return a matrix with ones on its diagonal, (n, n)."""
-    return _identity(xp, n, dtype, Home(device))
+    return kept(_identity(xp, n, dtype, Home(device)))
+
+
+def copied(xp: Namespace, values: np.ndarray[Any, Any], device: Any) -> Array:
+    """Return an array with values of the host, which CuPy is given once for all calls with the same values."""
+    if not compiles(xp):
+        return xp.asarray(values, device=device)
+    return kept(_copied(xp, values.tobytes(), values.shape, values.dtype, Home(device)))
+
+
+@functools.lru_cache(maxsize=64)
+def _copied(xp: Namespace, values: bytes, shape: tuple[int, ...], dtype: Any, home: Home) -> Array:
+    return xp.asarray(np.frombuffer(values, dtype).reshape(shape), device=home.device)
 
 
 @functools.lru_cache(maxsize=64)

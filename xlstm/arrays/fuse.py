@@ -29,7 +29,13 @@ def compiles(xp: Namespace) -> bool:
     return bool(xp.__name__ == CUPY)
 
 
-def fuse(xp: Namespace, function: Callable[..., Any], *arrays: Array, out: Array | None = None, **options: Any) -> Any:
+def fuse(
+    xp: Namespace,
+    function: Callable[..., Any],
+    *arrays: Array,
+    out: Array | tuple[Array, ...] | None = None,
+    **options: Any,
+) -> Any:
     """Return `function(xp, *arrays, **options)`, on CuPy from one launch.
 
     Parameters
@@ -43,7 +49,7 @@ def fuse(xp: Namespace, function: Callable[..., Any], *arrays: Array, out: Array
     arrays
         Their shapes broadcast, in any memory order.
     out : array, optional
-        Room for the only result, which may be one of the arrays.
+        Room for the only result, which may be one of the arrays; on CuPy also a tuple with room for several.
     options
         Options of the function; hashable. On CuPy there is a kernel for each set of options and dtypes.
 
@@ -66,10 +72,10 @@ def fuse(xp: Namespace, function: Callable[..., Any], *arrays: Array, out: Array
         if out is None:
             return found
         if found is not out:
-            out[...] = found
+            out[...] = found  # type: ignore[index]  # a tuple is for CuPy
         return out
     kernel = _kernel(function, tuple(a.dtype for a in arrays), tuple(options.items()))
-    return kernel(*arrays) if out is None else kernel(*arrays, out)
+    return kernel(*arrays, *(() if out is None else listed(out)))
 
 
 def looped(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import fuse, probe
+from xlstm.arrays import fuse, graph, probe
 from xlstm.arrays.namespace import Array, Namespace
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -104,6 +104,11 @@ def multiply(A: Array, B: Array, out: Array, add: bool = False) -> None:
     _gemm(cp, way, A, B, out, add)
 
 
+def product(xp: Namespace, A: Array, B: Array) -> Array:
+    """Return A @ B, on CuPy by `matmul`, which a CUDA graph can capture."""
+    return matmul(xp, A, B) if fuse.compiles(xp) else A @ B
+
+
 def packed(xp: Namespace, a: Array) -> Array:
     """Return `a`, which on CuPy is copied once where each product would have to copy it."""
     if not fuse.compiles(xp) or _operand(a.shape, strides(a), a.shape[:-2]):
@@ -188,8 +193,7 @@ def _gemm(cp: Any, found: Plan, A: Array, B: Array, out: Array, add: bool) -> No
     cublas, dtype, (*apart, lead, _) = cp.cuda.cublas, fuse.name(A.dtype), strides(out)
     _, zero, one = _scalars(dtype)
     kind = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}[dtype]  # its number in cudaDataType
-    cublas.gemmStridedBatchedEx(
-        cp.cuda.get_cublas_handle(),
+    args = (
         *(int(b.columns), int(a.columns)),
         *(N, M, K, one),
         *(_address(B), kind, b.lead, b.step),
@@ -198,6 +202,10 @@ def _gemm(cp: Any, found: Plan, A: Array, B: Array, out: Array, add: bool) -> No
         *(_address(out), kind, max(lead, N), apart[-1] if apart else M * N),
         *(math.prod(found.batch), _compute(cp, cublas, dtype), cublas.CUBLAS_GEMM_DEFAULT),
     )
+    if (handle := graph.handle()) is not None:
+        handle.gemm(*args)
+    else:
+        cublas.gemmStridedBatchedEx(cp.cuda.get_cublas_handle(), *args)
 
 
 def _address(a: Array) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, device_of
 
 COMPARED = 1 << 24  # pairs of a place and a row that are compared at once
@@ -19,5 +20,5 @@ def add_rows(xp: Namespace, places: Array, rows: Array, count: int) -> Array:
     parts, step = [], max(1, COMPARED // max(1, places.shape[0]))
     for first in range(0, count, step):
         some = xp.arange(first, min(first + step, count), dtype=places.dtype, device=device_of(places))
-        parts.append(xp.astype(some[:, None] == places[None, :], rows.dtype) @ rows)
-    return xp.concat(parts)
+        parts.append(matmul(xp, xp.astype(some[:, None] == places[None, :], rows.dtype), rows))
+    return parts[0] if len(parts) == 1 else xp.concat(parts)

@@ -101,7 +101,7 @@ def matmul(a: Array, b: Array) -> Array:
     """
     multiplications = math.prod(a.shape) * b.shape[-1]
     if not isinstance(a, np.ndarray):
-        return a @ b if a.ndim == 2 else products.matmul(namespace_of(a), a, b)
+        return products.matmul(namespace_of(a), a, b)
     found = products.compiled(a, b, None, True) if products.compiled else None
     if found is not None:
         return found

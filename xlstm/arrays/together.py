@@ -69,11 +69,19 @@ extern "C" __global__ void {name}(const Table table, int count, long long start,
 """
 
 
+class Picked(NamedTuple):
+    """A number that the device picks: the one of `values` (n,), at the place `at`, a 0-d array of float64."""
+
+    values: Array
+    at: Array
+
+
 def each(
     xp: Namespace,
     function: Callable[..., Any],
     columns: Sequence[Sequence[Array]],
     numbers: Sequence[Any] = (),
+    into: Sequence[int] = (),
     **options: Any,
 ) -> list[tuple[Array, ...]]:
     """Return the results of `function(xp, *arrays, *numbers, **options)` for the k-th arrays of all columns, for all k.
@@ -86,8 +94,11 @@ def each(
         As for `fuse`; each result has the shape of the arrays.
     columns : sequence of sequences of arrays
         Arguments of the function: one array of each. Those of one call have one shape, those of a column one dtype.
-    numbers : sequence of float or 0-d array
-        More arguments, which change from call to call and are the same for all arrays.
+    numbers : sequence of float, 0-d array or Picked
+        More arguments, which change from call to call and are the same for all arrays. Those that are no float are for
+        CuPy alone, and need not have the dtype of the arrays.
+    into : sequence of int, optional
+        The columns whose places the results take, one for each result; their arrays are contiguous. On CuPy alone.
     options
         Options of the function; hashable. On CuPy there is a kernel for each set of options.
 
@@ -96,20 +107,48 @@ def each(
     list of tuple of array
         On CuPy parts of one array for each result, which stays in memory as long as any of them.
     """
+    if into and not all(a.flags.c_contiguous for k in into for a in columns[k]):
+        raise ValueError("together: results take the places of contiguous arrays alone")
     if not _takes(xp, columns):
         calls = zip(*columns, strict=True)
-        return [fuse.listed(fuse.with_numbers(xp, function, arrays, numbers, **options)) for arrays in calls]
+        plain = [xp.take(n.values, xp.astype(n.at, xp.int64)) if isinstance(n, Picked) else n for n in numbers]
+        made = [fuse.listed(fuse.with_numbers(xp, function, arrays, plain, **options)) for arrays in calls]
+        return made if not into else _placed(columns, made, into)
     dtypes, shapes = tuple(column[0].dtype for column in columns), [a.shape for a in columns[0]]
-    real = fuse.real(dtypes[0])
-    known = tuple(real if isinstance(number, int | float | np.generic) else None for number in numbers)
-    kernel, results = _each_kernel(function, dtypes, known, tuple(options.items()))
-    given = [REAL[real](number) if real else number for number, real in zip(numbers, known, strict=True)]
+    kinds = tuple(_kind(number) for number in numbers)
+    kernel, results = _each_kernel(function, dtypes, kinds, tuple(into), tuple(options.items()))
+    given = [a for number in numbers for a in _given(number, REAL[fuse.real(dtypes[0])])]
     with device_of(columns[0][0]):
         chunks = _chunks(columns[0])
-        flat = [probe.cupy().empty((chunks * CHUNK,), dtype=dtype) for dtype in results]
+        flat = [] if into else [probe.cupy().empty((chunks * CHUNK,), dtype=dtype) for dtype in results]
         for part in _parts(columns):
             kernel((part.blocks,), (THREADS,), (part.table, part.arrays, np.int64(part.start * CHUNK), *flat, *given))
-    return list(zip(*(_views(a, shapes) for a in flat), strict=True))
+    found = [columns[k] for k in into] if into else [_views(a, shapes) for a in flat]
+    return list(zip(*found, strict=True))
+
+
+def _placed(
+    columns: Sequence[Sequence[Array]], made: Sequence[tuple[Array, ...]], into: Sequence[int]
+) -> list[tuple[Array, ...]]:
+    """Write results to the places of columns, and return those."""
+    for k, results in enumerate(made):
+        for j, result in zip(into, results, strict=True):
+            columns[j][k][...] = result
+    return list(zip(*(columns[j] for j in into), strict=True))
+
+
+def _kind(number: Any) -> tuple[str, bool] | None:
+    """Return the C type that a number has on the device and whether it is picked, or None where the host knows it."""
+    if isinstance(number, int | float | np.generic):
+        return None
+    return device.type_of(getattr(number, "values", number).dtype), isinstance(number, Picked)
+
+
+def _given(number: Any, real: Any) -> tuple[Any, ...]:
+    """Return the arguments of a kernel that a number takes."""
+    if isinstance(number, Picked):
+        return number.values, number.at
+    return (real(number) if _kind(number) is None else number,)
 
 
 def copies(xp: Namespace, arrays: Sequence[Array]) -> list[Array]:
@@ -199,11 +238,12 @@ def _views(flat: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
 def _each_kernel(
     function: Callable[..., Any],
     dtypes: tuple[Any, ...],
-    known: tuple[str | None, ...],
+    kinds: tuple[tuple[str, bool] | None, ...],
+    into: tuple[int, ...],
     options: tuple[tuple[str, Any], ...],
 ) -> tuple[Any, tuple[Any, ...]]:
-    """Return the kernel, and the dtypes of its results; `known` has the types of numbers that the host knows."""
-    own = (*dtypes, *(dtypes[0] for _ in known))
+    """Return the kernel, and the dtypes of its results; `kinds` has those of numbers, by `_kind`."""
+    own, real = (*dtypes, *(dtypes[0] for _ in kinds)), fuse.real(dtypes[0])
     results = tuple(fuse.results(function, own, dict(options)))
     body = statements(
         fuse.traced(function, len(own), options),
@@ -211,14 +251,21 @@ def _each_kernel(
         lambda y, _, value: f"narrow({y}, {value});",
         {f"x{k}": fuse.real(dtype) for k, dtype in enumerate(own)},
     )
-    load, parameters = [], [f"{device.type_of(dtype)}* to{k}" for k, dtype in enumerate(results)]
-    for k, dtype in enumerate(own):
-        number = k - len(dtypes)
-        given = f"table.x{k}[k][from + at]" if number < 0 else f"number{number}{'' if known[number] else '[0]'}"
-        load.append(f"const {fuse.real(dtype)} x{k} = widen({given});")
-    load += [f"{device.type_of(dtype)}& y{k} = to{k}[to + at];" for k, dtype in enumerate(results)]
-    for k, real in enumerate(known):
-        parameters.append(f"{real} number{k}" if real else f"const {device.type_of(dtypes[0])}* number{k}")
+    types = [device.type_of(dtype) for dtype in results]
+    load = [f"const {fuse.real(dtype)} x{k} = widen(table.x{k}[k][from + at]);" for k, dtype in enumerate(dtypes)]
+    parameters = [] if into else [f"{type_}* to{k}" for k, type_ in enumerate(types)]
+    for k, kind in enumerate(kinds):
+        at, x = "", f"const {real} x{len(dtypes) + k}"
+        if kind is None:
+            parameters.append(f"{real} number{k}")
+        else:
+            type_, picked = kind
+            parameters += [f"const {type_}* number{k}", *([f"const double* place{k}"] if picked else [])]
+            at = f"[(long long)place{k}[0]]" if picked else "[0]"
+        load.append(f"{x} = ({real})widen(number{k}{at});")
+    for k, type_ in enumerate(types):
+        to = f"(({type_}*)table.x{into[k]}[k])[from + at]" if into else f"to{k}[to + at]"
+        load.append(f"{type_}& y{k} = {to};")
     parts = {"load": load, "body": body, "parameters": [f", {p}" for p in parameters]}
     return _kernel(EACH, f"xlstm_each_{function.__name__.strip('_')}", dtypes, **parts), results
 

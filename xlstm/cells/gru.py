@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from xlstm.arrays.matmul import product
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells import cell
 from xlstm.cells.activations import SHARES
@@ -114,7 +115,7 @@ class ResetBefore(Cell):
         """Run one step: return h (H, B), from zx (3, H, B), zh (2, H, B) and h0 (H, B)."""
         zg = zx[:2, ...] + zh
         s = self._activate(xp, 0, zg)  # (1) z, r
-        zn = zx[2, ...] + Wn @ (s[1, ...] * h0 * drop)
+        zn = zx[2, ...] + product(xp, Wn, s[1, ...] * h0 * drop)
         n = self._activate(xp, 1, zn)  # (2)
         h = n + s[0, ...] * (h0 - n)  # (3) h = (1 - z) n + z h0
         return h, Saved(s, n, h0, None, self._kept(zg), self._kept(zn))
@@ -132,7 +133,7 @@ class ResetBefore(Cell):
     ) -> tuple[Array, Array, Array]:
         """Return the gradients dzx (3, H, B), dzh (2, H, B) and dh0 (H, B) from dh (H, B)."""
         dz = local.a * dh
-        dq = Wn.T @ dz[2, ...] * drop  # (2)
+        dq = product(xp, Wn.T, dz[2, ...]) * drop  # (2)
         dz[1, ...] = local.a[1, ...] * dq
         return dz, dz[:2, ...], local.z * dh + local.r * dq  # (3) and (2) through h0
 
@@ -141,4 +142,4 @@ class ResetBefore(Cell):
         H = dz.shape[2]
         dn, q = dz[2, ...], saved.s[1, ...] * saved.h0 * drop  # (k, H, B)
         dn, q = (xp.reshape(xp.permute_dims(a, (1, 0, 2)), (H, -1)) for a in (dn, q))
-        return {"Wn": dn @ q.T}  # (2)
+        return {"Wn": product(xp, dn, q.T)}  # (2)

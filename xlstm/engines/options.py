@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from xlstm.arrays.matmul import product
 from xlstm.arrays.namespace import Array, Params
 from xlstm.cells.normalization import layer_norm, layer_norm_bwd
 from xlstm.engines.segments import Segment, reshape
@@ -35,12 +36,12 @@ class Options:
         if self.gh is None:
             zh = step.recur(W, h)
         else:
-            zh, normal = layer_norm(xp, reshape(W @ h, (step.R, h.shape[1])), self.gh, 0)
+            zh, normal = layer_norm(xp, reshape(product(xp, W, h), (step.R, h.shape[1])), self.gh, 0)
             zh = reshape(zh if step.bh is None else zh + step.bh[:, None], (-1, step.H, h.shape[1]))
         h, *carry, saved = step.cell.gates(xp, zx, zh, *state, **self.own)
         out: tuple[Array, ...] = ()
         if step.Whr is not None:
-            out, h = (h,), step.Whr @ h
+            out, h = (h,), product(xp, step.Whr, h)
         new = [h, *carry]
         if step.zoneout:
             new = [b if s is None else s * a + (1 - s) * b for a, b, s in zip(state, new, self._shares(t), strict=True)]
@@ -58,7 +59,7 @@ class Options:
         dh, *dcarry = dstate
         if step.Whr is not None:
             found.put("out", rows, dh)
-            dh = step.Whr.T @ dh
+            dh = product(xp, step.Whr.T, dh)
         dzx, dzh, dh0, *dcarry = step.cell.gates_bwd(xp, local, dh, *dcarry, **self.own)
         da = found.put_products(rows, dzx, dzh)
         if self.gh is not None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from xlstm.arrays import constants
 from xlstm.arrays.namespace import Array, Namespace, device_of
 
 Widths = Sequence[tuple[int, int]]  # (steps, width) of each segment, widths falling
@@ -81,7 +82,7 @@ def before(xp: Namespace, hs: Array, widths: Widths) -> Array:
     n, starts = np.diff(starts), starts[:-1]
     # The rows of step t begin in hs where those of step t - 1 do in y.
     back = starts - np.concatenate(([0], starts[:-1] + widths[0][1]))
-    return xp.take(hs, xp.asarray(np.arange(N) - np.repeat(back, n), device=device_of(hs)), axis=0)
+    return xp.take(hs, constants.copied(xp, np.arange(N) - np.repeat(back, n), device_of(hs)), axis=0)
 
 
 def beside(xp: Namespace, arrays: Sequence[Array]) -> Array:

@@ -6,6 +6,7 @@ import importlib
 from typing import Any, NamedTuple
 
 from xlstm.arrays.fuse import total
+from xlstm.arrays.matmul import product
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.cells.cell import Cell
 from xlstm.cells.normalization import layer_norm, layer_norm_bwd
@@ -106,7 +107,7 @@ class Step:
     def project(self, x: Array) -> tuple[Array, tuple[Array, Array] | None]:
         """Return Wx x + b of rows x (N, D), (R, N), and with layer_norm Wx x normalised and 1 / its deviation."""
         xp, w = self.xp, self.w
-        zx = w["Wx"] @ x.T if "Wx" in w else xp.asarray(x.T, copy=True)
+        zx = product(xp, w["Wx"], x.T) if "Wx" in w else xp.asarray(x.T, copy=True)
         normal = None
         if "gx" in w:
             zx, normal = layer_norm(xp, zx, w["gx"][:, None], 0)
@@ -124,7 +125,8 @@ class Step:
     def recur(self, W: Array, h: Array) -> Array:
         """Return W h + bh (gates, H, n), with W the recurrent weight or blocks of its rows; heads go by themselves."""
         n = h.shape[1]
-        zh = reshape(W @ (reshape(h, (W.shape[1], W.shape[3], n)) if self.heads else h), (-1, self.H, n))
+        h = reshape(h, (W.shape[1], W.shape[3], n)) if self.heads else h
+        zh = reshape(product(self.xp, W, h), (-1, self.H, n))
         return zh if self.bh is None else zh + reshape(self.bh, (-1, self.H, 1))
 
     def recur_bwd(self, WT: Array, da: Array) -> Array:
@@ -132,8 +134,8 @@ class Step:
         n = da.shape[1]
         if self.heads:
             G, N, K, _ = WT.shape
-            return reshape(self.xp.sum(WT @ reshape(da, (G, N, K, n)), axis=0), (self.P, n))
-        dh = WT @ da
+            return reshape(self.xp.sum(product(self.xp, WT, reshape(da, (G, N, K, n))), axis=0), (self.P, n))
+        dh = product(self.xp, WT, da)
         return dh if dh.ndim == 2 else reshape(dh, (self.P, n))
 
 

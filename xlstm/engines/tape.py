@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from xlstm.arrays import workspace
+from xlstm.arrays.fuse import compiles
+from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, device_of
 from xlstm.cells.cell import Cell
 from xlstm.engines.plan import SOLO
@@ -112,7 +114,8 @@ class Tape:
 
     def products(self, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
         """Return the products a @ b of matrices, each over all steps; gradients of weights are such products."""
-        return self.rule.products(pairs)
+        xp = self.step.xp
+        return [matmul(xp, a, b) for a, b in pairs] if compiles(xp) else self.rule.products(pairs)
 
     def gates(self) -> Array:
         """Return the value of every gate at every step, in the order of the cell's GATES, (N, G, H)."""

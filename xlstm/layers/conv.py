@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from xlstm.arrays import constants
 from xlstm.arrays.concat import Filled, concat
 from xlstm.arrays.fuse import compiles, fuse, listed, summed, total, windows
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
@@ -95,7 +96,7 @@ class CausalConv(SameWidth, SequenceLayer):
     def _ends(self, xp: Namespace, span: Span, like: Array) -> Array:
         """Return where the last k - 1 steps of all sequences are among the (k - 1 + T) B rows, as one axis."""
         steps = span.lengths + np.arange(self.kernel_size - 1)[:, None]  # (k - 1, B)
-        return xp.asarray((steps * span.B + np.arange(span.B)).ravel(), device=device_of(like))
+        return constants.copied(xp, (steps * span.B + np.arange(span.B)).ravel(), device_of(like))
 
 
 def _convolved(xp: Namespace, *arrays: Array, size: int) -> Array:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xlstm.arrays import checks
+from xlstm.arrays import checks, constants
 from xlstm.arrays.backend import Portable
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
@@ -66,7 +66,7 @@ class Span(Portable):
             return x
         xp = self.xp
         if self._there is None:
-            self._there = xp.asarray(np.arange(self.T)[:, None] < self.lengths, device=device_of(x))
+            self._there = constants.copied(xp, np.arange(self.T)[:, None] < self.lengths, device_of(x))
         there = xp.reshape(self._there, (self.T, self.B, *(1,) * (x.ndim - 2)))
         return xp.where(there, x, xp.full_like(x, value))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import checks
+from xlstm.arrays import checks, constants
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.layers.gated import Recurrent
 from xlstm.layers.linear import Linear
@@ -147,17 +147,17 @@ def _at_end(y: Array, span: Span) -> Array:
     """Return y (T, B, H) at the last step of each sequence, (B, H); zero where it has none."""
     xp, T, B = span.xp, y.shape[0], y.shape[1]
     rows = np.maximum(span.lengths - 1, 0) * B + np.arange(B)
-    found = xp.take(xp.reshape(y, (T * B, y.shape[2])), xp.asarray(rows, device=device_of(y)), axis=0)
+    found = xp.take(xp.reshape(y, (T * B, y.shape[2])), constants.copied(xp, rows, device_of(y)), axis=0)
     if np.all(span.lengths > 0):
         return found
-    there = xp.asarray(span.lengths[:, None] > 0, device=device_of(y))
+    there = constants.copied(xp, span.lengths[:, None] > 0, device_of(y))
     return xp.where(there, found, xp.zeros_like(found))
 
 
 def _at_end_bwd(d: Array, span: Span) -> Array:
     """Return the gradient of y (T, B, H) from that of `_at_end`, (B, H)."""
     xp = span.xp
-    at = xp.asarray(np.arange(span.T)[:, None] == span.lengths - 1, device=device_of(d))
+    at = constants.copied(xp, np.arange(span.T)[:, None] == span.lengths - 1, device_of(d))
     return xp.where(at[:, :, None], d[None, ...], xp.zeros_like(d[None, ...]))
 
 

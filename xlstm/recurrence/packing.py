@@ -22,6 +22,7 @@ from xlstm.arrays.constants import Home
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.gather import gather
+from xlstm.arrays.graph import kept
 from xlstm.arrays.namespace import Array, Namespace, device_of
 from xlstm.engines.segments import Widths, reshape
 
@@ -133,7 +134,7 @@ class Packing:
 
     def _indices(self, xp: Namespace, like: Array) -> _Indices:
         """Return the indices on the device of an array: one copy from the host, the first time."""
-        return _copied(xp, self, Home(device_of(like)))
+        return kept(_copied(xp, self, Home(device_of(like))))
 
     @functools.cached_property
     def _here(self) -> _Indices:

@@ -11,6 +11,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.convert import like
+from xlstm.arrays.matmul import product
 from xlstm.arrays.namespace import Array, Params, namespace_of
 from xlstm.arrays.random import Seed, generator
 from xlstm.layers.sequence import SequenceLayer
@@ -116,8 +117,9 @@ class LowRank:
         """
         checks.params("LowRank", params, self.shapes)
         found = dict(self.params)
+        xp = namespace_of(found[self.names[0]])
         for name in self.names:
-            found[name] = found[name] + self.scale * (params[f"{name}.B"] @ params[f"{name}.A"])  # (1)
+            found[name] = found[name] + self.scale * product(xp, params[f"{name}.B"], params[f"{name}.A"])  # (1)
         return found
 
     @property
@@ -143,9 +145,9 @@ class LowRank:
         """Return the gradients of the A and B, of x and of the initial state; see `LSTM.backward`."""
         used, kept = saved
         found, dx, start = self.model.backward(used, kept, dy, dstate)
-        transpose = namespace_of(params[f"{self.names[0]}.A"]).matrix_transpose
+        xp = namespace_of(params[f"{self.names[0]}.A"])
         grads: Params = {}
         for name in self.names:
-            grads[f"{name}.A"] = self.scale * (transpose(params[f"{name}.B"]) @ found[name])  # (1)
-            grads[f"{name}.B"] = self.scale * (found[name] @ transpose(params[f"{name}.A"]))  # (1)
+            grads[f"{name}.A"] = self.scale * product(xp, xp.matrix_transpose(params[f"{name}.B"]), found[name])  # (1)
+            grads[f"{name}.B"] = self.scale * product(xp, found[name], xp.matrix_transpose(params[f"{name}.A"]))  # (1)
         return grads, dx, start

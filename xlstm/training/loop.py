@@ -52,6 +52,7 @@ def train(
     every: int | None = None,
     keep: int = 3,
     resume: bool | str | os.PathLike[str] = False,
+    graph: bool = False,
     **short: Unpack[Short],
 ) -> Trained:
     """Fit a model.
@@ -100,6 +101,10 @@ def train(
         Go on from the newest checkpoint in `checkpoints`, if there is one; or from a checkpoint, or the newest one of
         a folder. Model, data and other arguments are to be those of the run, but `epochs` and
         `steps` may be more.
+    graph : bool
+        Capture steps in CUDA graphs, on CuPy: from the third batch of a shape on, a step is one launch, with the same
+        result to the bit. Nothing of the forward and backward passes, of the loss and of a callback's `gradients` runs
+        on the host then, so those that change by themselves from step to step do not go with it.
     short : patience, clip, averaging, progress
         Keywords that stand for the callbacks `EarlyStopping(patience)`, `Clip(clip)`, `MovingAverage(averaging)` and a
         function.
@@ -118,7 +123,8 @@ def train(
         `data` or `validation` yields no batch or none with a target that counts, or numbers in a batch are not finite
         or do not fit into the dtype. The folder holds another run.
     TypeError, ValueError, BackendError
-        A `precision` that does not go with the weights, or a device that does not have it.
+        A `precision` that does not go with the weights, or a device that does not have it. `graph` where the weights
+        are not on CuPy, or a step cannot be captured.
     OSError
         The folder cannot be written to, or a checkpoint cannot be read, before training begins.
     Interrupted, Terminated
@@ -145,7 +151,7 @@ def train(
     every = checks.optional(checks.count)("train", "every", every)
     origin = resume if isinstance(resume, bool | np.bool_) else checks.path("train", "resume", resume)
     loss, accumulate = loss_of("train", model, loss), checks.count("train", "accumulate", accumulate)
-    step = Step(model, optimizer, loss=loss, precision=precision, callbacks=found, accumulate=accumulate)
+    step = Step(model, optimizer, loss=loss, precision=precision, callbacks=found, accumulate=accumulate, graph=graph)
     run = Run(step, data, validation, epochs, steps, every)
     run.begin(params, seed)
     try:

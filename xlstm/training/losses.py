@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from xlstm.arrays import checks, constants
 from xlstm.arrays.adopt import adopting
 from xlstm.arrays.fuse import compiles
@@ -142,7 +144,7 @@ def pinball(
         )
     weight = _weight("pinball", xp, target, mask, y)
     weight = weight if mask is None else weight[..., None]
-    q = xp.asarray(levels, dtype=y.dtype, device=device_of(y))
+    q = xp.astype(constants.copied(xp, np.array(levels), device_of(y)), y.dtype, copy=False)
     e = target[..., None] - y
     slope = q - xp.astype(e < 0, y.dtype)  # the derivative of the loss by e
     return xp.sum(weight * slope * e), -weight * xp.where(e == 0, xp.zeros_like(e), slope)

@@ -12,15 +12,16 @@ of updates done. Optimisers and their states can be pickled and copied where the
 from __future__ import annotations
 
 import fnmatch
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from xlstm.arrays import checks, together
 from xlstm.arrays.adopt import adopt, adopting
-from xlstm.arrays.fuse import compiles
-from xlstm.arrays.namespace import Array, Namespace, Params, namespace
+from xlstm.arrays.fuse import compiles, listed
+from xlstm.arrays.namespace import Array, Namespace, Params, namespace, namespace_of
 from xlstm.cells.activations import clamp
 from xlstm.training.schedules import Schedule, constant, cosine, schedule, step_decay, warmup  # noqa: F401
 
@@ -36,6 +37,26 @@ def _none(name: str) -> bool:
     return False
 
 
+class Parts(NamedTuple):
+    """The parts of an update: its numbers, which the host makes, and what is done to arrays.
+
+    Attributes
+    ----------
+    width : int
+        How many numbers there are.
+    numbers : callable
+        `numbers(step) -> tuple of float`, all that depends on the number of updates done, such as the learning rate.
+    apply : callable
+        `apply(params, grads, slots, numbers, done, in_place) -> (params, slots)`, the update by these numbers, which
+        may be on the device. Where `done`, a 0-d array, is 0 nothing changes; None stands for 1. With `in_place` new
+        values take the places of the old ones.
+    """
+
+    width: int
+    numbers: Callable[[int], tuple[float, ...]]
+    apply: Callable[..., tuple[Params, dict[str, Params]]]
+
+
 class Optimizer(NamedTuple):
     """An optimiser.
 
@@ -47,11 +68,15 @@ class Optimizer(NamedTuple):
         `update(params, grads, state) -> (params, state)`.
     frozen : callable
         `frozen(name) -> bool`, whether the parameter stays as it is; its gradient is not needed.
+    parts : Parts, optional
+        `update` in two parts, for steps of training that do not wait for a GPU. An optimiser of your own may leave them
+        out, and its steps then wait.
     """
 
     init: Callable[[Params], OptimState]
     update: Callable[[Params, Params, OptimState], tuple[Params, OptimState]]
     frozen: Callable[[str], bool] = _none
+    parts: Parts | None = None
 
 
 def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> Optimizer:
@@ -199,7 +224,10 @@ def by_name(rules: Mapping[str, Optimizer | None], otherwise: Optimizer) -> Opti
         checks.optional(kind)("by_name", f"rules[{checks.shown(pattern)}]", optimizer)
     kind("by_name", "otherwise", otherwise)
     made = _ByName((*rules.items(), ("*", otherwise)))
-    return Optimizer(made.init, made.update, made.frozen)
+    optimizers = [optimizer for _, optimizer in made.rules if optimizer is not None]
+    whole = all(optimizer.parts for optimizer in optimizers)
+    parts = Parts(sum(made.widths), made.numbers, made.apply) if whole else None
+    return Optimizer(made.init, made.update, made.frozen, parts)
 
 
 @dataclass(frozen=True)
@@ -230,16 +258,48 @@ class _ByName:
     def update(self, params: Params, grads: Params, state: OptimState) -> tuple[Params, OptimState]:
         new = dict(params)
         slots: dict[str, Params] = {}
-        for k, (_, optimizer) in enumerate(self.rules):
-            part = {name: p for name, p in params.items() if self.place(name) == k}
-            if not part or optimizer is None:
-                continue
-            own = {name.removeprefix(f"{k}."): s for name, s in state.slots.items() if name.startswith(f"{k}.")}
-            given = {name: grads[name] for name in part if name in grads}
+        for k, optimizer, part, given, own in self._divided(params, grads, state.slots):
             updated, after = optimizer.update(part, given, OptimState(state.step, own))
             new |= updated
             slots |= {f"{k}.{slot}": found for slot, found in after.slots.items()}
         return new, OptimState(state.step + 1, slots)
+
+    @property
+    def widths(self) -> list[int]:
+        """How many numbers each rule has."""
+        return [0 if optimizer is None else _parts(optimizer).width for _, optimizer in self.rules]
+
+    def numbers(self, step: int) -> tuple[float, ...]:
+        """Return the numbers of all optimisers, one after the other."""
+        return tuple(n for _, optimizer in self.rules if optimizer is not None for n in _parts(optimizer).numbers(step))
+
+    def apply(
+        self, params: Params, grads: Params, slots: dict[str, Params], numbers: Sequence[Any], *how: Any
+    ) -> tuple[Params, dict[str, Params]]:
+        """Update by the numbers of all optimisers."""
+        new, found = dict(params), dict[str, Params]()
+        for k, optimizer, part, given, own in self._divided(params, grads, slots):
+            mine = numbers[sum(self.widths[:k]) : sum(self.widths[: k + 1])]
+            updated, after = _parts(optimizer).apply(part, given, own, mine, *how)
+            new |= updated
+            found |= {f"{k}.{slot}": moments for slot, moments in after.items()}
+        return new, found
+
+    def _divided(
+        self, params: Params, grads: Params, slots: dict[str, Params]
+    ) -> Iterator[tuple[int, Optimizer, Params, Params, dict[str, Params]]]:
+        """Yield each optimiser that has something to do with its parameters, their gradients and its moments."""
+        for k, (_, optimizer) in enumerate(self.rules):
+            part = {name: p for name, p in params.items() if self.place(name) == k}
+            if not part or optimizer is None:
+                continue
+            own = {name.removeprefix(f"{k}."): s for name, s in slots.items() if name.startswith(f"{k}.")}
+            yield k, optimizer, part, {name: grads[name] for name in part if name in grads}, own
+
+
+def _parts(optimizer: Optimizer) -> Parts:
+    assert optimizer.parts is not None
+    return optimizer.parts
 
 
 def _adam(
@@ -257,7 +317,6 @@ class _Formula(NamedTuple):
     """How a parameter is updated: `function(xp, p, g, *moments, *numbers, **options)` gives it and its moments."""
 
     function: Callable[..., Any]
-    numbers: tuple[float, ...]  # which change from update to update
     options: dict[str, Any]
 
 
@@ -269,14 +328,20 @@ class _Rule:
     lr: Schedule
     slots: tuple[str, ...]
     decay: float
+    width: ClassVar[int] = 1  # numbers that change from update to update
 
-    def formula(self, lr: float, step: int) -> _Formula:
-        """Return the formula of an update, the `step`-th from 1."""
+    @property
+    def formula(self) -> _Formula:
+        """The formula of an update."""
         raise NotImplementedError
+
+    def changing(self, lr: float, step: int) -> tuple[float, ...]:
+        """Return the numbers of the formula that change from update to update, for the `step`-th from 1."""
+        return (lr,)
 
     def pair(self) -> Optimizer:
         """Return the optimiser of this rule."""
-        return Optimizer(self.init, self.update)
+        return Optimizer(self.init, self.update, parts=Parts(self.width, self.numbers, self.apply))
 
     def init(self, params: Params) -> OptimState:
         """Return the state before the first update."""
@@ -288,16 +353,36 @@ class _Rule:
     def update(self, params: Params, grads: Params, state: OptimState) -> tuple[Params, OptimState]:
         """Return parameters and state after an update."""
         params, grads = adopt(self.where, (params, grads))
-        xp = self._check(params, grads, state)
-        lr, step = checks.finite(self.where, "lr", self.lr(state.step)), state.step + 1
-        function, numbers, options = self.formula(lr, step)
-        given = [params, grads, *(state.slots[slot] for slot in self.slots)]
-        found = together.each(xp, function, [[one[name] for name in params] for one in given], numbers, **options)
-        new, *moments = (dict(zip(params, arrays, strict=True)) for arrays in zip(*found, strict=True))
-        return new, OptimState(step, dict(zip(self.slots, moments, strict=True)))
+        self._check(params, grads, state)
+        new, slots = self.apply(params, grads, state.slots, self.numbers(state.step))
+        return new, OptimState(state.step + 1, slots)
 
-    def _check(self, params: Params, grads: Params, state: OptimState) -> Namespace:
-        """Return the namespace of parameters and gradients, which must belong together and to the state."""
+    def numbers(self, step: int) -> tuple[float, ...]:
+        """Return the numbers of an update after so many others."""
+        return self.changing(checks.finite(self.where, "lr", self.lr(step)), step + 1)
+
+    def apply(
+        self,
+        params: Params,
+        grads: Params,
+        slots: dict[str, Params],
+        numbers: Sequence[Any],
+        done: Array | None = None,
+        in_place: bool = False,
+    ) -> tuple[Params, dict[str, Params]]:
+        """Update by these numbers."""
+        function, options = self.formula
+        given = [[one[name] for name in params] for one in (params, grads, *(slots[slot] for slot in self.slots))]
+        into = tuple(k for k in range(len(given)) if k != 1) if in_place else ()
+        if done is not None:
+            function, numbers = _unless_0(function), (*numbers, done)
+        xp = namespace_of(given[0][0])
+        found = together.each(xp, function, given, numbers, into, **options)
+        new, *moments = (dict(zip(params, arrays, strict=True)) for arrays in zip(*found, strict=True))
+        return new, dict(zip(self.slots, moments, strict=True))
+
+    def _check(self, params: Params, grads: Params, state: OptimState) -> None:
+        """Raise unless parameters and gradients belong together and to the state."""
         where = self.where
         checks.mapping(where, params)
         checks.mapping(where, grads, "gradients")
@@ -310,12 +395,24 @@ class _Rule:
             raise ValueError(f"{where}: the state has moments {sorted(state.slots)}, expected {sorted(self.slots)}")
         if any(moments.keys() != params.keys() for moments in state.slots.values()):
             raise ValueError(f"{where}: the state has moments of other parameters than params and grads")
-        xp = namespace(where, {**params, **{f"gradient of {name}": g for name, g in grads.items()}})
+        namespace(where, {**params, **{f"gradient of {name}": g for name, g in grads.items()}})
         for name, g in grads.items():
             if g.shape != params[name].shape:
                 shapes = f"{tuple(g.shape)}, expected {tuple(params[name].shape)}"
                 raise ValueError(f"{where}: gradient of {name} has shape {shapes}")
-        return xp
+
+
+@functools.cache
+def _unless_0(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function of an update that changes nothing where the last of its numbers is 0."""
+
+    @functools.wraps(function)
+    def update(xp: Namespace, p: Array, g: Array, *rest: Any, **options: Any) -> tuple[Array, ...]:
+        *others, done = rest
+        found = listed(function(xp, p, g, *others, **options))
+        return tuple(xp.where(done > 0, new, old) for new, old in zip(found, (p, *others), strict=False))
+
+    return update
 
 
 @dataclass(frozen=True)
@@ -323,8 +420,9 @@ class _Sgd(_Rule):
     momentum: float
     nesterov: bool
 
-    def formula(self, lr: float, step: int) -> _Formula:
-        return _Formula(_sgd, (lr,), {"decay": self.decay, "momentum": self.momentum, "nesterov": self.nesterov})
+    @property
+    def formula(self) -> _Formula:
+        return _Formula(_sgd, {"decay": self.decay, "momentum": self.momentum, "nesterov": self.nesterov})
 
 
 def _sgd(xp: Namespace, p: Array, g: Array, *rest: Any, decay: float, momentum: float, nesterov: bool) -> Any:
@@ -343,9 +441,10 @@ class _RmsProp(_Rule):
     eps: float
     momentum: float
 
-    def formula(self, lr: float, step: int) -> _Formula:
+    @property
+    def formula(self) -> _Formula:
         options = {"decay": self.decay, "alpha": self.alpha, "eps": self.eps, "momentum": self.momentum}
-        return _Formula(_rmsprop, (lr,), options)
+        return _Formula(_rmsprop, options)
 
 
 def _rmsprop(
@@ -364,15 +463,19 @@ def _rmsprop(
 
 @dataclass(frozen=True)
 class _Adam(_Rule):
+    width: ClassVar[int] = 3
     b1: float
     b2: float
     eps: float
     decoupled: bool
 
-    def formula(self, lr: float, step: int) -> _Formula:
-        numbers = (lr / (1 - self.b1**step), 1 / math.sqrt(1 - self.b2**step), lr * self.decay)
+    @property
+    def formula(self) -> _Formula:
         options = {"b1": self.b1, "b2": self.b2, "eps": self.eps, "decay": self.decay, "decoupled": self.decoupled}
-        return _Formula(_adam_update, numbers, options)
+        return _Formula(_adam_update, options)
+
+    def changing(self, lr: float, step: int) -> tuple[float, ...]:
+        return lr / (1 - self.b1**step), 1 / math.sqrt(1 - self.b2**step), lr * self.decay
 
 
 def _adam_update(

@@ -83,6 +83,11 @@ class Mixed:
         """Whether gradients are scaled, and steps left out."""
         return self.dtype != "bfloat16"
 
+    @property
+    def rule(self) -> dict[str, float]:
+        """How the scale changes, as `rescaled` takes it."""
+        return {"growth": float(self.growth), "backoff": float(self.backoff), "every": float(self.every)}
+
     def init(self) -> Scaling:
         """Return the scale of the first step."""
         return Scaling(float(self.scale or FIRST) if self.scales else 1.0)
@@ -120,48 +125,63 @@ def after(mixed: Mixed | None, scaling: Scaling, finite: bool) -> Scaling | None
     """
     if mixed is None or not mixed.scales:
         return scaling if finite else None
-    scale, good = scaling
-    if not finite:
-        return Scaling(scale * mixed.backoff) if scale * mixed.backoff >= LEAST else None
-    if good + 1 < mixed.every:
-        return Scaling(scale, good + 1)
-    return Scaling(min(scale * mixed.growth, MOST))
+    scale, good, possible = rescaled(np, *map(np.float64, (finite, *scaling)), **mixed.rule)
+    return Scaling(float(scale), int(good)) if possible else None
 
 
-def lowered(arrays: Any, dtype: str, scale: float = 1.0) -> Any:
+def rescaled(
+    xp: Namespace, finite: Array, scale: Array, good: Array, *, growth: float, backoff: float, every: float
+) -> tuple[Array, Array, Array]:
+    """Return the scale and the number of good steps after a step, and whether there is such a scale (1, or 0).
+
+    `finite` is 1 where its gradients were finite, else 0.
+    """
+    one, none, shrunk = xp.ones_like(scale), xp.zeros_like(scale), scale * backoff
+    goes_on = good + 1 < every
+    grown = xp.where(goes_on, scale, xp.minimum(scale * growth, xp.full_like(scale, MOST)))
+    possible = xp.where(shrunk >= LEAST, one, finite)
+    return xp.where(finite > 0, grown, shrunk), xp.where(goes_on, finite * (good + 1), none), possible
+
+
+def lowered(arrays: Any, dtype: str, scale: float | Array = 1.0) -> Any:
     """Return an array, or a dict of arrays, times `scale` and then in a lower dtype, where it may overflow.
 
-    The masters are lowered for `forward` and `backward`, and dy for `backward`.
+    The masters are lowered for `forward` and `backward`, and dy for `backward`. On CuPy the scale may be a 0-d array.
     """
-    return _cast(arrays, dtype, scale, 1.0)
+    return _cast(arrays, dtype, scale, up=False)
 
 
-def raised(arrays: Any, dtype: str = "float32", scale: float = 1.0) -> Any:
+def raised(arrays: Any, dtype: str = "float32", scale: float | Array = 1.0) -> Any:
     """Return an array, or a dict of arrays, in a wider dtype and then divided by `scale`; the reverse of `lowered`."""
-    return _cast(arrays, dtype, 1.0, 1 / scale)
+    return _cast(arrays, dtype, scale, up=True)
 
 
-def _cast(arrays: Any, dtype: str, before: float, after: float) -> Any:
-    """Multiply by `before` in the old dtype, and by `after` in the new one."""
+def _cast(arrays: Any, dtype: str, scale: float | Array, up: bool) -> Any:
+    """Divide by the scale in the new dtype, or multiply in the old one."""
     given: Params = arrays if isinstance(arrays, dict) else {"": arrays}
-    xp = namespace_of(next(iter(given.values()))) if given else None
-    if xp is not None and compiles(xp) and 1 in (before, after):
+    xp, same = namespace_of(next(iter(given.values()))) if given else None, isinstance(scale, float) and scale == 1
+    if xp is not None and compiles(xp):
         target = dtype_of(xp, dtype)
-        if before * after == 1 and all(a.dtype == target for a in given.values()):
+        if same and all(a.dtype == target for a in given.values()):
             return arrays
-        made = together.each(xp, _recast, [list(given.values())], (before * after,), dtype=np.dtype(target))
+        function = _divided if up else _multiplied
+        made = together.each(xp, function, [list(given.values())], (scale,), dtype=np.dtype(target))
         found = {name: a for name, (a,) in zip(given, made, strict=True)}
-        return found if isinstance(arrays, dict) else found[""]
-    found = _times(cast(_times(given, before), dtype), after)
+    elif same:
+        found = cast(given, dtype)
+    elif up:
+        found = {name: a * (1 / scale) for name, a in cast(given, dtype).items()}
+    else:
+        found = cast({name: a * scale for name, a in given.items()}, dtype)
     return found if isinstance(arrays, dict) else found[""]
 
 
-def _recast(xp: Namespace, a: Array, factor: Any, dtype: Any) -> Array:
-    return xp.astype(factor * a, dtype)
+def _multiplied(xp: Namespace, a: Array, scale: Any, dtype: Any) -> Array:
+    return xp.astype(scale * a, dtype)
 
 
-def _times(arrays: Params, factor: float) -> Params:
-    return arrays if factor == 1 else {name: a * factor for name, a in arrays.items()}
+def _divided(xp: Namespace, a: Array, scale: Any, dtype: Any) -> Array:
+    return xp.astype(a / scale, dtype)
 
 
 def tf32(on: bool = True) -> contextlib.AbstractContextManager[None]:

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from xlstm.arrays import together
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed, generator
 from xlstm.data.batches import Batches
 from xlstm.training import signals, snapshot, trees
-from xlstm.training.callbacks import Progress
+from xlstm.training.callbacks import Callback, Progress
 from xlstm.training.evaluation import mean_loss
 from xlstm.training.feed import Inputs
 from xlstm.training.folder import Folder, find
@@ -76,6 +77,8 @@ class Run:
         self.step, self.data, self.validation = step, data, validation
         self.epochs, self.steps, self.every = epochs, steps, every
         self.callbacks = list(step.callbacks)
+        # Whether a callback looks at the weights after each step.
+        self.watched = any(_own(callback, "step") or _own(callback, "weights") for callback in self.callbacks)
         self.folder: Folder | None = None
         self.history: History | None = None
         self.losses: list[float] = []
@@ -179,6 +182,8 @@ class Run:
             if self.every is not None and self.total % self.every == 0:
                 self._save()
         improved = False
+        if not self.watched:
+            self.judged = self._copied(self.judged)
         if self.validation is None:
             self.best_epoch = self.epoch
         else:
@@ -200,12 +205,21 @@ class Run:
         self.skipped += not math.isfinite(taken.norm)
         if taken.updated:
             self.judged = self.state.params
+            if self.watched:
+                self.judged = self._copied(self.judged)
             for callback in self.callbacks:
                 self.judged = callback.weights(self.judged, self.state.updates)
         if self.history is not None:
             self.history.add(
                 total=self.total, epoch=self.epoch, loss=taken.loss, norm=finite(taken.norm), seconds=self.seconds
             )
+
+    def _copied(self, params: Params) -> Params:
+        """Return weights that the next step leaves alone, which it changes where steps are captured."""
+        if self.state.graphs is None:
+            return params
+        arrays = together.copies(self.state.feed.home.xp, list(params.values()))
+        return dict(zip(params, arrays, strict=True))
 
     def _validate(self, data: Batches, where: str, received: signals.Received) -> bool:
         """Judge the weights; return whether they are the best so far. A signal ends it at once, without a result."""
@@ -282,6 +296,11 @@ class Run:
         if missing := self.folder.missing(self.total):
             return f"train: stopped after {at} by signal {number}; {missing}"
         return f"train: stopped after {at} by signal {number}; resume=True goes on from {self.folder.path}"
+
+
+def _own(callback: Callback, name: str) -> bool:
+    """Tell whether a callback has a method of its own."""
+    return getattr(type(callback), name) is not getattr(Callback, name)
 
 
 def _says(answer: object) -> bool:

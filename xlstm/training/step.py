@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Iterable
@@ -10,20 +11,35 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import checks
+from xlstm.arrays import checks, together
 from xlstm.arrays.adopt import adopt
-from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.namespace import Params
+from xlstm.arrays.convert import BackendError, to_numpy
+from xlstm.arrays.fuse import compiles, listed
+from xlstm.arrays.namespace import Array, Namespace, Params, namespace_of
 from xlstm.arrays.random import Seed, generator
 from xlstm.data.batches import Batch
 from xlstm.layers.masks import STREAM
-from xlstm.training import optimizers
+from xlstm.training import decisions, optimizers
 from xlstm.training.callbacks import Callback
+from xlstm.training.decisions import Decided, Given
 from xlstm.training.feed import Feed, Inputs, Loss, loss_of
+from xlstm.training.graphs import Graphs
 from xlstm.training.precision import Mixed, Scaling, after, lowered, raised
 
 OPTIMIZER = checks.instance(optimizers.Optimizer, "one of xlstm.optim, such as optim.adam(1e-3)")
 MIXED = checks.optional(checks.instance(Mixed, "None or an xlstm.precision.Mixed"))
+AHEAD = 100  # steps that the host is ahead of a GPU at most, before it looks how they went
+
+
+class Pending(NamedTuple):
+    """A step that was asked for, as it is to be taken again where it turns out that it could not be taken."""
+
+    where: str
+    batch: Batch
+    carried: Any  # the state of the model before it
+    masks: Any  # that of the generator before it
+    numbers: tuple[float, ...]  # of its update
+    updates: int  # before it, where all before it were taken
 
 
 class StepState(NamedTuple):
@@ -50,6 +66,13 @@ class StepState(NamedTuple):
         Where the masks of dropout and zoneout come from; a step draws from it.
     feed : Feed
         The way of batches onto the device of the parameters.
+    board : array or None
+        The numbers above as the GPU has them, on CuPy; see `Decided`.
+    pending : tuple of Pending
+        Steps that the host has not looked at yet. Until then `scaling`, `weight`, `batches` and `updates` are those of
+        a run in which every step is taken.
+    graphs : Graphs or None
+        CUDA graphs of steps, which have the arrays of this state and change them.
     """
 
     params: Params
@@ -62,14 +85,27 @@ class StepState(NamedTuple):
     updates: int
     masks: np.random.Generator | None
     feed: Feed
+    board: Array | None = None
+    pending: tuple[Pending, ...] = ()
+    graphs: Graphs | None = None
 
 
 class Taken(NamedTuple):
-    """How a step went: the loss of its batch, the norm of the gradient, and whether it changed the parameters."""
+    """How a step went.
 
-    loss: float
-    norm: float
-    updated: bool
+    Attributes
+    ----------
+    loss : float, or 0-d array
+        That of its batch; on the GPU where the step did not wait.
+    norm : float, or 0-d array
+        The norm of the gradient.
+    updated : bool, or 0-d array
+        Whether the step changed the parameters.
+    """
+
+    loss: float | Array
+    norm: float | Array
+    updated: bool | Array
 
 
 @dataclass(frozen=True)
@@ -92,6 +128,16 @@ class Step:
         Only what they do to gradients matters here.
     accumulate : int
         Update the parameters after so many batches, by the mean gradient over all their targets.
+    wait : bool
+        Wait for the loss and the norm of each step. Without that a step on CuPy is only asked for: `loss`, `norm` and
+        `updated` are arrays on the GPU, and whether a step could be taken shows in `settle`, or a hundred steps later.
+        Nothing changes after a step that could not be taken. Steps wait all the same with other libraries, with an
+        optimiser without `parts`, and where scaled gradients are accumulated.
+    graph : bool
+        Capture steps in CUDA graphs on CuPy: when batches of a shape come for the third time, and from then on, a step
+        is one launch, with the same bits. The arrays of a state are changed by the step after it, so copy those that
+        you keep. What a loss, a model or a callback's `gradients` computes on the host holds as it was when the step
+        was captured.
 
     Raises
     ------
@@ -119,9 +165,14 @@ class Step:
     precision: Mixed | None = field(default=None, kw_only=True)
     callbacks: Iterable[Callback] = field(default=(), kw_only=True)
     accumulate: int = field(default=1, kw_only=True)
+    wait: bool = field(default=True, kw_only=True)
+    graph: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        checks.fields(self, optimizer=OPTIMIZER, precision=MIXED, accumulate=checks.count)
+        flags = {"wait": checks.flag, "graph": checks.flag}
+        checks.fields(self, optimizer=OPTIMIZER, precision=MIXED, accumulate=checks.count, **flags)
+        if self.graph and self.optimizer.parts is None:
+            raise ValueError("Step: graph is True, which needs an optimizer with parts, such as those of xlstm.optim")
         object.__setattr__(self, "loss", loss_of("Step", self.model, self.loss))
 
     def init(self, params: Params, seed: Seed = 0) -> StepState:
@@ -148,7 +199,13 @@ class Step:
         if self.precision is not None:
             feed, scaling = dataclasses.replace(feed, low=self.precision.below(feed.home)), self.precision.init()
         masks = generator(seed, stream=STREAM) if getattr(self.model, "random", False) else None
-        return StepState(params, self.optimizer.init(params), None, scaling, None, 0.0, 0, 0, masks, feed)
+        graphs = None
+        if self.graph:
+            if not compiles(feed.home.xp):
+                raise BackendError(f"Step: graph is True, which needs arrays of CuPy, the backend is {feed.home}")
+            graphs = Graphs(feed.home, masks)
+        moments = self.optimizer.init(params)
+        return StepState(params, moments, None, scaling, None, 0.0, 0, 0, masks, feed, graphs=graphs)
 
     def __call__(self, state: StepState, batch: Batch | Inputs, where: str = "step") -> tuple[StepState, Taken]:
         """Take a step.
@@ -172,47 +229,206 @@ class Step:
         ValueError
             Numbers of the batch are not finite or do not fit into the dtype.
         """
+        inputs = batch if isinstance(batch, Inputs) else state.feed.inputs(batch, where)
+        if not compiles(state.feed.home.xp) or self.optimizer.parts is None:
+            return self._watched(state, inputs, where)
+        if len(state.pending) == AHEAD:
+            state = self.settle(state)
+        state = self._asked(state, inputs, where)
+        if self.wait or (self.accumulate > 1 and self._scales):
+            state, found = self._settled(state)
+            return state, Taken(found.loss, found.norm, bool(found.updated))
+        board = state.board if state.graphs is None else state.feed.home.xp.asarray(state.board, copy=True)
+        return state, Taken(*(decisions.value(board, name) for name in ("loss", "norm", "updated")))
+
+    def settle(self, state: StepState) -> StepState:
+        """Wait for all steps that were asked for, and return the state with the numbers that are known then.
+
+        Parameters
+        ----------
+        state : StepState
+
+        Returns
+        -------
+        StepState
+
+        Raises
+        ------
+        FloatingPointError
+            One of the steps could not be taken; the error names it and a parameter, as the step does where it waits.
+        """
+        return self._settled(state)[0] if state.pending else state
+
+    @property
+    def _scales(self) -> bool:
+        """Whether gradients are scaled, so that a step may be left out."""
+        return self.precision is not None and self.precision.scales
+
+    def _watched(self, state: StepState, inputs: Inputs, where: str) -> tuple[StepState, Taken]:
+        """Take a step whose decisions the host makes."""
         feed, scaling, params = state.feed, state.scaling, state.params
-        inputs = batch if isinstance(batch, Inputs) else feed.inputs(batch, where)
-        dtype, low = feed.home.dtype, feed.low.dtype
-        masks = {} if state.masks is None else {"seed": state.masks}
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named below
-            used = lowered(params, low)  # copies in a lower precision, where there is one
-            y, carried, saved = feed.forward(used, inputs, state.carried, train=True, **masks)
-            value, dy = self.loss(raised(y, dtype), inputs.target, inputs.mask)  # type: ignore[misc]
-            grads = self.model.backward(used, saved, lowered(dy, low, scaling.scale))[0]
-            grads = {name: g for name, g in grads.items() if not self.optimizer.frozen(name)}
-            grads = raised(grads, dtype, scaling.scale)
+        value, carried, used, grads = self._gradients(state, inputs, scaling.scale)
+        with np.errstate(over="ignore", invalid="ignore"):
             norm = optimizers.global_norm(grads)
-        # The step waits for the device here and nowhere else.
         loss, size = map(float, to_numpy(feed.home.xp.stack((value, norm))))
         next_scaling = after(self.precision, scaling, math.isfinite(size))
         if next_scaling is None or not math.isfinite(loss):
             feed.check(where, inputs.host, everything=True)
+            low = feed.low.dtype
             narrow = "" if self.precision is None else f" in {low} at a loss scale of {scaling.scale:g}"
             raise FloatingPointError(f"{where}: {_diagnosis(loss, used, grads, narrow)}")
         state = state._replace(carried=carried, scaling=next_scaling)
         if not math.isfinite(size):
             return state, Taken(loss, size, False)
         if self.accumulate > 1:
-            state, grads = self._accumulated(state, grads, inputs.weight)
-            if state.batches:
-                return state, Taken(loss, size, False)
+            sums, total = self._sums(state, grads, inputs.weight), state.weight + inputs.weight
+            if state.batches + 1 < self.accumulate:
+                return state._replace(sums=sums, weight=total, batches=state.batches + 1), Taken(loss, size, False)
+            state, grads = state._replace(sums=None, weight=0.0, batches=0), _mean(sums, total or 1.0)
             norm = optimizers.global_norm(grads)
         for callback in self.callbacks:
             grads = callback.gradients(grads, norm)
         params, moments = self.optimizer.update(params, grads, state.moments)
         return state._replace(params=params, moments=moments, updates=state.updates + 1), Taken(loss, size, True)
 
-    def _accumulated(self, state: StepState, grads: Params, weight: float) -> tuple[StepState, Params]:
-        """Add gradients to those that wait; return the mean of all of them once there are enough."""
-        new = {name: weight * g for name, g in grads.items()}
-        sums = new if state.sums is None else {name: state.sums[name] + g for name, g in new.items()}
-        batches, total = state.batches + 1, state.weight + weight
-        if batches < self.accumulate:
-            return state._replace(sums=sums, weight=total, batches=batches), grads
-        mean = {name: g / (total or 1.0) for name, g in sums.items()}
-        return state._replace(sums=None, weight=0.0, batches=0), mean
+    def _asked(self, state: StepState, inputs: Inputs, where: str) -> StepState:
+        """Ask a GPU for a step; the state after it has the numbers of a step that is taken."""
+        if state.board is None:
+            known = Decided(updates=state.updates, weight=state.weight, batches=state.batches)
+            board = decisions.begin(state.feed.home, known._replace(**state.scaling._asdict()))
+            state = state._replace(board=board)
+        numbers = self.optimizer.parts.numbers(state.updates)  # type: ignore[union-attr]
+        masks = None if state.masks is None else state.masks.bit_generator.state
+        one = Pending(where, inputs.host, state.carried, masks, numbers, state.updates)
+        rows, room = [numbers], 1
+        if self._scales and not self.wait:  # only the device knows how many updates there were
+            rows, room = [*(step.numbers for step in state.pending), numbers], AHEAD
+        first = state.pending[0].updates if room > 1 and state.pending else state.updates
+        values = decisions.given(inputs.weight, first, rows, room)
+        if state.graphs is not None:
+            state = state.graphs.take(self._in_place, state, inputs, values, len(numbers), where)
+        else:
+            given = Given(state.feed.home.asarray(values, "float64"), len(numbers))
+            state = self._arrays(state, inputs, given)
+        if state.batches + 1 == self.accumulate:
+            moments = state.moments._replace(step=state.moments.step + 1)
+            state = state._replace(moments=moments, updates=state.updates + 1, weight=0.0, batches=0)
+        else:
+            state = state._replace(weight=state.weight + inputs.weight, batches=state.batches + 1)
+        return state._replace(pending=(*state.pending, one))
+
+    def _in_place(self, state: StepState, inputs: Inputs, given: Given) -> StepState:
+        return self._arrays(state, inputs, given, in_place=True)
+
+    def _arrays(self, state: StepState, inputs: Inputs, given: Given, in_place: bool = False) -> StepState:
+        """Return the state with its arrays after a step; nothing here waits, and a graph can capture it.
+
+        With `in_place` parameters, moments and sums of gradients are changed where they are.
+        """
+        xp, board = state.feed.home.xp, state.board
+        scale = decisions.value(board, "scale") if self._scales else 1.0
+        loss, carried, _, grads = self._gradients(state, inputs, scale)
+        norm = optimizers.global_norm(grads)
+        board = decisions.decide(xp, board, loss, norm, given, self.precision, self.accumulate)
+        counts, updated = (decisions.value(board, name) for name in ("counts", "updated"))
+        state = state._replace(carried=carried, board=board)
+        if self.accumulate > 1:
+            sums = self._sums(state, grads, given.values[0], counts, in_place=in_place)
+            state = state._replace(sums=sums)
+            if state.batches + 1 < self.accumulate:
+                return state
+            grads = _mean(sums, decisions.value(board, "total"))
+            norm = optimizers.global_norm(grads)
+        for callback in self.callbacks:
+            grads = callback.gradients(grads, norm)
+        apply, moments = self.optimizer.parts.apply, state.moments  # type: ignore[union-attr]
+        grads = adopt("train", grads)  # those of a callback
+        params, slots = apply(state.params, grads, moments.slots, given.numbers(board), updated, in_place)
+        return state._replace(params=params, moments=moments._replace(slots=slots))
+
+    def _gradients(self, state: StepState, inputs: Inputs, scale: float | Array) -> tuple[Array, Any, Params, Params]:
+        """Return the loss, the state of the model at the end, the weights that it was run with, and the gradients."""
+        feed, dtype, low = state.feed, state.feed.home.dtype, state.feed.low.dtype
+        masks = {} if state.masks is None else {"seed": state.masks}
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named later
+            used = lowered(state.params, low)  # copies in a lower precision, where there is one
+            y, carried, saved = feed.forward(used, inputs, state.carried, train=True, **masks)
+            value, dy = self.loss(raised(y, dtype), inputs.target, inputs.mask)  # type: ignore[misc]
+            grads = self.model.backward(used, saved, lowered(dy, low, scale))[0]
+            grads = {name: g for name, g in grads.items() if not self.optimizer.frozen(name)}
+            return value, carried, used, raised(grads, dtype, scale)
+
+    def _sums(
+        self, state: StepState, grads: Params, weight: float | Array, *counts: Array, in_place: bool = False
+    ) -> Params:
+        """Return the gradients, times their targets, added to those that wait, unless the batch does not count."""
+        if state.batches == 0 and (state.sums is None or not in_place):
+            return _each(_weighted, [grads], weight)
+        assert state.sums is not None
+        function = _first if state.batches == 0 else _added_unless_0 if counts else _added
+        numbers = (weight,) if state.batches == 0 else (weight, *counts)
+        return _each(function, [state.sums, grads], *numbers, into=(0,) if in_place else ())
+
+    def _settled(self, state: StepState) -> tuple[StepState, Decided]:
+        """Wait, and return the state with what the host knows then."""
+        found, pending = decisions.read(state.board), state.pending
+        scaling = Scaling(found.scale, int(found.good))
+        if found.failed:
+            before = int(found.steps) - len(pending)
+            self._explain(state._replace(scaling=scaling), pending[int(found.failed) - before - 1], found)
+        left_out = state.updates - int(found.updates)
+        moments = state.moments._replace(step=state.moments.step - left_out)
+        state = state._replace(
+            moments=moments,
+            scaling=scaling,
+            sums=state.sums if found.batches else None,
+            weight=found.weight,
+            batches=int(found.batches),
+            updates=int(found.updates),
+            pending=(),
+        )
+        return state, found
+
+    def _explain(self, state: StepState, step: Pending, found: Decided) -> None:
+        """Raise what a step that could not be taken raises where the host waits for it: nothing changed since then."""
+        masks = copy.deepcopy(state.masks)
+        if masks is not None:
+            masks.bit_generator.state = step.masks
+        state = state._replace(carried=step.carried, masks=masks)
+        self._watched(state, state.feed.inputs(step.batch, step.where), step.where)
+        raise FloatingPointError(f"{step.where}: loss is {found.loss:g}, norm of the gradient {found.norm:g}")
+
+
+def _each(function: Any, columns: list[Params], *numbers: Any, into: tuple[int, ...] = ()) -> Params:
+    """Return a function of arrays by name and of numbers, for each name."""
+    names = list(columns[0])
+    given = [[one[name] for name in names] for one in columns]
+    found = together.each(namespace_of(given[0][0]), function, given, numbers, into)
+    return {name: listed(a)[0] for name, a in zip(names, found, strict=True)}
+
+
+def _weighted(xp: Namespace, g: Array, weight: Any) -> Array:
+    return weight * g
+
+
+def _first(xp: Namespace, sums: Array, g: Array, weight: Any) -> Array:
+    return _weighted(xp, g, weight)
+
+
+def _added(xp: Namespace, sums: Array, g: Array, weight: Any) -> Array:
+    return sums + weight * g
+
+
+def _added_unless_0(xp: Namespace, sums: Array, g: Array, weight: Any, counts: Any) -> Array:
+    return xp.where(counts > 0, _added(xp, sums, g, weight), sums)
+
+
+def _mean(sums: Params, total: float | Array) -> Params:
+    return _each(_shared, [sums], total)
+
+
+def _shared(xp: Namespace, sums: Array, total: Any) -> Array:
+    return sums / total
 
 
 def _diagnosis(loss: float, params: Params, grads: Params, narrow: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import cupy
 import numpy as np
 from cupy import _streams as streams
+from cupy._capture import made, now, run
 from cupy._counts import record
 from cupy._dtypes import canonical, check
 from cupy.cards import Memory, current
@@ -44,15 +45,17 @@ class ndarray:  # noqa: N801
     def _own(self) -> None:
         record("allocations", "")
         allocator = cupy.cuda.get_allocator()
-        held = None if allocator is None else allocator(self._host.nbytes)
+        held = None if allocator == cupy.cuda._memory.default else allocator(self._host.nbytes)
         self._memory = Memory(self._host.nbytes, streams.asked(), held, self._host.ctypes.data)
+        if now.capture is not None:
+            now.capture.allocated(self)
 
     @classmethod
     def _foreign(cls, host: Host, owner: Any, number: int) -> ndarray:
         """An array in the memory of another library."""
-        made = cls.__new__(cls)
-        made._host, made._memory = host, Memory(0, (0, 0), owner, number=number)
-        return made
+        found = cls.__new__(cls)
+        found._host, found._memory = host, Memory(0, (0, 0), owner, number=number)
+        return found
 
     def _view(self, host: Any) -> ndarray:
         """An array of the same memory."""
@@ -164,7 +167,7 @@ class ndarray:  # noqa: N801
         if fancy == "mask":
             record("waits", "")
         record("launches", "take")
-        return ndarray._made(np.array(self._host[index]))
+        return made(lambda host=self._host: np.array(host[index]), [self, *_arrays(key)])
 
     def __setitem__(self, key: Any, value: Any) -> None:
         index, fancy = _index(key)
@@ -177,11 +180,11 @@ class ndarray:  # noqa: N801
         if isinstance(value, ndarray) and not fancy and _same(target, value._host):
             return
         record("launches", "copy" if isinstance(value, ndarray) else "fill")
-        self._host[index] = given[0]
+        run(lambda host=self._host: host.__setitem__(index, given[0]), [self, value, *_arrays(key)])
 
     def copy(self, order: str = "C") -> ndarray:
         record("launches", "copy")
-        return ndarray._made(self._host.copy(order=order))
+        return made(lambda host=self._host: host.copy(order=order), [self])
 
     __copy__ = copy
 
@@ -194,7 +197,7 @@ class ndarray:  # noqa: N801
             return self
         record("launches", f"astype {self.dtype} {dtype}")
         with np.errstate(all="ignore"):
-            return ndarray._made(canonical(self._host.astype(dtype, order=order)))
+            return made(lambda host=self._host: canonical(host.astype(dtype, order=order)), [self])
 
     def view(self, dtype: Any = None) -> ndarray:
         return self._view(self._host.view() if dtype is None else self._host.view(check(dtype)))
@@ -235,6 +238,11 @@ def _index(key: Any) -> tuple[tuple[Any, ...], str]:
             k = k._host
         found.append(k)
     return tuple(found), fancy
+
+
+def _arrays(key: Any) -> list[ndarray]:
+    """Return the arrays of a key."""
+    return [k for k in (key if isinstance(key, tuple) else (key,)) if isinstance(k, ndarray)]
 
 
 def _same(a: Host, b: Host) -> bool:

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from cupy import _capture
+
 OPERATIONS = ("launches", "products", "to_device", "to_host")
 
 
@@ -53,9 +55,10 @@ def counted(where: bool = False) -> Iterator[Counts]:
 
 def record(kind: str, what: str) -> None:
     """Count one operation of a kind, which is the name of a field of `Counts`."""
+    _capture.asked(kind)
     for counts in _counting:
         setattr(counts, kind, getattr(counts, kind) + 1)
-        if kind in OPERATIONS:
+        if kind in OPERATIONS and _capture.now.capture is None:
             counts.streams.add(sys.modules["cupy._streams"].get_current_stream().ptr)
         if counts.where and kind not in ("allocations", "waits"):
             counts.log.append(f"{kind:9s} {what:28s} {_line()}")

@@ -11,6 +11,7 @@ import cupy
 import numpy as np
 from cupy import _streams
 from cupy._array import here, ndarray
+from cupy._capture import guard, made, run
 from cupy._counts import record
 from cupy._dtypes import canonical, check, wide
 from cupy._ufunc import UFUNCS
@@ -29,15 +30,15 @@ def array(obj: Any, dtype: Any = None, copy: Any = True, order: str = "K", ndmin
     if hasattr(obj, "__cuda_array_interface__"):
         return array(_described(obj), dtype, copy, order)
     if isinstance(obj, list | tuple) and any(isinstance(o, ndarray) for o in obj):
-        made = stack([o if isinstance(o, ndarray) else array(o) for o in obj])
-        return made if dtype is None else made.astype(dtype, copy=False)
+        found = stack([o if isinstance(o, ndarray) else array(o) for o in obj])
+        return found if dtype is None else found.astype(dtype, copy=False)
     host = np.array(obj, dtype=dtype, order="F" if order == "F" else "C", ndmin=ndmin)
     check(host.dtype)
     if host.ndim == 0:
         record("launches", "fill")
     elif host.size:
         record("to_device", f"{host.shape} {host.dtype}")
-    return ndarray._made(host)
+    return made(lambda: host.copy(order="K"), [])
 
 
 def _described(owner: Any) -> ndarray:
@@ -77,9 +78,9 @@ def empty(shape: Any, dtype: Any = float, order: str = "C", **options: Any) -> n
 def full(shape: Any, fill_value: Any, dtype: Any = None, **options: Any) -> ndarray:
     if dtype is None:
         dtype = fill_value.dtype if isinstance(fill_value, ndarray) else np.asarray(fill_value).dtype
-    made = empty(shape, dtype)
-    made.fill(fill_value)
-    return made
+    found = empty(shape, dtype)
+    found.fill(fill_value)
+    return found
 
 
 def zeros(shape: Any, dtype: Any = float, order: str = "C", **options: Any) -> ndarray:
@@ -91,15 +92,15 @@ def ones(shape: Any, dtype: Any = float, **options: Any) -> ndarray:
 
 
 def empty_like(a: Any, dtype: Any = None, **options: Any) -> ndarray:
-    made = ndarray._made(np.empty_like(a._host, dtype=a.dtype if dtype is None else check(dtype)))
-    made._host.fill(77)
-    return made
+    found = ndarray._made(np.empty_like(a._host, dtype=a.dtype if dtype is None else check(dtype)))
+    found._host.fill(77)
+    return found
 
 
 def full_like(a: Any, fill_value: Any, dtype: Any = None, **options: Any) -> ndarray:
-    made = empty_like(a, dtype)
-    made.fill(fill_value)
-    return made
+    found = empty_like(a, dtype)
+    found.fill(fill_value)
+    return found
 
 
 def zeros_like(a: Any, dtype: Any = None, **options: Any) -> ndarray:
@@ -112,28 +113,28 @@ def ones_like(a: Any, dtype: Any = None, **options: Any) -> ndarray:
 
 def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None) -> ndarray:
     record("launches", "arange")
-    return ndarray._made(np.arange(start, stop, step, dtype) if stop is not None else np.arange(start, dtype=dtype))
+    return made(lambda: np.arange(*((start,) if stop is None else (start, stop, step)), dtype=dtype), [])
 
 
 def linspace(start: Any, stop: Any, num: int = 50, endpoint: bool = True, dtype: Any = None, **options: Any) -> ndarray:
     record("launches", "linspace")
-    return ndarray._made(np.linspace(start, stop, num, endpoint, dtype=dtype))
+    return made(lambda: np.linspace(start, stop, num, endpoint, dtype=dtype), [])
 
 
 def eye(N: int, M: Any = None, k: int = 0, dtype: Any = float, **options: Any) -> ndarray:
     record("launches", "fill")
     record("launches", "diagonal")
-    return ndarray._made(np.eye(N, M, k, dtype=check(dtype)))
+    return made(lambda: np.eye(N, M, k, dtype=check(dtype)), [])
 
 
 def tril(m: Any, k: int = 0) -> ndarray:
     record("launches", "tri")
-    return where(ndarray._made(np.tri(*m.shape[-2:], k=k, dtype=bool)), m, m.dtype.type(0))
+    return where(made(lambda: np.tri(*m.shape[-2:], k=k, dtype=bool), []), m, m.dtype.type(0))
 
 
 def triu(m: Any, k: int = 0) -> ndarray:
     record("launches", "tri")
-    return where(ndarray._made(np.tri(*m.shape[-2:], k=k - 1, dtype=bool)), m.dtype.type(0), m)
+    return where(made(lambda: np.tri(*m.shape[-2:], k=k - 1, dtype=bool), []), m.dtype.type(0), m)
 
 
 # Arrays that are seen otherwise.
@@ -143,9 +144,8 @@ def reshape(a: Any, shape: Any, order: str = "C", *, copy: Any = None) -> ndarra
     try:
         return a._view(np.reshape(a._host, shape, copy=False))
     except ValueError:
-        made = np.reshape(a._host, shape)
         record("launches", "copy to reshape")
-        return ndarray._made(np.array(made))
+        return made(lambda host=a._host: np.array(np.reshape(host, shape)), [a])
 
 
 def _seen(name: str) -> Callable[..., Any]:
@@ -196,7 +196,6 @@ def concatenate(tup: Any, axis: Any = 0, out: Any = None, *, dtype: Any = None, 
         arrays, axis = [ravel(a) for a in arrays], 0
     for a in arrays:
         here(a)
-    made = np.concatenate([a._host for a in arrays], axis=axis, dtype=dtype)
     if len(arrays) > SINGLE_KERNEL and len({a.dtype for a in arrays}) == 1:
         alike = all(a.flags.c_contiguous and a.shape == arrays[0].shape for a in arrays)
         for what in ("addresses",) if alike else ("addresses", "sizes", "strides"):
@@ -206,7 +205,8 @@ def concatenate(tup: Any, axis: Any = 0, out: Any = None, *, dtype: Any = None, 
         for a in arrays:
             if a.size:
                 record("launches", "copy to concatenate")
-    return ndarray._made(made)
+    hosts = [a._host for a in arrays]
+    return made(lambda: np.concatenate(hosts, axis=axis, dtype=dtype), arrays)
 
 
 def stack(tup: Any, axis: int = 0, out: Any = None, *, dtype: Any = None, casting: str = "same_kind") -> ndarray:
@@ -219,7 +219,8 @@ def take(a: Any, indices: Any, axis: Any = None, out: Any = None) -> ndarray:
     here(indices)
     record("launches", "take")
     # An index beyond the end wraps round on the device.
-    return ndarray._made(np.take(a._host, indices._host, axis, mode="wrap"))
+    host, places = a._host, indices._host
+    return made(lambda: np.take(host, places, axis, mode="wrap"), [a, indices])
 
 
 def _one_kernel(name: str, launches: int = 1) -> Callable[..., Any]:
@@ -228,8 +229,8 @@ def _one_kernel(name: str, launches: int = 1) -> Callable[..., Any]:
     def function(a: Any, *args: Any, **options: Any) -> ndarray:
         for _ in range(launches):
             record("launches", name)
-        args = tuple(x._host if isinstance(x, ndarray) else x for x in args)
-        return ndarray._made(canonical(np.array(getattr(np, name)(a._host, *args, **options))))
+        given = [x._host if isinstance(x, ndarray) else x for x in (a, *args)]
+        return made(lambda: canonical(np.array(getattr(np, name)(*given, **options))), [a, *args])
 
     function.__name__ = name
     return function
@@ -261,12 +262,14 @@ def _reduction(name: str) -> Callable[..., Any]:
         here(a)
         host, options = a._host, {} if dtype is None else {"dtype": check(dtype)}
         own = host.dtype if name in ("max", "min", "sum", "prod", "mean") and host.dtype.itemsize == 2 else None
-        with np.errstate(all="ignore"):
-            found = np.asarray(reduce(wide(host), axis=axis, keepdims=keepdims, **options))
-            if own is not None and own.kind in "fV" and dtype is None:
-                found = found.astype(own)
+
+        def compute() -> Any:
+            with np.errstate(all="ignore"):
+                found = np.array(reduce(wide(host), axis=axis, keepdims=keepdims, **options))
+                return canonical(found.astype(own) if own is not None and own.kind in "fV" and dtype is None else found)
+
         record("launches", name)
-        found = ndarray._made(canonical(np.array(found)))
+        found = made(compute, [a])
         if out is None:
             return found
         out[...] = found
@@ -283,7 +286,7 @@ NAMED.update({name: _reduction(name) for name in REDUCTIONS.split()})
 def _place(name: str) -> Callable[..., Any]:
     def function(a: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: bool = False) -> ndarray:
         record("launches", name)
-        return ndarray._made(np.array(getattr(np, name)(a._host, axis=axis, keepdims=keepdims)))
+        return made(lambda host=a._host: np.array(getattr(np, name)(host, axis=axis, keepdims=keepdims)), [a])
 
     function.__name__ = name
     return function
@@ -294,15 +297,17 @@ NAMED.update({name: _place(name) for name in ("argmax", "argmin")})
 
 def count_nonzero(a: Any, axis: Any = None) -> ndarray:
     record("launches", "count_nonzero")
-    return ndarray._made(np.array(np.count_nonzero(a._host, axis)))
+    return made(lambda host=a._host: np.array(np.count_nonzero(host, axis)), [a])
 
 
 def var(a: Any, axis: Any = None, dtype: Any = None, out: Any = None, ddof: int = 0, keepdims: bool = False) -> ndarray:
     record("launches", "mean")
     record("launches", "var")
-    return ndarray._made(
-        canonical(np.array(np.var(wide(a._host), axis=axis, ddof=ddof, keepdims=keepdims)).astype(a.dtype))
-    )
+
+    def compute(host: Any = a._host) -> Any:
+        return canonical(np.array(np.var(wide(host), axis=axis, ddof=ddof, keepdims=keepdims)).astype(host.dtype))
+
+    return made(compute, [a])
 
 
 def std(a: Any, axis: Any = None, dtype: Any = None, out: Any = None, ddof: int = 0, keepdims: bool = False) -> ndarray:
@@ -333,18 +338,19 @@ def matmul(a: Any, b: Any, out: Any = None) -> ndarray:
 
 
 def _product(a: ndarray, b: ndarray, dtype: Any, out: Any) -> ndarray:
-    found = np.asarray(wide(a._host) @ wide(b._host)).astype(dtype)
     if not a.size or not b.size:
         record("launches", "fill")
-    elif found.size == 1:
+    elif math.prod((a.shape[:-1] or (1,)) + b.shape[1:]) == 1:
         record("launches", "multiply")
         record("launches", "sum")
     else:
         for one in (a, b):
             if one.ndim == 2:
                 _ready(one)
+        if dtype.kind in "fcV":
+            guard()
         record("products" if dtype.kind in "fcV" else "launches", f"{a.shape} @ {b.shape}")
-    return _given(found, out)
+    return _multiplied(a, b, dtype, out)
 
 
 def _batch(a: ndarray, b: ndarray, dtype: Any, out: Any) -> ndarray:
@@ -356,15 +362,21 @@ def _batch(a: ndarray, b: ndarray, dtype: Any, out: Any) -> ndarray:
     if outer[0] != outer[1] and math.prod(broadcast):
         for _ in range(3 * len(broadcast)):
             record("launches", "addresses of matrices")
-    found = np.asarray(wide(a._host) @ wide(b._host)).astype(dtype)
+    if a.size and b.size:
+        guard()
     record("products" if a.size and b.size else "launches", f"{a.shape} @ {b.shape}")
-    return _given(found, out)
+    return _multiplied(a, b, dtype, out)
 
 
-def _given(found: Any, out: Any) -> ndarray:
+def _multiplied(a: ndarray, b: ndarray, dtype: Any, out: Any) -> ndarray:
+    first, second = a._host, b._host
+
+    def compute() -> Any:
+        return canonical(np.asarray(wide(first) @ wide(second)).astype(dtype))
+
     if out is None:
-        return ndarray._made(canonical(found))
-    out._host[...] = canonical(found)
+        return made(compute, [a, b])
+    run(lambda host=out._host: host.__setitem__(..., compute()), [a, b, out])
     return out
 
 
@@ -373,6 +385,7 @@ def dot(a: Any, b: Any, out: Any = None) -> ndarray:
 
 
 def tensordot(a: Any, b: Any, axes: Any = 2) -> ndarray:
+    guard()
     record("products", "tensordot")
     return ndarray._made(canonical(np.tensordot(a._host, b._host, axes)))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from cupy._array import here, ndarray
+from cupy._capture import made, run
 from cupy._counts import record
 from cupy._dtypes import canonical
 from cupy.cards import card, current
@@ -43,13 +44,19 @@ class ElementwiseKernel:
             elif not isinstance(a, int | float | np.generic):
                 raise TypeError(f"Unsupported type {type(a)}")
         _once(self.compiled, self.name)
-        made = self.host(*(a._host if isinstance(a, ndarray) else a for a in args))
         outs = args[len(self.host.inputs) :]
-        for host in made if isinstance(made, tuple) else (made,):
-            canonical(host)
-        if outs:
-            return outs[0] if len(outs) == 1 else outs
-        return tuple(map(ndarray._made, made)) if isinstance(made, tuple) else ndarray._made(made)
+        if not outs:  # room for results of the shape of all arrays
+            shape = np.broadcast_shapes(*(a.shape for a in args if isinstance(a, ndarray)))
+            outs = tuple(ndarray(shape, kind) for kind, _ in self.host.outputs)
+        hosts = [a._host if isinstance(a, ndarray) else a for a in (*args[: len(self.host.inputs)], *outs)]
+
+        def compute() -> None:
+            self.host(*hosts)
+            for host in hosts[len(self.host.inputs) :]:
+                canonical(host)
+
+        run(compute, [*args, *outs])
+        return outs[0] if len(outs) == 1 else outs
 
 
 class ReductionKernel:
@@ -66,7 +73,8 @@ class ReductionKernel:
 
     def __call__(self, *args: Any, axis: Any = None, keepdims: bool = False) -> ndarray:
         record("launches", self.map.name)
-        return self.post.run(ndarray._made(np.asarray(np.sum(self.map.run(*args)._host, axis=axis, keepdims=keepdims))))
+        terms = self.map.run(*args)
+        return self.post.run(made(lambda: np.array(np.sum(terms._host, axis=axis, keepdims=keepdims)), [terms]))
 
 
 def _once(compiled: set[int], name: str) -> None:
@@ -93,7 +101,7 @@ def _argument(where: str, kind: str, a: Any) -> Any:
         assert kind.startswith("void") or a.dtype.name == pointee, f"{where}: an array of {a.dtype} for {kind}"
         return ctypes.c_void_p(a._host.ctypes.data)
     if isinstance(a, np.ndarray) and a.size == 1 and a.dtype.fields:
-        return (ctypes.c_char * a.nbytes).from_buffer(a)  # a struct by value
+        return (ctypes.c_char * a.nbytes).from_buffer_copy(a.tobytes())  # a struct by value
     if isinstance(a, bool | int | float):
         a = np.asarray(a)[()]
     if not isinstance(a, np.generic):
@@ -104,6 +112,12 @@ def _argument(where: str, kind: str, a: Any) -> Any:
     )
     assert fits, f"{where}: a number of {a.dtype} for a parameter {kind}"
     return (ctypes.c_char * a.nbytes).from_buffer_copy(a.tobytes())
+
+
+def _addresses(args: Any) -> list[int]:
+    """Return what may be addresses in structs."""
+    structs = [a for a in args if isinstance(a, np.ndarray)]
+    return [n for a in structs for n in np.frombuffer(a.tobytes()[: a.nbytes // 8 * 8], np.uint64).tolist() if n]
 
 
 class RawKernel:
@@ -155,8 +169,12 @@ class RawKernel:
         ]
         record("launches", self.name)
         together = self.together or cluster > 1
-        with ONE:
-            device.run(self.code, self.name, x, y, threads, shared_mem, cluster, values, together, ORDER.seed)
+
+        def work() -> None:
+            with ONE:
+                device.run(self.code, self.name, x, y, threads, shared_mem, cluster, values, together, ORDER.seed)
+
+        run(work, args, _addresses(args))
 
 
 FUNCTIONS: dict[int, RawKernel] = {}  # by their addresses

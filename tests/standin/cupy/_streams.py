@@ -13,7 +13,8 @@ import time
 from collections import defaultdict
 from typing import Any
 
-from cupy import cards
+import cupy
+from cupy import _capture, cards
 from cupy._counts import record
 
 PTDS = 2  # the address that the default stream of each thread has
@@ -46,7 +47,7 @@ class Stream:
         return self
 
     def __exit__(self, *error: object) -> None:
-        current.stack.remove(self)
+        current.stack.pop()
 
     def use(self) -> Stream:
         current.stack[-1] = self
@@ -64,6 +65,26 @@ class Stream:
     def synchronize(self) -> None:
         record("waits", "")
         _done[self._key()] = _asked[self._key()]
+
+    def begin_capture(self, mode: Any = None) -> None:
+        if self.ptr == 0 or _capture.now.capture is not None:
+            raise cupy.cuda.CUDARuntimeError(
+                "cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing"
+            )
+        _capture.now.capture = _capture.Capture(self)
+
+    def end_capture(self) -> _capture.Graph:
+        capture, _capture.now.capture = _capture.now.capture, None
+        if capture is None or capture.stream is not self:
+            problem = "cudaErrorIllegalState: the operation cannot be performed in the present state"
+            raise cupy.cuda.CUDARuntimeError(problem)
+        if capture.broken:
+            problem = "cudaErrorStreamCaptureInvalidated: operation failed due to a previous error"
+            raise cupy.cuda.CUDARuntimeError(problem)
+        return _capture.Graph._of(capture)
+
+    def is_capturing(self) -> bool:
+        return _capture.now.capture is not None and _capture.now.capture.stream is self
 
     def _key(self) -> int:
         """Streams of two threads, or of two devices, differ although they may have one address."""
@@ -125,6 +146,8 @@ def asked() -> tuple[int, int]:
 
 
 def in_order(stream: int, number: int) -> bool:
-    """Whether the current stream runs after an operation of another one."""
+    """Whether the current stream runs after an operation of another one; a graph does what it is launched after."""
+    if _capture.now.capture is not None:
+        return True
     key = get_current_stream()._key()
     return key == stream or max(_done[stream], _known[key, stream]) >= number

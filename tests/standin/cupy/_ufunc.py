@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from cupy._array import here, ndarray
+from cupy._capture import made, now, run
 from cupy._counts import record
 from cupy._dtypes import canonical, dtype_of, matching, wide
 
@@ -64,16 +65,25 @@ class ufunc:  # noqa: N801
         found = matching(loops, types if dtype is None else (np.dtype(bool),) * self.nin, tuple(w for *_, w in given))
         if found is None:
             raise TypeError(f"Wrong type ({types}) of arguments for {self.name}")
-        with np.errstate(all="ignore"):
-            values = [_cast(a, dtype_of(c)) for (a, *_), c in zip(given, found[0], strict=True)]
-            result = np.asarray(self.function(*map(wide, values))).astype(dtype_of(found[1]), copy=False)
-        return self._finish(result, out, casting)
 
-    def _finish(self, result: Any, out: Any, casting: str) -> ndarray:
+        def compute() -> Any:
+            with np.errstate(all="ignore"):
+                values = [_cast(a, dtype_of(c)) for (a, *_), c in zip(given, found[0], strict=True)]
+                result = np.asarray(self.function(*map(wide, values))).astype(dtype_of(found[1]), copy=False)
+                return canonical(result)
+
+        result = compute()
         if result.size:
             record("launches", self.name)
         if out is None:
-            return ndarray._made(canonical(result))
+            return made(compute, args) if now.capture is not None else ndarray._made(result)
+        self._check(result, out, casting)
+        values = (lambda: result) if now.capture is None else compute
+        run(lambda host=out._host: host.__setitem__(..., values()), [*args, out])
+        return out
+
+    def _check(self, result: Any, out: Any, casting: str) -> None:
+        """Raise where a result does not fit into its place."""
         if not isinstance(out, ndarray):
             raise TypeError(f"Unsupported type {type(out)}")
         here(out)
@@ -81,8 +91,6 @@ class ufunc:  # noqa: N801
             raise TypeError(f"output (typecode '{result.dtype}') could not be coerced to '{out.dtype}' ({casting})")
         if np.broadcast_shapes(result.shape, out.shape) != out.shape:
             raise ValueError(f"non-broadcastable output operand with shape {out.shape}, expected {result.shape}")
-        out._host[...] = canonical(result)
-        return out
 
 
 def _cast(value: Any, dtype: Any) -> Any:

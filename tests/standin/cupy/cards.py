@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import threading
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +49,7 @@ class Memory:
     nbytes: int
     filled: tuple[int, int]  # by an operation of a stream
     held: Any = None  # what the user's allocator gave, or who has the memory
-    start: int = 0  # its address
+    address: int = 0
     number: int = field(default_factory=lambda: current.number)
 
     def __post_init__(self) -> None:
@@ -62,7 +64,14 @@ class Memory:
 LIVE: weakref.WeakSet[Memory] = weakref.WeakSet()
 
 
+def there(addresses: Iterable[int]) -> list[Memory]:
+    """Return the allocations that addresses are in."""
+    found = sorted((m.address, m.nbytes, k, m) for k, m in enumerate(list(LIVE)))
+    starts = [start for start, *_ in found]
+    places = {address: bisect.bisect_right(starts, address) - 1 for address in addresses}
+    return [found[k][3] for address, k in places.items() if k >= 0 and address < found[k][0] + found[k][1]]
+
+
 def device_of(address: int) -> int:
     """The device that has an address; the current one where nobody knows it."""
-    found = (memory.number for memory in LIVE if memory.start <= address < memory.start + memory.nbytes)
-    return next(found, current.number)
+    return next((memory.number for memory in there([address])), current.number)

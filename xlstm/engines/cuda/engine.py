@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays.constants import Home
+from xlstm.arrays.graph import kept
 from xlstm.arrays.namespace import Array, Namespace, device_of, dtype_name
 from xlstm.engines.cuda import launch, source
 from xlstm.engines.cuda.choice import told
@@ -195,7 +196,7 @@ class CudaTape(Steps, Tape):
         at_once = groups if tiling.cluster else min(groups, self.runtime.device.sms // tiling.blocks)
         offsets = flags = exchange = None
         if self.uneven:  # the first row of every step, where steps differ in width
-            offsets = _offsets(xp, tuple(self.widths), Home(where))
+            offsets = kept(_offsets(xp, tuple(self.widths), Home(where)))
         if not tiling.cluster:
             exchange = xp.empty((tiling.exchange * at_once,), dtype=xp.uint8, device=where)
         for group in range(0, groups, at_once):

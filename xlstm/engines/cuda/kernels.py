@@ -90,7 +90,7 @@ class Kernels:
             arrays["after_factor"] = self.empty({"": None}, count)[""]
             self.launch_step(kind, arrays, row0, count)
             W = self.step.own[matrix]
-            arrays["inner"] = self.given(arrays["after_factor"] @ (W.T if kind == "factor" else W))
+            arrays["inner"] = self.given(matmul(self.step.xp, arrays["after_factor"], W.T if kind == "factor" else W))
 
     def launch_step(self, kind: str, arrays: dict[str, Any], row0: int, count: int, keep_h: bool = False) -> None:
         made = source.pointwise(self.function, kind, self.choice.arithmetic, self.heads, self.width, keep_h)
@@ -102,7 +102,7 @@ class Kernels:
     def projected(self) -> Array:
         """Wx x of all steps, (N, R), which layer_norm normalises."""
         w = self.step.w
-        z = self.x @ w["Wx"].T if "Wx" in w else self.x
+        z = matmul(self.step.xp, self.x, w["Wx"].T) if "Wx" in w else self.x
         if "gx" in w:
             z, (n, r) = layer_norm(self.step.xp, z, w["gx"], -1)
             self.normal = n.T, r.T
@@ -111,7 +111,7 @@ class Kernels:
     def through(self, h: Array) -> Array:
         """Return the products Wh h of rows (n, P): (n, R)."""
         if self.heads == 1:
-            return self.given(h @ self.matrix.T)
+            return self.given(matmul(self.step.xp, h, self.matrix.T))
         xp, n, N, K, G = self.step.xp, h.shape[0], self.heads, self.width, self.step.G
         z = matmul(xp, xp.permute_dims(reshape(h, (n, N, K)), (1, 0, 2)), self.by_head)  # (N, n, G K)
         z = xp.permute_dims(reshape(z, (N, n, G, K)), (1, 2, 0, 3))
@@ -120,7 +120,7 @@ class Kernels:
     def through_bwd(self, dz: Array) -> Array:
         """Return the products Wh^T dz of rows (n, R): (n, P)."""
         if self.heads == 1:
-            return self.given(dz @ self.matrix)
+            return self.given(matmul(self.step.xp, dz, self.matrix))
         xp, n, N, K, G = self.step.xp, dz.shape[0], self.heads, self.width, self.step.G
         dz = xp.permute_dims(reshape(dz, (n, G, N, K)), (2, 0, 1, 3))
         dh = matmul(xp, reshape(dz, (N, n, G * K)), xp.matrix_transpose(self.by_head))
@@ -175,7 +175,7 @@ class Single(Kernels):
         found = [s if s.dtype == self.Wh.dtype else xp.astype(s, self.Wh.dtype) for s in after]
         if not projected:
             return [arrays["y"], *found]
-        h = arrays["out"] @ self.step.w["Whr"].T
+        h = matmul(xp, arrays["out"], self.step.w["Whr"].T)
         return [h, h, *found]
 
 

@@ -67,7 +67,7 @@ class Steps(Kernels):
             if n > have:  # sequences whose last step this is
                 dh[at + have : end, :] += self.given(dend[have:n, :])
             have = n
-            arrays["product"] = self.given(dh[at:end, :] @ self.step.w["Whr"])
+            arrays["product"] = self.given(matmul(self.step.xp, dh[at:end, :], self.step.w["Whr"]))
             self.ask_bwd(arrays, at, n)
             if at == 0:
                 d0 = self._masked(self._by_h(arrays, at, end))

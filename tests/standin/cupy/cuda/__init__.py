@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 from cupy import cards
+from cupy._capture import Graph  # noqa: F401
 from cupy._kernels import FUNCTIONS
 from cupy._streams import Event, Stream, get_current_stream, get_elapsed_time, synchronize_all  # noqa: F401
 from cupy.cuda import compiler, device  # noqa: F401
 from cupy.cuda._cublas import Cublas
+from cupy.cuda._memory import (  # noqa: F401
+    DefaultPool,
+    MemoryPointer,
+    MemoryPool,
+    PythonFunctionAllocator,
+    get_allocator,
+    set_allocator,
+    using_allocator,
+)
 from cupy.cuda.device import Device  # noqa: F401
 
 OPTIN = 97  # cudaDevAttrMaxSharedMemoryPerBlockOptin
@@ -21,68 +28,6 @@ NONPORTABLE = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
 
 class CUDARuntimeError(RuntimeError):
     pass
-
-
-class MemoryPointer:
-    """Memory that an allocator gave."""
-
-    def __init__(self, pool: MemoryPool, size: int) -> None:
-        self.pool, self.size = pool, size
-        pool.used += size
-
-    def __del__(self) -> None:
-        self.pool.used -= self.size
-
-
-class MemoryPool:
-    """A pool of its own."""
-
-    def __init__(self, allocator: Any = None) -> None:
-        self.used = 0
-
-    def malloc(self, size: int) -> MemoryPointer:
-        return MemoryPointer(self, size)
-
-    def used_bytes(self) -> int:
-        return self.used
-
-    def total_bytes(self) -> int:
-        return self.used_bytes()
-
-    def free_all_blocks(self) -> None:
-        pass
-
-
-class DefaultPool(MemoryPool):
-    """The pool of the current device."""
-
-    def used_bytes(self) -> int:
-        return cards.card().used
-
-
-class _Allocators(threading.local):
-    def __init__(self) -> None:
-        self.stack: list[Any] = []
-
-
-_allocators, _default = _Allocators(), [None]
-
-
-def set_allocator(allocator: Any = None) -> None:
-    _default[0] = allocator
-
-
-def get_allocator() -> Any:
-    return _allocators.stack[-1] if _allocators.stack else _default[0]
-
-
-@contextlib.contextmanager
-def using_allocator(allocator: Any = None) -> Iterator[None]:
-    _allocators.stack.append(allocator)
-    try:
-        yield
-    finally:
-        _allocators.stack.pop()
 
 
 def is_available() -> bool:

@@ -1,0 +1,125 @@
+"""CUDA graphs: what a function asks of a GPU is captured once, and then asked for by one launch.
+
+Nothing is done while it is captured. A launch does it on the same memory, so that the arrays that a graph reads and
+writes must stay where they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from xlstm.arrays import probe
+from xlstm.arrays.cublas import Handle
+
+Kept = TypeVar("Kept")
+
+
+class Graph:
+    """A graph of CUDA, and all that it needs.
+
+    Attributes
+    ----------
+    kept : list
+        Arrays that it reads and that others may drop.
+    stream : int
+        The address of the stream that was current before the capture, on which the graph is to be launched.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder, self.kept, self.made = recorder, list[Any](), None
+        self.stream = stream()
+
+    def launch(self) -> None:
+        """Ask for everything that was captured, on the current stream."""
+        self.made.launch()  # type: ignore[attr-defined]
+
+
+class _Memory:
+    """Memory from the pool that is current, which is not given back before this object is gone.
+
+    A pool gives memory back where it has too little, but graphs write to it whenever they are launched.
+    """
+
+    def __init__(self) -> None:
+        cuda = probe.cupy().cuda
+        self._take, self._stream, self._chunks = cuda.get_allocator(), cuda.get_current_stream(), list[Any]()
+
+    def malloc(self, size: int, device: int) -> int:
+        with self._stream:  # on which graphs are launched: others may have used the memory there before
+            self._chunks.append(self._take(size))
+        return int(self._chunks[-1].ptr)
+
+    def free(self, address: int, device: int) -> None:
+        pass
+
+
+class Recorder:
+    """Captures graphs that are launched one at a time, and that share the memory of their intermediate arrays."""
+
+    def __init__(self) -> None:
+        cuda, memory = probe.cupy().cuda, _Memory()
+        self._pool = cuda.MemoryPool(cuda.PythonFunctionAllocator(memory.malloc, memory.free).malloc)
+        self._stream = cuda.Stream(non_blocking=True)
+        self._cublas = Handle()
+
+    @contextlib.contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Multiply as captures do, so that all that cuBLAS needs is loaded before."""
+        self._cublas.use(probe.cupy().cuda.get_current_stream().ptr)
+        token = _handle.set(self._cublas)
+        try:
+            yield
+        finally:
+            _handle.reset(token)
+
+    def capture(self, function: Callable[[], None]) -> Graph:
+        """Return the graph of what a function asks for; it was called in a rehearsal, which compiled its kernels."""
+        graph = Graph(self)
+        token = _capturing.set(graph)
+        try:
+            with probe.cupy().cuda.using_allocator(self._pool.malloc), self._stream, self.rehearsal():
+                graph.made = _captured(self._stream, function)
+        finally:
+            _capturing.reset(token)
+        return graph
+
+
+def _captured(stream: Any, function: Callable[[], None]) -> Any:
+    stream.begin_capture()
+    try:
+        function()
+    except BaseException:
+        with contextlib.suppress(Exception):  # CUDA says a second time that the capture failed
+            stream.end_capture()
+        raise
+    return stream.end_capture()
+
+
+def capturing() -> Graph | None:
+    """Return the graph that is captured now, if any."""
+    return _capturing.get()
+
+
+def stream() -> int:
+    """Return the address of the stream that work is done on: within a capture, that of the graph's launches."""
+    graph = _capturing.get()
+    return int(probe.cupy().cuda.get_current_stream().ptr) if graph is None else graph.stream
+
+
+def handle() -> Handle | None:
+    """Return the handle of cuBLAS that captures and their rehearsals multiply with, within one."""
+    return _handle.get()
+
+
+def kept(found: Kept) -> Kept:
+    """Return what a cache has found, and keep it as long as the graph that is captured now, if any."""
+    if (graph := _capturing.get()) is not None:
+        graph.kept.append(found)
+    return found
+
+
+_handle: contextvars.ContextVar[Handle | None] = contextvars.ContextVar("handle", default=None)
+_capturing: contextvars.ContextVar[Graph | None] = contextvars.ContextVar("capturing", default=None)

@@ -1,0 +1,165 @@
+"""The decisions of a step of training, made on a GPU so that the host need not wait for them.
+
+They are whether a step counts, the loss scale of the next one, and how many updates there have been. A board is a
+float64 array on the device with the numbers of `Decided`; a step makes a new one from the last.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm.arrays.backend import Backend
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.fuse import fuse
+from xlstm.arrays.namespace import Array, Namespace
+from xlstm.arrays.together import Picked
+from xlstm.training.precision import Mixed, rescaled
+
+
+class Decided(NamedTuple):
+    """The numbers of a board.
+
+    Attributes
+    ----------
+    loss, norm : float
+        Those of the last step.
+    scale, good : float
+        The loss scale of the next step, and how many steps were good since it changed.
+    updates : float
+        Updates done.
+    weight, batches : float
+        Targets and batches that were accumulated since the last update.
+    steps : float
+        Steps since the board was begun.
+    failed : float
+        The number of the first of these steps that could not be taken, or 0; nothing changes after it.
+    counts, updated : float
+        Whether the last step's gradients were taken, and whether it updated the parameters: 1 or 0.
+    total : float
+        Targets of all gradients of an update.
+    row : float
+        The place of the numbers of the last step's update among those that it was given.
+    """
+
+    loss: float = 0.0
+    norm: float = 0.0
+    scale: float = 1.0
+    good: float = 0.0
+    updates: float = 0.0
+    weight: float = 0.0
+    batches: float = 0.0
+    steps: float = 0.0
+    failed: float = 0.0
+    counts: float = 0.0
+    updated: float = 0.0
+    total: float = 1.0
+    row: float = 0.0
+
+
+KEPT = ("scale", "good", "updates", "weight", "batches", "steps", "failed")  # what a step takes from the last one
+
+
+class Given(NamedTuple):
+    """The numbers that the host gives a step, in one float64 array on the device.
+
+    Attributes
+    ----------
+    values : array (2 + width * rows,)
+        The number of targets of the batch, the number of the update that the first row is for, and rows of numbers of
+        the optimiser.
+    width : int
+        The numbers of an update.
+    """
+
+    values: Array
+    width: int
+
+    def numbers(self, board: Array) -> list[Picked]:
+        """Return the numbers of the update that comes next by a board."""
+        rows, at = self.values[2:].reshape((self.width, -1)), value(board, "row")
+        return [Picked(rows[k], at) for k in range(self.width)]
+
+
+def given(weight: float, first: int, rows: Sequence[Sequence[float]], room: int) -> np.ndarray[Any, Any]:
+    """Return the values of `Given` on the host, with room for so many rows."""
+    values = np.zeros(2 + len(rows[0]) * room)
+    values[:2] = weight, first
+    values[2:].reshape(-1, room)[:, : len(rows)] = np.transpose(rows)
+    return values
+
+
+def begin(home: Backend, known: Decided) -> Array:
+    """Return a board with these numbers."""
+    return home.asarray(np.array(known), "float64")
+
+
+def value(board: Array, name: str) -> Array:
+    """Return a number of a board, a 0-d array that lies in it."""
+    return board[Decided._fields.index(name)]
+
+
+def read(board: Array) -> Decided:
+    """Return the numbers of a board; the host waits for the device."""
+    return Decided(*to_numpy(board).tolist())
+
+
+def decide(
+    xp: Namespace, board: Array, loss: Array, norm: Array, given: Given, precision: Mixed | None, accumulate: int
+) -> Array:
+    """Return the board after a step with this loss and norm of its gradients; on CuPy, from one launch."""
+    rule: dict[str, Any] = {"accumulate": accumulate, "scales": precision is not None and precision.scales}
+    if precision is not None and precision.scales:
+        rule |= precision.rule
+    after = xp.empty_like(board)
+    before = (value(board, name) for name in KEPT)
+    out = tuple(after[k] for k in range(len(Decided._fields)))
+    fuse(xp, _decided, loss, norm, given.values[0], given.values[1], *before, out=out, **rule)
+    return after
+
+
+def _decided(
+    xp: Namespace,
+    loss: Array,
+    norm: Array,
+    targets: Array,
+    first: Array,
+    scale: Array,
+    good: Array,
+    updates: Array,
+    weight: Array,
+    batches: Array,
+    steps: Array,
+    failed: Array,
+    *,
+    accumulate: int,
+    scales: bool,
+    **rule: float,
+) -> tuple[Array, ...]:
+    """Return the numbers of `Decided`, in its order."""
+    loss, norm = xp.astype(loss, xp.float64), xp.astype(norm, xp.float64)
+    one, none = xp.ones_like(scale), xp.zeros_like(scale)
+    finite, possible = _finite(xp, norm, one, none), none
+    if scales:
+        next_scale, next_good, possible = rescaled(xp, finite, scale, good, **rule)
+    sound = _finite(xp, loss, one, none) * xp.maximum(finite, possible)
+    steps = steps + 1
+    failed = xp.where(failed > 0, failed, (1 - sound) * steps)
+    goes_on = xp.where(failed > 0, none, one)
+    if scales:
+        scale, good = xp.where(goes_on > 0, next_scale, scale), xp.where(goes_on > 0, next_good, good)
+    counts = goes_on * finite
+    batches, weight = batches + counts, weight + counts * targets
+    updated = counts * xp.where(batches >= accumulate, one, none)
+    total = xp.where(weight > 0, weight, one)
+    left = [xp.where(updated > 0, none, a) for a in (weight, batches)]
+    row = updates - first
+    return loss, norm, scale, good, updates + updated, *left, steps, failed, counts, updated, total, row
+
+
+def _finite(xp: Namespace, a: Array, one: Array, none: Array) -> Array:
+    """Return 1 where a number is finite, else 0."""
+    return xp.where(xp.abs(a) <= sys.float_info.max, one, none)

@@ -1,0 +1,236 @@
+"""Steps of training in CUDA graphs, one for each shape of batches that comes again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xlstm.arrays import bernoulli, probe, together
+from xlstm.arrays.backend import Backend
+from xlstm.arrays.convert import BackendError
+from xlstm.arrays.fuse import fuse
+from xlstm.arrays.graph import Graph, Recorder
+from xlstm.arrays.namespace import Array, Namespace, Params
+from xlstm.training import decisions
+from xlstm.training.decisions import Given
+from xlstm.training.feed import Inputs
+
+if TYPE_CHECKING:
+    from xlstm.training.step import StepState
+
+MOST = 8  # graphs of a run; batches of other shapes go without
+SEEN = 64  # shapes of which it is known that they came before
+MASKS = 1024  # that a step draws at most
+
+Take = Callable[["StepState", Inputs, Given], "StepState"]
+
+
+@dataclass
+class _Captured:
+    """A graph, the arrays of a batch that it reads, and what it draws masks from."""
+
+    graph: Graph
+    inputs: Inputs
+    start: Any  # the state of the model that it begins with, and leaves
+    sizes: list[int]
+
+
+class Graphs:
+    """The arrays of a run that lie where graphs read and write them, and the graphs.
+
+    A shape that comes for the first time is not captured; when it comes again, it is captured after that step, whose
+    kernels are compiled then.
+    """
+
+    def __init__(self, home: Backend, masks: np.random.Generator | None) -> None:
+        self.home, self.recorder = home, Recorder()
+        self.params: Params = {}
+        self.slots: dict[str, Params] = {}
+        self.sums: Params | None = None
+        self.board: Array = None
+        self.given: Array = None
+        self.states: Array = None  # of masks
+        if masks is not None:
+            if not isinstance(masks.bit_generator, np.random.PCG64):
+                kind = type(masks.bit_generator).__name__
+                raise ValueError(f"Step: graph is True and seed a generator with {kind}, expected one with PCG64")
+            self.states = home.asarray(np.zeros((MASKS, bernoulli.STATE), np.uint64))
+        self.places: dict[Hashable, Any] = {}  # of states of the model, by their shapes
+        self.captured: dict[Hashable, _Captured] = {}
+        self.seen: dict[Hashable, None] = {}
+
+    def take(
+        self, step: Take, state: StepState, inputs: Inputs, values: np.ndarray[Any, Any], width: int, where: str
+    ) -> StepState:
+        """Return the state after a step, whose arrays are those of this object.
+
+        Parameters
+        ----------
+        step : callable
+            `step(state, inputs, given) -> state` changes the arrays of the state in their places, but for the board and
+            the state of the model.
+        state : StepState
+        inputs : Inputs
+        values, width
+            Those of `Given`, on the host.
+        where : str
+            The name of the step in errors.
+
+        Raises
+        ------
+        BackendError
+            The step does something that cannot be captured.
+        """
+        state = self._held(state)
+        if self.given is None or self.given.shape != values.shape:
+            self.given = self.home.asarray(np.zeros(values.shape), "float64")
+            self.captured.clear()
+        start = None if inputs.fresh else state.carried
+        batch = (inputs.x, inputs.target, inputs.mask)
+        key = (_kinds(batch), inputs.fresh, _lengths(inputs), _kinds(start), _increment(state), state.batches)
+        if key in self.captured:
+            return self._launched(self.captured[key], state, inputs, values)
+        given = Given(self.home.asarray(values, "float64"), width)
+        with self.recorder.rehearsal():
+            after = self._done(step, state, inputs, given)
+        if key in self.seen and len(self.captured) < MOST:
+            try:
+                self.captured[key] = self._capture(step, state, inputs, width, after.carried)
+            except Exception as error:
+                problem = f"graph is True, but the step cannot be captured ({probe.first_line(error)})"
+                raise BackendError(f"{where}: {problem}; graph=False goes without") from error
+        self.seen[key] = None
+        if len(self.seen) > SEEN:
+            del self.seen[next(iter(self.seen))]
+        return after
+
+    def _held(self, state: StepState) -> StepState:
+        """Return a state with its arrays in the places of this object."""
+        xp, slots = self.home.xp, state.moments.slots
+        if not self.params:
+            self.params = _copies(xp, state.params)
+            self.slots = {slot: _copies(xp, moments) for slot, moments in slots.items()}
+            self.board = xp.asarray(state.board, copy=True)
+        if state.params is not self.params:
+            _write(xp, self.params, state.params)
+        if slots is not self.slots:
+            for slot, arrays in slots.items():
+                _write(xp, self.slots[slot], arrays)
+        if state.board is not self.board:
+            self.board[...] = state.board
+        if self.sums is not None and state.sums is not None and state.sums is not self.sums:
+            _write(xp, self.sums, state.sums)
+        moments = state.moments._replace(slots=self.slots)
+        sums = state.sums if self.sums is None else self.sums
+        return state._replace(params=self.params, moments=moments, board=self.board, sums=sums)
+
+    def _done(self, step: Take, state: StepState, inputs: Inputs, given: Given) -> StepState:
+        """Take a step in place, with the board in its place too."""
+        after = step(state, inputs, given)
+        self.board[...] = after.board
+        if self.sums is None:
+            self.sums = after.sums
+        moments = after.moments._replace(slots=self.slots)
+        return after._replace(params=self.params, moments=moments, board=self.board, sums=self.sums)
+
+    def _capture(self, step: Take, state: StepState, inputs: Inputs, width: int, end: Any) -> _Captured:
+        """Capture a step, which has just been taken and has left the model in the state `end`."""
+        if _kinds(end) not in self.places:
+            self.places[_kinds(end)] = _rebuilt(end, [a.copy(order="K") for a in _leaves(end)])
+        place = self.places[_kinds(end)]
+        fixed = inputs._replace(
+            x=inputs.x.copy(order="K"),
+            target=inputs.target.copy(order="K"),
+            mask=None if inputs.mask is None else inputs.mask.copy(order="K"),
+        )
+        later = None if state.masks is None else bernoulli.Later(state.masks.bit_generator, self.states)
+        state = self._held(state)._replace(masks=later, carried=None if state.carried is None else place)
+        given = Given(self.given, width)
+        self._leave(place, end)  # its kernels are to be compiled, too
+
+        def function() -> None:
+            self._leave(place, self._done(step, state, fixed, given).carried)
+
+        graph = self.recorder.capture(function)
+        return _Captured(graph, fixed, place, [] if later is None else later.sizes)
+
+    def _leave(self, place: Any, end: Any) -> None:
+        """Put the state of the model after a step into its place, unless the step could not be taken."""
+        failed = decisions.value(self.board, "failed")
+        for old, new in zip(_leaves(place), _leaves(end), strict=True):
+            fuse(self.home.xp, _unless_failed, old, new, failed, out=old)
+
+    def _launched(self, known: _Captured, state: StepState, inputs: Inputs, values: np.ndarray[Any, Any]) -> StepState:
+        """Put everything that changes into the places of a graph, and launch it."""
+        for name in ("x", "target", "mask"):
+            if getattr(inputs, name) is not None:
+                getattr(known.inputs, name)[...] = getattr(inputs, name)
+        self.given[...] = self.home.asarray(values, "float64")
+        if known.sizes:
+            assert state.masks is not None
+            self.states[: len(known.sizes)] = self.home.asarray(bernoulli.states(state.masks, known.sizes))
+        if not inputs.fresh and state.carried is not None and state.carried is not known.start:
+            for old, new in zip(_leaves(known.start), _leaves(state.carried), strict=True):
+                old[...] = new
+        known.graph.launch()
+        return state._replace(carried=known.start)
+
+
+def _copies(xp: Namespace, arrays: Params) -> Params:
+    """Return copies of arrays, each contiguous."""
+    whole = [a if a.flags.c_contiguous else a.copy(order="C") for a in arrays.values()]
+    return dict(zip(arrays, together.copies(xp, whole), strict=True))
+
+
+def _write(xp: Namespace, to: Params, arrays: Params) -> None:
+    """Copy arrays to the places of others of the same names."""
+    together.each(xp, _second, [list(to.values()), [arrays[name] for name in to]], into=(0,))
+
+
+def _second(xp: Namespace, old: Array, new: Array) -> Array:
+    return new
+
+
+def _unless_failed(xp: Namespace, old: Array, new: Array, failed: Any) -> Array:
+    return xp.where(failed > 0, old, new)
+
+
+def _leaves(tree: Any) -> Iterator[Array]:
+    """Yield the arrays of a state of a model."""
+    if isinstance(tree, tuple | list):
+        for part in tree:
+            yield from _leaves(part)
+    elif tree is not None:
+        yield tree
+
+
+def _rebuilt(tree: Any, arrays: list[Array]) -> Any:
+    """Return a state with other arrays."""
+    some = iter(arrays)
+
+    def made(part: Any) -> Any:
+        if isinstance(part, tuple | list):
+            return tuple(map(made, part))
+        return None if part is None else next(some)
+
+    return made(tree)
+
+
+def _kinds(tree: Any) -> Hashable:
+    """Return the shapes and dtypes of arrays."""
+    if isinstance(tree, tuple | list):
+        return tuple(map(_kinds, tree))
+    return None if tree is None else (tuple(tree.shape), str(tree.dtype))
+
+
+def _lengths(inputs: Inputs) -> Hashable:
+    """Return the options of a batch, which are on the host."""
+    return tuple((name, np.asarray(value).tobytes()) for name, value in inputs.options.items())
+
+
+def _increment(state: StepState) -> Hashable:
+    """Return the number that a graph has of the generator of masks."""
+    return None if state.masks is None else state.masks.bit_generator.state["state"].get("inc")
