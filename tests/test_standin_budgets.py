@@ -45,19 +45,22 @@ def passes(backend, layer, lengths=None, **options):
     rng = np.random.default_rng(0)
     params, x = layer.init(0, backend), backend.asarray(rng.standard_normal((T, B, layer.input_size)))
     forward = counts(lambda: layer.forward(params, x, lengths=lengths, **options))
-    y, _, saved = layer.forward(params, x, lengths=lengths, **options)
-    return forward, counts(lambda: layer.backward(params, saved, y))
+    for _ in range(2):  # what one backward pass makes of `saved` is there for the next
+        y, _, saved = layer.forward(params, x, lengths=lengths, **options)
+        with standin.counted(where=True) as backward:
+            layer.backward(params, saved, y)
+    return forward, backward
 
 
 @pytest.mark.parametrize(
     ("layer", "lengths", "forward", "backward"),
     [
         (xlstm.LSTM(D, H), None, 6, 8),
-        (xlstm.LSTM(D, H), [25, 3, 5, 1], 8, 10),
+        (xlstm.LSTM(D, H), [25, 3, 5, 1], 8, 11),
         (xlstm.GRU(D, H), None, 6, 9),
         (xlstm.sLSTM(D, H, num_heads=2), None, 7, 9),
         (xlstm.mLSTM(D, H, num_heads=2), None, 38, 49),
-        (xlstm.LSTM(D, H, 4, bidirectional=True, dropout=0.1), None, 67, 84),
+        (xlstm.LSTM(D, H, 4, bidirectional=True, dropout=0.1), None, 57, 74),
     ],
     ids=["LSTM", "LSTM, lengths", "GRU", "sLSTM", "mLSTM", "4 layers, 2 directions"],
 )

@@ -251,6 +251,8 @@ LAYERS = {
     "batch_first": alone(xlstm.LSTM(2, 4, batch_first=True)),
     "blocks, dropout": alone(xlstm.xLSTMStack(4, 2, [1], 2, dropout=0.2), inputs=2),
     "blocks, lengths": alone(xlstm.xLSTMStack(4, 2, [1], 2), lengths=UNEVEN, inputs=2),
+    "10 layers, both directions, lengths": alone(xlstm.GRU(2, 4, 10, bidirectional=True), lengths=UNEVEN),
+    "10 layers": alone(xlstm.mLSTM(2, 4, 10, num_heads=2)),
     "pinball": alone(xlstm.LSTM(2, 4), loss=quantiles),
 }
 

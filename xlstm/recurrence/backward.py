@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Params, device_of
@@ -106,4 +107,4 @@ def _masked(tape: Tape, rows: Array) -> Array:
         steps = reshape(rows[at : at + k * n, :], (k, n, rows.shape[1])) * drop[:, :n].T
         found.append(reshape(steps, (k * n, rows.shape[1])))
         at += k * n
-    return xp.concat(found)
+    return concat(xp, found, 0)
