@@ -142,7 +142,7 @@ def test_training_of_a_language_model(backend):
     tokens = np.arange(201) % 11
     data = Streams(tokens[:-1], tokens[1:], B, T)
     whole, clip, update = training(backend, model, data, optimizers.adamw(1e-3))
-    within(whole, 423, to_device=3, to_host=1, waits=1)
+    within(whole, 422, to_device=3, to_host=1, waits=1)
     within(clip, 3)
     within(update, 1)
     within(replay(backend, model, data, optimizers.adamw(1e-3), True), 8, to_device=3, to_host=1, waits=1)
