@@ -175,13 +175,14 @@ def test_a_loss_that_is_not_finite_stops_training_later(backend, monkeypatch, op
     assert str(later.value) == str(at_once.value)
 
 
-def test_the_state_of_the_model_stays_as_well(backend):
-    """A captured step that cannot be taken leaves the state that it began with, from which its error is found."""
+@pytest.mark.parametrize("graph", [False, True])
+def test_the_state_of_the_model_stays_as_well(backend, graph):
+    """A step that cannot be taken leaves the state that it began with, from which its error is found."""
     target = np.zeros((40, 3))
     target[32] = 3e38
     data = Streams(np.sin(np.arange(40.0))[:, None], target, 2, 4)
     model = SequenceModel(xlstm.LSTM(1, 4), 3)
-    made = Step(model, ADAM, wait=False, graph=True)
+    made = Step(model, ADAM, wait=False, graph=graph)
     state, carried = made.init(model.init(0, backend)), []
     for k, batch in enumerate(data.batches(), 1):
         carried.append([] if state.carried is None else [to_numpy(a) for a in state.carried])
@@ -251,6 +252,8 @@ LAYERS = {
     "batch_first": alone(xlstm.LSTM(2, 4, batch_first=True)),
     "blocks, dropout": alone(xlstm.xLSTMStack(4, 2, [1], 2, dropout=0.2), inputs=2),
     "blocks, lengths": alone(xlstm.xLSTMStack(4, 2, [1], 2), lengths=UNEVEN, inputs=2),
+    "10 layers, both directions, lengths": alone(xlstm.GRU(2, 4, 10, bidirectional=True), lengths=UNEVEN),
+    "10 layers": alone(xlstm.mLSTM(2, 4, 10, num_heads=2)),
     "pinball": alone(xlstm.LSTM(2, 4), loss=quantiles),
 }
 
@@ -266,6 +269,19 @@ def test_steps_of_all_layers_are_captured(backend, case):
             state, _ = made(state, batch, f"step {k}")
         found.append(state)
     assert len(found[1].graphs.captured) == 1 + (not batch.fresh)
+    same_arrays(arrays(found[0])[0], arrays(found[1])[0])
+
+
+def test_steps_of_another_kind_are_captured_anew(backend):
+    """Two objects that share a state: each has its own optimiser and its own graphs."""
+    found, batch = [], next(iter(windows().batches()))
+    for graph in (False, True):
+        first, second = (Step(LSTM, optimizers.adam(rate), graph=graph) for rate in (0.5, 0.01))
+        third = Step(LSTM, optimizers.adam(0.02))
+        state = first.init(LSTM.init(0, backend))
+        for made in (first, first, first, second, second, second, third, second):
+            state, _ = made(state, batch)
+        found.append(state)
     same_arrays(arrays(found[0])[0], arrays(found[1])[0])
 
 

@@ -69,6 +69,9 @@ def concat(xp: Namespace, parts: Sequence[Array | Filled], axis: int) -> Array:
     -------
     array
     """
+    if fuse.compiles(xp) and len(parts) > PARTS and not any(isinstance(part, Filled) for part in parts):
+        parts = [concat(xp, parts[k : k + PARTS], axis) for k in range(0, len(parts), PARTS)]
+        return concat(xp, parts, axis)
     like: Array = next(part for part in parts if not isinstance(part, Filled))
     axis %= like.ndim
     shape = list(like.shape)
@@ -82,6 +85,11 @@ def concat(xp: Namespace, parts: Sequence[Array | Filled], axis: int) -> Array:
         given = (_table(parts, shape, axis, found), np.uint32(found.size), np.int32(found.itemsize), found)
         _kernel()((blocks,), (THREADS,), given)
     return found
+
+
+def stack(xp: Namespace, arrays: Sequence[Array]) -> Array:
+    """Return arrays of one shape and dtype along a new first axis."""
+    return concat(xp, [a[None, ...] for a in arrays], 0) if fuse.compiles(xp) else xp.stack(arrays)
 
 
 def _takes(xp: Namespace, parts: Sequence[Array | Filled], shape: Sequence[int]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from xlstm.arrays.concat import concat
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, device_of
 
@@ -21,4 +22,4 @@ def add_rows(xp: Namespace, places: Array, rows: Array, count: int) -> Array:
     for first in range(0, count, step):
         some = xp.arange(first, min(first + step, count), dtype=places.dtype, device=device_of(places))
         parts.append(matmul(xp, xp.astype(some[:, None] == places[None, :], rows.dtype), rows))
-    return parts[0] if len(parts) == 1 else xp.concat(parts)
+    return parts[0] if len(parts) == 1 else concat(xp, parts, 0)

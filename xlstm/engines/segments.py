@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from xlstm.arrays import constants
+from xlstm.arrays.concat import concat
 from xlstm.arrays.namespace import Array, Namespace, device_of
 
 Widths = Sequence[tuple[int, int]]  # (steps, width) of each segment, widths falling
@@ -88,7 +89,7 @@ def before(xp: Namespace, hs: Array, widths: Widths) -> Array:
 def beside(xp: Namespace, arrays: Sequence[Array]) -> Array:
     """Return columns (H, ...) side by side; where only one array has any, it is returned as it is."""
     some = [a for a in arrays if a.shape[1]] or arrays[:1]
-    return some[0] if len(some) == 1 else xp.concat(some, axis=1)
+    return some[0] if len(some) == 1 else concat(xp, some, 1)
 
 
 def joined(xp: Namespace, parts: Sequence[Sequence[Array]], all_of: Sequence[Array], first: int) -> list[Array]:

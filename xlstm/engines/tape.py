@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from xlstm.arrays import workspace
+from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, device_of
@@ -81,7 +82,7 @@ class Tape:
             steps = reshape(self.h0[at : at + k * n, :], (k, n, self.step.P)) * drop[:, :n].T
             found.append(reshape(steps, (k * n, self.step.P)))
             at += k * n
-        return found[0] if len(found) == 1 else self.step.xp.concat(found)
+        return found[0] if len(found) == 1 else concat(self.step.xp, found, 0)
 
     @property
     def out(self) -> Array:

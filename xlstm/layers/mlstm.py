@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays.concat import concat
+from xlstm.arrays.concat import concat, stack
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params, dtype_name, squares_below
 from xlstm.arrays.threads import matmul
@@ -157,7 +157,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
                 kept[str(k)] = Kept(x, beyond, mask, q, key, v, i, f, s, h, memory)
             x = y
             ends.append(end)
-        return x, tuple(xp.stack(one) for one in zip(*ends, strict=True)), kept
+        return x, tuple(stack(xp, one) for one in zip(*ends, strict=True)), kept
 
     def scan_bwd(
         self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
@@ -179,7 +179,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
                 dy = fuse(xp, clamp_bwd, dy, one.beyond, limit=fourth_root(xp, dy.dtype))
             dy = dropped(dy, one.mask)
             starts.append(start)
-        return grads, dy, tuple(xp.stack(one[::-1]) for one in zip(*starts, strict=True))
+        return grads, dy, tuple(stack(xp, one[::-1]) for one in zip(*starts, strict=True))
 
     def pieces(self, kept: Any) -> Mapping[str, Any]:
         return kept  # type: ignore[no-any-return]

@@ -11,7 +11,7 @@ import numpy as np
 
 from xlstm.arrays import together
 from xlstm.arrays.bernoulli import bernoulli
-from xlstm.arrays.concat import concat
+from xlstm.arrays.concat import concat, stack
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.cell import Cell
@@ -181,7 +181,7 @@ class Stack(SequenceLayer):
             return y, tuple([one[0] if len(one) == 1 else concat(xp, one, 0) for one in stacked])
         if len(after) == 1:  # to stack one array takes longer, which counts in a stream
             return y, tuple([xp.asarray(s[None, ...], copy=True) for s in after[0]])
-        return y, tuple([xp.stack(states) for states in zip(*after, strict=True)])
+        return y, tuple([stack(xp, states) for states in zip(*after, strict=True)])
 
     @functools.cached_property
     def _streams(self) -> list[dict[Any, Any]]:
@@ -216,4 +216,4 @@ def _together(xp: Namespace, columns: Sequence[Sequence[Array]], packing: Packin
             states = [s.T[None, ...] for s in columns[0]]
             return tuple(states if packing.order is not None else together.copies(xp, states))  # the order is a copy
         return tuple([xp.asarray(s.T[None, ...], copy=True) for s in columns[0]])
-    return tuple([xp.stack([s.T for s in one]) for one in zip(*columns, strict=True)])
+    return tuple([stack(xp, [s.T for s in one]) for one in zip(*columns, strict=True)])

@@ -45,7 +45,10 @@ class Graphs:
     kernels are compiled then.
     """
 
-    def __init__(self, home: Backend, masks: np.random.Generator | None) -> None:
+    def __init__(self, owner: object, home: Backend, masks: np.random.Generator | None) -> None:
+        self.owner = (
+            owner  # the steps that are captured, with all that they read, such as weights that stay as they are
+        )
         self.home, self.recorder = home, Recorder()
         self.params: Params = {}
         self.slots: dict[str, Params] = {}
@@ -85,9 +88,8 @@ class Graphs:
             The step does something that cannot be captured.
         """
         state = self._held(state)
-        if self.given is None or self.given.shape != values.shape:
+        if self.given is None:
             self.given = self.home.asarray(np.zeros(values.shape), "float64")
-            self.captured.clear()
         start = None if inputs.fresh else state.carried
         batch = (inputs.x, inputs.target, inputs.mask)
         key = (_kinds(batch), inputs.fresh, _lengths(inputs), _kinds(start), _increment(state), state.batches)
@@ -159,9 +161,8 @@ class Graphs:
 
     def _leave(self, place: Any, end: Any) -> None:
         """Put the state of the model after a step into its place, unless the step could not be taken."""
-        failed = decisions.value(self.board, "failed")
         for old, new in zip(_leaves(place), _leaves(end), strict=True):
-            fuse(self.home.xp, _unless_failed, old, new, failed, out=old)
+            fuse(self.home.xp, _unless_failed, old, new, decisions.value(self.board, "failed"), out=old)
 
     def _launched(self, known: _Captured, state: StepState, inputs: Inputs, values: np.ndarray[Any, Any]) -> StepState:
         """Put everything that changes into the places of a graph, and launch it."""
@@ -177,6 +178,17 @@ class Graphs:
                 old[...] = new
         known.graph.launch()
         return state._replace(carried=known.start)
+
+
+def unless_failed(xp: Namespace, board: Array, old: Any, new: Any) -> Any:
+    """Return the state of the model after a step, or that before it where the step, or one before, could not be taken.
+
+    There is nothing to keep where the states differ in shape, as at the beginning.
+    """
+    if _kinds(old) != _kinds(new):
+        return new
+    pairs = zip(_leaves(old), _leaves(new), strict=True)
+    return _rebuilt(new, [fuse(xp, _unless_failed, *pair, decisions.value(board, "failed")) for pair in pairs])
 
 
 def _copies(xp: Namespace, arrays: Params) -> Params:

@@ -23,12 +23,12 @@ from xlstm.training import decisions, optimizers
 from xlstm.training.callbacks import Callback
 from xlstm.training.decisions import Decided, Given
 from xlstm.training.feed import Feed, Inputs, Loss, loss_of
-from xlstm.training.graphs import Graphs
+from xlstm.training.graphs import Graphs, unless_failed
 from xlstm.training.precision import Mixed, Scaling, after, lowered, raised
 
 OPTIMIZER = checks.instance(optimizers.Optimizer, "one of xlstm.optim, such as optim.adam(1e-3)")
 MIXED = checks.optional(checks.instance(Mixed, "None or an xlstm.precision.Mixed"))
-AHEAD = 100  # steps that the host is ahead of a GPU at most, before it looks how they went
+AHEAD = 32  # steps that the host is ahead of a GPU at most, before it looks how they went
 
 
 class Pending(NamedTuple):
@@ -36,7 +36,7 @@ class Pending(NamedTuple):
 
     where: str
     batch: Batch
-    carried: Any  # the state of the model before it
+    carried: Any  # the state of the model before it; without waits the GPU keeps that of a step that it could not take
     masks: Any  # that of the generator before it
     numbers: tuple[float, ...]  # of its update
     updates: int  # before it, where all before it were taken
@@ -130,7 +130,7 @@ class Step:
         Update the parameters after so many batches, by the mean gradient over all their targets.
     wait : bool
         Wait for the loss and the norm of each step. Without that a step on CuPy is only asked for: `loss`, `norm` and
-        `updated` are arrays on the GPU, and whether a step could be taken shows in `settle`, or a hundred steps later.
+        `updated` are arrays on the GPU, and whether a step could be taken shows in `settle`, or 32 steps later.
         Nothing changes after a step that could not be taken. Steps wait all the same with other libraries, with an
         optimiser without `parts`, and where scaled gradients are accumulated.
     graph : bool
@@ -203,7 +203,7 @@ class Step:
         if self.graph:
             if not compiles(feed.home.xp):
                 raise BackendError(f"Step: graph is True, which needs arrays of CuPy, the backend is {feed.home}")
-            graphs = Graphs(feed.home, masks)
+            graphs = Graphs(self, feed.home, masks)
         moments = self.optimizer.init(params)
         return StepState(params, moments, None, scaling, None, 0.0, 0, 0, masks, feed, graphs=graphs)
 
@@ -238,7 +238,7 @@ class Step:
         if self.wait or (self.accumulate > 1 and self._scales):
             state, found = self._settled(state)
             return state, Taken(found.loss, found.norm, bool(found.updated))
-        board = state.board if state.graphs is None else state.feed.home.xp.asarray(state.board, copy=True)
+        board = state.feed.home.xp.asarray(state.board, copy=True) if self.graph else state.board
         return state, Taken(*(decisions.value(board, name) for name in ("loss", "norm", "updated")))
 
     def settle(self, state: StepState) -> StepState:
@@ -299,14 +299,17 @@ class Step:
             state = state._replace(board=board)
         numbers = self.optimizer.parts.numbers(state.updates)  # type: ignore[union-attr]
         masks = None if state.masks is None else state.masks.bit_generator.state
-        one = Pending(where, inputs.host, state.carried, masks, numbers, state.updates)
+        one = Pending(where, inputs.host, state.carried if self.wait else None, masks, numbers, state.updates)
         rows, room = [numbers], 1
         if self._scales and not self.wait:  # only the device knows how many updates there were
             rows, room = [*(step.numbers for step in state.pending), numbers], AHEAD
         first = state.pending[0].updates if room > 1 and state.pending else state.updates
         values = decisions.given(inputs.weight, first, rows, room)
-        if state.graphs is not None:
-            state = state.graphs.take(self._in_place, state, inputs, values, len(numbers), where)
+        if self.graph:
+            graphs = state.graphs
+            if graphs is None or graphs.owner is not self:
+                graphs = Graphs(self, state.feed.home, state.masks)
+            state = graphs.take(self._in_place, state, inputs, values, len(numbers), where)._replace(graphs=graphs)
         else:
             given = Given(state.feed.home.asarray(values, "float64"), len(numbers))
             state = self._arrays(state, inputs, given)
@@ -331,6 +334,8 @@ class Step:
         norm = optimizers.global_norm(grads)
         board = decisions.decide(xp, board, loss, norm, given, self.precision, self.accumulate)
         counts, updated = (decisions.value(board, name) for name in ("counts", "updated"))
+        if not self.wait:
+            carried = unless_failed(xp, board, state.carried, carried)
         state = state._replace(carried=carried, board=board)
         if self.accumulate > 1:
             sums = self._sums(state, grads, given.values[0], counts, in_place=in_place)
@@ -394,7 +399,7 @@ class Step:
         masks = copy.deepcopy(state.masks)
         if masks is not None:
             masks.bit_generator.state = step.masks
-        state = state._replace(carried=step.carried, masks=masks)
+        state = state._replace(carried=step.carried if self.wait else state.carried, masks=masks)
         self._watched(state, state.feed.inputs(step.batch, step.where), step.where)
         raise FloatingPointError(f"{step.where}: loss is {found.loss:g}, norm of the gradient {found.norm:g}")
 
