@@ -125,23 +125,23 @@ class _Cell:
 
     def __init__(self, step: Pointwise, kind: str, real: str, loop: bool, keep_h: bool) -> None:
         self.kind, self.real, self.back = kind, real, kind in BACK
-        inputs, drop = step.after if self.back else step.before, step.around.drop
+        inputs, around = step.after if self.back else step.before, step.around
         lean = step.lean if kind in ("slim", "lean") else step.forward
         function = {"backward": step.backward, "factor": step.factor, "factor_bwd": step.factor_bwd}.get(kind, lean)
         self.lines, outputs = trace(function, inputs, step.library)
         used = {line.args[0] for line in self.lines if line.op == "input"}
         self.inside = ("h", *step.carried)
-        self.states = step.carried if step.around.projected else self.inside  # that the kernel is given
-        # The mask of h, and the cell's own product.
+        self.states = step.carried if around.projected else self.inside  # that the kernel is given
+        drop = around.drop and not around.projected  # the mask of a projection is not of these units
         self.beside = tuple(name for name in ("drop", "inner") if name in used or (name == "drop" and drop))
         self.passed_on = next(name for name in ("da", "dzh", "dz") if name in step.gradients)  # by the product of h
-        dy = () if step.around.projected else ("dy",)
+        dy = () if around.projected else ("dy",)
         each = (*((*dy, *step.carried, *step.saved) if self.back else ("zx",)), *step.shares)
         self.fetched: Rows = {name: inputs.get(name) for name in each if name in used or name == "dy"}
         constant = used & (step.before.keys() - {"zx", "zh", "drop", "inner", *self.inside, *step.shares})
         self.constant: Rows = {f"p_{name}": step.before[name] for name in step.before if name in constant}
         self.numbers = [f"p_{name}" for name in step.numbers if name in used]
-        self.y = "out" if step.around.projected else "y"  # what is kept of h after the step
+        self.y = "out" if around.projected else "y"  # what is kept of h after the step
         kept = {"forward": (self.y, *step.carried), "slim": (self.y, *step.carried), "lean": (self.y,)}.get(kind, ())
         kept += ("h",) if keep_h and kind in ("forward", "slim") else ()
         made = ("dz", "dzh", "da") if self.back else step.saved
@@ -182,7 +182,7 @@ class _Cell:
                 _function(f"constants(Constant& k, {arrays}, int unit)", constants),
                 # Numbers stay in the type of memory here: then nothing waits for them yet.
                 _function(f"fetch(Fetched& f, {row})", _each(self.fetched, "f.{name}[{row}] = a.{name}[{at}];")),
-                # What the product takes of h, and gives back to it, with the mask of recurrent dropout.
+                # The mask of recurrent dropout is between h and its product.
                 _function("masked(const State& s, REAL h)", [f"return {self._masked('h')};"], "REAL"),
                 _function("first_h(const Arrays& a, long long at)", [first], "REAL"),
                 _function(f"step(State& s, const Constant& k, const Fetched& f, {product}, Result& r)", self._step()),
