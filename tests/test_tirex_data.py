@@ -204,9 +204,12 @@ def test_late_starts_are_taken(monkeypatch):
     short = np.arange(10.0)
     expected = own.forecast(params, [short] * 2, 4).quantiles
     assert seen == [(2, 8, 8)]
-    found = own.forecast(params, [short] * 20, 4).quantiles
+    found = own.forecast(params, [short] * 20, 4, batch_size=16).quantiles
     assert seen[1:] == [(16, 3, 8), (4, 3, 8)]
     close(found, np.repeat(expected[:1], 20, axis=0), 1e-12)
+    seen.clear()
+    own.forecast(params, [short] * 6, 4)
+    assert seen == [(4, 8, 8), (2, 8, 8)]  # on a CPU
 
 
 @pytest.mark.parametrize("name", "abc")

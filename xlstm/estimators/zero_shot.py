@@ -52,9 +52,8 @@ class ZeroShotForecaster(Estimator):
         Steps ahead that are forecast, by default a patch of the model, which is 32 steps in published ones.
     quantiles : list of float, optional
         Rising levels within those that the model was trained for, which are the default.
-    batch_size : int
-        Windows that the network sees at once, at most. More take more memory, and a CPU is
-        no quicker with them; for a GPU 512 is a good number.
+    batch_size : int, optional
+        Windows that the network sees at once, at most: by default 4 on a CPU and 512 on a GPU.
     rollout, resample : optional
         Options of `TiRex.forecast`.
     sign_flip, differencing : optional
@@ -101,7 +100,7 @@ class ZeroShotForecaster(Estimator):
         params: Params | None = None,
         horizon: int | None = None,
         quantiles: Sequence[float] | None = None,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         rollout: int | None = None,
         resample: str | None = None,
         sign_flip: bool | None = None,

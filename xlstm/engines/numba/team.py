@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from types import FunctionType, ModuleType
 from typing import Any
@@ -23,7 +24,6 @@ TURNS = 2000  # times that a worker looks for work before it sleeps, some 0.5 ms
 PIECES = 8  # of a job, for each thread, so that all end at about the same time
 WORTH = 1 << 21  # multiplications that a piece is worth, 20 us
 LARGE = 1 << 22  # multiplications from which on a job is shared, 40 us: a worker that sleeps costs 5 us to wake
-
 
 # The number n of what a call does, its compiled function, which is called as `function(*given, first, last)`, what is
 # given (numbers, contiguous arrays, and tuples of them), and how many of the n stay together, or 0 for a part a thread.
@@ -86,9 +86,10 @@ def _enter(value: Any, numbers: list[int]) -> Any:
     if isinstance(value, tuple):
         return tuple([_enter(one, numbers) for one in value])
     if isinstance(value, np.ndarray):
+        assert value.flags.c_contiguous
         numbers += (_address(value), *value.shape)
         return value.dtype.str[1:] + str(value.ndim)
-    numbers.append(int(value))
+    numbers.append(operator.index(value))
     return type(value) is bool
 
 

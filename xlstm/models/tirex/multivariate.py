@@ -109,7 +109,7 @@ def forecast(
     past: Any,
     future: Any,
     levels: Any,
-    batch_size: int,
+    batch_size: int | None,
     sign_flip: bool | None,
     differencing: bool | None,
     pad_context: bool,
@@ -117,7 +117,8 @@ def forecast(
 ) -> Forecast:
     """Run `TiRex2.forecast`, which describes the arguments."""
     where = type(model).__name__
-    horizon, batch_size = checks.size(where, "horizon", horizon), checks.size(where, "batch_size", batch_size)
+    horizon = checks.size(where, "horizon", horizon)
+    batch_size = checks.optional(checks.size)(where, "batch_size", batch_size)
     flip = checks.flag(where, "sign_flip", model.sign_flip if sign_flip is None else sign_flip)
     differ = checks.flag(where, "differencing", model.differencing if differencing is None else differencing)
     pad = checks.flag(where, "pad_context", pad_context)
@@ -128,7 +129,7 @@ def forecast(
     starts = Starts.checked(where, model, params, starts)
     call = Call(starts, horizon, model.context if pad else min(model.context, longest), flip, differ)
     warn_beyond(where, model, horizon, 4)
-    return Forecast.of(found, _all(call, items, batch_size), model.quantiles, levels)
+    return Forecast.of(found, _all(call, items, starts.batch(batch_size)), model.quantiles, levels)
 
 
 def warn_beyond(where: str, model: Any, horizon: int, level: int) -> None:

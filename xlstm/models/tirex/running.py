@@ -13,6 +13,9 @@ from xlstm.data.host import Values
 from xlstm.layers.state import Leaf, State
 from xlstm.models.tirex.variates import Groups
 
+# Rows at once by default: a CPU is 1.2 times as quick with 16 of them, which take 50 to 100 MB more.
+FEW, MANY = 4, 512
+
 
 class Starts:
     """States of a network after tokens without any value, each computed once.
@@ -42,6 +45,12 @@ class Starts:
         if given.model != model or given.params is not params:
             raise ValueError(f"{where}: starts is that of another model or of other parameters")
         return given
+
+    def batch(self, given: int | None) -> int:
+        """Return how many rows the network sees at once: as many as are given, else few on a CPU, and many on a GPU."""
+        if given is not None:
+            return given
+        return FEW if "cpu" in str(device_of(self.like)).lower() else MANY
 
     def after(self, count: int, rows: int, grouped: bool = False) -> State | None:
         """Return the state of `rows` rows after `count` tokens; `grouped` ones are rows of groups of two or more."""

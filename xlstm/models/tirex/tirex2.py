@@ -209,7 +209,7 @@ class TiRex2(Network):
         past: Any = None,
         future: Any = None,
         quantiles: Any = None,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         sign_flip: bool | None = None,
         differencing: bool | None = None,
         pad_context: bool = True,
@@ -238,9 +238,9 @@ class TiRex2(Network):
         quantiles : list of float, optional
             Levels, by default those that the model was trained for. Others are interpolated linearly between two of
             those, and may not lie outside of them.
-        batch_size : int
-            Rows that the network sees at once, at most, unless one item has more. More take more memory, and a CPU is
-            no quicker with them; for a GPU 512 is a good number.
+        batch_size : int, optional
+            Rows that the network sees at once, at most, unless one item has more: by default 4 on a CPU and 512 on a
+            GPU. With 16 a CPU takes five sixths of the time, and 100 MB more at the published size.
         sign_flip : bool, optional
             Return the mean of this forecast and of that of the negated series, which takes twice the time. By default
             as the model says.

@@ -31,14 +31,15 @@ def forecast(
     given: Any,
     horizon: int,
     levels: Any,
-    batch_size: int,
+    batch_size: int | None,
     rollout: int,
     resample: str | None,
     starts: Starts | None,
 ) -> Forecast:
     """Run `TiRex.forecast`, which describes the arguments."""
     where = type(model).__name__
-    horizon, batch_size = checks.size(where, "horizon", horizon), checks.size(where, "batch_size", batch_size)
+    horizon = checks.size(where, "horizon", horizon)
+    batch_size = checks.optional(checks.size)(where, "batch_size", batch_size)
     rollout = checks.size(where, "rollout", rollout)
     resample = checks.optional(checks.choice(("frequency",)))(where, "resample", resample)
     levels = levels_of.levels(where, levels, model.quantiles)
@@ -47,7 +48,7 @@ def forecast(
     factors = [1.0 if resample is None else resampling.factor(row[0], horizon) for row in found.rows]
     rows = [resampling.downsampled(row[0], f) for row, f in zip(found.rows, factors, strict=True)]
     steps = [resampling.steps(horizon, f) for f in factors]
-    q = _ahead(starts, rows, steps, batch_size, rollout)
+    q = _ahead(starts, rows, steps, starts.batch(batch_size), rollout)
     ahead = [resampling.upsampled(one[:n], f, horizon)[None] for one, n, f in zip(q, steps, factors, strict=True)]
     return Forecast.of(found, ahead, model.quantiles, levels)
 
