@@ -56,7 +56,7 @@ VERSIONS = [
     *("--cover", "1"),
     "--deselect=tests/test_compiled.py::test_every_path_gives_the_same_numbers",
     "--deselect=tests/test_vector_lengths.py::test_options",
-    *(f"--ignore=tests/test_{name}.py" for name in ("bench", "bench_gpu", "bench_tasks")),
+    *(f"--ignore=tests/test_{name}.py" for name in ("bench", "bench_gpu", "bench_mains", "bench_tasks")),
 ]
 STANDIN = {"XLSTM_TEST_STANDIN": "1", "XLSTM_TEST_BACKENDS": "cupy", "XLSTM_TEST_REQUIRE": "cupy"}
 NUMPY = {**ALONE, "XLSTM_TEST_BACKENDS": "numpy", "XLSTM_COMPILE": "0"}

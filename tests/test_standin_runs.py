@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import json
 import runpy
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,16 +89,32 @@ def test_estimators_give_what_they_give_on_numpy(estimate):
 
 def small(monkeypatch):
     """Sizes of the programs with which they run in seconds."""
-    from bench import barriers, cudnn, events, sanitized
+    from bench import barriers, cudnn, events, language, mlstm, rows, sanitized
     from tests import parity, parity_paths
 
-    sizes = {"FEW": 2, "MANY": 4, "THREADS": 32, "STAY": 1, "MANY_CLUSTERS": 2, "ROUNDS": 1, "GRIDS": (2,)}
+    sizes = {
+        "FEW": 2,
+        "MANY": 4,
+        "THREADS": 32,
+        "STAY": 1,
+        "MANY_CLUSTERS": 2,
+        "ROUNDS": 1,
+        "GRIDS": (2,),
+        "COPIED": 64,
+    }
     for name, value in sizes.items():
         monkeypatch.setattr(barriers, name, value)
     monkeypatch.setattr(barriers, "CLUSTERS", (1, 2))
     monkeypatch.setattr(cudnn, "SHAPES", ((3, 2, 6),))
     monkeypatch.setattr(cudnn, "PRECISIONS", {name: cudnn.PRECISIONS[name] for name in ("TF32", "bf16")})
-    monkeypatch.setattr(cudnn, "LONGEST", 0.0)
+    monkeypatch.setattr(mlstm, "PRECISIONS", {name: mlstm.PRECISIONS[name] for name in ("TF32", "fp16")})
+    monkeypatch.setattr(language, "PRECISIONS", {**mlstm.PRECISIONS, "fp32": "float32"})
+    monkeypatch.setattr(mlstm, "SHAPES", ((2, 2, 20, 4, 6),))
+    monkeypatch.setattr(language, "STEPS", ((2, 5, 8, 11),))
+    monkeypatch.setattr(language, "TEXTS", ((1, 8, 11),))
+    monkeypatch.setattr(language, "WRITTEN", ("fp32", "fp16"))
+    monkeypatch.setattr(language, "TOKENS", 2)
+    monkeypatch.setattr(rows, "LONGEST", 0.0)
     monkeypatch.setattr(events, "BLOCK", 0.0)
     monkeypatch.setattr(events, "LONGEST", 0.0)
     monkeypatch.setattr(sanitized.run, "__defaults__", ((5,),))
@@ -114,16 +133,31 @@ def program(monkeypatch, name, *arguments):
     return module.main()
 
 
+def kernel(q, k, v, i, f, autocast_kernel_dtype):
+    """The heads of an mLSTM in PyTorch, all steps at once, in the place of a published kernel."""
+    import torch
+
+    sums = torch.nn.functional.logsigmoid(f).cumsum(-1)
+    gates = (sums[..., :, None] - sums[..., None, :] + i[..., None, :]).masked_fill(
+        torch.ones(f.shape[-1], f.shape[-1]).triu(1).bool(), -torch.inf
+    )
+    most = gates.amax(-1, keepdim=True).detach()
+    scores = q @ k.mT / q.shape[-1] ** 0.5 * torch.exp(gates - most)
+    return scores @ v / torch.maximum(scores.sum(-1, keepdim=True).abs(), torch.exp(-most))
+
+
 def test_the_gpu_check(monkeypatch, tmp_path, capsys):
     """Its parts but the tests, which are these, one after the other in this process."""
-    from bench import cudnn, gpu
+    from bench import cudnn, gpu, mlstm
 
     small(monkeypatch)
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    measure = cudnn.measure
-    monkeypatch.setattr(cudnn, "measure", lambda case, clock, until: measure(case, clock, until, "cpu"))
+    for module in (cudnn, mlstm):
+        monkeypatch.setattr(module, "measure", functools.partial(module.measure, device="cpu"))
     monkeypatch.setattr(cudnn.Torch, "captured", lambda peer: peer.eager)
+    published = SimpleNamespace(mlstm_chunkwise__xl_chunk=kernel)
+    monkeypatch.setitem(sys.modules, "mlstm_kernels.torch.chunkwise", published)
 
     def here(argv, seconds, environment):
         if argv[1] in ("pytest", "xlstm"):
@@ -136,11 +170,21 @@ def test_the_gpu_check(monkeypatch, tmp_path, capsys):
         capsys.readouterr().out
     )
     record = json.loads((tmp_path / "gpu-a-small-one.json").read_text())
-    assert [part["result"] for part in record["parts"]] == [gpu.OK] * 5
+    assert [part["result"] for part in record["parts"]] == [gpu.OK] * 7
+    assert record["device"]["sms"] == 8
+    assert "numpy" in record["machine"]["packages"]
     assert set(record["barriers"]["grid"]) == {"2", "8"}
-    assert len(record["cudnn"]["rows"]) == 10
-    assert not [row for row in record["cudnn"]["rows"] if "error" in row]
-    assert record["cudnn"]["left out"] == []
+    for part, count in {"cudnn": 10, "mlstm": 4, "language": 5}.items():
+        assert len(record[part]["rows"]) == count
+        assert not [row for row in record[part]["rows"] if "error" in row]
+        assert record[part]["left out"] == []
+    for row in record["mlstm"]["rows"]:
+        assert list(row["seconds"]) == ["xlstm", "xl_chunk"]
+        assert row["difference"] < 1e-2
+        assert row["missing"] == {"limit_chunk": "mlstm_kernels has no mlstm_chunkwise__limit_chunk; it needs Triton"}
+    for row in record["language"]["rows"]:
+        assert row["tokens a second"] > 0
+        assert not row["losses"] or row["losses"][1] < row["losses"][0]
     said = capsys.readouterr().out
     assert "2, across the grid" in said
     assert "forward + backward by each path" in said
@@ -162,3 +206,29 @@ def test_the_main_job(monkeypatch, tmp_path):
         runpy.run_module("xlstm", run_name="__main__")
     assert not ended.value.code
     assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["layers", "lengths", "inference"])
+def test_times_of_layers(monkeypatch, tmp_path, name):
+    from xlstm.cli import timing
+
+    monkeypatch.setattr(timing.interleave, "__defaults__", (1, 0.0, timing.interleave.__defaults__[-1]))
+    for sizes in ("SHAPES", "LARGE", "GPU_SHAPES"):
+        monkeypatch.setattr(f"bench.{name}.{sizes}", [(3, 2, 4, 5)] if sizes == "GPU_SHAPES" else [], raising=False)
+    results = tmp_path / "results.json"
+    program(monkeypatch, f"bench.{name}", "--backend", "cupy", "--rounds", "1", "--json", str(results))
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert lines
+    assert all("no CUDA device" in line["missing"]["cuDNN"] for line in lines)
+
+
+def test_tasks(monkeypatch, tmp_path):
+    from bench import tasks
+    from tests.test_bench_tasks import SMALL
+
+    monkeypatch.setattr(tasks, "RECIPES", {"recall": SMALL})
+    monkeypatch.setitem(tasks.TASKS, "recall", replace(tasks.TASKS["recall"], tests=(64, 72)))
+    results = tmp_path / "results.json"
+    arguments = ("--backend", "cupy", "--only", "recall", "--models", "mixed", "--json", str(results))
+    program(monkeypatch, "bench.tasks", *arguments)
+    assert json.loads(results.read_text())["results"]["steps"] == SMALL.steps
