@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from bench import barriers, cudnn, events, gpu, gpu_table, language, limits, mlstm, rows, sanitize, sanitized
+from bench import barriers, cudnn, events, gpu, gpu_table, language, limits, mlstm, rows, sanitize
 from bench.budget import Budget, Part
 from bench.cudnn import CAPTURED, EAGER, Case
 from bench.rows import OURS
@@ -394,24 +394,6 @@ def test_barriers_in_words():
         "16, in a cluster                   0.25        7",
         "cluster of 8 blocks: no",
     ]
-
-
-def test_what_is_sanitized_runs(monkeypatch):
-    runtime = ShimRuntime(SMALL)
-    monkeypatch.setattr(launch, "runtime", lambda xp, like: runtime)
-    monkeypatch.setattr(sys.modules["xlstm.arrays.namespace"], "_on_cpu_array", lambda array: False)
-    monkeypatch.setattr(sanitized, "B", 3)
-    monkeypatch.setattr(sanitized, "LENGTHS", [4, 0, 2])
-    ways = {path: [w for w in sanitized.WAYS[path] if w[1] == "float32"][:1] for path in ("plain", "cluster")}
-    monkeypatch.setattr(sanitized, "WAYS", ways)
-    every = sanitized.layers
-    assert set(every(6)) == {*every(5), "sLSTM"}
-    monkeypatch.setattr(sanitized, "layers", lambda H: {n: every(H)[n] for n in ("LSTM, recomputed", "RNN", "sLSTM")})
-    ran = [line for line in sanitized.run(Backend("numpy", np, "cpu"), (6,)) if line.startswith("ran: ")]
-    for path in ways:
-        assert sum(f" {path}, " in line for line in ran) == 3
-    assert {"xlstm_forward", "xlstm_slim", "xlstm_lean", "xlstm_backward", "xlstm_again_step"} <= set(runtime.launches)
-    assert ran[-1] == "ran: mLSTM, H=40, float64"
 
 
 FOUND = """========= COMPUTE-SANITIZER

@@ -6,6 +6,7 @@ import functools
 import importlib
 import itertools
 import json
+import os
 import runpy
 import sys
 from dataclasses import replace
@@ -117,10 +118,11 @@ def small(monkeypatch):
     monkeypatch.setattr(rows, "LONGEST", 0.0)
     monkeypatch.setattr(events, "BLOCK", 0.0)
     monkeypatch.setattr(events, "LONGEST", 0.0)
-    monkeypatch.setattr(sanitized.run, "__defaults__", ((5,),))
+    monkeypatch.setattr(sanitized, "WIDTHS", (6,))
     monkeypatch.setattr(sanitized, "WAYS", {path: ways[:1] for path, ways in sanitized.WAYS.items()})
     every = sanitized.layers
-    monkeypatch.setattr(sanitized, "layers", lambda H: {n: every(H)[n] for n in ("LSTM, recomputed", "RNN")})
+    few = ("LSTM, recomputed", "RNN", "sLSTM")
+    monkeypatch.setattr(sanitized, "layers", lambda H: {n: layer for n, layer in every(H).items() if n in few})
     monkeypatch.setattr(parity, "FUNCTIONS", {n: parity.FUNCTIONS[n] for n in ("linear", "RNN")})
     monkeypatch.setattr(parity, "WIDE", {})
     monkeypatch.setattr(parity_paths, "DTYPES", {path: dtypes[:1] for path, dtypes in parity_paths.DTYPES.items()})
@@ -192,9 +194,61 @@ def test_the_gpu_check(monkeypatch, tmp_path, capsys):
 
 
 def test_what_the_sanitizer_runs(monkeypatch, capsys):
+    from bench import sanitized
+
+    assert set(sanitized.layers(6)) == {*sanitized.layers(5), "sLSTM"}
     small(monkeypatch)
-    assert program(monkeypatch, "bench.sanitized") == 0
-    assert "12 layers ran" in capsys.readouterr().out
+    with standin.counted(where=True) as counted:
+        assert program(monkeypatch, "bench.sanitized") == 0
+    said = capsys.readouterr().out
+    for path in sanitized.WAYS:
+        assert sum(f"H=6, {path}, " in line for line in said.splitlines()) == 3
+    assert "ran: mLSTM, H=40, float64" in said
+    assert "16 layers ran" in said
+    asked = counted.places()
+    for kernel in ("forward", "slim", "lean", "backward", "again_step"):
+        assert f"xlstm_{kernel} " in asked
+
+
+def test_a_selection_of_what_the_sanitizer_runs(monkeypatch, capsys):
+    small(monkeypatch)
+    assert program(monkeypatch, "bench.sanitized", "--paths", "pointwise", "mlstm", "--widths", "5", "8") == 0
+    ran = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ran: ")]
+    assert len(ran) == 5 + 2  # two cells with 5 units and three with 8, and an mLSTM with 8 in two dtypes
+    assert all("pointwise" in line or "mLSTM, H=8" in line for line in ran)
+    for wrong in ("0", "-3", "many"):
+        with pytest.raises(SystemExit):
+            program(monkeypatch, "bench.sanitized", "--widths", wrong)
+        assert f"{wrong} is no number of units, expected 1 or more" in capsys.readouterr().err
+
+
+# It runs what it is given to run, on the stand-in, and sums up as the real one does.
+SANITIZER = """#!{python}
+import subprocess, sys
+at = sys.argv.index({python!r})
+assert sys.argv[1:at] == ["--tool", "racecheck", "--error-exitcode", "99", "--target-processes", "all"]
+print("========= COMPUTE-SANITIZER")
+code = subprocess.run(sys.argv[at:]).returncode
+{found}
+sys.exit(code)
+"""
+HAZARD = "Error: Race reported between Write access at xlstm_forward_step+0x4d0 and Read access at xlstm_forward_step"
+
+
+@pytest.mark.parametrize(("found", "status"), [(0, 0), (1, 1)])
+def test_the_sanitizer(monkeypatch, tmp_path, capsys, found, status):
+    lines = [*[f"========= {HAZARD}"] * found, f"========= RACECHECK SUMMARY: {found} hazards displayed"]
+    said = "; ".join(["sys.stdout.flush()", *(f"print({line!r})" for line in lines)])
+    path = tmp_path / "compute-sanitizer"
+    path.write_text(SANITIZER.format(python=sys.executable, found=said))
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    selected = ("--paths", "pointwise", "--widths", "3", "--output", str(tmp_path / "kept"))
+    assert program(monkeypatch, "bench.sanitize", "--tools", "racecheck", *selected) == status
+    where = " (xlstm_forward_step 1)" if found else ""
+    assert f"racecheck: {found} findings{where}; 10 layers ran" in capsys.readouterr().out
+    kept = (tmp_path / "kept" / "sanitize-racecheck.txt").read_text()
+    assert "ran: GRU, H=3, pointwise, float16" in kept
 
 
 def test_the_main_job(monkeypatch, tmp_path):
