@@ -33,6 +33,7 @@ BLOCKS, SLSTM, HEADS = 4, (1,), 4
 TOKENS = 32  # of a call of `generate`
 RATE, NORM = 1e-3, 1.0
 SCALES = 24  # steps after which the scale of float16 fits at the latest
+GRAPHS = "graph" in Step.__dataclass_fields__  # whether a step can be a CUDA graph
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,18 @@ class Case:
     V: int
     precision: str
     train: bool = True
+    graph: bool = False  # the step is captured in a CUDA graph
     layer: str = "language"
 
     def __str__(self) -> str:
         what = f"step {self.B},{self.T}" if self.train else f"token {self.B}"
-        return f"{self.layer} {what},{self.D},{self.V} {self.precision}"
+        return f"{self.layer} {what},{self.D},{self.V} {self.precision}{', graph' if self.graph else ''}"
 
 
 def cases() -> list[Case]:
     """All, those first that matter most."""
-    found = [Case(*sizes, name) for sizes in reversed(STEPS) for name in PRECISIONS]
+    graphs = (False, True) if GRAPHS else (False,)
+    found = [Case(*sizes, name, graph=graph) for sizes in reversed(STEPS) for name in PRECISIONS for graph in graphs]
     return found + [Case(B, 1, D, V, name, train=False) for name in WRITTEN for B, D, V in TEXTS]
 
 
@@ -82,7 +85,8 @@ class Model:
         mixed = None if low == "float32" else precision.Mixed(low)
         tokens = np.random.default_rng(0).integers(0, case.V, case.B * case.T + 1)
         batch = next(iter(Streams(tokens[:-1], tokens[1:], case.B, case.T).batches()))
-        step = Step(self.model, optimizers.adamw(RATE), callbacks=[Clip(NORM)], precision=mixed)
+        graph = {"graph": True} if case.graph else {}
+        step = Step(self.model, optimizers.adamw(RATE), callbacks=[Clip(NORM)], precision=mixed, **graph)
         state = step.init(self.params)
 
         def call() -> None:
