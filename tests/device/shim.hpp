@@ -158,16 +158,6 @@ DEVICE void mma(float, float (&c)[4], uint4 a, unsigned b0, unsigned b1) {
     mma_model<float, 8>(c, a, b0, b1, tf32_of);
 }
 
-DEVICE unsigned from_lane_xor(unsigned v, int mask) {
-    shim::Fiber* me = shim::now;
-    const int lane = me->thread % 32, first = me->block->first + me->thread / 32 * 32;
-    me->warp->a[lane][0] = v;
-    shim::barrier(0, first, 32);
-    v = me->warp->a[lane ^ mask][0];
-    shim::barrier(0, first, 32);
-    return v;
-}
-
 template <int LANES>
 DEVICE unsigned largest(unsigned v) {
     shim::Fiber* me = shim::now;
@@ -175,6 +165,16 @@ DEVICE unsigned largest(unsigned v) {
     me->warp->a[lane][0] = v;
     shim::barrier(0, first, 32);
     for (int i = lane / LANES * LANES; i < lane / LANES * LANES + LANES; i++) v = std::max(v, me->warp->a[i][0]);
+    shim::barrier(0, first, 32);
+    return v;
+}
+
+DEVICE unsigned from_lane_xor(unsigned v, int mask) {
+    shim::Fiber* me = shim::now;
+    const int lane = me->thread % 32, first = me->block->first + me->thread / 32 * 32;
+    me->warp->a[lane][0] = v;
+    shim::barrier(0, first, 32);
+    v = me->warp->a[lane ^ mask][0];
     shim::barrier(0, first, 32);
     return v;
 }
