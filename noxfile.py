@@ -180,7 +180,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """The GPU check within 8 minutes: barriers, tests on CuPy, parity, times beside cuDNN's, the main job."""
+    """The GPU check within 8 minutes: the card, tests on CuPy, parity, times beside others', the main job."""
     cuda = os.environ.get("XLSTM_CUDA", "cuda12")
     session.install("-e", f".[{cuda},fast]", *group("test", "torch", "bench"))
     session.install("--no-deps", "mlstm_kernels>=2.0.6")

@@ -27,7 +27,7 @@ from xlstm.arrays import probe
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
 from xlstm.layers.memory import Memory
-from xlstm.layers.state import Span
+from xlstm.layers.state import Span, complete
 from xlstm.recurrence.packing import Packing
 from xlstm.training import precision
 
@@ -84,8 +84,7 @@ class Ours:
     def __init__(self, case: Case, given: dict[str, np.ndarray], be: Backend) -> None:
         self.case, self.memory = case, Memory(case.N, case.K, case.V)
         self.given = {name: be.asarray(by_rows(a)) for name, a in given.items()}
-        start = ((case.K, case.V), 0.0), ((case.K,), 0.0), ((), -np.inf)
-        self.state = tuple(be.asarray(np.full((case.B, case.N, *shape), value)) for shape, value in start)
+        self.state = complete("bench", be.xp, "state", None, self.memory.states, case.B, self.given)
         self.span = Span(be.xp, Packing.of("bench", None, case.T, case.B), keep=case.train)
         self.h: Any = None
         self.grads: tuple[Any, ...] = ()
