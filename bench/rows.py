@@ -24,7 +24,7 @@ from bench.peers import MissingError
 from xlstm.arrays import probe
 
 PRECISIONS = {"TF32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-OURS = "xlstm"
+OURS, OURS_CAPTURED = "xlstm", "xlstm captured"  # as it is called, and as a CUDA graph
 # Largest difference of a result to a peer's, relative to its largest value, beyond which something is wrong.
 AGREE = {"fp32": 1e-3, "TF32": 2e-2, "fp16": 2e-2, "bf16": 1e-1}
 LONGEST = 4.0  # seconds of rounds of a case, beyond the first

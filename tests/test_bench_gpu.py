@@ -181,7 +181,8 @@ def heads():
 
 def text(train=True):
     case = language.Case(16, 512 if train else 1, 768, 32000, "TF32", train)
-    seconds = {"xlstm": {"wall": 2.0, "device": 1.9, "best": 0, "calls": 9}}
+    times = {"wall": 2.0, "device": 1.9, "best": 0, "calls": 9}
+    seconds = {"xlstm": times, **({"xlstm captured": times | {"wall": 1.5}} if train else {})}
     return {**rows.head(case), "seconds": seconds, "weights": 1e8, "loops": 1, "tokens a second": 4096.0}
 
 
@@ -218,6 +219,9 @@ def test_the_table_and_the_goals():
     assert step.limit == pytest.approx(1e3 * 6 * 1e8 * 16 * 512 / 495e12 + 512 * 2.5 * 1.2e-3, rel=1e-3)
     assert token.measured == pytest.approx(0.2)
     assert step.remark == "4,096 tokens/s"
+    assert (step.xlstm, step.graph, step.best) == (2000, 1500, 1500)
+    assert step.over_limit == pytest.approx(1500 / step.limit)
+    assert (token.graph, token.best) == (None, 2000)
     goals = gpu_table.goals([tf32, bf16, fp16, mlstm_, step])
     assert "<= 0.5: 1 of 2, missed" in goals[1]
     assert "<= 0.33: 0 of 2, missed" in goals[1]
