@@ -26,8 +26,8 @@ from xlstm.training import Step, optimizers, precision
 from xlstm.training.callbacks import Clip
 
 # B, T, D and the number of tokens: the case of `bench.published`, and one that a GPU is made for.
-STEPS = ((8, 256, 128, 256), (16, 512, 768, 32000))
-TEXTS = ((1, 128, 256), (1, 768, 32000), (16, 768, 32000))  # B, D and the number of tokens
+STEPS = ((8, 256, 128, 256), (16, 512, 768, 16384))
+TEXTS = ((1, 128, 256), (1, 768, 16384), (16, 768, 16384))  # B, D and the number of tokens
 WRITTEN = ("fp32", "bf16")  # precisions of weights that write
 BLOCKS, SLSTM, HEADS = 4, (1,), 4
 TOKENS = 32  # of a call of `generate`

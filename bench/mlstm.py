@@ -11,6 +11,7 @@ out what comes through the denominator.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -32,7 +33,7 @@ from xlstm.recurrence.packing import Packing
 from xlstm.training import precision
 
 # B, heads, T, K, V: heads of xLSTM 7B, one long text of it, and a small model.
-SHAPES = ((8, 8, 2048, 256, 512), (1, 8, 8192, 256, 512), (16, 4, 512, 128, 128))
+SHAPES = ((4, 8, 2048, 256, 512), (1, 8, 8192, 256, 512), (16, 4, 512, 128, 128))
 KERNELS = ("xl_chunk", "limit_chunk")
 FORGET = 4.0  # added to the gates f, so that they forget little
 INPUTS = ("q", "k", "v", "i", "f")
@@ -63,11 +64,14 @@ def cases() -> list[Case]:
 
 def arrays(case: Case) -> dict[str, np.ndarray]:
     """Inputs and the gradient of h, (B, N, T, width) or (B, N, T)."""
+    return _arrays(case.B, case.N, case.T, case.K, case.V)
+
+
+@functools.lru_cache(maxsize=1)  # to draw them takes longer than to run a kernel
+def _arrays(B: int, N: int, T: int, K: int, V: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    widths = {"q": (case.K,), "k": (case.K,), "v": (case.V,), "i": (), "f": (), "dh": (case.V,)}
-    found = {
-        name: rng.standard_normal((case.B, case.N, case.T, *width), dtype=np.float32) for name, width in widths.items()
-    }
+    widths = {"q": (K,), "k": (K,), "v": (V,), "i": (), "f": (), "dh": (V,)}
+    found = {name: rng.standard_normal((B, N, T, *width), dtype=np.float32) for name, width in widths.items()}
     found["f"] += FORGET
     return found
 
