@@ -39,7 +39,7 @@ class Work(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """What a card does at most."""
+    """The most that a card does."""
 
     flops: float  # a second
     moved: float | None  # bytes a second, None where they are not known
@@ -88,7 +88,7 @@ def way(H: int, device: Device) -> str:
 
 
 def rates(device: Device | None, precision: str, H: int, wait: float | None, moved: float | None) -> Rates | None:
-    """Return what a card does at most, or None where it is not known or has no such precision.
+    """Return the rates of a card, or None where it is not known or has no such precision.
 
     Parameters
     ----------

@@ -174,9 +174,9 @@ HEADS = limits.mlstm(8, 8, 2048, 256, 512, 2)
 
 def heads():
     case = mlstm.Case(8, 8, 2048, 256, 512, "bf16")
-    walls = {"xlstm": 1.5e-3, "xl_chunk": 2e-3}
+    walls = {"xlstm": 1.5e-3, "xl_chunk": 2e-3, "limit_chunk": 5e-3}
     seconds = {name: {"wall": t, "device": t, "best": 0, "calls": 9} for name, t in walls.items()}
-    return {**rows.head(case), "missing": {"limit_chunk": "it failed"}, "seconds": seconds, "difference": 1e-3}
+    return {**rows.head(case), "seconds": seconds, "difference": 1e-3}
 
 
 def text(train=True):
@@ -235,7 +235,7 @@ def test_the_table_and_the_goals():
     for part in (
         "failed: another: broke",
         "time: one more; an mLSTM more",
-        "without limit_chunk: it failed",
+        f"without {CAPTURED}: no graph of it",
         "copies read and write 2000 GB/s",
         "cluster (chosen) 1, loop 123",
         "12.3  ok: 5 passed",
