@@ -56,7 +56,7 @@ VERSIONS = [
     *("--cover", "1"),
     "--deselect=tests/test_compiled.py::test_every_path_gives_the_same_numbers",
     "--deselect=tests/test_vector_lengths.py::test_options",
-    *(f"--ignore=tests/test_{name}.py" for name in ("bench", "bench_gpu", "bench_tasks")),
+    *(f"--ignore=tests/test_{name}.py" for name in ("bench", "bench_gpu", "bench_mains", "bench_tasks")),
 ]
 STANDIN = {"XLSTM_TEST_STANDIN": "1", "XLSTM_TEST_BACKENDS": "cupy", "XLSTM_TEST_REQUIRE": "cupy"}
 NUMPY = {**ALONE, "XLSTM_TEST_BACKENDS": "numpy", "XLSTM_COMPILE": "0"}
@@ -180,9 +180,10 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """The GPU check within 8 minutes: barriers, tests on CuPy, parity, times beside cuDNN's, the main job."""
+    """The GPU check within 8 minutes: the card, tests on CuPy, parity, times beside others', the main job."""
     cuda = os.environ.get("XLSTM_CUDA", "cuda12")
     session.install("-e", f".[{cuda},fast]", *group("test", "torch", "bench"))
+    session.install("--no-deps", "mlstm_kernels>=2.0.6")
     session.run("python", "-m", "bench.gpu", *session.posargs)
 
 

@@ -17,6 +17,7 @@ from xlstm.arrays import threads
 from xlstm.cli.timing import interleave
 from xlstm.engines.numba import jit
 
+FEW = [(64, 8, 1024, 1024)]  # sequences, for the size of the weights
 MEASURES: dict[str, Callable[[], Any]] = {
     "loops compiled": lambda: cases.variable(jit.VARIABLE, "0"),
     "threads": lambda: cases.variable(threads.VARIABLE, "1"),
@@ -57,7 +58,7 @@ def without(measure: str, call: Callable[[], None]) -> None:
 def main() -> None:
     options = run.parser(__doc__).parse_args()
     run.start("without")
-    for shape in [*SHAPES, *LARGE, (64, 8, 1024, 1024)]:
+    for shape in [*SHAPES, *LARGE, *FEW]:
         case = Case("lstm", *shape)
         call = cases.ours(case, xlstm.backend("numpy"))
         calls = {"xlstm": call} | {name: functools.partial(without, name, call) for name in MEASURES}

@@ -1,4 +1,4 @@
-"""Measures how long blocks wait for one another, across the grid and in clusters, with the barriers of the loops.
+"""Measures a card: how long blocks wait for one another, with the barriers of the loops, and how fast memory is copied.
 
     python -m bench.barriers [--json FILE]
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 import xlstm
+from bench import rows
 from xlstm.arrays import probe
 from xlstm.arrays.backend import Backend
 from xlstm.engines import cuda
@@ -34,6 +34,8 @@ FEW, MANY = 500, 10500  # barriers
 ROUNDS = 7
 STAY = 2_000_000  # nanoseconds that a cluster is there
 MANY_CLUSTERS = 256
+COPIED = 1 << 28  # bytes of a copy
+COPIES = 8
 
 
 @functools.cache
@@ -83,15 +85,29 @@ def at_once(be: Backend, run: Runtime, blocks: int) -> int:
     return int(counts[1])
 
 
+def copy_rate(be: Backend) -> float:
+    """Bytes a second that copies within the device read and write, the median of some."""
+    xp = be.xp
+    a, b = (xp.zeros((COPIED // 4,), dtype=xp.float32, device=be.device) for _ in range(2))
+
+    def copy() -> None:
+        for _ in range(COPIES):
+            b[...] = a
+
+    found = [_seconds(be, copy) for _ in range(ROUNDS + 1)]
+    return 2 * COPIED * COPIES / max(statistics.median(found[1:]), 1e-9)
+
+
 def measure(be: Backend, done: Callable[[dict[str, Any]], object] = lambda found: None) -> dict[str, Any]:
-    """Measure everything, fit for JSON: microseconds by number of blocks, and clusters at once.
+    """Measure everything, fit for JSON: microseconds by number of blocks, clusters at once, and bytes a second.
 
     `done` is given what there is after every measurement.
     """
     run = runtime(be.xp, be.asarray([0.0]))
     if run is None:
         raise RuntimeError(f"barriers: {be} has no kernels")
-    found: dict[str, Any] = {"threads": THREADS, "grid": {}}
+    found: dict[str, Any] = {"threads": THREADS, "copied": copy_rate(be), "grid": {}}
+    done(found)
     for n in dict.fromkeys([*(n for n in GRIDS if n <= run.device.sms), run.device.sms]):
         found["grid"][str(n)] = latency(be, run, n, False)
         done(found)
@@ -109,7 +125,8 @@ def measure(be: Backend, done: Callable[[dict[str, Any]], object] = lambda found
 
 def table(found: dict[str, Any]) -> list[str]:
     """In words, a line each."""
-    lines = [f"{'blocks that meet':24s} {'us a barrier':>14s} {'at once':>8s}"]
+    lines = [f"copies read and write {found['copied'] / 1e9:.0f} GB/s"] if "copied" in found else []
+    lines += [f"{'blocks that meet':24s} {'us a barrier':>14s} {'at once':>8s}"]
     lines += [f"{f'{n}, across the grid':24s} {us:14.2f}" for n, us in found["grid"].items()]
     many, clusters = found.get("clusters at once", {}), found.get("cluster", {})
     lines += [f"{f'{n}, in a cluster':24s} {us:14.2f} {many.get(n, ''):>8}" for n, us in clusters.items()]
@@ -142,8 +159,7 @@ def main() -> int:
         raise SystemExit(f"barriers: {reason}") from None
 
     def done(found: dict[str, Any]) -> None:
-        if options.json is not None:
-            options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        rows.keep(options.json, found)
 
     print("\n".join(table(measure(be, done))))
     return 0

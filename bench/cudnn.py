@@ -8,21 +8,19 @@ What is most asked for is measured first; what N seconds do not suffice for is l
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import xlstm
-from bench.events import Clock, CupyClock, Side, side_by_side
+from bench import rows
+from bench.events import Clock, Side, side_by_side
 from bench.peers import MissingError, module
+from bench.rows import OURS, OURS_CAPTURED, PRECISIONS, agreement
 from xlstm.arrays import probe
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.graph import Recorder
@@ -34,12 +32,8 @@ from xlstm.training import precision
 
 # T, B, H; D = H. Others have published times of the third.
 SHAPES = ((512, 64, 512), (1024, 16, 1024), (1024, 16, 768), (128, 256, 256), (100, 32, 128))
-PRECISIONS = {"TF32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-# Largest difference of a result to PyTorch's, relative to its largest value, beyond which something is wrong.
-AGREE = {"fp32": 1e-3, "TF32": 2e-2, "fp16": 2e-2, "bf16": 1e-1}
-EAGER, CAPTURED, OURS, OURS_CAPTURED = "cuDNN", "cuDNN captured", "xlstm", "xlstm captured"
+EAGER, CAPTURED = "cuDNN", "cuDNN captured"
 WARM = 3  # calls before a capture
-LONGEST = 4.0  # seconds of rounds of a case, beyond the first
 
 
 @dataclass(frozen=True)
@@ -205,20 +199,6 @@ class Ours:
         return {name: to_numpy(a).astype("float32") for name, a in found.items()}
 
 
-def agreement(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
-    """The largest difference of a result, relative to the largest value of the peer's.
-
-    PyTorch's bias of the product of h has a gradient where xlstm's layer has no such bias, so zeros are left out.
-    """
-    worst = 0.0
-    for name, a in ours.items():
-        if name.startswith("dbias") and not a.any():
-            continue
-        gap = np.max(np.abs(a - theirs[name])) / max(float(np.max(np.abs(theirs[name]))), 1e-30)
-        worst = max(worst, float(gap) if np.isfinite(gap) else float("inf"))
-    return worst
-
-
 def arrays(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """x and the gradient of y, (T, B, H)."""
     rng = np.random.default_rng(0)
@@ -231,7 +211,7 @@ def measure(case: Case, clock: Clock, until: float = float("inf"), device: str =
     x, dy = arrays(case)
     ours = Ours(case, x, dy)
     theirs = Torch(case, to_torch(ours.layer, {n: to_numpy(p) for n, p in ours.params.items()}), x, dy, device)
-    row: dict[str, Any] = {"case": asdict(case), "name": str(case), "missing": {}, "peer by cuDNN": theirs.by_cudnn}
+    row = {**rows.head(case), "peer by cuDNN": theirs.by_cudnn}
     sides = {OURS: Side(ours.call, ours.around), EAGER: Side(theirs.eager, theirs.around)}
     with ours.around():
         row["choice"] = ours.choice()
@@ -255,85 +235,19 @@ def measure(case: Case, clock: Clock, until: float = float("inf"), device: str =
             row["missing"][f"{OURS} {path}"] = str(reason)
         else:
             sides[f"{OURS} {path}"] = Side(ours.call, lambda path=path: ours.around(path))
-    found = side_by_side(sides, clock, until=min(until, clock.now() + LONGEST))
+    found = side_by_side(sides, clock, until=min(until, clock.now() + rows.LONGEST))
     row["seconds"] = {name: asdict(times) for name, times in found.items()}
     return row
 
 
-def run(
-    todo: list[Case],
-    measured: Callable[[Case, float], dict[str, Any]],
-    seconds: float,
-    now: Callable[[], float] = time.monotonic,
-    done: Callable[[dict[str, Any]], object] = lambda record: None,
-) -> dict[str, Any]:
-    """Rows of the cases that fit so many seconds, and the names of those that do not.
-
-    A case is begun if one like the slowest so far would fit. One that fails is a row with its error; `done` gets the
-    record after every case.
-    """
-    start, slowest = now(), 0.0
-    record: dict[str, Any] = {"rows": [], "left out": [str(case) for case in todo]}
-    for case in todo:
-        begun = now()
-        if begun + slowest > start + seconds:
-            break
-        try:
-            row = measured(case, start + seconds)
-        except (RuntimeError, MemoryError, ValueError, TypeError, MissingError) as error:
-            row = {"case": asdict(case), "name": str(case), "error": probe.first_line(error)}
-        record["rows"].append(row)
-        record["left out"].remove(str(case))
-        slowest = max(slowest, now() - begun)
-        done(record)
-    return record
-
-
-def agrees(row: dict[str, Any]) -> bool:
-    """Return whether both sides gave the same, but for rounding."""
-    return bool(row["difference"] <= AGREE[row["case"]["precision"]])
-
-
-def show(row: dict[str, Any]) -> str:
-    """A row in a line."""
-    if "error" in row:
-        return f"  {row['name']:42s} failed: {row['error']}"
-    times = [f"{name} {t['wall'] * 1e3:.3g} ms (device {t['device'] * 1e3:.3g})" for name, t in row["seconds"].items()]
-    return f"  {row['name']:42s} {row['choice']['path']}: {', '.join(times)}; difference {row['difference']:.1e}"
+def peer_is_there() -> None:
+    """Raise MissingError unless PyTorch has a device."""
+    if not module("torch").cuda.is_available():
+        raise MissingError("PyTorch has no CUDA device")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="when to stop; all cases by default")
-    parser.add_argument("--json", type=Path, help="write the record to this file, after every case")
-    options = parser.parse_args()
-    begun = time.monotonic()
-    try:
-        xlstm.backend("cupy")
-        if not module("torch").cuda.is_available():
-            raise MissingError("PyTorch has no CUDA device")
-    except (xlstm.BackendError, MissingError) as reason:
-        raise SystemExit(f"cudnn: {reason}") from None
-    clock = CupyClock()
-
-    def done(record: dict[str, Any]) -> None:
-        print(show(record["rows"][-1]), flush=True)
-        if options.json is not None:
-            options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-    def measured(case: Case, until: float) -> dict[str, Any]:
-        row = measure(case, clock, clock.now() + until - time.monotonic())
-        probe.cupy().get_default_memory_pool().free_all_blocks()
-        module("torch").cuda.empty_cache()
-        return row
-
-    record = run(cases(), measured, options.seconds - (time.monotonic() - begun), done=done)
-    if record["left out"]:
-        print(f"  left out for want of time: {'; '.join(record['left out'])}")
-    wrong = [row["name"] for row in record["rows"] if "error" in row or not agrees(row)]
-    if wrong:
-        print(f"  failed, or other results than PyTorch's: {'; '.join(wrong)}")
-    return 1 if wrong else 0
+    return rows.main("cudnn", __doc__, cases(), measure, peer_is_there)
 
 
 if __name__ == "__main__":

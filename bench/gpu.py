@@ -1,11 +1,11 @@
-"""The GPU check: barriers, tests on CuPy, parity, times beside cuDNN's, the main job; in one command, within 8 minutes.
+"""The GPU check in one command, within 8 minutes: the card, tests on CuPy, parity, times beside others', the main job.
 
     python -m bench.gpu [--output FOLDER] [--parts NAME ...] [--seconds N]
 
-Needs a CUDA machine with CuPy; pytest for the tests and PyTorch for the times. Prints a short table at the end and
-writes gpu-CARD.json and gpu-CARD-parity.json, which name card, driver and versions, to FOLDER (bench/results by
-default). A part that is slow is cut short, one that has no time left is left out; both are said. Exit status: 0 all is
-well, 1 something failed, 2 something was cut short or left out.
+Needs a CUDA machine with CuPy; pytest for the tests, PyTorch for cuDNN's times, mlstm_kernels for those of its mLSTM.
+After every part it writes gpu-CARD.json and gpu-CARD-parity.json, which name card, driver and versions, to FOLDER
+(bench/results by default), and at the end it prints a table. A part that is slow is cut short, one that has no time
+left is left out; both are said. Exit status: 0 all is well, 1 something failed, 2 something was cut short or left out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -23,14 +22,17 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import xlstm
+from bench import gpu_table, rows
 from bench.budget import Budget, Part
-from xlstm.arrays import cores
+from xlstm.arrays import cores, probe
 from xlstm.cli import machine
+from xlstm.engines.cuda import launch
 
 TOTAL = 455.0  # seconds; the table and the versions take some more
 GRACE = 5.0  # seconds in which a part that is told to stop may say how far it came
@@ -41,8 +43,11 @@ PARTS = (
     Part("tests", 150, 40),
     Part("parity", 90, 30),
     Part("cudnn", 400, 60),
+    Part("mlstm", 60, 30),
+    Part("language", 60, 40),
     Part("main job", 45, 15),
 )
+MEASURED = ("barriers", "cudnn", "mlstm", "language")  # parts with a record of their own
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -77,9 +82,10 @@ def command(name: str, seconds: float, room: Path) -> tuple[list[str], dict[str,
     if name == "parity":
         words = ["-m", "tests.parity", "--brief", "--seconds", own, "--processes", str(processes)]
         return [*words, "--json", str(room / "parity.json")], ONE_THREAD
-    if name == "cudnn":
-        _needs("torch")
-        return ["-m", "bench.cudnn", "--seconds", own, "--json", str(room / "cudnn.json")], {}
+    if name in ("cudnn", "mlstm", "language"):
+        if name == "cudnn":
+            _needs("torch")
+        return ["-m", f"bench.{name}", "--seconds", own, "--json", str(room / f"{name}.json")], {}
     _needs("typer")
     return ["-m", "xlstm", "train", "--backend", "cupy", "--output", str(room / "main-job")], {}
 
@@ -144,11 +150,13 @@ def check(
             print(f"\n{part.name}: at most {seconds:.0f} s", flush=True)
             try:
                 argv, environment = make(part.name, seconds)
-            except ImportError as reason:
-                outcome = Outcome(part.name, OUT, 0.0, str(reason))
-            else:
                 result, said = execute(argv, seconds, environment)
                 outcome = Outcome(part.name, result, budget.spent - begun, said)
+            except ImportError as reason:
+                outcome = Outcome(part.name, OUT, 0.0, str(reason))
+            except Exception as error:  # the parts after it are run
+                traceback.print_exc()
+                outcome = Outcome(part.name, FAILED, budget.spent - begun, probe.first_line(error))
         outcomes.append(outcome)
         done(outcomes)
     return outcomes
@@ -175,17 +183,18 @@ def smi() -> str:
     return (done.stdout or done.stderr).strip()
 
 
+def attempt(call: Callable[[], Any]) -> Any:
+    """Return what a call returns, or the error that ended it, which is shown, as text."""
+    try:
+        return call()
+    except Exception as error:  # what is measured matters more
+        traceback.print_exc()
+        return probe.first_line(error)
+
+
 def slug(card: str) -> str:
     """Fit for a file's name."""
     return re.sub(r"[^a-z0-9]+", "-", card.lower()).strip("-")
-
-
-def read(path: Path) -> dict[str, Any] | None:
-    """Return the record that a part wrote, or None if it wrote none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
-    except (OSError, ValueError):
-        return None
 
 
 def main() -> int:
@@ -204,25 +213,22 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"gpu-{slug(card)}.json"
     record: dict[str, Any] = {"card": card, "begun": time.strftime("%Y-%m-%d %H:%M:%S"), "nvidia-smi": smi()}
+    record |= {"device": attempt(lambda: launch.current()._asdict()), "machine": attempt(machine.describe)}
     print(f"GPU check on {backend}, at most {options.seconds:.0f} s", flush=True)
     with tempfile.TemporaryDirectory() as name:
         room = Path(name)
 
         def done(outcomes: list[Outcome]) -> None:
             record["parts"] = [outcome._asdict() for outcome in outcomes]
-            record.update({part: read(room / f"{part}.json") for part in ("barriers", "cudnn")})
-            path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            record.update({part: rows.read(room / f"{part}.json") for part in MEASURED})
+            rows.keep(path, record)
             if (room / "parity.json").exists():
                 shutil.copy(room / "parity.json", path.with_name(f"{path.stem}-parity.json"))
 
         outcomes = check(options.parts, budget, lambda n, s: command(n, s, room), done=done)
-        parity = read(room / "parity.json")
-    from bench import gpu_table
-
-    record["machine"] = machine.describe()
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    left_out = bool((record["cudnn"] or {}).get("left out") or (parity or {}).get("left out"))
-    print(f"\n{gpu_table.text(record)}\n\n{budget.spent:.0f} s in all; {path}")
+        found = [rows.read(room / "parity.json"), *(record[part] for part in MEASURED)]
+    left_out = any(one and one.get("left out") for one in found)
+    print(f"\n{attempt(lambda: gpu_table.text(record))}\n\n{budget.spent:.0f} s in all; {path}")
     return status(outcomes, left_out)
 
 

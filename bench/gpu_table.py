@@ -1,17 +1,24 @@
-"""Shows the record of `bench.gpu` as a short table: barriers, times beside cuDNN's and the limits, goals, parts."""
+"""Shows the record of `bench.gpu` as a short table: the card, times beside those of others and limits, goals, parts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from bench import limits
-from bench.cudnn import CAPTURED, EAGER, OURS, agrees
+from bench import barriers, limits
+from bench.cudnn import CAPTURED, EAGER
+from bench.limits import Limit
+from bench.mlstm import KERNELS
+from bench.rows import OURS, OURS_CAPTURED, PRECISIONS, agrees
+from xlstm.engines.cuda.tiling import Device
 
 Record = Mapping[str, Any]
+PARTS = ("cudnn", "mlstm", "language")  # of which the table has rows
 LEGEND = (
-    "ratio: xlstm / the better of cuDNN's two. device: between events, beyond it a call's overhead. limit: an estimate "
-    "from data sheets, for an H100 or H200 alone; measured: the same with the latency of barriers measured here."
+    "peer: cuDNN, or the quickest of the published mLSTM kernels. graph: the column before in a CUDA graph. ratio: the "
+    "better of ours / the better of the peer's. device: between events, beyond it a call's overhead. limit: an "
+    "estimate from data sheets; measured: the same with the latency of barriers and the speed of memory as measured "
+    "here. A language model has the times of a step of training, and of a token."
 )
 
 
@@ -23,11 +30,12 @@ class Line(NamedTuple):
     precision: str
     train: bool
     xlstm: float
+    graph: float | None  # the same captured
     device: float
-    eager: float | None
-    captured: float | None
+    peer: float | None
+    captured: float | None  # of the peer
     limit: float | None
-    measured: float | None  # the limit with measured barriers
+    measured: float | None  # the limit with measured barriers and memory
     path: str
     remark: str  # what is wrong or missing
 
@@ -37,84 +45,117 @@ class Line(NamedTuple):
 
     @property
     def ratio(self) -> float | None:
-        """To the better of cuDNN's times."""
-        peers = [t for t in (self.eager, self.captured) if t is not None]
-        return self.xlstm / min(peers) if peers else None
+        """The better of our times to the better of the peer's."""
+        peers = [t for t in (self.peer, self.captured) if t is not None]
+        return self.best / min(peers) if peers else None
+
+    @property
+    def best(self) -> float:
+        return self.xlstm if self.graph is None else min(self.xlstm, self.graph)
 
     @property
     def over_limit(self) -> float | None:
-        return None if self.limit is None else self.xlstm / self.limit
+        return None if self.limit is None else self.best / self.limit
 
 
 class Goal(NamedTuple):
     """A goal of cases with forward and backward: the number to keep small, the first bound and the last."""
 
     name: str
+    layers: tuple[str, ...]
     precisions: tuple[str, ...]
     value: Callable[[Line], float | None]
     first: float
     then: float
 
 
+LOOPS, EVERY = ("lstm", "gru"), tuple(PRECISIONS)
 GOALS = (
-    Goal("TF32, bf16 / cuDNN", ("TF32", "bf16"), lambda line: line.ratio, 0.5, 0.33),
-    Goal("fp16 / cuDNN", ("fp16",), lambda line: line.ratio, 1.1, 0.85),
-    Goal("time / limit", ("fp32", "TF32", "fp16", "bf16"), lambda line: line.over_limit, 2.0, 1.5),
-    Goal("overhead, ms", ("fp32", "TF32", "fp16", "bf16"), lambda line: line.overhead, 0.1, 0.1),
+    Goal("TF32, bf16 / cuDNN", LOOPS, ("TF32", "bf16"), lambda line: line.ratio, 0.5, 0.33),
+    Goal("fp16 / cuDNN", LOOPS, ("fp16",), lambda line: line.ratio, 1.1, 0.85),
+    Goal("time / limit", LOOPS, EVERY, lambda line: line.over_limit, 2.0, 1.5),
+    Goal("overhead, ms", LOOPS, EVERY, lambda line: line.overhead, 0.1, 0.1),
+    Goal("mLSTM / kernels", ("mlstm",), EVERY, lambda line: line.ratio, 1.1, 0.85),
 )
+
+
+def rows(record: Record) -> list[Record]:
+    """All rows of the record, of whatever part."""
+    return [row for part in PARTS for row in (record.get(part) or {}).get("rows", [])]
 
 
 def lines(record: Record) -> list[Line]:
     """The cases that were measured."""
-    rows = (record.get("cudnn") or {}).get("rows", [])
-    return [_line(row, record.get("card", ""), record.get("barriers")) for row in rows if "seconds" in row]
+    return [_line(row, record) for row in rows(record) if "seconds" in row]
 
 
-def _line(row: Record, card: str, barriers: Record | None) -> Line:
+def _line(row: Record, record: Record) -> Line:
     case, seconds = row["case"], row["seconds"]
-    shape = case["layer"], case["T"], case["B"], case["H"]
-
-    def wall(name: str) -> float | None:
-        return seconds[name]["wall"] * 1e3 if name in seconds else None
-
-    estimate = limits.estimate(card, case["precision"], *shape)
-    sync = barrier(barriers, case["H"])
-    measured = None if sync is None else limits.estimate(card, case["precision"], *shape, sync)
-    remarks = [f"no {name}" for name in row["missing"] if name == CAPTURED]
-    if not row["peer by cuDNN"]:
+    walls = {name: times["wall"] * 1e3 for name, times in seconds.items()}
+    card, device = record.get("barriers") or {}, _device(record)
+    estimate, measured = (_limit(row, device, given) for given in ({}, card))
+    remarks = [f"no {name}" for name in row["missing"] if name in (CAPTURED, OURS_CAPTURED, *KERNELS)]
+    if not row.get("peer by cuDNN", True):
         remarks.append("PyTorch without cuDNN")
     if not agrees(row):
         remarks.append(f"RESULTS DIFFER by {row['difference']:.1e}")
+    if "tokens a second" in row:
+        remarks.append(f"{row['tokens a second']:,.0f} tokens/s")
     return Line(
         row["name"],
         case["layer"],
         case["precision"],
         case["train"],
-        seconds[OURS]["wall"] * 1e3,
+        walls[OURS],
+        walls.get(OURS_CAPTURED),
         seconds[OURS]["device"] * 1e3,
-        wall(EAGER),
-        wall(CAPTURED),
+        min((walls[name] for name in (EAGER, *KERNELS) if name in walls), default=None),
+        walls.get(CAPTURED),
         None if estimate is None else estimate.of(case["train"]) * 1e3,
-        None if measured is None else measured.of(case["train"]) * 1e3,
-        row["choice"]["path"],
+        None if measured is None or not card else measured.of(case["train"]) * 1e3,
+        row.get("choice", {}).get("path", ""),
         ", ".join(remarks),
     )
 
 
-def barrier(barriers: Record | None, H: int) -> float | None:
+def _device(record: Record) -> Device | None:
+    return Device(**record["device"]) if isinstance(record.get("device"), Mapping) else None
+
+
+def _limit(row: Record, device: Device | None, card: Record) -> Limit | None:
+    """Return the limit of a row with what was measured of the card, if anything was."""
+    case = row["case"]
+    layer, B, T = case["layer"], case["B"], case["T"]
+    size = 4 if PRECISIONS[case["precision"]] == "float32" else 2
+    H = case["H" if layer in LOOPS else "D"] if layer != "mlstm" else 1
+    wait = None if device is None else barrier(card, H, device)
+    rates = limits.rates(device, case["precision"], H, wait, card.get("copied"))
+    if rates is None:
+        return None
+    if layer in LOOPS:
+        return rates.limit(limits.recurrent(layer, T, B, H))
+    if layer == "mlstm":
+        return rates.limit(limits.mlstm(B, case["N"], T, case["K"], case["V"], size))
+    if case["train"]:
+        return rates.limit(limits.language(row["weights"], B * T, T * row["loops"]))
+    return Limit(rates.seconds(limits.token(row["weights"], B, size)), 0.0)
+
+
+def barrier(card: Record, H: int, device: Device) -> float | None:
     """Seconds of the barrier that the limit of H units is about, the largest one measured; None without."""
-    found = (barriers or {}).get(limits.way(H))
+    found = card.get(limits.way(H, device))
     return found[max(found, key=int)] * 1e-6 if found else None
 
 
 def table(some: list[Line]) -> list[str]:
     """Return the lines of cases that were not forced to a path."""
-    head = ("xlstm", "device", "cuDNN", "captured", "ratio", "limit", "/ limit", "measured")
+    head = ("xlstm", "graph", "device", "peer", "graph", "ratio", "limit", "/ limit", "measured")
     width = 38
     found = [f"{'ms':{width}s}" + "".join(f"{name:>9s}" for name in head) + "  path"]
     for line in some:
-        numbers = [line.xlstm, line.device, line.eager, line.captured, line.ratio, line.limit, line.over_limit]
-        cells = "".join(f"{_number(n):>9s}" for n in (*numbers, line.measured))
+        numbers = [line.xlstm, line.graph, line.device, line.peer, line.captured]
+        numbers += [line.ratio, line.limit, line.over_limit, line.measured]
+        cells = "".join(f"{_number(n):>9s}" for n in numbers)
         found.append(f"{line.name:{width}s}{cells}  {line.path}{f'  ({line.remark})' if line.remark else ''}")
     return found
 
@@ -126,7 +167,10 @@ def goals(some: list[Line]) -> list[str]:
         values = [
             (value, line)
             for line in some
-            if line.train and line.precision in goal.precisions and (value := goal.value(line)) is not None
+            if line.train
+            and line.layer in goal.layers
+            and line.precision in goal.precisions
+            and (value := goal.value(line)) is not None
         ]
         if not values:
             found.append(f"{goal.name:26s}{'not measured':>26s}{'not measured':>26s}")
@@ -144,8 +188,8 @@ def goals(some: list[Line]) -> list[str]:
 def paths(record: Record) -> list[str]:
     """Times by each path, of the cases measured so."""
     found = []
-    for row in (record.get("cudnn") or {}).get("rows", []):
-        if not row["case"]["forced"] or "seconds" not in row:
+    for row in rows(record):
+        if not row["case"].get("forced") or "seconds" not in row:
             continue
         times = {name: t["wall"] * 1e3 for name, t in row["seconds"].items() if name.startswith(OURS)}
         chosen = f"{row['choice']['path']} (chosen)"
@@ -157,7 +201,7 @@ def paths(record: Record) -> list[str]:
 def parts(record: Record) -> list[str]:
     """Return which parts were run, and how they went."""
     found = [f"{'part':12s} {'seconds':>8s}  result"]
-    for part in record["parts"]:
+    for part in record.get("parts", []):
         said = f": {part['said']}" if part["said"] else ""
         found.append(f"{part['name']:12s} {part['seconds']:8.1f}  {part['result']}{said}")
     return found
@@ -165,22 +209,27 @@ def parts(record: Record) -> list[str]:
 
 def text(record: Record) -> str:
     """All of it."""
-    from bench.barriers import table as barriers
-
-    cudnn, some = record.get("cudnn") or {}, lines(record)
+    some = lines(record)
     plain = [line for line in some if "each path" not in line.name]
     blocks = [[record.get("card", "")]]
     if record.get("barriers"):
-        blocks.append(barriers(record["barriers"]))
+        blocks.append(barriers.table(record["barriers"]))
     if plain:
         blocks.append([*table(plain), LEGEND])
     blocks.append(goals(plain))
     if by_path := paths(record):
         blocks.append(["forward + backward by each path, ms", *by_path])
-    failed = [f"failed: {row['name']}: {row['error']}" for row in cudnn.get("rows", []) if "error" in row]
-    if cudnn.get("left out"):
-        failed.append(f"not measured for want of time: {'; '.join(cudnn['left out'])}")
-    blocks.append(failed)
+    failed = [f"failed: {row['name']}: {row['error']}" for row in rows(record) if "error" in row]
+    reasons = {
+        f"without {peer}: {reason}"
+        for row in rows(record)
+        for peer, reason in row["missing"].items()
+        if peer in (CAPTURED, OURS_CAPTURED, *KERNELS)
+    }
+    left_out = [name for part in PARTS for name in (record.get(part) or {}).get("left out", [])]
+    if left_out:
+        failed.append(f"not measured for want of time: {'; '.join(left_out)}")
+    blocks.append([*failed, *sorted(reasons)])
     blocks.append(parts(record))
     return "\n\n".join("\n".join(block) for block in blocks if block)
 

@@ -1,19 +1,20 @@
-"""Limits: the time that a pass of a recurrent layer takes at least on a card. Formulas, and estimates for an H100.
+"""Limits: the time that a pass takes at least on a card, from formulas and data sheets.
 
 With D = H an LSTM multiplies 16 T B H^2 forward and twice that backward, a GRU three quarters of it. Every step waits
-once for the other blocks, backward one and a half times as long. Peaks are of data sheets, dense and without sparsity.
+once for the other blocks, backward one and a half times as long. An mLSTM reads and writes its matrix memory at every
+step, in registers at best, so its arrays have to come from memory and go there. Peaks are those of the quickest card
+of a kind: a slower clock is slower than the limit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
-# FLOP a second of a precision. H100 (SXM) and H200 have the same chip; other cards are not known here.
-HOPPER = {"fp32": 67e12, "TF32": 495e12, "fp16": 989e12, "bf16": 989e12}
-PEAKS: Mapping[str, Mapping[str, float]] = {"H100": HOPPER, "H200": HOPPER}
-SLOWER = ("PCIe", "NVL", "MIG")  # cards of these names have other peaks
-SYNC = {"cluster": 0.6e-6, "grid": 1.2e-6}  # seconds to exchange and to wait for one another at a step: estimates
+from xlstm.engines.cuda import tiling
+from xlstm.engines.cuda.peaks import peaks
+from xlstm.engines.cuda.tiling import Device
+
+PEAK = {"fp32": "float32", "TF32": "tf32", "fp16": "half", "bf16": "half"}  # fields of Peaks
 WIDEST = 512  # units whose weights fit the largest cluster
 FLOPS = {"lstm": 16, "gru": 12}  # of a forward pass, times T B H^2
 
@@ -29,33 +30,80 @@ class Limit(NamedTuple):
         return self.forward + self.backward if train else self.forward
 
 
-def way(H: int) -> str:
+class Work(NamedTuple):
+    """The least that a pass does."""
+
+    flops: float
+    moved: float = 0.0  # bytes from memory and to it
+    waits: float = 0.0  # of blocks for one another
+
+
+class Rates(NamedTuple):
+    """The most that a card does."""
+
+    flops: float  # a second
+    moved: float | None  # bytes a second, None where they are not known
+    wait: float  # seconds
+
+    def seconds(self, work: Work) -> float:
+        """The time of a pass at least."""
+        moving = 0.0 if self.moved is None else work.moved / self.moved
+        return max(work.flops / self.flops, moving) + work.waits * self.wait
+
+    def limit(self, passes: tuple[Work, Work]) -> Limit:
+        """The times of a forward and a backward pass at least."""
+        return Limit(*map(self.seconds, passes))
+
+
+def recurrent(layer: str, T: int, B: int, H: int) -> tuple[Work, Work]:
+    """Return the work of a layer, "lstm" or "gru", with D = H."""
+    flops = float(FLOPS[layer] * T * B * H**2)
+    return Work(flops, 0.0, T), Work(2 * flops, 0.0, 1.5 * T)
+
+
+def mlstm(B: int, N: int, T: int, K: int, V: int, size: int) -> tuple[Work, Work]:
+    """Return the work of N heads with keys of K and values of V numbers of `size` bytes.
+
+    Forward each step adds k v^T to C and reads q C: 4 K V. Backward it does so for the gradients of C, q, k and v.
+    Forward reads q, k, v and two gates and writes h; backward reads them and dh, and writes the gradients.
+    """
+    heads = T * B * N
+    forward = Work(heads * 4.0 * K * V, heads * size * (2.0 * K + 2 * V + 2))
+    return forward, Work(heads * 8.0 * K * V, heads * size * (4.0 * K + 3 * V + 4))
+
+
+def language(weights: float, tokens: int, steps: int) -> tuple[Work, Work]:
+    """Return the work of a language model with so many weights in products, and steps in loops of its sLSTM layers."""
+    return Work(2.0 * weights * tokens, 0.0, steps), Work(4.0 * weights * tokens, 0.0, 1.5 * steps)
+
+
+def token(weights: float, B: int, size: int) -> Work:
+    """Return the work of one token of B sequences: all weights are read."""
+    return Work(2.0 * weights * B, weights * size)
+
+
+def way(H: int, device: Device) -> str:
     """How the blocks that share H units are taken to meet: in a cluster, or across the grid."""
-    return "cluster" if H <= WIDEST else "grid"
+    return "cluster" if H <= WIDEST and device.cluster else "grid"
 
 
-def peak(card: str, precision: str) -> float | None:
-    """FLOP a second of a card by its name, or None where it is not known."""
-    if any(word in card for word in SLOWER):
-        return None
-    return next((peaks[precision] for name, peaks in PEAKS.items() if name in card), None)
-
-
-def limit(layer: str, T: int, B: int, H: int, flop_rate: float, sync: float) -> Limit:
-    """Return the limits of a layer, "lstm" or "gru", with D = H.
+def rates(device: Device | None, precision: str, H: int, wait: float | None, moved: float | None) -> Rates | None:
+    """Return the rates of a card, or None where it is not known or has no such precision.
 
     Parameters
     ----------
-    flop_rate : float
-        FLOP a second.
-    sync : float
-        Seconds that the blocks take for one another at a step.
+    device : Device or None
+    precision : str
+        A name of PEAK.
+    H : int
+        Units, which decide how blocks meet.
+    wait : float or None
+        Seconds that blocks take for one another, measured, or else the estimate that paths are chosen by.
+    moved : float or None
+        Bytes a second, measured.
     """
-    forward = FLOPS[layer] * T * B * H**2 / flop_rate
-    return Limit(forward + T * sync, 2 * forward + 1.5 * T * sync)
-
-
-def estimate(card: str, precision: str, layer: str, T: int, B: int, H: int, sync: float | None = None) -> Limit | None:
-    """With the card's peak, and with the estimate of `SYNC` unless another is given; None for unknown cards."""
-    rate = peak(card, precision)
-    return None if rate is None else limit(layer, T, B, H, rate, SYNC[way(H)] if sync is None else sync)
+    if device is None:
+        return None
+    peak = getattr(peaks(device.name, device.capability), PEAK[precision]) * device.sms * 1e6
+    wait = tiling.SYNC[way(H, device) == "cluster"] * 1e-6 if wait is None else wait
+    return Rates(peak, moved, wait) if peak else None

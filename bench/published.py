@@ -20,14 +20,11 @@ from pathlib import Path
 import numpy as np
 
 import xlstm
-from bench import run
+from bench import mlstm, run
 from bench.theirs import Theirs
 from xlstm.arrays import workspace
 from xlstm.cli import peak
 from xlstm.cli.timing import interleave
-from xlstm.layers.memory import Memory
-from xlstm.layers.state import Span
-from xlstm.recurrence.packing import Packing
 from xlstm.training import optimizers
 
 MLSTM = [(4, 4, 1024, 64), (1, 4, 4096, 64)]  # B, heads, T, K
@@ -44,18 +41,9 @@ def ours(kind: str, sizes: tuple[int, ...]) -> Callable[[], object]:
     rng = np.random.default_rng(0)
     if kind == "mlstm":
         B, N, T, K = sizes
-        memory = Memory(N, K, K)
-        q, k, v, dh = (rng.standard_normal((T, B, N * K), dtype=np.float32) for _ in range(4))
-        i, f = (rng.standard_normal((T, B, N), dtype=np.float32) for _ in range(2))
-        span = Span(np, Packing.of("bench", None, T, B), keep=True)
+        case = mlstm.Case(B, N, T, K, K)
         workspace.settle(np)
-        state = (np.zeros((B, N, K, K), "f4"), np.zeros((B, N, K), "f4"), np.full((B, N), -np.inf, "f4"))
-
-        def call() -> None:
-            _, _, saved = memory.run(q, k, v, i, f + 4, state, span)
-            memory.run_bwd(saved, dh, None, span)
-
-        return call
+        return mlstm.Ours(case, mlstm.arrays(case), xlstm.backend("numpy", dtype="float32")).call
     if kind == "slstm":
         T, B, H, N = sizes
         layer = xlstm.sLSTM(4 * H, H, num_heads=N)

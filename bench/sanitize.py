@@ -1,10 +1,11 @@
 """The kernels under NVIDIA's compute-sanitizer: memory out of bounds, and races in shared memory.
 
-    python -m bench.sanitize [--tools memcheck racecheck] [--seconds N] [--output FOLDER]
+    python -m bench.sanitize [--tools memcheck racecheck] [--paths grid cluster] [--widths 5 130]
+                             [--seconds N] [--output FOLDER]
 
 Needs a CUDA machine and compute-sanitizer, which comes with the CUDA toolkit, on PATH or in CUDA_HOME. Runs
-`bench.sanitized` under each tool and sums up what was found. Exit status: 0 nothing, 1 findings, 2 a tool did not run
-to its end.
+`bench.sanitized` under each tool and sums up what was found. All paths and several widths take long, since every access
+is checked: `--paths` and `--widths` select some. Exit status: 0 nothing, 1 findings, 2 a tool did not run to its end.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import xlstm
+from bench import sanitized
 
 PROGRAM = "compute-sanitizer"
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -92,10 +94,10 @@ def understand(tool: str, code: int, text: str) -> Report:
     return Report(tool, errors, dict(kernels), ran[0])
 
 
-def run(program: str, tool: str, seconds: float, folder: Path | None) -> Report:
-    """One tool over all layers."""
+def run(program: str, tool: str, selected: list[str], seconds: float, folder: Path | None) -> Report:
+    """One tool over the layers that these options of `bench.sanitized` select."""
     words = [program, "--tool", tool, "--error-exitcode", str(FINDINGS), "--target-processes", "all"]
-    words += [sys.executable, "-m", "bench.sanitized"]
+    words += [sys.executable, "-m", "bench.sanitized", *selected]
     try:
         done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False, timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -113,6 +115,7 @@ def run(program: str, tool: str, seconds: float, folder: Path | None) -> Report:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=["memcheck", "racecheck"])
+    sanitized.selecting(parser)
     parser.add_argument("--seconds", type=float, default=1800, help="of each tool")
     parser.add_argument("--output", type=Path, help="keep all that the tools say in this folder")
     options = parser.parse_args()
@@ -122,9 +125,9 @@ def main() -> int:
     except (FileNotFoundError, xlstm.BackendError) as reason:
         raise SystemExit(f"sanitize: {reason}") from None
     print(f"{program} on {be}", flush=True)
-    reports = []
+    reports, widths = [], ["--widths", *map(str, options.widths)] if options.widths else []
     for tool in options.tools:
-        reports.append(run(program, tool, options.seconds, options.output))
+        reports.append(run(program, tool, ["--paths", *options.paths, *widths], options.seconds, options.output))
         print(reports[-1], flush=True)
     return max(report.status for report in reports)
 

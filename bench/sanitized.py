@@ -1,6 +1,6 @@
 """Every cell by every path over small shapes: what `bench.sanitize` runs under compute-sanitizer.
 
-    python -m bench.sanitized
+    python -m bench.sanitized [--paths NAME ...] [--widths H ...]
 
 Each array has memory of its own, so that what lies beyond one is nobody's.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from xlstm.engines import cuda
 
 T, D = 4, 3
 WIDTHS = (5, 40, 130)  # less than a tile, several blocks, and more with units left over
+HEADED = (16, 40)  # of an mLSTM
 B = 9  # a tile of columns and one more
 LENGTHS = [4, 2, 0, 4, 1, 4, 3, 1, 1]
 WAYS = {  # of each path: precisions and dtypes
@@ -30,6 +31,9 @@ WAYS = {  # of each path: precisions and dtypes
     "grid": (("float32", "float32"), ("tf32", "float32"), ("float32", "float16"), ("float32", "bfloat16")),
     "cluster": (("float32", "float32"), ("tf32", "float32"), ("float32", "float16"), ("float32", "bfloat16")),
 }
+
+MLSTM = "mlstm"  # which has paths of its own
+PATHS = (*WAYS, MLSTM)
 
 
 def layers(H: int) -> dict[str, Any]:
@@ -55,12 +59,19 @@ def work(layer: Any, be: Backend, lengths: list[int] | None) -> None:
     be.synchronize()
 
 
-def run(home: Backend, widths: tuple[int, ...] = WIDTHS) -> Iterator[str]:
-    """The name of each thing that ran, or of what cannot and why."""
-    for path, ways in WAYS.items():
-        for precision, dtype in ways:
+def run(home: Backend, paths: Sequence[str] = PATHS, widths: Sequence[int] | None = None) -> Iterator[str]:
+    """The name of each thing that ran, or of what cannot and why.
+
+    Parameters
+    ----------
+    paths : names of PATHS
+    widths : units of layers, optional
+        By default WIDTHS, and HEADED for the mLSTM, whose two heads need an even number.
+    """
+    for path in (path for path in paths if path != MLSTM):
+        for precision, dtype in WAYS[path]:
             be = Backend(home.name, home.xp, home.device, dtype)
-            for H in widths:
+            for H in widths or WIDTHS:
                 for name, layer in layers(H).items():
                     what = f"{name}, H={H}, {path}, {dtype}{' as TF32' if precision == 'tf32' else ''}"
                     try:
@@ -73,24 +84,38 @@ def run(home: Backend, widths: tuple[int, ...] = WIDTHS) -> Iterator[str]:
                         yield f"not possible: {what}: {reason}"
                     else:
                         yield f"ran: {what}"
-    for dtype in ("float32", "float64"):
+    for dtype in ("float32", "float64") if MLSTM in paths else ():
         be = Backend(home.name, home.xp, home.device, dtype)
-        for H in (16, 40):
-            work(xlstm.mLSTM(D, H, num_heads=2, chunk_size=3), be, None)
-            work(xlstm.mLSTM(D, H, num_heads=2, chunk_size=3), be, LENGTHS)
+        for H in (H for H in widths or HEADED if H % 2 == 0):
+            for lengths in (None, LENGTHS):
+                work(xlstm.mLSTM(D, H, num_heads=2, chunk_size=3), be, lengths)
             yield f"ran: mLSTM, H={H}, {dtype}"
+
+
+def selecting(parser: argparse.ArgumentParser) -> None:
+    """Add the options that select what runs."""
+    parser.add_argument("--paths", nargs="+", choices=PATHS, default=list(PATHS), help="all by default")
+    parser.add_argument("--widths", nargs="+", type=units, metavar="H", help="units of the layers, by default several")
+
+
+def units(text: str) -> int:
+    """Return a number of units from the command line."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is no number of units, expected 1 or more")
+    return int(text)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
+    selecting(parser)
+    options = parser.parse_args()
     try:
         be = xlstm.backend("cupy")
     except BackendError as reason:
         raise SystemExit(f"sanitized: {reason}") from None
     probe.cupy().cuda.set_allocator(None)  # no pool: the sanitizer sees where each array ends
     count = 0
-    for line in run(be):
+    for line in run(be, options.paths, options.widths):
         print(line, flush=True)
         count += line.startswith("ran")
     print(f"{count} layers ran")

@@ -8,13 +8,15 @@ import sys
 import numpy as np
 import pytest
 
-from bench import barriers, cudnn, events, gpu, gpu_table, limits, sanitize, sanitized
+from bench import barriers, cudnn, events, gpu, gpu_table, language, limits, mlstm, rows, sanitize
 from bench.budget import Budget, Part
-from bench.cudnn import CAPTURED, EAGER, OURS, OURS_CAPTURED, Case
+from bench.cudnn import CAPTURED, EAGER, Case
+from bench.rows import OURS, OURS_CAPTURED
 from tests import nvrtc
 from tests.device import ShimRuntime
 from xlstm.arrays import probe
 from xlstm.arrays.backend import Backend
+from xlstm.cli.explain import CARDS
 from xlstm.engines.cuda import launch
 from xlstm.engines.cuda.tiling import Device
 from xlstm.interop.torch import to_torch
@@ -65,19 +67,33 @@ class Clock:
     ],
 )
 def test_limits_by_hand(shape, precision, forward, backward):
-    found = limits.estimate(H100, precision, "lstm", *shape)
-    np.testing.assert_allclose([1e3 * found.forward, 1e3 * found.backward], [forward, backward], atol=6e-4)
+    T, B, H = shape
+    found = limits.rates(CARDS["h100"], precision, H, None, None).limit(limits.recurrent("lstm", T, B, H))
+    np.testing.assert_allclose([1e3 * found.forward, 1e3 * found.backward], [forward, backward], rtol=2e-3)
     assert found.of(True) == found.forward + found.backward
     assert found.of(False) == found.forward
 
 
-def test_limits_of_a_gru_of_measured_barriers_and_of_unknown_cards():
-    lstm, gru = (limits.estimate(H100, "TF32", kind, 10, 8, 256, 0.0) for kind in ("lstm", "gru"))
+def test_limits_of_other_layers_cards_and_measured_rates():
+    h100 = CARDS["h100"]
+    lstm, gru = (
+        limits.rates(h100, "TF32", 256, 0.0, None).limit(limits.recurrent(k, 10, 8, 256)) for k in ("lstm", "gru")
+    )
     np.testing.assert_allclose(gru, [0.75 * n for n in lstm])
-    measured = limits.estimate("NVIDIA H200", "TF32", "lstm", 10, 8, 256, 1e-6)
-    np.testing.assert_allclose(np.subtract(measured, lstm), [10e-6, 15e-6])
-    for card in ("NVIDIA A100-SXM4-80GB", "NVIDIA H100 PCIe", "NVIDIA GeForce RTX 4090"):
-        assert limits.estimate(card, "TF32", "lstm", 10, 8, 256) is None
+    waits = limits.rates(h100, "TF32", 256, 1e-6, None).limit(limits.recurrent("lstm", 10, 8, 256))
+    np.testing.assert_allclose(np.subtract(waits, lstm), [10e-6, 15e-6])
+    assert limits.rates(None, "TF32", 256, None, None) is None
+    assert limits.rates(CARDS["v100"], "TF32", 256, None, None) is None
+    assert [limits.way(H, h100) for H in (512, 513)] == ["cluster", "grid"]
+    assert limits.way(256, CARDS["rtx4090"]) == "grid"
+    # GeForce: half of the rate of its chip; two flops of 128 SMs
+    assert limits.rates(CARDS["rtx4090"], "fp16", 256, None, None).flops == pytest.approx(128 * 1.275e12)
+    # An mLSTM is bound by memory, if its speed is known: 16 + 16 + 32 + 32 + 2 numbers of 2 bytes, 3 heads of 5 x 7.
+    passes = limits.mlstm(5, 3, 7, 16, 32, 2)
+    assert limits.Rates(1e30, 1e9, 0.0).limit(passes).forward == pytest.approx(98 * 2 * 105 / 1e9)
+    assert limits.Rates(1e9, None, 0.0).limit(passes).backward == pytest.approx(8 * 16 * 32 * 105 / 1e9)
+    assert limits.Rates(1e9, 1e9, 1e-3).limit(limits.language(100, 10, 4)) == pytest.approx((2e-6 + 4e-3, 4e-6 + 6e-3))
+    assert limits.Rates(1e30, 1e9, 0.0).seconds(limits.token(100, 2, 4)) == pytest.approx(4e-7)
 
 
 def test_a_budget_keeps_something_for_later_parts():
@@ -94,11 +110,13 @@ def test_a_budget_keeps_something_for_later_parts():
 
 def test_parts_are_run_within_the_budget_and_none_goes_missing():
     clock, told = Clock(), []
-    takes = {"barriers": 10, "tests": 150, "parity": 200, "cudnn": 90, "main job": 1}
+    takes = {"barriers": 10, "tests": 150, "parity": 200, "cudnn": 90, "language": 20, "main job": 1}
 
     def make(name, seconds):
         if name == "barriers":
             raise ImportError("cupy is not installed")
+        if name == "mlstm":
+            raise AttributeError("no such attribute")
         return [name], {}
 
     def execute(argv, seconds, environment):
@@ -106,18 +124,22 @@ def test_parts_are_run_within_the_budget_and_none_goes_missing():
         clock.time += used
         return (gpu.OK if used < seconds else gpu.CUT), f"{seconds:.0f}"
 
-    outcomes = gpu.check([p.name for p in gpu.PARTS], Budget(300, clock), make, execute, lambda o: told.append(len(o)))
+    outcomes = gpu.check([p.name for p in gpu.PARTS], Budget(370, clock), make, execute, lambda o: told.append(len(o)))
     assert [(o.name, o.result) for o in outcomes] == [
         ("barriers", gpu.OUT),
         ("tests", gpu.CUT),
         ("parity", gpu.CUT),
         ("cudnn", gpu.CUT),
+        ("mlstm", gpu.FAILED),
+        ("language", gpu.OK),
         ("main job", gpu.OK),
     ]
     assert outcomes[0].said == "cupy is not installed"
-    assert told == [1, 2, 3, 4, 5]
-    assert clock.time <= 300
-    assert gpu.status(outcomes, False) == 2
+    assert outcomes[4].said == "AttributeError: no such attribute"
+    assert told == [1, 2, 3, 4, 5, 6, 7]
+    assert clock.time <= 370
+    assert gpu.status(outcomes, False) == 1
+    assert gpu.status([o for o in outcomes if o.name != "mlstm"], False) == 2
     assert gpu.status(outcomes[-1:], False) == 0
     assert gpu.status(outcomes[-1:], True) == 2
     assert gpu.status([gpu.Outcome("tests", gpu.FAILED, 1.0, ""), *outcomes], False) == 1
@@ -133,7 +155,7 @@ def test_a_part_is_a_process_that_is_stopped_in_time(capfd):
     assert result == gpu.CUT
     assert said.startswith("stopped after 1 s")
     assert "began" in capfd.readouterr().out
-    for name in ("barriers", "tests", "parity", "cudnn", "main job"):
+    for name in (part.name for part in gpu.PARTS):
         with contextlib.suppress(ImportError):  # of what is not installed
             argv, _ = gpu.command(name, 50, gpu.Path("room"))
             assert importlib.util.find_spec(argv[1])
@@ -147,27 +169,60 @@ def row(precision="TF32", wall=1.0, peers=(4.0, 3.0), layer="lstm", **changes):
     return found | {"choice": {"path": "cluster"}, "seconds": seconds} | changes
 
 
+HEADS = limits.mlstm(8, 8, 2048, 256, 512, 2)
+
+
+def heads():
+    case = mlstm.Case(8, 8, 2048, 256, 512, "bf16")
+    walls = {"xlstm": 1.5e-3, "xl_chunk": 2e-3, "limit_chunk": 5e-3}
+    seconds = {name: {"wall": t, "device": t, "best": 0, "calls": 9} for name, t in walls.items()}
+    return {**rows.head(case), "seconds": seconds, "difference": 1e-3}
+
+
+def text(train=True):
+    case = language.Case(16, 512 if train else 1, 768, 32000, "TF32", train)
+    times = {"wall": 2.0, "device": 1.9, "best": 0, "calls": 9}
+    seconds = {"xlstm": times, **({"xlstm captured": times | {"wall": 1.5}} if train else {})}
+    return {**rows.head(case), "seconds": seconds, "weights": 1e8, "loops": 1, "tokens a second": 4096.0}
+
+
 def test_the_table_and_the_goals():
     slow = row("bf16", 4.8, (8.0, None), missing={CAPTURED: "no graph of it"})
-    rows = [row(), slow, row("fp16", 1.0, (1.1, 1.0)), {"case": slow["case"], "name": "another", "error": "broke"}]
+    broken = {"case": slow["case"], "missing": {}, "name": "another", "error": "broke"}
+    found = [row(), slow, row("fp16", 1.0, (1.1, 1.0)), broken]
     forced = row()
     forced["case"] = forced["case"] | {"forced": True}
     forced["name"] += ", each path"
     forced["seconds"]["xlstm loop"] = {"wall": 0.123, "device": 0.1, "best": 0, "calls": 9}
     record = {
         "card": H100,
-        "barriers": {"grid": {"2": 0.5, "132": 1.0}, "cluster": {"8": 0.2, "16": 0.3}, "clusters at once": {"16": 7}},
-        "cudnn": {"rows": [*rows, forced], "left out": ["one more"]},
+        "device": CARDS["h100"]._asdict(),
+        "barriers": {
+            **{"copied": 2e12, "grid": {"2": 0.5, "132": 1.0}, "cluster": {"8": 0.2, "16": 0.3}},
+            **{"clusters at once": {"16": 7}},
+        },
+        "cudnn": {"rows": [*found, forced], "left out": ["one more"]},
+        "mlstm": {"rows": [heads()], "left out": ["an mLSTM more"]},
+        "language": {"rows": [text(), text(train=False)], "left out": []},
         "parts": [gpu.Outcome("tests", gpu.OK, 12.3, "5 passed")._asdict()],
     }
-    tf32, bf16, fp16, _ = gpu_table.lines(record)
+    tf32, bf16, fp16, _, mlstm_, step, token = gpu_table.lines(record)
     assert tf32.ratio == pytest.approx(1 / 3)
     assert bf16.ratio == pytest.approx(0.6)  # to the only one there is
     assert bf16.remark == f"no {CAPTURED}"
     assert tf32.limit == pytest.approx(1.601, abs=1e-3)
     assert tf32.limit - tf32.measured == pytest.approx(512 * 2.5 * 0.3e-3)
     assert tf32.overhead == pytest.approx(0.05)
-    goals = gpu_table.goals([tf32, bf16, fp16])
+    assert mlstm_.peer == pytest.approx(2.0)  # the quickest
+    assert mlstm_.ratio == pytest.approx(0.75)
+    assert mlstm_.limit < mlstm_.measured == pytest.approx(1e3 * limits.Rates(1e30, 2e12, 0.0).limit(HEADS).of(True))
+    assert step.limit == pytest.approx(1e3 * 6 * 1e8 * 16 * 512 / 495e12 + 512 * 2.5 * 1.2e-3, rel=1e-3)
+    assert token.measured == pytest.approx(0.2)
+    assert step.remark == "4,096 tokens/s"
+    assert (step.xlstm, step.graph, step.best) == (2000, 1500, 1500)
+    assert step.over_limit == pytest.approx(1500 / step.limit)
+    assert (token.graph, token.best) == (None, 2000)
+    goals = gpu_table.goals([tf32, bf16, fp16, mlstm_, step])
     assert "<= 0.5: 1 of 2, missed" in goals[1]
     assert "<= 0.33: 0 of 2, missed" in goals[1]
     assert f"0.6 at {bf16.name}" in goals[1]
@@ -175,15 +230,18 @@ def test_the_table_and_the_goals():
     assert "<= 0.85: 0 of 1, missed" in goals[2]
     assert "<= 2: 2 of 3, missed" in goals[3]
     assert "<= 0.1: 3 of 3, met" in goals[4]
-    text = gpu_table.text(record)
+    assert "<= 0.85: 1 of 1, met" in goals[5]
+    said = gpu_table.text(record)
     for part in (
         "failed: another: broke",
-        "time: one more",
+        "time: one more; an mLSTM more",
+        f"without {CAPTURED}: no graph of it",
+        "copies read and write 2000 GB/s",
         "cluster (chosen) 1, loop 123",
         "12.3  ok: 5 passed",
         "  7",
     ):
-        assert part in text
+        assert part in said
 
 
 @pytest.mark.parametrize(
@@ -243,12 +301,12 @@ def test_cases_beyond_the_time_are_named():
     def measured(case, until):
         clock.time += 3
         if case.precision == "bf16":
-            raise RuntimeError("no memory")
+            raise AttributeError("no memory")
         return {"name": str(case)}
 
-    record = cudnn.run(todo, measured, 10, clock, lambda r: told.append(len(r["rows"])))
+    record = rows.run(todo, measured, 10, clock, lambda r: told.append(len(r["rows"])))
     assert [r["name"] for r in record["rows"]] == [str(case) for case in todo[:3]]
-    assert record["rows"][1]["error"] == "RuntimeError: no memory"
+    assert record["rows"][1]["error"] == "AttributeError: no memory"
     assert record["left out"] == [str(case) for case in todo[3:]]
     assert told == [1, 2, 3]
     assert len(set(map(str, cudnn.cases()))) == len(cudnn.cases()) == 100
@@ -269,9 +327,9 @@ def test_the_peer_has_the_same_weights_and_gives_the_same(layer):
     grads, dx, _ = ours.backward(params, saved, dy)
     mine = {"y": y, "dx": dx, **{f"d{name}": g for name, g in to_torch(ours, grads).items()}}
     assert mine.keys() == peer.results().keys()
-    assert cudnn.agreement(mine, peer.results()) < 1e-5
-    assert cudnn.agreement({**mine, "y": y + 1}, peer.results()) > 0.1
-    assert cudnn.agreement({**mine, "y": y * np.nan}, peer.results()) == np.inf
+    assert rows.agreement(mine, peer.results()) < 1e-5
+    assert rows.agreement({**mine, "y": y + 1}, peer.results()) > 0.1
+    assert rows.agreement({**mine, "y": y * np.nan}, peer.results()) == np.inf
     forward = cudnn.Torch(Case(layer, 5, 3, 8, "TF32", train=False), to_torch(ours, params), x, dy, "cpu")
     with forward.around():
         assert forward.torch.backends.cudnn.allow_tf32
@@ -300,7 +358,7 @@ def test_a_case_from_arrays_to_its_line(monkeypatch, what):
     assert row["choice"]["arithmetic"] == "tf32"
     assert row["choice"]["forward"]["width"] == 6
     assert row["case"]["train"] or "xlstm_lean" in runtime.launches
-    assert json.loads(json.dumps(row))["name"] in cudnn.show(row)
+    assert json.loads(json.dumps(row))["name"] in rows.show(row)
 
 
 @pytest.mark.parametrize(("capability", "ways"), [(80, [(32, False)]), (90, [(132, False), (1, True), (16, True)])])
@@ -326,11 +384,12 @@ def test_what_is_measured_of_barriers(monkeypatch):
     monkeypatch.setattr(barriers, "runtime", lambda xp, like: ShimRuntime(SMALL))
     monkeypatch.setattr(barriers, "latency", lambda be, run, blocks, cluster: 0.25 if cluster else 0.81)
     monkeypatch.setattr(barriers, "at_once", lambda be, run, blocks: 8 // blocks)
+    monkeypatch.setattr(barriers, "copy_rate", lambda be: 2e12)
     found = barriers.measure(Backend("numpy", np, "cpu", "float32"))
     assert found["grid"] == {"2": 0.81, "8": 0.81}
     assert found["clusters at once"] == {"1": 8, "2": 4, "4": 2, "8": 1, "16": 0}
     assert json.loads(json.dumps(found)) == found
-    assert len(barriers.table(found)) == 8
+    assert len(barriers.table(found)) == 9
 
 
 def test_barriers_in_words():
@@ -340,24 +399,6 @@ def test_barriers_in_words():
         "16, in a cluster                   0.25        7",
         "cluster of 8 blocks: no",
     ]
-
-
-def test_what_is_sanitized_runs(monkeypatch):
-    runtime = ShimRuntime(SMALL)
-    monkeypatch.setattr(launch, "runtime", lambda xp, like: runtime)
-    monkeypatch.setattr(sys.modules["xlstm.arrays.namespace"], "_on_cpu_array", lambda array: False)
-    monkeypatch.setattr(sanitized, "B", 3)
-    monkeypatch.setattr(sanitized, "LENGTHS", [4, 0, 2])
-    ways = {path: [w for w in sanitized.WAYS[path] if w[1] == "float32"][:1] for path in ("plain", "cluster")}
-    monkeypatch.setattr(sanitized, "WAYS", ways)
-    every = sanitized.layers
-    assert set(every(6)) == {*every(5), "sLSTM"}
-    monkeypatch.setattr(sanitized, "layers", lambda H: {n: every(H)[n] for n in ("LSTM, recomputed", "RNN", "sLSTM")})
-    ran = [line for line in sanitized.run(Backend("numpy", np, "cpu"), (6,)) if line.startswith("ran: ")]
-    for path in ways:
-        assert sum(f" {path}, " in line for line in ran) == 3
-    assert {"xlstm_forward", "xlstm_slim", "xlstm_lean", "xlstm_backward", "xlstm_again_step"} <= set(runtime.launches)
-    assert ran[-1] == "ran: mLSTM, H=40, float64"
 
 
 FOUND = """========= COMPUTE-SANITIZER
@@ -410,7 +451,7 @@ def test_the_sanitizer_is_found_or_asked_for(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(probe.cupy_failure() is None, reason="there is a GPU")
-@pytest.mark.parametrize("name", ["gpu", "barriers", "cudnn", "sanitize", "sanitized"])
+@pytest.mark.parametrize("name", ["gpu", "barriers", "cudnn", "mlstm", "language", "sanitize", "sanitized"])
 def test_without_a_gpu_they_say_so(name, monkeypatch):
     module = importlib.import_module(f"bench.{name}")
     monkeypatch.setattr(sys, "argv", [name])
@@ -421,7 +462,7 @@ def test_without_a_gpu_they_say_so(name, monkeypatch):
 
 def test_records_are_json(tmp_path):
     path = tmp_path / "record.json"
-    assert gpu.read(path) is None
-    path.write_text(json.dumps({"a": 1}))
-    assert gpu.read(path) == {"a": 1}
+    assert rows.read(path) is None
+    rows.keep(path, {"a": 1})
+    assert rows.read(path) == {"a": 1}
     assert gpu.slug(H100) == "nvidia-h100-80gb-hbm3"

@@ -340,6 +340,34 @@ extern "C" void KERNEL(const unsigned* a, const unsigned* b, float* c) {
     np.testing.assert_array_equal(c, a.astype("float32") @ b.astype("float32").T)
 
 
+@pytest.mark.parametrize(
+    ("kind", "lanes", "which", "width", "sms"),
+    [
+        *(("LSTM", lanes, "forward", 60, 8) for lanes in (1, 2, 4, 8)),
+        *(("LSTM", lanes, "backward", 60, 8) for lanes in (4, 8)),
+        *(("LSTM", lanes, "backward", 120, 40) for lanes in (1, 2)),
+        ("GRU", 4, "forward", 60, 8),
+    ],
+)
+def test_ordinary_arithmetic_with_weights_in_registers(on_device, monkeypatch, kind, lanes, which, width, sms):
+    """So many lanes share rows, and add what they found; units beyond the last one are 0."""
+    divisions = tiling._divisions
+
+    def some(which_of, *given):
+        for way in divisions(which_of, *given):
+            if way[4] and (which_of != which or way[6:] == (lanes,)):
+                yield way
+
+    monkeypatch.setattr(tiling, "_divisions", some)
+    layer = getattr(xlstm, kind)(3, width)
+    lengths = [4, 2, 0, 5, 1, 5, 3, 1, 1]
+    expected = results(layer, lengths)
+    device = SMALL._replace(name=f"{lanes} lanes {which}", sms=sms)
+    runtime = on_device("plain", device=device, seed=1)
+    agree(results(layer, lengths, dtype="float32"), expected, TOLERANCE["float32"])
+    assert {"xlstm_forward", "xlstm_backward"} <= set(runtime.launches)
+
+
 def test_tilings_say_what_they_need_and_cover_all_units():
     step = pointwise(lstm.Cell(), (), ("b",))
     for device in (SMALL, Device("large", 90, 132, 232448, 16), Device("older", 80, 108, 166912)):

@@ -140,8 +140,36 @@ def test_what_cards_choose_for_the_sizes_that_are_measured(capability, dtype, pr
 @pytest.mark.parametrize("capability", [89, 120])
 def test_a_wide_layer_fits_all_blocks_of_a_large_card(capability):
     """Eight units a block spread the weights of 1024 units over the registers of 128 blocks."""
-    found = choose("LSTM", ("auto", "tf32"), CELLS["lstm"], "", "float32", 1024, 1, 16, CARDS[capability])
-    assert (found.path, found.forward.units, found.forward.blocks) == ("grid", 8, 128)
+    for precision, path in (("tf32", "grid"), ("float32", "plain")):
+        found = choose("LSTM", ("auto", precision), CELLS["lstm"], "", "float32", 1024, 1, 16, CARDS[capability])
+        for one in (found.forward, found.backward):
+            assert (found.path, one.units, one.blocks, one.waves) == (path, 8, 128, 1)
+
+
+def test_ordinary_arithmetic_is_chosen_where_tensor_cores_are_slow():
+    """Three products on tensor cores of a GeForce take longer than one without them."""
+    for capability, card in CARDS.items():
+        found = choose("LSTM", ("plain", "float32"), CELLS["lstm"], "", "float32", 512, 1, 64, card)
+        assert found.forward.kept, capability
+        assert not found.forward.weights, capability
+    for capability in (80, 90, 100):
+        found = choose("LSTM", ("auto", "float32"), CELLS["lstm"], "", "float32", 512, 1, 64, CARDS[capability])
+        assert found.arithmetic.name == "3xfp16"
+    for capability in (86, 89, 120):
+        found = choose("LSTM", ("auto", "float32"), CELLS["lstm"], "", "float32", 512, 1, 64, CARDS[capability])
+        assert (found.path, found.arithmetic.name) == ("plain", "float32")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("size", FEW)
+@pytest.mark.parametrize("capability", [86, 120])
+def test_with_weights_in_registers(cell, size, capability):
+    for kind in tiling.PASSES:
+        found = tiling.best(kind, CELLS[cell], *size, ARITHMETIC["float32"], CARDS[capability], False)
+        if found is None:  # too large for this card
+            continue
+        done = compile_for(capability, source.loop(CELLS[cell], kind, found).text)
+        assert (done.stack, done.spilled) == (0, 0), (size, kind, done.log)
 
 
 def test_a_t4_has_tensor_cores_in_float16():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import json
+import os
 import runpy
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,22 +90,39 @@ def test_estimators_give_what_they_give_on_numpy(estimate):
 
 def small(monkeypatch):
     """Sizes of the programs with which they run in seconds."""
-    from bench import barriers, cudnn, events, sanitized
+    from bench import barriers, cudnn, events, language, mlstm, rows, sanitized
     from tests import parity, parity_paths
 
-    sizes = {"FEW": 2, "MANY": 4, "THREADS": 32, "STAY": 1, "MANY_CLUSTERS": 2, "ROUNDS": 1, "GRIDS": (2,)}
+    sizes = {
+        "FEW": 2,
+        "MANY": 4,
+        "THREADS": 32,
+        "STAY": 1,
+        "MANY_CLUSTERS": 2,
+        "ROUNDS": 1,
+        "GRIDS": (2,),
+        "COPIED": 64,
+    }
     for name, value in sizes.items():
         monkeypatch.setattr(barriers, name, value)
     monkeypatch.setattr(barriers, "CLUSTERS", (1, 2))
     monkeypatch.setattr(cudnn, "SHAPES", ((3, 2, 6),))
     monkeypatch.setattr(cudnn, "PRECISIONS", {name: cudnn.PRECISIONS[name] for name in ("TF32", "bf16")})
-    monkeypatch.setattr(cudnn, "LONGEST", 0.0)
+    monkeypatch.setattr(mlstm, "PRECISIONS", {name: mlstm.PRECISIONS[name] for name in ("TF32", "fp16")})
+    monkeypatch.setattr(language, "PRECISIONS", {**mlstm.PRECISIONS, "fp32": "float32"})
+    monkeypatch.setattr(mlstm, "SHAPES", ((2, 2, 20, 4, 6),))
+    monkeypatch.setattr(language, "STEPS", ((2, 5, 8, 11),))
+    monkeypatch.setattr(language, "TEXTS", ((1, 8, 11),))
+    monkeypatch.setattr(language, "WRITTEN", ("fp32", "fp16"))
+    monkeypatch.setattr(language, "TOKENS", 2)
+    monkeypatch.setattr(rows, "LONGEST", 0.0)
     monkeypatch.setattr(events, "BLOCK", 0.0)
     monkeypatch.setattr(events, "LONGEST", 0.0)
-    monkeypatch.setattr(sanitized.run, "__defaults__", ((5,),))
+    monkeypatch.setattr(sanitized, "WIDTHS", (6,))
     monkeypatch.setattr(sanitized, "WAYS", {path: ways[:1] for path, ways in sanitized.WAYS.items()})
     every = sanitized.layers
-    monkeypatch.setattr(sanitized, "layers", lambda H: {n: every(H)[n] for n in ("LSTM, recomputed", "RNN")})
+    few = ("LSTM, recomputed", "RNN", "sLSTM")
+    monkeypatch.setattr(sanitized, "layers", lambda H: {n: layer for n, layer in every(H).items() if n in few})
     monkeypatch.setattr(parity, "FUNCTIONS", {n: parity.FUNCTIONS[n] for n in ("linear", "RNN")})
     monkeypatch.setattr(parity, "WIDE", {})
     monkeypatch.setattr(parity_paths, "DTYPES", {path: dtypes[:1] for path, dtypes in parity_paths.DTYPES.items()})
@@ -114,16 +135,31 @@ def program(monkeypatch, name, *arguments):
     return module.main()
 
 
+def kernel(q, k, v, i, f, autocast_kernel_dtype):
+    """The heads of an mLSTM in PyTorch, all steps at once, in the place of a published kernel."""
+    import torch
+
+    sums = torch.nn.functional.logsigmoid(f).cumsum(-1)
+    gates = (sums[..., :, None] - sums[..., None, :] + i[..., None, :]).masked_fill(
+        torch.ones(f.shape[-1], f.shape[-1]).triu(1).bool(), -torch.inf
+    )
+    most = gates.amax(-1, keepdim=True).detach()
+    scores = q @ k.mT / q.shape[-1] ** 0.5 * torch.exp(gates - most)
+    return scores @ v / torch.maximum(scores.sum(-1, keepdim=True).abs(), torch.exp(-most))
+
+
 def test_the_gpu_check(monkeypatch, tmp_path, capsys):
     """Its parts but the tests, which are these, one after the other in this process."""
-    from bench import cudnn, gpu
+    from bench import cudnn, gpu, language, mlstm
 
     small(monkeypatch)
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    measure = cudnn.measure
-    monkeypatch.setattr(cudnn, "measure", lambda case, clock, until: measure(case, clock, until, "cpu"))
+    for module in (cudnn, mlstm):
+        monkeypatch.setattr(module, "measure", functools.partial(module.measure, device="cpu"))
     monkeypatch.setattr(cudnn.Torch, "captured", lambda peer: peer.eager)
+    published = SimpleNamespace(mlstm_chunkwise__xl_chunk=kernel)
+    monkeypatch.setitem(sys.modules, "mlstm_kernels.torch.chunkwise", published)
 
     def here(argv, seconds, environment):
         if argv[1] in ("pytest", "xlstm"):
@@ -132,15 +168,26 @@ def test_the_gpu_check(monkeypatch, tmp_path, capsys):
         return (gpu.FAILED if program(monkeypatch, argv[1], *arguments) else gpu.OK), "ran"
 
     monkeypatch.setattr(gpu.check, "__defaults__", (here, gpu.check.__defaults__[1]))
-    assert program(monkeypatch, "bench.gpu", "--output", str(tmp_path), "--seconds", "1000") == 0, (
+    monkeypatch.setattr(gpu, "PARTS", [part._replace(most=1e6) for part in gpu.PARTS])  # a busy machine is slow
+    assert program(monkeypatch, "bench.gpu", "--output", str(tmp_path), "--seconds", "1e6") == 0, (
         capsys.readouterr().out
     )
     record = json.loads((tmp_path / "gpu-a-small-one.json").read_text())
-    assert [part["result"] for part in record["parts"]] == [gpu.OK] * 5
+    assert [part["result"] for part in record["parts"]] == [gpu.OK] * 7
+    assert record["device"]["sms"] == 8
+    assert "numpy" in record["machine"]["packages"]
     assert set(record["barriers"]["grid"]) == {"2", "8"}
-    assert len(record["cudnn"]["rows"]) == 10
-    assert not [row for row in record["cudnn"]["rows"] if "error" in row]
-    assert record["cudnn"]["left out"] == []
+    for part, count in {"cudnn": 10, "mlstm": 4, "language": len(language.cases())}.items():
+        assert len(record[part]["rows"]) == count
+        assert not [row for row in record[part]["rows"] if "error" in row]
+        assert record[part]["left out"] == []
+    for row in record["mlstm"]["rows"]:
+        assert list(row["seconds"]) == ["xlstm", "xl_chunk"]
+        assert row["difference"] < 1e-2
+        assert row["missing"] == {"limit_chunk": "mlstm_kernels has no mlstm_chunkwise__limit_chunk; it needs Triton"}
+    for row in record["language"]["rows"]:
+        assert row["tokens a second"] > 0
+        assert not row["losses"] or row["losses"][1] < row["losses"][0]
     said = capsys.readouterr().out
     assert "2, across the grid" in said
     assert "forward + backward by each path" in said
@@ -148,9 +195,61 @@ def test_the_gpu_check(monkeypatch, tmp_path, capsys):
 
 
 def test_what_the_sanitizer_runs(monkeypatch, capsys):
+    from bench import sanitized
+
+    assert set(sanitized.layers(6)) == {*sanitized.layers(5), "sLSTM"}
     small(monkeypatch)
-    assert program(monkeypatch, "bench.sanitized") == 0
-    assert "12 layers ran" in capsys.readouterr().out
+    with standin.counted(where=True) as counted:
+        assert program(monkeypatch, "bench.sanitized") == 0
+    said = capsys.readouterr().out
+    for path in sanitized.WAYS:
+        assert sum(f"H=6, {path}, " in line for line in said.splitlines()) == 3
+    assert "ran: mLSTM, H=40, float64" in said
+    assert "16 layers ran" in said
+    asked = counted.places()
+    for kernel in ("forward", "slim", "lean", "backward", "again_step"):
+        assert f"xlstm_{kernel} " in asked
+
+
+def test_a_selection_of_what_the_sanitizer_runs(monkeypatch, capsys):
+    small(monkeypatch)
+    assert program(monkeypatch, "bench.sanitized", "--paths", "pointwise", "mlstm", "--widths", "5", "8") == 0
+    ran = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ran: ")]
+    assert len(ran) == 5 + 2  # two cells with 5 units and three with 8, and an mLSTM with 8 in two dtypes
+    assert all("pointwise" in line or "mLSTM, H=8" in line for line in ran)
+    for wrong in ("0", "-3", "many"):
+        with pytest.raises(SystemExit):
+            program(monkeypatch, "bench.sanitized", "--widths", wrong)
+        assert f"{wrong} is no number of units, expected 1 or more" in capsys.readouterr().err
+
+
+# It runs what it is given to run, on the stand-in, and sums up as the real one does.
+SANITIZER = """#!{python}
+import subprocess, sys
+at = sys.argv.index({python!r})
+assert sys.argv[1:at] == ["--tool", "racecheck", "--error-exitcode", "99", "--target-processes", "all"]
+print("========= COMPUTE-SANITIZER")
+code = subprocess.run(sys.argv[at:]).returncode
+{found}
+sys.exit(code)
+"""
+HAZARD = "Error: Race reported between Write access at xlstm_forward_step+0x4d0 and Read access at xlstm_forward_step"
+
+
+@pytest.mark.parametrize(("found", "status"), [(0, 0), (1, 1)])
+def test_the_sanitizer(monkeypatch, tmp_path, capsys, found, status):
+    lines = [*[f"========= {HAZARD}"] * found, f"========= RACECHECK SUMMARY: {found} hazards displayed"]
+    said = "; ".join(["sys.stdout.flush()", *(f"print({line!r})" for line in lines)])
+    path = tmp_path / "compute-sanitizer"
+    path.write_text(SANITIZER.format(python=sys.executable, found=said))
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    selected = ("--paths", "pointwise", "--widths", "3", "--output", str(tmp_path / "kept"))
+    assert program(monkeypatch, "bench.sanitize", "--tools", "racecheck", *selected) == status
+    where = " (xlstm_forward_step 1)" if found else ""
+    assert f"racecheck: {found} findings{where}; 10 layers ran" in capsys.readouterr().out
+    kept = (tmp_path / "kept" / "sanitize-racecheck.txt").read_text()
+    assert "ran: GRU, H=3, pointwise, float16" in kept
 
 
 def test_the_main_job(monkeypatch, tmp_path):
@@ -162,3 +261,29 @@ def test_the_main_job(monkeypatch, tmp_path):
         runpy.run_module("xlstm", run_name="__main__")
     assert not ended.value.code
     assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["layers", "lengths", "inference"])
+def test_times_of_layers(monkeypatch, tmp_path, name):
+    from xlstm.cli import timing
+
+    monkeypatch.setattr(timing.interleave, "__defaults__", (1, 0.0, timing.interleave.__defaults__[-1]))
+    for sizes in ("SHAPES", "LARGE", "GPU_SHAPES"):
+        monkeypatch.setattr(f"bench.{name}.{sizes}", [(3, 2, 4, 5)] if sizes == "GPU_SHAPES" else [], raising=False)
+    results = tmp_path / "results.json"
+    program(monkeypatch, f"bench.{name}", "--backend", "cupy", "--rounds", "1", "--json", str(results))
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert lines
+    assert all("no CUDA device" in line["missing"]["cuDNN"] for line in lines)
+
+
+def test_tasks(monkeypatch, tmp_path):
+    from bench import tasks
+    from tests.test_bench_tasks import SMALL
+
+    monkeypatch.setattr(tasks, "RECIPES", {"recall": SMALL})
+    monkeypatch.setitem(tasks.TASKS, "recall", replace(tasks.TASKS["recall"], tests=(64, 72)))
+    results = tmp_path / "results.json"
+    arguments = ("--backend", "cupy", "--only", "recall", "--models", "mixed", "--json", str(results))
+    program(monkeypatch, "bench.tasks", *arguments)
+    assert json.loads(results.read_text())["results"]["steps"] == SMALL.steps

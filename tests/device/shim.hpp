@@ -169,6 +169,16 @@ DEVICE unsigned largest(unsigned v) {
     return v;
 }
 
+DEVICE unsigned from_lane_xor(unsigned v, int mask) {
+    shim::Fiber* me = shim::now;
+    const int lane = me->thread % 32, first = me->block->first + me->thread / 32 * 32;
+    me->warp->a[lane][0] = v;
+    shim::barrier(0, first, 32);
+    v = me->warp->a[lane ^ mask][0];
+    shim::barrier(0, first, 32);
+    return v;
+}
+
 DEVICE void sync_warp() {}  // nothing in a warp waits for it
 DEVICE void sync_block() { shim::barrier(1, shim::now->block->first, blockDim.x); }
 DEVICE void __syncthreads() { sync_block(); }

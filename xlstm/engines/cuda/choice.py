@@ -56,7 +56,8 @@ def use(path: str | None = None, precision: str | None = None) -> contextlib.Abs
         variable XLSTM_CUDA_PATH does the same for the process.
     precision : {"float32", "tf32"}, optional
         The precision of products of float32 arrays in the loops. "float32", the default, has its digits, on tensor
-        cores as three products of two float16; "tf32" is one product, with 11 bits of each factor.
+        cores as three products of two float16, or by ordinary arithmetic where that should be quicker; "tf32" is one
+        product, with 11 bits of each factor.
         XLSTM_CUDA_PRECISION does the same.
 
     Raises

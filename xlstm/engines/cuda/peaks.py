@@ -1,7 +1,7 @@
 """The arithmetic that a GPU does at most, from data sheets: products without sparsity, sums in float32.
 
-The numbers rank ways to divide a product on one card. The kernels use `mma.sync`, which does not reach the peaks of
-sm_90 and sm_100; those of sm_100 are taken to be sm_90's, since its own tensor cores want another instruction.
+The numbers rank ways to divide a product on one card. The peaks of sm_100 are taken to be those of sm_90, since its own
+tensor cores want another instruction.
 """
 
 from __future__ import annotations
@@ -30,6 +30,14 @@ PEAKS = {
     100: Peaks(0.250, 0.507, 3.75, 7.50),  # B200: 37 and 75 over 148
     120: Peaks(0.010, 0.665, 1.33, 2.68),  # RTX PRO 6000: 125, 251 and 504 over 188
 }
+
+# The share of the peak of tensor cores that `mma.sync` reaches, estimates; sm_90 and sm_100 have a quicker instruction.
+MMA, MMA_HOPPER = 0.85, 0.62
+
+
+def reached(capability: int) -> float:
+    """Return the share of the peak of tensor cores that the kernels' instruction reaches, an estimate."""
+    return MMA_HOPPER if 90 <= capability < 120 else MMA
 
 
 def peaks(name: str, capability: int) -> Peaks:

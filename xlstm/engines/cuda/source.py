@@ -59,6 +59,7 @@ def loop(step: Pointwise, kind: str, tiling: Tiling, keep_h: bool = False) -> So
         **{"WIDTH": tiling.width, "HEADS": tiling.heads, "UNITS": tiling.units, "BLOCKS": tiling.blocks},
         **{"NB": tiling.columns, "M": tiling.M, "K": tiling.K, "THREADS": tiling.threads},
         **{"WARPS_M": tiling.warps_m, "CHUNKS_KEPT": tiling.kept, "COLUMNS_AT_ONCE": tiling.at_once},
+        "K_LANES": tiling.lanes,
         "SCALE_CHUNKS": tiling.same_scale,
         **{"CLUSTER": int(tiling.cluster), "MMA": tiling.arithmetic.mma, "TF32": int(tiling.arithmetic.tf32)},
         "ARRANGE": ARRANGE,

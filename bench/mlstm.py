@@ -1,0 +1,189 @@
+"""The heads of an mLSTM, forward and backward, beside the published Triton kernels where they are installed.
+
+    python -m bench.mlstm [--seconds N] [--json FILE]
+
+Needs a CUDA machine with CuPy. The kernels come with `pip install mlstm_kernels einops torch triton`; where they are
+missing, a row says so. Their products of float32 are TF32, so they have no row in float32. Both sides have the same
+queries, keys, values and gates. The outputs and the gradients of values are compared: in the others the kernels leave
+out what comes through the denominator.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+import xlstm
+from bench import rows
+from bench.events import Clock, Side, side_by_side
+from bench.peers import MissingError, module
+from bench.rows import OURS, PRECISIONS
+from xlstm.arrays import probe
+from xlstm.arrays.backend import Backend
+from xlstm.arrays.convert import to_numpy
+from xlstm.layers.memory import Memory
+from xlstm.layers.state import Span, complete
+from xlstm.recurrence.packing import Packing
+from xlstm.training import precision
+
+# B, heads, T, K, V: heads of xLSTM 7B, one long text of it, and a small model.
+SHAPES = ((4, 8, 2048, 256, 512), (1, 8, 8192, 256, 512), (16, 4, 512, 128, 128))
+KERNELS = ("xl_chunk", "limit_chunk")
+FORGET = 4.0  # added to the gates f, so that they forget little
+INPUTS = ("q", "k", "v", "i", "f")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that is timed."""
+
+    B: int
+    N: int
+    T: int
+    K: int
+    V: int
+    precision: str = "fp32"
+    train: bool = True
+    layer: str = "mlstm"
+
+    def __str__(self) -> str:
+        what = "fwd+bwd" if self.train else "forward"
+        return f"{self.layer} {self.B},{self.N},{self.T},{self.K},{self.V} {self.precision} {what}"
+
+
+def cases() -> list[Case]:
+    """All, those first that matter most."""
+    return [Case(*shape, name, train) for train in (True, False) for shape in SHAPES for name in PRECISIONS]
+
+
+def arrays(case: Case) -> dict[str, np.ndarray]:
+    """Inputs and the gradient of h, (B, N, T, width) or (B, N, T)."""
+    return _arrays(case.B, case.N, case.T, case.K, case.V)
+
+
+@functools.lru_cache(maxsize=1)  # to draw them takes longer than to run a kernel
+def _arrays(B: int, N: int, T: int, K: int, V: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    widths = {"q": (K,), "k": (K,), "v": (V,), "i": (), "f": (), "dh": (V,)}
+    found = {name: rng.standard_normal((B, N, T, *width), dtype=np.float32) for name, width in widths.items()}
+    found["f"] += FORGET
+    return found
+
+
+def by_rows(a: np.ndarray) -> np.ndarray:
+    """(B, N, T, F) as (T, B, N F), and (B, N, T) as (T, B, N)."""
+    rows_ = np.moveaxis(a, 2, 0)
+    return np.ascontiguousarray(rows_.reshape(*rows_.shape[:2], -1))
+
+
+class Ours:
+    """xlstm's heads."""
+
+    def __init__(self, case: Case, given: dict[str, np.ndarray], be: Backend) -> None:
+        self.case, self.memory = case, Memory(case.N, case.K, case.V)
+        self.given = {name: be.asarray(by_rows(a)) for name, a in given.items()}
+        self.state = complete("bench", be.xp, "state", None, self.memory.states, case.B, self.given)
+        self.span = Span(be.xp, Packing.of("bench", None, case.T, case.B), keep=case.train)
+        self.h: Any = None
+        self.grads: tuple[Any, ...] = ()
+
+    def around(self) -> contextlib.AbstractContextManager[None]:
+        """TF32 or not, as the case says."""
+        return precision.tf32(self.case.precision == "TF32")
+
+    def call(self) -> None:
+        """Ask for the work."""
+        self.h, _, saved = self.memory.run(*(self.given[name] for name in INPUTS), self.state, self.span)
+        if self.case.train:
+            self.grads, _ = self.memory.run_bwd(saved, self.given["dh"], None, self.span)
+
+    def results(self) -> dict[str, np.ndarray]:
+        """Return the results of the last call that are compared."""
+        found = {"h": self.h, **({"dv": self.grads[INPUTS.index("v")]} if self.case.train else {})}
+        return {name: to_numpy(a).astype("float32") for name, a in found.items()}
+
+
+class Published:
+    """A kernel of the published package."""
+
+    def __init__(self, case: Case, given: dict[str, np.ndarray], kernel: str, device: str) -> None:
+        """Put the arrays onto the device.
+
+        Raises
+        ------
+        MissingError
+            The package is not installed, or has no such kernel or precision.
+        """
+        if case.precision == "fp32":
+            raise MissingError("products of float32 are TF32 there")
+        torch = module("torch")
+        there = module("mlstm_kernels.torch.chunkwise")
+        if not hasattr(there, name := f"mlstm_chunkwise__{kernel}"):
+            raise MissingError(f"mlstm_kernels has no {name}; it needs Triton")
+        self.case, self.kernel = case, getattr(there, name)
+        self.dtype = getattr(torch, PRECISIONS[case.precision])
+        self.given = {name: torch.from_numpy(a).to(device, self.dtype) for name, a in given.items()}
+        for name in INPUTS:
+            self.given[name].requires_grad_(case.train)
+        self.h: Any = None
+
+    def call(self) -> None:
+        """Ask for the work."""
+        for name in INPUTS:
+            self.given[name].grad = None
+        self.h = self.kernel(*(self.given[name] for name in INPUTS), autocast_kernel_dtype=self.dtype)
+        if self.case.train:
+            self.h.backward(self.given["dh"])
+
+    def results(self) -> dict[str, np.ndarray]:
+        """Return the same of theirs."""
+        found = {"h": self.h, **({"dv": self.given["v"].grad} if self.case.train else {})}
+        return {name: by_rows(a.detach().float().cpu().numpy()) for name, a in found.items()}
+
+
+def measure(case: Case, clock: Clock, until: float = float("inf"), device: str = "cuda") -> dict[str, Any]:
+    """The row of a case, fit for JSON: times by side, what is missing and why, and agreement."""
+    given = arrays(case)
+    ours = Ours(case, given, xlstm.backend("cupy", dtype=PRECISIONS[case.precision]))
+    row, sides = rows.head(case), {OURS: Side(ours.call, ours.around)}
+    with ours.around():
+        ours.call()
+    for kernel in KERNELS:
+        try:
+            call, results = _peer(case, given, kernel, device)
+        except MissingError as reason:
+            row["missing"][kernel] = str(reason)
+        else:
+            sides[kernel] = Side(call)
+            row["difference"] = max(row.get("difference", 0.0), rows.agreement(ours.results(), results))
+    found = side_by_side(sides, clock, until=min(until, clock.now() + rows.LONGEST))
+    row["seconds"] = {name: asdict(times) for name, times in found.items()}
+    return row
+
+
+def _peer(
+    case: Case, given: dict[str, np.ndarray], kernel: str, device: str
+) -> tuple[Callable[[], None], dict[str, np.ndarray]]:
+    """Return a call of a published kernel, and what it gives; a kernel that fails is missing."""
+    try:
+        theirs = Published(case, given, kernel, device)
+        theirs.call()
+        return theirs.call, theirs.results()
+    except MissingError:
+        raise
+    except Exception as error:  # Triton has errors of its own
+        raise MissingError(f"it failed: {probe.first_line(error)}") from error
+
+
+def main() -> int:
+    return rows.main("mlstm", __doc__, cases(), measure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""Every program of `bench` runs from its command line to its end, with small sizes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import bench
+from xlstm.cli import timing
+from xlstm.models import TiRex, TiRex2
+
+SHAPES = [(3, 2, 4, 5)]
+TEXT = "to be or not to be, that is the question:\n" * 40
+# Those that run in test_bench.py and test_bench_tasks.py, and on the stand-in for CuPy in test_standin_runs.py; and two
+# workers, which run inside packages that are not installed here.
+ELSEWHERE = {
+    *("layers", "growth", "busy", "report", "tasks"),
+    *("gpu", "barriers", "cudnn", "mlstm", "language", "sanitize", "sanitized"),
+    *("published_worker", "tirex_worker"),
+}
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """A function that runs a program with arguments, and returns what it wrote as JSON lines."""
+    options = timing.interleave.__defaults__
+    monkeypatch.setattr(timing.interleave, "__defaults__", (1, 0.0, options[-1]))
+
+    def call(name, *arguments, where="--json"):
+        path = tmp_path / f"{name}.json"
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments), where, str(path)])
+        importlib.import_module(f"bench.{name}").main()
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    return call
+
+
+def sizes(monkeypatch, name, **values):
+    for size, value in values.items():
+        monkeypatch.setattr(f"bench.{name}.{size}", value)
+
+
+@pytest.mark.parametrize(
+    ("name", "small"),
+    [
+        ("training_step", {}),
+        ("step", {"REPEAT": 2}),
+        ("imports", {"PACKAGES": {"xlstm": "xlstm", "another": "no_such_package"}}),
+        ("ablation", {"SHAPES": SHAPES, "LARGE": [], "FEW": []}),
+        ("lengths", {"SHAPES": SHAPES}),
+        ("inference", {"SHAPES": SHAPES, "LARGE": []}),
+        ("memory", {"SHAPES": [*SHAPES, *SHAPES, *SHAPES], "LARGE": []}),
+    ],
+)
+def test_times_and_memory(run, monkeypatch, name, small):
+    monkeypatch.setattr("bench.peers.CPU", ("torch",))
+    sizes(monkeypatch, name, **small)
+    lines = run(name, "--rounds", 1)
+    assert lines
+    assert all(line["results"]["xlstm"]["median"] > 0 for line in lines)
+
+
+def test_the_published_packages(run, monkeypatch):
+    small = {"mlstm": [(1, 2, 8, 4)], "slstm": [(3, 2, 4, 2)], "stack": [(2, 4, 8)]}
+    sizes(monkeypatch, "published", CASES=small, LENGTHS=(64,))
+    lines = run("published", "--rounds", 1)
+    assert [line["name"] for line in lines] == ["mlstm 1,2,8,4", "slstm 3,2,4,2", "stack 2,4,8", "mlstm 1,4,64,64"]
+    assert "pip install" in lines[0]["missing"]["published"]
+
+
+def test_a_text(run, tmp_path):
+    pytest.importorskip("torch")
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT * 60)
+    (line,) = run("text", path, "--steps", 1)
+    assert line["nats"].keys() == {"xlstm", "torch"}
+
+
+def test_forecasts(run, monkeypatch):
+    measure = importlib.import_module("bench.forecasts").measure
+    small = {"hidden_size": 2, "epochs": 1}
+    sizes(monkeypatch, "forecasts", AHEAD={"sunspots": (1, 2)})
+    sizes(monkeypatch, "forecasts", measure=lambda *given: measure(*given, **small))
+    (line,) = run("forecasts", "--seeds", 0)
+    assert len(line["rmse"]["model"]) == 2
+
+
+def test_digits(run, monkeypatch):
+    pytest.importorskip("sklearn")
+    of = importlib.import_module("bench.digits").sequences
+    sizes(monkeypatch, "digits", sequences=lambda least: tuple(a[:20] for a in of(least)))
+    assert [line["case"] for line in run("digits", "--splits", 1)] == ["8 rows", "6 to 8 rows"]
+
+
+FIRST = TiRex(16, 1, 2, patch_size=4, quantiles=(0.1, 0.5, 0.9), input_ff_size=8, context=512)
+SECOND = TiRex2(8, [("mlstm", 2, 2), ("slstm", 2, 2)], patch_size=4, quantiles=(0.1, 0.5, 0.9), context=512)
+
+
+def test_forecasts_of_tirex(run, monkeypatch):
+    for name in ("tirex", "tirex_savings"):
+        sizes(monkeypatch, name, TiRex=lambda *given: FIRST, TiRex2=lambda *given: SECOND)
+    sizes(monkeypatch, "tirex", HORIZONS={"tirex1": 4, "tirex2": 8}, CONTEXT=64)
+    lines = run("tirex", "--rounds", 1, "--series", 2)
+    assert {line["bench"] for line in lines} == {
+        *("tirex", "tirex processors", "tirex memory, beyond", "tirex memory, peak", "tirex import and load")
+    }
+    lines = run("tirex_savings", "--rounds", 1)
+    assert {"xlstm", "without it"} == set(lines[0]["results"])
+
+
+def test_learning_of_tirex(run, monkeypatch, tmp_path):
+    from xlstm.interop import tirex
+
+    tirex.save(tmp_path / "model.safetensors", FIRST, FIRST.init(0, "numpy"))
+    sizes(monkeypatch, "tirex_learning", SERIES=("sunspots",), STREAMED=0.985, FITTED=0.9, RENEWALS=(0, 8))
+    sizes(monkeypatch, "tirex_learning", TUNING={"horizon": 32, "stride": 200, "epochs": 1})
+    lines = run("tirex_learning", tmp_path / "model.safetensors")
+    assert [line["what"] for line in lines][:3] == ["whole windows", "stream, renew=0", "stream, renew=8"]
+
+
+def test_all_in_turn(run, monkeypatch):
+    """Each in a process of its own, which is acted out here; what the others measured is kept where one fails."""
+    from bench import __main__
+
+    def acted(command, check):
+        if command[2] != "bench.report":
+            with Path(command[command.index("--json") + 1]).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"bench": command[2]}) + "\n")
+        return SimpleNamespace(returncode=int(command[2] == "bench.lengths" and broken))
+
+    monkeypatch.setattr(__main__.subprocess, "run", acted)
+    broken = False
+    assert [line["bench"] for line in run("__main__", where="--output")] == [f"bench.{m}" for m in __main__.MODULES]
+    broken = True
+    with pytest.raises(SystemExit, match="failed: lengths; what the others measured is in"):
+        run("__main__", where="--output")
+
+
+def test_none_is_forgotten():
+    """Each file of `bench` that is a program is named in this file."""
+    text = Path(__file__).read_text(encoding="utf-8")
+    files = Path(bench.__file__).parent.glob("*.py")
+    programs = {path.stem for path in files if "if __name__ ==" in path.read_text(encoding="utf-8")}
+    assert programs >= ELSEWHERE
+    assert not [name for name in programs if f'"{name}"' not in text]
