@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import fuse, probe
-from xlstm.arrays.namespace import Array, Namespace
+from xlstm.arrays.namespace import Array, Namespace, astype
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 LIMIT = 2**31  # sizes for cuBLAS are less
@@ -43,7 +43,9 @@ class Plan(NamedTuple):
     operands: tuple[Operand | None, Operand | None]
 
 
-def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, rows_first: bool = False) -> Array:
+def matmul(
+    xp: Namespace, A: Array, B: Array, add: Array | None = None, rows_first: bool = False, dtype: Any = None
+) -> Array:
     """Return A @ B of matrices in the last two axes, the axes before broadcast.
 
     Parameters
@@ -57,12 +59,14 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, rows_fir
         (..., M, N), contiguous: the product is added to it, in its place.
     rows_first : bool
         Whether on CuPy a batch with one axis is to lie in memory as (M, batch, N).
+    dtype : optional
+        That of a new array, by default the factors'; it may be float32 where they are float16 or bfloat16.
 
     Returns
     -------
     array
-        (..., M, N), or `add`. On CuPy float16 and bfloat16 are summed up in float32, and float32 is rounded to TF32
-        where CuPy was told to.
+        (..., M, N), or `add`, which may be float32, too. On CuPy float16 and bfloat16 are summed up in float32, and
+        float32 is rounded to TF32 where CuPy was told to.
 
     Raises
     ------
@@ -74,18 +78,19 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, rows_fir
         if found is not None:
             return found
         if add is None:
-            return A @ B
+            return A @ B if dtype is None else astype(xp, A @ B, dtype)
         add += A @ B
         return add
-    cp = probe.cupy()
+    cp, dtype = probe.cupy(), A.dtype if dtype is None else dtype
     way = plan(A.shape, strides(A), B.shape, strides(B))
     M, K, N = way.sizes
     shape = (*way.batch, M, N)
-    if add is not None and (add.shape != shape or not add.flags.c_contiguous or add.dtype != A.dtype):
+    wide = add is not None and add.dtype == np.float32 and A.dtype.itemsize == 2
+    if add is not None and (add.shape != shape or not add.flags.c_contiguous or not (wide or add.dtype == A.dtype)):
         add += matmul(xp, A, B)
         return add
     if 0 in shape or K == 0:
-        return cp.zeros(shape, dtype=A.dtype) if add is None else add
+        return cp.zeros(shape, dtype=dtype) if add is None else add
     if None in way.operands:
         A, B = (
             a if operand else cp.ascontiguousarray(cp.broadcast_to(a, (*way.batch, *a.shape[-2:])))
@@ -95,9 +100,9 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, rows_fir
     if add is not None:
         out = add
     elif rows_first and len(shape) == 3:
-        out = cp.empty((M, shape[0], N), dtype=A.dtype).transpose(1, 0, 2)
+        out = cp.empty((M, shape[0], N), dtype=dtype).transpose(1, 0, 2)
     else:
-        out = cp.empty(shape, dtype=A.dtype)
+        out = cp.empty(shape, dtype=dtype)
     _gemm(cp, way, A, B, out, add is not None)
     return out
 
@@ -185,7 +190,8 @@ def _gemm(cp: Any, found: Plan, A: Array, B: Array, out: Array, add: bool) -> No
     M, K, N = found.sizes
     cublas, dtype, (*apart, lead, _) = cp.cuda.cublas, fuse.name(A.dtype), strides(out)
     _, zero, one = _scalars(dtype)
-    kind = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}[dtype]  # its number in cudaDataType
+    kinds = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}  # numbers in cudaDataType
+    kind = kinds[dtype]
     cublas.gemmStridedBatchedEx(
         cp.cuda.get_cublas_handle(),
         *(int(b.columns), int(a.columns)),
@@ -193,7 +199,7 @@ def _gemm(cp: Any, found: Plan, A: Array, B: Array, out: Array, add: bool) -> No
         *(_address(B), kind, b.lead, b.step),
         *(_address(A), kind, a.lead, a.step),
         one if add else zero,
-        *(_address(out), kind, max(lead, N), apart[-1] if apart else M * N),
+        *(_address(out), kinds[fuse.name(out.dtype)], max(lead, N), apart[-1] if apart else M * N),
         *(math.prod(found.batch), _compute(cp, cublas, dtype), cublas.CUBLAS_GEMM_DEFAULT),
     )
 

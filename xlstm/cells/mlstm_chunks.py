@@ -13,6 +13,8 @@ These are the equations of a chunk of L steps. C0, n0 and m0 are the state befor
     [C, n] = exp(m0 - r_L) [C0, n0] + (exp(w - r_L) / sqrt(K) K)^T [V, 1]   (9)  eqs. 19, 20: the state after it
 
 The normaliser n is kept as one more column of C, so that it needs no code of its own.
+
+Where q, k and v are float16 or bfloat16, the state, the gates, num, s and den are float32, as is every sum.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from xlstm.arrays import constants
 from xlstm.arrays.concat import Filled, concat
 from xlstm.arrays.fuse import compiles, fuse, multiplier, room, total
 from xlstm.arrays.matmul import aligned_width, matmul, packed
-from xlstm.arrays.namespace import Array, Namespace, device_of
+from xlstm.arrays.namespace import Array, Namespace, astype, device_of
 from xlstm.arrays.scan import scan
 from xlstm.cells.activations import FORGET
 from xlstm.cells.denominator import at_least, denominator, exp_minus, limit_of, low_of, sign_beyond
@@ -73,21 +75,24 @@ def chunkwise(
     """Compute all steps: return h (..., T, V), the state C, n, m after the last one, and what backward needs."""
     T, V = q.shape[-2], v.shape[-1]
     L = min(chunk, T)
+    dtype, wide = q.dtype, C0.dtype
+    f = astype(xp, f, wide)
     logf = fuse(xp, FORGET[forget].fwd, f)
     logs, m = _logs(xp, _chunks(xp, i, L, -1, -math.inf), _chunks(xp, logf, L, -1), m0)  # (1) (2) (3)
     Q, K = (packed(xp, _chunks(xp, a, L, -2)) for a in (q, k))
     V1 = _with_normaliser(xp, _chunks(xp, v, L, -2))
-    read, write, keep = _weights(xp, logs, q)
-    written = matmul(xp, _T(xp, write[..., None] * K), V1)  # (9)
+    read, write, keep = _weights(xp, logs, q, wide)
+    written = matmul(xp, _T(xp, write[..., None] * K), V1, dtype=wide)  # (9)
     ((C, end),) = scan(xp, _state, [_with_normaliser(xp, C0, n0)], keep[..., None, None], written, axis=-3)  # (9)
     times_D = multiplier(xp, _D, *_pairs(xp, logs.w, logs.r), **_root_and_dtype(q))  # (4)
-    num = matmul(xp, times_D(matmul(xp, Q, _T(xp, K))), V1)  # (5) (6)
-    num = matmul(xp, read[..., None] * Q, C, add=num)  # (6)
+    num = matmul(xp, times_D(matmul(xp, Q, _T(xp, K))), V1, dtype=wide)  # (5) (6)
+    num = matmul(xp, read[..., None] * Q, astype(xp, C, dtype), add=num)  # (6)
     s = num[..., V]
     den = fuse(xp, _den, s, logs.b, logs.r, eps=eps, limit=limit_of(xp, s.dtype), dtype=s.dtype)  # (7)
-    h = _steps(xp, fuse(xp, _quotient, num[..., :V], den[..., None], out=_room(xp, v, L)), T, -2)  # (8)
+    h = fuse(xp, _quotient, num[..., :V], den[..., None], out=_room(xp, v, L), dtype=dtype)  # (8)
+    h = _steps(xp, h, T, -2)
     saved = Saved((q, k, v, i, f), logf, h, logs, C, end, s, den)
-    return h, end[..., :V], end[..., V], xp.astype(m, q.dtype), saved
+    return h, end[..., :V], end[..., V], xp.astype(m, wide), saved
 
 
 def chunkwise_bwd(
@@ -104,27 +109,30 @@ def chunkwise_bwd(
 
     dC, dn and dm may all be None, which means 0.
     """
-    (q, k, v, _, f), logf, h, logs, C, end, s, den = saved
+    (q, k, v, i, f), logf, h, logs, C, end, s, den = saved
+    dtype, wide = q.dtype, C.dtype
     T, L, V = q.shape[-2], logs.b.shape[-1], v.shape[-1]
     Q, K, V1, H, dH = (_chunks(xp, a, L, -2) for a in (q, k, v, h, dh))
     Q, K, V1 = packed(xp, Q), packed(xp, K), _with_normaliser(xp, V1)
-    read, write, keep = _weights(xp, logs, q)
+    read, write, keep = _weights(xp, logs, q, wide)
     times_D = multiplier(xp, _D, *_pairs(xp, logs.w, logs.r), **_root_and_dtype(q))
-    dh_h = total(xp, dH, H)  # -den times the gradient of den (8)
+    dh_h = total(xp, dH, H, dtype=wide)  # -den times the gradient of den (8)
     ds = fuse(xp, _den_bwd, dh_h, den, s, logs.b, logs.r, limit=limit_of(xp, s.dtype), dtype=s.dtype)  # (7)
-    dnum = _with_normaliser(xp, dH / den[..., None], ds)  # (8), that of [num, s]
-    dCs = matmul(xp, _T(xp, read[..., None] * Q), dnum)  # (6)
+    dnum = fuse(xp, _quotient, dH, den[..., None], dtype=dtype)
+    dnum = _with_normaliser(xp, dnum, astype(xp, ds, dtype))  # (8), that of [num, s]
+    dCs = matmul(xp, _T(xp, read[..., None] * Q), dnum, dtype=wide)  # (6)
     last = xp.zeros_like(end) if dC is None or dn is None else _with_normaliser(xp, dC, dn)
     ((dCs, dC0),) = scan(xp, _state, [last], keep[..., None, None], dCs, axis=-3, reverse=True)  # (9), after each chunk
     dS = times_D(matmul(xp, dnum, _T(xp, V1)))  # (6) (5), that of Q K^T
-    dQ = matmul(xp, dnum, _T(xp, C))
+    dQ = matmul(xp, dnum, _T(xp, astype(xp, C, dtype)))
     dQ = fuse(xp, _scale_add, dQ, read[..., None], matmul(xp, dS, K), out=_room(xp, q, L, dQ))  # (6) (5)
-    dK = matmul(xp, V1, _T(xp, dCs))
+    dCs_low = astype(xp, dCs, dtype)
+    dK = matmul(xp, V1, _T(xp, dCs_low))
     dK = fuse(xp, _scale_add, dK, write[..., None], matmul(xp, _T(xp, dS), Q), out=_room(xp, k, L, dK))  # (9) (5)
     dV = matmul(xp, _T(xp, times_D(matmul(xp, Q, _T(xp, K)))), dnum)  # (6)
-    dV = matmul(xp, write[..., None] * K, dCs, add=dV)[..., :V]  # (9)
+    dV = matmul(xp, write[..., None] * K, dCs_low, add=dV)[..., :V]  # (9)
     # w_s enters everything that step s writes, b_t everything that step t reads (4) (6) (9).
-    dw = total(xp, K, dK)
+    dw = total(xp, K, dK, dtype=wide)
     db = fuse(xp, _b_bwd, dh_h, ds, s, dw)
     dtotal = _total_decay_bwd(xp, C, end, dCs)
     dm0 = total(xp, C[..., 0, :, :], dC0, (-2, -1))
@@ -134,10 +142,10 @@ def chunkwise_bwd(
         dms = fuse(xp, _m_bwd, dh_h, den, eps=eps)
         more, dmb, extra = _maximum_bwd(xp, logs, dms, None if dm is None else dm - dtotal[..., -1])  # (3)
         dw, db, dm0 = dw + more, db + dmb, dm0 + extra
-    di = _steps(xp, dw, T, -1)  # (2)
+    di = astype(xp, _steps(xp, dw, T, -1), i.dtype)  # (2)
     ((dlogf, _),) = scan(xp, _add, [dtotal], db, reverse=True, after=True, at_once=_suffix_sums(dtotal))  # (1)
     dlogf = _steps(xp, dlogf, T, -1)
-    df = fuse(xp, FORGET[forget].bwd, dlogf, f, logf)
+    df = astype(xp, fuse(xp, FORGET[forget].bwd, dlogf, f, logf), i.dtype)
     return *(_steps(xp, d, T, -2) for d in (dQ, dK, dV)), di, df, dC0[..., :V], dC0[..., V], dm0
 
 
@@ -150,12 +158,12 @@ def _logs(xp: Namespace, i: Array, logf: Array, m0: Array) -> tuple[Logs, Array]
     return Logs(b, i - b, most, m, r), end  # (2)
 
 
-def _weights(xp: Namespace, logs: Logs, q: Array) -> tuple[Array, Array, Array]:
+def _weights(xp: Namespace, logs: Logs, q: Array, wide: Any) -> tuple[Array, Array, Array]:
     """Return the weights of (6) and (9), to read the old state and to write to it (..., L), and to keep it (...)."""
     _, w, _, m, r = logs
     low, last = low_of(xp, m.dtype), r[..., -1]
     read, write = fuse(xp, _read_write, w, r, m[..., None], last[..., None], low=low, **_root_and_dtype(q))
-    return read, write, fuse(xp, _keep, m, last, low=low, dtype=q.dtype)
+    return read, write, fuse(xp, _keep, m, last, low=low, dtype=wide)
 
 
 def _pairs(xp: Namespace, w: Array, r: Array) -> tuple[Array, ...]:
@@ -241,8 +249,8 @@ def _den_bwd(xp: Namespace, dh_h: Array, den: Array, s: Array, b: Array, r: Arra
     return -dh_h / den * sign_beyond(xp, s, exp_minus(xp, b + r, limit, dtype), dtype)
 
 
-def _quotient(xp: Namespace, num: Array, den: Array) -> Array:
-    return num / den
+def _quotient(xp: Namespace, num: Array, den: Array, dtype: Any) -> Array:
+    return astype(xp, num / den, dtype)
 
 
 def _scale_add(xp: Namespace, a: Array, scale: Array, b: Array) -> Array:

@@ -45,7 +45,8 @@ class Memory(NamedTuple):
     def states(self) -> State:
         """The leaves C, n and m of all heads."""
         N, K, V = {"N": self.N}, {"K": self.K}, {"V": self.V}
-        return Leaf("C", {}, N | K | V), Leaf("n", {}, N | K), Leaf("m", {}, N, rest=self.rest)
+        C, n = Leaf("C", {}, N | K | V, wide=True), Leaf("n", {}, N | K, wide=True)
+        return C, n, Leaf("m", {}, N, rest=self.rest, wide=True)
 
     def run(
         self, q: Array, k: Array, v: Array, i: Array, f: Array, state: State, span: Span

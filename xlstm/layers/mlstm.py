@@ -29,7 +29,8 @@ class mLSTM(SequenceLayer):  # noqa: N801
 
     Layer k has the parameters `{k}.Wx` (2 N K + 2 H + 2 N, D) and `{k}.b`, rows of q, k, v, o, i and f in turn. The
     state is (C, n, m), of shapes (L, B, N, K, H / N), (L, B, N, K) and (L, B, N): C and n are divided by exp(m), and m
-    is -inf before the first step. `saved["0"].q` is the q of the first layer, and likewise for k, v, i, f, o and h.
+    is -inf before the first step. Beside parameters in float16 or bfloat16 it is float32. `saved["0"].q` is the q of
+    the first layer, and likewise for k, v, i, f, o and h.
 
     The input of each layer is limited to [-r, r], where r is the fourth root of the largest number of the dtype (4e9 in
     float32, 1e77 in float64), so that products of q, k and v are finite. In float16 it is not limited.

@@ -9,7 +9,8 @@ from typing import Any
 
 from xlstm.arrays import checks
 from xlstm.arrays.concat import concat
-from xlstm.arrays.namespace import Array, Params
+from xlstm.arrays.fuse import fuse
+from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.activations import sigmoid, sigmoid_bwd, soft_cap, soft_cap_bwd
 from xlstm.layers.blocks.block import MULTIPLE, GatesOfHeads, MixerBlock, round_up
 from xlstm.layers.blocks.feedforward import GatedFeedForward
@@ -71,27 +72,37 @@ class LargeBlock(MixerBlock):
         q, k, v, o = qkvo[..., :K], qkvo[..., K : 2 * K], qkvo[..., 2 * K : 2 * K + V], qkvo[..., 2 * K + V :]
         gates = self.through(xp, "gates", p, u, kept)  # (2)
         if self.gate_cap is not None:
-            gates = soft_cap(xp, gates, self.gate_cap)  # (3)
+            gates = fuse(xp, soft_cap, gates, cap=self.gate_cap)  # (3)
         h, end, memory = self.memory.run(q, k, v, gates[..., :N], gates[..., N:], state, span)  # (4)
         n = self.through(xp, "outnorm", p, h, kept)  # (5)
-        s = sigmoid(xp, o)  # (6)
+        s, sn = fuse(xp, _gated, o, n)  # (6)
         kept |= {"capped": gates, "memory": memory, "n": n, "s": s}
-        return self.through(xp, "down", p, s * n, kept), end  # (7)
+        return self.through(xp, "down", p, sn, kept), end  # (7)
 
     def mix_bwd(
         self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span, grads: Params
     ) -> tuple[Array, State]:
         xp = span.xp
         dsn = self.through_bwd(xp, "down", p, kept, dy, grads)  # (7)
-        do = sigmoid_bwd(xp, dsn * kept["n"], None, kept["s"])  # (6)
-        dh = self.through_bwd(xp, "outnorm", p, kept, dsn * kept["s"], grads)  # (5)
+        do, dn = fuse(xp, _gated_bwd, dsn, kept["s"], kept["n"])  # (6)
+        dh = self.through_bwd(xp, "outnorm", p, kept, dn, grads)  # (5)
         (dq, dk, dv, di, df), start = self.memory.run_bwd(kept["memory"], dh, dstate, span)  # (4)
         dgates = concat(xp, (di, df), -1)
         if self.gate_cap is not None:
-            dgates = soft_cap_bwd(xp, dgates, None, kept["capped"], self.gate_cap)  # (3)
+            capped = kept["capped"]  # in the place of its argument, too, which is not used
+            dgates = fuse(xp, soft_cap_bwd, dgates, capped, capped, cap=self.gate_cap)  # (3)
         du = self.through_bwd(xp, "gates", p, kept, dgates, grads)  # (2)
         du += self.through_bwd(xp, "qkvo", p, kept, concat(xp, (dq, dk, dv, do), -1), grads)  # (1)
         return du, start
+
+
+def _gated(xp: Namespace, o: Array, n: Array) -> tuple[Array, Array]:
+    s = sigmoid(xp, o)
+    return s, s * n
+
+
+def _gated_bwd(xp: Namespace, dsn: Array, s: Array, n: Array) -> tuple[Array, Array]:
+    return sigmoid_bwd(xp, dsn * n, None, s), dsn * s
 
 
 @dataclass(frozen=True)
