@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xlstm.arrays.concat import concat
-from xlstm.arrays.fuse import fuse
+from xlstm.arrays.fuse import compiles, fuse
 from xlstm.arrays.namespace import Array, Namespace, Params, dtype_name, squares_below
 from xlstm.arrays.threads import matmul
 from xlstm.cells.activations import clamp, clamp_bwd, sigmoid, sigmoid_bwd
@@ -158,7 +158,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
                 kept[str(k)] = Kept(x, beyond, mask, q, key, v, i, f, s, h, memory)
             x = y
             ends.append(end)
-        return x, tuple(xp.stack(one) for one in zip(*ends, strict=True)), kept
+        return x, tuple(_stacked(xp, one) for one in zip(*ends, strict=True)), kept
 
     def scan_bwd(
         self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
@@ -169,8 +169,8 @@ class mLSTM(SequenceLayer):  # noqa: N801
         for k in range(self.num_layers - 1, -1, -1):
             one = kept[str(k)]
             end = None if dstate is None else tuple(d[k, ...] for d in dstate)
-            (dq, dk, dv, di, df), start = self.memory.run_bwd(one.memory, dy * one.o, end, span)
-            do = fuse(xp, _gated_bwd, dy, one.o, one.h)
+            do, dh = fuse(xp, _gated_bwd, dy, one.o, one.h)
+            (dq, dk, dv, di, df), start = self.memory.run_bwd(one.memory, dh, end, span)
             dz = rows(xp, concat(xp, (dq, dk, dv, do, di, df), -1))
             grads[f"{k}.Wx"] = matmul(dz.T, rows(xp, one.x))
             if self.bias:
@@ -180,7 +180,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
                 dy = fuse(xp, clamp_bwd, dy, one.beyond, limit=fourth_root(xp, dy.dtype))
             dy = dropped(dy, one.mask)
             starts.append(start)
-        return grads, dy, tuple(xp.stack(one[::-1]) for one in zip(*starts, strict=True))
+        return grads, dy, tuple(_stacked(xp, one[::-1]) for one in zip(*starts, strict=True))
 
     def pieces(self, kept: Any) -> Mapping[str, Any]:
         return kept  # type: ignore[no-any-return]
@@ -217,5 +217,10 @@ def _gated(xp: Namespace, o: Array, h: Array) -> tuple[Array, Array]:
     return s, s * h
 
 
-def _gated_bwd(xp: Namespace, dy: Array, s: Array, h: Array) -> Array:
-    return sigmoid_bwd(xp, dy * h, None, s)
+def _gated_bwd(xp: Namespace, dy: Array, s: Array, h: Array) -> tuple[Array, Array]:
+    return sigmoid_bwd(xp, dy * h, None, s), dy * s
+
+
+def _stacked(xp: Namespace, layers: Sequence[Array]) -> Array:
+    """Return the states of layers as one array, which on CuPy is no copy where there is one layer."""
+    return layers[0][None, ...] if len(layers) == 1 and compiles(xp) else xp.stack(layers)
