@@ -48,7 +48,9 @@ def both(rng, sizes, dtype="float32", chunk=16, final=True, change=None, **optio
     low, high = xlstm.backend("cupy", dtype=dtype), xlstm.backend("cupy", dtype="float32")
     given = [low.asarray(a) for a in steps] + [high.asarray(a) for a in state]
     exact = [to_numpy(a).astype("float64") for a in given]
-    made = passes.kernels(low.xp, given[0], given[2], chunk, options.get("forget", "sigmoid"), options.get("eps", 0.0))
+    made = passes.kernels(low.xp, *given[:3], chunk, options.get("forget", "sigmoid"), options.get("eps", 0.0))
+    most = 16 // given[0].itemsize
+    assert made.shape.pack == (2 if sizes[3] % most or sizes[4] % most else most)
     *found, saved = passes.chunkwise(low.xp, *given, made)
     *expected, kept = mlstm.chunkwise(np, *exact, chunk=chunk, **options)
     d = [rng.standard_normal(a.shape) for a in expected]
@@ -70,17 +72,23 @@ def test_passes(rng, T, chunk, final, options):
     close(*both(rng, (T, 2, 3, 6, 10), chunk=chunk, final=final, **options), TOLERANCE["float32"], NAMES)
 
 
+@pytest.mark.parametrize("sizes", [(2, 82, 146), (4, 88, 136)], ids=str)
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_several_tiles(rng, dtype):
-    """Widths beyond those of all tiles, and a part of the last one."""
+def test_several_tiles(rng, dtype, sizes):
+    """Widths beyond those of all tiles, and a part of the last one; read by pairs, and by 16 bytes."""
     with cuda.use(precision="tf32" if dtype == "tf32" else None):
-        found, expected = both(rng, (19, 1, 2, 82, 146), dtype.replace("tf32", "float32"))
+        found, expected = both(rng, (19, 1, *sizes), dtype.replace("tf32", "float32"))
     close(found, expected, TOLERANCE[dtype], NAMES)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_largest_chunk(rng, dtype):
     close(*both(rng, (70, 1, 1, 24, 40), dtype, chunk=64), TOLERANCE[dtype], NAMES)
+
+
+def test_many_chunks(rng):
+    """More than a block has threads."""
+    close(*both(rng, (257 * 16 + 3, 1, 1, 2, 2), eps=0.1), TOLERANCE["float32"], NAMES)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -116,7 +124,13 @@ def test_digits_survive_a_strong_forget(rng, low):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("lengths", [None, [21, 0, 7]])
 @pytest.mark.parametrize(
-    "layer", [xlstm.mLSTM(4, 12, 2, num_heads=2, qk_size=8, chunk_size=16), xlstm.xLSTMLarge(8, 1, 2)]
+    "layer",
+    [
+        xlstm.mLSTM(4, 12, 2, num_heads=2, qk_size=8, chunk_size=16),
+        xlstm.mLSTM(4, 32, num_heads=4, chunk_size=16),
+        xlstm.xLSTMLarge(8, 1, 2),
+    ],
+    ids=["pairs", "16 bytes", "large"],
 )
 def test_layers(rng, layer, lengths, dtype):
     """A layer gives what it gives without own kernels."""

@@ -70,7 +70,7 @@ class Memory(NamedTuple):
         cell = functools.partial(mlstm.chunkwise, xp, eps=self.eps, forget=self.forget, chunk=self.steps)
 
         def one(q: Array, k: Array, v: Array, *rest: Array) -> tuple[Any, ...]:
-            own = chunks.kernels(xp, q, v, self.steps, self.forget, self.eps)
+            own = chunks.kernels(xp, q, k, v, self.steps, self.forget, self.eps)
             run: Any = cell if own is None else functools.partial(chunks.chunkwise, xp, made=own)
             h, *end, saved = run(q, k, v, *rest)
             if own is None:  # `saved` refers to the final state, too, and the caller may change that

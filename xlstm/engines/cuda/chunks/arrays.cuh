@@ -26,8 +26,9 @@ struct Arrays {
     float* inner;                          // shares of sums of C dC + n dn of each state, (tiles, groups, chunks + 1)
     IO *dq, *dk, *dv;                      // (T, groups, ...)
     float* dw;
-    const float* dend_m;
-    float *more_w, *more_b, *more_m, *share;  // gradients of w, b and m0 through the maximum, or none; shares of equal w
+    const float* dend_m;                   // gradient of the final m, or none
+    float* dm;                             // of m after each chunk, through the maximum of later ones
+    float *more_w, *more_b, *more_m;       // gradients of w, b and m0 through the maximum, or none
     IO *di, *df;                           // (T, groups)
     long long T, groups, chunks;
 };

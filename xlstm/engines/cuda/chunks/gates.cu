@@ -3,37 +3,50 @@
 
 extern "C" __global__ void KERNEL(const Arrays a) {
     SHARED_MEMORY(memory);
+    auto& b = *(double(*)[THREADS])memory;  // (1) of some chunks, and the largest w of each; then m before each
+    auto& most = *(double(*)[THREADS])(&b + 1);
+    auto& m = *(double(*)[1])(&most + 1);  // before the next chunk
+    static_assert(sizeof(b) + sizeof(most) + sizeof(m) == SHARED_PLANNED, "shared memory as planned");
     const long long group = blockIdx.x, first = group * a.chunks * L;
-    double* before = (double*)memory;  // m before the next chunk, of one thread
-    for (long long chunk = threadIdx.x; chunk < a.chunks; chunk += blockDim.x) {
-        double b = 0, most = -1.0 / 0.0;
-#pragma unroll 4
-        for (int step = 0; step < L; step++) {
-            const long long t = chunk * L + step, at = first + t;
-            float logf = 0, i = -1.0f / 0.0f;  // past the end: nothing is written, nothing forgotten
-            if (t < a.T) {
-                i = widen(*a.i(t, group, HEADS));
-                forget(widen(*a.f(t, group, HEADS)), logf);
+    if (threadIdx.x == 0) m[0] = a.m0[group];
+    for (long long chunk0 = 0; chunk0 < a.chunks; chunk0 += THREADS) {
+        const long long chunk = chunk0 + threadIdx.x;
+        double b_here = 0, most_here = -1.0 / 0.0;
+        for (int step0 = 0; chunk < a.chunks && step0 < L; step0 += BATCH) {
+            float i[BATCH], logf[BATCH];
+            batch([&](int n) {  // past the end nothing is written, and nothing forgotten
+                const long long t = chunk * L + step0 + n;
+                i[n] = -1.0f / 0.0f, logf[n] = 0;
+                if (t < a.T) {
+                    i[n] = widen(*a.i(t, group, HEADS));
+                    forget(widen(*a.f(t, group, HEADS)), logf[n]);
+                }
+            });
+            batch([&](int n) {
+                const long long at = first + chunk * L + step0 + n;
+                accumulate(b_here, most_here, i[n], logf[n], b_here, most_here);
+                a.logf[at] = logf[n];
+                a.b[at] = b_here;
+                a.most[at] = most_here;
+                written(i[n], b_here, a.w[at]);
+            });
+        }
+        b[threadIdx.x] = b_here;
+        most[threadIdx.x] = most_here;
+        sync_block();
+        if (threadIdx.x == 0) {
+            for (int n = 0; n < THREADS && chunk0 + n < a.chunks; n++) {
+                const double before = m[0];
+                m_after(before, b[n], most[n], m[0]);
+                b[n] = before;
             }
-            accumulate(b, most, i, logf, b, most);
-            a.logf[at] = logf;
-            a.b[at] = b;
-            a.most[at] = most;
-            written(i, b, a.w[at]);
         }
+        sync_block();
+        if (chunk < a.chunks) a.m[group * a.chunks + chunk] = b[threadIdx.x];
+        sync_block();
     }
-    sync_block();
-    if (threadIdx.x == 0) {
-        *before = a.m0[group];
-        for (long long chunk = 0; chunk < a.chunks; chunk++) {
-            const long long last = first + chunk * L + L - 1;
-            a.m[group * a.chunks + chunk] = *before;
-            m_after(*before, a.b[last], a.most[last], *before);
-        }
-        a.end_m[group] = (float)*before;
-    }
-    sync_block();
-    for (long long t = threadIdx.x; t < a.chunks * L; t += blockDim.x) {
+    if (threadIdx.x == 0) a.end_m[group] = (float)m[0];
+    for (long long t = threadIdx.x; t < a.chunks * L; t += THREADS) {
         const long long at = first + t, chunk = group * a.chunks + t / L;
         double last;
         stabilise(a.most[at], a.m[chunk], a.r[at]);

@@ -3,27 +3,35 @@
 
 extern "C" __global__ void KERNEL(const Arrays a) {
     const long long group = blockIdx.x;
-    auto all = [&](long long place) {
-        float sum = 0;
-        for (int tile = 0; tile < TILES; tile++) sum += a.inner[(tile * a.groups + group) * (a.chunks + 1) + place];
-        return sum;
-    };
-    for (long long chunk = threadIdx.x; chunk < a.chunks; chunk += blockDim.x) {
-        float total = all(chunk + 1);
-        for (int step = L - 1; step >= 0; step--) {
-            const long long t = chunk * L + step, at = group * a.chunks * L + t, out = t * a.groups + group, in = group * a.T + t;
-            if (t >= a.T) {  // its gradients are 0, but for those through the maximum
-                if (a.more_b) total += a.more_b[at];
-                continue;
-            }
-            float db, df;
-            b_bwd(a.dh_h[in], a.ds[in], a.s[at], a.dw[at], db);
-            if (a.more_b) db += a.more_b[at];
-            add(total, db, total);
-            forget_bwd(total, widen(*a.f(t, group, HEADS)), a.logf[at], df);
-            narrow(a.df[out], df);
-            narrow(a.di[out], a.dw[at] + (a.more_w ? a.more_w[at] : 0));
+    for (long long chunk = threadIdx.x; chunk < a.chunks; chunk += THREADS) {
+        float total = inner_of(a, group, chunk + 1);
+        for (int step0 = L - BATCH; step0 >= 0; step0 -= BATCH) {
+            float db[BATCH], di[BATCH], f[BATCH], logf[BATCH];
+            batch([&](int n) {
+                const long long t = chunk * L + step0 + n, at = group * a.chunks * L + t, in = group * a.T + t;
+                db[n] = di[n] = f[n] = logf[n] = 0;
+                if (t < a.T) {
+                    di[n] = a.dw[at];
+                    f[n] = widen(*a.f(t, group, HEADS));
+                    logf[n] = a.logf[at];
+                    b_bwd(a.dh_h[in], a.ds[in], a.s[at], di[n], db[n]);
+                }
+                if (a.more_b) {
+                    db[n] += a.more_b[at];
+                    di[n] += a.more_w[at];
+                }
+            });
+            batch([&](int back) {
+                const int n = BATCH - 1 - back;
+                const long long t = chunk * L + step0 + n, out = t * a.groups + group;
+                float df;
+                add(total, db[n], total);
+                forget_bwd(total, f[n], logf[n], df);
+                if (t >= a.T) return;
+                narrow(a.df[out], df);
+                narrow(a.di[out], di[n]);
+            });
         }
     }
-    if (threadIdx.x == 0) a.dm0[group] = all(0) + (a.more_m ? a.more_m[group] : 0);
+    if (threadIdx.x == 0) a.dm0[group] = inner_of(a, group, 0) + (a.more_m ? a.more_m[group] : 0);
 }

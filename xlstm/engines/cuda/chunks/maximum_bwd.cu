@@ -1,50 +1,41 @@
-// Gradients through the running maximum (3), of which eps and the final m depend on: more_w, more_b and more_m. A block has a
-// group. The maximum is that before the chunk, or the largest w so far, which equal ones share.
+// The gradient of the maximum before each chunk, and of m0: m of all steps depends on it, where it is the largest (3), and so
+// do h through eps, and the final m. A block has a group: each of its threads adds up the steps of some chunks, then one goes
+// back through all chunks.
 
 extern "C" __global__ void KERNEL(const Arrays a) {
-    const long long group = blockIdx.x, first = group * a.chunks * L, steps = a.chunks * L;
-    auto old_of = [&](long long t) {
-        float old;
-        from_before(a.m[group * a.chunks + t / L], a.most[first + t], old);
-        return old;
-    };
-    auto largest_of = [&](long long wrote, long long reads) {
-        float largest;
-        is_largest(a.w[first + wrote], a.most[first + reads], (float)(wrote % L), (float)(reads % L), largest);
-        return largest;
-    };
-    for (long long t = threadIdx.x; t < steps; t += blockDim.x) {
-        float dm = 0;
-        if (t < a.T) m_bwd(a.dh_h[group * a.T + t], a.den[first + t], dm);
-        a.more_b[first + t] = dm;
-    }
-    sync_block();
-    if (threadIdx.x == 0) {  // the gradient of m before each chunk, which is that of the last m of the chunk before
-        float dm = 0;
-        if (a.dend_m) {
-            dm = a.dend_m[group];
-            for (int tile = 0; tile < TILES; tile++) dm -= a.inner[(tile * a.groups + group) * (a.chunks + 1) + a.chunks];
+    SHARED_MEMORY(memory);
+    auto& sums = *(float(*)[THREADS])memory;  // of some chunks; then the gradient of m after each of them
+    auto& olds = *(float(*)[THREADS])(&sums + 1);
+    auto& dm = *(float(*)[1])(&olds + 1);  // the gradient of m before the last chunk so far
+    static_assert(sizeof(sums) + sizeof(olds) + sizeof(dm) == SHARED_PLANNED, "shared memory as planned");
+    const long long group = blockIdx.x;
+    if (threadIdx.x == 0) dm[0] = a.dend_m ? a.dend_m[group] - inner_of(a, group, a.chunks) : 0;
+    for (long long end = a.chunks; end > 0; end -= THREADS) {
+        const long long chunk = end - 1 - threadIdx.x;
+        float sum = 0, old = 0;
+        for (int step0 = 0; chunk >= 0 && step0 < L; step0 += BATCH) {
+            float d[BATCH], olds[BATCH];
+            batch([&](int n) {
+                const long long t = chunk * L + step0 + n;
+                d[n] = dm_of(a, group, t);
+                from_before(a.m[group * a.chunks + chunk], a.most[group * a.chunks * L + t], olds[n]);
+            });
+            batch([&](int n) { sum += olds[n] * d[n]; });
+            old = olds[BATCH - 1];
         }
-        for (long long chunk = a.chunks - 1; chunk >= 0; chunk--) {
-            float sum = 0;
-            for (long long t = chunk * L; t < chunk * L + L; t++) sum += old_of(t) * a.more_b[first + t];
-            const long long last = chunk * L + L - 1;
-            add_to_last(a.more_b[first + last], dm, L - 1, L - 1, a.more_b[first + last]);
-            state(dm, old_of(last), sum, dm);
+        sums[threadIdx.x] = sum;
+        olds[threadIdx.x] = old;
+        sync_block();
+        if (threadIdx.x == 0) {
+            for (int n = 0; n < THREADS && end - 1 - n >= 0; n++) {
+                const float after = dm[0];
+                state(after, olds[n], sums[n], dm[0]);
+                sums[n] = after;
+            }
         }
-        a.more_m[group] = dm;
+        sync_block();
+        if (chunk >= 0) a.dm[group * a.chunks + chunk] = sums[threadIdx.x];
+        sync_block();
     }
-    sync_block();
-    for (long long t = threadIdx.x; t < steps; t += blockDim.x) {
-        float count = 0;
-        for (long long s = t / L * L; s < t / L * L + L; s++) count += largest_of(s, t);
-        share(old_of(t), a.more_b[first + t], count, a.share[first + t]);
-    }
-    sync_block();
-    for (long long s = threadIdx.x; s < steps; s += blockDim.x) {
-        float sum = 0;
-        for (long long t = s / L * L; t < s / L * L + L; t++) sum += a.share[first + t] * largest_of(s, t);
-        a.more_w[first + s] = sum;
-        a.more_b[first + s] -= sum;
-    }
+    if (threadIdx.x == 0) a.more_m[group] = dm[0];
 }

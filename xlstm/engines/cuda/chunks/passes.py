@@ -60,7 +60,7 @@ POINTERS = (
         "dv",
         "dw",
     ),
-    *("dend_m", "more_w", "more_b", "more_m", "share", "di", "df"),
+    *("dend_m", "dm", "more_w", "more_b", "more_m", "di", "df"),
 )
 NUMBERS = ("T", "groups", "chunks")
 ARRAYS = np.dtype(
@@ -103,16 +103,17 @@ class Kernels(NamedTuple):
                 table[name] = a.data.ptr, *along
             elif a is not None:
                 table[name] = a.data.ptr
-        kernel = _compiled(self.runtime.number, made.name, made.text, made.shared)
-        kernel((blocks * made.tiles,), (THREADS,), (table,), shared_mem=made.shared)
+        with probe.cupy().cuda.Device(self.runtime.number):
+            kernel = _compiled(self.runtime.number, made.name, made.text, made.shared)
+            kernel((blocks * made.tiles,), (THREADS,), (table,), shared_mem=made.shared)
 
     def tiles(self, kind: str) -> int:
         """Return the tiles of a kernel."""
         return source(kind, *self[1:]).tiles
 
 
-def kernels(xp: Namespace, q: Array, v: Array, chunk: int, forget: str, eps: float) -> Kernels | None:
-    """Return the kernels for an mLSTM with these arrays (B, N, T, K) and (B, N, T, V), or None where there are none."""
+def kernels(xp: Namespace, q: Array, k: Array, v: Array, chunk: int, forget: str, eps: float) -> Kernels | None:
+    """Return the kernels for an mLSTM with queries, keys and values (B, N, T, ...), or None where there are none."""
     runtime, (path, precision) = launch.runtime(xp, q), told()
     B, N, T, K = q.shape
     dtype, V = dtype_name(q.dtype), v.shape[-1]
@@ -122,7 +123,9 @@ def kernels(xp: Namespace, q: Array, v: Array, chunk: int, forget: str, eps: flo
     device = runtime.device
     if device.capability < (MMA if dtype == "float16" else TF32):
         return None
-    found = Kernels(runtime, way, Shape(N, K, V, steps(min(chunk, T))), forget, eps)
+    most = 16 // q.itemsize
+    pack = most if all(_fits(a, most) for a in (q, k, v)) else 2
+    found = Kernels(runtime, way, Shape(N, K, V, steps(min(chunk, T)), pack), forget, eps)
     return found if all(source(kind, *found[1:]).shared <= device.shared for kind in KINDS) else None
 
 
@@ -130,7 +133,7 @@ def chunkwise(
     xp: Namespace, q: Array, k: Array, v: Array, i: Array, f: Array, C0: Array, n0: Array, m0: Array, made: Kernels
 ) -> tuple[Array, Array, Array, Array, Saved]:
     """Compute all steps: return h (B, N, T, V), the state C, n, m after the last one, and what backward needs."""
-    q, k, v = (_paired(a) for a in (q, k, v))
+    q, k, v = (_packed(a, made.shape.pack) for a in (q, k, v))
     (B, N, T, K), V, L = q.shape, v.shape[-1], made.shape.L
     chunks, groups = -(-T // L), B * N
     new, wide = functools.partial(_new, xp, q), C0.dtype
@@ -157,7 +160,7 @@ def chunkwise_bwd(
 ) -> tuple[Array, ...]:
     """Return the gradients of q, k, v, i~, f~, C0, n0 and m0; dC, dn and dm may all be None, which means 0."""
     (q, k, v, i, f), _, h, logs, weights, states, s, den, made = saved
-    dh = _paired(dh)
+    dh = _packed(dh, made.shape.pack)
     (B, N, T, K), V, L = q.shape, v.shape[-1], made.shape.L
     chunks, groups, wide = -(-T // L), B * N, s.dtype
     new = functools.partial(_new, xp, q)
@@ -177,10 +180,11 @@ def chunkwise_bwd(
     made.run("states_bwd", groups, arrays)
     made.run("within_bwd", groups * chunks, arrays)
     if dm is not None or made.eps:
-        arrays |= {name: new((B, N, chunks, L), wide) for name in ("more_w", "more_b", "share")}
+        arrays |= {name: new((B, N, chunks, L), wide) for name in ("more_w", "more_b")}
         arrays |= {"more_m": new((B, N), wide), "dend_m": None if dm is None else _whole(dm)}
-        arrays |= {"m": logs.m, "most": logs.most}
+        arrays |= {"m": logs.m, "most": logs.most, "dm": new((B, N, chunks), wide)}
         made.run("maximum_bwd", groups, arrays)
+        made.run("shares_bwd", groups * chunks, arrays)
     made.run("gates_bwd", groups, arrays)
     found = [xp.permute_dims(a, (1, 2, 0, 3)) for a in grads.values()]
     found += [xp.permute_dims(a, (1, 2, 0)) for a in gates.values()]
@@ -210,10 +214,16 @@ def _whole(a: Array) -> Array:
     return a if a.flags.c_contiguous else a.copy(order="C")
 
 
-def _paired(a: Array) -> Array:
-    """Return an array (B, N, T, F) whose rows are pairs of neighbours that begin where pairs may."""
-    even = all(step % (2 * a.itemsize) == 0 for step in a.strides[:3]) and a.data.ptr % (2 * a.itemsize) == 0
-    return a if even and a.strides[3] == a.itemsize else a.copy(order="C")
+def _fits(a: Array, pack: int) -> bool:
+    """Return whether the rows of an array (B, N, T, F) are `pack` neighbours each, which begin where that many may."""
+    size = pack * a.itemsize
+    starts = [*(step for n, step in zip(a.shape[:3], a.strides[:3], strict=True) if n > 1), a.data.ptr]
+    return a.strides[3] == a.itemsize and a.shape[3] % pack == 0 and all(start % size == 0 for start in starts)
+
+
+def _packed(a: Array, pack: int) -> Array:
+    """Return an array that fits, a copy if need be."""
+    return a if _fits(a, pack) else a.copy(order="C")
 
 
 @functools.cache

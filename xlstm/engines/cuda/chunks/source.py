@@ -22,7 +22,7 @@ from xlstm.tracing.symbols import Symbols, trace
 
 THREADS = 256
 LARGEST = 64  # steps of a chunk, at most
-KINDS = ("gates", "states", "within", "states_bwd", "within_bwd", "maximum_bwd", "gates_bwd")
+KINDS = ("gates", "states", "within", "states_bwd", "within_bwd", "maximum_bwd", "shares_bwd", "gates_bwd")
 TILED = ("states", "within", "states_bwd", "within_bwd")  # those with products of matrices
 
 
@@ -43,12 +43,13 @@ WAYS = {
 
 
 class Shape(NamedTuple):
-    """The memories of a layer, and the steps of a chunk: 16, 32 or 64."""
+    """The memories of a layer, and the steps of a chunk: 16, 32 or 64, and how their arrays lie."""
 
     heads: int
     K: int
     V: int
     L: int
+    pack: int  # neighbours in memory that are read at once
 
 
 class Source(NamedTuple):
@@ -68,7 +69,7 @@ def steps(chunk: int) -> int:
 @functools.cache
 def source(kind: str, way: Way, shape: Shape, forget: str, eps: float) -> Source:
     """Return a kernel."""
-    heads, K, V, L = shape
+    heads, K, V, L, pack = shape
     name = f"xlstm_chunk_{kind}"
     wide = way.planes == 1
     slab = min(64 if wide else 32, max(_tile(K), _tile(V)))
@@ -84,11 +85,12 @@ def source(kind: str, way: Way, shape: Shape, forget: str, eps: float) -> Source
     room = max(tile(L, slab), *tiles)  # of tiles that take turns
     beside = THREADS // 32 // (L // 16) * 4  # threads with numbers of a row
     shared = {
-        "gates": 16,
+        "gates": 16 * THREADS + 8,
         "states": tile(L, state_k) + tile(L, state_v) + 4 * THREADS,
         "within": tile(L, L) + tile(L, slab) + room + 4 * (THREADS // L + 1) * L,
         "within_bwd": 2 * tile(L, L) + tile(L, slab) + room + 4 * L * beside,
-        "maximum_bwd": 0,
+        "maximum_bwd": 8 * THREADS + 4,
+        "shares_bwd": 20 * L,
         "gates_bwd": 0,
     }
     states = -(-K // state_k) * -(-V // state_v)
@@ -96,15 +98,17 @@ def source(kind: str, way: Way, shape: Shape, forget: str, eps: float) -> Source
     planned = shared[template]
     blocks = {"states": states, "within": -(-V // within_v)}.get(template, 1)
     defines = {"IO": way.io, "operand_t": way.operand, "KERNEL": name, "BACKWARD": int(base != kind)}
+    defines["HALVES"] = int(wide)
+    defines["THROUGH_MAXIMUM"] = int(kind in ("maximum_bwd", "shares_bwd"))
     sizes = {
-        **{"HEADS": heads, "K": K, "V": V, "L": L, "THREADS": THREADS, "PLANES": way.planes},
+        **{"HEADS": heads, "K": K, "V": V, "L": L, "THREADS": THREADS, "PLANES": way.planes, "PACK": pack},
         **{"SHARED_PLANNED": planned, "ROOM": room, "SLAB": slab, "DEPTH": min(L, slab)},
         **{"STATE_K": state_k, "STATE_V": state_v, "WITHIN_V": within_v, "COLUMNS": columns, "TILES": states},
     }
     parts = [device.TEXT, *(f"#define {key} {value}" for key, value in defines.items())]
     parts += [f"constexpr int {key} = {value};" for key, value in sizes.items()]
-    parts += [_file("arrays.cuh"), *([_file("tiles.cuh")] if kind in TILED else [])]
-    parts += [*_functions(kind, K, forget, eps), _file(f"{template}.cu")]
+    parts += [_file("arrays.cuh"), *_functions(kind, K, forget, eps)]
+    parts += [_file("tiles.cuh" if kind in TILED else "gates.cuh"), _file(f"{template}.cu")]
     return Source(name, "\n".join(parts), planned, blocks)
 
 
@@ -121,6 +125,8 @@ def _functions(kind: str, K: int, forget: str, eps: float) -> list[str]:
     wr = {"w": "double", "r": "double"}
     decay = _function("decay", formulas.D, {**wr, "wrote": "float", "reads": "float"}, dtype=single, **root)
     state = _function("state", formulas.state, dict.fromkeys(("C", "keep", "written"), "float"))
+    m_bwd = _function("m_bwd", formulas.m_bwd, dict.fromkeys(("dh_h", "den"), "float"), eps=eps)
+    from_before = _function("from_before", formulas.from_before, dict.fromkeys(("m0", "most"), "double"), dtype=single)
     found = {
         "gates": [
             _function("forget", FORGET[forget].fwd, {"f": "float"}),
@@ -157,10 +163,10 @@ def _functions(kind: str, K: int, forget: str, eps: float) -> list[str]:
             quotient,
             _function("scale_add", formulas.scale_add, dict.fromkeys(("a", "scale", "b"), "float")),
         ],
-        "maximum_bwd": [
-            state,
-            _function("m_bwd", formulas.m_bwd, dict.fromkeys(("dh_h", "den"), "float"), eps=eps),
-            _function("from_before", formulas.from_before, dict.fromkeys(("m0", "most"), "double"), dtype=single),
+        "maximum_bwd": [state, m_bwd, from_before],
+        "shares_bwd": [
+            m_bwd,
+            from_before,
             _function(
                 "add_to_last", formulas.add_to_last, dict.fromkeys(("dm", "end", "step", "last"), "float"), dtype=single
             ),

@@ -47,10 +47,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const Arrays a) 
     auto keep_state = [&](long long place) {
         C.each([&](int row, int col, float first, float second) {
             if (k0 + row >= K || v0 + col >= V) return;
-            Pair both;
-            narrow(both.first, first);
-            narrow(both.second, second);
-            *(Pair*)(kept_C + ((group * kept + place) * K + k0 + row) * V + v0 + col) = both;
+            *(Pair*)(kept_C + ((group * kept + place) * K + k0 + row) * V + v0 + col) = pair_of(first, second);
         });
         if (has_n) kept_n[(group * kept + place) * K + column] = n;
     };
@@ -61,7 +58,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const Arrays a) 
         C.each([&](int row, int col, float first, float second) {
             if (k0 + row >= K || v0 + col >= V) return;
             const Pair both = *(const Pair*)(a.C + ((group * (a.chunks + 1) + place) * K + k0 + row) * V + v0 + col);
-            sum += first * widen(both.first) + second * widen(both.second);
+            sum += first * widen(both.at[0]) + second * widen(both.at[1]);
         });
         sum = sum_block(sum, room);
         if (threadIdx.x == 0) a.inner[(tile * a.groups + group) * (a.chunks + 1) + place] = sum;
@@ -78,13 +75,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const Arrays a) 
     fetch(chunk_at(0));
     for (long long turn = 0; turn < a.chunks; turn++) {
         const long long chunk = chunk_at(turn), step = (group * a.chunks + chunk) * L;
-        next_left.put(left, [&](int row, float v) { return v * weights[step + row]; });
-        next_right.put(right, [&](int row, float v) {
+        next_left.give(left, [&](int row, float v) { return v * weights[step + row]; });
 #if BACKWARD
+        next_right.give(right, [&](int row, float v) {
             quotient(v, a.den[step + row], v);
-#endif
             return v;
         });
+#else
+        next_right.give(right, Same());
+#endif
         sync_block();
         if (turn + 1 < a.chunks) fetch(chunk_at(turn + 1));  // on its way meanwhile
         keep_state(chunk);

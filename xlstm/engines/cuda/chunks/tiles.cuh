@@ -13,25 +13,39 @@ struct No {
     static constexpr bool value = false;
 };
 
-// Two neighbours in memory, which are read and written at once.
-struct alignas(2 * sizeof(IO)) Pair {
-    IO first, second;
+// Neighbours in memory, which are read and written at once: PACK of them where tiles are filled, and pairs of results.
+template <class T, int COUNT>
+struct alignas(COUNT * sizeof(T)) Pack {
+    T at[COUNT];
 };
+using Pair = Pack<IO, 2>;
+DEVICE Pair pair_of(float first, float second) {
+    Pair both;
+    narrow(both.at[0], first);
+    narrow(both.at[1], second);
+    return both;
+}
 
 template <int ROWS, int COLS>
 struct Tile {
     operand_t at[PLANES][ROWS][COLS + 8];  // rows begin in different banks
 
-    DEVICE void put(int row, int col, float first, float second) {
+    template <int COUNT>
+    DEVICE void put(int row, int col, float (&values)[COUNT]) {
 #pragma unroll
         for (int plane = 0; plane < PLANES; plane++) {
-            operand_t both[2];
-            narrow(both[0], first);
-            narrow(both[1], second);
-            *(unsigned*)&at[plane][row][col] = *(const unsigned*)both;
-            first -= widen(both[0]);
-            second -= widen(both[1]);
+            Pack<operand_t, COUNT> parts;
+#pragma unroll
+            for (int e = 0; e < COUNT; e++) {
+                narrow(parts.at[e], values[e]);
+                values[e] -= widen(parts.at[e]);
+            }
+            *(Pack<operand_t, COUNT>*)&at[plane][row][col] = parts;
         }
+    }
+    DEVICE void put(int row, int col, float first, float second) {
+        float both[2] = {first, second};
+        put(row, col, both);
     }
     DEVICE float get(int row, int col) const {
         float sum = 0;
@@ -41,43 +55,60 @@ struct Tile {
     }
 };
 
-// A tile on its way from global memory: each thread has some pairs. `pair_at(row, col)` is where a pair is, or 0 for zeros;
-// `value(row, v)` makes of a number what goes into the tile.
+// What goes into a tile of a number: the number itself, or `value(row, number)`.
+struct Same {
+    DEVICE float operator()(int, float v) const { return v; }
+};
+using Packed = Pack<IO, PACK>;
+template <int ROWS, int COLS, class Value>
+DEVICE void put(Tile<ROWS, COLS>& tile, int row, int col, const Packed& numbers, Value value) {
+    float values[PACK];
+#pragma unroll
+    for (int e = 0; e < PACK; e++) values[e] = value(row, widen(numbers.at[e]));
+    tile.put(row, col, values);
+}
+#if HALVES
+template <int ROWS, int COLS>
+DEVICE void put(Tile<ROWS, COLS>& tile, int row, int col, const Packed& numbers, Same) {
+    *(Packed*)&tile.at[0][row][col] = numbers;
+}
+#endif
+
+// A tile on its way from global memory. `at(row, col)` is where numbers are, or 0 for zeros.
 template <int ROWS, int COLS>
 struct Coming {
-    static constexpr int PAIRS = ROWS * COLS / 2, EACH = (PAIRS + THREADS - 1) / THREADS;
-    Pair pairs[EACH];
+    static constexpr int PACKS = ROWS * COLS / PACK, EACH = (PACKS + THREADS - 1) / THREADS;
+    Packed packs[EACH];
 
     template <class At>
-    DEVICE void fetch(At pair_at) {
+    DEVICE void fetch(At at) {
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
-            const unsigned at = threadIdx.x + i * THREADS;
-            const IO* from = at < PAIRS ? pair_at(at / (COLS / 2), at % (COLS / 2) * 2) : nullptr;
-            pairs[i] = from ? *(const Pair*)from : Pair{};
+            const unsigned item = threadIdx.x + i * THREADS;
+            const IO* from = item < PACKS ? at(item / (COLS / PACK), item % (COLS / PACK) * PACK) : nullptr;
+            packs[i] = from ? *(const Packed*)from : Packed{};
         }
     }
     template <class Value>
-    DEVICE void put(Tile<ROWS, COLS>& tile, Value value) const {
+    DEVICE void give(Tile<ROWS, COLS>& tile, Value value) const {
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
-            const unsigned at = threadIdx.x + i * THREADS, row = at / (COLS / 2);
-            if (at < PAIRS)
-                tile.put(row, at % (COLS / 2) * 2, value(row, widen(pairs[i].first)), value(row, widen(pairs[i].second)));
+            const unsigned item = threadIdx.x + i * THREADS;
+            if (item < PACKS) put(tile, item / (COLS / PACK), item % (COLS / PACK) * PACK, packs[i], value);
         }
     }
 };
 
-// The same at once, a few pairs at a time.
-
+// The same at once, a few at a time.
 template <int ROWS, int COLS, class At, class Value>
-DEVICE void fill(Tile<ROWS, COLS>& tile, At pair_at, Value value) {
+DEVICE void fill(Tile<ROWS, COLS>& tile, At at, Value value) {
+    constexpr int PACKS = ROWS * COLS / PACK;
 #pragma unroll 4
-    for (unsigned at = threadIdx.x; at < ROWS * COLS / 2; at += THREADS) {
-        const unsigned row = at / (COLS / 2), col = at % (COLS / 2) * 2;
-        const IO* from = pair_at(row, col);
-        const Pair pair = from ? *(const Pair*)from : Pair{};
-        tile.put(row, col, value(row, widen(pair.first)), value(row, widen(pair.second)));
+    for (int i = 0; i < (PACKS + THREADS - 1) / THREADS; i++) {
+        const unsigned item = threadIdx.x + i * THREADS, row = item / (COLS / PACK), col = item % (COLS / PACK) * PACK;
+        if (PACKS % THREADS && item >= PACKS) continue;
+        const IO* from = at(row, col);
+        put(tile, row, col, from ? *(const Packed*)from : Packed{}, value);
     }
 }
 

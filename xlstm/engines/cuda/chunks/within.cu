@@ -2,7 +2,7 @@
 
 constexpr int TILES_V = (V + WITHIN_V - 1) / WITHIN_V, SHARES = THREADS / L;
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const Arrays a) {
+extern "C" __global__ void __launch_bounds__(THREADS, 2) KERNEL(const Arrays a) {
     SHARED_MEMORY(memory);
     auto& P = *(Tile<L, L>*)memory;
     auto& left = *(Tile<L, SLAB>*)(&P + 1);
@@ -16,13 +16,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const Arrays a) 
     const int v0 = blockIdx.x % TILES_V * WITHIN_V;
     const long long step0 = chunk * L, at0 = place * L;
     auto rows = [&](const View& view) { return [&](int row) { return row_of(a, view, group, step0 + row); }; };
-    auto same = [](int, float v) { return v; };
     auto of_q = rows(a.q), of_k = rows(a.k), of_v = rows(a.v);
 
     Sums<L, L> scores;
     for (int k0 = 0; k0 < K; k0 += SLAB) {
-        fill(left, [&](int row, int col) { return beside(of_q(row), k0 + col, K); }, same);
-        fill(keys, [&](int row, int col) { return beside(of_k(row), k0 + col, K); }, same);
+        fill(left, [&](int row, int col) { return beside(of_q(row), k0 + col, K); }, Same());
+        fill(keys, [&](int row, int col) { return beside(of_k(row), k0 + col, K); }, Same());
         sync_block();
         multiply<false, false, SLAB>(scores, left, 0, keys, 0);
         sync_block();
@@ -43,7 +42,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const Arrays a) 
 
     Sums<L, WITHIN_V> num;
     for (int s0 = 0; s0 < L; s0 += DEPTH) {
-        fill(right, [&](int row, int col) { return row < DEPTH ? beside(of_v(s0 + row), v0 + col, V) : nullptr; }, same);
+        fill(right, [&](int row, int col) { return row < DEPTH ? beside(of_v(s0 + row), v0 + col, V) : nullptr; }, Same());
         sync_block();
         multiply<false, true, DEPTH>(num, P, s0, right, 0);
         sync_block();
@@ -54,7 +53,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const Arrays a) 
         fill(left, [&](int row, int col) { return beside(of_q(row), k0 + col, K); },
              [&](int row, float v) { return v * a.read[at0 + row]; });
         fill(right, [&](int row, int col) { return beside(k0 + row < K ? C + (long long)(k0 + row) * V : nullptr, v0 + col, V); },
-             same);
+             Same());
         sync_block();
         multiply<false, true, SLAB>(num, left, 0, right, 0);
         for (int col = share; col < SLAB && k0 + col < K; col += SHARES) sum += left.get(row, col) * n[k0 + col];
@@ -77,9 +76,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const Arrays a) 
         if (step0 + t >= a.T || v0 + col >= V) return;
         quotient(first, s[t], first);
         quotient(second, s[t], second);
-        Pair both;
-        narrow(both.first, first);
-        narrow(both.second, second);
-        *(Pair*)(a.h + ((step0 + t) * a.groups + group) * V + v0 + col) = both;
+        *(Pair*)(a.h + ((step0 + t) * a.groups + group) * V + v0 + col) = pair_of(first, second);
     });
 }

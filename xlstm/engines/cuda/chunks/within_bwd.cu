@@ -20,7 +20,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const Arrays a) 
 
     auto rows = [&](const View& view) { return [&](int row) { return row_of(a, view, group, step0 + row); }; };
     auto of_q = rows(a.q), of_k = rows(a.k), of_v = rows(a.v), of_dh = rows(a.dh);
-    auto same = [](int, float v) { return v; };
     auto by_den = [&](int first) {
         return [&a, at = at0 + first](int row, float v) {
             quotient(v, a.den[at + row], v);
@@ -37,7 +36,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const Arrays a) 
         fill(across, [&](int row, int col) { return row < DEPTH ? beside(row_of(row0 + row), first + col, width) : nullptr; }, value);
     };
     auto state = [&](auto& tile, const IO* state, int k0, int v0) {
-        fill(tile, [&](int row, int col) { return beside(k0 + row < K ? state + (long long)(k0 + row) * V : nullptr, v0 + col, V); }, same);
+        fill(tile, [&](int row, int col) { return beside(k0 + row < K ? state + (long long)(k0 + row) * V : nullptr, v0 + col, V); }, Same());
     };
     // sums += product of a slab (L, SLAB) of `row_of` and rows of a state, over all columns of values
     auto add_values = [&](auto& sums, auto row_of, auto value, const IO* of, int k0) {
@@ -60,25 +59,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const Arrays a) 
     };
     auto store = [&](IO* to, int width, int step, int column, float first, float second) {
         if (step0 + step >= a.T || column >= width) return;
-        Pair both;
-        narrow(both.first, first);
-        narrow(both.second, second);
-        *(Pair*)(to + ((step0 + step) * a.groups + group) * width + column) = both;
+        *(Pair*)(to + ((step0 + step) * a.groups + group) * width + column) = pair_of(first, second);
     };
-    auto as_it_is = [&](int) { return same; };
+    auto as_it_is = [&](int) { return Same(); };
 
     {
         Sums<L, L> scores, dscores;
         for (int k0 = 0; k0 < K; k0 += SLAB) {
-            steps(left, of_q, k0, K, same);
-            steps(other, of_k, k0, K, same);
+            steps(left, of_q, k0, K, Same());
+            steps(other, of_k, k0, K, Same());
             sync_block();
             multiply<false, false, SLAB>(scores, left, 0, other, 0);
             sync_block();
         }
         for (int v0 = 0; v0 < V; v0 += SLAB) {
             steps(left, of_dh, v0, V, by_den(0));
-            steps(other, of_v, v0, V, same);
+            steps(other, of_v, v0, V, Same());
             sync_block();
             multiply<false, false, SLAB>(dscores, left, 0, other, 0);
             sync_block();
@@ -114,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const Arrays a) 
         dQ.each([&](int t, int col, float first, float second) { store(a.dq, K, t, k0 + col, first, second); });
 
         Sums<L, COLUMNS> dK;
-        add_values(dK, of_v, same, dC, k0);
+        add_values(dK, of_v, Same(), dC, k0);
         dK.each([&](int s, int col, float& first, float& second) {
             if (k0 + col >= K) return;
             scale_add(first + dn[k0 + col], a.write[at0 + s], 0, first);
