@@ -57,9 +57,11 @@ def passes(backend, layer, lengths=None, **options):
         (xlstm.GRU(D, H), None, 6, 9),
         (xlstm.sLSTM(D, H, num_heads=2), None, 7, 9),
         (xlstm.mLSTM(D, H, num_heads=2), None, 9, 10),
+        (xlstm.mLSTM(D, H, num_heads=2, eps=1e-6), None, 9, 12),
+        (xlstm.mLSTM(D, H, num_heads=2), [25, 3, 5, 1], 13, 14),
         (xlstm.LSTM(D, H, 4, bidirectional=True, dropout=0.1), None, 67, 84),
     ],
-    ids=["LSTM", "LSTM, lengths", "GRU", "sLSTM", "mLSTM", "4 layers, 2 directions"],
+    ids=["LSTM", "LSTM, lengths", "GRU", "sLSTM", "mLSTM", "mLSTM, eps", "mLSTM, lengths", "4 layers, 2 directions"],
 )
 def test_a_pass(backend, layer, lengths, forward, backward):
     there, back = passes(backend, layer, lengths, **({"seed": 0} if layer.random else {}))

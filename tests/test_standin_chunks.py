@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import numpy as np
@@ -163,6 +164,14 @@ def test_what_has_no_kernels(layer, rng):
     with standin.counted(where=True) as counts:
         layer.forward(params, x)
     assert "xlstm_chunk" not in counts.places()
+
+
+def test_what_is_kept_can_be_copied(rng):
+    layer, be = xlstm.mLSTM(4, 8, num_heads=2, chunk_size=16), xlstm.backend("cupy")
+    params, x = layer.init(0, be), be.asarray(rng.standard_normal((21, 1, 4)))
+    y, _, saved = layer.forward(params, x)
+    expected, found = (layer.backward(params, kept, y)[0]["0.Wx"] for kept in (saved, copy.deepcopy(saved)))
+    np.testing.assert_array_equal(to_numpy(found), to_numpy(expected))
 
 
 def test_results_are_no_views_of_what_is_kept(rng):

@@ -31,9 +31,19 @@ def identity(xp: Namespace, n: int, dtype: Any, device: Any) -> Array:
     return _identity(xp, n, dtype, Home(device))
 
 
+def number(xp: Namespace, value: float, dtype: Any, device: Any) -> Array:
+    """Return a number as an array without axes."""
+    return _number(xp, value, dtype, Home(device))
+
+
 @functools.lru_cache(maxsize=64)
 def _steps(xp: Namespace, n: int, dtype: Any, home: Home) -> Array:
     return xp.arange(n, dtype=dtype, device=home.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _number(xp: Namespace, value: float, dtype: Any, home: Home) -> Array:
+    return xp.full((), value, dtype=dtype, device=home.device)
 
 
 @functools.lru_cache(maxsize=64)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xlstm.arrays import checks
+from xlstm.arrays import checks, constants
 from xlstm.arrays.backend import Portable
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, widened
@@ -53,23 +53,19 @@ class Span(Portable):
         self.rest = False  # whether the state is the same for all sequences, that before the first step
         self.packing, self.T, self.B = packing, packing.T, packing.B
         self.full = packing.lengths is None and packing.steps == packing.T  # every sequence has T steps
-        self._there: Array | None = None
 
     @property
     def lengths(self) -> np.ndarray[Any, Any]:
         """Lengths of the sequences, (B,)."""
-        given = self.packing.lengths
-        return np.full(self.B, self.packing.steps) if given is None else given
+        return self.packing.ends
 
     def mask(self, x: Array, value: float = 0.0) -> Array:
         """Return x (T, B, ...) with `value` past the end of each sequence."""
         if self.full:
             return x
         xp = self.xp
-        if self._there is None:
-            self._there = xp.asarray(np.arange(self.T)[:, None] < self.lengths, device=device_of(x))
-        there = xp.reshape(self._there, (self.T, self.B, *(1,) * (x.ndim - 2)))
-        return xp.where(there, x, xp.full_like(x, value))
+        there = xp.reshape(self.packing.inside(xp, x), (self.T, self.B, *(1,) * (x.ndim - 2)))
+        return xp.where(there, x, constants.number(xp, value, x.dtype, device_of(x)))
 
     def zeros(self, width: int, params: Params) -> Array:
         """Return zeros (T, B, width) of the dtype and on the device of parameters."""

@@ -81,6 +81,11 @@ class Packing:
             return _even(T, B)
         return _packing(checked_lengths(where, lengths, T, B).tobytes(), T, B)
 
+    @property
+    def ends(self) -> Indices:
+        """Lengths of the sequences, (B,), also where all are equal."""
+        return np.full(self.B, self.steps) if self.lengths is None else self.lengths
+
     def pack(self, xp: Namespace, array: Array) -> Array:
         """Pack (T, B, F) into (N, F)."""
         if self.order is None:
@@ -115,6 +120,13 @@ class Packing:
         """Return states with their columns in the order of the batch."""
         return states if self.order is None else self._take(xp, states, self._indices(xp, states[0]).unsort)
 
+    def inside(self, xp: Namespace, like: Array) -> Array:
+        """Return whether steps are within their sequences, (T, B), on the device of an array: one copy, once."""
+        key = xp.__name__, str(device_of(like))
+        if key not in self._inside:
+            self._inside[key] = xp.asarray(np.arange(self.T)[:, None] < self.ends, device=device_of(like))
+        return self._inside[key]
+
     def _take(self, xp: Namespace, states: Sequence[Array], order: Array) -> list[Array]:
         if compiles(xp):
             return [s.T for s in gather(xp, [s.T for s in states], order)]
@@ -131,6 +143,10 @@ class Packing:
 
     @functools.cached_property
     def _there(self) -> dict[Any, _Indices]:
+        return {}
+
+    @functools.cached_property
+    def _inside(self) -> dict[Any, Array]:
         return {}
 
     @functools.cached_property

@@ -83,9 +83,8 @@ class Saved(NamedTuple):
 
 
 class Kernels(NamedTuple):
-    """The kernels of a layer on a device."""
+    """The kernels of a layer."""
 
-    runtime: launch.Runtime
     way: Way
     shape: Shape
     forget: str
@@ -93,7 +92,7 @@ class Kernels(NamedTuple):
 
     def run(self, kind: str, blocks: int, arrays: dict[str, Any]) -> None:
         """Run a kernel on arrays and numbers by name, in `blocks` times as many blocks as it has tiles."""
-        made = source(kind, *self[1:])
+        made, number = source(kind, *self), arrays["q"].device.id
         table = np.zeros((), ARRAYS)
         for name, a in arrays.items():
             if name in NUMBERS:
@@ -103,13 +102,13 @@ class Kernels(NamedTuple):
                 table[name] = a.data.ptr, *along
             elif a is not None:
                 table[name] = a.data.ptr
-        with probe.cupy().cuda.Device(self.runtime.number):
-            kernel = _compiled(self.runtime.number, made.name, made.text, made.shared)
+        with probe.cupy().cuda.Device(number):
+            kernel = _compiled(number, made.name, made.text, made.shared)
             kernel((blocks * made.tiles,), (THREADS,), (table,), shared_mem=made.shared)
 
     def tiles(self, kind: str) -> int:
         """Return the tiles of a kernel."""
-        return source(kind, *self[1:]).tiles
+        return source(kind, *self).tiles
 
 
 def kernels(xp: Namespace, q: Array, k: Array, v: Array, chunk: int, forget: str, eps: float) -> Kernels | None:
@@ -125,8 +124,8 @@ def kernels(xp: Namespace, q: Array, k: Array, v: Array, chunk: int, forget: str
         return None
     most = 16 // q.itemsize
     pack = most if all(_fits(a, most) for a in (q, k, v)) else 2
-    found = Kernels(runtime, way, Shape(N, K, V, steps(min(chunk, T)), pack), forget, eps)
-    return found if all(source(kind, *found[1:]).shared <= device.shared for kind in KINDS) else None
+    found = Kernels(way, Shape(N, K, V, steps(min(chunk, T)), pack), forget, eps)
+    return found if _most_shared(found) <= device.shared else None
 
 
 def chunkwise(
@@ -224,6 +223,12 @@ def _fits(a: Array, pack: int) -> bool:
 def _packed(a: Array, pack: int) -> Array:
     """Return an array that fits, a copy if need be."""
     return a if _fits(a, pack) else a.copy(order="C")
+
+
+@functools.cache
+def _most_shared(made: Kernels) -> int:
+    """Return the bytes of shared memory that the kernel with most of it takes."""
+    return max(source(kind, *made).shared for kind in KINDS)
 
 
 @functools.cache
