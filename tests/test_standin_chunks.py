@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.cells import mlstm
 from xlstm.engines import cuda
 from xlstm.engines.cuda.chunks import passes
+from xlstm.engines.cuda.tiling import Device
 
 if not standin.asked_for():
     pytest.skip(f"the stand-in for CuPy is not in place ({standin.VARIABLE}=1 puts it there)", allow_module_level=True)
@@ -164,6 +166,25 @@ def test_what_has_no_kernels(layer, rng):
     with standin.counted(where=True) as counts:
         layer.forward(params, x)
     assert "xlstm_chunk" not in counts.places()
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "there"),
+    [
+        (70, "float16", False),
+        (75, "float16", True),
+        (75, "float32", False),
+        (80, "bfloat16", True),
+        (80, "float32", True),
+    ],
+)
+def test_cards(monkeypatch, capability, dtype, there):
+    """Tensor cores take float16 from sm_75 on, bfloat16 and so float32 from sm_80 on."""
+    card = SimpleNamespace(device=Device("a card", capability, 40, 101376))
+    monkeypatch.setattr(passes.launch, "runtime", lambda xp, like: card)
+    be = xlstm.backend("cupy", dtype=dtype)
+    q = be.asarray(np.ones((1, 2, 20, 8)))
+    assert (passes.kernels(be.xp, q, q, q, 64, "sigmoid", 0.0) is not None) == there
 
 
 def test_what_is_kept_can_be_copied(rng):
