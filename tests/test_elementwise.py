@@ -114,7 +114,7 @@ def test_cupy_accepts_the_kernels(monkeypatch):
     for dtype in (np.dtype("f2"), BFLOAT16, np.dtype("f4"), np.dtype("f8")):
         kernel = elementwise._kernel(chain, (dtype, dtype), (("scale", 0.5), ("dtype", dtype)))
         assert kernel.name == "xlstm_chain"
-        assert elementwise._total(dtype).name == "xlstm_total"
+        assert elementwise._total(dtype, dtype).name == "xlstm_total"
 
 
 def difference(xp, a, b, scale):

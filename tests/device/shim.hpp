@@ -158,6 +158,29 @@ DEVICE void mma(float, float (&c)[4], uint4 a, unsigned b0, unsigned b1) {
     mma_model<float, 8>(c, a, b0, b1, tf32_of);
 }
 
+template <bool TRANSPOSED>
+DEVICE uint4 load_matrices(const void* row) {
+    shim::Fiber* me = shim::now;
+    shim::Warp& warp = *me->warp;
+    const int lane = me->thread % 32, first = me->block->first + me->thread / 32 * 32;
+    std::memcpy(warp.a[lane], &row, sizeof row);
+    shim::barrier(0, first, 32);
+    unsigned words[4];
+    for (int matrix = 0; matrix < 4; matrix++) {
+        unsigned short both[2];
+        for (int e = 0; e < 2; e++) {
+            const int i = lane / 4, j = lane % 4 * 2 + e;
+            const unsigned short* at;
+            std::memcpy(&at, warp.a[matrix * 8 + (TRANSPOSED ? j : i)], sizeof at);
+            if ((uintptr_t)at % 16) shim::misused = true;  // rows begin at multiples of 16 bytes
+            both[e] = at[TRANSPOSED ? i : j];
+        }
+        std::memcpy(&words[matrix], both, 4);
+    }
+    shim::barrier(0, first, 32);
+    return uint4{words[0], words[1], words[2], words[3]};
+}
+
 template <int LANES>
 DEVICE unsigned largest(unsigned v) {
     shim::Fiber* me = shim::now;

@@ -88,8 +88,10 @@ def concat(xp: Namespace, parts: Sequence[Array | Filled], axis: int) -> Array:
 
 
 def stack(xp: Namespace, arrays: Sequence[Array]) -> Array:
-    """Return arrays of one shape and dtype along a new first axis."""
-    return concat(xp, [a[None, ...] for a in arrays], 0) if fuse.compiles(xp) else xp.stack(arrays)
+    """Return arrays of one shape and dtype along a new first axis, on CuPy without a copy where there is one array."""
+    if not fuse.compiles(xp):
+        return xp.stack(arrays)
+    return arrays[0][None, ...] if len(arrays) == 1 else concat(xp, [a[None, ...] for a in arrays], 0)
 
 
 def _takes(xp: Namespace, parts: Sequence[Array | Filled], shape: Sequence[int]) -> bool:

@@ -62,9 +62,19 @@ def _copied(xp: Namespace, values: bytes, shape: tuple[int, ...], dtype: Any, ho
     return xp.asarray(np.frombuffer(values, dtype).reshape(shape), device=home.device)
 
 
+def number(xp: Namespace, value: float, dtype: Any, device: Any) -> Array:
+    """Return a number as an array without axes."""
+    return kept(_number(xp, value, dtype, Home(device)))
+
+
 @functools.lru_cache(maxsize=64)
 def _steps(xp: Namespace, n: int, dtype: Any, home: Home) -> Array:
     return xp.arange(n, dtype=dtype, device=home.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _number(xp: Namespace, value: float, dtype: Any, home: Home) -> Array:
+    return xp.full((), value, dtype=dtype, device=home.device)
 
 
 @functools.lru_cache(maxsize=64)

@@ -57,6 +57,21 @@ DEVICE void mma(half_t, float (&c)[4], uint4 a, unsigned b0, unsigned b1) {
 DEFINE_MMA(bf16_t, "m16n8k16.row.col.f32.bf16.bf16.f32")
 DEFINE_MMA(float, "m16n8k8.row.col.f32.tf32.tf32.f32")
 
+// Four 8 x 8 matrices of 16 bits from shared memory, as `mma` takes them: lane i gives the address of row i % 8 of matrix i / 8,
+// and gets of each matrix, or of its transpose, two neighbours in row lane / 4 from column 2 (lane % 4) on.
+template <bool TRANSPOSED>
+DEVICE uint4 load_matrices(const void* row) {
+    const unsigned at = (unsigned)__cvta_generic_to_shared(row);
+    uint4 v;
+    if constexpr (TRANSPOSED)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at) : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at) : "memory");
+    return v;
+}
+
 DEVICE void sync_warp() { __syncwarp(); }
 DEVICE void sync_block() { __syncthreads(); }
 

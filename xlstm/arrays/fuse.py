@@ -152,13 +152,16 @@ def room(xp: Namespace, like: Array, shape: Sequence[int], order: Sequence[int])
     return xp.permute_dims(memory, tuple(order.index(axis) for axis in range(len(order))))
 
 
-def total(xp: Namespace, a: Array, b: Array, axes: int | tuple[int, ...] = -1) -> Array:
-    """Return the sum of a * b over some axes, on CuPy from one launch, where float16 is summed in float32."""
+def total(xp: Namespace, a: Array, b: Array, axes: int | tuple[int, ...] = -1, dtype: Any = None) -> Array:
+    """Return the sum of a * b over some axes, on CuPy from one launch, where halves are summed in float32.
+
+    `dtype` is that of the sum, by default that of the product.
+    """
     if xp.__name__ != CUPY or a.dtype != b.dtype:
         if xp is np and axes == (-2, -1) and a.shape == b.shape:
             a, b, axes = a.reshape(*a.shape[:-2], -1), b.reshape(*b.shape[:-2], -1), -1
-        return np.vecdot(a, b) if xp is np and axes == -1 else xp.sum(a * b, axis=axes)
-    return _total(a.dtype)(a, b, axis=axes)
+        return np.vecdot(a, b) if xp is np and axes == -1 else xp.sum(a * b, axis=axes, dtype=dtype)
+    return _total(a.dtype, a.dtype if dtype is None else dtype)(a, b, axis=axes)
 
 
 def windows(a: Array, width: int) -> Array:
@@ -255,8 +258,8 @@ def _times(function: Callable[..., Array]) -> Callable[..., Array]:
 
 
 @functools.cache
-def _total(dtype: Any) -> Any:
+def _total(dtype: Any, to: Any) -> Any:
     x, y = (converted(x, dtype) for x in ("x0", "x1"))
-    types = parameters({"x0": dtype, "x1": dtype}), parameters({"y0": dtype})
-    end = f"y0 = {converted('a', dtype)}"
+    types = parameters({"x0": dtype, "x1": dtype}), parameters({"y0": to})
+    end = f"y0 = {converted('a', to)}"
     return probe.cupy().ReductionKernel(*types, f"{x} * {y}", "a + b", end, "0", "xlstm_total", real(dtype))

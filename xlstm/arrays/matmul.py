@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import fuse, graph, probe
-from xlstm.arrays.namespace import Array, Namespace
+from xlstm.arrays.namespace import Array, Namespace, astype
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 LIMIT = 2**31  # sizes for cuBLAS are less
@@ -45,7 +45,7 @@ class Plan(NamedTuple):
     operands: tuple[Operand | None, Operand | None]
 
 
-def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None) -> Array:
+def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, dtype: Any = None) -> Array:
     """Return A @ B of matrices in the last two axes, the axes before broadcast.
 
     Parameters
@@ -57,12 +57,14 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None) -> Array
         rows or columns are contiguous and the matrices of the batch equally far apart, and a copy where not.
     add : array, optional
         (..., M, N), contiguous: the product is added to it, in its place.
+    dtype : optional
+        That of a new array, by default the factors'; it may be float32 where they are float16 or bfloat16.
 
     Returns
     -------
     array
-        (..., M, N), or `add`. On CuPy float16 and bfloat16 are summed up in float32, and float32 is rounded to TF32
-        where CuPy was told to.
+        (..., M, N), or `add`, which may be float32, too. On CuPy float16 and bfloat16 are summed up in float32, and
+        float32 is rounded to TF32 where CuPy was told to.
 
     Raises
     ------
@@ -74,15 +76,16 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None) -> Array
         if found is not None:
             return found
         if add is None:
-            return A @ B
+            return A @ B if dtype is None else astype(xp, A @ B, dtype)
         add += A @ B
         return add
     batch, (M, _, N), _ = plan(A.shape, strides(A), B.shape, strides(B))
     shape = (*batch, M, N)
-    if add is not None and (add.shape != shape or not add.flags.c_contiguous or add.dtype != A.dtype):
+    wide = add is not None and add.dtype == np.float32 and A.dtype.itemsize == 2
+    if add is not None and (add.shape != shape or not add.flags.c_contiguous or not (wide or add.dtype == A.dtype)):
         add += matmul(xp, A, B)
         return add
-    out = probe.cupy().empty(shape, dtype=A.dtype) if add is None else add
+    out = probe.cupy().empty(shape, dtype=A.dtype if dtype is None else dtype) if add is None else add
     multiply(A, B, out, add is not None)
     return out
 
@@ -192,14 +195,15 @@ def _gemm(cp: Any, found: Plan, A: Array, B: Array, out: Array, add: bool) -> No
     M, K, N = found.sizes
     cublas, dtype, (*apart, lead, _) = cp.cuda.cublas, fuse.name(A.dtype), strides(out)
     _, zero, one = _scalars(dtype)
-    kind = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}[dtype]  # its number in cudaDataType
+    kinds = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}  # numbers in cudaDataType
+    kind = kinds[dtype]
     args = (
         *(int(b.columns), int(a.columns)),
         *(N, M, K, one),
         *(_address(B), kind, b.lead, b.step),
         *(_address(A), kind, a.lead, a.step),
         one if add else zero,
-        *(_address(out), kind, max(lead, N), apart[-1] if apart else M * N),
+        *(_address(out), kinds[fuse.name(out.dtype)], max(lead, N), apart[-1] if apart else M * N),
         *(math.prod(found.batch), _compute(cp, cublas, dtype), cublas.CUBLAS_GEMM_DEFAULT),
     )
     if (handle := graph.handle()) is not None:

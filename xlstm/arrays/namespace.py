@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, TypeAlias
 
 import array_api_compat
@@ -22,7 +22,7 @@ COMPAT = "array_api_compat."  # the start of the name of a namespace that array_
 SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
 
 
-def namespace(where: str, arrays: Mapping[str, Array]) -> Namespace:
+def namespace(where: str, arrays: Mapping[str, Array], wide: Container[str] = ()) -> Namespace:
     """Return the one namespace that all arrays share.
 
     Parameters
@@ -31,6 +31,8 @@ def namespace(where: str, arrays: Mapping[str, Array]) -> Namespace:
         The caller, with whose name an error begins.
     arrays : dict of str to array
         Arrays under the names that an error uses.
+    wide : container of str
+        The names of arrays that are float32 where the first array is float16 or bfloat16.
 
     Raises
     ------
@@ -57,7 +59,11 @@ def namespace(where: str, arrays: Mapping[str, Array]) -> Namespace:
     for name, array in arrays.items():
         if type(array) is not type(first):
             check_library(where, name, xp, array)
-        if array.dtype != first.dtype:
+        if name in wide and dtype_name(first.dtype) in HALVES:
+            if dtype_name(array.dtype) != "float32":
+                kinds = f"{array.dtype}, expected float32, as it is summed up in that beside {first.dtype}"
+                raise TypeError(f"{where}: {name} has dtype {kinds}")
+        elif array.dtype != first.dtype:
             raise TypeError(
                 f"{where}: {name} has dtype {array.dtype} but {first_name} has {first.dtype}, expected the same"
             )
@@ -127,9 +133,14 @@ def finfo(xp: Namespace, dtype: Any) -> Any:
     return xp.finfo(xp.float32 if dtype_name(dtype) == "bfloat16" else dtype)
 
 
-def loses_bfloat16(array: Array) -> bool:
-    """Tell whether a Python number makes float32 of a bfloat16 array, as with CuPy but not with PyTorch."""
-    return dtype_name(array.dtype) == "bfloat16" and hasattr(array.dtype, "kind")
+def widened(xp: Namespace, dtype: Any) -> Any:
+    """Return float32 for float16 and bfloat16, else the dtype itself: the dtype of sums that go on for many steps."""
+    return xp.float32 if dtype_name(dtype) in HALVES else dtype
+
+
+def astype(xp: Namespace, array: Array, dtype: Any) -> Array:
+    """Return an array in a dtype; it is the array itself where it has that dtype."""
+    return array if array.dtype == dtype else xp.astype(array, dtype)
 
 
 def constant(xp: Namespace, x: Array, value: float, half: float) -> Any:

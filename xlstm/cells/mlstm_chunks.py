@@ -13,6 +13,8 @@ These are the equations of a chunk of L steps. C0, n0 and m0 are the state befor
     [C, n] = exp(m0 - r_L) [C0, n0] + (exp(w - r_L) / sqrt(K) K)^T [V, 1]   (9)  eqs. 19, 20: the state after it
 
 The normaliser n is kept as one more column of C, so that it needs no code of its own.
+
+Where q, k and v are float16 or bfloat16, the state, the gates, num, s and den are float32, as is every sum.
 """
 
 from __future__ import annotations
@@ -24,13 +26,13 @@ from xlstm.arrays import constants
 from xlstm.arrays.concat import Filled, concat
 from xlstm.arrays.fuse import compiles, fuse, multiplier, room, total
 from xlstm.arrays.matmul import aligned_width, matmul, packed
-from xlstm.arrays.namespace import Array, Namespace, device_of
+from xlstm.arrays.namespace import Array, Namespace, astype, device_of
 from xlstm.arrays.scan import scan
+from xlstm.cells import mlstm_formulas as formulas
 from xlstm.cells.activations import FORGET
-from xlstm.cells.denominator import at_least, denominator, exp_minus, limit_of, low_of, sign_beyond
+from xlstm.cells.denominator import limit_of, low_of
 
 CHUNK = 64
-FORGOTTEN = -1e5  # the least log f in use; a lower one would cost the other terms of its sum their digits
 
 
 class Saved(NamedTuple):
@@ -73,21 +75,26 @@ def chunkwise(
     """Compute all steps: return h (..., T, V), the state C, n, m after the last one, and what backward needs."""
     T, V = q.shape[-2], v.shape[-1]
     L = min(chunk, T)
+    dtype, wide = q.dtype, C0.dtype
+    f = astype(xp, f, wide)
     logf = fuse(xp, FORGET[forget].fwd, f)
     logs, m = _logs(xp, _chunks(xp, i, L, -1, -math.inf), _chunks(xp, logf, L, -1), m0)  # (1) (2) (3)
     Q, K = (packed(xp, _chunks(xp, a, L, -2)) for a in (q, k))
     V1 = _with_normaliser(xp, _chunks(xp, v, L, -2))
-    read, write, keep = _weights(xp, logs, q)
-    written = matmul(xp, _T(xp, write[..., None] * K), V1)  # (9)
-    ((C, end),) = scan(xp, _state, [_with_normaliser(xp, C0, n0)], keep[..., None, None], written, axis=-3)  # (9)
-    times_D = multiplier(xp, _D, *_pairs(xp, logs.w, logs.r), **_root_and_dtype(q))  # (4)
-    num = matmul(xp, times_D(matmul(xp, Q, _T(xp, K))), V1)  # (5) (6)
-    num = matmul(xp, read[..., None] * Q, C, add=num)  # (6)
+    read, write, keep = _weights(xp, logs, q, wide)
+    written = matmul(xp, _T(xp, write[..., None] * K), V1, dtype=wide)  # (9)
+    ((C, end),) = scan(
+        xp, formulas.state, [_with_normaliser(xp, C0, n0)], keep[..., None, None], written, axis=-3
+    )  # (9)
+    times_D = multiplier(xp, formulas.D, *_pairs(xp, logs.w, logs.r), **_root_and_dtype(q))  # (4)
+    num = matmul(xp, times_D(matmul(xp, Q, _T(xp, K))), V1, dtype=wide)  # (5) (6)
+    num = matmul(xp, read[..., None] * Q, astype(xp, C, dtype), add=num)  # (6)
     s = num[..., V]
-    den = fuse(xp, _den, s, logs.b, logs.r, eps=eps, limit=limit_of(xp, s.dtype), dtype=s.dtype)  # (7)
-    h = _steps(xp, fuse(xp, _quotient, num[..., :V], den[..., None], out=_room(xp, v, L)), T, -2)  # (8)
+    den = fuse(xp, formulas.den, s, logs.b, logs.r, eps=eps, limit=limit_of(xp, s.dtype), dtype=s.dtype)  # (7)
+    h = fuse(xp, formulas.quotient, num[..., :V], den[..., None], out=_room(xp, v, L), dtype=dtype)  # (8)
+    h = _steps(xp, h, T, -2)
     saved = Saved((q, k, v, i, f), logf, h, logs, C, end, s, den)
-    return h, end[..., :V], end[..., V], xp.astype(m, q.dtype), saved
+    return h, end[..., :V], end[..., V], xp.astype(m, wide), saved
 
 
 def chunkwise_bwd(
@@ -104,58 +111,65 @@ def chunkwise_bwd(
 
     dC, dn and dm may all be None, which means 0.
     """
-    (q, k, v, _, f), logf, h, logs, C, end, s, den = saved
+    (q, k, v, i, f), logf, h, logs, C, end, s, den = saved
+    dtype, wide = q.dtype, C.dtype
     T, L, V = q.shape[-2], logs.b.shape[-1], v.shape[-1]
     Q, K, V1, H, dH = (_chunks(xp, a, L, -2) for a in (q, k, v, h, dh))
     Q, K, V1 = packed(xp, Q), packed(xp, K), _with_normaliser(xp, V1)
-    read, write, keep = _weights(xp, logs, q)
-    times_D = multiplier(xp, _D, *_pairs(xp, logs.w, logs.r), **_root_and_dtype(q))
-    dh_h = total(xp, dH, H)  # -den times the gradient of den (8)
-    ds = fuse(xp, _den_bwd, dh_h, den, s, logs.b, logs.r, limit=limit_of(xp, s.dtype), dtype=s.dtype)  # (7)
-    dnum = _with_normaliser(xp, dH / den[..., None], ds)  # (8), that of [num, s]
-    dCs = matmul(xp, _T(xp, read[..., None] * Q), dnum)  # (6)
+    read, write, keep = _weights(xp, logs, q, wide)
+    times_D = multiplier(xp, formulas.D, *_pairs(xp, logs.w, logs.r), **_root_and_dtype(q))
+    dh_h = total(xp, dH, H, dtype=wide)  # -den times the gradient of den (8)
+    ds = fuse(xp, formulas.den_bwd, dh_h, den, s, logs.b, logs.r, limit=limit_of(xp, s.dtype), dtype=s.dtype)  # (7)
+    dnum = fuse(xp, formulas.quotient, dH, den[..., None], dtype=dtype)
+    dnum = _with_normaliser(xp, dnum, astype(xp, ds, dtype))  # (8), that of [num, s]
+    dCs = matmul(xp, _T(xp, read[..., None] * Q), dnum, dtype=wide)  # (6)
     last = xp.zeros_like(end) if dC is None or dn is None else _with_normaliser(xp, dC, dn)
-    ((dCs, dC0),) = scan(xp, _state, [last], keep[..., None, None], dCs, axis=-3, reverse=True)  # (9), after each chunk
+    ((dCs, dC0),) = scan(
+        xp, formulas.state, [last], keep[..., None, None], dCs, axis=-3, reverse=True
+    )  # (9), after each chunk
     dS = times_D(matmul(xp, dnum, _T(xp, V1)))  # (6) (5), that of Q K^T
-    dQ = matmul(xp, dnum, _T(xp, C))
-    dQ = fuse(xp, _scale_add, dQ, read[..., None], matmul(xp, dS, K), out=_room(xp, q, L, dQ))  # (6) (5)
-    dK = matmul(xp, V1, _T(xp, dCs))
-    dK = fuse(xp, _scale_add, dK, write[..., None], matmul(xp, _T(xp, dS), Q), out=_room(xp, k, L, dK))  # (9) (5)
+    dQ = matmul(xp, dnum, _T(xp, astype(xp, C, dtype)))
+    dQ = fuse(xp, formulas.scale_add, dQ, read[..., None], matmul(xp, dS, K), out=_room(xp, q, L, dQ))  # (6) (5)
+    dCs_low = astype(xp, dCs, dtype)
+    dK = matmul(xp, V1, _T(xp, dCs_low))
+    dK = fuse(
+        xp, formulas.scale_add, dK, write[..., None], matmul(xp, _T(xp, dS), Q), out=_room(xp, k, L, dK)
+    )  # (9) (5)
     dV = matmul(xp, _T(xp, times_D(matmul(xp, Q, _T(xp, K)))), dnum)  # (6)
-    dV = matmul(xp, write[..., None] * K, dCs, add=dV)[..., :V]  # (9)
+    dV = matmul(xp, write[..., None] * K, dCs_low, add=dV)[..., :V]  # (9)
     # w_s enters everything that step s writes, b_t everything that step t reads (4) (6) (9).
-    dw = total(xp, K, dK)
-    db = fuse(xp, _b_bwd, dh_h, ds, s, dw)
+    dw = total(xp, K, dK, dtype=wide)
+    db = fuse(xp, formulas.b_bwd, dh_h, ds, s, dw)
     dtotal = _total_decay_bwd(xp, C, end, dCs)
     dm0 = total(xp, C[..., 0, :, :], dC0, (-2, -1))
     if dm is not None or eps:
         # The choice of the maximum cancels out of h, C and n, except for how much eps weighs; it also changes the
         # final m.
-        dms = fuse(xp, _m_bwd, dh_h, den, eps=eps)
+        dms = fuse(xp, formulas.m_bwd, dh_h, den, eps=eps)
         more, dmb, extra = _maximum_bwd(xp, logs, dms, None if dm is None else dm - dtotal[..., -1])  # (3)
         dw, db, dm0 = dw + more, db + dmb, dm0 + extra
-    di = _steps(xp, dw, T, -1)  # (2)
-    ((dlogf, _),) = scan(xp, _add, [dtotal], db, reverse=True, after=True, at_once=_suffix_sums(dtotal))  # (1)
+    di = astype(xp, _steps(xp, dw, T, -1), i.dtype)  # (2)
+    ((dlogf, _),) = scan(xp, formulas.add, [dtotal], db, reverse=True, after=True, at_once=_suffix_sums(dtotal))  # (1)
     dlogf = _steps(xp, dlogf, T, -1)
-    df = fuse(xp, FORGET[forget].bwd, dlogf, f, logf)
+    df = astype(xp, fuse(xp, FORGET[forget].bwd, dlogf, f, logf), i.dtype)
     return *(_steps(xp, d, T, -2) for d in (dQ, dK, dV)), di, df, dC0[..., :V], dC0[..., V], dm0
 
 
 def _logs(xp: Namespace, i: Array, logf: Array, m0: Array) -> tuple[Logs, Array]:
     """Return the logarithms, from which the running maximum of a step is m = b + r, and m after the last chunk."""
     start = [0.0, -math.inf]
-    (b, _), (most, _) = scan(xp, _accumulate, start, i, logf, after=True, at_once=_accumulate_at_once)  # (1)
-    ((m, end),) = scan(xp, _m_after, [_wide(xp, m0)], b[..., -1], most[..., -1])
-    r = fuse(xp, _r, most, m[..., None], low=low_of(xp, most.dtype))  # (3)
-    return Logs(b, i - b, most, m, r), end  # (2)
+    (b, _), (most, _) = scan(xp, formulas.accumulate, start, i, logf, after=True, at_once=_accumulate_at_once)  # (1)
+    ((m, end),) = scan(xp, formulas.m_after, [formulas.wide(xp, m0)], b[..., -1], most[..., -1])
+    r = fuse(xp, formulas.stabilise, most, m[..., None], low=low_of(xp, most.dtype))  # (3)
+    return Logs(b, formulas.written(xp, i, b), most, m, r), end  # (2)
 
 
-def _weights(xp: Namespace, logs: Logs, q: Array) -> tuple[Array, Array, Array]:
+def _weights(xp: Namespace, logs: Logs, q: Array, wide: Any) -> tuple[Array, Array, Array]:
     """Return the weights of (6) and (9), to read the old state and to write to it (..., L), and to keep it (...)."""
     _, w, _, m, r = logs
     low, last = low_of(xp, m.dtype), r[..., -1]
-    read, write = fuse(xp, _read_write, w, r, m[..., None], last[..., None], low=low, **_root_and_dtype(q))
-    return read, write, fuse(xp, _keep, m, last, low=low, dtype=q.dtype)
+    read, write = fuse(xp, formulas.read_write, w, r, m[..., None], last[..., None], low=low, **_root_and_dtype(q))
+    return read, write, fuse(xp, formulas.keep, m, last, low=low, dtype=wide)
 
 
 def _pairs(xp: Namespace, w: Array, r: Array) -> tuple[Array, ...]:
@@ -172,14 +186,14 @@ def _maximum_bwd(xp: Namespace, logs: Logs, dm: Array, dend: Array | None) -> tu
     """Return the gradients of w, b and m0 from those of m (..., chunks, L) and of the final m (3)."""
     _, w, most, m, _ = logs
     dtype = dm.dtype
-    old = fuse(xp, _from_before, m[..., None], most, dtype=dtype)
+    old = fuse(xp, formulas.from_before, m[..., None], most, dtype=dtype)
     dend = xp.zeros_like(dm[..., 0, 0]) if dend is None else dend
-    ((ends, dm0),) = scan(xp, _state, [dend], old[..., -1], total(xp, old, dm), reverse=True)
+    ((ends, dm0),) = scan(xp, formulas.state, [dend], old[..., -1], total(xp, old, dm), reverse=True)
     pairs = _pairs(xp, w, most)
     steps = pairs[2][0, :]
-    dm = fuse(xp, _add_to_last, dm, ends[..., None], steps, steps[-1:], dtype=dtype)
-    largest = fuse(xp, _is_largest, *pairs, dtype=dtype)
-    share = fuse(xp, _share, old, dm, xp.sum(largest, axis=-1))
+    dm = fuse(xp, formulas.add_to_last, dm, ends[..., None], steps, steps[-1:], dtype=dtype)
+    largest = fuse(xp, formulas.is_largest, *pairs, dtype=dtype)
+    share = fuse(xp, formulas.share, old, dm, xp.sum(largest, axis=-1))
     dw = matmul(xp, share[..., None, :], largest)[..., 0, :]
     return dw, dm - dw, dm0
 
@@ -192,106 +206,13 @@ def _total_decay_bwd(xp: Namespace, C: Array, end: Array, dCs: Array) -> Array:
     return xp.concat((total(xp, C[..., 1:, :, :], dCs[..., :-1, :, :], (-2, -1)), last), axis=-1)
 
 
-# Element by element:
-
-
-def _accumulate(xp: Namespace, b: Array, most: Array, i: Array, logf: Array) -> tuple[Array, Array]:
-    logf = _wide(xp, logf)
-    b = b + xp.maximum(logf, xp.full_like(logf, FORGOTTEN))
-    return b, xp.maximum(most, _wide(xp, i) - b)
-
-
-def _m_after(xp: Namespace, m: Array, b: Array, most: Array) -> Array:
-    return b + xp.maximum(most, m)
-
-
-def _r(xp: Namespace, most: Array, m: Array, low: float) -> Array:
-    return at_least(xp, xp.maximum(most, m), low)
-
-
-def _read_write(
-    xp: Namespace, w: Array, r: Array, m0: Array, last: Array, root: float, low: float, dtype: Any
-) -> tuple[Array, Array]:
-    return xp.astype(xp.exp(at_least(xp, m0, low) - r), dtype), xp.astype(root * xp.exp(w - last), dtype)
-
-
-def _keep(xp: Namespace, m0: Array, last: Array, low: float, dtype: Any) -> Array:
-    return xp.astype(xp.exp(at_least(xp, m0, low) - last), dtype)
-
-
-def _state(xp: Namespace, C: Array, keep: Array, written: Array) -> Array:
-    return keep * C + written
-
-
-def _D(  # noqa: N802
-    xp: Namespace, w: Array, r: Array, wrote: Array, reads: Array, root: float, dtype: Any
-) -> Array:
-    until = xp.astype(wrote <= reads, dtype)
-    D = xp.astype(w - r, dtype)
-    D = xp.exp(xp.minimum(D, xp.zeros_like(until)))  # later steps may have written with any weight
-    D *= root * until
-    return D
-
-
-def _den(xp: Namespace, s: Array, b: Array, r: Array, eps: float, limit: float, dtype: Any) -> Array:
-    return denominator(xp, s, b + r, eps, limit, dtype)
-
-
-def _den_bwd(xp: Namespace, dh_h: Array, den: Array, s: Array, b: Array, r: Array, limit: float, dtype: Any) -> Array:
-    return -dh_h / den * sign_beyond(xp, s, exp_minus(xp, b + r, limit, dtype), dtype)
-
-
-def _quotient(xp: Namespace, num: Array, den: Array) -> Array:
-    return num / den
-
-
-def _scale_add(xp: Namespace, a: Array, scale: Array, b: Array) -> Array:
-    """Return a * scale + b, computed in place of `a`, which nothing else uses."""
-    a *= scale
-    a += b
-    return a
-
-
-def _b_bwd(xp: Namespace, dh_h: Array, ds: Array, s: Array, dw: Array) -> Array:
-    return dh_h + ds * s - dw
-
-
-def _m_bwd(xp: Namespace, dh_h: Array, den: Array, eps: float) -> Array:
-    return -eps * dh_h / den
-
-
-def _from_before(xp: Namespace, m0: Array, most: Array, dtype: Any) -> Array:
-    return xp.astype(m0 >= most, dtype)
-
-
-def _add_to_last(xp: Namespace, dm: Array, end: Array, step: Array, last: Array, dtype: Any) -> Array:
-    return dm + end * xp.astype(step >= last, dtype)
-
-
-def _is_largest(xp: Namespace, w: Array, most: Array, wrote: Array, reads: Array, dtype: Any) -> Array:
-    return xp.astype(w >= most, dtype) * xp.astype(wrote <= reads, dtype)
-
-
-def _share(xp: Namespace, old: Array, dm: Array, count: Array) -> Array:
-    return (1 - old) * dm / count
-
-
-def _add(xp: Namespace, total: Array, d: Array) -> Array:
-    return total + d
-
-
-def _wide(xp: Namespace, a: Array) -> Array:
-    """Return an array in float64: sums of logarithms have to keep the digits of their smallest terms."""
-    return xp.astype(a, xp.float64)
-
-
 # All steps at once:
 
 
 def _accumulate_at_once(xp: Namespace, i: Array, logf: Array) -> tuple[Array, Array]:
-    """Return b and the maximum, which `_accumulate` carries, after every step."""
-    i, logf = _wide(xp, i), _wide(xp, logf)
-    b = xp.maximum(logf, xp.full_like(logf, FORGOTTEN)) @ xp.triu(_ones(xp, logf, (i.shape[-1],) * 2))
+    """Return b and the maximum, which `formulas.accumulate` carries, after every step."""
+    i, logf = formulas.wide(xp, i), formulas.wide(xp, logf)
+    b = xp.maximum(logf, xp.full_like(logf, formulas.FORGOTTEN)) @ xp.triu(_ones(xp, logf, (i.shape[-1],) * 2))
     most, k = i - b, 1
     while k < i.shape[-1]:  # the largest of the last 2 k, from that of the last k
         most = xp.concat((most[..., :k], xp.maximum(most[..., k:], most[..., :-k])), axis=-1)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from xlstm.arrays.fuse import compiles, fuse, total
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, Namespace
+from xlstm.arrays.namespace import Array, Namespace, astype
 from xlstm.arrays.rows import by_rows
 from xlstm.cells.activations import FORGET
 from xlstm.cells.denominator import at_least, denominator, exp_minus, limit_of, low_of, sign_beyond
@@ -41,21 +41,22 @@ def step(
 
     q and k are (..., K), v is (..., V), i = i~ and f = f~ are (...).
     """
-    root = q.shape[-1] ** -0.5
+    root, dtype, wide = q.shape[-1] ** -0.5, q.dtype, n0.dtype
+    f = astype(xp, f, wide)
     if compiles(xp):
         gates, row = {"forget": forget, "low": low_of(xp, m0.dtype)}, [a[..., None] for a in (i, f, m0)]
-        options = {**gates, "root": root, "eps": eps, "limit": limit_of(xp, q.dtype), "dtype": q.dtype}
+        options = {**gates, "root": root, "eps": eps, "limit": limit_of(xp, wide), "dtype": wide}
         *found, ik, n = by_rows(xp, _begin, *row, q, k, n0, **options)
         logf, m, i1, f1, s, den = (a[..., 0] for a in found)
         C = fuse(xp, _memory, C0, f1[..., None, None], ik[..., :, None], v[..., None, :])  # (19)
-        h = matmul(xp, q[..., None, :], C)[..., 0, :] / den[..., None]  # (21) C q
+        h = astype(xp, _read(xp, q, C) / den[..., None], dtype)  # (21)
         return h, C, n, m, SavedStep((q, k, v, i, f, C0, n0, m0), logf, (i1, f1), (C, n, m), s, den, h)
     logf, m, i1, f1 = fuse(xp, _gates, i, f, m0, forget=forget, low=low_of(xp, m0.dtype))  # (25) (26) by (15) to (17)
     ik, n = fuse(xp, _normaliser, i1[..., None], f1[..., None], k, n0, root=root)  # (23) (20)
     C = fuse(xp, _memory, C0, f1[..., None, None], ik[..., :, None], v[..., None, :])  # (19)
     s = total(xp, q, n)  # (21) n q
     den = fuse(xp, denominator, s, m, eps=eps, limit=limit_of(xp, s.dtype), dtype=s.dtype)  # (21) max(|n q|, 1)
-    h = matmul(xp, q[..., None, :], C)[..., 0, :] / den[..., None]  # (21) C q
+    h = astype(xp, _read(xp, q, C) / den[..., None], dtype)  # (21)
     return h, C, n, m, SavedStep((q, k, v, i, f, C0, n0, m0), logf, (i1, f1), (C, n, m), s, den, h)
 
 
@@ -85,6 +86,11 @@ def step_bwd(
     f_df = f1 * (total(xp, C0, dC, (-2, -1)) + total(xp, n0, dn))  # (19) (20): f times its gradient
     di, df, dm0 = fuse(xp, _gates_bwd, dm, i_di, f_df, i, f, logf, m0, forget=forget, dtype=i.dtype)  # (17) to (15)
     return dq, dk, dv, di, df, f1[..., None, None] * dC, f1[..., None] * dn, dm0
+
+
+def _read(xp: Namespace, q: Array, C: Array) -> Array:
+    """Return C q."""
+    return matmul(xp, astype(xp, q, C.dtype)[..., None, :], C)[..., 0, :]
 
 
 # Element by element:

@@ -10,6 +10,7 @@ from xlstm.arrays import threads
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells import mlstm
 from xlstm.engines import heads
+from xlstm.engines.cuda.chunks import passes as chunks
 from xlstm.layers.state import Leaf, Span, State
 
 
@@ -45,7 +46,8 @@ class Memory(NamedTuple):
     def states(self) -> State:
         """The leaves C, n and m of all heads."""
         N, K, V = {"N": self.N}, {"K": self.K}, {"V": self.V}
-        return Leaf("C", {}, N | K | V), Leaf("n", {}, N | K), Leaf("m", {}, N, rest=self.rest)
+        C, n = Leaf("C", {}, N | K | V, wide=True), Leaf("n", {}, N | K, wide=True)
+        return C, n, Leaf("m", {}, N, rest=self.rest, wide=True)
 
     def run(
         self, q: Array, k: Array, v: Array, i: Array, f: Array, state: State, span: Span
@@ -67,10 +69,13 @@ class Memory(NamedTuple):
         f = span.mask(f, float("inf") if self.forget == "sigmoid" else 0.0)
         cell = functools.partial(mlstm.chunkwise, xp, eps=self.eps, forget=self.forget, chunk=self.steps)
 
-        def one(*arrays: Array) -> tuple[Any, ...]:
-            h, *end, saved = cell(*arrays)
-            # These are copies, as `saved` refers to the final state too, and the caller may change that.
-            return h, *(xp.asarray(s, copy=True) for s in end), saved if keep else None
+        def one(q: Array, k: Array, v: Array, *rest: Array) -> tuple[Any, ...]:
+            own = chunks.kernels(xp, q, k, v, self.steps, self.forget, self.eps)
+            run: Any = cell if own is None else functools.partial(chunks.chunkwise, xp, made=own)
+            h, *end, saved = run(q, k, v, *rest)
+            if own is None:  # `saved` refers to the final state, too, and the caller may change that
+                end = [xp.asarray(s, copy=True) for s in end]
+            return h, *end, saved if keep else None
 
         gates = [xp.permute_dims(a, (1, 2, 0)) for a in (i, f)]  # (B, N, T)
         arrays = [*(self._heads(xp, a) for a in (q, k, v)), *gates, *state]
@@ -80,12 +85,13 @@ class Memory(NamedTuple):
     def run_bwd(self, saved: Any, dh: Array, dstate: State | None, span: Span) -> tuple[tuple[Array, ...], State]:
         """Return gradients of q, k, v, i and f, and of the initial state, from those of h and of the final state."""
         xp, T = span.xp, span.T
-        cell = functools.partial(mlstm.chunkwise_bwd, xp, eps=self.eps, forget=self.forget)
+        cell = functools.partial(mlstm.chunkwise_bwd, eps=self.eps, forget=self.forget)
 
         def one(dh: Array, *rest: Any) -> tuple[Any, ...]:
             *dstate, kept = rest
             dC, dn, dm = dstate or (None, None, None)
-            return *cell(dh, dC, dn, dm, kept), None
+            backward = chunks.chunkwise_bwd if isinstance(kept, chunks.Saved) else cell
+            return *backward(xp, dh, dC, dn, dm, kept), None
 
         inputs = [(True, shape) for shape in ((T, self.K), (T, self.K), (T, self.V), (T,), (T,))]
         arrays = [self._heads(xp, dh), *(dstate or ())]

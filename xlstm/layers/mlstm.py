@@ -29,7 +29,8 @@ class mLSTM(SequenceLayer):  # noqa: N801
 
     Layer k has the parameters `{k}.Wx` (2 N K + 2 H + 2 N, D) and `{k}.b`, rows of q, k, v, o, i and f in turn. The
     state is (C, n, m), of shapes (L, B, N, K, H / N), (L, B, N, K) and (L, B, N): C and n are divided by exp(m), and m
-    is -inf before the first step. `saved["0"].q` is the q of the first layer, and likewise for k, v, i, f, o and h.
+    is -inf before the first step. Beside parameters in float16 or bfloat16 it is float32. `saved["0"].q` is the q of
+    the first layer, and likewise for k, v, i, f, o and h.
 
     The input of each layer is limited to [-r, r], where r is the fourth root of the largest number of the dtype (4e9 in
     float32, 1e77 in float64), so that products of q, k and v are finite. In float16 it is not limited.
@@ -168,8 +169,8 @@ class mLSTM(SequenceLayer):  # noqa: N801
         for k in range(self.num_layers - 1, -1, -1):
             one = kept[str(k)]
             end = None if dstate is None else tuple(d[k, ...] for d in dstate)
-            (dq, dk, dv, di, df), start = self.memory.run_bwd(one.memory, dy * one.o, end, span)
-            do = fuse(xp, _gated_bwd, dy, one.o, one.h)
+            do, dh = fuse(xp, _gated_bwd, dy, one.o, one.h)
+            (dq, dk, dv, di, df), start = self.memory.run_bwd(one.memory, dh, end, span)
             dz = rows(xp, concat(xp, (dq, dk, dv, do, di, df), -1))
             grads[f"{k}.Wx"] = matmul(dz.T, rows(xp, one.x))
             if self.bias:
@@ -216,5 +217,5 @@ def _gated(xp: Namespace, o: Array, h: Array) -> tuple[Array, Array]:
     return s, s * h
 
 
-def _gated_bwd(xp: Namespace, dy: Array, s: Array, h: Array) -> Array:
-    return sigmoid_bwd(xp, dy * h, None, s)
+def _gated_bwd(xp: Namespace, dy: Array, s: Array, h: Array) -> tuple[Array, Array]:
+    return sigmoid_bwd(xp, dy * h, None, s), dy * s

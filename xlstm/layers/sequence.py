@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from xlstm.arrays import checks, workspace
 from xlstm.arrays.adopt import adopt
-from xlstm.arrays.namespace import Array, Namespace, Params, loses_bfloat16, namespace, plain_namespace
+from xlstm.arrays.namespace import Array, Namespace, Params, namespace, plain_namespace
 from xlstm.arrays.random import Seed
 from xlstm.layers.masks import masks
 from xlstm.layers.module import Module
 from xlstm.layers.saved import Saved
-from xlstm.layers.state import Span, State, arrays_of, complete
+from xlstm.layers.state import Span, State, arrays_of, complete, wide_names
 from xlstm.recurrence.packing import Packing
 
 
@@ -63,9 +63,6 @@ class SequenceLayer(Module):
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         """Run `forward` without checks. Past the end of a sequence x may be anything, and y is zero."""
-        if loses_bfloat16(x):
-            expected = "expected float16 or float32; LSTM, GRU, RNN and sLSTM take it"
-            raise TypeError(f"{type(self).__name__}: x is bfloat16, {expected}")
         workspace.settle(span.xp)
         y, end, kept = self.scan(p, span.mask(x), state, span)
         return span.mask(y), end, kept
@@ -277,8 +274,8 @@ class SequenceLayer(Module):
         name = "x" if what == "state" else self._gradient
         given = {} if x is None else {name: x}
         self.check(params)
-        xp = namespace(where, {**given, **params, **arrays_of(where, what, state, self.states)})
-        return xp, params, x, state
+        arrays = {**given, **params, **arrays_of(where, what, state, self.states)}
+        return namespace(where, arrays, wide_names(what, self.states)), params, x, state
 
     def _inner(self, xp: Namespace, x: Array, step: bool = False) -> Array:
         """Check the shape of x, and return it as (T, B, D), or as (B, D) for one step."""

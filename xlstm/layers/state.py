@@ -11,7 +11,7 @@ import numpy as np
 from xlstm.arrays import checks, constants
 from xlstm.arrays.backend import Portable
 from xlstm.arrays.fuse import compiles
-from xlstm.arrays.namespace import Array, Namespace, Params, device_of
+from xlstm.arrays.namespace import Array, Namespace, Params, device_of, widened
 from xlstm.recurrence.packing import Packing
 
 State: TypeAlias = "tuple[Any, ...]"  # it holds arrays, or the states of parts
@@ -26,6 +26,7 @@ class Leaf(NamedTuple):
     before: dict[str, int]
     after: dict[str, int]
     rest: float = 0.0  # its value before the first step
+    wide: bool = False  # whether it is float32 where parameters are float16 or bfloat16
 
     def dims(self, B: int | None) -> checks.Dims:
         """Return the sizes for a batch of B by their letters."""
@@ -52,23 +53,19 @@ class Span(Portable):
         self.rest = False  # whether the state is the same for all sequences, that before the first step
         self.packing, self.T, self.B = packing, packing.T, packing.B
         self.full = packing.lengths is None and packing.steps == packing.T  # every sequence has T steps
-        self._there: Array | None = None
 
     @property
     def lengths(self) -> np.ndarray[Any, Any]:
         """Lengths of the sequences, (B,)."""
-        given = self.packing.lengths
-        return np.full(self.B, self.packing.steps) if given is None else given
+        return self.packing.ends
 
     def mask(self, x: Array, value: float = 0.0) -> Array:
         """Return x (T, B, ...) with `value` past the end of each sequence."""
         if self.full:
             return x
         xp = self.xp
-        if self._there is None:
-            self._there = constants.copied(xp, np.arange(self.T)[:, None] < self.lengths, device_of(x))
-        there = xp.reshape(self._there, (self.T, self.B, *(1,) * (x.ndim - 2)))
-        return xp.where(there, x, xp.full_like(x, value))
+        there = xp.reshape(self.packing.inside(xp, x), (self.T, self.B, *(1,) * (x.ndim - 2)))
+        return xp.where(there, x, constants.number(xp, value, x.dtype, device_of(x)))
 
     def zeros(self, width: int, params: Params) -> Array:
         """Return zeros (T, B, width) of the dtype and on the device of parameters."""
@@ -115,9 +112,10 @@ def complete(
             continue
         shape = (*leaf.before.values(), B, *leaf.after.values())
         if part is None and later:
-            part = Missing(shape, 0.0 if zero else leaf.rest)
+            part = Missing(shape, 0.0 if zero else leaf.rest, widened(xp, like.dtype) if leaf.wide else like.dtype)
         elif part is None:
-            rest, home = 0.0 if zero else leaf.rest, {"dtype": like.dtype, "device": device_of(like)}
+            dtype = widened(xp, like.dtype) if leaf.wide else like.dtype
+            rest, home = 0.0 if zero else leaf.rest, {"dtype": dtype, "device": device_of(like)}
             # NumPy makes zeros in a sixth of the time.
             part = xp.full(shape, rest, **home) if rest else xp.zeros(shape, **home)
         elif getattr(part, "shape", None) != shape:
@@ -131,34 +129,46 @@ class Missing(NamedTuple):
 
     shape: tuple[int, ...]
     value: float
+    dtype: Any
 
 
 def _filled(xp: Namespace, state: State, like: Array) -> State:
     """Return a state with the arrays that were missing: parts of one array, filled by one launch, for each value."""
-    sizes: dict[float, int] = {}
+    sizes: dict[Any, int] = {}  # by value and dtype
 
     def place(part: Any) -> Any:
         if not isinstance(part, Missing):
             return tuple(place(p) for p in part) if isinstance(part, tuple) else part
-        start = sizes.get(part.value, 0)
+        start = sizes.get(part[1:], 0)
         size = math.prod(part.shape)
-        sizes[part.value] = start + -(-size // ALIGNED) * ALIGNED
+        sizes[part[1:]] = start + -(-size // ALIGNED) * ALIGNED
         return part, slice(start, start + size)
 
     def filled(part: Any) -> Any:
         if isinstance(part, tuple) and part and isinstance(part[0], Missing):
-            (shape, value), where = part
-            return xp.reshape(rooms[value][where], shape)
+            (shape, *kind), where = part
+            return xp.reshape(rooms[tuple(kind)][where], shape)
         return tuple(filled(p) for p in part) if isinstance(part, tuple) else part
 
-    placed, home = place(state), {"dtype": like.dtype, "device": device_of(like)}
-    rooms = {value: xp.full((size,), value, **home) for value, size in sizes.items()}
+    placed, home = place(state), device_of(like)
+    rooms = {kind: xp.full((size,), kind[0], dtype=kind[1], device=home) for kind, size in sizes.items()}
     return filled(placed)  # type: ignore[no-any-return]
 
 
 def arrays_of(where: str, what: str, state: Any, leaves: State) -> dict[str, Array]:
     """Return the arrays of a state that are not missing, by the names that errors use."""
     return dict(_walk(where, what, state, leaves))
+
+
+def wide_names(what: str, leaves: State) -> frozenset[str]:
+    """Return the names, as in `arrays_of`, of the arrays that may be wider than parameters."""
+    found: set[str] = set()
+    for k, leaf in enumerate(leaves):
+        if not isinstance(leaf, Leaf):
+            found |= wide_names(f"{what}[{k}]", leaf)
+        elif leaf.wide:
+            found.add(f"{what} {leaf.name}")
+    return frozenset(found)
 
 
 def _walk(where: str, what: str, state: Any, leaves: State) -> Iterator[tuple[str, Array]]:

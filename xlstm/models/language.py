@@ -13,6 +13,7 @@ from xlstm.arrays import checks
 from xlstm.arrays.adopt import adopt
 from xlstm.arrays.backend import backend_like
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params, check_library
 from xlstm.arrays.random import Seed
 from xlstm.cells.activations import soft_cap, soft_cap_bwd
@@ -210,7 +211,8 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         if dy is None:
             dy = span.zeros(self.vocab_size, p)
         if self.logit_cap is not None:
-            dy = soft_cap_bwd(xp, dy, None, kept["logits"], self.logit_cap)
+            capped = kept["logits"]  # in the place of its argument, too, which is not used
+            dy = fuse(xp, soft_cap_bwd, dy, capped, capped, cap=self.logit_cap)
         found, dy = self.head.apply_bwd(xp, self._head_weights(p), kept["head"], dy)  # (4)
         grads, dx, start = self.backbone.run_bwd(self.below("backbone", p), kept["backbone"], dy, dstate, span)  # (3)
         dx = dropped(dx, kept["mask"])  # (2)
@@ -384,7 +386,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
     def _head(self, xp: Namespace, params: Params, y: Array) -> tuple[Array, Any]:
         """Return logits of y, and what the head keeps."""
         logits, kept = self.head.apply(xp, self._head_weights(params), y)
-        return (logits if self.logit_cap is None else soft_cap(xp, logits, self.logit_cap)), kept
+        return (logits if self.logit_cap is None else fuse(xp, soft_cap, logits, cap=self.logit_cap)), kept
 
     def _swap(self, xp: Namespace, array: Array) -> Array:
         """Change between the user's order of time and batch and (T, B, ...); None, a gradient by tokens, stays."""

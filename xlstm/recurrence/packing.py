@@ -83,6 +83,11 @@ class Packing:
             return _even(T, B)
         return _packing(checked_lengths(where, lengths, T, B).tobytes(), T, B)
 
+    @property
+    def ends(self) -> Indices:
+        """Lengths of the sequences, (B,), also where all are equal."""
+        return np.full(self.B, self.steps) if self.lengths is None else self.lengths
+
     def pack(self, xp: Namespace, array: Array) -> Array:
         """Pack (T, B, F) into (N, F)."""
         if self.order is None:
@@ -135,6 +140,10 @@ class Packing:
     def _indices(self, xp: Namespace, like: Array) -> _Indices:
         """Return the indices on the device of an array: one copy from the host, the first time."""
         return kept(_copied(xp, self, Home(device_of(like))))
+
+    def inside(self, xp: Namespace, like: Array) -> Array:
+        """Return whether steps are within their sequences, (T, B), on the device of an array: one copy, once."""
+        return kept(_inside(xp, self, Home(device_of(like))))
 
     @functools.cached_property
     def _here(self) -> _Indices:
@@ -193,6 +202,12 @@ def _copied(xp: Namespace, packing: Packing, home: Home) -> _Indices:
     there = xp.asarray(np.concatenate(here), device=home.device)
     ends = np.cumsum([len(part) for part in here])
     return _Indices(*(there[end - len(part) : end] for end, part in zip(ends, here, strict=True)))
+
+
+@functools.lru_cache(maxsize=16)
+def _inside(xp: Namespace, packing: Packing, home: Home) -> Array:
+    """Return whether steps of a packing are within their sequences, (T, B), on a device."""
+    return xp.asarray(np.arange(packing.T)[:, None] < packing.ends, device=home.device)
 
 
 @functools.lru_cache

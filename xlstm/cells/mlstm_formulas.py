@@ -1,0 +1,108 @@
+"""The formulas of the chunkwise mLSTM that work element by element; numbers are those of `mlstm_chunks.py`.
+
+They run on arrays, and on symbols, from which the kernels of `engines/cuda/chunks/` are made.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xlstm.arrays.namespace import Array, Namespace, astype
+from xlstm.cells.denominator import at_least, denominator, exp_minus, sign_beyond
+
+FORGOTTEN = -1e5  # the least log f in use; a lower one would cost the other terms of its sum their digits
+
+
+def accumulate(xp: Namespace, b: Array, most: Array, i: Array, logf: Array) -> tuple[Array, Array]:
+    logf = wide(xp, logf)
+    b = b + xp.maximum(logf, xp.full_like(logf, FORGOTTEN))
+    return b, xp.maximum(most, written(xp, i, b))
+
+
+def written(xp: Namespace, i: Array, b: Array) -> Array:
+    """Return w (2)."""
+    return wide(xp, i) - b
+
+
+def m_after(xp: Namespace, m: Array, b: Array, most: Array) -> Array:
+    return b + xp.maximum(most, m)
+
+
+def stabilise(xp: Namespace, most: Array, m: Array, low: float) -> Array:
+    return at_least(xp, xp.maximum(most, m), low)
+
+
+def read_write(
+    xp: Namespace, w: Array, r: Array, m0: Array, last: Array, root: float, low: float, dtype: Any
+) -> tuple[Array, Array]:
+    return xp.astype(xp.exp(at_least(xp, m0, low) - r), dtype), xp.astype(root * xp.exp(w - last), dtype)
+
+
+def keep(xp: Namespace, m0: Array, last: Array, low: float, dtype: Any) -> Array:
+    return xp.astype(xp.exp(at_least(xp, m0, low) - last), dtype)
+
+
+def state(xp: Namespace, C: Array, keep: Array, written: Array) -> Array:
+    return keep * C + written
+
+
+def D(  # noqa: N802
+    xp: Namespace, w: Array, r: Array, wrote: Array, reads: Array, root: float, dtype: Any
+) -> Array:
+    until = xp.astype(wrote <= reads, dtype)
+    D = xp.astype(w - r, dtype)
+    D = xp.exp(xp.minimum(D, xp.zeros_like(until)))  # later steps may have written with any weight
+    D *= root * until
+    return D
+
+
+def den(xp: Namespace, s: Array, b: Array, r: Array, eps: float, limit: float, dtype: Any) -> Array:
+    return denominator(xp, s, b + r, eps, limit, dtype)
+
+
+def den_bwd(xp: Namespace, dh_h: Array, den: Array, s: Array, b: Array, r: Array, limit: float, dtype: Any) -> Array:
+    return -dh_h / den * sign_beyond(xp, s, exp_minus(xp, b + r, limit, dtype), dtype)
+
+
+def quotient(xp: Namespace, num: Array, den: Array, dtype: Any) -> Array:
+    return astype(xp, num / den, dtype)
+
+
+def scale_add(xp: Namespace, a: Array, scale: Array, b: Array) -> Array:
+    """Return a * scale + b, computed in place of `a`, which nothing else uses."""
+    a *= scale
+    a += b
+    return a
+
+
+def b_bwd(xp: Namespace, dh_h: Array, ds: Array, s: Array, dw: Array) -> Array:
+    return dh_h + ds * s - dw
+
+
+def m_bwd(xp: Namespace, dh_h: Array, den: Array, eps: float) -> Array:
+    return -eps * dh_h / den
+
+
+def from_before(xp: Namespace, m0: Array, most: Array, dtype: Any) -> Array:
+    return xp.astype(m0 >= most, dtype)
+
+
+def add_to_last(xp: Namespace, dm: Array, end: Array, step: Array, last: Array, dtype: Any) -> Array:
+    return dm + end * xp.astype(step >= last, dtype)
+
+
+def is_largest(xp: Namespace, w: Array, most: Array, wrote: Array, reads: Array, dtype: Any) -> Array:
+    return xp.astype(w >= most, dtype) * xp.astype(wrote <= reads, dtype)
+
+
+def share(xp: Namespace, old: Array, dm: Array, count: Array) -> Array:
+    return (1 - old) * dm / count
+
+
+def add(xp: Namespace, total: Array, d: Array) -> Array:
+    return total + d
+
+
+def wide(xp: Namespace, a: Array) -> Array:
+    """Return an array in float64: sums of logarithms have to keep the digits of their smallest terms."""
+    return xp.astype(a, xp.float64)

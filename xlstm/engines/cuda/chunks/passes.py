@@ -1,0 +1,240 @@
+"""The passes of a chunkwise mLSTM in kernels: what is asked of the device, forward and backward.
+
+They have the arguments and results of `chunkwise` and `chunkwise_bwd` in `cells/mlstm_chunks.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm.arrays import probe
+from xlstm.arrays.namespace import Array, Namespace, astype, device_of, dtype_name
+from xlstm.arrays.rows import by_rows
+from xlstm.cells import mlstm_formulas as formulas
+from xlstm.cells.denominator import limit_of
+from xlstm.cells.mlstm_chunks import Logs
+from xlstm.engines.cuda import launch
+from xlstm.engines.cuda.choice import MMA, TF32, told
+from xlstm.engines.cuda.chunks.source import KINDS, LARGEST, THREADS, WAYS, Shape, Way, source, steps
+
+VIEWS = ("q", "k", "v", "i", "f", "dh")  # arrays (T, B, N, ...) with any strides
+POINTERS = (
+    *(
+        "C0",
+        "n0",
+        "m0",
+        "logf",
+        "read",
+        "write",
+        "keep",
+        "b",
+        "w",
+        "most",
+        "r",
+        "m",
+        "C",
+        "n",
+        "end_C",
+        "end_n",
+        "end_m",
+    ),
+    *(
+        "s",
+        "den",
+        "h",
+        "dh_h",
+        "ds",
+        "dend_C",
+        "dend_n",
+        "dC",
+        "dn",
+        "dC0",
+        "dn0",
+        "dm0",
+        "inner",
+        "dq",
+        "dk",
+        "dv",
+        "dw",
+    ),
+    *("dend_m", "dm", "more_w", "more_b", "more_m", "di", "df"),
+)
+NUMBERS = ("T", "groups", "chunks")
+ARRAYS = np.dtype(
+    [*((name, "i8", (4,)) for name in VIEWS), *((name, "u8") for name in POINTERS), *((name, "i8") for name in NUMBERS)]
+)
+
+
+class Saved(NamedTuple):
+    """The arrays that `chunkwise` keeps; numbers of steps are (B, N, chunks, L) but for the first three."""
+
+    inputs: tuple[Array, ...]  # q, k, v, i~, f~, as given
+    logf: Array  # (B, N, T)
+    h: Array  # (B, N, T, V)
+    logs: Logs
+    weights: dict[str, Array]  # read and write, and keep (B, N, chunks)
+    states: dict[str, Array]  # C and n before every chunk and after the last one, (B, N, chunks + 1, ...)
+    s: Array
+    den: Array
+    made: Kernels
+
+
+class Kernels(NamedTuple):
+    """The kernels of a layer."""
+
+    way: Way
+    shape: Shape
+    forget: str
+    eps: float
+
+    def run(self, kind: str, blocks: int, arrays: dict[str, Any]) -> None:
+        """Run a kernel on arrays and numbers by name, in `blocks` times as many blocks as it has tiles."""
+        made, number = source(kind, *self), arrays["q"].device.id
+        table = np.zeros((), ARRAYS)
+        for name, a in arrays.items():
+            if name in NUMBERS:
+                table[name] = a
+            elif name in VIEWS:
+                along = [a.strides[axis] // a.itemsize for axis in (2, 0, 1)]
+                table[name] = a.data.ptr, *along
+            elif a is not None:
+                table[name] = a.data.ptr
+        with probe.cupy().cuda.Device(number):
+            kernel = _compiled(number, made.name, made.text, made.shared)
+            kernel((blocks * made.tiles,), (THREADS,), (table,), shared_mem=made.shared)
+
+    def tiles(self, kind: str) -> int:
+        """Return the tiles of a kernel."""
+        return source(kind, *self).tiles
+
+
+def kernels(xp: Namespace, q: Array, k: Array, v: Array, chunk: int, forget: str, eps: float) -> Kernels | None:
+    """Return the kernels for an mLSTM with queries, keys and values (B, N, T, ...), or None where there are none."""
+    runtime, (path, precision) = launch.runtime(xp, q), told()
+    B, N, T, K = q.shape
+    dtype, V = dtype_name(q.dtype), v.shape[-1]
+    way = WAYS.get((dtype, precision if dtype == "float32" else "float32"))
+    if runtime is None or way is None or path == "loop" or chunk > LARGEST or K % 2 or V % 2 or B * N * T == 0:
+        return None
+    device = runtime.device
+    if device.capability < (MMA if dtype == "float16" else TF32):
+        return None
+    most = 16 // q.itemsize
+    pack = most if all(_fits(a, most) for a in (q, k, v)) else 2
+    found = Kernels(way, Shape(N, K, V, steps(min(chunk, T)), pack), forget, eps)
+    return found if _most_shared(found) <= device.shared else None
+
+
+def chunkwise(
+    xp: Namespace, q: Array, k: Array, v: Array, i: Array, f: Array, C0: Array, n0: Array, m0: Array, made: Kernels
+) -> tuple[Array, Array, Array, Array, Saved]:
+    """Compute all steps: return h (B, N, T, V), the state C, n, m after the last one, and what backward needs."""
+    q, k, v = (_packed(a, made.shape.pack) for a in (q, k, v))
+    (B, N, T, K), V, L = q.shape, v.shape[-1], made.shape.L
+    chunks, groups = -(-T // L), B * N
+    new, wide = functools.partial(_new, xp, q), C0.dtype
+    outer, step = (B, N, chunks), (B, N, chunks, L)
+    logs = Logs(*(new(outer if name == "m" else step, xp.float64) for name in Logs._fields))
+    weights = {"read": new(step, wide), "write": new(step, wide), "keep": new(outer, wide)}
+    states = {"C": new((B, N, chunks + 1, K, V), q.dtype), "n": new((B, N, chunks + 1, K), wide)}
+    logf, s, den = (new(step, wide) for _ in range(3))
+    end_C, end_n, end_m = (new(a.shape, wide) for a in (C0, n0, m0))
+    h = new((T, B, N, V), q.dtype)
+    arrays = {"q": q, "k": k, "v": v, "i": i, "f": f, "T": T, "groups": groups, "chunks": chunks}
+    arrays |= {"C0": _whole(C0), "n0": _whole(n0), "m0": _whole(m0), **logs._asdict(), **weights, **states}
+    arrays |= {"logf": logf, "s": s, "den": den, "h": h, "end_C": end_C, "end_n": end_n, "end_m": end_m}
+    made.run("gates", groups, arrays)
+    made.run("states", groups, arrays)
+    made.run("within", groups * chunks, arrays)
+    h = xp.permute_dims(h, (1, 2, 0, 3))
+    saved = Saved((q, k, v, i, f), _flat(xp, logf, T), h, logs, weights, states, s, den, made)
+    return h, end_C, end_n, end_m, saved
+
+
+def chunkwise_bwd(
+    xp: Namespace, dh: Array, dC: Array | None, dn: Array | None, dm: Array | None, saved: Saved
+) -> tuple[Array, ...]:
+    """Return the gradients of q, k, v, i~, f~, C0, n0 and m0; dC, dn and dm may all be None, which means 0."""
+    (q, k, v, i, f), _, h, logs, weights, states, s, den, made = saved
+    dh = _packed(dh, made.shape.pack)
+    (B, N, T, K), V, L = q.shape, v.shape[-1], made.shape.L
+    chunks, groups, wide = -(-T // L), B * N, s.dtype
+    new = functools.partial(_new, xp, q)
+    of_steps = [_flat(xp, a, T)[..., None] for a in (den, s, logs.b, logs.r)]
+    dh_h, ds = by_rows(xp, _rows_bwd, dh, h, *of_steps, limit=limit_of(xp, wide), dtype=np.dtype(wide))
+    inner = new((made.tiles("states_bwd"), B, N, chunks + 1), wide)
+    grads = {name: new((T, B, N, F), q.dtype) for name, F in (("dq", K), ("dk", K), ("dv", V))}
+    gates = {name: new((T, B, N), i.dtype) for name in ("di", "df")}
+    starts = {"dC0": new((B, N, K, V), wide), "dn0": new((B, N, K), wide), "dm0": new((B, N), wide)}
+    dw = new((B, N, chunks, L), wide)
+    arrays = {"q": q, "k": k, "v": v, "f": f, "dh": dh, "T": T, "groups": groups, "chunks": chunks, "inner": inner}
+    arrays |= {"dh_h": dh_h, "ds": ds, "s": s, "den": den, "b": logs.b, "w": logs.w, "r": logs.r, "logf": saved.logf}
+    arrays |= {"dC": new((B, N, chunks, K, V), q.dtype), "dn": new((B, N, chunks, K), wide), "dw": dw}
+    arrays |= {**weights, **states, **grads, **gates, **starts}
+    if dC is not None:
+        arrays |= {"dend_C": _whole(dC), "dend_n": _whole(dn)}
+    made.run("states_bwd", groups, arrays)
+    made.run("within_bwd", groups * chunks, arrays)
+    if dm is not None or made.eps:
+        arrays |= {name: new((B, N, chunks, L), wide) for name in ("more_w", "more_b")}
+        arrays |= {"more_m": new((B, N), wide), "dend_m": None if dm is None else _whole(dm)}
+        arrays |= {"m": logs.m, "most": logs.most, "dm": new((B, N, chunks), wide)}
+        made.run("maximum_bwd", groups, arrays)
+        made.run("shares_bwd", groups * chunks, arrays)
+    made.run("gates_bwd", groups, arrays)
+    found = [xp.permute_dims(a, (1, 2, 0, 3)) for a in grads.values()]
+    found += [xp.permute_dims(a, (1, 2, 0)) for a in gates.values()]
+    return (*found, *starts.values())
+
+
+def _rows_bwd(
+    xp: Namespace, dh: Array, h: Array, den: Array, s: Array, b: Array, r: Array, limit: float, dtype: Any
+) -> tuple[Array, Array]:
+    """Return -den times the gradient of den, and the gradient of s, as `chunkwise_bwd` of the cell finds them."""
+    dh_h = xp.sum(astype(xp, dh, dtype) * astype(xp, h, dtype), axis=-1, keepdims=True)  # (8)
+    return dh_h, formulas.den_bwd(xp, dh_h, den, s, b, r, limit=limit, dtype=dtype)  # (7)
+
+
+def _new(xp: Namespace, like: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    return xp.empty(shape, dtype=dtype, device=device_of(like))
+
+
+def _flat(xp: Namespace, a: Array, T: int) -> Array:
+    """Return (B, N, chunks, L) as (B, N, T)."""
+    B, N, chunks, L = a.shape
+    return xp.reshape(a, (B, N, chunks * L))[..., :T]
+
+
+def _whole(a: Array) -> Array:
+    """Return an array whose rows lie one after the other."""
+    return a if a.flags.c_contiguous else a.copy(order="C")
+
+
+def _fits(a: Array, pack: int) -> bool:
+    """Return whether the rows of an array (B, N, T, F) are `pack` neighbours each, which begin where that many may."""
+    size = pack * a.itemsize
+    starts = [*(step for n, step in zip(a.shape[:3], a.strides[:3], strict=True) if n > 1), a.data.ptr]
+    return a.strides[3] == a.itemsize and a.shape[3] % pack == 0 and all(start % size == 0 for start in starts)
+
+
+def _packed(a: Array, pack: int) -> Array:
+    """Return an array that fits, a copy if need be."""
+    return a if _fits(a, pack) else a.copy(order="C")
+
+
+@functools.cache
+def _most_shared(made: Kernels) -> int:
+    """Return the bytes of shared memory that the kernel with most of it takes."""
+    return max(source(kind, *made).shared for kind in KINDS)
+
+
+@functools.cache
+def _compiled(device: int, name: str, text: str, shared: int) -> Any:
+    """Return a kernel for a device, which is the current one."""
+    kernel = probe.cupy().RawKernel(text, name, options=launch.OPTIONS, backend="nvrtc")
+    if shared > 48 * 1024:
+        kernel.max_dynamic_shared_size_bytes = shared
+    return kernel

@@ -1,0 +1,207 @@
+"""The texts of the kernels of a chunkwise mLSTM: templates of this folder, with the formulas of the cell as C.
+
+The formulas are those of `cells/mlstm_formulas.py`, traced; a template moves numbers and multiplies matrices.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm.arrays import device
+from xlstm.arrays.fuse import listed
+from xlstm.cells import mlstm_formulas as formulas
+from xlstm.cells.activations import FORGET
+from xlstm.cells.denominator import limit_of, low_of
+from xlstm.tracing.c import statements
+from xlstm.tracing.symbols import Symbols, trace
+
+THREADS = 256
+LARGEST = 64  # steps of a chunk, at most
+KINDS = ("gates", "states", "within", "states_bwd", "within_bwd", "maximum_bwd", "shares_bwd", "gates_bwd")
+TILED = ("states", "within", "states_bwd", "within_bwd")  # those with products of matrices
+
+
+class Way(NamedTuple):
+    """How a layer's numbers are multiplied: the type of elements in memory, and of the parts of a number."""
+
+    io: str
+    operand: str
+    planes: int  # parts of a number
+
+
+WAYS = {
+    ("float16", "float32"): Way("half_t", "half_t", 1),
+    ("bfloat16", "float32"): Way("bf16_t", "bf16_t", 1),
+    ("float32", "float32"): Way("float", "bf16_t", 3),
+    ("float32", "tf32"): Way("float", "bf16_t", 2),
+}
+
+
+class Shape(NamedTuple):
+    """The memories of a layer, and the steps of a chunk: 16, 32 or 64, and how their arrays lie."""
+
+    heads: int
+    K: int
+    V: int
+    L: int
+    pack: int  # neighbours in memory that are read at once
+
+
+class Source(NamedTuple):
+    """A kernel that can be compiled: its name and text, the bytes of its shared memory, and what a block has."""
+
+    name: str
+    text: str
+    shared: int
+    tiles: int  # of a chunk's work, or of a state, each of a block of its own
+
+
+def steps(chunk: int) -> int:
+    """Return the steps of a chunk of the kernels, from those that were asked for."""
+    return next(L for L in (16, 32, LARGEST) if chunk <= L or L == LARGEST)
+
+
+@functools.cache
+def source(kind: str, way: Way, shape: Shape, forget: str, eps: float) -> Source:
+    """Return a kernel."""
+    heads, K, V, L, pack = shape
+    name = f"xlstm_chunk_{kind}"
+    wide = way.planes == 1
+    slab = min(64 if wide else 32, max(_tile(K), _tile(V)))
+    state_k, state_v = min(64, _tile(K)), min(128, _tile(V))
+    within_v = min(128, _tile(V))
+    columns = min(64 if way.planes > 2 else 128, max(_tile(K), _tile(V)))
+
+    def tile(rows: int, columns: int) -> int:
+        return 2 * way.planes * rows * (columns + 8)
+
+    base = kind.removesuffix("_bwd")
+    tiles = [tile(slab, within_v)] if kind == "within" else [tile(columns, slab), tile(slab, columns)]
+    room = max(tile(L, slab), *tiles)  # of tiles that take turns
+    beside = THREADS // 32 // (L // 16) * 4  # threads with numbers of a row
+    shared = {
+        "gates": 16 * THREADS + 8,
+        "states": tile(L, state_k) + tile(L, state_v) + 4 * THREADS,
+        "within": tile(L, L) + tile(L, slab) + room + 4 * (THREADS // L + 1) * L,
+        "within_bwd": 2 * tile(L, L) + tile(L, slab) + room + 4 * L * beside,
+        "maximum_bwd": 8 * THREADS + 4,
+        "shares_bwd": 20 * L,
+        "gates_bwd": 0,
+    }
+    states = -(-K // state_k) * -(-V // state_v)
+    template = base if base == "states" else kind
+    planned = shared[template]
+    blocks = {"states": states, "within": -(-V // within_v)}.get(template, 1)
+    defines = {"IO": way.io, "operand_t": way.operand, "KERNEL": name, "BACKWARD": int(base != kind)}
+    defines["HALVES"] = int(wide)
+    defines["THROUGH_MAXIMUM"] = int(kind in ("maximum_bwd", "shares_bwd"))
+    sizes = {
+        **{"HEADS": heads, "K": K, "V": V, "L": L, "THREADS": THREADS, "PLANES": way.planes, "PACK": pack},
+        **{"SHARED_PLANNED": planned, "ROOM": room, "SLAB": slab, "DEPTH": min(L, slab)},
+        **{"STATE_K": state_k, "STATE_V": state_v, "WITHIN_V": within_v, "COLUMNS": columns, "TILES": states},
+    }
+    parts = [device.TEXT, *(f"#define {key} {value}" for key, value in defines.items())]
+    parts += [f"constexpr int {key} = {value};" for key, value in sizes.items()]
+    parts += [_file("arrays.cuh"), *_functions(kind, K, forget, eps)]
+    parts += [_file("tiles.cuh" if kind in TILED else "gates.cuh"), _file(f"{template}.cu")]
+    return Source(name, "\n".join(parts), planned, blocks)
+
+
+def _tile(size: int) -> int:
+    """Return the width of the tile that a width needs: 16, 32, 64 or 128."""
+    return next(n for n in (16, 32, 64, 128) if size <= n or n == 128)
+
+
+def _functions(kind: str, K: int, forget: str, eps: float) -> list[str]:
+    """Return the formulas of a kernel as C functions."""
+    single, low, limit = np.dtype("float32"), low_of(np, np.float64), limit_of(np, np.float32)
+    root = {"root": K**-0.5}
+    quotient = _function("quotient", formulas.quotient, {"num": "float", "den": "float"}, dtype=single)
+    wr = {"w": "double", "r": "double"}
+    decay = _function("decay", formulas.D, {**wr, "wrote": "float", "reads": "float"}, dtype=single, **root)
+    state = _function("state", formulas.state, dict.fromkeys(("C", "keep", "written"), "float"))
+    m_bwd = _function("m_bwd", formulas.m_bwd, dict.fromkeys(("dh_h", "den"), "float"), eps=eps)
+    from_before = _function("from_before", formulas.from_before, dict.fromkeys(("m0", "most"), "double"), dtype=single)
+    found = {
+        "gates": [
+            _function("forget", FORGET[forget].fwd, {"f": "float"}),
+            _function(
+                "accumulate", formulas.accumulate, {"b": "double", "most": "double", "i": "float", "logf": "float"}
+            ),
+            _function("written", formulas.written, {"i": "float", "b": "double"}),
+            _function("m_after", formulas.m_after, dict.fromkeys(("m", "b", "most"), "double")),
+            _function("stabilise", formulas.stabilise, dict.fromkeys(("most", "m"), "double"), low=low),
+            _function(
+                "read_write",
+                formulas.read_write,
+                {**wr, "m0": "double", "last": "double"},
+                low=low,
+                dtype=single,
+                **root,
+            ),
+            _function("keep", formulas.keep, {"m0": "double", "last": "double"}, low=low, dtype=single),
+        ],
+        "states": [state],
+        "states_bwd": [state, quotient],
+        "within": [
+            decay,
+            quotient,
+            _function(
+                "denominator",
+                formulas.den,
+                {"s": "float", "b": "double", "r": "double"},
+                **{"eps": eps, "limit": limit, "dtype": single},
+            ),
+        ],
+        "within_bwd": [
+            decay,
+            quotient,
+            _function("scale_add", formulas.scale_add, dict.fromkeys(("a", "scale", "b"), "float")),
+        ],
+        "maximum_bwd": [state, m_bwd, from_before],
+        "shares_bwd": [
+            m_bwd,
+            from_before,
+            _function(
+                "add_to_last", formulas.add_to_last, dict.fromkeys(("dm", "end", "step", "last"), "float"), dtype=single
+            ),
+            _function(
+                "is_largest",
+                formulas.is_largest,
+                {"w": "double", "most": "double", "wrote": "float", "reads": "float"},
+                dtype=single,
+            ),
+            _function("share", formulas.share, dict.fromkeys(("old", "dm", "count"), "float")),
+        ],
+        "gates_bwd": [
+            _function("b_bwd", formulas.b_bwd, dict.fromkeys(("dh_h", "ds", "s", "dw"), "float")),
+            _function("add", formulas.add, dict.fromkeys(("total", "d"), "float")),
+            _function("forget_bwd", FORGET[forget].bwd, dict.fromkeys(("dlogf", "f", "logf"), "float")),
+        ],
+    }
+    return found[kind]
+
+
+def _function(name: str, function: Callable[..., Any], inputs: dict[str, str], **options: Any) -> str:
+    """Return a function of the cell as one of C, which gives its results to references."""
+
+    def named(xp: Any, **symbols: Symbols) -> dict[str, Symbols]:
+        return {f"to{k}": a for k, a in enumerate(listed(function(xp, *symbols.values(), **options)))}
+
+    lines, outputs = trace(named, dict.fromkeys(inputs))
+    kinds: dict[str, str | None] = {}
+    body = statements(lines, lambda x, _: x, lambda y, _, value: f"{y} = {value};", inputs, kinds)
+    results = {line.to: kinds[line.args[0]] for line in lines if line.op == "store"}
+    parameters = [f"{kind} {x}" for x, kind in inputs.items()]
+    parameters += [f"{results[y] or 'float'}& {y}" for y in outputs]
+    return f"DEVICE void {name}({', '.join(parameters)}) {{\n" + "".join(f"    {line}\n" for line in body) + "}"
+
+
+@functools.cache
+def _file(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
