@@ -126,6 +126,18 @@ def test_captured_steps_have_the_same_bits(backend, case, wait):
     same_arrays(params, model.init(0, backend))
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_steps_in_other_dtypes_and_on_another_device(dtype):
+    with cupy.cuda.Device(1):
+        params = LSTM.init(0, xlstm.backend("cupy", dtype=dtype))
+        host = taken(Step(LSTM, ADAM._replace(parts=None)), windows(), params)
+        same(taken(Step(LSTM, ADAM), windows(), params), host)
+        found = taken(Step(LSTM, ADAM, graph=True), windows(), params)
+        same(found, host)
+        assert len(found[0].graphs.captured) == 1
+    assert {p.device.id for p in found[0].params.values()} == {1}
+
+
 def test_a_step_without_a_wait_does_not_wait(backend):
     made = Step(LSTM, ADAM, wait=False, callbacks=[Clip(1.0)])
     state, batch = made.init(LSTM.init(0, backend)), next(iter(windows().batches()))

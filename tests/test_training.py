@@ -8,7 +8,7 @@ import pytest
 import xlstm
 from tests.conftest import make_backend
 from xlstm.arrays.backend import backend_like
-from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.data import Batch, Streams, Windows
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import loop, losses, optimizers
@@ -121,6 +121,28 @@ def test_learns_a_wave_on_every_backend(be):
     trained = loop.train(model, model.init(0, be), stream_data(), optimizers.adam(0.02), epochs=30, clip=1.0)
     assert trained.losses[-1] < 0.02 * trained.losses[0]
     assert all(backend_like(p).xp is be.xp for p in trained.params.values())
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "language model"])
+def test_captured_steps_are_the_steps(be, kind):
+    """To the bit on CuPy, with dropout, clipping and a state that is carried on; other libraries have no graphs."""
+    if kind == "LSTM":
+        model, data = SequenceModel(xlstm.LSTM(1, 8, 2, dropout=0.2), 1), stream_data()
+    else:
+        tokens = np.arange(401) % 7
+        model = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 2, [1], 2), 7)
+        data = Streams(tokens[:-1], tokens[1:], 4, 20)
+    params, found = model.init(0, be), []
+    if be.name != "cupy":
+        with pytest.raises(BackendError, match="graph is True, which needs arrays of CuPy"):
+            loop.train(model, params, data, optimizers.adam(0.01), epochs=1, graph=True)
+        return
+    for graph in (False, True):
+        trained = loop.train(model, params, data, optimizers.adamw(0.01), epochs=2, clip=1.0, graph=graph)
+        found.append((trained.losses, {name: to_numpy(p) for name, p in trained.params.items()}))
+    assert found[0][0] == found[1][0]
+    for name, p in found[0][1].items():
+        np.testing.assert_array_equal(found[1][1][name], p, err_msg=name)
 
 
 def test_streams_carry_the_state(monkeypatch):

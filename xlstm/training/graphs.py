@@ -46,9 +46,7 @@ class Graphs:
     """
 
     def __init__(self, owner: object, home: Backend, masks: np.random.Generator | None) -> None:
-        self.owner = (
-            owner  # the steps that are captured, with all that they read, such as weights that stay as they are
-        )
+        self.owner = owner  # of the steps that are captured, with all that they read, such as frozen weights
         self.home, self.recorder = home, Recorder()
         self.params: Params = {}
         self.slots: dict[str, Params] = {}

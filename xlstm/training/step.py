@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import checks, together
+from xlstm.arrays import checks
 from xlstm.arrays.adopt import adopt
 from xlstm.arrays.convert import BackendError, to_numpy
-from xlstm.arrays.fuse import compiles, listed
-from xlstm.arrays.namespace import Array, Namespace, Params, namespace_of
+from xlstm.arrays.fuse import compiles
+from xlstm.arrays.namespace import Array, Params
 from xlstm.arrays.random import Seed, generator
 from xlstm.data.batches import Batch
 from xlstm.layers.masks import STREAM
-from xlstm.training import decisions, optimizers
+from xlstm.training import accumulation, decisions, optimizers
 from xlstm.training.callbacks import Callback
 from xlstm.training.decisions import Decided, Given
 from xlstm.training.feed import Feed, Inputs, Loss, loss_of
@@ -281,10 +281,11 @@ class Step:
         if not math.isfinite(size):
             return state, Taken(loss, size, False)
         if self.accumulate > 1:
-            sums, total = self._sums(state, grads, inputs.weight), state.weight + inputs.weight
+            first, total = state.batches == 0, state.weight + inputs.weight
+            sums = accumulation.added(state.sums, grads, inputs.weight, first=first)
             if state.batches + 1 < self.accumulate:
                 return state._replace(sums=sums, weight=total, batches=state.batches + 1), Taken(loss, size, False)
-            state, grads = state._replace(sums=None, weight=0.0, batches=0), _mean(sums, total or 1.0)
+            state, grads = state._replace(sums=None, weight=0.0, batches=0), accumulation.mean(sums, total or 1.0)
             norm = optimizers.global_norm(grads)
         for callback in self.callbacks:
             grads = callback.gradients(grads, norm)
@@ -338,11 +339,12 @@ class Step:
             carried = unless_failed(xp, board, state.carried, carried)
         state = state._replace(carried=carried, board=board)
         if self.accumulate > 1:
-            sums = self._sums(state, grads, given.values[0], counts, in_place=in_place)
+            more = {"first": state.batches == 0, "in_place": in_place}
+            sums = accumulation.added(state.sums, grads, given.values[0], counts, **more)
             state = state._replace(sums=sums)
             if state.batches + 1 < self.accumulate:
                 return state
-            grads = _mean(sums, decisions.value(board, "total"))
+            grads = accumulation.mean(sums, decisions.value(board, "total"))
             norm = optimizers.global_norm(grads)
         for callback in self.callbacks:
             grads = callback.gradients(grads, norm)
@@ -362,17 +364,6 @@ class Step:
             grads = self.model.backward(used, saved, lowered(dy, low, scale))[0]
             grads = {name: g for name, g in grads.items() if not self.optimizer.frozen(name)}
             return value, carried, used, raised(grads, dtype, scale)
-
-    def _sums(
-        self, state: StepState, grads: Params, weight: float | Array, *counts: Array, in_place: bool = False
-    ) -> Params:
-        """Return the gradients, times their targets, added to those that wait, unless the batch does not count."""
-        if state.batches == 0 and (state.sums is None or not in_place):
-            return _each(_weighted, [grads], weight)
-        assert state.sums is not None
-        function = _first if state.batches == 0 else _added_unless_0 if counts else _added
-        numbers = (weight,) if state.batches == 0 else (weight, *counts)
-        return _each(function, [state.sums, grads], *numbers, into=(0,) if in_place else ())
 
     def _settled(self, state: StepState) -> tuple[StepState, Decided]:
         """Wait, and return the state with what the host knows then."""
@@ -402,38 +393,6 @@ class Step:
         state = state._replace(carried=step.carried if self.wait else state.carried, masks=masks)
         self._watched(state, state.feed.inputs(step.batch, step.where), step.where)
         raise FloatingPointError(f"{step.where}: loss is {found.loss:g}, norm of the gradient {found.norm:g}")
-
-
-def _each(function: Any, columns: list[Params], *numbers: Any, into: tuple[int, ...] = ()) -> Params:
-    """Return a function of arrays by name and of numbers, for each name."""
-    names = list(columns[0])
-    given = [[one[name] for name in names] for one in columns]
-    found = together.each(namespace_of(given[0][0]), function, given, numbers, into)
-    return {name: listed(a)[0] for name, a in zip(names, found, strict=True)}
-
-
-def _weighted(xp: Namespace, g: Array, weight: Any) -> Array:
-    return weight * g
-
-
-def _first(xp: Namespace, sums: Array, g: Array, weight: Any) -> Array:
-    return _weighted(xp, g, weight)
-
-
-def _added(xp: Namespace, sums: Array, g: Array, weight: Any) -> Array:
-    return sums + weight * g
-
-
-def _added_unless_0(xp: Namespace, sums: Array, g: Array, weight: Any, counts: Any) -> Array:
-    return xp.where(counts > 0, _added(xp, sums, g, weight), sums)
-
-
-def _mean(sums: Params, total: float | Array) -> Params:
-    return _each(_shared, [sums], total)
-
-
-def _shared(xp: Namespace, sums: Array, total: Any) -> Array:
-    return sums / total
 
 
 def _diagnosis(loss: float, params: Params, grads: Params, narrow: str) -> str:
