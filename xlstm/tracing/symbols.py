@@ -114,6 +114,7 @@ class Graph:
 class SymbolicNamespace:
     """A stand-in for an array library, with what a pointwise function may use; anything else is refused by name."""
 
+    __name__ = "symbols"
     float32, float64 = "float32", "float64"
 
     def __init__(self, graph: Graph) -> None:
