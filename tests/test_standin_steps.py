@@ -316,7 +316,8 @@ def test_memory_that_others_drop_stays(backend):
     states = [made.init(params), plain.init(params)]
     for k in (0, 0, 0, None, 0, 0):
         if k is None:
-            for cache in (packing._packing, constants._steps, constants._copied, engine._offsets):
+            caches = (packing._packing, packing._copied, packing._inside, engine._offsets)
+            for cache in (*caches, constants._steps, constants._copied, constants._number):
                 cache.cache_clear()
             continue
         states = [one(state, batches[k])[0] for one, state in zip((made, plain), states, strict=True)]

@@ -10,7 +10,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.adopt import adopt, is_other
-from xlstm.arrays.namespace import DTYPES, Array, Namespace, Params, device_of, dtype_name, namespace_of
+from xlstm.arrays.namespace import DTYPES, Array, Namespace, Params, astype, device_of, dtype_name, namespace_of
 
 # dtypes beside those that layers compute in, which `Backend.asarray` knows too
 OTHERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -68,7 +68,7 @@ def cast(arrays: Mapping[str, Array], dtype: str) -> Params:
         return {}
     xp = namespace_of(next(iter(arrays.values())))
     target = dtype_of(xp, dtype)
-    return {name: a if a.dtype == target else xp.astype(a, target) for name, a in arrays.items()}
+    return {name: astype(xp, a, target) for name, a in arrays.items()}
 
 
 def dtype_text(where: str, dtype: Any) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from xlstm.arrays.fuse import compiles, total
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, Params, device_of
+from xlstm.arrays.namespace import Array, Params, astype, device_of
 from xlstm.engines.segments import reshape
 from xlstm.engines.tape import Gradients, Tape, swap
 
@@ -92,6 +92,6 @@ def _own(tape: Tape, dzx: Array) -> Params:
         if "drop" in step.cell.OWN and step.masks.drop is not None:
             own = {**own, "drop": step.masks.drop[:, segment.first : segment.first + n]}
         for name, d in step.cell.own_bwd(xp, dz, saved, *(c[:-1, ...] for c in kept.carry), **own).items():
-            d = d if d.dtype == dzx.dtype else xp.astype(d, dzx.dtype)  # a number makes float32 of bfloat16 on CuPy
+            d = astype(xp, d, dzx.dtype)  # a number makes float32 of bfloat16 on CuPy
             grads[name] = grads[name] + d if name in grads else d
     return grads

@@ -10,7 +10,7 @@ import numpy as np
 
 from xlstm.arrays.constants import Home
 from xlstm.arrays.graph import kept
-from xlstm.arrays.namespace import Array, Namespace, device_of, dtype_name
+from xlstm.arrays.namespace import Array, Namespace, astype, device_of, dtype_name
 from xlstm.engines.cuda import launch, source
 from xlstm.engines.cuda.choice import told
 from xlstm.engines.cuda.kernels import Single, plan
@@ -183,7 +183,7 @@ class CudaTape(Steps, Tape):
             after = self.steps_backward(arrays, before)
         else:
             after = self.steps_forward(kind, arrays, before)
-        after = [s if s.dtype == self.Wh.dtype else xp.astype(s, self.Wh.dtype) for s in after]
+        after = [astype(xp, s, self.Wh.dtype) for s in after]
         return [beside(xp, (a.T, s[:, first:])) for a, s in zip(after, states, strict=True)]
 
     def _loop(self, kind: str, arrays: dict[str, Any], tiling: Tiling) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, device_of, dtype_name
+from xlstm.arrays.namespace import Array, astype, device_of, dtype_name
 from xlstm.cells.normalization import layer_norm
 from xlstm.engines.cuda import launch, source
 from xlstm.engines.cuda.choice import Choice, choose, told
@@ -152,7 +152,7 @@ class Kernels:
 
     def given(self, a: Array) -> Array:
         """Return an array as kernels read it: contiguous, and of the weights' dtype, which CuPy may not keep."""
-        return contiguous(a if a.dtype == self.Wh.dtype else self.step.xp.astype(a, self.Wh.dtype))
+        return contiguous(astype(self.step.xp, a, self.Wh.dtype))
 
 
 class Single(Kernels):
@@ -166,13 +166,13 @@ class Single(Kernels):
         """Return h after the step, and the state after it; all are new arrays."""
         xp, projected = self.step.xp, self.function.around.projected
         names = self.function.carried if projected else ("h", *self.function.carried)
-        before = [contiguous(s if s.dtype == self.real else xp.astype(s, self.real)) for s in state[-len(names) :]]
+        before = [contiguous(astype(xp, s, self.real)) for s in state[-len(names) :]]
         after = [xp.empty(s.shape, dtype=self.real, device=device_of(s)) for s in before]
         arrays: dict[str, Any] = {"zx": self.projected, **self.constants, **self.empty(self.kept_of_h)}
         arrays |= {f"before_{name}": s for name, s in zip(names, before, strict=True)}
         arrays |= {f"after_{name}": s for name, s in zip(names, after, strict=True)}
         self.ask("lean", arrays, self.given(state[0]), 0)
-        found = [s if s.dtype == self.Wh.dtype else xp.astype(s, self.Wh.dtype) for s in after]
+        found = [astype(xp, s, self.Wh.dtype) for s in after]
         if not projected:
             return [arrays["y"], *found]
         h = matmul(xp, arrays["out"], self.step.w["Whr"].T)
