@@ -218,6 +218,41 @@ def test_wrong_arguments_are_named(options, arguments, error, words, x):
         of(**{"checkpoint": ONE, "horizon": 5, **options}).predict(x[:, 0], **arguments)
 
 
+@pytest.mark.parametrize(
+    ("options", "arguments", "words"),
+    [
+        ({}, {"values": []}, "the series is empty"),
+        ({}, {"values": ["a"]}, r"values is \['a'\], expected real numbers"),
+        ({}, {"values": [1.0, 1e200]}, r"values\[1\] is 1e\+200, expected numbers from"),
+        ({}, {"values": [[1.0], [1.0]], "past": [1.0]}, r"past is \[1.0\], expected one for each of 2 series"),
+        ({}, {"dates": np.arange(3)}, "dates is .*, expected dates"),
+        ({}, {"past": np.ones(2)}, "past has 2 rows, expected 3"),
+        ({}, {"price": 3}, "price is no argument"),
+        ({"targets": "a", "past": "a"}, {}, "column 'a' is in targets and past, expected one role"),
+        ({"targets": 3}, {}, "targets is 3, expected names of columns"),
+    ],
+)
+def test_errors_of_what_is_shared_name_the_caller(options, arguments, words):
+    with pytest.raises((TypeError, ValueError), match=f"^ZeroShotForecaster: {words}"):
+        of(TWO, **options).predict(**{"values": np.ones(3), **arguments})
+
+
+def test_errors_of_columns_name_the_caller(run, x):
+    pandas = pytest.importorskip("pandas")
+    days = np.datetime64("2024-01-01") + np.arange(50)
+    given = pandas.DataFrame({"day": days, "a": x[:, 0], "b": 1.0})
+    later = pandas.DataFrame({"day": days[:5] + 51, "b": 1.0})
+    forecaster = of(TWO, horizon=5, targets="a", future="b")
+    words = "^ZeroShotForecaster: future has a row for 2024-02-21.*, expected 2024-02-20"
+    with pytest.raises(ValueError, match=words):
+        forecaster.predict(given, future=later)
+    with pytest.raises(ValueError, match=r"^ZeroShotForecaster: .*'c'"):
+        of(TWO, targets="c").predict(given)
+    write_table("a.csv", {"a": [1.0], "b": [2.0]})
+    result = run(TWO, "a.csv", "--target", "a", "--past", "a", code=2)
+    assert "a.csv: column 'a' is in targets and past, expected one role" in result.stderr
+
+
 def test_scores_need_some_rows(one, x):
     with pytest.raises(ValueError, match="a series of 12 rows has 0 before the first forecast, expected 3"):
         one.backtest(x[:12, 0], folds=5)

@@ -99,7 +99,7 @@ def forecast(
         rollout=rollout,
         resample="frequency" if resample else None,
     )
-    roles = Roles(target, past, future, None, series_id).checked()
+    roles = Roles(target, past, future, None, series_id).checked(str(table))
     parts, names = tabular.read(table, roles, dialect)
     model = forecaster.fit().model_
     levels = [*model.quantiles] if levels is None else levels

@@ -80,7 +80,7 @@ def lined(tracks: list[Track], ids: Sequence[str], settings: Settings, dtype: st
     scaling = Scaling.fit(tracks, ids, s.window, stops)
     units = scaling.fitted()
     for track, unit, part in zip(tracks, units, parts, strict=True):
-        check_reach(track.known, unit, dtype)
+        check_reach("Forecaster", track.known, unit, dtype)
         for name, rows in part.items():
             there = ~np.isnan(highway.targets(track, origins_of(rows), s.horizon, rows.stop))
             if not np.all(np.any(there, axis=0)):

@@ -112,7 +112,9 @@ def _columns(config: dict[str, Any]) -> tuple[Roles, list[str]]:
     if not isinstance(roles, dict):
         raise TypeError(f"roles are {checks.shown(roles)}, expected an object")
     names = checks.several("Forecaster", "names", config.get("names", []), "names of columns", checks.LARGEST)
-    return Roles(**roles).checked(), [checks.text("Forecaster", f"names[{k}]", name) for k, name in enumerate(names)]
+    return Roles(**roles).checked("Forecaster"), [
+        checks.text("Forecaster", f"names[{k}]", name) for k, name in enumerate(names)
+    ]
 
 
 def _part(

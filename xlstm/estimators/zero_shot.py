@@ -138,7 +138,7 @@ class ZeroShotForecaster(Estimator):
         vars(self).pop("feature_names_in_", None)
         network = self._network()
         if values is not None:
-            given, _ = self._read(network, values, Beside.of(beside), 0)
+            given, _ = self._read(network, values, Beside.of(WHERE, beside), 0)
             if given.names:
                 self.feature_names_in_ = np.array(given.names, dtype=object)
         self.model_, self.params_ = network.model, network.params
@@ -245,7 +245,7 @@ class ZeroShotForecaster(Estimator):
         """Return forecasts after the end of series in the kind that the series came in."""
         network = self._network()
         steps = self._horizon(network) if steps is None else checks.size(WHERE, "steps", steps)
-        given, found = self._read(network, values, Beside.of(beside), steps)
+        given, found = self._read(network, values, Beside.of(WHERE, beside), steps)
         ahead = network.all_of([(track, len(track.values)) for track in found], steps)[quantiles]
         names = [f" {q:g}" for q in network.options["quantiles"]] if quantiles else [""]
         return given.like(list(ahead), found, names)
@@ -255,7 +255,7 @@ class ZeroShotForecaster(Estimator):
         network = self._network()
         H, levels = self._horizon(network), network.options["quantiles"]
         season = settings.CHECKS["season"](WHERE, "season", self.season)
-        given, found = self._read(network, values, Beside.of(beside), 0)
+        given, found = self._read(network, values, Beside.of(WHERE, beside), 0)
         judged = []
         for track in found:
             N = len(track.values)
@@ -271,9 +271,9 @@ class ZeroShotForecaster(Estimator):
     def _read(self, network: Pretrained, values: Any, beside: Beside, steps: int) -> tuple[Given, list[Track]]:
         """Return series as they were given and as tracks, with `steps` rows ahead."""
         checks.text(WHERE, "name", self.name)
-        roles = Roles(self.targets, self.past, self.future, None, self.series_id).checked()
-        given = tables.given(values, beside, roles, list(vars(self).get("feature_names_in_", ())))
-        found = tracks.read(given.values, given.beside, steps, False, gaps=True)
+        roles = Roles(self.targets, self.past, self.future, None, self.series_id).checked(WHERE)
+        given = tables.given(WHERE, values, beside, roles, list(vars(self).get("feature_names_in_", ())))
+        found = tracks.read(WHERE, given.values, given.beside, steps, False, gaps=True)
         for track in found:
             if track.static.size:
                 raise ValueError(f"{WHERE}: static has {track.static.size} numbers, expected none")
