@@ -8,9 +8,10 @@ import signal
 import numpy as np
 import pytest
 
+from xlstm.data import calendars
 from xlstm.data.preparation import carry_forward
 from xlstm.data.series import bundled, read_csv
-from xlstm.estimators import Forecaster, NotFittedError, Settings, baselines, calendars, highway, intervals, seasons
+from xlstm.estimators import Forecaster, NotFittedError, Settings, baselines, highway, intervals, seasons
 from xlstm.training import Interrupted, losses
 
 QUICK = {

@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.data import files
+from xlstm.data import calendars, files
 from xlstm.data.dates import Calendar
 from xlstm.data.frames import Columns, check_has
 from xlstm.data.host import Values
+from xlstm.data.panels import Roles
 from xlstm.data.series import Labels, Series
 from xlstm.data.table import Dialect
-from xlstm.estimators import calendars
-from xlstm.estimators.tables import Roles
 
 
 class Part(NamedTuple):

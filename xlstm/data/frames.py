@@ -55,6 +55,20 @@ def is_table(given: Any) -> bool:
     return any(kind.__module__.partition(".")[0] in LIBRARIES for kind in kinds)
 
 
+def has_columns(given: Any) -> bool:
+    """Return whether an object is a table with columns, and not one column.
+
+    Parameters
+    ----------
+    given : object
+
+    Returns
+    -------
+    bool
+    """
+    return is_table(given) and hasattr(given, "columns")
+
+
 def table_of(where: str, given: Any, only: Sequence[str] | None = None) -> Columns:
     """Return the columns of a table as numbers.
 

@@ -12,17 +12,17 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.namespace import Array, DType, Params
-from xlstm.data import reading
+from xlstm.data import panels, reading, tracks
 from xlstm.data.host import Values
-from xlstm.estimators import fitting, intervals, judging, preparation, scores, storage, tables, tracks
+from xlstm.data.panels import Given, Roles
+from xlstm.data.tracks import Beside, Known, Track
+from xlstm.data.values import check_reach
+from xlstm.estimators import fitting, intervals, judging, preparation, scores, storage
 from xlstm.estimators.base import Estimator
 from xlstm.estimators.examples import Examples
 from xlstm.estimators.predictor import Predictor
 from xlstm.estimators.scores import Score
 from xlstm.estimators.settings import DECILES, Settings
-from xlstm.estimators.tables import Given, Roles
-from xlstm.estimators.tracks import Beside, Known, Track
-from xlstm.estimators.values import check_reach
 from xlstm.training import Callback, Interrupted, Progress, Terminated, Trained, loop, signals
 from xlstm.training import precision as precisions
 
@@ -212,7 +212,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         """
         checks.optional(checks.function)("Forecaster", "progress", progress)
         s, backend = self.settings, self._backend()
-        given = tables.given("Forecaster", values, Beside.of("Forecaster", beside), self._roles())
+        given = panels.given("Forecaster", values, Beside.of("Forecaster", beside), self._roles())
         variants = self._variants(given, s)
         self._fit(variants, given, s, backend, progress)
         return self
@@ -235,7 +235,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
             As `fit` does.
         """
         s, backend = self.settings, self._backend()
-        given = tables.given("Forecaster", values, Beside.of("Forecaster", beside), self._roles())
+        given = panels.given("Forecaster", values, Beside.of("Forecaster", beside), self._roles())
         made = preparation.prepared(self._variants(given, s), given.ids, s, backend.dtype)
         return {"train": made.train, "validation": made.validation}
 
@@ -402,7 +402,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
             judged = [judging.last(one, folds, self._judge.settings.horizon) for one in judged]
             return scores.score(found, judged, self._judge.settings.quantiles, self.season_, all(given.flat))
         s, backend = self.settings, self._backend()
-        given = tables.given("Forecaster", values, Beside.of("Forecaster", beside), self._roles())
+        given = panels.given("Forecaster", values, Beside.of("Forecaster", beside), self._roles())
         variants, rounds = self._variants(given, s), []
         for back in range(folds, 0, -1):
             ends = [len(track.values) - back * s.horizon for track in variants[0]]
@@ -550,7 +550,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
 
         An error is raised unless they go with the fitted ones.
         """
-        given = tables.given("Forecaster", values, beside, self._roles(), list(vars(self).get("feature_names_in_", ())))
+        given = panels.given("Forecaster", values, beside, self._roles(), list(vars(self).get("feature_names_in_", ())))
         s, scaling = self._judge.settings, self._judge.scaling
         found = tracks.read("Forecaster", given.values, given.beside, max(steps, s.horizon), self.calendar_)
         fitted = [len(scaling.units[0]), *(len(part[0]) for part in (scaling.past, scaling.future, scaling.static))]

@@ -9,13 +9,13 @@ import numpy as np
 
 from xlstm.data.host import Values
 from xlstm.data.preparation import split
+from xlstm.data.tracks import Track
+from xlstm.data.values import check_reach
 from xlstm.estimators import highway, predictor, seasons
 from xlstm.estimators.examples import Examples, width
 from xlstm.estimators.highway import Highway
 from xlstm.estimators.scaling import Origins, Scaling
 from xlstm.estimators.settings import Settings
-from xlstm.estimators.tracks import Track
-from xlstm.estimators.values import check_reach
 from xlstm.models.network import sequence_model
 from xlstm.models.sequence import SequenceModel
 

@@ -13,12 +13,12 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.data import reading
 from xlstm.data.host import Values
+from xlstm.data.panels import Roles
 from xlstm.estimators import intervals
 from xlstm.estimators.highway import Highway
 from xlstm.estimators.predictor import Predictor
 from xlstm.estimators.scaling import Scaling
 from xlstm.estimators.settings import Settings
-from xlstm.estimators.tables import Roles
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import checkpoint
 

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.data import calendars
 from xlstm.data.dates import Calendar
 from xlstm.data.host import Values
 from xlstm.data.preparation import carry_forward
-from xlstm.estimators import calendars
-from xlstm.estimators.values import numbers, series
+from xlstm.data.values import numbers, series
 
 
 class Track(NamedTuple):

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data import frames
+from xlstm.data import calendars, frames, tracks
 from xlstm.data.frames import Columns
 from xlstm.data.host import Values
-from xlstm.estimators import calendars, tracks
-from xlstm.estimators.tracks import Beside, Track
+from xlstm.data.tracks import Beside, Track
 
 
 class Roles(NamedTuple):
