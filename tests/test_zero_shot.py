@@ -336,7 +336,7 @@ def test_errors_of_columns_name_the_caller(run, x):
     pandas = pytest.importorskip("pandas")
     days = np.datetime64("2024-01-01") + np.arange(50)
     given = pandas.DataFrame({"day": days, "a": x[:, 0], "b": 1.0})
-    later = pandas.DataFrame({"day": days[:5] + 51, "b": 1.0})
+    later = pandas.DataFrame({"day": days[:5] + np.timedelta64(51, "D"), "b": 1.0})
     forecaster = of(TWO, horizon=5, targets="a", future="b")
     words = "^ZeroShotForecaster: future has a row for 2024-02-21.*, expected 2024-02-20"
     with pytest.raises(ValueError, match=words):
