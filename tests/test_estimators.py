@@ -265,5 +265,5 @@ def test_forecasters_are_pickled_and_copied(fitted, again):
 
 
 def test_errors_that_name_a_value_are_pickled():
-    error = pickle.loads(pickle.dumps(SeriesError(3, 1e300, "too far")))
-    assert (error.row, str(error)) == (3, "Forecaster: values[3] is 1e+300, too far")
+    error = pickle.loads(pickle.dumps(SeriesError("ZeroShotForecaster", 3, 1e300, "too far")))
+    assert (error.row, str(error)) == (3, "ZeroShotForecaster: values[3] is 1e+300, too far")

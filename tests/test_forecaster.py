@@ -8,9 +8,10 @@ import signal
 import numpy as np
 import pytest
 
+from xlstm.data import calendars
 from xlstm.data.preparation import carry_forward
 from xlstm.data.series import bundled, read_csv
-from xlstm.estimators import Forecaster, NotFittedError, Settings, baselines, calendars, highway, intervals, seasons
+from xlstm.estimators import Forecaster, NotFittedError, Settings, baselines, highway, intervals, seasons
 from xlstm.training import Interrupted, losses
 
 QUICK = {
@@ -132,7 +133,7 @@ def test_a_row_that_is_missing_is_a_gap():
 )
 def test_features_are_those_that_the_step_can_tell_apart(first, step, columns):
     dates = (np.datetime64(first) + np.arange(60) * np.timedelta64(1, step)).astype(f"datetime64[{step}]")
-    calendar = calendars.read(dates)
+    calendar = calendars.read("it", dates)
     seconds = float(np.median(np.diff(calendar.dates.astype("datetime64[s]")).astype(float)))
     found = calendars.features(calendar.dates, seconds)
     assert found.shape == (60, columns)

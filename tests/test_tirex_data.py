@@ -450,12 +450,12 @@ def test_bad_arguments_are_named_before_any_work(request, monkeypatch, which, ar
         own.forecast(**{"params": params, "series": X, "horizon": 4, **arguments})
 
 
-def test_tables_go_to_the_estimator(one):
+def test_columns_of_tables_are_series(one):
+    """A list has no tables in it; forecasts of whole tables are tested beside those of the estimator."""
     pandas = pytest.importorskip("pandas")
     own, params = one
-    with pytest.raises(TypeError, match=r"TiRex: series is a table, .*; estimators.ZeroShotForecaster takes tables"):
-        own.forecast(params, pandas.DataFrame({"a": X}), 4)
-    with pytest.raises(TypeError, match=r"TiRex: series\[0\] is a table"):
+    words = r"TiRex: series\[0\] is a table, .*; forecast takes one table, with series_id for several series"
+    with pytest.raises(TypeError, match=words):
         own.forecast(params, [pandas.DataFrame({"a": X})], 4)
     expected = own.forecast(params, X, 4).quantiles
     np.testing.assert_array_equal(own.forecast(params, pandas.Series(X), 4).quantiles, expected)

@@ -144,6 +144,101 @@ def test_long_tables(library, order, two, x):
     assert score.series.tolist() == [0, 0, 1, 1]
 
 
+def same_tables(found, expected):
+    """They are of one library, with the same columns in the same order, and the same labels of rows."""
+    assert type(found) is type(expected)
+    if hasattr(found, "index"):
+        np.testing.assert_array_equal(found.index, expected.index)
+    found, expected = columns_of(found), columns_of(expected)
+    assert list(found) == list(expected)
+    for name, column in found.items():
+        np.testing.assert_array_equal(column, expected[name])
+
+
+@pytest.mark.parametrize("dated", [True, False])
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("checkpoint", [ONE, TWO])
+def test_models_take_wide_tables(checkpoint, library, dated, x):
+    """With rows missing between dates, and in the order of the columns, as the estimator does."""
+    days = np.datetime64("2024-02-20") + np.arange(50)
+    rows = np.flatnonzero(~np.isin(np.arange(50), [7, 8, 30]))
+    columns = {"day": days.astype("datetime64[us]")[rows]} if dated else {}
+    given = table(library, columns | {"b": x[rows, 1], "a": x[rows, 0]})
+    model, params = tirex.load(checkpoint, backend="numpy", dtype="float64")
+    found = model.forecast(params, given, 5, quantiles=[0.1, 0.45])
+    estimator = of(checkpoint, horizon=5, quantiles=[0.1, 0.45])
+    same_tables(found.quantiles, estimator.predict_quantiles(given))
+    same_tables(found.mean, estimator.predict(given))
+    assert found.levels == (0.1, 0.45)
+    placed = np.where(np.isin(np.arange(50), rows), x[:, :2].T, np.nan) if dated else x[rows, :2].T
+    placed = placed[None, ::-1] if checkpoint == TWO else placed[::-1]
+    expected = model.forecast(params, placed, 5).mean.reshape(2, 5)
+    columns = columns_of(found.mean)
+    same([columns["b"], columns["a"]], expected)
+    found = model.forecast(params, given, 5, targets="a")
+    same_tables(found.mean, of(checkpoint, horizon=5, targets="a").predict(given))
+
+
+@pytest.mark.parametrize("order", ["shops", "days"])
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_models_take_long_tables(library, order, x):
+    every = long_columns(np.pad(x, ((0, 5), (0, 0))), order, (55, 45)) | {"visitors": np.sin(np.arange(100.0))}
+    so_far = every["day"] < np.datetime64("2024-01-01") + np.where(every["shop"] == "north", 50, 40)
+    given = table(library, {name: column[so_far] for name, column in every.items()})
+    later = table(library, {name: column[~so_far][::-1] for name, column in every.items() if name != "sales"})
+    model, params = tirex.load(TWO, backend="numpy", dtype="float64")
+    roles = {"targets": "sales", "past": ["visitors"], "future": "price", "series_id": "shop"}
+    found = model.forecast(params, given, 5, later=later, sign_flip=True, **roles)
+    estimator = of(TWO, horizon=5, sign_flip=True, **roles)
+    same_tables(found.quantiles, estimator.predict_quantiles(given, future=later))
+    same_tables(found.mean, estimator.predict(given, future=later))
+    assert columns_of(found.mean)["shop"].tolist() == ["north"] * 5 + ["south"] * 5
+    plain = columns_of(model.forecast(params, given, 5, targets="sales", series_id="shop").mean)["sales"]
+    assert np.max(np.abs(plain - columns_of(found.mean)["sales"])) > 1e-6
+    model, params = tirex.load(ONE, backend="numpy", dtype="float64")
+    found = model.forecast(params, given, 5, targets="sales", series_id="shop", rollout=2)
+    estimator = of(ONE, horizon=5, targets="sales", series_id="shop", rollout=2)
+    same_tables(found.quantiles, estimator.predict_quantiles(given))
+
+
+def test_models_take_tables_with_an_index(x):
+    pandas = pytest.importorskip("pandas")
+    given = pandas.DataFrame({"a": x[:, 0]}, index=pandas.date_range("2024-01-01", periods=50, name="day"))
+    model, params = tirex.load(ONE, backend="numpy", dtype="float64")
+    found = model.forecast(params, given, 5).mean
+    assert (str(found.index[0])[:10], found.index.name) == ("2024-02-20", "day")
+    same(found["a"], model.forecast(params, x[:, 0], 5).mean)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "arguments", "error", "words"),
+    [
+        (ONE, {"targets": "c"}, ValueError, "TiRex: column 'c' is not in the table, which has a, b, text"),
+        (ONE, {}, TypeError, "TiRex: column 'text' holds .*, expected numbers"),
+        (ONE, {"targets": ["a", "a"]}, ValueError, "TiRex: column 'a' is in targets and targets, expected one role"),
+        (ONE, {"series_id": "c"}, ValueError, "TiRex: column 'c' is not in the table"),
+        (ONE, {"series": np.ones(9), "targets": "a"}, ValueError, "TiRex: targets is 'a', expected None, as series is"),
+        (TWO, {"series": np.ones(9), "series_id": "a"}, ValueError, "TiRex2: series_id is 'a', expected None"),
+        (TWO, {"targets": "a", "past": "a"}, ValueError, "TiRex2: column 'a' is in targets and past, expected one"),
+        (TWO, {"targets": "a", "past": np.ones(9)}, TypeError, r"TiRex2: past\[0\] is .*, expected a string"),
+        (TWO, {"targets": "a", "future": "b"}, ValueError, "TiRex2: future has 0 rows after the series, expected 4"),
+        (TWO, {"targets": "a", "later": 3}, TypeError, "TiRex2: later is 3, expected None, as future names no column"),
+        (TWO, {"targets": "a", "future": "b", "later": 3}, TypeError, "TiRex2: later is 3, expected a table"),
+        (TWO, {"targets": "a", "series_id": ["a", "b"]}, ValueError, "TiRex2: series_id is .*, expected the name of"),
+        (TWO, {"targets": "a", "quantiles": [0.1, 0.1]}, ValueError, "TiRex2: quantiles is .*, expected each level"),
+        (TWO, {"targets": "a", "horizon": 0}, ValueError, "TiRex2: horizon is 0, expected 1 or more"),
+        (TWO, {"targets": "a", "sign_flip": 3}, TypeError, "TiRex2: sign_flip is 3, expected True or False"),
+        (TWO, {"targets": "huge"}, ValueError, r"TiRex2: values\[0\] is 1e\+200, expected numbers from"),
+    ],
+)
+def test_wrong_roles_of_columns_are_named(checkpoint, arguments, error, words):
+    pandas = pytest.importorskip("pandas")
+    columns = {"a": np.arange(9.0), "b": np.arange(9.0), "text": ["x"] * 9, "huge": 1e200}
+    model, params = tirex.load(checkpoint, backend="numpy", dtype="float64")
+    with pytest.raises(error, match=f"^{words}"):
+        model.forecast(params, **{"series": pandas.DataFrame(columns), "horizon": 4, **arguments})
+
+
 def test_scores_are_those_of_forecasts(two, x):
     """Each forecast sees what comes before it, beside the same baselines."""
     price = np.sin(np.arange(50))  # nobody knows it after the end
@@ -216,6 +311,41 @@ def test_columns_of_fit_are_those_of_later_tables(x):
 def test_wrong_arguments_are_named(options, arguments, error, words, x):
     with pytest.raises(error, match=words):
         of(**{"checkpoint": ONE, "horizon": 5, **options}).predict(x[:, 0], **arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments", "words"),
+    [
+        ({}, {"values": []}, "the series is empty"),
+        ({}, {"values": ["a"]}, r"values is \['a'\], expected real numbers"),
+        ({}, {"values": [1.0, 1e200]}, r"values\[1\] is 1e\+200, expected numbers from"),
+        ({}, {"values": [[1.0], [1.0]], "past": [1.0]}, r"past is \[1.0\], expected one for each of 2 series"),
+        ({}, {"dates": np.arange(3)}, "dates is .*, expected dates"),
+        ({}, {"past": np.ones(2)}, "past has 2 rows, expected 3"),
+        ({}, {"price": 3}, "price is no argument"),
+        ({"targets": "a", "past": "a"}, {}, "column 'a' is in targets and past, expected one role"),
+        ({"targets": 3}, {}, "targets is 3, expected names of columns"),
+    ],
+)
+def test_errors_of_what_is_shared_name_the_caller(options, arguments, words):
+    with pytest.raises((TypeError, ValueError), match=f"^ZeroShotForecaster: {words}"):
+        of(TWO, **options).predict(**{"values": np.ones(3), **arguments})
+
+
+def test_errors_of_columns_name_the_caller(run, x):
+    pandas = pytest.importorskip("pandas")
+    days = np.datetime64("2024-01-01") + np.arange(50)
+    given = pandas.DataFrame({"day": days, "a": x[:, 0], "b": 1.0})
+    later = pandas.DataFrame({"day": days[:5] + np.timedelta64(51, "D"), "b": 1.0})
+    forecaster = of(TWO, horizon=5, targets="a", future="b")
+    words = "^ZeroShotForecaster: future has a row for 2024-02-21.*, expected 2024-02-20"
+    with pytest.raises(ValueError, match=words):
+        forecaster.predict(given, future=later)
+    with pytest.raises(ValueError, match=r"^ZeroShotForecaster: .*'c'"):
+        of(TWO, targets="c").predict(given)
+    write_table("a.csv", {"a": [1.0], "b": [2.0]})
+    result = run(TWO, "a.csv", "--target", "a", "--past", "a", code=2)
+    assert "a.csv: column 'a' is in targets and past, expected one role" in result.stderr
 
 
 def test_scores_need_some_rows(one, x):

@@ -16,11 +16,11 @@ from xlstm.cli.console import BackendOption, Report, err, printable, quieted, un
 from xlstm.cli.options import JsonOption, QuietOption, reads_tables
 from xlstm.data import files
 from xlstm.data.host import Values
+from xlstm.data.panels import Roles
 from xlstm.data.table import Dialect
+from xlstm.data.tracks import Known
 from xlstm.estimators import plots
 from xlstm.estimators.scores import Score
-from xlstm.estimators.tables import Roles
-from xlstm.estimators.tracks import Known
 from xlstm.estimators.zero_shot import ZeroShotForecaster
 
 PANELS = 12  # of a picture at most
@@ -99,7 +99,7 @@ def forecast(
         rollout=rollout,
         resample="frequency" if resample else None,
     )
-    roles = Roles(target, past, future, None, series_id).checked()
+    roles = Roles(target, past, future, None, series_id).checked(str(table))
     parts, names = tabular.read(table, roles, dialect)
     model = forecaster.fit().model_
     levels = [*model.quantiles] if levels is None else levels

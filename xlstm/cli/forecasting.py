@@ -18,11 +18,11 @@ from xlstm.data.dates import Dates
 from xlstm.data.files import read_series
 from xlstm.data.series import Series, bundled
 from xlstm.data.table import Dialect
+from xlstm.data.values import SeriesError
 from xlstm.estimators import plots
 from xlstm.estimators.forecaster import Forecaster
 from xlstm.estimators.scores import Score
 from xlstm.estimators.settings import Settings
-from xlstm.estimators.values import SeriesError
 
 PICTURE = "forecast.png"
 HORIZON, SHORT = 12, 20  # steps ahead by default, of which a series is to be so many times as long

@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.data import files
+from xlstm.data import calendars, files
 from xlstm.data.dates import Calendar
 from xlstm.data.frames import Columns, check_has
 from xlstm.data.host import Values
+from xlstm.data.panels import Roles
 from xlstm.data.series import Labels, Series
 from xlstm.data.table import Dialect
-from xlstm.estimators import calendars
-from xlstm.estimators.tables import Roles
 
 
 class Part(NamedTuple):
@@ -41,7 +40,7 @@ class Part(NamedTuple):
     @property
     def calendar(self) -> Calendar | None:
         """The dates at equal steps."""
-        return None if self.dates is None else calendars.read(self.dates)
+        return None if self.dates is None else calendars.read(self.name or "the table", self.dates)
 
     def after(self, steps: int) -> list[str]:
         """Return labels of the rows after the last one."""
@@ -102,7 +101,7 @@ def _part(path: Path, name: str, columns: Columns, names: Sequence[str], roles: 
     end = int(there[-1]) + 1
     dates = columns.index if columns.index is not None and columns.index.dtype.kind == "M" else None
     if dates is not None and future.shape[1] and len(future) > end:
-        later, expected = dates[end:], calendars.after(calendars.read(dates[:end]), len(future) - end)
+        later, expected = dates[end:], calendars.after(calendars.read(where, dates[:end]), len(future) - end)
         wrong = np.flatnonzero(later.astype(expected.dtype) != expected)
         if wrong.size:
             row = wrong[0]

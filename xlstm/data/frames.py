@@ -60,6 +60,20 @@ def is_on_gpu(given: Any) -> bool:
     return hasattr(type(given), "__cuda_array_interface__") and hasattr(given, "to_numpy")
 
 
+def has_columns(given: Any) -> bool:
+    """Return whether an object is a table with columns, and not one column.
+
+    Parameters
+    ----------
+    given : object
+
+    Returns
+    -------
+    bool
+    """
+    return is_table(given) and hasattr(given, "columns")
+
+
 def table_of(where: str, given: Any, only: Sequence[str] | None = None) -> Columns:
     """Return the columns of a table as numbers.
 

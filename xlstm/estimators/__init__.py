@@ -1,5 +1,6 @@
 """Estimators with fit, predict and score, and pictures of their forecasts."""
 
+from xlstm.data.values import SeriesError
 from xlstm.estimators.base import NotFittedError
 from xlstm.estimators.features import TiRexFeatures
 from xlstm.estimators.forecaster import Forecaster
@@ -8,7 +9,6 @@ from xlstm.estimators.scores import Errors, Score
 from xlstm.estimators.sequence import SequenceClassifier, SequenceRegressor
 from xlstm.estimators.settings import Settings
 from xlstm.estimators.textmodel import TextModel
-from xlstm.estimators.values import SeriesError
 from xlstm.estimators.zero_shot import ZeroShotForecaster
 
 __all__ = [

@@ -10,8 +10,8 @@ import numpy as np
 
 from xlstm.data.batches import Batch
 from xlstm.data.host import Values
+from xlstm.data.tracks import Track
 from xlstm.estimators.scaling import Origins, Scaling, standard
-from xlstm.estimators.tracks import Track
 
 Host = np.ndarray[Any, Any]
 

@@ -18,7 +18,7 @@ from xlstm.models.tirex import TiRex, TiRex2, series
 
 def _rows(X: Any) -> Any:
     """Return series, those of a table as its rows."""
-    return frames.table_of("TiRexFeatures", X).values if frames.is_table(X) and hasattr(X, "columns") else X
+    return frames.table_of("TiRexFeatures", X).values if frames.has_columns(X) else X
 
 
 def _variates(X: Any) -> int:

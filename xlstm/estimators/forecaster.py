@@ -12,17 +12,17 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.namespace import Array, DType, Params
-from xlstm.data import reading
+from xlstm.data import panels, reading, tracks
 from xlstm.data.host import Values
-from xlstm.estimators import fitting, intervals, judging, preparation, scores, storage, tables, tracks
+from xlstm.data.panels import Given, Roles
+from xlstm.data.tracks import Beside, Known, Track
+from xlstm.data.values import check_reach
+from xlstm.estimators import fitting, intervals, judging, preparation, scores, storage
 from xlstm.estimators.base import Estimator
 from xlstm.estimators.examples import Examples
 from xlstm.estimators.predictor import Predictor
 from xlstm.estimators.scores import Score
 from xlstm.estimators.settings import DECILES, Settings
-from xlstm.estimators.tables import Given, Roles
-from xlstm.estimators.tracks import Beside, Known, Track
-from xlstm.estimators.values import check_reach
 from xlstm.training import Callback, Interrupted, Progress, Terminated, Trained, loop, signals
 from xlstm.training import precision as precisions
 
@@ -212,7 +212,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         """
         checks.optional(checks.function)("Forecaster", "progress", progress)
         s, backend = self.settings, self._backend()
-        given = tables.given(values, Beside.of(beside), self._roles())
+        given = panels.given("Forecaster", values, Beside.of("Forecaster", beside), self._roles())
         variants = self._variants(given, s)
         self._fit(variants, given, s, backend, progress)
         return self
@@ -235,7 +235,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
             As `fit` does.
         """
         s, backend = self.settings, self._backend()
-        given = tables.given(values, Beside.of(beside), self._roles())
+        given = panels.given("Forecaster", values, Beside.of("Forecaster", beside), self._roles())
         made = preparation.prepared(self._variants(given, s), given.ids, s, backend.dtype)
         return {"train": made.train, "validation": made.validation}
 
@@ -270,7 +270,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         """
         self._check_fitted()
         steps = self._whole.settings.horizon if steps is None else checks.size("Forecaster", "steps", steps)
-        given, found, units = self._read(values, Beside.of(beside), steps)
+        given, found, units = self._read(values, Beside.of("Forecaster", beside), steps)
         return given.like([self._ahead(*one, steps) for one in zip(found, units, strict=True)], found)
 
     def predict_quantiles(self, values: Any, **beside: Unpack[Known]) -> Any:
@@ -297,7 +297,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         s = self._whole.settings
         if not s.quantiles:
             raise ValueError("Forecaster: it was fitted without quantiles, expected quantiles=(0.1, 0.9) or others")
-        given, found, units = self._read(values, Beside.of(beside), s.horizon)
+        given, found, units = self._read(values, Beside.of("Forecaster", beside), s.horizon)
         ahead = [self._next(*one)[1] for one in zip(found, units, strict=True)]
         return given.like(ahead, found, [f" {q:g}" for q in s.quantiles])
 
@@ -317,7 +317,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
             Those of several series follow each other.
         """
         self._check_fitted()
-        given, found, units = self._read(values, Beside.of(beside), 0)
+        given, found, units = self._read(values, Beside.of("Forecaster", beside), 0)
         s, parts = self._judge.settings, []
         for track, unit in zip(found, units, strict=True):
             first = preparation.parts_of(len(track.values), s)["test"].start
@@ -348,7 +348,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         """
         self._check_fitted()
         s, count = self._whole.settings, checks.size("Forecaster", "count", count)
-        _, found, units = self._read(values, Beside.of(beside), s.horizon)
+        _, found, units = self._read(values, Beside.of("Forecaster", beside), s.horizon)
         N = len(found[0].values)
         return self._whole.seen(found[0], units[0], np.arange(max(s.window, N - count + 1), N + 1))[0]
 
@@ -368,7 +368,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         Score
         """
         self._check_fitted()
-        given, found, units = self._read(values, Beside.of(beside), 0)
+        given, found, units = self._read(values, Beside.of("Forecaster", beside), 0)
         judged = [judging.tested(self._judge, *one) for one in zip(found, units, strict=True)]
         return scores.score(found, judged, self._judge.settings.quantiles, self.season_, all(given.flat))
 
@@ -397,12 +397,12 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         folds, refit = checks.count("Forecaster", "folds", folds), checks.flag("Forecaster", "refit", refit)
         if not refit:
             self._check_fitted()
-            given, found, units = self._read(values, Beside.of(beside), 0)
+            given, found, units = self._read(values, Beside.of("Forecaster", beside), 0)
             judged = [judging.tested(self._judge, *one) for one in zip(found, units, strict=True)]
             judged = [judging.last(one, folds, self._judge.settings.horizon) for one in judged]
             return scores.score(found, judged, self._judge.settings.quantiles, self.season_, all(given.flat))
         s, backend = self.settings, self._backend()
-        given = tables.given(values, Beside.of(beside), self._roles())
+        given = panels.given("Forecaster", values, Beside.of("Forecaster", beside), self._roles())
         variants, rounds = self._variants(given, s), []
         for back in range(folds, 0, -1):
             ends = [len(track.values) - back * s.horizon for track in variants[0]]
@@ -491,7 +491,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         return backend
 
     def _roles(self) -> Roles:
-        return Roles(self.targets, self.past, self.future, self.static, self.series_id).checked()
+        return Roles(self.targets, self.past, self.future, self.static, self.series_id).checked("Forecaster")
 
     def _warm(self) -> bool:
         """Return whether the weights of an earlier fit are to be the first ones, after checks of what is no setting."""
@@ -502,7 +502,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
     def _variants(self, given: Given, settings: Settings) -> list[list[Track]]:
         """Return tracks to train on, without a look at the calendar and with one where there are dates."""
         looks = [settings.calendar] if isinstance(settings.calendar, bool) else [False, True]
-        found = [tracks.read(given.values, given.beside, settings.horizon, look) for look in looks]
+        found = [tracks.read("Forecaster", given.values, given.beside, settings.horizon, look) for look in looks]
         return found if found[-1][0].marks else found[:1]
 
     def _fit(
@@ -550,9 +550,9 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
 
         An error is raised unless they go with the fitted ones.
         """
-        given = tables.given(values, beside, self._roles(), list(vars(self).get("feature_names_in_", ())))
+        given = panels.given("Forecaster", values, beside, self._roles(), list(vars(self).get("feature_names_in_", ())))
         s, scaling = self._judge.settings, self._judge.scaling
-        found = tracks.read(given.values, given.beside, max(steps, s.horizon), self.calendar_)
+        found = tracks.read("Forecaster", given.values, given.beside, max(steps, s.horizon), self.calendar_)
         fitted = [len(scaling.units[0]), *(len(part[0]) for part in (scaling.past, scaling.future, scaling.static))]
         for track in found:
             N = len(track.values)
@@ -567,7 +567,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
                 raise ValueError(f"Forecaster: future has {have} rows after the series, expected {steps}")
         units = scaling.of(found, given.ids, s.window)
         for track, unit in zip(found, units, strict=True):
-            check_reach(track.known, unit, self._judge.backend.dtype)
+            check_reach("Forecaster", track.known, unit, self._judge.backend.dtype)
         return given, found, units
 
     def _next(self, track: Track, units: Values) -> tuple[Values, Values]:

@@ -16,8 +16,8 @@ import numpy as np
 
 from xlstm.arrays import blas
 from xlstm.data.host import Values
+from xlstm.data.tracks import Track
 from xlstm.estimators.scaling import FAR, Origins, Scaling, standard
-from xlstm.estimators.tracks import Track
 
 RIDGES = (0.01, 0.1, 1.0)  # penalties that are tried, in units of the mean square of a lag
 LIGHTS = (0.001, 0.01, 0.1)  # the same for what is no lag, in units of one

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from xlstm.data.host import Values
+from xlstm.data.tracks import Track
 from xlstm.estimators import highway, intervals
 from xlstm.estimators.predictor import Predictor
 from xlstm.estimators.preparation import parts_of
 from xlstm.estimators.scaling import Origins
 from xlstm.estimators.scores import Judged
-from xlstm.estimators.tracks import Track
 
 
 class Unseen(NamedTuple):

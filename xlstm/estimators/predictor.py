@@ -12,12 +12,12 @@ from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, Params, namespace
 from xlstm.data.host import Values
+from xlstm.data.tracks import Track
 from xlstm.estimators import highway
 from xlstm.estimators.examples import Examples, inputs
 from xlstm.estimators.highway import Highway
 from xlstm.estimators.scaling import Origins, Scaling, scales
 from xlstm.estimators.settings import Settings
-from xlstm.estimators.tracks import Track
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import losses
 

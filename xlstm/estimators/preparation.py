@@ -9,13 +9,13 @@ import numpy as np
 
 from xlstm.data.host import Values
 from xlstm.data.preparation import split
+from xlstm.data.tracks import Track
+from xlstm.data.values import check_reach
 from xlstm.estimators import highway, predictor, seasons
 from xlstm.estimators.examples import Examples, width
 from xlstm.estimators.highway import Highway
 from xlstm.estimators.scaling import Origins, Scaling
 from xlstm.estimators.settings import Settings
-from xlstm.estimators.tracks import Track
-from xlstm.estimators.values import check_reach
 from xlstm.models.network import sequence_model
 from xlstm.models.sequence import SequenceModel
 
@@ -80,7 +80,7 @@ def lined(tracks: list[Track], ids: Sequence[str], settings: Settings, dtype: st
     scaling = Scaling.fit(tracks, ids, s.window, stops)
     units = scaling.fitted()
     for track, unit, part in zip(tracks, units, parts, strict=True):
-        check_reach(track.known, unit, dtype)
+        check_reach("Forecaster", track.known, unit, dtype)
         for name, rows in part.items():
             there = ~np.isnan(highway.targets(track, origins_of(rows), s.horizon, rows.stop))
             if not np.all(np.any(there, axis=0)):

@@ -11,7 +11,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.data.host import Values
 from xlstm.data.preparation import split
-from xlstm.estimators.tracks import Track
+from xlstm.data.tracks import Track
 
 FAR = 1e3  # usual changes beyond which a change counts as no larger, so that one outlier does not decide all
 FARTHEST = 1e100  # the same for scales, whose squares are to be finite

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.data.host import Values
+from xlstm.data.tracks import Track
 from xlstm.estimators import baselines
-from xlstm.estimators.tracks import Track
 from xlstm.training.losses import pinball
 
 AR_ORDER = 24  # coefficients of the linear autoregression that models are compared with

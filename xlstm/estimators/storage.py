@@ -13,12 +13,12 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.data import reading
 from xlstm.data.host import Values
+from xlstm.data.panels import Roles
 from xlstm.estimators import intervals
 from xlstm.estimators.highway import Highway
 from xlstm.estimators.predictor import Predictor
 from xlstm.estimators.scaling import Scaling
 from xlstm.estimators.settings import Settings
-from xlstm.estimators.tables import Roles
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import checkpoint
 
@@ -112,7 +112,9 @@ def _columns(config: dict[str, Any]) -> tuple[Roles, list[str]]:
     if not isinstance(roles, dict):
         raise TypeError(f"roles are {checks.shown(roles)}, expected an object")
     names = checks.several("Forecaster", "names", config.get("names", []), "names of columns", checks.LARGEST)
-    return Roles(**roles).checked(), [checks.text("Forecaster", f"names[{k}]", name) for k, name in enumerate(names)]
+    return Roles(**roles).checked("Forecaster"), [
+        checks.text("Forecaster", f"names[{k}]", name) for k, name in enumerate(names)
+    ]
 
 
 def _part(

@@ -11,17 +11,17 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import DType, Params
+from xlstm.data.panels import Given, Roles
 from xlstm.data.preparation import split
-from xlstm.estimators import highway, preparation, scores, settings, tables, tracks
+from xlstm.data.tracks import Beside, Known, Track
+from xlstm.estimators import highway, preparation, scores, settings
 from xlstm.estimators.base import Estimator
 from xlstm.estimators.checkpoints import model_of
-from xlstm.estimators.pretrained import Pretrained
 from xlstm.estimators.scores import Judged, Score
-from xlstm.estimators.tables import Given, Roles
-from xlstm.estimators.tracks import Beside, Known, Track
-from xlstm.models.tirex import TiRex, TiRex2
+from xlstm.models.tirex import TiRex, TiRex2, tables
 from xlstm.models.tirex.quantiles import levels
 from xlstm.models.tirex.running import Starts
+from xlstm.models.tirex.tables import Pretrained
 
 WHERE = "ZeroShotForecaster"
 FEWEST = 3  # rows before the first forecast of a score, for the baselines
@@ -138,7 +138,7 @@ class ZeroShotForecaster(Estimator):
         vars(self).pop("feature_names_in_", None)
         network = self._network()
         if values is not None:
-            given, _ = self._read(network, values, Beside.of(beside), 0)
+            given, _ = self._read(network, values, Beside.of(WHERE, beside), 0)
             if given.names:
                 self.feature_names_in_ = np.array(given.names, dtype=object)
         self.model_, self.params_ = network.model, network.params
@@ -245,17 +245,16 @@ class ZeroShotForecaster(Estimator):
         """Return forecasts after the end of series in the kind that the series came in."""
         network = self._network()
         steps = self._horizon(network) if steps is None else checks.size(WHERE, "steps", steps)
-        given, found = self._read(network, values, Beside.of(beside), steps)
-        ahead = network.all_of([(track, len(track.values)) for track in found], steps)[quantiles]
-        names = [f" {q:g}" for q in network.options["quantiles"]] if quantiles else [""]
-        return given.like(list(ahead), found, names)
+        given, found = self._read(network, values, Beside.of(WHERE, beside), steps)
+        ahead = network.after(given, found, steps)
+        return ahead.quantiles if quantiles else ahead.mean
 
     def _judged(self, values: Any, beside: Known, origins: Any) -> Score:
         """Return the score of forecasts of each series at the rows that `origins` gives."""
         network = self._network()
         H, levels = self._horizon(network), network.options["quantiles"]
         season = settings.CHECKS["season"](WHERE, "season", self.season)
-        given, found = self._read(network, values, Beside.of(beside), 0)
+        given, found = self._read(network, values, Beside.of(WHERE, beside), 0)
         judged = []
         for track in found:
             N = len(track.values)
@@ -271,20 +270,9 @@ class ZeroShotForecaster(Estimator):
     def _read(self, network: Pretrained, values: Any, beside: Beside, steps: int) -> tuple[Given, list[Track]]:
         """Return series as they were given and as tracks, with `steps` rows ahead."""
         checks.text(WHERE, "name", self.name)
-        roles = Roles(self.targets, self.past, self.future, None, self.series_id).checked()
-        given = tables.given(values, beside, roles, list(vars(self).get("feature_names_in_", ())))
-        found = tracks.read(given.values, given.beside, steps, False, gaps=True)
-        for track in found:
-            if track.static.size:
-                raise ValueError(f"{WHERE}: static has {track.static.size} numbers, expected none")
-            covariates = track.past.shape[1] + track.future.shape[1]
-            if covariates and not isinstance(network.model, TiRex2):
-                problem = f"past and future have {covariates} columns"
-                raise ValueError(f"{WHERE}: {problem}, expected none: TiRex takes no covariates, TiRex2 does")
-            more = len(track.future) - len(track.values)
-            if track.future.shape[1] and more < steps:
-                raise ValueError(f"{WHERE}: future has {more} rows after the series, expected {steps}")
-        return given, found
+        roles = Roles(self.targets, self.past, self.future, None, self.series_id).checked(WHERE)
+        fitted = list(vars(self).get("feature_names_in_", ()))
+        return tables.read(WHERE, network.model, values, beside, roles, steps, fitted)
 
     def _horizon(self, network: Pretrained) -> int:
         given = network.model.patch_size if self.horizon is None else self.horizon

@@ -19,12 +19,14 @@ class HorizonWarning(RuntimeWarning):
 class Forecast(NamedTuple):
     """Forecasts of the steps after the end of series, in float64 on the host.
 
+    Those of a table are tables of the same library.
+
     Attributes
     ----------
-    quantiles : array (..., H, Q), or list of arrays
+    quantiles : array (..., H, Q), list of arrays, or table
         The axes are those of the series, with those of the forecast in the place of the time. It is a list where series
         of several targets differ in their number.
-    mean : array (..., H), or list of arrays
+    mean : array (..., H), list of arrays, or table
         The median, which the published packages call so.
     levels : tuple of Q floats
         The levels of the quantiles.

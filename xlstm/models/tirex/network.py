@@ -53,6 +53,7 @@ class Network(Backbone):
         **dict.fromkeys(("qk_norm", "arcsinh", "binary", "sign_flip", "differencing"), checks.flag),
         "scale_eps": checks.non_negative,
     }
+    COVARIATES: ClassVar[bool] = False  # whether a forecast takes some
     _symbol = "2P"
 
     def __post_init__(self) -> None:

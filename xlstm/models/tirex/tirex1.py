@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
+from xlstm.data.panels import Roles
 from xlstm.layers.blocks.feedforward import ResidualFeedForward
 from xlstm.layers.norm import RMSNorm
-from xlstm.models.tirex import univariate
+from xlstm.models.tirex import tables, univariate
 from xlstm.models.tirex.blocks import TiRexBlock
 from xlstm.models.tirex.forecast import Forecast
 from xlstm.models.tirex.network import QUANTILES, Network, feed_forward_size
@@ -111,6 +112,8 @@ class TiRex(Network):
         rollout: int = 1,
         resample: str | None = None,
         starts: Starts | None = None,
+        targets: str | Sequence[str] | None = None,
+        series_id: str | None = None,
     ) -> Forecast:
         """Forecast series without any training on them.
 
@@ -121,8 +124,10 @@ class TiRex(Network):
         Parameters
         ----------
         params : dict
-        series : array (L,) or (B, L), or list of arrays (L,)
-            Numbers of any kind; NaN, None and infinity are missing values. In a list the lengths may differ.
+        series : array (L,) or (B, L), or list of arrays (L,), or table
+            Numbers of any kind; NaN, None and infinity are missing values. In a list the lengths may differ. In a table
+            of pandas, Polars or PyArrow each column of numbers is a series, or several with `series_id`. Rows that are
+            missing between dates are missing values.
         horizon : int
             Number H of steps to forecast.
         quantiles : list of float, optional
@@ -139,17 +144,25 @@ class TiRex(Network):
             horizon is 100 or more, as the published package does.
         starts : Starts, optional
             States that earlier calls with the same parameters have computed.
+        targets : list of str, optional
+            With a table the columns to forecast, by default all.
+        series_id : str, optional
+            With a table the column that tells several series apart.
 
         Returns
         -------
         Forecast
             `quantiles` (H, Q) or (B, H, Q), `mean` (H,) or (B, H), in float64 on the host. Quantiles may cross.
+            Of a table they are tables of its library with the dates that follow, and columns of quantiles have the
+            level at the end of their names.
 
         Raises
         ------
         ValueError, TypeError
             A series is empty or has values beyond 1e150, an option is out of range, or parameters are not those of the
-            model.
+            model; a column is not in the table, has two roles or is no numbers, or dates have no common step.
+        ImportError
+            There is a table, and the package narwhals is not installed.
 
         Examples
         --------
@@ -160,4 +173,8 @@ class TiRex(Network):
         >>> found.quantiles.shape, found.mean.shape
         ((6, 9), (6,))
         """
-        return univariate.forecast(self, params, series, horizon, quantiles, batch_size, rollout, resample, starts)
+        options: dict[str, Any] = {"batch_size": batch_size, "rollout": rollout, "resample": resample, "starts": starts}
+        if tables.is_one("TiRex", series, targets=targets, series_id=series_id):
+            roles = Roles(targets, series_id=series_id)
+            return tables.forecast(self, params, series, horizon, roles, None, quantiles, options)
+        return univariate.forecast(self, params, series, horizon, quantiles, **options)

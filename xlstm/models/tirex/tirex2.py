@@ -5,17 +5,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array, Params
 from xlstm.arrays.random import Seed
 from xlstm.data.host import Values
+from xlstm.data.panels import Roles
 from xlstm.layers.blocks.feedforward import ResidualFeedForward
 from xlstm.layers.norm import RMSNorm
 from xlstm.layers.saved import Saved
 from xlstm.layers.state import State
-from xlstm.models.tirex import calibration, multivariate
+from xlstm.models.tirex import calibration, multivariate, tables
 from xlstm.models.tirex.blocks import mLSTMVariates, sLSTMVariates
 from xlstm.models.tirex.forecast import Forecast
 from xlstm.models.tirex.network import QUANTILES, Network, feed_forward_size
@@ -94,6 +95,8 @@ class TiRex2(Network):
     scale_eps: float = 1e-8
     sign_flip: bool = False
     differencing: bool = True
+
+    COVARIATES: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         where = "TiRex2"
@@ -214,6 +217,9 @@ class TiRex2(Network):
         differencing: bool | None = None,
         pad_context: bool = True,
         starts: Starts | None = None,
+        targets: str | Sequence[str] | None = None,
+        series_id: str | None = None,
+        later: Any = None,
     ) -> Forecast:
         """Forecast series, of one target or of several with covariates, without any training on them.
 
@@ -224,17 +230,20 @@ class TiRex2(Network):
         Parameters
         ----------
         params : dict
-        series : array (L,), (B, L) or (B, V, L), or list of arrays (L,) or (V, L)
+        series : array (L,), (B, L) or (B, V, L), or list of arrays (L,) or (V, L), or table
             Numbers of any kind; NaN, None and infinity are missing values. (V, L) is an item of V targets. In a list
-            the lengths and the numbers of targets may differ.
+            the lengths and the numbers of targets may differ. A table of pandas, Polars or PyArrow is one item, whose
+            columns of numbers are its targets, or several with `series_id`. Rows that are missing between dates are
+            missing values.
         horizon : int
             Number H of steps to forecast. Beyond the model's `horizon`, for which it was trained, there is a
             `HorizonWarning`.
         past : array (L,) or (P, L), or list, optional
             Covariates that are known as far as the series: one array for one series, a list with an array or None for
-            each of several.
+            each of several. With a table names of columns.
         future : array (N,) or (F, N), or list, optional
             Covariates that are known in advance, N of L + H or more; those after L + H are not looked at.
+            With a table names of columns.
         quantiles : list of float, optional
             Levels, by default those that the model was trained for. Others are interpolated linearly between two of
             those, and may not lie outside of them.
@@ -251,19 +260,29 @@ class TiRex2(Network):
             needs, on which all forecasts then depend a little.
         starts : Starts, optional
             States that earlier calls with the same parameters have computed.
+        targets : list of str, optional
+            With a table the columns to forecast, by default all that have no other role.
+        series_id : str, optional
+            With a table the column that tells several series apart.
+        later : table, optional
+            The columns `future` for the rows that are forecast, in any order if they have dates.
 
         Returns
         -------
         Forecast
             `quantiles` and `mean` have the axes of the series, with (H, Q) and (H,) in the place of L: (V, H, Q) for
             an item of V targets. A list of items whose numbers of targets differ gives lists. They are in float64 on
-            the host. Quantiles may cross.
+            the host. Quantiles may cross. Of a table they are tables of its library with the dates that follow, and
+            columns of quantiles have the level at the end of their names.
 
         Raises
         ------
         ValueError, TypeError
             A series is empty or has values beyond 1e150, covariates are not as long as they have to be, an option is
-            out of range, or parameters are not those of the model.
+            out of range, or parameters are not those of the model; a column is not in the table, has two roles or is
+            no numbers, or dates have no common step.
+        ImportError
+            There is a table, and the package narwhals is not installed.
 
         Examples
         --------
@@ -278,5 +297,9 @@ class TiRex2(Network):
         >>> model.forecast(params, [rng.normal(size=(2, 30))], 6, future=[price]).quantiles.shape
         (1, 2, 6, 9)
         """
-        options = (quantiles, batch_size, sign_flip, differencing, pad_context, starts)
-        return multivariate.forecast(self, params, series, horizon, past, future, *options)
+        options: dict[str, Any] = {"batch_size": batch_size, "sign_flip": sign_flip, "differencing": differencing}
+        options |= {"pad_context": pad_context, "starts": starts}
+        if tables.is_one("TiRex2", series, targets=targets, series_id=series_id, later=later):
+            roles = Roles(targets, past, future, None, series_id)
+            return tables.forecast(self, params, series, horizon, roles, later, quantiles, options)
+        return multivariate.forecast(self, params, series, horizon, past, future, quantiles, **options)

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.data import calendars
 from xlstm.data.dates import Calendar
 from xlstm.data.host import Values
 from xlstm.data.preparation import carry_forward
-from xlstm.estimators import calendars
-from xlstm.estimators.values import numbers, series
+from xlstm.data.values import numbers, series
 
 
 class Track(NamedTuple):
@@ -57,10 +57,10 @@ class Beside(NamedTuple):
     dates: Any = None
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Beside:
-        """Return keywords as what they stand for; raise TypeError where one is unknown."""
+    def of(cls, where: str, given: Mapping[str, Any]) -> Beside:
+        """Return keywords of a caller as what they stand for; raise TypeError where one is unknown."""
         if unknown := given.keys() - set(cls._fields):
-            raise TypeError(f"Forecaster: {min(unknown)} is no argument, expected some of {', '.join(cls._fields)}")
+            raise TypeError(f"{where}: {min(unknown)} is no argument, expected some of {', '.join(cls._fields)}")
         return cls(**given)
 
 
@@ -73,11 +73,12 @@ class Known(TypedDict, total=False):
     dates: Any
 
 
-def read(values: Any, beside: Beside, more: int, look: bool, gaps: bool = False) -> list[Track]:
+def read(where: str, values: Any, beside: Beside, more: int, look: bool, gaps: bool = False) -> list[Track]:
     """Return tracks of one series or of several, with room for `more` rows of the calendar.
 
     With `look` features of dates are among the covariates that are known in advance. With `gaps` covariates keep their
-    gaps, and all may begin with some; `known` then has the first value in their place, or 0 where there is none.
+    gaps, and all may begin with some; `known` then has the first value in their place, or 0 where there is none. Errors
+    name the caller, `where`.
 
     Raises
     ------
@@ -85,21 +86,21 @@ def read(values: Any, beside: Beside, more: int, look: bool, gaps: bool = False)
         Series are not sound, or what is beside them has not as many rows.
     """
     if not is_several(values):
-        return [_track(values, beside, more, look, gaps)]
+        return [_track(where, values, beside, more, look, gaps)]
     if len(values) == 0:
-        raise ValueError("Forecaster: values is an empty list, expected a series or more")
-    several = [_each(name, given, len(values)) for name, given in beside._asdict().items()]
+        raise ValueError(f"{where}: values is an empty list, expected a series or more")
+    several = [_each(where, name, given, len(values)) for name, given in beside._asdict().items()]
     found = []
     for k, one in enumerate(values):
         try:
-            found.append(_track(one, Beside(*(given[k] for given in several)), more, look, gaps))
+            found.append(_track(where, one, Beside(*(given[k] for given in several)), more, look, gaps))
         except (TypeError, ValueError) as error:
             error.add_note(f"in series {k}")
             raise
     widths = {(t.values.shape[1], t.past.shape[1], t.future.shape[1], len(t.static)) for t in found}
     if len(widths) > 1:
         raise ValueError(
-            f"Forecaster: the series differ in their columns (values, past, future, static), {sorted(widths)}"
+            f"{where}: the series differ in their columns (values, past, future, static), {sorted(widths)}"
         )
     return found
 
@@ -114,27 +115,27 @@ def axes(given: Any) -> int:
     return 1 if isinstance(given, range) else np.ndim(given)
 
 
-def _each(name: str, given: Any, number: int) -> Any:
+def _each(where: str, name: str, given: Any, number: int) -> Any:
     """Return what stands beside each of several series."""
     if given is None:
         return [None] * number
     if not isinstance(given, list | tuple | np.ndarray) or len(given) != number:
-        raise ValueError(f"Forecaster: {name} is {checks.shown(given)}, expected one for each of {number} series")
+        raise ValueError(f"{where}: {name} is {checks.shown(given)}, expected one for each of {number} series")
     return given
 
 
-def _track(given: Any, beside: Beside, more: int, look: bool, gaps: bool) -> Track:
-    values = series(given, gaps)
+def _track(where: str, given: Any, beside: Beside, more: int, look: bool, gaps: bool) -> Track:
+    values = series(where, given, gaps)
     N = len(values)
-    calendar = None if beside.dates is None else calendars.read(beside.dates)
+    calendar = None if beside.dates is None else calendars.read(where, beside.dates)
     place, rows = np.arange(N), N
     if calendar is not None:
         if len(calendar.place) != N:
-            raise ValueError(f"Forecaster: dates has {len(calendar.place)} rows, expected {N}, as many as the series")
+            raise ValueError(f"{where}: dates has {len(calendar.place)} rows, expected {N}, as many as the series")
         place, rows = calendar.place, len(calendar.dates)
         values = _placed(values, place, rows)
-    past = _covariates("past", beside.past, N, N, gaps)
-    future = _covariates("future", beside.future, N, None, gaps)
+    past = _covariates(where, "past", beside.past, N, N, gaps)
+    future = _covariates(where, "future", beside.future, N, None, gaps)
     ahead = np.concatenate((place, rows + np.arange(len(future) - N))) if len(future) else place
     future = _placed(future, ahead, rows + max(0, len(future) - N)) if len(future) else np.empty((rows + more, 0))
     marks = 0
@@ -143,28 +144,28 @@ def _track(given: Any, beside: Beside, more: int, look: bool, gaps: bool) -> Tra
         step = float(np.median(np.diff(calendar.dates.astype("datetime64[s]")).astype(np.float64)))
         found = calendars.features(dates, step)
         marks, future = found.shape[1], np.concatenate((found[: len(future)], future), axis=1)
-    static = np.empty(0) if beside.static is None else numbers("static", np.atleast_1d(beside.static))[:, 0]
+    static = np.empty(0) if beside.static is None else numbers(where, "static", np.atleast_1d(beside.static))[:, 0]
     if not np.all(np.isfinite(static)):
-        raise ValueError("Forecaster: static has a number that is not finite, expected finite numbers (S,)")
+        raise ValueError(f"{where}: static has a number that is not finite, expected finite numbers (S,)")
     past, known = _placed(past, place, rows), _bridged(values)
     if gaps:
         return Track(values, _begun(known), past, future, static, calendar, marks)
     return Track(values, known, _bridged(past), _bridged(future), static, calendar, marks)
 
 
-def _covariates(name: str, given: Any, N: int, most: int | None, gaps: bool) -> Values:
+def _covariates(where: str, name: str, given: Any, N: int, most: int | None, gaps: bool) -> Values:
     """Return covariates (N, K) or, without `most`, of more rows; those that are infinite raise.
 
     Those that begin with a gap raise, too, but not with `gaps`.
     """
     if given is None:
         return np.empty((N if most else 0, 0))
-    found = numbers(name, given, "real numbers (N,) or (N, K)")
+    found = numbers(where, name, given, "real numbers (N,) or (N, K)")
     if len(found) < N or (most is not None and len(found) > most):
         more = "" if most else " or more"
-        raise ValueError(f"Forecaster: {name} has {len(found)} rows, expected {N}{more}, as many as the series")
+        raise ValueError(f"{where}: {name} has {len(found)} rows, expected {N}{more}, as many as the series")
     if np.any(np.isinf(found)) or (np.any(np.isnan(found[:1])) and not gaps):
-        raise ValueError(f"Forecaster: {name} begins with a gap or is infinite somewhere, expected finite numbers")
+        raise ValueError(f"{where}: {name} begins with a gap or is infinite somewhere, expected finite numbers")
     return found
 
 

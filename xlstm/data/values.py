@@ -14,53 +14,55 @@ LARGEST = 1e150  # largest value of a series, so that squares of differences are
 
 
 class SeriesError(ValueError):
-    """A value of a series that cannot be used, at position `row`."""
+    """A value of a series that cannot be used, at position `row`; `where` is what the user called."""
 
-    def __init__(self, row: int, value: float, problem: str) -> None:
-        super().__init__(row, value, problem)
+    def __init__(self, where: str, row: int, value: float, problem: str) -> None:
+        super().__init__(where, row, value, problem)
         self.row = row
 
     def __str__(self) -> str:
-        row, value, problem = self.args
-        return f"Forecaster: values[{row}] is {value:g}, {problem}"
+        where, row, value, problem = self.args
+        return f"{where}: values[{row}] is {value:g}, {problem}"
 
 
-def numbers(name: str, given: Any, expected: str = "real numbers (N,) or (N, C)") -> Values:
+def numbers(where: str, name: str, given: Any, expected: str = "real numbers (N,) or (N, C)") -> Values:
     """Return an argument as float64 (N, C), with NaN for gaps; raise unless it is one."""
-    array = checks.host("Forecaster", name, given, expected)
+    array = checks.host(where, name, given, expected)
     try:
         if array.dtype.kind not in "fiubO":
             raise TypeError
         array = array.astype(np.float64)  # None, a gap, becomes NaN
     except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"Forecaster: {name} is {checks.shown(given)}, expected {expected}") from None
+        raise TypeError(f"{where}: {name} is {checks.shown(given)}, expected {expected}") from None
     if array.ndim not in (1, 2) or 0 in array.shape[1:]:
         what = "the series" if name == "values" else name
-        raise ValueError(f"Forecaster: {what} has shape {array.shape}, expected (N,) or (N, C)")
+        raise ValueError(f"{where}: {what} has shape {array.shape}, expected (N,) or (N, C)")
     return array[:, None] if array.ndim == 1 else array
 
 
-def series(given: Any, gaps: bool = False) -> Values:
+def series(where: str, given: Any, gaps: bool = False) -> Values:
     """Return a series as float64 (N, C), with NaN for gaps; raise unless it is one that begins as it may."""
-    array = numbers("values", given)
+    array = numbers(where, "values", given)
     if len(array) == 0:
-        raise ValueError("Forecaster: the series is empty, expected values (N,) or (N, C)")
+        raise ValueError(f"{where}: the series is empty, expected values (N,) or (N, C)")
     for c, column in enumerate(array.T):
-        where = f" in column {c}" if array.shape[1] > 1 else ""
+        column_of = f" in column {c}" if array.shape[1] > 1 else ""
         if column.size and np.isnan(column[0]) and not gaps:
-            raise ValueError(f"Forecaster: the series begins with a gap{where}, expected a value")
+            raise ValueError(f"{where}: the series begins with a gap{column_of}, expected a value")
         beyond = np.flatnonzero(np.abs(column) > LARGEST)
         if beyond.size:
             row = int(beyond[0])
-            raise SeriesError(row, column[row], f"expected numbers from {-LARGEST:g} to {LARGEST:g}{where}")
+            raise SeriesError(where, row, column[row], f"expected numbers from {-LARGEST:g} to {LARGEST:g}{column_of}")
     return array
 
 
-def check_reach(known: Values, units: Values, dtype: str) -> None:
+def check_reach(where: str, known: Values, units: Values, dtype: str) -> None:
     """Raise SeriesError for a value so far from the others that its square, once scaled, overflows the dtype.
 
     Parameters
     ----------
+    where : str
+        The caller, for errors.
     known : array (N, C)
     units : array (C,)
         The usual change of each column.
@@ -74,5 +76,5 @@ def check_reach(known: Values, units: Values, dtype: str) -> None:
         row = int(np.argmax(far))
         if far[row] > math.sqrt(float(np.finfo(dtype).max)) / 4:
             times = f"{far[row]:.2g} times the usual change of the series"
-            where = f" in column {c}" if known.shape[1] > 1 else ""
-            raise SeriesError(row, column[row], f"{times}, more than {dtype} has room for{where}")
+            column_of = f" in column {c}" if known.shape[1] > 1 else ""
+            raise SeriesError(where, row, column[row], f"{times}, more than {dtype} has room for{column_of}")

@@ -15,33 +15,33 @@ DAY, WEEK, YEAR = 86_400.0, 7 * 86_400.0, 365.2425 * 86_400.0  # in seconds
 HARMONICS = 2  # sines and cosines of a year: its half is one of them
 
 
-def read(given: object) -> Calendar:
-    """Return rising dates (N,) at the equal steps of time that they lie on.
+def read(where: str, given: object) -> Calendar:
+    """Return rising dates (N,) at the equal steps of time that they lie on; `where` is the caller, for errors.
 
     Raises
     ------
     TypeError, ValueError
         These are no rising dates, or they have no common rhythm.
     """
-    found: Any = checks.host("Forecaster", "dates", given, "dates (N,)")
+    found: Any = checks.host(where, "dates", given, "dates (N,)")
     try:
         found = found.astype("datetime64") if found.dtype.kind in "UTO" else found
     except (TypeError, ValueError):
         found = np.zeros(0)
     if found.dtype.kind != "M" or found.ndim != 1 or np.any(np.isnat(found)):
-        raise TypeError(f"Forecaster: dates is {checks.shown(given)}, expected dates (N,)")
+        raise TypeError(f"{where}: dates is {checks.shown(given)}, expected dates (N,)")
     fall = np.flatnonzero(np.diff(found.astype("int64")) <= 0)
     if fall.size:
         row = int(fall[0]) + 1
-        raise ValueError(f"Forecaster: dates[{row}] is {found[row]}, expected a date after {found[row - 1]}")
+        raise ValueError(f"{where}: dates[{row}] is {found[row]}, expected a date after {found[row - 1]}")
     for unit in ("D", "h", "m", "s"):  # the coarsest that holds them
         coarse = found.astype(f"datetime64[{unit}]")
         if np.all(coarse == found):
             found = coarse if unit != "D" or str(np.datetime_data(found.dtype)[0]) not in "YMW" else found
             break
-    place = calendars.calendar(found, lambda row: f"Forecaster: dates[{row}]")
+    place = calendars.calendar(found, lambda row: f"{where}: dates[{row}]")
     if place is None:
-        raise ValueError(f"Forecaster: the {len(found)} dates have no common step, expected one for most of them")
+        raise ValueError(f"{where}: the {len(found)} dates have no common step, expected one for most of them")
     return place
 
 

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data import frames
+from xlstm.data import calendars, frames, tracks
 from xlstm.data.frames import Columns
 from xlstm.data.host import Values
-from xlstm.estimators import calendars, tracks
-from xlstm.estimators.tracks import Beside, Track
+from xlstm.data.tracks import Beside, Track
 
 
 class Roles(NamedTuple):
@@ -32,23 +31,21 @@ class Roles(NamedTuple):
     static: Any = None
     series_id: Any = None
 
-    def checked(self) -> Roles:
-        """Return the roles with lists of names; a single name stands for a list of it."""
+    def checked(self, where: str) -> Roles:
+        """Return the roles with lists of names; a single name stands for a list of it. Errors name the caller."""
         found: dict[str, Any] = {}
         for name, value in self._asdict().items():
             given = [value] if isinstance(value, str) or value is None else value
-            named = checks.several("Forecaster", name, given, "names of columns", checks.LARGEST)
-            found[name] = [checks.text("Forecaster", f"{name}[{k}]", n) for k, n in enumerate(named) if n is not None]
+            named = checks.several(where, name, given, "names of columns", checks.LARGEST)
+            found[name] = [checks.text(where, f"{name}[{k}]", n) for k, n in enumerate(named) if n is not None]
         if len(found["series_id"]) > 1:
-            raise ValueError(
-                f"Forecaster: series_id is {checks.shown(self.series_id)}, expected the name of one column"
-            )
+            raise ValueError(f"{where}: series_id is {checks.shown(self.series_id)}, expected the name of one column")
         uses = [(column, role) for role, names in found.items() for column in names]
         for column in dict(uses):
             roles = [role for other, role in uses if other == column]
             if len(roles) > 1:
                 raise ValueError(
-                    f"Forecaster: column {checks.shown(column)} is in {' and '.join(roles)}, expected one role"
+                    f"{where}: column {checks.shown(column)} is in {' and '.join(roles)}, expected one role"
                 )
         return Roles(**found)
 
@@ -125,8 +122,8 @@ class Given(NamedTuple):
         return frames.table_like(self.table, columns, index)
 
 
-def given(values: Any, beside: Beside, roles: Roles, fitted: Sequence[str] = ()) -> Given:
-    """Return series as arrays, from a table or from what are arrays already.
+def given(where: str, values: Any, beside: Beside, roles: Roles, fitted: Sequence[str] = ()) -> Given:
+    """Return series as arrays, from a table or from what are arrays already; errors name the caller, `where`.
 
     Targets of a table are in the order of the names in `fitted`, if there are some.
 
@@ -140,33 +137,33 @@ def given(values: Any, beside: Beside, roles: Roles, fitted: Sequence[str] = ())
         return Given(values, beside, [tracks.axes(one) == 1 for one in several])
     for name, other in beside._asdict().items():
         if other is not None and not (name == "future" and roles.future and frames.is_table(other)):
-            raise ValueError(f"Forecaster: {name} is {checks.shown(other)}, expected columns of the table, by name")
-    parts = _parts(values, roles)
-    later = {} if beside.future is None else _parts(beside.future, roles)
+            raise ValueError(f"{where}: {name} is {checks.shown(other)}, expected columns of the table, by name")
+    parts = _parts(where, values, roles)
+    later = {} if beside.future is None else _parts(where, beside.future, roles)
     used = [*roles.past, *roles.future, *roles.static]
     only = [*roles.targets, *used] if roles.targets else None
-    read = {label: frames.table_of("Forecaster", part, only) for label, part in parts.items()}
+    read = {label: frames.table_of(where, part, only) for label, part in parts.items()}
     names = roles.targets or [name for name in next(iter(read.values())).names if name not in used]
     if fitted and sorted(names) != sorted(fitted):
         few = checks.few
-        raise ValueError(f"Forecaster: the targets of the table are {few(names)}, expected {few(fitted)}, as in fit")
+        raise ValueError(f"{where}: the targets of the table are {few(names)}, expected {few(fitted)}, as in fit")
     names = [*fitted] or names
     arrays, past, future, static, dates, rows = [], [], [], [], [], []
     for label, columns in read.items():
-        _check_zone(columns)
-        arrays.append(_columns(columns, names))
-        past.append(_columns(columns, roles.past))
-        ahead, dated = _columns(columns, roles.future), _dates(columns)
+        _check_zone(where, columns)
+        arrays.append(_columns(where, columns, names))
+        past.append(_columns(where, columns, roles.past))
+        ahead, dated = _columns(where, columns, roles.future), _dates(columns)
         if label in later:
-            more = frames.table_of("Forecaster", later[label], roles.future)
-            ahead = np.concatenate((ahead, _columns(_in_order(more, dated), roles.future)))
+            more = frames.table_of(where, later[label], roles.future)
+            ahead = np.concatenate((ahead, _columns(where, _in_order(where, more, dated), roles.future)))
         future.append(ahead if roles.future else None)
-        fixed = _columns(columns, roles.static)
+        fixed = _columns(where, columns, roles.static)
         if np.any(np.isnan(fixed)):
             name = roles.static[int(np.argmax(np.any(np.isnan(fixed), axis=0)))]
-            raise ValueError(f"Forecaster: static column {checks.shown(name)} has missing values, expected one number")
+            raise ValueError(f"{where}: static column {checks.shown(name)} has missing values, expected one number")
         if np.any(fixed != fixed[:1]):
-            raise ValueError(f"Forecaster: static columns {checks.few(roles.static)} change within a series")
+            raise ValueError(f"{where}: static columns {checks.few(roles.static)} change within a series")
         static.append(fixed[0])
         dates.append(dated)
         rows += [columns.index] if dated is None and columns.index is not None else []
@@ -179,9 +176,9 @@ def _numbers_after(labels: Any, steps: int) -> Any:
     return (labels[-1] + 1 if labels.dtype.kind in "iu" else len(labels)) + np.arange(steps)
 
 
-def _parts(table: Any, roles: Roles) -> Mapping[Any, Any]:
+def _parts(where: str, table: Any, roles: Roles) -> Mapping[Any, Any]:
     """Return the tables of all series by their names."""
-    return frames.groups("Forecaster", table, roles.id_name) if roles.id_name else {"": table}
+    return frames.groups(where, table, roles.id_name) if roles.id_name else {"": table}
 
 
 def _dates(columns: Columns) -> Any:
@@ -189,18 +186,18 @@ def _dates(columns: Columns) -> Any:
     return columns.index if columns.index is not None and columns.index.dtype.kind == "M" else None
 
 
-def _check_zone(columns: Columns) -> None:
+def _check_zone(where: str, columns: Columns) -> None:
     """Raise ValueError for dates of a time zone that have no common step in UTC."""
     if columns.zone is None:
         return
     try:
-        calendars.read(columns.index)
+        calendars.read(where, columns.index)
     except ValueError as error:
         advice = f"dates of {columns.zone} are taken to UTC; where clocks change, give local ones without a zone"
         raise ValueError(f"{error}; {advice}") from None
 
 
-def _in_order(later: Columns, dates: Any) -> Columns:
+def _in_order(where: str, later: Columns, dates: Any) -> Columns:
     """Return rows after those of `dates` in the order of their own dates, where they have some.
 
     Raises
@@ -212,17 +209,17 @@ def _in_order(later: Columns, dates: Any) -> Columns:
     if own is None:
         return later
     if dates is None:
-        raise ValueError("Forecaster: the rows of future have dates, expected none, as in the table of the series")
-    order, expected = np.argsort(own), calendars.after(calendars.read(dates), len(own))
+        raise ValueError(f"{where}: the rows of future have dates, expected none, as in the table of the series")
+    order, expected = np.argsort(own), calendars.after(calendars.read(where, dates), len(own))
     wrong = np.flatnonzero(own[order].astype(expected.dtype) != expected)
     if wrong.size:
         row, wanted = order[wrong[0]], expected[wrong[0]]
-        raise ValueError(f"Forecaster: future has a row for {own[row]}, expected {wanted}, the next step of the series")
+        raise ValueError(f"{where}: future has a row for {own[row]}, expected {wanted}, the next step of the series")
     return replace(later, values=later.values[order], index=own[order])
 
 
-def _columns(columns: Columns, names: Sequence[str]) -> Values:
+def _columns(where: str, columns: Columns, names: Sequence[str]) -> Values:
     """Return some columns, (N, K)."""
     for name in names:
-        frames.check_has("Forecaster", columns.names, name)
+        frames.check_has(where, columns.names, name)
     return columns.values[:, [columns.names.index(name) for name in names]]

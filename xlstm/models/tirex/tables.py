@@ -1,0 +1,129 @@
+"""Forecasts of tables and of tracks, at any rows of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.arrays.namespace import Params
+from xlstm.data import frames, panels, tracks
+from xlstm.data.host import Values
+from xlstm.data.panels import Given, Roles
+from xlstm.data.tracks import Beside, Track
+from xlstm.models.tirex import quantiles as levels_of
+from xlstm.models.tirex.forecast import Forecast
+
+VALUES = 1 << 23  # values of series that are copied at once
+
+
+class Pretrained(NamedTuple):
+    """A TiRex with its parameters and the options of its forecasts.
+
+    Attributes
+    ----------
+    model : TiRex or TiRex2
+    params : dict of str to array
+    options : dict
+        Keywords of its `forecast`.
+    """
+
+    model: Any
+    params: Params
+    options: Mapping[str, Any]
+
+    def after(self, given: Given, found: Sequence[Track], steps: int) -> Forecast:
+        """Return forecasts after the ends of series, in the kind that the series came in."""
+        median, quantiles = self.all_of([(track, len(track.values)) for track in found], steps)
+        levels = self.options["quantiles"]
+        named = given.like(list(quantiles), found, [f" {level:g}" for level in levels])
+        return Forecast(named, given.like(list(median), found), levels)
+
+    def forecast(self, track: Track, origins: Sequence[int], steps: int) -> tuple[Values, Values]:
+        """Return the median (M, H, C) and quantiles (M, H, C, Q) after the rows before each origin."""
+        count = max(1, VALUES // track.values.size)
+        parts = [
+            self.all_of([(track, end) for end in origins[k : k + count]], steps) for k in range(0, len(origins), count)
+        ]
+        median, quantiles = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return median, quantiles
+
+    def all_of(self, looks: Sequence[tuple[Track, int]], steps: int) -> tuple[Values, Values]:
+        """Return the median (M, H, C) and quantiles (M, H, C, Q) after the first rows of each track."""
+        C = looks[0][0].values.shape[1]
+        if self.model.COVARIATES:
+            past = [track.past[:end].T if track.past.size else None for track, end in looks]
+            future = [_until(track.future, end + steps).T if track.future.size else None for track, end in looks]
+            series = [track.values[:end].T for track, end in looks]
+            found = self.model.forecast(self.params, series, steps, past=past, future=future, **self.options)
+        else:
+            series = [column for track, end in looks for column in track.values[:end].T]
+            found = self.model.forecast(self.params, series, steps, **self.options)
+        q = found.quantiles.reshape(len(looks), C, steps, len(found.levels))
+        return found.mean.reshape(len(looks), C, steps).swapaxes(1, 2), q.swapaxes(1, 2)
+
+
+def is_one(where: str, series: Any, **names: Any) -> bool:
+    """Return whether series are a table; raise ValueError where they are not, and one of `names` is there for it."""
+    if frames.has_columns(series):
+        return True
+    for name, given in names.items():
+        if given is not None:
+            raise ValueError(f"{where}: {name} is {checks.shown(given)}, expected None, as series is no table")
+    return False
+
+
+def forecast(
+    model: Any,
+    params: Params,
+    table: Any,
+    horizon: int,
+    roles: Roles,
+    later: Any,
+    quantiles: Any,
+    options: Mapping[str, Any],
+) -> Forecast:
+    """Run `forecast` of a model, which describes the arguments, on a table."""
+    where = type(model).__name__
+    horizon, roles = checks.size(where, "horizon", horizon), roles.checked(where)
+    levels = levels_of.levels(where, quantiles, model.quantiles)
+    if len(set(levels)) < len(levels):
+        raise ValueError(f"{where}: quantiles is {checks.shown(quantiles)}, expected each level once")
+    if later is not None and not (roles.future and frames.has_columns(later)):
+        expected = "a table" if roles.future else "None, as future names no column"
+        raise TypeError(f"{where}: later is {checks.shown(later)}, expected {expected}")
+    given, found = read(where, model, table, Beside(future=later), roles, horizon)
+    return Pretrained(model, params, {**options, "quantiles": levels}).after(given, found, horizon)
+
+
+def read(
+    where: str, model: Any, values: Any, beside: Beside, roles: Roles, steps: int, fitted: Sequence[str] = ()
+) -> tuple[Given, list[Track]]:
+    """Return series as they were given and as tracks, with `steps` rows ahead.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As of `data.panels.given` and `data.tracks.read`, or covariates are not those that the model takes.
+    """
+    given = panels.given(where, values, beside, roles, fitted)
+    found = tracks.read(where, given.values, given.beside, steps, False, gaps=True)
+    for track in found:
+        if track.static.size:
+            raise ValueError(f"{where}: static has {track.static.size} numbers, expected none")
+        covariates = track.past.shape[1] + track.future.shape[1]
+        if covariates and not model.COVARIATES:
+            problem = f"past and future have {covariates} columns"
+            raise ValueError(f"{where}: {problem}, expected none: TiRex takes no covariates, TiRex2 does")
+        more = len(track.future) - len(track.values)
+        if track.future.shape[1] and more < steps:
+            raise ValueError(f"{where}: future has {more} rows after the series, expected {steps}")
+    return given, found
+
+
+def _until(rows: Values, end: int) -> Values:
+    """Return rows up to `end` at least, with gaps after the last one."""
+    more = max(0, end - len(rows))
+    return np.pad(rows, ((0, more), (0, 0)), constant_values=np.nan) if more else rows
