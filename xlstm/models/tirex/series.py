@@ -12,8 +12,8 @@ from xlstm.arrays.adopt import is_other
 from xlstm.arrays.convert import to_numpy
 from xlstm.data import frames
 from xlstm.data.host import Values
+from xlstm.data.values import LARGEST
 
-LARGEST = 1e150  # largest value, so that squares of differences are finite
 FORMS = {1: "(L,), (B, L), or a list of (L,)", 2: "(L,), (B, L), (B, V, L), or a list of (L,) or (V, L)"}
 
 
