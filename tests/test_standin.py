@@ -41,7 +41,15 @@ def test_barriers_are_measured_and_kept(monkeypatch, tmp_path):
     """The main function, with few and small groups: the record is there after every measurement."""
     from bench import barriers
 
-    for name, value in {"FEW": 2, "MANY": 4, "THREADS": 32, "STAY": 1, "MANY_CLUSTERS": 2, "ROUNDS": 1}.items():
+    for name, value in {
+        "FEW": 2,
+        "MANY": 4,
+        "THREADS": 32,
+        "STAY": 1,
+        "MANY_CLUSTERS": 2,
+        "ROUNDS": 1,
+        "COPIED": 64,
+    }.items():
         monkeypatch.setattr(barriers, name, value)
     path, records = tmp_path / "barriers.json", []
     latency = barriers.latency
@@ -60,7 +68,8 @@ def test_barriers_are_measured_and_kept(monkeypatch, tmp_path):
     assert list(found["cluster"]) == ["1", "2", "4", "8", "16"]
     assert found["clusters at once"]["16"] == 1
     assert not found["failed"]
-    assert records[0] is None
+    assert records[0]["copied"] > 0
+    assert records[0]["grid"] == {}
     assert list(records[1]["grid"]) == ["2"]
     assert list(records[-1]["cluster"]) == ["1", "2", "4", "8"]
 

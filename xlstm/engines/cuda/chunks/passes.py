@@ -19,6 +19,7 @@ from xlstm.cells.mlstm_chunks import Logs
 from xlstm.engines.cuda import launch
 from xlstm.engines.cuda.choice import MMA, TF32, told
 from xlstm.engines.cuda.chunks.source import KINDS, LARGEST, THREADS, WAYS, Shape, Way, source, steps
+from xlstm.engines.cuda.kernels import contiguous
 
 VIEWS = ("q", "k", "v", "i", "f", "dh")  # arrays (T, B, N, ...) with any strides
 POINTERS = (
@@ -144,7 +145,7 @@ def chunkwise(
     end_C, end_n, end_m = (new(a.shape, wide) for a in (C0, n0, m0))
     h = new((T, B, N, V), q.dtype)
     arrays = {"q": q, "k": k, "v": v, "i": i, "f": f, "T": T, "groups": groups, "chunks": chunks}
-    arrays |= {"C0": _whole(C0), "n0": _whole(n0), "m0": _whole(m0), **logs._asdict(), **weights, **states}
+    arrays |= {"C0": contiguous(C0), "n0": contiguous(n0), "m0": contiguous(m0), **logs._asdict(), **weights, **states}
     arrays |= {"logf": logf, "s": s, "den": den, "h": h, "end_C": end_C, "end_n": end_n, "end_m": end_m}
     made.run("gates", groups, arrays)
     made.run("states", groups, arrays)
@@ -175,12 +176,12 @@ def chunkwise_bwd(
     arrays |= {"dC": new((B, N, chunks, K, V), q.dtype), "dn": new((B, N, chunks, K), wide), "dw": dw}
     arrays |= {**weights, **states, **grads, **gates, **starts}
     if dC is not None:
-        arrays |= {"dend_C": _whole(dC), "dend_n": _whole(dn)}
+        arrays |= {"dend_C": contiguous(dC), "dend_n": contiguous(dn)}
     made.run("states_bwd", groups, arrays)
     made.run("within_bwd", groups * chunks, arrays)
     if dm is not None or made.eps:
         arrays |= {name: new((B, N, chunks, L), wide) for name in ("more_w", "more_b")}
-        arrays |= {"more_m": new((B, N), wide), "dend_m": None if dm is None else _whole(dm)}
+        arrays |= {"more_m": new((B, N), wide), "dend_m": None if dm is None else contiguous(dm)}
         arrays |= {"m": logs.m, "most": logs.most, "dm": new((B, N, chunks), wide)}
         made.run("maximum_bwd", groups, arrays)
         made.run("shares_bwd", groups * chunks, arrays)
@@ -206,11 +207,6 @@ def _flat(xp: Namespace, a: Array, T: int) -> Array:
     """Return (B, N, chunks, L) as (B, N, T)."""
     B, N, chunks, L = a.shape
     return xp.reshape(a, (B, N, chunks * L))[..., :T]
-
-
-def _whole(a: Array) -> Array:
-    """Return an array whose rows lie one after the other."""
-    return a if a.flags.c_contiguous else a.copy(order="C")
 
 
 def _fits(a: Array, pack: int) -> bool:
