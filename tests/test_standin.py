@@ -218,6 +218,29 @@ def test_zoneout_in_every_kernel(path, cell):
             np.testing.assert_allclose(a, b, rtol=gap, atol=gap * max(1.0, np.max(np.abs(b), initial=0.0)))
 
 
+@pytest.mark.parametrize(("cell", "path"), [("LSTM", "plain"), ("GRU", "plain"), ("LSTM", "grid")])
+def test_gradients_of_blocks_that_are_no_multiple_of_the_shares(cell, path):
+    """Where a share of the sum over blocks begins after the last block, it adds nothing: 6 blocks, 5 shares of 2."""
+    layer, rng, found = getattr(xlstm, cell)(3, 130), np.random.default_rng(0), []
+    x, dy = rng.standard_normal((4, 9, 3)), rng.standard_normal((4, 9, 130))
+    for backend, dtype in (("cupy", "float32"), ("numpy", "float64")):
+        be = xlstm.backend(backend, dtype=dtype)
+        params = layer.init(0, be)
+        with cuda.use(path):
+            y, end, saved = layer.forward(params, be.asarray(x), lengths=[4, 2, 0, 4, 1, 4, 3, 1, 1])
+            grads, dx, start = layer.backward(params, saved, be.asarray(dy), end)
+        found.append([to_numpy(a) for a in (y, *end, dx, *start, *grads.values())])
+    for a, b in zip(*found, strict=True):
+        assert np.max(np.abs(a - b)) <= 2e-5 * np.max(np.abs(b))
+
+
+def test_a_step_of_no_sequences():
+    layer, be = xlstm.LSTM(3, 5, layer_norm=True), xlstm.backend("cupy")
+    y, (h, c) = layer.step(layer.init(0, be), be.asarray(np.zeros((0, 3))))
+    assert y.shape == (0, 5)
+    assert h.shape == c.shape == (1, 0, 5)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 0.02), ("bfloat16", 0.2)])
 @pytest.mark.parametrize(
     "layer",

@@ -188,6 +188,24 @@ def test_cards(monkeypatch, capability, dtype, there):
     assert (passes.kernels(be.xp, q, q, q, 64, "sigmoid", 0.0) is not None) == there
 
 
+def test_states_are_float32_for_the_kernels(rng):
+    """Whatever dtype a state below a layer has, of which kernels know nothing but the address."""
+    steps, state = inputs_of(rng, 20, 2, 3, 20, 24)
+    low, high = xlstm.backend("cupy", dtype="float16"), xlstm.backend("cupy", dtype="float32")
+    given, halves = [low.asarray(a) for a in steps], [low.asarray(a) for a in state]
+    made = passes.kernels(low.xp, *given[:3], 16, "sigmoid", 0.0)
+    found = passes.chunkwise(low.xp, *given, *halves, made)[:4]
+    expected = passes.chunkwise(low.xp, *given, *[high.asarray(to_numpy(a)) for a in halves], made)[:4]
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
+
+
+def test_a_wrong_path_concerns_gpus_alone(monkeypatch):
+    monkeypatch.setenv("XLSTM_CUDA_PATH", "nonsense")
+    layer = xlstm.mLSTM(4, 4, num_heads=2)
+    layer(layer.init(0, "numpy"), np.zeros((3, 2, 4), "float32"))
+
+
 def test_what_is_kept_can_be_copied(rng):
     layer, be = xlstm.mLSTM(4, 8, num_heads=2, chunk_size=16), xlstm.backend("cupy")
     params, x = layer.init(0, be), be.asarray(rng.standard_normal((21, 1, 4)))

@@ -120,14 +120,16 @@ def test_several_threads_lead_at_once():
     assert all(found)
 
 
-def test_workers_beyond_those_that_are_wanted_take_nothing():
+def test_no_more_workers_join_than_are_wanted():
     compiled = team._compiled()
     room = np.zeros(pool.SIZE, np.int64)
+    assert not compiled.join(room)
     room[board.OPEN] = (1 << 2 * board.SHIFT) | (3 << board.SHIFT)
-    assert not compiled.take(room, 2)
-    assert room[board.OPEN] & board.MASK == 0
+    assert compiled.join(room)
+    assert not compiled.join(room)
     room[board.OPEN] = (1 << 2 * board.SHIFT) | (3 << board.SHIFT) | 3  # all pieces are taken
-    assert not compiled.take(room, 1)
+    assert not compiled.join(room)
+    assert not compiled.take(room)
 
 
 def test_a_worker_that_looks_at_the_board_does_jobs_of_the_interpreter():

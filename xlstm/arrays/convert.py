@@ -26,7 +26,7 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     Parameters
     ----------
     array : array
-        Of NumPy, CuPy, PyTorch, or of another library that offers `__cuda_array_interface__` or DLPack.
+        It is one of NumPy, CuPy, PyTorch, or of another library that offers `__cuda_array_interface__` or DLPack.
 
     Returns
     -------

@@ -109,8 +109,7 @@ class _Shared(Generic[R]):
 class _Worker:
     """A daemon thread that does jobs as they come."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number  # from 1 on
+    def __init__(self) -> None:
         self.free = threading.Lock()  # held while it does a job
         self.asleep = False
         self._claims = [True]  # until a thread has begun: to take from a list is atomic
@@ -141,7 +140,7 @@ class _Worker:
             if helping is None:
                 _pause()
             else:
-                helping(self.number, rings)
+                helping(rings)
 
     def _do(self, job: Callable[[], object]) -> None:
         """Do a job; in a function of its own, so that nothing refers to a job that is done."""
@@ -159,9 +158,9 @@ def _call(job: Callable[[], object]) -> None:
 # is never given back: a worker may look at it until the process ends.
 board = np.zeros(SIZE, np.int64)
 ctypes.pythonapi.Py_IncRef(ctypes.py_object(board))
-# Helps compiled code, as a worker of some number, until there was nothing to do for a while, or the number of jobs is
-# no longer the one that is given. An engine that compiles sets it.
-helping: Callable[[int, int], None] | None = None
+# Helps compiled code until there was nothing to do for a while, or the number of jobs is no longer the one that is
+# given. An engine that compiles sets it.
+helping: Callable[[int], None] | None = None
 jobs: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
 workers: list[_Worker] = []
 
@@ -176,7 +175,7 @@ def employ(wanted: int) -> int:
         return 0
     wanted = min(wanted, cores.usable() - 1)
     while len(workers) < wanted:
-        workers.append(_Worker(len(workers) + 1))
+        workers.append(_Worker())
     try:
         for worker in workers[:wanted]:
             if not worker.begun:

@@ -41,9 +41,9 @@ def mask(where: str, name: str, given: Any) -> Host:
 def _array(where: str, name: str, given: Any, expected: str) -> Host:
     if isinstance(given, np.ndarray):
         return given
-    if frames.is_table(given):  # or one column, which has its own dtype
-        if hasattr(given, "columns"):
-            return frames.table_of(f"{where}: {name}", given).values
+    if frames.has_columns(given):
+        return frames.table_of(f"{where}: {name}", given).values
+    if frames.is_table(given):  # one column, which has its own dtype
         return to_numpy(given) if frames.is_on_gpu(given) else np.asarray(given)
     if isinstance(given, list | tuple | range):
         return checks.host(where, name, given, expected)

@@ -36,6 +36,8 @@ class Roles(NamedTuple):
         found: dict[str, Any] = {}
         for name, value in self._asdict().items():
             given = [value] if isinstance(value, str) or value is None else value
+            if frames.has_columns(given) or getattr(getattr(given, "dtype", None), "kind", "O") not in "OUT":
+                raise TypeError(f"{where}: {name} is {checks.shown(given)}, expected names of columns")
             named = checks.several(where, name, given, "names of columns", checks.LARGEST)
             found[name] = [checks.text(where, f"{name}[{k}]", n) for k, n in enumerate(named) if n is not None]
         if len(found["series_id"]) > 1:
@@ -73,7 +75,7 @@ class Given(NamedTuple):
     table : object
         The table, or None.
     labels : list
-        What the column `id_name` has for each series.
+        The entry of the column `id_name` for each series.
     id_name : str
     rows : list of array
         For each series of the table labels of its rows that are no dates; empty where rows have none.
@@ -173,7 +175,7 @@ def given(where: str, values: Any, beside: Beside, roles: Roles, fitted: Sequenc
 
 def _numbers_after(labels: Any, steps: int) -> Any:
     """Return labels for the rows after others: the next numbers, or where those are no numbers that of each row."""
-    return (labels[-1] + 1 if labels.dtype.kind in "iu" else len(labels)) + np.arange(steps)
+    return (int(labels[-1]) + 1 if labels.dtype.kind in "iu" else len(labels)) + np.arange(steps)
 
 
 def _parts(where: str, table: Any, roles: Roles) -> Mapping[Any, Any]:

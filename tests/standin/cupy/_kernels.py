@@ -154,7 +154,8 @@ class RawKernel:
             if type(what) is not tuple:
                 raise TypeError(f"Expected tuple, got {type(what).__name__}")
         _once(self.compiled, self.name)
-        (x, y), threads, gpu, cluster = (*grid, 1)[:2], block[0], card(), self.entry.cluster
+        x, y = (max(1, n) for n in (*grid, 1)[:2])  # as CuPy does
+        threads, gpu, cluster = block[0], card(), self.entry.cluster
         if shared_mem > self._most or threads > 1024:
             raise RuntimeError("CUDA_ERROR_INVALID_VALUE: invalid argument")
         possible = cluster <= 8 or self.large_clusters

@@ -65,7 +65,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
             Pack<REAL, WIDE> sum = {};
 #pragma unroll 8
             for (int n = 0; n < SHARE; n++) {
-                if (BLOCKS % SHARE && first + n >= BLOCKS) break;
+                if (SHARES * SHARE > BLOCKS && first + n >= BLOCKS) break;
                 const uint4 v = load_fresh(from + (first + n) * PIECES + at % PIECES);
 #pragma unroll
                 for (int e = 0; e < WIDE; e++) sum.value[e] += ((const REAL*)&v)[e];

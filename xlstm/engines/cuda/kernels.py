@@ -93,6 +93,8 @@ class Kernels:
             arrays["inner"] = self.given(matmul(self.step.xp, arrays["after_factor"], W.T if kind == "factor" else W))
 
     def launch_step(self, kind: str, arrays: dict[str, Any], row0: int, count: int, keep_h: bool = False) -> None:
+        if count == 0:  # CuPy launches one block where there is to be none
+            return
         made = source.pointwise(self.function, kind, self.choice.arithmetic, self.heads, self.width, keep_h)
         grid = Grid(count if self.function.reduces else -(-count * self.step.H // BLOCK), 1, BLOCK)
         given = [np.int64(row0), np.int32(count), *(arrays[name] for name in made.arrays)]

@@ -13,7 +13,7 @@ from xlstm.arrays import pool
 
 # Places on the board. Those that several threads write lie in different cache lines.
 LED = 0  # 1 while a thread leads
-OPEN = 8  # how many workers may help, how many pieces there are, and how many are taken, in one number
+OPEN = 8  # how many more workers may help, how many pieces there are, and how many are taken, in one number
 DONE = 16  # pieces that are done
 JOB, COUNT, APART, FAILED = 24, 25, 26, 27  # address and number of calls; each is a piece; pieces that failed
 RINGS = pool.RINGS  # jobs that the interpreter had for workers so far
@@ -50,7 +50,7 @@ def lead(board: Any, job: int, count: int, apart: bool, helpers: int, pieces: in
         return failed
     board[JOB], board[COUNT], board[APART], board[FAILED], board[DONE] = job, count, apart, 0, 0
     put(board, OPEN, (helpers << 2 * SHIFT) | (pieces << SHIFT))
-    while take(board, 0):
+    while take(board):
         pass
     while count_of(board, DONE) < pieces:
         let_others_run()
@@ -59,11 +59,18 @@ def lead(board: Any, job: int, count: int, apart: bool, helpers: int, pieces: in
     return failed
 
 
-def take(board: Any, worker: int) -> bool:
-    """Do a piece that nobody has taken, as one of the workers from 0 on, and return whether there may be more."""
+def join(board: Any) -> bool:
+    """Become one of the workers that may help with a job of which pieces are left, and return whether there is one."""
     state = count_of(board, OPEN)
     helpers, pieces, k = state >> 2 * SHIFT, (state >> SHIFT) & MASK, state & MASK
-    if k >= pieces or worker > helpers:
+    return helpers > 0 and k < pieces and bool(swap(board, OPEN, state, state - (1 << 2 * SHIFT)))
+
+
+def take(board: Any) -> bool:
+    """Do a piece that nobody has taken, and return whether there may be more."""
+    state = count_of(board, OPEN)
+    pieces, k = (state >> SHIFT) & MASK, state & MASK
+    if k >= pieces:
         return False
     if swap(board, OPEN, state, state + 1):
         if part(board[JOB], board[COUNT], board[APART] != 0, k, pieces):
@@ -86,11 +93,13 @@ def part(job: int, count: int, apart: bool, k: int, pieces: int) -> int:
     return failed
 
 
-def help_others(board: Any, worker: int, rings: int, turns: int) -> None:
-    """Take pieces as a worker, from 1 on, until there were none so many times, or the interpreter has jobs."""
+def help_others(board: Any, rings: int, turns: int) -> None:
+    """Help with jobs until there was none so many times, or the interpreter has jobs."""
     asked = 0
     while asked < turns:
-        if take(board, worker):
+        if join(board):
+            while take(board):
+                pass
             asked = 0
         elif count_of(board, RINGS) != rings:
             turns, rings, asked = SETTLE, count_of(board, RINGS), 0

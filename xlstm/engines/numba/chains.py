@@ -18,7 +18,7 @@ from xlstm.arrays import axes, threads
 from xlstm.arrays.namespace import Array
 from xlstm.engines.numba import jit
 from xlstm.engines.numba.chain_source import Options, compiled, traced
-from xlstm.engines.numba.team import together
+from xlstm.engines.numba.team import address, together
 
 SMALL = 1 << 14  # elements below which NumPy's calls cost less than the way to a compiled loop
 SHARED = 1 << 19  # elements from which on threads share a loop; less takes about as long as to wake one
@@ -78,7 +78,7 @@ def run(
     if work < SHARED and not sums:
         numbers: list[int] = []
         for a, (s, t, _) in zip((*arrays, *found), steps, strict=True):
-            numbers += (a.__array_interface__["data"][0], s, t)
+            numbers += (address(a), s, t)
         chain(n0, n1, columns, *numbers)
         return found[0] if kept == 1 else tuple(found)
     flat = n0 == 1
@@ -90,9 +90,9 @@ def run(
         first, last = whole * k // size, whole * (k + 1) // size
         numbers: list[int] = []
         for a, (s, t, c) in zip((*arrays, *found), steps, strict=True):
-            numbers += (a.__array_interface__["data"][0] + first * (c if flat else s), s, t)
+            numbers += (address(a) + first * (c if flat else s), s, t)
         for room in rooms:
-            numbers += (room[k].__array_interface__["data"][0] + (first * room.itemsize if flat else 0), 0, 0)
+            numbers += (address(room[k]) + (first * room.itemsize if flat else 0), 0, 0)
         return (*((1, 1, last - first) if flat else (last - first, n1, columns)), *numbers)
 
     together(chain, [part(k) for k in range(size)])

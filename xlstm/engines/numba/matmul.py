@@ -16,7 +16,7 @@ import numpy as np
 from xlstm.arrays import matmul
 from xlstm.arrays.namespace import Array
 from xlstm.engines.numba import jit, weights
-from xlstm.engines.numba.team import Call, share
+from xlstm.engines.numba.team import Call, address, share
 
 DTYPES = {np.dtype("float32"): "float32", np.dtype("float64"): "float64"}
 SMALL = 1 << 16  # multiplications below which NumPy's call costs less
@@ -88,9 +88,9 @@ def _calls(compiled: ModuleType, a: Array, b: Array, out: Array, add: bool) -> l
         *apart, line, _ = out.strides
         given = (
             *(compiled.PRODUCT, *plan.sizes),
-            *(_address(a), *((1, left.lead) if left.columns else (left.lead, 1)), left.step),
-            *(_address(b), right.lead, right.columns, right.step),
-            *(_address(out), line // out.itemsize, apart[-1] // out.itemsize if apart else 0, add),
+            *(address(a), *((1, left.lead) if left.columns else (left.lead, 1)), left.step),
+            *(address(b), right.lead, right.columns, right.step),
+            *(address(out), line // out.itemsize, apart[-1] // out.itemsize if apart else 0, add),
         )
         return [(math.prod(plan.batch), compiled.products_of_batch, given, 1)]
     if not plan.batch:
@@ -114,7 +114,3 @@ def _plan(
         return None
     M, K, N = found.sizes
     return None if math.prod(found.batch) * M * K * N < SMALL or min(M, N) < NARROW else found
-
-
-def _address(a: Array) -> int:
-    return int(a.__array_interface__["data"][0])

@@ -16,6 +16,7 @@ from xlstm.arrays.matmul import line
 from xlstm.arrays.namespace import Array
 from xlstm.engines.numba import jit
 from xlstm.engines.numba.chain_source import compiled, traced
+from xlstm.engines.numba.team import address
 
 SMALL = 1 << 10  # elements of all steps below which NumPy's calls cost less than to compile a loop
 WIDE = np.dtype("float64")  # of the numbers that are carried into the first step
@@ -55,7 +56,7 @@ def run(
     kept = [np.empty((*shape[:at], n, *shape[at:]), a.dtype) for a in carried]
     numbers: list[int] = []
     for a, (row, step) in zip((*carried, *arrays, *carried, *kept), steps, strict=True):
-        first = a.__array_interface__["data"][0]
+        first = address(a)
         numbers += (first + (n - 1) * step, row, -step) if reverse else (first, row, step)
     chain(*sizes, *numbers)
     return list(zip(kept, carried, strict=True))

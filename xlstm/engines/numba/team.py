@@ -72,12 +72,13 @@ def _lead(calls: Sequence[Call], helpers: int, pieces: int, apart: bool) -> None
         numbers: list[int] = []
         kind = _enter(given, numbers)
         tables.append(np.array(numbers, np.int64))
-        job[k] = _entry(function, kind, not apart), _address(tables[-1]), n, unit
-    if _compiled().lead(pool.board, _address(job), len(calls), apart, helpers, pieces):
+        job[k] = _entry(function, kind, not apart), address(tables[-1]), n, unit
+    if _compiled().lead(pool.board, address(job), len(calls), apart, helpers, pieces):
         raise MemoryError("a compiled function of xlstm had no memory")
 
 
-def _address(array: Array) -> int:
+def address(array: Array) -> int:
+    """Return where the numbers of an array begin."""
     return int(array.__array_interface__["data"][0])
 
 
@@ -86,8 +87,9 @@ def _enter(value: Any, numbers: list[int]) -> Any:
     if isinstance(value, tuple):
         return tuple([_enter(one, numbers) for one in value])
     if isinstance(value, np.ndarray):
-        assert value.flags.c_contiguous
-        numbers += (_address(value), *value.shape)
+        if not value.flags.c_contiguous:
+            raise ValueError("an array of a call is not contiguous")
+        numbers += (address(value), *value.shape)
         return value.dtype.str[1:] + str(value.ndim)
     numbers.append(operator.index(value))
     return type(value) is bool
@@ -142,13 +144,13 @@ def _compiled() -> ModuleType:
     found.__dict__.update(_common(), **places, integers=pointers.at_integer, call_part=vectors.call_part)
     names = ("count_up", "count_of", "put", "swap", "let_others_run")
     found.__dict__.update({name: getattr(atomics, name) for name in names})
-    functions = (board.part, board.take, board.lead, board.help_others)
+    functions = (board.part, board.take, board.lead, board.join, board.help_others)
     jit.bind(found, tuple(f for f in functions if isinstance(f, FunctionType)), counted=True)
     # Compiled here: a worker would wait for the compiler, and with it a fork.
-    found.help_others(np.zeros(pool.SIZE, np.int64), 1, 0, 0)
+    found.help_others(np.zeros(pool.SIZE, np.int64), 0, 0)
     pool.helping = functools.partial(_help, found.help_others)
     return found
 
 
-def _help(compiled: Callable[..., None], worker: int, rings: int) -> None:
-    compiled(pool.board, worker, rings, TURNS)
+def _help(compiled: Callable[..., None], rings: int) -> None:
+    compiled(pool.board, rings, TURNS)

@@ -94,6 +94,10 @@ def forecast(
     if later is not None and not (roles.future and frames.has_columns(later)):
         expected = "a table" if roles.future else "None, as future names no column"
         raise TypeError(f"{where}: later is {checks.shown(later)}, expected {expected}")
+    if roles.future and later is None:
+        raise TypeError(
+            f"{where}: later is None, expected a table with the {horizon} rows ahead of the columns of future"
+        )
     given, found = read(where, model, table, Beside(future=later), roles, horizon)
     return Pretrained(model, params, {**options, "quantiles": levels}).after(given, found, horizon)
 

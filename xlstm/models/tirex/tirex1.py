@@ -153,7 +153,7 @@ class TiRex(Network):
         -------
         Forecast
             `quantiles` (H, Q) or (B, H, Q), `mean` (H,) or (B, H), in float64 on the host. Quantiles may cross.
-            Of a table they are tables of its library with the dates that follow, and columns of quantiles have the
+            For a table they are tables of its library with the dates that follow, and columns of quantiles have the
             level at the end of their names.
 
         Raises

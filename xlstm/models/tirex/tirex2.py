@@ -272,7 +272,7 @@ class TiRex2(Network):
         Forecast
             `quantiles` and `mean` have the axes of the series, with (H, Q) and (H,) in the place of L: (V, H, Q) for
             an item of V targets. A list of items whose numbers of targets differ gives lists. They are in float64 on
-            the host. Quantiles may cross. Of a table they are tables of its library with the dates that follow, and
+            the host. Quantiles may cross. For a table they are tables of its library with the dates that follow, and
             columns of quantiles have the level at the end of their names.
 
         Raises

@@ -114,11 +114,13 @@ class Kernels(NamedTuple):
 
 def kernels(xp: Namespace, q: Array, k: Array, v: Array, chunk: int, forget: str, eps: float) -> Kernels | None:
     """Return the kernels for an mLSTM with queries, keys and values (B, N, T, ...), or None where there are none."""
-    runtime, (path, precision) = launch.runtime(xp, q), told()
-    B, N, T, K = q.shape
+    runtime = launch.runtime(xp, q)
+    if runtime is None:
+        return None
+    (path, precision), (B, N, T, K) = told(), q.shape
     dtype, V = dtype_name(q.dtype), v.shape[-1]
     way = WAYS.get((dtype, precision if dtype == "float32" else "float32"))
-    if runtime is None or way is None or path == "loop" or chunk > LARGEST or K % 2 or V % 2 or B * N * T == 0:
+    if way is None or path == "loop" or chunk > LARGEST or K % 2 or V % 2 or B * N * T == 0:
         return None
     device = runtime.device
     if device.capability < (MMA if dtype == "float16" else TF32):
@@ -136,7 +138,8 @@ def chunkwise(
     q, k, v = (_packed(a, made.shape.pack) for a in (q, k, v))
     (B, N, T, K), V, L = q.shape, v.shape[-1], made.shape.L
     chunks, groups = -(-T // L), B * N
-    new, wide = functools.partial(_new, xp, q), C0.dtype
+    new, wide = functools.partial(_new, xp, q), xp.float32
+    C0, n0, m0 = (contiguous(astype(xp, a, wide)) for a in (C0, n0, m0))
     outer, step = (B, N, chunks), (B, N, chunks, L)
     logs = Logs(*(new(outer if name == "m" else step, xp.float64) for name in Logs._fields))
     weights = {"read": new(step, wide), "write": new(step, wide), "keep": new(outer, wide)}
@@ -145,7 +148,7 @@ def chunkwise(
     end_C, end_n, end_m = (new(a.shape, wide) for a in (C0, n0, m0))
     h = new((T, B, N, V), q.dtype)
     arrays = {"q": q, "k": k, "v": v, "i": i, "f": f, "T": T, "groups": groups, "chunks": chunks}
-    arrays |= {"C0": contiguous(C0), "n0": contiguous(n0), "m0": contiguous(m0), **logs._asdict(), **weights, **states}
+    arrays |= {"C0": C0, "n0": n0, "m0": m0, **logs._asdict(), **weights, **states}
     arrays |= {"logf": logf, "s": s, "den": den, "h": h, "end_C": end_C, "end_n": end_n, "end_m": end_m}
     made.run("gates", groups, arrays)
     made.run("states", groups, arrays)
@@ -175,13 +178,13 @@ def chunkwise_bwd(
     arrays |= {"dh_h": dh_h, "ds": ds, "s": s, "den": den, "b": logs.b, "w": logs.w, "r": logs.r, "logf": saved.logf}
     arrays |= {"dC": new((B, N, chunks, K, V), q.dtype), "dn": new((B, N, chunks, K), wide), "dw": dw}
     arrays |= {**weights, **states, **grads, **gates, **starts}
-    if dC is not None:
-        arrays |= {"dend_C": contiguous(dC), "dend_n": contiguous(dn)}
+    dC, dn, dm = (None if a is None else contiguous(astype(xp, a, wide)) for a in (dC, dn, dm))
+    arrays |= {"dend_C": dC, "dend_n": dn}
     made.run("states_bwd", groups, arrays)
     made.run("within_bwd", groups * chunks, arrays)
     if dm is not None or made.eps:
         arrays |= {name: new((B, N, chunks, L), wide) for name in ("more_w", "more_b")}
-        arrays |= {"more_m": new((B, N), wide), "dend_m": None if dm is None else contiguous(dm)}
+        arrays |= {"more_m": new((B, N), wide), "dend_m": dm}
         arrays |= {"m": logs.m, "most": logs.most, "dm": new((B, N, chunks), wide)}
         made.run("maximum_bwd", groups, arrays)
         made.run("shares_bwd", groups * chunks, arrays)

@@ -21,8 +21,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const Arrays a) 
     auto rows = [&](const View& view) { return [&](int row) { return row_of(a, view, group, step0 + row); }; };
     auto of_q = rows(a.q), of_k = rows(a.k), of_v = rows(a.v), of_dh = rows(a.dh);
     auto by_den = [&](int first) {
-        return [&a, at = at0 + first](int row, float v) {
-            quotient(v, a.den[at + row], v);
+        return [&a, first, at = at0 + first](int row, float v) {
+            if (first + row < L) quotient(v, a.den[at + row], v);
             return v;
         };
     };
