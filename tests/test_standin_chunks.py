@@ -200,6 +200,15 @@ def test_states_are_float32_for_the_kernels(rng):
         np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
 
 
+def test_a_kernel_that_does_not_run_is_named(monkeypatch, rng):
+    def fails(*arguments):
+        raise RuntimeError("out of registers")
+
+    monkeypatch.setattr(passes, "_compiled", fails)
+    with pytest.raises(cuda.CudaError, match=r"out of registers\); XLSTM_CUDA_PATH=loop goes without"):
+        both(rng, (5, 1, 1, 4, 4))
+
+
 def test_a_wrong_path_concerns_gpus_alone(monkeypatch):
     monkeypatch.setenv("XLSTM_CUDA_PATH", "nonsense")
     layer = xlstm.mLSTM(4, 4, num_heads=2)

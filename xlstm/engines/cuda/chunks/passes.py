@@ -104,8 +104,12 @@ class Kernels(NamedTuple):
             elif a is not None:
                 table[name] = a.data.ptr
         with probe.cupy().cuda.Device(number):
-            kernel = _compiled(number, made.name, made.text, made.shared)
-            kernel((blocks * made.tiles,), (THREADS,), (table,), shared_mem=made.shared)
+            try:
+                kernel = _compiled(number, made.name, made.text, made.shared)
+                kernel((blocks * made.tiles,), (THREADS,), (table,), shared_mem=made.shared)
+            except Exception as error:
+                reason = f"{made.name} was not launched ({probe.first_line(error)})"
+                raise launch.CudaError(f"cuda: {reason}; {launch.OTHERWISE}") from error
 
     def tiles(self, kind: str) -> int:
         """Return the tiles of a kernel."""
