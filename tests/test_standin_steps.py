@@ -405,6 +405,39 @@ class Times(Callback):
         return {name: g @ (g.T @ g) if g.ndim == 2 else g for name, g in grads.items()}
 
 
+class Changes(Callback):
+    """A callback that gives other gradients than it takes."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def gradients(self, grads, norm):
+        return self.change(dict(grads))
+
+
+WRONG = {
+    "a dtype": lambda grads: grads | {"head.W": grads["head.W"].astype("float64")},
+    "all dtypes": lambda grads: {name: g.astype("float64") for name, g in grads.items()},
+    "a shape": lambda grads: grads | {"head.W": grads["head.W"][:1]},
+    "one left out": lambda grads: {name: g for name, g in grads.items() if name != "head.b"},
+}
+
+
+@pytest.mark.parametrize("optimizer", [optimizers.adam(1e-2), ADAM], ids=["Adam", "by name"])
+@pytest.mark.parametrize("case", WRONG)
+def test_gradients_of_a_callback_that_do_not_fit_are_refused(backend, case, optimizer):
+    """With the error of NumPy."""
+    errors, batch = [], next(iter(windows().batches()))
+    ways = [("numpy", {}), ("cupy", {}), ("cupy", {"wait": False}), ("cupy", {"graph": True})]
+    for name, options in ways:
+        made = Step(LSTM, optimizer, callbacks=[Changes(WRONG[case])], **options)
+        state = made.init(LSTM.init(0, name))
+        with pytest.raises((TypeError, ValueError), match=r"head\.[Wb]|float64|empty") as found:
+            made(state, batch)
+        errors.append((type(found.value), str(found.value)))
+    assert len(set(errors)) == 1
+
+
 @pytest.mark.parametrize(("callback", "words"), [(Reads(), "StreamCaptureUnsupported"), (Times(), "cuBLAS API")])
 def test_a_step_that_cannot_be_captured_says_so(backend, callback, words):
     made = Step(LSTM, ADAM, graph=True, callbacks=[callback])
