@@ -206,6 +206,40 @@ def test_the_state_of_the_model_stays_as_well(backend, graph):
         made.settle(state)
 
 
+@pytest.mark.parametrize("options", [{}, {"precision": Mixed("float16")}, {"accumulate": 2}], ids=str)
+@pytest.mark.parametrize("fresh", [True, False])
+def test_training_goes_on_after_a_batch_that_is_left_out(backend, options, fresh):
+    """The state before a step that could not be taken is good for the next one, also where graphs change its arrays."""
+    batches, found = [batch._replace(fresh=fresh) for batch in windows(24, wrong=[0, 5, 12, 13, 20]).batches()], []
+    for graph in (False, True):
+        made, how, errors = Step(SequenceModel(xlstm.LSTM(2, 4), 3), ADAM, graph=graph, **options), [], []
+        state = made.init(made.model.init(0, backend))
+        for k, batch in enumerate(batches):
+            try:
+                state, one = made(state, batch, f"step {k}")
+                how.append(one)
+            except FloatingPointError as error:
+                errors.append(str(error))
+        found.append((state, how, errors))
+    (state, how, errors), (other, others, expected) = found[1], found[0]
+    assert errors == expected
+    assert [error.split(":")[0] for error in errors] == [f"step {k}" for k in (0, 2, 6, 10)]
+    same((state, how), (other, others))
+    assert state.graphs.captured
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_step_that_could_not_be_taken_is_not_forgotten(backend, wait):
+    """Without waits the steps after it were not taken either, so that its error comes again."""
+    made = Step(LSTM, ADAM, wait=False, graph=True)
+    state, batch = made.init(LSTM.init(0, backend)), next(iter(windows(wrong=0).batches()))
+    state, _ = made(state, batch, "step 1")
+    other = Step(LSTM, ADAM, wait=wait, graph=True)
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match=r"^step 1: "):
+            other.settle(state) if not wait else other(state, batch, "step 2")
+
+
 def test_it_stops_by_itself_before_long(backend, monkeypatch):
     monkeypatch.setattr(step, "AHEAD", 3)
     made = Step(LSTM, ADAM, wait=False)

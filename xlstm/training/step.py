@@ -235,7 +235,7 @@ class Step:
         if len(state.pending) == AHEAD:
             state = self.settle(state)
         state = self._asked(state, inputs, where)
-        if self.wait or (self.accumulate > 1 and self._scales):
+        if self._waits:
             state, found = self._settled(state)
             return state, Taken(found.loss, found.norm, bool(found.updated))
         board = state.feed.home.xp.asarray(state.board, copy=True) if self.graph else state.board
@@ -263,6 +263,11 @@ class Step:
     def _scales(self) -> bool:
         """Whether gradients are scaled, so that a step may be left out."""
         return self.precision is not None and self.precision.scales
+
+    @property
+    def _waits(self) -> bool:
+        """Whether the host waits for each step on a GPU."""
+        return self.wait or (self.accumulate > 1 and self._scales)
 
     def _watched(self, state: StepState, inputs: Inputs, where: str) -> tuple[StepState, Taken]:
         """Take a step whose decisions the host makes."""
@@ -367,10 +372,13 @@ class Step:
 
     def _settled(self, state: StepState) -> tuple[StepState, Decided]:
         """Wait, and return the state with what the host knows then."""
-        found, pending = decisions.read(state.board), state.pending
+        board: Array = state.board
+        found, pending = decisions.read(board), state.pending
         scaling = Scaling(found.scale, int(found.good))
         if found.failed:
             before = int(found.steps) - len(pending)
+            if self.graph and self._waits and len(pending) == 1:  # the board is that of the state before, too
+                board[...] = decisions.begin(state.feed.home, found._replace(failed=0.0))
             self._explain(state._replace(scaling=scaling), pending[int(found.failed) - before - 1], found)
         left_out = state.updates - int(found.updates)
         moments = state.moments._replace(step=state.moments.step - left_out)
