@@ -16,7 +16,7 @@ from xlstm.data import Streams, Windows
 from xlstm.engines.cuda import engine
 from xlstm.models.sequence import SequenceModel
 from xlstm.recurrence import packing
-from xlstm.training import Callback, Clip, ReduceOnPlateau, Step, graphs, losses, optimizers, step, train
+from xlstm.training import Callback, Clip, ReduceOnPlateau, Step, decisions, graphs, losses, optimizers, step, train
 from xlstm.training.folder import Folder
 from xlstm.training.precision import Mixed
 
@@ -238,6 +238,17 @@ def test_a_step_that_could_not_be_taken_is_not_forgotten(backend, wait):
     for _ in range(2):
         with pytest.raises(FloatingPointError, match=r"^step 1: "):
             other.settle(state) if not wait else other(state, batch, "step 2")
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_no_number_before_the_first_is_picked(backend, graph):
+    """After a step that could not be taken the host counts updates that the device does not."""
+    made, rows = Step(LSTM, ADAM, wait=False, graph=graph), []
+    state = made.init(LSTM.init(0, backend))
+    for batch in windows(12, wrong=2).batches():
+        state, _ = made(state, batch)
+        rows.append(decisions.read(state.board).row)
+    assert rows == [0] * 6
 
 
 def test_it_stops_by_itself_before_long(backend, monkeypatch):
