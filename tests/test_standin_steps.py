@@ -251,6 +251,27 @@ def test_no_number_before_the_first_is_picked(backend, graph):
     assert rows == [0] * 6
 
 
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("wrong", ["target", "x"])
+def test_a_batch_of_another_shape_does_not_hide_an_error(backend, graph, wrong):
+    """It has another state of the model, in the place of that of the step that could not be taken."""
+    first, second, bad = windows(6).batches()
+    other = next(iter(Windows(first.x, first.target, every_step=True, batch_size=1).batches()))
+    bad.target[...], bad.x[0, 0, 0] = (3e38, 0.0) if wrong == "target" else (0.0, np.nan)
+    model, errors = SequenceModel(xlstm.LSTM(2, 4), 3), []
+    for options in ({}, {"wait": False, "graph": graph}):
+        made = Step(model, ADAM, **options)
+        state = made.init(model.init(0, backend))
+        with pytest.raises((FloatingPointError, ValueError)) as found:  # noqa: PT012
+            for k, batch in enumerate((first, second, bad, other)):
+                state, _ = made(state, batch._replace(fresh=k in (0, 3)), f"step {k}")
+            made.settle(state)
+        errors.append((type(found.value), str(found.value)))
+    assert errors[1][0] is errors[0][0]
+    assert errors[1][1].startswith("step 2: ")
+    assert errors[1] == errors[0] or (graph and wrong == "target")
+
+
 def test_it_stops_by_itself_before_long(backend, monkeypatch):
     monkeypatch.setattr(step, "AHEAD", 3)
     made = Step(LSTM, ADAM, wait=False)
