@@ -16,7 +16,7 @@ from xlstm.data import Streams, Windows
 from xlstm.engines.cuda import engine
 from xlstm.models.sequence import SequenceModel
 from xlstm.recurrence import packing
-from xlstm.training import Callback, Clip, ReduceOnPlateau, Step, graphs, losses, optimizers, step, train
+from xlstm.training import Callback, Clip, ReduceOnPlateau, Step, decisions, graphs, losses, optimizers, step, train
 from xlstm.training.folder import Folder
 from xlstm.training.precision import Mixed
 
@@ -204,6 +204,72 @@ def test_the_state_of_the_model_stays_as_well(backend, graph):
         np.testing.assert_array_equal(to_numpy(a), b)
     with pytest.raises(FloatingPointError, match=r"^step 4: loss is inf"):
         made.settle(state)
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": Mixed("float16")}, {"accumulate": 2}], ids=str)
+@pytest.mark.parametrize("fresh", [True, False])
+def test_training_goes_on_after_a_batch_that_is_left_out(backend, options, fresh):
+    """The state before a step that could not be taken is good for the next one, also where graphs change its arrays."""
+    batches, found = [batch._replace(fresh=fresh) for batch in windows(24, wrong=[0, 5, 12, 13, 20]).batches()], []
+    for graph in (False, True):
+        made, how, errors = Step(SequenceModel(xlstm.LSTM(2, 4), 3), ADAM, graph=graph, **options), [], []
+        state = made.init(made.model.init(0, backend))
+        for k, batch in enumerate(batches):
+            try:
+                state, one = made(state, batch, f"step {k}")
+                how.append(one)
+            except FloatingPointError as error:
+                errors.append(str(error))
+        found.append((state, how, errors))
+    (state, how, errors), (other, others, expected) = found[1], found[0]
+    assert errors == expected
+    assert [error.split(":")[0] for error in errors] == [f"step {k}" for k in (0, 2, 6, 10)]
+    same((state, how), (other, others))
+    assert state.graphs.captured
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_step_that_could_not_be_taken_is_not_forgotten(backend, wait):
+    """Without waits the steps after it were not taken either, so that its error comes again."""
+    made = Step(LSTM, ADAM, wait=False, graph=True)
+    state, batch = made.init(LSTM.init(0, backend)), next(iter(windows(wrong=0).batches()))
+    state, _ = made(state, batch, "step 1")
+    other = Step(LSTM, ADAM, wait=wait, graph=True)
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match=r"^step 1: "):
+            other.settle(state) if not wait else other(state, batch, "step 2")
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_no_number_before_the_first_is_picked(backend, graph):
+    """After a step that could not be taken the host counts updates that the device does not."""
+    made, rows = Step(LSTM, ADAM, wait=False, graph=graph), []
+    state = made.init(LSTM.init(0, backend))
+    for batch in windows(12, wrong=2).batches():
+        state, _ = made(state, batch)
+        rows.append(decisions.read(state.board).row)
+    assert rows == [0] * 6
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("wrong", ["target", "x"])
+def test_a_batch_of_another_shape_does_not_hide_an_error(backend, graph, wrong):
+    """It has another state of the model, in the place of that of the step that could not be taken."""
+    first, second, bad = windows(6).batches()
+    other = next(iter(Windows(first.x, first.target, every_step=True, batch_size=1).batches()))
+    bad.target[...], bad.x[0, 0, 0] = (3e38, 0.0) if wrong == "target" else (0.0, np.nan)
+    model, errors = SequenceModel(xlstm.LSTM(2, 4), 3), []
+    for options in ({}, {"wait": False, "graph": graph}):
+        made = Step(model, ADAM, **options)
+        state = made.init(model.init(0, backend))
+        with pytest.raises((FloatingPointError, ValueError)) as found:  # noqa: PT012
+            for k, batch in enumerate((first, second, bad, other)):
+                state, _ = made(state, batch._replace(fresh=k in (0, 3)), f"step {k}")
+            made.settle(state)
+        errors.append((type(found.value), str(found.value)))
+    assert errors[1][0] is errors[0][0]
+    assert errors[1][1].startswith("step 2: ")
+    assert errors[1] == errors[0] or (graph and wrong == "target")
 
 
 def test_it_stops_by_itself_before_long(backend, monkeypatch):
@@ -403,6 +469,39 @@ class Times(Callback):
 
     def gradients(self, grads, norm):
         return {name: g @ (g.T @ g) if g.ndim == 2 else g for name, g in grads.items()}
+
+
+class Changes(Callback):
+    """A callback that gives other gradients than it takes."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def gradients(self, grads, norm):
+        return self.change(dict(grads))
+
+
+WRONG = {
+    "a dtype": lambda grads: grads | {"head.W": grads["head.W"].astype("float64")},
+    "all dtypes": lambda grads: {name: g.astype("float64") for name, g in grads.items()},
+    "a shape": lambda grads: grads | {"head.W": grads["head.W"][:1]},
+    "one left out": lambda grads: {name: g for name, g in grads.items() if name != "head.b"},
+}
+
+
+@pytest.mark.parametrize("optimizer", [optimizers.adam(1e-2), ADAM], ids=["Adam", "by name"])
+@pytest.mark.parametrize("case", WRONG)
+def test_gradients_of_a_callback_that_do_not_fit_are_refused(backend, case, optimizer):
+    """With the error of NumPy."""
+    errors, batch = [], next(iter(windows().batches()))
+    ways = [("numpy", {}), ("cupy", {}), ("cupy", {"wait": False}), ("cupy", {"graph": True})]
+    for name, options in ways:
+        made = Step(LSTM, optimizer, callbacks=[Changes(WRONG[case])], **options)
+        state = made.init(LSTM.init(0, name))
+        with pytest.raises((TypeError, ValueError), match=r"head\.[Wb]|float64|empty") as found:
+            made(state, batch)
+        errors.append((type(found.value), str(found.value)))
+    assert len(set(errors)) == 1
 
 
 @pytest.mark.parametrize(("callback", "words"), [(Reads(), "StreamCaptureUnsupported"), (Times(), "cuBLAS API")])

@@ -106,6 +106,11 @@ def each(
     -------
     list of tuple of array
         On CuPy parts of one array for each result, which stays in memory as long as any of them.
+
+    Raises
+    ------
+    ValueError
+        A result does not fit into the place that it is to take; or on CuPy the arrays of a call differ in shape.
     """
     if into and not all(a.flags.c_contiguous for k in into for a in columns[k]):
         raise ValueError("together: results take the places of contiguous arrays alone")
@@ -115,8 +120,14 @@ def each(
         made = [fuse.listed(fuse.with_numbers(xp, function, arrays, plain, **options)) for arrays in calls]
         return made if not into else _placed(columns, made, into)
     dtypes, shapes = tuple(column[0].dtype for column in columns), [a.shape for a in columns[0]]
+    for column in columns[1:]:
+        for a, shape in zip(column, shapes, strict=True):
+            if a.shape != shape:
+                raise ValueError(f"together: an array has shape {a.shape}, expected {shape} as the others of its call")
     kinds = tuple(_kind(number) for number in numbers)
     kernel, results = _each_kernel(function, dtypes, kinds, tuple(into), tuple(options.items()))
+    for k, dtype in zip(into, results, strict=bool(into)):
+        _fit(columns[k][0], shapes[0], dtype)
     given = [a for number in numbers for a in _given(number, REAL[fuse.real(dtypes[0])])]
     with device_of(columns[0][0]):
         chunks = _chunks(columns[0])
@@ -131,10 +142,18 @@ def _placed(
     columns: Sequence[Sequence[Array]], made: Sequence[tuple[Array, ...]], into: Sequence[int]
 ) -> list[tuple[Array, ...]]:
     """Write results to the places of columns, and return those."""
-    for k, results in enumerate(made):
-        for j, result in zip(into, results, strict=True):
-            columns[j][k][...] = result
+    pairs = [(columns[j][k], a) for k, results in enumerate(made) for j, a in zip(into, results, strict=True)]
+    for place, result in pairs:
+        _fit(place, result.shape, place.dtype)  # numbers of other dtypes widen results here
+    for place, result in pairs:
+        place[...] = result
     return list(zip(*(columns[j] for j in into), strict=True))
+
+
+def _fit(place: Array, shape: tuple[int, ...], dtype: Any) -> None:
+    """Raise unless a result has the shape and dtype of the array whose place it takes."""
+    if (shape, dtype) != (place.shape, place.dtype):
+        raise ValueError(f"together: a result is {dtype} {shape}, expected {place.dtype} {place.shape} for its place")
 
 
 def _kind(number: Any) -> tuple[str, bool] | None:

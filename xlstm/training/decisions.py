@@ -156,7 +156,7 @@ def _decided(
     updated = counts * xp.where(batches >= accumulate, one, none)
     total = xp.where(weight > 0, weight, one)
     left = [xp.where(updated > 0, none, a) for a in (weight, batches)]
-    row = updates - first
+    row = xp.maximum(updates - first, none)
     return loss, norm, scale, good, updates + updated, *left, steps, failed, counts, updated, total, row
 
 

@@ -353,7 +353,8 @@ class _Rule:
     def update(self, params: Params, grads: Params, state: OptimState) -> tuple[Params, OptimState]:
         """Return parameters and state after an update."""
         params, grads = adopt(self.where, (params, grads))
-        self._check(params, grads, state)
+        if not isinstance(state, OptimState):
+            raise TypeError(f"{self.where}: state is {checks.shown(state)}, expected what init or update gave")
         new, slots = self.apply(params, grads, state.slots, self.numbers(state.step))
         return new, OptimState(state.step + 1, slots)
 
@@ -371,6 +372,7 @@ class _Rule:
         in_place: bool = False,
     ) -> tuple[Params, dict[str, Params]]:
         """Update by these numbers."""
+        self._check(params, grads, slots)
         function, options = self.formula
         given = [[one[name] for name in params] for one in (params, grads, *(slots[slot] for slot in self.slots))]
         into = tuple(k for k in range(len(given)) if k != 1) if in_place else ()
@@ -381,19 +383,17 @@ class _Rule:
         new, *moments = (dict(zip(params, arrays, strict=True)) for arrays in zip(*found, strict=True))
         return new, dict(zip(self.slots, moments, strict=True))
 
-    def _check(self, params: Params, grads: Params, state: OptimState) -> None:
-        """Raise unless parameters and gradients belong together and to the state."""
+    def _check(self, params: Params, grads: Params, slots: dict[str, Params]) -> None:
+        """Raise unless parameters and gradients belong together and to the moments."""
         where = self.where
         checks.mapping(where, params)
         checks.mapping(where, grads, "gradients")
-        if not isinstance(state, OptimState):
-            raise TypeError(f"{where}: state is {checks.shown(state)}, expected what init or update gave")
         if grads.keys() != params.keys():
             odd = min(grads.keys() ^ params.keys(), key=str)
             raise ValueError(f"{where}: {odd} is in only one of params and grads")
-        if state.slots.keys() != set(self.slots):
-            raise ValueError(f"{where}: the state has moments {sorted(state.slots)}, expected {sorted(self.slots)}")
-        if any(moments.keys() != params.keys() for moments in state.slots.values()):
+        if slots.keys() != set(self.slots):
+            raise ValueError(f"{where}: the state has moments {sorted(slots)}, expected {sorted(self.slots)}")
+        if any(moments.keys() != params.keys() for moments in slots.values()):
             raise ValueError(f"{where}: the state has moments of other parameters than params and grads")
         namespace(where, {**params, **{f"gradient of {name}": g for name, g in grads.items()}})
         for name, g in grads.items():

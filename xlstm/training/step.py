@@ -36,7 +36,7 @@ class Pending(NamedTuple):
 
     where: str
     batch: Batch
-    carried: Any  # the state of the model before it; without waits the GPU keeps that of a step that it could not take
+    carried: Any  # the state of the model before it; None where a graph changes it, which keeps that of a failed step
     masks: Any  # that of the generator before it
     numbers: tuple[float, ...]  # of its update
     updates: int  # before it, where all before it were taken
@@ -235,7 +235,7 @@ class Step:
         if len(state.pending) == AHEAD:
             state = self.settle(state)
         state = self._asked(state, inputs, where)
-        if self.wait or (self.accumulate > 1 and self._scales):
+        if self._waits:
             state, found = self._settled(state)
             return state, Taken(found.loss, found.norm, bool(found.updated))
         board = state.feed.home.xp.asarray(state.board, copy=True) if self.graph else state.board
@@ -263,6 +263,16 @@ class Step:
     def _scales(self) -> bool:
         """Whether gradients are scaled, so that a step may be left out."""
         return self.precision is not None and self.precision.scales
+
+    @property
+    def _waits(self) -> bool:
+        """Whether the host waits for each step on a GPU."""
+        return self.wait or (self.accumulate > 1 and self._scales)
+
+    @property
+    def _overwrites(self) -> bool:
+        """Whether steps that nobody has looked at yet change the state of the model in its place."""
+        return self.graph and not self.wait
 
     def _watched(self, state: StepState, inputs: Inputs, where: str) -> tuple[StepState, Taken]:
         """Take a step whose decisions the host makes."""
@@ -300,7 +310,8 @@ class Step:
             state = state._replace(board=board)
         numbers = self.optimizer.parts.numbers(state.updates)  # type: ignore[union-attr]
         masks = None if state.masks is None else state.masks.bit_generator.state
-        one = Pending(where, inputs.host, state.carried if self.wait else None, masks, numbers, state.updates)
+        carried = None if self._overwrites else state.carried
+        one = Pending(where, inputs.host, carried, masks, numbers, state.updates)
         rows, room = [numbers], 1
         if self._scales and not self.wait:  # only the device knows how many updates there were
             rows, room = [*(step.numbers for step in state.pending), numbers], AHEAD
@@ -367,11 +378,14 @@ class Step:
 
     def _settled(self, state: StepState) -> tuple[StepState, Decided]:
         """Wait, and return the state with what the host knows then."""
-        found, pending = decisions.read(state.board), state.pending
+        board: Array = state.board
+        found, pending = decisions.read(board), state.pending
         scaling = Scaling(found.scale, int(found.good))
         if found.failed:
             before = int(found.steps) - len(pending)
-            self._explain(state._replace(scaling=scaling), pending[int(found.failed) - before - 1], found)
+            if self.graph and self._waits and len(pending) == 1:  # the board is that of the state before, too
+                board[...] = decisions.begin(state.feed.home, found._replace(failed=0.0))
+            self._explain(state._replace(scaling=scaling), pending[int(found.failed) - before - 1])
         left_out = state.updates - int(found.updates)
         moments = state.moments._replace(step=state.moments.step - left_out)
         state = state._replace(
@@ -385,14 +399,21 @@ class Step:
         )
         return state, found
 
-    def _explain(self, state: StepState, step: Pending, found: Decided) -> None:
+    def _explain(self, state: StepState, step: Pending) -> None:
         """Raise what a step that could not be taken raises where the host waits for it: nothing changed since then."""
         masks = copy.deepcopy(state.masks)
         if masks is not None:
             masks.bit_generator.state = step.masks
-        state = state._replace(carried=step.carried if self.wait else state.carried, masks=masks)
-        self._watched(state, state.feed.inputs(step.batch, step.where), step.where)
-        raise FloatingPointError(f"{step.where}: loss is {found.loss:g}, norm of the gradient {found.norm:g}")
+        state = state._replace(carried=state.carried if self._overwrites else step.carried, masks=masks)
+        state.feed.check(step.where, step.batch, everything=True)
+        lost = FloatingPointError(f"{step.where}: the loss or the norm of the gradient is not finite")
+        try:
+            self._watched(state, state.feed.inputs(step.batch, step.where), step.where)
+        except FloatingPointError:
+            raise
+        except Exception as error:  # a batch of another shape came since then, and left its own state of the model
+            raise lost from error
+        raise lost
 
 
 def _diagnosis(loss: float, params: Params, grads: Params, narrow: str) -> str:
