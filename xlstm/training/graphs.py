@@ -62,6 +62,7 @@ class Graphs:
         self.places: dict[Hashable, Any] = {}  # of states of the model, by their shapes
         self.captured: dict[Hashable, _Captured] = {}
         self.seen: dict[Hashable, None] = {}
+        self.refused: BackendError | None = None  # why a step could not be captured
 
     def take(
         self, step: Take, state: StepState, inputs: Inputs, values: np.ndarray[Any, Any], width: int, where: str
@@ -83,8 +84,10 @@ class Graphs:
         Raises
         ------
         BackendError
-            The step does something that cannot be captured.
+            The step before did something that cannot be captured; it was taken, and this one is not.
         """
+        if self.refused is not None:
+            raise self.refused
         state = self._held(state)
         if self.given is None:
             self.given = self.home.asarray(np.zeros(values.shape), "float64")
@@ -101,7 +104,8 @@ class Graphs:
                 self.captured[key] = self._capture(step, state, inputs, width, after.carried)
             except Exception as error:
                 problem = f"graph is True, but the step cannot be captured ({probe.first_line(error)})"
-                raise BackendError(f"{where}: {problem}; graph=False goes without") from error
+                self.refused = BackendError(f"{where}: {problem}; graph=False goes without")
+                self.refused.__cause__ = error  # raised with the next step, as the state before this one is gone
         self.seen[key] = None
         if len(self.seen) > SEEN:
             del self.seen[next(iter(self.seen))]
