@@ -363,6 +363,13 @@ def test_steps_of_another_kind_are_captured_anew(backend):
     same_arrays(arrays(found[0])[0], arrays(found[1])[0])
 
 
+def test_batches_between_the_first_and_the_last_of_an_update_share_a_graph(backend):
+    data, params = windows(24), LSTM.init(0, backend)
+    found = taken(Step(LSTM, ADAM, graph=True, accumulate=6), data, params, epochs=2)
+    same(found, taken(Step(LSTM, ADAM, accumulate=6), data, params, epochs=2))
+    assert len(found[0].graphs.captured) == 3
+
+
 def test_the_number_of_graphs_is_bounded(backend, monkeypatch):
     monkeypatch.setattr(graphs, "MOST", 1)
     monkeypatch.setattr(graphs, "SEEN", 2)

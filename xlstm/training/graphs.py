@@ -19,7 +19,7 @@ from xlstm.training.decisions import Given
 from xlstm.training.feed import Inputs
 
 if TYPE_CHECKING:
-    from xlstm.training.step import StepState
+    from xlstm.training.step import Step, StepState
 
 MOST = 8  # graphs of a run; batches of other shapes go without
 SEEN = 64  # shapes of which it is known that they came before
@@ -45,7 +45,7 @@ class Graphs:
     kernels are compiled then.
     """
 
-    def __init__(self, owner: object, home: Backend, masks: np.random.Generator | None) -> None:
+    def __init__(self, owner: Step, home: Backend, masks: np.random.Generator | None) -> None:
         self.owner = owner  # of the steps that are captured, with all that they read, such as frozen weights
         self.home, self.recorder = home, Recorder()
         self.params: Params = {}
@@ -93,7 +93,8 @@ class Graphs:
             self.given = self.home.asarray(np.zeros(values.shape), "float64")
         start = None if inputs.fresh else state.carried
         batch = (inputs.x, inputs.target, inputs.mask)
-        key = (_kinds(batch), inputs.fresh, _lengths(inputs), _kinds(start), _increment(state), state.batches)
+        place = (state.batches == 0, state.batches + 1 == self.owner.accumulate)  # first, last of an update
+        key = (_kinds(batch), inputs.fresh, _lengths(inputs), _kinds(start), _increment(state), place)
         if key in self.captured:
             return self._launched(self.captured[key], state, inputs, values)
         given = Given(self.home.asarray(values, "float64"), width)
