@@ -363,6 +363,13 @@ def test_steps_of_another_kind_are_captured_anew(backend):
     same_arrays(arrays(found[0])[0], arrays(found[1])[0])
 
 
+def test_batches_between_the_first_and_the_last_of_an_update_share_a_graph(backend):
+    data, params = windows(24), LSTM.init(0, backend)
+    found = taken(Step(LSTM, ADAM, graph=True, accumulate=6), data, params, epochs=2)
+    same(found, taken(Step(LSTM, ADAM, accumulate=6), data, params, epochs=2))
+    assert len(found[0].graphs.captured) == 3
+
+
 def test_the_number_of_graphs_is_bounded(backend, monkeypatch):
     monkeypatch.setattr(graphs, "MOST", 1)
     monkeypatch.setattr(graphs, "SEEN", 2)
@@ -506,12 +513,19 @@ def test_gradients_of_a_callback_that_do_not_fit_are_refused(backend, case, opti
 
 @pytest.mark.parametrize(("callback", "words"), [(Reads(), "StreamCaptureUnsupported"), (Times(), "cuBLAS API")])
 def test_a_step_that_cannot_be_captured_says_so(backend, callback, words):
-    made = Step(LSTM, ADAM, graph=True, callbacks=[callback])
-    state, batch = made.init(LSTM.init(0, backend)), next(iter(windows().batches()))
-    state, _ = made(state, batch, "step 1")
-    with pytest.raises(BackendError, match=f"^step 2: graph is True, but the step cannot be captured .*{words}"):
-        made(state, batch, "step 2")
+    """When the next one begins, so that the state stays whole and is good for steps without graphs."""
+    made, plain = (Step(LSTM, ADAM, graph=graph, callbacks=[callback]) for graph in (True, False))
+    first, second, third, _ = windows().batches()
+    state, other = (one.init(LSTM.init(0, backend)) for one in (made, plain))
+    for k, batch in enumerate((first, second), 1):
+        (state, how), (other, expected) = made(state, batch, f"step {k}"), plain(other, batch)
+        assert how == expected
+    for _ in range(2):
+        with pytest.raises(BackendError, match=f"^step 2: graph is True, but the step cannot be captured .*{words}"):
+            made(state, third, "step 3")
     assert not cupy.cuda.get_current_stream().is_capturing()
+    (state, how), (other, expected) = plain(state, third), plain(other, third)
+    same((state, [how]), (other, [expected]))
 
 
 def test_a_state_comes_from_a_step_of_another_shape(backend):

@@ -19,7 +19,7 @@ from xlstm.training.decisions import Given
 from xlstm.training.feed import Inputs
 
 if TYPE_CHECKING:
-    from xlstm.training.step import StepState
+    from xlstm.training.step import Step, StepState
 
 MOST = 8  # graphs of a run; batches of other shapes go without
 SEEN = 64  # shapes of which it is known that they came before
@@ -45,7 +45,7 @@ class Graphs:
     kernels are compiled then.
     """
 
-    def __init__(self, owner: object, home: Backend, masks: np.random.Generator | None) -> None:
+    def __init__(self, owner: Step, home: Backend, masks: np.random.Generator | None) -> None:
         self.owner = owner  # of the steps that are captured, with all that they read, such as frozen weights
         self.home, self.recorder = home, Recorder()
         self.params: Params = {}
@@ -62,6 +62,7 @@ class Graphs:
         self.places: dict[Hashable, Any] = {}  # of states of the model, by their shapes
         self.captured: dict[Hashable, _Captured] = {}
         self.seen: dict[Hashable, None] = {}
+        self.refused: BackendError | None = None  # why a step could not be captured
 
     def take(
         self, step: Take, state: StepState, inputs: Inputs, values: np.ndarray[Any, Any], width: int, where: str
@@ -83,14 +84,17 @@ class Graphs:
         Raises
         ------
         BackendError
-            The step does something that cannot be captured.
+            The step before did something that cannot be captured; it was taken, and this one is not.
         """
+        if self.refused is not None:
+            raise self.refused
         state = self._held(state)
         if self.given is None:
             self.given = self.home.asarray(np.zeros(values.shape), "float64")
         start = None if inputs.fresh else state.carried
         batch = (inputs.x, inputs.target, inputs.mask)
-        key = (_kinds(batch), inputs.fresh, _lengths(inputs), _kinds(start), _increment(state), state.batches)
+        place = (state.batches == 0, state.batches + 1 == self.owner.accumulate)  # first, last of an update
+        key = (_kinds(batch), inputs.fresh, _lengths(inputs), _kinds(start), _increment(state), place)
         if key in self.captured:
             return self._launched(self.captured[key], state, inputs, values)
         given = Given(self.home.asarray(values, "float64"), width)
@@ -101,7 +105,8 @@ class Graphs:
                 self.captured[key] = self._capture(step, state, inputs, width, after.carried)
             except Exception as error:
                 problem = f"graph is True, but the step cannot be captured ({probe.first_line(error)})"
-                raise BackendError(f"{where}: {problem}; graph=False goes without") from error
+                self.refused = BackendError(f"{where}: {problem}; graph=False goes without")
+                self.refused.__cause__ = error  # raised with the next step, as the state before this one is gone
         self.seen[key] = None
         if len(self.seen) > SEEN:
             del self.seen[next(iter(self.seen))]
