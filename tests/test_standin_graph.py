@@ -105,6 +105,16 @@ def test_masks_are_drawn_from_states_that_are_there(dtype):
         few.place(3)
 
 
+def test_a_mask_without_elements_launches_nothing(be):
+    """CUDA refuses a launch of no blocks."""
+    room = be.asarray(np.zeros((8, bernoulli.STATE), np.uint64))
+    later, like = bernoulli.Later(np.random.PCG64(5), room), be.asarray(np.zeros(1))
+    with standin.counted() as found:
+        mask = bernoulli.bernoulli(later, 0.5, (0, 3), like)
+    assert (mask.shape, later.sizes) == ((0, 3), [0])
+    assert found.launches == 0
+
+
 def test_a_product_without_a_rehearsal_is_not_captured(be, monkeypatch):
     """cuBLAS may have to load kernels for it."""
     monkeypatch.setattr(cupy.cuda._cublas._KEPT[0], "loaded", set())

@@ -98,7 +98,9 @@ def bernoulli(
     xp = namespace_of(array)
     if isinstance(rng, Later):
         found = xp.empty(shape, dtype=array.dtype, device=device_of(array))
-        _launch(found, rate, _pair(rate, dropout), rng.bit_generator.state, rng.place(found.size))
+        place = rng.place(found.size)
+        if found.size:
+            _launch(found, rate, _pair(rate, dropout), rng.bit_generator.state, place)
         return found
     if not fuse.compiles(xp) or not isinstance(rng.bit_generator, np.random.PCG64):
         drawn = rng.random(shape, dtype=np.float32)

@@ -102,9 +102,9 @@ def train(
         a folder. Model, data and other arguments are to be those of the run, but `epochs` and
         `steps` may be more.
     graph : bool
-        Capture steps in CUDA graphs, on CuPy: from the third batch of a shape on, a step is one launch, with the same
-        result to the bit. Nothing of the forward and backward passes, of the loss and of a callback's `gradients` runs
-        on the host then, so those that change by themselves from step to step do not go with it.
+        Capture steps in CUDA graphs, on CuPy, as `Step` says: from the third batch of a kind on, a step is one launch,
+        with the same result to the bit. Nothing of the forward and backward passes, of the loss and of a callback's
+        `gradients` runs on the host then, so those that change by themselves from step to step do not go with it.
     short : patience, clip, averaging, progress
         Keywords that stand for the callbacks `EarlyStopping(patience)`, `Clip(clip)`, `MovingAverage(averaging)` and a
         function.

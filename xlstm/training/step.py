@@ -134,10 +134,11 @@ class Step:
         Nothing changes after a step that could not be taken. Steps wait all the same with other libraries, with an
         optimiser without `parts`, and where scaled gradients are accumulated.
     graph : bool
-        Capture steps in CUDA graphs on CuPy: when batches of a shape come for the third time, and from then on, a step
-        is one launch, with the same bits. The arrays of a state are changed by the step after it, so copy those that
-        you keep. What a loss, a model or a callback's `gradients` computes on the host holds as it was when the step
-        was captured.
+        Capture steps in CUDA graphs on CuPy: a step is one launch, with the same bits, from the third time on that a
+        batch comes with the same shapes, lengths, kind of start (fresh or not) and place in an update (see
+        `accumulate`). The arrays of a state are changed by the step after it, so copy those that you keep. A loss, a
+        model or a callback's `gradients` does not run on the host then: the numbers that it made there when the step
+        was captured stay.
 
     Raises
     ------
