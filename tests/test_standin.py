@@ -23,6 +23,9 @@ if not standin.asked_for():
 import cupy
 from cupy import cards
 
+# Sizes with which bench.barriers runs in seconds.
+BARRIERS = {"FEW": 2, "MANY": 4, "THREADS": 32, "STAY": 1, "MANY_CLUSTERS": 2, "ROUNDS": 1, "COPIED": 64}
+
 
 @pytest.fixture
 def machine(monkeypatch):
@@ -41,15 +44,7 @@ def test_barriers_are_measured_and_kept(monkeypatch, tmp_path):
     """The main function, with few and small groups: the record is there after every measurement."""
     from bench import barriers
 
-    for name, value in {
-        "FEW": 2,
-        "MANY": 4,
-        "THREADS": 32,
-        "STAY": 1,
-        "MANY_CLUSTERS": 2,
-        "ROUNDS": 1,
-        "COPIED": 64,
-    }.items():
+    for name, value in BARRIERS.items():
         monkeypatch.setattr(barriers, name, value)
     path, records = tmp_path / "barriers.json", []
     latency = barriers.latency

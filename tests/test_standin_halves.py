@@ -20,7 +20,7 @@ from xlstm.models import SequenceModel
 if not standin.asked_for():
     pytest.skip(f"the stand-in for CuPy is not in place ({standin.VARIABLE}=1 puts it there)", allow_module_level=True)
 
-# Of norms: rounding to 2^-9 or 2^-12, many times, of numbers that partly cancel.
+# They are shares of norms: rounding to 2^-9 or 2^-12, many times, of numbers that partly cancel.
 TOLERANCE = {"bfloat16": 0.25, "float16": 0.06}
 STACK, LARGE = xlstm.xLSTMStack(16, 2, [1], 2), xlstm.xLSTMLarge(16, 2, 2, eps=1e-6, norm_eps=0.01)
 LAYERS = [

@@ -17,6 +17,7 @@ import pytest
 
 import xlstm
 from tests import standin
+from tests.test_standin import BARRIERS
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import dtype_name
 from xlstm.data import Streams, Windows
@@ -93,17 +94,7 @@ def small(monkeypatch):
     from bench import barriers, cudnn, events, language, mlstm, rows, sanitized
     from tests import parity, parity_paths
 
-    sizes = {
-        "FEW": 2,
-        "MANY": 4,
-        "THREADS": 32,
-        "STAY": 1,
-        "MANY_CLUSTERS": 2,
-        "ROUNDS": 1,
-        "GRIDS": (2,),
-        "COPIED": 64,
-    }
-    for name, value in sizes.items():
+    for name, value in (BARRIERS | {"GRIDS": (2,)}).items():
         monkeypatch.setattr(barriers, name, value)
     monkeypatch.setattr(barriers, "CLUSTERS", (1, 2))
     monkeypatch.setattr(cudnn, "SHAPES", ((3, 2, 6),))

@@ -92,7 +92,7 @@ def test_all_goes_to_the_current_stream(work):
 
 
 def test_streams_share_nothing_that_one_of_them_has_to_wait_for(work):
-    """What is kept between calls, such as indices of lengths, each stream has for itself."""
+    """Each stream has for itself whatever is kept between calls, such as indices of lengths."""
     expected = [to_numpy(a) for a in work()]
     for stream in (cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream(non_blocking=True)):
         with stream, standin.counted(where=True) as found:
@@ -133,7 +133,7 @@ def captured(graph=True):
 
 
 def test_graphs_are_launched_on_the_current_stream():
-    """What they read, the stream that was current before the capture has filled."""
+    """They read arrays that the stream has filled which was current before the capture."""
     expected = [to_numpy(a) for a in captured(graph=False)]
     for stream in (cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream.ptds, cupy.cuda.Stream(non_blocking=True)):
         with stream, standin.counted(where=True) as found:

@@ -29,7 +29,7 @@ class Track(NamedTuple):
     future : array (N + more, F)
         Covariates that are known in advance, features of the calendar first.
     static : array (S,)
-        What does not change.
+        Numbers that do not change.
     calendar : Calendar or None
     marks : int
         Features of the calendar.

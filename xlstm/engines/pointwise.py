@@ -27,7 +27,7 @@ Function = Callable[..., dict[str, Array]]  # f(xp, **arrays) -> arrays by name
 
 
 class Around(NamedTuple):
-    """What a step has beside its cell, zoneout and biases; only some engines take it.
+    """The options of a step beside its cell, zoneout and biases; only some engines take them.
 
     Attributes
     ----------

@@ -107,7 +107,7 @@ def put(host: Any, values: Any) -> None:
 
 
 class Graph:
-    """What was captured."""
+    """The operations that were captured."""
 
     def __init__(self, *args: Any) -> None:
         raise NotImplementedError("currently this class cannot be initiated by the user")

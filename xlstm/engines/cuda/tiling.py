@@ -247,7 +247,7 @@ def _divisions(
     if rest:  # eight units of one or three gates
         return
     if kind == "forward":
-        # Of one tile the compiler begins so many chunks of three products that it finds no registers.
+        # With one tile the compiler begins so many chunks of three products that it finds no registers.
         least = 2 if a.mma == 2 and tiles > 1 else 1
         ways = [(m, WARPS // m) for m in (1, 2, 4, 8) if tiles % m == 0 and tiles // m >= least]
     else:
