@@ -24,8 +24,10 @@ import llvmlite
 import numba
 import numpy as np
 import platformdirs
+from llvmlite import binding
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
+from numba.core.runtime._nrt_python import c_helpers
 from numba.core.serialize import dumps
 
 from xlstm.engines.numba import private
@@ -61,14 +63,15 @@ class Cache(NullCache):  # type: ignore[misc]
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the kept code for arguments of these types, or None where there is none."""
-        target_context.refresh()
         try:
             data = private.read(_folder(), self._name(sig, target_context.codegen()), LIMIT)
         except OSError:
             data = None
         if data is None:
             _say()
-        return None if data is None else CompileResult._rebuild(target_context, *pickle.loads(data))
+            return None
+        _link_runtime()
+        return CompileResult._rebuild(target_context, *pickle.loads(data))
 
     def save_overload(self, sig: Any, result: Any) -> None:
         """Keep the code, where it can be: not where it has addresses of this process."""
@@ -83,6 +86,17 @@ class Cache(NullCache):  # type: ignore[misc]
     def _name(self, sig: Any, codegen: Any) -> str:
         key = repr((self.function, sig, codegen.magic_tuple(), VERSIONS))
         return f"{self.function}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.nbc"
+
+
+@functools.cache
+def _link_runtime() -> None:
+    """Let kept code find the functions of Numba's runtime, which count the references to arrays.
+
+    `target_context.refresh()` would do so, too. But it loads everything that Numba can compile, and SciPy with it, which
+    takes 45 MB and 0.2 s.
+    """
+    for name, address in c_helpers.items():
+        binding.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
 
 
 @functools.cache
