@@ -80,6 +80,8 @@ class MixerBlock(Block):
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         kept: dict[str, Any] = {}
         x, end = self.over_time(p, x, state, span, kept)
+        if not span.keep:
+            kept.clear()
         return self.at_each_step(p, x, span, kept), end, kept
 
     def scan_bwd(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import itertools
 import math
@@ -125,20 +126,18 @@ class Network(Backbone):
         """
         params, x, start, span = self._begin(params, tokens, state, groups=self._groups(tokens, **rows))
         workspace.settle(span.xp)
-        levels = list(self._levels(params, x, start, span, range(self.num_blocks)))
-        return [self._swap(span.xp, h) for h, _ in levels], levels[-1][1]
+        levels, ends = zip(*self._levels(params, x, start, span, range(self.num_blocks)), strict=True)
+        return [self._swap(span.xp, h) for h in levels], ends[1:]
 
     def _levels(
         self, p: Params, x: Array, start: State, span: Span, blocks: Iterable[int]
     ) -> Iterator[tuple[Array, State]]:
-        """Yield what the first block is given, then the output of each of some blocks, and the states after it."""
+        """Yield what the first block is given and (), then the output and the state of each of some blocks."""
         h = self.through(span.xp, "input", p, x, {})
-        ends: State = ()
-        yield h, ends
+        yield h, ()
         for k in blocks:
             h, end = self.along(f"blocks.{k}", p, h, start[k], span, {})
-            ends = (*ends, end)
-            yield h, ends
+            yield h, end
 
     @property
     def scaler(self) -> Any:
@@ -319,7 +318,7 @@ class Network(Backbone):
         params, x, start, span = self._begin(params, x, state, groups=groups)
         xp, top = span.xp, self.num_blocks - 1
         workspace.settle(xp)
-        *_, (h, _) = self._levels(params, x, start, span, range(top))
+        h, _ = collections.deque(self._levels(params, x, start, span, range(top)), maxlen=1).pop()
         block, p = self.blocks[top], self.below(f"blocks.{top}", params)
         h, _ = block.over_time(p, h, start[top], span, {})
         h = block.at_each_step(p, h[tokens, ...], span, {})
