@@ -88,13 +88,13 @@ def processor(call: Callable[[], Any], rounds: int) -> Timing:
 
 
 def loading(peer: Path | None, folder: Path, model: str) -> dict[str, Callable[[], object]]:
-    """New processes that import and load."""
+    """New processes that import and load; both sides have their bytecode, as installed packages do."""
     mine = f"from xlstm.interop import tirex; tirex.load({str(path_of(folder, model))!r}, backend='numpy')"
     package, more = ("tirex2", "") if model == "tirex2" else ("tirex", ", backend='torch'")
     place = str(path_of(folder, model).relative_to(folder))
     theirs = f"import {package}; {package}.load_model({place!r}, device='cpu'{more})"
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    calls: dict[str, Callable[[], object]] = {"xlstm": functools.partial(_python, mine, None, dict(os.environ))}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    calls: dict[str, Callable[[], object]] = {"xlstm": functools.partial(_python, mine, None, environment)}
     if peer is not None:
         calls["package"] = functools.partial(_python, theirs, folder, {**environment, "PYTHONPATH": str(peer)})
     return calls

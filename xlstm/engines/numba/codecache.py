@@ -92,8 +92,8 @@ class Cache(NullCache):  # type: ignore[misc]
 def _link_runtime() -> None:
     """Let kept code find the functions of Numba's runtime, which count the references to arrays.
 
-    `target_context.refresh()` would do so, too. But it loads everything that Numba can compile, and SciPy with it, which
-    takes 45 MB and 0.2 s.
+    `target_context.refresh()` would do so, too. But it loads all that Numba can compile, and SciPy, which takes 45 MB
+    and 0.2 s.
     """
     for name, address in c_helpers.items():
         binding.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
