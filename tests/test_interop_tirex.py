@@ -2,6 +2,8 @@
 
 import collections
 import json
+import mmap
+import os
 import shutil
 
 import numpy as np
@@ -47,6 +49,29 @@ def test_there_and_back_are_the_same_bits(tmp_path, name):
         again, found = tirex.load(path, backend="numpy")
         assert again == model
         assert same(found, params)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there all parameters are read")
+def test_parameters_stay_in_their_file_until_they_are_used(tmp_path):
+    """Those that lie there as they do here, in the dtype that is asked for; changes do not reach the file."""
+    folder = written(tmp_path / "here", load_file(SECOND / "model.safetensors"), config_of(SECOND))
+    before = (folder / "model.safetensors").read_bytes()
+    model, params = tirex.load(folder, backend="numpy")
+    lying = {name for name, a in params.items() if isinstance(origin(a), mmap.mmap)}
+    assert {"blocks.0.mixer.q.W", "blocks.0.combination.W", "input.hidden.b"} <= lying
+    assert not {name for name in lying if name.endswith((".qkvo.W", ".up.W", ".cell.Wh")) and "mixer" not in name}
+    assert not any(isinstance(origin(a), mmap.mmap) for a in tirex.load(folder, dtype="float64")[1].values())
+    params["blocks.0.mixer.q.W"][:] = 0.0
+    assert (folder / "model.safetensors").read_bytes() == before
+    tirex.save(folder, model, params)  # in the place of the file that the parameters lie in
+    assert same(tirex.load(folder, backend="numpy")[1], params)
+
+
+def origin(a):
+    """The object whose memory an array has."""
+    while isinstance(a, np.ndarray) and a.base is not None:
+        a = a.base
+    return a.obj if isinstance(a, memoryview) else a
 
 
 def test_configurations_are_models():

@@ -5,7 +5,9 @@ The header is checked against the size of the file before any array is read.
 
 from __future__ import annotations
 
+import functools
 import math
+import mmap
 import os
 import threading
 import weakref
@@ -68,6 +70,20 @@ class Tensors:
         shape, dtype = self.shapes[name], self.dtypes[name]
         found = read_at(f"{self.path}: {name}", self._file, self._starts[name], DTYPES[dtype], math.prod(shape))
         return widened(found, dtype).reshape(shape)
+
+    def mapped(self, name: str) -> Host | None:
+        """Return an array whose numbers stay in the file until they are used; changes of it do not reach the file.
+
+        It is None where NumPy cannot take the numbers as they lie, and on Windows, where nobody could replace the file.
+        """
+        shape, start, dtype = self.shapes[name], self._starts[name], np.dtype(DTYPES[self.dtypes[name]])
+        if self.dtypes[name] == "BF16" or start % dtype.itemsize or os.name == "nt":
+            return None
+        return np.frombuffer(self._map, dtype, math.prod(shape), start).reshape(shape)
+
+    @functools.cached_property
+    def _map(self) -> mmap.mmap:
+        return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def _read_header(self) -> None:
         size = os.fstat(self._file.fileno()).st_size

@@ -28,6 +28,11 @@ class Layout(NamedTuple):
     order: Shape
     there: Shape
 
+    @property
+    def same(self) -> bool:
+        """Whether numbers lie there in the order that they have in ours."""
+        return self.order == tuple(range(len(self.order)))
+
     def write(self, array: Host) -> Host:
         """Return an array of ours in their layout."""
         return array.reshape(self.fine).transpose(self.order).reshape(self.there)
@@ -98,13 +103,18 @@ def written(pieces: Mapping[str, list[Piece]], arrays: Mapping[str, Host]) -> di
 
 
 def _assembled(shards: Shards, pieces: list[Piece], dims: checks.Dims, dtype: str) -> Any:
-    """Return a parameter of ours made of its pieces, in the dtype asked for and never twice in memory."""
+    """Return a parameter of ours made of its pieces, in the dtype asked for and never twice in memory.
+
+    One that lies in its file as it is here stays there until it is used.
+    """
     shape = tuple(n or 0 for n in dims.values())
     whole = None if len(pieces) == 1 else np.empty(shape, dtype=dtype)
     for piece in pieces:
         found = shards.read(piece.name)
         checkpoint.finite(shards.path, {piece.name: found}, dtype)
         if whole is None:
+            if piece.layout.same and found.dtype.name == dtype and (lying := shards.mapped(piece.name)) is not None:
+                return lying.reshape(shape)
             return np.ascontiguousarray(piece.layout.read(found, shape), dtype=dtype)
         whole[piece.rows] = found
     return whole

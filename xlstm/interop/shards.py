@@ -10,6 +10,7 @@ import numpy as np
 
 from xlstm.arrays.checks import shown
 from xlstm.data import reading, writing
+from xlstm.data.tensors import Tensors
 
 Host = np.ndarray[Any, Any]
 WIDE = {"F64": "float64", "F32": "float32", "F16": "float32", "BF16": "float32"}
@@ -62,6 +63,11 @@ class Shards:
             if not np.array_equal(found, file.read([other])[other]):
                 raise ValueError(f"{self.path}: {self._other(name, other)}")
         return found
+
+    def mapped(self, name: str) -> Host | None:
+        """Return an array whose numbers stay in their file until they are used, or None where that cannot be."""
+        file, own = self._copies[name][0]
+        return file.mapped(own) if isinstance(file, Tensors) else None
 
     def _other(self, known: str, name: str) -> str:
         return f"{name} is another array than {self._copies[known][0][1]}, expected the same"

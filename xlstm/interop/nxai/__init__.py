@@ -44,7 +44,8 @@ def load(
     path : path
         A safetensors file, or a folder with `model.safetensors` or shards of it, whose arrays have the names of the
         package `xlstm` (block stacks and `xLSTMLarge`, weights single or fused) or of `xLSTMForCausalLM` in
-        transformers. Arrays are read one at a time.
+        transformers. Arrays are read one at a time, and may stay in their file until they are used: it may be
+        replaced, but nobody may change it in its place meanwhile.
     config : dict, optional
         The configuration, as the package or transformers has it. By default it is read from `config.json` or
         `config.yaml` beside the checkpoint, or for a file `NAME.safetensors` also from `NAME_config.json`.

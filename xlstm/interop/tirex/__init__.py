@@ -37,7 +37,8 @@ def load(
         A folder with `model.safetensors` or `model.ckpt`, or such a file. The configuration is `config.json` or
         `model-config.yaml` beside it, for a file `NAME.safetensors` also `NAME_config.json`; the checkpoint of TiRex-1
         (`.ckpt`) has its own. Only tensors and plain values of a `.ckpt` are read, and nothing is executed. Arrays are
-        read one at a time, under any of the names that the published packages have for them.
+        read one at a time, under any of the names that the published packages have for them. Those of a safetensors
+        file may stay in it until they are used: it may be replaced, but nobody may change it in its place meanwhile.
     backend : str or Backend, optional
         Where the parameters are put: a name as for `xlstm.backend`, by default "auto".
     dtype : str, optional
