@@ -1,0 +1,122 @@
+"""The chunkwise mLSTM over NumPy arrays in one compiled call, whose heads and sequences threads share."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from types import FunctionType, ModuleType
+from typing import Any
+
+import numpy as np
+
+from xlstm.arrays.namespace import Array
+from xlstm.cells import mlstm_formulas as formulas
+from xlstm.cells.activations import FORGET
+from xlstm.cells.denominator import limit_of, low_of
+from xlstm.cells.mlstm_chunks import Logs, Saved
+from xlstm.engines.numba import chunk_loops, jit
+from xlstm.engines.numba.matmul import DTYPES
+from xlstm.engines.numba.team import address, share
+from xlstm.engines.numba.typed import KINDS, function, helpers
+
+SMALL = 1 << 18  # multiplications below which NumPy's calls cost less than to compile the loops
+
+
+def chunkwise(
+    q: Array,
+    k: Array,
+    v: Array,
+    i: Array,
+    f: Array,
+    C0: Array,
+    n0: Array,
+    m0: Array,
+    eps: float,
+    forget: str,
+    chunk: int,
+    keep: bool,
+) -> tuple[Array, Array, Array, Array, Saved | None] | None:
+    """Compute all steps, as `chunkwise` in `cells/mlstm_chunks.py`, or return None where this is no work for the loops.
+
+    Parameters
+    ----------
+    q, k, v, i, f, C0, n0, m0, eps, forget, chunk
+        Arrays (B, N, ...), and what the cell is given.
+    keep : bool
+        Whether backward is to follow.
+
+    Returns
+    -------
+    h (B, N, T, V), C, n, m : array
+    saved : Saved or None
+        Its arrays are (B, N, ...).
+    """
+    (B, N, T, K), V = q.shape, v.shape[-1]
+    L = min(chunk, T)
+    given, work = (q, k, v, i, f, C0, n0, m0), B * N * T * (L + K) * (K + V)
+    if work < SMALL or q.dtype not in DTYPES or any(a.dtype != q.dtype for a in given) or not jit.enabled():
+        return None
+    q, k, v = (a if a.strides[-1] == a.itemsize else np.ascontiguousarray(a) for a in (q, k, v))
+    count, W, dtype = -(-T // L), V + 1, q.dtype
+    each, some = (B, N, count, L), count + 1 if keep else 1
+    states = np.empty((B, N, some, K, W), dtype)
+    states[..., 0, :, :V], states[..., 0, :, V] = C0, n0
+    logf, s, den = (np.empty(each, dtype) for _ in range(3))
+    logs = Logs(*(np.empty(each[:-1] if name == "m" else each) for name in Logs._fields))
+    h, m = np.empty((T, B, N, V), dtype).transpose(1, 2, 0, 3), np.empty((B, N), dtype)
+    m0 = np.ascontiguousarray(m0)
+    compiled = _compiled(DTYPES[dtype], forget, jit.shape(DTYPES[dtype]))
+    ordered = (m0, logf, logs.b, logs.w, logs.most, logs.r, logs.m, states, s, den, m)
+    arguments = (
+        compiled.PRODUCT,
+        np.array([N, T, K, V, W, count, L, K * W if keep else 0]),
+        np.array([[address(a), *(step // a.itemsize for step in a.strides[:3])] for a in (q, k, v, i, f, h)]),
+        np.array([address(a) for a in ordered]),
+        np.array([K**-0.5, eps]),
+    )
+    share([(B * N, compiled.chunks, arguments, 1)], work)
+    end = states[:, :, -1]
+    saved = None
+    if keep:
+        logf = logf.reshape(B, N, count * L)[..., :T]
+        saved = Saved((q, k, v, i, f), logf, h, logs, states[:, :, :-1], end, s, den)
+    return h, end[..., :V].copy(), end[..., V].copy(), m, saved
+
+
+@functools.cache
+def _compiled(dtype: str, forget: str, shape: Any) -> ModuleType:
+    """Return a module with the loops for a dtype and a forget gate."""
+    with jit.lock:
+        common = jit.shared(dtype)
+        texts = [*_formulas(dtype, forget), inspect.getsource(chunk_loops.chunks)]
+        found = jit.generated(common, "\n".join(texts))
+        shared = set(vars(common))
+        names = [name for name, value in vars(found).items() if isinstance(value, FunctionType) and name not in shared]
+        found.__dict__.update({name: value for name, value in vars(helpers()).items() if name not in vars(found)})
+        own = [vars(found)[name] for name in names]
+        jit.bind(found, tuple(f for f in own if f.__name__ != "chunks"))
+        jit.bind(found, (found.chunks,), counted=True)
+        return found
+
+
+def _formulas(dtype: str, forget: str) -> list[str]:
+    """Return the formulas of the cell as functions of single numbers."""
+    real = np.dtype(dtype)
+    x, low, limit = KINDS[real], low_of(np, np.float64), limit_of(np, real)
+
+    def made(name: str, formula: Any, names: str, kinds: str, results: str, **options: Any) -> str:
+        return function(name, formula, dict(zip(names.split(), kinds, strict=True)), results, **options)
+
+    return [
+        made("forget", FORGET[forget].fwd, "f", x, x),
+        made("accumulate", formulas.accumulate, "b most i logf", f"88{x}{x}", "88"),
+        made("written", formulas.written, "i b", f"{x}8", "8"),
+        made("m_after", formulas.m_after, "m b most", "888", "8"),
+        made("stabilise", formulas.stabilise, "most m", "88", "8", low=low),
+        made("read_write", formulas.read_write, "w r m0 last root", f"8888{x}", 2 * x, low=low, dtype=real),
+        made("keep", formulas.keep, "m0 last", "88", x, low=low, dtype=real),
+        made("decay", formulas.D, "w r wrote reads root", f"88{x}{x}{x}", x, dtype=real),
+        made("den", formulas.den, "s b r eps", f"{x}88{x}", x, limit=limit, dtype=real),
+        made("quotient", formulas.quotient, "num den", x + x, x, dtype=real),
+        made("state", formulas.state, "C keep written", 3 * x, x),
+    ]
