@@ -74,7 +74,7 @@ class Memory(NamedTuple):
         arrays = [*(self._heads(xp, a) for a in (q, k, v)), *gates, *state]
         if xp is np and (made := loops.chunkwise(*arrays, self.eps, self.forget, self.steps, keep)) is not None:
             h, *end, whole = made
-            kept = None if whole is None else [(g, whole.of(g)) for g in heads.groups(xp, B, N, *self._sizes(span))]
+            kept = None if whole is None else [(g, whole.of(g)) for g in heads.groups(xp, B, self.N, *self._sizes(span))]
             return self._rows(xp, h), tuple(end), kept
         cell = functools.partial(mlstm.chunkwise, xp, eps=self.eps, forget=self.forget, chunk=self.steps)
 
