@@ -47,12 +47,6 @@ class Saved(NamedTuple):
     s: Array  # (6)
     den: Array  # (7)
 
-    def of(self, group: Any) -> Saved:
-        """Return what was kept of a group of the leading axes."""
-        inputs, logs = (tuple(a[group] for a in some) for some in (self.inputs, self.logs))
-        own = (a[group] for a in (self.C, self.end, self.s, self.den))
-        return Saved(inputs, self.logf[group], self.h[group], Logs(*logs), *own)
-
 
 class Logs(NamedTuple):
     """The logarithms of every step of every chunk, (..., chunks, L), in float64."""

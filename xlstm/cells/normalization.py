@@ -97,9 +97,7 @@ def normed(xp: Namespace, function: Any, x: Array, *arrays: Array, **options: An
     return by_rows(xp, function, x, *arrays, limit=fourth_root(xp, x.dtype), **options)
 
 
-def scaled(
-    xp: Namespace, x: Array, formula: Any, axis: Axis, eps: float, limit: float | None
-) -> tuple[Array, Array]:
+def scaled(xp: Namespace, x: Array, formula: Any, axis: Axis, eps: float, limit: float | None) -> tuple[Array, Array]:
     """Return what a formula gives for c x, whose squares are finite, and c times the factor; without a limit c is 1."""
     if limit is None:
         return formula(xp, x, axis, eps)  # type: ignore[no-any-return]

@@ -72,10 +72,12 @@ class Memory(NamedTuple):
         f = span.mask(f, float("inf") if self.forget == "sigmoid" else 0.0)
         gates = [xp.permute_dims(a, (1, 2, 0)) for a in (i, f)]  # (B, N, T)
         arrays = [*(self._heads(xp, a) for a in (q, k, v)), *gates, *state]
-        if xp is np and (made := loops.chunkwise(*arrays, self.eps, self.forget, self.steps, keep)) is not None:
-            h, *end, whole = made
-            kept = None if whole is None else [(g, whole.of(g)) for g in heads.groups(xp, B, self.N, *self._sizes(span))]
-            return self._rows(xp, h), tuple(end), kept
+        if xp is np:
+            groups = heads.groups(xp, B, self.N, *self._sizes(span)) if keep else None
+            found = loops.chunkwise(arrays, self.eps, self.forget, self.steps, groups)
+            if found is not None:
+                (h, *end), kept = found
+                return self._rows(xp, h), tuple(end), kept
         cell = functools.partial(mlstm.chunkwise, xp, eps=self.eps, forget=self.forget, chunk=self.steps)
 
         def one(q: Array, k: Array, v: Array, *rest: Array) -> tuple[Any, ...]:

@@ -92,7 +92,8 @@ def chunks(where: int, sizes: Any, views: Any, arrays: Any, numbers: Any, first:
             slivers = (some + COLUMNS - 1) // COLUMNS
             packed = keys[: slivers * K * COLUMNS].reshape(slivers, K, COLUMNS)
             pack_columns(k, k1, views[1, 3], some, K, INT(0), slivers, packed, INT(0))
-            call_product(where, q, q1, views[0, 3], 1, some, packed, 0, slivers, weights, 0, some, 0, some, False, False)
+            q_step = views[0, 3]
+            call_product(where, q, q1, q_step, 1, some, packed, 0, slivers, weights, 0, some, 0, some, False, False)
             for t in range(some):
                 row, rt = U(t * some), r[at + t]
                 for u in range(U(some)):
@@ -104,7 +105,7 @@ def chunks(where: int, sizes: Any, views: Any, arrays: Any, numbers: Any, first:
             pack_rows(v, v1, views[2, 3], V, some, INT(0), by_value, packed, INT(0))
             call_product(where, weights, 0, some, 1, some, packed, 0, by_value, num, 0, V, 0, V, False, False)
             for t in range(some):
-                first_q, factor = U(q1 + t * views[0, 3]), read[t]
+                first_q, factor = U(q1 + t * q_step), read[t]
                 for j in range(U(K)):
                     weighted[U(t * K) + j] = factor * q[first_q + j]
             pack_rows(states, C, W, V, K, INT(0), by_value, memory, INT(0))

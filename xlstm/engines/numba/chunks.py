@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Sequence
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -14,6 +15,7 @@ from xlstm.cells import mlstm_formulas as formulas
 from xlstm.cells.activations import FORGET
 from xlstm.cells.denominator import limit_of, low_of
 from xlstm.cells.mlstm_chunks import Logs, Saved
+from xlstm.engines.heads import Group
 from xlstm.engines.numba import chunk_loops, jit
 from xlstm.engines.numba.matmul import DTYPES
 from xlstm.engines.numba.team import address, share
@@ -23,37 +25,29 @@ SMALL = 1 << 18  # multiplications below which NumPy's calls cost less than to c
 
 
 def chunkwise(
-    q: Array,
-    k: Array,
-    v: Array,
-    i: Array,
-    f: Array,
-    C0: Array,
-    n0: Array,
-    m0: Array,
-    eps: float,
-    forget: str,
-    chunk: int,
-    keep: bool,
-) -> tuple[Array, Array, Array, Array, Saved | None] | None:
+    given: Sequence[Array], eps: float, forget: str, chunk: int, groups: Sequence[Group] | None
+) -> tuple[list[Array], list[tuple[Group, Saved]]] | None:
     """Compute all steps, as `chunkwise` in `cells/mlstm_chunks.py`, or return None where this is no work for the loops.
 
     Parameters
     ----------
-    q, k, v, i, f, C0, n0, m0, eps, forget, chunk
-        Arrays (B, N, ...), and what the cell is given.
-    keep : bool
-        Whether backward is to follow.
+    given : sequence of arrays (B, N, ...)
+        q, k, v, i~, f~, C0, n0 and m0.
+    eps, forget, chunk
+        As of the cell.
+    groups : list of (slice, slice) or None
+        The sequences and heads that backward is to take at once; None where no backward is to follow.
 
     Returns
     -------
-    h (B, N, T, V), C, n, m : array
-    saved : Saved or None
-        Its arrays are (B, N, ...).
+    results : list of array
+        h (B, N, T, V), C, n and m.
+    kept : list of (group, Saved)
     """
+    q, k, v, i, f, C0, n0, m0 = given
     (B, N, T, K), V = q.shape, v.shape[-1]
     L = min(chunk, T)
-    given, work = (q, k, v, i, f, C0, n0, m0), B * N * T * (L + K) * (K + V)
+    keep, work = groups is not None, B * N * T * (L + K) * (K + V)
     if work < SMALL or q.dtype not in DTYPES or any(a.dtype != q.dtype for a in given) or not jit.enabled():
         return None
     q, k, v = (a if a.strides[-1] == a.itemsize else np.ascontiguousarray(a) for a in (q, k, v))
@@ -75,12 +69,14 @@ def chunkwise(
         np.array([K**-0.5, eps]),
     )
     share([(B * N, compiled.chunks, arguments, 1)], work)
-    end = states[:, :, -1]
-    saved = None
-    if keep:
-        logf = logf.reshape(B, N, count * L)[..., :T]
-        saved = Saved((q, k, v, i, f), logf, h, logs, states[:, :, :-1], end, s, den)
-    return h, end[..., :V].copy(), end[..., V].copy(), m, saved
+    logf, end = logf.reshape(B, N, count * L)[..., :T], states[:, :, -1]
+
+    def saved(g: Group) -> Saved:
+        inputs = tuple(np.ascontiguousarray(a[g]) for a in (q, k, v, i, f))
+        own = Logs(*(a[g] for a in logs))
+        return Saved(inputs, logf[g], np.ascontiguousarray(h[g]), own, states[g][:, :, :-1], end[g], s[g], den[g])
+
+    return [h, end[..., :V].copy(), end[..., V].copy(), m], [(g, saved(g)) for g in groups or ()]
 
 
 @functools.cache
