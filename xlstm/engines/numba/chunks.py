@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Sequence
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -83,36 +83,33 @@ def chunkwise(
 def _compiled(dtype: str, forget: str, shape: Any) -> ModuleType:
     """Return a module with the loops for a dtype and a forget gate."""
     with jit.lock:
-        common = jit.shared(dtype)
-        texts = [*_formulas(dtype, forget), inspect.getsource(chunk_loops.chunks)]
-        found = jit.generated(common, "\n".join(texts))
-        shared = set(vars(common))
-        names = [name for name, value in vars(found).items() if isinstance(value, FunctionType) and name not in shared]
+        texts = _formulas(dtype, forget)
+        found = jit.generated(jit.shared(dtype), "\n".join([*texts.values(), inspect.getsource(chunk_loops.chunks)]))
         found.__dict__.update({name: value for name, value in vars(helpers()).items() if name not in vars(found)})
-        own = [vars(found)[name] for name in names]
-        jit.bind(found, tuple(f for f in own if f.__name__ != "chunks"))
+        jit.bind(found, tuple(getattr(found, name) for name in texts))
         jit.bind(found, (found.chunks,), counted=True)
         return found
 
 
-def _formulas(dtype: str, forget: str) -> list[str]:
-    """Return the formulas of the cell as functions of single numbers."""
+def _formulas(dtype: str, forget: str) -> dict[str, str]:
+    """Return the formulas of the cell by name, each as the source of a function of single numbers."""
     real = np.dtype(dtype)
     x, low, limit = KINDS[real], low_of(np, np.float64), limit_of(np, real)
 
-    def made(name: str, formula: Any, names: str, kinds: str, results: str, **options: Any) -> str:
-        return function(name, formula, dict(zip(names.split(), kinds, strict=True)), results, **options)
+    found: dict[str, str] = {}
 
-    return [
-        made("forget", FORGET[forget].fwd, "f", x, x),
-        made("accumulate", formulas.accumulate, "b most i logf", f"88{x}{x}", "88"),
-        made("written", formulas.written, "i b", f"{x}8", "8"),
-        made("m_after", formulas.m_after, "m b most", "888", "8"),
-        made("stabilise", formulas.stabilise, "most m", "88", "8", low=low),
-        made("read_write", formulas.read_write, "w r m0 last root", f"8888{x}", 2 * x, low=low, dtype=real),
-        made("keep", formulas.keep, "m0 last", "88", x, low=low, dtype=real),
-        made("decay", formulas.D, "w r wrote reads root", f"88{x}{x}{x}", x, dtype=real),
-        made("den", formulas.den, "s b r eps", f"{x}88{x}", x, limit=limit, dtype=real),
-        made("quotient", formulas.quotient, "num den", x + x, x, dtype=real),
-        made("state", formulas.state, "C keep written", 3 * x, x),
-    ]
+    def add(name: str, formula: Any, names: str, kinds: str, results: str, **options: Any) -> None:
+        found[name] = function(name, formula, dict(zip(names.split(), kinds, strict=True)), results, **options)
+
+    add("forget", FORGET[forget].fwd, "f", x, x)
+    add("accumulate", formulas.accumulate, "b most i logf", f"88{x}{x}", "88")
+    add("written", formulas.written, "i b", f"{x}8", "8")
+    add("m_after", formulas.m_after, "m b most", "888", "8")
+    add("stabilise", formulas.stabilise, "most m", "88", "8", low=low)
+    add("read_write", formulas.read_write, "w r m0 last root", f"8888{x}", 2 * x, low=low, dtype=real)
+    add("keep", formulas.keep, "m0 last", "88", x, low=low, dtype=real)
+    add("decay", formulas.D, "w r wrote reads root", f"88{x}{x}{x}", x, dtype=real)
+    add("den", formulas.den, "s b r eps", f"{x}88{x}", x, limit=limit, dtype=real)
+    add("quotient", formulas.quotient, "num den", x + x, x, dtype=real)
+    add("state", formulas.state, "C keep written", 3 * x, x)
+    return found
