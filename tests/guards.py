@@ -249,6 +249,7 @@ PRODUCTS = (
 )
 # The same of products with few rows, which fill their slivers: one block of K, and two.
 FEW_ROWS = ((31, 6, 70), (32, 41, 33), (63, 1100, 129))
+CHUNKS = ((5, 1, 1), (21, 3, 17), (40, 33, 65))  # T, K and V of an mLSTM
 NO_STEP = "def step():\n    pass\n"
 PLANS = ((None, 1), ("parts", 2), ("shared", 2))
 
@@ -333,6 +334,30 @@ def run_few_rows(compiled: Compiled, rng: np.random.Generator) -> None:
         same({"out": found}, {"out": a @ W.T}, dtype, M, K, N)
 
 
+def run_chunks(compiled: Compiled, rng: np.random.Generator) -> None:
+    """Run an mLSTM in chunks, of which the last is not full."""
+    from xlstm.cells import mlstm
+    from xlstm.engines.numba import chunks
+
+    guards = compiled.guards
+    for dtype, (T, K, V), guards.flush in itertools.product(("float32", "float64"), CHUNKS, FLUSH):
+        sizes = ((T, K), (T, K), (T, V), (T,), (T,), (K, V), (K,), ())
+        values = [rng.standard_normal((2, 3, *size)).astype(dtype) for size in sizes]
+        values[0], values[1], values[6] = (abs(values[n]) for n in (0, 1, 6))  # h is a quotient: none is by about 0
+        blocks = [guards.take(value.nbytes) for value in values]
+        arrays = [block.array(value) for block, value in zip(blocks, values, strict=True)]
+        for place, value in zip(arrays, values, strict=True):
+            place[...] = value
+        expected = dict(zip("hCnm", mlstm.chunkwise(np, *values, chunk=16), strict=False))
+        with EMPTY, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(chunks, "SMALL", 0)
+            found = chunks.chunkwise(arrays, 0.0, "sigmoid", 16, None)
+        assert found is not None
+        same(dict(zip("hCnm", found[0], strict=True)), expected, dtype, T, K, V)
+        for block in (*blocks, *compiled.drain()):
+            guards.give(block, "chunks")
+
+
 def same(found: dict[str, Any], expected: dict[str, Any], *where: Any) -> None:
     """Compare results with those of the reference: a number from outside of an array is in none of them."""
     tolerance = {4: 1e-5, 8: 1e-12}
@@ -356,13 +381,13 @@ def one_by_one(guards: Guards, function: Callable[..., None], given: list[tuple[
 
 def main(kinds: list[str]) -> None:
     """Run all cases; the last lines say how often each function was called, and which arrays they made."""
-    from xlstm.engines.numba import chains, jit, matmul, tape, weights
+    from xlstm.engines.numba import chains, chunks, jit, matmul, tape, weights
 
     faulthandler.enable()
     compiled = Compiled()
     compiled.allocate()
     jit.functions = functools.partial(compiled.functions, jit.functions)
-    weights.share = matmul.share = in_turn
+    weights.share = matmul.share = chunks.share = in_turn
     tape.together = chains.together = functools.partial(one_by_one, compiled.guards)
     rng = np.random.default_rng(0)
     EMPTY.begin()
@@ -374,6 +399,9 @@ def main(kinds: list[str]) -> None:
     sys.stdout.flush()
     run_products(compiled, rng)
     run_few_rows(compiled, rng)
+    sys.stdout.write("chunks\n")
+    sys.stdout.flush()
+    run_chunks(compiled, rng)
     sys.stdout.write(f"calls {' '.join(sorted(compiled.calls))}\nmade {compiled.made}\n")
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xlstm.arrays.namespace import Array, Namespace, finfo, squares_below
+from xlstm.arrays.namespace import Array, Namespace, finfo
 from xlstm.arrays.rows import by_rows
 
 
@@ -81,19 +81,26 @@ MEAN_SQUARE = Normal(normalize_root, normalize_root_bwd, _by_root, _by_root_bwd)
 
 
 def _normalized(xp: Namespace, x: Array, axis: Axis, eps: float, formula: Any) -> tuple[Array, Array]:
-    """Return what a formula gives for c x, whose squares are finite, and c times the factor."""
-    if squares_below(xp, x, math.inf):  # c is 1
-        return by_rows(xp, formula, x, axis=axis, eps=eps)  # type: ignore[no-any-return]
-    limit = fourth_root(xp, x.dtype)
-    if xp is not np:
-        return by_rows(xp, scaled, x, formula=formula, axis=axis, eps=eps, limit=limit)  # type: ignore[no-any-return]
-    c = _factor(xp, x, axis, limit)
-    n, r = by_rows(xp, formula, x * c, axis=axis, eps=eps)
-    return n, r * c
+    return normed(xp, scaled, x, formula=formula, axis=axis, eps=eps)  # type: ignore[no-any-return]
 
 
-def scaled(xp: Namespace, x: Array, formula: Any, axis: Axis, eps: float, limit: float) -> tuple[Array, Array]:
-    """Return what a formula gives for c x, and c times the factor."""
+def normed(xp: Namespace, function: Any, x: Array, *arrays: Array, **options: Any) -> Any:
+    """Return `function(xp, x, *arrays, limit=limit, **options)`: n and r, the norm and its factor, and maybe more.
+
+    With a `limit`, `function` scales x as `scaled` does. NumPy does without where no square is infinite.
+    """
+    if xp is np:
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = by_rows(xp, function, x, *arrays, limit=None, **options)
+        if np.all(found[1] > 0):  # it is 0 or NaN where a square is infinite
+            return found
+    return by_rows(xp, function, x, *arrays, limit=fourth_root(xp, x.dtype), **options)
+
+
+def scaled(xp: Namespace, x: Array, formula: Any, axis: Axis, eps: float, limit: float | None) -> tuple[Array, Array]:
+    """Return what a formula gives for c x, whose squares are finite, and c times the factor; without a limit c is 1."""
+    if limit is None:
+        return formula(xp, x, axis, eps)  # type: ignore[no-any-return]
     c = _factor(xp, x, axis, limit)
     n, r = formula(xp, x * c, axis, eps)
     return n, r * c

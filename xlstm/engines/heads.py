@@ -53,8 +53,7 @@ def run(
     """
     B, N = arrays[0].shape[:2]
     if saved is None:
-        parts = threads.available() if xp is np and work > threads.LARGE else 1
-        saved = [(group, None) for group in _groups(xp, B, N, elements, parts)]
+        saved = [(group, None) for group in groups(xp, B, N, elements, work)]
         more: list[tuple[Any, ...]] = [()] * len(saved)
     else:
         more = [(kept,) for _, kept in saved]
@@ -87,10 +86,11 @@ def step(xp: Namespace, call: Callable[[], tuple[Any, ...]], multiplications: in
     return blas.in_turn(call, multiplications if xp is np else 0)
 
 
-def _groups(xp: Namespace, B: int, N: int, elements: int, parts: int) -> list[Group]:
-    """Return the sequences and heads that are taken at once, at least so many parts of them."""
+def groups(xp: Namespace, B: int, N: int, elements: int, work: int) -> list[Group]:
+    """Return the sequences and heads that are taken at once, a part of the work for each core at least."""
     if xp is not np or B == 0:
         return [(slice(None), slice(None))]
+    parts = threads.available() if work > threads.LARGE else 1
     size = min(max(1, GROUP // elements), max(1, B * N // parts))
     some, many = min(size, N), max(1, size // N)
     return [(slice(b, b + many), slice(n, n + some)) for b in range(0, B, many) for n in range(0, N, some)]

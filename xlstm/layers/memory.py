@@ -6,11 +6,14 @@ import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from xlstm.arrays import threads
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells import mlstm
 from xlstm.engines import heads
 from xlstm.engines.cuda.chunks import passes as chunks
+from xlstm.engines.numba import chunks as loops
 from xlstm.layers.state import Leaf, Span, State
 
 
@@ -67,6 +70,14 @@ class Memory(NamedTuple):
         # Past the end of a sequence a step writes nothing and forgets nothing.
         i = span.mask(i, -float("inf"))
         f = span.mask(f, float("inf") if self.forget == "sigmoid" else 0.0)
+        gates = [xp.permute_dims(a, (1, 2, 0)) for a in (i, f)]  # (B, N, T)
+        arrays = [*(self._heads(xp, a) for a in (q, k, v)), *gates, *state]
+        if xp is np:
+            groups = heads.groups(xp, B, self.N, *self._sizes(span)) if keep else None
+            found = loops.chunkwise(arrays, self.eps, self.forget, self.steps, groups)
+            if found is not None:
+                (h, *end), kept = found
+                return self._rows(xp, h), tuple(end), kept
         cell = functools.partial(mlstm.chunkwise, xp, eps=self.eps, forget=self.forget, chunk=self.steps)
 
         def one(q: Array, k: Array, v: Array, *rest: Array) -> tuple[Any, ...]:
@@ -77,8 +88,6 @@ class Memory(NamedTuple):
                 end = [xp.asarray(s, copy=True) for s in end]
             return h, *end, saved if keep else None
 
-        gates = [xp.permute_dims(a, (1, 2, 0)) for a in (i, f)]  # (B, N, T)
-        arrays = [*(self._heads(xp, a) for a in (q, k, v)), *gates, *state]
         (h, *end), saved = self._run(span, one, arrays, [(True, (T, self.V)), *self._state])
         return self._rows(xp, h), tuple(end), saved
 
@@ -104,11 +113,13 @@ class Memory(NamedTuple):
         """C, n and m as results of `heads.run`."""
         return [(False, shape) for shape in ((self.K, self.V), (self.K,), ())]
 
-    def _run(self, span: Span, cell: Any, arrays: list[Array], results: Any, saved: Any = None) -> Any:
+    def _sizes(self, span: Span) -> tuple[int, int]:
+        """Return how many numbers one head works on at once, and the multiplications of all heads."""
         T, L = span.T, min(span.T, self.steps)
-        elements = T * max(self.K, self.V, L)
-        work = T * span.B * self.N * (L + self.K) * (self.K + self.V)
-        return heads.run(span.xp, cell, arrays, results, elements, work, saved)
+        return T * max(self.K, self.V, L), T * span.B * self.N * (L + self.K) * (self.K + self.V)
+
+    def _run(self, span: Span, cell: Any, arrays: list[Array], results: Any, saved: Any = None) -> Any:
+        return heads.run(span.xp, cell, arrays, results, *self._sizes(span), saved)
 
     def _heads(self, xp: Namespace, a: Array) -> Array:
         """Return (T, B, N F) seen as (B, N, T, F)."""

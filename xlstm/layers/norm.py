@@ -6,10 +6,10 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 from xlstm.arrays import checks
-from xlstm.arrays.fuse import compiles, fuse, summed
+from xlstm.arrays.fuse import compiles, summed
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.arrays.rows import by_rows
-from xlstm.cells.normalization import EPS, MEAN_AND_VARIANCE, MEAN_SQUARE, Normal, fourth_root, scaled
+from xlstm.cells.normalization import EPS, MEAN_AND_VARIANCE, MEAN_SQUARE, Normal, normed, scaled
 from xlstm.layers.initializers import constant
 from xlstm.layers.module import Module, SameWidth, Weight, total
 
@@ -51,14 +51,10 @@ class LayerNorm(SameWidth, Module):
         return found | ({"b": (D, constant(0.0))} if self.bias else {})
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
-        if compiles(xp):
-            arrays = [self._split(xp, a) for a in (x, p["w"], *self._bias(p))]
-            options = {"formula": self.NORMAL.row, "eps": self.eps, "limit": fourth_root(xp, x.dtype)}
-            n, r, y = by_rows(xp, _normed, *arrays, **options, residual=self.residual)
-            return xp.reshape(y, x.shape), (n, r)
-        n, r = self.NORMAL.forward(xp, self._split(xp, x), -1, self.eps)
-        y = fuse(xp, _scale, xp.reshape(n, x.shape), self._gain(p["w"]), *self._bias(p))
-        return y, (n, r)
+        arrays = [self._split(xp, a) for a in (x, p["w"], *self._bias(p))]
+        options = {"formula": self.NORMAL.row, "eps": self.eps, "residual": self.residual}
+        n, r, y = normed(xp, _normed, *arrays, **options)
+        return xp.reshape(y, x.shape), (n, r)
 
     def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Array]:
         n, r = kept
@@ -115,7 +111,7 @@ def _gain(w: Array, residual: bool) -> Array:
 
 
 def _normed(
-    xp: Namespace, x: Array, w: Array, *bias: Array, formula: Any, eps: float, limit: float, residual: bool
+    xp: Namespace, x: Array, w: Array, *bias: Array, formula: Any, eps: float, limit: float | None, residual: bool
 ) -> tuple[Array, Array, Array]:
     """Return a row with its norm, 1 / what it was divided by, and the row times the gain, plus the bias."""
     n, r = scaled(xp, x, formula, -1, eps, limit)

@@ -7,21 +7,17 @@ all shapes. No formula stands here.
 from __future__ import annotations
 
 import functools
-import inspect
-import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xlstm.arrays import fuse
-from xlstm.engines.numba import jit, maths
-from xlstm.engines.numba.codegen import FORMS, LIBM
+from xlstm.engines.numba import jit
+from xlstm.engines.numba.codegen import LIBM
+from xlstm.engines.numba.typed import KINDS, Writer, helpers
 from xlstm.tracing.rows import Rows, SingleRows
-from xlstm.tracing.symbols import CONDITIONS, Line, Symbols, UntraceableError, trace
-
-HELPERS = ("tanh", "exp", "log1p")  # functions of `maths.py`
-KINDS: dict[Any, str] = {np.dtype("float32"): "4", np.dtype("float64"): "8"}  # bytes of a number, which end names
+from xlstm.tracing.symbols import Line, Symbols, UntraceableError, trace
 
 Options = tuple[tuple[str, Any], ...]
 
@@ -88,16 +84,15 @@ def compiled(
     return _bound("\n".join(text) + "\n", found.means), [y in writer.single for y in outputs]
 
 
-class _Writer:
-    """Writes a trace as the statements for one row; an operation is in the widest dtype of its operands, as on CuPy.
+class _Writer(Writer):
+    """Writes a trace as the statements for one row.
 
     A mean needs a loop over the row before whatever depends on it. `stage` is the number of these loops.
     """
 
     def __init__(self, lines: Sequence[Line], kinds: dict[str, str], single: set[str], places: dict[str, str]) -> None:
+        super().__init__()
         self.lines, self.kinds, self.single, self.places = lines, kinds, set(single), places
-        self.types: dict[str, str | None] = {}
-        self.numbers: dict[str, float] = {}
         self.stage: dict[str, int] = {}
         self.varies: dict[str, bool] = {}
         self.args: dict[str, tuple[str, ...]] = {}
@@ -108,7 +103,8 @@ class _Writer:
     def _read(self, line: Line) -> None:
         to, _, op, args = line
         if op == "number":
-            self.numbers[to], self.types[to], self.stage[to], self.varies[to] = args[0], None, 0, False
+            self.number(line)
+            self.stage[to], self.varies[to] = 0, False
         elif op == "input":
             name = args[0]
             self.types[to], self.stage[to], self.varies[to] = self.kinds[name], 0, name not in self.single
@@ -118,25 +114,11 @@ class _Writer:
             if not self.varies[args[0]]:
                 self.single.add(to)
         else:
-            wide = max((self.types[a] or "" for a in args if self.types[a] != "bool"), default="")
-            kind = {"double": "8", "single": "4"}.get(op, wide) or "8"  # of numbers alone
             self.stage[to], self.varies[to] = max(self.stage[a] for a in args), any(self.varies[a] for a in args)
-            self.types[to] = "bool" if op in CONDITIONS else kind if wide or op in ("double", "single") else None
             self.args[to] = args
+            self.text[to] = f"{to} {'+=' if op == 'mean' else '='} {self.expression(line)}"
             if op == "mean":
-                self.text[to] = f"{to} += {self._operand(args[0], kind)}"
                 self.stage[to], self.varies[to] = self.stage[to] + 1, False
-                return
-            if op in HELPERS:
-                form = f"{op}{kind}({{}})"
-            else:
-                form = "{}" if op in ("double", "single") else FORMS[op].replace("F(", f"F{kind}(")
-            self.text[to] = f"{to} = {form.format(*(self._operand(a, kind) for a in args))}"
-
-    def _operand(self, name: str, kind: str) -> str:
-        if name in self.numbers:
-            return f"F{kind}({self.numbers[name]!r})"
-        return name if self.types[name] in (kind, "bool") else f"F{kind}({name})"
 
     def body(self, summed: Collection[str]) -> list[str]:
         """Return the statements for a row; results of these names are added to what is there."""
@@ -157,11 +139,11 @@ class _Writer:
                 for y, _, _, (v,) in stores:
                     if y not in self.single:
                         sign = "+=" if y in summed else "="
-                        found.append(f"    a_{self.places[y]}[unit] {sign} {self._operand(v, self.kinds[y])}")
+                        found.append(f"    a_{self.places[y]}[unit] {sign} {self.operand(v, self.kinds[y])}")
             if found[-1].endswith(":"):
                 found.pop()
             found += [f"{m} /= F{self.types[m]}(columns)" for m in now]
-        found += [f"a_{y}[0] = {self._operand(v, self.kinds[y])}" for y, _, _, (v,) in stores if y in self.single]
+        found += [f"a_{y}[0] = {self.operand(v, self.kinds[y])}" for y, _, _, (v,) in stores if y in self.single]
         return found
 
     def _alone(self, v: str, means: Collection[str]) -> bool:
@@ -181,23 +163,7 @@ class _Writer:
 def _bound(text: str, means: bool) -> Callable[..., None]:
     """Return the compiled function of a text; sums of a mean are in the order that is quickest."""
     with jit.lock:
-        found = jit.generated(_helpers(), text)
+        found = jit.generated(helpers(), text)
         jit.bind(found, (found.chain,), jit.FLAGS | ({"reassoc"} if means else set()), counted=True)
         chain: Callable[..., None] = found.chain
         return chain
-
-
-@functools.cache
-def _helpers() -> Any:
-    """Return a module with the functions that chains call; their names end in 4 or 8, the bytes of a number."""
-    import numba
-
-    from xlstm.engines.numba import pointers
-
-    found = jit.new_module("".join(inspect.getsource(module) for module in (maths, pointers)))
-    for dtype, kind in KINDS.items():
-        own = jit.new_module(f"{found.__name__} {dtype}")
-        jit.bind_maths(own, str(dtype))
-        found.__dict__.update({f"F{kind}": dtype.type, **{f"{name}{kind}": getattr(own, name) for name in HELPERS}})
-    found.__dict__.update(at4=pointers.at4, at8=pointers.at8, carray=numba.carray, U=np.uintp, math=math)
-    return found

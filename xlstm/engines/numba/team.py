@@ -6,11 +6,13 @@ to be woken, as long as many a product takes. So functions, with their arguments
 
 from __future__ import annotations
 
+import array
 import functools
 import inspect
 import itertools
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from ctypes import addressof, c_char
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -67,43 +69,57 @@ def together(function: Callable[..., None], given: Sequence[tuple[Any, ...]]) ->
 
 def _lead(calls: Sequence[Call], helpers: int, pieces: int, apart: bool) -> None:
     """Do calls with so many helpers, in pieces of all of them, or each by itself, without a first and a last one."""
-    job, tables = np.empty((len(calls), 4), np.int64), []
-    for k, (n, function, given, unit) in enumerate(calls):
+    job, tables = array.array("q"), []
+    for n, function, given, unit in calls:
         numbers: list[int] = []
-        kind = _enter(given, numbers)
-        tables.append(np.array(numbers, np.int64))
-        job[k] = _entry(function, kind, not apart), address(tables[-1]), n, unit
-    if _compiled().lead(pool.board, address(job), len(calls), apart, helpers, pieces):
+        entry = _entry(function, _enter(given, numbers), not apart)
+        tables.append(table := array.array("q", numbers))
+        job.extend((entry, table.buffer_info()[0], n, unit))
+    if _compiled().lead(pool.board, job.buffer_info()[0], len(calls), apart, helpers, pieces):
         raise MemoryError("a compiled function of xlstm had no memory")
 
 
-def address(array: Array) -> int:
+def address(numbers: Array) -> int:
     """Return where the numbers of an array begin."""
-    return int(array.__array_interface__["data"][0])
+    try:
+        return addressof(c_char.from_buffer(numbers))  # in a fourth of the time of the other way
+    except (TypeError, ValueError):  # it is read-only, not contiguous, or empty
+        return int(numbers.__array_interface__["data"][0])
 
 
-def _enter(value: Any, numbers: list[int]) -> Any:
-    """Append what is needed to make an argument again from numbers, and return its kind."""
-    if isinstance(value, tuple):
-        return tuple([_enter(one, numbers) for one in value])
-    if isinstance(value, np.ndarray):
-        if not value.flags.c_contiguous:
-            raise ValueError("an array of a call is not contiguous")
-        numbers += (address(value), *value.shape)
-        return value.dtype.str[1:] + str(value.ndim)
-    numbers.append(operator.index(value))
-    return type(value) is bool
+def _enter(given: tuple[Any, ...], numbers: list[int]) -> tuple[Any, ...]:
+    """Append what is needed to make arguments again from numbers, and return their kinds.
+
+    The kind of an array is its dtype and number of axes, that of a tuple the kinds within it.
+    """
+    kinds: list[Any] = []
+    for value in given:
+        if type(value) is int:
+            numbers.append(value)
+            kinds.append(int)
+        elif type(value) is np.ndarray:
+            if not value.flags.c_contiguous:
+                raise ValueError("an array of a call is not contiguous")
+            numbers.append(address(value))
+            numbers.extend(value.shape)
+            kinds.append((value.dtype, value.ndim))
+        elif type(value) is tuple:
+            kinds.append(_enter(value, numbers))
+        else:
+            numbers.append(operator.index(value))
+            kinds.append(bool if type(value) is bool else int)
+    return tuple(kinds)
 
 
 def _expression(kind: Any, places: Iterator[int]) -> str:
     """Return the source that makes an argument again, from the next places of a table."""
+    if isinstance(kind, tuple) and kind and isinstance(kind[0], np.dtype):
+        dtype, axes = kind
+        first = f"{dtype.str[1:]}(table[{next(places)}])"
+        return f"carray({first}, ({''.join(f'table[{next(places)}], ' for _ in range(axes))}))"
     if isinstance(kind, tuple):
         return f"({''.join(_expression(one, places) + ', ' for one in kind)})"
-    first = f"table[{next(places)}]"
-    if not isinstance(kind, str):
-        return f"{first} != 0" if kind else first
-    shape = "".join(f"table[{next(places)}], " for _ in range(int(kind[2:])))
-    return f"carray({kind[:2]}({first}), ({shape}))"
+    return f"table[{next(places)}]{' != 0' if kind is bool else ''}"
 
 
 @functools.cache
