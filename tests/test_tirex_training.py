@@ -7,6 +7,7 @@ import pytest
 
 import xlstm
 from tests.conftest import make_backend
+from tests.tables import LIBRARIES, long_columns, table
 from xlstm.arrays.convert import to_numpy
 from xlstm.data.synthetic import synthetic
 from xlstm.models import TiRex, TiRex2
@@ -156,6 +157,25 @@ def test_fine_tuning_lowers_the_held_out_loss(rng, model, weights):
         used = {name for name in params if ".mixer." not in name and ".combination." not in name}
         assert changed == used
     assert model.fine_tune(params, series, **options).trained.losses == tuned.trained.losses
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_fine_tuning_takes_tables(rng, library):
+    """Long ones and wide ones, with gaps where dates are missing."""
+    params, x = MODEL.init(0, "numpy"), rng.standard_normal((60, 3))
+    columns = long_columns(x, "shops", (60, 50))
+    there = np.arange(110) != 75  # a row of the second shop
+    given = table(library, {name: column[there] for name, column in columns.items()})
+    found = MODEL.fine_tune(params, given, epochs=1, series_id="shop", targets="sales")
+    expected = MODEL.fine_tune(params, [x[:60, 0], np.where(np.arange(50) == 15, np.nan, x[:50, 1])], epochs=1)
+    assert found.trained.losses == expected.trained.losses
+    wide = table(library, {"b": x[:, 1], "a": x[:, 0]})
+    found, expected = MODEL.fine_tune(params, wide, epochs=1), MODEL.fine_tune(params, x[:, [1, 0]].T, epochs=1)
+    assert found.trained.losses == expected.trained.losses
+    with pytest.raises(ValueError, match=r"^TiRex.fine_tune: column 'c' is not in the table, which has b, a"):
+        MODEL.fine_tune(params, wide, targets="c")
+    with pytest.raises(ValueError, match=r"^TiRex.fine_tune: series_id is 'a', expected None, as series is no table"):
+        MODEL.fine_tune(params, x.T, series_id="a")
 
 
 def test_a_tiny_model_learns_from_synthetic_series():

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.conftest import DATA
+from tests.tables import LIBRARIES, columns_of, long_columns, table
 from xlstm.cli.app import app
 from xlstm.data.files import read_groups, write_table
 from xlstm.data.series import bundled
@@ -84,21 +85,6 @@ def test_gaps_are_missing_values(one, x):
     assert np.all(np.isfinite([score.model, score.persistence, score.autoregression]))
 
 
-LIBRARIES = ["pandas", "polars", "pyarrow"]
-
-
-def table(library, columns):
-    module = pytest.importorskip(library)
-    return module.table(columns) if library == "pyarrow" else module.DataFrame(columns)
-
-
-def columns_of(found):
-    """The columns of a table of any library."""
-    if hasattr(found, "to_pylist"):
-        return {name: np.array(found[name].to_pylist()) for name in found.column_names}
-    return {str(name): np.array(found[name].to_list()) for name in found.columns}
-
-
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_wide_tables(library, one, x):
     days = np.datetime64("2024-02-20") + np.arange(50)
@@ -110,19 +96,6 @@ def test_wide_tables(library, one, x):
     found = columns_of(of(ONE, horizon=5, targets="b", quantiles=[0.1, 0.5]).predict_quantiles(given))
     assert list(found) == ["day", "b 0.1", "b 0.5"]
     same(found["b 0.5"], one.predict(x[:, 1]))
-
-
-def long_columns(x, order, rows=(50, 40)):
-    """Two shops below each other, or in the order of their days."""
-    day = [np.datetime64("2024-01-01") + np.arange(n) for n in rows]
-    columns = {
-        "shop": np.repeat(["north", "south"], rows),
-        "day": np.concatenate(day).astype("datetime64[us]"),
-        "sales": np.concatenate([x[:n, k] for k, n in enumerate(rows)]),
-        "price": np.concatenate([np.cos(np.arange(n) + k) for k, n in enumerate(rows)]),
-    }
-    place = np.argsort(columns["day"], kind="stable") if order == "days" else np.arange(sum(rows))
-    return {name: column[place] for name, column in columns.items()}
 
 
 @pytest.mark.parametrize("order", ["shops", "days"])

@@ -95,7 +95,9 @@ class Given(NamedTuple):
         """Names of the series, where a column has them."""
         return [str(label) for label in self.labels] if self.id_name else []
 
-    def like(self, found: Sequence[Values], read: Sequence[Track], suffixes: Sequence[str] = ("",)) -> Any:
+    def like(
+        self, found: Sequence[Values], read: Sequence[Track], suffixes: Sequence[str] = ("",), passed: int = 0
+    ) -> Any:
         """Return forecasts after the ends of series in the kind that the series came in.
 
         Parameters
@@ -104,6 +106,8 @@ class Given(NamedTuple):
         read : list of Track
         suffixes : list of str
             Ends of the names of columns, along the last axis of forecasts, if there is one.
+        passed : int
+            Steps between the ends of the series and the first of forecasts.
         """
         if self.table is None:
             shaped = [one[:, 0] if flat else one for one, flat in zip(found, self.flat, strict=True)]
@@ -116,8 +120,8 @@ class Given(NamedTuple):
         for c, name in enumerate(self.names):
             for k, suffix in enumerate(suffixes):
                 columns[f"{name}{suffix}"] = rows[:, c, k]
-        ahead = [calendars.after(one.calendar, steps) for one in read if one.calendar is not None]
-        ahead = ahead or [_numbers_after(labels, steps) for labels in self.rows]
+        ahead = [calendars.after(one.calendar, steps, passed) for one in read if one.calendar is not None]
+        ahead = ahead or [_numbers_after(labels, steps) + passed for labels in self.rows]
         index = np.concatenate(ahead) if ahead else None
         if index is not None and index.dtype.kind == "M" and str(np.datetime_data(index.dtype)[0]) not in ("us", "ns"):
             index = index.astype("datetime64[us]")  # not every library has coarser ones
@@ -140,8 +144,8 @@ def given(where: str, values: Any, beside: Beside, roles: Roles, fitted: Sequenc
     for name, other in beside._asdict().items():
         if other is not None and not (name == "future" and roles.future and frames.is_table(other)):
             raise ValueError(f"{where}: {name} is {checks.shown(other)}, expected columns of the table, by name")
-    parts = _parts(where, values, roles)
-    later = {} if beside.future is None else _parts(where, beside.future, roles)
+    parts = tables_of(where, values, roles)
+    later = {} if beside.future is None else tables_of(where, beside.future, roles)
     used = [*roles.past, *roles.future, *roles.static]
     only = [*roles.targets, *used] if roles.targets else None
     read = {label: frames.table_of(where, part, only) for label, part in parts.items()}
@@ -153,14 +157,14 @@ def given(where: str, values: Any, beside: Beside, roles: Roles, fitted: Sequenc
     arrays, past, future, static, dates, rows = [], [], [], [], [], []
     for label, columns in read.items():
         _check_zone(where, columns)
-        arrays.append(_columns(where, columns, names))
-        past.append(_columns(where, columns, roles.past))
-        ahead, dated = _columns(where, columns, roles.future), _dates(columns)
+        arrays.append(numbers_of(where, columns, names))
+        past.append(numbers_of(where, columns, roles.past))
+        ahead, dated = numbers_of(where, columns, roles.future), dates_of(columns)
         if label in later:
             more = frames.table_of(where, later[label], roles.future)
-            ahead = np.concatenate((ahead, _columns(where, _in_order(where, more, dated), roles.future)))
+            ahead = np.concatenate((ahead, numbers_of(where, _in_order(where, more, dated), roles.future)))
         future.append(ahead if roles.future else None)
-        fixed = _columns(where, columns, roles.static)
+        fixed = numbers_of(where, columns, roles.static)
         if np.any(np.isnan(fixed)):
             name = roles.static[int(np.argmax(np.any(np.isnan(fixed), axis=0)))]
             raise ValueError(f"{where}: static column {checks.shown(name)} has missing values, expected one number")
@@ -178,12 +182,12 @@ def _numbers_after(labels: Any, steps: int) -> Any:
     return (int(labels[-1]) + 1 if labels.dtype.kind in "iu" else len(labels)) + np.arange(steps)
 
 
-def _parts(where: str, table: Any, roles: Roles) -> Mapping[Any, Any]:
+def tables_of(where: str, table: Any, roles: Roles) -> Mapping[Any, Any]:
     """Return the tables of all series by their names."""
     return frames.groups(where, table, roles.id_name) if roles.id_name else {"": table}
 
 
-def _dates(columns: Columns) -> Any:
+def dates_of(columns: Columns) -> Any:
     """Return the dates of rows (N,), or None."""
     return columns.index if columns.index is not None and columns.index.dtype.kind == "M" else None
 
@@ -207,7 +211,7 @@ def _in_order(where: str, later: Columns, dates: Any) -> Columns:
     ValueError
         They are not for the steps right after the last date.
     """
-    own = _dates(later)
+    own = dates_of(later)
     if own is None:
         return later
     if dates is None:
@@ -220,7 +224,7 @@ def _in_order(where: str, later: Columns, dates: Any) -> Columns:
     return replace(later, values=later.values[order], index=own[order])
 
 
-def _columns(where: str, columns: Columns, names: Sequence[str]) -> Values:
+def numbers_of(where: str, columns: Columns, names: Sequence[str]) -> Values:
     """Return some columns, (N, K)."""
     for name in names:
         frames.check_has(where, columns.names, name)

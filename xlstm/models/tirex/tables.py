@@ -1,4 +1,4 @@
-"""Forecasts of tables and of tracks, at any rows of them."""
+"""Tables of series as a TiRex takes them, and forecasts of tables and of tracks, at any rows of them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,53 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
-from xlstm.data import frames, panels, tracks
+from xlstm.data import following, frames, panels, tracks
 from xlstm.data.host import Values
 from xlstm.data.panels import Given, Roles
 from xlstm.data.tracks import Beside, Track
 from xlstm.models.tirex import quantiles as levels_of
-from xlstm.models.tirex.forecast import Forecast
+from xlstm.models.tirex.forecast import MEDIAN, Forecast
 
 VALUES = 1 << 23  # values of series that are copied at once
+
+
+class Table(NamedTuple):
+    """The series of a table.
+
+    Attributes
+    ----------
+    given : Given
+        How they were given.
+    found : list of Track
+    roles : Roles
+        Those of the columns.
+    """
+
+    given: Given
+    found: list[Track]
+    roles: Roles
+
+    @classmethod
+    def of(cls, where: str, model: Any, table: Any, roles: Roles) -> Table:
+        """Return the series of a table for a model; errors are those of `forecast`, and name the caller, `where`."""
+        roles = roles.checked(where)
+        return cls(*read(where, model, table, Beside(), roles, 0), roles)
+
+    @property
+    def columns(self) -> list[Values]:
+        """Each target of each series by itself, (L,)."""
+        return [column for track in self.found for column in track.values.T]
+
+    def following(self, where: str, name: str, rows: Any, passed: int) -> Values:
+        """Return more rows of the table, (B, n), by the columns; see `data.following.following`."""
+        found = following.following(where, name, self.given, self.found, self.roles, rows, passed)
+        return np.concatenate([one.T for one in found])
+
+    def forecast(self, q: Values, trained: Sequence[float], levels: tuple[float, ...], passed: int) -> Forecast:
+        """Return quantiles (B, H, Q) of trained levels, after `passed` more rows, as tables of other levels."""
+        q = q.reshape(len(self.found), -1, *q.shape[1:]).swapaxes(1, 2)  # (S, H, C, Q)
+        median = levels_of.between(q, trained, MEDIAN)[..., 0]
+        return _forecast(self.given, self.found, median, levels_of.between(q, trained, levels), levels, passed)
 
 
 class Pretrained(NamedTuple):
@@ -37,9 +76,7 @@ class Pretrained(NamedTuple):
     def after(self, given: Given, found: Sequence[Track], steps: int) -> Forecast:
         """Return forecasts after the ends of series, in the kind that the series came in."""
         median, quantiles = self.all_of([(track, len(track.values)) for track in found], steps)
-        levels = self.options["quantiles"]
-        named = given.like(list(quantiles), found, [f" {level:g}" for level in levels])
-        return Forecast(named, given.like(list(median), found), levels)
+        return _forecast(given, found, median, quantiles, self.options["quantiles"])
 
     def forecast(self, track: Track, origins: Sequence[int], steps: int) -> tuple[Values, Values]:
         """Return the median (M, H, C) and quantiles (M, H, C, Q) after the rows before each origin."""
@@ -65,13 +102,13 @@ class Pretrained(NamedTuple):
         return found.mean.reshape(len(looks), C, steps).swapaxes(1, 2), q.swapaxes(1, 2)
 
 
-def is_one(where: str, series: Any, **names: Any) -> bool:
-    """Return whether series are a table; raise ValueError where they are not, and one of `names` is there for it."""
+def is_one(where: str, name: str, series: Any, **names: Any) -> bool:
+    """Return whether an argument is a table; raise ValueError where it is not, and one of `names` is there for it."""
     if frames.has_columns(series):
         return True
-    for name, given in names.items():
+    for other, given in names.items():
         if given is not None:
-            raise ValueError(f"{where}: {name} is {checks.shown(given)}, expected None, as series is no table")
+            raise ValueError(f"{where}: {other} is {checks.shown(given)}, expected None, as {name} is no table")
     return False
 
 
@@ -88,9 +125,7 @@ def forecast(
     """Run `forecast` of a model, which describes the arguments, on a table."""
     where = type(model).__name__
     horizon, roles = checks.size(where, "horizon", horizon), roles.checked(where)
-    levels = levels_of.levels(where, quantiles, model.quantiles)
-    if len(set(levels)) < len(levels):
-        raise ValueError(f"{where}: quantiles is {checks.shown(quantiles)}, expected each level once")
+    levels = levels_once(where, quantiles, model.quantiles)
     if later is not None and not (roles.future and frames.has_columns(later)):
         expected = "a table" if roles.future else "None, as future names no column"
         raise TypeError(f"{where}: later is {checks.shown(later)}, expected {expected}")
@@ -100,6 +135,14 @@ def forecast(
         )
     given, found = read(where, model, table, Beside(future=later), roles, horizon)
     return Pretrained(model, params, {**options, "quantiles": levels}).after(given, found, horizon)
+
+
+def levels_once(where: str, given: Any, trained: Sequence[float]) -> tuple[float, ...]:
+    """Return levels of quantiles that become columns; raise as `quantiles.levels` does, or where there is one twice."""
+    levels = levels_of.levels(where, given, trained)
+    if len(set(levels)) < len(levels):
+        raise ValueError(f"{where}: quantiles is {checks.shown(given)}, expected each level once")
+    return levels
 
 
 def read(
@@ -125,6 +168,19 @@ def read(
         if track.future.shape[1] and more < steps:
             raise ValueError(f"{where}: future has {more} rows after the series, expected {steps}")
     return given, found
+
+
+def _forecast(
+    given: Given,
+    found: Sequence[Track],
+    median: Values,
+    quantiles: Values,
+    levels: tuple[float, ...],
+    passed: int = 0,
+) -> Forecast:
+    """Return the median (S, H, C) and quantiles (S, H, C, Q) in the kind that the series came in."""
+    named = given.like(list(quantiles), found, [f" {level:g}" for level in levels], passed)
+    return Forecast(named, given.like(list(median), found, passed=passed), levels)
 
 
 def _until(rows: Values, end: int) -> Values:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
-from xlstm.models.tirex import series
+from xlstm.data.panels import Roles
+from xlstm.models.tirex import series, tables
 from xlstm.models.tirex.patches import PatchWindows
 from xlstm.training import LowRank, Trained, optimizers, train
 
@@ -44,6 +45,8 @@ def fine_tune(
     stride: int | None,
     validation_fraction: float,
     seed: int,
+    targets: Any,
+    series_id: Any,
     options: dict[str, Any],
 ) -> Tuned:
     """Run `fine_tune` of a TiRex, which describes the arguments."""
@@ -51,6 +54,8 @@ def fine_tune(
     model.namespace(params, {})
     checks.choice(FROZEN)(where, "weights", weights)
     share = checks.rate(where, "validation_fraction", validation_fraction)
+    if tables.is_one(where, "series", given, targets=targets, series_id=series_id):
+        given = tables.Table.of(where, model, given, Roles(targets, series_id=series_id)).columns
     rows = [row[0] for row in series.read(where, given, 1).rows]
     cuts = [len(row) - int(share * len(row)) for row in rows]
     sizes: dict[str, Any] = {"horizon": horizon, "batch_size": batch_size}
