@@ -212,6 +212,50 @@ def test_wrong_roles_of_columns_are_named(checkpoint, arguments, error, words):
         model.forecast(params, **{"series": pandas.DataFrame(columns), "horizon": 4, **arguments})
 
 
+def later_rows(changes):
+    """Five rows of prices after 40 days of one shop, with some columns changed or left out."""
+    day = np.datetime64("2024-02-10", "us") + np.arange(5) * np.timedelta64(1, "D")
+    columns = {"shop": ["south"] * 5, "day": day, "price": np.ones(5)} | changes
+    return {name: column for name, column in columns.items() if column is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        (
+            {"day": np.datetime64("2024-02-11", "us") + np.arange(5) * np.timedelta64(1, "D")},
+            ValueError,
+            " has a row for 2024-02-11.*, expected 2024-02-10.*, the next step of the series",
+        ),
+        ({"price": None}, ValueError, ": column 'price' is not in the table, which has day"),
+        ({"price": ["x"] * 5}, TypeError, ": column 'price' holds .*, expected numbers"),
+        ({"price": np.full(5, np.inf)}, ValueError, ": column 'price' is inf in row 0, expected a finite number"),
+        ({"shop": None}, ValueError, ": column 'shop' is not in the table, which has day, price"),
+        ({"shop": ["east"] * 5}, ValueError, " has 0 rows after series 'south', expected 5"),
+        ({"shop": ["south"] * 3 + ["east"] * 2}, ValueError, " has 3 rows after series 'south', expected 5"),
+    ],
+)
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_errors_of_later_rows_name_their_argument(library, changes, error, words, x):
+    """It is `later` of a model, and `future` of the estimator."""
+    every = long_columns(x, "shops", (0, 40))
+    given, later = table(library, every), table(library, later_rows(changes))
+    roles = {"targets": "sales", "future": "price", "series_id": "shop"}
+    model, params = tirex.load(TWO, backend="numpy", dtype="float64")
+    with pytest.raises(error, match=f"^TiRex2: later{words}"):
+        model.forecast(params, given, 5, later=later, **roles)
+    with pytest.raises(error, match=f"^ZeroShotForecaster: future{words}"):
+        of(TWO, horizon=5, **roles).predict(given, future=later)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_later_rows_have_dates_where_the_series_have(library, x):
+    model, params = tirex.load(TWO, backend="numpy", dtype="float64")
+    given, later = table(library, {"a": x[:, 0], "price": x[:, 1]}), table(library, later_rows({"shop": None}))
+    with pytest.raises(ValueError, match=r"^TiRex2: the rows of later have dates, expected none, as in the table of"):
+        model.forecast(params, given, 5, targets="a", future="price", later=later)
+
+
 def test_scores_are_those_of_forecasts(two, x):
     """Each forecast sees what comes before it, beside the same baselines."""
     price = np.sin(np.arange(50))  # nobody knows it after the end

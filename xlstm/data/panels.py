@@ -128,10 +128,23 @@ class Given(NamedTuple):
         return frames.table_like(self.table, columns, index)
 
 
-def given(where: str, values: Any, beside: Beside, roles: Roles, fitted: Sequence[str] = ()) -> Given:
-    """Return series as arrays, from a table or from what are arrays already; errors name the caller, `where`.
+def given(
+    where: str, values: Any, beside: Beside, roles: Roles, fitted: Sequence[str] = (), later: str = "future"
+) -> Given:
+    """Return series as arrays, from a table or from what are arrays already.
 
-    Targets of a table are in the order of the names in `fitted`, if there are some.
+    Parameters
+    ----------
+    where : str
+        The caller, for errors.
+    values : array, list of arrays, or table
+    beside : Beside
+        With a table `future` is one of the rows after it, or None.
+    roles : Roles
+    fitted : list of str
+        Names of the targets of a table, in their order, if they have to be these.
+    later : str
+        The argument of the caller that has the rows after a table, for errors.
 
     Raises
     ------
@@ -145,7 +158,7 @@ def given(where: str, values: Any, beside: Beside, roles: Roles, fitted: Sequenc
         if other is not None and not (name == "future" and roles.future and frames.is_table(other)):
             raise ValueError(f"{where}: {name} is {checks.shown(other)}, expected columns of the table, by name")
     parts = tables_of(where, values, roles)
-    later = {} if beside.future is None else tables_of(where, beside.future, roles)
+    after = {} if beside.future is None else tables_of(f"{where}: {later}", beside.future, roles)
     used = [*roles.past, *roles.future, *roles.static]
     only = [*roles.targets, *used] if roles.targets else None
     read = {label: frames.table_of(where, part, only) for label, part in parts.items()}
@@ -160,9 +173,9 @@ def given(where: str, values: Any, beside: Beside, roles: Roles, fitted: Sequenc
         arrays.append(numbers_of(where, columns, names))
         past.append(numbers_of(where, columns, roles.past))
         ahead, dated = numbers_of(where, columns, roles.future), dates_of(columns)
-        if label in later:
-            more = frames.table_of(where, later[label], roles.future)
-            ahead = np.concatenate((ahead, numbers_of(where, _in_order(where, more, dated), roles.future)))
+        if label in after:
+            more = _in_order(where, later, frames.table_of(f"{where}: {later}", after[label], roles.future), dated)
+            ahead = np.concatenate((ahead, numbers_of(where, more, roles.future)))
         future.append(ahead if roles.future else None)
         fixed = numbers_of(where, columns, roles.static)
         if np.any(np.isnan(fixed)):
@@ -203,8 +216,8 @@ def _check_zone(where: str, columns: Columns) -> None:
         raise ValueError(f"{error}; {advice}") from None
 
 
-def _in_order(where: str, later: Columns, dates: Any) -> Columns:
-    """Return rows after those of `dates` in the order of their own dates, where they have some.
+def _in_order(where: str, name: str, later: Columns, dates: Any) -> Columns:
+    """Return rows after those of `dates`, which errors call `name`, in the order of their own dates, if they have some.
 
     Raises
     ------
@@ -215,12 +228,12 @@ def _in_order(where: str, later: Columns, dates: Any) -> Columns:
     if own is None:
         return later
     if dates is None:
-        raise ValueError(f"{where}: the rows of future have dates, expected none, as in the table of the series")
+        raise ValueError(f"{where}: the rows of {name} have dates, expected none, as in the table of the series")
     order, expected = np.argsort(own), calendars.after(calendars.read(where, dates), len(own))
     wrong = np.flatnonzero(own[order].astype(expected.dtype) != expected)
     if wrong.size:
         row, wanted = order[wrong[0]], expected[wrong[0]]
-        raise ValueError(f"{where}: future has a row for {own[row]}, expected {wanted}, the next step of the series")
+        raise ValueError(f"{where}: {name} has a row for {own[row]}, expected {wanted}, the next step of the series")
     return replace(later, values=later.values[order], index=own[order])
 
 

@@ -133,7 +133,7 @@ def forecast(
         raise TypeError(
             f"{where}: later is None, expected a table with the {horizon} rows ahead of the columns of future"
         )
-    given, found = read(where, model, table, Beside(future=later), roles, horizon)
+    given, found = read(where, model, table, Beside(future=later), roles, horizon, later="later")
     return Pretrained(model, params, {**options, "quantiles": levels}).after(given, found, horizon)
 
 
@@ -146,18 +146,25 @@ def levels_once(where: str, given: Any, trained: Sequence[float]) -> tuple[float
 
 
 def read(
-    where: str, model: Any, values: Any, beside: Beside, roles: Roles, steps: int, fitted: Sequence[str] = ()
+    where: str,
+    model: Any,
+    values: Any,
+    beside: Beside,
+    roles: Roles,
+    steps: int,
+    fitted: Sequence[str] = (),
+    later: str = "future",
 ) -> tuple[Given, list[Track]]:
-    """Return series as they were given and as tracks, with `steps` rows ahead.
+    """Return series as they were given and as tracks, with `steps` rows ahead; see `data.panels.given`.
 
     Raises
     ------
     ValueError, TypeError
         As of `data.panels.given` and `data.tracks.read`, or covariates are not those that the model takes.
     """
-    given = panels.given(where, values, beside, roles, fitted)
+    given = panels.given(where, values, beside, roles, fitted, later)
     found = tracks.read(where, given.values, given.beside, steps, False, gaps=True)
-    for track in found:
+    for k, track in enumerate(found):
         if track.static.size:
             raise ValueError(f"{where}: static has {track.static.size} numbers, expected none")
         covariates = track.past.shape[1] + track.future.shape[1]
@@ -166,7 +173,8 @@ def read(
             raise ValueError(f"{where}: {problem}, expected none: TiRex takes no covariates, TiRex2 does")
         more = len(track.future) - len(track.values)
         if track.future.shape[1] and more < steps:
-            raise ValueError(f"{where}: future has {more} rows after the series, expected {steps}")
+            of = f"series {checks.shown(given.labels[k])}" if given.id_name else "the series"
+            raise ValueError(f"{where}: {later} has {more} rows after {of}, expected {steps}")
     return given, found
 
 
