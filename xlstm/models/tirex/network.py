@@ -225,6 +225,8 @@ class Network(Backbone):
         params: Params,
         series: Any,
         *,
+        past: Any = None,
+        future: Any = None,
         weights: str = "all",
         horizon: int | None = None,
         rank: int = 8,
@@ -246,12 +248,14 @@ class Network(Backbone):
         params : dict of str to array
             They are not changed.
         series : array (L,) or (S, L), or list of arrays (L,), or table
-            NaN is a missing value. Each series is by itself. Each column of numbers of a table of pandas, Polars or
-            PyArrow is a series, or several with `series_id`; rows that are missing between dates are missing values.
+            As for `forecast`, also of items (V, L) of several targets for TiRex-2. Each series or item is by itself.
+        past, future : array, or list, or names of columns of a table, optional
+            Covariates of TiRex-2, as for its `forecast`; `future` may end with the series. The targets and covariates
+            of an item see each other as in a forecast.
         weights : {"all", "head", "adapters", "lora"}
             What is trained: all parameters, the layer after the last block, or low-rank changes of all matrices, which
-            are `training.LowRank` and have two names here. Those that single series do not use, in the variate mixers
-            of TiRex-2, stay.
+            are `training.LowRank` and have two names here. Those of TiRex-2 that these data do not use stay: variate
+            mixers without an item of two rows or more, and `combination` without covariates that are known in advance.
         horizon : int, optional
             Steps to learn to forecast, by default a patch; see `PatchWindows`.
         rank : int
@@ -261,6 +265,7 @@ class Network(Backbone):
         learning_rate, weight_decay : float
             Of AdamW.
         batch_size : int
+            Windows at once; one has as many rows as its item has targets and covariates.
         stride : int, optional
             Values from the end of a window to that of the next, by default a patch.
         validation_fraction : float
@@ -268,7 +273,7 @@ class Network(Backbone):
             least loss there. With 0 they are the last ones.
         seed : int
         targets : list of str, optional
-            With a table the columns to train on, by default all.
+            With a table the columns to train on, by default all that have no other role.
         series_id : str, optional
             With a table the column that tells several series apart.
         **options
@@ -281,13 +286,14 @@ class Network(Backbone):
         Raises
         ------
         TypeError, ValueError
-            An argument is out of range, or the series are too short; a column is as `forecast` does not take it.
+            An argument is out of range, series are too short, or covariates do not fit; a column is as `forecast` does
+            not take it.
         ImportError
             There is a table, and the package narwhals is not installed.
         FloatingPointError, OSError, Interrupted, Terminated
             As of `training.train`.
         """
-        sizes = (weights, horizon, rank, epochs, learning_rate, weight_decay, batch_size, stride)
+        sizes = (past, future, weights, horizon, rank, epochs, learning_rate, weight_decay, batch_size, stride)
         return tuning.fine_tune(self, params, series, *sizes, validation_fraction, seed, targets, series_id, options)
 
     def stream(

@@ -90,14 +90,8 @@ class Pretrained(NamedTuple):
     def all_of(self, looks: Sequence[tuple[Track, int]], steps: int) -> tuple[Values, Values]:
         """Return the median (M, H, C) and quantiles (M, H, C, Q) after the first rows of each track."""
         C = looks[0][0].values.shape[1]
-        if self.model.COVARIATES:
-            past = [track.past[:end].T if track.past.size else None for track, end in looks]
-            future = [_until(track.future, end + steps).T if track.future.size else None for track, end in looks]
-            series = [track.values[:end].T for track, end in looks]
-            found = self.model.forecast(self.params, series, steps, past=past, future=future, **self.options)
-        else:
-            series = [column for track, end in looks for column in track.values[:end].T]
-            found = self.model.forecast(self.params, series, steps, **self.options)
+        given = arguments(self.model, looks, steps)
+        found = self.model.forecast(self.params, horizon=steps, **given, **self.options)
         q = found.quantiles.reshape(len(looks), C, steps, len(found.levels))
         return found.mean.reshape(len(looks), C, steps).swapaxes(1, 2), q.swapaxes(1, 2)
 
@@ -176,6 +170,20 @@ def read(
             of = f"series {checks.shown(given.labels[k])}" if given.id_name else "the series"
             raise ValueError(f"{where}: {later} has {more} rows after {of}, expected {steps}")
     return given, found
+
+
+def arguments(model: Any, looks: Sequence[tuple[Track, int]], steps: int) -> dict[str, Any]:
+    """Return series, past and future, as `forecast` takes them, of the first rows of each track and `steps` later ones.
+
+    Those of a model without covariates are the targets, each by itself.
+    """
+    if not model.COVARIATES:
+        return {"series": [column for track, end in looks for column in track.values[:end].T]}
+    return {
+        "series": [track.values[:end].T for track, end in looks],
+        "past": [track.past[:end].T if track.past.size else None for track, end in looks],
+        "future": [_until(track.future, end + steps).T if track.future.size else None for track, end in looks],
+    }
 
 
 def _forecast(
