@@ -455,6 +455,29 @@ def test_the_command_judges(run, x):
     assert json.loads(plain, parse_constant=pytest.fail)["backtest"]["rmse"]["y"]["model"][0] is None
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_the_command_says_which_columns_it_leaves_out(run, suffix, x):
+    """Those without a number, where no target is named; one that is named has to have a value."""
+    days = (np.datetime64("2024-01-01") + np.arange(50)).astype(object).tolist()
+    columns = {"day": days, "a": x[:, 0].tolist(), "none": [np.nan] * 50, "b": x[:, 1].tolist()}
+    if suffix == "csv":
+        columns |= {"none": [""] * 50, "note": ["new"] * 50}
+    else:
+        pytest.importorskip("pyarrow")
+    write_table(f"t.{suffix}", columns)
+    result = run(TWO, f"t.{suffix}", "--quantiles", "0.5", "--quiet")
+    assert result.stdout.startswith("time,a,a 0.5,b,b 0.5\n")
+    names = "none, note" if suffix == "csv" else "none"
+    assert result.stderr == f"warning: t.{suffix}: columns without a number are not forecast: {names}\n"
+    named = ["--target", "a", "--target", "b", "--quantiles", "0.5"]
+    again = run(TWO, f"t.{suffix}", *named)
+    assert (again.stdout, again.stderr) == (result.stdout, "")
+    refused = run(TWO, f"t.{suffix}", "--target", "a", "--target", "none", code=2).stderr
+    assert refused == f"error: t.{suffix}: column 'none' has no value to forecast from\n"
+    beside = run(TWO, f"t.{suffix}", "--past", "none", "--target", "a")
+    assert beside.stderr == ""
+
+
 @DRAWS
 def test_the_command_draws(run, x):
     write_table("shops.csv", shops(x))
