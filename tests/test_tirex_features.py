@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import DATA, make_backend
+from tests.tables import LIBRARIES, columns_of, long_columns, table
 from tests.tirex import tokens
 from xlstm.arrays.convert import to_numpy
 from xlstm.estimators import TiRexFeatures
@@ -88,6 +89,58 @@ def test_a_table_has_a_row_for_each_series(rng):
         features.fit(pandas.DataFrame({"a": ["x", "y"]}))
 
 
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("model", [MODEL, SECOND], ids=["TiRex", "TiRex2"])
+def test_embeddings_of_tables(rng, model, library):
+    """A long table has a series for each name, whose targets are variates; a wide one has one in each column."""
+    params, x = model.init(0, "numpy", "float64"), rng.standard_normal((30, 3))
+    columns = long_columns(x, "days", (30, 20))
+    found = columns_of(model.embed(params, table(library, columns), series_id="shop", targets=["price", "sales"]))
+    assert list(found)[:2] == ["shop", "block0_variate0_unit0"]
+    assert list(found)[5] == "block0_variate1_unit0"
+    assert found["shop"].tolist() == ["north", "south"]
+    both = [[np.cos(np.arange(n) + k), x[:n, k]] for k, n in enumerate((30, 20))]
+    expected = model.embed(params, [np.array(one) for one in both])
+    np.testing.assert_array_equal(np.stack(list(found.values())[1:], axis=1).astype(np.float64), expected)
+    there = np.arange(30) != 25
+    wide = {"day": columns["day"][columns["shop"] == "north"][there], "b": x[there, 1], "a": x[there, 0]}
+    found = columns_of(model.embed(params, table(library, wide), batch_size=1))
+    assert list(found)[:2] == ["series", "block0_unit0"]
+    assert found["series"].tolist() == ["b", "a"]
+    expected = model.embed(params, [np.where(there, x[:, k], np.nan) for k in (1, 0)])
+    np.testing.assert_array_equal(np.stack(list(found.values())[1:], axis=1).astype(np.float64), expected)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_the_transformer_takes_long_tables(rng, library):
+    """Its rows are in the order in which names come first, as those of the labels are to be."""
+    x = rng.standard_normal((30, 3))
+    given = table(library, long_columns(x, "days", (30, 20)))
+    options = {"model": MODEL, "params": MODEL.init(0, "numpy", "float64")}
+    features = TiRexFeatures(**options, series_id="shop", targets="sales").fit(given)
+    expected = TiRexFeatures(**options).fit_transform([x[:, 0], x[:20, 1]])
+    np.testing.assert_array_equal(features.transform(given), expected)
+    both = TiRexFeatures(**options, series_id="shop").fit(given)
+    assert both.n_variates_ == 2
+    assert both.get_feature_names_out()[4] == "block0_variate1_unit0"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"series_id": "c"}, ValueError, "column 'c' is not in the table, which has a, b"),
+        ({"targets": ["a", "a"]}, ValueError, "column 'a' is in targets and targets, expected one role"),
+        ({"targets": "text"}, TypeError, "column 'text' holds .*, expected numbers"),
+        ({"series": np.ones(9), "targets": "a"}, ValueError, "targets is 'a', expected None, as series is no table"),
+    ],
+)
+def test_wrong_columns_are_named(options, error, words):
+    pandas = pytest.importorskip("pandas")
+    given = pandas.DataFrame({"a": np.arange(9.0), "b": 1.0, "text": "x"})
+    with pytest.raises(error, match=f"^TiRex.embed: {words}"):
+        MODEL.embed(MODEL.init(0, "numpy"), **{"series": given, **options})
+
+
 @pytest.mark.parametrize(
     ("options", "X", "message"),
     [
@@ -95,6 +148,16 @@ def test_a_table_has_a_row_for_each_series(rng):
         ({"checkpoint": "x", "model": MODEL}, np.zeros((2, 9)), "there are a checkpoint and model or params"),
         ({"model": 1, "params": {}}, np.zeros((2, 9)), "model is 1, expected a TiRex or a TiRex2"),
         ({"model": MODEL, "params": MODEL.init(0, "numpy")}, np.zeros(9), "X is one series, expected several"),
+        (
+            {"model": MODEL, "params": MODEL.init(0, "numpy"), "series_id": "a"},
+            np.zeros((2, 9)),
+            "series_id is 'a', expected None, as X is no table",
+        ),
+        (
+            {"model": MODEL, "params": MODEL.init(0, "numpy"), "targets": "a"},
+            np.zeros((2, 9)),
+            "targets is 'a', expected None, as series_id is",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(options, X, message):

@@ -7,11 +7,15 @@ import pytest
 
 import xlstm
 from tests.conftest import make_backend
+from tests.tables import LIBRARIES, long_columns, table
 from xlstm.arrays.convert import to_numpy
 from xlstm.data.synthetic import synthetic
 from xlstm.models import TiRex, TiRex2
+from xlstm.models.tirex import rows
 from xlstm.models.tirex.patches import PatchWindows, SyntheticPatches
+from xlstm.models.tirex.variates import Groups
 from xlstm.training import LowRank, evaluate, losses, optimizers, train
+from xlstm.training.snapshot import first_batch
 
 MODEL = TiRex(8, 2, 2, patch_size=2, quantiles=(0.1, 0.5, 0.9), input_ff_size=8, context=16)
 SIZES = {"patch_size": 2, "quantiles": (0.1, 0.5, 0.9), "input_ff_size": 8, "output_ff_size": 8, "context": 16}
@@ -158,6 +162,198 @@ def test_fine_tuning_lowers_the_held_out_loss(rng, model, weights):
     assert model.fine_tune(params, series, **options).trained.losses == tuned.trained.losses
 
 
+def items_of(rng):
+    """An item of two targets with covariates of both kinds, and one of a target with a known covariate."""
+    first = rng.standard_normal((2, 30)), rng.standard_normal((2, 30)), rng.standard_normal((1, 33))
+    second = rng.standard_normal((1, 17)), None, rng.standard_normal(17)
+    series, past, future = zip(first, second, strict=True)
+    return list(series), {"past": list(past), "future": list(future)}
+
+
+@pytest.mark.parametrize("hidden", [0, 1])
+def test_windows_of_groups_are_those_of_forecasts(monkeypatch, rng, hidden):
+    """The network sees the same tokens, rows and groups as in a forecast of the patches that are hidden."""
+    series, beside = items_of(rng)
+    params = SECOND.init(0, "numpy", "float64")
+    data = PatchWindows(SECOND, series, horizon=2 + 2 * hidden, stride=40, **beside)
+    (batch,) = data.batches()
+    assert data.grouped
+    assert data.known
+    seen = []
+
+    def looked(self, params, x, state, some, rows, groups):
+        seen.append((x, groups))
+        return read(self, params, x, state, some, rows, groups)
+
+    read = TiRex2.read
+    monkeypatch.setattr(TiRex2, "read", looked)
+    ahead = 2 + 2 * hidden  # the steps of the patches that are hidden, and of the one after
+    width = {"context": SECOND.context + 2 - ahead, "horizon": ahead}
+    own = TiRex2(**{**SECOND.__getstate__(), **width})
+    cut = [one[:, :-ahead] for one in series]
+    past = [None if one is None else one[:, :-ahead] for one in beside["past"]]
+    own.forecast(params, cut, ahead, past=past, future=beside["future"], differencing=False, batch_size=9)
+    ((x, groups),) = seen
+    np.testing.assert_allclose(batch.x, x.swapaxes(0, 1), rtol=1e-12, atol=1e-12)
+    given = Groups.of("", len(x), **batch.options)
+    np.testing.assert_array_equal(given.rows, groups.rows)
+    np.testing.assert_array_equal(given.known, groups.known)
+    for one, other in zip(given.sizes, groups.sizes, strict=True):
+        np.testing.assert_array_equal(one, other)
+    targets = batch.options["targets"]
+    assert targets.tolist() == [True, True, False, False, False, True, False]
+    assert not np.any(batch.mask[:, ~targets])
+    assert not np.any(batch.mask[-1])  # nothing comes after the last token
+    units = SECOND.scaler.units(batch_rows(own, cut, past, beside["future"], ahead))
+    after = SECOND.scaler.scaled(np.stack([*series[0][:, -2:], series[1][0, -2:]]), units.of(targets))
+    np.testing.assert_allclose(batch.target[-2, targets], after, rtol=1e-12)
+
+
+def batch_rows(model, series, past, future, ahead):
+    """The rows of a forecast of items."""
+    _, items = rows.read("", model, series, past, future, ahead)
+    return rows.rows(items, ahead, ahead, model.context, False).x
+
+
+def test_items_of_one_row_are_as_before(rng):
+    """There are no groups, and no token after the window; nor is there one without a known covariate."""
+    series, beside = items_of(rng)
+    alone = PatchWindows(SECOND, [one[0] for one in series])
+    (batch, *_) = alone.batches()
+    assert batch.options is None
+    assert batch.x.shape[0] == SECOND.context // 2
+    assert not alone.grouped
+    several = PatchWindows(SECOND, series, past=beside["past"])
+    (batch, *_) = several.batches()
+    assert (several.grouped, several.known) == (True, False)
+    assert batch.x.shape[0] == SECOND.context // 2
+    assert not np.any(batch.options["known"])
+
+
+@pytest.mark.parametrize("weights", ["all", "head", "lora"])
+def test_gradients_through_groups(rng, weights):
+    """Of the loss of a batch with covariates, by all that is trained."""
+    model = TiRex2(4, [("mlstm", 2, 2), ("slstm", 2, 2)], horizon=4, **{**SIZES, "context": 6})
+    series, beside = items_of(rng)
+    (batch,) = PatchWindows(model, series, horizon=4, stride=40, **beside).batches()
+    be = make_backend("numpy")
+    learner, given = model, {name: p + 0.3 * rng.standard_normal(p.shape) for name, p in model.draw(rng).items()}
+    if weights == "lora":
+        learner = LowRank(model, given, 1)
+        given = {name: 0.3 * rng.standard_normal(p.shape) for name, p in learner.init().items()}
+    given = {name: be.asarray(p) for name, p in given.items()}
+    trained = [name for name in given if weights != "head" or name.startswith("output.")]
+    if weights != "head":
+        assert any(".mixer." in name for name in trained)
+        assert any(".combination." in name for name in trained)
+    x, target, mask = (a.swapaxes(0, 1) for a in (batch.x, batch.target, batch.mask))
+
+    def forward(some):
+        used = {**given, **some}
+        y, _, saved = learner.forward(used, x, **batch.options)
+        value, dy = learner.loss(y, target, mask)
+        return value, (used, saved, dy)
+
+    def backward(kept, dvalue):
+        used, saved, dy = kept
+        grads = learner.backward(used, saved, dvalue * dy)[0]
+        return ({name: grads[name] for name in trained},)
+
+    xlstm.gradcheck(forward, backward, ({name: given[name] for name in trained},), directions=1)
+
+
+def test_backends_agree_on_fine_tuning_of_groups(be, rng):
+    """The losses of training and validation are NumPy's."""
+    series, beside = items_of(rng)
+    found = []
+    for backend in (make_backend("numpy"), be):
+        params = {name: backend.asarray(p) for name, p in SECOND.draw(np.random.default_rng(0)).items()}
+        tuned = SECOND.fine_tune(params, series, **beside, epochs=1, horizon=4, stride=6, learning_rate=1e-2)
+        found.append([*tuned.trained.losses, *tuned.trained.validations])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("weights", ["all", "head", "lora"])
+@pytest.mark.parametrize("known", [True, False])
+def test_what_is_trained_with_groups(rng, weights, known):
+    """Variate mixers too, and `combination` where covariates are known in advance."""
+    series, beside = items_of(rng)
+    params = SECOND.init(0, "numpy")
+    beside = beside if known else {"past": beside["past"]}
+    options = {"weights": weights, "horizon": 4, "learning_rate": 1e-2, "epochs": 1, "rank": 2, "weight_decay": 0.01}
+    tuned = SECOND.fine_tune(params, series, **beside, **options)
+    changed = {name for name in params if not np.array_equal(params[name], tuned.params[name])}
+    still = {name for name in params if ".combination." in name and not known}
+    if weights == "head":
+        assert changed == {name for name in params if name.startswith("output.")}
+    elif weights == "all":
+        assert changed == set(params) - still
+    else:
+        matrices = {name for name, p in params.items() if name.endswith((".W", ".Wh")) and min(p.shape[-2:]) > 2}
+        assert changed == matrices - still
+
+
+def test_other_groups_are_other_data(rng):
+    """Checkpoints tell rows that belong together from the same rows alone."""
+    x = rng.standard_normal((2, 30))
+    found = {first_batch(PatchWindows(SECOND, series, stride=40)) for series in (x, x[None])}
+    assert len(found) == 2
+
+
+def driven(rng, count, n=120):
+    """Series that are made of a covariate of the same step, and of a little noise."""
+    price = rng.choice([-1.0, 1.0], size=(count, n)) + 0.1 * rng.standard_normal((count, n))
+    return list(-2 * price + 0.1 * rng.standard_normal((count, n))), list(price)
+
+
+def test_a_known_covariate_is_learnt():
+    """On other series of the kind, the loss with it is far below that of a model which is trained without it."""
+    rng = np.random.default_rng(0)
+    sizes = {"patch_size": 1, "quantiles": (0.1, 0.5, 0.9), "input_ff_size": 16, "output_ff_size": 16, "context": 8}
+    model = TiRex2(8, [("slstm", 2, 2)], horizon=2, **sizes)
+    params, (sales, price), (others, prices) = model.init(0, "numpy"), driven(rng, 4), driven(rng, 2)
+    losses = []
+    for beside, later in (({}, {}), ({"future": price}, {"future": prices})):
+        tuned = model.fine_tune(params, sales, horizon=2, epochs=8, learning_rate=3e-2, batch_size=16, **beside)
+        losses.append(evaluate(model, tuned.params, PatchWindows(model, others, horizon=2, **later)))
+    assert losses[1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_tables_have_groups(library, rng):
+    """Columns with roles are what arrays of items are, with and without names of series."""
+    params, x = SECOND.init(0, "numpy"), rng.standard_normal((60, 3))
+    columns = long_columns(x, "days", (60, 50)) | {"more": rng.standard_normal(110), "past": rng.standard_normal(110)}
+    roles = {"targets": ["sales", "more"], "past": "past", "future": "price", "series_id": "shop"}
+    found = SECOND.fine_tune(params, table(library, columns), epochs=1, **roles)
+    parts = [{name: column[columns["shop"] == shop] for name, column in columns.items()} for shop in ("north", "south")]
+    series = [np.stack([part["sales"], part["more"]]) for part in parts]
+    beside = {"past": [part["past"] for part in parts], "future": [part["price"] for part in parts]}
+    assert found.trained.losses == SECOND.fine_tune(params, series, epochs=1, **beside).trained.losses
+    wide = table(library, {"b": x[:, 1], "a": x[:, 0]})
+    expected = SECOND.fine_tune(params, [x[:, [1, 0]].T], epochs=1)
+    assert SECOND.fine_tune(params, wide, epochs=1).trained.losses == expected.trained.losses
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_fine_tuning_takes_tables(rng, library):
+    """Long ones and wide ones, with gaps where dates are missing."""
+    params, x = MODEL.init(0, "numpy"), rng.standard_normal((60, 3))
+    columns = long_columns(x, "shops", (60, 50))
+    there = np.arange(110) != 75  # a row of the second shop
+    given = table(library, {name: column[there] for name, column in columns.items()})
+    found = MODEL.fine_tune(params, given, epochs=1, series_id="shop", targets="sales")
+    expected = MODEL.fine_tune(params, [x[:60, 0], np.where(np.arange(50) == 15, np.nan, x[:50, 1])], epochs=1)
+    assert found.trained.losses == expected.trained.losses
+    wide = table(library, {"b": x[:, 1], "a": x[:, 0]})
+    found, expected = MODEL.fine_tune(params, wide, epochs=1), MODEL.fine_tune(params, x[:, [1, 0]].T, epochs=1)
+    assert found.trained.losses == expected.trained.losses
+    with pytest.raises(ValueError, match=r"^TiRex.fine_tune: column 'c' is not in the table, which has b, a"):
+        MODEL.fine_tune(params, wide, targets="c")
+    with pytest.raises(ValueError, match=r"^TiRex.fine_tune: series_id is 'a', expected None, as series is no table"):
+        MODEL.fine_tune(params, x.T, series_id="a")
+
+
 def test_a_tiny_model_learns_from_synthetic_series():
     model = TiRex(8, 1, 2, patch_size=4, quantiles=(0.1, 0.5, 0.9), input_ff_size=16, context=32)
     data = SyntheticPatches(model, 12, horizon=8, batch_size=16)
@@ -192,11 +388,28 @@ def test_synthetic_series(rng):
         ({"validation_fraction": 1.0}, "validation_fraction is 1.0"),
         ({"epochs": 0}, "epochs is 0"),
         ({"unknown": 1}, "unknown"),
+        ({"past": np.ones(50)}, "TiRex.fine_tune: past is an array .*, expected None: TiRex takes no covariates"),
+        ({"future": "a"}, "TiRex.fine_tune: future is 'a', expected None: TiRex takes no covariates, TiRex2 does"),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(options, message):
     with pytest.raises((ValueError, TypeError), match=message):
         MODEL.fine_tune(MODEL.init(0, "numpy"), np.arange(50.0), **options)
+
+
+@pytest.mark.parametrize(
+    ("beside", "message"),
+    [
+        ({"past": np.ones(49)}, "past has 49 steps, expected 50, as many as the series"),
+        ({"future": np.ones(49)}, "future has 49 steps, expected 50 or more, those of the series"),
+        ({"future": ["a"] * 50}, "future is .*, expected numbers"),
+    ],
+)
+def test_covariates_that_do_not_fit_are_named(beside, message):
+    with pytest.raises((ValueError, TypeError), match=f"^TiRex2.fine_tune: {message}"):
+        SECOND.fine_tune(SECOND.init(0, "numpy"), np.arange(50.0), **beside)
+    with pytest.raises((ValueError, TypeError), match=f"^PatchWindows: {message}"):
+        PatchWindows(SECOND, np.arange(50.0), **beside)
 
 
 def test_pinball_is_what_the_model_is_judged_by(rng):

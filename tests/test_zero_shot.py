@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.conftest import DATA
+from tests.tables import LIBRARIES, columns_of, long_columns, table
 from xlstm.cli.app import app
 from xlstm.data.files import read_groups, write_table
 from xlstm.data.series import bundled
@@ -84,21 +85,6 @@ def test_gaps_are_missing_values(one, x):
     assert np.all(np.isfinite([score.model, score.persistence, score.autoregression]))
 
 
-LIBRARIES = ["pandas", "polars", "pyarrow"]
-
-
-def table(library, columns):
-    module = pytest.importorskip(library)
-    return module.table(columns) if library == "pyarrow" else module.DataFrame(columns)
-
-
-def columns_of(found):
-    """The columns of a table of any library."""
-    if hasattr(found, "to_pylist"):
-        return {name: np.array(found[name].to_pylist()) for name in found.column_names}
-    return {str(name): np.array(found[name].to_list()) for name in found.columns}
-
-
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_wide_tables(library, one, x):
     days = np.datetime64("2024-02-20") + np.arange(50)
@@ -110,19 +96,6 @@ def test_wide_tables(library, one, x):
     found = columns_of(of(ONE, horizon=5, targets="b", quantiles=[0.1, 0.5]).predict_quantiles(given))
     assert list(found) == ["day", "b 0.1", "b 0.5"]
     same(found["b 0.5"], one.predict(x[:, 1]))
-
-
-def long_columns(x, order, rows=(50, 40)):
-    """Two shops below each other, or in the order of their days."""
-    day = [np.datetime64("2024-01-01") + np.arange(n) for n in rows]
-    columns = {
-        "shop": np.repeat(["north", "south"], rows),
-        "day": np.concatenate(day).astype("datetime64[us]"),
-        "sales": np.concatenate([x[:n, k] for k, n in enumerate(rows)]),
-        "price": np.concatenate([np.cos(np.arange(n) + k) for k, n in enumerate(rows)]),
-    }
-    place = np.argsort(columns["day"], kind="stable") if order == "days" else np.arange(sum(rows))
-    return {name: column[place] for name, column in columns.items()}
 
 
 @pytest.mark.parametrize("order", ["shops", "days"])
@@ -237,6 +210,50 @@ def test_wrong_roles_of_columns_are_named(checkpoint, arguments, error, words):
     model, params = tirex.load(checkpoint, backend="numpy", dtype="float64")
     with pytest.raises(error, match=f"^{words}"):
         model.forecast(params, **{"series": pandas.DataFrame(columns), "horizon": 4, **arguments})
+
+
+def later_rows(changes):
+    """Five rows of prices after 40 days of one shop, with some columns changed or left out."""
+    day = np.datetime64("2024-02-10", "us") + np.arange(5) * np.timedelta64(1, "D")
+    columns = {"shop": ["south"] * 5, "day": day, "price": np.ones(5)} | changes
+    return {name: column for name, column in columns.items() if column is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        (
+            {"day": np.datetime64("2024-02-11", "us") + np.arange(5) * np.timedelta64(1, "D")},
+            ValueError,
+            " has a row for 2024-02-11.*, expected 2024-02-10.*, the next step of the series",
+        ),
+        ({"price": None}, ValueError, ": column 'price' is not in the table, which has day"),
+        ({"price": ["x"] * 5}, TypeError, ": column 'price' holds .*, expected numbers"),
+        ({"price": np.full(5, np.inf)}, ValueError, ": column 'price' is inf in row 0, expected a finite number"),
+        ({"shop": None}, ValueError, ": column 'shop' is not in the table, which has day, price"),
+        ({"shop": ["east"] * 5}, ValueError, " has 0 rows after series 'south', expected 5"),
+        ({"shop": ["south"] * 3 + ["east"] * 2}, ValueError, " has 3 rows after series 'south', expected 5"),
+    ],
+)
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_errors_of_later_rows_name_their_argument(library, changes, error, words, x):
+    """It is `later` of a model, and `future` of the estimator."""
+    every = long_columns(x, "shops", (0, 40))
+    given, later = table(library, every), table(library, later_rows(changes))
+    roles = {"targets": "sales", "future": "price", "series_id": "shop"}
+    model, params = tirex.load(TWO, backend="numpy", dtype="float64")
+    with pytest.raises(error, match=f"^TiRex2: later{words}"):
+        model.forecast(params, given, 5, later=later, **roles)
+    with pytest.raises(error, match=f"^ZeroShotForecaster: future{words}"):
+        of(TWO, horizon=5, **roles).predict(given, future=later)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_later_rows_have_dates_where_the_series_have(library, x):
+    model, params = tirex.load(TWO, backend="numpy", dtype="float64")
+    given, later = table(library, {"a": x[:, 0], "price": x[:, 1]}), table(library, later_rows({"shop": None}))
+    with pytest.raises(ValueError, match=r"^TiRex2: the rows of later have dates, expected none, as in the table of"):
+        model.forecast(params, given, 5, targets="a", future="price", later=later)
 
 
 def test_scores_are_those_of_forecasts(two, x):
@@ -436,6 +453,29 @@ def test_the_command_judges(run, x):
     write_table("gap.csv", {"y": [*map(str, range(30)), "", "5"]})
     plain = run(ONE, "gap.csv", "--horizon", 2, "--backtest", 1, "--quantiles", "0.5", "--json").stdout
     assert json.loads(plain, parse_constant=pytest.fail)["backtest"]["rmse"]["y"]["model"][0] is None
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_the_command_says_which_columns_it_leaves_out(run, suffix, x):
+    """Those without a number, where no target is named; one that is named has to have a value."""
+    days = (np.datetime64("2024-01-01") + np.arange(50)).astype(object).tolist()
+    columns = {"day": days, "a": x[:, 0].tolist(), "none": [np.nan] * 50, "b": x[:, 1].tolist()}
+    if suffix == "csv":
+        columns |= {"none": [""] * 50, "note": ["new"] * 50}
+    else:
+        pytest.importorskip("pyarrow")
+    write_table(f"t.{suffix}", columns)
+    result = run(TWO, f"t.{suffix}", "--quantiles", "0.5", "--quiet")
+    assert result.stdout.startswith("time,a,a 0.5,b,b 0.5\n")
+    names = "none, note" if suffix == "csv" else "none"
+    assert result.stderr == f"warning: t.{suffix}: columns without a number are not forecast: {names}\n"
+    named = ["--target", "a", "--target", "b", "--quantiles", "0.5"]
+    again = run(TWO, f"t.{suffix}", *named)
+    assert (again.stdout, again.stderr) == (result.stdout, "")
+    refused = run(TWO, f"t.{suffix}", "--target", "a", "--target", "none", code=2).stderr
+    assert refused == f"error: t.{suffix}: column 'none' has no value to forecast from\n"
+    beside = run(TWO, f"t.{suffix}", "--past", "none", "--target", "a")
+    assert beside.stderr == ""
 
 
 @DRAWS

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from xlstm.arrays import checks
 from xlstm.cli import tabular
-from xlstm.cli.console import BackendOption, Report, err, printable, quieted, uncut
+from xlstm.cli.console import BackendOption, Report, err, printable, quieted, tell, uncut
 from xlstm.cli.options import JsonOption, QuietOption, reads_tables
 from xlstm.data import files
 from xlstm.data.host import Values
@@ -29,7 +29,7 @@ CheckpointArgument = Annotated[Path, typer.Argument(help="Folder or file of a pu
 TableArgument = Annotated[Path, typer.Argument(help="CSV or Parquet file with one series or several.")]
 HorizonOption = Annotated[int | None, typer.Option(help="Steps to forecast; by default a patch of the model.")]
 TargetOption = Annotated[
-    list[str] | None, typer.Option(help="Column to forecast, may be repeated; by default all others.")
+    list[str] | None, typer.Option(help="Column to forecast, may be repeated; by default all others with numbers.")
 ]
 PastOption = Annotated[list[str] | None, typer.Option(help="Column that is known as far as targets, for TiRex-2.")]
 FutureOption = Annotated[
@@ -100,7 +100,9 @@ def forecast(
         resample="frequency" if resample else None,
     )
     roles = Roles(target, past, future, None, series_id).checked(str(table))
-    parts, names = tabular.read(table, roles, dialect)
+    parts, names, left = tabular.read(table, roles, dialect)
+    if left:
+        tell(f"warning: {table}: columns without a number are not forecast: {checks.few(left)}")
     model = forecaster.fit().model_
     levels = [*model.quantiles] if levels is None else levels
     known = sorted({*levels, 0.5})

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xlstm.arrays import checks
 from xlstm.data import calendars, files
 from xlstm.data.dates import Calendar
 from xlstm.data.frames import Columns, check_has
@@ -60,8 +61,8 @@ class Part(NamedTuple):
         return Series(name, placed, Labels(calendar.dates), calendar.unit, calendar.every)
 
 
-def read(path: Path, roles: Roles, dialect: Dialect) -> tuple[list[Part], list[str]]:
-    """Return the series of a table, and the names of their targets.
+def read(path: Path, roles: Roles, dialect: Dialect) -> tuple[list[Part], list[str], list[str]]:
+    """Return the series of a table, the names of their targets, and those of columns that are left out.
 
     Rows at the end of a series without a target are those of what is known in advance.
 
@@ -69,14 +70,14 @@ def read(path: Path, roles: Roles, dialect: Dialect) -> tuple[list[Part], list[s
     ----------
     path : Path
     roles : Roles
-        Checked. Without targets all other columns of numbers are.
+        Checked. Without targets all other columns that hold a number are.
     dialect : Dialect
         How a CSV file is written.
 
     Raises
     ------
     OSError, TypeError, ValueError, ImportError
-        The file cannot be read, a column is missing, a series has no value of a target, or dates do not rise or go on.
+        The file cannot be read, a column is missing, a target or a series has no value, or dates do not rise or go on.
     """
     beside = [*roles.past, *roles.future]
     wanted = [*roles.targets, *beside] if roles.targets else None
@@ -87,7 +88,20 @@ def read(path: Path, roles: Roles, dialect: Dialect) -> tuple[list[Part], list[s
     names = roles.targets or [name for name in first if name not in beside]
     if not names:
         raise ValueError(f"{path}: all columns of numbers are covariates, expected one to forecast")
-    return [_part(path, name, columns, names, roles) for name, columns in found.items()], names
+    empty = [name for name in names if not any(_holds(columns, name) for columns in found.values())]
+    left: list[str] = []
+    if not roles.targets:
+        names = [name for name in names if name not in empty] or names
+        used = [*names, *beside, *roles.series_id, next(iter(found.values())).index_name]
+        left = [name for name in files.read_header(path, dialect)[0] if name not in used]
+    elif empty and len(empty) < len(names):
+        raise ValueError(f"{path}: column {checks.shown(empty[0])} has no value to forecast from")
+    return [_part(path, name, columns, names, roles) for name, columns in found.items()], names, left
+
+
+def _holds(columns: Columns, name: str) -> bool:
+    """Return whether a column has a number."""
+    return not np.all(np.isnan(columns.values[:, columns.names.index(name)]))
 
 
 def _part(path: Path, name: str, columns: Columns, names: Sequence[str], roles: Roles) -> Part:

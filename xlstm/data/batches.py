@@ -6,7 +6,7 @@ layer runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -35,6 +35,8 @@ class Batch(NamedTuple):
         Start from the initial state, not from the last one.
     lengths : whole numbers (B,), optional
         Lengths of the sequences, where they differ.
+    options : dict of str to array, optional
+        Further arguments of the model's `forward`, on the host, such as `groups` of a TiRex-2.
     """
 
     x: Any
@@ -42,6 +44,7 @@ class Batch(NamedTuple):
     mask: Any | None
     fresh: bool
     lengths: Any | None = None
+    options: Mapping[str, Any] | None = None
 
 
 class Batches(Protocol):

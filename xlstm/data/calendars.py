@@ -45,13 +45,26 @@ def read(where: str, given: object) -> Calendar:
     return place
 
 
-def after(calendar: Calendar, steps: int) -> Dates:
-    """Return the dates of the `steps` rows after the last one."""
-    ahead, last = calendar.every * np.arange(1, steps + 1), calendar.dates[-1]
+def after(calendar: Calendar, steps: int, passed: int = 0) -> Dates:
+    """Return the dates of `steps` rows that begin `passed` rows after the last one."""
+    ahead, last = calendar.every * (passed + np.arange(1, steps + 1)), calendar.dates[-1]
     if calendar.unit == "B":
         found: Dates = np.busday_offset(last, ahead)
         return found
     return last + ahead.astype(f"timedelta64[{calendar.unit}]")  # type: ignore[no-any-return]
+
+
+def steps_after(calendar: Calendar, dates: Dates) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return how many steps after the last date of a calendar each of some dates lies; 0 for one that is on no step."""
+    last, unit = calendar.dates[-1], "D" if calendar.unit == "B" else calendar.unit
+    coarse = dates.astype(f"datetime64[{unit}]")
+    if calendar.unit == "B":
+        ticks, there = np.busday_count(last, coarse), np.is_busday(coarse)
+    else:
+        ticks, there = (coarse - last).astype(np.int64), np.ones(len(dates), dtype=bool)
+    if unit not in "YMW":  # within a month the day does not matter
+        there &= coarse == dates
+    return np.where(there & (ticks % calendar.every == 0), ticks // calendar.every, 0)
 
 
 def features(dates: Dates, step: float) -> Values:

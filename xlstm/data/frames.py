@@ -86,7 +86,7 @@ def table_of(where: str, given: Any, only: Sequence[str] | None = None) -> Colum
     given : table
         A table or one column of pandas, Polars, PyArrow, or another library that narwhals knows.
     only : list of str, optional
-        The columns of numbers to read; by default all.
+        The columns of numbers to read, in which there may be nothing but missing values of any kind; by default all.
 
     Returns
     -------
@@ -110,11 +110,13 @@ def table_of(where: str, given: Any, only: Sequence[str] | None = None) -> Colum
     for name, dtype in frame.schema.items():
         if name == dated or (only is not None and name not in only):
             continue
-        if not dtype.is_numeric() and dtype != nw.Boolean:
+        cells = frame.get_column(name)
+        empty = only is not None and cells.is_null().all()  # then its dtype says nothing
+        if not (empty or dtype.is_numeric() or dtype == nw.Boolean):
             raise TypeError(
                 f"{where}: column {checks.shown(name)} holds {dtype}, expected numbers; leave it out or encode it"
             )
-        column = np.asarray(frame.get_column(name).cast(nw.Float64).to_numpy(), np.float64)
+        column = np.full(len(frame), np.nan) if empty else np.asarray(cells.cast(nw.Float64).to_numpy(), np.float64)
         beyond = np.flatnonzero(np.isinf(column))
         if beyond.size:
             row = int(beyond[0])
@@ -187,6 +189,28 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
         elif length == len(frame):
             table.index = native.index
     return table
+
+
+def plain_like(given: Any, columns: Mapping[str, Any]) -> Any:
+    """Return columns as a table of the library of another one, with none of its rows' labels.
+
+    Parameters
+    ----------
+    given : table
+        As for `table_of`.
+    columns : dict of str to array (N,)
+
+    Returns
+    -------
+    table
+
+    Raises
+    ------
+    TypeError, ImportError
+        As for `table_of`.
+    """
+    nw, frame, _ = _frame("plain_like", given)
+    return nw.to_native(nw.from_dict(dict(columns), native_namespace=nw.get_native_namespace(frame)))
 
 
 def groups(where: str, given: Any, column: str) -> dict[Any, Any]:

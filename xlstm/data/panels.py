@@ -95,7 +95,9 @@ class Given(NamedTuple):
         """Names of the series, where a column has them."""
         return [str(label) for label in self.labels] if self.id_name else []
 
-    def like(self, found: Sequence[Values], read: Sequence[Track], suffixes: Sequence[str] = ("",)) -> Any:
+    def like(
+        self, found: Sequence[Values], read: Sequence[Track], suffixes: Sequence[str] = ("",), passed: int = 0
+    ) -> Any:
         """Return forecasts after the ends of series in the kind that the series came in.
 
         Parameters
@@ -104,6 +106,8 @@ class Given(NamedTuple):
         read : list of Track
         suffixes : list of str
             Ends of the names of columns, along the last axis of forecasts, if there is one.
+        passed : int
+            Steps between the ends of the series and the first of forecasts.
         """
         if self.table is None:
             shaped = [one[:, 0] if flat else one for one, flat in zip(found, self.flat, strict=True)]
@@ -116,18 +120,31 @@ class Given(NamedTuple):
         for c, name in enumerate(self.names):
             for k, suffix in enumerate(suffixes):
                 columns[f"{name}{suffix}"] = rows[:, c, k]
-        ahead = [calendars.after(one.calendar, steps) for one in read if one.calendar is not None]
-        ahead = ahead or [_numbers_after(labels, steps) for labels in self.rows]
+        ahead = [calendars.after(one.calendar, steps, passed) for one in read if one.calendar is not None]
+        ahead = ahead or [_numbers_after(labels, steps) + passed for labels in self.rows]
         index = np.concatenate(ahead) if ahead else None
         if index is not None and index.dtype.kind == "M" and str(np.datetime_data(index.dtype)[0]) not in ("us", "ns"):
             index = index.astype("datetime64[us]")  # not every library has coarser ones
         return frames.table_like(self.table, columns, index)
 
 
-def given(where: str, values: Any, beside: Beside, roles: Roles, fitted: Sequence[str] = ()) -> Given:
-    """Return series as arrays, from a table or from what are arrays already; errors name the caller, `where`.
+def given(
+    where: str, values: Any, beside: Beside, roles: Roles, fitted: Sequence[str] = (), later: str = "future"
+) -> Given:
+    """Return series as arrays, from a table or from what are arrays already.
 
-    Targets of a table are in the order of the names in `fitted`, if there are some.
+    Parameters
+    ----------
+    where : str
+        The caller, for errors.
+    values : array, list of arrays, or table
+    beside : Beside
+        With a table `future` is one of the rows after it, or None.
+    roles : Roles
+    fitted : list of str
+        Names of the targets of a table, in their order, if they have to be these.
+    later : str
+        The argument of the caller that has the rows after a table, for errors.
 
     Raises
     ------
@@ -140,8 +157,8 @@ def given(where: str, values: Any, beside: Beside, roles: Roles, fitted: Sequenc
     for name, other in beside._asdict().items():
         if other is not None and not (name == "future" and roles.future and frames.is_table(other)):
             raise ValueError(f"{where}: {name} is {checks.shown(other)}, expected columns of the table, by name")
-    parts = _parts(where, values, roles)
-    later = {} if beside.future is None else _parts(where, beside.future, roles)
+    parts = tables_of(where, values, roles)
+    after = {} if beside.future is None else tables_of(f"{where}: {later}", beside.future, roles)
     used = [*roles.past, *roles.future, *roles.static]
     only = [*roles.targets, *used] if roles.targets else None
     read = {label: frames.table_of(where, part, only) for label, part in parts.items()}
@@ -153,14 +170,14 @@ def given(where: str, values: Any, beside: Beside, roles: Roles, fitted: Sequenc
     arrays, past, future, static, dates, rows = [], [], [], [], [], []
     for label, columns in read.items():
         _check_zone(where, columns)
-        arrays.append(_columns(where, columns, names))
-        past.append(_columns(where, columns, roles.past))
-        ahead, dated = _columns(where, columns, roles.future), _dates(columns)
-        if label in later:
-            more = frames.table_of(where, later[label], roles.future)
-            ahead = np.concatenate((ahead, _columns(where, _in_order(where, more, dated), roles.future)))
+        arrays.append(numbers_of(where, columns, names))
+        past.append(numbers_of(where, columns, roles.past))
+        ahead, dated = numbers_of(where, columns, roles.future), dates_of(columns)
+        if label in after:
+            more = _in_order(where, later, frames.table_of(f"{where}: {later}", after[label], roles.future), dated)
+            ahead = np.concatenate((ahead, numbers_of(where, more, roles.future)))
         future.append(ahead if roles.future else None)
-        fixed = _columns(where, columns, roles.static)
+        fixed = numbers_of(where, columns, roles.static)
         if np.any(np.isnan(fixed)):
             name = roles.static[int(np.argmax(np.any(np.isnan(fixed), axis=0)))]
             raise ValueError(f"{where}: static column {checks.shown(name)} has missing values, expected one number")
@@ -178,12 +195,12 @@ def _numbers_after(labels: Any, steps: int) -> Any:
     return (int(labels[-1]) + 1 if labels.dtype.kind in "iu" else len(labels)) + np.arange(steps)
 
 
-def _parts(where: str, table: Any, roles: Roles) -> Mapping[Any, Any]:
+def tables_of(where: str, table: Any, roles: Roles) -> Mapping[Any, Any]:
     """Return the tables of all series by their names."""
     return frames.groups(where, table, roles.id_name) if roles.id_name else {"": table}
 
 
-def _dates(columns: Columns) -> Any:
+def dates_of(columns: Columns) -> Any:
     """Return the dates of rows (N,), or None."""
     return columns.index if columns.index is not None and columns.index.dtype.kind == "M" else None
 
@@ -199,28 +216,28 @@ def _check_zone(where: str, columns: Columns) -> None:
         raise ValueError(f"{error}; {advice}") from None
 
 
-def _in_order(where: str, later: Columns, dates: Any) -> Columns:
-    """Return rows after those of `dates` in the order of their own dates, where they have some.
+def _in_order(where: str, name: str, later: Columns, dates: Any) -> Columns:
+    """Return rows after those of `dates`, which errors call `name`, in the order of their own dates, if they have some.
 
     Raises
     ------
     ValueError
         They are not for the steps right after the last date.
     """
-    own = _dates(later)
+    own = dates_of(later)
     if own is None:
         return later
     if dates is None:
-        raise ValueError(f"{where}: the rows of future have dates, expected none, as in the table of the series")
+        raise ValueError(f"{where}: the rows of {name} have dates, expected none, as in the table of the series")
     order, expected = np.argsort(own), calendars.after(calendars.read(where, dates), len(own))
     wrong = np.flatnonzero(own[order].astype(expected.dtype) != expected)
     if wrong.size:
         row, wanted = order[wrong[0]], expected[wrong[0]]
-        raise ValueError(f"{where}: future has a row for {own[row]}, expected {wanted}, the next step of the series")
+        raise ValueError(f"{where}: {name} has a row for {own[row]}, expected {wanted}, the next step of the series")
     return replace(later, values=later.values[order], index=own[order])
 
 
-def _columns(where: str, columns: Columns, names: Sequence[str]) -> Values:
+def numbers_of(where: str, columns: Columns, names: Sequence[str]) -> Values:
     """Return some columns, (N, K)."""
     for name in names:
         frames.check_has(where, columns.names, name)

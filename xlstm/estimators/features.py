@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
 
+from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import DType, Params
 from xlstm.data import frames
 from xlstm.data.host import Values
+from xlstm.data.panels import Roles
 from xlstm.estimators.base import Estimator
 from xlstm.estimators.checkpoints import model_of
-from xlstm.models.tirex import TiRex, TiRex2, series
+from xlstm.models.tirex import TiRex, TiRex2, embedding, series, tables
 
-
-def _rows(X: Any) -> Any:
-    """Return series, those of a table as its rows."""
-    return frames.table_of("TiRexFeatures", X).values if frames.has_columns(X) else X
+WHERE = "TiRexFeatures"
 
 
 def _variates(X: Any) -> int:
@@ -29,11 +29,11 @@ def _variates(X: Any) -> int:
     ValueError, TypeError
         It is not, or these are not several series.
     """
-    found = series.read("TiRexFeatures", X, 2)
+    found = series.read(WHERE, X, 2)
     counts = {len(rows) for rows in found.rows}
     if found.single or len(counts) > 1:
         kinds = "one series" if found.single else f"series with {sorted(counts)} variates"
-        raise ValueError(f"TiRexFeatures: X is {kinds}, expected several with one number of variates")
+        raise ValueError(f"{WHERE}: X is {kinds}, expected several with one number of variates")
     return counts.pop()
 
 
@@ -55,6 +55,10 @@ class TiRexFeatures(Estimator):
         A model and its parameters in the place of a checkpoint.
     batch_size : int
         Series that the network sees at once, at most.
+    series_id : str, optional
+        The column of long tables that tells series apart; without it a table has a row for each series.
+    targets : list of str, optional
+        With `series_id` the columns that are read, by default all; they are the variates of a series.
 
     Attributes
     ----------
@@ -85,17 +89,21 @@ class TiRexFeatures(Estimator):
         model: TiRex | TiRex2 | None = None,
         params: Params | None = None,
         batch_size: int = 64,
+        series_id: str | None = None,
+        targets: str | Sequence[str] | None = None,
     ) -> None:
         self.checkpoint, self.backend, self.dtype = checkpoint, backend, dtype
         self.model, self.params, self.batch_size = model, params, batch_size
+        self.series_id, self.targets = series_id, targets
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Load the checkpoint.
 
         Parameters
         ----------
-        X : array (S, L) or (S, V, L), list of S arrays (L,) or (V, L), or table with a row for each series
-            Series, of which NaN are missing values.
+        X : array (S, L) or (S, V, L), list of S arrays (L,) or (V, L), or table
+            Series, of which NaN are missing values. A table has a row for each series, or with `series_id` a row for
+            each step of each series, as `TiRex.forecast` takes it.
         y : object, optional
             It is not used.
 
@@ -109,8 +117,8 @@ class TiRexFeatures(Estimator):
         OSError, ValueError, TypeError
             The checkpoint or the series are none.
         """
-        model, params = model_of("TiRexFeatures", self)
-        self.n_variates_ = _variates(_rows(X))
+        model, params = model_of(WHERE, self)
+        self.n_variates_ = _variates(self._rows(model, X))
         self.model_, self.params_ = model, params
         return self
 
@@ -119,13 +127,14 @@ class TiRexFeatures(Estimator):
 
         Parameters
         ----------
-        X : array (S, L) or (S, V, L), list of S arrays (L,) or (V, L), or table with a row for each series
+        X : array (S, L) or (S, V, L), list of S arrays (L,) or (V, L), or table
             They have as many variates as those of `fit`, and any length.
 
         Returns
         -------
         array (S, blocks * V * D)
-            float64, with the units of each variate side by side and those of the first block first.
+            float64, with the units of each variate side by side and those of the first block first. Series of a long
+            table are in the order in which their names come first.
 
         Raises
         ------
@@ -133,10 +142,10 @@ class TiRexFeatures(Estimator):
             `fit` was not called, or the series do not fit.
         """
         self._check_fitted()
-        X = _rows(X)
+        X = self._rows(self.model_, X)
         if _variates(X) != self.n_variates_:
             expected = f"expected {self.n_variates_}, as in fit"
-            raise ValueError(f"TiRexFeatures: series have {_variates(X)} variates, {expected}")
+            raise ValueError(f"{WHERE}: series have {_variates(X)} variates, {expected}")
         found: Values = self.model_.embed(self.params_, X, batch_size=self.batch_size)
         return found
 
@@ -157,6 +166,13 @@ class TiRexFeatures(Estimator):
         array of str
         """
         self._check_fitted()
-        variates = [f"_variate{v}" for v in range(self.n_variates_)] if self.n_variates_ > 1 else [""]
-        blocks, units = range(self.model_.num_blocks), range(self.model_.size)
-        return np.array([f"block{k}{v}_unit{d}" for k in blocks for v in variates for d in units], dtype=object)
+        return np.array(embedding.names(self.model_, self.n_variates_), dtype=object)
+
+    def _rows(self, model: Any, X: Any) -> Any:
+        """Return series, those of a table as arrays."""
+        if self.series_id is not None:
+            tables.is_one(WHERE, "X", X, series_id=self.series_id)
+            return embedding.Named.of(WHERE, model, X, Roles(self.targets, series_id=self.series_id)).rows
+        if self.targets is not None:
+            raise ValueError(f"{WHERE}: targets is {checks.shown(self.targets)}, expected None, as series_id is")
+        return frames.table_of(WHERE, X).values if frames.has_columns(X) else X

@@ -30,7 +30,7 @@ class Inputs(NamedTuple):
     target: Array
     mask: Array | None
     fresh: bool  # start from the initial state
-    options: dict[str, Any]  # lengths, where sequences differ in length
+    options: dict[str, Any]  # those of the batch, and lengths where sequences differ in length
     weight: float  # number of targets that count, or the sum of their weights
     host: Batch
 
@@ -150,7 +150,7 @@ class Feed:
             x = self._swapped(x)
             if not self._predicts_once:
                 target, mask = self._swapped(target), None if mask is None else self._swapped(mask)
-        options = {} if batch.lengths is None else {"lengths": batch.lengths}
+        options = {**(batch.options or {}), **({} if batch.lengths is None else {"lengths": batch.lengths})}
         return Inputs(x, target, mask, batch.fresh, options, float(weight), batch)
 
     def _mask(self, batch: Batch) -> Any:

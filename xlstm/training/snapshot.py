@@ -130,7 +130,7 @@ def first_batch(data: Batches) -> str:
     batches = data.batches()
     first = next(iter(batches), None)
     found = 0
-    for array in () if first is None else (first.x, first.target, first.lengths):
+    for array in () if first is None else (first.x, first.target, first.lengths, *(first.options or {}).values()):
         if array is not None:
             found = zlib.crc32(np.ascontiguousarray(to_numpy(array)).tobytes(), found)
     if isinstance(batches, Generator):

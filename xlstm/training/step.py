@@ -135,7 +135,7 @@ class Step:
         optimiser without `parts`, and where scaled gradients are accumulated.
     graph : bool
         Capture steps in CUDA graphs on CuPy: a step is one launch, with the same bits, from the third time on that a
-        batch comes with the same shapes, lengths, kind of start (fresh or not) and place in an update (see
+        batch comes with the same shapes, lengths, options, kind of start (fresh or not) and place in an update (see
         `accumulate`). The arrays of a state are changed by the step after it, so copy those that you keep. A loss, a
         model or a callback's `gradients` does not run on the host then: the numbers that it made there when the step
         was captured stay.

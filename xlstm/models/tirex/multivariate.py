@@ -11,7 +11,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.data.host import Values
-from xlstm.models.tirex import calibration, rows, series, windows
+from xlstm.models.tirex import calibration, rows, windows
 from xlstm.models.tirex import quantiles as levels_of
 from xlstm.models.tirex.batching import batches
 from xlstm.models.tirex.forecast import Forecast, HorizonWarning
@@ -123,8 +123,7 @@ def forecast(
     differ = checks.flag(where, "differencing", model.differencing if differencing is None else differencing)
     pad = checks.flag(where, "pad_context", pad_context)
     levels = levels_of.levels(where, levels, model.quantiles)
-    found = series.read(where, given, 2)
-    items = _items(where, found, past, future, horizon)
+    found, items = rows.read(where, model, given, past, future, horizon)
     longest = max(row.shape[1] for row in found.rows)
     starts = Starts.checked(where, model, params, starts)
     call = Call(starts, horizon, model.context if pad else min(model.context, longest), flip, differ)
@@ -154,22 +153,3 @@ def _all(call: Call, items: Sequence[Item], batch_size: int) -> list[Values]:
             for k, part in zip(some, np.split(q, ends[:-1]), strict=True):
                 found[k] = part
     return found
-
-
-def _items(where: str, found: series.Given, past: Any, future: Any, horizon: int) -> list[Item]:
-    """Return targets with their covariates.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Covariates are not as long as they have to be.
-    """
-    before, after = (series.beside(where, name, one, found) for name, one in (("past", past), ("future", future)))
-    for k, (row, one, other) in enumerate(zip(found.rows, before, after, strict=True)):
-        L, entry = row.shape[1], "" if found.single else f"[{k}]"
-        if one.shape[1] != L:
-            raise ValueError(f"{where}: past{entry} has {one.shape[1]} steps, expected {L}, as many as the series")
-        if len(other) and other.shape[1] < L + horizon:
-            expected = f"expected {L + horizon} or more, those of the series and of the horizon"
-            raise ValueError(f"{where}: future{entry} has {other.shape[1]} steps, {expected}")
-    return [Item(*parts) for parts in zip(found.rows, before, after, strict=True)]

@@ -148,7 +148,15 @@ class Network(Backbone):
         """Return quantiles (R, H, Q) of rows that are no differences, as a forecast has them."""
         return q
 
-    def embed(self, params: Params, series: Any, *, batch_size: int = 64) -> Values:
+    def embed(
+        self,
+        params: Params,
+        series: Any,
+        *,
+        batch_size: int = 64,
+        targets: str | Sequence[str] | None = None,
+        series_id: str | None = None,
+    ) -> Any:
         """Return the embeddings of series, as features for other models.
 
         The outputs of each block, after the tokens that hold values of a series, are averaged over these tokens and
@@ -158,22 +166,33 @@ class Network(Backbone):
         Parameters
         ----------
         params : dict of str to array
-        series : array (L,), (S, L) or (S, V, L), or list of arrays (L,) or (V, L)
-            Each variate is by itself. NaN is a missing value; of a longer series the last `context` values count.
+        series : array (L,), (S, L) or (S, V, L), or list of arrays (L,) or (V, L), or table
+            Each variate is by itself. NaN is a missing value; of a longer series the last `context` values count. In a
+            table of pandas, Polars or PyArrow each column of numbers is a series, or with `series_id` each name there
+            is one, whose targets are its variates. Rows that are missing between dates are missing values.
         batch_size : int
             Rows that the network sees at once, at most.
+        targets : list of str, optional
+            With a table the columns that are read, by default all.
+        series_id : str, optional
+            With a table the column that tells several series apart.
 
         Returns
         -------
-        array (S, num_blocks * V * D), or (num_blocks * V * D,) of one series
-            float64, on the host.
+        array (S, num_blocks * V * D), or (num_blocks * V * D,) of one series, or table
+            float64, on the host. For a table it is a table of its library with a row for each series, in the order in
+            which they come first: the name, in the column `series_id` or "series", and the features, such as
+            "block3_unit17", or "block3_variate1_unit17" of several variates.
 
         Raises
         ------
         TypeError, ValueError
-            The series or the parameters are none, or series differ in their number of variates.
+            The series or the parameters are none, or series differ in their number of variates; a column is as
+            `forecast` does not take it.
+        ImportError
+            There is a table, and the package narwhals is not installed.
         """
-        return embedding.embed(self, params, series, batch_size)
+        return embedding.embed(self, params, series, batch_size, targets, series_id)
 
     def loss(self, y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Array]:
         """Return the mean pinball loss of scaled values at the model's quantiles, and its gradient.
@@ -205,6 +224,8 @@ class Network(Backbone):
         params: Params,
         series: Any,
         *,
+        past: Any = None,
+        future: Any = None,
         weights: str = "all",
         horizon: int | None = None,
         rank: int = 8,
@@ -215,6 +236,8 @@ class Network(Backbone):
         stride: int | None = None,
         validation_fraction: float = 0.2,
         seed: int = 0,
+        targets: str | Sequence[str] | None = None,
+        series_id: str | None = None,
         **options: Any,
     ) -> Tuned:
         """Train on series, with the pinball loss of the patch after each token.
@@ -223,12 +246,15 @@ class Network(Backbone):
         ----------
         params : dict of str to array
             They are not changed.
-        series : array (L,) or (S, L), or list of arrays (L,)
-            NaN is a missing value. Each series is by itself.
+        series : array (L,) or (S, L), or list of arrays (L,), or table
+            As for `forecast`, also of items (V, L) of several targets for TiRex-2. Each series or item is by itself.
+        past, future : array, or list, or names of columns of a table, optional
+            Covariates of TiRex-2, as for its `forecast`; `future` may end with the series. The targets and covariates
+            of an item see each other as in a forecast.
         weights : {"all", "head", "adapters", "lora"}
             What is trained: all parameters, the layer after the last block, or low-rank changes of all matrices, which
-            are `training.LowRank` and have two names here. Those that single series do not use, in the variate mixers
-            of TiRex-2, stay.
+            are `training.LowRank` and have two names here. Those of TiRex-2 that these data do not use stay: variate
+            mixers without an item of two rows or more, and `combination` without covariates that are known in advance.
         horizon : int, optional
             Steps to learn to forecast, by default a patch; see `PatchWindows`.
         rank : int
@@ -238,12 +264,17 @@ class Network(Backbone):
         learning_rate, weight_decay : float
             Of AdamW.
         batch_size : int
+            Windows at once; one has as many rows as its item has targets and covariates.
         stride : int, optional
             Values from the end of a window to that of the next, by default a patch.
         validation_fraction : float
             The share of each series, at its end, that is not trained on: the parameters are those of the epoch with the
             least loss there. With 0 they are the last ones.
         seed : int
+        targets : list of str, optional
+            With a table the columns to train on, by default all that have no other role.
+        series_id : str, optional
+            With a table the column that tells several series apart.
         **options
             Further arguments of `training.train`, such as `patience`, `clip`, `callbacks` and `checkpoints`.
 
@@ -254,16 +285,27 @@ class Network(Backbone):
         Raises
         ------
         TypeError, ValueError
-            An argument is out of range, or the series are too short.
+            An argument is out of range, series are too short, or covariates do not fit; a column is as `forecast` does
+            not take it.
+        ImportError
+            There is a table, and the package narwhals is not installed.
         FloatingPointError, OSError, Interrupted, Terminated
             As of `training.train`.
         """
-        sizes = (weights, horizon, rank, epochs, learning_rate, weight_decay, batch_size, stride)
-        return tuning.fine_tune(self, params, series, *sizes, validation_fraction, seed, options)
+        sizes = (past, future, weights, horizon, rank, epochs, learning_rate, weight_decay, batch_size, stride)
+        return tuning.fine_tune(self, params, series, *sizes, validation_fraction, seed, targets, series_id, options)
 
-    def stream(self, params: Params, series: Any, *, renew: int | None = None) -> Stream:
+    def stream(
+        self,
+        params: Params,
+        series: Any,
+        *,
+        renew: int | None = None,
+        targets: str | Sequence[str] | None = None,
+        series_id: str | None = None,
+    ) -> Stream:
         """Return an object that takes new values of series and forecasts after any of them; see `Stream`."""
-        return Stream(self, params, series, renew)
+        return Stream(self, params, series, renew, targets=targets, series_id=series_id)
 
     def _groups(self, x: Array) -> Groups | None:
         """Return the groups of the rows of x (B, T, 2P)."""

@@ -11,12 +11,12 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.random import generator
 from xlstm.data.batches import Batch
-from xlstm.data.host import Values
 from xlstm.data.synthetic import synthetic
-from xlstm.models.tirex import series, windows
+from xlstm.models.tirex import rows, windows
+from xlstm.models.tirex.rows import Item
 
 Numbers = np.ndarray[Any, Any]
-MODEL = checks.having("patch_size", "context", "scaler", expected="a TiRex or a TiRex2")
+MODEL = checks.having("patch_size", "context", "scaler", "COVARIATES", expected="a TiRex or a TiRex2")
 SIZES = dict.fromkeys(("stride", "horizon"), checks.optional(checks.size))
 UNSEEN = 7  # the seed of synthetic series that no run of training draws
 
@@ -29,23 +29,30 @@ class PatchWindows:
     target. To teach a horizon of several patches, of some windows the last patches are hidden, as many as chance says;
     without chance, to judge a model, as many as the horizon has after its first patch.
 
+    A window of TiRex-2 has all targets and covariates of an item, which see each other as in a forecast. Covariates
+    have no targets. Those that are known in advance are there for the patches that are hidden, and for the one after.
+
     Parameters
     ----------
     model : TiRex or TiRex2
     series : array (L,) or (S, L), or list of arrays (L,)
-        Each of two values or more; NaN is a missing value.
+        Each of two values or more; NaN is a missing value. For TiRex-2 also (S, V, L), and (V, L) in a list: items of V
+        targets.
     horizon : int, optional
         Steps to learn to forecast, by default a patch; less than the context.
     stride : int, optional
         Values from the end of a window to that of the next, by default a patch.
     batch_size : int
+        Windows at once; one of TiRex-2 has as many rows as its item has targets and covariates.
     since : list of int, optional
         The number of the first value of each series that may be a target; by default all are.
+    past, future : array, or list, optional
+        Covariates of TiRex-2, as for its `forecast`; `future` may end with the series.
 
     Raises
     ------
     TypeError, ValueError
-        The series are none, no value may be a target, or an argument is out of range.
+        The series are none, no value may be a target, covariates do not fit, or an argument is out of range.
     """
 
     model: Any
@@ -54,31 +61,43 @@ class PatchWindows:
     stride: int | None = None
     batch_size: int = 32
     since: Sequence[int] | None = None
-    _rows: list[Values] = field(init=False, repr=False, compare=False)
+    past: Any = field(default=None, repr=False)
+    future: Any = field(default=None, repr=False)
+    _items: list[Item] = field(init=False, repr=False, compare=False)
     _ends: Numbers = field(init=False, repr=False, compare=False)  # (N, 2): a series, and the values before its target
 
     def __post_init__(self) -> None:
         where = "PatchWindows"
         checks.fields(self, model=MODEL, batch_size=checks.size, **SIZES)
-        rows = [row[0] for row in series.read(where, self.series, 1).rows]
-        since = [0] * len(rows)
+        _, items = rows.read(where, self.model, self.series, self.past, self.future)
+        since = [0] * len(items)
         if self.since is not None:
             given = checks.several(where, "since", self.since, "one number for each series", checks.LARGEST)
             since = [checks.size_or_0(where, f"since[{k}]", n) for k, n in enumerate(given)]
-            if len(since) != len(rows):
+            if len(since) != len(items):
                 problem = f"since has {len(since)} numbers"
-                raise ValueError(f"{where}: {problem}, expected one for each of {len(rows)} series")
+                raise ValueError(f"{where}: {problem}, expected one for each of {len(items)} series")
         P = self.model.patch_size
         if (self.horizon or P) >= self.model.context:
             raise ValueError(
                 f"{where}: horizon is {self.horizon}, expected less than {self.model.context}, the context"
             )
-        found = [(k, end) for k, row in enumerate(rows) for end in self._places(len(row), since[k])]
-        if not any(np.any(~np.isnan(rows[k][max(1, since[k]) :])) for k in range(len(rows))):
+        found = [(k, end) for k, one in enumerate(items) for end in self._places(one.target.shape[1], since[k])]
+        if not any(np.any(~np.isnan(one.target[:, max(1, n) :])) for one, n in zip(items, since, strict=True)):
             raise ValueError(f"{where}: no series has a value after its first one that may be a target")
         object.__setattr__(self, "since", since)
-        object.__setattr__(self, "_rows", rows)
+        object.__setattr__(self, "_items", items)
         object.__setattr__(self, "_ends", np.array(found, dtype=np.int64).reshape(-1, 2))
+
+    @property
+    def grouped(self) -> bool:
+        """Whether a window has several rows."""
+        return any(len(one.target) + len(one.past) + len(one.future) > 1 for one in self._items)
+
+    @property
+    def known(self) -> bool:
+        """Whether there are covariates that are known in advance."""
+        return any(len(one.future) for one in self._items)
 
     def _places(self, L: int, since: int) -> Sequence[int]:
         """Return how many values lie before the last patch of each window of a series, the latest first."""
@@ -102,21 +121,35 @@ class PatchWindows:
 
     def _batch(self, ends: Numbers, hidden: Numbers) -> Batch:
         model, since = self.model, self.since or ()
-        P, C = model.patch_size, model.context
-        seen, after, counts = [], [], []
+        P, width = model.patch_size, model.context + model.patch_size  # with the patch after the last one that is seen
+        parts, after = [], []
         for (k, end), n in zip(ends, hidden, strict=True):
-            row = self._rows[k]
-            visible = max(1, end - n * P)
-            seen.append(windows.last(row[:visible], C, end - visible))
-            after.append(windows.last(row[: end + P], C, max(0, end + P - len(row))))
-            counts.append(end + P - C + np.arange(C) >= since[k])
-        x, y = np.stack(seen), np.stack(after)
-        units = model.scaler.units(x)
+            item, visible = self._items[k], max(1, end - n * P)
+            ahead = end + P - visible
+            seen = item.until(visible, model.context)
+            parts.append(rows.rows([seen], ahead, ahead, width - ahead, differencing=False))
+            y = np.full(parts[-1].x.shape, np.nan)
+            y[parts[-1].targets] = [
+                windows.last(row[: end + P], width, max(0, end + P - len(row))) for row in item.target
+            ]
+            y[:, : max(0, since[k] - end + model.context)] = np.nan
+            after.append(y)
+        found, y = rows.joined(parts), np.concatenate(after)
+        units = model.scaler.units(found.x)
+        tokens = windows.tokens(model.scaler.scaled(found.x, units), P)  # (R, T + 1, 2P)
         target = model.scaler.scaled(y, units).reshape(len(y), -1, P)
-        counted = ~np.isnan(target) & np.stack(counts).reshape(target.shape)
-        tokens = windows.tokens(model.scaler.scaled(x, units), P)
-        known = np.where(counted, target, 0.0)
-        return Batch(tokens.swapaxes(0, 1), known.swapaxes(0, 1), counted.swapaxes(0, 1), True)
+        target = np.concatenate((target[:, 1:], np.full_like(target[:, :1], np.nan)), axis=1)  # that after each token
+        if not np.any(found.known):  # nothing is to be seen in the last token
+            tokens, target = tokens[:, :-1], target[:, :-1]
+        counted = ~np.isnan(target)
+        options = {"groups": found.groups, "targets": found.targets, "known": found.known}
+        return Batch(
+            tokens.swapaxes(0, 1),
+            np.where(counted, target, 0.0).swapaxes(0, 1),
+            counted.swapaxes(0, 1),
+            True,
+            options=options if len(found.x) > len(ends) else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -152,6 +185,6 @@ class SyntheticPatches:
         rng = generator(UNSEEN, stream=4) if rng is None else rng
         length = model.context + model.patch_size
         for _ in range(self.count):
-            rows = synthetic(rng, self.batch_size, length)
-            data = PatchWindows(model, rows, self.horizon, length, self.batch_size)
+            drawn = synthetic(rng, self.batch_size, length)
+            data = PatchWindows(model, drawn, self.horizon, length, self.batch_size)
             yield next(data.batches(None if judging else rng))

@@ -118,7 +118,7 @@ def _axes(one: Any) -> int:
 def _array(where: str, name: str, given: Any, expected: str) -> np.ndarray[Any, Any]:
     """Return numbers of any kind as float64 on the host, NaN for what is missing or masked."""
     if frames.has_columns(given):
-        advice = "forecast takes one table, with series_id for several series"
+        advice = "series may be one table, with series_id for several of them"
         raise TypeError(f"{where}: {name} is a table, expected {expected}; {advice}")
     if isinstance(given, np.ma.MaskedArray):
         given = np.where(np.ma.getmaskarray(given), np.nan, np.ma.getdata(given))

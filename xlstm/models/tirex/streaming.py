@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,11 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.namespace import Params
+from xlstm.data import following, frames
 from xlstm.data.host import Values
+from xlstm.data.panels import Roles
 from xlstm.layers.state import State
-from xlstm.models.tirex import multivariate, series, windows
+from xlstm.models.tirex import multivariate, series, tables, windows
 from xlstm.models.tirex import quantiles as levels_of
 from xlstm.models.tirex.forecast import Forecast
 from xlstm.models.tirex.running import Starts
@@ -63,22 +66,45 @@ class Stream:
     model : TiRex or TiRex2
     params : dict of str to array
         They are not to be changed in place.
-    given : array (L,), (B, L), or list of arrays (L,)
-        The values so far; NaN is a missing value.
+    given : array (L,), (B, L), or list of arrays (L,), or table
+        The values so far; NaN is a missing value. Each column of numbers of a table of pandas, Polars or PyArrow is a
+        series, or several with `series_id`; where rows have dates, all end with the same one.
     renew : int, optional
         After so many new values a window is read again, with units of its own; by default after an eighth of `context`.
         With 0 that is never done, while there are forecasts often enough.
+    targets : list of str, optional
+        With a table the columns to forecast, by default all.
+    series_id : str, optional
+        With a table the column that tells several series apart.
 
     Raises
     ------
     TypeError, ValueError
-        The series or the parameters are none.
+        The series or the parameters are none; a column is as `forecast` does not take it, or series of a table end with
+        different dates.
+    ImportError
+        There is a table, and the package narwhals is not installed.
     """
 
-    def __init__(self, model: Any, params: Params, given: Any, renew: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        params: Params,
+        given: Any,
+        renew: int | None = None,
+        *,
+        targets: str | Sequence[str] | None = None,
+        series_id: str | None = None,
+    ) -> None:
         self.model, self._where = model, f"{type(model).__name__}.stream"
         self.renew = checks.size_or_0(self._where, "renew", model.context // RENEWED if renew is None else renew)
         self._starts = Starts(model, params)
+        self._table: tables.Table | None = None
+        if tables.is_one(self._where, "series", given, targets=targets, series_id=series_id):
+            self._table = tables.Table.of(self._where, model, given, Roles(targets, series_id=series_id))
+            following.check_ends(self._where, self._table.given, self._table.found)
+            columns = self._table.columns
+            given = columns if len(columns) > 1 else columns[0]
         found = series.read(self._where, given, 1)
         self._single = found.single
         self._seen = np.stack([windows.last(row[0], model.context) for row in found.rows])  # (B, C)
@@ -90,14 +116,19 @@ class Stream:
 
         Parameters
         ----------
-        values : array (B,) or (B, n); of one series a number or (n,)
-            The next value of each series, or the next n; NaN where one is missing.
+        values : array (B,) or (B, n); of one series a number or (n,); or table
+            The next value of each series, or the next n; NaN where one is missing. Where the series came as a table
+            these are more rows of it, in any order if they have dates: a series without a row for a step has a missing
+            value there. An array has the targets of the first series, then those of the second, and so on.
 
         Raises
         ------
         TypeError, ValueError
-            There are not as many rows as series, or these are no numbers.
+            There are not as many rows as series, or these are no numbers; rows of a table are not the next ones.
         """
+        if frames.has_columns(values):
+            self._add(self._following(values))
+            return
         B = len(self._seen)
         expected = "a number or (n,)" if self._single else f"(B,) or (B, n) with B = {B}"
         host = checks.host(self._where, "values", values, expected)
@@ -106,11 +137,8 @@ class Stream:
         new = host.reshape(1, -1) if self._single and host.ndim < 2 else host[:, None] if host.ndim == 1 else host
         if new.ndim != 2 or len(new) != B:
             raise ValueError(f"{self._where}: values has shape {host.shape}, expected {expected}")
-        if not new.shape[1]:
-            return
-        rows = [row[0] for row in series.read(self._where, list(new), 1).rows]
-        self._seen = np.concatenate((self._seen, rows), axis=1)[:, -self.model.context :]
-        self.count += new.shape[1]
+        if new.shape[1]:
+            self._add(np.stack([row[0] for row in series.read(self._where, list(new), 1).rows]))
 
     def forecast(self, horizon: int, *, quantiles: Any = None) -> Forecast:
         """Return a forecast of the steps after the last value.
@@ -124,7 +152,7 @@ class Stream:
         Returns
         -------
         Forecast
-            Its quantiles are (B, H, Q), or (H, Q) of one series.
+            Its quantiles are (B, H, Q), or (H, Q) of one series, or tables as of `forecast` of the model.
 
         Raises
         ------
@@ -138,7 +166,8 @@ class Stream:
         """
         model = self.model
         horizon = checks.size(self._where, "horizon", horizon)
-        levels = levels_of.levels(self._where, quantiles, model.quantiles)
+        check = levels_of.levels if self._table is None else tables.levels_once
+        levels = check(self._where, quantiles, model.quantiles)
         if hasattr(model, "horizon"):  # TiRex-2 has one
             multivariate.warn_beyond(self._where, model, horizon, 3)
         track = self._now()
@@ -148,8 +177,21 @@ class Stream:
             ahead.append(self._run(np.zeros((len(self._seen), more, model.input_size)), track.state)[0])
         y = model.scaler.restored(np.concatenate(ahead, axis=1), track.units)
         q = model.calibrated(y.reshape(len(y), -1, y.shape[-1])[:, :horizon])
+        if self._table is not None:
+            return self._table.forecast(q, model.quantiles, levels, self.count)
         found = series.Given([row[None] for row in self._seen], [1] * len(q), self._single)
         return Forecast.of(found, list(q[:, None]), model.quantiles, levels)
+
+    def _following(self, rows: Any) -> Values:
+        """Return more rows of the table, (B, n)."""
+        if self._table is None:
+            raise TypeError(f"{self._where}: values is a table, expected an array, as the series were no table")
+        return self._table.following(self._where, "values", rows, self.count)
+
+    def _add(self, new: Values) -> None:
+        """Add values (B, n)."""
+        self._seen = np.concatenate((self._seen, new), axis=1)[:, -self.model.context :]
+        self.count += new.shape[1]
 
     def _now(self) -> Track:
         """Return the network after patches that end with the last value."""

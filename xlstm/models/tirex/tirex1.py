@@ -174,7 +174,7 @@ class TiRex(Network):
         ((6, 9), (6,))
         """
         options: dict[str, Any] = {"batch_size": batch_size, "rollout": rollout, "resample": resample, "starts": starts}
-        if tables.is_one("TiRex", series, targets=targets, series_id=series_id):
+        if tables.is_one("TiRex", "series", series, targets=targets, series_id=series_id):
             roles = Roles(targets, series_id=series_id)
             return tables.forecast(self, params, series, horizon, roles, None, quantiles, options)
         return univariate.forecast(self, params, series, horizon, quantiles, **options)

@@ -299,7 +299,7 @@ class TiRex2(Network):
         """
         options: dict[str, Any] = {"batch_size": batch_size, "sign_flip": sign_flip, "differencing": differencing}
         options |= {"pad_context": pad_context, "starts": starts}
-        if tables.is_one("TiRex2", series, targets=targets, series_id=series_id, later=later):
+        if tables.is_one("TiRex2", "series", series, targets=targets, series_id=series_id, later=later):
             roles = Roles(targets, past, future, None, series_id)
             return tables.forecast(self, params, series, horizon, roles, later, quantiles, options)
         return multivariate.forecast(self, params, series, horizon, past, future, quantiles, **options)
