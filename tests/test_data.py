@@ -27,6 +27,7 @@ from xlstm.data import (
     table_like,
     table_of,
 )
+from xlstm.data.frames import plain_like
 from xlstm.models.sequence import SequenceModel
 
 LENGTHS = np.array([3, 1, 5, 2, 4, 5, 1])
@@ -603,6 +604,27 @@ def test_tables_in_tables_out(name, dated):
         table_like(given, {"p": np.ones(2)})
     with pytest.raises(ValueError, match=r"columns and index have shapes \[\(2,\), \(3,\)\]"):
         table_like(given, {"p": np.ones(2), "q": np.ones(3)})
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_table_without_labels(name):
+    """It has text and numbers, as many rows as they are, and none of the dates of the other one."""
+    dates = np.array(DAYS, "datetime64[us]") if name == "pandas" else DAYS
+    given = make(name, {"day": dates, "a": [1, 2, 3]})
+    made = plain_like(given, {"id": np.array(["u", "v"]), "p": np.ones(2)})
+    assert type(made) is type(given)
+    assert [*(made.column_names if name == "pyarrow" else made.columns)] == ["id", "p"]
+    assert len(made["id"]) == 2
+    assert table_of("f", made, ["p"]).index is None
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_column_that_is_asked_for_may_be_empty(name):
+    """Its kind says nothing then; where all columns are read, it has to be one of numbers."""
+    given = make(name, {"a": [1.0, 2.0], "b": [None, None]})
+    np.testing.assert_array_equal(table_of("f", given, ["a", "b"]).values, [[1, np.nan], [2, np.nan]])
+    with pytest.raises(TypeError, match=r"f: column 'b' holds .*, expected numbers"):
+        table_of("f", given)
 
 
 @pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
