@@ -46,20 +46,34 @@ RECURRENT = [f"tests/test_{name}.py" for name in ("lstm", "slstm", "lengths", "r
 # With others that compile many loops these run in processes of their own: compiled code stays in memory.
 LOOPS = ("compiled", "chains", "packed", "vector_lengths", "bounds", "engines", "activations", "custom_cells", "module")
 COMPILING = [*RECURRENT, *(f"tests/test_{name}.py" for name in LOOPS)]
-# The environment of every path that recurrent layers of NumPy arrays can take beside the usual one.
+# The environment of every path that recurrent layers of NumPy arrays can take beside the usual one. Other versions take
+# the plain one.
+PLAIN = {"XLSTM_COMPILE": "0", "XLSTM_NUM_THREADS": "1"}
 PATHS = [
-    {"XLSTM_COMPILE": "0", "XLSTM_NUM_THREADS": "1"},
     {"XLSTM_COMPILE": "0", "XLSTM_TEST_PLAN": "parts"},
     {"XLSTM_COMPILE": "1", "XLSTM_TEST_PLAN": "parts"},
     {"XLSTM_COMPILE": "1", "XLSTM_TEST_PLAN": "shared"},
 ]
+# Tests whose loops are not compiled in any environment.
+NEVER_COMPILED = [
+    "tests/test_recurrent.py::test_gradient_of_every_pair_of_options",
+    "tests/test_recurrent.py::test_pairs_of_options_on_another_backend",
+]
 # Another version of Python or of a package changes what a line of code does, not how options go together: each value is
 # tested once, and other backends need no second run. In ONCE the cases of a test are the same lines, compiled for other
-# arguments or met by other threads: one case each. Benchmarks are not installed by users, and run in an environment
-# of their own.
-LOOPS_AND_THREADS = ("compiled", "packed", "vector_lengths", "bounds", "batches", "concurrency")
-ONCE = [f"tests/test_{name}.py" for name in LOOPS_AND_THREADS]
-BENCHMARKS = [f"tests/test_{name}.py" for name in ("bench", "bench_gpu", "bench_mains", "bench_tasks")]
+# arguments or met by other threads: one case each. What NUMBERS shows is no matter of versions, and other tests run its
+# lines. Tools are not installed by users, and run in an environment of their own.
+MADE = ("compiled", "packed", "vector_lengths", "bounds", "batches", "concurrency")
+ONCE = [f"tests/test_{name}.py" for name in MADE]
+NUMBERS = [
+    "tests/test_estimators.py::test_the_main_job_on_real_data",
+    "tests/test_forecaster.py::test_goals_on_sunspots_with_one_epoch",
+    "tests/test_lstm.py::test_a_hundred_thousand_steps_stay_finite",
+    "tests/test_slstm.py::test_long_sequences_stay_finite",
+    "tests/test_parts.py::test_gradient[",
+    *NEVER_COMPILED,
+]
+TOOLS = [f"tests/test_{name}.py" for name in ("bench", "bench_gpu", "bench_mains", "bench_tasks", "parity")]
 STANDIN = {"XLSTM_TEST_STANDIN": "1", "XLSTM_TEST_BACKENDS": "cupy", "XLSTM_TEST_REQUIRE": "cupy"}
 NUMPY = {**ALONE, "XLSTM_TEST_BACKENDS": "numpy", "XLSTM_COMPILE": "0"}
 
@@ -90,14 +104,14 @@ def tests(session: nox.Session) -> None:
     """The tests on NumPy, array-api-strict and PyTorch on the CPU, and on CuPy where a GPU is usable; then parity.
 
     Every two values of the parameters of a test go together in one of its cases. Recurrent layers are tested again on
-    every other path of NumPy arrays: loops not compiled, on one thread, and the work divided among threads as it is for
-    large layers. There each value occurs in one case, since tests/test_compiled.py compares the paths on every option.
+    other paths of NumPy arrays: loops compiled or not, and the work divided among threads as it is for large layers.
+    There each value occurs in one case, since tests/test_compiled.py compares the paths on every option.
     Whatever takes CuPy arrays is tested again on the stand-in of CuPy.
     """
     install_all(session)
     commands = every_test(session.posargs, "--cover", "2")
     if not session.posargs:
-        commands += [*on_every_path("--cover", "1"), on_the_standin("-k", "cupy or standin")]
+        commands += [*on_paths(PATHS, "--cover", "1"), on_the_standin("-k", "cupy or standin")]
         parity = ["python", "-m", "tests.parity", "--brief", "--processes", "2"]
         commands.append((parity, {**ALONE, "XLSTM_COMPILE": "0"}))
     run_each(session, commands)
@@ -114,7 +128,7 @@ def cupy(session: nox.Session) -> None:
 def full(session: nox.Session) -> None:
     """Every case of every test, and every case of what recurs on every path."""
     install_all(session)
-    run_each(session, every_test(session.posargs) + ([] if session.posargs else on_every_path()))
+    run_each(session, every_test(session.posargs) + ([] if session.posargs else on_paths([PLAIN, *PATHS])))
 
 
 def install_all(session: nox.Session) -> None:
@@ -142,9 +156,13 @@ def every_test(chosen: list[str], *arguments: str) -> list[Command]:
     return [([*PYTEST, *arguments, *COMPILING], ALONE), ([*PYTEST, *arguments, *others], ALONE)]
 
 
-def on_every_path(*arguments: str) -> list[Command]:
+def on_paths(paths: list[dict[str, str]], *arguments: str) -> list[Command]:
     """The tests of recurrent layers on NumPy arrays, once in the environment of each path, with threads of BLAS."""
-    return [([*PYTEST, *arguments, *RECURRENT], {**path, "XLSTM_TEST_BACKENDS": "numpy"}) for path in PATHS]
+    commands = []
+    for path in paths:
+        left_out = [f"--deselect={test}" for test in NEVER_COMPILED if path["XLSTM_COMPILE"] == "1"]
+        commands.append(([*PYTEST, *arguments, *left_out, *RECURRENT], {**path, "XLSTM_TEST_BACKENDS": "numpy"}))
+    return commands
 
 
 def on_the_standin(*arguments: str) -> Command:
@@ -156,7 +174,7 @@ def on_another_version(chosen: list[str], *arguments: str) -> list[Command]:
     """The tests that another version of Python or of a package may fail, or those that nox is called with."""
     if chosen:
         return [([*PYTEST, *arguments, "--cover", "1", *chosen], NUMPY)]
-    others = [f"--ignore={path}" for path in (*ONCE, *BENCHMARKS)]
+    others = [*(f"--ignore={path}" for path in (*ONCE, *TOOLS)), *(f"--deselect={test}" for test in NUMBERS)]
     return [
         ([*PYTEST, *arguments, "--cover", "1", *others], NUMPY),
         ([*PYTEST, *arguments, "--cover", "0", *ONCE], NUMPY),
