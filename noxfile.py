@@ -240,7 +240,7 @@ def sanitize(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build sdist and wheel; in clean environments the wheel runs the main job, and trains without typer and rich."""
+    """Build sdist and wheel; in clean environments the wheel trains by its command, and without typer and rich."""
     session.install(*group("build"))
     room = Path(session.create_tmp()).resolve()
     dist, clean = room / "dist", room / "clean"
@@ -254,7 +254,7 @@ def build(session: nox.Session) -> None:
     session.run(*environment)
     session.run(*install, str(wheel))
     with session.chdir(room):
-        session.run(str(clean / "bin" / "xlstm"), "train", external=True)
+        session.run(str(clean / "bin" / "xlstm"), "train", "--epochs", "2", external=True)
         session.run(*environment)
         session.run(*install, "numpy", "array-api-compat", "safetensors", "threadpoolctl")
         session.run(*install, "--no-deps", str(wheel))
