@@ -14,8 +14,11 @@ import sys
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
-nox.options.default_venv_backend = "venv"  # plain pip: it finds a CPU build of PyTorch where uv takes a CUDA one
+# It makes an environment in a second, where venv takes six; and it has pip, which finds a CPU build of PyTorch where uv
+# takes a CUDA one.
+nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_missing_interpreters = True
 
 PROJECT = nox.project.load_toml("pyproject.toml")
@@ -30,7 +33,9 @@ def runs(version: str) -> bool:
 LOWEST = "3.11"  # the lowest Python that the project declares, for the lowest versions of packages
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 OTHERS = [version for version in ("3.11", "3.12", "3.13", "3.14") if version != HERE and runs(version)]
-nox.options.sessions = ["lint", "types", "tests", "cupy", *(["pythons"] if OTHERS else []), "lowest", "build"]
+nox.options.sessions = ["lint", "types", "tests", *(["pythons"] if OTHERS else []), "lowest", "build"]
+
+Command = tuple[list[str], dict[str, str]]  # with variables of its environment
 
 # Two processes; one that is done takes tests from the other, which has begun with those that come after it in the list:
 # so most files, and what they compile and import, stay in one process.
@@ -41,23 +46,34 @@ RECURRENT = [f"tests/test_{name}.py" for name in ("lstm", "slstm", "lengths", "r
 # With others that compile many loops these run in processes of their own: compiled code stays in memory.
 LOOPS = ("compiled", "chains", "packed", "vector_lengths", "bounds", "engines", "activations", "custom_cells", "module")
 COMPILING = [*RECURRENT, *(f"tests/test_{name}.py" for name in LOOPS)]
-# The environment of every path that recurrent layers of NumPy arrays can take beside the usual one.
+# The environment of every path that recurrent layers of NumPy arrays can take beside the usual one. Other versions take
+# the plain one.
+PLAIN = {"XLSTM_COMPILE": "0", "XLSTM_NUM_THREADS": "1"}
 PATHS = [
-    {"XLSTM_COMPILE": "0", "XLSTM_NUM_THREADS": "1"},
     {"XLSTM_COMPILE": "0", "XLSTM_TEST_PLAN": "parts"},
     {"XLSTM_COMPILE": "1", "XLSTM_TEST_PLAN": "parts"},
     {"XLSTM_COMPILE": "1", "XLSTM_TEST_PLAN": "shared"},
 ]
-# Another version of Python or of a package changes what a line of code does, not how options go together: each value is
-# tested once, and other backends need no second run. Loops are compiled by the tests of them alone, which do so for
-# every option but do not compare the paths again. Benchmarks are not installed by users, and run in an environment of
-# their own.
-VERSIONS = [
-    *("--cover", "1"),
-    "--deselect=tests/test_compiled.py::test_every_path_gives_the_same_numbers",
-    "--deselect=tests/test_vector_lengths.py::test_options",
-    *(f"--ignore=tests/test_{name}.py" for name in ("bench", "bench_gpu", "bench_mains", "bench_tasks")),
+# Tests whose loops are not compiled in any environment.
+NEVER_COMPILED = [
+    "tests/test_recurrent.py::test_gradient_of_every_pair_of_options",
+    "tests/test_recurrent.py::test_pairs_of_options_on_another_backend",
 ]
+# Another version of Python or of a package changes what a line of code does, not how options go together: each value is
+# tested once, and other backends need no second run. In ONCE the cases of a test are the same lines, compiled for other
+# arguments or met by other threads: one case each. What NUMBERS shows is no matter of versions, and other tests run its
+# lines. Tools are not installed by users, and run in an environment of their own.
+MADE = ("compiled", "packed", "vector_lengths", "bounds", "batches", "concurrency")
+ONCE = [f"tests/test_{name}.py" for name in MADE]
+NUMBERS = [
+    "tests/test_estimators.py::test_the_main_job_on_real_data",
+    "tests/test_forecaster.py::test_goals_on_sunspots_with_one_epoch",
+    "tests/test_lstm.py::test_a_hundred_thousand_steps_stay_finite",
+    "tests/test_slstm.py::test_long_sequences_stay_finite",
+    "tests/test_parts.py::test_gradient[",
+    *NEVER_COMPILED,
+]
+TOOLS = [f"tests/test_{name}.py" for name in ("bench", "bench_gpu", "bench_mains", "bench_tasks", "parity")]
 STANDIN = {"XLSTM_TEST_STANDIN": "1", "XLSTM_TEST_BACKENDS": "cupy", "XLSTM_TEST_REQUIRE": "cupy"}
 NUMPY = {**ALONE, "XLSTM_TEST_BACKENDS": "numpy", "XLSTM_COMPILE": "0"}
 
@@ -70,7 +86,7 @@ def group(*names: str) -> list[str]:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style, and that imports go downwards only."""
-    session.install(*group("lint"))
+    session.install("--no-compile", *group("lint"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("lint-imports", "--no-cache")
@@ -79,7 +95,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Strict types in xlstm."""
-    session.install("-e", ".", *group("types"))
+    session.install("--no-compile", "-e", ".", *group("types"))
     session.run("mypy")
 
 
@@ -88,32 +104,31 @@ def tests(session: nox.Session) -> None:
     """The tests on NumPy, array-api-strict and PyTorch on the CPU, and on CuPy where a GPU is usable; then parity.
 
     Every two values of the parameters of a test go together in one of its cases. Recurrent layers are tested again on
-    every other path of NumPy arrays: loops not compiled, on one thread, and the work divided among threads as it is for
-    large layers. There each value occurs in one case, since tests/test_compiled.py compares the paths on every option.
+    other paths of NumPy arrays: loops compiled or not, and the work divided among threads as it is for large layers.
+    There each value occurs in one case, since tests/test_compiled.py compares the paths on every option.
+    Whatever takes CuPy arrays is tested again on the stand-in of CuPy.
     """
     install_all(session)
-    run_all(session, "--cover", "2")
-    if session.posargs:
-        return
-    on_every_path(session, "--cover", "1")
-    session.run("python", "-m", "tests.parity", "--brief", "--processes", "2", env={**ALONE, "XLSTM_COMPILE": "0"})
+    commands = every_test(session.posargs, "--cover", "2")
+    if not session.posargs:
+        commands += [*on_paths(PATHS, "--cover", "1"), on_the_standin("-k", "cupy or standin")]
+        parity = ["python", "-m", "tests.parity", "--brief", "--processes", "2"]
+        commands.append((parity, {**ALONE, "XLSTM_COMPILE": "0"}))
+    run_each(session, commands)
 
 
 @nox.session
 def cupy(session: nox.Session) -> None:
-    """Whatever takes CuPy arrays, on a CuPy that is acted out on the CPU (`tests/standin`); kernels are made by g++."""
-    session.install("--no-compile", "-e", ".[fast]", *group("test", "torch", "bench", "device"))
-    tests = session.posargs or ["-k", "cupy or standin"]
-    session.run(*PYTEST, "--cover", "2", *tests, env={**ALONE, **STANDIN})
+    """Whatever takes CuPy arrays, on a CuPy that is acted out on the CPU (`tests/standin`); `tests` does this, too."""
+    install_all(session)
+    run_each(session, [on_the_standin(*(session.posargs or ["-k", "cupy or standin"]))])
 
 
 @nox.session
 def full(session: nox.Session) -> None:
     """Every case of every test, and every case of what recurs on every path."""
     install_all(session)
-    run_all(session)
-    if not session.posargs:
-        on_every_path(session)
+    run_each(session, every_test(session.posargs) + ([] if session.posargs else on_paths([PLAIN, *PATHS])))
 
 
 def install_all(session: nox.Session) -> None:
@@ -121,27 +136,56 @@ def install_all(session: nox.Session) -> None:
     session.install("--no-compile", "-e", ".[fast]", *group("test", "torch", "bench", "device"))
 
 
-def run_all(session: nox.Session, *arguments: str) -> None:
-    """Run all tests, or those that the command line of nox names."""
-    if session.posargs:
-        session.run(*PYTEST, *arguments, *session.posargs, env=ALONE)
-    else:
-        session.run(*PYTEST, *arguments, *COMPILING, env=ALONE)
-        session.run(*PYTEST, *arguments, *(f"--ignore={path}" for path in COMPILING), env=ALONE)
+def run_each(session: nox.Session, commands: list[Command]) -> None:
+    """Run all commands, those after one that fails as well; the session fails at its end."""
+    failed = []
+    for command, environment in commands:
+        try:
+            session.run(*command, env=environment)
+        except CommandFailed:
+            failed.append(" ".join(command))
+    if failed:
+        session.error("\n".join(["these failed:", *failed]))
 
 
-def on_every_path(session: nox.Session, *arguments: str) -> None:
-    """Run the tests of recurrent layers on NumPy arrays once in the environment of each path, with threads of BLAS."""
-    for path in PATHS:
-        environment = {**path, "XLSTM_TEST_BACKENDS": "numpy"}
-        session.run(*PYTEST, *arguments, *RECURRENT, env=environment)
+def every_test(chosen: list[str], *arguments: str) -> list[Command]:
+    """All tests, or those that the command line of nox names."""
+    if chosen:
+        return [([*PYTEST, *arguments, *chosen], ALONE)]
+    others = [f"--ignore={path}" for path in COMPILING]
+    return [([*PYTEST, *arguments, *COMPILING], ALONE), ([*PYTEST, *arguments, *others], ALONE)]
+
+
+def on_paths(paths: list[dict[str, str]], *arguments: str) -> list[Command]:
+    """The tests of recurrent layers on NumPy arrays, once in the environment of each path, with threads of BLAS."""
+    commands = []
+    for path in paths:
+        left_out = [f"--deselect={test}" for test in NEVER_COMPILED if path["XLSTM_COMPILE"] == "1"]
+        commands.append(([*PYTEST, *arguments, *left_out, *RECURRENT], {**path, "XLSTM_TEST_BACKENDS": "numpy"}))
+    return commands
+
+
+def on_the_standin(*arguments: str) -> Command:
+    """Tests on the stand-in of CuPy; g++ makes its kernels."""
+    return [*PYTEST, "--cover", "2", *arguments], {**ALONE, **STANDIN}
+
+
+def on_another_version(chosen: list[str], *arguments: str) -> list[Command]:
+    """The tests that another version of Python or of a package may fail, or those that nox is called with."""
+    if chosen:
+        return [([*PYTEST, *arguments, "--cover", "1", *chosen], NUMPY)]
+    others = [*(f"--ignore={path}" for path in (*ONCE, *TOOLS)), *(f"--deselect={test}" for test in NUMBERS)]
+    return [
+        ([*PYTEST, *arguments, "--cover", "1", *others], NUMPY),
+        ([*PYTEST, *arguments, "--cover", "0", *ONCE], NUMPY),
+    ]
 
 
 @nox.session(python=OTHERS)
 def pythons(session: nox.Session) -> None:
     """The tests with the newest NumPy on every other Python of this machine; those that need PyTorch stay on one."""
     session.install("--no-compile", "-e", ".[fast]", *group("test"))
-    session.run(*PYTEST, *VERSIONS, *session.posargs, env=NUMPY)
+    run_each(session, on_another_version(session.posargs))
 
 
 @nox.session(python=LOWEST if HERE == LOWEST or LOWEST in OTHERS else HERE)
@@ -158,7 +202,7 @@ def lowest(session: nox.Session) -> None:
     constraints.write_text("\n".join(lines))
     project = ".[fast,plot,keras,onnx,text,tables]"
     session.install("--no-compile", "-e", project, "-c", str(constraints), *group("runner"))
-    session.run(*PYTEST, *VERSIONS, "-W", "ignore::DeprecationWarning", *session.posargs, env=NUMPY)
+    run_each(session, on_another_version(session.posargs, "-W", "ignore::DeprecationWarning"))
 
 
 @nox.session
@@ -196,7 +240,7 @@ def sanitize(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build sdist and wheel; in clean environments the wheel runs the main job, and trains without typer and rich."""
+    """Build sdist and wheel; in clean environments the wheel trains by its command, and without typer and rich."""
     session.install(*group("build"))
     room = Path(session.create_tmp()).resolve()
     dist, clean = room / "dist", room / "clean"
@@ -204,14 +248,16 @@ def build(session: nox.Session) -> None:
     session.run("python", "-m", "build", "--outdir", str(dist))
     (wheel,) = dist.glob("*.whl")
     python = str(clean / "bin" / "python")
-    session.run("python", "-m", "venv", "--clear", str(clean))
-    session.run(python, "-m", "pip", "install", "--quiet", str(wheel), external=True)
+    # The pip outside serves them: to put one into each takes five seconds.
+    environment = ["python", "-m", "venv", "--clear", "--without-pip", str(clean)]
+    install = ["python", "-m", "pip", "--python", python, "install", "--quiet", "--no-compile"]
+    session.run(*environment)
+    session.run(*install, str(wheel))
     with session.chdir(room):
-        session.run(str(clean / "bin" / "xlstm"), "train", external=True)
-        session.run("python", "-m", "venv", "--clear", str(clean))
-        bare = ["numpy", "array-api-compat", "safetensors", "threadpoolctl"]
-        session.run(python, "-m", "pip", "install", "--quiet", *bare, external=True)
-        session.run(python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel), external=True)
+        session.run(str(clean / "bin" / "xlstm"), "train", "--epochs", "2", external=True)
+        session.run(*environment)
+        session.run(*install, "numpy", "array-api-compat", "safetensors", "threadpoolctl")
+        session.run(*install, "--no-deps", str(wheel))
         session.run(python, "-c", TRAIN_BARE, external=True)
 
 

@@ -16,21 +16,28 @@ import pytest
 @functools.cache
 def load(text: str, *command: str) -> ctypes.CDLL:
     """The shared library that a compiler makes of a text; `command` has its name and options."""
+    return ctypes.CDLL(str(made(text, ".so", *command, "-shared", last="-lm")))
+
+
+@functools.cache
+def header(text: str, *command: str) -> str:
+    """The path of a header that g++ has compiled, for its option `-include`, with the options that `command` has."""
+    return str(made(text, ".hpp.gch", *command, "-x", "c++-header")).removesuffix(".gch")
+
+
+def made(text: str, suffix: str, *command: str, last: str = "") -> Path:
+    """The file that a compiler makes of a text; `last` comes after the text in the command."""
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not installed")
     folder = Path(tempfile.gettempdir()) / "xlstm-compiled-tests"
     folder.mkdir(exist_ok=True)
-    made = folder / f"{hashlib.sha256(' '.join([*command, text]).encode()).hexdigest()[:32]}.so"
-    if not made.exists():
+    path = folder / f"{hashlib.sha256(' '.join([*command, text]).encode()).hexdigest()[:32]}{suffix}"
+    if not path.exists():
         with tempfile.TemporaryDirectory(dir=folder) as room:
-            built = Path(room) / "built.so"
-            done = subprocess.run(
-                [*command, "-shared", "-fPIC", "-o", str(built), "-", "-lm"],
-                input=text,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            source, built = Path(room) / "source", Path(room) / f"built{suffix}"
+            source.write_text(text, encoding="utf-8")
+            whole = [*command, "-fPIC", "-o", str(built), str(source), *filter(None, [last])]
+            done = subprocess.run(whole, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{done.stderr[:4000]}\n{text}"
-            built.replace(made)
-    return ctypes.CDLL(str(made))
+            built.replace(path)
+    return path

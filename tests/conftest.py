@@ -43,7 +43,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--cover",
         type=int,
         metavar="K",
-        help="run only so many cases of each test that every K values of its parameters which go together do so in one",
+        help="run only so many cases of each test that every K values of its parameters which go together do so in one;"
+        " of 0, one case of each test",
     )
 
 
@@ -167,7 +168,8 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLSTM_COMPILE", "0")
 
 
-@pytest.fixture(params=(16, 32, 64))  # NEON, AVX2, AVX-512
+# AVX2, NEON, AVX-512; first those of most machines, whose code a single case of a test shares with other tests.
+@pytest.fixture(params=(32, 16, 64))
 def length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Code for vectors of so many bytes, whatever the processor has."""
     from xlstm.engines.numba import vectors

@@ -178,15 +178,23 @@ def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, args, words):
     assert (tmp_path / "xlstm-output/model.safetensors").read_text() == "precious"
 
 
+TRAIN = [sys.executable, "-m", "xlstm", "train", *QUICK[2:]]
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory):
+    """A model as the command writes it."""
+    folder = tmp_path_factory.mktemp("before")
+    subprocess.run([*TRAIN, "--epochs", "1", "-o", str(folder)], check=True, capture_output=True)
+    return (folder / "model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize("delay", [0.5, 1.5, 2.5])
-def test_killed_training_leaves_the_old_model(tmp_path, delay):
+def test_killed_training_leaves_the_old_model(tmp_path, before, delay):
     model = tmp_path / "model.safetensors"
-    command = [sys.executable, "-m", "xlstm", "train", *QUICK[2:], "-o", str(tmp_path)]
-    subprocess.run([*command, "--epochs", "1"], check=True, capture_output=True)
-    before = model.read_bytes()
-    process = subprocess.Popen(
-        [*command, "--epochs", "3", "--seed", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    model.write_bytes(before)
+    command = [*TRAIN, "--epochs", "3", "--seed", "1", "-o", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     process.wait()

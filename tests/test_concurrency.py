@@ -166,7 +166,7 @@ def test_forks_while_another_thread_computes():
 
     other = threading.Thread(target=compute)
     other.start()
-    for _ in range(10):
+    for _ in range(5):
         child = os.fork()
         if child == 0:
             signal.alarm(30)
@@ -243,7 +243,7 @@ def test_a_child_that_a_signal_handler_forks_goes_on_with_the_layer():
         children.append(child)
 
     signal.signal(signal.SIGALRM, handler)
-    while len(children) < 8:
+    while len(children) < 5:
         signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, 5e-3))
         parts.check()
         if inside:

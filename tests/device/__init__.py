@@ -11,28 +11,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tests.compilers import load
+from tests.compilers import header, load
 from xlstm.engines.cuda.launch import Grid
 from xlstm.engines.cuda.source import Source, file
 from xlstm.engines.cuda.tiling import Device
 
 SHIM = Path(__file__).with_name("shim.hpp")
+HEADERS = Path(__file__).with_name("headers.hpp")
 SCALARS = {"int32": ctypes.c_int32, "int64": ctypes.c_int64, "float32": ctypes.c_float, "float64": ctypes.c_double}
 TOGETHER, IN_TURN, WITHOUT_WAITING = range(3)  # ways to run blocks
 DECLARED = re.compile(
     r'^extern "C"(?: __global__)? void ([^{;]*?)(\w+)\(([^(){;]*)\)\s*\{((?:.*?\n)?)\}', re.MULTILINE | re.DOTALL
 )
-COMPILE = (
-    "g++",
-    "-x",
-    "c++",
-    "-std=c++17",
-    "-O1",
-    "-ffp-contract=off",
-    "-fno-strict-aliasing",
-    "-w",
-    "-U_FORTIFY_SOURCE",
-)
+COMPILE = ("g++", "-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-U_FORTIFY_SOURCE")
 
 
 class ShimRuntime:
@@ -88,7 +79,8 @@ def library(text: str) -> ctypes.CDLL:
         f"int way) {{ return shim::launch({name}, x, y, threads, shared, cluster, seed, args, way); }}"
         for name in names
     )
-    return load(text, *COMPILE)
+    headers = header(HEADERS.read_text(encoding="utf-8"), *COMPILE)
+    return load(text, *COMPILE, "-include", headers, "-x", "c++")
 
 
 class Entry(NamedTuple):

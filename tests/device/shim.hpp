@@ -5,18 +5,6 @@
 // is all that is drawn: with every barrier in its place the results are the same bits.
 
 #define IN_SHIM 1
-#include <setjmp.h>
-#include <ucontext.h>
-
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <ctime>
-#include <type_traits>
-#include <utility>
-#include <vector>
-
 #define DEVICE inline
 #define SHARED_MEMORY(name) unsigned char* name = shim::now->block->shared
 #define __global__
