@@ -53,7 +53,7 @@ class ZeroShotForecaster(Estimator):
     quantiles : list of float, optional
         Rising levels within those that the model was trained for, which are the default.
     batch_size : int, optional
-        Windows that the network sees at once, at most: by default 4 on a CPU and 512 on a GPU.
+        Windows that the network sees at once, at most: by default 16 on a CPU and 512 on a GPU.
     rollout, resample : optional
         Options of `TiRex.forecast`.
     sign_flip, differencing : optional

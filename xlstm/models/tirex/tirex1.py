@@ -134,8 +134,8 @@ class TiRex(Network):
             Levels, by default those that the model was trained for. Others are interpolated linearly between two of
             those, and may not lie outside of them.
         batch_size : int, optional
-            Windows that the network sees at once, at most: by default 4 on a CPU and 512 on a GPU. With 16 a CPU takes
-            four fifths of the time, and 50 MB more at the published size.
+            Windows that the network sees at once, at most: by default 16 on a CPU and 512 on a GPU. With 4 a CPU takes
+            30 MB less at the published size, and a fifth more time.
         rollout : int
             Patches that are predicted from one window at most. More than 1 is quicker for long horizons and less exact;
             the published package has it as `max_accelerated_rollout_steps`.
