@@ -95,7 +95,7 @@ def test_a_signal_handler_may_run_a_layer(outer, inner):
 
 
 @signals
-@pytest.mark.parametrize("compiled", ["0", ""])
+@pytest.mark.parametrize("compiled", ["", "0"])
 def test_exceptions_of_signal_handlers_at_random_moments(compiled):
     found = run(
         """
@@ -256,7 +256,7 @@ def test_a_child_that_a_signal_handler_forks_goes_on_with_the_layer():
     """)
 
 
-@pytest.mark.parametrize("compiled", ["0", ""])
+@pytest.mark.parametrize("compiled", ["", "0"])
 def test_equal_bits_from_every_thread(compiled):
     """Whatever other threads do, and although the first one has set the number of BLAS threads itself."""
     run(
