@@ -209,7 +209,7 @@ def test_late_starts_are_taken(monkeypatch):
     close(found, np.repeat(expected[:1], 20, axis=0), 1e-12)
     seen.clear()
     own.forecast(params, [short] * 18, 4)
-    assert seen == [(16, 8, 8), (2, 8, 8)]  # on a CPU
+    assert seen == [(16, 3, 8), (2, 3, 8)]  # on a CPU
 
 
 @pytest.mark.parametrize("name", "abc")
