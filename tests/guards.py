@@ -126,7 +126,9 @@ class Compiled:
             return found
 
         self._kept = usual, kind(instead)  # as long as code calls it
-        binding.add_symbol("NRT_MemInfo_alloc_aligned", ctypes.cast(self._kept[1], ctypes.c_void_p).value)
+        address = ctypes.cast(self._kept[1], ctypes.c_void_p).value
+        binding.add_symbol("NRT_MemInfo_alloc_aligned", address)
+        _nrt_python.c_helpers["MemInfo_alloc_aligned"] = address  # for what links kept code
 
     def functions(self, made: Callable[..., Any], *arguments: Any) -> Any:
         """Return what `jit.functions` makes, with functions that are guarded."""
