@@ -80,6 +80,14 @@ def test_equal_bits_however_threads_share_the_work(monkeypatch, rng):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("k", range(5))
+def test_steps_heads_and_sequences_backwards_in_memory(rng, k):
+    inputs = inputs_of(rng, "f8", 11)
+    *outputs, _ = cell.chunkwise(np, *inputs, chunk=4)
+    inputs[k] = np.ascontiguousarray(inputs[k][::-1, ::-1, ::-1])[::-1, ::-1, ::-1]
+    close(run(inputs, 4)[0], outputs, "f8")
+
+
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("lengths", [None, [11, 0, 4]])
 def test_layer(monkeypatch, rng, lengths, batch_first):

@@ -7,6 +7,7 @@ do not see time, nor what a device does that its manual does not say.
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import xlstm
-from tests import layers
+from tests import compilers, layers
 from tests.device import ShimRuntime, library
 from xlstm.arrays.random import generator
 from xlstm.cells import lstm
@@ -505,3 +506,11 @@ def test_cells_of_users(on_device, cell, path, dtype, keep):
     expected = run(ARRAY_API, "float64")
     on_device(path)
     agree(run(Cuda(), dtype), expected, TOLERANCE[dtype])
+
+
+def test_a_header_that_is_not_compiled_for_this_compiler(monkeypatch, tmp_path):
+    monkeypatch.setattr(compilers.tempfile, "gettempdir", lambda: str(tmp_path))
+    path = compilers.header("#define SEVEN 7\n", "g++", "-O1")
+    os.remove(f"{path}.gch")
+    made = compilers.load('extern "C" int seven() { return SEVEN; }\n', "g++", "-O1", "-include", path, "-x", "c++")
+    assert made.seven() == 7

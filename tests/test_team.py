@@ -83,6 +83,17 @@ def test_calls_that_stay_whole():
         assert (room == k).all()
 
 
+def test_arrays_of_a_subclass():
+    """numpy.memmap is one."""
+
+    class Own(np.ndarray):
+        pass
+
+    seen = np.zeros(2, np.int64).view(Own)
+    team.together(fill, [(seen[:1], 3), (seen[1:], 3)])
+    np.testing.assert_array_equal(seen, 3)
+
+
 def test_a_worker_takes_part():
     """Two calls wait for each other, so that one thread alone would not end well."""
     for _ in range(20):  # a worker may be late

@@ -51,6 +51,8 @@ def chunkwise(
     if work < SMALL or q.dtype not in DTYPES or any(a.dtype != q.dtype for a in given) or not jit.enabled():
         return None
     q, k, v = (a if a.strides[-1] == a.itemsize else np.ascontiguousarray(a) for a in (q, k, v))
+    # The loops count from the first number of an array forwards.
+    q, k, v, i, f = (a if min(a.strides) >= 0 else np.ascontiguousarray(a) for a in (q, k, v, i, f))
     count, W, dtype = -(-T // L), V + 1, q.dtype
     each, some = (B, N, count, L), count + 1 if keep else 1
     states = np.empty((B, N, some, K, W), dtype)

@@ -97,7 +97,7 @@ def _enter(given: tuple[Any, ...], numbers: list[int]) -> tuple[Any, ...]:
         if type(value) is int:
             numbers.append(value)
             kinds.append(int)
-        elif type(value) is np.ndarray:
+        elif isinstance(value, np.ndarray):
             if not value.flags.c_contiguous:
                 raise ValueError("an array of a call is not contiguous")
             numbers.append(address(value))
