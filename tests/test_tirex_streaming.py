@@ -181,10 +181,12 @@ def test_steps_without_a_row_are_missing_values(rng):
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_wide_tables_without_dates(library, rng):
-    """Each column is a series; the rows of one column are numbers, too."""
+    """Each column is a series; the rows of one column are numbers, too, and a table without rows changes nothing."""
     params, x = FIRST.init(0, "numpy", "float64"), rng.standard_normal((14, 2))
     stream = FIRST.stream(params, table(library, {"b": x[:9, 1], "a": x[:9, 0], "c": x[:9, 0]}), targets=["a", "b"])
     stream.push(table(library, {"b": x[9:, 1], "a": x[9:, 0], "more": x[9:, 0]}))
+    stream.push(table(library, {"a": x[:0, 0], "b": x[:0, 1]}))
+    assert stream.count == 5
     found, expected = columns_of(stream.forecast(2).mean), FIRST.stream(params, x.T).forecast(2).mean
     assert list(found) == ["a", "b"]
     np.testing.assert_array_equal([found["a"], found["b"]], expected)

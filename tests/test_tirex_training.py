@@ -232,7 +232,7 @@ def test_items_of_one_row_are_as_before(rng):
 
 @pytest.mark.parametrize("weights", ["all", "head", "lora"])
 def test_gradients_through_groups(rng, weights):
-    """Of the loss of a batch with covariates, by all that is trained."""
+    """The loss is that of a batch with covariates; all that is trained has a gradient."""
     model = TiRex2(4, [("mlstm", 2, 2), ("slstm", 2, 2)], horizon=4, **{**SIZES, "context": 6})
     series, beside = items_of(rng)
     (batch,) = PatchWindows(model, series, horizon=4, stride=40, **beside).batches()

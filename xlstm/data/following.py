@@ -64,7 +64,7 @@ def following(
     found = []
     for label, track in zip(given.labels, read, strict=True):
         rows: Values = np.empty((0, len(given.names)))
-        if label in parts:
+        if len(parts.get(label, ())):  # as an array, a table may be empty
             columns = frames.table_of(where, parts[label], given.names)
             rows = series(where, panels.numbers_of(where, columns, given.names), gaps=True)
             if track.calendar is not None:

@@ -33,9 +33,8 @@ def chunks(where: int, sizes: Any, views: Any, arrays: Any, numbers: Any, first:
     where : int
         The address of `products.product`.
     sizes : int64 array
-        The numbers N, T, K, V, W of heads, steps, columns of keys, of values and of states, the number of chunks and L
-        of the steps of each, and how far the states after a chunk are from those before it, in numbers: 0 where only
-        the last ones are kept.
+        N heads, T steps, K columns of keys, V of values and W of states; the number of chunks, and L steps of each; and
+        how many numbers lie between the states before and after a chunk, 0 where only the last ones are kept.
     views : int64 array (6, 4)
         Where q, k, v, i~, f~ and h begin, and how far their sequences, heads and steps are apart, in numbers.
     arrays : int64 array
