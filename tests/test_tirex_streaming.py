@@ -246,6 +246,21 @@ def test_rows_that_do_not_follow_are_named(rng, days, columns, message):
     assert stream.count == 0
 
 
+def test_time_zones_are_not_mixed(rng):
+    pandas = pytest.importorskip("pandas")
+    params, x = SECOND.init(0, "numpy"), rng.standard_normal(12)
+    zoned = pandas.DataFrame({"a": x, "price": x}, index=pandas.date_range("2024-01-01", periods=12, tz="UTC"))
+    local, wanted = zoned.tz_localize(None), "as in the table of the series"
+    for first, rows, words in (
+        (zoned, local, "no time zone, expected time zone UTC"),
+        (local, zoned, "time zone UTC, expected no time zone"),
+    ):
+        with pytest.raises(ValueError, match=f"^TiRex2.stream: the dates of values have {words}, {wanted}"):
+            SECOND.stream(params, first[:10]).push(rows[10:])
+        with pytest.raises(ValueError, match=f"^TiRex2: the dates of later have {words}, {wanted}"):
+            SECOND.forecast(params, first[:10], 2, future=["price"], later=rows[10:])
+
+
 def test_tables_that_are_no_beginning_are_named(rng):
     pandas = pytest.importorskip("pandas")
     params, x = SECOND.init(0, "numpy"), rng.standard_normal((20, 3))

@@ -67,6 +67,7 @@ def following(
         if len(parts.get(label, ())):  # as an array, a table may be empty
             columns = frames.table_of(where, parts[label], given.names)
             rows = series(where, panels.numbers_of(where, columns, given.names), gaps=True)
+            panels.check_zones(where, name, columns, given.zone)
             if track.calendar is not None:
                 rows = _placed(where, name, rows, panels.dates_of(columns), track.calendar, passed)
         found.append(rows)

@@ -79,6 +79,8 @@ class Given(NamedTuple):
     id_name : str
     rows : list of array
         For each series of the table labels of its rows that are no dates; empty where rows have none.
+    zone : str or None
+        The time zone of its dates.
     """
 
     values: Any
@@ -89,6 +91,7 @@ class Given(NamedTuple):
     labels: Sequence[Any] = ()
     id_name: str = ""
     rows: Sequence[Any] = ()
+    zone: str | None = None
 
     @property
     def ids(self) -> list[str]:
@@ -174,7 +177,9 @@ def given(
         past.append(numbers_of(where, columns, roles.past))
         ahead, dated = numbers_of(where, columns, roles.future), dates_of(columns)
         if label in after:
-            more = _in_order(where, later, frames.table_of(f"{where}: {later}", after[label], roles.future), dated)
+            more = frames.table_of(f"{where}: {later}", after[label], roles.future)
+            check_zones(where, later, more, columns.zone)
+            more = _in_order(where, later, more, dated)
             ahead = np.concatenate((ahead, numbers_of(where, more, roles.future)))
         future.append(ahead if roles.future else None)
         fixed = numbers_of(where, columns, roles.static)
@@ -187,7 +192,7 @@ def given(
         dates.append(dated)
         rows += [columns.index] if dated is None and columns.index is not None else []
     found = Beside(past if roles.past else None, future, static if roles.static else None, dates)
-    return Given(arrays, found, [False] * len(arrays), names, values, list(parts), roles.id_name, rows)
+    return Given(arrays, found, [False] * len(arrays), names, values, list(parts), roles.id_name, rows, columns.zone)
 
 
 def _numbers_after(labels: Any, steps: int) -> Any:
@@ -214,6 +219,13 @@ def _check_zone(where: str, columns: Columns) -> None:
     except ValueError as error:
         advice = f"dates of {columns.zone} are taken to UTC; where clocks change, give local ones without a zone"
         raise ValueError(f"{error}; {advice}") from None
+
+
+def check_zones(where: str, name: str, later: Columns, zone: str | None) -> None:
+    """Raise ValueError unless the dates of rows have a time zone where `zone` says that those before them have one."""
+    if dates_of(later) is not None and (later.zone is None) != (zone is None):
+        own, other = ("no time zone" if one is None else f"time zone {one}" for one in (later.zone, zone))
+        raise ValueError(f"{where}: the dates of {name} have {own}, expected {other}, as in the table of the series")
 
 
 def _in_order(where: str, name: str, later: Columns, dates: Any) -> Columns:
