@@ -13,9 +13,8 @@ from xlstm.arrays.rows import by_rows
 
 
 class Normal(NamedTuple):
-    """A norm: its functions forward and backward, and the formulas for a row that they apply."""
+    """A norm: its backward function, and the formulas for a row."""
 
-    forward: Any
     backward: Any
     row: Any
     row_bwd: Any
@@ -28,7 +27,7 @@ EPS = 1e-5  # that of torch.nn.LayerNorm
 
 def normalize(xp: Namespace, x: Array, axis: Axis, eps: float = EPS) -> tuple[Array, Array]:
     """Return x with mean 0 and variance 1 along `axis` (Ba et al. 2016, eq. 3), and 1 / its standard deviation."""
-    return _normalized(xp, x, axis, eps, _centred)
+    return normed(xp, scaled, x, formula=_centred, axis=axis, eps=eps)  # type: ignore[no-any-return]
 
 
 def normalize_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: Axis) -> Array:
@@ -49,7 +48,7 @@ def layer_norm_bwd(xp: Namespace, dy: Array, gain: Array, n: Array, r: Array, ax
 
 def normalize_root(xp: Namespace, x: Array, axis: int, eps: float = EPS) -> tuple[Array, Array]:
     """Return x with mean square 1 along `axis` (Zhang & Sennrich 2019, eq. 4), and 1 / the root of the mean square."""
-    return _normalized(xp, x, axis, eps, _by_root)
+    return normed(xp, scaled, x, formula=_by_root, axis=axis, eps=eps)  # type: ignore[no-any-return]
 
 
 def normalize_root_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Array:
@@ -76,12 +75,8 @@ def _by_root_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Arr
     return r * (dn - n * xp.mean(dn * n, axis=axis, keepdims=True))
 
 
-MEAN_AND_VARIANCE = Normal(normalize, normalize_bwd, _centred, _centred_bwd)
-MEAN_SQUARE = Normal(normalize_root, normalize_root_bwd, _by_root, _by_root_bwd)
-
-
-def _normalized(xp: Namespace, x: Array, axis: Axis, eps: float, formula: Any) -> tuple[Array, Array]:
-    return normed(xp, scaled, x, formula=formula, axis=axis, eps=eps)  # type: ignore[no-any-return]
+MEAN_AND_VARIANCE = Normal(normalize_bwd, _centred, _centred_bwd)
+MEAN_SQUARE = Normal(normalize_root_bwd, _by_root, _by_root_bwd)
 
 
 def normed(xp: Namespace, function: Any, x: Array, *arrays: Array, **options: Any) -> Any:

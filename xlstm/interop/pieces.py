@@ -111,7 +111,7 @@ def _assembled(shards: Shards, pieces: list[Piece], dims: checks.Dims, dtype: st
     whole = None if len(pieces) == 1 else np.empty(shape, dtype=dtype)
     for piece in pieces:
         found = shards.read(piece.name)
-        checkpoint.finite(shards.path, {piece.name: found}, dtype)
+        checkpoint.finite(shards.path, {piece.name: found}, dtype)  # of a copy: all of a mapping would come to stay
         if whole is None:
             if piece.layout.same and found.dtype.name == dtype and (lying := shards.mapped(piece.name)) is not None:
                 return lying.reshape(shape)

@@ -97,7 +97,6 @@ def _formulas(dtype: str, forget: str) -> dict[str, str]:
     """Return the formulas of the cell by name, each as the source of a function of single numbers."""
     real = np.dtype(dtype)
     x, low, limit = KINDS[real], low_of(np, np.float64), limit_of(np, real)
-
     found: dict[str, str] = {}
 
     def add(name: str, formula: Any, names: str, kinds: str, results: str, **options: Any) -> None:

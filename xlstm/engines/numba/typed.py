@@ -20,7 +20,7 @@ from xlstm.engines.numba.codegen import FORMS
 from xlstm.tracing.symbols import CONDITIONS, Line
 
 HELPERS = ("tanh", "exp", "log1p")  # functions of `maths.py`
-KINDS: dict[Any, str] = {np.dtype("float32"): "4", np.dtype("float64"): "8"}
+KINDS: dict[Any, str] = {np.dtype("float32"): "4", np.dtype("float64"): "8"}  # bytes of a number, which end names
 
 
 class Writer:
