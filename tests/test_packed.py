@@ -36,14 +36,15 @@ def test_products_of_every_number_of_rows_and_columns(rng, length, dtype):
     compiled = functions(dtype)
     assert compiled.COLUMNS * np.dtype(dtype).itemsize == 2 * length
     for n in (*range(1, 14), 17, 24, 33):
-        gates, K, width = int(rng.integers(1, 5)), int(rng.integers(1, 40)), int(rng.integers(1, 70))
-        W, _ = guarded(rng.standard_normal((gates, width, K)).astype(dtype))
+        gates, heads, K, width = (int(rng.integers(1, most)) for most in (5, 3, 40, 70))
+        weights, _ = guarded(rng.standard_normal((gates, heads, width, K)).astype(dtype))
+        gates, W = gates * heads, weights.swapaxes(0, 1).reshape(-1, width, K)
         a, _ = guarded(rng.standard_normal((n, K)).astype(dtype))
         out, intact = guarded(np.full((gates, n, width), 3.0, dtype))
         packed, whole = guarded(np.full((gates * -(-width // compiled.COLUMNS), K, compiled.COLUMNS), 5.0, dtype))
         slivers = packed.shape[0]
         for first, last in ((0, slivers // 3), (slivers // 3, slivers)):
-            compiled.pack_transposed(W, packed, first, last)
+            compiled.pack_transposed(weights, packed, first, last)
         assert whole()
         expected = a @ W.swapaxes(1, 2)
         scale = np.abs(a) @ np.abs(W).swapaxes(1, 2)
@@ -56,7 +57,7 @@ def test_products_of_every_number_of_rows_and_columns(rng, length, dtype):
             assert np.all(np.abs(out - expected - before) <= 2 * ROUNDING[dtype] * np.maximum(scale, 1))
         again = np.empty_like(packed)
         for first, last in ((0, slivers // 3), (slivers // 3, slivers)):
-            compiled.pack(np.ascontiguousarray(W.swapaxes(1, 2)), again, first, last)
+            compiled.pack(np.ascontiguousarray(weights.swapaxes(2, 3)), again, first, last)
         np.testing.assert_array_equal(again, packed)
 
 
@@ -134,11 +135,11 @@ def test_places_beyond_two_to_the_31(rng):
     except MemoryError:
         pytest.skip("the system gives no memory that is not used")
     a[at:] = rng.standard_normal(n * K)
-    W = rng.standard_normal((1, width, K)).astype(np.float32)
+    W = rng.standard_normal((1, 1, width, K)).astype(np.float32)
     packed = np.empty((-(-width // compiled.COLUMNS), K, compiled.COLUMNS), np.float32)
     compiled.pack_transposed(W, packed, 0, packed.shape[0])
     compiled.product(a, at, K, 1, n, packed, 0, packed.shape[0], out, at, width, 0, width, False, False)
-    np.testing.assert_allclose(out[at:].reshape(n, width), a[at:].reshape(n, K) @ W[0].T, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(out[at:].reshape(n, width), a[at:].reshape(n, K) @ W[0, 0].T, rtol=1e-5, atol=1e-6)
     assert not out[:1000].any()
 
 

@@ -52,24 +52,26 @@ def address_of(array: Any) -> int:
 
 
 def pack(W: Any, packed: Any, first: int, last: int) -> None:
-    """Pack matrices (gates, K, columns), one after the other: the slivers from `first` to `last`."""
-    (gates, K, width), flat = W.shape, W.reshape(W.size)
-    per = packed.shape[0] // gates
+    """Pack matrices (gates, heads, K, columns), all gates of one head after the other: slivers `first` to `last`."""
+    (gates, heads, K, width), flat = W.shape, W.reshape(W.size)
+    per = packed.shape[0] // (gates * heads)
     while first < last:
-        g, q = first // per, first % per
+        m, q = first // per, first % per
         stop = min(per, q + last - first)
-        pack_rows(flat, g * K * width, width, width, K, q, stop, packed, first)
+        at = (m % gates * heads + m // gates) * K * width
+        pack_rows(flat, at, width, width, K, q, stop, packed, first)
         first += stop - q
 
 
 def pack_transposed(W: Any, packed: Any, first: int, last: int) -> None:
-    """Pack the transposed of matrices (gates, columns, K), one after the other: the slivers from `first` to `last`."""
-    (gates, width, K), flat = W.shape, W.reshape(W.size)
-    per = packed.shape[0] // gates
+    """Do what `pack` does for the transposed of matrices (gates, heads, columns, K)."""
+    (gates, heads, width, K), flat = W.shape, W.reshape(W.size)
+    per = packed.shape[0] // (gates * heads)
     while first < last:
-        g, q = first // per, first % per
+        m, q = first // per, first % per
         stop = min(per, q + last - first)
-        pack_columns(flat, g * K * width, K, width, K, q, stop, packed, first)
+        at = (m % gates * heads + m // gates) * K * width
+        pack_columns(flat, at, K, width, K, q, stop, packed, first)
         first += stop - q
 
 

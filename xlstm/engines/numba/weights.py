@@ -28,15 +28,15 @@ def for_inputs(step: Step, compiled: ModuleType, units: tuple[int, int]) -> Arra
     """
     if "Wx" not in step.w:
         return np.empty((0, 0, 0), step.Wh.dtype)
-    W = step.w["Wx"].reshape(step.G, step.H, -1)[:, slice(*units)]
-    return _packed(compiled, compiled.pack_transposed, W, W.shape[1])
+    W = step.w["Wx"].reshape(step.G, 1, step.H, -1)[:, :, slice(*units)]
+    return _packed(compiled, compiled.pack_transposed, W, W.shape[2])
 
 
 def for_states(step: Step, compiled: ModuleType) -> Array:
     """Return Wh for products with h, (heads, slivers of all gates, K, columns)."""
-    W, heads, K = _by_head(step)
-    packed = _packed(compiled, compiled.pack_transposed, W, K)
-    return packed.reshape(heads, -1, *packed.shape[1:])
+    W = _by_head(step)
+    packed = _packed(compiled, compiled.pack_transposed, W, W.shape[2])
+    return packed.reshape(W.shape[1], -1, *packed.shape[1:])
 
 
 def for_gradients(step: Step, compiled: ModuleType) -> Array:
@@ -44,25 +44,22 @@ def for_gradients(step: Step, compiled: ModuleType) -> Array:
 
     With several heads it is for those of one head and gate, (heads, G, slivers, K, columns).
     """
-    W, heads, K = _by_head(step)
-    if heads == 1:
-        W = W.reshape(1, step.R, K)
-    packed = _packed(compiled, compiled.pack, W, K)
-    return packed.reshape(heads, W.shape[0] // heads, -1, *packed.shape[1:])
-
-
-def _by_head(step: Step) -> tuple[Array, int, int]:
-    """Return Wh by heads and gates, (heads * G, K, K), the number of heads, and K."""
+    W = _by_head(step)
     if not step.heads:
-        return step.Wh.reshape(step.G, step.H, step.H), 1, step.H
-    G, heads, K, _ = step.Wh.shape
-    return step.Wh.transpose(1, 0, 2, 3).reshape(heads * G, K, K), heads, K
+        W = W.reshape(1, 1, step.R, step.H)
+    packed = _packed(compiled, compiled.pack, W, W.shape[3])
+    return packed.reshape(W.shape[1], W.shape[0], -1, *packed.shape[1:])
+
+
+def _by_head(step: Step) -> Array:
+    """Return Wh by gates and heads, (G, heads, K, K)."""
+    return step.Wh if step.heads else step.Wh.reshape(step.G, 1, step.H, step.H)
 
 
 def _packed(compiled: ModuleType, pack: Callable[[Array, Array], None], W: Array, width: int) -> Array:
-    """Return matrices (m, ..., ...) packed one after the other, each with so many columns for its product."""
-    columns, (m, rows, wide) = compiled.COLUMNS, W.shape
-    packed = _aligned(m * -(-width // columns), rows * wide // width, columns, W.dtype)
+    """Return matrices (gates, heads, ..., ...) packed one after the other, each with `width` columns for its product."""
+    columns, (gates, heads, rows, wide) = compiled.COLUMNS, W.shape
+    packed = _aligned(gates * heads * -(-width // columns), rows * wide // width, columns, W.dtype)
     share([(packed.shape[0], pack, (contiguous(W), packed), SLIVERS)], COPY * packed.size)
     return packed
 
