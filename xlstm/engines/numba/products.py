@@ -293,19 +293,23 @@ def product_of_rows(where: int, a: Any, b: Any, out: Any, first: int, last: int)
             call_product(where, flat, at, K, 1, n, b[block], 0, slivers, to, row, width, 0, width, block > 0, False)
 
 
-def product_of_few_rows(where: int, W: Any, b: Any, out: Any, first: int, last: int) -> None:
+def product_of_few_rows(where: int, W: Any, a: Any, blocks: int, out: Any, first: int, last: int) -> None:
     """Set the columns from `first` to `last` of out (n, width) = a (n, K) @ W^T, for few rows and a large W (width, K).
 
     W is the left factor of the transposed product, as it lies: it comes from far memory, and packed it would go there
-    and come back. b is a^T, packed by equal blocks of its rows. `where` is the address of `product`.
+    and come back. Every part packs a^T, by equal blocks of its rows. `where` is the address of `product`.
     """
-    (n, width), (blocks, slivers, deep), K = out.shape, b.shape[:3], W.shape[1]
-    flat, to, turned = W.reshape(W.size), out.reshape(out.size), room(BLOCK * n)
+    (n, width), K = out.shape, W.shape[1]
+    flat, rows, to, turned = W.reshape(W.size), a.reshape(a.size), out.reshape(out.size), room(BLOCK * n)
+    slivers, deep = (n + COLUMNS - 1) // COLUMNS, K // blocks
+    packed = room(blocks * slivers * deep * COLUMNS).reshape(blocks, slivers, deep, COLUMNS)
+    for k in range(blocks):
+        pack_columns(rows, k * deep, K, n, deep, INT(0), slivers, packed[k], INT(0))
     for start in range(first, last, BLOCK):
         some = min(BLOCK, last - start)
         for k in range(blocks):
             at = start * K + k * deep
-            call_product(where, flat, at, K, 1, some, b[k], 0, slivers, turned, 0, n, 0, n, k > 0, True)
+            call_product(where, flat, at, K, 1, some, packed[k], 0, slivers, turned, 0, n, 0, n, k > 0, True)
         turn(turned, n, some, n, to, start, width)
 
 

@@ -100,24 +100,26 @@ def products(compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]) -> list
 def _of_rows(compiled: ModuleType, a: Array, b: Array, out: Array) -> Call:
     """Return the call of a product with contiguous a: b is packed, or a if it is small."""
     if a.shape[0] <= min(FEW, b.shape[1]) and b.flags.f_contiguous:
-        given = (compiled.PRODUCT, contiguous(b.T), _by_blocks(compiled, a.T), out)
-        return b.shape[1], compiled.product_of_few_rows, given, ROWS
+        given = (compiled.PRODUCT, contiguous(b.T), contiguous(a), _blocks(a.shape[1]), out)
+        return b.shape[1], compiled.product_of_few_rows, given, 0
     given = (compiled.PRODUCT, contiguous(a), _by_blocks(compiled, b), out)
     return a.shape[0], compiled.product_of_rows, given, BLOCK if a.shape[0] >= MANY else 0
 
 
 def _by_blocks(compiled: ModuleType, b: Array) -> Array:
-    """Return a matrix packed by equal blocks of its rows, of at most DEEP rows unless K has no such divisor.
-
-    One whose columns are contiguous is packed as it lies.
-    """
+    """Return a matrix packed by equal blocks of its rows; one whose columns are contiguous is packed as it lies."""
     turned, (K, width) = b.flags.f_contiguous and not b.flags.c_contiguous, b.shape
-    least, slivers = -(-K // DEEP), -(-width // compiled.COLUMNS)
-    blocks = 1 if least == 1 else next((n for n in range(least, 2 * least) if K % n == 0), 1)
+    blocks, slivers = _blocks(K), -(-width // compiled.COLUMNS)
     packed = _aligned(blocks * slivers, K // blocks, compiled.COLUMNS, b.dtype)
     given = (contiguous(b.T if turned else b), turned, slivers, packed)
     share([(packed.shape[0], compiled.pack_blocks, given, SLIVERS)], COPY * packed.size)
     return packed.reshape(blocks, -1, *packed.shape[1:])
+
+
+def _blocks(K: int) -> int:
+    """Return the number of equal blocks of K rows, of at most DEEP each unless K has no such divisor."""
+    least = -(-K // DEEP)
+    return 1 if least == 1 else next((n for n in range(least, 2 * least) if K % n == 0), 1)
 
 
 def contiguous(a: Array) -> Array:
