@@ -56,6 +56,11 @@ def rows_times_vector(*arguments: Any) -> None:
     raise NotImplementedError
 
 
+def pack_transposed(*arguments: Any) -> None:
+    """Stand for `products.pack_transposed`."""
+    raise NotImplementedError
+
+
 def count_up(counts: Any, index: int) -> int:
     """Stand for `atomics.count_up`."""
     raise NotImplementedError
@@ -168,6 +173,7 @@ def forward(
     hs: Any,
     starts: Any,
     Wx: Any,
+    W: Any,
     Wh: Any,
     zx: Any,
     zh: Any,
@@ -175,7 +181,8 @@ def forward(
 ) -> None:
     """Run all steps of some units of the sequences from `first` to `last` as thread k of `size`.
 
-    Wx has the columns of these units alone. hs has h of the sequences of the first step, and then takes that after
+    Wx has the columns of these units alone. Unless W (G, heads, K, K) is empty, Wh is room for it, packed, of which this
+    thread packs its own heads. hs has h of the sequences of the first step, and then takes that after
     every step. The products of x are made for as many steps as zx (G, rows * H) holds. If `lean`, the states but h
     have two places, of which a step reads one and writes the other: with one place a step would overwrite what it
     reads, and LLVM would make no vectors. `where` is the address of `products.product`, and `cell` that of the step,
@@ -185,6 +192,9 @@ def forward(
     slivers, K = Wh.shape[1], Wh.shape[2]
     heads, start_head, some_units = (high - low) // K, low // K, high - low
     steps, only = starts.size - 1, Wh[0]
+    if W.size:
+        every = Wh.reshape(Wh.shape[0] * slivers, K, Wh.shape[3])
+        pack_transposed(W, every, start_head * slivers, (start_head + heads) * slivers)
     line = 0 if size == 1 else counts.size // (2 * steps)
     if size > 1 and count_of(counts, (2 * steps - 1) * line + size) > 0:
         return  # the others are at the last part

@@ -75,9 +75,10 @@ class NumbaTape(Tape):
                 self.saved[name] = workspace.empty(np, (N, H) if rows is None else (rows, N, H), self.x)
         zx = np.empty((step.G, max(first, min(N, ROWS)) * H), self.x.dtype)
         zh = np.empty((step.G, first * H), self.x.dtype)
-        Wh = for_states(step, loops)
+        weights = for_states(step, loops, self.shares.parts * self.shares.size == 1)
         given = [
-            (self.x, self.hs, self.starts, for_inputs(step, loops, units), Wh, zx, zh, lean) for units in self.units
+            (self.x, self.hs, self.starts, for_inputs(step, loops, units), *weights, zx, zh, lean)
+            for units in self.units
         ]
         self._run(kernel, "forward", given, (zx, zh, self.hs.reshape(-1)), self.carry | self.saved)
         end, place = self._ends(lean)

@@ -32,11 +32,18 @@ def for_inputs(step: Step, compiled: ModuleType, units: tuple[int, int]) -> Arra
     return _packed(compiled, compiled.pack_transposed, W, W.shape[2])
 
 
-def for_states(step: Step, compiled: ModuleType) -> Array:
-    """Return Wh for products with h, (heads, slivers of all gates, K, columns)."""
+def for_states(step: Step, compiled: ModuleType, apart: bool) -> tuple[Array, Array]:
+    """Return Wh for products with h, (heads, slivers of all gates, K, columns), after an empty array.
+
+    If no thread needs the heads of another one, they are to pack them `apart`: Wh as it is, and room for it packed.
+    """
     W = _by_head(step)
-    packed = _packed(compiled, compiled.pack_transposed, W, W.shape[2])
-    return packed.reshape(W.shape[1], -1, *packed.shape[1:])
+    G, heads, K, _ = W.shape
+    if apart:
+        W, packed = contiguous(W), _aligned(G * heads * -(-K // compiled.COLUMNS), K, compiled.COLUMNS, W.dtype)
+    else:
+        W, packed = np.empty((0, 0, 0, 0), W.dtype), _packed(compiled, compiled.pack_transposed, W, K)
+    return W, packed.reshape(heads, -1, *packed.shape[1:])
 
 
 def for_gradients(step: Step, compiled: ModuleType) -> Array:
