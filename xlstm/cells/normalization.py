@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from xlstm.arrays.fuse import looped
 from xlstm.arrays.namespace import Array, Namespace, finfo
 from xlstm.arrays.rows import by_rows
 
@@ -85,9 +86,11 @@ def normed(xp: Namespace, function: Any, x: Array, *arrays: Array, **options: An
     With a `limit`, `function` scales x as `scaled` does. NumPy does without where no square is infinite.
     """
     if xp is np:
-        with np.errstate(over="ignore", invalid="ignore"):
-            found = by_rows(xp, function, x, *arrays, limit=None, **options)
-        if np.all(found[1] > 0):  # it is 0 or NaN where a square is infinite
+        found = looped(xp, function, (x, *arrays), None, 0, {**options, "limit": None})
+        if found is None:
+            with np.errstate(over="ignore", invalid="ignore"):
+                found = function(xp, x, *arrays, limit=None, **options)
+        if (found[1] > 0).all():  # it is 0 or NaN where a square is infinite
             return found
     return by_rows(xp, function, x, *arrays, limit=fourth_root(xp, x.dtype), **options)
 
