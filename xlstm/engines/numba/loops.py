@@ -181,12 +181,12 @@ def forward(
 ) -> None:
     """Run all steps of some units of the sequences from `first` to `last` as thread k of `size`.
 
-    Wx has the columns of these units alone. Unless W (G, heads, K, K) is empty, Wh is room for it, packed, of which this
-    thread packs its own heads. hs has h of the sequences of the first step, and then takes that after
-    every step. The products of x are made for as many steps as zx (G, rows * H) holds. If `lean`, the states but h
-    have two places, of which a step reads one and writes the other: with one place a step would overwrite what it
-    reads, and LLVM would make no vectors. `where` is the address of `products.product`, and `cell` that of the step,
-    which takes `table` and `numbers` as `codegen.kernel` says.
+    Wx has the columns of these units alone. Unless W (G, heads, K, K) is empty, Wh is room for W packed, and a thread
+    packs its own heads. hs has h of the sequences of the first step, and then takes that after every step. The products
+    of x are made for as many steps as zx (G, rows * H) holds. If `lean`, the states but h have two places, of which a
+    step reads one and writes the other: with one place a step would overwrite what it reads, and LLVM would make no
+    vectors. `where` is the address of `products.product`, and `cell` that of the step, which takes `table` and
+    `numbers` as `codegen.kernel` says.
     """
     (H, D), flat, n0 = (hs.shape[1], x.shape[1]), hs.reshape(hs.size), starts[1] - starts[0]
     slivers, K = Wh.shape[1], Wh.shape[2]

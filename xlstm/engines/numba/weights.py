@@ -64,7 +64,7 @@ def _by_head(step: Step) -> Array:
 
 
 def _packed(compiled: ModuleType, pack: Callable[[Array, Array], None], W: Array, width: int) -> Array:
-    """Return matrices (gates, heads, ..., ...) packed one after the other, each with `width` columns for its product."""
+    """Return matrices (gates, heads, ..., ...) packed, each with so many columns for its product."""
     columns, (gates, heads, rows, wide) = compiled.COLUMNS, W.shape
     packed = _aligned(gates * heads * -(-width // columns), rows * wide // width, columns, W.dtype)
     share([(packed.shape[0], pack, (contiguous(W), packed), SLIVERS)], COPY * packed.size)
@@ -106,11 +106,12 @@ def products(compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]) -> list
 
 def _of_rows(compiled: ModuleType, a: Array, b: Array, out: Array) -> Call:
     """Return the call of a product with contiguous a: b is packed, or a if it is small."""
+    a = contiguous(a)
     if a.shape[0] <= min(FEW, b.shape[1]) and b.flags.f_contiguous:
-        given = (compiled.PRODUCT, contiguous(b.T), contiguous(a), _blocks(a.shape[1]), out)
-        return b.shape[1], compiled.product_of_few_rows, given, 0
-    given = (compiled.PRODUCT, contiguous(a), _by_blocks(compiled, b), out)
-    return a.shape[0], compiled.product_of_rows, given, BLOCK if a.shape[0] >= MANY else 0
+        few = compiled.product_of_few_rows
+        return b.shape[1], few, (compiled.PRODUCT, contiguous(b.T), a, _blocks(a.shape[1]), out), 0
+    unit = BLOCK if a.shape[0] >= MANY else 0
+    return a.shape[0], compiled.product_of_rows, (compiled.PRODUCT, a, _by_blocks(compiled, b), out), unit
 
 
 def _by_blocks(compiled: ModuleType, b: Array) -> Array:
