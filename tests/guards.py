@@ -249,8 +249,8 @@ PRODUCTS = (
     *((1, 1, 1), (3, 40, 2), (13, 17, 33), (32, 65, 64), (64, 32, 65), (12, 300, 35)),
     *((50, 600, 3), (8, 16, 31), (11, 20, 40), (5, 9, 70), (3, 33, 70), (7, 5, 130)),
 )
-# The same of products with few rows, which fill their slivers: one block of K, and two.
-FEW_ROWS = ((31, 6, 70), (32, 41, 33), (63, 1100, 129))
+# The same of products with few rows, which fill their slivers, and with one: one block of K, and two.
+FEW_ROWS = ((1, 41, 70), (2, 20, 70), (31, 6, 70), (32, 41, 33), (63, 1100, 129))
 CHUNKS = ((5, 1, 1), (21, 3, 17), (40, 33, 65))  # T, K and V of an mLSTM
 NO_STEP = "def step():\n    pass\n"
 PLANS = ((None, 1), ("parts", 2), ("shared", 2))

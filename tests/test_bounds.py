@@ -22,6 +22,7 @@ FUNCTIONS = {
     "pack_blocks",
     "product_of_rows",
     "product_of_few_rows",
+    "product_of_vector",
     "products_over_rows",
 }
 

@@ -121,6 +121,26 @@ def test_products_of_few_rows(rng, length, dtype):
         assert np.all(np.abs(out - a @ W.T) <= 2 * ROUNDING[dtype] * np.maximum(np.abs(a) @ np.abs(W).T, 1))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+def test_products_of_few_rows_or_columns_with_a_large_matrix(rng, monkeypatch, dtype, n):
+    """Threads share them, and the bits do not depend on how many there are."""
+    from xlstm.engines.numba import matmul
+
+    W, x = (rng.standard_normal(shape).astype(dtype) for shape in ((2099, 502), (n, 502)))
+    scale = np.abs(x) @ np.abs(W).T
+    found = []
+    for count in ("1", "3"):
+        monkeypatch.setenv(threads.VARIABLE, count)
+        rows, columns = matmul.run(x, W.T, shared=True), matmul.run(W, x.T, shared=True)
+        for product in (rows, columns.T):
+            assert np.all(np.abs(product - x @ W.T) <= 4 * ROUNDING[dtype] * scale)
+        found.append((rows.tobytes(), columns.tobytes()))
+    assert found[0] == found[1]
+    assert matmul.run(x, np.ascontiguousarray(W.T)) is None  # it would have to be packed, which takes longer
+    assert matmul.run(x, W[:99].T) is None  # it is near
+
+
 def test_places_beyond_two_to_the_31(rng):
     """Arrays of 8 GB of which a few pages are used."""
     compiled, n, K, width = functions("float32"), 3, 5, 7

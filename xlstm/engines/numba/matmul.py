@@ -15,12 +15,15 @@ import numpy as np
 
 from xlstm.arrays import matmul
 from xlstm.arrays.namespace import Array
-from xlstm.engines.numba import jit, weights
+from xlstm.engines.numba import jit
 from xlstm.engines.numba.team import Call, address, share
+from xlstm.engines.numba.weights import NARROW, products
 
 DTYPES = {np.dtype("float32"): "float32", np.dtype("float64"): "float64"}
 SMALL = 1 << 16  # multiplications below which NumPy's call costs less
-NARROW = 8  # rows or columns below which a tile would be mostly empty
+# Numbers of a matrix from which on tiles are quicker than BLAS though they are mostly empty, since it comes from far
+# memory, and from which on threads are quicker that share its product with a vector.
+FAR, VECTOR = 1 << 18, 1 << 20
 
 
 def run(a: Array, b: Array, add: Array | None = None, shared: bool = False) -> Array | None:
@@ -38,12 +41,13 @@ def run(a: Array, b: Array, add: Array | None = None, shared: bool = False) -> A
     dtype = DTYPES.get(a.dtype)
     if dtype is None or a.dtype != b.dtype or min(a.ndim, b.ndim) < 2 or not jit.enabled():
         return None
-    plan = _plan(a.shape, a.strides, b.shape, b.strides, a.itemsize)
+    narrow = add is None and bool(a.flags.c_contiguous and b.flags.f_contiguous)
+    plan = _plan(a.shape, a.strides, b.shape, b.strides, a.itemsize, narrow)
     if plan is None:
         return None
     compiled, shape = jit.shared(dtype), (*plan.batch, plan.sizes[0], plan.sizes[2])
     if add is None and len(shape) == 2 and (a.flags.c_contiguous or a.flags.f_contiguous):
-        return weights.products(compiled, [(a, b)])[0]
+        return products(compiled, [(a, b)])[0]
     if add is not None and (add.shape != shape or not add.flags.c_contiguous or add.dtype != a.dtype):
         return None
     out = np.empty(shape, a.dtype) if add is None else add
@@ -78,7 +82,7 @@ def _calls(compiled: ModuleType, a: Array, b: Array, out: Array, add: bool) -> l
 
     There are several calls where the matrices of an operand are not equally far apart.
     """
-    plan = _plan(a.shape, a.strides, b.shape, b.strides, a.itemsize)
+    plan = _plan(a.shape, a.strides, b.shape, b.strides, a.itemsize, False)
     if plan is None:
         return None
     if None not in plan.operands:
@@ -102,9 +106,17 @@ def _calls(compiled: ModuleType, a: Array, b: Array, out: Array, add: bool) -> l
 
 @functools.lru_cache(maxsize=1024)
 def _plan(
-    a: tuple[int, ...], a_strides: tuple[int, ...], b: tuple[int, ...], b_strides: tuple[int, ...], itemsize: int
+    a: tuple[int, ...],
+    a_strides: tuple[int, ...],
+    b: tuple[int, ...],
+    b_strides: tuple[int, ...],
+    itemsize: int,
+    narrow: bool,
 ) -> matmul.Plan | None:
-    """Return how to multiply arrays of these shapes and strides (in bytes), or None where compiled tiles are not to."""
+    """Return how to multiply arrays of these shapes and strides (in bytes), or None where compiled tiles are not to.
+
+    If `narrow`, a has one row after the other and b one column after the other, so there may be few of either.
+    """
     if any(s % itemsize for s in (*a_strides, *b_strides)):
         return None
     left, right = ([s // itemsize for s in strides] for strides in (a_strides, b_strides))
@@ -112,5 +124,7 @@ def _plan(
         found = matmul.plan(a, left, b, right)
     except ValueError:  # NumPy says why
         return None
-    M, K, N = found.sizes
-    return None if math.prod(found.batch) * M * K * N < SMALL or min(M, N) < NARROW else found
+    (M, K, N), least = found.sizes, NARROW
+    if narrow and not found.batch and K * max(M, N) >= FAR:
+        least = 1 if K * max(M, N) >= VECTOR else 2
+    return None if math.prod(found.batch) * M * K * N < SMALL or min(M, N) < least else found

@@ -281,16 +281,18 @@ def pack_blocks(W: Any, turned: bool, per: int, packed: Any, first: int, last: i
 def product_of_rows(where: int, a: Any, b: Any, out: Any, first: int, last: int) -> None:
     """Set the rows from `first` to `last` of out (n, width) = a (n, K) @ b.
 
-    b is packed by equal blocks of its rows, (blocks, slivers, rows, columns). `where` is the address of `product`.
+    b is packed by equal blocks of its rows, (blocks, slivers, rows, columns). Where it is narrow, it is a that comes
+    from far memory. `where` is the address of `product`.
     """
     (K, width), flat, to = (a.shape[1], out.shape[1]), a.reshape(a.size), out.reshape(out.size)
     blocks, slivers, deep = b.shape[:3]
+    far = width <= COLUMNS
     for start in range(first, last, BLOCK):
         n = min(BLOCK, last - start)
         for block in range(blocks):
             at = start * K + block * deep
             row = start * width
-            call_product(where, flat, at, K, 1, n, b[block], 0, slivers, to, row, width, 0, width, block > 0, False)
+            call_product(where, flat, at, K, 1, n, b[block], 0, slivers, to, row, width, 0, width, block > 0, far)
 
 
 def product_of_few_rows(where: int, W: Any, a: Any, blocks: int, out: Any, first: int, last: int) -> None:
@@ -382,6 +384,11 @@ def pack_panels(a: Any, start: int, K: int, first: int, last: int, panels: Any) 
         for k in range(U(K)):
             for i in range(U(rest)):
                 panels[whole, k, i] = a[U(start) + k, U(first + whole * MOST) + i]
+
+
+def product_of_vector(W: Any, x: Any, out: Any, first: int, last: int) -> None:
+    """Set the numbers from `first` to `last` of out = W @ x; `first` is a multiple of 4."""
+    rows_times_vector(W[first:last], x, out[first:last])
 
 
 def rows_times_vector(W: Any, x: Any, y: Any) -> None:

@@ -16,6 +16,7 @@ from xlstm.engines.step import Step
 DEEP = 1024  # rows of the second factor of a product for which rows of the first one stay in the cache of a core
 FEW = 128  # rows of the left factor of a product up to which it is packed, and not the right one
 LINE = 64  # bytes of a cache line, with which packed weights begin, so that no vector lies in two
+NARROW = 8  # rows or columns below which a tile is mostly empty, and a product takes as long as one of so many
 COPY = 32  # multiplications that take as long as to copy a number
 # So many rows or slivers stay together where threads share them, and blocks of rows where there are many.
 ROWS, SLIVERS, BLOCK, MANY = 24, 4, 96, 1024
@@ -88,7 +89,7 @@ def products(compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]) -> list
     work = 0
     for a, b in pairs:
         outs.append(out := workspace.empty(np, (a.shape[0], b.shape[1]), b))
-        work += a.size * b.shape[1]
+        work += a.shape[1] * max(out.shape) * max(NARROW, min(out.shape))
         if a.flags.c_contiguous:
             calls.append(_of_rows(compiled, a, b, out))
         elif b.shape[1] == 1:
@@ -105,8 +106,11 @@ def products(compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]) -> list
 
 
 def _of_rows(compiled: ModuleType, a: Array, b: Array, out: Array) -> Call:
-    """Return the call of a product with contiguous a: b is packed, or a if it is small."""
+    """Return the call of a product with contiguous a: b is packed, or a if it is small, or none with a vector."""
     a = contiguous(a)
+    if 1 in out.shape and b.flags.f_contiguous:
+        W, x = (a, b) if b.shape[1] == 1 else (contiguous(b.T), a)
+        return out.size, compiled.product_of_vector, (W, contiguous(x).reshape(-1), out.reshape(-1)), ROWS
     if a.shape[0] <= min(FEW, b.shape[1]) and b.flags.f_contiguous:
         few = compiled.product_of_few_rows
         return b.shape[1], few, (compiled.PRODUCT, contiguous(b.T), a, _blocks(a.shape[1]), out), 0
