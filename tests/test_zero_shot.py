@@ -459,16 +459,14 @@ def test_the_command_judges(run, x):
 def test_the_command_says_which_columns_it_leaves_out(run, suffix, x):
     """Those without a number, where no target is named; one that is named has to have a value."""
     days = (np.datetime64("2024-01-01") + np.arange(50)).astype(object).tolist()
-    columns = {"day": days, "a": x[:, 0].tolist(), "none": [np.nan] * 50, "b": x[:, 1].tolist()}
-    if suffix == "csv":
-        columns |= {"none": [""] * 50, "note": ["new"] * 50}
-    else:
+    columns = {"day": days, "a": x[:, 0].tolist(), "none": [""] * 50, "note": ["new"] * 50, "b": x[:, 1].tolist()}
+    if suffix == "parquet":
         pytest.importorskip("pyarrow")
+        columns["none"] = [np.nan] * 50
     write_table(f"t.{suffix}", columns)
     result = run(TWO, f"t.{suffix}", "--quantiles", "0.5", "--quiet")
     assert result.stdout.startswith("time,a,a 0.5,b,b 0.5\n")
-    names = "none, note" if suffix == "csv" else "none"
-    assert result.stderr == f"warning: t.{suffix}: columns without a number are not forecast: {names}\n"
+    assert result.stderr == f"warning: t.{suffix}: columns without a number are not forecast: none, note\n"
     named = ["--target", "a", "--target", "b", "--quantiles", "0.5"]
     again = run(TWO, f"t.{suffix}", *named)
     assert (again.stdout, again.stderr) == (result.stdout, "")
@@ -476,6 +474,25 @@ def test_the_command_says_which_columns_it_leaves_out(run, suffix, x):
     assert refused == f"error: t.{suffix}: column 'none' has no value to forecast from\n"
     beside = run(TWO, f"t.{suffix}", "--past", "none", "--target", "a")
     assert beside.stderr == ""
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_the_command_leaves_text_out_of_long_tables(run, suffix, x):
+    """Names of series may be numbers, and a table without a number is refused."""
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+    columns = {"shop": [1] * 25 + [2] * 25, "sales": x[:, 0].tolist(), "town": ["Linz"] * 50}
+    write_table(f"t.{suffix}", columns)
+    result = run(ONE, f"t.{suffix}", "--series-id", "shop", "--horizon", 1, "--quantiles", "0.5")
+    lines = result.stdout.splitlines()
+    assert [lines[0], *(line[:5] for line in lines[1:])] == ["shop,time,sales,sales 0.5", "1,+1,", "2,+1,"]
+    assert result.stderr == f"warning: t.{suffix}: columns without a number are not forecast: town\n"
+    write_table(f"text.{suffix}", {"town": ["Linz"] * 50, "weather": ["rain"] * 50})
+    for rows, options in ((50, []), (50, ["--series-id", "town"])):
+        refused = run(ONE, f"text.{suffix}", *options, code=2).stderr
+        assert refused.startswith(f"error: text.{suffix}: ")
+        assert f"{rows} rows" in refused
+        assert "0 columns of numbers, expected some" in refused
 
 
 @DRAWS

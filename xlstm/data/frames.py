@@ -112,7 +112,7 @@ def table_of(where: str, given: Any, only: Sequence[str] | None = None) -> Colum
             continue
         cells = frame.get_column(name)
         empty = only is not None and cells.is_null().all()  # then its dtype says nothing
-        if not (empty or dtype.is_numeric() or dtype == nw.Boolean):
+        if not (empty or _is_numeric(nw, dtype)):
             raise TypeError(
                 f"{where}: column {checks.shown(name)} holds {dtype}, expected numbers; leave it out or encode it"
             )
@@ -136,6 +136,29 @@ def table_of(where: str, given: Any, only: Sequence[str] | None = None) -> Colum
     if dated is not None:
         return Columns(names, values, *_labels(nw, frame.get_column(dated), str(dated)))
     return Columns(names, values)
+
+
+def numeric(where: str, given: Any) -> list[str]:
+    """Return the names of the columns of a table that hold numbers, and no dates, text or other objects.
+
+    Parameters
+    ----------
+    where : str
+        The caller, for errors.
+    given : table
+        As for `table_of`.
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    TypeError, ImportError
+        As for `table_of`.
+    """
+    nw, frame, _ = _frame(where, given)
+    return [str(name) for name, dtype in frame.schema.items() if _is_numeric(nw, dtype)]
 
 
 def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any:
@@ -267,6 +290,11 @@ def _frame(where: str, given: Any) -> tuple[Any, Any, bool]:
         kind = f"{type(given).__module__.partition('.')[0]}.{type(given).__name__}"
         raise TypeError(f"{where}: a {kind} is not taken as a table ({' '.join(str(error).split())})") from error
     return nw, frame, is_column
+
+
+def _is_numeric(nw: Any, dtype: Any) -> bool:
+    """Return whether cells of a dtype are numbers, as truth values are, too."""
+    return bool(dtype.is_numeric() or dtype == nw.Boolean)
 
 
 def _date_column(where: str, nw: Any, frame: Any) -> Any:
