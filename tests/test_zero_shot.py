@@ -184,6 +184,37 @@ def test_models_take_tables_with_an_index(x):
 
 
 @pytest.mark.parametrize(
+    ("labels", "ahead"),
+    [
+        ([3, 5, 7], [9, 11]),
+        ([3, 5, 8], [9, 10]),
+        ([3, 2, 1], [2, 3]),
+        ([3], [4, 5]),
+        (["u", "v", "w"], [3, 4]),
+        ([0.5, 1.5, 2.5], [3, 4]),
+    ],
+)
+def test_labels_after_those_of_an_index(labels, ahead):
+    """Whole numbers go on in their step."""
+    pandas = pytest.importorskip("pandas")
+    model, params = tirex.load(ONE, backend="numpy")
+    found = model.forecast(params, pandas.DataFrame({"a": np.arange(len(labels))}, index=labels), 2).mean
+    assert found.index.tolist() == ahead
+
+
+@pytest.mark.parametrize("shops", ["ababb", "aabbaabbb", "aaabb"])
+def test_an_index_that_only_numbers_rows_labels_no_series(shops):
+    """In whatever order its rows are."""
+    pandas = pytest.importorskip("pandas")
+    model, params = tirex.load(ONE, backend="numpy", dtype="float64")
+    given = pandas.DataFrame({"shop": list(shops), "a": np.arange(float(len(shops)))})
+    found = model.forecast(params, given, 2, series_id="shop").mean
+    assert found.index.equals(pandas.RangeIndex(4))
+    expected = model.forecast(params, [given["a"][given["shop"] == shop].to_numpy() for shop in "ab"], 2).mean
+    np.testing.assert_array_equal(found["a"], np.concatenate(expected))
+
+
+@pytest.mark.parametrize(
     ("checkpoint", "arguments", "error", "words"),
     [
         (ONE, {"targets": "c"}, ValueError, "TiRex: column 'c' is not in the table, which has a, b, text"),
