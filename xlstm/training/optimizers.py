@@ -71,12 +71,16 @@ class Optimizer(NamedTuple):
     parts : Parts, optional
         `update` in two parts, for steps of training that do not wait for a GPU. An optimiser of your own may leave them
         out, and its steps then wait.
+    schedules : tuple of Schedule
+        Its learning rates, by which `train` sees whether a `ReduceOnPlateau` among them is a callback, too. An
+        optimiser of your own may leave them out.
     """
 
     init: Callable[[Params], OptimState]
     update: Callable[[Params, Params, OptimState], tuple[Params, OptimState]]
     frozen: Callable[[str], bool] = _none
     parts: Parts | None = None
+    schedules: tuple[Schedule, ...] = ()
 
 
 def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> Optimizer:
@@ -227,7 +231,8 @@ def by_name(rules: Mapping[str, Optimizer | None], otherwise: Optimizer) -> Opti
     optimizers = [optimizer for _, optimizer in made.rules if optimizer is not None]
     whole = all(optimizer.parts for optimizer in optimizers)
     parts = Parts(sum(made.widths), made.numbers, made.apply) if whole else None
-    return Optimizer(made.init, made.update, made.frozen, parts)
+    rates = [optimizer.schedules for optimizer in optimizers]
+    return Optimizer(made.init, made.update, made.frozen, parts, sum(rates, ()) if all(rates) else ())
 
 
 @dataclass(frozen=True)
@@ -341,7 +346,8 @@ class _Rule:
 
     def pair(self) -> Optimizer:
         """Return the optimiser of this rule."""
-        return Optimizer(self.init, self.update, parts=Parts(self.width, self.numbers, self.apply))
+        parts = Parts(self.width, self.numbers, self.apply)
+        return Optimizer(self.init, self.update, parts=parts, schedules=(self.lr,))
 
     def init(self, params: Params) -> OptimState:
         """Return the state before the first update."""
