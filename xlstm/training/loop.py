@@ -89,7 +89,7 @@ def train(
     accumulate : int
         Update the weights after so many batches, by the mean gradient over all their targets.
     callbacks : list of Callback or callable
-        What else is done: `EarlyStopping`, `MovingAverage`, `ReduceOnPlateau`, `Clip`, or your own. A function is
+        All else that is done: `EarlyStopping`, `MovingAverage`, `ReduceOnPlateau`, `Clip`, or your own. A function is
         called with a `Progress` after every step, and where it returns True training stops.
     checkpoints : path, optional
         The folder of the run, for checkpoints and the history. Without it nothing is written.
