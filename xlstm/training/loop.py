@@ -222,8 +222,8 @@ def _check_rates(optimizer: optimizers.Optimizer, callbacks: Sequence[Callback])
         if isinstance(rate, Callback) and all(rate is not callback for callback in callbacks):
             problem = f"optimizer has a {type(rate).__name__} as its learning rate, expected it in callbacks, too"
             raise ValueError(f"train: {problem}: it changes after each validation")
+    known = rates and all(schedules.is_plain(rate.lr if isinstance(rate, ReduceOnPlateau) else rate) for rate in rates)
     for callback in callbacks:
-        known = rates and all(isinstance(rate, Callback) or schedules.is_plain(rate) for rate in rates)
         if known and isinstance(callback, ReduceOnPlateau) and all(rate is not callback for rate in rates):
             problem = "callbacks has a ReduceOnPlateau, expected it as the learning rate of optimizer, too"
             raise ValueError(f"train: {problem}, such as optim.adam(plateau)")
