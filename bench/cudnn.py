@@ -3,7 +3,7 @@
     python -m bench.cudnn [--seconds N] [--json FILE]
 
 Needs a CUDA machine with CuPy and PyTorch. Both sides have the same weights and inputs, and what they give is compared.
-What is most asked for is measured first; what N seconds do not suffice for is listed as left out.
+The cases that are most asked for come first; those that N seconds do not suffice for are listed as left out.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def text(lines: list[Line], paths: list[Path]) -> str:
         f"{published(lines)}"
         f"Everything measured, geometric mean of the ratios and the worst of them:\n\n"
         f"{summary([line for line in lines if 'published' not in line['bench']])}\n"
-        f"Measured by `nox -s bench` ({files}): {about(lines)}.\n"
+        f"The first table and this one were measured by `nox -s bench` ({files}): {about(lines)}.\n"
     )
 
 
@@ -121,7 +121,7 @@ def published(lines: list[Line]) -> str:
     return (
         "xLSTM forward + backward beside the published packages (`python -m bench.published`): mLSTM of B,heads,T,K, "
         f"sLSTM of T,B,H,heads, and a training step of four blocks, B,T,D:\n\n{details(some)}\n"
-        f"Measured on {about(some)}.\n\n"
+        f"This table was measured on {about(some)}.\n\n"
     )
 
 

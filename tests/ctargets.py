@@ -1,7 +1,7 @@
 """CuPy acted out on NumPy arrays: the text of its kernels compiled by g++, and cuBLAS by its definition.
 
-What a kernel computes, with broadcasting, strides and types, can so be tested without a GPU; what only a GPU does
-(races, its exp and fused multiply-add, speed) cannot.
+The results of a kernel, with broadcasting, strides and types, can so be tested without a GPU; the things that only a
+GPU does (races, its exp and fused multiply-add, speed) cannot.
 """
 
 from __future__ import annotations

@@ -868,3 +868,16 @@ def test_series_of_parquet_files(tmp_path, unit):
         files.read_series(tmp_path / "t.parquet")
     assert files.read_series(tmp_path / "t.parquet", "b").values.tolist() == [3, 4]
     assert files.read_series(tmp_path / "t.parquet", usual="a").labels == ["1", "2"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_text_beside_a_series_needs_no_name_of_a_column(tmp_path, suffix):
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+        pytest.importorskip("narwhals")
+    path = tmp_path / f"t.{suffix}"
+    files.write_table(path, {"note": ["x", "y"], "v": [1.0, 2.0]})
+    assert (files.read_series(path).name, files.read_series(path).values.tolist()) == ("v", [1, 2])
+    files.write_table(path, {"note": ["x", "y"]})
+    with pytest.raises(ValueError, match=rf"t\.{suffix}: .*number"):
+        files.read_series(path)

@@ -251,6 +251,28 @@ def test_states_go_on(be, rng, layer):
         np.testing.assert_allclose(to_numpy(first[name]) + to_numpy(second[name]), to_numpy(grad), **close)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "norm", [LayerNorm(96), RMSNorm(96), MultiHeadNorm(96, num_heads=3)], ids=lambda n: type(n).__name__
+)
+def test_rows_of_a_norm_do_not_depend_on_others(rng, norm, dtype):
+    """Also where there are so many that the loop is compiled, and one holds NaN or squares that are infinite."""
+    params = norm.init(0, "numpy", dtype)
+    x = rng.standard_normal((4096, 96)).astype(dtype)
+    dy = rng.standard_normal(x.shape).astype(dtype)
+    y, saved = norm.forward(params, x)
+    _, dx = norm.backward(params, saved, dy)
+    most = np.finfo(dtype).max / 4
+    for odd in (np.nan, np.linspace(-most, most, 96)):
+        changed = x.copy()
+        changed[7] = odd
+        found, saved = norm.forward(params, changed)
+        _, dfound = norm.backward(params, saved, dy)
+        for one, other in ((y, found), (dx, dfound)):
+            np.testing.assert_array_equal(np.delete(one, 7, axis=0), np.delete(other, 7, axis=0))
+        assert np.all(np.isfinite(found[7]) == (odd is not np.nan))
+
+
 def test_norms_and_convolution_follow_torch(rng):
     torch = pytest.importorskip("torch")
     F = torch.nn.functional

@@ -418,6 +418,50 @@ def test_reduce_on_plateau_follows_torch():
         assert ours(0) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda rate: optimizers.sgd(rate),
+        lambda rate: optimizers.adam(optimizers.warmup(2, optimizers.warmup(2, rate))),
+        lambda rate: optimizers.by_name({"*.b": optimizers.sgd(rate)}, optimizers.sgd(1)),
+    ],
+)
+def test_a_plateau_is_the_learning_rate_and_a_callback(made):
+    """One without the other changes nothing, and is refused before training."""
+    model, data, given = plain()
+    given = {"epochs": 1, "validation": data} | given
+    start, plateau, seen = model.init(0, "numpy"), ReduceOnPlateau(0.05), []
+    wanted = "ReduceOnPlateau as its learning rate, expected it in callbacks, too"
+    with pytest.raises(ValueError, match=f"^train: optimizer has a {wanted}"):
+        train(model, start, data, made(plateau), callbacks=[ReduceOnPlateau(0.05), seen.append], **given)
+    assert not seen
+    train(model, start, data, made(plateau), callbacks=[plateau], **given)
+    for rate in (0.05, optimizers.warmup(2, optimizers.cosine(0.05, 9)), optimizers.step_decay(0.05, 2)):
+        with pytest.raises(ValueError, match=r"^train: callbacks has a ReduceOnPlateau, expected it as the learning r"):
+            train(model, start, data, made(rate), callbacks=[plateau, seen.append], **given)
+    assert not seen
+
+
+def test_a_function_may_ask_a_plateau_for_its_rate():
+    model, data, given = plain()
+    start, plateau = model.init(0, "numpy"), ReduceOnPlateau(0.05, patience=0, threshold=0.9)
+    rates = []
+
+    def halved(step):
+        rates.append(plateau(step) / 2)
+        return rates[-1]
+
+    given = {"epochs": 3, "validation": data} | given
+    train(model, start, data, optimizers.adam(halved), callbacks=[plateau], **given)
+    assert (max(rates), min(rates)) == (0.025, pytest.approx(0.0025))
+    outer = ReduceOnPlateau(plateau)
+    train(model, start, data, optimizers.adam(outer), callbacks=[outer, plateau], **given)
+    adam = optimizers.adam(plateau)
+    own = optimizers.Optimizer(adam.init, adam.update)  # nothing is known of an optimiser of your own
+    for optimizer in (own, optimizers.by_name({"*.b": own}, optimizers.sgd(0.05))):
+        train(model, start, data, optimizer, callbacks=[plateau], **given)
+
+
 def test_callbacks_see_the_weights_and_all_that_happens():
     seen = []
 

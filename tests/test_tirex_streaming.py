@@ -218,6 +218,71 @@ def test_labels_of_rows_go_on(rng):
     assert stream.forecast(1).mean.index[0] == days[15]
 
 
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "Int64"])
+def test_whole_numbers_in_the_index_count_steps(rng, dtype):
+    """In any order; numbers that are missing between them are missing values, and forecasts go on in their step."""
+    pandas = pytest.importorskip("pandas")
+    params, x = FIRST.init(0, "numpy", "float64"), rng.standard_normal(12)
+
+    def rows(*labels):
+        index = pandas.Index([*labels], dtype=dtype, name="year")
+        return pandas.DataFrame({"a": x[np.array(labels) // 10]}, index=index)
+
+    stream, arrays = FIRST.stream(params, rows(*range(0, 60, 10))), FIRST.stream(params, x[:6])
+    for new, values in (
+        (rows(60), x[6]),
+        (rows(100, 80), [np.nan, x[8], np.nan, x[10]]),
+        (pandas.DataFrame({"a": [1.0]}), 1.0),  # this index only numbers the rows
+        (np.ones(1), 1.0),
+    ):
+        stream.push(new)
+        arrays.push(values)
+        assert stream.count == arrays.count
+    found = stream.forecast(2).mean
+    assert (found.index.tolist(), found.index.name) == ([130, 140], "year")
+    np.testing.assert_array_equal(found["a"], arrays.forecast(2).mean)
+    for label in (0, 115, 120):
+        with pytest.raises(ValueError, match=f"^TiRex.stream: values has a row for {label}, expected 130 or later ste"):
+            stream.push(rows(90).set_axis(pandas.Index([label], dtype=dtype)))
+    with pytest.raises(ValueError, match=r"^TiRex.stream: values has a row for 130, expected 130 or later steps, each"):
+        stream.push(pandas.concat([rows(90)] * 2).set_axis(pandas.Index([130, 130], dtype=dtype)))
+    with pytest.raises(ValueError, match=r"^TiRex.stream: values has a row for 20000000, more than 1000000 steps lat"):
+        stream.push(rows(90).set_axis([20_000_000]))
+    assert stream.count == arrays.count
+
+
+def test_whole_numbers_of_several_series_count_steps_where_they_end_alike(rng):
+    """Else they number the rows of a table; so they do where they rise by several steps."""
+    pandas = pytest.importorskip("pandas")
+    params, x = FIRST.init(0, "numpy", "float64"), rng.standard_normal((9, 2))
+    table = pandas.DataFrame({"id": ["a", "b"] * 9, "y": x.ravel()}, index=np.repeat(np.arange(9), 2))
+    stream, arrays = FIRST.stream(params, table[:12], series_id="id"), FIRST.stream(params, x[:6].T)
+    stream.push(table[14:17])
+    arrays.push([[np.nan, *x[7:9, 0]], [np.nan, x[7, 1], np.nan]])
+    found = stream.forecast(2).mean
+    assert found.index.tolist() == [9, 10] * 2
+    np.testing.assert_array_equal(found["y"], arrays.forecast(2).mean.ravel())
+    with pytest.raises(ValueError, match=r"^TiRex.stream: values has a row for 8, expected 9 or later steps"):
+        stream.push(table[16:])
+    fresh = table.reset_index(drop=True)
+    for given in (fresh, fresh.set_axis(np.arange(18)), table.set_axis(np.arange(18) ** 2)):
+        stream, arrays = FIRST.stream(params, given[:12], series_id="id"), FIRST.stream(params, x[:6].T)
+        stream.push(given[4:8])
+        arrays.push(x[2:4].T)
+        np.testing.assert_array_equal(stream.forecast(2).mean["y"], arrays.forecast(2).mean.ravel())
+        with pytest.raises(ValueError, match=r"^TiRex.stream: values has 1 to 2 rows of a series, expected one number"):
+            stream.push(given[12:15])
+
+
+def test_rows_with_dates_after_rows_without_are_named(rng):
+    pandas = pytest.importorskip("pandas")
+    stream = FIRST.stream(FIRST.init(0, "numpy"), pandas.DataFrame({"a": np.arange(9.0)}))
+    days = pandas.date_range("2024-01-01", periods=2)
+    for rows in (pandas.DataFrame({"a": [1.0, 2.0]}, index=days), pandas.DataFrame({"a": [1.0, 2.0], "day": days})):
+        with pytest.raises(ValueError, match=r"^TiRex.stream: the rows of values have dates, expected none, as in the"):
+            stream.push(rows)
+
+
 @pytest.mark.parametrize(
     ("days", "columns", "message"),
     [

@@ -184,6 +184,37 @@ def test_models_take_tables_with_an_index(x):
 
 
 @pytest.mark.parametrize(
+    ("labels", "ahead"),
+    [
+        ([3, 5, 7], [9, 11]),
+        ([3, 5, 8], [9, 10]),
+        ([3, 2, 1], [2, 3]),
+        ([3], [4, 5]),
+        (["u", "v", "w"], [3, 4]),
+        ([0.5, 1.5, 2.5], [3, 4]),
+    ],
+)
+def test_labels_after_those_of_an_index(labels, ahead):
+    """Whole numbers go on in their step."""
+    pandas = pytest.importorskip("pandas")
+    model, params = tirex.load(ONE, backend="numpy")
+    found = model.forecast(params, pandas.DataFrame({"a": np.arange(len(labels))}, index=labels), 2).mean
+    assert found.index.tolist() == ahead
+
+
+@pytest.mark.parametrize("shops", ["ababb", "aabbaabbb", "aaabb"])
+def test_an_index_that_only_numbers_rows_labels_no_series(shops):
+    """In whatever order its rows are."""
+    pandas = pytest.importorskip("pandas")
+    model, params = tirex.load(ONE, backend="numpy", dtype="float64")
+    given = pandas.DataFrame({"shop": list(shops), "a": np.arange(float(len(shops)))})
+    found = model.forecast(params, given, 2, series_id="shop").mean
+    assert found.index.equals(pandas.RangeIndex(4))
+    expected = model.forecast(params, [given["a"][given["shop"] == shop].to_numpy() for shop in "ab"], 2).mean
+    np.testing.assert_array_equal(found["a"], np.concatenate(expected))
+
+
+@pytest.mark.parametrize(
     ("checkpoint", "arguments", "error", "words"),
     [
         (ONE, {"targets": "c"}, ValueError, "TiRex: column 'c' is not in the table, which has a, b, text"),
@@ -459,16 +490,14 @@ def test_the_command_judges(run, x):
 def test_the_command_says_which_columns_it_leaves_out(run, suffix, x):
     """Those without a number, where no target is named; one that is named has to have a value."""
     days = (np.datetime64("2024-01-01") + np.arange(50)).astype(object).tolist()
-    columns = {"day": days, "a": x[:, 0].tolist(), "none": [np.nan] * 50, "b": x[:, 1].tolist()}
-    if suffix == "csv":
-        columns |= {"none": [""] * 50, "note": ["new"] * 50}
-    else:
+    columns = {"day": days, "a": x[:, 0].tolist(), "none": [""] * 50, "note": ["new"] * 50, "b": x[:, 1].tolist()}
+    if suffix == "parquet":
         pytest.importorskip("pyarrow")
+        columns["none"] = [np.nan] * 50
     write_table(f"t.{suffix}", columns)
     result = run(TWO, f"t.{suffix}", "--quantiles", "0.5", "--quiet")
     assert result.stdout.startswith("time,a,a 0.5,b,b 0.5\n")
-    names = "none, note" if suffix == "csv" else "none"
-    assert result.stderr == f"warning: t.{suffix}: columns without a number are not forecast: {names}\n"
+    assert result.stderr == f"warning: t.{suffix}: columns without a number are not forecast: none, note\n"
     named = ["--target", "a", "--target", "b", "--quantiles", "0.5"]
     again = run(TWO, f"t.{suffix}", *named)
     assert (again.stdout, again.stderr) == (result.stdout, "")
@@ -476,6 +505,25 @@ def test_the_command_says_which_columns_it_leaves_out(run, suffix, x):
     assert refused == f"error: t.{suffix}: column 'none' has no value to forecast from\n"
     beside = run(TWO, f"t.{suffix}", "--past", "none", "--target", "a")
     assert beside.stderr == ""
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_the_command_leaves_text_out_of_long_tables(run, suffix, x):
+    """Names of series may be numbers, and a table without a number is refused."""
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+    columns = {"shop": [1] * 25 + [2] * 25, "sales": x[:, 0].tolist(), "town": ["Linz"] * 50}
+    write_table(f"t.{suffix}", columns)
+    result = run(ONE, f"t.{suffix}", "--series-id", "shop", "--horizon", 1, "--quantiles", "0.5")
+    lines = result.stdout.splitlines()
+    assert [lines[0], *(line[:5] for line in lines[1:])] == ["shop,time,sales,sales 0.5", "1,+1,", "2,+1,"]
+    assert result.stderr == f"warning: t.{suffix}: columns without a number are not forecast: town\n"
+    write_table(f"text.{suffix}", {"town": ["Linz"] * 50, "weather": ["rain"] * 50})
+    for rows, options in ((50, []), (50, ["--series-id", "town"])):
+        refused = run(ONE, f"text.{suffix}", *options, code=2).stderr
+        assert refused.startswith(f"error: text.{suffix}: ")
+        assert f"{rows} rows" in refused
+        assert "0 columns of numbers, expected some" in refused
 
 
 @DRAWS

@@ -92,7 +92,10 @@ def normed(xp: Namespace, function: Any, x: Array, *arrays: Array, **options: An
                 found = function(xp, x, *arrays, limit=None, **options)
         if (found[1] > 0).all():  # it is 0 or NaN where a square is infinite
             return found
-    return by_rows(xp, function, x, *arrays, limit=fourth_root(xp, x.dtype), **options)
+    within = by_rows(xp, function, x, *arrays, limit=fourth_root(xp, x.dtype), **options)
+    if xp is np:  # rows whose squares are finite keep their bits
+        return tuple(np.where(found[1] > 0, *pair) for pair in zip(found, within, strict=True))
+    return within
 
 
 def scaled(xp: Namespace, x: Array, formula: Any, axis: Axis, eps: float, limit: float | None) -> tuple[Array, Array]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.data import dates, writing
-from xlstm.data.frames import Columns, groups, table_of
+from xlstm.data.frames import Columns, groups, numeric, table_of
 from xlstm.data.host import Values
 from xlstm.data.series import Series, column_numbers, read_csv, series_of
 from xlstm.data.table import PLAIN, Dialect, Table
@@ -76,7 +76,7 @@ def read_groups(
     column : str, optional
         The column that tells series apart; by default the table is one series, named "".
     columns : list of str, optional
-        Names of columns of numbers; by default all that hold some, but dates and the names.
+        Names of columns of numbers; by default all that hold some, but dates and the names. Text is left out.
     dialect : Dialect
         How a CSV file is written.
 
@@ -94,7 +94,8 @@ def read_groups(
     if is_parquet(path):
         table = _opened(Path(path), lambda names, dated: names)[2]
         parts = {"": table} if column is None else groups(where, table, column)
-        return {str(name): table_of(where, part, columns) for name, part in parts.items()}
+        wanted = [name for name in numeric(where, table) if name != column] if columns is None else columns
+        return {str(name): table_of(where, part, wanted) for name, part in parts.items()}
     read = _Read(Path(path), dialect)
     numbers = read.numbers([name for name in read.numeric if name != column] if columns is None else columns)
     if column is None:
@@ -141,7 +142,7 @@ def read_series(
     """
     if not is_parquet(path):
         return read_csv(path, column, usual, day_first=day_first, decimal=decimal, encoding=encoding)
-    found = read_table(path, None if column is None else [column])
+    found = read_groups(path)[""] if column is None else read_table(path, [column])
     if len(found.names) > 1 and usual not in found.names:
         names = checks.few(found.names)
         raise ValueError(f"{path}: several columns hold numbers, choose one of {names} with --column")

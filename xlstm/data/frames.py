@@ -74,6 +74,21 @@ def has_columns(given: Any) -> bool:
     return is_table(given) and hasattr(given, "columns")
 
 
+def labels_of(table: Any) -> Any:
+    """Return the index of a table of pandas, or None where it only numbers the rows, or the library has none.
+
+    Parameters
+    ----------
+    table : table
+
+    Returns
+    -------
+    index or None
+    """
+    index = getattr(table, "index", None)
+    return None if type(index).__name__ == "RangeIndex" else index
+
+
 def table_of(where: str, given: Any, only: Sequence[str] | None = None) -> Columns:
     """Return the columns of a table as numbers.
 
@@ -112,7 +127,7 @@ def table_of(where: str, given: Any, only: Sequence[str] | None = None) -> Colum
             continue
         cells = frame.get_column(name)
         empty = only is not None and cells.is_null().all()  # then its dtype says nothing
-        if not (empty or dtype.is_numeric() or dtype == nw.Boolean):
+        if not (empty or _is_numeric(nw, dtype)):
             raise TypeError(
                 f"{where}: column {checks.shown(name)} holds {dtype}, expected numbers; leave it out or encode it"
             )
@@ -136,6 +151,29 @@ def table_of(where: str, given: Any, only: Sequence[str] | None = None) -> Colum
     if dated is not None:
         return Columns(names, values, *_labels(nw, frame.get_column(dated), str(dated)))
     return Columns(names, values)
+
+
+def numeric(where: str, given: Any) -> list[str]:
+    """Return the names of the columns of a table that hold numbers, and no dates, text or other objects.
+
+    Parameters
+    ----------
+    where : str
+        The caller, for errors.
+    given : table
+        As for `table_of`.
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    TypeError, ImportError
+        As for `table_of`.
+    """
+    nw, frame, _ = _frame(where, given)
+    return [str(name) for name, dtype in frame.schema.items() if _is_numeric(nw, dtype)]
 
 
 def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any:
@@ -242,7 +280,10 @@ def groups(where: str, given: Any, column: str) -> dict[Any, Any]:
     if labels.is_null().any():
         raise ValueError(f"{where}: column {checks.shown(column)} has missing values, expected the name of a group")
     found = labels.unique(maintain_order=True).to_list()
-    return {label: nw.to_native(frame.filter(nw.col(column) == label).drop(column)) for label in found}
+    parts = {label: frame.filter(nw.col(column) == label).drop(column) for label in found}
+    if labels_of(nw.to_native(frame)) is None:  # nor are its parts, though pandas keeps the numbers of their rows
+        parts = {label: nw.maybe_reset_index(part) for label, part in parts.items()}
+    return {label: nw.to_native(part) for label, part in parts.items()}
 
 
 def check_has(where: str, columns: Iterable[Any], column: str) -> None:
@@ -269,6 +310,11 @@ def _frame(where: str, given: Any) -> tuple[Any, Any, bool]:
     return nw, frame, is_column
 
 
+def _is_numeric(nw: Any, dtype: Any) -> bool:
+    """Return whether cells of a dtype are numbers, as truth values are, too."""
+    return bool(dtype.is_numeric() or dtype == nw.Boolean)
+
+
 def _date_column(where: str, nw: Any, frame: Any) -> Any:
     """Return the name of the column of dates, or None."""
     names = [name for name, dtype in frame.schema.items() if dtype in (nw.Date, nw.Datetime)]
@@ -281,8 +327,8 @@ def _date_column(where: str, nw: Any, frame: Any) -> Any:
 
 def _own_index(nw: Any, frame: Any) -> Any:
     """Return the index of a table of pandas, or None where it only numbers rows, as whole numbers beside dates do."""
-    index = getattr(nw.to_native(frame), "index", None)
-    if index is None or type(index).__name__ == "RangeIndex":
+    index = labels_of(nw.to_native(frame))
+    if index is None:
         return None
     numbers = getattr(index.dtype, "kind", "") in "iu" and any(
         d in (nw.Date, nw.Datetime) for d in frame.schema.values()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data import calendars, frames, tracks
+from xlstm.data import calendars, frames, numbering, tracks
 from xlstm.data.frames import Columns
 from xlstm.data.host import Values
 from xlstm.data.tracks import Beside, Track
@@ -124,7 +124,7 @@ class Given(NamedTuple):
             for k, suffix in enumerate(suffixes):
                 columns[f"{name}{suffix}"] = rows[:, c, k]
         ahead = [calendars.after(one.calendar, steps, passed) for one in read if one.calendar is not None]
-        ahead = ahead or [_numbers_after(labels, steps) + passed for labels in self.rows]
+        ahead = ahead or [numbering.after(labels, steps, passed) for labels in self.rows]
         index = np.concatenate(ahead) if ahead else None
         if index is not None and index.dtype.kind == "M" and str(np.datetime_data(index.dtype)[0]) not in ("us", "ns"):
             index = index.astype("datetime64[us]")  # not every library has coarser ones
@@ -193,11 +193,6 @@ def given(
         rows += [columns.index] if dated is None and columns.index is not None else []
     found = Beside(past if roles.past else None, future, static if roles.static else None, dates)
     return Given(arrays, found, [False] * len(arrays), names, values, list(parts), roles.id_name, rows, columns.zone)
-
-
-def _numbers_after(labels: Any, steps: int) -> Any:
-    """Return labels for the rows after others: the next numbers, or where those are no numbers that of each row."""
-    return (int(labels[-1]) + 1 if labels.dtype.kind in "iu" else len(labels)) + np.arange(steps)
 
 
 def tables_of(where: str, table: Any, roles: Roles) -> Mapping[Any, Any]:

@@ -34,7 +34,7 @@ CONVERSION = (
     "safetensors.torch.save_file({n: t.clone() for n, t in c['state_dict'].items()}, 'model.safetensors'); "
     "json.dump(c['hyper_parameters'], open('config.json', 'w'))"
 )
-# Of an entry, before its name: the signature, and the lengths of the name and of an extra field.
+# The beginning of an entry, before its name: the signature, and the lengths of the name and of an extra field.
 LOCAL = struct.Struct("<4s22xHH")
 DAMAGED = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OverflowError, struct.error, OSError)
 

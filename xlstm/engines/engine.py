@@ -55,7 +55,7 @@ class Engine(Protocol):
         widths : list of (steps, width)
             The segments of the batch.
         keep : {"nothing", "states", "all"}
-            What the tape keeps. With "states" the rest is rematerialised when it is asked for.
+            How much the tape keeps. With "states" the rest is rematerialised when it is asked for.
 
         Returns
         -------

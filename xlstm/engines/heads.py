@@ -37,14 +37,14 @@ def run(
         From arrays, and what it kept before where `saved` is given, to results and what it keeps.
     arrays : sequence of arrays (B, N, ...)
     results : sequence of (bool, tuple)
-        Of each result: whether it has steps first in memory, as the caller has them, and its shape after (B, N), in
-        which steps, if any, are the first axis.
+        Whether each result has steps first in memory, as the caller has them, and its shape after (B, N), in which
+        steps, if any, are the first axis.
     elements : int
         Numbers that one head works on at once.
     work : int
         Multiplications of all heads.
     saved : list, optional
-        What the forward pass returned, which has its groups, for the backward pass.
+        For the backward pass `kept` of the forward pass, which has its groups.
 
     Returns
     -------

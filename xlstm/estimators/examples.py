@@ -24,8 +24,8 @@ def width(scaling: Scaling) -> int:
 def inputs(track: Track, scaling: Scaling, scale: Values, origins: Origins, window: int, horizon: int) -> Values:
     """Return windows (T, M, D): differences from the last value, then covariates, static numbers last.
 
-    What is known in advance is there twice, as it is at a step and as it will be a horizon later, so that a window
-    holds the numbers of the steps that are predicted.
+    Covariates that are known in advance are there twice, as they are at a step and as they will be a horizon later, so
+    that a window holds the numbers of the steps that are predicted.
     """
     rows = origins - np.arange(window, 0, -1)[:, None]  # (T, M)
     later = np.minimum(rows + horizon, len(track.future) - 1)

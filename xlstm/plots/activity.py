@@ -43,7 +43,7 @@ def gates(saved: Any, layer: str | None = None, sequence: int = 0) -> Any:
     Parameters
     ----------
     saved : Saved
-        What `forward` of a recurrent layer, a block, a stack or a model kept.
+        As `forward` of a recurrent layer, a block, a stack or a model returned it.
     layer : str, optional
         The name that the parameters of the layer begin with, such as "0", "1.reverse" or "recurrent.0"; by default that
         of the only layer.
@@ -100,7 +100,7 @@ def saturation_table(saved: Any) -> list[Saturation]:
     Parameters
     ----------
     saved : Saved
-        What `forward` kept.
+        As `forward` returned it.
 
     Returns
     -------
@@ -128,7 +128,7 @@ def saturation(saved: Any) -> Any:
     Parameters
     ----------
     saved : Saved
-        What `forward` kept.
+        As `forward` returned it.
 
     Returns
     -------
@@ -162,7 +162,7 @@ def memory_table(saved: Any) -> list[Memory]:
     Parameters
     ----------
     saved : Saved
-        What `forward` kept.
+        As `forward` returned it.
 
     Returns
     -------
@@ -194,7 +194,7 @@ def memory(saved: Any) -> Any:
     Parameters
     ----------
     saved : Saved
-        What `forward` kept.
+        As `forward` returned it.
 
     Returns
     -------

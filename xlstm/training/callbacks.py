@@ -198,7 +198,8 @@ class ReduceOnPlateau(Callback):
     """A learning rate that shrinks when the validation loss stops improving.
 
     It is a schedule and a callback: `plateau = ReduceOnPlateau(1e-3)`, then `optim.adam(plateau)` and
-    `train(..., callbacks=[plateau])`. It does as `torch.optim.lr_scheduler.ReduceLROnPlateau`.
+    `train(..., callbacks=[plateau])`; `train` refuses one without the other. It does as
+    `torch.optim.lr_scheduler.ReduceLROnPlateau`.
 
     Parameters
     ----------

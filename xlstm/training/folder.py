@@ -109,7 +109,7 @@ class Folder:
         ----------
         total : int
         about : dict
-            What can be read without the arrays.
+            All that can be read without the arrays.
         tree : dict
         best : bool
             Write it as the best one, too.

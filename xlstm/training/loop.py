@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -13,8 +13,8 @@ from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed
 from xlstm.data.batches import BATCHES, Batches
-from xlstm.training import optimizers
-from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress
+from xlstm.training import optimizers, schedules
+from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress, ReduceOnPlateau
 from xlstm.training.evaluation import mean_loss
 from xlstm.training.feed import Loss, loss_of
 from xlstm.training.folder import Folder
@@ -89,7 +89,7 @@ def train(
     accumulate : int
         Update the weights after so many batches, by the mean gradient over all their targets.
     callbacks : list of Callback or callable
-        What else is done: `EarlyStopping`, `MovingAverage`, `ReduceOnPlateau`, `Clip`, or your own. A function is
+        All else that is done: `EarlyStopping`, `MovingAverage`, `ReduceOnPlateau`, `Clip`, or your own. A function is
         called with a `Progress` after every step, and where it returns True training stops.
     checkpoints : path, optional
         The folder of the run, for checkpoints and the history. Without it nothing is written.
@@ -121,7 +121,8 @@ def train(
         the parameter.
     ValueError
         `data` or `validation` yields no batch or none with a target that counts, or numbers in a batch are not finite
-        or do not fit into the dtype. The folder holds another run.
+        or do not fit into the dtype. The folder holds another run. A `ReduceOnPlateau` is a callback but not the
+        learning rate of the optimiser, or the reverse.
     TypeError, ValueError, BackendError
         A `precision` that does not go with the weights, or a device that does not have it. `graph` where the weights
         are not on CuPy, or a step cannot be captured.
@@ -134,7 +135,7 @@ def train(
     found = _callbacks(callbacks, short)
     if validation is None and any(callback.needs_validation for callback in found):
         raise ValueError("train: patience needs validation data, and so does each callback that looks at its loss")
-    OPTIMIZER("train", "optimizer", optimizer)
+    _check_rates(OPTIMIZER("train", "optimizer", optimizer), found)
     MIXED("train", "precision", precision)
     BATCHES("train", "data", data)
     DATA("train", "validation", validation)
@@ -209,6 +210,23 @@ def _callbacks(given: Iterable[Callback | Callable[[Progress], object]], short: 
             raise TypeError(f"train: callbacks[{k}] is {shown}, expected a training.Callback or a function")
         found.append(callback if isinstance(callback, Callback) else Each(callback))
     return found
+
+
+def _check_rates(optimizer: optimizers.Optimizer, callbacks: Sequence[Callback]) -> None:
+    """Raise ValueError unless a learning rate that is a callback is among the callbacks, and the reverse.
+
+    A function of your own is not looked into: it may ask a `ReduceOnPlateau` for its rate.
+    """
+    rates = [schedules.warmed(rate) for rate in optimizer.schedules]
+    for rate in rates:
+        if isinstance(rate, Callback) and all(rate is not callback for callback in callbacks):
+            problem = f"optimizer has a {type(rate).__name__} as its learning rate, expected it in callbacks, too"
+            raise ValueError(f"train: {problem}: it changes after each validation")
+    known = rates and all(schedules.is_plain(rate.lr if isinstance(rate, ReduceOnPlateau) else rate) for rate in rates)
+    for callback in callbacks:
+        if known and isinstance(callback, ReduceOnPlateau) and all(rate is not callback for rate in rates):
+            problem = "callbacks has a ReduceOnPlateau, expected it as the learning rate of optimizer, too"
+            raise ValueError(f"train: {problem}, such as optim.adam(plateau)")
 
 
 def evaluate(model: Any, params: Params, data: Batches, loss: Loss | None = None) -> float:

@@ -49,7 +49,7 @@ class Trained:
     skipped : int
         Steps left out because gradients overflowed in a lower precision.
     unsaved : str
-        What could not be written to the folder of the run, or nothing.
+        Which files could not be written to the folder of the run, and why; empty where all could.
     """
 
     params: Params = field(repr=False)

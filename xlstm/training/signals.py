@@ -19,7 +19,7 @@ class Interrupted(KeyboardInterrupt):
     Attributes
     ----------
     trained : Trained
-        What was best so far.
+        The best weights so far, and how training went.
     signal : int
         The number of the signal.
     """
@@ -38,7 +38,7 @@ class Terminated(SystemExit):
     Attributes
     ----------
     trained : Trained
-        What was best so far.
+        The best weights so far, and how training went.
     signal : int
         The number of the signal.
     """

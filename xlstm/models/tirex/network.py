@@ -121,7 +121,7 @@ class Network(Backbone):
         Returns
         -------
         levels : list of arrays (B, T, D)
-            What the first block is given, and the output of each block.
+            The input of the first block, and the output of each block.
         state : tuple
         """
         params, x, start, span = self._begin(params, tokens, state, groups=self._groups(tokens, **rows))
@@ -201,7 +201,7 @@ class Network(Backbone):
         ----------
         y : array (B, T, Q, P)
         target : array (B, T, P)
-            Of each token the values of the next patch, in the units of its window.
+            The values of the patch after each token, in the units of its window.
         mask : bool array (B, T, P), or array of weights, optional
             Values that count, or how much they do.
 
@@ -252,9 +252,10 @@ class Network(Backbone):
             Covariates of TiRex-2, as for its `forecast`; `future` may end with the series. The targets and covariates
             of an item see each other as in a forecast.
         weights : {"all", "head", "adapters", "lora"}
-            What is trained: all parameters, the layer after the last block, or low-rank changes of all matrices, which
-            are `training.LowRank` and have two names here. Those of TiRex-2 that these data do not use stay: variate
-            mixers without an item of two rows or more, and `combination` without covariates that are known in advance.
+            Which are trained: all parameters, the layer after the last block, or low-rank changes of all matrices,
+            which are `training.LowRank` and have two names here. Those of TiRex-2 that these data do not use stay:
+            variate mixers without an item of two rows or more, and `combination` without covariates that are known in
+            advance.
         horizon : int, optional
             Steps to learn to forecast, by default a patch; see `PatchWindows`.
         rank : int
@@ -262,7 +263,7 @@ class Network(Backbone):
         epochs : int
             Passes over all windows.
         learning_rate, weight_decay : float
-            Of AdamW.
+            Those of AdamW.
         batch_size : int
             Windows at once; one has as many rows as its item has targets and covariates.
         stride : int, optional
