@@ -85,17 +85,17 @@ def normed(xp: Namespace, function: Any, x: Array, *arrays: Array, **options: An
 
     With a `limit`, `function` scales x as `scaled` does. NumPy does without where no square is infinite.
     """
-    if xp is np:
-        found = looped(xp, function, (x, *arrays), None, 0, {**options, "limit": None})
-        if found is None:
-            with np.errstate(over="ignore", invalid="ignore"):
-                found = function(xp, x, *arrays, limit=None, **options)
-        if (found[1] > 0).all():  # it is 0 or NaN where a square is infinite
-            return found
-    within = by_rows(xp, function, x, *arrays, limit=fourth_root(xp, x.dtype), **options)
-    if xp is np:  # rows whose squares are finite keep their bits
-        return tuple(np.where(found[1] > 0, *pair) for pair in zip(found, within, strict=True))
-    return within
+    within = functools.partial(by_rows, xp, function, x, *arrays, limit=fourth_root(xp, x.dtype), **options)
+    if xp is not np:
+        return within()
+    found = looped(xp, function, (x, *arrays), None, 0, {**options, "limit": None})
+    if found is None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = function(xp, x, *arrays, limit=None, **options)
+    finite = found[1] > 0  # r is 0 or NaN where a square is infinite
+    if finite.all():
+        return found
+    return tuple(np.where(finite, *pair) for pair in zip(found, within(), strict=True))
 
 
 def scaled(xp: Namespace, x: Array, formula: Any, axis: Axis, eps: float, limit: float | None) -> tuple[Array, Array]:
