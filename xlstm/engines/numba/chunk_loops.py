@@ -21,7 +21,9 @@ def stand_in(*arguments: Any) -> Any:
     raise NotImplementedError
 
 
-forget = accumulate = written = m_after = stabilise = read_write = keep = decay = den = quotient = state = stand_in
+forget = accumulate = written = m_after = stabilise = read_write = keep = decay = denominator = quotient = state = (
+    stand_in
+)
 carray = pointer = at8 = room = pack_rows = pack_columns = call_product = rows_times_vector = stand_in
 
 
@@ -113,13 +115,13 @@ def chunks(where: int, sizes: Any, views: Any, arrays: Any, numbers: Any, first:
             # h (7) (8).
             for t in range(some):
                 s[at + t] = sums[t] + more[t]
-                d[at + t] = divisor = den(s[at + t], b[at + t], r[at + t], eps)
+                d[at + t] = divisor = denominator(s[at + t], b[at + t], r[at + t], eps)
                 from_row, to_row = U(t * V), U(h0 + (start + t) * views[5, 3])
                 for j in range(U(V)):
                     h[to_row + j] = quotient(num[from_row + j], divisor)
             for t in range(some, L):
                 s[at + t] = F(0)
-                d[at + t] = den(F(0), b[at + t], r[at + t], eps)
+                d[at + t] = denominator(F(0), b[at + t], r[at + t], eps)
             # The state (9).
             for j in range(K):
                 written_n[j] = F(0)

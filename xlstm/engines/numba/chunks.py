@@ -11,16 +11,15 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays.namespace import Array
-from xlstm.cells import mlstm_formulas as formulas
-from xlstm.cells.activations import FORGET
-from xlstm.cells.denominator import limit_of, low_of
 from xlstm.cells.mlstm_chunks import Logs, Saved
+from xlstm.cells.mlstm_formulas import Formula, by_name, options_of
 from xlstm.engines.heads import Group
 from xlstm.engines.numba import chunk_loops, jit
 from xlstm.engines.numba.matmul import DTYPES
 from xlstm.engines.numba.team import address, share
 from xlstm.engines.numba.typed import KINDS, function, helpers
 
+NUMBERS = ("root", "eps")  # options of formulas that are arguments here
 SMALL = 1 << 18  # multiplications below which NumPy's calls cost less than to compile the loops
 
 
@@ -96,21 +95,10 @@ def _compiled(dtype: str, forget: str, shape: Any) -> ModuleType:
 def _formulas(dtype: str, forget: str) -> dict[str, str]:
     """Return the formulas of the cell by name, each as the source of a function of single numbers."""
     real = np.dtype(dtype)
-    x, low, limit = KINDS[real], low_of(np, np.float64), limit_of(np, real)
-    found: dict[str, str] = {}
+    return {name: _function(name, one, KINDS[real], options_of(real)) for name, one in by_name(forget).items()}
 
-    def add(name: str, formula: Any, names: str, kinds: str, results: str, **options: Any) -> None:
-        found[name] = function(name, formula, dict(zip(names.split(), kinds, strict=True)), results, **options)
 
-    add("forget", FORGET[forget].fwd, "f", x, x)
-    add("accumulate", formulas.accumulate, "b most i logf", f"88{x}{x}", "88")
-    add("written", formulas.written, "i b", f"{x}8", "8")
-    add("m_after", formulas.m_after, "m b most", "888", "8")
-    add("stabilise", formulas.stabilise, "most m", "88", "8", low=low)
-    add("read_write", formulas.read_write, "w r m0 last root", f"8888{x}", 2 * x, low=low, dtype=real)
-    add("keep", formulas.keep, "m0 last", "88", x, low=low, dtype=real)
-    add("decay", formulas.D, "w r wrote reads root", f"88{x}{x}{x}", x, dtype=real)
-    add("den", formulas.den, "s b r eps", f"{x}88{x}", x, limit=limit, dtype=real)
-    add("quotient", formulas.quotient, "num den", x + x, x, dtype=real)
-    add("state", formulas.state, "C keep written", 3 * x, x)
-    return found
+def _function(name: str, formula: Formula, kind: str, options: dict[str, Any]) -> str:
+    """Return a formula as the source of a function, whose last arguments are those of NUMBERS that it has."""
+    numbers = dict.fromkeys(formula.taken(dict.fromkeys(NUMBERS)), kind)
+    return function(name, formula.function, formula.kinds(kind, "8") | numbers, formula.taken(options))
