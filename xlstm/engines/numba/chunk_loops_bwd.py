@@ -12,6 +12,7 @@ import numpy as np
 
 F: Any = np.float32
 U: Any = np.uintp
+INT: Any = np.int64
 COLUMNS = 32
 
 
@@ -53,7 +54,7 @@ def chunks_bwd(where: int, sizes: Any, views: Any, arrays: Any, numbers: Any, fi
     most, r, m = carray(at8(arrays[3]), 1), carray(at8(arrays[4]), 1), carray(at8(arrays[5]), 1)
     states, s, den = carray(pointer(arrays[6]), 1), carray(pointer(arrays[7]), 1), carray(pointer(arrays[8]), 1)
     dC, dm = carray(pointer(arrays[9]), 1), carray(pointer(arrays[10]), 1)
-    root, eps = F(numbers[0]), F(numbers[1])
+    root, eps, zero = F(numbers[0]), F(numbers[1]), INT(0)  # Numba compiles a function once more for a literal 0
     widest = max(K, V, L) + COLUMNS - 1
     right, place = room(max(K, V, L) * (widest - widest % COLUMNS)), np.empty(len(views), np.int64)
     P, dS, dnum, weighted, new = room(L * L), room(L * L), room(L * V), room(L * K), room(K * W)
@@ -71,9 +72,9 @@ def chunks_bwd(where: int, sizes: Any, views: Any, arrays: Any, numbers: Any, fi
             for x in range(len(views)):
                 place[x] = matrix // N * views[x, 1] + matrix % N * views[x, 2] + start * views[x, 3]
             f1, h1, dh1, di1, df1 = place[3], place[4], place[5], place[9], place[10]
-            copy_rows(of_q, place[0], views[0, 3], q, 0, K, some, K)
-            copy_rows(of_k, place[1], views[1, 3], k, 0, K, some, K)
-            copy_rows(of_v, place[2], views[2, 3], v, 0, V, some, V)
+            copy_rows(of_q, place[0], views[0, 3], q, zero, K, some, K)
+            copy_rows(of_k, place[1], views[1, 3], k, zero, K, some, K)
+            copy_rows(of_v, place[2], views[2, 3], v, zero, V, some, V)
             forgotten = inner(states, C + K * W, dC, d0, K * W)
             if back == 0:
                 dend -= forgotten
@@ -91,9 +92,9 @@ def chunks_bwd(where: int, sizes: Any, views: Any, arrays: Any, numbers: Any, fi
             for t in range(some, L):
                 dh_h[t] = ds[t] = F(0)
             # P and dS, the gradient of Q K^T (4) (5) (6).
-            packed = as_columns(k, 0, K, some, K, right)
+            packed = as_columns(k, zero, K, some, K, right)
             call_product(where, q, 0, K, 1, some, packed, 0, len(packed), P, 0, some, 0, some, False, False)
-            packed = as_columns(v, 0, V, some, V, right)
+            packed = as_columns(v, zero, V, some, V, right)
             call_product(where, dnum, 0, V, 1, some, packed, 0, len(packed), dS, 0, some, 0, some, False, False)
             for t in range(some):
                 row, rt, dst = U(t * some), r[at + t], ds[t]
@@ -110,7 +111,7 @@ def chunks_bwd(where: int, sizes: Any, views: Any, arrays: Any, numbers: Any, fi
                 row, factor, dst = U(t * K), read[t], ds[t]
                 for j in range(U(K)):
                     dq[row + j] = scale_add(dq[row + j] + dst * n[j], factor, F(0))
-            packed = as_rows(k, 0, K, K, some, right)
+            packed = as_rows(k, zero, K, K, some, right)
             call_product(where, dS, 0, some, 1, some, packed, 0, len(packed), dq, 0, K, 0, K, True, False)
             # dK (9) (5).
             packed = as_columns(dC, d0, W, K, V, right)
@@ -119,14 +120,14 @@ def chunks_bwd(where: int, sizes: Any, views: Any, arrays: Any, numbers: Any, fi
                 row, factor = U(t * K), write[t]
                 for j in range(U(K)):
                     dk[row + j] = scale_add(dk[row + j] + dn[j], factor, F(0))
-            packed = as_rows(q, 0, K, K, some, right)
+            packed = as_rows(q, zero, K, K, some, right)
             call_product(where, dS, 0, 1, some, some, packed, 0, len(packed), dk, 0, K, 0, K, True, False)
             # dV (9) (6), and what the chunk reads of the state before it (6).
-            scaled(k, 0, K, write, some, K, weighted)
+            scaled(k, zero, K, write, some, K, weighted)
             packed = as_rows(dC, d0, W, V, K, right)
             call_product(where, weighted, 0, K, 1, some, packed, 0, len(packed), dv, 0, V, 0, V, False, False)
-            scaled(q, 0, K, read, some, K, weighted)
-            packed = as_rows(dnum, 0, V, V, some, right)
+            scaled(q, zero, K, read, some, K, weighted)
+            packed = as_rows(dnum, zero, V, V, some, right)
             call_product(where, P, 0, 1, some, some, packed, 0, len(packed), dv, 0, V, 0, V, True, False)
             call_product(where, weighted, 0, 1, K, K, packed, 0, len(packed), new, 0, W, 0, V, False, False)
             sum_of_rows(weighted, ds, some, K, dn)
@@ -136,9 +137,9 @@ def chunks_bwd(where: int, sizes: Any, views: Any, arrays: Any, numbers: Any, fi
             kept = keep(m0, end)
             for x in range(U(K * W)):
                 dC[U(d0) + x] = state(dC[U(d0) + x], kept, new[x])
-            copy_rows(dq, 0, K, to_q, place[6], views[6, 3], some, K)
-            copy_rows(dk, 0, K, to_k, place[7], views[7, 3], some, K)
-            copy_rows(dv, 0, V, to_v, place[8], views[8, 3], some, V)
+            copy_rows(dq, zero, K, to_q, place[6], views[6, 3], some, K)
+            copy_rows(dk, zero, K, to_k, place[7], views[7, 3], some, K)
+            copy_rows(dv, zero, V, to_v, place[8], views[8, 3], some, V)
             # w_s enters everything that step s writes, b_t everything that step t reads (4) (6) (9).
             for t in range(L):
                 dw[t] = inner(k, t * K, dk, t * K, K) if t < some else F(0)

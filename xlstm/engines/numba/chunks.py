@@ -150,4 +150,4 @@ def _formulas(dtype: str, forget: str) -> dict[str, str]:
 def _function(name: str, formula: Formula, kind: str, options: dict[str, Any]) -> str:
     """Return a formula as the source of a function, whose last arguments are those of NUMBERS that it has."""
     numbers = dict.fromkeys(formula.taken(dict.fromkeys(NUMBERS)), kind)
-    return function(name, formula.function, formula.kinds(kind, "8") | numbers, formula.taken(options))
+    return function(name, formula.function, formula.kinds(kind, "8") | numbers, kind, formula.taken(options))
