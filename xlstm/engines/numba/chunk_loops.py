@@ -21,9 +21,8 @@ def stand_in(*arguments: Any) -> Any:
     raise NotImplementedError
 
 
-forget = accumulate = written = m_after = stabilise = read_write = keep = decay = denominator = quotient = state = (
-    stand_in
-)
+forget = accumulate = written = m_after = stabilise = read_write = keep = stand_in
+decay = denominator = quotient = state = stand_in
 carray = pointer = at8 = room = pack_rows = pack_columns = call_product = rows_times_vector = stand_in
 
 

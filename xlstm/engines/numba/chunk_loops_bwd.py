@@ -72,6 +72,7 @@ def chunks_bwd(where: int, sizes: Any, views: Any, arrays: Any, numbers: Any, fi
             for x in range(len(views)):
                 place[x] = matrix // N * views[x, 1] + matrix % N * views[x, 2] + start * views[x, 3]
             f1, h1, dh1, di1, df1 = place[3], place[4], place[5], place[9], place[10]
+            # Copies, as rows that lie a power of two apart take each other's places in the cache.
             copy_rows(of_q, place[0], views[0, 3], q, zero, K, some, K)
             copy_rows(of_k, place[1], views[1, 3], k, zero, K, some, K)
             copy_rows(of_v, place[2], views[2, 3], v, zero, V, some, V)
