@@ -337,25 +337,31 @@ def run_few_rows(compiled: Compiled, rng: np.random.Generator) -> None:
 
 
 def run_chunks(compiled: Compiled, rng: np.random.Generator) -> None:
-    """Run an mLSTM in chunks, of which the last is not full."""
+    """Run an mLSTM in chunks, of which the last is not full, forward and backward, and without backward."""
     from xlstm.cells import mlstm
     from xlstm.engines.numba import chunks
 
-    guards = compiled.guards
+    guards, names = compiled.guards, [*"hCnm", "dq", "dk", "dv", "di", "df", "dC", "dn", "dm"]
     for dtype, (T, K, V), guards.flush in itertools.product(("float32", "float64"), CHUNKS, FLUSH):
-        sizes = ((T, K), (T, K), (T, V), (T,), (T,), (K, V), (K,), ())
+        sizes = ((T, K), (T, K), (T, V), (T,), (T,), (K, V), (K,), (), (T, V), (K, V), (K,), ())
         values = [rng.standard_normal((2, 3, *size)).astype(dtype) for size in sizes]
         values[0], values[1], values[6] = (abs(values[n]) for n in (0, 1, 6))  # h is a quotient: none is by about 0
         blocks = [guards.take(value.nbytes) for value in values]
         arrays = [block.array(value) for block, value in zip(blocks, values, strict=True)]
         for place, value in zip(arrays, values, strict=True):
             place[...] = value
-        expected = dict(zip("hCnm", mlstm.chunkwise(np, *values, chunk=16), strict=False))
+        *outputs, saved = mlstm.chunkwise(np, *values[:8], chunk=16)
+        expected = dict(zip(names, [*outputs, *mlstm.chunkwise_bwd(np, *values[8:], saved)], strict=True))
         with EMPTY, pytest.MonkeyPatch.context() as patch:
             patch.setattr(chunks, "SMALL", 0)
-            found = chunks.chunkwise(arrays, 0.0, "sigmoid", 16, None)
-        assert found is not None
-        same(dict(zip("hCnm", found[0], strict=True)), expected, dtype, T, K, V)
+            inference = chunks.chunkwise(arrays[:8], 0.0, "sigmoid", 16, False)
+            found = chunks.chunkwise(arrays[:8], 0.0, "sigmoid", 16, True)
+            assert inference is not None
+            assert found is not None
+            assert found[1] is not None
+            grads = chunks.chunkwise_bwd(arrays[8], arrays[9:], found[1], 0.0, "sigmoid")
+        same(dict(zip(names, [*found[0], *grads], strict=True)), expected, dtype, T, K, V)
+        same(dict(zip("hCnm", inference[0], strict=True)), dict(zip("hCnm", outputs, strict=True)), dtype, T, K, V)
         for block in (*blocks, *compiled.drain()):
             guards.give(block, "chunks")
 

@@ -10,7 +10,6 @@ from xlstm.cells import mlstm as cell
 from xlstm.engines.numba import chunks, jit, team
 
 pytestmark = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
-WHOLE = (slice(None), slice(None))
 
 
 @pytest.fixture(autouse=True)
@@ -20,10 +19,23 @@ def small(monkeypatch):
     monkeypatch.setattr(chunks, "SMALL", 0)
 
 
-def run(inputs, chunk=64, eps=0.0, forget="sigmoid", groups=None):
-    found = chunks.chunkwise(inputs, eps, forget, chunk, groups)
+def run(inputs, chunk=64, eps=0.0, forget="sigmoid", keep=False):
+    found = chunks.chunkwise(inputs, eps, forget, chunk, keep)
     assert found is not None
     return found
+
+
+def run_bwd(kept, dh, dstate, eps=0.0, forget="sigmoid"):
+    return chunks.chunkwise_bwd(dh, dstate, kept, eps, forget)
+
+
+def both(rng, inputs, chunk, final=True, **options):
+    """Results and gradients of the loops, and those of the cell on arrays."""
+    *outputs, saved = cell.chunkwise(np, *inputs, chunk=chunk, **options)
+    dh, *dstate = (rng.standard_normal(a.shape).astype(a.dtype) for a in outputs)
+    expected = cell.chunkwise_bwd(np, dh, *(dstate if final else (None, None, None)), saved, **options)
+    found, kept = run(inputs, chunk, keep=True, **options)
+    return [*found, *run_bwd(kept, dh, dstate if final else None, **options)], [*outputs, *expected]
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
@@ -35,26 +47,86 @@ def test_chunkwise(rng, T, chunk, options, dtype, sizes):
     if dtype == "f4":  # no sum of h's denominator is near 0, which would make much of rounding
         inputs = [abs(a) if k in (0, 1, 6) else a for k, a in enumerate(inputs)]
     *outputs, saved = cell.chunkwise(np, *inputs, chunk=chunk, **options)
-    found, ((_, kept),) = run(inputs, chunk, groups=[WHOLE], **options)
+    found, kept = run(inputs, chunk, keep=True, **options)
     close(found, outputs, dtype)
     close(run(inputs, chunk, **options)[0], found, dtype, 0)
-    for name in ("logf", "h", "C", "end", "s", "den"):
+    close([kept.states[:, :, :-1], kept.states[:, :, -1]], [saved.C, saved.end], dtype)
+    for name in ("logf", "h", "s", "den"):
         close([getattr(kept, name)], [getattr(saved, name)], dtype)
     for a, b in zip(kept.logs, saved.logs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12 if dtype == "f8" else 1e-5, atol=1e-12 if dtype == "f8" else 1e-6)
-    dh, *dstate = (rng.standard_normal(a.shape).astype(dtype) for a in outputs)
-    grads = cell.chunkwise_bwd(np, dh, *dstate, saved, **options)
-    close(cell.chunkwise_bwd(np, dh, *dstate, kept, **options), grads, dtype, 1e-4)
 
 
-def test_from_the_state_before_the_first_step(rng):
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(("T", "chunk"), [(12, 4), (11, 4), (5, 64), (1, 4), (70, 64)])
+@pytest.mark.parametrize("sizes", [{}, {"N": 1, "K": 1, "V": 1}, {"B": 1, "K": 40, "V": 33}], ids=str)
+@pytest.mark.parametrize("final", [False, True])
+def test_backward(rng, T, chunk, options, dtype, sizes, final):
+    inputs = inputs_of(rng, dtype, T, gates=2.0, **sizes)
+    if dtype == "f4":
+        inputs = [abs(a) if k in (0, 1, 6) else a for k, a in enumerate(inputs)]
+    found, expected = both(rng, inputs, chunk, final, **options)
+    close(found, expected, dtype, 1e-4)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("gates", [1.0, 4.0])
+@pytest.mark.parametrize(("T", "chunk"), [(7, 3), (5, 64), (1, 4)])
+def test_gradient(rng, T, chunk, gates, options):
+    def forward(*inputs):
+        outputs, saved = run(inputs, chunk, keep=True, **options)
+        return tuple(outputs), saved
+
+    def backward(saved, d):
+        return tuple(run_bwd(saved, d[0], d[1:], **options))
+
+    xlstm.gradcheck(forward, backward, tuple(inputs_of(rng, "f8", T, gates=gates)))
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+def test_gradient_without_that_of_the_final_state(rng, eps):
+    def forward(*inputs):
+        (h, *_), saved = run(inputs, 3, eps, keep=True)
+        return h, saved
+
+    def backward(saved, dh):
+        return tuple(run_bwd(saved, dh, None, eps))
+
+    xlstm.gradcheck(forward, backward, tuple(inputs_of(rng, "f8", 7)))
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+def test_from_the_state_before_the_first_step(rng, eps):
     """m = -inf, and steps that write nothing, or forget everything or nothing."""
     inputs = inputs_of(rng, "f8", 11)
     inputs[3] = np.where(np.arange(11) < 6, -np.inf, inputs[3])
     inputs[4] = np.where(np.arange(11) == 8, -np.inf, np.where(np.arange(11) == 3, np.inf, inputs[4]))
     inputs[5:] = [np.zeros_like(inputs[5]), np.zeros_like(inputs[6]), np.full_like(inputs[7], -np.inf)]
-    *outputs, _ = cell.chunkwise(np, *inputs, chunk=4)
-    close(run(inputs, 4)[0], outputs, "f8")
+    found, expected = both(rng, inputs, 4, eps=eps)
+    close(found, expected, "f8")
+    assert all(np.all(np.isfinite(a)) for a in found)
+
+
+@pytest.mark.parametrize("low", [-30.0, -1e4, -np.inf])
+def test_digits_survive_a_strong_forget(rng, low):
+    inputs = inputs_of(rng, "f4", 64)
+    inputs[4] = np.array(inputs[4])
+    inputs[4][..., [20, 40]] = low
+    _, expected = both(np.random.default_rng(0), [a.astype("f8") for a in inputs], 64)
+    found, _ = both(np.random.default_rng(0), inputs, 64)
+    close(found, [a.astype("f4") for a in expected], "f4", 1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("i", [-np.inf, -1e30, 1e3, 0.0])
+@pytest.mark.parametrize("f", [-1e30, -1e3, 1e3, 1e30])
+def test_extreme_gates_stay_finite(rng, dtype, i, f):
+    inputs = inputs_of(rng, dtype, 70)
+    inputs[3], inputs[4] = np.full_like(inputs[3], i), np.full_like(inputs[4], f)
+    inputs[5:] = [np.zeros_like(inputs[5]), np.zeros_like(inputs[6]), np.full_like(inputs[7], -np.inf)]
+    (h, *_), kept = run(inputs, keep=True)
+    assert all(np.all(np.isfinite(a)) for a in (h, *run_bwd(kept, np.ones_like(h), None)))
 
 
 def test_nothing_is_made_of_nan(rng):
@@ -69,49 +141,60 @@ def test_nothing_is_made_of_nan(rng):
 
 def test_equal_bits_however_threads_share_the_work(monkeypatch, rng):
     inputs = inputs_of(rng, "f4", 30, B=3)
+    d = [rng.standard_normal(shape).astype("f4") for shape in ((3, 3, 30, 5), *(a.shape for a in inputs[5:]))]
     monkeypatch.setattr(team, "LARGE", 0)
     monkeypatch.setattr(team, "WORTH", 1)
     found = []
     for count in ("1", "2", "3"):
         monkeypatch.setenv(threads.VARIABLE, count)
-        found.append(run(inputs, 8)[0])
+        outputs, kept = run(inputs, 8, keep=True)
+        found.append([*outputs, *run_bwd(kept, d[0], d[1:])])
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("k", range(5))
+@pytest.mark.parametrize("k", range(6))
 def test_steps_heads_and_sequences_backwards_in_memory(rng, k):
     inputs = inputs_of(rng, "f8", 11)
-    *outputs, _ = cell.chunkwise(np, *inputs, chunk=4)
-    inputs[k] = np.ascontiguousarray(inputs[k][::-1, ::-1, ::-1])[::-1, ::-1, ::-1]
-    close(run(inputs, 4)[0], outputs, "f8")
+    *outputs, saved = cell.chunkwise(np, *inputs, chunk=4)
+    given = [*inputs[:5], rng.standard_normal(outputs[0].shape)]
+    expected = cell.chunkwise_bwd(np, given[5], None, None, None, saved)
+    given[k] = np.ascontiguousarray(given[k][::-1, ::-1, ::-1])[::-1, ::-1, ::-1]
+    found, kept = run([*given[:5], *inputs[5:]], 4, keep=True)
+    close([*found, *run_bwd(kept, given[5], None)], [*outputs, *expected], "f8")
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("lengths", [None, [11, 0, 4]])
 def test_layer(monkeypatch, rng, lengths, batch_first):
-    """Forward, backward and inference, with the groups of heads that backward takes."""
+    """Forward, backward and inference."""
     layer = xlstm.mLSTM(3, 8, 2, num_heads=2, qk_size=4, chunk_size=4, batch_first=batch_first)
     params = layer.init(seed=0, backend=xlstm.backend("numpy", dtype="float64"))
     x = rng.standard_normal((3, 11, 3) if batch_first else (11, 3, 3))
     calls = []
 
-    def counted(*arguments):
-        found = whole(*arguments)
-        calls.append(found is not None)
-        return found
+    def count(name):
+        whole = getattr(chunks, name)
 
-    whole = chunks.chunkwise
-    monkeypatch.setattr(chunks, "chunkwise", counted)
+        def counted(*arguments):
+            found = whole(*arguments)
+            calls.append((name, found is not None))
+            return found
 
-    def both():
+        monkeypatch.setattr(chunks, name, counted)
+
+    count("chunkwise")
+    count("chunkwise_bwd")
+
+    def everything():
         y, state, saved = layer.forward(params, x, lengths=lengths)
         grads, dx, dstate = layer.backward(params, saved, y, tuple(np.ones_like(s) for s in state))
         return [y, *state, *grads.values(), dx, *dstate[:2], layer(params, x, lengths=lengths)[0]]
 
-    found = both()
-    assert calls == [True] * 4
+    found = everything()
+    assert calls == [(name, True) for name in ("chunkwise", "chunkwise_bwd", "chunkwise") for _ in range(2)]
     monkeypatch.setenv("XLSTM_COMPILE", "0")
-    close(found, both(), "f8")
-    assert calls[4:] == [False] * 4
+    calls.clear()
+    close(found, everything(), "f8")
+    assert calls == [("chunkwise", False)] * 4

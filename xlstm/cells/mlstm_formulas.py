@@ -1,14 +1,20 @@
 """The formulas of the chunkwise mLSTM that work element by element; numbers are those of `mlstm_chunks.py`.
 
-They run on arrays, and on symbols, from which the kernels of `engines/cuda/chunks/` are made.
+They run on arrays, and on symbols, from which the kernels of `engines/cuda/chunks/` and the compiled loops of
+`engines/numba/chunks.py` are made.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from xlstm.arrays.namespace import Array, Namespace, astype
-from xlstm.cells.denominator import at_least, denominator, exp_minus, sign_beyond
+from xlstm.cells.activations import FORGET
+from xlstm.cells.denominator import at_least, denominator, exp_minus, limit_of, low_of, sign_beyond
 
 FORGOTTEN = -1e5  # the least log f in use; a lower one would cost the other terms of its sum their digits
 
@@ -106,3 +112,53 @@ def add(xp: Namespace, total: Array, d: Array) -> Array:
 def wide(xp: Namespace, a: Array) -> Array:
     """Return an array in float64: sums of logarithms have to keep the digits of their smallest terms."""
     return xp.astype(a, xp.float64)
+
+
+class Formula(NamedTuple):
+    """A formula on single numbers, which have the dtype of the states, but for those that are float64."""
+
+    function: Callable[..., Any]
+    arguments: str
+    wide: str = ""  # the arguments that are float64
+
+    def kinds(self, real: str, wide: str) -> dict[str, str]:
+        """Return the kind of each argument, which is `wide` for float64."""
+        return {name: wide if name in self.wide.split() else real for name in self.arguments.split()}
+
+    def taken(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return those of all options that the formula has."""
+        return {name: options[name] for name in inspect.signature(self.function).parameters if name in options}
+
+
+FORMULAS = {
+    "accumulate": Formula(accumulate, "b most i logf", "b most"),
+    "written": Formula(written, "i b", "b"),
+    "m_after": Formula(m_after, "m b most", "m b most"),
+    "stabilise": Formula(stabilise, "most m", "most m"),
+    "read_write": Formula(read_write, "w r m0 last", "w r m0 last"),
+    "keep": Formula(keep, "m0 last", "m0 last"),
+    "state": Formula(state, "C keep written"),
+    "decay": Formula(D, "w r wrote reads", "w r"),
+    "denominator": Formula(den, "s b r", "b r"),
+    "den_bwd": Formula(den_bwd, "dh_h den s b r", "b r"),
+    "quotient": Formula(quotient, "num den"),
+    "scale_add": Formula(scale_add, "a scale b"),
+    "b_bwd": Formula(b_bwd, "dh_h ds s dw"),
+    "m_bwd": Formula(m_bwd, "dh_h den"),
+    "from_before": Formula(from_before, "m0 most", "m0 most"),
+    "add_to_last": Formula(add_to_last, "dm end step last"),
+    "is_largest": Formula(is_largest, "w most wrote reads", "w most"),
+    "share": Formula(share, "old dm count"),
+    "add": Formula(add, "total d"),
+}
+
+
+def by_name(forget: str) -> dict[str, Formula]:
+    """Return all formulas with the names that kernels have for them, from the name of the forget gate."""
+    forward, backward = FORGET[forget]
+    return {**FORMULAS, "forget": Formula(forward, "f"), "forget_bwd": Formula(backward, "dlogf f logf")}
+
+
+def options_of(dtype: Any) -> dict[str, Any]:
+    """Return the options of all formulas that follow from the dtype of the states."""
+    return {"low": low_of(np, np.float64), "limit": limit_of(np, dtype), "dtype": dtype}

@@ -16,6 +16,8 @@ from xlstm.engines.cuda.chunks import passes as chunks
 from xlstm.engines.numba import chunks as loops
 from xlstm.layers.state import Leaf, Span, State
 
+WHOLE = (slice(None), slice(None))  # all sequences and heads
+
 
 def gates_of(xp: Namespace, kept: Any) -> tuple[Array, Array]:
     """Return the logarithms of the gates i and f at every step, (T, B, N), from what `Memory.run` kept."""
@@ -73,11 +75,10 @@ class Memory(NamedTuple):
         gates = [xp.permute_dims(a, (1, 2, 0)) for a in (i, f)]  # (B, N, T)
         arrays = [*(self._heads(xp, a) for a in (q, k, v)), *gates, *state]
         if xp is np:
-            groups = heads.groups(xp, B, self.N, *self._sizes(span)) if keep else None
-            found = loops.chunkwise(arrays, self.eps, self.forget, self.steps, groups)
+            found = loops.chunkwise(arrays, self.eps, self.forget, self.steps, keep)
             if found is not None:
                 (h, *end), kept = found
-                return self._rows(xp, h), tuple(end), kept
+                return self._rows(xp, h), tuple(end), [(WHOLE, kept)]
         cell = functools.partial(mlstm.chunkwise, xp, eps=self.eps, forget=self.forget, chunk=self.steps)
 
         def one(q: Array, k: Array, v: Array, *rest: Array) -> tuple[Any, ...]:
@@ -102,9 +103,12 @@ class Memory(NamedTuple):
             backward = chunks.chunkwise_bwd if isinstance(kept, chunks.Saved) else cell
             return *backward(xp, dh, dC, dn, dm, kept), None
 
-        inputs = [(True, shape) for shape in ((T, self.K), (T, self.K), (T, self.V), (T,), (T,))]
         arrays = [self._heads(xp, dh), *(dstate or ())]
-        grads, _ = self._run(span, one, arrays, [*inputs, *self._state], saved)
+        if isinstance(whole := saved[0][1], loops.Saved):
+            grads = loops.chunkwise_bwd(arrays[0], dstate, whole, self.eps, self.forget)
+        else:
+            inputs = [(True, shape) for shape in ((T, self.K), (T, self.K), (T, self.V), (T,), (T,))]
+            grads, _ = self._run(span, one, arrays, [*inputs, *self._state], saved)
         dq, dk, dv, di, df = (self._rows(xp, d) for d in grads[:5])
         return (dq, dk, dv, span.mask(di), span.mask(df)), tuple(grads[5:])
 

@@ -21,7 +21,8 @@ def stand_in(*arguments: Any) -> Any:
     raise NotImplementedError
 
 
-forget = accumulate = written = m_after = stabilise = read_write = keep = decay = den = quotient = state = stand_in
+forget = accumulate = written = m_after = stabilise = read_write = keep = stand_in
+decay = denominator = quotient = state = stand_in
 carray = pointer = at8 = room = pack_rows = pack_columns = call_product = rows_times_vector = stand_in
 
 
@@ -52,8 +53,7 @@ def chunks(where: int, sizes: Any, views: Any, arrays: Any, numbers: Any, first:
     d, end_m = carray(pointer(arrays[9]), 1), carray(pointer(arrays[10]), 1)
     root, eps, none = F(numbers[0]), F(numbers[1]), F(-np.inf)
     by_step, by_value = (L + COLUMNS - 1) // COLUMNS, (V + COLUMNS - 1) // COLUMNS
-    keys, values = room(by_step * K * COLUMNS), room(by_value * L * COLUMNS)
-    memory, new = room(by_value * K * COLUMNS).reshape(by_value, K, COLUMNS), room(K * V)
+    right, values, new = room(max(by_step, by_value) * K * COLUMNS), room(by_value * L * COLUMNS), room(K * V)
     weights, num, weighted = room(L * L), room(L * V), room(L * K)
     n, written_n, sums, more = np.empty(K, F), np.empty(K, F), np.empty(L, F), np.empty(L, F)
     read, write, steps, ones = np.empty(L, F), np.empty(L, F), np.empty(L, F), np.empty(L, F)
@@ -88,47 +88,37 @@ def chunks(where: int, sizes: Any, views: Any, arrays: Any, numbers: Any, first:
             before = m_after(before, decayed, largest)
             # P (4) (5), and its sums.
             q1, k1, v1 = q0 + start * views[0, 3], k0 + start * views[1, 3], v0 + start * views[2, 3]
-            slivers = (some + COLUMNS - 1) // COLUMNS
-            packed = keys[: slivers * K * COLUMNS].reshape(slivers, K, COLUMNS)
-            pack_columns(k, k1, views[1, 3], some, K, INT(0), slivers, packed, INT(0))
-            q_step = views[0, 3]
-            call_product(where, q, q1, q_step, 1, some, packed, 0, slivers, weights, 0, some, 0, some, False, False)
+            packed, q_step = as_columns(k, k1, views[1, 3], some, K, right), views[0, 3]
+            call_product(where, q, q1, q_step, 1, some, packed, 0, len(packed), weights, 0, some, 0, some, False, False)
             for t in range(some):
                 row, rt = U(t * some), r[at + t]
-                for u in range(U(some)):
+                for u in range(U(t + 1)):
                     weights[row + u] *= decay(w[U(at) + u], rt, steps[u], steps[t], root)
+                for u in range(U(t + 1), U(some)):
+                    weights[row + u] = F(0)
             square = weights[: some * some].reshape(some, some)
             rows_times_vector(square, ones[:some], sums[:some])
             # num and s (6).
-            packed = values[: by_value * some * COLUMNS].reshape(by_value, some, COLUMNS)
-            pack_rows(v, v1, views[2, 3], V, some, INT(0), by_value, packed, INT(0))
-            call_product(where, weights, 0, some, 1, some, packed, 0, by_value, num, 0, V, 0, V, False, False)
-            for t in range(some):
-                first_q, factor = U(q1 + t * q_step), read[t]
-                for j in range(U(K)):
-                    weighted[U(t * K) + j] = factor * q[first_q + j]
-            pack_rows(states, C, W, V, K, INT(0), by_value, memory, INT(0))
-            call_product(where, weighted, 0, K, 1, some, memory, 0, by_value, num, 0, V, 0, V, True, False)
+            written_v = as_rows(v, v1, views[2, 3], V, some, values)
+            call_product(where, weights, 0, some, 1, some, written_v, 0, by_value, num, 0, V, 0, V, False, False)
+            scaled(q, q1, q_step, read, some, K, weighted)
+            packed = as_rows(states, C, W, V, K, right)
+            call_product(where, weighted, 0, K, 1, some, packed, 0, by_value, num, 0, V, 0, V, True, False)
             rows_times_vector(weighted[: some * K].reshape(some, K), n, more[:some])
             # h (7) (8).
             for t in range(some):
                 s[at + t] = sums[t] + more[t]
-                d[at + t] = divisor = den(s[at + t], b[at + t], r[at + t], eps)
+                d[at + t] = divisor = denominator(s[at + t], b[at + t], r[at + t], eps)
                 from_row, to_row = U(t * V), U(h0 + (start + t) * views[5, 3])
                 for j in range(U(V)):
                     h[to_row + j] = quotient(num[from_row + j], divisor)
             for t in range(some, L):
                 s[at + t] = F(0)
-                d[at + t] = den(F(0), b[at + t], r[at + t], eps)
+                d[at + t] = denominator(F(0), b[at + t], r[at + t], eps)
             # The state (9).
-            for j in range(K):
-                written_n[j] = F(0)
-            for t in range(some):
-                first_k, factor = U(k1 + t * views[1, 3]), write[t]
-                for j in range(U(K)):
-                    weighted[U(t * K) + j] = factor * k[first_k + j]
-                    written_n[j] += weighted[U(t * K) + j]
-            call_product(where, weighted, 0, 1, K, K, packed, 0, by_value, new, 0, V, 0, V, False, False)
+            scaled(k, k1, views[1, 3], write, some, K, weighted)
+            sum_of_rows(weighted, ones, some, K, written_n)
+            call_product(where, weighted, 0, 1, K, K, written_v, 0, by_value, new, 0, V, 0, V, False, False)
             after = C + far
             for x in range(K):
                 old, to, added = U(C + x * W), U(after + x * W), U(x * V)
@@ -138,3 +128,37 @@ def chunks(where: int, sizes: Any, views: Any, arrays: Any, numbers: Any, first:
                 states[to + U(V)] = n[x]
             C = after
         end_m[matrix] = F(before)
+
+
+def as_rows(a: Any, at: int, lead: int, width: int, depth: int, place: Any) -> Any:
+    """Return a matrix (depth, width), whose rows are `lead` apart, packed for a product."""
+    slivers = (width + COLUMNS - 1) // COLUMNS
+    packed = place[: slivers * depth * COLUMNS].reshape(slivers, depth, COLUMNS)
+    pack_rows(a, at, lead, width, depth, INT(0), slivers, packed, INT(0))
+    return packed
+
+
+def as_columns(a: Any, at: int, lead: int, width: int, depth: int, place: Any) -> Any:
+    """Return a matrix (depth, width), whose columns are `lead` apart, packed for a product."""
+    slivers = (width + COLUMNS - 1) // COLUMNS
+    packed = place[: slivers * depth * COLUMNS].reshape(slivers, depth, COLUMNS)
+    pack_columns(a, at, lead, width, depth, INT(0), slivers, packed, INT(0))
+    return packed
+
+
+def scaled(a: Any, at: int, lead: int, factors: Any, rows: int, width: int, out: Any) -> None:
+    """Set the rows of `out` to those of a matrix, which are `lead` apart, each times its factor."""
+    for t in range(rows):
+        row, to, factor = U(at + t * lead), U(t * width), factors[t]
+        for j in range(U(width)):
+            out[to + j] = factor * a[row + j]
+
+
+def sum_of_rows(a: Any, factors: Any, rows: int, width: int, out: Any) -> None:
+    """Set `out` to the sum of the rows of a matrix, each times its factor."""
+    for j in range(U(width)):
+        out[j] = F(0)
+    for t in range(rows):
+        row, factor = U(t * width), factors[t]
+        for j in range(U(width)):
+            out[j] += factor * a[row + j]

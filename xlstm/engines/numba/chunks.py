@@ -6,27 +6,40 @@ import functools
 import inspect
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from xlstm.arrays.namespace import Array
-from xlstm.cells import mlstm_formulas as formulas
-from xlstm.cells.activations import FORGET
-from xlstm.cells.denominator import limit_of, low_of
-from xlstm.cells.mlstm_chunks import Logs, Saved
-from xlstm.engines.heads import Group
-from xlstm.engines.numba import chunk_loops, jit
+from xlstm.cells.mlstm_chunks import Logs
+from xlstm.cells.mlstm_formulas import Formula, by_name, options_of
+from xlstm.engines.numba import chunk_loops, chunk_loops_bwd, jit
 from xlstm.engines.numba.matmul import DTYPES
 from xlstm.engines.numba.team import address, share
 from xlstm.engines.numba.typed import KINDS, function, helpers
 
+PLAIN = (chunk_loops.scaled, chunk_loops.sum_of_rows, chunk_loops_bwd.copy_rows)
+SUMS = (chunk_loops_bwd.inner, chunk_loops_bwd.maximum_bwd)  # in the order that is quickest
+COUNTED = (chunk_loops.as_rows, chunk_loops.as_columns, chunk_loops.chunks, chunk_loops_bwd.chunks_bwd)
+NUMBERS = ("root", "eps")  # options of formulas that are arguments here
 SMALL = 1 << 18  # multiplications below which NumPy's calls cost less than to compile the loops
 
 
+class Saved(NamedTuple):
+    """The arrays that `chunkwise` keeps: some as they came, the rest of all chunks, which begin one after the other."""
+
+    inputs: tuple[Array, ...]  # q, k, v, i~, f~, as given
+    logf: Array  # (B, N, T), of T rounded up to chunks
+    h: Array  # (B, N, T, V)
+    logs: Logs
+    states: Array  # [C, n] before every chunk and after the last one, (B, N, chunks + 1, K, V + 1)
+    s: Array  # (B, N, chunks, L)
+    den: Array
+
+
 def chunkwise(
-    given: Sequence[Array], eps: float, forget: str, chunk: int, groups: Sequence[Group] | None
-) -> tuple[list[Array], list[tuple[Group, Saved]]] | None:
+    given: Sequence[Array], eps: float, forget: str, chunk: int, keep: bool
+) -> tuple[list[Array], Saved | None] | None:
     """Compute all steps, as `chunkwise` in `cells/mlstm_chunks.py`, or return None where this is no work for the loops.
 
     Parameters
@@ -35,82 +48,106 @@ def chunkwise(
         q, k, v, i~, f~, C0, n0 and m0.
     eps, forget, chunk
         As of the cell.
-    groups : list of (slice, slice) or None
-        The sequences and heads that backward is to take at once; None where no backward is to follow.
+    keep : bool
+        Whether backward is to follow.
 
     Returns
     -------
     results : list of array
         h (B, N, T, V), C, n and m.
-    kept : list of (group, Saved)
+    kept : Saved or None
     """
     q, k, v, i, f, C0, n0, m0 = given
     (B, N, T, K), V = q.shape, v.shape[-1]
     L = min(chunk, T)
-    keep, work = groups is not None, B * N * T * (L + K) * (K + V)
-    if work < SMALL or q.dtype not in DTYPES or any(a.dtype != q.dtype for a in given) or not jit.enabled():
+    if _work(B, N, T, L, K, V) < SMALL or q.dtype not in DTYPES or any(a.dtype != q.dtype for a in given):
         return None
-    q, k, v = (a if a.strides[-1] == a.itemsize else np.ascontiguousarray(a) for a in (q, k, v))
-    # The loops count from the first number of an array forwards.
-    q, k, v, i, f = (a if min(a.strides) >= 0 else np.ascontiguousarray(a) for a in (q, k, v, i, f))
+    if not jit.enabled():
+        return None
+    q, k, v, i, f = inputs = tuple(map(_forwards, (q, k, v, i, f)))
     count, W, dtype = -(-T // L), V + 1, q.dtype
     each, some = (B, N, count, L), count + 1 if keep else 1
     states = np.empty((B, N, some, K, W), dtype)
     states[..., 0, :, :V], states[..., 0, :, V] = C0, n0
     logf, s, den = (np.empty(each, dtype) for _ in range(3))
     logs = Logs(*(np.empty(each[:-1] if name == "m" else each) for name in Logs._fields))
-    h, m = np.empty((T, B, N, V), dtype).transpose(1, 2, 0, 3), np.empty((B, N), dtype)
+    h, m = _steps_first(B, N, T, V, dtype), np.empty((B, N), dtype)
     m0 = np.ascontiguousarray(m0)
     compiled = _compiled(DTYPES[dtype], forget, jit.shape(DTYPES[dtype]))
     ordered = (m0, logf, logs.b, logs.w, logs.most, logs.r, logs.m, states, s, den, m)
-    arguments = (
-        compiled.PRODUCT,
-        np.array([N, T, K, V, W, count, L, K * W if keep else 0]),
-        np.array([[address(a), *(step // a.itemsize for step in a.strides[:3])] for a in (q, k, v, i, f, h)]),
-        np.array([address(a) for a in ordered]),
-        np.array([K**-0.5, eps]),
-    )
-    share([(B * N, compiled.chunks, arguments, 1)], work)
-    logf, end = logf.reshape(B, N, count * L)[..., :T], states[:, :, -1]
+    sizes = np.array([N, T, K, V, W, count, L, K * W if keep else 0])
+    arguments = (compiled.PRODUCT, sizes, *_tables((q, k, v, i, f, h), ordered), np.array([K**-0.5, eps]))
+    share([(B * N, compiled.chunks, arguments, 1)], _work(B, N, T, L, K, V))
+    end = states[:, :, -1]
+    saved = Saved(inputs, logf.reshape(B, N, count * L)[..., :T], h, logs, states, s, den) if keep else None
+    return [h, end[..., :V].copy(), end[..., V].copy(), m], saved
 
-    def saved(g: Group) -> Saved:
-        inputs = tuple(np.ascontiguousarray(a[g]) for a in (q, k, v, i, f))
-        own = Logs(*(a[g] for a in logs))
-        return Saved(inputs, logf[g], np.ascontiguousarray(h[g]), own, states[g][:, :, :-1], end[g], s[g], den[g])
 
-    return [h, end[..., :V].copy(), end[..., V].copy(), m], [(g, saved(g)) for g in groups or ()]
+def chunkwise_bwd(dh: Array, dstate: Sequence[Array] | None, saved: Saved, eps: float, forget: str) -> list[Array]:
+    """Return the gradients of q, k, v, i~, f~, C0, n0 and m0, as `chunkwise_bwd` in `cells/mlstm_chunks.py` does.
+
+    `dh` is (B, N, T, V), and `dstate` has the gradients of the final C, n and m, or is None, which means 0.
+    """
+    (q, k, v, i, f), logf, h, logs, states, s, den = saved
+    (B, N, T, K), V, (count, L), dtype = q.shape, v.shape[-1], s.shape[2:], q.dtype
+    dC, dm = np.zeros((B, N, K, V + 1), dtype), np.zeros((B, N), dtype)  # from the final state to the initial one
+    if dstate is not None:
+        dC[..., :V], dC[..., V], dm[...] = dstate
+    dh = _forwards(dh.astype(dtype, copy=False))
+    grads = [_steps_first(B, N, T, width, dtype) for width in (K, K, V)]
+    grads += [_steps_first(B, N, T, 1, dtype)[..., 0] for _ in (i, f)]
+    compiled = _compiled(DTYPES[dtype], forget, jit.shape(DTYPES[dtype]))
+    ordered = (logf, logs.b, logs.w, logs.most, logs.r, logs.m, states, s, den, dC, dm)
+    sizes = np.array([N, T, K, V, V + 1, count, L, dstate is not None or eps != 0])
+    arguments = (compiled.PRODUCT, sizes, *_tables((q, k, v, f, h, dh, *grads), ordered), np.array([K**-0.5, eps]))
+    share([(B * N, compiled.chunks_bwd, arguments, 1)], 2 * _work(B, N, T, L, K, V))
+    return [*grads, dC[..., :V], dC[..., V], dm]
+
+
+def _work(B: int, N: int, T: int, L: int, K: int, V: int) -> int:
+    """Return the multiplications of a forward pass; a backward pass has about twice as many."""
+    return B * N * T * (L + K) * (K + V)
+
+
+def _forwards(a: Array) -> Array:
+    """Return an array with numbers one after the other: the loops count from its first number forwards."""
+    rows = a.ndim == 3 or a.strides[-1] == a.itemsize
+    return a if rows and min(a.strides) >= 0 else np.ascontiguousarray(a)
+
+
+def _steps_first(B: int, N: int, T: int, width: int, dtype: Any) -> Array:
+    """Return room for an array (B, N, T, width), in memory with steps first, as the layer has them."""
+    return np.empty((T, B, N, width), dtype).transpose(1, 2, 0, 3)
+
+
+def _tables(views: Sequence[Array], arrays: Sequence[Array]) -> tuple[Array, Array]:
+    """Return the addresses of arrays (B, N, T, ...) with their strides, and those of others."""
+    strides = [[address(a), *(step // a.itemsize for step in a.strides[:3])] for a in views]
+    return np.array(strides), np.array([address(a) for a in arrays])
 
 
 @functools.cache
 def _compiled(dtype: str, forget: str, shape: Any) -> ModuleType:
     """Return a module with the loops for a dtype and a forget gate."""
     with jit.lock:
-        texts = _formulas(dtype, forget)
-        found = jit.generated(jit.shared(dtype), "\n".join([*texts.values(), inspect.getsource(chunk_loops.chunks)]))
+        formulas = _formulas(dtype, forget)
+        sources = [inspect.getsource(one) for one in (*PLAIN, *SUMS, *COUNTED)]
+        found = jit.generated(jit.shared(dtype), "\n".join([*formulas.values(), *sources]))
         found.__dict__.update({name: value for name, value in vars(helpers()).items() if name not in vars(found)})
-        jit.bind(found, tuple(getattr(found, name) for name in texts))
-        jit.bind(found, (found.chunks,), counted=True)
+        jit.bind(found, tuple(getattr(found, name) for name in formulas))
+        jit.bind(found, PLAIN)
+        jit.bind(found, SUMS, jit.FLAGS | {"reassoc"})
+        jit.bind(found, COUNTED, counted=True)
         return found
 
 
 def _formulas(dtype: str, forget: str) -> dict[str, str]:
     """Return the formulas of the cell by name, each as the source of a function of single numbers."""
     real = np.dtype(dtype)
-    x, low, limit = KINDS[real], low_of(np, np.float64), limit_of(np, real)
-    found: dict[str, str] = {}
+    return {name: _function(name, one, KINDS[real], options_of(real)) for name, one in by_name(forget).items()}
 
-    def add(name: str, formula: Any, names: str, kinds: str, results: str, **options: Any) -> None:
-        found[name] = function(name, formula, dict(zip(names.split(), kinds, strict=True)), results, **options)
 
-    add("forget", FORGET[forget].fwd, "f", x, x)
-    add("accumulate", formulas.accumulate, "b most i logf", f"88{x}{x}", "88")
-    add("written", formulas.written, "i b", f"{x}8", "8")
-    add("m_after", formulas.m_after, "m b most", "888", "8")
-    add("stabilise", formulas.stabilise, "most m", "88", "8", low=low)
-    add("read_write", formulas.read_write, "w r m0 last root", f"8888{x}", 2 * x, low=low, dtype=real)
-    add("keep", formulas.keep, "m0 last", "88", x, low=low, dtype=real)
-    add("decay", formulas.D, "w r wrote reads root", f"88{x}{x}{x}", x, dtype=real)
-    add("den", formulas.den, "s b r eps", f"{x}88{x}", x, limit=limit, dtype=real)
-    add("quotient", formulas.quotient, "num den", x + x, x, dtype=real)
-    add("state", formulas.state, "C keep written", 3 * x, x)
-    return found
+def _function(name: str, formula: Formula, kind: str, options: dict[str, Any]) -> str:
+    """Return a formula as the source of a function, whose last arguments are those of NUMBERS that it has."""
+    numbers = dict.fromkeys(formula.taken(dict.fromkeys(NUMBERS)), kind)
+    return function(name, formula.function, formula.kinds(kind, "8") | numbers, kind, formula.taken(options))

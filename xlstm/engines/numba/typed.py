@@ -61,7 +61,9 @@ class Writer:
         return name if self.types[name] in (kind, "bool") else f"F{kind}({name})"
 
 
-def function(name: str, formula: Callable[..., Any], inputs: Mapping[str, str], results: str, **options: Any) -> str:
+def function(
+    name: str, formula: Callable[..., Any], inputs: Mapping[str, str], real: str, options: Mapping[str, Any]
+) -> str:
     """Return the source of a formula as a function of single numbers.
 
     Parameters
@@ -71,8 +73,10 @@ def function(name: str, formula: Callable[..., Any], inputs: Mapping[str, str], 
         Pure and element by element, `formula(xp, *arrays, **options)`.
     inputs : dict of str to str
         The kind of each argument, "4" or "8".
-    results : str
-        The kinds of its results, one after the other.
+    real : str
+        The kind of results that are computed from conditions and numbers alone.
+    options : dict
+        Options of the formula.
     """
     writer, body, given = Writer(), [], list(inputs)
     stores: list[str] = []
@@ -84,7 +88,7 @@ def function(name: str, formula: Callable[..., Any], inputs: Mapping[str, str], 
             writer.types[line.to] = inputs[given[k]]
             body.append(f"{line.to} = {given[k]}")
         elif line.op == "store":
-            stores.append(writer.operand(line.args[0], results[len(stores)]))
+            stores.append(writer.operand(line.args[0], writer.types[line.args[0]] or real))
         else:
             body.append(f"{line.to} = {writer.expression(line)}")
     text = [f"def {name}({', '.join(given)}):", *(f"    {one}" for one in body), f"    return {', '.join(stores)}"]

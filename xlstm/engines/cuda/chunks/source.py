@@ -6,7 +6,6 @@ The formulas are those of `cells/mlstm_formulas.py`, traced; a template moves nu
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,15 +13,23 @@ import numpy as np
 
 from xlstm.arrays import device
 from xlstm.arrays.fuse import listed
-from xlstm.cells import mlstm_formulas as formulas
-from xlstm.cells.activations import FORGET
-from xlstm.cells.denominator import limit_of, low_of
+from xlstm.cells.mlstm_formulas import Formula, by_name, options_of
 from xlstm.tracing.c import statements
 from xlstm.tracing.symbols import Symbols, trace
 
 THREADS = 256
 LARGEST = 64  # steps of a chunk, at most
-KINDS = ("gates", "states", "within", "states_bwd", "within_bwd", "maximum_bwd", "shares_bwd", "gates_bwd")
+FORMULAS = {  # of each kind of kernel
+    "gates": ("forget", "accumulate", "written", "m_after", "stabilise", "read_write", "keep"),
+    "states": ("state",),
+    "within": ("decay", "quotient", "denominator"),
+    "states_bwd": ("state", "quotient"),
+    "within_bwd": ("decay", "quotient", "scale_add"),
+    "maximum_bwd": ("state", "m_bwd", "from_before"),
+    "shares_bwd": ("m_bwd", "from_before", "add_to_last", "is_largest", "share"),
+    "gates_bwd": ("b_bwd", "add", "forget_bwd"),
+}
+KINDS = tuple(FORMULAS)
 TILED = ("states", "within", "states_bwd", "within_bwd")  # those with products of matrices
 
 
@@ -107,7 +114,8 @@ def source(kind: str, way: Way, shape: Shape, forget: str, eps: float) -> Source
     }
     parts = [device.TEXT, *(f"#define {key} {value}" for key, value in defines.items())]
     parts += [f"constexpr int {key} = {value};" for key, value in sizes.items()]
-    parts += [_file("arrays.cuh"), *_functions(kind, K, forget, eps)]
+    found, options = by_name(forget), {"root": K**-0.5, "eps": eps, **options_of(np.dtype("float32"))}
+    parts += [_file("arrays.cuh"), *(_function(one, found[one], options) for one in FORMULAS[kind])]
     parts += [_file("tiles.cuh" if kind in TILED else "gates.cuh"), _file(f"{template}.cu")]
     return Source(name, "\n".join(parts), planned, blocks)
 
@@ -117,81 +125,12 @@ def _tile(size: int) -> int:
     return next(n for n in (16, 32, 64, 128) if size <= n or n == 128)
 
 
-def _functions(kind: str, K: int, forget: str, eps: float) -> list[str]:
-    """Return the formulas of a kernel as C functions."""
-    single, low, limit = np.dtype("float32"), low_of(np, np.float64), limit_of(np, np.float32)
-    root = {"root": K**-0.5}
-    quotient = _function("quotient", formulas.quotient, {"num": "float", "den": "float"}, dtype=single)
-    wr = {"w": "double", "r": "double"}
-    decay = _function("decay", formulas.D, {**wr, "wrote": "float", "reads": "float"}, dtype=single, **root)
-    state = _function("state", formulas.state, dict.fromkeys(("C", "keep", "written"), "float"))
-    m_bwd = _function("m_bwd", formulas.m_bwd, dict.fromkeys(("dh_h", "den"), "float"), eps=eps)
-    from_before = _function("from_before", formulas.from_before, dict.fromkeys(("m0", "most"), "double"), dtype=single)
-    found = {
-        "gates": [
-            _function("forget", FORGET[forget].fwd, {"f": "float"}),
-            _function(
-                "accumulate", formulas.accumulate, {"b": "double", "most": "double", "i": "float", "logf": "float"}
-            ),
-            _function("written", formulas.written, {"i": "float", "b": "double"}),
-            _function("m_after", formulas.m_after, dict.fromkeys(("m", "b", "most"), "double")),
-            _function("stabilise", formulas.stabilise, dict.fromkeys(("most", "m"), "double"), low=low),
-            _function(
-                "read_write",
-                formulas.read_write,
-                {**wr, "m0": "double", "last": "double"},
-                low=low,
-                dtype=single,
-                **root,
-            ),
-            _function("keep", formulas.keep, {"m0": "double", "last": "double"}, low=low, dtype=single),
-        ],
-        "states": [state],
-        "states_bwd": [state, quotient],
-        "within": [
-            decay,
-            quotient,
-            _function(
-                "denominator",
-                formulas.den,
-                {"s": "float", "b": "double", "r": "double"},
-                **{"eps": eps, "limit": limit, "dtype": single},
-            ),
-        ],
-        "within_bwd": [
-            decay,
-            quotient,
-            _function("scale_add", formulas.scale_add, dict.fromkeys(("a", "scale", "b"), "float")),
-        ],
-        "maximum_bwd": [state, m_bwd, from_before],
-        "shares_bwd": [
-            m_bwd,
-            from_before,
-            _function(
-                "add_to_last", formulas.add_to_last, dict.fromkeys(("dm", "end", "step", "last"), "float"), dtype=single
-            ),
-            _function(
-                "is_largest",
-                formulas.is_largest,
-                {"w": "double", "most": "double", "wrote": "float", "reads": "float"},
-                dtype=single,
-            ),
-            _function("share", formulas.share, dict.fromkeys(("old", "dm", "count"), "float")),
-        ],
-        "gates_bwd": [
-            _function("b_bwd", formulas.b_bwd, dict.fromkeys(("dh_h", "ds", "s", "dw"), "float")),
-            _function("add", formulas.add, dict.fromkeys(("total", "d"), "float")),
-            _function("forget_bwd", FORGET[forget].bwd, dict.fromkeys(("dlogf", "f", "logf"), "float")),
-        ],
-    }
-    return found[kind]
-
-
-def _function(name: str, function: Callable[..., Any], inputs: dict[str, str], **options: Any) -> str:
-    """Return a function of the cell as one of C, which gives its results to references."""
+def _function(name: str, formula: Formula, options: dict[str, Any]) -> str:
+    """Return a formula as a function of C, which gives its results to references."""
+    inputs, taken = formula.kinds("float", "double"), formula.taken(options)
 
     def named(xp: Any, **symbols: Symbols) -> dict[str, Symbols]:
-        return {f"to{k}": a for k, a in enumerate(listed(function(xp, *symbols.values(), **options)))}
+        return {f"to{k}": a for k, a in enumerate(listed(formula.function(xp, *symbols.values(), **taken)))}
 
     lines, outputs = trace(named, dict.fromkeys(inputs))
     kinds: dict[str, str | None] = {}
