@@ -14,9 +14,12 @@ import pytest
 
 
 @functools.cache
-def load(text: str, *command: str) -> ctypes.CDLL:
-    """The shared library that a compiler makes of a text; `command` has its name and options."""
-    return ctypes.CDLL(str(made(text, ".so", *command, "-shared", last="-lm")))
+def load(text: str, *command: str, mode: int = ctypes.DEFAULT_MODE) -> ctypes.CDLL:
+    """The shared library that a compiler makes of a text; `command` has its name and options.
+
+    With the mode `ctypes.RTLD_GLOBAL`, libraries that are loaded later find its names.
+    """
+    return ctypes.CDLL(str(made(text, ".so", *command, "-shared", last="-lm")), mode)
 
 
 @functools.cache

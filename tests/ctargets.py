@@ -21,7 +21,6 @@ BFLOAT16 = np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
 
 # Halves have what CuPy's classes have: they are made from a float, and become one.
 PRELUDE = """
-#include <cstring>
 extern "C" {
   double tanh(double), exp(double), expm1(double), log(double), log1p(double), sqrt(double), fabs(double);
   float tanhf(float), expf(float), expm1f(float), logf(float), log1pf(float), sqrtf(float), fabsf(float);
@@ -39,14 +38,14 @@ struct bfloat16 {
   unsigned short bits;
   bfloat16& operator=(float x) {
     unsigned all;
-    memcpy(&all, &x, 4);
+    __builtin_memcpy(&all, &x, 4);
     bits = (all + 0x7fff + ((all >> 16) & 1)) >> 16;
     return *this;
   }
   operator float() const {
     unsigned all = (unsigned)bits << 16;
     float x;
-    memcpy(&x, &all, 4);
+    __builtin_memcpy(&x, &all, 4);
     return x;
   }
 };

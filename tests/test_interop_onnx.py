@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 import xlstm
+from tests.conftest import later
 from xlstm.cells import activations
 from xlstm.interop.onnx import from_onnx, to_onnx
 from xlstm.models.sequence import SequenceModel
 
 onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
+onnxruntime = later("onnxruntime")
 pytestmark = pytest.mark.usefixtures("interpreted")
 
 T, B, D, H = 6, 5, 3, 4

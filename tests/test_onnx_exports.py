@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 
 import xlstm
+from tests.conftest import later
 from xlstm.interop.onnx import from_onnx, to_onnx
 
 onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
+onnxruntime = later("onnxruntime")
 helper = onnx.helper
 pytestmark = pytest.mark.usefixtures("interpreted")
 

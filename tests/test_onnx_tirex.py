@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 import xlstm
-from tests.conftest import DATA
+from tests.conftest import DATA, later
 from xlstm.cli import convert
 from xlstm.interop import tirex
 from xlstm.models import TiRex, files
 
-onnxruntime = pytest.importorskip("onnxruntime")
+onnxruntime = later("onnxruntime")
 from xlstm.interop.onnx import to_onnx  # noqa: E402
 
 GOLDEN = [f"tirex{k}/{name}" for k in (1, 2) for name in "abc"]

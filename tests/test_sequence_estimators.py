@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.attacks.bounds import examples
+from tests.conftest import later
 from xlstm import training
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.random import generator
@@ -14,7 +15,7 @@ from xlstm.estimators import NotFittedError, SequenceClassifier, SequenceRegress
 from xlstm.models.network import CELLS
 from xlstm.training import checkpoint
 
-sklearn = pytest.importorskip("sklearn")
+later("sklearn")
 
 QUICK = {"cell": "gru", "hidden_size": 16, "backend": "numpy"}
 FAST = {**QUICK, "hidden_size": 4, "epochs": 3}

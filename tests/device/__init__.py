@@ -16,8 +16,7 @@ from xlstm.engines.cuda.launch import Grid
 from xlstm.engines.cuda.source import Source, file
 from xlstm.engines.cuda.tiling import Device
 
-SHIM = Path(__file__).with_name("shim.hpp")
-HEADERS = Path(__file__).with_name("headers.hpp")
+HEADERS, SHIM, SCHEDULER = (Path(__file__).with_name(name) for name in ("headers.hpp", "shim.hpp", "scheduler.cpp"))
 SCALARS = {"int32": ctypes.c_int32, "int64": ctypes.c_int64, "float32": ctypes.c_float, "float64": ctypes.c_double}
 TOGETHER, IN_TURN, WITHOUT_WAITING = range(3)  # ways to run blocks
 DECLARED = re.compile(
@@ -72,15 +71,22 @@ def run(
 def library(text: str) -> ctypes.CDLL:
     """A source with the shim in the place of the device, compiled once for all processes."""
     names = sorted(entries(text))
-    shim, device = SHIM.read_text(encoding="utf-8"), file("device.cuh")
-    text = text.replace(device, shim) if device in text else shim + text
+    text = text.replace(file("device.cuh"), "")
     text += "".join(
         f'\nextern "C" int run_{name}(int x, int y, int threads, int shared, int cluster, unsigned seed, void** args, '
         f"int way) {{ return shim::launch({name}, x, y, threads, shared, cluster, seed, args, way); }}"
         for name in names
     )
-    headers = header(HEADERS.read_text(encoding="utf-8"), *COMPILE)
-    return load(text, *COMPILE, "-include", headers, "-x", "c++")
+    return load(text, *shimmed())
+
+
+@functools.cache
+def shimmed() -> tuple[str, ...]:
+    """The command that compiles kernels, which find the scheduler in this process."""
+    shim = header("".join(path.read_text(encoding="utf-8") for path in (HEADERS, SHIM)), *COMPILE)
+    command = (*COMPILE, "-include", shim, "-x", "c++")
+    load(SCHEDULER.read_text(encoding="utf-8"), *command, mode=ctypes.RTLD_GLOBAL)
+    return command
 
 
 class Entry(NamedTuple):

@@ -36,23 +36,18 @@ struct Fiber {
     long waits[3];  // barriers that it has come to: of its warp, block, cluster
 };
 
-static std::vector<Fiber> fibers;
-static Fiber* now;
-static jmp_buf scheduler;
-static dim3_ blockDim_, gridDim_;
-static long progress;  // of anything; a thread that waits for memory makes none
-static bool misused;  // a barrier, in a way that its manual forbids
+// scheduler.cpp has these for all kernels, of which one runs at a time.
+extern std::vector<Fiber> fibers;
+extern Fiber* now;
+extern jmp_buf scheduler;
+extern dim3_ blockDim_, gridDim_;
+extern long progress;  // of anything; a thread that waits for memory makes none
+extern bool misused;  // a barrier, in a way that its manual forbids
+extern void (*body)(void**);  // a kernel, with its arguments
+extern void** arguments;
 
 inline void yield() {
     if (!_setjmp(now->place)) _longjmp(scheduler, 1);
-}
-
-inline void resume(Fiber* fiber) {
-    now = fiber;
-    if (_setjmp(scheduler)) return;
-    if (fiber->begun) _longjmp(fiber->place, 1);
-    fiber->begun = true;
-    setcontext(&fiber->context);
 }
 
 inline void arrive(int kind) {
@@ -277,67 +272,13 @@ template <class... A, size_t... I>
 void call(void (*kernel)(A...), void** args, std::index_sequence<I...>) {
     kernel(*(std::remove_reference_t<A>*)args[I]...);
 }
-static void (*body)(void**);
-static void** arguments;
-static int alive;
 
 inline dim3_ block_index(int b) { return {b % gridDim_.x, b / gridDim_.x, 0}; }
-
-inline void run_fiber() {
-    body(arguments);
-    alive--;
-    progress++;
-    now->thread = -1;
-    yield();
-}
 
 enum Way { TOGETHER, IN_TURN, WITHOUT_WAITING };
 
 // Runs the threads of all blocks from `first` to `last` as fibers. True: they wait for what never comes.
-inline bool run_blocks(int first, int last, int threads, int shared, int cluster, unsigned seed) {
-    const int blocks = last - first, warps = (threads + 31) / 32;
-    std::vector<Block> all(blocks);
-    std::vector<Warp> lanes(blocks * warps);
-    std::vector<uint4> memory((size_t)blocks * (shared / 16 + 1), uint4{0x7fc07fc0, 0x7fc07fc0, 0x7fc07fc0, 0x7fc07fc0});
-    // Memory of stacks is neither written nor kept: every kernel is a library with variables of its own.
-    constexpr size_t STACK = 1 << 16;
-    char* const stacks = new char[STACK * blocks * threads];
-    fibers = std::vector<Fiber>(blocks * threads);
-    std::vector<int> order;
-    for (int b = 0; b < blocks; b++) {
-        const int cluster_first = b / cluster * cluster * threads;
-        all[b] = {block_index(first + b), (unsigned char*)&memory[(size_t)b * (shared / 16 + 1)], b * threads, cluster_first,
-                  cluster * threads};
-        for (int t = 0; t < threads; t++) {
-            const int i = b * threads + t;
-            Fiber* fiber = &fibers[i];
-            fiber->block = &all[b];
-            fiber->warp = &lanes[b * warps + t / 32];
-            fiber->thread = t;
-            getcontext(&fiber->context);
-            fiber->context.uc_stack.ss_sp = &stacks[STACK * i];
-            fiber->context.uc_stack.ss_size = STACK;
-            fiber->context.uc_link = nullptr;
-            makecontext(&fiber->context, run_fiber, 0);
-            order.push_back(i);
-        }
-    }
-    alive = (int)fibers.size();
-    uint64_t state = seed;
-    bool stuck = misused = false;
-    while (alive && !stuck) {
-        const long before = progress;
-        for (size_t left = seed ? order.size() : 0; left > 1; left--) {
-            state = state * 6364136223846793005u + 1442695040888963407u;
-            std::swap(order[left - 1], order[(state >> 33) % left]);
-        }
-        for (int i : order)
-            if (fibers[i].thread >= 0) resume(&fibers[i]);
-        stuck = progress == before;
-    }
-    delete[] stacks;
-    return stuck || misused;
-}
+bool run_blocks(int first, int last, int threads, int shared, int cluster, unsigned seed);
 
 // 1: threads wait for what never comes, or misuse what they wait for.
 template <class... A>
