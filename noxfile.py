@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import nox
@@ -20,6 +21,8 @@ from nox.command import CommandFailed
 # takes a CUDA one.
 nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_missing_interpreters = True
+# Python keeps compiled files: to compile those of PyTorch anew, or those of the tests, takes each process seconds.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 
@@ -59,11 +62,13 @@ NEVER_COMPILED = [
     "tests/test_recurrent.py::test_gradient_of_every_pair_of_options",
     "tests/test_recurrent.py::test_pairs_of_options_on_another_backend",
 ]
+# The same on one path; tests/test_compiled.py compares the others with it, gradients of every option too.
+COMPARED = "tests/test_recurrent.py::test_gradient_of_each_option"
 # Another version of Python or of a package changes what a line of code does, not how options go together: each value is
 # tested once, and other backends need no second run. In ONCE the cases of a test are the same lines, compiled for other
-# arguments or met by other threads: one case each. What NUMBERS shows is no matter of versions, and other tests run its
-# lines. Tools are not installed by users, and run in an environment of their own.
-MADE = ("compiled", "packed", "vector_lengths", "bounds", "batches", "concurrency")
+# arguments, met by other threads or called by a tool: one case each. What NUMBERS shows is no matter of versions, and
+# other tests run its lines. Users do not install TOOLS.
+MADE = ("compiled", "packed", "vector_lengths", "bounds", "batches", "concurrency", "sequence_estimators")
 ONCE = [f"tests/test_{name}.py" for name in MADE]
 NUMBERS = [
     "tests/test_estimators.py::test_the_main_job_on_real_data",
@@ -71,9 +76,15 @@ NUMBERS = [
     "tests/test_lstm.py::test_a_hundred_thousand_steps_stay_finite",
     "tests/test_slstm.py::test_long_sequences_stay_finite",
     "tests/test_parts.py::test_gradient[",
+    "tests/test_device.py::test_a_missing_barrier_is_seen",
+    "tests/test_device.py::test_float32_as_two_halves_has_its_digits",
+    "tests/test_device.py::test_ordinary_arithmetic_with_weights_in_registers",
+    "tests/test_device.py::test_results_do_not_depend_on_the_order_of_threads",
     *NEVER_COMPILED,
 ]
 TOOLS = [f"tests/test_{name}.py" for name in ("bench", "bench_gpu", "bench_mains", "bench_tasks", "parity")]
+# Without those that cannot run: a case that is skipped counts for `--cover` as one that has run.
+BACKENDS = {"XLSTM_TEST_BACKENDS": "numpy,strict,torch" + (",cupy" if shutil.which("nvidia-smi") else "")}
 STANDIN = {"XLSTM_TEST_STANDIN": "1", "XLSTM_TEST_BACKENDS": "cupy", "XLSTM_TEST_REQUIRE": "cupy"}
 NUMPY = {**ALONE, "XLSTM_TEST_BACKENDS": "numpy", "XLSTM_COMPILE": "0"}
 
@@ -105,13 +116,13 @@ def tests(session: nox.Session) -> None:
 
     Every two values of the parameters of a test go together in one of its cases. Recurrent layers are tested again on
     other paths of NumPy arrays: loops compiled or not, and the work divided among threads as it is for large layers.
-    There each value occurs in one case, since tests/test_compiled.py compares the paths on every option.
-    Whatever takes CuPy arrays is tested again on the stand-in of CuPy.
+    There each value occurs in one case and gradients of each option are left out, since tests/test_compiled.py compares
+    the paths on every option. Whatever takes CuPy arrays is tested again on the stand-in of CuPy.
     """
     install_all(session)
     commands = every_test(session.posargs, "--cover", "2")
     if not session.posargs:
-        commands += [*on_paths(PATHS, "--cover", "1"), on_the_standin("-k", "cupy or standin")]
+        commands += [*on_paths(PATHS, "--cover", "1", f"--deselect={COMPARED}"), *on_the_standin()]
         parity = ["python", "-m", "tests.parity", "--brief", "--processes", "2"]
         commands.append((parity, {**ALONE, "XLSTM_COMPILE": "0"}))
     run_each(session, commands)
@@ -121,7 +132,7 @@ def tests(session: nox.Session) -> None:
 def cupy(session: nox.Session) -> None:
     """Whatever takes CuPy arrays, on a CuPy that is acted out on the CPU (`tests/standin`); `tests` does this, too."""
     install_all(session)
-    run_each(session, [on_the_standin(*(session.posargs or ["-k", "cupy or standin"]))])
+    run_each(session, on_the_standin(session.posargs))
 
 
 @nox.session
@@ -150,10 +161,8 @@ def run_each(session: nox.Session, commands: list[Command]) -> None:
 
 def every_test(chosen: list[str], *arguments: str) -> list[Command]:
     """All tests, or those that the command line of nox names."""
-    if chosen:
-        return [([*PYTEST, *arguments, *chosen], ALONE)]
-    others = [f"--ignore={path}" for path in COMPILING]
-    return [([*PYTEST, *arguments, *COMPILING], ALONE), ([*PYTEST, *arguments, *others], ALONE)]
+    calls = [chosen] if chosen else [COMPILING, [f"--ignore={path}" for path in COMPILING]]
+    return [([*PYTEST, *arguments, *call], {**ALONE, **BACKENDS}) for call in calls]
 
 
 def on_paths(paths: list[dict[str, str]], *arguments: str) -> list[Command]:
@@ -165,19 +174,28 @@ def on_paths(paths: list[dict[str, str]], *arguments: str) -> list[Command]:
     return commands
 
 
-def on_the_standin(*arguments: str) -> Command:
-    """Tests on the stand-in of CuPy; g++ makes its kernels."""
-    return [*PYTEST, "--cover", "2", *arguments], {**ALONE, **STANDIN}
+def on_the_standin(chosen: Sequence[str] = ()) -> list[Command]:
+    """Tests on the stand-in of CuPy; g++ makes its kernels.
+
+    Where the backend is a parameter, each other value occurs with CuPy in one case: two of them meet on other backends,
+    and in kernels in tests/test_device.py.
+    """
+    if chosen:
+        return [([*PYTEST, "--cover", "2", *chosen], {**ALONE, **STANDIN})]
+    own = [str(path) for path in sorted(Path("tests").glob("test_standin*.py"))]
+    others = ["--cover", "1", "-k", "cupy", *(f"--ignore={path}" for path in own)]
+    return [([*PYTEST, *arguments], {**ALONE, **STANDIN}) for arguments in (others, ["--cover", "2", *own])]
 
 
 def on_another_version(chosen: list[str], *arguments: str) -> list[Command]:
     """The tests that another version of Python or of a package may fail, or those that nox is called with."""
     if chosen:
         return [([*PYTEST, *arguments, "--cover", "1", *chosen], NUMPY)]
-    others = [*(f"--ignore={path}" for path in (*ONCE, *TOOLS)), *(f"--deselect={test}" for test in NUMBERS)]
+    left_out = [f"--deselect={test}" for test in NUMBERS]
+    others = [f"--ignore={path}" for path in (*ONCE, *TOOLS)]
     return [
-        ([*PYTEST, *arguments, "--cover", "1", *others], NUMPY),
-        ([*PYTEST, *arguments, "--cover", "0", *ONCE], NUMPY),
+        ([*PYTEST, *arguments, "--cover", "1", *others, *left_out], NUMPY),
+        ([*PYTEST, *arguments, "--cover", "0", *ONCE, *left_out], NUMPY),
     ]
 
 

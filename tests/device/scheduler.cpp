@@ -3,6 +3,7 @@
 namespace shim {
 
 std::vector<Fiber> fibers;
+std::vector<Barrier> barriers[3];
 Fiber* now;
 jmp_buf scheduler;
 dim3_ blockDim_, gridDim_;
@@ -39,6 +40,7 @@ bool run_blocks(int first, int last, int threads, int shared, int cluster, unsig
     constexpr size_t STACK = 1 << 16;
     char* const stacks = new char[STACK * blocks * threads];
     fibers = std::vector<Fiber>(blocks * threads);
+    for (auto& of_a_kind : barriers) of_a_kind.assign(fibers.size(), Barrier{});
     std::vector<int> order;
     for (int b = 0; b < blocks; b++) {
         const int cluster_first = b / cluster * cluster * threads;

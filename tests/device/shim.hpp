@@ -26,6 +26,10 @@ struct Block {
     int first, cluster_first, cluster_size;  // of its threads; of the threads of its cluster
 };
 struct Warp { unsigned a[32][4], b[32][2]; };
+struct Barrier {  // of threads one after the other
+    long done;  // how often all of them have come
+    int seen;   // so many of them have come more often
+};
 struct Fiber {
     ucontext_t context;  // that it begins with; after that it jumps, which asks nothing of the system
     jmp_buf place;
@@ -38,6 +42,7 @@ struct Fiber {
 
 // scheduler.cpp has these for all kernels, of which one runs at a time.
 extern std::vector<Fiber> fibers;
+extern std::vector<Barrier> barriers[3];  // of a warp, block, cluster, at the place of its first fiber
 extern Fiber* now;
 extern jmp_buf scheduler;
 extern dim3_ blockDim_, gridDim_;
@@ -57,12 +62,12 @@ inline void arrive(int kind) {
 
 // For the threads from `first` on: none goes on before all have arrived.
 inline void wait(int kind, int first, int count) {
-    Fiber* me = now;
-    for (;;) {
-        bool all = true;
-        for (int i = first; i < first + count && all; i++) all = fibers[i].waits[kind] >= me->waits[kind];
-        if (all) return;
-        yield();
+    const long mine = now->waits[kind];
+    Barrier& barrier = barriers[kind][first];
+    while (barrier.done < mine) {
+        if (barrier.seen == count) barrier = {barrier.done + 1, 0};
+        else if (fibers[first + barrier.seen].waits[kind] > barrier.done) barrier.seen++;
+        else yield();
     }
 }
 
