@@ -454,8 +454,11 @@ def test_a_function_may_ask_a_plateau_for_its_rate():
     given = {"epochs": 3, "validation": data} | given
     train(model, start, data, optimizers.adam(halved), callbacks=[plateau], **given)
     assert (max(rates), min(rates)) == (0.025, pytest.approx(0.0025))
-    outer = ReduceOnPlateau(plateau)
+    outer = ReduceOnPlateau(optimizers.warmup(2, plateau))
     train(model, start, data, optimizers.adam(outer), callbacks=[outer, plateau], **given)
+    for one in (outer, plateau):
+        with pytest.raises(ValueError, match=r"^train: optimizer has a ReduceOnPlateau as its learning rate, expected"):
+            train(model, start, data, optimizers.adam(outer), callbacks=[one], **given)
     adam = optimizers.adam(plateau)
     own = optimizers.Optimizer(adam.init, adam.update)  # nothing is known of an optimiser of your own
     for optimizer in (own, optimizers.by_name({"*.b": own}, optimizers.sgd(0.05))):

@@ -274,6 +274,16 @@ def test_whole_numbers_of_several_series_count_steps_where_they_end_alike(rng):
             stream.push(given[12:15])
 
 
+def test_a_row_without_its_number_is_named(rng):
+    pandas = pytest.importorskip("pandas")
+    years = pandas.DataFrame({"a": rng.standard_normal(9)}, index=pandas.Index(np.arange(2000, 2009), dtype="Int64"))
+    stream = FIRST.stream(FIRST.init(0, "numpy"), years)
+    for labels in ([2009, None], [None]):
+        rows = pandas.DataFrame({"a": np.ones(len(labels))}, index=pandas.Index(labels, dtype="Int64"))
+        with pytest.raises(ValueError, match=r"^TiRex.stream: values has a row for nan, expected 2009 or later step"):
+            stream.push(rows)
+
+
 def test_rows_with_dates_after_rows_without_are_named(rng):
     pandas = pytest.importorskip("pandas")
     stream = FIRST.stream(FIRST.init(0, "numpy"), pandas.DataFrame({"a": np.arange(9.0)}))

@@ -36,6 +36,7 @@ def after(labels: Any, steps: int, passed: int = 0) -> Any:
 
 
 def steps_after(labels: Any, later: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return how many steps after the last label each of some numbers lies; 0 for one that is on no step."""
-    ticks, every = later.astype(np.int64) - labels[-1:].astype(np.int64), step(labels)
-    return np.where(ticks % every == 0, ticks // every, 0)
+    """Return how many steps after the last label each of some numbers lies; 0 for one that is NaN or on no step."""
+    known, every = ~np.isnan(later), step(labels)
+    ticks = np.where(known, later, 0).astype(np.int64) - labels[-1:].astype(np.int64)
+    return np.where(known & (ticks % every == 0), ticks // every, 0)

@@ -213,16 +213,20 @@ def _callbacks(given: Iterable[Callback | Callable[[Progress], object]], short: 
 
 
 def _check_rates(optimizer: optimizers.Optimizer, callbacks: Sequence[Callback]) -> None:
-    """Raise ValueError unless a learning rate that is a callback is among the callbacks, and the reverse.
+    """Raise ValueError unless each `ReduceOnPlateau` in a learning rate is among the callbacks, and the reverse.
 
     A function of your own is not looked into: it may ask a `ReduceOnPlateau` for its rate.
     """
-    rates = [schedules.warmed(rate) for rate in optimizer.schedules]
+    rates: list[schedules.Schedule] = []
+    for given in optimizer.schedules:
+        rates.append(rate := schedules.warmed(given))
+        while isinstance(rate, ReduceOnPlateau):
+            rates.append(rate := schedules.warmed(rate.lr))
     for rate in rates:
-        if isinstance(rate, Callback) and all(rate is not callback for callback in callbacks):
+        if isinstance(rate, ReduceOnPlateau) and all(rate is not callback for callback in callbacks):
             problem = f"optimizer has a {type(rate).__name__} as its learning rate, expected it in callbacks, too"
             raise ValueError(f"train: {problem}: it changes after each validation")
-    known = rates and all(schedules.is_plain(rate.lr if isinstance(rate, ReduceOnPlateau) else rate) for rate in rates)
+    known = rates and all(isinstance(rate, ReduceOnPlateau) or schedules.is_plain(rate) for rate in rates)
     for callback in callbacks:
         if known and isinstance(callback, ReduceOnPlateau) and all(rate is not callback for rate in rates):
             problem = "callbacks has a ReduceOnPlateau, expected it as the learning rate of optimizer, too"

@@ -10,16 +10,7 @@ from typing import Any
 
 import numpy as np
 
-F: Any = np.float32
-U: Any = np.uintp
-INT: Any = np.int64
-COLUMNS = 32
-
-
-def stand_in(*arguments: Any) -> Any:
-    """Stand for a formula, or a function of `products.py` or `chunk_loops.py`."""
-    raise NotImplementedError
-
+from xlstm.engines.numba.chunk_loops import COLUMNS, INT, F, U, stand_in
 
 read_write = keep = decay = quotient = state = den_bwd = scale_add = b_bwd = add = forget_bwd = stand_in
 m_bwd = from_before = add_to_last = is_largest = share = stand_in
