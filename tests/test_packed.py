@@ -1,7 +1,5 @@
 """Products of packed matrices for every length of vectors, and how threads share the steps of a compiled loop."""
 
-import functools
-
 import numpy as np
 import pytest
 
@@ -84,9 +82,10 @@ def test_packed_weights_begin_with_a_cache_line(rng, dtype):
     for H in (1, 3, 19, 64, 130):
         w = {name: rng.standard_normal((H, width)).astype(dtype) for name, width in (("Wx", 2), ("Wh", H))}
         step = Step(np, rnn.Cell(("tanh",)), w, Masks())
-        inputs = functools.partial(weights.for_inputs, units=(0, H))
-        for pack in (inputs, weights.for_states, weights.for_gradients):
-            assert pack(step, functions(dtype)).ctypes.data % 64 == 0
+        compiled = functions(dtype)
+        packed = [weights.for_inputs(step, compiled, (0, H)), weights.for_gradients(step, compiled)]
+        packed += [weights.for_states(step, compiled, apart)[1] for apart in (False, True)]
+        assert all(a.size and a.ctypes.data % 64 == 0 for a in packed)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -139,6 +138,8 @@ def test_products_of_few_rows_or_columns_with_a_large_matrix(rng, monkeypatch, d
     assert found[0] == found[1]
     assert matmul.run(x, np.ascontiguousarray(W.T)) is None  # it would have to be packed, which takes longer
     assert matmul.run(x, W[:99].T) is None  # it is near
+    x, W = (np.ones(shape, dtype) for shape in ((n, 30_000), (60, 30_000)))
+    assert matmul.run(x, W.T) is None  # there are few rows on both sides
 
 
 def test_places_beyond_two_to_the_31(rng):

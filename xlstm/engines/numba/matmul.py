@@ -22,8 +22,9 @@ from xlstm.engines.numba.weights import NARROW, products
 DTYPES = {np.dtype("float32"): "float32", np.dtype("float64"): "float64"}
 SMALL = 1 << 16  # multiplications below which NumPy's call costs less
 # Numbers of a matrix from which on tiles are quicker than BLAS though they are mostly empty, since it comes from far
-# memory, and from which on threads are quicker that share its product with a vector.
-FAR, VECTOR = 1 << 18, 1 << 20
+# memory, and from which on threads are quicker that share its product with a vector; and the rows (or columns, where it
+# is the right factor) below which BLAS is quicker all the same.
+FAR, VECTOR, LONG = 1 << 18, 1 << 20, 512
 
 
 def run(a: Array, b: Array, add: Array | None = None, shared: bool = False) -> Array | None:
@@ -125,6 +126,6 @@ def _plan(
     except ValueError:  # NumPy says why
         return None
     (M, K, N), least = found.sizes, NARROW
-    if narrow and not found.batch and K * max(M, N) >= FAR:
+    if narrow and not found.batch and max(M, N) >= LONG and K * max(M, N) >= FAR:
         least = 1 if K * max(M, N) >= VECTOR else 2
     return None if math.prod(found.batch) * M * K * N < SMALL or min(M, N) < least else found
