@@ -126,6 +126,7 @@ def test_products_of_few_rows_or_columns_with_a_large_matrix(rng, monkeypatch, d
     """Threads share them, and the bits do not depend on how many there are."""
     from xlstm.engines.numba import matmul
 
+    monkeypatch.setenv(jit.VARIABLE, "1")
     W, x = (rng.standard_normal(shape).astype(dtype) for shape in ((2099, 502), (n, 502)))
     scale = np.abs(x) @ np.abs(W).T
     found = []
