@@ -800,12 +800,17 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
 COLUMNS = {"name": ["a", "b"], "label": [1, 2], "day": ["2024-01-01", "2024-01-01"], "x": [0.1, -2.5e-9]}
 
 
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_tables_that_are_written_and_read(tmp_path, suffix):
+def table_path(folder, suffix):
+    """A path for a table, where there are the packages that such files need."""
     if suffix == "parquet":
         pytest.importorskip("pyarrow")
         pytest.importorskip("narwhals")
-    path = tmp_path / f"t.{suffix}"
+    return folder / f"t.{suffix}"
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_tables_that_are_written_and_read(tmp_path, suffix):
+    path = table_path(tmp_path, suffix)
     files.write_table(path, COLUMNS)
     assert files.read_header(path) == ([*COLUMNS], ["day"] if suffix == "csv" else [])
     assert files.read_names(path, "name").tolist() == ["a", "b"]
@@ -872,10 +877,7 @@ def test_series_of_parquet_files(tmp_path, unit):
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_text_beside_a_series_needs_no_name_of_a_column(tmp_path, suffix):
-    if suffix == "parquet":
-        pytest.importorskip("pyarrow")
-        pytest.importorskip("narwhals")
-    path = tmp_path / f"t.{suffix}"
+    path = table_path(tmp_path, suffix)
     files.write_table(path, {"note": ["x", "y"], "v": [1.0, 2.0]})
     assert (files.read_series(path).name, files.read_series(path).values.tolist()) == ("v", [1, 2])
     files.write_table(path, {"note": ["x", "y"]})

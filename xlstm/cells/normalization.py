@@ -85,9 +85,8 @@ def normed(xp: Namespace, function: Any, x: Array, *arrays: Array, **options: An
 
     With a `limit`, `function` scales x as `scaled` does. NumPy does without where no square is infinite.
     """
-    within = functools.partial(by_rows, xp, function, x, *arrays, limit=fourth_root(xp, x.dtype), **options)
     if xp is not np:
-        return within()
+        return _within(xp, function, x, *arrays, **options)
     found = looped(xp, function, (x, *arrays), None, 0, {**options, "limit": None})
     if found is None:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -95,7 +94,13 @@ def normed(xp: Namespace, function: Any, x: Array, *arrays: Array, **options: An
     finite = found[1] > 0  # r is 0 or NaN where a square is infinite
     if finite.all():
         return found
-    return tuple(np.where(finite, *pair) for pair in zip(found, within(), strict=True))
+    within = _within(xp, function, x, *arrays, **options)
+    return tuple(np.where(finite, *pair) for pair in zip(found, within, strict=True))
+
+
+def _within(xp: Namespace, function: Any, x: Array, *arrays: Array, **options: Any) -> Any:
+    """Return what a function gives with a limit, within which no square is infinite."""
+    return by_rows(xp, function, x, *arrays, limit=fourth_root(xp, x.dtype), **options)
 
 
 def scaled(xp: Namespace, x: Array, formula: Any, axis: Axis, eps: float, limit: float | None) -> tuple[Array, Array]:

@@ -16,6 +16,7 @@ from xlstm.arrays.namespace import Array, Namespace
 GROUP = 1 << 18
 
 Group = tuple[slice, slice]  # of sequences, and of heads
+WHOLE: Group = (slice(None), slice(None))
 
 _known: set[Any] = set()  # the shapes and dtypes that a cell has run with
 
@@ -53,7 +54,7 @@ def run(
     """
     B, N = arrays[0].shape[:2]
     if saved is None:
-        saved = [(group, None) for group in groups(xp, B, N, elements, work)]
+        saved = [(group, None) for group in _groups(xp, B, N, elements, work)]
         more: list[tuple[Any, ...]] = [()] * len(saved)
     else:
         more = [(kept,) for _, kept in saved]
@@ -86,10 +87,10 @@ def step(xp: Namespace, call: Callable[[], tuple[Any, ...]], multiplications: in
     return blas.in_turn(call, multiplications if xp is np else 0)
 
 
-def groups(xp: Namespace, B: int, N: int, elements: int, work: int) -> list[Group]:
+def _groups(xp: Namespace, B: int, N: int, elements: int, work: int) -> list[Group]:
     """Return the sequences and heads that are taken at once, a part of the work for each core at least."""
     if xp is not np or B == 0:
-        return [(slice(None), slice(None))]
+        return [WHOLE]
     parts = threads.available() if work > threads.LARGE else 1
     size = min(max(1, GROUP // elements), max(1, B * N // parts))
     some, many = min(size, N), max(1, size // N)

@@ -16,8 +16,6 @@ from xlstm.engines.cuda.chunks import passes as chunks
 from xlstm.engines.numba import chunks as loops
 from xlstm.layers.state import Leaf, Span, State
 
-WHOLE = (slice(None), slice(None))  # all sequences and heads
-
 
 def gates_of(xp: Namespace, kept: Any) -> tuple[Array, Array]:
     """Return the logarithms of the gates i and f at every step, (T, B, N), from what `Memory.run` kept."""
@@ -78,7 +76,7 @@ class Memory(NamedTuple):
             found = loops.chunkwise(arrays, self.eps, self.forget, self.steps, keep)
             if found is not None:
                 (h, *end), kept = found
-                return self._rows(xp, h), tuple(end), [(WHOLE, kept)]
+                return self._rows(xp, h), tuple(end), [(heads.WHOLE, kept)]
         cell = functools.partial(mlstm.chunkwise, xp, eps=self.eps, forget=self.forget, chunk=self.steps)
 
         def one(q: Array, k: Array, v: Array, *rest: Array) -> tuple[Any, ...]:

@@ -98,6 +98,7 @@ SHARED = (
     products.product_of_rows,
     products.turn,
     products.vector_over_rows,
+    products.product_of_vector,
     loops.take,
     loops.wait,
     loops.cut,
@@ -159,7 +160,6 @@ def _shared(dtype: str, shape: Any) -> ModuleType:
     bind(found, SHARED)
     bind(found, COUNTED, counted=True)
     bind(found, (products.rows_times_vector, products.column_of_product), FLAGS | {"reassoc"})
-    bind(found, (products.product_of_vector,))
     bind(found, (products.products_of_batch,), counted=True)
     found.__dict__["PRODUCT"] = vectors.address(found.__dict__["product"], vectors.product_type(dtype))
     return found

@@ -100,7 +100,7 @@ def _enter(given: tuple[Any, ...], numbers: list[int]) -> tuple[Any, ...]:
         elif isinstance(value, np.ndarray):
             if not value.flags.c_contiguous:
                 raise ValueError("an array of a call is not contiguous")
-            numbers.append(address(value) if value.size else 0)
+            numbers.append(address(value))
             numbers.extend(value.shape)
             kinds.append((value.dtype, value.ndim))
         elif type(value) is tuple:

@@ -34,9 +34,9 @@ def for_inputs(step: Step, compiled: ModuleType, units: tuple[int, int]) -> Arra
 
 
 def for_states(step: Step, compiled: ModuleType, apart: bool) -> tuple[Array, Array]:
-    """Return Wh for products with h, (heads, slivers of all gates, K, columns), after an empty array.
+    """Return W and Wh of `loops.forward`: W is empty, and Wh packed, (heads, slivers of all gates, K, columns).
 
-    If no thread needs the heads of another one, they are to pack them `apart`: Wh as it is, and room for it packed.
+    If no thread needs the heads of another one, the threads pack them `apart`: then W has the weights, and Wh is room.
     """
     W = _by_head(step)
     G, heads, K, _ = W.shape
