@@ -1,0 +1,167 @@
+"""Two versions of xlstm in turn: an older commit beside the tree as it is, case by case.
+
+    python -m bench.against COMMIT [--rounds N] [--only TEXT]
+
+Each version runs in a process of its own, which starts on its own checkout. A call of one follows a call of the other,
+so that what else the machine does meets both. The table also counts lines of code, files, and the Python calls of a
+forward pass. The cases use names alone that README documents, which both versions have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SHAPES = [(32, 1, 1, 50), (128, 1, 64, 64), (100, 32, 64, 128), (128, 64, 256, 256), (64, 32, 1024, 1024)]
+WITHOUT = " without Numba"
+
+
+def cases() -> dict[str, Callable[[], Any]]:
+    """Return what is timed, by its name; each builds its arrays when it is called, and returns the call."""
+    import numpy as np
+
+    import xlstm
+
+    rng = np.random.default_rng(0)
+
+    def layer(name: str, T: int, B: int, D: int, H: int, train: bool = True, **options: Any) -> Callable[[], Any]:
+        made = getattr(xlstm, name)(D, H, **options)
+        params = made.init(0, "numpy")
+        x = rng.standard_normal((T, B, D)).astype("float32")
+        dy = np.ones_like(made(params, x)[0])
+
+        def both() -> None:
+            _, _, saved = made.forward(params, x)
+            made.backward(params, saved, dy)
+
+        return both if train else lambda: made(params, x)
+
+    def step(B: int) -> Callable[[], Any]:
+        made = xlstm.LSTM(64, 64)
+        params, x = made.init(0, "numpy"), rng.standard_normal((B, 64)).astype("float32")
+        state = made.step(params, x)[1]
+        return lambda: [made.step(params, x, state) for _ in range(50)]
+
+    found: dict[str, Callable[[], Any]] = {}
+    for name in ("LSTM", "GRU", "RNN"):
+        for shape in SHAPES:
+            label = f"{name} {','.join(map(str, shape))}"
+            found[f"{label} train"] = lambda name=name, shape=shape: layer(name, *shape)
+            found[f"{label} inference"] = lambda name=name, shape=shape: layer(name, *shape, train=False)
+    for shape in SHAPES[:4]:
+        label = f"LSTM {','.join(map(str, shape))} train{WITHOUT}"
+        found[label] = lambda shape=shape: layer("LSTM", *shape)
+    found["sLSTM 64,16,64,64 train"] = lambda: layer("sLSTM", 64, 16, 64, 64)
+    found["mLSTM 256,8,128,128 train"] = lambda: layer("mLSTM", 256, 8, 128, 128, num_heads=4)
+    found["LSTM, 50 steps of B = 1"] = lambda: step(1)
+    found["LSTM, 50 steps of B = 8"] = lambda: step(8)
+    found[f"LSTM, 50 steps of B = 1{WITHOUT}"] = lambda: step(1)
+    return found
+
+
+def calls_of_a_pass() -> dict[str, int]:
+    """Return the Python calls and files of xlstm in a forward pass of LSTM(3, 8) over five steps of two sequences."""
+    import numpy as np
+
+    import xlstm
+
+    made = xlstm.LSTM(3, 8)
+    params, x = made.init(0, "numpy"), np.ones((5, 2, 3), np.float32)
+    made(params, x)
+    root, files, count = str(Path(xlstm.__file__).parent), set(), 0
+
+    def seen(frame: Any, event: str, _: object) -> None:
+        nonlocal count
+        if event == "call" and frame.f_code.co_filename.startswith(root):
+            count += 1
+            files.add(frame.f_code.co_filename)
+
+    sys.setprofile(seen)
+    made.forward(params, x)
+    sys.setprofile(None)
+    return {"calls": count, "files": len(files)}
+
+
+def work() -> None:
+    """Answer requests, JSON lines: the seconds of a case, or the calls of a pass."""
+    answers, sys.stdout = sys.stdout, sys.stderr
+    ready: dict[str, Callable[[], Any]] = {}
+    for line in sys.stdin:
+        name = json.loads(line)
+        os.environ["XLSTM_COMPILE"] = "0" if name.endswith(WITHOUT) else "1"
+        if name.startswith("calls"):
+            answer: Any = calls_of_a_pass()
+        else:
+            if name not in ready:
+                ready = {name: cases()[name]()}
+                ready[name]()
+            begun = time.perf_counter()
+            ready[name]()
+            answer = time.perf_counter() - begun
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+class Version:
+    """A process that runs the cases on one checkout."""
+
+    def __init__(self, tree: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(tree)}
+        command = [sys.executable, str(Path(__file__).resolve()), "--work"]
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, cwd=tree, env=environment, **pipes)
+
+    def ask(self, name: str) -> Any:
+        """Return the answer to a request."""
+        self.process.stdin.write(json.dumps(name) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+def in_turn(old: Version, new: Version, name: str, rounds: int) -> Iterator[tuple[float, float]]:
+    """Yield the seconds of both, of which the first alternates, at most half a minute long."""
+    begun = time.monotonic()
+    for k in range(rounds):
+        order = (old, new) if k % 2 else (new, old)
+        seconds = {version: version.ask(name) for version in order}
+        yield seconds[old], seconds[new]
+        if time.monotonic() - begun > 30:
+            return
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("commit", help="the older version, as Git names it")
+    parser.add_argument("--rounds", type=int, default=31, help="how often each is timed in turn")
+    parser.add_argument("--only", default="", help="only cases whose name has this text")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "old"
+        subprocess.run(["git", "worktree", "add", "--detach", "-q", str(tree), options.commit], cwd=ROOT, check=True)
+        try:
+            old, new = Version(tree), Version(ROOT)
+            print(f"{'':44}{'old':>12}{'new':>12}{'new / old':>12}  (medians)")
+            for name in ("calls", f"calls{WITHOUT}"):
+                before, after = old.ask(name), new.ask(name)
+                for fact in before:
+                    print(f"{f'{fact} of a forward pass{name[5:]}':44}{before[fact]:12}{after[fact]:12}")
+            for name in [name for name in cases() if options.only in name]:
+                pairs = list(in_turn(old, new, name, options.rounds))
+                before, after = (statistics.median(side) for side in zip(*pairs, strict=True))
+                ratio = statistics.median(b / a for a, b in pairs)
+                print(f"{name:44}{before * 1e3:9.3f} ms{after * 1e3:9.3f} ms{ratio:12.3f}", flush=True)
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, check=True)
+
+
+if __name__ == "__main__":
+    work() if sys.argv[1:] == ["--work"] else main()
