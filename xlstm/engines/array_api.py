@@ -127,7 +127,7 @@ class ArrayApi:
                 dstate = [beside(xp, pair) for pair in zip(dstate, ends, strict=True)] if have else ends
             options = None if step.bare else Options(step, segment)
             own = step.own if options is None else options.own
-            block = max(1, DERIVED // max(1, step.R * n))
+            block = max(1, DERIVED // max(1, step.G * step.H * n))
             for stop in range(segment.k, 0, -block):
                 start = max(0, stop - block)
                 carry = [c[start:stop, ...] for c in kept.carry]
@@ -163,14 +163,14 @@ def _projected(tape: Tape, zx: Array | None, segment: Segment) -> Iterator[Array
 
 
 def _project_block(step: Step, x: Array) -> Array:
-    """Return Wx x + b of steps x (k, n, D) of NumPy, each step by itself in memory: (k, R, n)."""
+    """Return Wx x + b of steps x (k, n, D) of NumPy, each step by itself in memory: (k, G H, n)."""
     k, n, D = x.shape
     if "Wx" not in step.w:
         z = np.array(x.transpose(0, 2, 1), order="C")
     elif n < WIDE:
         z = np.ascontiguousarray((x.reshape(k * n, D) @ step.w["Wx"].T).reshape(k, n, -1).transpose(0, 2, 1))
     else:
-        z = workspace.empty(np, (k, step.R, n), x)
+        z = workspace.empty(np, (k, step.G * step.H, n), x)
         np.matmul(step.w["Wx"], np.ascontiguousarray(x.transpose(0, 2, 1)), out=z)
     if step.b is not None:
         z += step.b[:, None]
