@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import workspace
 from xlstm.arrays.namespace import Array
-from xlstm.engines import plan
 from xlstm.engines.options import Options
-from xlstm.engines.segments import Segment, Widths, beside, joined, reshape, split
+from xlstm.engines.segments import Segment, Widths, beside, reshape, segments, with_idle
 from xlstm.engines.step import Step
 from xlstm.engines.tape import Gradients, Kept, Tape, swap
 
@@ -40,63 +38,43 @@ class ArrayApi:
     ) -> tuple[Array, list[Array], Tape]:
         """Run all steps; see `Engine`."""
         tape = Tape(self, step, widths, x, state[0])
+        xp, y, recur, gates, own = step.xp, tape.y, step.recur, step.cell.gates, step.own
         zx = None
-        if step.xp is not np or "gx" in step.w:  # one large product; elsewhere blocks that stay in the cache
+        if xp is not np or "gx" in step.w:  # one large product; elsewhere blocks that stay in the cache
             zx, tape.normal = step.project(x)
-        tape.rule = rule = plan.choose(step, x, tape.first)
-        parts = split(widths, rule.parts)
-        done = rule.run(functools.partial(self._run, tape, zx, state, keep), parts)
-        tape.kept = [kept for _, kept in done]
-        return tape.y, joined(step.xp, [final for final, _ in done], state, tape.first), tape
-
-    def _run(
-        self, tape: Tape, projected: Array | None, state: Sequence[Array], keep: str, part: Sequence[Segment]
-    ) -> tuple[list[Array], list[Kept]]:
-        """Run a part of the batch: the state of each sequence at its own end, and what is kept of each segment."""
-        step, y = tape.step, tape.y
-        xp, gates, own = step.xp, step.cell.gates, step.own
-        kept: list[Kept] = []
         ended: list[Sequence[Array]] = []  # states of the sequences that are over, the longest first
-        state = [s[:, part[0].first : part[0].first + part[0].n] for s in state]
-        for segment in part:
-            k, n, row = segment.k, segment.n, segment.at + segment.first
+        for segment in segments(widths):
+            k, n, row = segment
             if n < state[0].shape[1]:
                 ended.insert(0, [s[:, n:] for s in state])
                 state = [s[:, :n] for s in state]
             options = None if step.bare else Options(step, segment)
             # Arrays for all steps: a large step then works in the memory that the step before gave back.
+            carry = _room(tape, k + 1, state[1:]) if keep != "nothing" else []
+            _put(carry, 0, state[1:])
             rooms: list[list[Any]] = []
             groups: Sequence[Any] = ()
-            carry = [workspace.empty(xp, (k + 1, *s.shape), s) for s in state[1:]] if keep != "nothing" else []
-            for room, s in zip(carry, state[1:], strict=False):
-                room[0, ...] = s
-            for t, zx in enumerate(_projected(tape, projected, segment)):
+            size = k if zx is not None else max(1, PROJECTED // (step.G * step.H * n))
+            for t in range(k):
+                if t % size == 0:
+                    block = _projected(tape, zx, segment, t, min(k, t + size))
                 if options is None:
-                    *state, saved = gates(xp, zx, step.recur(step.Wh, state[0]), *state, **own)
+                    *state, saved = gates(xp, block[t % size, ...], recur(step.Wh, state[0]), *state, **own)
                     groups = (saved,)
                 else:
-                    state, *groups = options.forward(t, step.Wh, zx, state)
+                    state, *groups = options.forward(t, step.Wh, block[t % size, ...], state)
                 y[row : row + n, :] = state[0].T
-                row += segment.width
-                if keep == "nothing":
-                    continue
-                for room, s in zip(carry, state[1:], strict=True):
-                    room[t + 1, ...] = s
-                if keep == "states":
-                    continue
-                if t == 0:
-                    rooms = [
-                        [None if a is None else workspace.empty(xp, (k, *a.shape), a) for a in group]
-                        for group in groups
-                    ]
-                for group, arrays in zip(rooms, groups, strict=True):
-                    for room, a in zip(group, arrays, strict=True):
-                        if a is not None:
-                            room[t, ...] = a
+                row += n
+                if carry:
+                    _put(carry, t + 1, state[1:])
+                if keep == "all":
+                    rooms = rooms or [_room(tape, k, group) for group in groups]
+                    for room, group in zip(rooms, groups, strict=True):
+                        _put(room, t, group)
             if keep != "nothing":
                 saved = groups[0]._make(rooms.pop(0)) if rooms else None
-                kept.append(Kept(segment, carry, saved, *map(tuple, rooms)))
-        return [beside(xp, s) for s in zip(state, *ended, strict=True)] if ended else list(state), kept
+                tape.kept.append(Kept(segment, carry, saved, *map(tuple, rooms)))
+        return y, [beside(xp, s) for s in zip(state, *ended, strict=True)] if ended else list(state), tape
 
     def step(self, step: Step, x: Array, state: Sequence[Array]) -> list[Array]:
         """Run one step from x (B, D); return the state after it."""
@@ -108,26 +86,17 @@ class ArrayApi:
     def backward(self, tape: Tape, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
         """Differentiate all steps; see `Engine`."""
         step, found = tape.step, Gradients(tape)
-        WT = step.xp.asarray(step.xp.matrix_transpose(step.Wh), copy=True) if step.heads else _transposed(step.Wh)
-        starts = tape.rule.run(functools.partial(self._run_bwd, tape, WT, dy, dstate, found), tape.kept)
-        return found, joined(step.xp, starts, dstate, tape.first)
-
-    def _run_bwd(
-        self, tape: Tape, WT: Array, dy: Array | None, dend: Sequence[Array], found: Gradients, part: Sequence[Kept]
-    ) -> list[Array]:
-        """Differentiate a part of the batch; return the gradient of its initial state."""
-        step = tape.step
-        xp, cell = step.xp, step.cell
+        xp, cell, dend = step.xp, step.cell, dstate
+        WT = xp.asarray(xp.matrix_transpose(step.Wh), copy=True) if step.heads else _transposed(step.Wh)
         dstate = [d[:, :0] for d in dend]
-        for kept in reversed(part):
-            segment, have, kept = kept.segment, dstate[0].shape[1], tape.complete(kept)
-            n, first = segment.n, segment.first
+        for kept in map(tape.complete, reversed(tape.kept)):
+            segment, have = kept.segment, dstate[0].shape[1]
+            n = segment.n
             if have < n:  # the gradient of the sequences that end here is that of the final state
-                ends = [d[:, first + have : first + n] for d in dend]
-                dstate = [beside(xp, pair) for pair in zip(dstate, ends, strict=True)] if have else ends
+                dstate = [beside(xp, (d, end[:, have:n])) for d, end in zip(dstate, dend, strict=True)]
             options = None if step.bare else Options(step, segment)
             own = step.own if options is None else options.own
-            block = max(1, DERIVED // max(1, step.G * step.H * n))
+            block = max(1, DERIVED // max(1, step.R * n))
             for stop in range(segment.k, 0, -block):
                 start = max(0, stop - block)
                 carry = [c[start:stop, ...] for c in kept.carry]
@@ -145,21 +114,29 @@ class ArrayApi:
                     else:
                         normal = [a[t, ...] for a in kept.normal]
                         dstate = options.backward(t, WT, here, dstate, normal, found)
-        return dstate
+        return found, with_idle(xp, dstate, dend, tape.first)
 
 
-def _projected(tape: Tape, zx: Array | None, segment: Segment) -> Iterator[Array]:
-    """Yield the products of x at each step of a segment, (G, H, n)."""
+def _room(tape: Tape, k: int, arrays: Sequence[Array | None]) -> list[Any]:
+    """Return room for k arrays like each of these; None where there is none."""
+    return [None if a is None else workspace.empty(tape.step.xp, (k, *a.shape), a) for a in arrays]
+
+
+def _put(rooms: Sequence[Any], t: int, arrays: Sequence[Array | None]) -> None:
+    """Keep the arrays of step t."""
+    for room, a in zip(rooms, arrays, strict=False):
+        if a is not None:
+            room[t, ...] = a
+
+
+def _projected(tape: Tape, zx: Array | None, segment: Segment, start: int, stop: int) -> Array:
+    """Return the products of x at steps of a segment, (steps, G, H, n), from those of all rows where they are made."""
     step, n = tape.step, segment.n
-    shape = (step.G, step.H, n)
-    if zx is not None:
-        for t in range(segment.k):
-            yield reshape(zx[:, segment.rows(t)], shape)
-        return
-    size = max(1, PROJECTED // (step.G * step.H * n))
-    for start in range(0, segment.k, size):
-        for one in _project_block(step, segment.steps(tape.x, start, min(segment.k, start + size))):
-            yield one.reshape(shape)
+    if zx is None:
+        z = _project_block(step, segment.steps(tape.x, start, stop))
+        return z.reshape(stop - start, step.G, step.H, n)
+    rows = slice(segment.at + start * n, segment.at + stop * n)
+    return step.xp.permute_dims(reshape(zx[:, rows], (step.G, step.H, stop - start, n)), (2, 0, 1, 3))
 
 
 def _project_block(step: Step, x: Array) -> Array:

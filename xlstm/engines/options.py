@@ -22,7 +22,7 @@ class Options:
         self.drop = step.masks.drop
         self.own: Params = step.own
         if self.drop is not None:
-            self.drop = self.drop[:, segment.first : segment.first + segment.n]
+            self.drop = self.drop[:, : segment.n]
             if "drop" in step.cell.OWN:
                 self.own = {**step.own, "drop": self.drop}
 

@@ -1,4 +1,4 @@
-"""Packed batches: which rows belong to which step, for the whole batch and for parts of it.
+"""Packed batches: which rows belong to which step.
 
 A packed batch is a matrix of rows (N, ...): all of the first step, then all of the second. A step has as many rows as
 there are sequences that long, the longest first. Consecutive steps of equal width are a segment.
@@ -6,7 +6,6 @@ there are sequences that long, the longest first. Consecutive steps of equal wid
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,48 +19,30 @@ Widths = Sequence[tuple[int, int]]  # (steps, width) of each segment, widths fal
 
 
 class Segment(NamedTuple):
-    """Steps of equal width, and a range of neighbouring sequences at all of them."""
+    """Consecutive steps that equally many sequences have."""
 
     k: int  # steps
-    n: int  # sequences of the range
-    first: int  # the first of them
-    at: int  # first row of the first step, of all sequences
-    width: int  # rows of a step, of all sequences
+    n: int  # sequences
+    at: int  # first row of the first step
 
     def rows(self, t: int) -> slice:
         """Return the rows of step t."""
-        start = self.at + t * self.width + self.first
+        start = self.at + t * self.n
         return slice(start, start + self.n)
 
     def steps(self, rows: Array, start: int, stop: int) -> Array:
         """Return a view (steps, n, ...) of the rows (N, ...) of steps `start` to `stop`."""
-        region = rows[self.at + start * self.width : self.at + stop * self.width, ...]
-        steps = reshape(region, (stop - start, self.width, *rows.shape[1:]))
-        return steps if self.n == self.width else steps[:, self.first : self.first + self.n, ...]
+        region = rows[self.at + start * self.n : self.at + stop * self.n, ...]
+        return reshape(region, (stop - start, self.n, *rows.shape[1:]))
 
 
-def split(widths: Widths, parts: int) -> list[list[Segment]]:
-    """Divide the batch into at most `parts` ranges of sequences of about equal work, and list the segments of each."""
-    B = widths[0][1] if widths else 0
-    if parts == 1 and len(widths) == 1 and B:
-        return [[Segment(widths[0][0], B, 0, 0, B)]]
-    if parts == 1 or len(widths) < 2:
-        cuts = [B * part // parts for part in range(parts + 1)]
-    else:
-        steps = np.zeros(B, dtype=np.int64)  # of each sequence
-        for k, n in widths:
-            steps[:n] += k
-        work = np.cumsum(steps)
-        ends = (int(np.searchsorted(work, work[-1] * part / parts)) + 1 for part in range(1, parts))
-        cuts = [0, *(min(end, B) for end in ends), B]
-    found: list[list[Segment]] = []
-    for first, last in itertools.pairwise(sorted(set(cuts))):
-        part, at = [], 0
-        for k, width in widths:
-            if width > first:
-                part.append(Segment(k, min(width, last) - first, first, at, width))
-            at += k * width
-        found.append(part)
+def segments(widths: Widths) -> list[Segment]:
+    """Return the segments of a batch that have any sequence."""
+    found, at = [], 0
+    for k, n in widths:
+        if n:
+            found.append(Segment(k, n, at))
+            at += k * n
     return found
 
 
@@ -92,11 +73,11 @@ def beside(xp: Namespace, arrays: Sequence[Array]) -> Array:
     return some[0] if len(some) == 1 else concat(xp, some, 1)
 
 
-def joined(xp: Namespace, parts: Sequence[Sequence[Array]], all_of: Sequence[Array], first: int) -> list[Array]:
-    """Return the states of the parts side by side, and after them those of the sequences without any step."""
-    if len(parts) == 1 and all_of[0].shape[1] == first:
-        return list(parts[0])
-    return [beside(xp, s) for s in zip(*parts, [s[:, first:] for s in all_of], strict=True)]
+def with_idle(xp: Namespace, ended: Sequence[Array], state: Sequence[Array], first: int) -> list[Array]:
+    """Return the states after a pass of the `first` sequences that have steps, and behind them those of the others."""
+    if state[0].shape[1] == first:
+        return list(ended)
+    return [beside(xp, (end, s[:, first:])) for end, s in zip(ended, state, strict=True)]
 
 
 def reshape(array: Array, shape: tuple[int, ...]) -> Array:

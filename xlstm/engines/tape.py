@@ -8,11 +8,9 @@ from typing import Any, NamedTuple
 
 from xlstm.arrays import workspace
 from xlstm.arrays.concat import concat
-from xlstm.arrays.fuse import compiles
-from xlstm.arrays.matmul import matmul
+from xlstm.arrays.matmul import product
 from xlstm.arrays.namespace import Array, device_of
 from xlstm.cells.cell import Cell
-from xlstm.engines.plan import SOLO
 from xlstm.engines.segments import Segment, Widths, before, reshape
 from xlstm.engines.step import Step
 
@@ -43,9 +41,7 @@ class Tape:
     y : array (N, P)
         h after every step.
     kept : list of Kept
-        By segments, for each part of the batch.
-    rule : Rule
-        How the engine shares the CPU.
+        By segments.
     normal : (array, array) or None
         Wx x normalised (R, N), and 1 / its deviation, with layer_norm.
     """
@@ -58,8 +54,7 @@ class Tape:
         if h0 is not None:
             self.hs[:first, :] = h0[:, :first].T
         self.y = self.hs[ahead:, :]  # h after every step
-        self.kept: list[list[Kept]] = []
-        self.rule = SOLO
+        self.kept: list[Kept] = []
         self.normal: tuple[Array, Array] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -97,7 +92,7 @@ class Tape:
     @property
     def segments(self) -> list[Kept]:
         """The kept values by segments; those of the cell are made again where they were not kept."""
-        return [self.complete(kept) for part in self.kept for kept in part]
+        return [self.complete(kept) for kept in self.kept]
 
     def complete(self, kept: Kept) -> Kept:
         """Rematerialise what the cell saved, from the states before every step, which needs no loop."""
@@ -115,8 +110,7 @@ class Tape:
 
     def products(self, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
         """Return the products a @ b of matrices, each over all steps; gradients of weights are such products."""
-        xp = self.step.xp
-        return [matmul(xp, a, b) for a, b in pairs] if compiles(xp) else self.rule.products(pairs)
+        return [product(self.step.xp, a, b) for a, b in pairs]
 
     def gates(self) -> Array:
         """Return the value of every gate at every step, in the order of the cell's GATES, (N, G, H)."""
@@ -156,11 +150,8 @@ class Tape:
         for kept in self.segments:
             a, segment = of(kept), kept.segment
             a = xp.permute_dims(a, (0, a.ndim - 1, *range(1, a.ndim - 1)))  # (k, n, ...)
-            if segment.n == segment.width:
-                end = segment.at + segment.k * segment.n
-                found[segment.at : end, ...] = reshape(a, (segment.k * segment.n, *shape))
-            else:
-                segment.steps(found, 0, segment.k)[...] = a
+            end = segment.at + segment.k * segment.n
+            found[segment.at : end, ...] = reshape(a, (segment.k * segment.n, *shape))
         return found
 
 

@@ -64,8 +64,7 @@ class Memory(NamedTuple):
         if T == 1 and not keep and span.full:
             q, k, v = (xp.reshape(a, (B, self.N, F)) for a, F in ((q, self.K), (k, self.K), (v, self.V)))
             C, n, m = state
-            step = functools.partial(mlstm.step, xp, q, k, v, i[0, ...], f[0, ...], C, n, m, self.eps, self.forget)
-            h, *end, _ = heads.step(xp, step, self.K * self.V)
+            h, *end, _ = mlstm.step(xp, q, k, v, i[0, ...], f[0, ...], C, n, m, self.eps, self.forget)
             return xp.reshape(h, (1, B, self.N * self.V)), tuple(end), None
         # Past the end of a sequence a step writes nothing and forgets nothing.
         i = span.mask(i, -float("inf"))
@@ -115,13 +114,9 @@ class Memory(NamedTuple):
         """C, n and m as results of `heads.run`."""
         return [(False, shape) for shape in ((self.K, self.V), (self.K,), ())]
 
-    def _sizes(self, span: Span) -> tuple[int, int]:
-        """Return how many numbers one head works on at once, and the multiplications of all heads."""
-        T, L = span.T, min(span.T, self.steps)
-        return T * max(self.K, self.V, L), T * span.B * self.N * (L + self.K) * (self.K + self.V)
-
     def _run(self, span: Span, cell: Any, arrays: list[Array], results: Any, saved: Any = None) -> Any:
-        return heads.run(span.xp, cell, arrays, results, *self._sizes(span), saved)
+        elements = span.T * max(self.K, self.V, min(span.T, self.steps))
+        return heads.run(span.xp, cell, arrays, results, elements, saved)
 
     def _heads(self, xp: Namespace, a: Array) -> Array:
         """Return (T, B, N F) seen as (B, N, T, F)."""

@@ -90,7 +90,7 @@ def _own(tape: Tape, dzx: Array) -> Params:
         saved = kept.saved._make(None if a is None else swap(xp, a) for a in kept.saved)
         own = step.own
         if "drop" in step.cell.OWN and step.masks.drop is not None:
-            own = {**own, "drop": step.masks.drop[:, segment.first : segment.first + n]}
+            own = {**own, "drop": step.masks.drop[:, :n]}
         for name, d in step.cell.own_bwd(xp, dz, saved, *(c[:-1, ...] for c in kept.carry), **own).items():
             d = astype(xp, d, dzx.dtype)  # a number makes float32 of bfloat16 on CuPy
             grads[name] = grads[name] + d if name in grads else d

@@ -18,7 +18,7 @@ from xlstm.engines.cuda.launch import Grid
 from xlstm.engines.cuda.source import ARRANGE
 from xlstm.engines.cuda.steps import Steps
 from xlstm.engines.cuda.tiling import ARRANGERS, Tiling
-from xlstm.engines.segments import Widths, beside, reshape, split, starts_of
+from xlstm.engines.segments import Widths, reshape, segments, starts_of, with_idle
 from xlstm.engines.step import Step
 from xlstm.engines.tape import Gradients, Kept, Tape
 
@@ -146,7 +146,7 @@ class CudaTape(Steps, Tape):
         """The kept arrays, by segments; saved ones that were not kept are made again."""
         xp, made, found = self.step.xp, self._whole(), []
         following = [*(n for _, n in self.widths[1:]), 0]
-        for segment, more in zip(split(self.widths, 1)[0], following, strict=True):
+        for segment, more in zip(segments(self.widths), following, strict=True):
             k, n, last = segment.k, segment.n, segment.at + segment.k * segment.n
             steps = {name: segment.steps(a, 0, k) for name, a in made.items()}  # (k, n, rows, H) or (k, n, H)
             arrays = {name: xp.permute_dims(a, (0, *range(2, a.ndim), 1)) for name, a in steps.items()}
@@ -184,7 +184,7 @@ class CudaTape(Steps, Tape):
         else:
             after = self.steps_forward(kind, arrays, before)
         after = [astype(xp, s, self.Wh.dtype) for s in after]
-        return [beside(xp, (a.T, s[:, first:])) for a, s in zip(after, states, strict=True)]
+        return with_idle(xp, [a.T for a in after], states, first)
 
     def _loop(self, kind: str, arrays: dict[str, Any], tiling: Tiling) -> None:
         """Launch one kernel for all steps; where not all groups fit the device, one after the other."""

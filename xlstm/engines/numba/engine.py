@@ -13,7 +13,7 @@ from xlstm.arrays.namespace import Array
 from xlstm.engines.numba import chains, jit, matmul, scans
 from xlstm.engines.numba.stream import Stream
 from xlstm.engines.numba.tape import DTYPES, NumbaTape, kernels
-from xlstm.engines.segments import Widths, joined
+from xlstm.engines.segments import Widths, with_idle
 from xlstm.engines.step import Step
 from xlstm.engines.tape import Gradients, Tape
 
@@ -46,12 +46,12 @@ class Numba:
         """Run all steps; see `Engine`."""
         tape = NumbaTape(self, step, widths, x, state[0])
         end = tape.forward(state, keep)
-        return tape.y, joined(np, [end], state, tape.first), tape
+        return tape.y, with_idle(np, end, state, tape.first), tape
 
     def backward(self, tape: Any, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
         """Differentiate all steps; see `Engine`."""
         found, start = tape.backward(dy, dstate)
-        return found, joined(np, [start], dstate, tape.first)
+        return found, with_idle(np, start, dstate, tape.first)
 
     def stream(self, step: Step) -> Stream | None:
         """Return the compiled single step of a layer, whose first step this is, or None where the reference is to run.

@@ -14,7 +14,7 @@ from xlstm.engines.numba import codegen
 from xlstm.engines.numba.codegen import Kernel, Kernels
 from xlstm.engines.numba.team import together
 from xlstm.engines.numba.weights import contiguous, for_gradients, for_inputs, for_states, products
-from xlstm.engines.segments import Widths, split, starts_of
+from xlstm.engines.segments import Widths, segments, starts_of
 from xlstm.engines.step import Step
 from xlstm.engines.tape import Gradients, Kept, Tape
 
@@ -138,8 +138,7 @@ class NumbaTape(Tape):
             counts = _counts(steps, size)
             together(call, [arguments(k, size, 0, self.first, 0, counts) for k in range(size)])
             return
-        spans = [(part[0].first, part[0].first + part[0].n) for part in split(self.widths, parts)]
-        pairs = itertools.product(spans, range(heads))
+        pairs = itertools.product(spans(self.widths, parts), range(heads))
         together(call, [arguments(0, 1, *span, part, _counts(steps, 1)) for span, part in pairs])
 
     def products(self, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
@@ -153,8 +152,8 @@ class NumbaTape(Tape):
 
     def _segments(self) -> Iterator[Kept]:
         first, H = self.first, self.step.H
-        for segment in itertools.chain(*split(self.widths, 1)):
-            k, n, at = segment.k, segment.n, segment.at
+        for segment in segments(self.widths):
+            k, n, at = segment
             before = self.starts[np.searchsorted(self.starts, at) - 1] + first if at else 0
             carry = []
             for c in self.carry.values():
@@ -222,6 +221,21 @@ def division(weights: int, sequences: int, steps: int, heads: int) -> Division:
         return Division(max(1, min(most // heads, sequences // COLUMNS)), heads)
     parts = min(most, sequences // COLUMNS) if weights <= NEAR else 1
     return Division(parts) if parts > 1 else Division(size=min(most, max(1, work // STEP)))
+
+
+def spans(widths: Widths, parts: int) -> list[tuple[int, int]]:
+    """Divide the sequences into at most `parts` ranges of about equal work; return the first and the end of each."""
+    B = widths[0][1]
+    if len(widths) == 1:
+        cuts = [B * part // parts for part in range(parts + 1)]
+    else:
+        steps = np.zeros(B, dtype=np.int64)  # of each sequence
+        for k, n in widths:
+            steps[:n] += k
+        work = np.cumsum(steps)
+        ends = np.searchsorted(work, work[-1] * np.arange(1, parts) / parts) + 1
+        cuts = [0, *np.minimum(ends, B).tolist(), B]
+    return list(itertools.pairwise(sorted(set(cuts))))
 
 
 def _counts(steps: int, size: int) -> Array:
