@@ -22,7 +22,6 @@ import numpy as np
 import xlstm
 from bench import mlstm, run
 from bench.theirs import Theirs
-from xlstm.arrays import workspace
 from xlstm.cli import peak
 from xlstm.cli.timing import interleave
 from xlstm.training import optimizers
@@ -42,7 +41,6 @@ def ours(kind: str, sizes: tuple[int, ...]) -> Callable[[], object]:
     if kind == "mlstm":
         B, N, T, K = sizes
         case = mlstm.Case(B, N, T, K, K)
-        workspace.settle(np)
         return mlstm.Ours(case, mlstm.arrays(case), xlstm.backend("numpy", dtype="float32")).call
     if kind == "slstm":
         T, B, H, N = sizes

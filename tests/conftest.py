@@ -5,7 +5,7 @@ writes; array-api-strict on its second device, which exposes whatever only a GPU
 the CPU; CuPy where a GPU is usable. One that cannot run is skipped with the reason. With
 XLSTM_TEST_REQUIRE=cupy in the environment, a missing CuPy is a failure.
 
-On NumPy a layer runs in one of several ways, by its size and by what is installed (`xlstm/engines/plan.py`). Sizes in
+On NumPy a layer runs in one of several ways, by its size and by what is installed (`division` in `xlstm/engines/numba/tape.py`). Sizes in
 tests are small, so XLSTM_TEST_PLAN=parts or shared forces one of the ways that large ones take, and
 XLSTM_TEST_BACKENDS=numpy leaves the other backends out, which have no such ways.
 """
@@ -29,7 +29,6 @@ from tests import standin
 from xlstm.arrays import threads
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError
-from xlstm.engines import plan
 from xlstm.engines.numba import jit, tape
 
 DATA = Path(__file__).parent / "data"
@@ -84,16 +83,12 @@ def covering(items: list[pytest.Item], strength: int) -> Iterable[pytest.Item]:
     return chosen
 
 
-# Thresholds with which even the smallest batch is divided, or the products of each step are shared out. The first are
-# those of the reference, which has no second way.
-REFERENCE = {"TINY": 0, "COLUMNS": 1, "UNITS": 0}
+# Thresholds with which even the smallest batch is divided, or the products of each step are shared out.
 COMPILED = {"parts": {"COLUMNS": 1}, "shared": {"STEP": 1, "NEAR": 0}}
 
 
 def force(plan_name: str, patch: pytest.MonkeyPatch, count: int = 2) -> None:
     """Let even the smallest batch run in `count` threads."""
-    for name, value in REFERENCE.items():
-        patch.setattr(plan, name, value)
     for name, value in COMPILED[plan_name].items():
         patch.setattr(tape, name, value)
     patch.setattr(threads, "LARGE", 0)

@@ -188,6 +188,6 @@ def test_every_engine_says_why_it_refuses(monkeypatch, words):
 def test_other_reasons():
     half = Step(np, lstm.Cell(), {"Wx": np.ones((24, 3), "f2"), "Wh": np.ones((24, 6), "f2")}, Masks())
     assert NUMBA.refuses(half, WIDTHS) == "no compiled loop has float16"
-    assert engine.choose(half, WIDTHS).name == "array_api"
+    assert engine.choose(half, WIDTHS, {}).name == "array_api"
     assert engine.choose(steps()[""], WIDTHS).name == "numba"
     assert engine.choose(steps()["zoneout"], []).name == "array_api"

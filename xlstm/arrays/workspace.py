@@ -9,30 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 
 import numpy as np
 
 from xlstm.arrays.namespace import Array, Namespace, device_of
 
-LARGEST = 31 << 20  # bytes
-
-
-def settle(xp: Namespace) -> None:
-    """Let the C allocator keep the memory of freed arrays of NumPy, some 60 MB, once for the process."""
-    if xp is np:
-        _settle()
-
-
-@functools.cache
-def _settle() -> None:
-    np.empty(LARGEST, dtype=np.uint8)
+np.empty(31 << 20, dtype=np.uint8)  # once for the process, and never written to
 
 
 def empty(xp: Namespace, shape: tuple[int, ...], like: Array) -> Array:
     """Return an array with any contents, of the dtype and on the device of `like`."""
     if xp is np:
-        _settle()
         return np.empty(shape, like.dtype)
     return xp.empty(shape, dtype=like.dtype, device=device_of(like))
 

@@ -179,7 +179,7 @@ class Cell:
         """Return the gradients of the layer's weights `w` from those of `weights(xp, w)`."""
         return grads
 
-    @property
+    @functools.cached_property
     def OWN(self) -> tuple[str, ...]:  # noqa: N802
         """Names of the arrays that the functions of the cell take besides products and states."""
         return tuple(self.PARAMETERS)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import workspace
-from xlstm.arrays.namespace import Array
+from xlstm.arrays.namespace import Array, Namespace
 from xlstm.engines.options import Options
 from xlstm.engines.segments import Segment, Widths, beside, reshape, segments, with_idle
 from xlstm.engines.step import Step
@@ -38,7 +38,7 @@ class ArrayApi:
     ) -> tuple[Array, list[Array], Tape]:
         """Run all steps; see `Engine`."""
         tape = Tape(self, step, widths, x, state[0])
-        xp, y, recur, gates, own = step.xp, tape.y, step.recur, step.cell.gates, step.own
+        xp, y, recur, gates, own, device = step.xp, tape.y, step.recur, step.cell.gates, step.own, x.device
         zx = None
         if xp is not np or "gx" in step.w:  # one large product; elsewhere blocks that stay in the cache
             zx, tape.normal = step.project(x)
@@ -49,11 +49,13 @@ class ArrayApi:
                 ended.insert(0, [s[:, n:] for s in state])
                 state = [s[:, :n] for s in state]
             options = None if step.bare else Options(step, segment)
-            # Arrays for all steps: a large step then works in the memory that the step before gave back.
-            carry = _room(tape, k + 1, state[1:]) if keep != "nothing" else []
-            _put(carry, 0, state[1:])
-            rooms: list[list[Any]] = []
             groups: Sequence[Any] = ()
+            # Arrays for all steps: a large step then works in the memory that the step before gave back.
+            carry, buffers = [], []
+            for s in state[1:] if keep != "nothing" else ():
+                carry.append(buffer := xp.empty((k + 1, *s.shape), dtype=s.dtype, device=device))
+                buffer[0, ...] = s
+                buffers.append(buffer[1:, ...])
             size = k if zx is not None else max(1, PROJECTED // (step.G * step.H * n))
             for t in range(k):
                 if t % size == 0:
@@ -65,22 +67,35 @@ class ArrayApi:
                     state, *groups = options.forward(t, step.Wh, block[t % size, ...], state)
                 y[row : row + n, :] = state[0].T
                 row += n
-                if carry:
-                    _put(carry, t + 1, state[1:])
-                if keep == "all":
-                    rooms = rooms or [_room(tape, k, group) for group in groups]
-                    for room, group in zip(rooms, groups, strict=True):
-                        _put(room, t, group)
+                if keep == "nothing":
+                    continue
+                values = [*state[1:], *itertools.chain(*groups)] if keep == "all" else state[1:]
+                if len(buffers) < len(values):
+                    more = values[len(buffers) :]
+                    buffers += [
+                        None if a is None else xp.empty((k, *a.shape), dtype=a.dtype, device=device) for a in more
+                    ]
+                for buffer, a in zip(buffers, values, strict=True):
+                    if a is not None:
+                        buffer[t, ...] = a
             if keep != "nothing":
-                saved = groups[0]._make(rooms.pop(0)) if rooms else None
-                tape.kept.append(Kept(segment, carry, saved, *map(tuple, rooms)))
+                saved, at = None, len(carry)
+                others: list[tuple[Array, ...]] = []
+                for group in groups if keep == "all" else ():
+                    found = buffers[at : at + len(group)]
+                    if saved is None:
+                        saved = group._make(found)
+                    else:
+                        others.append(tuple(found))
+                    at += len(group)
+                tape.kept.append(Kept(segment, carry, saved, *others))
         return y, [beside(xp, s) for s in zip(state, *ended, strict=True)] if ended else list(state), tape
 
     def step(self, step: Step, x: Array, state: Sequence[Array]) -> list[Array]:
         """Run one step from x (B, D); return the state after it."""
         zx, _ = step.project(x)
         zx = reshape(zx, (step.G, step.H, x.shape[0]))
-        options = Options(step, Segment(1, x.shape[0], 0, 0, x.shape[0]))
+        options = Options(step, Segment(1, x.shape[0], 0))
         return options.forward(0, step.Wh, zx, [s.T for s in state])[0]
 
     def backward(self, tape: Tape, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
@@ -117,41 +132,30 @@ class ArrayApi:
         return found, with_idle(xp, dstate, dend, tape.first)
 
 
-def _room(tape: Tape, k: int, arrays: Sequence[Array | None]) -> list[Any]:
-    """Return room for k arrays like each of these; None where there is none."""
-    return [None if a is None else workspace.empty(tape.step.xp, (k, *a.shape), a) for a in arrays]
-
-
-def _put(rooms: Sequence[Any], t: int, arrays: Sequence[Array | None]) -> None:
-    """Keep the arrays of step t."""
-    for room, a in zip(rooms, arrays, strict=False):
-        if a is not None:
-            room[t, ...] = a
+def _buffer(xp: Namespace, k: int, a: Array | None, device: Any) -> Array | None:
+    """Return an array for k steps of `a`, or None where there is none."""
+    return None if a is None else xp.empty((k, *a.shape), dtype=a.dtype, device=device)
 
 
 def _projected(tape: Tape, zx: Array | None, segment: Segment, start: int, stop: int) -> Array:
-    """Return the products of x at steps of a segment, (steps, G, H, n), from those of all rows where they are made."""
-    step, n = tape.step, segment.n
-    if zx is None:
-        z = _project_block(step, segment.steps(tape.x, start, stop))
-        return z.reshape(stop - start, step.G, step.H, n)
-    rows = slice(segment.at + start * n, segment.at + stop * n)
-    return step.xp.permute_dims(reshape(zx[:, rows], (step.G, step.H, stop - start, n)), (2, 0, 1, 3))
+    """Return the products of x at steps of a segment, (steps, G, H, n); `zx` has those of all rows where it is given.
 
-
-def _project_block(step: Step, x: Array) -> Array:
-    """Return Wx x + b of steps x (k, n, D) of NumPy, each step by itself in memory: (k, G H, n)."""
-    k, n, D = x.shape
+    For NumPy each step lies together in memory.
+    """
+    step, (_, n, at), k = tape.step, segment, stop - start
+    rows, shape = slice(at + start * n, at + stop * n), (step.G, step.H)
+    if zx is not None:
+        return step.xp.permute_dims(reshape(zx[:, rows], (*shape, k, n)), (2, 0, 1, 3))
+    x, z = tape.x[rows], np.empty((k, step.G * step.H, n), tape.x.dtype)
     if "Wx" not in step.w:
-        z = np.array(x.transpose(0, 2, 1), order="C")
+        z[...] = x.reshape(k, n, -1).transpose(0, 2, 1)
     elif n < WIDE:
-        z = np.ascontiguousarray((x.reshape(k * n, D) @ step.w["Wx"].T).reshape(k, n, -1).transpose(0, 2, 1))
+        z[...] = (x @ step.w["Wx"].T).reshape(k, n, -1).transpose(0, 2, 1)
     else:
-        z = workspace.empty(np, (k, step.G * step.H, n), x)
-        np.matmul(step.w["Wx"], np.ascontiguousarray(x.transpose(0, 2, 1)), out=z)
+        np.matmul(step.w["Wx"], np.ascontiguousarray(x.reshape(k, n, -1).transpose(0, 2, 1)), out=z)
     if step.b is not None:
         z += step.b[:, None]
-    return z
+    return z.reshape(k, *shape, n)
 
 
 def _transposed(W: Array) -> Array:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -88,8 +89,16 @@ ENGINES: list[Engine] = [CUDA, NUMBA, ARRAY_API]  # the quickest first
 _asked: contextvars.ContextVar[str | None] = contextvars.ContextVar("engine", default=None)
 
 
-def choose(step: Step, widths: Widths) -> Engine:
+def choose(step: Step, widths: Widths, known: dict[Any, tuple[Engine, Any]]) -> Engine:
     """Return the first engine that does not refuse, or the one that was asked for with `use`.
+
+    Parameters
+    ----------
+    step : Step
+    widths : list of (steps, width)
+    known : dict
+        The engines that were chosen before for NumPy arrays, and their compiled steps, which this function fills in.
+        All calls with the same dict have the same cell, names of weights and shapes.
 
     Raises
     ------
@@ -97,6 +106,17 @@ def choose(step: Step, widths: Widths) -> Engine:
         The engine that was asked for refuses.
     """
     asked = _asked.get()
+    if step.xp is not np:
+        return _chosen(step, widths, asked)
+    key = step.Wh.dtype, step.bare, asked, os.environ.get(jit.VARIABLE)
+    found = known.get(key)
+    if found is None:
+        known[key] = found = _chosen(step, widths, asked), step.compiled
+    engine, step.compiled = found
+    return engine
+
+
+def _chosen(step: Step, widths: Widths, asked: str | None) -> Engine:
     for engine in ENGINES:
         if asked is None:
             if not engine.refuses(step, widths):
@@ -141,7 +161,7 @@ def step(
             return after[0], after
     step = Step(xp, cell, w, masks)
     if asked is not None:
-        choose(step, [(1, x.shape[0])])
+        _chosen(step, [(1, x.shape[0])], asked)
     launched = CUDA.step(step, x, state) if asked in (None, CUDA.name) and xp is not np else None
     if launched is not None:
         return launched[0], launched[1:]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import operator
 from typing import Any, NamedTuple
 
-from xlstm.arrays.fuse import total
-from xlstm.arrays.matmul import product
+import numpy as np
+
+from xlstm.arrays.fuse import compiles, total
+from xlstm.arrays.matmul import matmul, product
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.cells.cell import Cell
 from xlstm.cells.normalization import layer_norm, layer_norm_bwd
@@ -57,6 +61,9 @@ class Step:
         # Parameters that the cell itself uses, (rows, H, 1) or (H, 1); a matrix as it is.
         self.own: Params = {name: self._own(w[name]) for name in cell.OWN if name in w} if cell.OWN else {}
         self.compiled: Any = None  # what an engine made of the step
+        # Looked up once: they run at every step.
+        self._times: Any = functools.partial(matmul, xp) if xp is not np and compiles(xp) else operator.matmul
+        self._reshape: Any = np.ndarray.reshape if xp is np else reshape
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle it with its namespace by name, and without what an engine made of it."""
@@ -125,8 +132,9 @@ class Step:
     def recur(self, W: Array, h: Array) -> Array:
         """Return W h + bh (gates, H, n), with W the recurrent weight or blocks of its rows; heads go by themselves."""
         n = h.shape[1]
-        h = reshape(h, (W.shape[1], W.shape[3], n)) if self.heads else h
-        zh = reshape(product(self.xp, W, h), (-1, self.H, n))
+        if self.heads:
+            h = self._reshape(h, (W.shape[1], W.shape[3], n))
+        zh = self._reshape(self._times(W, h), (-1, self.H, n))
         return zh if self.bh is None else zh + reshape(self.bh, (-1, self.H, 1))
 
     def recur_bwd(self, WT: Array, da: Array) -> Array:
@@ -134,8 +142,8 @@ class Step:
         n = da.shape[1]
         if self.heads:
             G, N, K, _ = WT.shape
-            return reshape(self.xp.sum(product(self.xp, WT, reshape(da, (G, N, K, n))), axis=0), (self.P, n))
-        dh = product(self.xp, WT, da)
+            return reshape(self.xp.sum(self._times(WT, reshape(da, (G, N, K, n))), axis=0), (self.P, n))
+        dh = self._times(WT, da)
         return dh if dh.ndim == 2 else reshape(dh, (self.P, n))
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from xlstm.arrays import workspace
 from xlstm.arrays.concat import concat
 from xlstm.arrays.matmul import product
-from xlstm.arrays.namespace import Array, device_of
+from xlstm.arrays.namespace import Array
 from xlstm.cells.cell import Cell
 from xlstm.engines.segments import Segment, Widths, before, reshape
 from xlstm.engines.step import Step
@@ -146,7 +146,7 @@ class Tape:
     def rows(self, of: Callable[[Kept], Array], shape: tuple[int, ...]) -> Array:
         """Return arrays (k, ..., n) of every segment as rows (N, ...)."""
         xp = self.step.xp
-        found = xp.empty((self.x.shape[0], *shape), dtype=self.x.dtype, device=device_of(self.x))
+        found = xp.empty((self.x.shape[0], *shape), dtype=self.x.dtype, device=self.x.device)
         for kept in self.segments:
             a, segment = of(kept), kept.segment
             a = xp.permute_dims(a, (0, a.ndim - 1, *range(1, a.ndim - 1)))  # (k, n, ...)

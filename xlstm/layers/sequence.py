@@ -10,7 +10,7 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from xlstm.arrays import checks, workspace
+from xlstm.arrays import checks
 from xlstm.arrays.adopt import adopt
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace, plain_namespace
 from xlstm.arrays.random import Seed
@@ -63,7 +63,6 @@ class SequenceLayer(Module):
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         """Run `forward` without checks. Past the end of a sequence x may be anything, and y is zero."""
-        workspace.settle(span.xp)
         y, end, kept = self.scan(p, span.mask(x), state, span)
         return span.mask(y), end, kept
 
@@ -161,7 +160,7 @@ class SequenceLayer(Module):
     ) -> tuple[Array, State, Saved | None]:
         """Run `forward`; `groups` is for `Span`."""
         where = type(self).__name__
-        keep = checks.keeps(where, train, keep)
+        keep = train if keep is None and type(train) is bool else checks.keeps(where, train, keep)
         params, x, start, span = self._begin(params, x, state, lengths, groups)
         span.keep = keep
         if train and self.random:
@@ -169,7 +168,8 @@ class SequenceLayer(Module):
         elif seed is not None:
             checks.seed(where, "seed", seed)
         y, end, kept = self.run(params, x, start, span)
-        y = self._swap(span.xp, y)
+        if self.batch_first:
+            y = self._swap(span.xp, y)
         return y, end, Saved(self, tuple(y.shape), kept, span) if keep else None
 
     def _begin(
@@ -284,7 +284,8 @@ class SequenceLayer(Module):
             checks.shape(type(self).__name__, "x", x, {**outer, "D": self.input_size})
         if step:
             return x
-        x = self._swap(xp, x)
+        if self.batch_first:
+            x = self._swap(xp, x)
         if x.shape[0] == 0:
             raise ValueError(f"{type(self).__name__}: x has no time steps, expected T of 1 or more")
         return x

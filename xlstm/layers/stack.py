@@ -16,13 +16,12 @@ from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.cell import Cell
 from xlstm.engines import engine
-from xlstm.engines.step import Masks
+from xlstm.engines.step import Masks, Step
 from xlstm.engines.tape import Tape
 from xlstm.layers.masks import dropout
 from xlstm.layers.sequence import SequenceLayer
 from xlstm.layers.state import Span, State, complete
 from xlstm.recurrence.backward import run_bwd
-from xlstm.recurrence.forward import run
 from xlstm.recurrence.packing import Packing
 
 NO_MASKS = Masks()
@@ -106,6 +105,7 @@ class Stack(SequenceLayer):
         passes: dict[str, Pass] = {}
         masks: list[Array | None] = []
         ends: list[Sequence[Array]] = []
+        masked = bool(self.recurrent_dropout) or any(self.zoneout)
         rows = packing.pack(xp, x)
         for k in range(self.num_layers):
             mask = None
@@ -117,12 +117,15 @@ class Stack(SequenceLayer):
             outputs = []
             for direction, cell in self.cells.items():
                 name = f"{k}.{direction}"[:-1]
-                w = {last: p[full] for last, full in self.names[name].items()}
-                first = [s[len(ends), ...].T for s in state]
-                start = first if span.rest else packing.sort(xp, first)
-                drawn = self._masks(xp, packing, rng, start, rows)
+                names = self.names[name]
+                start: Sequence[Array] = [s[len(ends), ...].T for s in state]
+                if packing.order is not None and not span.rest:
+                    start = packing.sort(xp, start)
+                drawn = self._masks(xp, packing, rng, start, rows) if masked else NO_MASKS
+                step = Step(xp, cell, dict(zip(names, map(p.__getitem__, names.values()), strict=True)), drawn)
+                chosen = engine.choose(step, packing.widths, self._engines[name])
                 given = packing.mirror(xp, rows) if direction else rows
-                y, end, tape = run(xp, cell, w, given, packing.widths, start, drawn, keep)
+                y, end, tape = chosen.forward(step, given, start, packing.widths, keep)
                 ends.append(end)
                 outputs.append(packing.mirror(xp, y) if direction else y)
                 if span.keep:
@@ -184,6 +187,11 @@ class Stack(SequenceLayer):
         return y, tuple([stack(xp, states) for states in zip(*after, strict=True)])
 
     @functools.cached_property
+    def _engines(self) -> dict[str, dict[Any, Any]]:
+        """For each layer and direction the engines chosen before, which `engine.choose` fills in."""
+        return {name: {} for name in self.names}
+
+    @functools.cached_property
     def _streams(self) -> list[dict[Any, Any]]:
         """For each layer the compiled single step by dtype, which `engine.step` fills in."""
         return [{} for _ in self.names]
@@ -196,8 +204,6 @@ class Stack(SequenceLayer):
         self, xp: Namespace, packing: Packing, rng: np.random.Generator | None, start: Sequence[Array], rows: Array
     ) -> Masks:
         """Draw the masks of one layer and direction: one of h a sequence, those of zoneout a packed row."""
-        if not self.recurrent_dropout and not any(self.zoneout):
-            return NO_MASKS
         P, B = start[0].shape
         drop = dropout(rng, self.recurrent_dropout, (B, P), rows)
         shares: list[Array | float | None] = []
@@ -212,7 +218,7 @@ class Stack(SequenceLayer):
 def _together(xp: Namespace, columns: Sequence[Sequence[Array]], packing: Packing) -> State:
     """Return copies, (L, B, H), of the states (H, B) of each layer and direction, to which what is kept refers too."""
     if len(columns) == 1:
-        if compiles(xp):
+        if xp is not np and compiles(xp):
             states = [s.T[None, ...] for s in columns[0]]
             return tuple(states if packing.order is not None else together.copies(xp, states))  # the order is a copy
         return tuple([xp.asarray(s.T[None, ...], copy=True) for s in columns[0]])

@@ -91,7 +91,7 @@ class Packing:
     def pack(self, xp: Namespace, array: Array) -> Array:
         """Pack (T, B, F) into (N, F)."""
         if self.order is None:
-            return reshape(array[: self.steps, ...], (self.steps * self.B, array.shape[2]))
+            return xp.reshape(array[: self.steps, ...], (self.steps * self.B, array.shape[2]))
         rows = reshape(array, (self.T * self.B, array.shape[2]))
         return gather(xp, [rows], [self._indices(xp, array).pack])[0]
 
@@ -128,7 +128,8 @@ class Packing:
     ) -> tuple[Array, Sequence[Sequence[Array]]]:
         """Unpack rows, and return the states of several layers with their columns in the order of the batch."""
         if self.order is None:
-            return self.unpack(xp, rows), columns
+            shape = (self.T, self.B, *rows.shape[1:])
+            return xp.reshape(rows, shape) if self.steps == self.T else self.unpack(xp, rows), columns
         at = self._indices(xp, rows)
         if not compiles(xp):
             return self.unpack(xp, rows), [[xp.take(s, at.unsort, axis=1) for s in states] for states in columns]

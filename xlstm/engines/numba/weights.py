@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import workspace
 from xlstm.arrays.namespace import Array
 from xlstm.engines.numba.team import Call, address, share
 from xlstm.engines.step import Step
@@ -88,7 +87,7 @@ def products(compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]) -> list
     together: dict[int, tuple[Array, list[Array], list[Array]]] = {}
     work = 0
     for a, b in pairs:
-        outs.append(out := workspace.empty(np, (a.shape[0], b.shape[1]), b))
+        outs.append(out := np.empty((a.shape[0], b.shape[1]), b.dtype))
         work += a.shape[1] * max(out.shape) * max(NARROW, min(out.shape))
         if a.flags.c_contiguous:
             calls.append(_of_rows(compiled, a, b, out))

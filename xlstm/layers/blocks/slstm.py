@@ -12,7 +12,8 @@ from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Params
 from xlstm.cells import slstm
 from xlstm.cells.activations import silu, silu_bwd
-from xlstm.engines.step import Masks
+from xlstm.engines import engine
+from xlstm.engines.step import Masks, Step
 from xlstm.layers import initializers
 from xlstm.layers.blocks.block import MixerBlock, widened
 from xlstm.layers.blocks.feedforward import GatedFeedForward
@@ -24,7 +25,6 @@ from xlstm.layers.sequence import SequenceLayer
 from xlstm.layers.stack import Pass
 from xlstm.layers.state import Leaf, Span, State
 from xlstm.recurrence.backward import run_bwd
-from xlstm.recurrence.forward import run
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,11 @@ class Recurrence(SequenceLayer):
         pairs = zip(self.cell.STATES, self.cell.REST, strict=True)
         return tuple(Leaf(name, {}, {"D": self.size}, rest) for name, rest in pairs)
 
+    @functools.cached_property
+    def _engines(self) -> dict[Any, Any]:
+        """The engines chosen before, which `engine.choose` fills in."""
+        return {}
+
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         xp, packing = span.xp, span.packing
         if self.rounded:
@@ -181,7 +186,9 @@ class Recurrence(SequenceLayer):
             x, p = slstm.to_bfloat16(xp, x), {**p, "Wh": slstm.to_bfloat16(xp, p["Wh"])}
         start = packing.sort(xp, [s.T for s in state])
         kept = "all" if span.keep else "nothing"
-        h, end, tape = run(xp, self.cell, p, packing.pack(xp, x), packing.widths, start, Masks(), kept)
+        step = Step(xp, self.cell, p, Masks())
+        chosen = engine.choose(step, packing.widths, self._engines)
+        h, end, tape = chosen.forward(step, packing.pack(xp, x), start, packing.widths, kept)
         y, (end,) = packing.restore(xp, h, [end])
         return y, tuple(together.copies(xp, [s.T for s in end])), Pass(packing, False, tape) if span.keep else None
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from xlstm.arrays import checks, workspace
+from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace
 from xlstm.data.host import Values
 from xlstm.layers.blocks.block import MULTIPLE, round_up
@@ -125,7 +125,6 @@ class Network(Backbone):
         state : tuple
         """
         params, x, start, span = self._begin(params, tokens, state, groups=self._groups(tokens, **rows))
-        workspace.settle(span.xp)
         levels, ends = zip(*self._levels(params, x, start, span, range(self.num_blocks)), strict=True)
         return [self._swap(span.xp, h) for h in levels], ends[1:]
 
@@ -360,7 +359,6 @@ class Network(Backbone):
         """
         params, x, start, span = self._begin(params, x, state, groups=groups)
         xp, top = span.xp, self.num_blocks - 1
-        workspace.settle(xp)
         h, _ = collections.deque(self._levels(params, x, start, span, range(top)), maxlen=1).pop()
         block, p = self.blocks[top], self.below(f"blocks.{top}", params)
         h, _ = block.over_time(p, h, start[top], span, {})
