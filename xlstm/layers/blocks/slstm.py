@@ -188,8 +188,8 @@ class Recurrence(SequenceLayer):
         kept = "all" if span.keep else "nothing"
         step = Step(xp, self.cell, p, Masks())
         chosen = engine.choose(step, packing.widths, self._engines)
-        h, end, tape = chosen.forward(step, packing.pack(xp, x), start, packing.widths, kept)
-        y, (end,) = packing.restore(xp, h, [end])
+        h, packed_end, tape = chosen.forward(step, packing.pack(xp, x), start, packing.widths, kept)
+        y, (end,) = packing.restore(xp, h, [packed_end])
         return y, tuple(together.copies(xp, [s.T for s in end])), Pass(packing, False, tape) if span.keep else None
 
     def scan_bwd(
