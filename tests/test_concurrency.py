@@ -401,6 +401,7 @@ def test_an_interrupt_while_the_first_call_imports_numba(module):
     assert interrupted(lambda: layer(params, x))
     np.testing.assert_allclose(layer(params, x)[0], expected, rtol=1e-12)
     assert layer.forward(params, x)[2]["0"].tape.engine.name == "numba"
+    assert sys.modules["numba"].core  # an import that is cut short and then done again leaves it out
     """,
         prelude=FIRST_CALL,
     )
