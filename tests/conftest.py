@@ -33,6 +33,7 @@ from xlstm.engines import plan
 from xlstm.engines.numba import jit, tape
 
 DATA = Path(__file__).parent / "data"
+BACKENDS = os.environ.get("XLSTM_TEST_BACKENDS", "numpy,strict,torch,cupy").split(",")
 
 if standin.asked_for():
     standin.install()
@@ -156,7 +157,7 @@ def make_backend(name: str, dtype: str = "float64") -> Backend:
         pytest.skip(str(error))
 
 
-@pytest.fixture(params=os.environ.get("XLSTM_TEST_BACKENDS", "numpy,strict,torch,cupy").split(","))
+@pytest.fixture(params=BACKENDS)
 def be(request: pytest.FixtureRequest) -> Backend:
     """A backend that makes float64 arrays."""
     return make_backend(request.param)
