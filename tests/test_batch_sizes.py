@@ -118,7 +118,7 @@ def results(layer, be, chosen, lengths=None, steps=T):
 
 @functools.cache
 def alone_each(layer, ragged):
-    """The results of each sequence alone, cut at its end if `ragged`, by the reference engine on NumPy; put together."""
+    """The results of all sequences, each alone and cut at its end if `ragged`, by the reference engine on NumPy."""
     be, found = make_backend("numpy"), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(jit.VARIABLE, "0")
