@@ -47,7 +47,8 @@ PYTEST = ["pytest", "-n", "2", "--dist", "worksteal", "-q"]
 ALONE = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 RECURRENT = [f"tests/test_{name}.py" for name in ("lstm", "slstm", "lengths", "recurrent", "training")]
 # With others that compile many loops these run in processes of their own: compiled code stays in memory.
-LOOPS = ("compiled", "chains", "packed", "vector_lengths", "bounds", "engines", "activations", "custom_cells", "module")
+LOOPS = ("compiled", "chains", "packed", "vector_lengths", "bounds", "engines", "activations", "custom_cells", "module",
+         "batch_sizes")  # fmt: skip
 COMPILING = [*RECURRENT, *(f"tests/test_{name}.py" for name in LOOPS)]
 # The environment of every path that recurrent layers of NumPy arrays can take beside the usual one. Other versions take
 # the plain one.
@@ -68,7 +69,16 @@ COMPARED = "tests/test_recurrent.py::test_gradient_of_each_option"
 # tested once, and other backends need no second run. In ONCE the cases of a test are the same lines, compiled for other
 # arguments, met by other threads or called by a tool: one case each. What NUMBERS shows is no matter of versions, and
 # other tests run its lines. Users do not install TOOLS.
-MADE = ("compiled", "packed", "vector_lengths", "bounds", "batches", "concurrency", "sequence_estimators")
+MADE = (
+    "compiled",
+    "packed",
+    "vector_lengths",
+    "bounds",
+    "batches",
+    "batch_sizes",
+    "concurrency",
+    "sequence_estimators",
+)
 ONCE = [f"tests/test_{name}.py" for name in MADE]
 NUMBERS = [
     "tests/test_estimators.py::test_the_main_job_on_real_data",

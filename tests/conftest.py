@@ -32,6 +32,7 @@ from xlstm.arrays.convert import BackendError
 from xlstm.engines.numba import jit, tape
 
 DATA = Path(__file__).parent / "data"
+BACKENDS = os.environ.get("XLSTM_TEST_BACKENDS", "numpy,strict,torch,cupy").split(",")
 
 if standin.asked_for():
     standin.install()
@@ -151,7 +152,7 @@ def make_backend(name: str, dtype: str = "float64") -> Backend:
         pytest.skip(str(error))
 
 
-@pytest.fixture(params=os.environ.get("XLSTM_TEST_BACKENDS", "numpy,strict,torch,cupy").split(","))
+@pytest.fixture(params=BACKENDS)
 def be(request: pytest.FixtureRequest) -> Backend:
     """A backend that makes float64 arrays."""
     return make_backend(request.param)

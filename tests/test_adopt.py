@@ -18,7 +18,7 @@ from xlstm.arrays import probe
 from xlstm.arrays.adopt import adopt, is_other
 from xlstm.arrays.convert import to_numpy
 from xlstm.data import Batch, Sequences, Streams, Windows
-from xlstm.estimators import SequenceRegressor
+from xlstm.estimators import Forecaster, SequenceRegressor
 from xlstm.models import TiRex
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import Step, losses, optimizers
@@ -206,6 +206,45 @@ def test_data_and_estimators(name, kind):
     params = model.init(0, be, "float64")
     series = kind(be.asarray(x[0, :, 0], "float64"))
     np.testing.assert_array_equal(model.forecast(params, series, 2).mean, model.forecast(params, x[0, :, 0], 2).mean)
+
+
+def test_masked_arrays_are_refused_by_name(rng):
+    """Nothing heeds their masks; `tests/test_module.py` gives them to every layer and model."""
+    x, target, values = rng.standard_normal((9, T, D)), rng.standard_normal(9), rng.standard_normal(60)
+    masked, be, y = np.ma.masked_array, xlstm.backend("numpy", dtype="float64"), rng.standard_normal((4, 3))
+    adam, step = optimizers.adam(0.1), Step(SequenceModel(xlstm.LSTM(D, H), 1), optimizers.adam(0.1))
+    state, moments = step.init(step.model.init(0, be)), adam.init({"a": y})
+    sound = {"x": x, "target": x[..., :1], "mask": np.ones((9, T), bool), "lengths": np.full(T, 9)}
+    model = xlstm.xLSTMLanguageModel(xlstm.LSTM(4, 4), 7)
+    options = {"hidden_size": 3, "epochs": 1, "backend": be, "seed": 0}
+    made = SequenceRegressor(**options)
+    forecaster = Forecaster(horizon=2, window=9, **options)
+    bad = {
+        **{
+            f"mse: {name}": (losses.mse, {"y": y, "target": y, "mask": y > 0}, name) for name in ("y", "target", "mask")
+        },
+        "cross_entropy: labels": (losses.cross_entropy, {"logits": y, "labels": np.arange(4) % 3}, "labels"),
+        "adam: a": (lambda p: adam.update({"a": p}, {"a": y}, moments), {"p": y}, "p"),
+        "adam: gradient of a": (lambda g: adam.update({"a": y}, {"a": g}, moments), {"g": y}, "g"),
+        "global_norm: a": (lambda g: optimizers.global_norm({"a": g}), {"g": y}, "g"),
+        **{f"step: {name}": (lambda **batch: step(state, Batch(**batch, fresh=True)), sound, name) for name in sound},
+        "Windows: target": (Windows, {"x": x, "target": target}, "target"),
+        r"Windows: x\[1\]": (lambda one: Windows([x[0], one], target[:2]), {"one": x[1]}, "one"),
+        r"Sequences: sequences\[1\]": (lambda one: Sequences([x[0], one], target[:2]), {"one": x[1]}, "one"),
+        "SequenceRegressor: X": (made.fit, {"X": x, "y": target}, "X"),
+        "SequenceRegressor: y": (made.fit, {"X": x, "y": target}, "y"),
+        "Forecaster: values": (forecaster.fit, {"values": values}, "values"),
+        "generate: the prompt": (
+            model.generate,
+            {"params": model.init(0, be), "prompt": np.array([[1, 2]]), "max_tokens": 2},
+            "prompt",
+        ),
+        "asarray: values": (be.asarray, {"values": y}, "values"),
+        "to_numpy: array": (to_numpy, {"array": y}, "array"),
+    }
+    for words, (call, given, name) in bad.items():
+        with pytest.raises(TypeError, match=f"^{words} is a masked array, expected an array without a mask"):
+            call(**{**given, name: masked(given[name])})
 
 
 def columns(be, a):

@@ -134,7 +134,11 @@ def test_arrays_of_any_library(be, rng):
         (None, TypeError, "Streams: x is None"),
         (["a"], TypeError, "Streams: x has dtype <U1, expected real numbers"),
         ([[1.0], [1.0, 2.0]], ValueError, "Streams: x is ragged"),
-        (np.ma.masked_array(np.ones((4, 1))), TypeError, "x is a MaskedArray"),
+        (
+            np.ma.masked_array(np.ones((4, 1))),
+            TypeError,
+            "Streams: x is a masked array, expected an array without a mask",
+        ),
         (np.ones((4, 1), complex), TypeError, "x has dtype complex128"),
         (Elsewhere, TypeError, "x is the class Elsewhere"),
     ],

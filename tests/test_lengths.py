@@ -45,35 +45,6 @@ def test_padding_changes_nothing_bit_for_bit(be, rng, kind, lengths):
             assert found.tobytes() == expected.tobytes(), (layer, name)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_sequence_is_as_if_it_were_alone(be, rng, kind):
-    layer = make(kind, STACK)
-    params, x, state = inputs_of(layer, be, rng, 7, 6)
-    dy = be.asarray(rng.standard_normal((7, 6, 6)))
-    dend = tuple(be.asarray(rng.standard_normal(to_numpy(s).shape)) for s in state)
-    found = run(layer, params, x, state, np.array(LENGTHS, dtype="int32"), dy, dend)
-    total = dict.fromkeys(params, 0.0)
-    for b, n in enumerate(LENGTHS):
-        mine = [tuple(be.asarray(to_numpy(s)[:, b : b + 1]) for s in states) for states in (state, dend)]
-        if n == 0:
-            for k in range(len(state)):
-                np.testing.assert_array_equal(found[f"end {k}"][:, b], to_numpy(mine[0][k])[:, 0])
-                np.testing.assert_array_equal(found[f"dstart {k}"][:, b], to_numpy(mine[1][k])[:, 0])
-            continue
-        piece = [be.asarray(to_numpy(a)[:n, b : b + 1]) for a in (x, dy)]
-        one = run(layer, params, piece[0], mine[0], None, piece[1], mine[1])
-        for name, array in one.items():
-            if name.startswith(("end", "dstart")):
-                np.testing.assert_allclose(found[name][:, b : b + 1], array, rtol=1e-10, atol=1e-12)
-            elif name in ("y", "dx"):
-                np.testing.assert_allclose(found[name][:n, b : b + 1], array, rtol=1e-10, atol=1e-12)
-                assert not np.any(found[name][n:, b])
-            else:
-                total[name[1:]] += array
-    for name, grad in total.items():
-        np.testing.assert_allclose(found[f"d{name}"], grad, rtol=1e-9, atol=1e-11)
-
-
 def test_the_order_of_a_batch_does_not_matter(rng):
     layer = make("LSTM", STACK)
     params, x, state = inputs_of(layer, make_backend("numpy"), rng, 7, 6)

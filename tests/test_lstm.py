@@ -68,17 +68,6 @@ def test_block_size_changes_nothing(monkeypatch, rng, block):
     np.testing.assert_array_equal(found[1], expected[1])
 
 
-def test_empty_batch(be):
-    layer = xlstm.LSTM(2, 3)
-    params = layer.init(0, be)
-    y, state, saved = layer.forward(params, be.asarray(np.zeros((4, 0, 2))))
-    grads, dx, dstate = layer.backward(params, saved, y)
-    assert tuple(y.shape) == (4, 0, 3)
-    assert tuple(dx.shape) == (4, 0, 2)
-    assert tuple(dstate[0].shape) == tuple(state[1].shape) == (1, 0, 3)
-    assert all(np.all(to_numpy(g) == 0) and g.shape == params[n].shape for n, g in grads.items())
-
-
 def test_missing_gradients_are_zero(be, rng):
     layer = xlstm.LSTM(2, 3)
     params, x, state = inputs_of(layer, be, rng, 4, 2)

@@ -78,6 +78,39 @@ def test_a_missing_state_is_the_one_before_the_first_step(be, rng, layer):
         same(list(layer.backward(params, saved, y, dstate)[0].values()), list(grads.values()))
 
 
+def masked(tree):
+    return tuple(map(masked, tree)) if isinstance(tree, tuple) else np.ma.masked_array(tree)
+
+
+@pytest.mark.parametrize("layer", **named(EVERY))
+@pytest.mark.usefixtures("interpreted")
+def test_missing_and_masked_arrays_are_named(rng, layer):
+    """A mask would be left aside without a word, or stop Numba where a loop has not been compiled yet."""
+    be = xlstm.backend("numpy")
+    params, x = layer.init(0, be), input_of(layer, be, rng)
+    some, words = next(iter(params)), "is a masked array, expected an array without a mask"
+    calls = [layer, layer.forward, *([layer.step] if layer in STREAMS else [])]
+    y, *state, saved = layer.forward(params, x, **({"seed": 0} if layer in SEQUENCES else {}))
+    bad = {
+        some: lambda: layer.forward({**params, some: masked(params[some])}, x),
+        "d(y|logits)": lambda: layer.backward(params, saved, masked(y)),
+    }
+    if layer in SEQUENCES:
+        bad[r"state[][0-9]* \w"] = lambda: layer(params, x, masked(state[0]))
+        bad["lengths"] = lambda: layer(params, x, lengths=masked([1, 2, 3]))
+    where = f"^{type(layer).__name__}: "
+    for name, call in bad.items():
+        with pytest.raises(TypeError, match=f"{where}{name} {words}"):
+            call()
+    for call in calls:
+        with pytest.raises(TypeError, match=f"{where}(x|tokens) {words}"):
+            call(params, masked(x))
+        with pytest.raises(TypeError, match=f"{where}(x|tokens) is a NoneType, expected an? "):
+            call(params, None)
+        with pytest.raises(TypeError, match=f"{where}parameters are a NoneType, expected a dict of name to array"):
+            call(None, x)
+
+
 @pytest.mark.parametrize("layer", **named(SEQUENCES))
 def test_a_missing_gradient_is_zero(be, rng, layer):
     params, x = layer.init(0, be), input_of(layer, be, rng)

@@ -83,6 +83,7 @@ class Backend(Portable):
         -------
         array
         """
+        checks.unmasked("asarray", "values", values)
         values = adopt("asarray", values) if is_other(values) else values
         if not array_api_compat.is_array_api_obj(values):
             values = np.asarray(values)

@@ -205,16 +205,27 @@ def several(where: str, name: str, value: Any, expected: str, most: int) -> list
     return list(value)
 
 
+def unmasked(where: str, name: str, value: Any) -> None:
+    """Raise TypeError if a value is a masked array of NumPy: no computation heeds the mask."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{where}: {name} is a masked array, expected an array without a mask, as its filled() gives")
+
+
 def host(where: str, name: str, value: Any, expected: str) -> np.ndarray[Any, Any]:
     """Return an argument on the host as a NumPy array; `expected` names it in words, with its shape."""
+    unmasked(where, name, value)
     if isinstance(value, type):
         raise TypeError(f"{where}: {name} is {shown(value)}, expected {expected}")
     if isinstance(value, range) and len(value) > LARGEST:
         raise ValueError(f"{where}: {name} has {len(value)} entries, expected {expected}")
     try:
-        return np.asarray(value)
+        found = np.asarray(value)
     except ValueError:
         raise ValueError(f"{where}: {name} is ragged, expected {expected}") from None
+    if found.ndim > 1 and isinstance(value, list | tuple):
+        for k, item in enumerate(value):
+            unmasked(where, f"{name}[{k}]", item)
+    return found
 
 
 def seed(where: str, name: str, value: Any) -> Any:

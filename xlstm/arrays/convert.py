@@ -36,8 +36,9 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     Raises
     ------
     TypeError
-        The array is on a GPU, and CuPy does not work here.
+        The array is on a GPU, and CuPy does not work here; or it has a mask.
     """
+    checks.unmasked("to_numpy", "array", array)
     if is_other(array):
         found = adopt("to_numpy", array)
         return np.array(found) if isinstance(found, np.ndarray) else to_numpy(found)

@@ -159,7 +159,8 @@ def total(xp: Namespace, a: Array, b: Array, axes: int | tuple[int, ...] = -1, d
     """
     if xp.__name__ != CUPY or a.dtype != b.dtype:
         if xp is np and axes == (-2, -1) and a.shape == b.shape:
-            a, b, axes = a.reshape(*a.shape[:-2], -1), b.reshape(*b.shape[:-2], -1), -1
+            flat, axes = (*a.shape[:-2], a.shape[-2] * a.shape[-1]), -1
+            a, b = a.reshape(flat), b.reshape(flat)
         return np.vecdot(a, b) if xp is np and axes == -1 else xp.sum(a * b, axis=axes, dtype=dtype)
     return _total(a.dtype, a.dtype if dtype is None else dtype)(a, b, axis=axes)
 

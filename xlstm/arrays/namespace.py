@@ -56,6 +56,7 @@ def namespace(where: str, arrays: Mapping[str, Array], wide: Container[str] = ()
     if dtype_name(first.dtype) not in DTYPES:
         raise TypeError(f"{where}: {first_name} has dtype {first.dtype}, expected float32 or float64")
     home = device_of(first)
+    checks.unmasked(where, first_name, first)
     for name, array in arrays.items():
         if type(array) is not type(first):
             check_library(where, name, xp, array)
@@ -84,7 +85,8 @@ def namespace(where: str, arrays: Mapping[str, Array], wide: Container[str] = ()
 
 
 def check_library(where: str, name: str, xp: Namespace, array: Array) -> None:
-    """Raise TypeError unless `array` is an array of the library of `xp`."""
+    """Raise TypeError unless `array` is an array of the library of `xp`, without a mask."""
+    checks.unmasked(where, name, array)
     try:
         if namespace_of(array) is xp:
             return

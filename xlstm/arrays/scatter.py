@@ -19,7 +19,7 @@ def add_rows(xp: Namespace, places: Array, rows: Array, count: int) -> Array:
         return found
     # A product with a matrix of ones and zeros does it, some rows of the result at a time.
     parts, step = [], max(1, COMPARED // max(1, places.shape[0]))
-    for first in range(0, count, step):
+    for first in range(0, max(1, count), step):
         some = xp.arange(first, min(first + step, count), dtype=places.dtype, device=device_of(places))
         parts.append(matmul(xp, xp.astype(some[:, None] == places[None, :], rows.dtype), rows))
     return parts[0] if len(parts) == 1 else concat(xp, parts, 0)

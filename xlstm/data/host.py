@@ -54,7 +54,8 @@ def _array(where: str, name: str, given: Any, expected: str) -> Host:
 
 def check_numbers(where: str, name: str, array: Any, ndim: int | None = None) -> None:
     """Raise unless `array` is a NumPy array of real numbers, with one axis if `ndim` is 1."""
-    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
+    checks.unmasked(where, name, array)
+    if not isinstance(array, np.ndarray):
         raise TypeError(f"{where}: {name} is a {type(array).__name__}, expected a NumPy array")
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{where}: {name} has dtype {str(array.dtype)[: checks.SHOWN]}, expected real numbers")

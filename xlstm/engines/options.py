@@ -37,7 +37,7 @@ class Options:
             zh = step.recur(W, h)
         else:
             zh, normal = layer_norm(xp, reshape(product(xp, W, h), (step.R, h.shape[1])), self.gh, 0)
-            zh = reshape(zh if step.bh is None else zh + step.bh[:, None], (-1, step.H, h.shape[1]))
+            zh = reshape(zh if step.bh is None else zh + step.bh[:, None], (step.R // step.H, step.H, h.shape[1]))
         h, *carry, saved = step.cell.gates(xp, zx, zh, *state, **self.own)
         out: tuple[Array, ...] = ()
         if step.Whr is not None:

@@ -130,11 +130,11 @@ class Step:
         return grads, layer_norm_bwd(self.xp, dzx, self.w["gx"][:, None], *normal, 0)
 
     def recur(self, W: Array, h: Array) -> Array:
-        """Return W h + bh (gates, H, n), with W the recurrent weight or blocks of its rows; heads go by themselves."""
+        """Return W h + bh (gates, H, n), with W the recurrent weight; heads go by themselves."""
         n = h.shape[1]
         if self.heads:
             h = self._reshape(h, (W.shape[1], W.shape[3], n))
-        zh = self._reshape(self._times(W, h), (-1, self.H, n))
+        zh = self._reshape(self._times(W, h), (self.R // self.H, self.H, n))
         return zh if self.bh is None else zh + reshape(self.bh, (-1, self.H, 1))
 
     def recur_bwd(self, WT: Array, da: Array) -> Array:

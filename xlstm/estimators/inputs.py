@@ -141,6 +141,7 @@ def _column(where: str, y: Any, count: int, columns: bool) -> Host:
     """Return y on the host, (N,), or (N, O) where `columns` are allowed."""
     if y is None:
         raise ValueError(f"{where}: requires y to be passed, but the target y is None")
+    checks.unmasked(where, "y", y)
     try:
         array = np.asarray(to_numpy(y) if is_foreign(y) else y)
     except ValueError as error:
@@ -195,6 +196,7 @@ def _is_table(X: Any) -> bool:
 
 def _numbers(where: str, name: str, given: Any) -> Host:
     """Return float64 numbers on the host."""
+    checks.unmasked(where, name, given)
     try:
         array = np.asarray(to_numpy(given) if is_foreign(given) else given)
     except (TypeError, ValueError) as error:

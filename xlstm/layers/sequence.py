@@ -279,7 +279,7 @@ class SequenceLayer(Module):
 
     def _inner(self, xp: Namespace, x: Array, step: bool = False) -> Array:
         """Check the shape of x, and return it as (T, B, D), or as (B, D) for one step."""
-        if x.ndim != 3 - step or x.shape[-1] != self.input_size:
+        if x is None or x.ndim != 3 - step or x.shape[-1] != self.input_size:
             outer = {"B": None} if step else {"B": None, "T": None} if self.batch_first else {"T": None, "B": None}
             checks.shape(type(self).__name__, "x", x, {**outer, "D": self.input_size})
         if step:

@@ -351,7 +351,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
             logits = to_numpy(found)
 
     def _prompt(self, prompt: Any) -> np.ndarray[Any, Any]:
-        given = hasattr(prompt, "shape") and not isinstance(prompt, type)  # an array, of any library
+        given = hasattr(prompt, "shape") and not isinstance(prompt, type | np.ndarray)  # an array of another library
         host = to_numpy(prompt) if given else checks.host("generate", "the prompt", prompt, "shape (B, P)")
         if host.ndim != 2 or 0 in host.shape:
             raise ValueError(f"generate: the prompt has shape {host.shape}, expected (B, P), P of 1 or more")

@@ -170,7 +170,7 @@ class Packing:
 
 def checked_lengths(where: str, lengths: Any, T: int, B: int) -> Indices:
     """Return lengths (B,) on the host; raise TypeError or ValueError unless they are whole numbers from 0 to T."""
-    if not hasattr(lengths, "shape") or isinstance(lengths, type):
+    if not hasattr(lengths, "shape") or isinstance(lengths, type | np.ndarray):
         lengths = checks.host(where, "lengths", lengths, f"shape (B,) = ({B},)")
     found = to_numpy(lengths)
     if found.shape != (B,):

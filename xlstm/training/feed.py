@@ -138,6 +138,8 @@ class Feed:
         """Return a batch as the model takes it; raises TypeError if it is none, and ValueError as `check` does."""
         if not isinstance(batch, Batch):
             raise TypeError(f"{where}: the batch is {checks.shown(batch)}, expected an xlstm.data.Batch")
+        for name in ("x", "target", "mask", "lengths"):
+            checks.unmasked(where, name, getattr(batch, name))
         batch = batch._replace(mask=self._mask(batch))
         self.check(where, batch)
         with np.errstate(over="ignore", invalid="ignore"):  # numbers that do not count may overflow
