@@ -13,14 +13,14 @@ from typing import Any
 import xlstm
 from bench import cases, run
 from bench.cases import LARGE, SHAPES, Case
-from xlstm.arrays import threads
+from xlstm.arrays import cores
 from xlstm.cli.timing import interleave
 from xlstm.engines.numba import jit
 
 FEW = [(64, 8, 1024, 1024)]  # sequences, for the size of the weights
 MEASURES: dict[str, Callable[[], Any]] = {
     "loops compiled": lambda: cases.variable(jit.VARIABLE, "0"),
-    "threads": lambda: cases.variable(threads.VARIABLE, "1"),
+    "threads": lambda: cases.variable(cores.VARIABLE, "1"),
     "vectors of 64 bytes": lambda: _narrow(),
     "all of these": lambda: _nothing(),
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cases import Case
-from xlstm.arrays import threads
+from xlstm.arrays import cores
 from xlstm.interop.onnx import to_onnx
 
 Call = Callable[[], object]
@@ -47,7 +47,7 @@ def torch_call(case: Case, device: str = "cpu", precision: str = "", tf32: bool 
         raise MissingError("no CUDA device")
     if device == "cuda" and case.dtype != "float32" and (precision or tf32):
         raise MissingError(f"{case.dtype} was asked for")
-    torch.set_num_threads(threads.available())
+    torch.set_num_threads(cores.threads())
     dtype = getattr(torch, precision or case.dtype)
     kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[case.layer]
     layer = kind(case.D, case.H, device=device, dtype=dtype, **case.options)
@@ -149,7 +149,7 @@ def onnxruntime_call(case: Case) -> Call:
         path = Path(folder) / "layer.onnx"
         to_onnx(layer, layer.init(0, "numpy", case.dtype), path, state=False)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads.available()
+        options.intra_op_num_threads = cores.threads()
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     x, _ = case.arrays()
     return lambda: session.run(None, {"x": x})

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 
 from bench.cases import Case
-from xlstm.arrays import blas, threads
 
 
 def alone(case: Case) -> Callable[[], None]:
@@ -41,7 +40,4 @@ def alone(case: Case) -> Callable[[], None]:
         for product in todo:
             product()
 
-    def run() -> None:
-        blas.limited(threads.available(), products)
-
-    return run
+    return products

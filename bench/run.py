@@ -13,7 +13,7 @@ from typing import Any
 import xlstm
 from bench import cases, peers
 from bench.cases import Case
-from xlstm.arrays import cores, threads
+from xlstm.arrays import cores
 from xlstm.cli import machine
 from xlstm.cli.timing import Timing, interleave
 from xlstm.engines.numba import jit
@@ -62,7 +62,7 @@ def start(bench: str) -> None:
     """Say what is measured, and in how many threads."""
     print(
         f"{bench}: median, and xlstm / peer; compiled loops: {machine.compiled()}; "
-        f"threads: {threads.available()}, of JAX and Keras one for each of {cores.usable()} cores"
+        f"threads: {cores.threads()}, of JAX and Keras one for each of {cores.usable()} cores"
     )
 
 

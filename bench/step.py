@@ -11,7 +11,7 @@ import xlstm
 from bench import run
 from bench.cases import without_compiling
 from bench.peers import MissingError, module
-from xlstm.arrays import threads
+from xlstm.arrays import cores
 from xlstm.cli.timing import interleave
 from xlstm.engines.numba import jit
 
@@ -28,7 +28,7 @@ def ours():
 
 def theirs(gradient: bool):
     torch = module("torch")
-    torch.set_num_threads(threads.available())
+    torch.set_num_threads(cores.threads())
     cell = torch.nn.LSTMCell(D, H)
     x, h, c = torch.randn(B, D), torch.zeros(B, H), torch.zeros(B, H)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xlstm.arrays import threads
+from xlstm.arrays import cores
 from xlstm.cli import machine
 from xlstm.data import Streams
 from xlstm.data.text import Characters
@@ -51,7 +51,7 @@ def theirs(fitted: np.ndarray, size: int):
     """The same with PyTorch."""
     import torch
 
-    torch.set_num_threads(threads.available())
+    torch.set_num_threads(cores.threads())
     torch.manual_seed(0)
     given = TextModel()
     embedding, head = torch.nn.Embedding(size, given.embedding_size), torch.nn.Linear(given.hidden_size, size)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from xlstm.arrays import threads
+from xlstm.arrays import cores
 
 
 class Theirs:
@@ -17,7 +17,7 @@ class Theirs:
 
     def __init__(self, worker: str, peer: Path, folder: str | Path) -> None:
         """Start it in a folder in which nothing of ours is to be found."""
-        command = [sys.executable, str(Path(__file__).with_name(worker)), str(peer), str(threads.available())]
+        command = [sys.executable, str(Path(__file__).with_name(worker)), str(peer), str(cores.threads())]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, cwd=folder, env=environment, **pipes)  # type: ignore[call-overload]

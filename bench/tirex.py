@@ -31,7 +31,7 @@ import numpy as np
 
 from bench import run
 from bench.theirs import Theirs
-from xlstm.arrays import threads
+from xlstm.arrays import cores
 from xlstm.cli import peak
 from xlstm.cli.timing import Timing, interleave
 from xlstm.interop import tirex
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="also theirs compiled, which takes minutes at first")
     options = parser.parse_args()
     if options.threads:
-        os.environ[threads.VARIABLE] = str(options.threads)
+        os.environ[cores.VARIABLE] = str(options.threads)
     run.start("beside the published packages")
     with tempfile.TemporaryDirectory() as place:
         measure(options, Path(place).resolve())
@@ -142,7 +142,7 @@ def measure(options: Any, folder: Path) -> None:
     for model, horizon in HORIZONS.items():
         for rows in options.series:
             name = f"{model} {rows} series, horizon {horizon}"
-            case = {"series": rows, "horizon": horizon, "threads": threads.available()}
+            case = {"series": rows, "horizon": horizon, "threads": cores.threads()}
             mine = ours(folder, model, rows)
             calls: dict[str, Callable[[], object]] = {"xlstm": mine}
             for compiled in (False, True) if options.compiled else (False,):

@@ -11,7 +11,7 @@ import xlstm
 from bench import notebook, run
 from bench.cases import without_compiling
 from bench.peers import MissingError, module
-from xlstm.arrays import threads
+from xlstm.arrays import cores
 from xlstm.cli.timing import interleave
 from xlstm.engines.numba import jit
 from xlstm.training import losses, optimizers
@@ -44,7 +44,7 @@ def baseline(x, target):
 
 def theirs(x, target):
     torch = module("torch")
-    torch.set_num_threads(threads.available())
+    torch.set_num_threads(cores.threads())
     layer = torch.nn.LSTM(D, H, dtype=torch.float64)
     sgd = torch.optim.SGD(layer.parameters(), lr=RATE)
     x, target = torch.tensor(x), torch.tensor(target)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.guards import PRODUCTS
+from xlstm.arrays import cores
 from xlstm.arrays import matmul as products
-from xlstm.arrays import threads
 from xlstm.engines.numba import jit, matmul
 
 pytestmark = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
@@ -58,15 +58,14 @@ def test_products_of_batches(rng, length, dtype):
 )
 def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch, rng, shapes):
     a, b = (rng.standard_normal(shape, "float32") for shape in shapes)
-    monkeypatch.setattr(threads, "LARGE", 0)
     found = []
     for count in (1, 2, 3, 7):
-        monkeypatch.setenv(threads.VARIABLE, str(count))
-        found.append(matmul.run(a, b, None, True))
+        monkeypatch.setenv(cores.VARIABLE, str(count))
+        found.append(matmul.run(a, b))
     for other in found[1:]:
         np.testing.assert_array_equal(other, found[0])
     np.testing.assert_allclose(found[0], a @ b, rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(threads.matmul(a, b), found[0])
+    np.testing.assert_array_equal(products.matmul(np, a, b), found[0])
 
 
 def test_what_is_left_to_numpy(monkeypatch, rng):

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 import xlstm
+from xlstm.arrays import cores
 from xlstm.arrays import fuse as elementwise
-from xlstm.arrays import threads
 from xlstm.arrays.fuse import fuse, multiplier, summed
+from xlstm.arrays.matmul import matmul
 from xlstm.arrays.rows import by_rows
 from xlstm.arrays.scan import scan
 from xlstm.cells.activations import FEED_FORWARD, sigmoid
@@ -21,7 +22,7 @@ TOLERANCE = {SINGLE: 2e-6, DOUBLE: 1e-13}
 @pytest.fixture(params=[1, 3])
 def size(request, monkeypatch):
     """Threads, which share whatever is compiled."""
-    monkeypatch.setenv(threads.VARIABLE, str(request.param))
+    monkeypatch.setenv(cores.VARIABLE, str(request.param))
     monkeypatch.setattr(chains, "SHARED", 1)
     return request.param
 
@@ -210,11 +211,10 @@ def leaves(state):
 def test_products_on_several_threads(monkeypatch, rng, shapes):
     a, b = (rng.standard_normal(shape) for shape in shapes)
     for count in ("1", "2", "3"):
-        monkeypatch.setenv(threads.VARIABLE, count)
-        monkeypatch.setattr(threads, "LARGE", 1)
-        np.testing.assert_allclose(threads.matmul(a, b), a @ b, rtol=1e-12, atol=1e-12)
+        monkeypatch.setenv(cores.VARIABLE, count)
+        np.testing.assert_allclose(matmul(np, a, b), a @ b, rtol=1e-12, atol=1e-12)
         transposed = np.ascontiguousarray(a.swapaxes(-1, -2)).swapaxes(-1, -2)
-        np.testing.assert_allclose(threads.matmul(transposed, b), a @ b, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(matmul(np, transposed, b), a @ b, rtol=1e-12, atol=1e-12)
 
 
 def carried(xp, c, most, g, x):

@@ -5,7 +5,7 @@ import pytest
 
 import xlstm
 from tests.test_mlstm_kernels import OPTIONS, close, inputs_of
-from xlstm.arrays import threads
+from xlstm.arrays import cores
 from xlstm.cells import mlstm as cell
 from xlstm.engines.numba import chunks, jit, team
 
@@ -146,7 +146,7 @@ def test_equal_bits_however_threads_share_the_work(monkeypatch, rng):
     monkeypatch.setattr(team, "WORTH", 1)
     found = []
     for count in ("1", "2", "3"):
-        monkeypatch.setenv(threads.VARIABLE, count)
+        monkeypatch.setenv(cores.VARIABLE, count)
         outputs, kept = run(inputs, 8, keep=True)
         found.append([*outputs, *run_bwd(kept, d[0], d[1:])])
     for other in found[1:]:

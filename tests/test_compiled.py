@@ -27,7 +27,6 @@ KINDS = ("LSTM", "GRU", "RNN")
 LENGTHS = [7, 0, 3, 7, 1]
 # (compiled, plan that is forced, threads)
 PATHS = {
-    "threads": ("0", "parts", 2),
     "compiled": ("1", None, 1),
     "both": ("1", "parts", 2),
     "shared": ("1", "shared", 2),

@@ -5,7 +5,7 @@ import pytest
 
 import xlstm
 from tests.ctargets import BFLOAT16, ElementwiseKernel, act
-from xlstm.arrays import threads
+from xlstm.arrays import cores
 from xlstm.cells import mlstm as cell
 
 OPTIONS = [{}, {"eps": 0.1}, {"forget": "exponential"}]
@@ -108,7 +108,7 @@ def test_layer(monkeypatch, rng, lengths):
     layer = xlstm.mLSTM(3, 8, 2, num_heads=2, qk_size=4, chunk_size=4)
     params = layer.init(seed=0, backend=xlstm.backend("numpy", dtype="float64"))
     x = rng.standard_normal((11, 3, 3))
-    monkeypatch.setenv(threads.VARIABLE, "1")
+    monkeypatch.setenv(cores.VARIABLE, "1")
 
     def run():
         y, state, saved = layer.forward(params, x, lengths=lengths)

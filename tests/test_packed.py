@@ -6,9 +6,9 @@ import pytest
 import xlstm
 from tests.conftest import force, make_backend
 from tests.layers import inputs_of, run
-from xlstm.arrays import threads
+from xlstm.arrays import cores
 from xlstm.cells import rnn
-from xlstm.engines.numba import jit
+from xlstm.engines.numba import jit, workers
 from xlstm.engines.step import Masks, Step
 
 pytestmark = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
@@ -93,11 +93,9 @@ def test_packed_weights_begin_with_a_cache_line(rng, dtype):
 @pytest.mark.parametrize(("threads", "lies"), [(1, "rows"), (3, "columns"), (3, "apart"), (1, "columns")])
 def test_products_of_rows(rng, monkeypatch, length, dtype, K, threads, lies):
     """In blocks of rows of the second factor, where K can be divided; it lies by rows, columns, or in no one piece."""
-    from xlstm.arrays import threads as sharing
     from xlstm.engines.numba import weights
 
-    monkeypatch.setenv(sharing.VARIABLE, str(threads))
-    monkeypatch.setattr(sharing, "LARGE", 0)
+    monkeypatch.setenv(cores.VARIABLE, str(threads))
     width = 45 if threads == 1 else 143  # a right factor with more columns than the left one has rows stays as it is
     a, b = (rng.standard_normal(shape).astype(dtype) for shape in ((61, K), (K, width)))
     given = {"rows": b, "columns": np.ascontiguousarray(b.T).T, "apart": np.repeat(b, 2, axis=0)[::2]}[lies]
@@ -131,8 +129,8 @@ def test_products_of_few_rows_or_columns_with_a_large_matrix(rng, monkeypatch, d
     scale = np.abs(x) @ np.abs(W).T
     found = []
     for count in ("1", "3"):
-        monkeypatch.setenv(threads.VARIABLE, count)
-        rows, columns = matmul.run(x, W.T, shared=True), matmul.run(W, x.T, shared=True)
+        monkeypatch.setenv(cores.VARIABLE, count)
+        rows, columns = matmul.run(x, W.T), matmul.run(W, x.T)
         for product in (rows, columns.T):
             assert np.all(np.abs(product - x @ W.T) <= 4 * ROUNDING[dtype] * scale)
         found.append((rows.tobytes(), columns.tobytes()))
@@ -198,11 +196,11 @@ def test_bits_do_not_depend_on_who_works(rng, monkeypatch, plan, B):
     params, x, state = inputs_of(layer, make_backend("numpy", "float32"), rng, 9, B)
     results = []
     for count in (1, 2, 3, 7):
-        for workers in (True, False):  # without any the thread that calls does the tasks of all threads in turn
+        for helped in (True, False):  # without any the thread that calls does the tasks of all threads in turn
             with monkeypatch.context() as patch:
                 force(plan, patch, count)
-                if not workers:
-                    patch.setattr(threads.pool, "employ", lambda wanted: 0)
+                if not helped:
+                    patch.setattr(workers, "employ", lambda wanted, help_others: 0)
                 results.append(run(layer, params, x, state))
         for name, array in results[-1].items():
             np.testing.assert_array_equal(array, results[-2][name], err_msg=f"{count} {name}")

@@ -1,7 +1,6 @@
 """Calls of compiled functions that several threads share."""
 
 import collections
-import queue
 import threading
 import time
 from types import FunctionType
@@ -13,9 +12,8 @@ pytest.importorskip("numba")
 
 import numba
 
-from xlstm.arrays import cores, pool
-from xlstm.arrays import threads as sharing
-from xlstm.engines.numba import atomics, board, team
+from xlstm.arrays import cores
+from xlstm.engines.numba import atomics, board, team, workers
 
 
 @numba.njit(nogil=True)
@@ -60,7 +58,7 @@ def fail(seen, first, last):
 @pytest.fixture(autouse=True)
 def two_cores(monkeypatch):
     monkeypatch.setattr(cores, "usable", lambda: 2)
-    monkeypatch.setenv(sharing.VARIABLE, "2")
+    monkeypatch.setenv(cores.VARIABLE, "2")
 
 
 def call(n, unit=1):
@@ -109,34 +107,18 @@ def test_a_worker_takes_part():
 
 
 def test_a_worker_that_falls_asleep_just_before_a_job_comes_is_woken(monkeypatch):
-    employ = pool.employ
+    employ = workers.employ
 
-    def slowly(wanted):
-        found = employ(wanted)
+    def slowly(*given):
+        found = employ(*given)
         time.sleep(0.1)  # a worker that waits sleeps after a millisecond
         return found
 
-    monkeypatch.setattr(pool, "employ", slowly)
+    monkeypatch.setattr(workers, "employ", slowly)
     for _ in range(3):
         counts = np.zeros(2, np.int64)
         team.together(wait_for_the_other, [(counts,)] * 2)
         assert counts[1], "no worker took a call"
-
-
-def test_workers_that_wait_for_the_interpreter_leave_it_once_there_is_compiled_code(monkeypatch):
-    compiled = team._compiled()
-    own = {"workers": [], "jobs": queue.SimpleQueue(), "board": np.zeros(pool.SIZE, np.int64), "compiled": None}
-    for name, value in own.items():
-        monkeypatch.setattr(pool, name, value)
-    monkeypatch.setattr(cores, "usable", lambda: 4)
-    assert pool.employ(9) == 3
-    places, end = slice(pool.SLEEPERS, pool.SLEEPERS + 3), time.monotonic() + 60
-    while not all(worker.waits for worker in pool.workers):
-        time.sleep(1e-3)
-    pool.wait_in(compiled)
-    while not pool.board[places].all():
-        assert time.monotonic() < end, pool.board[places]
-        time.sleep(1e-3)
 
 
 @pytest.mark.parametrize("cores_usable", [1, 2])
@@ -168,7 +150,7 @@ def test_several_threads_lead_at_once():
 
 def test_no_more_workers_join_than_are_wanted():
     compiled = team._compiled()
-    room = np.zeros(pool.SIZE, np.int64)
+    room = np.zeros(workers.SIZE, np.int64)
     assert not compiled.join(room)
     room[board.OPEN] = (1 << 2 * board.SHIFT) | (3 << board.SHIFT)
     assert compiled.join(room)
@@ -176,13 +158,6 @@ def test_no_more_workers_join_than_are_wanted():
     room[board.OPEN] = (1 << 2 * board.SHIFT) | (3 << board.SHIFT) | 3  # all pieces are taken
     assert not compiled.join(room)
     assert not compiled.take(room)
-
-
-def test_a_worker_that_looks_at_the_board_does_jobs_of_the_interpreter():
-    one, *_ = call(40)
-    for _ in range(50):
-        team.share([one], 1 << 40)
-        assert pool.run([threading.get_ident, lambda: time.sleep(2e-3)], 1)[0] is not None
 
 
 class StopError(Exception):
@@ -233,7 +208,7 @@ def advance(name, shared, done, *arguments):
     }
     names = vars(board) | {key: operation(act) for key, act in acts.items()}
     names |= {"TURNS": 1, "let_others_run": lambda: None, "take" if name == "help_others" else "part": work}
-    for own in ("wake", "ring", "wanted", "join", "lead", "take", "help_others"):
+    for own in ("wake", "wanted", "join", "lead", "take", "help_others"):
         if names[own] is not work:
             names[own] = FunctionType(getattr(board, own).__code__, names)
     try:
@@ -256,14 +231,10 @@ def orders(calls, shared, done):
         yield tuple(ends)
 
 
-@pytest.mark.parametrize(
-    ("call", "end"),
-    [(("lead", 0, 1, False, 1, 9), ("works", "works")), (("ring", 1), ("returned", "returned"))],
-    ids=["compiled", "interpreter"],
-)
-def test_no_order_of_a_caller_and_a_worker_loses_a_call(call, end):
+def test_no_order_of_a_leader_and_a_worker_loses_a_call():
     """Whatever comes first, a worker that is about to sleep ends up with the job."""
-    worker = ("help_others", board.SLEEPERS, 7, 0)  # at a lock with the address 7
-    found = collections.Counter(orders([call, worker], collections.defaultdict(int), [[], []]))
-    assert found.keys() == {end}
+    leader = ("lead", 0, 1, False, 1, 9)
+    worker = ("help_others", board.SLEEPERS, 7)  # at a lock with the address 7
+    found = collections.Counter(orders([leader, worker], collections.defaultdict(int), [[], []]))
+    assert found.keys() == {("works", "works")}
     assert found.total() > 100

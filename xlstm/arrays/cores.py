@@ -1,4 +1,4 @@
-"""The number of cores that this process may use: its affinity, and the quota of its cgroup."""
+"""The number of threads: XLSTM_NUM_THREADS, or the cores that this process may use by its affinity and its cgroup."""
 
 from __future__ import annotations
 
@@ -8,8 +8,37 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from xlstm.arrays import checks
+
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
+VARIABLE = "XLSTM_NUM_THREADS"
+MOST = 1024  # the largest number that the variable may have
+
+
+def threads() -> int:
+    """Return into how many parts compiled loops divide large work: XLSTM_NUM_THREADS, else the number of cores.
+
+    No more threads than cores take part in it. Results depend on the number of parts alone, and not on who does them.
+    """
+    return given() or usable()
+
+
+def given() -> int | None:
+    """Return XLSTM_NUM_THREADS, or None where it is not set or empty.
+
+    Raises
+    ------
+    ValueError
+        The variable is not a whole number from 1 to 1024.
+    """
+    text = os.environ.get(VARIABLE)
+    if not text:
+        return None
+    digits = text.lstrip("0")
+    if not (text.isascii() and text.isdecimal() and 0 < len(digits) <= len(str(MOST)) and int(digits) <= MOST):
+        raise ValueError(f"{VARIABLE}: {checks.shown(text)} is not a number of threads, expected 1 to {MOST}")
+    return int(digits)
 
 
 def usable() -> int:

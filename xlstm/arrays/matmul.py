@@ -22,10 +22,10 @@ ALIGNED = 8  # cuBLAS is fast with rows of a multiple of so many elements
 PEDANTIC, TF32 = 2, 7  # CuPy's numbers of compute types
 
 
-# Multiplies NumPy arrays, and may add the product to an array, as `matmul` does; the last argument says whether threads
-# are to share it. None where that is no work for it. An engine that compiles sets it.
-compiled: Callable[[Array, Array, Array | None, bool], Array | None] | None = None
-# Sets each `out` of (a, b, out) to a product, as `multiply` of `threads.py` does, or returns False.
+# Multiplies NumPy arrays, and may add the product to an array, as `matmul` does, or returns None where that is no work
+# for it. An engine that compiles sets it.
+compiled: Callable[[Array, Array, Array | None], Array | None] | None = None
+# Sets each `out` of (a, b, out) to a product, as `multiply_each` does, or returns False.
 compiled_into: Callable[[Sequence[tuple[Array, Array, Array]]], bool] | None = None
 
 
@@ -72,7 +72,7 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, dtype: A
         On CuPy, where shapes do not fit.
     """
     if not fuse.compiles(xp) or A.dtype != B.dtype or fuse.name(A.dtype) not in FLOATS:
-        found = compiled(A, B, add, False) if xp is np and compiled is not None else None
+        found = compiled(A, B, add) if xp is np and compiled is not None else None
         if found is not None:
             return found
         if add is None:
@@ -98,7 +98,9 @@ def multiply(A: Array, B: Array, out: Array, add: bool = False) -> None:
     kind = fuse.name(A.dtype)
     wide = out.dtype == np.float32 and A.dtype.itemsize == 2
     if kind not in FLOATS or A.dtype != B.dtype or not (wide or out.dtype == A.dtype):
-        raise TypeError(f"multiply: dtypes are {A.dtype} @ {B.dtype} -> {out.dtype}, expected one of {', '.join(FLOATS)}")
+        raise TypeError(
+            f"multiply: dtypes are {A.dtype} @ {B.dtype} -> {out.dtype}, expected one of {', '.join(FLOATS)}"
+        )
     cp = probe.cupy()
     way = plan(A.shape, strides(A), B.shape, strides(B))
     if out.size == 0 or way.sizes[1] == 0:
@@ -112,6 +114,24 @@ def multiply(A: Array, B: Array, out: Array, add: bool = False) -> None:
         )
         way = plan(A.shape, strides(A), B.shape, strides(B))
     _gemm(cp, way, A, B, out, add)
+
+
+def multiply_each(xp: Namespace, triples: Sequence[tuple[Array, Array, Array]]) -> None:
+    """Set each `out` of (a, b, out), NumPy or CuPy arrays of one dtype, to a @ b.
+
+    Parameters
+    ----------
+    xp
+        The namespace of the arrays.
+    triples : sequence of (array (n, M, K), array (n, K, N), array (n, M, N))
+        The rows of an `out` are contiguous; those of its matrices may have other numbers between them.
+    """
+    if fuse.compiles(xp):
+        for a, b, out in triples:
+            multiply(a, b, out)
+    elif compiled_into is None or not compiled_into(triples):
+        for a, b, out in triples:
+            out[...] = matmul(xp, a, b)
 
 
 def product(xp: Namespace, A: Array, B: Array) -> Array:

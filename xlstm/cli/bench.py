@@ -12,7 +12,7 @@ from rich import box
 from rich.progress import BarColumn, Progress
 from rich.table import Table
 
-from xlstm.arrays import threads
+from xlstm.arrays import cores
 from xlstm.arrays.convert import BackendError
 from xlstm.cli import benchmark, machine
 from xlstm.cli.console import INTERRUPTED, err, out, tell, uncut
@@ -60,7 +60,7 @@ def bench(
     chosen = _chosen(backends, dtypes)
     for name, be in chosen:
         out.print(f"row: {benchmark.WORDS[name]}, {be}")
-    out.print(f"threads: {threads.available()}, compiled loops: {machine.compiled()}")
+    out.print(f"threads: {cores.threads()}, compiled loops: {machine.compiled()}")
     rows: list[benchmark.Row] = []
     try:
         with Progress(BarColumn(16), "{task.completed}/{task.total} {task.description}", console=err) as bar:

@@ -15,7 +15,7 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from xlstm.arrays import blas, probe, threads
+from xlstm.arrays import cores, probe
 from xlstm.arrays.backend import Backend, backend, backend_of
 from xlstm.arrays.random import generator
 from xlstm.cli import peak, peers
@@ -44,7 +44,7 @@ class Runner(NamedTuple):
         """Return the work of a case, and the backend with its dtype; TypeError if it has no such dtype or layer."""
         chosen = backend_of(self.backend, case.dtype)
         if chosen.name == "torch":
-            probe.torch().set_num_threads(threads.available())
+            probe.torch().set_num_threads(cores.threads())
         return (peers.call if self.name == peers.TORCH else call)(case, chosen), chosen
 
 
@@ -289,7 +289,7 @@ def product_speed(be: Backend) -> float:
         be.xp.matmul(a, b)
         be.synchronize()
 
-    timings = blas.limited(threads.available(), lambda: interleave({"product": product}, rounds=3))
+    timings = interleave({"product": product}, rounds=3)
     return 2.0 * n**3 / timings["product"].median
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import xlstm
-from xlstm.arrays import blas, cores, probe, threads
+from xlstm.arrays import blas, cores, probe
 from xlstm.arrays.backend import usable
 from xlstm.engines.numba import jit
 
@@ -25,7 +25,7 @@ VARIABLES = ("OPENBLAS", "OMP", "MKL", "BLIS", "CUPY_TF32", "NVIDIA_TF32", "NUMB
 def describe() -> dict[str, Any]:
     """Return everything by name, as JSON can hold it; packages that are not installed are left out."""
     try:
-        count: int | str = threads.wanted() if compiled().startswith("yes") else threads.available()
+        count: int | str = cores.threads()
     except ValueError as error:
         count = f"refused: {error}"
     found: dict[str, Any] = {

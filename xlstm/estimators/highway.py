@@ -6,7 +6,6 @@ well. Here its weights come from ridge regression (Hoerl & Kennard 1970), and th
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -91,7 +90,8 @@ def fit(
             change.append(changes(track, at, horizon, stop, unit)[:, :, c])
         x, y = np.concatenate(design), np.concatenate(change)
         # The systems are small: threads of BLAS would mostly wait for each other, long where the cores have other work.
-        found.append(blas.limited(1, functools.partial(_solved, x, ahead, y, order, penalties)))
+        with blas.one_thread():
+            found.append(_solved(x, ahead, y, order, penalties))
     return [Highway(order, np.stack([weights[k] for weights in found]), *penalties[k]) for k in range(len(penalties))]
 
 

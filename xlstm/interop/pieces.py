@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import checks, threads
+from xlstm.arrays import checks, cores
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.namespace import Params
 from xlstm.interop.shards import Shards
@@ -83,13 +83,13 @@ def params(
 ) -> Params:
     """Read parameters of these shapes from a checkpoint that is checked, a few arrays at a time by several threads."""
     chosen = backend_of(backend, dtype or (backend.dtype if isinstance(backend, Backend) else shards.dtype))
-    size, names = threads.wanted(), list(pieces)
+    size, names = cores.threads(), list(pieces)
     found: Params = {}
-    team = threads.team(size)
-    for k in range(0, len(names), AHEAD * size):
-        some = names[k : k + AHEAD * size]
-        tasks = [functools.partial(_assembled, shards, pieces[n], shapes[n], chosen.dtype) for n in some]
-        found |= {n: chosen.asarray(array) for n, array in zip(some, team.run(tasks), strict=True)}
+    with ThreadPoolExecutor(min(size, cores.usable())) as pool:
+        for k in range(0, len(names), AHEAD * size):
+            some = names[k : k + AHEAD * size]
+            arrays = pool.map(lambda n: _assembled(shards, pieces[n], shapes[n], chosen.dtype), some)
+            found |= {n: chosen.asarray(array) for n, array in zip(some, arrays, strict=True)}
     return found
 
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from xlstm.arrays import constants, fuse
 from xlstm.arrays.fuse import compiles
+from xlstm.arrays.matmul import matmul, multiply_each
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
-from xlstm.arrays.threads import matmul, multiply
 from xlstm.layers.initializers import constant, normal, uniform
 from xlstm.layers.module import Module, SameWidth, Weight, rows, total
 
@@ -52,17 +52,17 @@ class Linear(Module):
         return found | ({"b": (O, draw[1])} if self.bias else {})
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Array]:
-        y = matmul(rows(xp, x), p["W"].T)
+        y = matmul(xp, rows(xp, x), p["W"].T)
         if self.bias:
             y += p["b"]
         return xp.reshape(y, (*x.shape[:-1], self.output_size)), x
 
     def apply_bwd(self, xp: Namespace, p: Params, kept: Array, dy: Array) -> tuple[Params, Array]:
         dz = rows(xp, dy)
-        grads = {"W": matmul(dz.T, rows(xp, kept))}
+        grads = {"W": matmul(xp, dz.T, rows(xp, kept))}
         if self.bias:
             grads["b"] = xp.sum(dz, axis=0)
-        return grads, xp.reshape(matmul(dz, p["W"]), kept.shape)
+        return grads, xp.reshape(matmul(xp, dz, p["W"]), kept.shape)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class HeadwiseLinear(SameWidth, Module):
     def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Array]:
         heads, W = kept
         dz = self._split(xp, dy, W.shape[0])
-        dW = matmul(xp.matrix_transpose(dz), heads)
+        dW = matmul(xp, xp.matrix_transpose(dz), heads)
         grads = {"W": dW if dW.shape == p["W"].shape else self._parted(xp, dW)}
         if self.bias:
             grads["b"] = total(xp, dy)
@@ -140,7 +140,7 @@ class HeadwiseLinear(SameWidth, Module):
             return parts[0] if len(parts) == 1 else xp.concat(parts, axis=like.ndim - 1)
         y = xp.empty((*like.shape[:-1], len(pairs) * self.size), dtype=like.dtype, device=device_of(like))
         N = pairs[0][0].shape[0]
-        multiply(xp, [(a, b, self._split(xp, y, N, part)) for part, (a, b) in enumerate(pairs)])
+        multiply_each(xp, [(a, b, self._split(xp, y, N, part)) for part, (a, b) in enumerate(pairs)])
         return y
 
     @functools.cached_property

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import threads
+from xlstm.arrays import cores
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells import mlstm
 from xlstm.engines import heads
@@ -60,7 +60,7 @@ class Memory(NamedTuple):
         Queries q and keys k are (T, B, N K), values v (T, B, N V), and pre-activations of the gates i and f (T, B, N).
         """
         xp, keep, T, B = span.xp, span.keep, span.T, span.B
-        threads.given()
+        cores.given()  # raises an error of the setting, however small the work is
         if T == 1 and not keep and span.full:
             q, k, v = (xp.reshape(a, (B, self.N, F)) for a, F in ((q, self.K), (k, self.K), (v, self.V)))
             C, n, m = state

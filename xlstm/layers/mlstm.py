@@ -11,8 +11,8 @@ import numpy as np
 
 from xlstm.arrays.concat import concat, stack
 from xlstm.arrays.fuse import fuse
+from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, Params, dtype_name, squares_below
-from xlstm.arrays.threads import matmul
 from xlstm.cells.activations import clamp, clamp_bwd, sigmoid, sigmoid_bwd
 from xlstm.cells.normalization import fourth_root
 from xlstm.layers.initializers import mlstm_bias, uniform
@@ -147,7 +147,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
         for k in range(self.num_layers):
             mask = dropout(span.rng, self.dropout if k else 0.0, tuple(x.shape), x)
             x, beyond = _limited(xp, dropped(x, mask))
-            z = matmul(rows(xp, x), p[f"{k}.Wx"].T)
+            z = matmul(xp, rows(xp, x), p[f"{k}.Wx"].T)
             if self.bias:
                 z += p[f"{k}.b"]
             z = xp.reshape(z, (span.T, span.B, z.shape[1]))
@@ -172,10 +172,10 @@ class mLSTM(SequenceLayer):  # noqa: N801
             do, dh = fuse(xp, _gated_bwd, dy, one.o, one.h)
             (dq, dk, dv, di, df), start = self.memory.run_bwd(one.memory, dh, end, span)
             dz = rows(xp, concat(xp, (dq, dk, dv, do, di, df), -1))
-            grads[f"{k}.Wx"] = matmul(dz.T, rows(xp, one.x))
+            grads[f"{k}.Wx"] = matmul(xp, dz.T, rows(xp, one.x))
             if self.bias:
                 grads[f"{k}.b"] = total(xp, dz)
-            dy = xp.reshape(matmul(dz, p[f"{k}.Wx"]), one.x.shape)
+            dy = xp.reshape(matmul(xp, dz, p[f"{k}.Wx"]), one.x.shape)
             if one.beyond is not None:
                 dy = fuse(xp, clamp_bwd, dy, one.beyond, limit=fourth_root(xp, dy.dtype))
             dy = dropped(dy, one.mask)

@@ -15,15 +15,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from xlstm.arrays import pool
+from xlstm.engines.numba import workers
 
 # Places on the board. Those that several threads write lie in different cache lines.
 LED = 0  # 1 while a thread leads
 OPEN = 8  # how many more workers may help, how many pieces there are, and how many are taken, in one number
 DONE = 16  # pieces that are done
 JOB, COUNT, APART, FAILED = 24, 25, 26, 27  # address and number of calls; each is a piece; pieces that failed
-RINGS = pool.RINGS  # jobs that the interpreter had for workers so far
-SLEEPERS = pool.SLEEPERS  # from here on a place for each worker: its lock while it sleeps, else 0
+SLEEPERS = workers.SLEEPERS  # from here on a place for each worker: its lock while it sleeps, else 0
 SHIFT, MASK = 24, (1 << 24) - 1
 TURNS = 2000  # times that a worker looks for work before it sleeps, some 0.5 ms
 
@@ -75,12 +74,6 @@ def wake(board: Any, place: int, count: int) -> None:
             release(lock)
 
 
-def ring(board: Any, workers: int) -> None:
-    """Tell all workers that the interpreter has a job."""
-    count_up(board, RINGS)
-    wake(board, SLEEPERS, workers)
-
-
 def wanted(state: int) -> bool:
     """Whether one more worker may help with a job of which pieces are left."""
     return state >> 2 * SHIFT > 0 and state & MASK < (state >> SHIFT) & MASK
@@ -119,10 +112,10 @@ def part(job: int, count: int, apart: bool, k: int, pieces: int) -> int:
     return failed
 
 
-def help_others(board: Any, place: int, lock: int, rings: int) -> None:
-    """Help with jobs until the interpreter has one; sleep at a lock, which is held, while there are none."""
+def help_others(board: Any, place: int, lock: int) -> None:
+    """Help with jobs until the process ends; sleep at a lock, which is held, while there are none. With 0, return."""
     asked = 0
-    while count_of(board, RINGS) == rings:
+    while lock:
         if join(board):
             while take(board):
                 pass
@@ -132,7 +125,7 @@ def help_others(board: Any, place: int, lock: int, rings: int) -> None:
             let_others_run()
         else:
             put(board, place, lock)
-            if wanted(count_of(board, OPEN)) or count_of(board, RINGS) != rings:
+            if wanted(count_of(board, OPEN)):
                 wake(board, place, 1)
             acquire(lock)
             asked = 0

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import axes, threads
+from xlstm.arrays import axes, cores
 from xlstm.arrays.namespace import Array
 from xlstm.engines.numba import jit
 from xlstm.engines.numba.chain_source import Options, compiled, traced
@@ -83,7 +83,7 @@ def run(
         return found[0] if kept == 1 else tuple(found)
     flat = n0 == 1
     whole = columns if flat else n0
-    size = min(threads.wanted(), whole) if work >= SHARED else 1
+    size = min(cores.threads(), whole) if work >= SHARED else 1
     rooms = [np.zeros((size, columns), dtype) for dtype, _ in dtypes[kept:]]
 
     def part(k: int) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import blas, fuse, scan
+from xlstm.arrays import fuse, scan
 from xlstm.arrays import matmul as products
 from xlstm.arrays.namespace import Array
 from xlstm.engines.numba import chains, jit, matmul, scans
@@ -16,6 +16,10 @@ from xlstm.engines.numba.tape import DTYPES, NumbaTape, kernels
 from xlstm.engines.segments import Widths, with_idle
 from xlstm.engines.step import Step
 from xlstm.engines.tape import Gradients, Tape
+
+# Up to so many recurrent weights a step of one sequence runs in a compiled call; BLAS has the products of a larger one
+# on all cores.
+SMALL = 10**6
 
 
 class Numba:
@@ -58,7 +62,7 @@ class Numba:
 
         In a large layer a step is little but products, which BLAS computes on all cores.
         """
-        small = not step.heads and "Wx" in step.w and step.R * step.P <= blas.SMALL
+        small = not step.heads and "Wx" in step.w and step.R * step.P <= SMALL
         return Stream(step) if small and not self.refuses(step, ()) else None
 
 

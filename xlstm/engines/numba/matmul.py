@@ -1,7 +1,7 @@
 """Matrix products of NumPy arrays outside the time loops, by the tiles of `products.py`.
 
-BLAS multiplies the matrices of a batch one by one, each as if it were large. `arrays/matmul.py` and
-`arrays/threads.py` call `run`.
+BLAS multiplies the matrices of a batch one by one, each as if it were large, and its threads ask for work for 0.1 s
+after each product, on cores that whatever comes next needs. `arrays/matmul.py` calls `run`; threads share the work.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SMALL = 1 << 16  # multiplications below which NumPy's call costs less
 FAR, VECTOR, LONG = 1 << 18, 1 << 20, 512
 
 
-def run(a: Array, b: Array, add: Array | None = None, shared: bool = False) -> Array | None:
+def run(a: Array, b: Array, add: Array | None = None) -> Array | None:
     """Return a @ b of matrices in the last two axes, or None where this is no work for compiled tiles.
 
     Parameters
@@ -36,8 +36,6 @@ def run(a: Array, b: Array, add: Array | None = None, shared: bool = False) -> A
         (..., M, K) and (..., K, N), float32 or float64, the axes before broadcast.
     add : array, optional
         (..., M, N), contiguous: the product is added to it, in its place.
-    shared : bool
-        Whether threads share a large product.
     """
     dtype = DTYPES.get(a.dtype)
     if dtype is None or a.dtype != b.dtype or min(a.ndim, b.ndim) < 2 or not jit.enabled():
@@ -55,14 +53,14 @@ def run(a: Array, b: Array, add: Array | None = None, shared: bool = False) -> A
     calls = _calls(compiled, a, b, out, add is not None)
     if calls is None:
         return None
-    share(calls, out.size * plan.sizes[1] if shared else 0)
+    share(calls, out.size * plan.sizes[1])
     return out
 
 
 def run_into(triples: Sequence[tuple[Array, Array, Array]]) -> bool:
     """Set each `out` of (a, b, out) to a @ b, or return False where this is no work for compiled tiles.
 
-    They are (n, M, K), (n, K, N) and (n, M, N), of one dtype; the rows of `out` are contiguous. Threads share the work.
+    They are (n, M, K), (n, K, N) and (n, M, N), of one dtype; the rows of `out` are contiguous.
     """
     dtype = DTYPES.get(triples[0][0].dtype)
     if dtype is None or any(x.dtype != triples[0][0].dtype for triple in triples for x in triple) or not jit.enabled():

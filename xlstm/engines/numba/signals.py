@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
-
-from xlstm.arrays import blas
 
 
 @contextlib.contextmanager
@@ -40,4 +38,17 @@ def held() -> Iterator[None]:
                     signal.signal(number, note)
         yield
     finally:
-        blas.surely(end)
+        surely(end)
+
+
+def surely(end: Callable[[], None]) -> None:
+    """Call `end` until it is through, whatever a signal handler raises meanwhile; raise its last error afterwards."""
+    late: BaseException | None = None
+    while True:
+        try:
+            end()
+            break
+        except BaseException as error:
+            late = error
+    if late is not None:
+        raise late

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import threads, workspace
+from xlstm.arrays import cores, workspace
 from xlstm.arrays.namespace import Array
 from xlstm.engines.numba import codegen
 from xlstm.engines.numba.codegen import Kernel, Kernels
@@ -25,6 +25,8 @@ STEP = 1 << 19
 # Up to so many weights the threads share the batch, at least COLUMNS sequences each: weights stay in the cache of a
 # core, and nothing goes from one to another. With more of them they share the products of each step.
 NEAR, COLUMNS = 1 << 20, 8
+# Multiplications of a pass from which on threads share it: to wake one costs as much as some millions.
+LARGE = 10**7
 LINE = 8  # numbers of a cache line: threads that count in one wait for each other
 DTYPES = {np.dtype(name): name for name in ("float32", "float64")}
 NO_ROWS = {dtype: np.empty((0, 0), dtype) for dtype in DTYPES}
@@ -212,10 +214,10 @@ class Division(NamedTuple):
 def division(weights: int, sequences: int, steps: int, heads: int) -> Division:
     """Return how threads divide a pass of a layer with so many recurrent weights."""
     work = weights * sequences
-    if work * steps <= threads.LARGE:
-        threads.given()  # raises an error of the setting, however small the work is
+    if work * steps <= LARGE:
+        cores.given()  # raises an error of the setting, however small the work is
         return Division()
-    most = threads.wanted()
+    most = cores.threads()
     if heads > 1:  # each thread has the weights of its heads alone
         heads = min(heads, most)
         return Division(max(1, min(most // heads, sequences // COLUMNS)), heads)

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import pool, threads
+from xlstm.arrays import cores
 from xlstm.arrays.namespace import Array
-from xlstm.engines.numba import board, jit
+from xlstm.engines.numba import board, jit, workers
 
 PIECES = 8  # of a job, for each thread, so that all end at about the same time
 WORTH = 1 << 21  # multiplications that a piece is worth, 20 us
@@ -39,8 +39,8 @@ def share(calls: Sequence[Call], work: int) -> None:
     MemoryError
         A function had no memory; results are incomplete.
     """
-    size = threads.wanted() if work > LARGE else 1
-    helpers = pool.employ(size - 1) if size > 1 else 0
+    size = cores.threads() if work > LARGE else 1
+    helpers = workers.employ(size - 1, _compiled().help_others) if size > 1 else 0
     if not helpers:
         for n, function, given, _ in calls:
             function(*given, 0, n)
@@ -58,7 +58,7 @@ def together(function: Callable[..., None], given: Sequence[tuple[Any, ...]]) ->
     MemoryError
         A function had no memory; results are incomplete.
     """
-    helpers = pool.employ(len(given) - 1) if len(given) > 1 else 0
+    helpers = workers.employ(len(given) - 1, _compiled().help_others) if len(given) > 1 else 0
     if helpers:
         _lead([(1, function, own, 1) for own in given], helpers, len(given), True)
     else:
@@ -74,7 +74,7 @@ def _lead(calls: Sequence[Call], helpers: int, pieces: int, apart: bool) -> None
         entry = _entry(function, _enter(given, numbers), not apart)
         tables.append(table := array.array("q", numbers))
         job.extend((entry, table.buffer_info()[0], n, unit))
-    if _compiled().lead(pool.board, job.buffer_info()[0], len(calls), apart, helpers, pieces):
+    if _compiled().lead(workers.board, job.buffer_info()[0], len(calls), apart, helpers, pieces):
         raise MemoryError("a compiled function of xlstm had no memory")
 
 
@@ -151,7 +151,7 @@ def _common() -> dict[str, Any]:
 
 @functools.cache
 def _compiled() -> ModuleType:
-    """Return the functions of `board.py`, compiled; from now on workers wait in them."""
+    """Return the functions of `board.py`, compiled."""
     from xlstm.engines.numba import atomics, pointers, vectors
 
     found = jit.new_module("".join(inspect.getsource(module) for module in (board, atomics, pointers, vectors)))
@@ -161,8 +161,5 @@ def _compiled() -> ModuleType:
     found.__dict__.update({name: getattr(atomics, name) for name in names})
     own = tuple(f for name, f in vars(board).items() if isinstance(f, FunctionType) and name not in vars(found))
     jit.bind(found, own, counted=True)
-    # Compiled here: a worker would wait for the compiler, and with it a fork. The number of jobs is never -1.
-    found.help_others(pool.board, 0, 0, -1)
-    found.ring(pool.board, 0)
-    pool.wait_in(found)
+    found.help_others(workers.board, 0, 0)  # compiled here, and not by a worker
     return found
