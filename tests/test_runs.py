@@ -198,7 +198,7 @@ def test_a_signal_while_weights_are_judged(tmp_path):
 
         def batches(self, rng=None):
             count.append(1)
-            if len(count) == 2:
+            if len(count) == 3:  # a checkpoint looks at the first batch, too
                 signal.raise_signal(signal.SIGINT)
             yield from validation.batches()
 
@@ -312,8 +312,12 @@ REFUSED = [
     (ValueError, {"resume": False}, "holds a run already .step-000000015.safetensors.; resume=True goes on"),
     (FileNotFoundError, {"resume": "nowhere", "checkpoints": None}, "nowhere: no such file"),
     (ValueError, {"accumulate": 2}, "of another run: its accumulate is 1, expected 2"),
-    (ValueError, {"validation": None}, "its validation is True, expected False"),
-    (ValueError, {"averaging": 0.5}, r"its callbacks is \[\], expected \['MovingAverage'\]"),
+    (ValueError, {"validation": None}, "its first batch of validation is '........', expected None"),
+    (ValueError, {"averaging": 0.5}, r"its callbacks is \[\], expected \['MovingAverage\(0.5\)'\]"),
+    (ValueError, {"clip": 1.0}, r"its callbacks is \[\], expected \['Clip\(norm=1.0, value=None\)'\]"),
+    (ValueError, {"seed": 6}, "its seed is 5, expected 6"),
+    (ValueError, {"loss": xlstm.losses.mae}, "its loss function is '<function mse>', expected '<function mae>'"),
+    (ValueError, {"validation": streams()}, "its first batch of validation is '........', expected '........'"),
     (ValueError, {"every": 0}, "every is 0"),
     (ValueError, {"keep": 0}, "keep is 0"),
     (ValueError, {"seed": np.random.default_rng(0)}, "seed: expected a whole number"),

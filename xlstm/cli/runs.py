@@ -20,7 +20,8 @@ from xlstm.cli.options import JsonOption
 from xlstm.plots import figures
 from xlstm.training import folder, history
 
-SETTINGS = ("model", "dtype", "precision", "accumulate", "callbacks")  # of a checkpoint, where a run has no options
+# Of a checkpoint, where a run has no options.
+SETTINGS = ("model", "dtype", "precision", "accumulate", "seed", "optimizer", "loss function", "callbacks")
 
 SHOWN = ("output", "sample")  # options that decide nothing of how a run goes
 

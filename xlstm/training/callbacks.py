@@ -93,6 +93,11 @@ class Callback:
         """Take what `state` gave in an earlier process; its arrays are on the device of the weights."""
 
 
+def has(callback: Callback, *names: str) -> bool:
+    """Return whether a callback has one of these methods of its own."""
+    return any(getattr(type(callback), name) is not getattr(Callback, name) for name in names)
+
+
 @dataclass(frozen=True)
 class Each(Callback):
     """Calls a function of a `Progress` after every step; where it returns True, training stops."""
@@ -179,6 +184,9 @@ class MovingAverage(Callback):
         self.decay = checks.rate("MovingAverage", "decay", decay)
         self.mean: Params = {}
 
+    def __repr__(self) -> str:
+        return f"MovingAverage({self.decay})"
+
     def begin(self, params: Params) -> None:
         self.mean = params
 
@@ -238,6 +246,10 @@ class ReduceOnPlateau(Callback):
         self.floor = checks.real(0, 1)(where, "floor", floor)
         self.scale, self.best, self.bad = 1.0, math.inf, 0
 
+    def __repr__(self) -> str:
+        settings = (self.lr, self.factor, self.patience, self.threshold, self.floor)
+        return f"ReduceOnPlateau({', '.join(map(repr, settings))})"
+
     def __call__(self, step: int) -> float:
         """Return the learning rate after so many updates."""
         rate: float = self.lr(step)
@@ -260,5 +272,7 @@ class ReduceOnPlateau(Callback):
         return {"scale": self.scale, "best": None if math.isinf(self.best) else self.best, "bad": self.bad}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.scale, self.bad = state["scale"], state["bad"]
-        self.best = math.inf if state["best"] is None else state["best"]
+        where = "ReduceOnPlateau"
+        self.scale = checks.non_negative(where, "scale", state["scale"])
+        self.best = math.inf if state["best"] is None else checks.any_number(where, "best", state["best"])
+        self.bad = checks.size_or_0(where, "bad", state["bad"])

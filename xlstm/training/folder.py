@@ -8,6 +8,7 @@ whole or not at all.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import warnings
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xlstm.arrays import checks
 from xlstm.data import reading, writing
 from xlstm.training import checkpoint, trees
 
@@ -23,6 +25,13 @@ KIND = "training"
 BEST = "best.safetensors"
 NAME = re.compile(r"step-(\d+)\.safetensors")
 Host = np.ndarray[Any, Any]
+NUMBER = checks.optional(checks.real(-math.inf, math.inf))
+# What a description says of where a run stands.
+RULES: dict[str, checks.Kind] = {
+    **dict.fromkeys(("epoch", "epochs"), checks.count),
+    **dict.fromkeys(("done", "total", "updates", "skipped", "best_epoch"), checks.whole(0, checks.COUNTED)),
+    **{"ended": checks.flag, "seconds": checks.non_negative, "loss": NUMBER, "best": NUMBER},
+}
 
 
 class Checkpoint(NamedTuple):
@@ -92,7 +101,7 @@ class Folder:
                 f"train: {self.path} holds a run already ({old[-1].name}); resume=True goes on with it, "
                 "and another folder begins a new one"
             )
-        if old and found is not None and _total(old[-1]) > int(found.about["total"]):
+        if old and found is not None and _total(old[-1]) > found.about["total"]:
             raise ValueError(
                 f"train: {self.path} holds later checkpoints than {found.path} ({old[-1].name}); "
                 "delete them, or choose another folder"
@@ -193,6 +202,15 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     about, value = config.get("about"), config.get("value")
     if not isinstance(about, dict) or not isinstance(value, dict):
         raise ValueError(f"{path}: not a sound checkpoint, it has no description or no values")
+    try:
+        for name, rule in RULES.items():
+            rule("its description", name, about.get(name))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a sound checkpoint ({error})") from error
+    epoch, done, total = (about[name] for name in ("epoch", "done", "total"))
+    most = max(about["updates"], about["skipped"], epoch - 1 + done)  # an epoch has a batch or more
+    if most > total or about["best_epoch"] > epoch or (about["ended"] and done):
+        raise ValueError(f"{path}: not a sound checkpoint, epoch {epoch}, step {done} does not go with the rest of it")
     return Checkpoint(Path(path), about, value, arrays)
 
 

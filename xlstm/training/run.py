@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed, generator
 from xlstm.data.batches import Batches
 from xlstm.training import signals, snapshot, trees
-from xlstm.training.callbacks import Callback, Progress
+from xlstm.training.callbacks import Callback, Progress, has
 from xlstm.training.evaluation import mean_loss
 from xlstm.training.feed import Inputs
 from xlstm.training.folder import Folder, find
@@ -78,7 +79,7 @@ class Run:
         self.epochs, self.steps, self.every = epochs, steps, every
         self.callbacks = list(step.callbacks)
         # Whether a callback looks at the weights after each step.
-        self.watched = any(_own(callback, "step") or _own(callback, "weights") for callback in self.callbacks)
+        self.watched = any(has(callback, "step", "weights") for callback in self.callbacks)
         self.folder: Folder | None = None
         self.history: History | None = None
         self.losses: list[float] = []
@@ -94,6 +95,7 @@ class Run:
     def begin(self, params: Params, seed: Seed) -> None:
         """Set the state before the first step."""
         self.state: StepState = self.step.init(params, seed)
+        self.seed = int(seed) if isinstance(seed, Integral) else type(seed).__name__
         self.order = generator(seed, stream=1, where="train")  # stream 0 drew the weights
         self.order_before: Any = None  # its state when the epoch began
         self.best = self.judged = params
@@ -275,9 +277,10 @@ class Run:
         )
 
     @functools.cached_property
-    def first_batch(self) -> str:
-        """The number that tells the data apart."""
-        return snapshot.first_batch(self.data)
+    def first_batches(self) -> dict[str, str | None]:
+        """The numbers that tell data apart."""
+        given = {"first batch": self.data, "first batch of validation": self.validation}
+        return {name: snapshot.first_batch(data) for name, data in given.items()}
 
     def _save(self, improved: bool = False) -> None:
         """Write a checkpoint, where there is a folder and it does not have this one."""
@@ -296,11 +299,6 @@ class Run:
         if missing := self.folder.missing(self.total):
             return f"train: stopped after {at} by signal {number}; {missing}"
         return f"train: stopped after {at} by signal {number}; resume=True goes on from {self.folder.path}"
-
-
-def _own(callback: Callback, name: str) -> bool:
-    """Tell whether a callback has a method of its own."""
-    return getattr(type(callback), name) is not getattr(Callback, name)
 
 
 def _says(answer: object) -> bool:

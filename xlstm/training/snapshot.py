@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import re
 import zlib
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,7 @@ from xlstm.arrays.backend import backend_of
 from xlstm.arrays.convert import to_numpy
 from xlstm.data.batches import Batches
 from xlstm.training import optimizers, trees
-from xlstm.training.callbacks import Callback
+from xlstm.training.callbacks import Callback, MovingAverage, has
 from xlstm.training.folder import Checkpoint
 from xlstm.training.precision import Scaling
 
@@ -70,11 +72,15 @@ def restore(run: Run, found: Checkpoint) -> None:
     for name, value in _settings(run).items():
         there = found.about.get(name)
         if there != value:
-            expected = f"expected {checks.shown(value)}"
-            raise ValueError(f"train: {found.path} is of another run: its {name} is {checks.shown(there)}, {expected}")
+            if isinstance(there, str) and isinstance(value, str):  # what is shown begins shortly before they differ
+                start = max(0, len(os.path.commonprefix([there, value])) - 32)
+                there, value = there[start:], value[start:]
+            is_not = f"its {name} is {checks.shown(there)}, expected {checks.shown(value)}"
+            raise ValueError(f"train: {found.path} is of another run: {is_not}")
     home = run.state.feed.home
     try:
         held = trees.unpack(found.value, found.arrays, lambda a, dtype: backend_of(home, dtype).asarray(a))
+        _check(run, held, found.about["total"])
         run.state = run.state._replace(
             params=held["params"],
             moments=optimizers.OptimState(held["moments"]["step"], held["moments"]["slots"]),
@@ -96,11 +102,45 @@ def restore(run: Run, found: Checkpoint) -> None:
         for callback, state in zip(_remembering(run), held["callbacks"], strict=True):
             callback.restore(state)
         run.start -= found.about["seconds"]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, ArithmeticError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{found.path}: not a sound checkpoint ({type(error).__name__}: {error})") from error
     run.order_before = run.order.bit_generator.state
     if run.folder is not None and found.path.parent == run.folder.path:
         run.folder.saved, run.saved_at = run.total, (run.epoch, run.done, run.ended)
+
+
+def _check(run: Run, held: dict[str, Any], total: int) -> None:
+    """Raise KeyError, TypeError, AttributeError or ValueError unless the values of a checkpoint can be a run's."""
+    state, (scale, good) = run.state, held["scaling"]
+    for name, kind, value in (
+        ("scale", checks.above_0, scale),
+        ("good", checks.size_or_0, good),
+        ("moments step", checks.size_or_0, held["moments"]["step"]),
+        ("weight", checks.non_negative, held["weight"]),
+        ("batches", checks.size_or_0, held["batches"]),
+    ):
+        kind("its values", name, value)
+    _check_alike("moments", held["moments"]["slots"], state.moments.slots)
+    for name in ("params", "best", "judged"):
+        _check_alike(name, held[name], state.params)
+    if held["sums"] is not None:
+        _check_alike("sums", held["sums"], {name: state.params[name] for name in held["sums"]})
+    for callback, kept in zip(_remembering(run), held["callbacks"], strict=True):
+        if isinstance(callback, MovingAverage):
+            _check_alike("mean", kept["mean"], state.params)
+    for name, count in (("losses", total), ("validations", held["validations"].size)):
+        _check_alike(name, held[name], np.broadcast_to(0.0, count))
+
+
+def _check_alike(name: str, found: Any, like: Any) -> None:
+    """Raise ValueError unless `found` is a dict with the names of `like`, or an array of its shape and dtype."""
+    if isinstance(like, dict):
+        if not isinstance(found, dict) or found.keys() != like.keys():
+            raise ValueError(f"{name} is {checks.shown(found)}, expected a dict of {checks.few(like)}")
+        for key in like:
+            _check_alike(f"{name} {key}", found[key], like[key])
+    elif getattr(found, "shape", None) != like.shape or found.dtype != like.dtype:
+        raise ValueError(f"{name} is {checks.shown(found)}, expected {checks.shown(like)}")
 
 
 def finite(number: float) -> float | None:
@@ -112,21 +152,36 @@ def _settings(run: Run) -> dict[str, Any]:
     """Return what decides the numbers of a run, apart from the arrays."""
     step = run.step
     return {
-        "model": repr(step.model) if dataclasses.is_dataclass(step.model) else type(step.model).__name__,
+        "model": _text(step.model) if dataclasses.is_dataclass(step.model) else type(step.model).__name__,
         "parameters": {name: list(p.shape) for name, p in run.state.params.items()},
         "dtype": run.state.feed.home.dtype,
         "precision": None if step.precision is None else repr(step.precision),
         "accumulate": step.accumulate,
-        "callbacks": [type(callback).__name__ for callback in _remembering(run)],
+        "seed": run.seed,
+        "optimizer": _text(getattr(step.optimizer.init, "__self__", step.optimizer.init)),
+        "loss function": _text(getattr(step.loss, "__func__", step.loss)),
+        "callbacks": [_settled(callback) for callback in run.callbacks if has(callback, "gradients", "weights", "state")],
         "moments": sorted(run.state.moments.slots),
         "steps": len(run.data),
-        "validation": run.validation is not None,
-        "first batch": run.first_batch,
+        **run.first_batches,
     }
 
 
-def first_batch(data: Batches) -> str:
-    """Return a number that tells data apart: it is made of their first batch in order."""
+def _text(value: Any) -> str:
+    """Return the repr of a setting without what may differ: addresses in memory, and the length of a cosine."""
+    return re.sub(r"(?<=function _cosine) at 0x\w+>, steps=\d+| at 0x\w+", "", repr(value))
+
+
+def _settled(callback: Callback) -> str:
+    """Return a callback of this library with its settings, and the name of another one, whose repr may change."""
+    own = type(callback).__module__ == Callback.__module__
+    return _text(callback) if own else type(callback).__name__
+
+
+def first_batch(data: Batches | None) -> str | None:
+    """Return a number that tells data apart, if there are some: it is made of their first batch in order."""
+    if data is None:
+        return None
     batches = data.batches()
     first = next(iter(batches), None)
     found = 0
@@ -140,4 +195,4 @@ def first_batch(data: Batches) -> str:
 
 def _remembering(run: Run) -> list[Callback]:
     """Return the callbacks that have a state."""
-    return [callback for callback in run.callbacks if type(callback).state is not Callback.state]
+    return [callback for callback in run.callbacks if has(callback, "state")]
