@@ -121,7 +121,9 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_descriptions_of_models(tmp_path, name):
     config, words = MODELS[name]
-    about = config if name in ("deep", "number") else f'{{"version": 2, "kind": "model", "config": {config}, "digest": ""}}'
+    about = (
+        config if name in ("deep", "number") else f'{{"version": 2, "kind": "model", "config": {config}, "digest": ""}}'
+    )
     params = xlstm.LSTM(2, 3).init(backend="numpy")
     path = tmp_path / "m.safetensors"
     path.write_bytes(sealed(to_bytes(params, metadata={"xlstm": about})))

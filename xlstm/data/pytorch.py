@@ -159,7 +159,8 @@ class TorchFile:
             return
         found, where = 0, f"{self.path}: {name}"
         for done in range(0, size, CHUNK):
-            found = zlib.crc32(read_at(where, self._file, start + done, "u1", min(CHUNK, size - done)), found)
+            part = read_at(where, self._file, start + done, "u1", min(CHUNK, size - done))
+            found = zlib.crc32(part.data, found)
         if found != expected:
             raise ValueError(f"{where} is damaged, its bytes are not those of its checksum")
         self._sums.pop(start, None)  # another thread may have done the same

@@ -57,7 +57,7 @@ def digest(kind: str, config: dict[str, Any], arrays: dict[str, Host]) -> str:
     found = hashlib.sha256(json.dumps([kind, config]).encode())
     for name, array in sorted(arrays.items()):
         found.update(json.dumps([name, array.dtype.str, array.shape]).encode())
-        found.update(array.reshape(-1).view(np.uint8))
+        found.update(array.reshape(-1).view(np.uint8).data)
     return found.hexdigest()
 
 

@@ -21,7 +21,7 @@ from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed, generator
 from xlstm.data.batches import Batches
 from xlstm.training import signals, snapshot, trees
-from xlstm.training.callbacks import Callback, Progress, has
+from xlstm.training.callbacks import Progress, has
 from xlstm.training.evaluation import mean_loss
 from xlstm.training.feed import Inputs
 from xlstm.training.folder import Folder, find

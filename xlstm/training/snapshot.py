@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import re
 import zlib
 from collections.abc import Generator
@@ -73,7 +72,8 @@ def restore(run: Run, found: Checkpoint) -> None:
         there = found.about.get(name)
         if there != value:
             if isinstance(there, str) and isinstance(value, str):  # what is shown begins shortly before they differ
-                start = max(0, len(os.path.commonprefix([there, value])) - 32)
+                same = next((k for k, (a, b) in enumerate(zip(there, value, strict=False)) if a != b), 32)
+                start = max(0, same - 32)
                 there, value = there[start:], value[start:]
             is_not = f"its {name} is {checks.shown(there)}, expected {checks.shown(value)}"
             raise ValueError(f"train: {found.path} is of another run: {is_not}")
@@ -160,7 +160,11 @@ def _settings(run: Run) -> dict[str, Any]:
         "seed": run.seed,
         "optimizer": _text(getattr(step.optimizer.init, "__self__", step.optimizer.init)),
         "loss function": _text(getattr(step.loss, "__func__", step.loss)),
-        "callbacks": [_settled(callback) for callback in run.callbacks if has(callback, "gradients", "weights", "state")],
+        "callbacks": [
+            _text(callback) if type(callback).__module__ == Callback.__module__ else type(callback).__name__
+            for callback in run.callbacks
+            if has(callback, "gradients", "weights", "state")  # the repr of a user's callback may change
+        ],
         "moments": sorted(run.state.moments.slots),
         "steps": len(run.data),
         **run.first_batches,
@@ -170,12 +174,6 @@ def _settings(run: Run) -> dict[str, Any]:
 def _text(value: Any) -> str:
     """Return the repr of a setting without what may differ: addresses in memory, and the length of a cosine."""
     return re.sub(r"(?<=function _cosine) at 0x\w+>, steps=\d+| at 0x\w+", "", repr(value))
-
-
-def _settled(callback: Callback) -> str:
-    """Return a callback of this library with its settings, and the name of another one, whose repr may change."""
-    own = type(callback).__module__ == Callback.__module__
-    return _text(callback) if own else type(callback).__name__
 
 
 def first_batch(data: Batches | None) -> str | None:
