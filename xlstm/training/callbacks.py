@@ -164,6 +164,7 @@ class EarlyStopping(Callback):
         return now.epoch - now.best_epoch >= self.patience
 
 
+@dataclass(eq=False)
 class MovingAverage(Callback):
     """Judges and returns an exponential moving average of the weights (Polyak & Juditsky 1992).
 
@@ -180,12 +181,11 @@ class MovingAverage(Callback):
         `decay` is out of range.
     """
 
-    def __init__(self, decay: float) -> None:
-        self.decay = checks.rate("MovingAverage", "decay", decay)
-        self.mean: Params = {}
+    decay: float
+    mean: Params = field(default_factory=dict, init=False, repr=False)
 
-    def __repr__(self) -> str:
-        return f"MovingAverage({self.decay})"
+    def __post_init__(self) -> None:
+        checks.fields(self, decay=checks.rate)
 
     def begin(self, params: Params) -> None:
         self.mean = params
@@ -202,6 +202,7 @@ class MovingAverage(Callback):
         self.mean = state["mean"]
 
 
+@dataclass(eq=False)
 class ReduceOnPlateau(Callback):
     """A learning rate that shrinks when the validation loss stops improving.
 
@@ -228,27 +229,18 @@ class ReduceOnPlateau(Callback):
         An argument is out of range.
     """
 
+    lr: Any  # a number becomes a schedule
+    factor: float = 0.1
+    patience: int = 10
+    threshold: float = 1e-4
+    floor: float = 0.0
+
     needs_validation = True
 
-    def __init__(
-        self,
-        lr: float | Schedule,
-        factor: float = 0.1,
-        patience: int = 10,
-        threshold: float = 1e-4,
-        floor: float = 0.0,
-    ) -> None:
-        where = "ReduceOnPlateau"
-        self.lr = schedule(where, "lr", lr)
-        self.factor = checks.real(0, 1, strict=True)(where, "factor", factor)
-        self.patience = checks.size_or_0(where, "patience", patience)
-        self.threshold = checks.rate(where, "threshold", threshold)
-        self.floor = checks.real(0, 1)(where, "floor", floor)
-        self.scale, self.best, self.bad = 1.0, math.inf, 0
-
-    def __repr__(self) -> str:
-        settings = (self.lr, self.factor, self.patience, self.threshold, self.floor)
-        return f"ReduceOnPlateau({', '.join(map(repr, settings))})"
+    def __post_init__(self) -> None:
+        ranges = {"factor": checks.real(0, 1, strict=True), "threshold": checks.rate, "floor": checks.real(0, 1)}
+        checks.fields(self, lr=schedule, patience=checks.size_or_0, **ranges)
+        self.begin({})
 
     def __call__(self, step: int) -> float:
         """Return the learning rate after so many updates."""

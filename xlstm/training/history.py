@@ -41,16 +41,13 @@ class History:
         """
         if not reading.regular(self.path).exists():
             return
-        found: list[dict[str, Any]] = []
-        blob = self.path.read_bytes()
+        kept, judged, blob = [], 0, self.path.read_bytes()
         for line in blob.split(b"\n"):
             with contextlib.suppress(ValueError):
-                found.append(_entry(line))
-        kept, judged = [], 0
-        for entry in found:
-            judged += "validation" in entry
-            if entry["total"] <= total and ("validation" not in entry or judged <= validations):
-                kept.append(entry)
+                entry = _entry(line)
+                judged += "validation" in entry
+                if entry["total"] <= total and ("validation" not in entry or judged <= validations):
+                    kept.append(entry)
         text = "".join(_line(entry) for entry in kept).encode()
         if text != blob:
             writing.write(self.path, text)
