@@ -13,7 +13,7 @@ from typing import Any
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array, Params
 from xlstm.training import optimizers
-from xlstm.training.schedules import Schedule, schedule
+from xlstm.training.schedules import schedule
 
 
 @dataclass(frozen=True)

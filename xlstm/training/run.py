@@ -27,8 +27,7 @@ from xlstm.arrays.random import Seed, generator
 from xlstm.data.batches import Batches
 from xlstm.training import optimizers, signals
 from xlstm.training.callbacks import Callback, MovingAverage, Progress, has
-from xlstm.training.evaluation import mean_loss
-from xlstm.training.feed import Inputs
+from xlstm.training.feed import Inputs, mean_loss
 from xlstm.training.folder import Checkpoint, Folder, find, pack, unpack
 from xlstm.training.history import History
 from xlstm.training.precision import Scaling
