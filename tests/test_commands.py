@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from xlstm.cli import labelled
 from xlstm.cli.app import app
-from xlstm.cli.console import out
+from xlstm.cli.console import out, put
 from xlstm.data.files import write_table
 from xlstm.data.series import bundled
 from xlstm.estimators import Forecaster, SequenceClassifier, Settings, TextModel, TiRexTrainer, plots
@@ -482,6 +482,120 @@ def test_runs(run, tmp_path):
     assert heading[-2:] == ["cell", "steps"]
     assert "embedding-size" not in heading
     assert next(line.split() for line in lines if "r/two" in line)[-2:] == ["gru", "9"]
+
+
+HOSTILE = {
+    "deep": '{"total": ' + "[" * 100_000,
+    "long number": '{"total": 1, "loss": 1' + "0" * 4000 + "}",
+    "longer number": '{"total": 1, "loss": 1' + "0" * 40_000 + "}",
+    "infinite number": '{"total": 1, "loss": 1e999}',
+    "other kinds": '{"total": 1, "loss": "low"}',
+    "part of a batch": '{"total": 1.5, "loss": 1}',
+    "before the first": '{"total": -1, "loss": 1}',
+    "no UTF-8": b"\xff",
+    "list": "[]",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_histories(run, tmp_path, name):
+    """The run is left out with a word, and its training goes on from a checkpoint."""
+    run(*TEXT, "-o", "r/one")
+    run(*TEXT, "-o", "r/two")
+    line = HOSTILE[name]
+    with open("r/two/history.jsonl", "ab") as file:
+        file.write((line if isinstance(line, bytes) else line.encode()) + b"\n")
+    result = run("runs", "r", "--json")
+    assert [row["run"] for row in json.loads(result.stdout)] == ["r/one"]
+    assert result.stderr.startswith("note: r/two/history.jsonl: line 13 is not readable (")
+    assert len(result.stderr) < 300
+    run(*TEXT, "-o", "r/two", "--steps", 15, "--resume")
+    assert [row["steps"] for row in json.loads(run("runs", "r", "--json").stdout)] == [12, 15]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "a = " + "[" * 100_000,
+        "steps = 1" + "0" * 4000,
+        "steps = 1" + "0" * 5000,
+        "steps = 0x1" + "0" * 5000,
+        "x" * (2 << 20),
+        b"\xff",
+        "steps",
+    ],
+    ids=["deep", "long number", "longer number", "long hexadecimal number", "long", "no UTF-8", "no TOML"],
+)
+def test_hostile_options_of_runs(run, options):
+    run(*TEXT, "-o", "r/one")
+    run(*TEXT, "-o", "r/two")
+    with open("r/two/options.toml", "wb") as file:
+        file.write(options if isinstance(options, bytes) else options.encode())
+    result = run("runs", "r")
+    assert "r/one" in result.stdout
+    assert "r/two" not in result.stdout
+    assert result.stderr.startswith("note: r/two/options.toml: ")
+    assert len(result.stderr) < 300
+
+
+def test_runs_as_json_have_no_nan(run, tmp_path):
+    run(*TEXT, "-o", "r/one")
+    with open("r/one/history.jsonl", "a") as file:
+        file.write(
+            '{"total": 13, "epoch": NaN, "loss": NaN, "norm": -Infinity, "validation": NaN, "seconds": Infinity}\n'
+        )
+    (tmp_path / "r/one/options.toml").write_text("rate = nan\nmost = [inf]\nday = 2024-01-31\n")
+    (row,) = json.loads(run("runs", "r", "--json").stdout, parse_constant=lambda text: pytest.fail(text))
+    assert (row["steps"], row["epoch"], row["loss"], row["best"], row["seconds"]) == (13, None, None, None, None)
+    assert row["settings"] == {"rate": None, "most": [None], "day": "2024-01-31"}
+    assert run("runs", "r").stdout.splitlines()[-2].split() == ["r/one", "13", "-", "-", "-", "-", "-"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_pipes_in_the_folder_of_a_run(tmp_path):
+    """A reader would wait for ever for somebody who writes to them."""
+    pipes = "import os, sys; from xlstm.cli.app import main; [os.mkfifo(p) for p in sys.argv.pop().split()]; main()"
+    for name in ("history.jsonl", "options.toml"):
+        (tmp_path / "r").mkdir(exist_ok=True)
+        (tmp_path / "a.txt").write_text(VERSE)
+        for words in (["runs", "r"], [*map(str, TEXT), "-o", "r"]):
+            for path in (tmp_path / "r").iterdir():
+                path.unlink()
+            if name == "options.toml":
+                (tmp_path / "r/history.jsonl").write_text('{"total": 1, "loss": 1.0}\n')
+            command = [sys.executable, "-c", pipes, *words, f"r/{name}"]
+            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+            if name == "history.jsonl" or words[0] == "runs":
+                assert (done.returncode, f"it is not a regular file: 'r/{name}'" in done.stderr) == (2, True), (
+                    done.stderr
+                )
+
+
+def test_names_of_files_do_not_change_the_terminal(run, tmp_path):
+    """Control characters are shown as escapes, in errors, warnings, tables and notes; JSON has its own."""
+    evil = "\x1b[31mred\x07\u202e\x9b2J"
+    shown = r"\x1b[31mred\x07\u202e\x9b2J"
+    write_table("evil.csv", {evil: [1.0, 2.0], "b": [3.0, 4.0]})
+    write_table("evil.parquet", {evil: [1.0, 2.0], "b": [3.0, 4.0]})
+    for table in ("evil.csv", "evil.parquet"):
+        error = run("train", table, "--column", "none", code=2).stderr
+        assert shown in error
+        assert "\x1b" not in error
+    write_table("long.csv", {"id": [k // 2 for k in range(80)], "kind": [evil, evil, "b", "b"] * 20, "x": [*range(80)]})
+    result = run(*CLASSES, "-o", "classes")
+    assert shown in result.stdout
+    assert "\x1b" not in result.stdout
+    (tmp_path / "r" / evil).mkdir(parents=True)
+    (tmp_path / "r" / evil / "history.jsonl").write_text('{"total": 1, "loss": 1.0}\n')
+    assert shown in run("runs", "r").stdout
+    assert json.loads(run("runs", "r", "--json").stdout)[0]["run"] == f"r/{evil}"
+
+
+def test_data_are_printed_as_they_are_but_on_a_terminal(monkeypatch, capsys):
+    for terminal, expected in ((False, "\x1b[2Ja\tb\n"), (True, "\\x1b[2Ja\tb\n")):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        put("\x1b[2Ja\tb\n")
+        assert capsys.readouterr().out == expected
 
 
 def test_curves_of_runs(run, tmp_path):

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from xlstm.arrays import checks
 from xlstm.cli import tabular
-from xlstm.cli.console import BackendOption, Report, err, printable, quieted, tell, uncut
+from xlstm.cli.console import BackendOption, Report, err, printable, put, quieted, tell, uncut
 from xlstm.cli.options import JsonOption, QuietOption, reads_tables
 from xlstm.data import files
 from xlstm.data.host import Values
@@ -125,7 +125,7 @@ def forecast(
         if score is not None and not (as_json or quiet):
             err.print(uncut(_table(score, names)))
     if output is None and not as_json:
-        typer.echo(files.as_csv(columns), nl=False)
+        put(files.as_csv(columns))
     about = {"model": type(model).__name__, "horizon": len(found[0]), "quantiles": levels}
     judged = None if score is None else _judged(score, names)
     report.finish(**about, output=None if output is None else str(output), forecasts=columns, backtest=judged)

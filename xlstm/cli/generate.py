@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from xlstm.cli import convert
-from xlstm.cli.console import BackendOption, printable
+from xlstm.cli.console import BackendOption, printable, put
 from xlstm.data import text
 from xlstm.estimators import textmodel
 from xlstm.training import checkpoint
@@ -45,10 +45,10 @@ def generate(
         gap, tokens = codec.GAP, codec.encode(prompt)
         network, params = convert.language(model, backend, dtype)
         pieces = _pieces(codec, network.stream(params, [tokens], max_tokens, stop=stop, **draws))
-    typer.echo(f"{prompt}{gap}", nl=False)  # as it is: not everything that looks like markup is
+    put(f"{prompt}{gap}")  # as it is: not everything that looks like markup is
     for piece in pieces:
-        typer.echo(piece, nl=False)
-    typer.echo()
+        put(piece)
+    put("\n")
 
 
 def _pieces(codec: text.Codec, drawn: Iterator[Any]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from xlstm.cli import labelled
-from xlstm.cli.console import BackendOption, ColumnOption, err, printable
+from xlstm.cli.console import BackendOption, ColumnOption, err, printable, put
 from xlstm.cli.forecasting import dated, dates_of
 from xlstm.cli.options import reads_tables
 from xlstm.data import files
@@ -49,7 +49,7 @@ def predict(
     else:
         found = _forecast(model, table, column, dialect, steps, intervals, backend)
     if output is None:
-        typer.echo(files.as_csv(found), nl=False)
+        put(files.as_csv(found))
     else:
         files.write_table(output, found)
 

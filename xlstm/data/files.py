@@ -354,9 +354,11 @@ def _opened(path: Path, choose: Callable[[list[str], list[str]], list[str]]) -> 
             kinds = pyarrow.types
             dated = [f.name for f in found.schema_arrow if kinds.is_date(f.type) or kinds.is_timestamp(f.type)]
             names = found.schema_arrow.names
-            return names, dated, found.read(choose(names, dated))
-        except pyarrow.ArrowException as error:
-            raise ValueError(f"{path}: not a readable Parquet file ({error})") from error
+            table = found.read(choose(names, dated))
+            table.validate(full=True)
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # of damaged files they are all three
+            raise ValueError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from error
+    return names, dated, table
 
 
 def _pyarrow(path: Path) -> tuple[Any, Any]:
