@@ -162,7 +162,9 @@ def test_other_types_are_left_to_the_library(monkeypatch):
 def test_dtypes_that_cublas_would_misread_are_refused(monkeypatch, dtypes):
     """It would read past the ends of the narrower operands, or write past that of the result."""
     cupy, (a, b, out) = act(monkeypatch), map(np.dtype, dtypes)
-    with pytest.raises(TypeError, match=rf"^multiply: dtypes are {a} @ {b} -> {out}, expected one of float16, bfloat16"):
+    with pytest.raises(
+        TypeError, match=rf"^multiply: dtypes are {a} @ {b} -> {out}, expected one of float16, bfloat16"
+    ):
         products.multiply(np.ones((2, 3, 4), a), np.ones((2, 4, 5), b), np.zeros((2, 3, 5), out))
     assert cupy.cublas.calls == []
     for kind in ("f2", BFLOAT16):  # both may be summed up into float32

@@ -98,7 +98,9 @@ def multiply(A: Array, B: Array, out: Array, add: bool = False) -> None:
     kind = fuse.name(A.dtype)
     wide = out.dtype == np.float32 and A.dtype.itemsize == 2
     if kind not in FLOATS or A.dtype != B.dtype or not (wide or out.dtype == A.dtype):
-        raise TypeError(f"multiply: dtypes are {A.dtype} @ {B.dtype} -> {out.dtype}, expected one of {', '.join(FLOATS)}")
+        raise TypeError(
+            f"multiply: dtypes are {A.dtype} @ {B.dtype} -> {out.dtype}, expected one of {', '.join(FLOATS)}"
+        )
     cp = probe.cupy()
     way = plan(A.shape, strides(A), B.shape, strides(B))
     if out.size == 0 or way.sizes[1] == 0:
