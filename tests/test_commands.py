@@ -14,12 +14,21 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from xlstm.cli import labelled
+import xlstm
+from xlstm.cli import kinds, labelled
 from xlstm.cli.app import app
 from xlstm.cli.console import out, put
 from xlstm.data.files import write_table
 from xlstm.data.series import bundled
-from xlstm.estimators import Forecaster, SequenceClassifier, Settings, TextModel, TiRexTrainer, plots
+from xlstm.estimators import (
+    Forecaster,
+    SequenceClassifier,
+    SequenceRegressor,
+    Settings,
+    TextModel,
+    TiRexTrainer,
+    plots,
+)
 from xlstm.plots.results import counted
 from xlstm.training import checkpoint, history
 
@@ -74,6 +83,7 @@ def test_text(run, tmp_path):
     model = TextModel.load("xlstm-text/model.safetensors", "numpy")
     result = run("generate", "xlstm-text/model.safetensors", "--prompt", "the c", "--max-tokens", 7)
     assert result.stdout == model.generate("the c", 7, temperature=0) + "\n"
+    assert run("generate", "xlstm-text", "--prompt", "the c", "--max-tokens", 7).stdout == result.stdout  # its folder
     (tmp_path / "b.txt").write_text("a rat sat on the cat")
     found = json.loads(run("evaluate", "xlstm-text/model.safetensors", "b.txt", "--json").stdout)
     assert found["kind"] == "text model"
@@ -256,18 +266,18 @@ def test_wrong_files_of_options(run, tmp_path, text, words):
 WRONG = [
     (["train", "nosuch.csv"], "nosuch.csv"),
     (["train", "text"], "Missing argument"),
-    (["train", "text", "nosuch.txt"], "No such file or directory: 'nosuch.txt'"),
+    (["train", "text", "nosuch.txt"], "error: nosuch.txt: No such file or directory"),
     (["train", "text", "."], "Is a directory"),
     (["train", "text", "empty"], "empty: the file is empty, expected a text"),
     (["train", "text", "binary"], "binary: not UTF-8 text (invalid start byte at byte 0)"),
     (["train", "text", "short.txt"], "the text has 4 tokens to learn from, expected 8193 or more"),
     (["train", "text", "short.txt", "--resume"], "xlstm-text: holds no run to resume"),
-    (["train", "text", "a.txt", *SMALL, "-o", "empty"], "it is a file, expected a folder: 'empty'"),
+    (["train", "text", "a.txt", *SMALL, "-o", "empty"], "error: empty: it is a file, expected a folder"),
     (["train", "text", "a.txt", *SMALL, "-o", "empty/x"], "empty/x"),
     (["train", "text", "a.txt", *SMALL, "-o", "/proc/xlstm"], "/proc/xlstm"),
     (["train", "text", "a.txt", *SMALL, "-o", "there"], "there: holds a run already; --resume goes on with it"),
     (["train", "text", "a.txt", *SMALL, "-o", "there", "--resume"], "is of another run: its model is"),
-    (["train", "text", "a.txt", *SMALL, "-o", "busy"], "it is a folder: 'busy/model.safetensors'"),
+    (["train", "text", "a.txt", *SMALL, "-o", "busy"], "busy/model.safetensors: not saved, it is a folder"),
     (["train", "text", "a.txt", *SMALL, "--cell", "lstmm"], "cell is 'lstmm', expected one of lstm, gru, rnn"),
     (["train", "text", "a.txt", *SMALL, "--steps", "0"], "steps is 0"),
     (["train", "text", "a.txt", *SMALL, "--steps", "many"], "Invalid value for '--steps'"),
@@ -278,10 +288,10 @@ WRONG = [
     (["train", "text", "a.txt", *SMALL, "--sample", "-1"], "Invalid value for '--sample'"),
     (["train", "text", "a.txt", *SMALL, "--lr", "0"], "learning_rate is 0.0, expected 0 < learning_rate"),
     (["train", "text", "a.txt", "--stepz", "3"], "No such option"),
-    (["train", "text", "a.txt", "--config", "nosuch.toml"], "No such file or directory: 'nosuch.toml'"),
+    (["train", "text", "a.txt", "--config", "nosuch.toml"], "error: nosuch.toml: No such file or directory"),
     (["train", "text", "a.txt", *SMALL, "--save-config", "no/o.toml"], "no/o.toml"),
     (["train", "classify", "long.csv"], "Missing option '--label'"),
-    (["train", "classify", "nosuch.csv", "--label", "kind"], "No such file or directory: 'nosuch.csv'"),
+    (["train", "classify", "nosuch.csv", "--label", "kind"], "error: nosuch.csv: No such file or directory"),
     (["train", "classify", "empty", "--label", "kind"], "empty: the file is empty"),
     (["train", "classify", "header.csv", "--label", "kind"], "header.csv: 0 rows under the header, expected some"),
     (["train", "classify", "long.csv", "--label", "kin"], "column 'kin' is not in the header, which has id, kind, day"),
@@ -310,14 +320,56 @@ WRONG = [
     ([*CLASSES, "--dtype", "float16"], "float16 on a CPU"),
     ([*CLASSES, "--resume"], "xlstm-classify: holds no run to resume"),
     (["evaluate", "nosuch", "a.txt"], "nosuch: no such file"),
-    (["evaluate", "text", "nosuch.txt"], "No such file or directory: 'nosuch.txt'"),
+    (["evaluate", "text", "nosuch.txt"], "error: nosuch.txt: No such file or directory"),
+    (["train", "nosuch.csv"], "error: nosuch.csv: No such file or directory"),
     (["evaluate", "text", "other.txt"], "'Z' is not one of the"),
     (["evaluate", "text", "a.txt", "--column", "x"], "text: is a text model, --column goes with a forecaster"),
     (["evaluate", "text", "a.txt", "--encoding", "latin-1"], "text: is a text model, --day-first, --month-first"),
     (["evaluate", "classes", "relabelled.csv"], "relabelled.csv: label 'left' is not one of those that classes knows"),
     (["evaluate", "classes", "one.csv"], "one.csv: column 'y' is not in the header"),
     (["evaluate", "plain", "long.csv"], "plain: says nothing of a table, expected a model of `xlstm train classify`"),
-    (["predict", "text", "long.csv"], "text: kind is 'text model', expected 'forecaster'"),
+    (["predict", "text", "long.csv"], "text: is a text model, which is for xlstm generate, evaluate, inspect, not for"),
+    (
+        ["evaluate", "values", "long.csv"],
+        "values: is a sequence regressor, which is for xlstm inspect, not for xlstm ev",
+    ),
+    (
+        ["generate", "series", "--prompt", "a"],
+        "series: is a forecaster, which is for xlstm predict, evaluate, export, ",
+    ),
+    (
+        ["generate", "net", "--prompt", "1"],
+        "net: holds LSTM(2, 3), expected a language model; xlstm export and inspect",
+    ),
+    (["generate", "nosuch", "--prompt", "a"], "error: nosuch: no such file or folder"),
+    (
+        ["forecast", "series", "long.csv"],
+        "series: is a forecaster, which is for xlstm predict, evaluate, export, inspec",
+    ),
+    (
+        ["forecast", "net", "long.csv"],
+        "net: is a network, which is for xlstm generate, export, inspect, not for xlstm fore",
+    ),
+    (
+        ["predict", "there/step-000000002.safetensors", "long.csv"],
+        "is a checkpoint of training, which is for xlstm train ",
+    ),
+    (
+        ["export", "classes", "--to", "onnx"],
+        "classes: is a sequence classifier, which is for xlstm predict, evaluate, in",
+    ),
+    (
+        ["export", "text", "--to", "onnx"],
+        "text: is a text model, which is for xlstm generate, evaluate, inspect, not for",
+    ),
+    (
+        ["import", "series"],
+        "series: is a forecaster, which is for xlstm predict, evaluate, export, inspect, not for xlstm im",
+    ),
+    (
+        ["import", "weights.pt"],
+        "weights.pt: a pickled file, which can run code when it is read; save it with safetensors.",
+    ),
     (["predict", "classes", "long.csv", "--steps", "3"], "classes: is a classifier, --column, --steps and --interva"),
     (
         ["predict", "series", bundled("sunspots"), "--steps", "9", "--intervals"],
@@ -356,6 +408,10 @@ def models(tmp_path_factory):
     classifier.fit(np.arange(24.0).reshape(4, 3, 2), ["down", "up"] * 2)
     classifier.save(folder / "plain")
     classifier.save(folder / "classes", labelled.Layout(["x", "y"], "kind", "id").as_dict())
+    regressor = SequenceRegressor(hidden_size=4, epochs=1, backend="numpy")
+    regressor.fit(np.arange(24.0).reshape(4, 3, 2), np.arange(4.0)).save(folder / "values")
+    net = xlstm.LSTM(2, 3)
+    xlstm.models.save(folder / "net", net, net.init(0, "numpy"))
     forecaster = Forecaster(window=4, horizon=2, hidden_size=2, epochs=1, backend="numpy", name="sunspots")
     forecaster.fit(np.sin(np.arange(60.0))).save(folder / "series")
     return folder
@@ -363,7 +419,7 @@ def models(tmp_path_factory):
 
 @pytest.mark.parametrize(("args", "words"), WRONG, ids=lambda value: value if isinstance(value, str) else None)
 def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path, models, args, words):
-    for name in ("text", "plain", "classes", "series"):
+    for name in ("text", "plain", "classes", "values", "series", "net"):
         (tmp_path / name).write_bytes((models / name).read_bytes())
     if args[0] != "runs" or len(args) > 1:
         (tmp_path / "there").symlink_to(models / "there")
@@ -383,6 +439,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path, models, args, wo
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    (tmp_path / "weights.pt").write_bytes(b"PK\x03\x04 of torch.save")
     before = sorted(os.listdir(tmp_path))
     usual = ["--backend", "numpy"] if args[0] == "train" and len(args) > 2 and "--backend" not in args else []
     result = run(*args, *usual, code=2)
@@ -392,6 +449,12 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path, models, args, wo
     assert len(lines) == (2 if "torn" in args else 1)
     assert result.stdout == "" or "another run" in words  # found once it is said what is trained
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_kinds_name_commands_that_there_are():
+    known = {*typer.main.get_command(app).commands}
+    named = {name for _, commands in kinds.KINDS.values() for name in commands}
+    assert {name.split()[0] for name in named} <= known
 
 
 def test_a_model_that_knows_nothing(run):

@@ -100,6 +100,11 @@ def test_several_targets_and_several_series():
     forecaster = Forecaster(**QUICK).fit(both)
     score = forecaster.score(both)
     assert (score.model.shape, score.forecasts.shape) == ((6, 2), (60, 6, 2))
+    lines = str(score).splitlines()
+    assert lines[0] == "Score: root mean square errors of 60 forecasts"
+    assert lines[1].split() == ["step", "model", "persistence", "autoregression", "seasonal", "coverage"]
+    assert len(lines) == 14
+    assert lines[-1].split()[:4] == ["6,", "target", "1", f"{score.model[5, 1]:.4g}"]
     assert (forecaster.predict(both, 7).shape, forecaster.predict_quantiles(both).shape) == ((7, 2), (6, 2, 9))
     assert forecaster.n_targets_ == 2
     several = [values, 100 * values[:200]]
@@ -107,6 +112,10 @@ def test_several_targets_and_several_series():
     one, two = forecaster.predict(several)
     assert one.shape == two.shape == (6,)
     score = forecaster.score(several)
+    assert repr(score) == str(score)
+    assert str(score).splitlines()[2].split()[:2] == ["1", f"{score.model[0]:.4g}"]
+    long = dataclasses.replace(score, model=np.ones(100), coverage=np.ones(100), errors={})
+    assert [line.split()[0] for line in repr(long).splitlines()[-2:]] == ["11", "100"]
     np.testing.assert_array_equal(np.bincount(score.series), [60, 40])
     alone = forecaster.predict([7 * values + 5])  # a series that it was not fitted to, by its own changes
     np.testing.assert_allclose(alone[0], 7 * forecaster.predict([values])[0] + 5, rtol=1e-5)

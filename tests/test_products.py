@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import standin
-from tests.ctargets import act
+from tests.ctargets import BFLOAT16, act
 from xlstm.arrays import matmul as products
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.matmul import Operand, aligned_width, matmul, packed, plan, strides
@@ -156,6 +156,21 @@ def test_other_types_are_left_to_the_library(monkeypatch):
     assert found.dtype == np.float64
     assert matmul(np, np.ones((2, 3, 4), int), np.ones((2, 4, 5), int)).dtype == int
     assert cupy.cublas.calls == []
+
+
+@pytest.mark.parametrize("dtypes", [("f4", BFLOAT16, "f4"), ("f4", "f4", "f8"), ("f4", "f4", "f2"), ("i4", "i4", "i4")])
+def test_dtypes_that_cublas_would_misread_are_refused(monkeypatch, dtypes):
+    """It would read past the ends of the narrower operands, or write past that of the result."""
+    cupy, (a, b, out) = act(monkeypatch), map(np.dtype, dtypes)
+    with pytest.raises(
+        TypeError, match=rf"^multiply: dtypes are {a} @ {b} -> {out}, expected one of float16, bfloat16"
+    ):
+        products.multiply(np.ones((2, 3, 4), a), np.ones((2, 4, 5), b), np.zeros((2, 3, 5), out))
+    assert cupy.cublas.calls == []
+    for kind in ("f2", BFLOAT16):  # both may be summed up into float32
+        found = np.zeros((2, 3, 5), "f4")
+        products.multiply(np.ones((2, 3, 4), kind), np.ones((2, 4, 5), kind), found)
+        assert np.all(found == 4)
 
 
 def test_cupy_has_the_compute_types():

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from xlstm.arrays import checks
-from xlstm.cli import tabular
+from xlstm.cli import kinds, tabular
 from xlstm.cli.console import BackendOption, Report, err, printable, put, quieted, tell, uncut
 from xlstm.cli.options import JsonOption, QuietOption, reads_tables
 from xlstm.data import files
@@ -88,6 +88,7 @@ def forecast(
         files.check_table(output)
     if picture is not None:
         plots.check(picture)
+    checkpoint, _ = kinds.find("forecast", checkpoint, foreign=True)
     levels = None if quantiles is None else _levels(quantiles)
     forecaster = ZeroShotForecaster(
         checkpoint,

@@ -28,7 +28,8 @@ def array(obj: Any, dtype: Any = None, copy: Any = True, order: str = "K", ndmin
     if isinstance(obj, ndarray):
         return obj.astype(obj.dtype if dtype is None else dtype, order=order or "K", copy=bool(copy))
     if hasattr(obj, "__cuda_array_interface__"):
-        return array(_described(obj), dtype, copy, order)
+        found = _described(obj)
+        return array(found, dtype, copy or found._memory.number != cupy.cards.current.number, order)
     if isinstance(obj, list | tuple) and any(isinstance(o, ndarray) for o in obj):
         found = stack([o if isinstance(o, ndarray) else array(o) for o in obj])
         return found if dtype is None else found.astype(dtype, copy=False)

@@ -129,8 +129,8 @@ def _named() -> dict[str, ufunc]:
         "sizes": ([*same(f"? {SIGNED} {REAL}", 1), "F->f", "D->d"], "absolute"),
     }
     found = {name: ufunc(name, types, getattr(np, name)) for types, names in kinds.values() for name in names.split()}
-    found["where"] = ufunc("where", [f"?{c}{c}->{c}" for c in every.split()], np.where)
-    found["clip"] = ufunc("clip", same(every, 3), np.clip)
+    found["where"] = ufunc("where", [f"?{c}{c}->{c}" for c in every.split() if c != "E"], np.where)
+    found["clip"] = ufunc("clip", same(f"? {SIGNED} e f d", 3), np.clip)
     return found
 
 

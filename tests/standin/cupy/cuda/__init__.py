@@ -77,6 +77,7 @@ runtime = SimpleNamespace(
     getDeviceProperties=_properties,
     deviceGetAttribute=_attribute,
     deviceSynchronize=synchronize_all,
+    pointerGetAttributes=lambda pointer: SimpleNamespace(device=cards.device_of(pointer)),
     runtimeGetVersion=lambda: 12090,
     driverGetVersion=lambda: 12090,
     memGetInfo=lambda: (60 << 30, 80 << 30),
