@@ -8,8 +8,11 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
+
+from xlstm.engines.numba.signals import held
 
 SECONDS = 100  # a bound against hangs, far above what a case takes
 
@@ -66,6 +69,26 @@ def run(code, prelude=PRELUDE, **variables):
     assert done.stderr == ""
     return done.stdout
 
+
+# A layer on NumPy alone, and a function that calls it on compiled loops, where SIGINT may interrupt it.
+FIRST_CALL = """
+import os, signal, sys
+import numpy as np
+import xlstm
+
+layer = xlstm.LSTM(3, 4)
+params, x = layer.init(0, "numpy", "float64"), np.ones((5, 2, 3))
+expected = layer(params, x)[0]
+os.environ["XLSTM_COMPILE"] = "1"
+
+def interrupted(call):
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    return False
+
+"""
 
 signals = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer signals")
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -361,3 +384,108 @@ def test_a_finaliser_does_not_wait_for_threads_that_stand_still():
     time.sleep(0.05)
     """)
     assert found == "finaliser"
+
+
+@pytest.mark.parametrize("module", ["numba.core.typing.templates", "numba.typed"])
+def test_an_interrupt_while_the_first_call_imports_numba(module):
+    pytest.importorskip("numba")
+    run(
+        f"""
+    class Finder:
+        def find_spec(self, name, path=None, target=None):
+            if name == {module!r}:
+                sys.meta_path.remove(self)
+                signal.raise_signal(signal.SIGINT)
+
+    sys.meta_path.insert(0, Finder())
+    assert interrupted(lambda: layer(params, x))
+    np.testing.assert_allclose(layer(params, x)[0], expected, rtol=1e-12)
+    assert layer.forward(params, x)[2]["0"].tape.engine.name == "numba"
+    assert sys.modules["numba"].core  # an import that is cut short and then done again leaves it out
+    """,
+        prelude=FIRST_CALL,
+    )
+
+
+def test_an_interrupt_while_the_first_call_compiles(tmp_path):
+    """Within a pass, in what LLVM calls, and while code is kept and loaded: the error comes once the code is whole."""
+    pytest.importorskip("numba")
+    run(
+        """
+    from xlstm.engines.numba import jit
+
+    def interrupt(frame, event, argument):
+        if event == "call" and frame.f_code.co_name == moment:
+            sys.setprofile(None)
+            signal.raise_signal(signal.SIGINT)
+
+    assert jit.enabled()
+    for moment in ("run_pass", "_object_compiled_hook", "add_overload", "save_overload", "_rebuild"):
+        module = jit.new_module("run_pass" if moment == "_rebuild" else moment)  # the same code again is loaded
+        exec("def twice(a): return a + a", module.__dict__)
+        jit.bind(module, (module.twice,))
+        call = module.twice
+        sys.setprofile(interrupt)
+        assert interrupted(lambda: call(2.0)), moment
+        assert len(call.overloads) == 1, moment
+        assert call(2.0) == 4.0
+    """,
+        prelude=FIRST_CALL,
+        NUMBA_CACHE_DIR=str(tmp_path),
+    )
+
+
+class TestHeldSignals:
+    @pytest.fixture(autouse=True)
+    def handlers(self):
+        """Handlers of two signals note that they were called; afterwards all is as it was."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.called = []
+        for number in before:
+            signal.signal(number, self.handle)
+        yield
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def handle(self, number, frame):
+        self.called.append(number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    def test_each_is_delivered_once_at_the_end_of_the_outermost_block(self):
+        @held()
+        def call():
+            with held():
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+                    signal.raise_signal(number)
+            assert not self.called
+            raise ZeroDivisionError
+
+        with pytest.raises(KeyboardInterrupt) as found:
+            call()
+        assert isinstance(found.value.__context__, ZeroDivisionError)
+        assert sorted(self.called) == [signal.SIGINT, signal.SIGTERM]
+        assert signal.getsignal(signal.SIGINT) == self.handle
+
+    @pytest.mark.parametrize("other", [signal.SIG_IGN, signal.SIG_DFL])
+    def test_those_without_a_handler_are_left_alone(self, other):
+        signal.signal(signal.SIGTERM, other)
+        with held():
+            assert signal.getsignal(signal.SIGTERM) is other
+        assert signal.getsignal(signal.SIGTERM) is other
+
+    def test_a_handler_that_is_set_within_stays(self):
+        with held():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+    def test_other_threads_have_nothing_to_hold(self):
+        def call():
+            with held():
+                found.append(signal.getsignal(signal.SIGINT))
+
+        found = []
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+        assert found == [self.handle]

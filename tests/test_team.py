@@ -1,7 +1,10 @@
 """Calls of compiled functions that several threads share."""
 
+import collections
+import queue
 import threading
 import time
+from types import FunctionType
 
 import numpy as np
 import pytest
@@ -34,10 +37,11 @@ def fill(seen, value):
 
 
 @numba.njit(nogil=True)
-def meet(counts):
-    """Wait for the other call of two."""
-    atomics.count_up(counts, 0)
-    for _ in range(100_000):
+def wait_for_the_other(counts):
+    """Note in the first call of two whether the other one begins before this one ends."""
+    if atomics.count_up(counts, 0):
+        return
+    for _ in range(2_000_000):
         if atomics.count_of(counts, 0) == 2:
             counts[1] = 1
             break
@@ -98,10 +102,41 @@ def test_a_worker_takes_part():
     """Two calls wait for each other, so that one thread alone would not end well."""
     for _ in range(20):  # a worker may be late
         counts = np.zeros(2, np.int64)
-        team.together(meet, [(counts,)] * 2)
+        team.together(wait_for_the_other, [(counts,)] * 2)
         if counts[1]:
             return
     pytest.fail("no worker took a call")
+
+
+def test_a_worker_that_falls_asleep_just_before_a_job_comes_is_woken(monkeypatch):
+    employ = pool.employ
+
+    def slowly(wanted):
+        found = employ(wanted)
+        time.sleep(0.1)  # a worker that waits sleeps after a millisecond
+        return found
+
+    monkeypatch.setattr(pool, "employ", slowly)
+    for _ in range(3):
+        counts = np.zeros(2, np.int64)
+        team.together(wait_for_the_other, [(counts,)] * 2)
+        assert counts[1], "no worker took a call"
+
+
+def test_workers_that_wait_for_the_interpreter_leave_it_once_there_is_compiled_code(monkeypatch):
+    compiled = team._compiled()
+    own = {"workers": [], "jobs": queue.SimpleQueue(), "board": np.zeros(pool.SIZE, np.int64), "compiled": None}
+    for name, value in own.items():
+        monkeypatch.setattr(pool, name, value)
+    monkeypatch.setattr(cores, "usable", lambda: 4)
+    assert pool.employ(9) == 3
+    places, end = slice(pool.SLEEPERS, pool.SLEEPERS + 3), time.monotonic() + 60
+    while not all(worker.waits for worker in pool.workers):
+        time.sleep(1e-3)
+    pool.wait_in(compiled)
+    while not pool.board[places].all():
+        assert time.monotonic() < end, pool.board[places]
+        time.sleep(1e-3)
 
 
 @pytest.mark.parametrize("cores_usable", [1, 2])
@@ -148,3 +183,87 @@ def test_a_worker_that_looks_at_the_board_does_jobs_of_the_interpreter():
     for _ in range(50):
         team.share([one], 1 << 40)
         assert pool.run([threading.get_ident, lambda: time.sleep(2e-3)], 1)[0] is not None
+
+
+class StopError(Exception):
+    """A function is where a test stops it."""
+
+
+def advance(name, shared, done, *arguments):
+    """Do the next operation of a function of `board`, which runs uncompiled; those in `done` were done before.
+
+    Returns None, or where the function cannot do one: "sleeps", "works" on a piece, or "returned".
+    """
+    again = iter(done)
+
+    def operation(act):
+        def call(*given):
+            for result in again:
+                return result
+            done.append(act(*given))
+            raise StopError
+
+        return call
+
+    def set_to(_, at, value):
+        shared[at] = value
+        return 0
+
+    def swap(_, at, old, new):
+        fits = shared[at] == old
+        shared[at] = new if fits else shared[at]
+        return fits
+
+    def acquire(lock):
+        if not shared["free"]:
+            raise StopError("sleeps")
+        shared["free"] -= 1
+        return 0
+
+    def work(*_):
+        raise StopError("works")
+
+    acts = {
+        "count_of": lambda _, at: shared[at],
+        "count_up": lambda _, at: set_to(_, at, shared[at] + 1),
+        "put": set_to,
+        "swap": swap,
+        "acquire": acquire,
+        "release": lambda lock: set_to(None, "free", shared["free"] + 1),
+    }
+    names = vars(board) | {key: operation(act) for key, act in acts.items()}
+    names |= {"TURNS": 1, "let_others_run": lambda: None, "take" if name == "help_others" else "part": work}
+    for own in ("wake", "ring", "wanted", "join", "lead", "take", "help_others"):
+        if names[own] is not work:
+            names[own] = FunctionType(getattr(board, own).__code__, names)
+    try:
+        names[name](collections.defaultdict(int), *arguments)
+    except StopError as stop:
+        return str(stop) or None
+    return "returned"
+
+
+def orders(calls, shared, done):
+    """Yield how two threads end, in every order of their operations."""
+    ends = []
+    for k, (name, *arguments) in enumerate(calls):
+        now, own = shared.copy(), [list(one) for one in done]
+        end = advance(name, now, own[k], *arguments)
+        ends.append(end)
+        if end is None:
+            yield from orders(calls, now, own)
+    if None not in ends:
+        yield tuple(ends)
+
+
+@pytest.mark.parametrize(
+    ("call", "end"),
+    [(("lead", 0, 1, False, 1, 9), ("works", "works")), (("ring", 1), ("returned", "returned"))],
+    ids=["compiled", "interpreter"],
+)
+def test_no_order_of_a_caller_and_a_worker_loses_a_call(call, end):
+    """Whatever comes first, a worker that is about to sleep ends up with the job."""
+    worker = ("help_others", board.SLEEPERS, 7, 0)  # at a lock with the address 7
+    found = collections.Counter(orders([call, worker], collections.defaultdict(int), [[], []]))
+    assert found.keys() == {end}
+    assert found.total() > 100

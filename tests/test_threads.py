@@ -94,6 +94,7 @@ def test_an_interrupt_while_a_worker_starts_leaves_none_that_never_works(monkeyp
 
     monkeypatch.setattr(pool, "workers", [])
     monkeypatch.setattr(pool, "jobs", queue.SimpleQueue())
+    monkeypatch.setattr(pool, "board", np.zeros(pool.SIZE, np.int64))
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     if error is RuntimeError:
         assert pool.employ(1) == int(started)
@@ -104,7 +105,7 @@ def test_an_interrupt_while_a_worker_starts_leaves_none_that_never_works(monkeyp
     assert pool.employ(1) == 1
     assert len(pool.workers) == 1
     done = threading.Event()
-    pool.jobs.put(done.set)
+    pool._call(done.set)
     assert done.wait(60)
 
 

@@ -15,7 +15,6 @@ import os
 import queue
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -23,12 +22,9 @@ import numpy as np
 
 from xlstm.arrays import blas, cores
 
-# Seconds for which a waiting thread asks again and again before it goes to sleep. To wake one takes 0.1 ms, handing
-# work to one that asks takes 2 us; where there are fewer cores than threads, one that asks keeps others from working.
-SPIN = 2e-4
 # Seconds after which a layer in a signal handler gives up waiting for workers.
 PATIENCE = 60.0
-SIZE, RINGS = 40, 32  # of `board`
+RINGS, SLEEPERS, SIZE = 32, 40, 40 + 1024  # places of `board`, and their number
 
 R = TypeVar("R")
 
@@ -90,9 +86,6 @@ class _Shared(Generic[R]):
         """Let nobody begin another task, and wait for the workers that have begun one."""
         self._todo.clear()
         for busy in self._busy:
-            deadline = time.perf_counter() + SPIN
-            while busy.locked() and time.perf_counter() < deadline:
-                _pause()
             with busy:  # sleeps where a worker has it
                 pass
 
@@ -111,7 +104,7 @@ class _Worker:
 
     def __init__(self) -> None:
         self.free = threading.Lock()  # held while it does a job
-        self.asleep = False
+        self.waits = False  # at `jobs`, or is about to
         self._claims = [True]  # until a thread has begun: to take from a list is atomic
 
     @property
@@ -125,55 +118,70 @@ class _Worker:
             self._claims.pop()
         except IndexError:
             return
-        mine = jobs
+        mine, seen, place, lock = jobs, board, SLEEPERS + workers.index(self), _held_lock()
         while True:
-            self._look(mine)
-            self.asleep = True
-            job = mine.get()  # sleeps where there is none
-            self.asleep = False
-            self._do(job)
-
-    def _look(self, mine: queue.SimpleQueue[Callable[[], object]]) -> None:
-        """Wait for a job for a while, and help compiled code meanwhile."""
-        rings, deadline = int(board[RINGS]), time.perf_counter() + SPIN
-        while mine.empty() and time.perf_counter() < deadline:
-            if helping is None:
-                _pause()
+            rings = int(seen[RINGS])  # before the look at the jobs: one that comes later is not missed
+            self.waits = True
+            try:
+                job = mine.get(compiled is None)
+            except queue.Empty:
+                self.waits = False
+                compiled.help_others(seen, place, lock, rings)
             else:
-                helping(rings)
+                self.waits = False
+                with self.free:
+                    job()
+                del job  # nothing refers to one that is done
 
-    def _do(self, job: Callable[[], object]) -> None:
-        """Do a job; in a function of its own, so that nothing refers to a job that is done."""
-        with self.free:
-            job()
+
+def _held_lock() -> int:
+    """Return the address of a lock that is held, which compiled code can use without the interpreter."""
+    api = ctypes.pythonapi
+    api.PyThread_allocate_lock.restype = ctypes.c_void_p
+    lock = int(api.PyThread_allocate_lock())
+    api.PyThread_acquire_lock(ctypes.c_void_p(lock), 1)
+    return lock
 
 
 def _call(job: Callable[[], object]) -> None:
     """Have a worker do a job."""
     jobs.put(job)
-    board[RINGS] += 1
+    if compiled is not None:
+        compiled.ring(board, len(workers))
 
 
-# Numbers that compiled code shares work by, in cache lines of their own, and the place of the number of jobs so far. It
-# is never given back: a worker may look at it until the process ends.
+# Numbers that compiled code shares work by, in cache lines of their own, among them the number of jobs so far and a
+# place for each worker that sleeps. It is never given back: a worker may look at it until the process ends.
 board = np.zeros(SIZE, np.int64)
 ctypes.pythonapi.Py_IncRef(ctypes.py_object(board))
-# Helps compiled code until there was nothing to do for a while, or the number of jobs is no longer the one that is
-# given. An engine that compiles sets it.
-helping: Callable[[int], None] | None = None
+# The functions of `engines/numba/board.py` once they are compiled: workers then wait in them instead of at `jobs`.
+compiled: Any = None
 jobs: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
 workers: list[_Worker] = []
 
 
+def wait_in(functions: Any) -> None:
+    """Have workers help compiled code from now on while they wait for jobs."""
+    global compiled
+    compiled = functions
+    _leave()
+
+
+def _leave() -> None:
+    """Do a job that comes again until no worker waits at the jobs."""
+    if any(worker.waits for worker in workers):
+        jobs.put(_leave)
+
+
 def employ(wanted: int) -> int:
-    """Wake workers, and return their number: at most as many as are wanted, and one less than there are cores.
+    """Return the number of workers: at most as many as are wanted, and one less than there are cores.
 
     They are started when they are needed first. An interrupt may have left one whose thread was not started; it is
     started now. When the process ends, threads stand still and none can be started.
     """
     if wanted <= 0 or sys.is_finalizing():
         return 0
-    wanted = min(wanted, cores.usable() - 1)
+    wanted = min(wanted, cores.usable() - 1, SIZE - SLEEPERS)
     while len(workers) < wanted:
         workers.append(_Worker())
     try:
@@ -182,9 +190,6 @@ def employ(wanted: int) -> int:
                 threading.Thread(target=worker.run, name="xlstm", daemon=True).start()
     except RuntimeError:  # there can be no more threads
         wanted = sum(worker.begun for worker in workers[:wanted])
-    for worker in workers[:wanted]:
-        if worker.asleep:
-            jobs.put(_pause)  # a job that does nothing
     return wanted
 
 
@@ -230,6 +235,3 @@ if hasattr(os, "register_at_fork"):
         after_in_parent=functools.partial(_after_fork, False),
         after_in_child=functools.partial(_after_fork, True),
     )
-
-# Lets other threads run, without the interpreter's lock.
-_pause: Any = getattr(os, "sched_yield", functools.partial(time.sleep, 0))

@@ -1,8 +1,9 @@
-"""Operations of threads that share memory, for compiled code."""
+"""Operations of threads that share memory, for compiled code, in one order for all (sequentially consistent)."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -10,63 +11,74 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+ORDER = "seq_cst"
+
 
 @intrinsic
 def count_up(context, counts, index):  # type: ignore[no-untyped-def]
     """Add 1 to counts[index] in one operation that no other thread comes between; return the number before."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        one = ir.Constant(ir.IntType(64), 1)
-        return builder.atomic_rmw("add", builder.gep(data, [arguments[1]]), one, "acq_rel")
-
-    return types.int64(counts, types.int64), generate
+    one = ir.Constant(ir.IntType(64), 1)
+    return types.int64(counts, types.int64), _at(lambda builder, place: builder.atomic_rmw("add", place, one, ORDER))
 
 
 @intrinsic
 def count_of(context, counts, index):  # type: ignore[no-untyped-def]
-    """Return counts[index]; whatever other threads wrote before they added to it can be read afterwards."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return builder.load_atomic(builder.gep(data, [arguments[1]]), "acquire", 8)
-
-    return types.int64(counts, types.int64), generate
+    """Return counts[index]; what others wrote before they set it can be read afterwards."""
+    return types.int64(counts, types.int64), _at(lambda builder, place: builder.load_atomic(place, ORDER, 8))
 
 
 @intrinsic
 def put(context, counts, index, value):  # type: ignore[no-untyped-def]
     """Set counts[index]; whatever this thread wrote before can be read by those that see the new number."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        builder.store_atomic(arguments[2], builder.gep(data, [arguments[1]]), "release", 8)
-        return context.get_dummy_value()
-
-    return types.void(counts, types.int64, types.int64), generate
+    signature = types.void(counts, types.int64, types.int64)
+    return signature, _at(lambda builder, place, value: builder.store_atomic(value, place, ORDER, 8))
 
 
 @intrinsic
 def swap(context, counts, index, old, new):  # type: ignore[no-untyped-def]
     """Set counts[index] to a number where it is `old`, in one operation, and return whether it was."""
+    signature = types.boolean(counts, types.int64, types.int64, types.int64)
+    return signature, _at(lambda builder, *given: builder.extract_value(builder.cmpxchg(*given, ORDER, ORDER), 1))
+
+
+def _at(operate: Callable[..., Any]) -> Any:
+    """Return what generates an operation on a place of an array, and on numbers."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        place = builder.gep(data, [arguments[1]])
-        found = builder.cmpxchg(place, arguments[2], arguments[3], "acq_rel", "acquire")
-        return builder.extract_value(found, 1)
+        found = operate(builder, builder.gep(data, [arguments[1]]), *arguments[2:])
+        return context.get_dummy_value() if signature.return_type is types.void else found
 
-    return types.boolean(counts, types.int64, types.int64, types.int64), generate
+    return generate
 
 
 @intrinsic
 def let_others_run(context):  # type: ignore[no-untyped-def]
     """Give the core to another thread that waits for one, where the system has such a call."""
+    return types.void(), _call("sched_yield" if hasattr(os, "sched_yield") else "")
+
+
+@intrinsic
+def acquire(context, lock):  # type: ignore[no-untyped-def]
+    """Take a lock of Python's by its address, without the interpreter; sleep until it is free."""
+    return types.void(types.int64), _call("PyThread_acquire_lock", 1)
+
+
+@intrinsic
+def release(context, lock):  # type: ignore[no-untyped-def]
+    """Release a lock of Python's by its address, whichever thread has it."""
+    return types.void(types.int64), _call("PyThread_release_lock")
+
+
+def _call(name: str, *flags: int) -> Any:
+    """Return what generates a call of a C function, if it has a name, with addresses and then flags."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        if hasattr(os, "sched_yield"):
-            kind = ir.FunctionType(ir.IntType(32), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
+        given = [builder.inttoptr(address, cgutils.voidptr_t) for address in arguments]
+        given += [ir.Constant(ir.IntType(32), flag) for flag in flags]
+        kind = ir.FunctionType(ir.IntType(32), [value.type for value in given])
+        if name:
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, name), given)
         return context.get_dummy_value()
 
-    return types.void(), generate
+    return generate

@@ -3,6 +3,12 @@
 A thread that leads writes what is to be done to the board, an array of integers that all threads see, and takes pieces
 of it one by one, as do the workers that look at the board meanwhile. Nobody waits for a worker that takes nothing, but
 the leader for the pieces that others have taken. `team.py` binds the names below.
+
+A worker that finds nothing for a while sleeps at a lock of its own. No order of the two loses the call that wakes it:
+the worker writes the lock to its place and then looks at the board again; the leader writes the job to the board and
+then looks at the places. These four are sequentially consistent, so at least one of the two sees what the other wrote.
+Whoever clears the place, the leader or the worker itself, releases the lock, and only the first one can clear it: each
+time that a worker takes its lock, the lock is released once.
 """
 
 from __future__ import annotations
@@ -17,10 +23,9 @@ OPEN = 8  # how many more workers may help, how many pieces there are, and how m
 DONE = 16  # pieces that are done
 JOB, COUNT, APART, FAILED = 24, 25, 26, 27  # address and number of calls; each is a piece; pieces that failed
 RINGS = pool.RINGS  # jobs that the interpreter had for workers so far
+SLEEPERS = pool.SLEEPERS  # from here on a place for each worker: its lock while it sleeps, else 0
 SHIFT, MASK = 24, (1 << 24) - 1
-SETTLE = (
-    12  # times that a worker lets others run before it asks for the interpreter, which its caller is to leave first
-)
+TURNS = 2000  # times that a worker looks for work before it sleeps, some 0.5 ms
 
 
 def count_up(board: Any, place: int) -> int:
@@ -32,6 +37,8 @@ count_of: Any = count_up
 put: Any = count_up
 swap: Any = count_up
 let_others_run: Any = count_up
+acquire: Any = count_up
+release: Any = count_up
 carray: Any = count_up
 integers: Any = count_up
 call_part: Any = count_up
@@ -50,6 +57,7 @@ def lead(board: Any, job: int, count: int, apart: bool, helpers: int, pieces: in
         return failed
     board[JOB], board[COUNT], board[APART], board[FAILED], board[DONE] = job, count, apart, 0, 0
     put(board, OPEN, (helpers << 2 * SHIFT) | (pieces << SHIFT))
+    wake(board, SLEEPERS, helpers)
     while take(board):
         pass
     while count_of(board, DONE) < pieces:
@@ -59,11 +67,29 @@ def lead(board: Any, job: int, count: int, apart: bool, helpers: int, pieces: in
     return failed
 
 
+def wake(board: Any, place: int, count: int) -> None:
+    """Wake so many workers from a place on, those of them that sleep."""
+    for k in range(place, place + count):
+        lock = count_of(board, k)
+        if lock and swap(board, k, lock, 0):
+            release(lock)
+
+
+def ring(board: Any, workers: int) -> None:
+    """Tell all workers that the interpreter has a job."""
+    count_up(board, RINGS)
+    wake(board, SLEEPERS, workers)
+
+
+def wanted(state: int) -> bool:
+    """Whether one more worker may help with a job of which pieces are left."""
+    return state >> 2 * SHIFT > 0 and state & MASK < (state >> SHIFT) & MASK
+
+
 def join(board: Any) -> bool:
-    """Become one of the workers that may help with a job of which pieces are left, and return whether there is one."""
+    """Try to join the current job."""
     state = count_of(board, OPEN)
-    helpers, pieces, k = state >> 2 * SHIFT, (state >> SHIFT) & MASK, state & MASK
-    return helpers > 0 and k < pieces and bool(swap(board, OPEN, state, state - (1 << 2 * SHIFT)))
+    return wanted(state) and bool(swap(board, OPEN, state, state - (1 << 2 * SHIFT)))
 
 
 def take(board: Any) -> bool:
@@ -93,16 +119,20 @@ def part(job: int, count: int, apart: bool, k: int, pieces: int) -> int:
     return failed
 
 
-def help_others(board: Any, rings: int, turns: int) -> None:
-    """Help with jobs until there was none so many times, or the interpreter has jobs."""
+def help_others(board: Any, place: int, lock: int, rings: int) -> None:
+    """Help with jobs until the interpreter has one; sleep at a lock, which is held, while there are none."""
     asked = 0
-    while asked < turns:
+    while count_of(board, RINGS) == rings:
         if join(board):
             while take(board):
                 pass
             asked = 0
-        elif count_of(board, RINGS) != rings:
-            turns, rings, asked = SETTLE, count_of(board, RINGS), 0
-        else:
+        elif asked < TURNS:
             asked += 1
             let_others_run()
+        else:
+            put(board, place, lock)
+            if wanted(count_of(board, OPEN)) or count_of(board, RINGS) != rings:
+                wake(board, place, 1)
+            acquire(lock)
+            asked = 0

@@ -19,7 +19,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from xlstm.arrays.probe import first_line
-from xlstm.engines.numba import loops, maths, products
+from xlstm.engines.numba import loops, maths, products, signals
 
 VARIABLE = "XLSTM_COMPILE"
 PACKAGES = ("numba", "platformdirs")
@@ -49,8 +49,9 @@ def enabled() -> bool:
 def failure() -> str | None:
     """Import what compiling needs, once per process: None if it works, else what is wrong and the mend."""
     try:
-        for name in (*PACKAGES, "xlstm.engines.numba.codecache"):
-            importlib.import_module(name)
+        with signals.held():
+            for name in (*PACKAGES, "xlstm.engines.numba.codecache"):
+                importlib.import_module(name)
     except ModuleNotFoundError as error:
         return f"{error.name} is not installed; pip install {' '.join(PACKAGES)}"
     except Exception as error:  # Numba refuses versions of NumPy that it does not know

@@ -22,7 +22,6 @@ from xlstm.arrays import pool, threads
 from xlstm.arrays.namespace import Array
 from xlstm.engines.numba import board, jit
 
-TURNS = 2000  # times that a worker looks for work before it sleeps, some 0.5 ms
 PIECES = 8  # of a job, for each thread, so that all end at about the same time
 WORTH = 1 << 21  # multiplications that a piece is worth, 20 us
 LARGE = 1 << 22  # multiplications from which on a job is shared, 40 us: a worker that sleeps costs 5 us to wake
@@ -152,21 +151,18 @@ def _common() -> dict[str, Any]:
 
 @functools.cache
 def _compiled() -> ModuleType:
-    """Return the functions of `board.py`, compiled; from now on workers look at the board."""
+    """Return the functions of `board.py`, compiled; from now on workers wait in them."""
     from xlstm.engines.numba import atomics, pointers, vectors
 
     found = jit.new_module("".join(inspect.getsource(module) for module in (board, atomics, pointers, vectors)))
     places = {name: value for name, value in vars(board).items() if isinstance(value, int)}
     found.__dict__.update(_common(), **places, integers=pointers.at_integer, call_part=vectors.call_part)
-    names = ("count_up", "count_of", "put", "swap", "let_others_run")
+    names = ("count_up", "count_of", "put", "swap", "let_others_run", "acquire", "release")
     found.__dict__.update({name: getattr(atomics, name) for name in names})
-    functions = (board.part, board.take, board.lead, board.join, board.help_others)
-    jit.bind(found, tuple(f for f in functions if isinstance(f, FunctionType)), counted=True)
-    # Compiled here: a worker would wait for the compiler, and with it a fork.
-    found.help_others(np.zeros(pool.SIZE, np.int64), 0, 0)
-    pool.helping = functools.partial(_help, found.help_others)
+    own = tuple(f for name, f in vars(board).items() if isinstance(f, FunctionType) and name not in vars(found))
+    jit.bind(found, own, counted=True)
+    # Compiled here: a worker would wait for the compiler, and with it a fork. The number of jobs is never -1.
+    found.help_others(pool.board, 0, 0, -1)
+    found.ring(pool.board, 0)
+    pool.wait_in(found)
     return found
-
-
-def _help(compiled: Callable[..., None], rings: int) -> None:
-    compiled(pool.board, rings, TURNS)

@@ -1,0 +1,43 @@
+"""Signals while Numba is imported or compiles, neither of which works again once an exception has cut it short."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from xlstm.arrays import blas
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Let handlers of signals wait until the end, as where one call of C lasts that long: each is then called once.
+
+    These are handlers in Python, which run in the main thread alone. A signal that ends the process does so at once.
+    """
+    handlers: dict[int, Any] = {}
+    received: dict[int, FrameType | None] = {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received[number] = frame
+
+    def end() -> None:
+        for number, handler in handlers.items():
+            if signal.getsignal(number) is note:
+                signal.signal(number, handler)
+        while received:
+            number, frame = received.popitem()
+            handlers[number](number, frame)
+
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in signal.valid_signals():
+                if callable(handler := signal.getsignal(number)):
+                    handlers[number] = handler
+                    signal.signal(number, note)
+        yield
+    finally:
+        blas.surely(end)
