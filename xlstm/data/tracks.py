@@ -140,7 +140,8 @@ def _track(where: str, given: Any, beside: Beside, more: int, look: bool, gaps: 
     future = _placed(future, ahead, rows + max(0, len(future) - N)) if len(future) else np.empty((rows + more, 0))
     marks = 0
     if calendar is not None and look:
-        dates = np.concatenate((calendar.dates, calendars.after(calendar, max(more, len(future) - rows))))
+        later = calendars.after(calendar._replace(zone=None), max(more, len(future) - rows))
+        dates = np.concatenate((calendar.dates, later))
         step = float(np.median(np.diff(calendar.dates.astype("datetime64[s]")).astype(np.float64)))
         found = calendars.features(dates, step)
         marks, future = found.shape[1], np.concatenate((found[: len(future)], future), axis=1)
