@@ -668,20 +668,18 @@ def test_days_of_a_time_zone_across_a_change_of_clocks():
     pd = pytest.importorskip("pandas")
     days = pd.date_range("2020-01-01", periods=300, freq="D", tz="Europe/Berlin")
     table = pd.DataFrame({"sales": driven()[0]}, index=days)
-    forecaster = Forecaster(**{**QUICK, "epochs": 1})
-    words = "no common step.*; dates of Europe/Berlin are taken to UTC; where clocks change, give local ones"
-    with pytest.raises(ValueError, match=words):
-        forecaster.fit(table)
-    local = table.tz_localize(None)
-    found = forecaster.fit(local).predict(local, 2)
-    assert list(found.index.astype(str)) == ["2020-10-27", "2020-10-28"]
+    found = Forecaster(**{**QUICK, "epochs": 1}).fit(table).predict(table, 2)
+    assert list(found.index.astype(str)) == ["2020-10-27 00:00:00+01:00", "2020-10-28 00:00:00+01:00"]
 
 
-@pytest.mark.parametrize(("step", "zone"), [("h", "Europe/Berlin"), ("MS", None), ("W", None), ("B", None)])
+STEPS = [("h", "Europe/Berlin"), ("D", "Europe/Berlin"), ("MS", None), ("ME", None), ("ME", "UTC"), ("QE-FEB", None)]
+
+
+@pytest.mark.parametrize(("step", "zone"), [*STEPS, ("YE", None), ("SMS", None), ("W", None), ("B", None)])
 def test_later_covariates_of_every_calendar_are_placed_by_date(step, zone):
     pd = pytest.importorskip("pandas")
     values, price = driven()
-    dates = pd.date_range("1990-01-01", periods=306, freq=step, tz=zone)
+    dates = pd.date_range("1990-01-01", periods=306, freq=step, tz=zone, unit="s")
     table = pd.DataFrame({"sales": values, "price": price[:300]}, index=dates[:300])
     later = pd.DataFrame({"price": price[300:306]}, index=dates[300:])
     forecaster = Forecaster(**{**QUICK, "epochs": 1}, future="price").fit(table)
