@@ -2,10 +2,17 @@
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from xlstm.data import calendars, files
+from tests.conftest import DATA
+from tests.tables import LIBRARIES, columns_of, table
+from xlstm.cli.app import app
+from xlstm.data import calendars
+from xlstm.estimators import Forecaster, ZeroShotForecaster
 
 pd = pytest.importorskip("pandas")
+
+TIREX = DATA / "tirex1" / "a"
 
 AHEAD = 12
 FREQUENCIES = [
@@ -77,3 +84,68 @@ def test_missing_rows_do_not_hide_the_calendar(freq, kept):
 def test_a_day_beside_the_last_one_of_a_month_is_on_no_step(between):
     calendar = calendars.read("it", pd.date_range("2023-01-31", periods=12, freq="ME").values)
     assert calendars.steps_after(calendar, np.array([between], "datetime64[us]")) == 0
+
+
+@pytest.fixture(scope="module")
+def estimators():
+    """A forecaster that needs no training, and one with a calendar that is fitted to days."""
+    forecaster = Forecaster(window=4, horizon=2, hidden_size=2, epochs=1, backend="numpy", calendar=True, name="v")
+    dates = pd.date_range("2020-01-31", periods=60, freq="ME").values
+    return ZeroShotForecaster(TIREX, "numpy"), forecaster.fit(np.sin(np.arange(60.0)), dates=dates)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("freq", ["ME", "QE-FEB", "YE", "MS", "SMS", "B", "W", "6h"])
+def test_tables_go_on(estimators, library, freq):
+    for estimator in estimators[: 2 if freq in ("ME", "MS") else 1]:
+        dates = pd.date_range("2000-01-31", periods=60 + AHEAD, freq=freq).values.astype("datetime64[us]")
+        found = estimator.predict(table(library, {"day": dates[:60], "v": np.sin(np.arange(60.0))}), AHEAD)
+        np.testing.assert_array_equal(columns_of(found)["day"].astype("datetime64[us]"), dates[60:])
+
+
+@pytest.mark.parametrize("freq", ["D", "ME", "h"])
+def test_tables_of_a_time_zone_go_on(estimators, freq):
+    pl = pytest.importorskip("polars")
+    dates = pd.date_range("2020-03-01", periods=24 + AHEAD, freq=freq, tz="Europe/Berlin")
+    given = pd.DataFrame({"v": np.sin(np.arange(24.0))}, index=dates[:24])
+    assert list(estimators[0].predict(given, AHEAD).index) == list(dates[24:])
+    utc = dates.tz_convert("UTC").tz_localize(None).values.astype("datetime64[us]")
+    day = pl.Series(utc[:24]).dt.replace_time_zone("UTC").dt.convert_time_zone("Europe/Berlin")
+    found = estimators[0].predict(pl.DataFrame({"day": day, "v": given["v"].to_numpy()}), AHEAD)
+    assert found["day"].to_list() == list(dates[24:])
+
+
+WRITTEN = [("ME", "%Y-%m-%d"), ("MS", "%Y-%m-%d"), ("MS", "%Y-%m"), ("QE", "%Y-%m-%d"), ("YE", "%Y-%m-%d")]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize(("freq", "notation"), [*WRITTEN, ("YS", "%Y"), ("SMS", "%Y-%m-%d"), ("h", "%Y-%m-%dT%H:%M")])
+def test_commands_keep_the_notation(estimators, freq, notation, suffix, tmp_path):
+    """A column of months stays one, and full dates stay full; a Parquet file has only these."""
+    dates = pd.date_range("2000-01-31", periods=60 + AHEAD, freq=freq)
+    path, model = tmp_path / f"t.{suffix}", tmp_path / "model"
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+        notation = "%Y-%m-%d" if freq != "h" else notation
+        pd.DataFrame({"day": dates[:60], "v": np.sin(np.arange(60.0))}).to_parquet(path)
+    else:
+        rows = [f"{day},{np.sin(k)}" for k, day in enumerate(dates[:60].strftime(notation))]
+        path.write_text("\n".join(["date,v", *rows]))
+    estimators[1].save(model)
+    ahead = ["forecast", TIREX, path, "--horizon", AHEAD], ["predict", model, path, "--steps", AHEAD]
+    for command in ahead[: 2 if freq in ("ME", "MS") else 1]:
+        result = CliRunner().invoke(app, [*map(str, command), "--backend", "numpy"])
+        assert result.exit_code == 0, result.output
+        times = [line.split(",")[0] for line in result.stdout.splitlines()[1:]]
+        assert times == list(dates[60:].strftime(notation))
+
+
+@pytest.mark.parametrize("command", ["forecast", "predict"])
+def test_commands_keep_the_clocks_of_a_parquet_file(estimators, command, tmp_path):
+    pytest.importorskip("pyarrow")
+    dates = pd.date_range("2020-01-31", periods=24 + AHEAD, freq="ME", tz="Europe/Berlin")
+    pd.DataFrame({"day": dates[:24], "v": np.sin(np.arange(24.0))}).to_parquet(tmp_path / "t.parquet")
+    estimators[1].save(tmp_path / "model")
+    words = {"forecast": [TIREX, "--horizon"], "predict": [tmp_path / "model", "--steps"]}[command]
+    result = CliRunner().invoke(app, [command, str(words[0]), str(tmp_path / "t.parquet"), words[1], str(AHEAD)])
+    assert [line[:10] for line in result.stdout.splitlines()[1:]] == list(dates[24:].strftime("%Y-%m-%d"))

@@ -41,12 +41,7 @@ def read(where: str, given: object, zone: str | None = None) -> Calendar:
         row = int(fall[0]) + 1
         raise ValueError(f"{where}: dates[{row}] is {found[row]}, expected a date after {found[row - 1]}")
     found, clocks = local(found, zone)
-    for unit in ("D", "h", "m", "s"):  # the coarsest that holds them
-        coarse = found.astype(f"datetime64[{unit}]")
-        if np.all(coarse == found):
-            found = coarse if unit != "D" or str(np.datetime_data(found.dtype)[0]) not in "YMW" else found
-            break
-    place = calendars.calendar(found, lambda row: f"{where}: dates[{row}]")
+    place = calendars.calendar(coarsest(found), lambda row: f"{where}: dates[{row}]")
     if place is None:
         advice = "" if zone is None else f"; the clocks of {zone} may not be known here, local dates have no zone"
         raise ValueError(f"{where}: the {len(found)} dates have no common step, expected one for most of them{advice}")
@@ -69,6 +64,15 @@ def local(dates: Dates, zone: str | None) -> tuple[Dates, datetime.tzinfo | None
     return (shown, clocks) if np.all(times == times[0]) else (dates, None)
 
 
+def coarsest(dates: Dates) -> Dates:
+    """Return dates in days, minutes or seconds, the first of which holds them, where their unit is a finer one."""
+    for unit in ("D", "m", "s"):
+        coarse = dates.astype(f"datetime64[{unit}]")
+        if coarse.dtype <= dates.dtype and np.all(coarse == dates):
+            return coarse
+    return dates
+
+
 def _ahead(dates: Dates, zone: datetime.tzinfo | None, of: datetime.tzinfo | None) -> Any:
     """Return by how much the clocks of a zone are ahead of UTC, (N,), at dates of the zone `of`."""
     moments = (moment.replace(tzinfo=of).astimezone(zone) for moment in dates.astype("datetime64[s]").astype(object))
@@ -78,16 +82,16 @@ def _ahead(dates: Dates, zone: datetime.tzinfo | None, of: datetime.tzinfo | Non
 def after(calendar: Calendar, steps: int, passed: int = 0) -> Dates:
     """Return the dates of `steps` rows that begin `passed` rows after the last one, in UTC where they have a zone."""
     ahead = calendar.every * (passed + np.arange(1, steps + 1))
-    found = calendar.at(calendar.count(calendar.dates[-1:]) + ahead)
+    found = calendar.at(calendar.ticks(calendar.dates[-1:]) + ahead)
     return found if calendar.zone is None else found - _ahead(found, calendar.zone, calendar.zone)
 
 
 def steps_after(calendar: Calendar, dates: Dates) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return how many steps after the last date of a calendar each of some dates lies; 0 for one that is on no step."""
     shown = dates if calendar.zone is None else dates + _ahead(dates, calendar.zone, datetime.UTC)
-    count = calendar.count(shown)
-    ticks = count - calendar.count(calendar.dates[-1:])
-    return np.where((calendar.at(count) == shown) & (ticks % calendar.every == 0), ticks // calendar.every, 0)
+    ticks = calendar.ticks(shown)
+    ahead = ticks - calendar.ticks(calendar.dates[-1:])
+    return np.where((calendar.at(ticks) == shown) & (ahead % calendar.every == 0), ahead // calendar.every, 0)
 
 
 def features(dates: Dates, step: float) -> Values:

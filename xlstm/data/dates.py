@@ -33,24 +33,24 @@ class Calendar(NamedTuple):
     time: Any = np.timedelta64(0, "D")  # that of the day, where steps are whole days
     zone: datetime.tzinfo | None = None
 
-    def count(self, dates: Dates) -> Counts:
-        """Return the number of the unit that each of some dates lies in."""
+    def ticks(self, dates: Dates) -> Counts:
+        """Return the numbers of the units that dates lie in."""
         if self.unit == "B":
-            return np.busday_count(MONDAY, dates.astype("datetime64[D]"))
+            return np.busday_count(MONDAY, dates.astype("datetime64[D]")).astype(np.int64)
         if not self.days:
             return dates.astype(f"datetime64[{self.unit}]").astype(np.int64)
         months, day, last = _in_month(dates)
-        passed = day[:, None] > np.minimum(self.days, last[:, None])
-        return len(self.days) * months.astype(np.int64) + np.sum(passed, axis=1)
+        passed: Counts = np.sum(day[:, None] > np.minimum(self.days, last[:, None]), axis=1)
+        return passed + len(self.days) * months.astype(np.int64)
 
-    def at(self, count: Counts) -> Dates:
+    def at(self, ticks: Counts) -> Dates:
         """Return the dates of numbers of units."""
         if self.unit == "B":
-            found = np.busday_offset(MONDAY, count)
+            found = np.busday_offset(MONDAY, ticks)
         elif not self.days:
-            found = count.astype(f"datetime64[{self.unit}]")
+            found = ticks.astype(f"datetime64[{self.unit}]")
         else:
-            month, k = np.divmod(count, len(self.days))
+            month, k = np.divmod(ticks, len(self.days))
             first, _, last = _in_month(month.astype("datetime64[M]"))
             found = first.astype("datetime64[D]") + (np.minimum(np.take(self.days, k), last) - 1)
         dates: Dates = (found + self.time).astype(self.dates.dtype)
@@ -147,9 +147,9 @@ def calendar(dates: Dates, line: Callable[[int], str]) -> Calendar | None:
     if len(dates) < 2:
         return None
     for found in _rhythms(dates):
-        count = found.count(dates)
-        every = int(np.gcd.reduce(np.diff(count)))
-        place = (count - count[0]) // every
+        ticks = found.ticks(dates)
+        every = int(np.gcd.reduce(np.diff(ticks)))
+        place = (ticks - ticks[0]) // every
         steps = np.diff(place)
         if np.mean(steps == 1) >= 0.5:
             break
@@ -161,7 +161,7 @@ def calendar(dates: Dates, line: Callable[[int], str]) -> Calendar | None:
             f"{line(row)}: {steps[row - 1] - 1} rows are missing between {dates[row - 1]} and {dates[row]}, "
             f"expected at most {FILL[0]} times as many as the file has; split the file there"
         )
-    return found._replace(dates=found.at(count[0] + every * np.arange(place[-1] + 1)), place=place, every=every)
+    return found._replace(dates=found.at(ticks[0] + every * np.arange(place[-1] + 1)), place=place, every=every)
 
 
 def _exists(cell: str) -> bool:

@@ -150,7 +150,7 @@ def read_series(
     text = None
     if found.index is not None and found.index.dtype.kind == "M":
         shown, _ = calendars.local(found.index, found.zone)
-        text = np.datetime_as_string(shown, unit="auto").astype(np.dtypes.StringDType())
+        text = np.datetime_as_string(calendars.coarsest(shown)).astype(np.dtypes.StringDType())
     values = found.values[:, found.names.index(name)]
     return series_of(f"{path}: column {name}", name, values, text, lambda row: f"{path}: row {row + 1}")
 
