@@ -198,6 +198,10 @@ def test_load_refuses_damaged_weights(fitted, tmp_path):
     config = {"name": "", "settings": {"hidden_size": 10**8}, "scaling": {}, "dtype": "float32"}
     config |= {"highways": {"": {}}, "season": 0, "calendar": False}
     checkpoint.save(path, fitted.params, "forecaster", config)
+    with pytest.raises(ValueError, match=r"not a sound forecaster .*settings: window is None, expected a whole number"):
+        Forecaster.load(path)
+    config["settings"]["window"] = 12
+    checkpoint.save(path, fitted.params, "forecaster", config)
     with pytest.raises(ValueError, match=r"not a sound forecaster .*scaling: units is missing"):
         Forecaster.load(path)
     scaling = {"units": [[0.0]], "past": [[], []], "future": [[], []], "static": [[], []]}
