@@ -49,7 +49,7 @@ def test_every_frequency_goes_on_as_in_pandas(freq, start):
 def test_days_keep_the_clocks_of_their_zone_and_hours_do_not(freq, zone):
     """Clocks change in the middle of the dates, and in the middle of those that follow."""
     for start in ("2020-03-01", "2020-03-17", "2020-10-20"):
-        for rows in (12, 60):
+        for rows in (12, 40):  # before 2037, where the zones of older pandas end
             went_on(pd.date_range(start, periods=rows + AHEAD, freq=freq, tz=zone), zone)
 
 
