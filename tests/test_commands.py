@@ -475,13 +475,22 @@ def test_quiet_and_json(run):
 def test_json_of_the_main_job_and_of_the_machine(run):
     words = ["--epochs", 1, "--window", 12, "--hidden-size", 3, "--backend", "numpy", "--json"]
     found = json.loads(run("train", *words).stdout)
-    assert found["model"] == "xlstm-output/model.safetensors"
+    assert (found["model"], found["window"]) == ("xlstm-output/model.safetensors", 12)
     assert found["rmse"]["persistence"][0] == pytest.approx(20.09, abs=0.01)
     found = json.loads(run("info", "--json").stdout)
     assert found["backend numpy"] == "numpy on CPU"
     assert found["packages"]["numpy"] == np.__version__
     found = json.loads(run("info", "--explain", "lstm", 64, 8, 64, "float32", "--card", "h100", "--json").stdout)
     assert "kernel" in " ".join(map(str, found.values()))
+
+
+def test_the_window_of_a_short_series_is_printed(run):
+    write_table("short.csv", {"v": np.sin(np.arange(80.0)).tolist()})
+    quick = ["--epochs", 1, "--hidden-size", 2, "--backend", "numpy"]
+    for command in (["train", "short.csv"], ["train", "forecast", "short.csv"]):
+        assert "with a window of 24\n" in run(*command, *quick).stdout
+    words = "a window of 48 and a horizon of 4 need 86 rows, the series has 80; expected more rows, or a window of at"
+    assert words in run("train", "short.csv", *quick, "--window", 48, code=2).stderr
 
 
 def commands(group, path=()):

@@ -111,7 +111,7 @@ def forecast(
     beside: Known = {
         "past": [part.past for part in parts] if roles.past else None,
         "future": [part.future for part in parts] if roles.future else None,
-        "dates": None if parts[0].dates is None else [part.dates for part in parts],
+        "dates": None if parts[0].calendar is None else [part.calendar for part in parts],
     }
     found = forecaster.predict_quantiles([part.targets for part in parts], **beside)
     score = None if backtest is None else forecaster.backtest([part.targets for part in parts], backtest, **beside)

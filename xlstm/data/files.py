@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data import dates, writing
+from xlstm.data import calendars, dates, writing
 from xlstm.data.frames import Columns, groups, numeric, table_of
 from xlstm.data.host import Values
 from xlstm.data.series import Series, column_numbers, read_csv, series_of
@@ -149,7 +149,8 @@ def read_series(
     name = found.names[0] if usual not in found.names else str(usual)
     text = None
     if found.index is not None and found.index.dtype.kind == "M":
-        text = np.datetime_as_string(found.index, unit="auto").astype(np.dtypes.StringDType())
+        shown, _ = calendars.local(found.index, found.zone)
+        text = np.datetime_as_string(calendars.coarsest(shown)).astype(np.dtypes.StringDType())
     values = found.values[:, found.names.index(name)]
     return series_of(f"{path}: column {name}", name, values, text, lambda row: f"{path}: row {row + 1}")
 

@@ -155,7 +155,7 @@ def score(tracks: Sequence[Track], judged: Sequence[Judged], levels: Sequence[fl
         autoregression=errors["autoregression"].rmse,
         order=order,
         points=int(np.count_nonzero(~np.isnan(truth[:, 0]))),
-        at=np.concatenate([one.at for one in judged]),
+        at=np.concatenate([one.at + track.begin for track, one in zip(tracks, judged, strict=True)]),
         forecasts=forecasts[:, :, 0] if flat else forecasts,
         seasonal=errors["seasonal"].rmse,
         season=season,
