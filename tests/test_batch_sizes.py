@@ -19,7 +19,7 @@ from xlstm.layers.sequence import SequenceLayer
 
 STACK = {"num_layers": 2, "direction": "bidirectional"}
 LAYERS = {kind: [make(kind, options) for options in [*alone(kind), STACK]] for kind in OPTIONS}
-LAYERS["sLSTM"] = [xlstm.sLSTM(2, 4, **options) for options in SLSTM]
+LAYERS["sLSTM"] = [xlstm.sLSTM(2, 4, **options) for options in [*SLSTM, {"num_heads": 2, "recompute": True}]]
 OTHERS = [layer for layer in dict.fromkeys([*SEQUENCES, *POINTWISE, *EVERY]) if not isinstance(layer, Recurrent)]
 LAYERS["with time"] = [layer for layer in OTHERS if isinstance(layer, SequenceLayer)]
 LAYERS["without time"] = [layer for layer in OTHERS if not isinstance(layer, SequenceLayer)]

@@ -26,6 +26,7 @@ MODULES = (
     "imports",
     "ablation",
     "busy",
+    "threads",
     "growth",
     "published",
     "tasks",

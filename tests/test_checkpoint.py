@@ -1,5 +1,6 @@
 """Model files: bytes, atomicity, and what is refused."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -33,6 +34,14 @@ def test_a_transposed_array_is_stored_as_it_reads(tmp_path):
     np.testing.assert_array_equal(checkpoint.load(tmp_path / "m", "test")[0]["a"], np.arange(6.0).reshape(2, 3).T)
 
 
+@pytest.mark.parametrize("array", [np.array(2.5), np.zeros((0, 3)), np.arange(3, dtype=">f4"), np.array([True])])
+def test_arrays_of_every_kind(tmp_path, array):
+    checkpoint.save(tmp_path / "m", {"a": array}, "test", {})
+    found = checkpoint.load(tmp_path / "m", "test")[0]["a"]
+    assert found.shape == array.shape
+    np.testing.assert_array_equal(found, array)
+
+
 def test_literal_bytes(tmp_path):
     """The format itself: eight bytes of length, a JSON header, the data."""
     checkpoint.save(tmp_path / "m", {"a": np.array([1.0, 2.0])}, "test", {"k": 1})
@@ -40,12 +49,15 @@ def test_literal_bytes(tmp_path):
     length = int.from_bytes(blob[:8], "little")
     header = json.loads(blob[8 : 8 + length])
     assert header["a"] == {"dtype": "F64", "shape": [2], "data_offsets": [0, 16]}
-    assert header["__metadata__"] == {"xlstm": '{"version": 1, "kind": "test", "config": {"k": 1}}'}
-    assert blob[8 + length :] == np.array([1.0, 2.0]).tobytes()
+    data = np.array([1.0, 2.0]).tobytes()
+    digest = hashlib.sha256(b'["test", {"k": 1}]["a", "<f8", [2]]' + data).hexdigest()
+    about = '{"version": 2, "kind": "test", "config": {"k": 1}, "digest": "'
+    assert header["__metadata__"] == {"xlstm": about + digest + '"}'}
+    assert blob[8 + length :] == data
 
 
 def good(**changes):
-    about = {"version": 1, "kind": "test", "config": {}, **changes}
+    about = {"version": 2, "kind": "test", "config": {}, "digest": "0" * 64, **changes}
     return to_bytes({"a": np.ones(100)}, metadata={"xlstm": json.dumps(about)})
 
 
@@ -59,9 +71,13 @@ def good(**changes):
         (to_bytes({"a": np.ones(1)}), "not an xlstm model file, its metadata has no entry 'xlstm'"),
         (to_bytes({"a": np.ones(1)}, metadata={"xlstm": "{"}), "description is not readable"),
         (to_bytes({"a": np.ones(1)}, metadata={"xlstm": "{}"}), "description is not readable"),
-        (good(version=9), "version is 9, expected 1"),
+        (good(version=9), "version of the format is 9, expected 2"),
+        (good(version=1), "version of the format is 1, expected 2"),
+        (good(), "was changed after it was written"),
+        (good(digest=None), "was changed after it was written"),
+        (good(config=[]), r"kind and config are \['test', \[\]\], expected text and an object"),
         (good(kind="language model"), "kind is 'language model', expected 'test'"),
-        (good(version="1"), "version is '1', expected 1"),
+        (good(version="2"), "version of the format is '2', expected 2"),
     ],
 )
 def test_bad_files_are_named(tmp_path, blob, words):

@@ -227,7 +227,7 @@ def test_a_reader_who_goes_away_costs_no_training(tmp_path):
     with open("/dev/full", "w") as full:
         done = command(tmp_path, "train", *QUICK, "-o", "full", stdout=full)
     assert done.returncode == 1
-    words = "error: [Errno 28] the results could not be printed, No space left on device; "
+    words = "error: the results could not be printed, No space left on device; "
     assert done.stderr == f"{words}full/model.safetensors is saved, full/forecast.png is saved\n"
     assert sorted(os.listdir(tmp_path / "full")) == ["forecast.png", "model.safetensors"]
     rows = "".join(f"{k % 7}\n" for k in range(100))

@@ -14,12 +14,21 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from xlstm.cli import labelled
+import xlstm
+from xlstm.cli import kinds, labelled
 from xlstm.cli.app import app
-from xlstm.cli.console import out
+from xlstm.cli.console import out, put
 from xlstm.data.files import write_table
 from xlstm.data.series import bundled
-from xlstm.estimators import Forecaster, SequenceClassifier, Settings, TextModel, TiRexTrainer, plots
+from xlstm.estimators import (
+    Forecaster,
+    SequenceClassifier,
+    SequenceRegressor,
+    Settings,
+    TextModel,
+    TiRexTrainer,
+    plots,
+)
 from xlstm.plots.results import counted
 from xlstm.training import checkpoint, history
 
@@ -74,6 +83,7 @@ def test_text(run, tmp_path):
     model = TextModel.load("xlstm-text/model.safetensors", "numpy")
     result = run("generate", "xlstm-text/model.safetensors", "--prompt", "the c", "--max-tokens", 7)
     assert result.stdout == model.generate("the c", 7, temperature=0) + "\n"
+    assert run("generate", "xlstm-text", "--prompt", "the c", "--max-tokens", 7).stdout == result.stdout  # its folder
     (tmp_path / "b.txt").write_text("a rat sat on the cat")
     found = json.loads(run("evaluate", "xlstm-text/model.safetensors", "b.txt", "--json").stdout)
     assert found["kind"] == "text model"
@@ -256,18 +266,18 @@ def test_wrong_files_of_options(run, tmp_path, text, words):
 WRONG = [
     (["train", "nosuch.csv"], "nosuch.csv"),
     (["train", "text"], "Missing argument"),
-    (["train", "text", "nosuch.txt"], "No such file or directory: 'nosuch.txt'"),
+    (["train", "text", "nosuch.txt"], "error: nosuch.txt: No such file or directory"),
     (["train", "text", "."], "Is a directory"),
     (["train", "text", "empty"], "empty: the file is empty, expected a text"),
     (["train", "text", "binary"], "binary: not UTF-8 text (invalid start byte at byte 0)"),
     (["train", "text", "short.txt"], "the text has 4 tokens to learn from, expected 8193 or more"),
     (["train", "text", "short.txt", "--resume"], "xlstm-text: holds no run to resume"),
-    (["train", "text", "a.txt", *SMALL, "-o", "empty"], "it is a file, expected a folder: 'empty'"),
+    (["train", "text", "a.txt", *SMALL, "-o", "empty"], "error: empty: it is a file, expected a folder"),
     (["train", "text", "a.txt", *SMALL, "-o", "empty/x"], "empty/x"),
     (["train", "text", "a.txt", *SMALL, "-o", "/proc/xlstm"], "/proc/xlstm"),
     (["train", "text", "a.txt", *SMALL, "-o", "there"], "there: holds a run already; --resume goes on with it"),
     (["train", "text", "a.txt", *SMALL, "-o", "there", "--resume"], "is of another run: its model is"),
-    (["train", "text", "a.txt", *SMALL, "-o", "busy"], "it is a folder: 'busy/model.safetensors'"),
+    (["train", "text", "a.txt", *SMALL, "-o", "busy"], "busy/model.safetensors: not saved, it is a folder"),
     (["train", "text", "a.txt", *SMALL, "--cell", "lstmm"], "cell is 'lstmm', expected one of lstm, gru, rnn"),
     (["train", "text", "a.txt", *SMALL, "--steps", "0"], "steps is 0"),
     (["train", "text", "a.txt", *SMALL, "--steps", "many"], "Invalid value for '--steps'"),
@@ -278,10 +288,10 @@ WRONG = [
     (["train", "text", "a.txt", *SMALL, "--sample", "-1"], "Invalid value for '--sample'"),
     (["train", "text", "a.txt", *SMALL, "--lr", "0"], "learning_rate is 0.0, expected 0 < learning_rate"),
     (["train", "text", "a.txt", "--stepz", "3"], "No such option"),
-    (["train", "text", "a.txt", "--config", "nosuch.toml"], "No such file or directory: 'nosuch.toml'"),
+    (["train", "text", "a.txt", "--config", "nosuch.toml"], "error: nosuch.toml: No such file or directory"),
     (["train", "text", "a.txt", *SMALL, "--save-config", "no/o.toml"], "no/o.toml"),
     (["train", "classify", "long.csv"], "Missing option '--label'"),
-    (["train", "classify", "nosuch.csv", "--label", "kind"], "No such file or directory: 'nosuch.csv'"),
+    (["train", "classify", "nosuch.csv", "--label", "kind"], "error: nosuch.csv: No such file or directory"),
     (["train", "classify", "empty", "--label", "kind"], "empty: the file is empty"),
     (["train", "classify", "header.csv", "--label", "kind"], "header.csv: 0 rows under the header, expected some"),
     (["train", "classify", "long.csv", "--label", "kin"], "column 'kin' is not in the header, which has id, kind, day"),
@@ -310,14 +320,56 @@ WRONG = [
     ([*CLASSES, "--dtype", "float16"], "float16 on a CPU"),
     ([*CLASSES, "--resume"], "xlstm-classify: holds no run to resume"),
     (["evaluate", "nosuch", "a.txt"], "nosuch: no such file"),
-    (["evaluate", "text", "nosuch.txt"], "No such file or directory: 'nosuch.txt'"),
+    (["evaluate", "text", "nosuch.txt"], "error: nosuch.txt: No such file or directory"),
+    (["train", "nosuch.csv"], "error: nosuch.csv: No such file or directory"),
     (["evaluate", "text", "other.txt"], "'Z' is not one of the"),
     (["evaluate", "text", "a.txt", "--column", "x"], "text: is a text model, --column goes with a forecaster"),
     (["evaluate", "text", "a.txt", "--encoding", "latin-1"], "text: is a text model, --day-first, --month-first"),
     (["evaluate", "classes", "relabelled.csv"], "relabelled.csv: label 'left' is not one of those that classes knows"),
     (["evaluate", "classes", "one.csv"], "one.csv: column 'y' is not in the header"),
     (["evaluate", "plain", "long.csv"], "plain: says nothing of a table, expected a model of `xlstm train classify`"),
-    (["predict", "text", "long.csv"], "text: kind is 'text model', expected 'forecaster'"),
+    (["predict", "text", "long.csv"], "text: is a text model, which is for xlstm generate, evaluate, inspect, not for"),
+    (
+        ["evaluate", "values", "long.csv"],
+        "values: is a sequence regressor, which is for xlstm inspect, not for xlstm ev",
+    ),
+    (
+        ["generate", "series", "--prompt", "a"],
+        "series: is a forecaster, which is for xlstm predict, evaluate, export, ",
+    ),
+    (
+        ["generate", "net", "--prompt", "1"],
+        "net: holds LSTM(2, 3), expected a language model; xlstm export and inspect",
+    ),
+    (["generate", "nosuch", "--prompt", "a"], "error: nosuch: no such file or folder"),
+    (
+        ["forecast", "series", "long.csv"],
+        "series: is a forecaster, which is for xlstm predict, evaluate, export, inspec",
+    ),
+    (
+        ["forecast", "net", "long.csv"],
+        "net: is a network, which is for xlstm generate, export, inspect, not for xlstm fore",
+    ),
+    (
+        ["predict", "there/step-000000002.safetensors", "long.csv"],
+        "is a checkpoint of training, which is for xlstm train ",
+    ),
+    (
+        ["export", "classes", "--to", "onnx"],
+        "classes: is a sequence classifier, which is for xlstm predict, evaluate, in",
+    ),
+    (
+        ["export", "text", "--to", "onnx"],
+        "text: is a text model, which is for xlstm generate, evaluate, inspect, not for",
+    ),
+    (
+        ["import", "series"],
+        "series: is a forecaster, which is for xlstm predict, evaluate, export, inspect, not for xlstm im",
+    ),
+    (
+        ["import", "weights.pt"],
+        "weights.pt: a pickled file, which can run code when it is read; save it with safetensors.",
+    ),
     (["predict", "classes", "long.csv", "--steps", "3"], "classes: is a classifier, --column, --steps and --interva"),
     (
         ["predict", "series", bundled("sunspots"), "--steps", "9", "--intervals"],
@@ -356,6 +408,10 @@ def models(tmp_path_factory):
     classifier.fit(np.arange(24.0).reshape(4, 3, 2), ["down", "up"] * 2)
     classifier.save(folder / "plain")
     classifier.save(folder / "classes", labelled.Layout(["x", "y"], "kind", "id").as_dict())
+    regressor = SequenceRegressor(hidden_size=4, epochs=1, backend="numpy")
+    regressor.fit(np.arange(24.0).reshape(4, 3, 2), np.arange(4.0)).save(folder / "values")
+    net = xlstm.LSTM(2, 3)
+    xlstm.models.save(folder / "net", net, net.init(0, "numpy"))
     forecaster = Forecaster(window=4, horizon=2, hidden_size=2, epochs=1, backend="numpy", name="sunspots")
     forecaster.fit(np.sin(np.arange(60.0))).save(folder / "series")
     return folder
@@ -363,7 +419,7 @@ def models(tmp_path_factory):
 
 @pytest.mark.parametrize(("args", "words"), WRONG, ids=lambda value: value if isinstance(value, str) else None)
 def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path, models, args, words):
-    for name in ("text", "plain", "classes", "series"):
+    for name in ("text", "plain", "classes", "values", "series", "net"):
         (tmp_path / name).write_bytes((models / name).read_bytes())
     if args[0] != "runs" or len(args) > 1:
         (tmp_path / "there").symlink_to(models / "there")
@@ -383,6 +439,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path, models, args, wo
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    (tmp_path / "weights.pt").write_bytes(b"PK\x03\x04 of torch.save")
     before = sorted(os.listdir(tmp_path))
     usual = ["--backend", "numpy"] if args[0] == "train" and len(args) > 2 and "--backend" not in args else []
     result = run(*args, *usual, code=2)
@@ -392,6 +449,12 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path, models, args, wo
     assert len(lines) == (2 if "torn" in args else 1)
     assert result.stdout == "" or "another run" in words  # found once it is said what is trained
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_kinds_name_commands_that_there_are():
+    known = {*typer.main.get_command(app).commands}
+    named = {name for _, commands in kinds.KINDS.values() for name in commands}
+    assert {name.split()[0] for name in named} <= known
 
 
 def test_a_model_that_knows_nothing(run):
@@ -412,13 +475,22 @@ def test_quiet_and_json(run):
 def test_json_of_the_main_job_and_of_the_machine(run):
     words = ["--epochs", 1, "--window", 12, "--hidden-size", 3, "--backend", "numpy", "--json"]
     found = json.loads(run("train", *words).stdout)
-    assert found["model"] == "xlstm-output/model.safetensors"
+    assert (found["model"], found["window"]) == ("xlstm-output/model.safetensors", 12)
     assert found["rmse"]["persistence"][0] == pytest.approx(20.09, abs=0.01)
     found = json.loads(run("info", "--json").stdout)
     assert found["backend numpy"] == "numpy on CPU"
     assert found["packages"]["numpy"] == np.__version__
     found = json.loads(run("info", "--explain", "lstm", 64, 8, 64, "float32", "--card", "h100", "--json").stdout)
     assert "kernel" in " ".join(map(str, found.values()))
+
+
+def test_the_window_of_a_short_series_is_printed(run):
+    write_table("short.csv", {"v": np.sin(np.arange(80.0)).tolist()})
+    quick = ["--epochs", 1, "--hidden-size", 2, "--backend", "numpy"]
+    for command in (["train", "short.csv"], ["train", "forecast", "short.csv"]):
+        assert "with a window of 24\n" in run(*command, *quick).stdout
+    words = "a window of 48 and a horizon of 4 need 86 rows, the series has 80; expected more rows, or a window of at"
+    assert words in run("train", "short.csv", *quick, "--window", 48, code=2).stderr
 
 
 def commands(group, path=()):
@@ -482,6 +554,120 @@ def test_runs(run, tmp_path):
     assert heading[-2:] == ["cell", "steps"]
     assert "embedding-size" not in heading
     assert next(line.split() for line in lines if "r/two" in line)[-2:] == ["gru", "9"]
+
+
+HOSTILE = {
+    "deep": '{"total": ' + "[" * 100_000,
+    "long number": '{"total": 1, "loss": 1' + "0" * 4000 + "}",
+    "longer number": '{"total": 1, "loss": 1' + "0" * 40_000 + "}",
+    "infinite number": '{"total": 1, "loss": 1e999}',
+    "other kinds": '{"total": 1, "loss": "low"}',
+    "part of a batch": '{"total": 1.5, "loss": 1}',
+    "before the first": '{"total": -1, "loss": 1}',
+    "no UTF-8": b"\xff",
+    "list": "[]",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_histories(run, tmp_path, name):
+    """The run is left out with a word, and its training goes on from a checkpoint."""
+    run(*TEXT, "-o", "r/one")
+    run(*TEXT, "-o", "r/two")
+    line = HOSTILE[name]
+    with open("r/two/history.jsonl", "ab") as file:
+        file.write((line if isinstance(line, bytes) else line.encode()) + b"\n")
+    result = run("runs", "r", "--json")
+    assert [row["run"] for row in json.loads(result.stdout)] == ["r/one"]
+    assert result.stderr.startswith("note: r/two/history.jsonl: line 13 is not readable (")
+    assert len(result.stderr) < 300
+    run(*TEXT, "-o", "r/two", "--steps", 15, "--resume")
+    assert [row["steps"] for row in json.loads(run("runs", "r", "--json").stdout)] == [12, 15]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "a = " + "[" * 100_000,
+        "steps = 1" + "0" * 4000,
+        "steps = 1" + "0" * 5000,
+        "steps = 0x1" + "0" * 5000,
+        "x" * (2 << 20),
+        b"\xff",
+        "steps",
+    ],
+    ids=["deep", "long number", "longer number", "long hexadecimal number", "long", "no UTF-8", "no TOML"],
+)
+def test_hostile_options_of_runs(run, options):
+    run(*TEXT, "-o", "r/one")
+    run(*TEXT, "-o", "r/two")
+    with open("r/two/options.toml", "wb") as file:
+        file.write(options if isinstance(options, bytes) else options.encode())
+    result = run("runs", "r")
+    assert "r/one" in result.stdout
+    assert "r/two" not in result.stdout
+    assert result.stderr.startswith("note: r/two/options.toml: ")
+    assert len(result.stderr) < 300
+
+
+def test_runs_as_json_have_no_nan(run, tmp_path):
+    run(*TEXT, "-o", "r/one")
+    with open("r/one/history.jsonl", "a") as file:
+        file.write(
+            '{"total": 13, "epoch": NaN, "loss": NaN, "norm": -Infinity, "validation": NaN, "seconds": Infinity}\n'
+        )
+    (tmp_path / "r/one/options.toml").write_text("rate = nan\nmost = [inf]\nday = 2024-01-31\n")
+    (row,) = json.loads(run("runs", "r", "--json").stdout, parse_constant=lambda text: pytest.fail(text))
+    assert (row["steps"], row["epoch"], row["loss"], row["best"], row["seconds"]) == (13, None, None, None, None)
+    assert row["settings"] == {"rate": None, "most": [None], "day": "2024-01-31"}
+    assert run("runs", "r").stdout.splitlines()[-2].split() == ["r/one", "13", "-", "-", "-", "-", "-"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_pipes_in_the_folder_of_a_run(tmp_path):
+    """A reader would wait for ever for somebody who writes to them."""
+    pipes = "import os, sys; from xlstm.cli.app import main; [os.mkfifo(p) for p in sys.argv.pop().split()]; main()"
+    for name in ("history.jsonl", "options.toml"):
+        (tmp_path / "r").mkdir(exist_ok=True)
+        (tmp_path / "a.txt").write_text(VERSE)
+        for words in (["runs", "r"], [*map(str, TEXT), "-o", "r"]):
+            for path in (tmp_path / "r").iterdir():
+                path.unlink()
+            if name == "options.toml":
+                (tmp_path / "r/history.jsonl").write_text('{"total": 1, "loss": 1.0}\n')
+            command = [sys.executable, "-c", pipes, *words, f"r/{name}"]
+            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+            if name == "history.jsonl" or words[0] == "runs":
+                assert (done.returncode, f"it is not a regular file: 'r/{name}'" in done.stderr) == (2, True), (
+                    done.stderr
+                )
+
+
+def test_names_of_files_do_not_change_the_terminal(run, tmp_path):
+    """Control characters are shown as escapes, in errors, warnings, tables and notes; JSON has its own."""
+    evil = "\x1b[31mred\x07\u202e\x9b2J"
+    shown = r"\x1b[31mred\x07\u202e\x9b2J"
+    write_table("evil.csv", {evil: [1.0, 2.0], "b": [3.0, 4.0]})
+    write_table("evil.parquet", {evil: [1.0, 2.0], "b": [3.0, 4.0]})
+    for table in ("evil.csv", "evil.parquet"):
+        error = run("train", table, "--column", "none", code=2).stderr
+        assert shown in error
+        assert "\x1b" not in error
+    write_table("long.csv", {"id": [k // 2 for k in range(80)], "kind": [evil, evil, "b", "b"] * 20, "x": [*range(80)]})
+    result = run(*CLASSES, "-o", "classes")
+    assert shown in result.stdout
+    assert "\x1b" not in result.stdout
+    (tmp_path / "r" / evil).mkdir(parents=True)
+    (tmp_path / "r" / evil / "history.jsonl").write_text('{"total": 1, "loss": 1.0}\n')
+    assert shown in run("runs", "r").stdout
+    assert json.loads(run("runs", "r", "--json").stdout)[0]["run"] == f"r/{evil}"
+
+
+def test_data_are_printed_as_they_are_but_on_a_terminal(monkeypatch, capsys):
+    for terminal, expected in ((False, "\x1b[2Ja\tb\n"), (True, "\\x1b[2Ja\tb\n")):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        put("\x1b[2Ja\tb\n")
+        assert capsys.readouterr().out == expected
 
 
 def test_curves_of_runs(run, tmp_path):

@@ -104,7 +104,7 @@ def test_the_command_line(tmp_path):
         (["export", "net.safetensors", "--to", "torch", "--lengths"], "are inputs of an ONNX file"),
         (["export", "net.safetensors", "--to", "torch", "-o", "net.safetensors"], "is the file that is read"),
         (["export", "peephole.safetensors", "--to", "torch"], "peepholes is True, which PyTorch cannot express"),
-        (["import", "net.pt"], "suffix '.pt' is unknown, expected .onnx"),
+        (["import", "net.pb"], "suffix '.pb' is unknown, expected .onnx"),
         (["import", "none.safetensors"], "none.safetensors: no such file"),
         (["import", "plain.safetensors"], "weight_hh_l0 is missing, found a"),
         (["import", "none.onnx"], "none.onnx"),
@@ -119,6 +119,7 @@ def test_bad_input_is_named_and_nothing_is_written(tmp_path, monkeypatch, argume
     files.save("peephole.safetensors", peephole, peephole.init(0, "numpy"))
     (tmp_path / "bad.safetensors").write_bytes(b"garbage")
     safetensors.numpy.save_file({"a": np.zeros(2)}, "plain.safetensors")
+    (tmp_path / "net.pb").write_bytes(b"garbage")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2

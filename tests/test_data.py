@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import itertools
 import os
+import random
 import sys
 import threading
 import tracemalloc
@@ -793,6 +794,33 @@ def test_a_parquet_file(tmp_path):
         read_table(tmp_path / "bad.parquet")
     with pytest.raises(FileNotFoundError):
         read_table(tmp_path / "none.parquet")
+
+
+def test_damaged_parquet_files_are_named(tmp_path):
+    """Whatever Arrow raises, and whatever it quotes from the file: one line with the path."""
+    pa = library("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path, rng, refused = tmp_path / "t.parquet", random.Random(0), 0
+    days = np.arange(40).astype("datetime64[D]")
+    table = pa.table({"day": days, "x": np.arange(40.0), "name": [f"\u00e9{k % 3}" for k in range(40)], "n": range(40)})
+    parquet.write_table(table, path)
+    blob = path.read_bytes()
+    reads = (
+        lambda: read_table(path, ["x", "n"]),
+        lambda: files.read_names(path, "name"),
+        lambda: files.read_series(path, "x"),
+    )
+    for _ in range(300):
+        damaged = bytearray(blob)
+        damaged[rng.randrange(len(blob))] ^= 1 << rng.randrange(8)
+        path.write_bytes(bytes(damaged))
+        for read in reads:
+            try:
+                read()
+            except (ValueError, TypeError) as error:
+                assert str(error).startswith(str(path)) and "\n" not in str(error)  # noqa: PT017, PT018 (not all fail)
+                refused += 1
+    assert refused > 100
 
 
 def test_parquet_without_pyarrow(tmp_path, monkeypatch):

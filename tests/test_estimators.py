@@ -132,11 +132,12 @@ def test_load_refuses_other_shapes(fitted, tmp_path):
     ("values", "settings", "words"),
     [
         (np.full(300, 3.0), {}, "constant at 3"),
-        (wave(30), {"window": 100}, "a window of 100 and a horizon of 1 need 101 rows"),
-        (wave(2), {}, "too few"),
+        (wave(30), {"window": 100}, "a window of 100 and a horizon of 1 need 167 rows, the series has 30"),
+        (wave(2), {}, "need 21 rows, the series has 2; expected more rows, or a shorter horizon"),
         (np.ones((5, 2, 2)), {}, r"shape \(5, 2, 2\), expected \(N,\) or \(N, C\)"),
         (np.where(np.arange(300) == 5, np.inf, wave()), {}, r"values\[5\] is inf"),
-        (wave(gaps=(0,)), {}, "begins with a gap"),
+        (wave(gaps=range(300)), {}, "the series has no value in column 0"),
+        (1e-200 * wave(), {}, "the series changes by no more than .*e-200, expected 1e-150 or more"),
         (wave(gaps=range(170, 245)), {}, "validation part of the series has no values"),
         (wave(gaps=range(235, 300)), {}, "test part of the series has no values"),
     ],
@@ -196,6 +197,10 @@ def test_load_refuses_damaged_weights(fitted, tmp_path):
         Forecaster.load(path)
     config = {"name": "", "settings": {"hidden_size": 10**8}, "scaling": {}, "dtype": "float32"}
     config |= {"highways": {"": {}}, "season": 0, "calendar": False}
+    checkpoint.save(path, fitted.params, "forecaster", config)
+    with pytest.raises(ValueError, match=r"not a sound forecaster .*settings: window is None, expected a whole number"):
+        Forecaster.load(path)
+    config["settings"]["window"] = 12
     checkpoint.save(path, fitted.params, "forecaster", config)
     with pytest.raises(ValueError, match=r"not a sound forecaster .*scaling: units is missing"):
         Forecaster.load(path)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from xlstm.data import calendars
-from xlstm.data.preparation import carry_forward
+from xlstm.data.preparation import carry_forward, split
 from xlstm.data.series import bundled, read_csv
-from xlstm.estimators import Forecaster, NotFittedError, Settings, baselines, highway, intervals, seasons
+from xlstm.estimators import Forecaster, NotFittedError, SeriesError, Settings, baselines, highway, intervals, seasons
 from xlstm.training import Interrupted, losses
 
 QUICK = {
@@ -100,6 +100,11 @@ def test_several_targets_and_several_series():
     forecaster = Forecaster(**QUICK).fit(both)
     score = forecaster.score(both)
     assert (score.model.shape, score.forecasts.shape) == ((6, 2), (60, 6, 2))
+    lines = str(score).splitlines()
+    assert lines[0] == "Score: root mean square errors of 60 forecasts"
+    assert lines[1].split() == ["step", "model", "persistence", "autoregression", "seasonal", "coverage"]
+    assert len(lines) == 14
+    assert lines[-1].split()[:4] == ["6,", "target", "1", f"{score.model[5, 1]:.4g}"]
     assert (forecaster.predict(both, 7).shape, forecaster.predict_quantiles(both).shape) == ((7, 2), (6, 2, 9))
     assert forecaster.n_targets_ == 2
     several = [values, 100 * values[:200]]
@@ -107,6 +112,10 @@ def test_several_targets_and_several_series():
     one, two = forecaster.predict(several)
     assert one.shape == two.shape == (6,)
     score = forecaster.score(several)
+    assert repr(score) == str(score)
+    assert str(score).splitlines()[2].split()[:2] == ["1", f"{score.model[0]:.4g}"]
+    long = dataclasses.replace(score, model=np.ones(100), coverage=np.ones(100), errors={})
+    assert [line.split()[0] for line in repr(long).splitlines()[-2:]] == ["11", "100"]
     np.testing.assert_array_equal(np.bincount(score.series), [60, 40])
     alone = forecaster.predict([7 * values + 5])  # a series that it was not fitted to, by its own changes
     np.testing.assert_allclose(alone[0], 7 * forecaster.predict([values])[0] + 5, rtol=1e-5)
@@ -504,6 +513,97 @@ def test_a_series_that_does_not_change_is_forecast(fitted):
     np.testing.assert_allclose(found[2], 0, atol=1e-12)
 
 
+SMALL = {"hidden_size": 2, "epochs": 1, "backend": "numpy", "highway": 3, "quantiles": (0.1, 0.9)}
+
+
+@pytest.mark.parametrize(("rows", "window"), [(20, 6), (57, 17), (80, 24), (120, 36), (160, 48), (300, 48)])
+def test_a_window_that_fits_is_chosen(rows, window, tmp_path):
+    """The default was 48 steps, which need 85 rows to forecast 3 ahead."""
+    values, price = driven(rows)
+    for horizon in (1, 3, 4, min(12, rows // 5)):
+        made = Forecaster(horizon=horizon, **SMALL).examples([values, driven(300)[0]], future=[price, driven(300)[1]])
+        assert made["train"].window == window
+    forecaster = Forecaster(horizon=3, **SMALL).fit(values)
+    assert (forecaster.window, forecaster.window_) == (None, window)
+    forecaster.save(tmp_path / "f")
+    again = Forecaster.load(tmp_path / "f", "numpy")
+    assert again.window_ == window
+    np.testing.assert_array_equal(again.predict(values), forecaster.predict(values))
+    assert forecaster.backtest(values, 1).model.shape == (3,)
+
+
+def test_any_length_has_a_window_if_one_fits():
+    for rows in range(1, 121):
+        for horizon in range(1, 13):
+            model = Forecaster(horizon=horizon, **SMALL)
+            if rows >= 3 and all(p.stop - max(2, p.start) >= horizon for p in split(rows)):
+                assert len(model.examples(np.sin(np.arange(rows)))["train"].origins) >= horizon
+            else:
+                with pytest.raises(ValueError, match=f"horizon of {horizon} need .* rows, the series has {rows}; "):
+                    model.examples(np.sin(np.arange(rows)))
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "words"),
+    [
+        (80, {"window": 48, "horizon": 3}, "a window of 48 and a horizon of 3 need 85 rows, .* a window of at most 45"),
+        (20, {"horizon": 5}, "a window of 6 and a horizon of 5 need 23 rows, .* expected more rows, or a shorter hor"),
+    ],
+)
+def test_an_error_says_how_many_rows_there_are_and_what_would_fit(rows, settings, words):
+    model, long = Forecaster(**settings, **SMALL), driven(300)[0]
+    with pytest.raises(ValueError, match=words) as caught:
+        model.fit(long[:rows])
+    assert f"rows, the series has {rows}; " in str(caught.value)
+    with pytest.raises(ValueError, match=words) as caught:
+        model.fit([long, long[:rows]])
+    assert f"rows, series 1 has {rows}; " in str(caught.value)
+    need = int(str(caught.value).split(" need ")[1].split()[0])
+    model.examples(long[:need])
+    with pytest.raises(ValueError, match="more rows"):
+        model.examples(long[: need - 1])
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_values_too_small_to_square_are_named(library):
+    frames = pytest.importorskip(library)
+    shops = {"shop": ["north"] * 100 + ["south"] * 100, "sales": np.sin(np.arange(200.0)), "visits": np.arange(200.0)}
+    shops["sales"][100:] *= 1e-200
+    words = "series 'south' changes by no more than .*e-200 in column 0, expected 1e-150 or more, .* multiply its val"
+    with pytest.raises(ValueError, match=words):
+        Forecaster(series_id="shop", **SMALL).fit(frames.DataFrame(shops))
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_a_column_of_a_wide_table_may_begin_later(library):
+    """Rows before the first value of some target are left out, as in a file of one series."""
+    frames = pytest.importorskip(library)
+    values, price = driven()
+    days = np.datetime64("2020-01-01", "us") + np.delete(np.arange(320), 5) * np.timedelta64(1, "D")  # one is missing
+    columns = {"day": days[:299], "a": values[:299], "b": np.arange(299.0) ** 1.5, "price": price[:299]}
+    columns["b"][:20], columns["a"][19], columns["price"][:3] = np.nan, np.nan, np.nan
+    later = frames.DataFrame({"day": days[299:305], "price": price[299:305]})
+    forecaster = Forecaster(horizon=6, future="price", calendar=True, **SMALL)
+    whole, cut = (frames.DataFrame({name: column[k:] for name, column in columns.items()}) for k in (0, 20))
+    one, two = forecaster.fit(whole).predict(whole, future=later), forecaster.fit(cut).predict(cut, future=later)
+    np.testing.assert_array_equal(one["b"], two["b"])
+    np.testing.assert_array_equal(one["day"], two["day"])
+    at, forecasts = forecaster.forecasts(whole)
+    np.testing.assert_array_equal(at - 21, forecaster.forecasts(cut)[0])
+    np.testing.assert_array_equal(forecasts, forecaster.forecasts(cut)[1])
+    np.testing.assert_array_equal(forecaster.score(whole).at - 21, forecaster.score(cut).at)
+    columns["price"][:21] = np.nan
+    with pytest.raises(ValueError, match="future begins with a gap"):
+        forecaster.fit(frames.DataFrame(columns))
+
+
+def test_a_value_out_of_reach_is_named_by_its_row():
+    values = np.where(np.arange(300) < 10, np.nan, driven()[0])
+    values[200] = 1e40
+    with pytest.raises(SeriesError, match=r"values\[200\] is 1e\+40"):
+        Forecaster(horizon=3, **SMALL).fit(values)
+
+
 def test_units_of_many_series_are_measured_once(fitted, monkeypatch):
     from xlstm.estimators import scaling
 
@@ -668,20 +768,18 @@ def test_days_of_a_time_zone_across_a_change_of_clocks():
     pd = pytest.importorskip("pandas")
     days = pd.date_range("2020-01-01", periods=300, freq="D", tz="Europe/Berlin")
     table = pd.DataFrame({"sales": driven()[0]}, index=days)
-    forecaster = Forecaster(**{**QUICK, "epochs": 1})
-    words = "no common step.*; dates of Europe/Berlin are taken to UTC; where clocks change, give local ones"
-    with pytest.raises(ValueError, match=words):
-        forecaster.fit(table)
-    local = table.tz_localize(None)
-    found = forecaster.fit(local).predict(local, 2)
-    assert list(found.index.astype(str)) == ["2020-10-27", "2020-10-28"]
+    found = Forecaster(**{**QUICK, "epochs": 1}).fit(table).predict(table, 2)
+    assert list(found.index.astype(str)) == ["2020-10-27 00:00:00+01:00", "2020-10-28 00:00:00+01:00"]
 
 
-@pytest.mark.parametrize(("step", "zone"), [("h", "Europe/Berlin"), ("MS", None), ("W", None), ("B", None)])
+STEPS = [("h", "Europe/Berlin"), ("D", "Europe/Berlin"), ("MS", None), ("ME", None), ("ME", "UTC"), ("QE-FEB", None)]
+
+
+@pytest.mark.parametrize(("step", "zone"), [*STEPS, ("YE", None), ("SMS", None), ("W", None), ("B", None)])
 def test_later_covariates_of_every_calendar_are_placed_by_date(step, zone):
     pd = pytest.importorskip("pandas")
     values, price = driven()
-    dates = pd.date_range("1990-01-01", periods=306, freq=step, tz=zone)
+    dates = pd.date_range("1990-01-01", periods=306, freq=step, tz=zone, unit="s")
     table = pd.DataFrame({"sales": values, "price": price[:300]}, index=dates[:300])
     later = pd.DataFrame({"price": price[300:306]}, index=dates[300:])
     forecaster = Forecaster(**{**QUICK, "epochs": 1}, future="price").fit(table)

@@ -3,6 +3,7 @@
 import collections
 import os
 import pickle
+import random
 import struct
 import zipfile
 
@@ -258,6 +259,42 @@ def test_other_zips_are_refused(tmp_path):
         TorchFile(tmp_path)
     with pytest.raises(FileNotFoundError, match="no such file"):
         TorchFile(tmp_path / "none")
+
+
+def test_every_bit_counts(tmp_path):
+    """Whichever bit of the file is flipped, it is refused, or read as it was."""
+    path = tmp_path / "m"
+    pytorch.save(path, {"hyper": PLAIN}, {"x": ARRAYS["x"], "part": np.arange(300.0)})
+    blob, refused = path.read_bytes(), 0
+    whole = TorchFile(path).read(["x", "part"])
+    for bit in random.Random(0).sample(range(8 * len(blob)), 400):
+        damaged = bytearray(blob)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bytes(damaged))
+        try:
+            file = TorchFile(path)
+            found = file.read(["x", "part"])
+        except ValueError as error:
+            assert str(path) in str(error)  # noqa: PT017 (not every bit is one of a refusal)
+            refused += 1
+            continue
+        assert file.content["hyper"] == PLAIN
+        for name, array in whole.items():
+            np.testing.assert_array_equal(found[name], array)
+    assert refused > 300
+
+
+def test_shared_storages_are_checked_once(tmp_path, monkeypatch):
+    """A storage is read once for its checksum, however many tensors lie in it."""
+    torch = pytest.importorskip("torch")
+    x, reads = torch.randn(1000, 100), []
+    torch.save({f"row {k}": x[k] for k in range(1000)}, tmp_path / "m")
+    read_at = pytorch.read_at
+    monkeypatch.setattr(pytorch, "read_at", lambda *given: reads.append(given[4]) or read_at(*given))
+    file = TorchFile(tmp_path / "m")
+    for k in range(1000):
+        np.testing.assert_array_equal(file.read([f"row {k}"])[f"row {k}"], x[k].numpy())
+    assert sum(reads) == 4 * x.numel() + x.numel()  # bytes for the checksum, numbers for the tensors
 
 
 def test_files_that_change_while_they_are_read(tmp_path):

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pickle
+import random
 import shutil
 import signal
 import threading
@@ -28,10 +29,12 @@ from xlstm.training import (
     Step,
     TensorBoard,
     Terminated,
+    checkpoint,
     find_learning_rate,
     history,
     losses,
     optimizers,
+    schedules,
     train,
 )
 from xlstm.training import folder as folders
@@ -199,7 +202,7 @@ def test_a_signal_while_weights_are_judged(tmp_path):
 
         def batches(self, rng=None):
             count.append(1)
-            if len(count) == 2:
+            if len(count) == 3:  # a checkpoint looks at the first batch, too
                 signal.raise_signal(signal.SIGINT)
             yield from validation.batches()
 
@@ -295,6 +298,160 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
             fit(plain, tmp_path, resume=True)
 
 
+def test_every_bit_of_a_checkpoint_counts(tmp_path):
+    """Whichever bit is flipped, the file is refused, or says what it said; an older one takes its place in a run."""
+    whole = fit(plain)
+    fit(plain, tmp_path / "a", every=4, keep=9, callbacks=[at(8)])
+    path = folders.Folder(tmp_path / "a", 1).checkpoints()[-1]
+    blob, sound, refused = path.read_bytes(), folders.read(path), []
+    header = 8 + int.from_bytes(blob[:8], "little")
+    draw = random.Random(0)
+    bits = [*range(64), *draw.sample(range(64, 8 * header), 200), *draw.sample(range(8 * header, 8 * len(blob)), 200)]
+    for bit in bits:
+        damaged = bytearray(blob)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bytes(damaged))
+        try:
+            found = folders.read(path)
+        except ValueError as error:
+            refused.append(bit)
+            assert str(path) in str(error)  # noqa: PT017 (not every bit is one of a refusal)
+            continue
+        assert (found.about, found.value, found.arrays.keys()) == (sound.about, sound.value, sound.arrays.keys())
+        assert all(array.tobytes() == sound.arrays[name].tobytes() for name, array in found.arrays.items())
+    assert len(refused) > 450
+    for bit in draw.sample(refused, 6):
+        damaged = bytearray(blob)
+        damaged[bit // 8] ^= 1 << bit % 8
+        folder = tmp_path / str(bit)
+        shutil.copytree(tmp_path / "a", folder)
+        (folder / path.name).write_bytes(bytes(damaged))
+        with pytest.warns(RuntimeWarning, match="an older checkpoint is taken"):
+            same(whole, fit(plain, folder, resume=True))
+
+
+def rewritten(path, place, value):
+    """Write a checkpoint anew, with its digest, with another value at a place of its description or of its values."""
+    arrays, config = checkpoint.load(path, folders.KIND)
+    *outer, last = place.split("/")
+    inner = config
+    for name in outer:
+        inner = inner[name] if isinstance(inner, dict) else inner[int(name)]
+    if value is None:
+        del inner[last]
+    else:
+        inner[last if isinstance(inner, dict) else int(last)] = value
+    checkpoint.save(path, arrays, folders.KIND, config)
+
+
+WRONG = [
+    ("about/epoch", 10**9, "epoch 1000000000, step 3 does not go with the rest of it"),
+    ("about/epoch", -1, "epoch is -1, expected 1 or more"),
+    ("about/epoch", 2.0, "epoch is 2.0, expected a whole number"),
+    ("about/ended", 1, "ended is 1, expected True or False"),
+    ("about/ended", True, "epoch 2, step 3 does not go with"),
+    ("about/total", None, "total is None, expected a whole number"),
+    ("about/total", 9, "losses is an array of float64 of shape .8,., expected an array of float64 of shape .9,."),
+    ("about/updates", -1, "updates is -1, expected 0 or more"),
+    ("about/updates", 9, "does not go with"),
+    ("about/skipped", 9, "does not go with"),
+    ("about/best_epoch", 3, "does not go with"),
+    ("about/done", True, "done is True, expected a whole number"),
+    ("about/seconds", "1", "seconds is '1', expected a number"),
+    ("about/loss", [], r"loss is \[\], expected a number"),
+    ("about", 3, "it has no description or no values"),
+    ("value/dict/params/dict/head.W", "x", "params head.W is 'x', expected an array of float32 of shape"),
+    ("value/dict/params/dict/head.W", {"array": "params.head.b", "dtype": "float32"}, "params head.W is an array"),
+    ("value/dict/params/dict/head.W", {"array": "params.head.W", "dtype": "float64"}, "params head.W is an array"),
+    ("value/dict/params/dict/head.W", None, "params is .*, expected a dict of "),
+    ("value/dict/params", 3, "params is 3, expected a dict of"),
+    ("value/dict/moments/dict/slots/dict/m", "x", "moments m is 'x', expected a dict of"),
+    ("value/dict/moments/dict/step", -1, "moments step is -1, expected 0 or more"),
+    ("value/dict/scaling", {"list": [0.0, 0]}, "scale is 0.0, expected 0 < scale"),
+    ("value/dict/scaling", {"list": []}, "one: not a sound checkpoint"),
+    ("value/dict/params/dict/head.W", {"array": "params.head.W", "dtype": "float99"}, "float99"),
+    ("value/dict/weight", "x", "weight is 'x', expected a number"),
+    ("value/dict/batches", 0.5, "batches is 0.5, expected a whole number"),
+    ("value/dict/losses", "x", "losses is 'x', expected an array of float64"),
+    ("value/dict/order", {"dict": {}}, "not a sound checkpoint"),
+    ("value/dict/masks", "x", "not a sound checkpoint"),
+    ("value/dict/callbacks/list/0/dict/mean", 3, "mean is 3, expected a dict of"),
+    ("value/dict/callbacks/list/0", 3, "not a sound checkpoint"),
+    ("value/dict/callbacks", {"list": []}, "not a sound checkpoint"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "words"), WRONG)
+def test_descriptions_and_values_are_checked(tmp_path, place, value, words):
+    """Those of a checkpoint whose digest is right."""
+    fit(random_masks, tmp_path, callbacks=[at(8)])
+    path = folders.Folder(tmp_path, 1).checkpoints()[-1]
+    path = path.rename(tmp_path / "one")
+    rewritten(path, place, value)
+    with pytest.raises(ValueError, match=words) as caught:
+        fit(random_masks, resume=path, progress=lambda now: pytest.fail("it trains"))
+    assert "one: not a sound checkpoint" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [{"scale": -1.0}, {"best": "x"}, {"bad": 0.5}, {"scale": None}])
+def test_the_state_of_a_plateau_is_checked(tmp_path, value):
+    fit(shuffled, tmp_path, callbacks=[at(8)])
+    path = folders.Folder(tmp_path, 1).checkpoints()[-1]
+    for name, one in value.items():
+        rewritten(path, f"value/dict/callbacks/list/0/dict/{name}", one)
+    with pytest.raises(ValueError, match="not a sound checkpoint"):
+        fit(shuffled, resume=path, progress=lambda now: pytest.fail("it trains"))
+
+
+def test_a_description_that_is_wrong_gives_way_to_an_older_checkpoint(tmp_path):
+    fit(shuffled, tmp_path, every=4, keep=9, callbacks=[at(8)])
+    whole = fit(shuffled)
+    rewritten(folders.Folder(tmp_path, 1).checkpoints()[-1], "about/updates", -1)
+    with pytest.warns(RuntimeWarning, match="updates is -1, expected 0 or more.*an older checkpoint is taken"):
+        same(whole, fit(shuffled, tmp_path, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        (optimizers.adam(0.1), optimizers.adam(0.2), r"its optimizer is .*rate=0\.1\).*, expected .*rate=0\.2\)"),
+        (optimizers.adam(0.1), optimizers.sgd(0.1), "its optimizer is .*Adam.*, expected .*Sgd"),
+        (optimizers.adam(0.1), optimizers.adam(0.1, betas=(0.9, 0.9)), r"b2=0\.999.*, expected .*b2=0\.9[^9]"),
+        (
+            optimizers.by_name({"*.b": None}, optimizers.sgd(0.1)),
+            optimizers.by_name({"*.b": None}, optimizers.sgd(0.3)),
+            r"rate=0\.1\).*, expected .*rate=0\.3\)",
+        ),
+        (optimizers.sgd(schedules.cosine(0.1, 20)), optimizers.sgd(schedules.cosine(0.2, 20)), r"rate=0\.1"),
+        (optimizers.sgd(schedules.cosine(0.1, 10)), optimizers.sgd(schedules.cosine(0.1, 20)), None),
+        (
+            optimizers.sgd(schedules.warmup(3, schedules.step_decay(0.1, 5))),
+            optimizers.sgd(schedules.warmup(4, schedules.step_decay(0.1, 5))),
+            "steps=3.*, expected .*steps=4",
+        ),
+        (optimizers.sgd(lambda step: 0.1), optimizers.sgd(lambda step: 0.1), None),
+    ],
+)
+def test_another_optimizer_is_refused(tmp_path, one, other, words):
+    """The error begins shortly before the two differ; a longer run may have a longer cosine."""
+    model, data, _ = plain()
+    params = model.init(0, "numpy")
+    train(model, params, data, one, epochs=1, checkpoints=tmp_path)
+    if words is None:
+        assert len(train(model, params, data, other, epochs=2, checkpoints=tmp_path, resume=True).losses) == 10
+        return
+    with pytest.raises(ValueError, match=words):
+        train(model, params, data, other, epochs=2, checkpoints=tmp_path, resume=True)
+
+
+def test_what_may_change_in_a_run_that_goes_on(tmp_path):
+    """How long it trains, where and how often it saves, and what looks on."""
+    patient = {"callbacks": [EarlyStopping(50), at(7)], "every": 4}
+    fit(plain, tmp_path / "a", epochs=2, **patient)
+    more = {"keep": 1, "patience": 60, "callbacks": [lambda now: False], "steps": 99, "resume": tmp_path / "a"}
+    same(fit(plain), fit(plain, tmp_path / "b", **more))
+
+
 def test_what_a_killed_process_left_is_deleted(tmp_path):
     (tmp_path / ".xlstm-0123.tmp").write_bytes(b"half")
     fit(plain, tmp_path)
@@ -313,8 +470,12 @@ REFUSED = [
     (ValueError, {"resume": False}, "holds a run already .step-000000015.safetensors.; resume=True goes on"),
     (FileNotFoundError, {"resume": "nowhere", "checkpoints": None}, "nowhere: no such file"),
     (ValueError, {"accumulate": 2}, "of another run: its accumulate is 1, expected 2"),
-    (ValueError, {"validation": None}, "its validation is True, expected False"),
-    (ValueError, {"averaging": 0.5}, r"its callbacks is \[\], expected \['MovingAverage'\]"),
+    (ValueError, {"validation": None}, "its first batch of validation is '........', expected None"),
+    (ValueError, {"averaging": 0.5}, r"its callbacks is \[\], expected \['MovingAverage\(decay=0.5\)'\]"),
+    (ValueError, {"clip": 1.0}, r"its callbacks is \[\], expected \['Clip\(norm=1.0, value=None\)'\]"),
+    (ValueError, {"seed": 6}, "its seed is 5, expected 6"),
+    (ValueError, {"loss": xlstm.losses.mae}, "its loss function is '<function mse>', expected '<function mae>'"),
+    (ValueError, {"validation": streams()}, "its first batch of validation is '........', expected '........'"),
     (ValueError, {"every": 0}, "every is 0"),
     (ValueError, {"keep": 0}, "keep is 0"),
     (ValueError, {"seed": np.random.default_rng(0)}, "seed: expected a whole number"),

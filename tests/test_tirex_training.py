@@ -15,7 +15,7 @@ from xlstm.models.tirex import rows
 from xlstm.models.tirex.patches import PatchWindows, SyntheticPatches
 from xlstm.models.tirex.variates import Groups
 from xlstm.training import LowRank, evaluate, losses, optimizers, train
-from xlstm.training.snapshot import first_batch
+from xlstm.training.run import first_batch
 
 MODEL = TiRex(8, 2, 2, patch_size=2, quantiles=(0.1, 0.5, 0.9), input_ff_size=8, context=16)
 SIZES = {"patch_size": 2, "quantiles": (0.1, 0.5, 0.9), "input_ff_size": 8, "output_ff_size": 8, "context": 16}

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
+from safetensors.numpy import load as from_bytes
 from safetensors.numpy import load_file
 from safetensors.numpy import save as to_bytes
 
@@ -25,6 +26,7 @@ from xlstm.estimators import forecaster as estimators
 from xlstm.interop import nxai, tirex
 from xlstm.interop.keras import from_keras
 from xlstm.models import TiRex, TiRex2, files
+from xlstm.training import checkpoint
 
 Content = dict[str, bytes]  # files of a folder by their names
 WEIGHTS = "model.safetensors"
@@ -145,6 +147,20 @@ def safetensors(header: Any, data: bytes = b"") -> bytes:
     return len(text).to_bytes(8, "little") + text + data
 
 
+def sealed(blob: bytes) -> bytes:
+    """A model file whose description was edited, with the digest of what it says now, where it can be read."""
+    try:
+        size = int.from_bytes(blob[:8], "little")
+        header = json.loads(blob[8 : 8 + size])
+        text = header["__metadata__"]["xlstm"]
+        about = json.loads(text)
+        digest = checkpoint.digest(about["kind"], about["config"], from_bytes(blob))
+        header["__metadata__"]["xlstm"] = re.sub('"digest": "[0-9a-f]*"', f'"digest": "{digest}"', text)
+    except Exception:  # it is refused for another reason
+        return blob
+    return safetensors(header, blob[8 + size :])
+
+
 def dumped(structure: Any) -> bytes:
     """JSON, with hostile values in the places that are marked."""
     return re.sub(rf'"{MARK}(\d+)"', lambda mark: HOSTILE[int(mark[1])], json.dumps(structure)).encode()
@@ -256,7 +272,7 @@ def _lines(blob: bytes, rng: random.Random) -> bytes:
 def _header(blob: bytes, rng: random.Random) -> bytes:
     """A safetensors file with another header."""
     size = int.from_bytes(blob[:8], "little")
-    return safetensors(_edited(json.loads(blob[8 : 8 + size]), rng), blob[8 + size :])
+    return sealed(safetensors(_edited(json.loads(blob[8 : 8 + size]), rng), blob[8 + size :]))
 
 
 def _description(blob: bytes, rng: random.Random) -> bytes:
@@ -266,7 +282,7 @@ def _description(blob: bytes, rng: random.Random) -> bytes:
     about = header.get("__metadata__", {})
     if "xlstm" in about:
         about["xlstm"] = dumped(_edited(json.loads(about["xlstm"]), rng)).decode()
-    return safetensors(header, blob[8 + size :])
+    return sealed(safetensors(header, blob[8 + size :]))
 
 
 def _archive(blob: bytes, rng: random.Random) -> bytes:

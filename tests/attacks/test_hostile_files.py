@@ -12,7 +12,7 @@ from safetensors.numpy import save as to_bytes
 
 import xlstm
 from tests.attacks.bounds import refusal
-from tests.attacks.damage import safetensors, tokenizer, zipped
+from tests.attacks.damage import safetensors, sealed, tokenizer, zipped
 from xlstm.data import text
 from xlstm.estimators import forecaster
 from xlstm.interop import nxai
@@ -121,10 +121,12 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_descriptions_of_models(tmp_path, name):
     config, words = MODELS[name]
-    about = config if name in ("deep", "number") else f'{{"version": 1, "kind": "model", "config": {config}}}'
+    about = (
+        config if name in ("deep", "number") else f'{{"version": 2, "kind": "model", "config": {config}, "digest": ""}}'
+    )
     params = xlstm.LSTM(2, 3).init(backend="numpy")
     path = tmp_path / "m.safetensors"
-    path.write_bytes(to_bytes(params, metadata={"xlstm": about}))
+    path.write_bytes(sealed(to_bytes(params, metadata={"xlstm": about})))
     refused(lambda: files.load(path), path, words)
 
 
@@ -172,7 +174,7 @@ def test_descriptions_of_forecasters(tmp_path, old, new, words):
     about = header["__metadata__"]["xlstm"]
     assert old in about
     header["__metadata__"]["xlstm"] = about.replace(old, new, 1)
-    path.write_bytes(safetensors(header, blob[8 + size :]))
+    path.write_bytes(sealed(safetensors(header, blob[8 + size :])))
     refused(lambda: forecaster.Forecaster.load(path, "numpy"), path, words)
 
 

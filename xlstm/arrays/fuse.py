@@ -166,7 +166,7 @@ def total(xp: Namespace, a: Array, b: Array, axes: int | tuple[int, ...] = -1, d
 
 
 def where(xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
-    """Return `xp.where(condition, a, b)`, on CuPy from a kernel of our own for bfloat16, of which CuPy makes float32."""
+    """Return `xp.where(condition, a, b)`, from our own kernel where CuPy would make float32 of bfloat16."""
     if xp.__name__ == CUPY and name(a.dtype) == "bfloat16":
         return fuse(xp, _where, condition, a, b)
     return xp.where(condition, a, b)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from xlstm.arrays.convert import BackendError
 from xlstm.cli import interrupts
@@ -22,6 +24,7 @@ from xlstm.training import Interrupted, Terminated
 
 # Errors whose message says enough; others show a traceback.
 ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError, BackendError)
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 WIDE = 10_000  # columns of the widest table
 INTERRUPTED, CLOSED = 130, 141  # exit codes, those of a shell for SIGINT and SIGPIPE
 BackendOption = Annotated[str, typer.Option("--backend", help="auto, numpy, cupy or torch.")]
@@ -29,7 +32,11 @@ ColumnOption = Annotated[str | None, typer.Option("--column", help="Column to fo
 
 
 class _Console(Console):
-    """A console that leaves it to the command what happens when nobody reads its output any more."""
+    """A console that shows control characters as escapes, and leaves it to the command when nobody reads any more."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return the text of a line or of a cell."""
+        return super().render_str(visible(text), **options)
 
     def on_broken_pipe(self) -> None:
         raise  # rich calls this where it has caught the error
@@ -38,6 +45,22 @@ class _Console(Console):
 # Names from files are printed as they are: nothing in them is markup.
 out = _Console(highlight=False, markup=False, soft_wrap=True)
 err = _Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+def visible(text: str) -> str:
+    """Return a text with escapes for what would change a terminal: control characters, and those that turn text."""
+    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def put(text: str) -> None:
+    """Print data on standard output: as they are, but visible on a terminal."""
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def to_json(values: Any) -> str:
+    """Return values as JSON, which has neither NaN nor infinity: null stands for them."""
+    return json.dumps(json.loads(json.dumps(values), parse_constant=lambda text: None))
 
 
 @contextlib.contextmanager
@@ -53,7 +76,7 @@ def one_line_errors() -> Iterator[None]:
         if interrupted(error):
             tell("interrupted")
             raise typer.Exit(code(error)) from None
-        tell(f"error: {error}")
+        tell(f"error: {_words(error)}")
         raise typer.Exit(2) from None
     except Exception as error:
         if not hasattr(error, "format_message"):  # that of a usage error, whose class is not public in every version
@@ -64,6 +87,13 @@ def one_line_errors() -> Iterator[None]:
         path = "xlstm" if context is None else context.command_path
         tell(f"error: {' '.join(error.format_message().split())} ({path} --help lists what there is)")
         raise typer.Exit(2) from None
+
+
+def _words(error: BaseException) -> str:
+    """Return the message of an error, that of the system without its number."""
+    if isinstance(error, OSError) and error.strerror is not None:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def interrupted(error: BaseException) -> bool:
@@ -145,7 +175,7 @@ class Report:
     def finish(self, **values: Any) -> None:
         """Print the values where JSON is asked for, and raise the error of the first line that could not be printed."""
         if self.as_json:
-            self._try(lambda: typer.echo(json.dumps(values)))
+            self._try(lambda: typer.echo(to_json(values)))
         if isinstance(self.error, OSError):
             raise OSError(self.error.errno, f"the results could not be printed, {self.error.strerror}")
         if self.error is not None:
@@ -178,7 +208,7 @@ def accounted(files: list[Path], resume: Callable[[], str] = str) -> Iterator[No
             raise
         words = [f"{file} is{'' if new else ' not'} saved" for file, new in zip(files, written, strict=True)]
         account = ", ".join(words) if any(written) else "nothing was saved"
-        what = f"error: {error}" if isinstance(error, ERRORS) else f"error: {type(error).__name__}: {error}"
+        what = f"error: {_words(error)}" if isinstance(error, ERRORS) else f"error: {type(error).__name__}: {error}"
         if not interrupted(error):
             tell(f"{what}; {account}")
             raise typer.Exit(1) from None

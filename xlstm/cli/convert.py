@@ -10,6 +10,7 @@ import typer
 
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import Params
+from xlstm.cli import kinds
 from xlstm.cli.console import out
 from xlstm.data import writing
 from xlstm.estimators.forecaster import KIND, Forecaster
@@ -24,7 +25,7 @@ AnyPath = str | os.PathLike[str]
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="Model file of train, import or models.save.")],
+    model: Annotated[Path, typer.Argument(help="Model file of train forecast, import or models.save.")],
     to: Annotated[str, typer.Option("--to", help="onnx, torch or keras.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write; beside the model if left out.")
@@ -33,6 +34,7 @@ def export(
     state: Annotated[bool, typer.Option("--state", help="ONNX: initial states are inputs.")] = False,
 ) -> None:
     """Write the network of a model for onnxruntime, PyTorch or Keras."""
+    model, _ = kinds.find("export", model)
     out.print(f"wrote: {export_file(model, to, output, lengths=lengths, state=state)}")
     out.print(f"holds: {read(model)[0]}")
     if found := units(model):
@@ -51,6 +53,7 @@ def import_(
     ] = None,
 ) -> None:
     """Read an LSTM, GRU or RNN from a file of another library and write it as a model file."""
+    file, _ = kinds.find("import", file, foreign=True)
     path, layer = import_file(file, output, kind=kind, name=name, activation=activation)
     out.print(f"wrote: {path}")
     out.print(f"holds: {layer}")
@@ -73,7 +76,7 @@ def language(
     if path.is_file() and checkpoint.is_ours(path):
         model, params = files.load(path, backend, dtype)
         if not isinstance(model, xLSTMLanguageModel):
-            raise ValueError(f"{path}: holds {model}, expected a language model")
+            raise ValueError(f"{path}: holds {model}, expected a language model; xlstm export and inspect take it")
         return model, params
     from xlstm.interop import nxai
 
@@ -159,7 +162,7 @@ def import_file(
         from xlstm.interop.keras import from_keras
 
         layer, params = from_keras(source, kind, name=name or None, activations=activation)
-    elif source.suffix == ".safetensors":
+    elif source.suffix in (".safetensors", ".pt", ".pth"):  # pickled ones are refused by name
         from xlstm.interop.torch import described, from_torch, kind_of
 
         about = described(source)

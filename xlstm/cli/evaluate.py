@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from xlstm.cli import forecasting, judging, labelled, train_text
+from xlstm.cli import forecasting, judging, kinds, labelled, train_text
 from xlstm.cli.console import BackendOption, ColumnOption, Report, printable, uncut
 from xlstm.cli.options import JsonOption, check_no_table, reads_tables
 from xlstm.data.files import read_series
@@ -15,7 +15,6 @@ from xlstm.data.table import Dialect
 from xlstm.estimators import forecaster, textmodel
 from xlstm.estimators.sequence import SequenceClassifier
 from xlstm.estimators.sequence_files import kind_of
-from xlstm.training import checkpoint
 
 
 @reads_tables
@@ -30,7 +29,8 @@ def evaluate(
 ) -> None:
     """Show errors of forecasts on the last fifth of a series, the loss of a text, or the accuracy on sequences."""
     printable("evaluate")
-    report, kind = Report(as_json), checkpoint.kind_of(model)
+    model, kind = kinds.find("evaluate", model)
+    report = Report(as_json)
     if column is not None and kind != forecaster.KIND:
         raise ValueError(f"{model}: is a {kind}, --column goes with a forecaster")
     if kind == textmodel.KIND:
@@ -45,13 +45,11 @@ def evaluate(
         if unknown:
             raise ValueError(f"{data}: label {unknown[0]!r} is not one of those that {model} knows")
         values = judging.classification(report, found.labels, classifier.predict(found.sequences), classifier.classes_)
-    elif kind == forecaster.KIND:
+    else:
         fitted = forecaster.Forecaster.load(model, backend)
         series = read_series(data, column, usual=fitted.name, **vars(dialect))
         with forecasting.dated(series):
             score = fitted.score(series.values, dates=forecasting.dates_of(series))
         report.print(uncut(forecasting.table(score, series.step, fitted.cell)))
         values = forecasting.scored(score)
-    else:
-        raise ValueError(f"{model}: is a {kind}, expected a model that `xlstm train` wrote")
     report.finish(kind=kind, **values)

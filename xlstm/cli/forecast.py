@@ -11,8 +11,8 @@ import typer
 from rich.table import Table
 
 from xlstm.arrays import checks
-from xlstm.cli import tabular
-from xlstm.cli.console import BackendOption, Report, err, printable, quieted, tell, uncut
+from xlstm.cli import kinds, tabular
+from xlstm.cli.console import BackendOption, Report, err, printable, put, quieted, tell, uncut
 from xlstm.cli.options import JsonOption, QuietOption, reads_tables
 from xlstm.data import files
 from xlstm.data.host import Values
@@ -88,6 +88,7 @@ def forecast(
         files.check_table(output)
     if picture is not None:
         plots.check(picture)
+    checkpoint, _ = kinds.find("forecast", checkpoint, foreign=True)
     levels = None if quantiles is None else _levels(quantiles)
     forecaster = ZeroShotForecaster(
         checkpoint,
@@ -110,7 +111,7 @@ def forecast(
     beside: Known = {
         "past": [part.past for part in parts] if roles.past else None,
         "future": [part.future for part in parts] if roles.future else None,
-        "dates": None if parts[0].dates is None else [part.dates for part in parts],
+        "dates": None if parts[0].calendar is None else [part.calendar for part in parts],
     }
     found = forecaster.predict_quantiles([part.targets for part in parts], **beside)
     score = None if backtest is None else forecaster.backtest([part.targets for part in parts], backtest, **beside)
@@ -125,7 +126,7 @@ def forecast(
         if score is not None and not (as_json or quiet):
             err.print(uncut(_table(score, names)))
     if output is None and not as_json:
-        typer.echo(files.as_csv(columns), nl=False)
+        put(files.as_csv(columns))
     about = {"model": type(model).__name__, "horizon": len(found[0]), "quantiles": levels}
     judged = None if score is None else _judged(score, names)
     report.finish(**about, output=None if output is None else str(output), forecasts=columns, backtest=judged)

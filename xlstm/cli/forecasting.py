@@ -28,7 +28,6 @@ PICTURE = "forecast.png"
 HORIZON, SHORT = 12, 20  # steps ahead by default, of which a series is to be so many times as long
 CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN", "slstm": "sLSTM", "mlstm": "mLSTM", "xlstm": "xLSTM"}
 SETTINGS = {
-    "window": "Steps the model looks back.",
     "hidden_size": "Units of each recurrent layer.",
     "epochs": "Passes over the training part, at most.",
     "learning_rate": "Learning rate of AdamW.",
@@ -51,6 +50,9 @@ SETTINGS = {
 }
 HorizonOption = Annotated[
     int | None, typer.Option("--horizon", help="Steps ahead it forecasts at once; 12, or fewer in a short series.")
+]
+WindowOption = Annotated[
+    int | None, typer.Option("--window", help="Steps the model looks back; 48, or fewer in a short series.")
 ]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32 or float64.")]
 
@@ -111,7 +113,7 @@ class Job(NamedTuple):
 
     def results(self, report: Report, model: Forecaster, files: Sequence[Path], seconds: float) -> None:
         """Print how training went and how good forecasts are, and draw them; `files` are the model and the picture."""
-        report.print(f"trained: {_summary(model.trained_, seconds)}")
+        report.print(f"trained: {_summary(model.trained_, seconds)}, with a window of {model.window_}")
         report.print(f"model:   {files[0]}")
         score = model.score(self.series.values, dates=dates_of(self.series))
         report.print(uncut(table(score, self.series.step, self.settings.cell)))
@@ -123,7 +125,7 @@ class Job(NamedTuple):
         if len(files) == 1:
             report.print("picture: none, matplotlib is not installed (pip install matplotlib)")
         unsaved = model.trained_.unsaved
-        report.finish(model=str(files[0]), seconds=seconds, unsaved=unsaved, **scored(score))
+        report.finish(model=str(files[0]), seconds=seconds, window=model.window_, unsaved=unsaved, **scored(score))
 
 
 def pictures(output: Path) -> list[Path]:
@@ -148,7 +150,7 @@ def _extent(series: Series) -> str:
 
 def dates_of(series: Series) -> Dates | None:
     """Return the dates of a series that has a calendar."""
-    return None if series.unit is None else np.array([*series.labels], dtype="datetime64")
+    return None if series.calendar is None else np.array([*series.labels], dtype="datetime64")
 
 
 def _summary(trained: training.Trained, seconds: float) -> str:

@@ -8,16 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from xlstm.cli import convert
-from xlstm.cli.console import BackendOption, printable
+from xlstm.cli import convert, kinds
+from xlstm.cli.console import BackendOption, printable, put
 from xlstm.data import text
 from xlstm.estimators import textmodel
-from xlstm.training import checkpoint
 
 
 def generate(
     model: Annotated[
-        Path, typer.Argument(help="Model file of train text, or folder or file of a published xLSTM checkpoint.")
+        Path, typer.Argument(help="Model file or folder of train text, or those of a published xLSTM checkpoint.")
     ],
     prompt: Annotated[str, typer.Option(help="Text, or tokens such as '3 1 4' if there is no tokenizer.json.")],
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Tokens to add, at most.")] = 100,
@@ -35,7 +34,8 @@ def generate(
     """Go on from a prompt with a language model, token by token."""
     printable("generate")
     draws: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    if model.is_file() and checkpoint.is_ours(model) and checkpoint.kind_of(model) == textmodel.KIND:
+    model, kind = kinds.find("generate", model, foreign=True)
+    if kind == textmodel.KIND:
         if stop is not None or as_bytes or dtype is not None:
             raise ValueError(f"{model}: is a text model with tokens of its own, not for --stop, --bytes and --dtype")
         gap = ""
@@ -45,10 +45,10 @@ def generate(
         gap, tokens = codec.GAP, codec.encode(prompt)
         network, params = convert.language(model, backend, dtype)
         pieces = _pieces(codec, network.stream(params, [tokens], max_tokens, stop=stop, **draws))
-    typer.echo(f"{prompt}{gap}", nl=False)  # as it is: not everything that looks like markup is
+    put(f"{prompt}{gap}")  # as it is: not everything that looks like markup is
     for piece in pieces:
-        typer.echo(piece, nl=False)
-    typer.echo()
+        put(piece)
+    put("\n")
 
 
 def _pieces(codec: text.Codec, drawn: Iterator[Any]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from xlstm import plots
 from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_like
 from xlstm.arrays.namespace import Params
-from xlstm.cli import labelled
+from xlstm.cli import kinds, labelled
 from xlstm.cli.console import Report, accounted, out, printable
 from xlstm.cli.forecasting import dated, dates_of
 from xlstm.cli.options import check_no_table, reads_tables
@@ -28,12 +28,10 @@ from xlstm.models import files
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.plots.activity import HIGH, LOW
 from xlstm.plots.weights import MOST
-from xlstm.training import checkpoint
 
 PAGE, FOLDER = "inspect.html", Path("xlstm-inspect")
 LETTERS = 32  # of a text that are read for a token; a number with its gap has fewer
 SEQUENCES = {kind_of(each): each for each in (SequenceClassifier, SequenceRegressor)}
-KINDS = (files.KIND, forecaster.KIND, textmodel.KIND, *SEQUENCES)
 
 
 class Seen(NamedTuple):
@@ -107,8 +105,7 @@ def read(model: Path, data: Path | None, column: str | None, steps: int, dialect
     OSError, ValueError, TypeError
         A file is missing or not readable, or the data do not fit the model.
     """
-    kind = checkpoint.kind_of(model)
-    checks.choice(KINDS)(str(model), "kind", kind)
+    model, kind = kinds.find("inspect", model)
     if column is not None and kind != forecaster.KIND:
         raise ValueError(f"{model}: --column is for a forecaster, this is a {kind}")
     if kind == forecaster.KIND:

@@ -114,6 +114,17 @@ def as_toml(context: typer.Context) -> str:
     return "".join(f"{long} = {_toml(value)}\n" for long, value in given.items() if value is not None)
 
 
+def from_toml(path: Path) -> dict[str, Any]:
+    """Return what a TOML file holds; ValueError where it is none, or has a number that is too long to be printed."""
+    text = reading.content(path, LONGEST)
+    try:
+        found = tomllib.loads(text.decode())
+        json.dumps(found, default=str)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a readable TOML file ({error})") from error
+    return found
+
+
 def _with_parameters(command: Command, parameters: list[inspect.Parameter]) -> Command:
     """Return a command that says that it takes these parameters."""
 
@@ -146,11 +157,7 @@ def _longs(context: typer.Context) -> dict[str, str]:
 
 def _checked(path: Path, known: Mapping[str, str], kinds: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the options of a file; raises ValueError for what is none, or of another kind."""
-    try:
-        found = tomllib.loads(reading.content(path, LONGEST).decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not a readable TOML file ({error})") from error
-    for name, value in found.items():
+    for name, value in from_toml(path).items():
         if name not in known:
             raise ValueError(f"{path}: key {checks.shown(name)} is unknown, expected some of {', '.join(known)}")
         kind = kinds[known[name]]

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from xlstm.cli import labelled
-from xlstm.cli.console import BackendOption, ColumnOption, err, printable
+from xlstm.cli import kinds, labelled
+from xlstm.cli.console import BackendOption, ColumnOption, err, printable, put
 from xlstm.cli.forecasting import dated, dates_of
 from xlstm.cli.options import reads_tables
 from xlstm.data import files
@@ -17,7 +17,6 @@ from xlstm.data.table import Dialect
 from xlstm.estimators import forecaster
 from xlstm.estimators.sequence import SequenceClassifier
 from xlstm.estimators.sequence_files import kind_of
-from xlstm.training import checkpoint
 
 
 @reads_tables
@@ -41,7 +40,7 @@ def predict(
         printable("predict")
     else:
         files.check_table(output)
-    kind = checkpoint.kind_of(model)
+    model, kind = kinds.find("predict", model)
     if kind == kind_of(SequenceClassifier):
         if column is not None or steps is not None or intervals:
             raise ValueError(f"{model}: is a classifier, --column, --steps and --intervals go with a forecaster")
@@ -49,7 +48,7 @@ def predict(
     else:
         found = _forecast(model, table, column, dialect, steps, intervals, backend)
     if output is None:
-        typer.echo(files.as_csv(found), nl=False)
+        put(files.as_csv(found))
     else:
         files.write_table(output, found)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,13 +13,15 @@ from rich import box
 from rich.table import Table
 
 from xlstm import plots
-from xlstm.cli.console import out, printable, tell, uncut
+from xlstm.cli.console import out, printable, tell, to_json, uncut
 from xlstm.cli.folders import OPTIONS
-from xlstm.cli.options import JsonOption
+from xlstm.cli.options import JsonOption, from_toml
+from xlstm.data import reading
 from xlstm.plots import figures
 from xlstm.training import folder, history
 
-SETTINGS = ("model", "dtype", "precision", "accumulate", "callbacks")  # of a checkpoint, where a run has no options
+# Of a checkpoint, where a run has no options.
+SETTINGS = ("model", "dtype", "precision", "accumulate", "seed", "optimizer", "loss function", "callbacks")
 
 SHOWN = ("output", "sample")  # options that decide nothing of how a run goes
 
@@ -33,23 +34,24 @@ class Row:
     ----------
     run : str
         Its folder.
-    steps, epoch : int
+    steps : int
+    epoch : int or None
     loss : float or None
         That of the last step.
     best : float or None
         The lowest validation loss.
     best_epoch : int or None
-    seconds : float
+    seconds : float or None
     settings : dict
     """
 
     run: str
     steps: int
-    epoch: int
+    epoch: int | None
     loss: float | None
     best: float | None
     best_epoch: int | None
-    seconds: float
+    seconds: float | None
     settings: dict[str, Any]
 
 
@@ -70,7 +72,7 @@ def runs(
     if plot is not None:
         plots.save(plots.curves({row.run: Path(row.run) for row in found}), plot)
     if as_json:
-        typer.echo(json.dumps([asdict(row) for row in found]))
+        typer.echo(to_json([asdict(row) for row in found]))
         return
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("run", no_wrap=True)
@@ -78,7 +80,7 @@ def runs(
     for name in ("steps", "epoch", "loss", "best validation", "at epoch", "seconds", *differing):
         table.add_column(name, justify="right")
     for row in sorted(found, key=lambda row: (row.best is None, row.best)):
-        numbers = (row.steps, row.epoch, row.loss, row.best, row.best_epoch, round(row.seconds, 1))
+        numbers = (row.steps, row.epoch, row.loss, row.best, row.best_epoch, row.seconds and round(row.seconds, 1))
         table.add_row(row.run, *map(_cell, (*numbers, *(row.settings.get(name) for name in differing))))
     out.print(uncut(table))
 
@@ -138,8 +140,9 @@ def _read(path: Path) -> Row | None:
 
 def _settings(path: Path) -> dict[str, Any]:
     """Return the options of a run of the command line, or what its newest checkpoint says."""
-    if (options := path / OPTIONS).exists():
-        return {name: value for name, value in tomllib.loads(options.read_text()).items() if name not in SHOWN}
+    if (options := reading.regular(path / OPTIONS)).exists():
+        text = json.dumps(from_toml(options), default=str)
+        return {k: v for k, v in reading.from_json(str(options), text, unlimited=True).items() if k not in SHOWN}
     if not folder.Folder(path, 1).checkpoints():
         return {}
     about = folder.find(path).about

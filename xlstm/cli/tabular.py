@@ -13,7 +13,7 @@ from xlstm.data import calendars, files
 from xlstm.data.dates import Calendar
 from xlstm.data.frames import Columns, check_has
 from xlstm.data.host import Values
-from xlstm.data.panels import Roles
+from xlstm.data.panels import Roles, dates_of
 from xlstm.data.series import Labels, Series
 from xlstm.data.table import Dialect
 
@@ -29,36 +29,24 @@ class Part(NamedTuple):
         Up to the last row that has one.
     past : array (N, P)
     future : array (N + more, F)
-    dates : array (N,), or None
+    calendar : Calendar or None
     """
 
     name: str
     targets: Values
     past: Values
     future: Values
-    dates: Any
-
-    @property
-    def calendar(self) -> Calendar | None:
-        """The dates at equal steps."""
-        return None if self.dates is None else calendars.read(self.name or "the table", self.dates)
-
-    def after(self, steps: int) -> list[str]:
-        """Return labels of the rows after the last one."""
-        calendar = self.calendar
-        if calendar is None:
-            return [f"+{k}" for k in range(1, steps + 1)]
-        return [str(date) for date in calendars.after(calendar, steps)]
+    calendar: Calendar | None
 
     def series(self, c: int, name: str) -> Series:
-        """Return a target as a series to draw."""
+        """Return a target as a series, to label and to draw."""
         calendar, values = self.calendar, self.targets[:, c]
         name = f"{self.name} {name}".strip()
         if calendar is None:
             return Series(name, values, Labels(np.arange(1, len(values) + 1)))
         placed = np.full(len(calendar.dates), np.nan)
         placed[calendar.place] = values
-        return Series(name, placed, Labels(calendar.dates), calendar.unit, calendar.every)
+        return Series(name, placed, Labels(calendar.dates), calendar)
 
 
 def read(path: Path, roles: Roles, dialect: Dialect) -> tuple[list[Part], list[str], list[str]]:
@@ -113,14 +101,15 @@ def _part(path: Path, name: str, columns: Columns, names: Sequence[str], roles: 
     if not len(there):
         raise ValueError(f"{where} has no value to forecast from")
     end = int(there[-1]) + 1
-    dates = columns.index if columns.index is not None and columns.index.dtype.kind == "M" else None
-    if dates is not None and future.shape[1] and len(future) > end:
-        later, expected = dates[end:], calendars.after(calendars.read(where, dates[:end]), len(future) - end)
+    dates = dates_of(columns)
+    calendar = None if dates is None else calendars.read(where, dates[:end], columns.zone)
+    if calendar is not None and future.shape[1] and len(future) > end:
+        later, expected = dates[end:], calendars.after(calendar, len(future) - end)
         wrong = np.flatnonzero(later.astype(expected.dtype) != expected)
         if wrong.size:
             row = wrong[0]
             raise ValueError(f"{where} has a row for {later[row]}, expected {expected[row]}, the next step")
-    return Part(name, targets[:end], past[:end], future, None if dates is None else dates[:end])
+    return Part(name, targets[:end], past[:end], future, calendar)
 
 
 def columns(
@@ -150,7 +139,7 @@ def columns(
     found: dict[str, list[Any]] = {}
     if series_id is not None:
         found[series_id] = [part.name for part in parts for _ in range(steps)]
-    found["time"] = [label for part in parts for label in part.after(steps)]
+    found["time"] = [label for part in parts for label in part.series(0, "").after(steps)]
     for c, name in enumerate(names):
         for level, column in ((0.5, name), *((level, f"{name} {level:g}") for level in levels)):
             found[column] = np.concatenate([one[:, c, places[level]] for one in quantiles]).tolist()

@@ -11,7 +11,7 @@ import typer
 from xlstm import training
 from xlstm.cli.console import BackendOption, ColumnOption, Report, accounted
 from xlstm.cli.folders import MODEL
-from xlstm.cli.forecasting import SETTINGS, DtypeOption, HorizonOption, Job, pictures
+from xlstm.cli.forecasting import SETTINGS, DtypeOption, HorizonOption, Job, WindowOption, pictures
 from xlstm.cli.options import JsonOption, reads_tables, with_settings
 from xlstm.cli.progress import bar
 from xlstm.data import writing
@@ -25,6 +25,7 @@ def train(
     csv: Annotated[Path | None, typer.Argument(help="CSV or Parquet file; monthly sunspots if left out.")] = None,
     column: ColumnOption = None,
     horizon: HorizonOption = None,
+    window: WindowOption = None,
     backend: BackendOption = "auto",
     dtype: DtypeOption = "float32",
     output: Annotated[
@@ -40,7 +41,7 @@ def train(
     The first 60 % of the series are fitted, the next 20 % decide when to stop, the last 20 % are the test. Then the
     model is trained once more on all of it.
     """
-    job = Job.of(csv, column, dialect, backend, dtype, horizon, **settings)
+    job = Job.of(csv, column, dialect, backend, dtype, horizon, window=window, **settings)
     model = job.forecaster()
     job.check(model)
     files = [output / MODEL, *pictures(output)]

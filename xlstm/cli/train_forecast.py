@@ -10,7 +10,7 @@ import typer
 
 from xlstm.cli import folders
 from xlstm.cli.console import BackendOption, ColumnOption, Report
-from xlstm.cli.forecasting import SETTINGS, DtypeOption, HorizonOption, Job, pictures
+from xlstm.cli.forecasting import SETTINGS, DtypeOption, HorizonOption, Job, WindowOption, pictures
 from xlstm.cli.options import JsonOption, reads_tables, with_settings
 from xlstm.data import writing
 from xlstm.data.table import Dialect
@@ -25,6 +25,7 @@ def train_forecast(
     table: Annotated[Path, typer.Argument(help="CSV or Parquet file.")],
     column: ColumnOption = None,
     horizon: HorizonOption = None,
+    window: WindowOption = None,
     backend: BackendOption = "auto",
     dtype: DtypeOption = "float32",
     output: folders.OutputOption = Path("xlstm-forecast"),
@@ -39,7 +40,7 @@ def train_forecast(
     The first 60 % of the series are fitted, the next 20 % decide when to stop, the last 20 % are the test. Then the
     model is trained once more on all of it.
     """
-    job = Job.of(table, column, dialect, backend, dtype, horizon, **settings)
+    job = Job.of(table, column, dialect, backend, dtype, horizon, window=window, **settings)
     job.check(job.forecaster())
     for picture in pictures(output) if output.is_dir() else []:
         writing.check(picture)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import datetime
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,18 +15,46 @@ from xlstm.data.translation import as_iso as translated
 from xlstm.data.translation import is_translated, notation_of
 
 Dates = np.ndarray[Any, np.dtype[np.datetime64]]
+Counts = np.ndarray[Any, np.dtype[np.int64]]
 
 UNITS = {4: "Y", 7: "M", 10: "D", 13: "h", 16: "m", 19: "s"}  # by the length of the text
+MONDAY = np.datetime64("0001-01-01")  # business days are counted from it
 FILL = (10, 10**6)  # rows after filling gaps: at most so many times those of the file, and so many more
 
 
 class Calendar(NamedTuple):
     """Rows at equal steps of time."""
 
-    dates: Dates  # the date of every step
-    place: np.ndarray[Any, np.dtype[np.int64]]  # the step of each row of the file
-    unit: str  # a NumPy datetime code, or "B" for business days
-    every: int  # units from a step to the next
+    dates: Dates  # the date of every step; with a zone what its clocks show
+    place: Counts  # the step of each row of the file
+    unit: str  # a NumPy datetime code, "B" for business days, or "SM" for two days of each month
+    every: int = 1  # units from a step to the next
+    days: tuple[int, ...] = ()  # those of a month, where the unit is "M" or "SM"; 31 is the last day of any month
+    time: Any = np.timedelta64(0, "D")  # that of the day, where steps are whole days
+    zone: datetime.tzinfo | None = None
+
+    def ticks(self, dates: Dates) -> Counts:
+        """Return the numbers of the units that dates lie in."""
+        if self.unit == "B":
+            return np.busday_count(MONDAY, dates.astype("datetime64[D]")).astype(np.int64)
+        if not self.days:
+            return dates.astype(f"datetime64[{self.unit}]").astype(np.int64)
+        months, day, last = _in_month(dates)
+        passed: Counts = np.sum(day[:, None] > np.minimum(self.days, last[:, None]), axis=1)
+        return passed + len(self.days) * months.astype(np.int64)
+
+    def at(self, ticks: Counts) -> Dates:
+        """Return the dates of numbers of units."""
+        if self.unit == "B":
+            found = np.busday_offset(MONDAY, ticks)
+        elif not self.days:
+            found = ticks.astype(f"datetime64[{self.unit}]")
+        else:
+            month, k = np.divmod(ticks, len(self.days))
+            first, _, last = _in_month(month.astype("datetime64[M]"))
+            found = first.astype("datetime64[D]") + (np.minimum(np.take(self.days, k), last) - 1)
+        dates: Dates = (found + self.time).astype(self.dates.dtype)
+        return dates
 
 
 def check_header(table: Table) -> None:
@@ -117,12 +146,14 @@ def calendar(dates: Dates, line: Callable[[int], str]) -> Calendar | None:
     """
     if len(dates) < 2:
         return None
-    dates, unit = _coarsest(dates)
-    ticks = np.busday_count(dates[0], dates) if unit == "B" else (dates - dates[0]).astype("int64")
-    every = int(np.gcd.reduce(np.diff(ticks)))
-    place = ticks // every
-    steps = np.diff(place)
-    if np.mean(steps == 1) < 0.5:
+    for found in _rhythms(dates):
+        ticks = found.ticks(dates)
+        every = int(np.gcd.reduce(np.diff(ticks)))
+        place = (ticks - ticks[0]) // every
+        steps = np.diff(place)
+        if np.mean(steps == 1) >= 0.5:
+            break
+    else:
         return None
     if place[-1] >= FILL[0] * len(place) + FILL[1]:
         row = int(np.argmax(steps)) + 1
@@ -130,9 +161,7 @@ def calendar(dates: Dates, line: Callable[[int], str]) -> Calendar | None:
             f"{line(row)}: {steps[row - 1] - 1} rows are missing between {dates[row - 1]} and {dates[row]}, "
             f"expected at most {FILL[0]} times as many as the file has; split the file there"
         )
-    span = every * np.arange(place[-1] + 1)
-    whole = np.busday_offset(dates[0], span) if unit == "B" else dates[0] + span.astype(f"timedelta64[{unit}]")
-    return Calendar(whole, place, unit, every)
+    return found._replace(dates=found.at(ticks[0] + every * np.arange(place[-1] + 1)), place=place, every=every)
 
 
 def _exists(cell: str) -> bool:
@@ -154,17 +183,27 @@ def _datetimes(cells: Text) -> Dates | None:
     return dates if seconds is None or np.all(dates.astype("datetime64[s]") == seconds) else None
 
 
-def _coarsest(dates: Dates) -> tuple[Dates, str]:
-    """Return dates in the coarsest unit that has a rhythm: first or last days of months become months."""
-    unit = str(np.datetime_data(dates.dtype)[0])
-    if unit != "D":
-        return dates, unit
-    for coarse in ("Y", "M"):
-        for shift in (0, 1):
-            moved = dates + np.timedelta64(shift, "D")  # the day after the last day of a month is a first day
-            coarser = dates.astype(f"datetime64[{coarse}]")
-            offsets = moved - moved.astype(f"datetime64[{coarse}]").astype(dates.dtype)
-            if np.unique(offsets).size == 1 and np.unique(coarser).size == dates.size:
-                return coarser, coarse
-    spans_weekends = dates.size >= 10 and np.min(np.diff(dates.astype("int64"))) == 1
-    return dates, "B" if spans_weekends and np.all(np.is_busday(dates)) else "D"
+def _rhythms(dates: Dates) -> Iterator[Calendar]:
+    """Yield the units in which dates may have a common step, the likeliest first."""
+    days, none = dates.astype("datetime64[D]"), np.zeros(0, np.int64)
+    time = dates[0] - days[0]
+    if np.any(dates - days != time):
+        yield Calendar(dates, none, str(np.datetime_data(dates.dtype)[0]))
+        return
+    months, day, last = _in_month(days)
+    usual = 31 if np.all(day == last) else int(np.max(day))
+    if np.all(np.diff(months.astype(np.int64)) > 0) and np.all(day == np.minimum(usual, last)):
+        yield Calendar(dates, none, "M", days=(usual,), time=time)
+    rise = days.astype(np.int64)
+    over_weekends = np.min(np.diff(rise)) == 1 and np.busday_count(days[0], days[-1]) < rise[-1] - rise[0]
+    yield Calendar(dates, none, "B" if over_weekends and np.all(np.is_busday(days)) else "D", time=time)
+    two = np.unique(np.where(day == last, 31, day))
+    if len(two) == 2:
+        yield Calendar(dates, none, "SM", days=(int(two[0]), int(two[1])), time=time)
+
+
+def _in_month(dates: Dates) -> tuple[Dates, Counts, Counts]:
+    """Return the months of dates, the days of the month, and the last days of these months."""
+    months = dates.astype("datetime64[M]")
+    first, after = (some.astype("datetime64[D]").astype(np.int64) for some in (months, months + 1))
+    return months, dates.astype("datetime64[D]").astype(np.int64) - first + 1, after - first

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data import dates, writing
+from xlstm.data import calendars, dates, writing
 from xlstm.data.frames import Columns, groups, numeric, table_of
 from xlstm.data.host import Values
 from xlstm.data.series import Series, column_numbers, read_csv, series_of
@@ -149,7 +149,8 @@ def read_series(
     name = found.names[0] if usual not in found.names else str(usual)
     text = None
     if found.index is not None and found.index.dtype.kind == "M":
-        text = np.datetime_as_string(found.index, unit="auto").astype(np.dtypes.StringDType())
+        shown, _ = calendars.local(found.index, found.zone)
+        text = np.datetime_as_string(calendars.coarsest(shown)).astype(np.dtypes.StringDType())
     values = found.values[:, found.names.index(name)]
     return series_of(f"{path}: column {name}", name, values, text, lambda row: f"{path}: row {row + 1}")
 
@@ -354,9 +355,11 @@ def _opened(path: Path, choose: Callable[[list[str], list[str]], list[str]]) -> 
             kinds = pyarrow.types
             dated = [f.name for f in found.schema_arrow if kinds.is_date(f.type) or kinds.is_timestamp(f.type)]
             names = found.schema_arrow.names
-            return names, dated, found.read(choose(names, dated))
-        except pyarrow.ArrowException as error:
-            raise ValueError(f"{path}: not a readable Parquet file ({error})") from error
+            table = found.read(choose(names, dated))
+            table.validate(full=True)
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # of damaged files they are all three
+            raise ValueError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from error
+    return names, dated, table
 
 
 def _pyarrow(path: Path) -> tuple[Any, Any]:

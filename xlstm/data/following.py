@@ -69,7 +69,7 @@ def following(
         rows: Values = np.empty((0, len(given.names)))
         if len(parts.get(label, ())):  # as an array, a table may be empty
             columns = frames.table_of(where, parts[label], given.names)
-            rows = series(where, panels.numbers_of(where, columns, given.names), gaps=True)
+            rows = series(where, panels.numbers_of(where, columns, given.names))
             labels, dates = columns.index, panels.dates_of(columns)
             if (dates is None) != (track.calendar is None):
                 problem = "no dates, expected some" if dates is None else "dates, expected none"

@@ -131,7 +131,10 @@ def table_of(where: str, given: Any, only: Sequence[str] | None = None) -> Colum
             raise TypeError(
                 f"{where}: column {checks.shown(name)} holds {dtype}, expected numbers; leave it out or encode it"
             )
-        column = np.full(len(frame), np.nan) if empty else np.asarray(cells.cast(nw.Float64).to_numpy(), np.float64)
+        try:
+            column = np.full(len(frame), np.nan) if empty else np.asarray(cells.cast(nw.Float64).to_numpy(), np.float64)
+        except ValueError as error:  # PyArrow casts no whole number that float64 does not have
+            raise ValueError(f"{where}: column {checks.shown(name)} does not go into float64 ({error})") from error
         beyond = np.flatnonzero(np.isinf(column))
         if beyond.size:
             row = int(beyond[0])

@@ -10,6 +10,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.data import calendars, frames, numbering, tracks
+from xlstm.data.dates import Calendar
 from xlstm.data.frames import Columns
 from xlstm.data.host import Values
 from xlstm.data.tracks import Beside, Track
@@ -172,10 +173,11 @@ def given(
     names = [*fitted] or names
     arrays, past, future, static, dates, rows = [], [], [], [], [], []
     for label, columns in read.items():
-        _check_zone(where, columns)
+        own = f"{where}: series {checks.shown(label)}" if roles.id_name else where
         arrays.append(numbers_of(where, columns, names))
         past.append(numbers_of(where, columns, roles.past))
         ahead, dated = numbers_of(where, columns, roles.future), dates_of(columns)
+        dated = None if dated is None else calendars.read(own, dated, columns.zone)
         if label in after:
             more = frames.table_of(f"{where}: {later}", after[label], roles.future)
             check_zones(where, later, more, columns.zone)
@@ -205,17 +207,6 @@ def dates_of(columns: Columns) -> Any:
     return columns.index if columns.index is not None and columns.index.dtype.kind == "M" else None
 
 
-def _check_zone(where: str, columns: Columns) -> None:
-    """Raise ValueError for dates of a time zone that have no common step in UTC."""
-    if columns.zone is None:
-        return
-    try:
-        calendars.read(where, columns.index)
-    except ValueError as error:
-        advice = f"dates of {columns.zone} are taken to UTC; where clocks change, give local ones without a zone"
-        raise ValueError(f"{error}; {advice}") from None
-
-
 def check_zones(where: str, name: str, later: Columns, zone: str | None) -> None:
     """Raise ValueError unless the dates of rows have a time zone where `zone` says that those before them have one."""
     if dates_of(later) is not None and (later.zone is None) != (zone is None):
@@ -223,8 +214,8 @@ def check_zones(where: str, name: str, later: Columns, zone: str | None) -> None
         raise ValueError(f"{where}: the dates of {name} have {own}, expected {other}, as in the table of the series")
 
 
-def _in_order(where: str, name: str, later: Columns, dates: Any) -> Columns:
-    """Return rows after those of `dates`, which errors call `name`, in the order of their own dates, if they have some.
+def _in_order(where: str, name: str, later: Columns, calendar: Calendar | None) -> Columns:
+    """Return rows after those of a calendar, which errors call `name`, in the order of their dates, if they have some.
 
     Raises
     ------
@@ -234,9 +225,9 @@ def _in_order(where: str, name: str, later: Columns, dates: Any) -> Columns:
     own = dates_of(later)
     if own is None:
         return later
-    if dates is None:
+    if calendar is None:
         raise ValueError(f"{where}: the rows of {name} have dates, expected none, as in the table of the series")
-    order, expected = np.argsort(own), calendars.after(calendars.read(where, dates), len(own))
+    order, expected = np.argsort(own), calendars.after(calendar, len(own))
     wrong = np.flatnonzero(own[order].astype(expected.dtype) != expected)
     if wrong.size:
         row, wanted = order[wrong[0]], expected[wrong[0]]

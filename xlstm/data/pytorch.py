@@ -1,7 +1,8 @@
 """Checkpoints of PyTorch, as torch.save and Lightning write them, read array by array, without PyTorch or unpickling.
 
 The file is a zip: `data.pkl` is a pickle of the object, and `data/0`, `data/1`, ... are the storages of its tensors,
-not compressed. `pickles.py` reads the pickle. Sizes that it declares are checked against the file before any is read.
+not compressed. `pickles.py` reads the pickle. Sizes that it declares are checked against the file before any is read,
+and the checksums of the zip as entries are read: zipfile, which checks them, would read tensors one after the other.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import struct
 import weakref
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,7 @@ CONVERSION = (
 )
 # The beginning of an entry, before its name: the signature, and the lengths of the name and of an extra field.
 LOCAL = struct.Struct("<4s22xHH")
+CHUNK = 1 << 20  # bytes of a storage that are read at once for its checksum
 DAMAGED = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OverflowError, struct.error, OSError)
 
 
@@ -94,6 +97,7 @@ class TorchFile:
         self._file = open(path, "rb")  # noqa: SIM115 (closed with the object)
         weakref.finalize(self, self._file.close)
         self._size = os.fstat(self._file.fileno()).st_size
+        self._sums: dict[int, int] = {}  # checksums of storages that were not checked yet, by where they begin
         try:
             self._entries = self._listed()
             known = {str(REBUILD): _tensor, **{f"{TORCH}.{name}Storage": None for name in STORAGES}}
@@ -111,6 +115,7 @@ class TorchFile:
     def _read(self, name: str) -> Host:
         tensor = self._tensors[name]
         dtype = np.dtype(DTYPES[tensor.storage.dtype])
+        self._check_sum(tensor.storage.start, tensor.storage.numel * dtype.itemsize, name)
         start = tensor.storage.start + tensor.offset * dtype.itemsize
         found = read_at(f"{self.path}: {name}", self._file, start, DTYPES[tensor.storage.dtype], tensor.span)
         if not found.size or _is_contiguous(tensor):
@@ -148,6 +153,18 @@ class TorchFile:
             raise ValueError(f"entry {shown(name)} of {size} bytes does not lie within the file of {self._size}")
         return start, size
 
+    def _check_sum(self, start: int, size: int, name: str) -> None:
+        """Raise ValueError unless a storage has its checksum; each is read once for it."""
+        if (expected := self._sums.get(start)) is None:
+            return
+        found, where = 0, f"{self.path}: {name}"
+        for done in range(0, size, CHUNK):
+            part = read_at(where, self._file, start + done, "u1", min(CHUNK, size - done))
+            found = zlib.crc32(part.data, found)
+        if found != expected:
+            raise ValueError(f"{where} is damaged, its bytes are not those of its checksum")
+        self._sums.pop(start, None)  # another thread may have done the same
+
     def _pickle(self) -> bytes:
         start, size = self._place("data.pkl")
         if size > pickles.BYTES:
@@ -158,7 +175,10 @@ class TorchFile:
             if (order := self._file.read(min(length, 16))) != b"little":
                 raise ValueError(f"its numbers are {shown(order)}, expected b'little' endian")
         self._file.seek(start)
-        return self._file.read(size)
+        found = self._file.read(size)
+        if zlib.crc32(found) != self._entries["data.pkl"].CRC:
+            raise ValueError("its pickle is damaged, its bytes are not those of its checksum")
+        return found
 
     def _storage(self, given: Any) -> Storage:
         """Return the storage of a persistent id: ("storage", class, name of the entry, device, count)."""
@@ -171,6 +191,7 @@ class TorchFile:
         expected = numel * np.dtype(DTYPES[STORAGES[kind]]).itemsize
         if size != expected:
             raise ValueError(f"storage {shown(name)} has {size} bytes, expected {expected} for {numel} of {kind}")
+        self._sums[start] = self._entries[f"data/{name}"].CRC
         return Storage(STORAGES[kind], start, numel)
 
     def _checked(self, content: Any) -> dict[Any, Any]:

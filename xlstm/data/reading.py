@@ -8,6 +8,7 @@ TypeError that names the file.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import re
@@ -67,6 +68,13 @@ def document(path: Path) -> dict[str, Any]:
     return found
 
 
+def regular(path: Path) -> Path:
+    """Return the path of a file; OSError for a pipe or a device, whose reader might wait for ever."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return path
+
+
 def content(path: Path, most: int) -> bytes:
     """Return the bytes of a file; ValueError if there are more than `most`."""
     with open(path, "rb") as file:
@@ -76,14 +84,18 @@ def content(path: Path, most: int) -> bytes:
     return found
 
 
-def from_json(where: str, given: bytes | str) -> Any:
-    """Return the value of a JSON text; ValueError if there is none, or it is beyond bounds."""
+def from_json(where: str, given: bytes | str, unlimited: bool = False) -> Any:
+    """Return the value of a JSON text; ValueError if there is none, or it is beyond bounds.
+
+    NaN and infinity, which JSON does not have, are an error, or None where numbers are `unlimited`.
+    """
+    constant = (lambda text: None) if unlimited else _real
     try:
         text = given if isinstance(given, str) else given.decode("utf-8")
         most = VALUES + len(text) // 20
         if sum(map(text.count, ",[{")) > most:
             raise ValueError(f"it has more than {most} values")
-        found = json.loads(text, parse_int=_whole, parse_float=_real, parse_constant=_real, object_pairs_hook=_once)
+        found = json.loads(text, parse_int=_whole, parse_float=_real, parse_constant=constant, object_pairs_hook=_once)
         _check_depth(found)
     except RecursionError:
         raise ValueError(f"{where}: not readable JSON (it is nested more than {DEEPEST} deep)") from None

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays.checks import few, shown
-from xlstm.data import dates
+from xlstm.data import calendars, dates
+from xlstm.data.dates import Calendar
 from xlstm.data.host import Values
 from xlstm.data.table import Dialect, Table, Text
 
 DATASETS = ("sunspots", "co2")
 STEP_NAMES = {
-    **{("Y", 1): "year", ("M", 1): "month", ("M", 3): "quarter", ("D", 7): "week", ("D", 1): "day"},
-    **{("B", 1): "business day", ("h", 1): "hour", ("m", 60): "hour"},
+    **{("M", 12): "year", ("M", 1): "month", ("M", 3): "quarter", ("SM", 1): "half month", ("D", 7): "week"},
+    **{("D", 1): "day", ("B", 1): "business day", ("h", 1): "hour", ("m", 60): "hour"},
 }
 
 
@@ -61,8 +62,11 @@ class Series:
         NaN where there is a gap.
     labels : sequence of str
         The date of each row, or its number where the file has no dates.
+    calendar : Calendar or None
+        The steps of the dates; None without dates.
     unit : str or None
-        Unit of the calendar, a NumPy datetime code such as "M" or "D", or "B" for business days; None without dates.
+        Unit of the calendar, a NumPy datetime code such as "M" or "D", "B" for business days, or "SM" for two days of
+        each month; None without dates.
     every : int
         Units from one row to the next.
     note : str
@@ -72,9 +76,18 @@ class Series:
     name: str
     values: Values
     labels: Sequence[str]
-    unit: str | None = None
-    every: int = 1
+    calendar: Calendar | None = None
     note: str = ""
+
+    @property
+    def unit(self) -> str | None:
+        """The unit of the calendar; None without dates."""
+        return None if self.calendar is None else self.calendar.unit
+
+    @property
+    def every(self) -> int:
+        """Units from one row to the next."""
+        return 1 if self.calendar is None else self.calendar.every
 
     @property
     def step(self) -> str:
@@ -88,13 +101,9 @@ class Series:
 
     def after(self, steps: int) -> list[str]:
         """Return the labels of the `steps` rows that would come after the last one."""
-        if self.unit is None:
+        if self.calendar is None:
             return [f"+{k}" for k in range(1, steps + 1)]
-        ahead = self.every * np.arange(1, steps + 1)
-        if self.unit == "B":
-            return [str(date) for date in np.busday_offset(np.datetime64(self.labels[-1], "D"), ahead)]
-        last = np.array(self.labels[-1], dtype=f"datetime64[{self.unit}]")
-        return [str(date) for date in last + ahead.astype(f"timedelta64[{self.unit}]")]
+        return [*map(str, calendars.after(self.calendar._replace(zone=None), steps))]
 
 
 def bundled(name: str) -> Path:
@@ -218,7 +227,7 @@ def series_of(where: str, name: str, values: Values, dated: Text | None, line: C
     full[calendar.place] = values
     missing = len(full) - len(values)
     note = f"{missing} rows missing from the file" if missing else ""
-    return Series(name, full, Labels(calendar.dates), calendar.unit, calendar.every, note)
+    return Series(name, full, Labels(calendar.dates), calendar, note)
 
 
 def _column(table: Table, column: str | None, usual: str | None, date: int | None) -> int:

@@ -33,6 +33,8 @@ class Track(NamedTuple):
     calendar : Calendar or None
     marks : int
         Features of the calendar.
+    begin : int
+        Rows that are left out, before the first at which all targets have begun.
     """
 
     values: Values
@@ -42,6 +44,7 @@ class Track(NamedTuple):
     static: Values
     calendar: Calendar | None
     marks: int = 0
+    begin: int = 0
 
     def until(self, end: int) -> Track:
         """Return the track as it was before row `end`; what is known in advance stays."""
@@ -125,8 +128,12 @@ def _each(where: str, name: str, given: Any, number: int) -> Any:
 
 
 def _track(where: str, given: Any, beside: Beside, more: int, look: bool, gaps: bool) -> Track:
-    values = series(where, given, gaps)
+    values = series(where, given)
     N = len(values)
+    begin = 0 if gaps else int(np.max(np.argmax(~np.isnan(values), axis=0)))
+    lead = 0 if gaps else begin + 1
+    for c in np.flatnonzero(np.all(np.isnan(values[:lead]), axis=0)) if lead else ():
+        raise ValueError(f"{where}: the series has no value in column {c}, expected some")
     calendar = None if beside.dates is None else calendars.read(where, beside.dates)
     place, rows = np.arange(N), N
     if calendar is not None:
@@ -134,13 +141,14 @@ def _track(where: str, given: Any, beside: Beside, more: int, look: bool, gaps: 
             raise ValueError(f"{where}: dates has {len(calendar.place)} rows, expected {N}, as many as the series")
         place, rows = calendar.place, len(calendar.dates)
         values = _placed(values, place, rows)
-    past = _covariates(where, "past", beside.past, N, N, gaps)
-    future = _covariates(where, "future", beside.future, N, None, gaps)
+    past = _covariates(where, "past", beside.past, N, N, lead)
+    future = _covariates(where, "future", beside.future, N, None, lead)
     ahead = np.concatenate((place, rows + np.arange(len(future) - N))) if len(future) else place
     future = _placed(future, ahead, rows + max(0, len(future) - N)) if len(future) else np.empty((rows + more, 0))
     marks = 0
     if calendar is not None and look:
-        dates = np.concatenate((calendar.dates, calendars.after(calendar, max(more, len(future) - rows))))
+        later = calendars.after(calendar._replace(zone=None), max(more, len(future) - rows))
+        dates = np.concatenate((calendar.dates, later))
         step = float(np.median(np.diff(calendar.dates.astype("datetime64[s]")).astype(np.float64)))
         found = calendars.features(dates, step)
         marks, future = found.shape[1], np.concatenate((found[: len(future)], future), axis=1)
@@ -150,13 +158,15 @@ def _track(where: str, given: Any, beside: Beside, more: int, look: bool, gaps: 
     past, known = _placed(past, place, rows), _bridged(values)
     if gaps:
         return Track(values, _begun(known), past, future, static, calendar, marks)
-    return Track(values, known, _bridged(past), _bridged(future), static, calendar, marks)
+    begin = int(place[begin])
+    values, known, past, future = (rows[begin:] for rows in (values, known, _bridged(past), _bridged(future)))
+    return Track(values, known, past, future, static, calendar, marks, begin)
 
 
-def _covariates(where: str, name: str, given: Any, N: int, most: int | None, gaps: bool) -> Values:
+def _covariates(where: str, name: str, given: Any, N: int, most: int | None, lead: int) -> Values:
     """Return covariates (N, K) or, without `most`, of more rows; those that are infinite raise.
 
-    Those that begin with a gap raise, too, but not with `gaps`.
+    Those that have no value in the first `lead` rows raise, too.
     """
     if given is None:
         return np.empty((N if most else 0, 0))
@@ -164,7 +174,7 @@ def _covariates(where: str, name: str, given: Any, N: int, most: int | None, gap
     if len(found) < N or (most is not None and len(found) > most):
         more = "" if most else " or more"
         raise ValueError(f"{where}: {name} has {len(found)} rows, expected {N}{more}, as many as the series")
-    if np.any(np.isinf(found)) or (np.any(np.isnan(found[:1])) and not gaps):
+    if np.any(np.isinf(found)) or (lead and np.any(np.all(np.isnan(found[:lead]), axis=0))):
         raise ValueError(f"{where}: {name} begins with a gap or is infinite somewhere, expected finite numbers")
     return found
 

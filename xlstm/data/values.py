@@ -40,15 +40,13 @@ def numbers(where: str, name: str, given: Any, expected: str = "real numbers (N,
     return array[:, None] if array.ndim == 1 else array
 
 
-def series(where: str, given: Any, gaps: bool = False) -> Values:
-    """Return a series as float64 (N, C), with NaN for gaps; raise unless it is one that begins as it may."""
+def series(where: str, given: Any) -> Values:
+    """Return a series as float64 (N, C), with NaN for gaps; raise unless it is one."""
     array = numbers(where, "values", given)
     if len(array) == 0:
         raise ValueError(f"{where}: the series is empty, expected values (N,) or (N, C)")
     for c, column in enumerate(array.T):
         column_of = f" in column {c}" if array.shape[1] > 1 else ""
-        if column.size and np.isnan(column[0]) and not gaps:
-            raise ValueError(f"{where}: the series begins with a gap{column_of}, expected a value")
         beyond = np.flatnonzero(np.abs(column) > LARGEST)
         if beyond.size:
             row = int(beyond[0])
@@ -56,7 +54,7 @@ def series(where: str, given: Any, gaps: bool = False) -> Values:
     return array
 
 
-def check_reach(where: str, known: Values, units: Values, dtype: str) -> None:
+def check_reach(where: str, known: Values, units: Values, dtype: str, begin: int = 0) -> None:
     """Raise SeriesError for a value so far from the others that its square, once scaled, overflows the dtype.
 
     Parameters
@@ -67,6 +65,8 @@ def check_reach(where: str, known: Values, units: Values, dtype: str) -> None:
     units : array (C,)
         The usual change of each column.
     dtype : str
+    begin : int
+        Rows of the series that come before those of `known`.
     """
     for c, (column, unit) in enumerate(zip(known.T, units, strict=True)):
         if column.size == 0:
@@ -77,4 +77,4 @@ def check_reach(where: str, known: Values, units: Values, dtype: str) -> None:
         if far[row] > math.sqrt(float(np.finfo(dtype).max)) / 4:
             times = f"{far[row]:.2g} times the usual change of the series"
             column_of = f" in column {c}" if known.shape[1] > 1 else ""
-            raise SeriesError(where, row, column[row], f"{times}, more than {dtype} has room for{column_of}")
+            raise SeriesError(where, begin + row, column[row], f"{times}, more than {dtype} has room for{column_of}")

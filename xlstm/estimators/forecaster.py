@@ -75,6 +75,8 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         Weights of the network that `predict` has.
     scaling_ : Scaling
         Units of values and covariates.
+    window_ : int
+        Steps that the network looks back.
     season_ : int
         Steps of a season; 0 for none.
     calendar_ : bool
@@ -106,7 +108,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         dtype: DType | None = None,
         name: str = "",
         *,
-        window: int = Settings.window,
+        window: int | None = Settings.window,
         horizon: int = Settings.horizon,
         hidden_size: int = Settings.hidden_size,
         epochs: int = Settings.epochs,
@@ -184,7 +186,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         ----------
         values : array (N,) or (N, C), list of such arrays, or table
             A series of one target, of several, or several series. NaN is a gap, which is bridged by the value before it
-            and never a target. Dates in a table are looked at.
+            and never a target; rows before the first value of some target are left out. Dates in a table are looked at.
         progress : callable, optional
             Called with a `training.Progress` after every step.
         beside : past, future, static, dates
@@ -322,7 +324,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         for track, unit in zip(found, units, strict=True):
             first = preparation.parts_of(len(track.values), s)["test"].start
             at = np.arange(first, len(track.values) - s.horizon + 1)
-            parts.append((at, self._judge.forecast(track, unit, at)[0]))
+            parts.append((at + track.begin, self._judge.forecast(track, unit, at)[0]))
         at, forecasts = (np.concatenate(part) for part in zip(*parts, strict=True))
         return at, forecasts[:, :, 0] if all(given.flat) else forecasts
 
@@ -412,7 +414,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
             one = type(self)(**{**self.get_params(), "checkpoints": None, "resume": False})
             one._fit(cut, given, s, backend, None)
             chosen = cut[-1] if one.calendar_ else cut[0]
-            units = one.scaling_.of(chosen, given.ids, s.window)
+            units = one.scaling_.of(chosen, given.ids, one.window_)
             rounds.append([(end, *one._next(track, u)) for end, track, u in zip(ends, chosen, units, strict=True)])
         judged = [
             judging.joined(track, each) for track, each in zip(variants[0], zip(*rounds, strict=True), strict=True)
@@ -478,7 +480,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         """Store what was fitted."""
         self._judge, self._whole, self._adjustment = judge, whole, adjustment
         self.params_, self.scaling_, self.model = whole.params, judge.scaling, judge.model
-        self.season_, self.calendar_ = season, calendar
+        self.window_, self.season_, self.calendar_ = whole.settings.window, season, calendar
         self.highway_, self.n_targets_ = judge.line.order, judge.spread.shape[1]
         vars(self).pop("feature_names_in_", None)  # those of an earlier fit
         if names:
@@ -567,7 +569,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
                 raise ValueError(f"Forecaster: future has {have} rows after the series, expected {steps}")
         units = scaling.of(found, given.ids, s.window)
         for track, unit in zip(found, units, strict=True):
-            check_reach("Forecaster", track.known, unit, self._judge.backend.dtype)
+            check_reach("Forecaster", track.known, unit, self._judge.backend.dtype, track.begin)
         return given, found, units
 
     def _next(self, track: Track, units: Values) -> tuple[Values, Values]:

@@ -44,7 +44,7 @@ def forecast(
     """
     from matplotlib.figure import Figure  # no pyplot: no screen, no global state
 
-    time = at if series.unit is None else np.array([series.labels[k] for k in at], dtype="datetime64")
+    time = at if series.calendar is None else np.array([series.labels[k] for k in at], dtype="datetime64")
     truth = series.values[at]
     fan = ahead is not None and len(ahead.levels) > 1
     figure = Figure(figsize=(10, 9 if fan else 6), layout="constrained")
@@ -88,7 +88,7 @@ def _fan(axes: Any, series: Series, ahead: Fan) -> None:
     H, levels = len(ahead.quantiles), ahead.levels
     shown = min(len(series.values), max(3 * H, 24))
     known = series.values[-shown:]
-    if series.unit is None:
+    if series.calendar is None:
         past, future = np.arange(-shown + 1, 1), np.arange(1, H + 1)
         axes.set_xlabel("steps after the end")
     else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,11 +16,12 @@ from xlstm.data.values import check_reach
 from xlstm.estimators import highway, predictor, seasons
 from xlstm.estimators.examples import Examples, width
 from xlstm.estimators.highway import Highway
-from xlstm.estimators.scaling import Origins, Scaling
+from xlstm.estimators.scaling import Origins, Scaling, names
 from xlstm.estimators.settings import Settings
 from xlstm.models.network import sequence_model
 from xlstm.models.sequence import SequenceModel
 
+WINDOW = 48  # steps that a network looks back by default, where there are enough rows
 Parts = dict[str, slice]
 
 
@@ -45,20 +48,31 @@ class Prepared(NamedTuple):
     spread: Values
 
 
-def parts_of(rows: int, settings: Settings) -> Parts:
-    """Return the first rows after the windows of each part of a series: those of a part predict into it."""
+def longest(rows: int, horizon: int) -> int:
+    """Return the longest window that fits into a series of so many rows, with the horizon; below 2 where none does."""
+    if rows < 3:
+        return 0
+    train, validation, test = split(rows)
+    return train.stop - horizon if horizon <= min(test.start - validation.start, rows - test.start) else 0
+
+
+def parts_of(rows: int, settings: Settings, name: str = "the series") -> Parts:
+    """Return the first rows after the windows of each part of a series: those of a part predict into it.
+
+    Raises
+    ------
+    ValueError
+        The window and the horizon do not fit, which names the series and the settings that would.
+    """
     window, horizon = settings.window, settings.horizon
-    found = {}
-    for name, part in split(rows)._asdict().items():
-        first = max(window, part.start)
-        if first + horizon > part.stop:
-            need = horizon if part.start else window + horizon
-            raise ValueError(
-                f"Forecaster: a window of {window} and a horizon of {horizon} need {need} rows "
-                f"in rows {part.start + 1} to {part.stop} of the series"
-            )
-        found[name] = slice(first, part.stop)
-    return found
+    fits = longest(rows, horizon)
+    if fits < window:
+        least = max(rows + 1, 5 * horizon - 3, 5 * (window + horizon) // 3 - 3)
+        need = next(n for n in itertools.count(least) if longest(n, horizon) >= window)
+        advice = f"a window of at most {fits}" if fits >= 2 else "a shorter horizon"
+        problem = f"a window of {window} and a horizon of {horizon} need {need} rows, {name} has {rows}"
+        raise ValueError(f"Forecaster: {problem}; expected more rows, or {advice}")
+    return {name: slice(max(window, part.start), part.stop) for name, part in split(rows)._asdict().items()}
 
 
 def origins_of(rows: slice) -> Origins:
@@ -74,17 +88,17 @@ def lined(tracks: list[Track], ids: Sequence[str], settings: Settings, dtype: st
     ValueError
         A series is too short or constant, a part has nothing to predict, or a value is out of range.
     """
-    s = settings
-    parts = [parts_of(len(track.values), s) for track in tracks]
+    s, named = settings, names(ids, len(tracks))
+    parts = [parts_of(len(track.values), s, name) for track, name in zip(tracks, named, strict=True)]
     stops = [part["train"].stop for part in parts]
     scaling = Scaling.fit(tracks, ids, s.window, stops)
     units = scaling.fitted()
-    for track, unit, part in zip(tracks, units, parts, strict=True):
-        check_reach("Forecaster", track.known, unit, dtype)
-        for name, rows in part.items():
+    for track, unit, part, name in zip(tracks, units, parts, named, strict=True):
+        check_reach("Forecaster", track.known, unit, dtype, track.begin)
+        for kind, rows in part.items():
             there = ~np.isnan(highway.targets(track, origins_of(rows), s.horizon, rows.stop))
             if not np.all(np.any(there, axis=0)):
-                raise ValueError(f"Forecaster: the {name} part of the series has no values to predict")
+                raise ValueError(f"Forecaster: the {kind} part of {name} has no values to predict")
     if s.highway == 0:
         lines = [highway.none(1, scaling, s.horizon)]
     else:
@@ -111,6 +125,9 @@ def prepared(variants: Sequence[list[Track]], ids: Sequence[str], settings: Sett
     ValueError
         As `lined` does.
     """
+    if settings.window is None:
+        shortest = min(len(track.values) for track in variants[0])
+        settings = replace(settings, window=min(WINDOW, max(2, split(max(3, shortest)).train.stop // 2)))
     found = min((lined(tracks, ids, settings, dtype) for tracks in variants), key=lambda one: one.error)
     examples: list[Examples] = []
     spread: Values | None = None

@@ -12,6 +12,7 @@ from xlstm.arrays import checks
 from xlstm.data.host import Values
 from xlstm.data.preparation import split
 from xlstm.data.tracks import Track
+from xlstm.data.values import LARGEST
 
 FAR = 1e3  # usual changes beyond which a change counts as no larger, so that one outlier does not decide all
 FARTHEST = 1e100  # the same for scales, whose squares are to be finite
@@ -68,9 +69,10 @@ class Scaling:
         Raises
         ------
         ValueError
-            A series is constant there.
+            A series is constant there, or its changes are so small that their squares are 0.
         """
-        units = [units_of(track, window, stop) for track, stop in zip(tracks, stops, strict=True)]
+        named = zip(tracks, stops, names(ids, len(tracks)), strict=True)
+        units = [units_of(track, window, stop, name) for track, stop, name in named]
         cut = [(t.past[:stop], t.future[:stop]) for t, stop in zip(tracks, stops, strict=True)]
         past, future = (np.concatenate(part) for part in zip(*cut, strict=True))
         static = np.stack([t.static for t in tracks])
@@ -88,17 +90,24 @@ class Scaling:
         ]
 
 
-def units_of(track: Track, window: int, stop: int) -> list[float]:
+def names(ids: Sequence[str], count: int) -> list[str]:
+    """Return the names of so many series for errors, by their `ids` if they have some."""
+    return ["the series"] if count == 1 and not ids else [f"series {checks.shown(one)}" for one in ids or range(count)]
+
+
+def units_of(track: Track, window: int, stop: int, name: str) -> list[float]:
     """Return the root mean square by which values within a window differ from the last one, (C,)."""
     known = track.known[:stop]
+    units = _usual(known, window)
     for c, column in enumerate(known.T):
-        if column.size == 0 or np.min(column) == np.max(column):
-            where = f" in column {c}" if known.shape[1] > 1 else ""
-            at = f" at {column[0]:g}" if column.size else ""
-            raise ValueError(
-                f"Forecaster: the training part of the series is constant{at}{where}, there is nothing to learn"
-            )
-    return [float(unit) for unit in _usual(known, window)]
+        where = f" in column {c}" if known.shape[1] > 1 else ""
+        if np.min(column) == np.max(column):
+            problem = f"is constant at {column[0]:g}{where}, there is nothing to learn"
+            raise ValueError(f"Forecaster: the training part of {name} {problem}")
+        if units[c] * LARGEST < 1:
+            problem = f"changes by no more than {np.ptp(column):g}{where}, expected {1 / LARGEST:g} or more"
+            raise ValueError(f"Forecaster: {name} {problem}, as squares are taken; multiply its values")
+    return units.tolist()  # type: ignore[no-any-return]
 
 
 def own_units(track: Track, window: int) -> Values:

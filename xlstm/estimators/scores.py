@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from xlstm.data.tracks import Track
 from xlstm.estimators import baselines
 from xlstm.training.losses import pinball
 
+ROWS = 12  # of a score that is printed, at most
 AR_ORDER = 24  # coefficients of the linear autoregression that models are compared with
 
 
@@ -80,12 +81,23 @@ class Score:
     forecasts: Values
     seasonal: Values
     season: int
-    errors: Mapping[str, Errors] = field(repr=False)
-    quantiles: Values = field(repr=False)
+    errors: Mapping[str, Errors]
+    quantiles: Values
     crps: Values
     coverage: Values
     interval: float
-    series: np.ndarray[Any, Any] = field(repr=False)
+    series: np.ndarray[Any, Any]
+
+    def __repr__(self) -> str:
+        """Return a table by steps ahead: root mean square errors, and the share of values in the widest interval."""
+        columns = {name: one.rmse for name, one in self.errors.items()} | {"coverage": self.coverage}
+        places = list(np.ndindex(self.model.shape))
+        lines = [("step", *columns)]
+        for h, *targets in places if len(places) <= ROWS else [*places[: ROWS - 1], places[-1]]:
+            name = f"{h + 1}" + "".join(f", target {c}" for c in targets)
+            lines.append((name, *(f"{values[(h, *targets)]:.4g}" for values in columns.values())))
+        table = "\n".join("  ".join(f"{cell:>14}" for cell in line) for line in lines)
+        return f"Score: root mean square errors of {len(self.at)} forecasts\n{table}"
 
     def item(self) -> float:
         """Return one number of which more is better, minus the mean of `model`.
@@ -143,7 +155,7 @@ def score(tracks: Sequence[Track], judged: Sequence[Judged], levels: Sequence[fl
         autoregression=errors["autoregression"].rmse,
         order=order,
         points=int(np.count_nonzero(~np.isnan(truth[:, 0]))),
-        at=np.concatenate([one.at for one in judged]),
+        at=np.concatenate([one.at + track.begin for track, one in zip(tracks, judged, strict=True)]),
         forecasts=forecasts[:, :, 0] if flat else forecasts,
         seasonal=errors["seasonal"].rmse,
         season=season,

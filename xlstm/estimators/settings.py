@@ -12,14 +12,9 @@ from xlstm.training import precision as precisions
 DECILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
-def _or_auto(where: str, name: str, value: Any) -> int | str:
-    """Check a whole number from 0 up, or "auto"."""
-    return value if isinstance(value, str) and value == "auto" else checks.size_or_0(where, name, value)
-
-
-def _flag_or_auto(where: str, name: str, value: Any) -> bool | str:
-    """Check True, False or "auto"."""
-    return value if isinstance(value, str) and value == "auto" else checks.flag(where, name, value)
+def _or_auto(kind: checks.Kind) -> checks.Kind:
+    """Return the check of "auto" or of what `kind` takes."""
+    return lambda where, name, value: value if isinstance(value, str) and value == "auto" else kind(where, name, value)
 
 
 def _quantiles(where: str, name: str, value: Any) -> tuple[float, ...]:
@@ -34,13 +29,14 @@ def _quantiles(where: str, name: str, value: Any) -> tuple[float, ...]:
 
 
 CHECKS: dict[str, checks.Kind] = {
-    **dict.fromkeys(("window", "horizon", "hidden_size", "batch_size"), checks.size),
+    **dict.fromkeys(("horizon", "hidden_size", "batch_size"), checks.size),
+    "window": checks.optional(checks.size),
     **dict.fromkeys(("epochs", "patience"), checks.count),
     **dict.fromkeys(("learning_rate", "clip"), checks.above_0),
     **dict.fromkeys(("weight_decay", "averaging"), checks.non_negative),
     **dict.fromkeys(("bidirectional", "refit"), checks.flag),
-    **dict.fromkeys(("highway", "season"), _or_auto),
-    "calendar": _flag_or_auto,
+    **dict.fromkeys(("highway", "season"), _or_auto(checks.size_or_0)),
+    "calendar": _or_auto(checks.flag),
     "seed": checks.seed_number,
     "precision": checks.optional(checks.choice(precisions.NAMES)),
     "least": checks.optional(checks.finite),
@@ -58,8 +54,9 @@ class Settings:
 
     Attributes
     ----------
-    window : int
-        Steps that the network looks back.
+    window : int, optional
+        Steps that the network looks back; by default 48, or half of the training part of the shortest series where that
+        is less.
     horizon : int
         Steps ahead that are predicted at once.
     hidden_size : int
@@ -102,7 +99,7 @@ class Settings:
         Train once more on all rows, for as many epochs as were best, before anything beyond them is predicted.
     """
 
-    window: int = 48
+    window: Any = None  # int or None; of what is fitted int
     horizon: int = 1
     hidden_size: int = 50
     epochs: int = 100
@@ -129,7 +126,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name, kind in CHECKS.items():
             object.__setattr__(self, name, kind("Forecaster", name, getattr(self, name)))
-        if self.window < 2:
+        if self.window is not None and self.window < 2:
             raise ValueError(f"Forecaster: window is {self.window}, expected 2 or more: it looks at differences")
         if self.averaging >= 1:
             raise ValueError(f"Forecaster: averaging is {self.averaging}, expected less than 1")

@@ -84,6 +84,7 @@ def load(path: AnyPath, backend: str | Backend | None, network: Callable[[Settin
         calendar = checks.flag("Forecaster", "calendar", config.get("calendar"))
         roles, names = _columns(config)
         settings = reading.made("settings", Settings, config.get("settings"))
+        checks.size("settings", "window", settings.window)
         scaling = reading.made("scaling", Scaling, config.get("scaling"))
         home, model = backend_of(backend, dtype), network(settings, scaling)
         if len(names) not in (0, len(scaling.units[0])):

@@ -13,7 +13,7 @@ from typing import Any
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array, Params
 from xlstm.training import optimizers
-from xlstm.training.schedules import Schedule, schedule
+from xlstm.training.schedules import schedule
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,11 @@ class Callback:
         """Take what `state` gave in an earlier process; its arrays are on the device of the weights."""
 
 
+def has(callback: Callback, *names: str) -> bool:
+    """Return whether a callback has one of these methods of its own."""
+    return any(getattr(type(callback), name) is not getattr(Callback, name) for name in names)
+
+
 @dataclass(frozen=True)
 class Each(Callback):
     """Calls a function of a `Progress` after every step; where it returns True, training stops."""
@@ -159,6 +164,7 @@ class EarlyStopping(Callback):
         return now.epoch - now.best_epoch >= self.patience
 
 
+@dataclass(eq=False)
 class MovingAverage(Callback):
     """Judges and returns an exponential moving average of the weights (Polyak & Juditsky 1992).
 
@@ -175,9 +181,11 @@ class MovingAverage(Callback):
         `decay` is out of range.
     """
 
-    def __init__(self, decay: float) -> None:
-        self.decay = checks.rate("MovingAverage", "decay", decay)
-        self.mean: Params = {}
+    decay: float
+    mean: Params = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        checks.fields(self, decay=checks.rate)
 
     def begin(self, params: Params) -> None:
         self.mean = params
@@ -194,6 +202,7 @@ class MovingAverage(Callback):
         self.mean = state["mean"]
 
 
+@dataclass(eq=False)
 class ReduceOnPlateau(Callback):
     """A learning rate that shrinks when the validation loss stops improving.
 
@@ -220,23 +229,18 @@ class ReduceOnPlateau(Callback):
         An argument is out of range.
     """
 
+    lr: Any  # a number becomes a schedule
+    factor: float = 0.1
+    patience: int = 10
+    threshold: float = 1e-4
+    floor: float = 0.0
+
     needs_validation = True
 
-    def __init__(
-        self,
-        lr: float | Schedule,
-        factor: float = 0.1,
-        patience: int = 10,
-        threshold: float = 1e-4,
-        floor: float = 0.0,
-    ) -> None:
-        where = "ReduceOnPlateau"
-        self.lr = schedule(where, "lr", lr)
-        self.factor = checks.real(0, 1, strict=True)(where, "factor", factor)
-        self.patience = checks.size_or_0(where, "patience", patience)
-        self.threshold = checks.rate(where, "threshold", threshold)
-        self.floor = checks.real(0, 1)(where, "floor", floor)
-        self.scale, self.best, self.bad = 1.0, math.inf, 0
+    def __post_init__(self) -> None:
+        ranges = {"factor": checks.real(0, 1, strict=True), "threshold": checks.rate, "floor": checks.real(0, 1)}
+        checks.fields(self, lr=schedule, patience=checks.size_or_0, **ranges)
+        self.begin({})
 
     def __call__(self, step: int) -> float:
         """Return the learning rate after so many updates."""
@@ -260,5 +264,7 @@ class ReduceOnPlateau(Callback):
         return {"scale": self.scale, "best": None if math.isinf(self.best) else self.best, "bad": self.bad}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.scale, self.bad = state["scale"], state["bad"]
-        self.best = math.inf if state["best"] is None else state["best"]
+        where = "ReduceOnPlateau"
+        self.scale = checks.non_negative(where, "scale", state["scale"])
+        self.best = math.inf if state["best"] is None else checks.any_number(where, "best", state["best"])
+        self.bad = checks.size_or_0(where, "bad", state["bad"])

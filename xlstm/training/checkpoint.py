@@ -1,12 +1,14 @@
 """Parameters and their description in one safetensors file, written whole or not at all.
 
 The file holds the arrays under their names. Its metadata has one entry, "xlstm", a JSON object with the version of the
-format, the kind of model and its configuration. It is one entry because safetensors writes several in no fixed order,
-and equal models are to give equal bytes.
+format, the kind of model, its configuration, and a digest of all of these and the arrays, by which a file that was
+changed is refused. It is one entry because safetensors writes several in no fixed order, and equal models are to give
+equal bytes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from typing import Any
@@ -20,7 +22,8 @@ from xlstm.data import reading, writing
 from xlstm.data.tensors import Tensors
 
 KEY = "xlstm"
-VERSION = 1
+VERSION = 2
+ENTRIES = ("version", "kind", "config", "digest")
 Host = np.ndarray[Any, Any]
 
 
@@ -44,9 +47,23 @@ def save(path: str | os.PathLike[str], params: dict[str, Array], kind: str, conf
     """
     from safetensors.numpy import save as to_bytes
 
-    about = json.dumps({"version": VERSION, "kind": kind, "config": config})
-    arrays = {name: np.ascontiguousarray(to_numpy(array)) for name, array in params.items()}
-    writing.write(path, to_bytes(arrays, metadata={KEY: about}))
+    arrays = {name: _stored(to_numpy(array)) for name, array in params.items()}
+    about = dict(zip(ENTRIES, (VERSION, kind, config, digest(kind, config, arrays)), strict=True))
+    writing.write(path, to_bytes(arrays, metadata={KEY: json.dumps(about)}))
+
+
+def digest(kind: str, config: dict[str, Any], arrays: dict[str, Host]) -> str:
+    """Return the SHA-256 of all that a file says, in hexadecimal digits."""
+    found = hashlib.sha256(json.dumps([kind, config]).encode())
+    for name, array in sorted(arrays.items()):
+        found.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+        found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
+
+
+def _stored(array: Host) -> Host:
+    """Return an array in the order of a file: that of C, with little-endian numbers."""
+    return np.asarray(array, array.dtype.newbyteorder("<"), order="C")
 
 
 @reading.brief()
@@ -81,13 +98,16 @@ def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Host], dict
     FileNotFoundError
         There is no such file.
     ValueError
-        It is no safetensors file, is damaged, or is of another format, version or kind.
+        It is no safetensors file, is damaged or changed, or is of another format, version or kind.
     """
     file = Tensors(path)
-    found, config = _about(file)
+    found, config, expected = _about(file)
     if found != kind:
         raise ValueError(f"{path}: kind is {found!r}, expected {kind!r}")
-    return file.read(), config
+    arrays = file.read()
+    if digest(kind, config, arrays) != expected:
+        raise ValueError(f"{path}: was changed after it was written, its digest is not that of what it holds")
+    return arrays, config
 
 
 def finite(path: str | os.PathLike[str], arrays: dict[str, Host], dtype: str | None = None) -> None:
@@ -100,19 +120,19 @@ def finite(path: str | os.PathLike[str], arrays: dict[str, Host], dtype: str | N
             raise ValueError(f"{path}: {name} is not finite{'' if found is array else f' in {dtype}'}")
 
 
-def _about(file: Tensors) -> tuple[str, dict[str, Any]]:
-    """Return kind and configuration of a file of our version."""
+def _about(file: Tensors) -> tuple[str, dict[str, Any], Any]:
+    """Return kind, configuration and digest of a file of our version."""
     if KEY not in file.metadata:
         raise ValueError(f"{file.path}: not an xlstm model file, its metadata has no entry {KEY!r}")
     try:
         about = reading.from_json(f"entry {KEY!r}", file.metadata[KEY])
-        if not isinstance(about, dict) or not {"version", "kind", "config"} <= set(about):
-            raise ValueError(f"it is {shown(about)}, expected version, kind and config")
+        if not isinstance(about, dict) or "version" not in about:
+            raise ValueError(f"it is {shown(about)}, expected {', '.join(ENTRIES)}")
     except ValueError as error:
         raise ValueError(f"{file.path}: its description is not readable ({error})") from error
     if about["version"] != VERSION:
-        raise ValueError(f"{file.path}: version is {shown(about['version'])}, expected {VERSION!r}")
-    kind, config = about["kind"], about["config"]
+        raise ValueError(f"{file.path}: version of the format is {shown(about['version'])}, expected {VERSION!r}")
+    _, kind, config, expected = map(about.get, ENTRIES)
     if not isinstance(kind, str) or not isinstance(config, dict):
         raise ValueError(f"{file.path}: kind and config are {shown([kind, config])}, expected text and an object")
-    return kind, config
+    return kind, config, expected

@@ -15,7 +15,7 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_like
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, Params, namespace
-from xlstm.data.batches import Batch, Batches
+from xlstm.data.batches import BATCHES, Batch, Batches
 from xlstm.data.host import Host, finite
 from xlstm.training.losses import mse
 
@@ -172,3 +172,20 @@ class Feed:
 def _within_lengths(batch: Batch) -> Host:
     """Return which steps (T, B) lie within their sequences."""
     return np.arange(batch.x.shape[0])[:, None] < to_numpy(batch.lengths)
+
+
+def mean_loss(model: Any, params: Params, data: Batches, loss: Loss | None, stopped: Callable[[], bool]) -> float:
+    """Return the mean loss, or NaN where `stopped` says after a batch that nobody needs it any more."""
+    feed = Feed.of("evaluate", model, params)
+    BATCHES("evaluate", "data", data)
+    loss = loss_of("evaluate", model, loss)
+    total, count, state = 0.0, 0.0, None
+    for batch in feed.batches(data, "evaluate", ": batch"):
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller sees it in the result
+            y, state, _ = feed.forward(params, batch, state, train=False)
+            value, _ = loss(y, batch.target, batch.mask)
+        total += batch.weight * float(value)
+        count += batch.weight
+        if stopped():
+            return math.nan
+    return total / count

@@ -8,21 +8,36 @@ whole or not at all.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from xlstm.arrays import checks
+from xlstm.arrays.backend import backend_like
+from xlstm.arrays.checks import shown
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import Array
 from xlstm.data import reading, writing
-from xlstm.training import checkpoint, trees
+from xlstm.training import checkpoint
 
 KIND = "training"
 BEST = "best.safetensors"
-NAME = re.compile(r"step-(\d+)\.safetensors")
+NAME = re.compile(r"step-\d+\.safetensors")
 Host = np.ndarray[Any, Any]
+PLAIN = (str, bool, int, float, type(None))
+NUMBER = checks.optional(checks.real(-math.inf, math.inf))
+# What a description says of where a run stands.
+RULES: dict[str, checks.Kind] = {
+    **dict.fromkeys(("epoch", "epochs"), checks.count),
+    **dict.fromkeys(("done", "total", "updates", "skipped", "best_epoch"), checks.whole(0, checks.COUNTED)),
+    **{"ended": checks.flag, "seconds": checks.non_negative, "loss": NUMBER, "best": NUMBER},
+}
 
 
 class Checkpoint(NamedTuple):
@@ -92,7 +107,7 @@ class Folder:
                 f"train: {self.path} holds a run already ({old[-1].name}); resume=True goes on with it, "
                 "and another folder begins a new one"
             )
-        if old and found is not None and _total(old[-1]) > int(found.about["total"]):
+        if old and found is not None and _total(old[-1]) > found.about["total"]:
             raise ValueError(
                 f"train: {self.path} holds later checkpoints than {found.path} ({old[-1].name}); "
                 "delete them, or choose another folder"
@@ -116,7 +131,7 @@ class Folder:
         judged : bool
             There is a best one, which is to be written again where it is missing.
         """
-        value, arrays = trees.pack(tree)
+        value, arrays = pack(tree)
         self._owed |= best or (judged and not (self.path / BEST).exists())
         names = [f"step-{total:09}.safetensors", *([BEST] if self._owed else [])]
         try:
@@ -145,7 +160,7 @@ class Folder:
 
     def checkpoints(self) -> list[Path]:
         """Return the numbered checkpoints, the newest last."""
-        return sorted((path for path in _entries(self.path) if NAME.fullmatch(path.name)), key=_total)
+        return sorted((path for path in self.path.glob("step-*") if NAME.fullmatch(path.name)), key=_total)
 
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint that can be read, or None where there is none at all.
@@ -193,6 +208,15 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     about, value = config.get("about"), config.get("value")
     if not isinstance(about, dict) or not isinstance(value, dict):
         raise ValueError(f"{path}: not a sound checkpoint, it has no description or no values")
+    try:
+        for name, rule in RULES.items():
+            rule("its description", name, about.get(name))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a sound checkpoint ({error})") from error
+    epoch, done, total = (about[name] for name in ("epoch", "done", "total"))
+    most = max(about["updates"], about["skipped"], epoch - 1 + done)  # an epoch has a batch or more
+    if most > total or about["best_epoch"] > epoch or (about["ended"] and done):
+        raise ValueError(f"{path}: not a sound checkpoint, epoch {epoch}, step {done} does not go with the rest of it")
     return Checkpoint(Path(path), about, value, arrays)
 
 
@@ -215,13 +239,99 @@ def find(where: str | os.PathLike[str]) -> Checkpoint:
 
 def _total(path: Path) -> int:
     """Return the number in the name of a checkpoint."""
-    match = NAME.fullmatch(path.name)
-    assert match is not None
-    return int(match[1])
+    return int(path.stem.removeprefix("step-"))
 
 
-def _entries(path: Path) -> list[Path]:
-    try:
-        return list(path.iterdir())
-    except OSError:  # the folder went away
-        return []
+def pack(tree: Any) -> tuple[Any, dict[str, Host]]:
+    """Return a tree as a JSON value, and its arrays on the host by name.
+
+    Parameters
+    ----------
+    tree : dict, list, tuple, str, number, None, or array
+        Dicts have text as keys. An array that is there several times is kept once.
+
+    Returns
+    -------
+    value : JSON value
+        A container is {"dict": ...}, {"list": ...} or {"tuple": ...}, an array {"array": name, "dtype": dtype}, and a
+        number that is not finite {"float": "inf"}.
+    arrays : dict of str to NumPy array
+
+    Raises
+    ------
+    TypeError
+        The tree holds something else.
+    """
+    arrays: dict[str, Host] = {}
+    names: dict[int, str] = {}
+
+    def packed(value: Any, path: str) -> Any:
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, float) and not math.isfinite(value):
+            return {"float": str(value)}  # which JSON does not have
+        if isinstance(value, PLAIN):
+            return value
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            return {"dict": {key: packed(part, f"{path}.{key}") for key, part in value.items()}}
+        if isinstance(value, list | tuple):
+            kind = "list" if isinstance(value, list) else "tuple"
+            return {kind: [packed(part, f"{path}.{k}") for k, part in enumerate(value)]}
+        if not hasattr(value, "shape") or (isinstance(value, np.ndarray) and value.dtype.kind not in "fiub"):
+            raise TypeError(
+                f"{path[1:]} is {shown(value)}, expected numbers, text, arrays of numbers, or containers of them"
+            )
+        name = names.setdefault(id(value), path[1:])
+        if name not in arrays:
+            arrays[name] = np.ascontiguousarray(to_numpy(value)).reshape(value.shape)
+        return {"array": name, "dtype": _floating(value)}
+
+    return packed(tree, ""), arrays
+
+
+def unpack(value: Any, arrays: dict[str, Host], put: Callable[[Host, str], Array]) -> Any:
+    """Return the tree that `pack` was given.
+
+    Parameters
+    ----------
+    value : JSON value
+    arrays : dict of str to NumPy array
+    put : callable
+        `put(array, dtype)` moves an array of floating-point numbers to where it belongs; others stay on the host.
+
+    Returns
+    -------
+    dict, list, tuple, str, number, None, or array
+
+    Raises
+    ------
+    ValueError
+        The value is none that `pack` made, or an array is missing.
+    """
+    placed: dict[str, Array] = {}
+
+    def unpacked(value: Any) -> Any:
+        match value:
+            case {"dict": dict() as parts}:
+                return {key: unpacked(part) for key, part in parts.items()}
+            case {"list": list() as parts}:
+                return [unpacked(part) for part in parts]
+            case {"tuple": list() as parts}:
+                return tuple(unpacked(part) for part in parts)
+            case {"float": "inf" | "-inf" | "nan" as number}:
+                return float(number)
+            case {"array": str() as name, "dtype": str() as dtype} if name in arrays:
+                if name not in placed:
+                    placed[name] = put(arrays[name], dtype) if dtype else arrays[name]
+                return placed[name]
+            case str() | bool() | int() | float() | None:
+                return value
+        raise ValueError(f"{shown(value)} is not one of the values that a checkpoint holds")
+
+    return unpacked(value)
+
+
+def _floating(array: Array) -> str:
+    """Return the dtype of an array of floating-point numbers, or nothing for one that stays on the host."""
+    on_host = isinstance(array, np.ndarray) and array.dtype.kind != "f"
+    return "" if on_host else backend_like(array).dtype

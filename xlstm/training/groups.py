@@ -9,7 +9,7 @@ from typing import Any
 
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
-from xlstm.training.optimizer import Optimizer, OptimState, Parts
+from xlstm.training.rules import Optimizer, OptimState, Parts
 
 
 def by_name(rules: Mapping[str, Optimizer | None], otherwise: Optimizer) -> Optimizer:

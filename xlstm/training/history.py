@@ -8,8 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from xlstm.data import writing
+from xlstm.arrays import checks
+from xlstm.data import reading, writing
 
+NUMBER = checks.optional(checks.any_number)
+RULES = {"total": checks.whole(0, checks.COUNTED), "epoch": checks.optional(checks.whole(0, checks.COUNTED))}
+RULES |= dict.fromkeys(("loss", "norm", "validation", "seconds"), NUMBER)
 FILE = "history.jsonl"
 EVERY = 1.0  # seconds between two writes
 
@@ -35,18 +39,15 @@ class History:
 
         So does what a power cut may have left of a line; a checkpoint is all that a run needs to go on.
         """
-        if not self.path.exists():
+        if not reading.regular(self.path).exists():
             return
-        found: list[dict[str, Any]] = []
-        blob = self.path.read_bytes()
+        kept, judged, blob = [], 0, self.path.read_bytes()
         for line in blob.split(b"\n"):
             with contextlib.suppress(ValueError):
-                found.append(_entry(line))
-        kept, judged = [], 0
-        for entry in found:
-            judged += "validation" in entry
-            if entry["total"] <= total and ("validation" not in entry or judged <= validations):
-                kept.append(entry)
+                entry = _entry(line)
+                judged += "validation" in entry
+                if entry["total"] <= total and ("validation" not in entry or judged <= validations):
+                    kept.append(entry)
         text = "".join(_line(entry) for entry in kept).encode()
         if text != blob:
             writing.write(self.path, text)
@@ -88,7 +89,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         There is no such file, or it is not a history.
     """
     found = []
-    lines = path.read_bytes().split(b"\n")
+    lines = reading.regular(path).read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], 1):  # what follows the last end of a line is not whole
         try:
             found.append(_entry(line))
@@ -98,9 +99,15 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def _entry(line: bytes) -> dict[str, Any]:
-    entry = json.loads(line.decode())
-    if not isinstance(entry, dict) or not isinstance(entry.get("total"), int):
-        raise ValueError("it is no object with a total")
+    """Return what a line says; ValueError if it is none of a history. NaN, which JSON does not have, comes as None."""
+    entry = reading.from_json("entry", line, unlimited=True)
+    if not isinstance(entry, dict):
+        raise ValueError(f"it is {checks.shown(entry)}, expected an object with a total")
+    try:
+        for name, rule in RULES.items():
+            rule("entry", name, entry.get(name))
+    except TypeError as error:
+        raise ValueError(str(error)) from error
     return entry
 
 

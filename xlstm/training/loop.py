@@ -15,8 +15,7 @@ from xlstm.arrays.random import Seed
 from xlstm.data.batches import BATCHES, Batches
 from xlstm.training import optimizers, schedules
 from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress, ReduceOnPlateau
-from xlstm.training.evaluation import mean_loss
-from xlstm.training.feed import Loss, loss_of
+from xlstm.training.feed import Loss, loss_of, mean_loss
 from xlstm.training.folder import Folder
 from xlstm.training.precision import Mixed
 from xlstm.training.run import Run, Trained
@@ -99,8 +98,10 @@ def train(
         The number of checkpoints that are kept, beside `best.safetensors`, that of the best epoch.
     resume : bool or path
         Go on from the newest checkpoint in `checkpoints`, if there is one; or from a checkpoint, or the newest one of
-        a folder. Model, data and other arguments are to be those of the run, but `epochs` and
-        `steps` may be more.
+        a folder. Arguments that decide the numbers are to be those of the run, and the error names one that is not:
+        the model, the first batch of the data, the optimiser, the loss, the seed, the precision, `accumulate`, and
+        callbacks that change gradients or weights or have a state. `epochs` and `steps` may be more, with them the
+        steps of a `cosine`, and `patience`, functions, and how often checkpoints are written may change.
     graph : bool
         Capture steps in CUDA graphs, on CuPy, as `Step` says: from the third batch of a kind on, a step is one launch,
         with the same result to the bit. Nothing of the forward and backward passes, of the loss and of a callback's

@@ -15,8 +15,7 @@ from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.training.clipping import clip_global_norm, clip_value, global_norm
 from xlstm.training.groups import by_name
-from xlstm.training.optimizer import Optimizer, OptimState, Parts
-from xlstm.training.rules import Adam, RmsProp, Sgd
+from xlstm.training.rules import Adam, Optimizer, OptimState, Parts, RmsProp, Sgd
 from xlstm.training.schedules import Schedule, constant, cosine, schedule, step_decay, warmup
 
 __all__ = [

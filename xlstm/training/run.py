@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import math
+import re
 import time
 import warnings
-from collections.abc import Iterable
+import zlib
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import together
+from xlstm.arrays import checks, together
+from xlstm.arrays.backend import backend_of
+from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed, generator
 from xlstm.data.batches import Batches
-from xlstm.training import signals, snapshot, trees
-from xlstm.training.callbacks import Callback, Progress
-from xlstm.training.evaluation import mean_loss
-from xlstm.training.feed import Inputs
-from xlstm.training.folder import Folder, find
+from xlstm.training import optimizers, signals
+from xlstm.training.callbacks import Callback, MovingAverage, Progress, has
+from xlstm.training.feed import Inputs, mean_loss
+from xlstm.training.folder import Checkpoint, Folder, find, pack, unpack
 from xlstm.training.history import History
-from xlstm.training.snapshot import finite
+from xlstm.training.precision import Scaling
 from xlstm.training.step import Step, StepState, Taken
 
+STATE = ("params", "carried", "sums", "weight", "batches")  # of a step, as a checkpoint has it
+NUMBERS = {"scale": checks.above_0, "good": checks.size_or_0, "weight": checks.non_negative}
+NUMBERS |= dict.fromkeys(("batches", "moments step"), checks.size_or_0)
+PLACES = ("epoch", "done", "best_epoch", "skipped", "ended")  # where a run stands
 log = logging.getLogger("xlstm.training")
 
 
@@ -78,7 +87,7 @@ class Run:
         self.epochs, self.steps, self.every = epochs, steps, every
         self.callbacks = list(step.callbacks)
         # Whether a callback looks at the weights after each step.
-        self.watched = any(_own(callback, "step") or _own(callback, "weights") for callback in self.callbacks)
+        self.watched = any(has(callback, "step", "weights") for callback in self.callbacks)
         self.folder: Folder | None = None
         self.history: History | None = None
         self.losses: list[float] = []
@@ -94,6 +103,7 @@ class Run:
     def begin(self, params: Params, seed: Seed) -> None:
         """Set the state before the first step."""
         self.state: StepState = self.step.init(params, seed)
+        self.seed = int(seed) if isinstance(seed, Integral) else type(seed).__name__
         self.order = generator(seed, stream=1, where="train")  # stream 0 drew the weights
         self.order_before: Any = None  # its state when the epoch began
         self.best = self.judged = params
@@ -106,7 +116,7 @@ class Run:
     def keep_in(self, folder: Folder) -> None:
         """Keep checkpoints and the history in a folder."""
         for callback in self.callbacks:  # what cannot be saved is refused before any work
-            trees.pack({f"the state of {type(callback).__name__}": callback.state()})
+            pack({f"the state of {type(callback).__name__}": callback.state()})
         self.folder, self.history = folder, History(folder.path)
         self.folder.begin()
 
@@ -125,7 +135,7 @@ class Run:
         if self.folder is not None:
             self.folder.check(found)
         if found is not None:
-            snapshot.restore(self, found)
+            restore(self, found)
             if self.ended:
                 log.info(f"train: {found.path} is the end of a run that a callback ended; it does not go on")
         if self.folder is not None and self.history is not None:
@@ -275,9 +285,10 @@ class Run:
         )
 
     @functools.cached_property
-    def first_batch(self) -> str:
-        """The number that tells the data apart."""
-        return snapshot.first_batch(self.data)
+    def first_batches(self) -> dict[str, str | None]:
+        """The numbers that tell data apart."""
+        given = {"first batch": self.data, "first batch of validation": self.validation}
+        return {name: None if data is None else first_batch(data) for name, data in given.items()}
 
     def _save(self, improved: bool = False) -> None:
         """Write a checkpoint, where there is a folder and it does not have this one."""
@@ -286,7 +297,7 @@ class Run:
             return
         self.saved_at = at
         self.history.flush()  # type: ignore[union-attr]
-        self.folder.save(self.total, snapshot.about(self), snapshot.tree(self), improved, bool(self.validations))
+        self.folder.save(self.total, about(self), tree(self), improved, bool(self.validations))
 
     def _farewell(self, number: int) -> str:
         """Return how a run that a signal stopped can go on."""
@@ -298,11 +309,161 @@ class Run:
         return f"train: stopped after {at} by signal {number}; resume=True goes on from {self.folder.path}"
 
 
-def _own(callback: Callback, name: str) -> bool:
-    """Tell whether a callback has a method of its own."""
-    return getattr(type(callback), name) is not getattr(Callback, name)
-
-
 def _says(answer: object) -> bool:
     """Tell whether a callback says that training is to stop: by True, or NumPy's."""
     return isinstance(answer, bool | np.bool_) and bool(answer)
+
+
+def tree(run: Run) -> dict[str, Any]:
+    """Return the arrays and numbers from which a run goes on."""
+    state = run.state
+    return {
+        **{name: getattr(state, name) for name in STATE},
+        "moments": state.moments._asdict(),
+        "scaling": list(state.scaling),
+        "masks": None if state.masks is None else state.masks.bit_generator.state,
+        "order": run.order_before if run.done else run.order.bit_generator.state,
+        "best": run.best,
+        "judged": run.judged,
+        "losses": np.array(run.losses),
+        "validations": np.array(run.validations),
+        "callbacks": [callback.state() for callback in _remembering(run)],
+    }
+
+
+def about(run: Run) -> dict[str, Any]:
+    """Return what a checkpoint says of its run: first what a run that goes on has to share."""
+    return {
+        **_settings(run),
+        **{name: getattr(run, name) for name in (*PLACES, "epochs")},
+        "total": run.total,
+        "updates": run.state.updates,
+        "seconds": run.seconds,
+        "loss": finite(run.losses[-1]) if run.losses else None,
+        "best": run.lowest if run.validations else None,
+    }
+
+
+def restore(run: Run, found: Checkpoint) -> None:
+    """Let a run go on from a checkpoint.
+
+    Raises
+    ------
+    ValueError
+        The checkpoint is one of another run, or damaged.
+    """
+    for name, value in _settings(run).items():
+        there = found.about.get(name)
+        if there != value:
+            if isinstance(there, str) and isinstance(value, str):  # what is shown begins shortly before they differ
+                same = next((k for k, (a, b) in enumerate(zip(there, value, strict=False)) if a != b), 32)
+                start = max(0, same - 32)
+                there, value = there[start:], value[start:]
+            is_not = f"its {name} is {checks.shown(there)}, expected {checks.shown(value)}"
+            raise ValueError(f"train: {found.path} is of another run: {is_not}")
+    home = run.state.feed.home
+    try:
+        held = unpack(found.value, found.arrays, lambda a, dtype: backend_of(home, dtype).asarray(a))
+        _check(run, held, found.about["total"])
+        run.state = run.state._replace(
+            **{name: held[name] for name in STATE},
+            moments=optimizers.OptimState(**held["moments"]),
+            scaling=Scaling(*held["scaling"]),
+            updates=found.about["updates"],
+        )
+        if run.state.masks is not None:
+            run.state.masks.bit_generator.state = held["masks"]
+        run.order.bit_generator.state = held["order"]
+        run.best, run.judged = held["best"], held["judged"]
+        run.losses, run.validations = held["losses"].tolist(), held["validations"].tolist()
+        for name in PLACES:
+            setattr(run, name, found.about[name])
+        run.lowest = min(run.validations, default=math.inf)
+        for callback, state in zip(_remembering(run), held["callbacks"], strict=True):
+            callback.restore(state)
+        run.start -= found.about["seconds"]
+    except Exception as error:  # whatever it is, it comes from the file, or from what a callback makes of it
+        raise ValueError(f"{found.path}: not a sound checkpoint ({type(error).__name__}: {error})") from error
+    run.order_before = run.order.bit_generator.state
+    if run.folder is not None and found.path.parent == run.folder.path:
+        run.folder.saved, run.saved_at = run.total, (run.epoch, run.done, run.ended)
+
+
+def _check(run: Run, held: dict[str, Any], total: int) -> None:
+    """Raise an error unless the values of a checkpoint can be those of a run."""
+    numbers = (*held["scaling"], held["weight"], held["batches"], held["moments"]["step"])
+    for (name, rule), number in zip(NUMBERS.items(), numbers, strict=True):
+        rule("its values", name, number)
+    params = run.state.params
+    _check_alike("moments", held["moments"]["slots"], run.state.moments.slots)
+    for name in ("params", "best", "judged"):
+        _check_alike(name, held[name], params)
+    if held["sums"] is not None:
+        _check_alike("sums", held["sums"], {name: params[name] for name in held["sums"]})
+    for callback, kept in zip(_remembering(run), held["callbacks"], strict=True):
+        if isinstance(callback, MovingAverage):
+            _check_alike("mean", kept["mean"], params)
+    for name, count in (("losses", total), ("validations", held["validations"].size)):
+        _check_alike(name, held[name], np.broadcast_to(0.0, count))
+
+
+def _check_alike(name: str, found: Any, like: Any) -> None:
+    """Raise ValueError unless `found` is a dict with the names of `like`, or an array of its shape and dtype."""
+    if isinstance(like, dict):
+        if not isinstance(found, dict) or found.keys() != like.keys():
+            raise ValueError(f"{name} is {checks.shown(found)}, expected a dict of {checks.few(like)}")
+        for key in like:
+            _check_alike(f"{name} {key}", found[key], like[key])
+    elif getattr(found, "shape", None) != like.shape or found.dtype != like.dtype:
+        raise ValueError(f"{name} is {checks.shown(found)}, expected {checks.shown(like)}")
+
+
+def finite(number: float) -> float | None:
+    """Return a number for JSON, which has no infinity."""
+    return number if math.isfinite(number) else None
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """Return what decides the numbers of a run, apart from the arrays."""
+    step = run.step
+    return {
+        "model": _text(step.model) if dataclasses.is_dataclass(step.model) else type(step.model).__name__,
+        "parameters": {name: list(p.shape) for name, p in run.state.params.items()},
+        "dtype": run.state.feed.home.dtype,
+        "precision": None if step.precision is None else repr(step.precision),
+        "accumulate": step.accumulate,
+        "seed": run.seed,
+        "optimizer": _text(getattr(step.optimizer.init, "__self__", step.optimizer.init)),
+        "loss function": _text(getattr(step.loss, "__func__", step.loss)),
+        "callbacks": [
+            _text(callback) if type(callback).__module__ == Callback.__module__ else type(callback).__name__
+            for callback in run.callbacks
+            if has(callback, "gradients", "weights", "state")  # the repr of a user's callback may change
+        ],
+        "moments": sorted(run.state.moments.slots),
+        "steps": len(run.data),
+        **run.first_batches,
+    }
+
+
+def _text(value: Any) -> str:
+    """Return the repr of a setting without what may differ: addresses in memory, and the length of a cosine."""
+    return re.sub(r"(?<=function _cosine) at 0x\w+>, steps=\d+| at 0x\w+", "", repr(value))
+
+
+def first_batch(data: Batches) -> str:
+    """Return a number that tells data apart: it is made of their first batch in order."""
+    batches = data.batches()
+    first = next(iter(batches), None)
+    found = 0
+    for array in () if first is None else (first.x, first.target, first.lengths, *(first.options or {}).values()):
+        if array is not None:
+            found = zlib.crc32(np.ascontiguousarray(to_numpy(array)).tobytes(), found)
+    if isinstance(batches, Generator):
+        batches.close()
+    return f"{found:08x}"
+
+
+def _remembering(run: Run) -> list[Callback]:
+    """Return the callbacks that have a state."""
+    return [callback for callback in run.callbacks if has(callback, "state")]

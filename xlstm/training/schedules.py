@@ -77,7 +77,7 @@ def cosine(lr: float, steps: int, floor: float = 0.0) -> Schedule:
         A setting is out of range, or no number.
     """
     rate, steps = checks.above_0("cosine", "lr", lr), checks.count("cosine", "steps", steps)
-    return functools.partial(_cosine, rate=rate, steps=steps, floor=checks.non_negative("cosine", "floor", floor))
+    return functools.partial(_cosine, steps=steps, rate=rate, floor=checks.non_negative("cosine", "floor", floor))
 
 
 def warmup(steps: int, then: Schedule) -> Schedule:

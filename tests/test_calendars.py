@@ -1,0 +1,151 @@
+"""The dates that follow others, as pandas goes on with them."""
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from tests.conftest import DATA
+from tests.tables import LIBRARIES, columns_of, table
+from xlstm.cli.app import app
+from xlstm.data import calendars
+from xlstm.estimators import Forecaster, ZeroShotForecaster
+
+pd = pytest.importorskip("pandas")
+
+TIREX = DATA / "tirex1" / "a"
+
+AHEAD = 12
+FREQUENCIES = [
+    *("D", "2D", "B", "W", "2W", "W-MON", "W-TUE", "W-WED", "W-THU", "W-FRI", "W-SAT"),
+    *("MS", "2MS", "ME", "2ME", "3ME", "SMS", "SME", "SMS-10", "SME-10"),
+    *("QS", "QS-FEB", "QS-MAR", "QE", "QE-JAN", "QE-FEB", "2QE", "YS", "YS-MAR", "2YS", "YE", "YE-FEB", "YE-JUN"),
+    *("h", "2h", "6h", "12h", "min", "5min", "15min", "s", "30s", "ms"),
+]
+DAILY = ["D", "2D", "B", "W", "MS", "ME", "3ME", "SMS", "SME", "QS-FEB", "QE-FEB", "YS", "YE-FEB"]
+HOURLY = ["h", "2h", "6h", "12h", "15min"]
+
+
+def went_on(dates, zone=None):
+    """Check that a calendar of all but the last dates goes on with these, and places them."""
+    utc = dates if zone is None else dates.tz_convert("UTC").tz_localize(None)
+    calendar = calendars.read("it", utc.values[:-AHEAD], zone)
+    after = calendars.after(calendar, AHEAD)
+    np.testing.assert_array_equal(after, utc.values[-AHEAD:])
+    np.testing.assert_array_equal(calendars.steps_after(calendar, utc.values[-AHEAD:]), np.arange(1, AHEAD + 1))
+    np.testing.assert_array_equal(calendars.after(calendar, 3, passed=5), after[5:8])
+    np.testing.assert_array_equal(calendar.place, np.arange(len(dates) - AHEAD))
+    return calendar
+
+
+@pytest.mark.parametrize("start", ["2000-01-31", "2023-11-17", "2019-02-28 08:30"])
+@pytest.mark.parametrize("freq", FREQUENCIES)
+def test_every_frequency_goes_on_as_in_pandas(freq, start):
+    for rows in (12, 40, 100):
+        went_on(pd.date_range(start, periods=rows + AHEAD, freq=freq))
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Asia/Kolkata", "UTC", "UTC+02:00"])
+@pytest.mark.parametrize("freq", DAILY + HOURLY)
+def test_days_keep_the_clocks_of_their_zone_and_hours_do_not(freq, zone):
+    """Clocks change in the middle of the dates, and in the middle of those that follow."""
+    for start in ("2020-03-01", "2020-03-17", "2020-10-20"):
+        for rows in (12, 40):  # before 2037, where the zones of older pandas end
+            went_on(pd.date_range(start, periods=rows + AHEAD, freq=freq, tz=zone), zone)
+
+
+def test_steps_of_24_hours_over_a_change_of_clocks_are_no_days():
+    went_on(pd.date_range("2020-03-17", periods=40, freq="24h", tz="Europe/Berlin"), "Europe/Berlin")
+
+
+@pytest.mark.parametrize("first", ["2023-12-31", "2024-01-31", "2024-02-29", "2023-02-28", "2022-06-30"])
+@pytest.mark.parametrize("freq", ["ME", "MS", "QE", "QS", "YE", "YS"])
+def test_three_dates_are_enough(freq, first):
+    went_on(pd.date_range(first, periods=3 + AHEAD, freq=freq))
+
+
+@pytest.mark.parametrize("day", [2, 15, 28, 29, 30])
+@pytest.mark.parametrize("first", [1, 2, 4, 12])
+def test_a_day_of_the_month_stays_or_is_the_last_one(first, day):
+    months = pd.period_range(f"2023-{first:02d}", periods=6 + AHEAD, freq="M")
+    days = [month.start_time.replace(day=min(day, month.days_in_month)) for month in months]
+    went_on(pd.DatetimeIndex(days))
+
+
+@pytest.mark.parametrize(("freq", "kept"), [("ME", [0, 1, 3, 4, 5, 9, 10]), ("B", [0, 1, 2, 5, 6, 9, 10, 11, 12])])
+def test_missing_rows_do_not_hide_the_calendar(freq, kept):
+    dates = pd.date_range("2024-01-31", periods=20, freq=freq).values.astype("datetime64[D]")
+    calendar = calendars.read("it", dates[kept])
+    np.testing.assert_array_equal(calendar.place, kept)
+    np.testing.assert_array_equal(calendar.dates, dates[: kept[-1] + 1])
+    np.testing.assert_array_equal(calendars.after(calendar, 5), dates[kept[-1] + 1 :][:5])
+
+
+@pytest.mark.parametrize("between", ["2024-06-29", "2024-06-01", "2024-07-01", "2024-06-30T01"])
+def test_a_day_beside_the_last_one_of_a_month_is_on_no_step(between):
+    calendar = calendars.read("it", pd.date_range("2023-01-31", periods=12, freq="ME").values)
+    assert calendars.steps_after(calendar, np.array([between], "datetime64[us]")) == 0
+
+
+@pytest.fixture(scope="module")
+def estimators():
+    """A forecaster that needs no training, and one with a calendar that is fitted to days."""
+    forecaster = Forecaster(window=4, horizon=2, hidden_size=2, epochs=1, backend="numpy", calendar=True, name="v")
+    dates = pd.date_range("2020-01-31", periods=60, freq="ME").values
+    return ZeroShotForecaster(TIREX, "numpy"), forecaster.fit(np.sin(np.arange(60.0)), dates=dates)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("freq", ["ME", "QE-FEB", "YE", "MS", "SMS", "B", "W", "6h"])
+def test_tables_go_on(estimators, library, freq):
+    for estimator in estimators[: 2 if freq in ("ME", "MS") else 1]:
+        dates = pd.date_range("2000-01-31", periods=60 + AHEAD, freq=freq).values.astype("datetime64[us]")
+        found = estimator.predict(table(library, {"day": dates[:60], "v": np.sin(np.arange(60.0))}), AHEAD)
+        np.testing.assert_array_equal(columns_of(found)["day"].astype("datetime64[us]"), dates[60:])
+
+
+@pytest.mark.parametrize("freq", ["D", "ME", "h"])
+def test_tables_of_a_time_zone_go_on(estimators, freq):
+    pl = pytest.importorskip("polars")
+    dates = pd.date_range("2020-03-01", periods=24 + AHEAD, freq=freq, tz="Europe/Berlin")
+    given = pd.DataFrame({"v": np.sin(np.arange(24.0))}, index=dates[:24])
+    assert list(estimators[0].predict(given, AHEAD).index) == list(dates[24:])
+    utc = dates.tz_convert("UTC").tz_localize(None).values.astype("datetime64[us]")
+    day = pl.Series(utc[:24]).dt.replace_time_zone("UTC").dt.convert_time_zone("Europe/Berlin")
+    found = estimators[0].predict(pl.DataFrame({"day": day, "v": given["v"].to_numpy()}), AHEAD)
+    assert found["day"].to_list() == list(dates[24:])
+
+
+WRITTEN = [("ME", "%Y-%m-%d"), ("MS", "%Y-%m-%d"), ("MS", "%Y-%m"), ("QE", "%Y-%m-%d"), ("YE", "%Y-%m-%d")]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize(("freq", "notation"), [*WRITTEN, ("YS", "%Y"), ("SMS", "%Y-%m-%d"), ("h", "%Y-%m-%dT%H:%M")])
+def test_commands_keep_the_notation(estimators, freq, notation, suffix, tmp_path):
+    """A column of months stays one, and full dates stay full; a Parquet file has only these."""
+    dates = pd.date_range("2000-01-31", periods=60 + AHEAD, freq=freq)
+    path, model = tmp_path / f"t.{suffix}", tmp_path / "model"
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+        notation = "%Y-%m-%d" if freq != "h" else notation
+        pd.DataFrame({"day": dates[:60], "v": np.sin(np.arange(60.0))}).to_parquet(path)
+    else:
+        rows = [f"{day},{np.sin(k)}" for k, day in enumerate(dates[:60].strftime(notation))]
+        path.write_text("\n".join(["date,v", *rows]))
+    estimators[1].save(model)
+    ahead = ["forecast", TIREX, path, "--horizon", AHEAD], ["predict", model, path, "--steps", AHEAD]
+    for command in ahead[: 2 if freq in ("ME", "MS") else 1]:
+        result = CliRunner().invoke(app, [*map(str, command), "--backend", "numpy"])
+        assert result.exit_code == 0, result.output
+        times = [line.split(",")[0] for line in result.stdout.splitlines()[1:]]
+        assert times == list(dates[60:].strftime(notation))
+
+
+@pytest.mark.parametrize("command", ["forecast", "predict"])
+def test_commands_keep_the_clocks_of_a_parquet_file(estimators, command, tmp_path):
+    pytest.importorskip("pyarrow")
+    dates = pd.date_range("2020-01-31", periods=24 + AHEAD, freq="ME", tz="Europe/Berlin")
+    pd.DataFrame({"day": dates[:24], "v": np.sin(np.arange(24.0))}).to_parquet(tmp_path / "t.parquet")
+    estimators[1].save(tmp_path / "model")
+    words = {"forecast": [TIREX, "--horizon"], "predict": [tmp_path / "model", "--steps"]}[command]
+    result = CliRunner().invoke(app, [command, str(words[0]), str(tmp_path / "t.parquet"), words[1], str(AHEAD)])
+    assert [line[:10] for line in result.stdout.splitlines()[1:]] == list(dates[24:].strftime("%Y-%m-%d"))
