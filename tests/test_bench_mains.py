@@ -72,8 +72,8 @@ def test_who_takes_part(run, monkeypatch):
     lines = run("threads", "--rounds", 2)
     assert [line["results"]["xlstm, in turn"]["calls"] for line in lines] == [4, 4]
     threads = importlib.import_module("bench.threads")
-    counts, seen = threads.Counts(), np.zeros_like(threads.pool.board)
-    monkeypatch.setattr(threads.pool, "board", seen)
+    counts, seen = threads.Counts(), np.zeros_like(threads.workers.board)
+    monkeypatch.setattr(threads.workers, "board", seen)
     for left, asleep in ((0, 0), (1, 7), (1, 0)):
 
         def lead(*given, left=left, asleep=asleep):
