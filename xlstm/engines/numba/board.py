@@ -23,6 +23,7 @@ OPEN = 8  # how many more workers may help, how many pieces there are, and how m
 DONE = 16  # pieces that are done
 JOB, COUNT, APART, FAILED = 24, 25, 26, 27  # address and number of calls; each is a piece; pieces that failed
 RINGS = pool.RINGS  # jobs that the interpreter had for workers so far
+SLEPT = RINGS + 1  # how often workers fell asleep, for measurements
 SLEEPERS = pool.SLEEPERS  # from here on a place for each worker: its lock while it sleeps, else 0
 SHIFT, MASK = 24, (1 << 24) - 1
 TURNS = 2000  # times that a worker looks for work before it sleeps, some 0.5 ms
@@ -131,6 +132,7 @@ def help_others(board: Any, place: int, lock: int, rings: int) -> None:
             asked += 1
             let_others_run()
         else:
+            count_up(board, SLEPT)
             put(board, place, lock)
             if wanted(count_of(board, OPEN)) or count_of(board, RINGS) != rings:
                 wake(board, place, 1)
