@@ -3,7 +3,7 @@
 python -m bench.threads [--json FILE]
 
 A call is on one core where no worker took a piece of any of its jobs. Of these, those are counted apart in which the
-worker slept on, which is a defect; in the others it was awake, and the system gave it no time. The default number of
+worker slept on, which is a defect; in the others it was woken, and the system gave it no time. The default number of
 rounds has 1,008 calls of xlstm. Nothing else should run.
 """
 
@@ -30,7 +30,7 @@ class Counts:
     Attributes
     ----------
     jobs : list of (bool, bool)
-        Of each job of this call, whether a worker joined, and whether one that was to help slept at the end.
+        Of each job of this call, whether a worker joined, and whether one that was to help slept all the time.
     """
 
     def __init__(self) -> None:
@@ -55,9 +55,11 @@ def watched(counts: Counts) -> Iterator[None]:
     lead = team._lead
 
     def noted(calls: list[team.Call], helpers: int, pieces: int, apart: bool) -> None:
+        slept = int(workers.board[board.SLEPT])
         lead(calls, helpers, pieces, apart)
         left = int(workers.board[board.OPEN]) >> 2 * board.SHIFT  # places for helpers that nobody took
-        counts.jobs.append((left < helpers, bool(workers.board[board.SLEEPERS :][:helpers].any())))
+        asleep = workers.board[board.SLEEPERS :][:helpers].any() and workers.board[board.SLEPT] == slept
+        counts.jobs.append((left < helpers, bool(asleep)))
 
     team._lead = noted
     try:

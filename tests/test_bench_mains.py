@@ -67,23 +67,24 @@ def test_times_and_memory(run, monkeypatch, name, small):
 
 
 def test_who_takes_part(run, monkeypatch):
-    """Of three calls a worker joins the first; it sleeps through the second, and has no time in the third."""
+    """Of four calls a worker joins the first, sleeps through the second, and has no time in the others, or too late."""
     sizes(monkeypatch, "threads", SHAPES={(3, 2, 4, 5): 2})
     lines = run("threads", "--rounds", 2)
     assert [line["results"]["xlstm, in turn"]["calls"] for line in lines] == [4, 4]
     threads = importlib.import_module("bench.threads")
     counts, seen = threads.Counts(), np.zeros_like(threads.workers.board)
     monkeypatch.setattr(threads.workers, "board", seen)
-    for left, asleep in ((0, 0), (1, 7), (1, 0)):
+    for left, asleep, slept in ((0, 0, 0), (1, 7, 0), (1, 0, 0), (1, 7, 1)):
 
-        def lead(*given, left=left, asleep=asleep):
+        def lead(*given, left=left, asleep=asleep, slept=slept):
+            seen[threads.board.SLEPT] += slept
             seen[threads.board.OPEN], seen[threads.board.SLEEPERS] = left << 2 * threads.board.SHIFT, asleep
 
         monkeypatch.setattr(threads.team, "_lead", lead)
         with threads.watched(counts):
             threads.team._lead([], 1, 4, False)
         counts.end()
-    assert str(counts) == "on one core 2 of 3 calls, in 1 of them the worker slept on"
+    assert str(counts) == "on one core 3 of 4 calls, in 1 of them the worker slept on"
 
 
 def test_the_published_packages(run, monkeypatch):

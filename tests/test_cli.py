@@ -86,10 +86,10 @@ def test_how_a_table_is_written_is_said(run, tmp_path):
         assert words in result.stderr
     result = run("train", "s.csv", *QUICK, *said)
     assert result.exit_code == 0, result.output
-    assert "gr\u00f6\u00dfe, 200 months from 1990-01 to 2006-08" in result.output
+    assert "gr\u00f6\u00dfe, 200 months from 1990-01-01 to 2006-08-01" in result.output
     model = "xlstm-output/model.safetensors"
     result = run("predict", model, "s.csv", "--steps", 1, *said)
-    assert result.stdout.splitlines()[1].startswith("2006-09,"), result.output
+    assert result.stdout.splitlines()[1].startswith("2006-09-01,"), result.output
     assert run("evaluate", model, "s.csv", *said).exit_code == 0
     result = run("train", "forecast", "s.csv", *QUICK, *said)
     assert result.exit_code == 0, result.output

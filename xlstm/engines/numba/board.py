@@ -22,6 +22,7 @@ LED = 0  # 1 while a thread leads
 OPEN = 8  # how many more workers may help, how many pieces there are, and how many are taken, in one number
 DONE = 16  # pieces that are done
 JOB, COUNT, APART, FAILED = 24, 25, 26, 27  # address and number of calls; each is a piece; pieces that failed
+SLEPT = 32  # how often workers fell asleep, for measurements
 SLEEPERS = workers.SLEEPERS  # from here on a place for each worker: its lock while it sleeps, else 0
 SHIFT, MASK = 24, (1 << 24) - 1
 TURNS = 2000  # times that a worker looks for work before it sleeps, some 0.5 ms
@@ -124,6 +125,7 @@ def help_others(board: Any, place: int, lock: int) -> None:
             asked += 1
             let_others_run()
         else:
+            count_up(board, SLEPT)
             put(board, place, lock)
             if wanted(count_of(board, OPEN)):
                 wake(board, place, 1)
