@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -31,7 +32,11 @@ DecimalOption = Annotated[
 ]
 EncodingOption = Annotated[str, typer.Option("--encoding", help=f"That of a CSV file: {', '.join(ENCODINGS)}.")]
 ALIASES = {"learning_rate": ("--lr",)}
-LONGEST = 1 << 20  # bytes of a file of options
+LONGEST = 1 << 17  # bytes of a file of options
+# A key of more parts than are taken: tomllib's memory for a key grows with the square of their number.
+DOTTED = re.compile(
+    r"""(?<![\w-])(?:(?:[\w-]++|"(?:\\.|[^"\\\n])*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){%d}""" % reading.DEEPEST
+)
 HOW = ("config", "save-config", "resume", "json", "quiet", "help")  # options that say nothing of what is trained
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path", list: "a list"}
 
@@ -147,7 +152,10 @@ def _longs(context: typer.Context) -> dict[str, str]:
 def _checked(path: Path, known: Mapping[str, str], kinds: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the options of a file; raises ValueError for what is none, or of another kind."""
     try:
-        found = tomllib.loads(reading.content(path, LONGEST).decode())
+        text = reading.content(path, LONGEST).decode()
+        if DOTTED.search(text):
+            raise RecursionError(f"a key has more than {reading.DEEPEST} parts")
+        found = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not a readable TOML file ({error})") from error
     for name, value in found.items():

@@ -40,25 +40,30 @@ class Unseen(NamedTuple):
     outside: Values
 
 
-def unseen(judge: Predictor, track: Track, units: Values) -> Unseen:
-    """Return the forecasts of a series from its validation part on."""
+def unseen(judge: Predictor, track: Track, units: Values, start: int, stop: int) -> Unseen:
+    """Return the forecasts of a series in rows `start` to `stop`, after as many as decide about their intervals."""
     s = judge.settings
-    parts = parts_of(len(track.values), s)
-    first = parts["validation"].start
-    origins = np.arange(first, len(track.values))
+    first = max(parts_of(len(track.values), s)["validation"].start, start - intervals.RECENT - s.horizon)
+    origins = np.arange(first, stop)
     mean, quantiles, scale = judge.forecast(track, units, origins)
     truth = highway.targets(track, origins, s.horizon, len(track.values))
     outside = intervals.errors(quantiles, truth, scale, s.quantiles)
-    return Unseen(origins, parts["test"].start - first, mean, quantiles, truth, scale, outside)
+    return Unseen(origins, start - first, mean, quantiles, truth, scale, outside)
 
 
 def tested(judge: Predictor, track: Track, units: Values) -> Judged:
     """Return the forecasts of the test part of a series, with intervals calibrated by what was known."""
-    found, levels = unseen(judge, track, units), judge.settings.quantiles
-    test = slice(found.test, None)
-    by = intervals.rolling(found.outside, found.test, levels)
-    quantiles = intervals.widen(found.quantiles[test], found.scale[test], by, levels)
-    return Judged(found.origins[test], found.mean[test], judge.limited(quantiles), found.truth[test])
+    levels, (H, C), N = judge.settings.quantiles, judge.spread.shape, len(track.values)
+    at = np.arange(parts_of(N, judge.settings)["test"].start, N)
+    made = Judged(at, *(np.empty((len(at), H, C, *more)) for more in ((), (len(levels),), ())))
+    for k in range(0, len(at), highway.CHUNK):
+        found = unseen(judge, track, units, at[k], min(at[k] + highway.CHUNK, N))
+        test, part = slice(found.test, None), slice(k, k + highway.CHUNK)
+        by = intervals.rolling(found.outside, found.test, levels)
+        quantiles = intervals.widen(found.quantiles[test], found.scale[test], by, levels)
+        made.quantiles[part] = judge.limited(quantiles)
+        made.forecasts[part], made.truth[part] = found.mean[test], found.truth[test]
+    return made
 
 
 def last(found: Judged, folds: int, horizon: int) -> Judged:
