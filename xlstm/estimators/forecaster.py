@@ -531,8 +531,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
             except (Interrupted, Terminated) as error:
                 stop = signals.error(self._farewell(trained, error.signal), trained, error.signal)
         units = made.scaling.fitted()
-        ends = [len(track.values) for track in made.tracks]
-        outside = [judging.unseen(judge, *one, one[-1], one[-1]).outside for one in zip(made.tracks, units, ends, strict=True)]
+        outside = [judging.unseen(judge, *one).outside for one in zip(made.tracks, units, strict=True)]
         adjustment = intervals.adjustment(outside, s.quantiles)
         season = preparation.season_of(made.tracks, s.season)
         self._keep(judge, whole, adjustment, season, made.tracks[0].marks > 0, given.names)

@@ -17,13 +17,13 @@ from xlstm.estimators.scores import Judged
 
 
 class Unseen(NamedTuple):
-    """Forecasts from the validation part on.
+    """Forecasts that follow each other, of rows that the network was not fitted to.
 
     Attributes
     ----------
     origins : array (M,)
     test : int
-        The number of those that begin before the test part.
+        The number of those that only decide about the intervals of the others.
     mean, truth : array (M, H, C)
     quantiles : array (M, H, C, Q)
     scale : array (M, C)
@@ -40,13 +40,17 @@ class Unseen(NamedTuple):
     outside: Values
 
 
-def unseen(judge: Predictor, track: Track, units: Values, start: int, stop: int) -> Unseen:
-    """Return the forecasts of a series in rows `start` to `stop`, after as many as decide about their intervals."""
-    s = judge.settings
-    first = max(parts_of(len(track.values), s)["validation"].start, start - intervals.RECENT - s.horizon)
-    origins = np.arange(first, stop)
+def unseen(judge: Predictor, track: Track, units: Values, start: int | None = None) -> Unseen:
+    """Return a chunk of forecasts of a series from row `start` on, by default its end, after those that decide about it.
+
+    Those are the forecasts by whose errors its first intervals are calibrated.
+    """
+    s, N = judge.settings, len(track.values)
+    start = N if start is None else start
+    first = max(parts_of(N, s)["validation"].start, start - intervals.RECENT - s.horizon)
+    origins = np.arange(first, min(start + highway.CHUNK, N))
     mean, quantiles, scale = judge.forecast(track, units, origins)
-    truth = highway.targets(track, origins, s.horizon, len(track.values))
+    truth = highway.targets(track, origins, s.horizon, N)
     outside = intervals.errors(quantiles, truth, scale, s.quantiles)
     return Unseen(origins, start - first, mean, quantiles, truth, scale, outside)
 
@@ -57,7 +61,7 @@ def tested(judge: Predictor, track: Track, units: Values) -> Judged:
     at = np.arange(parts_of(N, judge.settings)["test"].start, N)
     made = Judged(at, *(np.empty((len(at), H, C, *more)) for more in ((), (len(levels),), ())))
     for k in range(0, len(at), highway.CHUNK):
-        found = unseen(judge, track, units, at[k], min(at[k] + highway.CHUNK, N))
+        found = unseen(judge, track, units, int(at[k]))
         test, part = slice(found.test, None), slice(k, k + highway.CHUNK)
         by = intervals.rolling(found.outside, found.test, levels)
         quantiles = intervals.widen(found.quantiles[test], found.scale[test], by, levels)
