@@ -87,7 +87,12 @@ def read(path: Path, roles: Roles, dialect: Dialect) -> tuple[list[Part], list[s
     names = roles.targets or [name for name in first if name not in beside]
     if not names:
         raise ValueError(f"{path}: all columns of numbers are covariates, expected one to forecast")
-    held = {name for one in found.values() for name, empty in zip(one.names, np.isnan(one.values).all(0), strict=True) if not empty}
+    held = {
+        name
+        for one in found.values()
+        for name, empty in zip(one.names, np.isnan(one.values).all(0), strict=True)
+        if not empty
+    }
     empty = [name for name in names if name not in held]
     left: list[str] = []
     if not roles.targets:

@@ -19,7 +19,10 @@ from xlstm.data.host import Values
 from xlstm.data.series import Series, column_numbers, read_csv, series_of
 from xlstm.data.table import PLAIN, Dialect, Table, check_names
 
-CELLS = (1 << 22, 32)  # of a Parquet file that are taken, where few bytes can hold any number: some, and some for a byte
+CELLS = (
+    1 << 22,
+    32,
+)  # of a Parquet file that are taken, where few bytes can hold any number: some, and some for a byte
 
 
 def read_table(

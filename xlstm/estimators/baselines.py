@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
+from xlstm.arrays import blas
 from xlstm.data.host import Values
 
-BLOCK = 1 << 14  # rows of a least-squares problem that are in memory at once
+BLOCK = 1 << 11  # rows of a least-squares problem that are in memory at once
 Positions = np.ndarray[Any, Any]  # where each forecast begins, (N,)
 
 
@@ -30,6 +32,11 @@ def autoregression(known: Values, values: Values, order: int, horizon: int, at: 
     in the triangular form that QR decompositions of blocks of rows bring it to. `known` are the values without gaps; a
     gap (NaN) in `values` is no target.
     """
+    # The systems are small: threads of BLAS would mostly wait for each other, long where the cores have other work.
+    return blas.limited(1, functools.partial(_autoregression, known, values, order, horizon, at))
+
+
+def _autoregression(known: Values, values: Values, order: int, horizon: int, at: Positions) -> Values:
     x = np.lib.stride_tricks.sliding_window_view(known, order)
     forecast = np.empty((len(at), horizon))
     for h in range(horizon):

@@ -103,10 +103,14 @@ def examples(
         left -= line.apply(track, scaling, units, at)
         left *= units / scale[:, None]
         made.append((np.full(len(at), k), at, scale, left))
-    series, rows, scale, left = (np.concatenate(part) for part in zip(*made, strict=True))
+    # One series, which may be long, is not copied.
+    series, rows, scale, left = (
+        made[0] if len(made) == 1 else (np.concatenate(part) for part in zip(*made, strict=True))
+    )
     if spread is None:
         there = np.maximum(np.count_nonzero(~np.isnan(left), axis=0), 1)
-        spread = np.maximum(np.sqrt(np.nansum(left**2, axis=0) / there), NARROWEST)
+        squares = np.stack([np.nansum(left[:, h] ** 2, axis=0) for h in range(s.horizon)])
+        spread = np.maximum(np.sqrt(squares / there), NARROWEST)
     left /= spread
     target = left.reshape(len(left), -1)
     mask = ~np.isnan(target)
