@@ -35,7 +35,7 @@ ALIASES = {"learning_rate": ("--lr",)}
 LONGEST = 1 << 17  # bytes of a file of options
 # A key of more parts than are taken: tomllib's memory for a key grows with the square of their number.
 DOTTED = re.compile(
-    r"""(?<![\w-])(?:(?:[\w-]++|"(?:\\.|[^"\\\n])*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){%d}""" % reading.DEEPEST
+    rf"""(?<![\w-])(?:(?:[\w-]++|"(?:\\.|[^"\\\n])*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{reading.DEEPEST}}}"""
 )
 HOW = ("config", "save-config", "resume", "json", "quiet", "help")  # options that say nothing of what is trained
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path", list: "a list"}

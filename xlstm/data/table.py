@@ -125,7 +125,8 @@ class Table:
     def text(self, column: int) -> Text:
         """Return all cells of a column, (N,)."""
         kind = np.dtypes.StringDType()
-        return np.concatenate([np.array(cells, kind) for (cells,) in ([[]], *self.blocks(column))])
+        parts = [np.array(cells, kind) for (cells,) in self.blocks(column)]
+        return np.concatenate([np.array([], kind), *parts])
 
     def line(self, row: int) -> str:
         """Name the line of the file in which a row under the header ends, for messages."""

@@ -45,7 +45,7 @@ def _autoregression(known: Values, values: Values, order: int, horizon: int, at:
         for k in range(0, len(there), BLOCK):
             rows = there[k : k + BLOCK]
             block = np.column_stack((x[rows], np.ones(len(rows)), target[rows]))
-            R = np.linalg.qr(np.concatenate((R, block)), mode="r")
+            R = np.asarray(np.linalg.qr(np.concatenate((R, block)), mode="r"))
         small = np.finfo(R.dtype).eps * max(len(there), order + 1)
         coefficients, *_ = np.linalg.lstsq(R[:, :-1], R[:, -1], rcond=small)
         forecast[:, h] = x[at - order] @ coefficients[:-1] + coefficients[-1]

@@ -41,9 +41,9 @@ class Unseen(NamedTuple):
 
 
 def unseen(judge: Predictor, track: Track, units: Values, start: int | None = None) -> Unseen:
-    """Return a chunk of forecasts of a series from row `start` on, by default its end, after those that decide about it.
+    """Return a chunk of forecasts of a series from row `start` on, by default its end.
 
-    Those are the forecasts by whose errors its first intervals are calibrated.
+    Before them are those by whose errors their first intervals are calibrated.
     """
     s, N = judge.settings, len(track.values)
     start = N if start is None else start
