@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -31,7 +32,11 @@ DecimalOption = Annotated[
 ]
 EncodingOption = Annotated[str, typer.Option("--encoding", help=f"That of a CSV file: {', '.join(ENCODINGS)}.")]
 ALIASES = {"learning_rate": ("--lr",)}
-LONGEST = 1 << 20  # bytes of a file of options
+LONGEST = 1 << 17  # bytes of a file of options
+# A key of more parts than are taken: tomllib's memory for a key grows with the square of their number.
+DOTTED = re.compile(
+    rf"""(?<![\w-])(?:(?:[\w-]++|"(?:\\.|[^"\\\n])*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{reading.DEEPEST}}}"""
+)
 HOW = ("config", "save-config", "resume", "json", "quiet", "help")  # options that say nothing of what is trained
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path", list: "a list"}
 
@@ -116,9 +121,12 @@ def as_toml(context: typer.Context) -> str:
 
 def from_toml(path: Path) -> dict[str, Any]:
     """Return what a TOML file holds; ValueError where it is none, or has a number that is too long to be printed."""
-    text = reading.content(path, LONGEST)
+    content = reading.content(path, LONGEST)
     try:
-        found = tomllib.loads(text.decode())
+        text = content.decode()
+        if DOTTED.search(text):
+            raise RecursionError(f"a key has more than {reading.DEEPEST} parts")
+        found = tomllib.loads(text)
         json.dumps(found, default=str)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a readable TOML file ({error})") from error

@@ -13,7 +13,7 @@ from xlstm.data import calendars, files
 from xlstm.data.dates import Calendar
 from xlstm.data.frames import Columns, check_has
 from xlstm.data.host import Values
-from xlstm.data.panels import Roles, dates_of
+from xlstm.data.panels import Roles, dates_of, numbers_of
 from xlstm.data.series import Labels, Series
 from xlstm.data.table import Dialect
 
@@ -71,31 +71,29 @@ def read(path: Path, roles: Roles, dialect: Dialect) -> tuple[list[Part], list[s
     wanted = [*roles.targets, *beside] if roles.targets else None
     found = files.read_groups(path, roles.id_name or None, wanted, dialect)
     first = next(iter(found.values())).names
-    for name in (*roles.targets, *beside):  # a column of dates is none of numbers
-        check_has(str(path), first, name)
+    check_has(str(path), first, *roles.targets, *beside)  # a column of dates is none of numbers
     names = roles.targets or [name for name in first if name not in beside]
     if not names:
         raise ValueError(f"{path}: all columns of numbers are covariates, expected one to forecast")
-    empty = [name for name in names if not any(_holds(columns, name) for columns in found.values())]
+    held = {
+        name
+        for one in found.values()
+        for name, empty in zip(one.names, np.isnan(one.values).all(0), strict=True)
+        if not empty
+    }
+    empty = [name for name in names if name not in held]
     left: list[str] = []
     if not roles.targets:
-        names = [name for name in names if name not in empty] or names
-        used = [*names, *beside, *roles.series_id, next(iter(found.values())).index_name]
+        names = [name for name in names if name in held] or names
+        used = {*names, *beside, *roles.series_id, next(iter(found.values())).index_name}
         left = [name for name in files.read_header(path, dialect)[0] if name not in used]
     elif empty and len(empty) < len(names):
         raise ValueError(f"{path}: column {checks.shown(empty[0])} has no value to forecast from")
     return [_part(path, name, columns, names, roles) for name, columns in found.items()], names, left
 
 
-def _holds(columns: Columns, name: str) -> bool:
-    """Return whether a column has a number."""
-    return not np.all(np.isnan(columns.values[:, columns.names.index(name)]))
-
-
 def _part(path: Path, name: str, columns: Columns, names: Sequence[str], roles: Roles) -> Part:
-    targets, past, future = (
-        columns.values[:, [columns.names.index(one) for one in some]] for some in (names, roles.past, roles.future)
-    )
+    targets, past, future = (numbers_of(str(path), columns, some) for some in (names, roles.past, roles.future))
     where = f"{path}: {name or 'the table'}"
     there = np.flatnonzero(np.any(~np.isnan(targets), axis=1))
     if not len(there):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,12 @@ from xlstm.data import calendars, dates, writing
 from xlstm.data.frames import Columns, groups, numeric, table_of
 from xlstm.data.host import Values
 from xlstm.data.series import Series, column_numbers, read_csv, series_of
-from xlstm.data.table import PLAIN, Dialect, Table
+from xlstm.data.table import PLAIN, Dialect, Table, check_names
+
+CELLS = (
+    1 << 22,
+    32,
+)  # of a Parquet file that are taken, where few bytes can hold any number: some, and some for a byte
 
 
 def read_table(
@@ -97,10 +103,10 @@ def read_groups(
         wanted = [name for name in numeric(where, table) if name != column] if columns is None else columns
         return {str(name): table_of(where, part, wanted) for name, part in parts.items()}
     read = _Read(Path(path), dialect)
-    numbers = read.numbers([name for name in read.numeric if name != column] if columns is None else columns)
+    found = read.numbers([name for name in read.numeric if name != column] if columns is None else columns)
     if column is None:
-        return {"": read.columns(numbers)}
-    return {name: read.columns(numbers, rows) for name, rows in by_name(read_names(path, column, dialect)).items()}
+        return {"": read.columns(*found)}
+    return {name: read.columns(*found, rows) for name, rows in by_name(read_names(path, column, dialect)).items()}
 
 
 def by_name(names: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
@@ -194,13 +200,13 @@ def read_numbers(path: str | os.PathLike[str], columns: Sequence[str], dialect: 
         As for `read_table`.
     """
     if is_parquet(path):
-        chosen = _opened(Path(path), lambda names, dated: [_one(Path(path), name, names) for name in columns])[2]
+        chosen = _opened(Path(path), lambda names, dated: [names[k] for k in _places(path, columns, names)])[2]
         return table_of(str(path), chosen).values
     table = Table(path, dialect)
-    indices = [table.header.index(_one(table.path, name, table.header)) for name in columns]
+    places = _places(path, columns, table.header)
     if table.rows == 0:
         raise ValueError(f"{path}: 0 rows under the header, expected some")
-    return np.stack([column_numbers(table, index) for index in indices], axis=1)
+    return column_numbers(table, places)
 
 
 def read_names(path: str | os.PathLike[str], column: str, dialect: Dialect = PLAIN) -> np.ndarray[Any, Any]:
@@ -225,11 +231,11 @@ def read_names(path: str | os.PathLike[str], column: str, dialect: Dialect = PLA
         As for `read_table`, or a cell is empty; names file, column and row.
     """
     if is_parquet(path):
-        _, _, table = _opened(Path(path), lambda names, dated: [_one(Path(path), column, names)])
+        _, _, table = _opened(Path(path), lambda names, dated: [names[_places(path, [column], names)[0]]])
         cells = ["" if cell is None else str(cell) for cell in table.column(column).to_pylist()]
     else:
         read = Table(path, dialect)
-        cells = [str(cell) for cell in read.text(read.header.index(_one(Path(path), column, read.header)))]
+        cells = [str(cell) for cell in read.text(*_places(path, [column], read.header))]
     if not cells:
         raise ValueError(f"{path}: 0 rows, expected some")
     if "" in cells:
@@ -285,12 +291,14 @@ def is_parquet(path: str | os.PathLike[str]) -> bool:
     return Path(path).suffix.lower() == ".parquet"
 
 
-def _one(path: Path, column: str, names: Sequence[str]) -> str:
-    """Return the name of a column, which has to be in the header once."""
-    if names.count(column) != 1:
-        problem = "is not in" if column not in names else "is more than once in"
-        raise ValueError(f"{path}: column {checks.shown(column)} {problem} the header, which has {checks.few(names)}")
-    return column
+def _places(path: str | os.PathLike[str], columns: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Return the places of columns, each of which has to be in the header once."""
+    counts, places = Counter(names), {name: k for k, name in enumerate(names)}
+    for name in columns:
+        if counts[name] != 1:
+            problem = "is more than once in" if counts[name] else "is not in"
+            raise ValueError(f"{path}: column {checks.shown(name)} {problem} the header, which has {checks.few(names)}")
+    return [places[name] for name in columns]
 
 
 class _Read:
@@ -309,18 +317,17 @@ class _Read:
         pairs = zip(self.table.header, self.table.numeric, strict=True)
         return [name for name, holds in pairs if holds and name != self.label]
 
-    def numbers(self, names: Sequence[str]) -> dict[str, Values]:
-        """Return columns of numbers (N,) by their names; dates are left out."""
+    def numbers(self, names: Sequence[str]) -> tuple[list[str], Values]:
+        """Return the names of columns of numbers, and the numbers (N, C); dates are left out."""
         wanted = [name for name in names if name != self.label]
         if self.table.rows == 0 or not wanted:
             some = f"{self.table.rows} rows under the header and {len(wanted)} columns of numbers"
             raise ValueError(f"{self.path}: {some}, expected some")
-        indices = {name: self.table.header.index(_one(self.path, name, self.table.header)) for name in wanted}
-        return {name: column_numbers(self.table, index) for name, index in indices.items()}
+        return wanted, column_numbers(self.table, _places(self.path, wanted, self.table.header))
 
-    def columns(self, numbers: Mapping[str, Values], rows: Any = slice(None)) -> Columns:
+    def columns(self, names: list[str], numbers: Values, rows: Any = slice(None)) -> Columns:
         """Return some rows of columns of numbers, with their dates."""
-        names, values = list(numbers), np.stack(list(numbers.values()), axis=1)[rows]
+        values = numbers[rows]
         if self.text is None:
             return Columns(names, values)
         text, numbered = self.text[rows], np.arange(self.table.rows)[rows]
@@ -330,7 +337,7 @@ class _Read:
 
 def _csv(path: Path, wanted: list[str] | None, dialect: Dialect) -> Columns:
     read = _Read(path, dialect)
-    return read.columns(read.numbers(read.table.header if wanted is None else wanted))
+    return read.columns(*read.numbers(read.table.header if wanted is None else wanted))
 
 
 def _parquet(path: Path, wanted: list[str] | None) -> Columns:
@@ -355,7 +362,12 @@ def _opened(path: Path, choose: Callable[[list[str], list[str]], list[str]]) -> 
             kinds = pyarrow.types
             dated = [f.name for f in found.schema_arrow if kinds.is_date(f.type) or kinds.is_timestamp(f.type)]
             names = found.schema_arrow.names
-            table = found.read(choose(names, dated))
+            check_names(path, names)
+            chosen, size = choose(names, dated), os.fstat(file.fileno()).st_size
+            cells, most = len(chosen) * found.metadata.num_rows, CELLS[0] + CELLS[1] * size
+            if cells > most:
+                raise ValueError(f"{path}: has {cells} cells in {size} bytes, expected at most {most}; take fewer rows")
+            table = found.read(chosen)
             table.validate(full=True)
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # of damaged files they are all three
             raise ValueError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from error

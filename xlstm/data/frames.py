@@ -118,12 +118,12 @@ def table_of(where: str, given: Any, only: Sequence[str] | None = None) -> Colum
         The package narwhals is not installed.
     """
     nw, frame, _ = _frame(where, given)
-    for name in only or ():
-        check_has(where, frame.columns, name)
+    check_has(where, frame.columns, *(only or ()))
+    wanted = None if only is None else {*only}
     dated = _date_column(where, nw, frame)
     names, arrays = [], []
     for name, dtype in frame.schema.items():
-        if name == dated or (only is not None and name not in only):
+        if name == dated or (wanted is not None and name not in wanted):
             continue
         cells = frame.get_column(name)
         empty = only is not None and cells.is_null().all()  # then its dtype says nothing
@@ -289,11 +289,13 @@ def groups(where: str, given: Any, column: str) -> dict[Any, Any]:
     return {label: nw.to_native(part) for label, part in parts.items()}
 
 
-def check_has(where: str, columns: Iterable[Any], column: str) -> None:
-    """Raise ValueError unless a column is among those of a table."""
-    names = [*map(str, columns)]
-    if column not in names:
-        raise ValueError(f"{where}: column {checks.shown(column)} is not in the table, which has {checks.few(names)}")
+def check_has(where: str, columns: Iterable[Any], *wanted: str) -> None:
+    """Raise ValueError unless the wanted columns are among those of a table."""
+    names = dict.fromkeys(map(str, columns))
+    for column in wanted:
+        if column not in names:
+            name = checks.shown(column)
+            raise ValueError(f"{where}: column {name} is not in the table, which has {checks.few(names)}")
 
 
 def _frame(where: str, given: Any) -> tuple[Any, Any, bool]:

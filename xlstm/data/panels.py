@@ -237,6 +237,6 @@ def _in_order(where: str, name: str, later: Columns, calendar: Calendar | None) 
 
 def numbers_of(where: str, columns: Columns, names: Sequence[str]) -> Values:
     """Return some columns, (N, K)."""
-    for name in names:
-        frames.check_has(where, columns.names, name)
-    return columns.values[:, [columns.names.index(name) for name in names]]
+    frames.check_has(where, columns.names, *names)
+    places = {name: k for k, name in enumerate(columns.names)}
+    return columns.values[:, [places[name] for name in names]]

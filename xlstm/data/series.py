@@ -181,7 +181,7 @@ def read_csv(
     index = _column(table, column, usual, date)
     text = None if date is None or index == date else dates.text(table, date)
     name = table.header[index]
-    return series_of(f"{where}: column {name}", name, column_numbers(table, index), text, table.line)
+    return series_of(f"{where}: column {name}", name, column_numbers(table, [index])[:, 0], text, table.line)
 
 
 def series_of(where: str, name: str, values: Values, dated: Text | None, line: Callable[[int], str]) -> Series:
@@ -249,28 +249,35 @@ def _column(table: Table, column: str | None, usual: str | None, date: int | Non
     return numeric[0]
 
 
-def column_numbers(table: Table, k: int) -> Values:
-    """Return the numbers of a column, (N,), NaN for empty cells."""
-    found = array("d")
-    for cells in table.blocks(k):
-        start = len(found)
-        texts = [cell or "nan" for cell in cells]
-        if table.decimal == ",":
-            if table.dialect.decimal == ",":  # a point is that of thousands, or a mistake
-                texts = [text.replace(".", "x") for text in texts]
-            texts = [text.replace(",", ".") for text in texts]
-        with contextlib.suppress(ValueError):  # the cell after the last one that is read is no number
-            found.extend(map(float, texts))
-        read = np.array(found[start:])
-        if len(read) < len(cells) or not np.all(np.isfinite(read)):
-            for row, cell in enumerate(cells):
-                if row == len(read) or (cell and not math.isfinite(read[row])):
-                    comma = "," in cell and table.decimal == "."
-                    hint = "; if the comma is a decimal sign, say so with --decimal , (decimal=',')" if comma else ""
-                    if "." in cell and table.dialect.decimal == ",":
-                        hint = "; the decimal sign is a comma, as was said"
-                    raise ValueError(
-                        f"{table.line(start + row)}, column {table.header[k]} holds {shown(cell)}, "
-                        f"expected a finite number or nothing for a gap{hint}"
-                    )
-    return np.array(found)
+def column_numbers(table: Table, columns: Sequence[int]) -> Values:
+    """Return the numbers of columns, (N, C), NaN for empty cells; the file is read once."""
+    found, start = np.empty((table.rows, len(columns))), 0
+    for block in table.blocks(*columns):
+        for c, (k, cells) in enumerate(zip(columns, block, strict=True)):
+            found[start : start + len(cells), c] = _floats(table, k, start, cells)
+        start += len(block[0])
+    return found
+
+
+def _floats(table: Table, k: int, start: int, cells: list[str]) -> Values:
+    """Return the numbers of some cells of a column, from row `start` on."""
+    texts, found = [cell or "nan" for cell in cells], array("d")
+    if table.decimal == ",":
+        if table.dialect.decimal == ",":  # a point is that of thousands, or a mistake
+            texts = [text.replace(".", "x") for text in texts]
+        texts = [text.replace(",", ".") for text in texts]
+    with contextlib.suppress(ValueError):  # the cell after the last one that is read is no number
+        found.extend(map(float, texts))
+    read = np.array(found)
+    if len(read) < len(cells) or not np.all(np.isfinite(read)):
+        for row, cell in enumerate(cells):
+            if row == len(read) or (cell and not math.isfinite(read[row])):
+                comma = "," in cell and table.decimal == "."
+                hint = "; if the comma is a decimal sign, say so with --decimal , (decimal=',')" if comma else ""
+                if "." in cell and table.dialect.decimal == ",":
+                    hint = "; the decimal sign is a comma, as was said"
+                raise ValueError(
+                    f"{table.line(start + row)}, column {table.header[k]} holds {shown(cell)}, "
+                    f"expected a finite number or nothing for a gap{hint}"
+                )
+    return read

@@ -7,7 +7,7 @@ import csv
 import io
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from xlstm.arrays.checks import shown
 Text = np.ndarray[Any, Any]  # (N,) of NumPy's variable-length strings
 
 COLUMNS = 10_000  # columns of a file at most
+NAME = 1024  # characters of the name of a column at most
 LINE = 1 << 20  # characters of the header line that are searched for the delimiter
 BLOCK = 1 << 16  # cells read at a time
 SAMPLE = 1000  # rows that show whether a column holds dates
@@ -101,8 +102,7 @@ class Table:
         self.header = [cell.strip() for cell in next(self._rows(), (0, []))[1]]
         if not self.header:
             raise ValueError(f"{path}: the file is empty, expected a header line and rows")
-        if len(self.header) > COLUMNS:
-            raise ValueError(f"{path}: the header has {len(self.header)} columns, expected at most {COLUMNS}")
+        check_names(path, self.header)
         self._width, self._joined = len(self.header), 0  # columns at the beginning that are parts of one date
         names = [name.lower() for name in self.header[:3]]
         if names[:2] == ["year", "month"]:
@@ -117,15 +117,16 @@ class Table:
             for k, found in enumerate(self.numeric):
                 self.numeric[k] = found or any(is_number(row[k].strip()) for row in block)
 
-    def blocks(self, column: int) -> Iterator[list[str]]:
-        """Yield the cells of a column, block by block, without surrounding blanks."""
+    def blocks(self, *columns: int) -> Iterator[list[list[str]]]:
+        """Yield the cells of some columns, block by block, without surrounding blanks."""
         for block in self._blocks():
-            yield [row[column].strip() for row in block]
+            yield [[row[column].strip() for row in block] for column in columns]
 
     def text(self, column: int) -> Text:
         """Return all cells of a column, (N,)."""
         kind = np.dtypes.StringDType()
-        return np.concatenate([np.array(cells, kind) for cells in ([], *self.blocks(column))])
+        parts = [np.array(cells, kind) for (cells,) in self.blocks(column)]
+        return np.concatenate([np.array([], kind), *parts])
 
     def line(self, row: int) -> str:
         """Name the line of the file in which a row under the header ends, for messages."""
@@ -180,6 +181,15 @@ class Table:
             f"{self.path}: not {encoding.upper()} text ({getattr(error, 'reason', error)}{where}); "
             f"if it is in {others}, say so with --encoding (encoding=)"
         )
+
+
+def check_names(path: str | os.PathLike[str], names: Sequence[str]) -> None:
+    """Raise ValueError where a file has more columns, or a longer name of one, than is taken."""
+    if len(names) > COLUMNS:
+        raise ValueError(f"{path}: the header has {len(names)} columns, expected at most {COLUMNS}")
+    longest = max(map(len, names), default=0)
+    if longest > NAME:
+        raise ValueError(f"{path}: the name of a column has {longest} characters, expected at most {NAME}")
 
 
 def is_number(cell: str) -> bool:

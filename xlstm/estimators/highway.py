@@ -21,6 +21,7 @@ from xlstm.estimators.scaling import FAR, Origins, Scaling, standard
 RIDGES = (0.01, 0.1, 1.0)  # penalties that are tried, in units of the mean square of a lag
 LIGHTS = (0.001, 0.01, 0.1)  # the same for what is no lag, in units of one
 PENALTIES = tuple(itertools.product(RIDGES, LIGHTS))
+CHUNK = 4096  # windows that are looked at at once
 MOST = 20_000  # rows that are enough for least squares
 
 Host = np.ndarray[Any, Any]
@@ -49,6 +50,10 @@ class Highway:
         """Return by how much the targets after each origin differ from the last value, (M, H, C), in `units`."""
         C, H, _ = self.coefficients.shape
         found = np.empty((len(origins), H, C))
+        if len(origins) > CHUNK:
+            for k in range(0, len(origins), CHUNK):
+                found[k : k + CHUNK] = self.apply(track, scaling, units, origins[k : k + CHUNK])
+            return found
         ahead = _ahead(track, scaling, origins, H)
         for c in range(C):
             design = _design(track, scaling, units, origins, self.order, c)  # (M, K - F)
@@ -132,15 +137,19 @@ def error(
 
 def targets(track: Track, origins: Origins, horizon: int, stop: int) -> Values:
     """Return the values (M, H, C) after each origin; NaN from row `stop` on, and where one is missing."""
-    rows = origins[:, None] + np.arange(horizon)
-    found = track.values[np.minimum(rows, len(track.values) - 1)]
-    return np.where((rows < min(stop, len(track.values)))[:, :, None], found, np.nan)
+    found = np.full((len(origins), horizon, track.values.shape[1]), np.nan)
+    for h in range(horizon):
+        there = origins + h < min(stop, len(track.values))
+        found[there, h] = track.values[origins[there] + h]
+    return found
 
 
 def changes(track: Track, origins: Origins, horizon: int, stop: int, units: Values) -> Values:
     """Return by how much `targets` differ from the last value before each origin, in units, within sane limits."""
-    found = (targets(track, origins, horizon, stop) - track.known[origins - 1, None]) / units
-    return np.clip(found, -FAR, FAR)
+    found = targets(track, origins, horizon, stop)
+    found -= track.known[origins - 1, None]
+    found /= units
+    return np.clip(found, -FAR, FAR, out=found)
 
 
 def _design(track: Track, scaling: Scaling, units: Values, origins: Origins, order: int, c: int) -> Values:

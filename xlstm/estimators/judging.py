@@ -17,13 +17,13 @@ from xlstm.estimators.scores import Judged
 
 
 class Unseen(NamedTuple):
-    """Forecasts from the validation part on.
+    """Forecasts that follow each other, of rows that the network was not fitted to.
 
     Attributes
     ----------
     origins : array (M,)
     test : int
-        The number of those that begin before the test part.
+        The number of those that only decide about the intervals of the others.
     mean, truth : array (M, H, C)
     quantiles : array (M, H, C, Q)
     scale : array (M, C)
@@ -40,25 +40,34 @@ class Unseen(NamedTuple):
     outside: Values
 
 
-def unseen(judge: Predictor, track: Track, units: Values) -> Unseen:
-    """Return the forecasts of a series from its validation part on."""
-    s = judge.settings
-    parts = parts_of(len(track.values), s)
-    first = parts["validation"].start
-    origins = np.arange(first, len(track.values))
+def unseen(judge: Predictor, track: Track, units: Values, start: int | None = None) -> Unseen:
+    """Return a chunk of forecasts of a series from row `start` on, by default its end.
+
+    Before them are those by whose errors their first intervals are calibrated.
+    """
+    s, N = judge.settings, len(track.values)
+    start = N if start is None else start
+    first = max(parts_of(N, s)["validation"].start, start - intervals.RECENT - s.horizon)
+    origins = np.arange(first, min(start + highway.CHUNK, N))
     mean, quantiles, scale = judge.forecast(track, units, origins)
-    truth = highway.targets(track, origins, s.horizon, len(track.values))
+    truth = highway.targets(track, origins, s.horizon, N)
     outside = intervals.errors(quantiles, truth, scale, s.quantiles)
-    return Unseen(origins, parts["test"].start - first, mean, quantiles, truth, scale, outside)
+    return Unseen(origins, start - first, mean, quantiles, truth, scale, outside)
 
 
 def tested(judge: Predictor, track: Track, units: Values) -> Judged:
     """Return the forecasts of the test part of a series, with intervals calibrated by what was known."""
-    found, levels = unseen(judge, track, units), judge.settings.quantiles
-    test = slice(found.test, None)
-    by = intervals.rolling(found.outside, found.test, levels)
-    quantiles = intervals.widen(found.quantiles[test], found.scale[test], by, levels)
-    return Judged(found.origins[test], found.mean[test], judge.limited(quantiles), found.truth[test])
+    levels, (H, C), N = judge.settings.quantiles, judge.spread.shape, len(track.values)
+    at = np.arange(parts_of(N, judge.settings)["test"].start, N)
+    made = Judged(at, *(np.empty((len(at), H, C, *more)) for more in ((), (len(levels),), ())))
+    for k in range(0, len(at), highway.CHUNK):
+        found = unseen(judge, track, units, int(at[k]))
+        test, part = slice(found.test, None), slice(k, k + highway.CHUNK)
+        by = intervals.rolling(found.outside, found.test, levels)
+        quantiles = intervals.widen(found.quantiles[test], found.scale[test], by, levels)
+        made.quantiles[part] = judge.limited(quantiles)
+        made.forecasts[part], made.truth[part] = found.mean[test], found.truth[test]
+    return made
 
 
 def last(found: Judged, folds: int, horizon: int) -> Judged:

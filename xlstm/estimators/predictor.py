@@ -15,13 +15,12 @@ from xlstm.data.host import Values
 from xlstm.data.tracks import Track
 from xlstm.estimators import highway
 from xlstm.estimators.examples import Examples, inputs
-from xlstm.estimators.highway import Highway
+from xlstm.estimators.highway import CHUNK, Highway
 from xlstm.estimators.scaling import Origins, Scaling, scales
 from xlstm.estimators.settings import Settings
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import losses
 
-CHUNK = 4096  # windows forecast at once
 FIRST = 0.1  # the network's first weights of its head, as a share of the usual: it begins near the highway
 NARROWEST = 1e-3  # least residual of the highway, as a share of a window's scale
 
@@ -100,16 +99,22 @@ def examples(
     s, made = settings, []
     for k, (track, units, at, stop) in enumerate(zip(tracks, scaling.fitted(), origins, stops, strict=True)):
         scale = scales(track.known, at, s.window, units, s.scaling)
-        change = highway.changes(track, at, s.horizon, stop, units)
-        left = (change - line.apply(track, scaling, units, at)) * (units / scale[:, None])
+        left = highway.changes(track, at, s.horizon, stop, units)
+        left -= line.apply(track, scaling, units, at)
+        left *= units / scale[:, None]
         made.append((np.full(len(at), k), at, scale, left))
-    series, rows, scale, left = (np.concatenate(part) for part in zip(*made, strict=True))
+    # One series, which may be long, is not copied.
+    series, rows, scale, left = (
+        made[0] if len(made) == 1 else (np.concatenate(part) for part in zip(*made, strict=True))
+    )
     if spread is None:
         there = np.maximum(np.count_nonzero(~np.isnan(left), axis=0), 1)
-        spread = np.maximum(np.sqrt(np.nansum(left**2, axis=0) / there), NARROWEST)
-    target = (left / spread).reshape(len(left), -1)
+        squares = np.stack([np.nansum(left[:, h] ** 2, axis=0) for h in range(s.horizon)])
+        spread = np.maximum(np.sqrt(squares / there), NARROWEST)
+    left /= spread
+    target = left.reshape(len(left), -1)
     mask = ~np.isnan(target)
-    target = np.where(mask, target, 0.0)
+    target[~mask] = 0.0
     found = Examples(tracks, scaling, s.window, s.horizon, s.batch_size, series, rows, scale, target, mask)
     return found, spread
 

@@ -125,7 +125,7 @@ class Judged(NamedTuple):
 
 def score(tracks: Sequence[Track], judged: Sequence[Judged], levels: Sequence[float], season: int, flat: bool) -> Score:
     """Return the score of forecasts of one series or several; with `flat` there is one target without an axis."""
-    truth = np.concatenate([one.truth for one in judged])
+    truth = _joined([one.truth for one in judged])
     H = truth.shape[1]
     methods: dict[str, list[Values]] = {"model": [one.forecasts for one in judged]}
     methods |= {"persistence": [], "autoregression": [], "seasonal": []}
@@ -141,13 +141,12 @@ def score(tracks: Sequence[Track], judged: Sequence[Judged], levels: Sequence[fl
             methods[name].append(np.stack(columns, axis=-1))
         before, lag = track.values[: one.at[0]], min(season or 1, int(one.at[0]) - 1)
         usual.append(np.broadcast_to(mean(np.abs(before[lag:] - before[:-lag])), (len(one.at), before.shape[1])))
-    base = np.concatenate(usual)[:, None]
+    base = _joined(usual)[:, None]
     errors = {}
     for name, parts in methods.items():
-        table = _errors(np.concatenate(parts), truth, base)
+        table = _errors(_joined(parts), truth, base)
         errors[name] = Errors(*(_shaped(one, flat) for one in table))
-    quantiles = np.concatenate([one.quantiles for one in judged])
-    forecasts = np.concatenate(methods["model"])
+    quantiles, forecasts = _joined([one.quantiles for one in judged]), _joined(methods["model"])
     crps, coverage = _probabilistic(quantiles, truth, levels)
     return Score(
         model=errors["model"].rmse,
@@ -166,6 +165,11 @@ def score(tracks: Sequence[Track], judged: Sequence[Judged], levels: Sequence[fl
         interval=levels[-1] - levels[0] if len(levels) > 1 else np.nan,
         series=np.repeat(np.arange(len(judged)), [len(one.at) for one in judged]),
     )
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Return arrays behind each other; one alone, which may be large, is not copied."""
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
 def _shaped(values: Values, flat: bool) -> Values:

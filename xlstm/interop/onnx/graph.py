@@ -56,6 +56,7 @@ class Graph:
         self._declared = [*model.graph.input, *model.graph.value_info]
         self._tensors: dict[str, Any] = {}
         self._producers: dict[str, Any] = {}
+        self._origins: dict[str, str] = {}
         for tensor in model.graph.initializer:
             self._define(self._tensors, tensor.name, tensor)
         for node in self.nodes:
@@ -73,9 +74,11 @@ class Graph:
     def origin(self, name: str) -> str:
         """Return the name that `name` is a copy of, through Identity nodes."""
         seen = set()
-        while name not in seen and (node := self.producer(name, "Identity")):
+        while name not in seen and name not in self._origins and (node := self.producer(name, "Identity")):
             seen.add(name)
             name = node.input[0]
+        name = self._origins.get(name, name)
+        self._origins |= dict.fromkeys(seen, name)
         return name
 
     def producer(self, name: str, *op_types: str) -> Any:

@@ -1,0 +1,127 @@
+"""Input whose time or memory grew beyond all proportion: it is read in a pass, or refused by name."""
+
+import csv
+import functools
+import tracemalloc
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.attacks.bounds import refusal
+from xlstm.cli import options
+from xlstm.data import files, frames, panels, table
+from xlstm.estimators import Forecaster, highway
+from xlstm.interop.onnx import from_onnx
+from xlstm.interop.onnx.graph import Graph
+
+READERS = {
+    "series": files.read_series,
+    "groups": files.read_groups,
+    "table": files.read_table,
+    "header": files.read_header,
+    "numbers": lambda path: files.read_numbers(path, ["c1"]),
+    "names": lambda path: files.read_names(path, "c1"),
+}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    path = tmp_path_factory.mktemp("wide") / "wide.parquet"
+    pq.write_table(pa.table({f"c{k}": [1.0, 2.0] for k in range(table.COLUMNS + 1)}), path)
+    return path
+
+
+def test_a_csv_file_is_not_read_once_per_column(tmp_path, monkeypatch):
+    path, opened = tmp_path / "t.csv", []
+    path.write_text("\n".join(",".join(f"{k}{row}" for k in range(60)) for row in "a123"))
+    reader = csv.reader
+    monkeypatch.setattr(csv, "reader", lambda *given, **options: opened.append(1) or reader(*given, **options))
+    found = files.read_numbers(path, [f"{k}a" for k in range(60)])
+    np.testing.assert_array_equal(found, [[10 * k + row for k in range(60)] for row in (1, 2, 3)])
+    assert len(opened) < 6
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_parquet_has_as_few_columns_as_csv(wide, name):
+    error = refusal(lambda: READERS[name](wide), wide.stat().st_size)
+    assert "wide.parquet: the header has 10001 columns, expected at most 10000" in str(error)
+
+
+def test_columns_are_not_looked_for_one_by_one():
+    names = [f"c{k}" for k in range(3000)]
+    given = pa.table({name: [1.0, 2.0] for name in names})
+    assert refusal(lambda: panels.numbers_of("f", frames.table_of("f", given, names), names)) is None
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_names_of_columns_have_a_length(tmp_path, suffix):
+    def read(length):
+        columns, path = {"n" * length: [1.0, 2.0]}, tmp_path / f"{length}.{suffix}"
+        pq.write_table(pa.table(columns), path) if suffix == "parquet" else files.write_table(path, columns)
+        return refusal(lambda: files.read_series(path), path.stat().st_size)
+
+    assert read(table.NAME) is None
+    assert "the name of a column has 1025 characters, expected at most 1024" in str(read(table.NAME + 1))
+
+
+def test_few_bytes_of_parquet_do_not_hold_any_number_of_rows(tmp_path):
+    path, rows = tmp_path / "zeros.parquet", pa.table({"v": np.zeros(1 << 20)})
+    with pq.ParquetWriter(path, rows.schema) as writer:
+        for _ in range(20):
+            writer.write_table(rows)
+    for name in ("series", "groups", "table"):
+        assert "has 20971520 cells in" in str(refusal(functools.partial(READERS[name], path), path.stat().st_size))
+
+
+@pytest.mark.parametrize("text", ["{}=1", "[{}]", "x={{{}=1}}", "{}.'='=1"])
+@pytest.mark.parametrize(("part", "sign"), [("a", "."), ("'.'", " ."), ('"\\""', ".\t")])
+def test_keys_of_options_have_few_parts(tmp_path, text, part, sign):
+    path = tmp_path / "options.toml"
+    path.write_text(text.format(sign.join([part] * 8000)))
+    error = refusal(lambda: [*options._checked(path, {}, {})], path.stat().st_size)
+    assert "a key has more than 64 parts" in str(error)
+
+
+def test_text_of_options_may_have_points(tmp_path):
+    path, text = tmp_path / "options.toml", "a.b, c. d e.f " * 200
+    path.write_text(f"columns = '{text}'\n")
+    assert [*options._checked(path, {"columns": "columns"}, {"columns": str})] == [("columns", text)]
+
+
+def test_a_chain_of_copies_is_followed_once(monkeypatch):
+    onnx = pytest.importorskip("onnx")
+    make, array = onnx.helper.make_node, onnx.numpy_helper.from_array
+    nodes = [make("Identity", [f"i{k}"], [f"i{k + 1}"]) for k in range(1000)]
+    for k in range(50):
+        nodes.append(make("RNN", [f"x{k}", "i1000", "i1000"], [f"y{k}"], hidden_size=1))
+        nodes.append(make("Squeeze", [f"y{k}", "axes"], [f"x{k + 1}"]))
+    x = onnx.helper.make_tensor_value_info("x0", 1, ["T", "B", 1])
+    constants = [array(np.ones((1, 1, 1), np.float32), "i0"), array(np.array([1]), "axes")]
+    graph = onnx.helper.make_graph(nodes, "graph", [x], [], constants)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    asked, producer = [], Graph.producer
+    monkeypatch.setattr(Graph, "producer", lambda *given: asked.append(1) or producer(*given))
+    assert from_onnx(model)[0].num_layers == 50
+    assert len(asked) < 3000
+
+
+def test_training_and_scores_take_half_a_kilobyte_a_row(monkeypatch):
+    """Beside what chunks take, and the rows of least squares, whose number does not grow with the series."""
+    monkeypatch.setattr(highway, "MOST", 1000)
+    monkeypatch.setattr(highway, "CHUNK", 1000)
+    N = 40_000
+    values = np.sin(np.arange(N) / 7) + np.random.default_rng(0).normal(size=N)
+    model = Forecaster(epochs=1, hidden_size=2, batch_size=1024, horizon=12, backend="numpy")
+    model.fit(values[:400])  # whatever is made once
+    peaks = []
+    tracemalloc.start()
+    try:
+        for work in (model.fit, model.score):
+            tracemalloc.reset_peak()
+            work(values)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+    finally:
+        tracemalloc.stop()
+    assert max(peaks) < 500 * N + (12 << 20), peaks
