@@ -145,6 +145,18 @@ def test_learning_of_tirex(run, monkeypatch, tmp_path):
     assert [line["what"] for line in lines][:3] == ["whole windows", "stream, renew=0", "stream, renew=8"]
 
 
+def test_two_versions_in_turn(monkeypatch, capsys):
+    """The last commit beside the tree as it is."""
+    if not (Path(bench.__file__).parents[1] / ".git").exists():
+        pytest.skip("this is no checkout of Git")
+    arguments = ["against", "HEAD", "--rounds", "1", "--only", "RNN 32,1,1,50 inference"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    importlib.import_module("bench.against").main()
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("RNN 32,1,1,50 inference")
+    assert float(last.split()[-1]) > 0
+
+
 def test_all_in_turn(run, monkeypatch):
     """Each in a process of its own, which is acted out here; what the others measured is kept where one fails."""
     from bench import __main__
