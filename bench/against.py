@@ -126,6 +126,10 @@ class Version:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
+    def end(self) -> None:
+        """Let the process end."""
+        self.process.communicate()
+
 
 def in_turn(old: Version, new: Version, name: str, rounds: int) -> Iterator[tuple[float, float]]:
     """Yield the seconds of both, of which the first alternates, at most half a minute long."""
@@ -159,6 +163,8 @@ def main() -> None:
                 before, after = (statistics.median(side) for side in zip(*pairs, strict=True))
                 ratio = statistics.median(b / a for a, b in pairs)
                 print(f"{name:44}{before * 1e3:9.3f} ms{after * 1e3:9.3f} ms{ratio:12.3f}", flush=True)
+            old.end()
+            new.end()
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, check=True)
 
