@@ -189,5 +189,5 @@ def test_other_reasons():
     half = Step(np, lstm.Cell(), {"Wx": np.ones((24, 3), "f2"), "Wh": np.ones((24, 6), "f2")}, Masks())
     assert NUMBA.refuses(half, WIDTHS) == "no compiled loop has float16"
     assert engine.choose(half, WIDTHS, {}).name == "array_api"
-    assert engine.choose(steps()[""], WIDTHS).name == "numba"
-    assert engine.choose(steps()["zoneout"], []).name == "array_api"
+    assert engine.choose(steps()[""], WIDTHS, {}).name == "numba"
+    assert engine.choose(steps()["zoneout"], [], {}).name == "array_api"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,8 @@ def seasonal(known: Values, season: int, horizon: int, at: Positions) -> Values:
     return known[np.maximum(at[:, None] - season + ahead % season, 0)]
 
 
+# The systems are small: threads of BLAS would mostly wait for each other, long where the cores have other work.
+@blas.one_thread()
 def autoregression(known: Values, values: Values, order: int, horizon: int, at: Positions) -> Values:
     """Forecast (N, horizon) from the `order` values before each position and a constant, by least squares.
 
@@ -32,11 +33,6 @@ def autoregression(known: Values, values: Values, order: int, horizon: int, at: 
     in the triangular form that QR decompositions of blocks of rows bring it to. `known` are the values without gaps; a
     gap (NaN) in `values` is no target.
     """
-    # The systems are small: threads of BLAS would mostly wait for each other, long where the cores have other work.
-    return blas.limited(1, functools.partial(_autoregression, known, values, order, horizon, at))
-
-
-def _autoregression(known: Values, values: Values, order: int, horizon: int, at: Positions) -> Values:
     x = np.lib.stride_tricks.sliding_window_view(known, order)
     forecast = np.empty((len(at), horizon))
     for h in range(horizon):
