@@ -25,7 +25,6 @@ import numpy as np
 import pytest
 
 import xlstm
-from tests import standin
 from xlstm.arrays import threads
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError
@@ -33,9 +32,7 @@ from xlstm.engines import plan
 from xlstm.engines.numba import jit, tape
 
 DATA = Path(__file__).parent / "data"
-
-if standin.asked_for():
-    standin.install()
+BACKENDS = os.environ.get("XLSTM_TEST_BACKENDS", "numpy,strict,torch,cupy").split(",")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -156,10 +153,16 @@ def make_backend(name: str, dtype: str = "float64") -> Backend:
         pytest.skip(str(error))
 
 
-@pytest.fixture(params=os.environ.get("XLSTM_TEST_BACKENDS", "numpy,strict,torch,cupy").split(","))
+@pytest.fixture(params=BACKENDS)
 def be(request: pytest.FixtureRequest) -> Backend:
     """A backend that makes float64 arrays."""
     return make_backend(request.param)
+
+
+@pytest.fixture(params=["cupy"])
+def xp(request: pytest.FixtureRequest) -> Any:
+    """The namespace of CuPy, for tests of what is there alone."""
+    return make_backend(request.param).xp
 
 
 @pytest.fixture

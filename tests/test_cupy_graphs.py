@@ -8,15 +8,12 @@ import numpy as np
 import pytest
 
 import xlstm
-from tests import standin
-from xlstm.arrays import bernoulli, constants, matmul, probe
+from tests import gpu
+from xlstm.arrays import bernoulli, constants, matmul
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.graph import Recorder, capturing, kept
 
-if not standin.asked_for():
-    pytest.skip(f"the stand-in for CuPy is not in place ({standin.VARIABLE}=1 puts it there)", allow_module_level=True)
-
-import cupy
+cupy = gpu.needed()
 
 
 @pytest.fixture
@@ -34,7 +31,7 @@ def test_a_capture_does_nothing_and_each_launch_does_it(be):
     function()
     graph = Recorder().capture(function)
     assert (to_numpy(a).tolist(), to_numpy(b).tolist()) == ([2, 2, 2], [2, 2, 2])
-    with standin.counted() as found:
+    with gpu.counted() as found:
         graph.launch()
         graph.launch()
     assert (found.launches, found.operations) == (2, 2)
@@ -67,7 +64,7 @@ def test_products_have_the_same_bits(rng, dtype, A, B):
     with recorder.rehearsal():
         np.testing.assert_array_equal(to_numpy(matmul.matmul(be.xp, a, b)), to_numpy(first))
     graph = recorder.capture(lambda: matmul.matmul(be.xp, a, b, add=again) is None)
-    with standin.counted() as found:
+    with gpu.counted() as found:
         graph.launch()
     assert found.products == 0
     np.testing.assert_array_equal(to_numpy(again), to_numpy(out))
@@ -109,18 +106,10 @@ def test_a_mask_without_elements_launches_nothing(be):
     """CUDA refuses a launch of no blocks."""
     room = be.asarray(np.zeros((8, bernoulli.STATE), np.uint64))
     later, like = bernoulli.Later(np.random.PCG64(5), room), be.asarray(np.zeros(1))
-    with standin.counted() as found:
+    with gpu.counted() as found:
         mask = bernoulli.bernoulli(later, 0.5, (0, 3), like)
     assert (mask.shape, later.sizes) == ((0, 3), [0])
     assert found.launches == 0
-
-
-def test_a_product_without_a_rehearsal_is_not_captured(be, monkeypatch):
-    """cuBLAS may have to load kernels for it."""
-    monkeypatch.setattr(cupy.cuda._cublas._KEPT[0], "loaded", set())
-    a = be.asarray(np.ones((3, 3)))
-    with pytest.raises(xlstm.BackendError, match="cublasGemmStridedBatchedEx returned 14"):
-        Recorder().capture(lambda: matmul.matmul(be.xp, a, a) is None)
 
 
 def test_what_caches_drop_stays(be):
@@ -134,51 +123,22 @@ def test_what_caches_drop_stays(be):
     assert kept(found) is found
 
 
-def test_memory_that_was_given_back_is_not_read(be):
-    """Arrays, and those whose addresses are in a struct."""
-    from xlstm.arrays import together
-
-    for read in (lambda a: a + a, lambda a: together.copies(be.xp, [a])):
-        a = be.asarray(np.zeros((3, 3)))
-        read(a)
-        graph = Recorder().capture(lambda a=a, read=read: read(a) is None)
-        graph.launch()
-        del a
-        gc.collect()
-        with pytest.raises(cupy.cuda.CUDARuntimeError, match="memory that was given back"):
-            graph.launch()
-
-
-def other_stream(a):
-    with cupy.cuda.Stream():
-        return a + a
-
-
 REFUSED = {
-    "a copy to the host": (lambda a: a.get(), "StreamCaptureUnsupported"),
-    "a number on the host": (lambda a: float(a.sum()), "StreamCaptureUnsupported"),
-    "a branch": (lambda a: bool((a > 0).all()), "StreamCaptureUnsupported"),
-    "a copy to the device": (lambda a: cupy.asarray(np.ones(3)), "StreamCaptureUnsupported"),
-    "a wait for the device": (lambda a: cupy.cuda.Device().synchronize(), "StreamCaptureUnsupported"),
-    "a wait for a stream": (lambda a: cupy.cuda.get_current_stream().synchronize(), "StreamCaptureUnsupported"),
-    "another stream": (other_stream, "StreamCaptureImplicit"),
-    "a new kernel": (lambda a: cupy.ElementwiseKernel("float32 x", "float32 y", "y = x", "new")(a), "compiled"),
-    "a product of CuPy": (lambda a: a[:, None] @ a[None, :], "cuBLAS API"),
-    "the shared pool": (lambda a: in_pool(a), "the pool gives to others"),
+    "a copy to the host": lambda a: a.get(),
+    "a branch": lambda a: bool((a > 0).all()),
+    "a copy to the device": lambda a: cupy.asarray(np.ones(3)),
+    "a wait for the device": lambda a: cupy.cuda.Device().synchronize(),
+    "a wait for a stream": lambda a: cupy.cuda.get_current_stream().synchronize(),
+    "a product of CuPy": lambda a: a[:, None] @ a[None, :],
 }
 
 
-def in_pool(a):
-    with cupy.cuda.using_allocator(cupy.cuda._memory.default):
-        return a + a
-
-
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_a_capture_refuses(be, case):
-    function, words = REFUSED[case]
+def test_after_a_capture_that_was_refused(be, case):
+    """Nothing is left of it, and the next one is as good as any."""
     a, recorder = be.asarray(np.ones(3)), Recorder()
-    with pytest.raises((cupy.cuda.CUDARuntimeError, NotImplementedError, RuntimeError), match=words):
-        recorder.capture(lambda: function(a) is None)
+    with pytest.raises((NotImplementedError, RuntimeError), match="captur"):
+        recorder.capture(lambda: REFUSED[case](a) is None)
     assert capturing() is None
     assert not cupy.cuda.get_current_stream().is_capturing()
     graph = recorder.capture(lambda: a.fill(2))
@@ -186,43 +146,19 @@ def test_what_a_capture_refuses(be, case):
     assert to_numpy(a).tolist() == [2, 2, 2]
 
 
-def test_a_capture_that_was_spoiled_does_not_end_well(be):
-    a, stream = be.asarray(np.ones(3)), cupy.cuda.Stream(non_blocking=True)
-    with stream:
-        stream.begin_capture()
-        with pytest.raises(cupy.cuda.CUDARuntimeError):
-            a.get()
-        with pytest.raises(cupy.cuda.CUDARuntimeError, match="StreamCaptureInvalidated"):
-            stream.end_capture()
-    with pytest.raises(cupy.cuda.CUDARuntimeError, match="StreamCaptureUnsupported"):
-        cupy.cuda.Stream.null.begin_capture()
-
-
-def test_the_memory_of_a_recorder_is_its_own(be, monkeypatch):
+def test_the_memory_of_a_recorder_is_its_own(be):
     """It is taken from the pool that is current, and stays taken until the recorder and its graphs are gone."""
-    taken, free = [], []
-
-    class Chunk:
-        def __init__(self, size):
-            taken.append(size)
-            self.ptr = 4096 * len(taken)
-
-        def __del__(self):
-            free.append(self.ptr)
-
-    a = be.asarray(np.ones(5))
-    a + a
-    with cupy.cuda.using_allocator(Chunk):
+    a, pool = be.asarray(np.ones(5)), cupy.cuda.MemoryPool()
+    with cupy.cuda.using_allocator(pool.malloc):
         recorder = Recorder()
-        free.clear()
         recorder.capture(lambda: a + a is None)
-        assert taken
-        assert not free
+        taken = pool.used_bytes()
+        assert taken > 0
         recorder._pool.free_all_blocks()
-        assert not free
+        assert pool.used_bytes() == taken
     del recorder
     gc.collect()
-    assert free
+    assert pool.used_bytes() == 0
 
 
 def test_cublas_says_what_it_returned(monkeypatch):
@@ -231,4 +167,3 @@ def test_cublas_says_what_it_returned(monkeypatch):
     monkeypatch.setattr(cublas, "_function", lambda name, types: lambda *args: 7)
     with pytest.raises(xlstm.BackendError, match="cuBLAS: cublasCreate_v2 returned 7"):
         cublas.Handle()
-    assert probe.cupy() is cupy

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import xlstm
-from tests import standin
+from tests import gpu
 from tests.test_interop_nxai import NXAI
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import dtype_name
@@ -17,8 +17,7 @@ from xlstm.layers.norm import MultiHeadNorm, RMSNorm
 from xlstm.layers.sequence import SequenceLayer
 from xlstm.models import SequenceModel
 
-if not standin.asked_for():
-    pytest.skip(f"the stand-in for CuPy is not in place ({standin.VARIABLE}=1 puts it there)", allow_module_level=True)
+gpu.needed()
 
 # They are shares of norms: rounding to 2^-9 or 2^-12, many times, of numbers that partly cancel.
 TOLERANCE = {"bfloat16": 0.25, "float16": 0.06}

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import xlstm
-from tests import standin
-from tests.test_standin import BARRIERS
+from tests import gpu
+from tests.test_cupy_kernels import BARRIERS
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import dtype_name
 from xlstm.data import Streams, Windows
@@ -26,8 +26,7 @@ from xlstm.training import optimizers, train
 from xlstm.training.callbacks import Clip
 from xlstm.training.precision import Mixed
 
-if not standin.asked_for():
-    pytest.skip(f"the stand-in for CuPy is not in place ({standin.VARIABLE}=1 puts it there)", allow_module_level=True)
+gpu.needed()
 
 WAVE = np.sin(np.arange(120) / 5)
 VERSE = "to be or not to be, that is the question:\n" * 10
@@ -190,7 +189,7 @@ def test_what_the_sanitizer_runs(monkeypatch, capsys):
 
     assert set(sanitized.layers(6)) == {*sanitized.layers(5), "sLSTM"}
     small(monkeypatch)
-    with standin.counted(where=True) as counted:
+    with gpu.counted() as counted:
         assert program(monkeypatch, "bench.sanitized") == 0
     said = capsys.readouterr().out
     for path in sanitized.WAYS:

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 import xlstm
-from tests import standin
+from tests import gpu
 from xlstm.data import Streams, Windows
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import Step, optimizers
 from xlstm.training.callbacks import Clip
 
-if not standin.asked_for():
-    pytest.skip(f"the stand-in for CuPy is not in place ({standin.VARIABLE}=1 puts it there)", allow_module_level=True)
+gpu.needed()
 
 T, B, D, H = 25, 4, 8, 8
 
@@ -29,7 +28,7 @@ def backend():
 def counts(call):
     """Count what the second of two equal calls asks for."""
     call()
-    with standin.counted(where=True) as found:
+    with gpu.counted() as found:
         call()
     return found
 
@@ -90,7 +89,7 @@ def test_a_step_of_a_layer_with_options(backend, monkeypatch, options, forward, 
     """The operations that one more step takes: none where one kernel does all steps, else products and kernels."""
     layer, found = (xlstm.GRU if "reset_after" in options else xlstm.LSTM)(D, H, **options), []
     for steps in (6, 7):
-        monkeypatch.setattr("tests.test_standin_budgets.T", steps)
+        monkeypatch.setattr("tests.test_cupy_budgets.T", steps)
         found.append([one.operations for one in passes(backend, layer, **({"seed": 0} if layer.random else {}))])
     assert np.all(np.subtract(found[1], found[0]) <= (forward, backward)), found
 

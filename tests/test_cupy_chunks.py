@@ -9,17 +9,14 @@ import numpy as np
 import pytest
 
 import xlstm
-from tests import standin
+from tests import gpu
 from xlstm.arrays.convert import to_numpy
 from xlstm.cells import mlstm
 from xlstm.engines import cuda
 from xlstm.engines.cuda.chunks import passes
 from xlstm.engines.cuda.tiling import Device
 
-if not standin.asked_for():
-    pytest.skip(f"the stand-in for CuPy is not in place ({standin.VARIABLE}=1 puts it there)", allow_module_level=True)
-
-import cupy
+cupy = gpu.needed()
 
 TOLERANCE = {"float32": 1e-5, "tf32": 2e-4, "float16": 1e-2, "bfloat16": 8e-2}
 GRADIENTS = ("dq", "dk", "dv", "di", "df", "dC0", "dn0", "dm0")
@@ -142,7 +139,7 @@ def test_layers(rng, layer, lengths, dtype):
     params = {name: be.asarray(p + 0.1 * rng.standard_normal(p.shape)) for name, p in layer.draw(rng).items()}
     x, found = be.asarray(rng.standard_normal((21, 3, layer.input_size))), {}
     for path in ("auto", "loop"):
-        with cuda.use(path), standin.counted(where=True) as counts:
+        with cuda.use(path), gpu.counted() as counts:
             y, state, saved = layer.forward(params, x, lengths=lengths)
             grads, dx, dstate = layer.backward(params, saved, y, state if lengths is None else None)
         assert ("xlstm_chunk_within_bwd" in counts.places()) == (path == "auto")
@@ -164,7 +161,7 @@ def test_layers(rng, layer, lengths, dtype):
 def test_what_has_no_kernels(layer, rng):
     be = xlstm.backend("cupy")
     params, x = layer.init(0, be), be.asarray(rng.standard_normal((70, 1, 4)))
-    with standin.counted(where=True) as counts:
+    with gpu.counted() as counts:
         layer.forward(params, x)
     assert "xlstm_chunk" not in counts.places()
 
