@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 
 import xlstm
+from tests import cuda_on_cpu
 from xlstm.arrays import threads
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError
@@ -157,6 +158,29 @@ def make_backend(name: str, dtype: str = "float64") -> Backend:
 def be(request: pytest.FixtureRequest) -> Backend:
     """A backend that makes float64 arrays."""
     return make_backend(request.param)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cuda() -> None:
+    """Where CuPy runs on a CPU, new memory holds NaN, and graphs are not launched on memory that was given back."""
+    if "cupy" in BACKENDS and cuda_on_cpu.built():
+        cuda_on_cpu.watch()
+
+
+@pytest.fixture
+def refused() -> None:
+    """For a test that asks for what CUDA refuses."""
+
+
+@pytest.fixture(autouse=True)
+def legal(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Nothing that a test asks of CUDA would be refused, or go wrong, on a card."""
+    if "cupy" not in BACKENDS or not cuda_on_cpu.built():
+        yield
+        return
+    with cuda_on_cpu.counted() as found:
+        yield
+    assert not found.problems or "refused" in request.fixturenames, found.problems
 
 
 @pytest.fixture(params=["cupy"])

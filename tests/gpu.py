@@ -66,11 +66,10 @@ class Counts:
 
 @contextlib.contextmanager
 def counted() -> Iterator[Counts]:
-    """Count what a `with` block asks of the device; whatever CUDA would refuse is an error."""
+    """Count what a `with` block asks of the device."""
     on_cpu()
     with cuda_on_cpu.counted(names=True) as found:
         yield Counts(found)
-    assert not found.problems, found.problems
 
 
 def on_cpu() -> None:

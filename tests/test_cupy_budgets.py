@@ -1,4 +1,4 @@
-"""Launches, copies and waits of calls on a GPU, counted on the stand-in for CuPy and held to budgets.
+"""Launches, copies and waits of calls on a GPU, counted and held to budgets.
 
 A number here is a bound; where a call asks for less, the bound goes down with it.
 """
@@ -11,6 +11,7 @@ import pytest
 import xlstm
 from tests import gpu
 from xlstm.data import Streams, Windows
+from xlstm.engines import cuda
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import Step, optimizers
 from xlstm.training.callbacks import Clip
@@ -71,6 +72,13 @@ def test_a_pass(backend, layer, lengths, forward, backward):
     there, back = passes(backend, layer, lengths, **({"seed": 0} if layer.random else {}))
     within(there, forward)
     within(back, backward)
+
+
+def test_a_pass_of_an_mlstm_without_its_own_kernels(backend):
+    with cuda.use("loop"):
+        there, back = passes(backend, xlstm.mLSTM(D, H, num_heads=2))
+    within(there, 38)
+    within(back, 49)
 
 
 @pytest.mark.parametrize(

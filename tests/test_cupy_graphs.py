@@ -46,6 +46,7 @@ def twice(xp, a):
     return a + a
 
 
+@pytest.mark.usefixtures("refused")
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 @pytest.mark.parametrize(
     ("A", "B"), [((5, 3), (3, 4)), ((2, 5, 3), (2, 3, 4)), ((4, 5, 3), (3, 2))], ids=["matrices", "batch", "broadcast"]
@@ -133,6 +134,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.usefixtures("refused")
 @pytest.mark.parametrize("case", REFUSED)
 def test_after_a_capture_that_was_refused(be, case):
     """Nothing is left of it, and the next one is as good as any."""

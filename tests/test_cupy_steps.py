@@ -508,6 +508,7 @@ def test_gradients_of_a_callback_that_do_not_fit_are_refused(backend, case, opti
     assert len(set(errors)) == 1
 
 
+@pytest.mark.usefixtures("refused")
 @pytest.mark.parametrize(("callback", "words"), [(Reads(), "is capturing"), (Times(), "cuBLAS API")])
 def test_a_step_that_cannot_be_captured_says_so(backend, callback, words):
     """When the next one begins, so that the state stays whole and is good for steps without graphs."""
