@@ -27,6 +27,11 @@ def needed() -> Any:
     return probe.cupy()
 
 
+def half(name: str) -> np.dtype:
+    """The dtype of a name; NumPy by itself has no bfloat16."""
+    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
+
+
 def as_it_lies(a: np.ndarray) -> Any:
     """The CuPy array with the values of one of NumPy and its strides, those of broadcasts and views as well."""
     if a.size == 0:

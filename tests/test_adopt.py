@@ -324,7 +324,8 @@ def test_arrays_on_a_device_that_is_not_the_current_one_are_refused(gpu):
             layer(params, gpu.asarray(np.ones((T, B, D))))
         y, _ = layer(other, Described(there))
         assert y.device.id == 1
-    assert adopt("here", Described(there)).device.id == 1
+    found = adopt("here", Described(there))
+    assert (found.device.id, found.data.ptr) == (1, there.data.ptr)
     with pytest.raises(TypeError, match=r"LSTM: 0.Wx is on <CUDA Device 0> but x on <CUDA Device 1>, expected"):
         layer(params, Described(there))
     with pytest.raises(ValueError, match=r"^LSTM: x is on CUDA device 1, which is not the current one, 0; with"):

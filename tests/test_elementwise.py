@@ -4,16 +4,13 @@ import numpy as np
 import pytest
 
 from tests import gpu
-from tests.gpu import as_it_lies
+from tests.conftest import make_backend
+from tests.gpu import as_it_lies, half
 from xlstm.arrays import fuse as elementwise
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.fuse import fuse, multiplier, room, source, total
 from xlstm.arrays.namespace import constant, squares_below
 from xlstm.tracing.symbols import UntraceableError
-
-
-def half(name):
-    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
 
 
 def chain(xp, a, b, scale, dtype):
@@ -129,6 +126,18 @@ def test_a_factor_is_computed_within_the_product_on_cupy(xp, rng):
         assert times(P) is P
         assert found.operations == 1
     np.testing.assert_allclose(P.get(), expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_where_keeps_the_dtype_on_cupy(rng, dtype):
+    """CuPy's own makes float32 of bfloat16."""
+    be = make_backend("cupy", dtype)
+    a = be.asarray(np.array([[1.5, -0.0, np.inf], [np.nan, -2.25, 3.0]]))
+    b, condition = be.asarray(-7.0), be.asarray(np.array([True, False, True]))
+    found = elementwise.where(be.xp, condition, a, b)
+    assert str(found.dtype) == dtype
+    expected = np.array([[1.5, -7, np.inf], [np.nan, -7, 3.0]])
+    np.testing.assert_array_equal(to_numpy(found).astype("float64"), expected)
 
 
 def test_room_has_its_axes_in_the_order_of_memory(xp):

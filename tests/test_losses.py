@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.conftest import make_backend
 from xlstm import gradcheck
 from xlstm.arrays.convert import to_numpy
 from xlstm.training import losses
@@ -59,6 +60,18 @@ def test_cross_entropy_gradient(be, rng):
     weights = be.asarray(masks(rng)["weights"])
     for chosen in (None, mask, weights):
         gradcheck(lambda z, m=chosen: losses.cross_entropy(z, labels, m), lambda dz, d: (d * dz,), (logits,))
+
+
+@pytest.mark.parametrize("name", [*REGRESSIONS, "pinball", "cross_entropy"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_have_the_dtype_of_predictions_on_cupy(rng, name, dtype):
+    be = make_backend("cupy", dtype)
+    y = be.asarray(rng.standard_normal((4, 3)))
+    target = be.asarray(rng.standard_normal((4, 3) if name in REGRESSIONS else (4,)))
+    target = be.asarray(rng.integers(0, 3, 4)) if name == "cross_entropy" else target
+    mask = be.asarray(np.array([True, False, True, True]))
+    for chosen in (None, mask):
+        assert str(getattr(losses, name)(y, target, chosen)[1].dtype) == dtype
 
 
 def test_values_follow_torch(rng):

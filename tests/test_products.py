@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import gpu
-from tests.gpu import as_it_lies
+from tests.gpu import as_it_lies, half
 from xlstm.arrays import matmul as products
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.matmul import Operand, aligned_width, matmul, packed, plan, strides
@@ -160,3 +160,21 @@ def test_other_types_are_left_to_the_library(xp):
     found = matmul(xp, xp.ones((2, 3, 4), "f4"), xp.ones((2, 4, 5), "f8"))
     assert found.dtype == np.float64
     assert matmul(xp, xp.ones((2, 3, 4), int), xp.ones((2, 4, 5), int)).dtype == int
+
+
+@pytest.mark.parametrize(
+    "dtypes", [("f4", "bfloat16", "f4"), ("f4", "f4", "f8"), ("f4", "f4", "f2"), ("i4", "i4", "i4")]
+)
+def test_dtypes_that_cublas_would_misread_are_refused(xp, dtypes):
+    """It would read past the ends of the narrower operands, or write past that of the result."""
+    a, b, out = map(half, dtypes)
+    with (
+        gpu.counted() as counts,
+        pytest.raises(TypeError, match=rf"^multiply: dtypes are {a} @ {b} -> {out}, expected one of float16, bfloat16"),
+    ):
+        products.multiply(xp.ones((2, 3, 4), a), xp.ones((2, 4, 5), b), xp.zeros((2, 3, 5), out))
+    assert counts.products == 0
+    for kind in ("f2", "bfloat16"):  # both may be summed up into float32
+        found = xp.zeros((2, 3, 5), "f4")
+        products.multiply(xp.ones((2, 3, 4), half(kind)), xp.ones((2, 4, 5), half(kind)), found)
+        assert xp.all(found == 4)

@@ -30,6 +30,7 @@ from xlstm.training import (
     Terminated,
     find_learning_rate,
     history,
+    losses,
     optimizers,
     train,
 )
@@ -548,6 +549,32 @@ def test_the_learning_rate_finder_stops_where_training_diverges():
         find_learning_rate(model, params, data, low=1.0, high=0.1)
     with pytest.raises(ValueError, match="steps is 3, expected 10 or more"):
         find_learning_rate(model, params, data, steps=3)
+
+
+@pytest.mark.parametrize("low", [1e-5, 1e3])
+def test_the_learning_rate_finder_suggests_a_rate_between_low_and_high(low):
+    """A first batch that happens to be easy is no minimum, and no reason to stop."""
+    model, data, _ = plain()
+    params, calls = model.init(0, "numpy"), []
+
+    def lucky(y, target, mask):
+        loss, dy = losses.mse(y, target, mask)
+        calls.append(loss)
+        return (0.01 * loss if len(calls) == 1 else loss), dy
+
+    found = find_learning_rate(model, params, data, optimizers.sgd, low=low, high=1e4, steps=40, loss=lucky)
+    assert np.argmin(found.losses) == 0
+    assert len(found.losses) > 4  # of 40 the first tenth does not count
+    best = 4 + np.argmin(found.losses[4:])
+    assert low <= found.suggestion <= 1e4
+    assert found.suggestion == pytest.approx(max(low, found.rates[best] / 10))
+
+
+def test_the_learning_rate_finder_says_where_training_diverges_at_once():
+    model, data, _ = plain()
+    never = lambda y, target, mask: (math.nan * y[0, 0, 0], y)  # noqa: E731
+    with pytest.raises(ValueError, match=r"the loss diverges after 0 steps, at a rate of 0\.01; lower low"):
+        find_learning_rate(model, model.init(0, "numpy"), data, low=0.01, loss=never)
 
 
 def test_curves_for_tensorboard(tmp_path):

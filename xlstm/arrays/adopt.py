@@ -84,7 +84,14 @@ def _adopted(where: str, value: Any) -> Any:
     if failure is not None:
         raise TypeError(f"{where}: {_kind(value)} is on a GPU, which needs CuPy: {failure}")
     cupy = probe.cupy()
-    return _taken(where, value, cupy.asarray if described else cupy.from_dlpack)
+    return _taken(where, value, functools.partial(_described, cupy) if described else cupy.from_dlpack)
+
+
+def _described(cupy: Any, value: Any) -> Any:
+    """Return an array on the device that has its memory, from which `asarray` would copy to the current one."""
+    pointer = value.__cuda_array_interface__["data"][0]
+    with cupy.cuda.Device(cupy.cuda.runtime.pointerGetAttributes(pointer).device if pointer else None):
+        return cupy.asarray(value)
 
 
 def _taken(where: str, value: Any, take: Callable[[Any], Any]) -> Any:

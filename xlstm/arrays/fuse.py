@@ -164,6 +164,13 @@ def total(xp: Namespace, a: Array, b: Array, axes: int | tuple[int, ...] = -1, d
     return _total(a.dtype, a.dtype if dtype is None else dtype)(a, b, axis=axes)
 
 
+def where(xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
+    """Return `xp.where(condition, a, b)`, on CuPy from a kernel of our own for bfloat16, of which CuPy makes float32."""
+    if xp.__name__ == CUPY and name(a.dtype) == "bfloat16":
+        return fuse(xp, _where, condition, a, b)
+    return xp.where(condition, a, b)
+
+
 def windows(a: Array, width: int) -> Array:
     """Return a view of a CuPy array (T + width - 1, ...) as (T, ..., width): for each step `width` steps from it on."""
     shape, steps = (a.shape[0] - width + 1, *a.shape[1:], width), (*a.strides, a.strides[0])
@@ -240,6 +247,10 @@ def results(function: Callable[..., Any], dtypes: tuple[Any, ...], options: dict
     with np.errstate(all="ignore"):
         found = function(np, *ones, **{option: wider.get(value, value) for option, value in options.items()})
     return [back.get(a.dtype, a.dtype) for a in listed(found)]
+
+
+def _where(xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
+    return xp.where(condition, a, b)
 
 
 @functools.cache

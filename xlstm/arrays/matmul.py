@@ -91,7 +91,14 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, dtype: A
 
 
 def multiply(A: Array, B: Array, out: Array, add: bool = False) -> None:
-    """Set a CuPy array (..., M, N) to A @ B, or add this; its rows are contiguous, its matrices equally far apart."""
+    """Set a CuPy array (..., M, N) to A @ B, or add this; its rows are contiguous, its matrices equally far apart.
+
+    cuBLAS is told dtypes and believes them, so others than those of `matmul` are a TypeError.
+    """
+    kind = fuse.name(A.dtype)
+    wide = out.dtype == np.float32 and A.dtype.itemsize == 2
+    if kind not in FLOATS or A.dtype != B.dtype or not (wide or out.dtype == A.dtype):
+        raise TypeError(f"multiply: dtypes are {A.dtype} @ {B.dtype} -> {out.dtype}, expected one of {', '.join(FLOATS)}")
     cp = probe.cupy()
     way = plan(A.shape, strides(A), B.shape, strides(B))
     if out.size == 0 or way.sizes[1] == 0:

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xlstm.arrays import checks, constants
+from xlstm.arrays import checks, constants, fuse
 from xlstm.arrays.backend import Portable
-from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, widened
 from xlstm.recurrence.packing import Packing
 
@@ -65,7 +64,7 @@ class Span(Portable):
             return x
         xp = self.xp
         there = xp.reshape(self.packing.inside(xp, x), (self.T, self.B, *(1,) * (x.ndim - 2)))
-        return xp.where(there, x, constants.number(xp, value, x.dtype, device_of(x)))
+        return fuse.where(xp, there, x, constants.number(xp, value, x.dtype, device_of(x)))
 
     def zeros(self, width: int, params: Params) -> Array:
         """Return zeros (T, B, width) of the dtype and on the device of parameters."""
@@ -104,7 +103,7 @@ def complete(
     if state is not None:
         _check_container(where, what, state, leaves)
     found: list[Any] = []
-    like, later = next(iter(params.values())), xp is not np and compiles(xp)
+    like, later = next(iter(params.values())), xp is not np and fuse.compiles(xp)
     for k, leaf in enumerate(leaves):
         part = None if state is None else state[k]
         if not isinstance(leaf, Leaf):

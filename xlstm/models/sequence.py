@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import checks, constants
+from xlstm.arrays import checks, constants, fuse
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.layers.gated import Recurrent
 from xlstm.layers.linear import Linear
@@ -151,14 +151,14 @@ def _at_end(y: Array, span: Span) -> Array:
     if np.all(span.lengths > 0):
         return found
     there = constants.copied(xp, span.lengths[:, None] > 0, device_of(y))
-    return xp.where(there, found, xp.zeros_like(found))
+    return fuse.where(xp, there, found, xp.zeros_like(found))
 
 
 def _at_end_bwd(d: Array, span: Span) -> Array:
     """Return the gradient of y (T, B, H) from that of `_at_end`, (B, H)."""
     xp = span.xp
     at = constants.copied(xp, np.arange(span.T)[:, None] == span.lengths - 1, device_of(d))
-    return xp.where(at[:, :, None], d[None, ...], xp.zeros_like(d[None, ...]))
+    return fuse.where(xp, at[:, :, None], d[None, ...], xp.zeros_like(d[None, ...]))
 
 
 def layer(where: str, name: str, value: Any) -> Any:

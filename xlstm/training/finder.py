@@ -18,6 +18,7 @@ from xlstm.training.schedules import Schedule
 from xlstm.training.step import Step
 
 SMOOTH = 0.9  # decay of the running mean of losses
+SKIPPED = 10  # the first of so many parts of the test, where the mean is of few losses, does not count
 MARGIN = 10.0  # between the rate with the lowest loss and the suggested one
 DIVERGED = 4.0  # the test ends when the running mean is so many times its lowest value
 
@@ -32,7 +33,8 @@ class RangeTest(NamedTuple):
     losses : array (N,)
         The loss after each, smoothed.
     suggestion : float
-        A tenth of the rate at which the loss was lowest, since a little beyond that training diverges.
+        A tenth of the rate at which the smoothed loss was lowest, since a little beyond that training diverges, and
+        at least `low`. The first tenth of the steps does not count: the mean is of few losses there.
     """
 
     rates: np.ndarray[Any, Any]
@@ -95,7 +97,7 @@ def find_learning_rate(
     step = Step(model, optimizer(lambda done: float(rates[min(done, steps - 1)])), loss=loss)
     state = step.init(params, seed)
     found: list[float] = []
-    mean, lowest = 0.0, math.inf
+    mean, lowest, skipped = 0.0, math.inf, steps // SKIPPED
     for number, batch in zip(range(1, steps + 1), _forever(state.feed.batches, data, where, seed), strict=False):
         try:
             state, taken = step(state, batch, f"{where}: step {number}")
@@ -103,12 +105,15 @@ def find_learning_rate(
             break
         mean = SMOOTH * mean + (1 - SMOOTH) * taken.loss
         found.append(mean / (1 - SMOOTH**number))
-        lowest = min(lowest, found[-1])
+        if number > skipped:
+            lowest = min(lowest, found[-1])
         if found[-1] > DIVERGED * lowest:
             break
-    if len(found) < 3:
-        raise ValueError(f"{where}: the loss diverges after {len(found)} steps, at a rate of {low:g}; try a lower one")
-    return RangeTest(rates[: len(found)], np.array(found), float(rates[int(np.argmin(found))]) / MARGIN)
+    if len(found) < max(3, skipped + 1):
+        rate = rates[len(found)]
+        raise ValueError(f"{where}: the loss diverges after {len(found)} steps, at a rate of {rate:g}; lower low")
+    best = float(rates[skipped + int(np.argmin(found[skipped:]))])
+    return RangeTest(rates[: len(found)], np.array(found), max(low, best / MARGIN))
 
 
 def _forever(batches: Callable[..., Iterator[Inputs]], data: Batches, where: str, seed: Seed) -> Iterator[Inputs]:

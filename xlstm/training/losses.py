@@ -2,6 +2,7 @@
 
 A loss is the mean over all elements that `mask` selects. A mask covers the leading axes of the target: (T, B) masks
 whole time steps, the target's own shape single values. It is boolean, or holds weights from 0 up, for a weighted mean.
+The gradient has the dtype of the prediction; CuPy makes float32 of bfloat16 and a Python number.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from xlstm.arrays import checks, constants
 from xlstm.arrays.adopt import adopting
 from xlstm.arrays.fuse import compiles
-from xlstm.arrays.namespace import Array, Namespace, check_library, device_of, finfo, namespace
+from xlstm.arrays.namespace import Array, Namespace, astype, check_library, device_of, finfo, namespace
 from xlstm.arrays.rows import by_rows
 from xlstm.cells.activations import clamp
 
@@ -44,7 +45,7 @@ def mse(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Arra
     xp, weight = _regression("mse", y, target, mask)
     e = y - target
     de = weight * e
-    return xp.sum(de * e), 2 * de
+    return xp.sum(de * e), astype(xp, 2 * de, y.dtype)
 
 
 @adopting
@@ -71,7 +72,7 @@ def mae(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Arra
     """
     xp, weight = _regression("mae", y, target, mask)
     e = y - target
-    return xp.sum(weight * xp.abs(e)), weight * xp.sign(e)
+    return xp.sum(weight * xp.abs(e)), astype(xp, weight * xp.sign(e), y.dtype)
 
 
 @adopting
@@ -102,7 +103,7 @@ def huber(y: Array, target: Array, mask: Array | None = None, delta: float = 1.0
     xp, weight = _regression("huber", y, target, mask)
     e = y - target
     de = clamp(xp, e, delta)
-    return xp.sum(weight * de * (e - 0.5 * de)), weight * de
+    return xp.sum(weight * de * (e - 0.5 * de)), astype(xp, weight * de, y.dtype)
 
 
 @adopting
@@ -147,7 +148,8 @@ def pinball(
     q = xp.astype(constants.copied(xp, np.array(levels), device_of(y)), y.dtype, copy=False)
     e = target[..., None] - y
     slope = q - xp.astype(e < 0, y.dtype)  # the derivative of the loss by e
-    return xp.sum(weight * slope * e), -weight * xp.where(e == 0, xp.zeros_like(e), slope)
+    dy = -weight * xp.where(e == 0, xp.zeros_like(e), slope)
+    return xp.sum(weight * slope * e), astype(xp, dy, y.dtype)
 
 
 @adopting
