@@ -75,7 +75,7 @@ def test_what_is_wide_is_computed_so_and_the_rest_is_not():
 
 
 def test_digits_of_what_is_wide_are_kept(xp):
-    a, b, c = xp.asarray([1e9 + 1]), xp.asarray([1e9]), xp.ones(1, "f4")
+    a, b, c = xp.asarray([1e9 + 1]), xp.asarray([1e9]), xp.ones(1, dtype="f4")
     assert fuse(xp, narrow, a, b, c, dtype=np.dtype("f4")) == 1
 
 
@@ -142,7 +142,7 @@ def test_where_keeps_the_dtype_on_cupy(rng, dtype):
 
 def test_room_has_its_axes_in_the_order_of_memory(xp):
     assert room(np, np.zeros(1, "f4"), (2, 3, 4), (1, 2, 0)) is None
-    found = room(xp, xp.zeros(1, "f4"), (2, 3, 4), (1, 2, 0))
+    found = room(xp, xp.zeros(1, dtype="f4"), (2, 3, 4), (1, 2, 0))
     assert found.shape == (2, 3, 4)
     assert found.dtype == np.float32
     assert found.transpose(1, 2, 0).flags.c_contiguous

@@ -54,6 +54,18 @@ def test_every_path_has_a_row_for_each_precision_or_a_reason(monkeypatch, xp, na
     )
 
 
+def test_few_paths_are_others_for_each_layer(monkeypatch):
+    """Together they are all of them, and halves with lengths are among them."""
+    met = []
+    monkeypatch.setattr(parity_paths, "pairs", lambda run, device, host, chosen: met.append(chosen) or [])
+    for name in [*parity.RECURRENT, *parity.WIDE, *parity.SEQUENCES]:
+        parity.by_path(make_backend("numpy"), make_backend("numpy"), name, 2)
+    assert {len(chosen) for chosen in met} == {2}
+    assert {way for chosen in met for way in chosen} >= set(parity_paths.ways(parity.cuda.PATHS))
+    assert ("auto", "bfloat16") in met[-1]
+    assert parity.SEQUENCES[-1] == "xLSTM large lengths"
+
+
 def test_inputs_of_a_lower_dtype_are_rounded():
     pytest.importorskip("ml_dtypes")
     for low, value in (("float16", 1 + 2**-10), ("bfloat16", 1 + 2**-7)):

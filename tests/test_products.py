@@ -152,14 +152,14 @@ def test_what_is_computed_in_is_what_cupy_was_told(monkeypatch, xp, dtype, chose
     monkeypatch.setattr(
         products.probe.cupy().cuda.cublas, "gemmStridedBatchedEx", lambda *a: given.append(a[-2]) or function(*a)
     )
-    matmul(xp, xp.ones((2, 3, 4), dtype), xp.ones((2, 4, 5), dtype))
+    matmul(xp, xp.ones((2, 3, 4), dtype=dtype), xp.ones((2, 4, 5), dtype=dtype))
     assert given == [expected]
 
 
 def test_other_types_are_left_to_the_library(xp):
-    found = matmul(xp, xp.ones((2, 3, 4), "f4"), xp.ones((2, 4, 5), "f8"))
+    found = matmul(xp, xp.ones((2, 3, 4), dtype="f4"), xp.ones((2, 4, 5), dtype="f8"))
     assert found.dtype == np.float64
-    assert matmul(xp, xp.ones((2, 3, 4), int), xp.ones((2, 4, 5), int)).dtype == int
+    assert matmul(xp, xp.ones((2, 3, 4), dtype=int), xp.ones((2, 4, 5), dtype=int)).dtype == int
 
 
 @pytest.mark.parametrize(
@@ -172,9 +172,9 @@ def test_dtypes_that_cublas_would_misread_are_refused(xp, dtypes):
         gpu.counted() as counts,
         pytest.raises(TypeError, match=rf"^multiply: dtypes are {a} @ {b} -> {out}, expected one of float16, bfloat16"),
     ):
-        products.multiply(xp.ones((2, 3, 4), a), xp.ones((2, 4, 5), b), xp.zeros((2, 3, 5), out))
+        products.multiply(xp.ones((2, 3, 4), dtype=a), xp.ones((2, 4, 5), dtype=b), xp.zeros((2, 3, 5), dtype=out))
     assert counts.products == 0
     for kind in ("f2", "bfloat16"):  # both may be summed up into float32
-        found = xp.zeros((2, 3, 5), "f4")
-        products.multiply(xp.ones((2, 3, 4), half(kind)), xp.ones((2, 4, 5), half(kind)), found)
+        found = xp.zeros((2, 3, 5), dtype="f4")
+        products.multiply(xp.ones((2, 3, 4), dtype=half(kind)), xp.ones((2, 4, 5), dtype=half(kind)), found)
         assert xp.all(found == 4)
