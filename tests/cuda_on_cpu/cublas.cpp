@@ -1,18 +1,24 @@
 // cuBLAS by its definition: products of matrices whose columns lie one after the other, sums in float or double.
 #include <cstdint>
-#include <cstdlib>
+#include <cstdio>
 #include <cstring>
+#include <set>
+#include <tuple>
 #include <vector>
-#include "cuda_on_cpu.hpp"
+#include "include/cuda_on_cpu.hpp"
 #include "cuda_fp16.h"
 #include "cuda_bf16.h"
 
-extern "C" int cuda_on_cpu_submit(void* stream, const char* what, void (*go)(void*), const void* data, size_t size);
+extern "C" int cuda_on_cpu_submit(void* stream, const char* what, int product, void (*work)(void*), const void* data, size_t size);
+extern "C" int cuda_on_cpu_captures(void* stream);
+extern "C" void cuda_on_cpu_problem(const char* what);
 
 namespace {
 
-struct Handle { void* stream; int mode, pointers; };
-enum { F32 = 0, F64 = 1, F16 = 2, BF16 = 14 };
+enum Status { SUCCESS = 0, INVALID_VALUE = 7, EXECUTION_FAILED = 13, INTERNAL_ERROR = 14, NOT_SUPPORTED = 15 };
+enum Type { F32 = 0, F64 = 1, F16 = 2, BF16 = 14 };
+enum Compute { FLOAT = 68, DOUBLE = 70, DOUBLE_PEDANTIC = 71, TF32 = 77 };
+struct Handle { void *stream, *workspace; int mode, pointers; };
 
 struct Product {
     int transposed_a, transposed_b, m, n, k, type_a, type_b, type_c, lda, ldb, ldc, batch, compute;
@@ -27,30 +33,32 @@ struct Product {
 size_t size_of(int type) { return type == F64 ? 8 : type == F32 ? 4 : 2; }
 double get(const void* p, int type, size_t i) {
     switch (type) {
-        case F32: return ((const float*)p)[i];
-        case F64: return ((const double*)p)[i];
-        case F16: return (float)((const __half*)p)[i];
-        default: return (float)((const __nv_bfloat16*)p)[i];
+    case F32: return ((const float*)p)[i];
+    case F64: return ((const double*)p)[i];
+    case F16: return (float)((const __half*)p)[i];
+    default: return (float)((const __nv_bfloat16*)p)[i];
     }
 }
 void put(void* p, int type, size_t i, double v) {
     switch (type) {
-        case F32: ((float*)p)[i] = (float)v; break;
-        case F64: ((double*)p)[i] = v; break;
-        case F16: ((__half*)p)[i] = __float2half_rn((float)v); break;
-        default: ((__nv_bfloat16*)p)[i] = __float2bfloat16_rn((float)v);
+    case F32: ((float*)p)[i] = (float)v; break;
+    case F64: ((double*)p)[i] = v; break;
+    case F16: ((__half*)p)[i] = __float2half_rn((float)v); break;
+    default: ((__nv_bfloat16*)p)[i] = __float2bfloat16_rn((float)v);
     }
 }
 template <class T> void multiply(const Product& p, const void* a, const void* b, void* c) {
-    std::vector<T> A((size_t)p.m * p.k), B((size_t)p.k * p.n), C(p.m);  // columns
-    const bool tf32 = p.compute == 77;  // CUBLAS_COMPUTE_32F_FAST_TF32
-    auto taken = [&](double v) { return tf32 ? (T)__uint_as_float((__float_as_uint((float)v) + 0x1000u) & ~0x1fffu) : (T)v; };
-    for (int k = 0; k < p.k; k++) for (int i = 0; i < p.m; i++) A[(size_t)k * p.m + i] = taken(get(a, p.type_a, p.transposed_a ? (size_t)i * p.lda + k : (size_t)k * p.lda + i));
-    for (int j = 0; j < p.n; j++) for (int k = 0; k < p.k; k++) B[(size_t)j * p.k + k] = taken(get(b, p.type_b, p.transposed_b ? (size_t)k * p.ldb + j : (size_t)j * p.ldb + k));
+    auto element = [&](const void* x, int type, bool transposed, int ld, size_t row, size_t column) {
+        const double v = get(x, type, transposed ? row * ld + column : column * ld + row);
+        return p.compute == TF32 ? (T)__uint_as_float((__float_as_uint((float)v) + 0x1000u) & ~0x1fffu) : (T)v;
+    };
+    std::vector<T> A((size_t)p.m * p.k), C(p.m);  // columns
+    for (int k = 0; k < p.k; k++)
+        for (int i = 0; i < p.m; i++) A[(size_t)k * p.m + i] = element(a, p.type_a, p.transposed_a, p.lda, i, k);
     for (int j = 0; j < p.n; j++) {
         std::fill(C.begin(), C.end(), T(0));
         for (int k = 0; k < p.k; k++) {
-            const T v = B[(size_t)j * p.k + k], *from = &A[(size_t)k * p.m];
+            const T v = element(b, p.type_b, p.transposed_b, p.ldb, k, j), *from = &A[(size_t)k * p.m];
             for (int i = 0; i < p.m; i++) C[i] += from[i] * v;
         }
         for (int i = 0; i < p.m; i++) {
@@ -59,77 +67,93 @@ template <class T> void multiply(const Product& p, const void* a, const void* b,
         }
     }
 }
-void go(void* data) {
+void work(void* data) {
     Product p;
     memcpy(&p, data, sizeof p);
     for (int i = 0; i < p.batch; i++) {
         const void* a = p.as ? p.as[i] : (const char*)p.a + i * p.step_a * size_of(p.type_a);
         const void* b = p.bs ? p.bs[i] : (const char*)p.b + i * p.step_b * size_of(p.type_b);
         void* c = p.cs ? p.cs[i] : (char*)p.c + i * p.step_c * size_of(p.type_c);
-        if (p.type_c == F64 || p.type_a == F64) multiply<double>(p, a, b, c);
-        else multiply<float>(p, a, b, c);
+        (p.type_a == F64 ? multiply<double> : multiply<float>)(p, a, b, c);
     }
 }
-int product(Handle* h, const char* what, Product p, const void* alpha, const void* beta, bool wide) {
+int product(Handle* h, const char* what, Product p, const void* alpha, const void* beta) {
     auto known = [](int t) { return t == F32 || t == F64 || t == F16 || t == BF16; };
-    if (!known(p.type_a) || p.type_a != p.type_b || !known(p.type_c)) return 15;
+    if (!known(p.type_a) || p.type_a != p.type_b || !known(p.type_c)) return NOT_SUPPORTED;
     if (p.m < 0 || p.n < 0 || p.k < 0 || p.batch < 0 || p.lda < std::max(1, p.transposed_a ? p.k : p.m) ||
-        p.ldb < std::max(1, p.transposed_b ? p.n : p.k) || p.ldc < std::max(1, p.m)) return 7;
+        p.ldb < std::max(1, p.transposed_b ? p.n : p.k) || p.ldc < std::max(1, p.m)) return INVALID_VALUE;
+    // In a capture cuBLAS can neither load its kernels, which it does at the first product of a kind, nor take memory.
+    static std::set<std::tuple<int, int, int, int, int>> loaded;
+    const bool first = loaded.emplace(p.transposed_a, p.transposed_b, p.type_a, p.type_c, p.compute).second;
+    if (cuda_on_cpu_captures(h->stream) && (first || !h->workspace)) {
+        cuda_on_cpu_problem(first ? "the first product of a kind is in a capture" : "a product in a capture has no workspace");
+        return INTERNAL_ERROR;
+    }
+    const bool wide = p.compute == DOUBLE || p.compute == DOUBLE_PEDANTIC;
     p.alpha = wide ? *(const double*)alpha : *(const float*)alpha, p.beta = wide ? *(const double*)beta : *(const float*)beta;
     char text[160];
-    snprintf(text, sizeof text, "%s %d%d m%d n%d k%d lda%d ldb%d ldc%d batch%d types %d>%d compute %d", what, p.transposed_a, p.transposed_b,
-             p.m, p.n, p.k, p.lda, p.ldb, p.ldc, p.batch, p.type_a, p.type_c, p.compute);
-    return cuda_on_cpu_submit(h->stream, text, go, &p, sizeof p);
+    snprintf(text, sizeof text, "%s %d%d m%d n%d k%d lda%d ldb%d ldc%d batch%d types %d>%d compute %d", what, p.transposed_a,
+             p.transposed_b, p.m, p.n, p.k, p.lda, p.ldb, p.ldc, p.batch, p.type_a, p.type_c, p.compute);
+    return cuda_on_cpu_submit(h->stream, text, true, work, &p, sizeof p) ? EXECUTION_FAILED : SUCCESS;
 }
 
 }  // namespace
 
 extern "C" {
-int cublasCreate_v2(Handle** h) { *h = new Handle{}; return 0; }
-int cublasDestroy_v2(Handle* h) { delete h; return 0; }
-int cublasSetStream_v2(Handle* h, void* s) { h->stream = s; return 0; }
-int cublasGetStream_v2(Handle* h, void** s) { *s = h->stream; return 0; }
-int cublasSetWorkspace_v2(Handle*, void*, size_t) { return 0; }
-int cublasGetVersion_v2(Handle*, int* v) { *v = 120902; return 0; }
-int cublasSetMathMode(Handle* h, int mode) { h->mode = mode; return 0; }
-int cublasGetMathMode(Handle* h, int* mode) { *mode = h->mode; return 0; }
-int cublasSetPointerMode_v2(Handle* h, int mode) { h->pointers = mode; return 0; }
-int cublasGetPointerMode_v2(Handle* h, int* mode) { *mode = h->pointers; return 0; }
+int cublasCreate_v2(Handle** h) { return *h = new Handle{}, SUCCESS; }
+int cublasDestroy_v2(Handle* h) { return delete h, SUCCESS; }
+int cublasSetStream_v2(Handle* h, void* s) { return h->stream = s, h->workspace = nullptr, SUCCESS; }
+int cublasGetStream_v2(Handle* h, void** s) { return *s = h->stream, SUCCESS; }
+int cublasSetWorkspace_v2(Handle* h, void* workspace, size_t) { return h->workspace = workspace, SUCCESS; }
+int cublasGetVersion_v2(Handle*, int* v) { return *v = 120902, SUCCESS; }
+int cublasSetMathMode(Handle* h, int mode) { return h->mode = mode, SUCCESS; }
+int cublasGetMathMode(Handle* h, int* mode) { return *mode = h->mode, SUCCESS; }
+int cublasSetPointerMode_v2(Handle* h, int mode) { return h->pointers = mode, SUCCESS; }
+int cublasGetPointerMode_v2(Handle* h, int* mode) { return *mode = h->pointers, SUCCESS; }
 
+// Matrices A, B and C of the types a, b and c, each with its leading dimension and its step.
 #define SHAPE Handle *h, int ta, int tb, int m, int n, int k
-int cublasGemmStridedBatchedEx(SHAPE, const void* al, const void* A, int At, int lda, long long sA, const void* B, int Bt, int ldb, long long sB,
-                               const void* be, void* C, int Ct, int ldc, long long sC, int batch, int compute, int) {
-    return product(h, "gemmStridedBatchedEx", {ta, tb, m, n, k, At, Bt, Ct, lda, ldb, ldc, batch, compute, A, B, C, sA, sB, sC}, al, be, compute == 70 || compute == 71);
+#define IN(X) const void *X, int X##t, int ld##X
+#define FACTOR(name) const void* name
+int cublasGemmStridedBatchedEx(SHAPE, FACTOR(al), IN(A), long long sA, IN(B), long long sB, FACTOR(be), void* C, int Ct,
+                               int ldC, long long sC, int batch, int compute, int) {
+    return product(h, "gemmStridedBatchedEx", {ta, tb, m, n, k, At, Bt, Ct, ldA, ldB, ldC, batch, compute, A, B, C, sA, sB, sC}, al, be);
 }
-int cublasGemmEx(SHAPE, const void* al, const void* A, int At, int lda, const void* B, int Bt, int ldb, const void* be, void* C, int Ct, int ldc, int compute, int) {
-    return product(h, "gemmEx", {ta, tb, m, n, k, At, Bt, Ct, lda, ldb, ldc, 1, compute, A, B, C}, al, be, compute == 70 || compute == 71);
+int cublasGemmEx(SHAPE, FACTOR(al), IN(A), IN(B), FACTOR(be), void* C, int Ct, int ldC, int compute, int) {
+    return product(h, "gemmEx", {ta, tb, m, n, k, At, Bt, Ct, ldA, ldB, ldC, 1, compute, A, B, C}, al, be);
 }
-int cublasSgemmEx(SHAPE, const float* al, const void* A, int At, int lda, const void* B, int Bt, int ldb, const float* be, void* C, int Ct, int ldc) {
-    return product(h, "SgemmEx", {ta, tb, m, n, k, At, Bt, Ct, lda, ldb, ldc, 1, 68, A, B, C}, al, be, false);
+int cublasSgemmEx(SHAPE, FACTOR(al), IN(A), IN(B), FACTOR(be), void* C, int Ct, int ldC) {
+    return product(h, "SgemmEx", {ta, tb, m, n, k, At, Bt, Ct, ldA, ldB, ldC, 1, FLOAT, A, B, C}, al, be);
 }
-#define REAL_PRODUCTS(L, T, type, compute)                                                                                                     \
-    int cublas##L##gemm_v2(SHAPE, const T* al, const T* A, int lda, const T* B, int ldb, const T* be, T* C, int ldc) {                          \
-        return product(h, #L "gemm", {ta, tb, m, n, k, type, type, type, lda, ldb, ldc, 1, compute, A, B, C}, al, be, sizeof(T) == 8);          \
-    }                                                                                                                                          \
-    int cublas##L##gemmStridedBatched(SHAPE, const T* al, const T* A, int lda, long long sA, const T* B, int ldb, long long sB, const T* be,    \
-                                      T* C, int ldc, long long sC, int batch) {                                                                \
-        return product(h, #L "gemmStridedBatched", {ta, tb, m, n, k, type, type, type, lda, ldb, ldc, batch, compute, A, B, C, sA, sB, sC}, al, be, sizeof(T) == 8); \
-    }                                                                                                                                          \
-    int cublas##L##gemmBatched(SHAPE, const T* al, const void* const* A, int lda, const void* const* B, int ldb, const T* be, void* const* C, int ldc, int batch) { \
-        return product(h, #L "gemmBatched", {ta, tb, m, n, k, type, type, type, lda, ldb, ldc, batch, compute, 0, 0, 0, 0, 0, 0, A, B, C}, al, be, sizeof(T) == 8); \
-    }                                                                                                                                          \
-    int cublas##L##gemv_v2(Handle* h, int t, int m, int n, const T* al, const T* A, int lda, const T* x, int step_x, const T* be, T* y, int step_y) { \
-        /* x and y as matrices of one row: op(A) x is (x of 1 x k) op(A)^T */                                                                  \
-        return product(h, #L "gemv", {0, !t, 1, t ? n : m, t ? m : n, type, type, type, step_x, lda, step_y, 1, compute, x, A, y}, al, be, sizeof(T) == 8); \
-    }                                                                                                                                          \
-    int cublas##L##ger_v2(Handle* h, int m, int n, const T* al, const T* x, int step_x, const T* y, int step_y, T* A, int lda) {                \
-        const T one = 1;                                                                                                                       \
-        return product(h, #L "ger", {1, 0, m, n, 1, type, type, type, step_x, step_y, lda, 1, compute, x, y, A}, al, &one, sizeof(T) == 8);    \
-    }                                                                                                                                          \
-    int cublas##L##dot_v2(Handle* h, int n, const T* x, int step_x, const T* y, int step_y, T* out) {                                          \
-        const T one = 1, zero = 0;                                                                                                             \
-        return product(h, #L "dot", {0, 1, 1, 1, n, type, type, type, step_x, step_y, 1, 1, compute, x, y, out}, &one, &zero, sizeof(T) == 8);  \
+// Vectors are matrices of one row, whose leading dimension is the step: the row of op(A) x is (the row of x) op(A)^T.
+#define PRODUCTS(L, T, t, compute)                                                                                       \
+    static const T L##one = 1, L##zero = 0;                                                                              \
+    int cublas##L##gemm_v2(SHAPE, const T* al, const T* A, int ldA, const T* B, int ldB, const T* be, T* C, int ldC) {   \
+        return product(h, #L "gemm", {ta, tb, m, n, k, t, t, t, ldA, ldB, ldC, 1, compute, A, B, C}, al, be);            \
+    }                                                                                                                    \
+    int cublas##L##gemmStridedBatched(SHAPE, const T* al, const T* A, int ldA, long long sA, const T* B, int ldB,        \
+                                      long long sB, const T* be, T* C, int ldC, long long sC, int batch) {               \
+        const Product p = {ta, tb, m, n, k, t, t, t, ldA, ldB, ldC, batch, compute, A, B, C, sA, sB, sC};                \
+        return product(h, #L "gemmStridedBatched", p, al, be);                                                           \
+    }                                                                                                                    \
+    int cublas##L##gemmBatched(SHAPE, const T* al, const void* const* A, int ldA, const void* const* B, int ldB,         \
+                               const T* be, void* const* C, int ldC, int batch) {                                        \
+        const Product p = {ta, tb, m, n, k, t, t, t, ldA, ldB, ldC, batch, compute, 0, 0, 0, 0, 0, 0, A, B, C};          \
+        return product(h, #L "gemmBatched", p, al, be);                                                                  \
+    }                                                                                                                    \
+    int cublas##L##gemv_v2(Handle* h, int ta, int m, int n, const T* al, const T* A, int ldA, const T* x, int step_x,    \
+                           const T* be, T* y, int step_y) {                                                              \
+        const Product p = {0, !ta, 1, ta ? n : m, ta ? m : n, t, t, t, step_x, ldA, step_y, 1, compute, x, A, y};        \
+        return product(h, #L "gemv", p, al, be);                                                                         \
+    }                                                                                                                    \
+    int cublas##L##ger_v2(Handle* h, int m, int n, const T* al, const T* x, int step_x, const T* y, int step_y, T* A,    \
+                          int ldA) {                                                                                     \
+        return product(h, #L "ger", {1, 0, m, n, 1, t, t, t, step_x, step_y, ldA, 1, compute, x, y, A}, al, &L##one);    \
+    }                                                                                                                    \
+    int cublas##L##dot_v2(Handle* h, int n, const T* x, int step_x, const T* y, int step_y, T* out) {                    \
+        const Product p = {0, 1, 1, 1, n, t, t, t, step_x, step_y, 1, 1, compute, x, y, out};                            \
+        return product(h, #L "dot", p, &L##one, &L##zero);                                                               \
     }
-REAL_PRODUCTS(S, float, F32, 68)
-REAL_PRODUCTS(D, double, F64, 70)
+PRODUCTS(S, float, F32, FLOAT)
+PRODUCTS(D, double, F64, DOUBLE)
 }

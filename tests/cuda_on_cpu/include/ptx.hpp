@@ -6,10 +6,13 @@
 
 namespace ptx {
 
-template <size_t N> struct Text {
+template <size_t N>
+struct Text {
     char at[N];
     constexpr Text(const char (&text)[N]) { std::copy_n(text, N, at); }
-    constexpr bool has(const char* part) const { return std::string_view(at, N - 1).find(part) != std::string_view::npos; }
+    constexpr bool has(const char* part) const {
+        return std::string_view(at, N - 1).find(part) != std::string_view::npos;
+    }
 };
 
 // An mbarrier: a turn ends when a thread has said what to expect and as many bytes have come.
@@ -22,7 +25,12 @@ struct Arrivals {
     }
 };
 // What is sent comes later, in an order of its own: while somebody waits, one after the other.
-struct Sent { unsigned char* to; Arrivals* arrivals; int size; unsigned words[4]; };
+struct Sent {
+    unsigned char* to;
+    Arrivals* arrivals;
+    int size;
+    unsigned words[4];
+};
 inline std::vector<Sent> sent;
 inline void receive_one() {
     static uint64_t drawn = 1;
@@ -36,7 +44,9 @@ inline void receive_one() {
     one.arrivals->check();
 }
 
-inline float half_of(unsigned word, int which) { return (float)cuda_on_cpu_bits<_Float16>((unsigned short)(word >> 16 * which)); }
+inline float half_of(unsigned word, int which) {
+    return (float)cuda_on_cpu_bits<_Float16>((unsigned short)(word >> 16 * which));
+}
 inline float bf16_of(unsigned word, int which) { return __uint_as_float(word >> 16 * which << 16); }
 inline float tf32_of(unsigned word, int) { return __uint_as_float(word & ~0x1fffu); }  // the hardware reads no more
 
@@ -50,7 +60,8 @@ inline void mma(float* c0, float* c1, float* c2, float* c3, const std::array<uns
         for (int k = 0; k < DEPTH; k += WORD)
             for (int i = 0; i < 2; i++) {
                 const int part = k / (4 * WORD), within = k % (4 * WORD) / WORD;  // a lane has WORD neighbours of four
-                const unsigned row = of(lane / 4 * 4 + within)[i + 2 * part], column = of((lane % 4 * 2 + i) * 4 + within)[4 + part];
+                const unsigned row = of(lane / 4 * 4 + within)[i + 2 * part],
+                               column = of((lane % 4 * 2 + i) * 4 + within)[4 + part];
                 for (int w = 0; w < WORD; w++) a[i][k + w] = read(row, w), b[i][k + w] = read(column, w);
             }
         for (int e = 0; e < 4; e++)
@@ -68,7 +79,8 @@ inline void load_matrices(unsigned* const (&to)[4], unsigned row) {
             unsigned short both[2];
             for (int e = 0; e < 2; e++) {
                 const int i = lane / 4, j = lane % 4 * 2 + e;
-                both[e] = ((unsigned short*)cuda_on_cpu::shared_at(of(matrix * 8 + (TRANSPOSED ? j : i))))[TRANSPOSED ? i : j];
+                both[e] = ((unsigned short*)cuda_on_cpu::shared_at(
+                    of(matrix * 8 + (TRANSPOSED ? j : i))))[TRANSPOSED ? i : j];
             }
             memcpy(to[matrix], both, 4);
         }
@@ -84,8 +96,7 @@ inline void run(A&&... given) {
 #define ARG(i) arg(std::integral_constant<int, i>())
     if constexpr (T.has("mma.sync")) {
         constexpr bool eight = T.has("m16n8k8") && T.has(".f16.f16");  // of sm_75, with two registers of a and one of b
-        if constexpr (eight)
-            mma<2, 8>(&ARG(0), &ARG(1), &ARG(2), &ARG(3), {ARG(4), ARG(5), 0, 0, ARG(6), 0}, half_of);
+        if constexpr (eight) mma<2, 8>(&ARG(0), &ARG(1), &ARG(2), &ARG(3), {ARG(4), ARG(5), 0, 0, ARG(6), 0}, half_of);
         else {
             const std::array<unsigned, 6> words = {ARG(4), ARG(5), ARG(6), ARG(7), ARG(8), ARG(9)};
             if constexpr (T.has(".tf32")) mma<1, 8>(&ARG(0), &ARG(1), &ARG(2), &ARG(3), words, tf32_of);
@@ -104,8 +115,8 @@ inline void run(A&&... given) {
     else if constexpr (T.has("barrier.cluster.wait")) cuda_on_cpu::cluster_wait();
     else if constexpr (T.has("mapa.")) ARG(0) = (ARG(1) & 0xffffff) | (unsigned)ARG(2) << 24;
     else if constexpr (T.has("mbarrier.init")) *(Arrivals*)cuda_on_cpu::shared_at(ARG(0)) = Arrivals{0, 0, 0};
-    else if constexpr (T.has("fence.")) {}
-    else if constexpr (T.has("mbarrier.arrive.expect_tx")) {
+    else if constexpr (T.has("fence.")) {
+    } else if constexpr (T.has("mbarrier.arrive.expect_tx")) {
         auto* a = (Arrivals*)cuda_on_cpu::shared_at(ARG(0));
         if (a->said) cuda_on_cpu::fail("an mbarrier is told what to expect of two turns at once");
         a->said = 1;
@@ -116,7 +127,8 @@ inline void run(A&&... given) {
         if (!ARG(0)) receive_one(), cuda_on_cpu::yield();
     } else if constexpr (T.has("st.async.")) {
         Sent one = {cuda_on_cpu::shared_at(ARG(0)), nullptr, T.has(".v4.") ? 16 : 8, {ARG(1), ARG(2)}};
-        if constexpr (T.has(".v4.")) one.words[2] = ARG(3), one.words[3] = ARG(4), one.arrivals = (Arrivals*)cuda_on_cpu::shared_at(ARG(5));
+        if constexpr (T.has(".v4."))
+            one.words[2] = ARG(3), one.words[3] = ARG(4), one.arrivals = (Arrivals*)cuda_on_cpu::shared_at(ARG(5));
         else one.arrivals = (Arrivals*)cuda_on_cpu::shared_at(ARG(3));
         sent.push_back(one);
     } else if constexpr (T.has("st.release")) {
