@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import re
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,12 @@ def on_cpu() -> None:
     """Skip a test that needs counts, or an order of threads, where a card runs it."""
     if cuda_on_cpu.missing():
         pytest.skip("operations are counted where CuPy runs on a CPU (tests/cuda_on_cpu)")
+
+
+def timed_as_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let programs that time a card run where CuPy runs on the CPU."""
+    monkeypatch.setattr("bench.rows.card", lambda: make_backend("cupy", "float32"))
+    monkeypatch.setattr("bench.run.runner", lambda name, dtype: SimpleNamespace(backend=make_backend(name, dtype)))
 
 
 def two_devices() -> None:

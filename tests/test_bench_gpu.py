@@ -12,6 +12,7 @@ from bench import barriers, cudnn, events, gpu, gpu_table, language, limits, mls
 from bench.budget import Budget, Part
 from bench.cudnn import CAPTURED, EAGER, Case
 from bench.rows import OURS, OURS_CAPTURED
+from tests import gpu as on_gpu
 from tests import nvrtc
 from tests.conftest import make_backend
 from xlstm.arrays import probe
@@ -107,7 +108,8 @@ def test_a_budget_keeps_something_for_later_parts():
 
 def test_parts_are_run_within_the_budget_and_none_goes_missing():
     clock, told = Clock(), []
-    takes = {"barriers": 10, "tests": 150, "parity": 200, "cudnn": 90, "language": 20, "main job": 1}
+    takes = {"parity": 200, "dtypes": 10, "races": 5, "graphs": 5, "choices": 5, "language": 20, "cudnn": 90}
+    takes |= {"tests": 150, "main job": 1}
 
     def make(name, seconds):
         if name == "barriers":
@@ -121,20 +123,24 @@ def test_parts_are_run_within_the_budget_and_none_goes_missing():
         clock.time += used
         return (gpu.OK if used < seconds else gpu.CUT), f"{seconds:.0f}"
 
-    outcomes = gpu.check([p.name for p in gpu.PARTS], Budget(370, clock), make, execute, lambda o: told.append(len(o)))
+    outcomes = gpu.check([p.name for p in gpu.PARTS], Budget(420, clock), make, execute, lambda o: told.append(len(o)))
     assert [(o.name, o.result) for o in outcomes] == [
-        ("barriers", gpu.OUT),
-        ("tests", gpu.CUT),
         ("parity", gpu.CUT),
-        ("cudnn", gpu.CUT),
-        ("mlstm", gpu.FAILED),
+        ("dtypes", gpu.OK),
+        ("races", gpu.OK),
+        ("barriers", gpu.OUT),
+        ("graphs", gpu.OK),
+        ("choices", gpu.OK),
         ("language", gpu.OK),
+        ("cudnn", gpu.OK),
+        ("mlstm", gpu.FAILED),
+        ("tests", gpu.CUT),
         ("main job", gpu.OK),
     ]
-    assert outcomes[0].said == "cupy is not installed"
-    assert outcomes[4].said == "AttributeError: no such attribute"
-    assert told == [1, 2, 3, 4, 5, 6, 7]
-    assert clock.time <= 370
+    assert outcomes[3].said == "cupy is not installed"
+    assert outcomes[8].said == "AttributeError: no such attribute"
+    assert told == [*range(1, 12)]
+    assert clock.time <= 420
     assert gpu.status(outcomes, False) == 1
     assert gpu.status([o for o in outcomes if o.name != "mlstm"], False) == 2
     assert gpu.status(outcomes[-1:], False) == 0
@@ -443,12 +449,22 @@ def test_the_sanitizer_is_found_or_asked_for(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(probe.cupy_failure() is None, reason="there is a GPU")
-@pytest.mark.parametrize("name", ["gpu", "barriers", "cudnn", "mlstm", "language", "sanitize", "sanitized"])
+@pytest.mark.parametrize("name", ["gpu", "barriers", "choices", "cudnn", "mlstm", "language", "sanitize", "sanitized"])
 def test_without_a_gpu_they_say_so(name, monkeypatch):
     module = importlib.import_module(f"bench.{name}")
     monkeypatch.setattr(sys, "argv", [name])
     monkeypatch.setattr(sanitize, "find", lambda: "compute-sanitizer")
     with pytest.raises(SystemExit, match=f"^{name}: cupy: "):
+        module.main()
+
+
+@pytest.mark.parametrize("name", ["gpu", "barriers", "choices", "cudnn", "mlstm", "language", "sanitize"])
+def test_where_cupy_runs_on_the_cpu_they_time_nothing(name, monkeypatch, xp):
+    on_gpu.on_cpu()
+    module = importlib.import_module(f"bench.{name}")
+    monkeypatch.setattr(sys, "argv", [name])
+    monkeypatch.setattr(sanitize, "find", lambda: "compute-sanitizer")
+    with pytest.raises(SystemExit, match=rf"^{name}: cupy: .*CPU.*, whose times are not those of a GPU"):
         module.main()
 
 

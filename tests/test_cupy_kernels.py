@@ -437,6 +437,7 @@ def test_barriers_are_measured_and_kept(monkeypatch, tmp_path):
     """The main function, with few and small groups: the record is there after every measurement."""
     from bench import barriers
 
+    gpu.timed_as_a_card(monkeypatch)
     for name, value in BARRIERS.items():
         monkeypatch.setattr(barriers, name, value)
     path, records = tmp_path / "barriers.json", []

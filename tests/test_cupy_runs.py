@@ -1,4 +1,4 @@
-"""Training, mixed precision, estimators, and the programs of `bench` that need a GPU, on the stand-in for CuPy."""
+"""Training, mixed precision, estimators, and the programs of `bench` that need a GPU, on CuPy."""
 
 from __future__ import annotations
 
@@ -90,9 +90,12 @@ def test_estimators_give_what_they_give_on_numpy(estimate):
 
 def small(monkeypatch):
     """Sizes of the programs with which they run in seconds."""
-    from bench import barriers, cudnn, events, language, mlstm, rows, sanitized
+    from bench import barriers, choices, cudnn, events, language, mlstm, rows, sanitized
     from tests import parity, parity_paths
 
+    gpu.timed_as_a_card(monkeypatch)
+    for name in "NDV":
+        monkeypatch.setattr(choices, name, 16)
     for name, value in (BARRIERS | {"GRIDS": (2,)}).items():
         monkeypatch.setattr(barriers, name, value)
     monkeypatch.setattr(barriers, "CLUSTERS", (1, 2))
@@ -140,7 +143,8 @@ def kernel(q, k, v, i, f, autocast_kernel_dtype):
 
 def test_the_gpu_check(monkeypatch, tmp_path, capsys):
     """Its parts but the tests, which are these, one after the other in this process."""
-    from bench import cudnn, gpu, language, mlstm
+    from bench import cudnn, language, mlstm
+    from bench import gpu as bench_gpu
 
     small(monkeypatch)
     torch = pytest.importorskip("torch")
@@ -152,22 +156,23 @@ def test_the_gpu_check(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "mlstm_kernels.torch.chunkwise", published)
 
     def here(argv, seconds, environment):
-        if argv[1] in ("pytest", "xlstm"):
-            return gpu.OK, ""
+        if argv[1] in ("pytest", "xlstm", "bench.sanitize"):
+            return bench_gpu.OK, ""
         arguments = [a if before != "--processes" else "1" for before, a in itertools.pairwise(argv[1:])]
-        return (gpu.FAILED if program(monkeypatch, argv[1], *arguments) else gpu.OK), "ran"
+        return (bench_gpu.FAILED if program(monkeypatch, argv[1], *arguments) else bench_gpu.OK), "ran"
 
-    monkeypatch.setattr(gpu.check, "__defaults__", (here, gpu.check.__defaults__[1]))
-    monkeypatch.setattr(gpu, "PARTS", [part._replace(most=1e6) for part in gpu.PARTS])  # a busy machine is slow
+    monkeypatch.setattr(bench_gpu.check, "__defaults__", (here, bench_gpu.check.__defaults__[1]))
+    monkeypatch.setattr(
+        bench_gpu, "PARTS", [part._replace(most=1e6) for part in bench_gpu.PARTS]
+    )  # a busy machine is slow
     assert program(monkeypatch, "bench.gpu", "--output", str(tmp_path), "--seconds", "1e6") == 0, (
         capsys.readouterr().out
     )
-    record = json.loads((tmp_path / "gpu-a-small-one.json").read_text())
-    assert [part["result"] for part in record["parts"]] == [gpu.OK] * 7
-    assert record["device"]["sms"] == 8
+    record = json.loads((tmp_path / "gpu-cuda-on-the-cpu.json").read_text())
+    assert [part["result"] for part in record["parts"]] == [bench_gpu.OK] * 11
     assert "numpy" in record["machine"]["packages"]
-    assert set(record["barriers"]["grid"]) == {"2", "8"}
-    for part, count in {"cudnn": 10, "mlstm": 4, "language": len(language.cases())}.items():
+    assert "2" in record["barriers"]["grid"]
+    for part, count in {"choices": 8, "cudnn": 10, "mlstm": 4, "language": len(language.cases())}.items():
         assert len(record[part]["rows"]) == count
         assert not [row for row in record[part]["rows"] if "error" in row]
         assert record[part]["left out"] == []
@@ -181,7 +186,7 @@ def test_the_gpu_check(monkeypatch, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "2, across the grid" in said
     assert "forward + backward by each path" in said
-    assert json.loads((tmp_path / "gpu-a-small-one-parity.json").read_text())["left out"] == []
+    assert json.loads((tmp_path / "gpu-cuda-on-the-cpu-parity.json").read_text())["left out"] == []
 
 
 def test_what_the_sanitizer_runs(monkeypatch, capsys):
@@ -213,7 +218,7 @@ def test_a_selection_of_what_the_sanitizer_runs(monkeypatch, capsys):
         assert f"{wrong} is no number of units, expected 1 or more" in capsys.readouterr().err
 
 
-# It runs what it is given to run, on the stand-in, and sums up as the real one does.
+# It runs what it is given to run, and sums up as the real one does.
 SANITIZER = """#!{python}
 import subprocess, sys
 at = sys.argv.index({python!r})
@@ -257,6 +262,7 @@ def test_the_main_job(monkeypatch, tmp_path):
 def test_times_of_layers(monkeypatch, tmp_path, name):
     from xlstm.cli import timing
 
+    gpu.timed_as_a_card(monkeypatch)
     monkeypatch.setattr(timing.interleave, "__defaults__", (1, 0.0, timing.interleave.__defaults__[-1]))
     for sizes in ("SHAPES", "LARGE", "GPU_SHAPES"):
         monkeypatch.setattr(f"bench.{name}.{sizes}", [(3, 2, 4, 5)] if sizes == "GPU_SHAPES" else [], raising=False)
