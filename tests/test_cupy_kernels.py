@@ -470,8 +470,9 @@ def test_a_weight_that_is_not_a_number_counts(path, precision):
     be = xlstm.backend("cupy")
     layer = xlstm.LSTM(3, 8)
     params = layer.init(0, be)
-    params["0.Wh"] = params["0.Wh"] + be.asarray(np.where(np.arange(8) == 5, np.nan, 0))
-    assert 0x7FFFFFFF in to_numpy(params["0.Wh"]).view("uint32")
+    Wh = np.array(to_numpy(params["0.Wh"]))
+    Wh.view("uint32")[:, 5] = 0x7FFFFFFF
+    params["0.Wh"] = be.asarray(Wh)
     x, h0 = be.asarray(np.ones((1, 2, 3))), be.asarray(np.ones((1, 2, 8)))
     with cuda.use(path, precision):
         y, _, saved = layer.forward(params, x, (h0, h0))

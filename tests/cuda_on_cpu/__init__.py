@@ -7,6 +7,7 @@ captures graphs. README.md says what this shows and what it cannot.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -149,4 +150,5 @@ def watch() -> None:
         hook.__enter__()
 
     hook.__enter__()
+    atexit.register(hook.__exit__, None, None, None)  # arrays that are freed later find nothing of this module
     threading.setprofile(enter)
