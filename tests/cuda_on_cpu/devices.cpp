@@ -21,42 +21,17 @@ int most_shared() {
     static const map<int, int> known = {{75, 65536}, {80, 166912}, {90, 232448}, {100, 232448}};
     return known.count(settings[SM]) ? known.at(settings[SM]) : 101376;
 }
-// The name of an error, by words: CUDA's runtime has cudaErrorInvalidValue where the driver has
-// CUDA_ERROR_INVALID_VALUE.
-static string name_of(int error, bool driver) {
-    static const map<int, const char*> known = {{1, "InvalidValue"},
-                                                {2, driver ? "OutOfMemory" : "MemoryAllocation"},
-                                                {101, "InvalidDevice"},
-                                                {200, "InvalidImage"},
-                                                {304, "OperatingSystem"},
-                                                {401, "IllegalState"},
-                                                {500, "NotFound"},
-                                                {600, "NotReady"},
-                                                {700, "IllegalAddress"},
-                                                {719, "LaunchFailure"},
-                                                {720, "CooperativeLaunchTooLarge"},
-                                                {801, "NotSupported"},
-                                                {900, "StreamCaptureUnsupported"},
-                                                {901, "StreamCaptureInvalidated"},
-                                                {905, "StreamCaptureIsolation"},
-                                                {906, "StreamCaptureImplicit"},
-                                                {907, "CapturedEvent"},
-                                                {912, "InvalidClusterSize"}};
-    const string words = known.count(error) ? known.at(error) : to_string(error);
-    if (!driver) return "cudaError" + words;
-    string name = "CUDA_ERROR";
-    for (char c : words) name += isupper(c) ? string("_") + c : string(1, toupper(c));
-    return name;
-}
+// Written from CUDA's headers when this is built.
+static const map<int, const char*> RUNTIME_ERRORS = {
+#include "runtime_errors.inc"
+}, DRIVER_ERRORS = {
+#include "driver_errors.inc"
+};
 
 extern "C" {
-const char* cudaGetErrorName(cudaError_t e) {
-    static thread_local string name;
-    return (name = name_of(e, false)).c_str();
-}
+const char* cudaGetErrorName(cudaError_t e) { return RUNTIME_ERRORS.count(e) ? RUNTIME_ERRORS.at(e) : "unknown"; }
 CUresult cuGetErrorName(CUresult e, const char** text) {
-    static thread_local string name;
-    return *text = (name = name_of(e, true)).c_str(), CUDA_SUCCESS;
+    return *text = DRIVER_ERRORS.count(e) ? DRIVER_ERRORS.at(e) : "unknown", CUDA_SUCCESS;
 }
 const char* cudaGetErrorString(cudaError_t e) {
     return e >= 900 && e <= 907 ? "operation not permitted when stream is capturing" : "an error of CUDA on the CPU";

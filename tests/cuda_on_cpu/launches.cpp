@@ -70,7 +70,7 @@ static CUresult launch(Function* f, dim3 grid, dim3 block, unsigned shared, CUst
         return failure.empty() ? cudaSuccess : (problem(what + ": " + failure), cudaErrorLaunchFailure);
     };
     auto* words = (const void* const*)copy.get();
-    return (CUresult)submit(stream, LAUNCHES, what, run, {words, words + end / sizeof *words});
+    return (CUresult)submit(stream, LAUNCHES, what, run, Words(words, words + end / sizeof *words));
 }
 
 extern "C" {
@@ -146,7 +146,7 @@ int cuda_on_cpu_submit(void* stream, const char* what, int product, void (*work)
     LOCK;
     const auto* words = (const void* const*)data;
     auto run = [=, kept = string((const char*)data, size)]() mutable { return work(kept.data()), cudaSuccess; };
-    return submit(stream, product ? GEMMS : LAUNCHES, what, run, {words, words + size / sizeof *words});
+    return submit(stream, product ? GEMMS : LAUNCHES, what, run, Words(words, words + size / sizeof *words));
 }
 int cuda_on_cpu_captures(void* stream) { return is_capturing(stream); }
 void cuda_on_cpu_problem(const char* what) {

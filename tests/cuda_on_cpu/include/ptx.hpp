@@ -137,7 +137,9 @@ inline void run(A&&... given) {
     } else if constexpr (T.has("ld.acquire")) {
         cuda_on_cpu::yield();
         ARG(0) = *(volatile const unsigned*)ARG(1);
-    } else if constexpr (T.has("st.global.v4")) {
+    } else if constexpr (T.has("ld.shared::cluster"))
+        memcpy(&ARG(0), cuda_on_cpu::shared_at(ARG(1)), 4);
+    else if constexpr (T.has("st.global.v4")) {
         if ((uintptr_t)ARG(0) % 16) cuda_on_cpu::fail("16 bytes at an address that is no multiple");
         const unsigned words[] = {ARG(1), ARG(2), ARG(3), ARG(4)};
         memcpy((void*)ARG(0), words, 16);
