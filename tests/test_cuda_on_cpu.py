@@ -35,7 +35,7 @@ EXPRESSIONS = {
     **dict.fromkeys(("xp.maximum(a, b)", "(a @ c).astype('f4')"), REALS),
     **dict.fromkeys(("a @ c", "c.T @ a.T", "xp.stack((a, b)) @ c", "a @ c[:, 0]", "a[0] @ b[0]"), ("f4", "f8", "i4")),
     **dict.fromkeys(("xp.einsum('ij,jk->ik', a, c)", "xp.tensordot(a, b, axes=2)", "xp.outer(a[0], b[0])"), FLOATS),
-    **dict.fromkeys(("xp.sort(a, axis=1)", "xp.argsort(a[0])", "xp.cumsum(a, axis=1)", "xp.searchsorted(b[0], a[0])"), FLOATS),
+    **dict.fromkeys(("xp.sort(a, axis=1)", "xp.argsort(a[0])", "xp.cumsum(a, axis=1)", "xp.searchsorted(xp.sort(b[0]), a[0])"), FLOATS),
     **dict.fromkeys(("a[a > 1]", "xp.clip(a, 0.5, 1.5)", "xp.tril(a)", "xp.pad(a, 1)", "xp.all(a > 0)"), ("f4",)),
     **dict.fromkeys(("xp.exp(1j * a)", "xp.linalg.norm(a)", "xp.nonzero(a > 1)[0]", "xp.logaddexp(a, b)"), ("f4",)),
     "a | b": ("?",), "~a": ("?", "i4"), "xp.unique(a)": ("i4",), "xp.bincount(a[0])": ("i4",),
@@ -114,7 +114,7 @@ def test_counts():
     expected = {"launches": 2, "gemm": 1, "allocations": 3, "to_host": 1, "sync": 1, "memcpyAsync": 1, "modules": 0}
     assert {name: all_of_it.counts[name] for name in expected} == expected
     assert (inner.counts["gemm"], inner.counts["allocations"]) == (1, 1)
-    assert [name.split()[1] for name in all_of_it.names[:2]] == ["cupy_add__float32_float_float32", "gemmEx"]
+    assert [name.split()[1] for name in all_of_it.names[:2]] == ["cupy_add__float32_float_float32", "GemmEx"]
 
 
 # ---- kernels
@@ -324,7 +324,7 @@ def test_memory_of_another_device_is_found():
             cp.cuda.runtime.setDevice(0)
         with cuda_on_cpu.counted() as asked:
             kernel("k(float* x) { x[0] = 1; }")((1,), (1,), (np.uint64(there),))
-    assert "memory of device 1 in work of device 0" in asked.problems[0]
+    assert "memory of device 1 on device 0" in asked.problems[0]
 
 
 def test_idle_kernels_do_nothing():
