@@ -126,6 +126,11 @@ def configured(**settings: int) -> Iterator[None]:
             library().cuda_on_cpu_set(name.encode(), value)
 
 
+def recover() -> None:
+    """Forget the error that a failed kernel leaves, after which all calls fail, as a new process would."""
+    library().cuda_on_cpu_recover()
+
+
 @functools.cache
 def watch() -> None:
     """Watch the pools of CuPy in this thread and in threads that begin later.

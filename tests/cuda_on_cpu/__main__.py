@@ -25,6 +25,7 @@ from pathlib import Path
 from tests.cuda_on_cpu import FOLDER, HOME, VERSIONS, digest, missing
 
 SITE = Path(sysconfig.get_path("platlib"))
+CUDA = SITE / "nvidia/cuda_runtime/include"
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 MODULES = ("cupy_backends/cuda/api/runtime", "cupy/cuda/thrust")
 # Every process that imports CuPy reads these: CUB and cuTENSOR have machine code, and kernels are not NVIDIA's.
@@ -75,7 +76,7 @@ def unsupported() -> str:
         return "it needs the package cupy-cuda12x"
     if version not in VERSIONS:
         return f"it is built against CuPy {' and '.join(VERSIONS)}, and this is {version}"
-    if not (SITE / "nvidia/cuda_runtime/include/cuda.h").exists():
+    if not (CUDA / "cuda.h").exists():
         return "it needs the headers of the package nvidia-cuda-runtime-cu12"
     return ""
 
@@ -118,13 +119,19 @@ def build() -> None:
     shutil.copytree(FOLDER / "include", include, dirs_exist_ok=True)
     cccl = SITE / "cupy/_core/include/cupy/_cccl"
     folders = [include, cccl / "libcudacxx", cccl / "thrust", cccl / "cub", SITE / "cupy/_core/include"]
-    folders.append(SITE / "nvidia/cuda_runtime/include")
+    folders.append(CUDA)
     compiler = ["g++", "-std=gnu++20", "-w", "-fPIC", *(f"-I{path}" for path in folders)]
     kernels = [*compiler, "-march=x86-64-v3", "-O1", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing"]
     kernels += ["-fpermissive", "-U_FORTIFY_SOURCE", "-x", "c++"]
     against = [f"-L{library}", "-Wl,--no-as-needed", f"-Wl,-rpath,{library}", "-l:libcuda.so.1"]
     cupy = sources(importlib.metadata.version("cupy-cuda12x"))
-    python = [f"-I{path}" for path in (sysconfig.get_path("include"), cupy, cupy / "cupy/cuda", cupy / "cupy_backends")]
+    for name, header, word in (("runtime", "driver_types.h", "cudaError"), ("driver", "cuda.h", "CUDA_ERROR_")):
+        listed = re.findall(rf"^\s*({word}\w+)\s*=\s*(\d+)", (CUDA / header).read_text(), re.MULTILINE)
+        (objects / f"{name}_errors.inc").write_text("".join(f'{{{number}, "{error}"}},\n' for error, number in listed))
+    python = [
+        f"-I{path}"
+        for path in (objects, sysconfig.get_path("include"), cupy, cupy / "cupy/cuda", cupy / "cupy_backends")
+    ]
 
     def precompile(name: str) -> None:
         header = include / f"{name}.hpp"

@@ -1,14 +1,10 @@
 // Settings, counts and problems, and what Python reads of them.
-#include <algorithm>
-#include <cstdlib>
-#include <iterator>
 #include "driver.hpp"
 
 static const char* const SETTING_NAMES[] = {"sm", "devices", "seed", "lazy", "cluster", "idle", "verbose"};
 static const char* const KIND_NAMES[] = {
-    "launches",    "gemm",        "memcpyAsync", "memset",    "graphs",  "cooperative", "memcpy",
-    "sync",        "eventRecord", "eventQuery",  "to_device", "to_host", "mallocs",     "mallocs_in_capture",
-    "allocations", "captured",    "modules",     "illegal"};
+    "launches", "gemm", "memcpyAsync", "memset", "graphs", "cooperative", "memcpy", "sync", "eventRecord", "eventQuery",
+    "to_device", "to_host", "mallocs", "mallocs_in_capture", "allocations", "captured", "modules", "illegal"};
 static_assert(std::size(SETTING_NAMES) == SETTINGS && std::size(KIND_NAMES) == KINDS);
 
 int settings[SETTINGS] = {90, 1, 0, 0, 16, 0, 0};
@@ -26,9 +22,7 @@ static int keep_names;
     return true;
 }();
 
-void note(const string& name) {
-    if (keep_names) names.push_back(name);
-}
+void note(const string& name) { if (keep_names) names.push_back(name); }
 void problem(const string& what) {
     counts[ILLEGAL]++;
     problems.push_back(what);
@@ -38,11 +32,7 @@ void problem(const string& what) {
 extern "C" {
 long cuda_on_cpu_count(int kind) { return counts[kind]; }
 const char* cuda_on_cpu_count_name(int kind) { return kind < KINDS ? KIND_NAMES[kind] : nullptr; }
-void cuda_on_cpu_keep_names(int more) {
-    LOCK;
-    keep_names += more;
-    if (!keep_names) names.clear();
-}
+void cuda_on_cpu_keep_names(int more) { LOCK; if (!(keep_names += more)) names.clear(); }
 const char* cuda_on_cpu_lines(int of_problems) {
     LOCK;
     static string lines;
@@ -52,8 +42,7 @@ const char* cuda_on_cpu_lines(int of_problems) {
 }
 int cuda_on_cpu_set(const char* name, int value) {  // returns what it was
     LOCK;
-    for (int i = 0; i < SETTINGS; i++)
-        if (name == string(SETTING_NAMES[i])) return std::exchange(settings[i], value);
+    for (int i = 0; i < SETTINGS; i++) if (name == string(SETTING_NAMES[i])) return std::exchange(settings[i], value);
     return -1;
 }
 }

@@ -1,17 +1,9 @@
 // cuBLAS by its definition: products of matrices whose columns lie one after the other, sums in float or double.
-#include <cstdint>
-#include <cstdio>
-#include <cstring>
 #include <set>
-#include <tuple>
-#include <vector>
 #include "include/cuda_on_cpu.hpp"
 #include "cuda_fp16.h"
 #include "cuda_bf16.h"
-
-extern "C" int cuda_on_cpu_submit(void* stream, const char* what, int product, void (*work)(void*), const void* data, size_t size);
-extern "C" int cuda_on_cpu_captures(void* stream);
-extern "C" void cuda_on_cpu_problem(const char* what);
+#include "library.hpp"
 
 namespace {
 
@@ -86,11 +78,12 @@ int product(Handle* h, const char* what, Product p, const void* alpha, const voi
     static std::set<std::tuple<int, int, int, int, int>> loaded;
     const bool first = loaded.emplace(p.transposed_a, p.transposed_b, p.type_a, p.type_c, p.compute).second;
     if (cuda_on_cpu_captures(h->stream) && (first || !h->workspace)) {
-        cuda_on_cpu_problem(first ? "the first product of a kind is in a capture" : "a product in a capture has no workspace");
+        cuda_on_cpu_problem(first ? "a product in a capture is the first of its kind" : "a product in a capture has no workspace");
         return INTERNAL_ERROR;
     }
     const bool wide = p.compute == DOUBLE || p.compute == DOUBLE_PEDANTIC;
-    p.alpha = wide ? *(const double*)alpha : *(const float*)alpha, p.beta = wide ? *(const double*)beta : *(const float*)beta;
+    p.alpha = wide ? *(const double*)alpha : *(const float*)alpha;
+    p.beta = wide ? *(const double*)beta : *(const float*)beta;
     char text[160];
     snprintf(text, sizeof text, "%s %d%d m%d n%d k%d lda%d ldb%d ldc%d batch%d types %d>%d compute %d", what, p.transposed_a,
              p.transposed_b, p.m, p.n, p.k, p.lda, p.ldb, p.ldc, p.batch, p.type_a, p.type_c, p.compute);
@@ -111,49 +104,46 @@ int cublasGetMathMode(Handle* h, int* mode) { return *mode = h->mode, SUCCESS; }
 int cublasSetPointerMode_v2(Handle* h, int mode) { return h->pointers = mode, SUCCESS; }
 int cublasGetPointerMode_v2(Handle* h, int* mode) { return *mode = h->pointers, SUCCESS; }
 
-// Matrices A, B and C of the types a, b and c, each with its leading dimension and its step.
-#define SHAPE Handle *h, int ta, int tb, int m, int n, int k
-#define IN(X) const void *X, int X##t, int ld##X
-#define FACTOR(name) const void* name
-int cublasGemmStridedBatchedEx(SHAPE, FACTOR(al), IN(A), long long sA, IN(B), long long sB, FACTOR(be), void* C, int Ct,
-                               int ldC, long long sC, int batch, int compute, int) {
-    return product(h, "gemmStridedBatchedEx", {ta, tb, m, n, k, At, Bt, Ct, ldA, ldB, ldC, batch, compute, A, B, C, sA, sB, sC}, al, be);
-}
-int cublasGemmEx(SHAPE, FACTOR(al), IN(A), IN(B), FACTOR(be), void* C, int Ct, int ldC, int compute, int) {
-    return product(h, "gemmEx", {ta, tb, m, n, k, At, Bt, Ct, ldA, ldB, ldC, 1, compute, A, B, C}, al, be);
-}
-int cublasSgemmEx(SHAPE, FACTOR(al), IN(A), IN(B), FACTOR(be), void* C, int Ct, int ldC) {
-    return product(h, "SgemmEx", {ta, tb, m, n, k, At, Bt, Ct, ldA, ldB, ldC, 1, FLOAT, A, B, C}, al, be);
-}
-// Vectors are matrices of one row, whose leading dimension is the step: the row of op(A) x is (the row of x) op(A)^T.
-#define PRODUCTS(L, T, t, compute)                                                                                       \
-    static const T L##one = 1, L##zero = 0;                                                                              \
-    int cublas##L##gemm_v2(SHAPE, const T* al, const T* A, int ldA, const T* B, int ldB, const T* be, T* C, int ldC) {   \
-        return product(h, #L "gemm", {ta, tb, m, n, k, t, t, t, ldA, ldB, ldC, 1, compute, A, B, C}, al, be);            \
-    }                                                                                                                    \
-    int cublas##L##gemmStridedBatched(SHAPE, const T* al, const T* A, int ldA, long long sA, const T* B, int ldB,        \
-                                      long long sB, const T* be, T* C, int ldC, long long sC, int batch) {               \
-        const Product p = {ta, tb, m, n, k, t, t, t, ldA, ldB, ldC, batch, compute, A, B, C, sA, sB, sC};                \
-        return product(h, #L "gemmStridedBatched", p, al, be);                                                           \
-    }                                                                                                                    \
-    int cublas##L##gemmBatched(SHAPE, const T* al, const void* const* A, int ldA, const void* const* B, int ldB,         \
-                               const T* be, void* const* C, int ldC, int batch) {                                        \
-        const Product p = {ta, tb, m, n, k, t, t, t, ldA, ldB, ldC, batch, compute, 0, 0, 0, 0, 0, 0, A, B, C};          \
-        return product(h, #L "gemmBatched", p, al, be);                                                                  \
-    }                                                                                                                    \
-    int cublas##L##gemv_v2(Handle* h, int ta, int m, int n, const T* al, const T* A, int ldA, const T* x, int step_x,    \
-                           const T* be, T* y, int step_y) {                                                              \
-        const Product p = {0, !ta, 1, ta ? n : m, ta ? m : n, t, t, t, step_x, ldA, step_y, 1, compute, x, A, y};        \
-        return product(h, #L "gemv", p, al, be);                                                                         \
-    }                                                                                                                    \
-    int cublas##L##ger_v2(Handle* h, int m, int n, const T* al, const T* x, int step_x, const T* y, int step_y, T* A,    \
-                          int ldA) {                                                                                     \
-        return product(h, #L "ger", {1, 0, m, n, 1, t, t, t, step_x, step_y, ldA, 1, compute, x, y, A}, al, &L##one);    \
-    }                                                                                                                    \
-    int cublas##L##dot_v2(Handle* h, int n, const T* x, int step_x, const T* y, int step_y, T* out) {                    \
-        const Product p = {0, 1, 1, 1, n, t, t, t, step_x, step_y, 1, 1, compute, x, y, out};                            \
-        return product(h, #L "dot", p, &L##one, &L##zero);                                                               \
+// The parameters by their places in each function, and the product that they make. Vectors are matrices of one row, whose
+// leading dimension is the step: the row of op(A) x is (the row of x) op(A)^T.
+#define SHAPE Handle *h, int ta, int tb, int m, int n, int k, const void* al
+#define BETA const void* be
+#define IN(X) const void *X, int ld##X
+#define MANY(X) const void* const* X, int ld##X
+#define TYPED(X) const void *X, int X##t, int ld##X
+#define OUT void* C, int ldC
+#define TYPED_OUT void* C, int Ct, int ldC
+#define FUNCTION(name, alpha, beta, shape, ...) \
+    int cublas##name(__VA_ARGS__) { const Product p = shape; return product(h, #name, p, alpha, beta); }
+#define REAL(name, alpha, beta, shape, ...) \
+    int cublasS##name(__VA_ARGS__) { \
+        constexpr int t = F32, compute = FLOAT; \
+        static const float one = 1, zero = 0; \
+        const Product p = shape; \
+        return product(h, "S" #name, p, alpha, beta); \
+    } \
+    int cublasD##name(__VA_ARGS__) { \
+        constexpr int t = F64, compute = DOUBLE; \
+        static const double one = 1, zero = 0; \
+        const Product p = shape; \
+        return product(h, "D" #name, p, alpha, beta); \
     }
-PRODUCTS(S, float, F32, FLOAT)
-PRODUCTS(D, double, F64, DOUBLE)
+FUNCTION(GemmStridedBatchedEx, al, be,
+         (Product{ta, tb, m, n, k, At, Bt, Ct, ldA, ldB, ldC, batch, compute, A, B, C, sA, sB, sC}), SHAPE, TYPED(A),
+         long long sA, TYPED(B), long long sB, BETA, TYPED_OUT, long long sC, int batch, int compute, int)
+FUNCTION(GemmEx, al, be, (Product{ta, tb, m, n, k, At, Bt, Ct, ldA, ldB, ldC, 1, compute, A, B, C}), SHAPE, TYPED(A), TYPED(B),
+         BETA, TYPED_OUT, int compute, int)
+FUNCTION(SgemmEx, al, be, (Product{ta, tb, m, n, k, At, Bt, Ct, ldA, ldB, ldC, 1, FLOAT, A, B, C}), SHAPE, TYPED(A), TYPED(B),
+         BETA, TYPED_OUT)
+REAL(gemm_v2, al, be, (Product{ta, tb, m, n, k, t, t, t, ldA, ldB, ldC, 1, compute, A, B, C}), SHAPE, IN(A), IN(B), BETA, OUT)
+REAL(gemmStridedBatched, al, be, (Product{ta, tb, m, n, k, t, t, t, ldA, ldB, ldC, batch, compute, A, B, C, sA, sB, sC}),
+     SHAPE, IN(A), long long sA, IN(B), long long sB, BETA, OUT, long long sC, int batch)
+REAL(gemmBatched, al, be, (Product{ta, tb, m, n, k, t, t, t, ldA, ldB, ldC, batch, compute, 0, 0, 0, 0, 0, 0, A, B, C}), SHAPE,
+     MANY(A), MANY(B), BETA, void* const* C, int ldC, int batch)
+REAL(gemv_v2, al, be, (Product{0, !ta, 1, ta ? n : m, ta ? m : n, t, t, t, ldx, ldA, ldC, 1, compute, x, A, C}), Handle* h, int ta,
+     int m, int n, const void* al, IN(A), IN(x), BETA, OUT)
+REAL(ger_v2, al, &one, (Product{1, 0, m, n, 1, t, t, t, ldx, ldy, ldC, 1, compute, x, y, C}), Handle* h, int m, int n,
+     const void* al, IN(x), IN(y), OUT)
+REAL(dot_v2, &one, &zero, (Product{0, 1, 1, 1, n, t, t, t, ldx, ldy, 1, 1, compute, x, y, C}), Handle* h, int n, IN(x), IN(y),
+     void* C)
 }

@@ -1,8 +1,4 @@
 // Devices and their memory, which is the host's, and errors.
-#include <algorithm>
-#include <cctype>
-#include <cstdlib>
-#include <cstring>
 #include "driver.hpp"
 
 thread_local int device;
@@ -21,49 +17,22 @@ int most_shared() {
     static const map<int, int> known = {{75, 65536}, {80, 166912}, {90, 232448}, {100, 232448}};
     return known.count(settings[SM]) ? known.at(settings[SM]) : 101376;
 }
-// The name of an error, by words: CUDA's runtime has cudaErrorInvalidValue where the driver has
-// CUDA_ERROR_INVALID_VALUE.
-static string name_of(int error, bool driver) {
-    static const map<int, const char*> known = {{1, "InvalidValue"},
-                                                {2, driver ? "OutOfMemory" : "MemoryAllocation"},
-                                                {101, "InvalidDevice"},
-                                                {200, "InvalidImage"},
-                                                {304, "OperatingSystem"},
-                                                {401, "IllegalState"},
-                                                {500, "NotFound"},
-                                                {600, "NotReady"},
-                                                {700, "IllegalAddress"},
-                                                {719, "LaunchFailure"},
-                                                {720, "CooperativeLaunchTooLarge"},
-                                                {801, "NotSupported"},
-                                                {900, "StreamCaptureUnsupported"},
-                                                {901, "StreamCaptureInvalidated"},
-                                                {905, "StreamCaptureIsolation"},
-                                                {906, "StreamCaptureImplicit"},
-                                                {907, "CapturedEvent"},
-                                                {912, "InvalidClusterSize"}};
-    const string words = known.count(error) ? known.at(error) : to_string(error);
-    if (!driver) return "cudaError" + words;
-    string name = "CUDA_ERROR";
-    for (char c : words) name += isupper(c) ? string("_") + c : string(1, toupper(c));
-    return name;
-}
+// Written from CUDA's headers when this is built.
+static const map<int, const char*> RUNTIME_ERRORS = {
+#include "runtime_errors.inc"
+}, DRIVER_ERRORS = {
+#include "driver_errors.inc"
+};
 
 extern "C" {
-const char* cudaGetErrorName(cudaError_t e) {
-    static thread_local string name;
-    return (name = name_of(e, false)).c_str();
-}
+const char* cudaGetErrorName(cudaError_t e) { return RUNTIME_ERRORS.count(e) ? RUNTIME_ERRORS.at(e) : "unknown"; }
 CUresult cuGetErrorName(CUresult e, const char** text) {
-    static thread_local string name;
-    return *text = (name = name_of(e, true)).c_str(), CUDA_SUCCESS;
+    return *text = DRIVER_ERRORS.count(e) ? DRIVER_ERRORS.at(e) : "unknown", CUDA_SUCCESS;
 }
 const char* cudaGetErrorString(cudaError_t e) {
     return e >= 900 && e <= 907 ? "operation not permitted when stream is capturing" : "an error of CUDA on the CPU";
 }
-CUresult cuGetErrorString(CUresult e, const char** text) {
-    return *text = cudaGetErrorString((cudaError_t)e), CUDA_SUCCESS;
-}
+CUresult cuGetErrorString(CUresult e, const char** text) { return *text = cudaGetErrorString((cudaError_t)e), CUDA_SUCCESS; }
 
 cudaError_t cudaDriverGetVersion(int* version) { return *version = 12090, cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 12090, cudaSuccess; }
@@ -75,25 +44,20 @@ cudaError_t cudaSetDevice(int d) {
 }
 cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) { return *can = 0, cudaSuccess; }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-    const map<int, int> known = {{cudaDevAttrComputeCapabilityMajor, settings[SM] / 10},
-                                 {cudaDevAttrComputeCapabilityMinor, settings[SM] % 10},
-                                 {cudaDevAttrMultiProcessorCount, processors()},
-                                 {cudaDevAttrMaxSharedMemoryPerBlockOptin, most_shared()},
-                                 {cudaDevAttrMaxSharedMemoryPerBlock, 49152},
-                                 {cudaDevAttrMaxSharedMemoryPerMultiprocessor, most_shared() + 1024},
-                                 {cudaDevAttrMaxThreadsPerBlock, 1024},
-                                 {cudaDevAttrMaxThreadsPerMultiProcessor, 2048},
-                                 {cudaDevAttrWarpSize, 32},
-                                 {cudaDevAttrMaxRegistersPerBlock, 65536},
-                                 {cudaDevAttrMaxRegistersPerMultiprocessor, 65536}};
+    const map<int, int> known = {
+        {cudaDevAttrComputeCapabilityMajor, settings[SM] / 10}, {cudaDevAttrComputeCapabilityMinor, settings[SM] % 10},
+        {cudaDevAttrMaxSharedMemoryPerBlock, 49152}, {cudaDevAttrMaxSharedMemoryPerBlockOptin, most_shared()},
+        {cudaDevAttrMaxSharedMemoryPerMultiprocessor, most_shared() + 1024}, {cudaDevAttrMaxThreadsPerBlock, 1024},
+        {cudaDevAttrMaxThreadsPerMultiProcessor, 2048}, {cudaDevAttrMultiProcessorCount, processors()},
+        {cudaDevAttrMaxRegistersPerBlock, 65536}, {cudaDevAttrWarpSize, 32}};
     return *value = known.count(attribute) ? known.at(attribute) : 1, cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
-    memset(p, 0, sizeof *p);
+    *p = {};
     strcpy(p->name, "CUDA on the CPU");
-    p->major = settings[SM] / 10, p->minor = settings[SM] % 10, p->multiProcessorCount = processors();
+    p->major = settings[SM] / 10, p->minor = settings[SM] % 10, p->multiProcessorCount = processors(), p->warpSize = 32;
     p->totalGlobalMem = 80ull << 30, p->sharedMemPerBlock = 49152, p->sharedMemPerBlockOptin = most_shared();
-    p->warpSize = 32, p->maxThreadsPerBlock = 1024, p->maxThreadsPerMultiProcessor = 2048, p->regsPerBlock = 65536;
+    p->maxThreadsPerBlock = 1024, p->maxThreadsPerMultiProcessor = 2048, p->regsPerBlock = 65536;
     for (int i = 0; i < 3; i++) p->maxThreadsDim[i] = i < 2 ? 1024 : 64, p->maxGridSize[i] = i ? 65535 : 2147483647;
     return cudaSuccess;
 }
@@ -108,25 +72,16 @@ cudaError_t cudaMalloc(void** p, size_t size) {
     memory[(char*)*p] = {size, device};
     return cudaSuccess;
 }
-cudaError_t cudaMallocAsync(void** p, size_t size, cudaStream_t) { return cudaMalloc(p, size); }
 cudaError_t cudaFree(void* p) {
     LOCK;
     if (p && !memory.erase((char*)p)) return problem("free of memory that is not there"), cudaErrorInvalidValue;
-    if (!capturing()) finish_all();
-    return free(p), cudaSuccess;
+    return capturing() || finish_all(), free(p), cudaSuccess;
 }
-cudaError_t cudaFreeAsync(void* p, cudaStream_t) { return cudaFree(p); }
 cudaError_t cudaHostAlloc(void** p, size_t size, unsigned) {
     return posix_memalign(p, 512, size) ? cudaErrorMemoryAllocation : cudaSuccess;
 }
-cudaError_t cudaFreeHost(void* p) {
-    LOCK;
-    if (!capturing()) finish_all();
-    return free(p), cudaSuccess;
-}
-cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
-    return *free = 70ull << 30, *total = 80ull << 30, cudaSuccess;
-}
+cudaError_t cudaFreeHost(void* p) { LOCK; return capturing() || finish_all(), free(p), cudaSuccess; }
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total) { return *free = 70ull << 30, *total = 80ull << 30, cudaSuccess; }
 static bool within(const void* to, const void* from) {  // whether both are a device's; counts what crosses
     if (!room_of(to) != !room_of(from)) counts[room_of(to) ? TO_DEVICE : TO_HOST]++;
     return room_of(to) && room_of(from);
@@ -149,9 +104,6 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyK
     const auto error = submit(stream, MEMCPY_ASYNC, what, copy, {to, from});
     return error || inside || is_capturing(stream) ? error : finish(stream);  // as for memory that is not pinned
 }
-cudaError_t cudaMemcpyPeer(void* to, int, const void* from, int, size_t size) {
-    return cudaMemcpy(to, from, size, cudaMemcpyDeviceToDevice);
-}
 cudaError_t cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t size, cudaStream_t stream) {
     return cudaMemcpyAsync(to, from, size, cudaMemcpyDeviceToDevice, stream);
 }
@@ -162,10 +114,8 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t size, cudaStream_t strea
 cudaError_t cudaMemset(void* to, int value, size_t size) { return cudaMemsetAsync(to, value, size, nullptr); }
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* a, const void* p) {
     LOCK;
-    memset(a, 0, sizeof *a);
     const Room* room = room_of(p);
-    a->type = room ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered;
-    a->devicePointer = (void*)p, a->device = room ? room->device : 0;
+    *a = {room ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered, room ? room->device : 0, (void*)p};
     return cudaSuccess;
 }
 }

@@ -1,5 +1,6 @@
 // What the parts of the driver share: settings, counts, problems, memory, and how a stream runs what it is given.
 #pragma once
+#include <cstdlib>
 #include <functional>
 #include <map>
 #include <memory>
@@ -15,26 +16,8 @@ using std::map, std::string, std::to_string, std::vector;
 // ---- calls.cpp
 enum Setting { SM, DEVICES, SEED, LAZY, CLUSTER, IDLE, VERBOSE, SETTINGS };
 enum Kind {
-    LAUNCHES,
-    GEMMS,
-    MEMCPY_ASYNC,
-    MEMSET,
-    GRAPHS,
-    COOPERATIVE,
-    MEMCPY,
-    SYNC,
-    EVENT_RECORD,
-    EVENT_QUERY,
-    TO_DEVICE,
-    TO_HOST,
-    MALLOCS,
-    MALLOCS_IN_CAPTURE,
-    ALLOCATIONS,
-    CAPTURED,
-    MODULES,
-    ILLEGAL,
-    KINDS,
-    UNCOUNTED = KINDS
+    LAUNCHES, GEMMS, MEMCPY_ASYNC, MEMSET, GRAPHS, COOPERATIVE, MEMCPY, SYNC, EVENT_RECORD, EVENT_QUERY, TO_DEVICE,
+    TO_HOST, MALLOCS, MALLOCS_IN_CAPTURE, ALLOCATIONS, CAPTURED, MODULES, ILLEGAL, KINDS, UNCOUNTED = KINDS
 };
 extern int settings[SETTINGS];
 extern long counts[KINDS + 1];
@@ -44,10 +27,7 @@ void note(const string& name);     // where names are asked for
 void problem(const string& what);  // that CUDA would refuse, or may do wrong
 
 // ---- devices.cpp
-struct Room {
-    size_t size;
-    int device;
-};
+struct Room { size_t size; int device; };
 extern thread_local int device;
 const Room* room_of(const void* p);  // nullptr where the memory is no device's
 int processors();
@@ -58,19 +38,11 @@ using Op = std::function<cudaError_t()>;
 using Words = vector<const void*>;  // that may be addresses
 cudaError_t submit(void* stream, Kind kind, const string& what, Op op, const Words& words = {});
 cudaError_t spoil(const string& what, cudaError_t error = cudaErrorStreamCaptureUnsupported);
-cudaError_t failed(cudaError_t error);  // all calls fail after an error of a kernel
-cudaError_t finish(void* stream);       // its work
+cudaError_t finish(void* stream);
 cudaError_t finish_all();
 bool capturing(bool strictly = false);
 bool is_capturing(void* stream);
-extern "C" const char* cudaGetErrorString(cudaError_t error);
 
 // ---- threads.cpp
-struct Statics {
-    char* at;
-    size_t size;
-};  // the variables of a module that are __shared__
-namespace cuda_on_cpu {
-string execute(const Kernel* kernel, dim3 grid, dim3 block, unsigned shared, bool together, void** args,
-               Statics statics);
-}
+struct Statics { char* at; size_t size; };  // the variables of a module that are __shared__
+string execute(const cuda_on_cpu::Kernel* kernel, dim3 grid, dim3 block, unsigned shared, bool together, void** args, Statics);

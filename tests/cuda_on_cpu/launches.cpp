@@ -3,25 +3,15 @@
 #include <elf.h>
 #include <link.h>
 #include <unistd.h>
-#include <algorithm>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include "driver.hpp"
+#include "library.hpp"
 
 using cuda_on_cpu::Kernel;
 
-struct Module {
-    void* library;
-    Statics statics;
-};
-struct Function {
-    string name;
-    const Kernel* kernel;
-    Statics statics;
-    int dynamic = 49152;
-    bool large_clusters = false;
-};
+struct Module { void* library; Statics statics; };
+struct Function { string name; const Kernel* kernel; Statics statics; int dynamic = 49152; bool large_clusters = false; };
 
 // The sections of a library that its __shared__ variables are in.
 static Statics shared_variables(const Elf64_Ehdr* image, void* library) {
@@ -37,49 +27,35 @@ static Statics shared_variables(const Elf64_Ehdr* image, void* library) {
 }
 static string text_of(dim3 d) { return to_string(d.x) + "," + to_string(d.y) + "," + to_string(d.z); }
 
-static CUresult launch(Function* f, dim3 grid, dim3 block, unsigned shared, CUstream stream, void** given,
-                       bool together) {
+static CUresult launch(CUfunction function, dim3 grid, dim3 block, unsigned shared, CUstream stream, void** given, bool together) {
     LOCK;
+    const auto* f = (Function*)function;
     const Kernel* kernel = f->kernel;
     const unsigned threads = block.x * block.y * block.z, blocks = grid.x * grid.y * grid.z;
-    const string what =
-        f->name.substr(0, 90) + " grid " + text_of(grid) + " block " + text_of(block) + " shared " + to_string(shared);
-    if (!threads || threads > (kernel->threads ? kernel->threads : 1024u) || block.z > 64 || !blocks ||
-        grid.y > 65535 || grid.z > 65535 || (int)shared > f->dynamic || grid.x % kernel->cluster ||
-        kernel->cluster > (f->large_clusters ? 16 : 8))
+    const string what = f->name.substr(0, 90) + " grid " + text_of(grid) + " block " + text_of(block) + " shared " + to_string(shared);
+    if (!threads || threads > (kernel->threads ? kernel->threads : 1024u) || block.z > 64 || !blocks || grid.y > 65535 ||
+        grid.z > 65535 || (int)shared > f->dynamic || grid.x % kernel->cluster || kernel->cluster > (f->large_clusters ? 16 : 8))
         return problem("a launch beyond limits: " + what), CUDA_ERROR_INVALID_VALUE;
     if (kernel->cluster > (settings[SM] < 90 ? 1 : settings[CLUSTER])) return CUDA_ERROR_INVALID_CLUSTER_SIZE;
     counts[COOPERATIVE] += together;
     if (together && blocks > (unsigned)processors())
         return problem("a cooperative grid beyond the device: " + what), CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
-    vector<size_t> places;
-    size_t end = 0;
-    for (int i = 0; i < kernel->count; i++) {
-        places.push_back(end);
-        end += (kernel->sizes[i] + 15) / 16 * 16;
-    }
-    const std::shared_ptr<char> copy((char*)aligned_alloc(64, (end + 64) / 64 * 64), free);
+    vector<size_t> places = {0};  // of arguments, in words of which some are addresses
+    for (int i = 0; i < kernel->count; i++) places.push_back(places[i] + (kernel->sizes[i] + 15) / 16 * 2);
+    auto words = std::make_shared<Words>(places.back());
     vector<void*> args;
-    for (int i = 0; i < kernel->count; i++) {
-        args.push_back(copy.get() + places[i]);
-        memset(args[i], 0, (kernel->sizes[i] + 15) / 16 * 16);
-        memcpy(args[i], given[i], kernel->sizes[i]);
-    }
-    auto run = [=, copied = copy, statics = f->statics]() mutable {
-        const string failure = cuda_on_cpu::execute(kernel, grid, block, shared, together, args.data(), statics);
+    for (int i = 0; i < kernel->count; i++)
+        args.push_back(memcpy(words->data() + places[i], given[i], kernel->sizes[i]));
+    auto run = [=, statics = f->statics]() mutable {
+        const string failure = words ? execute(kernel, grid, block, shared, together, args.data(), statics) : "";
         return failure.empty() ? cudaSuccess : (problem(what + ": " + failure), cudaErrorLaunchFailure);
     };
-    auto* words = (const void* const*)copy.get();
-    return (CUresult)submit(stream, LAUNCHES, what, run, {words, words + end / sizeof *words});
+    return (CUresult)submit(stream, LAUNCHES, what, run, *words);
 }
 
 extern "C" {
 CUresult cuInit(unsigned) { return CUDA_ERROR_NO_DEVICE; }  // for those who bring a runtime of their own
 CUresult cuCtxGetCurrent(CUcontext* c) { return *c = (CUcontext)1, CUDA_SUCCESS; }
-CUresult cuCtxGetDevice(CUdevice* d) { return *d = device, CUDA_SUCCESS; }
-CUresult cuCtxCreate_v2(CUcontext* c, unsigned, CUdevice) { return cuCtxGetCurrent(c); }
-CUresult cuStreamGetCtx(CUstream, CUcontext* c) { return cuCtxGetCurrent(c); }
-
 CUresult cuModuleLoadData(CUmodule* m, const void* data) {
     LOCK;
     counts[MODULES]++;
@@ -111,11 +87,9 @@ CUresult cuModuleGetGlobal_v2(CUdeviceptr* p, size_t* size, CUmodule m, const ch
 CUresult cuFuncGetAttribute(int* value, CUfunction_attribute attribute, CUfunction f) {
     auto* function = (Function*)f;
     const int most = function->kernel->threads;
-    *value = attribute == CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK           ? (most ? most : 1024)
-             : attribute == CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES ? function->dynamic
-             : attribute == CU_FUNC_ATTRIBUTE_NUM_REGS                      ? 32
-                                                                            : 0;
-    return CUDA_SUCCESS;
+    const map<int, int> known = {{CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, most ? most : 1024},
+                                 {CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, function->dynamic}};
+    return *value = known.count(attribute) ? known.at(attribute) : 0, CUDA_SUCCESS;
 }
 CUresult cuFuncSetAttribute(CUfunction f, CUfunction_attribute attribute, int value) {
     LOCK;
@@ -126,31 +100,17 @@ CUresult cuFuncSetAttribute(CUfunction f, CUfunction_attribute attribute, int va
         return problem("more shared memory than a block may have: " + to_string(value)), CUDA_ERROR_INVALID_VALUE;
     return function->dynamic = std::max(value, 49152), CUDA_SUCCESS;
 }
-#define LAUNCH_PARAMETERS \
-    CUfunction f, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned shared, \
-        CUstream s, void **args
-CUresult cuLaunchKernel(LAUNCH_PARAMETERS, void**) {
-    return launch((Function*)f, {x, y, z}, {bx, by, bz}, shared, s, args, false);
-}
-CUresult cuLaunchCooperativeKernel(LAUNCH_PARAMETERS) {
-    return launch((Function*)f, {x, y, z}, {bx, by, bz}, shared, s, args, true);
-}
+#define GRID CUfunction f, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned shared, CUstream s
+CUresult cuLaunchKernel(GRID, void** args, void**) { return launch(f, {x, y, z}, {bx, by, bz}, shared, s, args, false); }
+CUresult cuLaunchCooperativeKernel(GRID, void** args) { return launch(f, {x, y, z}, {bx, by, bz}, shared, s, args, true); }
 CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* n, CUfunction, int, size_t) { return *n = 1, CUDA_SUCCESS; }
-CUresult cuOccupancyMaxPotentialBlockSize(int* grid, int* block, CUfunction, CUoccupancyB2DSize, size_t, int) {
-    return *grid = processors(), *block = 256, CUDA_SUCCESS;
-}
-
-// For libraries: work that is a function with a copy of its data.
 int cuda_on_cpu_submit(void* stream, const char* what, int product, void (*work)(void*), const void* data,
                        size_t size) {
     LOCK;
     const auto* words = (const void* const*)data;
     auto run = [=, kept = string((const char*)data, size)]() mutable { return work(kept.data()), cudaSuccess; };
-    return submit(stream, product ? GEMMS : LAUNCHES, what, run, {words, words + size / sizeof *words});
+    return submit(stream, product ? GEMMS : LAUNCHES, what, run, Words(words, words + size / sizeof *words));
 }
 int cuda_on_cpu_captures(void* stream) { return is_capturing(stream); }
-void cuda_on_cpu_problem(const char* what) {
-    LOCK;
-    problem(what);
-}
+void cuda_on_cpu_problem(const char* what) { LOCK; problem(what); }
 }

@@ -1,15 +1,9 @@
 // Sorting on the host, in the place of CuPy's cupy_thrust.cu.
-#include <algorithm>
-#include <cmath>
-#include <complex>
-#include <cstdint>
-#include <cstring>
 #include <numeric>
-#include <vector>
-#include "cupy_thrust.h"
+#include "include/cuda_on_cpu.hpp"
 #include "cuda_fp16.h"
-
-extern "C" int cuda_on_cpu_submit(void* stream, const char* what, int product, void (*work)(void*), const void* data, size_t size);
+#include "cupy_thrust.h"
+#include "library.hpp"
 
 namespace {
 
@@ -31,20 +25,22 @@ template <class T> void sort(const Job& job) {
         T* at = (T*)job.data + row * job.n;
         size_t* found = job.kind == LEXSORT ? job.found : job.found + row * job.n;  // the last key counts most
         if (job.kind == ARGSORT || (job.kind == LEXSORT && !row)) std::iota(found, found + job.n, 0);
-        if (job.kind != SORT) std::stable_sort(found, found + job.n, [&](size_t a, size_t b) { return less(at[a], at[b]); });
-        if (job.kind != LEXSORT) std::stable_sort(at, at + job.n, [](const T& a, const T& b) { return less(a, b); });
+        auto by_value = [](const T& a, const T& b) { return less(a, b); };
+        if (job.kind != SORT) std::stable_sort(found, found + job.n, [&](auto a, auto b) { return less(at[a], at[b]); });
+        if (job.kind != LEXSORT) std::stable_sort(at, at + job.n, by_value);
     }
 }
 void work(void* data) {
     Job job;
     memcpy(&job, data, sizeof job);
     void (*const sorts[])(const Job&) = {  // in the order of CuPy's numbers of types
-        sort<int8_t>, sort<uint8_t>, sort<int16_t>, sort<uint16_t>, sort<int32_t>, sort<uint32_t>, sort<int64_t>, sort<uint64_t>,
-        sort<__half>, sort<float>, sort<double>, sort<std::complex<float>>, sort<std::complex<double>>, sort<bool>};
+        sort<int8_t>, sort<uint8_t>, sort<int16_t>, sort<uint16_t>, sort<int32_t>, sort<uint32_t>, sort<int64_t>,
+        sort<uint64_t>, sort<__half>, sort<float>, sort<double>, sort<std::complex<float>>, sort<std::complex<double>>,
+        sort<bool>};
     sorts[job.type](job);
 }
 void submit(const Job& job, intptr_t stream) { cuda_on_cpu_submit((void*)stream, "sort", false, work, &job, sizeof job); }
-size_t rows_of(const Shape& shape) { return std::accumulate(shape.begin(), shape.end() - 1, size_t(1), std::multiplies<size_t>()); }
+size_t rows_of(const Shape& shape) { return std::accumulate(shape.begin(), shape.end() - 1, size_t(1), std::multiplies()); }
 
 }  // namespace
 

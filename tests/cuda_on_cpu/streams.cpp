@@ -1,38 +1,15 @@
 // Streams, events, captures and graphs, and the blocks of pools that graphs use.
 //
 // What a stream is given runs at once, or where LAZY is set as late as it may: when somebody waits for it.
-#include <algorithm>
-#include <cstring>
-#include <ctime>
 #include <deque>
 #include <set>
 #include "driver.hpp"
 
-struct Block {
-    size_t size;
-    long number;
-    bool captured;
-};  // of a pool; numbers are in order of allocation
-struct Graph {
-    long begun, ended = 0;  // numbers of the last blocks before and in the capture
-    vector<Op> ops;
-    map<char*, Block> uses;
-    bool spoiled = false;
-};
+struct Block { size_t size; long number; bool captured; };  // of a pool; numbers are in order of allocation
+struct Graph { long begun, ended; vector<Op> ops; map<char*, Block> uses; bool spoiled; };  // from one number to another
 using Shared = std::shared_ptr<Graph>;
-struct Stream {
-    unsigned flags = 0;
-    Shared capture;
-    bool origin = false;
-    std::deque<Op> queue;
-    size_t finished = 0;
-};
-struct Event {
-    Stream* stream = nullptr;
-    size_t place = 0;
-    Shared capture;
-    double time = 0;
-};
+struct Stream { unsigned flags = 0; Shared capture = {}; bool origin = false; std::deque<Op> queue = {}; size_t finished = 0; };
+struct Event { Stream* stream = nullptr; size_t place = 0; Shared capture = {}; double time = 0; };
 
 static Stream default_stream;
 static std::set<Stream*> streams = {&default_stream};
@@ -43,26 +20,27 @@ static int strict_captures;
 static Stream* stream_of(void* s) { return (uintptr_t)s <= 2 ? &default_stream : (Stream*)s; }
 static bool blocking(const Stream* s) { return !(s->flags & cudaStreamNonBlocking); }  // waits for the default stream
 static const Stream* captured() {
-    for (auto* s : streams)
-        if (s->capture) return s;
+    for (auto* s : streams) if (s->capture) return s;
     return nullptr;
 }
 bool capturing(bool strictly) { return captured() && (!strictly || strict_captures); }
 bool is_capturing(void* s) { return stream_of(s)->capture != nullptr; }
-cudaError_t failed(cudaError_t error) { return error ? sticky = error : error; }
 
+static cudaError_t run(const Op& op) {
+    if (auto error = op()) sticky = error;  // after an error of a kernel all calls fail
+    return sticky;
+}
 static void drain(Stream* s, size_t place = ~0ul) {
     while (!s->queue.empty() && s->finished < place) {
         const Op op = std::move(s->queue.front());
         s->queue.pop_front();
         s->finished++;
-        failed(op());
+        run(op);
     }
 }
 cudaError_t finish(void* stream) {
     Stream* s = stream_of(stream);
-    for (auto* o : streams)
-        if (s == &default_stream && blocking(o)) drain(o);
+    for (auto* o : streams) if (s == &default_stream && blocking(o)) drain(o);
     return drain(s), sticky;
 }
 cudaError_t finish_all() {
@@ -71,8 +49,7 @@ cudaError_t finish_all() {
 }
 cudaError_t spoil(const string& what, cudaError_t error) {
     problem(what);
-    for (auto* s : streams)
-        if (s->capture) s->capture->spoiled = true;
+    for (auto* s : streams) if (s->capture) s->capture->spoiled = true;
     return error;
 }
 static void use(Graph& graph, const void* p) {
@@ -83,8 +60,8 @@ static void use(Graph& graph, const void* p) {
 static bool stale(const Graph& graph) {
     for (auto& [base, block] : graph.uses) {
         bool there = block.number > graph.begun;
-        for (auto i = blocks.lower_bound(base + block.size);
-             i != blocks.begin() && (--i)->first + i->second.size > base;) {
+        auto i = blocks.lower_bound(base + block.size);
+        while (i != blocks.begin() && (--i)->first + i->second.size > base) {
             if (i->second.number > graph.ended && !i->second.captured) return true;
             there |= i->second.number == block.number;
         }
@@ -94,36 +71,30 @@ static bool stale(const Graph& graph) {
 }
 cudaError_t submit(void* to, Kind kind, const string& what, Op op, const Words& words) {
     Stream* s = stream_of(to);
+    char address[24];
+    snprintf(address, sizeof address, "%s%lx ", s->capture ? "C " : "  ", (unsigned long)to);
     counts[kind]++;
-    if (kind != UNCOUNTED) {
-        char address[24];
-        snprintf(address, sizeof address, "%s%lx ", s->capture ? "C " : "  ", (unsigned long)to);
-        note(address + what);
-    }
+    if (kind != UNCOUNTED) note(address + what);
     if (kind == LAUNCHES || kind == GEMMS) {
         for (auto* word : words)
             if (auto* room = room_of(word); room && room->device != device)
-                problem("memory of device " + to_string(room->device) + " in work of device " + to_string(device) +
-                        ": " + what);
+                problem("memory of device " + to_string(room->device) + " on device " + to_string(device) + ": " + what);
         if (settings[IDLE]) op = [] { return cudaSuccess; };
     }
     if (s->capture) {
         counts[CAPTURED]++;
         for (auto* word : words) use(*s->capture, word);
-        s->capture->ops.push_back(op);
-        return cudaSuccess;
+        return s->capture->ops.push_back(op), cudaSuccess;
     }
     if (capturing()) {
         if (s == &default_stream && blocking(captured()))
             return spoil("the default stream in a capture: " + what, cudaErrorStreamCaptureImplicit);
         problem("work on another stream within a capture: " + what);
     }
-    if (sticky) return sticky;
-    if (!settings[LAZY]) return failed(op());
+    if (sticky || !settings[LAZY]) return sticky ? sticky : run(op);
     for (auto* o : streams)
         if (o != s && (s == &default_stream ? blocking(o) : o == &default_stream && blocking(s))) drain(o);
-    s->queue.push_back(op);
-    return cudaSuccess;
+    return s->queue.push_back(op), cudaSuccess;
 }
 static cudaError_t waited(const char* what, bool illegal) {
     counts[SYNC]++;
@@ -132,11 +103,6 @@ static cudaError_t waited(const char* what, bool illegal) {
     if (capturing()) problem(string(what) + " in a capture");
     return cudaSuccess;
 }
-static double seconds() {
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec + t.tv_nsec * 1e-9;
-}
 
 extern "C" {
 void cuda_on_cpu_took(char* p, size_t size, void* stream) {  // a block that a pool gives holds NaN
@@ -144,39 +110,27 @@ void cuda_on_cpu_took(char* p, size_t size, void* stream) {  // a block that a p
     blocks[p] = {size, ++counts[ALLOCATIONS], capturing()};
     if (!capturing()) submit(stream, UNCOUNTED, "", [=] { return memset(p, 0xff, size), cudaSuccess; });
 }
-void cuda_on_cpu_gave_back(char* p) {
-    LOCK;
-    blocks.erase(p);
-}
-void cuda_on_cpu_recover() {
-    LOCK;
-    sticky = cudaSuccess;
-}  // as a new process would
+void cuda_on_cpu_gave_back(char* p) { LOCK; blocks.erase(p); }
+void cuda_on_cpu_recover() { LOCK; sticky = cudaSuccess; }
 
 cudaError_t cudaDeviceSynchronize() {
     LOCK;
-    if (auto e = waited("deviceSynchronize", capturing())) return e;
-    return finish_all();
+    const auto error = waited("deviceSynchronize", capturing());
+    return error ? error : finish_all();
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned flags) {
     LOCK;
-    *s = (cudaStream_t)*streams.insert(new Stream{flags}).first;
-    return cudaSuccess;
+    return *s = (cudaStream_t)*streams.insert(new Stream{flags}).first, cudaSuccess;
 }
 cudaError_t cudaStreamCreate(cudaStream_t* s) { return cudaStreamCreateWithFlags(s, 0); }
-cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned flags, int) {
-    return cudaStreamCreateWithFlags(s, flags);
-}
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned flags, int) { return cudaStreamCreateWithFlags(s, flags); }
 cudaError_t cudaStreamGetFlags(cudaStream_t s, unsigned* flags) { return *flags = stream_of(s)->flags, cudaSuccess; }
 cudaError_t cudaStreamGetPriority(cudaStream_t, int* priority) { return *priority = 0, cudaSuccess; }
-cudaError_t cudaStreamDestroy(cudaStream_t s) {
-    LOCK;
-    return drain(stream_of(s)), cudaSuccess;
-}  // events may name it
+cudaError_t cudaStreamDestroy(cudaStream_t s) { LOCK; return drain(stream_of(s)), cudaSuccess; }  // events may name it
 cudaError_t cudaStreamSynchronize(cudaStream_t s) {
     LOCK;
-    if (auto e = waited("streamSynchronize", is_capturing(s))) return e;
-    return finish(s);
+    const auto error = waited("streamSynchronize", is_capturing(s));
+    return error ? error : finish(s);
 }
 cudaError_t cudaStreamQuery(cudaStream_t s) {
     LOCK;
@@ -187,13 +141,11 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t to, cudaEvent_t event, unsigned) {
     LOCK;
     Stream* s = stream_of(to);
     const Event e = *(Event*)event;
-    if (e.capture) {  // the stream joins the capture
-        if (!s->capture) s->capture = e.capture, s->origin = false;
-    } else if (s->capture)
+    if (!e.capture && s->capture)
         return spoil("a captured stream waits for an event of outside", cudaErrorStreamCaptureIsolation);
-    else if (e.stream && settings[LAZY])
-        return submit(to, UNCOUNTED, "", [=] { return drain(e.stream, e.place), cudaSuccess; });
-    return cudaSuccess;
+    if (e.capture && !s->capture) s->capture = e.capture, s->origin = false;  // the stream joins the capture
+    if (e.capture || !e.stream || !settings[LAZY]) return cudaSuccess;
+    return submit(to, UNCOUNTED, "", [=] { return drain(e.stream, e.place), cudaSuccess; });
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t to, cudaStreamCaptureMode mode) {
     LOCK;
@@ -202,44 +154,34 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t to, cudaStreamCaptureMode mode) 
     if (s->capture) return cudaErrorIllegalState;
     drain(s);
     s->capture = std::make_shared<Graph>(Graph{counts[ALLOCATIONS]}), s->origin = true;
-    strict_captures += mode != cudaStreamCaptureModeRelaxed;
-    return cudaSuccess;
+    return strict_captures += mode != cudaStreamCaptureModeRelaxed, cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t to, cudaGraph_t* g) {
     LOCK;
-    Stream* s = stream_of(to);
-    if (!s->capture || !s->origin) return cudaErrorIllegalState;
-    const Shared graph = s->capture;
-    for (auto* o : streams)
-        if (o->capture == graph) o->capture = nullptr;
-    strict_captures = 0;
-    graph->ended = counts[ALLOCATIONS];
+    const Shared graph = stream_of(to)->capture;
+    if (!graph || !stream_of(to)->origin) return cudaErrorIllegalState;
+    for (auto* s : streams) if (s->capture == graph) s->capture = nullptr;
+    strict_captures = 0, graph->ended = counts[ALLOCATIONS];
     *g = graph->spoiled ? nullptr : (cudaGraph_t) new Shared(graph);
     return graph->spoiled ? cudaErrorStreamCaptureInvalidated : cudaSuccess;
 }
 cudaError_t cudaStreamIsCapturing(cudaStream_t s, cudaStreamCaptureStatus* status) {
     LOCK;
     const auto& graph = stream_of(s)->capture;
-    *status = !graph           ? cudaStreamCaptureStatusNone
-              : graph->spoiled ? cudaStreamCaptureStatusInvalidated
-                               : cudaStreamCaptureStatusActive;
-    return cudaSuccess;
+    const auto active = graph && graph->spoiled ? cudaStreamCaptureStatusInvalidated : cudaStreamCaptureStatusActive;
+    return *status = graph ? active : cudaStreamCaptureStatusNone, cudaSuccess;
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* e, cudaGraph_t g, unsigned long long) {
     return *e = (cudaGraphExec_t) new Shared(*(Shared*)g), cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t g) { return delete (Shared*)g, cudaSuccess; }
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e) {
-    LOCK;
-    return finish_all(), delete (Shared*)e, cudaSuccess;
-}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e) { LOCK; return finish_all(), delete (Shared*)e, cudaSuccess; }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s) {
     LOCK;
     const Shared graph = *(Shared*)e;
     if (stale(*graph)) return problem("a graph uses memory that went back to its pool"), cudaErrorIllegalAddress;
     return submit(s, GRAPHS, "graph of " + to_string(graph->ops.size()), [graph] {
-        for (auto& op : graph->ops)
-            if (auto error = op()) return error;
+        for (auto& op : graph->ops) if (auto error = op()) return error;
         return cudaSuccess;
     });
 }
@@ -253,8 +195,9 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t to) {
     LOCK;
     counts[EVENT_RECORD]++;
     Stream* s = stream_of(to);
-    *(Event*)event = {s, s->finished + s->queue.size(), s->capture, seconds()};
-    return cudaSuccess;
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return *(Event*)event = {s, s->finished + s->queue.size(), s->capture, t.tv_sec + t.tv_nsec * 1e-9}, cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
     LOCK;

@@ -1,15 +1,13 @@
 // The threads of a kernel, in one thread of the host. A fiber runs thread after thread until one waits for others, then
 // another fiber does; so a kernel without barriers is a plain loop. Blocks that may wait for one another run together.
 #include <sys/mman.h>
-#include <algorithm>
-#include <cstdlib>
 #include "driver.hpp"
 
 namespace cuda_on_cpu {
 
 Thread* now;
 dim3 block_dim, grid_dim;
-long progress;
+long progress, run_number;
 
 // Keeps the registers that a call keeps, and goes on where another fiber did so.
 extern "C" void cuda_on_cpu_switch(void** from, void* to);
@@ -44,10 +42,7 @@ static void load(Block* block) {
     memcpy(statics.at, block->statics, statics.size);
     loaded = block;
 }
-static void enter(Thread* thread) {
-    now = thread;
-    if (thread) load(thread->block);
-}
+static void enter(Thread* thread) { now = thread; if (thread) load(thread->block); }
 void yield() {
     Fiber* me = running;
     cuda_on_cpu_switch(&me->at, scheduler);
@@ -86,7 +81,7 @@ void warp_barrier(unsigned mask) {
     Warp& warp = *now->warp;
     int i = 0;
     while (i < warp.count && warp.groups[i].mask != mask) i++;
-    if (i == Warp::GROUPS) return fail("lanes wait for one another in too many groups");
+    if (i == (int)std::size(warp.groups)) return fail("lanes wait for one another in too many groups");
     Warp::Group& group = warp.groups[i];
     if (i == warp.count) group = {mask, 0, 0}, warp.count++;
     const long turn = group.turn;
@@ -124,27 +119,24 @@ static void resume(Fiber* fiber) {
     cuda_on_cpu_switch(&scheduler, fiber->at);
     (fiber->thread ? waiting : idle).push_back(fiber);
 }
-static Fiber* new_fiber() {
-    static size_t made;
-    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    char* stack = (char*)mmap(nullptr, STACK + STAGGERED, PROT_READ | PROT_WRITE, flags, -1, 0);
-    if (stack == MAP_FAILED) perror("cuda_on_cpu: no memory for threads"), abort();
-    void** top = (void**)(stack + STACK + made++ * 320 % STAGGERED) - 8;  // six registers, and where it begins
-    std::fill_n(top, 8, nullptr);
-    top[6] = (void*)fiber_main;
-    return new Fiber{top, stack};
-}
 static Fiber* take_fiber() {
-    if (idle.empty()) return new_fiber();
+    static size_t made;
+    if (idle.empty()) {
+        const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        char* stack = (char*)mmap(nullptr, STACK + STAGGERED, PROT_READ | PROT_WRITE, flags, -1, 0);
+        if (stack == MAP_FAILED) perror("cuda_on_cpu: no memory for threads"), abort();
+        void** top = (void**)(stack + STACK + made++ * 320 % STAGGERED) - 8;  // six registers, and where it begins
+        std::fill_n(top, 8, nullptr);
+        top[6] = (void*)fiber_main;
+        idle.push_back(new Fiber{top, stack});
+    }
     Fiber* fiber = idle.back();
-    idle.pop_back();
-    return fiber;
+    return idle.pop_back(), fiber;
 }
 
 // ---- blocks
 static uint64_t state;
-template <class T>
-static void shuffle(vector<T>& items) {  // from 0 the order stays
+template <class T> static void shuffle(vector<T>& items) {  // from 0 the order stays
     for (size_t left = state ? items.size() : 0; left > 1; left--) {
         state = state * 6364136223846793005u + 1442695040888963407u;
         std::swap(items[left - 1], items[(state >> 33) % left]);
@@ -155,8 +147,7 @@ static void run_threads() {
         const long before = progress + begun + done;
         while (begun < order.size()) resume(take_fiber());
         shuffle(waiting);
-        vector<Fiber*> round;
-        round.swap(waiting);
+        const vector<Fiber*> round = std::exchange(waiting, {});
         bool asks = false;
         for (Fiber* fiber : round) {
             asks |= !fiber->turn;
@@ -166,8 +157,8 @@ static void run_threads() {
         if (progress + (long)(begun + done) != before) patience = PATIENCE;
         else if (!asks || !patience--) {
             failure = "threads wait for what never comes";
-            for (Fiber* fiber : waiting) munmap(fiber->stack, STACK + STAGGERED), delete fiber;
-            return waiting.clear();
+            for (Fiber* fiber : std::exchange(waiting, {})) munmap(fiber->stack, STACK + STAGGERED), delete fiber;
+            return;
         }
     }
 }
@@ -176,30 +167,25 @@ static void run_blocks(int first, int count, unsigned shared) {
     static vector<Warp> warps;
     static vector<Block> blocks;
     static vector<Cluster> clusters;
+    static vector<unsigned> memory;
     const unsigned x = block_dim.x, y = block_dim.y, size = x * y * block_dim.z, in_block = (size + 31) / 32;
     const size_t dynamic = (shared + 255) / 128 * 128, room = dynamic + (statics.size + 127) / 128 * 128;
-    const std::unique_ptr<unsigned char, void (*)(void*)> memory((unsigned char*)aligned_alloc(128, room * count),
-                                                                 free);
-    std::fill_n((unsigned*)memory.get(), room * count / 4, NOBODY_WROTE);
-    threads.assign((size_t)count * size, {}), warps.assign(count * in_block, {}), blocks.assign(count, {});
+    memory.assign(room * count / 4 + 32, NOBODY_WROTE);
+    auto* begin = (unsigned char*)(((uintptr_t)memory.data() + 127) / 128 * 128);
+    threads.assign((size_t)count * size, {}), blocks.assign(count, {}), warps.resize(count * in_block);
     clusters.assign((count + kernel->cluster - 1) / kernel->cluster, {});
     order.clear();
     begun = done = 0, loaded = nullptr;
     for (int b = 0; b < count; b++) {
         const unsigned n = first + b;
-        unsigned char* own = memory.get() + room * b;
+        unsigned char* own = begin + room * b;
         Cluster* cluster = &clusters[b / kernel->cluster];
         cluster->alive += size;
-        blocks[b] = {{n % grid_dim.x, n / grid_dim.x % grid_dim.y, n / grid_dim.x / grid_dim.y},
-                     own,
-                     own + dynamic,
-                     (unsigned char*)statics.at,
-                     {},
-                     (int)size,
-                     b % kernel->cluster,
-                     cluster};
+        blocks[b] = {{n % grid_dim.x, n / grid_dim.x % grid_dim.y, n / grid_dim.x / grid_dim.y}, own, own + dynamic,
+                     (unsigned char*)statics.at, {}, (int)size, b % kernel->cluster, cluster};
         for (unsigned t = 0; t < size; t++) {
             Warp* warp = &warps[b * in_block + t / 32];
+            if (t % 32 == 0) warp->there = warp->count = 0;
             warp->there |= 1u << t % 32;
             threads[(size_t)b * size + t] = {{t % x, t / x % y, t / x / y}, (int)t % 32, &blocks[b], warp};
             order.push_back(&threads[(size_t)b * size + t]);
@@ -209,10 +195,12 @@ static void run_blocks(int first, int count, unsigned shared) {
     shuffle(order);
     run_threads();
 }
-string execute(const Kernel* what, dim3 grid, dim3 block, unsigned shared, bool together, void** args, Statics own) {
-    kernel = what, arguments = args, grid_dim = grid, block_dim = block, statics = own, failure.clear();
+}  // namespace cuda_on_cpu
+
+string execute(const cuda_on_cpu::Kernel* what, dim3 grid, dim3 block, unsigned shared, bool together, void** args, Statics own) {
+    using namespace cuda_on_cpu;
+    kernel = what, arguments = args, grid_dim = grid, block_dim = block, statics = own, failure.clear(), run_number++;
     const int blocks = grid.x * grid.y * grid.z, step = together ? blocks : what->cluster;
     for (int b = 0; b < blocks && failure.empty(); b += step) run_blocks(b, std::min(step, blocks - b), shared);
     return failure;
 }
-}  // namespace cuda_on_cpu

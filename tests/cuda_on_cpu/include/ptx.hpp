@@ -6,13 +6,10 @@
 
 namespace ptx {
 
-template <size_t N>
-struct Text {
+template <size_t N> struct Text {
     char at[N];
     constexpr Text(const char (&text)[N]) { std::copy_n(text, N, at); }
-    constexpr bool has(const char* part) const {
-        return std::string_view(at, N - 1).find(part) != std::string_view::npos;
-    }
+    constexpr bool has(const char* part) const { return std::string_view(at, N - 1).find(part) != std::string_view::npos; }
 };
 
 // An mbarrier: a turn ends when a thread has said what to expect and as many bytes have come.
@@ -25,34 +22,31 @@ struct Arrivals {
     }
 };
 // What is sent comes later, in an order of its own: while somebody waits, one after the other.
-struct Sent {
-    unsigned char* to;
-    Arrivals* arrivals;
-    int size;
-    unsigned words[4];
-};
-inline std::vector<Sent> sent;
+struct Sent { unsigned char* to; Arrivals* arrivals; int size; unsigned words[4]; };
+inline std::vector<Sent>& sent() {  // of the kernel that runs
+    static std::vector<Sent> all;
+    static long run;
+    if (std::exchange(run, cuda_on_cpu::run_number) != cuda_on_cpu::run_number) all.clear();
+    return all;
+}
 inline void receive_one() {
     static uint64_t drawn = 1;
-    if (sent.empty()) return;
+    if (sent().empty()) return;
     drawn = drawn * 6364136223846793005u + 1442695040888963407u;
-    std::swap(sent[(drawn >> 33) % sent.size()], sent.back());
-    const Sent one = sent.back();
-    sent.pop_back();
+    std::swap(sent()[(drawn >> 33) % sent().size()], sent().back());
+    const Sent one = sent().back();
+    sent().pop_back();
     memcpy(one.to, one.words, one.size);
     one.arrivals->missing -= one.size;
     one.arrivals->check();
 }
 
-inline float half_of(unsigned word, int which) {
-    return (float)cuda_on_cpu_bits<_Float16>((unsigned short)(word >> 16 * which));
-}
-inline float bf16_of(unsigned word, int which) { return __uint_as_float(word >> 16 * which << 16); }
+inline float half_of(unsigned word, int i) { return cuda_on_cpu::bits<_Float16>((unsigned short)(word >> 16 * i)); }
+inline float bf16_of(unsigned word, int i) { return __uint_as_float(word >> 16 * i << 16); }
 inline float tf32_of(unsigned word, int) { return __uint_as_float(word & ~0x1fffu); }  // the hardware reads no more
 
 // mma.sync as the PTX manual draws it: matrices by element, from the words of the lanes.
-template <int WORD, int DEPTH, class Read>
-inline void mma(float* c0, float* c1, float* c2, float* c3, const std::array<unsigned, 6>& words, Read read) {
+template <int WORD, int DEPTH, class Read> inline void mma(float* c0, float* c1, float* c2, float* c3, const std::array<unsigned, 6>& words, Read read) {
     const int lane = cuda_on_cpu::now->lane;
     float* const c[] = {c0, c1, c2, c3};
     cuda_on_cpu::exchange(~0u, words, [&](auto of) {
@@ -64,14 +58,12 @@ inline void mma(float* c0, float* c1, float* c2, float* c3, const std::array<uns
                                column = of((lane % 4 * 2 + i) * 4 + within)[4 + part];
                 for (int w = 0; w < WORD; w++) a[i][k + w] = read(row, w), b[i][k + w] = read(column, w);
             }
-        for (int e = 0; e < 4; e++)
-            for (int k = 0; k < DEPTH; k++) *c[e] += a[e / 2][k] * b[e % 2][k];
+        for (int e = 0; e < 4; e++) for (int k = 0; k < DEPTH; k++) *c[e] += a[e / 2][k] * b[e % 2][k];
         return 0;
     });
 }
 
-template <bool TRANSPOSED>
-inline void load_matrices(unsigned* const (&to)[4], unsigned row) {
+template <bool TRANSPOSED> inline void load_matrices(unsigned* const (&to)[4], unsigned row) {
     const int lane = cuda_on_cpu::now->lane;
     if (row % 16) cuda_on_cpu::fail("ldmatrix of rows that do not begin at multiples of 16 bytes");
     cuda_on_cpu::exchange(~0u, row, [&](auto of) {
@@ -79,8 +71,8 @@ inline void load_matrices(unsigned* const (&to)[4], unsigned row) {
             unsigned short both[2];
             for (int e = 0; e < 2; e++) {
                 const int i = lane / 4, j = lane % 4 * 2 + e;
-                both[e] = ((unsigned short*)cuda_on_cpu::shared_at(
-                    of(matrix * 8 + (TRANSPOSED ? j : i))))[TRANSPOSED ? i : j];
+                const auto* there = cuda_on_cpu::shared_at(of(matrix * 8 + (TRANSPOSED ? j : i)));
+                both[e] = ((const unsigned short*)there)[TRANSPOSED ? i : j];
             }
             memcpy(to[matrix], both, 4);
         }
@@ -89,8 +81,12 @@ inline void load_matrices(unsigned* const (&to)[4], unsigned row) {
     cuda_on_cpu::warp_barrier(~0u);  // what was read may be written now
 }
 
-template <Text T, class... A>
-inline void run(A&&... given) {
+template <int SIZE> void store(void* to, std::array<unsigned, SIZE / 4> words) {
+    if ((uintptr_t)to % SIZE) cuda_on_cpu::fail(SIZE == 16 ? "16 bytes at no multiple of 16" : "8 bytes at no multiple of 8");
+    memcpy(to, words.data(), SIZE);
+}
+
+template <Text T, class... A> inline void run(A&&... given) {
     auto args = std::forward_as_tuple(given...);
     [[maybe_unused]] auto arg = [&]<int I>(std::integral_constant<int, I>) -> auto& { return std::get<I>(args); };
 #define ARG(i) arg(std::integral_constant<int, i>())
@@ -115,12 +111,11 @@ inline void run(A&&... given) {
     else if constexpr (T.has("barrier.cluster.wait")) cuda_on_cpu::cluster_wait();
     else if constexpr (T.has("mapa.")) ARG(0) = (ARG(1) & 0xffffff) | (unsigned)ARG(2) << 24;
     else if constexpr (T.has("mbarrier.init")) *(Arrivals*)cuda_on_cpu::shared_at(ARG(0)) = Arrivals{0, 0, 0};
-    else if constexpr (T.has("fence.")) {
-    } else if constexpr (T.has("mbarrier.arrive.expect_tx")) {
+    else if constexpr (T.has("fence.")) cuda_on_cpu::progress++;
+    else if constexpr (T.has("mbarrier.arrive.expect_tx")) {
         auto* a = (Arrivals*)cuda_on_cpu::shared_at(ARG(0));
         if (a->said) cuda_on_cpu::fail("an mbarrier is told what to expect of two turns at once");
-        a->said = 1;
-        a->missing += ARG(1);
+        a->said = 1, a->missing += ARG(1);
         a->check();
     } else if constexpr (T.has("mbarrier.try_wait.parity")) {
         ARG(0) = (((volatile Arrivals*)cuda_on_cpu::shared_at(ARG(1)))->turn & 1) != (int)ARG(2);
@@ -130,22 +125,18 @@ inline void run(A&&... given) {
         if constexpr (T.has(".v4."))
             one.words[2] = ARG(3), one.words[3] = ARG(4), one.arrivals = (Arrivals*)cuda_on_cpu::shared_at(ARG(5));
         else one.arrivals = (Arrivals*)cuda_on_cpu::shared_at(ARG(3));
-        sent.push_back(one);
+        sent().push_back(one);
     } else if constexpr (T.has("st.release")) {
         *(unsigned*)ARG(0) = ARG(1);
         cuda_on_cpu::progress++;
     } else if constexpr (T.has("ld.acquire")) {
         cuda_on_cpu::yield();
         ARG(0) = *(volatile const unsigned*)ARG(1);
-    } else if constexpr (T.has("st.global.v4")) {
-        if ((uintptr_t)ARG(0) % 16) cuda_on_cpu::fail("16 bytes at an address that is no multiple");
-        const unsigned words[] = {ARG(1), ARG(2), ARG(3), ARG(4)};
-        memcpy((void*)ARG(0), words, 16);
-    } else if constexpr (T.has("st.global.v2")) {
-        if ((uintptr_t)ARG(0) % 8) cuda_on_cpu::fail("8 bytes at an address that is no multiple");
-        const unsigned words[] = {ARG(1), ARG(2)};
-        memcpy((void*)ARG(0), words, 8);
-    } else if constexpr (T.has("ld.global.cg.v4")) {
+    } else if constexpr (T.has("ld.shared::cluster"))
+        memcpy(&ARG(0), cuda_on_cpu::shared_at(ARG(1)), 4);
+    else if constexpr (T.has("st.global.v4")) store<16>((void*)ARG(0), {ARG(1), ARG(2), ARG(3), ARG(4)});
+    else if constexpr (T.has("st.global.v2")) store<8>((void*)ARG(0), {ARG(1), ARG(2)});
+    else if constexpr (T.has("ld.global.cg.v4")) {
         const unsigned* from = (const unsigned*)ARG(4);
         ARG(0) = from[0], ARG(1) = from[1], ARG(2) = from[2], ARG(3) = from[3];
     } else if constexpr (T.has("globaltimer")) {
