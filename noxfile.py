@@ -198,7 +198,7 @@ def on_cupy(session: nox.Session, chosen: Sequence[str] = ()) -> list[Command]:
     environment |= {"XLSTM_TEST_BACKENDS": "cupy", "XLSTM_TEST_REQUIRE": "cupy", "XLSTM_COMPILE": "0"}
     if chosen:
         return [*build, ([*PYTEST, "--cover", "2", *chosen], environment)]
-    commands = [*build, ([*PYTEST, "--cover", "1", "-k", "cupy"], environment)]
+    commands = [*build, ([*PYTEST, "--cover", "1", "-k", "cupy or cuda_on_cpu"], environment)]
     if ON_CPU:
         late = {"CUDA_ON_CPU_SEED": "1", "CUDA_ON_CPU_LAZY": "1"}
         commands.append(([*PYTEST, "--cover", "0", *LATE], {**environment, **late}))
@@ -266,7 +266,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """The GPU check within 8 minutes: the card, tests on CuPy, parity, times beside others', the main job."""
+    """The GPU check within 10 minutes: results, races, barriers, graphs, times beside others', all tests."""
     cuda = os.environ.get("XLSTM_CUDA", "cuda12")
     session.install("-e", f".[{cuda},fast]", *group("test", "torch", "bench"))
     session.install("--no-deps", "mlstm_kernels>=2.0.6")

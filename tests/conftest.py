@@ -35,6 +35,8 @@ from xlstm.engines.numba import jit, tape
 DATA = Path(__file__).parent / "data"
 BACKENDS = os.environ.get("XLSTM_TEST_BACKENDS", "numpy,strict,torch,cupy").split(",")
 
+collect_ignore = [] if "cupy" in BACKENDS else ["test_cuda_on_cpu.py"]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -175,7 +177,7 @@ def refused() -> None:
 @pytest.fixture(autouse=True)
 def legal(request: pytest.FixtureRequest) -> Iterator[None]:
     """Nothing that a test asks of CUDA would be refused, or go wrong, on a card."""
-    if "cupy" not in BACKENDS or not cuda_on_cpu.built():
+    if "cupy" not in BACKENDS or not cuda_on_cpu.built() or request.module.__name__ == "tests.test_cuda_on_cpu":
         yield
         return
     with cuda_on_cpu.counted() as found:

@@ -37,6 +37,9 @@ WIDE = xlstm.xLSTMStack(16, 2, [1], 2)
 LAYERS = [
     *EVERY,
     xlstm.LSTM(6, 40),
+    xlstm.LSTM(5, 12, layer_norm=True),
+    xlstm.LSTM(5, 12, proj_size=4),
+    xlstm.GRU(5, 12, reset_after=False),
     xlstm.mLSTM(6, 16, 2, num_heads=2, qk_size=8, chunk_size=4),
     xlstm.mLSTM(6, 16, num_heads=2, chunk_size=4, eps=0.1, forget_gate="exponential"),
     WIDE,
