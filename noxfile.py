@@ -180,7 +180,7 @@ def cuda_on_cpu(session: nox.Session) -> tuple[list[Command], dict[str, str]]:
 
     Kernels that g++ has compiled are kept for later sessions.
     """
-    kept = {"CUPY_CACHE_DIR": str(session.cache_dir / "cuda_on_cpu"), "CUDA_ON_CPU_DEVICES": "2"}
+    kept = {"CUPY_CACHE_DIR": str((session.cache_dir / "cuda_on_cpu").resolve()), "CUDA_ON_CPU_DEVICES": "2"}
     return ([(["python", "-m", "tests.cuda_on_cpu"], {})], {**ALONE, **kept}) if ON_CPU else ([], {})
 
 
