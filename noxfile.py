@@ -7,6 +7,7 @@ array of the cases of each test (`--cover` in tests/conftest.py); `nox -s full` 
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -21,6 +22,8 @@ from nox.command import CommandFailed
 # takes a CUDA one.
 nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_missing_interpreters = True
+# Where CuPy runs on the CPU it has no device but for those who ask for some (`on_cupy`).
+os.environ.setdefault("CUDA_ON_CPU_DEVICES", "0")
 # Python keeps compiled files: to compile those of PyTorch anew, or those of the tests, takes each process seconds.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
@@ -85,16 +88,15 @@ NUMBERS = [
     "tests/test_lstm.py::test_a_hundred_thousand_steps_stay_finite",
     "tests/test_slstm.py::test_long_sequences_stay_finite",
     "tests/test_parts.py::test_gradient[",
-    "tests/test_device.py::test_a_missing_barrier_is_seen",
-    "tests/test_device.py::test_float32_as_two_halves_has_its_digits",
-    "tests/test_device.py::test_ordinary_arithmetic_with_weights_in_registers",
-    "tests/test_device.py::test_results_do_not_depend_on_the_order_of_threads",
     *NEVER_COMPILED,
 ]
 TOOLS = [f"tests/test_{name}.py" for name in ("bench", "bench_gpu", "bench_mains", "bench_tasks", "parity")]
+# What streams, graphs and steps of training ask for in turn.
+LATE = [f"tests/test_cupy_{name}.py" for name in ("graphs", "kernels", "steps", "streams")]
+CARD = shutil.which("nvidia-smi") is not None  # CuPy runs there, and else on the CPU, where tests/cuda_on_cpu can
+ON_CPU = not CARD and (sys.platform, platform.machine()) == ("linux", "x86_64")
 # Without those that cannot run: a case that is skipped counts for `--cover` as one that has run.
-BACKENDS = {"XLSTM_TEST_BACKENDS": "numpy,strict,torch" + (",cupy" if shutil.which("nvidia-smi") else "")}
-STANDIN = {"XLSTM_TEST_STANDIN": "1", "XLSTM_TEST_BACKENDS": "cupy", "XLSTM_TEST_REQUIRE": "cupy"}
+BACKENDS = {"XLSTM_TEST_BACKENDS": "numpy,strict,torch" + (",cupy" if CARD else "")}
 NUMPY = {**ALONE, "XLSTM_TEST_BACKENDS": "numpy", "XLSTM_COMPILE": "0"}
 
 
@@ -126,22 +128,21 @@ def tests(session: nox.Session) -> None:
     Every two values of the parameters of a test go together in one of its cases. Recurrent layers are tested again on
     other paths of NumPy arrays: loops compiled or not, and the work divided among threads as it is for large layers.
     There each value occurs in one case and gradients of each option are left out, since tests/test_compiled.py compares
-    the paths on every option. Whatever takes CuPy arrays is tested again on the stand-in of CuPy.
+    the paths on every option. Whatever takes CuPy arrays is tested as in the session `cupy`.
     """
     install_all(session)
     commands = every_test(session.posargs, "--cover", "2")
     if not session.posargs:
-        commands += [*on_paths(PATHS, "--cover", "1", f"--deselect={COMPARED}"), *on_the_standin()]
-        parity = ["python", "-m", "tests.parity", "--brief", "--processes", "2"]
-        commands.append((parity, {**ALONE, "XLSTM_COMPILE": "0"}))
+        commands += on_paths(PATHS, "--cover", "1", f"--deselect={COMPARED}")
+        commands += [*([] if CARD else on_cupy(session)), *side_by_side(session, "--brief", "--processes", "2")]
     run_each(session, commands)
 
 
 @nox.session
 def cupy(session: nox.Session) -> None:
-    """Whatever takes CuPy arrays, on a CuPy that is acted out on the CPU (`tests/standin`); `tests` does this, too."""
+    """Whatever takes CuPy arrays, on CuPy itself: on this machine's card, else on its CPU (`tests/cuda_on_cpu`)."""
     install_all(session)
-    run_each(session, on_the_standin(session.posargs))
+    run_each(session, on_cupy(session, session.posargs))
 
 
 @nox.session
@@ -183,17 +184,40 @@ def on_paths(paths: list[dict[str, str]], *arguments: str) -> list[Command]:
     return commands
 
 
-def on_the_standin(chosen: Sequence[str] = ()) -> list[Command]:
-    """Tests on the stand-in of CuPy; g++ makes its kernels.
+def cuda_on_cpu(session: nox.Session) -> tuple[list[Command], dict[str, str]]:
+    """The command that lets CuPy run on the CPU, if there is no card; and the environment of those that use it.
 
-    Where the backend is a parameter, each other value occurs with CuPy in one case: two of them meet on other backends,
-    and in kernels in tests/test_device.py.
+    Kernels that g++ has compiled are kept for later sessions.
     """
+    kept = {"CUPY_CACHE_DIR": str((session.cache_dir / "cuda_on_cpu").resolve()), "CUDA_ON_CPU_DEVICES": "2"}
+    return ([(["python", "-m", "tests.cuda_on_cpu"], {})], {**ALONE, **kept}) if ON_CPU else ([], {})
+
+
+def on_cupy(session: nox.Session, chosen: Sequence[str] = ()) -> list[Command]:
+    """Tests on CuPy; on the CPU some also in another order of threads, with streams that do their work late.
+
+    Where the backend is a parameter, each other value occurs with CuPy in one case: two of them meet on other backends.
+    """
+    if not (CARD or ON_CPU):
+        session.warn(
+            f"CuPy is not tested: it needs a card, or Linux on x86-64; this is {sys.platform} on {platform.machine()}"
+        )
+        return []
+    build, environment = cuda_on_cpu(session)
+    environment |= {"XLSTM_TEST_BACKENDS": "cupy", "XLSTM_TEST_REQUIRE": "cupy", "XLSTM_COMPILE": "0"}
     if chosen:
-        return [([*PYTEST, "--cover", "2", *chosen], {**ALONE, **STANDIN})]
-    own = [str(path) for path in sorted(Path("tests").glob("test_standin*.py"))]
-    others = ["--cover", "1", "-k", "cupy", *(f"--ignore={path}" for path in own)]
-    return [([*PYTEST, *arguments], {**ALONE, **STANDIN}) for arguments in (others, ["--cover", "2", *own])]
+        return [*build, ([*PYTEST, "--cover", "2", *chosen], environment)]
+    commands = [*build, ([*PYTEST, "--cover", "1", "-k", "cupy or cuda_on_cpu"], environment)]
+    if ON_CPU:
+        late = {"CUDA_ON_CPU_SEED": "1", "CUDA_ON_CPU_LAZY": "1"}
+        commands.append(([*PYTEST, "--cover", "0", *LATE], {**environment, **late}))
+    return commands
+
+
+def side_by_side(session: nox.Session, *arguments: str) -> list[Command]:
+    """Parity of backends, CuPy among them where `on_cupy` runs."""
+    build, environment = cuda_on_cpu(session)
+    return [*build, (["python", "-m", "tests.parity", *arguments], {**ALONE, **environment, "XLSTM_COMPILE": "0"})]
 
 
 def on_another_version(chosen: list[str], *arguments: str) -> list[Command]:
@@ -235,8 +259,8 @@ def lowest(session: nox.Session) -> None:
 @nox.session
 def parity(session: nox.Session) -> None:
     """Every pair of usable backends side by side on the same inputs; `tests` does this at its end."""
-    session.install("--no-compile", "-e", ".", *group("test", "torch"))
-    session.run("python", "-m", "tests.parity", *session.posargs)
+    session.install("--no-compile", "-e", ".", *group("test", "torch", "device"))
+    run_each(session, side_by_side(session, *session.posargs))
 
 
 @nox.session
@@ -251,7 +275,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """The GPU check within 8 minutes: the card, tests on CuPy, parity, times beside others', the main job."""
+    """The GPU check within 10 minutes: results, races, barriers, graphs, times beside others', all tests."""
     cuda = os.environ.get("XLSTM_CUDA", "cuda12")
     session.install("-e", f".[{cuda},fast]", *group("test", "torch", "bench"))
     session.install("--no-deps", "mlstm_kernels>=2.0.6")

@@ -154,7 +154,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write what was measured to this file")
     options = parser.parse_args()
     try:
-        be = xlstm.backend("cupy")
+        be = rows.card()
     except xlstm.BackendError as reason:
         raise SystemExit(f"barriers: {reason}") from None
 

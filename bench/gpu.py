@@ -1,9 +1,10 @@
-"""The GPU check in one command, within 8 minutes: the card, tests on CuPy, parity, times beside others', the main job.
+"""The GPU check in one command, within 10 minutes: results, races, barriers, graphs, times beside others', the rest.
 
     python -m bench.gpu [--output FOLDER] [--parts NAME ...] [--seconds N]
 
 Needs a CUDA machine with CuPy; pytest for the tests, PyTorch for cuDNN's times, mlstm_kernels for those of its mLSTM.
-After every part it writes gpu-CARD.json and gpu-CARD-parity.json, which name card, driver and versions, to FOLDER
+The parts are in the order in which a card is to answer: whether results are right, then whether they are quick. After
+every part it writes gpu-CARD.json and gpu-CARD-parity.json, which name card, driver and versions, to FOLDER
 (bench/results by default), and at the end it prints a table. A part that is slow is cut short, one that has no time
 left is left out; both are said. Exit status: 0 all is well, 1 something failed, 2 something was cut short or left out.
 """
@@ -34,20 +35,26 @@ from xlstm.arrays import cores, probe
 from xlstm.cli import machine
 from xlstm.engines.cuda import launch
 
-TOTAL = 455.0  # seconds; the table and the versions take some more
+TOTAL = 590.0  # seconds; the table and the versions take some more
 GRACE = 5.0  # seconds in which a part that is told to stop may say how far it came
 SLACK = 12.0  # seconds of a part's time that it needs to begin and to end
 OK, FAILED, CUT, OUT = "ok", "FAILED", "CUT SHORT", "LEFT OUT"
 PARTS = (
+    Part("parity", 80, 30),
+    Part("dtypes", 60, 30),
+    Part("races", 60, 20),
     Part("barriers", 40, 10),
-    Part("tests", 150, 40),
-    Part("parity", 90, 30),
+    Part("graphs", 40, 20),
+    Part("choices", 30, 15),
+    Part("language", 60, 40),
     Part("cudnn", 400, 60),
     Part("mlstm", 60, 30),
-    Part("language", 60, 40),
+    Part("tests", 150, 40),
     Part("main job", 45, 15),
 )
-MEASURED = ("barriers", "cudnn", "mlstm", "language")  # parts with a record of their own
+MEASURED = ("barriers", "choices", "cudnn", "mlstm", "language")  # parts with a record of their own
+# Files of tests that are parts: halves with lengths, and the bits of graphs beside those of single calls.
+TESTS = {"dtypes": ("dtypes",), "graphs": ("graphs", "steps")}
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -74,15 +81,19 @@ def command(name: str, seconds: float, room: Path) -> tuple[list[str], dict[str,
     own, processes = str(max(seconds - SLACK, 1.0)), max(1, min(8, cores.usable() - 1))
     if name == "barriers":
         return ["-m", "bench.barriers", "--json", str(room / "barriers.json")], {}
-    if name == "tests":
+    if name == "races":
+        words = ["-m", "bench.sanitize", "--tools", "racecheck", "synccheck", "--paths", "grid", "cluster"]
+        return [*words, "--widths", "40", "--seconds", own], {}
+    if name == "tests" or name in TESTS:
         _needs("pytest")
-        words = ["-m", "pytest", "tests", "-q", "-k", "cupy", "--tb=short", "-p", "no:cacheprovider"]
+        files = [f"tests/test_cupy_{part}.py" for part in TESTS.get(name, ())] or ["tests"]
+        words = ["-m", "pytest", *files, "-q", "-k", "cupy", "--tb=short", "-p", "no:cacheprovider"]
         parallel = ["-n", str(processes)] if importlib.util.find_spec("xdist") else []
         return [*words, *parallel], {**ONE_THREAD, "XLSTM_TEST_REQUIRE": "cupy"}
     if name == "parity":
         words = ["-m", "tests.parity", "--brief", "--seconds", own, "--processes", str(processes)]
         return [*words, "--json", str(room / "parity.json")], ONE_THREAD
-    if name in ("cudnn", "mlstm", "language"):
+    if name in ("choices", "cudnn", "mlstm", "language"):
         if name == "cudnn":
             _needs("torch")
         return ["-m", f"bench.{name}", "--seconds", own, "--json", str(room / f"{name}.json")], {}
@@ -205,7 +216,7 @@ def main() -> int:
     options = parser.parse_args()
     budget = Budget(options.seconds)
     try:
-        backend = xlstm.backend("cupy")
+        backend = rows.card()
     except xlstm.BackendError as reason:
         raise SystemExit(f"gpu: {reason}") from None
     card = str(backend).partition("(")[2].removesuffix(")")

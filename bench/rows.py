@@ -22,6 +22,8 @@ import xlstm
 from bench.events import Clock, CupyClock
 from bench.peers import MissingError
 from xlstm.arrays import probe
+from xlstm.arrays.backend import Backend
+from xlstm.cli import benchmark
 
 PRECISIONS = {"TF32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 OURS, OURS_CAPTURED = "xlstm", "xlstm captured"  # as it is called, and as a CUDA graph
@@ -30,6 +32,11 @@ AGREE = {"fp32": 1e-3, "TF32": 2e-2, "fp16": 2e-2, "bf16": 1e-1}
 LONGEST = 4.0  # seconds of rounds of a case, beyond the first
 
 Record = dict[str, Any]
+
+
+def card() -> Backend:
+    """Return CuPy on a card; raises BackendError where there is none, or where CuPy runs on the CPU."""
+    return benchmark.runner("cupy", "float32").backend
 
 
 def keep(path: Path | None, record: Record) -> None:
@@ -139,7 +146,7 @@ def main(
     options = parser.parse_args()
     begun = time.monotonic()
     try:
-        xlstm.backend("cupy")
+        card()
         needs()
     except (xlstm.BackendError, MissingError) as reason:
         raise SystemExit(f"{name}: {reason}") from None

@@ -10,11 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import xlstm
 from bench import cases, peers
 from bench.cases import Case
 from xlstm.arrays import cores
 from xlstm.cli import machine
+from xlstm.cli.benchmark import runner
 from xlstm.cli.timing import Timing, interleave
 from xlstm.engines.numba import jit
 
@@ -45,7 +45,7 @@ def layers(
     """Time xlstm beside the peers of these names, and more, case by case."""
     start(bench)
     for case in todo:
-        backend = xlstm.backend(options.backend, dtype=case.dtype)
+        backend = runner(options.backend, case.dtype).backend
         call = cases.ours(case, backend)
         calls: dict[str, Callable[[], object]] = {"xlstm": call}
         if options.backend == "numpy" and jit.enabled():

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import xlstm
-from bench import sanitized
+from bench import rows, sanitized
 
 PROGRAM = "compute-sanitizer"
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -121,7 +121,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         program = find()
-        be = xlstm.backend("cupy")
+        be = rows.card()
     except (FileNotFoundError, xlstm.BackendError) as reason:
         raise SystemExit(f"sanitize: {reason}") from None
     print(f"{program} on {be}", flush=True)

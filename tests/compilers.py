@@ -22,21 +22,6 @@ def load(text: str, *command: str, mode: int = ctypes.DEFAULT_MODE) -> ctypes.CD
     return ctypes.CDLL(str(made(text, ".so", *command, "-shared", last="-lm")), mode)
 
 
-@functools.cache
-def header(text: str, *command: str) -> str:
-    """The path of a header that g++ has compiled, for its option `-include`, with the options that `command` has.
-
-    The text lies there, too: another version of g++ refuses what this one has compiled, and reads the text.
-    """
-    plain = made(text, ".hpp.gch", *command, "-x", "c++-header").with_suffix("")
-    if not plain.exists():
-        with tempfile.TemporaryDirectory(dir=plain.parent) as room:
-            written = Path(room) / plain.name
-            written.write_text(text, encoding="utf-8")
-            written.replace(plain)
-    return str(plain)
-
-
 def made(text: str, suffix: str, *command: str, last: str = "") -> Path:
     """The file that a compiler makes of a text; `last` comes after the text in the command."""
     if shutil.which(command[0]) is None:

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 
 import xlstm
-from tests import standin
+from tests import cuda_on_cpu
 from xlstm.arrays import cores
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError
@@ -34,8 +34,7 @@ from xlstm.engines.numba import jit, tape
 DATA = Path(__file__).parent / "data"
 BACKENDS = os.environ.get("XLSTM_TEST_BACKENDS", "numpy,strict,torch,cupy").split(",")
 
-if standin.asked_for():
-    standin.install()
+collect_ignore = [] if "cupy" in BACKENDS else ["test_cuda_on_cpu.py"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -156,6 +155,35 @@ def make_backend(name: str, dtype: str = "float64") -> Backend:
 def be(request: pytest.FixtureRequest) -> Backend:
     """A backend that makes float64 arrays."""
     return make_backend(request.param)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cuda() -> None:
+    """Where CuPy runs on a CPU, new memory holds NaN, and graphs are not launched on memory that was given back."""
+    if "cupy" in BACKENDS and cuda_on_cpu.built():
+        cuda_on_cpu.watch()
+
+
+@pytest.fixture
+def refused() -> None:
+    """For a test that asks for what CUDA refuses."""
+
+
+@pytest.fixture(autouse=True)
+def legal(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Nothing that a test asks of CUDA would be refused, or go wrong, on a card."""
+    if "cupy" not in BACKENDS or not cuda_on_cpu.built() or request.module.__name__ == "tests.test_cuda_on_cpu":
+        yield
+        return
+    with cuda_on_cpu.counted() as found:
+        yield
+    assert not found.problems or "refused" in request.fixturenames, found.problems
+
+
+@pytest.fixture(params=["cupy"])
+def xp(request: pytest.FixtureRequest) -> Any:
+    """The namespace of CuPy, for tests of what is there alone."""
+    return make_backend(request.param).xp
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
 """Parity: the same inputs on every pair of usable backends, forward and backward, side by side.
 
-    python -m tests.parity [--json FILE] [--processes N] [--seconds N] [--brief]
+    python -m tests.parity [--json FILE] [--processes N] [--seconds N] [--brief] [--paths N]
 
-Prints the largest difference for each function and dtype, relative to the largest magnitude of the
-result, and exits with 1 if one is above the tolerance of its dtype. On CuPy every recurrent layer runs once more by
-every path that can do it (`parity_paths.py`), TF32, float16 and bfloat16 included.
+Prints the largest difference for each function and dtype, relative to the largest magnitude of the result, and exits
+with 1 if one is above the tolerance of its dtype. On CuPy every recurrent layer runs once more by the paths that can do
+it (`parity_paths.py`), TF32, float16 and bfloat16 included: by all of them on a card; by some, each layer by others,
+where CuPy runs on the CPU (`tests/cuda_on_cpu`).
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from pathlib import Path
 import numpy as np
 
 import xlstm
-from tests import layers, parity_paths
+from tests import cuda_on_cpu, layers, parity_paths
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.random import generator
 from xlstm.cells import activations, lstm
+from xlstm.engines import cuda
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import losses, optimizers
 
@@ -38,6 +40,7 @@ Results = list[np.ndarray]
 Row = dict[str, object]
 FUNCTIONS: dict[str, Callable[[Backend], Results]] = {}
 RECURRENT: dict[str, bool] = {}  # those that have paths on CuPy, and whether they are smooth
+SEQUENCES: list[str] = []  # those that run in halves, by a path of their own
 KINKS = ("clip", "cell_clip", "activations")
 
 
@@ -125,6 +128,7 @@ for _lengths in (None, [T, 3, 1, 9, 9]):
     FUNCTIONS[f"xLSTM stack{_suffix}"] = sequence(xlstm.xLSTMStack(H, 2, [1], 2, chunk_size=8), _lengths)
     RECURRENT[f"sLSTM, heads{_suffix}"] = True
     FUNCTIONS[f"xLSTM large{_suffix}"] = sequence(xlstm.xLSTMLarge(H, 2, 2, chunk_size=8, norm_eps=0.1), _lengths)
+    SEQUENCES += [f"{_name}{_suffix}" for _name in ("mLSTM, two layers", "xLSTM stack", "xLSTM large")]
 
 
 @function
@@ -155,6 +159,19 @@ def cross_entropy(be: Backend) -> Results:
     (logits,) = draw(be, (T, B, 7))
     labels = be.asarray(generator(2).integers(0, 7, (T, B)))
     return list(losses.cross_entropy(logits, labels))
+
+
+@function
+def steps_of_a_stream(be: Backend) -> Results:
+    """Of layers that go on from their state, after a first pass."""
+    found, (x,) = [], draw(be, (T, B, H))
+    for model in (xlstm.LSTM(H, H), xlstm.mLSTM(H, H, num_heads=2), xlstm.xLSTMStack(H, 2, [1], 2, chunk_size=8)):
+        params = {n: be.asarray(p) for n, p in model.draw(generator(1)).items()}
+        _, state = model(params, x)
+        for k in range(3):
+            y, state = model.step(params, x[k, ...], state)
+            found.append(y)
+    return found
 
 
 @function
@@ -217,11 +234,18 @@ def compare(usable: dict[str, Backend], name: str) -> list[Row]:
     return rows
 
 
-def by_path(device: Backend, host: Backend, name: str) -> list[Row]:
-    """A row for each path on the device and each precision, or with the reason why the path cannot do it."""
+def by_path(device: Backend, host: Backend, name: str, most: int | None = None) -> list[Row]:
+    """A row for each path on the device and each precision, or with the reason why the path cannot do it.
+
+    With `most` there are only so many, for each function others.
+    """
     rows: list[Row] = []
     run = FUNCTIONS.get(name) or WIDE[name]
-    for pair in parity_paths.pairs(run, device, host, RECURRENT.get(name, True)):
+    chosen = parity_paths.ways(("auto",) if name in SEQUENCES else cuda.PATHS, RECURRENT.get(name, True))
+    if most is not None and name not in SEQUENCES:
+        begin = most * [*RECURRENT, *WIDE].index(name)
+        chosen = [chosen[(begin + k) % len(chosen)] for k in range(min(most, len(chosen)))]
+    for pair in parity_paths.pairs(run, device, host, chosen):
         label, both = f"{name} [{pair.path}]", f"{host.name} / {device.name}"
         if pair.why:
             rows.append({"function": label, "dtype": pair.dtype, "pair": both, "impossible": pair.why, "ok": True})
@@ -236,15 +260,15 @@ def row(name: str, dtype: str, pair: str, expected: Results, found: Results, tol
     return {"function": name, "dtype": dtype, "pair": pair, "gap": gap, "ok": gap <= tolerance}
 
 
-def rows_of(name: str) -> list[Row]:
+def rows_of(name: str, most: int | None = None) -> list[Row]:
     """Everything about a function, on what is usable here; one that fails is a row with its error."""
     usable = here()
     rows: list[Row] = []
     try:
         if name in FUNCTIONS:
             rows += compare(usable, name)
-        if "cupy" in usable and (name in RECURRENT or name in WIDE):
-            rows += by_path(usable["cupy"], usable["numpy"], name)
+        if "cupy" in usable and (name in RECURRENT or name in WIDE or name in SEQUENCES):
+            rows += by_path(usable["cupy"], usable["numpy"], name, most)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         rows.append({"function": name, "dtype": "", "pair": "", "gap": float("inf"), "ok": False, "error": reason})
@@ -261,6 +285,7 @@ def run_all(
     processes: int,
     seconds: float,
     done: Callable[[list[Row], list[str]], object] = lambda rows, left_out: None,
+    most: int | None = None,
 ) -> tuple[list[Row], list[str]]:
     """Rows of all functions in their order, and the names of those for which there was no time.
 
@@ -269,7 +294,7 @@ def run_all(
     found: dict[str, list[Row]] = {}
     rows: list[Row] = []
     left_out = list(names)
-    for name, some in _each(names, processes, time.monotonic() + seconds):
+    for name, some in _each(names, processes, time.monotonic() + seconds, most):
         found[name] = some
         rows = [row for one in names for row in found.get(one, [])]
         left_out = [one for one in names if one not in found]
@@ -277,12 +302,12 @@ def run_all(
     return rows, left_out
 
 
-def _each(names: list[str], processes: int, until: float) -> Iterator[tuple[str, list[Row]]]:
+def _each(names: list[str], processes: int, until: float, most: int | None) -> Iterator[tuple[str, list[Row]]]:
     if processes == 1:
         for name in names:
             if time.monotonic() > until:
                 return
-            yield name, rows_of(name)
+            yield name, rows_of(name, most)
         return
     # As a module, not as __main__, that processes find it.
     from tests import parity
@@ -292,7 +317,7 @@ def _each(names: list[str], processes: int, until: float) -> Iterator[tuple[str,
         while todo or running:
             while todo and len(running) < processes and time.monotonic() < until:
                 name = todo.pop(0)
-                running[pool.submit(parity.rows_of, name)] = name
+                running[pool.submit(parity.rows_of, name, most)] = name
             if not running:
                 return
             done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
@@ -306,11 +331,14 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1, help="functions side by side, 1 by default")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing after so long")
     parser.add_argument("--brief", action="store_true", help="print only what is too large")
+    parser.add_argument("--paths", type=int, help="of each layer on CuPy; all on a card, else 2 by default")
     options = parser.parse_args()
     found = backends()
+    most = options.paths or (None if cuda_on_cpu.missing() else 2)
     for name, be in found.items():
         missing = "no usable GPU" if name == "cupy" else "not usable"
-        print(f"{name}: {be}" if isinstance(be, Backend) else f"{name}: {missing}: {be}")
+        where = ", which is the CPU of this machine (tests/cuda_on_cpu)" * (name == "cupy" and cuda_on_cpu.built())
+        print(f"{name}: {be}{where}" if isinstance(be, Backend) else f"{name}: {missing}: {be}")
     usable = {name: be for name, be in found.items() if isinstance(be, Backend)}
     # Those with paths first: they take longest, and there are none where they are not compared.
     names = sorted([*(WIDE if "cupy" in usable else ()), *FUNCTIONS], key=lambda name: name not in WIDE)
@@ -322,7 +350,7 @@ def main() -> int:
             text = json.dumps({"backends": about, "rows": rows, "left out": left_out}, indent=1)
             options.json.write_text(text + "\n", encoding="utf-8")
 
-    rows, left_out = run_all(names, options.processes, options.seconds, done)
+    rows, left_out = run_all(names, options.processes, options.seconds, done, most)
     print_rows([row for row in rows if not options.brief or not row["ok"]])
     bad = sum(not row["ok"] for row in rows)
     impossible = sum("impossible" in row for row in rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ Results = list[np.ndarray]
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "float32 tf32": 4e-3, "float16": 1e-2, "bfloat16": 8e-2}
 LOW = ("float32 tf32", "float16", "bfloat16")
 DTYPES = {
+    "auto": HALVES,  # the path that the layer chooses, of those that have no other name
     "loop": ("float64", "float32", "float16"),
     "pointwise": ("float64", "float32", "float16", "bfloat16"),
     "plain": ("float64", "float32", "float16"),
@@ -55,37 +56,42 @@ class Rounded(Backend):
         return array.astype(self.low).astype(array.dtype)
 
 
-def pairs(run: Callable[[Backend], Results], device: Backend, host: Backend, smooth: bool = True) -> Iterator[Pair]:
-    """Return the results of a function of a backend by every path and precision, beside NumPy's.
+def ways(paths: Iterable[str], smooth: bool = True) -> list[tuple[str, str]]:
+    """The precisions of each path.
+
+    Without `smooth` lower ones are left out: where a function has kinks, a difference in the last bit decides on
+    which side of one a value lies, and the gradient jumps.
+    """
+    return [(path, dtype) for path in paths for dtype in DTYPES[path] if smooth or dtype not in LOW]
+
+
+def pairs(
+    run: Callable[[Backend], Results], device: Backend, host: Backend, chosen: Iterable[tuple[str, str]]
+) -> Iterator[Pair]:
+    """Return the results of a function of a backend by each of the chosen ways, beside NumPy's.
 
     Parameters
     ----------
     device, host : Backend
         CuPy and NumPy.
-    smooth : bool
-        Without, lower precisions are left out: where a function has kinks, a difference in the last bit decides on
-        which side of one a value lies, and the gradient jumps.
     """
     expected: dict[str, Results] = {}
-    for path in cuda.PATHS:
-        for dtype in DTYPES[path]:
-            if dtype in LOW and not smooth:
-                continue
-            name, _, products = dtype.partition(" ")
-            try:
-                with cuda.use(path, products or "float32"):
-                    found = run(Backend(device.name, device.xp, device.device, name))
-            except (ValueError, TypeError, BackendError, ImportError) as error:
-                if isinstance(error, ValueError | TypeError) and "was asked for" not in str(error):
-                    raise
-                yield Pair(path, dtype, [], [], str(error))
-                continue
-            if dtype not in expected:
-                expected[dtype] = [to_numpy(a) for a in run(_reference(host, name))]
-            arrays = [to_numpy(a) for a in found]
-            if name in HALVES:
-                arrays = [a.astype("float32") for a in arrays]
-            yield Pair(path, dtype, expected[dtype], arrays)
+    for path, dtype in chosen:
+        name, _, products = dtype.partition(" ")
+        try:
+            with cuda.use(path, products or "float32"):
+                found = run(Backend(device.name, device.xp, device.device, name))
+        except (ValueError, TypeError, BackendError, ImportError) as error:
+            if isinstance(error, ValueError | TypeError) and "was asked for" not in str(error):
+                raise
+            yield Pair(path, dtype, [], [], str(error))
+            continue
+        if dtype not in expected:
+            expected[dtype] = [to_numpy(a) for a in run(_reference(host, name))]
+        arrays = [to_numpy(a) for a in found]
+        if name in HALVES:
+            arrays = [a.astype("float32") for a in arrays]
+        yield Pair(path, dtype, expected[dtype], arrays)
 
 
 def _reference(host: Backend, dtype: str) -> Backend:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import xlstm
-from tests import standin
+from tests import gpu as on_gpu
 from tests.conftest import make_backend
 from xlstm.arrays import probe
 from xlstm.arrays.adopt import adopt, is_other
@@ -323,12 +323,10 @@ def test_results_are_offered_the_same_way(gpu):
 
 def test_the_stream_of_an_array_is_waited_for_and_read_only_arrays_are_taken(gpu):
     """Version 3 of the interface has a stream, in which the array may still be on its way."""
-    if not standin.asked_for():
-        pytest.skip("waits are counted on the stand-in for CuPy alone")
     a, layer = gpu.asarray(np.ones((T, B, D))), xlstm.LSTM(D, H)
     params = layer.init(0, gpu)
     for more, waits in (({}, 0), ({"stream": 1}, 1), ({"data": (a.data.ptr, True)}, 0), ({"version": 2}, 0)):
-        with standin.counted() as found:
+        with on_gpu.counted() as found:
             layer(params, Described(a, **more))
         assert found.waits == waits, more
 

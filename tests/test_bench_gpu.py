@@ -12,17 +12,15 @@ from bench import barriers, cudnn, events, gpu, gpu_table, language, limits, mls
 from bench.budget import Budget, Part
 from bench.cudnn import CAPTURED, EAGER, Case
 from bench.rows import OURS, OURS_CAPTURED
+from tests import gpu as on_gpu
 from tests import nvrtc
-from tests.device import ShimRuntime
+from tests.conftest import make_backend
 from xlstm.arrays import probe
-from xlstm.arrays.backend import Backend
 from xlstm.cli.explain import CARDS
 from xlstm.engines.cuda import launch
-from xlstm.engines.cuda.tiling import Device
 from xlstm.interop.torch import to_torch
 
 H100 = "NVIDIA H100 80GB HBM3"
-SMALL = Device("a small one", 90, 8, 232448, 16)
 
 
 class Clock:
@@ -110,7 +108,8 @@ def test_a_budget_keeps_something_for_later_parts():
 
 def test_parts_are_run_within_the_budget_and_none_goes_missing():
     clock, told = Clock(), []
-    takes = {"barriers": 10, "tests": 150, "parity": 200, "cudnn": 90, "language": 20, "main job": 1}
+    takes = {"parity": 200, "dtypes": 10, "races": 5, "graphs": 5, "choices": 5, "language": 20, "cudnn": 90}
+    takes |= {"tests": 150, "main job": 1}
 
     def make(name, seconds):
         if name == "barriers":
@@ -124,20 +123,24 @@ def test_parts_are_run_within_the_budget_and_none_goes_missing():
         clock.time += used
         return (gpu.OK if used < seconds else gpu.CUT), f"{seconds:.0f}"
 
-    outcomes = gpu.check([p.name for p in gpu.PARTS], Budget(370, clock), make, execute, lambda o: told.append(len(o)))
+    outcomes = gpu.check([p.name for p in gpu.PARTS], Budget(420, clock), make, execute, lambda o: told.append(len(o)))
     assert [(o.name, o.result) for o in outcomes] == [
-        ("barriers", gpu.OUT),
-        ("tests", gpu.CUT),
         ("parity", gpu.CUT),
-        ("cudnn", gpu.CUT),
-        ("mlstm", gpu.FAILED),
+        ("dtypes", gpu.OK),
+        ("races", gpu.OK),
+        ("barriers", gpu.OUT),
+        ("graphs", gpu.OK),
+        ("choices", gpu.OK),
         ("language", gpu.OK),
+        ("cudnn", gpu.OK),
+        ("mlstm", gpu.FAILED),
+        ("tests", gpu.CUT),
         ("main job", gpu.OK),
     ]
-    assert outcomes[0].said == "cupy is not installed"
-    assert outcomes[4].said == "AttributeError: no such attribute"
-    assert told == [1, 2, 3, 4, 5, 6, 7]
-    assert clock.time <= 370
+    assert outcomes[3].said == "cupy is not installed"
+    assert outcomes[8].said == "AttributeError: no such attribute"
+    assert told == [*range(1, 12)]
+    assert clock.time <= 420
     assert gpu.status(outcomes, False) == 1
     assert gpu.status([o for o in outcomes if o.name != "mlstm"], False) == 2
     assert gpu.status(outcomes[-1:], False) == 0
@@ -338,15 +341,10 @@ def test_the_peer_has_the_same_weights_and_gives_the_same(layer):
 
 
 @pytest.mark.parametrize("what", [{}, {"forced": True}, {"train": False}])
-def test_a_case_from_arrays_to_its_line(monkeypatch, what):
-    """All but the device, the graph and the time."""
+def test_a_case_from_arrays_to_its_line(monkeypatch, xp, what):
+    """All but the graph of PyTorch, and the time."""
     pytest.importorskip("torch")
-    runtime = ShimRuntime(SMALL)
-    monkeypatch.setattr(launch, "runtime", lambda xp, like: runtime)
-    monkeypatch.setattr(cudnn.xlstm, "backend", lambda name, dtype: Backend("numpy", np, "cpu", dtype))
-    monkeypatch.setattr(cudnn.precision, "tf32", lambda on: contextlib.nullcontext())
     monkeypatch.setattr(cudnn.Torch, "captured", lambda peer: peer.eager)
-    monkeypatch.setattr(cudnn.Ours, "captured", lambda ours: ours.call)
     clock = Clock()
     monkeypatch.setattr(clock, "synchronize", lambda: clock.ask(0.01, 0.0))
     row = cudnn.measure(Case("gru", 3, 2, 6, "TF32", **what), clock, device="cpu")
@@ -357,7 +355,6 @@ def test_a_case_from_arrays_to_its_line(monkeypatch, what):
     assert row["difference"] < 1e-3
     assert row["choice"]["arithmetic"] == "tf32"
     assert row["choice"]["forward"]["width"] == 6
-    assert row["case"]["train"] or "xlstm_lean" in runtime.launches
     assert json.loads(json.dumps(row))["name"] in rows.show(row)
 
 
@@ -372,24 +369,25 @@ def test_barriers_compile(capability, ways):
 
 
 @pytest.mark.parametrize("cluster", [False, True])
-def test_every_block_passes_every_barrier(monkeypatch, cluster):
+def test_every_block_passes_every_barrier(monkeypatch, xp, cluster):
     monkeypatch.setattr(barriers, "THREADS", 32)
     barriers.source.cache_clear()
-    met = barriers.wait(ShimRuntime(SMALL, seed=1), lambda n: np.zeros(n, dtype="uint32"), 4, cluster, 7, groups=2)
+    here = launch.runtime(xp, xp.ones(1))
+    met = barriers.wait(here, lambda n: xp.zeros(n, dtype="uint32"), 4, cluster, 7, groups=2)
     barriers.source.cache_clear()
-    np.testing.assert_array_equal(met, np.full(8, 7))
+    assert met.tolist() == [7] * 8
 
 
-def test_what_is_measured_of_barriers(monkeypatch):
-    monkeypatch.setattr(barriers, "runtime", lambda xp, like: ShimRuntime(SMALL))
+def test_what_is_measured_of_barriers(monkeypatch, xp):
     monkeypatch.setattr(barriers, "latency", lambda be, run, blocks, cluster: 0.25 if cluster else 0.81)
     monkeypatch.setattr(barriers, "at_once", lambda be, run, blocks: 8 // blocks)
     monkeypatch.setattr(barriers, "copy_rate", lambda be: 2e12)
-    found = barriers.measure(Backend("numpy", np, "cpu", "float32"))
-    assert found["grid"] == {"2": 0.81, "8": 0.81}
+    found = barriers.measure(make_backend("cupy", "float32"))
+    sms = launch.current().sms
+    assert list(found["grid"]) == [*(str(n) for n in barriers.GRIDS if n < sms), str(sms)]
     assert found["clusters at once"] == {"1": 8, "2": 4, "4": 2, "8": 1, "16": 0}
     assert json.loads(json.dumps(found)) == found
-    assert len(barriers.table(found)) == 9
+    assert len(barriers.table(found)) == len(found["grid"]) + 7
 
 
 def test_barriers_in_words():
@@ -451,12 +449,22 @@ def test_the_sanitizer_is_found_or_asked_for(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(probe.cupy_failure() is None, reason="there is a GPU")
-@pytest.mark.parametrize("name", ["gpu", "barriers", "cudnn", "mlstm", "language", "sanitize", "sanitized"])
+@pytest.mark.parametrize("name", ["gpu", "barriers", "choices", "cudnn", "mlstm", "language", "sanitize", "sanitized"])
 def test_without_a_gpu_they_say_so(name, monkeypatch):
     module = importlib.import_module(f"bench.{name}")
     monkeypatch.setattr(sys, "argv", [name])
     monkeypatch.setattr(sanitize, "find", lambda: "compute-sanitizer")
     with pytest.raises(SystemExit, match=f"^{name}: cupy: "):
+        module.main()
+
+
+@pytest.mark.parametrize("name", ["gpu", "barriers", "choices", "cudnn", "mlstm", "language", "sanitize"])
+def test_where_cupy_runs_on_the_cpu_they_time_nothing(name, monkeypatch, xp):
+    on_gpu.on_cpu()
+    module = importlib.import_module(f"bench.{name}")
+    monkeypatch.setattr(sys, "argv", [name])
+    monkeypatch.setattr(sanitize, "find", lambda: "compute-sanitizer")
+    with pytest.raises(SystemExit, match=rf"^{name}: cupy: .*CPU.*, whose times are not those of a GPU"):
         module.main()
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import xlstm
-from tests.test_mlstm_kernels import OPTIONS, close, inputs_of
 from xlstm.arrays import cores
 from xlstm.cells import mlstm as cell
 from xlstm.engines.numba import chunks, jit, team
 
+OPTIONS = [{}, {"eps": 0.1}, {"forget": "exponential"}]
 pytestmark = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
 
 
@@ -17,6 +17,30 @@ def small(monkeypatch):
     """Take the loops for any size."""
     monkeypatch.setenv("XLSTM_COMPILE", "1")
     monkeypatch.setattr(chunks, "SMALL", 0)
+
+
+def inputs_of(rng, dtype, T=None, B=2, N=3, K=4, V=5, gates=1.0):
+    """As the layer has them: steps first in memory, all of a step within one row."""
+    if T is None:
+        shapes = [(B, N, K), (B, N, K), (B, N, V), (B, N), (B, N)]
+        steps = [rng.standard_normal(shape) for shape in shapes]
+    else:
+        widths = [N * K, N * K, N * V, N, N]
+        rows = rng.standard_normal((T, B, sum(widths))).astype(dtype)
+        parts = np.split(rows, np.cumsum(widths)[:-1], axis=-1)
+        steps = [a.reshape(T, B, N, -1).transpose(1, 2, 0, 3) for a in parts[:3]]
+        steps += [a.transpose(1, 2, 0) for a in parts[3:]]
+    steps[3:] = [gates * a for a in steps[3:]]
+    state = [rng.standard_normal(shape) for shape in ((B, N, K, V), (B, N, K), (B, N))]
+    return [a.astype(dtype, copy=False) for a in (*steps, *state)]
+
+
+def close(found, expected, dtype, rtol=1e-5):
+    for k, (a, b) in enumerate(zip(found, expected, strict=True)):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype == dtype
+        scale = np.max(np.abs(b[np.isfinite(b)]), initial=1e-3)
+        np.testing.assert_allclose(a, b, rtol=0, atol=(1e-12 if dtype == "f8" else rtol) * scale, err_msg=str(k))
 
 
 def run(inputs, chunk=64, eps=0.0, forget="sigmoid", keep=False):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,12 +9,11 @@ import pytest
 
 import xlstm
 from tests.test_kernels import CELLS, DEVICES
-from xlstm.arrays import probe
 from xlstm.cells import lstm, lstm_options
 from xlstm.engines import cuda
 from xlstm.engines.cuda import choice, launch, source
 from xlstm.engines.cuda.engine import Cuda
-from xlstm.engines.cuda.launch import CudaError, Grid, Runtime
+from xlstm.engines.cuda.launch import CudaError, Grid
 from xlstm.engines.cuda.source import KINDS
 from xlstm.engines.cuda.tiling import Device
 from xlstm.engines.pointwise import pointwise
@@ -154,50 +152,6 @@ def test_modules_of_cupy_are_made(monkeypatch):
     assert launch.module(a_source(), "xlstm_forward").code == a_source().text
 
 
-class Kernel:
-    """Stands in for a kernel of CuPy."""
-
-    def __init__(self):
-        self.calls = []
-        self.max_dynamic_shared_size_bytes = 0
-        self.kernel = SimpleNamespace(ptr=7)
-
-    def __call__(self, grid, block, args, shared_mem=0):
-        self.calls.append((grid, block, args, shared_mem))
-
-
-def fake_cupy(monkeypatch, kernel, error=None):
-    made, attributes = [], []
-
-    class CompileException(Exception):  # noqa: N818
-        def get_message(self):
-            return "kernel.cu(3): error: what is this?\n1 error detected"
-
-    def raw_module(**options):
-        made.append(options)
-
-        def get_function(name):
-            if error is not None:
-                raise error if error != "compile" else CompileException()
-            return kernel
-
-        return SimpleNamespace(get_function=get_function)
-
-    runtime = SimpleNamespace(
-        getDevice=lambda: 0,
-        getDeviceProperties=lambda number: {"name": b"A card", "major": 9, "minor": 0, "multiProcessorCount": 132},
-        deviceGetAttribute=lambda attribute, number: 232448,
-    )
-    cuda_module = SimpleNamespace(
-        runtime=runtime,
-        Device=contextlib.nullcontext,
-        compiler=SimpleNamespace(CompileException=CompileException),
-        driver=SimpleNamespace(funcSetAttribute=lambda *a: attributes.append(a)),
-    )
-    monkeypatch.setattr(probe, "cupy", lambda: SimpleNamespace(RawModule=raw_module, cuda=cuda_module))
-    return made, attributes
-
-
 def test_numbers_of_a_cell_are_arguments_of_its_kernels():
     """The text is the same for all of their values, so that one kernel serves them all."""
     texts = set()
@@ -218,37 +172,16 @@ def test_numbers_of_a_cell_are_arguments_of_its_kernels():
     assert len(texts) == 1
 
 
-def test_a_kernel_is_compiled_once_and_told_what_it_needs(monkeypatch):
-    kernel = Kernel()
-    made, attributes = fake_cupy(monkeypatch, kernel)
-    runtime, given = Runtime(0), a_source()
-    assert runtime.device == Device("A card", 90, 132, 232448, 16)
-    made.clear(), attributes.clear(), kernel.calls.clear()  # of the probe
-    for _ in range(2):
-        runtime.launch(given, given.name, Grid(16, 8, 256, given.shared), [np.int32(3), None])
-    assert len(made) == 1
-    assert made[0]["options"] == launch.OPTIONS
-    assert kernel.max_dynamic_shared_size_bytes == given.shared > 0
-    assert given.blocks == 16
-    assert attributes == [(7, launch.NONPORTABLE, 1)]
-    (grid, block, (three, nothing), shared), _ = kernel.calls
-    assert (grid, block, shared) == ((16, 8), (256,), given.shared)
-    assert (three, nothing, nothing.nbytes) == (3, 0, 8)
-
-
-def test_what_goes_wrong_is_said_in_one_message(monkeypatch):
-    given = a_source()
-    fake_cupy(monkeypatch, Kernel(), "compile")
-    with pytest.raises(CudaError, match=r"xlstm_forward does not compile; XLSTM_CUDA_PATH=loop goes.*\n.*what is this"):
-        Runtime(0).launch(given, given.name, Grid(1, 1, 32), [])
-    fake_cupy(monkeypatch, Kernel(), RuntimeError("out of shared memory"))
-    with pytest.raises(CudaError, match=r"does not fit the device .*out of shared memory.*XLSTM_CUDA_PATH=loop"):
-        Runtime(0).launch(given, given.name, Grid(1, 1, 32), [])
-
-    class Refused(Kernel):
-        def __call__(self, *args, **options):
-            raise RuntimeError("too many blocks in cooperative launch")
-
-    fake_cupy(monkeypatch, Refused())
-    with pytest.raises(CudaError, match=r"xlstm_forward was not launched on A card .*too many.*16 x 9 blocks of 256"):
-        Runtime(0).launch(given, given.name, Grid(16, 9, 256), [])
+@pytest.mark.usefixtures("refused")
+@pytest.mark.parametrize(
+    ("body", "shared", "threads", "words"),
+    [
+        ("what;", 0, 32, r"xlstm_forward does not compile; XLSTM_CUDA_PATH=loop goes.*\n(.*\n)*.*what"),
+        ("", 10**6, 32, r"xlstm_forward does not fit the device .*XLSTM_CUDA_PATH=loop"),
+        ("", 0, 2048, r"xlstm_forward was not launched on .*: 16 x 9 blocks of 2048"),
+    ],
+)
+def test_what_goes_wrong_is_said_in_one_message(xp, body, shared, threads, words):
+    made = source.Source("xlstm_forward", f'extern "C" __global__ void xlstm_forward() {{ {body} }}', (), shared, 1)
+    with pytest.raises(CudaError, match=words):
+        launch.runtime(xp, xp.ones(1)).launch(made, made.name, Grid(16, 9, threads, shared), [])

@@ -1,13 +1,13 @@
 """Which engine runs a recurrence: the choice, an engine that is asked for, and why an engine refuses."""
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import xlstm
 from tests.conftest import make_backend
-from tests.device import ShimRuntime
 from tests.layers import alone, inputs_of, make, run
 from xlstm.cells import gru, lstm, lstm_options
 from xlstm.engines import engine
@@ -169,7 +169,7 @@ def steps():
 @pytest.mark.parametrize("words", steps())
 def test_every_engine_says_why_it_refuses(monkeypatch, words):
     """The option by name; two options together are both named."""
-    device = ShimRuntime(Device("a small one", 90, 8, 232448, 16))
+    device = SimpleNamespace(device=Device("a small one", 90, 8, 232448, 16))
     monkeypatch.setattr(launch, "runtime", lambda xp, like: device)
     step = steps()[words]
     for one in engine.ENGINES:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
+import xlstm
 from tests.nvrtc import compile_for
 from xlstm.cells import gru, lstm, lstm_options, rnn, slstm
 from xlstm.engines.cuda import source, tiling
@@ -243,3 +247,26 @@ def test_loops_that_keep_less(kind):
 def test_what_goes_wrong_is_said():
     with pytest.raises(RuntimeError, match=r"sm_90: .*identifier \"nothing\" is undefined"):
         compile_for(90, 'extern "C" __global__ void f(int* a) { *a = nothing; }')
+
+
+def test_no_sum_of_floating_point_numbers_depends_on_the_order_of_threads():
+    """None is made by atomic operations."""
+    texts = [path for kind in ("cu", "cuh") for path in Path(xlstm.__file__).parent.rglob(f"*.{kind}")]
+    assert texts
+    for path in texts:
+        assert not re.search(r"atomicAdd|(red|atom)\.[\w.:]*add\.(f|bf)", path.read_text(encoding="utf-8")), path
+
+
+def test_tilings_say_what_they_need_and_cover_all_units():
+    for device in (Device("a small one", 90, 8, 232448, 16), *DEVICES.values()):
+        for a in tiling.ARITHMETIC.values():
+            for kind in tiling.PASSES:
+                for width, B in ((1, 1), (50, 32), (384, 700), (512, 64), (1024, 16)):
+                    for cluster in (False, True):
+                        t = tiling.best(kind, CELLS["lstm"], width, 1, B, a, device, cluster)
+                        if t is None:
+                            continue
+                        assert t.units * t.blocks >= width
+                        assert t.shared <= device.shared
+                        assert t.blocks <= device.sms
+                        assert t.columns * t.groups >= B

@@ -1,17 +1,11 @@
 """The parts of parity: its measure, its order and time, and the paths of a GPU, here on a CPU."""
 
-import sys
-
 import numpy as np
 import pytest
 
 from tests import parity, parity_paths
-from tests.device import ShimRuntime
+from tests.conftest import make_backend
 from tests.parity import difference
-from xlstm.arrays.backend import Backend
-from xlstm.arrays.namespace import HALVES
-from xlstm.engines.cuda import launch
-from xlstm.engines.cuda.tiling import Device
 
 
 def test_difference_is_relative_and_sees_everything():
@@ -41,19 +35,7 @@ def test_a_function_that_fails_is_a_row(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["RNN", "RNN zoneout=0.3", "RNN layer_norm=True", "RNN activations=relu"])
-def test_every_path_has_a_row_for_each_precision_or_a_reason(monkeypatch, name):
-    """NumPy arrays that say they are on a device run in the kernels, by g++."""
-    runtime, ways = ShimRuntime(Device("a small one", 90, 8, 232448, 16)), []
-    monkeypatch.setattr(sys.modules["xlstm.arrays.namespace"], "_on_cpu_array", lambda array: False)
-    run = parity.FUNCTIONS[name]
-
-    def on_device(be):
-        there = be.name == "device"
-        ways.append(be.dtype)
-        monkeypatch.setattr(launch, "runtime", lambda xp, like: runtime if there else None)
-        return run(Backend("numpy", be.xp, be.device, be.dtype) if there else be)
-
-    monkeypatch.setitem(parity.FUNCTIONS, name, on_device)
+def test_every_path_has_a_row_for_each_precision_or_a_reason(monkeypatch, xp, name):
     few = {
         "loop": ("float16",),
         "pointwise": (),
@@ -62,7 +44,7 @@ def test_every_path_has_a_row_for_each_precision_or_a_reason(monkeypatch, name):
         "cluster": ("float32 tf32", "float16"),
     }
     monkeypatch.setattr(parity_paths, "DTYPES", few)
-    rows = parity.by_path(Backend("device", np, "cpu"), Backend("numpy", np, "cpu"), name)
+    rows = parity.by_path(make_backend("cupy"), make_backend("numpy"), name)
     assert all(row["ok"] for row in rows)
     low = name != "RNN activations=relu"  # which has a kink
     expected = [(p, d) for p, dtypes in few.items() for d in dtypes if low or d == "float32"]
@@ -70,8 +52,18 @@ def test_every_path_has_a_row_for_each_precision_or_a_reason(monkeypatch, name):
     assert [row["dtype"] for row in rows if "impossible" in row] == (
         [d for p, d in expected if p != "loop"] if "layer_norm" in name else []
     )
-    assert bool(runtime.launches) == ("layer_norm" not in name)
-    assert low or not set(HALVES) & set(ways)
+
+
+def test_few_paths_are_others_for_each_layer(monkeypatch):
+    """Together they are all of them, and halves with lengths are among them."""
+    met = []
+    monkeypatch.setattr(parity_paths, "pairs", lambda run, device, host, chosen: met.append(chosen) or [])
+    for name in [*parity.RECURRENT, *parity.WIDE, *parity.SEQUENCES]:
+        parity.by_path(make_backend("numpy"), make_backend("numpy"), name, 2)
+    assert {len(chosen) for chosen in met} == {2}
+    assert {way for chosen in met for way in chosen} >= set(parity_paths.ways(parity.cuda.PATHS))
+    assert ("auto", "bfloat16") in met[-1]
+    assert parity.SEQUENCES[-1] == "xLSTM large lengths"
 
 
 def test_inputs_of_a_lower_dtype_are_rounded():

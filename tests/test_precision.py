@@ -5,7 +5,6 @@ refusal of them is taken out.
 """
 
 import contextlib
-import functools
 import importlib
 import math
 import sys
@@ -16,7 +15,6 @@ import pytest
 
 import xlstm
 from tests.conftest import make_backend
-from tests.layers import EVERY, input_of
 from xlstm import BackendError
 from xlstm.arrays import convert, probe
 from xlstm.arrays.backend import backend_like, backend_of
@@ -26,7 +24,6 @@ from xlstm.data import Sequences, Streams
 from xlstm.engines.cuda.choice import told
 from xlstm.estimators import forecaster as estimators
 from xlstm.estimators.forecaster import Forecaster, Settings
-from xlstm.layers.sequence import SequenceLayer
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import loop, losses, optimizers, precision
 from xlstm.training.precision import Mixed, Scaling, after, lowered, named, raised, tf32
@@ -181,59 +178,6 @@ def test_halves_of_torch_follow_float32(halves, dtype):
     full, mixed = run(params), run(params, precision=Mixed(dtype))
     np.testing.assert_allclose(mixed.losses, full.losses, rtol=0.1, atol=1e-2)
     assert all(str(p.dtype) == "torch.float32" for p in mixed.params.values())
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [
-        xlstm.LSTM(4, 4, num_layers=2, bidirectional=True, dropout=0.1, layer_norm=True),
-        xlstm.GRU(4, 4),
-        xlstm.sLSTM(4, 4, num_heads=2),
-        xlstm.mLSTM(4, 4, num_heads=2),
-        xlstm.xLSTMStack(4, 2, [1], num_heads=2),
-        xlstm.xLSTMLarge(8, 1, 2),
-    ],
-    ids=lambda layer: type(layer).__name__,
-)
-def test_layers_stay_in_float16(halves, layer, rng):
-    """No constant or mask widens what comes out, and the state can be carried on."""
-    network = SequenceModel(layer, 1)
-    params = lowered(network.init(0, "numpy"), "float16")
-    x = rng.standard_normal((5, 3, 8 if isinstance(layer, xlstm.xLSTMLarge) else 4)).astype("float16")
-    seed = {"seed": 0} if network.random else {}
-    y, state, saved = network.forward(params, x, **seed)
-    grads, dx, _ = network.backward(params, saved, y)
-    assert {str(a.dtype) for a in (y, dx, *grads.values())} == {"float16"}
-    network.forward(params, x, state, **seed)
-
-
-LACKING = ["where", "clip", "cumulative_sum", "cumulative_prod", "vecdot", "sort", "argsort", "tril", "triu", "round"]
-LACKING += ["var", "std"]
-
-
-@pytest.mark.parametrize(
-    "layer", [layer for layer in EVERY if isinstance(layer, SequenceLayer)], ids=lambda layer: type(layer).__name__
-)
-def test_layers_stay_in_bfloat16_on_cupy(layer, rng, monkeypatch):
-    """These functions of CuPy have no bfloat16: most give float32 without a word, and kernels read past the end."""
-    be = make_backend("cupy", "bfloat16")
-
-    def refuse(name, call, *args, **options):
-        assert not any(str(getattr(a, "dtype", "")) == "bfloat16" for a in args), name
-        return call(*args, **options)
-
-    for name in LACKING:
-        if hasattr(be.xp, name):  # the emulation of CuPy has not all of them
-            monkeypatch.setattr(be.xp, name, functools.partial(refuse, name, getattr(be.xp, name)))
-    params, x = layer.init(0, be), input_of(layer, be, rng)
-    seed = {"seed": 0} if layer.random else {}
-    y, state, saved = layer.forward(params, x, lengths=[3, 0, 2], keep=True, **seed)
-    grads, dx, _ = layer.backward(params, saved, y)
-    again, _ = layer(params, x, state)
-    arrays = {"y": y, "again": again, **grads} | ({} if dx is None else {"dx": dx})
-    assert {str(a.dtype) for a in arrays.values()} == {"bfloat16"}
-    for name, a in arrays.items():
-        assert np.isfinite(to_numpy(a).astype("float32")).all(), name
 
 
 @pytest.mark.parametrize("last", [False, True])

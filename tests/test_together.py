@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import xlstm
-from tests import nvrtc, standin
+from tests import nvrtc
+from tests.conftest import make_backend
 from xlstm.arrays import probe, together
 from xlstm.arrays.convert import to_numpy
 
@@ -66,9 +66,7 @@ def test_empty_arrays(be):
 @pytest.mark.parametrize("empty", [False, True])
 def test_numbers_on_the_device_and_results_in_place_on_cupy(empty):
     """A number that the device picks among others, of another dtype; an empty array goes without a kernel."""
-    if not standin.asked_for():
-        pytest.skip("the stand-in for CuPy is not in place")
-    be, rng = xlstm.backend("cupy"), np.random.default_rng(0)
+    be, rng = make_backend("cupy", "float32"), np.random.default_rng(0)
     shapes = [(), (3, 2000), (0, 2)][: 2 + empty]
     given = [[be.asarray(rng.standard_normal(shape)) for shape in shapes] for _ in range(2)]
     picked = together.Picked(be.asarray(np.array([1.0, 0.1, 3.0]), "float64"), be.asarray(np.array(1.0), "float64"))
@@ -86,9 +84,7 @@ def test_numbers_on_the_device_and_results_in_place_on_cupy(empty):
 )
 def test_results_that_do_not_fit_into_their_places_on_cupy(empty, shape, dtype):
     """Nothing is changed then, with a kernel and without."""
-    if not standin.asked_for():
-        pytest.skip("the stand-in for CuPy is not in place")
-    be = xlstm.backend("cupy")
+    be = make_backend("cupy", "float32")
     one = [be.asarray(np.ones(size)) for size in [(2, 3), (0, 2)][: 1 + empty]]
     two = [be.asarray(np.ones(size), dtype) for size in [shape, (0, 2)][: 1 + empty]]
     with pytest.raises(ValueError, match=r"^together: .*expected"):

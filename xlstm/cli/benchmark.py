@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from xlstm.arrays import cores, probe
 from xlstm.arrays.backend import Backend, backend, backend_of
+from xlstm.arrays.convert import BackendError
 from xlstm.arrays.random import generator
 from xlstm.cli import peak, peers
 from xlstm.cli.timing import Timing, interleave
@@ -49,8 +50,11 @@ class Runner(NamedTuple):
 
 
 def runner(name: str, dtype: str) -> Runner:
-    """Return a runner by its name; raises as `backend` does."""
-    return Runner(name, backend("torch" if name == peers.TORCH else name, dtype=dtype))
+    """Return a runner by its name; raises as `backend` does, and where CuPy has no card to time."""
+    made = backend("torch" if name == peers.TORCH else name, dtype=dtype)
+    if name == "cupy" and "CPU" in str(made):
+        raise BackendError(f"cupy: {made}, whose times are not those of a GPU")
+    return Runner(name, made)
 
 
 class Size(NamedTuple):

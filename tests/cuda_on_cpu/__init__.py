@@ -1,0 +1,159 @@
+"""CUDA without a GPU, below the CuPy that is installed: it computes, counts what it is asked for, and finds faults.
+
+`python -m tests.cuda_on_cpu` builds it into the running environment. After that CuPy's own wheel imports there, compiles its
+kernels and those of `RawKernel`, `RawModule`, `ElementwiseKernel` and `ReductionKernel` with g++, launches them and
+captures graphs. README.md says what this shows and what it cannot.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import functools
+import hashlib
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+HOME = Path(sys.prefix) / "cuda_on_cpu"
+VERSIONS = ("14.0.1", "14.2.0")  # of CuPy, that it is built against
+NAMES, PROBLEMS = 0, 1
+
+
+def digest() -> str:
+    """What the libraries are built of."""
+    found = hashlib.sha256()
+    for path in sorted(FOLDER.rglob("*")):
+        if path.suffix in (".py", ".cpp", ".hpp", ".h"):
+            found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def missing() -> str:
+    """Return why CuPy does not compute on the CPU in this environment; nothing where it does."""
+    stamp = HOME / "stamp"
+    if not stamp.exists():
+        return "cuda_on_cpu is not built into this environment (python -m tests.cuda_on_cpu)"
+    return (
+        ""
+        if stamp.read_text() == digest()
+        else "cuda_on_cpu was built from other sources (python -m tests.cuda_on_cpu)"
+    )
+
+
+def built() -> bool:
+    """Whether CuPy computes on the CPU in this environment."""
+    return not missing()
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The driver that CuPy has, too."""
+    found = ctypes.CDLL(str(HOME / "lib/libcuda.so.1"))
+    found.cuda_on_cpu_count_name.restype = found.cuda_on_cpu_lines.restype = ctypes.c_char_p
+    found.cuda_on_cpu_count.restype = ctypes.c_long
+    found.cuda_on_cpu_took.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+    found.cuda_on_cpu_gave_back.argtypes = (ctypes.c_void_p,)
+    return found
+
+
+def counts() -> Counter[str]:
+    """Return how often this process asked for each kind of operation."""
+    found, k = Counter[str](), 0
+    while name := library().cuda_on_cpu_count_name(k):
+        found[name.decode()] = library().cuda_on_cpu_count(k)
+        k += 1
+    return found
+
+
+def names() -> list[str]:
+    """Return the operations that were asked for within `counted(names=True)`, each with its stream."""
+    return _lines(NAMES)
+
+
+def problems() -> list[str]:
+    """Return what CUDA would have refused or might have done wrong, since the process began."""
+    return _lines(PROBLEMS)
+
+
+def _lines(which: int) -> list[str]:
+    return library().cuda_on_cpu_lines(which).decode().splitlines()
+
+
+class Counted:
+    """What a `with` block asked for: so far, or in all when the block has ended."""
+
+    def __init__(self) -> None:
+        self._begun, self._ended = self._all(), None
+
+    def _all(self) -> Any:
+        return counts(), names(), problems()
+
+    def _since(self, k: int) -> Any:
+        begun, ended = self._begun[k], (self._ended or self._all())[k]
+        return ended - begun if k == 0 else ended[len(begun) :]
+
+    counts = property(lambda self: self._since(0), doc="A Counter of kinds of operations.")
+    names = property(lambda self: self._since(1), doc="Each operation, where names were asked for.")
+    problems = property(lambda self: self._since(2), doc="Each problem.")
+
+
+@contextlib.contextmanager
+def counted(names: bool = False) -> Iterator[Counted]:
+    """Count what a `with` block asks for; `names` also lists each operation."""
+    library().cuda_on_cpu_keep_names(int(names))
+    found = Counted()
+    try:
+        yield found
+    finally:
+        found._ended = found._all()
+        library().cuda_on_cpu_keep_names(-int(names))
+
+
+@contextlib.contextmanager
+def configured(**settings: int) -> Iterator[None]:
+    """Change settings of this process within a `with` block: seed, lazy, cluster, idle, sm, devices."""
+    before = {name: library().cuda_on_cpu_set(name.encode(), value) for name, value in settings.items()}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            library().cuda_on_cpu_set(name.encode(), value)
+
+
+def recover() -> None:
+    """Forget the error that a failed kernel leaves, after which all calls fail, as a new process would."""
+    library().cuda_on_cpu_recover()
+
+
+@functools.cache
+def watch() -> None:
+    """Watch the pools of CuPy in this thread and in threads that begin later.
+
+    Blocks that a pool gives hold NaN and count as `allocations`; a graph is not launched on memory that went back.
+    """
+    import cupy
+
+    class Hook(cupy.cuda.MemoryHook):
+        name = "cuda_on_cpu"
+
+        def malloc_postprocess(self, device_id: int, size: int, mem_size: int, mem_ptr: int, pmem_id: int) -> None:
+            library().cuda_on_cpu_took(mem_ptr, mem_size, cupy.cuda.get_current_stream().ptr)
+
+        def free_preprocess(self, device_id: int, mem_size: int, mem_ptr: int, pmem_id: int) -> None:
+            library().cuda_on_cpu_gave_back(mem_ptr)
+
+    hook = Hook()
+
+    def enter(*event: object) -> None:  # a hook is of one thread
+        sys.setprofile(None)
+        hook.__enter__()
+
+    hook.__enter__()
+    atexit.register(hook.__exit__, None, None, None)  # arrays that are freed later find nothing of this module
+    threading.setprofile(enter)

@@ -1,0 +1,48 @@
+// What the parts of the driver share: settings, counts, problems, memory, and how a stream runs what it is given.
+#pragma once
+#include <cstdlib>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+#include "include/cuda_on_cpu.hpp"
+#include "cuda.h"
+#include "cuda_runtime_api.h"
+
+using std::map, std::string, std::to_string, std::vector;
+
+// ---- calls.cpp
+enum Setting { SM, DEVICES, SEED, LAZY, CLUSTER, IDLE, VERBOSE, SETTINGS };
+enum Kind {
+    LAUNCHES, GEMMS, MEMCPY_ASYNC, MEMSET, GRAPHS, COOPERATIVE, MEMCPY, SYNC, EVENT_RECORD, EVENT_QUERY, TO_DEVICE,
+    TO_HOST, MALLOCS, MALLOCS_IN_CAPTURE, ALLOCATIONS, CAPTURED, MODULES, ILLEGAL, KINDS, UNCOUNTED = KINDS
+};
+extern int settings[SETTINGS];
+extern long counts[KINDS + 1];
+extern std::recursive_mutex mutex;
+#define LOCK const std::lock_guard<std::recursive_mutex> guard(mutex)
+void note(const string& name);     // where names are asked for
+void problem(const string& what);  // that CUDA would refuse, or may do wrong
+
+// ---- devices.cpp
+struct Room { size_t size; int device; };
+extern thread_local int device;
+const Room* room_of(const void* p);  // nullptr where the memory is no device's
+int processors();
+int most_shared();  // bytes that a block may have
+
+// ---- streams.cpp
+using Op = std::function<cudaError_t()>;
+using Words = vector<const void*>;  // that may be addresses
+cudaError_t submit(void* stream, Kind kind, const string& what, Op op, const Words& words = {});
+cudaError_t spoil(const string& what, cudaError_t error = cudaErrorStreamCaptureUnsupported);
+cudaError_t finish(void* stream);
+cudaError_t finish_all();
+bool capturing(bool strictly = false);
+bool is_capturing(void* stream);
+
+// ---- threads.cpp
+struct Statics { char* at; size_t size; };  // the variables of a module that are __shared__
+string execute(const cuda_on_cpu::Kernel* kernel, dim3 grid, dim3 block, unsigned shared, bool together, void** args, Statics);

@@ -1,0 +1,149 @@
+// The instructions of PTX that kernels have as text: asm("..." : outs : ins) is made ptx::run<"...">(outs..., ins...).
+#pragma once
+#include "cuda_on_cpu.hpp"
+#include "cuda_fp16.h"
+#include "cuda_bf16.h"
+
+namespace ptx {
+
+template <size_t N> struct Text {
+    char at[N];
+    constexpr Text(const char (&text)[N]) { std::copy_n(text, N, at); }
+    constexpr bool has(const char* part) const { return std::string_view(at, N - 1).find(part) != std::string_view::npos; }
+};
+
+// An mbarrier: a turn ends when a thread has said what to expect and as many bytes have come.
+struct Arrivals {
+    short turn, said;
+    int missing;
+    void check() {
+        if (said && missing == 0) turn++, said = 0;
+        cuda_on_cpu::progress++;
+    }
+};
+// What is sent comes later, in an order of its own: while somebody waits, one after the other.
+struct Sent { unsigned char* to; Arrivals* arrivals; int size; unsigned words[4]; };
+inline std::vector<Sent>& sent() {  // of the kernel that runs
+    static std::vector<Sent> all;
+    static long run;
+    if (std::exchange(run, cuda_on_cpu::run_number) != cuda_on_cpu::run_number) all.clear();
+    return all;
+}
+inline void receive_one() {
+    static uint64_t drawn = 1;
+    if (sent().empty()) return;
+    drawn = drawn * 6364136223846793005u + 1442695040888963407u;
+    std::swap(sent()[(drawn >> 33) % sent().size()], sent().back());
+    const Sent one = sent().back();
+    sent().pop_back();
+    memcpy(one.to, one.words, one.size);
+    one.arrivals->missing -= one.size;
+    one.arrivals->check();
+}
+
+inline float half_of(unsigned word, int i) { return cuda_on_cpu::bits<_Float16>((unsigned short)(word >> 16 * i)); }
+inline float bf16_of(unsigned word, int i) { return __uint_as_float(word >> 16 * i << 16); }
+inline float tf32_of(unsigned word, int) { return __uint_as_float(word & ~0x1fffu); }  // the hardware reads no more
+
+// mma.sync as the PTX manual draws it: matrices by element, from the words of the lanes.
+template <int WORD, int DEPTH, class Read> inline void mma(float* c0, float* c1, float* c2, float* c3, const std::array<unsigned, 6>& words, Read read) {
+    const int lane = cuda_on_cpu::now->lane;
+    float* const c[] = {c0, c1, c2, c3};
+    cuda_on_cpu::exchange(~0u, words, [&](auto of) {
+        float a[2][DEPTH], b[2][DEPTH];  // two rows and two columns; registers are by halves of rows, then of k
+        for (int k = 0; k < DEPTH; k += WORD)
+            for (int i = 0; i < 2; i++) {
+                const int part = k / (4 * WORD), within = k % (4 * WORD) / WORD;  // a lane has WORD neighbours of four
+                const unsigned row = of(lane / 4 * 4 + within)[i + 2 * part],
+                               column = of((lane % 4 * 2 + i) * 4 + within)[4 + part];
+                for (int w = 0; w < WORD; w++) a[i][k + w] = read(row, w), b[i][k + w] = read(column, w);
+            }
+        for (int e = 0; e < 4; e++) for (int k = 0; k < DEPTH; k++) *c[e] += a[e / 2][k] * b[e % 2][k];
+        return 0;
+    });
+}
+
+template <bool TRANSPOSED> inline void load_matrices(unsigned* const (&to)[4], unsigned row) {
+    const int lane = cuda_on_cpu::now->lane;
+    if (row % 16) cuda_on_cpu::fail("ldmatrix of rows that do not begin at multiples of 16 bytes");
+    cuda_on_cpu::exchange(~0u, row, [&](auto of) {
+        for (int matrix = 0; matrix < 4; matrix++) {
+            unsigned short both[2];
+            for (int e = 0; e < 2; e++) {
+                const int i = lane / 4, j = lane % 4 * 2 + e;
+                const auto* there = cuda_on_cpu::shared_at(of(matrix * 8 + (TRANSPOSED ? j : i)));
+                both[e] = ((const unsigned short*)there)[TRANSPOSED ? i : j];
+            }
+            memcpy(to[matrix], both, 4);
+        }
+        return 0;
+    });
+    cuda_on_cpu::warp_barrier(~0u);  // what was read may be written now
+}
+
+template <int SIZE> void store(void* to, std::array<unsigned, SIZE / 4> words) {
+    if ((uintptr_t)to % SIZE) cuda_on_cpu::fail(SIZE == 16 ? "16 bytes at no multiple of 16" : "8 bytes at no multiple of 8");
+    memcpy(to, words.data(), SIZE);
+}
+
+template <Text T, class... A> inline void run(A&&... given) {
+    auto args = std::forward_as_tuple(given...);
+    [[maybe_unused]] auto arg = [&]<int I>(std::integral_constant<int, I>) -> auto& { return std::get<I>(args); };
+#define ARG(i) arg(std::integral_constant<int, i>())
+    if constexpr (T.has("mma.sync")) {
+        constexpr bool eight = T.has("m16n8k8") && T.has(".f16.f16");  // of sm_75, with two registers of a and one of b
+        if constexpr (eight) mma<2, 8>(&ARG(0), &ARG(1), &ARG(2), &ARG(3), {ARG(4), ARG(5), 0, 0, ARG(6), 0}, half_of);
+        else {
+            const std::array<unsigned, 6> words = {ARG(4), ARG(5), ARG(6), ARG(7), ARG(8), ARG(9)};
+            if constexpr (T.has(".tf32")) mma<1, 8>(&ARG(0), &ARG(1), &ARG(2), &ARG(3), words, tf32_of);
+            else if constexpr (T.has(".bf16")) mma<2, 16>(&ARG(0), &ARG(1), &ARG(2), &ARG(3), words, bf16_of);
+            else mma<2, 16>(&ARG(0), &ARG(1), &ARG(2), &ARG(3), words, half_of);
+        }
+    } else if constexpr (T.has("ldmatrix.")) {
+        unsigned* const to[4] = {&ARG(0), &ARG(1), &ARG(2), &ARG(3)};
+        load_matrices<T.has(".trans.")>(to, ARG(4));
+    } else if constexpr (T.has("cvt.f32.f16")) ARG(0) = (float)__ushort_as_half(ARG(1));
+    else if constexpr (T.has("cvt.rn.f16.f32")) ARG(0) = __half_as_ushort(__float2half_rn(ARG(1)));
+    else if constexpr (T.has("cvt.rn.bf16.f32")) ARG(0) = __bfloat16_as_ushort(__float2bfloat16_rn(ARG(1)));
+    else if constexpr (T.has("shfl.sync.bfly")) ARG(0) = __shfl_xor_sync(~0u, ARG(1), ARG(2));
+    else if constexpr (T.has("redux.sync.max.u32")) ARG(0) = __reduce_max_sync(~0u, ARG(1));
+    else if constexpr (T.has("barrier.cluster.arrive")) cuda_on_cpu::cluster_arrive();
+    else if constexpr (T.has("barrier.cluster.wait")) cuda_on_cpu::cluster_wait();
+    else if constexpr (T.has("mapa.")) ARG(0) = (ARG(1) & 0xffffff) | (unsigned)ARG(2) << 24;
+    else if constexpr (T.has("mbarrier.init")) *(Arrivals*)cuda_on_cpu::shared_at(ARG(0)) = Arrivals{0, 0, 0};
+    else if constexpr (T.has("fence.")) cuda_on_cpu::progress++;
+    else if constexpr (T.has("mbarrier.arrive.expect_tx")) {
+        auto* a = (Arrivals*)cuda_on_cpu::shared_at(ARG(0));
+        if (a->said) cuda_on_cpu::fail("an mbarrier is told what to expect of two turns at once");
+        a->said = 1, a->missing += ARG(1);
+        a->check();
+    } else if constexpr (T.has("mbarrier.try_wait.parity")) {
+        ARG(0) = (((volatile Arrivals*)cuda_on_cpu::shared_at(ARG(1)))->turn & 1) != (int)ARG(2);
+        if (!ARG(0)) receive_one(), cuda_on_cpu::yield();
+    } else if constexpr (T.has("st.async.")) {
+        Sent one = {cuda_on_cpu::shared_at(ARG(0)), nullptr, T.has(".v4.") ? 16 : 8, {ARG(1), ARG(2)}};
+        if constexpr (T.has(".v4."))
+            one.words[2] = ARG(3), one.words[3] = ARG(4), one.arrivals = (Arrivals*)cuda_on_cpu::shared_at(ARG(5));
+        else one.arrivals = (Arrivals*)cuda_on_cpu::shared_at(ARG(3));
+        sent().push_back(one);
+    } else if constexpr (T.has("st.release")) {
+        *(unsigned*)ARG(0) = ARG(1);
+        cuda_on_cpu::progress++;
+    } else if constexpr (T.has("ld.acquire")) {
+        cuda_on_cpu::yield();
+        ARG(0) = *(volatile const unsigned*)ARG(1);
+    } else if constexpr (T.has("ld.shared::cluster"))
+        memcpy(&ARG(0), cuda_on_cpu::shared_at(ARG(1)), 4);
+    else if constexpr (T.has("st.global.v4")) store<16>((void*)ARG(0), {ARG(1), ARG(2), ARG(3), ARG(4)});
+    else if constexpr (T.has("st.global.v2")) store<8>((void*)ARG(0), {ARG(1), ARG(2)});
+    else if constexpr (T.has("ld.global.cg.v4")) {
+        const unsigned* from = (const unsigned*)ARG(4);
+        ARG(0) = from[0], ARG(1) = from[1], ARG(2) = from[2], ARG(3) = from[3];
+    } else if constexpr (T.has("globaltimer")) {
+        timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        ARG(0) = t.tv_sec * 1000000000LL + t.tv_nsec;
+    } else static_assert(T.has("?"), "an instruction that ptx.hpp lacks");
+#undef ARG
+}
+}  // namespace ptx

@@ -1,0 +1,206 @@
+// The threads of a kernel, in one thread of the host. A fiber runs thread after thread until one waits for others, then
+// another fiber does; so a kernel without barriers is a plain loop. Blocks that may wait for one another run together.
+#include <sys/mman.h>
+#include "driver.hpp"
+
+namespace cuda_on_cpu {
+
+Thread* now;
+dim3 block_dim, grid_dim;
+long progress, run_number;
+
+// Keeps the registers that a call keeps, and goes on where another fiber did so.
+extern "C" void cuda_on_cpu_switch(void** from, void* to);
+asm(R"(.globl cuda_on_cpu_switch
+cuda_on_cpu_switch: pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15; movq %rsp, (%rdi)
+    movq %rsi, %rsp; popq %r15; popq %r14; popq %r13; popq %r12; popq %rbx; popq %rbp; ret)");
+
+struct Fiber {
+    void* at;
+    char* stack;
+    Thread* thread;
+    const long* turn;  // that the thread waits for, and its number now; null where it asks again and again
+    long number;
+};
+constexpr size_t STACK = 1 << 17, STAGGERED = 1 << 16;  // else all stacks were in the same lines of a cache
+constexpr int PATIENCE = 10000;                         // rounds in which threads ask and nothing changes
+constexpr unsigned NOBODY_WROTE = 0x7fc07fc0;           // NaN of every type
+static vector<Fiber*> idle, waiting;
+static Fiber* running;
+static void* scheduler;
+static vector<Thread*> order;  // in which threads begin
+static size_t begun, done;
+static string failure;
+static const Kernel* kernel;
+static void** arguments;
+static Statics statics;
+static Block* loaded;  // whose __shared__ variables are where the kernel has them
+
+static void load(Block* block) {
+    if (!statics.size || block == loaded) return;
+    if (loaded) memcpy(loaded->statics, statics.at, statics.size);
+    memcpy(statics.at, block->statics, statics.size);
+    loaded = block;
+}
+static void enter(Thread* thread) { now = thread; if (thread) load(thread->block); }
+void yield() {
+    Fiber* me = running;
+    cuda_on_cpu_switch(&me->at, scheduler);
+    enter(me->thread);
+}
+static void wait(const long& turn, long number) {
+    while (turn == number) {
+        running->turn = &turn, running->number = number;
+        yield();
+    }
+    running->turn = nullptr;
+}
+void fail(const char* why) { failure = why; }
+
+// ---- barriers
+static void look(Barrier& barrier, int alive) {
+    progress++;
+    if (barrier.come == alive && alive) barrier = {0, barrier.turn + 1};
+}
+static void look(Warp& warp, Warp::Group& group) {  // lanes that are done count
+    if (group.come && ((group.come | ~warp.there) & group.mask) == group.mask) group.come = 0, group.turn++;
+}
+static long arrive(Barrier& barrier, int alive) {
+    const long turn = barrier.turn;
+    barrier.come++;
+    look(barrier, alive);
+    return turn;
+}
+void block_barrier() {
+    Block& block = *now->block;
+    wait(block.barrier.turn, arrive(block.barrier, block.alive));
+}
+void cluster_arrive() { now->cluster_turn = arrive(now->block->cluster->barrier, now->block->cluster->alive); }
+void cluster_wait() { wait(now->block->cluster->barrier.turn, now->cluster_turn); }
+void warp_barrier(unsigned mask) {
+    Warp& warp = *now->warp;
+    int i = 0;
+    while (i < warp.count && warp.groups[i].mask != mask) i++;
+    if (i == (int)std::size(warp.groups)) return fail("lanes wait for one another in too many groups");
+    Warp::Group& group = warp.groups[i];
+    if (i == warp.count) group = {mask, 0, 0}, warp.count++;
+    const long turn = group.turn;
+    if (!(mask >> now->lane & 1)) fail("a lane is not in the mask that it gives");
+    group.come |= 1u << now->lane;
+    progress++;
+    look(warp, group);
+    wait(group.turn, turn);
+}
+
+// ---- fibers
+static void leave(Thread* thread) {
+    Block& block = *thread->block;
+    done++, block.alive--, block.cluster->alive--;
+    thread->warp->there &= ~(1u << thread->lane);
+    if (waiting.empty()) return;
+    for (int i = 0; i < thread->warp->count; i++) look(*thread->warp, thread->warp->groups[i]);
+    look(block.barrier, block.alive);
+    look(block.cluster->barrier, block.cluster->alive);
+}
+static void fiber_main() {
+    for (;;) {
+        while (begun < order.size()) {
+            enter(running->thread = order[begun++]);
+            kernel->call(arguments);
+            leave(running->thread);
+        }
+        running->thread = nullptr;
+        yield();
+    }
+}
+static void resume(Fiber* fiber) {
+    running = fiber;
+    enter(fiber->thread);
+    cuda_on_cpu_switch(&scheduler, fiber->at);
+    (fiber->thread ? waiting : idle).push_back(fiber);
+}
+static Fiber* take_fiber() {
+    static size_t made;
+    if (idle.empty()) {
+        const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        char* stack = (char*)mmap(nullptr, STACK + STAGGERED, PROT_READ | PROT_WRITE, flags, -1, 0);
+        if (stack == MAP_FAILED) perror("cuda_on_cpu: no memory for threads"), abort();
+        void** top = (void**)(stack + STACK + made++ * 320 % STAGGERED) - 8;  // six registers, and where it begins
+        std::fill_n(top, 8, nullptr);
+        top[6] = (void*)fiber_main;
+        idle.push_back(new Fiber{top, stack});
+    }
+    Fiber* fiber = idle.back();
+    return idle.pop_back(), fiber;
+}
+
+// ---- blocks
+static uint64_t state;
+template <class T> static void shuffle(vector<T>& items) {  // from 0 the order stays
+    for (size_t left = state ? items.size() : 0; left > 1; left--) {
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        std::swap(items[left - 1], items[(state >> 33) % left]);
+    }
+}
+static void run_threads() {
+    for (int patience = PATIENCE; done < order.size();) {
+        const long before = progress + begun + done;
+        while (begun < order.size()) resume(take_fiber());
+        shuffle(waiting);
+        const vector<Fiber*> round = std::exchange(waiting, {});
+        bool asks = false;
+        for (Fiber* fiber : round) {
+            asks |= !fiber->turn;
+            if (!fiber->turn || *fiber->turn != fiber->number) resume(fiber);
+            else waiting.push_back(fiber);
+        }
+        if (progress + (long)(begun + done) != before) patience = PATIENCE;
+        else if (!asks || !patience--) {
+            failure = "threads wait for what never comes";
+            for (Fiber* fiber : std::exchange(waiting, {})) munmap(fiber->stack, STACK + STAGGERED), delete fiber;
+            return;
+        }
+    }
+}
+static void run_blocks(int first, int count, unsigned shared) {
+    static vector<Thread> threads;
+    static vector<Warp> warps;
+    static vector<Block> blocks;
+    static vector<Cluster> clusters;
+    static vector<unsigned> memory;
+    const unsigned x = block_dim.x, y = block_dim.y, size = x * y * block_dim.z, in_block = (size + 31) / 32;
+    const size_t dynamic = (shared + 255) / 128 * 128, room = dynamic + (statics.size + 127) / 128 * 128;
+    memory.assign(room * count / 4 + 32, NOBODY_WROTE);
+    auto* begin = (unsigned char*)(((uintptr_t)memory.data() + 127) / 128 * 128);
+    threads.assign((size_t)count * size, {}), blocks.assign(count, {}), warps.resize(count * in_block);
+    clusters.assign((count + kernel->cluster - 1) / kernel->cluster, {});
+    order.clear();
+    begun = done = 0, loaded = nullptr;
+    for (int b = 0; b < count; b++) {
+        const unsigned n = first + b;
+        unsigned char* own = begin + room * b;
+        Cluster* cluster = &clusters[b / kernel->cluster];
+        cluster->alive += size;
+        blocks[b] = {{n % grid_dim.x, n / grid_dim.x % grid_dim.y, n / grid_dim.x / grid_dim.y}, own, own + dynamic,
+                     (unsigned char*)statics.at, {}, (int)size, b % kernel->cluster, cluster};
+        for (unsigned t = 0; t < size; t++) {
+            Warp* warp = &warps[b * in_block + t / 32];
+            if (t % 32 == 0) warp->there = warp->count = 0;
+            warp->there |= 1u << t % 32;
+            threads[(size_t)b * size + t] = {{t % x, t / x % y, t / x / y}, (int)t % 32, &blocks[b], warp};
+            order.push_back(&threads[(size_t)b * size + t]);
+        }
+    }
+    state = settings[SEED];
+    shuffle(order);
+    run_threads();
+}
+}  // namespace cuda_on_cpu
+
+string execute(const cuda_on_cpu::Kernel* what, dim3 grid, dim3 block, unsigned shared, bool together, void** args, Statics own) {
+    using namespace cuda_on_cpu;
+    kernel = what, arguments = args, grid_dim = grid, block_dim = block, statics = own, failure.clear(), run_number++;
+    const int blocks = grid.x * grid.y * grid.z, step = together ? blocks : what->cluster;
+    for (int b = 0; b < blocks && failure.empty(); b += step) run_blocks(b, std::min(step, blocks - b), shared);
+    return failure;
+}

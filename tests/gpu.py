@@ -1,0 +1,96 @@
+"""CuPy for tests of what runs there alone: on a card, or on a CPU (`tests/cuda_on_cpu`), where calls are counted."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import re
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests import cuda_on_cpu
+from tests.conftest import BACKENDS, make_backend
+from xlstm.arrays import probe
+
+
+def needed() -> Any:
+    """CuPy, for a module of tests that is skipped, with the reason, where CuPy is not usable."""
+    if "cupy" not in BACKENDS:
+        pytest.skip("XLSTM_TEST_BACKENDS leaves CuPy out", allow_module_level=True)
+    try:
+        make_backend("cupy")
+    except pytest.skip.Exception as reason:
+        pytest.skip(str(reason), allow_module_level=True)
+    return probe.cupy()
+
+
+def half(name: str) -> np.dtype:
+    """The dtype of a name; NumPy by itself has no bfloat16."""
+    return np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if name == "bfloat16" else name)
+
+
+def as_it_lies(a: np.ndarray) -> Any:
+    """The CuPy array with the values of one of NumPy and its strides, those of broadcasts and views as well."""
+    if a.size == 0:
+        return probe.cupy().asarray(a)
+    low, high = np.lib.array_utils.byte_bounds(a)
+    raw = probe.cupy().asarray(np.frombuffer((ctypes.c_char * (high - low)).from_address(low), np.uint8))
+    return probe.cupy().ndarray(a.shape, a.dtype, raw.data + (a.ctypes.data - low), a.strides)
+
+
+class Counts:
+    """What a block of code asks of the device."""
+
+    def __init__(self, found: Any) -> None:
+        self.found = found
+
+    def of(self, *kinds: str) -> int:
+        return sum(self.found.counts[kind] for kind in kinds)
+
+    operations = property(lambda self: self.of("launches", "gemm", "memset", "memcpyAsync", "memcpy", "graphs"))
+    products = property(lambda self: self.of("gemm"))
+    to_device = property(lambda self: self.of("to_device"))
+    to_host = property(lambda self: self.of("to_host"))
+    waits = property(lambda self: self.of("sync"))
+    allocations = property(lambda self: self.of("allocations"))
+    compiled = property(lambda self: self.of("modules"))
+    # Kernels, graphs, and fills and copies within the device, which take as long to ask for.
+    launches = property(lambda self: self.operations - self.products - self.to_device - self.to_host)
+
+    @property
+    def streams(self) -> set[int]:
+        """Addresses of those that had operations."""
+        return {int(found[1], 16) for line in self.found.names if (found := re.match(r"  ([0-9a-f]+) \S", line))}
+
+    def places(self) -> str:
+        return "\n".join(self.found.names)
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[Counts]:
+    """Count what a `with` block asks of the device."""
+    on_cpu()
+    with cuda_on_cpu.counted(names=True) as found:
+        yield Counts(found)
+
+
+def on_cpu() -> None:
+    """Skip a test that needs counts, or an order of threads, where a card runs it."""
+    if cuda_on_cpu.missing():
+        pytest.skip("operations are counted where CuPy runs on a CPU (tests/cuda_on_cpu)")
+
+
+def timed_as_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let programs that time a card run where CuPy runs on the CPU."""
+    monkeypatch.setattr("bench.rows.card", lambda: make_backend("cupy", "float32"))
+    monkeypatch.setattr("bench.run.runner", lambda name, dtype: SimpleNamespace(backend=make_backend(name, dtype)))
+
+
+def two_devices() -> None:
+    """Skip a test where there is one device."""
+    if probe.cupy().cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("there is one device")

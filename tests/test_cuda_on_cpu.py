@@ -1,0 +1,455 @@
+"""CUDA on the CPU below CuPy (`tests/cuda_on_cpu`): it computes what NumPy does, counts, and finds faults."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests import cuda_on_cpu
+
+if cuda_on_cpu.missing():
+    pytest.skip(cuda_on_cpu.missing(), allow_module_level=True)
+
+import cupy as cp
+import ml_dtypes
+
+cuda_on_cpu.watch()
+BF16 = np.dtype(ml_dtypes.bfloat16)
+REALS, FLOATS = ("f4", "f8", "f2", BF16), ("f4", "f8")
+TOLERANCES = {"float32": 2e-6, "float64": 1e-13, "float16": 2e-3, "bfloat16": 1.6e-2, "complex64": 2e-6}
+# With a and b of (6, 40) and c of (40, 8); floats are between 0 and 2.
+EXPRESSIONS = {
+    **dict.fromkeys((f"xp.{f}(a)" for f in ("exp", "log1p", "sqrt", "tanh", "abs", "sign", "isnan", "rint")), REALS),
+    **dict.fromkeys((f"xp.{f}(a)" for f in ("log", "expm1", "sin", "arctan", "floor", "square", "reciprocal")), ("f4",)),
+    **dict.fromkeys((f"a {op} b" for op in ("+", "-", "*", "/", "<", "==")), REALS),
+    **dict.fromkeys((f"a {op} (b + 1)" for op in ("//", "%", "&", "^", "<<", "+")), ("i4", "i8")),
+    **dict.fromkeys((f"xp.{f}(a, axis={axis})" for f in ("sum", "max") for axis in (0, 1, None)), ("f4", "f8", "i8")),
+    **dict.fromkeys((f"xp.{f}(a, axis=1)" for f in ("mean", "var", "argmax", "prod", "min")), FLOATS),
+    **dict.fromkeys(("a.T.copy()", "a[:, ::-2]", "xp.concatenate((a, b), axis=1)"), (*REALS, "i4", "?")),
+    **dict.fromkeys(("a[xp.asarray([2, 0])]", "a.astype('f4') + 1", "xp.stack((a, b))"), (*REALS, "i4", "?")),
+    **dict.fromkeys(("xp.where(a > b, a, b)", "a ** 2"), ("f4", "i4")),
+    **dict.fromkeys(("xp.maximum(a, b)", "(a @ c).astype('f4')"), REALS),
+    **dict.fromkeys(("a @ c", "c.T @ a.T", "xp.stack((a, b)) @ c", "a @ c[:, 0]", "a[0] @ b[0]"), ("f4", "f8", "i4")),
+    **dict.fromkeys(("xp.einsum('ij,jk->ik', a, c)", "xp.tensordot(a, b, axes=2)", "xp.outer(a[0], b[0])"), FLOATS),
+    **dict.fromkeys(("xp.sort(a, axis=1)", "xp.argsort(a[0])", "xp.cumsum(a, axis=1)", "xp.searchsorted(xp.sort(b[0]), a[0])"), FLOATS),
+    **dict.fromkeys(("a[a > 1]", "xp.clip(a, 0.5, 1.5)", "xp.tril(a)", "xp.pad(a, 1)", "xp.all(a > 0)"), ("f4",)),
+    **dict.fromkeys(("xp.exp(1j * a)", "xp.linalg.norm(a)", "xp.nonzero(a > 1)[0]", "xp.logaddexp(a, b)"), ("f4",)),
+    "a | b": ("?",), "~a": ("?", "i4"), "xp.unique(a)": ("i4",), "xp.bincount(a[0])": ("i4",),
+}  # fmt: skip
+# What CuPy itself lacks in bfloat16: the dtype of its result, or nothing where it raises.
+LACKING = {
+    "xp.where(a > b, a, b)": "float32", "xp.tril(a)": "float32", "xp.var(a)": "float64", "xp.sort(a)": "",
+    "xp.argsort(a)": "", "xp.cumsum(a)": "", "xp.stack((a, a)) @ xp.stack((c, c))": "",
+}  # fmt: skip
+
+
+def arrays(dtype):
+    rng = np.random.default_rng(0)
+    shapes = {"a": (6, 40), "b": (6, 40), "c": (40, 8)}
+    most = {"i": 9, "b": 2}.get(np.dtype(dtype).kind)
+    return {k: (rng.integers(0, most, s) if most else rng.random(s) * 2).astype(dtype) for k, s in shapes.items()}
+
+
+def on_device(text, given):
+    return eval(text, {"xp": cp, **{name: cp.asarray(value) for name, value in given.items()}})
+
+
+@pytest.fixture(autouse=True)
+def clean():
+    """After a fault, go on as a new process would."""
+    yield
+    cuda_on_cpu.recover()
+
+
+@pytest.fixture
+def stream():
+    made = cp.cuda.Stream(non_blocking=True)
+    with made:
+        yield made
+
+
+def kernel(text, name="k", **options):
+    return cp.RawKernel(f'extern "C" __global__ void {text}', name, **options)
+
+
+@pytest.mark.parametrize("text", EXPRESSIONS)
+def test_expressions_are_those_of_numpy(text):
+    for dtype in EXPRESSIONS[text]:
+        given = arrays(dtype)
+        with np.errstate(all="ignore"):
+            expected = np.asarray(eval(text, {"xp": np, **given}))
+        with cuda_on_cpu.counted() as asked:
+            found = cp.asnumpy(on_device(text, given))
+        assert asked.problems == []
+        assert found.dtype == expected.dtype, dtype
+        near = max(TOLERANCES.get(kind, 0) for kind in (np.dtype(dtype).name, found.dtype.name))
+        wide = np.complex128 if found.dtype.kind == "c" else np.float64
+        np.testing.assert_allclose(found.astype(wide), expected.astype(wide), rtol=near, atol=near, err_msg=str(dtype))
+
+
+@pytest.mark.parametrize("text", LACKING)
+def test_what_cupy_lacks_in_bfloat16(text):
+    given = arrays(BF16)
+    if LACKING[text]:
+        assert on_device(text, given).dtype == LACKING[text]
+    else:
+        with pytest.raises((TypeError, ValueError, NotImplementedError, cp.cuda.compiler.CompileException)):
+            on_device(text, given)
+
+
+def test_counts():
+    a = cp.ones((4, 4), "f4")
+    (a @ (a + 1)).sum()
+    with cuda_on_cpu.counted(names=True) as all_of_it:
+        b = a + 1
+        with cuda_on_cpu.counted() as inner:
+            c = a @ b
+        assert inner.counts["launches"] == 0
+        assert float(c.sum()) == 128
+        assert all_of_it.counts["launches"] == 2
+    expected = {"launches": 2, "gemm": 1, "allocations": 3, "to_host": 1, "sync": 1, "memcpyAsync": 1, "modules": 0}
+    assert {name: all_of_it.counts[name] for name in expected} == expected
+    assert (inner.counts["gemm"], inner.counts["allocations"]) == (1, 1)
+    assert [name.split()[1] for name in all_of_it.names[:2]] == ["cupy_add__float32_float_float32", "GemmEx"]
+
+
+# ---- kernels
+
+
+def test_dynamic_shared_memory_and_shuffles():
+    add = kernel(
+        """k(float* y) {
+            extern __shared__ float s[];
+            s[threadIdx.x] = threadIdx.x;
+            __syncthreads();
+            float v = s[63 - threadIdx.x];
+            for (int m = 16; m; m /= 2) v += __shfl_xor_sync(~0u, v, m);
+            y[threadIdx.x] = v;
+        }"""
+    )
+    y = cp.zeros(64, "f4")
+    add((1,), (64,), (y,), shared_mem=256)
+    assert y.get().tolist() == [sum(range(32, 64))] * 32 + [sum(range(32))] * 32
+
+
+def test_templates():
+    text = "template <class T> __global__ void k(T* x) { x[threadIdx.x] += 1; }"
+    module = cp.RawModule(code=text, name_expressions=["k<float>", "k<double>"])
+    for name, dtype in (("float", "f4"), ("double", "f8")):
+        x = cp.zeros(8, dtype)
+        module.get_function(f"k<{name}>")((1,), (8,), (x,))
+        assert x.get().tolist() == [1] * 8
+
+
+def test_blocks_of_a_cooperative_launch_wait_for_one_another_and_have_variables_of_their_own():
+    text = """k(int* arrived, int* y) {
+        __shared__ int own[32];
+        own[threadIdx.x] = blockIdx.x;
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            atomicAdd(arrived, 1);
+            while (atomicAdd(arrived, 0) < gridDim.x);
+        }
+        __syncthreads();
+        y[blockIdx.x * 32 + threadIdx.x] = own[31 - threadIdx.x];
+    }"""
+    y = cp.zeros(128, "i4")
+    with cuda_on_cpu.counted() as asked:
+        kernel(text, enable_cooperative_groups=True)((4,), (32,), (cp.zeros(1, "i4"), y))
+    assert asked.counts["cooperative"] == 1
+    assert y.get().tolist() == [k // 32 for k in range(128)]
+
+
+CLUSTER = """__cluster_dims__(4) k(float* y) {
+    __shared__ float own;
+    if (threadIdx.x == 0) own = blockIdx.x;
+    asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+    unsigned there, here = (unsigned)__cvta_generic_to_shared(&own);
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"((blockIdx.x + 1) % 4));
+    float value;
+    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(there) : "memory");
+    y[blockIdx.x] = value;
+}"""
+
+
+def test_blocks_of_a_cluster_read_one_anothers_memory():
+    y = cp.zeros(8, "f4")
+    kernel(CLUSTER)((8,), (2,), (y,))
+    assert y.get().tolist() == [1, 2, 3, 0, 5, 6, 7, 4] or y.get().tolist() == [1, 2, 3, 0, 1, 2, 3, 0]
+
+
+def test_a_launch_finds_room_for_its_clusters_or_not():
+    run = kernel(CLUSTER)
+    with cuda_on_cpu.configured(cluster=2), pytest.raises(cp.cuda.driver.CUDADriverError, match="CLUSTER"):
+        run((8,), (2,), (cp.zeros(8, "f4"),))
+    with pytest.raises(cp.cuda.driver.CUDADriverError, match="INVALID_VALUE"):
+        run((6,), (2,), (cp.zeros(8, "f4"),))  # no multiple of a cluster
+
+
+def test_atomics():
+    y = cp.zeros(1, "f4")
+    kernel("k(float* y) { atomicAdd(y, 1.f); }")((9,), (64,), (y,))
+    assert float(y[0]) == 576
+    a = cp.zeros(3)
+    cp.add.at(a, cp.asarray([0, 0, 2]), 1.0)
+    assert a.get().tolist() == [2, 0, 1]
+
+
+# ---- faults of kernels
+
+
+def test_a_missing_barrier_is_found_in_another_order_of_threads():
+    turn = kernel(
+        """k(float* y) {
+            __shared__ float s[64];
+            s[threadIdx.x] = threadIdx.x;
+            y[threadIdx.x] = s[63 - threadIdx.x];
+        }"""
+    )
+    y = cp.zeros(64, "f4")
+    with cuda_on_cpu.configured(seed=1):
+        turn((1,), (64,), (y,))
+        first = y.get()
+    assert np.isnan(first).any()  # of threads that had not begun
+    with cuda_on_cpu.configured(seed=2):
+        turn((1,), (64,), (y,))
+    assert not np.array_equal(first, y.get(), equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "k(int* x) { if (threadIdx.x) __syncthreads(); else while (true) __nanosleep(1); }",
+        "k(int* x) { while (atomicAdd(x, 0) == 0); }",
+        "k(int* x) { if (threadIdx.x < 8) __syncwarp(0xffff); else while (atomicCAS(x, 1, 2) != 1); }",
+    ],
+)
+def test_threads_that_wait_in_vain_are_found(text):
+    with cuda_on_cpu.counted() as asked, pytest.raises(cp.cuda.driver.CUDADriverError, match="LAUNCH_FAILED"):
+        kernel(text)((1,), (64,), (cp.zeros(1, "i4"),))
+    assert "threads wait for what never comes" in asked.problems[0]
+    with pytest.raises(cp.cuda.runtime.CUDARuntimeError):  # nothing works after that, as on a device
+        cp.cuda.runtime.deviceSynchronize()
+
+
+@pytest.mark.parametrize("place", ["shared", "pool", "variable"])
+def test_memory_that_nobody_wrote_is_not_a_number(place):
+    x = cp.zeros(1 << 10, "f4")
+    del x  # its block is taken again
+    y = cp.empty(1 << 10, "f4")
+    if place != "pool":
+        declared = "extern __shared__ float s[];" if place == "shared" else "__shared__ float s[1];"
+        kernel(f"k(float* y) {{ {declared} y[threadIdx.x] = s[0]; s[0] = 0; }}")((2,), (1,), (y,), shared_mem=4)
+        y = y[:1]
+    assert np.isnan(y.get()).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "threads", "shared"), [("", 1025, 0), ("__launch_bounds__(32)", 64, 0), ("", 64, 50_000)]
+)
+def test_launches_beyond_limits_are_refused(options, threads, shared):
+    with cuda_on_cpu.counted() as asked, pytest.raises(cp.cuda.driver.CUDADriverError, match="INVALID_VALUE"):
+        kernel(f"{options} k() {{}}")((1,), (threads,), (), shared_mem=shared)
+    assert "beyond limits" in asked.problems[0]
+
+
+def test_shared_memory_beyond_the_default_is_asked_for():
+    run = kernel("k() {}")
+    run.max_dynamic_shared_size_bytes = 100_000
+    run((1,), (32,), (), shared_mem=100_000)
+    with cuda_on_cpu.configured(sm=75), pytest.raises(cp.cuda.driver.CUDADriverError, match="INVALID_VALUE"):
+        run.max_dynamic_shared_size_bytes = 100_000
+
+
+def test_a_cooperative_grid_beyond_the_device_is_refused():
+    run = kernel("k() {}", enable_cooperative_groups=True)
+    with pytest.raises(ValueError, match=r"exceeds the limit \(132\)"):
+        run((20, 20), (32,), ())
+
+
+def test_misaligned_words_are_found():
+    store = kernel(
+        'k(int* x) { asm volatile("st.global.v4.u32 [%0], {%1,%1,%1,%1};" :: "l"(x + 1), "r"(0), "r"(0), "r"(0), "r"(0)); }'
+    )
+    with cuda_on_cpu.counted() as asked, pytest.raises(cp.cuda.driver.CUDADriverError):
+        store((1,), (1,), (cp.zeros(8, "i4"),))
+    assert "16 bytes" in asked.problems[0]
+
+
+@pytest.mark.parametrize("line", ["x = 1;", 'asm volatile("no.such.instruction;");'])
+def test_texts_that_do_not_compile(line):
+    with pytest.raises(cp.cuda.compiler.CompileException):
+        kernel(f"k() {{ {line} }}").compile()
+
+
+# ---- streams
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_missing_event_is_found_where_streams_are_lazy(waits):
+    with cuda_on_cpu.configured(lazy=1):
+        a, one, two = cp.zeros(4), cp.cuda.Stream(non_blocking=True), cp.cuda.Stream(non_blocking=True)
+        cp.cuda.runtime.deviceSynchronize()
+        with one:
+            a += 1
+            event = one.record()
+        with two:
+            if waits:
+                two.wait_event(event)
+            b = a * 2
+            found = b.get().tolist()
+        cp.cuda.runtime.deviceSynchronize()
+    assert found == [2.0 if waits else 0.0] * 4
+
+
+def test_streams_that_block_wait_for_the_default_one():
+    with cuda_on_cpu.configured(lazy=1):
+        a, blocking = cp.zeros(4), cp.cuda.Stream()
+        a += 1
+        with blocking:
+            assert (a * 2).get().tolist() == [2.0] * 4
+
+
+def test_memory_of_another_device_is_found():
+    with cuda_on_cpu.configured(devices=2):
+        cp.cuda.runtime.setDevice(1)
+        try:
+            there = cp.cuda.runtime.malloc(64)
+        finally:
+            cp.cuda.runtime.setDevice(0)
+        with cuda_on_cpu.counted() as asked:
+            kernel("k(float* x) { x[0] = 1; }")((1,), (1,), (np.uint64(there),))
+    assert "memory of device 1 on device 0" in asked.problems[0]
+
+
+def test_idle_kernels_do_nothing():
+    a = cp.zeros(3)
+    with cuda_on_cpu.configured(idle=1), cuda_on_cpu.counted() as asked:
+        a += 1
+    assert (a.get().tolist(), asked.counts["launches"]) == ([0, 0, 0], 1)
+
+
+# ---- graphs
+
+
+def test_a_graph_does_what_was_captured_with_each_launch(stream):
+    a = cp.zeros(4)
+    a += 1
+    a *= 1
+    stream.begin_capture()
+    a += 1
+    a *= 2
+    graph = stream.end_capture()
+    assert a.get().tolist() == [1] * 4
+    with cuda_on_cpu.counted() as asked:
+        graph.launch(stream)
+        graph.launch(stream)
+    assert a.get().tolist() == [10] * 4
+    assert (asked.counts["graphs"], asked.counts["launches"], asked.problems) == (2, 0, [])
+
+
+@pytest.mark.parametrize("given_back", [True, False])
+def test_a_graph_is_not_launched_on_memory_that_was_given_back(stream, given_back):
+    a, y = cp.ones(4), cp.zeros(4)
+    cp.add(a, 1, y)
+    stream.begin_capture()
+    cp.add(a, 1, y)
+    graph = stream.end_capture()
+    if given_back:
+        del a
+        with pytest.raises(cp.cuda.runtime.CUDARuntimeError, match="IllegalAddress"):
+            graph.launch(stream)
+        a = cp.ones(4)  # of others, at the same place
+        with pytest.raises(cp.cuda.runtime.CUDARuntimeError, match="IllegalAddress"):
+            graph.launch(stream)
+    else:
+        graph.launch(stream)
+        assert y.get().tolist() == [2] * 4
+
+
+def test_memory_of_a_capture_that_others_get_is_found(stream):
+    a, y = cp.ones(4), cp.zeros(4)
+    cp.add(a * 2, a, y)
+    stream.begin_capture()
+    cp.add(a * 2, a, y)  # a * 2 went back to the pool, and the graph will write there
+    graph = stream.end_capture()
+    graph.launch(stream)
+    assert y.get().tolist() == [3] * 4
+    others = cp.zeros(4)
+    with pytest.raises(cp.cuda.runtime.CUDARuntimeError, match="IllegalAddress"):
+        graph.launch(stream)
+    del others
+    graph.launch(stream)
+
+
+def synchronize(stream):
+    stream.synchronize()
+
+
+def synchronize_all(stream):
+    cp.cuda.runtime.deviceSynchronize()
+
+
+def synchronize_event(stream):
+    stream.record().synchronize()
+
+
+def copy_at_once(stream):
+    cp.cuda.runtime.memcpy(cp.zeros(1).data.ptr, cp.zeros(1).data.ptr, 8, cp.cuda.runtime.memcpyDeviceToDevice)
+
+
+def malloc(stream):
+    cp.cuda.runtime.malloc(512)
+
+
+def wait_for_the_outside(stream):
+    stream.wait_event(OUTSIDE[0])
+
+
+OUTSIDE = []
+
+
+@pytest.mark.parametrize(
+    "call", [synchronize, synchronize_all, synchronize_event, copy_at_once, malloc, wait_for_the_outside]
+)
+def test_what_a_capture_refuses(stream, call):
+    OUTSIDE[:] = [cp.cuda.Stream(non_blocking=True).record()]
+    cp.zeros(1)
+    stream.begin_capture(cp.cuda.runtime.streamCaptureModeGlobal)
+    with cuda_on_cpu.counted() as asked, pytest.raises(cp.cuda.runtime.CUDARuntimeError, match="Capture"):
+        call(stream)
+    assert asked.problems
+    with pytest.raises(cp.cuda.runtime.CUDARuntimeError, match="CaptureInvalidated"):
+        stream.end_capture()
+
+
+def test_a_module_that_is_loaded_in_a_capture_is_a_problem(stream):
+    a = cp.zeros(1, "f4")
+    stream.begin_capture(cp.cuda.runtime.streamCaptureModeRelaxed)
+    with cuda_on_cpu.counted() as asked:
+        kernel("k(float* x) { x[0] = 7; }")((1,), (1,), (a,))
+    stream.end_capture()
+    assert asked.problems == ["a module is loaded in a capture"]
+
+
+# ---- what comes from CuPy
+
+
+def test_kernels_are_kept_between_runs(tmp_path):
+    kernel = "import cupy; cupy.RawKernel('extern \"C\" __global__ void kept() {}', 'kept').compile()"
+    for seed in "01":
+        run = subprocess.run([sys.executable, "-c", kernel], env={**os.environ, "CUPY_CACHE_DIR": str(tmp_path)})
+        assert run.returncode == 0
+        kept = [(path, path.stat().st_mtime_ns) for path in tmp_path.iterdir()]
+        assert len(kept) == 1
+        assert seed == "0" or kept == before
+        before = kept
+
+
+def test_accelerators_with_machine_code_are_off():
+    assert cp._core.get_reduction_accelerators() == cp._core.get_routine_accelerators() == []

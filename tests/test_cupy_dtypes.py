@@ -1,0 +1,231 @@
+"""Every layer, block, stack and model on CuPy in every dtype, with lengths and without, beside NumPy in float64.
+
+Passes, steps, steps of training, in mixed precision too, and CUDA graphs: dtypes are kept, the host waits only where it
+is to, and numbers are those of NumPy but for rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests import cuda_on_cpu, gpu
+from tests.layers import EVERY, input_of
+from tests.test_interop_nxai import NXAI
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import HALVES, dtype_name
+from xlstm.data import Windows
+from xlstm.interop import nxai
+from xlstm.layers.sequence import SequenceLayer
+from xlstm.models import SequenceModel
+from xlstm.training import Step, optimizers
+from xlstm.training.precision import Mixed
+
+gpu.needed()
+
+# Differences are shares of norms, at most so many times the gap between 1 and the next number of the dtype: values are
+# rounded many times, and partly cancel. Beside halves sums, gates and states of an mLSTM are float32.
+ROUNDINGS = {"float64": 1024, "float32": 1024, "float16": 48, "bfloat16": 48}
+GAPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+TOLERANCE = {dtype: ROUNDINGS[dtype] * gap for dtype, gap in GAPS.items()}
+LENGTHS = [9, 0, 5]
+WIDE = xlstm.xLSTMStack(16, 2, [1], 2)
+LAYERS = [
+    *EVERY,
+    xlstm.LSTM(6, 40),
+    xlstm.LSTM(5, 12, layer_norm=True),
+    xlstm.LSTM(5, 12, proj_size=4),
+    xlstm.GRU(5, 12, reset_after=False),
+    xlstm.mLSTM(6, 16, 2, num_heads=2, qk_size=8, chunk_size=4),
+    xlstm.mLSTM(6, 16, num_heads=2, chunk_size=4, eps=0.1, forget_gate="exponential"),
+    WIDE,
+    xlstm.xLSTMLarge(16, 2, 2, eps=1e-6, norm_eps=0.01),
+]
+MODELS = [layer for layer in EVERY if isinstance(layer, SequenceModel | xlstm.xLSTMLanguageModel)]
+
+
+def flat(state):
+    """The arrays of a state."""
+    return [a for part in state for a in (flat(part) if isinstance(part, tuple) else [part])]
+
+
+def close(found, expected, tolerance, name):
+    """Compare arrays by the norm of their difference."""
+    assert found.shape == expected.shape, name
+    finite = np.isfinite(expected)
+    assert np.array_equal(np.isfinite(found), finite), name
+    a, b = found[finite].astype("float64"), expected[finite]
+    assert np.linalg.norm(a - b) <= tolerance * max(np.linalg.norm(b), 1e-2), name
+
+
+def drawn(layer, dtype, rng):
+    """Parameters, and x, of numbers that the dtype has, in float64."""
+    low, exact = (xlstm.backend("cupy", dtype=name) for name in (dtype, "float64"))
+
+    def rounded(a):
+        return to_numpy(exact.asarray(low.asarray(a), "float64"))
+
+    # At first gates are closed, and all that they let through is noise.
+    params = {name: 0 * p if name.endswith("gates.b") else p for name, p in layer.draw(rng).items()}
+    params = {name: rounded(p + 0.1 * rng.standard_normal(p.shape)) for name, p in params.items()}
+    x = input_of(layer, xlstm.backend("numpy", dtype="float64"), rng, 9, 3)
+    return params, x if x.dtype.kind == "i" else rounded(x)
+
+
+def there(be, a):
+    """An array of the dtype of a backend; tokens stay what they are."""
+    return be.xp.asarray(a) if a.dtype.kind == "i" else be.asarray(a)
+
+
+def both(dtype, run):
+    """Results by name in a dtype on CuPy, and in float64 on NumPy; those of `own` are to keep the dtype."""
+    backends = xlstm.backend("cupy", dtype=dtype), xlstm.backend("numpy", dtype="float64")
+    (own, other), (exact, more) = (run(be) for be in backends)
+    assert {dtype_name(a.dtype) for a in own.values()} == {dtype}
+    assert {dtype_name(a.dtype) for a in other.values()} <= {dtype, "float32" if dtype in HALVES else dtype}
+    for name, a in (own | other).items():
+        close(to_numpy(a), (exact | more)[name], TOLERANCE[dtype], name)
+
+
+@contextlib.contextmanager
+def without_waiting():
+    """The host neither waits for the device nor reads from it."""
+    with contextlib.nullcontext() if cuda_on_cpu.missing() else cuda_on_cpu.counted(names=True) as found:
+        yield
+    assert found is None or not (found.counts["sync"] or found.counts["to_host"]), found.names
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
+def test_passes(layer, lengths, dtype, rng):
+    if lengths and not isinstance(layer, SequenceLayer):
+        pytest.skip("it has no time")
+    params, x = drawn(layer, dtype, rng)
+    seed = rng.integers(1000)
+
+    def run(be):
+        p, given = {name: there(be, a) for name, a in params.items()}, there(be, x)
+        options, other = (
+            ({"train": False, "keep": True, "lengths": lengths}, {}) if isinstance(layer, SequenceLayer) else ({}, {})
+        )
+        layer.forward(p, given, **options)  # once compiled
+        with without_waiting() if be.name == "cupy" else contextlib.nullcontext():
+            y, *end, saved = layer.forward(p, given, **options)
+        dy = be.asarray(np.random.default_rng(seed).standard_normal(y.shape))
+        layer.backward(p, saved, dy)
+        with without_waiting() if be.name == "cupy" else contextlib.nullcontext():
+            grads, dx, *start = layer.backward(p, saved, dy)
+        for name, state in (("state", end), ("dstate", start)):
+            other |= {f"{name} {k}": a for k, a in enumerate(flat(state))}
+        return {"y": y, **grads} | ({} if dx is None else {"dx": dx}), other
+
+    both(dtype, run)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    "layer",
+    [layer for layer in LAYERS if isinstance(layer, SequenceLayer) and layer.directions == ("",)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_steps(layer, dtype, rng):
+    params, x = drawn(layer, dtype, rng)
+    x = x.swapaxes(0, 1) if getattr(layer, "batch_first", False) else x
+
+    def run(be):
+        p, state, found = {name: there(be, a) for name, a in params.items()}, None, {}
+        given = [there(be, np.ascontiguousarray(one)) for one in x[:4]]
+        for k, one in enumerate(given):
+            with without_waiting() if be.name == "cupy" and k > 1 else contextlib.nullcontext():
+                found[f"y {k}"], state = layer.step(p, one, state)
+        return found, {f"state {k}": a for k, a in enumerate(flat(state))}
+
+    both(dtype, run)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: type(getattr(model, "layer", model)).__name__)
+def test_steps_of_training(model, lengths, dtype, rng):
+    """Halves are those of mixed precision; a graph gives the bits of the step that was captured."""
+    x = input_of(
+        replace(model, batch_first=True) if hasattr(model, "batch_first") else model,
+        xlstm.backend("numpy", dtype="float64"),
+        rng,
+        9,
+        3,
+    )
+    x = x if x.dtype.kind == "i" else x.swapaxes(0, 1) if x.shape[0] == 9 else x
+    last = getattr(model, "last", False)
+    target = (
+        rng.integers(0, 7, x.shape)
+        if x.dtype.kind == "i"
+        else rng.standard_normal((3, model.output_size) if last else (3, 9, model.output_size))
+    )
+    data = Windows(x, target, every_step=not last, batch_size=3, lengths=lengths and np.maximum(lengths, 1))
+    (batch,) = data.batches()
+    wide, precision = ("float32", Mixed(dtype, 1024.0)) if dtype in HALVES else (dtype, None)
+
+    def run(name, kind, precision=None, **options):
+        step = Step(model, optimizers.sgd(0.1), precision=precision, **options)
+        state, found = step.init(model.init(0, xlstm.backend(name, dtype=kind)), 1), []
+        for _ in range(4):
+            before = {key: to_numpy(p) for key, p in state.params.items()}
+            state, how = step(state._replace(carried=None), batch)
+            found.append(({key: to_numpy(p) - before[key] for key, p in state.params.items()}, float(how.loss)))
+        assert {dtype_name(p.dtype) for p in state.params.values()} == {kind}
+        return found, state
+
+    found, _ = run("cupy", wide, precision)
+    expected, _ = run("numpy", "float64")
+    captured, state = run("cupy", wide, precision, graph=True)
+    assert state.graphs.captured
+    moved, exact = (np.concatenate([a.ravel() for a in one[0][0].values()]) for one in (found, expected))
+    close(moved, exact, TOLERANCE[dtype], "the first update")
+    assert found[0][1] == pytest.approx(expected[0][1], rel=TOLERANCE[dtype])
+    for (one, loss), (other, same) in zip(found, captured, strict=True):
+        assert loss == same
+        for name, a in one.items():
+            np.testing.assert_array_equal(a, other[name], err_msg=name)
+
+
+def test_the_state_of_an_mlstm_is_float32():
+    """A sum over many steps would lose what is added to it late."""
+    be = xlstm.backend("cupy", dtype="bfloat16")
+    layer = xlstm.mLSTM(4, 16, num_heads=2)
+    params = layer.init(0, be)
+    params["0.b"][-2:] = 50.0  # nothing is forgotten
+    x = be.asarray(np.ones((600, 1, 4)))
+    _, whole = layer(params, x)
+    state = None
+    for k in range(600):
+        _, state = layer.step(params, x[k], state)
+    assert {dtype_name(a.dtype) for a in (*whole, *state)} == {"float32"}
+    for k, (a, b) in enumerate(zip(state, whole, strict=True)):
+        close(to_numpy(a), to_numpy(b), 0.01, f"state {k}")
+    low = tuple(be.asarray(to_numpy(a)) for a in whole)
+    with pytest.raises(TypeError, match="mLSTM: state C has dtype bfloat16, expected float32, as it is summed up"):
+        layer(params, x, low)
+
+
+def test_a_checkpoint_in_bfloat16(tmp_path):
+    """It is written, read and run as bfloat16, and writes what its float32 numbers write."""
+    pytest.importorskip("torch")
+    be = xlstm.backend("cupy", dtype="bfloat16")
+    model, params = nxai.load(NXAI / "large.safetensors", backend="cupy", dtype="bfloat16")
+    assert {dtype_name(p.dtype) for p in params.values()} == {"bfloat16"}
+    nxai.save(tmp_path, model, params)
+    again, same = nxai.load(tmp_path, backend=be)
+    assert again == model
+    assert all(np.array_equal(to_numpy(same[name]), to_numpy(p)) for name, p in params.items())
+    wide = {name: xlstm.backend("cupy").asarray(to_numpy(p)) for name, p in params.items()}
+    tokens = be.xp.asarray(np.arange(12).reshape(2, 6) % model.vocab_size)
+    logits, exact = (to_numpy(model(p, tokens)[0]) for p in (params, wide))
+    close(logits, exact, 0.1, "logits")
+    written, _ = model.generate(params, [[1, 2, 3]], 4)
+    assert written.shape == (1, 7)

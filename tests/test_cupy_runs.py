@@ -1,0 +1,267 @@
+"""Training, mixed precision, estimators, and the programs of `bench` that need a GPU, on CuPy."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import itertools
+import json
+import os
+import runpy
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests import gpu
+from tests.test_cupy_kernels import BARRIERS
+from xlstm.arrays.convert import to_numpy
+from xlstm.data import Streams
+from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, Settings, TextModel
+from xlstm.training import optimizers, train
+from xlstm.training.callbacks import Clip
+
+gpu.needed()
+
+WAVE = np.sin(np.arange(120) / 5)
+VERSE = "to be or not to be, that is the question:\n" * 10
+
+
+@pytest.mark.parametrize("model", [xlstm.xLSTMStack(8, 2, [1], 2), xlstm.xLSTMLarge(8, 1, 2)], ids=["stack", "large"])
+def test_a_language_model_trains_and_writes_as_on_numpy(model):
+    model = xlstm.xLSTMLanguageModel(model, 7)
+    tokens, found = np.arange(201) % 7, {}
+    data = Streams(tokens[:-1], tokens[1:], 4, 10)
+    for name in ("cupy", "numpy"):
+        be = xlstm.backend(name, dtype="float64")
+        trained = train(model, model.init(0, be), data, optimizers.adamw(0.01), epochs=2, callbacks=[Clip(1.0)])
+        written, _ = model.generate(trained.params, be.asarray([[1, 2, 3]]), 4, temperature=0.0)
+        found[name] = trained.params, written.tolist()
+    assert found["cupy"][1] == found["numpy"][1]
+    for name, p in found["numpy"][0].items():
+        np.testing.assert_allclose(to_numpy(found["cupy"][0][name]), p, rtol=1e-6, atol=1e-9, err_msg=name)
+
+
+def forecaster(backend):
+    return Forecaster(Settings(epochs=1, hidden_size=4), backend=backend).fit(WAVE).predict(WAVE)
+
+
+def classifier(backend):
+    X, y = WAVE.reshape(20, 6), np.arange(20) % 2
+    return SequenceClassifier(hidden_size=4, epochs=2, backend=backend).fit(X, y).predict_proba(X)
+
+
+def regressor(backend):
+    X = WAVE.reshape(20, 6)
+    return SequenceRegressor(hidden_size=4, epochs=2, backend=backend).fit(X, X.sum(axis=1)).predict(X)
+
+
+def text(backend):
+    options = {"hidden_size": 8, "embedding_size": 4, "steps": 3, "batch_size": 2, "length": 10}
+    return np.array([TextModel(**options, backend=backend).fit(VERSE).nats(VERSE)])
+
+
+@pytest.mark.parametrize("estimate", [forecaster, classifier, regressor, text])
+def test_estimators_give_what_they_give_on_numpy(estimate):
+    np.testing.assert_allclose(estimate("cupy"), estimate("numpy"), rtol=2e-3, atol=2e-4)
+
+
+def small(monkeypatch):
+    """Sizes of the programs with which they run in seconds."""
+    from bench import barriers, choices, cudnn, events, language, mlstm, rows, sanitized
+    from tests import parity, parity_paths
+
+    gpu.timed_as_a_card(monkeypatch)
+    for name in "NDV":
+        monkeypatch.setattr(choices, name, 16)
+    for name, value in (BARRIERS | {"GRIDS": (2,)}).items():
+        monkeypatch.setattr(barriers, name, value)
+    monkeypatch.setattr(barriers, "CLUSTERS", (1, 2))
+    monkeypatch.setattr(cudnn, "SHAPES", ((3, 2, 6),))
+    monkeypatch.setattr(cudnn, "PRECISIONS", {name: cudnn.PRECISIONS[name] for name in ("TF32", "bf16")})
+    monkeypatch.setattr(mlstm, "PRECISIONS", {name: mlstm.PRECISIONS[name] for name in ("TF32", "fp16")})
+    monkeypatch.setattr(language, "PRECISIONS", {**mlstm.PRECISIONS, "fp32": "float32"})
+    monkeypatch.setattr(mlstm, "SHAPES", ((2, 2, 20, 4, 6),))
+    monkeypatch.setattr(language, "STEPS", ((2, 5, 8, 11),))
+    monkeypatch.setattr(language, "TEXTS", ((1, 8, 11),))
+    monkeypatch.setattr(language, "WRITTEN", ("fp32", "fp16"))
+    monkeypatch.setattr(language, "TOKENS", 2)
+    monkeypatch.setattr(rows, "LONGEST", 0.0)
+    monkeypatch.setattr(events, "BLOCK", 0.0)
+    monkeypatch.setattr(events, "LONGEST", 0.0)
+    monkeypatch.setattr(sanitized, "WIDTHS", (6,))
+    monkeypatch.setattr(sanitized, "WAYS", {path: ways[:1] for path, ways in sanitized.WAYS.items()})
+    every = sanitized.layers
+    few = ("LSTM, recomputed", "RNN", "sLSTM")
+    monkeypatch.setattr(sanitized, "layers", lambda H: {n: layer for n, layer in every(H).items() if n in few})
+    monkeypatch.setattr(parity, "FUNCTIONS", {n: parity.FUNCTIONS[n] for n in ("linear", "RNN")})
+    monkeypatch.setattr(parity, "WIDE", {})
+    monkeypatch.setattr(parity_paths, "DTYPES", {path: dtypes[:1] for path, dtypes in parity_paths.DTYPES.items()})
+
+
+def program(monkeypatch, name, *arguments):
+    """Run the main function of a module as from the command line; its exit status."""
+    module = importlib.import_module(name)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    return module.main()
+
+
+def kernel(q, k, v, i, f, autocast_kernel_dtype):
+    """The heads of an mLSTM in PyTorch, all steps at once, in the place of a published kernel."""
+    import torch
+
+    sums = torch.nn.functional.logsigmoid(f).cumsum(-1)
+    gates = (sums[..., :, None] - sums[..., None, :] + i[..., None, :]).masked_fill(
+        torch.ones(f.shape[-1], f.shape[-1]).triu(1).bool(), -torch.inf
+    )
+    most = gates.amax(-1, keepdim=True).detach()
+    scores = q @ k.mT / q.shape[-1] ** 0.5 * torch.exp(gates - most)
+    return scores @ v / torch.maximum(scores.sum(-1, keepdim=True).abs(), torch.exp(-most))
+
+
+def test_the_gpu_check(monkeypatch, tmp_path, capsys):
+    """Its parts but the tests, which are these, one after the other in this process."""
+    from bench import cudnn, language, mlstm
+    from bench import gpu as bench_gpu
+
+    small(monkeypatch)
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for module in (cudnn, mlstm):
+        monkeypatch.setattr(module, "measure", functools.partial(module.measure, device="cpu"))
+    monkeypatch.setattr(cudnn.Torch, "captured", lambda peer: peer.eager)
+    published = SimpleNamespace(mlstm_chunkwise__xl_chunk=kernel)
+    monkeypatch.setitem(sys.modules, "mlstm_kernels.torch.chunkwise", published)
+
+    def here(argv, seconds, environment):
+        if argv[1] in ("pytest", "xlstm", "bench.sanitize"):
+            return bench_gpu.OK, ""
+        arguments = [a if before != "--processes" else "1" for before, a in itertools.pairwise(argv[1:])]
+        return (bench_gpu.FAILED if program(monkeypatch, argv[1], *arguments) else bench_gpu.OK), "ran"
+
+    monkeypatch.setattr(bench_gpu.check, "__defaults__", (here, bench_gpu.check.__defaults__[1]))
+    monkeypatch.setattr(
+        bench_gpu, "PARTS", [part._replace(most=1e6) for part in bench_gpu.PARTS]
+    )  # a busy machine is slow
+    assert program(monkeypatch, "bench.gpu", "--output", str(tmp_path), "--seconds", "1e6") == 0, (
+        capsys.readouterr().out
+    )
+    record = json.loads((tmp_path / "gpu-cuda-on-the-cpu.json").read_text())
+    assert [part["result"] for part in record["parts"]] == [bench_gpu.OK] * 11
+    assert "numpy" in record["machine"]["packages"]
+    assert "2" in record["barriers"]["grid"]
+    for part, count in {"choices": 8, "cudnn": 10, "mlstm": 4, "language": len(language.cases())}.items():
+        assert len(record[part]["rows"]) == count
+        assert not [row for row in record[part]["rows"] if "error" in row]
+        assert record[part]["left out"] == []
+    for row in record["mlstm"]["rows"]:
+        assert list(row["seconds"]) == ["xlstm", "xl_chunk"]
+        assert row["difference"] < 1e-2
+        assert row["missing"] == {"limit_chunk": "mlstm_kernels has no mlstm_chunkwise__limit_chunk; it needs Triton"}
+    for row in record["language"]["rows"]:
+        assert row["tokens a second"] > 0
+        assert not row["losses"] or row["losses"][1] < row["losses"][0]
+    said = capsys.readouterr().out
+    assert "2, across the grid" in said
+    assert "forward + backward by each path" in said
+    assert json.loads((tmp_path / "gpu-cuda-on-the-cpu-parity.json").read_text())["left out"] == []
+
+
+def test_what_the_sanitizer_runs(monkeypatch, capsys):
+    from bench import sanitized
+
+    assert set(sanitized.layers(6)) == {*sanitized.layers(5), "sLSTM"}
+    small(monkeypatch)
+    with gpu.counted() as counted:
+        assert program(monkeypatch, "bench.sanitized") == 0
+    said = capsys.readouterr().out
+    for path in sanitized.WAYS:
+        assert sum(f"H=6, {path}, " in line for line in said.splitlines()) == 3
+    assert "ran: mLSTM, H=40, float64" in said
+    assert "16 layers ran" in said
+    asked = counted.places()
+    for kernel in ("forward", "slim", "lean", "backward", "again_step"):
+        assert f"xlstm_{kernel} " in asked
+
+
+def test_a_selection_of_what_the_sanitizer_runs(monkeypatch, capsys):
+    small(monkeypatch)
+    assert program(monkeypatch, "bench.sanitized", "--paths", "pointwise", "mlstm", "--widths", "5", "8") == 0
+    ran = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ran: ")]
+    assert len(ran) == 5 + 2  # two cells with 5 units and three with 8, and an mLSTM with 8 in two dtypes
+    assert all("pointwise" in line or "mLSTM, H=8" in line for line in ran)
+    for wrong in ("0", "-3", "many"):
+        with pytest.raises(SystemExit):
+            program(monkeypatch, "bench.sanitized", "--widths", wrong)
+        assert f"{wrong} is no number of units, expected 1 or more" in capsys.readouterr().err
+
+
+# It runs what it is given to run, and sums up as the real one does.
+SANITIZER = """#!{python}
+import subprocess, sys
+at = sys.argv.index({python!r})
+assert sys.argv[1:at] == ["--tool", "racecheck", "--error-exitcode", "99", "--target-processes", "all"]
+print("========= COMPUTE-SANITIZER")
+code = subprocess.run(sys.argv[at:]).returncode
+{found}
+sys.exit(code)
+"""
+HAZARD = "Error: Race reported between Write access at xlstm_forward_step+0x4d0 and Read access at xlstm_forward_step"
+
+
+@pytest.mark.parametrize(("found", "status"), [(0, 0), (1, 1)])
+def test_the_sanitizer(monkeypatch, tmp_path, capsys, found, status):
+    gpu.timed_as_a_card(monkeypatch)
+    lines = [*[f"========= {HAZARD}"] * found, f"========= RACECHECK SUMMARY: {found} hazards displayed"]
+    said = "; ".join(["sys.stdout.flush()", *(f"print({line!r})" for line in lines)])
+    path = tmp_path / "compute-sanitizer"
+    path.write_text(SANITIZER.format(python=sys.executable, found=said))
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    selected = ("--paths", "pointwise", "--widths", "3", "--output", str(tmp_path / "kept"))
+    assert program(monkeypatch, "bench.sanitize", "--tools", "racecheck", *selected) == status
+    where = " (xlstm_forward_step 1)" if found else ""
+    assert f"racecheck: {found} findings{where}; 10 layers ran" in capsys.readouterr().out
+    kept = (tmp_path / "kept" / "sanitize-racecheck.txt").read_text()
+    assert "ran: GRU, H=3, pointwise, float16" in kept
+
+
+def test_the_main_job(monkeypatch, tmp_path):
+    monkeypatch.setenv("XLSTM_CUDA_PATH", "pointwise")  # whose threads wait for nobody, which takes less time here
+    monkeypatch.setattr(
+        sys, "argv", ["xlstm", "train", "--backend", "cupy", "--epochs", "1", "--output", str(tmp_path / "run")]
+    )
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("xlstm", run_name="__main__")
+    assert not ended.value.code
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["layers", "lengths", "inference"])
+def test_times_of_layers(monkeypatch, tmp_path, name):
+    from xlstm.cli import timing
+
+    gpu.timed_as_a_card(monkeypatch)
+    monkeypatch.setattr(timing.interleave, "__defaults__", (1, 0.0, timing.interleave.__defaults__[-1]))
+    for sizes in ("SHAPES", "LARGE", "GPU_SHAPES"):
+        monkeypatch.setattr(f"bench.{name}.{sizes}", [(3, 2, 4, 5)] if sizes == "GPU_SHAPES" else [], raising=False)
+    results = tmp_path / "results.json"
+    program(monkeypatch, f"bench.{name}", "--backend", "cupy", "--rounds", "1", "--json", str(results))
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert lines
+    assert all("no CUDA device" in line["missing"]["cuDNN"] for line in lines)
+
+
+def test_tasks(monkeypatch, tmp_path):
+    from bench import tasks
+    from tests.test_bench_tasks import SMALL
+
+    monkeypatch.setattr(tasks, "RECIPES", {"recall": SMALL})
+    monkeypatch.setitem(tasks.TASKS, "recall", replace(tasks.TASKS["recall"], tests=(64, 72)))
+    results = tmp_path / "results.json"
+    arguments = ("--backend", "cupy", "--only", "recall", "--models", "mixed", "--json", str(results))
+    program(monkeypatch, "bench.tasks", *arguments)
+    assert json.loads(results.read_text())["results"]["steps"] == SMALL.steps

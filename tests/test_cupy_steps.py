@@ -1,0 +1,558 @@
+"""Steps of training whose decisions a GPU makes, on the stand-in for CuPy: with and without a wait, the same bits."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests import gpu
+from xlstm.arrays import constants
+from xlstm.arrays.convert import BackendError, to_numpy
+from xlstm.data import Streams, Windows
+from xlstm.engines.cuda import engine
+from xlstm.models.sequence import SequenceModel
+from xlstm.recurrence import packing
+from xlstm.training import Callback, Clip, ReduceOnPlateau, Step, decisions, graphs, losses, optimizers, step, train
+from xlstm.training.folder import Folder
+from xlstm.training.precision import Mixed
+
+cupy = gpu.needed()
+
+
+def windows(count=8, T=3, wrong=None):
+    rng = np.random.default_rng(0)
+    x, target = rng.standard_normal((count, T, 2)), rng.standard_normal((count, T, 3))
+    if wrong is not None:
+        target[wrong] = 3e38  # its square is not finite in float32
+    return Windows(x, target, every_step=True, batch_size=2)
+
+
+def tokens():
+    given = np.arange(49) % 7
+    return Streams(given[:-1], given[1:], 2, 6)
+
+
+LSTM = SequenceModel(xlstm.LSTM(2, 4, 2, dropout=0.25), 3)
+LANGUAGE = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(8, 2, [1], 2), 7)
+ADAM = optimizers.by_name({"head.b": optimizers.sgd(lambda step: 0.1 / (1 + step), 0.9)}, optimizers.adam(1e-2))
+CASES = {
+    "Adam, dropout": (LSTM, windows(), ADAM, {}),
+    "clipping": (LSTM, windows(), ADAM, {"callbacks": [Clip(norm=0.1, value=0.05)]}),
+    "accumulated": (LSTM, windows(), ADAM, {"accumulate": 2}),
+    "float16": (LSTM, windows(), ADAM, {"precision": Mixed("float16", 2.0**24, every=2), "callbacks": [Clip(1.0)]}),
+    "float16, accumulated": (LSTM, windows(), ADAM, {"precision": Mixed("float16", 2.0**20, 1.5), "accumulate": 2}),
+    "bfloat16": (LSTM, windows(), optimizers.rmsprop(1e-3, momentum=0.5), {"precision": Mixed("bfloat16")}),
+    "language model": (LANGUAGE, tokens(), optimizers.adamw(1e-2), {"callbacks": [Clip(1.0)]}),
+}
+
+
+@pytest.fixture
+def backend():
+    return xlstm.backend("cupy")
+
+
+def arrays(state):
+    """All arrays of a state on the host, and its numbers."""
+    slots = {f"{slot} {name}": a for slot, moments in state.moments.slots.items() for name, a in moments.items()}
+    sums = {f"sum of {name}": a for name, a in (state.sums or {}).items()}
+    found = {name: to_numpy(a) for name, a in (state.params | slots | sums).items()}
+    return found, (state.moments.step, state.scaling, state.weight, state.batches, state.updates)
+
+
+def taken(made, data, params, epochs=1):
+    """The state after all batches, and the losses, norms and updates."""
+    state, found = made.init(params, seed=1), []
+    for _ in range(epochs):
+        for k, batch in enumerate(data.batches()):
+            state, how = made(state._replace(carried=None) if k == 0 else state, batch)
+            found.append(how)
+    return made.settle(state), [[float(a) for a in how] for how in found]
+
+
+def masks(state):
+    return state.masks.bit_generator.state
+
+
+def all_steps(made, params, data, seen=lambda k: None):
+    """Take a step with each batch."""
+    state = made.init(params)
+    for k, batch in enumerate(data.batches(), 1):
+        state, _ = made(state, batch, f"step {k}")
+        seen(k)
+
+
+def same_arrays(one, two):
+    assert one.keys() == two.keys()
+    for name, a in one.items():
+        np.testing.assert_array_equal(to_numpy(a), to_numpy(two[name]), err_msg=name)
+
+
+def same(found, expected):
+    (state, steps), (other, others) = found, expected
+    np.testing.assert_array_equal(steps, others)
+    (one, numbers), (two, expected_numbers) = arrays(state), arrays(other)
+    assert numbers == expected_numbers
+    same_arrays(one, two)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_device_decides_as_the_host_does(backend, case):
+    """Decisions of the host, those of the device with a wait for each step, and without one."""
+    model, data, optimizer, options = CASES[case]
+    params = model.init(0, backend)
+    host = taken(Step(model, optimizer._replace(parts=None), **options), data, params)
+    same(taken(Step(model, optimizer, **options), data, params), host)
+    same(taken(Step(model, optimizer, wait=False, **options), data, params), host)
+    if case.startswith("float16"):
+        assert any(not updated for *_, updated in host[1])  # some steps were left out
+
+
+@pytest.mark.parametrize("wait", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_captured_steps_have_the_same_bits(backend, case, wait):
+    model, data, optimizer, options = CASES[case]
+    params = model.init(0, backend)
+    found = taken(Step(model, optimizer, wait=wait, graph=True, **options), data, params, epochs=2)
+    same(found, taken(Step(model, optimizer, **options), data, params, epochs=2))
+    graphs = found[0].graphs
+    assert len(graphs.captured) == (2 if "accumulated" in case or model is LANGUAGE else 1)
+    same_arrays(params, model.init(0, backend))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_steps_in_other_dtypes_and_on_another_device(dtype):
+    with cupy.cuda.Device(1):
+        params = LSTM.init(0, xlstm.backend("cupy", dtype=dtype))
+        host = taken(Step(LSTM, ADAM._replace(parts=None)), windows(), params)
+        same(taken(Step(LSTM, ADAM), windows(), params), host)
+        found = taken(Step(LSTM, ADAM, graph=True), windows(), params)
+        same(found, host)
+        assert len(found[0].graphs.captured) == 1
+    assert {p.device.id for p in found[0].params.values()} == {1}
+
+
+def test_a_step_without_a_wait_does_not_wait(backend):
+    made = Step(LSTM, ADAM, wait=False, callbacks=[Clip(1.0)])
+    state, batch = made.init(LSTM.init(0, backend)), next(iter(windows().batches()))
+    state, _ = made(state, batch)
+    with gpu.counted() as found:
+        for _ in range(3):
+            state, how = made(state, batch)
+    assert (found.waits, found.to_host) == (0, 0)
+    with gpu.counted() as found:
+        assert float(how.loss) > 0
+    assert (found.waits, found.to_host) == (1, 1)
+
+
+def test_a_replay_is_one_launch(backend):
+    """Beside it: the batch, the optimiser's numbers and the generator's states on their way, and how the step went."""
+    for wait in (True, False):
+        made = Step(LSTM, ADAM, wait=wait, graph=True, callbacks=[Clip(1.0)])
+        state, batch = made.init(LSTM.init(0, backend)), next(iter(windows().batches()))
+        for _ in range(3):
+            state, _ = made(state, batch)
+        with gpu.counted() as found:
+            state, _ = made(state, batch)
+        assert (found.to_device, found.launches, found.products) == (4, 5 + (not wait), 0), found.places()
+        assert (found.to_host, found.waits) == (wait, wait)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("options", [{}, {"precision": Mixed("float16")}, {"accumulate": 3}], ids=str)
+def test_a_loss_that_is_not_finite_stops_training_later(backend, monkeypatch, options, graph):
+    """Nothing changes after it; the step is taken again with its own masks, and has the error of one that waits."""
+    data, params, explained, watched = windows(12, wrong=6), LSTM.init(0, backend), [], Step._watched
+    monkeypatch.setattr(Step, "_watched", lambda made, *a: (explained.append(masks(a[0])), watched(made, *a))[1])
+    made = Step(LSTM, ADAM, wait=False, graph=graph, **options)
+    state = made.init(params)
+    for k, batch in enumerate(data.batches(), 1):
+        if k == 4:
+            last, before = arrays(state._replace(sums=None))[0], masks(state)
+        state, _ = made(state, batch, f"step {k}")
+    there = arrays(state)[0]
+    same_arrays({name: there[name] for name in last}, last)
+    with pytest.raises(FloatingPointError, match=r"^step 4: loss is inf, .*(not finite|overflows)") as later:
+        made.settle(state)
+    assert explained == [before]
+    waiting = Step(LSTM, ADAM, **options)
+    with pytest.raises(FloatingPointError) as at_once:
+        all_steps(waiting, params, data)
+    assert str(later.value) == str(at_once.value)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_the_state_of_the_model_stays_as_well(backend, graph):
+    """A step that cannot be taken leaves the state that it began with, from which its error is found."""
+    target = np.zeros((40, 3))
+    target[32] = 3e38
+    data = Streams(np.sin(np.arange(40.0))[:, None], target, 2, 4)
+    model = SequenceModel(xlstm.LSTM(1, 4), 3)
+    made = Step(model, ADAM, wait=False, graph=graph)
+    state, carried = made.init(model.init(0, backend)), []
+    for k, batch in enumerate(data.batches(), 1):
+        carried.append([] if state.carried is None else [to_numpy(a) for a in state.carried])
+        state, _ = made(state, batch, f"step {k}")
+    assert len(carried) == 5
+    for a, b in zip(state.carried, carried[3], strict=True):
+        np.testing.assert_array_equal(to_numpy(a), b)
+    with pytest.raises(FloatingPointError, match=r"^step 4: loss is inf"):
+        made.settle(state)
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": Mixed("float16")}, {"accumulate": 2}], ids=str)
+@pytest.mark.parametrize("fresh", [True, False])
+def test_training_goes_on_after_a_batch_that_is_left_out(backend, options, fresh):
+    """The state before a step that could not be taken is good for the next one, also where graphs change its arrays."""
+    batches, found = [batch._replace(fresh=fresh) for batch in windows(24, wrong=[0, 5, 12, 13, 20]).batches()], []
+    for graph in (False, True):
+        made, how, errors = Step(SequenceModel(xlstm.LSTM(2, 4), 3), ADAM, graph=graph, **options), [], []
+        state = made.init(made.model.init(0, backend))
+        for k, batch in enumerate(batches):
+            try:
+                state, one = made(state, batch, f"step {k}")
+                how.append(one)
+            except FloatingPointError as error:
+                errors.append(str(error))
+        found.append((state, how, errors))
+    (state, how, errors), (other, others, expected) = found[1], found[0]
+    assert errors == expected
+    assert [error.split(":")[0] for error in errors] == [f"step {k}" for k in (0, 2, 6, 10)]
+    same((state, how), (other, others))
+    assert state.graphs.captured
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_step_that_could_not_be_taken_is_not_forgotten(backend, wait):
+    """Without waits the steps after it were not taken either, so that its error comes again."""
+    made = Step(LSTM, ADAM, wait=False, graph=True)
+    state, batch = made.init(LSTM.init(0, backend)), next(iter(windows(wrong=0).batches()))
+    state, _ = made(state, batch, "step 1")
+    other = Step(LSTM, ADAM, wait=wait, graph=True)
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match=r"^step 1: "):
+            other.settle(state) if not wait else other(state, batch, "step 2")
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_no_number_before_the_first_is_picked(backend, graph):
+    """After a step that could not be taken the host counts updates that the device does not."""
+    made, rows = Step(LSTM, ADAM, wait=False, graph=graph), []
+    state = made.init(LSTM.init(0, backend))
+    for batch in windows(12, wrong=2).batches():
+        state, _ = made(state, batch)
+        rows.append(decisions.read(state.board).row)
+    assert rows == [0] * 6
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("wrong", ["target", "x"])
+def test_a_batch_of_another_shape_does_not_hide_an_error(backend, graph, wrong):
+    """It has another state of the model, in the place of that of the step that could not be taken."""
+    first, second, bad = windows(6).batches()
+    other = next(iter(Windows(first.x, first.target, every_step=True, batch_size=1).batches()))
+    bad.target[...], bad.x[0, 0, 0] = (3e38, 0.0) if wrong == "target" else (0.0, np.nan)
+    model, errors = SequenceModel(xlstm.LSTM(2, 4), 3), []
+    for options in ({}, {"wait": False, "graph": graph}):
+        made = Step(model, ADAM, **options)
+        state = made.init(model.init(0, backend))
+        with pytest.raises((FloatingPointError, ValueError)) as found:  # noqa: PT012
+            for k, batch in enumerate((first, second, bad, other)):
+                state, _ = made(state, batch._replace(fresh=k in (0, 3)), f"step {k}")
+            made.settle(state)
+        errors.append((type(found.value), str(found.value)))
+    assert errors[1][0] is errors[0][0]
+    assert errors[1][1].startswith("step 2: ")
+    assert errors[1] == errors[0] or (graph and wrong == "target")
+
+
+def test_it_stops_by_itself_before_long(backend, monkeypatch):
+    monkeypatch.setattr(step, "AHEAD", 3)
+    made = Step(LSTM, ADAM, wait=False)
+    asked = []
+    with pytest.raises(FloatingPointError, match=r"^step 2: "):
+        all_steps(made, LSTM.init(0, backend), windows(wrong=2), asked.append)
+    assert asked == [1, 2, 3]
+
+
+def lengths(count, T=4):
+    """Batches of two sequences, some of which have lengths that come again."""
+    rng = np.random.default_rng(0)
+    x, target = rng.standard_normal((2 * count, T, 2)), rng.standard_normal((2 * count, T, 3))
+    given = [[4, 3], [4, 4], [3, 2], [4, 3], [4, 4], [4, 3], [1, 4], [4, 3], [4, 4]]
+    return Windows(x, target, every_step=True, batch_size=2, lengths=np.concatenate(given[:count]))
+
+
+def test_each_shape_has_a_graph(backend):
+    """Batches that differ in size or lengths; those that do not come again go without."""
+    data, params = lengths(9), LSTM.init(0, backend)
+    found = taken(Step(LSTM, ADAM, graph=True), data, params, epochs=1)
+    same(found, taken(Step(LSTM, ADAM), data, params, epochs=1))
+    assert len(found[0].graphs.captured) == 2
+    uneven = windows(5)  # the last batch is smaller
+    found = taken(Step(LSTM, ADAM, graph=True), uneven, params, epochs=3)
+    same(found, taken(Step(LSTM, ADAM), uneven, params, epochs=3))
+    assert len(found[0].graphs.captured) == 2
+
+
+def alone(layer, last=False, lengths=None, loss=None, **more):
+    """A model of a layer, one batch, and the options of a step."""
+    rng = np.random.default_rng(0)
+    model = SequenceModel(layer, 3, last=last, **more)
+    target = rng.standard_normal((2, 3) if last else (2, 12, 3))
+    data = Windows(rng.standard_normal((2, 12, 2)), target, every_step=not last, batch_size=2, lengths=lengths)
+    return model, next(iter(data.batches())), {"loss": loss}
+
+
+def quantiles(y, target, mask):
+    return losses.pinball(y, target[..., 0], mask, quantiles=(0.1, 0.5, 0.9))
+
+
+UNEVEN = np.array([5, 12])
+LAYERS = {
+    "recurrent dropout": alone(xlstm.LSTM(2, 4, recurrent_dropout=0.2)),
+    "zoneout": alone(xlstm.LSTM(2, 4, zoneout=0.2)),
+    "layer_norm": alone(xlstm.LSTM(2, 4, layer_norm=True)),
+    "proj_size": alone(xlstm.LSTM(2, 4, proj_size=3)),
+    "reset_after=False": alone(xlstm.GRU(2, 4, reset_after=False)),
+    "GRU, lengths": alone(xlstm.GRU(2, 4), lengths=UNEVEN),
+    "RNN": alone(xlstm.RNN(2, 4)),
+    "sLSTM": alone(xlstm.sLSTM(2, 4, num_heads=2)),
+    "mLSTM, lengths, last": alone(xlstm.mLSTM(2, 4, num_heads=2), lengths=UNEVEN, last=True),
+    "both directions, lengths, last": alone(xlstm.LSTM(2, 4, bidirectional=True), lengths=UNEVEN, last=True),
+    "last": alone(xlstm.LSTM(2, 4), last=True),
+    "batch_first": alone(xlstm.LSTM(2, 4, batch_first=True)),
+    "blocks, dropout": alone(xlstm.xLSTMStack(4, 2, [1], 2, dropout=0.2), inputs=2),
+    "blocks, lengths": alone(xlstm.xLSTMStack(4, 2, [1], 2), lengths=UNEVEN, inputs=2),
+    "10 layers, both directions, lengths": alone(xlstm.GRU(2, 4, 10, bidirectional=True), lengths=UNEVEN),
+    "10 layers": alone(xlstm.mLSTM(2, 4, 10, num_heads=2)),
+    "pinball": alone(xlstm.LSTM(2, 4), loss=quantiles),
+}
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_steps_of_all_layers_are_captured(backend, case):
+    model, batch, options = LAYERS[case]
+    params, found = model.init(0, backend), []
+    for graph in (False, True):
+        made = Step(model, ADAM, graph=graph, **options)
+        state = made.init(params, 3)
+        for k in range(4):
+            state, _ = made(state, batch, f"step {k}")
+        found.append(state)
+    assert len(found[1].graphs.captured) == 1 + (not batch.fresh)
+    same_arrays(arrays(found[0])[0], arrays(found[1])[0])
+
+
+def test_steps_of_another_kind_are_captured_anew(backend):
+    """Two objects that share a state: each has its own optimiser and its own graphs."""
+    found, batch = [], next(iter(windows().batches()))
+    for graph in (False, True):
+        first, second = (Step(LSTM, optimizers.adam(rate), graph=graph) for rate in (0.5, 0.01))
+        third = Step(LSTM, optimizers.adam(0.02))
+        state = first.init(LSTM.init(0, backend))
+        for made in (first, first, first, second, second, second, third, second):
+            state, _ = made(state, batch)
+        found.append(state)
+    same_arrays(arrays(found[0])[0], arrays(found[1])[0])
+
+
+def test_batches_between_the_first_and_the_last_of_an_update_share_a_graph(backend):
+    data, params = windows(24), LSTM.init(0, backend)
+    found = taken(Step(LSTM, ADAM, graph=True, accumulate=6), data, params, epochs=2)
+    same(found, taken(Step(LSTM, ADAM, accumulate=6), data, params, epochs=2))
+    assert len(found[0].graphs.captured) == 3
+
+
+def test_the_number_of_graphs_is_bounded(backend, monkeypatch):
+    monkeypatch.setattr(graphs, "MOST", 1)
+    monkeypatch.setattr(graphs, "SEEN", 2)
+    data, params = lengths(9), LSTM.init(0, backend)
+    found = taken(Step(LSTM, ADAM, graph=True), data, params)
+    same(found, taken(Step(LSTM, ADAM), data, params))
+    assert len(found[0].graphs.captured) == 1
+    assert len(found[0].graphs.seen) == 2
+
+
+def test_memory_that_others_drop_stays(backend):
+    """Indices of lengths and constants lie in caches, from which other calls push them out."""
+    data, params = lengths(9), LANGUAGE.init(0, backend)
+    batches = list(data.batches())
+    made, plain = Step(LSTM, ADAM, graph=True), Step(LSTM, ADAM)
+    params = LSTM.init(0, backend)
+    states = [made.init(params), plain.init(params)]
+    for k in (0, 0, 0, None, 0, 0):
+        if k is None:
+            caches = (packing._packing, packing._copied, packing._inside, engine._offsets)
+            for cache in (*caches, constants._steps, constants._copied, constants._number):
+                cache.cache_clear()
+            continue
+        states = [one(state, batches[k])[0] for one, state in zip((made, plain), states, strict=True)]
+    same_arrays(arrays(states[0])[0], arrays(states[1])[0])
+
+
+def test_a_state_of_before_goes_on(backend):
+    """A state with arrays of its own is put where graphs read it, its weights, moments and counts."""
+    made, data, params = Step(LSTM, ADAM, graph=True), windows(), LSTM.init(0, backend)
+    plain, batches = Step(LSTM, ADAM), list(data.batches())
+    state, other = made.init(params), plain.init(params)
+    for batch in batches[:4]:
+        state, _ = made(state, batch)
+    other, _ = plain(other, batches[0])
+    state.masks.bit_generator.state = masks(other)
+    state = other._replace(graphs=state.graphs, masks=state.masks)
+    for batch in batches[1:4]:
+        (state, how), (other, expected) = made(state, batch), plain(other, batch)
+        assert how == expected
+    same_arrays(arrays(state)[0], arrays(other)[0])
+
+
+RUNS = {
+    "averaged": ({"averaging": 0.9, "clip": 1.0}, windows()),
+    "watched": ({"progress": lambda now: now.total == 6}, windows()),
+    "validated": ({"validation": windows(2), "patience": 2}, windows()),
+    "plateau": ({"validation": windows(2)}, windows()),
+    "accumulated": ({"accumulate": 2, "precision": Mixed("float16", 2.0**24)}, windows()),
+    "streams": ({}, Streams(np.sin(np.arange(25.0))[:-1, None], np.zeros((24, 3)), 2, 3)),
+}
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_a_captured_run_is_the_run(backend, tmp_path, case):
+    """With its losses, best weights, averages, checkpoints and schedules, also where it goes on from a checkpoint."""
+    options, data = RUNS[case]
+    model = SequenceModel(xlstm.LSTM(next(iter(data.batches())).x.shape[-1], 4, 2, dropout=0.25), 3)
+    params, found = model.init(0, backend), []
+    for graph in (False, True):
+        plateau = ReduceOnPlateau(0.05, patience=0, threshold=0.5) if case == "plateau" else None
+        given = {"callbacks": [plateau]} if plateau else {}
+        optimizer = optimizers.adam(plateau or optimizers.cosine(0.05, 20))
+        given |= options
+        run = functools.partial(train, model, params, data, optimizer, checkpoints=tmp_path / str(graph), graph=graph)
+        run(steps=3, **given)
+        found.append(run(epochs=2, resume=True, **given))
+    one, other = found
+    assert one.losses == other.losses
+    assert (one.validations, one.best_epoch, one.skipped) == (other.validations, other.best_epoch, other.skipped)
+    same_arrays(one.params, other.params)
+
+
+def test_weights_that_a_callback_keeps_stay(backend):
+    kept = []
+    trained = train(LSTM, LSTM.init(0, backend), windows(), ADAM, epochs=2, graph=True, progress=kept.append)
+    values = [to_numpy(now.params["head.W"]) for now in kept]
+    assert all(np.any(a != b) for a, b in itertools.pairwise(values))
+    np.testing.assert_array_equal(values[-1], to_numpy(trained.params["head.W"]))
+
+
+def test_a_captured_run_stops_at_a_loss_that_is_not_finite(backend, tmp_path):
+    """The last checkpoint is that of the run without graphs."""
+    found = []
+    for graph in (False, True):
+        folder = tmp_path / str(graph)
+        with pytest.raises(FloatingPointError, match=r"^train: epoch 1, step 4: loss is inf, ") as stopped:
+            train(LSTM, LSTM.init(0, backend), windows(wrong=5), ADAM, epochs=1, checkpoints=folder, graph=graph)
+        newest = Folder(folder, 1).newest()
+        found.append((str(stopped.value), newest.value, newest.arrays))
+    assert found[0][0] == found[1][0]
+    same_arrays(found[0][2], found[1][2])
+
+
+class Reads(Callback):
+    """A callback that waits for the device."""
+
+    def gradients(self, grads, norm):
+        return {} if float(norm) < 0 else grads
+
+
+class Times(Callback):
+    """A callback that multiplies as CuPy does by itself."""
+
+    def gradients(self, grads, norm):
+        return {name: g @ (g.T @ g) if g.ndim == 2 else g for name, g in grads.items()}
+
+
+class Changes(Callback):
+    """A callback that gives other gradients than it takes."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def gradients(self, grads, norm):
+        return self.change(dict(grads))
+
+
+WRONG = {
+    "a dtype": lambda grads: grads | {"head.W": grads["head.W"].astype("float64")},
+    "all dtypes": lambda grads: {name: g.astype("float64") for name, g in grads.items()},
+    "a shape": lambda grads: grads | {"head.W": grads["head.W"][:1]},
+    "one left out": lambda grads: {name: g for name, g in grads.items() if name != "head.b"},
+}
+
+
+@pytest.mark.parametrize("optimizer", [optimizers.adam(1e-2), ADAM], ids=["Adam", "by name"])
+@pytest.mark.parametrize("case", WRONG)
+def test_gradients_of_a_callback_that_do_not_fit_are_refused(backend, case, optimizer):
+    """With the error of NumPy."""
+    errors, batch = [], next(iter(windows().batches()))
+    ways = [("numpy", {}), ("cupy", {}), ("cupy", {"wait": False}), ("cupy", {"graph": True})]
+    for name, options in ways:
+        made = Step(LSTM, optimizer, callbacks=[Changes(WRONG[case])], **options)
+        state = made.init(LSTM.init(0, name))
+        with pytest.raises((TypeError, ValueError), match=r"head\.[Wb]|float64|empty") as found:
+            made(state, batch)
+        errors.append((type(found.value), str(found.value)))
+    assert len(set(errors)) == 1
+
+
+@pytest.mark.usefixtures("refused")
+@pytest.mark.parametrize(("callback", "words"), [(Reads(), "is capturing"), (Times(), "cuBLAS API")])
+def test_a_step_that_cannot_be_captured_says_so(backend, callback, words):
+    """When the next one begins, so that the state stays whole and is good for steps without graphs."""
+    made, plain = (Step(LSTM, ADAM, graph=graph, callbacks=[callback]) for graph in (True, False))
+    first, second, third, _ = windows().batches()
+    state, other = (one.init(LSTM.init(0, backend)) for one in (made, plain))
+    for k, batch in enumerate((first, second), 1):
+        (state, how), (other, expected) = made(state, batch, f"step {k}"), plain(other, batch)
+        assert how == expected
+    for _ in range(2):
+        with pytest.raises(BackendError, match=f"^step 2: graph is True, but the step cannot be captured .*{words}"):
+            made(state, third, "step 3")
+    assert not cupy.cuda.get_current_stream().is_capturing()
+    (state, how), (other, expected) = plain(state, third), plain(other, third)
+    same((state, [how]), (other, [expected]))
+
+
+def test_a_state_comes_from_a_step_of_another_shape(backend):
+    batches = list(Streams(np.sin(np.arange(64.0))[:, None], np.zeros((64, 3)), 2, 4).batches())
+    short = batches[5]._replace(x=batches[5].x[:2], target=batches[5].target[:2])
+    model, found = SequenceModel(xlstm.LSTM(1, 4), 3), []
+    for graph in (False, True):
+        made = Step(model, ADAM, graph=graph)
+        state = made.init(model.init(0, backend))
+        for batch in (*batches[:5], short, *batches[6:]):
+            state, how = made(state, batch)
+        found.append((state, how))
+    assert len(found[1][0].graphs.captured) == 1
+    assert found[0][1] == found[1][1]
+    same_arrays(arrays(found[0][0])[0], arrays(found[1][0])[0])
+
+
+def test_what_cannot_have_graphs_is_refused(backend):
+    with pytest.raises(BackendError, match=r"graph is True, which needs arrays of CuPy, the backend is numpy on CPU"):
+        Step(LSTM, ADAM, graph=True).init(LSTM.init(0, "numpy"))
+    with pytest.raises(ValueError, match="graph is True, which needs an optimizer with parts"):
+        Step(LSTM, ADAM._replace(parts=None), graph=True)
+    rng = np.random.Generator(np.random.MT19937(0))
+    with pytest.raises(ValueError, match="generator with MT19937, expected one with PCG64"):
+        Step(LSTM, ADAM, graph=True).init(LSTM.init(0, backend), rng)
+
+
+def test_other_libraries_wait():
+    made, params = Step(LSTM, ADAM, wait=False), LSTM.init(0, "numpy")
+    _, how = made(made.init(params), next(iter(windows().batches())))
+    assert isinstance(how.loss, float)
+    assert how.updated is True

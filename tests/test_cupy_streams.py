@@ -1,0 +1,200 @@
+"""Streams, memory, devices and threads of the caller: all that is asked of a GPU goes where the caller says.
+
+On a CPU streams are lazy here: each does its work when somebody waits for it, so that an array of another stream is not
+there for those that do not wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests import cuda_on_cpu, gpu
+from xlstm.arrays.convert import to_numpy
+from xlstm.data import Streams, Windows
+from xlstm.models.sequence import SequenceModel
+from xlstm.training import Step, optimizers
+from xlstm.training.callbacks import Clip
+
+cupy = gpu.needed()
+
+T, B, D, H = 6, 4, 8, 8
+LENGTHS = [6, 3, 0, 2]
+LAYERS = {
+    "LSTM": xlstm.LSTM(D, H, 2, bidirectional=True, dropout=0.1),
+    "options": xlstm.LSTM(D, H, layer_norm=True, recurrent_dropout=0.2, zoneout=0.1),
+    "projection": xlstm.LSTM(D, H, proj_size=4),
+    "GRU": xlstm.GRU(D, H, reset_after=False),
+    "sLSTM": xlstm.sLSTM(D, H, num_heads=2),
+    "mLSTM": xlstm.mLSTM(D, H, num_heads=2),
+    "blocks": xlstm.xLSTMStack(D, 2, [1], num_heads=2),
+}
+
+
+def passes(layer, lengths=None):
+    """Run a layer forward and backward, and a step of it, on new arrays of the current device and stream."""
+    backend, rng = xlstm.backend("cupy"), np.random.default_rng(0)
+    params = layer.init(0, backend)
+    x = backend.asarray(rng.standard_normal((T, B, D)))
+    y, state, saved = layer.forward(params, x, lengths=lengths, seed=1 if layer.random else None)
+    grads, dx, _ = layer.backward(params, saved, y, state)
+    found = [y, dx, *grads.values()]
+    if layer.directions == ("",):
+        found.append(layer.step(params, x[0, ...], state)[0])
+    return found
+
+
+def train():
+    """Take steps of training, and write text with the model; return all parameters."""
+    backend = xlstm.backend("cupy")
+    model = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 2, [1], 2), 11)
+    tokens = np.arange(101) % 11
+    step = Step(model, optimizers.adamw(1e-2), callbacks=[Clip(1.0)])
+    state, data = step.init(model.init(0, backend)), Streams(tokens[:-1], tokens[1:], B, T)
+    for batch in data.batches():
+        state, _ = step(state, batch)
+    model.generate(state.params, np.array([[1, 2]]), 3)
+
+    small, rng = SequenceModel(xlstm.LSTM(4, H), 3), np.random.default_rng(0)
+    windows = Windows(rng.standard_normal((8, T, 4)), rng.standard_normal((8, T, 3)), every_step=True, batch_size=4)
+    step = Step(small, optimizers.adam(1e-2))
+    other = step.init(small.init(0, backend))
+    for batch in windows.batches():
+        other, _ = step(other, batch)
+    return [*state.params.values(), *other.params.values()]
+
+
+WORK = {
+    f"{name}{' with lengths' * bool(n)}": (passes, layer, n) for name, layer in LAYERS.items() for n in (None, LENGTHS)
+}
+WORK["training"] = (train,)
+
+
+@pytest.fixture(params=WORK)
+def work(request):
+    call, *arguments = WORK[request.param]
+    return lambda: call(*arguments)
+
+
+@pytest.fixture(autouse=True)
+def lazy():
+    with contextlib.nullcontext() if cuda_on_cpu.missing() else cuda_on_cpu.configured(lazy=1):
+        yield
+
+
+def same(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(to_numpy(a), b)
+
+
+def test_all_goes_to_the_current_stream(work):
+    for stream in (cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream.ptds):
+        with stream, gpu.counted() as found:
+            work()
+        assert found.streams == {stream.ptr}
+
+
+def test_streams_share_nothing_that_one_of_them_has_to_wait_for(work):
+    """Each stream has for itself whatever is kept between calls, such as indices of lengths."""
+    streams, made = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)], []
+    for stream in streams:
+        with stream:
+            made.append(work())
+    with streams[1]:  # nothing that the first was asked for is done
+        found = [to_numpy(a) for a in made[1]]
+    same(found, [to_numpy(a) for a in work()])
+
+
+def test_threads_with_the_default_stream_of_each(work):
+    """Their default streams have one address, and are not the same."""
+    expected = [to_numpy(a) for a in work()]
+    found = []
+
+    def run():
+        with cupy.cuda.Stream.ptds:
+            found.append([to_numpy(a) for a in work()])
+
+    for _ in range(2):
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    same(found[0] + found[1], expected * 2)
+
+
+def captured(graph=True):
+    """Take steps of training in CUDA graphs; return all parameters."""
+    model, rng = SequenceModel(xlstm.LSTM(4, H, 2, dropout=0.1), 3), np.random.default_rng(0)
+    x, target = rng.standard_normal((8, T, 4)), rng.standard_normal((8, T, 3))
+    data = Windows(x, target, every_step=True, batch_size=4, lengths=LENGTHS * 2)
+    step = Step(model, optimizers.adam(1e-2), graph=graph)
+    state = step.init(model.init(0, xlstm.backend("cupy")), 1)
+    for batch in [*data.batches()] * 3:
+        state, _ = step(state, batch)
+    assert not graph or state.graphs.captured
+    return [*state.params.values()]
+
+
+def test_graphs_are_launched_on_the_current_stream():
+    """They read arrays that the stream has filled which was current before the capture."""
+    expected = [to_numpy(a) for a in captured(graph=False)]
+    for stream in (cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream.ptds, cupy.cuda.Stream(non_blocking=True)):
+        with stream, gpu.counted() as found:
+            made = [to_numpy(a) for a in captured()]
+        assert found.streams == {stream.ptr}
+        same(made, expected)
+
+
+@pytest.mark.parametrize("name", ["LSTM with lengths", "mLSTM", "training"])
+def test_threads_at_the_same_time(name):
+    call, *arguments = WORK[name]
+    expected = [to_numpy(a) for a in call(*arguments)]
+
+    def run(stream):
+        with stream:
+            return [to_numpy(a) for a in call(*arguments)]
+
+    streams = [cupy.cuda.Stream(non_blocking=True), *[cupy.cuda.Stream.ptds] * 2]
+    with ThreadPoolExecutor(3) as pool:
+        for made in pool.map(run, streams * 2):
+            same(made, expected)
+
+
+def test_all_memory_is_from_the_current_allocator(work):
+    pool = cupy.cuda.MemoryPool()
+    asked = []
+
+    def allocate(size):
+        asked.append(size)
+        return pool.malloc(size)
+
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream, cupy.cuda.using_allocator(allocate), gpu.counted() as found:
+        work()
+    assert len(asked) == found.allocations > 0
+
+
+def test_results_are_the_same_bits_in_any_order_of_threads(work):
+    """No sum depends on which thread comes first: sums of floating-point numbers have no atomic operations."""
+    gpu.on_cpu()
+    expected = [to_numpy(a) for a in work()]
+    for seed in (1, 2):
+        with cuda_on_cpu.configured(seed=seed):
+            same(work(), expected)
+    with gpu.counted() as found:
+        work()
+    assert "scatter_add" not in found.places()  # CuPy's own
+
+
+def test_several_devices(work):
+    gpu.two_devices()
+    expected = [to_numpy(a) for a in work()]
+    with cupy.cuda.Device(1):
+        made = work()
+        assert {a.device.id for a in made} == {1}
+        same(made, expected)
+    same(work(), expected)
