@@ -24,7 +24,7 @@ TOLERANCES = {"float32": 2e-6, "float64": 1e-13, "float16": 2e-3, "bfloat16": 1.
 # With a and b of (6, 40) and c of (40, 8); floats are between 0 and 2.
 EXPRESSIONS = {
     **dict.fromkeys((f"xp.{f}(a)" for f in ("exp", "log1p", "sqrt", "tanh", "abs", "sign", "isnan", "rint")), REALS),
-    **dict.fromkeys((f"xp.{f}(a)" for f in ("log", "expm1", "sin", "arctan", "floor", "square", "reciprocal")), ("f4",)),
+    **dict.fromkeys((f"xp.{f}(a)" for f in ("log", "expm1", "sin", "arctan", "floor", "reciprocal")), ("f4",)),
     **dict.fromkeys((f"a {op} b" for op in ("+", "-", "*", "/", "<", "==")), REALS),
     **dict.fromkeys((f"a {op} (b + 1)" for op in ("//", "%", "&", "^", "<<", "+")), ("i4", "i8")),
     **dict.fromkeys((f"xp.{f}(a, axis={axis})" for f in ("sum", "max") for axis in (0, 1, None)), ("f4", "f8", "i8")),
@@ -35,7 +35,8 @@ EXPRESSIONS = {
     **dict.fromkeys(("xp.maximum(a, b)", "(a @ c).astype('f4')"), REALS),
     **dict.fromkeys(("a @ c", "c.T @ a.T", "xp.stack((a, b)) @ c", "a @ c[:, 0]", "a[0] @ b[0]"), ("f4", "f8", "i4")),
     **dict.fromkeys(("xp.einsum('ij,jk->ik', a, c)", "xp.tensordot(a, b, axes=2)", "xp.outer(a[0], b[0])"), FLOATS),
-    **dict.fromkeys(("xp.sort(a, axis=1)", "xp.argsort(a[0])", "xp.cumsum(a, axis=1)", "xp.searchsorted(xp.sort(b[0]), a[0])"), FLOATS),
+    **dict.fromkeys(("xp.sort(a, axis=1)", "xp.argsort(a[0])", "xp.cumsum(a, axis=1)"), FLOATS),
+    "xp.searchsorted(xp.sort(b[0]), a[0])": FLOATS,
     **dict.fromkeys(("a[a > 1]", "xp.clip(a, 0.5, 1.5)", "xp.tril(a)", "xp.pad(a, 1)", "xp.all(a > 0)"), ("f4",)),
     **dict.fromkeys(("xp.exp(1j * a)", "xp.linalg.norm(a)", "xp.nonzero(a > 1)[0]", "xp.logaddexp(a, b)"), ("f4",)),
     "a | b": ("?",), "~a": ("?", "i4"), "xp.unique(a)": ("i4",), "xp.bincount(a[0])": ("i4",),
@@ -273,9 +274,8 @@ def test_a_cooperative_grid_beyond_the_device_is_refused():
 
 
 def test_misaligned_words_are_found():
-    store = kernel(
-        'k(int* x) { asm volatile("st.global.v4.u32 [%0], {%1,%1,%1,%1};" :: "l"(x + 1), "r"(0), "r"(0), "r"(0), "r"(0)); }'
-    )
+    words = '"l"(x + 1), "r"(0), "r"(1), "r"(2), "r"(3)'
+    store = kernel(f'k(int* x) {{ asm volatile("st.global.v4.u32 [%0], {{%1,%2,%3,%4}};" :: {words}); }}')
     with cuda_on_cpu.counted() as asked, pytest.raises(cp.cuda.driver.CUDADriverError):
         store((1,), (1,), (cp.zeros(8, "i4"),))
     assert "16 bytes" in asked.problems[0]

@@ -1,7 +1,7 @@
 """CUDA without a GPU, below the CuPy that is installed: it computes, counts what it is asked for, and finds faults.
 
-`python -m tests.cuda_on_cpu` builds it into the running environment. After that CuPy's own wheel imports there, compiles its
-kernels and those of `RawKernel`, `RawModule`, `ElementwiseKernel` and `ReductionKernel` with g++, launches them and
+`python -m tests.cuda_on_cpu` builds it into the running environment. After that CuPy's own wheel imports there, compiles
+its kernels and those of `RawKernel`, `RawModule`, `ElementwiseKernel` and `ReductionKernel` with g++, launches them and
 captures graphs. README.md says what this shows and what it cannot.
 """
 
@@ -119,6 +119,8 @@ def counted(names: bool = False) -> Iterator[Counted]:
 def configured(**settings: int) -> Iterator[None]:
     """Change settings of this process within a `with` block: seed, lazy, cluster, idle, sm, devices."""
     before = {name: library().cuda_on_cpu_set(name.encode(), value) for name, value in settings.items()}
+    if -1 in before.values():
+        raise ValueError(f"cuda_on_cpu has no such settings: {[name for name in before if before[name] == -1]}")
     try:
         yield
     finally:
