@@ -1,8 +1,8 @@
 """CUDA without a GPU, below the CuPy that is installed: it computes, counts what it is asked for, and finds faults.
 
-`python -m tests.cuda_on_cpu` builds it into the running environment. After that CuPy's own wheel imports there, compiles
-its kernels and those of `RawKernel`, `RawModule`, `ElementwiseKernel` and `ReductionKernel` with g++, launches them and
-captures graphs. README.md says what this shows and what it cannot.
+`python -m tests.cuda_on_cpu` builds it into the running environment. After that CuPy's own wheel imports there,
+compiles its kernels and those of `RawKernel`, `RawModule`, `ElementwiseKernel` and `ReductionKernel` with g++, launches
+them and captures graphs. README.md says what this shows and what it cannot.
 """
 
 from __future__ import annotations

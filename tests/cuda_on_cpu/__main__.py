@@ -53,6 +53,7 @@ cythonize(
 NOT_SUPPORTED, BLAS_NOT_SUPPORTED = 801, 15
 # Functions of which nobody needs more than that they succeed.
 NOTHING = {"cudaGetLastError", "cudaPeekAtLastError", "cudaGraphUpload", "cuCtxSetCurrent", "cuModuleUnload"}
+NOTHING |= {"cuCtxDestroy_v2", "cuDevicePrimaryCtxRelease_v2", "cuLinkAddFile_v2"}
 
 
 def unsupported() -> str:
@@ -104,6 +105,7 @@ def build() -> None:
     library, include, objects = HOME / "lib", HOME / "include", cupy / "objects"
     for folder in (library, objects):
         folder.mkdir(exist_ok=True)
+    (library / "libcudadevrt.a").touch()
     shutil.copytree(FOLDER / "include", include, dirs_exist_ok=True)
     own, cccl = SITE / "cupy/_core/include", SITE / "cupy/_core/include/cupy/_cccl"
     folders = [include, cccl / "libcudacxx", cccl / "thrust", cccl / "cub", own, CUDA]
@@ -148,7 +150,7 @@ def build() -> None:
     linked("libnvrtc.so.12", [made["nvrtc"]])
     (HOME / "command").write_text(shlex.join([*kernels, *against]))
     # Whoever imports CuPy has all of them loaded, and so finds these where it looks for a library by its name.
-    against += [f"-l:{path.name}" for path in library.iterdir()]
+    against += [f"-l:{path.name}" for path in library.glob("*.so.*")]
     for name, parts in zip(MODULES, (["runtime"], ["thrust", "sorting"]), strict=True):
         run("g++", "-shared", "-o", objects / "module.so", *(made[part] for part in parts), *against)
         (SITE / f"{name}{SUFFIX}").unlink()  # a process may have it loaded
