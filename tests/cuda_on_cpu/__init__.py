@@ -1,8 +1,8 @@
 """CUDA without a GPU, below the CuPy that is installed: it computes, counts what it is asked for, and finds faults.
 
-`python -m tests.cuda_on_cpu` builds it into the running environment. After that CuPy's own wheel imports there, compiles its
-kernels and those of `RawKernel`, `RawModule`, `ElementwiseKernel` and `ReductionKernel` with g++, launches them and
-captures graphs. README.md says what this shows and what it cannot.
+`python -m tests.cuda_on_cpu` builds it into the running environment. After that CuPy's own wheel imports there,
+compiles its kernels and those of `RawKernel`, `RawModule`, `ElementwiseKernel` and `ReductionKernel` with g++, launches
+them and captures graphs. README.md says what this shows and what it cannot.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import os
 import sys
+import sysconfig
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -36,14 +38,13 @@ def digest() -> str:
 
 def missing() -> str:
     """Return why CuPy does not compute on the CPU in this environment; nothing where it does."""
-    stamp = HOME / "stamp"
+    stamp, again = HOME / "stamp", "(python -m tests.cuda_on_cpu builds it)"
     if not stamp.exists():
-        return "cuda_on_cpu is not built into this environment (python -m tests.cuda_on_cpu)"
-    return (
-        ""
-        if stamp.read_text() == digest()
-        else "cuda_on_cpu was built from other sources (python -m tests.cuda_on_cpu)"
-    )
+        return f"cuda_on_cpu is not built into this environment {again}"
+    runtime = next(Path(sysconfig.get_path("platlib")).glob("cupy_backends/cuda/api/runtime.*.so"), None)
+    if runtime is None or os.fsencode(HOME) not in runtime.read_bytes():
+        return f"CuPy was installed after cuda_on_cpu was built {again}"
+    return "" if stamp.read_text() == digest() else f"cuda_on_cpu was built from other sources {again}"
 
 
 def built() -> bool:
@@ -98,9 +99,9 @@ class Counted:
         begun, ended = self._begun[k], (self._ended or self._all())[k]
         return ended - begun if k == 0 else ended[len(begun) :]
 
-    counts = property(lambda self: self._since(0), doc="A Counter of kinds of operations.")
-    names = property(lambda self: self._since(1), doc="Each operation, where names were asked for.")
-    problems = property(lambda self: self._since(2), doc="Each problem.")
+    counts = property(lambda self: self._since(0))
+    names = property(lambda self: self._since(1))
+    problems = property(lambda self: self._since(2))
 
 
 @contextlib.contextmanager
@@ -119,6 +120,8 @@ def counted(names: bool = False) -> Iterator[Counted]:
 def configured(**settings: int) -> Iterator[None]:
     """Change settings of this process within a `with` block: seed, lazy, cluster, idle, sm, devices."""
     before = {name: library().cuda_on_cpu_set(name.encode(), value) for name, value in settings.items()}
+    if -1 in before.values():
+        raise ValueError(f"cuda_on_cpu has no such settings: {[name for name in before if before[name] == -1]}")
     try:
         yield
     finally:

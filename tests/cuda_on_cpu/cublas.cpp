@@ -24,20 +24,15 @@ struct Product {
 
 size_t size_of(int type) { return type == F64 ? 8 : type == F32 ? 4 : 2; }
 double get(const void* p, int type, size_t i) {
-    switch (type) {
-    case F32: return ((const float*)p)[i];
-    case F64: return ((const double*)p)[i];
-    case F16: return (float)((const __half*)p)[i];
-    default: return (float)((const __nv_bfloat16*)p)[i];
-    }
+    if (type == F32) return ((const float*)p)[i];
+    if (type == F64) return ((const double*)p)[i];
+    return type == F16 ? (float)((const __half*)p)[i] : (float)((const __nv_bfloat16*)p)[i];
 }
 void put(void* p, int type, size_t i, double v) {
-    switch (type) {
-    case F32: ((float*)p)[i] = (float)v; break;
-    case F64: ((double*)p)[i] = v; break;
-    case F16: ((__half*)p)[i] = __float2half_rn((float)v); break;
-    default: ((__nv_bfloat16*)p)[i] = __float2bfloat16_rn((float)v);
-    }
+    if (type == F32) ((float*)p)[i] = (float)v;
+    else if (type == F64) ((double*)p)[i] = v;
+    else if (type == F16) ((__half*)p)[i] = __float2half_rn((float)v);
+    else ((__nv_bfloat16*)p)[i] = __float2bfloat16_rn((float)v);
 }
 template <class T> void multiply(const Product& p, const void* a, const void* b, void* c) {
     auto element = [&](const void* x, int type, bool transposed, int ld, size_t row, size_t column) {
@@ -77,16 +72,16 @@ int product(Handle* h, const char* what, Product p, const void* alpha, const voi
     // In a capture cuBLAS can neither load its kernels, which it does at the first product of a kind, nor take memory.
     static std::set<std::tuple<int, int, int, int, int>> loaded;
     const bool first = loaded.emplace(p.transposed_a, p.transposed_b, p.type_a, p.type_c, p.compute).second;
-    if (cuda_on_cpu_captures(h->stream) && (first || !h->workspace)) {
-        cuda_on_cpu_problem(first ? "a product in a capture is the first of its kind" : "a product in a capture has no workspace");
-        return INTERNAL_ERROR;
-    }
+    const char* wrong = first ? "is the first of its kind" : "has no workspace";
+    if (cuda_on_cpu_captures(h->stream) && (first || !h->workspace))
+        return cuda_on_cpu_problem((std::string("a product in a capture ") + wrong).c_str()), INTERNAL_ERROR;
     const bool wide = p.compute == DOUBLE || p.compute == DOUBLE_PEDANTIC;
     p.alpha = wide ? *(const double*)alpha : *(const float*)alpha;
     p.beta = wide ? *(const double*)beta : *(const float*)beta;
     char text[160];
-    snprintf(text, sizeof text, "%s %d%d m%d n%d k%d lda%d ldb%d ldc%d batch%d types %d>%d compute %d", what, p.transposed_a,
-             p.transposed_b, p.m, p.n, p.k, p.lda, p.ldb, p.ldc, p.batch, p.type_a, p.type_c, p.compute);
+    snprintf(text, sizeof text, "%s %d%d m%d n%d k%d lda%d ldb%d ldc%d batch%d types %d>%d compute %d", what,
+             p.transposed_a, p.transposed_b, p.m, p.n, p.k, p.lda, p.ldb, p.ldc, p.batch, p.type_a, p.type_c,
+             p.compute);
     return cuda_on_cpu_submit(h->stream, text, true, work, &p, sizeof p) ? EXECUTION_FAILED : SUCCESS;
 }
 
@@ -104,8 +99,8 @@ int cublasGetMathMode(Handle* h, int* mode) { return *mode = h->mode, SUCCESS; }
 int cublasSetPointerMode_v2(Handle* h, int mode) { return h->pointers = mode, SUCCESS; }
 int cublasGetPointerMode_v2(Handle* h, int* mode) { return *mode = h->pointers, SUCCESS; }
 
-// The parameters by their places in each function, and the product that they make. Vectors are matrices of one row, whose
-// leading dimension is the step: the row of op(A) x is (the row of x) op(A)^T.
+// The product that each function makes of its parameters. Vectors are matrices of one row, whose leading dimension is
+// the step: the row of op(A) x is (the row of x) op(A)^T.
 #define SHAPE Handle *h, int ta, int tb, int m, int n, int k, const void* al
 #define BETA const void* be
 #define IN(X) const void *X, int ld##X
@@ -131,19 +126,20 @@ int cublasGetPointerMode_v2(Handle* h, int* mode) { return *mode = h->pointers, 
 FUNCTION(GemmStridedBatchedEx, al, be,
          (Product{ta, tb, m, n, k, At, Bt, Ct, ldA, ldB, ldC, batch, compute, A, B, C, sA, sB, sC}), SHAPE, TYPED(A),
          long long sA, TYPED(B), long long sB, BETA, TYPED_OUT, long long sC, int batch, int compute, int)
-FUNCTION(GemmEx, al, be, (Product{ta, tb, m, n, k, At, Bt, Ct, ldA, ldB, ldC, 1, compute, A, B, C}), SHAPE, TYPED(A), TYPED(B),
-         BETA, TYPED_OUT, int compute, int)
-FUNCTION(SgemmEx, al, be, (Product{ta, tb, m, n, k, At, Bt, Ct, ldA, ldB, ldC, 1, FLOAT, A, B, C}), SHAPE, TYPED(A), TYPED(B),
-         BETA, TYPED_OUT)
-REAL(gemm_v2, al, be, (Product{ta, tb, m, n, k, t, t, t, ldA, ldB, ldC, 1, compute, A, B, C}), SHAPE, IN(A), IN(B), BETA, OUT)
-REAL(gemmStridedBatched, al, be, (Product{ta, tb, m, n, k, t, t, t, ldA, ldB, ldC, batch, compute, A, B, C, sA, sB, sC}),
-     SHAPE, IN(A), long long sA, IN(B), long long sB, BETA, OUT, long long sC, int batch)
-REAL(gemmBatched, al, be, (Product{ta, tb, m, n, k, t, t, t, ldA, ldB, ldC, batch, compute, 0, 0, 0, 0, 0, 0, A, B, C}), SHAPE,
-     MANY(A), MANY(B), BETA, void* const* C, int ldC, int batch)
-REAL(gemv_v2, al, be, (Product{0, !ta, 1, ta ? n : m, ta ? m : n, t, t, t, ldx, ldA, ldC, 1, compute, x, A, C}), Handle* h, int ta,
-     int m, int n, const void* al, IN(A), IN(x), BETA, OUT)
+FUNCTION(GemmEx, al, be, (Product{ta, tb, m, n, k, At, Bt, Ct, ldA, ldB, ldC, 1, compute, A, B, C}), SHAPE, TYPED(A),
+         TYPED(B), BETA, TYPED_OUT, int compute, int)
+FUNCTION(SgemmEx, al, be, (Product{ta, tb, m, n, k, At, Bt, Ct, ldA, ldB, ldC, 1, FLOAT, A, B, C}), SHAPE, TYPED(A),
+         TYPED(B), BETA, TYPED_OUT)
+REAL(gemm_v2, al, be, (Product{ta, tb, m, n, k, t, t, t, ldA, ldB, ldC, 1, compute, A, B, C}), SHAPE, IN(A), IN(B),
+     BETA, OUT)
+REAL(gemmStridedBatched, al, be,
+     (Product{ta, tb, m, n, k, t, t, t, ldA, ldB, ldC, batch, compute, A, B, C, sA, sB, sC}), SHAPE, IN(A), long long sA, IN(B), long long sB, BETA, OUT, long long sC, int batch)
+REAL(gemmBatched, al, be, (Product{ta, tb, m, n, k, t, t, t, ldA, ldB, ldC, batch, compute, 0, 0, 0, 0, 0, 0, A, B, C}),
+     SHAPE, MANY(A), MANY(B), BETA, void* const* C, int ldC, int batch)
+REAL(gemv_v2, al, be, (Product{0, !ta, 1, ta ? n : m, ta ? m : n, t, t, t, ldx, ldA, ldC, 1, compute, x, A, C}),
+     Handle* h, int ta, int m, int n, const void* al, IN(A), IN(x), BETA, OUT)
 REAL(ger_v2, al, &one, (Product{1, 0, m, n, 1, t, t, t, ldx, ldy, ldC, 1, compute, x, y, C}), Handle* h, int m, int n,
      const void* al, IN(x), IN(y), OUT)
-REAL(dot_v2, &one, &zero, (Product{0, 1, 1, 1, n, t, t, t, ldx, ldy, 1, 1, compute, x, y, C}), Handle* h, int n, IN(x), IN(y),
-     void* C)
+REAL(dot_v2, &one, &zero, (Product{0, 1, 1, 1, n, t, t, t, ldx, ldy, 1, 1, compute, x, y, C}), Handle* h, int n, IN(x),
+     IN(y), void* C)
 }

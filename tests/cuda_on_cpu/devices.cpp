@@ -32,7 +32,7 @@ CUresult cuGetErrorName(CUresult e, const char** text) {
 const char* cudaGetErrorString(cudaError_t e) {
     return e >= 900 && e <= 907 ? "operation not permitted when stream is capturing" : "an error of CUDA on the CPU";
 }
-CUresult cuGetErrorString(CUresult e, const char** text) { return *text = cudaGetErrorString((cudaError_t)e), CUDA_SUCCESS; }
+CUresult cuGetErrorString(CUresult e, const char** s) { return *s = cudaGetErrorString((cudaError_t)e), CUDA_SUCCESS; }
 
 cudaError_t cudaDriverGetVersion(int* version) { return *version = 12090, cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 12090, cudaSuccess; }
@@ -81,7 +81,7 @@ cudaError_t cudaHostAlloc(void** p, size_t size, unsigned) {
     return posix_memalign(p, 512, size) ? cudaErrorMemoryAllocation : cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* p) { LOCK; return capturing() || finish_all(), free(p), cudaSuccess; }
-cudaError_t cudaMemGetInfo(size_t* free, size_t* total) { return *free = 70ull << 30, *total = 80ull << 30, cudaSuccess; }
+cudaError_t cudaMemGetInfo(size_t* free, size_t* all) { return *free = 70ull << 30, *all = 80ull << 30, cudaSuccess; }
 static bool within(const void* to, const void* from) {  // whether both are a device's; counts what crosses
     if (!room_of(to) != !room_of(from)) counts[room_of(to) ? TO_DEVICE : TO_HOST]++;
     return room_of(to) && room_of(from);

@@ -45,4 +45,4 @@ bool is_capturing(void* stream);
 
 // ---- threads.cpp
 struct Statics { char* at; size_t size; };  // the variables of a module that are __shared__
-string execute(const cuda_on_cpu::Kernel* kernel, dim3 grid, dim3 block, unsigned shared, bool together, void** args, Statics);
+string execute(const cuda_on_cpu::Kernel*, dim3 grid, dim3 block, unsigned shared, bool together, void** args, Statics);

@@ -11,7 +11,7 @@
 using cuda_on_cpu::Kernel;
 
 struct Module { void* library; Statics statics; };
-struct Function { string name; const Kernel* kernel; Statics statics; int dynamic = 49152; bool large_clusters = false; };
+struct Function { string name; const Kernel* kernel; Statics statics; int dynamic, most_blocks; };  // of a cluster
 
 // The sections of a library that its __shared__ variables are in.
 static Statics shared_variables(const Elf64_Ehdr* image, void* library) {
@@ -27,14 +27,15 @@ static Statics shared_variables(const Elf64_Ehdr* image, void* library) {
 }
 static string text_of(dim3 d) { return to_string(d.x) + "," + to_string(d.y) + "," + to_string(d.z); }
 
-static CUresult launch(CUfunction function, dim3 grid, dim3 block, unsigned shared, CUstream stream, void** given, bool together) {
+static CUresult launch(void* function, dim3 grid, dim3 block, unsigned shared, void* stream, void** given, bool together) {
     LOCK;
     const auto* f = (Function*)function;
     const Kernel* kernel = f->kernel;
     const unsigned threads = block.x * block.y * block.z, blocks = grid.x * grid.y * grid.z;
-    const string what = f->name.substr(0, 90) + " grid " + text_of(grid) + " block " + text_of(block) + " shared " + to_string(shared);
-    if (!threads || threads > (kernel->threads ? kernel->threads : 1024u) || block.z > 64 || !blocks || grid.y > 65535 ||
-        grid.z > 65535 || (int)shared > f->dynamic || grid.x % kernel->cluster || kernel->cluster > (f->large_clusters ? 16 : 8))
+    const string size = " grid " + text_of(grid) + " block " + text_of(block) + " shared " + to_string(shared);
+    const string what = f->name.substr(0, 90) + size;
+    if (!threads || threads > (kernel->threads ? kernel->threads : 1024u) || block.z > 64 || !blocks ||
+        grid.y > 65535 || grid.z > 65535 || (int)shared > f->dynamic || grid.x % kernel->cluster || kernel->cluster > f->most_blocks)
         return problem("a launch beyond limits: " + what), CUDA_ERROR_INVALID_VALUE;
     if (kernel->cluster > (settings[SM] < 90 ? 1 : settings[CLUSTER])) return CUDA_ERROR_INVALID_CLUSTER_SIZE;
     counts[COOPERATIVE] += together;
@@ -56,6 +57,16 @@ static CUresult launch(CUfunction function, dim3 grid, dim3 block, unsigned shar
 extern "C" {
 CUresult cuInit(unsigned) { return CUDA_ERROR_NO_DEVICE; }  // for those who bring a runtime of their own
 CUresult cuCtxGetCurrent(CUcontext* c) { return *c = (CUcontext)1, CUDA_SUCCESS; }
+// CuPy 14.0 links kernels of cooperative launches with CUDA's libcudadevrt: what is linked stays as it is.
+CUresult cuLinkCreate(unsigned, CUjit_option*, void**, CUlinkState* s) { return *s = (CUlinkState) new string, CUDA_SUCCESS; }
+CUresult cuLinkAddData(CUlinkState s, CUjitInputType, void* data, size_t size, const char*, unsigned, CUjit_option*, void**) {
+    return ((string*)s)->assign((const char*)data, size), CUDA_SUCCESS;
+}
+CUresult cuLinkComplete(CUlinkState s, void** data, size_t* size) {
+    return *data = ((string*)s)->data(), *size = ((string*)s)->size(), CUDA_SUCCESS;
+}
+CUresult cuLinkDestroy(CUlinkState s) { return delete (string*)s, CUDA_SUCCESS; }
+
 CUresult cuModuleLoadData(CUmodule* m, const void* data) {
     LOCK;
     counts[MODULES]++;
@@ -78,7 +89,7 @@ CUresult cuModuleGetFunction(CUfunction* f, CUmodule m, const char* name) {
     auto* module = (Module*)m;
     auto kernel = (const Kernel* (*)())dlsym(module->library, (string("cuda_on_cpu_kernel_") + name).c_str());
     if (!kernel) return problem(string("no kernel ") + name), CUDA_ERROR_NOT_FOUND;
-    return *f = (CUfunction) new Function{name, kernel(), module->statics}, CUDA_SUCCESS;
+    return *f = (CUfunction) new Function{name, kernel(), module->statics, 49152, 8}, CUDA_SUCCESS;
 }
 CUresult cuModuleGetGlobal_v2(CUdeviceptr* p, size_t* size, CUmodule m, const char* name) {
     void* found = dlsym(((Module*)m)->library, name);
@@ -94,15 +105,15 @@ CUresult cuFuncGetAttribute(int* value, CUfunction_attribute attribute, CUfuncti
 CUresult cuFuncSetAttribute(CUfunction f, CUfunction_attribute attribute, int value) {
     LOCK;
     auto* function = (Function*)f;
-    if (attribute == CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED) function->large_clusters = value;
+    if (attribute == CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED) function->most_blocks = value ? 16 : 8;
     if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) return CUDA_SUCCESS;
     if (value > most_shared())
         return problem("more shared memory than a block may have: " + to_string(value)), CUDA_ERROR_INVALID_VALUE;
     return function->dynamic = std::max(value, 49152), CUDA_SUCCESS;
 }
-#define GRID CUfunction f, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz, unsigned shared, CUstream s
-CUresult cuLaunchKernel(GRID, void** args, void**) { return launch(f, {x, y, z}, {bx, by, bz}, shared, s, args, false); }
-CUresult cuLaunchCooperativeKernel(GRID, void** args) { return launch(f, {x, y, z}, {bx, by, bz}, shared, s, args, true); }
+#define PLACE CUfunction f, unsigned x, unsigned y, unsigned z, unsigned a, unsigned b, unsigned c, unsigned n, CUstream s
+CUresult cuLaunchKernel(PLACE, void** args, void**) { return launch(f, {x, y, z}, {a, b, c}, n, s, args, false); }
+CUresult cuLaunchCooperativeKernel(PLACE, void** args) { return launch(f, {x, y, z}, {a, b, c}, n, s, args, true); }
 CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* n, CUfunction, int, size_t) { return *n = 1, CUDA_SUCCESS; }
 int cuda_on_cpu_submit(void* stream, const char* what, int product, void (*work)(void*), const void* data,
                        size_t size) {

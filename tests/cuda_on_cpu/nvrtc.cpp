@@ -1,5 +1,5 @@
-// NVRTC whose machine code is a shared library of g++. A text stays C++; inline PTX and the words for dynamic shared memory
-// are replaced, and at the end of the text every kernel is listed. CuPy's own cache keeps what comes out.
+// NVRTC whose machine code is a shared library of g++. A text stays C++; inline PTX and the words for dynamic shared
+// memory are replaced, and at the end of the text every kernel is listed. CuPy's own cache keeps what comes out.
 #include <dlfcn.h>
 #include <algorithm>
 #include <cstdlib>
@@ -68,7 +68,7 @@ string dynamic_shared(string declared) {  // float x
     const string type(declared.begin(), name);
     return type + "* " + string(name, declared.end()) + " = (" + type + "*)::cuda_on_cpu::shared_memory()";
 }
-string listed(const string& s, size_t i) {  // the kernel that is declared after __global__, with the words before its name
+string listed(const string& s, size_t i) {  // the kernel that follows __global__, with the words before its name
     string before;
     while (i < s.size()) {
         const string name = word(s, i);
@@ -105,7 +105,8 @@ string translated(const string& s, const vector<string>& expressions, vector<str
             out += dynamic_shared(s.substr(next, open - next));
             continue;
         }
-        if (w == "__global__" && s.substr(statement, i - statement).find("template") == string::npos) kernels += listed(s, next);
+        const string before = w == "__global__" ? s.substr(statement, i - statement) : "template";
+        if (before.find("template") == string::npos) kernels += listed(s, next);
         if (strchr(";}{", s[i])) statement = end;
         out += s.substr(i, end - i);
     }
@@ -123,7 +124,7 @@ string translated(const string& s, const vector<string>& expressions, vector<str
 string home() {
     Dl_info info;
     dladdr((void*)home, &info);
-    return std::filesystem::canonical(info.dli_fname).parent_path().parent_path().string();
+    return std::filesystem::canonical(info.dli_fname).parent_path().parent_path().string() + "/";
 }
 string read(const string& path) {
     std::ifstream file(path, std::ios::binary);
@@ -133,17 +134,16 @@ string read(const string& path) {
 Status compile(Program& p, int count, const char* const* options) {
     if (p.text.find_first_not_of(" \n") == string::npos) {  // CuPy asks so for the version, which its cache goes by
         string all;
-        for (auto file : {"/command", "/include/cuda_on_cpu.hpp", "/include/ptx.hpp", "/lib/libnvrtc.so.12"}) all += read(home() + file);
-        p.code = "// cuda_on_cpu " + std::to_string(std::hash<string>()(all)) + "\n";
-        return SUCCESS;
+        for (auto file : {"command", "include/cuda_on_cpu.hpp", "include/ptx.hpp", "lib/libnvrtc.so.12"})
+            all += read(home() + file);
+        return p.code = "// cuda_on_cpu " + std::to_string(std::hash<string>()(all)), SUCCESS;
     }
     string head, folders, arch = "900";
     for (string option : vector<string>(options, options + count)) {
         if (option.rfind("--", 0) == 0) option.erase(0, 1);
-        const string value = option.substr(std::min<size_t>(2, option.size()));
-        const size_t equals = value.find('=');
-        if (option.rfind("-D", 0) == 0)
-            head += "#define " + value.substr(0, equals) + " " + (equals == string::npos ? "1" : value.substr(equals + 1)) + "\n";
+        const size_t equals = std::min(option.find('='), option.size());
+        const string value = equals < option.size() ? option.substr(equals + 1) : "1";
+        if (option.rfind("-D", 0) == 0) head += "#define " + option.substr(2, equals - 2) + " " + value + "\n";
         else if (option.rfind("-I", 0) == 0) folders += " '" + option + "'";
         else if (option.rfind("-arch=", 0) == 0) arch = option.substr(option.find('_') + 1) + "0";
     }
@@ -152,7 +152,7 @@ Status compile(Program& p, int count, const char* const* options) {
     std::ofstream(at + "/kernel.cpp") << "#define __CUDA_ARCH__ " << arch << "\n" << head << "#line 1 \"kernel.cu\"\n"
                                       << translated(p.text, p.expressions, p.lowered);
     const char* header = p.text.find("cupy/carray.cuh") == string::npos ? "plain" : "cupy";
-    const string command = read(home() + "/command") + " -include " + home() + "/include/" + header + ".hpp" + folders +
+    const string command = read(home() + "command") + " -include " + home() + "include/" + header + ".hpp" + folders +
                            " -shared -o " + at + "/kernel.so " + at + "/kernel.cpp > " + at + "/log 2>&1";
     const bool failed = system(command.c_str());
     p.log = read(at + "/log"), p.code = read(at + "/kernel.so");
@@ -163,13 +163,11 @@ Status compile(Program& p, int count, const char* const* options) {
 }  // namespace
 
 extern "C" {
-const char* nvrtcGetErrorString(int e) { return e == COMPILATION ? "NVRTC_ERROR_COMPILATION" : e ? "NVRTC_ERROR" : "NVRTC_SUCCESS"; }
+const char* nvrtcGetErrorString(int e) { return e == COMPILATION ? "NVRTC_ERROR_COMPILATION" : "NVRTC_ERROR"; }
 int nvrtcVersion(int* major, int* minor) { return *major = 12, *minor = 9, SUCCESS; }
-int nvrtcGetNumSupportedArchs(int* n) { return *n = 6, SUCCESS; }
-int nvrtcGetSupportedArchs(int* archs) {
-    for (int arch : {75, 80, 89, 90, 100, 120}) *archs++ = arch;
-    return SUCCESS;
-}
+constexpr int ARCHITECTURES[] = {75, 80, 89, 90, 100, 120};
+int nvrtcGetNumSupportedArchs(int* n) { return *n = std::size(ARCHITECTURES), SUCCESS; }
+int nvrtcGetSupportedArchs(int* to) { return std::copy_n(ARCHITECTURES, std::size(ARCHITECTURES), to), SUCCESS; }
 int nvrtcCreateProgram(Program** p, const char* text, const char*, int, const char* const*, const char* const*) {
     return *p = new Program{text}, SUCCESS;
 }

@@ -26,7 +26,8 @@ template <class T> void sort(const Job& job) {
         size_t* found = job.kind == LEXSORT ? job.found : job.found + row * job.n;  // the last key counts most
         if (job.kind == ARGSORT || (job.kind == LEXSORT && !row)) std::iota(found, found + job.n, 0);
         auto by_value = [](const T& a, const T& b) { return less(a, b); };
-        if (job.kind != SORT) std::stable_sort(found, found + job.n, [&](auto a, auto b) { return less(at[a], at[b]); });
+        auto by_place = [&](size_t i, size_t j) { return less(at[i], at[j]); };
+        if (job.kind != SORT) std::stable_sort(found, found + job.n, by_place);
         if (job.kind != LEXSORT) std::stable_sort(at, at + job.n, by_value);
     }
 }
@@ -39,8 +40,8 @@ void work(void* data) {
         sort<bool>};
     sorts[job.type](job);
 }
-void submit(const Job& job, intptr_t stream) { cuda_on_cpu_submit((void*)stream, "sort", false, work, &job, sizeof job); }
-size_t rows_of(const Shape& shape) { return std::accumulate(shape.begin(), shape.end() - 1, size_t(1), std::multiplies()); }
+void submit(const Job& job, intptr_t to) { cuda_on_cpu_submit((void*)to, "sort", false, work, &job, sizeof job); }
+size_t rows_of(const Shape& s) { return std::accumulate(s.begin(), s.end() - 1, size_t(1), std::multiplies()); }
 
 }  // namespace
 

@@ -6,10 +6,10 @@
 #include "driver.hpp"
 
 struct Block { size_t size; long number; bool captured; };  // of a pool; numbers are in order of allocation
-struct Graph { long begun, ended; vector<Op> ops; map<char*, Block> uses; bool spoiled; };  // from one number to another
+struct Graph { long begun, ended; vector<Op> ops; map<char*, Block> uses; bool spoiled; };  // of blocks from, to
 using Shared = std::shared_ptr<Graph>;
-struct Stream { unsigned flags = 0; Shared capture = {}; bool origin = false; std::deque<Op> queue = {}; size_t finished = 0; };
-struct Event { Stream* stream = nullptr; size_t place = 0; Shared capture = {}; double time = 0; };
+struct Stream { unsigned flags; Shared capture; bool origin; std::deque<Op> queue; size_t finished; };
+struct Event { Stream* stream; size_t place; Shared capture; double time; };
 
 static Stream default_stream;
 static std::set<Stream*> streams = {&default_stream};
@@ -78,7 +78,7 @@ cudaError_t submit(void* to, Kind kind, const string& what, Op op, const Words& 
     if (kind == LAUNCHES || kind == GEMMS) {
         for (auto* word : words)
             if (auto* room = room_of(word); room && room->device != device)
-                problem("memory of device " + to_string(room->device) + " on device " + to_string(device) + ": " + what);
+                problem("memory of device " + to_string(room->device) + " on " + to_string(device) + ": " + what);
         if (settings[IDLE]) op = [] { return cudaSuccess; };
     }
     if (s->capture) {
@@ -123,7 +123,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned flags) {
     return *s = (cudaStream_t)*streams.insert(new Stream{flags}).first, cudaSuccess;
 }
 cudaError_t cudaStreamCreate(cudaStream_t* s) { return cudaStreamCreateWithFlags(s, 0); }
-cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned flags, int) { return cudaStreamCreateWithFlags(s, flags); }
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned f, int) { return cudaStreamCreateWithFlags(s, f); }
 cudaError_t cudaStreamGetFlags(cudaStream_t s, unsigned* flags) { return *flags = stream_of(s)->flags, cudaSuccess; }
 cudaError_t cudaStreamGetPriority(cudaStream_t, int* priority) { return *priority = 0, cudaSuccess; }
 cudaError_t cudaStreamDestroy(cudaStream_t s) { LOCK; return drain(stream_of(s)), cudaSuccess; }  // events may name it
@@ -185,7 +185,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s) {
         return cudaSuccess;
     });
 }
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return *e = (cudaEvent_t) new Event, cudaSuccess; }
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return *e = (cudaEvent_t) new Event{}, cudaSuccess; }
 cudaError_t cudaEventCreate(cudaEvent_t* e) { return cudaEventCreateWithFlags(e, 0); }
 cudaError_t cudaEventDestroy(cudaEvent_t e) { return delete (Event*)e, cudaSuccess; }
 cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t a, cudaEvent_t b) {

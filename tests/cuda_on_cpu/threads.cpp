@@ -197,8 +197,8 @@ static void run_blocks(int first, int count, unsigned shared) {
 }
 }  // namespace cuda_on_cpu
 
-string execute(const cuda_on_cpu::Kernel* what, dim3 grid, dim3 block, unsigned shared, bool together, void** args, Statics own) {
-    using namespace cuda_on_cpu;
+using namespace cuda_on_cpu;
+string execute(const Kernel* what, dim3 grid, dim3 block, unsigned shared, bool together, void** args, Statics own) {
     kernel = what, arguments = args, grid_dim = grid, block_dim = block, statics = own, failure.clear(), run_number++;
     const int blocks = grid.x * grid.y * grid.z, step = together ? blocks : what->cluster;
     for (int b = 0; b < blocks && failure.empty(); b += step) run_blocks(b, std::min(step, blocks - b), shared);

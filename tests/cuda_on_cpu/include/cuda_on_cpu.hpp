@@ -1,4 +1,4 @@
-// CUDA C++ as a host's compiler sees it. The NVRTC here puts this in front of every kernel; threads.cpp runs the threads.
+// CUDA C++ as a host's compiler sees it. nvrtc.cpp puts this in front of every kernel; threads.cpp runs the threads.
 #pragma once
 #include <algorithm>
 #include <array>
@@ -30,7 +30,7 @@ struct Warp {
 struct Cluster { Barrier barrier; int alive; };
 struct Block {
     uint3 index;
-    unsigned char *shared, *statics, *statics_at;  // its __shared__ variables while another block runs, and while it does
+    unsigned char *shared, *statics, *statics_at;  // its variables while another block runs, and while it does
     Barrier barrier;
     int alive, rank;
     Cluster* cluster;
@@ -54,7 +54,7 @@ template <class... A> const int* sizes_of(void (*)(A...)) { return sizes<A...>; 
 template <class... A, size_t... I> void call(void (*kernel)(A...), void** args, std::index_sequence<I...>) {
     kernel(*(std::remove_reference_t<A>*)args[I]...);
 }
-template <class... A> void run(void (*kernel)(A...), void** args) { call(kernel, args, std::index_sequence_for<A...>()); }
+template <class... A> void run(void (*kernel)(A...), void** a) { call(kernel, a, std::index_sequence_for<A...>()); }
 
 // Every lane of the mask shows a value, and reads those of others.
 template <class T, class Read> inline auto exchange(unsigned mask, const T& v, Read read) {
@@ -89,7 +89,8 @@ template <class To, class From> inline To bits(From v) {
 // Addresses of shared memory have 32 bits: the block's number in its cluster, whether it is a variable, and the place.
 inline unsigned char* shared_memory() { return now->block->shared; }
 inline unsigned shared_address(const void* p) {
-    const size_t place = (unsigned char*)p - now->block->shared, variable = (unsigned char*)p - now->block->statics_at;
+    const auto* at = (const unsigned char*)p;
+    const size_t place = at - now->block->shared, variable = at - now->block->statics_at;
     return (unsigned)(place < 1 << 22 ? place : variable | 1 << 22) | (unsigned)now->block->rank << 24;
 }
 inline unsigned char* shared_at(unsigned address) {
@@ -143,7 +144,8 @@ CUDA_ON_CPU_REDUCE(__reduce_min_sync, a < b ? a : b)
 #define CUDA_ON_CPU_ATOMIC(name, T, e) \
     inline T name(T* to, T v) { const T old = *to; return cuda_on_cpu::change(to, (T)(e)); }
 #define CUDA_ON_CPU_ATOMICS(name, e) \
-    CUDA_ON_CPU_ATOMIC(name, int, e) CUDA_ON_CPU_ATOMIC(name, unsigned, e) CUDA_ON_CPU_ATOMIC(name, unsigned long long, e)
+    CUDA_ON_CPU_ATOMIC(name, int, e) CUDA_ON_CPU_ATOMIC(name, unsigned, e) \
+    CUDA_ON_CPU_ATOMIC(name, unsigned long long, e)
 CUDA_ON_CPU_ATOMICS(atomicAdd, old + v)
 CUDA_ON_CPU_ATOMIC(atomicAdd, float, old + v)
 CUDA_ON_CPU_ATOMIC(atomicAdd, double, old + v)
@@ -176,7 +178,7 @@ CUDA_ON_CPU_BITS(__double_as_longlong, long long, double) CUDA_ON_CPU_BITS(__lon
 CUDA_ON_CPU_READ(__ldg) CUDA_ON_CPU_READ(__ldcg) CUDA_ON_CPU_READ(__ldcs)
 CUDA_ON_CPU_WRITE(__stcs) CUDA_ON_CPU_WRITE(__stcg)
 CUDA_ON_CPU_ROUNDED(add, +) CUDA_ON_CPU_ROUNDED(sub, -) CUDA_ON_CPU_ROUNDED(mul, *) CUDA_ON_CPU_ROUNDED(div, /)
-inline double __hiloint2double(int high, int low) { return __longlong_as_double((long long)high << 32 | (unsigned)low); }
+inline double __hiloint2double(int high, int low) { return __longlong_as_double((int64_t)high << 32 | (unsigned)low); }
 inline int __double2hiint(double v) { return __double_as_longlong(v) >> 32; }
 inline int __double2loint(double v) { return (int)__double_as_longlong(v); }
 CUDA_ON_CPU_FUNCTION(int, __popc, unsigned, __builtin_popcount(x))
@@ -187,7 +189,7 @@ CUDA_ON_CPU_FUNCTION(int, __ffs, int, __builtin_ffs(x))
 CUDA_ON_CPU_FUNCTION(int, __ffsll, long long, __builtin_ffsll(x))
 inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned long long)a * b >> 32; }
 inline int __mulhi(int a, int b) { return (long long)a * b >> 32; }
-inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) { return (unsigned __int128)a * b >> 64; }
+inline unsigned long long __umul64hi(unsigned long long a, uint64_t b) { return (unsigned __int128)a * b >> 64; }
 CUDA_ON_CPU_FUNCTION(float, __expf, float, expf(x))
 CUDA_ON_CPU_FUNCTION(float, __logf, float, logf(x))
 CUDA_ON_CPU_FUNCTION(float, __frcp_rn, float, 1 / x)
@@ -207,16 +209,16 @@ inline float __powf(float x, float y) { return powf(x, y); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
 inline double __fma_rn(double x, double y, double z) { return fma(x, y, z); }
-using std::abs, std::fabs, std::sqrt, std::cbrt, std::hypot, std::exp, std::exp2, std::expm1, std::log, std::log2, std::log10,
-    std::log1p, std::pow, std::sin, std::cos, std::tan, std::asin, std::acos, std::atan, std::atan2, std::sinh, std::cosh,
-    std::tanh, std::asinh, std::acosh, std::atanh, std::erf, std::erfc, std::tgamma, std::lgamma, std::floor, std::ceil,
-    std::trunc, std::round, std::rint, std::nearbyint, std::lrint, std::llrint, std::fmod, std::remainder, std::copysign,
-    std::fma, std::fmin, std::fmax, std::fdim, std::ldexp, std::frexp, std::modf, std::ilogb, std::logb, std::nextafter,
-    std::isnan, std::isinf, std::isfinite, std::signbit;
+using std::abs, std::fabs, std::sqrt, std::cbrt, std::hypot, std::exp, std::exp2, std::expm1, std::log, std::log2,
+    std::log10, std::log1p, std::pow, std::sin, std::cos, std::tan, std::asin, std::acos, std::atan, std::atan2, std::sinh,
+    std::cosh, std::tanh, std::asinh, std::acosh, std::atanh, std::erf, std::erfc, std::tgamma, std::lgamma, std::floor,
+    std::ceil, std::trunc, std::round, std::rint, std::nearbyint, std::lrint, std::llrint, std::fmod, std::remainder,
+    std::copysign, std::fma, std::fmin, std::fmax, std::fdim, std::ldexp, std::frexp, std::modf, std::ilogb, std::logb,
+    std::nextafter, std::isnan, std::isinf, std::isfinite, std::signbit;
 // The smaller and larger of numbers of any two types, as CUDA has them: a NaN is left for the other number.
-template <class A, class B> concept CudaOnCpuNumbers = std::is_arithmetic_v<A> && std::is_arithmetic_v<B>;
 #define CUDA_ON_CPU_EXTREME(name, sign) \
-    template <class A, class B, class C = std::common_type_t<A, B>> requires CudaOnCpuNumbers<A, B> inline C name(A a, B b) { \
+    template <class A, class B, class C = std::common_type_t<A, B>> \
+    requires std::is_arithmetic_v<C> inline C name(A a, B b) { \
         if constexpr (std::is_floating_point_v<C>) return std::f##name((C)a, (C)b); \
         else return (C)a sign (C)b ? (C)a : (C)b; \
     }

@@ -9,7 +9,7 @@ namespace ptx {
 template <size_t N> struct Text {
     char at[N];
     constexpr Text(const char (&text)[N]) { std::copy_n(text, N, at); }
-    constexpr bool has(const char* part) const { return std::string_view(at, N - 1).find(part) != std::string_view::npos; }
+    constexpr bool has(const char* part) const { return std::string_view(at, N - 1).find(part) < N; }
 };
 
 // An mbarrier: a turn ends when a thread has said what to expect and as many bytes have come.
@@ -46,7 +46,9 @@ inline float bf16_of(unsigned word, int i) { return __uint_as_float(word >> 16 *
 inline float tf32_of(unsigned word, int) { return __uint_as_float(word & ~0x1fffu); }  // the hardware reads no more
 
 // mma.sync as the PTX manual draws it: matrices by element, from the words of the lanes.
-template <int WORD, int DEPTH, class Read> inline void mma(float* c0, float* c1, float* c2, float* c3, const std::array<unsigned, 6>& words, Read read) {
+using Words = std::array<unsigned, 6>;
+template <int WORD, int DEPTH, class Read>
+inline void mma(float* c0, float* c1, float* c2, float* c3, const Words& words, Read read) {
     const int lane = cuda_on_cpu::now->lane;
     float* const c[] = {c0, c1, c2, c3};
     cuda_on_cpu::exchange(~0u, words, [&](auto of) {
@@ -82,7 +84,7 @@ template <bool TRANSPOSED> inline void load_matrices(unsigned* const (&to)[4], u
 }
 
 template <int SIZE> void store(void* to, std::array<unsigned, SIZE / 4> words) {
-    if ((uintptr_t)to % SIZE) cuda_on_cpu::fail(SIZE == 16 ? "16 bytes at no multiple of 16" : "8 bytes at no multiple of 8");
+    if ((uintptr_t)to % SIZE) cuda_on_cpu::fail(SIZE == 16 ? "16 bytes are not aligned" : "8 bytes are not aligned");
     memcpy(to, words.data(), SIZE);
 }
 
@@ -94,7 +96,7 @@ template <Text T, class... A> inline void run(A&&... given) {
         constexpr bool eight = T.has("m16n8k8") && T.has(".f16.f16");  // of sm_75, with two registers of a and one of b
         if constexpr (eight) mma<2, 8>(&ARG(0), &ARG(1), &ARG(2), &ARG(3), {ARG(4), ARG(5), 0, 0, ARG(6), 0}, half_of);
         else {
-            const std::array<unsigned, 6> words = {ARG(4), ARG(5), ARG(6), ARG(7), ARG(8), ARG(9)};
+            const Words words = {ARG(4), ARG(5), ARG(6), ARG(7), ARG(8), ARG(9)};
             if constexpr (T.has(".tf32")) mma<1, 8>(&ARG(0), &ARG(1), &ARG(2), &ARG(3), words, tf32_of);
             else if constexpr (T.has(".bf16")) mma<2, 16>(&ARG(0), &ARG(1), &ARG(2), &ARG(3), words, bf16_of);
             else mma<2, 16>(&ARG(0), &ARG(1), &ARG(2), &ARG(3), words, half_of);

@@ -1,0 +1,6 @@
+// What a kernel sees that CuPy writes; compiled once.
+#include "ptx.hpp"
+#include <cupy/complex.cuh>
+#include <cupy/carray.cuh>
+#include <cupy/atomics.cuh>
+#include <cupy/math_constants.h>
