@@ -205,9 +205,15 @@ def several(where: str, name: str, value: Any, expected: str, most: int) -> list
     return list(value)
 
 
+def is_masked(value: Any) -> bool:
+    """Return whether a value is a masked array of NumPy; the module of these is imported for a subclass of arrays only."""
+    is_subclass = isinstance(value, np.ndarray) and type(value) is not np.ndarray
+    return is_subclass and isinstance(value, np.ma.MaskedArray)
+
+
 def unmasked(where: str, name: str, value: Any) -> None:
     """Raise TypeError if a value is a masked array of NumPy: no computation heeds the mask."""
-    if isinstance(value, np.ma.MaskedArray):
+    if is_masked(value):
         raise TypeError(f"{where}: {name} is a masked array, expected an array without a mask, as its filled() gives")
 
 

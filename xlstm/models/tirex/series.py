@@ -120,7 +120,7 @@ def _array(where: str, name: str, given: Any, expected: str) -> np.ndarray[Any, 
     if frames.has_columns(given):
         advice = "series may be one table, with series_id for several of them"
         raise TypeError(f"{where}: {name} is a table, expected {expected}; {advice}")
-    if isinstance(given, np.ma.MaskedArray):
+    if checks.is_masked(given):
         given = np.where(np.ma.getmaskarray(given), np.nan, np.ma.getdata(given))
     held = given if isinstance(given, np.ndarray) else None
     if held is None and (hasattr(given, "__dlpack__") or is_other(given)):
