@@ -64,7 +64,7 @@ def activation(name: str) -> Callable[[Backend], Results]:
     return run
 
 
-for _name in ("sigmoid", "tanh", "log_sigmoid", "silu", "softmax", "log_softmax", "gelu", "square_relu"):
+for _name in ("sigmoid", "tanh", "log_sigmoid", "silu", "softmax", "gelu", "square_relu"):
     FUNCTIONS[_name] = activation(_name)
 
 

@@ -10,7 +10,7 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.cells import activations
 from xlstm.engines.numba import jit
 
-NAMES = ["sigmoid", "tanh", "log_sigmoid", "silu", "softmax", "log_softmax", "gelu", "square_relu"]
+NAMES = ["sigmoid", "tanh", "log_sigmoid", "silu", "softmax", "gelu", "square_relu"]
 
 
 def pair(name):

@@ -115,6 +115,13 @@ def test_tables_of_a_time_zone_go_on(estimators, freq):
     assert found["day"].to_list() == list(dates[24:])
 
 
+def test_zones_are_named_where_they_are_why_dates_have_no_step():
+    dates = pd.date_range("2020-01-31", periods=24, freq="BME", tz="Europe/Berlin").tz_convert("UTC").tz_localize(None)
+    for zone, ending in (("Europe/Berlin", "for most of them"), ("No/Where", "local dates have no zone")):
+        with pytest.raises(ValueError, match=f"the 24 dates have no common step, .*{ending}$"):
+            calendars.read("it", dates.values, zone)
+
+
 WRITTEN = [("ME", "%Y-%m-%d"), ("MS", "%Y-%m-%d"), ("MS", "%Y-%m"), ("QE", "%Y-%m-%d"), ("YE", "%Y-%m-%d")]
 
 

@@ -75,6 +75,38 @@ def test_few_bytes_of_parquet_do_not_hold_any_number_of_rows(tmp_path):
         assert "has 20971520 cells in" in str(refusal(functools.partial(READERS[name], path), path.stat().st_size))
 
 
+LONG = pa.array(["x" * (1 << 16)])
+WORDS = pa.array([*"abcb", None])
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        LONG.take([0] * 2000),
+        pa.DictionaryArray.from_arrays(np.zeros(2000, np.int32), LONG),
+        pa.array([np.zeros(5 << 20)] + [[]] * 1999),
+    ],
+    ids=["text", "dictionary", "list"],
+)
+def test_few_bytes_of_parquet_do_not_hold_any_number_of_texts_or_lists(tmp_path, column):
+    """Nobody has them in memory either where other columns are asked for."""
+    path = tmp_path / "long.parquet"
+    pq.write_table(pa.table({"c": column, "v": np.zeros(2000)}), path, compression="zstd")
+    for name in ("groups", "names"):
+        read = {**READERS, "names": lambda path: files.read_names(path, "c")}[name]
+        assert "; take fewer rows" in str(refusal(lambda read=read: read(path), path.stat().st_size))
+    assert len(files.read_table(path, ["v"]).values) == 2000
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int8(), pa.string())])
+def test_texts_of_parquet_are_read_as_they_were_written(tmp_path, kind):
+    coded = pa.types.is_dictionary(kind)
+    given = pa.table({"c": WORDS.dictionary_encode().cast(kind) if coded else WORDS.cast(kind), "v": np.arange(5.0)})
+    for rows, settings in ((5, {}), (5, {"use_dictionary": False}), (5, {"row_group_size": 2}), (0, {})):
+        pq.write_table(given[:rows], tmp_path / "a.parquet", **settings)
+        assert files._opened(tmp_path / "a.parquet", lambda names, dated: names)[2].equals(given[:rows])
+
+
 @pytest.mark.parametrize("text", ["{}=1", "[{}]", "x={{{}=1}}", "{}.'='=1"])
 @pytest.mark.parametrize(("part", "sign"), [("a", "."), ("'.'", " ."), ('"\\""', ".\t")])
 def test_keys_of_options_have_few_parts(tmp_path, text, part, sign):

@@ -1,8 +1,8 @@
 """Activations as pairs: `f(xp, x)` and `f_bwd(xp, dy, x, y)` with `y = f(xp, x)`.
 
-Each function is pure and takes the namespace first; all but `softmax` and `log_softmax` work element by element. A
-backward pass is given both the input and the output and uses whichever costs less. All but `exponential` and
-`square_relu` are finite, and raise no floating-point warning, for every finite input.
+Each function is pure and takes the namespace first; all but `softmax` work element by element. A backward
+pass is given both the input and the output and uses whichever costs less. All but `exponential` and `square_relu` are
+finite, and raise no floating-point warning, for every finite input.
 
 The pairs in `GATE_ACTIVATIONS` can be chosen for the gates of a cell by a text such as "tanh" or
 "hard_sigmoid(0.2, 0.5)"; their parameters and defaults are those of ONNX. `register` adds a pair.
@@ -166,17 +166,6 @@ def softmax(xp: Namespace, x: Array) -> Array:
 def softmax_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
     """Differentiate `softmax`: dx from dy."""
     return y * (dy - xp.sum(dy * y, axis=-1, keepdims=True))
-
-
-def log_softmax(xp: Namespace, x: Array) -> Array:
-    """Return log(softmax(x)) over the last axis."""
-    x = x - xp.max(x, axis=-1, keepdims=True)
-    return x - xp.log(xp.sum(xp.exp(x), axis=-1, keepdims=True))
-
-
-def log_softmax_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
-    """Differentiate `log_softmax`: dx from dy."""
-    return dy - xp.exp(y) * xp.sum(dy, axis=-1, keepdims=True)
 
 
 def linear(xp: Namespace, x: Array) -> Array:

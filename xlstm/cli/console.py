@@ -76,7 +76,7 @@ def one_line_errors() -> Iterator[None]:
         if interrupted(error):
             tell("interrupted")
             raise typer.Exit(code(error)) from None
-        tell(f"error: {_words(error)}")
+        tell(f"error: {message_of(error)}")
         raise typer.Exit(2) from None
     except Exception as error:
         if not hasattr(error, "format_message"):  # that of a usage error, whose class is not public in every version
@@ -89,7 +89,7 @@ def one_line_errors() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
-def _words(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """Return the message of an error, that of the system without its number."""
     if isinstance(error, OSError) and error.strerror is not None:
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
@@ -208,7 +208,7 @@ def accounted(files: list[Path], resume: Callable[[], str] = str) -> Iterator[No
             raise
         words = [f"{file} is{'' if new else ' not'} saved" for file, new in zip(files, written, strict=True)]
         account = ", ".join(words) if any(written) else "nothing was saved"
-        what = f"error: {_words(error)}" if isinstance(error, ERRORS) else f"error: {type(error).__name__}: {error}"
+        what = f"error: {message_of(error)}" if isinstance(error, ERRORS) else f"error: {type(error).__name__}: {error}"
         if not interrupted(error):
             tell(f"{what}; {account}")
             raise typer.Exit(1) from None

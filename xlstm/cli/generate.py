@@ -11,7 +11,9 @@ import typer
 from xlstm.cli import convert, kinds
 from xlstm.cli.console import BackendOption, printable, put
 from xlstm.data import text
+from xlstm.data.tensors import Tensors
 from xlstm.estimators import textmodel
+from xlstm.interop.shards import files_of
 
 
 def generate(
@@ -41,6 +43,8 @@ def generate(
         gap = ""
         pieces = textmodel.TextModel.load(model, backend).stream(prompt, max_tokens, **draws)
     else:
+        for file in files_of(model):  # what is no model is refused before the prompt is looked at
+            Tensors(file)
         codec = text.codec(model, as_bytes)
         gap, tokens = codec.GAP, codec.encode(prompt)
         network, params = convert.language(model, backend, dtype)

@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 
 from xlstm import plots
-from xlstm.cli.console import out, printable, tell, to_json, uncut
+from xlstm.cli.console import message_of, out, printable, tell, to_json, uncut
 from xlstm.cli.folders import OPTIONS
 from xlstm.cli.options import JsonOption, from_toml
 from xlstm.data import reading
@@ -117,7 +117,7 @@ def _read(path: Path) -> Row | None:
     try:
         lines, settings = history.read(path / history.FILE), _settings(path)
     except (OSError, ValueError) as error:
-        tell(f"note: {error}")
+        tell(f"note: {message_of(error)}")
         return None
     if not lines:
         tell(f"note: {path}: the history has no step yet")

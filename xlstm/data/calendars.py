@@ -43,7 +43,8 @@ def read(where: str, given: object, zone: str | None = None) -> Calendar:
     found, clocks = local(found, zone)
     place = calendars.calendar(coarsest(found), lambda row: f"{where}: dates[{row}]")
     if place is None:
-        advice = "" if zone is None else f"; the clocks of {zone} may not be known here, local dates have no zone"
+        unknown = zone is not None and clocks is None
+        advice = f"; the clocks of {zone} may not be known here, local dates have no zone" if unknown else ""
         raise ValueError(f"{where}: the {len(found)} dates have no common step, expected one for most of them{advice}")
     return place._replace(zone=clocks)
 

@@ -23,6 +23,7 @@ CELLS = (
     1 << 22,
     32,
 )  # of a Parquet file that are taken, where few bytes can hold any number: some, and some for a byte
+LENGTH = 16  # bytes of text that are taken, for each cell that is
 
 
 def read_table(
@@ -358,20 +359,41 @@ def _opened(path: Path, choose: Callable[[list[str], list[str]], list[str]]) -> 
     pyarrow, parquet = _pyarrow(path)
     with path.open("rb") as file:
         try:
-            found = parquet.ParquetFile(file)
-            kinds = pyarrow.types
-            dated = [f.name for f in found.schema_arrow if kinds.is_date(f.type) or kinds.is_timestamp(f.type)]
-            names = found.schema_arrow.names
+            fields, kinds = parquet.read_schema(file), pyarrow.types
+            dated = [f.name for f in fields if kinds.is_date(f.type) or kinds.is_timestamp(f.type)]
+            names = fields.names
             check_names(path, names)
+            stored = {f.name: f.type.value_type if kinds.is_dictionary(f.type) else f.type for f in fields}
+            some = (kinds.is_string, kinds.is_large_string, kinds.is_binary, kinds.is_large_binary)
+            texts = {name for name, kind in stored.items() if any(is_kind(kind) for is_kind in some)}
+            found = parquet.ParquetFile(file, read_dictionary=[*texts])  # equal texts take memory once
             chosen, size = choose(names, dated), os.fstat(file.fileno()).st_size
             cells, most = len(chosen) * found.metadata.num_rows, CELLS[0] + CELLS[1] * size
+            if nested := tuple(f"{name}." for name in chosen if kinds.is_nested(fields.field(name).type)):
+                leaves = (found.metadata.row_group(g) for g in range(found.num_row_groups))
+                leaves = (group.column(k) for group in leaves for k in range(group.num_columns))
+                cells += sum(leaf.num_values for leaf in leaves if leaf.path_in_schema.startswith(nested))
             if cells > most:
                 raise ValueError(f"{path}: has {cells} cells in {size} bytes, expected at most {most}; take fewer rows")
             table = found.read(chosen)
             table.validate(full=True)
+            for name in texts.intersection(table.column_names):
+                length = sum(map(_length, table[name].chunks))
+                if length > LENGTH * most:
+                    column = f"column {checks.shown(name)} has {length} bytes of text"
+                    raise ValueError(f"{path}: {column}, expected at most {LENGTH * most}; take fewer rows")
+            table = table.cast(pyarrow.schema(map(fields.field, table.column_names), table.schema.metadata))
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # of damaged files they are all three
             raise ValueError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from error
     return names, dated, table
+
+
+def _length(texts: Any) -> int:
+    """Return the bytes of all texts of a dictionary array together."""
+    from pyarrow import compute
+
+    lengths = compute.cast(compute.binary_length(texts.dictionary), "int64")
+    return compute.sum(lengths.take(texts.indices), min_count=0).as_py() or 0
 
 
 def _pyarrow(path: Path) -> tuple[Any, Any]:

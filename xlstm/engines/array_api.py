@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays.namespace import Array, Namespace
+from xlstm.arrays.namespace import Array
 from xlstm.engines.options import Options
 from xlstm.engines.segments import Segment, Widths, beside, reshape, segments, with_idle
 from xlstm.engines.step import Step
@@ -130,11 +130,6 @@ class ArrayApi:
                         normal = [a[t, ...] for a in kept.normal]
                         dstate = options.backward(t, WT, here, dstate, normal, found)
         return found, with_idle(xp, dstate, dend, tape.first)
-
-
-def _buffer(xp: Namespace, k: int, a: Array | None, device: Any) -> Array | None:
-    """Return an array for k steps of `a`, or None where there is none."""
-    return None if a is None else xp.empty((k, *a.shape), dtype=a.dtype, device=device)
 
 
 def _projected(tape: Tape, zx: Array | None, segment: Segment, start: int, stop: int) -> Array:

@@ -37,7 +37,10 @@ class Engine(Protocol):
     name: str
 
     def refuses(self, step: Step, widths: Widths) -> str:
-        """Return why it cannot run a step over a batch of these widths, or "" where it can."""
+        """Return why it cannot run a step over a batch of these widths, or "" where it can.
+
+        A layer keeps the answer for NumPy arrays, which must not depend on the widths.
+        """
 
     def forward(
         self, step: Step, x: Array, state: Sequence[Array], widths: Widths, keep: str

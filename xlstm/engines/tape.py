@@ -179,7 +179,7 @@ class Gradients:
             R = gradient.shape[0]
             shape = (self.N, R) if self.flat else (R, self.N)
             made = workspace.empty(self.xp, shape, self.like)
-            found = self.arrays.setdefault(name, made.T if self.flat else made)  # one array for all threads
+            self.arrays[name] = found = made.T if self.flat else made
         found[:, rows] = gradient
         return gradient
 
