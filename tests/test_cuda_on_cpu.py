@@ -36,7 +36,7 @@ EXPRESSIONS = {
     **dict.fromkeys(("xp.where(a > b, a, b)", "a ** 2"), ("f4", "i4")),
     **dict.fromkeys(("xp.maximum(a, b)", "(a @ c).astype('f4')"), REALS),
     **dict.fromkeys(("a @ c", "c.T @ a.T", "a @ c[:, 0]", "a[0] @ b[0]"), ("f4", "f8", "i4")),
-    **dict.fromkeys(("xp.einsum('ij,jk->ik', a, c)", "xp.stack((a, a)) @ xp.stack((c, c))", "xp.cumsum(a, axis=1)"), FLOATS),
+    **dict.fromkeys(("xp.stack((a, a)) @ xp.stack((c, c))", "xp.tensordot(a, b, axes=2)"), FLOATS),
     **dict.fromkeys(("a[a > 1]", "xp.clip(a, 0.5, 1.5)", "xp.tril(a)", "xp.pad(a, 1)", "xp.all(a > 0)"), ("f4",)),
     **dict.fromkeys(("xp.exp(1j * a)", "xp.linalg.norm(a)", "xp.nonzero(a > 1)[0]", "xp.logaddexp(a, b)"), ("f4",)),
     "a | b": ("?",), "~a": ("?", "i4"), "xp.bincount(a[0])": ("i4",),
@@ -103,24 +103,19 @@ def test_counts():
 
 
 def test_dynamic_shared_memory_and_shuffles():
-    add = kernel(
-        """k(float* y) {
-            extern __shared__ float s[]; s[threadIdx.x] = threadIdx.x; __syncthreads(); float v = s[63 - threadIdx.x];
-            for (int m = 16; m; m /= 2) v += __shfl_xor_sync(~0u, v, m);
-            y[threadIdx.x] = v;
-        }"""
-    )
+    text = """extern __shared__ float s[]; s[threadIdx.x] = threadIdx.x; __syncthreads(); float v = s[63 - threadIdx.x];
+        for (int m = 16; m; m /= 2) v += __shfl_xor_sync(~0u, v, m);
+        y[threadIdx.x] = v;"""
     y = cp.zeros(64, "f4")
-    add((1,), (64,), (y,), shared_mem=256)
+    kernel(f"k(float* y) {{ {text} }}")((1,), (64,), (y,), shared_mem=256)
     assert y.get().tolist() == [sum(range(32, 64))] * 32 + [sum(range(32))] * 32
 
 
 def test_templates():
     text = "template <class T> __global__ void k(T* x) { x[threadIdx.x] += 1; }"
     module = cp.RawModule(code=text, name_expressions=["k<float>", "k<double>"])
-    for name, dtype in (("float", "f4"), ("double", "f8")):
-        x = cp.zeros(8, dtype)
-        module.get_function(f"k<{name}>")((1,), (8,), (x,))
+    for name, x in (("k<float>", cp.zeros(8, "f4")), ("k<double>", cp.zeros(8))):
+        module.get_function(name)((1,), (8,), (x,))
         assert x.get().tolist() == [1] * 8
 
 
@@ -137,40 +132,28 @@ def test_blocks_of_a_cooperative_launch_wait_for_one_another_and_have_variables_
     assert y.get().tolist() == [k // 32 for k in range(128)]
 
 
-CLUSTER = """__cluster_dims__(4) k(float* y) {
-    __shared__ float own;
-    if (threadIdx.x == 0) own = blockIdx.x;
-    asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
-    asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
-    unsigned there, here = (unsigned)__cvta_generic_to_shared(&own);
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"((blockIdx.x + 1) % 4));
-    float value;
-    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(there) : "memory");
-    y[blockIdx.x] = value;
-}"""
-
-
-def test_blocks_of_a_cluster_read_one_anothers_memory():
+def test_blocks_of_a_cluster_read_one_anothers_memory_where_there_is_room_for_them():
+    run = kernel("""__cluster_dims__(4) k(float* y) {
+        __shared__ float own; if (threadIdx.x == 0) own = blockIdx.x;
+        asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
+        asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+        unsigned there, here = (unsigned)__cvta_generic_to_shared(&own);
+        asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"((blockIdx.x + 1) % 4));
+        asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(y[blockIdx.x]) : "r"(there) : "memory");
+    }""")
     y = cp.zeros(8, "f4")
-    kernel(CLUSTER)((8,), (2,), (y,))
+    run((8,), (2,), (y,))
     assert y.get().tolist() == [1, 2, 3, 0, 5, 6, 7, 4]
-
-
-def test_a_launch_finds_room_for_its_clusters_or_not():
-    run = kernel(CLUSTER)
     with cuda_on_cpu.configured(cluster=2), pytest.raises(cp.cuda.driver.CUDADriverError, match="CLUSTER"):
-        run((8,), (2,), (cp.zeros(8, "f4"),))
+        run((8,), (2,), (y,))
     with pytest.raises(cp.cuda.driver.CUDADriverError, match="INVALID_VALUE"):
-        run((6,), (2,), (cp.zeros(8, "f4"),))  # no multiple of a cluster
+        run((6,), (2,), (y,))  # no multiple of a cluster
 
 
 def test_atomics():
     y = cp.zeros(1, "f4")
     kernel("k(float* y) { atomicAdd(y, 1.f); }")((9,), (64,), (y,))
     assert float(y[0]) == 576
-    a = cp.zeros(3)
-    cp.add.at(a, cp.asarray([0, 0, 2]), 1.0)
-    assert a.get().tolist() == [2, 0, 1]
 
 
 # ---- faults of kernels
@@ -218,11 +201,11 @@ def test_memory_that_nobody_wrote_is_not_a_number(place):
 
 
 @pytest.mark.parametrize(
-    ("options", "threads", "shared"), [("", 1025, 0), ("__launch_bounds__(32)", 64, 0), ("", 64, 50_000)]
+    ("words", "threads", "shared"), [("", 1025, 0), ("__launch_bounds__(32)", 64, 0), ("", 64, 50_000)]
 )
-def test_launches_beyond_limits_are_refused(options, threads, shared):
+def test_launches_beyond_limits_are_refused(words, threads, shared):
     with cuda_on_cpu.counted() as asked, pytest.raises(cp.cuda.driver.CUDADriverError, match="INVALID_VALUE"):
-        kernel(f"{options} k() {{}}")((1,), (threads,), (), shared_mem=shared)
+        kernel(f"{words} k() {{}}")((1,), (threads,), (), shared_mem=shared)
     assert "beyond limits" in asked.problems[0]
 
 
@@ -268,8 +251,7 @@ def test_a_missing_event_is_found_where_streams_are_lazy(waits):
         with two:
             if waits:
                 two.wait_event(event)
-            b = a * 2
-            found = b.get().tolist()
+            found = (a * 2).get().tolist()
         cp.cuda.runtime.deviceSynchronize()
     assert found == [2.0 if waits else 0.0] * 4
 
@@ -313,23 +295,21 @@ def test_a_graph_does_what_was_captured_with_each_launch(stream):
     assert (asked.counts["graphs"], asked.counts["launches"], asked.problems) == (2, 0, [])
 
 
-@pytest.mark.parametrize("given_back", [True, False])
-def test_a_graph_is_not_launched_on_memory_that_was_given_back(stream, given_back):
+def test_a_graph_is_not_launched_on_memory_that_was_given_back(stream):
     a, y = cp.ones(4), cp.zeros(4)
     cp.add(a, 1, y)
     stream.begin_capture()
     cp.add(a, 1, y)
-    graph = stream.end_capture()
-    if given_back:
-        del a
-        with pytest.raises(cp.cuda.runtime.CUDARuntimeError, match="IllegalAddress"):
-            graph.launch(stream)
-        a = cp.ones(4)  # of others, at the same place
-        with pytest.raises(cp.cuda.runtime.CUDARuntimeError, match="IllegalAddress"):
-            graph.launch(stream)
-    else:
+    graph, place = stream.end_capture(), a.data.ptr
+    graph.launch(stream)
+    assert y.get().tolist() == [2] * 4
+    del a
+    with pytest.raises(cp.cuda.runtime.CUDARuntimeError, match="IllegalAddress"):
         graph.launch(stream)
-        assert y.get().tolist() == [2] * 4
+    others = cp.ones(4)
+    assert others.data.ptr == place
+    with pytest.raises(cp.cuda.runtime.CUDARuntimeError, match="IllegalAddress"):
+        graph.launch(stream)
 
 
 def test_memory_of_a_capture_that_others_get_is_found(stream):

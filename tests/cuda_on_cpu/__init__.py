@@ -55,8 +55,6 @@ def library() -> ctypes.CDLL:
     """The driver that CuPy has, too."""
     found = ctypes.CDLL(str(HOME / "lib/libcuda.so.1"))
     found.cuda_on_cpu_lines.restype = ctypes.c_char_p
-    found.cuda_on_cpu_took.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
-    found.cuda_on_cpu_gave_back.argtypes = (ctypes.c_void_p,)
     return found
 
 
@@ -128,10 +126,11 @@ def watch() -> None:
         name = "cuda_on_cpu"
 
         def malloc_postprocess(self, device_id: int, size: int, mem_size: int, mem_ptr: int, pmem_id: int) -> None:
-            library().cuda_on_cpu_took(mem_ptr, mem_size, cupy.cuda.get_current_stream().ptr)
+            stream = cupy.cuda.get_current_stream().ptr
+            library().cuda_on_cpu_took(ctypes.c_void_p(mem_ptr), ctypes.c_size_t(mem_size), ctypes.c_void_p(stream))
 
         def free_preprocess(self, device_id: int, mem_size: int, mem_ptr: int, pmem_id: int) -> None:
-            library().cuda_on_cpu_gave_back(mem_ptr)
+            library().cuda_on_cpu_gave_back(ctypes.c_void_p(mem_ptr))
 
     hook = Hook()
 

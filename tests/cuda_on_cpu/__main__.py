@@ -30,13 +30,12 @@ MODULE = "cupy_backends/cuda/api/runtime"
 ENVIRONMENT = """
 import os as _os
 _os.environ["CUPY_ACCELERATORS"] = ""
-_os.environ.setdefault("CUPY_CACHE_DIR", _os.path.join(
-    _os.environ.get("XDG_CACHE_HOME") or _os.path.expanduser("~/.cache"), "cuda_on_cpu"))
+_os.environ.setdefault("CUPY_CACHE_DIR", _os.path.expanduser("~/.cache/cuda_on_cpu"))
 """
 CYTHON = ["-m", "cython", "-3", "--cplus", "-X", "binding=False,c_api_binop_methods=True"]  # as CuPy's own build
 CYTHON += ["-E", "CUPY_CUDA_VERSION=12090,CUPY_HIP_VERSION=0,CUPY_USE_CUDA_PYTHON=False"]
 # Functions of which nobody needs more than that they succeed.
-NOTHING = {"cudaGetLastError", "cudaGraphUpload", "cuModuleUnload", "cuLinkAddFile_v2"}
+NOTHING = {"cudaGetLastError", "cudaGraphUpload", "cuModuleUnload", "cuLinkAddFile_v2", "cuLinkDestroy"}
 
 
 def unsupported() -> str:
@@ -118,7 +117,9 @@ def build() -> None:
     command = shlex.join([*kernels, "-include", str(header), *against])
     shutil.copy(FOLDER / "compiler.py", HOME)
     (HOME / "compiler").write_text(shlex.join([sys.executable, "-IS", str(HOME / "compiler.py"), command]))
-    (HOME / "version").write_text(digest([*sorted((FOLDER / "include").rglob("*.h*")), HOME / "compiler", HOME / "compiler.py"]))
+    (HOME / "version").write_text(
+        digest([*sorted((FOLDER / "include").rglob("*.h*")), HOME / "compiler", HOME / "compiler.py"])
+    )
     # Whoever imports CuPy has all of them loaded, and so finds these where it looks for a library by its name.
     against += [f"-l:{path.name}" for path in library.glob("*.so.*")]
     RUNTIME.unlink()  # a process may have it loaded

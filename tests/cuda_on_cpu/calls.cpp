@@ -1,20 +1,15 @@
 // Settings, counts and problems, and what Python reads of them.
 #include "driver.hpp"
 
-map<string, int> settings = {{"sm", 90}, {"devices", 1}, {"seed", 0}, {"lazy", 0}, {"cluster", 16}};
+static int given(const char* name, int otherwise) { return getenv(name) ? atoi(getenv(name)) : otherwise; }
+map<string, int> settings = {
+    {"sm", given("CUDA_ON_CPU_SM", 90)}, {"devices", given("CUDA_ON_CPU_DEVICES", 1)},
+    {"seed", given("CUDA_ON_CPU_SEED", 0)}, {"lazy", given("CUDA_ON_CPU_LAZY", 0)},
+    {"cluster", given("CUDA_ON_CPU_CLUSTER", 16)}};
 map<string, long> counts;
 std::recursive_mutex mutex;
 static vector<string> names, problems;
 static int keep_names;
-
-[[maybe_unused]] static const bool from_environment = [] {
-    for (auto& [key, value] : settings) {
-        string name = "CUDA_ON_CPU_" + key;
-        std::transform(name.begin(), name.end(), name.begin(), ::toupper);
-        if (const char* given = getenv(name.c_str())) value = atoi(given);
-    }
-    return true;
-}();
 
 void note(const string& name) { if (keep_names) names.push_back(name); }
 void problem(const string& what) { problems.push_back(what); }

@@ -7,7 +7,7 @@
 enum Status { SUCCESS = 0, INVALID_VALUE = 7, EXECUTION_FAILED = 13, INTERNAL_ERROR = 14, NOT_SUPPORTED = 15 };
 enum Type { F32 = 0, F64 = 1, F16 = 2, BF16 = 14 };
 enum Compute { DOUBLE = 70, DOUBLE_PEDANTIC = 71, TF32 = 77 };
-struct Handle { void *stream, *workspace; };
+struct Handle { void *stream, *workspace; int mode; };
 struct Matrix {
     const void* at;
     int type, ld;
@@ -55,7 +55,8 @@ int cublasCreate_v2(Handle** h) { return *h = new Handle{}, SUCCESS; }
 int cublasDestroy_v2(Handle* h) { return delete h, SUCCESS; }
 int cublasSetStream_v2(Handle* h, void* s) { return h->stream = s, h->workspace = nullptr, SUCCESS; }
 int cublasSetWorkspace_v2(Handle* h, void* workspace, size_t) { return h->workspace = workspace, SUCCESS; }
-int cublasSetMathMode(Handle*, int) { return SUCCESS; }  // of tensor cores, which the type of a product says, too
+int cublasSetMathMode(Handle* h, int mode) { return h->mode = mode, SUCCESS; }
+int cublasGetMathMode(Handle* h, int* mode) { return *mode = h->mode, SUCCESS; }
 int cublasGemmStridedBatchedEx(
     Handle* h, int transposed_a, int transposed_b, int m, int n, int k, const void* alpha, const void* a, int type_a,
     int lda, long long step_a, const void* b, int type_b, int ldb, long long step_b, const void* beta, void* c, int type_c,

@@ -31,7 +31,6 @@ const char* cudaGetErrorString(cudaError_t e) {
 }
 CUresult cuGetErrorString(CUresult e, const char** s) { return *s = cudaGetErrorString((cudaError_t)e), CUDA_SUCCESS; }
 
-cudaError_t cudaDriverGetVersion(int* version) { return *version = 12090, cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 12090, cudaSuccess; }
 cudaError_t cudaGetDevice(int* d) { return *d = device, cudaSuccess; }
 cudaError_t cudaGetDeviceCount(int* count) { return *count = settings["devices"], cudaSuccess; }
@@ -70,7 +69,6 @@ cudaError_t cudaHostAlloc(void** p, size_t size, unsigned) {
     return posix_memalign(p, 512, size) ? cudaErrorMemoryAllocation : cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* p) { LOCK; return capturing() || finish_all(), free(p), cudaSuccess; }
-cudaError_t cudaMemGetInfo(size_t* free, size_t* all) { return *free = 70ull << 30, *all = 80ull << 30, cudaSuccess; }
 static bool within(const void* to, const void* from) {  // whether both are a device's; counts what crosses
     if (!room_of(to) != !room_of(from)) counts[room_of(to) ? "to_device" : "to_host"]++;
     return room_of(to) && room_of(from);
@@ -93,9 +91,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyK
     const auto error = submit(stream, "memcpyAsync", what, copy, {to, from});
     return error || inside || is_capturing(stream) ? error : finish(stream);  // as for memory that is not pinned
 }
-cudaError_t cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t size, cudaStream_t stream) {
-    return cudaMemcpyAsync(to, from, size, cudaMemcpyDeviceToDevice, stream);
-}
+cudaError_t cudaMemGetInfo(size_t* free, size_t* all) { return *free = 70ull << 30, *all = 80ull << 30, cudaSuccess; }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t size, cudaStream_t stream) {
     LOCK;
     return submit(stream, "memset", "memset", [=] { return memset(to, value, size), cudaSuccess; }, {to});

@@ -1,6 +1,5 @@
 // What the libraries share: settings, counts, problems, memory, and how a stream runs what it is given.
 #pragma once
-#include <cstdlib>
 #include <functional>
 #include <map>
 #include <memory>

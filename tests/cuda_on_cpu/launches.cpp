@@ -63,7 +63,6 @@ CUresult cuLinkAddData(CUlinkState s, CUjitInputType, void* data, size_t size, c
 CUresult cuLinkComplete(CUlinkState s, void** data, size_t* size) {
     return *data = ((string*)s)->data(), *size = ((string*)s)->size(), CUDA_SUCCESS;
 }
-CUresult cuLinkDestroy(CUlinkState s) { return delete (string*)s, CUDA_SUCCESS; }
 
 CUresult cuModuleLoadData(CUmodule* m, const void* data) {
     LOCK;

@@ -155,8 +155,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t to, cudaGraph_t* g) {
 cudaError_t cudaStreamIsCapturing(cudaStream_t s, cudaStreamCaptureStatus* status) {
     LOCK;
     const auto& graph = stream_of(s)->capture;
-    const auto active = graph && graph->spoiled ? cudaStreamCaptureStatusInvalidated : cudaStreamCaptureStatusActive;
-    return *status = graph ? active : cudaStreamCaptureStatusNone, cudaSuccess;
+    return *status = graph ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone, cudaSuccess;
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* e, cudaGraph_t g, unsigned long long) {
     return *e = (cudaGraphExec_t) new Shared(*(Shared*)g), cudaSuccess;

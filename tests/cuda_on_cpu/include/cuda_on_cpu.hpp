@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cassert>
 #include <chrono>
 #include <cmath>
@@ -10,7 +11,6 @@
 #include <cstring>
 #include <string_view>
 #include <tuple>
-#include <type_traits>
 #include <utility>
 #include <vector>
 #include "crt/host_defines.h"
@@ -71,12 +71,6 @@ template <class T> inline T change(T* to, T value) {
     else progress++, *to = value;
     return old;
 }
-template <class To, class From> inline To bits(From v) {
-    static_assert(sizeof(To) == sizeof(From));
-    To to;
-    memcpy(&to, &v, sizeof to);
-    return to;
-}
 // Addresses of shared memory have 32 bits: the block's number in its cluster, whether it is a variable, and the place.
 inline unsigned char* shared_memory() { return now->block->shared; }
 inline unsigned shared_address(const void* p) {
@@ -128,7 +122,7 @@ template <class T> inline T atomicCAS(T* to, std::type_identity_t<T> is, std::ty
 }
 
 // ---- numbers
-#define CUDA_ON_CPU_BITS(name, To, From) inline To name(From v) { return cuda_on_cpu::bits<To>(v); }
+#define CUDA_ON_CPU_BITS(name, To, From) inline To name(From v) { return std::bit_cast<To>(v); }
 CUDA_ON_CPU_BITS(__float_as_int, int, float) CUDA_ON_CPU_BITS(__float_as_uint, unsigned, float)
 CUDA_ON_CPU_BITS(__int_as_float, float, int) CUDA_ON_CPU_BITS(__uint_as_float, float, unsigned)
 CUDA_ON_CPU_BITS(__double_as_longlong, long long, double) CUDA_ON_CPU_BITS(__longlong_as_double, double, long long)

@@ -41,7 +41,7 @@ inline void receive_one() {
     one.arrivals->check();
 }
 
-inline float half_of(unsigned word, int i) { return cuda_on_cpu::bits<_Float16>((unsigned short)(word >> 16 * i)); }
+inline float half_of(unsigned word, int i) { return std::bit_cast<_Float16>((unsigned short)(word >> 16 * i)); }
 inline float bf16_of(unsigned word, int i) { return __uint_as_float(word >> 16 * i << 16); }
 inline float tf32_of(unsigned word, int) { return __uint_as_float(word & ~0x1fffu); }  // the hardware reads no more
 
