@@ -12,26 +12,25 @@ import contextlib
 import ctypes
 import functools
 import hashlib
-import os
 import sys
 import sysconfig
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
 HOME = Path(sys.prefix) / "cuda_on_cpu"
 VERSIONS = ("14.0.1", "14.2.0")  # of CuPy, that it is built against
-NAMES, PROBLEMS = 0, 1
+RUNTIME = Path(sysconfig.get_path("platlib"), f"cupy_backends/cuda/api/runtime{sysconfig.get_config_var('EXT_SUFFIX')}")
 
 
-def digest() -> str:
-    """What the libraries are built of."""
+def digest(paths: Iterable[Path] = ()) -> str:
+    """Of files, by default of what the libraries are built of and of the module of CuPy that uses them."""
     found = hashlib.sha256()
-    for path in sorted(FOLDER.rglob("*")):
-        if path.suffix in (".py", ".cpp", ".hpp", ".h"):
+    for path in paths or [*sorted(FOLDER.rglob("*.[chp]*")), RUNTIME]:
+        if path.suffix != ".pyc" and path.is_file():
             found.update(path.read_bytes())
     return found.hexdigest()
 
@@ -41,10 +40,9 @@ def missing() -> str:
     stamp, again = HOME / "stamp", "(python -m tests.cuda_on_cpu builds it)"
     if not stamp.exists():
         return f"cuda_on_cpu is not built into this environment {again}"
-    runtime = next(Path(sysconfig.get_path("platlib")).glob("cupy_backends/cuda/api/runtime.*.so"), None)
-    if runtime is None or os.fsencode(HOME) not in runtime.read_bytes():
-        return f"CuPy was installed after cuda_on_cpu was built {again}"
-    return "" if stamp.read_text() == digest() else f"cuda_on_cpu was built from other sources {again}"
+    return (
+        "" if stamp.read_text() == digest() else f"cuda_on_cpu was built of other sources, or for another CuPy {again}"
+    )
 
 
 def built() -> bool:
@@ -56,44 +54,26 @@ def built() -> bool:
 def library() -> ctypes.CDLL:
     """The driver that CuPy has, too."""
     found = ctypes.CDLL(str(HOME / "lib/libcuda.so.1"))
-    found.cuda_on_cpu_count_name.restype = found.cuda_on_cpu_lines.restype = ctypes.c_char_p
-    found.cuda_on_cpu_count.restype = ctypes.c_long
-    found.cuda_on_cpu_took.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
-    found.cuda_on_cpu_gave_back.argtypes = (ctypes.c_void_p,)
+    found.cuda_on_cpu_lines.restype = ctypes.c_char_p
     return found
 
 
-def counts() -> Counter[str]:
-    """Return how often this process asked for each kind of operation."""
-    found, k = Counter[str](), 0
-    while name := library().cuda_on_cpu_count_name(k):
-        found[name.decode()] = library().cuda_on_cpu_count(k)
-        k += 1
-    return found
-
-
-def names() -> list[str]:
-    """Return the operations that were asked for within `counted(names=True)`, each with its stream."""
-    return _lines(NAMES)
-
-
-def problems() -> list[str]:
-    """Return what CUDA would have refused or might have done wrong, since the process began."""
-    return _lines(PROBLEMS)
-
-
-def _lines(which: int) -> list[str]:
-    return library().cuda_on_cpu_lines(which).decode().splitlines()
+def _lines(which: str) -> list[str]:
+    return library().cuda_on_cpu_lines(ord(which)).decode().splitlines()
 
 
 class Counted:
-    """What a `with` block asked for: so far, or in all when the block has ended."""
+    """What a `with` block asked for: so far, or in all when the block has ended.
+
+    `counts` has the number of each kind of operation; `names` the operations with their streams, where they are
+    asked for; `problems` what CUDA would have refused or might have done wrong.
+    """
 
     def __init__(self) -> None:
         self._begun, self._ended = self._all(), None
 
     def _all(self) -> Any:
-        return counts(), names(), problems()
+        return Counter({name: int(number) for name, number in map(str.split, _lines("c"))}), _lines("n"), _lines("p")
 
     def _since(self, k: int) -> Any:
         begun, ended = self._begun[k], (self._ended or self._all())[k]
@@ -118,7 +98,7 @@ def counted(names: bool = False) -> Iterator[Counted]:
 
 @contextlib.contextmanager
 def configured(**settings: int) -> Iterator[None]:
-    """Change settings of this process within a `with` block: seed, lazy, cluster, idle, sm, devices."""
+    """Change settings of this process within a `with` block: seed, lazy, cluster, sm, devices."""
     before = {name: library().cuda_on_cpu_set(name.encode(), value) for name, value in settings.items()}
     if -1 in before.values():
         raise ValueError(f"cuda_on_cpu has no such settings: {[name for name in before if before[name] == -1]}")
@@ -146,10 +126,11 @@ def watch() -> None:
         name = "cuda_on_cpu"
 
         def malloc_postprocess(self, device_id: int, size: int, mem_size: int, mem_ptr: int, pmem_id: int) -> None:
-            library().cuda_on_cpu_took(mem_ptr, mem_size, cupy.cuda.get_current_stream().ptr)
+            stream = cupy.cuda.get_current_stream().ptr
+            library().cuda_on_cpu_took(ctypes.c_void_p(mem_ptr), ctypes.c_size_t(mem_size), ctypes.c_void_p(stream))
 
         def free_preprocess(self, device_id: int, mem_size: int, mem_ptr: int, pmem_id: int) -> None:
-            library().cuda_on_cpu_gave_back(mem_ptr)
+            library().cuda_on_cpu_gave_back(ctypes.c_void_p(mem_ptr))
 
     hook = Hook()
 

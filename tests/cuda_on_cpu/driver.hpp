@@ -1,12 +1,10 @@
-// What the parts of the driver share: settings, counts, problems, memory, and how a stream runs what it is given.
+// What the libraries share: settings, counts, problems, memory, and how a stream runs what it is given.
 #pragma once
-#include <cstdlib>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
-#include <vector>
 #include "include/cuda_on_cpu.hpp"
 #include "cuda.h"
 #include "cuda_runtime_api.h"
@@ -14,13 +12,8 @@
 using std::map, std::string, std::to_string, std::vector;
 
 // ---- calls.cpp
-enum Setting { SM, DEVICES, SEED, LAZY, CLUSTER, IDLE, VERBOSE, SETTINGS };
-enum Kind {
-    LAUNCHES, GEMMS, MEMCPY_ASYNC, MEMSET, GRAPHS, COOPERATIVE, MEMCPY, SYNC, EVENT_RECORD, EVENT_QUERY, TO_DEVICE,
-    TO_HOST, MALLOCS, MALLOCS_IN_CAPTURE, ALLOCATIONS, CAPTURED, MODULES, ILLEGAL, KINDS, UNCOUNTED = KINDS
-};
-extern int settings[SETTINGS];
-extern long counts[KINDS + 1];
+extern map<string, int> settings;
+extern map<string, long> counts;
 extern std::recursive_mutex mutex;
 #define LOCK const std::lock_guard<std::recursive_mutex> guard(mutex)
 void note(const string& name);     // where names are asked for
@@ -30,13 +23,17 @@ void problem(const string& what);  // that CUDA would refuse, or may do wrong
 struct Room { size_t size; int device; };
 extern thread_local int device;
 const Room* room_of(const void* p);  // nullptr where the memory is no device's
+template <class T> auto holding(T& all, const void* p) {  // the item of a map by addresses that `p` is in
+    auto i = all.upper_bound((char*)p);
+    return i != all.begin() && (char*)p < std::prev(i)->first + std::prev(i)->second.size ? &*std::prev(i) : nullptr;
+}
 int processors();
 int most_shared();  // bytes that a block may have
 
 // ---- streams.cpp
 using Op = std::function<cudaError_t()>;
 using Words = vector<const void*>;  // that may be addresses
-cudaError_t submit(void* stream, Kind kind, const string& what, Op op, const Words& words = {});
+cudaError_t submit(void* stream, const char* kind, const string& what, Op op, const Words& words = {});
 cudaError_t spoil(const string& what, cudaError_t error = cudaErrorStreamCaptureUnsupported);
 cudaError_t finish(void* stream);
 cudaError_t finish_all();

@@ -6,7 +6,6 @@
 #include <filesystem>
 #include <fstream>
 #include "driver.hpp"
-#include "library.hpp"
 
 using cuda_on_cpu::Kernel;
 
@@ -37,8 +36,8 @@ static CUresult launch(void* function, dim3 grid, dim3 block, unsigned shared, v
     if (!threads || threads > (kernel->threads ? kernel->threads : 1024u) || block.z > 64 || !blocks ||
         grid.y > 65535 || grid.z > 65535 || (int)shared > f->dynamic || grid.x % kernel->cluster || kernel->cluster > f->most_blocks)
         return problem("a launch beyond limits: " + what), CUDA_ERROR_INVALID_VALUE;
-    if (kernel->cluster > (settings[SM] < 90 ? 1 : settings[CLUSTER])) return CUDA_ERROR_INVALID_CLUSTER_SIZE;
-    counts[COOPERATIVE] += together;
+    if (kernel->cluster > (settings["sm"] < 90 ? 1 : settings["cluster"])) return CUDA_ERROR_INVALID_CLUSTER_SIZE;
+    counts["cooperative"] += together;
     if (together && blocks > (unsigned)processors())
         return problem("a cooperative grid beyond the device: " + what), CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
     vector<size_t> places = {0};  // of arguments, in words of which some are addresses
@@ -51,12 +50,11 @@ static CUresult launch(void* function, dim3 grid, dim3 block, unsigned shared, v
         const string failure = words ? execute(kernel, grid, block, shared, together, args.data(), statics) : "";
         return failure.empty() ? cudaSuccess : (problem(what + ": " + failure), cudaErrorLaunchFailure);
     };
-    return (CUresult)submit(stream, LAUNCHES, what, run, *words);
+    return (CUresult)submit(stream, "launches", what, run, *words);
 }
 
 extern "C" {
 CUresult cuInit(unsigned) { return CUDA_ERROR_NO_DEVICE; }  // for those who bring a runtime of their own
-CUresult cuCtxGetCurrent(CUcontext* c) { return *c = (CUcontext)1, CUDA_SUCCESS; }
 // CuPy 14.0 links kernels of cooperative launches with CUDA's libcudadevrt: what is linked stays as it is.
 CUresult cuLinkCreate(unsigned, CUjit_option*, void**, CUlinkState* s) { return *s = (CUlinkState) new string, CUDA_SUCCESS; }
 CUresult cuLinkAddData(CUlinkState s, CUjitInputType, void* data, size_t size, const char*, unsigned, CUjit_option*, void**) {
@@ -65,11 +63,10 @@ CUresult cuLinkAddData(CUlinkState s, CUjitInputType, void* data, size_t size, c
 CUresult cuLinkComplete(CUlinkState s, void** data, size_t* size) {
     return *data = ((string*)s)->data(), *size = ((string*)s)->size(), CUDA_SUCCESS;
 }
-CUresult cuLinkDestroy(CUlinkState s) { return delete (string*)s, CUDA_SUCCESS; }
 
 CUresult cuModuleLoadData(CUmodule* m, const void* data) {
     LOCK;
-    counts[MODULES]++;
+    counts["modules"]++;
     if (capturing(true)) return (CUresult)spoil("a module is loaded in a capture that is not relaxed");
     if (capturing()) problem("a module is loaded in a capture");
     auto* image = (const Elf64_Ehdr*)data;
@@ -91,17 +88,6 @@ CUresult cuModuleGetFunction(CUfunction* f, CUmodule m, const char* name) {
     if (!kernel) return problem(string("no kernel ") + name), CUDA_ERROR_NOT_FOUND;
     return *f = (CUfunction) new Function{name, kernel(), module->statics, 49152, 8}, CUDA_SUCCESS;
 }
-CUresult cuModuleGetGlobal_v2(CUdeviceptr* p, size_t* size, CUmodule m, const char* name) {
-    void* found = dlsym(((Module*)m)->library, name);
-    return *p = (CUdeviceptr)found, *size = 0, found ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
-}
-CUresult cuFuncGetAttribute(int* value, CUfunction_attribute attribute, CUfunction f) {
-    auto* function = (Function*)f;
-    const int most = function->kernel->threads;
-    const map<int, int> known = {{CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, most ? most : 1024},
-                                 {CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, function->dynamic}};
-    return *value = known.count(attribute) ? known.at(attribute) : 0, CUDA_SUCCESS;
-}
 CUresult cuFuncSetAttribute(CUfunction f, CUfunction_attribute attribute, int value) {
     LOCK;
     auto* function = (Function*)f;
@@ -115,13 +101,4 @@ CUresult cuFuncSetAttribute(CUfunction f, CUfunction_attribute attribute, int va
 CUresult cuLaunchKernel(PLACE, void** args, void**) { return launch(f, {x, y, z}, {a, b, c}, n, s, args, false); }
 CUresult cuLaunchCooperativeKernel(PLACE, void** args) { return launch(f, {x, y, z}, {a, b, c}, n, s, args, true); }
 CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* n, CUfunction, int, size_t) { return *n = 1, CUDA_SUCCESS; }
-int cuda_on_cpu_submit(void* stream, const char* what, int product, void (*work)(void*), const void* data,
-                       size_t size) {
-    LOCK;
-    const auto* words = (const void* const*)data;
-    auto run = [=, kept = string((const char*)data, size)]() mutable { return work(kept.data()), cudaSuccess; };
-    return submit(stream, product ? GEMMS : LAUNCHES, what, run, Words(words, words + size / sizeof *words));
-}
-int cuda_on_cpu_captures(void* stream) { return is_capturing(stream); }
-void cuda_on_cpu_problem(const char* what) { LOCK; problem(what); }
 }

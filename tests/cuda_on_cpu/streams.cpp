@@ -53,8 +53,7 @@ cudaError_t spoil(const string& what, cudaError_t error) {
     return error;
 }
 static void use(Graph& graph, const void* p) {
-    auto i = blocks.upper_bound((char*)p);
-    if (i != blocks.begin() && (char*)p < (--i)->first + i->second.size) graph.uses.insert(*i);
+    if (auto* block = holding(blocks, p)) graph.uses.insert(*block);
 }
 // Whether memory that a graph uses went back to its pool; blocks of the capture itself may, if nobody else gets them.
 static bool stale(const Graph& graph) {
@@ -69,20 +68,17 @@ static bool stale(const Graph& graph) {
     }
     return false;
 }
-cudaError_t submit(void* to, Kind kind, const string& what, Op op, const Words& words) {
+cudaError_t submit(void* to, const char* kind, const string& what, Op op, const Words& words) {
     Stream* s = stream_of(to);
     char address[24];
     snprintf(address, sizeof address, "%s%lx ", s->capture ? "C " : "  ", (unsigned long)to);
-    counts[kind]++;
-    if (kind != UNCOUNTED) note(address + what);
-    if (kind == LAUNCHES || kind == GEMMS) {
+    if (*kind) counts[kind]++, note(address + what);
+    if (kind == string("launches") || kind == string("gemm")) {
         for (auto* word : words)
             if (auto* room = room_of(word); room && room->device != device)
                 problem("memory of device " + to_string(room->device) + " on " + to_string(device) + ": " + what);
-        if (settings[IDLE]) op = [] { return cudaSuccess; };
     }
     if (s->capture) {
-        counts[CAPTURED]++;
         for (auto* word : words) use(*s->capture, word);
         return s->capture->ops.push_back(op), cudaSuccess;
     }
@@ -91,13 +87,13 @@ cudaError_t submit(void* to, Kind kind, const string& what, Op op, const Words& 
             return spoil("the default stream in a capture: " + what, cudaErrorStreamCaptureImplicit);
         problem("work on another stream within a capture: " + what);
     }
-    if (sticky || !settings[LAZY]) return sticky ? sticky : run(op);
+    if (sticky || !settings["lazy"]) return sticky ? sticky : run(op);
     for (auto* o : streams)
         if (o != s && (s == &default_stream ? blocking(o) : o == &default_stream && blocking(s))) drain(o);
     return s->queue.push_back(op), cudaSuccess;
 }
 static cudaError_t waited(const char* what, bool illegal) {
-    counts[SYNC]++;
+    counts["sync"]++;
     note(string("  ") + what);
     if (illegal || capturing(true)) return spoil(string(what) + " in a capture");
     if (capturing()) problem(string(what) + " in a capture");
@@ -107,8 +103,8 @@ static cudaError_t waited(const char* what, bool illegal) {
 extern "C" {
 void cuda_on_cpu_took(char* p, size_t size, void* stream) {  // a block that a pool gives holds NaN
     LOCK;
-    blocks[p] = {size, ++counts[ALLOCATIONS], capturing()};
-    if (!capturing()) submit(stream, UNCOUNTED, "", [=] { return memset(p, 0xff, size), cudaSuccess; });
+    blocks[p] = {size, ++counts["allocations"], capturing()};
+    if (!capturing()) submit(stream, "", "", [=] { return memset(p, 0xff, size), cudaSuccess; });
 }
 void cuda_on_cpu_gave_back(char* p) { LOCK; blocks.erase(p); }
 void cuda_on_cpu_recover() { LOCK; sticky = cudaSuccess; }
@@ -118,24 +114,15 @@ cudaError_t cudaDeviceSynchronize() {
     const auto error = waited("deviceSynchronize", capturing());
     return error ? error : finish_all();
 }
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned flags) {
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned flags, int) {
     LOCK;
     return *s = (cudaStream_t)*streams.insert(new Stream{flags}).first, cudaSuccess;
 }
-cudaError_t cudaStreamCreate(cudaStream_t* s) { return cudaStreamCreateWithFlags(s, 0); }
-cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned f, int) { return cudaStreamCreateWithFlags(s, f); }
-cudaError_t cudaStreamGetFlags(cudaStream_t s, unsigned* flags) { return *flags = stream_of(s)->flags, cudaSuccess; }
-cudaError_t cudaStreamGetPriority(cudaStream_t, int* priority) { return *priority = 0, cudaSuccess; }
 cudaError_t cudaStreamDestroy(cudaStream_t s) { LOCK; return drain(stream_of(s)), cudaSuccess; }  // events may name it
 cudaError_t cudaStreamSynchronize(cudaStream_t s) {
     LOCK;
     const auto error = waited("streamSynchronize", is_capturing(s));
     return error ? error : finish(s);
-}
-cudaError_t cudaStreamQuery(cudaStream_t s) {
-    LOCK;
-    if (is_capturing(s)) return spoil("streamQuery of a stream that is captured");
-    return sticky ? sticky : stream_of(s)->queue.empty() ? cudaSuccess : cudaErrorNotReady;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t to, cudaEvent_t event, unsigned) {
     LOCK;
@@ -144,8 +131,8 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t to, cudaEvent_t event, unsigned) {
     if (!e.capture && s->capture)
         return spoil("a captured stream waits for an event of outside", cudaErrorStreamCaptureIsolation);
     if (e.capture && !s->capture) s->capture = e.capture, s->origin = false;  // the stream joins the capture
-    if (e.capture || !e.stream || !settings[LAZY]) return cudaSuccess;
-    return submit(to, UNCOUNTED, "", [=] { return drain(e.stream, e.place), cudaSuccess; });
+    if (e.capture || !e.stream || !settings["lazy"]) return cudaSuccess;
+    return submit(to, "", "", [=] { return drain(e.stream, e.place), cudaSuccess; });
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t to, cudaStreamCaptureMode mode) {
     LOCK;
@@ -153,7 +140,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t to, cudaStreamCaptureMode mode) 
     if (s == &default_stream) return problem("capture of the default stream"), cudaErrorStreamCaptureUnsupported;
     if (s->capture) return cudaErrorIllegalState;
     drain(s);
-    s->capture = std::make_shared<Graph>(Graph{counts[ALLOCATIONS]}), s->origin = true;
+    s->capture = std::make_shared<Graph>(Graph{counts["allocations"]}), s->origin = true;
     return strict_captures += mode != cudaStreamCaptureModeRelaxed, cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t to, cudaGraph_t* g) {
@@ -161,15 +148,14 @@ cudaError_t cudaStreamEndCapture(cudaStream_t to, cudaGraph_t* g) {
     const Shared graph = stream_of(to)->capture;
     if (!graph || !stream_of(to)->origin) return cudaErrorIllegalState;
     for (auto* s : streams) if (s->capture == graph) s->capture = nullptr;
-    strict_captures = 0, graph->ended = counts[ALLOCATIONS];
+    strict_captures = 0, graph->ended = counts["allocations"];
     *g = graph->spoiled ? nullptr : (cudaGraph_t) new Shared(graph);
     return graph->spoiled ? cudaErrorStreamCaptureInvalidated : cudaSuccess;
 }
 cudaError_t cudaStreamIsCapturing(cudaStream_t s, cudaStreamCaptureStatus* status) {
     LOCK;
     const auto& graph = stream_of(s)->capture;
-    const auto active = graph && graph->spoiled ? cudaStreamCaptureStatusInvalidated : cudaStreamCaptureStatusActive;
-    return *status = graph ? active : cudaStreamCaptureStatusNone, cudaSuccess;
+    return *status = graph ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone, cudaSuccess;
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* e, cudaGraph_t g, unsigned long long) {
     return *e = (cudaGraphExec_t) new Shared(*(Shared*)g), cudaSuccess;
@@ -180,31 +166,21 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s) {
     LOCK;
     const Shared graph = *(Shared*)e;
     if (stale(*graph)) return problem("a graph uses memory that went back to its pool"), cudaErrorIllegalAddress;
-    return submit(s, GRAPHS, "graph of " + to_string(graph->ops.size()), [graph] {
+    return submit(s, "graphs", "graph of " + to_string(graph->ops.size()), [graph] {
         for (auto& op : graph->ops) if (auto error = op()) return error;
         return cudaSuccess;
     });
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { return *e = (cudaEvent_t) new Event{}, cudaSuccess; }
-cudaError_t cudaEventCreate(cudaEvent_t* e) { return cudaEventCreateWithFlags(e, 0); }
 cudaError_t cudaEventDestroy(cudaEvent_t e) { return delete (Event*)e, cudaSuccess; }
 cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t a, cudaEvent_t b) {
     return *ms = std::max(1e-3, (((Event*)b)->time - ((Event*)a)->time) * 1e3), cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t to) {
     LOCK;
-    counts[EVENT_RECORD]++;
     Stream* s = stream_of(to);
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return *(Event*)event = {s, s->finished + s->queue.size(), s->capture, t.tv_sec + t.tv_nsec * 1e-9}, cudaSuccess;
-}
-cudaError_t cudaEventQuery(cudaEvent_t event) {
-    LOCK;
-    counts[EVENT_QUERY]++;
-    auto* e = (Event*)event;
-    if (e->capture) return spoil("eventQuery of an event that was captured", cudaErrorCapturedEvent);
-    return !e->stream || e->stream->finished >= e->place ? sticky : cudaErrorNotReady;
+    const double now = std::chrono::steady_clock::now().time_since_epoch().count() * 1e-9;
+    return *(Event*)event = {s, s->finished + s->queue.size(), s->capture, now}, cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     LOCK;

@@ -163,11 +163,9 @@ static void run_threads() {
     }
 }
 static void run_blocks(int first, int count, unsigned shared) {
-    static vector<Thread> threads;
-    static vector<Warp> warps;
-    static vector<Block> blocks;
-    static vector<Cluster> clusters;
+    static struct { vector<Thread> threads; vector<Warp> warps; vector<Block> blocks; vector<Cluster> clusters; } all;
     static vector<unsigned> memory;
+    auto& [threads, warps, blocks, clusters] = all;
     const unsigned x = block_dim.x, y = block_dim.y, size = x * y * block_dim.z, in_block = (size + 31) / 32;
     const size_t dynamic = (shared + 255) / 128 * 128, room = dynamic + (statics.size + 127) / 128 * 128;
     memory.assign(room * count / 4 + 32, NOBODY_WROTE);
@@ -191,7 +189,7 @@ static void run_blocks(int first, int count, unsigned shared) {
             order.push_back(&threads[(size_t)b * size + t]);
         }
     }
-    state = settings[SEED];
+    state = settings["seed"];
     shuffle(order);
     run_threads();
 }

@@ -2,17 +2,15 @@
 #pragma once
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cassert>
+#include <chrono>
 #include <cmath>
-#include <complex>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include <ctime>
-#include <limits>
 #include <string_view>
 #include <tuple>
-#include <type_traits>
 #include <utility>
 #include <vector>
 #include "crt/host_defines.h"
@@ -66,25 +64,12 @@ template <class T, class Read> inline auto exchange(unsigned mask, const T& v, R
     warp_barrier(mask);  // before the next value is shown
     return found;
 }
-template <class T, class Of> inline T reduce(unsigned mask, T v, Of both) {
-    return exchange(mask, v, [&](auto of) {
-        T found = v;
-        for (int i = 0; i < 32; i++) if ((mask & now->warp->there) >> i & 1) found = both(found, of(i));
-        return found;
-    });
-}
 // A value that stays is what a loop sees that waits for another thread.
 template <class T> inline T change(T* to, T value) {
     const T old = *to;
     if (!memcmp(&old, &value, sizeof old)) yield();
     else progress++, *to = value;
     return old;
-}
-template <class To, class From> inline To bits(From v) {
-    static_assert(sizeof(To) == sizeof(From));
-    To to;
-    memcpy(&to, &v, sizeof to);
-    return to;
 }
 // Addresses of shared memory have 32 bits: the block's number in its cluster, whether it is a variable, and the place.
 inline unsigned char* shared_memory() { return now->block->shared; }
@@ -107,16 +92,11 @@ inline unsigned char* shared_at(unsigned address) {
 #define gridDim (::cuda_on_cpu::grid_dim)
 #define __CUDACC_VER_MAJOR__ 12
 #define __CUDACC_VER_MINOR__ 9
-#define CUDA_ON_CPU 1
-#define __trap() ::cuda_on_cpu::fail("trap")
 static const int warpSize = 32;
 inline void __syncthreads() { cuda_on_cpu::block_barrier(); }
 inline void __syncwarp(unsigned mask = ~0u) { cuda_on_cpu::warp_barrier(mask); }
 inline void __nanosleep(unsigned) { cuda_on_cpu::yield(); }
 inline void __threadfence() {}
-inline void __threadfence_block() {}
-inline void __threadfence_system() {}
-inline unsigned __activemask() { return 1u << cuda_on_cpu::now->lane; }
 inline unsigned __cvta_generic_to_shared(const void* p) { return cuda_on_cpu::shared_address(p); }
 
 // ---- warps: the lane that a value is read from, of the part of the warp that begins at `first`
@@ -126,95 +106,34 @@ inline unsigned __cvta_generic_to_shared(const void* p) { return cuda_on_cpu::sh
         const bool outside = there < first || there >= first + width; \
         return cuda_on_cpu::exchange(mask, v, [&](auto of) { return of(outside ? lane : there); }); \
     }
-CUDA_ON_CPU_SHUFFLE(__shfl_sync, int, first + (by & (width - 1)))
 CUDA_ON_CPU_SHUFFLE(__shfl_xor_sync, int, lane ^ by)
 CUDA_ON_CPU_SHUFFLE(__shfl_up_sync, unsigned, lane - (int)by)
-CUDA_ON_CPU_SHUFFLE(__shfl_down_sync, unsigned, lane + (int)by)
-inline unsigned __ballot_sync(unsigned mask, int v) {
-    return cuda_on_cpu::reduce(mask, v ? 1u << cuda_on_cpu::now->lane : 0u, [](auto a, auto b) { return a | b; });
+template <class T> inline T __reduce_max_sync(unsigned mask, T v) {
+    return cuda_on_cpu::exchange(mask, v, [&](auto of) {
+        for (int i = 0; i < 32; i++) if ((mask & cuda_on_cpu::now->warp->there) >> i & 1) v = std::max(v, of(i));
+        return v;
+    });
 }
-inline int __any_sync(unsigned mask, int v) { return __ballot_sync(mask, v) != 0; }
-inline int __all_sync(unsigned mask, int v) { return __ballot_sync(mask, !v) == 0; }
-#define CUDA_ON_CPU_REDUCE(name, e) \
-    template <class T> inline T name(unsigned m, T v) { return cuda_on_cpu::reduce(m, v, [](T a, T b) { return e; }); }
-CUDA_ON_CPU_REDUCE(__reduce_max_sync, a > b ? a : b)
-CUDA_ON_CPU_REDUCE(__reduce_min_sync, a < b ? a : b)
 
 // ---- atomics: threads take turns only where they wait
-#define CUDA_ON_CPU_ATOMIC(name, T, e) \
-    inline T name(T* to, T v) { const T old = *to; return cuda_on_cpu::change(to, (T)(e)); }
-#define CUDA_ON_CPU_ATOMICS(name, e) \
-    CUDA_ON_CPU_ATOMIC(name, int, e) CUDA_ON_CPU_ATOMIC(name, unsigned, e) \
-    CUDA_ON_CPU_ATOMIC(name, unsigned long long, e)
-CUDA_ON_CPU_ATOMICS(atomicAdd, old + v)
-CUDA_ON_CPU_ATOMIC(atomicAdd, float, old + v)
-CUDA_ON_CPU_ATOMIC(atomicAdd, double, old + v)
-CUDA_ON_CPU_ATOMICS(atomicSub, old - v)
-CUDA_ON_CPU_ATOMICS(atomicExch, v)
-CUDA_ON_CPU_ATOMIC(atomicExch, float, v)
-CUDA_ON_CPU_ATOMICS(atomicMin, old < v ? old : v)
-CUDA_ON_CPU_ATOMICS(atomicMax, old > v ? old : v)
-CUDA_ON_CPU_ATOMIC(atomicMin, long long, old < v ? old : v)
-CUDA_ON_CPU_ATOMIC(atomicMax, long long, old > v ? old : v)
-CUDA_ON_CPU_ATOMICS(atomicAnd, old & v)
-CUDA_ON_CPU_ATOMICS(atomicOr, old | v)
-CUDA_ON_CPU_ATOMICS(atomicXor, old ^ v)
-CUDA_ON_CPU_ATOMIC(atomicInc, unsigned, old >= v ? 0 : old + 1)
-CUDA_ON_CPU_ATOMIC(atomicDec, unsigned, old == 0 || old > v ? v : old - 1)
-#define CUDA_ON_CPU_CAS(T) inline T atomicCAS(T* to, T is, T v) { return cuda_on_cpu::change(to, *to == is ? v : *to); }
-CUDA_ON_CPU_CAS(int) CUDA_ON_CPU_CAS(unsigned) CUDA_ON_CPU_CAS(unsigned long long) CUDA_ON_CPU_CAS(unsigned short)
+template <class T> inline T atomicAdd(T* to, std::type_identity_t<T> v) { return cuda_on_cpu::change(to, (T)(*to + v)); }
+template <class T> inline T atomicCAS(T* to, std::type_identity_t<T> is, std::type_identity_t<T> v) {
+    return cuda_on_cpu::change(to, *to == is ? v : *to);
+}
 
 // ---- numbers
-#define CUDA_ON_CPU_FUNCTION(To, name, From, e) inline To name(From x) { return e; }
-#define CUDA_ON_CPU_BITS(name, To, From) inline To name(From v) { return cuda_on_cpu::bits<To>(v); }
-#define CUDA_ON_CPU_READ(name) template <class T> inline T name(const T* p) { return *p; }
-#define CUDA_ON_CPU_WRITE(name) template <class T> inline void name(T* p, T v) { *p = v; }
-#define CUDA_ON_CPU_ROUNDED(op, sign) \
-    inline float __f##op##_rn(float x, float y) { return x sign y; } \
-    inline double __d##op##_rn(double x, double y) { return x sign y; }
+#define CUDA_ON_CPU_BITS(name, To, From) inline To name(From v) { return std::bit_cast<To>(v); }
 CUDA_ON_CPU_BITS(__float_as_int, int, float) CUDA_ON_CPU_BITS(__float_as_uint, unsigned, float)
 CUDA_ON_CPU_BITS(__int_as_float, float, int) CUDA_ON_CPU_BITS(__uint_as_float, float, unsigned)
 CUDA_ON_CPU_BITS(__double_as_longlong, long long, double) CUDA_ON_CPU_BITS(__longlong_as_double, double, long long)
-CUDA_ON_CPU_READ(__ldg) CUDA_ON_CPU_READ(__ldcg) CUDA_ON_CPU_READ(__ldcs)
-CUDA_ON_CPU_WRITE(__stcs) CUDA_ON_CPU_WRITE(__stcg)
-CUDA_ON_CPU_ROUNDED(add, +) CUDA_ON_CPU_ROUNDED(sub, -) CUDA_ON_CPU_ROUNDED(mul, *) CUDA_ON_CPU_ROUNDED(div, /)
-inline double __hiloint2double(int high, int low) { return __longlong_as_double((int64_t)high << 32 | (unsigned)low); }
-inline int __double2hiint(double v) { return __double_as_longlong(v) >> 32; }
-inline int __double2loint(double v) { return (int)__double_as_longlong(v); }
-CUDA_ON_CPU_FUNCTION(int, __popc, unsigned, __builtin_popcount(x))
-CUDA_ON_CPU_FUNCTION(int, __popcll, unsigned long long, __builtin_popcountll(x))
-CUDA_ON_CPU_FUNCTION(int, __clz, int, x ? __builtin_clz(x) : 32)
-CUDA_ON_CPU_FUNCTION(int, __clzll, long long, x ? __builtin_clzll(x) : 64)
-CUDA_ON_CPU_FUNCTION(int, __ffs, int, __builtin_ffs(x))
-CUDA_ON_CPU_FUNCTION(int, __ffsll, long long, __builtin_ffsll(x))
-inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned long long)a * b >> 32; }
-inline int __mulhi(int a, int b) { return (long long)a * b >> 32; }
-inline unsigned long long __umul64hi(unsigned long long a, uint64_t b) { return (unsigned __int128)a * b >> 64; }
-CUDA_ON_CPU_FUNCTION(float, __expf, float, expf(x))
-CUDA_ON_CPU_FUNCTION(float, __logf, float, logf(x))
-CUDA_ON_CPU_FUNCTION(float, __frcp_rn, float, 1 / x)
-CUDA_ON_CPU_FUNCTION(float, __fsqrt_rn, float, sqrtf(x))
-CUDA_ON_CPU_FUNCTION(float, __saturatef, float, x > 0 ? x < 1 ? x : 1 : 0)
-CUDA_ON_CPU_FUNCTION(float, rsqrtf, float, 1 / sqrtf(x))
-CUDA_ON_CPU_FUNCTION(float, rsqrt, float, 1 / sqrtf(x))
-CUDA_ON_CPU_FUNCTION(double, rsqrt, double, 1 / sqrt(x))
-CUDA_ON_CPU_FUNCTION(double, sinpi, double, sin(M_PI * x))
-CUDA_ON_CPU_FUNCTION(double, cospi, double, cos(M_PI * x))
-CUDA_ON_CPU_FUNCTION(float, normcdff, float, erfcf(-x * (float)M_SQRT1_2) / 2)
-CUDA_ON_CPU_FUNCTION(double, normcdf, double, erfc(-x * M_SQRT1_2) / 2)
-CUDA_ON_CPU_FUNCTION(double, erfcx, double, exp(x * x) * erfc(x))
-CUDA_ON_CPU_FUNCTION(double, cyl_bessel_i0, double, std::cyl_bessel_i(0., fabs(x)))
-CUDA_ON_CPU_FUNCTION(double, cyl_bessel_i1, double, (x < 0 ? -1 : 1) * std::cyl_bessel_i(1., fabs(x)))
-inline float __powf(float x, float y) { return powf(x, y); }
-inline float __fdividef(float x, float y) { return x / y; }
-inline float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
-inline double __fma_rn(double x, double y, double z) { return fma(x, y, z); }
-using std::abs, std::fabs, std::sqrt, std::cbrt, std::hypot, std::exp, std::exp2, std::expm1, std::log, std::log2,
-    std::log10, std::log1p, std::pow, std::sin, std::cos, std::tan, std::asin, std::acos, std::atan, std::atan2, std::sinh,
-    std::cosh, std::tanh, std::asinh, std::acosh, std::atanh, std::erf, std::erfc, std::tgamma, std::lgamma, std::floor,
-    std::ceil, std::trunc, std::round, std::rint, std::nearbyint, std::lrint, std::llrint, std::fmod, std::remainder,
-    std::copysign, std::fma, std::fmin, std::fmax, std::fdim, std::ldexp, std::frexp, std::modf, std::ilogb, std::logb,
-    std::nextafter, std::isnan, std::isinf, std::isfinite, std::signbit;
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
+inline float rsqrt(float x) { return 1 / sqrtf(x); }
+inline double rsqrt(double x) { return 1 / sqrt(x); }
+using std::abs, std::fabs, std::sqrt, std::cbrt, std::exp, std::exp2, std::expm1, std::log, std::log2, std::log10,
+    std::log1p, std::pow, std::sin, std::cos, std::tan, std::asin, std::acos, std::atan, std::atan2, std::sinh, std::cosh,
+    std::tanh, std::erf, std::erfc, std::floor, std::ceil, std::trunc, std::round, std::rint, std::fmod, std::copysign,
+    std::fma, std::fmin, std::fmax, std::ldexp, std::frexp, std::isnan, std::isinf, std::isfinite, std::signbit;
 // The smaller and larger of numbers of any two types, as CUDA has them: a NaN is left for the other number.
 #define CUDA_ON_CPU_EXTREME(name, sign) \
     template <class A, class B, class C = std::common_type_t<A, B>> \

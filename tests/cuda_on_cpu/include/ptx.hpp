@@ -41,16 +41,15 @@ inline void receive_one() {
     one.arrivals->check();
 }
 
-inline float half_of(unsigned word, int i) { return cuda_on_cpu::bits<_Float16>((unsigned short)(word >> 16 * i)); }
+inline float half_of(unsigned word, int i) { return std::bit_cast<_Float16>((unsigned short)(word >> 16 * i)); }
 inline float bf16_of(unsigned word, int i) { return __uint_as_float(word >> 16 * i << 16); }
 inline float tf32_of(unsigned word, int) { return __uint_as_float(word & ~0x1fffu); }  // the hardware reads no more
 
 // mma.sync as the PTX manual draws it: matrices by element, from the words of the lanes.
 using Words = std::array<unsigned, 6>;
 template <int WORD, int DEPTH, class Read>
-inline void mma(float* c0, float* c1, float* c2, float* c3, const Words& words, Read read) {
+inline void mma(float* const (&c)[4], const Words& words, Read read) {
     const int lane = cuda_on_cpu::now->lane;
-    float* const c[] = {c0, c1, c2, c3};
     cuda_on_cpu::exchange(~0u, words, [&](auto of) {
         float a[2][DEPTH], b[2][DEPTH];  // two rows and two columns; registers are by halves of rows, then of k
         for (int k = 0; k < DEPTH; k += WORD)
@@ -69,14 +68,10 @@ template <bool TRANSPOSED> inline void load_matrices(unsigned* const (&to)[4], u
     const int lane = cuda_on_cpu::now->lane;
     if (row % 16) cuda_on_cpu::fail("ldmatrix of rows that do not begin at multiples of 16 bytes");
     cuda_on_cpu::exchange(~0u, row, [&](auto of) {
-        for (int matrix = 0; matrix < 4; matrix++) {
-            unsigned short both[2];
-            for (int e = 0; e < 2; e++) {
-                const int i = lane / 4, j = lane % 4 * 2 + e;
-                const auto* there = cuda_on_cpu::shared_at(of(matrix * 8 + (TRANSPOSED ? j : i)));
-                both[e] = ((const unsigned short*)there)[TRANSPOSED ? i : j];
-            }
-            memcpy(to[matrix], both, 4);
+        for (int k = 0; k < 8; k++) {
+            const int matrix = k / 2, i = lane / 4, j = lane % 4 * 2 + k % 2;
+            const auto* there = cuda_on_cpu::shared_at(of(matrix * 8 + (TRANSPOSED ? j : i)));
+            ((unsigned short*)to[matrix])[k % 2] = ((const unsigned short*)there)[TRANSPOSED ? i : j];
         }
         return 0;
     });
@@ -93,13 +88,14 @@ template <Text T, class... A> inline void run(A&&... given) {
     [[maybe_unused]] auto arg = [&]<int I>(std::integral_constant<int, I>) -> auto& { return std::get<I>(args); };
 #define ARG(i) arg(std::integral_constant<int, i>())
     if constexpr (T.has("mma.sync")) {
+        float* const c[] = {&ARG(0), &ARG(1), &ARG(2), &ARG(3)};
         constexpr bool eight = T.has("m16n8k8") && T.has(".f16.f16");  // of sm_75, with two registers of a and one of b
-        if constexpr (eight) mma<2, 8>(&ARG(0), &ARG(1), &ARG(2), &ARG(3), {ARG(4), ARG(5), 0, 0, ARG(6), 0}, half_of);
+        if constexpr (eight) mma<2, 8>(c, {ARG(4), ARG(5), 0, 0, ARG(6), 0}, half_of);
         else {
             const Words words = {ARG(4), ARG(5), ARG(6), ARG(7), ARG(8), ARG(9)};
-            if constexpr (T.has(".tf32")) mma<1, 8>(&ARG(0), &ARG(1), &ARG(2), &ARG(3), words, tf32_of);
-            else if constexpr (T.has(".bf16")) mma<2, 16>(&ARG(0), &ARG(1), &ARG(2), &ARG(3), words, bf16_of);
-            else mma<2, 16>(&ARG(0), &ARG(1), &ARG(2), &ARG(3), words, half_of);
+            if constexpr (T.has(".tf32")) mma<1, 8>(c, words, tf32_of);
+            else if constexpr (T.has(".bf16")) mma<2, 16>(c, words, bf16_of);
+            else mma<2, 16>(c, words, half_of);
         }
     } else if constexpr (T.has("ldmatrix.")) {
         unsigned* const to[4] = {&ARG(0), &ARG(1), &ARG(2), &ARG(3)};
@@ -123,11 +119,10 @@ template <Text T, class... A> inline void run(A&&... given) {
         ARG(0) = (((volatile Arrivals*)cuda_on_cpu::shared_at(ARG(1)))->turn & 1) != (int)ARG(2);
         if (!ARG(0)) receive_one(), cuda_on_cpu::yield();
     } else if constexpr (T.has("st.async.")) {
-        Sent one = {cuda_on_cpu::shared_at(ARG(0)), nullptr, T.has(".v4.") ? 16 : 8, {ARG(1), ARG(2)}};
-        if constexpr (T.has(".v4."))
-            one.words[2] = ARG(3), one.words[3] = ARG(4), one.arrivals = (Arrivals*)cuda_on_cpu::shared_at(ARG(5));
-        else one.arrivals = (Arrivals*)cuda_on_cpu::shared_at(ARG(3));
-        sent().push_back(one);
+        constexpr int n = T.has(".v4.") ? 4 : 2;
+        auto* arrivals = (Arrivals*)cuda_on_cpu::shared_at(ARG(n + 1));
+        sent().push_back({cuda_on_cpu::shared_at(ARG(0)), arrivals, 4 * n, {ARG(1), ARG(2)}});
+        if constexpr (n == 4) sent().back().words[2] = ARG(3), sent().back().words[3] = ARG(4);
     } else if constexpr (T.has("st.release")) {
         *(unsigned*)ARG(0) = ARG(1);
         cuda_on_cpu::progress++;
@@ -142,9 +137,7 @@ template <Text T, class... A> inline void run(A&&... given) {
         const unsigned* from = (const unsigned*)ARG(4);
         ARG(0) = from[0], ARG(1) = from[1], ARG(2) = from[2], ARG(3) = from[3];
     } else if constexpr (T.has("globaltimer")) {
-        timespec t;
-        clock_gettime(CLOCK_MONOTONIC, &t);
-        ARG(0) = t.tv_sec * 1000000000LL + t.tv_nsec;
+        ARG(0) = std::chrono::steady_clock::now().time_since_epoch().count();
     } else static_assert(T.has("?"), "an instruction that ptx.hpp lacks");
 #undef ARG
 }

@@ -1,4 +1,4 @@
-// What a kernel sees that CuPy writes; compiled once.
+// What every kernel sees; compiled once.
 #include "ptx.hpp"
 #include <cupy/complex.cuh>
 #include <cupy/carray.cuh>

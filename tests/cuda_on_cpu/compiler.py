@@ -1,0 +1,60 @@
+"""Make a shared library of a kernel: `compiler.py COMMAND FOLDER`, with g++'s command; nvrtc.cpp calls it.
+
+The text stays C++. Inline PTX and dynamic shared memory are replaced, and every kernel is listed at the end.
+"""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+STRING = r'"(?:[^"\\]|\\.)*"'
+COMMENT = re.compile(rf"({STRING})|//[^\n]*|/\*.*?\*/", re.DOTALL)
+BRACKETS = r"\((?:[^()]|\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))*\)"  # four deep
+ASM = re.compile(rf"\b(?:asm|__asm__)\b[\s\\]*(?:volatile\b)?[\s\\]*\(((?:{STRING}|[^\"])*?)\)[\s\\]*;", re.DOTALL)
+DYNAMIC = re.compile(r"\bextern\s+__shared__\s+(?:__align__\s*\(\w+\)\s*)?([\w\s:]+?)\s+(\w+)\s*\[\s*\]")
+KERNEL = re.compile(rf"\b__global__((?:\s+(?:__\w+\s*{BRACKETS}|\w+))*?)\s+(?!__)(\w+)\s*\(")
+# What a kernel's words before its name say, at the end of the text.
+WORDS = """
+#undef __launch_bounds__
+#undef __cluster_dims__
+#define __launch_bounds__(threads_, ...) cuda_on_cpu_k.threads = (threads_);
+#define __cluster_dims__(blocks_, ...) cuda_on_cpu_k.cluster = (blocks_);
+"""
+
+
+def instruction(found: re.Match[str]) -> str:
+    """asm("text" : "=r"(out) : "r"(in) : "memory"); is made a call."""
+    text = re.match(rf"(?:{STRING}|[^:])*", found[1])[0]  # type: ignore[index]
+    operands = re.findall(rf"{STRING}[\s\\]*({BRACKETS})", found[1][len(text) :])
+    return f"ptx::run<{text}>({', '.join(operands)});"
+
+
+def translated(text: str, expressions: list[str]) -> str:
+    text = COMMENT.sub(lambda found: found[1] or " " + "\n" * found[0].count("\n"), text)
+    kernels = ""
+    for found in KERNEL.finditer(text):
+        if "template" not in re.split("[;{}]", text[: found.start()])[-1]:
+            before = re.sub(r"\b(void|static|inline)\b", "", found[1])
+            kernels += f"CUDA_ON_CPU_KERNEL({found[2]}, {before})\n"
+    for k, expression in enumerate(expressions):
+        kernels += f"CUDA_ON_CPU_KERNEL_(name{k}, ({expression}),)\n"
+    text = DYNAMIC.sub(r"\1* \2 = (\1*)::cuda_on_cpu::shared_memory()", ASM.sub(instruction, text))
+    return f'#line 1 "kernel.cu"\n{text}{WORDS}{kernels}'
+
+
+def main(command: str, at: Path) -> int:
+    text, options, expressions = ((at / name).read_text() for name in ("kernel.cu", "options", "expressions"))
+    given = options.splitlines()
+    arch = next((option.rpartition("_")[2] for option in given if "arch=" in option), "90")
+    macros = [option[2:].partition("=") for option in given if option.startswith("-D")]
+    head = "".join(f"#define {name} {value or 1}\n" for name, _, value in [("__CUDA_ARCH__", "=", f"{arch}0"), *macros])
+    (at / "kernel.cpp").write_text(head + translated(text, expressions.splitlines()))
+    folders = [option for option in given if option.startswith("-I")]
+    made = [*shlex.split(command), *folders, "-shared", "-o", at / "kernel.so", at / "kernel.cpp"]
+    return subprocess.run(made).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
