@@ -382,11 +382,13 @@ def test_what_is_measured_of_barriers(monkeypatch, xp):
     monkeypatch.setattr(barriers, "latency", lambda be, run, blocks, cluster: 0.25 if cluster else 0.81)
     monkeypatch.setattr(barriers, "at_once", lambda be, run, blocks: 8 // blocks)
     monkeypatch.setattr(barriers, "copy_rate", lambda be: 2e12)
-    found = barriers.measure(make_backend("cupy", "float32"))
+    kept = []
+    found = barriers.measure(make_backend("cupy", "float32"), lambda found: kept.append(json.dumps(found)))
     sms = launch.current().sms
     assert list(found["grid"]) == [*(str(n) for n in barriers.GRIDS if n < sms), str(sms)]
     assert found["clusters at once"] == {"1": 8, "2": 4, "4": 2, "8": 1, "16": 0}
-    assert json.loads(json.dumps(found)) == found
+    assert json.loads(kept[-1]) == found
+    assert len(set(kept)) == len(kept) == 1 + len(found["grid"]) + 5  # what there is after every measurement
     assert len(barriers.table(found)) == len(found["grid"]) + 7
 
 
