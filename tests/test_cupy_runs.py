@@ -17,6 +17,8 @@ import pytest
 
 from bench import cudnn, language, mlstm, sanitized, tasks
 from bench import gpu as bench_gpu
+from bench import rows as bench_rows
+from bench.rows import OURS
 from tests import gpu, parity, parity_paths
 from tests.test_bench_tasks import SMALL as RECALL
 from xlstm.cli import timing
@@ -32,11 +34,12 @@ def few(table, *names):
 WAVE = np.sin(np.arange(120) / 5)
 ROWS = WAVE.reshape(20, 6)
 VERSE = "to be or not to be, that is the question:\n" * 10
+FEW = {"hidden_size": 4, "epochs": 2}
 TEXT = {"hidden_size": 8, "embedding_size": 4, "steps": 3, "batch_size": 2, "length": 10}
 ESTIMATES = {
     "forecaster": lambda **be: Forecaster(Settings(epochs=1, hidden_size=4), **be).fit(WAVE).predict(WAVE),
-    "classifier": lambda **be: SequenceClassifier(4, epochs=2, **be).fit(ROWS, np.arange(20) % 2).predict_proba(ROWS),
-    "regressor": lambda **be: SequenceRegressor(4, epochs=2, **be).fit(ROWS, ROWS.sum(axis=1)).predict(ROWS),
+    "classifier": lambda **be: SequenceClassifier(**FEW, **be).fit(ROWS, np.arange(20) % 2).predict_proba(ROWS),
+    "regressor": lambda **be: SequenceRegressor(**FEW, **be).fit(ROWS, ROWS.sum(axis=1)).predict(ROWS),
     "text": lambda **be: TextModel(**TEXT, **be).fit(VERSE).nats(VERSE),
 }
 
@@ -130,6 +133,13 @@ def test_the_gpu_check(monkeypatch, tmp_path, capsys):
         assert len(record[part]["rows"]) == count
         assert not [row for row in record[part]["rows"] if "error" in row]
         assert record[part]["left out"] == []
+    for row in record["cudnn"]["rows"]:
+        case, path = row["case"], row["choice"]["path"]
+        others = [f"xlstm {p}" for p in cudnn.cuda.PATHS if p != path] if case["forced"] else [cudnn.CAPTURED]
+        assert list(row["seconds"])[: 2 + len(others)] == [OURS, cudnn.EAGER, *others]
+        assert row["difference"] < (1e-3 if case["precision"] == "TF32" else 0.1)
+        assert row["choice"]["forward"]["width"] == 6
+        assert row["name"] in bench_rows.show(row)
     for row in record["mlstm"]["rows"]:
         assert list(row["seconds"]) == ["xlstm", "xl_chunk"]
         assert row["difference"] < 1e-2
