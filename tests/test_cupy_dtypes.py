@@ -13,45 +13,75 @@ import pytest
 
 import xlstm
 from tests import cuda_on_cpu, gpu
-from tests.layers import EVERY, agree, flat, input_of
+from tests.layers import PATCHES, agree, flat, input_of
 from tests.test_interop_nxai import NXAI
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import HALVES, dtype_name
 from xlstm.data import Windows
 from xlstm.interop import nxai
+from xlstm.layers.blocks.feedforward import GatedFeedForward, ResidualFeedForward
+from xlstm.layers.conv import CausalConv
+from xlstm.layers.embedding import Embedding
+from xlstm.layers.linear import HeadwiseLinear
+from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
 from xlstm.layers.sequence import SequenceLayer
-from xlstm.models import SequenceModel
+from xlstm.models import SequenceModel, TiRex, TiRex2
 from xlstm.training import Step, optimizers
 from xlstm.training.precision import Mixed
 
 gpu.needed()
 
 # Differences are shares of norms, at most so many times the gap between 1 and the next number of the dtype: values are
-# rounded many times, and partly cancel. Beside halves sums, gates and states of an mLSTM are float32.
-ROUNDINGS = {"float64": 1024, "float32": 1024, "float16": 48, "bfloat16": 48}
+# rounded many times, and partly cancel. Beside halves sums are float32.
+ROUNDINGS = {"float64": 4096, "float32": 4096, "float16": 48, "bfloat16": 48}
 GAPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 TOLERANCE = {dtype: ROUNDINGS[dtype] * gap for dtype, gap in GAPS.items()}
 T, LENGTHS = 21, [21, 0, 7]
-WIDE = xlstm.xLSTMStack(16, 2, [1], 2)
+STACK, LARGE = xlstm.xLSTMStack(16, 2, [1], 2, dropout=0.2), xlstm.xLSTMLarge(16, 2, 2, eps=1e-6, norm_eps=0.01)
+# As in `EVERY` of tests/layers.py, but wide enough that no norm is of few numbers, where rounding is all there is.
 LAYERS = [
-    *EVERY,
+    xlstm.LSTM(6, 16, 2, bidirectional=True, peepholes=True),
     xlstm.LSTM(6, 40),
-    xlstm.LSTM(5, 12, layer_norm=True),
-    xlstm.LSTM(5, 12, proj_size=4),
-    xlstm.GRU(5, 12, reset_after=False),
+    xlstm.LSTM(6, 16, proj_size=8, batch_first=True),
+    xlstm.LSTM(6, 12, layer_norm=True),
+    xlstm.GRU(6, 16, 2, dropout=0.2),
+    xlstm.GRU(6, 12, reset_after=False),
+    xlstm.RNN(6, 16, reverse=True),
+    xlstm.sLSTM(6, 16, num_heads=2),
     xlstm.mLSTM(4, 12, 2, num_heads=2, qk_size=8, chunk_size=16),
     xlstm.mLSTM(6, 32, num_heads=4, chunk_size=16, eps=0.1, forget_gate="exponential"),
-    WIDE,
-    xlstm.xLSTMLarge(16, 2, 2, eps=1e-6, norm_eps=0.01),
+    xlstm.mLSTMBlock(16, 2),
+    xlstm.sLSTMBlock(16, 2),
+    STACK,
+    LARGE,
+    SequenceModel(xlstm.LSTM(6, 16), 3),
+    SequenceModel(xlstm.GRU(6, 16, 2, bidirectional=True), 3, last=True),
+    SequenceModel(STACK, 3),
+    SequenceModel(xlstm.mLSTM(6, 16, num_heads=2), 3, last=True),
+    SequenceModel(STACK, 3, last=True, inputs=2),
+    xlstm.xLSTMLanguageModel(STACK, 7, logit_cap=2.0),
+    xlstm.xLSTMLanguageModel(xlstm.LSTM(16, 16), 7, tied=True, batch_first=False),
+    xlstm.xLSTMLanguageModel(LARGE, 7, tied=True),
+    TiRex(16, 2, 2, **PATCHES),
+    TiRex2(16, [("slstm", 2, 1), ("mlstm", 2, 2)], output_ff_size=5, horizon=2, **PATCHES),
+    CausalConv(8),
+    xlstm.Linear(16, 8),
+    HeadwiseLinear(16, 2),
+    LayerNorm(16),
+    RMSNorm(16, residual=True, bias=True),
+    MultiHeadNorm(16, num_heads=2),
+    GatedFeedForward(16, 24),
+    ResidualFeedForward(8, 16, 4),
+    Embedding(7, 16),
 ]
 MODELS = [
-    *(layer for layer in EVERY if isinstance(layer, SequenceModel | xlstm.xLSTMLanguageModel)),
-    SequenceModel(xlstm.LSTM(2, 4, recurrent_dropout=0.2, zoneout=0.2), 3),
-    SequenceModel(xlstm.LSTM(2, 4, layer_norm=True, batch_first=True), 3),
-    SequenceModel(xlstm.LSTM(2, 4, proj_size=3, bidirectional=True), 3, last=True),
-    SequenceModel(xlstm.GRU(2, 4, reset_after=False), 3),
-    SequenceModel(xlstm.RNN(2, 4, 10, bidirectional=True), 3),
-    SequenceModel(xlstm.sLSTM(2, 4, num_heads=2), 3),
+    *(layer for layer in LAYERS if isinstance(layer, SequenceModel | xlstm.xLSTMLanguageModel)),
+    SequenceModel(xlstm.LSTM(6, 12, recurrent_dropout=0.2, zoneout=0.2), 3),
+    SequenceModel(xlstm.LSTM(6, 12, layer_norm=True, batch_first=True), 3),
+    SequenceModel(xlstm.LSTM(6, 12, proj_size=8, bidirectional=True), 3, last=True),
+    SequenceModel(xlstm.GRU(6, 12, reset_after=False), 3),
+    SequenceModel(xlstm.GRU(6, 8, 10, bidirectional=True), 3),
+    SequenceModel(xlstm.sLSTM(6, 12, num_heads=2), 3),
 ]
 
 
@@ -80,7 +110,13 @@ def both(dtype, run):
     (own, other), (exact, more) = (run(be) for be in backends)
     assert {dtype_name(a.dtype) for a in own.values()} == {dtype}
     assert {dtype_name(a.dtype) for a in other.values()} <= {dtype, "float32" if dtype in HALVES else dtype}
-    agree(own | other, exact | more, TOLERANCE[dtype], least=1e-2)
+    # All gradients as one vector: what all input gates have in common is divided out again, so that the gradient by
+    # their biases is nearly nothing, of which rounding is a large part.
+    found, expected = own | other, exact | more
+    for made in (found, expected):
+        gradient = [to_numpy(made.pop(name)).ravel() for name in list(made) if name.startswith("d ")]
+        made["gradient"] = np.concatenate([*gradient, [0.0]])
+    agree(found, expected, TOLERANCE[dtype], least=1e-2)
 
 
 @contextlib.contextmanager
@@ -112,7 +148,8 @@ def test_passes(layer, lengths, dtype, rng):
             grads, dx, *start = layer.backward(p, saved, dy)
         for name, state in (("state", end), ("dstate", start)):
             other |= {f"{name} {k}": a for k, a in enumerate(flat(state))}
-        return {"y": y, **grads} | ({} if dx is None else {"dx": dx}), other
+        gradient = {f"d {name}": g for name, g in grads.items()}
+        return {"y": y, **gradient} | ({} if dx is None else {"dx": dx}), other
 
     both(dtype, run)
 
@@ -151,7 +188,7 @@ def test_steps_of_training(model, lengths, dtype, rng):
         target = target[:, -1, :] if last else target
     data = Windows(x, target, every_step=not last, batch_size=3, lengths=lengths and np.maximum(lengths, 1))
     (batch,) = data.batches()
-    wide, precision = ("float32", Mixed(dtype, 1024.0)) if dtype in HALVES else (dtype, None)
+    wide, precision = ("float32", Mixed(dtype, *([256.0] * (dtype == "float16")))) if dtype in HALVES else (dtype, None)
 
     def run(name, kind, precision=None, **options):
         step = Step(model, optimizers.sgd(0.1), precision=precision, **options)
