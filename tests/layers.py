@@ -119,13 +119,37 @@ def check(layer, params, x, state, lengths=None, seed=3, directions=1):
     )
 
 
-def run(layer, params, x, state=None, lengths=None, dy=None, dstate=None, **options):
-    """Everything that forward and backward return, by name, on the host."""
+def run(layer, params, x, state=None, lengths=None, dy=None, dstate=None, kept=False, **options):
+    """Everything that forward and backward return, and what is kept between them, by name, on the host."""
     y, end, saved = layer.forward(params, x, state, lengths=lengths, **options)
     grads, dx, start = layer.backward(params, saved, y if dy is None else dy, end if dstate is None else dstate)
     found = {"y": y, "dx": dx, **{f"d{name}": g for name, g in grads.items()}}
     found |= {f"end {k}": s for k, s in enumerate(end)} | {f"dstart {k}": s for k, s in enumerate(start)}
+    if kept:
+        parts = ("gates", "h", *layer.STATES[1:])
+        found |= {f"{name} {part}": getattr(one, part) for name, one in saved.passes.items() for part in parts}
     return {name: to_numpy(a) for name, a in found.items()}
+
+
+def largest(a):
+    return np.max(np.abs(a), initial=0.0)
+
+
+def agree(found, expected, tolerance=0.0, size=np.linalg.norm, least=1e-3):
+    """Compare arrays by name: the size of a difference with that of an array, or with `least`; bits without."""
+    assert found.keys() == expected.keys()
+    for name, b in expected.items():
+        a, b = (to_numpy(one).astype("float64") for one in (found[name], b))
+        finite = np.isfinite(b)
+        assert a.shape == b.shape, name
+        np.testing.assert_array_equal(a[~finite], b[~finite], err_msg=name)
+        gap = size(a[finite] - b[finite])
+        assert gap <= tolerance * max(size(b[finite]), least), (name, gap)
+
+
+def flat(state):
+    """The arrays of a state."""
+    return [a for part in state for a in (flat(part) if isinstance(part, tuple) else [part])]
 
 
 PATCHES = {"patch_size": 2, "quantiles": (0.2, 0.5), "input_ff_size": 3, "context": 4}

@@ -83,9 +83,7 @@ def layer(
         model = layers.make(kind, options, D, H)
         # With larger weights a plain RNN of this width is chaotic: rounding grows from step to step.
         params, x, state = layers.inputs_of(model, be, generator(11), T, B, scale)
-        results = layers.run(model, params, x, state, lengths, seed=5)
-        _, _, saved = model.forward(params, x, state, lengths=lengths, seed=5)
-        return [*results.values(), *(one.gates for one in saved.passes.values())]
+        return [*layers.run(model, params, x, state, lengths, kept=True, seed=5).values()]
 
     return run
 
@@ -112,13 +110,9 @@ def sequence(model: xlstm.mLSTM, lengths: list[int] | None = None) -> Callable[[
         # their biases is nearly nothing, of which rounding is a large part. For the like reason the norm below has an
         # eps that is not small beside the least h.
         gradient = np.concatenate([to_numpy(g).ravel() for g in grads.values()])
-        return [y, *flat(end), gradient, dx, *flat(start)]
+        return [y, *layers.flat(end), gradient, dx, *layers.flat(start)]
 
     return run
-
-
-def flat(state: tuple) -> list:
-    return [a for part in state for a in (flat(part) if isinstance(part, tuple) else [part])]
 
 
 for _lengths in (None, [T, 3, 1, 9, 9]):

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from tests import nvrtc
 from xlstm.arrays import bernoulli as masks
 from xlstm.arrays.bernoulli import bernoulli
 from xlstm.arrays.convert import to_numpy
@@ -31,9 +30,3 @@ def test_other_generators(be):
     here, there = (np.random.Generator(np.random.MT19937(5)) for _ in range(2))
     found = bernoulli(there, 0.4, (4, 5), be.asarray(np.zeros(1)))
     np.testing.assert_array_equal(to_numpy(found), here.random((4, 5), dtype=np.float32) < 0.4)
-
-
-@pytest.mark.parametrize("capability", [75, 90])
-def test_the_kernel_compiles(capability):
-    text = f"#define MULTIPLIER_HIGH 1ULL\n#define MULTIPLIER_LOW 1ULL\n{masks.TEXT}"
-    assert nvrtc.compile_for(capability, text, (*nvrtc.OPTIONS, *masks.OPTIONS)).spilled == 0

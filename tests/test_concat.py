@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from tests import nvrtc
 from xlstm.arrays import concat as concats
 from xlstm.arrays.concat import Filled, concat
 from xlstm.arrays.convert import to_numpy
@@ -33,8 +32,3 @@ def test_many_parts_and_nothing(be):
     ones = be.asarray(np.ones((2, 1)))
     assert concat(be.xp, [ones] * (concats.PARTS + 1), 1).shape == (2, concats.PARTS + 1)
     assert concat(be.xp, [ones[:0, :], Filled(1.0, 2)], 1).shape == (0, 3)
-
-
-@pytest.mark.parametrize("capability", [75, 90])
-def test_the_kernel_compiles(capability):
-    assert nvrtc.compile_for(capability, concats.TEXT.format(parts=concats.PARTS, axes=concats.AXES)).spilled == 0

@@ -18,7 +18,8 @@ from xlstm.training.callbacks import Clip
 
 gpu.needed()
 
-T, B, D, H = 25, 4, 8, 8
+B, D, H = 4, 8, 8
+LENGTHS = [25, 3, 5, 1]
 
 
 @pytest.fixture
@@ -34,18 +35,19 @@ def counts(call):
     return found
 
 
-def within(found, operations, to_device=0, to_host=0, waits=0):
+def within(found, operations, to_device=0, to_host=0):
+    """Each copy to the host waits, and nothing else."""
     assert found.operations <= operations, found.places()
-    assert (found.to_device, found.to_host, found.waits) == (to_device, to_host, waits), found.places()
+    assert (found.to_device, found.to_host, found.waits) == (to_device, to_host, to_host), found.places()
     assert found.compiled == 0
 
 
-def passes(backend, layer, lengths=None, **options):
+def passes(backend, layer, lengths=None, T=25):
     """Counts of a forward and of a backward pass."""
     rng = np.random.default_rng(0)
     params, x = layer.init(0, backend), backend.asarray(rng.standard_normal((T, B, layer.input_size)))
     made = []  # a backward pass has values of its own, as in training
-    forward = counts(lambda: made.append(layer.forward(params, x, lengths=lengths, **options)))
+    forward = counts(lambda: made.append(layer.forward(params, x, lengths=lengths, seed=0 if layer.random else None)))
 
     def back():
         y, _, saved = made.pop()
@@ -55,114 +57,93 @@ def passes(backend, layer, lengths=None, **options):
 
 
 @pytest.mark.parametrize(
-    ("layer", "lengths", "forward", "backward"),
+    ("layer", "lengths", "path", "forward", "backward"),
     [
-        (xlstm.LSTM(D, H), None, 6, 8),
-        (xlstm.LSTM(D, H), [25, 3, 5, 1], 6, 9),
-        (xlstm.GRU(D, H), None, 6, 9),
-        (xlstm.sLSTM(D, H, num_heads=2), None, 7, 9),
-        (xlstm.mLSTM(D, H, num_heads=2), None, 9, 10),
-        (xlstm.mLSTM(D, H, num_heads=2, eps=1e-6), None, 9, 12),
-        (xlstm.mLSTM(D, H, num_heads=2), [25, 3, 5, 1], 13, 14),
-        (xlstm.LSTM(D, H, 4, bidirectional=True, dropout=0.1), None, 57, 74),
+        (xlstm.LSTM(D, H), None, "auto", 6, 8),
+        (xlstm.LSTM(D, H), LENGTHS, "auto", 6, 9),
+        (xlstm.GRU(D, H), None, "auto", 6, 9),
+        (xlstm.sLSTM(D, H, num_heads=2), None, "auto", 7, 9),
+        (xlstm.mLSTM(D, H, num_heads=2), None, "auto", 9, 10),
+        (xlstm.mLSTM(D, H, num_heads=2), None, "loop", 38, 49),  # without its own kernels
+        (xlstm.mLSTM(D, H, num_heads=2, eps=1e-6), None, "auto", 9, 12),
+        (xlstm.mLSTM(D, H, num_heads=2), LENGTHS, "auto", 13, 14),
+        (xlstm.LSTM(D, H, 4, bidirectional=True, dropout=0.1), None, "auto", 57, 74),
     ],
-    ids=["LSTM", "LSTM, lengths", "GRU", "sLSTM", "mLSTM", "mLSTM, eps", "mLSTM, lengths", "4 layers, 2 directions"],
 )
-def test_a_pass(backend, layer, lengths, forward, backward):
-    there, back = passes(backend, layer, lengths, **({"seed": 0} if layer.random else {}))
+def test_a_pass(backend, layer, lengths, path, forward, backward):
+    with cuda.use(path):
+        there, back = passes(backend, layer, lengths)
     within(there, forward)
     within(back, backward)
 
 
-def test_a_pass_of_an_mlstm_without_its_own_kernels(backend):
-    with cuda.use("loop"):
-        there, back = passes(backend, xlstm.mLSTM(D, H, num_heads=2))
-    within(there, 38)
-    within(back, 49)
-
-
 @pytest.mark.parametrize(
-    ("options", "forward", "backward"),
+    ("layer", "forward", "backward"),
     [
-        ({"zoneout": 0.1}, 0, 0),
-        ({"recurrent_dropout": 0.1}, 0, 0),
-        ({"layer_norm": True}, 2, 2),
-        ({"proj_size": 4}, 3, 3),
-        ({"layer_norm": True, "recurrent_dropout": 0.1}, 3, 2),
-        ({"reset_after": False}, 4, 4),  # two products and a kernel before each
+        (xlstm.LSTM(D, H, zoneout=0.1), 0, 0),
+        (xlstm.LSTM(D, H, recurrent_dropout=0.1), 0, 0),
+        (xlstm.LSTM(D, H, layer_norm=True), 2, 2),
+        (xlstm.LSTM(D, H, proj_size=4), 3, 3),
+        (xlstm.LSTM(D, H, layer_norm=True, recurrent_dropout=0.1), 3, 2),
+        (xlstm.GRU(D, H, reset_after=False), 4, 4),  # two products and a kernel before each
     ],
-    ids=str,
 )
-def test_a_step_of_a_layer_with_options(backend, monkeypatch, options, forward, backward):
-    """The operations that one more step takes: none where one kernel does all steps, else products and kernels."""
-    layer, found = (xlstm.GRU if "reset_after" in options else xlstm.LSTM)(D, H, **options), []
-    for steps in (6, 7):
-        monkeypatch.setattr("tests.test_cupy_budgets.T", steps)
-        found.append([one.operations for one in passes(backend, layer, **({"seed": 0} if layer.random else {}))])
+def test_one_more_step_of_a_layer_with_options(backend, layer, forward, backward):
+    """It takes no operation where one kernel does all steps, else products and kernels."""
+    found = [[one.operations for one in passes(backend, layer, T=steps)] for steps in (6, 7)]
     assert np.all(np.subtract(found[1], found[0]) <= (forward, backward)), found
 
 
-def test_a_step_of_a_stream(backend):
-    layer = xlstm.LSTM(D, H)
-    params, x = layer.init(0, backend), backend.asarray(np.ones((B, D)))
-    _, state = layer.step(params, x)
-    within(counts(lambda: layer.step(params, x, state)), 3)
+TEXT = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 4, [1], 2), 11)
+TOKENS = np.arange(201) % 11
+SERIES = np.random.default_rng(0).standard_normal((8, 25, 7))
 
 
-def replay(backend, model, data, optimizer, wait):
-    """Counts of a captured step."""
-    step = Step(model, optimizer, callbacks=[Clip(1.0)], graph=True, wait=wait)
-    state, batch = step.init(model.init(0, backend)), next(iter(data.batches()))
-    for _ in range(2):
-        state, _ = step(state._replace(carried=None), batch)
-    now = [state]
-
-    def take():
-        now[0], _ = step(now[0]._replace(carried=None), batch)
-
-    return counts(take)
+@pytest.mark.parametrize(("model", "operations"), [(xlstm.LSTM(D, H), 3), (TEXT, 79)], ids=["LSTM", "a token"])
+def test_a_step_of_a_stream(backend, model, operations):
+    x = backend.asarray(np.array([1, 2, 3, 4]) if model is TEXT else np.ones((B, D)))
+    params = model.init(0, backend)
+    _, state = model.step(params, x)
+    within(counts(lambda: model.step(params, x, state)), operations)
 
 
-def training(backend, model, data, optimizer):
-    """Counts of a step of training, of the norm and clipping of its gradients, and of its update."""
-    step = Step(model, optimizer, callbacks=[Clip(1.0)])
-    state, batch = step.init(model.init(0, backend)), next(iter(data.batches()))
-    now = [state]
+def repeated(backend, made, data, begun=0):
+    """Counts of a step of training after some others, and the state after it."""
+    state, batch = made.init(made.model.init(0, backend)), next(iter(data.batches()))
+    now = [state, None]
 
     def take():
-        now[0], _ = step(now[0], batch)
+        now[:] = made(now[0]._replace(carried=None), batch)
 
-    whole = counts(take)
-    params, moments = now[0].params, now[0].moments
-    clip = counts(lambda: optimizers.clip_global_norm(params, 1.0, optimizers.global_norm(params)))
-    return whole, clip, counts(lambda: optimizer.update(params, params, moments))
-
-
-def test_training_of_a_small_lstm(backend):
-    rng = np.random.default_rng(0)
-    data = Windows(rng.standard_normal((8, T, 4)), rng.standard_normal((8, T, 3)), every_step=True, batch_size=8)
-    whole, clip, update = training(backend, SequenceModel(xlstm.LSTM(4, H), 3), data, optimizers.adam(1e-3))
-    within(whole, 33, to_device=3, to_host=1, waits=1)  # the batch and the optimiser's numbers; how the step went
-    within(clip, 3)
-    within(update, 1)
-    model = SequenceModel(xlstm.LSTM(4, H), 3)
-    within(replay(backend, model, data, optimizers.adam(1e-3), True), 8, to_device=3, to_host=1, waits=1)
-    within(replay(backend, model, data, optimizers.adam(1e-3), False), 8, to_device=3)
+    for _ in range(begun):
+        take()
+    return counts(take), *now
 
 
-def test_training_of_a_language_model(backend):
-    model = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 4, [1], 2), 11)
-    tokens = np.arange(201) % 11
-    data = Streams(tokens[:-1], tokens[1:], B, T)
-    whole, clip, update = training(backend, model, data, optimizers.adamw(1e-3))
-    within(whole, 277, to_device=3, to_host=1, waits=1)
-    within(clip, 3)
-    within(update, 1)
-    within(replay(backend, model, data, optimizers.adamw(1e-3), True), 8, to_device=3, to_host=1, waits=1)
-
-
-def test_a_token(backend):
-    model = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 4, [1], 2), 11)
-    params, tokens = model.init(0, backend), backend.asarray(np.array([1, 2, 3, 4]))
-    _, state = model.step(params, tokens)
-    within(counts(lambda: model.step(params, tokens, state)), 79)
+@pytest.mark.parametrize(
+    ("layer", "operations", "to_device"),
+    [
+        (xlstm.LSTM(4, H), 33, 3),  # the batch and the optimiser's numbers
+        (xlstm.LSTM(4, H, 2, dropout=0.25), None, 4),  # and states of the generator
+        (TEXT, 277, 3),
+    ],
+    ids=["LSTM", "LSTM, dropout", "text"],
+)
+def test_a_step_of_training(backend, layer, operations, to_device):
+    """It waits once, for how it went; or not, until somebody asks. A replay is one launch beside the copies."""
+    model = TEXT if layer is TEXT else SequenceModel(layer, 3)
+    windows = Windows(SERIES[..., :4], SERIES[..., 4:], every_step=True, batch_size=8)
+    data = Streams(TOKENS[:-1], TOKENS[1:], B, 25) if layer is TEXT else windows
+    optimizer = optimizers.adamw(1e-3)
+    for wait in (True, False):
+        made, graph = (Step(model, optimizer, callbacks=[Clip(1.0)], wait=wait, graph=graph) for graph in (False, True))
+        found, state, how = repeated(backend, made, data)
+        assert found.waits == found.to_host == wait
+        assert operations is None or found.operations <= operations + (not wait), found.places()
+        within(counts(lambda how=how: float(how.loss)), 1 - wait, to_host=1 - wait)
+        found, *_ = repeated(backend, graph, data, 2)
+        within(found, 2 * to_device + 2, to_device, wait)
+        assert found.products == 0
+    params, moments = state.params, state.moments
+    within(counts(lambda: optimizers.clip_global_norm(params, 1.0, optimizers.global_norm(params))), 3)
+    within(counts(lambda: optimizer.update(params, params, moments)), 1)

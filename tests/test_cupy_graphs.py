@@ -1,4 +1,4 @@
-"""CUDA graphs on the stand-in for CuPy: what they do again, what they keep, and what a capture refuses."""
+"""CUDA graphs: what they do again, what they keep, and what a capture refuses."""
 
 from __future__ import annotations
 
@@ -46,7 +46,6 @@ def twice(xp, a):
     return a + a
 
 
-@pytest.mark.usefixtures("refused")
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 @pytest.mark.parametrize(
     ("A", "B"), [((5, 3), (3, 4)), ((2, 5, 3), (2, 3, 4)), ((4, 5, 3), (3, 2))], ids=["matrices", "batch", "broadcast"]
@@ -70,8 +69,6 @@ def test_products_have_the_same_bits(rng, dtype, A, B):
     assert found.products == 0
     np.testing.assert_array_equal(to_numpy(again), to_numpy(out))
     np.testing.assert_array_equal(to_numpy(out), to_numpy(first))
-    with pytest.raises(NotImplementedError, match="cuBLAS API during stream capture"):
-        recorder.capture(lambda: a @ b)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -103,16 +100,6 @@ def test_masks_are_drawn_from_states_that_are_there(dtype):
         few.place(3)
 
 
-def test_a_mask_without_elements_launches_nothing(be):
-    """CUDA refuses a launch of no blocks."""
-    room = be.asarray(np.zeros((8, bernoulli.STATE), np.uint64))
-    later, like = bernoulli.Later(np.random.PCG64(5), room), be.asarray(np.zeros(1))
-    with gpu.counted() as found:
-        mask = bernoulli.bernoulli(later, 0.5, (0, 3), like)
-    assert (mask.shape, later.sizes) == ((0, 3), [0])
-    assert found.launches == 0
-
-
 def test_what_caches_drop_stays(be):
     recorder, found = Recorder(), be.asarray(np.zeros(3))
     constants.steps(be.xp, 3, be.xp.float32, be.device)
@@ -125,11 +112,8 @@ def test_what_caches_drop_stays(be):
 
 
 REFUSED = {
-    "a copy to the host": lambda a: a.get(),
-    "a branch": lambda a: bool((a > 0).all()),
-    "a copy to the device": lambda a: cupy.asarray(np.ones(3)),
-    "a wait for the device": lambda a: cupy.cuda.Device().synchronize(),
-    "a wait for a stream": lambda a: cupy.cuda.get_current_stream().synchronize(),
+    "a copy to the host": lambda a: bool((a > 0).all()),
+    "a wait": lambda a: cupy.cuda.get_current_stream().synchronize(),
     "a product of CuPy": lambda a: a[:, None] @ a[None, :],
 }
 

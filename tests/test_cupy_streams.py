@@ -49,24 +49,26 @@ def passes(layer, lengths=None):
     return found
 
 
-def train():
+def train(graph=False):
     """Take steps of training, and write text with the model; return all parameters."""
-    backend = xlstm.backend("cupy")
-    model = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 2, [1], 2), 11)
-    tokens = np.arange(101) % 11
-    step = Step(model, optimizers.adamw(1e-2), callbacks=[Clip(1.0)])
-    state, data = step.init(model.init(0, backend)), Streams(tokens[:-1], tokens[1:], B, T)
-    for batch in data.batches():
-        state, _ = step(state, batch)
-    model.generate(state.params, np.array([[1, 2]]), 3)
-
-    small, rng = SequenceModel(xlstm.LSTM(4, H), 3), np.random.default_rng(0)
-    windows = Windows(rng.standard_normal((8, T, 4)), rng.standard_normal((8, T, 3)), every_step=True, batch_size=4)
-    step = Step(small, optimizers.adam(1e-2))
-    other = step.init(small.init(0, backend))
-    for batch in windows.batches():
-        other, _ = step(other, batch)
-    return [*state.params.values(), *other.params.values()]
+    rng, tokens = np.random.default_rng(0), np.arange(101) % 11
+    text = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 2, [1], 2), 11)
+    x, target = rng.standard_normal((8, T, 4)), rng.standard_normal((8, T, 3))
+    windows = Windows(x, target, every_step=True, batch_size=4, lengths=LENGTHS * 2)
+    found = []
+    for model, data in (
+        (text, Streams(tokens[:-1], tokens[1:], B, T)),
+        (SequenceModel(xlstm.LSTM(4, H, 2, dropout=0.1), 3), windows),
+    ):
+        step = Step(model, optimizers.adamw(1e-2), callbacks=[Clip(1.0)], graph=graph)
+        state = step.init(model.init(0, xlstm.backend("cupy")), 1)
+        for batch in [*data.batches()] * 3:
+            state, _ = step(state._replace(carried=None), batch)
+        assert not graph or state.graphs.captured
+        found += state.params.values()
+        if model is text:
+            model.generate(state.params, np.array([[1, 2]]), 3)
+    return found
 
 
 WORK = {
@@ -87,16 +89,24 @@ def lazy():
         yield
 
 
+def hosts(found):
+    return [to_numpy(a) for a in found]
+
+
 def same(found, expected):
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(to_numpy(a), b)
 
 
-def test_all_goes_to_the_current_stream(work):
+def test_all_goes_to_the_current_stream_and_memory_is_from_the_current_allocator(work):
+    pool = cupy.cuda.MemoryPool()
     for stream in (cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream.ptds):
-        with stream, gpu.counted() as found:
+        asked = []
+        allocator = cupy.cuda.using_allocator(lambda size, asked=asked: asked.append(size) or pool.malloc(size))
+        with stream, allocator, gpu.counted() as found:
             work()
         assert found.streams == {stream.ptr}
+        assert len(asked) == found.allocations > 0
 
 
 def test_streams_share_nothing_that_one_of_them_has_to_wait_for(work):
@@ -106,18 +116,18 @@ def test_streams_share_nothing_that_one_of_them_has_to_wait_for(work):
         with stream:
             made.append(work())
     with streams[1]:  # nothing that the first was asked for is done
-        found = [to_numpy(a) for a in made[1]]
-    same(found, [to_numpy(a) for a in work()])
+        found = hosts(made[1])
+    same(found, hosts(work()))
 
 
 def test_threads_with_the_default_stream_of_each(work):
     """Their default streams have one address, and are not the same."""
-    expected = [to_numpy(a) for a in work()]
+    expected = hosts(work())
     found = []
 
     def run():
         with cupy.cuda.Stream.ptds:
-            found.append([to_numpy(a) for a in work()])
+            found.append(hosts(work()))
 
     for _ in range(2):
         thread = threading.Thread(target=run)
@@ -126,25 +136,12 @@ def test_threads_with_the_default_stream_of_each(work):
     same(found[0] + found[1], expected * 2)
 
 
-def captured(graph=True):
-    """Take steps of training in CUDA graphs; return all parameters."""
-    model, rng = SequenceModel(xlstm.LSTM(4, H, 2, dropout=0.1), 3), np.random.default_rng(0)
-    x, target = rng.standard_normal((8, T, 4)), rng.standard_normal((8, T, 3))
-    data = Windows(x, target, every_step=True, batch_size=4, lengths=LENGTHS * 2)
-    step = Step(model, optimizers.adam(1e-2), graph=graph)
-    state = step.init(model.init(0, xlstm.backend("cupy")), 1)
-    for batch in [*data.batches()] * 3:
-        state, _ = step(state, batch)
-    assert not graph or state.graphs.captured
-    return [*state.params.values()]
-
-
 def test_graphs_are_launched_on_the_current_stream():
     """They read arrays that the stream has filled which was current before the capture."""
-    expected = [to_numpy(a) for a in captured(graph=False)]
+    expected = hosts(train())
     for stream in (cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream.ptds, cupy.cuda.Stream(non_blocking=True)):
         with stream, gpu.counted() as found:
-            made = [to_numpy(a) for a in captured()]
+            made = hosts(train(graph=True))
         assert found.streams == {stream.ptr}
         same(made, expected)
 
@@ -152,11 +149,11 @@ def test_graphs_are_launched_on_the_current_stream():
 @pytest.mark.parametrize("name", ["LSTM with lengths", "mLSTM", "training"])
 def test_threads_at_the_same_time(name):
     call, *arguments = WORK[name]
-    expected = [to_numpy(a) for a in call(*arguments)]
+    expected = hosts(call(*arguments))
 
     def run(stream):
         with stream:
-            return [to_numpy(a) for a in call(*arguments)]
+            return hosts(call(*arguments))
 
     streams = [cupy.cuda.Stream(non_blocking=True), *[cupy.cuda.Stream.ptds] * 2]
     with ThreadPoolExecutor(3) as pool:
@@ -164,24 +161,10 @@ def test_threads_at_the_same_time(name):
             same(made, expected)
 
 
-def test_all_memory_is_from_the_current_allocator(work):
-    pool = cupy.cuda.MemoryPool()
-    asked = []
-
-    def allocate(size):
-        asked.append(size)
-        return pool.malloc(size)
-
-    stream = cupy.cuda.Stream(non_blocking=True)
-    with stream, cupy.cuda.using_allocator(allocate), gpu.counted() as found:
-        work()
-    assert len(asked) == found.allocations > 0
-
-
 def test_results_are_the_same_bits_in_any_order_of_threads(work):
     """No sum depends on which thread comes first: sums of floating-point numbers have no atomic operations."""
     gpu.on_cpu()
-    expected = [to_numpy(a) for a in work()]
+    expected = hosts(work())
     for seed in (1, 2):
         with cuda_on_cpu.configured(seed=seed):
             same(work(), expected)
@@ -192,7 +175,7 @@ def test_results_are_the_same_bits_in_any_order_of_threads(work):
 
 def test_several_devices(work):
     gpu.two_devices()
-    expected = [to_numpy(a) for a in work()]
+    expected = hosts(work())
     with cupy.cuda.Device(1):
         made = work()
         assert {a.device.id for a in made} == {1}

@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 
-from tests import nvrtc
-from xlstm.arrays import gather as gathers
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.gather import gather
@@ -36,8 +34,3 @@ def test_a_row_that_there_is_not(be):
         pytest.skip("other libraries raise, or do anything")
     (found,) = gather(be.xp, [be.asarray(np.ones((2, 3)))], [be.asarray(np.array([1, 2, 0]))])
     np.testing.assert_array_equal(to_numpy(found), [[1, 1, 1], [0, 0, 0], [1, 1, 1]])
-
-
-@pytest.mark.parametrize("capability", [75, 90])
-def test_the_kernel_compiles(capability):
-    assert nvrtc.compile_for(capability, gathers.TEXT.format(arrays=gathers.ARRAYS)).spilled == 0

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 import xlstm
+from tests import nvrtc
 from tests.nvrtc import compile_for
+from xlstm.arrays import bernoulli, concat, gather
 from xlstm.cells import gru, lstm, lstm_options, rnn, slstm
 from xlstm.engines.cuda import source, tiling
 from xlstm.engines.cuda.choice import LOOPS, choose
@@ -53,29 +55,31 @@ FEW = [(50, 1, 32), (512, 1, 64), (1024, 1, 16)]
 MEASURED = [(512, 1, 64), (1024, 1, 16), (256, 1, 256)]
 
 
-def ways(capability, cell, name, kind, size, cluster):
-    width, heads, B = size
-    step = CELLS[cell]
-    found = tiling.best(kind, step, width, heads, B, ARITHMETIC[name], DEVICES[capability], cluster)
-    return step, found
+def fits(capability, step, name, size, kinds=tiling.PASSES, cluster=False, cards=CARDS, **options):
+    """Compile kernels for a card, where they fit it; their kinds."""
+    made = []
+    for kind in kinds:
+        tiled = kind if kind in tiling.PASSES else "forward"
+        found = tiling.best(tiled, step, *size, ARITHMETIC[name], cards[capability], cluster)
+        if found is not None:
+            within(capability, source.loop(step, kind, found, **options), cards[capability])
+            made.append(kind)
+    return made
+
+
+def within(capability, made, card=None):
+    """Compile a kernel; it has registers enough."""
+    done = compile_for(capability, made.text)
+    assert (done.stack, done.spilled) == (0, 0), done.log
+    assert card is None or made.shared <= card.shared
 
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("name", TENSOR)
 @pytest.mark.parametrize(("capability", "cluster"), [(80, False), (90, False), (90, True)])
 def test_with_tensor_cores(cell, name, capability, cluster):
-    made = 0
     sizes = SIZES if name in ("tf32", "bfloat16") and (cell, cluster) in (("lstm", True), ("gru", True)) else FEW
-    for size in sizes:
-        for kind in tiling.PASSES:
-            step, found = ways(capability, cell, name, kind, size, cluster)
-            if found is None:
-                continue
-            done = compile_for(capability, source.loop(step, kind, found).text)
-            assert (done.stack, done.spilled) == (0, 0), (size, kind, done.log)
-            assert found.shared <= DEVICES[capability].shared
-            made += 1
-    assert made >= 3
+    assert sum(len(fits(capability, CELLS[cell], name, size, cluster=cluster)) for size in sizes) >= 3
 
 
 @pytest.mark.parametrize(("cell", "added"), [(lstm.Cell(), ("b",)), (gru.Cell(), ("b", "bh"))], ids=["lstm", "gru"])
@@ -83,12 +87,8 @@ def test_with_tensor_cores(cell, name, capability, cluster):
 @pytest.mark.parametrize("cluster", [False, True])
 def test_with_recurrent_dropout(cell, added, name, cluster):
     step = pointwise(cell, (), added, (), Around(drop=True))
-    for width, heads, B in FEW:
-        for kind in tiling.PASSES:
-            found = tiling.best(kind, step, width, heads, B, ARITHMETIC[name], DEVICES[90], cluster)
-            if found is not None:
-                done = compile_for(90, source.loop(step, kind, found, keep_h=True).text)
-                assert (done.stack, done.spilled) == (0, 0), (width, kind, done.log)
+    for size in FEW:
+        fits(90, step, name, size, cluster=cluster, keep_h=True)
 
 
 @pytest.mark.parametrize("kind", source.KINDS + source.FACTORS)
@@ -116,10 +116,7 @@ def test_options_in_kernels_of_one_step(options, name, kind):
 def test_with_steps_of_different_widths(cell, name, cluster):
     """Such a kernel keeps h before every step, too."""
     for size in FEW:
-        step, found = ways(90, cell, name, "forward", size, cluster)
-        if found is not None:
-            done = compile_for(90, source.loop(step, "forward", found, keep_h=True).text)
-            assert (done.stack, done.spilled) == (0, 0), (size, done.log)
+        fits(90, CELLS[cell], name, size, ("forward",), cluster, keep_h=True)
 
 
 @pytest.mark.parametrize("size", MEASURED)
@@ -132,13 +129,10 @@ def test_with_steps_of_different_widths(cell, name, cluster):
     ],
 )
 def test_what_cards_choose_for_the_sizes_that_are_measured(capability, dtype, precision, size):
-    width, heads, B = size
-    found = choose("LSTM", ("auto", precision), CELLS["lstm"], "", dtype, width, heads, B, CARDS[capability])
-    if found.forward is None:  # too large for this card
-        return
-    for kind, one in (("forward", found.forward), ("backward", found.backward)):
-        done = compile_for(capability, source.loop(CELLS["lstm"], kind, one).text)
-        assert (done.stack, done.spilled) == (0, 0), (kind, done.log)
+    found = choose("LSTM", ("auto", precision), CELLS["lstm"], "", dtype, *size, CARDS[capability])
+    if found.forward is not None:  # else it is too large for this card
+        for kind in tiling.PASSES:
+            within(capability, source.loop(CELLS["lstm"], kind, getattr(found, kind)))
 
 
 @pytest.mark.parametrize("capability", [89, 120])
@@ -168,12 +162,7 @@ def test_ordinary_arithmetic_is_chosen_where_tensor_cores_are_slow():
 @pytest.mark.parametrize("size", FEW)
 @pytest.mark.parametrize("capability", [86, 120])
 def test_with_weights_in_registers(cell, size, capability):
-    for kind in tiling.PASSES:
-        found = tiling.best(kind, CELLS[cell], *size, ARITHMETIC["float32"], CARDS[capability], False)
-        if found is None:  # too large for this card
-            continue
-        done = compile_for(capability, source.loop(CELLS[cell], kind, found).text)
-        assert (done.stack, done.spilled) == (0, 0), (size, kind, done.log)
+    fits(capability, CELLS[cell], "float32", size)
 
 
 def test_a_t4_has_tensor_cores_in_float16():
@@ -205,43 +194,44 @@ def test_peaks_of_cards():
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("name", ["float32", "float64", "float16 plain", "bfloat16 plain"])
-@pytest.mark.parametrize("capability", DEVICES)
-def test_without(cell, name, capability):
-    for kind in tiling.PASSES:
-        step, found = ways(capability, cell, name, kind, (200, 1, 40), False)
-        assert found is not None
-        done = compile_for(capability, source.loop(step, kind, found).text)
-        assert done.spilled == 0, (kind, done.log)
-
-
-@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("name", ["float32", "float64", "float16", "bfloat16"])
 @pytest.mark.parametrize("capability", DEVICES)
-def test_of_one_step(cell, name, capability):
+def test_without(cell, name, capability):
+    """Kernels of all steps, and of one."""
+    plain = name if name.startswith("float3") or name == "float64" else f"{name} plain"
+    assert fits(capability, CELLS[cell], plain, (200, 1, 40)) == list(tiling.PASSES)
     for kind in ("forward", "slim", "lean", "again", "backward"):
-        done = compile_for(capability, source.pointwise(CELLS[cell], kind, ARITHMETIC[name], 2, 40).text)
-        assert done.spilled == 0, (kind, done.log)
+        within(capability, source.pointwise(CELLS[cell], kind, ARITHMETIC[name], 2, 40))
 
 
 @pytest.mark.parametrize("capability", [60, 70, 75])
 def test_older_devices(capability):
     """They lack instructions that other devices have, and compile kernels without them."""
-    step, older = CELLS["gru"], Device("an older one", capability, 40, 65536)
+    older = {capability: Device("an older one", capability, 40, 65536)}
     for kind in tiling.PASSES:
         for name in ("float32", "float16"):
-            compile_for(capability, source.pointwise(step, kind, ARITHMETIC[name], 1, 50).text)
-        if capability >= LOOPS:
-            found = tiling.best(kind, step, 50, 1, 32, ARITHMETIC["float16 plain"], older, False)
-            assert compile_for(capability, source.loop(step, kind, found).text).spilled == 0
+            compile_for(capability, source.pointwise(CELLS["gru"], kind, ARITHMETIC[name], 1, 50).text)
+    if capability >= LOOPS:
+        assert len(fits(capability, CELLS["gru"], "float16 plain", (50, 1, 32), cards=older)) == 2
 
 
 @pytest.mark.parametrize("kind", ["slim", "lean"])
 def test_loops_that_keep_less(kind):
-    for cell, step in CELLS.items():
-        _, found = ways(90, cell, "bfloat16", "forward", (256, 1, 256), True)
-        done = compile_for(90, source.loop(step, kind, found).text)
-        assert done.spilled == 0, done.log
+    for step in CELLS.values():
+        assert fits(90, step, "bfloat16", (256, 1, 256), (kind,), cluster=True)
+
+
+TEXTS = {
+    "concat": concat.TEXT.format(parts=concat.PARTS, axes=concat.AXES),
+    "gather": gather.TEXT.format(arrays=gather.ARRAYS),
+    "bernoulli": f"#define MULTIPLIER_HIGH 1ULL\n#define MULTIPLIER_LOW 1ULL\n{bernoulli.TEXT}",
+}
+
+
+@pytest.mark.parametrize("capability", [75, 90])
+@pytest.mark.parametrize("name", TEXTS)
+def test_small_kernels_compile(name, capability):
+    assert compile_for(capability, TEXTS[name], (*nvrtc.OPTIONS, *bernoulli.OPTIONS)).spilled == 0
 
 
 def test_what_goes_wrong_is_said():

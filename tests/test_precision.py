@@ -20,7 +20,7 @@ from xlstm.arrays import convert, probe
 from xlstm.arrays.backend import backend_like, backend_of
 from xlstm.arrays.convert import cast, to_numpy
 from xlstm.arrays.namespace import is_floating, namespace
-from xlstm.data import Sequences, Streams
+from xlstm.data import Streams
 from xlstm.engines.cuda.choice import told
 from xlstm.estimators import forecaster as estimators
 from xlstm.estimators.forecaster import Forecaster, Settings
@@ -178,24 +178,6 @@ def test_halves_of_torch_follow_float32(halves, dtype):
     full, mixed = run(params), run(params, precision=Mixed(dtype))
     np.testing.assert_allclose(mixed.losses, full.losses, rtol=0.1, atol=1e-2)
     assert all(str(p.dtype) == "torch.float32" for p in mixed.params.values())
-
-
-@pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("layer", [xlstm.LSTM(3, 4), xlstm.xLSTMStack(4, 2, [1], 2)], ids=["LSTM", "xLSTMStack"])
-def test_sequences_of_lengths_train_in_bfloat16_on_cupy(layer, last, rng):
-    """They begin as float32 does, but for the rounding, and learn."""
-    be = make_backend("cupy", "float32")
-    x = [rng.standard_normal((n, 3)) for n in (5, 3, 7, 2)]
-    target = [np.sin(one[:, :1]) for one in x]
-    data = Sequences(x, [one[-1] for one in target] if last else target, batch_size=4, every_step=not last)
-    network = SequenceModel(layer, 1, last=last, inputs=3)
-    start = network.init(0, be)
-    wide, mixed = (
-        loop.train(network, start, data, optimizers.sgd(0.05), epochs=12, precision=kind).losses
-        for kind in (None, Mixed("bfloat16"))
-    )
-    assert mixed[0] == pytest.approx(wide[0], rel=0.02)
-    assert mixed[-1] < 0.7 * mixed[0]
 
 
 def overflowing(steps):
