@@ -206,7 +206,7 @@ def several(where: str, name: str, value: Any, expected: str, most: int) -> list
 
 
 def is_masked(value: Any) -> bool:
-    """Return whether a value is a masked array of NumPy; the module of these is imported for a subclass of arrays only."""
+    """Return whether a value is a masked array of NumPy, whose module is imported for a subclass of arrays only."""
     is_subclass = isinstance(value, np.ndarray) and type(value) is not np.ndarray
     return is_subclass and isinstance(value, np.ma.MaskedArray)
 
