@@ -217,8 +217,8 @@ def test_sizes_are_drawn_by_their_work(tmp_path, monkeypatch):
         (("--dtype", "float16", "--backend", "numpy"), "numpy: backend: float16 on a CPU"),
         (("--plot", "a.xyz"), "a.xyz: ends in '.xyz', expected one of ."),
         (("--backend", "tpu"), "'tpu' is not a backend"),
-        (("--json", "no/where.json"), "No such file or directory: 'no/where.json'"),
-        (("--plot", "no/where.png"), "No such file or directory: 'no/where.png'"),
+        (("--json", "no/where.json"), "no/where.json: not saved, No such file or directory"),
+        (("--plot", "no/where.png"), "no/where.png: not saved, No such file or directory"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(bench, monkeypatch, arguments, said):
@@ -298,7 +298,7 @@ def test_files_that_cannot_be_imported(bench, tmp_path, monkeypatch, unregistere
     for name, text in {"fails.py": "1 / 0", "ends.py": "exit(3)", "grammar.py": "class", "none.py": ""}.items():
         (tmp_path / name).write_text(text)
     for name, said in {
-        "there is none.py": "No such file or directory: 'there is none.py'",
+        "there is none.py": "there is none.py: No such file or directory",
         "fails.py": "import: fails.py fails, ZeroDivisionError: division by zero",
         "ends.py": "import: ends.py fails, SystemExit: 3",
         "grammar.py": "import: grammar.py fails, SyntaxError: invalid syntax",
