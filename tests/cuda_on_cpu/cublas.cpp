@@ -59,8 +59,8 @@ int cublasSetMathMode(Handle* h, int mode) { return h->mode = mode, SUCCESS; }
 int cublasGetMathMode(Handle* h, int* mode) { return *mode = h->mode, SUCCESS; }
 int cublasGemmStridedBatchedEx(
     Handle* h, int transposed_a, int transposed_b, int m, int n, int k, const void* alpha, const void* a, int type_a,
-    int lda, long long step_a, const void* b, int type_b, int ldb, long long step_b, const void* beta, void* c, int type_c,
-    int ldc, long long step_c, int batch, int compute, int) {
+    int lda, long long step_a, const void* b, int type_b, int ldb, long long step_b, const void* beta, void* c,
+    int type_c, int ldc, long long step_c, int batch, int compute, int) {
     LOCK;
     const Product p = {transposed_a, transposed_b, m, n, k, {a, type_a, lda, step_a}, {b, type_b, ldb, step_b},
                        {c, type_c, ldc, step_c}, batch, compute};
@@ -71,18 +71,16 @@ int cublasGemmStridedBatchedEx(
     // In a capture cuBLAS can neither load its kernels, which it does at the first product of a kind, nor take memory.
     static std::set<std::array<int, 5>> loaded;
     const bool first = loaded.insert({transposed_a, transposed_b, type_a, type_c, compute}).second;
-    if (is_capturing(h->stream) && (first || !h->workspace)) {
-        problem(string("a product in a capture ") + (first ? "is the first of its kind" : "has no workspace"));
-        return INTERNAL_ERROR;
-    }
+    const string wrong = first ? "is the first of its kind" : "has no workspace";
+    if (is_capturing(h->stream) && (first || !h->workspace))
+        return problem("a product in a capture " + wrong), INTERNAL_ERROR;
     char what[160];
-    snprintf(what, sizeof what, "GemmEx %d%d m%d n%d k%d lda%d ldb%d ldc%d batch%d types %d>%d compute %d", transposed_a,
-             transposed_b, m, n, k, lda, ldb, ldc, batch, type_a, type_c, compute);
+    snprintf(what, sizeof what, "GemmEx %d%d m%d n%d k%d lda%d ldb%d ldc%d batch%d types %d>%d compute %d",
+             transposed_a, transposed_b, m, n, k, lda, ldb, ldc, batch, type_a, type_c, compute);
     const bool wide = compute == DOUBLE || compute == DOUBLE_PEDANTIC;
     auto factor = [&](const void* f) { return wide ? *(const double*)f : *(const float*)f; };
     auto run = [p, alpha = factor(alpha), beta = factor(beta)] {
-        for (int i = 0; i < p.batch; i++)
-            (p.a.type == F64 ? multiply<double> : multiply<float>)(p, alpha, beta, i);
+        for (int i = 0; i < p.batch; i++) (p.a.type == F64 ? multiply<double> : multiply<float>)(p, alpha, beta, i);
         return cudaSuccess;
     };
     return submit(h->stream, "gemm", what, run, {a, b, c}) ? EXECUTION_FAILED : SUCCESS;

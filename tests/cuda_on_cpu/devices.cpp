@@ -25,7 +25,7 @@ static const map<int, const char*> RUNTIME_ERRORS = {
 
 extern "C" {
 const char* cudaGetErrorName(cudaError_t e) { return known(RUNTIME_ERRORS, e, "unknown"); }
-CUresult cuGetErrorName(CUresult e, const char** text) { return *text = known(DRIVER_ERRORS, e, "unknown"), CUDA_SUCCESS; }
+CUresult cuGetErrorName(CUresult e, const char** s) { return *s = known(DRIVER_ERRORS, e, "unknown"), CUDA_SUCCESS; }
 const char* cudaGetErrorString(cudaError_t e) {
     return e >= 900 && e <= 907 ? "operation not permitted when stream is capturing" : "an error of CUDA on the CPU";
 }
@@ -41,8 +41,9 @@ cudaError_t cudaSetDevice(int d) {
 cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) { return *can = 0, cudaSuccess; }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {  // of which CuPy and kernels ask
     const map<int, int> values = {
-        {cudaDevAttrComputeCapabilityMajor, settings["sm"] / 10}, {cudaDevAttrComputeCapabilityMinor, settings["sm"] % 10},
-        {cudaDevAttrMultiProcessorCount, processors()}, {cudaDevAttrMaxSharedMemoryPerBlockOptin, most_shared()}};
+        {cudaDevAttrComputeCapabilityMajor, settings["sm"] / 10},
+        {cudaDevAttrComputeCapabilityMinor, settings["sm"] % 10}, {cudaDevAttrMultiProcessorCount, processors()},
+        {cudaDevAttrMaxSharedMemoryPerBlockOptin, most_shared()}};
     return *value = known(values, attribute, 0), cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {

@@ -26,7 +26,7 @@ static Statics shared_variables(const Elf64_Ehdr* image, void* library) {
 }
 static string text_of(dim3 d) { return to_string(d.x) + "," + to_string(d.y) + "," + to_string(d.z); }
 
-static CUresult launch(void* function, dim3 grid, dim3 block, unsigned shared, void* stream, void** given, bool together) {
+static CUresult launch(void* function, dim3 grid, dim3 block, unsigned shared, void* to, void** given, bool together) {
     LOCK;
     const auto* f = (Function*)function;
     const Kernel* kernel = f->kernel;
@@ -34,7 +34,8 @@ static CUresult launch(void* function, dim3 grid, dim3 block, unsigned shared, v
     const string size = " grid " + text_of(grid) + " block " + text_of(block) + " shared " + to_string(shared);
     const string what = f->name.substr(0, 90) + size;
     if (!threads || threads > (kernel->threads ? kernel->threads : 1024u) || block.z > 64 || !blocks ||
-        grid.y > 65535 || grid.z > 65535 || (int)shared > f->dynamic || grid.x % kernel->cluster || kernel->cluster > f->most_blocks)
+        grid.y > 65535 || grid.z > 65535 || (int)shared > f->dynamic || grid.x % kernel->cluster ||
+        kernel->cluster > f->most_blocks)
         return problem("a launch beyond limits: " + what), CUDA_ERROR_INVALID_VALUE;
     if (kernel->cluster > (settings["sm"] < 90 ? 1 : settings["cluster"])) return CUDA_ERROR_INVALID_CLUSTER_SIZE;
     counts["cooperative"] += together;
@@ -50,14 +51,17 @@ static CUresult launch(void* function, dim3 grid, dim3 block, unsigned shared, v
         const string failure = words ? execute(kernel, grid, block, shared, together, args.data(), statics) : "";
         return failure.empty() ? cudaSuccess : (problem(what + ": " + failure), cudaErrorLaunchFailure);
     };
-    return (CUresult)submit(stream, "launches", what, run, *words);
+    return (CUresult)submit(to, "launches", what, run, *words);
 }
 
 extern "C" {
 CUresult cuInit(unsigned) { return CUDA_ERROR_NO_DEVICE; }  // for those who bring a runtime of their own
 // CuPy 14.0 links kernels of cooperative launches with CUDA's libcudadevrt: what is linked stays as it is.
-CUresult cuLinkCreate(unsigned, CUjit_option*, void**, CUlinkState* s) { return *s = (CUlinkState) new string, CUDA_SUCCESS; }
-CUresult cuLinkAddData(CUlinkState s, CUjitInputType, void* data, size_t size, const char*, unsigned, CUjit_option*, void**) {
+CUresult cuLinkCreate(unsigned, CUjit_option*, void**, CUlinkState* s) {
+    return *s = (CUlinkState) new string, CUDA_SUCCESS;
+}
+CUresult cuLinkAddData(CUlinkState s, CUjitInputType, void* data, size_t size, const char*, unsigned,
+                       CUjit_option*, void**) {
     return ((string*)s)->assign((const char*)data, size), CUDA_SUCCESS;
 }
 CUresult cuLinkComplete(CUlinkState s, void** data, size_t* size) {
@@ -74,8 +78,7 @@ CUresult cuModuleLoadData(CUmodule* m, const void* data) {
     static int loaded;
     const string name = "cuda_on_cpu-" + to_string(getpid()) + "-" + to_string(loaded++) + ".so";
     const auto path = std::filesystem::temp_directory_path() / name;
-    std::ofstream(path, std::ios::binary)
-        .write((const char*)data, image->e_shoff + image->e_shentsize * image->e_shnum);
+    std::ofstream(path, std::ios::binary).write((const char*)data, image->e_shoff + image->e_shentsize * image->e_shnum);
     void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     unlink(path.c_str());
     if (!library) return problem(dlerror()), CUDA_ERROR_INVALID_IMAGE;
@@ -97,8 +100,8 @@ CUresult cuFuncSetAttribute(CUfunction f, CUfunction_attribute attribute, int va
         return problem("more shared memory than a block may have: " + to_string(value)), CUDA_ERROR_INVALID_VALUE;
     return function->dynamic = std::max(value, 49152), CUDA_SUCCESS;
 }
-#define PLACE CUfunction f, unsigned x, unsigned y, unsigned z, unsigned a, unsigned b, unsigned c, unsigned n, CUstream s
-CUresult cuLaunchKernel(PLACE, void** args, void**) { return launch(f, {x, y, z}, {a, b, c}, n, s, args, false); }
-CUresult cuLaunchCooperativeKernel(PLACE, void** args) { return launch(f, {x, y, z}, {a, b, c}, n, s, args, true); }
+#define AT CUfunction f, unsigned x, unsigned y, unsigned z, unsigned a, unsigned b, unsigned c, unsigned n, CUstream s
+CUresult cuLaunchKernel(AT, void** args, void**) { return launch(f, {x, y, z}, {a, b, c}, n, s, args, false); }
+CUresult cuLaunchCooperativeKernel(AT, void** args) { return launch(f, {x, y, z}, {a, b, c}, n, s, args, true); }
 CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* n, CUfunction, int, size_t) { return *n = 1, CUDA_SUCCESS; }
 }

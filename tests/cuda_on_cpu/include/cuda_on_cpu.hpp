@@ -116,7 +116,7 @@ template <class T> inline T __reduce_max_sync(unsigned mask, T v) {
 }
 
 // ---- atomics: threads take turns only where they wait
-template <class T> inline T atomicAdd(T* to, std::type_identity_t<T> v) { return cuda_on_cpu::change(to, (T)(*to + v)); }
+template <class T> T atomicAdd(T* to, std::type_identity_t<T> v) { return cuda_on_cpu::change(to, (T)(*to + v)); }
 template <class T> inline T atomicCAS(T* to, std::type_identity_t<T> is, std::type_identity_t<T> v) {
     return cuda_on_cpu::change(to, *to == is ? v : *to);
 }
@@ -131,8 +131,8 @@ inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline float rsqrt(float x) { return 1 / sqrtf(x); }
 inline double rsqrt(double x) { return 1 / sqrt(x); }
 using std::abs, std::fabs, std::sqrt, std::cbrt, std::exp, std::exp2, std::expm1, std::log, std::log2, std::log10,
-    std::log1p, std::pow, std::sin, std::cos, std::tan, std::asin, std::acos, std::atan, std::atan2, std::sinh, std::cosh,
-    std::tanh, std::erf, std::erfc, std::floor, std::ceil, std::trunc, std::round, std::rint, std::fmod, std::copysign,
+    std::log1p, std::pow, std::sin, std::cos, std::tan, std::asin, std::acos, std::atan, std::atan2, std::sinh,
+    std::cosh, std::tanh, std::erf, std::erfc, std::floor, std::ceil, std::trunc, std::round, std::rint, std::fmod, std::copysign,
     std::fma, std::fmin, std::fmax, std::ldexp, std::frexp, std::isnan, std::isinf, std::isfinite, std::signbit;
 // The smaller and larger of numbers of any two types, as CUDA has them: a NaN is left for the other number.
 #define CUDA_ON_CPU_EXTREME(name, sign) \
