@@ -42,16 +42,20 @@ static CUresult launch(void* function, dim3 grid, dim3 block, unsigned shared, v
     if (together && blocks > (unsigned)processors())
         return problem("a cooperative grid beyond the device: " + what), CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
     vector<size_t> places = {0};  // of arguments, in words of which some are addresses
-    for (int i = 0; i < kernel->count; i++) places.push_back(places[i] + (kernel->sizes[i] + 15) / 16 * 2);
+    for (int i = 0; i < kernel->count; i++) places.push_back(places[i] + (std::abs(kernel->sizes[i]) + 15) / 16 * 2);
     auto words = std::make_shared<Words>(places.back());
+    Words addresses;
     vector<void*> args;
-    for (int i = 0; i < kernel->count; i++)
-        args.push_back(memcpy(words->data() + places[i], given[i], kernel->sizes[i]));
+    for (int i = 0; i < kernel->count; i++) {
+        args.push_back(memcpy(words->data() + places[i], given[i], std::abs(kernel->sizes[i])));
+        if (kernel->sizes[i] > 0)
+            addresses.insert(addresses.end(), words->begin() + places[i], words->begin() + places[i + 1]);
+    }
     auto run = [=, statics = f->statics]() mutable {
         const string failure = words ? execute(kernel, grid, block, shared, together, args.data(), statics) : "";
         return failure.empty() ? cudaSuccess : (problem(what + ": " + failure), cudaErrorLaunchFailure);
     };
-    return (CUresult)submit(to, "launches", what, run, *words);
+    return (CUresult)submit(to, "launches", what, run, addresses);
 }
 
 extern "C" {

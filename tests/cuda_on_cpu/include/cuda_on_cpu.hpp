@@ -47,7 +47,9 @@ void cluster_arrive();
 void cluster_wait();
 
 template <class... A> constexpr int count_of(void (*)(A...)) { return sizeof...(A); }
-template <class... A> inline const int sizes[] = {(int)sizeof(A)..., 0};
+// Negative for an index of CuPy's, which has a part that nobody writes and no address.
+template <class A> constexpr int size_of = (requires(A a) { a.get(); }) ? -(int)sizeof(A) : (int)sizeof(A);
+template <class... A> inline const int sizes[] = {size_of<A>..., 0};
 template <class... A> const int* sizes_of(void (*)(A...)) { return sizes<A...>; }
 template <class... A, size_t... I> void call(void (*kernel)(A...), void** args, std::index_sequence<I...>) {
     kernel(*(std::remove_reference_t<A>*)args[I]...);
