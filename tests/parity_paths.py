@@ -16,8 +16,9 @@ from xlstm.engines import cuda
 Results = list[np.ndarray]
 
 # Tolerances relative to the largest value. TF32 has 11 bits of each factor of the products of h; float16 has 11 and
-# bfloat16 8 bits of everything that is kept, h and gradients of gates among it, over all steps.
-TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "float32 tf32": 4e-3, "float16": 1e-2, "bfloat16": 8e-2}
+# bfloat16 8 bits of everything that is kept, h and gradients of gates among it, over all steps. Of 24 steps of an RNN
+# with recurrent dropout, whose masks enlarge h, TF32 leaves 6e-3 by every path, and float16 4e-3.
+TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "float32 tf32": 1e-2, "float16": 1e-2, "bfloat16": 8e-2}
 LOW = ("float32 tf32", "float16", "bfloat16")
 DTYPES = {
     "auto": HALVES,  # the path that the layer chooses, of those that have no other name

@@ -32,6 +32,7 @@ const char* cudaGetErrorString(cudaError_t e) {
 CUresult cuGetErrorString(CUresult e, const char** s) { return *s = cudaGetErrorString((cudaError_t)e), CUDA_SUCCESS; }
 
 cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 12090, cudaSuccess; }
+cudaError_t cudaDriverGetVersion(int* version) { return *version = 12090, cudaSuccess; }
 cudaError_t cudaGetDevice(int* d) { return *d = device, cudaSuccess; }
 cudaError_t cudaGetDeviceCount(int* count) { return *count = settings["devices"], cudaSuccess; }
 cudaError_t cudaSetDevice(int d) {

@@ -119,6 +119,8 @@ template <class T> inline T __reduce_max_sync(unsigned mask, T v) {
 
 // ---- atomics: threads take turns only where they wait
 template <class T> T atomicAdd(T* to, std::type_identity_t<T> v) { return cuda_on_cpu::change(to, (T)(*to + v)); }
+template <class T> T atomicSub(T* to, std::type_identity_t<T> v) { return cuda_on_cpu::change(to, (T)(*to - v)); }
+template <class T> T atomicMax(T* to, std::type_identity_t<T> v) { return cuda_on_cpu::change(to, *to > v ? *to : v); }
 template <class T> inline T atomicCAS(T* to, std::type_identity_t<T> is, std::type_identity_t<T> v) {
     return cuda_on_cpu::change(to, *to == is ? v : *to);
 }
