@@ -52,7 +52,8 @@ class Calendar(NamedTuple):
         else:
             month, k = np.divmod(ticks, len(self.days))
             first, _, last = _in_month(month.astype("datetime64[M]"))
-            found = first.astype("datetime64[D]") + (np.minimum(np.take(self.days, k), last) - 1)
+            day = np.minimum(np.take(self.days, k), last) - 1
+            found = first.astype("datetime64[D]") + day.astype("timedelta64[D]")
         dates: Dates = (found + self.time).astype(self.dates.dtype)
         return dates
 
@@ -205,5 +206,6 @@ def _rhythms(dates: Dates) -> Iterator[Calendar]:
 def _in_month(dates: Dates) -> tuple[Dates, Counts, Counts]:
     """Return the months of dates, the days of the month, and the last days of these months."""
     months = dates.astype("datetime64[M]")
-    first, after = (some.astype("datetime64[D]").astype(np.int64) for some in (months, months + 1))
+    following = months + np.timedelta64(1, "M")
+    first, after = (some.astype("datetime64[D]").astype(np.int64) for some in (months, following))
     return months, dates.astype("datetime64[D]").astype(np.int64) - first + 1, after - first
