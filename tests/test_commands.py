@@ -647,6 +647,7 @@ def test_pipes_in_the_folder_of_a_run(tmp_path):
 
 def test_names_of_files_do_not_change_the_terminal(run, tmp_path):
     """Control characters are shown as escapes, in errors, warnings, tables and notes; JSON has its own."""
+    pytest.importorskip("pyarrow")
     evil = "\x1b[31mred\x07\u202e\x9b2J"
     shown = r"\x1b[31mred\x07\u202e\x9b2J"
     write_table("evil.csv", {evil: [1.0, 2.0], "b": [3.0, 4.0]})

@@ -5,17 +5,18 @@ import functools
 import tracemalloc
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from tests.attacks.bounds import refusal
+from tests.conftest import later
 from xlstm.cli import options
 from xlstm.data import files, frames, panels, table
 from xlstm.estimators import Forecaster, highway
 from xlstm.interop.onnx import from_onnx
 from xlstm.interop.onnx.graph import Graph
 
+pa = later("pyarrow")
+pq = later("pyarrow.parquet")
 READERS = {
     "series": files.read_series,
     "groups": files.read_groups,
