@@ -29,6 +29,8 @@ WRONG = ("0", "00", "-1", "+1", "two", "1.5", "1_0", " 2", "\N{SUPERSCRIPT TWO}"
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_number_of_threads_is_refused_by_every_call(monkeypatch, wrong, rng):
     """However small the layer is; only a step of a recurrent layer, which has one thread, does not look at it."""
+    pytest.importorskip("numba")
+    monkeypatch.setenv("XLSTM_COMPILE", "1")
     x = rng.standard_normal((2, 1, 3))
     lstm, mlstm = xlstm.LSTM(3, 2), xlstm.mLSTM(3, 2)
     given = [(layer, layer.init(0, "numpy", "float64")) for layer in (lstm, mlstm)]
