@@ -91,7 +91,7 @@ NUMBERS = [
     *NEVER_COMPILED,
 ]
 TOOLS = [f"tests/test_{name}.py" for name in ("bench", "bench_gpu", "bench_mains", "bench_tasks", "parity")]
-# What streams, graphs and steps of training ask for in turn.
+# Streams, graphs and steps of training ask for operations in turn.
 LATE = [f"tests/test_cupy_{name}.py" for name in ("graphs", "kernels", "steps", "streams")]
 CARD = shutil.which("nvidia-smi") is not None  # CuPy runs there, and else on the CPU, where tests/cuda_on_cpu can
 ON_CPU = not CARD and (sys.platform, platform.machine()) == ("linux", "x86_64")

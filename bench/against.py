@@ -3,8 +3,9 @@
     python -m bench.against COMMIT [--rounds N] [--only TEXT]
 
 Each version runs in a process of its own, which starts on its own checkout. A call of one follows a call of the other,
-so that what else the machine does meets both. The table also counts lines of code, files, and the Python calls of a
-forward pass. The cases use names alone that README documents, which both versions have.
+so that what else the machine does meets both. The table also has the Python calls of a forward pass, and their files.
+The cases use names alone that README documents, which both versions have. A worker runs this file, too, which then
+imports nothing of `bench`: that would be the older one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bench.theirs import Worker
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = [(32, 1, 1, 50), (128, 1, 64, 64), (100, 32, 64, 128), (128, 64, 256, 256), (64, 32, 1024, 1024)]
@@ -97,7 +101,7 @@ def work() -> None:
     answers, sys.stdout = sys.stdout, sys.stderr
     ready: dict[str, Callable[[], Any]] = {}
     for line in sys.stdin:
-        name = json.loads(line)
+        (name,) = json.loads(line)
         os.environ["XLSTM_COMPILE"] = "0" if name.endswith(WITHOUT) else "1"
         if name.startswith("calls"):
             answer: Any = calls_of_a_pass()
@@ -111,32 +115,20 @@ def work() -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
 
-class Version:
-    """A process that runs the cases on one checkout."""
+def version(tree: Path) -> Worker:
+    """Return a process that runs the cases on one checkout."""
+    from bench.theirs import Worker
 
-    def __init__(self, tree: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(tree)}
-        command = [sys.executable, str(Path(__file__).resolve()), "--work"]
-        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, cwd=tree, env=environment, **pipes)
-
-    def ask(self, name: str) -> Any:
-        """Return the answer to a request."""
-        self.process.stdin.write(json.dumps(name) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-    def end(self) -> None:
-        """Let the process end."""
-        self.process.communicate()
+    command = [sys.executable, str(Path(__file__).resolve()), "--work"]
+    return Worker(command, tree, {**os.environ, "PYTHONPATH": str(tree)})
 
 
-def in_turn(old: Version, new: Version, name: str, rounds: int) -> Iterator[tuple[float, float]]:
+def in_turn(old: Worker, new: Worker, name: str, rounds: int) -> Iterator[tuple[float, float]]:
     """Yield the seconds of both, of which the first alternates, at most half a minute long."""
     begun = time.monotonic()
     for k in range(rounds):
         order = (old, new) if k % 2 else (new, old)
-        seconds = {version: version.ask(name) for version in order}
+        seconds = {one: one.ask(name) for one in order}
         yield seconds[old], seconds[new]
         if time.monotonic() - begun > 30:
             return
@@ -152,7 +144,7 @@ def main() -> None:
         tree = Path(folder) / "old"
         subprocess.run(["git", "worktree", "add", "--detach", "-q", str(tree), options.commit], cwd=ROOT, check=True)
         try:
-            old, new = Version(tree), Version(ROOT)
+            old, new = version(tree), version(ROOT)
             print(f"{'':44}{'old':>12}{'new':>12}{'new / old':>12}  (medians)")
             for name in ("calls", f"calls{WITHOUT}"):
                 before, after = old.ask(name), new.ask(name)

@@ -1,4 +1,4 @@
-"""Published packages in a process of their own, for they may have the import name of this project."""
+"""Workers, processes that answer requests; one has the published packages, whose import name may be this project's."""
 
 from __future__ import annotations
 
@@ -12,15 +12,12 @@ from typing import Any
 from xlstm.arrays import cores
 
 
-class Theirs:
-    """A process that runs a worker, a file of this folder, with the place of the packages and the number of threads."""
+class Worker:
+    """A process that answers requests, JSON lines."""
 
-    def __init__(self, worker: str, peer: Path, folder: str | Path) -> None:
-        """Start it in a folder in which nothing of ours is to be found."""
-        command = [sys.executable, str(Path(__file__).with_name(worker)), str(peer), str(cores.threads())]
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, cwd=folder, env=environment, **pipes)  # type: ignore[call-overload]
+    def __init__(self, command: list[str], folder: str | Path, environment: dict[str, str]) -> None:
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, cwd=folder, env=environment, **pipes)
 
     def ask(self, *request: Any) -> Any:
         """Return the answer to a request; the worker says which there are."""
@@ -30,5 +27,18 @@ class Theirs:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"the process of the published packages ended at {request}; see above")
+            raise SystemExit(f"the process of {self.process.args} ended at {request}; see above")
         return json.loads(line)
+
+    def end(self) -> None:
+        """Let the process end."""
+        self.process.communicate()
+
+
+class Theirs(Worker):
+    """A process that runs a worker, a file of this folder, with the place of the packages and the number of threads."""
+
+    def __init__(self, worker: str, peer: Path, folder: str | Path) -> None:
+        """Start it in a folder in which nothing of ours is to be found."""
+        command = [sys.executable, str(Path(__file__).with_name(worker)), str(peer), str(cores.threads())]
+        super().__init__(command, folder, {name: value for name, value in os.environ.items() if name != "PYTHONPATH"})

@@ -30,7 +30,7 @@ class Counts:
     Attributes
     ----------
     jobs : list of (bool, bool)
-        Of each job of this call, whether a worker joined, and whether one that was to help slept all the time.
+        Whether a worker joined each job of this call, and whether one that was to help slept all the time.
     """
 
     def __init__(self) -> None:

@@ -43,7 +43,7 @@ def as_it_lies(a: np.ndarray) -> Any:
 
 
 class Counts:
-    """What a block of code asks of the device."""
+    """The requests of a block of code to the device."""
 
     def __init__(self, found: Any) -> None:
         self.found = found

@@ -27,7 +27,7 @@ RUNTIME = Path(sysconfig.get_path("platlib"), f"cupy_backends/cuda/api/runtime{s
 
 
 def digest(paths: Iterable[Path] = ()) -> str:
-    """Of files, by default of what the libraries are built of and of the module of CuPy that uses them."""
+    """Return a digest of files: by default the sources of the libraries, and the module of CuPy that uses them."""
     found = hashlib.sha256()
     for path in paths or [*sorted(FOLDER.rglob("*.[chp]*")), RUNTIME]:
         if path.suffix != ".pyc" and path.is_file():
@@ -63,7 +63,7 @@ def _lines(which: str) -> list[str]:
 
 
 class Counted:
-    """What a `with` block asked for: so far, or in all when the block has ended.
+    """The requests of a `with` block: those so far, or all of them when the block has ended.
 
     `counts` has the number of each kind of operation; `names` the operations with their streams, where they are
     asked for; `problems` what CUDA would have refused or might have done wrong.

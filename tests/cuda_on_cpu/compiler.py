@@ -15,7 +15,7 @@ BRACKETS = r"\((?:[^()]|\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))*\)"  # four de
 ASM = re.compile(rf"\b(?:asm|__asm__)\b[\s\\]*(?:volatile\b)?[\s\\]*\(((?:{STRING}|[^\"])*?)\)[\s\\]*;", re.DOTALL)
 DYNAMIC = re.compile(r"\bextern\s+__shared__\s+(?:__align__\s*\(\w+\)\s*)?([\w\s:]+?)\s+(\w+)\s*\[\s*\]")
 KERNEL = re.compile(rf"\b__global__((?:\s+(?:__\w+\s*{BRACKETS}|\w+))*?)\s+(?!__)(\w+)\s*\(")
-# What a kernel's words before its name say, at the end of the text.
+# These read the words before a kernel's name, which the end of the text has once more.
 WORDS = """
 #undef __launch_bounds__
 #undef __cluster_dims__
