@@ -79,15 +79,11 @@ class ArrayApi:
                     if a is not None:
                         buffer[t, ...] = a
             if keep != "nothing":
-                saved, at = None, len(carry)
-                others: list[tuple[Array, ...]] = []
-                for group in groups if keep == "all" else ():
-                    found = buffers[at : at + len(group)]
-                    if saved is None:
-                        saved = group._make(found)
-                    else:
-                        others.append(tuple(found))
-                    at += len(group)
+                saved, others = None, []
+                if keep == "all":
+                    left = iter(buffers[len(carry) :])
+                    first, *others = [tuple(itertools.islice(left, len(group))) for group in groups]
+                    saved = groups[0]._make(first)
                 tape.kept.append(Kept(segment, carry, saved, *others))
         return y, [beside(xp, s) for s in zip(state, *ended, strict=True)] if ended else list(state), tape
 
