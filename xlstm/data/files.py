@@ -19,10 +19,8 @@ from xlstm.data.host import Values
 from xlstm.data.series import Series, column_numbers, read_csv, series_of
 from xlstm.data.table import PLAIN, Dialect, Table, check_names
 
-CELLS = (
-    1 << 22,
-    32,
-)  # of a Parquet file that are taken, where few bytes can hold any number: some, and some for a byte
+# Few bytes of Parquet can hold any number of cells: so many are taken, and so many more for each byte of the file.
+CELLS = 1 << 22, 32
 LENGTH = 16  # bytes of text that are taken, for each cell that is
 
 
