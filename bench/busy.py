@@ -45,7 +45,7 @@ def busy() -> Iterator[None]:
             process.kill()
 
 
-def together(parts: list[Timing]) -> Timing:
+def foreach(parts: list[Timing]) -> Timing:
     """Return the timings of several blocks as one, with the median of their medians."""
     return Timing(min(p.best for p in parts), statistics.median(p.median for p in parts), sum(p.calls for p in parts))
 
@@ -65,7 +65,7 @@ def main() -> None:
             for name, around in (("idle", contextlib.nullcontext()), ("xlstm", busy())):
                 with around:
                     blocks[name].append(interleave({name: call}, 1)[name])
-        timings = {name: together(parts) for name, parts in blocks.items()}
+        timings = {name: foreach(parts) for name, parts in blocks.items()}
         worst = max(worst, timings["xlstm"].median / timings["idle"].median)
         run.finish("beside a busy process", str(case), timings, options.json, case=asdict(case))
     print(f"at most {worst:.2f} times the idle time: {'pass' if worst <= GOAL else 'miss'}")

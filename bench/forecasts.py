@@ -63,7 +63,7 @@ def measure(name: str, seed: int, cell: str, **settings: Any) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "epochs": len(forecaster.trained_.validations),
         "best_epoch": forecaster.trained_.best_epoch,
-        "highway": forecaster.highway_,
+        "linear_baseline": forecaster.linear_baseline_,
         "calendar": forecaster.calendar_,
         "season": score.season,
         "rmse": {method: score.errors[method].rmse[rows].round(4).tolist() for method in METHODS},

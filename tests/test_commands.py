@@ -226,11 +226,24 @@ def test_options_of_the_main_job(run, tmp_path):
 
 
 def test_a_forecaster_of_all_options(run):
-    words = ["--cell", "gru", "--num-layers", 2, "--dropout", 0.1, "--highway", 5, "--season", 12, "--least", -3]
+    words = [
+        "--cell",
+        "gru",
+        "--num-layers",
+        2,
+        "--dropout",
+        0.1,
+        "--linear-baseline",
+        5,
+        "--season",
+        12,
+        "--least",
+        -3,
+    ]
     words += ["--no-refit", "--scaling", "series", "--horizon", 4, "--epochs", 1, "--window", 12, "--hidden-size", 3]
     run("train", "forecast", bundled("sunspots"), *words, "--backend", "numpy", "--quiet")
     settings = Forecaster.load("xlstm-forecast/model.safetensors", "numpy").settings
-    assert (settings.cell, settings.num_layers, settings.dropout, settings.highway) == ("gru", 2, 0.1, 5)
+    assert (settings.cell, settings.num_layers, settings.dropout, settings.linear_baseline) == ("gru", 2, 0.1, 5)
     assert (settings.season, settings.least, settings.refit, settings.scaling) == (12, -3.0, False, "series")
 
 
@@ -383,7 +396,7 @@ WRONG = [
     (["train", "forecast", bundled("co2"), "-o", "there"], "there: holds a run already; --resume goes on with it"),
     (["train", "forecast", bundled("co2"), "-o", "there", "--resume"], "is of another run"),
     (["train", "forecast", bundled("co2"), "--cell", "lstmm"], "'lstmm'"),
-    (["train", "forecast", bundled("co2"), "--highway", "some"], "highway is 'some'"),
+    (["train", "forecast", bundled("co2"), "--linear-baseline", "some"], "linear_baseline is 'some'"),
     (["train", "forecast", bundled("co2"), "--horizon", "0"], "horizon is 0"),
     (["predict", "classes", "long.csv", "-o", "p.txt"], "p.txt: ends in '.txt', expected .csv or .parquet"),
     (["predict", "classes", "long.csv", "-o", "no/p.csv"], "no/p.csv"),

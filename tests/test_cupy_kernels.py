@@ -15,7 +15,7 @@ import pytest
 import xlstm
 from tests import cuda_on_cpu, gpu, layers
 from tests.layers import agree, largest
-from xlstm.arrays import rows, together
+from xlstm.arrays import foreach, rows
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.random import generator
 from xlstm.cells.activations import tanh_bwd
@@ -399,7 +399,7 @@ def test_halves_are_computed_in_float32(dtype):
     with gpu.counted() as found:
         up = precisions.raised(given, "float32", 4.0)
         down = precisions.lowered(up, dtype, 2.0)
-        norm = together.norm(be.xp, list(given.values()))
+        norm = foreach.norm(be.xp, list(given.values()))
     assert found.operations == 4
     for name, a in exact.items():
         np.testing.assert_array_equal(to_numpy(up[name]), a / 4)

@@ -196,7 +196,7 @@ def test_load_refuses_damaged_weights(fitted, tmp_path):
     with pytest.raises(ValueError, match=r"head\.b is not finite"):
         Forecaster.load(path)
     config = {"name": "", "settings": {"hidden_size": 10**8}, "scaling": {}, "dtype": "float32"}
-    config |= {"highways": {"": {}}, "season": 0, "calendar": False}
+    config |= {"linear_baselines": {"": {}}, "season": 0, "calendar": False}
     checkpoint.save(path, fitted.params, "forecaster", config)
     with pytest.raises(ValueError, match=r"not a sound forecaster .*settings: window is None, expected a whole number"):
         Forecaster.load(path)

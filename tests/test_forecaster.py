@@ -11,7 +11,16 @@ import pytest
 from xlstm.data import calendars
 from xlstm.data.preparation import carry_forward, split
 from xlstm.data.series import bundled, read_csv
-from xlstm.estimators import Forecaster, NotFittedError, SeriesError, Settings, baselines, highway, intervals, seasons
+from xlstm.estimators import (
+    Forecaster,
+    NotFittedError,
+    SeriesError,
+    Settings,
+    baselines,
+    intervals,
+    linear_baseline,
+    seasons,
+)
 from xlstm.training import Interrupted, losses
 
 QUICK = {
@@ -214,12 +223,12 @@ def test_rolling_limits_by_hand(rng, monkeypatch):
     assert intervals.pairs((0.1, 0.3, 0.5, 0.7, 0.9)) == [(0, 4), (1, 3)]
 
 
-def test_the_highway_is_ridge_regression(rng):
+def test_the_linear_baseline_is_ridge_regression(rng):
     """Its coefficients are those of least squares on rows that a penalty adds, and a constant is not shrunk away."""
     values = np.cumsum(rng.standard_normal(200))
-    forecaster = Forecaster(**{**QUICK, "highway": 5, "horizon": 2, "epochs": 1, "refit": False}).fit(values)
+    forecaster = Forecaster(**{**QUICK, "linear_baseline": 5, "horizon": 2, "epochs": 1, "refit": False}).fit(values)
     line, unit = forecaster._judge.line, forecaster.scaling_.units[0][0]
-    assert (line.order, forecaster.highway_) == (5, 5)
+    assert (line.order, forecaster.linear_baseline_) == (5, 5)
     at = np.arange(12, 120)
     lags = np.stack([values[at - k] - values[at - 1] for k in (5, 4, 3, 2)], axis=1) / unit
     design = np.concatenate((lags, np.ones((len(at), 1))), axis=1)
@@ -233,9 +242,9 @@ def test_the_highway_is_ridge_regression(rng):
         np.testing.assert_allclose(line.coefficients[0, h], expected, rtol=1e-6, atol=1e-9)
 
 
-def test_without_a_highway_and_without_quantiles():
+def test_without_a_linear_baseline_and_without_quantiles():
     values, _ = driven()
-    forecaster = Forecaster(**QUICK, highway=0, quantiles=(), scaling="series").fit(values)
+    forecaster = Forecaster(**QUICK, linear_baseline=0, quantiles=(), scaling="series").fit(values)
     score = forecaster.score(values)
     assert np.all(score.model < score.persistence)
     assert np.all(np.isnan(score.coverage))
@@ -513,7 +522,7 @@ def test_a_series_that_does_not_change_is_forecast(fitted):
     np.testing.assert_allclose(found[2], 0, atol=1e-12)
 
 
-SMALL = {"hidden_size": 2, "epochs": 1, "backend": "numpy", "highway": 3, "quantiles": (0.1, 0.9)}
+SMALL = {"hidden_size": 2, "epochs": 1, "backend": "numpy", "linear_baseline": 3, "quantiles": (0.1, 0.9)}
 
 
 @pytest.mark.parametrize(("rows", "window"), [(20, 6), (57, 17), (80, 24), (120, 36), (160, 48), (300, 48)])
@@ -729,7 +738,7 @@ def test_how_training_is_kept_is_checked_before_any_work(wrong, words, tmp_path,
     (tmp_path / "RUN").mkdir()
     (tmp_path / "RUN" / "step-000000001.safetensors").touch()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(highway, "fit", lambda *_: pytest.fail("the highway is fitted"))
+    monkeypatch.setattr(linear_baseline, "fit", lambda *_: pytest.fail("the linear_baseline is fitted"))
     with pytest.raises((TypeError, ValueError, OSError), match=words):
         Forecaster(**QUICK, **wrong).fit(driven()[0])
 

@@ -75,11 +75,11 @@ def test_every_cell(cell, rng):
 def test_prediction_does_not_depend_on_what_comes_along(rng):
     X, y = ragged(rng)
     classifier = SequenceClassifier(**FAST).fit(X, y)
-    together = classifier.predict_proba(X)
-    np.testing.assert_allclose(together.sum(axis=1), 1, rtol=1e-12)
+    foreach = classifier.predict_proba(X)
+    np.testing.assert_allclose(foreach.sum(axis=1), 1, rtol=1e-12)
     for k in range(0, 60, 7):
-        np.testing.assert_allclose(classifier.predict_proba([X[k]])[0], together[k], rtol=1e-5)
-    assert list(classifier.predict(X)) == [classifier.classes_[k] for k in together.argmax(axis=1)]
+        np.testing.assert_allclose(classifier.predict_proba([X[k]])[0], foreach[k], rtol=1e-5)
+    assert list(classifier.predict(X)) == [classifier.classes_[k] for k in foreach.argmax(axis=1)]
 
 
 def test_prediction_pads_little(rng, monkeypatch):
@@ -477,12 +477,12 @@ def test_another_width_is_refused(rng):
 def test_plain_lists_are_sequences_where_those_of_fit_were(rng):
     X = [rng.normal(size=int(n)).tolist() for n in rng.integers(1, 5, 40)]
     regressor = SequenceRegressor(**FAST).fit(X, [sum(x) for x in X])
-    together = regressor.predict(X)
-    np.testing.assert_allclose(regressor.predict(X[:1]), together[:1], rtol=1e-5)
+    foreach = regressor.predict(X)
+    np.testing.assert_allclose(regressor.predict(X[:1]), foreach[:1], rtol=1e-5)
     regressor.set_params(warm_start=True).fit([[1.0, 2.0]] * 4, Y3)
     regressor.set_params(warm_start=False).fit(X, [sum(x) for x in X])
     same = [k for k in range(40) if len(X[k]) == 3]
-    np.testing.assert_allclose(regressor.predict([X[k] for k in same]), together[same], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(regressor.predict([X[k] for k in same]), foreach[same], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("holder", ["numpy", "pandas", "polars"])

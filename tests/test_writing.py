@@ -24,7 +24,7 @@ def limited(folder, code):
 
 
 def write_together(*paths):
-    with writing.together(*paths) as temporaries:
+    with writing.foreach(*paths) as temporaries:
         for temporary in temporaries:
             temporary.write_text("new")
 
@@ -204,7 +204,7 @@ def test_an_error_among_several_files_changes_none(tmp_path):
         path.write_text("old")
 
     def write():
-        with writing.together(*paths) as (weights, _):
+        with writing.foreach(*paths) as (weights, _):
             weights.write_text("new")
             raise ValueError("half way")
 

@@ -39,8 +39,6 @@ Other libraries
 """
 
 import importlib
-import importlib.machinery
-import sys
 from typing import Any
 
 from xlstm.cli import interrupts  # noqa: F401  # isort: skip (first: signals during the imports that take long)
@@ -91,7 +89,7 @@ __all__ = [
     "xLSTMStack",
 ]
 
-# Imported on first use, so that `import xlstm` stays quick: names, and modules by their public names.
+# Imported on first use, so that `import xlstm` stays quick.
 _NAMES = {
     "mLSTM": "layers.mlstm",
     "mLSTMBlock": "layers.blocks.mlstm",
@@ -100,16 +98,6 @@ _NAMES = {
     "xLSTMLarge": "layers.blocks.large",
     "xLSTMLanguageModel": "models.language",
 }
-_MODULES = {
-    "activations": "cells.activations",
-    "checkpoint": "training.checkpoint",
-    "cuda": "engines.cuda",
-    "losses": "training.losses",
-    "optim": "training.optimizers",
-    "precision": "training.precision",
-    "series": "data.series",
-    "workspace": "arrays.workspace",
-}
 
 
 def __getattr__(name: str) -> Any:
@@ -117,28 +105,10 @@ def __getattr__(name: str) -> Any:
     if name in _NAMES:
         return getattr(importlib.import_module(f"xlstm.{_NAMES[name]}"), name)
     if name in __all__:
-        return importlib.import_module(f"xlstm.{_MODULES.get(name, name)}")
+        return importlib.import_module(f"xlstm.{name}")
     raise AttributeError(f"module 'xlstm' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     """Return the public names, also those that are not imported yet."""
     return sorted(__all__)
-
-
-class _PublicModules:  # `importlib.abc`, which has a base for it, takes as long to import as half of NumPy
-    """Makes `import xlstm.optim` give the module that `xlstm.optim` is."""
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        package, _, last = name.rpartition(".")
-        loader: Any = self
-        return importlib.machinery.ModuleSpec(name, loader) if package == "xlstm" and last in _MODULES else None
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> Any:
-        return None
-
-    def exec_module(self, module: Any) -> None:
-        sys.modules[module.__name__] = getattr(sys.modules["xlstm"], module.__name__.rpartition(".")[2])
-
-
-sys.meta_path.append(_PublicModules())

@@ -22,7 +22,7 @@ def save_for_ever(folder, number, started):
     started.set()
     while True:
         checkpoint.save(folder / "m", {"a": np.full(SIZE, number)}, "test", {"number": number})
-        with writing.together(folder / "weights", folder / "index") as temporaries:
+        with writing.foreach(folder / "weights", folder / "index") as temporaries:
             for temporary in temporaries:
                 temporary.write_text(str(number) * 1000)
 
@@ -61,7 +61,7 @@ def test_threads_leave_one_of_their_files(tmp_path):
         try:
             for k in range(examples(30)):
                 checkpoint.save(tmp_path / "m", {"a": np.full(SIZE, number)}, "test", {"number": number})
-                with writing.together(*paths) as temporaries:
+                with writing.foreach(*paths) as temporaries:
                     for temporary in temporaries:
                         temporary.write_text(f"{number} {k}")
                 check_model(tmp_path)

@@ -16,8 +16,8 @@ import array_api_compat
 import numpy as np
 
 from xlstm.arrays import checks, probe
-from xlstm.arrays.adopt import adopt, is_other
 from xlstm.arrays.convert import BackendError, dtype_of, dtype_text, to_numpy
+from xlstm.arrays.foreign import from_foreign, is_foreign
 from xlstm.arrays.namespace import (
     DTYPES,
     HALVES,
@@ -84,7 +84,7 @@ class Backend(Portable):
         array
         """
         checks.unmasked("asarray", "values", values)
-        values = adopt("asarray", values) if is_other(values) else values
+        values = from_foreign("asarray", values) if is_foreign(values) else values
         if not array_api_compat.is_array_api_obj(values):
             values = np.asarray(values)
         if dtype is None and is_floating(namespace_of(values), values.dtype):

@@ -9,7 +9,7 @@ import array_api_compat
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.adopt import adopt, is_other
+from xlstm.arrays.foreign import from_foreign, is_foreign
 from xlstm.arrays.namespace import DTYPES, Array, Namespace, Params, astype, device_of, dtype_name, namespace_of
 
 # dtypes beside those that layers compute in, which `Backend.asarray` knows too
@@ -39,8 +39,8 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
         The array is on a GPU, and CuPy does not work here; or it has a mask.
     """
     checks.unmasked("to_numpy", "array", array)
-    if is_other(array):
-        found = adopt("to_numpy", array)
+    if is_foreign(array):
+        found = from_foreign("to_numpy", array)
         return np.array(found) if isinstance(found, np.ndarray) else to_numpy(found)
     if isinstance(array, np.ndarray | np.generic):
         low = array.dtype.kind == "V" and dtype_name(array.dtype) == "bfloat16"

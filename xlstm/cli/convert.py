@@ -93,7 +93,7 @@ def units(path: AnyPath) -> str:
     covariates = ", then covariates" if forecaster.model.input_size > forecaster.n_targets_ else ""
     quantiles = ", then quantiles" if forecaster.settings.quantiles else ""
     return (
-        f"x is (value - latest value) / scale{covariates}, scale is {scale}; y is what the linear highway leaves "
+        f"x is (value - latest value) / scale{covariates}, scale is {scale}; y is what the linear baseline leaves "
         f"of (value - latest value) / scale, divided by its spread: the mean{quantiles}"
     )
 

@@ -70,12 +70,12 @@ def _peaks(device: Device) -> str:
 
 
 def _words(t: Tiling, T: int) -> str:
-    together = "a cluster" if t.cluster else "a group"
+    shape = "a cluster" if t.cluster else "a group"
     waves = "" if t.waves == 1 else f" in {t.waves} turns"
     weights = t.M * t.K * t.arithmetic.size
     kept = max(0, weights - t.weights)
     return (
-        f"{t.arithmetic.name}; {t.groups} times {t.blocks} blocks as {together}{waves}, each {t.units} units of "
+        f"{t.arithmetic.name}; {t.groups} times {t.blocks} blocks as {shape}{waves}, each {t.units} units of "
         f"{t.columns} sequences with {t.threads} threads; weights of a block {kept // 1024} KB in registers and "
         f"{(weights - kept) // 1024} KB in shared memory, of which {t.shared / 1024:.0f} KB are used; "
         f"{t.time:.1f} us a step, {t.time * T / 1000:.2f} ms (an estimate)"

@@ -15,10 +15,10 @@ from xlstm.cli import kinds, tabular
 from xlstm.cli.console import BackendOption, Report, err, printable, put, quieted, tell, uncut
 from xlstm.cli.options import JsonOption, QuietOption, reads_tables
 from xlstm.data import files
+from xlstm.data.covariates import Known
 from xlstm.data.host import Values
 from xlstm.data.panels import Roles
 from xlstm.data.table import Dialect
-from xlstm.data.tracks import Known
 from xlstm.estimators import plots
 from xlstm.estimators.scores import Score
 from xlstm.estimators.zero_shot import ZeroShotForecaster

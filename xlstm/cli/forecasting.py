@@ -41,7 +41,7 @@ SETTINGS = {
     "clip": "Limit of the global norm of the gradient.",
     "averaging": "Decay of the moving average of weights that is kept.",
     "scaling": "window or series: units of the values that the network sees.",
-    "highway": "Steps that the linear autoregression looks back; 0 for none, auto lets validation decide.",
+    "linear_baseline": "Steps that the linear autoregression looks back; 0 for none, auto lets validation decide.",
     "season": "Steps of a season; 0 for none, auto finds them.",
     "least": "Forecasts do not go below it; 0 if left out where no value is below 0.",
     "refit": "Train once more on all of the series at the end.",
@@ -85,7 +85,7 @@ class Job(NamedTuple):
         """Read a series, by default that of sunspots, and choose what is left open."""
         series = read_series(path or bundled("sunspots"), column, **vars(dialect))
         horizon = max(1, min(HORIZON, len(series.values) // SHORT)) if horizon is None else horizon
-        for name in ("highway", "season"):
+        for name in ("linear_baseline", "season"):
             if settings[name].isdigit():
                 settings[name] = int(settings[name])
         if settings["least"] is None and np.nanmin(series.values) >= 0:

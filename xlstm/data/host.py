@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.adopt import is_other
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.foreign import is_foreign
 from xlstm.data import frames
 
 Host = np.ndarray[Any, Any]
@@ -47,7 +47,7 @@ def _array(where: str, name: str, given: Any, expected: str) -> Host:
         return to_numpy(given) if frames.is_on_gpu(given) else np.asarray(given)
     if isinstance(given, list | tuple | range):
         return checks.host(where, name, given, expected)
-    if isinstance(given, type) or not (hasattr(given, "__dlpack__") or is_other(given)):
+    if isinstance(given, type) or not (hasattr(given, "__dlpack__") or is_foreign(given)):
         raise TypeError(f"{where}: {name} is {checks.shown(given)}, expected {expected}")
     return to_numpy(given)
 

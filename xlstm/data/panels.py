@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data import calendars, frames, numbering, tracks
+from xlstm.data import calendars, covariates, frames, numbering
+from xlstm.data.covariates import Covariates, TimeSeries
 from xlstm.data.dates import Calendar
 from xlstm.data.frames import Columns
 from xlstm.data.host import Values
-from xlstm.data.tracks import Beside, Track
 
 
 class Roles(NamedTuple):
@@ -85,7 +85,7 @@ class Given(NamedTuple):
     """
 
     values: Any
-    beside: Beside
+    beside: Covariates
     flat: list[bool]
     names: list[str] = []  # noqa: RUF012 (never changed)
     table: Any = None
@@ -100,7 +100,7 @@ class Given(NamedTuple):
         return [str(label) for label in self.labels] if self.id_name else []
 
     def like(
-        self, found: Sequence[Values], read: Sequence[Track], suffixes: Sequence[str] = ("",), passed: int = 0
+        self, found: Sequence[Values], read: Sequence[TimeSeries], suffixes: Sequence[str] = ("",), passed: int = 0
     ) -> Any:
         """Return forecasts after the ends of series in the kind that the series came in.
 
@@ -115,7 +115,7 @@ class Given(NamedTuple):
         """
         if self.table is None:
             shaped = [one[:, 0] if flat else one for one, flat in zip(found, self.flat, strict=True)]
-            return shaped if tracks.is_several(self.values) else shaped[0]
+            return shaped if covariates.is_several(self.values) else shaped[0]
         steps = len(found[0])
         columns: dict[str, Any] = {}
         if self.id_name:
@@ -133,7 +133,7 @@ class Given(NamedTuple):
 
 
 def given(
-    where: str, values: Any, beside: Beside, roles: Roles, fitted: Sequence[str] = (), later: str = "future"
+    where: str, values: Any, beside: Covariates, roles: Roles, fitted: Sequence[str] = (), later: str = "future"
 ) -> Given:
     """Return series as arrays, from a table or from what are arrays already.
 
@@ -156,8 +156,8 @@ def given(
         A column is not there, the targets are not those of `fitted`, or a table comes with arrays beside it.
     """
     if not frames.is_table(values):
-        several = values if tracks.is_several(values) else [values]
-        return Given(values, beside, [tracks.axes(one) == 1 for one in several])
+        several = values if covariates.is_several(values) else [values]
+        return Given(values, beside, [covariates.axes(one) == 1 for one in several])
     for name, other in beside._asdict().items():
         if other is not None and not (name == "future" and roles.future and frames.is_table(other)):
             raise ValueError(f"{where}: {name} is {checks.shown(other)}, expected columns of the table, by name")
@@ -193,7 +193,7 @@ def given(
         static.append(fixed[0])
         dates.append(dated)
         rows += [columns.index] if dated is None and columns.index is not None else []
-    found = Beside(past if roles.past else None, future, static if roles.static else None, dates)
+    found = Covariates(past if roles.past else None, future, static if roles.static else None, dates)
     return Given(arrays, found, [False] * len(arrays), names, values, list(parts), roles.id_name, rows, columns.zone)
 
 

@@ -41,12 +41,12 @@ def write(path: AnyPath, blob: bytes) -> None:
 @contextlib.contextmanager
 def whole(path: AnyPath) -> Iterator[Path]:
     """Give a path to write to in place of `path`, which it then replaces in one step, unless there is an error."""
-    with together(path) as (temporary,):
+    with foreach(path) as (temporary,):
         yield temporary
 
 
 @contextlib.contextmanager
-def together(*paths: AnyPath) -> Iterator[list[Path]]:
+def foreach(*paths: AnyPath) -> Iterator[list[Path]]:
     """Give paths to write to in place of files of one folder, which they replace once all of them are on the disk.
 
     They are replaced in the order given, so the file that names the others comes last. An interrupt in between does not

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from xlstm.data.batches import Batch
+from xlstm.data.covariates import TimeSeries
 from xlstm.data.host import Values
-from xlstm.data.tracks import Track
 from xlstm.estimators.scaling import Origins, Scaling, standard
 
 Host = np.ndarray[Any, Any]
@@ -21,7 +21,7 @@ def width(scaling: Scaling) -> int:
     return len(scaling.units[0]) + len(scaling.past[0]) + 2 * len(scaling.future[0]) + len(scaling.static[0])
 
 
-def inputs(track: Track, scaling: Scaling, scale: Values, origins: Origins, window: int, horizon: int) -> Values:
+def inputs(track: TimeSeries, scaling: Scaling, scale: Values, origins: Origins, window: int, horizon: int) -> Values:
     """Return windows (T, M, D): differences from the last value, then covariates, static numbers last.
 
     Covariates that are known in advance are there twice, as they are at a step and as they will be a horizon later, so
@@ -60,7 +60,7 @@ class Examples:
         Targets that are there.
     """
 
-    tracks: Sequence[Track]
+    tracks: Sequence[TimeSeries]
     scaling: Scaling
     window: int
     horizon: int

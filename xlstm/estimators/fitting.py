@@ -9,7 +9,7 @@ import numpy as np
 
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import Params
-from xlstm.estimators import base, highway, predictor
+from xlstm.estimators import base, linear_baseline, predictor
 from xlstm.estimators.examples import Examples
 from xlstm.estimators.predictor import Predictor
 from xlstm.estimators.preparation import Prepared
@@ -47,14 +47,14 @@ def judge(made: Prepared, backend: Backend, params: Params) -> Predictor:
 
 
 def refitted(made: Prepared, backend: Backend, start: Params | None, epochs: int, progress: Any) -> Predictor:
-    """Return a predictor whose network and highway are fitted to all rows, the network for so many epochs."""
+    """Return a predictor whose network and linear baseline are fitted to all rows, the network for so many epochs."""
     s, tracks, line = made.settings, made.tracks, made.line
     stops = [len(track.values) for track in tracks]
     origins = [np.arange(s.window, stop) for stop in stops]
-    if s.highway != 0:
+    if s.linear_baseline != 0:
         units = made.scaling.fitted()
         penalties = [(line.ridge, line.light)]
-        (line,) = highway.fit(tracks, made.scaling, units, origins, stops, s.horizon, line.order, penalties)
+        (line,) = linear_baseline.fit(tracks, made.scaling, units, origins, stops, s.horizon, line.order, penalties)
     data, spread = predictor.examples(tracks, made.scaling, line, s, origins, stops)
     trained = train(made, backend, data, start, epochs=max(1, epochs), progress=progress)
     return Predictor(s, backend, made.scaling, line, spread, made.model, trained.params)

@@ -12,12 +12,12 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.namespace import Array, DType, Params
-from xlstm.data import panels, reading, tracks
+from xlstm.data import covariates, panels, reading
+from xlstm.data.covariates import Covariates, Known, TimeSeries
 from xlstm.data.host import Values
 from xlstm.data.panels import Given, Roles
-from xlstm.data.tracks import Beside, Known, Track
 from xlstm.data.values import check_reach
-from xlstm.estimators import fitting, intervals, judging, preparation, scores, storage
+from xlstm.estimators import evaluation, fitting, intervals, preparation, scores, storage
 from xlstm.estimators.base import Estimator
 from xlstm.estimators.examples import Examples
 from xlstm.estimators.predictor import Predictor
@@ -50,7 +50,7 @@ class Forecaster(Estimator):
     name : str
         A name for the series, kept in the model file.
     window, horizon, hidden_size, epochs, patience, learning_rate, weight_decay, batch_size, clip, averaging, seed, \
-precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway, season, calendar, least, refit
+precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_baseline, season, calendar, least, refit
         As for `Settings`.
     targets, past, future, static : list of str, optional
         In tables, names of columns, of which each has one role: those to predict, by default all others; covariates
@@ -81,7 +81,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         Steps of a season; 0 for none.
     calendar_ : bool
         Whether dates are looked at.
-    highway_ : int
+    linear_baseline_ : int
         Steps that the linear autoregression looks back to.
     n_targets_ : int
         Columns that are predicted.
@@ -126,7 +126,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         dropout: float = Settings.dropout,
         quantiles: Sequence[float] = DECILES,
         scaling: str = Settings.scaling,
-        highway: int | str = Settings.highway,
+        linear_baseline: int | str = Settings.linear_baseline,
         season: int | str = Settings.season,
         calendar: bool | str = Settings.calendar,
         least: float | None = Settings.least,
@@ -152,7 +152,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         )
         self.batch_size, self.clip, self.averaging, self.seed = batch_size, clip, averaging, seed
         self.precision, self.cell, self.num_layers, self.bidirectional = precision, cell, num_layers, bidirectional
-        self.dropout, self.quantiles, self.scaling, self.highway = dropout, quantiles, scaling, highway
+        self.dropout, self.quantiles, self.scaling, self.linear_baseline = dropout, quantiles, scaling, linear_baseline
         self.season, self.calendar, self.least, self.refit = season, calendar, least, refit
         self.targets, self.past, self.future, self.static = targets, past, future, static
         self.series_id = series_id
@@ -214,7 +214,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         """
         checks.optional(checks.function)("Forecaster", "progress", progress)
         s, backend = self.settings, self._backend()
-        given = panels.given("Forecaster", values, Beside.of("Forecaster", beside), self._roles())
+        given = panels.given("Forecaster", values, Covariates.of("Forecaster", beside), self._roles())
         variants = self._variants(given, s)
         self._fit(variants, given, s, backend, progress)
         return self
@@ -237,7 +237,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
             As `fit` does.
         """
         s, backend = self.settings, self._backend()
-        given = panels.given("Forecaster", values, Beside.of("Forecaster", beside), self._roles())
+        given = panels.given("Forecaster", values, Covariates.of("Forecaster", beside), self._roles())
         made = preparation.prepared(self._variants(given, s), given.ids, s, backend.dtype)
         return {"train": made.train, "validation": made.validation}
 
@@ -250,7 +250,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         Parameters
         ----------
         values : array (N,) or (N, C), list of such arrays, or table
-            As for `fit`. A series that is shorter than the highway looks back is taken as constant before its
+            As for `fit`. A series that is shorter than the linear baseline looks back is taken as constant before its
             beginning. Series of a table with the name of a fitted one have its units; all others are measured as in
             `fit`, so that neither their level nor their scale matters.
         steps : int, optional
@@ -272,7 +272,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         """
         self._check_fitted()
         steps = self._whole.settings.horizon if steps is None else checks.size("Forecaster", "steps", steps)
-        given, found, units = self._read(values, Beside.of("Forecaster", beside), steps)
+        given, found, units = self._read(values, Covariates.of("Forecaster", beside), steps)
         return given.like([self._ahead(*one, steps) for one in zip(found, units, strict=True)], found)
 
     def predict_quantiles(self, values: Any, **beside: Unpack[Known]) -> Any:
@@ -299,7 +299,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         s = self._whole.settings
         if not s.quantiles:
             raise ValueError("Forecaster: it was fitted without quantiles, expected quantiles=(0.1, 0.9) or others")
-        given, found, units = self._read(values, Beside.of("Forecaster", beside), s.horizon)
+        given, found, units = self._read(values, Covariates.of("Forecaster", beside), s.horizon)
         ahead = [self._next(*one)[1] for one in zip(found, units, strict=True)]
         return given.like(ahead, found, [f" {q:g}" for q in s.quantiles])
 
@@ -319,7 +319,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
             Those of several series follow each other.
         """
         self._check_fitted()
-        given, found, units = self._read(values, Beside.of("Forecaster", beside), 0)
+        given, found, units = self._read(values, Covariates.of("Forecaster", beside), 0)
         s, parts = self._judge.settings, []
         for track, unit in zip(found, units, strict=True):
             first = preparation.parts_of(len(track.values), s)["test"].start
@@ -350,7 +350,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         """
         self._check_fitted()
         s, count = self._whole.settings, checks.size("Forecaster", "count", count)
-        _, found, units = self._read(values, Beside.of("Forecaster", beside), s.horizon)
+        _, found, units = self._read(values, Covariates.of("Forecaster", beside), s.horizon)
         N = len(found[0].values)
         return self._whole.seen(found[0], units[0], np.arange(max(s.window, N - count + 1), N + 1))[0]
 
@@ -370,8 +370,8 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         Score
         """
         self._check_fitted()
-        given, found, units = self._read(values, Beside.of("Forecaster", beside), 0)
-        judged = [judging.tested(self._judge, *one) for one in zip(found, units, strict=True)]
+        given, found, units = self._read(values, Covariates.of("Forecaster", beside), 0)
+        judged = [evaluation.tested(self._judge, *one) for one in zip(found, units, strict=True)]
         return scores.score(found, judged, self._judge.settings.quantiles, self.season_, all(given.flat))
 
     def backtest(self, values: Any, folds: int = 5, refit: bool = True, **beside: Unpack[Known]) -> Score:
@@ -399,12 +399,12 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         folds, refit = checks.count("Forecaster", "folds", folds), checks.flag("Forecaster", "refit", refit)
         if not refit:
             self._check_fitted()
-            given, found, units = self._read(values, Beside.of("Forecaster", beside), 0)
-            judged = [judging.tested(self._judge, *one) for one in zip(found, units, strict=True)]
-            judged = [judging.last(one, folds, self._judge.settings.horizon) for one in judged]
+            given, found, units = self._read(values, Covariates.of("Forecaster", beside), 0)
+            judged = [evaluation.tested(self._judge, *one) for one in zip(found, units, strict=True)]
+            judged = [evaluation.last(one, folds, self._judge.settings.horizon) for one in judged]
             return scores.score(found, judged, self._judge.settings.quantiles, self.season_, all(given.flat))
         s, backend = self.settings, self._backend()
-        given = panels.given("Forecaster", values, Beside.of("Forecaster", beside), self._roles())
+        given = panels.given("Forecaster", values, Covariates.of("Forecaster", beside), self._roles())
         variants, rounds = self._variants(given, s), []
         for back in range(folds, 0, -1):
             ends = [len(track.values) - back * s.horizon for track in variants[0]]
@@ -417,7 +417,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
             units = one.scaling_.of(chosen, given.ids, one.window_)
             rounds.append([(end, *one._next(track, u)) for end, track, u in zip(ends, chosen, units, strict=True)])
         judged = [
-            judging.joined(track, each) for track, each in zip(variants[0], zip(*rounds, strict=True), strict=True)
+            evaluation.joined(track, each) for track, each in zip(variants[0], zip(*rounds, strict=True), strict=True)
         ]
         return scores.score(
             variants[0], judged, s.quantiles, preparation.season_of(variants[0], s.season), all(given.flat)
@@ -481,7 +481,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         self._judge, self._whole, self._adjustment = judge, whole, adjustment
         self.params_, self.scaling_, self.model = whole.params, judge.scaling, judge.model
         self.window_, self.season_, self.calendar_ = whole.settings.window, season, calendar
-        self.highway_, self.n_targets_ = judge.line.order, judge.spread.shape[1]
+        self.linear_baseline_, self.n_targets_ = judge.line.order, judge.spread.shape[1]
         vars(self).pop("feature_names_in_", None)  # those of an earlier fit
         if names:
             self.feature_names_in_ = np.array(names, dtype=object)
@@ -501,15 +501,17 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         checks.flag("Forecaster", "resume", self.resume)
         return checks.flag("Forecaster", "warm_start", self.warm_start) and self.__sklearn_is_fitted__()
 
-    def _variants(self, given: Given, settings: Settings) -> list[list[Track]]:
+    def _variants(self, given: Given, settings: Settings) -> list[list[TimeSeries]]:
         """Return tracks to train on, without a look at the calendar and with one where there are dates."""
         looks = [settings.calendar] if isinstance(settings.calendar, bool) else [False, True]
-        found = [tracks.read("Forecaster", given.values, given.beside, settings.horizon, look) for look in looks]
+        found = [
+            covariates.read_series("Forecaster", given.values, given.beside, settings.horizon, look) for look in looks
+        ]
         return found if found[-1][0].marks else found[:1]
 
     def _fit(
         self,
-        variants: list[list[Track]],
+        variants: list[list[TimeSeries]],
         given: Given,
         s: Settings,
         backend: Backend,
@@ -533,7 +535,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
             except (Interrupted, Terminated) as error:
                 stop = signals.error(self._farewell(trained, error.signal), trained, error.signal)
         units = made.scaling.fitted()
-        outside = [judging.unseen(judge, *one).outside for one in zip(made.tracks, units, strict=True)]
+        outside = [evaluation.unseen(judge, *one).outside for one in zip(made.tracks, units, strict=True)]
         adjustment = intervals.adjustment(outside, s.quantiles)
         season = preparation.season_of(made.tracks, s.season)
         self._keep(judge, whole, adjustment, season, made.tracks[0].marks > 0, given.names)
@@ -547,14 +549,14 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
         has = f"the network of epoch {trained.best_epoch}, which has not seen the last rows"
         return f"Forecaster: signal {number} stopped the training on all rows; the forecaster has {has}{more}"
 
-    def _read(self, values: Any, beside: Beside, steps: int) -> tuple[Given, list[Track], list[Values]]:
+    def _read(self, values: Any, beside: Covariates, steps: int) -> tuple[Given, list[TimeSeries], list[Values]]:
         """Return tracks to predict after, with `steps` rows ahead, and their units.
 
         An error is raised unless they go with the fitted ones.
         """
         given = panels.given("Forecaster", values, beside, self._roles(), list(vars(self).get("feature_names_in_", ())))
         s, scaling = self._judge.settings, self._judge.scaling
-        found = tracks.read("Forecaster", given.values, given.beside, max(steps, s.horizon), self.calendar_)
+        found = covariates.read_series("Forecaster", given.values, given.beside, max(steps, s.horizon), self.calendar_)
         fitted = [len(scaling.units[0]), *(len(part[0]) for part in (scaling.past, scaling.future, scaling.static))]
         for track in found:
             N = len(track.values)
@@ -572,13 +574,13 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, highway
             check_reach("Forecaster", track.known, unit, self._judge.backend.dtype, track.begin)
         return given, found, units
 
-    def _next(self, track: Track, units: Values) -> tuple[Values, Values]:
+    def _next(self, track: TimeSeries, units: Values) -> tuple[Values, Values]:
         """Return the mean (H, C) and calibrated quantiles (H, C, Q) after the end of a series."""
         mean, quantiles, scale = self._whole.forecast(track, units, np.array([len(track.values)]))
         quantiles = intervals.widen(quantiles, scale, self._adjustment, self._whole.settings.quantiles)
         return mean[0], self._whole.limited(quantiles)[0]
 
-    def _ahead(self, track: Track, units: Values, steps: int) -> Values:
+    def _ahead(self, track: TimeSeries, units: Values, steps: int) -> Values:
         """Return forecasts (steps, C) after a series, fed back beyond the horizon."""
         ahead = np.empty((0, self.n_targets_))
         while len(ahead) < steps:

@@ -1,4 +1,4 @@
-"""A fitted network with its linear highway, and how it is fitted."""
+"""A fitted network with its linear baseline, and how it is fitted."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ import numpy as np
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, Params, namespace
+from xlstm.data.covariates import TimeSeries
 from xlstm.data.host import Values
-from xlstm.data.tracks import Track
-from xlstm.estimators import highway
+from xlstm.estimators import linear_baseline
 from xlstm.estimators.examples import Examples, inputs
-from xlstm.estimators.highway import CHUNK, Highway
+from xlstm.estimators.linear_baseline import CHUNK, LinearBaseline
 from xlstm.estimators.scaling import Origins, Scaling, scales
 from xlstm.estimators.settings import Settings
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import losses
 
-FIRST = 0.1  # the network's first weights of its head, as a share of the usual: it begins near the highway
-NARROWEST = 1e-3  # least residual of the highway, as a share of a window's scale
+FIRST = 0.1  # the network's first weights of its head, as a share of the usual: it begins near the linear baseline
+NARROWEST = 1e-3  # least residual of the linear baseline, as a share of a window's scale
 
 Host = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """Forecasts of windows: last value + highway + network.
+    """Forecasts of windows: last value + linear_baseline + network.
 
     Attributes
     ----------
     settings : Settings
     backend : Backend
     scaling : Scaling
-    line : Highway
+    line : LinearBaseline
     spread : array (H, C)
-        Root mean square of what the highway leaves, in scales of the window; the unit of the network's prediction.
+        Root mean square of what the linear baseline leaves, in scales of the window; the unit of the network.
     model : SequenceModel
     params : dict of str to array
         The network's weights.
@@ -47,12 +47,12 @@ class Predictor:
     settings: Settings
     backend: Backend
     scaling: Scaling
-    line: Highway
+    line: LinearBaseline
     spread: Values
     model: SequenceModel
     params: Params
 
-    def forecast(self, track: Track, units: Values, origins: Origins) -> tuple[Values, Values, Values]:
+    def forecast(self, track: TimeSeries, units: Values, origins: Origins) -> tuple[Values, Values, Values]:
         """Return the mean (M, H, C), quantiles (M, H, C, Q) and the scale (M, C) after the windows of a series.
 
         Its units (C,) are those of `Scaling.of`.
@@ -75,7 +75,7 @@ class Predictor:
             raise FloatingPointError("Forecaster: the forecast is not finite; the series or the weights are too large")
         return self.limited(found[..., 0]), np.sort(found[..., 1:], axis=-1), scale
 
-    def seen(self, track: Track, units: Values, origins: Origins) -> tuple[Array, Values]:
+    def seen(self, track: TimeSeries, units: Values, origins: Origins) -> tuple[Array, Values]:
         """Return windows (T, M, D) as the network sees them, and their scale (M, C)."""
         s = self.settings
         scale = scales(track.known, origins, s.window, units, s.scaling)
@@ -87,9 +87,9 @@ class Predictor:
 
 
 def examples(
-    tracks: Sequence[Track],
+    tracks: Sequence[TimeSeries],
     scaling: Scaling,
-    line: Highway,
+    line: LinearBaseline,
     settings: Settings,
     origins: Sequence[Origins],
     stops: Sequence[int],
@@ -99,7 +99,7 @@ def examples(
     s, made = settings, []
     for k, (track, units, at, stop) in enumerate(zip(tracks, scaling.fitted(), origins, stops, strict=True)):
         scale = scales(track.known, at, s.window, units, s.scaling)
-        left = highway.changes(track, at, s.horizon, stop, units)
+        left = linear_baseline.changes(track, at, s.horizon, stop, units)
         left -= line.apply(track, scaling, units, at)
         left *= units / scale[:, None]
         made.append((np.full(len(at), k), at, scale, left))

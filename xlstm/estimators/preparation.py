@@ -1,4 +1,4 @@
-"""Series made ready for a forecaster: parts, scaling, the linear highway, the network, and examples to train on."""
+"""Series made ready for a forecaster: parts, scaling, the linear baseline, the network, and examples to train on."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from xlstm.data.covariates import TimeSeries
 from xlstm.data.host import Values
 from xlstm.data.preparation import split
-from xlstm.data.tracks import Track
 from xlstm.data.values import check_reach
-from xlstm.estimators import highway, predictor, seasons
+from xlstm.estimators import linear_baseline, predictor, seasons
 from xlstm.estimators.examples import Examples, width
-from xlstm.estimators.highway import Highway
+from xlstm.estimators.linear_baseline import LinearBaseline
 from xlstm.estimators.scaling import Origins, Scaling, names
 from xlstm.estimators.settings import Settings
 from xlstm.models.network import sequence_model
@@ -26,12 +26,12 @@ Parts = dict[str, slice]
 
 
 class Lined(NamedTuple):
-    """Tracks with their scaling and a highway, and its error on the validation part."""
+    """Tracks with their scaling and a linear_baseline, and its error on the validation part."""
 
-    tracks: list[Track]
+    tracks: list[TimeSeries]
     parts: list[Parts]
     scaling: Scaling
-    line: Highway
+    line: LinearBaseline
     error: float
 
 
@@ -39,9 +39,9 @@ class Prepared(NamedTuple):
     """All that the parts of training share."""
 
     settings: Settings
-    tracks: list[Track]
+    tracks: list[TimeSeries]
     scaling: Scaling
-    line: Highway
+    line: LinearBaseline
     model: SequenceModel
     train: Examples
     validation: Examples
@@ -80,8 +80,8 @@ def origins_of(rows: slice) -> Origins:
     return np.arange(rows.start, rows.stop)
 
 
-def lined(tracks: list[Track], ids: Sequence[str], settings: Settings, dtype: str) -> Lined:
-    """Return checked tracks, whose names are `ids` if they have some, with their scaling and the best highway.
+def lined(tracks: list[TimeSeries], ids: Sequence[str], settings: Settings, dtype: str) -> Lined:
+    """Return checked tracks, whose names are `ids` if they have some, with their scaling and the best linear baseline.
 
     Raises
     ------
@@ -96,29 +96,31 @@ def lined(tracks: list[Track], ids: Sequence[str], settings: Settings, dtype: st
     for track, unit, part, name in zip(tracks, units, parts, named, strict=True):
         check_reach("Forecaster", track.known, unit, dtype, track.begin)
         for kind, rows in part.items():
-            there = ~np.isnan(highway.targets(track, origins_of(rows), s.horizon, rows.stop))
+            there = ~np.isnan(linear_baseline.targets(track, origins_of(rows), s.horizon, rows.stop))
             if not np.all(np.any(there, axis=0)):
                 raise ValueError(f"Forecaster: the {kind} part of {name} has no values to predict")
-    if s.highway == 0:
-        lines = [highway.none(1, scaling, s.horizon)]
+    if s.linear_baseline == 0:
+        lines = [linear_baseline.none(1, scaling, s.horizon)]
     else:
         origins = [origins_of(part["train"]) for part in parts]
         usual = [n for n in (s.window, 2 * s.window, 3 * s.window) if n == s.window or n <= min(stops) // 3]
-        orders = usual if isinstance(s.highway, str) else [s.highway]
+        orders = usual if isinstance(s.linear_baseline, str) else [s.linear_baseline]
         lines = [
             line
             for order in orders
-            for line in highway.fit(tracks, scaling, units, origins, stops, s.horizon, order, highway.PENALTIES)
+            for line in linear_baseline.fit(
+                tracks, scaling, units, origins, stops, s.horizon, order, linear_baseline.PENALTIES
+            )
         ]
-    errors = [highway.error(line, tracks, scaling, units, parts) for line in lines]
+    errors = [linear_baseline.error(line, tracks, scaling, units, parts) for line in lines]
     best = int(np.argmin(errors))
     return Lined(tracks, parts, scaling, lines[best], errors[best])
 
 
-def prepared(variants: Sequence[list[Track]], ids: Sequence[str], settings: Settings, dtype: str) -> Prepared:
+def prepared(variants: Sequence[list[TimeSeries]], ids: Sequence[str], settings: Settings, dtype: str) -> Prepared:
     """Return a network for tracks, and the examples to train and to judge it by.
 
-    The variant of the tracks is taken whose highway forecasts the validation part best.
+    The variant of the tracks is taken whose linear baseline forecasts the validation part best.
 
     Raises
     ------
@@ -150,7 +152,7 @@ def network(settings: Settings, scaling: Scaling) -> SequenceModel:
     return sequence_model("Forecaster", s.cell, width(scaling), outputs, True, **sizes)
 
 
-def season_of(tracks: Sequence[Track], asked: int | str) -> int:
+def season_of(tracks: Sequence[TimeSeries], asked: int | str) -> int:
     """Return the season that was asked for, or that of the first target in the training part of the longest series."""
     if not isinstance(asked, str):
         return asked

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.data.covariates import TimeSeries
 from xlstm.data.host import Values
 from xlstm.data.preparation import split
-from xlstm.data.tracks import Track
 from xlstm.data.values import LARGEST
 
 FAR = 1e3  # usual changes beyond which a change counts as no larger, so that one outlier does not decide all
@@ -63,7 +63,7 @@ class Scaling:
         object.__setattr__(self, "ids", ids)
 
     @classmethod
-    def fit(cls, tracks: Sequence[Track], ids: Sequence[str], window: int, stops: Sequence[int]) -> Scaling:
+    def fit(cls, tracks: Sequence[TimeSeries], ids: Sequence[str], window: int, stops: Sequence[int]) -> Scaling:
         """Return the units of tracks, each up to a row of `stops`.
 
         Raises
@@ -82,7 +82,7 @@ class Scaling:
         """Return the units (C,) of the series that it was fitted to, in their order."""
         return [np.array(row) for row in self.units]
 
-    def of(self, tracks: Sequence[Track], ids: Sequence[str], window: int) -> list[Values]:
+    def of(self, tracks: Sequence[TimeSeries], ids: Sequence[str], window: int) -> list[Values]:
         """Return the units (C,) of tracks: those of the fitted series of the same name, else their own."""
         named = dict(zip(self.ids, self.fitted(), strict=False))  # without names there are none to look up
         return [
@@ -95,7 +95,7 @@ def names(ids: Sequence[str], count: int) -> list[str]:
     return ["the series"] if count == 1 and not ids else [f"series {checks.shown(one)}" for one in ids or range(count)]
 
 
-def units_of(track: Track, window: int, stop: int, name: str) -> list[float]:
+def units_of(track: TimeSeries, window: int, stop: int, name: str) -> list[float]:
     """Return the root mean square by which values within a window differ from the last one, (C,)."""
     known = track.known[:stop]
     units = _usual(known, window)
@@ -110,7 +110,7 @@ def units_of(track: Track, window: int, stop: int, name: str) -> list[float]:
     return units.tolist()  # type: ignore[no-any-return]
 
 
-def own_units(track: Track, window: int) -> Values:
+def own_units(track: TimeSeries, window: int) -> Values:
     """Return the units (C,) of a series that is forecast: those of the part of it that `fit` would train on.
 
     A series that does not change there is measured as a whole; one that never changes has a unit of next to nothing.

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xlstm.data.covariates import TimeSeries
 from xlstm.data.host import Values
-from xlstm.data.tracks import Track
 from xlstm.estimators import baselines
 from xlstm.training.losses import pinball
 
@@ -123,7 +123,9 @@ class Judged(NamedTuple):
     truth: Values
 
 
-def score(tracks: Sequence[Track], judged: Sequence[Judged], levels: Sequence[float], season: int, flat: bool) -> Score:
+def score(
+    tracks: Sequence[TimeSeries], judged: Sequence[Judged], levels: Sequence[float], season: int, flat: bool
+) -> Score:
     """Return the score of forecasts of one series or several; with `flat` there is one target without an axis."""
     truth = _joined([one.truth for one in judged])
     H = truth.shape[1]

@@ -10,9 +10,9 @@ from typing import Any, Self
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.adopt import adopt
 from xlstm.arrays.backend import Backend, backend_like, backend_of
 from xlstm.arrays.convert import like, to_numpy
+from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.namespace import DType
 from xlstm.arrays.random import generator
 from xlstm.data import Sequences, reading
@@ -282,7 +282,7 @@ class SequenceEstimator(Estimator):
 
     def _backend(self, X: Any) -> Backend:
         """Return the backend that is asked for, or that of X where it is an array of a library other than NumPy."""
-        chosen = backend_like(adopt("fit", X)) if self.backend is None and inputs.is_foreign(X) else self.backend
+        chosen = backend_like(from_foreign("fit", X)) if self.backend is None and inputs.is_foreign(X) else self.backend
         return backend_of(chosen, self.dtype)
 
     def _scale(self, given: inputs.Sequences) -> tuple[Host, Host]:
@@ -499,4 +499,4 @@ class SequenceRegressor(SequenceEstimator):
 
 def _as(found: Host, X: Any) -> Any:
     """Return numbers in the library of X, where it is an array of one other than NumPy."""
-    return like(found, adopt("predict", X)) if inputs.is_foreign(X) else found
+    return like(found, from_foreign("predict", X)) if inputs.is_foreign(X) else found

@@ -35,7 +35,7 @@ CHECKS: dict[str, checks.Kind] = {
     **dict.fromkeys(("learning_rate", "clip"), checks.above_0),
     **dict.fromkeys(("weight_decay", "averaging"), checks.non_negative),
     **dict.fromkeys(("bidirectional", "refit"), checks.flag),
-    **dict.fromkeys(("highway", "season"), _or_auto(checks.size_or_0)),
+    **dict.fromkeys(("linear_baseline", "season"), _or_auto(checks.size_or_0)),
     "calendar": _or_auto(checks.flag),
     "seed": checks.seed_number,
     "precision": checks.optional(checks.choice(precisions.NAMES)),
@@ -85,7 +85,7 @@ class Settings:
         Quantiles that are predicted beside the mean; without any there are no intervals.
     scaling : {"window", "series"}
         Scale each window by its own changes, or all windows of a series by the usual change in its training part.
-    highway : int or "auto"
+    linear_baseline : int or "auto"
         Steps that the linear autoregression looks back to which the network adds; 0 for none. With "auto" validation
         decides.
     season : int or "auto"
@@ -117,7 +117,7 @@ class Settings:
     dropout: float = 0.0
     quantiles: tuple[float, ...] = DECILES
     scaling: str = "window"
-    highway: int | str = "auto"
+    linear_baseline: int | str = "auto"
     season: int | str = "auto"
     calendar: bool | str = "auto"
     least: float | None = None

@@ -15,7 +15,7 @@ from xlstm.data import reading
 from xlstm.data.host import Values
 from xlstm.data.panels import Roles
 from xlstm.estimators import intervals
-from xlstm.estimators.highway import Highway
+from xlstm.estimators.linear_baseline import LinearBaseline
 from xlstm.estimators.predictor import Predictor
 from xlstm.estimators.scaling import Scaling
 from xlstm.estimators.settings import Settings
@@ -49,9 +49,9 @@ def save(path: AnyPath, judge: Predictor, whole: Predictor, adjustment: Values, 
     lines = {}
     for prefix, one in networks.items():
         arrays |= {f"{prefix}{name}": array for name, array in one.params.items()}
-        arrays |= {f"{prefix}highway": one.line.coefficients, f"{prefix}spread": one.spread}
+        arrays |= {f"{prefix}linear_baseline": one.line.coefficients, f"{prefix}spread": one.spread}
         lines[prefix] = {"order": one.line.order, "ridge": one.line.ridge, "light": one.line.light}
-    checkpoint.save(path, arrays, KIND, {**about, "scaling": asdict(judge.scaling), "highways": lines})
+    checkpoint.save(path, arrays, KIND, {**about, "scaling": asdict(judge.scaling), "linear_baselines": lines})
 
 
 def load(path: AnyPath, backend: str | Backend | None, network: Callable[[Settings, Scaling], SequenceModel]) -> Stored:
@@ -75,11 +75,11 @@ def load(path: AnyPath, backend: str | Backend | None, network: Callable[[Settin
     """
     arrays, config = checkpoint.load(path, KIND)
     try:
-        name, dtype, lines = (config.get(key) for key in ("name", "dtype", "highways"))
+        name, dtype, lines = (config.get(key) for key in ("name", "dtype", "linear_baselines"))
         if not (isinstance(name, str) and isinstance(dtype, str) and isinstance(lines, dict)):
-            raise TypeError(f"name, dtype and highways are {checks.shown([name, dtype, lines])}")
+            raise TypeError(f"name, dtype and linear_baselines are {checks.shown([name, dtype, lines])}")
         if not {""} <= set(lines) <= {"", JUDGE}:
-            raise ValueError(f"highways are {checks.shown(sorted(lines))}, expected '' and {JUDGE!r}")
+            raise ValueError(f"linear_baselines are {checks.shown(sorted(lines))}, expected '' and {JUDGE!r}")
         season = checks.size_or_0("Forecaster", "season", config.get("season"))
         calendar = checks.flag("Forecaster", "calendar", config.get("calendar"))
         roles, names = _columns(config)
@@ -100,7 +100,7 @@ def load(path: AnyPath, backend: str | Backend | None, network: Callable[[Settin
     checkpoint.finite(path, {"adjustment": adjustment})
     made = {}
     for prefix, (line, spread, params) in parts.items():
-        checkpoint.finite(path, {f"{prefix}highway": line.coefficients, f"{prefix}spread": spread})
+        checkpoint.finite(path, {f"{prefix}linear_baseline": line.coefficients, f"{prefix}spread": spread})
         checkpoint.finite(path, {f"{prefix}{key}": array for key, array in params.items()}, dtype)
         params = {key: home.asarray(array) for key, array in params.items()}
         made[prefix] = Predictor(settings, home, scaling, line, spread, model, params)
@@ -120,24 +120,24 @@ def _columns(config: dict[str, Any]) -> tuple[Roles, list[str]]:
 
 def _part(
     arrays: dict[str, Host], prefix: str, about: Any, settings: Settings, scaling: Scaling
-) -> tuple[Highway, Values, dict[str, Host]]:
-    """Return the highway, the spread and the weights of one network, and take them out of all arrays.
+) -> tuple[LinearBaseline, Values, dict[str, Host]]:
+    """Return the linear baseline, the spread and the weights of one network, and take them out of all arrays.
 
     The network whose names have a prefix comes first.
     """
-    line = reading.made("highways", _Line, about)
+    line = reading.made("linear_baselines", _Line, about)
     C, H = len(scaling.units[0]), settings.horizon
     K = line.order + len(scaling.static[0]) + len(scaling.future[0])
-    coefficients = _taken(arrays, f"{prefix}highway", {"C": C, "H": H, "K": K})
+    coefficients = _taken(arrays, f"{prefix}linear_baseline", {"C": C, "H": H, "K": K})
     spread = _taken(arrays, f"{prefix}spread", {"H": H, "C": C})
     names = [name for name in arrays if name.startswith(prefix)]
     params = {name.removeprefix(prefix): arrays.pop(name) for name in names}
-    return Highway(line.order, coefficients, line.ridge, line.light), spread, params
+    return LinearBaseline(line.order, coefficients, line.ridge, line.light), spread, params
 
 
 @dataclass(frozen=True)
 class _Line:
-    """The description of a highway in a file."""
+    """The description of a linear baseline in a file."""
 
     order: int
     ridge: float
@@ -146,7 +146,7 @@ class _Line:
     def __post_init__(self) -> None:
         kinds = {"order": checks.size, "ridge": checks.non_negative, "light": checks.non_negative}
         for name, kind in kinds.items():
-            object.__setattr__(self, name, kind("highways", name, getattr(self, name)))
+            object.__setattr__(self, name, kind("linear_baselines", name, getattr(self, name)))
 
 
 def _taken(arrays: dict[str, Host], name: str, shape: checks.Dims) -> Values:

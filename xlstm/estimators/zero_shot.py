@@ -11,10 +11,10 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import DType, Params
+from xlstm.data.covariates import Covariates, Known, TimeSeries
 from xlstm.data.panels import Given, Roles
 from xlstm.data.preparation import split
-from xlstm.data.tracks import Beside, Known, Track
-from xlstm.estimators import highway, preparation, scores, settings
+from xlstm.estimators import linear_baseline, preparation, scores, settings
 from xlstm.estimators.base import Estimator
 from xlstm.estimators.checkpoints import model_of
 from xlstm.estimators.scores import Judged, Score
@@ -138,7 +138,7 @@ class ZeroShotForecaster(Estimator):
         vars(self).pop("feature_names_in_", None)
         network = self._network()
         if values is not None:
-            given, _ = self._read(network, values, Beside.of(WHERE, beside), 0)
+            given, _ = self._read(network, values, Covariates.of(WHERE, beside), 0)
             if given.names:
                 self.feature_names_in_ = np.array(given.names, dtype=object)
         self.model_, self.params_ = network.model, network.params
@@ -245,7 +245,7 @@ class ZeroShotForecaster(Estimator):
         """Return forecasts after the end of series in the kind that the series came in."""
         network = self._network()
         steps = self._horizon(network) if steps is None else checks.size(WHERE, "steps", steps)
-        given, found = self._read(network, values, Beside.of(WHERE, beside), steps)
+        given, found = self._read(network, values, Covariates.of(WHERE, beside), steps)
         ahead = network.after(given, found, steps)
         return ahead.quantiles if quantiles else ahead.mean
 
@@ -254,7 +254,7 @@ class ZeroShotForecaster(Estimator):
         network = self._network()
         H, levels = self._horizon(network), network.options["quantiles"]
         season = settings.CHECKS["season"](WHERE, "season", self.season)
-        given, found = self._read(network, values, Beside.of(WHERE, beside), 0)
+        given, found = self._read(network, values, Covariates.of(WHERE, beside), 0)
         judged = []
         for track in found:
             N = len(track.values)
@@ -264,10 +264,10 @@ class ZeroShotForecaster(Estimator):
                     f"{WHERE}: a series of {N} rows has {max(0, at[0])} before the first forecast, expected {FEWEST}"
                 )
             median, quantiles = network.forecast(track, at, H)
-            judged.append(Judged(at, median, quantiles, highway.targets(track, at, H, N)))
+            judged.append(Judged(at, median, quantiles, linear_baseline.targets(track, at, H, N)))
         return scores.score(found, judged, levels, preparation.season_of(found, season), all(given.flat))
 
-    def _read(self, network: Pretrained, values: Any, beside: Beside, steps: int) -> tuple[Given, list[Track]]:
+    def _read(self, network: Pretrained, values: Any, beside: Covariates, steps: int) -> tuple[Given, list[TimeSeries]]:
         """Return series as they were given and as tracks, with `steps` rows ahead."""
         checks.text(WHERE, "name", self.name)
         roles = Roles(self.targets, self.past, self.future, None, self.series_id).checked(WHERE)

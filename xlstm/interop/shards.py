@@ -78,7 +78,7 @@ def write(file: Path, arrays: Mapping[str, Host], texts: Mapping[Path, str]) -> 
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    with writing.together(file, *texts) as (weights, *descriptions):
+    with writing.foreach(file, *texts) as (weights, *descriptions):
         try:
             save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, weights, metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk, for one

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays.adopt import adopt
+from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, Params, check_library
 from xlstm.arrays.scatter import add_rows
@@ -43,7 +43,7 @@ class Embedding(Module):
 
     def forward(self, params: Params, x: Array) -> tuple[Any, ...]:
         """Return a row (..., D) for each of tokens x (...), and what `backward` needs."""
-        params, x = adopt("Embedding", (params, x))
+        params, x = from_foreign("Embedding", (params, x))
         xp = self.namespace(params, {})
         check_library("Embedding", "x", xp, x)
         y, kept = self.apply(xp, params, tokens_of("Embedding", "x", xp, x, self.vocab_size))

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.adopt import adopt
 from xlstm.arrays.backend import Backend, backend_of
+from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.namespace import Array, DType, Namespace, Params, namespace
 from xlstm.arrays.random import Seed, generator
 from xlstm.layers import options
@@ -176,7 +176,7 @@ class Module:
 
     def _agreed(self, params: Params, name: str, x: Array) -> tuple[Namespace, Params, Array]:
         """Check the parameters, and return the namespace of all these arrays, and the arrays as it has them."""
-        params, x = adopt(type(self).__name__, (params, x))
+        params, x = from_foreign(type(self).__name__, (params, x))
         return self.namespace(params, {name: x}), params, x
 
     def __getstate__(self) -> dict[str, Any]:

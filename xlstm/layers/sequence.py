@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from xlstm.arrays import checks
-from xlstm.arrays.adopt import adopt
+from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace, plain_namespace
 from xlstm.arrays.random import Seed
 from xlstm.layers.masks import masks
@@ -270,7 +270,7 @@ class SequenceLayer(Module):
         if found is not None:
             return found, params, x, state
         where = type(self).__name__
-        params, x, state = adopt(where, (params, x, state))
+        params, x, state = from_foreign(where, (params, x, state))
         name = "x" if what == "state" else self._gradient
         given = {} if x is None else {name: x}
         self.check(params)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xlstm.arrays import together
+from xlstm.arrays import foreach
 from xlstm.arrays.bernoulli import bernoulli
 from xlstm.arrays.concat import concat, stack
 from xlstm.arrays.fuse import compiles
@@ -220,6 +220,6 @@ def _together(xp: Namespace, columns: Sequence[Sequence[Array]], packing: Packin
     if len(columns) == 1:
         if xp is not np and compiles(xp):
             states = [s.T[None, ...] for s in columns[0]]
-            return tuple(states if packing.order is not None else together.copies(xp, states))  # the order is a copy
+            return tuple(states if packing.order is not None else foreach.copies(xp, states))  # the order is a copy
         return tuple([xp.asarray(s.T[None, ...], copy=True) for s in columns[0]])
     return tuple([stack(xp, [s.T for s in one]) for one in zip(*columns, strict=True)])

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.adopt import adopt
 from xlstm.arrays.backend import backend_like
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params, check_library
 from xlstm.arrays.random import Seed
@@ -315,7 +315,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         """Yield one token (B,) and the state before it at a time; arguments are those of `generate`."""
         sampler = Sampler(temperature, top_k, top_p, seed)
         max_tokens = checks.count("generate", "max_tokens", max_tokens)
-        params = adopt("generate", params)
+        params = from_foreign("generate", params)
         self.namespace(params, {})
         host = self._prompt(prompt)
         stop = checks.optional(checks.integer)("generate", "stop", stop)
@@ -363,7 +363,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
     def _agree(self, params: Params, x: Array | None, what: str, state: Any) -> tuple[Namespace, Params, Any, Any]:
         """Leave out tokens, which have a dtype of their own; `_inner` checks them."""
         xp, params, dy, state = super()._agree(params, x if what == "dstate" else None, what, state)
-        return xp, params, dy if what == "dstate" else adopt(type(self).__name__, x), state
+        return xp, params, dy if what == "dstate" else from_foreign(type(self).__name__, x), state
 
     def _inner(self, xp: Namespace, x: Array, step: bool = False) -> Array:
         """Return tokens as int64, (T, B), or (B,) of one step, once they are checked but for values."""

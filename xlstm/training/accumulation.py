@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xlstm.arrays import together
+from xlstm.arrays import foreach
 from xlstm.arrays.fuse import listed
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace_of
 
@@ -44,7 +44,7 @@ def _each(function: Any, columns: list[Params], *numbers: Any, into: tuple[int, 
     """Return a function of arrays by name and of numbers, for each name."""
     names = list(columns[0])
     given = [[one[name] for name in names] for one in columns]
-    found = together.each(namespace_of(given[0][0]), function, given, numbers, into)
+    found = foreach.apply(namespace_of(given[0][0]), function, given, numbers, into)
     return {name: listed(a)[0] for name, a in zip(names, found, strict=True)}
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from xlstm.arrays import checks, together
-from xlstm.arrays.adopt import adopting
+from xlstm.arrays import checks, foreach
+from xlstm.arrays.foreign import accepts_foreign
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace
 from xlstm.cells.activations import clamp
 
 
-@adopting
+@accepts_foreign
 def global_norm(grads: Params) -> Array:
     """Return the Euclidean norm of all gradients together, a 0-d array.
 
@@ -30,10 +30,10 @@ def global_norm(grads: Params) -> Array:
     """
     checks.mapping("global_norm", grads, "gradients")
     xp = namespace("global_norm", grads)
-    return together.norm(xp, list(grads.values()))
+    return foreach.norm(xp, list(grads.values()))
 
 
-@adopting
+@accepts_foreign
 def clip_global_norm(grads: Params, limit: float, norm: Array | None = None) -> Params:
     """Scale all gradients together so that their global norm is at most `limit` (Pascanu et al. 2013).
 
@@ -58,7 +58,7 @@ def clip_global_norm(grads: Params, limit: float, norm: Array | None = None) -> 
     xp = namespace("clip_global_norm", grads)
     norm = global_norm(grads) if norm is None else norm
     if compiles(xp):
-        found = together.each(xp, _scaled, [list(grads.values())], (norm, limit))
+        found = foreach.apply(xp, _scaled, [list(grads.values())], (norm, limit))
         return {name: g for name, (g,) in zip(grads, found, strict=True)}
     scale = _scale(xp, norm, limit)
     return {name: g * scale for name, g in grads.items()}
@@ -73,7 +73,7 @@ def _scale(xp: Namespace, norm: Array, limit: Any) -> Array:
     return limit / xp.maximum(norm, xp.full_like(norm, limit))
 
 
-@adopting
+@accepts_foreign
 def clip_value(grads: Params, limit: float) -> Params:
     """Clip every element of every gradient to [-limit, limit].
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.foreach import Picked
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace
-from xlstm.arrays.together import Picked
 from xlstm.training.precision import Mixed, rescaled
 
 

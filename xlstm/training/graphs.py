@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xlstm.arrays import bernoulli, probe, together
+from xlstm.arrays import bernoulli, foreach, probe
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError
 from xlstm.arrays.fuse import fuse
@@ -197,12 +197,12 @@ def unless_failed(xp: Namespace, board: Array, old: Any, new: Any) -> Any:
 def _copies(xp: Namespace, arrays: Params) -> Params:
     """Return copies of arrays, each contiguous."""
     whole = [a if a.flags.c_contiguous else a.copy(order="C") for a in arrays.values()]
-    return dict(zip(arrays, together.copies(xp, whole), strict=True))
+    return dict(zip(arrays, foreach.copies(xp, whole), strict=True))
 
 
 def _write(xp: Namespace, to: Params, arrays: Params) -> None:
     """Copy arrays to the places of others of the same names."""
-    together.each(xp, _second, [list(to.values()), [arrays[name] for name in to]], into=(0,))
+    foreach.apply(xp, _second, [list(to.values()), [arrays[name] for name in to]], into=(0,))
 
 
 def _second(xp: Namespace, old: Array, new: Array) -> Array:

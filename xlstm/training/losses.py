@@ -13,14 +13,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from xlstm.arrays import checks, constants
-from xlstm.arrays.adopt import adopting
+from xlstm.arrays.foreign import accepts_foreign
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, astype, check_library, device_of, finfo, namespace
 from xlstm.arrays.rows import by_rows
 from xlstm.cells.activations import clamp
 
 
-@adopting
+@accepts_foreign
 def mse(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Array]:
     """Return the mean squared error, mean((y - target)^2), and its gradient by y.
 
@@ -48,7 +48,7 @@ def mse(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Arra
     return xp.sum(de * e), astype(xp, 2 * de, y.dtype)
 
 
-@adopting
+@accepts_foreign
 def mae(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Array]:
     """Return the mean absolute error, mean(|y - target|), and its gradient by y, which is 0 at 0.
 
@@ -75,7 +75,7 @@ def mae(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Arra
     return xp.sum(weight * xp.abs(e)), astype(xp, weight * xp.sign(e), y.dtype)
 
 
-@adopting
+@accepts_foreign
 def huber(y: Array, target: Array, mask: Array | None = None, delta: float = 1.0) -> tuple[Array, Array]:
     """Return the mean of e^2/2 where |e| <= delta, else delta (|e| - delta/2), and its gradient by y (Huber 1964).
 
@@ -106,7 +106,7 @@ def huber(y: Array, target: Array, mask: Array | None = None, delta: float = 1.0
     return xp.sum(weight * de * (e - 0.5 * de)), astype(xp, weight * de, y.dtype)
 
 
-@adopting
+@accepts_foreign
 def pinball(
     y: Array, target: Array, mask: Array | None = None, quantiles: Sequence[float] = (0.1, 0.5, 0.9)
 ) -> tuple[Array, Array]:
@@ -152,7 +152,7 @@ def pinball(
     return xp.sum(weight * slope * e), astype(xp, dy, y.dtype)
 
 
-@adopting
+@accepts_foreign
 def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tuple[Array, Array]:
     """Return the mean of -log softmax(logits)[label], in nats, and its gradient by the logits.
 

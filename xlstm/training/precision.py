@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import checks, probe, together
+from xlstm.arrays import checks, foreach, probe
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.convert import BackendError, cast, dtype_of, dtype_text
 from xlstm.arrays.fuse import compiles
@@ -165,7 +165,7 @@ def _cast(arrays: Any, dtype: str, scale: float | Array, up: bool) -> Any:
         if same and all(a.dtype == target for a in given.values()):
             return arrays
         function = _divided if up else _multiplied
-        made = together.each(xp, function, [list(given.values())], (scale,), dtype=np.dtype(target))
+        made = foreach.apply(xp, function, [list(given.values())], (scale,), dtype=np.dtype(target))
         found = {name: a for name, (a,) in zip(given, made, strict=True)}
     elif same:
         found = cast(given, dtype)

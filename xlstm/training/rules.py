@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from xlstm.arrays import checks, together
-from xlstm.arrays.adopt import adopt
+from xlstm.arrays import checks, foreach
+from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.fuse import listed
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace, namespace_of
 from xlstm.training.schedules import Schedule
@@ -105,14 +105,14 @@ class Rule:
 
     def init(self, params: Params) -> OptimState:
         """Return the state before the first update."""
-        params = adopt(self.where, params)
+        params = from_foreign(self.where, params)
         checks.mapping(self.where, params)
         xp = namespace(self.where, params)
         return OptimState(0, {slot: {name: xp.zeros_like(p) for name, p in params.items()} for slot in self.slots})
 
     def update(self, params: Params, grads: Params, state: OptimState) -> tuple[Params, OptimState]:
         """Return parameters and state after an update."""
-        params, grads = adopt(self.where, (params, grads))
+        params, grads = from_foreign(self.where, (params, grads))
         if not isinstance(state, OptimState):
             raise TypeError(f"{self.where}: state is {checks.shown(state)}, expected what init or update gave")
         new, slots = self.apply(params, grads, state.slots, self.numbers(state.step))
@@ -139,7 +139,7 @@ class Rule:
         if done is not None:
             function, numbers = _unless_0(function), (*numbers, done)
         xp = namespace_of(given[0][0])
-        found = together.each(xp, function, given, numbers, into, **options)
+        found = foreach.apply(xp, function, given, numbers, into, **options)
         new, *moments = (dict(zip(params, arrays, strict=True)) for arrays in zip(*found, strict=True))
         return new, dict(zip(self.slots, moments, strict=True))
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import checks, together
+from xlstm.arrays import checks, foreach
 from xlstm.arrays.backend import backend_of
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
@@ -228,7 +228,7 @@ class Run:
         """Return weights that the next step leaves alone, which it changes where steps are captured."""
         if self.state.graphs is None:
             return params
-        arrays = together.copies(self.state.feed.home.xp, list(params.values()))
+        arrays = foreach.copies(self.state.feed.home.xp, list(params.values()))
         return dict(zip(params, arrays, strict=True))
 
     def _validate(self, data: Batches, where: str, received: signals.Received) -> bool:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.adopt import adopt
 from xlstm.arrays.convert import BackendError, to_numpy
+from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Params
 from xlstm.arrays.random import Seed, generator
@@ -195,7 +195,7 @@ class Step:
         TypeError, ValueError, BackendError
             These are no parameters of a model, or a `precision` does not go with them.
         """
-        params = adopt("train", params)
+        params = from_foreign("train", params)
         feed, scaling = Feed.of("train", self.model, params), Scaling()
         if self.precision is not None:
             feed, scaling = dataclasses.replace(feed, low=self.precision.below(feed.home)), self.precision.init()
@@ -361,7 +361,7 @@ class Step:
         for callback in self.callbacks:
             grads = callback.gradients(grads, norm)
         apply, moments = self.optimizer.parts.apply, state.moments  # type: ignore[union-attr]
-        grads = adopt("train", grads)  # those of a callback
+        grads = from_foreign("train", grads)  # those of a callback
         params, slots = apply(state.params, grads, moments.slots, given.numbers(board), updated, in_place)
         return state._replace(params=params, moments=moments._replace(slots=slots))
 

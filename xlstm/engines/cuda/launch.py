@@ -121,10 +121,8 @@ def _compiled(source: Source, entry: str) -> Any:
 
 def module(source: Source, entry: str) -> Any:
     """Return the CuPy module of a kernel, not compiled yet; blocks that wait for one another are launched together."""
-    together = entry != ARRANGE and source.blocks > 1 and not source.cluster
-    return probe.cupy().RawModule(
-        code=source.text, options=OPTIONS, backend="nvrtc", enable_cooperative_groups=together
-    )
+    foreach = entry != ARRANGE and source.blocks > 1 and not source.cluster
+    return probe.cupy().RawModule(code=source.text, options=OPTIONS, backend="nvrtc", enable_cooperative_groups=foreach)
 
 
 def runtime(xp: Namespace, like: Array) -> Runtime | None:

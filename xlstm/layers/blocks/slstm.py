@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from xlstm.arrays import together
+from xlstm.arrays import foreach
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Params
 from xlstm.cells import slstm
@@ -190,7 +190,7 @@ class Recurrence(SequenceLayer):
         chosen = engine.choose(step, packing.widths, self._engines)
         h, packed_end, tape = chosen.forward(step, packing.pack(xp, x), start, packing.widths, kept)
         y, (end,) = packing.restore(xp, h, [packed_end])
-        return y, tuple(together.copies(xp, [s.T for s in end])), Pass(packing, False, tape) if span.keep else None
+        return y, tuple(foreach.copies(xp, [s.T for s in end])), Pass(packing, False, tape) if span.keep else None
 
     def scan_bwd(
         self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span

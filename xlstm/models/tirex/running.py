@@ -89,9 +89,9 @@ def outputs(
     -------
     array (R, S, P, Q)
     """
-    together = Groups.of(type(starts.model).__name__, len(tokens), **groups) if groups else None
+    foreach = Groups.of(type(starts.model).__name__, len(tokens), **groups) if groups else None
     chosen = None if rows is None else np.flatnonzero(rows)
-    y = starts.model.read(starts.params, like(tokens, starts.like), state, some, chosen, together)
+    y = starts.model.read(starts.params, like(tokens, starts.like), state, some, chosen, foreach)
     return to_numpy(y).astype(np.float64).swapaxes(2, 3)
 
 

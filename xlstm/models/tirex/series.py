@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.adopt import is_other
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.foreign import is_foreign
 from xlstm.data import frames
 from xlstm.data.host import Values
 from xlstm.data.values import LARGEST
@@ -123,7 +123,7 @@ def _array(where: str, name: str, given: Any, expected: str) -> np.ndarray[Any, 
     if checks.is_masked(given):
         given = np.where(np.ma.getmaskarray(given), np.nan, np.ma.getdata(given))
     held = given if isinstance(given, np.ndarray) else None
-    if held is None and (hasattr(given, "__dlpack__") or is_other(given)):
+    if held is None and (hasattr(given, "__dlpack__") or is_foreign(given)):
         held = to_numpy(given)
     array = checks.host(where, name, given if held is None else held, expected)
     try:

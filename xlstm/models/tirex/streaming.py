@@ -11,7 +11,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.namespace import Params
-from xlstm.data import following, frames
+from xlstm.data import frames, future_rows
 from xlstm.data.host import Values
 from xlstm.data.panels import Roles
 from xlstm.layers.state import State
@@ -25,7 +25,7 @@ RENEWED = 8  # by default a window is read again after this share of the context
 
 
 @dataclass
-class Track:
+class TimeSeries:
     """The network after patches that end with some value; the next ones end P, 2P, ... values later.
 
     Attributes
@@ -102,13 +102,13 @@ class Stream:
         self._table: tables.Table | None = None
         if tables.is_one(self._where, "series", given, targets=targets, series_id=series_id):
             self._table = tables.Table.of(self._where, model, given, Roles(targets, series_id=series_id))
-            following.check_ends(self._where, self._table.given, self._table.found)
+            future_rows.check_ends(self._where, self._table.given, self._table.found)
             columns = self._table.columns
             given = columns if len(columns) > 1 else columns[0]
         found = series.read(self._where, given, 1)
         self._single = found.single
         self._seen = np.stack([windows.last(row[0], model.context) for row in found.rows])  # (B, C)
-        self._tracks: dict[int, Track] = {}
+        self._tracks: dict[int, TimeSeries] = {}
         self.count = 0
 
     def push(self, values: Any) -> None:
@@ -194,7 +194,7 @@ class Stream:
         self._seen = np.concatenate((self._seen, new), axis=1)[:, -self.model.context :]
         self.count += new.shape[1]
 
-    def _now(self) -> Track:
+    def _now(self) -> TimeSeries:
         """Return the network after patches that end with the last value."""
         P, phase = self.model.patch_size, self.count % self.model.patch_size
         track = self._tracks.get(phase)
@@ -204,10 +204,10 @@ class Stream:
             T = self.model.context // P
             lead = min(windows.leading(row, P, T - 1) for row in self._seen)
             y, state = self._run(self._tokens(units, T)[:, lead:], self._starts.after(lead, len(self._seen)))
-            track = Track(units, self.count, self.count, state, y[:, -1:])
+            track = TimeSeries(units, self.count, self.count, state, y[:, -1:])
         elif self.count > track.at:
             y, state = self._run(self._tokens(track.units, (self.count - track.at) // P), track.state)
-            track = Track(track.units, track.began, self.count, state, y[:, -1:])
+            track = TimeSeries(track.units, track.began, self.count, state, y[:, -1:])
         self._tracks[phase] = track
         return track
 

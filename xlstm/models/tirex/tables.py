@@ -9,10 +9,10 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
-from xlstm.data import following, frames, panels, tracks
+from xlstm.data import frames, future_rows, panels
+from xlstm.data.covariates import Covariates, TimeSeries, read_series
 from xlstm.data.host import Values
 from xlstm.data.panels import Given, Roles
-from xlstm.data.tracks import Beside, Track
 from xlstm.models.tirex import quantiles as levels_of
 from xlstm.models.tirex.forecast import MEDIAN, Forecast
 
@@ -32,14 +32,14 @@ class Table(NamedTuple):
     """
 
     given: Given
-    found: list[Track]
+    found: list[TimeSeries]
     roles: Roles
 
     @classmethod
     def of(cls, where: str, model: Any, table: Any, roles: Roles) -> Table:
         """Return the series of a table for a model; errors are those of `forecast`, and name the caller, `where`."""
         roles = roles.checked(where)
-        return cls(*read(where, model, table, Beside(), roles, 0), roles)
+        return cls(*read(where, model, table, Covariates(), roles, 0), roles)
 
     @property
     def columns(self) -> list[Values]:
@@ -48,7 +48,7 @@ class Table(NamedTuple):
 
     def following(self, where: str, name: str, rows: Any, passed: int) -> Values:
         """Return more rows of the table, (B, n), by the columns; see `data.following.following`."""
-        found = following.following(where, name, self.given, self.found, self.roles, rows, passed)
+        found = future_rows.following(where, name, self.given, self.found, self.roles, rows, passed)
         return np.concatenate([one.T for one in found])
 
     def forecast(self, q: Values, trained: Sequence[float], levels: tuple[float, ...], passed: int) -> Forecast:
@@ -73,12 +73,12 @@ class Pretrained(NamedTuple):
     params: Params
     options: Mapping[str, Any]
 
-    def after(self, given: Given, found: Sequence[Track], steps: int) -> Forecast:
+    def after(self, given: Given, found: Sequence[TimeSeries], steps: int) -> Forecast:
         """Return forecasts after the ends of series, in the kind that the series came in."""
         median, quantiles = self.all_of([(track, len(track.values)) for track in found], steps)
         return _forecast(given, found, median, quantiles, self.options["quantiles"])
 
-    def forecast(self, track: Track, origins: Sequence[int], steps: int) -> tuple[Values, Values]:
+    def forecast(self, track: TimeSeries, origins: Sequence[int], steps: int) -> tuple[Values, Values]:
         """Return the median (M, H, C) and quantiles (M, H, C, Q) after the rows before each origin."""
         count = max(1, VALUES // track.values.size)
         parts = [
@@ -87,7 +87,7 @@ class Pretrained(NamedTuple):
         median, quantiles = (np.concatenate(part) for part in zip(*parts, strict=True))
         return median, quantiles
 
-    def all_of(self, looks: Sequence[tuple[Track, int]], steps: int) -> tuple[Values, Values]:
+    def all_of(self, looks: Sequence[tuple[TimeSeries, int]], steps: int) -> tuple[Values, Values]:
         """Return the median (M, H, C) and quantiles (M, H, C, Q) after the first rows of each track."""
         C = looks[0][0].values.shape[1]
         given = arguments(self.model, looks, steps)
@@ -127,7 +127,7 @@ def forecast(
         raise TypeError(
             f"{where}: later is None, expected a table with the {horizon} rows ahead of the columns of future"
         )
-    given, found = read(where, model, table, Beside(future=later), roles, horizon, later="later")
+    given, found = read(where, model, table, Covariates(future=later), roles, horizon, later="later")
     return Pretrained(model, params, {**options, "quantiles": levels}).after(given, found, horizon)
 
 
@@ -143,21 +143,21 @@ def read(
     where: str,
     model: Any,
     values: Any,
-    beside: Beside,
+    beside: Covariates,
     roles: Roles,
     steps: int,
     fitted: Sequence[str] = (),
     later: str = "future",
-) -> tuple[Given, list[Track]]:
+) -> tuple[Given, list[TimeSeries]]:
     """Return series as they were given and as tracks, with `steps` rows ahead; see `data.panels.given`.
 
     Raises
     ------
     ValueError, TypeError
-        As of `data.panels.given` and `data.tracks.read`, or covariates are not those that the model takes.
+        As of `data.panels.given` and `data.covariates.read_series`, or covariates are not those that the model takes.
     """
     given = panels.given(where, values, beside, roles, fitted, later)
-    found = tracks.read(where, given.values, given.beside, steps, False, gaps=True)
+    found = read_series(where, given.values, given.beside, steps, False, gaps=True)
     for k, track in enumerate(found):
         if track.static.size:
             raise ValueError(f"{where}: static has {track.static.size} numbers, expected none")
@@ -172,7 +172,7 @@ def read(
     return given, found
 
 
-def arguments(model: Any, looks: Sequence[tuple[Track, int]], steps: int) -> dict[str, Any]:
+def arguments(model: Any, looks: Sequence[tuple[TimeSeries, int]], steps: int) -> dict[str, Any]:
     """Return series, past and future, as `forecast` takes them, of the first rows of each track and `steps` later ones.
 
     Those of a model without covariates are the targets, each by itself.
@@ -188,7 +188,7 @@ def arguments(model: Any, looks: Sequence[tuple[Track, int]], steps: int) -> dic
 
 def _forecast(
     given: Given,
-    found: Sequence[Track],
+    found: Sequence[TimeSeries],
     median: Values,
     quantiles: Values,
     levels: tuple[float, ...],

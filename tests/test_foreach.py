@@ -7,11 +7,11 @@ import pytest
 
 from tests import nvrtc
 from tests.conftest import make_backend
-from xlstm.arrays import probe, together
+from xlstm.arrays import foreach, probe
 from xlstm.arrays.convert import to_numpy
 
 # Empty or not, less than a chunk, just one, and more; more arrays than one kernel takes.
-SHAPES = [(), (1,), (7, 3), (together.CHUNK,), (together.CHUNK + 1,), (3, 2000), *[(k % 5 + 1, 2) for k in range(300)]]
+SHAPES = [(), (1,), (7, 3), (foreach.CHUNK,), (foreach.CHUNK + 1,), (3, 2000), *[(k % 5 + 1, 2) for k in range(300)]]
 
 
 def moved(xp, a, b, far, scale, *, power):
@@ -30,9 +30,9 @@ def test_each_array_by_itself(be, rng, dtype):
     (a, b), given = drawn(be, rng, dtype)
     given[1][2] = be.asarray(np.ascontiguousarray(b[2].T), dtype).T  # in another order of memory
     scale = be.asarray(np.array(1.5), dtype)
-    found = together.each(be.xp, moved, given, (0.25, scale), power=2)
+    found = foreach.apply(be.xp, moved, given, (0.25, scale), power=2)
     if be.xp is np or be.name == "cupy":  # others take no numbers of NumPy
-        again = together.each(be.xp, moved, given, (np.float64(0.25), scale), power=2)
+        again = foreach.apply(be.xp, moved, given, (np.float64(0.25), scale), power=2)
         for one, other in zip(found, again, strict=True):
             np.testing.assert_allclose(to_numpy(other[0]), to_numpy(one[0]), rtol=1e-6)
     tolerance = {"float32": 1e-6, "float64": 1e-14}[dtype]
@@ -47,20 +47,20 @@ def test_each_array_by_itself(be, rng, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_norm(be, rng, dtype):
     (a, _), (given, _) = drawn(be, rng, dtype)
-    found = together.norm(be.xp, given)
+    found = foreach.norm(be.xp, given)
     assert found.shape == ()
     assert found.dtype == given[0].dtype
     expected = np.sqrt(sum(np.sum(x * x) for x in a))
     np.testing.assert_allclose(to_numpy(found), expected, rtol={"float32": 1e-6, "float64": 1e-14}[dtype])
-    infinite = together.norm(be.xp, [*given[:3], given[3] * np.inf])
+    infinite = foreach.norm(be.xp, [*given[:3], given[3] * np.inf])
     assert not np.isfinite(to_numpy(infinite))
 
 
 def test_empty_arrays(be):
     empty, full = be.asarray(np.zeros((0, 3))), be.asarray(np.ones(2))
-    (a,), (b,) = together.each(be.xp, lambda xp, x: x + x, [[empty, full]])
+    (a,), (b,) = foreach.apply(be.xp, lambda xp, x: x + x, [[empty, full]])
     assert (a.shape, b.shape) == ((0, 3), (2,))
-    assert float(together.norm(be.xp, [empty, full])) == pytest.approx(2**0.5)
+    assert float(foreach.norm(be.xp, [empty, full])) == pytest.approx(2**0.5)
 
 
 @pytest.mark.parametrize("empty", [False, True])
@@ -69,10 +69,10 @@ def test_numbers_on_the_device_and_results_in_place_on_cupy(empty):
     be, rng = make_backend("cupy", "float32"), np.random.default_rng(0)
     shapes = [(), (3, 2000), (0, 2)][: 2 + empty]
     given = [[be.asarray(rng.standard_normal(shape)) for shape in shapes] for _ in range(2)]
-    picked = together.Picked(be.asarray(np.array([1.0, 0.1, 3.0]), "float64"), be.asarray(np.array(1.0), "float64"))
+    picked = foreach.Picked(be.asarray(np.array([1.0, 0.1, 3.0]), "float64"), be.asarray(np.array(1.0), "float64"))
     two = be.asarray(np.array(2.0), "float64")
-    expected = together.each(be.xp, moved, given, (0.1, 2.0), power=2)
-    found = together.each(be.xp, moved, given, (picked, two), (0, 1), power=2)
+    expected = foreach.apply(be.xp, moved, given, (0.1, 2.0), power=2)
+    found = foreach.apply(be.xp, moved, given, (picked, two), (0, 1), power=2)
     for k, (results, others) in enumerate(zip(found, expected, strict=True)):
         for j, (a, b) in enumerate(zip(results, others, strict=True)):
             assert a is given[j][k]
@@ -88,7 +88,7 @@ def test_results_that_do_not_fit_into_their_places_on_cupy(empty, shape, dtype):
     one = [be.asarray(np.ones(size)) for size in [(2, 3), (0, 2)][: 1 + empty]]
     two = [be.asarray(np.ones(size), dtype) for size in [shape, (0, 2)][: 1 + empty]]
     with pytest.raises(ValueError, match=r"^together: .*expected"):
-        together.each(be.xp, moved, [one, two], (0.1, 2.0), (0, 1), power=2)
+        foreach.apply(be.xp, moved, [one, two], (0.1, 2.0), (0, 1), power=2)
     assert all(np.all(to_numpy(a) == 1) for a in (*one, *two))
 
 
@@ -98,9 +98,9 @@ def test_kernels_compile(monkeypatch, capability):
     acted = SimpleNamespace(RawKernel=lambda text, *a, **o: texts.append(text), ReductionKernel=lambda *a: None)
     monkeypatch.setattr(probe, "cupy", lambda: acted)
     for dtype in (np.dtype("f4"), np.dtype("f8")):
-        together._each_kernel.__wrapped__(moved, (dtype, dtype), (None, ("float", False)), (), (("power", 2),))
+        foreach._each_kernel.__wrapped__(moved, (dtype, dtype), (None, ("float", False)), (), (("power", 2),))
         numbers = ("double", True), ("half_t", False)
-        together._each_kernel.__wrapped__(moved, (dtype, dtype), numbers, (0, 1), (("power", 2),))
-        together._squares_kernels.__wrapped__(dtype)
+        foreach._each_kernel.__wrapped__(moved, (dtype, dtype), numbers, (0, 1), (("power", 2),))
+        foreach._squares_kernels.__wrapped__(dtype)
     for text in texts:
         assert nvrtc.compile_for(capability, text).spilled == 0

@@ -15,8 +15,8 @@ import xlstm
 from tests import gpu as on_gpu
 from tests.conftest import make_backend
 from xlstm.arrays import probe
-from xlstm.arrays.adopt import adopt, is_other
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.foreign import from_foreign, is_foreign
 from xlstm.data import Batch, Sequences, Streams, Windows
 from xlstm.estimators import Forecaster, SequenceRegressor
 from xlstm.models import TiRex
@@ -303,14 +303,14 @@ def test_functions_of_arrays_in_any_order_of_memory(be, rng, strided):
 def test_nothing_is_copied(gpu):
     a = gpu.asarray(np.arange(12.0).reshape(3, 4).T, "float64")
     for kind in (Described, Offered):
-        found = adopt("here", kind(a))
+        found = from_foreign("here", kind(a))
         assert type(found) is type(a)
         assert (found.data.ptr, found.strides) == (a.data.ptr, a.strides)
     host = np.arange(4.0)
-    assert np.shares_memory(adopt("here", Offered(host)), host)
+    assert np.shares_memory(from_foreign("here", Offered(host)), host)
     for same in (a, host, [host], {"a": a}, (a, None), "text", 1.0):
-        assert adopt("here", same) is same
-    assert not is_other(np.ndarray)
+        assert from_foreign("here", same) is same
+    assert not is_foreign(np.ndarray)
 
 
 def test_results_are_offered_the_same_way(gpu):
@@ -363,7 +363,7 @@ def test_arrays_on_a_device_that_is_not_the_current_one_are_refused(gpu):
             layer(params, gpu.asarray(np.ones((T, B, D))))
         y, _ = layer(other, Described(there))
         assert y.device.id == 1
-    found = adopt("here", Described(there))
+    found = from_foreign("here", Described(there))
     assert (found.device.id, found.data.ptr) == (1, there.data.ptr)
     with pytest.raises(TypeError, match=r"LSTM: 0.Wx is on <CUDA Device 0> but x on <CUDA Device 1>, expected"):
         layer(params, Described(there))

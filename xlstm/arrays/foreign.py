@@ -23,7 +23,7 @@ R = TypeVar("R")
 HOST, DEVICE = {1: "a CPU", 3: "a CPU, pinned"}, {2: "a GPU", 13: "managed"}
 
 
-def is_other(value: Any) -> bool:
+def is_foreign(value: Any) -> bool:
     """Tell whether a value is an array that has to be adopted."""
     kind = type(value)
     if kind is np.ndarray or array_api_compat.is_array_api_obj(value):
@@ -31,7 +31,7 @@ def is_other(value: Any) -> bool:
     return hasattr(kind, "__cuda_array_interface__") or hasattr(kind, "__dlpack_device__")
 
 
-def adopt(where: str, value: Any) -> Any:
+def from_foreign(where: str, value: Any) -> Any:
     """Return a value in which arrays of other libraries are those of NumPy or CuPy.
 
     Parameters
@@ -53,20 +53,20 @@ def adopt(where: str, value: Any) -> Any:
     if type(value) is np.ndarray or value is None:
         return value
     if type(value) is dict:
-        found = {name: adopt(where, a) for name, a in value.items()}
+        found = {name: from_foreign(where, a) for name, a in value.items()}
         return found if any(found[name] is not a for name, a in value.items()) else value
     if type(value) in (tuple, list):
-        some = [adopt(where, a) for a in value]
+        some = [from_foreign(where, a) for a in value]
         return type(value)(some) if any(a is not b for a, b in zip(some, value, strict=True)) else value
-    return _adopted(where, value) if is_other(value) else value
+    return _adopted(where, value) if is_foreign(value) else value
 
 
-def adopting(function: Callable[P, R]) -> Callable[P, R]:
+def accepts_foreign(function: Callable[P, R]) -> Callable[P, R]:
     """Let a function take arrays of other libraries in all its arguments."""
 
     @functools.wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> R:
-        return function(*adopt(function.__name__, args), **adopt(function.__name__, options))
+        return function(*from_foreign(function.__name__, args), **from_foreign(function.__name__, options))
 
     return call
 

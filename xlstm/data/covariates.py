@@ -15,7 +15,7 @@ from xlstm.data.preparation import carry_forward
 from xlstm.data.values import numbers, series
 
 
-class Track(NamedTuple):
+class TimeSeries(NamedTuple):
     """One series.
 
     Attributes
@@ -46,12 +46,12 @@ class Track(NamedTuple):
     marks: int = 0
     begin: int = 0
 
-    def until(self, end: int) -> Track:
+    def until(self, end: int) -> TimeSeries:
         """Return the track as it was before row `end`; what is known in advance stays."""
         return self._replace(values=self.values[:end], known=self.known[:end], past=self.past[:end])
 
 
-class Beside(NamedTuple):
+class Covariates(NamedTuple):
     """Numbers that are known beside the values, each for one series or a list of them for several."""
 
     past: Any = None
@@ -60,7 +60,7 @@ class Beside(NamedTuple):
     dates: Any = None
 
     @classmethod
-    def of(cls, where: str, given: Mapping[str, Any]) -> Beside:
+    def of(cls, where: str, given: Mapping[str, Any]) -> Covariates:
         """Return keywords of a caller as what they stand for; raise TypeError where one is unknown."""
         if unknown := given.keys() - set(cls._fields):
             raise TypeError(f"{where}: {min(unknown)} is no argument, expected some of {', '.join(cls._fields)}")
@@ -76,7 +76,9 @@ class Known(TypedDict, total=False):
     dates: Any
 
 
-def read(where: str, values: Any, beside: Beside, more: int, look: bool, gaps: bool = False) -> list[Track]:
+def read_series(
+    where: str, values: Any, beside: Covariates, more: int, look: bool, gaps: bool = False
+) -> list[TimeSeries]:
     """Return tracks of one series or of several, with room for `more` rows of the calendar.
 
     With `look` features of dates are among the covariates that are known in advance. With `gaps` covariates keep their
@@ -96,7 +98,7 @@ def read(where: str, values: Any, beside: Beside, more: int, look: bool, gaps: b
     found = []
     for k, one in enumerate(values):
         try:
-            found.append(_track(where, one, Beside(*(given[k] for given in several)), more, look, gaps))
+            found.append(_track(where, one, Covariates(*(given[k] for given in several)), more, look, gaps))
         except (TypeError, ValueError) as error:
             error.add_note(f"in series {k}")
             raise
@@ -127,7 +129,7 @@ def _each(where: str, name: str, given: Any, number: int) -> Any:
     return given
 
 
-def _track(where: str, given: Any, beside: Beside, more: int, look: bool, gaps: bool) -> Track:
+def _track(where: str, given: Any, beside: Covariates, more: int, look: bool, gaps: bool) -> TimeSeries:
     values = series(where, given)
     N = len(values)
     begin = 0 if gaps else int(np.max(np.argmax(~np.isnan(values), axis=0)))
@@ -157,10 +159,10 @@ def _track(where: str, given: Any, beside: Beside, more: int, look: bool, gaps: 
         raise ValueError(f"{where}: static has a number that is not finite, expected finite numbers (S,)")
     past, known = _placed(past, place, rows), _bridged(values)
     if gaps:
-        return Track(values, _begun(known), past, future, static, calendar, marks)
+        return TimeSeries(values, _begun(known), past, future, static, calendar, marks)
     begin = int(place[begin])
     values, known, past, future = (rows[begin:] for rows in (values, known, _bridged(past), _bridged(future)))
-    return Track(values, known, past, future, static, calendar, marks, begin)
+    return TimeSeries(values, known, past, future, static, calendar, marks, begin)
 
 
 def _covariates(where: str, name: str, given: Any, N: int, most: int | None, lead: int) -> Values:

@@ -9,14 +9,14 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.data import calendars, frames, numbering, panels
+from xlstm.data.covariates import TimeSeries
 from xlstm.data.dates import FILL, Calendar
 from xlstm.data.host import Values
 from xlstm.data.panels import Given, Roles
-from xlstm.data.tracks import Track
 from xlstm.data.values import series
 
 
-def check_ends(where: str, given: Given, read: Sequence[Track]) -> None:
+def check_ends(where: str, given: Given, read: Sequence[TimeSeries]) -> None:
     """Raise ValueError unless all series of a table end with one date, if they have dates, and have one step."""
     ends = [None if one.calendar is None else _end(one.calendar) for one in read]
     for k, end in enumerate(ends):
@@ -31,7 +31,7 @@ def _end(calendar: Calendar) -> str:
 
 
 def following(
-    where: str, name: str, given: Given, read: Sequence[Track], roles: Roles, table: Any, passed: int
+    where: str, name: str, given: Given, read: Sequence[TimeSeries], roles: Roles, table: Any, passed: int
 ) -> list[Values]:
     """Return rows that come after those of a table, (n, C) for each of its series.
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from xlstm.data.covariates import TimeSeries
 from xlstm.data.host import Values
-from xlstm.data.tracks import Track
-from xlstm.estimators import highway, intervals
+from xlstm.estimators import intervals, linear_baseline
 from xlstm.estimators.predictor import Predictor
 from xlstm.estimators.preparation import parts_of
 from xlstm.estimators.scaling import Origins
@@ -40,7 +40,7 @@ class Unseen(NamedTuple):
     outside: Values
 
 
-def unseen(judge: Predictor, track: Track, units: Values, start: int | None = None) -> Unseen:
+def unseen(judge: Predictor, track: TimeSeries, units: Values, start: int | None = None) -> Unseen:
     """Return a chunk of forecasts of a series from row `start` on, by default its end.
 
     Before them are those by whose errors their first intervals are calibrated.
@@ -48,21 +48,21 @@ def unseen(judge: Predictor, track: Track, units: Values, start: int | None = No
     s, N = judge.settings, len(track.values)
     start = N if start is None else start
     first = max(parts_of(N, s)["validation"].start, start - intervals.RECENT - s.horizon)
-    origins = np.arange(first, min(start + highway.CHUNK, N))
+    origins = np.arange(first, min(start + linear_baseline.CHUNK, N))
     mean, quantiles, scale = judge.forecast(track, units, origins)
-    truth = highway.targets(track, origins, s.horizon, N)
+    truth = linear_baseline.targets(track, origins, s.horizon, N)
     outside = intervals.errors(quantiles, truth, scale, s.quantiles)
     return Unseen(origins, start - first, mean, quantiles, truth, scale, outside)
 
 
-def tested(judge: Predictor, track: Track, units: Values) -> Judged:
+def tested(judge: Predictor, track: TimeSeries, units: Values) -> Judged:
     """Return the forecasts of the test part of a series, with intervals calibrated by what was known."""
     levels, (H, C), N = judge.settings.quantiles, judge.spread.shape, len(track.values)
     at = np.arange(parts_of(N, judge.settings)["test"].start, N)
     made = Judged(at, *(np.empty((len(at), H, C, *more)) for more in ((), (len(levels),), ())))
-    for k in range(0, len(at), highway.CHUNK):
+    for k in range(0, len(at), linear_baseline.CHUNK):
         found = unseen(judge, track, units, int(at[k]))
-        test, part = slice(found.test, None), slice(k, k + highway.CHUNK)
+        test, part = slice(found.test, None), slice(k, k + linear_baseline.CHUNK)
         by = intervals.rolling(found.outside, found.test, levels)
         quantiles = intervals.widen(found.quantiles[test], found.scale[test], by, levels)
         made.quantiles[part] = judge.limited(quantiles)
@@ -81,9 +81,9 @@ def last(found: Judged, folds: int, horizon: int) -> Judged:
     return Judged(*(part[rows] for part in found))
 
 
-def joined(track: Track, rounds: Sequence[tuple[int, Values, Values]]) -> Judged:
+def joined(track: TimeSeries, rounds: Sequence[tuple[int, Values, Values]]) -> Judged:
     """Return forecasts of one series: the first row, the mean (H, C) and quantiles (H, C, Q) of each."""
     ends, means, quantiles = zip(*rounds, strict=True)
     at = np.array(ends)
-    truth = highway.targets(track, at, len(means[0]), len(track.values))
+    truth = linear_baseline.targets(track, at, len(means[0]), len(track.values))
     return Judged(at, np.stack(means), np.stack(quantiles), truth)

@@ -1,4 +1,4 @@
-"""The linear highway: an autoregression by least squares to which the network adds.
+"""The linear baseline: an autoregression by least squares to which the network adds.
 
 Lai et al. 2018 (LSTNet) put an autoregression beside a network, since networks do not follow the scale of their input
 well. Here its weights come from ridge regression (Hoerl & Kennard 1970), and the network learns what is left.
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import blas
+from xlstm.data.covariates import TimeSeries
 from xlstm.data.host import Values
-from xlstm.data.tracks import Track
 from xlstm.estimators.scaling import FAR, Origins, Scaling, standard
 
 RIDGES = (0.01, 0.1, 1.0)  # penalties that are tried, in units of the mean square of a lag
@@ -28,7 +28,7 @@ Host = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Highway:
+class LinearBaseline:
     """A linear forecast of each target for each step ahead.
 
     Attributes
@@ -46,7 +46,7 @@ class Highway:
     ridge: float = 0.0
     light: float = 0.0
 
-    def apply(self, track: Track, scaling: Scaling, units: Values, origins: Origins) -> Values:
+    def apply(self, track: TimeSeries, scaling: Scaling, units: Values, origins: Origins) -> Values:
         """Return by how much the targets after each origin differ from the last value, (M, H, C), in `units`."""
         C, H, _ = self.coefficients.shape
         found = np.empty((len(origins), H, C))
@@ -62,14 +62,14 @@ class Highway:
         return found
 
 
-def none(order: int, scaling: Scaling, horizon: int) -> Highway:
-    """Return the highway that repeats the last value."""
+def none(order: int, scaling: Scaling, horizon: int) -> LinearBaseline:
+    """Return the linear baseline that repeats the last value."""
     C, K = len(scaling.units[0]), order + len(scaling.static[0]) + len(scaling.future[0])
-    return Highway(order, np.zeros((C, horizon, K)))
+    return LinearBaseline(order, np.zeros((C, horizon, K)))
 
 
 def fit(
-    tracks: Sequence[Track],
+    tracks: Sequence[TimeSeries],
     scaling: Scaling,
     units: Sequence[Values],
     origins: Sequence[Origins],
@@ -77,8 +77,8 @@ def fit(
     horizon: int,
     order: int,
     penalties: Sequence[tuple[float, float]],
-) -> list[Highway]:
-    """Return a highway for each penalty, fitted to the values before the rows `stops`.
+) -> list[LinearBaseline]:
+    """Return a linear baseline for each penalty, fitted to the values before the rows `stops`.
 
     Windows that reach back before the beginning of their series do not count, if there are enough others.
     """
@@ -97,7 +97,9 @@ def fit(
         # The systems are small: threads of BLAS would mostly wait for each other, long where the cores have other work.
         with blas.one_thread():
             found.append(_solved(x, ahead, y, order, penalties))
-    return [Highway(order, np.stack([weights[k] for weights in found]), *penalties[k]) for k in range(len(penalties))]
+    return [
+        LinearBaseline(order, np.stack([weights[k] for weights in found]), *penalties[k]) for k in range(len(penalties))
+    ]
 
 
 def _solved(x: Values, ahead: Values, y: Values, order: int, penalties: Sequence[tuple[float, float]]) -> Host:
@@ -116,8 +118,8 @@ def _solved(x: Values, ahead: Values, y: Values, order: int, penalties: Sequence
 
 
 def error(
-    line: Highway,
-    tracks: Sequence[Track],
+    line: LinearBaseline,
+    tracks: Sequence[TimeSeries],
     scaling: Scaling,
     units: Sequence[Values],
     rows: Sequence[Mapping[str, slice]],
@@ -135,7 +137,7 @@ def error(
     return float(np.mean(total / np.maximum(base, 1e-12)))
 
 
-def targets(track: Track, origins: Origins, horizon: int, stop: int) -> Values:
+def targets(track: TimeSeries, origins: Origins, horizon: int, stop: int) -> Values:
     """Return the values (M, H, C) after each origin; NaN from row `stop` on, and where one is missing."""
     found = np.full((len(origins), horizon, track.values.shape[1]), np.nan)
     for h in range(horizon):
@@ -144,7 +146,7 @@ def targets(track: Track, origins: Origins, horizon: int, stop: int) -> Values:
     return found
 
 
-def changes(track: Track, origins: Origins, horizon: int, stop: int, units: Values) -> Values:
+def changes(track: TimeSeries, origins: Origins, horizon: int, stop: int, units: Values) -> Values:
     """Return by how much `targets` differ from the last value before each origin, in units, within sane limits."""
     found = targets(track, origins, horizon, stop)
     found -= track.known[origins - 1, None]
@@ -152,7 +154,7 @@ def changes(track: Track, origins: Origins, horizon: int, stop: int, units: Valu
     return np.clip(found, -FAR, FAR, out=found)
 
 
-def _design(track: Track, scaling: Scaling, units: Values, origins: Origins, order: int, c: int) -> Values:
+def _design(track: TimeSeries, scaling: Scaling, units: Values, origins: Origins, order: int, c: int) -> Values:
     """Return lags of a target, a constant and static numbers; before its beginning a series is as at its beginning."""
     column = track.known[:, c]
     lags = column[np.maximum(origins[:, None] - np.arange(order, 1, -1), 0)] - column[origins - 1, None]
@@ -161,7 +163,7 @@ def _design(track: Track, scaling: Scaling, units: Values, origins: Origins, ord
     return np.concatenate((lags, np.ones((len(origins), 1)), np.repeat(static, len(origins), axis=0)), axis=1)
 
 
-def _ahead(track: Track, scaling: Scaling, origins: Origins, horizon: int) -> Values:
+def _ahead(track: TimeSeries, scaling: Scaling, origins: Origins, horizon: int) -> Values:
     """Return covariates (M, H, F) of the steps that are predicted; the last row stands for those that are missing."""
     rows = np.minimum(origins[:, None] + np.arange(horizon), len(track.future) - 1)
     return standard(track.future[rows], scaling.future)

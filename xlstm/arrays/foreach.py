@@ -76,7 +76,7 @@ class Picked(NamedTuple):
     at: Array
 
 
-def each(
+def apply(
     xp: Namespace,
     function: Callable[..., Any],
     columns: Sequence[Sequence[Array]],
@@ -113,7 +113,7 @@ def each(
         A result does not fit into the place that it is to take; or on CuPy the arrays of a call differ in shape.
     """
     if into and not all(a.flags.c_contiguous for k in into for a in columns[k]):
-        raise ValueError("together: results take the places of contiguous arrays alone")
+        raise ValueError("foreach: results take the places of contiguous arrays alone")
     if not _takes(xp, columns):
         calls = zip(*columns, strict=True)
         plain = [xp.take(n.values, xp.astype(n.at, xp.int64)) if isinstance(n, Picked) else n for n in numbers]
@@ -123,7 +123,7 @@ def each(
     for column in columns[1:]:
         for a, shape in zip(column, shapes, strict=True):
             if a.shape != shape:
-                raise ValueError(f"together: an array has shape {a.shape}, expected {shape} as the others of its call")
+                raise ValueError(f"foreach: an array has shape {a.shape}, expected {shape} as the others of its call")
     kinds = tuple(_kind(number) for number in numbers)
     kernel, results = _each_kernel(function, dtypes, kinds, tuple(into), tuple(options.items()))
     for k, dtype in zip(into, results, strict=bool(into)):
@@ -153,7 +153,7 @@ def _placed(
 def _fit(place: Array, shape: tuple[int, ...], dtype: Any) -> None:
     """Raise unless a result has the shape and dtype of the array whose place it takes."""
     if (shape, dtype) != (place.shape, place.dtype):
-        raise ValueError(f"together: a result is {dtype} {shape}, expected {place.dtype} {place.shape} for its place")
+        raise ValueError(f"foreach: a result is {dtype} {shape}, expected {place.dtype} {place.shape} for its place")
 
 
 def _kind(number: Any) -> tuple[str, bool] | None:
@@ -174,7 +174,7 @@ def copies(xp: Namespace, arrays: Sequence[Array]) -> list[Array]:
     """Return copies of arrays, on CuPy from one launch."""
     if not _takes(xp, [arrays]) or not all(a.flags.c_contiguous for a in arrays):
         return [xp.asarray(a, copy=True) for a in arrays]
-    return [a for (a,) in each(xp, _same, [arrays])]
+    return [a for (a,) in apply(xp, _same, [arrays])]
 
 
 def _same(xp: Namespace, a: Array) -> Array:
