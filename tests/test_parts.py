@@ -7,10 +7,9 @@ import xlstm
 from tests.conftest import make_backend
 from tests.layers import PATCHES
 from xlstm.arrays.convert import to_numpy
-from xlstm.layers.blocks.feedforward import GatedFeedForward, ResidualFeedForward
+from xlstm.layers.blocks.block import GatedFeedForward, ResidualFeedForward
 from xlstm.layers.conv import CausalConv
-from xlstm.layers.embedding import Embedding
-from xlstm.layers.linear import HeadwiseLinear, Linear
+from xlstm.layers.linear import Embedding, HeadwiseLinear, Linear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
 from xlstm.layers.state import Leaf
 from xlstm.models import TiRex, TiRex2
@@ -118,7 +117,7 @@ def test_gradient(rng, layer, lengths):
 
 def test_gradient_of_a_limited_mlstm(be, rng, monkeypatch):
     """With a limit so low that it matters to half of all inputs, in both layers."""
-    monkeypatch.setattr("xlstm.layers.mlstm.fourth_root", lambda xp, dtype: 0.6)
+    monkeypatch.setattr("xlstm.layers.memory.fourth_root", lambda xp, dtype: 0.6)
     layer = xlstm.mLSTM(2, 4, 2, num_heads=2, chunk_size=2, dropout=0.3)
     params, x = params_of(layer, be, rng), be.asarray(rng.standard_normal((4, 3, 2)))
 

@@ -1,19 +1,28 @@
-"""The mLSTM cell over a batch of sequences: rows are split into heads, and steps past a sequence's end masked."""
+"""The mLSTM: the matrix memories of all heads over a batch of sequences, and the layer that has them."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xlstm.arrays import cores
-from xlstm.arrays.namespace import Array, Namespace
+from xlstm.arrays.concat import concat, stack
+from xlstm.arrays.fuse import fuse
+from xlstm.arrays.matmul import matmul
+from xlstm.arrays.namespace import Array, Namespace, Params, dtype_name, squares_below
 from xlstm.cells import mlstm
+from xlstm.cells.activations import clamp, clamp_bwd, sigmoid, sigmoid_bwd
+from xlstm.cells.normalization import fourth_root
 from xlstm.engines import heads
 from xlstm.engines.cuda.chunks import passes as chunks
 from xlstm.engines.numba import chunks as loops
+from xlstm.layers.initializers import mlstm_bias, uniform
+from xlstm.layers.module import Weight, dropout, dropped, rows, total
+from xlstm.layers.sequence import SequenceLayer
 from xlstm.layers.state import Leaf, Span, State
 
 
@@ -129,3 +138,201 @@ class Memory(NamedTuple):
             return xp.permute_dims(a, (2, 0, 1))
         B, N, T, F = a.shape
         return xp.reshape(xp.permute_dims(a, (2, 0, 1, 3)), (T, B, N * F))
+
+
+@dataclass(frozen=True)
+class mLSTM(SequenceLayer):  # noqa: N801
+    """LSTM with a matrix memory (Beck et al. 2024, xLSTM, section 2.3): y = sigmoid(o~) * h~.
+
+    Layer k has the parameters `{k}.Wx` (2 N K + 2 H + 2 N, D) and `{k}.b`, rows of q, k, v, o, i and f in turn. The
+    state is (C, n, m), of shapes (L, B, N, K, H / N), (L, B, N, K) and (L, B, N): C and n are divided by exp(m), and m
+    is -inf before the first step. Beside parameters in float16 or bfloat16 it is float32. `saved["0"].q` is the q of
+    the first layer, and likewise for k, v, i, f, o and h.
+
+    The input of each layer is limited to [-r, r], where r is the fourth root of the largest number of the dtype (4e9 in
+    float32, 1e77 in float64), so that products of q, k and v are finite. In float16 it is not limited.
+
+    Parameters
+    ----------
+    input_size : int
+        Width D of the input.
+    hidden_size : int
+        Width H of all values, and of y.
+    num_layers : int
+        Number L of stacked layers.
+    num_heads : int
+        Number N of heads, each with a memory of its own.
+    qk_size : int, optional
+        Width N K of all queries, and of all keys; by default H.
+    batch_first : bool
+        x and y are (B, T, ...) instead of (T, B, ...).
+    bias : bool
+        Whether there are biases.
+    dropout : float
+        Rate of dropout between layers.
+    forget_gate : {"sigmoid", "exponential"}
+        f = sigmoid(f~), or exp(f~).
+    eps : float
+        Number that is added to the denominator of h~.
+    chunk_size : int, optional
+        Number of steps that are computed together by matrix products; the default follows the width of heads. It
+        changes the speed, and results only by rounding.
+
+    Examples
+    --------
+    >>> import numpy as np, xlstm
+    >>> mlstm = xlstm.mLSTM(3, 8, num_heads=2)
+    >>> y, (C, n, m), saved = mlstm.forward(mlstm.init(backend="numpy"), np.ones((12, 5, 3), dtype="float32"))
+    >>> y.shape, C.shape, n.shape, m.shape
+    ((12, 5, 8), (1, 5, 2, 4, 4), (1, 5, 2, 4), (1, 5, 2))
+    """
+
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+    _: KW_ONLY
+    num_heads: int = 1
+    qk_size: int | None = None
+    batch_first: bool = False
+    bias: bool = True
+    dropout: float = 0.0
+    forget_gate: str = "sigmoid"
+    eps: float = 0.0
+    chunk_size: int | None = None
+
+    HEADED = ("hidden_size", "qk_size")
+    _output_symbol = "H"
+
+    def __post_init__(self) -> None:
+        if self.qk_size is None:
+            object.__setattr__(self, "qk_size", self.hidden_size)
+        super().__post_init__()
+        if self.dropout and self.num_layers == 1:
+            raise ValueError(f"mLSTM: dropout is {self.dropout} but acts between layers, and num_layers is 1")
+
+    @property
+    def output_size(self) -> int:
+        return self.hidden_size
+
+    @functools.cached_property
+    def random(self) -> bool:
+        return self.dropout > 0
+
+    @functools.cached_property
+    def memory(self) -> Memory:
+        """The memories of a layer."""
+        N = self.num_heads
+        assert self.qk_size is not None
+        sizes = (N, self.qk_size // N, self.hidden_size // N)
+        return Memory(*sizes, eps=self.eps, forget=self.forget_gate, chunk=self.chunk_size)
+
+    @functools.cached_property
+    def _splits(self) -> dict[str, slice]:
+        """The rows of Wx from which q, k, v, o, i and f come."""
+        N, K, V = self.memory[:3]
+        ends = np.cumsum([N * K, N * K, N * V, N * V, N, N])
+        return {
+            name: slice(end - size, end)
+            for name, end, size in zip("qkvoif", ends, np.diff(ends, prepend=0), strict=True)
+        }
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        N, H = self.num_heads, self.hidden_size
+        height = {"2NK + 2H + 2N": 2 * self.memory.K * N + 2 * H + 2 * N}
+        found: dict[str, Weight] = {}
+        for k in range(self.num_layers):
+            found[f"{k}.Wx"] = {**height, "D": H if k else self.input_size}, self._draw
+            if self.bias:
+                found[f"{k}.b"] = height, self._draw
+        return found
+
+    def _draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+        """Draw U(-1/sqrt(H), 1/sqrt(H)), but for the gates i and f weights of 0 and the biases of `mlstm_bias`."""
+        values = uniform(self.hidden_size**-0.5)(rng, shape)
+        values[self._splits["i"].start :] = mlstm_bias(rng, self.num_heads) if len(shape) == 1 else 0.0
+        return values
+
+    @functools.cached_property
+    def states(self) -> State:
+        """The leaves C, n and m of all layers."""
+        return tuple(leaf._replace(before={"L": self.num_layers}) for leaf in self.memory.states)
+
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+        xp, kept = span.xp, {}
+        ends = []
+        for k in range(self.num_layers):
+            mask = dropout(span.rng, self.dropout if k else 0.0, tuple(x.shape), x)
+            x, beyond = _limited(xp, dropped(x, mask))
+            z = matmul(xp, rows(xp, x), p[f"{k}.Wx"].T)
+            if self.bias:
+                z += p[f"{k}.b"]
+            z = xp.reshape(z, (span.T, span.B, z.shape[1]))
+            q, key, v, o, i, f = (z[..., part] for part in self._splits.values())
+            h, end, memory = self.memory.run(q, key, v, i, f, tuple(s[k, ...] for s in state), span)
+            s, y = fuse(xp, _gated, o, h)
+            if span.keep:
+                kept[str(k)] = Kept(x, beyond, mask, q, key, v, i, f, s, h, memory)
+            x = y
+            ends.append(end)
+        return x, tuple(stack(xp, one) for one in zip(*ends, strict=True)), kept
+
+    def scan_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
+    ) -> tuple[Params, Array, State]:
+        xp = span.xp
+        grads: Params = {}
+        starts = []
+        for k in range(self.num_layers - 1, -1, -1):
+            one = kept[str(k)]
+            end = None if dstate is None else tuple(d[k, ...] for d in dstate)
+            do, dh = fuse(xp, _gated_bwd, dy, one.o, one.h)
+            (dq, dk, dv, di, df), start = self.memory.run_bwd(one.memory, dh, end, span)
+            dz = rows(xp, concat(xp, (dq, dk, dv, do, di, df), -1))
+            grads[f"{k}.Wx"] = matmul(xp, dz.T, rows(xp, one.x))
+            if self.bias:
+                grads[f"{k}.b"] = total(xp, dz)
+            dy = xp.reshape(matmul(xp, dz, p[f"{k}.Wx"]), one.x.shape)
+            if one.beyond is not None:
+                dy = fuse(xp, clamp_bwd, dy, one.beyond, limit=fourth_root(xp, dy.dtype))
+            dy = dropped(dy, one.mask)
+            starts.append(start)
+        return grads, dy, tuple(stack(xp, one[::-1]) for one in zip(*starts, strict=True))
+
+    def pieces(self, kept: Any) -> Mapping[str, Any]:
+        return kept  # type: ignore[no-any-return]
+
+
+class Kept(NamedTuple):
+    """The values that one layer keeps, time first."""
+
+    x: Array  # as multiplied by Wx
+    beyond: Array | None  # x before it was limited, or None where it was not
+    mask: Array | None
+    q: Array
+    k: Array
+    v: Array
+    i: Array  # before the exponential
+    f: Array  # before the sigmoid or the exponential
+    o: Array
+    h: Array  # before the output gate
+    memory: Any
+
+
+def _limited(xp: Namespace, x: Array) -> tuple[Array, Array | None]:
+    """Return x limited to [-r, r], and x before that, or None where it needs no limit."""
+    if dtype_name(x.dtype) == "float16":  # in which r would be 16
+        return x, None
+    r = fourth_root(xp, x.dtype)
+    if squares_below(xp, x, r * r):
+        return x, None
+    return fuse(xp, clamp, x, limit=r), x
+
+
+def _gated(xp: Namespace, o: Array, h: Array) -> tuple[Array, Array]:
+    s = sigmoid(xp, o)
+    return s, s * h
+
+
+def _gated_bwd(xp: Namespace, dy: Array, s: Array, h: Array) -> tuple[Array, Array]:
+    return sigmoid_bwd(xp, dy * h, None, s), dy * s

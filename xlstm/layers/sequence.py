@@ -14,10 +14,8 @@ from xlstm.arrays import checks
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace, plain_namespace
 from xlstm.arrays.random import Seed
-from xlstm.layers.masks import masks
-from xlstm.layers.module import Module
-from xlstm.layers.saved import Saved
-from xlstm.layers.state import Span, State, arrays_of, complete, wide_names
+from xlstm.layers.module import Module, masks
+from xlstm.layers.state import Saved, Span, State, arrays_of, complete, wide_names
 from xlstm.recurrence.packing import Packing
 
 

@@ -17,15 +17,12 @@ from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params, check_library
 from xlstm.arrays.random import Seed, generator
 from xlstm.cells.activations import soft_cap, soft_cap_bwd, softmax
+from xlstm.layers.blocks.backbone import Backbone
 from xlstm.layers.blocks.block import Block
-from xlstm.layers.blocks.stack import Backbone
-from xlstm.layers.embedding import Embedding, tokens_of, within
-from xlstm.layers.linear import Linear
-from xlstm.layers.masks import dropout
-from xlstm.layers.module import dropped
-from xlstm.layers.saved import Saved
+from xlstm.layers.linear import Embedding, Linear, tokens_of, within
+from xlstm.layers.module import dropout, dropped
 from xlstm.layers.sequence import SequenceLayer
-from xlstm.layers.state import Span, State
+from xlstm.layers.state import Saved, Span, State
 from xlstm.models.sequence import layer
 from xlstm.training.losses import cross_entropy
 

@@ -10,14 +10,13 @@ import numpy as np
 
 from xlstm.arrays import checks, constants, fuse
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
-from xlstm.layers.blocks.stack import xLSTMStack
-from xlstm.layers.custom import LAYERS
+from xlstm.layers.blocks.backbone import xLSTMStack
 from xlstm.layers.gated import Recurrent
 from xlstm.layers.linear import Linear
-from xlstm.layers.mlstm import mLSTM
-from xlstm.layers.saved import Saved
+from xlstm.layers.memory import mLSTM
+from xlstm.layers.recurrent import LAYERS
 from xlstm.layers.sequence import SequenceLayer
-from xlstm.layers.state import Span, State, complete
+from xlstm.layers.state import Saved, Span, State, complete
 
 SavedModel = Saved  # the name that it had
 CELLS = ("lstm", "gru", "rnn", "slstm", "mlstm", "xlstm")

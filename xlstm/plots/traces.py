@@ -11,9 +11,9 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import namespace_of
+from xlstm.layers.gated import Pass
 from xlstm.layers.memory import gates_of
-from xlstm.layers.saved import Saved
-from xlstm.layers.stack import Pass
+from xlstm.layers.state import Saved
 
 Host = np.ndarray[Any, Any]
 

@@ -18,7 +18,7 @@ from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Params
 from xlstm.arrays.random import Seed, generator
 from xlstm.data.batches import Batch
-from xlstm.layers.masks import STREAM
+from xlstm.layers.module import STREAM
 from xlstm.training import accumulation, decisions, optimizers
 from xlstm.training.callbacks import Callback
 from xlstm.training.decisions import Decided, Given

@@ -22,8 +22,8 @@ from xlstm.interop import pieces
 from xlstm.interop.nxai import names
 from xlstm.interop.nxai.config import config_of, model_of
 from xlstm.interop.shards import Shards, config_beside, files_of, places, write
+from xlstm.layers.blocks.backbone import xLSTMStack
 from xlstm.layers.blocks.large import xLSTMLarge
-from xlstm.layers.blocks.stack import xLSTMStack
 from xlstm.models.language import xLSTMLanguageModel
 
 STYLES = ("xlstm", "transformers")

@@ -11,9 +11,9 @@ from xlstm.data import reading
 from xlstm.interop.keys import factor, only, options, values
 from xlstm.interop.nxai import keys
 from xlstm.interop.nxai.keys import take
+from xlstm.layers.blocks.backbone import xLSTMStack
 from xlstm.layers.blocks.block import round_up
 from xlstm.layers.blocks.large import xLSTMLarge
-from xlstm.layers.blocks.stack import xLSTMStack
 from xlstm.models.language import xLSTMLanguageModel
 
 Config = Mapping[str, Any]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from xlstm.interop import pieces as pieces_of
 from xlstm.interop.pieces import LAST, Host, Layout, Piece, Shape
 from xlstm.layers.blocks.large import xLSTMLarge
-from xlstm.layers.blocks.slstm import sLSTMBlock
+from xlstm.layers.blocks.slstm_block import sLSTMBlock
 from xlstm.models.language import xLSTMLanguageModel
 
 HEAD = "lm_head.weight"

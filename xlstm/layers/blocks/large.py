@@ -12,9 +12,8 @@ from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.activations import sigmoid, sigmoid_bwd, soft_cap, soft_cap_bwd
-from xlstm.layers.blocks.block import MULTIPLE, GatesOfHeads, MixerBlock, round_up
-from xlstm.layers.blocks.feedforward import GatedFeedForward
-from xlstm.layers.blocks.stack import Backbone
+from xlstm.layers.blocks.backbone import Backbone
+from xlstm.layers.blocks.block import MULTIPLE, GatedFeedForward, GatesOfHeads, MixerBlock, round_up
 from xlstm.layers.linear import Linear
 from xlstm.layers.memory import Memory
 from xlstm.layers.norm import MultiHeadNorm, RMSNorm

@@ -14,9 +14,8 @@ from xlstm.arrays.namespace import Array, Namespace, Params, namespace
 from xlstm.data import frames
 from xlstm.data.host import Values
 from xlstm.data.panels import Roles
-from xlstm.layers.blocks.block import MULTIPLE, round_up
-from xlstm.layers.blocks.feedforward import ResidualFeedForward
-from xlstm.layers.blocks.stack import Backbone
+from xlstm.layers.blocks.backbone import Backbone
+from xlstm.layers.blocks.block import MULTIPLE, ResidualFeedForward, round_up
 from xlstm.layers.state import Span, State
 from xlstm.models.tirex import fine_tuning, items, prediction
 from xlstm.models.tirex.fine_tuning import Tuned

@@ -16,10 +16,9 @@ from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, finfo
 from xlstm.cells.activations import FEED_FORWARD, softmax, softmax_bwd
 from xlstm.cells.normalization import normalize_root, normalize_root_bwd
-from xlstm.layers.blocks.block import MixerBlock
-from xlstm.layers.blocks.feedforward import GatedFeedForward
+from xlstm.layers.blocks.block import GatedFeedForward, MixerBlock
 from xlstm.layers.blocks.large import LargeBlock
-from xlstm.layers.blocks.slstm import Recurrence, sLSTMBlock
+from xlstm.layers.blocks.slstm_block import Recurrence, sLSTMBlock
 from xlstm.layers.linear import HeadwiseLinear, Linear
 from xlstm.layers.module import SameWidth
 from xlstm.layers.norm import MultiHeadNorm, RMSNorm

@@ -15,14 +15,13 @@ from xlstm.cells.activations import silu, silu_bwd
 from xlstm.engines import engine
 from xlstm.engines.step import Masks, Step
 from xlstm.layers import initializers
-from xlstm.layers.blocks.block import MixerBlock, widened
-from xlstm.layers.blocks.feedforward import GatedFeedForward
+from xlstm.layers.blocks.block import GatedFeedForward, MixerBlock, widened
 from xlstm.layers.conv import CausalConv
+from xlstm.layers.gated import Pass
 from xlstm.layers.linear import HeadwiseLinear
 from xlstm.layers.module import Weight, dropped
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm
 from xlstm.layers.sequence import SequenceLayer
-from xlstm.layers.stack import Pass
 from xlstm.layers.state import Leaf, Span, State
 from xlstm.recurrence.backward import run_bwd
 

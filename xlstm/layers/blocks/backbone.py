@@ -9,8 +9,8 @@ from typing import Any
 
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array, Params
-from xlstm.layers.blocks.mlstm import mLSTMBlock
-from xlstm.layers.blocks.slstm import sLSTMBlock
+from xlstm.layers.blocks.mlstm_block import mLSTMBlock
+from xlstm.layers.blocks.slstm_block import sLSTMBlock
 from xlstm.layers.module import SameWidth
 from xlstm.layers.norm import LayerNorm
 from xlstm.layers.sequence import SequenceLayer
