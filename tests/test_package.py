@@ -78,7 +78,7 @@ def test_import_loads_nothing_heavy(tmp_path):
         ("data.series_windows", "numpy"),
         ("data.batches", "numpy"),
         ("layers.recurrent", "numpy"),
-        ("layers.memory", "numpy"),
+        ("layers.matrix_memory", "numpy"),
         ("models.language", "numpy"),
         ("estimators.forecaster", "numpy"),
         ("interop.torch", "numpy"),

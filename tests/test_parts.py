@@ -11,7 +11,7 @@ from xlstm.layers.blocks.block import GatedFeedForward, ResidualFeedForward
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.linear import Embedding, HeadwiseLinear, Linear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
-from xlstm.layers.state import Leaf
+from xlstm.layers.sequence import Leaf
 from xlstm.models import TiRex, TiRex2
 
 POINTWISE = [
@@ -117,7 +117,7 @@ def test_gradient(rng, layer, lengths):
 
 def test_gradient_of_a_limited_mlstm(be, rng, monkeypatch):
     """With a limit so low that it matters to half of all inputs, in both layers."""
-    monkeypatch.setattr("xlstm.layers.memory.fourth_root", lambda xp, dtype: 0.6)
+    monkeypatch.setattr("xlstm.layers.matrix_memory.fourth_root", lambda xp, dtype: 0.6)
     layer = xlstm.mLSTM(2, 4, 2, num_heads=2, chunk_size=2, dropout=0.3)
     params, x = params_of(layer, be, rng), be.asarray(rng.standard_normal((4, 3, 2)))
 

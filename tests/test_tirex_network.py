@@ -11,10 +11,10 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.cells.slstm import to_bfloat16
 from xlstm.engines import engine
 from xlstm.engines.numba import jit
-from xlstm.layers.state import Span, complete
+from xlstm.layers.sequence import complete
 from xlstm.models import TiRex, TiRex2
 from xlstm.models.tirex.variates import Groups, attention, attention_bwd
-from xlstm.recurrence.packing import Packing
+from xlstm.recurrence.packing import Packing, Span
 from xlstm.training import checkpoint
 
 FILES = ("tirex1/a", "tirex1/b", "tirex1/c", "tirex2/a", "tirex2/b", "tirex2/c")

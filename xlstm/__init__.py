@@ -90,7 +90,7 @@ __all__ = [
 
 # Imported on first use, so that `import xlstm` stays quick.
 _NAMES = {
-    "mLSTM": "layers.memory",
+    "mLSTM": "layers.matrix_memory",
     "mLSTMBlock": "layers.blocks.mlstm_block",
     "sLSTMBlock": "layers.blocks.slstm_block",
     "xLSTMStack": "layers.blocks.backbone",

@@ -22,7 +22,7 @@ from xlstm.arrays.random import generator
 from xlstm.cli import peak, peers
 from xlstm.cli.timing import Timing, interleave
 from xlstm.layers import recurrent
-from xlstm.layers.memory import mLSTM
+from xlstm.layers.matrix_memory import mLSTM
 from xlstm.layers.recurrent import GRU, LSTM, RNN, sLSTM
 
 LAYERS: dict[str, type[Any]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN, "slstm": sLSTM, "mlstm": mLSTM}

@@ -16,8 +16,8 @@ from xlstm.arrays.scatter import add_rows
 from xlstm.layers.initializers import uniform
 from xlstm.layers.module import SameWidth, Weight, rows
 from xlstm.layers.module import total as column_sums
-from xlstm.layers.sequence import SequenceLayer
-from xlstm.layers.state import Leaf, Span, State
+from xlstm.layers.sequence import Leaf, SequenceLayer, State
+from xlstm.recurrence.packing import Span
 
 
 @dataclass(frozen=True)

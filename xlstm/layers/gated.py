@@ -21,10 +21,9 @@ from xlstm.engines.step import Masks, Step
 from xlstm.engines.tape import Tape
 from xlstm.layers import initializers
 from xlstm.layers.module import Weight, dropout
-from xlstm.layers.sequence import SequenceLayer
-from xlstm.layers.state import Leaf, Span, State, complete
+from xlstm.layers.sequence import Leaf, SequenceLayer, State, complete
 from xlstm.recurrence.backward import run_bwd
-from xlstm.recurrence.packing import Packing
+from xlstm.recurrence.packing import Packing, Span
 
 NO_MASKS = Masks()
 

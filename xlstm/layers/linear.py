@@ -17,8 +17,7 @@ from xlstm.arrays.matmul import matmul, multiply_each
 from xlstm.arrays.namespace import Array, Namespace, Params, check_library, device_of
 from xlstm.arrays.scatter import add_rows
 from xlstm.layers.initializers import constant, normal, uniform
-from xlstm.layers.module import Module, SameWidth, Weight, rows, total
-from xlstm.layers.state import Saved
+from xlstm.layers.module import Module, SameWidth, Saved, Weight, rows, total
 
 BLOCK = 64  # narrow heads are joined into blocks of at most this width
 FEW = 64  # rows that a GPU multiplies by heads as they are: to join them would take longer

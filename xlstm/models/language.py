@@ -20,10 +20,10 @@ from xlstm.cells.activations import soft_cap, soft_cap_bwd, softmax
 from xlstm.layers.blocks.backbone import Backbone
 from xlstm.layers.blocks.block import Block
 from xlstm.layers.linear import Embedding, Linear, tokens_of, within
-from xlstm.layers.module import dropout, dropped
-from xlstm.layers.sequence import SequenceLayer
-from xlstm.layers.state import Saved, Span, State
+from xlstm.layers.module import Saved, dropout, dropped
+from xlstm.layers.sequence import SequenceLayer, State
 from xlstm.models.sequence import layer
+from xlstm.recurrence.packing import Span
 from xlstm.training.losses import cross_entropy
 
 Host = np.ndarray[Any, Any]

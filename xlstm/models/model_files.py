@@ -15,7 +15,7 @@ from xlstm.layers.blocks.large import xLSTMLarge
 from xlstm.layers.blocks.mlstm_block import mLSTMBlock
 from xlstm.layers.blocks.slstm_block import sLSTMBlock
 from xlstm.layers.gated import Recurrent
-from xlstm.layers.memory import mLSTM
+from xlstm.layers.matrix_memory import mLSTM
 from xlstm.layers.recurrent import LAYERS as GATED
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import SequenceModel

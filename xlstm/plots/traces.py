@@ -12,8 +12,8 @@ from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import namespace_of
 from xlstm.layers.gated import Pass
-from xlstm.layers.memory import gates_of
-from xlstm.layers.state import Saved
+from xlstm.layers.matrix_memory import gates_of
+from xlstm.layers.module import Saved
 
 Host = np.ndarray[Any, Any]
 

@@ -13,8 +13,8 @@ from xlstm.layers.blocks.mlstm_block import mLSTMBlock
 from xlstm.layers.blocks.slstm_block import sLSTMBlock
 from xlstm.layers.module import SameWidth
 from xlstm.layers.norm import LayerNorm
-from xlstm.layers.sequence import SequenceLayer
-from xlstm.layers.state import Span, State
+from xlstm.layers.sequence import SequenceLayer, State
+from xlstm.recurrence.packing import Span
 
 
 class Backbone(SameWidth, SequenceLayer):

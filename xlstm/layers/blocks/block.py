@@ -18,8 +18,8 @@ from xlstm.cells.activations import FEED_FORWARD
 from xlstm.layers import initializers
 from xlstm.layers.linear import Linear
 from xlstm.layers.module import Module, SameWidth, Weight, dropout, dropped
-from xlstm.layers.sequence import SequenceLayer
-from xlstm.layers.state import Span, State
+from xlstm.layers.sequence import SequenceLayer, State
+from xlstm.recurrence.packing import Span
 
 MULTIPLE = 64  # inner widths are multiples of this
 

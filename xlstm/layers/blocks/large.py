@@ -15,9 +15,10 @@ from xlstm.cells.activations import sigmoid, sigmoid_bwd, soft_cap, soft_cap_bwd
 from xlstm.layers.blocks.backbone import Backbone
 from xlstm.layers.blocks.block import MULTIPLE, GatedFeedForward, GatesOfHeads, MixerBlock, round_up
 from xlstm.layers.linear import Linear
-from xlstm.layers.memory import Memory
+from xlstm.layers.matrix_memory import Memory
 from xlstm.layers.norm import MultiHeadNorm, RMSNorm
-from xlstm.layers.state import Span, State
+from xlstm.layers.sequence import State
+from xlstm.recurrence.packing import Span
 
 
 @dataclass(frozen=True)

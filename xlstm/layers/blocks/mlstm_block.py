@@ -16,10 +16,11 @@ from xlstm.layers.blocks.block import Block, GatesOfHeads, widened
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.initializers import constant
 from xlstm.layers.linear import HeadwiseLinear, Linear
-from xlstm.layers.memory import Memory
+from xlstm.layers.matrix_memory import Memory
 from xlstm.layers.module import Weight, dropped
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm
-from xlstm.layers.state import Span, State
+from xlstm.layers.sequence import State
+from xlstm.recurrence.packing import Span
 
 
 @dataclass(frozen=True)

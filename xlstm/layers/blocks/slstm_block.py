@@ -21,9 +21,9 @@ from xlstm.layers.gated import Pass
 from xlstm.layers.linear import HeadwiseLinear
 from xlstm.layers.module import Weight, dropped
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm
-from xlstm.layers.sequence import SequenceLayer
-from xlstm.layers.state import Leaf, Span, State
+from xlstm.layers.sequence import Leaf, SequenceLayer, State
 from xlstm.recurrence.backward import run_bwd
+from xlstm.recurrence.packing import Span
 
 
 @dataclass(frozen=True)

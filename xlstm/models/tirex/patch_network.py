@@ -16,12 +16,13 @@ from xlstm.data.host import Values
 from xlstm.data.panels import Roles
 from xlstm.layers.blocks.backbone import Backbone
 from xlstm.layers.blocks.block import MULTIPLE, ResidualFeedForward, round_up
-from xlstm.layers.state import Span, State
+from xlstm.layers.sequence import State
 from xlstm.models.tirex import fine_tuning, items, prediction
 from xlstm.models.tirex.fine_tuning import Tuned
 from xlstm.models.tirex.streaming import Stream
 from xlstm.models.tirex.transforms import Scaler
 from xlstm.models.tirex.variates import Groups, take
+from xlstm.recurrence.packing import Span
 from xlstm.training import optimizers
 from xlstm.training.losses import pinball
 

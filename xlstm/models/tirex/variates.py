@@ -22,9 +22,8 @@ from xlstm.layers.blocks.slstm_block import Recurrence, sLSTMBlock
 from xlstm.layers.linear import HeadwiseLinear, Linear
 from xlstm.layers.module import SameWidth
 from xlstm.layers.norm import MultiHeadNorm, RMSNorm
-from xlstm.layers.sequence import SequenceLayer
-from xlstm.layers.state import Span, State, complete
-from xlstm.recurrence.packing import Packing
+from xlstm.layers.sequence import SequenceLayer, State, complete
+from xlstm.recurrence.packing import Packing, Span
 
 Host = np.ndarray[Any, Any]
 NORM_EPS = 1e-6  # of every norm in a block

@@ -22,8 +22,8 @@ from xlstm.engines.cuda.chunks import passes as chunks
 from xlstm.engines.numba import chunks as loops
 from xlstm.layers.initializers import mlstm_bias, uniform
 from xlstm.layers.module import Weight, dropout, dropped, rows, total
-from xlstm.layers.sequence import SequenceLayer
-from xlstm.layers.state import Leaf, Span, State
+from xlstm.layers.sequence import Leaf, SequenceLayer, State
+from xlstm.recurrence.packing import Span
 
 
 def gates_of(xp: Namespace, kept: Any) -> tuple[Array, Array]:
