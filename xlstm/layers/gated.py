@@ -21,7 +21,7 @@ from xlstm.engines.step import Masks, Step
 from xlstm.engines.tape import Tape
 from xlstm.layers import initializers
 from xlstm.layers.module import Weight, dropout
-from xlstm.layers.sequence import Leaf, SequenceLayer, State, complete
+from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State, complete
 from xlstm.recurrence.backward import run_bwd
 from xlstm.recurrence.packing import Packing, Span
 
@@ -287,9 +287,7 @@ class Recurrent(SequenceLayer):
         y, columns = packing.restore(xp, rows, ends)
         return y, _together(xp, columns, packing), Kept(passes, masks)
 
-    def run_bwd(
-        self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
-    ) -> tuple[Params, Array, State]:
+    def run_bwd(self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span) -> Derivatives:
         """Run `backward` without checks; a dy or dstate of None is zero."""
         xp, packing = span.xp, span.packing
         rest = dstate is None

@@ -22,7 +22,7 @@ from xlstm.engines.cuda.chunks import passes as chunks
 from xlstm.engines.numba import chunks as loops
 from xlstm.layers.initializers import mlstm_bias, uniform
 from xlstm.layers.module import Weight, dropout, dropped, rows, total
-from xlstm.layers.sequence import Leaf, SequenceLayer, State
+from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State
 from xlstm.recurrence.packing import Span
 
 
@@ -277,9 +277,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
             ends.append(end)
         return x, tuple(stack(xp, one) for one in zip(*ends, strict=True)), kept
 
-    def scan_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
-    ) -> tuple[Params, Array, State]:
+    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
         xp = span.xp
         grads: Params = {}
         starts = []

@@ -21,6 +21,7 @@ from xlstm.layers.module import Module, Saved, masks
 from xlstm.recurrence.packing import Packing, Span
 
 State: TypeAlias = "tuple[Any, ...]"  # it holds arrays, or the states of parts
+Derivatives: TypeAlias = "tuple[Params, Any, State]"  # gradients of parameters, of x and of the initial state
 ALIGNED = 64  # elements between the beginnings of arrays that are made together
 
 
@@ -72,9 +73,7 @@ class SequenceLayer(Module):
         """
         raise NotImplementedError
 
-    def scan_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
-    ) -> tuple[Params, Array, State]:
+    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
         """Return gradients of the parameters, of x and of the initial state; dy is zero past the end of a sequence."""
         raise NotImplementedError
 
@@ -83,9 +82,7 @@ class SequenceLayer(Module):
         y, end, kept = self.scan(p, span.mask(x), state, span)
         return span.mask(y), end, kept
 
-    def run_bwd(
-        self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
-    ) -> tuple[Params, Array, State]:
+    def run_bwd(self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span) -> Derivatives:
         """Run `backward` without checks; a dy or dstate of None is zero."""
         dy = span.zeros(self.output_size, p) if dy is None else span.mask(dy)
         grads, dx, start = self.scan_bwd(p, kept, dy, dstate, span)

@@ -21,7 +21,7 @@ from xlstm.layers.blocks.backbone import Backbone
 from xlstm.layers.blocks.block import Block
 from xlstm.layers.linear import Embedding, Linear, tokens_of, within
 from xlstm.layers.module import Saved, dropout, dropped
-from xlstm.layers.sequence import SequenceLayer, State
+from xlstm.layers.sequence import Derivatives, SequenceLayer, State
 from xlstm.models.sequence import layer
 from xlstm.recurrence.packing import Span
 from xlstm.training.losses import cross_entropy
@@ -201,9 +201,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         kept["logits"] = None if self.logit_cap is None else logits  # do not change those before `backward`
         return logits, end, kept
 
-    def run_bwd(
-        self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
-    ) -> tuple[Params, Any, State]:
+    def run_bwd(self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span) -> Derivatives:
         xp = span.xp
         if dy is None:
             dy = span.zeros(self.vocab_size, p)

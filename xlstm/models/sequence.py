@@ -16,7 +16,7 @@ from xlstm.layers.linear import Linear
 from xlstm.layers.matrix_memory import mLSTM
 from xlstm.layers.module import Saved
 from xlstm.layers.recurrent import LAYERS
-from xlstm.layers.sequence import SequenceLayer, State, complete
+from xlstm.layers.sequence import Derivatives, SequenceLayer, State, complete
 from xlstm.recurrence.packing import Span
 
 SavedModel = Saved  # the name that it had
@@ -96,9 +96,7 @@ class SequenceModel(SequenceLayer):
         y = self.through(span.xp, "head", p, y, kept)
         return y if self.last else span.mask(y), end, kept
 
-    def run_bwd(
-        self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
-    ) -> tuple[Params, Array, State]:
+    def run_bwd(self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span) -> Derivatives:
         xp = span.xp
         grads: Params = {}
         if dy is None:

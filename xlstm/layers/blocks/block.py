@@ -18,7 +18,7 @@ from xlstm.cells.activations import FEED_FORWARD
 from xlstm.layers import initializers
 from xlstm.layers.linear import Linear
 from xlstm.layers.module import Module, SameWidth, Weight, dropout, dropped
-from xlstm.layers.sequence import SequenceLayer, State
+from xlstm.layers.sequence import Derivatives, SequenceLayer, State
 from xlstm.recurrence.packing import Span
 
 MULTIPLE = 64  # inner widths are multiples of this
@@ -74,9 +74,7 @@ class MixerBlock(Block):
         """Return what is added to x, from its norm u, and the final state; `mix_bwd` needs what goes to `kept`."""
         raise NotImplementedError
 
-    def mix_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span, grads: Params
-    ) -> tuple[Array, State]:
+    def mix_bwd(self, p: Params, kept: Any, dy: Array, dstate: Any, span: Span, grads: Params) -> tuple[Array, State]:
         """Return the gradients of u and of the initial state; those of parameters are added to `grads`."""
         raise NotImplementedError
 
@@ -87,9 +85,7 @@ class MixerBlock(Block):
             kept.clear()
         return self.at_each_step(p, x, span, kept), end, kept
 
-    def scan_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
-    ) -> tuple[Params, Array, State]:
+    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
         grads: Params = {}
         dy = self.at_each_step_bwd(p, kept, dy, span, grads)
         du, start = self.mix_bwd(p, kept, dy, dstate, span, grads)  # (2)

@@ -79,9 +79,7 @@ class LargeBlock(MixerBlock):
         kept |= {"capped": gates, "memory": memory, "n": n, "s": s}
         return self.through(xp, "down", p, sn, kept), end  # (7)
 
-    def mix_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span, grads: Params
-    ) -> tuple[Array, State]:
+    def mix_bwd(self, p: Params, kept: Any, dy: Array, dstate: Any, span: Span, grads: Params) -> tuple[Array, State]:
         xp = span.xp
         dsn = self.through_bwd(xp, "down", p, kept, dy, grads)  # (7)
         do, dn = fuse(xp, _gated_bwd, dsn, kept["s"], kept["n"])  # (6)

@@ -21,7 +21,7 @@ from xlstm.layers.gated import Pass
 from xlstm.layers.linear import HeadwiseLinear
 from xlstm.layers.module import Weight, dropped
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm
-from xlstm.layers.sequence import Leaf, SequenceLayer, State
+from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State
 from xlstm.recurrence.backward import run_bwd
 from xlstm.recurrence.packing import Span
 
@@ -114,9 +114,7 @@ class sLSTMBlock(MixerBlock):  # noqa: N801
         h, kept["mask"] = self._drop(span.rng, h, self.dropout)  # (5)
         return self.through(xp, "outnorm", p, h, kept), (conv_end, end)  # (6)
 
-    def mix_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span, grads: Params
-    ) -> tuple[Array, State]:
+    def mix_bwd(self, p: Params, kept: Any, dy: Array, dstate: Any, span: Span, grads: Params) -> tuple[Array, State]:
         xp, D = span.xp, self.size
         conv_end, cell_end = (None, None) if dstate is None else dstate
         dh = dropped(self.through_bwd(xp, "outnorm", p, kept, dy, grads), kept["mask"])  # (6) (5)
@@ -191,9 +189,7 @@ class Recurrence(SequenceLayer):
         y, (end,) = packing.restore(xp, h, [packed_end])
         return y, tuple(foreach.copies(xp, [s.T for s in end])), Pass(packing, False, tape) if span.keep else None
 
-    def scan_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
-    ) -> tuple[Params, Array, State]:
+    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
         xp, packing = span.xp, span.packing
         if dstate is None:
             ends: Sequence[Array] = [xp.zeros_like(dy[0, ...]).T] * len(self.cell.STATES)

@@ -22,7 +22,7 @@ from xlstm.layers.blocks.slstm_block import Recurrence, sLSTMBlock
 from xlstm.layers.linear import HeadwiseLinear, Linear
 from xlstm.layers.module import SameWidth
 from xlstm.layers.norm import MultiHeadNorm, RMSNorm
-from xlstm.layers.sequence import SequenceLayer, State, complete
+from xlstm.layers.sequence import Derivatives, SequenceLayer, State, complete
 from xlstm.recurrence.packing import Packing, Span
 
 Host = np.ndarray[Any, Any]
@@ -167,9 +167,7 @@ class VariateMixer(SameWidth, SequenceLayer):
         a = a + self.through(xp, "down", p, s, kept)  # (9)
         return put(xp, x, a, groups.rows), (), {**kept, "z": z, "s": s}  # (10)
 
-    def scan_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
-    ) -> tuple[Params, Array, State]:
+    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
         xp, groups = span.xp, span.groups
         if kept is None:
             return {name: xp.zeros_like(a) for name, a in p.items()}, dy, ()
@@ -298,9 +296,7 @@ class Multivariate(MixerBlock if TYPE_CHECKING else object):  # type: ignore[mis
         both = xp.concat((take(xp, y, known), xp.flip(r, axis=0)), axis=-1)  # (2)
         return put(xp, y, self.through(xp, "combination", p, both, kept), known), end  # (3)
 
-    def mix_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span, grads: Params
-    ) -> tuple[Array, State]:
+    def mix_bwd(self, p: Params, kept: Any, dy: Array, dstate: Any, span: Span, grads: Params) -> tuple[Array, State]:
         xp = span.xp
         if "reverse" not in kept:
             grads["combination.W"] = xp.zeros_like(p["combination.W"])
