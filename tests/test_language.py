@@ -8,10 +8,11 @@ from typer.testing import CliRunner
 
 import xlstm
 from tests.conftest import DATA, make_backend
+from tests.layers import EVERY
 from xlstm.arrays.convert import to_numpy
 from xlstm.cli import app as cli
 from xlstm.data import Batch, text
-from xlstm.models import language
+from xlstm.models import TiRex, TiRex2, language
 from xlstm.models.language import Sampler
 from xlstm.training import loop, losses, optimizers
 
@@ -24,6 +25,7 @@ MODELS = [
     xlstm.xLSTMLanguageModel(xlstm.sLSTM(4, 4, num_heads=2), 5, tied=True),
     xlstm.xLSTMLanguageModel(xlstm.mLSTM(3, 4), 5),
 ]
+TIREX = [model for model in EVERY if isinstance(model, TiRex | TiRex2)]
 IDS = [f"{k}-{type(model.backbone).__name__}" for k, model in enumerate(MODELS)]
 
 
@@ -159,7 +161,7 @@ def test_training_learns_a_text():
     np.testing.assert_array_equal(tokens[0], [1, 2, 3, 4, 0, 1, 2, 3, 4])
 
 
-@pytest.mark.parametrize("model", [*MODELS, STACK, xlstm.mLSTM(2, 4, num_heads=2), xlstm.sLSTM(2, 4)], ids=repr)
+@pytest.mark.parametrize("model", [*MODELS, STACK, xlstm.mLSTM(2, 4, num_heads=2), xlstm.sLSTM(2, 4), *TIREX], ids=repr)
 def test_files(tmp_path, model):
     params = model.init(1, "numpy")
     xlstm.models.save(tmp_path / "model", model, params)
