@@ -171,23 +171,9 @@ def test_what_lies_past_an_end_does_not_matter(rng, layer):
 
 
 @pytest.mark.parametrize("layer", **numbered(SEQUENCES))
-@pytest.mark.parametrize("keep", [False, True])
-def test_a_sequence_without_steps_keeps_its_state(rng, layer, keep):
-    """While another one has a step."""
-    be = make_backend("numpy")
-    params, x = params_of(layer, be, rng), rng.standard_normal((2, 1, layer.input_size))
-    _, before, _ = layer.forward(params, x if layer.batch_first else x.swapaxes(0, 1), train=False)
-    now = x if layer.batch_first else x.swapaxes(0, 1)
-    _, after, _ = layer.forward(params, now, before, lengths=[0, 1], train=False, keep=keep)
-    for a, b, leaf in zip(arrays(before), arrays(after), leaves(layer), strict=True):
-        axis = list(leaf.dims(None)).index("B")
-        np.testing.assert_array_equal(np.take(a, 0, axis), np.take(b, 0, axis))
-
-
-@pytest.mark.parametrize("layer", **numbered(SEQUENCES))
 @pytest.mark.parametrize("begun", [False, True], ids=["from rest", "from a state"])
 @pytest.mark.parametrize("lengths", [[0], [3, 0, 5]], ids=["alone", "among others"])
-def test_a_sequence_without_steps_passes_its_gradient_on(be, rng, layer, begun, lengths):
+def test_a_sequence_without_steps_keeps_its_state_and_passes_its_gradient_on(be, rng, layer, begun, lengths):
     """The state after it is that before it, also where m is -inf, and so are their gradients."""
     B, at = len(lengths), lengths.index(0)
     params, outer = params_of(layer, be, rng), (B, 5) if layer.batch_first else (5, B)
@@ -201,6 +187,11 @@ def test_a_sequence_without_steps_passes_its_gradient_on(be, rng, layer, begun, 
         a, b = (np.take(to_numpy(d), at, axis) for d in (a, b))
         # That of m is a sum over C and n less the same sum.
         np.testing.assert_allclose(b, a, rtol=1e-9 if leaf.name == "m" else 0, err_msg=leaf.name)
+    for a, b, leaf in zip(
+        arrays(state or ()), arrays(end) if begun else (), leaves(layer) if begun else (), strict=True
+    ):
+        axis = list(leaf.dims(None)).index("B")
+        np.testing.assert_array_equal(np.take(to_numpy(b), at, axis), np.take(to_numpy(a), at, axis))
 
 
 def leaves(layer):
@@ -409,3 +400,24 @@ def test_the_smallest_factor_gives_a_width():
     assert xlstm.mLSTMBlock(4, 2, proj_factor=5e-324).inner == 64
     stack = xlstm.xLSTMStack(4, 2, [1], 2, proj_factor=5e-324, ffn_proj_factor=5e-324)
     assert all(array.size for array in stack.init(0, "numpy").values())
+
+
+def test_value_of_a_linear_map(be, rng):
+    layer = xlstm.Linear(3, 2)
+    params = layer.init(1, be)
+    x = rng.standard_normal((5, 4, 3))
+    y, _ = layer.forward(params, be.asarray(x))
+    expected = np.einsum("tbi,oi->tbo", x, to_numpy(params["W"])) + to_numpy(params["b"])
+    np.testing.assert_allclose(to_numpy(y), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_bad_input_of_a_linear_map_is_named():
+    layer = xlstm.Linear(3, 2)
+    params = layer.init(1, "numpy", "float64")
+    with pytest.raises(ValueError, match=r"x has shape \(4, 2\), expected \(\.\.\., I\) = \(\.\.\., 3\)"):
+        layer.forward(params, np.zeros((4, 2)))
+    with pytest.raises(ValueError, match="b is missing"):
+        layer.forward({"W": params["W"]}, np.zeros((4, 3)))
+    _, saved = layer.forward(params, np.zeros((4, 3)))
+    with pytest.raises(ValueError, match=r"dy has shape \(4, 3\), expected that of y, \(4, 2\)"):
+        layer.backward(params, saved, np.zeros((4, 3)))

@@ -14,13 +14,12 @@ from tests.conftest import make_backend
 from tests.layers import OPTIONS, alone, check, inputs_of, make, pairwise, run
 from xlstm.arrays.convert import to_numpy
 from xlstm.cells.activations import GATE_ACTIVATIONS, canonical, pair
-from xlstm.cells.normalization import normalize
 from xlstm.data import Batch
 from xlstm.engines import array_api
 from xlstm.models.sequence import SequenceModel
 from xlstm.testing import GradientError
 from xlstm.training import loop as training
-from xlstm.training import losses, optimizers
+from xlstm.training import optimizers
 
 KINDS = ("LSTM", "GRU", "RNN")
 RAGGED = [3, 5, 0]
@@ -313,13 +312,6 @@ def test_gradients_without_masks_after_training_with_them(rng):
 # The other options; equality with PyTorch, Keras and onnxruntime is in test_interop_*.py
 
 
-def test_normalize_is_torch_layer_norm(rng):
-    torch = pytest.importorskip("torch")
-    x = rng.standard_normal((7, 4))
-    n, _ = normalize(np, x, 0)
-    np.testing.assert_allclose(n.T, torch.nn.functional.layer_norm(torch.tensor(x.T), (7,)).numpy(), rtol=1e-12)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_layer_norm_is_ba_et_als(rng, kind):
     """Both products are normalised over all gates together, and the cell over its units: with PyTorch's layer_norm."""
@@ -348,17 +340,6 @@ def test_layer_norm_is_ba_et_als(rng, kind):
     np.testing.assert_allclose(gates, expected, rtol=1e-10, atol=1e-12)
     if kind == "LSTM":
         np.testing.assert_allclose(y, gates[1] * np.tanh(norm(saved.c, p["gc"]) + p["bc"]), rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_layer_norm_forgets_the_scale_of_weights(rng, kind):
-    layer = make(kind, {"layer_norm": True}, H=8)
-    params, x, state = inputs_of(layer, make_backend("numpy"), rng, 5, 3)
-    params = {n: 30 * p if n.endswith(("Wx", "Wh")) else p for n, p in params.items()}
-    large = {n: 9 * p if n.endswith(("Wx", "Wh")) else p for n, p in params.items()}
-    np.testing.assert_allclose(
-        layer.forward(large, x, state)[0], layer.forward(params, x, state)[0], rtol=1e-3, atol=1e-5
-    )
 
 
 def test_clips_bound_what_they_say(rng):
@@ -484,48 +465,6 @@ class Once:
 
     def batches(self, rng=None):
         yield self.batch
-
-
-def test_bad_gradients_of_a_model_are_named(rng):
-    model = SequenceModel(xlstm.LSTM(2, 3), 2, last=True)
-    params = model.init(0, "numpy")
-    x, dy = np.zeros((4, 2, 2), "float32"), np.zeros((2, 2), "float32")
-    _, _, saved = model.forward(params, x)
-    with pytest.raises(ValueError, match=r"dstate h has shape \(1,\), expected"):
-        model.backward(params, saved, dy, (np.ones(1, "float32"), None))
-    with pytest.raises(ValueError, match="dstate has 0 entries"):
-        model.backward(params, saved, dy, ())
-    with pytest.raises(TypeError, match="SequenceModel: backward needs what forward saved"):
-        model.backward(params, None, dy)
-    with pytest.raises(ValueError, match="parameter foo is unknown"):
-        model.forward({**params, "foo": x}, x)
-
-
-class Ragged:
-    """Is the mean of a sequence positive? Sequences of different lengths, garbage behind their ends."""
-
-    def __init__(self, be):
-        rng = np.random.default_rng(0)
-        self.lengths = rng.integers(1, 9, 24)
-        x = rng.standard_normal((8, 24, 1))
-        there = np.arange(8)[:, None] < self.lengths
-        self.labels = (np.sum(x[:, :, 0] * there, axis=0) > 0).astype("int64")
-        self.x = np.where(there[:, :, None], x, 1e6).astype("float32")
-
-    def __len__(self):
-        return 1
-
-    def batches(self, rng=None):
-        yield Batch(self.x, self.labels, None, True, self.lengths)
-
-
-def test_training_with_lengths_and_dropout():
-    data = Ragged(None)
-    model = SequenceModel(xlstm.LSTM(1, 16, 2, dropout=0.1, recurrent_dropout=0.1, bidirectional=True), 2, last=True)
-    args = (model, model.init(0, "numpy"), data, optimizers.adam(0.02))
-    one, two = (training.train(*args, epochs=60, loss=losses.cross_entropy, validation=data) for _ in range(2))
-    assert one.losses == two.losses
-    assert min(one.validations) < 0.2
 
 
 # Errors
