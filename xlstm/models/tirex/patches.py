@@ -11,7 +11,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.random import generator
 from xlstm.data.batches import Batch
-from xlstm.data.synthetic import synthetic
+from xlstm.data.series import synthetic
 from xlstm.models.tirex import rows, windows
 from xlstm.models.tirex.rows import Item
 

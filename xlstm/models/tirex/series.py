@@ -11,8 +11,7 @@ from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.foreign import is_foreign
 from xlstm.data import frames
-from xlstm.data.host import Values
-from xlstm.data.values import LARGEST
+from xlstm.data.host import LARGEST, Values
 
 FORMS = {1: "(L,), (B, L), or a list of (L,)", 2: "(L,), (B, L), (B, V, L), or a list of (L,) or (V, L)"}
 

@@ -11,7 +11,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.namespace import Params
-from xlstm.data import frames, future_rows
+from xlstm.data import frames, panels
 from xlstm.data.host import Values
 from xlstm.data.panels import Roles
 from xlstm.layers.state import State
@@ -102,7 +102,7 @@ class Stream:
         self._table: tables.Table | None = None
         if tables.is_one(self._where, "series", given, targets=targets, series_id=series_id):
             self._table = tables.Table.of(self._where, model, given, Roles(targets, series_id=series_id))
-            future_rows.check_ends(self._where, self._table.given, self._table.found)
+            panels.check_ends(self._where, self._table.given, self._table.found)
             columns = self._table.columns
             given = columns if len(columns) > 1 else columns[0]
         found = series.read(self._where, given, 1)

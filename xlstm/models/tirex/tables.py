@@ -9,7 +9,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
-from xlstm.data import frames, future_rows, panels
+from xlstm.data import frames, panels
 from xlstm.data.covariates import Covariates, TimeSeries, read_series
 from xlstm.data.host import Values
 from xlstm.data.panels import Given, Roles
@@ -47,8 +47,8 @@ class Table(NamedTuple):
         return [column for track in self.found for column in track.values.T]
 
     def following(self, where: str, name: str, rows: Any, passed: int) -> Values:
-        """Return more rows of the table, (B, n), by the columns; see `data.following.following`."""
-        found = future_rows.following(where, name, self.given, self.found, self.roles, rows, passed)
+        """Return more rows of the table, (B, n), by the columns; see `data.panels.following`."""
+        found = panels.following(where, name, self.given, self.found, self.roles, rows, passed)
         return np.concatenate([one.T for one in found])
 
     def forecast(self, q: Values, trained: Sequence[float], levels: tuple[float, ...], passed: int) -> Forecast:
@@ -157,7 +157,7 @@ def read(
         As of `data.panels.given` and `data.covariates.read_series`, or covariates are not those that the model takes.
     """
     given = panels.given(where, values, beside, roles, fitted, later)
-    found = read_series(where, given.values, given.beside, steps, False, gaps=True)
+    found = read_series(where, given.values, given.covariates, steps, False, gaps=True)
     for k, track in enumerate(found):
         if track.static.size:
             raise ValueError(f"{where}: static has {track.static.size} numbers, expected none")
