@@ -263,8 +263,8 @@ class ParquetFile:
             self._texts = [field.name for field in fields if any(is_kind(field.type) for is_kind in text)]
             self.dated = [f.name for f in fields if kinds.is_date(f.type) or kinds.is_timestamp(f.type)]
             self.names, self._kinds = fields.names, {field.name: field.type for field in fields}
-            self._empty = [field.name for field in fields if kinds.is_null(field.type)]
         self.numeric = frames.numeric(str(path), fields.empty_table())
+        self._numbers = {*self.numeric, *(field.name for field in fields if kinds.is_null(field.type))}
 
     def line(self, row: int) -> str:
         """Name a row, for messages."""
@@ -295,7 +295,7 @@ class ParquetFile:
     def _columns(self, names: Sequence[str], dates: Sequence[str]) -> Columns:
         frames.places_of(str(self.path), self.names, names, HEADER)
         for name in names:
-            if name not in (*self.numeric, *self._empty):
+            if name not in self._numbers:
                 problem = f"column {shown(name)} holds {self._kinds[name]}, expected numbers"
                 raise TypeError(f"{self.path}: {problem}")
         with self._opened() as (file, _):
@@ -307,8 +307,9 @@ class ParquetFile:
         metadata = file.metadata
         groups = (metadata.row_group(g) for g in range(metadata.num_row_groups))
         leaves = (group.column(k) for group in groups for k in range(group.num_columns))
-        size = 8 * metadata.num_rows * len(names)
-        size += sum(one.total_uncompressed_size for one in leaves if one.path_in_schema in names)
+        wanted = {*names}
+        size = 8 * metadata.num_rows * len(wanted)
+        size += sum(one.total_uncompressed_size for one in leaves if one.path_in_schema in wanted)
         most = UNPACKED[0] + UNPACKED[1] * self.size
         if size > most:
             held = f"holds {size} bytes in {self.size} of the file, expected at most {most}"

@@ -141,7 +141,7 @@ def _replace(files: Sequence[tuple[Path, Path]]) -> None:
 
 @contextlib.contextmanager
 def _folder(folder: Path, lock: bool) -> Iterator[None]:
-    """Have the names of a folder on the disk afterwards; with `lock` wait for others, for a while, and keep them out."""
+    """Have the names of a folder on the disk afterwards; with `lock` wait for others a while, and keep them out."""
     handle = None
     with contextlib.suppress(OSError):  # nobody may list it, or the system opens only files
         handle = os.open(folder, os.O_RDONLY)
