@@ -280,7 +280,7 @@ def test_files_that_change_while_they_are_read(tmp_path):
     file = TorchFile(path)
     with open(path, "r+b") as opened:
         opened.truncate(100)
-    with pytest.raises(ValueError, match="m: x (is damaged|ends early)"):
+    with pytest.raises(ValueError, match=r"m: x (is damaged|ends early)"):
         file.read(["x"])
 
 
