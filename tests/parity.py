@@ -331,7 +331,8 @@ def main() -> int:
     most = options.paths or (None if cuda_on_cpu.missing() else 2)
     for name, be in found.items():
         missing = "no usable GPU" if name == "cupy" else "not usable"
-        where = ", which is the CPU of this machine (tests/cuda_on_cpu)" * (name == "cupy" and cuda_on_cpu.built())
+        on_cpu = name == "cupy" and not cuda_on_cpu.missing()
+        where = ", which is the CPU of this machine (tests/cuda_on_cpu)" * on_cpu
         print(f"{name}: {be}{where}" if isinstance(be, Backend) else f"{name}: {missing}: {be}")
     usable = {name: be for name, be in found.items() if isinstance(be, Backend)}
     # Those with paths first: they take longest, and there are none where they are not compared.
