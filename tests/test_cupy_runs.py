@@ -18,7 +18,7 @@ from bench import cudnn, language, mlstm, sanitized
 from bench import gpu as bench_gpu
 from bench import rows as bench_rows
 from bench.rows import OURS
-from tests import gpu, parity, parity_paths
+from tests import gpu, parity
 from xlstm.cli import timing
 from xlstm.estimators import SequenceClassifier, SequenceRegressor, TextModel
 
@@ -63,8 +63,10 @@ SMALL = {
     "bench.rows": {"LONGEST": 0.0},
     "bench.events": {"BLOCK": 0.0, "LONGEST": 0.0},
     "bench.sanitized": {"WIDTHS": (6,), "WAYS": {path: ways[:1] for path, ways in sanitized.WAYS.items()}},
-    "tests.parity": {"FUNCTIONS": few(parity.FUNCTIONS, "linear", "RNN"), "WIDE": {}},
-    "tests.parity_paths": {"DTYPES": {path: dtypes[:1] for path, dtypes in parity_paths.DTYPES.items()}},
+    "tests.parity": {
+        "CASES": few(parity.CASES, "RNN"),
+        "DTYPES": {path: dtypes[:1] for path, dtypes in parity.DTYPES.items()},
+    },
 }
 
 
