@@ -7,11 +7,10 @@ from typing import Any
 
 from xlstm.arrays import checks
 from xlstm.arrays.checks import shown
-from xlstm.interop.keys import Key, Keys, anything, factor, needed, options, take, values
+from xlstm.interop.published import BLOCKS, Key, Keys, anything, factor, few_blocks, options, take, values
 from xlstm.models.tirex import Mixers, TiRex, TiRex2
 
 Config = Mapping[str, Any]
-BLOCKS = 1 << 10  # more than any model has
 FFN_PROJ_FACTOR = 2.6667
 
 ACTIVATIONS = {"SiLU": "silu", "ReLU": "relu", "GELU": "gelu"}  # our names by those of classes of torch.nn
@@ -28,59 +27,59 @@ def _activation(where: str, name: str, value: Any) -> str:
 
 
 # TiRex-1: hyper_parameters of the checkpoint, its model_config, and block_kwargs in this.
-HYPER: Keys = {"model_config": needed(anything), "train_ctx_len": needed(checks.size, "context")}
+HYPER: Keys = {"model_config": Key(anything), "train_ctx_len": Key(checks.size, "context")}
 FIRST: Keys = {
-    "input_patch_size": needed(checks.size, "patch_size"),
-    "output_patch_size": needed(checks.size),
-    "quantiles": needed(anything, "quantiles"),
-    "input_ff_dim": needed(checks.size, "input_ff_size"),
-    "block_kwargs": needed(anything),
+    "input_patch_size": Key(checks.size, "patch_size"),
+    "output_patch_size": Key(checks.size),
+    "quantiles": Key(anything, "quantiles"),
+    "input_ff_dim": Key(checks.size, "input_ff_size"),
+    "block_kwargs": Key(anything),
 }
 BLOCK: Keys = {
-    "num_blocks": needed(checks.depth, "num_blocks"),
-    "embedding_dim": needed(checks.size, "size"),
-    "num_heads": needed(checks.size, "num_heads"),
-    "ffn_proj_factor": Key(FFN_PROJ_FACTOR, checks.above_0, "ffn_proj_factor"),
+    "num_blocks": Key(checks.depth, "num_blocks"),
+    "embedding_dim": Key(checks.size, "size"),
+    "num_heads": Key(checks.size, "num_heads"),
+    "ffn_proj_factor": Key(checks.above_0, "ffn_proj_factor", FFN_PROJ_FACTOR),
 }
 # TiRex-2, and the dicts in its configuration.
 SECOND: Keys = {
-    "embedding_dim": needed(checks.size, "size"),
-    "num_blocks": needed(checks.depth),
-    "input_patch_size": needed(checks.size, "patch_size"),
-    "output_patch_size": needed(checks.size),
-    "tokenizer_cfg": needed(anything),
-    "context_len": needed(checks.size, "context"),
-    "future_len": needed(checks.size, "horizon"),
-    "quantiles": needed(anything, "quantiles"),
-    "input_ff_dim": needed(checks.size, "input_ff_size"),
-    "h_expand": needed(checks.above_0),
-    "act_func": needed(_activation, "activation"),
-    "scaler_cfg": needed(anything),
-    "stack_config": needed(anything),
-    "stack_out_norm_config": Key(None, anything),
-    "use_qk_norm": Key(True, checks.flag, "qk_norm"),
-    "tta_sign_flip": Key(False, checks.flag, "sign_flip"),
-    "tta_diff": Key(True, checks.flag, "differencing"),
+    "embedding_dim": Key(checks.size, "size"),
+    "num_blocks": Key(checks.depth),
+    "input_patch_size": Key(checks.size, "patch_size"),
+    "output_patch_size": Key(checks.size),
+    "tokenizer_cfg": Key(anything),
+    "context_len": Key(checks.size, "context"),
+    "future_len": Key(checks.size, "horizon"),
+    "quantiles": Key(anything, "quantiles"),
+    "input_ff_dim": Key(checks.size, "input_ff_size"),
+    "h_expand": Key(checks.above_0),
+    "act_func": Key(_activation, "activation"),
+    "scaler_cfg": Key(anything),
+    "stack_config": Key(anything),
+    "stack_out_norm_config": Key(anything, usual=None),
+    "use_qk_norm": Key(checks.flag, "qk_norm", True),
+    "tta_sign_flip": Key(checks.flag, "sign_flip", False),
+    "tta_diff": Key(checks.flag, "differencing", True),
 }
 TOKENIZER: Keys = {
-    name: Key(None, checks.optional(checks.size))
+    name: Key(checks.optional(checks.size), usual=None)
     for name in ("input_patch_size", "output_patch_size", "input_patch_stride")
 }
 SCALER: Keys = {
-    "use_arcsinh": Key(False, checks.flag, "arcsinh"),
-    "binaryaware": Key(False, checks.flag, "binary"),
-    "eps": Key(1e-8, checks.non_negative, "scale_eps"),
+    "use_arcsinh": Key(checks.flag, "arcsinh", False),
+    "binaryaware": Key(checks.flag, "binary", False),
+    "eps": Key(checks.non_negative, "scale_eps", 1e-8),
 }
-STACK: Keys = {"templates": needed(anything), "recipe": needed(anything)}
-TEMPLATE: Keys = {"time_mixer": needed(anything), "variate_mixer": needed(anything)}
+STACK: Keys = {"templates": Key(anything), "recipe": Key(anything)}
+TEMPLATE: Keys = {"time_mixer": Key(anything), "variate_mixer": Key(anything)}
 TIME: Keys = {
-    "model_type": needed(checks.choice(CELLS)),
-    "embedding_dim": needed(checks.size),
-    "num_heads": Key(4, checks.size),
-    "num_slstm_heads": Key(None, checks.optional(checks.size)),
+    "model_type": Key(checks.choice(CELLS)),
+    "embedding_dim": Key(checks.size),
+    "num_heads": Key(checks.size, usual=4),
+    "num_slstm_heads": Key(checks.optional(checks.size), usual=None),
 }
-VARIATES: Keys = {"embedding_dim": needed(checks.size), "num_heads": Key(4, checks.size)}
-OUT_NORM: Keys = {"eps": Key(1e-7, checks.divisor)}
+VARIATES: Keys = {"embedding_dim": Key(checks.size), "num_heads": Key(checks.size, usual=4)}
+OUT_NORM: Keys = {"eps": Key(checks.divisor, usual=1e-7)}
 # Keys that change no result.
 IGNORED = ("dropout", "device", "matmul_precision", "postprocessor_cfg", "use_flex_attention", "rnn_backend")
 
@@ -105,10 +104,10 @@ def config_of(model: TiRex | TiRex2) -> dict[str, Any]:
 
 
 def _first(config: Config, where: str, most: int) -> TiRex:
-    hyper = _lenient(config, HYPER, where)
+    hyper = take(config, HYPER, where, None)
     own = take(hyper["model_config"], FIRST, f"{where} model_config")
-    blocks = _lenient(own["block_kwargs"], BLOCK, f"{where} block_kwargs")
-    _few(f"{where} block_kwargs", blocks["num_blocks"], most)
+    blocks = take(own["block_kwargs"], BLOCK, f"{where} block_kwargs", None)
+    few_blocks(f"{where} block_kwargs", "num_blocks", blocks["num_blocks"], most)
     _same(where, "output_patch_size", own["output_patch_size"], own["input_patch_size"])
     return TiRex(**options(blocks, BLOCK), **options(own, FIRST), **options(hyper, HYPER))
 
@@ -120,7 +119,7 @@ def _first_config(model: TiRex) -> dict[str, Any]:
 
 def _second(config: Config, where: str, most: int) -> TiRex2:
     own = take(config, SECOND, where, IGNORED)
-    _few(where, own["num_blocks"], most)
+    few_blocks(where, "num_blocks", own["num_blocks"], most)
     P, D = own["input_patch_size"], own["embedding_dim"]
     tokenizer = take(own["tokenizer_cfg"], TOKENIZER, f"{where} tokenizer_cfg")
     _same(where, "output_patch_size", own["output_patch_size"], P)
@@ -128,11 +127,11 @@ def _second(config: Config, where: str, most: int) -> TiRex2:
         _same(f"{where} tokenizer_cfg", name, P if value is None else value, P)
     norm = own["stack_out_norm_config"]
     if norm is not None:
-        norm = _lenient(norm, OUT_NORM, f"{where} stack_out_norm_config")["eps"]
+        norm = take(norm, OUT_NORM, f"{where} stack_out_norm_config", None)["eps"]
     return TiRex2(
         recipe=_recipe(own, f"{where} stack_config"),
         **options(own, SECOND),
-        **options(_lenient(own["scaler_cfg"], SCALER, f"{where} scaler_cfg"), SCALER),
+        **options(take(own["scaler_cfg"], SCALER, f"{where} scaler_cfg", None), SCALER),
         output_ff_size=int(D * own["h_expand"]),
         ffn_proj_factor=FFN_PROJ_FACTOR,
         norm_eps=norm,
@@ -157,7 +156,7 @@ def _recipe(own: Config, where: str) -> list[Mixers]:
 
 
 def _mixers(template: Any, size: int, where: str) -> Mixers:
-    parts = _lenient(template, TEMPLATE, where)
+    parts = take(template, TEMPLATE, where, None)
     time = take(parts["time_mixer"], TIME, f"{where} time_mixer")
     variates = take(parts["variate_mixer"], VARIATES, f"{where} variate_mixer")
     for name, one in (("time_mixer", time), ("variate_mixer", variates)):
@@ -196,19 +195,6 @@ def _second_config(model: TiRex2) -> dict[str, Any]:
         "stack_out_norm_config": None if model.norm_eps is None else {"eps": model.norm_eps},
         "dropout": 0.0,
     }
-
-
-def _lenient(config: Any, known: Keys, where: str) -> dict[str, Any]:
-    """Return the values of the known keys of a dict in which the packages ignore others."""
-    if not isinstance(config, Mapping):
-        raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
-    return take({name: config[name] for name in known if name in config}, known, where)
-
-
-def _few(where: str, blocks: int, most: int) -> None:
-    """Raise ValueError before too many blocks are made."""
-    if blocks > min(most, BLOCKS):
-        raise ValueError(f"{where}: num_blocks is {blocks}, expected at most {min(most, BLOCKS)}")
 
 
 def _same(where: str, name: str, value: int, expected: int) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from xlstm.arrays import checks
 from xlstm.arrays.checks import shown
 from xlstm.data import reading
-from xlstm.interop.keys import factor, only, options, values
-from xlstm.interop.nxai import keys
-from xlstm.interop.nxai.keys import take
+from xlstm.interop.published import BLOCKS, Key, Keys, anything, factor, few_blocks, only, options, take, values
 from xlstm.layers.blocks.block import round_up
 from xlstm.layers.blocks.large import xLSTMLarge
 from xlstm.layers.blocks.stack import xLSTMStack
@@ -18,11 +17,133 @@ from xlstm.models.language import xLSTMLanguageModel
 
 Config = Mapping[str, Any]
 
-BLOCKS = 1 << 10  # more than any model has
 CONTEXT = 2048  # steps that the block-stack package is to take at most; ours has no limit, and no array depends on it
 EPS = 1e-6  # of the block-stack package, which has no option for it
 CACHE_MULTIPLE = 64  # transformers takes the widths of states to be multiples of this
-ONLY_LARGE = (keys.LARGE.keys() | keys.IGNORED_LARGE) - keys.STACK.keys() - keys.FLAT.keys()
+
+
+def _places(where: str, name: str, value: Any) -> Any:
+    """Return numbers of blocks, or "all"."""
+    numbers = isinstance(value, list | tuple | range) and all(type(k) is int for k in value)
+    if not (value == "all" or numbers):
+        raise TypeError(f"{where}: {name} is {shown(value)}, expected numbers of blocks or 'all'")
+    return value
+
+
+def _activation(where: str, name: str, value: Any) -> Any:
+    return checks.choice(ACTIVATIONS)(where, name, checks.text(where, name, value))
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Our name of each activation of a feed-forward layer.
+ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "relu^2": "square_relu", "sigmoid": "sigmoid", "swish": "silu"}
+ACTIVATIONS |= {"selu": "selu"}
+# A block stack, with a dict for each of its blocks; and its keys where all is in one dict.
+STACK: Keys = {
+    "num_blocks": Key(checks.size, "num_blocks", 1),
+    "embedding_dim": Key(checks.size, "size", 128),
+    "vocab_size": Key(checks.size),
+    "slstm_at": Key(_places, usual=()),
+    "add_post_blocks_norm": Key(checks.flag, "post_norm", True),
+    "bias": Key(checks.flag, "bias", False),
+    "dropout": Key(checks.non_negative, "dropout", 0.0),
+    "tie_weights": Key(checks.flag, usual=False),
+    "add_embedding_dropout": Key(checks.flag, usual=False),
+    "mlstm_block": Key(anything, usual=None),
+    "slstm_block": Key(anything, usual=None),
+}
+MLSTM: Keys = {
+    "num_heads": Key(checks.size, "num_heads", 4),
+    "conv1d_kernel_size": Key(checks.size_or_0, "conv_kernel_size", 4),
+    "qkv_proj_blocksize": Key(checks.size, "qkv_block_size", 4),
+    "proj_factor": Key(checks.non_negative, "proj_factor", 2.0),
+}
+SLSTM: Keys = {
+    "num_heads": Key(checks.size, "slstm_num_heads", 4),
+    "conv1d_kernel_size": Key(checks.size_or_0, "slstm_conv_kernel_size", 4),  # 0 where there is no convolution
+}
+BLOCK: Keys = {
+    "mlstm": Key(anything, usual={}),
+    "slstm": Key(anything, usual={}),
+    "feedforward": Key(anything, usual={}),
+}
+FEED_FORWARD: Keys = {
+    "proj_factor": Key(checks.non_negative, "ffn_proj_factor", 1.3),
+    "act_fn": Key(_activation, usual="gelu"),
+    "dropout": Key(checks.non_negative, usual=0.0),
+    "bias": Key(checks.flag, usual=False),
+}
+FLAT: Keys = {
+    **{name: MLSTM[name]._replace(ours="") for name in ("num_heads", "conv1d_kernel_size", "qkv_proj_blocksize")},
+    "mlstm_proj_factor": Key(checks.non_negative, usual=2.0),
+    "slstm_ffn_proj_factor": Key(checks.non_negative, usual=1.3),
+    "slstm_ffn_act": Key(_activation, usual="gelu"),
+}
+# A large model. The factors times the width are widths.
+LARGE: Keys = {
+    "embedding_dim": Key(checks.size, "size"),
+    "num_heads": Key(checks.size, "num_heads"),
+    "num_blocks": Key(checks.size, "num_blocks"),
+    "vocab_size": Key(checks.size),
+    "use_bias": Key(checks.flag, "bias", False),
+    "norm_eps": Key(checks.non_negative, "norm_eps", 1e-6),
+    "add_out_norm": Key(checks.flag, "post_norm", True),
+    "qk_dim_factor": Key(checks.non_negative, usual=0.5),
+    "v_dim_factor": Key(checks.non_negative, usual=1.0),
+    "chunk_size": Key(checks.optional(checks.size), "chunk_size", None),  # theirs is then 64, ours follows the heads
+    "eps": Key(checks.non_negative, "eps", 1e-6),
+    "ffn_proj_factor": Key(checks.non_negative, usual=2.6667),
+    "ffn_round_up_to_multiple_of": Key(checks.size, usual=64),
+    "gate_soft_cap": Key(checks.optional(checks.non_negative), "gate_cap", 15.0),
+    "output_logit_soft_cap": Key(checks.optional(checks.non_negative), usual=30.0),
+}
+# The same in transformers, where defaults differ and two keys have other names.
+TRANSFORMERS: Keys = {
+    **LARGE,
+    "embedding_dim": Key(checks.size, "size", 4096),
+    "num_blocks": Key(checks.size, "num_blocks", 32),
+    "num_heads": Key(checks.size, "num_heads", 8),
+    "vocab_size": Key(checks.size, usual=50304),
+    "ffn_proj_factor": Key(checks.non_negative, usual=2.667),
+    "tie_word_embeddings": Key(checks.flag, usual=False),
+}
+RENAMED = {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks"}
+
+# Keys that have no option here, with the only value that ours amounts to.
+FIXED: dict[str, Any] = {
+    **{"round_proj_up_dim_up": True, "round_proj_up_to_multiple_of": 64, "function": "slstm"},
+    **{"gradient_recurrent_cut": False, "gradient_recurrent_clipval": None, "forward_clipval": None},
+    **{"group_norm_weight": True, "ff_type": "ffn_gated", "num_states": 4, "num_gates": 4, "initial_val": 0.0},
+    **{"input_shape": "BSGNH", "output_shape": "BNSH"},
+    "inference_state_dtype": "float32",  # with bfloat16 logits are off by a tenth
+}
+# The same of transformers: keys of older configurations.
+FIXED_OLDER: dict[str, Any] = {
+    **dict.fromkeys(("add_embedding_dropout", "add_post_norm", "add_qk_norm", "lm_head_bias"), False),
+    **{"add_post_blocks_norm": True, "quantization_config": None},
+}
+# Keys that change no result, or repeat one of the model in the configuration of a block.
+IGNORED = _words(
+    """
+    context_length weight_decay_on_embedding embedding_dim bias dropout hidden_size backend bias_init
+    recurrent_weight_init batch_size internal_input_shape constants enable_automatic_mixed_precision
+    dtype dtype_b dtype_r dtype_w dtype_g dtype_s dtype_a
+    """
+)
+IGNORED_LARGE = _words(
+    """
+    norm_reduction_force_float32 chunkwise_kernel sequence_kernel step_kernel mode return_last_states
+    autocast_kernel_dtype weight_mode
+    """
+)
+ONLY_LARGE = (LARGE.keys() | IGNORED_LARGE) - STACK.keys() - FLAT.keys()
+
+
+def _take(config: Any, known: Keys, where: str, ignored: Collection[str] | None = IGNORED) -> dict[str, Any]:
+    return take(config, known, where, ignored, FIXED)
 
 
 @reading.brief()
@@ -39,10 +160,8 @@ def model_of(
         raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
     if config.get("model_type") not in (None, "xlstm"):
         raise ValueError(f"{where}: model_type is {shown(config['model_type'])}, expected 'xlstm'")
-    for name in ("num_blocks", "num_hidden_layers"):  # before any block is made
-        blocks = config.get(name)
-        if isinstance(blocks, int) and blocks > min(most, BLOCKS):
-            raise ValueError(f"{where}: {name} is {shown(blocks)}, expected at most {min(most, BLOCKS)}")
+    for name in ("num_blocks", "num_hidden_layers"):
+        few_blocks(where, name, config.get(name), most)
     if config.get("model_type") == "xlstm":
         return _large(_renamed(config, where), where, True), "transformers"
     if large or config.keys() & ONLY_LARGE:
@@ -62,18 +181,18 @@ def config_of(model: xLSTMLanguageModel, style: str = "xlstm") -> dict[str, Any]
 def _stack(config: Config, where: str) -> xLSTMLanguageModel:
     """Return the model of a block stack's configuration, which has a dict for each kind of block, or none at all."""
     nested = config.get("mlstm_block") is not None or config.get("slstm_block") is not None
-    own = take(config, keys.STACK if nested else keys.STACK | keys.FLAT, where)
+    own = _take(config, STACK if nested else STACK | FLAT, where)
     at = own["slstm_at"]
     if nested:
         blocks = {}
         for name in ("mlstm_block", "slstm_block"):
             given = {"feedforward": {"dropout": own["dropout"]}} if own[name] is None else own[name]
-            blocks[name] = take(given, keys.BLOCK, f"{where} {name}", frozenset())
-        mlstm = take(blocks["mlstm_block"]["mlstm"], keys.MLSTM, f"{where} mlstm_block.mlstm")
-        slstm = take(blocks["slstm_block"]["slstm"], keys.SLSTM, f"{where} slstm_block.slstm")
+            blocks[name] = _take(given, BLOCK, f"{where} {name}", ())
+        mlstm = _take(blocks["mlstm_block"]["mlstm"], MLSTM, f"{where} mlstm_block.mlstm")
+        slstm = _take(blocks["slstm_block"]["slstm"], SLSTM, f"{where} slstm_block.slstm")
         feed = blocks["slstm_block"]["feedforward"]
         feed = {"proj_factor": 0.0, "dropout": own["dropout"]} if feed is None else feed
-        feed = take(feed, keys.FEED_FORWARD, f"{where} slstm_block.feedforward")
+        feed = _take(feed, FEED_FORWARD, f"{where} slstm_block.feedforward")
         only(f"{where} slstm_block.feedforward", "bias", feed["bias"], False)
         if own["mlstm_block"] is None:
             at = "all"
@@ -83,13 +202,13 @@ def _stack(config: Config, where: str) -> xLSTMLanguageModel:
         mlstm, slstm = {**own, "proj_factor": own["mlstm_proj_factor"]}, own
         feed = {"proj_factor": own["slstm_ffn_proj_factor"], "act_fn": own["slstm_ffn_act"], "dropout": own["dropout"]}
     backbone = xLSTMStack(
-        **options(own, keys.STACK),
-        **options(mlstm, keys.MLSTM),
-        **options(slstm, keys.SLSTM),
-        **options(feed, keys.FEED_FORWARD),
+        **options(own, STACK),
+        **options(mlstm, MLSTM),
+        **options(slstm, SLSTM),
+        **options(feed, FEED_FORWARD),
         slstm_at=range(own["num_blocks"]) if at == "all" else at,
         eps=EPS,
-        ffn_activation=keys.ACTIVATIONS[feed["act_fn"]],
+        ffn_activation=ACTIVATIONS[feed["act_fn"]],
         ffn_dropout=None if feed["dropout"] == own["dropout"] else feed["dropout"],
     )
     rate = own["dropout"] if own["add_embedding_dropout"] else 0.0
@@ -104,18 +223,18 @@ def _stack_config(model: xLSTMLanguageModel) -> dict[str, Any]:
     if model.embedding_dropout not in (0.0, backbone.dropout):
         raise ValueError(f"save: embedding_dropout is {model.embedding_dropout}, expected 0 or that of the blocks")
     every, some = len(backbone.slstm_at) == backbone.num_blocks, bool(backbone.slstm_at)
-    mlstm, slstm = values(backbone, keys.MLSTM), values(backbone, keys.SLSTM)
+    mlstm, slstm = values(backbone, MLSTM), values(backbone, SLSTM)
     slstm = {name: mlstm[name] if value is None else value for name, value in slstm.items()}
     if 1 in [block["conv1d_kernel_size"] for block, there in ((mlstm, not every), (slstm, some)) if there]:
         raise ValueError("save: conv_kernel_size is 1, expected 2 or more as the block-stack package fails with 1")
     slstm["backend"] = "vanilla"  # whose layout the recurrent kernel has
     feed = None
     if backbone.ffn_proj_factor:
-        act = next(name for name, ours in keys.ACTIVATIONS.items() if ours == backbone.ffn_activation)
+        act = next(name for name, ours in ACTIVATIONS.items() if ours == backbone.ffn_activation)
         dropout = backbone.dropout if backbone.ffn_dropout is None else backbone.ffn_dropout
-        feed = {**values(backbone, keys.FEED_FORWARD), "act_fn": act, "dropout": dropout}
+        feed = {**values(backbone, FEED_FORWARD), "act_fn": act, "dropout": dropout}
     return {
-        **values(backbone, keys.STACK),
+        **values(backbone, STACK),
         "context_length": CONTEXT,
         "vocab_size": model.vocab_size,
         "slstm_at": list(backbone.slstm_at),
@@ -130,7 +249,7 @@ def _renamed(config: Config, where: str) -> dict[str, Any]:
     """Return a configuration of transformers under the names of the package, without keys that say nothing."""
     given = dict(config)
     given.pop("add_out_norm", None)  # there is a norm whatever it says
-    for name, ours in keys.RENAMED.items():
+    for name, ours in RENAMED.items():
         value, other = given.pop(name, None), given.get(ours)
         if None not in (value, other) and value != other:
             both = f"{name} is {shown(value)} and {ours} {shown(other)}"
@@ -138,19 +257,17 @@ def _renamed(config: Config, where: str) -> dict[str, Any]:
         given[ours] = other if value is None else value
         if given[ours] is None:
             del given[ours]
-    for name, value in {**keys.FIXED_OLDER, "cell_norm_eps": given.get("norm_eps", 1e-6)}.items():
+    for name, value in {**FIXED_OLDER, "cell_norm_eps": given.get("norm_eps", 1e-6)}.items():
         only(where, name, given.pop(name, value), value)
     return given
 
 
 def _large(config: Config, where: str, transformers: bool) -> xLSTMLanguageModel:
-    known, ignored = keys.LARGE, keys.IGNORED_LARGE
-    if transformers:
-        known, ignored = keys.TRANSFORMERS, keys.IGNORED_TRANSFORMERS
-    own = take(config, known, where, ignored)
+    # Configurations of transformers have dozens of keys that say nothing of a model, and take any other.
+    own = _take(config, TRANSFORMERS if transformers else LARGE, where, None if transformers else IGNORED_LARGE)
     D = own["embedding_dim"]
     backbone = xLSTMLarge(
-        **options(own, keys.LARGE),
+        **options(own, LARGE),
         qk_size=int(D * own["qk_dim_factor"]),
         v_size=int(D * own["v_dim_factor"]),
         ffn_size=round_up(math.floor(D * own["ffn_proj_factor"]), own["ffn_round_up_to_multiple_of"]),
@@ -173,7 +290,7 @@ def _large_config(model: xLSTMLanguageModel, style: str) -> dict[str, Any]:
         raise ValueError(f"save: post_norm_bias is {bias}, expected {expected} as {reason}")
     sizes = {"qk_dim_factor": "qk_size", "v_dim_factor": "v_size", "ffn_proj_factor": "ffn_size"}
     config = {
-        **values(backbone, keys.LARGE),
+        **values(backbone, LARGE),
         "vocab_size": model.vocab_size,
         **{name: factor(backbone.size, getattr(backbone, ours)) for name, ours in sizes.items()},
         "ffn_round_up_to_multiple_of": 1,
@@ -198,7 +315,7 @@ def _transformers(config: dict[str, Any], model: xLSTMLanguageModel) -> dict[str
         "model_type": "xlstm",
         "architectures": ["xLSTMForCausalLM"],
         **config,
-        **{name: config[ours] for name, ours in keys.RENAMED.items()},
+        **{name: config[ours] for name, ours in RENAMED.items()},
         "tie_word_embeddings": model.tied,
         "use_cache": fits,  # it would fail where states are not as wide as its cache
     }
