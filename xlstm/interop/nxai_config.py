@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from xlstm.arrays import checks
 from xlstm.arrays.checks import shown
 from xlstm.data import reading
-from xlstm.interop.published import BLOCKS, Key, Keys, anything, factor, few_blocks, only, options, take, values
+from xlstm.interop.published import BLOCKS, Key, Table, anything, factor, few_blocks, only, options, take, values
 from xlstm.layers.blocks.block import round_up
 from xlstm.layers.blocks.large import xLSTMLarge
 from xlstm.layers.blocks.stack import xLSTMStack
@@ -31,7 +31,7 @@ def _places(where: str, name: str, value: Any) -> Any:
 
 
 def _activation(where: str, name: str, value: Any) -> Any:
-    return checks.choice(ACTIVATIONS)(where, name, checks.text(where, name, value))
+    return ACTIVATIONS[checks.choice(ACTIVATIONS)(where, name, checks.text(where, name, value))]
 
 
 def _words(text: str) -> frozenset[str]:
@@ -41,77 +41,6 @@ def _words(text: str) -> frozenset[str]:
 # Our name of each activation of a feed-forward layer.
 ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "relu^2": "square_relu", "sigmoid": "sigmoid", "swish": "silu"}
 ACTIVATIONS |= {"selu": "selu"}
-# A block stack, with a dict for each of its blocks; and its keys where all is in one dict.
-STACK: Keys = {
-    "num_blocks": Key(checks.size, "num_blocks", 1),
-    "embedding_dim": Key(checks.size, "size", 128),
-    "vocab_size": Key(checks.size),
-    "slstm_at": Key(_places, usual=()),
-    "add_post_blocks_norm": Key(checks.flag, "post_norm", True),
-    "bias": Key(checks.flag, "bias", False),
-    "dropout": Key(checks.non_negative, "dropout", 0.0),
-    "tie_weights": Key(checks.flag, usual=False),
-    "add_embedding_dropout": Key(checks.flag, usual=False),
-    "mlstm_block": Key(anything, usual=None),
-    "slstm_block": Key(anything, usual=None),
-}
-MLSTM: Keys = {
-    "num_heads": Key(checks.size, "num_heads", 4),
-    "conv1d_kernel_size": Key(checks.size_or_0, "conv_kernel_size", 4),
-    "qkv_proj_blocksize": Key(checks.size, "qkv_block_size", 4),
-    "proj_factor": Key(checks.non_negative, "proj_factor", 2.0),
-}
-SLSTM: Keys = {
-    "num_heads": Key(checks.size, "slstm_num_heads", 4),
-    "conv1d_kernel_size": Key(checks.size_or_0, "slstm_conv_kernel_size", 4),  # 0 where there is no convolution
-}
-BLOCK: Keys = {
-    "mlstm": Key(anything, usual={}),
-    "slstm": Key(anything, usual={}),
-    "feedforward": Key(anything, usual={}),
-}
-FEED_FORWARD: Keys = {
-    "proj_factor": Key(checks.non_negative, "ffn_proj_factor", 1.3),
-    "act_fn": Key(_activation, usual="gelu"),
-    "dropout": Key(checks.non_negative, usual=0.0),
-    "bias": Key(checks.flag, usual=False),
-}
-FLAT: Keys = {
-    **{name: MLSTM[name]._replace(ours="") for name in ("num_heads", "conv1d_kernel_size", "qkv_proj_blocksize")},
-    "mlstm_proj_factor": Key(checks.non_negative, usual=2.0),
-    "slstm_ffn_proj_factor": Key(checks.non_negative, usual=1.3),
-    "slstm_ffn_act": Key(_activation, usual="gelu"),
-}
-# A large model. The factors times the width are widths.
-LARGE: Keys = {
-    "embedding_dim": Key(checks.size, "size"),
-    "num_heads": Key(checks.size, "num_heads"),
-    "num_blocks": Key(checks.size, "num_blocks"),
-    "vocab_size": Key(checks.size),
-    "use_bias": Key(checks.flag, "bias", False),
-    "norm_eps": Key(checks.non_negative, "norm_eps", 1e-6),
-    "add_out_norm": Key(checks.flag, "post_norm", True),
-    "qk_dim_factor": Key(checks.non_negative, usual=0.5),
-    "v_dim_factor": Key(checks.non_negative, usual=1.0),
-    "chunk_size": Key(checks.optional(checks.size), "chunk_size", None),  # theirs is then 64, ours follows the heads
-    "eps": Key(checks.non_negative, "eps", 1e-6),
-    "ffn_proj_factor": Key(checks.non_negative, usual=2.6667),
-    "ffn_round_up_to_multiple_of": Key(checks.size, usual=64),
-    "gate_soft_cap": Key(checks.optional(checks.non_negative), "gate_cap", 15.0),
-    "output_logit_soft_cap": Key(checks.optional(checks.non_negative), usual=30.0),
-}
-# The same in transformers, where defaults differ and two keys have other names.
-TRANSFORMERS: Keys = {
-    **LARGE,
-    "embedding_dim": Key(checks.size, "size", 4096),
-    "num_blocks": Key(checks.size, "num_blocks", 32),
-    "num_heads": Key(checks.size, "num_heads", 8),
-    "vocab_size": Key(checks.size, usual=50304),
-    "ffn_proj_factor": Key(checks.non_negative, usual=2.667),
-    "tie_word_embeddings": Key(checks.flag, usual=False),
-}
-RENAMED = {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks"}
-
 # Keys that have no option here, with the only value that ours amounts to.
 FIXED: dict[str, Any] = {
     **{"round_proj_up_dim_up": True, "round_proj_up_to_multiple_of": 64, "function": "slstm"},
@@ -139,11 +68,95 @@ IGNORED_LARGE = _words(
     autocast_kernel_dtype weight_mode
     """
 )
-ONLY_LARGE = (LARGE.keys() | IGNORED_LARGE) - STACK.keys() - FLAT.keys()
-
-
-def _take(config: Any, known: Keys, where: str, ignored: Collection[str] | None = IGNORED) -> dict[str, Any]:
-    return take(config, known, where, ignored, FIXED)
+# The layers of a block stack.
+MLSTM = Table(
+    {
+        "num_heads": Key(checks.size, "num_heads", 4),
+        "conv1d_kernel_size": Key(checks.size_or_0, "conv_kernel_size", 4),
+        "qkv_proj_blocksize": Key(checks.size, "qkv_block_size", 4),
+        "proj_factor": Key(checks.non_negative, "proj_factor", 2.0),
+    },
+    IGNORED,
+    FIXED,
+    usual={},
+)
+SLSTM = Table(
+    {
+        "num_heads": Key(checks.size, "slstm_num_heads", 4),
+        "conv1d_kernel_size": Key(checks.size_or_0, "slstm_conv_kernel_size", 4),  # 0 where there is no convolution
+    },
+    IGNORED,
+    FIXED,
+    usual={},
+)
+FEED_FORWARD = Table(
+    {
+        "proj_factor": Key(checks.non_negative, "ffn_proj_factor", 1.3),
+        "act_fn": Key(_activation, "ffn_activation", "gelu"),
+        "dropout": Key(checks.non_negative, "ffn_dropout", 0.0),
+    },
+    IGNORED - {"bias"},
+    {**FIXED, "bias": False},
+)
+MLSTM_BLOCK = Table({"mlstm": MLSTM})
+SLSTM_BLOCK = Table({"slstm": SLSTM, "feedforward": Key(anything, usual={})})
+# A block stack, with a dict for each of its blocks; and its keys where all is in one dict.
+STACK = Table(
+    {
+        "num_blocks": Key(checks.size, "num_blocks", 1),
+        "embedding_dim": Key(checks.size, "size", 128),
+        "vocab_size": Key(checks.size),
+        "slstm_at": Key(_places, "slstm_at", ()),
+        "add_post_blocks_norm": Key(checks.flag, "post_norm", True),
+        "bias": Key(checks.flag, "bias", False),
+        "dropout": Key(checks.non_negative, "dropout", 0.0),
+        "tie_weights": Key(checks.flag, usual=False),
+        "add_embedding_dropout": Key(checks.flag, usual=False),
+        "mlstm_block": Key(anything, usual=None),
+        "slstm_block": Key(anything, usual=None),
+    },
+    IGNORED,
+    FIXED,
+)
+FLAT = STACK._replace(
+    keys={
+        **STACK.keys,
+        **{name: key for name, key in MLSTM.keys.items() if name != "proj_factor"},
+        "mlstm_proj_factor": MLSTM.keys["proj_factor"],
+        "slstm_ffn_proj_factor": FEED_FORWARD.keys["proj_factor"],
+        "slstm_ffn_act": FEED_FORWARD.keys["act_fn"],
+    }
+)
+# A large model. The factors times the width are widths.
+LARGE: dict[str, Key | Table] = {
+    "embedding_dim": Key(checks.size, "size"),
+    "num_heads": Key(checks.size, "num_heads"),
+    "num_blocks": Key(checks.size, "num_blocks"),
+    "vocab_size": Key(checks.size),
+    "use_bias": Key(checks.flag, "bias", False),
+    "norm_eps": Key(checks.non_negative, "norm_eps", 1e-6),
+    "add_out_norm": Key(checks.flag, "post_norm", True),
+    "qk_dim_factor": Key(checks.non_negative, usual=0.5),
+    "v_dim_factor": Key(checks.non_negative, usual=1.0),
+    "chunk_size": Key(checks.optional(checks.size), "chunk_size", None),  # theirs is then 64, ours follows the heads
+    "eps": Key(checks.non_negative, "eps", 1e-6),
+    "ffn_proj_factor": Key(checks.non_negative, usual=2.6667),
+    "ffn_round_up_to_multiple_of": Key(checks.size, usual=64),
+    "gate_soft_cap": Key(checks.optional(checks.non_negative), "gate_cap", 15.0),
+    "output_logit_soft_cap": Key(checks.optional(checks.non_negative), usual=30.0),
+}
+# The same in transformers, where defaults differ and two keys have other names.
+TRANSFORMERS: dict[str, Key | Table] = {
+    **LARGE,
+    "embedding_dim": Key(checks.size, "size", 4096),
+    "num_blocks": Key(checks.size, "num_blocks", 32),
+    "num_heads": Key(checks.size, "num_heads", 8),
+    "vocab_size": Key(checks.size, usual=50304),
+    "ffn_proj_factor": Key(checks.non_negative, usual=2.667),
+    "tie_word_embeddings": Key(checks.flag, usual=False),
+}
+RENAMED = {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks"}
+ONLY_LARGE = (LARGE.keys() | IGNORED_LARGE) - FLAT.keys.keys()
 
 
 @reading.brief()
@@ -181,36 +194,27 @@ def config_of(model: xLSTMLanguageModel, style: str = "xlstm") -> dict[str, Any]
 def _stack(config: Config, where: str) -> xLSTMLanguageModel:
     """Return the model of a block stack's configuration, which has a dict for each kind of block, or none at all."""
     nested = config.get("mlstm_block") is not None or config.get("slstm_block") is not None
-    own = _take(config, STACK if nested else STACK | FLAT, where)
-    at = own["slstm_at"]
+    own = take(config, STACK if nested else FLAT, where)
+    chosen, dropout = options(own, STACK if nested else FLAT), own["dropout"]
     if nested:
-        blocks = {}
-        for name in ("mlstm_block", "slstm_block"):
-            given = {"feedforward": {"dropout": own["dropout"]}} if own[name] is None else own[name]
-            blocks[name] = _take(given, BLOCK, f"{where} {name}", ())
-        mlstm = _take(blocks["mlstm_block"]["mlstm"], MLSTM, f"{where} mlstm_block.mlstm")
-        slstm = _take(blocks["slstm_block"]["slstm"], SLSTM, f"{where} slstm_block.slstm")
-        feed = blocks["slstm_block"]["feedforward"]
-        feed = {"proj_factor": 0.0, "dropout": own["dropout"]} if feed is None else feed
-        feed = _take(feed, FEED_FORWARD, f"{where} slstm_block.feedforward")
-        only(f"{where} slstm_block.feedforward", "bias", feed["bias"], False)
+        none = own["slstm_block"] is None
+        mlstm = take({} if own["mlstm_block"] is None else own["mlstm_block"], MLSTM_BLOCK, f"{where}.mlstm_block")
+        slstm = {"feedforward": {"dropout": dropout}} if none else own["slstm_block"]
+        slstm = take(slstm, SLSTM_BLOCK, f"{where}.slstm_block")
+        feed = {"proj_factor": 0.0, "dropout": dropout} if slstm["feedforward"] is None else slstm["feedforward"]
+        feed = take(feed, FEED_FORWARD, f"{where}.slstm_block.feedforward")
+        chosen |= options(mlstm, MLSTM_BLOCK) | options(slstm, SLSTM_BLOCK) | options(feed, FEED_FORWARD)
         if own["mlstm_block"] is None:
-            at = "all"
-        if own["slstm_block"] is None and at:
-            raise ValueError(f"{where}: slstm_at is {shown(at)}, but there is no slstm_block")
+            chosen["slstm_at"] = "all"
+        if none and chosen["slstm_at"]:
+            raise ValueError(f"{where}: slstm_at is {shown(chosen['slstm_at'])}, but there is no slstm_block")
     else:
-        mlstm, slstm = {**own, "proj_factor": own["mlstm_proj_factor"]}, own
-        feed = {"proj_factor": own["slstm_ffn_proj_factor"], "act_fn": own["slstm_ffn_act"], "dropout": own["dropout"]}
-    backbone = xLSTMStack(
-        **options(own, STACK),
-        **options(mlstm, MLSTM),
-        **options(slstm, SLSTM),
-        **options(feed, FEED_FORWARD),
-        slstm_at=range(own["num_blocks"]) if at == "all" else at,
-        eps=EPS,
-        ffn_activation=ACTIVATIONS[feed["act_fn"]],
-        ffn_dropout=None if feed["dropout"] == own["dropout"] else feed["dropout"],
-    )
+        chosen |= {f"slstm_{name}": chosen[name] for name in ("num_heads", "conv_kernel_size")}
+    if chosen["slstm_at"] == "all":
+        chosen["slstm_at"] = range(own["num_blocks"])
+    if chosen.get("ffn_dropout") == dropout:
+        chosen["ffn_dropout"] = None
+    backbone = xLSTMStack(**chosen, eps=EPS)
     rate = own["dropout"] if own["add_embedding_dropout"] else 0.0
     return xLSTMLanguageModel(backbone, own["vocab_size"], tied=own["tie_weights"], embedding_dropout=rate)
 
@@ -237,7 +241,6 @@ def _stack_config(model: xLSTMLanguageModel) -> dict[str, Any]:
         **values(backbone, STACK),
         "context_length": CONTEXT,
         "vocab_size": model.vocab_size,
-        "slstm_at": list(backbone.slstm_at),
         "mlstm_block": None if every else {"mlstm": mlstm},
         "slstm_block": {"slstm": slstm, "feedforward": feed} if some else None,
         "tie_weights": model.tied,
@@ -264,10 +267,11 @@ def _renamed(config: Config, where: str) -> dict[str, Any]:
 
 def _large(config: Config, where: str, transformers: bool) -> xLSTMLanguageModel:
     # Configurations of transformers have dozens of keys that say nothing of a model, and take any other.
-    own = _take(config, TRANSFORMERS if transformers else LARGE, where, None if transformers else IGNORED_LARGE)
+    table = Table(TRANSFORMERS, None, FIXED) if transformers else Table(LARGE, IGNORED_LARGE, FIXED)
+    own = take(config, table, where)
     D = own["embedding_dim"]
     backbone = xLSTMLarge(
-        **options(own, LARGE),
+        **options(own, table),
         qk_size=int(D * own["qk_dim_factor"]),
         v_size=int(D * own["v_dim_factor"]),
         ffn_size=round_up(math.floor(D * own["ffn_proj_factor"]), own["ffn_round_up_to_multiple_of"]),
@@ -290,7 +294,7 @@ def _large_config(model: xLSTMLanguageModel, style: str) -> dict[str, Any]:
         raise ValueError(f"save: post_norm_bias is {bias}, expected {expected} as {reason}")
     sizes = {"qk_dim_factor": "qk_size", "v_dim_factor": "v_size", "ffn_proj_factor": "ffn_size"}
     config = {
-        **values(backbone, LARGE),
+        **values(backbone, Table(LARGE)),
         "vocab_size": model.vocab_size,
         **{name: factor(backbone.size, getattr(backbone, ours)) for name, ours in sizes.items()},
         "ffn_round_up_to_multiple_of": 1,

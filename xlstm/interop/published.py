@@ -268,7 +268,13 @@ class Key(NamedTuple):
     usual: Any = ...  # a model cannot do without it
 
 
-Keys = dict[str, Key]
+class Table(NamedTuple):
+    """The keys of a configuration, or of a dict within it."""
+
+    keys: Mapping[str, Key | Table]
+    ignored: Collection[str] | None = ()  # keys that change nothing here, None for all others
+    fixed: Mapping[str, Any] | None = None  # keys that have no option here, with the only value that ours amounts to
+    usual: Any = ...
 
 
 def anything(where: str, name: str, value: Any) -> Any:
@@ -276,36 +282,32 @@ def anything(where: str, name: str, value: Any) -> Any:
     return value
 
 
-def take(
-    config: Any,
-    known: Keys,
-    where: str,
-    ignored: Collection[str] | None = (),
-    fixed: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Return the values of the known keys, with defaults where they are missing.
+def take(config: Any, table: Table, where: str) -> dict[str, Any]:
+    """Return the values of the keys of a table, with defaults where they are missing.
 
-    `ignored` are keys that change nothing here, None for all that are unknown, and `fixed` those that have no option
-    here, with the only value that ours amounts to. Raise ValueError or TypeError if a key is unknown or missing, a
-    value is of another type or out of range, or it means something that ours has no option for.
+    Raise ValueError or TypeError if a key is unknown or missing, a value is of another type or out of range, or it
+    means something that ours has no option for.
     """
     if not isinstance(config, Mapping):
         raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
     for name, value in config.items():
         if not isinstance(name, str):
             raise TypeError(f"{where}: key {shown(name)} is a {type(name).__name__}, expected text")
-        if name in known or name.startswith("_") or (ignored is not None and name in ignored):
-            continue
-        if fixed is not None and name in fixed:
-            only(where, name, value, fixed[name])
-        elif ignored is not None:
-            raise ValueError(f"{where}: key {shown(name)} is unknown, expected some of {', '.join(known)}")
-    missing = [name for name, key in known.items() if key.usual is ... and config.get(name) is None]
-    given = {name: config.get(name, key.usual) for name, key in known.items() if name not in missing}
-    checked = {name: known[name].check(where, name, value) for name, value in given.items()}
+        if table.fixed is not None and name in table.fixed:
+            only(where, name, value, table.fixed[name])
+        elif not (name in table.keys or name.startswith("_") or table.ignored is None or name in table.ignored):
+            raise ValueError(f"{where}: key {shown(name)} is unknown, expected some of {', '.join(table.keys)}")
+    missing = [name for name, key in table.keys.items() if key.usual is ... and config.get(name) is None]
+    found: dict[str, Any] = {}
+    for name, key in table.keys.items():
+        value = config.get(name, key.usual)
+        if isinstance(key, Table):
+            found[name] = None if name in missing else take(value, key, f"{where}.{name}")
+        else:
+            found[name] = None if name in missing else key.check(where, name, value)
     if missing:
         raise ValueError(f"{where}: {missing[0]} is missing")
-    return checked
+    return found
 
 
 def only(where: str, name: str, value: Any, expected: Any) -> None:
@@ -314,14 +316,27 @@ def only(where: str, name: str, value: Any, expected: Any) -> None:
         raise ValueError(f"{where}: {name} is {shown(value)}, which xlstm cannot express, expected {expected!r}")
 
 
-def options(values: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
-    """Return values of theirs under the names of our options."""
-    return {key.ours: values[name] for name, key in keys.items() if key.ours}
+def options(values: Mapping[str, Any], table: Table) -> dict[str, Any]:
+    """Return values that were taken by a table under the names of our options."""
+    found: dict[str, Any] = {}
+    for name, key in table.keys.items():
+        if isinstance(key, Table):
+            found |= options(values[name], key)
+        elif key.ours:
+            found[key.ours] = values[name]
+    return found
 
 
-def values(layer: Any, keys: Keys) -> dict[str, Any]:
-    """Return the options of a layer of ours under their names."""
-    return {name: getattr(layer, key.ours) for name, key in keys.items() if key.ours}
+def values(layer: Any, table: Table) -> dict[str, Any]:
+    """Return the options of a layer of ours as a configuration of theirs, the reverse of `options`."""
+    found: dict[str, Any] = {}
+    for name, key in table.keys.items():
+        if isinstance(key, Table):
+            found[name] = values(layer, key)
+        elif key.ours:
+            value = getattr(layer, key.ours)
+            found[name] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 def few_blocks(where: str, name: str, blocks: Any, most: int) -> None:

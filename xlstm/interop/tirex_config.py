@@ -7,7 +7,7 @@ from typing import Any
 
 from xlstm.arrays import checks
 from xlstm.arrays.checks import shown
-from xlstm.interop.published import BLOCKS, Key, Keys, anything, factor, few_blocks, options, take, values
+from xlstm.interop.published import BLOCKS, Key, Table, anything, factor, few_blocks, options, take, values
 from xlstm.models.tirex import Mixers, TiRex, TiRex2
 
 Config = Mapping[str, Any]
@@ -26,62 +26,63 @@ def _activation(where: str, name: str, value: Any) -> str:
     return ACTIVATIONS[checks.choice(ACTIVATIONS)(where, name, last)]
 
 
-# TiRex-1: hyper_parameters of the checkpoint, its model_config, and block_kwargs in this.
-HYPER: Keys = {"model_config": Key(anything), "train_ctx_len": Key(checks.size, "context")}
-FIRST: Keys = {
-    "input_patch_size": Key(checks.size, "patch_size"),
-    "output_patch_size": Key(checks.size),
-    "quantiles": Key(anything, "quantiles"),
-    "input_ff_dim": Key(checks.size, "input_ff_size"),
-    "block_kwargs": Key(anything),
-}
-BLOCK: Keys = {
-    "num_blocks": Key(checks.depth, "num_blocks"),
-    "embedding_dim": Key(checks.size, "size"),
-    "num_heads": Key(checks.size, "num_heads"),
-    "ffn_proj_factor": Key(checks.above_0, "ffn_proj_factor", FFN_PROJ_FACTOR),
-}
-# TiRex-2, and the dicts in its configuration.
-SECOND: Keys = {
-    "embedding_dim": Key(checks.size, "size"),
-    "num_blocks": Key(checks.depth),
-    "input_patch_size": Key(checks.size, "patch_size"),
-    "output_patch_size": Key(checks.size),
-    "tokenizer_cfg": Key(anything),
-    "context_len": Key(checks.size, "context"),
-    "future_len": Key(checks.size, "horizon"),
-    "quantiles": Key(anything, "quantiles"),
-    "input_ff_dim": Key(checks.size, "input_ff_size"),
-    "h_expand": Key(checks.above_0),
-    "act_func": Key(_activation, "activation"),
-    "scaler_cfg": Key(anything),
-    "stack_config": Key(anything),
-    "stack_out_norm_config": Key(anything, usual=None),
-    "use_qk_norm": Key(checks.flag, "qk_norm", True),
-    "tta_sign_flip": Key(checks.flag, "sign_flip", False),
-    "tta_diff": Key(checks.flag, "differencing", True),
-}
-TOKENIZER: Keys = {
-    name: Key(checks.optional(checks.size), usual=None)
-    for name in ("input_patch_size", "output_patch_size", "input_patch_stride")
-}
-SCALER: Keys = {
-    "use_arcsinh": Key(checks.flag, "arcsinh", False),
-    "binaryaware": Key(checks.flag, "binary", False),
-    "eps": Key(checks.non_negative, "scale_eps", 1e-8),
-}
-STACK: Keys = {"templates": Key(anything), "recipe": Key(anything)}
-TEMPLATE: Keys = {"time_mixer": Key(anything), "variate_mixer": Key(anything)}
-TIME: Keys = {
+def _norm_eps(where: str, name: str, value: Any) -> Any:
+    return None if value is None else take(value, OUT_NORM, f"{where}.{name}")["eps"]
+
+
+# TiRex-1: hyper_parameters of the checkpoint.
+BLOCK = Table(
+    {
+        "num_blocks": Key(checks.depth, "num_blocks"),
+        "embedding_dim": Key(checks.size, "size"),
+        "num_heads": Key(checks.size, "num_heads"),
+        "ffn_proj_factor": Key(checks.above_0, "ffn_proj_factor", FFN_PROJ_FACTOR),
+    },
+    ignored=None,
+)
+PATCHES = {name: Key(checks.size, "patch_size") for name in ("input_patch_size", "output_patch_size")}
+QUANTILES = {"quantiles": Key(anything, "quantiles"), "input_ff_dim": Key(checks.size, "input_ff_size")}
+CONTEXT = {"train_ctx_len": Key(checks.size, "context")}
+FIRST = Table({"model_config": Table({**PATCHES, **QUANTILES, "block_kwargs": BLOCK}), **CONTEXT}, ignored=None)
+# TiRex-2: its configuration, the templates of its blocks, and the norm of its stack.
+SECOND = Table(
+    {
+        "embedding_dim": Key(checks.size, "size"),
+        "num_blocks": Key(checks.depth),
+        **PATCHES,
+        "tokenizer_cfg": Table(
+            {name: Key(checks.optional(checks.size), usual=None) for name in (*PATCHES, "input_patch_stride")}
+        ),
+        "context_len": Key(checks.size, "context"),
+        "future_len": Key(checks.size, "horizon"),
+        **QUANTILES,
+        "h_expand": Key(checks.above_0),
+        "act_func": Key(_activation, "activation"),
+        "scaler_cfg": Table(
+            {
+                "use_arcsinh": Key(checks.flag, "arcsinh", False),
+                "binaryaware": Key(checks.flag, "binary", False),
+                "eps": Key(checks.non_negative, "scale_eps", 1e-8),
+            },
+            ignored=None,
+        ),
+        "stack_config": Table({"templates": Key(anything), "recipe": Key(anything)}),
+        "stack_out_norm_config": Key(_norm_eps, "norm_eps", None),
+        "use_qk_norm": Key(checks.flag, "qk_norm", True),
+        "tta_sign_flip": Key(checks.flag, "sign_flip", False),
+        "tta_diff": Key(checks.flag, "differencing", True),
+    },
+    ignored=("dropout", "device", "matmul_precision", "postprocessor_cfg", "use_flex_attention", "rnn_backend"),
+)
+TIME: dict[str, Key | Table] = {
     "model_type": Key(checks.choice(CELLS)),
     "embedding_dim": Key(checks.size),
     "num_heads": Key(checks.size, usual=4),
     "num_slstm_heads": Key(checks.optional(checks.size), usual=None),
 }
-VARIATES: Keys = {"embedding_dim": Key(checks.size), "num_heads": Key(checks.size, usual=4)}
-OUT_NORM: Keys = {"eps": Key(checks.divisor, usual=1e-7)}
-# Keys that change no result.
-IGNORED = ("dropout", "device", "matmul_precision", "postprocessor_cfg", "use_flex_attention", "rnn_backend")
+VARIATES = {"embedding_dim": Key(checks.size), "num_heads": Key(checks.size, usual=4)}
+TEMPLATE = Table({"time_mixer": Table(TIME), "variate_mixer": Table(VARIATES)}, ignored=None)
+OUT_NORM = Table({"eps": Key(checks.divisor, usual=1e-7)}, ignored=None)
 
 
 def model_of(config: Config, where: str = "config", most: int = BLOCKS) -> TiRex | TiRex2:
@@ -100,55 +101,42 @@ def model_of(config: Config, where: str = "config", most: int = BLOCKS) -> TiRex
 
 def config_of(model: TiRex | TiRex2) -> dict[str, Any]:
     """Return the configuration of a model, the reverse of `model_of`; raise ValueError if theirs cannot express it."""
-    return _first_config(model) if isinstance(model, TiRex) else _second_config(model)
+    return values(model, FIRST) if isinstance(model, TiRex) else _second_config(model)
 
 
 def _first(config: Config, where: str, most: int) -> TiRex:
-    hyper = take(config, HYPER, where, None)
-    own = take(hyper["model_config"], FIRST, f"{where} model_config")
-    blocks = take(own["block_kwargs"], BLOCK, f"{where} block_kwargs", None)
-    few_blocks(f"{where} block_kwargs", "num_blocks", blocks["num_blocks"], most)
-    _same(where, "output_patch_size", own["output_patch_size"], own["input_patch_size"])
-    return TiRex(**options(blocks, BLOCK), **options(own, FIRST), **options(hyper, HYPER))
-
-
-def _first_config(model: TiRex) -> dict[str, Any]:
-    own = {**values(model, FIRST), "output_patch_size": model.patch_size, "quantiles": list(model.quantiles)}
-    return {"model_config": {**own, "block_kwargs": values(model, BLOCK)}, **values(model, HYPER)}
+    own = take(config, FIRST, where)
+    model = own["model_config"]
+    few_blocks(f"{where}.model_config.block_kwargs", "num_blocks", model["block_kwargs"]["num_blocks"], most)
+    _same(f"{where}.model_config", "output_patch_size", model["output_patch_size"], model["input_patch_size"])
+    return TiRex(**options(own, FIRST))
 
 
 def _second(config: Config, where: str, most: int) -> TiRex2:
-    own = take(config, SECOND, where, IGNORED)
+    own = take(config, SECOND, where)
     few_blocks(where, "num_blocks", own["num_blocks"], most)
     P, D = own["input_patch_size"], own["embedding_dim"]
-    tokenizer = take(own["tokenizer_cfg"], TOKENIZER, f"{where} tokenizer_cfg")
     _same(where, "output_patch_size", own["output_patch_size"], P)
-    for name, value in tokenizer.items():
-        _same(f"{where} tokenizer_cfg", name, P if value is None else value, P)
-    norm = own["stack_out_norm_config"]
-    if norm is not None:
-        norm = take(norm, OUT_NORM, f"{where} stack_out_norm_config", None)["eps"]
+    for name, value in own["tokenizer_cfg"].items():
+        _same(f"{where}.tokenizer_cfg", name, P if value is None else value, P)
     return TiRex2(
-        recipe=_recipe(own, f"{where} stack_config"),
+        recipe=_recipe(own, f"{where}.stack_config"),
         **options(own, SECOND),
-        **options(take(own["scaler_cfg"], SCALER, f"{where} scaler_cfg", None), SCALER),
         output_ff_size=int(D * own["h_expand"]),
         ffn_proj_factor=FFN_PROJ_FACTOR,
-        norm_eps=norm,
     )
 
 
 def _recipe(own: Config, where: str) -> list[Mixers]:
     """Return the blocks in their order."""
-    stack = take(own["stack_config"], STACK, where)
-    templates, recipe = stack["templates"], stack["recipe"]
+    templates, recipe = (own["stack_config"][name] for name in ("templates", "recipe"))
     if not isinstance(templates, Mapping):
         raise TypeError(f"{where}: templates is {shown(templates)}, expected a dict")
     if not isinstance(recipe, list | tuple) or not all(isinstance(name, str) for name in recipe):
         raise TypeError(f"{where}: recipe is {shown(recipe)}, expected names of templates")
     if len(recipe) != own["num_blocks"]:
         raise ValueError(f"{where}: recipe has {len(recipe)} blocks, expected num_blocks, {own['num_blocks']}")
-    known = {name: _mixers(given, own["embedding_dim"], f"{where} {name}") for name, given in templates.items()}
+    known = {name: _mixers(given, own["embedding_dim"], f"{where}.{name}") for name, given in templates.items()}
     for name in recipe:
         if name not in known:
             raise ValueError(f"{where}: recipe has {shown(name)}, expected some of {checks.few(known)}")
@@ -156,11 +144,10 @@ def _recipe(own: Config, where: str) -> list[Mixers]:
 
 
 def _mixers(template: Any, size: int, where: str) -> Mixers:
-    parts = take(template, TEMPLATE, where, None)
-    time = take(parts["time_mixer"], TIME, f"{where} time_mixer")
-    variates = take(parts["variate_mixer"], VARIATES, f"{where} variate_mixer")
-    for name, one in (("time_mixer", time), ("variate_mixer", variates)):
-        _same(f"{where} {name}", "embedding_dim", one["embedding_dim"], size)
+    parts = take(template, TEMPLATE, where)
+    time, variates = parts["time_mixer"], parts["variate_mixer"]
+    for name, mixer in parts.items():
+        _same(f"{where}.{name}", "embedding_dim", mixer["embedding_dim"], size)
     heads = time["num_heads"]
     if time["model_type"] == "bi-slstm" and time["num_slstm_heads"] is not None:
         heads = time["num_slstm_heads"]
@@ -172,7 +159,7 @@ def _second_config(model: TiRex2) -> dict[str, Any]:
         raise ValueError(
             f"save: ffn_proj_factor is {model.ffn_proj_factor}, expected that of TiRex-2, {FFN_PROJ_FACTOR}"
         )
-    D, P = model.size, model.patch_size
+    D = model.size
     types = {ours: theirs for theirs, ours in CELLS.items()}
     names, templates = [], {}
     for cell, heads, variate_heads in model.recipe:
@@ -185,12 +172,9 @@ def _second_config(model: TiRex2) -> dict[str, Any]:
     return {
         **values(model, SECOND),
         "num_blocks": len(names),
-        "output_patch_size": P,
-        "tokenizer_cfg": dict.fromkeys(TOKENIZER, P),
-        "quantiles": list(model.quantiles),
+        "tokenizer_cfg": dict.fromkeys((*PATCHES, "input_patch_stride"), model.patch_size),
         "h_expand": factor(D, model.output_ff_size),
         "act_func": classes[model.activation],
-        "scaler_cfg": values(model, SCALER),
         "stack_config": {"templates": templates, "recipe": names},
         "stack_out_norm_config": None if model.norm_eps is None else {"eps": model.norm_eps},
         "dropout": 0.0,
