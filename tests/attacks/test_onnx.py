@@ -422,7 +422,7 @@ def test_damaged_model_is_read_or_refused(kind, tmp_path):
         draw = random.Random(f"{kind} {seed}")
         data = draw.choice(models)
         if kind == "bytes":
-            data = damage._bytes(data, draw)
+            data = damage.flipped(data, draw)
         else:
             model = onnx.ModelProto.FromString(data)
             for _ in range(draw.choice([1, 1, 2, 5])):
