@@ -20,7 +20,7 @@ from xlstm.cells.activations import soft_cap, soft_cap_bwd, softmax
 from xlstm.layers.blocks.backbone import Backbone
 from xlstm.layers.blocks.block import Block
 from xlstm.layers.linear import Embedding, Linear, tokens_of, within
-from xlstm.layers.module import Saved, dropout, dropped
+from xlstm.layers.module import dropout, dropped
 from xlstm.layers.sequence import Derivatives, SequenceLayer, State
 from xlstm.models.sequence import layer
 from xlstm.recurrence.packing import Span
