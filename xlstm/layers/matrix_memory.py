@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
@@ -17,25 +17,12 @@ from xlstm.arrays.namespace import Array, Namespace, Params, dtype_name, squares
 from xlstm.cells import mlstm
 from xlstm.cells.activations import clamp, clamp_bwd, sigmoid, sigmoid_bwd
 from xlstm.cells.normalization import fourth_root
-from xlstm.engines import heads
 from xlstm.engines.cuda.chunks import passes as chunks
 from xlstm.engines.numba import chunks as loops
 from xlstm.layers.initializers import mlstm_bias, uniform
 from xlstm.layers.module import Weight, dropout, dropped, rows, total
 from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State
 from xlstm.recurrence.packing import Span
-
-
-def gates_of(xp: Namespace, kept: Any) -> tuple[Array, Array]:
-    """Return the logarithms of the gates i and f at every step, (T, B, N), from what `Memory.run` kept."""
-
-    def whole(parts: Iterable[Array]) -> Array:
-        rows: dict[Any, list[Array]] = {}  # the heads of some sequences each, in their order
-        for ((batch, _), _), part in zip(kept, parts, strict=True):
-            rows.setdefault(batch.start, []).append(part)
-        return xp.permute_dims(xp.concat([xp.concat(heads, axis=1) for heads in rows.values()]), (2, 0, 1))
-
-    return whole(saved.inputs[3] for _, saved in kept), whole(saved.logf for _, saved in kept)
 
 
 class Memory(NamedTuple):
@@ -78,54 +65,36 @@ class Memory(NamedTuple):
         # Past the end of a sequence a step writes nothing and forgets nothing.
         i = span.mask(i, -float("inf"))
         f = span.mask(f, float("inf") if self.forget == "sigmoid" else 0.0)
-        gates = [xp.permute_dims(a, (1, 2, 0)) for a in (i, f)]  # (B, N, T)
-        arrays = [*(self._heads(xp, a) for a in (q, k, v)), *gates, *state]
+        i, f = (xp.permute_dims(a, (1, 2, 0)) for a in (i, f))  # (B, N, T)
+        q, k, v = (self._heads(xp, a) for a in (q, k, v))
         if xp is np:
-            found = loops.chunkwise(arrays, self.eps, self.forget, self.steps, keep)
-            if found is not None:
-                (h, *end), kept = found
-                return self._rows(xp, h), tuple(end), [(heads.WHOLE, kept)]
-        cell = functools.partial(mlstm.chunkwise, xp, eps=self.eps, forget=self.forget, chunk=self.steps)
-
-        def one(q: Array, k: Array, v: Array, *rest: Array) -> tuple[Any, ...]:
-            own = chunks.kernels(xp, q, k, v, self.steps, self.forget, self.eps)
-            run: Any = cell if own is None else functools.partial(chunks.chunkwise, xp, made=own)
-            h, *end, saved = run(q, k, v, *rest)
-            if own is None:  # `saved` refers to the final state, too, and the caller may change that
-                end = [xp.asarray(s, copy=True) for s in end]
-            return h, *end, saved if keep else None
-
-        (h, *end), saved = self._run(span, one, arrays, [(True, (T, self.V)), *self._state])
-        return self._rows(xp, h), tuple(end), saved
+            computed = loops.chunkwise([q, k, v, i, f, *state], self.eps, self.forget, self.steps, keep)
+            if computed is not None:
+                (h, *end), saved = computed
+                return self._rows(xp, h), tuple(end), saved
+        C, n, m = state
+        kept: Any
+        made = chunks.kernels(xp, q, k, v, self.steps, self.forget, self.eps)
+        if made is not None:
+            h, *end, kept = chunks.chunkwise(xp, q, k, v, i, f, C, n, m, made)
+        else:
+            h, *end, kept = mlstm.chunkwise(xp, q, k, v, i, f, C, n, m, self.eps, self.forget, self.steps)
+            # The arrays that are kept refer to the final state, too, and the caller may change that.
+            end = [xp.asarray(s, copy=True) for s in end]
+        return self._rows(xp, h), tuple(end), kept if keep else None
 
     def run_bwd(self, saved: Any, dh: Array, dstate: State | None, span: Span) -> tuple[tuple[Array, ...], State]:
         """Return gradients of q, k, v, i and f, and of the initial state, from those of h and of the final state."""
-        xp, T = span.xp, span.T
-        cell = functools.partial(mlstm.chunkwise_bwd, eps=self.eps, forget=self.forget)
-
-        def one(dh: Array, *rest: Any) -> tuple[Any, ...]:
-            *dstate, kept = rest
-            dC, dn, dm = dstate or (None, None, None)
-            backward = chunks.chunkwise_bwd if isinstance(kept, chunks.Saved) else cell
-            return *backward(xp, dh, dC, dn, dm, kept), None
-
-        arrays = [self._heads(xp, dh), *(dstate or ())]
-        if isinstance(whole := saved[0][1], loops.Saved):
-            grads = loops.chunkwise_bwd(arrays[0], dstate, whole, self.eps, self.forget)
+        xp, dh, (dC, dn, dm) = span.xp, self._heads(span.xp, dh), dstate or (None, None, None)
+        grads: Sequence[Array]
+        if isinstance(saved, loops.Saved):
+            grads = loops.chunkwise_bwd(dh, dstate, saved, self.eps, self.forget)
+        elif isinstance(saved, chunks.Saved):
+            grads = chunks.chunkwise_bwd(xp, dh, dC, dn, dm, saved)
         else:
-            inputs = [(True, shape) for shape in ((T, self.K), (T, self.K), (T, self.V), (T,), (T,))]
-            grads, _ = self._run(span, one, arrays, [*inputs, *self._state], saved)
+            grads = mlstm.chunkwise_bwd(xp, dh, dC, dn, dm, saved, self.eps, self.forget)
         dq, dk, dv, di, df = (self._rows(xp, d) for d in grads[:5])
         return (dq, dk, dv, span.mask(di), span.mask(df)), tuple(grads[5:])
-
-    @property
-    def _state(self) -> list[tuple[bool, tuple[int, ...]]]:
-        """C, n and m as results of `heads.run`."""
-        return [(False, shape) for shape in ((self.K, self.V), (self.K,), ())]
-
-    def _run(self, span: Span, cell: Any, arrays: list[Array], results: Any, saved: Any = None) -> Any:
-        elements = span.T * max(self.K, self.V, min(span.T, self.steps))
-        return heads.run(span.xp, cell, arrays, results, elements, saved)
 
     def _heads(self, xp: Namespace, a: Array) -> Array:
         """Return (T, B, N F) seen as (B, N, T, F)."""
