@@ -221,26 +221,6 @@ def test_what_is_returned_is_the_callers(rng, layer):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("layer", [SEQUENCES[4], SEQUENCES[11], SEQUENCES[13]], ids=["mLSTM", "stack", "large"])
-def test_states_go_on(be, rng, layer):
-    """Two calls, the second with the state of the first, are one call; so are their gradients."""
-    params, x = params_of(layer, be, rng), be.asarray(rng.standard_normal((7, 2, layer.input_size)))
-    y, end, saved = layer.forward(params, x)
-    dy = be.asarray(rng.standard_normal(tuple(y.shape)))
-    expected, dx, _ = layer.backward(params, saved, dy)
-    y1, state, saved1 = layer.forward(params, x[:4, ...])
-    y2, end2, saved2 = layer.forward(params, x[4:, ...], state)
-    second, dx2, dstate = layer.backward(params, saved2, dy[4:, ...])
-    first, dx1, _ = layer.backward(params, saved1, dy[:4, ...], dstate)
-    close = {"rtol": 1e-9, "atol": 1e-11}
-    np.testing.assert_allclose(np.concatenate([to_numpy(y1), to_numpy(y2)]), to_numpy(y), **close)
-    np.testing.assert_allclose(np.concatenate([to_numpy(dx1), to_numpy(dx2)]), to_numpy(dx), **close)
-    for a, b in zip(arrays(end), arrays(end2), strict=True):
-        np.testing.assert_allclose(to_numpy(a), to_numpy(b), **close)
-    for name, grad in expected.items():
-        np.testing.assert_allclose(to_numpy(first[name]) + to_numpy(second[name]), to_numpy(grad), **close)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     "norm", [LayerNorm(96), RMSNorm(96), MultiHeadNorm(96, num_heads=3)], ids=lambda n: type(n).__name__

@@ -232,29 +232,6 @@ def test_whole_numbers_in_the_index_count_steps(rng, dtype):
     assert stream.count == arrays.count
 
 
-def test_whole_numbers_of_several_series_count_steps_where_they_end_alike(rng):
-    """Else they number the rows of a table; so they do where they rise by several steps."""
-    pandas = pytest.importorskip("pandas")
-    params, x = FIRST.init(0, "numpy", "float64"), rng.standard_normal((9, 2))
-    table = pandas.DataFrame({"id": ["a", "b"] * 9, "y": x.ravel()}, index=np.repeat(np.arange(9), 2))
-    stream, arrays = FIRST.stream(params, table[:12], series_id="id"), FIRST.stream(params, x[:6].T)
-    stream.push(table[14:17])
-    arrays.push([[np.nan, *x[7:9, 0]], [np.nan, x[7, 1], np.nan]])
-    found = stream.forecast(2).mean
-    assert found.index.tolist() == [9, 10] * 2
-    np.testing.assert_array_equal(found["y"], arrays.forecast(2).mean.ravel())
-    with pytest.raises(ValueError, match=r"^TiRex.stream: values has a row for 8, expected 9 or later steps"):
-        stream.push(table[16:])
-    fresh = table.reset_index(drop=True)
-    for given in (fresh, fresh.set_axis(np.arange(18)), table.set_axis(np.arange(18) ** 2)):
-        stream, arrays = FIRST.stream(params, given[:12], series_id="id"), FIRST.stream(params, x[:6].T)
-        stream.push(given[4:8])
-        arrays.push(x[2:4].T)
-        np.testing.assert_array_equal(stream.forecast(2).mean["y"], arrays.forecast(2).mean.ravel())
-        with pytest.raises(ValueError, match=r"^TiRex.stream: values has 1 to 2 rows of a series, expected one number"):
-            stream.push(given[12:15])
-
-
 @pytest.mark.parametrize(
     ("days", "columns", "message"),
     [

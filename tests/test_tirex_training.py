@@ -11,7 +11,6 @@ from tests.tables import LIBRARIES, long_columns, table
 from xlstm.data.series import synthetic
 from xlstm.models import TiRex, TiRex2
 from xlstm.models.tirex import PatchWindows, SyntheticPatches
-from xlstm.models.tirex.items import Rows, read_items
 from xlstm.models.tirex.variates import Groups
 from xlstm.training import LowRank, evaluate, optimizers, train
 from xlstm.training.run import first_batch
@@ -197,15 +196,6 @@ def test_windows_of_groups_are_those_of_forecasts(monkeypatch, rng, hidden):
     assert targets.tolist() == [True, True, False, False, False, True, False]
     assert not np.any(batch.mask[:, ~targets])
     assert not np.any(batch.mask[-1])  # nothing comes after the last token
-    units = SECOND.scaler.units(batch_rows(own, cut, past, beside["future"], ahead))
-    after = SECOND.scaler.scaled(np.stack([*series[0][:, -2:], series[1][0, -2:]]), units.of(targets))
-    np.testing.assert_allclose(batch.target[-2, targets], after, rtol=1e-12)
-
-
-def batch_rows(model, series, past, future, ahead):
-    """The rows of a forecast of items."""
-    _, items = read_items("", model, series, past, future, ahead)
-    return Rows.joined([Rows.of(item, ahead, ahead, model.context, False) for item in items]).x
 
 
 def test_items_of_one_row_are_as_before(rng):
@@ -315,18 +305,6 @@ def test_tables_have_groups(library, rng):
     wide = table(library, {"b": x[:, 1], "a": x[:, 0]})
     expected = SECOND.fine_tune(params, [x[:, [1, 0]].T], epochs=1)
     assert SECOND.fine_tune(params, wide, epochs=1).trained.losses == expected.trained.losses
-
-
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_tables_without_covariates(library, rng):
-    """Long ones and wide ones, with gaps where dates are missing."""
-    params, x = MODEL.init(0, "numpy"), rng.standard_normal((60, 3))
-    columns = long_columns(x, "shops", (60, 50))
-    there = np.arange(110) != 75  # a row of the second shop
-    given = table(library, {name: column[there] for name, column in columns.items()})
-    found = MODEL.fine_tune(params, given, epochs=1, series_id="shop", targets="sales")
-    expected = MODEL.fine_tune(params, [x[:60, 0], np.where(np.arange(50) == 15, np.nan, x[:50, 1])], epochs=1)
-    assert found.trained.losses == expected.trained.losses
 
 
 def test_a_tiny_model_learns_from_synthetic_series():
