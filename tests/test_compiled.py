@@ -18,9 +18,9 @@ from tests.conftest import force, make_backend
 from tests.layers import COMPILED, alone, inputs_of, make, pairwise, run
 from xlstm.cells import gru, lstm, lstm_options
 from xlstm.cli import machine
-from xlstm.engines.numba import codegen, jit, tape
-from xlstm.engines.numba.engine import NUMBA
-from xlstm.engines.step import Masks, Step
+from xlstm.engines.cell_step import Masks, Step
+from xlstm.engines.numba import codegen, jit, numba_engine
+from xlstm.engines.numba.numba_engine import NUMBA
 
 needs_numba = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
 KINDS = ("LSTM", "GRU", "RNN")
@@ -72,7 +72,7 @@ def test_every_path_gives_the_same_numbers(monkeypatch, rng, kind, dtype, path):
 @pytest.mark.parametrize("B", [1, 3, 20])
 def test_wide_and_long(monkeypatch, rng, kind, B):
     """Widths past a tile and a vector register, and products of x of several steps at once."""
-    monkeypatch.setattr("xlstm.engines.numba.tape.ROWS", 16)
+    monkeypatch.setattr("xlstm.engines.numba.numba_engine.ROWS", 16)
     layer = make(kind, {}, 19, 37)
     params, x, state = inputs_of(layer, make_backend("numpy"), rng, 50, B, scale=0.2)
     results = []
@@ -178,7 +178,7 @@ def test_cells_that_are_compiled(monkeypatch):
     assert of(gru.ResetBefore(), (("Wn", None),)) is None  # a product between its gates
     weights = {"Wx": np.empty((12, 2), "f2"), "Wh": np.empty((12, 3), "f2")}
     assert "float16" in NUMBA.refuses(Step(np, lstm.Cell(), weights, Masks()), [(2, 2)])
-    assert set(tape.DTYPES.values()) == {"float32", "float64"}
+    assert set(numba_engine.DTYPES.values()) == {"float32", "float64"}
 
 
 @needs_numba

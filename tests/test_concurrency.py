@@ -12,7 +12,7 @@ import threading
 
 import pytest
 
-from xlstm.engines.numba.signals import held
+from xlstm.engines.numba.held_signals import held
 
 SECONDS = 100  # a bound against hangs, far above what a case takes
 

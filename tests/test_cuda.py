@@ -11,13 +11,13 @@ import xlstm
 from tests.test_kernels import CELLS, DEVICES
 from xlstm.cells import lstm, lstm_options
 from xlstm.engines import cuda
+from xlstm.engines.cell_step import Masks, Step
 from xlstm.engines.cuda import choice, launch, source
 from xlstm.engines.cuda.engine import Cuda
 from xlstm.engines.cuda.launch import CudaError, Grid
 from xlstm.engines.cuda.source import KINDS
 from xlstm.engines.cuda.tiling import Device
 from xlstm.engines.pointwise import pointwise
-from xlstm.engines.step import Masks, Step
 
 H100, A100 = DEVICES[90], DEVICES[80]
 

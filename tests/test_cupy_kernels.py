@@ -22,10 +22,10 @@ from xlstm.cells.activations import tanh_bwd
 from xlstm.cells.cell import Cell
 from xlstm.engines import cuda
 from xlstm.engines.array_api import ARRAY_API
+from xlstm.engines.cell_step import Masks, Step
 from xlstm.engines.cuda import launch, source, tiling
 from xlstm.engines.cuda.engine import Cuda
 from xlstm.engines.cuda.launch import CudaError, Grid
-from xlstm.engines.step import Masks, Step
 from xlstm.models import TiRex
 from xlstm.recurrence.backward import run_bwd
 from xlstm.training import precision as precisions

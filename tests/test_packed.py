@@ -8,8 +8,8 @@ from tests.conftest import force, make_backend
 from tests.layers import inputs_of, run
 from xlstm.arrays import cores
 from xlstm.cells import rnn
+from xlstm.engines.cell_step import Masks, Step
 from xlstm.engines.numba import jit, workers
-from xlstm.engines.step import Masks, Step
 
 pytestmark = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
 ROUNDING = {"float32": 2e-6, "float64": 4e-15}
@@ -77,14 +77,16 @@ def test_products_over_rows(rng, length, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_packed_weights_begin_with_a_cache_line(rng, dtype):
     """However small they are: else each vector of the processor lies in two lines."""
-    from xlstm.engines.numba import weights
+    from xlstm.engines.numba import packed_products
 
     for H in (1, 3, 19, 64, 130):
         w = {name: rng.standard_normal((H, width)).astype(dtype) for name, width in (("Wx", 2), ("Wh", H))}
         step = Step(np, rnn.Cell(("tanh",)), w, Masks())
         compiled = functions(dtype)
-        packed = [weights.for_inputs(step, compiled, (0, H)), weights.for_gradients(step, compiled)]
-        packed += [weights.for_states(step, compiled, apart)[1] for apart in (False, True)]
+        packed = [packed_products.for_gradients(step, compiled)]
+        for size in (1, 2):
+            ((_, Wx, _, Wh),) = packed_products.for_states(step, compiled, (1, 1, size))
+            packed += [Wx, Wh]
         assert all(a.size and a.ctypes.data % 64 == 0 for a in packed)
 
 
@@ -93,13 +95,13 @@ def test_packed_weights_begin_with_a_cache_line(rng, dtype):
 @pytest.mark.parametrize(("threads", "lies"), [(1, "rows"), (3, "columns"), (3, "apart"), (1, "columns")])
 def test_products_of_rows(rng, monkeypatch, length, dtype, K, threads, lies):
     """In blocks of rows of the second factor, where K can be divided; it lies by rows, columns, or in no one piece."""
-    from xlstm.engines.numba import weights
+    from xlstm.engines.numba import packed_products
 
     monkeypatch.setenv(cores.VARIABLE, str(threads))
     width = 45 if threads == 1 else 143  # a right factor with more columns than the left one has rows stays as it is
     a, b = (rng.standard_normal(shape).astype(dtype) for shape in ((61, K), (K, width)))
     given = {"rows": b, "columns": np.ascontiguousarray(b.T).T, "apart": np.repeat(b, 2, axis=0)[::2]}[lies]
-    (out,) = weights.products(functions(dtype), [(a, given)])
+    (out,) = packed_products.products(functions(dtype), [(a, given)])
     assert np.all(np.abs(out - a @ b) <= 4 * ROUNDING[dtype] * np.maximum(np.abs(a) @ np.abs(b), 1))
 
 
@@ -122,7 +124,7 @@ def test_products_of_few_rows(rng, length, dtype):
 @pytest.mark.parametrize("n", [1, 2, 3, 7])
 def test_products_of_few_rows_or_columns_with_a_large_matrix(rng, monkeypatch, dtype, n):
     """Threads share them, and the bits do not depend on how many there are."""
-    from xlstm.engines.numba import matmul
+    from xlstm.engines.numba import tiled_matmul
 
     monkeypatch.setenv(jit.VARIABLE, "1")
     W, x = (rng.standard_normal(shape).astype(dtype) for shape in ((2099, 502), (n, 502)))
@@ -130,15 +132,15 @@ def test_products_of_few_rows_or_columns_with_a_large_matrix(rng, monkeypatch, d
     found = []
     for count in ("1", "3"):
         monkeypatch.setenv(cores.VARIABLE, count)
-        rows, columns = matmul.run(x, W.T), matmul.run(W, x.T)
+        rows, columns = tiled_matmul.run(x, W.T), tiled_matmul.run(W, x.T)
         for product in (rows, columns.T):
             assert np.all(np.abs(product - x @ W.T) <= 4 * ROUNDING[dtype] * scale)
         found.append((rows.tobytes(), columns.tobytes()))
     assert found[0] == found[1]
-    assert matmul.run(x, np.ascontiguousarray(W.T)) is None  # it would have to be packed, which takes longer
-    assert matmul.run(x, W[:99].T) is None  # it is near
+    assert tiled_matmul.run(x, np.ascontiguousarray(W.T)) is None  # it would have to be packed, which takes longer
+    assert tiled_matmul.run(x, W[:99].T) is None  # it is near
     x, W = (np.ones(shape, dtype) for shape in ((n, 30_000), (60, 30_000)))
-    assert matmul.run(x, W.T) is None  # there are few rows on both sides
+    assert tiled_matmul.run(x, W.T) is None  # there are few rows on both sides
 
 
 def test_places_beyond_two_to_the_31(rng):

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from xlstm.engines.numba.tape import NumbaTape
 
 import xlstm
 from tests.conftest import force, make_backend
@@ -14,10 +15,9 @@ from tests.test_engines import REFUSED
 from xlstm.arrays import workspace
 from xlstm.engines import engine
 from xlstm.engines.array_api import ARRAY_API
+from xlstm.engines.cell_step import Masks, Step
 from xlstm.engines.numba import jit
-from xlstm.engines.numba.engine import NUMBA
-from xlstm.engines.numba.tape import NumbaTape
-from xlstm.engines.step import Masks, Step
+from xlstm.engines.numba.numba_engine import NUMBA
 
 pytestmark = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}

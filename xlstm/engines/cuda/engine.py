@@ -11,6 +11,7 @@ import numpy as np
 from xlstm.arrays.constants import Home
 from xlstm.arrays.graph import kept
 from xlstm.arrays.namespace import Array, Namespace, astype, device_of, dtype_name
+from xlstm.engines.cell_step import Step, reshape
 from xlstm.engines.cuda import launch, source
 from xlstm.engines.cuda.choice import told
 from xlstm.engines.cuda.kernels import Single, plan
@@ -18,9 +19,7 @@ from xlstm.engines.cuda.launch import Grid
 from xlstm.engines.cuda.source import ARRANGE
 from xlstm.engines.cuda.steps import Steps
 from xlstm.engines.cuda.tiling import ARRANGERS, Tiling
-from xlstm.engines.segments import Widths, reshape, segments, starts_of, with_idle
-from xlstm.engines.step import Step
-from xlstm.engines.tape import Gradients, Kept, Tape
+from xlstm.engines.tape import Gradients, Kept, Tape, Widths, segments, starts_of, with_idle
 
 GRADIENTS = {"dz": "zx", "dzh": "zh", "da": "a"}  # the names that `Gradients` has for those of kernels
 KERNELS = {"all": "forward", "states": "slim", "nothing": "lean"}  # of kernels, by what is kept

@@ -11,13 +11,13 @@ import numpy as np
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, astype, device_of, dtype_name
 from xlstm.cells.normalization import layer_norm
+from xlstm.engines.cell_step import Step, reshape
 from xlstm.engines.cuda import launch, source
 from xlstm.engines.cuda.choice import Choice, choose, told
 from xlstm.engines.cuda.launch import Grid, Runtime
 from xlstm.engines.cuda.source import BLOCK
 from xlstm.engines.pointwise import Around, Pointwise, Rows, pointwise
-from xlstm.engines.segments import Widths, reshape
-from xlstm.engines.step import Step
+from xlstm.engines.tape import Widths
 
 REAL: dict[str, Any] = {"float": np.float32, "double": np.float64}
 

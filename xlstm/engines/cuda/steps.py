@@ -10,8 +10,9 @@ from typing import Any
 from xlstm.arrays.concat import concat
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, device_of
+from xlstm.engines.cell_step import reshape
 from xlstm.engines.cuda.kernels import Kernels, contiguous
-from xlstm.engines.segments import Widths, reshape, starts_of
+from xlstm.engines.tape import Widths, starts_of
 
 
 class Steps(Kernels):

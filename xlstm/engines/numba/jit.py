@@ -19,7 +19,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from xlstm.arrays.probe import first_line
-from xlstm.engines.numba import loops, maths, products, signals
+from xlstm.engines.numba import held_signals, loops, maths, products
 
 VARIABLE = "XLSTM_COMPILE"
 PACKAGES = ("numba", "platformdirs")
@@ -49,7 +49,7 @@ def enabled() -> bool:
 def failure() -> str | None:
     """Import what compiling needs, once per process: None if it works, else what is wrong and the mend."""
     try:
-        with signals.held():
+        with held_signals.held():
             for name in (*PACKAGES, "xlstm.engines.numba.codecache"):
                 importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -109,7 +109,6 @@ SHARED = (
     loops.add,
     loops.copy,
     loops.to_rows,
-    loops.enter,
     loops.forward,
     loops.backward,
 )
