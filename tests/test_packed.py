@@ -169,7 +169,7 @@ def test_layers_with_vectors_of_every_length(rng, monkeypatch, length, kind, dty
     lengths = [6, 0, 5, 6, 1, 2, 6, 4, 4, 3, 6, 1, 0, 2]
     empty, rooms = np.empty, []
 
-    def room(shape, dtype=float, order="C"):
+    def room(shape, dtype=float, order="C", device=None):
         if np.dtype(dtype).kind != "f":
             return empty(shape, dtype, order)
         made, intact = guarded(empty(shape, dtype))

@@ -8,7 +8,7 @@ from xlstm.cli.folders import MODEL
 from xlstm.estimators import forecaster, textmodel
 from xlstm.estimators.sequence import SequenceClassifier, SequenceRegressor
 from xlstm.estimators.sequence_files import kind_of
-from xlstm.models import files
+from xlstm.models import model_files
 from xlstm.training import checkpoint, folder
 
 # What a file is, in words, and its commands.
@@ -17,7 +17,7 @@ KINDS = {
     textmodel.KIND: ("text model", ("generate", "evaluate", "inspect")),
     kind_of(SequenceClassifier): ("sequence classifier", ("predict", "evaluate", "inspect")),
     kind_of(SequenceRegressor): ("sequence regressor", ("inspect",)),
-    files.KIND: ("network", ("generate", "export", "inspect")),
+    model_files.KIND: ("network", ("generate", "export", "inspect")),
     folder.KIND: ("checkpoint of training", ("train --resume",)),
 }
 

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import cores, fuse, scan
+from xlstm.arrays import cores, fuse
 from xlstm.arrays import matmul as array_products
 from xlstm.arrays.namespace import Array, Params
 from xlstm.engines.cell_step import Step
-from xlstm.engines.numba import chains, codegen, jit, scans, tiled_matmul
+from xlstm.engines.numba import chains, codegen, jit, tiled_matmul
 from xlstm.engines.numba.codegen import Kernel, Kernels
 from xlstm.engines.numba.packed_products import contiguous, for_gradients, for_states, products, units_of
 from xlstm.engines.numba.team import address, together
@@ -329,4 +329,3 @@ NUMBA = Numba()
 fuse.loops = chains.run
 array_products.compiled = tiled_matmul.run
 array_products.compiled_into = tiled_matmul.run_into
-scan.loops = scans.run
