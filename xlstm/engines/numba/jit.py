@@ -14,7 +14,7 @@ import linecache
 import os
 import sys
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -88,31 +88,9 @@ def shared(dtype: str) -> ModuleType:
         return _shared(dtype, shape(dtype))
 
 
-SHARED = (
-    products.pack_rows,
-    products.pack_columns,
-    products.pack,
-    products.pack_transposed,
-    products.pack_blocks,
-    products.pack_panels,
-    products.product,
-    products.product_of_rows,
-    products.turn,
-    products.vector_over_rows,
-    products.product_of_vector,
-    loops.take,
-    loops.wait,
-    loops.cut,
-    loops.count_pieces,
-    loops.units_of,
-    loops.product_piece,
-    loops.add,
-    loops.copy,
-    loops.to_rows,
-    loops.forward,
-    loops.backward,
-)
-COUNTED = (products.room, products.products_over_rows, products.product_of_few_rows)
+# Functions of `products.py` and `loops.py` that make arrays, and those whose sums are in the order that is quickest.
+COUNTED = ("room", "products_over_rows", "product_of_few_rows", "products_of_batch")
+SUMS = ("rows_times_vector", "column_of_product")
 FLAGS = {"contract", "nsz"}
 
 
@@ -156,10 +134,10 @@ def _shared(dtype: str, shape: Any) -> ModuleType:
     for module in (products, loops):
         found.__dict__.update({name: getattr(module, name) for name in module.SIZES})
     bind_maths(found, dtype)
-    bind(found, SHARED)
-    bind(found, COUNTED, counted=True)
-    bind(found, (products.rows_times_vector, products.column_of_product), FLAGS | {"reassoc"})
-    bind(found, (products.products_of_batch,), counted=True)
+    own = {name: f for module in (products, loops) for name, f in vars(module).items() if isinstance(f, FunctionType)}
+    bind(found, [f for name, f in own.items() if name not in (*COUNTED, *SUMS, "forward_step")])
+    bind(found, [own[name] for name in SUMS], FLAGS | {"reassoc"})
+    bind(found, [own[name] for name in COUNTED], counted=True)
     found.__dict__["PRODUCT"] = vectors.address(found.__dict__["product"], vectors.product_type(dtype))
     return found
 
@@ -177,7 +155,7 @@ def new_module(text: str) -> ModuleType:
 
 def bind(
     module: ModuleType,
-    given: tuple[Callable[..., Any], ...],
+    given: Sequence[Callable[..., Any]],
     flags: Collection[str] = FLAGS,
     counted: bool = False,
 ) -> None:

@@ -30,44 +30,14 @@ PATIENCE = 2000  # times that a waiting thread asks before it lets others have t
 SIZES = ("UNITS", "PATIENCE")
 
 
-def step(
-    zx: int, h: int, new_h: int, carry: int, new_carry: int, saved: int, first: int, last: int, *arrays: Any
-) -> None:
-    """Stand for the step of a cell, for its units from `first` to `last`.
-
-    In their arrays the products of x begin at `zx`, h before and after the step at `h` and `new_h`, the other states at
-    `carry` and `new_carry`, and what is saved at `saved`.
-    """
-    raise NotImplementedError
-
-
-def call_product(*arguments: Any) -> None:
-    """Stand for `vectors.call_product`."""
-    raise NotImplementedError
-
-
-def call_step(*arguments: Any) -> None:
-    """Stand for `vectors.call_step`: the address of a step, its places, its units, and its table and numbers."""
-    raise NotImplementedError
-
-
-def rows_times_vector(*arguments: Any) -> None:
-    """Stand for `products.rows_times_vector`."""
-    raise NotImplementedError
-
-
-def pack_transposed(*arguments: Any) -> None:
-    """Stand for `products.pack_transposed`."""
-    raise NotImplementedError
-
-
-def count_up(counts: Any, index: int) -> int:
-    """Stand for `memory.count_up`."""
-    raise NotImplementedError
-
-
-count_of: Any = count_up
-let_others_run: Any = count_up
+stand_in: Any = None
+rows_times_vector = pack_transposed = call_product = stand_in  # of `products.py` and `vectors.py`
+count_up = count_of = let_others_run = stand_in  # of `memory.py`
+# The step of a cell, for its units from `first` to `last`: `step(zx, h, new_h, carry, new_carry, saved, first, last,
+# *arrays)`. In their arrays the products of x begin at `zx`, h before and after the step at `h` and `new_h`, the other
+# states at `carry` and `new_carry`, and what is saved at `saved`. `call_step` calls it by its address, with a table of
+# the arrays and with the numbers.
+step = call_step = stand_in
 
 
 def take(counts: Any, at: int, k: int, size: int, pieces: int) -> int:
@@ -76,7 +46,7 @@ def take(counts: Any, at: int, k: int, size: int, pieces: int) -> int:
     A share is the same at every step, so that weights stay in the cache of a core.
     """
     if size == 1:  # the same two numbers for every part
-        piece = counts[0]
+        piece: int = counts[0]
         counts[0] = piece + 1 if piece < pieces else 0
         return piece if piece < pieces else -1
     for i in range(size):
