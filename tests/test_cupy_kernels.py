@@ -23,8 +23,8 @@ from xlstm.cells.cell import Cell
 from xlstm.engines import cuda
 from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cell_step import Masks, Step
-from xlstm.engines.cuda import launch, source, tiling
-from xlstm.engines.cuda.engine import Cuda
+from xlstm.engines.cuda import cell_source, launch, tiling
+from xlstm.engines.cuda.cuda_engine import Cuda
 from xlstm.engines.cuda.launch import CudaError, Grid
 from xlstm.models import TiRex
 from xlstm.recurrence.backward import run_bwd
@@ -122,7 +122,7 @@ def test_layers_by_every_path(small, monkeypatch, name, way, options):
     monkeypatch.setattr(small, "launch", lambda made, entry, *rest: launched.add(entry) or whole(made, entry, *rest))
     with cuda.use(path, precision):
         beside_numpy((LOOPS | STEPS)[name], dtype, precision, **options)
-    assert {entry.endswith("_step") for entry in launched - {source.ARRANGE, "xlstm_again_step"}} == {
+    assert {entry.endswith("_step") for entry in launched - {cell_source.ARRANGE, "xlstm_again_step"}} == {
         path == "pointwise"
     }
 
@@ -210,11 +210,11 @@ def test_a_missing_barrier_is_seen(monkeypatch, path, part, text):
     gpu.on_cpu()
     layer = xlstm.GRU(3, 40)
     expected = results(layer, backend="numpy", T=4)
-    broken = source.file(part).replace(text, text.replace("sync_block();", ""))
-    assert broken != source.file(part)
-    whole = source.file
-    monkeypatch.setattr(source, "file", lambda name: broken if name == part else whole(name))
-    source.loop.cache_clear()
+    broken = cell_source.file(part).replace(text, text.replace("sync_block();", ""))
+    assert broken != cell_source.file(part)
+    whole = cell_source.file
+    monkeypatch.setattr(cell_source, "file", lambda name: broken if name == part else whole(name))
+    cell_source.loop.cache_clear()
     wrong = []
     try:
         for seed in (1, 2):
@@ -222,14 +222,14 @@ def test_a_missing_barrier_is_seen(monkeypatch, path, part, text):
                 found = results(layer, "float32", T=4)
             wrong += [name for name, a in expected.items() if not largest(found[name] - a) <= 1e-4]
     finally:
-        source.loop.cache_clear()
+        cell_source.loop.cache_clear()
     assert wrong
 
 
 def test_tensor_cores_multiply_matrices():
     """As the PTX manual says: the places of elements in lanes, and what they make."""
     text = (
-        source.file("device.cuh")
+        cell_source.file("device.cuh")
         + """
 extern "C" __global__ void multiply(const unsigned* a, const unsigned* b, float* c) {
     const int lane = threadIdx.x, g = lane / 4, q = lane % 4;
@@ -420,13 +420,13 @@ def test_an_array_of_another_dtype_reaches_no_kernel():
     layer = xlstm.LSTM(3, 8)
     _, _, saved = layer.forward(layer.init(0, be), be.asarray(np.ones((2, 2, 3))))
     tape = saved.passes["0"].tape
-    made = source.loop(tape.function, "forward", tape.choice.forward)
+    made = cell_source.loop(tape.function, "forward", tape.choice.forward)
     runtime, wrong = launch.runtime(be.xp, tape.x), cupy.ones(4, dtype="float64")
     arrays = [wrong if name == "zx" else cupy.ones(4, dtype="float32") for name in made.arrays]
     given = [None, np.int32(0), np.int32(0), np.int32(0), None, None, wrong, *arrays]
     with pytest.raises(CudaError, match="xlstm_forward was given float64 for zx, expected float32"):
         runtime.launch(made, made.name, Grid(1, 1, 32, made.shared), given)
-    step = source.pointwise(tape.function, "forward", tape.choice.arithmetic, 1, 8)
+    step = cell_source.pointwise(tape.function, "forward", tape.choice.arithmetic, 1, 8)
     arrays = [wrong if name == "after_c" else cupy.ones(4, dtype="float32") for name in step.arrays]
     with pytest.raises(CudaError, match="xlstm_forward_step was given float64 for after_c, expected float32"):
         runtime.launch(step, step.name, Grid(1, 1, 32), [np.int64(0), np.int32(0), *arrays])

@@ -13,7 +13,7 @@ from xlstm.cells import gru, lstm, lstm_options
 from xlstm.engines import engine
 from xlstm.engines.cell_step import Masks, Step
 from xlstm.engines.cuda import launch
-from xlstm.engines.cuda.engine import CUDA
+from xlstm.engines.cuda.cuda_engine import CUDA
 from xlstm.engines.cuda.tiling import Device
 from xlstm.engines.numba import jit
 from xlstm.engines.numba.numba_engine import NUMBA

@@ -19,7 +19,7 @@ from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.cell import Cell
 from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cell_step import Masks, Step
-from xlstm.engines.cuda.engine import CUDA
+from xlstm.engines.cuda.cuda_engine import CUDA
 from xlstm.engines.numba import jit
 from xlstm.engines.numba.numba_engine import NUMBA, Stream
 from xlstm.engines.tape import Gradients, Tape, Widths
