@@ -144,10 +144,10 @@ def a_source(path="cluster", dtype="bfloat16", **arguments):
 
 def test_modules_of_cupy_are_made(monkeypatch):
     cupy = pytest.importorskip("cupy")
-    for path, foreach in (("cluster", False), ("grid", True)):
+    for path, together in (("cluster", False), ("grid", True)):
         made = launch.module(a_source(path), "xlstm_forward")
         assert isinstance(made, cupy.RawModule)
-        assert made.enable_cooperative_groups is foreach
+        assert made.enable_cooperative_groups is together
         assert not launch.module(a_source(path), cell_source.ARRANGE).enable_cooperative_groups
     assert launch.module(a_source(), "xlstm_forward").code == a_source().text
 

@@ -20,9 +20,9 @@ from xlstm.arrays import checks
 from xlstm.arrays.concat import Filled, concat
 from xlstm.arrays.constants import Home
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.cuda_graph import kept
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.gather import gather
-from xlstm.arrays.graph import kept
 from xlstm.arrays.namespace import Array, Namespace, device_of
 from xlstm.engines.cell_step import reshape
 from xlstm.engines.tape import Widths

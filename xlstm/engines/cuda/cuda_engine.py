@@ -11,7 +11,7 @@ import numpy as np
 
 from xlstm.arrays.concat import concat
 from xlstm.arrays.constants import Home
-from xlstm.arrays.graph import kept
+from xlstm.arrays.cuda_graph import kept
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, astype, device_of, dtype_name
 from xlstm.engines.cell_step import Step, reshape

@@ -122,7 +122,9 @@ def _compiled(source: Source, entry: str) -> Any:
 def module(source: Source, entry: str) -> Any:
     """Return the CuPy module of a kernel, not compiled yet; blocks that wait for one another are launched together."""
     cooperative = entry != ARRANGE and source.blocks > 1 and not source.cluster
-    return probe.cupy().RawModule(code=source.text, options=OPTIONS, backend="nvrtc", enable_cooperative_groups=cooperative)
+    return probe.cupy().RawModule(
+        code=source.text, options=OPTIONS, backend="nvrtc", enable_cooperative_groups=cooperative
+    )
 
 
 def runtime(xp: Namespace, like: Array) -> Runtime | None:

@@ -123,14 +123,16 @@ def _shared(dtype: str, shape: Any) -> ModuleType:
     import numba
     import numpy as np
 
-    from xlstm.engines.numba import memory, vectors
+    from xlstm.engines.numba import shared_memory, vectors
 
-    text = "".join(inspect.getsource(module) for module in (maths, products, vectors, memory, loops))
+    text = "".join(inspect.getsource(module) for module in (maths, products, vectors, shared_memory, loops))
     found = new_module(f"{dtype} {shape}{text}")
     found.__dict__.update(U=np.uintp, INT=np.int64, np=np, math=math, carray=numba.carray)
-    pointer = memory.at4 if dtype == "float32" else memory.at8
+    pointer = shared_memory.at4 if dtype == "float32" else shared_memory.at8
     shared = ("address_of", "count_up", "count_of", "let_others_run")
-    found.__dict__.update(vectors.tiles(dtype, shape), pointer=pointer, **{name: vars(memory)[name] for name in shared})
+    found.__dict__.update(
+        vectors.tiles(dtype, shape), pointer=pointer, **{name: vars(shared_memory)[name] for name in shared}
+    )
     for module in (products, loops):
         found.__dict__.update({name: getattr(module, name) for name in module.SIZES})
     bind_maths(found, dtype)
@@ -198,14 +200,14 @@ def formulas() -> ModuleType:
     import numba
     import numpy as np
 
-    from xlstm.engines.numba import memory
+    from xlstm.engines.numba import shared_memory
 
-    found = new_module("".join(inspect.getsource(module) for module in (maths, memory)))
+    found = new_module("".join(inspect.getsource(module) for module in (maths, shared_memory)))
     for dtype in ("float32", "float64"):
         own = new_module(f"{found.__name__} {dtype}")
         bind_maths(own, dtype)
         found.__dict__.update({name: value for name, value in vars(own).items() if name[-1:] in "48"})
-    found.__dict__.update(at4=memory.at4, at8=memory.at8, carray=numba.carray, U=np.uintp, math=math)
+    found.__dict__.update(at4=shared_memory.at4, at8=shared_memory.at8, carray=numba.carray, U=np.uintp, math=math)
     return found
 
 

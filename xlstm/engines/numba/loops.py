@@ -32,7 +32,7 @@ SIZES = ("UNITS", "PATIENCE")
 
 stand_in: Any = None
 rows_times_vector = pack_transposed = call_product = stand_in  # of `products.py` and `vectors.py`
-count_up = count_of = let_others_run = stand_in  # of `memory.py`
+count_up = count_of = let_others_run = stand_in  # of `shared_memory.py`
 # The step of a cell, for its units from `first` to `last`: `step(zx, h, new_h, carry, new_carry, saved, first, last,
 # *arrays)`. In their arrays the products of x begin at `zx`, h before and after the step at `h` and `new_h`, the other
 # states at `carry` and `new_carry`, and what is saved at `saved`. `call_step` calls it by its address, with a table of
