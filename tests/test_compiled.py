@@ -181,20 +181,6 @@ def test_cells_that_are_compiled(monkeypatch):
     assert set(numba_engine.DTYPES.values()) == {"float32", "float64"}
 
 
-@needs_numba
-def test_layers_that_are_compiled(rng, monkeypatch):
-    """By their engine; so that a change which leaves layers to NumPy does not go unseen."""
-    monkeypatch.setenv("XLSTM_COMPILE", "1")
-    plain = {"layer_norm", "proj_size", "recurrent_dropout", "zoneout"}
-    for kind in KINDS:
-        for options in alone(kind):
-            layer = make(kind, options, 3, 5)
-            params, x, state = inputs_of(layer, make_backend("numpy"), rng, 4, 2)
-            _, _, saved = layer.forward(params, x, state, seed=1)
-            expected = not plain & set(options) and options.get("reset_after", True)
-            assert all((one.tape.engine.name == "numba") == expected for one in saved.passes.values()), layer
-
-
 def test_the_variable_decides(monkeypatch):
     monkeypatch.setenv("XLSTM_COMPILE", "0")
     assert not jit.enabled()

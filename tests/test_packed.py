@@ -160,36 +160,6 @@ def test_places_beyond_two_to_the_31(rng):
     assert not out[:1000].any()
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("LSTM", "float32"), ("GRU", "float64"), ("sLSTM", "float32")])
-def test_layers_with_vectors_of_every_length(rng, monkeypatch, length, kind, dtype):
-    """Every array of the engine lies amid numbers that are none, and these stay what they were."""
-    layer = xlstm.sLSTM(5, 38, num_heads=2) if kind == "sLSTM" else getattr(xlstm, kind)(5, 19)
-    params, x, state = inputs_of(layer, make_backend("numpy", dtype), rng, 6, 14)
-    state = tuple(abs(s) + 1 if k == 2 else s for k, s in enumerate(state))  # the normaliser of an sLSTM
-    lengths = [6, 0, 5, 6, 1, 2, 6, 4, 4, 3, 6, 1, 0, 2]
-    empty, rooms = np.empty, []
-
-    def room(shape, dtype=float, order="C", device=None):
-        if np.dtype(dtype).kind != "f":
-            return empty(shape, dtype, order)
-        made, intact = guarded(empty(shape, dtype))
-        rooms.append(intact)
-        return made
-
-    run(layer, params, x, state, lengths)  # compiled by now
-    with monkeypatch.context() as patch:
-        patch.setattr(np, "empty", room)
-        found = run(layer, params, x, state, lengths)
-    assert len(rooms) > 5
-    assert all(intact() for intact in rooms)
-    monkeypatch.setenv(jit.VARIABLE, "0")
-    expected = run(layer, params, x, state, lengths)
-    tolerance = {"float32": 3e-5, "float64": 1e-11}[dtype]
-    for name, array in expected.items():
-        limit = tolerance * max(1.0, np.max(np.abs(array), initial=0))
-        np.testing.assert_allclose(found[name], array, rtol=0, atol=limit, err_msg=name)
-
-
 @pytest.mark.parametrize("plan", ["parts", "shared"])
 @pytest.mark.parametrize("B", [1, 2, 13, 40])
 def test_bits_do_not_depend_on_who_works(rng, monkeypatch, plan, B):
