@@ -20,7 +20,7 @@ from safetensors.numpy import save as to_bytes
 
 import xlstm
 from xlstm.cli import convert
-from xlstm.data import pickles, pytorch, text
+from xlstm.data import pytorch, text
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
 from xlstm.interop import nxai, tirex
 from xlstm.interop.keras import from_keras
@@ -265,7 +265,7 @@ def zipped(config: bytes, weights: bytes) -> bytes:
 
 def torch_file(content: Any, entries: Content, method: int = zipfile.ZIP_STORED) -> bytes:
     """A checkpoint of PyTorch: a pickle, and other entries of the zip."""
-    return zipped_entries({"data.pkl": pickles.dumps(content), **entries}, method)
+    return zipped_entries({"data.pkl": pytorch.dumps(content), **entries}, method)
 
 
 def zipped_entries(entries: Content, method: int, folder: str = "archive/") -> bytes:

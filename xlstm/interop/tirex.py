@@ -16,7 +16,7 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
-from xlstm.data import pickles, pytorch, reading
+from xlstm.data import pytorch, reading
 from xlstm.data.pytorch import TorchFile
 from xlstm.data.tensors import Tensors
 from xlstm.interop import published
@@ -155,7 +155,7 @@ def _own_config(pickled: TorchFile) -> Mapping[str, Any] | None:
     if not isinstance(hyper, dict) or "model_config" not in hyper:
         return None
     try:
-        return {name: pickles.plain(hyper[name]) for name in ("model_config", "train_ctx_len") if name in hyper}
+        return {name: pytorch.plain(hyper[name]) for name in ("model_config", "train_ctx_len") if name in hyper}
     except ValueError as error:
         raise ValueError(f"{pickled.path}: {HYPER} are no configuration ({error})") from error
 
