@@ -142,7 +142,7 @@ def test_a_loss_that_is_not_finite_stops_training_later(backend, monkeypatch, op
     def seen(k, state):
         # After a step that could not be taken the host counts updates that the device does not, so that no number
         # before the first is picked.
-        assert options or state.board is None or decisions.read(state.board).row == 0
+        assert options or state.device_state is None or decisions.read(state.device_state).row == 0
         if k == 4:
             last = {name: to_numpy(a) for name, a in arrays(state._replace(sums=None)).items()}
             before.update(masks=masks(state), arrays=last)
