@@ -17,7 +17,7 @@ from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells import activations as functions
 from xlstm.cells.cell import Cell
 from xlstm.engines import engine
-from xlstm.engines.step import Masks, Step
+from xlstm.engines.cell_step import Masks, Step
 from xlstm.engines.tape import Tape
 from xlstm.layers import initializers
 from xlstm.layers.module import Weight, dropout
