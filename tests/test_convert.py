@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import xlstm
 from xlstm.cli import convert
 from xlstm.cli.app import app
-from xlstm.estimators.forecaster import Forecaster, Settings
+from xlstm.estimators import Forecaster
 from xlstm.models import files
 from xlstm.models.sequence import SequenceModel
 
@@ -56,7 +56,7 @@ def test_an_export_for_pytorch_remembers_what_weights_do_not_show(tmp_path):
 @pytest.mark.parametrize("to", convert.SUFFIXES)
 def test_a_forecaster_is_exported_with_its_head(tmp_path, to):
     pytest.importorskip(EXTRAS[to])
-    forecaster = Forecaster(Settings(epochs=1, hidden_size=4, window=12), "numpy").fit(np.sin(np.arange(200) / 5))
+    forecaster = Forecaster(epochs=1, hidden_size=4, window=12, backend="numpy").fit(np.sin(np.arange(200) / 5))
     forecaster.save(tmp_path / "model.safetensors")
     path = convert.export_file(tmp_path / "model.safetensors", to, tmp_path / "out")
     units = convert.units(tmp_path / "model.safetensors")

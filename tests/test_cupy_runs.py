@@ -22,7 +22,7 @@ from bench.rows import OURS
 from tests import gpu, parity, parity_paths
 from tests.test_bench_tasks import SMALL as RECALL
 from xlstm.cli import timing
-from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, Settings, TextModel
+from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
 
 gpu.needed()
 
@@ -37,7 +37,7 @@ VERSE = "to be or not to be, that is the question:\n" * 10
 FEW = {"hidden_size": 4, "epochs": 2}
 TEXT = {"hidden_size": 8, "embedding_size": 4, "steps": 3, "batch_size": 2, "length": 10}
 ESTIMATES = {
-    "forecaster": lambda **be: Forecaster(Settings(epochs=1, hidden_size=4), **be).fit(WAVE).predict(WAVE),
+    "forecaster": lambda **be: Forecaster(epochs=1, hidden_size=4, **be).fit(WAVE).predict(WAVE),
     "classifier": lambda **be: SequenceClassifier(**FEW, **be).fit(ROWS, np.arange(20) % 2).predict_proba(ROWS),
     "regressor": lambda **be: SequenceRegressor(**FEW, **be).fit(ROWS, ROWS.sum(axis=1)).predict(ROWS),
     "text": lambda **be: TextModel(**TEXT, **be).fit(VERSE).nats(VERSE),

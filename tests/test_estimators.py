@@ -23,14 +23,14 @@ def wave(n=300, gaps=()):
 
 @pytest.fixture(scope="module")
 def fitted():
-    return Forecaster(Settings(**QUICK, horizon=3), "numpy", name="wave").fit(wave())
+    return Forecaster(**QUICK, horizon=3, backend="numpy", name="wave").fit(wave())
 
 
 def test_the_main_job_on_real_data(monkeypatch):
     """Monthly sunspots: within the goal of 19.0, with persistence and autoregression as published."""
     monkeypatch.delenv("XLSTM_COMPILE", raising=False)  # a loop that is not compiled takes a minute
     values = read_csv(bundled("sunspots")).values
-    score = Forecaster(backend="numpy").fit(values).score(values)
+    score = Forecaster(refit=False, backend="numpy").fit(values).score(values)
     assert score.points == 564
     assert score.model[0] <= 19.0
     assert score.persistence[0] == pytest.approx(20.1, abs=0.05)
@@ -52,7 +52,7 @@ def test_feeding_back_extends_the_horizon(fitted):
     assert len(longer) == 7
     pd = pytest.importorskip("pandas")  # a series with a name keeps its units, however long it is
     table = pd.DataFrame({"place": "pier", "level": wave()})
-    named = Forecaster(Settings(**QUICK, horizon=3), "numpy", series_id="place").fit(table)
+    named = Forecaster(**QUICK, horizon=3, backend="numpy", series_id="place").fit(table)
     ahead = named.predict(table, 6)
     np.testing.assert_allclose(ahead["level"], longer[:6], rtol=1e-12)
     again = named.predict(pd.concat((table, ahead[:3]), ignore_index=True), 3)
@@ -74,7 +74,7 @@ def test_forecasts_do_not_see_the_future(fitted):
 def test_fit_does_not_see_the_test_part(fitted):
     changed = wave()
     changed[240:] *= -5.0
-    again = Forecaster(fitted.settings, "numpy").fit(changed)
+    again = Forecaster(**vars(fitted.settings), backend="numpy").fit(changed)
     np.testing.assert_array_equal(again.forecasts(wave())[1], fitted.forecasts(wave())[1])
     kept = Forecaster(**{**fitted.get_params(), "refit": False}).fit(changed)
     np.testing.assert_array_equal(kept.forecasts(wave())[1], fitted.forecasts(wave())[1])
@@ -87,7 +87,7 @@ def test_level_does_not_matter(fitted):
 
 def test_gaps_are_bridged_and_never_scored():
     gaps = (20, 21, 100, 200, 250, 299)
-    forecaster = Forecaster(Settings(**QUICK), "numpy").fit(wave(gaps=gaps))
+    forecaster = Forecaster(**QUICK, backend="numpy").fit(wave(gaps=gaps))
     score = forecaster.score(wave(gaps=gaps))
     assert np.isfinite(score.model[0])
     assert np.isfinite(score.autoregression[0])
@@ -95,15 +95,15 @@ def test_gaps_are_bridged_and_never_scored():
 
 
 def test_same_seed_same_model():
-    one, two = (Forecaster(Settings(**QUICK, seed=3), "numpy").fit(wave()) for _ in range(2))
-    assert all(one.params[n].tobytes() == two.params[n].tobytes() for n in one.params)
+    one, two = (Forecaster(**QUICK, seed=3, backend="numpy").fit(wave()) for _ in range(2))
+    assert all(one.params_[n].tobytes() == two.params_[n].tobytes() for n in one.params_)
 
 
 def test_every_backend_gives_the_same_model(be, fitted):
-    other = Forecaster(fitted.settings, be, "float64").fit(wave())
-    reference = Forecaster(fitted.settings, "numpy", "float64").fit(wave())
-    for name, p in reference.params.items():
-        np.testing.assert_allclose(to_numpy(other.params[name]), p, rtol=1e-6, atol=1e-9)
+    other = Forecaster(**vars(fitted.settings), backend=be, dtype="float64").fit(wave())
+    reference = Forecaster(**vars(fitted.settings), backend="numpy", dtype="float64").fit(wave())
+    for name, p in reference.params_.items():
+        np.testing.assert_allclose(to_numpy(other.params_[name]), p, rtol=1e-6, atol=1e-9)
 
 
 def test_save_and_load(fitted, tmp_path):
@@ -117,7 +117,7 @@ def test_save_and_load(fitted, tmp_path):
 def damaged(fitted, bias):
     """A copy whose network has another bias in its head."""
     broken = copy.copy(fitted)
-    broken._whole = dataclasses.replace(fitted._whole, params={**fitted.params, "head.b": bias})
+    broken._predictor = dataclasses.replace(fitted._predictor, params={**fitted.params_, "head.b": bias})
     return broken
 
 
@@ -144,7 +144,7 @@ def test_load_refuses_other_shapes(fitted, tmp_path):
 )
 def test_bad_series_are_named(values, settings, words):
     with pytest.raises(ValueError, match=words):
-        Forecaster(Settings(**{**QUICK, **settings}), "numpy").fit(values)
+        Forecaster(**{**QUICK, **settings}, backend="numpy").fit(values)
 
 
 def test_bad_use_is_named(fitted):
@@ -195,29 +195,29 @@ def test_load_refuses_damaged_weights(fitted, tmp_path):
     damaged(fitted, np.full(30, np.nan, "float32")).save(path)
     with pytest.raises(ValueError, match=r"head\.b is not finite"):
         Forecaster.load(path)
-    config = {"name": "", "settings": {"hidden_size": 10**8}, "scaling": {}, "dtype": "float32"}
-    config |= {"linear_baselines": {"": {}}, "season": 0, "calendar": False}
-    checkpoint.save(path, fitted.params, "forecaster", config)
-    with pytest.raises(ValueError, match=r"not a sound forecaster .*settings: window is None, expected a whole number"):
-        Forecaster.load(path)
-    config["settings"]["window"] = 12
-    checkpoint.save(path, fitted.params, "forecaster", config)
-    with pytest.raises(ValueError, match=r"not a sound forecaster .*scaling: units is missing"):
-        Forecaster.load(path)
-    scaling = {"units": [[0.0]], "past": [[], []], "future": [[], []], "static": [[], []]}
-    checkpoint.save(path, fitted.params, "forecaster", {**config, "scaling": scaling})
-    with pytest.raises(ValueError, match=r"units\[0\] is 0\.0, expected 0 < units"):
-        Forecaster.load(path)
-    scaling["units"] = [[1.0]]
-    checkpoint.save(path, fitted.params, "forecaster", {**config, "scaling": scaling})
-    with pytest.raises(ValueError, match="adjustment is missing"):
-        Forecaster.load(path)
+    fitted.save(path)
+    arrays, config = checkpoint.load(path, "forecaster")
+    flat = {**config["facts"]["scaling_"], "units": [[0.0]]}
+    for part, name, value, words in [
+        ("settings", "window", None, "settings: window is None, expected a whole number"),
+        ("settings", "hidden_size", 10**8, "expected .* = "),
+        ("facts", "scaling_", {}, "scaling: units is missing"),
+        ("facts", "scaling_", flat, r"units\[0\] is 0\.0, expected 0 < units"),
+    ]:
+        checkpoint.save(path, arrays, "forecaster", {**config, part: {**config[part], name: value}})
+        with pytest.raises(ValueError, match=rf"not a sound forecaster .*{words}"):
+            Forecaster.load(path)
+    for name in ("adjustment", "linear_baseline", "test.spread"):
+        less = {key: array for key, array in arrays.items() if key != name}
+        checkpoint.save(path, less, "forecaster", config)
+        with pytest.raises(ValueError, match=f"not a sound forecaster .*{name.removeprefix('test.')} is missing"):
+            Forecaster.load(path)
 
 
 def test_gaps_are_no_targets_and_not_scored():
     """By hand: which targets count, and persistence on what is there."""
     v = wave(gaps=(50, 51, 250, 260))
-    forecaster = Forecaster(Settings(**QUICK), "numpy")
+    forecaster = Forecaster(**QUICK, backend="numpy")
     data = forecaster.examples(v)
     window = forecaster.settings.window
     np.testing.assert_array_equal(data["train"].mask[:, 0], ~np.isnan(v[window:180]))
@@ -239,7 +239,7 @@ def test_a_value_out_of_all_proportion_is_named(fitted, row, value):
     values = wave()
     values[row] = value
     words = rf"values\[{row}\] is {value:g}".replace("+", r"\+")
-    for call in (fitted.score, fitted.predict, Forecaster(Settings(**QUICK), "numpy").fit):
+    for call in (fitted.score, fitted.predict, Forecaster(**QUICK, backend="numpy").fit):
         with pytest.raises(SeriesError, match=words) as caught:
             call(values)
         assert caught.value.row == row
@@ -249,7 +249,7 @@ def test_a_value_out_of_all_proportion_is_named(fitted, row, value):
 def test_a_large_value_gives_finite_results(dtype, value):
     values = wave()
     values[290] = value
-    forecaster = Forecaster(Settings(**QUICK), "numpy", dtype).fit(values)
+    forecaster = Forecaster(**QUICK, backend="numpy", dtype=dtype).fit(values)
     score = forecaster.score(values)
     for found in (score.model, score.persistence, score.autoregression, forecaster.predict(values, 3)):
         assert np.all(np.isfinite(found))
@@ -258,11 +258,11 @@ def test_a_large_value_gives_finite_results(dtype, value):
 @pytest.mark.parametrize("again", [lambda o: pickle.loads(pickle.dumps(o)), copy.copy, copy.deepcopy])
 def test_forecasters_are_pickled_and_copied(fitted, again):
     """Before fit and after; what is made of one does not touch the other."""
-    new = again(Forecaster(Settings(**QUICK, seed=5), "numpy", name="new"))
-    assert (new.settings.seed, new.name, new.params) == (5, "new", None)
+    new = again(Forecaster(**QUICK, seed=5, backend="numpy", name="new"))
+    assert (new.settings.seed, new.name, hasattr(new, "params_")) == (5, "new", False)
     other = again(fitted)
     assert (other.settings, other.name, other.scaling_) == (fitted.settings, fitted.name, fitted.scaling_)
-    assert other.trained.losses == fitted.trained.losses
+    assert other.trained_.losses == fitted.trained_.losses
     np.testing.assert_array_equal(other.predict(wave(), 5), fitted.predict(wave(), 5))
     before = fitted.predict(wave(), 5)
     other.fit(10 * wave())

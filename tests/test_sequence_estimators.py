@@ -84,7 +84,7 @@ def test_prediction_does_not_depend_on_what_comes_along(rng):
 
 def test_prediction_pads_little(rng, monkeypatch):
     """Sequences of similar lengths go together, and results come in the order of X."""
-    monkeypatch.setattr("xlstm.estimators.sequence.CHUNK", 4)
+    monkeypatch.setattr("xlstm.estimators.sequence_estimators.CHUNK", 4)
     X = [rng.normal(size=(n, 2)) for n in [*range(1, 41)] * 2]
     rng.shuffle(X)
     regressor, steps = SequenceRegressor(**FAST).fit(X, [x.sum() for x in X]), []
@@ -323,8 +323,9 @@ def test_files_that_are_refused(rng, tmp_path):
         ({"settings": None}, "settings is None, expected an object"),
         ({"facts": facts | {"table_": 1}}, "table_ is 1, expected True or False"),
         ({"facts": facts | {"n_features_in_": 0}}, "n_features_in_ is 0"),
-        ({"facts": {}}, "n_features_in_ is None"),
-        ({"names": []}, "names is .*, expected a list"),
+        ({"facts": {}}, "table_ is None"),
+        ({"facts": facts | {"feature_names_in_": 3}}, "feature_names_in_ is 3, expected names of columns"),
+        ({"settings": config["settings"] | {"resume": True}}, "resume is unknown"),
     ]:
         checkpoint.save(path, arrays, "sequence regressor", config | changed)
         with pytest.raises(ValueError, match=f"not a sound sequence regressor .*{words}"):

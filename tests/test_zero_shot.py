@@ -13,11 +13,12 @@ from tests.tables import LIBRARIES, columns_of, long_columns, table
 from xlstm.cli.app import app
 from xlstm.data.files import read_groups, write_table
 from xlstm.data.series import bundled
-from xlstm.estimators import ZeroShotForecaster, plots
+from xlstm.estimators import ZeroShotForecaster
 from xlstm.interop import tirex
+from xlstm.plots import figures
 
 ONE, TWO = DATA / "tirex1" / "a", DATA / "tirex2" / "a"
-DRAWS = pytest.mark.skipif(not plots.available(), reason="matplotlib is not installed")
+DRAWS = pytest.mark.skipif(not figures.available(), reason="matplotlib is not installed")
 
 
 def of(checkpoint, **options):

@@ -21,8 +21,7 @@ from safetensors.numpy import save as to_bytes
 import xlstm
 from xlstm.cli import convert
 from xlstm.data import pickles, pytorch, text
-from xlstm.estimators import SequenceClassifier, TextModel
-from xlstm.estimators import forecaster as estimators
+from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
 from xlstm.interop import nxai, tirex
 from xlstm.interop.keras import from_keras
 from xlstm.models import TiRex, TiRex2, files
@@ -55,7 +54,7 @@ def sound(folder: Path) -> dict[str, Kind]:
     large = xlstm.xLSTMLanguageModel(xlstm.xLSTMLarge(8, 1, 2, chunk_size=64, ffn_size=64), 7)
     for name, model in (("model", head), ("language", stack)):
         files.save(folder / name, model, model.init(backend="numpy"))
-    forecaster = estimators.Forecaster(estimators.Settings(hidden_size=3, window=4, epochs=1), "numpy")
+    forecaster = Forecaster(hidden_size=3, window=4, epochs=1, backend="numpy")
     forecaster.fit(np.sin(np.arange(60.0))).save(folder / "forecaster")
     labels = SequenceClassifier(hidden_size=3, epochs=1, backend="numpy").fit(np.eye(4), [*"abab"])
     labels.save(folder / "classifier", {"label": "kind"})
@@ -89,7 +88,7 @@ def sound(folder: Path) -> dict[str, Kind]:
     return {
         "model": single("model", lambda path: files.load(path, "numpy")),
         "language": single("language", lambda path: convert.language(path, "numpy")),
-        "forecaster": single("forecaster", lambda path: estimators.Forecaster.load(path, "numpy")),
+        "forecaster": single("forecaster", lambda path: Forecaster.load(path, "numpy")),
         "classifier": single("classifier", lambda path: SequenceClassifier.load(path, "numpy")),
         "text": single("text", lambda path: TextModel.load(path, "numpy")),
         "torch": single("torch.safetensors", lambda path: convert.import_file(path, name="recurrent.")),

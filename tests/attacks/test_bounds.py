@@ -11,7 +11,7 @@ from tests.attacks.bounds import refusal
 from tests.conftest import later
 from xlstm.cli import options
 from xlstm.data import files, frames, panels, table
-from xlstm.estimators import Forecaster, linear_baseline
+from xlstm.estimators import Forecaster, baselines
 from xlstm.interop.onnx import from_onnx
 from xlstm.interop.onnx.graph import Graph
 
@@ -142,8 +142,8 @@ def test_a_chain_of_copies_is_followed_once(monkeypatch):
 
 def test_training_and_scores_take_half_a_kilobyte_a_row(monkeypatch):
     """Beside what chunks take, and the rows of least squares, whose number does not grow with the series."""
-    monkeypatch.setattr(linear_baseline, "MOST", 1000)
-    monkeypatch.setattr(linear_baseline, "CHUNK", 1000)
+    monkeypatch.setattr(baselines, "MOST", 1000)
+    monkeypatch.setattr(baselines, "CHUNK", 1000)
     N = 40_000
     values = np.sin(np.arange(N) / 7) + np.random.default_rng(0).normal(size=N)
     model = Forecaster(epochs=1, hidden_size=2, batch_size=1024, horizon=12, backend="numpy")

@@ -1,4 +1,4 @@
-"""Scaling of series and of what is known beside them."""
+"""Scaling of series and of their covariates."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class Scaling:
             rows = checks.several("Scaling", name, getattr(self, name), "a list of lists of numbers", checks.LARGEST)
             if len(rows) != 2 and name != "units":
                 raise ValueError(f"Scaling: {name} has {len(rows)} lists, expected means and deviations")
-            found = []
+            plain = []
             for k, row in enumerate(rows):
                 kind = checks.real(0, np.inf, strict=True) if name == "units" or k else checks.real(-np.inf, np.inf)
-                given = checks.several("Scaling", f"{name}[{k}]", row, "a list of numbers", checks.LARGEST)
-                found.append(tuple(kind("Scaling", f"{name}[{k}]", value) for value in given))
-            object.__setattr__(self, name, tuple(found))
-            if len({len(row) for row in found}) > 1 or not found:
+                numbers = checks.several("Scaling", f"{name}[{k}]", row, "a list of numbers", checks.LARGEST)
+                plain.append(tuple(kind("Scaling", f"{name}[{k}]", value) for value in numbers))
+            object.__setattr__(self, name, tuple(plain))
+            if len({len(row) for row in plain}) > 1 or not plain:
                 raise ValueError(f"Scaling: {name} has lists of several lengths or none, expected lists of one length")
         named = checks.several("Scaling", "ids", self.ids, "names of series", checks.LARGEST)
         if len(named) not in (0, len(self.units)):
@@ -63,41 +63,35 @@ class Scaling:
         object.__setattr__(self, "ids", ids)
 
     @classmethod
-    def fit(cls, tracks: Sequence[TimeSeries], ids: Sequence[str], window: int, stops: Sequence[int]) -> Scaling:
-        """Return the units of tracks, each up to a row of `stops`.
-
-        Raises
-        ------
-        ValueError
-            A series is constant there, or its changes are so small that their squares are 0.
-        """
-        named = zip(tracks, stops, names(ids, len(tracks)), strict=True)
-        units = [units_of(track, window, stop, name) for track, stop, name in named]
-        cut = [(t.past[:stop], t.future[:stop]) for t, stop in zip(tracks, stops, strict=True)]
+    def fit(cls, several: Sequence[TimeSeries], ids: Sequence[str], window: int, stops: Sequence[int]) -> Scaling:
+        """Return the units of series, each up to a row of `stops`; raise where one cannot be measured."""
+        named = zip(several, stops, names_of(ids, len(several)), strict=True)
+        units = [units_of(series, window, stop, name) for series, stop, name in named]
+        cut = [(one.past[:stop], one.future[:stop]) for one, stop in zip(several, stops, strict=True)]
         past, future = (np.concatenate(part) for part in zip(*cut, strict=True))
-        static = np.stack([t.static for t in tracks])
+        static = np.stack([one.static for one in several])
         return cls(units, _moments(past), _moments(future), _moments(static), ids)
 
     def fitted(self) -> list[Values]:
         """Return the units (C,) of the series that it was fitted to, in their order."""
         return [np.array(row) for row in self.units]
 
-    def of(self, tracks: Sequence[TimeSeries], ids: Sequence[str], window: int) -> list[Values]:
-        """Return the units (C,) of tracks: those of the fitted series of the same name, else their own."""
+    def of(self, several: Sequence[TimeSeries], ids: Sequence[str], window: int) -> list[Values]:
+        """Return the units (C,) of series: those of the fitted series of the same name, else their own."""
         named = dict(zip(self.ids, self.fitted(), strict=False))  # without names there are none to look up
         return [
-            named[ids[k]] if ids and ids[k] in named else own_units(track, window) for k, track in enumerate(tracks)
+            named[ids[k]] if ids and ids[k] in named else own_units(series, window) for k, series in enumerate(several)
         ]
 
 
-def names(ids: Sequence[str], count: int) -> list[str]:
+def names_of(ids: Sequence[str], count: int) -> list[str]:
     """Return the names of so many series for errors, by their `ids` if they have some."""
     return ["the series"] if count == 1 and not ids else [f"series {checks.shown(one)}" for one in ids or range(count)]
 
 
-def units_of(track: TimeSeries, window: int, stop: int, name: str) -> list[float]:
+def units_of(series: TimeSeries, window: int, stop: int, name: str) -> list[float]:
     """Return the root mean square by which values within a window differ from the last one, (C,)."""
-    known = track.known[:stop]
+    known = series.known[:stop]
     units = _usual(known, window)
     for c, column in enumerate(known.T):
         where = f" in column {c}" if known.shape[1] > 1 else ""
@@ -110,12 +104,12 @@ def units_of(track: TimeSeries, window: int, stop: int, name: str) -> list[float
     return units.tolist()  # type: ignore[no-any-return]
 
 
-def own_units(track: TimeSeries, window: int) -> Values:
+def own_units(series: TimeSeries, window: int) -> Values:
     """Return the units (C,) of a series that is forecast: those of the part of it that `fit` would train on.
 
     A series that does not change there is measured as a whole; one that never changes has a unit of next to nothing.
     """
-    known = track.known
+    known = series.known
     whole = np.maximum(_usual(known, window), np.maximum(FLAT[0] * np.abs(known[-1]), FLAT[1]))
     part = _usual(known[split(max(len(known), 3)).train], window)  # fewer than 3 rows have no parts
     return np.where(part > 0, part, whole)
