@@ -15,7 +15,7 @@ from xlstm.cli.console import out
 from xlstm.data import writing
 from xlstm.estimators import Forecaster
 from xlstm.layers.recurrent import GRU, LSTM, RNN
-from xlstm.models import files
+from xlstm.models import model_files
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import checkpoint
@@ -62,7 +62,7 @@ def import_(
 def read(path: AnyPath) -> tuple[Any, Params]:
     """Return the network in a model file, of a forecaster or of `models.save`, on the host."""
     if checkpoint.kind_of(path) != Forecaster.KIND:
-        return files.load(path, "numpy")
+        return model_files.load(path, "numpy")
     forecaster = Forecaster.load(path, "numpy")
     assert forecaster.params_ is not None
     return forecaster.model_, forecaster.params_
@@ -74,7 +74,7 @@ def language(
     """Return a language model from a model file, or from a published checkpoint as `nxai.load` reads it."""
     path = Path(path)
     if path.is_file() and checkpoint.is_ours(path):
-        model, params = files.load(path, backend, dtype)
+        model, params = model_files.load(path, backend, dtype)
         if not isinstance(model, xLSTMLanguageModel):
             raise ValueError(f"{path}: holds {model}, expected a language model; xlstm export and inspect take it")
         return model, params
@@ -178,7 +178,7 @@ def import_file(
     if kind is not None and type(layer).__name__.lower() != kind:
         raise ValueError(f"{source}: holds an {type(layer).__name__}, expected {kind!r}")
     _not_itself(source, path)
-    files.save(path, layer, params)
+    model_files.save(path, layer, params)
     return path, layer
 
 

@@ -23,7 +23,7 @@ from xlstm.data import text, writing
 from xlstm.data.files import read_series, read_table
 from xlstm.data.table import PLAIN, Dialect
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
-from xlstm.models import files
+from xlstm.models import model_files
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.plots.activity import HIGH, LOW
 from xlstm.plots.networks import MOST
@@ -115,7 +115,7 @@ def read(model: Path, data: Path | None, column: str | None, steps: int, dialect
         reader = SEQUENCES[kind].load(model, "numpy")
         x = None if data is None else _sequences(model, reader, data, steps, dialect)
         return Seen(reader.model_, reader.params_, x)
-    network, params = files.load(model, "numpy")
+    network, params = model_files.load(model, "numpy")
     if data is None:
         return Seen(network, params, None)
     if isinstance(network, xLSTMLanguageModel):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from xlstm.cli.folders import MODEL
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
-from xlstm.models import files
+from xlstm.models import model_files
 from xlstm.training import checkpoint, folder
 
 # What a file is, in words, and its commands.
@@ -15,7 +15,7 @@ KINDS = {
     TextModel.KIND: ("text model", ("generate", "evaluate", "inspect")),
     SequenceClassifier.KIND: ("sequence classifier", ("predict", "evaluate", "inspect")),
     SequenceRegressor.KIND: ("sequence regressor", ("inspect",)),
-    files.KIND: ("network", ("generate", "export", "inspect")),
+    model_files.KIND: ("network", ("generate", "export", "inspect")),
     folder.KIND: ("checkpoint of training", ("train --resume",)),
 }
 

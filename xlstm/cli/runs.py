@@ -18,7 +18,7 @@ from xlstm.cli.folders import OPTIONS
 from xlstm.cli.options import JsonOption, from_toml
 from xlstm.data import reading
 from xlstm.plots import figures
-from xlstm.training import folder, history
+from xlstm.training import folder
 
 # Of a checkpoint, where a run has no options.
 SETTINGS = ("model", "dtype", "precision", "accumulate", "seed", "optimizer", "loss function", "callbacks")
@@ -99,9 +99,9 @@ def find(folders: Sequence[Path]) -> list[Path]:
     for path in folders:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such folder")
-        inside = sorted(one.parent for one in path.rglob(history.FILE))
+        inside = sorted(one.parent for one in path.rglob(folder.HISTORY))
         if not inside:
-            raise ValueError(f"{path}: holds no run, which has a file {history.FILE}")
+            raise ValueError(f"{path}: holds no run, which has a file {folder.HISTORY}")
         found.update(dict.fromkeys(inside))
     return list(found)
 
@@ -115,7 +115,7 @@ def differences(found: Sequence[Row]) -> list[str]:
 def _read(path: Path) -> Row | None:
     """Return a run, or None, after a word about it, where its history cannot be read or is empty."""
     try:
-        lines, settings = history.read(path / history.FILE), _settings(path)
+        lines, settings = folder.read_history(path / folder.HISTORY), _settings(path)
     except (OSError, ValueError) as error:
         tell(f"note: {message_of(error)}")
         return None

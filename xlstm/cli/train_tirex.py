@@ -12,7 +12,7 @@ from xlstm.cli import folders
 from xlstm.cli.console import Report
 from xlstm.cli.options import JsonOption, with_settings
 from xlstm.estimators import TiRexTrainer
-from xlstm.models.tirex.patches import SyntheticPatches
+from xlstm.models.tirex import SyntheticPatches
 from xlstm.training import evaluate
 
 SETTINGS = {

@@ -22,7 +22,7 @@ from xlstm.estimators.baselines import LinearBaseline
 from xlstm.estimators.predictor import Predictor, Settings
 from xlstm.estimators.scores import Forecasts, Score
 from xlstm.estimators.series_scaling import Scaling
-from xlstm.training import Callback, Interrupted, Progress, Terminated, Trained, loop, signals
+from xlstm.training import Callback, Interrupted, Progress, Terminated, Trained, loop
 from xlstm.training import precision as precisions
 
 TEST = "test."  # before the names of arrays of the network that has not seen the test part
@@ -481,7 +481,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
             try:
                 final = fitting.refitted(plan, backend, start, trained.best_epoch, progress)
             except (Interrupted, Terminated) as error:
-                stop = signals.error(self._farewell(trained, error.signal), trained, error.signal)
+                stop = type(error)(self._farewell(trained, error.signal), trained, error.signal)
         several, units = plan.several, plan.scaling.fitted()
         outside = [evaluation.last_errors(test, *one) for one in zip(several, units, strict=True)]
         adjustment, season = evaluation.adjustment(outside, s.quantiles), fitting.season_of(several, s.season)

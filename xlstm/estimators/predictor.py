@@ -16,8 +16,7 @@ from xlstm.estimators import baselines
 from xlstm.estimators.base import CHECKS, Host
 from xlstm.estimators.baselines import CHUNK, LinearBaseline
 from xlstm.estimators.series_scaling import Origins, Scaling, scales, standard
-from xlstm.models.network import sequence_model
-from xlstm.models.sequence import SequenceModel
+from xlstm.models.sequence import SequenceModel, sequence_model
 from xlstm.training import losses
 
 HEAD = 0.1  # the network's first weights of its head, as a share of the usual: it begins near the linear baseline

@@ -17,7 +17,7 @@ from xlstm.arrays.random import generator
 from xlstm.data import Sequences
 from xlstm.estimators import inputs
 from xlstm.estimators.base import AnyPath, Host, NetworkEstimator, TrainedEstimator, column_names
-from xlstm.models.network import sequence_model
+from xlstm.models.sequence import sequence_model
 from xlstm.training import Trained, losses
 
 LEAST = 10  # sequences to validate with; with fewer the validation loss says little

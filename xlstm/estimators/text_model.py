@@ -17,7 +17,7 @@ from xlstm.data import text
 from xlstm.data.batches import Streams
 from xlstm.estimators.base import AnyPath, Host, NetworkEstimator, TrainedEstimator
 from xlstm.models.language import xLSTMLanguageModel
-from xlstm.models.network import layer_of
+from xlstm.models.sequence import layer_of
 from xlstm.training import Trained, evaluate
 
 VOCABULARY = "vocabulary"  # the array of a model file with the alphabet, or the content of the tokenizer's file

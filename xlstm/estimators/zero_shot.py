@@ -18,10 +18,9 @@ from xlstm.estimators import baselines, fitting, scores
 from xlstm.estimators.base import CHECKS, AnyPath, Host, SeriesEstimator
 from xlstm.estimators.scores import Forecasts, Score
 from xlstm.estimators.tirex_estimators import model_of
-from xlstm.models.tirex import TiRex, TiRex2, tables
-from xlstm.models.tirex.quantiles import levels
-from xlstm.models.tirex.running import Starts
-from xlstm.models.tirex.tables import Pretrained
+from xlstm.models.tirex import PrefixStateCache, TiRex, TiRex2, items
+from xlstm.models.tirex.items import Pretrained
+from xlstm.models.tirex.transforms import levels_of
 
 WHERE = "ZeroShotForecaster"
 FEWEST = 3  # rows before the first forecast of a score, for the baselines
@@ -251,12 +250,11 @@ class ZeroShotForecaster(SeriesEstimator):
         season = fitting.season_of(several, season)
         return scores.score(several, forecasts, network.options["quantiles"], season, all(given.flat))
 
-    def _read(self, network: Pretrained, values: Any, known: Known, steps: int) -> tuple[Given, list[TimeSeries]]:
+    def _read(self, network: Pretrained, values: Any, covariates: Known, steps: int) -> tuple[Given, list[TimeSeries]]:
         """Return series as they were given and as arrays, with `steps` rows ahead."""
         checks.text(WHERE, "name", self.name)
-        return tables.read(
-            WHERE, network.model, values, Covariates.of(WHERE, known), self._roles(), steps, self._names()
-        )
+        known = Covariates.of(WHERE, covariates)
+        return items.read_table(WHERE, network.model, values, known, self._roles(), steps, self._names())
 
     def _horizon(self, network: Pretrained) -> int:
         given = network.model.patch_size if self.horizon is None else self.horizon
@@ -271,7 +269,7 @@ class ZeroShotForecaster(SeriesEstimator):
         else:
             if getattr(self, "_held", None) != held:
                 model, params = model_of(WHERE, self)
-                self._held, self._loaded = held, (model, params, Starts(model, params))
+                self._held, self._loaded = held, (model, params, PrefixStateCache(model, params))
             model, params, starts = self._loaded
         return Pretrained(model, params, {**self._options(model), "starts": starts})
 
@@ -287,7 +285,7 @@ class ZeroShotForecaster(SeriesEstimator):
                     expected = f"expected None, as the model is a {type(model).__name__}"
                     raise ValueError(f"{WHERE}: {name} is {checks.shown(value)}, {expected}")
                 found[name] = value
-        wanted = levels(WHERE, self.quantiles, model.quantiles)
+        wanted = levels_of(WHERE, self.quantiles, model.quantiles)
         if list(wanted) != sorted(set(wanted)):
             raise ValueError(f"{WHERE}: quantiles is {checks.shown(self.quantiles)}, expected rising numbers")
         return found | {"quantiles": wanted}
