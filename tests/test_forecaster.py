@@ -269,7 +269,7 @@ def test_seasons():
 def test_measures_by_hand(fitted):
     values, _ = driven()
     score = fitted.score(values)
-    at, forecasts = fitted.forecasts(values)
+    at, forecasts = score.at[:-5], score.forecasts[:-5]
     truth = values[at[:, None] + np.arange(6)]
     own = score.errors["model"]
     h = 5  # the last step, where every forecast of `forecasts` is all that there is
@@ -288,7 +288,7 @@ def test_predict_sees_the_end_of_the_series_and_score_does_not(fitted):
     changed = values.copy()
     changed[250:] = changed[250:][::-1]
     other = Forecaster(**QUICK).fit(changed)
-    np.testing.assert_array_equal(other.forecasts(values)[1], fitted.forecasts(values)[1])
+    np.testing.assert_array_equal(other.score(values).forecasts, fitted.score(values).forecasts)
     assert np.all(other.predict(values) != fitted.predict(values))
     same = Forecaster(**QUICK, refit=False).fit(changed)
     np.testing.assert_array_equal(same.predict(values), Forecaster(**QUICK, refit=False).fit(values).predict(values))
@@ -472,12 +472,6 @@ def test_the_loss_is_squares_of_the_mean_and_pinball_of_quantiles(rng):
     gradcheck(lambda y: predictor.loss((0.1, 0.9), y, target, mask), lambda dy, d: (d * dy,), (y,))
 
 
-def test_settings_say_what_a_file_needs():
-    """Every setting is a keyword with the same default."""
-    usual = Forecaster().get_params()
-    assert {f.name: getattr(Settings(), f.name) for f in dataclasses.fields(Settings)}.items() <= usual.items()
-
-
 def test_level_and_scale_of_a_series_do_not_matter(fitted):
     """Also not where there are as many series as were fitted, and for one series among others."""
     values, _ = driven()
@@ -562,16 +556,6 @@ def test_an_error_says_how_many_rows_there_are_and_what_would_fit(rows, settings
 
 
 @pytest.mark.parametrize("library", ["pandas", "polars"])
-def test_values_too_small_to_square_are_named(library):
-    frames = pytest.importorskip(library)
-    shops = {"shop": ["north"] * 100 + ["south"] * 100, "sales": np.sin(np.arange(200.0)), "visits": np.arange(200.0)}
-    shops["sales"][100:] *= 1e-200
-    words = "series 'south' changes by no more than .*e-200 in column 0, expected 1e-150 or more, .* multiply its val"
-    with pytest.raises(ValueError, match=words):
-        Forecaster(series_id="shop", **SMALL).fit(frames.DataFrame(shops))
-
-
-@pytest.mark.parametrize("library", ["pandas", "polars"])
 def test_a_column_of_a_wide_table_may_begin_later(library):
     """Rows before the first value of some target are left out, as in a file of one series."""
     frames = pytest.importorskip(library)
@@ -585,10 +569,8 @@ def test_a_column_of_a_wide_table_may_begin_later(library):
     one, two = forecaster.fit(whole).predict(whole, future=later), forecaster.fit(cut).predict(cut, future=later)
     np.testing.assert_array_equal(one["b"], two["b"])
     np.testing.assert_array_equal(one["day"], two["day"])
-    at, forecasts = forecaster.forecasts(whole)
-    np.testing.assert_array_equal(at - 21, forecaster.forecasts(cut)[0])
-    np.testing.assert_array_equal(forecasts, forecaster.forecasts(cut)[1])
     np.testing.assert_array_equal(forecaster.score(whole).at - 21, forecaster.score(cut).at)
+    np.testing.assert_array_equal(forecaster.score(whole).forecasts, forecaster.score(cut).forecasts)
     columns["price"][:21] = np.nan
     with pytest.raises(ValueError, match="future begins with a gap"):
         forecaster.fit(frames.DataFrame(columns))
@@ -599,68 +581,6 @@ def test_a_value_out_of_reach_is_named_by_its_row():
     values[200] = 1e40
     with pytest.raises(SeriesError, match=r"values\[200\] is 1e\+40"):
         Forecaster(horizon=3, **SMALL).fit(values)
-
-
-def test_units_of_many_series_are_measured_once(fitted, monkeypatch):
-    from xlstm.estimators import series_scaling
-
-    calls, measured = [], series_scaling.own_units
-    monkeypatch.setattr(series_scaling, "own_units", lambda *given: calls.append(1) or measured(*given))
-    fitted.predict([driven()[0]] * 20, 18)
-    assert len(calls) == 20
-
-
-@pytest.mark.parametrize("library", ["pandas", "polars"])
-def test_series_of_a_table_may_have_no_dates(library):
-    frames = pytest.importorskip(library)
-    values, _ = driven()
-    table = frames.DataFrame({"shop": ["a"] * 300 + ["b"] * 300, "sales": np.concatenate((values, 5 * values))})
-    found = Forecaster(**QUICK, series_id="shop").fit(table).predict(table, 2)
-    assert list(found.columns) == ["shop", "sales"]
-    assert list(found["shop"]) == ["a", "a", "b", "b"]
-    expected = Forecaster(**QUICK).fit([values, 5 * values]).predict([values, 5 * values], 2)
-    np.testing.assert_array_equal(found["sales"], np.concatenate(expected))
-
-
-@pytest.mark.parametrize(("first", "labels"), [("7", [300, 301]), (7, [307, 308])])
-def test_rows_with_labels_that_are_no_dates_are_numbered_on(first, labels):
-    pd = pytest.importorskip("pandas")
-    index = pd.Index([type(first)(int(first) + k) for k in range(300)], name="row")
-    table = pd.DataFrame({"sales": driven()[0]}, index=index)
-    found = Forecaster(**{**QUICK, "epochs": 1}).fit(table).predict(table, 2)
-    assert (list(found.index), found.index.name) == (labels, "row")
-
-
-@pytest.mark.parametrize("library", ["pandas", "polars"])
-def test_later_covariates_are_placed_by_date(library):
-    frames = pytest.importorskip(library)
-    values, price = driven()
-    days = np.datetime64("2020-01-01", "us") + np.arange(320) * np.timedelta64(1, "D")
-    table = frames.DataFrame({"day": days[:300], "sales": values, "price": price[:300]})
-    forecaster = Forecaster(**{**QUICK, "epochs": 1}, future="price").fit(table)
-
-    def predicted(rows):
-        return forecaster.predict(table, future=frames.DataFrame({"day": days[rows], "price": price[rows]}))["sales"]
-
-    ahead = np.arange(300, 306)
-    found = predicted(ahead)
-    np.testing.assert_array_equal(predicted(ahead[::-1]), found)
-    plain = forecaster.predict(table, future=frames.DataFrame({"price": price[ahead]}))  # in order
-    np.testing.assert_array_equal(plain["sales"], found)
-    for wrong, first in ((ahead + 1, "2020-10-28"), (np.delete(ahead, 3), "2020-10-31")):
-        with pytest.raises(ValueError, match=f"future has a row for {first}.*, expected 2020-10-.*, the next step"):
-            predicted(wrong)
-    undated = frames.DataFrame({"sales": values, "price": price[:300]})
-    with pytest.raises(ValueError, match="the rows of future have dates, expected none"):
-        forecaster.predict(undated, future=frames.DataFrame({"day": days[ahead], "price": price[ahead]}))
-
-
-@pytest.mark.parametrize("role", ["past", "future", "static", "series_id"])
-def test_a_column_has_one_role(role):
-    pd = pytest.importorskip("pandas")
-    table = pd.DataFrame({"sales": driven()[0]})
-    with pytest.raises(ValueError, match=f"column 'sales' is in targets and {role}, expected one role"):
-        Forecaster(**QUICK, targets="sales", **{role: "sales"}).fit(table)
 
 
 def test_only_columns_with_a_role_are_read():
@@ -759,14 +679,6 @@ def test_an_empty_series_is_named(fitted, empty):
     for call in (Forecaster(**QUICK).fit, fitted.predict, fitted.score):
         with pytest.raises(ValueError, match="the series is empty, expected values"):
             call(empty)
-
-
-def test_days_of_a_time_zone_across_a_change_of_clocks():
-    pd = pytest.importorskip("pandas")
-    days = pd.date_range("2020-01-01", periods=300, freq="D", tz="Europe/Berlin")
-    table = pd.DataFrame({"sales": driven()[0]}, index=days)
-    found = Forecaster(**{**QUICK, "epochs": 1}).fit(table).predict(table, 2)
-    assert list(found.index.astype(str)) == ["2020-10-27 00:00:00+01:00", "2020-10-28 00:00:00+01:00"]
 
 
 STEPS = [("h", "Europe/Berlin"), ("D", "Europe/Berlin"), ("MS", None), ("ME", None), ("ME", "UTC"), ("QE-FEB", None)]

@@ -309,7 +309,7 @@ def test_a_forecaster_says_it_before_any_work(tmp_path):
 def test_a_forecaster_saves_its_masters(halves, tmp_path):
     values = np.sin(np.arange(300) / 5)
     forecaster = Forecaster(precision="float16", epochs=2, window=12, hidden_size=4, backend="numpy").fit(values)
-    assert {p.dtype for p in forecaster.params.values()} == {np.dtype("float32")}
+    assert {p.dtype for p in forecaster.params_.values()} == {np.dtype("float32")}
     forecaster.save(tmp_path / "model")
     loaded = Forecaster.load(tmp_path / "model", "numpy")
     assert loaded.settings.precision == "float16"

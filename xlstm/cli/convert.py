@@ -88,7 +88,7 @@ def units(path: AnyPath) -> str:
     if checkpoint.kind_of(path) != Forecaster.KIND:
         return ""
     forecaster = Forecaster.load(path, "numpy")
-    units = ", ".join(f"{unit!r}" for row in forecaster.scaling_.units for unit in row)
+    units = ", ".join(f"{unit!r}" for unit in forecaster.scaling_.units.ravel().tolist())
     scale = units if forecaster.scaling == "series" else "root mean square of these differences in the window"
     covariates = ", then covariates" if forecaster.model_.input_size > forecaster.n_targets_ else ""
     quantiles = ", then quantiles" if forecaster.settings.quantiles else ""

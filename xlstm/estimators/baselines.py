@@ -131,7 +131,7 @@ class LinearBaseline:
 
 def repeating(scaling: Scaling, horizon: int) -> LinearBaseline:
     """Return the linear baseline that repeats the last value."""
-    C, K = len(scaling.units[0]), 1 + len(scaling.static[0]) + len(scaling.future[0])
+    C, K = scaling.units.shape[1], 1 + scaling.static.shape[1] + scaling.future.shape[1]
     return LinearBaseline(1, np.zeros((C, horizon, K)))
 
 

@@ -105,7 +105,7 @@ def _candidate(several: list[TimeSeries], ids: Sequence[str], settings: Settings
     parts = [parts_of(len(series.values), s, name) for series, name in zip(several, named, strict=True)]
     stops = [part["train"].stop for part in parts]
     scaling = Scaling.fit(several, ids, s.window, stops)
-    units = scaling.fitted()
+    units = list(scaling.units)
     for series, unit, part, name in zip(several, units, parts, named, strict=True):
         check_reach("Forecaster", series.known, unit, dtype, series.begin)
         for kind, rows in part.items():
@@ -146,7 +146,7 @@ def refitted(plan: Prepared, backend: Backend, start: Params | None, epochs: int
     stops = [len(series.values) for series in several]
     origins = [np.arange(s.window, stop) for stop in stops]
     if s.linear_baseline != 0:
-        units, penalties = plan.scaling.fitted(), [(line.ridge, line.light)]
+        units, penalties = list(plan.scaling.units), [(line.ridge, line.light)]
         (line,) = baselines.fit(several, plan.scaling, units, origins, stops, s.horizon, line.order, penalties)
     data, spread = predictor.examples(several, plan.scaling, line, s, origins, stops)
     trained = train(plan, backend, data, start, epochs=max(1, epochs), progress=progress)

@@ -11,7 +11,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.namespace import Array, DType, Params
-from xlstm.data import panels, reading
+from xlstm.data import panels
 from xlstm.data.covariates import Covariates, Known, TimeSeries, read_series
 from xlstm.data.host import Values
 from xlstm.data.panels import Given
@@ -22,15 +22,10 @@ from xlstm.estimators.baselines import LinearBaseline
 from xlstm.estimators.predictor import Predictor, Settings
 from xlstm.estimators.scores import Forecasts, Score
 from xlstm.estimators.series_scaling import Scaling
-from xlstm.training import Callback, Interrupted, Progress, Terminated, Trained, loop
+from xlstm.training import Callback, Interrupted, Progress, Terminated, loop
 from xlstm.training import precision as precisions
 
 TEST = "test."  # before the names of arrays of the network that has not seen the test part
-
-
-def _scaling(where: str, name: str, value: Any) -> Scaling:
-    """Check a scaling, or its content in a file."""
-    return value if isinstance(value, Scaling) else reading.made("scaling", Scaling, value)
 
 
 class _Results:
@@ -118,7 +113,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         "feature_names_in_": column_names,
         "season_": checks.size_or_0,
         "calendar_": checks.flag,
-        "scaling_": _scaling,
+        "series_names_": column_names,
     }
     static: str | Sequence[str] | None = None
     backend: str | Backend | None = None
@@ -254,31 +249,6 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         ahead = [self._next(*one)[1] for one in zip(several, units, strict=True)]
         return given.like(ahead, several, [f" {q:g}" for q in s.quantiles])
 
-    def forecasts(self, values: Any, **covariates: Unpack[Known]) -> tuple[np.ndarray[Any, Any], Values]:
-        """Return all forecasts over the test part, by the network that has not seen it.
-
-        Parameters
-        ----------
-        values, covariates
-            As for `fit`.
-
-        Returns
-        -------
-        at : array (N,)
-            Positions of the first value of each forecast.
-        forecasts : array (N, horizon) or (N, horizon, C)
-            Those of several series follow each other.
-        """
-        self._check_fitted()
-        given, several, units = self._read(values, covariates, 0)
-        s, parts = self._test_predictor.settings, []
-        for series, unit in zip(several, units, strict=True):
-            first = fitting.parts_of(len(series.values), s)["test"].start
-            at = np.arange(first, len(series.values) - s.horizon + 1)
-            parts.append((at + series.begin, self._test_predictor.forecast(series, unit, at)[0]))
-        at, forecasts = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return at, forecasts[:, :, 0] if all(given.flat) else forecasts
-
     def windows(self, values: Any, count: int = 64, **covariates: Unpack[Known]) -> Array:
         """Return the last windows of a series, or of the first of several, as the network sees them.
 
@@ -386,7 +356,8 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         networks = {"": self._predictor}
         if self._test_predictor is not self._predictor:
             networks[TEST] = self._test_predictor
-        arrays: dict[str, Any] = {"adjustment": self._adjustment}
+        scaling = {f"scaling.{name}": array for name, array in self.scaling_._asdict().items() if name != "ids"}
+        arrays: dict[str, Any] = {"adjustment": self._adjustment, **scaling}
         for prefix, one in networks.items():
             own = one.params | {"linear_baseline": one.line.coefficients, "spread": one.spread}
             arrays |= {f"{prefix}{name}": array for name, array in own.items()}
@@ -394,22 +365,28 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
 
     def _restore(self, arrays: dict[str, Host]) -> Params:
         checks.size("settings", "window", self.window)
-        s, scaling, names = self.settings, self.scaling_, self._names()
-        C, H, P = len(scaling.units[0]), s.horizon, len(evaluation.pairs(s.quantiles))
-        if len(names) not in (0, C):
-            raise ValueError(f"names are {checks.few(names)}, expected one for each of {C} targets")
+        s, names, ids = self.settings, self._names(), [*vars(self).get("series_names_", ())]
+        parts = {"units": taken(arrays, "scaling.units", {"S": len(ids) or None, "C": len(names) or None})}
+        for name in ("past", "future", "static"):
+            parts[name] = taken(arrays, f"scaling.{name}", {"2": 2, "K": None})
+        for name, part in parts.items():
+            if not np.all((part if name == "units" else part[1]) > 0):
+                raise ValueError(f"scaling.{name} has {np.min(part):g}, expected scales above 0")
+        scaling = Scaling(**parts, ids=ids)
         self._roles()
         self.model_ = predictor.network(s, scaling)
-        adjustment = taken(arrays, "adjustment", {"H": H, "C": C, "P": P})
+        sizes = {"H": s.horizon, "C": scaling.units.shape[1], "P": len(evaluation.pairs(s.quantiles))}
+        adjustment = taken(arrays, "adjustment", sizes)
         test = {name.removeprefix(TEST): arrays.pop(name) for name in list(arrays) if name.startswith(TEST)}
-        final = self._restored(arrays)
-        self._keep(self._restored(test) if test else final, final, adjustment, self.season_, self.calendar_, names)
+        final = self._restored(arrays, scaling)
+        facts = {name: getattr(self, name, None) for name in self._facts}
+        self._keep(self._restored(test, scaling) if test else final, final, adjustment, **facts)
         return final.params
 
-    def _restored(self, arrays: dict[str, Host]) -> Predictor:
+    def _restored(self, arrays: dict[str, Host], scaling: Scaling) -> Predictor:
         """Return the predictor of one network of a file; all arrays that are no weights are taken out of `arrays`."""
-        s, scaling = self.settings, self.scaling_
-        C, H, others = len(scaling.units[0]), s.horizon, len(scaling.static[0]) + len(scaling.future[0])
+        s = self.settings
+        C, H, others = scaling.units.shape[1], s.horizon, scaling.static.shape[1] + scaling.future.shape[1]
         coefficients = taken(arrays, "linear_baseline", {"C": C, "H": H, "K": None})
         order = coefficients.shape[2] - others
         if order < 1:
@@ -419,16 +396,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         line = LinearBaseline(order, coefficients)
         return Predictor(s, backend, scaling, line, spread, self.model_, self._weights(arrays))
 
-    def _keep(
-        self,
-        test: Predictor,
-        final: Predictor,
-        adjustment: Values,
-        season: int,
-        calendar: bool,
-        names: Sequence[str],
-        trained: Trained | None = None,
-    ) -> None:
+    def _keep(self, test: Predictor, final: Predictor, adjustment: Values, **facts: Any) -> None:
         """Store what was fitted."""
         self._test_predictor, self._predictor, self._adjustment = test, final, adjustment
         self._become(
@@ -436,12 +404,9 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
             model_=final.model,
             scaling_=final.scaling,
             window_=final.settings.window,
-            season_=season,
-            calendar_=calendar,
             linear_baseline_=test.line.order,
             n_targets_=final.spread.shape[1],
-            feature_names_in_=np.array(names, dtype=object) if names else None,
-            trained_=trained,
+            **facts,
         )
 
     def _to_fit(self, values: Any, covariates: Known) -> tuple[Backend, Given, list[list[TimeSeries]]]:
@@ -481,19 +446,18 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
             try:
                 final = fitting.refitted(plan, backend, start, trained.best_epoch, progress)
             except (Interrupted, Terminated) as error:
-                stop = type(error)(self._farewell(trained, error.signal), trained, error.signal)
-        several, units = plan.several, plan.scaling.fitted()
+                more = "" if self.checkpoints is None else f"; resume=True goes on from {self.checkpoints}"
+                network = f"the network of epoch {trained.best_epoch}, which has not seen the last rows{more}"
+                problem = f"signal {error.signal} stopped the training on all rows; the forecaster has {network}"
+                stop = type(error)(f"Forecaster: {problem}", trained, error.signal)
+        several, units = plan.several, plan.scaling.units
         outside = [evaluation.last_errors(test, *one) for one in zip(several, units, strict=True)]
         adjustment, season = evaluation.adjustment(outside, s.quantiles), fitting.season_of(several, s.season)
-        self._keep(test, final, adjustment, season, several[0].marks > 0, given.names, trained)
+        names, ids = (np.array(some, dtype=object) if some else None for some in (given.names, given.ids))
+        facts = {"season_": season, "calendar_": several[0].marks > 0, "feature_names_in_": names, "series_names_": ids}
+        self._keep(test, final, adjustment, trained_=trained, **facts)
         if stop is not None:
             raise stop
-
-    def _farewell(self, trained: Trained, number: int) -> str:
-        """Return what there is after a signal stopped the training on all rows."""
-        more = "" if self.checkpoints is None else f"; resume=True goes on from {self.checkpoints}"
-        has = f"the network of epoch {trained.best_epoch}, which has not seen the last rows"
-        return f"Forecaster: signal {number} stopped the training on all rows; the forecaster has {has}{more}"
 
     def _read(self, values: Any, covariates: Known, steps: int) -> tuple[Given, list[TimeSeries], list[Values]]:
         """Return series to predict after, with `steps` rows ahead, and their units; raise unless they go with `fit`."""
@@ -503,7 +467,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         )
         ahead = max(steps, s.horizon)
         several = read_series("Forecaster", given.values, given.beside, ahead, self.calendar_)
-        fitted = [len(scaling.units[0]), *(len(part[0]) for part in (scaling.past, scaling.future, scaling.static))]
+        fitted = [scaling.units.shape[1], *(len(part[0]) for part in (scaling.past, scaling.future, scaling.static))]
         for series in several:
             N = len(series.values)
             widths = [series.values.shape[1], series.past.shape[1], series.future.shape[1], len(series.static)]

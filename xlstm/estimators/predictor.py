@@ -216,7 +216,7 @@ def examples(
 ) -> tuple[Examples, Values]:
     """Return examples of windows before `origins`, with targets before the rows `stops`, and the spread (H, C)."""
     s, parts = settings, []
-    for k, (series, units, at, stop) in enumerate(zip(several, scaling.fitted(), origins, stops, strict=True)):
+    for k, (series, units, at, stop) in enumerate(zip(several, scaling.units, origins, stops, strict=True)):
         scale = scales(series.known, at, s.window, units, s.scaling)
         left = baselines.changes(series, at, s.horizon, stop, units)
         left -= line.apply(series, scaling, units, at)
@@ -238,7 +238,8 @@ def examples(
 
 def width(scaling: Scaling) -> int:
     """Return the number of columns that a network sees."""
-    return len(scaling.units[0]) + len(scaling.past[0]) + 2 * len(scaling.future[0]) + len(scaling.static[0])
+    units, past, future, static = (part.shape[1] for part in scaling[:4])
+    return int(units + past + 2 * future + static)
 
 
 def inputs(series: TimeSeries, scaling: Scaling, scale: Values, origins: Origins, window: int, horizon: int) -> Values:
@@ -264,7 +265,7 @@ def inputs(series: TimeSeries, scaling: Scaling, scale: Values, origins: Origins
 def network(settings: Settings, scaling: Scaling) -> SequenceModel:
     """Return the network of a forecaster: recurrent layers and a head for each step ahead, target and quantile."""
     s = settings
-    outputs = s.horizon * len(scaling.units[0]) * (1 + len(s.quantiles))
+    outputs = s.horizon * scaling.units.shape[1] * (1 + len(s.quantiles))
     sizes = {name: getattr(s, name) for name in ("hidden_size", "num_layers", "bidirectional", "dropout")}
     return sequence_model("Forecaster", s.cell, width(scaling), outputs, True, **sizes)
 

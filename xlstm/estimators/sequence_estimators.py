@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -55,6 +56,7 @@ class _Results:
 class SequenceEstimator(TrainedEstimator, NetworkEstimator, _Results):
     """The base of `SequenceClassifier` and `SequenceRegressor`."""
 
+    _loss: ClassVar[Callable[..., Any]]
     _each_output: ClassVar[str]  # the attribute with an entry for each output of the model
     _arrays: ClassVar[tuple[str, ...]] = ("mean_", "std_")
     _facts: ClassVar = {
@@ -185,35 +187,32 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator, _Results):
         rows = self.prepared(X)
         home = backend_like(next(iter(self.params_.values())))
         lengths = np.array([len(row) for row in rows])
-        order, found = np.argsort(lengths, kind="stable"), []  # sorted by length, sequences need little padding
+        order, outputs = np.argsort(lengths, kind="stable"), []  # sorted by length, sequences need little padding
         for start in range(0, len(order), CHUNK):
             places = order[start : start + CHUNK]
             batch = np.zeros((lengths[places[-1]], len(places), rows[0].shape[1]))  # (T, B, D)
             for k, place in enumerate(places):
                 batch[: lengths[place], k] = rows[place]
             y, *_ = self.model_(self.params_, home.asarray(batch), lengths=None if self.table_ else lengths[places])
-            found.append(to_numpy(y).astype(np.float64))
-        return np.concatenate(found)[np.argsort(order)]
+            outputs.append(to_numpy(y).astype(np.float64))
+        return np.concatenate(outputs)[np.argsort(order)]
 
     def _check_features(self, where: str, given: inputs.Sequences) -> None:
         count, known = given.features, self.n_features_in_
         if given.steps is not None and not self.table_:
-            raise ValueError(
-                f"{where}: X is a table {(len(given.rows), given.steps)}, expected a list of sequences (T, D) with "
-                f"D = {known}; [X] is a list of one sequence"
+            problem = (
+                f"X is a table {(len(given.rows), given.steps)}, expected a list of sequences (T, D) with D = {known}"
             )
+            raise ValueError(f"{where}: {problem}; [X] is a list of one sequence")
         if given.steps is None and self.table_:
-            raise ValueError(
-                f"{where}: X is sequences (T, D) with D = {count}, expected a table (N, T) with T = {known} columns"
-            )
+            problem = f"X is sequences (T, D) with D = {count}, expected a table (N, T) with T = {known} columns"
+            raise ValueError(f"{where}: {problem}")
         if count != known:
             raise ValueError(f"{where}: X has {count} features, but {where} is expecting {known} features as input")
         names = getattr(self, "feature_names_in_", None)
         if names is not None and given.names is not None and list(names) != given.names:
-            raise ValueError(
-                f"{where}: The feature names should match those that were passed during fit: they are "
-                f"{checks.shown(given.names)}, expected {checks.shown(list(names))}"
-            )
+            problem = f"they are {checks.shown(given.names)}, expected {checks.shown(list(names))}"
+            raise ValueError(f"{where}: The feature names should match those that were passed during fit: {problem}")
 
     def _backend(self, X: Any) -> Backend:
         """Return the backend that is asked for, or that of X where it is an array of a library other than NumPy."""
@@ -250,9 +249,6 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator, _Results):
 
     def _targets(self, y: Any, count: int, again: bool) -> tuple[dict[str, Any], Host]:
         """Return the attributes that y (N,) decides, and y as the loss takes it; `again` in a warm start."""
-        raise NotImplementedError
-
-    def _loss(self, y: Any, target: Any, mask: Any) -> tuple[Any, Any]:
         raise NotImplementedError
 
 
@@ -336,27 +332,24 @@ class SequenceClassifier(SequenceEstimator):
     KIND = "sequence classifier"
     _kind = "classifier"
     _each_output = "classes_"
+    _loss = staticmethod(losses.cross_entropy)
     _facts: ClassVar = SequenceEstimator._facts | {"classes_": _labels}
 
     def predict(self, X: Any) -> Host:
         """Return the most probable label of each sequence, (N,); X as for `fit`."""
-        logits = self._outputs(X)
-        found: Host = self.classes_[np.argmax(logits, axis=1)]
-        return found
+        return np.asarray(self.classes_[np.argmax(self._outputs(X), axis=1)])
 
     def predict_proba(self, X: Any) -> Any:
         """Return the probability of each class, (N, C), in the library of X; X as for `fit`."""
         logits = self._outputs(X)
-        logits -= logits.max(axis=1, keepdims=True)
-        found = np.exp(logits)
-        return _as(found / found.sum(axis=1, keepdims=True), X)
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return _as(shares / shares.sum(axis=1, keepdims=True), X)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the share of sequences whose label is predicted, the accuracy."""
-        found = self.predict(X)
-        where = type(self).__name__
-        hits = found == inputs.labels(where, y, len(found))
-        return float(np.average(hits, weights=inputs.weights(where, sample_weight, len(found))))
+        labels, where = self.predict(X), type(self).__name__
+        hits = labels == inputs.labels(where, y, len(labels))
+        return float(np.average(hits, weights=inputs.weights(where, sample_weight, len(labels))))
 
     def _targets(self, y: Any, count: int, again: bool) -> tuple[dict[str, Any], Host]:
         where = type(self).__name__
@@ -375,9 +368,6 @@ class SequenceClassifier(SequenceEstimator):
                 f"{where}: y holds the classes {checks.shown(list(classes))}, expected those of before, {known}"
             )
         return {"classes_": classes}, found.reshape(-1)
-
-    def _loss(self, y: Any, target: Any, mask: Any) -> tuple[Any, Any]:
-        return losses.cross_entropy(y, target, mask)
 
 
 class SequenceRegressor(SequenceEstimator):
@@ -399,6 +389,7 @@ class SequenceRegressor(SequenceEstimator):
     KIND = "sequence regressor"
     _kind = "regressor"
     _each_output = "target_mean_"
+    _loss = staticmethod(losses.mse)
     _arrays = (*SequenceEstimator._arrays, "target_mean_", "target_std_")
     _facts: ClassVar = SequenceEstimator._facts | {"one_target_": checks.flag}
 
@@ -409,12 +400,11 @@ class SequenceRegressor(SequenceEstimator):
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the coefficient of determination R^2, the mean over targets."""
-        found = np.asarray(to_numpy(self.predict(X)))
-        where = type(self).__name__
-        truth = inputs.targets(where, y, len(found)).reshape(found.shape)
-        weights = inputs.weights(where, sample_weight, len(found))
+        predicted, where = np.asarray(to_numpy(self.predict(X))), type(self).__name__
+        truth = inputs.targets(where, y, len(predicted)).reshape(predicted.shape)
+        weights = inputs.weights(where, sample_weight, len(predicted))
         mean = np.average(truth, axis=0, weights=weights)
-        squares = [np.average((truth - other) ** 2, axis=0, weights=weights) for other in (found, mean)]
+        squares = [np.average((truth - other) ** 2, axis=0, weights=weights) for other in (predicted, mean)]
         return float(np.mean(1 - squares[0] / np.where(squares[1] > 0, squares[1], 1.0)))
 
     def _targets(self, y: Any, count: int, again: bool) -> tuple[dict[str, Any], Host]:
@@ -430,9 +420,6 @@ class SequenceRegressor(SequenceEstimator):
             mean, std = found.mean(axis=0), found.std(axis=0)
             std = np.where(std > 0, std, 1.0)
         return {"target_mean_": mean, "target_std_": std, "one_target_": y.ndim == 1}, (found - mean) / std
-
-    def _loss(self, y: Any, target: Any, mask: Any) -> tuple[Any, Any]:
-        return losses.mse(y, target, mask)
 
     def _restore(self, arrays: dict[str, Host]) -> Params:
         means, deviations = self.target_mean_, self.target_std_

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,69 +19,45 @@ FARTHEST = 1e100  # the same for scales, whose squares are to be finite
 FLAT = (float(np.finfo(np.float64).eps), 1e-200)  # unit of a constant series: a share of its value, and the least one
 LEAST = 0.05  # least scale of a window, as a share of the usual change of its series
 
-Rows = Sequence[Sequence[float]]
 Origins = np.ndarray[Any, Any]  # rows of the first values to predict, (M,)
 
 
-@dataclass(frozen=True)
-class Scaling:
+class Scaling(NamedTuple):
     """Units of values and of covariates, from the training part.
 
     Attributes
     ----------
-    units : list of S lists of C floats
+    units : array (S, C)
         The usual change within a window, of each series and target: a root mean square.
-    past, future, static : list of two lists of floats
+    past, future, static : array (2, K)
         Means and standard deviations of covariates.
     ids : list of S str
         Names of the series, where they have some.
     """
 
-    units: Rows
-    past: Rows
-    future: Rows
-    static: Rows
+    units: Values
+    past: Values
+    future: Values
+    static: Values
     ids: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("units", "past", "future", "static"):
-            rows = checks.several("Scaling", name, getattr(self, name), "a list of lists of numbers", checks.LARGEST)
-            if len(rows) != 2 and name != "units":
-                raise ValueError(f"Scaling: {name} has {len(rows)} lists, expected means and deviations")
-            plain = []
-            for k, row in enumerate(rows):
-                kind = checks.real(0, np.inf, strict=True) if name == "units" or k else checks.real(-np.inf, np.inf)
-                numbers = checks.several("Scaling", f"{name}[{k}]", row, "a list of numbers", checks.LARGEST)
-                plain.append(tuple(kind("Scaling", f"{name}[{k}]", value) for value in numbers))
-            object.__setattr__(self, name, tuple(plain))
-            if len({len(row) for row in plain}) > 1 or not plain:
-                raise ValueError(f"Scaling: {name} has lists of several lengths or none, expected lists of one length")
-        named = checks.several("Scaling", "ids", self.ids, "names of series", checks.LARGEST)
-        if len(named) not in (0, len(self.units)):
-            raise ValueError(f"Scaling: ids has {len(named)} names, expected one for each of {len(self.units)} series")
-        ids = tuple(checks.text("Scaling", f"ids[{k}]", name) for k, name in enumerate(named))
-        object.__setattr__(self, "ids", ids)
 
     @classmethod
     def fit(cls, several: Sequence[TimeSeries], ids: Sequence[str], window: int, stops: Sequence[int]) -> Scaling:
         """Return the units of series, each up to a row of `stops`; raise where one cannot be measured."""
         named = zip(several, stops, names_of(ids, len(several)), strict=True)
-        units = [units_of(series, window, stop, name) for series, stop, name in named]
-        cut = [(one.past[:stop], one.future[:stop]) for one, stop in zip(several, stops, strict=True)]
-        past, future = (np.concatenate(part) for part in zip(*cut, strict=True))
+        units = np.stack([units_of(series, window, stop, name) for series, stop, name in named])
+        past, future = (
+            np.concatenate([getattr(one, name)[:stop] for one, stop in zip(several, stops, strict=True)])
+            for name in ("past", "future")
+        )
         static = np.stack([one.static for one in several])
         return cls(units, _moments(past), _moments(future), _moments(static), ids)
 
-    def fitted(self) -> list[Values]:
-        """Return the units (C,) of the series that it was fitted to, in their order."""
-        return [np.array(row) for row in self.units]
-
     def of(self, several: Sequence[TimeSeries], ids: Sequence[str], window: int) -> list[Values]:
         """Return the units (C,) of series: those of the fitted series of the same name, else their own."""
-        named = dict(zip(self.ids, self.fitted(), strict=False))  # without names there are none to look up
-        return [
-            named[ids[k]] if ids and ids[k] in named else own_units(series, window) for k, series in enumerate(several)
-        ]
+        named = dict(zip(self.ids, self.units, strict=False))  # without names there are none to look up
+        own = itertools.zip_longest(several, ids)
+        return [named[name] if name in named else own_units(series, window) for series, name in own]
 
 
 def names_of(ids: Sequence[str], count: int) -> list[str]:
@@ -89,19 +65,25 @@ def names_of(ids: Sequence[str], count: int) -> list[str]:
     return ["the series"] if count == 1 and not ids else [f"series {checks.shown(one)}" for one in ids or range(count)]
 
 
-def units_of(series: TimeSeries, window: int, stop: int, name: str) -> list[float]:
+def units_of(series: TimeSeries, window: int, stop: int, name: str) -> Values:
     """Return the root mean square by which values within a window differ from the last one, (C,)."""
     known = series.known[:stop]
-    units = _usual(known, window)
-    for c, column in enumerate(known.T):
+    check_changes("Forecaster", known, name)
+    if np.any(constant := np.ptp(known, axis=0) == 0):
+        c = int(np.argmax(constant))
         where = f" in column {c}" if known.shape[1] > 1 else ""
-        if np.min(column) == np.max(column):
-            problem = f"is constant at {column[0]:g}{where}, there is nothing to learn"
-            raise ValueError(f"Forecaster: the training part of {name} {problem}")
-        if units[c] * LARGEST < 1:
-            problem = f"changes by no more than {np.ptp(column):g}{where}, expected {1 / LARGEST:g} or more"
-            raise ValueError(f"Forecaster: {name} {problem}, as squares are taken; multiply its values")
-    return units.tolist()  # type: ignore[no-any-return]
+        problem = f"is constant at {known[0, c]:g}{where}, there is nothing to learn"
+        raise ValueError(f"Forecaster: the training part of {name} {problem}")
+    return _usual(known, window)
+
+
+def check_changes(where: str, known: Values, name: str) -> None:
+    """Raise ValueError if a column changes, but so little that squares of its changes are 0."""
+    spreads = np.ptp(known, axis=0)
+    for c in np.flatnonzero((spreads > 0) & (spreads < 1 / LARGEST)):
+        column = f" in column {c}" if known.shape[1] > 1 else ""
+        problem = f"changes by no more than {spreads[c]:g}{column}, expected {1 / LARGEST:g} or more"
+        raise ValueError(f"{where}: {name} {problem}, as squares are taken; multiply its values")
 
 
 def own_units(series: TimeSeries, window: int) -> Values:
@@ -132,11 +114,11 @@ def scales(known: Values, origins: Origins, window: int, units: Values, kind: st
     return np.asarray(units * np.maximum(np.sqrt(total / (window - 1)), LEAST))
 
 
-def standard(values: Values, moments: Rows) -> Values:
+def standard(values: Values, moments: Values) -> Values:
     """Return covariates in units of one."""
-    return np.asarray((values - np.array(moments[0])) / np.array(moments[1]))
+    return np.asarray((values - moments[0]) / moments[1])
 
 
-def _moments(values: Values) -> list[list[float]]:
+def _moments(values: Values) -> Values:
     std = np.std(values, axis=0)
-    return [np.mean(values, axis=0).tolist(), np.where(std > 0, std, 1.0).tolist()]
+    return np.stack([np.mean(values, axis=0), np.where(std > 0, std, 1.0)])

@@ -17,6 +17,7 @@ from xlstm.data.preparation import split
 from xlstm.estimators import baselines, fitting, scores
 from xlstm.estimators.base import CHECKS, AnyPath, Host, SeriesEstimator
 from xlstm.estimators.scores import Forecasts, Score
+from xlstm.estimators.series_scaling import check_changes, names_of
 from xlstm.estimators.tirex_estimators import model_of
 from xlstm.models.tirex import PrefixStateCache, TiRex, TiRex2, items
 from xlstm.models.tirex.items import Pretrained
@@ -254,7 +255,10 @@ class ZeroShotForecaster(SeriesEstimator):
         """Return series as they were given and as arrays, with `steps` rows ahead."""
         checks.text(WHERE, "name", self.name)
         known = Covariates.of(WHERE, covariates)
-        return items.read_table(WHERE, network.model, values, known, self._roles(), steps, self._names())
+        given, several = items.read_table(WHERE, network.model, values, known, self._roles(), steps, self._names())
+        for series, name in zip(several, names_of(given.ids, len(several)), strict=True):
+            check_changes(WHERE, series.known, name)
+        return given, several
 
     def _horizon(self, network: Pretrained) -> int:
         given = network.model.patch_size if self.horizon is None else self.horizon
