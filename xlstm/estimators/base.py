@@ -8,7 +8,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -393,9 +393,7 @@ def _object(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """Return a value as JSON can hold it, if it can."""
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -138,7 +138,6 @@ def repeating(scaling: Scaling, horizon: int) -> LinearBaseline:
 def fit(
     several: Sequence[TimeSeries],
     scaling: Scaling,
-    units: Sequence[Values],
     origins: Sequence[Origins],
     stops: Sequence[int],
     horizon: int,
@@ -155,9 +154,9 @@ def fit(
     chosen = [o[::every] for o in chosen]
     ahead = np.concatenate([_ahead(one, scaling, o, horizon) for one, o in zip(several, chosen, strict=True)])
     found: list[Host] = []
-    for c in range(len(units[0])):
+    for c in range(scaling.units.shape[1]):
         design, change = [], []
-        for series, unit, at, stop in zip(several, units, chosen, stops, strict=True):
+        for series, unit, at, stop in zip(several, scaling.units, chosen, stops, strict=True):
             design.append(_design(series, scaling, unit, at, order, c))
             change.append(changes(series, at, horizon, stop, unit)[:, :, c])
         x, y = np.concatenate(design), np.concatenate(change)
@@ -185,16 +184,12 @@ def _solved(x: Values, ahead: Values, y: Values, order: int, penalties: Sequence
 
 
 def error(
-    line: LinearBaseline,
-    several: Sequence[TimeSeries],
-    scaling: Scaling,
-    units: Sequence[Values],
-    rows: Sequence[Mapping[str, slice]],
+    line: LinearBaseline, several: Sequence[TimeSeries], scaling: Scaling, rows: Sequence[Mapping[str, slice]]
 ) -> float:
     """Return the mean square error over the validation parts, relative to that of repeating the last value."""
     H = line.coefficients.shape[1]
     own, naive = [], []
-    for series, unit, part in zip(several, units, rows, strict=True):
+    for series, unit, part in zip(several, scaling.units, rows, strict=True):
         at = np.arange(part["validation"].start, part["validation"].stop)
         change = changes(series, at, H, part["validation"].stop, unit)
         own.append((change - line.apply(series, scaling, unit, at)) ** 2)

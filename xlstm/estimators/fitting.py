@@ -105,8 +105,7 @@ def _candidate(several: list[TimeSeries], ids: Sequence[str], settings: Settings
     parts = [parts_of(len(series.values), s, name) for series, name in zip(several, named, strict=True)]
     stops = [part["train"].stop for part in parts]
     scaling = Scaling.fit(several, ids, s.window, stops)
-    units = list(scaling.units)
-    for series, unit, part, name in zip(several, units, parts, named, strict=True):
+    for series, unit, part, name in zip(several, scaling.units, parts, named, strict=True):
         check_reach("Forecaster", series.known, unit, dtype, series.begin)
         for kind, rows in part.items():
             there = ~np.isnan(baselines.targets(series, _rows(rows), s.horizon, rows.stop))
@@ -118,11 +117,10 @@ def _candidate(several: list[TimeSeries], ids: Sequence[str], settings: Settings
         usual = [n for n in (s.window, 2 * s.window, 3 * s.window) if n == s.window or n <= min(stops) // 3]
         orders = usual if isinstance(s.linear_baseline, str) else [s.linear_baseline]
         fitted = (
-            baselines.fit(several, scaling, units, origins, stops, s.horizon, order, baselines.PENALTIES)
-            for order in orders
+            baselines.fit(several, scaling, origins, stops, s.horizon, order, baselines.PENALTIES) for order in orders
         )
         lines = list(itertools.chain.from_iterable(fitted))
-    errors = [baselines.error(line, several, scaling, units, parts) for line in lines]
+    errors = [baselines.error(line, several, scaling, parts) for line in lines]
     best = int(np.argmin(errors))
     return _Candidate(several, parts, scaling, lines[best], errors[best])
 
@@ -146,8 +144,8 @@ def refitted(plan: Prepared, backend: Backend, start: Params | None, epochs: int
     stops = [len(series.values) for series in several]
     origins = [np.arange(s.window, stop) for stop in stops]
     if s.linear_baseline != 0:
-        units, penalties = list(plan.scaling.units), [(line.ridge, line.light)]
-        (line,) = baselines.fit(several, plan.scaling, units, origins, stops, s.horizon, line.order, penalties)
+        penalties = [(line.ridge, line.light)]
+        (line,) = baselines.fit(several, plan.scaling, origins, stops, s.horizon, line.order, penalties)
     data, spread = predictor.examples(several, plan.scaling, line, s, origins, stops)
     trained = train(plan, backend, data, start, epochs=max(1, epochs), progress=progress)
     return plan._replace(line=line, spread=spread).predictor(backend, trained.params)

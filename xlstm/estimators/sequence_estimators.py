@@ -337,7 +337,8 @@ class SequenceClassifier(SequenceEstimator):
 
     def predict(self, X: Any) -> Host:
         """Return the most probable label of each sequence, (N,); X as for `fit`."""
-        return np.asarray(self.classes_[np.argmax(self._outputs(X), axis=1)])
+        likeliest = np.argmax(self._outputs(X), axis=1)
+        return np.asarray(self.classes_[likeliest])
 
     def predict_proba(self, X: Any) -> Any:
         """Return the probability of each class, (N, C), in the library of X; X as for `fit`."""
