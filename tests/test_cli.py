@@ -76,11 +76,11 @@ def test_several_columns(run, tmp_path):
 def test_how_a_table_is_written_is_said(run, tmp_path):
     rows = "".join(f"01/{1 + k % 12:02}/{1990 + k // 12}\t{k % 7},{k % 3}\n" for k in range(200))
     (tmp_path / "s.csv").write_text("Datum\tgr\u00f6\u00dfe\n" + rows, encoding="utf-16")
-    said = ["--encoding", "utf-16", "--day-first", "--decimal", ","]
+    said = ["--encoding", "utf-16", "--date-format", "%d/%m/%Y", "--decimal", ","]
     for count, words in enumerate(
-        ("in utf-16 or latin-1", "say --day-first or --month-first", "say so with --decimal ,")
+        ("in utf-16 or latin-1", "say its format with --date-format", "say so with --decimal ,")
     ):
-        result = run("train", "s.csv", *QUICK, *said[: (0, 2, 3)[count]])
+        result = run("train", "s.csv", *QUICK, *said[: (0, 2, 4)[count]])
         assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
         assert words in result.stderr
     result = run("train", "s.csv", *QUICK, *said)
@@ -93,7 +93,7 @@ def test_how_a_table_is_written_is_said(run, tmp_path):
     result = run("train", "forecast", "s.csv", *QUICK, *said)
     assert result.exit_code == 0, result.output
     options = (tmp_path / "xlstm-forecast/options.toml").read_text()
-    assert "day-first = true\n" in options
+    assert 'date-format = "%d/%m/%Y"\n' in options
     assert 'decimal = ","\nencoding = "utf-16"\n' in options
     again = run("train", "s.csv", *QUICK, "--config", "xlstm-forecast/options.toml", "-o", "again")
     assert "200 months from 1990-01" in again.output
@@ -103,14 +103,14 @@ def test_how_a_table_is_written_is_said(run, tmp_path):
 def test_sequences_of_a_table_with_decimal_commas(run, tmp_path):
     rows = "".join(f"3{k % 2}.1.2024;{k % 2},5;{k},25;k\u00e4se{k % 2}\n" for k in range(40))
     (tmp_path / "t.csv").write_text("tag;a;b;art\n" + rows, encoding="latin-1")
-    said = ["--encoding", "latin-1", "--decimal", ","]
+    said = ["--encoding", "latin-1", "--date-format", "%d.%m.%Y", "--decimal", ","]
     result = run("train", "classify", "t.csv", "--label", "art", "--epochs", 2, "--backend", "numpy", *said)
     assert result.exit_code == 0, result.output
     model = "xlstm-classify/model.safetensors"
     result = run("predict", model, "t.csv", *said)
     assert "p(k\u00e4se0)" in result.stdout
     assert run("evaluate", model, "t.csv", *said).exit_code == 0
-    result = run("predict", model, "t.csv", *said[:2], "--decimal", ".")
+    result = run("predict", model, "t.csv", *said[:4], "--decimal", ".")
     assert "column a holds '0,5'" in result.stderr
 
 

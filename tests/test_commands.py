@@ -18,8 +18,8 @@ import xlstm
 from xlstm.cli import kinds, labelled
 from xlstm.cli.app import app
 from xlstm.cli.console import out, put
-from xlstm.data.files import write_table
 from xlstm.data.series import bundled
+from xlstm.data.table import write_table
 from xlstm.estimators import (
     Forecaster,
     SequenceClassifier,
@@ -338,7 +338,7 @@ WRONG = [
     (["train", "nosuch.csv"], "error: nosuch.csv: No such file or directory"),
     (["evaluate", "text", "other.txt"], "'Z' is not one of the"),
     (["evaluate", "text", "a.txt", "--column", "x"], "text: is a text model, --column goes with a forecaster"),
-    (["evaluate", "text", "a.txt", "--encoding", "latin-1"], "text: is a text model, --day-first, --month-first"),
+    (["evaluate", "text", "a.txt", "--encoding", "latin-1"], "text: is a text model, --date-format, --decimal"),
     (["evaluate", "classes", "relabelled.csv"], "relabelled.csv: label 'left' is not one of those that classes knows"),
     (["evaluate", "classes", "one.csv"], "one.csv: column 'y' is not in the header"),
     (["evaluate", "plain", "long.csv"], "plain: says nothing of a table, expected a model of `xlstm train classify`"),

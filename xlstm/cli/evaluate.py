@@ -10,7 +10,7 @@ import typer
 from xlstm.cli import forecasting, judging, kinds, labelled, train_text
 from xlstm.cli.console import BackendOption, ColumnOption, Report, printable, uncut
 from xlstm.cli.options import JsonOption, check_no_table, reads_tables
-from xlstm.data.files import read_series
+from xlstm.data.series import read_series
 from xlstm.data.table import Dialect
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
 

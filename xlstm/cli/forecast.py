@@ -15,11 +15,10 @@ from xlstm.arrays import checks
 from xlstm.cli import kinds, tabular
 from xlstm.cli.console import BackendOption, Report, err, printable, put, quieted, tell, uncut
 from xlstm.cli.options import JsonOption, QuietOption, reads_tables
-from xlstm.data import files
-from xlstm.data.covariates import Known
+from xlstm.data.covariates import CovariateArguments
 from xlstm.data.host import Values
 from xlstm.data.panels import Roles
-from xlstm.data.table import Dialect
+from xlstm.data.table import Dialect, as_csv, check_table, write_table
 from xlstm.estimators.scores import Score
 from xlstm.estimators.zero_shot import ZeroShotForecaster
 from xlstm.plots import figures
@@ -86,7 +85,7 @@ def forecast(
     if output is None:
         printable("forecast")
     else:
-        files.check_table(output)
+        check_table(output)
     if picture is not None:
         figures.check(picture)
     checkpoint, _ = kinds.find("forecast", checkpoint, foreign=True)
@@ -109,7 +108,7 @@ def forecast(
     levels = [*model.quantiles] if levels is None else levels
     known = sorted({*levels, 0.5})
     forecaster.set_params(quantiles=known)
-    beside: Known = {
+    beside: CovariateArguments = {
         "past": [part.past for part in parts] if roles.past else None,
         "future": [part.future for part in parts] if roles.future else None,
         "dates": None if parts[0].calendar is None else [part.calendar for part in parts],
@@ -120,14 +119,14 @@ def forecast(
     report = Report(as_json)
     with quieted(quiet):
         if output is not None:
-            files.write_table(output, columns)
+            write_table(output, columns)
             report.print(f"forecasts: {output}")
         if picture is not None:
             _draw(picture, parts, names, [[plots.Fan(one[:, c], known) for c in range(len(names))] for one in found])
         if score is not None and not (as_json or quiet):
             err.print(uncut(_table(score, names)))
     if output is None and not as_json:
-        put(files.as_csv(columns))
+        put(as_csv(columns))
     about = {"model": type(model).__name__, "horizon": len(found[0]), "quantiles": levels}
     judged = None if score is None else _judged(score, names)
     report.finish(**about, output=None if output is None else str(output), forecasts=columns, backtest=judged)

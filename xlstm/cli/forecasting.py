@@ -14,11 +14,10 @@ from rich.table import Table
 from xlstm import plots, training
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.cli.console import Report, uncut
-from xlstm.data.dates import Dates
-from xlstm.data.files import read_series
-from xlstm.data.series import Series, bundled
+from xlstm.data.calendars import Dates
+from xlstm.data.host import SeriesError
+from xlstm.data.series import Series, bundled, read_series
 from xlstm.data.table import Dialect
-from xlstm.data.values import SeriesError
 from xlstm.estimators import Settings
 from xlstm.estimators.forecaster import Forecaster
 from xlstm.estimators.scores import Score

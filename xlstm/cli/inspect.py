@@ -20,8 +20,8 @@ from xlstm.cli.console import Report, accounted, out, printable
 from xlstm.cli.forecasting import dated, dates_of
 from xlstm.cli.options import check_no_table, reads_tables
 from xlstm.data import text, writing
-from xlstm.data.files import read_series, read_table
-from xlstm.data.table import PLAIN, Dialect
+from xlstm.data.series import read_series
+from xlstm.data.table import PLAIN, Dialect, read_table
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
 from xlstm.models import model_files
 from xlstm.models.language import xLSTMLanguageModel

@@ -10,8 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data.files import by_name, read_header, read_names, read_numbers
-from xlstm.data.table import PLAIN, Dialect
+from xlstm.data.table import PLAIN, Dialect, by_name, read_header, read_names, read_numbers
 
 Host = np.ndarray[Any, Any]
 

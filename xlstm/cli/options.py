@@ -23,9 +23,8 @@ Command = Callable[..., None]
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors, warnings and what --json asks for.")]
-DayFirstOption = Annotated[
-    bool | None,
-    typer.Option("--day-first/--month-first", help="Order of dates such as 01/02/2024; else a part above 12 shows it."),
+DateFormatOption = Annotated[
+    str | None, typer.Option("--date-format", help="Format of dates such as %d/%m/%Y; else ISO 8601.", metavar="FORMAT")
 ]
 DecimalOption = Annotated[
     str | None, typer.Option("--decimal", help="Decimal sign of a CSV file, a point or a comma.", metavar="SIGN")
@@ -65,14 +64,14 @@ def reads_tables(command: Command) -> Command:
     """Give a command options that say how a CSV file is written, in the place of its `dialect`."""
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "dialect"]
     added = [
-        inspect.Parameter("day_first", KEYWORD, annotation=DayFirstOption, default=None),
+        inspect.Parameter("date_format", KEYWORD, annotation=DateFormatOption, default=None),
         inspect.Parameter("decimal", KEYWORD, annotation=DecimalOption, default=None),
         inspect.Parameter("encoding", KEYWORD, annotation=EncodingOption, default="utf-8"),
     ]
 
     @functools.wraps(command)
-    def run(day_first: bool | None, decimal: str | None, encoding: str, **given: Any) -> None:
-        command(**given, dialect=Dialect(day_first, decimal, encoding))
+    def run(date_format: str | None, decimal: str | None, encoding: str, **given: Any) -> None:
+        command(**given, dialect=Dialect(date_format, decimal, encoding))
 
     return _with_parameters(run, [*own, *added])
 
@@ -80,7 +79,7 @@ def reads_tables(command: Command) -> Command:
 def check_no_table(model: Path, kind: str, dialect: Dialect) -> None:
     """Raise ValueError where it is said how a table is written, but a model reads text."""
     if dialect != PLAIN:
-        options = "--day-first, --month-first, --decimal and --encoding"
+        options = "--date-format, --decimal and --encoding"
         raise ValueError(f"{model}: is a {kind}, {options} go with tables")
 
 

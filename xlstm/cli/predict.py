@@ -12,8 +12,8 @@ from xlstm.cli import kinds, labelled
 from xlstm.cli.console import BackendOption, ColumnOption, err, printable, put
 from xlstm.cli.forecasting import dated, dates_of
 from xlstm.cli.options import reads_tables
-from xlstm.data import files
-from xlstm.data.table import Dialect
+from xlstm.data.series import read_series
+from xlstm.data.table import Dialect, as_csv, check_table, write_table
 from xlstm.estimators import Forecaster, SequenceClassifier
 
 
@@ -37,7 +37,7 @@ def predict(
     if output is None:
         printable("predict")
     else:
-        files.check_table(output)
+        check_table(output)
     model, kind = kinds.find("predict", model)
     if kind == SequenceClassifier.KIND:
         if column is not None or steps is not None or intervals:
@@ -46,9 +46,9 @@ def predict(
     else:
         found = _forecast(model, table, column, dialect, steps, intervals, backend)
     if output is None:
-        put(files.as_csv(found))
+        put(as_csv(found))
     else:
-        files.write_table(output, found)
+        write_table(output, found)
 
 
 def _forecast(
@@ -56,7 +56,7 @@ def _forecast(
 ) -> dict[str, Sequence[Any]]:
     """Return times and values after the end of a series."""
     fitted = Forecaster.load(model, backend)
-    series = files.read_series(table, column, usual=fitted.name, **vars(dialect))
+    series = read_series(table, column, usual=fitted.name, **vars(dialect))
     dates = dates_of(series) if fitted.calendar_ else None
     with dated(series):
         values = fitted.predict(series.values, steps, dates=dates)

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data import calendars, files
-from xlstm.data.dates import Calendar
-from xlstm.data.frames import Columns, check_has
+from xlstm.data import calendars
+from xlstm.data.calendars import Calendar
+from xlstm.data.frames import Columns, places_of
 from xlstm.data.host import Values
 from xlstm.data.panels import Roles, dates_of, numbers_of
-from xlstm.data.series import Labels, Series
-from xlstm.data.table import Dialect
+from xlstm.data.series import Series
+from xlstm.data.table import Dialect, read_groups, read_header
 
 
 class Part(NamedTuple):
@@ -43,10 +43,10 @@ class Part(NamedTuple):
         calendar, values = self.calendar, self.targets[:, c]
         name = f"{self.name} {name}".strip()
         if calendar is None:
-            return Series(name, values, Labels(np.arange(1, len(values) + 1)))
+            return Series(name, values, np.arange(1, len(values) + 1))
         placed = np.full(len(calendar.dates), np.nan)
         placed[calendar.place] = values
-        return Series(name, placed, Labels(calendar.dates), calendar)
+        return Series(name, placed, calendar.dates, calendar)
 
 
 def read(path: Path, roles: Roles, dialect: Dialect) -> tuple[list[Part], list[str], list[str]]:
@@ -69,9 +69,9 @@ def read(path: Path, roles: Roles, dialect: Dialect) -> tuple[list[Part], list[s
     """
     beside = [*roles.past, *roles.future]
     wanted = [*roles.targets, *beside] if roles.targets else None
-    found = files.read_groups(path, roles.id_name or None, wanted, dialect)
+    found = read_groups(path, roles.id_name or None, wanted, dialect)
     first = next(iter(found.values())).names
-    check_has(str(path), first, *roles.targets, *beside)  # a column of dates is none of numbers
+    places_of(str(path), first, [*roles.targets, *beside])  # a column of dates is none of numbers
     names = roles.targets or [name for name in first if name not in beside]
     if not names:
         raise ValueError(f"{path}: all columns of numbers are covariates, expected one to forecast")
@@ -86,7 +86,7 @@ def read(path: Path, roles: Roles, dialect: Dialect) -> tuple[list[Part], list[s
     if not roles.targets:
         names = [name for name in names if name in held] or names
         used = {*names, *beside, *roles.series_id, next(iter(found.values())).index_name}
-        left = [name for name in files.read_header(path, dialect)[0] if name not in used]
+        left = [name for name in read_header(path, dialect)[0] if name not in used]
     elif empty and len(empty) < len(names):
         raise ValueError(f"{path}: column {checks.shown(empty[0])} has no value to forecast from")
     return [_part(path, name, columns, names, roles) for name, columns in found.items()], names, left

@@ -13,9 +13,8 @@ import numpy as np
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import Params
 from xlstm.data.covariates import TimeSeries
-from xlstm.data.host import Values
-from xlstm.data.preparation import split
-from xlstm.data.values import check_reach
+from xlstm.data.host import Values, check_reach
+from xlstm.data.series_windows import split
 from xlstm.estimators import base, baselines, predictor
 from xlstm.estimators.baselines import LinearBaseline
 from xlstm.estimators.predictor import Examples, Predictor, Settings

@@ -12,10 +12,9 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.namespace import Array, DType, Params
 from xlstm.data import panels
-from xlstm.data.covariates import Covariates, Known, TimeSeries, read_series
-from xlstm.data.host import Values
+from xlstm.data.covariates import CovariateArguments, Covariates, TimeSeries, read_series
+from xlstm.data.host import Values, check_reach
 from xlstm.data.panels import Given
-from xlstm.data.values import check_reach
 from xlstm.estimators import baselines, evaluation, fitting, predictor, scores
 from xlstm.estimators.base import AnyPath, FiledEstimator, Host, SeriesEstimator, column_names, taken
 from xlstm.estimators.baselines import LinearBaseline
@@ -128,7 +127,9 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         """The parameters that decide how it is built and trained, checked."""
         return Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
 
-    def fit(self, values: Any, progress: Callable[[Progress], None] | None = None, **covariates: Unpack[Known]) -> Self:
+    def fit(
+        self, values: Any, progress: Callable[[Progress], None] | None = None, **covariates: Unpack[CovariateArguments]
+    ) -> Self:
         """Train on a series, or on several.
 
         Parameters
@@ -166,7 +167,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         self._fit(variants, given, backend, progress)
         return self
 
-    def examples(self, values: Any, **covariates: Unpack[Known]) -> dict[str, predictor.Examples]:
+    def examples(self, values: Any, **covariates: Unpack[CovariateArguments]) -> dict[str, predictor.Examples]:
         """Return the windows to train on, and those to validate with, by "train" and "validation".
 
         Parameters
@@ -187,7 +188,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         plan = fitting.prepared(variants, given.ids, self.settings, backend.dtype)
         return {"train": plan.train, "validation": plan.validation}
 
-    def predict(self, values: Any, steps: int | None = None, **covariates: Unpack[Known]) -> Any:
+    def predict(self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]) -> Any:
         """Return the values after the end of a series.
 
         Beyond the horizon the predictions are fed back as if they had been observed, and past covariates stay as they
@@ -221,7 +222,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         given, several, units = self._read(values, covariates, steps)
         return given.like([self._ahead(*one, steps) for one in zip(several, units, strict=True)], several)
 
-    def predict_quantiles(self, values: Any, **covariates: Unpack[Known]) -> Any:
+    def predict_quantiles(self, values: Any, **covariates: Unpack[CovariateArguments]) -> Any:
         """Return quantiles of the values of the horizon after the end of a series.
 
         Parameters
@@ -249,7 +250,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         ahead = [self._next(*one)[1] for one in zip(several, units, strict=True)]
         return given.like(ahead, several, [f" {q:g}" for q in s.quantiles])
 
-    def windows(self, values: Any, count: int = 64, **covariates: Unpack[Known]) -> Array:
+    def windows(self, values: Any, count: int = 64, **covariates: Unpack[CovariateArguments]) -> Array:
         """Return the last windows of a series, or of the first of several, as the network sees them.
 
         Parameters
@@ -275,7 +276,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         N = len(several[0].values)
         return self._predictor.windows(several[0], units[0], np.arange(max(s.window, N - count + 1), N + 1))[0]
 
-    def score(self, values: Any, **covariates: Unpack[Known]) -> Score:
+    def score(self, values: Any, **covariates: Unpack[CovariateArguments]) -> Score:
         """Return errors on the test part beside those of baselines, by the network that has not seen it.
 
         Baselines repeat the last value or the last season, or are a linear autoregression with 24 coefficients (fewer
@@ -293,7 +294,9 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         self._check_fitted()
         return self._test_score(values, covariates, lambda forecasts: forecasts)
 
-    def backtest(self, values: Any, folds: int = 5, refit: bool = True, **covariates: Unpack[Known]) -> Score:
+    def backtest(
+        self, values: Any, folds: int = 5, refit: bool = True, **covariates: Unpack[CovariateArguments]
+    ) -> Score:
         """Return errors of forecasts from rolling origins, one horizon after another at the end of the series.
 
         Parameters
@@ -340,7 +343,9 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         season = fitting.season_of(variants[0], s.season)
         return scores.score(variants[0], forecasts, s.quantiles, season, all(given.flat))
 
-    def _test_score(self, values: Any, covariates: Known, choose: Callable[[Forecasts], Forecasts]) -> Score:
+    def _test_score(
+        self, values: Any, covariates: CovariateArguments, choose: Callable[[Forecasts], Forecasts]
+    ) -> Score:
         """Return the score of those forecasts of the test part that are chosen."""
         given, several, units = self._read(values, covariates, 0)
         judge = self._test_predictor
@@ -409,7 +414,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
             **facts,
         )
 
-    def _to_fit(self, values: Any, covariates: Known) -> tuple[Backend, Given, list[list[TimeSeries]]]:
+    def _to_fit(self, values: Any, covariates: CovariateArguments) -> tuple[Backend, Given, list[list[TimeSeries]]]:
         """Return the backend, series as they were given, and series to train on, after checks of all parameters.
 
         The series come without a look at the calendar, and where there are dates also with one.
@@ -419,7 +424,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         precisions.named(parameters["precision"], backend)  # raises where the backend does not have it
         given = panels.given("Forecaster", values, Covariates.of("Forecaster", covariates), self._roles())
         looks = [self.calendar] if isinstance(self.calendar, bool) else [False, True]
-        variants = [read_series("Forecaster", given.values, given.beside, self.horizon, look) for look in looks]
+        variants = [read_series("Forecaster", given.values, given.covariates, self.horizon, look) for look in looks]
         return backend, given, variants if variants[-1][0].marks else variants[:1]
 
     def _fit(
@@ -459,14 +464,16 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         if stop is not None:
             raise stop
 
-    def _read(self, values: Any, covariates: Known, steps: int) -> tuple[Given, list[TimeSeries], list[Values]]:
+    def _read(
+        self, values: Any, covariates: CovariateArguments, steps: int
+    ) -> tuple[Given, list[TimeSeries], list[Values]]:
         """Return series to predict after, with `steps` rows ahead, and their units; raise unless they go with `fit`."""
         s, scaling = self._test_predictor.settings, self.scaling_
         given = panels.given(
             "Forecaster", values, Covariates.of("Forecaster", covariates), self._roles(), self._names()
         )
         ahead = max(steps, s.horizon)
-        several = read_series("Forecaster", given.values, given.beside, ahead, self.calendar_)
+        several = read_series("Forecaster", given.values, given.covariates, ahead, self.calendar_)
         fitted = [scaling.units.shape[1], *(len(part[0]) for part in (scaling.past, scaling.future, scaling.static))]
         for series in several:
             N = len(series.values)

@@ -11,9 +11,9 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import DType, Params
-from xlstm.data.covariates import Covariates, Known, TimeSeries
+from xlstm.data.covariates import CovariateArguments, Covariates, TimeSeries
 from xlstm.data.panels import Given
-from xlstm.data.preparation import split
+from xlstm.data.series_windows import split
 from xlstm.estimators import baselines, fitting, scores
 from xlstm.estimators.base import CHECKS, AnyPath, Host, SeriesEstimator
 from xlstm.estimators.scores import Forecasts, Score
@@ -103,7 +103,7 @@ class ZeroShotForecaster(SeriesEstimator):
     differencing: bool | None = None
     season: int | str = "auto"
 
-    def fit(self, values: Any = None, **covariates: Unpack[Known]) -> Self:
+    def fit(self, values: Any = None, **covariates: Unpack[CovariateArguments]) -> Self:
         """Load the checkpoint, and remember the columns of a table; nothing is trained.
 
         Parameters
@@ -130,7 +130,7 @@ class ZeroShotForecaster(SeriesEstimator):
         self.model_, self.params_ = network.model, network.params
         return self
 
-    def predict(self, values: Any, steps: int | None = None, **covariates: Unpack[Known]) -> Any:
+    def predict(self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]) -> Any:
         """Return the medians of the values after the end of a series.
 
         Parameters
@@ -159,7 +159,7 @@ class ZeroShotForecaster(SeriesEstimator):
         """
         return self._after(values, steps, covariates, False)
 
-    def predict_quantiles(self, values: Any, steps: int | None = None, **covariates: Unpack[Known]) -> Any:
+    def predict_quantiles(self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]) -> Any:
         """Return quantiles of the values after the end of a series; they may cross, as the model gives them.
 
         Parameters
@@ -179,7 +179,7 @@ class ZeroShotForecaster(SeriesEstimator):
         """
         return self._after(values, steps, covariates, True)
 
-    def score(self, values: Any, stride: int = 1, **covariates: Unpack[Known]) -> Score:
+    def score(self, values: Any, stride: int = 1, **covariates: Unpack[CovariateArguments]) -> Score:
         """Return errors on the last 20 % of a series beside those of baselines, which are those of `Forecaster.score`.
 
         Parameters
@@ -201,7 +201,7 @@ class ZeroShotForecaster(SeriesEstimator):
         stride = checks.size(WHERE, "stride", stride)
         return self._scored(values, covariates, lambda rows, horizon: np.arange(split(rows).test.start, rows, stride))
 
-    def backtest(self, values: Any, folds: int = 5, **covariates: Unpack[Known]) -> Score:
+    def backtest(self, values: Any, folds: int = 5, **covariates: Unpack[CovariateArguments]) -> Score:
         """Return errors of forecasts from rolling origins, one horizon after another at the end of the series.
 
         Parameters
@@ -227,14 +227,14 @@ class ZeroShotForecaster(SeriesEstimator):
         """Return what copies and pickles have: all but the checkpoint's content, which is read again."""
         return {name: value for name, value in vars(self).items() if name not in ("_held", "_loaded")}
 
-    def _after(self, values: Any, steps: int | None, covariates: Known, quantiles: bool) -> Any:
+    def _after(self, values: Any, steps: int | None, covariates: CovariateArguments, quantiles: bool) -> Any:
         """Return forecasts after the end of series in the kind that the series came in."""
         network = self._network()
         steps = self._horizon(network) if steps is None else checks.size(WHERE, "steps", steps)
         ahead = network.after(*self._read(network, values, covariates, steps), steps)
         return ahead.quantiles if quantiles else ahead.mean
 
-    def _scored(self, values: Any, covariates: Known, origins: Callable[[int, int], Host]) -> Score:
+    def _scored(self, values: Any, covariates: CovariateArguments, origins: Callable[[int, int], Host]) -> Score:
         """Return the score of forecasts of each series at the rows that `origins` gives by its rows and the horizon."""
         network = self._network()
         H, season = self._horizon(network), CHECKS["season"](WHERE, "season", self.season)
@@ -251,7 +251,9 @@ class ZeroShotForecaster(SeriesEstimator):
         season = fitting.season_of(several, season)
         return scores.score(several, forecasts, network.options["quantiles"], season, all(given.flat))
 
-    def _read(self, network: Pretrained, values: Any, covariates: Known, steps: int) -> tuple[Given, list[TimeSeries]]:
+    def _read(
+        self, network: Pretrained, values: Any, covariates: CovariateArguments, steps: int
+    ) -> tuple[Given, list[TimeSeries]]:
         """Return series as they were given and as arrays, with `steps` rows ahead."""
         checks.text(WHERE, "name", self.name)
         known = Covariates.of(WHERE, covariates)
