@@ -153,27 +153,6 @@ def test_features_are_those_that_the_step_can_tell_apart(first, step, columns):
     assert calendars.after(calendar, 2)[0] > calendar.dates[-1]
 
 
-@pytest.mark.parametrize(
-    ("dates", "between"),
-    [
-        (np.datetime64("2020-01-06") + np.arange(40), "2020-02-20T12"),
-        (np.datetime64("2020-01-06") + 7 * np.arange(40), "2020-10-15"),
-        (np.busday_offset("2020-01-06", np.arange(40)), "2020-03-07"),
-        (np.datetime64("2020-01-06T00") + 6 * np.arange(40), "2020-01-20T07"),
-        ((np.datetime64("2020-01") + 3 * np.arange(40)).astype("datetime64[D]"), "2030-02-01"),
-    ],
-    ids=["day", "week", "business day", "six hours", "quarter"],
-)
-def test_steps_are_counted_as_dates_go_on(dates, between):
-    """Those of the dates that follow, those that are past, and 0 for what lies between."""
-    calendar = calendars.read("it", dates)
-    after = calendars.after(calendar, 30)
-    np.testing.assert_array_equal(calendars.steps_after(calendar, after), np.arange(1, 31))
-    np.testing.assert_array_equal(calendars.after(calendar, 5, passed=9), after[9:14])
-    assert np.all(calendars.steps_after(calendar, dates[-3:]) <= 0)
-    assert calendars.steps_after(calendar, np.array([between], "datetime64[us]")) == 0
-
-
 def test_dates_that_help_are_looked_at_and_others_are_not():
     rng = np.random.default_rng(0)
     dates = np.datetime64("2018-01-01") + np.arange(500)
