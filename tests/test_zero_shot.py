@@ -86,19 +86,6 @@ def test_gaps_are_missing_values(one, x):
     assert np.all(np.isfinite([score.model, score.persistence, score.autoregression]))
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_wide_tables(library, one, x):
-    days = np.datetime64("2024-02-20") + np.arange(50)
-    given = table(library, {"day": days.astype("datetime64[us]"), "a": x[:, 0], "b": x[:, 1]})
-    found = columns_of(one.predict(given))
-    assert list(found) == ["day", "a", "b"]
-    assert [str(day)[:10] for day in found["day"][:2]] == ["2024-04-10", "2024-04-11"]
-    same(np.stack([found["a"], found["b"]], axis=1), one.predict(x[:, :2]))
-    found = columns_of(of(ONE, horizon=5, targets="b", quantiles=[0.1, 0.5]).predict_quantiles(given))
-    assert list(found) == ["day", "b 0.1", "b 0.5"]
-    same(found["b 0.5"], one.predict(x[:, 1]))
-
-
 @pytest.mark.parametrize("order", ["shops", "days"])
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_long_tables(library, order, two, x):

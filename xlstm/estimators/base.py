@@ -154,8 +154,8 @@ class Estimator:
 
     def checked(self) -> dict[str, Any]:
         """Return the parameters as plain values; raise ValueError or TypeError where one is out of range."""
-        where, given = type(self).__name__, self.get_params()
-        return given | {name: CHECKS[name](where, name, value) for name, value in given.items() if name in CHECKS}
+        where, values = type(self).__name__, self.get_params()
+        return values | {name: CHECKS[name](where, name, value) for name, value in values.items() if name in CHECKS}
 
     def _check_fitted(self) -> None:
         """Raise NotFittedError, that of scikit-learn where it is in use, unless the estimator is fitted."""
@@ -223,21 +223,21 @@ class FiledEstimator(Estimator):
         try:
             settings, facts = (_object(config, name) for name in ("settings", "facts"))
             checkpoint.finite(cls.KIND, arrays)
-            made = reading.made("settings", cls, settings)
+            estimator = reading.made("settings", cls, settings)
             for name in settings.keys() & set(RUN):
                 raise ValueError(f"settings: {name} is unknown, no file keeps it")
-            made.set_params(**made.checked())
-            made.backend = backend
+            estimator.set_params(**estimator.checked())
+            estimator.backend = backend
             for name, kind in cls._facts.items():
                 value = kind("facts", name, facts.get(name))
                 if value is not None:
-                    setattr(made, name, value)
+                    setattr(estimator, name, value)
             for name in cls._arrays:
-                setattr(made, name, taken(arrays, name))
-            made.params_ = made._restore(arrays)
+                setattr(estimator, name, pop_array(arrays, name))
+            estimator.params_ = estimator._restore(arrays)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a sound {cls.KIND} ({type(error).__name__}: {error})") from error
-        return made
+        return estimator
 
     def _settings(self) -> dict[str, Any]:
         """Return the parameters that a file keeps, and those of `RUN`."""
@@ -348,18 +348,18 @@ class NetworkEstimator(FiledEstimator):
             raise ValueError(f"{type(self).__name__}: {problem}")
 
 
-def learn(given: Any, model: Any, params: Params, data: Batches, home: Backend, **options: Any) -> Trained:
+def learn(settings: Any, model: Any, params: Params, data: Batches, home: Backend, **options: Any) -> Trained:
     """Train with AdamW by the parameters learning_rate, weight_decay, clip, averaging, seed and precision.
 
-    With a `schedule` of "cosine" the learning rate goes down to a tenth in `given.steps` steps; the further options are
-    those of `training.train`.
+    With a `schedule` of "cosine" the learning rate goes down to a tenth in `settings.steps` steps. The further options
+    are those of `training.train`.
     """
-    mixed, context = precisions.named(given.precision, home)
-    rate: Any = given.learning_rate
-    if getattr(given, "schedule", "constant") == "cosine":
-        rate = cosine(rate, given.steps, rate / 10)
-    adamw = optimizers.adamw(rate, weight_decay=given.weight_decay)
-    named = {name: getattr(given, name) for name in ("seed", "clip", "averaging")}
+    mixed, context = precisions.named(settings.precision, home)
+    rate: Any = settings.learning_rate
+    if getattr(settings, "schedule", "constant") == "cosine":
+        rate = cosine(rate, settings.steps, rate / 10)
+    adamw = optimizers.adamw(rate, weight_decay=settings.weight_decay)
+    named = {name: getattr(settings, name) for name in ("seed", "clip", "averaging")}
     with context:
         return loop.train(model, params, data, adamw, precision=mixed, **named, **options)
 
@@ -372,7 +372,7 @@ def column_names(where: str, name: str, value: Any) -> Host | None:
     return np.array([checks.text(where, f"{name}[{k}]", one) for k, one in enumerate(names)], dtype=object)
 
 
-def taken(arrays: dict[str, Host], name: str, shape: checks.Dims | None = None) -> Host:
+def pop_array(arrays: dict[str, Host], name: str, shape: checks.Dims | None = None) -> Host:
     """Take an array of float64 of a file out of `arrays`; raise unless it is there in this shape."""
     if name not in arrays:
         raise ValueError(f"{name} is missing")

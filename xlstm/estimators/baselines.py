@@ -83,15 +83,15 @@ def season(values: Values) -> int:
     if left @ left < 1e-24 * N:
         return 0
     power = np.abs(np.fft.rfft(left, 2 * N)) ** 2
-    found = np.fft.irfft(power)[: N // 3 + 1] / (left @ left) * (N / (N - np.arange(N // 3 + 1)))
-    below = np.flatnonzero(found < 0)
+    correlation = np.fft.irfft(power)[: N // 3 + 1] / (left @ left) * (N / (N - np.arange(N // 3 + 1)))
+    below = np.flatnonzero(correlation < 0)
     if below.size == 0:  # it does not swing
         return 0
-    peaks = 1 + np.flatnonzero((found[1:-1] >= found[:-2]) & (found[1:-1] > found[2:]))
+    peaks = 1 + np.flatnonzero((correlation[1:-1] >= correlation[:-2]) & (correlation[1:-1] > correlation[2:]))
     peaks = peaks[(peaks >= SHORTEST) & (peaks > below[0])]
-    if peaks.size == 0 or np.max(found[peaks]) < SEASONAL:
+    if peaks.size == 0 or np.max(correlation[peaks]) < SEASONAL:
         return 0
-    return int(peaks[found[peaks] >= NEAR * np.max(found[peaks])][0])
+    return int(peaks[correlation[peaks] >= NEAR * np.max(correlation[peaks])][0])
 
 
 @dataclass(frozen=True)
@@ -116,17 +116,17 @@ class LinearBaseline:
     def apply(self, series: TimeSeries, scaling: Scaling, units: Values, origins: Origins) -> Values:
         """Return by how much the targets after each origin differ from the last value, (M, H, C), in `units`."""
         C, H, _ = self.coefficients.shape
-        found = np.empty((len(origins), H, C))
+        changes_ahead = np.empty((len(origins), H, C))
         if len(origins) > CHUNK:
             for k in range(0, len(origins), CHUNK):
-                found[k : k + CHUNK] = self.apply(series, scaling, units, origins[k : k + CHUNK])
-            return found
+                changes_ahead[k : k + CHUNK] = self.apply(series, scaling, units, origins[k : k + CHUNK])
+            return changes_ahead
         ahead = _ahead(series, scaling, origins, H)
         for c in range(C):
             design = _design(series, scaling, units, origins, self.order, c)  # (M, K - F)
             own, known = np.split(self.coefficients[c], [design.shape[1]], axis=1)
-            found[:, :, c] = design @ own.T + np.einsum("mhf,hf->mh", ahead, known)
-        return found
+            changes_ahead[:, :, c] = design @ own.T + np.einsum("mhf,hf->mh", ahead, known)
+        return changes_ahead
 
 
 def repeating(scaling: Scaling, horizon: int) -> LinearBaseline:
@@ -153,7 +153,7 @@ def fit(
     every = -(-sum(map(len, chosen)) // MOST)
     chosen = [o[::every] for o in chosen]
     ahead = np.concatenate([_ahead(one, scaling, o, horizon) for one, o in zip(several, chosen, strict=True)])
-    found: list[Host] = []
+    fitted: list[Host] = []
     for c in range(scaling.units.shape[1]):
         design, change = [], []
         for series, unit, at, stop in zip(several, scaling.units, chosen, stops, strict=True):
@@ -162,9 +162,10 @@ def fit(
         x, y = np.concatenate(design), np.concatenate(change)
         # The systems are small: threads of BLAS would mostly wait for each other, long where the cores have other work.
         with blas.one_thread():
-            found.append(_solved(x, ahead, y, order, penalties))
+            fitted.append(_solved(x, ahead, y, order, penalties))
     return [
-        LinearBaseline(order, np.stack([weights[k] for weights in found]), *penalties[k]) for k in range(len(penalties))
+        LinearBaseline(order, np.stack([weights[k] for weights in fitted]), *penalties[k])
+        for k in range(len(penalties))
     ]
 
 
@@ -201,19 +202,19 @@ def error(
 
 def targets(series: TimeSeries, origins: Origins, horizon: int, stop: int) -> Values:
     """Return the values (M, H, C) after each origin; NaN from row `stop` on, and where one is missing."""
-    found = np.full((len(origins), horizon, series.values.shape[1]), np.nan)
+    truth = np.full((len(origins), horizon, series.values.shape[1]), np.nan)
     for h in range(horizon):
         there = origins + h < min(stop, len(series.values))
-        found[there, h] = series.values[origins[there] + h]
-    return found
+        truth[there, h] = series.values[origins[there] + h]
+    return truth
 
 
 def changes(series: TimeSeries, origins: Origins, horizon: int, stop: int, units: Values) -> Values:
     """Return by how much `targets` differ from the last value before each origin, in units, within sane limits."""
-    found = targets(series, origins, horizon, stop)
-    found -= series.known[origins - 1, None]
-    found /= units
-    return np.clip(found, -FAR, FAR, out=found)
+    differences = targets(series, origins, horizon, stop)
+    differences -= series.known[origins - 1, None]
+    differences /= units
+    return np.clip(differences, -FAR, FAR, out=differences)
 
 
 def _design(series: TimeSeries, scaling: Scaling, units: Values, origins: Origins, order: int, c: int) -> Values:

@@ -16,7 +16,7 @@ from xlstm.data.covariates import CovariateArguments, Covariates, TimeSeries, re
 from xlstm.data.host import Values, check_reach
 from xlstm.data.panels import Given
 from xlstm.estimators import baselines, evaluation, fitting, predictor, scores
-from xlstm.estimators.base import AnyPath, FiledEstimator, Host, SeriesEstimator, column_names, taken
+from xlstm.estimators.base import AnyPath, FiledEstimator, Host, SeriesEstimator, column_names, pop_array
 from xlstm.estimators.baselines import LinearBaseline
 from xlstm.estimators.predictor import Predictor, Settings
 from xlstm.estimators.scores import Forecasts, Score
@@ -371,9 +371,9 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
     def _restore(self, arrays: dict[str, Host]) -> Params:
         checks.size("settings", "window", self.window)
         s, names, ids = self.settings, self._names(), [*vars(self).get("series_names_", ())]
-        parts = {"units": taken(arrays, "scaling.units", {"S": len(ids) or None, "C": len(names) or None})}
+        parts = {"units": pop_array(arrays, "scaling.units", {"S": len(ids) or None, "C": len(names) or None})}
         for name in ("past", "future", "static"):
-            parts[name] = taken(arrays, f"scaling.{name}", {"2": 2, "K": None})
+            parts[name] = pop_array(arrays, f"scaling.{name}", {"2": 2, "K": None})
         for name, part in parts.items():
             if not np.all((part if name == "units" else part[1]) > 0):
                 raise ValueError(f"scaling.{name} has {np.min(part):g}, expected scales above 0")
@@ -381,7 +381,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         self._roles()
         self.model_ = predictor.network(s, scaling)
         sizes = {"H": s.horizon, "C": scaling.units.shape[1], "P": len(evaluation.pairs(s.quantiles))}
-        adjustment = taken(arrays, "adjustment", sizes)
+        adjustment = pop_array(arrays, "adjustment", sizes)
         test = {name.removeprefix(TEST): arrays.pop(name) for name in list(arrays) if name.startswith(TEST)}
         final = self._restored(arrays, scaling)
         facts = {name: getattr(self, name, None) for name in self._facts}
@@ -392,11 +392,11 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         """Return the predictor of one network of a file; all arrays that are no weights are taken out of `arrays`."""
         s = self.settings
         C, H, others = scaling.units.shape[1], s.horizon, scaling.static.shape[1] + scaling.future.shape[1]
-        coefficients = taken(arrays, "linear_baseline", {"C": C, "H": H, "K": None})
+        coefficients = pop_array(arrays, "linear_baseline", {"C": C, "H": H, "K": None})
         order = coefficients.shape[2] - others
         if order < 1:
             raise ValueError(f"linear_baseline has shape {coefficients.shape}, expected more than {others} at its end")
-        spread = taken(arrays, "spread", {"H": H, "C": C})
+        spread = pop_array(arrays, "spread", {"H": H, "C": C})
         backend = backend_of(self.backend, self.dtype)
         line = LinearBaseline(order, coefficients)
         return Predictor(s, backend, scaling, line, spread, self.model_, self._weights(arrays))

@@ -102,14 +102,14 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator, _Results):
         where = type(self).__name__
         self.checked()
         again = self.warm_start and self.__sklearn_is_fitted__()
-        given = inputs.sequences(where, X, self.table_ if again else None)
-        count = len(given.rows)
+        data = inputs.sequences(where, X, self.table_ if again else None)
+        count = len(data.rows)
         if again:
-            self._check_features(where, given)
+            self._check_features(where, data)
         results, target = self._targets(y, count, again)
         weights = inputs.weights(where, sample_weight, count)
-        mean, std = self._scale(given)
-        model = self.network(given.width, len(results[self._each_output]))
+        mean, std = self._scale(data)
+        model = self.network(data.width, len(results[self._each_output]))
         home = self._backend(X)
         start = None
         if again:
@@ -120,10 +120,10 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator, _Results):
         counts = np.ones(count) if weights is None else weights[order]
         if held < LEAST or not (np.any(counts[:held]) and np.any(counts[held:])):
             held = 0
-        rows = [(row - mean) / std for row in given.rows]
+        rows = [(row - mean) / std for row in data.rows]
         fitted, held_out = (self._batches(rows, target, weights, part) for part in (order[held:], order[:held]))
-        results |= {"table_": given.steps is not None, "n_features_in_": given.features, "mean_": mean, "std_": std}
-        results["feature_names_in_"] = None if given.names is None else np.array(given.names, dtype=object)
+        results |= {"table_": data.steps is not None, "n_features_in_": data.features, "mean_": mean, "std_": std}
+        results["feature_names_in_"] = None if data.names is None else np.array(data.names, dtype=object)
 
         def keep(trained: Trained) -> None:
             epochs = max(1, len(trained.validations) or trained.best_epoch)
@@ -172,9 +172,9 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator, _Results):
         """
         self._check_fitted()
         where = type(self).__name__
-        given = inputs.sequences(where, X, self.table_)
-        self._check_features(where, given)
-        rows = [(row - self.mean_) / self.std_ for row in given.rows]
+        data = inputs.sequences(where, X, self.table_)
+        self._check_features(where, data)
+        rows = [(row - self.mean_) / self.std_ for row in data.rows]
         most = math.sqrt(np.finfo(self.dtype).max)
         for k, row in enumerate(rows):
             if not np.all(np.abs(row) < most):
@@ -197,21 +197,21 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator, _Results):
             outputs.append(to_numpy(y).astype(np.float64))
         return np.concatenate(outputs)[np.argsort(order)]
 
-    def _check_features(self, where: str, given: inputs.Sequences) -> None:
-        count, known = given.features, self.n_features_in_
-        if given.steps is not None and not self.table_:
+    def _check_features(self, where: str, data: inputs.Sequences) -> None:
+        count, known = data.features, self.n_features_in_
+        if data.steps is not None and not self.table_:
             problem = (
-                f"X is a table {(len(given.rows), given.steps)}, expected a list of sequences (T, D) with D = {known}"
+                f"X is a table {(len(data.rows), data.steps)}, expected a list of sequences (T, D) with D = {known}"
             )
             raise ValueError(f"{where}: {problem}; [X] is a list of one sequence")
-        if given.steps is None and self.table_:
+        if data.steps is None and self.table_:
             problem = f"X is sequences (T, D) with D = {count}, expected a table (N, T) with T = {known} columns"
             raise ValueError(f"{where}: {problem}")
         if count != known:
             raise ValueError(f"{where}: X has {count} features, but {where} is expecting {known} features as input")
         names = getattr(self, "feature_names_in_", None)
-        if names is not None and given.names is not None and list(names) != given.names:
-            problem = f"they are {checks.shown(given.names)}, expected {checks.shown(list(names))}"
+        if names is not None and data.names is not None and list(names) != data.names:
+            problem = f"they are {checks.shown(data.names)}, expected {checks.shown(list(names))}"
             raise ValueError(f"{where}: The feature names should match those that were passed during fit: {problem}")
 
     def _backend(self, X: Any) -> Backend:
@@ -219,11 +219,11 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator, _Results):
         chosen = backend_like(from_foreign("fit", X)) if self.backend is None and inputs.is_foreign(X) else self.backend
         return backend_of(chosen, self.dtype)
 
-    def _scale(self, given: inputs.Sequences) -> tuple[Host, Host]:
+    def _scale(self, data: inputs.Sequences) -> tuple[Host, Host]:
         """Return mean and deviation over all steps, (D,), or in a table by its columns, (T, 1)."""
         if not self.standardize:
             return np.zeros(1), np.ones(1)
-        steps = np.stack(given.rows) if given.steps is not None else np.concatenate(given.rows)
+        steps = np.stack(data.rows) if data.steps is not None else np.concatenate(data.rows)
         mean, std = steps.mean(axis=0), steps.std(axis=0)
         return mean, np.where(std > 1e-12 * np.abs(mean), std, 1.0)
 
@@ -358,7 +358,7 @@ class SequenceClassifier(SequenceEstimator):
         if y.dtype.kind == "f" and np.any(y != np.round(y)):
             raise ValueError(f"{where}: Unknown label type: continuous. y holds fractions, expected labels of classes")
         try:
-            classes, found = np.unique(y, return_inverse=True)
+            classes, numbers = np.unique(y, return_inverse=True)
         except TypeError as error:
             raise ValueError(f"{where}: y holds {checks.shown(y[0])}, expected text or numbers ({error})") from error
         if len(classes) < 2:
@@ -368,7 +368,7 @@ class SequenceClassifier(SequenceEstimator):
             raise ValueError(
                 f"{where}: y holds the classes {checks.shown(list(classes))}, expected those of before, {known}"
             )
-        return {"classes_": classes}, found.reshape(-1)
+        return {"classes_": classes}, numbers.reshape(-1)
 
 
 class SequenceRegressor(SequenceEstimator):
@@ -396,8 +396,8 @@ class SequenceRegressor(SequenceEstimator):
 
     def predict(self, X: Any) -> Any:
         """Return predictions (N,), or (N, O) where y had columns, in the library of X; X as for `fit`."""
-        found = self._outputs(X) * self.target_std_ + self.target_mean_
-        return _as(found[:, 0] if self.one_target_ else found, X)
+        numbers = self._outputs(X) * self.target_std_ + self.target_mean_
+        return _as(numbers[:, 0] if self.one_target_ else numbers, X)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the coefficient of determination R^2, the mean over targets."""
@@ -411,16 +411,16 @@ class SequenceRegressor(SequenceEstimator):
     def _targets(self, y: Any, count: int, again: bool) -> tuple[dict[str, Any], Host]:
         where = type(self).__name__
         y = inputs.targets(where, y, count)
-        found = y.reshape(count, -1)
+        columns = y.reshape(count, -1)
         if again:
             mean, std = self.target_mean_, self.target_std_
-            if found.shape[1] != len(mean):
-                problem = f"y has {found.shape[1]} targets, expected those of before, {len(mean)}"
+            if columns.shape[1] != len(mean):
+                problem = f"y has {columns.shape[1]} targets, expected those of before, {len(mean)}"
                 raise ValueError(f"{where}: {problem}, or warm_start=False")
         else:
-            mean, std = found.mean(axis=0), found.std(axis=0)
+            mean, std = columns.mean(axis=0), columns.std(axis=0)
             std = np.where(std > 0, std, 1.0)
-        return {"target_mean_": mean, "target_std_": std, "one_target_": y.ndim == 1}, (found - mean) / std
+        return {"target_mean_": mean, "target_std_": std, "one_target_": y.ndim == 1}, (columns - mean) / std
 
     def _restore(self, arrays: dict[str, Host]) -> Params:
         means, deviations = self.target_mean_, self.target_std_
@@ -429,6 +429,6 @@ class SequenceRegressor(SequenceEstimator):
         return super()._restore(arrays)
 
 
-def _as(found: Host, X: Any) -> Any:
+def _as(values: Host, X: Any) -> Any:
     """Return numbers in the library of X, where it is an array of one other than NumPy."""
-    return like(found, from_foreign("predict", X)) if inputs.is_foreign(X) else found
+    return like(values, from_foreign("predict", X)) if inputs.is_foreign(X) else values

@@ -281,7 +281,7 @@ class ZeroShotForecaster(SeriesEstimator):
 
     def _options(self, model: TiRex | TiRex2) -> dict[str, Any]:
         """Return the options of forecasts; raise where one goes with another model."""
-        found: dict[str, Any] = {"batch_size": self.batch_size}
+        options: dict[str, Any] = {"batch_size": self.batch_size}
         for kind, names in OWN.items():
             for name in names:
                 value = getattr(self, name)
@@ -290,8 +290,8 @@ class ZeroShotForecaster(SeriesEstimator):
                 if not isinstance(model, kind):
                     expected = f"expected None, as the model is a {type(model).__name__}"
                     raise ValueError(f"{WHERE}: {name} is {checks.shown(value)}, {expected}")
-                found[name] = value
-        wanted = levels_of(WHERE, self.quantiles, model.quantiles)
-        if list(wanted) != sorted(set(wanted)):
+                options[name] = value
+        quantiles = levels_of(WHERE, self.quantiles, model.quantiles)
+        if list(quantiles) != sorted(set(quantiles)):
             raise ValueError(f"{WHERE}: quantiles is {checks.shown(self.quantiles)}, expected rising numbers")
-        return found | {"quantiles": wanted}
+        return options | {"quantiles": quantiles}
