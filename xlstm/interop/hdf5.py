@@ -21,8 +21,8 @@ import numpy as np
 
 from xlstm.arrays.checks import LARGEST
 from xlstm.data import reading
+from xlstm.interop.common import Host, package
 
-Host = np.ndarray[Any, Any]
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 SMALL, RATIO = 2**26, 20  # a compressed entry larger than SMALL bytes may have RATIO times its stored size
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # other methods take memory before they give a byte
@@ -33,12 +33,8 @@ DAMAGED = (OSError, RuntimeError, KeyError)  # h5py's errors; h5py 3.11 raises R
 
 
 def library() -> Any:
-    """Import h5py, or raise an error that says how to install it."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError("Keras files need h5py, which is not installed; pip install 'xlstm-xp[keras]'") from error
-    return h5py
+    """Import h5py."""
+    return package("h5py", "Keras files need h5py, which is not installed; pip install 'xlstm-xp[keras]'")
 
 
 @contextlib.contextmanager

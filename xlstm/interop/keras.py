@@ -145,11 +145,8 @@ def _single(level: Level) -> tuple[Layer, Params]:
     """Return the layer and the parameters of one level."""
     order, (kernel, recurrent, *bias) = ORDER[level.kind], level.weights[0]
     G = len(order)
-    if kernel.ndim != 2 or recurrent.ndim != 2:
-        raise ValueError(
-            f"from_keras: {level.name}: kernel has shape {kernel.shape} and recurrent_kernel {recurrent.shape}, "
-            f"expected (D, {G}H) and (H, {G}H)"
-        )
+    for name, array, size in zip(WEIGHTS, level.weights[0], "DH", strict=False):
+        checks.shape("from_keras", f"{level.name}: {name}", array, {size: None, f"{G}H": None})
     D, H, options = kernel.shape[0], recurrent.shape[0], dict(level.options)
     told, after = options.get("reset_after"), level.kind == "gru" and bool(bias) and bias[0].ndim == 2
     if told is not None and (level.kind != "gru" or (bias and told != after)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -68,40 +69,34 @@ IGNORED_LARGE = _words(
     autocast_kernel_dtype weight_mode
     """
 )
+_table = functools.partial(Table, ignored=IGNORED, fixed=FIXED, usual={})
 # The layers of a block stack.
-MLSTM = Table(
+MLSTM = _table(
     {
         "num_heads": Key(checks.size, "num_heads", 4),
         "conv1d_kernel_size": Key(checks.size_or_0, "conv_kernel_size", 4),
         "qkv_proj_blocksize": Key(checks.size, "qkv_block_size", 4),
         "proj_factor": Key(checks.non_negative, "proj_factor", 2.0),
-    },
-    IGNORED,
-    FIXED,
-    usual={},
+    }
 )
-SLSTM = Table(
+SLSTM = _table(
     {
         "num_heads": Key(checks.size, "slstm_num_heads", 4),
         "conv1d_kernel_size": Key(checks.size_or_0, "slstm_conv_kernel_size", 4),  # 0 where there is no convolution
-    },
-    IGNORED,
-    FIXED,
-    usual={},
+    }
 )
-FEED_FORWARD = Table(
+FEED_FORWARD = _table(
     {
         "proj_factor": Key(checks.non_negative, "ffn_proj_factor", 1.3),
         "act_fn": Key(_activation, "ffn_activation", "gelu"),
         "dropout": Key(checks.non_negative, "ffn_dropout", 0.0),
     },
-    IGNORED - {"bias"},
-    {**FIXED, "bias": False},
+    fixed={**FIXED, "bias": False},
 )
 MLSTM_BLOCK = Table({"mlstm": MLSTM})
 SLSTM_BLOCK = Table({"slstm": SLSTM, "feedforward": Key(anything, usual={})})
 # A block stack, with a dict for each of its blocks; and its keys where all is in one dict.
-STACK = Table(
+STACK = _table(
     {
         "num_blocks": Key(checks.size, "num_blocks", 1),
         "embedding_dim": Key(checks.size, "size", 128),
@@ -114,9 +109,7 @@ STACK = Table(
         "add_embedding_dropout": Key(checks.flag, usual=False),
         "mlstm_block": Key(anything, usual=None),
         "slstm_block": Key(anything, usual=None),
-    },
-    IGNORED,
-    FIXED,
+    }
 )
 FLAT = STACK._replace(
     keys={

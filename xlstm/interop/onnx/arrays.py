@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import contextvars
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -194,44 +195,17 @@ def _pointwise(op_type: str, *operands: Any) -> Array:
 # Element by element:
 
 
-def exp(x: Array) -> Array:
-    return _pointwise("Exp", x)
+exp, log, tanh, sqrt, abs, maximum, minimum, where = (
+    functools.partial(_pointwise, op_type) for op_type in ("Exp", "Log", "Tanh", "Sqrt", "Abs", "Max", "Min", "Where")
+)
 
 
 def expm1(x: Array) -> Array:
     return _pointwise("Sub", exp(x), 1)
 
 
-def log(x: Array) -> Array:
-    return _pointwise("Log", x)
-
-
 def log1p(x: Array) -> Array:
     return log(_pointwise("Add", x, 1))
-
-
-def tanh(x: Array) -> Array:
-    return _pointwise("Tanh", x)
-
-
-def sqrt(x: Array) -> Array:
-    return _pointwise("Sqrt", x)
-
-
-def abs(x: Array) -> Array:
-    return _pointwise("Abs", x)
-
-
-def maximum(a: Any, b: Any) -> Array:
-    return _pointwise("Max", a, b)
-
-
-def minimum(a: Any, b: Any) -> Array:
-    return _pointwise("Min", a, b)
-
-
-def where(condition: Array, a: Any, b: Any) -> Array:
-    return _pointwise("Where", condition, a, b)
 
 
 def astype(x: Array, dtype: Any, copy: bool = True) -> Array:
