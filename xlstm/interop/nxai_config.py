@@ -121,35 +121,45 @@ FLAT = STACK._replace(
     }
 )
 # A large model. The factors times the width are widths.
-LARGE: dict[str, Key | Table] = {
-    "embedding_dim": Key(checks.size, "size"),
-    "num_heads": Key(checks.size, "num_heads"),
-    "num_blocks": Key(checks.size, "num_blocks"),
-    "vocab_size": Key(checks.size),
-    "use_bias": Key(checks.flag, "bias", False),
-    "norm_eps": Key(checks.non_negative, "norm_eps", 1e-6),
-    "add_out_norm": Key(checks.flag, "post_norm", True),
-    "qk_dim_factor": Key(checks.non_negative, usual=0.5),
-    "v_dim_factor": Key(checks.non_negative, usual=1.0),
-    "chunk_size": Key(checks.optional(checks.size), "chunk_size", None),  # theirs is then 64, ours follows the heads
-    "eps": Key(checks.non_negative, "eps", 1e-6),
-    "ffn_proj_factor": Key(checks.non_negative, usual=2.6667),
-    "ffn_round_up_to_multiple_of": Key(checks.size, usual=64),
-    "gate_soft_cap": Key(checks.optional(checks.non_negative), "gate_cap", 15.0),
-    "output_logit_soft_cap": Key(checks.optional(checks.non_negative), usual=30.0),
-}
-# The same in transformers, where defaults differ and two keys have other names.
-TRANSFORMERS: dict[str, Key | Table] = {
-    **LARGE,
-    "embedding_dim": Key(checks.size, "size", 4096),
-    "num_blocks": Key(checks.size, "num_blocks", 32),
-    "num_heads": Key(checks.size, "num_heads", 8),
-    "vocab_size": Key(checks.size, usual=50304),
-    "ffn_proj_factor": Key(checks.non_negative, usual=2.667),
-    "tie_word_embeddings": Key(checks.flag, usual=False),
-}
+LARGE = Table(
+    {
+        "embedding_dim": Key(checks.size, "size"),
+        "num_heads": Key(checks.size, "num_heads"),
+        "num_blocks": Key(checks.size, "num_blocks"),
+        "vocab_size": Key(checks.size),
+        "use_bias": Key(checks.flag, "bias", False),
+        "norm_eps": Key(checks.non_negative, "norm_eps", 1e-6),
+        "add_out_norm": Key(checks.flag, "post_norm", True),
+        "qk_dim_factor": Key(checks.non_negative, usual=0.5),
+        "v_dim_factor": Key(checks.non_negative, usual=1.0),
+        "chunk_size": Key(
+            checks.optional(checks.size), "chunk_size", None
+        ),  # theirs is then 64, ours follows the heads
+        "eps": Key(checks.non_negative, "eps", 1e-6),
+        "ffn_proj_factor": Key(checks.non_negative, usual=2.6667),
+        "ffn_round_up_to_multiple_of": Key(checks.size, usual=64),
+        "gate_soft_cap": Key(checks.optional(checks.non_negative), "gate_cap", 15.0),
+        "output_logit_soft_cap": Key(checks.optional(checks.non_negative), usual=30.0),
+    },
+    IGNORED_LARGE,
+    FIXED,
+)
+# The same in transformers, where defaults differ, two keys have other names, and dozens say nothing of a model.
+TRANSFORMERS = Table(
+    {
+        **{name: key for name, key in LARGE.keys.items() if name != "add_out_norm"},  # there is a norm whatever it says
+        "embedding_dim": Key(checks.size, "size", 4096),
+        "num_blocks": Key(checks.size, "num_blocks", 32),
+        "num_heads": Key(checks.size, "num_heads", 8),
+        "vocab_size": Key(checks.size, usual=50304),
+        "ffn_proj_factor": Key(checks.non_negative, usual=2.667),
+        "tie_word_embeddings": Key(checks.flag, usual=False),
+    },
+    ignored=None,
+    fixed=FIXED | FIXED_OLDER,
+)
 RENAMED = {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks"}
-ONLY_LARGE = (LARGE.keys() | IGNORED_LARGE) - FLAT.keys.keys()
+ONLY_LARGE = (LARGE.keys.keys() | IGNORED_LARGE) - FLAT.keys.keys()
 
 
 @reading.brief()
@@ -169,7 +179,7 @@ def model_of(
     for name in ("num_blocks", "num_hidden_layers"):
         few_blocks(where, name, config.get(name), most)
     if config.get("model_type") == "xlstm":
-        return _large(_renamed(config, where), where, True), "transformers"
+        return _large(config, where, True), "transformers"
     if large or config.keys() & ONLY_LARGE:
         return _large(config, where, False), "xlstm"
     return _stack(config, where), "xlstm"
@@ -241,27 +251,13 @@ def _stack_config(model: xLSTMLanguageModel) -> dict[str, Any]:
     }
 
 
-def _renamed(config: Config, where: str) -> dict[str, Any]:
-    """Return a configuration of transformers under the names of the package, without keys that say nothing."""
-    given = dict(config)
-    given.pop("add_out_norm", None)  # there is a norm whatever it says
-    for name, ours in RENAMED.items():
-        value, other = given.pop(name, None), given.get(ours)
-        if None not in (value, other) and value != other:
-            both = f"{name} is {shown(value)} and {ours} {shown(other)}"
-            raise ValueError(f"{where}: {both}, expected the same")
-        given[ours] = other if value is None else value
-        if given[ours] is None:
-            del given[ours]
-    for name, value in {**FIXED_OLDER, "cell_norm_eps": given.get("norm_eps", 1e-6)}.items():
-        only(where, name, given.pop(name, value), value)
-    return given
-
-
 def _large(config: Config, where: str, transformers: bool) -> xLSTMLanguageModel:
-    # Configurations of transformers have dozens of keys that say nothing of a model, and take any other.
-    table = Table(TRANSFORMERS, None, FIXED) if transformers else Table(LARGE, IGNORED_LARGE, FIXED)
+    if transformers:
+        config = {**config, **{ours: config[name] for name, ours in RENAMED.items() if config.get(name) is not None}}
+    table = TRANSFORMERS if transformers else LARGE
     own = take(config, table, where)
+    if transformers:
+        only(where, "cell_norm_eps", config.get("cell_norm_eps", own["norm_eps"]), own["norm_eps"])
     D = own["embedding_dim"]
     backbone = xLSTMLarge(
         **options(own, table),
@@ -287,7 +283,7 @@ def _large_config(model: xLSTMLanguageModel, style: str) -> dict[str, Any]:
         raise ValueError(f"save: post_norm_bias is {bias}, expected {expected} as {reason}")
     sizes = {"qk_dim_factor": "qk_size", "v_dim_factor": "v_size", "ffn_proj_factor": "ffn_size"}
     config = {
-        **values(backbone, Table(LARGE)),
+        **values(backbone, LARGE),
         "vocab_size": model.vocab_size,
         **{name: factor(backbone.size, getattr(backbone, ours)) for name, ours in sizes.items()},
         "ffn_round_up_to_multiple_of": 1,
