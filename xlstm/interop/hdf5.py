@@ -116,7 +116,7 @@ def _groups(group: Any, sizes: dict[int, int]) -> dict[str, Any]:
     h5py = library()
     if group.name.count("/") > DEEPEST:
         raise ValueError(f"{group.name}: groups are nested more than {DEEPEST} deep")
-    found: dict[str, Any] = {}
+    items: dict[str, Any] = {}
     try:
         for name in group:
             link = group.get(name, getlink=True)
@@ -130,10 +130,10 @@ def _groups(group: Any, sizes: dict[int, int]) -> dict[str, Any]:
             sizes[address] = math.prod(item.shape or (0,)) * item.id.get_type().get_size() if dataset else 0
             if len(sizes) > MOST:
                 raise ValueError(f"{group.name}: there are more than {MOST} groups and arrays")
-            found[name] = _groups(item, sizes) if isinstance(item, h5py.Group) else item
+            items[name] = _groups(item, sizes) if isinstance(item, h5py.Group) else item
     except DAMAGED as error:
         raise ValueError(f"{group.name}: is not readable ({error})") from error
-    return found
+    return items
 
 
 def array(where: str, dataset: Any) -> Host:
@@ -172,11 +172,11 @@ def array(where: str, dataset: Any) -> Host:
 
 def written(items: dict[str, Host | None]) -> bytes:
     """Return an HDF5 file of arrays by their paths; None stands for an empty group."""
-    room = io.BytesIO()
-    with library().File(room, "w") as file:
+    buffer = io.BytesIO()
+    with library().File(buffer, "w") as file:
         for path, values in items.items():
             if values is None:
                 file.create_group(path)
             else:
                 file.create_dataset(path, data=values)
-    return room.getvalue()
+    return buffer.getvalue()

@@ -161,10 +161,10 @@ def _single(level: Level) -> tuple[Layer, Params]:
             raise ValueError(f"from_keras: {level.name} has {len(weights)} arrays, expected {2 + len(bias)}")
         for name, array, dims in zip(WEIGHTS, weights, shapes, strict=False):
             checks.shape("from_keras", f"{level.name}: {name}", array, dims)
-        found = {"Wx": weights[0].T, "Wh": weights[1].T}
+        ours = {"Wx": weights[0].T, "Wh": weights[1].T}
         if bias:
-            found |= zip(("b", "bh"), weights[2], strict=True) if after else {"b": weights[2]}
-        parts.append({name: reordered(array, order) for name, array in found.items()})
+            ours |= zip(("b", "bh"), weights[2], strict=True) if after else {"b": weights[2]}
+        parts.append({name: reordered(array, order) for name, array in ours.items()})
     return single(level.kind, parts, batch_first=True, **options)
 
 
@@ -226,10 +226,10 @@ def to_keras(layer: Layer | SequenceModel, params: Params, path: str | os.PathLi
 def _arrays(layer: Layer, weights: dict[str, Host]) -> list[Host]:
     """Return the weights of one layer and direction as Keras has them."""
     order = inverse(ORDER[type(layer).__name__.lower()])
-    found = {name: reordered(array, order) for name, array in weights.items()}
-    arrays = [np.ascontiguousarray(found["Wx"].T), np.ascontiguousarray(found["Wh"].T)]
-    if "b" in found:
-        b, bh = found["b"], found.get("bh", np.zeros_like(found["b"]))
+    theirs = {name: reordered(array, order) for name, array in weights.items()}
+    arrays = [np.ascontiguousarray(theirs["Wx"].T), np.ascontiguousarray(theirs["Wh"].T)]
+    if "b" in theirs:
+        b, bh = theirs["b"], theirs.get("bh", np.zeros_like(theirs["b"]))
         arrays.append(np.stack((b, bh)) if getattr(layer, "reset_after", False) else b + bh)
     return arrays
 

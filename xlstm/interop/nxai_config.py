@@ -197,36 +197,37 @@ def config_of(model: xLSTMLanguageModel, style: str = "xlstm") -> dict[str, Any]
 def _stack(config: Config, where: str) -> xLSTMLanguageModel:
     """Return the model of a block stack's configuration, which has a dict for each kind of block, or none at all."""
     nested = config.get("mlstm_block") is not None or config.get("slstm_block") is not None
-    own = take(config, STACK if nested else FLAT, where)
-    chosen, dropout = options(own, STACK if nested else FLAT), own["dropout"]
+    config = take(config, STACK if nested else FLAT, where)
+    chosen, dropout = options(config, STACK if nested else FLAT), config["dropout"]
     if nested:
-        none = own["slstm_block"] is None
-        mlstm = take({} if own["mlstm_block"] is None else own["mlstm_block"], MLSTM_BLOCK, f"{where}.mlstm_block")
-        slstm = {"feedforward": {"dropout": dropout}} if none else own["slstm_block"]
+        no_slstm = config["slstm_block"] is None
+        mlstm = {} if config["mlstm_block"] is None else config["mlstm_block"]
+        mlstm = take(mlstm, MLSTM_BLOCK, f"{where}.mlstm_block")
+        slstm = {"feedforward": {"dropout": dropout}} if no_slstm else config["slstm_block"]
         slstm = take(slstm, SLSTM_BLOCK, f"{where}.slstm_block")
         feed = {"proj_factor": 0.0, "dropout": dropout} if slstm["feedforward"] is None else slstm["feedforward"]
         feed = take(feed, FEED_FORWARD, f"{where}.slstm_block.feedforward")
         chosen |= options(mlstm, MLSTM_BLOCK) | options(slstm, SLSTM_BLOCK) | options(feed, FEED_FORWARD)
-        if own["mlstm_block"] is None:
+        if config["mlstm_block"] is None:
             chosen["slstm_at"] = "all"
-        if none and chosen["slstm_at"]:
+        if no_slstm and chosen["slstm_at"]:
             raise ValueError(f"{where}: slstm_at is {shown(chosen['slstm_at'])}, but there is no slstm_block")
     else:
         chosen |= {f"slstm_{name}": chosen[name] for name in ("num_heads", "conv_kernel_size")}
     if chosen["slstm_at"] == "all":
-        chosen["slstm_at"] = range(own["num_blocks"])
+        chosen["slstm_at"] = range(config["num_blocks"])
     if chosen.get("ffn_dropout") == dropout:
         chosen["ffn_dropout"] = None
     backbone = xLSTMStack(**chosen, eps=EPS)
-    rate = own["dropout"] if own["add_embedding_dropout"] else 0.0
-    return xLSTMLanguageModel(backbone, own["vocab_size"], tied=own["tie_weights"], embedding_dropout=rate)
+    rate = config["dropout"] if config["add_embedding_dropout"] else 0.0
+    return xLSTMLanguageModel(backbone, config["vocab_size"], tied=config["tie_weights"], embedding_dropout=rate)
 
 
 def _stack_config(model: xLSTMLanguageModel) -> dict[str, Any]:
     backbone = model.backbone
     if model.logit_cap is not None or backbone.eps != EPS:
-        given = f"logit_cap={model.logit_cap}, eps={backbone.eps}"
-        raise ValueError(f"save: the block-stack package has no {given}, expected logit_cap=None, eps={EPS}")
+        came = f"logit_cap={model.logit_cap}, eps={backbone.eps}"
+        raise ValueError(f"save: the block-stack package has no {came}, expected logit_cap=None, eps={EPS}")
     if model.embedding_dropout not in (0.0, backbone.dropout):
         raise ValueError(f"save: embedding_dropout is {model.embedding_dropout}, expected 0 or that of the blocks")
     every, some = len(backbone.slstm_at) == backbone.num_blocks, bool(backbone.slstm_at)
@@ -254,20 +255,20 @@ def _stack_config(model: xLSTMLanguageModel) -> dict[str, Any]:
 def _large(config: Config, where: str, transformers: bool) -> xLSTMLanguageModel:
     if transformers:
         config = {**config, **{ours: config[name] for name, ours in RENAMED.items() if config.get(name) is not None}}
-    table = TRANSFORMERS if transformers else LARGE
-    own = take(config, table, where)
-    if transformers:
-        only(where, "cell_norm_eps", config.get("cell_norm_eps", own["norm_eps"]), own["norm_eps"])
-    D = own["embedding_dim"]
+    table, cell_eps = TRANSFORMERS if transformers else LARGE, config.get("cell_norm_eps")
+    config = take(config, table, where)
+    if cell_eps is not None:
+        only(where, "cell_norm_eps", cell_eps, config["norm_eps"])
+    D = config["embedding_dim"]
     backbone = xLSTMLarge(
-        **options(own, table),
-        qk_size=int(D * own["qk_dim_factor"]),
-        v_size=int(D * own["v_dim_factor"]),
-        ffn_size=round_up(math.floor(D * own["ffn_proj_factor"]), own["ffn_round_up_to_multiple_of"]),
-        post_norm_bias=False if transformers and own["use_bias"] else None,
+        **options(config, table),
+        qk_size=int(D * config["qk_dim_factor"]),
+        v_size=int(D * config["v_dim_factor"]),
+        ffn_size=round_up(math.floor(D * config["ffn_proj_factor"]), config["ffn_round_up_to_multiple_of"]),
+        post_norm_bias=False if transformers and config["use_bias"] else None,
     )
-    tied = transformers and own["tie_word_embeddings"]
-    return xLSTMLanguageModel(backbone, own["vocab_size"], tied=tied, logit_cap=own["output_logit_soft_cap"])
+    tied = transformers and config["tie_word_embeddings"]
+    return xLSTMLanguageModel(backbone, config["vocab_size"], tied=tied, logit_cap=config["output_logit_soft_cap"])
 
 
 def _large_config(model: xLSTMLanguageModel, style: str) -> dict[str, Any]:

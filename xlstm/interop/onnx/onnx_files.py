@@ -113,7 +113,7 @@ class Constants:
             blob = self._external(what, tensor, size)
             tensor = onnx.TensorProto(dims=shape, data_type=tensor.data_type, raw_data=blob)
         try:
-            found: Host = onnx.numpy_helper.to_array(tensor)
+            array: Host = onnx.numpy_helper.to_array(tensor)
         except (ValueError, OverflowError) as error:
             raise ValueError(f"{what} of shape {shape} is damaged ({error})") from error
         self._taken += size  # nodes that share a tensor, or a place in a file, each take their own
@@ -123,7 +123,7 @@ class Constants:
                 f"{what} is too much: with it constants take {self._taken} bytes, as nodes share them, "
                 f"expected at most {most} of {self._there} bytes of files"
             )
-        return found
+        return array
 
     def _external(self, what: str, tensor: Any, size: int) -> bytes:
         """Return bytes from another file: a plain relative path that stays in the model's folder."""
