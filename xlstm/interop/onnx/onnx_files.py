@@ -39,7 +39,7 @@ def parsed(path: Path) -> Any:
         _count_fields(data, model.DESCRIPTOR)
         model.ParseFromString(data)
     except Exception as error:  # protobuf's DecodeError has moved between its versions
-        raise ValueError(f"{path}: not an ONNX model ({error})") from error
+        raise ValueError(f"{path}: not a readable ONNX model ({error})") from error
     return model
 
 
@@ -67,7 +67,7 @@ def _count_fields(data: bytes, descriptor: Any) -> None:
                 position += length
         count += 1
         if count > most:
-            raise ValueError(f"it has more than {most} fields")
+            raise ValueError(f"it has more than {most} fields, out of proportion to its {len(data)} bytes")
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
