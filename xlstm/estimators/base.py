@@ -170,7 +170,7 @@ class Estimator:
 
     def _become(self, **results: Any) -> None:
         """Take the results of a fit all at once, so that a fit that fails leaves the estimator as it was."""
-        for name in self._facts:
+        for name in (*self._facts, "feature_names_in_"):
             vars(self).pop(name, None)
         vars(self).update({name: value for name, value in results.items() if value is not None})
 
