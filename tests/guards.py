@@ -377,7 +377,7 @@ def main(kinds: list[str]) -> None:
     compiled.allocate()
     jit.functions = functools.partial(compiled.functions, jit.functions)
     weights.share = matmul.share = chunks.share = in_turn
-    tape.foreach = chains.foreach = functools.partial(one_by_one, compiled.guards)
+    tape.together = chains.together = functools.partial(one_by_one, compiled.guards)
     rng = np.random.default_rng(0)
     EMPTY.begin()
     for case in itertools.product(KINDS, SIZES):
