@@ -11,7 +11,7 @@ import xlstm
 from tests import gpu
 from xlstm.arrays import bernoulli
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.graph import Recorder, capturing
+from xlstm.arrays.cuda_graph import Recorder, capturing
 
 cupy = gpu.needed()
 
