@@ -22,7 +22,7 @@ from xlstm.arrays.convert import cast, to_numpy
 from xlstm.arrays.namespace import is_floating, namespace
 from xlstm.data import Streams
 from xlstm.engines.cuda.choice import told
-from xlstm.estimators.forecaster import Forecaster, Settings
+from xlstm.estimators import Forecaster
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import Step, loop, losses, optimizers, precision
 from xlstm.training.precision import Mixed, Scaling, after, lowered, named, raised, tf32
@@ -257,8 +257,8 @@ def test_other_things_are_refused(halves):
 
 def test_a_forecaster_saves_its_masters(halves, tmp_path):
     values = np.sin(np.arange(300) / 5)
-    forecaster = Forecaster(Settings(precision="float16", epochs=2, window=12, hidden_size=4), "numpy").fit(values)
-    assert {p.dtype for p in forecaster.params.values()} == {np.dtype("float32")}
+    forecaster = Forecaster(precision="float16", epochs=2, window=12, hidden_size=4, backend="numpy").fit(values)
+    assert {p.dtype for p in forecaster.params_.values()} == {np.dtype("float32")}
     forecaster.save(tmp_path / "model")
     loaded = Forecaster.load(tmp_path / "model", "numpy")
     assert loaded.settings.precision == "float16"
@@ -325,7 +325,7 @@ def test_tf32_says_what_is_missing(monkeypatch):
 def test_a_forecaster_trains_within_tf32():
     make_backend("cupy", "float32")
     seen = set()
-    forecaster = Forecaster(Settings(precision="tf32", epochs=1, window=12, hidden_size=4), "cupy")
+    forecaster = Forecaster(precision="tf32", epochs=1, window=12, hidden_size=4, backend="cupy")
     forecaster.fit(np.sin(np.arange(100) / 5), progress=lambda now: seen.add(told()[1]))
     assert seen == {"tf32"}
 

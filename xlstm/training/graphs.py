@@ -11,8 +11,8 @@ import numpy as np
 from xlstm.arrays import bernoulli, foreach, probe
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError
+from xlstm.arrays.cuda_graph import Graph, Recorder
 from xlstm.arrays.fuse import fuse
-from xlstm.arrays.graph import Graph, Recorder
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.training import decisions
 from xlstm.training.feed import Inputs
