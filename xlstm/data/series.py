@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from xlstm.data import calendars
 from xlstm.data.calendars import Calendar
 from xlstm.data.host import Values
 from xlstm.data.table import CsvFile, Dialect, ParquetFile, opened
+from xlstm.data.writing import AnyPath
 
 DATASETS = ("sunspots", "co2")
 STEP_NAMES = {
@@ -109,7 +109,7 @@ def bundled(name: str) -> Path:
 
 
 def read_csv(
-    path: str | os.PathLike[str],
+    path: AnyPath,
     column: str | None = None,
     usual: str | None = None,
     *,
@@ -153,7 +153,7 @@ def read_csv(
 
 
 def read_series(
-    path: str | os.PathLike[str],
+    path: AnyPath,
     column: str | None = None,
     usual: str | None = None,
     *,

@@ -25,6 +25,7 @@ from xlstm.data import calendars, frames, writing
 from xlstm.data.calendars import ISO_DATE
 from xlstm.data.frames import Columns
 from xlstm.data.host import Values
+from xlstm.data.writing import AnyPath
 
 Text = np.ndarray[Any, Any]  # (N,) of NumPy's variable-length strings
 
@@ -48,9 +49,7 @@ LIKE_A_DATE = re.compile(
     re.IGNORECASE,
 )
 # Under the headers of dates days and months without signs between, and seconds or parts of them since 1970.
-LIKE_A_DATE_WITHOUT_SIGNS = re.compile(
-    r"(1[5-9]|2[0-9])[0-9]{2}(0[1-9]|1[0-2])([0-2][0-9]|3[01])?|1[0-9]{9}([0-9]{3})*"
-)
+LIKE_A_DATE_AS_NUMBER = re.compile(r"(1[5-9]|2[0-9])[0-9]{2}(0[1-9]|1[0-2])([0-3][0-9])?|1[0-9]{9}([0-9]{3})*")
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class CsvFile:
         Characters of all cells.
     """
 
-    def __init__(self, path: str | os.PathLike[str], dialect: Dialect = PLAIN) -> None:
+    def __init__(self, path: AnyPath, dialect: Dialect = PLAIN) -> None:
         self.path, self.dialect = Path(path), dialect
         self._lines = array("q")
         self._blocks: list[Text] = []
@@ -253,7 +252,7 @@ class ParquetFile:
         Rows, and bytes of the file.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: AnyPath) -> None:
         self.path = Path(path)
         self._texts: list[str] = []
         with self._opened() as (file, kinds):
@@ -326,22 +325,18 @@ class ParquetFile:
             self.size = os.fstat(file.fileno()).st_size
             try:
                 yield parquet.ParquetFile(file, read_dictionary=self._texts), pyarrow.types
-            except (
-                pyarrow.ArrowException,
-                OSError,
-                UnicodeDecodeError,
-            ) as error:  # of damaged files they are all three
+            except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # damaged files raise all three
                 problem = " ".join(str(error).split())
                 raise ValueError(f"{self.path}: not a readable Parquet file ({problem})") from error
 
 
-def opened(path: str | os.PathLike[str], dialect: Dialect = PLAIN) -> CsvFile | ParquetFile:
+def opened(path: AnyPath, dialect: Dialect = PLAIN) -> CsvFile | ParquetFile:
     """Open a file by its name, which ends with ".parquet" for a Parquet file."""
     return ParquetFile(path) if is_parquet(path) else CsvFile(path, dialect)
 
 
 def read_table(
-    path: str | os.PathLike[str],
+    path: AnyPath,
     columns: Sequence[str] | None = None,
     *,
     date_format: str | None = None,
@@ -383,10 +378,7 @@ def read_table(
 
 
 def read_groups(
-    path: str | os.PathLike[str],
-    column: str | None = None,
-    columns: Sequence[str] | None = None,
-    dialect: Dialect = PLAIN,
+    path: AnyPath, column: str | None = None, columns: Sequence[str] | None = None, dialect: Dialect = PLAIN
 ) -> dict[str, Columns]:
     """Read a table of several series below each other, as `read_table` does, by the names in a column.
 
@@ -424,7 +416,7 @@ def by_name(names: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
     return {str(found[k]): rows[k] for k in np.argsort(first)}
 
 
-def read_header(path: str | os.PathLike[str], dialect: Dialect = PLAIN) -> tuple[list[str], list[str]]:
+def read_header(path: AnyPath, dialect: Dialect = PLAIN) -> tuple[list[str], list[str]]:
     """Return the names of all columns of a CSV or Parquet file, and of those that hold dates.
 
     Raises
@@ -436,12 +428,12 @@ def read_header(path: str | os.PathLike[str], dialect: Dialect = PLAIN) -> tuple
     return file.names, file.dated
 
 
-def read_numbers(path: str | os.PathLike[str], columns: Sequence[str], dialect: Dialect = PLAIN) -> Values:
+def read_numbers(path: AnyPath, columns: Sequence[str], dialect: Dialect = PLAIN) -> Values:
     """Return columns of numbers (N, C) as `read_table` does, but without a look at dates; NaN where a cell is empty."""
     return opened(path, dialect).numbers(columns)
 
 
-def read_names(path: str | os.PathLike[str], column: str, dialect: Dialect = PLAIN) -> np.ndarray[Any, Any]:
+def read_names(path: AnyPath, column: str, dialect: Dialect = PLAIN) -> np.ndarray[Any, Any]:
     """Return a column of names, such as labels of classes, (N,); numbers are written out.
 
     Raises
@@ -452,7 +444,7 @@ def read_names(path: str | os.PathLike[str], column: str, dialect: Dialect = PLA
     return _names(opened(path, dialect), column)
 
 
-def check_table(path: str | os.PathLike[str]) -> None:
+def check_table(path: AnyPath) -> None:
     """Raise unless a table can be written to a path: ValueError, ImportError or OSError."""
     if is_parquet(path):
         _pyarrow(Path(path))
@@ -461,7 +453,7 @@ def check_table(path: str | os.PathLike[str]) -> None:
     writing.check(path)
 
 
-def write_table(path: str | os.PathLike[str], columns: Mapping[str, Sequence[Any]]) -> None:
+def write_table(path: AnyPath, columns: Mapping[str, Sequence[Any]]) -> None:
     """Write a table to a CSV or Parquet file, whole or not at all.
 
     Parameters
@@ -495,12 +487,12 @@ def as_csv(columns: Mapping[str, Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def is_parquet(path: str | os.PathLike[str]) -> bool:
+def is_parquet(path: AnyPath) -> bool:
     """Return whether the name of a file is that of a Parquet file."""
     return Path(path).suffix.lower() == ".parquet"
 
 
-def check_names(path: str | os.PathLike[str], names: Sequence[str]) -> None:
+def check_names(path: AnyPath, names: Sequence[str]) -> None:
     """Raise ValueError where a file has more columns, or a longer name of one, than is taken."""
     if len(names) > COLUMNS:
         raise ValueError(f"{path}: the header has {len(names)} columns, expected at most {COLUMNS}")
@@ -524,7 +516,7 @@ def _float(text: str) -> float:
 
 def _is_like_a_date(cell: str, named: bool) -> bool:
     """Return whether a cell, `named` as one of dates, looks like a date that is not in ISO 8601."""
-    pattern = LIKE_A_DATE_WITHOUT_SIGNS if is_number(cell) else LIKE_A_DATE
+    pattern = LIKE_A_DATE_AS_NUMBER if is_number(cell) else LIKE_A_DATE
     return (named or pattern is LIKE_A_DATE) and pattern.fullmatch(cell) is not None
 
 
