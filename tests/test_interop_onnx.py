@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import random
 import sys
 from dataclasses import replace
 
@@ -13,7 +12,7 @@ import pytest
 
 import xlstm
 from tests.conftest import later
-from xlstm.cells import activations
+from tests.layers import make, pairwise
 from xlstm.interop.onnx import from_onnx, to_onnx
 from xlstm.models.sequence import SequenceModel
 
@@ -22,22 +21,12 @@ onnxruntime = later("onnxruntime")
 pytestmark = pytest.mark.usefixtures("interpreted")
 
 T, B, D, H = 6, 5, 3, 4
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 KINDS = {"LSTM": xlstm.LSTM, "GRU": xlstm.GRU, "RNN": xlstm.RNN}
-# ONNX's functions with the alpha and beta they are given; those without are not in the second and third.
-FUNCTIONS = {
-    "Relu": "relu",
-    "Tanh": "tanh",
-    "Sigmoid": "sigmoid",
-    "Affine": "affine(0.75, 0.125)",
-    "LeakyRelu": "leaky_relu(0.3)",
-    "ThresholdedRelu": "thresholded_relu(0.2)",
-    "ScaledTanh": "scaled_tanh(1.3, 0.7)",
-    "HardSigmoid": "hard_sigmoid(0.3, 0.4)",
-    "Elu": "elu(0.6)",
-    "Softsign": "softsign",
-    "Softplus": "softplus",
-}
+# Activations that ONNX has, with other parameters than the usual.
+FUNCTIONS = (
+    *("relu", "tanh", "sigmoid", "softsign", "softplus", "linear", "leaky_relu(0.3)", "elu(0.6)"),
+    *("affine(0.75, 0.125)", "thresholded_relu(0.2)", "scaled_tanh(1.3, 0.7)", "hard_sigmoid(0.3, 0.4)"),
+)
 
 
 def session(model):
@@ -102,42 +91,15 @@ def test_operator_case(name):
 
 
 def configurations():
-    """Layers in which every two values of two options occur together, the same ones every time."""
-    draw, functions = random.Random(3), itertools.cycle([*FUNCTIONS.values(), "linear"])
+    """Layers in which every two values of two options that ONNX has occur together, with all of its functions."""
+    functions = itertools.cycle(FUNCTIONS)
+    shared = ("num_layers", "direction", "batch_first", "bias", "recurrent_bias", "clip", "activations", "dropout")
     for kind in KINDS:
-        own = {"LSTM": ["peepholes", "coupled_input_forget"], "GRU": ["reset_after"], "RNN": []}[kind]
-        factors = {
-            "num_layers": (1, 2, 3),
-            "direction": ("forward", "reverse", "bidirectional"),
-            "batch_first": (False, True),
-            "clip": (None, 0.3, 1.5),
-            "bias": ("none", "one", "both"),
-            "activations": ("default", "one set", "a set each"),
-            **dict.fromkeys(own, (False, True)),
-        }
-        missing = set(itertools.chain(*map(pairs, map(dict, itertools.product(*map(choices, factors.items()))))))
-        while missing:
-            drawn = [{name: draw.choice(values) for name, values in factors.items()} for _ in range(50)]
-            best = max(drawn, key=lambda options: len(missing & pairs(options)))
-            missing -= pairs(best)
-            options = dict(best)
-            bias, direction, chosen = (options.pop(name) for name in ("bias", "direction", "activations"))
-            options |= {"bias": bias != "none", "recurrent_bias": bias == "both"}
-            options |= {} if direction == "forward" else {direction: True}
-            if chosen != "default":
-                sets = 2 if chosen == "a set each" and direction == "bidirectional" else 1
-                count = {"LSTM": 3, "GRU": 2, "RNN": 1}[kind] * sets
-                options["activations"] = tuple(itertools.islice(functions, count))
-            dropout = 0.2 if options["num_layers"] > 1 else 0.0  # of training, of which ONNX has nothing
-            yield KINDS[kind](D, H, dropout=dropout, recurrent_dropout=0.1, **options)
-
-
-def choices(factor):
-    return [(factor[0], value) for value in factor[1]]
-
-
-def pairs(options):
-    return set(itertools.combinations(options.items(), 2))
+        for options in pairwise(kind, (*shared, "peepholes", "coupled_input_forget", "reset_after")):
+            if options["activations"] is not None:
+                sets = 2 if options["direction"] == "bidirectional" else 1
+                options["activations"] = tuple(itertools.islice(functions, sets * len(KINDS[kind].ACTIVATIONS)))
+            yield make(kind, options, D, H)
 
 
 LAYERS = list(configurations())
@@ -267,68 +229,6 @@ def node_model(kind, arrays, opset=17, **attributes):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
-def random_nodes(count):
-    """Kind, attributes and arrays of random nodes, the same ones every time."""
-    draw, rng = random.Random(5), np.random.default_rng(5)
-    for _ in range(count):
-        kind = draw.choice(list(KINDS))
-        G = GATES[kind]
-        attributes = {"direction": draw.choice(["forward", "reverse", "bidirectional"]), "hidden_size": H}
-        n = 2 if attributes["direction"] == "bidirectional" else 1
-        if draw.random() < 0.5:
-            attributes["clip"] = draw.choice([0.2, 0.9])
-        if draw.random() < 0.5:
-            own = {"LSTM": ["input_forget"], "GRU": ["linear_before_reset"], "RNN": []}[kind]
-            attributes |= dict.fromkeys(own, 1)
-        if draw.random() < 0.7:
-            names = [draw.choice(list(FUNCTIONS)) for _ in range(n * {"LSTM": 3, "GRU": 2, "RNN": 1}[kind])]
-            taken = [activations.parse(FUNCTIONS[name])[1] for name in names]
-            attributes["activations"] = names
-            attributes["activation_alpha"] = [t[0] for t in taken if t]
-            attributes["activation_beta"] = [t[1] for t in taken if len(t) == 2]
-        attributes = {key: value for key, value in attributes.items() if value != []}
-        arrays = {"X": normal(rng, T, B, D), "W": normal(rng, n, G * H, D), "R": 0.6 * normal(rng, n, G * H, H)}
-        optional = {"B": normal(rng, n, 2 * G * H), "initial_h": normal(rng, n, B, H)}
-        # None is 0: onnxruntime then gives 0 for the final state, where nothing but the initial one makes sense.
-        optional["sequence_lens"] = np.array([3, T, 1, 2, 5], np.int32)
-        if kind == "LSTM":
-            optional |= {"initial_c": normal(rng, n, B, H), "P": normal(rng, n, 3 * H)}
-        arrays |= {name: array for name, array in optional.items() if draw.random() < 0.6}
-        if "initial_h" not in arrays or kind == "LSTM":  # both states or none
-            arrays = {key: a for key, a in arrays.items() if key != "initial_c"}
-            if "initial_h" in arrays:
-                arrays["initial_c"] = optional["initial_c"]
-        yield kind, attributes, arrays
-
-
-NODES = list(random_nodes(60))
-
-
-@pytest.mark.parametrize(("kind", "attributes", "arrays"), NODES)
-def test_imported_node_is_what_onnxruntime_runs(kind, attributes, arrays):
-    model = node_model(kind, arrays, **attributes)
-    Y, *ends = session(model).run(None, {i.name: arrays[i.name] for i in model.graph.input})
-    if "clip" in attributes:  # ONNX can do without, onnxruntime cannot
-        attributes = {key: value for key, value in attributes.items() if key != "hidden_size"}
-    layer, params = from_onnx(node_model(kind, arrays, **attributes), "cell")
-    state = tuple(arrays[s] for s in ("initial_h", "initial_c") if s in arrays) or None
-    y, final, _ = layer.forward(params, arrays["X"], state, lengths=arrays.get("sequence_lens"))
-    close(y, Y.transpose(0, 2, 1, 3).reshape(y.shape))
-    for ours, theirs in zip(final, ends, strict=True):
-        close(ours, theirs)
-
-
-@pytest.mark.parametrize(("kind", "attributes", "arrays"), NODES[::6])
-def test_layout_1_is_batch_first(kind, attributes, arrays):
-    """onnxruntime has no layout 1, so that its own layout is what the import is compared with."""
-    time_first, params = from_onnx(node_model(kind, arrays, **attributes))
-    layer, same = from_onnx(node_model(kind, arrays, **attributes, layout=1))
-    assert layer.batch_first
-    assert not time_first.batch_first
-    y, *_ = time_first.forward(params, arrays["X"])
-    np.testing.assert_array_equal(layer.forward(same, arrays["X"].swapaxes(0, 1))[0], y.swapaxes(0, 1))
-
-
 def test_float16_is_widened_and_float64_kept(rng):
     for dtype, expected in ((np.float16, np.float32), (np.float64, np.float64)):
         W, R = normal(rng, 1, H, D).astype(dtype), normal(rng, 1, H, H).astype(dtype)
@@ -371,33 +271,6 @@ def test_layer_to_onnx_and_back(layer, rng, tmp_path):
             np.testing.assert_array_equal(array, params[name], strict=True)
 
 
-@pytest.mark.parametrize(("kind", "attributes", "arrays"), NODES)
-def test_node_to_layer_and_back(kind, attributes, arrays):
-    layer, params = from_onnx(node_model(kind, arrays, **attributes))
-    model = to_onnx(layer, params)
-    found = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
-    (node,) = (n for n in model.graph.node if n.op_type == kind)
-    for name in "WRBP":
-        if name not in arrays:
-            assert f"0.{name}" not in found
-            continue
-        expected = arrays[name].copy()
-        if "input_forget" in attributes:  # the forget gate's rows have no meaning there
-            blocks = expected.reshape(expected.shape[0], -1, H, *expected.shape[2:])
-            blocks[:, 2::4] = 0
-        np.testing.assert_array_equal(found[f"0.{name}"], expected, strict=True)
-    written = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    for name, value in attributes.items():
-        if name == "activations":
-            default = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}[kind]
-            got = [text.decode() for text in written.get(name, ())] or default * len(layer.directions)
-            assert got == value
-        elif name == "direction":
-            assert written[name] == value.encode()
-        else:
-            np.testing.assert_array_equal(np.float32(written[name]), np.float32(value))
-
-
 def test_nodes_by_name(rng):
     layer = xlstm.LSTM(D, H, 3)
     params = draw_params(layer, rng)
@@ -408,33 +281,14 @@ def test_nodes_by_name(rng):
     two, found = from_onnx(model, ["1.Y", "2.Y"])
     assert two.num_layers == 2
     np.testing.assert_array_equal(found["1.Wh"], params["2.Wh"])
-    with pytest.raises(ValueError, match=r"node \['7'\] is none of 0\.Y, 1\.Y, 2\.Y"):
+    with pytest.raises(ValueError, match=r"node '7' is not one of 0\.Y, 1\.Y, 2\.Y"):
         from_onnx(model, "7")
     with pytest.raises(
         ValueError, match=r"nodes 1\.Y, 0\.Y make no stack; X of LSTM '0\.Y' is an input of the model, 'x'"
     ):
         from_onnx(model, ["1.Y", "0.Y"])
-    with pytest.raises(ValueError, match=r"node '1\.Y' is not one node"):
+    with pytest.raises(ValueError, match=r"node '1\.Y' is not one of"):
         from_onnx(model, ["1.Y", "1.Y"])
-
-
-@pytest.mark.parametrize("broken", ["other input", "other axes", "state of the layer below", "other lengths"])
-def test_nodes_that_make_no_stack_are_named(broken, rng):
-    layer = xlstm.GRU(H, H, 2)
-    model = to_onnx(layer, draw_params(layer, rng), lengths=True)
-    second = next(n for n in model.graph.node if n.name == "1.Y")
-    if broken == "other input":
-        second.input[0] = "x"
-    elif broken == "other axes":
-        turn = onnx.helper.make_node("Transpose", [second.input[0]], ["turned"], perm=[1, 0, 2])
-        model.graph.node.append(turn)
-        second.input[0] = "turned"
-    elif broken == "state of the layer below":
-        second.input[5] = "0.h"
-    else:
-        second.input[4] = ""
-    with pytest.raises(ValueError, match=r"they make no stack, expected node=\.\.\. to choose from 0\.Y, 1\.Y"):
-        from_onnx(model)
 
 
 # ---- bad input
@@ -468,11 +322,11 @@ def test_constants_may_be_nodes():
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        ({"output_sequence": 1}, "attribute output_sequence is unknown, its value is 1"),
+        ({"output_sequence": 1}, "Unrecognized attribute: output_sequence for operator LSTM"),
         ({"direction": "sideways"}, "attribute direction is 'sideways', expected 'forward' or 'reverse' or"),
         ({"layout": 2}, "attribute layout is 2, expected 0 or 1"),
         ({"input_forget": 3}, "attribute input_forget is 3, expected 0 or 1"),
-        ({"clip": 1}, "attribute clip is 1, expected a value of type FLOAT"),
+        ({"clip": 1}, r"Mismatched attribute type in 'cell : clip'. Expected: 'FLOAT', actual: 'INT'"),
         ({"clip": -1.0}, r"clip is -1\.0, expected 0 < clip"),
         (
             {"activations": ["Sigmoid", "Cube", "Tanh"]},
@@ -493,169 +347,21 @@ def test_bad_attribute_is_named(attributes, message):
         from_onnx(plain(**attributes))
 
 
-def as_input(model):
-    model.graph.input.append(onnx.helper.make_tensor_value_info("W", 1, [1, 4 * H, D]))
-    model.graph.initializer.remove(tensor(model, "W"))
-
-
-def as_computed(model):
-    model.graph.node.append(onnx.helper.make_node("Neg", ["R"], ["W"]))
-    model.graph.initializer.remove(tensor(model, "W"))
-
-
-def undefined(model):
-    model.graph.initializer.remove(tensor(model, "W"))
-
-
-def copy_of_itself(model):
-    model.graph.initializer.remove(tensor(model, "W"))
-    model.graph.node.append(onnx.helper.make_node("Identity", ["W"], ["W"]))
-
-
-def no_weight(model):
-    model.graph.node[0].input[2] = ""
-
-
-def too_few_bytes(model):
-    tensor(model, "W").raw_data = tensor(model, "W").raw_data[:-4]
-
-
-def too_few_numbers(model):
-    tensor(model, "W").ClearField("raw_data")
-    tensor(model, "W").float_data.extend([1.0, 2.0])
-
-
-def huge(model):
-    model.graph.node[0].input[3], model.graph.node[0].input[7] = "", ""
-    for name, dims in {"W": [1, 4 * 2**28, 2**20], "R": [1, 4 * 2**28, 2**28]}.items():
-        tensor(model, name).dims[:] = dims
-
-
-def negative(model):
-    tensor(model, "R").dims[:] = [1, -4, -4]
-
-
-def whole_numbers(model):
-    tensor(model, "W").CopyFrom(onnx.numpy_helper.from_array(np.zeros((1, 4 * H, D), np.int64), "W"))
-
-
-def texts(model):
-    tensor(model, "W").data_type = onnx.TensorProto.STRING
-
-
-def mixed(model):
-    W = onnx.numpy_helper.to_array(tensor(model, "W")).astype(np.float64)
-    tensor(model, "W").CopyFrom(onnx.numpy_helper.from_array(W, "W"))
-
-
-def constant_state(model):
-    model.graph.node[0].input[5] = "h"
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((1, B, H), np.float32), "h"))
-
-
-def old(model):
-    model.opset_import[0].version = 6
-
-
-def no_opset(model):
-    del model.opset_import[:]
-
-
-def no_recurrent_node(model):
-    model.graph.node[0].op_type = "Relu"
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (as_input, "LSTM 'cell': W is an input of the model, 'W', expected an initializer or a Constant"),
-        (as_computed, "W is computed by a node Neg, 'W', expected an initializer"),
-        (undefined, "W is 'W', which nothing in the model defines"),
-        (copy_of_itself, "W is computed by a node Identity"),
-        (no_weight, "input R is missing, expected X, W and R"),
-        (too_few_bytes, r"W has 188 bytes, expected 192 for shape \(1, 16, 3\) of float32"),
-        (too_few_numbers, "W has 8 bytes, expected 192"),
-        (huge, r"W has 192 bytes, expected 4503599627370496 for"),
-        (negative, "hidden_size is -4, expected 1 or more"),
-        (whole_numbers, "W has dtype int64, expected floating-point numbers"),
-        (texts, "W has data type STRING, expected FLOAT, DOUBLE or FLOAT16"),
-        (mixed, "weights are of dtypes float32, float64, expected one"),
-        (constant_state, "initial_h is a constant other than 0, which a layer cannot hold, expected an input"),
-        (old, "opset is 6, expected 7 or newer"),
-        (no_opset, "not an ONNX model, it has no opset or no nodes"),
-        (no_recurrent_node, "the model has no node LSTM, GRU or RNN"),
-    ],
-)
-def test_bad_model_is_named(spoil, message, tmp_path):
-    model = plain()
-    spoil(model)
-    path = tmp_path / "model.onnx"
-    path.write_bytes(model.SerializeToString())
-    for source in (model, path):
-        with pytest.raises(ValueError, match=message):
-            from_onnx(source)
-
-
-def external(folder, model, location, **entries):
-    """`model` with W in another file, declared by `entries`."""
-    W = tensor(model, "W")
-    values = W.raw_data
-    W.ClearField("raw_data")
-    W.data_location = onnx.TensorProto.EXTERNAL
-    for key, value in {"location": location, **entries}.items():
-        W.external_data.add(key=key, value=str(value))
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
-    return values
-
-
 def test_weights_in_another_file(tmp_path):
     model = plain()
     _, expected = from_onnx(model)
-    values = external(tmp_path, model, "weights/W.bin", offset=8, length=4 * 48)
+    W = tensor(model, "W")
     (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "W.bin").write_bytes(b"\0" * 8 + values)
+    (tmp_path / "weights" / "W.bin").write_bytes(bytes(8) + W.raw_data)
+    W.ClearField("raw_data")
+    W.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {"location": "weights/W.bin", "offset": 8, "length": 4 * 48}.items():
+        W.external_data.add(key=key, value=str(value))
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
     _, found = from_onnx(tmp_path / "model.onnx")
     np.testing.assert_array_equal(found["0.Wx"], expected["0.Wx"])
     with pytest.raises(ValueError, match=r"external data in 'weights/W.bin', expected a model with its path"):
         from_onnx(model)
-
-
-@pytest.mark.parametrize(
-    ("location", "entries", "message"),
-    [
-        ("../secret", {}, "expected a relative path inside the model's folder"),
-        ("inside/../../secret", {}, "expected a relative path inside the model's folder"),
-        ("..\\secret", {}, "expected a relative path inside the model's folder"),
-        ("C:secret", {}, "expected a relative path inside the model's folder"),
-        ("{folder}/secret", {}, "expected a relative path inside the model's folder"),
-        ("link", {}, "expected a relative path inside the model's folder"),
-        ("", {}, "expected a relative path inside the model's folder"),
-        ("inside", {}, "which is no file"),
-        ("absent", {}, "which is no file"),
-        ("W.bin", {"length": 2**50}, f"of {2**50} bytes, expected 192 for shape"),
-        ("W.bin", {"offset": 12}, "at bytes 12 to 204 of 'W.bin', expected a place in its 200"),
-        ("W.bin", {"offset": -8}, "at bytes -8 to 184 of 'W.bin', expected a place in its 200"),
-        ("caf\u00e9\0", {}, "expected a relative path inside the model's folder"),
-        ("W.bin", {"offset": "much"}, "with offset 'much', expected a whole number"),
-    ],
-)
-def test_bad_external_data_is_refused(location, entries, message, tmp_path):
-    folder = tmp_path / "folder"
-    (folder / "inside").mkdir(parents=True)
-    (tmp_path / "secret").write_bytes(b"\0" * 200)
-    (folder / "W.bin").write_bytes(b"\0" * 200)
-    (folder / "link").symlink_to(tmp_path / "secret")
-    external(folder, plain(), location.format(folder=tmp_path), **entries)
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        from_onnx(folder / "model.onnx")
-
-
-@pytest.mark.parametrize("blob", [b"", b"PK\x03\x04zip", b"\x80\x04pickle.", bytes(range(256)), b"\x0a" * 5000])
-def test_garbage_is_no_onnx_model(blob, tmp_path):
-    path = tmp_path / "model.onnx"
-    path.write_bytes(blob)
-    with pytest.raises(ValueError, match=r"model\.onnx: not an ONNX model"):
-        from_onnx(path)
 
 
 def test_missing_files_are_named(tmp_path):

@@ -74,7 +74,6 @@ def test_import_loads_nothing_heavy(tmp_path):
 @pytest.mark.parametrize(
     ("module", "needs"),
     [
-        ("data.sequences", "numpy"),
         ("data.series_windows", "numpy"),
         ("data.batches", "numpy"),
         ("layers.recurrent", "numpy"),
@@ -82,9 +81,9 @@ def test_import_loads_nothing_heavy(tmp_path):
         ("models.language", "numpy"),
         ("estimators.forecaster", "numpy"),
         ("interop.torch", "numpy"),
-        ("interop.keras.importing", "h5py"),
-        ("interop.onnx.exporting", "onnxruntime"),
-        ("interop.onnx.importing", "onnx"),
+        ("interop.keras", "h5py"),
+        ("interop.onnx.onnx_export", "onnxruntime"),
+        ("interop.onnx.onnx_import", "onnx"),
         ("cells.activations", "numpy"),
         ("training.optimizers", "numpy"),
         ("training.steps", "numpy"),

@@ -12,8 +12,6 @@ from tests.conftest import later
 from xlstm.cli import options
 from xlstm.data import frames, panels, series, table
 from xlstm.estimators import Forecaster, linear_baseline
-from xlstm.interop.onnx import from_onnx
-from xlstm.interop.onnx.graph import Graph
 
 pa = later("pyarrow")
 pq = later("pyarrow.parquet")
@@ -122,23 +120,6 @@ def test_text_of_options_may_have_points(tmp_path):
     path, text = tmp_path / "options.toml", "a.b, c. d e.f " * 200
     path.write_text(f"columns = '{text}'\n")
     assert [*options._checked(path, {"columns": "columns"}, {"columns": str})] == [("columns", text)]
-
-
-def test_a_chain_of_copies_is_followed_once(monkeypatch):
-    onnx = pytest.importorskip("onnx")
-    make, array = onnx.helper.make_node, onnx.numpy_helper.from_array
-    nodes = [make("Identity", [f"i{k}"], [f"i{k + 1}"]) for k in range(1000)]
-    for k in range(50):
-        nodes.append(make("RNN", [f"x{k}", "i1000", "i1000"], [f"y{k}"], hidden_size=1))
-        nodes.append(make("Squeeze", [f"y{k}", "axes"], [f"x{k + 1}"]))
-    x = onnx.helper.make_tensor_value_info("x0", 1, ["T", "B", 1])
-    constants = [array(np.ones((1, 1, 1), np.float32), "i0"), array(np.array([1]), "axes")]
-    graph = onnx.helper.make_graph(nodes, "graph", [x], [], constants)
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
-    asked, producer = [], Graph.producer
-    monkeypatch.setattr(Graph, "producer", lambda *given: asked.append(1) or producer(*given))
-    assert from_onnx(model)[0].num_layers == 50
-    assert len(asked) < 3000
 
 
 def test_training_and_scores_take_half_a_kilobyte_a_row(monkeypatch):

@@ -8,8 +8,7 @@ from xlstm.arrays import checks, probe
 from xlstm.arrays.namespace import DTYPES
 from xlstm.engines.cuda import launch
 from xlstm.engines.cuda.choice import choose, told
-from xlstm.engines.cuda.peaks import peaks
-from xlstm.engines.cuda.tiling import Device, Tiling
+from xlstm.engines.cuda.tiling import Device, Tiling, peaks
 from xlstm.engines.pointwise import pointwise
 from xlstm.layers.recurrent import KINDS, sLSTM
 

@@ -13,7 +13,7 @@ from xlstm.cli.console import BackendOption, printable, put
 from xlstm.data import text
 from xlstm.data.tensors import Tensors
 from xlstm.estimators import textmodel
-from xlstm.interop.shards import files_of
+from xlstm.interop.published import files_of
 
 
 def generate(

@@ -1,7 +1,7 @@
 """The decisions of a step of training, made on a GPU so that the host need not wait for them.
 
-They are whether a step counts, the loss scale of the next one, and how many updates there have been. A board is a
-float64 array on the device with the numbers of `Decided`; a step makes a new one from the last.
+They are whether a step counts, the loss scale of the next one, and how many updates there have been. The state of a
+device is a float64 array there with the numbers of `Decided`; a step makes a new one from the last.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from xlstm.training.precision import Mixed, rescaled
 
 
 class Decided(NamedTuple):
-    """The numbers of a board.
+    """The numbers of a device_state.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class Decided(NamedTuple):
     weight, batches : float
         Targets and batches that were accumulated since the last update.
     steps : float
-        Steps since the board was begun.
+        Steps since the device_state was begun.
     failed : float
         The number of the first of these steps that could not be taken, or 0; nothing changes after it.
     counts, updated : float
@@ -63,61 +63,48 @@ class Decided(NamedTuple):
 KEPT = ("scale", "good", "updates", "weight", "batches", "steps", "failed")  # what a step takes from the last one
 
 
-class Given(NamedTuple):
-    """The numbers that the host gives a step, in one float64 array on the device.
-
-    Attributes
-    ----------
-    values : array (2 + width * rows,)
-        The number of targets of the batch, the number of the update that the first row is for, and rows of numbers of
-        the optimiser.
-    width : int
-        The numbers of an update.
-    """
-
-    values: Array
-    width: int
-
-    def numbers(self, board: Array) -> list[Picked]:
-        """Return the numbers of the update that comes next by a board."""
-        rows, at = self.values[2:].reshape((self.width, -1)), value(board, "row")
-        return [Picked(rows[k], at) for k in range(self.width)]
-
-
 def given(weight: float, first: int, rows: Sequence[Sequence[float]], room: int) -> np.ndarray[Any, Any]:
-    """Return the values of `Given` on the host, with room for so many rows."""
+    """Return the numbers that the host gives a step, which `numbers` reads on the device.
+
+    They are the number of targets of the batch, the number of the update that the first row is for, and rows of numbers
+    of the optimiser, with room for so many.
+    """
     values = np.zeros(2 + len(rows[0]) * room)
     values[:2] = weight, first
     values[2:].reshape(-1, room)[:, : len(rows)] = np.transpose(rows)
     return values
 
 
+def numbers(values: Array, width: int, device_state: Array) -> list[Picked]:
+    """Return those `width` numbers of the optimiser in `given` that are for the update which comes next."""
+    return [Picked(column, value(device_state, "row")) for column in values[2:].reshape((width, -1))]
+
+
 def begin(home: Backend, known: Decided) -> Array:
-    """Return a board with these numbers."""
+    """Return a device_state with these numbers."""
     return home.asarray(np.array(known), "float64")
 
 
-def value(board: Array, name: str) -> Array:
-    """Return a number of a board, a 0-d array that lies in it."""
-    return board[Decided._fields.index(name)]
+def value(device_state: Array, name: str) -> Array:
+    """Return a number of a device_state, a 0-d array that lies in it."""
+    return device_state[Decided._fields.index(name)]
 
 
-def read(board: Array) -> Decided:
-    """Return the numbers of a board; the host waits for the device."""
-    return Decided(*to_numpy(board).tolist())
+def read(device_state: Array) -> Decided:
+    """Return the numbers of a device_state; the host waits for the device."""
+    return Decided(*to_numpy(device_state).tolist())
 
 
 def decide(
-    xp: Namespace, board: Array, loss: Array, norm: Array, given: Given, precision: Mixed | None, accumulate: int
+    xp: Namespace, device_state: Array, loss: Array, norm: Array, given: Array, precision: Mixed | None, accumulate: int
 ) -> Array:
-    """Return the board after a step with this loss and norm of its gradients; on CuPy, from one launch."""
+    """Return the state of the device after a step with this loss and norm of its gradients, from one launch."""
     rule: dict[str, Any] = {"accumulate": accumulate, "scales": precision is not None and precision.scales}
     if precision is not None and precision.scales:
         rule |= precision.rule
-    after = xp.empty_like(board)
-    before = (value(board, name) for name in KEPT)
-    out = tuple(after[k] for k in range(len(Decided._fields)))
-    fuse(xp, _decided, loss, norm, given.values[0], given.values[1], *before, out=out, **rule)
+    after = xp.empty_like(device_state)
+    before = (value(device_state, name) for name in KEPT)
+    fuse(xp, _decided, loss, norm, given[0], given[1], *before, out=tuple(after[k] for k in range(len(after))), **rule)
     return after
 
 
@@ -127,19 +114,13 @@ def _decided(
     norm: Array,
     targets: Array,
     first: Array,
-    scale: Array,
-    good: Array,
-    updates: Array,
-    weight: Array,
-    batches: Array,
-    steps: Array,
-    failed: Array,
-    *,
+    *before: Array,
     accumulate: int,
     scales: bool,
     **rule: float,
 ) -> tuple[Array, ...]:
-    """Return the numbers of `Decided`, in its order."""
+    """Return the numbers of `Decided`, in its order; `before` are those of KEPT."""
+    scale, good, updates, weight, batches, steps, failed = before
     loss, norm = xp.astype(loss, xp.float64), xp.astype(norm, xp.float64)
     one, none = xp.ones_like(scale), xp.zeros_like(scale)
     finite, possible = _finite(xp, norm, one, none), none

@@ -11,11 +11,10 @@ import numpy as np
 from xlstm.arrays import bernoulli, foreach, probe
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError
+from xlstm.arrays.cuda_graph import Graph, Recorder
 from xlstm.arrays.fuse import fuse
-from xlstm.arrays.graph import Graph, Recorder
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.training import decisions
-from xlstm.training.decisions import Given
 from xlstm.training.feed import Inputs
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ MOST = 8  # graphs of a run; batches of other shapes go without
 SEEN = 64  # shapes of which it is known that they came before
 MASKS = 1024  # that a step draws at most
 
-Take = Callable[["StepState", Inputs, Given], "StepState"]
+Take = Callable[["StepState", Inputs, Array], "StepState"]  # the last one is that of `decisions.given`
 
 
 @dataclass
@@ -51,7 +50,7 @@ class Graphs:
         self.params: Params = {}
         self.slots: dict[str, Params] = {}
         self.sums: Params | None = None
-        self.board: Array = None
+        self.device_state: Array = None
         self.given: Array = None
         self.states: Array = None  # of masks
         if masks is not None:
@@ -64,20 +63,18 @@ class Graphs:
         self.seen: dict[Hashable, None] = {}
         self.refused: BackendError | None = None  # why a step could not be captured
 
-    def take(
-        self, step: Take, state: StepState, inputs: Inputs, values: np.ndarray[Any, Any], width: int, where: str
-    ) -> StepState:
+    def take(self, step: Take, state: StepState, inputs: Inputs, given: np.ndarray[Any, Any], where: str) -> StepState:
         """Return the state after a step, whose arrays are those of this object.
 
         Parameters
         ----------
         step : callable
-            `step(state, inputs, given) -> state` changes the arrays of the state in their places, but for the board and
-            the state of the model.
+            `step(state, inputs, given) -> state` changes the arrays of the state in their places, but for
+            `device_state` and the state of the model.
         state : StepState
         inputs : Inputs
-        values, width
-            Those of `Given`, on the host.
+        given : array
+            That of `decisions.given`, on the host.
         where : str
             The name of the step in errors.
 
@@ -90,19 +87,21 @@ class Graphs:
             raise self.refused
         state = self._held(state)
         if self.given is None:
-            self.given = self.home.asarray(np.zeros(values.shape), "float64")
+            self.given = self.home.asarray(np.zeros(given.shape), "float64")
         start = None if inputs.fresh else state.carried
         batch = (inputs.x, inputs.target, inputs.mask)
         place = (state.batches == 0, state.batches + 1 == self.owner.accumulate)  # first, last of an update
-        key = (_kinds(batch), inputs.fresh, _lengths(inputs), _kinds(start), _increment(state), place)
+        lengths = tuple((name, np.asarray(value).tobytes()) for name, value in inputs.options.items())
+        # A graph has this number of the generator of masks.
+        increment = None if state.masks is None else state.masks.bit_generator.state["state"].get("inc")
+        key = (_kinds(batch), inputs.fresh, lengths, _kinds(start), increment, place)
         if key in self.captured:
-            return self._launched(self.captured[key], state, inputs, values)
-        given = Given(self.home.asarray(values, "float64"), width)
+            return self._launched(self.captured[key], state, inputs, given)
         with self.recorder.rehearsal():
-            after = self._done(step, state, inputs, given)
+            after = self._done(step, state, inputs, self.home.asarray(given, "float64"))
         if key in self.seen and len(self.captured) < MOST:
             try:
-                self.captured[key] = self._capture(step, state, inputs, width, after.carried)
+                self.captured[key] = self._capture(step, state, inputs, after.carried)
             except Exception as error:
                 problem = f"graph is True, but the step cannot be captured ({probe.first_line(error)})"
                 self.refused = BackendError(f"{where}: {problem}; graph=False goes without")
@@ -118,61 +117,53 @@ class Graphs:
         if not self.params:
             self.params = _copies(xp, state.params)
             self.slots = {slot: _copies(xp, moments) for slot, moments in slots.items()}
-            self.board = xp.asarray(state.board, copy=True)
+            self.device_state = xp.asarray(state.device_state, copy=True)
         if state.params is not self.params:
             _write(xp, self.params, state.params)
         if slots is not self.slots:
             for slot, arrays in slots.items():
                 _write(xp, self.slots[slot], arrays)
-        if state.board is not self.board:
-            self.board[...] = state.board
+        if state.device_state is not self.device_state:
+            self.device_state[...] = state.device_state
         if self.sums is not None and state.sums is not None and state.sums is not self.sums:
             _write(xp, self.sums, state.sums)
         moments = state.moments._replace(slots=self.slots)
         sums = state.sums if self.sums is None else self.sums
-        return state._replace(params=self.params, moments=moments, board=self.board, sums=sums)
+        return state._replace(params=self.params, moments=moments, device_state=self.device_state, sums=sums)
 
-    def _done(self, step: Take, state: StepState, inputs: Inputs, given: Given) -> StepState:
-        """Take a step in place, with the board in its place too."""
+    def _done(self, step: Take, state: StepState, inputs: Inputs, given: Array) -> StepState:
+        """Take a step in place, with the device_state in its place too."""
         after = step(state, inputs, given)
-        self.board[...] = after.board
+        self.device_state[...] = after.device_state
         if self.sums is None:
             self.sums = after.sums
         moments = after.moments._replace(slots=self.slots)
-        return after._replace(params=self.params, moments=moments, board=self.board, sums=self.sums)
+        return after._replace(params=self.params, moments=moments, device_state=self.device_state, sums=self.sums)
 
-    def _capture(self, step: Take, state: StepState, inputs: Inputs, width: int, end: Any) -> _Captured:
+    def _capture(self, step: Take, state: StepState, inputs: Inputs, end: Any) -> _Captured:
         """Capture a step, which has just been taken and has left the model in the state `end`."""
         if _kinds(end) not in self.places:
             self.places[_kinds(end)] = _rebuilt(end, [a.copy(order="K") for a in _leaves(end)])
         place = self.places[_kinds(end)]
-        fixed = inputs._replace(
-            x=inputs.x.copy(order="K"),
-            target=inputs.target.copy(order="K"),
-            mask=None if inputs.mask is None else inputs.mask.copy(order="K"),
-        )
+        mask = None if inputs.mask is None else inputs.mask.copy(order="K")
+        fixed = inputs._replace(x=inputs.x.copy(order="K"), target=inputs.target.copy(order="K"), mask=mask)
         later = None if state.masks is None else bernoulli.Later(state.masks.bit_generator, self.states)
         state = self._held(state)._replace(masks=later, carried=None if state.carried is None else place)
-        given = Given(self.given, width)
         self._leave(place, end)  # its kernels are to be compiled, too
-
-        def function() -> None:
-            self._leave(place, self._done(step, state, fixed, given).carried)
-
-        graph = self.recorder.capture(function)
+        graph = self.recorder.capture(lambda: self._leave(place, self._done(step, state, fixed, self.given).carried))
         return _Captured(graph, fixed, place, [] if later is None else later.sizes)
 
     def _leave(self, place: Any, end: Any) -> None:
         """Put the state of the model after a step into its place, unless the step could not be taken."""
         for old, new in zip(_leaves(place), _leaves(end), strict=True):
-            fuse(self.home.xp, _unless_failed, old, new, decisions.value(self.board, "failed"), out=old)
+            fuse(self.home.xp, _unless_failed, old, new, decisions.value(self.device_state, "failed"), out=old)
 
-    def _launched(self, known: _Captured, state: StepState, inputs: Inputs, values: np.ndarray[Any, Any]) -> StepState:
+    def _launched(self, known: _Captured, state: StepState, inputs: Inputs, given: np.ndarray[Any, Any]) -> StepState:
         """Put everything that changes into the places of a graph, and launch it."""
         for name in ("x", "target", "mask"):
             if getattr(inputs, name) is not None:
                 getattr(known.inputs, name)[...] = getattr(inputs, name)
-        self.given[...] = self.home.asarray(values, "float64")
+        self.given[...] = self.home.asarray(given, "float64")
         if known.sizes:
             assert state.masks is not None
             self.states[: len(known.sizes)] = self.home.asarray(bernoulli.states(state.masks, known.sizes))
@@ -183,7 +174,7 @@ class Graphs:
         return state._replace(carried=known.start)
 
 
-def unless_failed(xp: Namespace, board: Array, old: Any, new: Any) -> Any:
+def unless_failed(xp: Namespace, device_state: Array, old: Any, new: Any) -> Any:
     """Return the state of the model after a step, or that before it where the step, or one before, could not be taken.
 
     There is nothing to keep where the states differ in shape, as at the beginning.
@@ -191,7 +182,7 @@ def unless_failed(xp: Namespace, board: Array, old: Any, new: Any) -> Any:
     if _kinds(old) != _kinds(new):
         return new
     pairs = zip(_leaves(old), _leaves(new), strict=True)
-    return _rebuilt(new, [fuse(xp, _unless_failed, *pair, decisions.value(board, "failed")) for pair in pairs])
+    return _rebuilt(new, [fuse(xp, _unless_failed, *pair, decisions.value(device_state, "failed")) for pair in pairs])
 
 
 def _copies(xp: Namespace, arrays: Params) -> Params:
@@ -224,14 +215,14 @@ def _leaves(tree: Any) -> Iterator[Array]:
 
 def _rebuilt(tree: Any, arrays: list[Array]) -> Any:
     """Return a state with other arrays."""
-    some = iter(arrays)
+    left = iter(arrays)
 
-    def made(part: Any) -> Any:
+    def rebuilt(part: Any) -> Any:
         if isinstance(part, tuple | list):
-            return tuple(map(made, part))
-        return None if part is None else next(some)
+            return tuple(map(rebuilt, part))
+        return None if part is None else next(left)
 
-    return made(tree)
+    return rebuilt(tree)
 
 
 def _kinds(tree: Any) -> Hashable:
@@ -239,13 +230,3 @@ def _kinds(tree: Any) -> Hashable:
     if isinstance(tree, tuple | list):
         return tuple(map(_kinds, tree))
     return None if tree is None else (tuple(tree.shape), str(tree.dtype))
-
-
-def _lengths(inputs: Inputs) -> Hashable:
-    """Return the options of a batch, which are on the host."""
-    return tuple((name, np.asarray(value).tobytes()) for name, value in inputs.options.items())
-
-
-def _increment(state: StepState) -> Hashable:
-    """Return the number that a graph has of the generator of masks."""
-    return None if state.masks is None else state.masks.bit_generator.state["state"].get("inc")
