@@ -151,7 +151,7 @@ def test_a_row_that_is_missing_is_a_gap():
 )
 def test_features_are_those_that_the_step_can_tell_apart(first, step, columns):
     dates = (np.datetime64(first) + np.arange(60) * np.timedelta64(1, step)).astype(f"datetime64[{step}]")
-    calendar = calendars.read("it", dates)
+    calendar = calendars.calendar_of("it", dates)
     seconds = float(np.median(np.diff(calendar.dates.astype("datetime64[s]")).astype(float)))
     found = calendars.features(calendar.dates, seconds)
     assert found.shape == (60, columns)
@@ -175,7 +175,7 @@ def test_features_are_those_that_the_step_can_tell_apart(first, step, columns):
 )
 def test_steps_are_counted_as_dates_go_on(dates, between):
     """Those of the dates that follow, those that are past, and 0 for what lies between."""
-    calendar = calendars.read("it", dates)
+    calendar = calendars.calendar_of("it", dates)
     after = calendars.after(calendar, 30)
     np.testing.assert_array_equal(calendars.steps_after(calendar, after), np.arange(1, 31))
     np.testing.assert_array_equal(calendars.after(calendar, 5, passed=9), after[9:14])

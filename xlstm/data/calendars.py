@@ -69,7 +69,7 @@ class Calendar(NamedTuple):
         return dates
 
 
-def parsed(cells: Any, line: Line, date_format: str | None = None) -> Dates | None:
+def read_dates(cells: Any, line: Line, date_format: str | None = None) -> Dates | None:
     """Return text (N,) as dates; None where these are labels or numbers instead.
 
     They are in ISO 8601, or in a format of `datetime.strptime`. Those with a zone become those of UTC. Where some cells
@@ -109,7 +109,7 @@ def check_rising(dates: Dates, line: Line) -> None:
         raise ValueError(f"{line(row)} is {dates[row]}, expected a date after {dates[row - 1]}")
 
 
-def read(where: str, dates: object, zone: str | None = None) -> Calendar:
+def calendar_of(where: str, dates: object, zone: str | None = None) -> Calendar:
     """Return rising dates (N,) at the equal steps of time that they lie on; `where` is the caller, for errors.
 
     A calendar is returned as it is. Dates of a time zone come in UTC.

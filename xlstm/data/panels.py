@@ -175,7 +175,7 @@ def given(
         ahead, calendar = numbers_of(where, columns, roles.future), None
         if (dated := dates_of(columns)) is not None:
             named = f"{where}: series {checks.shown(label)}" if roles.id_name else where
-            calendar = calendars.read(named, dated, columns.zone)
+            calendar = calendars.calendar_of(named, dated, columns.zone)
         elif columns.index is not None:
             rows.append(columns.index)
         if label in after:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class Series:
     calendar: Calendar | None = None
     note: str = ""
 
-    @property
+    @functools.cached_property
     def labels(self) -> list[str]:
         """The index as text."""
         return [*map(str, self.index)]

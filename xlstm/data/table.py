@@ -42,10 +42,12 @@ SAMPLE = 1000  # rows that show whether a column holds dates
 HEADERS = {"date", "datetime", "time", "timestamp", "year", "month", "week", "day", "hour", "ds"}  # of dates
 INDEX = {"", "index"}
 MONTHS = "jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?|sept?(ember)?|oct(ober)?|(nov|dec)(ember)?"
-# Groups of digits with signs between them, quarters, weeks and halves, and names of months beside digits.
+# Groups of digits between signs, times of day, quarters, weeks and halves, names of months, all that begins as a date.
 LIKE_A_DATE = re.compile(
-    r"[0-9]{1,4}[-/.: \u5e74][0-9]{1,4}(?![0-9]).*|[0-9]{4}.?[qwhs][0-9].*|[qwh][0-9].?[0-9]{4}|[0-9]q.?[0-9]{2,4}"
-    rf"|[0-9]{{8}}[t ][0-9].*|(?=.*[0-9]).*(?<![a-z])({MONTHS})(?![a-z]).*",
+    r"[0-9]{1,4}[-/. ][0-9]{1,2}[-/. ][0-9]{1,4}\b.*|[0-9]{1,4}[-/][0-9]{1,3}|[0-9]{1,2}[-/.][0-9]{4}"
+    r"|[0-9]{1,2}:[0-9]{2}(:[0-9.]+)?( ?[ap]m)?|[0-9]{4}\u5e74.*|[0-9]{4}-[0-9]{2}-[0-9]{2}.+|[0-9]{8}[t ][0-9].*"
+    r"|[0-9]{4}.?[qwhs][0-9]{1,2}.*|[qwh][0-9]{1,2}.?[0-9]{4}|[0-9]q.?[0-9]{2,4}"
+    rf"|([a-z]{{3,9}}[., ]+)?([0-9]{{1,4}}(st|nd|rd|th)?[-/., ]*)?({MONTHS})[-/., ]*[0-9].*|[0-9]{{4}}.?({MONTHS})",
     re.IGNORECASE,
 )
 # Under the headers of dates days and months without signs between, and seconds or parts of them since 1970.
@@ -165,7 +167,7 @@ class CsvFile:
         values = self.numbers(wanted)
         if k is None:
             return Columns(wanted, values)
-        dates = calendars.parsed(self._cells(k), self.line, self.dialect.date_format)
+        dates = calendars.read_dates(self._cells(k), self.line, self.dialect.date_format)
         return Columns(wanted, values, self._cells(k) if dates is None else dates, label)
 
     @property

@@ -44,7 +44,7 @@ def forecast(
     """
     from matplotlib.figure import Figure  # no pyplot: no screen, no global state
 
-    time = at if series.calendar is None else np.array([series.labels[k] for k in at], dtype="datetime64")
+    time = at if series.calendar is None else series.index[at]
     truth = series.values[at]
     fan = ahead is not None and len(ahead.levels) > 1
     figure = Figure(figsize=(10, 9 if fan else 6), layout="constrained")
@@ -92,7 +92,7 @@ def _fan(axes: Any, series: Series, ahead: Fan) -> None:
         past, future = np.arange(-shown + 1, 1), np.arange(1, H + 1)
         axes.set_xlabel("steps after the end")
     else:
-        past = np.array(series.labels[-shown:], dtype="datetime64")
+        past = series.index[-shown:]
         future = np.array(series.after(H), dtype="datetime64")
     axes.plot(past, known, color="0.45", linewidth=1.2)
     there = np.flatnonzero(~np.isnan(known))[-1]
