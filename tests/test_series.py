@@ -311,7 +311,13 @@ def test_what_no_dialect_is(write):
 
 
 def test_numbers_are_no_dates(write):
-    for cells in (["1.5", "2.25"], ["20240101", "20240102"], ["1700000000", "1700000060"], ["-3", "1e5"]):
+    for cells in (
+        ["1.5", "2.25"],
+        ["20240101", "20240102"],
+        ["1700000000", "1700000060"],
+        ["-3", "1e5"],
+        ["1.2345", "3.2024"],
+    ):
         np.testing.assert_array_equal(read_csv(write("v\n" + "\n".join(cells))).values, [float(c) for c in cells])
 
 

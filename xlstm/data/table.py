@@ -10,7 +10,6 @@ import io
 import itertools
 import math
 import os
-import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.checks import shown
 from xlstm.data import calendars, frames, writing
-from xlstm.data.calendars import ISO_DATE
+from xlstm.data.calendars import HEADERS, ISO_DATE, is_like_a_date
 from xlstm.data.frames import Columns
 from xlstm.data.host import Values
 from xlstm.data.writing import AnyPath
@@ -39,19 +38,7 @@ UNPACKED = 1 << 26, 256
 ENCODINGS = {"utf-8": "utf-8-sig", "utf-16": "utf-16", "latin-1": "latin-1", "cp1252": "cp1252"}
 HEADER = "the header"
 SAMPLE = 1000  # rows that show whether a column holds dates
-HEADERS = {"date", "datetime", "time", "timestamp", "year", "month", "week", "day", "hour", "ds"}  # of dates
 INDEX = {"", "index"}
-MONTHS = "jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?|sept?(ember)?|oct(ober)?|(nov|dec)(ember)?"
-# Groups of digits between signs, times of day, quarters, weeks and halves, names of months, all that begins as a date.
-LIKE_A_DATE = re.compile(
-    r"[0-9]{1,4}[-/. ][0-9]{1,2}[-/. ][0-9]{1,4}\b.*|[0-9]{1,4}[-/][0-9]{1,3}|[0-9]{1,2}[-/.][0-9]{4}"
-    r"|[0-9]{1,2}:[0-9]{2}(:[0-9.]+)?( ?[ap]m)?|[0-9]{4}\u5e74.*|[0-9]{4}-[0-9]{2}-[0-9]{2}.+|[0-9]{8}[t ][0-9].*"
-    r"|[0-9]{4}.?[qwhs][0-9]{1,2}.*|[qwh][0-9]{1,2}.?[0-9]{4}|[0-9]q.?[0-9]{2,4}"
-    rf"|([a-z]{{3,9}}[., ]+)?([0-9]{{1,4}}(st|nd|rd|th)?[-/., ]*)?({MONTHS})[-/., ]*[0-9].*|[0-9]{{4}}.?({MONTHS})",
-    re.IGNORECASE,
-)
-# Under the headers of dates days and months without signs between, and seconds or parts of them since 1970.
-LIKE_A_DATE_AS_NUMBER = re.compile(r"(1[5-9]|2[0-9])[0-9]{2}(0[1-9]|1[0-2])([0-3][0-9])?|1[0-9]{9}([0-9]{3})*")
 
 
 @dataclass(frozen=True)
@@ -130,7 +117,7 @@ class CsvFile:
         if not self.names:
             raise ValueError(f"{self.path}: the file is empty, expected a header line and rows")
         check_names(self.path, self.names)
-        if all(is_number(cell) or ISO_DATE.fullmatch(cell) or LIKE_A_DATE.fullmatch(cell) for cell in self.names):
+        if all(is_number(cell) or ISO_DATE.fullmatch(cell) or is_like_a_date(cell) for cell in self.names):
             raise ValueError(f"{self.path}: line 1 holds data, expected a header with the names of the columns")
 
     def _add(self, lines: Sequence[int], rows: Sequence[list[str]]) -> None:
@@ -198,7 +185,12 @@ class CsvFile:
             sure = named or self.dialect.date_format is not None or name.lower() in INDEX
             if 2 * sum(is_date) > len(cells) and (sure or any("-" in cell for cell in cells)):
                 return k
-            others = [row for row, cell in enumerate(cells) if not is_date[row] and _is_like_a_date(cell, named)]
+            number = [is_number(cell) for cell in cells]
+            others = [
+                row
+                for row, cell in enumerate(cells)
+                if not is_date[row] and (named or not number[row]) and is_like_a_date(cell, number[row])
+            ]
             if others and 2 * (sum(is_date) + len(others)) > len(cells) and not strange:
                 strange = f"{self.line(others[0])}, column {name} holds {shown(str(cells[others[0]]))}"
         if self.dialect.date_format is not None:
@@ -208,7 +200,7 @@ class CsvFile:
                 f"{strange}, which looks like a date but is not in ISO 8601; say its format with --date-format "
                 "(date_format='%d/%m/%Y'), or leave the column out to take rows as equal steps in the order of the file"
             )
-        is_label = len(self.names) > 1 and (self.names[0].lower() in HEADERS | INDEX or not self._has_numbers[0])
+        is_label = len(self.names) > 1 and (self.names[0].lower() in (*HEADERS, *INDEX) or not self._has_numbers[0])
         return 0 if is_label else None
 
     def _is_date(self, cell: str, years: bool = False) -> bool:
@@ -514,12 +506,6 @@ def _float(text: str) -> float:
         return float(text) if text else math.nan  # which is quicker than an error
     except ValueError:
         return math.nan
-
-
-def _is_like_a_date(cell: str, named: bool) -> bool:
-    """Return whether a cell, `named` as one of dates, looks like a date that is not in ISO 8601."""
-    pattern = LIKE_A_DATE_AS_NUMBER if is_number(cell) else LIKE_A_DATE
-    return (named or pattern is LIKE_A_DATE) and pattern.fullmatch(cell) is not None
 
 
 def _rising(file: CsvFile | ParquetFile, columns: Columns, rows: Any = None) -> Columns:
