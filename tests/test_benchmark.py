@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 import xlstm
 from tests.docs import blocks
+from xlstm import plots
 from xlstm.cli import benchmark, machine, peak, peers
 from xlstm.cli.app import app
 from xlstm.cli.benchmark import Case, Row, Size
 from xlstm.cli.timing import Timing, interleave
-from xlstm.estimators import plots
-from xlstm.layers import custom
+from xlstm.layers import recurrent
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux keeps account of peak memory")
 
@@ -189,15 +189,10 @@ def test_torch_nn_does_the_same_work(layer, train, monkeypatch):
         assert seen[0][0].shape == (3, 2, 4)
 
 
-def test_sizes_are_drawn_by_their_work(tmp_path, monkeypatch):
+def test_sizes_are_drawn_by_their_work():
     pytest.importorskip("matplotlib")
-    from matplotlib.figure import Figure
-
-    figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **o: figures.append(figure))
     rows = [r for H in (256, 16, 64) for r in (row(H, "numpy", 1.0), row(H, "torch.nn", 0.5))]
-    plots.comparison(tmp_path / "p.png", rows)
-    (axes,) = figures[0].axes
+    (axes,) = plots.comparison(rows).axes
     work = sorted(r.operations for r in rows[::2])
     assert axes.get_xscale() == "log"
     for line in axes.lines:
@@ -273,8 +268,8 @@ def test_a_dtype_that_some_backends_lack(bench, monkeypatch):
 @pytest.fixture
 def unregistered(monkeypatch):
     """Without the cells that other tests register, whose names are those of the page of this test."""
-    builtin = {name: layer for name, layer in custom.LAYERS.items() if not hasattr(layer, "CELL")}
-    monkeypatch.setattr(custom, "LAYERS", builtin)
+    builtin = {name: layer for name, layer in recurrent.LAYERS.items() if not hasattr(layer, "CELL")}
+    monkeypatch.setattr(recurrent, "LAYERS", builtin)
 
 
 def test_cells_of_a_file(bench, tmp_path, unregistered):

@@ -13,11 +13,10 @@ import pytest
 from typer.testing import CliRunner
 
 import xlstm
-from xlstm import training
+from xlstm import plots, training
 from xlstm.cli.app import app
 from xlstm.data.series import bundled, read_csv
-from xlstm.estimators import plots
-from xlstm.estimators.forecaster import Forecaster, Settings
+from xlstm.estimators import Forecaster
 from xlstm.training import loop
 
 QUICK = ["--epochs", "2", "--window", "12", "--hidden-size", "4", "--backend", "numpy"]
@@ -243,7 +242,7 @@ def test_a_reader_who_goes_away_costs_no_training(tmp_path):
 )
 def test_readers_who_go_away_end_a_command_quietly(tmp_path, args):
     if args[0] == "predict":
-        forecaster = Forecaster(Settings(12, hidden_size=2, epochs=1), "numpy", name="sunspots")
+        forecaster = Forecaster(window=12, hidden_size=2, epochs=1, backend="numpy", name="sunspots")
         forecaster.fit(np.sin(np.arange(100.0))).save(tmp_path / "m")
     if args[0] == "generate":
         model = xlstm.xLSTMLanguageModel(xlstm.LSTM(4, 4), vocab_size=5)
@@ -318,7 +317,7 @@ def test_a_picture_is_whole_or_not_at_all(tmp_path, monkeypatch):
     (tmp_path / "p.png").write_text("old")
     series = read_csv(bundled("sunspots"))
     with pytest.raises(OSError, match=r"not saved, No space left on device: .*p\.png"):
-        plots.forecast(tmp_path / "p.png", series, np.arange(100), series.values[:100])
+        plots.save(plots.forecast(series, np.arange(100), series.values[:100]), tmp_path / "p.png")
     assert os.listdir(tmp_path) == ["p.png"]
     assert (tmp_path / "p.png").read_text() == "old"
 

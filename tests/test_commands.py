@@ -27,8 +27,8 @@ from xlstm.estimators import (
     Settings,
     TextModel,
     TiRexTrainer,
-    plots,
 )
+from xlstm.plots import figures
 from xlstm.plots.results import counted
 from xlstm.training import checkpoint
 from xlstm.training.folder import read_history
@@ -176,7 +176,7 @@ def test_classes_of_rows(run):
 
 
 def test_forecasts_as_a_table_and_their_errors(run):
-    fitted = Forecaster(Settings(12, 3, hidden_size=2, epochs=1), "numpy", name="sunspots")
+    fitted = Forecaster(window=12, horizon=3, hidden_size=2, epochs=1, backend="numpy", name="sunspots")
     fitted.fit(np.sin(np.arange(100.0))).save("m")
     printed = run("predict", "m", bundled("sunspots"), "--steps", 3).stdout
     run("predict", "m", bundled("sunspots"), "--steps", 3, "--output", "p.csv")
@@ -221,7 +221,7 @@ def test_options_of_the_main_job(run, tmp_path):
     assert (settings.epochs, settings.window, settings.hidden_size) == (1, 10, 3)
     result = run("train", "forecast", bundled("sunspots"), "--config", "o.toml", "-o", "run", "--quiet")
     assert result.output == ""
-    files = {"model.safetensors"} | ({"forecast.png"} if plots.available() else set())
+    files = {"model.safetensors"} | ({"forecast.png"} if figures.available() else set())
     assert {*os.listdir(tmp_path / "out")} == files
     assert files | {"history.jsonl", "options.toml"} <= {*os.listdir(tmp_path / "run")}
 
@@ -792,7 +792,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(run, tmp_path, n
     done = stopped(tmp_path, [number], [*args, "-o", "o u t"])
     assert done.returncode == 128 + number
     words = " ".join(map(str, [*args, "-o", "'o u t'", "--resume"]))
-    picture = ", o u t/forecast.png is not saved" if args is SERIES and plots.available() else ""
+    picture = ", o u t/forecast.png is not saved" if args is SERIES and figures.available() else ""
     what = "interrupted" if number == signal.SIGINT else "terminated"
     assert done.stderr == f"{what}; o u t/model.safetensors is saved{picture}; go on with: xlstm {words}\n"
     assert [line["total"] for line in read_history(tmp_path / "o u t/history.jsonl")] == [1, 2, 3]

@@ -1,13 +1,11 @@
 """Streams of TiRex: forecasts of series that grow, beside those of whole windows."""
 
-import copy
 import dataclasses
 
 import numpy as np
 import pytest
 
 from tests.tables import LIBRARIES, columns_of, long_columns, table
-from tests.tirex import golden
 from xlstm.models import HorizonWarning, TiRex, TiRex2
 
 FIRST = TiRex(4, 2, 2, patch_size=2, quantiles=(0.2, 0.5), input_ff_size=3, context=8)
@@ -85,23 +83,6 @@ def test_a_stream_that_was_left_alone_reads_a_window_again(rng):
     stream.forecast(2)
     stream.push(x[20:])
     np.testing.assert_allclose(stream.forecast(2).quantiles, FIRST.forecast(params, x, 2).quantiles, rtol=1e-9)
-
-
-def test_of_recorded_series():
-    """A stream over rows of all oddities, value by value, is finite, and fresh at its end it is the package's."""
-    model, params, io = golden("tirex1/a")
-    rows = [row[-n:] for row, n in zip(io["context"], io["lengths"], strict=True)]
-    stream = model.stream(params, rows, renew=5)
-    for _ in range(2 * model.patch_size):
-        stream.push(np.full(len(rows), np.nan))
-        assert np.all(np.isfinite(stream.forecast(9).quantiles))
-    again = copy.deepcopy(stream)
-    for one in (stream, again):
-        one.push(np.ones(len(rows)))
-    np.testing.assert_array_equal(again.forecast(3).quantiles, stream.forecast(3).quantiles)
-    found = model.stream(params, rows).forecast(model.patch_size).quantiles
-    expected = io[f"q_h{model.patch_size}_f64"]
-    assert np.max(abs(found - expected) / np.max(abs(expected), axis=(1, 2), keepdims=True)) < 1e-10
 
 
 def test_a_horizon_beyond_that_of_the_training_is_said_so():
@@ -216,15 +197,6 @@ def test_labels_of_rows_go_on(rng):
     stream.push(pandas.DataFrame({"a": [3.0, 4.0]}, index=days[[12, 14]]))
     assert stream.count == 3
     assert stream.forecast(1).mean.index[0] == days[15]
-
-
-def test_rows_with_dates_after_rows_without_are_named(rng):
-    pandas = pytest.importorskip("pandas")
-    stream = FIRST.stream(FIRST.init(0, "numpy"), pandas.DataFrame({"a": np.arange(9.0)}))
-    days = pandas.date_range("2024-01-01", periods=2)
-    for rows in (pandas.DataFrame({"a": [1.0, 2.0]}, index=days), pandas.DataFrame({"a": [1.0, 2.0], "day": days})):
-        with pytest.raises(ValueError, match=r"^TiRex.stream: the rows of values have dates, expected none, as in the"):
-            stream.push(rows)
 
 
 @pytest.mark.parametrize(

@@ -28,13 +28,10 @@ from tests.attacks.rounds import calls, follow, small
 from xlstm import training
 from xlstm.arrays.checks import shown
 from xlstm.arrays.convert import BackendError
-from xlstm.estimators.features import TiRexFeatures
-from xlstm.estimators.forecaster import Forecaster, Settings
-from xlstm.estimators.zero_shot import ZeroShotForecaster
-from xlstm.layers.blocks.feedforward import GatedFeedForward, ResidualFeedForward
+from xlstm.estimators import Forecaster, Settings, TiRexFeatures, ZeroShotForecaster
+from xlstm.layers.blocks.block import GatedFeedForward, ResidualFeedForward
 from xlstm.layers.conv import CausalConv
-from xlstm.layers.embedding import Embedding
-from xlstm.layers.linear import HeadwiseLinear, Linear
+from xlstm.layers.linear import Embedding, HeadwiseLinear, Linear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
 from xlstm.models import TiRex, TiRex2, model_files
 from xlstm.models.language import Sampler
@@ -405,7 +402,7 @@ def forecast(found: Settings, arguments: dict[str, Any]) -> None:
     json.dumps(dataclasses.asdict(found))
     assert Settings(**json.loads(json.dumps(dataclasses.asdict(found)))) == found
     if found.precision is None:
-        assert Forecaster(found, "numpy").settings == found
+        assert Forecaster(**vars(found)).settings == found
 
 
 def in_use(found: Any, arguments: dict[str, Any]) -> None:
@@ -463,7 +460,7 @@ def finite_loss(found: Any, arguments: dict[str, Any]) -> None:
 
 
 def fitted() -> Forecaster:
-    return Forecaster(Settings(window=4, hidden_size=3, epochs=1), "numpy").fit(SERIES)
+    return Forecaster(window=4, hidden_size=3, epochs=1, backend="numpy").fit(SERIES)
 
 
 ONE = TiRex(4, 1, 2, **SMALL)

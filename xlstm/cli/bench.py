@@ -12,12 +12,13 @@ from rich import box
 from rich.progress import BarColumn, Progress
 from rich.table import Table
 
+from xlstm import plots
 from xlstm.arrays import cores
 from xlstm.arrays.convert import BackendError
 from xlstm.cli import benchmark, machine
 from xlstm.cli.console import INTERRUPTED, err, out, tell, uncut
 from xlstm.data import writing
-from xlstm.estimators import plots
+from xlstm.plots import figures
 
 
 def bench(
@@ -54,7 +55,7 @@ def bench(
     dtypes = dtype or ["float32"]
     todo = benchmark.cases(layers or ["lstm"], sizes, dtypes, not inference)
     if plot is not None:
-        plots.check(plot)
+        figures.check(plot)
     if json is not None:
         writing.append(json, "")  # whether it can be written to, before any work is done
     chosen = _chosen(backends, dtypes)
@@ -94,7 +95,7 @@ def bench(
     for line in benchmark.crossover(rows):
         out.print(line)
     if plot is not None:
-        plots.comparison(plot, rows)
+        plots.save(plots.comparison(rows), plot)
         out.print(f"picture: {plot}")
 
 

@@ -13,7 +13,7 @@ from xlstm.arrays.namespace import Params
 from xlstm.cli import kinds
 from xlstm.cli.console import out
 from xlstm.data import writing
-from xlstm.estimators.forecaster import KIND, Forecaster
+from xlstm.estimators import Forecaster
 from xlstm.layers.recurrent import GRU, LSTM, RNN
 from xlstm.models import model_files
 from xlstm.models.language import xLSTMLanguageModel
@@ -61,11 +61,11 @@ def import_(
 
 def read(path: AnyPath) -> tuple[Any, Params]:
     """Return the network in a model file, of a forecaster or of `models.save`, on the host."""
-    if checkpoint.kind_of(path) != KIND:
+    if checkpoint.kind_of(path) != Forecaster.KIND:
         return model_files.load(path, "numpy")
     forecaster = Forecaster.load(path, "numpy")
-    assert forecaster.params is not None
-    return forecaster.model, forecaster.params
+    assert forecaster.params_ is not None
+    return forecaster.model_, forecaster.params_
 
 
 def language(
@@ -85,12 +85,12 @@ def language(
 
 def units(path: AnyPath) -> str:
     """Return the units in which the network of a forecaster sees and predicts values; "" for other models."""
-    if checkpoint.kind_of(path) != KIND:
+    if checkpoint.kind_of(path) != Forecaster.KIND:
         return ""
     forecaster = Forecaster.load(path, "numpy")
-    units = ", ".join(f"{unit!r}" for row in forecaster.scaling_.units for unit in row)
+    units = ", ".join(f"{unit!r}" for unit in forecaster.scaling_.units.ravel().tolist())
     scale = units if forecaster.scaling == "series" else "root mean square of these differences in the window"
-    covariates = ", then covariates" if forecaster.model.input_size > forecaster.n_targets_ else ""
+    covariates = ", then covariates" if forecaster.model_.input_size > forecaster.n_targets_ else ""
     quantiles = ", then quantiles" if forecaster.settings.quantiles else ""
     return (
         f"x is (value - latest value) / scale{covariates}, scale is {scale}; y is what the linear baseline leaves "

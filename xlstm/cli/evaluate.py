@@ -12,9 +12,7 @@ from xlstm.cli.console import BackendOption, ColumnOption, Report, printable, un
 from xlstm.cli.options import JsonOption, check_no_table, reads_tables
 from xlstm.data.series import read_series
 from xlstm.data.table import Dialect
-from xlstm.estimators import forecaster, textmodel
-from xlstm.estimators.sequence import SequenceClassifier
-from xlstm.estimators.sequence_files import kind_of
+from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
 
 
 @reads_tables
@@ -31,13 +29,13 @@ def evaluate(
     printable("evaluate")
     model, kind = kinds.find("evaluate", model)
     report = Report(as_json)
-    if column is not None and kind != forecaster.KIND:
+    if column is not None and kind != Forecaster.KIND:
         raise ValueError(f"{model}: is a {kind}, --column goes with a forecaster")
-    if kind == textmodel.KIND:
+    if kind == TextModel.KIND:
         check_no_table(model, kind, dialect)
-        loaded = textmodel.TextModel.load(model, backend)
+        loaded = TextModel.load(model, backend)
         values = judging.text(report, loaded.codec_, loaded.nats(train_text.read(data)), str(data))
-    elif kind == kind_of(SequenceClassifier):
+    elif kind == SequenceClassifier.KIND:
         classifier = SequenceClassifier.load(model, backend)
         found = labelled.read(data, labelled.Layout.kept(model, classifier.note_), dialect)
         assert found.labels is not None
@@ -46,7 +44,7 @@ def evaluate(
             raise ValueError(f"{data}: label {unknown[0]!r} is not one of those that {model} knows")
         values = judging.classification(report, found.labels, classifier.predict(found.sequences), classifier.classes_)
     else:
-        fitted = forecaster.Forecaster.load(model, backend)
+        fitted = Forecaster.load(model, backend)
         series = read_series(data, column, usual=fitted.name, **vars(dialect))
         with forecasting.dated(series):
             score = fitted.score(series.values, dates=forecasting.dates_of(series))

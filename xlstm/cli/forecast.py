@@ -10,6 +10,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
+from xlstm import plots
 from xlstm.arrays import checks
 from xlstm.cli import kinds, tabular
 from xlstm.cli.console import BackendOption, Report, err, printable, put, quieted, tell, uncut
@@ -18,9 +19,9 @@ from xlstm.data.covariates import CovariateArguments
 from xlstm.data.host import Values
 from xlstm.data.panels import Roles
 from xlstm.data.table import Dialect, as_csv, check_table, write_table
-from xlstm.estimators import plots
 from xlstm.estimators.scores import Score
 from xlstm.estimators.zero_shot import ZeroShotForecaster
+from xlstm.plots import figures
 
 PANELS = 12  # of a picture at most
 
@@ -86,7 +87,7 @@ def forecast(
     else:
         check_table(output)
     if picture is not None:
-        plots.check(picture)
+        figures.check(picture)
     checkpoint, _ = kinds.find("forecast", checkpoint, foreign=True)
     levels = None if quantiles is None else _levels(quantiles)
     forecaster = ZeroShotForecaster(
@@ -162,7 +163,7 @@ def _draw(path: Path, parts: Sequence[tabular.Part], names: Sequence[str], fans:
     every = [
         (part.series(c, name), some[c]) for part, some in zip(parts, fans, strict=True) for c, name in enumerate(names)
     ]
-    plots.ahead(path, *zip(*every[:PANELS], strict=True))
+    plots.save(plots.fans(*zip(*every[:PANELS], strict=True)), path)
     if len(every) > PANELS:
         err.print(f"note: {path} has the first {PANELS} of {len(every)} forecasts")
 

@@ -11,17 +11,17 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from xlstm import training
+from xlstm import plots, training
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.cli.console import Report, uncut
 from xlstm.data.calendars import Dates
 from xlstm.data.host import SeriesError
 from xlstm.data.series import Series, bundled, read_series
 from xlstm.data.table import Dialect
-from xlstm.estimators import plots
+from xlstm.estimators import Settings
 from xlstm.estimators.forecaster import Forecaster
 from xlstm.estimators.scores import Score
-from xlstm.estimators.settings import Settings
+from xlstm.plots import figures
 
 PICTURE = "forecast.png"
 HORIZON, SHORT = 12, 20  # steps ahead by default, of which a series is to be so many times as long
@@ -93,7 +93,7 @@ class Job(NamedTuple):
 
     def forecaster(self, **options: Any) -> Forecaster:
         """Return the forecaster; options are those that are no settings."""
-        return Forecaster(self.settings, self.home, name=self.series.name, **options)
+        return Forecaster(**vars(self.settings), backend=self.home, name=self.series.name, **options)
 
     def check(self, model: Forecaster) -> None:
         """Raise where the series cannot be trained on, before anything is made or printed."""
@@ -119,7 +119,7 @@ class Job(NamedTuple):
         for picture in files[1:]:
             ahead = model.predict_quantiles(self.series.values, dates=dates_of(self.series))
             fan = plots.Fan(ahead, self.settings.quantiles)
-            plots.forecast(picture, self.series, score.at, score.forecasts[:, 0], fan)
+            plots.save(plots.forecast(self.series, score.at, score.forecasts[:, 0], fan), picture)
             report.print(f"picture: {picture}")
         if len(files) == 1:
             report.print("picture: none, matplotlib is not installed (pip install matplotlib)")
@@ -129,7 +129,7 @@ class Job(NamedTuple):
 
 def pictures(output: Path) -> list[Path]:
     """Return the picture that is drawn into a folder, if one can be drawn."""
-    return [output / PICTURE] * plots.available()
+    return [output / PICTURE] * figures.available()
 
 
 @contextlib.contextmanager

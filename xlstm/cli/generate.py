@@ -12,7 +12,7 @@ from xlstm.cli import convert, kinds
 from xlstm.cli.console import BackendOption, printable, put
 from xlstm.data import text
 from xlstm.data.tensors import Tensors
-from xlstm.estimators import textmodel
+from xlstm.estimators import TextModel
 from xlstm.interop.published import files_of
 
 
@@ -37,11 +37,11 @@ def generate(
     printable("generate")
     draws: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     model, kind = kinds.find("generate", model, foreign=True)
-    if kind == textmodel.KIND:
+    if kind == TextModel.KIND:
         if stop is not None or as_bytes or dtype is not None:
             raise ValueError(f"{model}: is a text model with tokens of its own, not for --stop, --bytes and --dtype")
         gap = ""
-        pieces = textmodel.TextModel.load(model, backend).stream(prompt, max_tokens, **draws)
+        pieces = TextModel.load(model, backend).stream(prompt, max_tokens, **draws)
     else:
         for file in files_of(model):  # what is no model is refused before the prompt is looked at
             Tensors(file)

@@ -22,16 +22,15 @@ from xlstm.cli.options import check_no_table, reads_tables
 from xlstm.data import text, writing
 from xlstm.data.series import read_series
 from xlstm.data.table import PLAIN, Dialect, read_table
-from xlstm.estimators import SequenceClassifier, SequenceRegressor, forecaster, textmodel
-from xlstm.estimators.sequence_files import kind_of
+from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
 from xlstm.models import model_files
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.plots.activity import HIGH, LOW
-from xlstm.plots.weights import MOST
+from xlstm.plots.networks import MOST
 
-PAGE, FOLDER = "inspect.html", Path("xlstm-inspect")
+FOLDER = Path("xlstm-inspect")
 LETTERS = 32  # of a text that are read for a token; a number with its gap has fewer
-SEQUENCES = {kind_of(each): each for each in (SequenceClassifier, SequenceRegressor)}
+SEQUENCES = {each.KIND: each for each in (SequenceClassifier, SequenceRegressor)}
 
 
 class Seen(NamedTuple):
@@ -61,7 +60,7 @@ def inspect(
     steps: Annotated[int, typer.Option(help="Time steps of the data that the model is shown, at most.")] = 200,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for PNG, SVG and a page; xlstm-inspect, or none with --json."),
+        typer.Option("--output", "-o", help="Folder for PNG and SVG; xlstm-inspect, or none with --json."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print numbers as JSON.")] = False,
     *,
@@ -76,15 +75,12 @@ def inspect(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{_file(name)}.{kind}" for name in found.pictures for kind in ("png", "svg")]
-        paths.append(folder / PAGE)
         for path in paths:
             writing.check(path)
         with accounted(paths):
             for name, figure in found.pictures.items():
                 for kind in ("png", "svg"):
                     plots.save(figure, folder / f"{_file(name)}.{kind}")
-            notes = [f"{seen.network}", *found.notes]
-            writing.write(folder / PAGE, plots.page(model.name, found.pictures, found.tables, notes).encode())
     if as_json:
         rows = {name: [_plain(row._asdict()) for row in table] for name, table in found.tables.items()}
         out.print(json.dumps({"model": str(seen.network), **rows}, allow_nan=False))
@@ -93,7 +89,7 @@ def inspect(
     report.print(f"holds: {seen.network}")
     for line in (*_lines(found.tables), *found.notes):
         report.print(line)
-    report.print(f"wrote: {folder / PAGE} and {len(found.pictures)} pictures as PNG and SVG" if folder else "")
+    report.print(f"wrote: {len(found.pictures)} pictures as PNG and SVG to {folder}" if folder else "")
     report.finish()
 
 
@@ -106,14 +102,14 @@ def read(model: Path, data: Path | None, column: str | None, steps: int, dialect
         A file is missing or not readable, or the data do not fit the model.
     """
     model, kind = kinds.find("inspect", model)
-    if column is not None and kind != forecaster.KIND:
+    if column is not None and kind != Forecaster.KIND:
         raise ValueError(f"{model}: --column is for a forecaster, this is a {kind}")
-    if kind == forecaster.KIND:
-        made = forecaster.Forecaster.load(model, "numpy")
-        return Seen(made.model, made.params_, None if data is None else _windows(made, data, column, steps, dialect))
-    if kind == textmodel.KIND:
+    if kind == Forecaster.KIND:
+        made = Forecaster.load(model, "numpy")
+        return Seen(made.model_, made.params_, None if data is None else _windows(made, data, column, steps, dialect))
+    if kind == TextModel.KIND:
         check_no_table(model, kind, dialect)
-        writer = textmodel.TextModel.load(model, "numpy")
+        writer = TextModel.load(model, "numpy")
         return Seen(writer.model_, writer.params_, None if data is None else _tokens(writer.codec_, data, steps))
     if kind in SEQUENCES:
         reader = SEQUENCES[kind].load(model, "numpy")
@@ -170,7 +166,7 @@ def _add(found: Found, name: str, table: Callable[[], list[Any]], figure: Callab
         found.pictures[name] = figure()
 
 
-def _windows(made: forecaster.Forecaster, data: Path, column: str | None, steps: int, dialect: Dialect) -> Any:
+def _windows(made: Forecaster, data: Path, column: str | None, steps: int, dialect: Dialect) -> Any:
     """Return the last windows of a series, as the network sees them."""
     series = read_series(data, column, usual=made.name, **vars(dialect))
     with dated(series):

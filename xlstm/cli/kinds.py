@@ -5,18 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from xlstm.cli.folders import MODEL
-from xlstm.estimators import forecaster, textmodel
-from xlstm.estimators.sequence import SequenceClassifier, SequenceRegressor
-from xlstm.estimators.sequence_files import kind_of
+from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
 from xlstm.models import model_files
 from xlstm.training import checkpoint, folder
 
 # What a file is, in words, and its commands.
 KINDS = {
-    forecaster.KIND: ("forecaster", ("predict", "evaluate", "export", "inspect")),
-    textmodel.KIND: ("text model", ("generate", "evaluate", "inspect")),
-    kind_of(SequenceClassifier): ("sequence classifier", ("predict", "evaluate", "inspect")),
-    kind_of(SequenceRegressor): ("sequence regressor", ("inspect",)),
+    Forecaster.KIND: ("forecaster", ("predict", "evaluate", "export", "inspect")),
+    TextModel.KIND: ("text model", ("generate", "evaluate", "inspect")),
+    SequenceClassifier.KIND: ("sequence classifier", ("predict", "evaluate", "inspect")),
+    SequenceRegressor.KIND: ("sequence regressor", ("inspect",)),
     model_files.KIND: ("network", ("generate", "export", "inspect")),
     folder.KIND: ("checkpoint of training", ("train --resume",)),
 }

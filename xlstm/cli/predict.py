@@ -14,9 +14,7 @@ from xlstm.cli.forecasting import dated, dates_of
 from xlstm.cli.options import reads_tables
 from xlstm.data.series import read_series
 from xlstm.data.table import Dialect, as_csv, check_table, write_table
-from xlstm.estimators import forecaster
-from xlstm.estimators.sequence import SequenceClassifier
-from xlstm.estimators.sequence_files import kind_of
+from xlstm.estimators import Forecaster, SequenceClassifier
 
 
 @reads_tables
@@ -41,7 +39,7 @@ def predict(
     else:
         check_table(output)
     model, kind = kinds.find("predict", model)
-    if kind == kind_of(SequenceClassifier):
+    if kind == SequenceClassifier.KIND:
         if column is not None or steps is not None or intervals:
             raise ValueError(f"{model}: is a classifier, --column, --steps and --intervals go with a forecaster")
         found = _labels(model, table, dialect, backend)
@@ -57,7 +55,7 @@ def _forecast(
     model: Path, table: Path, column: str | None, dialect: Dialect, steps: int | None, intervals: bool, backend: str
 ) -> dict[str, Sequence[Any]]:
     """Return times and values after the end of a series."""
-    fitted = forecaster.Forecaster.load(model, backend)
+    fitted = Forecaster.load(model, backend)
     series = read_series(table, column, usual=fitted.name, **vars(dialect))
     dates = dates_of(series) if fitted.calendar_ else None
     with dated(series):

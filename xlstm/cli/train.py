@@ -16,7 +16,7 @@ from xlstm.cli.options import JsonOption, reads_tables, with_settings
 from xlstm.cli.progress import bar
 from xlstm.data import writing
 from xlstm.data.table import Dialect
-from xlstm.estimators.settings import Settings
+from xlstm.estimators import Settings
 
 
 @reads_tables

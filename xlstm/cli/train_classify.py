@@ -12,7 +12,7 @@ from xlstm.cli import folders, judging, labelled
 from xlstm.cli.console import Report
 from xlstm.cli.options import JsonOption, reads_tables, with_settings
 from xlstm.data.table import Dialect
-from xlstm.estimators.sequence import SequenceClassifier
+from xlstm.estimators import SequenceClassifier
 
 SETTINGS = {
     "cell": "lstm, gru, rnn, slstm, mlstm, xlstm, or the name of a registered cell.",

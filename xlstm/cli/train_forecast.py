@@ -14,8 +14,8 @@ from xlstm.cli.forecasting import SETTINGS, DtypeOption, HorizonOption, Job, Win
 from xlstm.cli.options import JsonOption, reads_tables, with_settings
 from xlstm.data import writing
 from xlstm.data.table import Dialect
+from xlstm.estimators import Settings
 from xlstm.estimators.forecaster import Forecaster
-from xlstm.estimators.settings import Settings
 
 
 @reads_tables

@@ -12,7 +12,7 @@ from xlstm.cli import folders, judging
 from xlstm.cli.console import Report
 from xlstm.cli.options import JsonOption, with_settings
 from xlstm.data import reading
-from xlstm.estimators.textmodel import TextModel
+from xlstm.estimators import TextModel
 
 LONGEST = 1 << 32  # bytes of a text
 SETTINGS = {

@@ -11,7 +11,7 @@ import typer
 from xlstm.cli import folders
 from xlstm.cli.console import Report
 from xlstm.cli.options import JsonOption, with_settings
-from xlstm.estimators.pretraining import TiRexTrainer
+from xlstm.estimators import TiRexTrainer
 from xlstm.models.tirex import SyntheticPatches
 from xlstm.training import evaluate
 
