@@ -258,7 +258,7 @@ def forecast(series: Series, at: np.ndarray[Any, Any], forecasts: Values, ahead:
     -------
     matplotlib.figure.Figure
     """
-    time = at if series.calendar is None else np.array([series.labels[k] for k in at], dtype="datetime64")
+    time = at if series.calendar is None else series.index[at]
     is_fan = ahead is not None and len(ahead.levels) > 1
     figure, (whole, late, *last) = figures.panels(3 if is_fan else 2, 1, 2.2)
     zoom = slice(max(0, len(at) - max(24, len(at) // 5)), None)
@@ -346,7 +346,7 @@ def _draw_fan(axes: Any, series: Series, ahead: Fan) -> None:
     if series.calendar is None:
         past, future = np.arange(-shown + 1, 1), np.arange(1, H + 1)
     else:
-        past = np.array(series.labels[-shown:], dtype="datetime64")
+        past = series.index[-shown:]
         future = np.array(series.after(H), dtype="datetime64")
     axes.plot(past, known, color=TRUTH, linewidth=1.2)
     last = np.flatnonzero(~np.isnan(known))[-1]
