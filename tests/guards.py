@@ -21,7 +21,7 @@ import mmap
 import sys
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -215,19 +215,6 @@ class Empty:
 EMPTY = Empty()
 
 
-class Case(NamedTuple):
-    """A layer with its inputs."""
-
-    kind: str
-    dtype: str
-    D: int
-    H: int
-    heads: int
-    T: int
-    B: int
-    lengths: bool
-
-
 KINDS = (("LSTM", "float32"), ("LSTM", "float64"), ("GRU", "float64"), ("RNN", "float64"), ("sLSTM", "float64"))
 # D, H, heads of an sLSTM, T, B, and whether lengths differ. H is less and more than vectors, tiles and pieces of a loop
 # have; 680 rows are more than one block of those over which gradients of weights are summed.
@@ -251,13 +238,7 @@ NO_STEP = "def step():\n    pass\n"
 PLANS = ((None, 1), ("parts", 2), ("shared", 2))
 
 
-def cases() -> Iterator[Case]:
-    """Yield every kind of layer in every size."""
-    for (kind, dtype), size in itertools.product(KINDS, SIZES):
-        yield Case(kind, dtype, *size)
-
-
-def run_case(case: Case, compiled: Compiled, rng: np.random.Generator, more: bool) -> None:
+def run_case(compiled: Compiled, rng: np.random.Generator, more: bool, case: tuple[tuple[str, str], Any]) -> None:
     """Run a layer in every plan, once with arrays at the end of pages and once at their beginning.
 
     Where `more` is true, inference and single steps are run too.
@@ -267,12 +248,12 @@ def run_case(case: Case, compiled: Compiled, rng: np.random.Generator, more: boo
     from tests.conftest import force, make_backend
     from xlstm.engines import engine
 
-    T, B = case.T, case.B
-    options = {"RNN": {"recurrent_bias": True}, "sLSTM": {"num_heads": case.heads}}.get(case.kind, {})
-    layer = getattr(xlstm, case.kind)(case.D, case.H, **options)
-    params, x, state = layers.inputs_of(layer, make_backend("numpy", case.dtype), rng, T, B, scale=0.3)
+    (kind, dtype), (D, H, heads, T, B, ragged) = case
+    options = {"RNN": {"recurrent_bias": True}, "sLSTM": {"num_heads": heads}}.get(kind, {})
+    layer = getattr(xlstm, kind)(D, H, **options)
+    params, x, state = layers.inputs_of(layer, make_backend("numpy", dtype), rng, T, B, scale=0.3)
     state = tuple(abs(s) + 1 if k == 2 else s for k, s in enumerate(state))  # the normaliser of an sLSTM
-    lengths = [T, *rng.integers(0, T + 1, B - 1)] if case.lengths else None
+    lengths = [T, *rng.integers(0, T + 1, B - 1)] if ragged else None
 
     def results(name: str) -> dict[str, Any]:
         with engine.use(name):
@@ -395,10 +376,10 @@ def main(kinds: list[str]) -> None:
     numba_engine.together = chains.together = functools.partial(one_by_one, compiled.guards)
     rng = np.random.default_rng(0)
     EMPTY.begin()
-    for case in cases():
+    for case in itertools.product(KINDS, SIZES):
         sys.stdout.write(f"{case}\n")
         sys.stdout.flush()  # read where the process ends
-        run_case(case, compiled, rng, f"{case.kind}-{case.dtype}" in kinds)
+        run_case(compiled, rng, "-".join(case[0]) in kinds, case)
     sys.stdout.write("products\n")
     sys.stdout.flush()
     run_products(compiled, rng)
