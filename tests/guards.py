@@ -363,7 +363,7 @@ def one_by_one(guards: Guards, function: Callable[..., None], given: list[tuple[
 
 
 def main(kind: str) -> None:
-    """Run all cases of the dtype of a kind; the last lines say how often each function was called, and which arrays they made."""
+    """Run all cases of the dtype of a kind; the last lines have the functions that were called, and the arrays made."""
     from xlstm.engines.numba import chains, chunks, jit, numba_engine, packed_products, tiled_matmul
 
     faulthandler.enable()
