@@ -11,7 +11,7 @@ import numpy as np
 from xlstm.arrays import cores
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells import mlstm
-from xlstm.engines.cuda.chunks import passes as chunks
+from xlstm.engines.cuda import chunk_passes as chunks
 from xlstm.engines.numba import chunks as loops
 from xlstm.layers.state import Leaf, Span, State
 
