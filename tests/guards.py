@@ -115,7 +115,8 @@ class Compiled:
         from numba.core.runtime import _nrt_python, rtsys
 
         rtsys.initialize(cpu_target.target_context)
-        cpu_target.typing_context.refresh()  # while np.empty is the one that Numba knows
+        for context in (cpu_target.typing_context, cpu_target.target_context):
+            context.refresh()  # while np.empty is the one that Numba and SciPy know
         kind = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32)
         usual = kind(_nrt_python.c_helpers["MemInfo_alloc_aligned"])
 
