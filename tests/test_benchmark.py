@@ -18,7 +18,7 @@ from xlstm.cli.app import app
 from xlstm.cli.benchmark import Case, Row, Size
 from xlstm.cli.timing import Timing, interleave
 from xlstm.estimators import plots
-from xlstm.layers import custom
+from xlstm.layers import recurrent
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux keeps account of peak memory")
 
@@ -273,8 +273,8 @@ def test_a_dtype_that_some_backends_lack(bench, monkeypatch):
 @pytest.fixture
 def unregistered(monkeypatch):
     """Without the cells that other tests register, whose names are those of the page of this test."""
-    builtin = {name: layer for name, layer in custom.LAYERS.items() if not hasattr(layer, "CELL")}
-    monkeypatch.setattr(custom, "LAYERS", builtin)
+    builtin = {name: layer for name, layer in recurrent.LAYERS.items() if not hasattr(layer, "CELL")}
+    monkeypatch.setattr(recurrent, "LAYERS", builtin)
 
 
 def test_cells_of_a_file(bench, tmp_path, unregistered):

@@ -13,7 +13,7 @@ import numpy as np
 
 import xlstm
 from xlstm.arrays.convert import to_numpy
-from xlstm.layers.embedding import Embedding
+from xlstm.layers.linear import Embedding
 from xlstm.layers.sequence import SequenceLayer
 from xlstm.models import model_files
 from xlstm.models.sequence import SequenceModel

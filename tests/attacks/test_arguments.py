@@ -31,10 +31,9 @@ from xlstm.arrays.convert import BackendError
 from xlstm.estimators.features import TiRexFeatures
 from xlstm.estimators.forecaster import Forecaster, Settings
 from xlstm.estimators.zero_shot import ZeroShotForecaster
-from xlstm.layers.blocks.feedforward import GatedFeedForward, ResidualFeedForward
+from xlstm.layers.blocks.block import GatedFeedForward, ResidualFeedForward
 from xlstm.layers.conv import CausalConv
-from xlstm.layers.embedding import Embedding
-from xlstm.layers.linear import HeadwiseLinear, Linear
+from xlstm.layers.linear import Embedding, HeadwiseLinear, Linear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
 from xlstm.models import TiRex, TiRex2, model_files
 from xlstm.models.language import Sampler

@@ -21,8 +21,8 @@ from xlstm.arrays.convert import BackendError
 from xlstm.arrays.random import generator
 from xlstm.cli import peak, peers
 from xlstm.cli.timing import Timing, interleave
-from xlstm.layers import custom
-from xlstm.layers.mlstm import mLSTM
+from xlstm.layers import recurrent
+from xlstm.layers.matrix_memory import mLSTM
 from xlstm.layers.recurrent import GRU, LSTM, RNN, sLSTM
 
 LAYERS: dict[str, type[Any]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN, "slstm": sLSTM, "mlstm": mLSTM}
@@ -155,7 +155,7 @@ def groups(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row
 
 def known() -> dict[str, type[Any]]:
     """Return the layers that can be timed, by name: those of the library, then those of registered cells."""
-    return LAYERS | {name: layer for name, layer in custom.LAYERS.items() if layer not in LAYERS.values()}
+    return LAYERS | {name: layer for name, layer in recurrent.LAYERS.items() if layer not in LAYERS.values()}
 
 
 def load(path: Path) -> None:
