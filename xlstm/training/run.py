@@ -30,10 +30,10 @@ from xlstm.training import checkpoint
 from xlstm.training.callbacks import Callback, Progress, has
 from xlstm.training.feed import Inputs, mean_loss
 from xlstm.training.folder import Checkpoint, Folder, find
-from xlstm.training.interrupts import Interrupted, Terminated, deferred
 from xlstm.training.optimizers import OptimState
 from xlstm.training.precision import Scaling
 from xlstm.training.steps import Step, StepState, Taken
+from xlstm.training.stop_signals import Interrupted, Terminated, deferred
 
 ARRAYS = ("params", "carried", "sums")  # of the state of a step, as a checkpoint has them
 COUNTS = ("weight", "batches", "updates")  # of the state of a step
