@@ -98,13 +98,13 @@ def test_a_library_that_is_not_installed_is_named():
 
 def test_products_alone_are_those_of_the_layer(monkeypatch):
     """Counted by the multiplications that they ask NumPy for."""
-    from xlstm.cli import benchmark
+    from xlstm.cli import bench
 
     count = []
     real = np.matmul
     monkeypatch.setattr(np, "matmul", lambda a, b, out: count.append(2 * a.size * b.shape[1]) or real(a, b, out=out))
     products.alone(Case("lstm", 6, 2, 3, 5))()
-    assert sum(count) == benchmark.operations(benchmark.Case("lstm", benchmark.Size(6, 2, 3, 5)))
+    assert sum(count) == bench.Case("lstm", bench.Size(6, 2, 3, 5)).operations
 
 
 @pytest.mark.parametrize("module", MODULES)

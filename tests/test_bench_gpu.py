@@ -16,7 +16,7 @@ from tests import gpu as on_gpu
 from tests import nvrtc
 from tests.conftest import make_backend
 from xlstm.arrays import probe
-from xlstm.cli.explain import CARDS
+from xlstm.cli.info import CARDS
 from xlstm.engines.cuda import launch
 from xlstm.interop.torch import to_torch
 
@@ -320,7 +320,7 @@ def test_the_peer_has_the_same_weights_and_gives_the_same(layer):
     pytest.importorskip("torch")
     case = Case(layer, 5, 3, 8, "fp32")
     x, dy = cudnn.arrays(case)
-    ours = cudnn.LAYERS[layer](8, 8)
+    ours = cudnn.layer_of("bench", layer, 8, 8)
     params = ours.init(0, "numpy")
     peer = cudnn.Torch(case, to_torch(ours, params), x, dy, "cpu")
     with peer.around():

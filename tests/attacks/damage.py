@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as to_bytes
 
 import xlstm
-from xlstm.cli import convert
+from xlstm.cli import export_import
 from xlstm.data import pickles, pytorch, text
 from xlstm.estimators import SequenceClassifier, TextModel
 from xlstm.estimators import forecaster as estimators
@@ -61,8 +61,8 @@ def sound(folder: Path) -> dict[str, Kind]:
     labels.save(folder / "classifier", {"label": "kind"})
     words = TextModel(hidden_size=3, embedding_size=2, batch_size=1, length=4, steps=1, backend="numpy")
     words.fit("to be or not").save(folder / "text")
-    convert.export_file(folder / "model", "torch", folder / "torch.safetensors")
-    convert.export_file(folder / "model", "keras", folder / "keras.weights.h5")
+    export_import.export_file(folder / "model", "torch", folder / "torch.safetensors")
+    export_import.export_file(folder / "model", "keras", folder / "keras.weights.h5")
     for name, model in (("json", large), ("yaml", stack)):
         nxai.save(folder / name, model, model.init(backend="numpy"))
     config, weights = (folder / "json" / name for name in ("config.json", "model.safetensors"))
@@ -88,11 +88,11 @@ def sound(folder: Path) -> dict[str, Kind]:
 
     return {
         "model": single("model", lambda path: files.load(path, "numpy")),
-        "language": single("language", lambda path: convert.language(path, "numpy")),
+        "language": single("language", lambda path: export_import.language(path, "numpy")),
         "forecaster": single("forecaster", lambda path: estimators.Forecaster.load(path, "numpy")),
         "classifier": single("classifier", lambda path: SequenceClassifier.load(path, "numpy")),
         "text": single("text", lambda path: TextModel.load(path, "numpy")),
-        "torch": single("torch.safetensors", lambda path: convert.import_file(path, name="recurrent.")),
+        "torch": single("torch.safetensors", lambda path: export_import.import_file(path, name="recurrent.")),
         "weights.h5": single("keras.weights.h5", from_keras),
         "keras": Kind({"m.keras": zipped(_keras_config(), h5)}, lambda at: from_keras(at / "m.keras")),
         "nxai": published({"config.json": config.read_bytes(), "model.safetensors": weights.read_bytes()}),

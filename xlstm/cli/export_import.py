@@ -10,10 +10,10 @@ import typer
 
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import Params
-from xlstm.cli import kinds
 from xlstm.cli.console import out
+from xlstm.cli.sources import FORECASTER, find_model
 from xlstm.data import writing
-from xlstm.estimators.forecaster import KIND, Forecaster
+from xlstm.estimators.forecaster import Forecaster
 from xlstm.layers.recurrent import GRU, LSTM, RNN
 from xlstm.models import files
 from xlstm.models.language import xLSTMLanguageModel
@@ -34,11 +34,11 @@ def export(
     state: Annotated[bool, typer.Option("--state", help="ONNX: initial states are inputs.")] = False,
 ) -> None:
     """Write the network of a model for onnxruntime, PyTorch or Keras."""
-    model, _ = kinds.find("export", model)
+    model, kind = find_model("export", model)
     out.print(f"wrote: {export_file(model, to, output, lengths=lengths, state=state)}")
-    out.print(f"holds: {read(model)[0]}")
-    if found := units(model):
-        out.print(f"units: {found}")
+    out.print(f"holds: {_read(model)[0]}")
+    if kind == FORECASTER:
+        out.print(f"units: {_units(Forecaster.load(model, 'numpy'))}")
 
 
 def import_(
@@ -53,19 +53,10 @@ def import_(
     ] = None,
 ) -> None:
     """Read an LSTM, GRU or RNN from a file of another library and write it as a model file."""
-    file, _ = kinds.find("import", file, foreign=True)
+    file, _ = find_model("import", file, foreign=True)
     path, layer = import_file(file, output, kind=kind, name=name, activation=activation)
     out.print(f"wrote: {path}")
     out.print(f"holds: {layer}")
-
-
-def read(path: AnyPath) -> tuple[Any, Params]:
-    """Return the network in a model file, of a forecaster or of `models.save`, on the host."""
-    if checkpoint.kind_of(path) != KIND:
-        return files.load(path, "numpy")
-    forecaster = Forecaster.load(path, "numpy")
-    assert forecaster.params is not None
-    return forecaster.model, forecaster.params
 
 
 def language(
@@ -83,15 +74,20 @@ def language(
     return nxai.load(path, backend=backend, dtype=dtype)
 
 
-def units(path: AnyPath) -> str:
-    """Return the units in which the network of a forecaster sees and predicts values; "" for other models."""
-    if checkpoint.kind_of(path) != KIND:
-        return ""
+def _read(path: AnyPath) -> tuple[Any, Params]:
+    """Return the network in a model file, of a forecaster or of `models.save`, on the host."""
+    if checkpoint.kind_of(path) != FORECASTER:
+        return files.load(path, "numpy")
     forecaster = Forecaster.load(path, "numpy")
+    return forecaster.model, forecaster.params_
+
+
+def _units(forecaster: Forecaster) -> str:
+    """Return the units in which the network of a forecaster sees and predicts values."""
     units = ", ".join(f"{unit!r}" for row in forecaster.scaling_.units for unit in row)
     scale = units if forecaster.scaling == "series" else "root mean square of these differences in the window"
     covariates = ", then covariates" if forecaster.model.input_size > forecaster.n_targets_ else ""
-    quantiles = ", then quantiles" if forecaster.settings.quantiles else ""
+    quantiles = ", then quantiles" if forecaster.quantiles else ""
     return (
         f"x is (value - latest value) / scale{covariates}, scale is {scale}; y is what the linear baseline leaves "
         f"of (value - latest value) / scale, divided by its spread: the mean{quantiles}"
@@ -109,13 +105,10 @@ def export_file(
     """
     if to not in SUFFIXES:
         raise ValueError(f"export: format {to!r} is unknown, expected {', '.join(SUFFIXES)}")
-    source = Path(source)
-    beside = source.with_name(source.name.removesuffix(".safetensors") + SUFFIXES[to])
-    path = beside if target is None else Path(target)
-    _not_itself(source, path)
     if (lengths or state) and to != "onnx":
         raise ValueError(f"export: lengths and state are inputs of an ONNX file, not of one for {to}")
-    model, params = read(source)
+    path = _target(Path(source), ".safetensors", SUFFIXES[to], target)
+    model, params = _read(source)
     if to == "onnx":
         from xlstm.interop.onnx import to_onnx
 
@@ -152,8 +145,6 @@ def import_file(
     """
     source = Path(source)
     ending = next((e for e in (*SUFFIXES.values(), ".safetensors") if source.name.endswith(e)), source.suffix)
-    beside = source.with_name(source.name.removesuffix(ending) + ".model.safetensors")
-    path = beside if target is None else Path(target)
     if source.suffix == ".onnx":
         from xlstm.interop.onnx import from_onnx
 
@@ -177,11 +168,14 @@ def import_file(
         raise ValueError(f"{source}: suffix {source.suffix!r} is unknown, expected .onnx, .keras, .h5 or .safetensors")
     if kind is not None and type(layer).__name__.lower() != kind:
         raise ValueError(f"{source}: holds an {type(layer).__name__}, expected {kind!r}")
-    _not_itself(source, path)
+    path = _target(source, ending, ".model.safetensors", target)
     files.save(path, layer, params)
     return path, layer
 
 
-def _not_itself(source: Path, target: Path) -> None:
-    if target.exists() and source.exists() and target.samefile(source):
-        raise ValueError(f"{target}: is the file that is read, expected another name to write to")
+def _target(source: Path, ending: str, suffix: str, target: AnyPath | None) -> Path:
+    """Return the file to write, by default one beside the source; ValueError if it is the source."""
+    path = source.with_name(source.name.removesuffix(ending) + suffix) if target is None else Path(target)
+    if path.exists() and source.exists() and path.samefile(source):
+        raise ValueError(f"{path}: is the file that is read, expected another name to write to")
+    return path
